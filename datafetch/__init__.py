@@ -1,0 +1,53 @@
+"""datafetch: the images that vision-language models are trained on, in exactly the files the trainer loads."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datafetch.fetch import Fetcher, FetchPolicy
+    from datafetch.job import Job, fetch_dataset, run
+    from datafetch.model import Body, Encoded, Failure, FailureKind, Report
+    from datafetch.transcode import ImageSpec, Transcoder
+
+__all__ = [
+    "Body",
+    "Encoded",
+    "Failure",
+    "FailureKind",
+    "FetchPolicy",
+    "Fetcher",
+    "ImageSpec",
+    "Job",
+    "Report",
+    "Transcoder",
+    "fetch_dataset",
+    "run",
+]
+
+# Lazy, so that a codec process, which imports one submodule, does not load the network stack with it.
+_ROOMS = {
+    "Body": "model",
+    "Encoded": "model",
+    "Failure": "model",
+    "FailureKind": "model",
+    "FetchPolicy": "fetch",
+    "Fetcher": "fetch",
+    "ImageSpec": "transcode",
+    "Job": "job",
+    "Report": "model",
+    "Transcoder": "transcode",
+    "fetch_dataset": "job",
+    "run": "job",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _ROOMS:
+        raise AttributeError(f"module 'datafetch' has no attribute {name!r}")
+    return getattr(import_module(f"datafetch.{_ROOMS[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

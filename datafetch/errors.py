@@ -1,0 +1,25 @@
+"""What goes wrong on our side or the operator's; the web's faults are ``Failure`` values.
+
+Rules: every error's message is one line that tells the operator what to do. The command line turns the class into an
+exit code; nothing else looks at it.
+"""
+
+
+class DatafetchError(Exception):
+    """Anything that stops a run: a wrong command, a broken manifest, a full disk."""
+
+
+class ConfigurationError(DatafetchError):
+    """An option, a path or a job that cannot be carried out as asked (exit 2)."""
+
+
+class ManifestError(DatafetchError):
+    """A manifest or an id list that is missing, unreadable or lacks what its dataset needs (exit 2)."""
+
+
+class ResourceError(DatafetchError):
+    """This machine ran out of something: disk, descriptors, processes (exit 4)."""
+
+
+class ConservationError(DatafetchError):
+    """The books do not balance: an image or a sample was lost or counted twice. Always a bug (exit 1)."""

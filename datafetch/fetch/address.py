@@ -1,0 +1,71 @@
+"""Which addresses may be connected to.
+
+Rules: what is not plainly public is refused, so that a manifest from the web can't make this machine talk to its own
+network (server-side request forgery). An address that carries another one inside (mapped, 6to4, NAT64, Teredo) is judged
+by that one, for that is where it may end up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+
+_NAT64 = (IPv6Network("64:ff9b::/96"), IPv6Network("64:ff9b:1::/48"))  # RFC 6052, RFC 8215
+_IPV4_COMPATIBLE = IPv6Network("::/96")  # RFC 4291, deprecated, still routed by some stacks
+_LOW_32_BITS = 0xFFFFFFFF
+
+
+class BlockedAddressError(OSError):
+    """The address is not public and nobody allowed it."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__(f"{address} is not a public address; --allow-net would allow it")
+
+
+class AddressGuard:
+    """Says which addresses may be connected to: public ones, and those that the operator named."""
+
+    def __init__(self, allowed: Sequence[IPv4Network | IPv6Network]) -> None:
+        self._allowed = tuple(allowed)
+
+    def permits(self, address: str) -> bool:
+        """Whether this literal IPv4 or IPv6 address may be connected to."""
+        try:
+            parsed = ip_address(address.partition("%")[0])
+        except ValueError:
+            return False
+        if self._is_allowed(parsed):
+            return True
+        faces = tuple(_embedded(parsed)) or (parsed,)
+        return all(_is_public(face) or self._is_allowed(face) for face in faces)
+
+    def check(self, address: str) -> None:
+        """Raise unless the address may be connected to.
+
+        Raises:
+            BlockedAddressError: It may not.
+        """
+        if not self.permits(address):
+            raise BlockedAddressError(address)
+
+    def _is_allowed(self, address: IPv4Address | IPv6Address) -> bool:
+        return any(address in network for network in self._allowed)
+
+
+def _is_public(address: IPv4Address | IPv6Address) -> bool:
+    return address.is_global and not (
+        address.is_multicast or address.is_reserved or address.is_unspecified or address.is_loopback
+    )
+
+
+def _embedded(address: IPv4Address | IPv6Address) -> Iterator[IPv4Address]:
+    """The IPv4 addresses that an IPv6 address may end up at."""
+    if isinstance(address, IPv4Address):
+        return
+    for inner in (address.ipv4_mapped, address.sixtofour):
+        if inner is not None:
+            yield inner
+    if address.teredo is not None:
+        yield from address.teredo
+    if any(address in network for network in (*_NAT64, _IPV4_COMPATIBLE)):
+        yield IPv4Address(int(address) & _LOW_32_BITS)

@@ -1,0 +1,67 @@
+"""Foreign exceptions to failures, in one place."""
+
+from __future__ import annotations
+
+import errno
+
+import aiohttp
+
+from datafetch.errors import ResourceError
+from datafetch.fetch.address import BlockedAddressError
+from datafetch.fetch.resolver import NameNotFoundError, NameServerError
+from datafetch.model import Failure, FailureKind
+
+WEB_FAULTS = (aiohttp.ClientError, OSError, ValueError)
+"""What aiohttp raises for faults of the web; ValueError is yarl's and idna's word for a URL that is none."""
+
+_OUR_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
+_MAX_DETAIL_CHARS = 200
+
+# In order: the first class that fits decides, so subclasses stand before their bases.
+_KIND_BY_EXCEPTION: tuple[tuple[type[BaseException], FailureKind], ...] = (
+    (BlockedAddressError, FailureKind.BLOCKED_ADDRESS),
+    (NameNotFoundError, FailureKind.DNS_NOT_FOUND),
+    (NameServerError, FailureKind.DNS_FAILED),
+    (aiohttp.ClientSSLError, FailureKind.TLS),
+    (aiohttp.ConnectionTimeoutError, FailureKind.CONNECT),
+    (TimeoutError, FailureKind.TIMEOUT),
+    (aiohttp.ClientConnectorError, FailureKind.CONNECT),
+    (aiohttp.TooManyRedirects, FailureKind.TOO_MANY_REDIRECTS),
+    (aiohttp.InvalidURL, FailureKind.BAD_URL),
+    (aiohttp.ClientError, FailureKind.DISCONNECTED),
+    (OSError, FailureKind.DISCONNECTED),
+    (ValueError, FailureKind.BAD_URL),
+)
+_OUR_OWN = (BlockedAddressError, NameNotFoundError, NameServerError)
+
+
+def classify(error: BaseException) -> Failure:
+    """Name the kind of failure behind an exception of aiohttp, aiodns or the operating system.
+
+    Args:
+        error: One of ``WEB_FAULTS``, as raised by a request.
+
+    Returns:
+        A failure without attempts, URL or time; the caller knows those.
+
+    Raises:
+        ResourceError: The fault is this machine's, and no image is to blame.
+    """
+    # aiohttp wraps what our resolver and address guard raise; their word says more than its wrapper's.
+    inner = getattr(error, "os_error", None)
+    if isinstance(inner, OSError) and inner.errno in _OUR_ERRNOS:
+        raise ResourceError(
+            f"this machine ran out of sockets or memory for them ({inner.strerror}); "
+            "lower --connections or raise 'ulimit -n', then run the same command again"
+        ) from error
+    reason = inner if isinstance(inner, _OUR_OWN) else error
+    for exception, kind in _KIND_BY_EXCEPTION:
+        if isinstance(reason, exception):
+            return Failure(kind, describe(reason))
+    raise error
+
+
+def describe(error: BaseException) -> str:
+    """An exception in at most 200 printable characters; it may quote the web."""
+    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return " ".join(text.encode("utf-8", "replace").decode().split())[:_MAX_DETAIL_CHARS]

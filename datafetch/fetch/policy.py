@@ -1,0 +1,69 @@
+"""FetchPolicy: what the operator may set about fetching."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_network
+
+from datafetch.errors import ConfigurationError
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class FetchPolicy:
+    """How to ask the web for images. Checked when made.
+
+    Attributes:
+        connections: Requests open at once.
+        timeout_s: Wall clock for one attempt, from sending to the last byte. Queueing never counts.
+        connect_timeout_s: Part of it that making the connection may take.
+        retries: Further attempts after a failure that may pass.
+        backoff_s: Mean wait before the first retry; it doubles from one to the next, with jitter.
+        max_body_bytes: Larger bodies are refused, by header and by count, decompressed.
+        max_redirects: Hops before giving up.
+        allow_net: CIDR blocks that are not public but allowed.
+        nameservers: ``ADDRESS`` or ``ADDRESS:PORT``; empty uses the system's.
+        contact: Added to the User-Agent, so that a site's owner knows whom to ask.
+    """
+
+    connections: int = 256
+    timeout_s: float = 30.0
+    connect_timeout_s: float = 10.0
+    retries: int = 2
+    backoff_s: float = 0.5
+    max_body_bytes: int = 32 * MIB
+    max_redirects: int = 10
+    allow_net: tuple[str, ...] = ()
+    nameservers: tuple[str, ...] = ()
+    contact: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work, before anything is fetched."""
+        _at_least("--connections", self.connections, 1)
+        _at_least("--retries", self.retries, 0)
+        _at_least("--max-body", self.max_body_bytes, 1)
+        _at_least("max_redirects", self.max_redirects, 0)
+        if not (self.timeout_s > 0 and self.connect_timeout_s > 0 and self.backoff_s >= 0):
+            raise ConfigurationError("--timeout must be above 0 seconds")
+        if not self.contact.isprintable():
+            raise ConfigurationError("--user-agent must be one line of printable text")
+        self.networks()
+
+    def networks(self) -> tuple[IPv4Network | IPv6Network, ...]:
+        """``allow_net`` as networks.
+
+        Raises:
+            ConfigurationError: One of them is not a CIDR block.
+        """
+        try:
+            return tuple(ip_network(block, strict=False) for block in self.allow_net)
+        except ValueError as error:
+            raise ConfigurationError(
+                f"--allow-net takes addresses in CIDR form, such as 10.0.0.0/8: {error}"
+            ) from error
+
+
+def _at_least(option: str, value: int, least: int) -> None:
+    if value < least:
+        raise ConfigurationError(f"{option} must be {least} or more, not {value}")

@@ -1,0 +1,433 @@
+"""The words of the project as types: samples, outcomes, shards, and what the rooms promise one another.
+
+Rules: standard library only, frozen values, no behaviour beyond what a value knows about itself. A failure of the web
+is a value here; see ``errors`` for everything that is not.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol, TypeAlias
+
+Row: TypeAlias = Mapping[str, object]
+"""What is written for one sample, or a sample's metadata: names to JSON-like values."""
+
+
+class FailureKind(StrEnum):
+    """Why an image could not be had. The list is closed; ledgers and reports use these very strings."""
+
+    BAD_URL = "bad_url"
+    BLOCKED_ADDRESS = "blocked_address"
+    DNS_NOT_FOUND = "dns_not_found"
+    DNS_FAILED = "dns_failed"
+    CONNECT = "connect"
+    TLS = "tls"
+    TIMEOUT = "timeout"
+    DISCONNECTED = "disconnected"
+    HTTP_STATUS = "http_status"
+    TOO_MANY_REDIRECTS = "too_many_redirects"
+    TOO_LARGE = "too_large"
+    EMPTY = "empty"
+    OPTED_OUT = "opted_out"
+    HOST_DOWN = "host_down"
+    NOT_AN_IMAGE = "not_an_image"
+    TRUNCATED = "truncated"
+    TOO_MANY_PIXELS = "too_many_pixels"
+    PLACEHOLDER = "placeholder"
+    WORKER_CRASHED = "worker_crashed"
+
+
+OK = "ok"
+"""The outcome of an image that arrived, as ledgers and reports spell it."""
+
+HTTP_OK = 200
+
+_KINDS_THAT_MAY_PASS = frozenset(
+    {
+        FailureKind.DNS_FAILED,
+        FailureKind.CONNECT,
+        FailureKind.TIMEOUT,
+        FailureKind.DISCONNECTED,
+        FailureKind.EMPTY,
+        FailureKind.HOST_DOWN,
+        FailureKind.TRUNCATED,
+    }
+)
+_STATUSES_THAT_MAY_PASS = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why one image could not be had.
+
+    Attributes:
+        kind: Which of the closed list.
+        detail: The reason in words, for a human; its form may change.
+        status: The final HTTP status, where a response arrived.
+        attempts: Requests made for this image.
+        final_url: Where redirects ended, where a response arrived.
+        fetch_ms: Wall-clock milliseconds of the last attempt, without queueing.
+        sha256: Of the body, hex, where one arrived whole.
+    """
+
+    kind: FailureKind
+    detail: str = ""
+    status: int | None = None
+    attempts: int = 0
+    final_url: str = ""
+    fetch_ms: float = 0.0
+    sha256: str = ""
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether the same URL may well succeed later."""
+        if self.kind is FailureKind.HTTP_STATUS:
+            return self.status in _STATUSES_THAT_MAY_PASS
+        return self.kind in _KINDS_THAT_MAY_PASS
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """A response body that arrived whole.
+
+    Attributes:
+        content: The bytes, decompressed.
+        final_url: Where redirects ended.
+        attempts: Requests made for it, at least 1.
+        fetch_ms: Wall-clock milliseconds of the attempt that succeeded, without queueing.
+    """
+
+    content: bytes
+    final_url: str = ""
+    attempts: int = 1
+    fetch_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One image as it will be written.
+
+    Attributes:
+        jpeg: The JPEG file.
+        width_px: Width as written.
+        height_px: Height as written.
+        source_format: Format as received, in Pillow's names (``JPEG``, ``WEBP`` …).
+        sha256: Of the body it came from, hex.
+    """
+
+    jpeg: bytes
+    width_px: int
+    height_px: int
+    source_format: str
+    sha256: str = ""
+
+
+Outcome: TypeAlias = Encoded | Failure
+Fetched: TypeAlias = Body | Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One record of a manifest.
+
+    Attributes:
+        position: 0-based place in its shard.
+        key: The dataset's own id, as text.
+        urls: One image URL or more, as published.
+        row: The metadata that ``Dataset.to_row`` needs; JSON-like values only, for the spool keeps it.
+    """
+
+    position: int
+    key: str
+    urls: tuple[str, ...]
+    row: Row
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A sample with what became of its images, in the order of ``sample.urls``."""
+
+    sample: Sample
+    outcomes: tuple[Outcome, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A named, ordered slice of samples: the unit of commit and resume.
+
+    Attributes:
+        name: File name without suffix; names sort as the manifest orders them.
+        source: The manifest file it is cut from.
+        manifest_rows: Rows in that file, wanted or not.
+    """
+
+    name: str
+    source: Path
+    manifest_rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerLine:
+    """What became of one image, for ever. Field names are the ledger's columns (docs/files.md)."""
+
+    sample: int
+    key: str
+    image: int
+    url: str
+    final_url: str
+    outcome: str
+    status: int | None
+    attempts: int
+    body_bytes: int
+    width: int | None
+    height: int | None
+    format: str
+    sha256: str
+    fetch_ms: float
+    detail: str
+
+    @classmethod
+    def of(cls, sample: Sample, image: int, fetched: Fetched, outcome: Outcome) -> LedgerLine:
+        """The line for one image.
+
+        Args:
+            sample: The sample it belongs to.
+            image: 0-based place in ``sample.urls``.
+            fetched: What the fetcher brought.
+            outcome: What became of it; the same failure again when nothing was fetched.
+        """
+        encoded = outcome if isinstance(outcome, Encoded) else None
+        failure = outcome if isinstance(outcome, Failure) else None
+        return cls(
+            sample=sample.position,
+            key=sample.key,
+            image=image,
+            url=sample.urls[image],
+            final_url=fetched.final_url,
+            outcome=failure.kind.value if failure else OK,
+            status=HTTP_OK if isinstance(fetched, Body) else fetched.status,
+            attempts=fetched.attempts,
+            body_bytes=len(fetched.content) if isinstance(fetched, Body) else 0,
+            width=encoded.width_px if encoded else None,
+            height=encoded.height_px if encoded else None,
+            format=encoded.source_format if encoded else "",
+            sha256=outcome.sha256,
+            fetch_ms=fetched.fetch_ms,
+            detail=failure.detail if failure else "",
+        )
+
+    def to_outcome(self, jpeg: bytes) -> Outcome:
+        """The outcome that this line tells of, given the JPEG kept beside it (empty for a failure)."""
+        if self.outcome == OK:
+            return Encoded(jpeg, self.width or 0, self.height or 0, self.format, self.sha256)
+        return Failure(
+            FailureKind(self.outcome),
+            self.detail,
+            self.status,
+            self.attempts,
+            self.final_url,
+            self.fetch_ms,
+            self.sha256,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """The books of one shard, or of several added up.
+
+    Attributes:
+        samples: Samples that ended, each as a row or dropped.
+        rows: Samples that became a row.
+        outcomes: Images by outcome: ``ok`` or a failure kind.
+        written_bytes: Size of the published files.
+    """
+
+    samples: int = 0
+    rows: int = 0
+    outcomes: Mapping[str, int] = field(default_factory=dict)
+    written_bytes: int = 0
+
+    @property
+    def images(self) -> int:
+        """Images that ended, well or not."""
+        return sum(self.outcomes.values())
+
+    @property
+    def ok(self) -> int:
+        """Images that arrived."""
+        return self.outcomes.get(OK, 0)
+
+    @property
+    def failed(self) -> int:
+        """Images that did not arrive."""
+        return self.images - self.ok
+
+    @classmethod
+    def sum(cls, parts: Iterable[Totals]) -> Totals:
+        """Add up the books of several shards."""
+        total = cls()
+        for part in parts:
+            total = cls(
+                samples=total.samples + part.samples,
+                rows=total.rows + part.rows,
+                outcomes=Counter(total.outcomes) + Counter(part.outcomes),
+                written_bytes=total.written_bytes + part.written_bytes,
+            )
+        return total
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What became of the list of wanted ids.
+
+    Attributes:
+        wanted: Distinct ids in the list.
+        duplicates: Lines of the list that repeat an earlier one.
+        not_found: Distinct ids that no manifest file has; None while a limit keeps the run from looking.
+    """
+
+    wanted: int
+    duplicates: int
+    not_found: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a run did, and how its output stands.
+
+    ``totals`` and ``shards`` speak of the output as it is now; everything else of this run alone.
+    """
+
+    dataset: str
+    out: str
+    totals: Totals
+    shards: int
+    reused: int
+    fetched_bytes: int
+    written_bytes: int
+    requests: int
+    elapsed_s: float
+    selection: Selection | None = None
+
+    @property
+    def images_per_s(self) -> float:
+        """Images that arrived in this run, over its wall-clock time."""
+        return (self.totals.ok - self.reused) / self.elapsed_s if self.elapsed_s > 0 else 0.0
+
+    def summary(self) -> dict[str, object]:
+        """The report as the JSON object that ``--json`` prints and ``report.json`` holds."""
+        totals = self.totals
+        failures = {kind: count for kind, count in sorted(totals.outcomes.items()) if kind != OK}
+        summary: dict[str, object] = {
+            "dataset": self.dataset,
+            "out": self.out,
+            "complete": True,
+            "samples": {
+                "total": totals.samples,
+                "rows": totals.rows,
+                "dropped": totals.samples - totals.rows,
+            },
+            "images": {
+                "total": totals.images,
+                "ok": totals.ok,
+                "failed": totals.failed,
+                "reused": self.reused,
+                "by_kind": failures,
+            },
+            "bytes": {"fetched": self.fetched_bytes, "written": self.written_bytes},
+            "shards": self.shards,
+            "elapsed_s": round(self.elapsed_s, 3),
+            "images_per_s": round(self.images_per_s, 1),
+            "requests": self.requests,
+        }
+        if self.selection is not None:
+            summary["ids"] = {
+                "wanted": self.selection.wanted,
+                "duplicates": self.selection.duplicates,
+                "not_found": self.selection.not_found,
+            }
+        return summary
+
+
+class Samples(Protocol):
+    """The samples of one shard: their number is known, they themselves are read as they are asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Sample]: ...
+
+
+class Manifest(Protocol):
+    """A dataset bound to a source folder."""
+
+    def shards(self) -> Sequence[Shard]:
+        """All shards, in order; their names sort the same way."""
+        ...
+
+    def expected_samples(self) -> int | None:
+        """How many samples there are about to be, as far as is known without reading everything."""
+        ...
+
+    def samples(self, shard: Shard) -> Samples:
+        """The samples of one shard; the same ones on every call."""
+        ...
+
+    def selection(self, keys: Iterable[str]) -> Selection | None:
+        """What became of the id list, given the keys of every sample there was; None without a list."""
+        ...
+
+
+class Dataset(Protocol):
+    """What one published dataset is. Instances are stateless and pickle."""
+
+    @property
+    def name(self) -> str:
+        """As on the command line."""
+        ...
+
+    @property
+    def path(self) -> str:
+        """Where the trainer expects it, under the root."""
+        ...
+
+    @property
+    def short_side_px(self) -> int | None:
+        """The recipe's limit for an image's short side; None leaves sizes alone."""
+        ...
+
+    def bind(self, source: Path, ids: Path | None) -> Manifest:
+        """Open a manifest.
+
+        Raises:
+            ManifestError: Something that every run would trip over: no files, wrong files, missing columns.
+        """
+        ...
+
+    def to_row(self, record: Record) -> Row | None:
+        """The row for a finished sample, or None to drop it. Total: defined for every mix of outcomes."""
+        ...
+
+
+class Sink(Protocol):
+    """Writes one shard to files that nobody sees yet."""
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """The files it writes, in the order in which they are to be published."""
+        ...
+
+    def write(self, row: Row) -> None:
+        """Append one row. Rows come in manifest order."""
+        ...
+
+    def finish(self) -> None:
+        """Complete the files and force them to disk."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the files, finished or not. May be called twice."""
+        ...

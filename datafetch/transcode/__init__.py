@@ -1,0 +1,6 @@
+"""body → Encoded or Failure. Pillow lives here, and in the demo that paints pictures, and nowhere else."""
+
+from datafetch.transcode.pool import Transcoder
+from datafetch.transcode.spec import ImageSpec
+
+__all__ = ["ImageSpec", "Transcoder"]

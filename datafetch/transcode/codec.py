@@ -1,0 +1,106 @@
+"""transcode(): one image, no I/O, nothing kept.
+
+Rules: in the recipe's way the bytes that come out are the bytes that the recipe's snippet gives with the same Pillow
+(docs/fidelity.md). Only formats on the list are tried, and the header is judged before pixels are allocated.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+from io import BytesIO
+
+from PIL import Image, UnidentifiedImageError
+
+from datafetch.model import Encoded, Failure, FailureKind, Outcome
+from datafetch.transcode.spec import ImageSpec
+
+ALLOWED_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+_MAX_JPEG_SIDE_PX = 65_500  # libjpeg's JPEG_MAX_DIMENSION
+_MAX_DETAIL_CHARS = 200
+_MAGIC_BYTES = re.compile(
+    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|II\*\0|MM\0\*|RIFF.{4}WEBP|.{4}ftypavi[fs]", re.DOTALL
+)
+
+
+class _TooManyPixelsError(Exception):
+    """The header promises more pixels than the spec allows."""
+
+
+def transcode(body: bytes, spec: ImageSpec) -> Outcome:
+    """Decode one image and encode it again as JPEG.
+
+    Args:
+        body: The response body as received.
+        spec: Short side in pixels, JPEG quality, most pixels allowed.
+
+    Returns:
+        ``Encoded`` with width × height in pixels, or ``Failure`` of kind NOT_AN_IMAGE, TRUNCATED or TOO_MANY_PIXELS.
+        Both carry the body's sha256. Never raises for a bad body.
+    """
+    sha256 = hashlib.sha256(body).hexdigest()
+    try:
+        return _transcode(body, spec, sha256)
+    except Exception as error:  # noqa: BLE001 - on hostile data Pillow raises anything; classify() names it
+        return classify(error, body, sha256)
+
+
+def _transcode(body: bytes, spec: ImageSpec, sha256: str) -> Encoded:
+    with Image.open(BytesIO(body), formats=supported_formats()) as source:
+        width_px, height_px = source.size
+        if width_px * height_px > spec.max_pixels:
+            raise _TooManyPixelsError(f"{width_px}x{height_px} pixels")
+        source_format = str(source.format)
+        image: Image.Image = source.convert("RGB")
+    if spec.short_side_px is not None:
+        image = shrink(image, spec.short_side_px)
+    if max(image.size) > _MAX_JPEG_SIDE_PX:
+        raise _TooManyPixelsError(f"{image.width}x{image.height}, a JPEG has at most {_MAX_JPEG_SIDE_PX} a side")
+    jpeg = BytesIO()
+    image.save(jpeg, format="JPEG", quality=spec.quality)
+    return Encoded(jpeg.getvalue(), image.width, image.height, source_format, sha256)
+
+
+def shrink(image: Image.Image, short_side_px: int) -> Image.Image:
+    """Resize so that the shorter side has ``short_side_px`` pixels; images at or under that stay as they are.
+
+    Source:
+        VILA's data_prepare/coyo/coyo_downloader.py: the long side is cut to a whole number, not rounded, and
+        ``Image.resize`` uses its default filter.
+    """
+    short, long = sorted(image.size)
+    if short <= short_side_px:
+        return image
+    long_side_px = int(short_side_px * long / short)
+    if image.height < image.width:
+        return image.resize((long_side_px, short_side_px))
+    return image.resize((short_side_px, long_side_px))
+
+
+@functools.cache
+def supported_formats() -> tuple[str, ...]:
+    """The formats of the allow-list that this build of Pillow reads."""
+    Image.init()
+    return tuple(name for name in ALLOWED_FORMATS if name in Image.OPEN)
+
+
+def classify(error: Exception, body: bytes, sha256: str) -> Failure:
+    """Name the kind of failure behind an exception of Pillow.
+
+    Args:
+        error: What ``Image.open``, ``convert``, ``resize`` or ``save`` raised.
+        body: The body it was raised for.
+        sha256: Of the body, hex.
+    """
+    match error:
+        case _TooManyPixelsError() | Image.DecompressionBombError() | Image.DecompressionBombWarning():
+            kind = FailureKind.TOO_MANY_PIXELS
+        case MemoryError():
+            kind = FailureKind.WORKER_CRASHED
+        case UnidentifiedImageError() if not _MAGIC_BYTES.match(body):
+            kind = FailureKind.NOT_AN_IMAGE
+        case _:
+            kind = FailureKind.TRUNCATED
+    text = f"{type(error).__name__}: {error}".encode("utf-8", "replace").decode()
+    return Failure(kind, " ".join(text.split())[:_MAX_DETAIL_CHARS], sha256=sha256)

@@ -1,0 +1,37 @@
+"""ImageSpec: what comes out of the codec."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from datafetch.errors import ConfigurationError
+
+_MAX_QUALITY = 95  # above it libjpeg-turbo only makes files larger (Pillow's documentation)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSpec:
+    """What an image becomes. Checked when made; it pickles, for the codec's processes get it.
+
+    Attributes:
+        short_side_px: Shrink so that the shorter side has this many pixels, never enlarge; None leaves sizes alone.
+        quality: JPEG quality, 1 to 95; 75 is Pillow's default and the recipe's.
+        max_pixels: Images with more are refused from their header.
+        decode_timeout_s: CPU seconds that one image may take.
+    """
+
+    short_side_px: int | None = None
+    quality: int = 75
+    max_pixels: int = 89_478_485
+    decode_timeout_s: float = 20.0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work, before anything is fetched."""
+        if self.short_side_px is not None and self.short_side_px < 1:
+            raise ConfigurationError(f"--short-side must be 1 pixel or more, not {self.short_side_px}")
+        if not 1 <= self.quality <= _MAX_QUALITY:
+            raise ConfigurationError(f"--quality must be from 1 to {_MAX_QUALITY}, not {self.quality}")
+        if self.max_pixels < 1:
+            raise ConfigurationError(f"--max-pixels must be 1 or more, not {self.max_pixels}")
+        if self.decode_timeout_s <= 0:
+            raise ConfigurationError(f"--decode-timeout must be above 0 seconds, not {self.decode_timeout_s}")

@@ -19,4 +19,8 @@ def child_command(module: str) -> list[str]:
         module: Dotted name; it must be importable and have a ``main()`` without parameters.
     """
     import_path = [_PACKAGE_PARENT, *(entry for entry in sys.path if entry not in ("", _PACKAGE_PARENT))]
-    return [sys.executable, "-c", f"import sys; sys.path[:] = {import_path!r}; from {module} import main; main()"]
+    return [
+        sys.executable,
+        "-c",
+        f"import sys; sys.path[:] = {import_path!r}; from {module} import main; main()",
+    ]

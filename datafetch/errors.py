@@ -4,6 +4,8 @@ Rules: every error's message is one line that tells the operator what to do. The
 exit code; nothing else looks at it.
 """
 
+from __future__ import annotations
+
 
 class DatafetchError(Exception):
     """Anything that stops a run: a wrong command, a broken manifest, a full disk."""
@@ -19,6 +21,15 @@ class ManifestError(DatafetchError):
 
 class ResourceError(DatafetchError):
     """This machine ran out of something: disk, descriptors, processes (exit 4)."""
+
+    @classmethod
+    def of_disk(cls, error: OSError, doing: str) -> ResourceError:
+        """The error for a file that could not be written: the disk is full, read-only or over quota."""
+        where = f" ({error.filename})" if error.filename else ""
+        return cls(
+            f"cannot {doing}{where}: {error.strerror or error}; mend that and run the same command again, "
+            "nothing that was written is lost"
+        )
 
 
 class ConservationError(DatafetchError):

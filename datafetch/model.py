@@ -425,7 +425,7 @@ class Sink(Protocol):
         ...
 
     def finish(self) -> None:
-        """Complete the files and force them to disk."""
+        """Complete the files."""
         ...
 
     def close(self) -> None:

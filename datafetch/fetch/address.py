@@ -1,8 +1,8 @@
 """Which addresses may be connected to.
 
 Rules: what is not plainly public is refused, so that a manifest from the web can't make this machine talk to its own
-network (server-side request forgery). An address that carries another one inside (mapped, 6to4, NAT64, Teredo) is judged
-by that one, for that is where it may end up.
+network (server-side request forgery). An address that carries another one inside (mapped, 6to4, NAT64, Teredo) is
+judged by that one, for that is where it may end up.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ _KIND_BY_EXCEPTION: tuple[tuple[type[BaseException], FailureKind], ...] = (
     (aiohttp.ClientConnectorError, FailureKind.CONNECT),
     (aiohttp.TooManyRedirects, FailureKind.TOO_MANY_REDIRECTS),
     (aiohttp.InvalidURL, FailureKind.BAD_URL),
+    (aiohttp.NonHttpUrlClientError, FailureKind.BAD_URL),
     (aiohttp.ClientError, FailureKind.DISCONNECTED),
     (OSError, FailureKind.DISCONNECTED),
     (ValueError, FailureKind.BAD_URL),

@@ -1,7 +1,7 @@
 """aiohttp's connector with a bound on idle connections.
 
-URLs of a web dataset rarely share a host: keeping every connection alive for the next request that never comes once used
-up 20,000 descriptors in a benchmark, and throughput fell to a third.
+URLs of a web dataset rarely share a host: keeping every connection alive for a next request that never comes once
+used up 20,000 descriptors in a benchmark, and throughput fell to a third.
 """
 
 from __future__ import annotations
@@ -33,9 +33,7 @@ class BoundedConnector(TCPConnector):
             dns_cache_max_size=_DNS_CACHE_NAMES,
         )
 
-    def _release(
-        self, key: ConnectionKey, protocol: ResponseHandler, *, should_close: bool = False
-    ) -> None:
+    def _release(self, key: ConnectionKey, protocol: ResponseHandler, *, should_close: bool = False) -> None:
         # aiohttp has no public bound on idle connections (aio-libs/aiohttp 3.13, 3.14); this is where one becomes idle.
         idle = sum(map(len, self._conns.values()))
         super()._release(key, protocol, should_close=should_close or idle >= _MAX_IDLE)

@@ -28,7 +28,7 @@ from tenacity import (
 from datafetch.fetch.address import AddressGuard
 from datafetch.fetch.classify import WEB_FAULTS, classify
 from datafetch.fetch.connector import BoundedConnector
-from datafetch.fetch.limiter import Limiter
+from datafetch.fetch.limiter import AUTO_CONNECTIONS, Limiter, affordable_connections
 from datafetch.fetch.policy import FetchPolicy
 from datafetch.fetch.resolver import Resolver
 from datafetch.model import HTTP_OK, Body, Failure, FailureKind, Fetched
@@ -66,7 +66,8 @@ class Fetcher:
     def __init__(self, policy: FetchPolicy | None = None) -> None:
         self.policy = policy or FetchPolicy()
         self._guard = AddressGuard(self.policy.networks())
-        self._limiter = Limiter(self.policy.connections)
+        self.connections = affordable_connections(self.policy.connections or AUTO_CONNECTIONS)
+        self._limiter = Limiter(self.connections)
         self._session: aiohttp.ClientSession | None = None
         self._resources = AsyncExitStack()
         self._requests = 0
@@ -101,9 +102,7 @@ class Fetcher:
 
     def statistics(self) -> FetchStatistics:
         """How it stands now."""
-        return FetchStatistics(
-            self._requests, self._fetched_bytes, self._limiter.open, self._limiter.waiting
-        )
+        return FetchStatistics(self._requests, self._fetched_bytes, self._limiter.open, self._limiter.waiting)
 
     async def __call__(self, url: str) -> Fetched:
         """Fetch one image.
@@ -155,9 +154,7 @@ class Fetcher:
         final_url = str(response.url)
         if response.status != HTTP_OK:
             _abort(response)
-            return Failure(
-                FailureKind.HTTP_STATUS, f"HTTP {response.status}", response.status, final_url=final_url
-            )
+            return Failure(FailureKind.HTTP_STATUS, f"HTTP {response.status}", response.status, final_url=final_url)
         if (response.content_length or 0) > self.policy.max_body_bytes:
             return self._too_large(response, f"Content-Length is {response.content_length} bytes")
         chunks: list[bytes] = []

@@ -12,6 +12,8 @@ from types import TracebackType
 
 from datafetch.errors import ResourceError
 
+# A request to the open web takes a second or so; this many keep two to four cores' codecs busy. See docs/design.md.
+AUTO_CONNECTIONS = 256
 _DESCRIPTORS_PER_REQUEST = 2  # happy eyeballs may have two sockets open for one request
 _RESERVED_DESCRIPTORS = 256  # idle connections, the codec's pipes, spools, manifests
 

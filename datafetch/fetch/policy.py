@@ -8,6 +8,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from datafetch.errors import ConfigurationError
 
 MIB = 1024 * 1024
+_MAX_RETRIES = 100  # the ledger counts attempts in 8 bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +16,7 @@ class FetchPolicy:
     """How to ask the web for images. Checked when made.
 
     Attributes:
-        connections: Requests open at once.
+        connections: Requests open at once; None lets the fetcher choose.
         timeout_s: Wall clock for one attempt, from sending to the last byte. Queueing never counts.
         connect_timeout_s: Part of it that making the connection may take.
         retries: Further attempts after a failure that may pass.
@@ -27,7 +28,7 @@ class FetchPolicy:
         contact: Added to the User-Agent, so that a site's owner knows whom to ask.
     """
 
-    connections: int = 256
+    connections: int | None = None
     timeout_s: float = 30.0
     connect_timeout_s: float = 10.0
     retries: int = 2
@@ -40,8 +41,11 @@ class FetchPolicy:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, before anything is fetched."""
-        _at_least("--connections", self.connections, 1)
+        if self.connections is not None:
+            _at_least("--connections", self.connections, 1)
         _at_least("--retries", self.retries, 0)
+        if self.retries > _MAX_RETRIES:
+            raise ConfigurationError(f"--retries must be {_MAX_RETRIES} or less, not {self.retries}")
         _at_least("--max-body", self.max_body_bytes, 1)
         _at_least("max_redirects", self.max_redirects, 0)
         if not (self.timeout_s > 0 and self.connect_timeout_s > 0 and self.backoff_s >= 0):

@@ -99,7 +99,10 @@ def classify(error: Exception, body: bytes, sha256: str) -> Failure:
         case MemoryError():
             kind = FailureKind.WORKER_CRASHED
         case UnidentifiedImageError() if not _MAGIC_BYTES.match(body):
-            kind = FailureKind.NOT_AN_IMAGE
+            # Pillow's own message quotes the buffer's memory address; the same outcome must read the same.
+            return Failure(FailureKind.NOT_AN_IMAGE, "no format on the allow-list", sha256=sha256)
+        case UnidentifiedImageError():
+            return Failure(FailureKind.TRUNCATED, "the header is cut off or corrupt", sha256=sha256)
         case _:
             kind = FailureKind.TRUNCATED
     text = f"{type(error).__name__}: {error}".encode("utf-8", "replace").decode()

@@ -176,7 +176,10 @@ class Transcoder:
         """Blame a dead worker's only image, or line up several as suspects."""
         images = [image for batch in worker.in_hand for image in batch if not image.outcome.done()]
         if len(images) == 1 and len(worker.in_hand) == 1:
-            _settle(images[0], Failure(FailureKind.WORKER_CRASHED, f"the codec process ended with status {status}"))
+            _settle(
+                images[0],
+                Failure(FailureKind.WORKER_CRASHED, f"the codec process ended with status {status}"),
+            )
             return
         for image in reversed(images):
             image.suspect = True
@@ -240,9 +243,12 @@ async def _start(orders: bytes) -> _Worker:
 
 
 def _spawn(channel: socket.socket) -> subprocess.Popen[bytes]:
-    # A process group of its own: Ctrl-C at the terminal is for the parent alone, even while the child starts.
+    # A session of its own: Ctrl-C at the terminal is for the parent alone, even while the child starts.
     return subprocess.Popen(  # noqa: S603 - our own interpreter and module
-        child_command("datafetch.transcode.worker"), stdin=channel, stdout=subprocess.DEVNULL, process_group=0
+        child_command("datafetch.transcode.worker"),
+        stdin=channel.fileno(),
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
     )
 
 

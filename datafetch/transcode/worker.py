@@ -1,11 +1,10 @@
 """The other side of the pool: a process that reads bodies from a socket and writes outcomes to it.
 
-Rules: it imports Pillow and never the network; it ends when its parent does, however that ends, because then the socket
-does; it leaves Ctrl-C to its parent.
+Rules: it imports Pillow and never the network; it ends when its parent does, however that ends, because then the
+socket does; it leaves Ctrl-C to its parent.
 
-The first frame a worker gets is its orders: one part, a pickle of codec and spec. It answers with an empty frame when it
-is ready. From then on a request is a frame of bodies, a reply a frame of outcomes in the same
-order::
+The first frame a worker gets is its orders: one part, a pickle of codec and spec. It answers with an empty frame when
+it is ready. From then on a request is a frame of bodies, a reply a frame of outcomes in the same order::
 
     frame    u32 parts, then each part as u32 length + bytes
     request  one part a body
@@ -15,6 +14,7 @@ order::
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import pickle
 import signal
@@ -22,7 +22,7 @@ import socket
 import struct
 import warnings
 from collections.abc import Callable, Sequence
-from typing import BinaryIO, TypeAlias
+from typing import TypeAlias
 
 import orjson
 
@@ -31,6 +31,8 @@ from datafetch.transcode.spec import ImageSpec
 
 Codec: TypeAlias = Callable[[bytes, ImageSpec], Outcome]
 """Decodes and encodes one image. Must pickle, for it travels to the processes; must not raise for a bad body."""
+
+_Stream: TypeAlias = io.BufferedRWPair
 
 U32 = struct.Struct("<I")
 
@@ -46,7 +48,7 @@ def main() -> None:
             stream.close()
 
 
-def _serve(stream: BinaryIO) -> None:
+def _serve(stream: _Stream) -> None:
     codec, spec = pickle.loads(read_frame(stream)[0])  # noqa: S301 - our own parent wrote it
     _prepare_pillow()
     _write(stream, encode_frame([]))
@@ -71,7 +73,7 @@ def _bounded(codec: Codec, body: bytes, spec: ImageSpec) -> Outcome:
         signal.setitimer(signal.ITIMER_PROF, 0)
 
 
-def _write(stream: BinaryIO, frame: Sequence[bytes]) -> None:
+def _write(stream: _Stream, frame: Sequence[bytes]) -> None:
     stream.writelines(frame)
     stream.flush()
 
@@ -84,7 +86,7 @@ def encode_frame(parts: Sequence[bytes]) -> list[bytes]:
     return frame
 
 
-def read_frame(stream: BinaryIO) -> list[bytes]:
+def read_frame(stream: _Stream) -> list[bytes]:
     """The parts of the next frame.
 
     Raises:
@@ -94,7 +96,7 @@ def read_frame(stream: BinaryIO) -> list[bytes]:
     return [_read_exactly(stream, *U32.unpack(_read_exactly(stream, U32.size))) for _ in range(count)]
 
 
-def _read_exactly(stream: BinaryIO, length: int) -> bytes:
+def _read_exactly(stream: _Stream, length: int) -> bytes:
     data = stream.read(length)
     if len(data) < length:
         raise EOFError

@@ -1,0 +1,175 @@
+"""Options → Job → run → exit code. Nothing is decided here.
+
+Rules: standard output is for results, standard error for progress and for the one line that says what went wrong.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+from datetime import timedelta
+from enum import IntEnum
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import orjson
+import typer
+from rich.console import Console
+
+from datafetch.datasets import find_dataset
+from datafetch.errors import ConfigurationError, ConservationError, DatafetchError, ResourceError
+from datafetch.job import Job, run
+from datafetch.model import OK, Report
+from datafetch.options import RunOptions, with_run_options
+from datafetch.progress import show_progress
+
+
+class ExitCode(IntEnum):
+    """What the shell is told."""
+
+    COMPLETE = 0
+    BUG = 1
+    WRONG_COMMAND = 2
+    TOO_FEW_IMAGES = 3
+    OUT_OF_RESOURCES = 4
+    INTERRUPTED = 130
+
+
+# typer carries its own click since 0.2x and exports only this subclass of its usage errors.
+_UsageError = typer.BadParameter.__base__
+
+app = typer.Typer(
+    help="Fetch the images that vision-language models are trained on, into exactly the files the trainer loads.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return the exit code; errors become one line on standard error."""
+    # A cluster's scheduler says SIGTERM where a person says Ctrl-C, and means the same.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        code: int | None = app(arguments, standalone_mode=False)
+    except KeyboardInterrupt:
+        return _complain("interrupted; run the same command again to go on from here", ExitCode.INTERRUPTED)
+    except ConservationError as error:
+        return _complain(f"bug: {error}; nothing of it was published, please report this", ExitCode.BUG)
+    except ResourceError as error:
+        return _complain(str(error), ExitCode.OUT_OF_RESOURCES)
+    except DatafetchError as error:
+        return _complain(str(error), ExitCode.WRONG_COMMAND)
+    except typer.Abort:
+        return ExitCode.INTERRUPTED
+    except Exception as error:
+        if _UsageError is None or not isinstance(error, _UsageError):
+            raise
+        return _complain(f"{error.format_message()} (see 'datafetch --help')", ExitCode.WRONG_COMMAND)
+    return ExitCode.COMPLETE if code is None else code
+
+
+def _complain(message: str, code: ExitCode) -> ExitCode:
+    sys.stderr.write(f"datafetch: {' '.join(message.split())}\n")
+    return code
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"datafetch {version('datafetch')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _datafetch(
+    _version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+@with_run_options
+def prepare(
+    target: Annotated[str, typer.Argument(help="A dataset, such as coyo.")],
+    *,
+    source: Annotated[Path, typer.Option(metavar="DIR", help="Folder with the published manifest.")],
+    root: Annotated[Path, typer.Option(help="The trainer's data folder.")] = Path("playground/data"),
+    ids: Annotated[Path | None, typer.Option(metavar="FILE", help="Wanted ids, one a line, plain or gzipped.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many samples.")] = None,
+    options: RunOptions,
+) -> int:
+    """Build a dataset where the trainer expects it; an earlier run is gone on with."""
+    dataset = find_dataset(target)
+    if not 0 <= options.min_success <= 1:
+        raise ConfigurationError(f"--min-success is a share from 0 to 1, not {options.min_success}")
+    job = Job(
+        dataset=target,
+        source=str(source),
+        out=str(root / dataset.path),
+        ids=str(ids) if ids else None,
+        limit=limit,
+        image=options.image_spec(dataset.short_side_px),
+        fetch=options.fetch_policy(),
+        processes=options.processes,
+        memory_bytes=options.memory,
+        scratch=options.scratch,
+        fresh=options.fresh,
+    )
+    report = run(job, observe=partial(show_progress, console=Console(stderr=True)))
+    show_report(report, as_json=options.json)
+    images = report.totals.images
+    if images and report.totals.ok / images < options.min_success:
+        share = report.totals.ok / images
+        return _complain(
+            f"{share:.1%} of the images arrived, --min-success asks for {options.min_success:.1%}",
+            ExitCode.TOO_FEW_IMAGES,
+        )
+    return ExitCode.COMPLETE
+
+
+@app.command()
+def demo(
+    images: Annotated[int, typer.Option(help="How many, faulty ones included.", min=50, max=20_000)] = 500,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where to; an empty or new folder.", show_default="a new folder")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output at the end.")] = False,
+) -> int:
+    """See it work: an image server on this machine, with faults, and a small dataset fetched from it."""
+    from datafetch.demo import run_demo  # noqa: PLC0415 - paints pictures; no other command needs that loaded
+
+    err = Console(stderr=True)
+    result = run_demo(images, out, observe=partial(show_progress, console=err))
+    show_report(result.report, as_json=json)
+    (err if json else Console()).print(result.table())
+    return ExitCode.COMPLETE if result.is_right else ExitCode.BUG
+
+
+def show_report(report: Report, *, as_json: bool) -> None:
+    """Say on standard output what was done."""
+    if as_json:
+        sys.stdout.write(orjson.dumps(report.summary()).decode() + "\n")
+        return
+    totals = report.totals
+    failures = ", ".join(
+        f"{kind} {count:,}"
+        for kind, count in sorted(totals.outcomes.items(), key=lambda pair: (-pair[1], pair[0]))
+        if kind != OK
+    )
+    lines = [
+        f"{report.dataset}: {totals.rows:,} rows of {totals.samples:,} samples in {report.shards:,} shards in {report.out}",
+        f"images: {totals.ok:,} ok, {totals.failed:,} failed" + (f" ({failures})" if failures else ""),
+        f"this run: {totals.ok - report.reused:,} images arrived in {timedelta(seconds=round(report.elapsed_s))}, "
+        f"{report.images_per_s:.1f} images/s, {report.requests:,} requests, {report.reused:,} images reused",
+    ]
+    if report.selection is not None:
+        found = report.selection
+        missing = "not looked for beyond the limit" if found.not_found is None else f"{found.not_found:,} not found"
+        lines.append(f"ids: {found.wanted:,} wanted, {missing}, {found.duplicates:,} duplicate lines")
+    sys.stdout.write("\n".join(lines) + "\n")

@@ -1,0 +1,166 @@
+"""Feed: the samples of all shards, in manifest order, to whoever has room for the next one.
+
+Rules: at most a few shards are open and a few hundred samples read ahead, whatever the manifest's size. Reading happens
+in a thread. Shards that are published, and samples that a spool has, are not handed out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+from datafetch.ledger import read_totals
+from datafetch.model import Manifest, Sample, Shard, Totals
+from datafetch.spool import Spool
+from datafetch.state import State
+
+MAX_OPEN_SHARDS = 4  # one that is read, one or two with stragglers, one that is being written
+_CHUNK_SAMPLES = 256  # a second's work: a chunk costs a thread hop and, in a sparse manifest, the decoding of many rows
+
+
+@dataclass(slots=True, eq=False)
+class OpenShard:
+    """A shard in progress.
+
+    Attributes:
+        shard: Which one.
+        spool: Where its images go.
+        samples: How many it has.
+        left: How many have not ended.
+    """
+
+    shard: Shard
+    spool: Spool
+    samples: int
+    left: int
+
+    def settle(self) -> bool:
+        """Count one sample as ended, and say whether it was the last."""
+        self.left -= 1
+        return self.left == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """The next sample and its shard; no sample when the shard's spool already has them all."""
+
+    shard: OpenShard
+    sample: Sample | None
+
+
+class Feed:
+    """Hands out samples; ``pull`` from any number of tasks of one event loop.
+
+    Args:
+        manifest: What to read.
+        state: What is there already.
+        limit: Hand out no more than the first so many samples of the manifest.
+    """
+
+    def __init__(self, manifest: Manifest, state: State, limit: int | None = None) -> None:
+        self.open: set[OpenShard] = set()
+        self.published: dict[str, Totals] = {}
+        self.reused: Counter[str] = Counter()
+        self._manifest = manifest
+        self._state = state
+        self._limit = limit
+        self._shards = manifest.shards()
+        self._unopened = deque(self._shards)
+        self._counted_rows = 0
+        self._counted_samples = 0
+        self._reading: tuple[OpenShard, Iterator[Sample]] | None = None
+        self._ready: deque[Pulled] = deque()
+        self._turn = asyncio.Lock()
+        self._places = asyncio.Semaphore(MAX_OPEN_SHARDS)
+
+    @property
+    def shards(self) -> int:
+        """How many shards the manifest has."""
+        return len(self._shards)
+
+    async def pull(self) -> Pulled | None:
+        """The next sample, or None when there is no other.
+
+        Raises:
+            ManifestError: A manifest file can't be read.
+            ResourceError: A spool can't be opened.
+        """
+        async with self._turn:
+            while not self._ready:
+                if self._reading is not None:
+                    await self._read_on(*self._reading)
+                elif self._unopened and self._counted_samples != self._limit:
+                    await self._open_next(self._unopened.popleft())
+                else:
+                    return None
+            return self._ready.popleft()
+
+    async def close_published(self, shard: OpenShard, totals: Totals) -> None:
+        """Forget a shard that is published, and its spool, and make room for the next."""
+        await shard.spool.close()
+        await asyncio.to_thread(shard.spool.path.unlink)
+        self.published[shard.shard.name] = totals
+        self.open.remove(shard)
+        self._places.release()
+
+    async def close(self) -> None:
+        """Let go of every spool; they stay for the next run."""
+        for shard in self.open:
+            await shard.spool.close()
+
+    def expected_samples(self) -> int | None:
+        """How many samples there are about to be: known, or judged by the shards that were counted so far."""
+        expected = self._manifest.expected_samples()
+        if expected is None and self._counted_rows:
+            rows = sum(shard.manifest_rows for shard in self._shards)
+            expected = round(self._counted_samples * rows / self._counted_rows)
+        if expected is None or self._limit is None:
+            return expected
+        return min(expected, self._limit)
+
+    async def _open_next(self, shard: Shard) -> None:
+        published = await asyncio.to_thread(_read_published, self._state, shard)
+        if published is not None:
+            self.published[shard.name] = published
+            self.reused.update(published.outcomes)
+            self._count(shard, published.samples)
+            return
+        await self._places.acquire()
+        samples = await asyncio.to_thread(self._manifest.samples, shard)
+        wanted = len(samples) if self._limit is None else min(len(samples), self._limit - self._counted_samples)
+        self._count(shard, wanted)
+        spool = await Spool.open(self._state.spool(shard.name))
+        self.reused.update(spool.recovered.outcomes)
+        opened = OpenShard(shard, spool, wanted, wanted - len(spool.recovered.samples))
+        self.open.add(opened)
+        if opened.left:
+            self._reading = opened, islice(iter(samples), wanted)
+        else:
+            self._ready.append(Pulled(opened, None))
+
+    async def _read_on(self, shard: OpenShard, samples: Iterator[Sample]) -> None:
+        chunk = await asyncio.to_thread(list, islice(samples, _CHUNK_SAMPLES))
+        if not chunk:
+            self._reading = None
+        ended = shard.spool.recovered.samples
+        self._ready.extend(Pulled(shard, sample) for sample in chunk if sample.position not in ended)
+
+    def _count(self, shard: Shard, samples: int) -> None:
+        self._counted_rows += shard.manifest_rows
+        self._counted_samples += samples
+
+
+def _read_published(state: State, shard: Shard) -> Totals | None:
+    """The books of a shard that an earlier run published, if all its files are still there."""
+    ledger = state.ledger(shard.name)
+    if not ledger.exists():
+        return None
+    totals = read_totals(ledger)
+    files_are_there = all((state.out / f"{shard.name}{suffix}").exists() for suffix in (".pkl", ".count"))
+    if totals.rows and not files_are_there:
+        return None
+    state.spool(shard.name).unlink(missing_ok=True)  # a run that ended between publishing and this
+    return totals

@@ -1,0 +1,258 @@
+"""Job: what to do, as a value; run(job): do it, or go on with it.
+
+Rules: what can be wrong with a job is found before anything is written. One run at a time works on an output. uvloop
+lives here and nowhere else; a caller with a loop of their own uses ``fetch_dataset`` and keeps theirs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import shutil
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from pathlib import Path
+from typing import TypeAlias
+
+import filelock
+import orjson
+import uvloop
+
+from datafetch.datasets import find_dataset
+from datafetch.errors import ConfigurationError, DatafetchError, ResourceError
+from datafetch.feed import Feed
+from datafetch.fetch import Fetcher, FetchPolicy
+from datafetch.ledger import read_keys
+from datafetch.model import OK, Manifest, Report, Selection, Totals
+from datafetch.pipeline import Pipeline, Statistics
+from datafetch.state import State, write_atomically
+from datafetch.transcode import ImageSpec, Transcoder
+
+GIB = 1024**3
+
+Observer: TypeAlias = Callable[[Callable[[], Statistics]], Coroutine[None, None, None]]
+"""Watches a run: a coroutine function that may ask for statistics as often as it likes, until it is cancelled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What to do. Frozen and picklable.
+
+    Attributes:
+        dataset: Its name, as in ``datafetch.datasets``.
+        source: Folder with the published manifest.
+        out: Folder for what the trainer reads; the state folder becomes its sibling.
+        ids: File with the wanted ids; None takes the dataset's own choice.
+        limit: Only the first so many samples.
+        image: What an image becomes; None is the dataset's own.
+        fetch: How to ask the web.
+        processes: Codec processes; None takes one for each CPU.
+        memory_bytes: Budget for bodies that wait for the codec.
+        scratch: Folder for shards in progress; None is the state folder.
+        fresh: Start over instead of going on.
+    """
+
+    dataset: str
+    source: str
+    out: str
+    ids: str | None = None
+    limit: int | None = None
+    image: ImageSpec | None = None
+    fetch: FetchPolicy = field(default_factory=FetchPolicy)
+    processes: int | None = None
+    memory_bytes: int = GIB
+    scratch: str | None = None
+    fresh: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work, before anything is read."""
+        for option, value in (
+            ("--limit", self.limit),
+            ("--processes", self.processes),
+            ("--memory", self.memory_bytes),
+        ):
+            if value is not None and value < 1:
+                raise ConfigurationError(f"{option} must be 1 or more, not {value}")
+
+
+def run(job: Job, observe: Observer | None = None) -> Report:
+    """Do a job, on an event loop of its own.
+
+    Args:
+        job: What to do.
+        observe: Watches while it runs.
+
+    Returns:
+        What was done. Faults of the web are in it, not raised.
+
+    Raises:
+        DatafetchError: The job or its manifest is wrong, or this machine ran out of something.
+        KeyboardInterrupt: Ctrl-C; the same job goes on from there.
+    """
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(fetch_dataset(job, observe))
+
+
+async def fetch_dataset(job: Job, observe: Observer | None = None) -> Report:
+    """Do a job inside a running event loop, of any kind; otherwise like ``run``."""
+    started_s = time.monotonic()
+    dataset = find_dataset(job.dataset)
+    manifest = await asyncio.to_thread(dataset.bind, Path(job.source), Path(job.ids) if job.ids else None)
+    spec = job.image or ImageSpec(short_side_px=dataset.short_side_px)
+    state = State(Path(job.out), Path(job.scratch) if job.scratch else None)
+    async with _claimed(state, job, manifest, spec):
+        feed = Feed(manifest, state, job.limit)
+        async with Fetcher(job.fetch) as fetch, Transcoder(spec, processes=job.processes) as transcode:
+            pipeline = Pipeline(
+                dataset, feed, state=state, fetch=fetch, transcode=transcode, memory_bytes=job.memory_bytes
+            )
+            await _run_observed(pipeline, observe)
+        fetching = fetch.statistics()
+        report = Report(
+            dataset=dataset.name,
+            out=job.out,
+            totals=Totals.sum(feed.published.values()),
+            shards=sum(totals.rows > 0 for totals in feed.published.values()),
+            reused=feed.reused[OK],
+            fetched_bytes=fetching.fetched_bytes,
+            written_bytes=pipeline.published_bytes,
+            requests=fetching.requests,
+            elapsed_s=time.monotonic() - started_s,
+            selection=await asyncio.to_thread(_selection, manifest, state, feed, job.limit),
+        )
+        await asyncio.to_thread(write_atomically, state.report, _json(report.summary()))
+    return report
+
+
+async def _run_observed(pipeline: Pipeline, observe: Observer | None) -> None:
+    with _one_error():
+        async with asyncio.TaskGroup() as group:
+            watching = None if observe is None else group.create_task(observe(pipeline.statistics))
+            await pipeline.run()
+            if watching is not None:
+                watching.cancel()
+
+
+def _selection(manifest: Manifest, state: State, feed: Feed, limit: int | None) -> Selection | None:
+    """What became of the id list, by the ledgers; a limited run has not looked everywhere."""
+    keys = chain.from_iterable(read_keys(state.ledger(shard)) for shard in feed.published)
+    selection = manifest.selection(keys)
+    if selection is None or limit is None:
+        return selection
+    return replace(selection, not_found=None)
+
+
+@contextmanager
+def _one_error() -> Iterator[None]:
+    """Task groups raise groups; a caller wants the one error that stopped the run."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        ours, others = group.split(DatafetchError)
+        raise next(_leaves(ours or others or group)) from group
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error
+
+
+@asynccontextmanager
+async def _claimed(state: State, job: Job, manifest: Manifest, spec: ImageSpec) -> AsyncIterator[None]:
+    """Hold the output for this run alone, after making sure that this run may go on with what is there.
+
+    Raises:
+        ConfigurationError: Another run holds it, it belongs to another job, or it holds files that are not ours.
+        ResourceError: It can't be written.
+    """
+    # One thread takes the lock and maybe another gives it back; it dies with the process in any case.
+    lock = filelock.FileLock(state.lock, timeout=0, thread_local=False)
+    try:
+        await asyncio.to_thread(_claim, state, lock, job, _identity(job, manifest, spec))
+        yield
+    except OSError as error:
+        raise ResourceError.of_disk(error, f"write beside {state.out}") from error
+    finally:
+        await asyncio.to_thread(lock.release)
+
+
+def _claim(state: State, lock: filelock.BaseFileLock, job: Job, identity: dict[str, object]) -> None:
+    shards = identity["shards"]
+    assert isinstance(shards, dict)
+    if not job.fresh:
+        _refuse_foreign_files(state, shards)
+    state.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise ConfigurationError(f"another run is working on {state.out}; wait for it, or stop it first") from error
+    if job.fresh:
+        _start_over(state)
+        _refuse_foreign_files(state, shards)
+    if state.job.exists():
+        _refuse_other_job(state, orjson.loads(state.job.read_bytes()), identity)
+    shutil.rmtree(state.unpublished, ignore_errors=True)
+    write_atomically(state.job, _json(identity))
+
+
+def _identity(job: Job, manifest: Manifest, spec: ImageSpec) -> dict[str, object]:
+    """What decides the rows. Where the source lies does not, nor how the web is asked."""
+    return {
+        "format": 1,
+        "dataset": job.dataset,
+        "shards": {shard.name: [shard.source.name, shard.manifest_rows] for shard in manifest.shards()},
+        "ids": hashlib.sha256(Path(job.ids).read_bytes()).hexdigest() if job.ids else None,
+        "limit": job.limit,
+        "short_side": spec.short_side_px,
+        "quality": spec.quality,
+        "max_pixels": spec.max_pixels,
+    }
+
+
+def _refuse_other_job(state: State, before: dict[str, object], now: dict[str, object]) -> None:
+    for name, value in now.items():
+        if before.get(name) != value:
+            was = "other files" if name == "shards" else before.get(name)
+            now_is = "these" if name == "shards" else value
+            raise ConfigurationError(
+                f"{state.out} was begun with another job ({name}: {was}, now {now_is}); "
+                "give the same again, choose another --root, or start over with --fresh"
+            )
+
+
+def _refuse_foreign_files(state: State, shards: dict[str, object]) -> None:
+    """The trainer counts every file in the folder, so nothing but this job's shards may lie there."""
+    if not state.out.exists():
+        return
+    if not state.out.is_dir():
+        raise ConfigurationError(f"{state.out} is not a folder; choose another --root")
+    ours = {f"{shard}{suffix}" for shard in shards for suffix in (".pkl", ".count")} if state.job.exists() else set()
+    for path in sorted(state.out.iterdir()):
+        if path.name not in ours:
+            raise ConfigurationError(
+                f"{path} was not written by this job, and the trainer would count it; "
+                "move it away or choose another --root"
+            )
+
+
+def _start_over(state: State) -> None:
+    """Delete what an earlier run of ours left; without its job file a folder is not ours to delete."""
+    if not state.job.exists():
+        return
+    shards = orjson.loads(state.job.read_bytes()).get("shards", {})
+    for shard in shards:
+        for path in (state.out / f"{shard}.pkl", state.out / f"{shard}.count"):
+            path.unlink(missing_ok=True)
+    for folder in (state.ledgers, state.spools, state.unpublished):
+        shutil.rmtree(folder, ignore_errors=True)
+    state.job.unlink()
+
+
+def _json(value: object) -> bytes:
+    return orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)

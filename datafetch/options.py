@@ -1,0 +1,152 @@
+"""The options that every run takes, declared once for all commands."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from datafetch.errors import ConfigurationError
+from datafetch.fetch import FetchPolicy
+from datafetch.job import GIB
+from datafetch.transcode import ImageSpec
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?b)?", re.IGNORECASE)
+_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+AUTO = -1
+DATASETS_OWN = -1
+NO_LIMIT = 0
+
+
+def parse_bytes(text: str) -> int:
+    """``33554432``, ``32M``, ``32MiB`` → bytes; the powers are those of 1024."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ConfigurationError(f"{text!r} is not a size; give bytes, or a number with K, M, G or T")
+    return int(float(match[1]) * 1024 ** _POWERS[match[2].lower()])
+
+
+def parse_connections(text: str) -> int:
+    """A number, or ``auto``."""
+    return AUTO if text == "auto" else _parse_int("--connections", text, "auto")
+
+
+def parse_short_side(text: str) -> int:
+    """A number of pixels, or ``none`` for no limit."""
+    return NO_LIMIT if text == "none" else _parse_int("--short-side", text, "none")
+
+
+def _parse_int(option: str, text: str, word: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise ConfigurationError(f"{option} takes a whole number above 0, or {word!r}, not {text!r}")
+    return int(text)
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """What the contract lists under "Options that every run takes", as far as it is built."""
+
+    connections: Annotated[
+        int, typer.Option(parser=parse_connections, metavar="N|auto", help="Requests open at once.")
+    ] = AUTO
+    processes: Annotated[int | None, typer.Option(help="Codec processes.", show_default="CPU count")] = None
+    timeout: Annotated[float, typer.Option(help="Seconds for one attempt, from sending to the last byte.")] = 30.0
+    retries: Annotated[int, typer.Option(help="Further attempts after a failure that may pass.")] = 2
+    max_body: Annotated[
+        int, typer.Option(parser=parse_bytes, metavar="BYTES", help="Refuse larger bodies.", show_default="32 MiB")
+    ] = 32 * 1024**2
+    max_pixels: Annotated[int, typer.Option(help="Refuse larger images, from their header.")] = 89_478_485
+    memory: Annotated[
+        int,
+        typer.Option(parser=parse_bytes, metavar="BYTES", help="Bodies waiting for the codec.", show_default="1 GiB"),
+    ] = GIB
+    short_side: Annotated[
+        int,
+        typer.Option(
+            parser=parse_short_side,
+            metavar="PX|none",
+            help="Shrink so that the shorter side is PX; never enlarge.",
+            show_default="the dataset's own",
+        ),
+    ] = DATASETS_OWN
+    quality: Annotated[int, typer.Option(help="JPEG quality, 1 to 95.")] = 75
+    decode_timeout: Annotated[float, typer.Option(help="CPU seconds one image may take in the codec.")] = 20.0
+    allow_net: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CIDR", help="Addresses that are not public but allowed. Repeatable.", show_default="none"
+        ),
+    ] = None
+    nameserver: Annotated[
+        list[str] | None,
+        typer.Option(metavar="IP[:PORT]", help="Name server. Repeatable.", show_default="the system's"),
+    ] = None
+    scratch: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Where shards in progress lie.", show_default="in the state folder"),
+    ] = None
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of going on.")] = False
+    min_success: Annotated[float, typer.Option(help="Exit with 3 when a smaller share of the images arrives.")] = 0.0
+    user_agent: Annotated[
+        str, typer.Option(metavar="TEXT", help="A contact, added to the User-Agent.", show_default="none")
+    ] = ""
+    json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output at the end.")] = False
+
+    def fetch_policy(self) -> FetchPolicy:
+        """The part of them that is about fetching."""
+        return FetchPolicy(
+            connections=None if self.connections == AUTO else self.connections,
+            timeout_s=self.timeout,
+            retries=self.retries,
+            max_body_bytes=self.max_body,
+            allow_net=tuple(self.allow_net or ()),
+            nameservers=tuple(self.nameserver or ()),
+            contact=self.user_agent,
+        )
+
+    def image_spec(self, datasets_own_short_side_px: int | None) -> ImageSpec:
+        """The part of them that is about images."""
+        match self.short_side:
+            case -1:
+                short_side_px = datasets_own_short_side_px
+            case 0:
+                short_side_px = None
+            case _:
+                short_side_px = self.short_side
+        return ImageSpec(
+            short_side_px=short_side_px,
+            quality=self.quality,
+            max_pixels=self.max_pixels,
+            decode_timeout_s=self.decode_timeout,
+        )
+
+
+def with_run_options(command: Callable[..., int]) -> Callable[..., int]:
+    """Give a command the options of ``RunOptions``; it gets them as its last parameter, ``options``."""
+    hints = get_type_hints(RunOptions, include_extras=True)
+    own = [
+        parameter
+        for name, parameter in inspect.signature(command, eval_str=True).parameters.items()
+        if name != "options"
+    ]
+    shared = [
+        inspect.Parameter(
+            option.name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=hints[option.name]
+        )
+        for option in fields(RunOptions)
+    ]
+    names = [parameter.name for parameter in shared]
+
+    @functools.wraps(command)
+    def wrapped(**values: Any) -> int:
+        options = RunOptions(**{name: values.pop(name) for name in names})
+        return command(**values, options=options)
+
+    wrapped.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *shared)}
+    return wrapped

@@ -1,0 +1,216 @@
+"""The whole route of a sample: workers pull samples, fetch and transcode their images, and publish finished shards.
+
+Rules: no queue between stages; whoever is free takes the next sample, and that is the backpressure. A worker that waits
+for a place, a retry, memory or the codec holds no connection, which is why there are several workers to a connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from datafetch.commit import Commit, commit_in_process
+from datafetch.errors import ConservationError
+from datafetch.feed import Feed, OpenShard
+from datafetch.fetch import Fetcher
+from datafetch.model import (
+    OK,
+    Body,
+    Dataset,
+    Encoded,
+    Failure,
+    FailureKind,
+    Fetched,
+    LedgerLine,
+    Outcome,
+    Sample,
+)
+from datafetch.spool import ImageEnd
+from datafetch.state import State
+from datafetch.transcode import Transcoder
+
+WORKERS_PER_CONNECTION = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """A snapshot of a run.
+
+    Attributes:
+        expected_images: About how many images there will be, once that can be said.
+        ok: Images that arrived, earlier runs included.
+        failed: Images that did not.
+        earlier: Images of ``ok`` and ``failed`` that ended in earlier runs.
+        shards: Shards of the manifest.
+        shards_published: Of them, those that are where the trainer reads them.
+        fetched_bytes: Body bytes received in this run.
+        open_requests: Requests open now.
+        waiting_bodies: Bodies that no codec process has yet.
+        elapsed_s: Since the run began.
+    """
+
+    expected_images: int | None
+    ok: int
+    failed: int
+    earlier: int
+    shards: int
+    shards_published: int
+    fetched_bytes: int
+    open_requests: int
+    waiting_bodies: int
+    elapsed_s: float
+
+
+class BodyBudget:
+    """Bounds the bytes of bodies that wait for the codec, by holding back requests while there are too many.
+
+    Bodies of requests that are open already come on top: at most connections × the largest body.
+    """
+
+    def __init__(self, budget_bytes: int) -> None:
+        self._budget_bytes = budget_bytes
+        self._held_bytes = 0
+        self._room = asyncio.Event()
+        self._room.set()
+
+    async def wait_for_room(self) -> None:
+        """Wait until the bodies in hand are within the budget."""
+        await self._room.wait()
+
+    @contextmanager
+    def holding(self, fetched: Fetched) -> Iterator[None]:
+        """Count a body while it is in hand."""
+        size_bytes = len(fetched.content) if isinstance(fetched, Body) else 0
+        self._change(size_bytes)
+        try:
+            yield
+        finally:
+            self._change(-size_bytes)
+
+    def _change(self, size_bytes: int) -> None:
+        self._held_bytes += size_bytes
+        if self._held_bytes < self._budget_bytes:
+            self._room.set()
+        else:
+            self._room.clear()
+
+
+class Pipeline:
+    """One run of one dataset, from the manifest to published shards.
+
+    Args:
+        dataset: How a finished record becomes a row.
+        feed: Where the samples come from.
+        state: Where everything goes.
+        fetch: url → body or Failure.
+        transcode: body → Encoded or Failure.
+        memory_bytes: Budget for bodies that wait for the codec.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        feed: Feed,
+        *,
+        state: State,
+        fetch: Fetcher,
+        transcode: Transcoder,
+        memory_bytes: int,
+    ) -> None:
+        self.published_bytes = 0
+        self._dataset = dataset
+        self._feed = feed
+        self._state = state
+        self._fetch = fetch
+        self._transcode = transcode
+        self._budget = BodyBudget(memory_bytes)
+        self._outcomes: Counter[str] = Counter()
+        self._started_s = time.monotonic()
+
+    async def run(self) -> None:
+        """Work until every shard is published.
+
+        Raises:
+            DatafetchError: What stops a run. Images that ended are in their spools, for the next run.
+            ConservationError: The manifest gave fewer samples than it had counted.
+        """
+        workers = self._fetch.connections * WORKERS_PER_CONNECTION
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(workers):
+                    group.create_task(self._work())
+        finally:
+            await self._feed.close()
+        if self._feed.open:
+            names = ", ".join(sorted(shard.shard.name for shard in self._feed.open))
+            raise ConservationError(f"the manifest ended before these shards were complete: {names}")
+
+    def statistics(self) -> Statistics:
+        """How it stands now."""
+        fetching = self._fetch.statistics()
+        outcomes = self._outcomes + self._feed.reused
+        expected = self._feed.expected_samples()
+        return Statistics(
+            expected_images=expected,
+            ok=outcomes[OK],
+            failed=outcomes.total() - outcomes[OK],
+            earlier=self._feed.reused.total(),
+            shards=self._feed.shards,
+            shards_published=len(self._feed.published),
+            fetched_bytes=fetching.fetched_bytes,
+            open_requests=fetching.open,
+            waiting_bodies=self._transcode.waiting,
+            elapsed_s=time.monotonic() - self._started_s,
+        )
+
+    async def _work(self) -> None:
+        while (pulled := await self._feed.pull()) is not None:
+            if pulled.sample is None:
+                await self._publish(pulled.shard)
+                continue
+            await self._end_sample(pulled.shard, pulled.sample)
+            if pulled.shard.settle():
+                await self._publish(pulled.shard)
+
+    async def _end_sample(self, shard: OpenShard, sample: Sample) -> None:
+        """Bring all images of a sample to their end, as far as an earlier run has not."""
+        ended = shard.spool.recovered.images.get(sample.position, set())
+        missing = [image for image in range(len(sample.urls)) if image not in ended]
+        if len(missing) == 1:
+            await shard.spool.append(await self._end_image(sample, missing[0]), sample)
+            return
+        async with asyncio.TaskGroup() as images:
+            for image in missing:
+                images.create_task(self._spool_image(shard, sample, image))
+        await shard.spool.append(sample)
+
+    async def _spool_image(self, shard: OpenShard, sample: Sample, image: int) -> None:
+        await shard.spool.append(await self._end_image(sample, image))
+
+    async def _end_image(self, sample: Sample, image: int) -> ImageEnd:
+        """Fetch and transcode one image; whatever comes of it is its one outcome."""
+        url = sample.urls[image]
+        fetched, outcome = await self._deliver(url)
+        if isinstance(outcome, Failure) and outcome.kind is FailureKind.TRUNCATED and self._fetch.policy.retries:
+            # Perhaps the transfer was cut and not the file; a response without a length can't tell. Ask once more.
+            attempts = fetched.attempts
+            fetched, outcome = await self._deliver(url)
+            fetched = replace(fetched, attempts=fetched.attempts + attempts)
+        self._outcomes[OK if isinstance(outcome, Encoded) else outcome.kind] += 1
+        line = LedgerLine.of(sample, image, fetched, outcome)
+        return ImageEnd(line, outcome.jpeg if isinstance(outcome, Encoded) else b"")
+
+    async def _deliver(self, url: str) -> tuple[Fetched, Outcome]:
+        await self._budget.wait_for_room()
+        fetched = await self._fetch(url)
+        with self._budget.holding(fetched):
+            return fetched, await self._transcode(fetched)
+
+    async def _publish(self, shard: OpenShard) -> None:
+        totals = await commit_in_process(Commit(self._dataset, self._state, shard.shard.name, shard.samples))
+        self.published_bytes += totals.written_bytes
+        await self._feed.close_published(shard, totals)

@@ -1,0 +1,78 @@
+"""The progress of a run on standard error: one live line on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from datafetch.pipeline import Statistics
+
+_LIVE_INTERVAL_S = 0.25
+_PLAIN_INTERVAL_S = 10.0
+_PACE_WINDOW_S = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Moment:
+    elapsed_s: float
+    images: int
+
+
+class Pace:
+    """Images a second over the last quarter of a minute: neither jumpy nor slow to notice."""
+
+    def __init__(self) -> None:
+        self._moments: deque[_Moment] = deque([_Moment(0.0, 0)])
+
+    def images_per_s(self, now: Statistics) -> float:
+        """The pace up to this snapshot, counting images that ended in this run."""
+        newest = _Moment(now.elapsed_s, now.ok + now.failed - now.earlier)
+        self._moments.append(newest)
+        while self._moments[1].elapsed_s <= newest.elapsed_s - _PACE_WINDOW_S:
+            self._moments.popleft()
+        oldest = self._moments[0]
+        passed_s = newest.elapsed_s - oldest.elapsed_s
+        return (newest.images - oldest.images) / passed_s if passed_s > 0 else 0.0
+
+
+def progress_line(now: Statistics, images_per_s: float) -> str:
+    """One line: images done of expected, how they ended, pace, time left, shards."""
+    ended = now.ok + now.failed
+    images = f"{ended:,}" if now.expected_images is None else f"{ended:,}/{now.expected_images:,}"
+    parts = [f"{images} images", f"{now.ok:,} ok", f"{now.failed:,} failed", f"{images_per_s:.1f} images/s"]
+    if now.expected_images is not None and images_per_s > 0:
+        left_s = max(0, now.expected_images - ended) / images_per_s
+        parts.append(f"ETA {timedelta(seconds=round(left_s))}")
+    parts.append(f"shards {now.shards_published}/{now.shards}")
+    return "  ".join(parts)
+
+
+async def show_progress(statistics: Callable[[], Statistics], console: Console) -> None:
+    """Show how a run stands, until cancelled; the last state stays on the screen.
+
+    Args:
+        statistics: Asked for a snapshot each time.
+        console: Where to; its being a terminal decides the form.
+    """
+    pace = Pace()
+    if not console.is_terminal:
+        while True:
+            await asyncio.sleep(_PLAIN_INTERVAL_S)
+            now = statistics()
+            console.print(progress_line(now, pace.images_per_s(now)), soft_wrap=True, highlight=False)
+    with Live(console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False) as live:
+        try:
+            while True:
+                now = statistics()
+                live.update(Text(progress_line(now, pace.images_per_s(now)), no_wrap=True), refresh=True)
+                await asyncio.sleep(_LIVE_INTERVAL_S)
+        finally:
+            now = statistics()
+            live.update(Text(progress_line(now, pace.images_per_s(now)), no_wrap=True), refresh=True)

@@ -13,7 +13,7 @@ from enum import IntEnum
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import orjson
 import typer
@@ -38,8 +38,10 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130
 
 
-# typer carries its own click since 0.2x and exports only this subclass of its usage errors.
-_UsageError = typer.BadParameter.__base__
+_EXIT_CODES = {ResourceError: ExitCode.OUT_OF_RESOURCES, ConservationError: ExitCode.BUG}
+
+# All errors of usage, by their common base: typer exports only this one of them, from a click of its own.
+_USAGE_ERRORS: tuple[type[typer.BadParameter], ...] = (cast("type[typer.BadParameter]", typer.BadParameter.__base__),)
 
 app = typer.Typer(
     help="Fetch the images that vision-language models are trained on, into exactly the files the trainer loads.",
@@ -58,17 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code: int | None = app(arguments, standalone_mode=False)
     except KeyboardInterrupt:
         return _complain("interrupted; run the same command again to go on from here", ExitCode.INTERRUPTED)
-    except ConservationError as error:
-        return _complain(f"bug: {error}; nothing of it was published, please report this", ExitCode.BUG)
-    except ResourceError as error:
-        return _complain(str(error), ExitCode.OUT_OF_RESOURCES)
     except DatafetchError as error:
-        return _complain(str(error), ExitCode.WRONG_COMMAND)
+        return _complain(str(error), _EXIT_CODES.get(type(error), ExitCode.WRONG_COMMAND))
     except typer.Abort:
         return ExitCode.INTERRUPTED
-    except Exception as error:
-        if _UsageError is None or not isinstance(error, _UsageError):
-            raise
+    except _USAGE_ERRORS as error:
         return _complain(f"{error.format_message()} (see 'datafetch --help')", ExitCode.WRONG_COMMAND)
     return ExitCode.COMPLETE if code is None else code
 
@@ -163,10 +159,12 @@ def show_report(report: Report, *, as_json: bool) -> None:
         if kind != OK
     )
     lines = [
-        f"{report.dataset}: {totals.rows:,} rows of {totals.samples:,} samples in {report.shards:,} shards in {report.out}",
+        f"{report.dataset}: {totals.rows:,} of {totals.samples:,} samples, {report.shards:,} shards in {report.out}",
         f"images: {totals.ok:,} ok, {totals.failed:,} failed" + (f" ({failures})" if failures else ""),
-        f"this run: {totals.ok - report.reused:,} images arrived in {timedelta(seconds=round(report.elapsed_s))}, "
-        f"{report.images_per_s:.1f} images/s, {report.requests:,} requests, {report.reused:,} images reused",
+        (
+            f"this run: {totals.ok - report.reused:,} images arrived in {timedelta(seconds=round(report.elapsed_s))}, "
+            f"{report.images_per_s:.1f} images/s, {report.requests:,} requests, {report.reused:,} images reused"
+        ),
     ]
     if report.selection is not None:
         found = report.selection

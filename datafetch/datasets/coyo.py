@@ -1,6 +1,6 @@
 """COYO-700M: English pairs from the web, as parquet files of URLs and captions.
 
-Source: huggingface.co/datasets/kakaobrain/coyo-700m (CC-BY-4.0), 128 files ``part-*.snappy.parquet`` of about 5.8M rows.
+Source: huggingface.co/datasets/kakaobrain/coyo-700m (CC-BY-4.0): 128 files ``part-*.snappy.parquet`` of 5.8M rows each.
 Rows and selection follow VILA's data_prepare/coyo/coyo_downloader.py: the ids that are asked for, or else the fifth of
 each file with the highest CLIP similarity, as far as it is above 0.6; the short side 336 pixels.
 """

@@ -1,0 +1,79 @@
+"""Pictures that compress like photographs, painted from noise: the same ones for the same seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+_OCTAVES = ((4, 110.0), (12, 55.0), (40, 28.0), (130, 14.0))  # grid cells a side, contrast: coarse shapes to fine grain
+_SIZES_PX = ((640, 480), (480, 640), (800, 600), (1024, 683), (336, 336), (300, 200), (500, 375), (720, 1080))
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A file format and a pixel mode that the web has."""
+
+    suffix: str
+    format: str
+    mode: str
+    quality: int = 85
+
+
+# In the proportions of a web crawl: four of five are JPEG.
+KINDS = (
+    *(Kind(".jpg", "JPEG", "RGB"),) * 15,
+    Kind(".jpg", "JPEG", "L"),
+    Kind(".jpg", "JPEG", "CMYK"),
+    Kind(".png", "PNG", "RGB"),
+    Kind(".png", "PNG", "RGBA"),
+    Kind(".png", "PNG", "P"),
+    Kind(".webp", "WEBP", "RGB"),
+    Kind(".gif", "GIF", "P"),
+)
+
+
+def write_pictures(folder: Path, count: int, seed: int = 0) -> list[str]:
+    """Paint pictures into a folder, and return their file names.
+
+    Args:
+        folder: Made where it is missing.
+        count: How many; kinds and sizes take turns.
+        seed: Other pictures for another seed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    names = []
+    for number in range(count):
+        kind = KINDS[number % len(KINDS)]
+        name = f"{number:05d}{kind.suffix}"
+        size_px = _SIZES_PX[number % len(_SIZES_PX)]
+        (folder / name).write_bytes(encode(paint(size_px, seed * 1_000_003 + number), kind))
+        names.append(name)
+    return names
+
+
+def paint(size_px: tuple[int, int], seed: int) -> Image.Image:
+    """An RGB picture of this width and height: noise of several scales, the coarse strong, the fine weak."""
+    rng = np.random.default_rng(seed)
+    canvas: npt.NDArray[np.float32] = np.full((size_px[1], size_px[0], 3), 128, np.float32)
+    for cells, contrast in _OCTAVES:
+        coarse = rng.integers(0, 256, (cells, cells, 3), np.uint8)
+        layer = Image.fromarray(coarse).resize(size_px, Image.Resampling.BICUBIC)
+        canvas += (np.asarray(layer, np.float32) - 128) * (contrast / 128)
+    return Image.fromarray(canvas.clip(0, 255).astype(np.uint8))
+
+
+def encode(picture: Image.Image, kind: Kind) -> bytes:
+    """The picture as a file of this kind; transparency, where the mode has it, runs from left to right."""
+    if kind.mode == "RGBA":
+        picture = picture.copy()
+        picture.putalpha(Image.linear_gradient("L").rotate(90).resize(picture.size))
+    else:
+        picture = picture.convert(kind.mode)
+    file = BytesIO()
+    picture.save(file, format=kind.format, quality=kind.quality)
+    return file.getvalue()

@@ -1,0 +1,111 @@
+"""run_demo(): paint, serve, fetch, check.
+
+Rules: what is shown is the real thing: the same job, over real HTTP, as ``datafetch prepare coyo`` would do it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+
+from datafetch.datasets import find_dataset
+from datafetch.demo.check import Finding, check_files, check_outcomes
+from datafetch.demo.manifest import write_coyo_source
+from datafetch.demo.origin import Origin
+from datafetch.demo.pictures import write_pictures
+from datafetch.errors import ConfigurationError
+from datafetch.fetch import FetchPolicy
+from datafetch.job import Job, Observer, run
+from datafetch.model import Report
+
+DEFAULT_FOLDER = Path("datafetch-demo")
+_MARKER = "made-by-datafetch-demo"
+_PICTURES = 220  # ten of each kind; beyond that, URLs share pictures
+_FAULTS = ("missing", "flaky", "slow", "moved", "truncated", "cut", "reset", "html", "inside")
+_FAULTY_SHARE = 0.02  # of each fault
+_FILES = 2
+_UNWANTED_ROWS_PER_IMAGE = 9
+
+
+@dataclass(frozen=True, slots=True)
+class DemoResult:
+    """What the demo did and found."""
+
+    report: Report
+    findings: tuple[Finding, ...]
+
+    @property
+    def is_right(self) -> bool:
+        """Whether everything came out as it must."""
+        return all(finding.is_right for finding in self.findings)
+
+    def table(self) -> Table:
+        """The findings, for a person."""
+        table = Table(title=f"demo: {'all as it must be' if self.is_right else 'NOT as it must be'}")
+        table.add_column("what")
+        table.add_column("number", justify="right")
+        table.add_column("must be")
+        table.add_column("is")
+        for finding in self.findings:
+            table.add_row(
+                finding.what,
+                f"{finding.number:,}",
+                finding.expected,
+                finding.seen,
+                style=None if finding.is_right else "bold red",
+            )
+        return table
+
+
+def run_demo(images: int, folder: Path | None = None, observe: Observer | None = None) -> DemoResult:
+    """Paint pictures, serve them with faults, fetch them, and check what came out.
+
+    Args:
+        images: How many, faulty ones included.
+        folder: Where to; a new or empty folder, or that of an earlier demo. Default: ``datafetch-demo``.
+        observe: Watches the run.
+
+    Raises:
+        ConfigurationError: The folder holds something else.
+    """
+    folder = folder or DEFAULT_FOLDER
+    _make_room(folder)
+    pictures = write_pictures(folder / "pictures", min(images, _PICTURES))
+    dataset = find_dataset("coyo")
+    with Origin(folder / "pictures") as origin:
+        urls = [_url(origin, number, pictures, images) for number in range(images)]
+        source = write_coyo_source(folder / "source", urls, files=_FILES, rows=images * (1 + _UNWANTED_ROWS_PER_IMAGE))
+        job = Job(
+            dataset=dataset.name,
+            source=str(source.folder),
+            out=str(folder / "playground" / "data" / dataset.path),
+            ids=str(source.ids),
+            fetch=FetchPolicy(allow_net=("127.0.0.0/8",), backoff_s=0.2),
+        )
+        report = run(job, observe)
+    return DemoResult(report, (*check_outcomes(job), *check_files(job, report, source)))
+
+
+def _url(origin: Origin, number: int, pictures: list[str], images: int) -> str:
+    faulty = max(1, round(images * _FAULTY_SHARE))
+    fault, place = number % len(_FAULTS), number // len(_FAULTS)
+    behaviour = _FAULTS[fault] if place < faulty else "well"
+    picture = pictures[number % len(pictures)]
+    if behaviour == "truncated":
+        # Of the formats of the web it is JPEG that shows half a picture when it is cut; that must not pass for one.
+        picture = next(name for name in pictures if name.endswith(".jpg"))
+    return origin.url(behaviour, picture, number)
+
+
+def _make_room(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ConfigurationError(f"{folder} is not a folder; give --out a new one")
+    if folder.exists() and any(folder.iterdir()):
+        if not (folder / _MARKER).exists():
+            raise ConfigurationError(f"{folder} holds something other than an earlier demo; give --out a new folder")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _MARKER).touch()

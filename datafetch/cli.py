@@ -113,7 +113,7 @@ def prepare(
         image=options.image_spec(dataset.short_side_px),
         fetch=options.fetch_policy(),
         processes=options.processes,
-        memory_bytes=options.memory,
+        memory_bytes=options.memory_bytes(),
         scratch=options.scratch,
         fresh=options.fresh,
     )

@@ -13,36 +13,25 @@ import typer
 
 from datafetch.errors import ConfigurationError
 from datafetch.fetch import FetchPolicy
-from datafetch.job import GIB
 from datafetch.transcode import ImageSpec
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?b)?", re.IGNORECASE)
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
-AUTO = -1
-DATASETS_OWN = -1
-NO_LIMIT = 0
 
 
-def parse_bytes(text: str) -> int:
+def parse_bytes(option: str, text: str) -> int:
     """``33554432``, ``32M``, ``32MiB`` → bytes; the powers are those of 1024."""
     match = _SIZE.fullmatch(text.strip())
     if match is None:
-        raise ConfigurationError(f"{text!r} is not a size; give bytes, or a number with K, M, G or T")
+        raise ConfigurationError(f"{option} takes bytes, or a number with K, M, G or T, not {text!r}")
     return int(float(match[1]) * 1024 ** _POWERS[match[2].lower()])
 
 
-def parse_connections(text: str) -> int:
-    """A number, or ``auto``."""
-    return AUTO if text == "auto" else _parse_int("--connections", text, "auto")
-
-
-def parse_short_side(text: str) -> int:
-    """A number of pixels, or ``none`` for no limit."""
-    return NO_LIMIT if text == "none" else _parse_int("--short-side", text, "none")
-
-
-def _parse_int(option: str, text: str, word: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
+def parse_count(option: str, text: str, word: str) -> int | None:
+    """A whole number above 0, or None for the word that stands for no number."""
+    if text == word:
+        return None
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
         raise ConfigurationError(f"{option} takes a whole number above 0, or {word!r}, not {text!r}")
     return int(text)
 
@@ -51,29 +40,23 @@ def _parse_int(option: str, text: str, word: str) -> int:
 class RunOptions:
     """What the contract lists under "Options that every run takes", as far as it is built."""
 
-    connections: Annotated[
-        int, typer.Option(parser=parse_connections, metavar="N|auto", help="Requests open at once.")
-    ] = AUTO
+    connections: Annotated[str, typer.Option(metavar="N|auto", help="Requests open at once.")] = "auto"
     processes: Annotated[int | None, typer.Option(help="Codec processes.", show_default="CPU count")] = None
     timeout: Annotated[float, typer.Option(help="Seconds for one attempt, from sending to the last byte.")] = 30.0
     retries: Annotated[int, typer.Option(help="Further attempts after a failure that may pass.")] = 2
-    max_body: Annotated[
-        int, typer.Option(parser=parse_bytes, metavar="BYTES", help="Refuse larger bodies.", show_default="32 MiB")
-    ] = 32 * 1024**2
+    max_body: Annotated[str, typer.Option(metavar="BYTES", help="Refuse larger bodies.")] = "32MiB"
     max_pixels: Annotated[int, typer.Option(help="Refuse larger images, from their header.")] = 89_478_485
     memory: Annotated[
-        int,
-        typer.Option(parser=parse_bytes, metavar="BYTES", help="Bodies waiting for the codec.", show_default="1 GiB"),
-    ] = GIB
+        str, typer.Option(metavar="BYTES", help="Budget for bodies that wait for the codec; reading pauses above it.")
+    ] = "1GiB"
     short_side: Annotated[
-        int,
+        str | None,
         typer.Option(
-            parser=parse_short_side,
             metavar="PX|none",
             help="Shrink so that the shorter side is PX; never enlarge.",
             show_default="the dataset's own",
         ),
-    ] = DATASETS_OWN
+    ] = None
     quality: Annotated[int, typer.Option(help="JPEG quality, 1 to 95.")] = 75
     decode_timeout: Annotated[float, typer.Option(help="CPU seconds one image may take in the codec.")] = 20.0
     allow_net: Annotated[
@@ -100,10 +83,10 @@ class RunOptions:
     def fetch_policy(self) -> FetchPolicy:
         """The part of them that is about fetching."""
         return FetchPolicy(
-            connections=None if self.connections == AUTO else self.connections,
+            connections=parse_count("--connections", self.connections, "auto"),
             timeout_s=self.timeout,
             retries=self.retries,
-            max_body_bytes=self.max_body,
+            max_body_bytes=parse_bytes("--max-body", self.max_body),
             allow_net=tuple(self.allow_net or ()),
             nameservers=tuple(self.nameserver or ()),
             contact=self.user_agent,
@@ -111,19 +94,19 @@ class RunOptions:
 
     def image_spec(self, datasets_own_short_side_px: int | None) -> ImageSpec:
         """The part of them that is about images."""
-        match self.short_side:
-            case -1:
-                short_side_px = datasets_own_short_side_px
-            case 0:
-                short_side_px = None
-            case _:
-                short_side_px = self.short_side
+        short_side_px = datasets_own_short_side_px
+        if self.short_side is not None:
+            short_side_px = parse_count("--short-side", self.short_side, "none")
         return ImageSpec(
             short_side_px=short_side_px,
             quality=self.quality,
             max_pixels=self.max_pixels,
             decode_timeout_s=self.decode_timeout,
         )
+
+    def memory_bytes(self) -> int:
+        """The budget for bodies that wait for the codec."""
+        return parse_bytes("--memory", self.memory)
 
 
 def with_run_options(command: Callable[..., int]) -> Callable[..., int]:

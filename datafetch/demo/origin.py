@@ -45,9 +45,10 @@ class Exchange:
         self.content_type = _CONTENT_TYPES.get(Path(target.partition("?")[0]).suffix, "application/json")
         self._writer = writer
 
-    def head(self, status: int, length: int, **headers: str) -> None:
-        """Send status line and headers."""
-        lines = [f"HTTP/1.1 {status} {_REASONS[status]}", f"Content-Length: {length}"]
+    def head(self, status: int, length: int | None, **headers: str) -> None:
+        """Send status line and headers; without a length the body ends with the connection."""
+        lines = [f"HTTP/1.1 {status} {_REASONS[status]}"]
+        lines.append("Connection: close" if length is None else f"Content-Length: {length}")
         lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
         self._writer.write("\r\n".join([*lines, "", ""]).encode("latin-1"))
 
@@ -60,9 +61,13 @@ class Exchange:
         self.head(200, len(data), Content_Type=content_type or self.content_type)
         self.body(data)
 
+    async def drain(self) -> None:
+        """Let what was sent go out."""
+        await self._writer.drain()
+
     async def pause(self) -> None:
         """Let what was sent go out, and a while pass."""
-        await self._writer.drain()
+        await self.drain()
         await asyncio.sleep(_SLOW_PAUSE_S)
 
     def close(self) -> None:
@@ -131,6 +136,33 @@ async def _stuck(_: Exchange) -> None:
     await asyncio.Event().wait()
 
 
+async def _large(exchange: Exchange) -> None:
+    """Promise a gibibyte."""
+    exchange.head(200, 1 << 30, Content_Type=exchange.content_type)
+    exchange.body(exchange.picture)
+
+
+async def _endless(exchange: Exchange) -> None:
+    """Send without end and without having said how much; the client's size cap ends it."""
+    exchange.head(200, None, Content_Type=exchange.content_type)
+    while True:
+        exchange.body(exchange.picture)
+        await exchange.drain()
+
+
+async def _circle(exchange: Exchange) -> None:
+    exchange.head(302, 0, Location=exchange.target)
+
+
+async def _elsewhere(exchange: Exchange) -> None:
+    exchange.head(302, 0, Location="ftp://127.0.0.1/picture.jpg")
+
+
+async def _garbage(exchange: Exchange) -> None:
+    exchange.body(b"NONSENSE\r\n\r\n")
+    exchange.close()
+
+
 async def _moved(exchange: Exchange) -> None:
     exchange.head(302, 0, Location=exchange.target.replace("/moved/", "/well/", 1))
 
@@ -164,6 +196,11 @@ BEHAVIOURS: Mapping[str, Behaviour] = {
     "reset": Behaviour(_reset, FailureKind.DISCONNECTED),
     "html": Behaviour(_html, FailureKind.NOT_AN_IMAGE),
     "empty": Behaviour(_empty, FailureKind.EMPTY),
+    "garbage": Behaviour(_garbage, FailureKind.DISCONNECTED),
+    "large": Behaviour(_large, FailureKind.TOO_LARGE),
+    "endless": Behaviour(_endless, FailureKind.TOO_LARGE),
+    "circle": Behaviour(_circle, FailureKind.TOO_MANY_REDIRECTS),
+    "elsewhere": Behaviour(_elsewhere, FailureKind.BAD_URL),
     "stuck": Behaviour(_stuck, FailureKind.TIMEOUT),
     "inside": Behaviour(_inside, FailureKind.BLOCKED_ADDRESS),
 }

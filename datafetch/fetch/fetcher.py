@@ -22,7 +22,8 @@ from tenacity import (
     RetryCallState,
     retry_if_result,
     stop_after_attempt,
-    wait_exponential_jitter,
+    wait_exponential,
+    wait_random,
 )
 
 from datafetch.fetch.address import AddressGuard
@@ -34,6 +35,7 @@ from datafetch.fetch.resolver import Resolver
 from datafetch.model import HTTP_OK, Body, Failure, FailureKind, Fetched
 
 PROJECT_URL = "https://github.com/datafetch/datafetch"
+_VERSION = version("datafetch")  # read once, while nothing is waiting for a loop: it opens a file
 
 _READ_BUFFER_BYTES = 256 * 1024  # a photograph in one or two reads; aiohttp's 64 KiB pauses the socket too often
 _MAX_BACKOFF_S = 30.0
@@ -68,6 +70,10 @@ class Fetcher:
         self._guard = AddressGuard(self.policy.networks())
         self.connections = affordable_connections(self.policy.connections or AUTO_CONNECTIONS)
         self._limiter = Limiter(self.connections)
+        self._stop = stop_after_attempt(self.policy.retries + 1)
+        self._wait = wait_exponential(multiplier=self.policy.backoff_s, max=_MAX_BACKOFF_S) + wait_random(
+            0, self.policy.backoff_s
+        )
         self._session: aiohttp.ClientSession | None = None
         self._resources = AsyncExitStack()
         self._requests = 0
@@ -119,10 +125,8 @@ class Fetcher:
         """
         # One AsyncRetrying a call: a shared one mixes up concurrent calls (jd/tenacity#93).
         retrying = AsyncRetrying(
-            stop=stop_after_attempt(self.policy.retries + 1),
-            wait=wait_exponential_jitter(
-                initial=self.policy.backoff_s, max=_MAX_BACKOFF_S, jitter=self.policy.backoff_s
-            ),
+            stop=self._stop,
+            wait=self._wait,
             retry=retry_if_result(_may_pass),
             retry_error_callback=_last_result,
         )
@@ -182,7 +186,7 @@ class Fetcher:
 
 def user_agent(contact: str = "") -> str:
     """The User-Agent header: who we are, where to read about us, whom to ask."""
-    return f"datafetch/{version('datafetch')} (+{PROJECT_URL}{'; ' + contact if contact else ''})"
+    return f"datafetch/{_VERSION} (+{PROJECT_URL}{'; ' + contact if contact else ''})"
 
 
 def _abort(response: aiohttp.ClientResponse) -> None:

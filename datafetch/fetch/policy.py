@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
 from datafetch.errors import ConfigurationError
 
+_NAMESERVER = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<v4>[^:\[\]]+))(?::\d{1,5})?")
 MIB = 1024 * 1024
 _MAX_RETRIES = 100  # the ledger counts attempts in 8 bits
 
@@ -53,6 +55,8 @@ class FetchPolicy:
         if not self.contact.isprintable():
             raise ConfigurationError("--user-agent must be one line of printable text")
         self.networks()
+        for nameserver in self.nameservers:
+            _check_nameserver(nameserver)
 
     def networks(self) -> tuple[IPv4Network | IPv6Network, ...]:
         """``allow_net`` as networks.
@@ -66,6 +70,16 @@ class FetchPolicy:
             raise ConfigurationError(
                 f"--allow-net takes addresses in CIDR form, such as 10.0.0.0/8: {error}"
             ) from error
+
+
+def _check_nameserver(text: str) -> None:
+    match = _NAMESERVER.fullmatch(text)
+    try:
+        ip_address((match["v6"] or match["v4"]) if match else text)
+    except ValueError as error:
+        raise ConfigurationError(
+            f"--nameserver takes ADDRESS or ADDRESS:PORT, with [] around an IPv6 address before a port, not {text!r}"
+        ) from error
 
 
 def _at_least(option: str, value: int, least: int) -> None:

@@ -11,9 +11,11 @@ import asyncio
 import os
 import pickle
 import socket
-import subprocess
 from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from types import TracebackType
 from typing import Self
 
@@ -29,7 +31,6 @@ _MAX_BATCH_IMAGES = 16
 _MAX_BATCH_BYTES = 4 * 1024 * 1024
 # Two batches a worker: it goes on with the second while the parent reads the first one's reply.
 _BATCHES_IN_HAND = 2
-_STOP_TIMEOUT_S = 5.0
 
 
 @dataclass(slots=True, eq=False)
@@ -45,15 +46,20 @@ class _Image:
 class _Worker:
     """One codec process, with the batches it has not answered yet, oldest first."""
 
-    process: subprocess.Popen[bytes]
+    process: asyncio.subprocess.Process
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
     in_hand: deque[list[_Image]] = field(default_factory=deque)
 
     @property
+    def images(self) -> Iterator[_Image]:
+        """The images it has not answered for."""
+        return chain.from_iterable(self.in_hand)
+
+    @property
     def has_suspect(self) -> bool:
         """Whether it works on an image that may kill it, and must get no other."""
-        return any(image.suspect for batch in self.in_hand for image in batch)
+        return any(image.suspect for image in self.images)
 
 
 class Transcoder:
@@ -76,10 +82,16 @@ class Transcoder:
         self._workers: list[_Worker] = []
         self._keepers: set[asyncio.Task[None]] = set()
         self._broken: ResourceError | None = None
+        self._closing = False
 
     async def __aenter__(self) -> Self:
         try:
-            await asyncio.gather(*(self._add_worker() for _ in range(self._processes)))
+            async with asyncio.TaskGroup() as group:
+                for _ in range(self._processes):
+                    group.create_task(self._add_worker())
+        except BaseExceptionGroup as errors:
+            await self._close()
+            raise errors.exceptions[0] from errors
         except BaseException:
             await self._close()
             raise
@@ -157,24 +169,29 @@ class Transcoder:
         keeper = asyncio.create_task(self._keep(worker))
         self._keepers.add(keeper)
         keeper.add_done_callback(self._keepers.discard)
+        if self._closing:
+            worker.writer.transport.abort()
 
     async def _keep(self, worker: _Worker) -> None:
-        """Take a worker's replies until it dies, then replace it."""
-        try:
+        """Take a worker's replies until it ends, then replace it."""
+        with suppress(EOFError, ConnectionError):
             while True:
                 parts = await _read_frame(worker.reader)
                 for image, outcome in zip(worker.in_hand.popleft(), decode_reply(parts), strict=True):
                     _settle(image, outcome)
                 self._dispatch()
-        except (EOFError, ConnectionError):
-            self._workers.remove(worker)
-            status = await _stop(worker)
+        self._workers.remove(worker)
+        status = await _stop(worker)
+        if self._closing:
+            for image in worker.images:
+                image.outcome.cancel()
+        else:
             self._put_back(worker, status)
             await self._replace()
 
     def _put_back(self, worker: _Worker, status: int) -> None:
         """Blame a dead worker's only image, or line up several as suspects."""
-        images = [image for batch in worker.in_hand for image in batch if not image.outcome.done()]
+        images = [image for image in worker.images if not image.outcome.done()]
         if len(images) == 1 and len(worker.in_hand) == 1:
             _settle(
                 images[0],
@@ -198,11 +215,11 @@ class Transcoder:
             self._dispatch()
 
     async def _close(self) -> None:
-        for keeper in self._keepers:
-            keeper.cancel()
-        await asyncio.gather(*self._keepers, return_exceptions=True)
-        await asyncio.gather(*(_stop(worker) for worker in self._workers))
-        self._workers.clear()
+        self._closing = True
+        for worker in self._workers:
+            worker.writer.transport.abort()
+        while self._keepers:
+            await asyncio.gather(*self._keepers)
         for image in self._waiting:
             image.outcome.cancel()
 
@@ -219,51 +236,42 @@ async def _start(orders: bytes) -> _Worker:
         ResourceError: It ended before that.
     """
     ours, theirs = socket.socketpair()
-    with theirs:
-        try:
-            process = await asyncio.to_thread(_spawn, theirs)
-        except OSError as error:
-            ours.close()
-            raise ResourceError(f"cannot start a codec process: {error.strerror}") from error
     reader, writer = await asyncio.open_unix_connection(sock=ours)
-    worker = _Worker(process, reader, writer)
-    writer.writelines(encode_frame([orders]))
     try:
+        with theirs:
+            # A session of its own: Ctrl-C at the terminal is for the parent alone, even while the child starts.
+            process = await asyncio.create_subprocess_exec(
+                *child_command("datafetch.transcode.worker"),
+                stdin=theirs.fileno(),
+                stdout=asyncio.subprocess.DEVNULL,
+                start_new_session=True,
+            )
+    except BaseException as error:
+        writer.transport.abort()
+        if isinstance(error, OSError):
+            raise ResourceError(f"cannot start a codec process: {error.strerror}") from error
+        raise
+    worker = _Worker(process, reader, writer)
+    try:
+        writer.writelines(encode_frame([orders]))
         await _read_frame(reader)
-    except (EOFError, ConnectionError) as error:
+    except BaseException as error:
         status = await _stop(worker)
-        raise ResourceError(
-            f"a codec process ended with status {status} before its first image; "
-            "check that this Python can import PIL.Image and that there is memory for it"
-        ) from error
-    except BaseException:
-        await _stop(worker)
+        if isinstance(error, EOFError | ConnectionError):
+            raise ResourceError(
+                f"a codec process ended with status {status} before its first image; "
+                "check that this Python can import PIL.Image and that there is memory for it"
+            ) from error
         raise
     return worker
 
 
-def _spawn(channel: socket.socket) -> subprocess.Popen[bytes]:
-    # A session of its own: Ctrl-C at the terminal is for the parent alone, even while the child starts.
-    return subprocess.Popen(  # noqa: S603 - our own interpreter and module
-        child_command("datafetch.transcode.worker"),
-        stdin=channel.fileno(),
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-
-
 async def _stop(worker: _Worker) -> int:
-    """Close the channel, which ends the worker, and return its exit status; one that lingers is killed."""
+    """End a worker, whatever it is doing, and return its exit status; nobody waits for its answers any more."""
     worker.writer.transport.abort()
-    return await asyncio.to_thread(_wait, worker.process)
-
-
-def _wait(process: subprocess.Popen[bytes]) -> int:
-    try:
-        return process.wait(_STOP_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        return process.wait()
+    with suppress(ProcessLookupError):
+        worker.process.kill()
+    return await worker.process.wait()
 
 
 async def _read_frame(reader: asyncio.StreamReader) -> list[bytes]:

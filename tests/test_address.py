@@ -1,0 +1,67 @@
+"""Which addresses may be connected to."""
+
+from ipaddress import ip_network
+
+import pytest
+
+from datafetch.fetch.address import AddressGuard, BlockedAddressError
+
+PUBLIC = ["8.8.8.8", "93.184.216.34", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808", "2002:808:808::1"]
+NOT_PUBLIC = [
+    "0.0.0.0",  # noqa: S104 - nobody binds to it here
+    "10.1.2.3",
+    "100.64.0.1",
+    "127.0.0.1",
+    "127.255.255.254",
+    "169.254.169.254",
+    "172.16.0.1",
+    "192.0.0.1",
+    "192.0.2.1",
+    "192.168.1.1",
+    "198.18.0.1",
+    "224.0.0.1",
+    "239.255.255.250",
+    "240.0.0.1",
+    "255.255.255.255",
+    "::",
+    "::1",
+    "::7f00:1",
+    "::ffff:127.0.0.1",
+    "::ffff:10.0.0.1",
+    "64:ff9b::7f00:1",
+    "64:ff9b:1::a00:1",
+    "2002:7f00:1::",
+    "2002:a9fe:a9fe::1",
+    "2001:db8::1",
+    "fc00::1",
+    "fe80::1",
+    "fe80::1%eth0",
+    "ff02::1",
+    "not an address",
+    "",
+]
+
+
+@pytest.mark.parametrize("address", PUBLIC)
+def test_public_addresses_are_permitted(address: str) -> None:
+    """The web is there to be fetched, also through an address that carries a public one."""
+    AddressGuard(()).check(address)
+
+
+@pytest.mark.parametrize("address", NOT_PUBLIC)
+def test_everything_else_is_refused(address: str) -> None:
+    """No form of a private address gets past the guard."""
+    with pytest.raises(BlockedAddressError):
+        AddressGuard(()).check(address)
+
+
+@pytest.mark.parametrize("address", ["10.1.2.3", "::ffff:10.1.2.3", "64:ff9b::a01:203"])
+def test_a_named_network_is_permitted_in_every_form(address: str) -> None:
+    """Who allows 10.0.0.0/8 allows it however it is written."""
+    assert AddressGuard([ip_network("10.0.0.0/8")]).permits(address)
+
+
+@pytest.mark.parametrize("address", ["11.0.0.1", "127.0.0.1", "10.1.2.3"])
+def test_a_named_network_opens_nothing_else(address: str) -> None:
+    """Allowing one private block leaves the others shut."""
+    assert AddressGuard([ip_network("10.9.0.0/16")]).permits(address) == (address == "11.0.0.1")

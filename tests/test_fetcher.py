@@ -1,0 +1,249 @@
+"""The fetcher against a real server: what can be had is had, and everything else has its one reason."""
+
+import asyncio
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+from conftest import LOOPBACK
+
+from datafetch.demo.origin import BEHAVIOURS, Origin
+from datafetch.errors import ConfigurationError, ResourceError
+from datafetch.fetch import Fetcher, FetchPolicy
+from datafetch.fetch.classify import classify
+from datafetch.fetch.limiter import affordable_connections
+from datafetch.model import Body, Failure, FailureKind
+
+# Short, so that the tests are; the figures themselves don't matter.
+QUICK = FetchPolicy(allow_net=LOOPBACK, timeout_s=1.5, backoff_s=0.01, retries=2, max_body_bytes=1 << 20)
+# What a request alone can show; the rest is for the codec to find.
+ARRIVES = {FailureKind.NOT_AN_IMAGE, FailureKind.TRUNCATED, None}
+MAY_PASS = {FailureKind.DISCONNECTED, FailureKind.EMPTY, FailureKind.TIMEOUT}
+
+Pictures = tuple[Path, list[str]]
+
+
+@pytest.fixture
+def unique() -> Iterator[str]:
+    """Something no other test puts into a URL, so that the origin's counts are this test's own."""
+    return iter(lambda: os.urandom(8).hex(), "")
+
+
+@pytest.mark.parametrize("behaviour", sorted(BEHAVIOURS))
+async def test_each_misbehaviour_is_one_failure_kind(
+    origin: Origin, pictures: Pictures, behaviour: str, unique: Iterator[str]
+) -> None:
+    """Every behaviour of the origin ends as its table says, after as many attempts as make sense."""
+    folder, names = pictures
+    url = origin.url(behaviour, names[0], next(unique))
+    async with Fetcher(QUICK) as fetch:
+        fetched = await fetch(url)
+    expected = BEHAVIOURS[behaviour].expected
+    if expected in ARRIVES:
+        assert isinstance(fetched, Body), fetched
+        assert fetched.attempts == (2 if behaviour == "flaky" else 1)
+        if expected is None:
+            assert fetched.content == (folder / names[0]).read_bytes()
+            assert fetched.final_url == url.replace("/moved/", "/well/")
+    else:
+        assert isinstance(fetched, Failure), fetched
+        assert fetched.kind is expected, fetched
+        assert fetched.attempts == (3 if expected in MAY_PASS or behaviour == "broken" else 1)
+        assert fetched.detail
+
+
+@pytest.mark.parametrize(
+    ("url", "kind"),
+    [
+        ("", FailureKind.BAD_URL),
+        ("cat.jpg", FailureKind.BAD_URL),
+        ("http://", FailureKind.BAD_URL),
+        ("http://[", FailureKind.BAD_URL),
+        ("http://example.org:99999/", FailureKind.BAD_URL),
+        ("ftp://example.org/cat.jpg", FailureKind.BAD_URL),
+        ("file:///etc/passwd", FailureKind.BAD_URL),
+        ("javascript:alert(1)", FailureKind.BAD_URL),
+        ("data:image/png;base64,AAAA", FailureKind.BAD_URL),
+        (f"http://{'a' * 70}.example/", FailureKind.DNS_NOT_FOUND),
+        ("http://10.1.2.3/cat.jpg", FailureKind.BLOCKED_ADDRESS),
+        ("http://169.254.169.254/latest/meta-data/", FailureKind.BLOCKED_ADDRESS),
+        ("http://[::1]/", FailureKind.BLOCKED_ADDRESS),
+        ("http://[::ffff:10.0.0.1]/", FailureKind.BLOCKED_ADDRESS),
+        ("https://0.0.0.0/", FailureKind.BLOCKED_ADDRESS),
+        ("http://127.0.0.1:1/", FailureKind.CONNECT),
+    ],
+)
+async def test_urls_that_lead_nowhere(url: str, kind: FailureKind) -> None:
+    """A URL that can't or mustn't be asked is a failure like any other, and nothing is raised."""
+    async with Fetcher(FetchPolicy(allow_net=LOOPBACK, retries=0)) as fetch:
+        fetched = await fetch(url)
+    assert isinstance(fetched, Failure)
+    assert fetched.kind is kind, fetched
+
+
+async def test_loopback_is_refused_unless_it_is_named(origin: Origin, pictures: Pictures) -> None:
+    """Without ``allow_net`` not even a request is sent."""
+    before = await asyncio.to_thread(origin.requests)
+    async with Fetcher(FetchPolicy()) as fetch:
+        fetched = await fetch(origin.url("well", pictures[1][0]))
+    assert isinstance(fetched, Failure)
+    assert fetched.kind is FailureKind.BLOCKED_ADDRESS
+    assert await asyncio.to_thread(origin.requests) == before
+
+
+async def test_what_may_pass_is_tried_again_and_nothing_else(
+    origin: Origin, pictures: Pictures, unique: Iterator[str]
+) -> None:
+    """The server sees as many requests as the failure's kind deserves."""
+    missing, broken, flaky = (
+        origin.url(behaviour, pictures[1][0], next(unique)) for behaviour in ("missing", "broken", "flaky")
+    )
+    async with Fetcher(QUICK) as fetch:
+        await asyncio.gather(fetch(missing), fetch(broken), fetch(flaky))
+        assert fetch.statistics().requests == 1 + 3 + 2
+    counts = await asyncio.to_thread(origin.requests)
+    assert [counts["/" + url.split("/", 3)[3]] for url in (missing, broken, flaky)] == [1, 3, 2]
+
+
+async def test_queueing_does_not_count_against_the_host(origin: Origin, pictures: Pictures) -> None:
+    """Three slow answers through one connection take longer than the timeout, and all arrive."""
+    policy = FetchPolicy(allow_net=LOOPBACK, connections=1, timeout_s=2.0, retries=0)
+    async with Fetcher(policy) as fetch:
+        fetched = await asyncio.gather(*(fetch(origin.url("slow", pictures[1][0], number)) for number in range(3)))
+    assert all(isinstance(one, Body) for one in fetched)
+    assert sum(one.fetch_ms for one in fetched) > 2000
+
+
+async def test_a_retry_waits_without_a_place(origin: Origin, pictures: Pictures) -> None:
+    """While one image waits for its second attempt, the only place goes to the others."""
+    policy = FetchPolicy(allow_net=LOOPBACK, connections=1, backoff_s=30.0, retries=1)
+    async with Fetcher(policy) as fetch:
+        waiting = asyncio.create_task(fetch(origin.url("flaky", pictures[1][0], "waits")))
+        while fetch.statistics().requests < 1:
+            await asyncio.sleep(0)
+        others = await asyncio.gather(*(fetch(origin.url("well", name)) for name in pictures[1]))
+        assert all(isinstance(one, Body) for one in others)
+        assert not waiting.done()
+        waiting.cancel()
+
+
+async def test_the_server_loses_the_connection_of_a_body_that_is_too_large(
+    pictures: Pictures,
+) -> None:
+    """Refusing a body means dropping the connection, not reading on."""
+    lost = asyncio.Event()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n")
+        try:
+            while True:
+                writer.write(b"." * 65536)
+                await writer.drain()
+        except ConnectionError:
+            lost.set()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with Fetcher(QUICK) as fetch, asyncio.timeout(5):
+            fetched = await fetch(f"http://127.0.0.1:{port}/")
+            await lost.wait()
+    assert isinstance(fetched, Failure)
+    assert fetched.kind is FailureKind.TOO_LARGE
+
+
+async def test_idle_connections_are_few(pictures: Pictures) -> None:
+    """After 300 hosts were asked once each, no more than the bound of connections stays open."""
+    open_now = 0
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal open_now
+        open_now += 1
+        try:
+            while True:
+                await reader.readuntil(b"\r\n\r\n")
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n.")
+        except asyncio.IncompleteReadError:
+            open_now -= 1
+            writer.close()
+
+    async with await asyncio.start_server(answer, "0.0.0.0", 0, backlog=512) as server:  # noqa: S104 - 127.0.0.0/8
+        port = server.sockets[0].getsockname()[1]
+        async with Fetcher(QUICK) as fetch:
+            urls = [f"http://127.0.{number // 250}.{number % 250 + 1}:{port}/" for number in range(300)]
+            fetched = await asyncio.gather(*(fetch(url) for url in urls))
+            assert all(isinstance(one, Body) for one in fetched)
+            await fetch(urls[0])
+            assert 0 < open_now <= 130
+
+
+async def test_who_we_are_and_what_we_want() -> None:
+    """The request names the project, the operator's contact, and asks for an image as it is; there are no cookies."""
+    heads: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            heads.append(await reader.readuntil(b"\r\n\r\n"))
+            writer.write(b"HTTP/1.1 200 OK\r\nSet-Cookie: a=b\r\nContent-Length: 1\r\n\r\n.")
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with Fetcher(FetchPolicy(allow_net=LOOPBACK, contact="someone@example.org")) as fetch:
+            for _ in range(2):
+                await fetch(f"http://127.0.0.1:{port}/cat.jpg")
+    for head in heads:
+        assert b"\r\nUser-Agent: datafetch/" in head
+        assert b"(+https://" in head
+        assert b"; someone@example.org)" in head
+        assert b"\r\nAccept: image/*\r\n" in head
+        assert b"\r\nAccept-Encoding: identity\r\n" in head
+        assert b"Cookie" not in head
+
+
+async def test_leaving_ends_every_request(origin: Origin, pictures: Pictures) -> None:
+    """A cancelled fetch leaves no request open."""
+    async with Fetcher(QUICK) as fetch:
+        stuck = asyncio.create_task(fetch(origin.url("stuck", pictures[1][0])))
+        while not fetch.statistics().open:
+            await asyncio.sleep(0)
+        stuck.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await stuck
+        assert fetch.statistics().open == 0
+
+
+def test_descriptors_that_run_out_are_our_fault() -> None:
+    """EMFILE stops the run; it never becomes an image's failure."""
+    error = OSError(24, "Too many open files")
+    key: object = aiohttp.client_reqrep.ConnectionKey("example.org", 80, False, True, None, None, None)
+    with pytest.raises(ResourceError, match="ulimit"):
+        classify(aiohttp.ClientConnectorError(key, error))  # type: ignore[arg-type]
+
+
+def test_connections_fit_the_descriptors() -> None:
+    """No more connections are used than this process has descriptors for."""
+    assert affordable_connections(8) == 8
+    assert affordable_connections(10**9) < 10**9
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"connections": 0},
+        {"retries": -1},
+        {"retries": 101},
+        {"timeout_s": 0},
+        {"max_body_bytes": 0},
+        {"allow_net": ("127.0.0.1/33",)},
+        {"nameservers": ("ns.example.org",)},
+        {"nameservers": ("1.2.3",)},
+        {"contact": "me\r\nX-Evil: 1"},
+    ],
+)
+def test_a_policy_that_cannot_work_is_refused(wrong: dict[str, object]) -> None:
+    """The operator hears of it before anything is fetched."""
+    with pytest.raises(ConfigurationError):
+        FetchPolicy(**wrong)  # type: ignore[arg-type]

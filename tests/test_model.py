@@ -1,0 +1,82 @@
+"""The words of the project as values."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from datafetch.model import OK, Body, Encoded, Failure, FailureKind, LedgerLine, Outcome, Report, Sample, Totals
+
+ENCODED = Encoded(b"jpeg", 4, 3, "PNG", "ab12")
+MAY_PASS = {"dns_failed", "connect", "timeout", "disconnected", "empty", "host_down", "truncated"}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FailureKind if kind is not FailureKind.HTTP_STATUS])
+def test_what_may_pass_is_a_property_of_the_kind(kind: FailureKind) -> None:
+    """The contract's column "may pass?" holds for every kind."""
+    assert Failure(kind).may_pass == (kind.value in MAY_PASS)
+
+
+@pytest.mark.parametrize("status", range(201, 600))
+def test_of_the_statuses_only_the_servers_passing_ones_may_pass(status: int) -> None:
+    """A refusal is final; overload, timeouts and server errors may pass."""
+    may_pass = status in {408, 425, 429, 500, 502, 503, 504}
+    assert Failure(FailureKind.HTTP_STATUS, status=status).may_pass == may_pass
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        ENCODED,
+        Failure(FailureKind.TRUNCATED, "cut", 200, 2, "http://example.org/b.jpg", 12.5, "ab12"),
+    ],
+)
+def test_a_ledger_line_keeps_the_outcome(sample: Sample, outcome: Outcome) -> None:
+    """What the ledger says of an image that was received is all that its outcome says."""
+    body = Body(b"body!", "http://example.org/b.jpg", 2, 12.5)
+    line = LedgerLine.of(sample, 0, body, outcome)
+    assert line.to_outcome(b"jpeg" if outcome is ENCODED else b"") == outcome
+    assert (line.body_bytes, line.status, line.attempts, line.fetch_ms) == (5, 200, 2, 12.5)
+
+
+def test_a_ledger_line_of_a_failed_fetch_has_no_size(sample: Sample) -> None:
+    """Nothing arrived, so there are no bytes, pixels or hash to speak of."""
+    failure = Failure(FailureKind.HTTP_STATUS, "HTTP 404", 404, 1, "http://example.org/cat.jpg", 3.0)
+    line = LedgerLine.of(sample, 0, failure, failure)
+    assert (line.outcome, line.status, line.body_bytes, line.width, line.height, line.sha256) == (
+        "http_status",
+        404,
+        0,
+        None,
+        None,
+        "",
+    )
+    assert line.to_outcome(b"") == failure
+
+
+OUTCOMES = st.dictionaries(st.sampled_from([OK, *(kind.value for kind in FailureKind)]), st.integers(1, 10**9))
+
+
+@given(st.lists(st.builds(Totals, st.integers(0, 10**9), st.integers(0, 10**9), OUTCOMES, st.integers(0, 10**12))))
+def test_books_add_up(parts: list[Totals]) -> None:
+    """Nothing is lost when the books of shards are added up, in sum and in the summary."""
+    total = Totals.sum(parts)
+    assert total.images == sum(part.images for part in parts)
+    assert total.ok + total.failed == total.images
+    report = Report(
+        dataset="coyo",
+        out="out",
+        totals=total,
+        shards=len(parts),
+        reused=0,
+        fetched_bytes=0,
+        written_bytes=0,
+        requests=0,
+        elapsed_s=1.0,
+    )
+    summary = report.summary()
+    images, samples = summary["images"], summary["samples"]
+    assert isinstance(images, dict)
+    assert isinstance(samples, dict)
+    assert images["ok"] + images["failed"] == images["total"]
+    assert sum(images["by_kind"].values()) == images["failed"]
+    assert samples["rows"] + samples["dropped"] == samples["total"]

@@ -174,7 +174,8 @@ async def _claimed(state: State, job: Job, manifest: Manifest, spec: ImageSpec) 
     # One thread takes the lock and maybe another gives it back; it dies with the process in any case.
     lock = filelock.FileLock(state.lock, timeout=0, thread_local=False)
     try:
-        await asyncio.to_thread(_claim, state, lock, job, _identity(job, manifest, spec))
+        identity = await asyncio.to_thread(_identity, job, manifest, spec)
+        await asyncio.to_thread(_claim, state, lock, job, identity)
         yield
     except OSError as error:
         raise ResourceError.of_disk(error, f"write beside {state.out}") from error

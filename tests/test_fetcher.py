@@ -116,11 +116,13 @@ async def test_queueing_does_not_count_against_the_host(origin: Origin, pictures
     assert sum(one.fetch_ms for one in fetched) > 2000
 
 
-async def test_a_retry_waits_without_a_place(origin: Origin, pictures: Pictures) -> None:
+async def test_a_retry_waits_without_a_place(
+    origin: Origin, pictures: Pictures, unique: Iterator[str]
+) -> None:
     """While one image waits for its second attempt, the only place goes to the others."""
     policy = FetchPolicy(allow_net=LOOPBACK, connections=1, backoff_s=30.0, retries=1)
     async with Fetcher(policy) as fetch:
-        waiting = asyncio.create_task(fetch(origin.url("flaky", pictures[1][0], "waits")))
+        waiting = asyncio.create_task(fetch(origin.url("flaky", pictures[1][0], next(unique))))
         while fetch.statistics().requests < 1:
             await asyncio.sleep(0)
         others = await asyncio.gather(*(fetch(origin.url("well", name)) for name in pictures[1]))

@@ -1,0 +1,123 @@
+"""A finished shard becomes the trainer's files, whole or not at all."""
+
+import asyncio
+import pickle
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from test_spool import make_end, make_outcome, make_sample
+
+from datafetch.commit import Commit, commit_in_process, commit_shard
+from datafetch.datasets import find_dataset
+from datafetch.errors import ConfigurationError, ConservationError, ResourceError
+from datafetch.ledger import SCHEMA, read_keys, read_totals
+from datafetch.model import Failure, FailureKind, Outcome, Sample
+from datafetch.spool import Spool
+from datafetch.state import State
+
+COYO = find_dataset("coyo")
+GONE = Failure(FailureKind.HTTP_STATUS, "HTTP 404", 404, 1, "http://example.org/")
+
+
+def coyo_sample(position: int) -> Sample:
+    """A sample of COYO."""
+    row = {"id": 100 + position, "url": f"http://example.org/{position}", "text": "猫", "clip_sim": 0.75}
+    return replace(make_sample(position), key=str(100 + position), row=row)
+
+
+def spool(state: State, outcomes: Sequence[Outcome], shard: str = "part-00000") -> Commit:
+    """Spool samples that ended like this, last first, and say how to commit them."""
+
+    async def write() -> None:
+        spool = await Spool.open(state.spool(shard))
+        for position in reversed(range(len(outcomes))):
+            sample = coyo_sample(position)
+            await spool.append(make_end(sample, 0, outcomes[position]), sample)
+        await spool.close()
+
+    asyncio.run(write())
+    return Commit(COYO, state, shard, len(outcomes))
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> State:
+    """An output that is not there yet."""
+    return State(tmp_path / "out")
+
+
+def test_a_commit_leaves_rows_and_ledger(state: State) -> None:
+    """Rows in manifest order, one ledger line an image, nothing else in the data folder, and books that balance."""
+    outcomes = [make_outcome(number) for number in range(30)]
+    totals = commit_shard(spool(state, outcomes))
+    assert sorted(path.name for path in state.out.iterdir()) == ["part-00000.count", "part-00000.pkl"]
+    rows = pickle.loads((state.out / "part-00000.pkl").read_bytes())
+    assert [row["id"] for row in rows] == [100 + number for number in range(30) if number % 3 != 2]
+    assert (totals.samples, totals.rows, totals.outcomes) == (30, 20, {"ok": 20, "timeout": 10})
+    assert totals.written_bytes == sum(path.stat().st_size for path in state.out.iterdir())
+    table = pq.read_table(state.ledger("part-00000"))
+    assert table.schema.remove_metadata() == SCHEMA
+    assert table.column("sample").to_pylist() == list(range(30))
+    assert set(table.column("shard").to_pylist()) == {"part-00000"}
+    assert table.column("outcome").to_pylist() == ["timeout" if number % 3 == 2 else "ok" for number in range(30)]
+    assert read_totals(state.ledger("part-00000")) == totals
+    assert list(read_keys(state.ledger("part-00000"))) == [str(100 + number) for number in range(30)]
+    assert not list(state.unpublished.iterdir())
+
+
+def test_the_same_outcomes_give_the_same_bytes(state: State) -> None:
+    """Committing again, as after a crash, changes nothing."""
+    commit = spool(state, [make_outcome(number) for number in range(30)])
+    commit_shard(commit)
+    files = sorted([*state.out.iterdir(), state.ledger("part-00000")])
+    before = [path.read_bytes() for path in files]
+    commit_shard(commit)
+    assert [path.read_bytes() for path in files] == before
+
+
+def test_a_shard_without_rows_leaves_only_its_ledger(state: State) -> None:
+    """The trainer would count an empty pickle as a shard."""
+    totals = commit_shard(spool(state, [GONE] * 3))
+    assert list(state.out.iterdir()) == []
+    assert (totals.samples, totals.rows, totals.failed, totals.written_bytes) == (3, 0, 3, 0)
+    assert read_totals(state.ledger("part-00000")) == totals
+
+
+@pytest.mark.parametrize("samples", [2, 4])
+def test_books_that_do_not_balance_publish_nothing(state: State, samples: int) -> None:
+    """A sample too few or too many stops the commit before anything is seen."""
+    commit = replace(spool(state, [GONE, make_outcome(0), make_outcome(1)]), samples=samples)
+    with pytest.raises(ConservationError, match="part-00000"):
+        commit_shard(commit)
+    assert list(state.out.iterdir()) == []
+    assert list(state.ledgers.iterdir()) == []
+
+
+def test_a_data_folder_that_cannot_be_written_is_our_fault(state: State) -> None:
+    """The run stops with a word on what to do, and the spool is still there."""
+    commit = spool(state, [make_outcome(0)])
+    state.out.write_text("in the way")
+    with pytest.raises(ResourceError, match="run the same command again"):
+        commit_shard(commit)
+    assert state.spool("part-00000").exists()
+
+
+async def test_in_a_process_of_its_own(state: State) -> None:
+    """The process answers with the books, or with the error that it met."""
+    commit = await asyncio.to_thread(lambda: asyncio.run(asyncio.to_thread(spool, state, [make_outcome(0), GONE])))
+    totals = await commit_in_process(commit)
+    assert (totals.samples, totals.rows, totals.failed) == (2, 1, 1)
+    with pytest.raises(ConservationError, match="part-00000"):
+        await commit_in_process(replace(commit, samples=3))
+    with pytest.raises(ResourceError, match="run the same command again"):
+        await commit_in_process(replace(commit, shard="part-00009"))
+
+
+def test_a_ledger_that_is_none_is_refused(tmp_path: Path) -> None:
+    """A foreign file in the ledger folder is named."""
+    path = tmp_path / "part-00000.parquet"
+    path.write_bytes(b"something else")
+    with pytest.raises(ConfigurationError, match="--fresh"):
+        read_totals(path)

@@ -1,0 +1,145 @@
+"""COYO: which rows, in which order, as what."""
+
+import base64
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datafetch.datasets import find_dataset
+from datafetch.datasets.coyo import Coyo
+from datafetch.errors import ConfigurationError, ManifestError
+from datafetch.model import Encoded, Failure, FailureKind, Outcome, Record, Sample, Selection
+
+COYO = Coyo()
+
+
+def write(path: Path, ids: list[int | None], similarities: list[float] | None = None) -> None:
+    """A COYO-shaped file with these ids; the url tells the row."""
+    half = pa.array([similarity / 2 for similarity in similarities or [0.8] * len(ids)], pa.float32())
+    table = pa.table(
+        {
+            "id": pa.array(ids, pa.int64()),
+            "url": pa.array([f"http://example.org/{row}.jpg" for row in range(len(ids))], pa.string()),
+            "text": pa.array([f"text {row}" for row in range(len(ids))], pa.string()),
+            "clip_similarity_vitb32": half,
+            "clip_similarity_vitl14": half,
+        }
+    )
+    pq.write_table(table, path, row_group_size=3)
+
+
+def write_ids(path: Path, ids: list[int]) -> Path:
+    """An id list."""
+    path.write_text("".join(f"{number}\n" for number in ids))
+    return path
+
+
+def test_the_ids_that_are_asked_for(tmp_path: Path) -> None:
+    """Of every file the rows with a wanted id, in the file's order; ids listed twice or in no file are counted."""
+    write(tmp_path / "part-00000-17da.snappy.parquet", [30, 10, 20, 50])
+    write(tmp_path / "part-00001-17da.snappy.parquet", [70, 60])
+    manifest = COYO.bind(tmp_path, write_ids(tmp_path / "ids", [60, 10, 99, 30, 10, 60]))
+    shards = manifest.shards()
+    assert [(shard.name, shard.manifest_rows) for shard in shards] == [("part-00000", 4), ("part-00001", 2)]
+    samples = [list(manifest.samples(shard)) for shard in shards]
+    assert [[sample.key for sample in part] for part in samples] == [["30", "10"], ["60"]]
+    assert [[sample.position for sample in part] for part in samples] == [[0, 1], [0]]
+    assert samples[0][1] == Sample(
+        1,
+        "10",
+        ("http://example.org/1.jpg",),
+        {"id": 10, "url": "http://example.org/1.jpg", "text": "text 1", "clip_sim": float(np.float32(0.8))},
+    )
+    assert manifest.expected_samples() == 4
+    assert manifest.selection(["30", "10", "60"]) == Selection(wanted=4, duplicates=2, not_found=1)
+
+
+def test_of_rows_that_share_an_id_the_first(tmp_path: Path) -> None:
+    """Keys are unique in a shard, whatever the file repeats and wherever."""
+    write(tmp_path / "a.parquet", [5, 7, 5, 5, 6, 7, 5])
+    manifest = COYO.bind(tmp_path, write_ids(tmp_path / "ids", [5, 7]))
+    samples = list(manifest.samples(manifest.shards()[0]))
+    assert [(sample.key, sample.urls[0]) for sample in samples] == [
+        ("5", "http://example.org/0.jpg"),
+        ("7", "http://example.org/1.jpg"),
+    ]
+
+
+def test_without_ids_the_published_choice(tmp_path: Path) -> None:
+    """The fifth of the file's rows with the highest similarity, in the file's order."""
+    similarities = [0.61, 0.9, 0.5, 0.7, 0.8, 0.62, 0.63, 0.1, 0.2, 0.3]
+    write(tmp_path / "a.parquet", list(range(10)), similarities)
+    manifest = COYO.bind(tmp_path, None)
+    assert [sample.key for sample in manifest.samples(manifest.shards()[0])] == ["1", "4"]
+    assert manifest.expected_samples() is None
+    assert manifest.selection([]) is None
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(50, 70), max_size=60))
+def test_the_published_choice_for_any_similarities(
+    tmp_path_factory: pytest.TempPathFactory, hundredths: list[int]
+) -> None:
+    """Never a row at or under 0.6, never more than a fifth, and none better is left out."""
+    folder = tmp_path_factory.mktemp("coyo")
+    similarities = [number / 100 for number in hundredths]
+    write(folder / "a.parquet", list(range(len(similarities))), similarities)
+    manifest = COYO.bind(folder, None)
+    samples = manifest.samples(manifest.shards()[0])
+    chosen = [int(sample.key) for sample in samples]
+    above = [row for row, number in enumerate(similarities) if np.float32(number / 2) * 2 > np.float32(0.6)]
+    assert len(samples) == len(chosen) == min(len(above), int(len(similarities) * 0.2))
+    assert chosen == sorted(set(chosen))
+    assert set(chosen) <= set(above)
+    left_out = [similarities[row] for row in set(above) - set(chosen)]
+    assert not chosen or not left_out or min(similarities[row] for row in chosen) >= max(left_out)
+
+
+def test_files_with_other_names_are_numbered(tmp_path: Path) -> None:
+    """Shards get names that sort as the manifest does, whatever the files are called."""
+    for name in ("b.parquet", "a.parquet"):
+        write(tmp_path / name, [1])
+    manifest = COYO.bind(tmp_path, None)
+    assert [(shard.name, shard.source.name) for shard in manifest.shards()] == [
+        ("part-00000", "a.parquet"),
+        ("part-00001", "b.parquet"),
+    ]
+
+
+def test_a_row_without_an_id_is_refused(tmp_path: Path) -> None:
+    """Without an id a row can't be told from another."""
+    write(tmp_path / "a.parquet", [1, None])
+    manifest = COYO.bind(tmp_path, write_ids(tmp_path / "ids", [1]))
+    with pytest.raises(ManifestError, match=r"a\.parquet: column id is empty"):
+        manifest.samples(manifest.shards()[0])
+
+
+@pytest.mark.parametrize(
+    ("text", "outcome", "is_kept"),
+    [
+        ("a cat", Encoded(b"jpeg", 1, 1, "PNG"), True),
+        ("", Encoded(b"jpeg", 1, 1, "PNG"), True),
+        (None, Encoded(b"jpeg", 1, 1, "PNG"), False),
+        ("a cat", Failure(FailureKind.TIMEOUT), False),
+        (None, Failure(FailureKind.TIMEOUT), False),
+    ],
+)
+def test_a_row_is_what_the_loader_reads(text: str | None, outcome: Outcome, is_kept: bool) -> None:
+    """A row has the pair's facts and the JPEG as base64 text; a pair without image or text is dropped."""
+    metadata = {"id": 17, "url": "http://example.org/", "text": text, "clip_sim": 0.7}
+    row = COYO.to_row(Record(Sample(0, "17", ("http://example.org/",), metadata), (outcome,)))
+    assert row == ({**metadata, "image": base64.b64encode(b"jpeg").decode()} if is_kept else None)
+
+
+def test_the_registry() -> None:
+    """Datasets are found by name, pickle, and an unknown one is told with the names there are."""
+    dataset = find_dataset("coyo")
+    assert pickle.loads(pickle.dumps(dataset)) == dataset
+    with pytest.raises(ConfigurationError, match="coyo"):
+        find_dataset("imagenet")

@@ -1,0 +1,357 @@
+"""The whole route, over real HTTP, to the files that the trainer loads."""
+
+import asyncio
+import base64
+import pickle
+from collections import Counter
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import LOOPBACK
+from test_codec import encoded, recipe
+
+from datafetch import Job, Report, fetch_dataset, run
+from datafetch.demo.manifest import CoyoSource, write_coyo_source
+from datafetch.demo.origin import Origin
+from datafetch.demo.pictures import paint
+from datafetch.errors import ConfigurationError, ManifestError, ResourceError
+from datafetch.fetch import FetchPolicy
+from datafetch.pipeline import Statistics
+from datafetch.state import State
+from datafetch.transcode import ImageSpec
+
+POLICY = FetchPolicy(allow_net=LOOPBACK, backoff_s=0.01, connections=64)
+Pictures = tuple[Path, list[str]]
+_numbers = count()
+
+
+@pytest.fixture
+def urls(origin: Origin, pictures: Pictures) -> list[str]:
+    """URLs of all pictures, that no other test asks for."""
+    run_number = next(_numbers)
+    return [origin.url("well", name, f"{run_number}-{place}") for place, name in enumerate(pictures[1])]
+
+
+@pytest.fixture
+def source(tmp_path: Path, urls: list[str]) -> CoyoSource:
+    """A manifest of two files in which these URLs are wanted."""
+    return write_coyo_source(tmp_path / "source", urls, files=2, rows=500)
+
+
+@pytest.fixture
+def job(tmp_path: Path, source: CoyoSource) -> Job:
+    """A job for it."""
+    return Job(
+        dataset="coyo",
+        source=str(source.folder),
+        ids=str(source.ids),
+        out=str(tmp_path / "data" / "out"),
+        fetch=POLICY,
+        processes=2,
+    )
+
+
+def read_rows(job: Job) -> list[dict[str, Any]]:
+    """All rows, shard by shard, as the trainer's loader reads them."""
+    rows = []
+    for path in sorted(Path(job.out).glob("*.pkl")):
+        shard = pickle.loads(path.read_bytes())
+        assert int(path.with_suffix(".count").read_text().strip()) == len(shard)
+        rows += shard
+    return rows
+
+
+def read_ledger(job: Job) -> list[dict[str, Any]]:
+    """All lines of the ledger."""
+    paths = sorted(State(Path(job.out)).ledgers.glob("*.parquet"))
+    return [line for path in paths for line in pq.read_table(path).to_pylist()]
+
+
+def files_of(job: Job) -> dict[str, bytes]:
+    """What the trainer sees."""
+    return {path.name: path.read_bytes() for path in sorted(Path(job.out).iterdir())}
+
+
+def test_byte_for_byte_in_manifest_order(
+    tmp_path: Path, origin: Origin, pictures: Pictures, job: Job, source: CoyoSource
+) -> None:
+    """Over 200 images of all formats come out in manifest order, each as the recipe's snippet makes it."""
+    folder, names = pictures
+    urls = [origin.url("well", names[number % len(names)], f"bytes-{number}") for number in range(220)]
+    source = write_coyo_source(tmp_path / "more", urls, files=3, rows=1000)
+    report = run(replace(job, source=str(source.folder), ids=str(source.ids)))
+    rows = read_rows(job)
+    assert [row["id"] for row in rows] == list(source.urls)
+    assert [row["url"] for row in rows] == list(source.urls.values())
+    for row in rows:
+        body = (folder / row["url"].rsplit("/", 1)[1].partition("?")[0]).read_bytes()
+        assert base64.b64decode(row["image"]) == recipe(body, 336)
+        assert sorted(row) == ["clip_sim", "id", "image", "text", "url"]
+    assert (report.totals.samples, report.totals.rows, report.shards) == (220, 220, 3)
+    assert len({Path(name).suffix for name in names}) == 4
+
+
+def test_a_perfect_server_and_a_thousand_connections(tmp_path: Path) -> None:
+    """4,000 images through 1,024 connections: not one fails, and all are in their place."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    for number in range(50):
+        (folder / f"{number}.jpg").write_bytes(encoded(paint((48, 36), number), "JPEG"))
+    with Origin(folder) as origin:
+        urls = [origin.url("well", f"{number % 50}.jpg", number) for number in range(4000)]
+        source = write_coyo_source(tmp_path / "source", urls, files=2)
+        job = Job(
+            dataset="coyo",
+            source=str(source.folder),
+            ids=str(source.ids),
+            out=str(tmp_path / "out"),
+            fetch=FetchPolicy(connections=1024, allow_net=LOOPBACK, retries=0),
+            processes=2,
+        )
+        report = run(job)
+        requests = origin.requests()
+    assert report.totals.outcomes == {"ok": 4000}
+    assert report.requests == 4000
+    assert set(requests.values()) == {1}
+    assert [row["id"] for row in read_rows(job)] == list(source.urls)
+
+
+def test_every_image_ends_in_one_outcome(tmp_path: Path, origin: Origin, pictures: Pictures, job: Job) -> None:
+    """With every misbehaviour in the mix the books balance, and the ledger names each reason."""
+    behaviours = ["well", "flaky", "slow", "moved", "missing", "broken", "truncated", "cut", "reset", "html", "empty"]
+    jpegs = [name for name in pictures[1] if name.endswith(".jpg")]
+    urls = [
+        origin.url(behaviour, jpegs[number], f"one-outcome-{number}")
+        for number in range(6)
+        for behaviour in behaviours
+    ]
+    source = write_coyo_source(tmp_path / "mix", urls)
+    job = replace(job, source=str(source.folder), ids=str(source.ids))
+    report = run(job)
+    ledger = read_ledger(job)
+    assert [line["url"] for line in ledger] == urls
+    assert [line["sample"] for line in ledger] == list(range(len(urls)))
+    assert [line["key"] for line in ledger] == [str(number) for number in source.urls]
+    seen = {(line["url"].split("/")[3], line["outcome"], line["attempts"]) for line in ledger}
+    assert seen == {
+        ("well", "ok", 1),
+        ("flaky", "ok", 2),
+        ("slow", "ok", 1),
+        ("moved", "ok", 1),
+        ("missing", "http_status", 1),
+        ("broken", "http_status", 3),
+        ("truncated", "truncated", 2),
+        ("cut", "disconnected", 3),
+        ("reset", "disconnected", 3),
+        ("html", "not_an_image", 1),
+        ("empty", "empty", 3),
+    }
+    assert report.totals.ok == 4 * 6
+    assert report.totals.outcomes == Counter(line["outcome"] for line in ledger)
+    assert report.requests == sum(line["attempts"] for line in ledger)
+    assert len(read_rows(job)) == report.totals.rows == report.totals.ok
+
+
+def test_a_second_run_asks_for_nothing(job: Job, origin: Origin) -> None:
+    """What is published is neither fetched nor touched again, and the report says that it is there."""
+    first = run(job)
+    before, requests = files_of(job), origin.requests()
+    second = run(job)
+    assert origin.requests() == requests
+    assert files_of(job) == before
+    assert second.totals == first.totals
+    assert second.selection == first.selection
+    assert (second.requests, second.reused, second.written_bytes) == (0, first.totals.ok, 0)
+    assert second.images_per_s == 0
+
+
+def test_a_shard_whose_file_is_gone_is_made_again(job: Job) -> None:
+    """A ledger alone is no shard."""
+    run(job)
+    before = files_of(job)
+    (Path(job.out) / "part-00001.pkl").unlink()
+    report = run(job)
+    assert files_of(job) == before
+    assert 0 < report.reused < report.totals.ok
+
+
+def test_processes_and_connections_do_not_change_a_byte(tmp_path: Path, job: Job) -> None:
+    """The same outcomes give the same files, however they were come by."""
+    run(job)
+    other = replace(job, out=str(tmp_path / "other"), processes=1, fetch=replace(POLICY, connections=3))
+    run(other)
+    assert files_of(other) == files_of(job)
+
+
+async def test_on_the_callers_loop(job: Job) -> None:
+    """The library works inside a loop that somebody else runs, and tells a watcher how it stands."""
+    seen: list[Statistics] = []
+
+    async def watch(ask: Any) -> None:
+        while True:
+            seen.append(ask())
+            await asyncio.sleep(0.01)
+
+    report = await fetch_dataset(job, watch)
+    assert report.totals.ok == 66
+    assert seen[-1].expected_images == 66 + 5
+    assert all(before.ok <= after.ok for before, after in zip(seen, seen[1:], strict=False))
+
+
+def test_a_limit_takes_the_first_samples(job: Job, source: CoyoSource) -> None:
+    """Over shards, and again on the second run."""
+    limited = replace(job, limit=40)
+    report = run(limited)
+    assert [row["id"] for row in read_rows(limited)] == list(source.urls)[:40]
+    assert report.selection is not None
+    assert report.selection.not_found is None
+    assert run(limited).totals == report.totals
+
+
+def test_without_ids_the_datasets_own_choice(tmp_path: Path, job: Job, source: CoyoSource) -> None:
+    """The published rule chooses, and there is nothing to say about ids."""
+    report = run(replace(job, ids=None))
+    assert [row["id"] for row in read_rows(job)] == list(source.urls)
+    assert report.selection is None
+    assert "ids" not in report.summary()
+
+
+def test_the_image_is_what_the_job_says(job: Job) -> None:
+    """Another short side makes other files, and the ledger has their size."""
+    run(replace(job, image=ImageSpec(short_side_px=100)))
+    assert {min(line["width"], line["height"]) for line in read_ledger(job)} == {100}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"limit": 10}, "limit: None, now 10"),
+        ({"ids": None}, "ids: "),
+        ({"image": ImageSpec(short_side_px=100)}, "short_side: 336, now 100"),
+        ({"image": ImageSpec(short_side_px=336, quality=90)}, "quality: 75, now 90"),
+    ],
+)
+def test_another_job_on_the_same_output_is_refused(job: Job, change: dict[str, Any], message: str) -> None:
+    """Rows of two kinds never end up in one folder; the difference is named, and nothing is touched."""
+    run(job)
+    before = files_of(job)
+    with pytest.raises(ConfigurationError, match=message):
+        run(replace(job, **change))
+    assert files_of(job) == before
+
+
+def test_another_manifest_on_the_same_output_is_refused(tmp_path: Path, job: Job, urls: list[str]) -> None:
+    """A manifest with other rows is another job."""
+    run(job)
+    other = write_coyo_source(tmp_path / "other", urls, files=2, rows=600)
+    with pytest.raises(ConfigurationError, match="other files"):
+        run(replace(job, source=str(other.folder)))
+
+
+def test_fresh_starts_over(job: Job) -> None:
+    """Asked to, the run forgets what was there and may be another job."""
+    run(job)
+    report = run(replace(job, fresh=True, limit=10))
+    assert report.totals.rows == len(read_rows(job)) == 10
+    assert (report.reused, report.requests) == (0, 10)
+
+
+def test_fresh_deletes_nothing_that_is_not_ours(job: Job) -> None:
+    """A folder without our state stays as it is, and is refused."""
+    Path(job.out).mkdir(parents=True)
+    (Path(job.out) / "thesis.pkl").write_text("years of work")
+    for again in (job, replace(job, fresh=True)):
+        with pytest.raises(ConfigurationError, match="thesis.pkl"):
+            run(again)
+    assert files_of(job) == {"thesis.pkl": b"years of work"}
+
+
+async def test_two_runs_on_one_output_are_refused(job: Job, origin: Origin) -> None:
+    """The second is told, and the first goes on."""
+    started = asyncio.Event()
+
+    async def watch(ask: Any) -> None:
+        started.set()
+        ask()
+
+    first = asyncio.create_task(fetch_dataset(job, watch))
+    await started.wait()
+    with pytest.raises(ConfigurationError, match="another run"):
+        await fetch_dataset(job)
+    assert (await first).totals.ok == 66
+
+
+def test_scratch_may_lie_elsewhere(tmp_path: Path, job: Job) -> None:
+    """Spools go where the operator says, and are gone when their shard is published."""
+    scratch = tmp_path / "scratch"
+    run(replace(job, scratch=str(scratch)))
+    assert scratch.is_dir()
+    assert not [path for path in scratch.rglob("*") if path.is_file()]
+    assert len(read_rows(job)) == 66
+
+
+def test_the_state_folder_is_a_sibling(job: Job) -> None:
+    """The data folder holds pairs of .pkl and .count and nothing else; everything we know lies beside it."""
+    run(job)
+    assert sorted(files_of(job)) == ["part-00000.count", "part-00000.pkl", "part-00001.count", "part-00001.pkl"]
+    state = Path(job.out + ".datafetch")
+    assert sorted(path.name for path in state.iterdir() if path.name != "lock") == [
+        "job.json",
+        "ledger",
+        "report.json",
+        "spool",
+        "unpublished",
+    ]
+    assert not list((state / "spool").iterdir())
+
+
+@pytest.mark.parametrize("change", [{"source": "/nowhere"}, {"ids": "/nowhere"}])
+def test_a_wrong_job_writes_nothing(job: Job, change: dict[str, Any]) -> None:
+    """What can be known beforehand is said beforehand."""
+    with pytest.raises(ManifestError, match="/nowhere"):
+        run(replace(job, **change))
+    assert not Path(job.out).parent.exists()
+
+
+def test_a_place_that_cannot_be_written_is_our_fault(tmp_path: Path, job: Job) -> None:
+    """One error, with a word on what to do."""
+    (tmp_path / "file").touch()
+    with pytest.raises(ResourceError, match="run the same command again"):
+        run(replace(job, out=str(tmp_path / "file" / "out")))
+
+
+@pytest.mark.parametrize("wrong", [{"limit": 0}, {"processes": 0}, {"memory_bytes": 0}])
+def test_a_job_that_cannot_work_is_refused(job: Job, wrong: dict[str, Any]) -> None:
+    """The operator hears of it before anything is read."""
+    with pytest.raises(ConfigurationError, match="must be 1 or more"):
+        replace(job, **wrong)
+
+
+def test_a_small_memory_budget_slows_but_loses_nothing(job: Job) -> None:
+    """With room for a single body, images come one after the other, and all come."""
+    report = run(replace(job, memory_bytes=1))
+    assert report.totals.outcomes == {"ok": 66}
+
+
+def test_jobs_and_reports_are_values(job: Job) -> None:
+    """A job pickles, for a cluster sends it around; a report turns into the contract's JSON."""
+    assert pickle.loads(pickle.dumps(job)) == job
+    report: Report = run(job)
+    summary = report.summary()
+    assert list(summary)[:9] == [
+        "dataset",
+        "out",
+        "complete",
+        "samples",
+        "images",
+        "bytes",
+        "shards",
+        "elapsed_s",
+        "images_per_s",
+    ]
+    assert summary["ids"] == {"wanted": 71, "duplicates": 3, "not_found": 5}
+

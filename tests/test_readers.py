@@ -1,0 +1,143 @@
+"""Manifest files to rows."""
+
+import gzip
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datafetch.errors import ManifestError
+from datafetch.readers import ColumnType, IdList, ParquetFile, list_files, matching_rows, read_ids
+
+COLUMNS = {"id": ColumnType.INTEGER, "text": ColumnType.STRING}
+INT64S = st.integers(-(2**63), 2**63 - 1)
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_ids_plain_or_gzipped(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
+    """What decides is the content, not the name; blank lines and repeated ids are no trouble."""
+    path = tmp_path / "ids.txt"
+    path.write_bytes(pack(b"5\r\n3\n\n5\n 841814333321 \n-1\n5"))
+    ids = read_ids(path)
+    assert ids.ids.tolist() == [-1, 3, 5, 841814333321]
+    assert ids.ids.dtype == np.int64
+    assert ids.duplicates == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"\n\n", "is empty"),
+        (b"1\n2\nid\n", "line 3: 'id' is not an id"),
+        (b"1.5\n", "line 1"),
+        (b"9223372036854775808\n", "line 1"),
+        (b"\xff\xfe1\n", "line 1"),
+        (gzip.compress(b"1\n" * 1000)[:-20], "cannot read"),
+        (gzip.compress(b"1\n" * 1000)[:12] + b"garbage garbage garbage", "cannot read"),
+    ],
+)
+def test_an_id_list_that_is_none_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    """One line says which file and which line."""
+    path = tmp_path / "ids"
+    path.write_bytes(content)
+    with pytest.raises(ManifestError, match=message) as caught:
+        read_ids(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_bad_id_is_named_by_its_line_in_a_long_list(tmp_path: Path) -> None:
+    """The line number counts from the start of the file, not of a chunk of it."""
+    path = tmp_path / "ids"
+    path.write_bytes(b"1234567\n" * 300_000 + b"oops\n")
+    with pytest.raises(ManifestError, match="line 300001: 'oops'"):
+        read_ids(path)
+
+
+@given(st.sets(INT64S), st.lists(INT64S))
+def test_ids_are_found_or_not(ids: set[int], values: list[int]) -> None:
+    """Looking up agrees with a set, also in an empty list and at its ends."""
+    listed = IdList(np.array(sorted(ids), np.int64), 0)
+    places, present = listed.find(np.array(values, np.int64))
+    assert present.tolist() == [value in ids for value in values]
+    assert all(listed.ids[place] == value for place, value, is_in in zip(places, values, present, strict=True) if is_in)
+
+
+def write(path: Path, rows: int, row_group: int) -> ParquetFile:
+    """A parquet file of this many rows, in groups of so many."""
+    table = pa.table({"id": range(rows), "text": [f"text {row}" for row in range(rows)], "unread": range(rows)})
+    pq.write_table(table, path, row_group_size=row_group)
+    return ParquetFile(path, COLUMNS)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.sets(st.integers(0, 29_999)), st.sampled_from([700, 9_000, 30_000]))
+def test_the_wanted_rows_in_order(tmp_path_factory: pytest.TempPathFactory, wanted: set[int], row_group: int) -> None:
+    """Whatever is wanted, and however the file is cut, exactly those rows come, in order."""
+    file = write(tmp_path_factory.mktemp("parquet") / "x.parquet", 30_000, row_group)
+    rows = list(file.select(np.array(sorted(wanted), np.int64), list(COLUMNS)))
+    assert rows == [{"id": row, "text": f"text {row}"} for row in sorted(wanted)]
+
+
+def test_matching_rows_counts_over_batches_and_groups(tmp_path: Path) -> None:
+    """Row numbers are those of the file."""
+    file = write(tmp_path / "x.parquet", 20_000, 3_000)
+    rows = matching_rows(file, ["id"], lambda batch: batch.column("id").to_numpy() % 5_000 == 17)
+    assert rows.tolist() == [17, 5_017, 10_017, 15_017]
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (pa.table({"id": [1]}), "has no column text; it has id"),
+        (pa.table({"id": ["1"], "text": ["a"]}), "column id holds string, where an integer is needed"),
+        (pa.table({"id": [1], "text": [2]}), "column text holds int64, where text is needed"),
+    ],
+)
+def test_a_file_with_other_columns_is_refused(tmp_path: Path, table: pa.Table, message: str) -> None:
+    """The message names the file, what is missing, and what there is."""
+    path = tmp_path / "x.parquet"
+    pq.write_table(table, path)
+    with pytest.raises(ManifestError, match=message) as caught:
+        ParquetFile(path, COLUMNS)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"not parquet at all" * 10])
+def test_a_file_that_is_no_parquet_is_refused(tmp_path: Path, content: bytes) -> None:
+    """Whatever is wrong with the bytes, the file is named."""
+    path = tmp_path / "x.parquet"
+    path.write_bytes(content)
+    with pytest.raises(ManifestError, match=r"x\.parquet"):
+        ParquetFile(path, COLUMNS)
+
+
+def test_a_file_that_breaks_while_it_is_read_is_named(tmp_path: Path) -> None:
+    """A manifest with a corrupt middle is the operator's to mend, not a crash."""
+    path = tmp_path / "x.parquet"
+    file = write(path, 20_000, 20_000)
+    content = bytearray(path.read_bytes())
+    content[100 : len(content) // 2] = bytes(len(content) // 2 - 100)
+    path.write_bytes(content)
+    with pytest.raises(ManifestError, match=r"x\.parquet"):
+        list(file.select(np.arange(20_000), list(COLUMNS)))
+
+
+def test_files_of_a_folder(tmp_path: Path) -> None:
+    """Sorted by name; other files and hidden ones don't count; a file stands for itself."""
+    for name in ("b.parquet", "a.parquet", "_SUCCESS", ".c.parquet", "d.json"):
+        (tmp_path / name).touch()
+    assert [path.name for path in list_files(tmp_path, ".parquet")] == ["a.parquet", "b.parquet"]
+    assert list_files(tmp_path / "d.json", ".parquet") == [tmp_path / "d.json"]
+
+
+@pytest.mark.parametrize("name", ["", "nowhere"])
+def test_a_folder_without_files_is_refused(tmp_path: Path, name: str) -> None:
+    """An empty folder and one that is not there are told before anything else happens."""
+    with pytest.raises(ManifestError, match="--source"):
+        list_files(tmp_path / name, ".parquet")

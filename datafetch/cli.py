@@ -57,15 +57,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # A cluster's scheduler says SIGTERM where a person says Ctrl-C, and means the same.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
-        code: int | None = app(arguments, standalone_mode=False)
-    except KeyboardInterrupt:
-        return _complain("interrupted; run the same command again to go on from here", ExitCode.INTERRUPTED)
+        code: int | None = app(arguments, prog_name="datafetch", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        code = ExitCode.INTERRUPTED
     except DatafetchError as error:
         return _complain(str(error), _EXIT_CODES.get(type(error), ExitCode.WRONG_COMMAND))
-    except typer.Abort:
-        return ExitCode.INTERRUPTED
     except _USAGE_ERRORS as error:
         return _complain(f"{error.format_message()} (see 'datafetch --help')", ExitCode.WRONG_COMMAND)
+    if code == ExitCode.INTERRUPTED:  # typer itself makes this of Ctrl-C, without a word
+        return _complain("interrupted; run the same command again to go on from here", ExitCode.INTERRUPTED)
     return ExitCode.COMPLETE if code is None else code
 
 

@@ -15,6 +15,7 @@ from datafetch.demo.pictures import write_pictures
 from datafetch.model import Sample
 
 LOOPBACK = ("127.0.0.0/8",)
+_PATIENCE_S = 20.0
 _ON_BOTH_LOOPS = ("test_fetcher", "test_pool", "test_resolver")
 
 
@@ -51,3 +52,10 @@ def origin(pictures: tuple[Path, list[str]]) -> Iterator[Origin]:
 def sample() -> Sample:
     """A sample with one image."""
     return Sample(0, "17", ("http://example.org/cat.jpg",), {"id": 17, "text": "a cat", "clip_sim": 0.7})
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    """Wait until something is so, and fail when it is not so in time."""
+    async with asyncio.timeout(_PATIENCE_S):
+        while not is_so():  # noqa: ASYNC110 - what is waited for happens in another process
+            await asyncio.sleep(0.01)

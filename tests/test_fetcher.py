@@ -7,7 +7,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from conftest import LOOPBACK
+from conftest import LOOPBACK, until
 
 from datafetch.demo.origin import BEHAVIOURS, Origin
 from datafetch.errors import ConfigurationError, ResourceError
@@ -116,24 +116,19 @@ async def test_queueing_does_not_count_against_the_host(origin: Origin, pictures
     assert sum(one.fetch_ms for one in fetched) > 2000
 
 
-async def test_a_retry_waits_without_a_place(
-    origin: Origin, pictures: Pictures, unique: Iterator[str]
-) -> None:
+async def test_a_retry_waits_without_a_place(origin: Origin, pictures: Pictures, unique: Iterator[str]) -> None:
     """While one image waits for its second attempt, the only place goes to the others."""
     policy = FetchPolicy(allow_net=LOOPBACK, connections=1, backoff_s=30.0, retries=1)
     async with Fetcher(policy) as fetch:
         waiting = asyncio.create_task(fetch(origin.url("flaky", pictures[1][0], next(unique))))
-        while fetch.statistics().requests < 1:
-            await asyncio.sleep(0)
+        await until(lambda: fetch.statistics().requests == 1)
         others = await asyncio.gather(*(fetch(origin.url("well", name)) for name in pictures[1]))
         assert all(isinstance(one, Body) for one in others)
         assert not waiting.done()
         waiting.cancel()
 
 
-async def test_the_server_loses_the_connection_of_a_body_that_is_too_large(
-    pictures: Pictures,
-) -> None:
+async def test_the_server_loses_the_connection_of_a_body_that_is_too_large() -> None:
     """Refusing a body means dropping the connection, not reading on."""
     lost = asyncio.Event()
 
@@ -157,7 +152,7 @@ async def test_the_server_loses_the_connection_of_a_body_that_is_too_large(
     assert fetched.kind is FailureKind.TOO_LARGE
 
 
-async def test_idle_connections_are_few(pictures: Pictures) -> None:
+async def test_idle_connections_are_few() -> None:
     """After 300 hosts were asked once each, no more than the bound of connections stays open."""
     open_now = 0
 
@@ -209,8 +204,7 @@ async def test_leaving_ends_every_request(origin: Origin, pictures: Pictures) ->
     """A cancelled fetch leaves no request open."""
     async with Fetcher(QUICK) as fetch:
         stuck = asyncio.create_task(fetch(origin.url("stuck", pictures[1][0])))
-        while not fetch.statistics().open:
-            await asyncio.sleep(0)
+        await until(lambda: fetch.statistics().open == 1)
         stuck.cancel()
         with pytest.raises(asyncio.CancelledError):
             await stuck

@@ -5,7 +5,7 @@ import base64
 import pickle
 from collections import Counter
 from dataclasses import replace
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -125,9 +125,7 @@ def test_every_image_ends_in_one_outcome(tmp_path: Path, origin: Origin, picture
     behaviours = ["well", "flaky", "slow", "moved", "missing", "broken", "truncated", "cut", "reset", "html", "empty"]
     jpegs = [name for name in pictures[1] if name.endswith(".jpg")]
     urls = [
-        origin.url(behaviour, jpegs[number], f"one-outcome-{number}")
-        for number in range(6)
-        for behaviour in behaviours
+        origin.url(behaviour, jpegs[number], f"one-outcome-{number}") for number in range(6) for behaviour in behaviours
     ]
     source = write_coyo_source(tmp_path / "mix", urls)
     job = replace(job, source=str(source.folder), ids=str(source.ids))
@@ -199,7 +197,7 @@ async def test_on_the_callers_loop(job: Job) -> None:
     report = await fetch_dataset(job, watch)
     assert report.totals.ok == 66
     assert seen[-1].expected_images == 66 + 5
-    assert all(before.ok <= after.ok for before, after in zip(seen, seen[1:], strict=False))
+    assert all(before.ok <= after.ok for before, after in pairwise(seen))
 
 
 def test_a_limit_takes_the_first_samples(job: Job, source: CoyoSource) -> None:
@@ -212,7 +210,7 @@ def test_a_limit_takes_the_first_samples(job: Job, source: CoyoSource) -> None:
     assert run(limited).totals == report.totals
 
 
-def test_without_ids_the_datasets_own_choice(tmp_path: Path, job: Job, source: CoyoSource) -> None:
+def test_without_ids_the_datasets_own_choice(job: Job, source: CoyoSource) -> None:
     """The published rule chooses, and there is nothing to say about ids."""
     report = run(replace(job, ids=None))
     assert [row["id"] for row in read_rows(job)] == list(source.urls)
@@ -265,12 +263,12 @@ def test_fresh_deletes_nothing_that_is_not_ours(job: Job) -> None:
     Path(job.out).mkdir(parents=True)
     (Path(job.out) / "thesis.pkl").write_text("years of work")
     for again in (job, replace(job, fresh=True)):
-        with pytest.raises(ConfigurationError, match="thesis.pkl"):
+        with pytest.raises(ConfigurationError, match=r"thesis\.pkl"):
             run(again)
     assert files_of(job) == {"thesis.pkl": b"years of work"}
 
 
-async def test_two_runs_on_one_output_are_refused(job: Job, origin: Origin) -> None:
+async def test_two_runs_on_one_output_are_refused(job: Job) -> None:
     """The second is told, and the first goes on."""
     started = asyncio.Event()
 
@@ -354,4 +352,3 @@ def test_jobs_and_reports_are_values(job: Job) -> None:
         "images_per_s",
     ]
     assert summary["ids"] == {"wanted": 71, "duplicates": 3, "not_found": 5}
-

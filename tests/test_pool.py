@@ -6,11 +6,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
+from conftest import until
 from pool_codecs import echo, unloadable
 
 from datafetch.child import child_command
@@ -19,13 +19,6 @@ from datafetch.model import Body, Encoded, Failure, FailureKind, Outcome
 from datafetch.transcode import ImageSpec, Transcoder
 
 PATIENCE_S = 20.0
-
-
-async def until(is_so: Callable[[], bool]) -> None:
-    """Wait until something is so, and fail when it is not so in time."""
-    async with asyncio.timeout(PATIENCE_S):
-        while not is_so():  # noqa: ASYNC110 - what is waited for happens in another process
-            await asyncio.sleep(0.01)
 
 
 def content(outcome: Outcome) -> bytes:
@@ -133,6 +126,7 @@ def test_a_worker_imports_no_network_stack() -> None:
 PARENT = """
 import asyncio, sys
 sys.path.insert(0, {tests!r})
+from conftest import until
 from pool_codecs import echo
 from datafetch.transcode import Transcoder
 async def main():

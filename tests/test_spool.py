@@ -49,7 +49,7 @@ async def write(path: Path, samples: list[Sample]) -> None:
 
 
 async def test_records_come_back_in_manifest_order(tmp_path: Path) -> None:
-    """Whatever the order in which images end, the reader gives samples, images and outcomes as the manifest has them."""
+    """Whatever the order in which images end, samples, images and outcomes come as the manifest has them."""
     samples = [make_sample(position, images=position % 4) for position in range(200)]
     await write(tmp_path / "x.spool", samples)
     spooled = await read(tmp_path / "x.spool")
@@ -157,7 +157,7 @@ async def test_a_disk_that_takes_nothing_is_our_fault(tmp_path: Path) -> None:
     sample = make_sample(0)
     full = await aiofiles.open("/dev/full", "wb", buffering=0)
     spool = Spool(tmp_path / "x.spool", full, Recovered())
-    with pytest.raises(ResourceError, match="No space left on device.*run the same command again"):
+    with pytest.raises(ResourceError, match=r"No space left on device.*run the same command again"):
         await spool.append(make_end(sample, 0, FAILURE), sample)
     await full.close()
     with pytest.raises(ResourceError, match="run the same command again"):

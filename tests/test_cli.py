@@ -1,0 +1,266 @@
+"""The command, as a shell runs it."""
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from datafetch.cli import main
+from datafetch.demo.manifest import CoyoSource, write_coyo_source
+from datafetch.demo.origin import Origin
+from datafetch.options import parse_bytes
+
+Pictures = tuple[Path, list[str]]
+IMAGES = 400
+PATIENCE_S = 60
+
+
+@pytest.fixture(scope="module")
+def slow_origin(pictures: Pictures) -> Iterator[Origin]:
+    """A server of our own, for its counts."""
+    with Origin(pictures[0]) as running:
+        yield running
+
+
+@pytest.fixture
+def source(tmp_path: Path, slow_origin: Origin, pictures: Pictures) -> CoyoSource:
+    """A manifest whose images take a second each, in two shards."""
+    names = pictures[1]
+    urls = [
+        slow_origin.url("slow", names[number % len(names)], f"{tmp_path.name}-{number}") for number in range(IMAGES)
+    ]
+    return write_coyo_source(tmp_path / "source", urls, files=2)
+
+
+@pytest.fixture
+def command(tmp_path: Path, source: CoyoSource) -> list[str]:
+    """The command that fetches it, a few images at a time."""
+    return [
+        *(sys.executable, "-m", "datafetch", "prepare", "coyo"),
+        *("--source", str(source.folder), "--ids", str(source.ids), "--root", str(tmp_path / "root")),
+        *("--allow-net", "127.0.0.0/8", "--connections", "40", "--processes", "2"),
+    ]
+
+
+def data_files(tmp_path: Path) -> dict[str, bytes]:
+    """What the trainer sees."""
+    folder = tmp_path / "root" / "coyo-700m" / "pkl03-split"
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())} if folder.exists() else {}
+
+
+def spooled_bytes(tmp_path: Path) -> int:
+    """How much has been spooled."""
+    return sum(path.stat().st_size for path in tmp_path.glob("root/coyo-700m/*.datafetch/spool/*"))
+
+
+def start_and_wait_for_images(command: list[str], tmp_path: Path) -> subprocess.Popen[str]:
+    """Start the command, and return when dozens of images are in its spool."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while spooled_bytes(tmp_path) < 500_000:
+        assert process.poll() is None, process.communicate()
+    return process
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_goes_on(
+    tmp_path: Path, command: list[str], source: CoyoSource, slow_origin: Origin, signal_number: signal.Signals
+) -> None:
+    """Ctrl-C ends the run with 130 and one line; the next run fetches the rest, and nothing that was there."""
+    process = start_and_wait_for_images(command, tmp_path)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal_number)
+    stdout, stderr = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 130
+    assert stdout == ""
+    assert stderr.splitlines()[-1] == "datafetch: interrupted; run the same command again to go on from here"
+    assert "Traceback" not in stderr
+    assert not psutil.wait_procs(children, timeout=PATIENCE_S)[1]
+    finish_and_check(command, tmp_path, source, slow_origin)
+
+
+def test_a_killed_run_goes_on(tmp_path: Path, command: list[str], source: CoyoSource, slow_origin: Origin) -> None:
+    """After SIGKILL nothing half-written looks finished, no process is left, and the next run goes on by image."""
+    process = start_and_wait_for_images(command, tmp_path)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.communicate()
+    assert not psutil.wait_procs(children, timeout=PATIENCE_S)[1]
+    finish_and_check(command, tmp_path, source, slow_origin)
+
+
+def finish_and_check(command: list[str], tmp_path: Path, source: CoyoSource, slow_origin: Origin) -> None:
+    """Run to the end, and see that all is there and little was asked for twice."""
+    asked_before = slow_origin.requests()
+    finished = subprocess.run([*command, "--json"], check=True, capture_output=True, text=True, timeout=PATIENCE_S)
+    summary = json.loads(finished.stdout)
+    assert summary["images"]["ok"] == IMAGES
+    assert summary["images"]["reused"] > 0
+    mine = {url.split("/", 3)[3] for url in source.urls.values()}
+    asked = {path: times for path, times in slow_origin.requests().items() if path[1:] in mine}
+    assert len(asked) == IMAGES
+    # Only what was in the air, or in the codec, when the run ended is asked for again.
+    again = [path for path, times in asked.items() if times > 1]
+    assert all(path in asked_before for path in again)
+    assert len(again) <= 40 * 2
+    rows = [
+        row for name, content in data_files(tmp_path).items() if name.endswith(".pkl") for row in pickle.loads(content)
+    ]
+    assert [row["id"] for row in rows] == list(source.urls)
+
+
+def test_json_is_all_there_is_on_standard_output(
+    tmp_path: Path, origin: Origin, pictures: Pictures, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """``--json`` prints the contract's summary, the report file holds the same, and people get three lines."""
+    urls = [origin.url("well", name, tmp_path.name) for name in pictures[1][:10]]
+    source = write_coyo_source(tmp_path / "source", [*urls, origin.url("missing", pictures[1][0])])
+    arguments = [
+        *("prepare", "coyo", "--source", str(source.folder), "--ids", str(source.ids)),
+        *("--root", str(tmp_path), "--allow-net", "127.0.0.0/8", "--processes", "1"),
+    ]
+    assert main([*arguments, "--json"]) == 0
+    summary = json.loads(capfd.readouterr().out)
+    assert summary["dataset"] == "coyo"
+    assert summary["complete"] is True
+    assert summary["samples"] == {"total": 11, "rows": 10, "dropped": 1}
+    assert summary["images"] == {"total": 11, "ok": 10, "failed": 1, "reused": 0, "by_kind": {"http_status": 1}}
+    assert summary["bytes"]["fetched"] > summary["bytes"]["written"] > 0
+    assert (summary["shards"], summary["requests"]) == (1, 11)
+    assert summary["ids"] == {"wanted": 16, "duplicates": 3, "not_found": 5}
+    assert json.loads((tmp_path / "coyo-700m" / "pkl03-split.datafetch" / "report.json").read_text()) == summary
+    assert main([*arguments, "--min-success", "0.95"]) == 3
+    printed = capfd.readouterr()
+    assert "10 of 11 samples, 1 shards" in printed.out
+    assert "10 ok, 1 failed (http_status 1)" in printed.out
+    assert "ids: 16 wanted, 5 not found, 3 duplicate lines" in printed.out
+    assert printed.err == "datafetch: 90.9% of the images arrived, --min-success asks for 95.0%\n"
+
+
+def _empty(folder: Path) -> None:
+    folder.mkdir()
+
+
+def _no_parquet(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "a.parquet").write_text("not parquet")
+
+
+def _no_column(folder: Path) -> None:
+    folder.mkdir()
+    pq.write_table(pa.table({"id": [1], "url": ["http://example.org"]}), folder / "a.parquet")
+
+
+def _nothing(_: Path) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (_nothing, "there is no folder"),
+        (_empty, "holds no .parquet file"),
+        (_no_parquet, "cannot read"),
+        (_no_column, "has no column text, clip_similarity_vitb32, clip_similarity_vitl14; it has id, url"),
+    ],
+)
+def test_a_wrong_source_is_one_line_and_exit_2(
+    tmp_path: Path, make: Callable[[Path], None], message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The line names what is wrong; nothing is written."""
+    make(tmp_path / "source")
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["prepare", "coyo", "--source", str(tmp_path / "source"), "--root", str(tmp_path / "root")]) == 2
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("datafetch: ")
+    assert printed.err.count("\n") == 1
+    assert message in printed.err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prepare", "coyo"], "Missing option '--source'"),
+        (["prepare", "imagenet", "--source", "x"], "no dataset 'imagenet'"),
+        (["prepare", "coyo", "--source", "x", "--colour"], "--colour"),
+        (["prepare", "coyo", "--source", "x", "--connections", "many"], "--connections"),
+        (["prepare", "coyo", "--source", "x", "--short-side", "-3"], "--short-side"),
+        (["prepare", "coyo", "--source", "x", "--max-body", "32Q"], "--max-body"),
+        (["prepare", "coyo", "--source", "x", "--memory", "a lot"], "--memory"),
+        (["prepare", "coyo", "--source", "x", "--allow-net", "home"], "--allow-net"),
+        (["prepare", "coyo", "--source", "x", "--min-success", "90"], "--min-success"),
+        (["prepare", "coyo", "--source", "x", "--timeout", "0"], "--timeout"),
+        (["demo", "--images", "1"], "--images"),
+        (["fly"], "fly"),
+    ],
+)
+def test_a_wrong_command_is_one_line_and_exit_2(
+    arguments: list[str], message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The line names the option and what it takes."""
+    assert main(arguments) == 2
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("datafetch: ")
+    assert printed.err.count("\n") == 1
+    assert message in printed.err
+
+
+def test_out_of_space_is_exit_4(tmp_path: Path, source: CoyoSource, capfd: pytest.CaptureFixture[str]) -> None:
+    """A place that can't be written is this machine's trouble."""
+    (tmp_path / "file").touch()
+    root = str(tmp_path / "file" / "root")
+    assert main(["prepare", "coyo", "--source", str(source.folder), "--ids", str(source.ids), "--root", root]) == 4
+    assert capfd.readouterr().err.startswith("datafetch: cannot write")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["prepare", "--help"], ["demo", "--help"], ["--version"]])
+def test_help_is_no_error(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    """Asked for, it goes to standard output."""
+    assert main(arguments) == 0
+    assert "datafetch" in capfd.readouterr().out
+
+
+def test_the_short_side_can_be_left_alone(
+    tmp_path: Path, origin: Origin, pictures: Pictures, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """``--short-side none`` keeps sizes, against the dataset's own rule."""
+    source = write_coyo_source(tmp_path / "source", [origin.url("well", pictures[1][0], tmp_path.name)])
+    arguments = ["prepare", "coyo", "--source", str(source.folder), "--ids", str(source.ids), "--root", str(tmp_path)]
+    assert main([*arguments, "--allow-net", "127.0.0.0/8", "--short-side", "none", "--processes", "1"]) == 0
+    capfd.readouterr()
+    ledger = next(tmp_path.glob("coyo-700m/*.datafetch/ledger/*.parquet"))
+    assert pq.read_table(ledger).column("height").to_pylist() == [480]
+
+
+@pytest.mark.parametrize(
+    ("text", "size_bytes"), [("1", 1), ("32MiB", 32 << 20), ("32M", 32 << 20), ("1.5 GB", 3 << 29), ("64k", 65536)]
+)
+def test_sizes_are_read(text: str, size_bytes: int) -> None:
+    """Bytes, or a number with a unit."""
+    assert parse_bytes("--memory", text) == size_bytes
+
+
+def test_the_demo_shows_that_it_works(tmp_path: Path) -> None:
+    """From another folder, twice: the summary alone on standard output, the table on standard error."""
+    command = [sys.executable, "-m", "datafetch", "demo", "--images", "90", "--json"]
+    environment = {**os.environ, "COLUMNS": "200"}
+    for _ in range(2):
+        finished = subprocess.run(
+            command, check=True, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=PATIENCE_S
+        )
+        summary = json.loads(finished.stdout)
+        assert summary["images"]["total"] == 90
+        assert summary["images"]["failed"] == 12
+        assert "all as it must be" in finished.stderr
+        assert finished.stderr.count("served ") == 10

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from enum import IntEnum
 from functools import partial
@@ -54,10 +55,9 @@ app = typer.Typer(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code; errors become one line on standard error."""
-    # A cluster's scheduler says SIGTERM where a person says Ctrl-C, and means the same.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
-        code: int | None = app(arguments, prog_name="datafetch", standalone_mode=False)
+        with _sigterm_as_ctrl_c():
+            code: int | None = app(arguments, prog_name="datafetch", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         code = ExitCode.INTERRUPTED
     except DatafetchError as error:
@@ -67,6 +67,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if code == ExitCode.INTERRUPTED:  # typer itself makes this of Ctrl-C, without a word
         return _complain("interrupted; run the same command again to go on from here", ExitCode.INTERRUPTED)
     return ExitCode.COMPLETE if code is None else code
+
+
+@contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """A cluster's scheduler says SIGTERM where a person says Ctrl-C, and means the same."""
+    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _complain(message: str, code: ExitCode) -> ExitCode:

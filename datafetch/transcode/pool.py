@@ -81,7 +81,7 @@ class Transcoder:
         self._waiting: deque[_Image] = deque()
         self._workers: list[_Worker] = []
         self._keepers: set[asyncio.Task[None]] = set()
-        self._broken: ResourceError | None = None
+        self._broken: BaseException | None = None
         self._closing = False
 
     async def __aenter__(self) -> Self:
@@ -168,7 +168,7 @@ class Transcoder:
         self._workers.append(worker)
         keeper = asyncio.create_task(self._keep(worker))
         self._keepers.add(keeper)
-        keeper.add_done_callback(self._keepers.discard)
+        keeper.add_done_callback(self._end_of_keeper)
         if self._closing:
             worker.writer.transport.abort()
 
@@ -206,13 +206,22 @@ class Transcoder:
         try:
             await self._add_worker()
         except ResourceError as error:
-            self._broken = error
-            while self._waiting:
-                image = self._waiting.popleft()
-                if not image.outcome.done():
-                    image.outcome.set_exception(error)
+            self._break(error)
         else:
             self._dispatch()
+
+    def _end_of_keeper(self, keeper: asyncio.Task[None]) -> None:
+        self._keepers.discard(keeper)
+        if not keeper.cancelled() and (bug := keeper.exception()) is not None:
+            self._break(bug)
+
+    def _break(self, error: BaseException) -> None:
+        """Let every caller have the error that ended the pool, for no image will be answered any more."""
+        self._broken = error
+        for image in chain(self._waiting, *(worker.images for worker in self._workers)):
+            if not image.outcome.done():
+                image.outcome.set_exception(error)
+        self._waiting.clear()
 
     async def _close(self) -> None:
         self._closing = True

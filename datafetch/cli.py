@@ -26,7 +26,6 @@ from datafetch.job import Job, run
 from datafetch.model import OK, Report
 from datafetch.options import RunOptions, with_run_options
 from datafetch.progress import show_progress
-from datafetch.readers import use_system_allocator
 
 
 class ExitCode(IntEnum):
@@ -56,7 +55,6 @@ app = typer.Typer(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code; errors become one line on standard error."""
-    use_system_allocator()
     try:
         with _sigterm_as_ctrl_c():
             code: int | None = app(arguments, prog_name="datafetch", standalone_mode=False)

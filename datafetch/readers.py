@@ -66,15 +66,6 @@ class IdList:
         return places, self.ids[places] == values
 
 
-def use_system_allocator() -> None:
-    """Let Arrow give memory back, for the whole process; for a command that owns its process.
-
-    Arrow's default allocator keeps what it once had: 40 MB of the 200 MB of a run, for a file of a million rows
-    (benchmarks/manifest_memory.py).
-    """
-    pa.set_memory_pool(pa.system_memory_pool())
-
-
 def read_ids(path: Path) -> IdList:
     """Read a list of integer ids, one a line, plain or gzipped (told by content, not by name).
 

@@ -46,7 +46,6 @@ _USAGE_ERRORS: tuple[type[typer.BadParameter], ...] = (cast("type[typer.BadParam
 
 app = typer.Typer(
     help="Fetch the images that vision-language models are trained on, into exactly the files the trainer loads.",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -55,9 +54,10 @@ app = typer.Typer(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code; errors become one line on standard error."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
     try:
         with _sigterm_as_ctrl_c():
-            code: int | None = app(arguments, prog_name="datafetch", standalone_mode=False)
+            code: int | None = app(words or ["--help"], prog_name="datafetch", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         code = ExitCode.INTERRUPTED
     except DatafetchError as error:
@@ -151,6 +151,7 @@ def demo(
     from datafetch.demo import run_demo  # noqa: PLC0415 - paints pictures; no other command needs that loaded
 
     err = Console(stderr=True)
+    err.print("painting pictures, starting an image server on this machine, fetching from it …", soft_wrap=True)
     result = run_demo(images, out, observe=partial(show_progress, console=err))
     show_report(result.report, as_json=json)
     (err if json else Console()).print(result.table())

@@ -224,7 +224,7 @@ def test_out_of_space_is_exit_4(tmp_path: Path, source: CoyoSource, capfd: pytes
     assert capfd.readouterr().err.startswith("datafetch: cannot write")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["prepare", "--help"], ["demo", "--help"], ["--version"]])
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["prepare", "--help"], ["demo", "--help"], ["--version"]])
 def test_help_is_no_error(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     """Asked for, it goes to standard output."""
     assert main(arguments) == 0

@@ -10,7 +10,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-_OCTAVES = ((4, 110.0), (12, 55.0), (40, 28.0), (130, 14.0))  # grid cells a side, contrast: coarse shapes to fine grain
+# Grid cells a side, contrast: light from coarse shapes to fine grain, colour in coarse shapes alone, as in a photograph.
+_LIGHT = ((3, 80.0), (9, 60.0), (30, 35.0), (90, 22.0), (250, 14.0))
+_COLOUR = ((2, 45.0), (7, 35.0))
 _SIZES_PX = ((640, 480), (480, 640), (800, 600), (1024, 683), (336, 336), (300, 200), (500, 375), (720, 1080))
 
 
@@ -60,10 +62,12 @@ def paint(size_px: tuple[int, int], seed: int) -> Image.Image:
     """An RGB picture of this width and height: noise of several scales, the coarse strong, the fine weak."""
     rng = np.random.default_rng(seed)
     canvas: npt.NDArray[np.float32] = np.full((size_px[1], size_px[0], 3), 128, np.float32)
-    for cells, contrast in _OCTAVES:
-        coarse = rng.integers(0, 256, (cells, cells, 3), np.uint8)
-        layer = Image.fromarray(coarse).resize(size_px, Image.Resampling.BICUBIC)
-        canvas += (np.asarray(layer, np.float32) - 128) * (contrast / 128)
+    for channels, octaves in ((1, _LIGHT), (3, _COLOUR)):
+        for cells, contrast in octaves:
+            coarse = rng.integers(0, 256, (cells, cells, channels), np.uint8)
+            layer = Image.fromarray(coarse.squeeze()).resize(size_px, Image.Resampling.BICUBIC)
+            pixels = np.asarray(layer, np.float32).reshape(size_px[1], size_px[0], channels)
+            canvas += (pixels - 128) * (contrast / 128)
     return Image.fromarray(canvas.clip(0, 255).astype(np.uint8))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-# Grid cells a side, contrast: light from coarse shapes to fine grain, colour in coarse shapes alone, as in a photograph.
+# Grid cells a side, contrast: light from coarse shapes to fine grain, colour in coarse ones alone, as in a photograph.
 _LIGHT = ((3, 80.0), (9, 60.0), (30, 35.0), (90, 22.0), (250, 14.0))
 _COLOUR = ((2, 45.0), (7, 35.0))
 _SIZES_PX = ((640, 480), (480, 640), (800, 600), (1024, 683), (336, 336), (300, 200), (500, 375), (720, 1080))

@@ -23,7 +23,7 @@ import orjson
 from datafetch.child import child_command
 from datafetch.errors import ConservationError, DatafetchError, ResourceError
 from datafetch.ledger import LedgerWriter
-from datafetch.model import Dataset, Totals
+from datafetch.model import Dataset, Sink, Totals
 from datafetch.sinks import PickleSink
 from datafetch.spool import SpoolReader
 from datafetch.state import State, publish
@@ -67,11 +67,13 @@ async def commit_in_process(commit: Commit) -> Totals:
 
 
 def _decode_answer(answer: bytes, status: int | None) -> Totals:
-    if not answer:
+    if not answer and status is not None and status < 0:
         raise ResourceError(
-            f"the process that writes shards ended with status {status}; if it was killed for want of memory, "
+            f"the process that writes shards was killed by signal {-status}; if that was for want of memory, "
             "free some and run the same command again"
         )
+    if not answer:
+        raise RuntimeError(f"the process that writes shards ended with status {status}; its traceback is above")
     fields: dict[str, Any] = orjson.loads(answer)
     match fields.pop("error", None):
         case None:
@@ -123,7 +125,8 @@ def _commit(commit: Commit) -> Totals:
     for folder in (state.unpublished, state.ledgers, state.out):
         folder.mkdir(parents=True, exist_ok=True)
     ledger_path = state.unpublished / f"{commit.shard}.parquet"
-    with closing(PickleSink(state.unpublished, commit.shard)) as sink:
+    sink: Sink = PickleSink(state.unpublished, commit.shard)
+    with closing(sink):
         with LedgerWriter(ledger_path, commit.shard) as ledger:
             totals = _write(commit, sink, ledger)
         if totals.rows:
@@ -132,11 +135,12 @@ def _commit(commit: Commit) -> Totals:
         else:
             for path in sink.files:
                 path.unlink()
+                (state.out / path.name).unlink(missing_ok=True)
     publish(ledger_path, state.ledger(commit.shard))
     return totals
 
 
-def _write(commit: Commit, sink: PickleSink, ledger: LedgerWriter) -> Totals:
+def _write(commit: Commit, sink: Sink, ledger: LedgerWriter) -> Totals:
     samples = rows = dropped = 0
     outcomes: Counter[str] = Counter()
     for spooled in SpoolReader(commit.state.spool(commit.shard)).records():

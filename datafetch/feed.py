@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, deque
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from itertools import islice
 
@@ -108,8 +109,9 @@ class Feed:
 
     async def close(self) -> None:
         """Let go of every spool; they stay for the next run."""
-        for shard in self.open:
-            await shard.spool.close()
+        async with AsyncExitStack() as spools:
+            for shard in self.open:
+                spools.push_async_callback(shard.spool.close)
 
     def expected_samples(self) -> int | None:
         """How many samples there are about to be: known, or judged by the shards that were counted so far."""
@@ -159,8 +161,11 @@ def _read_published(state: State, shard: Shard) -> Totals | None:
     if not ledger.exists():
         return None
     totals = read_totals(ledger)
-    files_are_there = all((state.out / f"{shard.name}{suffix}").exists() for suffix in (".pkl", ".count"))
-    if totals.rows and not files_are_there:
+    files = [state.out / f"{shard.name}{suffix}" for suffix in (".pkl", ".count")]
+    if totals.written_bytes != sum(path.stat().st_size for path in files if path.exists()):
+        # To be made again. The ledger goes first: what is left must not look published to a run after a crash.
+        for path in (ledger, *files):
+            path.unlink(missing_ok=True)
         return None
     state.spool(shard.name).unlink(missing_ok=True)  # a run that ended between publishing and this
     return totals

@@ -27,7 +27,7 @@ from datafetch.feed import Feed
 from datafetch.fetch import Fetcher, FetchPolicy
 from datafetch.ledger import read_keys
 from datafetch.model import OK, Manifest, Report, Selection, Totals
-from datafetch.pipeline import Pipeline, Statistics
+from datafetch.pipeline import BodyBudget, Pipeline, Statistics
 from datafetch.state import State, write_atomically
 from datafetch.transcode import ImageSpec, Transcoder
 
@@ -105,10 +105,12 @@ async def fetch_dataset(job: Job, observe: Observer | None = None) -> Report:
     state = State(Path(job.out), Path(job.scratch) if job.scratch else None)
     async with _claimed(state, job, manifest, spec):
         feed = Feed(manifest, state, job.limit)
-        async with Fetcher(job.fetch) as fetch, Transcoder(spec, processes=job.processes) as transcode:
-            pipeline = Pipeline(
-                dataset, feed, state=state, fetch=fetch, transcode=transcode, memory_bytes=job.memory_bytes
-            )
+        budget = BodyBudget(job.memory_bytes)
+        async with (
+            Fetcher(job.fetch, admit=budget.wait_for_room) as fetch,
+            Transcoder(spec, processes=job.processes) as transcode,
+        ):
+            pipeline = Pipeline(dataset, feed, state=state, fetch=fetch, transcode=transcode, budget=budget)
             await _run_observed(pipeline, observe)
         fetching = fetch.statistics()
         report = Report(
@@ -208,12 +210,17 @@ def _identity(job: Job, manifest: Manifest, spec: ImageSpec) -> dict[str, object
         "format": 1,
         "dataset": job.dataset,
         "shards": {shard.name: [shard.source.name, shard.manifest_rows] for shard in manifest.shards()},
-        "ids": hashlib.sha256(Path(job.ids).read_bytes()).hexdigest() if job.ids else None,
+        "ids": _sha256(Path(job.ids)) if job.ids else None,
         "limit": job.limit,
         "short_side": spec.short_side_px,
         "quality": spec.quality,
         "max_pixels": spec.max_pixels,
     }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _refuse_other_job(state: State, before: dict[str, object], now: dict[str, object]) -> None:

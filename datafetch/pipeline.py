@@ -68,7 +68,8 @@ class Statistics:
 class BodyBudget:
     """Bounds the bytes of bodies that wait for the codec, by holding back requests while there are too many.
 
-    Bodies of requests that are open already come on top: at most connections × the largest body.
+    Requests that are open when the budget is used up still bring their bodies: at most connections × the largest body
+    on top.
     """
 
     def __init__(self, budget_bytes: int) -> None:
@@ -108,7 +109,7 @@ class Pipeline:
         state: Where everything goes.
         fetch: url → body or Failure.
         transcode: body → Encoded or Failure.
-        memory_bytes: Budget for bodies that wait for the codec.
+        budget: Of bodies in hand; the fetcher asks it before each request.
     """
 
     def __init__(
@@ -119,7 +120,7 @@ class Pipeline:
         state: State,
         fetch: Fetcher,
         transcode: Transcoder,
-        memory_bytes: int,
+        budget: BodyBudget,
     ) -> None:
         self.published_bytes = 0
         self._dataset = dataset
@@ -127,7 +128,7 @@ class Pipeline:
         self._state = state
         self._fetch = fetch
         self._transcode = transcode
-        self._budget = BodyBudget(memory_bytes)
+        self._budget = budget
         self._outcomes: Counter[str] = Counter()
         self._started_s = time.monotonic()
 
@@ -205,7 +206,6 @@ class Pipeline:
         return ImageEnd(line, outcome.jpeg if isinstance(outcome, Encoded) else b"")
 
     async def _deliver(self, url: str) -> tuple[Fetched, Outcome]:
-        await self._budget.wait_for_room()
         fetched = await self._fetch(url)
         with self._budget.holding(fetched):
             return fetched, await self._transcode(fetched)

@@ -74,6 +74,7 @@ class Spool:
         self._file = file
         self._pending: list[bytes] = []
         self._writing = asyncio.Lock()
+        self._failure: ResourceError | None = None
 
     @classmethod
     async def open(cls, path: Path) -> Self:
@@ -112,13 +113,16 @@ class Spool:
                 await self._file.close()
 
     async def _flush(self) -> None:
+        if self._failure is not None:  # a torn entry may be the last; nothing behind it would be found again
+            raise self._failure
         unwritten = memoryview(b"".join(self._pending))
         self._pending.clear()
         try:
             while unwritten:
                 unwritten = unwritten[await self._file.write(unwritten) :]
         except OSError as error:
-            raise ResourceError.of_disk(error, f"write the spool {self.path}") from error
+            self._failure = ResourceError.of_disk(error, f"write the spool {self.path}")
+            raise self._failure from error
 
 
 def _recover(path: Path) -> Recovered:
@@ -161,7 +165,7 @@ class SpooledRecord:
 
 
 class SpoolReader:
-    """The reading end, for a shard all of whose samples have ended; memory is 24 bytes an entry."""
+    """The reading end, for a shard all of whose samples have ended; 8 bytes an entry, and 56 while it is made."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -181,8 +185,8 @@ class SpoolReader:
                 images.append(image)
                 offsets.append(offset)
                 offset += _LENGTH_AND_CRC.size + len(payload)
-        order = np.lexsort((np.frombuffer(images, np.int64), np.frombuffer(samples, np.int64))) if samples else ()
-        self._offsets = [offsets[place] for place in order]
+        order = np.lexsort((np.array(images, np.int64), np.array(samples, np.int64)))
+        self._offsets = np.array(offsets, np.int64)[order]
 
     def records(self) -> Iterator[SpooledRecord]:
         """Every sample with its images, in manifest order.
@@ -194,7 +198,7 @@ class SpoolReader:
             sample: Sample | None = None
             ended: list[ImageEnd] = []
             for offset in self._offsets:
-                file.seek(offset)
+                file.seek(int(offset))
                 payload = next(_payloads(file))
                 kind, head = _decode_head(payload)
                 if kind == _SAMPLE:

@@ -33,6 +33,7 @@ _KIND_BY_EXCEPTION: tuple[tuple[type[BaseException], FailureKind], ...] = (
     (OSError, FailureKind.DISCONNECTED),
     (ValueError, FailureKind.BAD_URL),
 )
+_WORDS: dict[type[BaseException], str] = {TimeoutError: "the deadline passed before the last byte"}
 _OUR_OWN = (BlockedAddressError, NameNotFoundError, NameServerError)
 
 
@@ -49,7 +50,7 @@ def classify(error: BaseException) -> Failure:
         ResourceError: The fault is this machine's, and no image is to blame.
     """
     # aiohttp wraps what our resolver and address guard raise; their word says more than its wrapper's.
-    inner = getattr(error, "os_error", None)
+    inner = getattr(error, "os_error", error)
     if isinstance(inner, OSError) and inner.errno in _OUR_ERRNOS:
         raise ResourceError(
             f"this machine ran out of sockets or memory for them ({inner.strerror}); "
@@ -64,5 +65,5 @@ def classify(error: BaseException) -> Failure:
 
 def describe(error: BaseException) -> str:
     """An exception in at most 200 printable characters; it may quote the web."""
-    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    text = f"{type(error).__name__}: {error}" if str(error) else _WORDS.get(type(error), type(error).__name__)
     return " ".join(text.encode("utf-8", "replace").decode().split())[:_MAX_DETAIL_CHARS]

@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeAlias
 
 import aiohttp
 from tenacity import (
@@ -25,6 +26,7 @@ from tenacity import (
     wait_exponential,
     wait_random,
 )
+from yarl import URL
 
 from datafetch.fetch.address import AddressGuard
 from datafetch.fetch.classify import WEB_FAULTS, classify
@@ -38,8 +40,12 @@ PROJECT_URL = "https://github.com/datafetch/datafetch"
 _VERSION = version("datafetch")  # read once, while nothing is waiting for a loop: it opens a file
 
 _READ_BUFFER_BYTES = 256 * 1024  # a photograph in one or two reads; aiohttp's 64 KiB pauses the socket too often
+_MAX_HEADER_BYTES = 64 * 1024  # security policies and cookies of real sites outgrow aiohttp's 8 KiB
 _MAX_BACKOFF_S = 30.0
 _MS_PER_S = 1000.0
+
+
+Admission: TypeAlias = Callable[[], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +69,16 @@ class Fetcher:
     """url → body or Failure, from any number of tasks of one event loop.
 
     Use it as ``async with Fetcher(policy) as fetch: body = await fetch(url)``.
+
+    Args:
+        policy: What the operator may set.
+        admit: Awaited before each request, when its turn has come and its clock has not started: where a caller that
+            has no room for another body holds it back.
     """
 
-    def __init__(self, policy: FetchPolicy | None = None) -> None:
+    def __init__(self, policy: FetchPolicy | None = None, *, admit: Admission | None = None) -> None:
         self.policy = policy or FetchPolicy()
+        self._admit = admit
         self._guard = AddressGuard(self.policy.networks())
         self.connections = affordable_connections(self.policy.connections or AUTO_CONNECTIONS)
         self._limiter = Limiter(self.connections)
@@ -95,6 +107,8 @@ class Fetcher:
                 total=None, connect=None, sock_connect=self.policy.connect_timeout_s, sock_read=None
             ),
             read_bufsize=_READ_BUFFER_BYTES,
+            max_line_size=_MAX_HEADER_BYTES,
+            max_field_size=_MAX_HEADER_BYTES,
             trust_env=False,
         )
         self._session = await self._resources.enter_async_context(session)
@@ -135,6 +149,9 @@ class Fetcher:
 
     async def _attempt(self, url: str) -> Fetched:
         async with self._limiter:
+            # With the place in hand, for whoever passed while waiting for one would still bring a body.
+            if self._admit is not None:
+                await self._admit()
             started_s = time.perf_counter()
             try:
                 async with asyncio.timeout(self.policy.timeout_s):
@@ -146,8 +163,11 @@ class Fetcher:
     async def _request(self, url: str) -> Fetched:
         session = self._session
         assert session is not None, "use the fetcher inside 'async with'"
+        address = URL(url)
+        if address.scheme not in ("http", "https") or not address.host:
+            return Failure(FailureKind.BAD_URL, "not an http or https URL with a host")
         self._requests += 1
-        async with session.get(url, max_redirects=self.policy.max_redirects) as response:
+        async with session.get(address, max_redirects=self.policy.max_redirects) as response:
             try:
                 return await self._receive(response)
             except BaseException:

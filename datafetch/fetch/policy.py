@@ -8,9 +8,11 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
 from datafetch.errors import ConfigurationError
 
-_NAMESERVER = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<v4>[^:\[\]]+))(?::\d{1,5})?")
+_NAMESERVER = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<v4>[^:\[\]]+))(?::(?P<port>\d{1,5}))?")
+_MAX_PORT = 65_535
 MIB = 1024 * 1024
-_MAX_RETRIES = 100  # the ledger counts attempts in 8 bits
+_MAX_RETRIES = 60  # the ledger counts attempts in 8 bits, and a truncated image is asked for once more with its own
+_MAX_TIMEOUT_S = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +52,8 @@ class FetchPolicy:
             raise ConfigurationError(f"--retries must be {_MAX_RETRIES} or less, not {self.retries}")
         _at_least("--max-body", self.max_body_bytes, 1)
         _at_least("max_redirects", self.max_redirects, 0)
-        if not (self.timeout_s > 0 and self.connect_timeout_s > 0 and self.backoff_s >= 0):
-            raise ConfigurationError("--timeout must be above 0 seconds")
+        if not (0 < self.timeout_s <= _MAX_TIMEOUT_S and self.connect_timeout_s > 0 and self.backoff_s >= 0):
+            raise ConfigurationError(f"--timeout must be above 0 seconds and at most a day, not {self.timeout_s}")
         if not self.contact.isprintable():
             raise ConfigurationError("--user-agent must be one line of printable text")
         self.networks()
@@ -74,12 +76,20 @@ class FetchPolicy:
 
 def _check_nameserver(text: str) -> None:
     match = _NAMESERVER.fullmatch(text)
-    try:
-        ip_address((match["v6"] or match["v4"]) if match else text)
-    except ValueError as error:
+    address = (match["v6"] or match["v4"]) if match else text
+    port = int(match["port"] or 0) if match else 0
+    if not _is_address(address) or port > _MAX_PORT:
         raise ConfigurationError(
             f"--nameserver takes ADDRESS or ADDRESS:PORT, with [] around an IPv6 address before a port, not {text!r}"
-        ) from error
+        )
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _at_least(option: str, value: int, least: int) -> None:

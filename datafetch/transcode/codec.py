@@ -51,31 +51,30 @@ def _transcode(body: bytes, spec: ImageSpec, sha256: str) -> Encoded:
         width_px, height_px = source.size
         if width_px * height_px > spec.max_pixels:
             raise _TooManyPixelsError(f"{width_px}x{height_px} pixels")
+        size_px = shrunk_size_px(source.size, spec.short_side_px)
+        if max(size_px) > _MAX_JPEG_SIDE_PX:
+            raise _TooManyPixelsError(f"{size_px[0]}x{size_px[1]}, a JPEG has at most {_MAX_JPEG_SIDE_PX} a side")
         source_format = str(source.format)
         image: Image.Image = source.convert("RGB")
-    if spec.short_side_px is not None:
-        image = shrink(image, spec.short_side_px)
-    if max(image.size) > _MAX_JPEG_SIDE_PX:
-        raise _TooManyPixelsError(f"{image.width}x{image.height}, a JPEG has at most {_MAX_JPEG_SIDE_PX} a side")
+    if image.size != size_px:
+        image = image.resize(size_px)
     jpeg = BytesIO()
     image.save(jpeg, format="JPEG", quality=spec.quality)
     return Encoded(jpeg.getvalue(), image.width, image.height, source_format, sha256)
 
 
-def shrink(image: Image.Image, short_side_px: int) -> Image.Image:
-    """Resize so that the shorter side has ``short_side_px`` pixels; images at or under that stay as they are.
+def shrunk_size_px(size_px: tuple[int, int], short_side_px: int | None) -> tuple[int, int]:
+    """Width and height with the shorter side shrunk to ``short_side_px``; an image at or under that keeps its own.
 
     Source:
-        VILA's data_prepare/coyo/coyo_downloader.py: the long side is cut to a whole number, not rounded, and
-        ``Image.resize`` uses its default filter.
+        VILA's data_prepare/coyo/coyo_downloader.py: the long side is cut to a whole number, not rounded.
     """
-    short, long = sorted(image.size)
-    if short <= short_side_px:
-        return image
-    long_side_px = int(short_side_px * long / short)
-    if image.height < image.width:
-        return image.resize((long_side_px, short_side_px))
-    return image.resize((short_side_px, long_side_px))
+    short_px, long_px = sorted(size_px)
+    if short_side_px is None or short_px <= short_side_px:
+        return size_px
+    long_side_px = int(short_side_px * long_px / short_px)
+    width_px, height_px = size_px
+    return (long_side_px, short_side_px) if height_px < width_px else (short_side_px, long_side_px)
 
 
 @functools.cache

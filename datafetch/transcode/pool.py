@@ -1,8 +1,8 @@
 """Transcoder: a pool of codec processes that survives its workers.
 
-Rules: images are handed over several at a time, but nobody waits for a batch to fill. A worker that dies with one image
-in hand convicts it; with several, each of them is tried again alone. A worker that can't even start is our fault, and
-stops the run.
+Rules: images are handed over several at a time, but nobody waits for a batch to fill. When a worker dies, each image
+that it had in hand is tried again alone, for somebody may have killed it; one that is alone when a worker dies again is
+to blame. A worker that can't even start is our fault, and stops the run.
 """
 
 from __future__ import annotations
@@ -190,17 +190,13 @@ class Transcoder:
             await self._replace()
 
     def _put_back(self, worker: _Worker, status: int) -> None:
-        """Blame a dead worker's only image, or line up several as suspects."""
-        images = [image for image in worker.images if not image.outcome.done()]
-        if len(images) == 1 and len(worker.in_hand) == 1:
-            _settle(
-                images[0],
-                Failure(FailureKind.WORKER_CRASHED, f"the codec process ended with status {status}"),
-            )
-            return
-        for image in reversed(images):
-            image.suspect = True
-            self._waiting.appendleft(image)
+        """Convict a suspect whose worker died again, or line up a dead worker's images as suspects."""
+        for image in reversed([image for image in worker.images if not image.outcome.done()]):
+            if image.suspect:
+                _settle(image, Failure(FailureKind.WORKER_CRASHED, f"the codec process ended with status {status}"))
+            else:
+                image.suspect = True
+                self._waiting.appendleft(image)
 
     async def _replace(self) -> None:
         try:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from datafetch.errors import ConfigurationError
 
+_MAX_DECODE_TIMEOUT_S = 3600.0
+_MOST_PIXELS = 2**32  # what a JPEG can hold
 _MAX_QUALITY = 95  # above it libjpeg-turbo only makes files larger (Pillow's documentation)
 
 
@@ -31,7 +33,9 @@ class ImageSpec:
             raise ConfigurationError(f"--short-side must be 1 pixel or more, not {self.short_side_px}")
         if not 1 <= self.quality <= _MAX_QUALITY:
             raise ConfigurationError(f"--quality must be from 1 to {_MAX_QUALITY}, not {self.quality}")
-        if self.max_pixels < 1:
-            raise ConfigurationError(f"--max-pixels must be 1 or more, not {self.max_pixels}")
-        if self.decode_timeout_s <= 0:
-            raise ConfigurationError(f"--decode-timeout must be above 0 seconds, not {self.decode_timeout_s}")
+        if not 1 <= self.max_pixels <= _MOST_PIXELS:
+            raise ConfigurationError(f"--max-pixels must be from 1 to {_MOST_PIXELS}, not {self.max_pixels}")
+        if not 0 < self.decode_timeout_s <= _MAX_DECODE_TIMEOUT_S:
+            raise ConfigurationError(
+                f"--decode-timeout must be above 0 seconds and at most an hour, not {self.decode_timeout_s}"
+            )

@@ -17,6 +17,7 @@ import contextlib
 import io
 import os
 import pickle
+import resource
 import signal
 import socket
 import struct
@@ -33,6 +34,9 @@ Codec: TypeAlias = Callable[[bytes, ImageSpec], Outcome]
 """Decodes and encodes one image. Must pickle, for it travels to the processes; must not raise for a bad body."""
 
 _Stream: TypeAlias = io.BufferedRWPair
+
+_BASE_MEMORY_BYTES = 1 << 30  # interpreter, Pillow, a batch of bodies, the threads of the AVIF decoder
+_MEMORY_BYTES_PER_PIXEL = 16  # an RGBA source and its RGB copy take 8, a decoder of its own as much again
 
 U32 = struct.Struct("<I")
 
@@ -51,6 +55,7 @@ def main() -> None:
 def _serve(stream: _Stream) -> None:
     codec, spec = pickle.loads(read_frame(stream)[0])  # noqa: S301 - our own parent wrote it
     _prepare_pillow()
+    _limit_memory(spec.max_pixels)
     _write(stream, encode_frame([]))
     while True:
         bodies = read_frame(stream)
@@ -62,6 +67,14 @@ def _prepare_pillow() -> None:
 
     Image.MAX_IMAGE_PIXELS = None  # the spec's own limit is checked from the header
     warnings.simplefilter("ignore")  # Pillow's remarks on strangers' files are nobody's news; the outcome says it
+
+
+def _limit_memory(max_pixels: int) -> None:
+    """Let an image that allocates without end run into a MemoryError instead of into the machine's other processes."""
+    limit_bytes = _BASE_MEMORY_BYTES + max_pixels * _MEMORY_BYTES_PER_PIXEL
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    if hard == resource.RLIM_INFINITY or limit_bytes < hard:
+        resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, hard))
 
 
 def _bounded(codec: Codec, body: bytes, spec: ImageSpec) -> Outcome:

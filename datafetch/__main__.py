@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 
@@ -11,9 +12,15 @@ def main() -> int:
     # Arrow's default allocator keeps what it once had, 40 MB of the 200 MB of a run (benchmarks/manifest_memory.py). It
     # is chosen when Arrow is loaded, so before the import below; a library leaves that choice to its process.
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
-    from datafetch.cli import main as run_command  # noqa: PLC0415
+    try:
+        from datafetch.cli import main as run_command  # noqa: PLC0415
 
-    return run_command()
+        code = run_command()
+    except KeyboardInterrupt:  # while it is still being loaded, which takes most of a second
+        sys.stderr.write("datafetch: interrupted before it began\n")
+        code = 130
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is said and done; a late Ctrl-C has nothing left to stop
+    return code
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Rules: standard output is for results, standard error for progress and for the o
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -25,7 +26,7 @@ from datafetch.errors import ConfigurationError, ConservationError, DatafetchErr
 from datafetch.job import Job, run
 from datafetch.model import OK, Report
 from datafetch.options import RunOptions, with_run_options
-from datafetch.progress import show_progress
+from datafetch.progress import ProgressConsole, show_progress
 
 
 class ExitCode(IntEnum):
@@ -63,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DatafetchError as error:
         return _complain(str(error), _EXIT_CODES.get(type(error), ExitCode.WRONG_COMMAND))
     except _USAGE_ERRORS as error:
-        return _complain(f"{error.format_message()} (see 'datafetch --help')", ExitCode.WRONG_COMMAND)
+        command = error.ctx.command_path if error.ctx else "datafetch"
+        return _complain(f"{error.format_message()} (see '{command} --help')", ExitCode.WRONG_COMMAND)
     if code == ExitCode.INTERRUPTED:  # typer itself makes this of Ctrl-C, without a word
         return _complain("interrupted; run the same command again to go on from here", ExitCode.INTERRUPTED)
     return ExitCode.COMPLETE if code is None else code
@@ -127,7 +129,7 @@ def prepare(
         scratch=options.scratch,
         fresh=options.fresh,
     )
-    report = run(job, observe=partial(show_progress, console=Console(stderr=True)))
+    report = run(job, observe=partial(show_progress, console=ProgressConsole()))
     show_report(report, as_json=options.json)
     images = report.totals.images
     if images and report.totals.ok / images < options.min_success:
@@ -150,7 +152,7 @@ def demo(
     """See it work: an image server on this machine, with faults, and a small dataset fetched from it."""
     from datafetch.demo import run_demo  # noqa: PLC0415 - paints pictures; no other command needs that loaded
 
-    err = Console(stderr=True)
+    err = ProgressConsole()
     err.print("painting pictures, starting an image server on this machine, fetching from it …", soft_wrap=True)
     result = run_demo(images, out, observe=partial(show_progress, console=err))
     show_report(result.report, as_json=json)
@@ -161,7 +163,7 @@ def demo(
 def show_report(report: Report, *, as_json: bool) -> None:
     """Say on standard output what was done."""
     if as_json:
-        sys.stdout.write(orjson.dumps(report.summary()).decode() + "\n")
+        _print(orjson.dumps(report.summary()).decode())
         return
     totals = report.totals
     failures = ", ".join(
@@ -181,4 +183,15 @@ def show_report(report: Report, *, as_json: bool) -> None:
         found = report.selection
         missing = "not looked for beyond the limit" if found.not_found is None else f"{found.not_found:,} not found"
         lines.append(f"ids: {found.wanted:,} wanted, {missing}, {found.duplicates:,} duplicate lines")
-    sys.stdout.write("\n".join(lines) + "\n")
+    _print("\n".join(lines))
+
+
+def _print(text: str) -> None:
+    """Write to standard output; the run is complete whether or not somebody still reads it."""
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it closes it
+    except OSError as error:
+        raise ResourceError.of_disk(error, "write the summary to standard output") from error

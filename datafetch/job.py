@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import filelock
 import orjson
@@ -32,6 +32,8 @@ from datafetch.state import State, write_atomically
 from datafetch.transcode import ImageSpec, Transcoder
 
 GIB = 1024**3
+_INT64_END = 2**63
+_Identity: TypeAlias = dict[str, Any]  # JSON: what decides the rows, as job.json holds it
 
 Observer: TypeAlias = Callable[[Callable[[], Statistics]], Coroutine[None, None, None]]
 """Watches a run: a coroutine function that may ask for statistics as often as it likes, until it is cancelled."""
@@ -74,8 +76,19 @@ class Job:
             ("--processes", self.processes),
             ("--memory", self.memory_bytes),
         ):
-            if value is not None and value < 1:
+            if value is not None and not 1 <= value < _INT64_END:
                 raise ConfigurationError(f"{option} must be 1 or more, not {value}")
+        for path in (self.source, self.out, self.ids or "", self.scratch or ""):
+            if not _is_utf8(path):
+                raise ConfigurationError(f"paths must be valid UTF-8 (and so the locale), not {path!a}")
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def run(job: Job, observe: Observer | None = None) -> Report:
@@ -102,8 +115,9 @@ async def fetch_dataset(job: Job, observe: Observer | None = None) -> Report:
     dataset = find_dataset(job.dataset)
     manifest = await asyncio.to_thread(dataset.bind, Path(job.source), Path(job.ids) if job.ids else None)
     spec = job.image or ImageSpec(short_side_px=dataset.short_side_px)
-    state = State(Path(job.out), Path(job.scratch) if job.scratch else None)
-    async with _claimed(state, job, manifest, spec):
+    identity = await asyncio.to_thread(_identity, job, manifest, spec)
+    state = State(Path(job.out), Path(job.scratch) if job.scratch else None, _hash(identity))
+    async with _claimed(state, job, identity):
         feed = Feed(manifest, state, job.limit)
         budget = BodyBudget(job.memory_bytes)
         async with (
@@ -166,7 +180,7 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 
 
 @asynccontextmanager
-async def _claimed(state: State, job: Job, manifest: Manifest, spec: ImageSpec) -> AsyncIterator[None]:
+async def _claimed(state: State, job: Job, identity: _Identity) -> AsyncIterator[None]:
     """Hold the output for this run alone, after making sure that this run may go on with what is there.
 
     Raises:
@@ -176,7 +190,6 @@ async def _claimed(state: State, job: Job, manifest: Manifest, spec: ImageSpec) 
     # One thread takes the lock and maybe another gives it back; it dies with the process in any case.
     lock = filelock.FileLock(state.lock, timeout=0, thread_local=False)
     try:
-        identity = await asyncio.to_thread(_identity, job, manifest, spec)
         await asyncio.to_thread(_claim, state, lock, job, identity)
         yield
     except OSError as error:
@@ -185,9 +198,8 @@ async def _claimed(state: State, job: Job, manifest: Manifest, spec: ImageSpec) 
         await asyncio.to_thread(lock.release)
 
 
-def _claim(state: State, lock: filelock.BaseFileLock, job: Job, identity: dict[str, object]) -> None:
+def _claim(state: State, lock: filelock.BaseFileLock, job: Job, identity: _Identity) -> None:
     shards = identity["shards"]
-    assert isinstance(shards, dict)
     if not job.fresh:
         _refuse_foreign_files(state, shards)
     state.folder.mkdir(parents=True, exist_ok=True)
@@ -199,17 +211,19 @@ def _claim(state: State, lock: filelock.BaseFileLock, job: Job, identity: dict[s
         _start_over(state)
         _refuse_foreign_files(state, shards)
     if state.job.exists():
-        _refuse_other_job(state, orjson.loads(state.job.read_bytes()), identity)
+        _refuse_other_job(state, _read_identity(state), identity)
     shutil.rmtree(state.unpublished, ignore_errors=True)
     write_atomically(state.job, _json(identity))
 
 
-def _identity(job: Job, manifest: Manifest, spec: ImageSpec) -> dict[str, object]:
+def _identity(job: Job, manifest: Manifest, spec: ImageSpec) -> _Identity:
     """What decides the rows. Where the source lies does not, nor how the web is asked."""
     return {
         "format": 1,
         "dataset": job.dataset,
-        "shards": {shard.name: [shard.source.name, shard.manifest_rows] for shard in manifest.shards()},
+        "shards": {
+            shard.name: [shard.source.name, shard.manifest_rows, shard.fingerprint] for shard in manifest.shards()
+        },
         "ids": _sha256(Path(job.ids)) if job.ids else None,
         "limit": job.limit,
         "short_side": spec.short_side_px,
@@ -223,13 +237,35 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _refuse_other_job(state: State, before: dict[str, object], now: dict[str, object]) -> None:
+def _hash(identity: _Identity) -> str:
+    return hashlib.sha256(orjson.dumps(identity, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
+
+
+def _read_identity(state: State) -> _Identity:
+    """What the last run on this output was.
+
+    Raises:
+        ConfigurationError: The file is not of this version; nothing beside it is touched.
+    """
+    try:
+        identity = orjson.loads(state.job.read_bytes())
+    except orjson.JSONDecodeError:
+        identity = None
+    if not isinstance(identity, dict) or not isinstance(identity.get("shards"), dict):
+        raise ConfigurationError(f"{state.job} is not a job of this version of datafetch; move {state.folder} away")
+    return identity
+
+
+def _refuse_other_job(state: State, before: _Identity, now: _Identity) -> None:
     for name, value in now.items():
         if before.get(name) != value:
-            was = "other files" if name == "shards" else before.get(name)
-            now_is = "these" if name == "shards" else value
+            difference = f"{name}: {before.get(name)}, now {value}"
+            if name == "shards":
+                files = {source for _, (source, *_) in (before[name] | value).items()}
+                changed = {source for shard, (source, *_) in value.items() if before[name].get(shard) != value[shard]}
+                difference = f"other manifest files: {min(changed or files)}"
             raise ConfigurationError(
-                f"{state.out} was begun with another job ({name}: {was}, now {now_is}); "
+                f"{state.out} was begun with another job ({difference}); "
                 "give the same again, choose another --root, or start over with --fresh"
             )
 
@@ -253,11 +289,10 @@ def _start_over(state: State) -> None:
     """Delete what an earlier run of ours left; without its job file a folder is not ours to delete."""
     if not state.job.exists():
         return
-    shards = orjson.loads(state.job.read_bytes()).get("shards", {})
-    for shard in shards:
+    for shard in _read_identity(state)["shards"]:
         for path in (state.out / f"{shard}.pkl", state.out / f"{shard}.count"):
             path.unlink(missing_ok=True)
-    for folder in (state.ledgers, state.spools, state.unpublished):
+    for folder in (state.ledgers, state.all_spools, state.unpublished):
         shutil.rmtree(folder, ignore_errors=True)
     state.job.unlink()
 

@@ -163,11 +163,13 @@ class Shard:
         name: File name without suffix; names sort as the manifest orders them.
         source: The manifest file it is cut from.
         manifest_rows: Rows in that file, wanted or not.
+        fingerprint: Differs for a file with other content, as far as that can be told without reading it all.
     """
 
     name: str
     source: Path
     manifest_rows: int
+    fingerprint: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,8 @@ from datafetch.errors import ConfigurationError
 from datafetch.fetch import FetchPolicy
 from datafetch.transcode import ImageSpec
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
+_COUNT = re.compile(r"[0-9]{1,9}")
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
@@ -31,7 +32,7 @@ def parse_count(option: str, text: str, word: str) -> int | None:
     """A whole number above 0, or None for the word that stands for no number."""
     if text == word:
         return None
-    if not (text.isascii() and text.isdigit() and int(text) > 0):
+    if not (_COUNT.fullmatch(text) and int(text) > 0):
         raise ConfigurationError(f"{option} takes a whole number above 0, or {word!r}, not {text!r}")
     return int(text)
 

@@ -19,6 +19,16 @@ _PLAIN_INTERVAL_S = 10.0
 _PACE_WINDOW_S = 15.0
 
 
+class ProgressConsole(Console):
+    """A console on standard error. That nobody reads it any more is no reason to end a run of days."""
+
+    def __init__(self) -> None:
+        super().__init__(stderr=True)
+
+    def on_broken_pipe(self) -> None:
+        """Go on; rich would end the process."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Moment:
     elapsed_s: float

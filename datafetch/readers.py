@@ -7,13 +7,16 @@ is wrong with a file is a ``ManifestError`` that names the file.
 from __future__ import annotations
 
 import gzip
+import hashlib
+import os
+import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +29,7 @@ Int64s: TypeAlias = npt.NDArray[np.int64]
 
 _BATCH_ROWS = 8192  # at COYO's 200 bytes of url and text a row, about 2 MB as Arrow and 8 MB as Python objects
 _BUFFER_BYTES = 1 << 20  # stream a column chunk's pages instead of reading the chunk whole
+_FOOTER_END = struct.Struct("<I4s")  # length of the footer, PAR1
 _GZIP_MAGIC = b"\x1f\x8b"
 _ID_CHUNK_BYTES = 1 << 20
 
@@ -124,9 +128,10 @@ class ParquetFile:
             ManifestError: It can't be read, is no parquet file, lacks a column, or has one of another type.
         """
         self.path = path
-        with _reading(path), pq.ParquetFile(path) as file:
+        with _reading(path), path.open("rb") as raw, pq.ParquetFile(raw) as file:
             schema = file.schema_arrow
             self.rows = int(file.metadata.num_rows)
+            self.fingerprint = _fingerprint(raw)
         if missing := [name for name in columns if name not in schema.names]:
             raise ManifestError(
                 f"{path} has no column {', '.join(missing)}; it has {', '.join(schema.names) or 'none'}"
@@ -167,6 +172,14 @@ class ParquetFile:
         return pq.ParquetFile(self.path, buffer_size=_BUFFER_BYTES, pre_buffer=False)
 
 
+def _fingerprint(file: BinaryIO) -> str:
+    """Of a parquet file: its size and its footer, which holds the place, size and statistics of every column chunk."""
+    size_bytes = file.seek(-_FOOTER_END.size, os.SEEK_END) + _FOOTER_END.size
+    footer_bytes, _ = _FOOTER_END.unpack(file.read(_FOOTER_END.size))
+    file.seek(-_FOOTER_END.size - footer_bytes, os.SEEK_END)
+    return hashlib.sha256(b"%d " % size_bytes + file.read(footer_bytes)).hexdigest()[:16]
+
+
 def matching_rows(file: ParquetFile, columns: Sequence[str], matches: Callable[[Any], npt.NDArray[np.bool_]]) -> Int64s:
     """The numbers of the rows that match, ascending.
 
@@ -193,7 +206,7 @@ def _slice(ascending: Int64s, low: int, high: int) -> Int64s:
 def _reading(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
+    except (OSError, UnicodeError, pa.ArrowException) as error:
         raise ManifestError(f"cannot read {path} as parquet: {_reason(error)}") from error
 
 
@@ -208,6 +221,13 @@ def list_files(folder: Path, suffix: str) -> list[Path]:
     Raises:
         ManifestError: There is no such folder, or no such file in it.
     """
+    try:
+        return _list_files(folder, suffix)
+    except OSError as error:
+        raise ManifestError(f"cannot read the folder {folder}: {_reason(error)}") from error
+
+
+def _list_files(folder: Path, suffix: str) -> list[Path]:
     if folder.is_file():
         return [folder]
     if not folder.is_dir():

@@ -21,10 +21,12 @@ class State:
     Attributes:
         out: What the trainer reads, and nothing else.
         scratch: Where spools lie; None puts them into the state folder.
+        job_hash: Of what decides the rows. A spool of another job is never taken for one of ours.
     """
 
     out: Path
     scratch: Path | None = None
+    job_hash: str = ""
 
     @property
     def folder(self) -> Path:
@@ -61,8 +63,8 @@ class State:
         return self.ledgers / f"{shard}.parquet"
 
     @property
-    def spools(self) -> Path:
-        """The folder of the spools; under a shared scratch its name tells outputs of the same name apart."""
+    def all_spools(self) -> Path:
+        """The folder of all jobs' spools; under a shared scratch its name tells outputs of the same name apart."""
         if self.scratch is None:
             return self.folder / "spool"
         whose = hashlib.sha256(os.fsencode(self.out.absolute())).hexdigest()[:12]
@@ -70,7 +72,7 @@ class State:
 
     def spool(self, shard: str) -> Path:
         """The spool of a shard in progress."""
-        return self.spools / f"{shard}.spool"
+        return self.all_spools / self.job_hash / f"{shard}.spool"
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -59,7 +59,7 @@ def data_files(tmp_path: Path) -> dict[str, bytes]:
 
 def spooled_bytes(tmp_path: Path) -> int:
     """How much has been spooled."""
-    return sum(path.stat().st_size for path in tmp_path.glob("root/coyo-700m/*.datafetch/spool/*"))
+    return sum(path.stat().st_size for path in tmp_path.glob("root/coyo-700m/*.datafetch/spool/*/*"))
 
 
 def start_and_wait_for_images(command: list[str], tmp_path: Path) -> subprocess.Popen[str]:
@@ -143,6 +143,24 @@ def test_json_is_all_there_is_on_standard_output(
     assert "10 ok, 1 failed (http_status 1)" in printed.out
     assert "ids: 16 wanted, 5 not found, 3 duplicate lines" in printed.out
     assert printed.err == "datafetch: 90.9% of the images arrived, --min-success asks for 95.0%\n"
+
+
+def test_a_reader_that_left_ends_no_run(tmp_path: Path, origin: Origin, pictures: Pictures) -> None:
+    """With nobody reading either stream any more the run still completes."""
+    source = write_coyo_source(tmp_path / "source", [origin.url("well", pictures[1][0], tmp_path.name)])
+    command = [sys.executable, "-m", "datafetch", "prepare", "coyo", "--source", str(source.folder)]
+    reading, writing = os.pipe()
+    os.close(reading)
+    finished = subprocess.run(
+        [*command, "--ids", str(source.ids), "--root", str(tmp_path / "root"), "--allow-net", "127.0.0.0/8"],
+        stdout=writing,
+        stderr=writing,
+        check=False,
+        timeout=PATIENCE_S,
+    )
+    os.close(writing)
+    assert finished.returncode == 0
+    assert sorted(data_files(tmp_path)) == ["part-00000.count", "part-00000.pkl"]
 
 
 def _empty(folder: Path) -> None:

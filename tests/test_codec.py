@@ -5,6 +5,7 @@ import hashlib
 import random
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -176,9 +177,18 @@ def _jpeg(body: bytes, quality: int) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"short_side_px": 0}, {"quality": 0}, {"quality": 96}, {"max_pixels": 0}, {"decode_timeout_s": 0}]
+    "wrong",
+    [
+        {"short_side_px": 0},
+        {"quality": 0},
+        {"quality": 96},
+        {"max_pixels": 0},
+        {"decode_timeout_s": 0},
+        {"decode_timeout_s": float("nan")},
+        {"max_pixels": 10**20},
+    ],
 )
-def test_a_spec_that_cannot_work_is_refused(wrong: dict[str, int]) -> None:
+def test_a_spec_that_cannot_work_is_refused(wrong: dict[str, Any]) -> None:
     """The operator hears of it before anything is fetched."""
     with pytest.raises(ConfigurationError):
         ImageSpec(**wrong)

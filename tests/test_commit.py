@@ -85,6 +85,14 @@ def test_a_shard_without_rows_leaves_only_its_ledger(state: State) -> None:
     assert read_totals(state.ledger("part-00000")) == totals
 
 
+def test_a_shard_without_rows_takes_old_files_away(state: State) -> None:
+    """Made again, and this time without a row, it leaves nothing of what it once was."""
+    commit_shard(spool(state, [make_outcome(0)]))
+    state.spool("part-00000").unlink()
+    commit_shard(spool(state, [GONE]))
+    assert list(state.out.iterdir()) == []
+
+
 @pytest.mark.parametrize("samples", [2, 4])
 def test_books_that_do_not_balance_publish_nothing(state: State, samples: int) -> None:
     """A sample too few or too many stops the commit before anything is seen."""

@@ -61,6 +61,10 @@ async def test_each_misbehaviour_is_one_failure_kind(
         ("", FailureKind.BAD_URL),
         ("cat.jpg", FailureKind.BAD_URL),
         ("http://", FailureKind.BAD_URL),
+        ("//cdn.example.org/cat.jpg", FailureKind.BAD_URL),
+        ("//127.0.0.1/cat.jpg", FailureKind.BAD_URL),
+        ("ws://127.0.0.1/cat.jpg", FailureKind.BAD_URL),
+        ("http:///cat.jpg", FailureKind.BAD_URL),
         ("http://[", FailureKind.BAD_URL),
         ("http://example.org:99999/", FailureKind.BAD_URL),
         ("ftp://example.org/cat.jpg", FailureKind.BAD_URL),
@@ -214,6 +218,29 @@ async def test_leaving_ends_every_request(origin: Origin, pictures: Pictures) ->
         assert fetch.statistics().open == 0
 
 
+async def test_headers_of_real_sites_are_long() -> None:
+    """A response whose security policy fills 30 KB is a response."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Security-Policy: " + b"a" * 30_000)
+        writer.write(b"\r\nContent-Length: 1\r\nConnection: close\r\n\r\n.")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with Fetcher(QUICK) as fetch:
+            assert isinstance(await fetch(f"http://127.0.0.1:{port}/"), Body)
+
+
+@pytest.mark.parametrize("error", [OSError(24, "Too many open files"), aiohttp.ClientOSError(24, "Too many")])
+def test_a_bare_errno_of_ours_is_our_fault(error: OSError) -> None:
+    """However it comes out of the libraries."""
+    with pytest.raises(ResourceError, match="ulimit"):
+        classify(error)
+
+
 def test_descriptors_that_run_out_are_our_fault() -> None:
     """EMFILE stops the run; it never becomes an image's failure."""
     error = OSError(24, "Too many open files")
@@ -233,12 +260,15 @@ def test_connections_fit_the_descriptors() -> None:
     [
         {"connections": 0},
         {"retries": -1},
-        {"retries": 101},
+        {"retries": 61},
         {"timeout_s": 0},
+        {"timeout_s": float("nan")},
+        {"timeout_s": float("inf")},
         {"max_body_bytes": 0},
         {"allow_net": ("127.0.0.1/33",)},
         {"nameservers": ("ns.example.org",)},
         {"nameservers": ("1.2.3",)},
+        {"nameservers": ("1.2.3.4:99999",)},
         {"contact": "me\r\nX-Evil: 1"},
     ],
 )

@@ -19,8 +19,8 @@ from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
 from datafetch.demo.pictures import paint
 from datafetch.errors import ConfigurationError, ManifestError, ResourceError
-from datafetch.fetch import FetchPolicy
-from datafetch.pipeline import Statistics
+from datafetch.fetch import Fetcher, FetchPolicy
+from datafetch.pipeline import BodyBudget, Statistics
 from datafetch.state import State
 from datafetch.transcode import ImageSpec
 
@@ -246,8 +246,61 @@ def test_another_manifest_on_the_same_output_is_refused(tmp_path: Path, job: Job
     """A manifest with other rows is another job."""
     run(job)
     other = write_coyo_source(tmp_path / "other", urls, files=2, rows=600)
-    with pytest.raises(ConfigurationError, match="other files"):
+    with pytest.raises(ConfigurationError, match="other manifest files: part-0000"):
         run(replace(job, source=str(other.folder)))
+
+
+def test_a_replaced_manifest_file_is_another_job(job: Job, source: CoyoSource) -> None:
+    """The same name and number of rows, in another order: that is another manifest."""
+    run(job)
+    path = source.folder / "part-00000-demo-c000.snappy.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.take(list(reversed(range(table.num_rows)))), path)
+    with pytest.raises(ConfigurationError, match=f"other manifest files: {path.name}"):
+        run(job)
+
+
+def test_a_shard_that_was_cut_off_is_made_again(job: Job) -> None:
+    """A file of another size than the one that was published is not the one that was published."""
+    run(job)
+    before = files_of(job)
+    (Path(job.out) / "part-00000.pkl").write_bytes(b"")
+    run(job)
+    assert files_of(job) == before
+
+
+def test_a_shard_that_is_made_again_never_looks_published_half_way(job: Job) -> None:
+    """Before anything else of it is written, its old ledger and its old files are gone."""
+    run(job)
+    (Path(job.out) / "part-00001.pkl").unlink()
+    with pytest.raises(ResourceError):  # it has looked at the shard, and can't open a spool for it
+        run(replace(job, scratch="/proc/nowhere"))
+    assert sorted(files_of(job)) == ["part-00000.count", "part-00000.pkl"]
+    assert not State(Path(job.out)).ledger("part-00001").exists()
+
+
+def test_a_spool_of_another_job_is_not_taken(tmp_path: Path, job: Job) -> None:
+    """A stale spool under a shared scratch is not ours, though output and shard have the same name."""
+    scratch = tmp_path / "scratch"
+    limited = replace(job, limit=10, scratch=str(scratch))
+    run(limited)
+    spool = State(Path(job.out), scratch, "0123456789abcdef").spool("part-00000")
+    spool.parent.mkdir(parents=True)
+    spool.write_bytes(b"datafetch spool 1\n")
+    report = run(replace(limited, limit=20, fresh=True))
+    assert (report.totals.rows, report.requests, report.reused) == (20, 20, 0)
+
+
+@pytest.mark.parametrize("content", [b"garbage", b"[]", b"{}"])
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_job_file_that_is_none_is_refused(job: Job, content: bytes, fresh: bool) -> None:
+    """What datafetch did not write it neither trusts nor deletes."""
+    run(job)
+    before = files_of(job)
+    State(Path(job.out)).job.write_bytes(content)
+    with pytest.raises(ConfigurationError, match=r"job\.json is not a job"):
+        run(replace(job, fresh=fresh))
+    assert files_of(job) == before
 
 
 def test_fresh_starts_over(job: Job) -> None:
@@ -304,7 +357,7 @@ def test_the_state_folder_is_a_sibling(job: Job) -> None:
         "spool",
         "unpublished",
     ]
-    assert not list((state / "spool").iterdir())
+    assert not [path for path in (state / "spool").rglob("*") if path.is_file()]
 
 
 @pytest.mark.parametrize("change", [{"source": "/nowhere"}, {"ids": "/nowhere"}])
@@ -322,17 +375,39 @@ def test_a_place_that_cannot_be_written_is_our_fault(tmp_path: Path, job: Job) -
         run(replace(job, out=str(tmp_path / "file" / "out")))
 
 
-@pytest.mark.parametrize("wrong", [{"limit": 0}, {"processes": 0}, {"memory_bytes": 0}])
+@pytest.mark.parametrize("wrong", [{"limit": 0}, {"processes": 0}, {"memory_bytes": 0}, {"limit": 2**63}])
 def test_a_job_that_cannot_work_is_refused(job: Job, wrong: dict[str, Any]) -> None:
     """The operator hears of it before anything is read."""
     with pytest.raises(ConfigurationError, match="must be 1 or more"):
         replace(job, **wrong)
 
 
-def test_a_small_memory_budget_slows_but_loses_nothing(job: Job) -> None:
-    """With room for a single body, images come one after the other, and all come."""
+def test_a_small_memory_budget_loses_nothing(job: Job) -> None:
+    """With hardly any room for bodies all images come nevertheless."""
     report = run(replace(job, memory_bytes=1))
     assert report.totals.outcomes == {"ok": 66}
+
+
+async def test_the_memory_budget_is_a_bound(urls: list[str]) -> None:
+    """Used up, it lets no further request begin: what is in hand is what was open by then."""
+    budget = BodyBudget(1)
+    held = peak = 0
+
+    async def deliver(fetch: Fetcher, url: str) -> None:
+        nonlocal held, peak
+        fetched = await fetch(url)
+        with budget.holding(fetched):
+            held += 1
+            peak = max(peak, held)
+            await asyncio.sleep(0)
+            held -= 1
+
+    async with Fetcher(replace(POLICY, connections=4), admit=budget.wait_for_room) as fetch:
+        async with asyncio.TaskGroup() as group:
+            for url in urls:
+                group.create_task(deliver(fetch, url))
+        assert fetch.statistics().requests == len(urls)
+    assert 1 <= peak <= 4
 
 
 def test_jobs_and_reports_are_values(job: Job) -> None:

@@ -69,7 +69,7 @@ class CoyoManifest:
 
     def shards(self) -> list[Shard]:
         """One shard a file, in the order of the files' names."""
-        return [Shard(name, file.path, file.rows) for name, file in self._files.items()]
+        return [Shard(name, file.path, file.rows, file.fingerprint) for name, file in self._files.items()]
 
     def expected_samples(self) -> int | None:
         """As many as there are ids; unknown where similarity decides."""

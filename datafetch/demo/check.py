@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import pickle
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -39,22 +39,29 @@ class Finding:
         return self.expected == self.seen
 
 
-def check_outcomes(job: Job) -> Iterator[Finding]:
-    """Whether every image ended as its server's behaviour demands, by the ledger."""
+def check_outcomes(job: Job, urls: Sequence[str]) -> Iterator[Finding]:
+    """Whether every image ended as its server's behaviour demands, by the ledger.
+
+    Args:
+        job: What was run.
+        urls: What was asked for; the behaviour stands in the path.
+    """
     seen: dict[str, Counter[str]] = {}
     for ledger in sorted(State(Path(job.out)).ledgers.glob("*.parquet")):
         for line in pq.read_table(ledger, columns=["url", "outcome"]).to_pylist():
-            behaviour = urlsplit(line["url"]).path.split("/")[1]
-            seen.setdefault(behaviour, Counter())[line["outcome"]] += 1
-    for behaviour, expected in BEHAVIOURS.items():
-        if behaviour in seen:
-            outcomes = seen[behaviour]
-            yield Finding(
-                f"served {behaviour}",
-                outcomes.total(),
-                expected.expected or OK,
-                ", ".join(f"{kind}" for kind in sorted(outcomes)),
-            )
+            seen.setdefault(_behaviour(line["url"]), Counter())[line["outcome"]] += 1
+    for behaviour, images in Counter(map(_behaviour, urls)).items():
+        outcomes = seen.get(behaviour, Counter())
+        yield Finding(
+            f"served {behaviour}",
+            images,
+            f"{images} {BEHAVIOURS[behaviour].expected or OK}",
+            ", ".join(f"{count} {kind}" for kind, count in sorted(outcomes.items())) or "none",
+        )
+
+
+def _behaviour(url: str) -> str:
+    return urlsplit(url).path.split("/")[1]
 
 
 def check_files(job: Job, report: Report, source: CoyoSource) -> Iterator[Finding]:

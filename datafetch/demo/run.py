@@ -16,7 +16,7 @@ from datafetch.demo.check import Finding, check_files, check_outcomes
 from datafetch.demo.manifest import write_coyo_source
 from datafetch.demo.origin import Origin
 from datafetch.demo.pictures import write_pictures
-from datafetch.errors import ConfigurationError
+from datafetch.errors import ConfigurationError, ResourceError
 from datafetch.fetch import FetchPolicy
 from datafetch.job import Job, Observer, run
 from datafetch.model import Report
@@ -86,7 +86,7 @@ def run_demo(images: int, folder: Path | None = None, observe: Observer | None =
             fetch=FetchPolicy(allow_net=("127.0.0.0/8",), backoff_s=0.2),
         )
         report = run(job, observe)
-    return DemoResult(report, (*check_outcomes(job), *check_files(job, report, source)))
+    return DemoResult(report, (*check_outcomes(job, urls), *check_files(job, report, source)))
 
 
 def _url(origin: Origin, number: int, pictures: list[str], images: int) -> str:
@@ -101,6 +101,13 @@ def _url(origin: Origin, number: int, pictures: list[str], images: int) -> str:
 
 
 def _make_room(folder: Path) -> None:
+    try:
+        _empty(folder)
+    except OSError as error:
+        raise ResourceError.of_disk(error, f"make the folder {folder}") from error
+
+
+def _empty(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise ConfigurationError(f"{folder} is not a folder; give --out a new one")
     if folder.exists() and any(folder.iterdir()):

@@ -1,0 +1,216 @@
+"""Meter: what processes cost, told apart by what they do; watch(): a command, measured while it runs.
+
+Rules: numbers come from the kernel's own counters, read a few times a second, so that measuring costs next to nothing
+and a reading is late by one interval at most. What the rest of the machine did meanwhile is part of the result: it is
+the noise.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from tempfile import TemporaryFile
+
+import psutil
+
+MIB = 1024**2
+
+
+class Role(StrEnum):
+    """What a process does."""
+
+    BENCHMARK = "benchmark"
+    ORIGIN = "origin"
+    PARENT = "parent"
+    CODEC = "codec"
+    COMMIT = "commit"
+    OTHER = "other"
+
+
+_ROLE_BY_COMMAND = {
+    "datafetch.demo.origin": Role.ORIGIN,
+    "datafetch.transcode.worker": Role.CODEC,
+    "datafetch.commit": Role.COMMIT,
+    "multiprocessing.spawn": Role.CODEC,
+}
+_PEAK_RSS = re.compile(r"^VmHWM:\s*(\d+) kB$", re.MULTILINE)
+
+
+@dataclass(slots=True)
+class _Seen:
+    """The last that was read of a process."""
+
+    role: Role
+    cpu_s: float
+    cpu_before_s: float
+
+
+class Meter:
+    """Counts the CPU time of this process and of all below it, by role, from the moment it is made.
+
+    Args:
+        parent: The process that is the run's own; None where there is none.
+    """
+
+    def __init__(self, parent: int | None = None) -> None:
+        self._parent = parent
+        self._seen: dict[int, _Seen] = {}
+        self._started_s = time.perf_counter()
+        self._busy_before_s = _busy_s()
+        self._busy_s = 0.0
+        self._elapsed_s = 0.0
+        for process in _family():
+            self._note(process, is_new=False)
+
+    def sample(self) -> None:
+        """Read the counters."""
+        for process in _family():
+            self._note(process, is_new=True)
+        self._busy_s = _busy_s() - self._busy_before_s
+        self._elapsed_s = time.perf_counter() - self._started_s
+
+    def cpu_s(self) -> dict[Role, float]:
+        """CPU seconds by role, up to the last sample."""
+        spent: dict[Role, float] = dict.fromkeys(Role, 0.0)
+        for seen in self._seen.values():
+            spent[seen.role] += seen.cpu_s - seen.cpu_before_s
+        return spent
+
+    def others_share(self) -> float:
+        """The share of the machine's CPU time, 0 to 1, that went to anybody else up to the last sample."""
+        available_s = self._elapsed_s * (os.cpu_count() or 1)
+        return max(0.0, self._busy_s - sum(self.cpu_s().values())) / available_s if available_s else 0.0
+
+    def _note(self, process: psutil.Process, *, is_new: bool) -> None:
+        with suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            cpu_s = times.user + times.system
+            if process.pid in self._seen:
+                self._seen[process.pid].cpu_s = cpu_s
+            else:
+                self._seen[process.pid] = _Seen(self._role(process), cpu_s, 0.0 if is_new else cpu_s)
+
+    def _role(self, process: psutil.Process) -> Role:
+        if process.pid == os.getpid():
+            return Role.BENCHMARK
+        if process.pid == self._parent:
+            return Role.PARENT
+        command = " ".join(process.cmdline())
+        return next((role for word, role in _ROLE_BY_COMMAND.items() if word in command), Role.OTHER)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a command cost.
+
+    Attributes:
+        stdout: What it printed.
+        parent_peak_bytes: The high-water mark of its first process's resident memory, that process's alone.
+        total_peak_bytes: The most that its processes had resident together; shared pages count once a process.
+        descriptors_peak: The most descriptors that its first process had open.
+        cpu_s: CPU seconds by role, over the command's time.
+        others_share: The share of the machine's CPU time that went to anybody else meanwhile, 0 to 1.
+        elapsed_s: Wall clock from start to exit.
+    """
+
+    stdout: bytes
+    parent_peak_bytes: int
+    total_peak_bytes: int
+    descriptors_peak: int
+    cpu_s: Mapping[Role, float]
+    others_share: float
+    elapsed_s: float
+
+
+@dataclass(slots=True)
+class _Peaks:
+    parent_bytes: int = 0
+    total_bytes: int = 0
+    descriptors: int = 0
+
+    def sample(self, parent: psutil.Process) -> None:
+        with suppress(psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
+            # Not wait4's ru_maxrss: that is the largest of the process, of the descendants it waited for, and of
+            # whoever started it (the kernel counts the image before exec). This mark is the process's alone.
+            self.parent_bytes = max(self.parent_bytes, _peak_rss_bytes(parent.pid))
+            self.descriptors = max(self.descriptors, parent.num_fds())
+            self.total_bytes = max(self.total_bytes, sum(_rss_bytes(process) for process in _family(parent)))
+
+
+def watch(command: Sequence[str], *, interval_s: float = 0.1) -> Usage:
+    """Run a command to its end, measuring it.
+
+    Args:
+        command: Program and arguments; what it prints must fit into a pipe (64 KiB).
+        interval_s: Between two readings.
+
+    Raises:
+        subprocess.CalledProcessError: Its exit status was not 0; the error carries what it said.
+    """
+    started_s = time.perf_counter()
+    with TemporaryFile() as complaints, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=complaints) as process:
+        meter, peaks = Meter(process.pid), _Peaks()
+        for _ in _readings(process, interval_s):
+            meter.sample()
+            peaks.sample(psutil.Process(process.pid))
+        status = process.wait()
+        elapsed_s = time.perf_counter() - started_s
+        meter.sample()
+        stdout = process.stdout.read() if process.stdout else b""
+        if status:
+            complaints.seek(0)
+            error = subprocess.CalledProcessError(status, command, stdout, complaints.read())
+            error.add_note(error.stderr.decode("utf-8", "replace"))
+            raise error
+    return Usage(
+        stdout,
+        peaks.parent_bytes,
+        peaks.total_bytes,
+        peaks.descriptors,
+        meter.cpu_s(),
+        meter.others_share(),
+        elapsed_s,
+    )
+
+
+def _readings(process: subprocess.Popen[bytes], interval_s: float) -> Iterator[None]:
+    """Once an interval, until the process has ended; it stays a zombie, so its number stays its own."""
+    ended = os.pidfd_open(process.pid)
+    try:
+        poll = select.poll()
+        poll.register(ended, select.POLLIN)
+        while not poll.poll(interval_s * 1000):
+            yield
+    finally:
+        os.close(ended)
+
+
+def _family(eldest: psutil.Process | None = None) -> list[psutil.Process]:
+    """A process and all below it; by default this one."""
+    eldest = eldest or psutil.Process()
+    return [eldest, *eldest.children(recursive=True)]
+
+
+def _peak_rss_bytes(pid: int) -> int:
+    match = _PEAK_RSS.search(Path(f"/proc/{pid}/status").read_text())
+    return int(match[1]) * 1024 if match else 0  # a zombie has none
+
+
+def _rss_bytes(process: psutil.Process) -> int:
+    with suppress(psutil.NoSuchProcess):
+        return int(process.memory_info().rss)
+    return 0
+
+
+def _busy_s() -> float:
+    """CPU seconds that the whole machine has worked since it was booted."""
+    times = psutil.cpu_times()
+    return float(times.user + times.nice + times.system + times.irq + times.softirq)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from itertools import islice
+from typing import TypeVar
 
 from datafetch.ledger import read_totals
 from datafetch.model import Manifest, Sample, Shard, Totals
@@ -19,6 +21,8 @@ from datafetch.spool import Spool
 from datafetch.state import State
 
 MAX_OPEN_SHARDS = 4  # one that is read, one or two with stragglers, one that is being written
+_Asked = TypeVar("_Asked")
+_Found = TypeVar("_Found")
 _CHUNK_SAMPLES = 256  # a second's work: a chunk costs a thread hop and, in a sparse manifest, the decoding of many rows
 
 
@@ -74,6 +78,8 @@ class Feed:
         self._counted_samples = 0
         self._reading: tuple[OpenShard, Iterator[Sample]] | None = None
         self._ready: deque[Pulled] = deque()
+        # One thread of our own: on the shared ones each read leaves its fragments in another thread's arena.
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="manifest")
         self._turn = asyncio.Lock()
         self._places = asyncio.Semaphore(MAX_OPEN_SHARDS)
 
@@ -108,7 +114,8 @@ class Feed:
         self._places.release()
 
     async def close(self) -> None:
-        """Let go of every spool; they stay for the next run."""
+        """Let go of every spool and of the manifest; the spools stay for the next run."""
+        self._reader.shutdown(wait=False)
         async with AsyncExitStack() as spools:
             for shard in self.open:
                 spools.push_async_callback(shard.spool.close)
@@ -131,7 +138,7 @@ class Feed:
             self._count(shard, published.samples)
             return
         await self._places.acquire()
-        samples = await asyncio.to_thread(self._manifest.samples, shard)
+        samples = await self._read(self._manifest.samples, shard)
         wanted = len(samples) if self._limit is None else min(len(samples), self._limit - self._counted_samples)
         self._count(shard, wanted)
         spool = await Spool.open(self._state.spool(shard.name))
@@ -144,11 +151,14 @@ class Feed:
             self._ready.append(Pulled(opened, None))
 
     async def _read_on(self, shard: OpenShard, samples: Iterator[Sample]) -> None:
-        chunk = await asyncio.to_thread(list, islice(samples, _CHUNK_SAMPLES))
+        chunk = await self._read(list, islice(samples, _CHUNK_SAMPLES))
         if not chunk:
             self._reading = None
         ended = shard.spool.recovered.samples
         self._ready.extend(Pulled(shard, sample) for sample in chunk if sample.position not in ended)
+
+    async def _read(self, read: Callable[[_Asked], _Found], asked: _Asked) -> _Found:
+        return await asyncio.get_running_loop().run_in_executor(self._reader, read, asked)
 
     def _count(self, shard: Shard, samples: int) -> None:
         self._counted_rows += shard.manifest_rows

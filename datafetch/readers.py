@@ -28,7 +28,7 @@ from datafetch.errors import ManifestError
 Int64s: TypeAlias = npt.NDArray[np.int64]
 
 _BATCH_ROWS = 8192  # at COYO's 200 bytes of url and text a row, about 2 MB as Arrow and 8 MB as Python objects
-_BUFFER_BYTES = 1 << 20  # stream a column chunk's pages instead of reading the chunk whole
+_BUFFER_BYTES = 1 << 16  # stream a column chunk's pages instead of reading the chunk whole
 _FOOTER_END = struct.Struct("<I4s")  # length of the footer, PAR1
 _GZIP_MAGIC = b"\x1f\x8b"
 _ID_CHUNK_BYTES = 1 << 20
@@ -144,7 +144,7 @@ class ParquetFile:
     def batches(self, columns: Sequence[str]) -> Iterator[Any]:
         """All rows as ``pyarrow.RecordBatch`` values of these columns, in order, one row group after the other."""
         with _reading(self.path), self._open() as file:
-            yield from file.iter_batches(_BATCH_ROWS, columns=list(columns), use_threads=False)
+            yield from _batches(file, range(file.metadata.num_row_groups), columns)
 
     def select(self, wanted: Int64s, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
         """The wanted rows, in order.
@@ -158,10 +158,7 @@ class ParquetFile:
             for group in range(file.metadata.num_row_groups):
                 end_row = first_row + file.metadata.row_group(group).num_rows
                 if _slice(wanted, first_row, end_row).size:
-                    batches = file.iter_batches(
-                        _BATCH_ROWS, row_groups=[group], columns=list(columns), use_threads=False
-                    )
-                    for batch in batches:
+                    for batch in _batches(file, [group], columns):
                         rows = _slice(wanted, first_row, first_row + batch.num_rows) - first_row
                         if rows.size:
                             yield from batch.take(pa.array(rows)).to_pylist()
@@ -170,6 +167,13 @@ class ParquetFile:
 
     def _open(self) -> Any:
         return pq.ParquetFile(self.path, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+
+
+def _batches(file: Any, row_groups: Sequence[int], columns: Sequence[str]) -> Iterator[Any]:
+    for batch in file.iter_batches(_BATCH_ROWS, row_groups=list(row_groups), columns=list(columns), use_threads=False):
+        yield batch
+        # Or the heap keeps the pages of every row group: 20 MB more for a million rows (benchmarks/manifest_memory.py).
+        pa.default_memory_pool().release_unused()
 
 
 def _fingerprint(file: BinaryIO) -> str:

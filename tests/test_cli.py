@@ -18,6 +18,7 @@ from datafetch.cli import main
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
 from datafetch.options import parse_bytes
+from datafetch.pipeline import WORKERS_PER_CONNECTION
 
 Pictures = tuple[Path, list[str]]
 IMAGES = 400
@@ -110,7 +111,7 @@ def finish_and_check(command: list[str], tmp_path: Path, source: CoyoSource, slo
     # Only what was in the air, or in the codec, when the run ended is asked for again.
     again = [path for path, times in asked.items() if times > 1]
     assert all(path in asked_before for path in again)
-    assert len(again) <= 40 * 2
+    assert len(again) <= 40 * WORKERS_PER_CONNECTION
     rows = [
         row for name, content in data_files(tmp_path).items() if name.endswith(".pkl") for row in pickle.loads(content)
     ]

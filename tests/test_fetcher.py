@@ -18,7 +18,7 @@ from datafetch.fetch.limiter import affordable_connections
 from datafetch.model import Body, Failure, FailureKind
 
 # Short, so that the tests are; the figures themselves don't matter.
-QUICK = FetchPolicy(allow_net=LOOPBACK, timeout_s=1.5, backoff_s=0.01, retries=2, max_body_bytes=1 << 20)
+QUICK = FetchPolicy(allow_net=LOOPBACK, timeout_s=2.5, backoff_s=0.01, retries=2, max_body_bytes=1 << 20)
 # What a request alone can show; the rest is for the codec to find.
 ARRIVES = {FailureKind.NOT_AN_IMAGE, FailureKind.TRUNCATED, None}
 MAY_PASS = {FailureKind.DISCONNECTED, FailureKind.EMPTY, FailureKind.TIMEOUT}
@@ -114,11 +114,11 @@ async def test_what_may_pass_is_tried_again_and_nothing_else(
 
 async def test_queueing_does_not_count_against_the_host(origin: Origin, pictures: Pictures) -> None:
     """Three slow answers through one connection take longer than the timeout, and all arrive."""
-    policy = FetchPolicy(allow_net=LOOPBACK, connections=1, timeout_s=2.0, retries=0)
+    policy = FetchPolicy(allow_net=LOOPBACK, connections=1, timeout_s=2.5, retries=0)
     async with Fetcher(policy) as fetch:
         fetched = await asyncio.gather(*(fetch(origin.url("slow", pictures[1][0], number)) for number in range(3)))
     assert all(isinstance(one, Body) for one in fetched)
-    assert sum(one.fetch_ms for one in fetched) > 2000
+    assert sum(one.fetch_ms for one in fetched) > 2500
 
 
 async def test_a_retry_waits_without_a_place(origin: Origin, pictures: Pictures, unique: Iterator[str]) -> None:

@@ -93,10 +93,10 @@ class Meter:
         with suppress(psutil.NoSuchProcess):
             times = process.cpu_times()
             cpu_s = times.user + times.system
-            if process.pid in self._seen:
-                self._seen[process.pid].cpu_s = cpu_s
-            else:
-                self._seen[process.pid] = _Seen(self._role(process), cpu_s, 0.0 if is_new else cpu_s)
+            seen = self._seen.setdefault(process.pid, _Seen(Role.OTHER, cpu_s, 0.0 if is_new else cpu_s))
+            seen.cpu_s = cpu_s
+            if seen.role is Role.OTHER:  # between fork and exec a process bears its parent's command line
+                seen.role = self._role(process)
 
     def _role(self, process: psutil.Process) -> Role:
         if process.pid == os.getpid():

@@ -10,7 +10,7 @@ import platform
 import re
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from importlib.metadata import version
@@ -110,6 +110,11 @@ class Record:
         """The cases, in the order of their first runs."""
         return list(dict.fromkeys(run.case for run in self.runs))
 
+    def quiet(self) -> Self:
+        """The same with the measured runs alone during which the machine was left to them."""
+        quiet = [run for run in self.runs if run.kind is RunKind.MEASURED and not _is_noisy(run)]
+        return replace(self, runs=quiet)
+
     def values(self, case: str) -> list[float]:
         """The value of each measured run of a case."""
         return [run.value for run in self._measured(case)]
@@ -166,9 +171,10 @@ class Record:
             console.print(remark, highlight=False, soft_wrap=True)
 
     def _noise(self) -> list[str]:
-        shares = [run.details.get(OTHERS_SHARE, 0.0) for run in self.runs if run.kind is RunKind.MEASURED]
-        if max(shares) < _NOISY_PERCENT:
+        measured = [run for run in self.runs if run.kind is RunKind.MEASURED]
+        if not any(map(_is_noisy, measured)):
             return []
+        shares = [run.details[OTHERS_SHARE] for run in measured]
         remark = (
             f"NOISE: others took {min(shares):.0f} to {max(shares):.0f} % of the machine's CPU time during the runs; "
             "CPU times and memory hold, speeds are too low and their ratios unsure"
@@ -189,6 +195,10 @@ class Record:
 def kinds(warm_ups: int, runs: int) -> list[RunKind]:
     """What each round is for: first to warm up, then to measure."""
     return [RunKind.WARM_UP] * warm_ups + [RunKind.MEASURED] * runs
+
+
+def _is_noisy(run: Run) -> bool:
+    return run.details.get(OTHERS_SHARE, 0.0) >= _NOISY_PERCENT
 
 
 def _heading(name: str) -> str:

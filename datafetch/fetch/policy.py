@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
 from datafetch.errors import ConfigurationError
@@ -15,45 +16,65 @@ _MAX_RETRIES = 60  # the ledger counts attempts in 8 bits, and a truncated image
 _MAX_TIMEOUT_S = 86_400.0
 
 
+class OptOut(StrEnum):
+    """What to do about a response that forbids its use for training (``X-Robots-Tag``)."""
+
+    OBEY = "obey"
+    IGNORE = "ignore"
+
+
 @dataclass(frozen=True, slots=True)
 class FetchPolicy:
     """How to ask the web for images. Checked when made.
 
     Attributes:
-        connections: Requests open at once; None lets the fetcher choose.
+        connections: Requests open at once; None lets the fetcher find how many serve best.
+        per_host: Of them, to one host (name and port).
         timeout_s: Wall clock for one attempt, from sending to the last byte. Queueing never counts.
-        connect_timeout_s: Part of it that making the connection may take.
+        connect_timeout_s: Part of it that making the connection may take, TLS included.
+        stall_timeout_s: Part of it that may pass without a byte.
         retries: Further attempts after a failure that may pass.
         backoff_s: Mean wait before the first retry; it doubles from one to the next, with jitter.
         max_body_bytes: Larger bodies are refused, by header and by count, decompressed.
         max_redirects: Hops before giving up.
         allow_net: CIDR blocks that are not public but allowed.
         nameservers: ``ADDRESS`` or ``ADDRESS:PORT``; empty uses the system's.
+        opt_out: Whether a response may forbid the use of its image.
         contact: Added to the User-Agent, so that a site's owner knows whom to ask.
+        insecure: Take TLS certificates unverified.
+        trust_env: Go through the proxies that the environment names (``HTTPS_PROXY``, ``NO_PROXY`` …).
     """
 
     connections: int | None = None
+    per_host: int = 8
     timeout_s: float = 30.0
     connect_timeout_s: float = 10.0
+    stall_timeout_s: float = 20.0
     retries: int = 2
     backoff_s: float = 0.5
     max_body_bytes: int = 32 * MIB
     max_redirects: int = 10
     allow_net: tuple[str, ...] = ()
     nameservers: tuple[str, ...] = ()
+    opt_out: OptOut = OptOut.OBEY
     contact: str = ""
+    insecure: bool = False
+    trust_env: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, before anything is fetched."""
         if self.connections is not None:
             _at_least("--connections", self.connections, 1)
+        _at_least("--per-host", self.per_host, 1)
         _at_least("--retries", self.retries, 0)
         if self.retries > _MAX_RETRIES:
             raise ConfigurationError(f"--retries must be {_MAX_RETRIES} or less, not {self.retries}")
         _at_least("--max-body", self.max_body_bytes, 1)
         _at_least("max_redirects", self.max_redirects, 0)
-        if not (0 < self.timeout_s <= _MAX_TIMEOUT_S and self.connect_timeout_s > 0 and self.backoff_s >= 0):
+        if not 0 < self.timeout_s <= _MAX_TIMEOUT_S:
             raise ConfigurationError(f"--timeout must be above 0 seconds and at most a day, not {self.timeout_s}")
+        if not (self.connect_timeout_s > 0 and self.stall_timeout_s > 0 and self.backoff_s >= 0):
+            raise ConfigurationError("connect_timeout_s and stall_timeout_s must be above 0, backoff_s not below it")
         if not self.contact.isprintable():
             raise ConfigurationError("--user-agent must be one line of printable text")
         self.networks()

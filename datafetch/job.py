@@ -24,10 +24,10 @@ import uvloop
 from datafetch.datasets import find_dataset
 from datafetch.errors import ConfigurationError, DatafetchError, ResourceError
 from datafetch.feed import Feed
-from datafetch.fetch import Fetcher, FetchPolicy
+from datafetch.fetch import BodyBudget, Fetcher, FetchPolicy, OptOut
 from datafetch.ledger import read_keys
 from datafetch.model import OK, Manifest, Report, Selection, Totals
-from datafetch.pipeline import BodyBudget, Pipeline, Statistics
+from datafetch.pipeline import Pipeline, Statistics
 from datafetch.state import State, write_atomically
 from datafetch.transcode import ImageSpec, Transcoder
 
@@ -121,7 +121,7 @@ async def fetch_dataset(job: Job, observe: Observer | None = None) -> Report:
         feed = Feed(manifest, state, job.limit)
         budget = BodyBudget(job.memory_bytes)
         async with (
-            Fetcher(job.fetch, admit=budget.wait_for_room) as fetch,
+            Fetcher(job.fetch, budget=budget) as fetch,
             Transcoder(spec, processes=job.processes) as transcode,
         ):
             pipeline = Pipeline(dataset, feed, state=state, fetch=fetch, transcode=transcode, budget=budget)
@@ -135,7 +135,7 @@ async def fetch_dataset(job: Job, observe: Observer | None = None) -> Report:
             reused=feed.reused[OK],
             fetched_bytes=fetching.fetched_bytes,
             written_bytes=pipeline.published_bytes,
-            requests=fetching.requests,
+            requests=fetching.attempts,
             elapsed_s=time.monotonic() - started_s,
             selection=await asyncio.to_thread(_selection, manifest, state, feed, job.limit),
         )
@@ -217,8 +217,8 @@ def _claim(state: State, lock: filelock.BaseFileLock, job: Job, identity: _Ident
 
 
 def _identity(job: Job, manifest: Manifest, spec: ImageSpec) -> _Identity:
-    """What decides the rows. Where the source lies does not, nor how the web is asked."""
-    return {
+    """What decides the rows. Where the source lies does not, nor how fast the web is asked."""
+    identity = {
         "format": 1,
         "dataset": job.dataset,
         "shards": {
@@ -230,6 +230,11 @@ def _identity(job: Job, manifest: Manifest, spec: ImageSpec) -> _Identity:
         "quality": spec.quality,
         "max_pixels": spec.max_pixels,
     }
+    if job.fetch.insecure:
+        identity["insecure"] = True
+    if job.fetch.opt_out is OptOut.IGNORE:
+        identity["opt_out"] = job.fetch.opt_out.value
+    return identity
 
 
 def _sha256(path: Path) -> str:
@@ -257,17 +262,21 @@ def _read_identity(state: State) -> _Identity:
 
 
 def _refuse_other_job(state: State, before: _Identity, now: _Identity) -> None:
-    for name, value in now.items():
-        if before.get(name) != value:
-            difference = f"{name}: {before.get(name)}, now {value}"
+    for name in now | before:
+        if before.get(name) != now.get(name):
+            difference = f"{name}: {before.get(name)}, now {now.get(name)}"
             if name == "shards":
-                files = {source for _, (source, *_) in (before[name] | value).items()}
-                changed = {source for shard, (source, *_) in value.items() if before[name].get(shard) != value[shard]}
-                difference = f"other manifest files: {min(changed or files)}"
+                difference = f"other manifest files: {_first_difference(before[name], now[name])}"
             raise ConfigurationError(
                 f"{state.out} was begun with another job ({difference}); "
                 "give the same again, choose another --root, or start over with --fresh"
             )
+
+
+def _first_difference(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """The first manifest file that is not what it was."""
+    changed = {source for shard, (source, *_) in now.items() if before.get(shard) != now[shard]}
+    return str(min(changed or {source for source, *_ in before.values()}))
 
 
 def _refuse_foreign_files(state: State, shards: dict[str, object]) -> None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from datafetch.errors import ConfigurationError
-from datafetch.fetch import FetchPolicy
+from datafetch.fetch import FetchPolicy, OptOut
 from datafetch.transcode import ImageSpec
 
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
@@ -43,6 +43,7 @@ class RunOptions:
 
     connections: Annotated[str, typer.Option(metavar="N|auto", help="Requests open at once.")] = "auto"
     processes: Annotated[int | None, typer.Option(help="Codec processes.", show_default="CPU count")] = None
+    per_host: Annotated[int, typer.Option(help="Requests open at once to one host.")] = 8
     timeout: Annotated[float, typer.Option(help="Seconds for one attempt, from sending to the last byte.")] = 30.0
     retries: Annotated[int, typer.Option(help="Further attempts after a failure that may pass.")] = 2
     max_body: Annotated[str, typer.Option(metavar="BYTES", help="Refuse larger bodies.")] = "32MiB"
@@ -66,6 +67,9 @@ class RunOptions:
             metavar="CIDR", help="Addresses that are not public but allowed. Repeatable.", show_default="none"
         ),
     ] = None
+    opt_out: Annotated[
+        OptOut, typer.Option(help="Whether a response may forbid the use of its image (X-Robots-Tag).")
+    ] = OptOut.OBEY
     nameserver: Annotated[
         list[str] | None,
         typer.Option(metavar="IP[:PORT]", help="Name server. Repeatable.", show_default="the system's"),
@@ -79,18 +83,28 @@ class RunOptions:
     user_agent: Annotated[
         str, typer.Option(metavar="TEXT", help="A contact, added to the User-Agent.", show_default="none")
     ] = ""
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Take TLS certificates unverified; recorded in the job.")
+    ] = False
+    trust_env: Annotated[
+        bool, typer.Option("--trust-env", help="Go through the proxies that the environment names.")
+    ] = False
     json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output at the end.")] = False
 
     def fetch_policy(self) -> FetchPolicy:
         """The part of them that is about fetching."""
         return FetchPolicy(
             connections=parse_count("--connections", self.connections, "auto"),
+            per_host=self.per_host,
             timeout_s=self.timeout,
             retries=self.retries,
             max_body_bytes=parse_bytes("--max-body", self.max_body),
             allow_net=tuple(self.allow_net or ()),
             nameservers=tuple(self.nameserver or ()),
+            opt_out=self.opt_out,
             contact=self.user_agent,
+            insecure=self.insecure,
+            trust_env=self.trust_env,
         )
 
     def image_spec(self, datasets_own_short_side_px: int | None) -> ImageSpec:

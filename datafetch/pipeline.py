@@ -9,17 +9,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from datafetch.commit import Commit, commit_in_process
 from datafetch.errors import ConservationError
 from datafetch.feed import Feed, OpenShard
-from datafetch.fetch import Fetcher
+from datafetch.fetch import BodyBudget, Fetcher, Limiter
 from datafetch.model import (
     OK,
-    Body,
     Dataset,
     Encoded,
     Failure,
@@ -48,6 +45,7 @@ class Statistics:
         shards: Shards of the manifest.
         shards_published: Of them, those that are where the trainer reads them.
         fetched_bytes: Body bytes received in this run.
+        connections: Requests that may be open now; without a fixed number it changes.
         open_requests: Requests open now.
         waiting_bodies: Bodies that no codec process has yet.
         elapsed_s: Since the run began.
@@ -60,44 +58,10 @@ class Statistics:
     shards: int
     shards_published: int
     fetched_bytes: int
+    connections: int
     open_requests: int
     waiting_bodies: int
     elapsed_s: float
-
-
-class BodyBudget:
-    """Bounds the bytes of bodies that wait for the codec, by holding back requests while there are too many.
-
-    Requests that are open when the budget is used up still bring their bodies: at most connections × the largest body
-    on top.
-    """
-
-    def __init__(self, budget_bytes: int) -> None:
-        self._budget_bytes = budget_bytes
-        self._held_bytes = 0
-        self._room = asyncio.Event()
-        self._room.set()
-
-    async def wait_for_room(self) -> None:
-        """Wait until the bodies in hand are within the budget."""
-        await self._room.wait()
-
-    @contextmanager
-    def holding(self, fetched: Fetched) -> Iterator[None]:
-        """Count a body while it is in hand."""
-        size_bytes = len(fetched.content) if isinstance(fetched, Body) else 0
-        self._change(size_bytes)
-        try:
-            yield
-        finally:
-            self._change(-size_bytes)
-
-    def _change(self, size_bytes: int) -> None:
-        self._held_bytes += size_bytes
-        if self._held_bytes < self._budget_bytes:
-            self._room.set()
-        else:
-            self._room.clear()
 
 
 class Pipeline:
@@ -109,7 +73,7 @@ class Pipeline:
         state: Where everything goes.
         fetch: url → body or Failure.
         transcode: body → Encoded or Failure.
-        budget: Of bodies in hand; the fetcher asks it before each request.
+        budget: What bodies in hand are held against.
     """
 
     def __init__(
@@ -129,6 +93,7 @@ class Pipeline:
         self._fetch = fetch
         self._transcode = transcode
         self._budget = budget
+        self._in_flight = Limiter(lambda: fetch.connections * WORKERS_PER_CONNECTION)
         self._outcomes: Counter[str] = Counter()
         self._started_s = time.monotonic()
 
@@ -139,7 +104,7 @@ class Pipeline:
             DatafetchError: What stops a run. Images that ended are in their spools, for the next run.
             ConservationError: The manifest gave fewer samples than it had counted.
         """
-        workers = self._fetch.connections * WORKERS_PER_CONNECTION
+        workers = self._fetch.most_connections * WORKERS_PER_CONNECTION
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(workers):
@@ -163,19 +128,30 @@ class Pipeline:
             shards=self._feed.shards,
             shards_published=len(self._feed.published),
             fetched_bytes=fetching.fetched_bytes,
+            connections=fetching.connections,
             open_requests=fetching.open,
             waiting_bodies=self._transcode.waiting,
             elapsed_s=time.monotonic() - self._started_s,
         )
 
     async def _work(self) -> None:
-        while (pulled := await self._feed.pull()) is not None:
-            if pulled.sample is None:
-                await self._publish(pulled.shard)
-                continue
-            await self._end_sample(pulled.shard, pulled.sample)
-            if pulled.shard.settle():
-                await self._publish(pulled.shard)
+        is_there_more = True
+        while is_there_more:
+            async with self._in_flight:
+                is_there_more = await self._end_next()
+
+    async def _end_next(self) -> bool:
+        """Bring the next sample to its end, and with the last one of a shard the shard; False when there is none."""
+        pulled = await self._feed.pull()
+        if pulled is None:
+            return False
+        if pulled.sample is None:
+            await self._publish(pulled.shard)
+            return True
+        await self._end_sample(pulled.shard, pulled.sample)
+        if pulled.shard.settle():
+            await self._publish(pulled.shard)
+        return True
 
     async def _end_sample(self, shard: OpenShard, sample: Sample) -> None:
         """Bring all images of a sample to their end, as far as an earlier run has not."""
@@ -206,8 +182,8 @@ class Pipeline:
         return ImageEnd(line, outcome.jpeg if isinstance(outcome, Encoded) else b"")
 
     async def _deliver(self, url: str) -> tuple[Fetched, Outcome]:
-        fetched = await self._fetch(url)
-        with self._budget.holding(fetched):
+        with self._budget.allotment() as memory:
+            fetched = await self._fetch(url, memory=memory)
             return fetched, await self._transcode(fetched)
 
     async def _publish(self, shard: OpenShard) -> None:

@@ -19,8 +19,8 @@ from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
 from datafetch.demo.pictures import paint
 from datafetch.errors import ConfigurationError, ManifestError, ResourceError
-from datafetch.fetch import Fetcher, FetchPolicy
-from datafetch.pipeline import BodyBudget, Statistics
+from datafetch.fetch import BodyBudget, Fetcher, FetchPolicy
+from datafetch.pipeline import Statistics
 from datafetch.state import State
 from datafetch.transcode import ImageSpec
 
@@ -395,14 +395,14 @@ async def test_the_memory_budget_is_a_bound(urls: list[str]) -> None:
 
     async def deliver(fetch: Fetcher, url: str) -> None:
         nonlocal held, peak
-        fetched = await fetch(url)
-        with budget.holding(fetched):
+        with budget.allotment() as memory:
+            await fetch(url, memory=memory)
             held += 1
             peak = max(peak, held)
             await asyncio.sleep(0)
             held -= 1
 
-    async with Fetcher(replace(POLICY, connections=4), admit=budget.wait_for_room) as fetch:
+    async with Fetcher(replace(POLICY, connections=4), budget=budget) as fetch:
         async with asyncio.TaskGroup() as group:
             for url in urls:
                 group.create_task(deliver(fetch, url))

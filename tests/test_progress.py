@@ -20,6 +20,7 @@ def statistics(elapsed_s: float, ok: int, failed: int = 0, earlier: int = 0, exp
         shards=4,
         shards_published=1,
         fetched_bytes=0,
+        connections=8,
         open_requests=0,
         waiting_bodies=0,
         elapsed_s=elapsed_s,

@@ -1,6 +1,9 @@
 """url → body or Failure. aiohttp, aiodns and tenacity live here and nowhere else."""
 
-from datafetch.fetch.fetcher import Fetcher, FetchStatistics
+from datafetch.fetch.fetcher import Fetcher
+from datafetch.fetch.limiter import Limiter
+from datafetch.fetch.memory import Allotment, BodyBudget
 from datafetch.fetch.policy import FetchPolicy, OptOut
+from datafetch.fetch.statistics import FetchStatistics
 
-__all__ = ["FetchPolicy", "FetchStatistics", "Fetcher", "OptOut"]
+__all__ = ["Allotment", "BodyBudget", "FetchPolicy", "FetchStatistics", "Fetcher", "Limiter", "OptOut"]

@@ -15,6 +15,12 @@ _IPV4_COMPATIBLE = IPv6Network("::/96")  # RFC 4291, deprecated, still routed by
 _LOW_32_BITS = 0xFFFFFFFF
 
 
+def is_address(host: str) -> bool:
+    """Whether a host is written as an address (in the form that parse_url gives it) and not as a name."""
+    last = host.rpartition(".")[2]
+    return ":" in host or last.isdecimal()
+
+
 class BlockedAddressError(OSError):
     """The address is not public and nobody allowed it."""
 

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import errno
+import os
 
 import aiohttp
 
 from datafetch.errors import ResourceError
 from datafetch.fetch.address import BlockedAddressError
+from datafetch.fetch.coding import CodingError
+from datafetch.fetch.hosts import HostDownError
 from datafetch.fetch.resolver import NameNotFoundError, NameServerError
+from datafetch.fetch.urls import BadUrlError
 from datafetch.model import Failure, FailureKind
 
 WEB_FAULTS = (aiohttp.ClientError, OSError, ValueError)
 """What aiohttp raises for faults of the web; ValueError is yarl's and idna's word for a URL that is none."""
 
-_OUR_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
+# Not EADDRNOTAVAIL: it is also what a machine without IPv6 says about an address of IPv6.
+_OUR_ERRNOS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _MAX_DETAIL_CHARS = 200
 
 # In order: the first class that fits decides, so subclasses stand before their bases.
@@ -22,11 +27,13 @@ _KIND_BY_EXCEPTION: tuple[tuple[type[BaseException], FailureKind], ...] = (
     (BlockedAddressError, FailureKind.BLOCKED_ADDRESS),
     (NameNotFoundError, FailureKind.DNS_NOT_FOUND),
     (NameServerError, FailureKind.DNS_FAILED),
+    (HostDownError, FailureKind.HOST_DOWN),
+    (BadUrlError, FailureKind.BAD_URL),
+    (CodingError, FailureKind.DISCONNECTED),
     (aiohttp.ClientSSLError, FailureKind.TLS),
     (aiohttp.ConnectionTimeoutError, FailureKind.CONNECT),
     (TimeoutError, FailureKind.TIMEOUT),
     (aiohttp.ClientConnectorError, FailureKind.CONNECT),
-    (aiohttp.TooManyRedirects, FailureKind.TOO_MANY_REDIRECTS),
     (aiohttp.InvalidURL, FailureKind.BAD_URL),
     (aiohttp.NonHttpUrlClientError, FailureKind.BAD_URL),
     (aiohttp.ClientError, FailureKind.DISCONNECTED),
@@ -34,7 +41,11 @@ _KIND_BY_EXCEPTION: tuple[tuple[type[BaseException], FailureKind], ...] = (
     (ValueError, FailureKind.BAD_URL),
 )
 _WORDS: dict[type[BaseException], str] = {TimeoutError: "the deadline passed before the last byte"}
-_OUR_OWN = (BlockedAddressError, NameNotFoundError, NameServerError)
+_OUR_OWN = (BlockedAddressError, NameNotFoundError, NameServerError, HostDownError, BadUrlError, CodingError)
+
+
+class PressureError(ResourceError):
+    """This machine has no descriptor, or no memory, for another socket. That passes when requests end."""
 
 
 def classify(error: BaseException) -> Failure:
@@ -47,15 +58,17 @@ def classify(error: BaseException) -> Failure:
         A failure without attempts, URL or time; the caller knows those.
 
     Raises:
-        ResourceError: The fault is this machine's, and no image is to blame.
+        PressureError: The fault is this machine's, and no image is to blame.
     """
     # aiohttp wraps what our resolver and address guard raise; their word says more than its wrapper's.
     inner = getattr(error, "os_error", error)
-    if isinstance(inner, OSError) and inner.errno in _OUR_ERRNOS:
-        raise ResourceError(
-            f"this machine ran out of sockets or memory for them ({inner.strerror}); "
-            "lower --connections or raise 'ulimit -n', then run the same command again"
-        ) from error
+    for number in _OUR_ERRNOS:
+        # Several addresses tried in vain become one error without a number, whose text tells theirs (aiohappyeyeballs).
+        if isinstance(inner, OSError) and (inner.errno == number or f"[Errno {number}]" in str(inner)):
+            raise PressureError(
+                f"this machine ran out of sockets or memory for them ({os.strerror(number)}); "
+                "lower --connections or raise 'ulimit -n', then run the same command again"
+            ) from error
     reason = inner if isinstance(inner, _OUR_OWN) else error
     for exception, kind in _KIND_BY_EXCEPTION:
         if isinstance(reason, exception):
@@ -65,5 +78,8 @@ def classify(error: BaseException) -> Failure:
 
 def describe(error: BaseException) -> str:
     """An exception in at most 200 printable characters; it may quote the web."""
-    text = f"{type(error).__name__}: {error}" if str(error) else _WORDS.get(type(error), type(error).__name__)
+    if isinstance(error, _OUR_OWN):
+        text = str(error)
+    else:
+        text = f"{type(error).__name__}: {error}" if str(error) else _WORDS.get(type(error), type(error).__name__)
     return " ".join(text.encode("utf-8", "replace").decode().split())[:_MAX_DETAIL_CHARS]

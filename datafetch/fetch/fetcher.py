@@ -1,23 +1,17 @@
-"""The request itself: redirects, deadline, size cap, retry.
+"""url → body or Failure: attempts, the redirects of each, and the pauses between them.
 
-Rules: a place among the open requests is taken before the clock starts and given back before a retry waits, so no host
-is blamed for our queue. Every way to stop early aborts the socket. Faults of the web come back as ``Failure``; what is
-raised is ours.
+Rules: faults of the web come back as ``Failure``; what is raised is ours. A pause holds nothing that another image
+could use.
 """
 
 from __future__ import annotations
 
-import asyncio
-import socket
-import time
-from collections.abc import Awaitable, Callable
+from collections import Counter
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from types import TracebackType
-from typing import Self, TypeAlias
+from typing import Self
 
-import aiohttp
 from tenacity import (
     AsyncRetrying,
     RetryCallState,
@@ -28,41 +22,37 @@ from tenacity import (
 )
 from yarl import URL
 
-from datafetch.fetch.address import AddressGuard
-from datafetch.fetch.classify import WEB_FAULTS, classify
-from datafetch.fetch.connector import BoundedConnector
-from datafetch.fetch.limiter import AUTO_CONNECTIONS, Limiter, affordable_connections
+from datafetch.fetch.classify import classify
+from datafetch.fetch.memory import Allotment, BodyBudget
 from datafetch.fetch.policy import FetchPolicy
-from datafetch.fetch.resolver import Resolver
-from datafetch.model import HTTP_OK, Body, Failure, FailureKind, Fetched
+from datafetch.fetch.requester import Requester
+from datafetch.fetch.statistics import FetchStatistics
+from datafetch.fetch.stopwatch import Stopwatch
+from datafetch.fetch.urls import BadUrlError, parse_url
+from datafetch.model import OK, Body, Failure, FailureKind, Fetched
 
-PROJECT_URL = "https://github.com/datafetch/datafetch"
-_VERSION = version("datafetch")  # read once, while nothing is waiting for a loop: it opens a file
-
-_READ_BUFFER_BYTES = 256 * 1024  # a photograph in one or two reads; aiohttp's 64 KiB pauses the socket too often
-_MAX_HEADER_BYTES = 64 * 1024  # security policies and cookies of real sites outgrow aiohttp's 8 KiB
 _MAX_BACKOFF_S = 30.0
+_DEFAULT_BUDGET_BYTES = 1024**3
 _MS_PER_S = 1000.0
+_RETRIED_ELSEWHERE = frozenset({FailureKind.DNS_FAILED, FailureKind.HOST_DOWN})
+"""The resolver has asked again on its own clock; a host that is down is asked again when its time has come."""
 
 
-Admission: TypeAlias = Callable[[], Awaitable[None]]
-
-
-@dataclass(frozen=True, slots=True)
-class FetchStatistics:
-    """A snapshot of a fetcher.
+@dataclass(slots=True, eq=False)
+class _Call:
+    """One image on its way.
 
     Attributes:
-        requests: Requests sent so far, retries included, redirects not.
-        fetched_bytes: Body bytes received so far, decompressed.
-        open: Requests open now.
-        waiting: Requests that wait for a place.
+        url: Where it is.
+        memory: What its body is held against.
+        attempts: Attempts made for it.
+        failure: Of the last of them.
     """
 
-    requests: int
-    fetched_bytes: int
-    open: int
-    waiting: int
+    url: URL
+    memory: Allotment
+    attempts: int = 0
+    failure: Failure | None = None
 
 
 class Fetcher:
@@ -72,153 +62,133 @@ class Fetcher:
 
     Args:
         policy: What the operator may set.
-        admit: Awaited before each request, when its turn has come and its clock has not started: where a caller that
-            has no room for another body holds it back.
+        budget: What bodies are held against, for a caller who goes on holding them; 1 GiB by default.
     """
 
-    def __init__(self, policy: FetchPolicy | None = None, *, admit: Admission | None = None) -> None:
+    def __init__(self, policy: FetchPolicy | None = None, *, budget: BodyBudget | None = None) -> None:
         self.policy = policy or FetchPolicy()
-        self._admit = admit
-        self._guard = AddressGuard(self.policy.networks())
-        self.connections = affordable_connections(self.policy.connections or AUTO_CONNECTIONS)
-        self._limiter = Limiter(self.connections)
-        self._stop = stop_after_attempt(self.policy.retries + 1)
-        self._wait = wait_exponential(multiplier=self.policy.backoff_s, max=_MAX_BACKOFF_S) + wait_random(
-            0, self.policy.backoff_s
-        )
-        self._session: aiohttp.ClientSession | None = None
+        self._budget = budget or BodyBudget(_DEFAULT_BUDGET_BYTES)
+        self._requester = Requester(self.policy)
+        self._outcomes: Counter[str] = Counter()
+        self._attempts = 0
         self._resources = AsyncExitStack()
-        self._requests = 0
-        self._fetched_bytes = 0
 
     async def __aenter__(self) -> Self:
-        resolver = Resolver(self._guard, self.policy.nameservers)
-        self._resources.push_async_callback(resolver.close)
-        session = aiohttp.ClientSession(
-            connector=BoundedConnector(resolver, self._socket),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers={
-                "User-Agent": user_agent(self.policy.contact),
-                "Accept": "image/*",
-                "Accept-Encoding": "identity",
-            },
-            # aiohttp's total and connect count its queue and the resolver; the deadline below is ours.
-            timeout=aiohttp.ClientTimeout(
-                total=None, connect=None, sock_connect=self.policy.connect_timeout_s, sock_read=None
-            ),
-            read_bufsize=_READ_BUFFER_BYTES,
-            max_line_size=_MAX_HEADER_BYTES,
-            max_field_size=_MAX_HEADER_BYTES,
-            trust_env=False,
-        )
-        self._session = await self._resources.enter_async_context(session)
+        await self._resources.enter_async_context(self._requester)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._session = None
         await self._resources.aclose()
+
+    @property
+    def connections(self) -> int:
+        """Requests that may be open now; without a fixed number, as many as were found to serve best."""
+        return self._requester.concurrency.connections
+
+    @property
+    def most_connections(self) -> int:
+        """Requests that may be open at any time."""
+        return self._requester.concurrency.most
 
     def statistics(self) -> FetchStatistics:
         """How it stands now."""
-        return FetchStatistics(self._requests, self._fetched_bytes, self._limiter.open, self._limiter.waiting)
+        requester = self._requester
+        return FetchStatistics(
+            attempts=self._attempts,
+            requests=requester.requests,
+            fetched_bytes=requester.received_bytes,
+            outcomes=dict(self._outcomes),
+            connections=self.connections,
+            open=requester.limiter.open,
+            waiting=requester.limiter.waiting,
+            held_bytes=self._budget.held_bytes,
+            hosts=requester.hosts.statistics(),
+            names=requester.resolver.statistics(),
+        )
 
-    async def __call__(self, url: str) -> Fetched:
+    async def __call__(self, url: str, *, memory: Allotment | None = None) -> Fetched:
         """Fetch one image.
 
         Args:
             url: As published.
+            memory: What the body is held against, for a caller who goes on holding it.
 
         Returns:
             The body, at most ``max_body_bytes`` bytes and at least one, or the failure of the last attempt. Both
             carry the number of attempts.
 
         Raises:
-            ResourceError: This machine ran out of descriptors or memory for sockets.
+            ResourceError: This machine has had no descriptors for sockets, or no memory for them, for a minute.
         """
+        if memory is None:
+            with self._budget.allotment() as own_memory:
+                return await self(url, memory=own_memory)
+        try:
+            call = _Call(parse_url(url), memory)
+        except BadUrlError as error:
+            fetched: Fetched = classify(error)
+        else:
+            fetched = await self._fetch(call)
+        self._outcomes[OK if isinstance(fetched, Body) else fetched.kind] += 1
+        return fetched
+
+    async def _fetch(self, call: _Call) -> Fetched:
+        fetched = await self._attempt(call)
+        if self.policy.retries and _is_worth_a_retry(fetched):
+            fetched = await self._retry(call, fetched)
+        if isinstance(fetched, Failure) and fetched.kind is FailureKind.HOST_DOWN and call.failure:
+            fetched = call.failure  # what was tried says more than that nothing more was
+        return replace(fetched, attempts=call.attempts)
+
+    async def _retry(self, call: _Call, first: Fetched) -> Fetched:
+        """Make the further attempts, with tenacity as the clock between them."""
+        made = [first]
+
+        async def attempt() -> Fetched:
+            # tenacity's first attempt is the one that was made: most images need no other, and its clock costs 35 µs.
+            return made.pop() if made else await self._attempt(call)
+
         # One AsyncRetrying a call: a shared one mixes up concurrent calls (jd/tenacity#93).
         retrying = AsyncRetrying(
-            stop=self._stop,
-            wait=self._wait,
-            retry=retry_if_result(_may_pass),
+            stop=stop_after_attempt(self.policy.retries + 1),
+            wait=wait_exponential(multiplier=self.policy.backoff_s, max=_MAX_BACKOFF_S)
+            + wait_random(0, self.policy.backoff_s),
+            retry=retry_if_result(_is_worth_a_retry),
             retry_error_callback=_last_result,
         )
-        fetched: Fetched = await retrying(self._attempt, url)
-        return replace(fetched, attempts=int(retrying.statistics["attempt_number"]))
+        fetched: Fetched = await retrying(attempt)
+        return fetched
 
-    async def _attempt(self, url: str) -> Fetched:
-        async with self._limiter:
-            # With the place in hand, for whoever passed while waiting for one would still bring a body.
-            if self._admit is not None:
-                await self._admit()
-            started_s = time.perf_counter()
-            try:
-                async with asyncio.timeout(self.policy.timeout_s):
-                    fetched = await self._request(url)
-            except WEB_FAULTS as error:
-                fetched = classify(error)
-        return replace(fetched, fetch_ms=(time.perf_counter() - started_s) * _MS_PER_S)
+    async def _attempt(self, call: _Call) -> Fetched:
+        """Ask once, redirects and all."""
+        call.memory.shrink(0)  # what an earlier attempt received is gone
+        watch = Stopwatch(self.policy.timeout_s)
+        fetched = await self._follow(call, watch)
+        if isinstance(fetched, Failure):
+            if fetched.kind is FailureKind.HOST_DOWN:
+                return fetched
+            call.failure = fetched = replace(fetched, fetch_ms=watch.passed_s * _MS_PER_S)
+        else:
+            fetched = replace(fetched, fetch_ms=watch.passed_s * _MS_PER_S)
+        call.attempts += 1
+        self._attempts += 1
+        return fetched
 
-    async def _request(self, url: str) -> Fetched:
-        session = self._session
-        assert session is not None, "use the fetcher inside 'async with'"
-        address = URL(url)
-        if address.scheme not in ("http", "https") or not address.host:
-            return Failure(FailureKind.BAD_URL, "not an http or https URL with a host")
-        self._requests += 1
-        async with session.get(address, max_redirects=self.policy.max_redirects) as response:
-            try:
-                return await self._receive(response)
-            except BaseException:
-                _abort(response)
-                raise
-
-    async def _receive(self, response: aiohttp.ClientResponse) -> Fetched:
-        final_url = str(response.url)
-        if response.status != HTTP_OK:
-            _abort(response)
-            return Failure(FailureKind.HTTP_STATUS, f"HTTP {response.status}", response.status, final_url=final_url)
-        if (response.content_length or 0) > self.policy.max_body_bytes:
-            return self._too_large(response, f"Content-Length is {response.content_length} bytes")
-        chunks: list[bytes] = []
-        received_bytes = 0
-        async for chunk in response.content.iter_any():
-            received_bytes += len(chunk)
-            self._fetched_bytes += len(chunk)
-            if received_bytes > self.policy.max_body_bytes:
-                return self._too_large(response, f"over {self.policy.max_body_bytes} bytes")
-            chunks.append(chunk)
-        if not received_bytes:
-            return Failure(FailureKind.EMPTY, "200 without a body", HTTP_OK, final_url=final_url)
-        return Body(b"".join(chunks), final_url)
-
-    def _too_large(self, response: aiohttp.ClientResponse, detail: str) -> Failure:
-        _abort(response)
-        return Failure(FailureKind.TOO_LARGE, detail, response.status, final_url=str(response.url))
-
-    def _socket(self, address: aiohttp.AddrInfoType) -> socket.socket:
-        """Make the socket for a connection: the last look at where it really goes, literals included."""
-        family, kind, protocol, _, endpoint = address
-        self._guard.check(str(endpoint[0]))
-        return socket.socket(family, kind, protocol)
+    async def _follow(self, call: _Call, watch: Stopwatch) -> Fetched:
+        answer: Fetched | URL = call.url
+        for _ in range(self.policy.max_redirects + 1):
+            assert isinstance(answer, URL), "anything else has been returned"
+            answer = await self._requester.ask(answer, call.memory, watch)
+            if not isinstance(answer, URL):
+                return answer
+        detail = f"more than {self.policy.max_redirects}, the next to {answer}"
+        return Failure(FailureKind.TOO_MANY_REDIRECTS, detail[:200], final_url=str(answer))
 
 
-def user_agent(contact: str = "") -> str:
-    """The User-Agent header: who we are, where to read about us, whom to ask."""
-    return f"datafetch/{_VERSION} (+{PROJECT_URL}{'; ' + contact if contact else ''})"
-
-
-def _abort(response: aiohttp.ClientResponse) -> None:
-    """Drop the connection at once; under uvloop a TLS one closed politely reads on for 30 s (uvloop#471)."""
-    connection = response.connection
-    if connection is not None and connection.transport is not None:
-        connection.transport.abort()
-    response.close()
-
-
-def _may_pass(fetched: Fetched) -> bool:
-    return isinstance(fetched, Failure) and fetched.may_pass
+def _is_worth_a_retry(fetched: Fetched) -> bool:
+    return isinstance(fetched, Failure) and fetched.may_pass and fetched.kind not in _RETRIED_ELSEWHERE
 
 
 def _last_result(state: RetryCallState) -> Fetched:

@@ -1,74 +1,65 @@
-"""How many requests are open at once.
+"""Limiter: places for so many at once, a number that may change under way.
 
-Rules: whoever waits here has sent nothing yet, so the wait counts against no host. Descriptors are ours to budget: the
-limit never exceeds what this process may open.
+Rules: first come, first served. Whoever waits here has sent nothing yet, so the wait counts against no host.
 """
 
 from __future__ import annotations
 
 import asyncio
-import resource
+from collections import deque
+from collections.abc import Callable
 from types import TracebackType
-
-from datafetch.errors import ResourceError
-
-# A request to the open web takes a second or so; this many keep two to four cores' codecs busy. See docs/design.md.
-AUTO_CONNECTIONS = 256
-_DESCRIPTORS_PER_REQUEST = 2  # happy eyeballs may have two sockets open for one request
-_RESERVED_DESCRIPTORS = 256  # idle connections, the codec's pipes, spools, manifests
 
 
 class Limiter:
-    """A fixed number of places for open requests: ``async with limiter: …``."""
+    """Places: ``async with limiter: …``, from any number of tasks of one event loop.
 
-    def __init__(self, connections: int) -> None:
-        self._places = asyncio.Semaphore(connections)
+    Args:
+        capacity: Says how many there are now. Asked whenever somebody comes or leaves; when it falls, those who are in
+            stay in.
+    """
+
+    def __init__(self, capacity: Callable[[], int]) -> None:
+        self._capacity = capacity
         self._open = 0
-        self._waiting = 0
+        self._queue: deque[asyncio.Future[None]] = deque()
 
     @property
     def open(self) -> int:
-        """Requests open now."""
+        """Places taken now."""
         return self._open
 
     @property
     def waiting(self) -> int:
         """Callers that wait for a place."""
-        return self._waiting
+        return len(self._queue)
 
     async def __aenter__(self) -> None:
-        self._waiting += 1
+        if self._open < self._capacity() and not self._queue:
+            self._open += 1
+            return
+        place = asyncio.get_running_loop().create_future()
+        self._queue.append(place)
+        self._admit()  # the capacity may have grown since anybody left
         try:
-            await self._places.acquire()
-        finally:
-            self._waiting -= 1
-        self._open += 1
+            await place
+        except asyncio.CancelledError:
+            if not place.cancelled():  # the place came in the same instant
+                self._leave()
+            raise
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
         self._open -= 1
-        self._places.release()
+        self._admit()
 
-
-def affordable_connections(wanted: int) -> int:
-    """How many of the wanted connections this process has descriptors for.
-
-    Raises the soft limit on open files towards the hard one where that is needed; it is not lowered again.
-
-    Raises:
-        ResourceError: There is no room for even one.
-    """
-    needed = wanted * _DESCRIPTORS_PER_REQUEST + _RESERVED_DESCRIPTORS
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    if soft == resource.RLIM_INFINITY:
-        return wanted
-    affordable = (soft - _RESERVED_DESCRIPTORS) // _DESCRIPTORS_PER_REQUEST
-    if affordable < 1:
-        raise ResourceError(
-            f"only {soft} files may be open at once; raise the limit with 'ulimit -n' to {needed} or more"
-        )
-    return min(wanted, affordable)
+    def _admit(self) -> None:
+        while self._queue and self._open < self._capacity():
+            place = self._queue.popleft()
+            if not place.done():  # cancelled, and about to leave
+                self._open += 1
+                place.set_result(None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import aiodns
 import aiohttp
@@ -33,6 +34,11 @@ class NameServerError(OSError):
     """No name server gave an answer."""
 
 
+@dataclass(frozen=True, slots=True)
+class ResolverStatistics:
+    """A snapshot of the resolver."""
+
+
 class Resolver(aiohttp.AsyncResolver):
     """aiohttp's c-ares resolver, with the two kinds of failure told apart and the answers checked."""
 
@@ -40,6 +46,13 @@ class Resolver(aiohttp.AsyncResolver):
         # c-ares waits its timeout once for each try and server; these two keep a lost packet within one attempt.
         super().__init__(nameservers=list(nameservers) or None, timeout=2.0, tries=3)
         self._guard = guard
+
+    async def lookup(self, host: str) -> None:
+        """Make sure that a name is known."""
+
+    def statistics(self) -> ResolverStatistics:
+        """How it stands now."""
+        return ResolverStatistics()
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC

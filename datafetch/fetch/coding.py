@@ -1,0 +1,128 @@
+"""Bodies that come compressed although they were asked for as they are.
+
+Rules: pure functions, bounded by the bytes they may give, so a bomb costs no more than an image of the size that is
+allowed. A coding that is named in the header but was not applied is common on the web, and no fault.
+"""
+
+from __future__ import annotations
+
+import sys
+import zlib
+from collections.abc import Callable, Iterable
+
+import brotli
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+_GZIP_MAGIC = b"\x1f\x8b"
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+_GZIP_WINDOW = 31  # zlib's words for the three formats
+_ZLIB_WINDOW = 15
+_DEFLATE_WINDOW = -15
+_ZSTD_WINDOW_LOG = 23  # RFC 9659: a content coding's window is 8 MiB at most
+_MAX_CODINGS = 3
+
+
+class CodingError(ValueError):
+    """The compressed body is cut short or damaged."""
+
+
+class BodyTooLargeError(ValueError):
+    """The body is larger than is allowed, as it came or decompressed."""
+
+
+def decode(body: bytes, codings: Iterable[str], max_bytes: int) -> bytes:
+    """Undo the codings of a body, in this order.
+
+    Args:
+        body: As received.
+        codings: As ``Content-Encoding`` names them, lower case; unknown ones are taken as not applied.
+        max_bytes: The most that any step may give.
+
+    Raises:
+        CodingError: It ends early, is damaged, or was coded over and over.
+        BodyTooLargeError: It is larger than ``max_bytes``.
+    """
+    known = [_DECODERS[coding] for coding in codings if coding in _DECODERS]
+    if len(known) > _MAX_CODINGS:
+        raise CodingError(f"{len(known)} codings upon one another")
+    for decoder in known:
+        try:
+            body = decoder(body, max_bytes)
+        except (zlib.error, brotli.error, zstd.ZstdError) as error:
+            raise CodingError(f"{type(error).__name__}: {error}") from error
+    return body
+
+
+def _gunzip(body: bytes, max_bytes: int) -> bytes:
+    if not body.startswith(_GZIP_MAGIC):
+        return body
+    parts: list[bytes] = []
+    left_bytes = max_bytes
+    while body.startswith(_GZIP_MAGIC):  # members may follow one another (RFC 1952, 2.2); other bytes are padding
+        decompressor = zlib.decompressobj(_GZIP_WINDOW)
+        parts.append(_bounded(decompressor.decompress(body, left_bytes + 1), left_bytes))
+        left_bytes -= len(parts[-1])
+        if not decompressor.eof:
+            raise CodingError("the gzip data ends early")
+        body = decompressor.unused_data
+    return b"".join(parts)
+
+
+def _inflate(body: bytes, max_bytes: int) -> bytes:
+    # RFC 9110 means the zlib format by "deflate"; servers that send the bare one are as old as the name.
+    decompressor = zlib.decompressobj(_ZLIB_WINDOW if _is_zlib(body) else _DEFLATE_WINDOW)
+    data = _bounded(decompressor.decompress(body, max_bytes + 1), max_bytes)
+    if not decompressor.eof:
+        raise CodingError("the deflate data ends early")
+    return data
+
+
+def _is_zlib(body: bytes) -> bool:
+    return body[:1] == b"\x78" and int.from_bytes(body[:2], "big") % 31 == 0  # RFC 1950, 2.2: the header's checksum
+
+
+def _unbrotli(body: bytes, max_bytes: int) -> bytes:
+    decompressor = brotli.Decompressor()
+    parts = [decompressor.process(body, output_buffer_limit=max_bytes + 1)]
+    size_bytes = len(parts[0])
+    while not decompressor.is_finished() and size_bytes <= max_bytes:
+        part = decompressor.process(b"", output_buffer_limit=max_bytes + 1)
+        if not part:
+            raise CodingError("the brotli data ends early")
+        parts.append(part)
+        size_bytes += len(part)
+    return _bounded(b"".join(parts), max_bytes)
+
+
+def _unzstd(body: bytes, max_bytes: int) -> bytes:
+    if not body.startswith(_ZSTD_MAGIC):
+        return body
+    parts: list[bytes] = []
+    left_bytes = max_bytes
+    while body.startswith(_ZSTD_MAGIC):  # frames may follow one another (RFC 8878, 3)
+        decompressor = zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: _ZSTD_WINDOW_LOG})
+        parts.append(_bounded(decompressor.decompress(body, left_bytes + 1), left_bytes))
+        left_bytes -= len(parts[-1])
+        if not decompressor.eof:
+            raise CodingError("the zstd data ends early")
+        body = decompressor.unused_data
+    return b"".join(parts)
+
+
+def _bounded(data: bytes, max_bytes: int) -> bytes:
+    if len(data) > max_bytes:
+        raise BodyTooLargeError(f"over {max_bytes} bytes when decompressed")
+    return data
+
+
+_DECODERS: dict[str, Callable[[bytes, int], bytes]] = {
+    "gzip": _gunzip,
+    "x-gzip": _gunzip,
+    "deflate": _inflate,
+    "br": _unbrotli,
+    "zstd": _unzstd,
+}

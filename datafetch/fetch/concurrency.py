@@ -1,0 +1,148 @@
+"""How many requests to have open at once: as many as the operator says, or as many as serve best.
+
+Rules: only what is ours to mend slows us down: descriptors that run out, connections that time out and names that don't
+resolve on hosts that had done nothing wrong. The number never exceeds what this process may open.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from datafetch.errors import ResourceError
+
+_START = 32
+_MOST = 1024
+_LEAST = 8
+_STEP_UP = 2.0  # while it is sought; the knee is then known within a factor that _FINE_STEP narrows
+_FINE_STEP = 1.25
+_BACK_OFF = 0.7
+_WORTHWHILE = 0.4  # a step is kept when it brings this share of what it would bring if every request counted the same
+_WINDOW_S = 1.0
+_WINDOW_REQUESTS = 200  # fewer say nothing: the web's noise is as large as what a step brings
+_REST_WINDOWS = 20
+_SHARE_THAT_HURTS = 0.1  # of the requests, beyond what was usual before
+_USUAL_WEIGHT = 0.1
+_DESCRIPTORS_PER_REQUEST = 2  # happy eyeballs may have two sockets open for one request
+_RESERVED_DESCRIPTORS = 256  # idle connections, the codec's pipes, spools, manifests
+
+
+@dataclass(slots=True)
+class _Window:
+    """What was seen since the last decision."""
+
+    started_s: float
+    requests: int = 0
+    answers: int = 0
+    overloads: int = 0
+    was_full: bool = False
+
+
+class Concurrency:
+    """The number of requests to have open: ``connections``.
+
+    Found by climbing: it doubles as long as that brings more answers a second, goes back when it did not, and tries the
+    neighbourhood again now and then, for the web changes. While the places are not all taken, something else is the
+    limit (the codec, the hosts), and nothing is learnt.
+
+    Args:
+        wanted: A fixed number; None to find one.
+        clock: In seconds, monotonic.
+    """
+
+    def __init__(self, wanted: int | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self.most = affordable_connections(wanted or _MOST)
+        self._is_fixed = wanted is not None
+        self._connections = self.most if self._is_fixed else min(_START, self.most)
+        self._ceiling = float(self.most)
+        self._clock = clock
+        self._window = _Window(clock())
+        self._usual_overload = 0.0
+        self._step = _STEP_UP
+        self._before: tuple[int, float] | None = None  # connections and answers a second before the last step
+        self._rest = 0
+
+    @property
+    def connections(self) -> int:
+        """How many requests may be open now."""
+        return max(1, min(self._connections, int(self._ceiling)))
+
+    def ended(self, *, is_answer: bool, is_overload: bool, was_full: bool) -> None:
+        """Count one request.
+
+        Args:
+            is_answer: The host said something, whatever it was.
+            is_overload: It failed in a way that speaks of us rather than of its host.
+            was_full: Somebody waited for its place.
+        """
+        self._ceiling = min(self._ceiling + 1 / (8 * self._ceiling), self.most)  # what pressure took comes back slowly
+        window = self._window
+        window.requests += 1
+        window.answers += is_answer
+        window.overloads += is_overload
+        window.was_full |= was_full
+        if self._is_fixed or window.requests < max(_WINDOW_REQUESTS, 2 * self._connections):
+            return
+        passed_s = self._clock() - window.started_s
+        if passed_s >= _WINDOW_S:
+            self._decide(window, window.answers / passed_s)
+            self._window = _Window(self._clock())
+
+    def pressed(self) -> None:
+        """Descriptors, ports or memory for sockets ran out: fewer, at once."""
+        self._ceiling = max(1.0, self.connections * _BACK_OFF)
+
+    def _decide(self, window: _Window, answers_per_s: float) -> None:
+        share = window.overloads / window.requests
+        if share > self._usual_overload + _SHARE_THAT_HURTS:
+            self._go_to(max(_LEAST, int(self._connections * _BACK_OFF)))
+            self._rest_a_while()
+            return
+        self._usual_overload += (share - self._usual_overload) * _USUAL_WEIGHT
+        if self._before is not None:
+            self._judge_step(*self._before, answers_per_s)
+        if self._rest:
+            self._rest -= 1
+        elif window.was_full and self._connections < self.most:
+            self._before = self._connections, answers_per_s
+            self._go_to(min(self.most, int(self._connections * self._step) + 1))
+
+    def _judge_step(self, connections: int, answers_per_s_before: float, answers_per_s: float) -> None:
+        """Keep the last step, or take it back."""
+        self._before = None
+        gain_if_all_count = self._connections / connections - 1
+        if answers_per_s < answers_per_s_before * (1 + gain_if_all_count * _WORTHWHILE):
+            self._go_to(connections)
+            self._rest_a_while()
+
+    def _rest_a_while(self) -> None:
+        self._rest = _REST_WINDOWS
+        self._step = _FINE_STEP
+
+    def _go_to(self, connections: int) -> None:
+        self._connections = min(connections, self.most)
+
+
+def affordable_connections(wanted: int) -> int:
+    """How many of the wanted connections this process has descriptors for.
+
+    Raises the soft limit on open files towards the hard one where that is needed; it is not lowered again.
+
+    Raises:
+        ResourceError: There is no room for even one.
+    """
+    needed = wanted * _DESCRIPTORS_PER_REQUEST + _RESERVED_DESCRIPTORS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft == resource.RLIM_INFINITY:
+        return wanted
+    affordable = (soft - _RESERVED_DESCRIPTORS) // _DESCRIPTORS_PER_REQUEST
+    if affordable < 1:
+        raise ResourceError(
+            f"only {soft} files may be open at once; raise the limit with 'ulimit -n' to {needed} or more"
+        )
+    return min(wanted, affordable)

@@ -1,0 +1,268 @@
+"""Hosts: how many requests each gets at once, when it wants us to wait, and whether it is there at all.
+
+Rules: whoever waits here has sent nothing and holds no place among the open requests, so a slow host costs the others
+nothing. The image that came first is asked for first, its retries included. A host that keeps failing is left alone for
+a while; then one request finds out whether it is back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from dataclasses import dataclass, field
+from itertools import count
+from types import TracebackType
+from typing import Self
+
+_FAULTS_IN_A_ROW = 5  # one image alone has three attempts by default, so it takes two of them to give up a host
+_REFUSALS_IN_A_ROW = 6  # with the pauses between them about a minute
+_DOWN_S = 30.0
+_MAX_DOWN_S = 300.0
+_MAX_PAUSE_S = 60.0  # what Retry-After may ask for; past that, a later run is the better retry
+_KNOWN_HOSTS = 20_000  # that are remembered although nothing is under way: some 10 MB
+
+
+class HostDownError(OSError):
+    """The host failed repeatedly a moment ago, so it was not asked."""
+
+    def __init__(self, host: str, reason: str) -> None:
+        super().__init__(f"{host} {reason}; not asked again for a while")
+
+
+@dataclass(frozen=True, slots=True)
+class HostStatistics:
+    """A snapshot of the hosts.
+
+    Attributes:
+        known: Hosts with requests under way, or with something to remember.
+        waiting: Requests that wait for their host's turn.
+        paused: Hosts that asked us to wait.
+        down: Hosts that are left alone because they failed.
+    """
+
+    known: int
+    waiting: int
+    paused: int
+    down: int
+
+
+@dataclass(order=True, slots=True)
+class _Waiter:
+    number: int
+    tie: int
+    granted: asyncio.Future[None] = field(compare=False)
+
+
+@dataclass(slots=True, eq=False)
+class _Host:
+    """What is known of one host. Times are the loop's, in seconds; turns have serials, for clocks tick too slowly."""
+
+    name: str
+    limit: int
+    open: int = 0
+    faults: int = 0
+    refusals: int = 0
+    outages: int = 0
+    paused_from: int = -1
+    resume_at_s: float = 0.0
+    down_from: int = -1
+    retry_at_s: float = 0.0
+    reason: str = ""
+    waiting: list[_Waiter] = field(default_factory=list)
+    alarm: asyncio.TimerHandle | None = None
+
+    @property
+    def is_idle(self) -> bool:
+        return not self.open and not self.waiting
+
+
+class Hosts:
+    """All hosts there are, to one fetcher; from any number of tasks of one event loop.
+
+    Args:
+        per_host: Requests open at once to one host.
+        backoff_s: The first pause after a 429 or 503 that names none; it doubles from one to the next.
+    """
+
+    def __init__(self, per_host: int, backoff_s: float) -> None:
+        self._per_host = per_host
+        self._backoff_s = backoff_s
+        self._hosts: dict[str, _Host] = {}  # the one used last stands last
+        self._serials = count()
+        self._loop = asyncio.get_running_loop()
+
+    def turn(self, host: str, number: int) -> Turn:
+        """A turn to ask a host: ``async with hosts.turn(host, number) as turn: …``.
+
+        Args:
+            host: Name and port.
+            number: Of the image; lower ones come first.
+        """
+        return Turn(self, host, number)
+
+    def statistics(self) -> HostStatistics:
+        """How it stands now."""
+        now_s = self._loop.time()
+        return HostStatistics(
+            known=len(self._hosts),
+            waiting=sum(len(host.waiting) for host in self._hosts.values()),
+            paused=sum(host.resume_at_s > now_s for host in self._hosts.values()),
+            down=sum(host.outages > 0 for host in self._hosts.values()),
+        )
+
+    def next_serial(self) -> int:
+        """The serial of a turn that begins now."""
+        return next(self._serials)
+
+    async def enter(self, name: str, number: int) -> _Host:
+        """Wait for a turn.
+
+        Raises:
+            HostDownError: The host is left alone for now.
+        """
+        host = self._find(name)
+        if host.outages:
+            self._refuse_unless_probe(host)
+        elif host.waiting or host.open >= host.limit or self._loop.time() < host.resume_at_s:
+            await self._wait(host, number)
+            return host
+        host.open += 1
+        return host
+
+    def leave(self, host: _Host) -> None:
+        """End a turn."""
+        host.open -= 1
+        self._admit(host)
+        if host.is_idle and not (host.faults or host.refusals or host.outages):
+            self._hosts.pop(host.name, None)
+
+    def answered(self, host: _Host) -> None:
+        """The host gave an answer: it is there, and content."""
+        host.faults = host.refusals = host.outages = 0
+        host.limit = min(host.limit + 1, self._per_host)
+
+    def failed(self, host: _Host, serial: int, reason: str) -> None:
+        """No connection, or one on which nothing was said.
+
+        Args:
+            host: Which one.
+            serial: Of the turn.
+            reason: In words.
+        """
+        host.faults += 1
+        is_probe = host.outages > 0 and serial > host.down_from
+        if is_probe or (not host.outages and host.faults >= _FAULTS_IN_A_ROW):
+            self._give_up(host, f"failed {host.faults} times in a row ({reason})")
+
+    def refused(self, host: _Host, serial: int, pause_s: float | None) -> None:
+        """The host asked us to come back later (429, 503).
+
+        Args:
+            host: Which one.
+            serial: Of the turn.
+            pause_s: How much later, where it says so.
+        """
+        now_s = self._loop.time()
+        host.faults = 0
+        if serial > host.paused_from:  # the answers to requests of before the pause are one refusal together
+            host.refusals += 1
+            host.limit = max(1, host.limit // 2)
+            host.paused_from = next(self._serials)
+            if host.outages or host.refusals >= _REFUSALS_IN_A_ROW:
+                self._give_up(host, f"refused {host.refusals} times in a row")
+                return
+        if pause_s is None:
+            pause_s = self._backoff_s * 2 ** (host.refusals - 1)
+        host.resume_at_s = max(host.resume_at_s, now_s + min(pause_s, _MAX_PAUSE_S))
+
+    def _find(self, name: str) -> _Host:
+        host = self._hosts.pop(name, None) or _Host(name, self._per_host)
+        self._hosts[name] = host
+        if len(self._hosts) > _KNOWN_HOSTS:
+            oldest = next((known for known in self._hosts.values() if known.is_idle), None)
+            if oldest is not None:
+                del self._hosts[oldest.name]
+        return host
+
+    def _refuse_unless_probe(self, host: _Host) -> None:
+        if host.open or self._loop.time() < host.retry_at_s:
+            raise HostDownError(host.name, host.reason)
+
+    async def _wait(self, host: _Host, number: int) -> None:
+        waiter = _Waiter(number, next(self._serials), self._loop.create_future())
+        heapq.heappush(host.waiting, waiter)
+        self._admit(host)
+        try:
+            await waiter.granted
+        except asyncio.CancelledError:
+            if waiter in host.waiting:
+                host.waiting.remove(waiter)
+                heapq.heapify(host.waiting)
+            elif not waiter.granted.cancelled() and waiter.granted.exception() is None:
+                self.leave(host)  # the turn came in the same instant
+            raise
+
+    def _admit(self, host: _Host) -> None:
+        """Let in who may, and come back when a pause ends."""
+        now_s = self._loop.time()
+        if host.waiting and now_s < host.resume_at_s:
+            if host.alarm is None:
+                host.alarm = self._loop.call_at(host.resume_at_s, self._wake, host)
+            return
+        while host.waiting and host.open < host.limit:
+            waiter = heapq.heappop(host.waiting)
+            if not waiter.granted.done():  # cancelled, and about to leave
+                host.open += 1
+                waiter.granted.set_result(None)
+
+    def _wake(self, host: _Host) -> None:
+        host.alarm = None
+        self._admit(host)
+
+    def _give_up(self, host: _Host, reason: str) -> None:
+        host.retry_at_s = self._loop.time() + min(_DOWN_S * 2**host.outages, _MAX_DOWN_S)
+        host.outages += 1
+        host.down_from = next(self._serials)
+        host.reason = reason
+        for waiter in host.waiting:
+            if not waiter.granted.done():
+                waiter.granted.set_exception(HostDownError(host.name, reason))
+        host.waiting.clear()
+
+
+class Turn:
+    """One request's turn at its host, and what came of it."""
+
+    __slots__ = ("_host", "_hosts", "_name", "_number", "_serial")
+
+    def __init__(self, hosts: Hosts, name: str, number: int) -> None:
+        self._hosts = hosts
+        self._name = name
+        self._number = number
+
+    async def __aenter__(self) -> Self:
+        self._host = await self._hosts.enter(self._name, self._number)
+        self._serial = self._hosts.next_serial()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._hosts.leave(self._host)
+
+    @property
+    def host_was_sound(self) -> bool:
+        """Whether the host has not failed of late."""
+        return not self._host.faults
+
+    def answered(self) -> None:
+        """The host gave an answer."""
+        self._hosts.answered(self._host)
+
+    def failed(self, reason: str) -> None:
+        """No connection, or one on which nothing was said."""
+        self._hosts.failed(self._host, self._serial, reason)
+
+    def refused(self, pause_s: float | None) -> None:
+        """The host asked us to come back later."""
+        self._hosts.refused(self._host, self._serial, pause_s)

@@ -1,0 +1,59 @@
+"""Proxies that the environment names, for operators who ask for them."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Sequence
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from urllib.request import getproxies, proxy_bypass
+
+from yarl import URL
+
+from datafetch.errors import ConfigurationError
+
+
+class Proxies:
+    """Which proxy a URL goes through. The environment is read once, when this is made."""
+
+    def __init__(self) -> None:
+        environment = getproxies()
+        self._by_scheme: dict[str, URL] = {}
+        for scheme in ("http", "https"):
+            text = environment.get(scheme) or environment.get("all")
+            if text:
+                self._by_scheme[scheme] = _proxy_url(scheme, text)
+
+    async def addresses(self) -> Sequence[IPv4Network | IPv6Network]:
+        """The addresses of all proxies, by the system's resolver. Whoever names a proxy allows it, public or not.
+
+        Raises:
+            ConfigurationError: One of them has none.
+        """
+        loop = asyncio.get_running_loop()
+        found: set[str] = set()
+        for url in set(self._by_scheme.values()):
+            try:
+                answers = await loop.getaddrinfo(url.raw_host, url.port, type=socket.SOCK_STREAM)
+            except OSError as error:
+                raise ConfigurationError(
+                    f"the proxy {url.raw_host} of the environment has no address: {error}"
+                ) from error
+            found.update(str(endpoint[0]).partition("%")[0] for *_, endpoint in answers)
+        return [ip_network(address) for address in sorted(found)]
+
+    def find(self, url: URL) -> URL | None:
+        """The proxy for a URL, or None to go straight."""
+        proxy = self._by_scheme.get(url.scheme)
+        if proxy is None or proxy_bypass(f"{url.raw_host}:{url.port}"):
+            return None
+        return proxy
+
+
+def _proxy_url(scheme: str, text: str) -> URL:
+    url = URL(text if "://" in text else f"http://{text}")
+    if url.scheme != "http" or not url.raw_host:
+        raise ConfigurationError(
+            f"{scheme.upper()}_PROXY must be the http:// URL of a proxy, not {text!r}; --trust-env reads it"
+        )
+    return url

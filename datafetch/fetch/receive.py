@@ -1,0 +1,97 @@
+"""A response to a body or a failure: its status, its opinion on being used, its size, its bytes.
+
+Rules: nothing is read that is not wanted, and no more of it than there is room for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+
+import aiohttp
+
+from datafetch.fetch.coding import BodyTooLargeError, decode
+from datafetch.fetch.headers import content_codings, opt_out
+from datafetch.fetch.memory import Allotment
+from datafetch.fetch.policy import FetchPolicy, OptOut
+from datafetch.fetch.stopwatch import Stopwatch
+from datafetch.model import HTTP_OK, Body, Failure, FailureKind, Fetched
+
+_FIRST_HOLD_BYTES = 256 * 1024  # most images are smaller; a larger one's share doubles as it proves to be there
+
+
+class Receiver:
+    """Takes responses in.
+
+    Args:
+        policy: What may be taken.
+        count: Told of each piece that arrives, in bytes.
+    """
+
+    def __init__(self, policy: FetchPolicy, count: Callable[[int], None]) -> None:
+        self._policy = policy
+        self._count = count
+
+    async def receive(self, response: aiohttp.ClientResponse, memory: Allotment, watch: Stopwatch) -> Fetched:
+        """Take one response in.
+
+        Args:
+            response: Its headers have come, its body may be under way.
+            memory: What the body is held against, from before its bytes are read.
+            watch: Running; it stands still while there is no room.
+
+        Raises:
+            CodingError: The body's compression is damaged.
+        """
+        final_url = str(response.url)
+        if response.status != HTTP_OK:
+            return Failure(FailureKind.HTTP_STATUS, f"HTTP {response.status}", response.status, final_url=final_url)
+        failure = self._refusal(response)
+        if failure is None:
+            try:
+                content = await self._read(response, memory, watch)
+            except BodyTooLargeError as error:
+                failure = Failure(FailureKind.TOO_LARGE, str(error))
+            else:
+                if content:
+                    return Body(content, final_url)
+                failure = Failure(FailureKind.EMPTY, "200 without a body")
+        return replace(failure, status=HTTP_OK, final_url=final_url)
+
+    def _refusal(self, response: aiohttp.ClientResponse) -> Failure | None:
+        """What the headers alone say against it."""
+        directive = opt_out(response.headers) if self._policy.opt_out is OptOut.OBEY else None
+        if directive is not None:
+            return Failure(FailureKind.OPTED_OUT, f"X-Robots-Tag: {directive}")
+        if (response.content_length or 0) > self._policy.max_body_bytes:
+            return Failure(FailureKind.TOO_LARGE, f"Content-Length is {response.content_length} bytes")
+        return None
+
+    async def _read(self, response: aiohttp.ClientResponse, memory: Allotment, watch: Stopwatch) -> bytes:
+        reader, limit_bytes = response.content, self._policy.max_body_bytes
+        most_bytes = limit_bytes if response.content_length is None else response.content_length
+        chunks: list[bytes] = []
+        received_bytes = 0
+        while not reader.at_eof():
+            if received_bytes >= memory.held_bytes:
+                await _hold(min(max(2 * received_bytes, _FIRST_HOLD_BYTES), most_bytes), memory, watch)
+            chunk = await reader.readany()
+            received_bytes += len(chunk)
+            self._count(len(chunk))
+            if received_bytes > limit_bytes:
+                raise BodyTooLargeError(f"over {limit_bytes} bytes")
+            chunks.append(chunk)
+        content = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        chunks.clear()
+        codings = content_codings(response.headers)
+        if codings:
+            await _hold(len(content) + limit_bytes, memory, watch)
+            content = await watch.stop_for(asyncio.to_thread(decode, content, codings, limit_bytes))
+        memory.shrink(len(content))
+        return content
+
+
+async def _hold(size_bytes: int, memory: Allotment, watch: Stopwatch) -> None:
+    if not memory.grow_at_once(size_bytes):
+        await watch.stop_for(memory.grow(size_bytes))

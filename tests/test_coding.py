@@ -1,0 +1,103 @@
+"""Compressed bodies: decoded under the cap, whatever they hold."""
+
+import gzip
+import random
+import sys
+import zlib
+from collections.abc import Callable
+from contextlib import suppress
+
+import brotli
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from datafetch.fetch.coding import BodyTooLargeError, CodingError, decode
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+CAP_BYTES = 1 << 20
+PICTURE = b"\xff\xd8\xff" + random.Random(5).randbytes(300_000)
+
+
+def _bare_deflate(data: bytes) -> bytes:
+    compressor = zlib.compressobj(wbits=-15)
+    return compressor.compress(data) + compressor.flush()
+
+
+CODERS: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": gzip.compress,
+    "x-gzip": gzip.compress,
+    "deflate": zlib.compress,
+    "br": brotli.compress,
+    "zstd": zstd.compress,
+}
+
+
+@pytest.mark.parametrize("coding", CODERS)
+def test_each_coding_is_undone(coding: str) -> None:
+    """All that HTTP knows, for a picture and for the shortest bodies."""
+    for data in (PICTURE, b"x", b""):
+        assert decode(CODERS[coding](data), [coding], CAP_BYTES) == data
+
+
+def test_deflate_may_be_bare() -> None:
+    """Servers have sent it without its wrapper for as long as there is the name."""
+    assert decode(_bare_deflate(PICTURE), ["deflate"], CAP_BYTES) == PICTURE
+
+
+def test_codings_may_lie_upon_one_another() -> None:
+    """The one applied last is undone first."""
+    assert decode(brotli.compress(gzip.compress(PICTURE)), ["br", "gzip"], CAP_BYTES) == PICTURE
+
+
+def test_members_and_frames_may_follow_one_another() -> None:
+    """Concatenated gzip members and zstd frames are one body (RFC 1952, RFC 8878)."""
+    assert decode(gzip.compress(b"a") + gzip.compress(b"b"), ["gzip"], CAP_BYTES) == b"ab"
+    assert decode(zstd.compress(b"a") + zstd.compress(b"b"), ["zstd"], CAP_BYTES) == b"ab"
+
+
+@pytest.mark.parametrize("coding", ["gzip", "zstd", "utf-8", "none", "image/jpeg"])
+def test_a_coding_that_was_not_applied_is_no_fault(coding: str) -> None:
+    """The header names it, the body is the picture: the picture is what there is."""
+    assert decode(PICTURE, [coding], CAP_BYTES) == PICTURE
+
+
+@pytest.mark.parametrize("coding", CODERS)
+@pytest.mark.parametrize("size_bytes", [CAP_BYTES + 1, 20 * CAP_BYTES])
+def test_a_bomb_is_too_large(coding: str, size_bytes: int) -> None:
+    """Never more than the cap is unpacked, and one byte over it is over it."""
+    with pytest.raises(BodyTooLargeError):
+        decode(CODERS[coding](bytes(size_bytes)), [coding], CAP_BYTES)
+    assert len(decode(CODERS[coding](bytes(CAP_BYTES)), [coding], CAP_BYTES)) == CAP_BYTES
+
+
+def test_bombs_in_many_members_are_too_large() -> None:
+    """The cap is on all members together."""
+    with pytest.raises(BodyTooLargeError):
+        decode(gzip.compress(bytes(CAP_BYTES // 2)) * 3, ["gzip"], CAP_BYTES)
+
+
+@pytest.mark.parametrize("coding", CODERS)
+def test_a_body_cut_short_is_damaged(coding: str) -> None:
+    """Half a picture is none, even if the transfer was whole."""
+    coded = CODERS[coding](PICTURE)
+    for length in (len(coded) - 1, len(coded) // 2, 10):
+        with pytest.raises(CodingError):
+            decode(coded[:length], [coding], CAP_BYTES)
+
+
+def test_codings_upon_codings_are_refused() -> None:
+    """Nobody sends that in earnest."""
+    with pytest.raises(CodingError):
+        decode(PICTURE, ["gzip"] * 4, CAP_BYTES)
+
+
+@given(body=st.binary(max_size=300), coding=st.sampled_from(sorted(CODERS)))
+def test_nothing_else_is_raised(body: bytes, coding: str) -> None:
+    """Whatever the bytes: data within the cap, or one of the two faults."""
+    with suppress(CodingError, BodyTooLargeError):
+        assert len(decode(body, [coding], 1000)) <= 1000

@@ -1,0 +1,91 @@
+"""How many requests are open: found by climbing, and never at the hosts' expense."""
+
+from collections.abc import Callable
+
+import pytest
+
+from datafetch.fetch.concurrency import Concurrency, affordable_connections
+
+
+class _World:
+    """A stand-in for the clock: a web that answers at a rate that depends on how many requests are open."""
+
+    def __init__(self, concurrency: Callable[[Callable[[], float]], Concurrency]) -> None:
+        self.now_s = 0.0
+        self.concurrency = concurrency(lambda: self.now_s)
+
+    def live(
+        self, answers_per_s: Callable[[int], float], *, seconds: float, overloads: float = 0.0, full: bool = True
+    ) -> None:
+        """Let requests end for a while."""
+        end_s, owed = self.now_s + seconds, 0.0
+        while self.now_s < end_s:
+            self.now_s += 1 / answers_per_s(self.concurrency.connections)
+            owed += overloads
+            is_overload = owed >= 1
+            owed -= is_overload
+            self.concurrency.ended(is_answer=not is_overload, is_overload=is_overload, was_full=full)
+
+
+def _auto(clock: Callable[[], float]) -> Concurrency:
+    return Concurrency(None, clock)
+
+
+def test_a_fixed_number_is_kept() -> None:
+    """The operator's word counts, whatever happens."""
+    world = _World(lambda clock: Concurrency(64, clock))
+    world.live(lambda _: 500, seconds=30, overloads=0.5)
+    assert world.concurrency.connections == 64
+
+
+@pytest.mark.parametrize("knee", [32, 100, 300, 5000])
+def test_the_knee_is_found(knee: int) -> None:
+    """It climbs while that brings more, stays near where it stops doing so, and never above the most."""
+    world = _World(_auto)
+    assert world.concurrency.connections == 32
+    world.live(lambda connections: 10.0 * min(connections, knee), seconds=60)
+    reached = world.concurrency.connections
+    assert min(knee, world.concurrency.most) / 2 <= reached <= min(2 * knee, world.concurrency.most)
+
+
+def test_nothing_is_learnt_while_something_else_is_the_limit() -> None:
+    """With the codec as the limit nobody waits for a place, and the number stays."""
+    world = _World(_auto)
+    world.live(lambda _: 200, seconds=60, full=False)
+    assert world.concurrency.connections == 32
+
+
+def test_our_own_failures_slow_us_down() -> None:
+    """When connections begin to time out across hosts that were sound, fewer are opened."""
+    world = _World(_auto)
+    world.live(lambda connections: 10.0 * min(connections, 400), seconds=60)
+    before = world.concurrency.connections
+    world.live(lambda connections: 10.0 * min(connections, 400), seconds=5, overloads=0.4)
+    assert world.concurrency.connections < before
+
+
+def test_a_web_that_always_fails_a_little_is_not_our_fault() -> None:
+    """Dead hosts are a share of every manifest."""
+    world = _World(_auto)
+    world.live(lambda connections: 10.0 * min(connections, 300), seconds=60, overloads=0.05)
+    assert world.concurrency.connections >= 150
+
+
+@pytest.mark.parametrize("wanted", [None, 256])
+def test_descriptor_pressure_takes_effect_at_once_and_passes(wanted: int | None) -> None:
+    """Also for a fixed number; what was taken comes back slowly."""
+    world = _World(lambda clock: Concurrency(wanted, clock))
+    world.live(lambda connections: 10.0 * connections, seconds=30)
+    before = world.concurrency.connections
+    for _ in range(3):
+        world.concurrency.pressed()
+    pressed = world.concurrency.connections
+    assert 1 <= pressed <= before * 0.4
+    world.live(lambda connections: 10.0 * connections, seconds=100)
+    assert pressed < world.concurrency.connections
+
+
+def test_connections_fit_the_descriptors() -> None:
+    """No more connections are used than this process has descriptors for."""
+    assert affordable_connections(8) == 8
+    assert affordable_connections(10**9) < 10**9

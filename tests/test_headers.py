@@ -1,0 +1,80 @@
+"""What headers ask of us."""
+
+from datetime import UTC, datetime
+
+import pytest
+from multidict import CIMultiDict, CIMultiDictProxy
+
+from datafetch.fetch.headers import content_codings, opt_out, retry_after_s
+
+NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
+
+
+def _headers(name: str, *values: str) -> CIMultiDictProxy[str]:
+    return CIMultiDictProxy(CIMultiDict([(name, value) for value in values]))
+
+
+@pytest.mark.parametrize(
+    ("values", "directive"),
+    [
+        (["noai"], "noai"),
+        (["NoImageAI"], "noimageai"),
+        (["nofollow, noindex"], "noindex"),
+        (["nofollow", "noimageindex"], "noimageindex"),
+        (["examplebot: noai"], "noai"),
+        (["examplebot: nofollow, noai"], "noai"),
+        (["unavailable_after: 25 Jun 2030 15:00:00 PST, noindex"], "noindex"),
+        (["nofollow, max-image-preview:large"], None),
+        (["noaision"], None),
+        (["all"], None),
+        ([""], None),
+        ([], None),
+    ],
+)
+def test_an_opt_out_is_found_in_every_form(values: list[str], directive: str | None) -> None:
+    """Alone, among others, in any case, with a bot's name; and nothing else is taken for one."""
+    assert opt_out(_headers("x-robots-tag", *values)) == directive
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("0", 0.0),
+        ("120", 120.0),
+        (" 7 ", 7.0),
+        ("9" * 400, 999_999_999.0),
+        ("Mon, 23 Nov 2026 12:01:30 GMT", 90.0),
+        ("Mon, 23 Nov 2026 12:01:30 -0000", 90.0),
+        ("Mon, 23 Nov 2026 11:00:00 GMT", 0.0),
+        ("Monday, 23-Nov-26 12:00:10 GMT", 10.0),
+        ("soon", None),
+        ("-5", None),
+        ("1.5", None),
+        ("٣", None),
+        ("", None),
+    ],
+)
+def test_retry_after_is_seconds_or_a_date(value: str, seconds: float | None) -> None:
+    """Both forms of RFC 9110, and rubbish is nothing."""
+    assert retry_after_s(_headers("Retry-After", value), NOW) == seconds
+
+
+def test_no_retry_after_is_none() -> None:
+    """A header that is not there asks for nothing."""
+    assert retry_after_s(_headers("Retry-After")) is None
+
+
+@pytest.mark.parametrize(
+    ("values", "codings"),
+    [
+        ([], []),
+        (["identity"], []),
+        (["gzip"], ["gzip"]),
+        (["GZIP, br"], ["br", "gzip"]),
+        (["deflate", "gzip"], ["gzip", "deflate"]),
+        ([", ,"], []),
+    ],
+)
+def test_codings_are_undone_from_the_last(values: list[str], codings: list[str]) -> None:
+    """The order of the header is the order in which they were applied."""
+    assert list(content_codings(_headers("Content-Encoding", *values))) == codings

@@ -1,0 +1,188 @@
+"""Turns at hosts: so many at once, pauses they ask for, hosts that are down."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from conftest import until
+
+from datafetch.fetch import hosts as room
+from datafetch.fetch.hosts import HostDownError, Hosts, Turn
+
+HOST = "example.org:80"
+
+
+@asynccontextmanager
+async def _turns(hosts: Hosts, count: int) -> AsyncIterator[list[Turn]]:
+    """So many turns at once, held until the end."""
+    turns = [hosts.turn(HOST, number) for number in range(count)]
+    for turn in turns:
+        await turn.__aenter__()
+    yield turns
+    for turn in turns:
+        await turn.__aexit__(None, None, None)
+
+
+async def test_a_host_gets_so_many_requests_at_once() -> None:
+    """And another host is not held up by it."""
+    hosts = Hosts(2, 0.01)
+    async with _turns(hosts, 2):
+        third = asyncio.create_task(hosts.enter(HOST, 3))
+        await until(lambda: hosts.statistics().waiting == 1)
+        async with hosts.turn("example.com:80", 4):
+            assert not third.done()
+    hosts.leave(await third)
+    assert hosts.statistics().known == 0
+
+
+async def test_the_image_that_came_first_is_asked_for_first() -> None:
+    """So that retries, whose images came early, are not put behind everybody who came since."""
+    hosts = Hosts(1, 0.01)
+    order: list[int] = []
+
+    async def ask(number: int) -> None:
+        async with hosts.turn(HOST, number):
+            order.append(number)
+
+    async with asyncio.TaskGroup() as group, hosts.turn(HOST, 0):
+        for number in (5, 3, 4, 1, 2):
+            group.create_task(ask(number))
+        await until(lambda: hosts.statistics().waiting == 5)
+    assert order == [1, 2, 3, 4, 5]
+
+
+async def test_a_refusal_pauses_the_host_and_no_other() -> None:
+    """429 and 503 hold for all of the host's images, as long as it says."""
+    hosts = Hosts(4, 30.0)
+    loop = asyncio.get_running_loop()
+    async with hosts.turn(HOST, 0) as turn:
+        turn.refused(0.2)
+        refused_at_s = loop.time()
+    assert hosts.statistics().paused == 1
+    async with hosts.turn("example.com:80", 1):
+        assert loop.time() - refused_at_s < 0.2
+    async with hosts.turn(HOST, 2):
+        assert loop.time() - refused_at_s >= 0.19
+
+
+async def test_a_refusal_without_a_time_pauses_for_a_while() -> None:
+    """The back-off is the first pause."""
+    hosts = Hosts(4, 0.1)
+    loop = asyncio.get_running_loop()
+    async with hosts.turn(HOST, 0) as turn:
+        turn.refused(None)
+        refused_at_s = loop.time()
+    async with hosts.turn(HOST, 1) as turn:
+        assert loop.time() - refused_at_s >= 0.09
+        turn.answered()
+
+
+async def test_refusals_of_one_moment_count_once() -> None:
+    """Eight answers to requests of before the pause are one refusal, not the end of the host."""
+    hosts = Hosts(8, 0.01)
+    async with _turns(hosts, 8) as turns:
+        for turn in turns:
+            turn.refused(None)
+    async with hosts.turn(HOST, 9) as turn:
+        turn.answered()
+    assert hosts.statistics().known == 0 or hosts.statistics().down == 0
+
+
+async def test_a_host_that_only_refuses_is_given_up() -> None:
+    """It is not worth a pause for each of its images."""
+    hosts = Hosts(8, 0.0)
+    for number in range(6):
+        async with hosts.turn(HOST, number) as turn:
+            turn.refused(None)
+    with pytest.raises(HostDownError, match="refused 6 times in a row"):
+        async with hosts.turn(HOST, 7):
+            pytest.fail("must not be asked")
+
+
+async def test_a_host_that_fails_is_left_alone_and_those_who_wait_are_told() -> None:
+    """Five failures in a row; whoever waits for its turn hears at once."""
+    hosts = Hosts(5, 0.01)
+    async with _turns(hosts, 5) as turns:
+        waiting = asyncio.create_task(hosts.enter(HOST, 6))
+        await until(lambda: hosts.statistics().waiting == 1)
+        for turn in turns:
+            turn.failed("refused")
+        with pytest.raises(HostDownError, match="failed 5 times in a row"):
+            await waiting
+    with pytest.raises(HostDownError):
+        await hosts.enter(HOST, 7)
+    assert hosts.statistics().down == 1
+
+
+async def test_an_answer_between_failures_starts_the_count_anew() -> None:
+    """A host that answers now and then is there."""
+    hosts = Hosts(5, 0.01)
+    for number in range(40):
+        async with hosts.turn(HOST, number) as turn:
+            if number % 5 == 4:
+                turn.answered()
+            else:
+                turn.failed("timeout")
+    assert hosts.statistics().down == 0
+
+
+async def test_one_probe_finds_out_whether_the_host_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One at a time; when it fails the host stays down, when it is answered all may ask again."""
+    monkeypatch.setattr(room, "_DOWN_S", 0.0)
+    hosts = Hosts(5, 0.01)
+    async with _turns(hosts, 5) as turns:
+        for turn in turns:
+            turn.failed("refused")
+    async with hosts.turn(HOST, 6) as probe:
+        with pytest.raises(HostDownError):
+            await hosts.enter(HOST, 7)
+        probe.failed("refused")
+    async with hosts.turn(HOST, 8) as probe:
+        probe.answered()
+        async with hosts.turn(HOST, 9):
+            assert hosts.statistics().down == 0
+    assert hosts.statistics().known == 0
+
+
+async def test_late_failures_do_not_lengthen_an_outage() -> None:
+    """Requests of before count once; the host is asked again when the first while is over."""
+    hosts = Hosts(8, 0.01)
+    async with _turns(hosts, 8) as turns:
+        for turn in turns[:5]:
+            turn.failed("timeout")
+        first = hosts._hosts[HOST].retry_at_s
+        for turn in turns[5:]:
+            turn.failed("timeout")
+        assert hosts._hosts[HOST].retry_at_s == first
+
+
+async def test_who_is_cancelled_takes_no_turn() -> None:
+    """Neither while waiting nor in the instant of the turn."""
+    hosts = Hosts(1, 0.01)
+    async with hosts.turn(HOST, 0):
+        waiting = asyncio.create_task(hosts.enter(HOST, 1))
+        await until(lambda: hosts.statistics().waiting == 1)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        instant = asyncio.create_task(hosts.enter(HOST, 2))
+        await until(lambda: hosts.statistics().waiting == 1)
+    instant.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await instant
+    assert hosts.statistics().known == 0
+
+
+async def test_hosts_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A million hosts with a failure each are not all remembered, and those that are well not at all."""
+    monkeypatch.setattr(room, "_KNOWN_HOSTS", 10)
+    hosts = Hosts(1, 0.01)
+    for number in range(100):
+        async with hosts.turn(f"{number}.example:80", number) as turn:
+            turn.failed("refused")
+    assert hosts.statistics().known == 10
+    for number in range(90, 100):
+        async with hosts.turn(f"{number}.example:80", number) as turn:
+            turn.answered()
+    assert hosts.statistics().known == 0

@@ -1,0 +1,123 @@
+"""The budget for bodies in hand."""
+
+import asyncio
+
+import pytest
+from conftest import until
+from hypothesis import given
+from hypothesis import strategies as st
+
+from datafetch.fetch.memory import BodyBudget
+
+
+async def test_what_is_held_is_given_back_at_the_end() -> None:
+    """An image's bytes count from when they are asked for until it has ended."""
+    budget = BodyBudget(100)
+    with budget.allotment() as memory:
+        await memory.grow(60)
+        await memory.grow(40)  # has more already
+        assert (memory.held_bytes, budget.held_bytes) == (60, 60)
+        memory.shrink(10)
+        assert budget.held_bytes == 10
+        memory.shrink(50)
+        assert budget.held_bytes == 10
+    assert budget.held_bytes == 0
+
+
+async def test_a_body_waits_for_room() -> None:
+    """What is over the budget is read when others have ended."""
+    budget = BodyBudget(100)
+    with budget.allotment() as first, budget.allotment() as second, budget.allotment() as third:
+        await first.grow(90)
+        favourite = asyncio.create_task(second.grow(50))
+        waiting = asyncio.create_task(third.grow(50))
+        await favourite
+        await until(lambda: budget.waiting == 1)
+        assert budget.held_bytes == 140
+        second.shrink(0)
+        assert not waiting.done()
+        first.shrink(0)
+        await waiting
+        assert budget.held_bytes == 50
+
+
+async def test_half_bodies_do_not_block_one_another() -> None:
+    """When all of the budget is in bodies that want more, one goes over it and ends; then the next."""
+    budget = BodyBudget(100)
+    ended: list[int] = []
+    peak_bytes = 0
+
+    async def receive(number: int) -> None:
+        nonlocal peak_bytes
+        with budget.allotment() as memory:
+            for size_bytes in (10, 20, 40, 80):
+                await memory.grow(size_bytes)
+                peak_bytes = max(peak_bytes, budget.held_bytes)
+                await asyncio.sleep(0)
+            ended.append(number)
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(20):
+            group.create_task(receive(number))
+    assert sorted(ended) == list(range(20))
+    assert peak_bytes <= 180
+    assert budget.held_bytes == 0
+
+
+async def test_no_request_is_sent_while_bytes_are_short() -> None:
+    """Whoever asks whether another request makes sense waits until somebody has ended."""
+    budget = BodyBudget(100)
+    with budget.allotment() as other:
+        with budget.allotment() as memory:
+            await memory.grow(100)
+            asking = asyncio.create_task(other.wait_for_room())
+            await asyncio.sleep(0)
+            assert not asking.done()
+        await asking
+
+
+async def test_who_is_cancelled_while_waiting_holds_nothing() -> None:
+    """Neither before its wish is granted nor in the same instant."""
+    budget = BodyBudget(100)
+    with budget.allotment() as first, budget.allotment() as second, budget.allotment() as third:
+        await first.grow(100)
+        await second.grow(10)  # the favourite
+        waiting = asyncio.create_task(third.grow(10))
+        await until(lambda: budget.waiting == 1)
+        waiting.cancel()
+        first.shrink(0)
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert (budget.held_bytes, budget.waiting) == (10, 0)
+        await first.grow(90)
+        granted = asyncio.create_task(third.grow(10))
+        await until(lambda: budget.waiting == 1)
+        first.shrink(0)
+        granted.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await granted
+        assert (budget.held_bytes, third.held_bytes) == (10, 0)
+
+
+@given(sizes=st.lists(st.integers(1, 300), min_size=1, max_size=30), budget_bytes=st.integers(1, 300))
+def test_every_body_ends_within_the_budget_and_one_body(sizes: list[int], budget_bytes: int) -> None:
+    """Whatever the sizes: nobody waits for ever, and the most that is held is the budget and the largest body."""
+
+    async def receive(budget: BodyBudget, size_bytes: int) -> None:
+        with budget.allotment() as memory:
+            await memory.wait_for_room()
+            for part_bytes in range(0, size_bytes + 1, max(1, size_bytes // 3)):
+                await memory.grow(part_bytes)
+                assert budget.held_bytes <= budget_bytes + max(sizes)
+                await asyncio.sleep(0)
+            await memory.grow(size_bytes)
+            assert budget.held_bytes <= budget_bytes + max(sizes)
+
+    async def receive_all() -> None:
+        budget = BodyBudget(budget_bytes)
+        async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+            for size_bytes in sizes:
+                group.create_task(receive(budget, size_bytes))
+        assert budget.held_bytes == 0
+
+    asyncio.run(receive_all())

@@ -1,0 +1,314 @@
+"""One request against servers made for the purpose: whom it goes to, what it carries, what it leaves behind."""
+
+import asyncio
+import base64
+import os
+import ssl
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+import trustme
+from conftest import LOOPBACK, until
+
+from datafetch.fetch import BodyBudget, Fetcher, FetchPolicy, OptOut
+from datafetch.model import Body, Failure, FailureKind
+
+QUICK = FetchPolicy(allow_net=LOOPBACK, timeout_s=10.0, backoff_s=0.01, retries=0, max_body_bytes=1 << 20)
+OK_HEAD = b"HTTP/1.1 200 OK\r\n"
+
+Answer = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def _server(answer: Answer, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1") -> AsyncIterator[int]:
+    """A server that hands each request's head to a function; gives its port."""
+
+    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError, asyncio.IncompleteReadError):
+            while not writer.is_closing():
+                await answer(await reader.readuntil(b"\r\n\r\n"), writer)
+                await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(converse, host, 0, ssl=tls, backlog=512)
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+
+
+def _whole(body: bytes, *headers: str) -> bytes:
+    lines = "".join(f"{header}\r\n" for header in headers).encode()
+    return OK_HEAD + lines + b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    """Somebody who signs certificates."""
+    return trustme.CA()
+
+
+@pytest.fixture
+def tls(authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
+    """A server's context, whose certificate for 127.0.0.1 this process trusts."""
+    authority.cert_pem.write_to_path(tmp_path / "authority.pem")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    return context
+
+
+@pytest.mark.parametrize("behaviour", ["too large", "endless", "drip", "silent"])
+async def test_a_server_loses_the_connection_within_a_second(tls: ssl.SSLContext, behaviour: str) -> None:
+    """Over TLS too, where uvloop would read on for 30 s after a polite goodbye (uvloop#471)."""
+    lost = asyncio.Event()
+
+    async def answer(_: bytes, writer: asyncio.StreamWriter) -> None:
+        length = b"Content-Length: 1000000000\r\n" if behaviour == "too large" else b"Connection: close\r\n"
+        piece = b"." if behaviour == "drip" else b"." * 65536
+        try:
+            if behaviour != "silent":
+                writer.write(OK_HEAD + length + b"\r\n")
+            while not writer.is_closing():
+                if behaviour != "silent":
+                    writer.write(piece)
+                await writer.drain()
+                await asyncio.sleep(0 if len(piece) > 1 and behaviour != "silent" else 0.05)
+        finally:
+            lost.set()
+
+    policy = FetchPolicy(allow_net=LOOPBACK, timeout_s=1.0, retries=0, max_body_bytes=1 << 20)
+    async with _server(answer, tls) as port, Fetcher(policy) as fetch:
+        fetched = await fetch(f"https://127.0.0.1:{port}/")
+        async with asyncio.timeout(1.0):
+            await lost.wait()
+    assert isinstance(fetched, Failure)
+    in_time = behaviour in ("too large", "endless")
+    assert fetched.kind is (FailureKind.TOO_LARGE if in_time else FailureKind.TIMEOUT), fetched
+
+
+async def test_certificates_are_verified_unless_told_otherwise(authority: trustme.CA) -> None:
+    """A server that nobody vouches for is refused; --insecure takes it."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+
+    async def answer(_: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(_whole(b"picture"))
+
+    async with _server(answer, context) as port:
+        async with Fetcher(QUICK) as fetch:
+            refused = await fetch(f"https://127.0.0.1:{port}/")
+        async with Fetcher(FetchPolicy(allow_net=LOOPBACK, insecure=True)) as fetch:
+            taken = await fetch(f"https://127.0.0.1:{port}/")
+    assert isinstance(refused, Failure)
+    assert refused.kind is FailureKind.TLS
+    assert isinstance(taken, Body)
+
+
+async def test_credentials_stay_with_their_host() -> None:
+    """They are sent where the URL says, along relative redirects, and to nobody else; cookies to nobody at all."""
+    heads: list[bytes] = []
+    elsewhere: list[bytes] = []
+
+    async def tell(head: bytes, writer: asyncio.StreamWriter) -> None:
+        elsewhere.append(head)
+        writer.write(_whole(b"picture"))
+
+    async with _server(tell, host="127.0.0.2") as other:
+
+        async def redirect(head: bytes, writer: asyncio.StreamWriter) -> None:
+            heads.append(head)
+            location = "/second" if len(heads) == 1 else f"http://127.0.0.2:{other}/third"
+            writer.write(
+                f"HTTP/1.1 302 Found\r\nSet-Cookie: a=b\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n".encode()
+            )
+
+        async with _server(redirect) as port, Fetcher(QUICK) as fetch:
+            fetched = await fetch(f"http://user:secret@127.0.0.1:{port}/first")
+    assert isinstance(fetched, Body)
+    assert fetched.final_url == f"http://127.0.0.2:{other}/third"
+    credentials = b"Authorization: Basic " + base64.b64encode(b"user:secret")
+    assert [credentials in head for head in heads] == [True, True]
+    assert b"Authorization" not in elsewhere[0]
+    assert not any(b"cookie" in head.lower() or b"referer" in head.lower() for head in [*heads, *elsewhere])
+
+
+async def test_each_hop_is_judged() -> None:
+    """A redirect into a network that is not public is refused however the address is written."""
+    targets = iter(["http://10.0.0.1/", "http://0xa.1/", "http://[::ffff:10.0.0.1]/", "http://169.254.169.254/latest/"])
+
+    async def answer(_: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(f"HTTP/1.1 307 Moved\r\nLocation: {next(targets)}\r\nContent-Length: 0\r\n\r\n".encode())
+
+    async with _server(answer) as port, Fetcher(QUICK) as fetch:
+        for _ in range(4):
+            fetched = await fetch(f"http://127.0.0.1:{port}/")
+            assert isinstance(fetched, Failure)
+            assert fetched.kind is FailureKind.BLOCKED_ADDRESS, fetched
+
+
+async def test_a_host_gets_no_more_than_its_share() -> None:
+    """Though there are places for all, so many requests are open to one host, and its neighbour has its own."""
+    open_now, peaks = [0, 0], [0, 0]
+
+    def counting(place: int) -> Answer:
+        async def answer(_: bytes, writer: asyncio.StreamWriter) -> None:
+            open_now[place] += 1
+            peaks[place] = max(peaks[place], open_now[place])
+            await asyncio.sleep(0.01)
+            open_now[place] -= 1
+            writer.write(_whole(b"picture"))
+
+        return answer
+
+    policy = FetchPolicy(allow_net=LOOPBACK, connections=64, per_host=3)
+    async with _server(counting(0)) as first, _server(counting(1)) as second, Fetcher(policy) as fetch:
+        urls = [f"http://127.0.0.1:{port}/{number}" for number in range(20) for port in (first, second)]
+        fetched = await asyncio.gather(*map(fetch, urls))
+    assert all(isinstance(one, Body) for one in fetched)
+    assert peaks == [3, 3]
+
+
+async def test_retry_after_holds_for_all_of_a_host() -> None:
+    """After a 429 nobody asks the host before its time; then every image arrives."""
+    loop = asyncio.get_running_loop()
+    asked_at_s: list[float] = []
+
+    async def answer(_: bytes, writer: asyncio.StreamWriter) -> None:
+        asked_at_s.append(loop.time())
+        if len(asked_at_s) == 1:
+            writer.write(b"HTTP/1.1 429 Slow down\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n")
+        else:
+            writer.write(_whole(b"picture"))
+
+    policy = FetchPolicy(allow_net=LOOPBACK, per_host=1, backoff_s=0.01)
+    async with _server(answer) as port, Fetcher(policy) as fetch:
+        fetched = await asyncio.gather(*(fetch(f"http://127.0.0.1:{port}/{number}") for number in range(5)))
+    assert all(isinstance(one, Body) for one in fetched)
+    assert asked_at_s[1] - asked_at_s[0] >= 0.99
+    assert sorted(one.attempts for one in fetched) == [1, 1, 1, 1, 2]
+
+
+async def test_a_dead_host_is_not_asked_for_each_of_its_images() -> None:
+    """After five refused connections the rest fail fast, with the failure's own name."""
+    policy = FetchPolicy(allow_net=LOOPBACK, per_host=2, backoff_s=0.01)
+    async with Fetcher(policy) as fetch:
+        fetched = await asyncio.gather(*(fetch(f"http://127.0.0.1:1/{number}") for number in range(100)))
+        statistics = fetch.statistics()
+    kinds = [one.kind for one in fetched if isinstance(one, Failure)]
+    assert kinds.count(FailureKind.CONNECT) + kinds.count(FailureKind.HOST_DOWN) == 100
+    assert kinds.count(FailureKind.HOST_DOWN) >= 90
+    assert statistics.requests <= 10
+    assert statistics.outcomes == {kind: kinds.count(kind) for kind in set(kinds)}
+    down = next(one for one in fetched if isinstance(one, Failure) and one.kind is FailureKind.HOST_DOWN)
+    assert (down.attempts, down.may_pass) == (0, True)
+
+
+async def test_an_opt_out_is_obeyed_unless_told_otherwise() -> None:
+    """And its body is not even read."""
+
+    async def answer(_: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(_whole(b"picture", "X-Robots-Tag: examplebot: noai"))
+
+    async with _server(answer) as port:
+        async with Fetcher(QUICK) as fetch:
+            refused = await fetch(f"http://127.0.0.1:{port}/")
+            assert fetch.statistics().fetched_bytes == 0
+        async with Fetcher(FetchPolicy(allow_net=LOOPBACK, opt_out=OptOut.IGNORE)) as fetch:
+            taken = await fetch(f"http://127.0.0.1:{port}/")
+    assert isinstance(refused, Failure)
+    assert (refused.kind, refused.status, refused.may_pass) == (FailureKind.OPTED_OUT, 200, False)
+    assert isinstance(taken, Body)
+
+
+async def test_proxies_are_used_when_asked_for_and_only_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The proxy may lie in a private network, the image may not; a name is the proxy's to resolve."""
+    seen: list[bytes] = []
+
+    async def answer(head: bytes, writer: asyncio.StreamWriter) -> None:
+        seen.append(head.split(b"\r\n")[0])
+        writer.write(_whole(b"by proxy"))
+
+    async with _server(answer) as port:
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{port}")
+        monkeypatch.setenv("no_proxy", "direct.invalid")
+        async with Fetcher(FetchPolicy(trust_env=True, retries=0)) as fetch:
+            arrived = await fetch("http://images.invalid/cat.jpg")
+            blocked = await fetch("http://10.0.0.1/cat.jpg")
+            direct = await fetch("http://direct.invalid/cat.jpg")
+        async with Fetcher(FetchPolicy(retries=0)) as fetch:
+            alone = await fetch("http://images.invalid/cat.jpg")
+    assert isinstance(arrived, Body)
+    assert arrived.content == b"by proxy"
+    assert seen == [b"GET http://images.invalid/cat.jpg HTTP/1.1"]
+    for one, kinds in (
+        (blocked, {FailureKind.BLOCKED_ADDRESS}),
+        (direct, {FailureKind.DNS_NOT_FOUND, FailureKind.DNS_FAILED}),
+        (alone, {FailureKind.DNS_NOT_FOUND, FailureKind.DNS_FAILED}),
+    ):
+        assert isinstance(one, Failure)
+        assert one.kind in kinds, one
+
+
+async def test_a_wait_for_memory_does_not_count_against_the_host() -> None:
+    """A body held back for longer than the deadline arrives when there is room."""
+    body = os.urandom(2_000_000)
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def answer(_: bytes, writer: asyncio.StreamWriter) -> None:
+        asked.set()
+        await go_on.wait()
+        writer.write(_whole(body))
+
+    budget = BodyBudget(1_000_000)
+    policy = FetchPolicy(allow_net=LOOPBACK, timeout_s=2.0, stall_timeout_s=1.0, retries=0)
+    async with _server(answer) as port, Fetcher(policy, budget=budget) as fetch:
+        with budget.allotment() as first, budget.allotment() as second:
+            asking = asyncio.create_task(fetch(f"http://127.0.0.1:{port}/"))
+            await asked.wait()
+            await first.grow(900_000)
+            await second.grow(900_000)  # goes over the budget, and nobody else may
+            go_on.set()
+            await until(lambda: budget.waiting == 1)
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(policy.timeout_s * 1.2):
+                    await asyncio.shield(asking)
+        fetched = await asking
+    assert isinstance(fetched, Body), fetched
+    assert fetched.content == body
+    assert fetched.fetch_ms < policy.timeout_s * 1000
+
+
+_PRESSED = """
+import asyncio, os, resource, sys
+from datafetch.fetch import Fetcher, FetchPolicy
+from datafetch.model import Body
+
+async def main() -> None:
+    policy = FetchPolicy(allow_net=("127.0.0.0/8",), connections=64, per_host=64, backoff_s=0.01, retries=0)
+    async with Fetcher(policy) as fetch:
+        used = len(os.listdir("/proc/self/fd"))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used + 20, used + 20))
+        fetched = await asyncio.gather(*(fetch(f"{sys.argv[1]}/{number}") for number in range(500)))
+        print(sum(isinstance(one, Body) for one in fetched), fetch.statistics().connections)
+
+asyncio.run(main())
+"""
+
+
+async def test_descriptors_that_run_out_slow_us_down_and_blame_no_image() -> None:
+    """With room for a dozen sockets and sixty-four wanted, all images arrive."""
+
+    async def answer(_: bytes, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.002)
+        writer.write(_whole(b"picture"))
+
+    async with _server(answer) as port:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", _PRESSED, f"http://127.0.0.1:{port}", stdout=subprocess.PIPE
+        )
+        arrived, connections = (await process.communicate())[0].split()
+    assert int(arrived) == 500
+    assert int(connections) < 64

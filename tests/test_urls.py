@@ -1,0 +1,94 @@
+"""What a browser would fetch is what is asked for."""
+
+import pytest
+from yarl import URL
+
+from datafetch.fetch.urls import BadUrlError, authority, join_url, parse_url
+
+
+@pytest.mark.parametrize(
+    ("published", "asked"),
+    [
+        ("http://example.org/cat.jpg", "http://example.org/cat.jpg"),
+        ("  http://example.org/cat.jpg\r\n", "http://example.org/cat.jpg"),
+        ("http://example.org/ca\nt.jpg", "http://example.org/cat.jpg"),
+        ("HTTPS://Example.ORG:443/Cat.JPG", "https://example.org/Cat.JPG"),
+        ("http://example.org", "http://example.org/"),
+        ("http://example.org/a b.jpg", "http://example.org/a%20b.jpg"),
+        ("http://example.org/a%20b.jpg", "http://example.org/a%20b.jpg"),
+        ("http://example.org/a%2fb%zz.jpg?x=%7E~", "http://example.org/a%2fb%zz.jpg?x=%7E~"),
+        ("http://example.org/猫.jpg?q=é", "http://example.org/%E7%8C%AB.jpg?q=%C3%A9"),
+        ("http://münchen.example/ü", "http://xn--mnchen-3ya.example/%C3%BC"),
+        ("http://例え.example/", "http://xn--r8jz45g.example/"),
+        ("http://faß.example/", "http://xn--fa-hia.example/"),
+        ("http://example.org/?a=1&amp;b=2", "http://example.org/?a=1&b=2"),
+        ("http://example.org/?a=1&amp;amp;b=2", "http://example.org/?a=1&b=2"),
+        ("http://example.org/?a=1&#038;b=2&#x26;c=3", "http://example.org/?a=1&b=2&c=3"),
+        ("http://example.org/?a=1&copy=2&lt;", "http://example.org/?a=1&copy=2&lt;"),
+        ("http://example.org/cat.jpg#top", "http://example.org/cat.jpg"),
+        ("//example.org/cat.jpg", "http://example.org/cat.jpg"),
+        ("http:\\\\example.org\\cat.jpg", "http://example.org/cat.jpg"),
+        ("https:/example.org/cat.jpg", "https://example.org/cat.jpg"),
+        ("http:///example.org/cat.jpg", "http://example.org/cat.jpg"),
+        ("http://example.org/a/../b/./c.jpg", "http://example.org/b/c.jpg"),
+        ("http://my_host.example.org/", "http://my_host.example.org/"),
+        ("http://0x7f.1/", "http://127.0.0.1/"),
+        ("http://2130706433/", "http://127.0.0.1/"),
+        ("http://017700000001/", "http://127.0.0.1/"),
+        ("http://127.1/", "http://127.0.0.1/"),
+        ("http://\uff11\uff12\uff17.0.0.1/", "http://127.0.0.1/"),
+        ("http://[0:0::1]:8080/", "http://[::1]:8080/"),
+        ("http://user:secret@example.org/", "http://user:secret@example.org/"),
+    ],
+)
+def test_a_published_url_is_asked_as_a_browser_would(published: str, asked: str) -> None:
+    """Blanks, IDN, entities, numbers for addresses: all that manifests hold; nothing is encoded twice."""
+    url = parse_url(published)
+    assert str(url) == asked
+    assert str(parse_url(asked)) == asked
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", " ", "cat.jpg", "/cat.jpg", "example.org/cat.jpg", "http://", "http:", "//", "http://[", "http://a b/"),
+        *("ftp://example.org/", "file:///etc/passwd", "data:image/png;base64,AAAA", "javascript:alert(1)", "ws://a/"),
+        *("http://example.org:99999/", "http://256.1.1.1/", "http://%00.example/", "http://exa<mple.org/", "\ud800"),
+    ],
+)
+def test_what_no_browser_would_fetch_is_no_url(text: str) -> None:
+    """It is refused with the one exception that becomes bad_url."""
+    with pytest.raises(BadUrlError):
+        parse_url(text)
+
+
+@pytest.mark.parametrize(
+    ("location", "reached"),
+    [
+        ("/b.jpg", "http://user:secret@example.org:8080/b.jpg"),
+        ("b.jpg", "http://user:secret@example.org:8080/a/b.jpg"),
+        ("?x=1", "http://user:secret@example.org:8080/a/cat.jpg?x=1"),
+        ("http://example.org:8080/b.jpg", "http://example.org:8080/b.jpg"),
+        ("https://elsewhere.example/b.jpg", "https://elsewhere.example/b.jpg"),
+        ("//elsewhere.example/b.jpg#part", "http://elsewhere.example/b.jpg"),
+        ("http://elsewhere.example/a b.jpg", "http://elsewhere.example/a%20b.jpg"),
+        ("/\udce9t\udce9.jpg", "http://user:secret@example.org:8080/%E9t%E9.jpg"),
+        ("/é.jpg", "http://user:secret@example.org:8080/%C3%A9.jpg"),
+    ],
+)
+def test_a_redirect_leads_where_a_browser_would_go(location: str, reached: str) -> None:
+    """Relative or not, in whatever bytes; credentials stay with their host."""
+    assert str(join_url(URL("http://user:secret@example.org:8080/a/cat.jpg"), location)) == reached
+
+
+@pytest.mark.parametrize("location", ["ftp://example.org/", "data:,", "javascript:alert(1)", "http://", "file:///etc"])
+def test_a_redirect_out_of_the_web_is_refused(location: str) -> None:
+    """To http and https, and nowhere else."""
+    with pytest.raises(BadUrlError, match="redirected"):
+        join_url(URL("http://example.org/"), location)
+
+
+def test_a_host_is_a_name_and_a_port() -> None:
+    """The default port counts like one that is written."""
+    assert authority(parse_url("http://Example.org/")) == authority(parse_url("http://example.org:80/x"))
+    assert authority(parse_url("http://example.org/")) != authority(parse_url("https://example.org/"))

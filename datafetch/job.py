@@ -136,6 +136,7 @@ async def fetch_dataset(job: Job, observe: Observer | None = None) -> Report:
             fetched_bytes=fetching.fetched_bytes,
             written_bytes=pipeline.published_bytes,
             requests=fetching.attempts,
+            connections=fetching.connections,
             elapsed_s=time.monotonic() - started_s,
             selection=await asyncio.to_thread(_selection, manifest, state, feed, job.limit),
         )

@@ -301,7 +301,8 @@ class Selection:
 class Report:
     """What a run did, and how its output stands.
 
-    ``totals`` and ``shards`` speak of the output as it is now; everything else of this run alone.
+    ``totals`` and ``shards`` speak of the output as it is now; everything else of this run alone. ``connections`` is how
+    many requests might be open at its end: what was asked for, or what was found to serve best.
     """
 
     dataset: str
@@ -312,6 +313,7 @@ class Report:
     fetched_bytes: int
     written_bytes: int
     requests: int
+    connections: int
     elapsed_s: float
     selection: Selection | None = None
 
@@ -345,6 +347,7 @@ class Report:
             "elapsed_s": round(self.elapsed_s, 3),
             "images_per_s": round(self.images_per_s, 1),
             "requests": self.requests,
+            "connections": self.connections,
         }
         if self.selection is not None:
             summary["ids"] = {

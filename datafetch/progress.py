@@ -53,13 +53,14 @@ class Pace:
 
 
 def progress_line(now: Statistics, images_per_s: float) -> str:
-    """One line: images done of expected, how they ended, pace, time left, shards."""
+    """One line: images done of expected, how they ended, pace, time left, open requests of those that may be, shards."""
     ended = now.ok + now.failed
     images = f"{ended:,}" if now.expected_images is None else f"{ended:,}/{now.expected_images:,}"
     parts = [f"{images} images", f"{now.ok:,} ok", f"{now.failed:,} failed", f"{images_per_s:.1f} images/s"]
     if now.expected_images is not None and images_per_s > 0:
         left_s = max(0, now.expected_images - ended) / images_per_s
         parts.append(f"ETA {timedelta(seconds=round(left_s))}")
+    parts.append(f"open {now.open_requests}/{now.connections}")
     parts.append(f"shards {now.shards_published}/{now.shards}")
     return "  ".join(parts)
 

@@ -71,6 +71,7 @@ def test_books_add_up(parts: list[Totals]) -> None:
         fetched_bytes=0,
         written_bytes=0,
         requests=0,
+        connections=8,
         elapsed_s=1.0,
     )
     summary = report.summary()

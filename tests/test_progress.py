@@ -21,22 +21,22 @@ def statistics(elapsed_s: float, ok: int, failed: int = 0, earlier: int = 0, exp
         shards_published=1,
         fetched_bytes=0,
         connections=8,
-        open_requests=0,
+        open_requests=5,
         waiting_bodies=0,
         elapsed_s=elapsed_s,
     )
 
 
 def test_a_line_says_how_far_how_well_how_fast_how_long() -> None:
-    """Images of how many, how they ended, the pace, the time left, and the shards."""
+    """Images of how many, how they ended, the pace, the time left, the open requests, and the shards."""
     line = progress_line(statistics(10, ok=1100, failed=100), images_per_s=200.0)
-    assert line == "1,200/4,000 images  1,100 ok  100 failed  200.0 images/s  ETA 0:00:14  shards 1/4"
+    assert line == "1,200/4,000 images  1,100 ok  100 failed  200.0 images/s  ETA 0:00:14  open 5/8  shards 1/4"
 
 
 def test_without_a_total_there_is_no_time_left() -> None:
     """What isn't known isn't guessed."""
     line = progress_line(statistics(10, ok=1100, expected=None), images_per_s=200.0)
-    assert line == "1,100 images  1,100 ok  0 failed  200.0 images/s  shards 1/4"
+    assert line == "1,100 images  1,100 ok  0 failed  200.0 images/s  open 5/8  shards 1/4"
 
 
 def test_the_pace_is_that_of_the_last_while() -> None:

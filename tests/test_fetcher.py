@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 from conftest import LOOPBACK, until
 
-from datafetch.demo.origin import BEHAVIOURS, Origin
+from datafetch.demo.origin import Origin
 from datafetch.errors import ConfigurationError, ResourceError
 from datafetch.fetch import Fetcher, FetchPolicy
 from datafetch.fetch.classify import classify
@@ -19,9 +19,6 @@ from datafetch.model import Body, Failure, FailureKind
 
 # Short, so that the tests are; the figures themselves don't matter.
 QUICK = FetchPolicy(allow_net=LOOPBACK, timeout_s=2.5, backoff_s=0.01, retries=2, max_body_bytes=1 << 20)
-# What a request alone can show; the rest is for the codec to find.
-ARRIVES = {FailureKind.NOT_AN_IMAGE, FailureKind.TRUNCATED, None}
-MAY_PASS = {FailureKind.DISCONNECTED, FailureKind.EMPTY, FailureKind.TIMEOUT}
 
 Pictures = tuple[Path, list[str]]
 
@@ -30,29 +27,6 @@ Pictures = tuple[Path, list[str]]
 def unique() -> Iterator[str]:
     """Something no other test puts into a URL, so that the origin's counts are this test's own."""
     return iter(lambda: os.urandom(8).hex(), "")
-
-
-@pytest.mark.parametrize("behaviour", sorted(BEHAVIOURS))
-async def test_each_misbehaviour_is_one_failure_kind(
-    origin: Origin, pictures: Pictures, behaviour: str, unique: Iterator[str]
-) -> None:
-    """Every behaviour of the origin ends as its table says, after as many attempts as make sense."""
-    folder, names = pictures
-    url = origin.url(behaviour, names[0], next(unique))
-    async with Fetcher(QUICK) as fetch:
-        fetched = await fetch(url)
-    expected = BEHAVIOURS[behaviour].expected
-    if expected in ARRIVES:
-        assert isinstance(fetched, Body), fetched
-        assert fetched.attempts == (2 if behaviour == "flaky" else 1)
-        if expected is None:
-            assert fetched.content == (folder / names[0]).read_bytes()
-            assert fetched.final_url == url.replace("/moved/", "/well/")
-    else:
-        assert isinstance(fetched, Failure), fetched
-        assert fetched.kind is expected, fetched
-        assert fetched.attempts == (3 if expected in MAY_PASS or behaviour == "broken" else 1)
-        assert fetched.detail
 
 
 @pytest.mark.parametrize(

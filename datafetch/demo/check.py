@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 import pyarrow.parquet as pq
 from PIL import Image
 
+from datafetch.demo.behaviours import BEHAVIOURS
 from datafetch.demo.manifest import CoyoSource
-from datafetch.demo.origin import BEHAVIOURS
 from datafetch.job import Job
 from datafetch.model import OK, Report
 from datafetch.state import State

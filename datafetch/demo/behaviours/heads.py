@@ -1,0 +1,130 @@
+"""Status lines and headers: old, odd, long, slow, endless, and none at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from datafetch.demo.behaviours.exchange import Answer, Behaviour, Exchange
+from datafetch.model import FailureKind
+
+_DRIP_PAUSE_S = 0.25
+_HINT_PAUSE_S = 0.01
+_MANY = 200  # beyond what libraries take by default, far below what browsers do
+_THOUSANDS = 10_000  # 300 KB of headers; browsers give up at 256 KiB
+_LONG_BYTES = 30_000  # security policies of real sites come near it
+_HUGE_BYTES = 300_000
+
+
+def _begun(*lines: str) -> Answer:
+    """The whole picture, after these lines and a length."""
+
+    async def answer(exchange: Exchange) -> None:
+        head = [*lines, f"Content-Length: {len(exchange.picture)}", exchange.content_type, "", ""]
+        exchange.send("\r\n".join(head).encode("latin-1") + exchange.picture)
+
+    return answer
+
+
+def _with(*fields: str) -> Answer:
+    return _begun("HTTP/1.1 200 OK", *fields)
+
+
+def _raw(data: bytes) -> Answer:
+    """These bytes, and the end of the connection."""
+
+    async def answer(exchange: Exchange) -> None:
+        exchange.send(data)
+        exchange.close()
+
+    return answer
+
+
+async def _http_1_0(exchange: Exchange) -> None:
+    """Answer as a server of 1996: the body ends with the connection, and nothing says so."""
+    exchange.send(f"HTTP/1.0 200 OK\r\n{exchange.content_type}\r\n\r\n".encode() + exchange.picture)
+    await exchange.drain()
+    exchange.close()
+
+
+async def _http_0_9(exchange: Exchange) -> None:
+    """Send the picture without any head."""
+    exchange.send(exchange.picture)
+    exchange.close()
+
+
+async def _bare_line_feeds(exchange: Exchange) -> None:
+    head = f"HTTP/1.1 200 OK\nContent-Length: {len(exchange.picture)}\n{exchange.content_type}\n\n"
+    exchange.send(head.encode() + exchange.picture)
+
+
+async def _cut_in_head(exchange: Exchange) -> None:
+    exchange.send(b"HTTP/1.1 200 OK\r\nContent-Le")
+    await exchange.drain()
+    exchange.close()
+
+
+async def _reset_in_head(exchange: Exchange) -> None:
+    exchange.send(b"HTTP/1.1 200 OK\r\nContent-Le")
+    await exchange.drain()
+    exchange.reset()
+
+
+async def _endless_head(exchange: Exchange) -> None:
+    exchange.send(b"HTTP/1.1 200 OK\r\n")
+    await exchange.send_without_end(b"X-Header: and another one\r\n" * 100)
+
+
+async def _endless_header(exchange: Exchange) -> None:
+    exchange.send(b"HTTP/1.1 200 OK\r\nX-Header: ")
+    await exchange.send_without_end(b"and on and on " * 200)
+
+
+async def _drip_head(exchange: Exchange) -> None:
+    """Send the head byte after byte, slowly."""
+    for byte in b"HTTP/1.1 200 OK\r\nX-Header: " + b"." * 4096:
+        exchange.send(bytes([byte]))
+        await exchange.pause(_DRIP_PAUSE_S)
+
+
+async def _endless_hints(exchange: Exchange) -> None:
+    """Announce an answer again and again."""
+    while True:
+        exchange.send(b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>; rel=preload\r\n\r\n")
+        await exchange.pause(_HINT_PAUSE_S)
+
+
+_ARRIVES: Mapping[str, Answer] = {
+    "http_1_0": _http_1_0,
+    "bare_line_feeds": _bare_line_feeds,
+    "without_reason": _begun("HTTP/1.1 200"),
+    "continued": _begun("HTTP/1.1 100 Continue", "", "HTTP/1.1 200 OK"),
+    "early_hints": _begun("HTTP/1.1 103 Early Hints", "Link: </style.css>; rel=preload", "", "HTTP/1.1 200 OK"),
+    "long_header": _with("Content-Security-Policy: " + "a" * _LONG_BYTES),
+    "many_headers": _with(*(f"X-Header-{number}: and another one" for number in range(_MANY))),
+    "folded_header": _with("X-Header: one line", "  and its continuation"),
+    "latin_1_header": _with("X-Header: gr\xfcn"),
+    "utf_8_header": _with("X-Header: " + "緑".encode().decode("latin-1")),
+}
+_DISCONNECTED: Mapping[str, Answer] = {
+    "http_0_9": _http_0_9,
+    "garbage": _raw(b"NONSENSE\r\n\r\n"),
+    "worded_status": _begun("HTTP/1.1 FINE 200"),
+    "status_too_long": _begun("HTTP/1.1 2000 OK"),
+    "version_unknown": _begun("HTTP/x 200 OK"),
+    "without_colon": _with("This is no header"),
+    "nul_in_header": _with("X-Header: a\0b"),
+    "huge_header": _with("X-Header: " + "a" * _HUGE_BYTES),
+    "thousands_of_headers": _with(*(f"X-Header-{number}: and another one" for number in range(_THOUSANDS))),
+    "endless_head": _endless_head,
+    "endless_header": _endless_header,
+    "cut_in_head": _cut_in_head,
+    "reset_in_head": _reset_in_head,
+}
+_TIMEOUT: Mapping[str, Answer] = {"drip_head": _drip_head, "endless_hints": _endless_hints}
+
+HEADS: Mapping[str, Behaviour] = {
+    **{name: Behaviour(answer) for name, answer in _ARRIVES.items()},
+    **{name: Behaviour(answer, FailureKind.DISCONNECTED, attempts=None) for name, answer in _DISCONNECTED.items()},
+    **{name: Behaviour(answer, FailureKind.TIMEOUT, attempts=None, waits=True) for name, answer in _TIMEOUT.items()},
+}
+"""Name in the path → what is done with the head."""

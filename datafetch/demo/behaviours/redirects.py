@@ -1,0 +1,162 @@
+"""Redirects: well, strangely spelt, far, in circles, and to where nobody should follow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from datafetch.demo.behaviours.exchange import Answer, Behaviour, Exchange
+from datafetch.model import FailureKind
+
+Place = Callable[[Exchange], str]
+
+_ANOTHER_HOST = "127.99.99.99"
+
+
+def _to(place: Place, status: int = 302) -> Answer:
+    async def answer(exchange: Exchange) -> None:
+        exchange.head(status, 0, f"Location: {place(exchange)}")
+
+    return answer
+
+
+def _straight_to(location: str) -> Answer:
+    return _to(lambda _: location)
+
+
+def _well(exchange: Exchange) -> str:
+    return exchange.path("well")
+
+
+def _authority(exchange: Exchange, listener: str = "http") -> str:
+    return f"{exchange.host}:{exchange.ports[listener]}"
+
+
+def _spelt(sent: bytes, expected: str) -> Answer:
+    """Redirect to a step spelt like this, and give the picture to who asks for it as a browser would."""
+
+    async def answer(exchange: Exchange) -> None:
+        match exchange.request.steps:
+            case []:
+                exchange.head(302, 0, f"Location: {exchange.again(sent.decode('latin-1'))}")
+            case [step] if step == expected:
+                exchange.whole(exchange.picture)
+            case _:
+                exchange.head(404, 0)
+
+    return answer
+
+
+def _chain(hops: int) -> Answer:
+    """So many redirects, and the picture at their end."""
+
+    async def answer(exchange: Exchange) -> None:
+        hop = len(exchange.request.steps)
+        if hop < hops:
+            exchange.head(302, 0, f"Location: {exchange.again(*['on'] * (hop + 1))}")
+        else:
+            exchange.whole(exchange.picture)
+
+    return answer
+
+
+async def _circle(exchange: Exchange) -> None:
+    exchange.head(302, 0, f"Location: {exchange.request.target}")
+
+
+async def _nowhere(exchange: Exchange) -> None:
+    exchange.head(302, 0)
+
+
+async def _moved_at_length(exchange: Exchange) -> None:
+    """Redirect, and talk about it without end."""
+    exchange.head(302, None, f"Location: {_well(exchange)}", "Content-Type: text/html")
+    await exchange.send_without_end(b"<p>It has moved. " * 100)
+
+
+async def _cookie_wall(exchange: Exchange) -> None:
+    """Ask everyone to come back with a cookie."""
+    if exchange.request.header("cookie"):
+        exchange.whole(exchange.picture)
+    else:
+        exchange.head(302, 0, f"Location: {exchange.request.target}", "Set-Cookie: seen=1; Path=/")
+
+
+async def _cookies(exchange: Exchange) -> None:
+    """Set a cookie, and refuse whoever sends it back."""
+    if exchange.request.header("cookie"):
+        exchange.head(400, 0)
+    elif exchange.request.steps:
+        exchange.whole(exchange.picture)
+    else:
+        exchange.head(302, 0, f"Location: {exchange.again('on')}", "Set-Cookie: seen=1; Path=/")
+
+
+async def _moved_to_another_host(exchange: Exchange) -> None:
+    """Redirect to another host, and refuse whoever shows it the first one's credentials."""
+    if exchange.request.header("authorization") and exchange.request.steps:
+        exchange.head(400, 0)
+    elif exchange.request.steps:
+        exchange.whole(exchange.picture)
+    else:
+        port = exchange.ports["http"]
+        exchange.head(302, 0, f"Location: http://{_ANOTHER_HOST}:{port}{exchange.again('on')}")
+
+
+_ARRIVES: Mapping[str, Answer] = {
+    "moved": _to(_well),
+    **{f"moved_{status}": _to(_well, status) for status in (301, 302, 303, 307, 308)},
+    "moved_relative": _to(lambda exchange: ".." + _well(exchange)),
+    "moved_without_scheme": _to(lambda exchange: f"//{_authority(exchange)}{_well(exchange)}"),
+    "moved_absolute": _to(lambda exchange: f"http://{_authority(exchange)}{_well(exchange)}"),
+    "moved_in_capitals": _to(lambda exchange: f"HTTP://{_authority(exchange)}{_well(exchange)}"),
+    "moved_to_fragment": _to(lambda exchange: _well(exchange) + "#top"),
+    "moved_between_blanks": _to(lambda exchange: f"  \t{_well(exchange)}  "),
+    "moved_to_another_host": _moved_to_another_host,
+    "moved_to_utf_8": _spelt("grün".encode(), "gr%C3%BCn"),
+    "moved_to_latin_1": _spelt(b"gr\xfcn", "gr%FCn"),
+    "moved_to_blanks": _spelt(b"two words", "two%20words"),
+    "moved_to_escapes": _spelt(b"a%2Fb%20c+d%7Ee%C3%BC", "a%2Fb%20c+d%7Ee%C3%BC"),
+    "moved_to_brackets": _spelt(b"[1]|{2}'!(3)$,;:@&=*", "[1]|%7B2%7D'!(3)$,;:@&=*"),
+    "moved_at_length": _moved_at_length,
+    "chain_of_10": _chain(10),
+    "cookies": _cookies,
+}
+_OVER_TLS: Mapping[str, Answer] = {
+    "moved_to_tls": _to(lambda exchange: f"https://{_authority(exchange, 'https')}{_well(exchange)}"),
+    "moved_to_plain": _to(lambda exchange: f"http://{_authority(exchange)}{_well(exchange)}"),
+}
+_TOO_MANY: Mapping[str, Answer] = {"circle": _circle, "chain_of_11": _chain(11), "cookie_wall": _cookie_wall}
+_BAD_URL: Mapping[str, str] = {
+    "elsewhere": "ftp://127.0.0.1/picture.jpg",
+    "moved_to_file": "file:///etc/passwd",
+    "moved_to_data": "data:image/png;base64,AAAA",
+    "moved_to_script": "javascript:alert(1)",
+    "moved_to_mail": "mailto:someone@example.org",
+    "moved_to_bracket": "http://[",
+    "moved_to_port_99999": "http://127.0.0.1:99999/picture.jpg",
+    "moved_to_no_host": "http://",
+}
+_BLOCKED: Mapping[str, str] = {
+    "inside": "http://10.255.255.1/secret",
+    "moved_to_metadata": "http://169.254.169.254/latest/meta-data/",
+    "moved_to_decimal": "http://184549121/secret",  # 10.255.255.1, as the next ones
+    "moved_to_hex": "http://0x0affff01/secret",
+    "moved_to_octal": "http://012.0377.0377.01/secret",
+    "moved_to_trailing_dot": "http://10.255.255.1./secret",
+    "moved_to_mapped": "http://[::ffff:10.255.255.1]/secret",
+    "moved_to_nat64": "http://[64:ff9b::aff:ff01]/secret",
+    "moved_behind_user": "http://127.0.0.1@10.255.255.1/secret",
+    "moved_to_loopback_6": "http://[::1]/secret",
+    "moved_to_zero": "http://0.0.0.0/secret",
+}
+
+REDIRECTS: Mapping[str, Behaviour] = {
+    **{name: Behaviour(answer) for name, answer in {**_ARRIVES, **_OVER_TLS}.items()},
+    "nowhere": Behaviour(_nowhere, FailureKind.HTTP_STATUS, 302),
+    "nowhere_in_words": Behaviour(_straight_to(""), FailureKind.HTTP_STATUS, 302),
+    **{name: Behaviour(answer, FailureKind.TOO_MANY_REDIRECTS) for name, answer in _TOO_MANY.items()},
+    **{name: Behaviour(_straight_to(url), FailureKind.BAD_URL) for name, url in _BAD_URL.items()},
+    **{name: Behaviour(_straight_to(url), FailureKind.BLOCKED_ADDRESS) for name, url in _BLOCKED.items()},
+    "moved_to_closed_port": Behaviour(_straight_to("http://127.0.0.1:1/"), FailureKind.CONNECT, attempts=None),
+}
+"""Name in the path → where it leads to. ``moved_to_tls`` needs an origin with a certificate."""

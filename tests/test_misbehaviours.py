@@ -1,0 +1,164 @@
+"""The table of all that the web does to an image on its way: each row ends in exactly one way."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from itertools import repeat
+from pathlib import Path
+
+import pytest
+from conftest import LOOPBACK
+from origin import MISBEHAVIOURS, Misbehaviour, Wanted, Web
+
+from datafetch.fetch import Fetcher, FetchPolicy, OptOut
+from datafetch.model import Body, Failure, Fetched
+
+# Short, and yet above what a busy machine takes for an answer that does come.
+POLICY = FetchPolicy(
+    allow_net=LOOPBACK,
+    timeout_s=2.5,
+    connect_timeout_s=1.0,
+    stall_timeout_s=1.5,
+    backoff_s=0.01,
+    retries=2,
+    max_body_bytes=1 << 20,
+    nameservers=("127.0.0.1:1",),  # nobody is there: whatever is taken for a name, no question leaves this machine
+)
+_SOON_S = 1.0
+_CONNECTIONS = 64
+_LEFT_EARLY = (
+    *("large", "endless", "endless_chunks", "camera", "missing_at_length", "moved_at_length", "noai_at_length"),
+    *("stuck", "stalled", "drip", "drip_head", "endless_head", "endless_header", "endless_hints"),
+)
+
+Pictures = tuple[Path, list[str]]
+
+
+@pytest.fixture(scope="session")
+def web(pictures: Pictures, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
+    """A web with every misbehaviour."""
+    with Web(pictures[0], tmp_path_factory.mktemp("certificates")) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def _trusts_the_web(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The certificate authority that OpenSSL trusts by default is the web's."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(web.authority))
+
+
+@pytest.fixture
+def wanted(pictures: Pictures) -> Wanted:
+    """A picture at a URL that nobody has asked for."""
+    return Wanted(pictures[1][0], os.urandom(8).hex())
+
+
+def _complaint(row: Misbehaviour, fetched: Fetched, picture: bytes) -> str:
+    """What is wrong with how a row ended; nothing, when it ended as it must."""
+    attempts = row.attempts or 1 + POLICY.retries
+    if isinstance(fetched, Failure):
+        if fetched.kind is not row.expected:
+            return f"must {'be ' + row.expected if row.expected else 'arrive'}, is {fetched}"
+        if row.status is not None and fetched.status != row.status:
+            return f"must have status {row.status}, has {fetched.status}"
+        if not fetched.detail:
+            return "says nothing"
+    elif row.expected is not None:
+        return f"must be {row.expected}, arrives with {len(fetched.content)} bytes"
+    elif fetched.content != row.delivers(picture):
+        return f"arrives as {len(fetched.content)} other bytes: {fetched.content[:40]!r}"
+    return "" if fetched.attempts == attempts else f"must take {attempts} attempts, takes {fetched.attempts}"
+
+
+@pytest.mark.parametrize("name", sorted(name for name, row in MISBEHAVIOURS.items() if not row.waits))
+async def test_each_misbehaviour_has_one_end(web: Web, pictures: Pictures, wanted: Wanted, name: str) -> None:
+    """Every row of the table ends as the table says, after as many attempts as make sense."""
+    row = MISBEHAVIOURS[name]
+    async with Fetcher(POLICY) as fetch:
+        fetched = await fetch(row.url(web, wanted))
+    complaint = _complaint(row, fetched, (pictures[0] / wanted.picture).read_bytes())
+    assert not complaint, complaint
+
+
+async def test_all_at_once_end_as_they_do_alone(web: Web, pictures: Pictures, wanted: Wanted) -> None:
+    """No host's misbehaviour changes the end of another's image, nor does a clock that must run out first."""
+    picture = (pictures[0] / wanted.picture).read_bytes()
+    async with Fetcher(replace(POLICY, connections=_CONNECTIONS)) as fetch:
+        ends = await asyncio.gather(*(fetch(row.url(web, wanted)) for row in MISBEHAVIOURS.values()))
+    complaints = map(_complaint, MISBEHAVIOURS.values(), ends, repeat(picture))
+    assert {name: complaint for name, complaint in zip(MISBEHAVIOURS, complaints, strict=True) if complaint} == {}
+
+
+@pytest.mark.parametrize("listener", ["http", "https"])
+async def test_the_server_loses_the_connection_at_once(web: Web, wanted: Wanted, listener: str) -> None:
+    """Whatever ends a request early, its server sees the client go within a second."""
+
+    async def is_left_in_time(behaviour: str) -> bool:
+        url = web.origin.url(behaviour, wanted.picture, wanted.query, listener=listener)
+        async with Fetcher(POLICY) as fetch:
+            attempts = (await fetch(url)).attempts
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_SOON_S):
+                    while await _times_lost(web, url) < attempts:  # noqa: ASYNC110 - it happens in another process
+                        await asyncio.sleep(0.02)
+                    return True
+        return False
+
+    left = await asyncio.gather(*map(is_left_in_time, _LEFT_EARLY))
+    assert [behaviour for behaviour, in_time in zip(_LEFT_EARLY, left, strict=True) if not in_time] == []
+
+
+async def _times_lost(web: Web, url: str) -> int:
+    lost = await asyncio.to_thread(web.origin.lost)
+    return lost.get("/" + url.split("/", 3)[3], 0)
+
+
+@pytest.mark.parametrize("behaviour", ["stale", "stale_reset"])
+@pytest.mark.parametrize("listener", ["http", "https"])
+async def test_a_connection_that_went_stale_costs_no_attempt(
+    web: Web, wanted: Wanted, behaviour: str, listener: str
+) -> None:
+    """A server may close a kept-alive connection whenever it likes; the next request just goes over another."""
+    async with Fetcher(POLICY) as fetch:
+        for number in range(3):
+            url = web.origin.url(behaviour, wanted.picture, f"{wanted.query}{number}", listener=listener)
+            fetched = await fetch(url)
+            assert isinstance(fetched, Body), fetched
+            assert fetched.attempts == 1
+
+
+@pytest.mark.parametrize("behaviour", ["unasked", "short_length"])
+async def test_bytes_that_nobody_asked_for_are_nobodys_answer(
+    web: Web, pictures: Pictures, wanted: Wanted, behaviour: str
+) -> None:
+    """What a server sends beyond the end of a body does not become the next body on that connection."""
+    folder, names = pictures
+    async with Fetcher(POLICY) as fetch:
+        for name in names[:5]:
+            assert isinstance(await fetch(web.origin.url(behaviour, name, wanted.query)), Body)
+            # Another round trip gives the bytes time to come; for those that come later still there is no defence.
+            assert isinstance(await fetch(web.origin.url("well", name, wanted.query, host="127.0.0.2")), Body)
+            fetched = await fetch(web.origin.url("well", name, wanted.query))
+            assert isinstance(fetched, Body)
+            assert fetched.content == (folder / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "certificate", ["expired", "not_yet", "wrong_host", "unknown_authority", "self_signed", "incomplete_chain"]
+)
+async def test_insecure_takes_any_certificate(web: Web, wanted: Wanted, certificate: str) -> None:
+    """Who asks for it gets the image of a server that can't prove who it is."""
+    async with Fetcher(FetchPolicy(allow_net=LOOPBACK, insecure=True)) as fetch:
+        fetched = await fetch(web.origin.url("well", wanted.picture, wanted.query, listener=certificate))
+    assert isinstance(fetched, Body), fetched
+
+
+async def test_an_opt_out_can_be_ignored(web: Web, wanted: Wanted) -> None:
+    """Who has another agreement with the sites gets the image."""
+    async with Fetcher(FetchPolicy(allow_net=LOOPBACK, opt_out=OptOut.IGNORE)) as fetch:
+        fetched = await fetch(web.origin.url("noai", wanted.picture, wanted.query))
+    assert isinstance(fetched, Body), fetched

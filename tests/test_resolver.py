@@ -1,65 +1,466 @@
 """Names to addresses, with a real name server that says what it is told to."""
 
-from collections.abc import Iterator
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import resource
+import socket
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from ipaddress import ip_network
+from pathlib import Path
 
 import pytest
-from conftest import LOOPBACK
-from dnslib import QTYPE, RCODE, RR, A, DNSRecord
-from dnslib.server import BaseResolver, DNSServer
+from conftest import LOOPBACK, until
+from nameserver import (
+    NO_DATA,
+    NXDOMAIN,
+    REFUSED,
+    SERVFAIL,
+    SILENCE,
+    Answer,
+    NameServer,
+    Type,
+)
+from tenacity import wait_fixed
 
-from datafetch.fetch import Fetcher, FetchPolicy
+from datafetch.fetch import Fetcher, FetchPolicy, nameservers
+from datafetch.fetch.address import AddressGuard, BlockedAddressError
+from datafetch.fetch.resolver import NameNotFoundError, NameServerError, Resolver
 from datafetch.model import Failure, FailureKind
 
-
-class _Answers(BaseResolver):
-    def resolve(self, request: DNSRecord, _handler: object) -> DNSRecord:
-        """Answer by the first label of the name."""
-        reply = request.reply()
-        name = request.q.qname
-        match str(name).split(".")[0]:
-            case "nowhere":
-                reply.header.rcode = RCODE.NXDOMAIN
-            case "broken":
-                reply.header.rcode = RCODE.SERVFAIL
-            case "rebinding" if request.q.qtype == QTYPE.A:
-                reply.add_answer(RR(name, QTYPE.A, rdata=A("10.0.0.7"), ttl=1))
-            case "local" if request.q.qtype == QTYPE.A:
-                reply.add_answer(RR(name, QTYPE.A, rdata=A("127.0.0.1"), ttl=60))
-        return reply
+_GUARD = AddressGuard((ip_network("127.0.0.0/8"), ip_network("::1/128")))
+_HERE = Answer(("127.0.0.1",), ttl_s=60)
+# c-ares keeps no answer whose TTL is 0, ours does for 30 s: with a clock of its own, a test sees all that we ask.
+_FLEETING = Answer(("127.0.0.1",), ttl_s=0)
+_PRIVATE = Answer(("10.0.0.7",), ttl_s=0)
+_NOWHERE_TO_ASK = "127.0.0.1:9"  # nothing listens there: "connection refused"
 
 
-@pytest.fixture(scope="module")
-def nameserver() -> Iterator[str]:
-    """A name server on loopback."""
-    server = DNSServer(_Answers(), address="127.0.0.1", port=0)
-    server.start_thread()
-    yield f"127.0.0.1:{server.server.server_address[1]}"
-    server.stop()
-    server.server.server_close()
+class _Clock:
+    """Seconds that pass when they are told to."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture(autouse=True)
+def _haste(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait a fifth of the usual time for a server that has not answered yet, and hardly at all between rounds."""
+    monkeypatch.setattr(nameservers, "_FIRST_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(nameservers, "_WAIT", wait_fixed(0.01))
+
+
+@pytest.fixture
+def clock() -> _Clock:
+    """A clock of the test's own."""
+    return _Clock()
+
+
+@asynccontextmanager
+async def _resolver(*servers: str, clock: _Clock | None = None, max_names: int = 1000) -> AsyncIterator[Resolver]:
+    resolver = Resolver(_GUARD, servers, max_names=max_names, clock=clock or time.monotonic)
+    try:
+        yield resolver
+    finally:
+        await resolver.close()
+
+
+async def _addresses(resolver: Resolver, host: str, family: socket.AddressFamily = socket.AF_UNSPEC) -> set[str]:
+    await resolver.lookup(host)
+    return {result["host"] for result in await resolver.resolve(host, 80, family)}
 
 
 @pytest.mark.parametrize(
-    ("host", "kind"),
+    ("answer", "kind"),
     [
-        ("nowhere.example", FailureKind.DNS_NOT_FOUND),
-        ("empty.example", FailureKind.DNS_NOT_FOUND),
-        ("broken.example", FailureKind.DNS_FAILED),
-        ("rebinding.example", FailureKind.BLOCKED_ADDRESS),
-        ("local.example:1", FailureKind.CONNECT),
+        (NXDOMAIN, FailureKind.DNS_NOT_FOUND),
+        (NO_DATA, FailureKind.DNS_NOT_FOUND),
+        (SERVFAIL, FailureKind.DNS_FAILED),
+        (_PRIVATE, FailureKind.BLOCKED_ADDRESS),
+        (_HERE, FailureKind.CONNECT),
     ],
 )
-async def test_each_answer_has_its_kind(nameserver: str, host: str, kind: FailureKind) -> None:
+async def test_each_answer_has_its_kind(answer: Answer, kind: FailureKind) -> None:
     """A name that is not there is final; a server that fails is not the name's fault; a private answer is refused."""
-    async with Fetcher(FetchPolicy(nameservers=(nameserver,), allow_net=LOOPBACK, retries=0)) as fetch:
-        fetched = await fetch(f"http://{host}/cat.jpg")
+    with NameServer(otherwise=answer) as server:
+        async with Fetcher(FetchPolicy(nameservers=(server.address,), allow_net=LOOPBACK, retries=0)) as fetch:
+            fetched = await fetch("http://cat.example:1/cat.jpg")
     assert isinstance(fetched, Failure)
     assert fetched.kind is kind, fetched
     assert fetched.may_pass == (kind in {FailureKind.DNS_FAILED, FailureKind.CONNECT})
 
 
+@pytest.mark.parametrize("answer", [SERVFAIL, REFUSED])
+async def test_servers_that_fail_are_given_up_soon(answer: Answer) -> None:
+    """A server that says that it can't is asked again, each time by every try, but not for as long as a silent one."""
+    with NameServer(otherwise=answer) as server:
+        async with asyncio.timeout(5), _resolver(server.address) as resolver:
+            with pytest.raises(NameServerError):
+                await resolver.lookup("cat.example")
+            assert resolver.statistics().failed == 1
+            assert server.asked("cat.example") > resolver.statistics().rounds > 1
+
+
 async def test_a_name_server_that_is_not_there_blames_no_name() -> None:
-    """Silence is our failure to ask, and may pass."""
-    async with Fetcher(FetchPolicy(nameservers=("127.0.0.1:1",), retries=0)) as fetch:
-        fetched = await fetch("http://example.org/cat.jpg")
-    assert isinstance(fetched, Failure)
-    assert fetched.kind is FailureKind.DNS_FAILED
+    """A closed port is our failure to ask, and may pass."""
+    async with asyncio.timeout(5), _resolver(_NOWHERE_TO_ASK) as resolver:
+        with pytest.raises(NameServerError):
+            await resolver.lookup("cat.example")
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("", ".", "..", "cat..example", ".example", "cat.example..", f"{'a' * 64}.example", ".".join(["a" * 60] * 5)),
+        *("cat example", "cat\0.example", "cat/../dog", "[::1", "katze\udcff.example", "\u2603" * 70, "*.example"),
+        *("\N{IDEOGRAPHIC FULL STOP}", "a\N{ZERO WIDTH JOINER}b.example", "cat.example:80", "\n"),
+    ],
+)
+async def test_what_is_no_host_name_is_not_found(host: str) -> None:
+    """Rubbish ends as a name that does not exist, whether before a server is asked or by its word."""
+    with NameServer() as server:
+        async with _resolver(server.address) as resolver:
+            with pytest.raises(NameNotFoundError):
+                await resolver.lookup(host)
+            with pytest.raises(NameNotFoundError):
+                await resolver.resolve(host)
+
+
+@pytest.mark.parametrize(
+    "host", ["a_b.example", "_a.example", "-a-.example", "cat", "CAT.Example.", "b\xfccher.example", "1.2.3"]
+)
+async def test_odd_names_are_asked_for(host: str) -> None:
+    """Underscores, single labels, capitals, a last dot and other alphabets are all in use."""
+    with NameServer(otherwise=_HERE) as server:
+        async with _resolver(server.address) as resolver:
+            assert await _addresses(resolver, host) == {"127.0.0.1"}
+
+
+async def test_addresses_need_no_lookup() -> None:
+    """A literal is judged at once, and nobody is asked; the names of /etc/hosts come before the servers'."""
+    with NameServer(otherwise=SILENCE) as server:
+        async with _resolver(server.address) as resolver:
+            await resolver.lookup("127.0.0.1")
+            await resolver.lookup("::1")
+            for private in ("10.0.0.7", "169.254.169.254", "fe80::1%eth0", "::ffff:10.0.0.7"):
+                with pytest.raises(BlockedAddressError):
+                    await resolver.lookup(private)
+            assert await _addresses(resolver, "localhost") >= {"127.0.0.1"}
+            assert resolver.statistics().asked == 1
+        assert not server.asked("localhost")
+
+
+async def test_both_families_are_found() -> None:
+    """IPv4 and IPv6 answers come together, each with its family and the port asked for."""
+    with NameServer({"cat.example": Answer(("127.0.0.1", "127.0.0.2", "::1"))}) as server:
+        async with _resolver(server.address) as resolver:
+            assert await _addresses(resolver, "cat.example") == {"127.0.0.1", "127.0.0.2", "::1"}
+            assert await _addresses(resolver, "cat.example", socket.AF_INET6) == {"::1"}
+            results = await resolver.resolve("cat.example", 443, socket.AF_INET)
+    assert {(result["hostname"], result["port"], result["family"]) for result in results} == {
+        ("cat.example", 443, socket.AF_INET)
+    }
+
+
+async def test_one_family_may_be_all_there_is() -> None:
+    """A host with IPv6 alone is found; asked for IPv4, it has no address."""
+    with NameServer({"six.example": Answer(("::1",))}) as server:
+        async with _resolver(server.address) as resolver:
+            assert await _addresses(resolver, "six.example") == {"::1"}
+            with pytest.raises(NameNotFoundError):
+                await resolver.resolve("six.example", 80, socket.AF_INET)
+
+
+async def test_aliases_and_long_answers_are_followed() -> None:
+    """A CNAME leads to its target's address, and an answer that does not fit into a packet comes over TCP."""
+    script = {
+        "www.example": Answer(("127.0.0.1",), alias="cdn.example"),
+        "long.example": Answer(tuple(f"127.0.1.{number}" for number in range(200)), is_truncated=True),
+    }
+    with NameServer(script) as server:
+        async with _resolver(server.address) as resolver:
+            assert await _addresses(resolver, "www.example") == {"127.0.0.1"}
+            assert len(await _addresses(resolver, "long.example")) == 200
+
+
+async def test_answers_that_are_not_permitted_are_dropped() -> None:
+    """Of a public and a private address the public one remains; with private ones alone the name is blocked."""
+    script = {"mixed.example": Answer(("10.0.0.7", "127.0.0.1", "fd00::1")), "inner.example": Answer(("10.0.0.7",))}
+    with NameServer(script) as server:
+        async with _resolver(server.address) as resolver:
+            assert await _addresses(resolver, "mixed.example") == {"127.0.0.1"}
+            for _ in range(2):
+                with pytest.raises(BlockedAddressError, match=r"10\.0\.0\.7 "):
+                    await resolver.lookup("inner.example")
+            with pytest.raises(BlockedAddressError):
+                await resolver.resolve("inner.example")
+            assert resolver.statistics().blocked == 1
+
+
+async def test_lookups_of_one_name_share_one_question() -> None:
+    """Fifty at once are one query of each type; the fifty-first is answered from the cache."""
+    with NameServer({"cat.example": _HERE}) as server:
+        async with _resolver(server.address) as resolver:
+            await asyncio.gather(*(resolver.lookup("cat.example") for _ in range(50)))
+            await resolver.lookup("cat.example")
+            statistics = resolver.statistics()
+        assert server.asked("cat.example", Type.A) == server.asked("cat.example", Type.AAAA) == 1
+    assert (statistics.asked, statistics.coalesced, statistics.hits, statistics.cached) == (1, 49, 1, 1)
+    assert (statistics.found, statistics.rounds, statistics.asking, statistics.waiting) == (1, 1, 0, 0)
+
+
+async def test_who_stops_waiting_stops_nobody_else() -> None:
+    """Cancelling one of two lookups of a name leaves the other its answer; cancelling both leaves it to the cache."""
+    lost_once = (SILENCE, _HERE)
+    with NameServer({"one.example": lost_once, "both.example": lost_once}) as server:
+        async with _resolver(server.address) as resolver:
+            first, second, third = (
+                asyncio.create_task(resolver.lookup(host)) for host in ("one.example", "one.example", "both.example")
+            )
+            await until(lambda: resolver.statistics().asking == 2)
+            first.cancel()
+            third.cancel()
+            await second
+            await until(lambda: resolver.statistics().asking == 0)
+            assert first.cancelled()
+            assert third.cancelled()
+            await resolver.lookup("both.example")
+            assert resolver.statistics().hits == 1
+
+
+async def test_closing_ends_lookups_under_way() -> None:
+    """Whoever waits for a silent server is let go when the resolver is closed."""
+    with NameServer(otherwise=SILENCE) as server:
+        async with _resolver(server.address) as resolver:
+            waiting = asyncio.create_task(resolver.lookup("cat.example"))
+            await until(lambda: server.asked("cat.example") == 1)
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+
+async def test_an_answer_lasts_as_long_as_its_ttl(clock: _Clock) -> None:
+    """It is asked for again when its TTL has passed, which counts for at least 30 s and at most an hour."""
+    script = {"brief.example": _FLEETING, "long.example": Answer(("127.0.0.1",), ttl_s=10**6)}
+    with NameServer(script) as server:
+        async with _resolver(server.address, clock=clock) as resolver:
+            await asyncio.gather(*map(resolver.lookup, script))
+            for later_s, asked in ((29, 2), (2, 3), (3560, 4), (20, 5)):
+                clock.now_s += later_s
+                await asyncio.gather(*map(resolver.lookup, script))
+                assert resolver.statistics().asked == asked
+        assert server.asked("brief.example", Type.A) == 3
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "lasts_s"),
+    [(NXDOMAIN, NameNotFoundError, 300), (SERVFAIL, NameServerError, 30), (_PRIVATE, BlockedAddressError, 30)],
+)
+async def test_failures_are_remembered_for_a_while(
+    answer: Answer, error: type[OSError], lasts_s: int, clock: _Clock
+) -> None:
+    """A name that is not there is not asked for again for 5 minutes, a failed one for 30 s; then its address is."""
+    with NameServer({"cat.example": answer}) as server:
+        async with _resolver(server.address, clock=clock) as resolver:
+            for _ in range(2):
+                with pytest.raises(error):
+                    await resolver.lookup("cat.example")
+                with pytest.raises(error):
+                    await resolver.resolve("cat.example")
+            assert resolver.statistics().asked == 1
+            server.script["cat.example"] = _HERE
+            clock.now_s += lasts_s + 1
+            assert await _addresses(resolver, "cat.example") == {"127.0.0.1"}
+
+
+async def test_a_connection_takes_an_answer_that_expired_while_it_queued(clock: _Clock) -> None:
+    """The connector is answered from the cache for 5 minutes after an answer's end; the next lookup asks again."""
+    with NameServer({"cat.example": _FLEETING}) as server:
+        async with _resolver(server.address, clock=clock) as resolver:
+            await resolver.lookup("cat.example")
+            for later_s, asked in ((320, 1), (20, 2)):
+                clock.now_s += later_s
+                assert await resolver.resolve("cat.example")
+                assert resolver.statistics().asked == asked
+            clock.now_s += 40
+            await resolver.lookup("cat.example")
+            assert resolver.statistics().asked == 3
+
+
+async def test_an_expired_answer_serves_while_no_server_answers(clock: _Clock) -> None:
+    """Failing servers leave a name its last address for 5 minutes, and are asked again every 30 s (RFC 8767)."""
+    with NameServer({"cat.example": (_FLEETING, SERVFAIL)}) as server:
+        async with _resolver(server.address, clock=clock) as resolver:
+            await resolver.lookup("cat.example")
+            clock.now_s += 40
+            for _ in range(2):
+                assert await _addresses(resolver, "cat.example") == {"127.0.0.1"}
+            assert resolver.statistics().asked == 2
+            assert resolver.statistics().stale == 1
+            clock.now_s += 300
+            with pytest.raises(NameServerError):
+                await resolver.lookup("cat.example")
+
+
+async def test_a_name_that_moves_inside_is_blocked(clock: _Clock) -> None:
+    """A name that answers with a private address the second time (rebinding) leads nowhere from then on."""
+    with NameServer({"cat.example": (_FLEETING, _PRIVATE)}) as server:
+        async with _resolver(server.address, clock=clock) as resolver:
+            await resolver.lookup("cat.example")
+            clock.now_s += 40
+            with pytest.raises(BlockedAddressError):
+                await resolver.lookup("cat.example")
+            with pytest.raises(BlockedAddressError):
+                await resolver.resolve("cat.example")
+
+
+async def test_the_cache_is_bounded() -> None:
+    """The names that were used the longest ago make room."""
+    with NameServer(otherwise=_HERE) as server:
+        async with _resolver(server.address, max_names=10) as resolver:
+            for number in range(15):
+                await resolver.lookup(f"{number}.example")
+                await resolver.lookup("0.example")
+            statistics = resolver.statistics()
+            assert (statistics.cached, statistics.asked, statistics.hits) == (10, 15, 15)
+            await resolver.lookup("1.example")
+            assert resolver.statistics().asked == 16
+
+
+async def test_lost_packets_blame_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With three queries in ten lost every name is found, by c-ares's tries and by further rounds of ours."""
+    monkeypatch.setattr(nameservers, "_TRIES", 2)  # the same 16 queries of each type, in more rounds that end sooner
+    monkeypatch.setattr(nameservers, "_ROUNDS", 8)
+    names = [f"host-{number}.example" for number in range(1000)]
+    with NameServer(otherwise=None, drop_share=0.3) as server:
+        async with _resolver(server.address) as resolver:
+            await asyncio.gather(*map(resolver.lookup, names))
+            statistics = resolver.statistics()
+        assert server.dropped > len(names) * 0.4
+    assert statistics.rounds > statistics.asked
+    assert (statistics.found, statistics.asked) == (len(names), len(names))
+
+
+async def test_no_more_names_are_asked_for_at_once_than_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the bound names wait for their turn, and are found in it."""
+    monkeypatch.setattr(nameservers, "_MAX_ASKED", 4)
+    with NameServer(otherwise=SILENCE) as server:
+        async with _resolver(server.address) as resolver:
+            lookups = [asyncio.create_task(resolver.lookup(f"{number}.example")) for number in range(10)]
+            await until(lambda: server.asked("3.example") > 0)
+            assert (resolver.statistics().asking, resolver.statistics().waiting) == (10, 6)
+            assert not server.asked("4.example")
+            server.script |= {f"{number}.example": _HERE for number in range(10)}
+            await asyncio.gather(*lookups)
+
+
+async def test_half_an_answer_blames_no_name() -> None:
+    """A server that has no IPv6 address and fails about IPv4 has failed, whichever of the two it says last."""
+    with NameServer() as server:
+        server.script_by_type = {("cat.example", Type.A): SERVFAIL, ("cat.example", Type.AAAA): (SILENCE, NO_DATA)}
+        async with _resolver(server.address) as resolver:
+            with pytest.raises(NameServerError):
+                await resolver.lookup("cat.example")
+
+
+@pytest.mark.parametrize("is_silent", [True, False])
+async def test_other_servers_stand_in_for_a_dead_one(is_silent: bool) -> None:
+    """With the first server dead every name is found, and only the first ones wait for it."""
+    names = [f"{number}.example" for number in range(100)]
+    with NameServer(otherwise=SILENCE) as dead, NameServer(otherwise=_HERE) as alive:
+        async with _resolver(dead.address if is_silent else _NOWHERE_TO_ASK, alive.address) as resolver:
+            async with asyncio.timeout(5):
+                await resolver.lookup("first.example")
+                await resolver.lookup("second.example")
+            async with asyncio.timeout(2):
+                await asyncio.gather(*map(resolver.lookup, names))
+            assert resolver.statistics().rounds == resolver.statistics().asked == 102
+
+
+async def test_several_servers_take_turns() -> None:
+    """Each of them goes first for its share of the names; an IPv6 address in brackets is one of them."""
+    names = [f"{number}.example" for number in range(30)]
+    with NameServer(otherwise=_HERE) as one, NameServer(otherwise=_HERE) as other:
+        async with _resolver(one.address, other.address_v6 or other.address) as resolver:
+            await asyncio.gather(*map(resolver.lookup, names))
+        assert [sum(map(server.asked, names)) for server in (one, other)] == [15, 15]
+
+
+async def test_channels_are_renewed_and_no_question_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After so many names a new channel takes over, for c-ares's cache has no bound; what is under way ends well."""
+    monkeypatch.setattr(nameservers, "_LOOKUPS_PER_CHANNEL", 20)
+    script = {f"{number}.example": (_HERE if number % 7 else SILENCE, _HERE) for number in range(200)}
+    with NameServer(script) as server:
+        async with _resolver(server.address) as resolver:
+            await asyncio.gather(*map(resolver.lookup, script))
+            assert resolver.statistics().found == 200
+            assert resolver.statistics().rounds == 200
+            assert not resolver._servers._retired
+
+
+async def test_a_name_server_without_an_address_is_refused() -> None:
+    """What is no address is told when the resolver is made, and not by names that fail."""
+    with pytest.raises(NameServerError, match=r"dns\.example"):
+        Resolver(_GUARD, ("dns.example",))
+
+
+async def test_running_out_of_descriptors_blames_no_name() -> None:
+    """Without a descriptor for the question it is our fault, told by its errno; with one the same name is found."""
+    with NameServer({"cat.example": _HERE}) as server:
+        async with _resolver(server.address) as resolver:
+            with _no_descriptors_left():
+                for _ in range(2):
+                    with pytest.raises(OSError, match="Too many open files") as caught:
+                        await resolver.lookup("cat.example")
+                    assert caught.value.errno == errno.EMFILE
+            assert await _addresses(resolver, "cat.example") == {"127.0.0.1"}
+            with _no_descriptors_left(), pytest.raises(OSError, match="Too many open files"):
+                Resolver(_GUARD, (server.address,))
+
+
+async def test_a_worn_channel_serves_on_while_descriptors_are_scarce(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new channel that can't be made is done without."""
+    monkeypatch.setattr(nameservers, "_LOOKUPS_PER_CHANNEL", 1)
+    with NameServer(otherwise=_HERE) as server:
+        async with _resolver(server.address) as resolver:
+            worn = resolver._servers._channels[0]
+            with _no_descriptors_left(spare=2):
+                await asyncio.gather(*(resolver.lookup(f"{number}.example") for number in range(10)))
+                assert resolver._servers._channels == [worn]
+            await resolver.lookup("10.example")
+            assert resolver._servers._channels != [worn]
+            assert resolver.statistics().found == 11
+
+
+@contextmanager
+def _no_descriptors_left(spare: int = 0) -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken: list[int] = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (_highest_descriptor() + 20, hard))
+    try:
+        _take_all(taken)
+        for _ in range(spare):
+            os.close(taken.pop())
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for descriptor in taken:
+            os.close(descriptor)
+
+
+def _highest_descriptor() -> int:
+    return max(int(entry.name) for entry in Path("/proc/self/fd").iterdir())
+
+
+def _take_all(taken: list[int]) -> Sequence[int]:
+    while True:
+        try:
+            taken.append(os.dup(0))
+        except OSError:
+            return taken

@@ -1,78 +1,274 @@
-"""DNS: names to addresses that may be connected to.
+"""DNS: names to addresses that may be connected to, from the one cache that there is.
 
 Rules: a name that does not exist is the web's fault and final; a name server that does not answer is not the name's
-fault and may pass. An answer never leads to an address that is not public.
+fault and may pass. An answer never leads to an address that is not public. Whoever waits for a name waits for the same
+question, and whoever stops waiting stops nobody else.
 """
 
 from __future__ import annotations
 
+import asyncio
+import re
 import socket
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from ipaddress import ip_address
 
-import aiodns
-import aiohttp
-from aiohttp.abc import ResolveResult
+from aiohttp.abc import AbstractResolver, ResolveResult
 
 from datafetch.fetch.address import AddressGuard, BlockedAddressError
+from datafetch.fetch.nameservers import Found, NameNotFoundError, NameServerError, NameServers
 
-_NO_SUCH_NAME = frozenset(
-    {
-        aiodns.error.ARES_ENOTFOUND,  # NXDOMAIN
-        aiodns.error.ARES_ENODATA,  # the name is there, but has no address
-        aiodns.error.ARES_EBADNAME,
-        aiodns.error.ARES_ENONAME,
-    }
-)
+__all__ = ["NameNotFoundError", "NameServerError", "Resolver", "ResolverStatistics"]
 
+_MAX_CACHED_NAMES = 50_000  # 390 bytes each, so 20 MB; images of one host tend to lie close together in a manifest
+_MIN_TTL_S = 30.0  # names that change by the second do so for balance; their old address serves as well
+_MAX_TTL_S = 3600.0  # a day-old address of a host that has moved would cost its images
+_NO_NAME_TTL_S = 300.0  # RFC 2308 allows hours, but a name may be about to exist; within one shard it won't
+_FAILURE_TTL_S = 30.0  # RFC 9520: from 1 s to 5 min; the name has been asked for in four rounds already
+_MAX_STALE_S = 300.0  # a request may queue that long between its lookup and its connection; also RFC 8767's stale data
+_STALE_TTL_S = 30.0  # RFC 8767: so long before servers that failed are asked again
 
-class NameNotFoundError(OSError):
-    """The name does not exist or has no address."""
-
-
-class NameServerError(OSError):
-    """No name server gave an answer."""
+_HOST_NAME = re.compile(r"(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}")  # with the underscores that the web does use
+_MAX_NAME_CHARS = 253
+_NUMERIC = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
 
 
 @dataclass(frozen=True, slots=True)
 class ResolverStatistics:
-    """A snapshot of the resolver."""
+    """A snapshot of a resolver. The counts are of names since it was made.
+
+    Attributes:
+        cached: Names in the cache now, those that are not there or failed included.
+        hits: Lookups that a fresh answer in the cache settled.
+        coalesced: Lookups that joined one that was under way.
+        asked: Names that were asked of the name servers.
+        found: Of them, those with an address that may be connected to.
+        not_found: Of them, those that do not exist or have no address.
+        blocked: Of them, those with addresses of which none is permitted.
+        failed: Of them, those that no server answered for.
+        stale: Of the failed ones, those whose expired address serves for a while longer.
+        rounds: Rounds of questions; what exceeds ``asked`` are repetitions.
+        asking: Names being asked for now.
+        waiting: Of them, those that wait for their turn.
+    """
+
+    cached: int
+    hits: int
+    coalesced: int
+    asked: int
+    found: int
+    not_found: int
+    blocked: int
+    failed: int
+    stale: int
+    rounds: int
+    asking: int
+    waiting: int
 
 
-class Resolver(aiohttp.AsyncResolver):
-    """aiohttp's c-ares resolver, with the two kinds of failure told apart and the answers checked."""
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """What is known of a name: addresses, or the fault to raise."""
 
-    def __init__(self, guard: AddressGuard, nameservers: Sequence[str] = ()) -> None:
-        # c-ares waits its timeout once for each try and server; these two keep a lost packet within one attempt.
-        super().__init__(nameservers=list(nameservers) or None, timeout=2.0, tries=3)
+    addresses: tuple[str, ...]
+    fault: Callable[[], OSError] | None
+    fresh_until_s: float
+    usable_until_s: float
+
+    def check(self) -> None:
+        if self.fault is not None:
+            raise self.fault()  # a new one each time: a kept exception would collect tracebacks, and frames with them
+
+
+class Resolver(AbstractResolver):
+    """Names to addresses, for any number of tasks of one event loop; make it inside that loop.
+
+    Await ``lookup`` before a request's clock starts; ``resolve``, which aiohttp's connector calls, then finds the
+    answer in the cache.
+
+    Args:
+        guard: Says which addresses may be connected to; others are dropped from answers.
+        nameservers: ``ADDRESS``, ``ADDRESS:PORT`` or ``[V6]:PORT``; empty uses the system's.
+        max_names: The cache's bound; the name that was used the longest ago goes first.
+        clock: Seconds that never go back.
+
+    Raises:
+        OSError: This process has no descriptors left.
+        NameServerError: c-ares can do nothing with such addresses.
+    """
+
+    def __init__(
+        self,
+        guard: AddressGuard,
+        nameservers: Sequence[str] = (),
+        *,
+        max_names: int = _MAX_CACHED_NAMES,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._guard = guard
-
-    async def lookup(self, host: str) -> None:
-        """Make sure that a name is known."""
+        self._servers = NameServers(nameservers)
+        self._max_names = max_names
+        self._now_s = clock
+        self._cache: OrderedDict[str, _Entry] = OrderedDict()
+        self._asking: dict[str, asyncio.Task[_Entry]] = {}
+        self._hits = self._coalesced = self._asked = 0
+        self._found = self._not_found = self._blocked = self._failed = self._stale = 0
 
     def statistics(self) -> ResolverStatistics:
         """How it stands now."""
-        return ResolverStatistics()
+        return ResolverStatistics(
+            cached=len(self._cache),
+            hits=self._hits,
+            coalesced=self._coalesced,
+            asked=self._asked,
+            found=self._found,
+            not_found=self._not_found,
+            blocked=self._blocked,
+            failed=self._failed,
+            stale=self._stale,
+            rounds=self._servers.rounds,
+            asking=len(self._asking),
+            waiting=self._servers.waiting,
+        )
+
+    async def lookup(self, host: str) -> None:
+        """Make sure that the cache has a fresh answer for a host; an address needs none.
+
+        Takes microseconds when it has; else as long as the name servers need, 20 seconds when all of them are silent,
+        plus the wait for a turn.
+
+        Raises:
+            NameNotFoundError: The name does not exist, has no address or is no host name at all.
+            NameServerError: Nobody answered.
+            BlockedAddressError: It has addresses, none of them permitted, or is such an address.
+            OSError: With the system's ``errno``, when this process has no descriptors left to ask with.
+        """
+        (await self._lookup(host)).check()
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        """Resolve a name to the addresses that may be connected to.
+        """Say which addresses may be connected to, also when the answer expired up to 5 minutes ago.
 
         Raises:
-            NameNotFoundError: It does not exist.
-            NameServerError: Nobody answered.
-            BlockedAddressError: It has addresses, none of them permitted.
+            OSError: As ``lookup`` does, which it awaits when the cache has nothing.
         """
+        entry = self._cache.get(host)  # hosts of URLs are in their final form already
+        if entry is None or entry.usable_until_s < self._now_s():
+            entry = await self._lookup(host)
+        entry.check()
+        results = [
+            ResolveResult(hostname=host, host=address, port=port, family=its_family, proto=0, flags=_NUMERIC)
+            for address in entry.addresses
+            if family in (its_family := _family(address), socket.AF_UNSPEC)
+        ]
+        if not results:
+            raise NameNotFoundError(f"{host}: no address of this family")
+        return results
+
+    async def close(self) -> None:
+        """End all lookups that are under way; whoever still waits for one is cancelled."""
+        asking = tuple(self._asking.values())
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
+        self._asking.clear()  # of those that had not even begun
+        await self._servers.close()
+
+    async def _lookup(self, host: str) -> _Entry:
+        name = _host_name(host)
+        entry = self._cache.get(name)
+        if entry is not None and entry.fresh_until_s >= self._now_s():
+            self._hits += 1
+            self._cache.move_to_end(name)
+            return entry
+        if _is_address(name):
+            self._guard.check(name)
+            return _Entry((name,), None, 0.0, 0.0)
+        task = self._asking.get(name)
+        if task is None:
+            task = self._asking[name] = asyncio.create_task(self._ask(name), name=f"look up {name}")
+        else:
+            self._coalesced += 1
+        return await asyncio.shield(task)
+
+    async def _ask(self, name: str) -> _Entry:
+        """Ask, and remember what was said. Raises nothing, for there may be nobody left to hear it."""
+        self._asked += 1
         try:
-            found = await super().resolve(host, port, family)
-        except OSError as error:
-            cause = error.__cause__
-            code = cause.args[0] if cause is not None and cause.args else None
-            if code in _NO_SUCH_NAME:
-                raise NameNotFoundError(f"{host}: {error.strerror}") from error
-            raise NameServerError(f"{host}: {error.strerror}") from error
-        permitted = [answer for answer in found if self._guard.permits(answer["host"])]
-        if found and not permitted:
-            raise BlockedAddressError(found[0]["host"])
-        return permitted
+            return self._remember(name, self._permitted(await self._servers.ask(name)))
+        except NameNotFoundError as error:
+            self._not_found += 1
+            return self._remember(name, self._faulty(error, _NO_NAME_TTL_S))
+        except NameServerError as error:
+            self._failed += 1
+            return self._remember(name, self._still_usable(name) or self._faulty(error, _FAILURE_TTL_S))
+        except OSError as error:  # ours, so nothing is remembered of the name
+            return _Entry((), partial(OSError, error.errno, error.strerror), 0.0, 0.0)
+        finally:
+            del self._asking[name]
+
+    def _permitted(self, found: Found) -> _Entry:
+        addresses = tuple(filter(self._guard.permits, found.addresses))
+        fresh_until_s = self._now_s() + min(max(found.ttl_s, _MIN_TTL_S), _MAX_TTL_S)
+        if not addresses:
+            self._blocked += 1
+            return _Entry((), partial(BlockedAddressError, found.addresses[0]), fresh_until_s, fresh_until_s)
+        self._found += 1
+        return _Entry(addresses, None, fresh_until_s, fresh_until_s + _MAX_STALE_S)
+
+    def _faulty(self, error: NameNotFoundError | NameServerError, ttl_s: float) -> _Entry:
+        until_s = self._now_s() + ttl_s
+        return _Entry((), partial(type(error), *error.args), until_s, until_s)
+
+    def _still_usable(self, name: str) -> _Entry | None:
+        """The expired addresses of a name for which no server answers now, if they expired not long ago."""
+        old = self._cache.get(name)
+        now_s = self._now_s()
+        if old is None or not old.addresses or old.usable_until_s < now_s:
+            return None
+        self._stale += 1
+        return replace(old, fresh_until_s=min(now_s + _STALE_TTL_S, old.usable_until_s))
+
+    def _remember(self, name: str, entry: _Entry) -> _Entry:
+        self._cache[name] = entry
+        self._cache.move_to_end(name)
+        if len(self._cache) > self._max_names:
+            self._cache.popitem(last=False)
+        return entry
+
+
+def _host_name(host: str) -> str:
+    """A host in the one form under which it is asked for and kept: ASCII, lower case, without the last dot.
+
+    Raises:
+        NameNotFoundError: No such name can exist. Some are refused because c-ares would read another name into them: a
+            NUL ends it there, a backslash begins a number.
+    """
+    name = host.removesuffix(".").lower()
+    if not name.isascii() and len(name) <= _MAX_NAME_CHARS:
+        try:
+            name = name.encode("idna").decode("ascii")
+        except UnicodeError as error:
+            raise NameNotFoundError(f"{host!r} is no host name") from error
+    if len(name) > _MAX_NAME_CHARS or not (_HOST_NAME.fullmatch(name) or _is_address(name)):
+        raise NameNotFoundError(f"{host!r} is no host name")
+    return name
+
+
+def _is_address(name: str) -> bool:
+    if ":" not in name and not name[-1:].isdigit():
+        return False
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET

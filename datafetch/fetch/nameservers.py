@@ -1,0 +1,239 @@
+"""NameServers: one name asked of the name servers, with patience, until there is an answer or nobody gives one.
+
+Rules: a lost packet is nobody's fault and is asked again, here and on no one else's clock. A name is blamed only on a
+server's word about all of its addresses. What c-ares keeps in memory is bounded by making its channels anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import aiodns
+import pycares
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+# Four rounds of at most 4.5 s and the waits between them: a name whose servers are all silent ends within 20 s. Four
+# tries a round are 16 in all, so with 30 % of all packets lost four questions in a thousand million are never heard.
+# c-ares waits 250 ms for the first try (five times what a server usually takes, if that is more) and doubles that from
+# try to try, so a round of lost packets takes 3 s. A round of SERVFAILs takes none: four of them end within 2 s.
+_ROUNDS = 4
+_ROUND_S = 4.5
+_TRIES = 4
+_FIRST_TIMEOUT_S = 1.0  # while c-ares does not know yet how fast a server is
+_WAIT = wait_random_exponential(multiplier=0.5, max=1.0)
+
+# Two questions a name, so 512 in the air. Fewer, and names that nobody answers (18 s each) would hold up the others:
+# this lets 14 such names a second pass. More would only add to what small forwarders refuse (dnsmasq takes 150
+# questions at once); what is refused is asked again, in rounds up to a second apart.
+_MAX_ASKED = 256
+# 512 answers may come at once, and a small packet takes 768 to 1,280 bytes of it; Linux gives 208 KiB by default.
+_RECEIVE_BUFFER_BYTES = 1024 * 1024
+
+# c-ares caches each answer for its TTL, up to an hour (an empty one for an hour), bounds that cache by nothing, and
+# pycares has no switch for it: 2.2 KB a name were measured, 440 MB for 200,000 names.
+_LOOKUPS_PER_CHANNEL = 5_000
+_DESCRIPTORS_PER_CHANNEL = 6  # epoll, inotify, a pipe's two ends, /etc/resolv.conf, a first socket
+
+# Search domains and $HOSTALIASES are for people at a keyboard; EDNS is c-ares's default and lifts its 512 bytes.
+_FLAGS = pycares.ARES_FLAG_NOSEARCH | pycares.ARES_FLAG_NOALIASES | pycares.ARES_FLAG_EDNS
+_NO_SUCH_NAME = frozenset({aiodns.error.ARES_ENOTFOUND, aiodns.error.ARES_EBADNAME, aiodns.error.ARES_ENONAME})
+_ADDRESS_TYPES = {"A": pycares.QUERY_TYPE_A, "AAAA": pycares.QUERY_TYPE_AAAA}
+
+
+class NameNotFoundError(OSError):
+    """The name does not exist or has no address."""
+
+
+class NameServerError(OSError):
+    """No name server gave an answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Where a name leads.
+
+    Attributes:
+        addresses: IPv4 and IPv6, at least one, in the order of RFC 6724.
+        ttl_s: How long that holds, by the shortest of the records that led there.
+    """
+
+    addresses: tuple[str, ...]
+    ttl_s: float
+
+
+class NameServers:
+    """The servers to ask: each in turn goes first, and the others stand in for it when it fails.
+
+    Args:
+        addresses: ``ADDRESS``, ``ADDRESS:PORT`` or ``[V6]:PORT``; empty for the system's, in the system's order.
+
+    Raises:
+        OSError: This process has no descriptors left for them.
+        NameServerError: c-ares can do nothing with such addresses.
+    """
+
+    def __init__(self, addresses: Sequence[str] = ()) -> None:
+        # c-ares's own rotation picks a server at random, dead ones too; within a channel it prefers the living.
+        orders = [(*addresses[first:], *addresses[:first]) for first in range(len(addresses))] or [()]
+        self._channels = [_Channel(order) for order in orders]
+        self._retired: list[_Channel] = []
+        self._places = asyncio.Semaphore(_MAX_ASKED)
+        self.waiting = 0
+        """Names that wait for a place among those asked for at once."""
+        self.rounds = 0
+        """Rounds of questions so far; one a name where nothing is lost."""
+
+    async def ask(self, name: str) -> Found:
+        """Ask for the addresses of a name.
+
+        Args:
+            name: A host name in ASCII, without search domains; /etc/hosts goes first.
+
+        Raises:
+            NameNotFoundError: It does not exist or has no address.
+            NameServerError: No server said so or otherwise, in four rounds.
+            OSError: With its ``errno``, when this process has no descriptors left to ask with.
+        """
+        try:
+            return await self._round(name)
+        except NameServerError:
+            # One round is enough for most, and tenacity costs 150 µs: more than c-ares does for question and answer.
+            # The second follows at once, for it may be another server's turn.
+            retrying = AsyncRetrying(
+                stop=stop_after_attempt(_ROUNDS - 1),
+                wait=_WAIT,
+                retry=retry_if_exception_type(NameServerError),
+                reraise=True,
+            )
+            return await retrying(self._round, name)
+
+    async def close(self) -> None:
+        """End all that is being asked."""
+        for channel in (*self._channels, *self._retired):
+            await channel.resolver.close()
+        self._retired.clear()
+
+    async def _round(self, name: str) -> Found:
+        self.waiting += 1
+        try:
+            await self._places.acquire()
+        finally:
+            self.waiting -= 1
+        try:
+            return await self._asked(name)
+        finally:
+            self._places.release()
+            await self._close_idle()
+
+    async def _asked(self, name: str) -> Found:
+        self.rounds += 1
+        channel = self._next_channel()
+        channel.open += 1
+        try:
+            async with asyncio.timeout(_ROUND_S):
+                return await _ask(channel.resolver, name)
+        except TimeoutError as error:
+            _check_descriptors(1)
+            raise NameServerError(f"{name}: no answer") from error
+        except aiodns.error.DNSError as error:
+            raise _translated(name, error) from error
+        finally:
+            channel.open -= 1
+
+    def _next_channel(self) -> _Channel:
+        channel = self._channels.pop(0)
+        if channel.lookups >= _LOOKUPS_PER_CHANNEL:
+            channel = self._renewed(channel)
+        channel.lookups += 1
+        self._channels.append(channel)
+        return channel
+
+    def _renewed(self, worn: _Channel) -> _Channel:
+        try:
+            fresh = _Channel(worn.servers)
+        except OSError:  # no descriptors to spare: the worn one does for as long as that lasts
+            return worn
+        self._retired.append(worn)
+        return fresh
+
+    async def _close_idle(self) -> None:
+        """Close the retired channels on which nothing is under way any more."""
+        idle = [channel for channel in self._retired if not channel.open]
+        for channel in idle:
+            self._retired.remove(channel)
+            await channel.resolver.close()
+
+
+class _Channel:
+    """A c-ares channel with its thread, its sockets and its cache, and what it has been used for."""
+
+    def __init__(self, servers: tuple[str, ...]) -> None:
+        # Without descriptors c-ares would not read /etc/resolv.conf and ask 127.0.0.1 from then on.
+        _check_descriptors(_DESCRIPTORS_PER_CHANNEL)
+        self.servers = servers
+        try:
+            self.resolver = aiodns.DNSResolver(
+                nameservers=servers or None,
+                flags=_FLAGS,
+                timeout=_FIRST_TIMEOUT_S,
+                tries=_TRIES,
+                socket_receive_buffer_size=_RECEIVE_BUFFER_BYTES,
+            )
+        except pycares.AresError as error:
+            raise NameServerError(f"no channel to {servers or 'the name servers'}: {error}") from error
+        self.lookups = 0
+        self.open = 0
+
+
+async def _ask(resolver: aiodns.DNSResolver, name: str) -> Found:
+    try:
+        result = await resolver.getaddrinfo(name, type=socket.SOCK_STREAM)
+    except aiodns.error.DNSError as error:
+        if error.args[0] == aiodns.error.ARES_ENODATA:
+            await _confirm_no_address(resolver, name)
+        raise
+    addresses = tuple(dict.fromkeys(node.addr[0].decode("ascii") for node in result.nodes))
+    if not addresses:
+        raise aiodns.error.DNSError(aiodns.error.ARES_ENODATA, "answer without an address")
+    return Found(addresses, min([node.ttl for node in result.nodes] + [alias.ttl for alias in result.cnames]))
+
+
+async def _confirm_no_address(resolver: aiodns.DNSResolver, name: str) -> None:
+    """Return when each type of address is missing on a server's word; raise what stands against it otherwise.
+
+    c-ares reports the later of its two questions: "no AAAA" hides an A that nobody answered. What it does know comes
+    from its cache here.
+    """
+    for kind, number in _ADDRESS_TYPES.items():
+        try:
+            result = await resolver.query_dns(name, kind)
+        except aiodns.error.DNSError as error:
+            if error.args[0] != aiodns.error.ARES_ENODATA:
+                raise
+        else:
+            if any(record.type == number for record in result.answer):
+                raise aiodns.error.DNSError(aiodns.error.ARES_ETIMEOUT, "an answer was lost on the way")
+
+
+def _translated(name: str, error: aiodns.error.DNSError) -> OSError:
+    """Say whose fault it is.
+
+    Raises:
+        OSError: Ours: this process has no descriptors left. c-ares says of its socket "connection refused", as it does
+            of a server that is not there, so we ask the system for one ourselves.
+    """
+    code, text = error.args[0], error.args[1]
+    if code in _NO_SUCH_NAME or code == aiodns.error.ARES_ENODATA:
+        return NameNotFoundError(f"{name}: {text}")
+    _check_descriptors(1)
+    return NameServerError(f"{name}: {text}")
+
+
+def _check_descriptors(wanted: int) -> None:
+    with ExitStack() as opened:
+        for _ in range(wanted):
+            opened.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))

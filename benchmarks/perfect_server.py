@@ -7,20 +7,15 @@ failure is ours, so there must be none; what is left of the time is the price of
 from __future__ import annotations
 
 import argparse
-import pstats
-import re
 import subprocess
 import sys
-from dataclasses import dataclass
-from operator import itemgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from meter import MIB
 from preparation import Preparation, command, prepare
+from profiling import show_costs
 from record import OTHERS_SHARE, Record, Run, RunKind, kinds
-from rich.console import Console
-from rich.table import Table
 
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
@@ -33,8 +28,6 @@ _DETAILS = (
     *("descriptors_peak", "parent_cpu_us", "codec_cpu_us", "origin_cpu_us", "commit_cpu_us"),
     *("parent_peak_mib", OTHERS_SHARE),
 )
-_SHOWN_FUNCTIONS = 40
-_PLACE = re.compile(r"^.*/(site-packages|python3\.\d+)/|^.*/(?=datafetch/)")
 
 
 def main() -> int:
@@ -104,51 +97,7 @@ def _profile(source: CoyoSource, folder: Path, arguments: argparse.Namespace) ->
     options = ("--connections", str(arguments.connections[0]))
     python = ("-m", "cProfile", "-o", str(profile))
     subprocess.run(command(source, folder / "root", *options, python=python), check=True, capture_output=True)
-    costs = _costs(pstats.Stats(str(profile)), arguments.images)
-    rooms: dict[str, float] = {}
-    for cost in costs:
-        rooms[cost.room] = rooms.get(cost.room, 0.0) + cost.own_us
-    table = Table(title=f"the parent process over {arguments.images:,} images, microseconds an image")
-    for heading in ("function", "calls", "own us", "with callees us"):
-        table.add_column(heading, justify="left" if heading == "function" else "right")
-    for cost in costs[:_SHOWN_FUNCTIONS]:
-        table.add_row(cost.function, f"{cost.calls:.2f}", f"{cost.own_us:.1f}", f"{cost.with_callees_us:.1f}")
-    console = Console(width=160)
-    console.print(table)
-    console.print(
-        ", ".join(
-            f"{room} {own_us:.0f}" for room, own_us in sorted(rooms.items(), key=itemgetter(1), reverse=True)[:12]
-        ),
-        highlight=False,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _Cost:
-    """What a function costs an image: calls, microseconds of its own, microseconds with all that it calls."""
-
-    room: str
-    function: str
-    calls: float
-    own_us: float
-    with_callees_us: float
-
-
-def _costs(stats: pstats.Stats, images: int) -> list[_Cost]:
-    """The functions of a profile, the dearest first."""
-    costs = []
-    for (path, line, name), (_, calls, own_s, all_s, _) in stats.stats.items():  # type: ignore[attr-defined]
-        place = _PLACE.sub("", path)
-        costs.append(
-            _Cost(
-                room="built in" if path == "~" else place.partition("/")[0],
-                function=name if path == "~" else f"{place}:{line} {name}",
-                calls=calls / images,
-                own_us=own_s / images * 1e6,
-                with_callees_us=all_s / images * 1e6,
-            )
-        )
-    return sorted(costs, key=lambda cost: -cost.own_us)
+    show_costs(profile, arguments.images, "the parent process")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,39 @@
+"""An errand done by datafetch's fetcher, driven as the pipeline drives it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import uvloop
+from errand import Errand, Stopwatch, Tally, run
+
+from datafetch.fetch import Fetcher
+from datafetch.model import OK, Body
+from datafetch.pipeline import WORKERS_PER_CONNECTION
+
+
+def main() -> None:
+    """Do the errand under uvloop, as a job would."""
+    run(_fetch_all)
+
+
+def _fetch_all(errand: Errand) -> Tally:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_drive(errand))
+
+
+async def _drive(errand: Errand) -> Tally:
+    async with Fetcher(errand.policy) as fetch:
+        stopwatch = Stopwatch(len(errand.urls))
+        urls = iter(enumerate(errand.urls))  # whoever is free takes the next: that is the whole look-ahead
+        async with asyncio.TaskGroup() as group:
+            for _ in range(fetch.connections * WORKERS_PER_CONNECTION):
+                group.create_task(_work(fetch, urls, stopwatch))
+        return stopwatch.tally(fetch.statistics().requests)
+
+
+async def _work(fetch: Fetcher, urls: Iterator[tuple[int, str]], stopwatch: Stopwatch) -> None:
+    for number, url in urls:
+        fetched = await fetch(url)
+        stopwatch.note(number, OK if isinstance(fetched, Body) else fetched.kind.value)

@@ -1,0 +1,147 @@
+"""Errand: URLs to be fetched by a process of its own, and what became of them.
+
+Rules: one errand, one child process, whoever does the fetching, so that CPU time, memory and descriptors are its own
+alone. The child's clocks start when it is loaded and knows its URLs.
+"""
+
+from __future__ import annotations
+
+import cProfile
+import pickle
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from meter import MIB, Usage, watch
+from record import OTHERS_SHARE
+
+from datafetch.child import child_command
+from datafetch.fetch import FetchPolicy
+from datafetch.model import OK
+
+
+@dataclass(frozen=True, slots=True)
+class Errand:
+    """What to fetch, and how.
+
+    Attributes:
+        urls: One image each.
+        policy: As the operator would set it.
+        is_fresh: Each URL is to have a connection of its own.
+        profile: Where to leave what ``cProfile`` saw; None for a run at full speed.
+    """
+
+    urls: Sequence[str]
+    policy: FetchPolicy
+    is_fresh: bool = False
+    profile: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What became of the URLs.
+
+    Attributes:
+        outcomes: Of each URL, in their order: ``ok`` or the kind of failure.
+        ended_s: When each had ended, since the start.
+        requests: Sent, retries included.
+        elapsed_s: From the first URL to the end of the last.
+        cpu_s: Of the process in that time.
+    """
+
+    outcomes: Sequence[str]
+    ended_s: Sequence[float]
+    requests: int
+    elapsed_s: float
+    cpu_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """An errand that was run."""
+
+    errand: Errand
+    tally: Tally
+    usage: Usage
+
+    @property
+    def cpu_us(self) -> float:
+        """CPU microseconds of the fetching process for each URL."""
+        return self.tally.cpu_s / len(self.errand.urls) * 1e6
+
+    def outcomes(self, group: Callable[[str], str] | None = None) -> dict[str, int]:
+        """URLs by outcome; with a group, by that and their outcome: ``gone http_status``."""
+        counts: dict[str, int] = {}
+        for url, outcome in zip(self.errand.urls, self.tally.outcomes, strict=True):
+            label = f"{group(url)} {outcome}" if group else outcome
+            counts[label] = counts.get(label, 0) + 1
+        return dict(sorted(counts.items()))
+
+    def last_ok_s(self) -> float:
+        """When the last image had arrived."""
+        pairs = zip(self.tally.outcomes, self.tally.ended_s, strict=True)
+        return max((ended_s for outcome, ended_s in pairs if outcome == OK), default=0.0)
+
+    def details(self) -> Mapping[str, float]:
+        """What else is worth keeping of it."""
+        return {
+            "elapsed_s": self.tally.elapsed_s,
+            "last_ok_s": self.last_ok_s(),
+            "images_per_s": self.tally.outcomes.count(OK) / self.tally.elapsed_s,
+            "cpu_us": self.cpu_us,
+            "requests": self.tally.requests,
+            "descriptors_peak": self.usage.descriptors_peak,
+            "peak_mib": self.usage.parent_peak_bytes / MIB,
+            OTHERS_SHARE: self.usage.others_share * 100,
+        }
+
+
+def send(module: str, errand: Errand) -> Done:
+    """Let a module's ``main()``, which calls ``run``, do the errand in a process of its own.
+
+    Raises:
+        subprocess.CalledProcessError: It failed.
+    """
+    with TemporaryDirectory(prefix="datafetch-benchmark-") as name:
+        order, result = Path(name) / "errand", Path(name) / "tally"
+        order.write_bytes(pickle.dumps(errand))
+        usage = watch([*child_command(module), str(order), str(result)])
+        return Done(errand, pickle.loads(result.read_bytes()), usage)
+
+
+def run(fetch_all: Callable[[Errand], Tally]) -> None:
+    """In the child: do the errand that the command line names, and leave the tally beside it."""
+    order, result = map(Path, sys.argv[1:])
+    errand: Errand = pickle.loads(order.read_bytes())
+    profile = cProfile.Profile() if errand.profile else None
+    tally = profile.runcall(fetch_all, errand) if profile else fetch_all(errand)
+    if profile and errand.profile:
+        profile.dump_stats(errand.profile)
+    result.write_bytes(pickle.dumps(tally))
+
+
+class Stopwatch:
+    """Wall clock and CPU time since it was made, and when each URL ended."""
+
+    def __init__(self, urls: int) -> None:
+        self._outcomes = [""] * urls
+        self._ended_s = [0.0] * urls
+        self._cpu_before_s = time.process_time()
+        self._started_s = time.perf_counter()
+
+    def __len__(self) -> int:
+        return len(self._outcomes)
+
+    def note(self, number: int, outcome: str) -> None:
+        """Say what became of a URL, now."""
+        self._outcomes[number] = outcome
+        self._ended_s[number] = time.perf_counter() - self._started_s
+
+    def tally(self, requests: int) -> Tally:
+        """Stop."""
+        elapsed_s = time.perf_counter() - self._started_s
+        cpu_s = time.process_time() - self._cpu_before_s
+        return Tally(self._outcomes, self._ended_s, requests, elapsed_s, cpu_s)

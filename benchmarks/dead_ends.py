@@ -1,0 +1,70 @@
+"""Hosts that nobody can connect to: some refuse, some never accept."""
+
+from __future__ import annotations
+
+import errno
+import select
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+_REFUSING_NETWORK = "127.253.0"
+_SILENT_NETWORK = "127.254.0"
+_MAX_FILLERS = 8
+_PATIENCE_MS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class DeadEnds:
+    """The hosts, each as ``address:port``.
+
+    Attributes:
+        refusing: They answer a SYN with a reset.
+        silent: They don't answer it: the queue of whoever should accept is full.
+    """
+
+    refusing: Sequence[str]
+    silent: Sequence[str]
+
+    @property
+    def hosts(self) -> list[str]:
+        """All of them, the two kinds in turn as far as both last."""
+        pairs = list(zip(self.refusing, self.silent, strict=False))
+        rest = [*self.refusing[len(pairs) :], *self.silent[len(pairs) :]]
+        return [host for pair in pairs for host in pair] + rest
+
+
+@contextmanager
+def dead_ends(refusing: int, silent: int) -> Iterator[DeadEnds]:
+    """Hold so many of either kind, at most 250, for as long as the context lasts."""
+    with ExitStack() as resources:
+        # Bound and not listening: nobody else gets the port, and a connection to it is refused at every address.
+        closed = resources.enter_context(socket.socket())
+        closed.bind(("", 0))
+        port = closed.getsockname()[1]
+        yield DeadEnds(
+            [f"{_REFUSING_NETWORK}.{number + 1}:{port}" for number in range(refusing)],
+            [_silent_host(f"{_SILENT_NETWORK}.{number + 1}", resources) for number in range(silent)],
+        )
+
+
+def _silent_host(address: str, resources: ExitStack) -> str:
+    """Listen, and fill the queue of connections that wait to be accepted, so that the kernel drops each further SYN."""
+    listener = resources.enter_context(socket.socket())
+    listener.bind((address, 0))
+    listener.listen(0)
+    endpoint = listener.getsockname()
+    for _ in range(_MAX_FILLERS):
+        if not _is_accepted(resources.enter_context(socket.socket()), endpoint):
+            return f"{address}:{endpoint[1]}"
+    raise RuntimeError(f"{_MAX_FILLERS} connections did not fill the queue at {endpoint}")
+
+
+def _is_accepted(filler: socket.socket, endpoint: tuple[str, int]) -> bool:
+    filler.setblocking(False)
+    if filler.connect_ex(endpoint) not in (0, errno.EINPROGRESS):
+        return False
+    poll = select.poll()
+    poll.register(filler, select.POLLOUT)
+    return bool(poll.poll(_PATIENCE_MS))

@@ -1,0 +1,99 @@
+"""The hostile mix: what a crawl of the open web meets, in shares, as a stream of URLs.
+
+Rules: a host that hangs does so for all its URLs. The good hosts, which also have what is gone, are many; those of each
+bad manner are a handful, or one a URL where they are spread. Seeded: the same seed gives the same URLs in the same
+order. A URL's manner stands in its path.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from swarm import Manner, Swarm
+
+DEAD = "dead"
+"""The manner of a URL whose host can't be connected to."""
+
+OBTAINABLE = frozenset({Manner.GOOD, Manner.BUSY})
+"""The manners of URLs whose image can be had."""
+
+_SHARES = {
+    Manner.GOOD: 70,
+    Manner.GONE: 15,
+    DEAD: 5,
+    Manner.TARPIT: 3,
+    Manner.BUSY: 3,
+    Manner.RESET: 2,
+    Manner.DRIP: 2,
+}
+_FIRST_BAD_HOST = {Manner.TARPIT: 8 << 20, Manner.BUSY: 9 << 20, Manner.RESET: 10 << 20, Manner.DRIP: 11 << 20}
+
+
+@dataclass(frozen=True, slots=True)
+class Web:
+    """The hosts.
+
+    Attributes:
+        swarm: Serves all that can be connected to.
+        dead: The others, as ``address:port``.
+        good_hosts: How many serve well.
+        bad_hosts: How many there are of each bad manner; 0 makes each bad URL's host its own.
+    """
+
+    swarm: Swarm
+    dead: Sequence[str]
+    good_hosts: int
+    bad_hosts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bodies:
+    """How large the images are, bytes, the smallest and the largest."""
+
+    least: int
+    most: int
+
+    def draw(self, chance: random.Random) -> int:
+        """A size, in full kilobytes."""
+        return chance.randint(self.least // 1000, self.most // 1000) * 1000
+
+
+def hostile_mix(web: Web, bodies: Bodies, seed: int = 0) -> Iterator[str]:
+    """URLs without end, each hundred of them with exactly the shares of the mix, shuffled."""
+    chance = random.Random(seed)
+    hundred = [manner for manner, share in _SHARES.items() for _ in range(share)]
+    number = 0
+    while True:
+        chance.shuffle(hundred)
+        for manner in hundred:
+            yield _url(web, manner, bodies.draw(chance), number, chance)
+            number += 1
+
+
+def good_url(web: Web, bodies: Bodies, number: int, chance: random.Random) -> str:
+    """A URL on one of the good hosts."""
+    return _url(web, Manner.GOOD, bodies.draw(chance), number, chance)
+
+
+def dead_url(hosts: Sequence[str], number: int) -> str:
+    """A URL on one of the dead hosts, each in turn."""
+    return f"http://{hosts[number % len(hosts)]}/{DEAD}/0/{number}"
+
+
+def manner_of(url: str) -> str:
+    """How the host of a URL behaves."""
+    return url.split("/", 4)[3]
+
+
+def _url(web: Web, manner: str, size_bytes: int, number: int, chance: random.Random) -> str:
+    if manner == DEAD:
+        return dead_url([chance.choice(web.dead)], number)
+    kind = Manner(manner)
+    first = _FIRST_BAD_HOST.get(kind)
+    if first is None:
+        host = chance.randrange(web.good_hosts)
+    else:
+        host = first + (chance.randrange(web.bad_hosts) if web.bad_hosts else number)
+    return web.swarm.url(kind, host=host, size_bytes=size_bytes, number=number)

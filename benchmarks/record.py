@@ -74,6 +74,7 @@ class Run:
         value: What was measured, in the record's unit.
         details: What else was measured; the names carry their units.
         outcomes: Images by outcome.
+        series: What was sampled in the course of it, in order; the names carry their units.
     """
 
     case: str
@@ -81,6 +82,7 @@ class Run:
     value: float
     details: Mapping[str, float] = field(default_factory=dict)
     outcomes: Mapping[str, int] = field(default_factory=dict)
+    series: Sequence[Mapping[str, float]] = ()
 
 
 @dataclass(frozen=True, slots=True)

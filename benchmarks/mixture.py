@@ -50,14 +50,14 @@ class Web:
 
 @dataclass(frozen=True, slots=True)
 class Bodies:
-    """How large the images are, bytes, the smallest and the largest."""
+    """How large the smallest and the largest image is."""
 
-    least: int
-    most: int
+    least_bytes: int
+    most_bytes: int
 
     def draw(self, chance: random.Random) -> int:
         """A size, in full kilobytes."""
-        return chance.randint(self.least // 1000, self.most // 1000) * 1000
+        return chance.randint(self.least_bytes // 1000, self.most_bytes // 1000) * 1000
 
 
 def hostile_mix(web: Web, bodies: Bodies, seed: int = 0) -> Iterator[str]:

@@ -176,8 +176,8 @@ def show_report(report: Report, *, as_json: bool) -> None:
         f"images: {totals.ok:,} ok, {totals.failed:,} failed" + (f" ({failures})" if failures else ""),
         (
             f"this run: {totals.ok - report.reused:,} images arrived in {timedelta(seconds=round(report.elapsed_s))}, "
-            f"{report.images_per_s:.1f} images/s, {report.requests:,} requests through {report.connections:,} connections, "
-            f"{report.reused:,} images reused"
+            f"{report.images_per_s:.1f} images/s, {report.requests:,} requests "
+            f"through {report.connections:,} connections, {report.reused:,} images reused"
         ),
     ]
     if report.selection is not None:

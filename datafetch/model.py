@@ -301,8 +301,8 @@ class Selection:
 class Report:
     """What a run did, and how its output stands.
 
-    ``totals`` and ``shards`` speak of the output as it is now; everything else of this run alone. ``connections`` is how
-    many requests might be open at its end: what was asked for, or what was found to serve best.
+    ``totals`` and ``shards`` speak of the output as it is now; everything else of this run alone. ``connections`` is
+    how many requests might be open at its end: what was asked for, or what was found to serve best.
     """
 
     dataset: str

@@ -53,7 +53,7 @@ class Pace:
 
 
 def progress_line(now: Statistics, images_per_s: float) -> str:
-    """One line: images done of expected, how they ended, pace, time left, open requests of those that may be, shards."""
+    """One line: images done of expected, how they ended, pace, time left, open requests of how many, shards."""
     ended = now.ok + now.failed
     images = f"{ended:,}" if now.expected_images is None else f"{ended:,}/{now.expected_images:,}"
     parts = [f"{images} images", f"{now.ok:,} ok", f"{now.failed:,} failed", f"{images_per_s:.1f} images/s"]

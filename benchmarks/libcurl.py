@@ -13,7 +13,7 @@ import pycurl
 from errand import Errand, Stopwatch, Tally
 
 from datafetch.fetch import FetchPolicy
-from datafetch.fetch.requester import user_agent
+from datafetch.fetch.requests import user_agent
 from datafetch.model import HTTP_OK, OK, FailureKind
 
 _BUFFER_BYTES = 256 * 1024  # as the fetcher's read buffer

@@ -60,7 +60,7 @@ def test_members_and_frames_may_follow_one_another() -> None:
     assert decode(zstd.compress(b"a") + zstd.compress(b"b"), ["zstd"], CAP_BYTES) == b"ab"
 
 
-@pytest.mark.parametrize("coding", ["gzip", "zstd", "utf-8", "none", "image/jpeg"])
+@pytest.mark.parametrize("coding", [*CODERS, "utf-8", "none", "image/jpeg"])
 def test_a_coding_that_was_not_applied_is_no_fault(coding: str) -> None:
     """The header names it, the body is the picture: the picture is what there is."""
     assert decode(PICTURE, [coding], CAP_BYTES) == PICTURE

@@ -6,7 +6,6 @@ import asyncio
 import errno
 import os
 import resource
-import socket
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -72,9 +71,9 @@ async def _resolver(*servers: str, clock: _Clock | None = None, max_names: int =
         await resolver.close()
 
 
-async def _addresses(resolver: Resolver, host: str, family: socket.AddressFamily = socket.AF_UNSPEC) -> set[str]:
+async def _addresses(resolver: Resolver, host: str) -> set[str]:
     await resolver.lookup(host)
-    return {result["host"] for result in await resolver.resolve(host, 80, family)}
+    return set(await resolver.addresses(host))
 
 
 @pytest.mark.parametrize(
@@ -130,7 +129,7 @@ async def test_what_is_no_host_name_is_not_found(host: str) -> None:
             with pytest.raises(NameNotFoundError):
                 await resolver.lookup(host)
             with pytest.raises(NameNotFoundError):
-                await resolver.resolve(host)
+                await resolver.addresses(host)
 
 
 @pytest.mark.parametrize(
@@ -158,24 +157,17 @@ async def test_addresses_need_no_lookup() -> None:
 
 
 async def test_both_families_are_found() -> None:
-    """IPv4 and IPv6 answers come together, each with its family and the port asked for."""
+    """IPv4 and IPv6 answers come together."""
     with NameServer({"cat.example": Answer(("127.0.0.1", "127.0.0.2", "::1"))}) as server:
         async with _resolver(server.address) as resolver:
             assert await _addresses(resolver, "cat.example") == {"127.0.0.1", "127.0.0.2", "::1"}
-            assert await _addresses(resolver, "cat.example", socket.AF_INET6) == {"::1"}
-            results = await resolver.resolve("cat.example", 443, socket.AF_INET)
-    assert {(result["hostname"], result["port"], result["family"]) for result in results} == {
-        ("cat.example", 443, socket.AF_INET)
-    }
 
 
 async def test_one_family_may_be_all_there_is() -> None:
-    """A host with IPv6 alone is found; asked for IPv4, it has no address."""
+    """A host with IPv6 alone is found."""
     with NameServer({"six.example": Answer(("::1",))}) as server:
         async with _resolver(server.address) as resolver:
             assert await _addresses(resolver, "six.example") == {"::1"}
-            with pytest.raises(NameNotFoundError):
-                await resolver.resolve("six.example", 80, socket.AF_INET)
 
 
 async def test_aliases_and_long_answers_are_followed() -> None:
@@ -200,7 +192,7 @@ async def test_answers_that_are_not_permitted_are_dropped() -> None:
                 with pytest.raises(BlockedAddressError, match=r"10\.0\.0\.7 "):
                     await resolver.lookup("inner.example")
             with pytest.raises(BlockedAddressError):
-                await resolver.resolve("inner.example")
+                await resolver.addresses("inner.example")
             assert resolver.statistics().blocked == 1
 
 
@@ -272,7 +264,7 @@ async def test_failures_are_remembered_for_a_while(
                 with pytest.raises(error):
                     await resolver.lookup("cat.example")
                 with pytest.raises(error):
-                    await resolver.resolve("cat.example")
+                    await resolver.addresses("cat.example")
             assert resolver.statistics().asked == 1
             server.script["cat.example"] = _HERE
             clock.now_s += lasts_s + 1
@@ -280,13 +272,13 @@ async def test_failures_are_remembered_for_a_while(
 
 
 async def test_a_connection_takes_an_answer_that_expired_while_it_queued(clock: _Clock) -> None:
-    """The connector is answered from the cache for 5 minutes after an answer's end; the next lookup asks again."""
+    """A connection is answered from the cache for 5 minutes after an answer's end; the next lookup asks again."""
     with NameServer({"cat.example": _FLEETING}) as server:
         async with _resolver(server.address, clock=clock) as resolver:
             await resolver.lookup("cat.example")
             for later_s, asked in ((320, 1), (20, 2)):
                 clock.now_s += later_s
-                assert await resolver.resolve("cat.example")
+                assert await resolver.addresses("cat.example")
                 assert resolver.statistics().asked == asked
             clock.now_s += 40
             await resolver.lookup("cat.example")
@@ -317,7 +309,7 @@ async def test_a_name_that_moves_inside_is_blocked(clock: _Clock) -> None:
             with pytest.raises(BlockedAddressError):
                 await resolver.lookup("cat.example")
             with pytest.raises(BlockedAddressError):
-                await resolver.resolve("cat.example")
+                await resolver.addresses("cat.example")
 
 
 async def test_the_cache_is_bounded() -> None:

@@ -6,17 +6,20 @@ import errno
 import os
 
 import aiohttp
+from aiohttp.http import HttpProcessingError
 
 from datafetch.errors import ResourceError
 from datafetch.fetch.address import BlockedAddressError
+from datafetch.fetch.client import ProtocolError
 from datafetch.fetch.coding import CodingError
+from datafetch.fetch.connections import NoConnectionError, TlsError
 from datafetch.fetch.hosts import HostDownError
 from datafetch.fetch.resolver import NameNotFoundError, NameServerError
 from datafetch.fetch.urls import BadUrlError
 from datafetch.model import Failure, FailureKind
 
-WEB_FAULTS = (aiohttp.ClientError, OSError, ValueError)
-"""What aiohttp raises for faults of the web; ValueError is yarl's and idna's word for a URL that is none."""
+WEB_FAULTS = (aiohttp.ClientError, HttpProcessingError, OSError, BadUrlError, CodingError, ProtocolError)
+"""What is raised for faults of the web."""
 
 # Not EADDRNOTAVAIL: it is also what a machine without IPv6 says about an address of IPv6.
 _OUR_ERRNOS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -30,18 +33,20 @@ _KIND_BY_EXCEPTION: tuple[tuple[type[BaseException], FailureKind], ...] = (
     (HostDownError, FailureKind.HOST_DOWN),
     (BadUrlError, FailureKind.BAD_URL),
     (CodingError, FailureKind.DISCONNECTED),
-    (aiohttp.ClientSSLError, FailureKind.TLS),
-    (aiohttp.ConnectionTimeoutError, FailureKind.CONNECT),
+    (ProtocolError, FailureKind.DISCONNECTED),
+    (TlsError, FailureKind.TLS),
+    (NoConnectionError, FailureKind.CONNECT),
     (TimeoutError, FailureKind.TIMEOUT),
-    (aiohttp.ClientConnectorError, FailureKind.CONNECT),
-    (aiohttp.InvalidURL, FailureKind.BAD_URL),
-    (aiohttp.NonHttpUrlClientError, FailureKind.BAD_URL),
     (aiohttp.ClientError, FailureKind.DISCONNECTED),
+    (HttpProcessingError, FailureKind.DISCONNECTED),
     (OSError, FailureKind.DISCONNECTED),
-    (ValueError, FailureKind.BAD_URL),
 )
 _WORDS: dict[type[BaseException], str] = {TimeoutError: "the deadline passed before the last byte"}
-_OUR_OWN = (BlockedAddressError, NameNotFoundError, NameServerError, HostDownError, BadUrlError, CodingError)
+_WORDED = (
+    *(BlockedAddressError, NameNotFoundError, NameServerError, HostDownError, BadUrlError, CodingError),
+    *(ProtocolError, TlsError, NoConnectionError),
+)
+"""Ours: their text needs no class's name before it."""
 
 
 class PressureError(ResourceError):
@@ -60,25 +65,22 @@ def classify(error: BaseException) -> Failure:
     Raises:
         PressureError: The fault is this machine's, and no image is to blame.
     """
-    # aiohttp wraps what our resolver and address guard raise; their word says more than its wrapper's.
-    inner = getattr(error, "os_error", error)
     for number in _OUR_ERRNOS:
         # Several addresses tried in vain become one error without a number, whose text tells theirs (aiohappyeyeballs).
-        if isinstance(inner, OSError) and (inner.errno == number or f"[Errno {number}]" in str(inner)):
+        if isinstance(error, OSError) and (error.errno == number or f"[Errno {number}]" in str(error)):
             raise PressureError(
                 f"this machine ran out of sockets or memory for them ({os.strerror(number)}); "
                 "lower --connections or raise 'ulimit -n', then run the same command again"
             ) from error
-    reason = inner if isinstance(inner, _OUR_OWN) else error
     for exception, kind in _KIND_BY_EXCEPTION:
-        if isinstance(reason, exception):
-            return Failure(kind, describe(reason))
+        if isinstance(error, exception):
+            return Failure(kind, describe(error))
     raise error
 
 
 def describe(error: BaseException) -> str:
     """An exception in at most 200 printable characters; it may quote the web."""
-    if isinstance(error, _OUR_OWN):
+    if isinstance(error, _WORDED):
         text = str(error)
     else:
         text = f"{type(error).__name__}: {error}" if str(error) else _WORDS.get(type(error), type(error).__name__)

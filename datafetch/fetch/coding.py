@@ -19,6 +19,7 @@ else:
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+_IMAGE_MAGICS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF")
 _GZIP_WINDOW = 31  # zlib's words for the three formats
 _ZLIB_WINDOW = 15
 _DEFLATE_WINDOW = -15
@@ -73,6 +74,8 @@ def _gunzip(body: bytes, max_bytes: int) -> bytes:
 
 
 def _inflate(body: bytes, max_bytes: int) -> bytes:
+    if body.startswith(_IMAGE_MAGICS):
+        return body
     # RFC 9110 means the zlib format by "deflate"; servers that send the bare one are as old as the name.
     decompressor = zlib.decompressobj(_ZLIB_WINDOW if _is_zlib(body) else _DEFLATE_WINDOW)
     data = _bounded(decompressor.decompress(body, max_bytes + 1), max_bytes)
@@ -86,6 +89,8 @@ def _is_zlib(body: bytes) -> bool:
 
 
 def _unbrotli(body: bytes, max_bytes: int) -> bytes:
+    if body.startswith(_IMAGE_MAGICS):
+        return body
     decompressor = brotli.Decompressor()
     parts = [decompressor.process(body, output_buffer_limit=max_bytes + 1)]
     size_bytes = len(parts[0])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Sequence
-from ipaddress import IPv4Network, IPv6Network, ip_network
 from urllib.request import getproxies, proxy_bypass
 
 from yarl import URL
@@ -14,24 +13,28 @@ from datafetch.errors import ConfigurationError
 
 
 class Proxies:
-    """Which proxy a URL goes through. The environment is read once, when this is made."""
+    """Which proxy a URL goes through. The environment is read once, when this is made.
+
+    Attributes:
+        addresses: Of each proxy, after ``resolve``. Whoever names a proxy allows its address, public or not.
+    """
 
     def __init__(self) -> None:
         environment = getproxies()
+        self.addresses: dict[URL, Sequence[str]] = {}
         self._by_scheme: dict[str, URL] = {}
         for scheme in ("http", "https"):
             text = environment.get(scheme) or environment.get("all")
             if text:
                 self._by_scheme[scheme] = _proxy_url(scheme, text)
 
-    async def addresses(self) -> Sequence[IPv4Network | IPv6Network]:
-        """The addresses of all proxies, by the system's resolver. Whoever names a proxy allows it, public or not.
+    async def resolve(self) -> None:
+        """Find the addresses of all proxies, by the system's resolver.
 
         Raises:
             ConfigurationError: One of them has none.
         """
         loop = asyncio.get_running_loop()
-        found: set[str] = set()
         for url in set(self._by_scheme.values()):
             try:
                 answers = await loop.getaddrinfo(url.raw_host, url.port, type=socket.SOCK_STREAM)
@@ -39,8 +42,7 @@ class Proxies:
                 raise ConfigurationError(
                     f"the proxy {url.raw_host} of the environment has no address: {error}"
                 ) from error
-            found.update(str(endpoint[0]).partition("%")[0] for *_, endpoint in answers)
-        return [ip_network(address) for address in sorted(found)]
+            self.addresses[url] = tuple(dict.fromkeys(str(endpoint[0]) for *_, endpoint in answers))
 
     def find(self, url: URL) -> URL | None:
         """The proxy for a URL, or None to go straight."""

@@ -9,8 +9,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 
-import aiohttp
-
+from datafetch.fetch.client import Response
 from datafetch.fetch.coding import BodyTooLargeError, decode
 from datafetch.fetch.headers import content_codings, opt_out
 from datafetch.fetch.memory import Allotment
@@ -33,7 +32,7 @@ class Receiver:
         self._policy = policy
         self._count = count
 
-    async def receive(self, response: aiohttp.ClientResponse, memory: Allotment, watch: Stopwatch) -> Fetched:
+    async def receive(self, response: Response, memory: Allotment, watch: Stopwatch) -> Fetched:
         """Take one response in.
 
         Args:
@@ -59,7 +58,7 @@ class Receiver:
                 failure = Failure(FailureKind.EMPTY, "200 without a body")
         return replace(failure, status=HTTP_OK, final_url=final_url)
 
-    def _refusal(self, response: aiohttp.ClientResponse) -> Failure | None:
+    def _refusal(self, response: Response) -> Failure | None:
         """What the headers alone say against it."""
         directive = opt_out(response.headers) if self._policy.opt_out is OptOut.OBEY else None
         if directive is not None:
@@ -68,8 +67,8 @@ class Receiver:
             return Failure(FailureKind.TOO_LARGE, f"Content-Length is {response.content_length} bytes")
         return None
 
-    async def _read(self, response: aiohttp.ClientResponse, memory: Allotment, watch: Stopwatch) -> bytes:
-        reader, limit_bytes = response.content, self._policy.max_body_bytes
+    async def _read(self, response: Response, memory: Allotment, watch: Stopwatch) -> bytes:
+        reader, limit_bytes = response.body, self._policy.max_body_bytes
         most_bytes = limit_bytes if response.content_length is None else response.content_length
         chunks: list[bytes] = []
         received_bytes = 0

@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import re
-import socket
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from ipaddress import ip_address
-
-from aiohttp.abc import AbstractResolver, ResolveResult
 
 from datafetch.fetch.address import AddressGuard, BlockedAddressError
 from datafetch.fetch.nameservers import Found, NameNotFoundError, NameServerError, NameServers
@@ -34,7 +31,6 @@ _STALE_TTL_S = 30.0  # RFC 8767: so long before servers that failed are asked ag
 
 _HOST_NAME = re.compile(r"(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}")  # with the underscores that the web does use
 _MAX_NAME_CHARS = 253
-_NUMERIC = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +80,10 @@ class _Entry:
             raise self.fault()  # a new one each time: a kept exception would collect tracebacks, and frames with them
 
 
-class Resolver(AbstractResolver):
+class Resolver:
     """Names to addresses, for any number of tasks of one event loop; make it inside that loop.
 
-    Await ``lookup`` before a request's clock starts; ``resolve``, which aiohttp's connector calls, then finds the
-    answer in the cache.
+    Await ``lookup`` before a request's clock starts; ``addresses`` then finds the answer in the cache.
 
     Args:
         guard: Says which addresses may be connected to; others are dropped from answers.
@@ -149,9 +144,7 @@ class Resolver(AbstractResolver):
         """
         (await self._lookup(host)).check()
 
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
+    async def addresses(self, host: str) -> Sequence[str]:
         """Say which addresses may be connected to, also when the answer expired up to 5 minutes ago.
 
         Raises:
@@ -161,14 +154,7 @@ class Resolver(AbstractResolver):
         if entry is None or entry.usable_until_s < self._now_s():
             entry = await self._lookup(host)
         entry.check()
-        results = [
-            ResolveResult(hostname=host, host=address, port=port, family=its_family, proto=0, flags=_NUMERIC)
-            for address in entry.addresses
-            if family in (its_family := _family(address), socket.AF_UNSPEC)
-        ]
-        if not results:
-            raise NameNotFoundError(f"{host}: no address of this family")
-        return results
+        return entry.addresses
 
     async def close(self) -> None:
         """End all lookups that are under way; whoever still waits for one is cancelled."""
@@ -268,7 +254,3 @@ def _is_address(name: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _family(address: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in address else socket.AF_INET

@@ -1,0 +1,136 @@
+"""One request and its response, over a kept connection or a new one.
+
+Rules: a connection that ends before anything was answered on it, after an earlier response, ended by the server's own
+timeout: the request is made once more on a new one (RFC 9112, 9.3.1), and nobody is told.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import TracebackType
+
+from aiohttp import ClientOSError, ServerDisconnectedError, StreamReader
+from multidict import CIMultiDictProxy
+from yarl import URL
+
+from datafetch.fetch.connections import Connection, Connections, Endpoint
+from datafetch.fetch.policy import FetchPolicy
+from datafetch.fetch.requests import RequestWriter
+
+_SWITCHING_PROTOCOLS = 101
+_LAST_INTERIM_STATUS = 199
+_MAX_INTERIM_RESPONSES = 20
+
+
+class ProtocolError(ValueError):
+    """What came is no answer to what was asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A response whose headers have come, and whose body may be under way.
+
+    Attributes:
+        url: What was asked for, without credentials.
+        status: Of HTTP.
+        headers: Theirs.
+        content_length: Bytes that the body will have, where that is said.
+        body: Its bytes as they arrive.
+    """
+
+    url: URL
+    status: int
+    headers: CIMultiDictProxy[str]
+    content_length: int | None
+    body: StreamReader
+
+
+class Client:
+    """Asks for URLs: ``async with client.get(url, proxy) as response: …``.
+
+    Args:
+        policy: Whom to name as a contact, and how long a silence may be.
+        connections: Where connections come from and go to.
+    """
+
+    def __init__(self, policy: FetchPolicy, connections: Connections) -> None:
+        self._writer = RequestWriter(policy.contact)
+        self._stall_timeout_s = policy.stall_timeout_s
+        self._connections = connections
+
+    def get(self, url: URL, proxy: URL | None = None) -> Exchange:
+        """Ask for a URL.
+
+        Entering raises what ``Connections.connect`` does, and aiohttp's exceptions for what comes through a connection.
+
+        Args:
+            url: Of http or https.
+            proxy: The proxy to go through.
+        """
+        return Exchange(self, url, proxy)
+
+    async def begin(self, exchange: Exchange) -> Response:
+        """Send the request, and wait for the response's headers."""
+        endpoint = Endpoint.of(exchange.url, exchange.proxy)
+        request = self._writer.get(exchange.url, exchange.proxy)
+        exchange.connection = self._connections.take_idle(endpoint)
+        if exchange.connection is not None:
+            try:
+                return await self._converse(exchange.connection, request, exchange.url)
+            except (ServerDisconnectedError, ClientOSError):
+                exchange.connection.drop()
+        exchange.connection = await self._connections.connect(endpoint)
+        return await self._converse(exchange.connection, request, exchange.url)
+
+    def end(self, connection: Connection) -> None:
+        """Take a connection back, whatever state it is in."""
+        self._connections.keep(connection)
+
+    async def _converse(self, connection: Connection, request: bytes, url: URL) -> Response:
+        protocol = connection.protocol
+        protocol.expect_response(self._stall_timeout_s)
+        connection.transport.write(request)
+        for _ in range(_MAX_INTERIM_RESPONSES):
+            message, body = await protocol.read()
+            if message.code == _SWITCHING_PROTOCOLS:
+                raise ProtocolError("101: it speaks another protocol now")
+            if message.code > _LAST_INTERIM_STATUS:
+                return Response(
+                    url if url.raw_user is None and url.raw_password is None else url.with_user(None),
+                    message.code,
+                    message.headers,
+                    None if message.chunked else _length(message.headers),
+                    body,
+                )
+        raise ProtocolError(f"over {_MAX_INTERIM_RESPONSES} interim responses")
+
+
+class Exchange:
+    """A request and its response."""
+
+    __slots__ = ("_client", "connection", "proxy", "url")
+
+    def __init__(self, client: Client, url: URL, proxy: URL | None) -> None:
+        self._client = client
+        self.url = url
+        self.proxy = proxy
+        self.connection: Connection | None = None
+
+    async def __aenter__(self) -> Response:
+        try:
+            return await self._client.begin(self)
+        except BaseException:
+            if self.connection is not None:
+                self.connection.drop()
+            raise
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self.connection is not None, "it has been entered"
+        self._client.end(self.connection)
+
+
+def _length(headers: CIMultiDictProxy[str]) -> int | None:
+    value = headers.get("Content-Length", "")
+    return int(value) if value.isascii() and value.isdigit() else None  # the parser has refused anything else

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import aiohappyeyeballs
 from aiohappyeyeballs import AddrInfoType
-from aiohttp import ClientPayloadError
+from aiohttp import ClientError, ClientPayloadError
 from aiohttp.client_proto import ResponseHandler
 from yarl import URL
 
@@ -58,7 +58,8 @@ class Protocol(ResponseHandler):
         payload = self._payload
         super().set_exception(exc, *cause)
         if payload is not None and not payload.is_eof() and payload.exception() is None:
-            payload.set_exception(ClientPayloadError(f"{type(exc).__name__}: {exc}"))
+            is_known = isinstance(exc, ClientError | TimeoutError)
+            payload.set_exception(exc if is_known else ClientPayloadError(f"{type(exc).__name__}: {exc}"))
 
     def expect_response(self, stall_timeout_s: float) -> None:
         """Get ready for the response to a request that has just been sent."""

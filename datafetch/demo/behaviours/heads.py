@@ -117,10 +117,11 @@ _DISCONNECTED: Mapping[str, Answer] = {
     "thousands_of_headers": _with(*(f"X-Header-{number}: and another one" for number in range(_THOUSANDS))),
     "endless_head": _endless_head,
     "endless_header": _endless_header,
+    "endless_hints": _endless_hints,
     "cut_in_head": _cut_in_head,
     "reset_in_head": _reset_in_head,
 }
-_TIMEOUT: Mapping[str, Answer] = {"drip_head": _drip_head, "endless_hints": _endless_hints}
+_TIMEOUT: Mapping[str, Answer] = {"drip_head": _drip_head}
 
 HEADS: Mapping[str, Behaviour] = {
     **{name: Behaviour(answer) for name, answer in _ARRIVES.items()},

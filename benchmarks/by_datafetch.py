@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import uvloop
 from errand import Errand, Stopwatch, Tally, run
 
-from datafetch.fetch import Fetcher
+from datafetch.fetch import Fetcher, Limiter
 from datafetch.model import OK, Body
 from datafetch.pipeline import WORKERS_PER_CONNECTION
 
@@ -27,13 +27,18 @@ async def _drive(errand: Errand) -> Tally:
     async with Fetcher(errand.policy) as fetch:
         stopwatch = Stopwatch(len(errand.urls))
         urls = iter(enumerate(errand.urls))  # whoever is free takes the next: that is the whole look-ahead
+        in_flight = Limiter(lambda: fetch.connections * WORKERS_PER_CONNECTION + fetch.parked)
         async with asyncio.TaskGroup() as group:
-            for _ in range(fetch.connections * WORKERS_PER_CONNECTION):
-                group.create_task(_work(fetch, urls, stopwatch))
+            for _ in range(fetch.most_connections * 2 * WORKERS_PER_CONNECTION):
+                group.create_task(_work(fetch, in_flight, urls, stopwatch))
         return stopwatch.tally(fetch.statistics().requests)
 
 
-async def _work(fetch: Fetcher, urls: Iterator[tuple[int, str]], stopwatch: Stopwatch) -> None:
-    for number, url in urls:
-        fetched = await fetch(url)
-        stopwatch.note(number, OK if isinstance(fetched, Body) else fetched.kind.value)
+async def _work(fetch: Fetcher, in_flight: Limiter, urls: Iterator[tuple[int, str]], stopwatch: Stopwatch) -> None:
+    while True:
+        async with in_flight:
+            number, url = next(urls, (0, ""))
+            if not url:
+                return
+            fetched = await fetch(url)
+            stopwatch.note(number, OK if isinstance(fetched, Body) else fetched.kind.value)

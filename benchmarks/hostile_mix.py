@@ -53,7 +53,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--warm-ups", type=int, default=0, help="runs of each before that")
     parser.add_argument("--urls", type=int, default=20_000, help="URLs in the mix")
     parser.add_argument("--seed", type=int, default=0, help="of the mix and its order")
-    parser.add_argument("--connections", type=int, default=256, help="requests open at once; 0 for auto")
+    parser.add_argument("--connections", type=int, default=0, help="requests open at once; 0 for auto")
     parser.add_argument("--timeout-s", type=float, default=5.0, help="the deadline of an attempt")
     parser.add_argument("--connect-timeout-s", type=float, default=2.0, help="part of it for making the connection")
     parser.add_argument("--good-hosts", type=int, default=2000, help="hosts with the good ones and what is gone")

@@ -28,6 +28,7 @@ _SHARES = {
     Manner.RESET: 2,
     Manner.DRIP: 2,
 }
+_BUSY_HOSTS_PER_BAD_HOST = 16  # many good hosts ration now and then; a second of Retry-After holds for all of a host
 _FIRST_BAD_HOST = {Manner.TARPIT: 8 << 20, Manner.BUSY: 9 << 20, Manner.RESET: 10 << 20, Manner.DRIP: 11 << 20}
 
 
@@ -39,7 +40,7 @@ class Web:
         swarm: Serves all that can be connected to.
         dead: The others, as ``address:port``.
         good_hosts: How many serve well.
-        bad_hosts: How many there are of each bad manner; 0 makes each bad URL's host its own.
+        bad_hosts: How many there are of each bad manner, and 16 times as many busy ones; 0 gives each bad URL its own.
     """
 
     swarm: Swarm
@@ -95,5 +96,6 @@ def _url(web: Web, manner: str, size_bytes: int, number: int, chance: random.Ran
     if first is None:
         host = chance.randrange(web.good_hosts)
     else:
-        host = first + (chance.randrange(web.bad_hosts) if web.bad_hosts else number)
+        hosts = web.bad_hosts * (_BUSY_HOSTS_PER_BAD_HOST if kind is Manner.BUSY else 1)
+        host = first + (chance.randrange(hosts) if hosts else number)
     return web.swarm.url(kind, host=host, size_bytes=size_bytes, number=number)

@@ -20,11 +20,12 @@ class _World:
         """Let requests end for a while."""
         end_s, owed = self.now_s + seconds, 0.0
         while self.now_s < end_s:
+            request = self.concurrency.started(is_full=full)
             self.now_s += 1 / answers_per_s(self.concurrency.connections)
             owed += overloads
             is_overload = owed >= 1
             owed -= is_overload
-            self.concurrency.ended(is_answer=not is_overload, is_overload=is_overload, was_full=full)
+            self.concurrency.ended(request, is_answered=not is_overload, is_overload=is_overload)
 
 
 def _auto(clock: Callable[[], float]) -> Concurrency:
@@ -38,11 +39,11 @@ def test_a_fixed_number_is_kept() -> None:
     assert world.concurrency.connections == 64
 
 
-@pytest.mark.parametrize("knee", [32, 100, 300, 5000])
+@pytest.mark.parametrize("knee", [64, 100, 300, 5000])
 def test_the_knee_is_found(knee: int) -> None:
     """It climbs while that brings more, stays near where it stops doing so, and never above the most."""
     world = _World(_auto)
-    assert world.concurrency.connections == 32
+    assert world.concurrency.connections == 64
     world.live(lambda connections: 10.0 * min(connections, knee), seconds=60)
     reached = world.concurrency.connections
     assert min(knee, world.concurrency.most) / 2 <= reached <= min(2 * knee, world.concurrency.most)
@@ -52,7 +53,19 @@ def test_nothing_is_learnt_while_something_else_is_the_limit() -> None:
     """With the codec as the limit nobody waits for a place, and the number stays."""
     world = _World(_auto)
     world.live(lambda _: 200, seconds=60, full=False)
-    assert world.concurrency.connections == 32
+    assert world.concurrency.connections == 64
+
+
+def test_a_request_that_hangs_gives_its_place_to_another() -> None:
+    """Tarpits hold descriptors, and neither our CPU nor our bandwidth."""
+    world = _World(_auto)
+    hanging = [world.concurrency.started(is_full=True) for _ in range(50)]
+    assert world.concurrency.places == 64
+    world.now_s += 5
+    assert world.concurrency.places == 64 + 50
+    for request in hanging:
+        world.concurrency.ended(request, is_answered=False, is_overload=False)
+    assert (world.concurrency.places, world.concurrency.connections) == (64, 64)
 
 
 def test_our_own_failures_slow_us_down() -> None:

@@ -8,25 +8,45 @@ from __future__ import annotations
 
 import resource
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from datafetch.errors import ResourceError
 
-_START = 32
+_START = 64
 _MOST = 1024
 _LEAST = 8
 _STEP_UP = 2.0  # while it is sought; the knee is then known within a factor that _FINE_STEP narrows
 _FINE_STEP = 1.25
 _BACK_OFF = 0.7
 _WORTHWHILE = 0.4  # a step is kept when it brings this share of what it would bring if every request counted the same
-_WINDOW_S = 1.0
+_WINDOW_S = 0.5
 _WINDOW_REQUESTS = 200  # fewer say nothing: the web's noise is as large as what a step brings
-_REST_WINDOWS = 20
+_REST_WINDOWS = 5  # after a step that brought nothing; it doubles with each such step
+_MOST_REST_WINDOWS = 40
 _SHARE_THAT_HURTS = 0.1  # of the requests, beyond what was usual before
 _USUAL_WEIGHT = 0.1
+_HANGING_S = 2.0  # most answers begin within a second; what takes longer uses neither our CPU nor our bandwidth
 _DESCRIPTORS_PER_REQUEST = 2  # happy eyeballs may have two sockets open for one request
 _RESERVED_DESCRIPTORS = 256  # idle connections, the codec's pipes, spools, manifests
+
+
+@dataclass(slots=True, eq=False)
+class OpenRequest:
+    """A request under way.
+
+    Attributes:
+        started_s: When, by the clock.
+        was_full: Whether others waited for a place when it began.
+        has_ended: Whether it is over.
+        is_hanging: Whether it has been counted as one that hangs.
+    """
+
+    started_s: float
+    was_full: bool
+    has_ended: bool = False
+    is_hanging: bool = False
 
 
 @dataclass(slots=True)
@@ -45,59 +65,100 @@ class Concurrency:
 
     Found by climbing: it doubles as long as that brings more answers a second, goes back when it did not, and tries the
     neighbourhood again now and then, for the web changes. While the places are not all taken, something else is the
-    limit (the codec, the hosts), and nothing is learnt.
+    limit (the codec, the hosts), and nothing is learnt. A request that hangs has its place filled by another.
 
     Args:
         wanted: A fixed number; None to find one.
         clock: In seconds, monotonic.
+
+    Attributes:
+        most: What ``connections`` never exceeds.
     """
 
     def __init__(self, wanted: int | None, clock: Callable[[], float] = time.monotonic) -> None:
         self.most = affordable_connections(wanted or _MOST)
         self._is_fixed = wanted is not None
-        self._connections = self.most if self._is_fixed else min(_START, self.most)
+        self._found = self.most if self._is_fixed else min(_START, self.most)
         self._ceiling = float(self.most)
         self._clock = clock
+        self._young: deque[OpenRequest] = deque()
+        self._hanging = 0
         self._window = _Window(clock())
         self._usual_overload = 0.0
         self._step = _STEP_UP
         self._before: tuple[int, float] | None = None  # connections and answers a second before the last step
+        self._is_settling = False
         self._rest = 0
+        self._next_rest = _REST_WINDOWS
 
     @property
     def connections(self) -> int:
-        """How many requests may be open now."""
-        return max(1, min(self._connections, int(self._ceiling)))
+        """How many requests may be open now, those that hang not counted."""
+        return max(1, min(self._found, int(self._ceiling)))
 
-    def ended(self, *, is_answer: bool, is_overload: bool, was_full: bool) -> None:
-        """Count one request.
+    @property
+    def places(self) -> int:
+        """How many requests may be open now, those that hang counted."""
+        if self._is_fixed:
+            return self.connections
+        oldest_s = self._clock() - _HANGING_S
+        while self._young and (self._young[0].has_ended or self._young[0].started_s <= oldest_s):
+            request = self._young.popleft()
+            if not request.has_ended:
+                request.is_hanging = True
+                self._hanging += 1
+        return max(1, min(self.connections + self._hanging, self.most, int(self._ceiling)))
+
+    def started(self, *, is_full: bool) -> OpenRequest:
+        """Count a request that begins.
 
         Args:
-            is_answer: The host said something, whatever it was.
-            is_overload: It failed in a way that speaks of us rather than of its host.
-            was_full: Somebody waited for its place.
+            is_full: Somebody else waits for a place.
         """
+        request = OpenRequest(self._clock(), is_full)
+        if not self._is_fixed:
+            self._young.append(request)
+        return request
+
+    def ended(self, request: OpenRequest, *, is_answered: bool, is_overload: bool) -> None:
+        """Count a request that is over.
+
+        Args:
+            request: Which one.
+            is_answered: The host said something, whatever it was.
+            is_overload: It failed in a way that speaks of us rather than of its host.
+        """
+        request.has_ended = True
+        self._hanging -= request.is_hanging
         self._ceiling = min(self._ceiling + 1 / (8 * self._ceiling), self.most)  # what pressure took comes back slowly
         window = self._window
         window.requests += 1
-        window.answers += is_answer
+        window.answers += is_answered
         window.overloads += is_overload
-        window.was_full |= was_full
-        if self._is_fixed or window.requests < max(_WINDOW_REQUESTS, 2 * self._connections):
+        window.was_full |= request.was_full
+        if self._is_fixed or window.requests < max(_WINDOW_REQUESTS, 2 * self._found):
             return
         passed_s = self._clock() - window.started_s
         if passed_s >= _WINDOW_S:
             self._decide(window, window.answers / passed_s)
             self._window = _Window(self._clock())
 
+    def failed_to_resolve(self) -> None:
+        """Count a name that no name server answered for."""
+        self._window.requests += 1
+        self._window.overloads += 1
+
     def pressed(self) -> None:
         """Descriptors, ports or memory for sockets ran out: fewer, at once."""
         self._ceiling = max(1.0, self.connections * _BACK_OFF)
 
     def _decide(self, window: _Window, answers_per_s: float) -> None:
+        if self._is_settling:  # this window saw the step happen, not yet what it brings
+            self._is_settling = False
+            return
         share = window.overloads / window.requests
         if share > self._usual_overload + _SHARE_THAT_HURTS:
-            self._go_to(max(_LEAST, int(self._connections * _BACK_OFF)))
+            self._found = max(min(_LEAST, self.most), int(self._found * _BACK_OFF))
             self._rest_a_while()
             return
         self._usual_overload += (share - self._usual_overload) * _USUAL_WEIGHT
@@ -105,24 +166,25 @@ class Concurrency:
             self._judge_step(*self._before, answers_per_s)
         if self._rest:
             self._rest -= 1
-        elif window.was_full and self._connections < self.most:
-            self._before = self._connections, answers_per_s
-            self._go_to(min(self.most, int(self._connections * self._step) + 1))
+        elif window.was_full and self._found < self.most:
+            self._before = self._found, answers_per_s
+            self._found = min(self.most, int(self._found * self._step) + 1)
+            self._is_settling = True
 
     def _judge_step(self, connections: int, answers_per_s_before: float, answers_per_s: float) -> None:
         """Keep the last step, or take it back."""
         self._before = None
-        gain_if_all_count = self._connections / connections - 1
-        if answers_per_s < answers_per_s_before * (1 + gain_if_all_count * _WORTHWHILE):
-            self._go_to(connections)
+        gain_if_all_count = self._found / connections - 1
+        if answers_per_s >= answers_per_s_before * (1 + gain_if_all_count * _WORTHWHILE):
+            self._next_rest = _REST_WINDOWS
+        else:
+            self._found = connections
             self._rest_a_while()
 
     def _rest_a_while(self) -> None:
-        self._rest = _REST_WINDOWS
+        self._rest = self._next_rest
+        self._next_rest = min(2 * self._next_rest, _MOST_REST_WINDOWS)
         self._step = _FINE_STEP
-
-    def _go_to(self, connections: int) -> None:
-        self._connections = min(connections, self.most)
 
 
 def affordable_connections(wanted: int) -> int:

@@ -25,7 +25,7 @@ from yarl import URL
 from datafetch.fetch.classify import classify
 from datafetch.fetch.memory import Allotment, BodyBudget
 from datafetch.fetch.policy import FetchPolicy
-from datafetch.fetch.requester import Requester
+from datafetch.fetch.requester import REFUSALS, Requester
 from datafetch.fetch.statistics import FetchStatistics
 from datafetch.fetch.stopwatch import Stopwatch
 from datafetch.fetch.urls import BadUrlError, parse_url
@@ -45,7 +45,7 @@ class _Call:
     Attributes:
         url: Where it is.
         memory: What its body is held against.
-        attempts: Attempts made for it.
+        attempts: Attempts made for it; what a host that is down refuses is none.
         failure: Of the last of them.
     """
 
@@ -69,6 +69,8 @@ class Fetcher:
         self.policy = policy or FetchPolicy()
         self._budget = budget or BodyBudget(_DEFAULT_BUDGET_BYTES)
         self._requester = Requester(self.policy)
+        backoff_s = self.policy.backoff_s
+        self._backoff = wait_exponential(multiplier=backoff_s, max=_MAX_BACKOFF_S) + wait_random(0, backoff_s)
         self._outcomes: Counter[str] = Counter()
         self._attempts = 0
         self._resources = AsyncExitStack()
@@ -91,6 +93,11 @@ class Fetcher:
     def most_connections(self) -> int:
         """Requests that may be open at any time."""
         return self._requester.concurrency.most
+
+    @property
+    def parked(self) -> int:
+        """Calls that wait for their host's turn: they hold nothing, and others may go on meanwhile."""
+        return self._requester.hosts.waiting
 
     def statistics(self) -> FetchStatistics:
         """How it stands now."""
@@ -139,8 +146,8 @@ class Fetcher:
         if self.policy.retries and _is_worth_a_retry(fetched):
             fetched = await self._retry(call, fetched)
         if isinstance(fetched, Failure) and fetched.kind is FailureKind.HOST_DOWN and call.failure:
-            fetched = call.failure  # what was tried says more than that nothing more was
-        return replace(fetched, attempts=call.attempts)
+            return call.failure  # what was tried says more than that nothing more was
+        return fetched
 
     async def _retry(self, call: _Call, first: Fetched) -> Fetched:
         """Make the further attempts, with tenacity as the clock between them."""
@@ -153,27 +160,30 @@ class Fetcher:
         # One AsyncRetrying a call: a shared one mixes up concurrent calls (jd/tenacity#93).
         retrying = AsyncRetrying(
             stop=stop_after_attempt(self.policy.retries + 1),
-            wait=wait_exponential(multiplier=self.policy.backoff_s, max=_MAX_BACKOFF_S)
-            + wait_random(0, self.policy.backoff_s),
+            wait=self._pause_s,
             retry=retry_if_result(_is_worth_a_retry),
             retry_error_callback=_last_result,
         )
         fetched: Fetched = await retrying(attempt)
         return fetched
 
+    def _pause_s(self, state: RetryCallState) -> float:
+        """Between two attempts. After a refusal the host itself is paused, and those it refused come first then."""
+        failure = _last_result(state)
+        is_refusal = isinstance(failure, Failure) and failure.status in REFUSALS
+        return 0.0 if is_refusal else self._backoff(state)
+
     async def _attempt(self, call: _Call) -> Fetched:
         """Ask once, redirects and all."""
         call.memory.shrink(0)  # what an earlier attempt received is gone
         watch = Stopwatch(self.policy.timeout_s)
         fetched = await self._follow(call, watch)
-        if isinstance(fetched, Failure):
-            if fetched.kind is FailureKind.HOST_DOWN:
-                return fetched
-            call.failure = fetched = replace(fetched, fetch_ms=watch.passed_s * _MS_PER_S)
-        else:
-            fetched = replace(fetched, fetch_ms=watch.passed_s * _MS_PER_S)
-        call.attempts += 1
+        if isinstance(fetched, Failure) and fetched.kind is FailureKind.HOST_DOWN:
+            return fetched
         self._attempts += 1
+        call.attempts += 1
+        fetched = replace(fetched, attempts=call.attempts, fetch_ms=watch.passed_s * _MS_PER_S)
+        call.failure = fetched if isinstance(fetched, Failure) else None
         return fetched
 
     async def _follow(self, call: _Call, watch: Stopwatch) -> Fetched:

@@ -16,6 +16,7 @@ from typing import Self
 
 _FAULTS_IN_A_ROW = 5  # one image alone has three attempts by default, so it takes two of them to give up a host
 _REFUSALS_IN_A_ROW = 6  # with the pauses between them about a minute
+_REGAINED_BY_ANSWER = 1 / 8  # of the requests open at once that a host lost when it failed or refused
 _DOWN_S = 30.0
 _MAX_DOWN_S = 300.0
 _MAX_PAUSE_S = 60.0  # what Retry-After may ask for; past that, a later run is the better retry
@@ -58,7 +59,7 @@ class _Host:
     """What is known of one host. Times are the loop's, in seconds; turns have serials, for clocks tick too slowly."""
 
     name: str
-    limit: int
+    limit: float
     open: int = 0
     faults: int = 0
     refusals: int = 0
@@ -69,6 +70,7 @@ class _Host:
     retry_at_s: float = 0.0
     reason: str = ""
     waiting: list[_Waiter] = field(default_factory=list)
+    refused: set[int] = field(default_factory=set)
     alarm: asyncio.TimerHandle | None = None
 
     @property
@@ -82,11 +84,15 @@ class Hosts:
     Args:
         per_host: Requests open at once to one host.
         backoff_s: The first pause after a 429 or 503 that names none; it doubles from one to the next.
+
+    Attributes:
+        waiting: Requests that wait for their host's turn.
     """
 
     def __init__(self, per_host: int, backoff_s: float) -> None:
         self._per_host = per_host
         self._backoff_s = backoff_s
+        self.waiting = 0
         self._hosts: dict[str, _Host] = {}  # the one used last stands last
         self._serials = count()
         self._loop = asyncio.get_running_loop()
@@ -105,7 +111,7 @@ class Hosts:
         now_s = self._loop.time()
         return HostStatistics(
             known=len(self._hosts),
-            waiting=sum(len(host.waiting) for host in self._hosts.values()),
+            waiting=self.waiting,
             paused=sum(host.resume_at_s > now_s for host in self._hosts.values()),
             down=sum(host.outages > 0 for host in self._hosts.values()),
         )
@@ -123,7 +129,7 @@ class Hosts:
         host = self._find(name)
         if host.outages:
             self._refuse_unless_probe(host)
-        elif host.waiting or host.open >= host.limit or self._loop.time() < host.resume_at_s:
+        elif host.waiting or host.open >= int(host.limit) or self._loop.time() < host.resume_at_s:
             await self._wait(host, number)
             return host
         host.open += 1
@@ -136,13 +142,14 @@ class Hosts:
         if host.is_idle and not (host.faults or host.refusals or host.outages):
             self._hosts.pop(host.name, None)
 
-    def answered(self, host: _Host) -> None:
-        """The host gave an answer: it is there, and content."""
+    def answered(self, host: _Host, number: int) -> None:
+        """The host gave this image its answer: it is there, and content."""
         host.faults = host.refusals = host.outages = 0
-        host.limit = min(host.limit + 1, self._per_host)
+        host.refused.discard(number)
+        host.limit = min(host.limit + _REGAINED_BY_ANSWER, self._per_host)
 
     def failed(self, host: _Host, serial: int, reason: str) -> None:
-        """No connection, or one on which nothing was said.
+        """No connection, or one on which the answer did not come in time.
 
         Args:
             host: Which one.
@@ -150,23 +157,29 @@ class Hosts:
             reason: In words.
         """
         host.faults += 1
+        host.limit = max(1.0, host.limit / 2)  # it may be no more than slow, and is found dead with fewer requests
         is_probe = host.outages > 0 and serial > host.down_from
         if is_probe or (not host.outages and host.faults >= _FAULTS_IN_A_ROW):
             self._give_up(host, f"failed {host.faults} times in a row ({reason})")
 
-    def refused(self, host: _Host, serial: int, pause_s: float | None) -> None:
+    def refused(self, host: _Host, number: int, serial: int, pause_s: float | None) -> None:
         """The host asked us to come back later (429, 503).
+
+        Once, that is a matter of waiting; when it refuses the same image again, there were too many of us.
 
         Args:
             host: Which one.
+            number: Of the image.
             serial: Of the turn.
             pause_s: How much later, where it says so.
         """
         now_s = self._loop.time()
         host.faults = 0
+        if number in host.refused:
+            host.limit = 1.0
+        host.refused.add(number)
         if serial > host.paused_from:  # the answers to requests of before the pause are one refusal together
             host.refusals += 1
-            host.limit = max(1, host.limit // 2)
             host.paused_from = next(self._serials)
             if host.outages or host.refusals >= _REFUSALS_IN_A_ROW:
                 self._give_up(host, f"refused {host.refusals} times in a row")
@@ -192,6 +205,7 @@ class Hosts:
         waiter = _Waiter(number, next(self._serials), self._loop.create_future())
         heapq.heappush(host.waiting, waiter)
         self._admit(host)
+        self.waiting += 1
         try:
             await waiter.granted
         except asyncio.CancelledError:
@@ -201,6 +215,8 @@ class Hosts:
             elif not waiter.granted.cancelled() and waiter.granted.exception() is None:
                 self.leave(host)  # the turn came in the same instant
             raise
+        finally:
+            self.waiting -= 1
 
     def _admit(self, host: _Host) -> None:
         """Let in who may, and come back when a pause ends."""
@@ -209,7 +225,7 @@ class Hosts:
             if host.alarm is None:
                 host.alarm = self._loop.call_at(host.resume_at_s, self._wake, host)
             return
-        while host.waiting and host.open < host.limit:
+        while host.waiting and host.open < int(host.limit):
             waiter = heapq.heappop(host.waiting)
             if not waiter.granted.done():  # cancelled, and about to leave
                 host.open += 1
@@ -257,12 +273,12 @@ class Turn:
 
     def answered(self) -> None:
         """The host gave an answer."""
-        self._hosts.answered(self._host)
+        self._hosts.answered(self._host, self._number)
 
     def failed(self, reason: str) -> None:
-        """No connection, or one on which nothing was said."""
+        """No connection, or one on which the answer did not come in time."""
         self._hosts.failed(self._host, self._serial, reason)
 
     def refused(self, pause_s: float | None) -> None:
         """The host asked us to come back later."""
-        self._hosts.refused(self._host, self._serial, pause_s)
+        self._hosts.refused(self._host, self._number, self._serial, pause_s)

@@ -17,7 +17,7 @@ from yarl import URL
 
 from datafetch.fetch.address import AddressGuard, is_address
 from datafetch.fetch.classify import WEB_FAULTS, PressureError, classify
-from datafetch.fetch.client import Client
+from datafetch.fetch.client import Client, Response
 from datafetch.fetch.concurrency import Concurrency
 from datafetch.fetch.connections import Connections, ConnectTimeoutError
 from datafetch.fetch.headers import retry_after_s
@@ -34,8 +34,10 @@ from datafetch.fetch.urls import authority, join_url
 from datafetch.model import FailureKind, Fetched
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_REFUSALS = frozenset({429, 503})
-_HOST_FAULTS = frozenset({FailureKind.CONNECT, FailureKind.TIMEOUT})  # where nothing was answered
+REFUSALS = frozenset({429, 503})
+"""The statuses by which a host asks to be left in peace for a while."""
+
+_HOST_FAULTS = frozenset({FailureKind.CONNECT, FailureKind.TIMEOUT})
 _MAX_PRESSURE_S = 60.0  # requests end within the deadline; when none frees a descriptor, something else holds them
 
 
@@ -58,7 +60,7 @@ class Requester:
         self.requests = 0
         self.received_bytes = 0
         self.concurrency = Concurrency(policy.connections)
-        self.limiter = Limiter(lambda: self.concurrency.connections)
+        self.limiter = Limiter(lambda: self.concurrency.places)
         self._policy = policy
         self._receiver = Receiver(policy, self._count_bytes)
         self._resources = AsyncExitStack()
@@ -119,7 +121,7 @@ class Requester:
         except WEB_FAULTS as error:
             failure = classify(error)
             if failure.kind is FailureKind.DNS_FAILED:
-                self.concurrency.ended(is_answer=False, is_overload=True, was_full=False)
+                self.concurrency.failed_to_resolve()
             return failure
         except PressureError:
             self.concurrency.pressed()
@@ -144,26 +146,32 @@ class Requester:
     ) -> Fetched | URL:
         """Send the request, and take in what comes."""
         self.requests += 1
+        request = self.concurrency.started(is_full=self.limiter.waiting > 0)
         is_answered = is_overload = False
         try:
             async with watch, self._client.get(url, proxy) as response:
                 is_answered = True
-                if response.status in _REFUSALS:
+                answer = await self._read(url, response, memory, watch)
+                if response.status in REFUSALS:
                     turn.refused(retry_after_s(response.headers))
                 else:
                     turn.answered()
-                location = response.headers.get("Location") if response.status in _REDIRECTS else None
-                if location:
-                    return join_url(url, location)
-                return await self._receiver.receive(response, memory, watch)
+                return answer
         except WEB_FAULTS as error:
             failure = classify(error)
-            if not is_answered and failure.kind in _HOST_FAULTS:
-                is_overload = isinstance(error, TimeoutError | ConnectTimeoutError) and turn.host_was_sound
+            if failure.kind in _HOST_FAULTS:
+                is_timeout = isinstance(error, TimeoutError | ConnectTimeoutError)
+                is_overload = is_timeout and not is_answered and turn.host_was_sound
                 turn.failed(failure.detail)
             return failure
         finally:
-            self.concurrency.ended(is_answer=is_answered, is_overload=is_overload, was_full=self.limiter.waiting > 0)
+            self.concurrency.ended(request, is_answered=is_answered, is_overload=is_overload)
+
+    async def _read(self, url: URL, response: Response, memory: Allotment, watch: Stopwatch) -> Fetched | URL:
+        location = response.headers.get("Location") if response.status in _REDIRECTS else None
+        if location:
+            return join_url(url, location)
+        return await self._receiver.receive(response, memory, watch)
 
     def _count_bytes(self, received_bytes: int) -> None:
         self.received_bytes += received_bytes

@@ -78,7 +78,7 @@ def _write_tiny_pictures(folder: Path, count: int) -> list[str]:
 
 
 def _measure(kind: RunKind, source: CoyoSource, root: Path, connections: int) -> Run:
-    done = prepare(source, root, "--connections", str(connections))
+    done = prepare(source, root, "--connections", str(connections), "--per-host", str(connections))
     return Run(f"{connections} connections", kind, done.images_per_s, _details(done), done.outcomes())
 
 

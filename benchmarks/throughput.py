@@ -154,7 +154,7 @@ def _run_pipeline(spec: str, kind: RunKind, source: CoyoSource, work: _Workload)
     done = prepare(
         source,
         work.root,
-        *("--connections", work.connections, "--processes", str(work.processes)),
+        *("--connections", work.connections, "--per-host", "1024", "--processes", str(work.processes)),
         *("--short-side", "none" if short_side_px is None else str(short_side_px)),
     )
     usage = done.usage

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from datafetch.fetch import Fetcher, FetchPolicy
+    from datafetch.fetch import Fetcher, FetchPolicy, FetchStatistics, OptOut
     from datafetch.job import Job, fetch_dataset, run
     from datafetch.model import Body, Encoded, Failure, FailureKind, Report
     from datafetch.transcode import ImageSpec, Transcoder
@@ -17,9 +17,11 @@ __all__ = [
     "Failure",
     "FailureKind",
     "FetchPolicy",
+    "FetchStatistics",
     "Fetcher",
     "ImageSpec",
     "Job",
+    "OptOut",
     "Report",
     "Transcoder",
     "fetch_dataset",
@@ -33,9 +35,11 @@ _ROOMS = {
     "Failure": "model",
     "FailureKind": "model",
     "FetchPolicy": "fetch",
+    "FetchStatistics": "fetch",
     "Fetcher": "fetch",
     "ImageSpec": "transcode",
     "Job": "job",
+    "OptOut": "fetch",
     "Report": "model",
     "Transcoder": "transcode",
     "fetch_dataset": "job",

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
+
+from datafetch.allocator import give_memory_back
 
 
 def main() -> int:
     """Run the command and return its exit code."""
-    # Arrow's default allocator keeps what it once had, 40 MB of the 200 MB of a run (benchmarks/manifest_memory.py). It
-    # is chosen when Arrow is loaded, so before the import below; a library leaves that choice to its process.
-    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     try:
+        give_memory_back()  # before Arrow is loaded, which the next import does
         from datafetch.cli import main as run_command  # noqa: PLC0415
 
         code = run_command()

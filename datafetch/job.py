@@ -233,8 +233,8 @@ def _identity(job: Job, manifest: Manifest, spec: ImageSpec) -> _Identity:
     }
     if job.fetch.insecure:
         identity["insecure"] = True
-    if job.fetch.opt_out is OptOut.IGNORE:
-        identity["opt_out"] = job.fetch.opt_out.value
+    if job.fetch.opt_out == OptOut.IGNORE:
+        identity["opt_out"] = OptOut.IGNORE.value
     return identity
 
 

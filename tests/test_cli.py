@@ -48,7 +48,8 @@ def command(tmp_path: Path, source: CoyoSource) -> list[str]:
     return [
         *(sys.executable, "-m", "datafetch", "prepare", "coyo"),
         *("--source", str(source.folder), "--ids", str(source.ids), "--root", str(tmp_path / "root")),
-        *("--allow-net", "127.0.0.0/8", "--connections", "40", "--processes", "2"),
+        *("--allow-net", "127.0.0.0/8", "--connections", "40", "--per-host", "40"),
+        *("--processes", "2"),
     ]
 
 

@@ -24,7 +24,7 @@ from datafetch.pipeline import Statistics
 from datafetch.state import State
 from datafetch.transcode import ImageSpec
 
-POLICY = FetchPolicy(allow_net=LOOPBACK, backoff_s=0.01, connections=64)
+POLICY = FetchPolicy(allow_net=LOOPBACK, backoff_s=0.01, connections=64, per_host=64)
 Pictures = tuple[Path, list[str]]
 _numbers = count()
 
@@ -109,7 +109,7 @@ def test_a_perfect_server_and_a_thousand_connections(tmp_path: Path) -> None:
             source=str(source.folder),
             ids=str(source.ids),
             out=str(tmp_path / "out"),
-            fetch=FetchPolicy(connections=1024, allow_net=LOOPBACK, retries=0),
+            fetch=FetchPolicy(connections=1024, per_host=1024, allow_net=LOOPBACK, retries=0),
             processes=2,
         )
         report = run(job)

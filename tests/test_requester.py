@@ -281,6 +281,59 @@ async def test_a_wait_for_memory_does_not_count_against_the_host() -> None:
     assert fetched.fetch_ms < policy.timeout_s * 1000
 
 
+_LARGE = """
+import asyncio, hashlib, re, sys
+from datafetch.allocator import give_memory_back
+from datafetch.fetch import BodyBudget, Fetcher, FetchPolicy, Limiter
+from datafetch.model import Body
+
+def peak_mib() -> int:
+    return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) // 1024
+
+async def main() -> None:
+    budget, codec, arrived = BodyBudget(256 << 20), Limiter(lambda: 2), 0
+    policy = FetchPolicy(allow_net=("127.0.0.0/8",), connections=64, per_host=64, retries=0)
+    before_mib = peak_mib()
+
+    async def deliver(number: int) -> None:
+        nonlocal arrived
+        with budget.allotment() as memory:
+            fetched = await fetch(f"{sys.argv[1]}/{number}", memory=memory)
+            async with codec:
+                arrived += isinstance(fetched, Body) and len(fetched.content) == 30_000_000
+                await asyncio.to_thread(hashlib.sha256, fetched.content)
+
+    async with Fetcher(policy, budget=budget) as fetch, asyncio.TaskGroup() as group:
+        for number in range(64):
+            group.create_task(deliver(number))
+    print(arrived, peak_mib() - before_mib)
+
+give_memory_back()
+asyncio.run(main())
+"""
+
+
+async def test_large_bodies_stay_within_the_memory_budget() -> None:
+    """Of 64 bodies of 30 MB at once, no more than 256 MiB and a margin are ever in memory, and all arrive."""
+    body = bytes(30_000_000)
+
+    async def answer(_: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"%bContent-Length: %d\r\n\r\n" % (OK_HEAD, len(body)))
+        view = memoryview(body)
+        for start in range(0, len(body), 1 << 20):
+            writer.write(view[start : start + (1 << 20)])
+            await writer.drain()
+
+    async with _server(answer) as port:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", _LARGE, f"http://127.0.0.1:{port}", stdout=subprocess.PIPE
+        )
+        arrived, grown_mib = (await process.communicate())[0].split()
+    assert int(arrived) == 64
+    # The budget, one body over it, and 64 read buffers of half a MiB; a third of that for everything else.
+    assert int(grown_mib) < (256 + 30 + 32) * 4 / 3
+
+
 _PRESSED = """
 import asyncio, os, resource, sys
 from datafetch.fetch import Fetcher, FetchPolicy

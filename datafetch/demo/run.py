@@ -83,7 +83,7 @@ def run_demo(images: int, folder: Path | None = None, observe: Observer | None =
             source=str(source.folder),
             out=str(folder / "playground" / "data" / dataset.path),
             ids=str(source.ids),
-            fetch=FetchPolicy(allow_net=("127.0.0.0/8",), backoff_s=0.2),
+            fetch=FetchPolicy(allow_net=("127.0.0.0/8",), per_host=64, backoff_s=0.2),
         )
         report = run(job, observe)
     return DemoResult(report, (*check_outcomes(job, urls), *check_files(job, report, source)))

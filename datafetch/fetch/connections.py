@@ -33,7 +33,7 @@ from datafetch.model import HTTP_OK
 _MAX_IDLE = 128  # enough for the few hosts that a manifest does ask again and again
 _MAX_IDLE_S = 5.0
 _NEXT_ADDRESS_DELAY_S = 0.25  # RFC 8305, 8
-_READ_BUFFER_BYTES = 256 * 1024  # a photograph in one or two reads; aiohttp's 64 KiB pauses the socket too often
+_READ_BUFFER_BYTES = 128 * 1024  # reading pauses at twice that: after most photographs, and before a thousand add up
 _MAX_HEADER_BYTES = 64 * 1024  # security policies and cookies of real sites outgrow aiohttp's 8 KiB
 _MAX_HEADERS = 512
 

@@ -75,6 +75,8 @@ class FetchPolicy:
             raise ConfigurationError(f"--timeout must be above 0 seconds and at most a day, not {self.timeout_s}")
         if not (self.connect_timeout_s > 0 and self.stall_timeout_s > 0 and self.backoff_s >= 0):
             raise ConfigurationError("connect_timeout_s and stall_timeout_s must be above 0, backoff_s not below it")
+        if self.opt_out not in tuple(OptOut):
+            raise ConfigurationError(f"--opt-out is one of {', '.join(OptOut)}, not {self.opt_out!r}")
         if not self.contact.isprintable():
             raise ConfigurationError("--user-agent must be one line of printable text")
         self.networks()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
+from io import BytesIO
 
 from datafetch.fetch.client import Response
 from datafetch.fetch.coding import BodyTooLargeError, decode
@@ -60,7 +61,7 @@ class Receiver:
 
     def _refusal(self, response: Response) -> Failure | None:
         """What the headers alone say against it."""
-        directive = opt_out(response.headers) if self._policy.opt_out is OptOut.OBEY else None
+        directive = opt_out(response.headers) if self._policy.opt_out == OptOut.OBEY else None
         if directive is not None:
             return Failure(FailureKind.OPTED_OUT, f"X-Robots-Tag: {directive}")
         if (response.content_length or 0) > self._policy.max_body_bytes:
@@ -70,7 +71,7 @@ class Receiver:
     async def _read(self, response: Response, memory: Allotment, watch: Stopwatch) -> bytes:
         reader, limit_bytes = response.body, self._policy.max_body_bytes
         most_bytes = limit_bytes if response.content_length is None else response.content_length
-        chunks: list[bytes] = []
+        buffer = BytesIO()  # grows in place and gives its bytes away uncopied; joined chunks would be there twice
         received_bytes = 0
         while not reader.at_eof():
             if received_bytes >= memory.held_bytes:
@@ -80,9 +81,8 @@ class Receiver:
             self._count(len(chunk))
             if received_bytes > limit_bytes:
                 raise BodyTooLargeError(f"over {limit_bytes} bytes")
-            chunks.append(chunk)
-        content = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        chunks.clear()
+            buffer.write(chunk)
+        content = buffer.getvalue()
         codings = content_codings(response.headers)
         if codings:
             await _hold(len(content) + limit_bytes, memory, watch)

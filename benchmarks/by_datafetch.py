@@ -27,9 +27,9 @@ async def _drive(errand: Errand) -> Tally:
     async with Fetcher(errand.policy) as fetch:
         stopwatch = Stopwatch(len(errand.urls))
         urls = iter(enumerate(errand.urls))  # whoever is free takes the next: that is the whole look-ahead
-        in_flight = Limiter(lambda: fetch.connections * WORKERS_PER_CONNECTION + fetch.parked)
+        in_flight = fetch.look_ahead(WORKERS_PER_CONNECTION)
         async with asyncio.TaskGroup() as group:
-            for _ in range(fetch.most_connections * 2 * WORKERS_PER_CONNECTION):
+            for _ in range(fetch.most_connections * WORKERS_PER_CONNECTION):
                 group.create_task(_work(fetch, in_flight, urls, stopwatch))
         return stopwatch.tally(fetch.statistics().requests)
 

@@ -100,7 +100,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=10.0, help="how long")
     parser.add_argument("--interval-s", type=float, default=2.0, help="between two looks at the process")
     parser.add_argument("--seed", type=int, default=0, help="of the mix")
-    parser.add_argument("--connections", type=int, default=256, help="requests open at once; 0 for auto")
+    parser.add_argument("--connections", type=int, default=0, help="requests open at once; 0 for auto")
     parser.add_argument("--timeout-s", type=float, default=5.0, help="the deadline of an attempt")
     parser.add_argument("--connect-timeout-s", type=float, default=2.0, help="part of it for making the connection")
     parser.add_argument("--good-hosts", type=int, default=1_000_000, help="hosts with the good ones and what is gone")
@@ -130,7 +130,7 @@ class _Soak:
         """Fetch until the time is up, and what the process looked like."""
         async with Fetcher(self._policy) as fetch, asyncio.TaskGroup() as group:
             urls = self._until_the_end()
-            for _ in range(fetch.connections * WORKERS_PER_CONNECTION):
+            for _ in range(fetch.most_connections * WORKERS_PER_CONNECTION):
                 group.create_task(self._work(fetch, urls))
             return await self._watch(fetch)
 

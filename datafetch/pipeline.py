@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from datafetch.commit import Commit, commit_in_process
 from datafetch.errors import ConservationError
 from datafetch.feed import Feed, OpenShard
-from datafetch.fetch import BodyBudget, Fetcher, Limiter
+from datafetch.fetch import BodyBudget, Fetcher
 from datafetch.model import (
     OK,
     Dataset,
@@ -31,7 +31,6 @@ from datafetch.state import State
 from datafetch.transcode import Transcoder
 
 WORKERS_PER_CONNECTION = 4
-_MOST_WORKERS_PER_CONNECTION = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +93,7 @@ class Pipeline:
         self._fetch = fetch
         self._transcode = transcode
         self._budget = budget
-        # Samples whose host lets them wait are not counted, so that a slow host does not stop the others; the bound on
-        # workers is the bound on how far ahead of them the manifest is read.
-        self._in_flight = Limiter(lambda: fetch.connections * WORKERS_PER_CONNECTION + fetch.parked)
+        self._in_flight = fetch.look_ahead(WORKERS_PER_CONNECTION)
         self._outcomes: Counter[str] = Counter()
         self._started_s = time.monotonic()
 
@@ -107,7 +104,7 @@ class Pipeline:
             DatafetchError: What stops a run. Images that ended are in their spools, for the next run.
             ConservationError: The manifest gave fewer samples than it had counted.
         """
-        workers = self._fetch.most_connections * _MOST_WORKERS_PER_CONNECTION
+        workers = self._fetch.most_connections * WORKERS_PER_CONNECTION
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(workers):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import os
 import resource
 import time
@@ -118,8 +119,8 @@ async def test_a_name_server_that_is_not_there_blames_no_name() -> None:
     "host",
     [
         *("", ".", "..", "cat..example", ".example", "cat.example..", f"{'a' * 64}.example", ".".join(["a" * 60] * 5)),
-        *("cat example", "cat\0.example", "cat/../dog", "[::1", "katze\udcff.example", "\u2603" * 70, "*.example"),
-        *("\N{IDEOGRAPHIC FULL STOP}", "a\N{ZERO WIDTH JOINER}b.example", "cat.example:80", "\n"),
+        *("cat example", "cat\0.example", "cat/../dog", "katze\udcff.example", "\u2603" * 70, "*.example"),
+        *("\N{IDEOGRAPHIC FULL STOP}", "a\N{ZERO WIDTH JOINER}b.example", "\n"),
     ],
 )
 async def test_what_is_no_host_name_is_not_found(host: str) -> None:
@@ -133,7 +134,7 @@ async def test_what_is_no_host_name_is_not_found(host: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "host", ["a_b.example", "_a.example", "-a-.example", "cat", "CAT.Example.", "b\xfccher.example", "1.2.3"]
+    "host", ["a_b.example", "_a.example", "-a-.example", "cat", "CAT.Example.", "b\xfccher.example"]
 )
 async def test_odd_names_are_asked_for(host: str) -> None:
     """Underscores, single labels, capitals, a last dot and other alphabets are all in use."""
@@ -432,6 +433,7 @@ async def test_a_worn_channel_serves_on_while_descriptors_are_scarce(monkeypatch
 
 @contextmanager
 def _no_descriptors_left(spare: int = 0) -> Iterator[None]:
+    gc.collect()  # or what earlier tests left behind gives some back in the midst of this one
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     taken: list[int] = []
     resource.setrlimit(resource.RLIMIT_NOFILE, (_highest_descriptor() + 20, hard))

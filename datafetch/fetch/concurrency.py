@@ -6,6 +6,7 @@ resolve on hosts that had done nothing wrong. The number never exceeds what this
 
 from __future__ import annotations
 
+import math
 import resource
 import time
 from collections import deque
@@ -28,6 +29,8 @@ _MOST_REST_WINDOWS = 40
 _SHARE_THAT_HURTS = 0.1  # of the requests, beyond what was usual before
 _USUAL_WEIGHT = 0.1
 _HANGING_S = 2.0  # most answers begin within a second; what takes longer uses neither our CPU nor our bandwidth
+_ONE_SHORTAGE_S = 0.5
+_REGAINED_BY_REQUEST = 1 / 64  # of the connections that a shortage took
 _DESCRIPTORS_PER_REQUEST = 2  # happy eyeballs may have two sockets open for one request
 _RESERVED_DESCRIPTORS = 256  # idle connections, the codec's pipes, spools, manifests
 
@@ -73,13 +76,15 @@ class Concurrency:
 
     Attributes:
         most: What ``connections`` never exceeds.
+        is_fixed: Whether the number is the operator's.
     """
 
     def __init__(self, wanted: int | None, clock: Callable[[], float] = time.monotonic) -> None:
         self.most = affordable_connections(wanted or _MOST)
-        self._is_fixed = wanted is not None
-        self._found = self.most if self._is_fixed else min(_START, self.most)
+        self.is_fixed = wanted is not None
+        self._found = self.most if self.is_fixed else min(_START, self.most)
         self._ceiling = float(self.most)
+        self._pressed_until_s = -math.inf
         self._clock = clock
         self._young: deque[OpenRequest] = deque()
         self._hanging = 0
@@ -99,7 +104,7 @@ class Concurrency:
     @property
     def places(self) -> int:
         """How many requests may be open now, those that hang counted."""
-        if self._is_fixed:
+        if self.is_fixed:
             return self.connections
         oldest_s = self._clock() - _HANGING_S
         while self._young and (self._young[0].has_ended or self._young[0].started_s <= oldest_s):
@@ -116,7 +121,7 @@ class Concurrency:
             is_full: Somebody else waits for a place.
         """
         request = OpenRequest(self._clock(), is_full)
-        if not self._is_fixed:
+        if not self.is_fixed:
             self._young.append(request)
         return request
 
@@ -130,13 +135,13 @@ class Concurrency:
         """
         request.has_ended = True
         self._hanging -= request.is_hanging
-        self._ceiling = min(self._ceiling + 1 / (8 * self._ceiling), self.most)  # what pressure took comes back slowly
+        self._ceiling = min(self._ceiling + _REGAINED_BY_REQUEST, self.most)
         window = self._window
         window.requests += 1
         window.answers += is_answered
         window.overloads += is_overload
         window.was_full |= request.was_full
-        if self._is_fixed or window.requests < max(_WINDOW_REQUESTS, 2 * self._found):
+        if self.is_fixed or window.requests < max(_WINDOW_REQUESTS, 2 * self._found):
             return
         passed_s = self._clock() - window.started_s
         if passed_s >= _WINDOW_S:
@@ -149,8 +154,11 @@ class Concurrency:
         self._window.overloads += 1
 
     def pressed(self) -> None:
-        """Descriptors, ports or memory for sockets ran out: fewer, at once."""
-        self._ceiling = max(1.0, self.connections * _BACK_OFF)
+        """Descriptors, or memory for sockets, ran out: fewer, at once. What fails in one moment is one shortage."""
+        now_s = self._clock()
+        if now_s >= self._pressed_until_s:
+            self._pressed_until_s = now_s + _ONE_SHORTAGE_S
+            self._ceiling = max(1.0, self.connections * _BACK_OFF)
 
     def _decide(self, window: _Window, answers_per_s: float) -> None:
         if self._is_settling:  # this window saw the step happen, not yet what it brings

@@ -23,6 +23,7 @@ from tenacity import (
 from yarl import URL
 
 from datafetch.fetch.classify import classify
+from datafetch.fetch.limiter import Limiter
 from datafetch.fetch.memory import Allotment, BodyBudget
 from datafetch.fetch.policy import FetchPolicy
 from datafetch.fetch.requester import REFUSALS, Requester
@@ -94,10 +95,13 @@ class Fetcher:
         """Requests that may be open at any time."""
         return self._requester.concurrency.most
 
-    @property
-    def parked(self) -> int:
-        """Calls that wait for their host's turn: they hold nothing, and others may go on meanwhile."""
-        return self._requester.hosts.waiting
+    def look_ahead(self, per_connection: int) -> Limiter:
+        """Places for calls, for a caller with more URLs than it will have in the air: ``async with places: …``.
+
+        There are so many for each connection, and one more for each call that waits for its host's turn: it holds
+        nothing, and others go on meanwhile.
+        """
+        return self._requester.look_ahead(per_connection)
 
     def statistics(self) -> FetchStatistics:
         """How it stands now."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, islice
 from types import TracebackType
 from typing import Self
 
@@ -21,6 +22,7 @@ _DOWN_S = 30.0
 _MAX_DOWN_S = 300.0
 _MAX_PAUSE_S = 60.0  # what Retry-After may ask for; past that, a later run is the better retry
 _KNOWN_HOSTS = 20_000  # that are remembered although nothing is under way: some 10 MB
+_LOOKED_AT = 64  # of those used the longest ago, for one that is idle
 
 
 class HostDownError(OSError):
@@ -84,14 +86,16 @@ class Hosts:
     Args:
         per_host: Requests open at once to one host.
         backoff_s: The first pause after a 429 or 503 that names none; it doubles from one to the next.
+        on_wait: Told when a request begins to wait for its host's turn.
 
     Attributes:
         waiting: Requests that wait for their host's turn.
     """
 
-    def __init__(self, per_host: int, backoff_s: float) -> None:
+    def __init__(self, per_host: int, backoff_s: float, on_wait: Callable[[], None] = lambda: None) -> None:
         self._per_host = per_host
         self._backoff_s = backoff_s
+        self._on_wait = on_wait
         self.waiting = 0
         self._hosts: dict[str, _Host] = {}  # the one used last stands last
         self._serials = count()
@@ -100,11 +104,13 @@ class Hosts:
     def turn(self, host: str, number: int) -> Turn:
         """A turn to ask a host: ``async with hosts.turn(host, number) as turn: …``.
 
+        Entering raises HostDownError while the host is left alone.
+
         Args:
             host: Name and port.
             number: Of the image; lower ones come first.
         """
-        return Turn(self, host, number)
+        return Turn(self, self._find(host), number)
 
     def statistics(self) -> HostStatistics:
         """How it stands now."""
@@ -116,69 +122,48 @@ class Hosts:
             down=sum(host.outages > 0 for host in self._hosts.values()),
         )
 
-    def next_serial(self) -> int:
-        """The serial of a turn that begins now."""
-        return next(self._serials)
+    async def begin(self, turn: Turn) -> None:
+        """Wait until it is this turn."""
+        host, now_s = turn.host, self._loop.time()
+        if host.outages and (host.open or now_s < host.retry_at_s):
+            raise HostDownError(host.name, host.reason)
+        if not host.outages and (host.waiting or host.open >= int(host.limit) or now_s < host.resume_at_s):
+            await self._wait(host, turn.number)
+        else:
+            host.open += 1
+        turn.serial = next(self._serials)
 
-    async def enter(self, name: str, number: int) -> _Host:
-        """Wait for a turn.
+    def end(self, turn: Turn) -> None:
+        """Let others have their turn."""
+        self._leave(turn.host)
 
-        Raises:
-            HostDownError: The host is left alone for now.
-        """
-        host = self._find(name)
-        if host.outages:
-            self._refuse_unless_probe(host)
-        elif host.waiting or host.open >= int(host.limit) or self._loop.time() < host.resume_at_s:
-            await self._wait(host, number)
-            return host
-        host.open += 1
-        return host
-
-    def leave(self, host: _Host) -> None:
-        """End a turn."""
-        host.open -= 1
-        self._admit(host)
-        if host.is_idle and not (host.faults or host.refusals or host.outages):
-            self._hosts.pop(host.name, None)
-
-    def answered(self, host: _Host, number: int) -> None:
+    def answered(self, turn: Turn) -> None:
         """The host gave this image its answer: it is there, and content."""
+        host = turn.host
         host.faults = host.refusals = host.outages = 0
-        host.refused.discard(number)
+        host.refused.discard(turn.number)
         host.limit = min(host.limit + _REGAINED_BY_ANSWER, self._per_host)
 
-    def failed(self, host: _Host, serial: int, reason: str) -> None:
-        """No connection, or one on which the answer did not come in time.
-
-        Args:
-            host: Which one.
-            serial: Of the turn.
-            reason: In words.
-        """
+    def failed(self, turn: Turn, reason: str) -> None:
+        """No connection, or one on which the answer did not come in time; the reason in words."""
+        host = turn.host
         host.faults += 1
         host.limit = max(1.0, host.limit / 2)  # it may be no more than slow, and is found dead with fewer requests
-        is_probe = host.outages > 0 and serial > host.down_from
+        is_probe = host.outages > 0 and turn.serial > host.down_from
         if is_probe or (not host.outages and host.faults >= _FAULTS_IN_A_ROW):
             self._give_up(host, f"failed {host.faults} times in a row ({reason})")
 
-    def refused(self, host: _Host, number: int, serial: int, pause_s: float | None) -> None:
-        """The host asked us to come back later (429, 503).
+    def refused(self, turn: Turn, pause_s: float | None) -> None:
+        """The host asked us to come back later (429, 503): so much later, where it says so.
 
         Once, that is a matter of waiting; when it refuses the same image again, there were too many of us.
-
-        Args:
-            host: Which one.
-            number: Of the image.
-            serial: Of the turn.
-            pause_s: How much later, where it says so.
         """
-        now_s = self._loop.time()
+        host, now_s = turn.host, self._loop.time()
         host.faults = 0
-        if number in host.refused:
+        if turn.number in host.refused:
             host.limit = 1.0
-        host.refused.add(number)
-        if serial > host.paused_from:  # the answers to requests of before the pause are one refusal together
+        host.refused.add(turn.number)
+        if turn.serial > host.paused_from:  # the answers to requests of before the pause are one refusal together
             host.refusals += 1
             host.paused_from = next(self._serials)
             if host.outages or host.refusals >= _REFUSALS_IN_A_ROW:
@@ -192,20 +177,19 @@ class Hosts:
         host = self._hosts.pop(name, None) or _Host(name, self._per_host)
         self._hosts[name] = host
         if len(self._hosts) > _KNOWN_HOSTS:
-            oldest = next((known for known in self._hosts.values() if known.is_idle), None)
-            if oldest is not None:
-                del self._hosts[oldest.name]
+            for oldest in islice(self._hosts.values(), _LOOKED_AT):
+                if oldest.is_idle:
+                    del self._hosts[oldest.name]
+                    break
         return host
 
-    def _refuse_unless_probe(self, host: _Host) -> None:
-        if host.open or self._loop.time() < host.retry_at_s:
-            raise HostDownError(host.name, host.reason)
-
     async def _wait(self, host: _Host, number: int) -> None:
+        """Wait for a turn; at the end it is counted among the open ones."""
         waiter = _Waiter(number, next(self._serials), self._loop.create_future())
         heapq.heappush(host.waiting, waiter)
         self._admit(host)
         self.waiting += 1
+        self._on_wait()
         try:
             await waiter.granted
         except asyncio.CancelledError:
@@ -213,15 +197,20 @@ class Hosts:
                 host.waiting.remove(waiter)
                 heapq.heapify(host.waiting)
             elif not waiter.granted.cancelled() and waiter.granted.exception() is None:
-                self.leave(host)  # the turn came in the same instant
+                self._leave(host)  # the turn came in the same instant
             raise
         finally:
             self.waiting -= 1
 
+    def _leave(self, host: _Host) -> None:
+        host.open -= 1
+        self._admit(host)
+        if host.is_idle and not (host.faults or host.refusals or host.outages):
+            self._hosts.pop(host.name, None)
+
     def _admit(self, host: _Host) -> None:
         """Let in who may, and come back when a pause ends."""
-        now_s = self._loop.time()
-        if host.waiting and now_s < host.resume_at_s:
+        if host.waiting and self._loop.time() < host.resume_at_s:
             if host.alarm is None:
                 host.alarm = self._loop.call_at(host.resume_at_s, self._wake, host)
             return
@@ -249,36 +238,36 @@ class Hosts:
 class Turn:
     """One request's turn at its host, and what came of it."""
 
-    __slots__ = ("_host", "_hosts", "_name", "_number", "_serial")
+    __slots__ = ("_hosts", "host", "number", "serial")
 
-    def __init__(self, hosts: Hosts, name: str, number: int) -> None:
+    def __init__(self, hosts: Hosts, host: _Host, number: int) -> None:
         self._hosts = hosts
-        self._name = name
-        self._number = number
+        self.host = host
+        self.number = number
+        self.serial = -1
 
     async def __aenter__(self) -> Self:
-        self._host = await self._hosts.enter(self._name, self._number)
-        self._serial = self._hosts.next_serial()
+        await self._hosts.begin(self)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._hosts.leave(self._host)
+        self._hosts.end(self)
 
     @property
     def host_was_sound(self) -> bool:
         """Whether the host has not failed of late."""
-        return not self._host.faults
+        return not self.host.faults
 
     def answered(self) -> None:
         """The host gave an answer."""
-        self._hosts.answered(self._host, self._number)
+        self._hosts.answered(self)
 
     def failed(self, reason: str) -> None:
         """No connection, or one on which the answer did not come in time."""
-        self._hosts.failed(self._host, self._serial, reason)
+        self._hosts.failed(self, reason)
 
     def refused(self, pause_s: float | None) -> None:
         """The host asked us to come back later."""
-        self._hosts.refused(self._host, self._number, self._serial, pause_s)
+        self._hosts.refused(self, pause_s)

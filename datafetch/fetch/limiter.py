@@ -15,13 +15,14 @@ class Limiter:
     """Places: ``async with limiter: …``, from any number of tasks of one event loop.
 
     Args:
-        capacity: Says how many there are now. Asked whenever somebody comes or leaves; when it falls, those who are in
-            stay in.
+        capacity: Says how many there are now. Asked whenever somebody comes or leaves, and by ``admit``; when it falls,
+            those who are in stay in.
     """
 
     def __init__(self, capacity: Callable[[], int]) -> None:
         self._capacity = capacity
         self._open = 0
+        self._waiting = 0
         self._queue: deque[asyncio.Future[None]] = deque()
 
     @property
@@ -32,7 +33,7 @@ class Limiter:
     @property
     def waiting(self) -> int:
         """Callers that wait for a place."""
-        return len(self._queue)
+        return self._waiting
 
     async def __aenter__(self) -> None:
         if self._open < self._capacity() and not self._queue:
@@ -40,13 +41,16 @@ class Limiter:
             return
         place = asyncio.get_running_loop().create_future()
         self._queue.append(place)
-        self._admit()  # the capacity may have grown since anybody left
+        self._waiting += 1
+        self.admit()  # the capacity may have grown since anybody left
         try:
             await place
         except asyncio.CancelledError:
             if not place.cancelled():  # the place came in the same instant
                 self._leave()
             raise
+        finally:
+            self._waiting -= 1
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -55,9 +59,10 @@ class Limiter:
 
     def _leave(self) -> None:
         self._open -= 1
-        self._admit()
+        self.admit()
 
-    def _admit(self) -> None:
+    def admit(self) -> None:
+        """Let in whoever fits now; for whoever knows that the capacity has grown."""
         while self._queue and self._open < self._capacity():
             place = self._queue.popleft()
             if not place.done():  # cancelled, and about to leave

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Sequence
-from urllib.request import getproxies, proxy_bypass
+from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined]
 
 from yarl import URL
 
@@ -20,11 +20,11 @@ class Proxies:
     """
 
     def __init__(self) -> None:
-        environment = getproxies()
+        self._environment: dict[str, str] = getproxies_environment()
         self.addresses: dict[URL, Sequence[str]] = {}
         self._by_scheme: dict[str, URL] = {}
         for scheme in ("http", "https"):
-            text = environment.get(scheme) or environment.get("all")
+            text = self._environment.get(scheme) or self._environment.get("all")
             if text:
                 self._by_scheme[scheme] = _proxy_url(scheme, text)
 
@@ -47,7 +47,7 @@ class Proxies:
     def find(self, url: URL) -> URL | None:
         """The proxy for a URL, or None to go straight."""
         proxy = self._by_scheme.get(url.scheme)
-        if proxy is None or proxy_bypass(f"{url.raw_host}:{url.port}"):
+        if proxy is None or proxy_bypass_environment(f"{url.raw_host}:{url.port}", self._environment):
             return None
         return proxy
 

@@ -38,6 +38,7 @@ REFUSALS = frozenset({429, 503})
 """The statuses by which a host asks to be left in peace for a while."""
 
 _HOST_FAULTS = frozenset({FailureKind.CONNECT, FailureKind.TIMEOUT})
+_WATCH_S = 0.5
 _MAX_PRESSURE_S = 60.0  # requests end within the deadline; when none frees a descriptor, something else holds them
 
 
@@ -63,19 +64,21 @@ class Requester:
         self.limiter = Limiter(lambda: self.concurrency.places)
         self._policy = policy
         self._receiver = Receiver(policy, self._count_bytes)
+        self._ahead: list[Limiter] = []
+        self._alarm: asyncio.TimerHandle | None = None
         self._resources = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
         self._proxies = Proxies() if self._policy.trust_env else None
         if self._proxies is not None:
             await self._proxies.resolve()
-        self._guard = AddressGuard(self._policy.networks())
-        self.hosts = Hosts(self._policy.per_host, self._policy.backoff_s)
-        self.resolver = Resolver(self._guard, self._policy.nameservers)
-        self._resources.push_async_callback(self.resolver.close)
         tls = await asyncio.to_thread(tls_context, verify=not self._policy.insecure)
-        self._connections = Connections(self._policy, self._guard, self.resolver, tls=tls, proxies=self._proxies)
+        self.hosts = Hosts(self._policy.per_host, self._policy.backoff_s, self._admit_ahead)
+        self.resolver = Resolver(AddressGuard(self._policy.networks()), self._policy.nameservers)
+        self._resources.push_async_callback(self.resolver.close)
+        self._connections = Connections(self._policy, self.resolver, tls=tls, proxies=self._proxies)
         self._resources.push_async_callback(self._connections.close)
+        self._resources.callback(self._stop_watching)
         self._client = Client(self._policy, self._connections)
         return self
 
@@ -83,6 +86,12 @@ class Requester:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._resources.aclose()
+
+    def look_ahead(self, per_connection: int) -> Limiter:
+        """Places for calls: so many for each connection, those not counted that wait for their host's turn."""
+        limiter = Limiter(lambda: self.concurrency.connections * per_connection + self.hosts.waiting)
+        self._ahead.append(limiter)
+        return limiter
 
     async def ask(self, url: URL, memory: Allotment, watch: Stopwatch) -> Fetched | URL:
         """Make one request, as soon as it is its turn and this machine can make it.
@@ -100,15 +109,28 @@ class Requester:
         """
         try:
             return await self._ask_in_turn(url, memory, watch)
-        except PressureError:
-            retrying = AsyncRetrying(
-                stop=stop_after_delay(_MAX_PRESSURE_S),
-                wait=wait_random_exponential(multiplier=0.1, max=2.0),
-                retry=retry_if_exception_type(PressureError),
-                reraise=True,
-            )
-            answer: Fetched | URL = await retrying(self._ask_in_turn, url, memory, watch)
-            return answer
+        except PressureError as error:
+            return await self._ask_under_pressure(error, url, memory, watch)
+
+    async def _ask_under_pressure(
+        self, first: PressureError, url: URL, memory: Allotment, watch: Stopwatch
+    ) -> Fetched | URL:
+        """Ask again and again, with tenacity as the clock between, until there is a descriptor."""
+        made = [first]
+
+        async def ask() -> Fetched | URL:
+            if made:
+                raise made.pop()
+            return await self._ask_in_turn(url, memory, watch)
+
+        retrying = AsyncRetrying(
+            stop=stop_after_delay(_MAX_PRESSURE_S),
+            wait=wait_random_exponential(multiplier=0.1, max=2.0),
+            retry=retry_if_exception_type(PressureError),
+            reraise=True,
+        )
+        answer: Fetched | URL = await retrying(ask)
+        return answer
 
     async def _ask_in_turn(self, url: URL, memory: Allotment, watch: Stopwatch) -> Fetched | URL:
         try:
@@ -135,9 +157,7 @@ class Requester:
         """
         host = url.raw_host or ""
         proxy = self._proxies.find(url) if self._proxies else None
-        if is_address(host):
-            self._guard.check(host)
-        elif proxy is None:
+        if proxy is None or is_address(host):
             await self.resolver.lookup(host)
         return proxy
 
@@ -147,6 +167,8 @@ class Requester:
         """Send the request, and take in what comes."""
         self.requests += 1
         request = self.concurrency.started(is_full=self.limiter.waiting > 0)
+        if self._alarm is None:
+            self._watch_for_hanging()
         is_answered = is_overload = False
         try:
             async with watch, self._client.get(url, proxy) as response:
@@ -172,6 +194,21 @@ class Requester:
         if location:
             return join_url(url, location)
         return await self._receiver.receive(response, memory, watch)
+
+    def _admit_ahead(self) -> None:
+        for limiter in self._ahead:
+            limiter.admit()
+
+    def _watch_for_hanging(self) -> None:
+        """Requests that begin to hang make room for others, though nobody comes or leaves."""
+        self.limiter.admit()
+        self._admit_ahead()
+        is_needed = self.limiter.open > 0 and not self.concurrency.is_fixed
+        self._alarm = asyncio.get_running_loop().call_later(_WATCH_S, self._watch_for_hanging) if is_needed else None
+
+    def _stop_watching(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
 
     def _count_bytes(self, received_bytes: int) -> None:
         self.received_bytes += received_bytes

@@ -14,9 +14,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from ipaddress import ip_address
 
-from datafetch.fetch.address import AddressGuard, BlockedAddressError
+from datafetch.fetch.address import AddressGuard, BlockedAddressError, is_address
 from datafetch.fetch.nameservers import Found, NameNotFoundError, NameServerError, NameServers
 
 __all__ = ["NameNotFoundError", "NameServerError", "Resolver", "ResolverStatistics"]
@@ -67,7 +66,7 @@ class ResolverStatistics:
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
+class _Known:
     """What is known of a name: addresses, or the fault to raise."""
 
     addresses: tuple[str, ...]
@@ -108,8 +107,8 @@ class Resolver:
         self._servers = NameServers(nameservers)
         self._max_names = max_names
         self._now_s = clock
-        self._cache: OrderedDict[str, _Entry] = OrderedDict()
-        self._asking: dict[str, asyncio.Task[_Entry]] = {}
+        self._cache: OrderedDict[str, _Known] = OrderedDict()
+        self._asking: dict[str, asyncio.Task[_Known]] = {}
         self._hits = self._coalesced = self._asked = 0
         self._found = self._not_found = self._blocked = self._failed = self._stale = 0
 
@@ -142,7 +141,10 @@ class Resolver:
             BlockedAddressError: It has addresses, none of them permitted, or is such an address.
             OSError: With the system's ``errno``, when this process has no descriptors left to ask with.
         """
-        (await self._lookup(host)).check()
+        if is_address(host):
+            self._guard.check(host)
+        else:
+            (await self._lookup(host)).check()
 
     async def addresses(self, host: str) -> Sequence[str]:
         """Say which addresses may be connected to, also when the answer expired up to 5 minutes ago.
@@ -150,6 +152,9 @@ class Resolver:
         Raises:
             OSError: As ``lookup`` does, which it awaits when the cache has nothing.
         """
+        if is_address(host):
+            self._guard.check(host)
+            return (host,)
         entry = self._cache.get(host)  # hosts of URLs are in their final form already
         if entry is None or entry.usable_until_s < self._now_s():
             entry = await self._lookup(host)
@@ -165,16 +170,13 @@ class Resolver:
         self._asking.clear()  # of those that had not even begun
         await self._servers.close()
 
-    async def _lookup(self, host: str) -> _Entry:
+    async def _lookup(self, host: str) -> _Known:
         name = _host_name(host)
         entry = self._cache.get(name)
         if entry is not None and entry.fresh_until_s >= self._now_s():
             self._hits += 1
             self._cache.move_to_end(name)
             return entry
-        if _is_address(name):
-            self._guard.check(name)
-            return _Entry((name,), None, 0.0, 0.0)
         task = self._asking.get(name)
         if task is None:
             task = self._asking[name] = asyncio.create_task(self._ask(name), name=f"look up {name}")
@@ -182,7 +184,7 @@ class Resolver:
             self._coalesced += 1
         return await asyncio.shield(task)
 
-    async def _ask(self, name: str) -> _Entry:
+    async def _ask(self, name: str) -> _Known:
         """Ask, and remember what was said. Raises nothing, for there may be nobody left to hear it."""
         self._asked += 1
         try:
@@ -194,24 +196,24 @@ class Resolver:
             self._failed += 1
             return self._remember(name, self._still_usable(name) or self._faulty(error, _FAILURE_TTL_S))
         except OSError as error:  # ours, so nothing is remembered of the name
-            return _Entry((), partial(OSError, error.errno, error.strerror), 0.0, 0.0)
+            return _Known((), partial(OSError, error.errno, error.strerror), 0.0, 0.0)
         finally:
             del self._asking[name]
 
-    def _permitted(self, found: Found) -> _Entry:
+    def _permitted(self, found: Found) -> _Known:
         addresses = tuple(filter(self._guard.permits, found.addresses))
         fresh_until_s = self._now_s() + min(max(found.ttl_s, _MIN_TTL_S), _MAX_TTL_S)
         if not addresses:
             self._blocked += 1
-            return _Entry((), partial(BlockedAddressError, found.addresses[0]), fresh_until_s, fresh_until_s)
+            return _Known((), partial(BlockedAddressError, found.addresses[0]), fresh_until_s, fresh_until_s)
         self._found += 1
-        return _Entry(addresses, None, fresh_until_s, fresh_until_s + _MAX_STALE_S)
+        return _Known(addresses, None, fresh_until_s, fresh_until_s + _MAX_STALE_S)
 
-    def _faulty(self, error: NameNotFoundError | NameServerError, ttl_s: float) -> _Entry:
+    def _faulty(self, error: NameNotFoundError | NameServerError, ttl_s: float) -> _Known:
         until_s = self._now_s() + ttl_s
-        return _Entry((), partial(type(error), *error.args), until_s, until_s)
+        return _Known((), partial(type(error), *error.args), until_s, until_s)
 
-    def _still_usable(self, name: str) -> _Entry | None:
+    def _still_usable(self, name: str) -> _Known | None:
         """The expired addresses of a name for which no server answers now, if they expired not long ago."""
         old = self._cache.get(name)
         now_s = self._now_s()
@@ -220,7 +222,7 @@ class Resolver:
         self._stale += 1
         return replace(old, fresh_until_s=min(now_s + _STALE_TTL_S, old.usable_until_s))
 
-    def _remember(self, name: str, entry: _Entry) -> _Entry:
+    def _remember(self, name: str, entry: _Known) -> _Known:
         self._cache[name] = entry
         self._cache.move_to_end(name)
         if len(self._cache) > self._max_names:
@@ -241,16 +243,6 @@ def _host_name(host: str) -> str:
             name = name.encode("idna").decode("ascii")
         except UnicodeError as error:
             raise NameNotFoundError(f"{host!r} is no host name") from error
-    if len(name) > _MAX_NAME_CHARS or not (_HOST_NAME.fullmatch(name) or _is_address(name)):
+    if len(name) > _MAX_NAME_CHARS or not _HOST_NAME.fullmatch(name):
         raise NameNotFoundError(f"{host!r} is no host name")
     return name
-
-
-def _is_address(name: str) -> bool:
-    if ":" not in name and not name[-1:].isdigit():
-        return False
-    try:
-        ip_address(name)
-    except ValueError:
-        return False
-    return True

@@ -31,6 +31,7 @@ from datafetch.state import State
 from datafetch.transcode import Transcoder
 
 WORKERS_PER_CONNECTION = 4
+_LEAST_WORKERS = 1024  # so that the samples of one slow host don't fill the look-ahead, however few the connections
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,7 @@ class Pipeline:
             DatafetchError: What stops a run. Images that ended are in their spools, for the next run.
             ConservationError: The manifest gave fewer samples than it had counted.
         """
-        workers = self._fetch.most_connections * WORKERS_PER_CONNECTION
+        workers = max(_LEAST_WORKERS, self._fetch.most_connections * WORKERS_PER_CONNECTION)
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(workers):

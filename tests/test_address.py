@@ -6,7 +6,15 @@ import pytest
 
 from datafetch.fetch.address import AddressGuard, BlockedAddressError
 
-PUBLIC = ["8.8.8.8", "93.184.216.34", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808", "2002:808:808::1"]
+PUBLIC = [
+    "8.8.8.8",
+    "93.184.216.34",
+    "2606:4700::1111",
+    "::ffff:8.8.8.8",
+    "64:ff9b::808:808",
+    "2002:808:808::1",
+    "2606:4700::5efe:8.8.8.8",
+]
 NOT_PUBLIC = [
     "0.0.0.0",  # noqa: S104 - nobody binds to it here
     "10.1.2.3",
@@ -37,6 +45,12 @@ NOT_PUBLIC = [
     "fe80::1",
     "fe80::1%eth0",
     "ff02::1",
+    "fec0::1",
+    "3fff::1",
+    "64:ff9b:1:7f00:0:100:808:808",
+    "2606:4700::5efe:10.0.0.1",
+    "fe80::200:5efe:8.8.8.8",
+    "192.88.99.1",
     "not an address",
     "",
 ]

@@ -81,6 +81,13 @@ def test_bombs_in_many_members_are_too_large() -> None:
         decode(gzip.compress(bytes(CAP_BYTES // 2)) * 3, ["gzip"], CAP_BYTES)
 
 
+@pytest.mark.parametrize("coding", ["gzip", "zstd"])
+def test_members_without_content_cost_nothing(coding: str) -> None:
+    """A small body of very many of them would keep a decoder busy for hours."""
+    with pytest.raises(CodingError, match="members"):
+        decode(CODERS[coding](b"") * 100_000, [coding], CAP_BYTES)
+
+
 @pytest.mark.parametrize("coding", CODERS)
 def test_a_body_cut_short_is_damaged(coding: str) -> None:
     """Half a picture is none, even if the transfer was whole."""

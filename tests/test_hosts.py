@@ -90,12 +90,13 @@ async def test_a_host_that_refuses_an_image_again_gets_one_request_at_a_time() -
     await (await second).__aexit__(None, None, None)
 
 
-async def test_a_refusal_without_a_time_pauses_for_a_while() -> None:
-    """The back-off is the first pause."""
+@pytest.mark.parametrize("pause_s", [None, 0.0])
+async def test_a_refusal_without_a_time_pauses_for_a_while(pause_s: float | None) -> None:
+    """The back-off is the first pause, and the least: a host that says "now" is not taken at its word."""
     hosts = Hosts(4, 0.1)
     loop = asyncio.get_running_loop()
     async with hosts.turn(HOST, 0) as turn:
-        turn.refused(None)
+        turn.refused(pause_s)
         refused_at_s = loop.time()
     async with hosts.turn(HOST, 1) as turn:
         assert loop.time() - refused_at_s >= 0.09
@@ -149,6 +150,43 @@ async def test_an_answer_between_failures_starts_the_count_anew() -> None:
             else:
                 turn.failed("timeout")
     assert hosts.statistics().down == 0
+
+
+async def test_a_host_that_answers_others_is_not_given_up_for_what_times_out() -> None:
+    """A URL that hangs is a matter of the URL, however many of them there are at once."""
+    hosts = Hosts(8, 0.01)
+    async with hosts.turn(HOST, 0) as turn:
+        turn.answered()
+        async with _turns(hosts, 7) as turns:
+            for other in turns:
+                other.timed_out("nothing came")
+    assert hosts.statistics().down == 0
+    async with _turns(hosts, 5) as turns:
+        for other in turns:
+            other.failed("refused")  # that is another matter
+    assert hosts.statistics().down == 1
+
+
+async def test_images_that_are_always_refused_do_not_stand_in_the_others_way() -> None:
+    """After two refusals of its own an image lets the others go before it, and they show that the host is there."""
+    hosts = Hosts(1, 0.0)
+    for _ in range(2):
+        for number in range(8):
+            async with hosts.turn(HOST, number) as turn:
+                turn.refused(None)
+            async with hosts.turn(HOST, 100) as turn:
+                turn.answered()
+    order = []
+
+    async def ask(number: int) -> None:
+        async with hosts.turn(HOST, number):
+            order.append(number)
+
+    async with asyncio.TaskGroup() as group, hosts.turn(HOST, 1000):
+        for number in (0, 1, 50, 60):
+            group.create_task(ask(number))
+        await until(lambda: hosts.waiting == 4)
+    assert order == [50, 60, 0, 1]
 
 
 async def test_one_probe_finds_out_whether_the_host_is_back(monkeypatch: pytest.MonkeyPatch) -> None:

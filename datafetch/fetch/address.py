@@ -11,9 +11,16 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
-_NAT64 = (IPv6Network("64:ff9b::/96"), IPv6Network("64:ff9b:1::/48"))  # RFC 6052, RFC 8215
+_NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052
 _IPV4_COMPATIBLE = IPv6Network("::/96")  # RFC 4291, deprecated, still routed by some stacks
 _LOW_32_BITS = 0xFFFFFFFF
+_ISATAP = (0x00005EFE, 0x02005EFE)  # RFC 5214, 6.1: the upper half of the interface's identifier
+_NOT_PUBLIC = (  # though Python 3.11 takes them for global
+    IPv6Network("64:ff9b:1::/48"),  # RFC 8215: a NAT64 of somebody's own, with the IPv4 address anywhere in it
+    IPv6Network("3fff::/20"),  # RFC 9637: documentation
+    IPv6Network("fec0::/10"),  # RFC 3879: site-local
+    IPv4Network("192.88.99.0/24"),  # RFC 7526: relays of 6to4
+)
 _REMEMBERED = 16_384
 
 
@@ -39,7 +46,7 @@ class AddressGuard:
 
     def __init__(self, allowed: Sequence[IPv4Network | IPv6Network]) -> None:
         self._allowed = tuple(allowed)
-        # Parsing an address takes 20 µs, and each is judged more than once: when it is resolved, when it is connected.
+        # Parsing an address takes 20 µs, and each is judged more than once: literals twice a hop, names by each answer.
         self.permits = lru_cache(maxsize=_REMEMBERED)(self._judge)
 
     def _judge(self, address: str) -> bool:
@@ -49,6 +56,8 @@ class AddressGuard:
             return False
         if self._is_allowed(parsed):
             return True
+        if any(parsed in network for network in _NOT_PUBLIC):
+            return False
         faces = tuple(_embedded(parsed)) or (parsed,)
         return all(_is_public(face) or self._is_allowed(face) for face in faces)
 
@@ -71,8 +80,8 @@ def _is_public(address: IPv4Address | IPv6Address) -> bool:
     )
 
 
-def _embedded(address: IPv4Address | IPv6Address) -> Iterator[IPv4Address]:
-    """The IPv4 addresses that an IPv6 address may end up at."""
+def _embedded(address: IPv4Address | IPv6Address) -> Iterator[IPv4Address | IPv6Address]:
+    """The addresses that an IPv6 address may end up at, where that is not just itself."""
     if isinstance(address, IPv4Address):
         return
     for inner in (address.ipv4_mapped, address.sixtofour):
@@ -80,5 +89,8 @@ def _embedded(address: IPv4Address | IPv6Address) -> Iterator[IPv4Address]:
             yield inner
     if address.teredo is not None:
         yield from address.teredo
-    if any(address in network for network in (*_NAT64, _IPV4_COMPATIBLE)):
+    is_isatap = (int(address) >> 32 & _LOW_32_BITS) in _ISATAP
+    if is_isatap or address in _NAT64 or address in _IPV4_COMPATIBLE:
         yield IPv4Address(int(address) & _LOW_32_BITS)
+    if is_isatap:
+        yield address

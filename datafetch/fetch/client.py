@@ -13,17 +13,12 @@ from aiohttp import ClientOSError, ServerDisconnectedError, StreamReader
 from multidict import CIMultiDictProxy
 from yarl import URL
 
-from datafetch.fetch.connections import Connection, Connections, Endpoint
+from datafetch.fetch.connections import LAST_INTERIM_STATUS, Connection, Connections, Endpoint, ProtocolError
 from datafetch.fetch.policy import FetchPolicy
 from datafetch.fetch.requests import RequestWriter
 
 _SWITCHING_PROTOCOLS = 101
-_LAST_INTERIM_STATUS = 199
 _MAX_INTERIM_RESPONSES = 20
-
-
-class ProtocolError(ValueError):
-    """What came is no answer to what was asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,14 +89,16 @@ class Client:
             message, body = await protocol.read()
             if message.code == _SWITCHING_PROTOCOLS:
                 raise ProtocolError("101: it speaks another protocol now")
-            if message.code > _LAST_INTERIM_STATUS:
-                return Response(
-                    url if url.raw_user is None and url.raw_password is None else url.with_user(None),
-                    message.code,
-                    message.headers,
-                    None if message.chunked else _length(message.headers),
-                    body,
-                )
+            if message.code <= LAST_INTERIM_STATUS:
+                protocol.start_timeout()  # the parser has stopped it
+                continue
+            return Response(
+                url if url.raw_user is None and url.raw_password is None else url.with_user(None),
+                message.code,
+                message.headers,
+                None if message.chunked else _length(message.headers),
+                body,
+            )
         raise ProtocolError(f"over {_MAX_INTERIM_RESPONSES} interim responses")
 
 

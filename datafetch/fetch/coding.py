@@ -9,6 +9,9 @@ from __future__ import annotations
 import sys
 import zlib
 from collections.abc import Callable, Iterable
+from functools import partial
+from io import BytesIO
+from typing import Any, Protocol
 
 import brotli
 
@@ -25,6 +28,8 @@ _ZLIB_WINDOW = 15
 _DEFLATE_WINDOW = -15
 _ZSTD_WINDOW_LOG = 23  # RFC 9659: a content coding's window is 8 MiB at most
 _MAX_CODINGS = 3
+_MAX_PARTS = 64
+_PIECE_BYTES = 64 * 1024
 
 
 class CodingError(ValueError):
@@ -59,18 +64,7 @@ def decode(body: bytes, codings: Iterable[str], max_bytes: int) -> bytes:
 
 
 def _gunzip(body: bytes, max_bytes: int) -> bytes:
-    if not body.startswith(_GZIP_MAGIC):
-        return body
-    parts: list[bytes] = []
-    left_bytes = max_bytes
-    while body.startswith(_GZIP_MAGIC):  # members may follow one another (RFC 1952, 2.2); other bytes are padding
-        decompressor = zlib.decompressobj(_GZIP_WINDOW)
-        parts.append(_bounded(decompressor.decompress(body, left_bytes + 1), left_bytes))
-        left_bytes -= len(parts[-1])
-        if not decompressor.eof:
-            raise CodingError("the gzip data ends early")
-        body = decompressor.unused_data
-    return b"".join(parts)
+    return _undo_parts(body, _GZIP_MAGIC, partial(zlib.decompressobj, _GZIP_WINDOW), max_bytes)
 
 
 def _inflate(body: bytes, max_bytes: int) -> bytes:
@@ -78,10 +72,10 @@ def _inflate(body: bytes, max_bytes: int) -> bytes:
         return body
     # RFC 9110 means the zlib format by "deflate"; servers that send the bare one are as old as the name.
     decompressor = zlib.decompressobj(_ZLIB_WINDOW if _is_zlib(body) else _DEFLATE_WINDOW)
-    data = _bounded(decompressor.decompress(body, max_bytes + 1), max_bytes)
+    content = _bounded(decompressor.decompress(body, max_bytes + 1), max_bytes)
     if not decompressor.eof:
         raise CodingError("the deflate data ends early")
-    return data
+    return content
 
 
 def _is_zlib(body: bytes) -> bool:
@@ -104,24 +98,53 @@ def _unbrotli(body: bytes, max_bytes: int) -> bytes:
 
 
 def _unzstd(body: bytes, max_bytes: int) -> bytes:
-    if not body.startswith(_ZSTD_MAGIC):
+    options: dict[int, int] = {zstd.DecompressionParameter.window_log_max: _ZSTD_WINDOW_LOG}
+    return _undo_parts(body, _ZSTD_MAGIC, partial(zstd.ZstdDecompressor, options=options), max_bytes)
+
+
+class _Decompressor(Protocol):
+    """Of one gzip member or one zstd frame."""
+
+    @property
+    def eof(self) -> bool: ...
+
+    @property
+    def unused_data(self) -> bytes: ...
+
+    def decompress(self, data: memoryview, max_length: int) -> bytes: ...
+
+
+def _undo_parts(body: bytes, magic: bytes, new: Callable[[], Any], max_bytes: int) -> bytes:
+    """Undo members or frames that follow one another (RFC 1952, 2.2; RFC 8878, 3); other bytes are padding.
+
+    They are fed piece by piece, for what a decompressor leaves over is a copy: a small body of very many empty members
+    would take hours.
+    """
+    if not body.startswith(magic):
         return body
-    parts: list[bytes] = []
-    left_bytes = max_bytes
-    while body.startswith(_ZSTD_MAGIC):  # frames may follow one another (RFC 8878, 3)
-        decompressor = zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: _ZSTD_WINDOW_LOG})
-        parts.append(_bounded(decompressor.decompress(body, left_bytes + 1), left_bytes))
-        left_bytes -= len(parts[-1])
-        if not decompressor.eof:
-            raise CodingError("the zstd data ends early")
-        body = decompressor.unused_data
-    return b"".join(parts)
+    content = BytesIO()
+    view, place, parts = memoryview(body), 0, 0
+    while body.startswith(magic, place):
+        parts += 1
+        if parts > _MAX_PARTS:
+            raise CodingError(f"over {_MAX_PARTS} members or frames")
+        decompressor: _Decompressor = new()
+        while not decompressor.eof:
+            piece = view[place : place + _PIECE_BYTES]
+            if not piece:
+                raise CodingError("the compressed data ends early")
+            content.write(decompressor.decompress(piece, max_bytes - content.tell() + 1))
+            if content.tell() > max_bytes:
+                raise BodyTooLargeError(f"over {max_bytes} bytes when decompressed")
+            place += len(piece)
+        place -= len(decompressor.unused_data)
+    return content.getvalue()
 
 
-def _bounded(data: bytes, max_bytes: int) -> bytes:
-    if len(data) > max_bytes:
+def _bounded(content: bytes, max_bytes: int) -> bytes:
+    if len(content) > max_bytes:
         raise BodyTooLargeError(f"over {max_bytes} bytes when decompressed")
-    return data
+    return content
 
 
 _DECODERS: dict[str, Callable[[bytes, int], bytes]] = {

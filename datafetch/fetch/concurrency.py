@@ -23,12 +23,17 @@ _FINE_STEP = 1.25
 _BACK_OFF = 0.7
 _WORTHWHILE = 0.4  # a step is kept when it brings this share of what it would bring if every request counted the same
 _WINDOW_S = 0.5
+_LONGEST_WINDOW_S = 4.0
+_LEAST_WINDOW_REQUESTS = 50
 _WINDOW_REQUESTS = 200  # fewer say nothing: the web's noise is as large as what a step brings
 _REST_WINDOWS = 5  # after a step that brought nothing; it doubles with each such step
 _MOST_REST_WINDOWS = 40
 _SHARE_THAT_HURTS = 0.1  # of the requests, beyond what was usual before
 _USUAL_WEIGHT = 0.1
-_HANGING_S = 2.0  # most answers begin within a second; what takes longer uses neither our CPU nor our bandwidth
+_HELPED = 3 / 4  # of the share before is left, or less
+HANGING_S = 2.0
+"""Most answers begin within a second; what takes longer uses neither our CPU nor our bandwidth."""
+
 _ONE_SHORTAGE_S = 0.5
 _REGAINED_BY_REQUEST = 1 / 64  # of the connections that a shortage took
 _DESCRIPTORS_PER_REQUEST = 2  # happy eyeballs may have two sockets open for one request
@@ -72,6 +77,7 @@ class Concurrency:
 
     Args:
         wanted: A fixed number; None to find one.
+        hanging_s: When a request that has not ended counts as one that hangs.
         clock: In seconds, monotonic.
 
     Attributes:
@@ -79,12 +85,15 @@ class Concurrency:
         is_fixed: Whether the number is the operator's.
     """
 
-    def __init__(self, wanted: int | None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, wanted: int | None, hanging_s: float = HANGING_S, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.most = affordable_connections(wanted or _MOST)
         self.is_fixed = wanted is not None
         self._found = self.most if self.is_fixed else min(_START, self.most)
         self._ceiling = float(self.most)
         self._pressed_until_s = -math.inf
+        self._hanging_s = hanging_s
         self._clock = clock
         self._young: deque[OpenRequest] = deque()
         self._hanging = 0
@@ -92,6 +101,7 @@ class Concurrency:
         self._usual_overload = 0.0
         self._step = _STEP_UP
         self._before: tuple[int, float] | None = None  # connections and answers a second before the last step
+        self._before_back_off: tuple[int, float] | None = None  # connections, and the share of our own failures
         self._is_settling = False
         self._rest = 0
         self._next_rest = _REST_WINDOWS
@@ -106,7 +116,7 @@ class Concurrency:
         """How many requests may be open now, those that hang counted."""
         if self.is_fixed:
             return self.connections
-        oldest_s = self._clock() - _HANGING_S
+        oldest_s = self._clock() - self._hanging_s
         while self._young and (self._young[0].has_ended or self._young[0].started_s <= oldest_s):
             request = self._young.popleft()
             if not request.has_ended:
@@ -141,10 +151,11 @@ class Concurrency:
         window.answers += is_answered
         window.overloads += is_overload
         window.was_full |= request.was_full
-        if self.is_fixed or window.requests < max(_WINDOW_REQUESTS, 2 * self._found):
+        if self.is_fixed or window.requests < _LEAST_WINDOW_REQUESTS:
             return
         passed_s = self._clock() - window.started_s
-        if passed_s >= _WINDOW_S:
+        is_enough = window.requests >= max(_WINDOW_REQUESTS, 2 * self._found) and passed_s >= _WINDOW_S
+        if is_enough or passed_s >= _LONGEST_WINDOW_S:
             self._decide(window, window.answers / passed_s)
             self._window = _Window(self._clock())
 
@@ -165,9 +176,13 @@ class Concurrency:
             self._is_settling = False
             return
         share = window.overloads / window.requests
-        if share > self._usual_overload + _SHARE_THAT_HURTS:
+        if self._before_back_off is not None:
+            self._judge_back_off(*self._before_back_off, share)
+        elif share > self._usual_overload + _SHARE_THAT_HURTS:
+            self._before_back_off = self._found, share
             self._found = max(min(_LEAST, self.most), int(self._found * _BACK_OFF))
-            self._rest_a_while()
+            self._before = None
+            self._is_settling = True
             return
         self._usual_overload += (share - self._usual_overload) * _USUAL_WEIGHT
         if self._before is not None:
@@ -188,6 +203,15 @@ class Concurrency:
         else:
             self._found = connections
             self._rest_a_while()
+
+    def _judge_back_off(self, connections: int, share_before: float, share: float) -> None:
+        """Keep the last back-off if it helped; if not, it is the web that is so, and not we who are too many."""
+        self._before_back_off = None
+        if share < share_before * _HELPED:
+            self._rest_a_while()
+        else:
+            self._found = connections
+            self._usual_overload = share
 
     def _rest_a_while(self) -> None:
         self._rest = self._next_rest

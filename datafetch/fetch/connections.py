@@ -20,8 +20,9 @@ from dataclasses import dataclass
 
 import aiohappyeyeballs
 from aiohappyeyeballs import AddrInfoType
-from aiohttp import ClientError, ClientPayloadError
+from aiohttp import ClientError, ClientPayloadError, StreamReader
 from aiohttp.client_proto import ResponseHandler
+from aiohttp.http_parser import RawResponseMessage
 from yarl import URL
 
 from datafetch.fetch.policy import FetchPolicy
@@ -36,6 +37,8 @@ _NEXT_ADDRESS_DELAY_S = 0.25  # RFC 8305, 8
 _READ_BUFFER_BYTES = 128 * 1024  # reading pauses at twice that: after most photographs, and before a thousand add up
 _MAX_HEADER_BYTES = 64 * 1024  # security policies and cookies of real sites outgrow aiohttp's 8 KiB
 _MAX_HEADERS = 512
+_MAX_HEAD_BYTES = 256 * 1024  # and what one read brings on top of it
+LAST_INTERIM_STATUS = 199
 
 
 class NoConnectionError(OSError):
@@ -50,8 +53,30 @@ class TlsError(OSError):
     """The host did not prove that it is who its name says, or does not speak TLS as it is spoken today."""
 
 
+class ProtocolError(ValueError):
+    """What came is no answer to what was asked."""
+
+
 class Protocol(ResponseHandler):
-    """aiohttp's parser of responses on a connection."""
+    """aiohttp's parser of responses on a connection, with a bound on all of a response's headers together."""
+
+    _head_bytes = 0
+    _is_head_over = False
+
+    def data_received(self, data: bytes) -> None:
+        """Take what came; aiohttp bounds each header and their number, which lets 32 MiB through."""
+        if not self._is_head_over:
+            self._head_bytes += len(data)
+            if self._head_bytes > _MAX_HEAD_BYTES:
+                self.set_exception(ProtocolError(f"over {_MAX_HEAD_BYTES} bytes of headers"))
+                self.abort()
+                return
+        super().data_received(data)
+
+    def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:
+        """Take a response whose headers are over."""
+        self._is_head_over = data[0].code > LAST_INTERIM_STATUS
+        super().feed_data(data, size)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the transport; aiohttp would set TCP_NODELAY here, which both loops have done."""
@@ -67,6 +92,7 @@ class Protocol(ResponseHandler):
 
     def expect_response(self, stall_timeout_s: float) -> None:
         """Get ready for the response to a request that has just been sent."""
+        self._head_bytes, self._is_head_over = 0, False
         self.set_response_params(
             read_until_eof=True,
             auto_decompress=False,  # see coding.py
@@ -138,6 +164,7 @@ class Connections:
         self._idle: OrderedDict[Connection, float] = OrderedDict()  # since when; the oldest stands first
         self._idle_at: dict[Endpoint, list[Connection]] = {}
         self._alarm: asyncio.TimerHandle | None = None
+        self._is_closed = False
 
     def take_idle(self, endpoint: Endpoint) -> Connection | None:
         """A kept connection to this endpoint, the one used last, if there is one."""
@@ -151,7 +178,7 @@ class Connections:
 
     def keep(self, connection: Connection) -> None:
         """Keep a connection for the next request, if it is fit for one."""
-        if not connection.is_fit:
+        if self._is_closed or not connection.is_fit:
             connection.drop()
             return
         self._idle[connection] = self._loop.time()
@@ -168,6 +195,7 @@ class Connections:
 
     async def close(self) -> None:
         """End all connections that nobody uses now, and see them closed."""
+        self._is_closed = True
         closing = [connection.protocol.closed for connection in self._idle]
         self.drop_idle()
         if self._alarm is not None:
@@ -198,7 +226,7 @@ class Connections:
             raise NoConnectionError(f"the proxy: {error}") from error
         except ssl.SSLError as error:
             raise TlsError(f"{type(error).__name__}: {error}") from error
-        except (OSError, RuntimeError) as error:  # uvloop says some of it with a RuntimeError
+        except (OSError, RuntimeError, UnicodeError) as error:  # uvloop says some of it with a RuntimeError
             failure = NoConnectionError(str(error) or type(error).__name__)
             failure.errno = getattr(error, "errno", None)
             raise failure from error

@@ -26,7 +26,7 @@ from datafetch.fetch.classify import classify
 from datafetch.fetch.limiter import Limiter
 from datafetch.fetch.memory import Allotment, BodyBudget
 from datafetch.fetch.policy import FetchPolicy
-from datafetch.fetch.requester import REFUSALS, Requester
+from datafetch.fetch.requester import HTTP_TOO_MANY_REQUESTS, Requester
 from datafetch.fetch.statistics import FetchStatistics
 from datafetch.fetch.stopwatch import Stopwatch
 from datafetch.fetch.urls import BadUrlError, parse_url
@@ -172,18 +172,19 @@ class Fetcher:
         return fetched
 
     def _pause_s(self, state: RetryCallState) -> float:
-        """Between two attempts. After a refusal the host itself is paused, and those it refused come first then."""
+        """Between two attempts. After 429 the host itself is paused, and those it refused come first then."""
         failure = _last_result(state)
-        is_refusal = isinstance(failure, Failure) and failure.status in REFUSALS
-        return 0.0 if is_refusal else self._backoff(state)
+        is_paused = isinstance(failure, Failure) and failure.status == HTTP_TOO_MANY_REQUESTS
+        return 0.0 if is_paused else self._backoff(state)
 
     async def _attempt(self, call: _Call) -> Fetched:
         """Ask once, redirects and all."""
-        call.memory.shrink(0)  # what an earlier attempt received is gone
         watch = Stopwatch(self.policy.timeout_s)
         fetched = await self._follow(call, watch)
-        if isinstance(fetched, Failure) and fetched.kind is FailureKind.HOST_DOWN:
-            return fetched
+        if isinstance(fetched, Failure):
+            call.memory.shrink(0)  # what was received is gone, before any pause
+            if fetched.kind is FailureKind.HOST_DOWN:
+                return fetched
         self._attempts += 1
         call.attempts += 1
         fetched = replace(fetched, attempts=call.attempts, fetch_ms=watch.passed_s * _MS_PER_S)

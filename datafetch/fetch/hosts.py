@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import math
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count, islice
@@ -20,8 +22,13 @@ _REFUSALS_IN_A_ROW = 6  # with the pauses between them about a minute
 _REGAINED_BY_ANSWER = 1 / 8  # of the requests open at once that a host lost when it failed or refused
 _DOWN_S = 30.0
 _MAX_DOWN_S = 300.0
+_MOST_DOUBLINGS = 8
+_ALIVE_S = 60.0  # so long after an answer a host counts as there, whatever times out
+_JITTER = 1.2
+_LAST = 1 << 60  # more than there are images
 _MAX_PAUSE_S = 60.0  # what Retry-After may ask for; past that, a later run is the better retry
 _KNOWN_HOSTS = 20_000  # that are remembered although nothing is under way: some 10 MB
+_REFUSED_IMAGES = 1000  # that are remembered of a host
 _LOOKED_AT = 64  # of those used the longest ago, for one that is idle
 
 
@@ -70,9 +77,10 @@ class _Host:
     resume_at_s: float = 0.0
     down_from: int = -1
     retry_at_s: float = 0.0
+    answered_at_s: float = -math.inf
     reason: str = ""
     waiting: list[_Waiter] = field(default_factory=list)
-    refused: set[int] = field(default_factory=set)
+    refused: dict[int, int] = field(default_factory=dict)
     alarm: asyncio.TimerHandle | None = None
 
     @property
@@ -128,7 +136,8 @@ class Hosts:
         if host.outages and (host.open or now_s < host.retry_at_s):
             raise HostDownError(host.name, host.reason)
         if not host.outages and (host.waiting or host.open >= int(host.limit) or now_s < host.resume_at_s):
-            await self._wait(host, turn.number)
+            # Who was refused once is the first to be asked for again; who was refused again lets all others go before.
+            await self._wait(host, turn.number + _LAST if host.refused.get(turn.number, 0) > 1 else turn.number)
         else:
             host.open += 1
         turn.serial = next(self._serials)
@@ -141,11 +150,21 @@ class Hosts:
         """The host gave this image its answer: it is there, and content."""
         host = turn.host
         host.faults = host.refusals = host.outages = 0
-        host.refused.discard(turn.number)
+        host.answered_at_s = self._loop.time()
+        host.refused.pop(turn.number, None)
         host.limit = min(host.limit + _REGAINED_BY_ANSWER, self._per_host)
 
+    def timed_out(self, turn: Turn, reason: str) -> None:
+        """The answer did not come in time. That is a matter of the URL, as long as the host answers others."""
+        if not self.is_alive(turn):
+            self.failed(turn, reason)
+
+    def is_alive(self, turn: Turn) -> bool:
+        """Whether the host has answered a moment ago."""
+        return self._loop.time() - turn.host.answered_at_s < _ALIVE_S
+
     def failed(self, turn: Turn, reason: str) -> None:
-        """No connection, or one on which the answer did not come in time; the reason in words."""
+        """There was no connection; the reason in words."""
         host = turn.host
         host.faults += 1
         host.limit = max(1.0, host.limit / 2)  # it may be no more than slow, and is found dead with fewer requests
@@ -160,17 +179,20 @@ class Hosts:
         """
         host, now_s = turn.host, self._loop.time()
         host.faults = 0
-        if turn.number in host.refused:
+        if len(host.refused) > _REFUSED_IMAGES:
+            host.refused.clear()
+        times = host.refused[turn.number] = host.refused.get(turn.number, 0) + 1
+        if times > 1:
             host.limit = 1.0
-        host.refused.add(turn.number)
         if turn.serial > host.paused_from:  # the answers to requests of before the pause are one refusal together
-            host.refusals += 1
+            host.refusals += times == 1  # one image that is always refused says nothing of the others
             host.paused_from = next(self._serials)
             if host.outages or host.refusals >= _REFUSALS_IN_A_ROW:
                 self._give_up(host, f"refused {host.refusals} times in a row")
                 return
-        if pause_s is None:
-            pause_s = self._backoff_s * 2 ** (host.refusals - 1)
+        if not pause_s:  # "now" was not true a moment ago
+            pause_s = self._backoff_s * 2 ** max(0, host.refusals - 1)
+        pause_s *= random.uniform(1.0, _JITTER)  # noqa: S311 - no secret
         host.resume_at_s = max(host.resume_at_s, now_s + min(pause_s, _MAX_PAUSE_S))
 
     def _find(self, name: str) -> _Host:
@@ -205,7 +227,7 @@ class Hosts:
     def _leave(self, host: _Host) -> None:
         host.open -= 1
         self._admit(host)
-        if host.is_idle and not (host.faults or host.refusals or host.outages):
+        if host.is_idle and not (host.faults or host.refusals or host.outages or host.refused):
             self._hosts.pop(host.name, None)
 
     def _admit(self, host: _Host) -> None:
@@ -225,7 +247,7 @@ class Hosts:
         self._admit(host)
 
     def _give_up(self, host: _Host, reason: str) -> None:
-        host.retry_at_s = self._loop.time() + min(_DOWN_S * 2**host.outages, _MAX_DOWN_S)
+        host.retry_at_s = self._loop.time() + min(_DOWN_S * 2 ** min(host.outages, _MOST_DOUBLINGS), _MAX_DOWN_S)
         host.outages += 1
         host.down_from = next(self._serials)
         host.reason = reason
@@ -260,13 +282,22 @@ class Turn:
         """Whether the host has not failed of late."""
         return not self.host.faults
 
+    @property
+    def host_is_alive(self) -> bool:
+        """Whether the host has answered a moment ago."""
+        return self._hosts.is_alive(self)
+
     def answered(self) -> None:
         """The host gave an answer."""
         self._hosts.answered(self)
 
     def failed(self, reason: str) -> None:
-        """No connection, or one on which the answer did not come in time."""
+        """There was no connection."""
         self._hosts.failed(self, reason)
+
+    def timed_out(self, reason: str) -> None:
+        """The answer did not come in time."""
+        self._hosts.timed_out(self, reason)
 
     def refused(self, pause_s: float | None) -> None:
         """The host asked us to come back later."""

@@ -81,7 +81,7 @@ class BodyBudget:
             raise
 
     def give_back(self, size_bytes: int, allotment: Allotment, *, ended: bool) -> None:
-        """Return bytes; an image that has ended lets the next one go over the budget."""
+        """Return bytes; an image that has ended, or begins anew, lets the next one go over the budget."""
         if ended and allotment is self._favourite:
             self._favourite = None
         self._change(-size_bytes)
@@ -162,4 +162,4 @@ class Allotment:
         excess_bytes = self._held_bytes - to_bytes
         if excess_bytes > 0:
             self._held_bytes = to_bytes
-            self._budget.give_back(excess_bytes, self, ended=False)
+            self._budget.give_back(excess_bytes, self, ended=to_bytes == 0)

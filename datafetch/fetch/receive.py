@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from io import BytesIO
 
@@ -19,6 +20,7 @@ from datafetch.fetch.stopwatch import Stopwatch
 from datafetch.model import HTTP_OK, Body, Failure, FailureKind, Fetched
 
 _FIRST_HOLD_BYTES = 256 * 1024  # most images are smaller; a larger one's share doubles as it proves to be there
+_DECODERS = 2
 
 
 class Receiver:
@@ -32,6 +34,12 @@ class Receiver:
     def __init__(self, policy: FetchPolicy, count: Callable[[int], None]) -> None:
         self._policy = policy
         self._count = count
+        # Of its own: the shared threads write the spool, and a bomb takes some tenths of a second.
+        self._decoder = ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode")
+
+    def close(self) -> None:
+        """Let go of the threads."""
+        self._decoder.shutdown(wait=False, cancel_futures=True)
 
     async def receive(self, response: Response, memory: Allotment, watch: Stopwatch) -> Fetched:
         """Take one response in.
@@ -86,7 +94,8 @@ class Receiver:
         codings = content_codings(response.headers)
         if codings:
             await _hold(len(content) + limit_bytes, memory, watch)
-            content = await watch.stop_for(asyncio.to_thread(decode, content, codings, limit_bytes))
+            decoding = asyncio.get_running_loop().run_in_executor(self._decoder, decode, content, codings, limit_bytes)
+            content = await watch.stop_for(decoding)
         memory.shrink(len(content))
         return content
 

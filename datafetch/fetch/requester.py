@@ -12,13 +12,13 @@ from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
 
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 from yarl import URL
 
-from datafetch.fetch.address import AddressGuard, is_address
+from datafetch.fetch.address import AddressGuard, BlockedAddressError, is_address
 from datafetch.fetch.classify import WEB_FAULTS, PressureError, classify
 from datafetch.fetch.client import Client, Response
-from datafetch.fetch.concurrency import Concurrency
+from datafetch.fetch.concurrency import HANGING_S, Concurrency
 from datafetch.fetch.connections import Connections, ConnectTimeoutError
 from datafetch.fetch.headers import retry_after_s
 from datafetch.fetch.hosts import Hosts, Turn
@@ -27,19 +27,17 @@ from datafetch.fetch.memory import Allotment
 from datafetch.fetch.policy import FetchPolicy
 from datafetch.fetch.proxies import Proxies
 from datafetch.fetch.receive import Receiver
-from datafetch.fetch.resolver import Resolver
+from datafetch.fetch.resolver import Resolver, host_name
 from datafetch.fetch.stopwatch import Stopwatch
 from datafetch.fetch.tls import tls_context
 from datafetch.fetch.urls import authority, join_url
 from datafetch.model import FailureKind, Fetched
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-REFUSALS = frozenset({429, 503})
-"""The statuses by which a host asks to be left in peace for a while."""
+HTTP_TOO_MANY_REQUESTS = 429
+_HTTP_UNAVAILABLE = 503
 
-_HOST_FAULTS = frozenset({FailureKind.CONNECT, FailureKind.TIMEOUT})
-_WATCH_S = 0.5
-_MAX_PRESSURE_S = 60.0  # requests end within the deadline; when none frees a descriptor, something else holds them
+_MOST_ATTEMPTS_UNDER_PRESSURE = 60  # a minute: when nobody frees a descriptor for so long, something else holds them
 
 
 class Requester:
@@ -60,10 +58,12 @@ class Requester:
     def __init__(self, policy: FetchPolicy) -> None:
         self.requests = 0
         self.received_bytes = 0
-        self.concurrency = Concurrency(policy.connections)
+        self._hanging_s = min(HANGING_S, policy.timeout_s / 4)
+        self.concurrency = Concurrency(policy.connections, self._hanging_s)
         self.limiter = Limiter(lambda: self.concurrency.places)
         self._policy = policy
         self._receiver = Receiver(policy, self._count_bytes)
+        self._names_failed = 0
         self._ahead: list[Limiter] = []
         self._alarm: asyncio.TimerHandle | None = None
         self._resources = AsyncExitStack()
@@ -79,6 +79,7 @@ class Requester:
         self._connections = Connections(self._policy, self.resolver, tls=tls, proxies=self._proxies)
         self._resources.push_async_callback(self._connections.close)
         self._resources.callback(self._stop_watching)
+        self._resources.callback(self._receiver.close)
         self._client = Client(self._policy, self._connections)
         return self
 
@@ -124,7 +125,7 @@ class Requester:
             return await self._ask_in_turn(url, memory, watch)
 
         retrying = AsyncRetrying(
-            stop=stop_after_delay(_MAX_PRESSURE_S),
+            stop=stop_after_attempt(_MOST_ATTEMPTS_UNDER_PRESSURE),
             wait=wait_random_exponential(multiplier=0.1, max=2.0),
             retry=retry_if_exception_type(PressureError),
             reraise=True,
@@ -143,12 +144,19 @@ class Requester:
         except WEB_FAULTS as error:
             failure = classify(error)
             if failure.kind is FailureKind.DNS_FAILED:
-                self.concurrency.failed_to_resolve()
+                self._note_failed_name()
             return failure
         except PressureError:
             self.concurrency.pressed()
             self._connections.drop_idle()
             raise
+
+    def _note_failed_name(self) -> None:
+        """Tell of a name that was asked for in vain; not of the same one again, for the cache has that answer."""
+        names_failed = self.resolver.statistics().failed
+        if names_failed > self._names_failed:
+            self._names_failed = names_failed
+            self.concurrency.failed_to_resolve()
 
     async def _find_way(self, url: URL) -> URL | None:
         """Make sure that the host may be asked and has an address; returns the proxy that leads there, if one does.
@@ -159,6 +167,8 @@ class Requester:
         proxy = self._proxies.find(url) if self._proxies else None
         if proxy is None or is_address(host):
             await self.resolver.lookup(host)
+        elif host_name(host) == "localhost" or host_name(host).endswith(".localhost"):  # the proxy's own
+            raise BlockedAddressError(host)
         return proxy
 
     async def _exchange(
@@ -174,16 +184,21 @@ class Requester:
             async with watch, self._client.get(url, proxy) as response:
                 is_answered = True
                 answer = await self._read(url, response, memory, watch)
-                if response.status in REFUSALS:
-                    turn.refused(retry_after_s(response.headers))
-                else:
+                pause_s = retry_after_s(response.headers)
+                if response.status == HTTP_TOO_MANY_REQUESTS or (
+                    response.status == _HTTP_UNAVAILABLE and (pause_s is not None or not turn.host_is_alive)
+                ):
+                    turn.refused(pause_s)
+                elif response.status != _HTTP_UNAVAILABLE:  # which a URL may well be for ever, on a host that is not
                     turn.answered()
                 return answer
         except WEB_FAULTS as error:
             failure = classify(error)
-            if failure.kind in _HOST_FAULTS:
-                is_timeout = isinstance(error, TimeoutError | ConnectTimeoutError)
-                is_overload = is_timeout and not is_answered and turn.host_was_sound
+            is_timeout = isinstance(error, TimeoutError | ConnectTimeoutError)
+            is_overload = is_timeout and not is_answered and turn.host_was_sound
+            if failure.kind is FailureKind.TIMEOUT:
+                turn.timed_out(failure.detail)
+            elif failure.kind is FailureKind.CONNECT and proxy is None:  # a proxy's fault is not the host's
                 turn.failed(failure.detail)
             return failure
         finally:
@@ -204,7 +219,9 @@ class Requester:
         self.limiter.admit()
         self._admit_ahead()
         is_needed = self.limiter.open > 0 and not self.concurrency.is_fixed
-        self._alarm = asyncio.get_running_loop().call_later(_WATCH_S, self._watch_for_hanging) if is_needed else None
+        self._alarm = (
+            asyncio.get_running_loop().call_later(self._hanging_s / 4, self._watch_for_hanging) if is_needed else None
+        )
 
     def _stop_watching(self) -> None:
         if self._alarm is not None:

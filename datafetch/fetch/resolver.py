@@ -162,7 +162,7 @@ class Resolver:
         return entry.addresses
 
     async def close(self) -> None:
-        """End all lookups that are under way; whoever still waits for one is cancelled."""
+        """End all lookups that are under way; whoever still waits for one is told so."""
         asking = tuple(self._asking.values())
         for task in asking:
             task.cancel()
@@ -171,7 +171,7 @@ class Resolver:
         await self._servers.close()
 
     async def _lookup(self, host: str) -> _Known:
-        name = _host_name(host)
+        name = host_name(host)
         entry = self._cache.get(name)
         if entry is not None and entry.fresh_until_s >= self._now_s():
             self._hits += 1
@@ -179,10 +179,17 @@ class Resolver:
             return entry
         task = self._asking.get(name)
         if task is None:
-            task = self._asking[name] = asyncio.create_task(self._ask(name), name=f"look up {name}")
+            task = asyncio.create_task(self._ask(name), name=f"look up {name}")
+            if not task.done():  # it may be, where tasks begin at once
+                self._asking[name] = task
         else:
             self._coalesced += 1
-        return await asyncio.shield(task)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled() and not _is_being_cancelled():
+                raise NameServerError(f"{name}: the resolver was closed") from None
+            raise
 
     async def _ask(self, name: str) -> _Known:
         """Ask, and remember what was said. Raises nothing, for there may be nobody left to hear it."""
@@ -198,7 +205,7 @@ class Resolver:
         except OSError as error:  # ours, so nothing is remembered of the name
             return _Known((), partial(OSError, error.errno, error.strerror), 0.0, 0.0)
         finally:
-            del self._asking[name]
+            self._asking.pop(name, None)
 
     def _permitted(self, found: Found) -> _Known:
         addresses = tuple(filter(self._guard.permits, found.addresses))
@@ -230,7 +237,12 @@ class Resolver:
         return entry
 
 
-def _host_name(host: str) -> str:
+def _is_being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def host_name(host: str) -> str:
     """A host in the one form under which it is asked for and kept: ASCII, lower case, without the last dot.
 
     Raises:

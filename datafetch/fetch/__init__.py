@@ -1,4 +1,4 @@
-"""url → body or Failure. aiohttp, aiodns and tenacity live here and nowhere else."""
+"""url → body or Failure. aiohttp, aiodns, tenacity and their like live here and nowhere else."""
 
 from datafetch.fetch.fetcher import Fetcher
 from datafetch.fetch.limiter import Limiter

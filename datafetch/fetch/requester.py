@@ -184,13 +184,7 @@ class Requester:
             async with watch, self._client.get(url, proxy) as response:
                 is_answered = True
                 answer = await self._read(url, response, memory, watch)
-                pause_s = retry_after_s(response.headers)
-                if response.status == HTTP_TOO_MANY_REQUESTS or (
-                    response.status == _HTTP_UNAVAILABLE and (pause_s is not None or not turn.host_is_alive)
-                ):
-                    turn.refused(pause_s)
-                elif response.status != _HTTP_UNAVAILABLE:  # which a URL may well be for ever, on a host that is not
-                    turn.answered()
+                _tell(turn, response)
                 return answer
         except WEB_FAULTS as error:
             failure = classify(error)
@@ -229,3 +223,14 @@ class Requester:
 
     def _count_bytes(self, received_bytes: int) -> None:
         self.received_bytes += received_bytes
+
+
+def _tell(turn: Turn, response: Response) -> None:
+    """Tell the host's turn what came of it."""
+    if response.status not in (HTTP_TOO_MANY_REQUESTS, _HTTP_UNAVAILABLE):
+        turn.answered()
+        return
+    pause_s = retry_after_s(response.headers)
+    # A URL may well be unavailable for ever on a host that is not.
+    if response.status == HTTP_TOO_MANY_REQUESTS or pause_s is not None or not turn.host_is_alive:
+        turn.refused(pause_s)

@@ -104,7 +104,7 @@ class Fetcher:
         return self._requester.look_ahead(per_connection)
 
     def statistics(self) -> FetchStatistics:
-        """How it stands now."""
+        """How it stands now; only inside ``async with``."""
         requester = self._requester
         return FetchStatistics(
             attempts=self._attempts,

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import os
+import socket
 import ssl
 import subprocess
 import sys
@@ -491,3 +492,38 @@ async def test_descriptors_that_run_out_slow_us_down_and_blame_no_image() -> Non
         arrived, connections = (await process.communicate())[0].split()
     assert int(arrived) == 500
     assert int(connections) < 64
+
+
+async def test_a_head_in_pieces_is_a_head_however_much_body_comes_with_it() -> None:
+    """What is bounded is the head alone; what one read brings beyond it is body."""
+    body = os.urandom(600_000)
+
+    async def answer(_: bytes, writer: asyncio.StreamWriter) -> None:
+        connection: socket.socket = writer.get_extra_info("socket")
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        whole = _whole(body)
+        writer.write(whole[:20])
+        await writer.drain()
+        writer.write(whole[20:])
+
+    async with _server(answer) as port, Fetcher(QUICK) as fetch:
+        for _ in range(5):
+            fetched = await fetch(f"http://127.0.0.1:{port}/")
+            assert isinstance(fetched, Body), fetched
+            assert fetched.content == body
+
+
+async def test_endless_headers_end() -> None:
+    """All headers of a response together are bounded, interim responses included."""
+
+    async def answer(_: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 103 Early Hints\r\n")
+        while not writer.is_closing():
+            writer.write(b"Link: <%b>\r\n" % (b"a" * 50_000))
+            await writer.drain()
+
+    async with _server(answer) as port, Fetcher(QUICK) as fetch:
+        fetched = await fetch(f"http://127.0.0.1:{port}/")
+    assert isinstance(fetched, Failure)
+    assert fetched.kind is FailureKind.DISCONNECTED
+    assert "headers" in fetched.detail

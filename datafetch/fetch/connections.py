@@ -65,13 +65,13 @@ class Protocol(ResponseHandler):
 
     def data_received(self, data: bytes) -> None:
         """Take what came; aiohttp bounds each header and their number, which lets 32 MiB through."""
-        if not self._is_head_over:
-            self._head_bytes += len(data)
-            if self._head_bytes > _MAX_HEAD_BYTES:
-                self.set_exception(ProtocolError(f"over {_MAX_HEAD_BYTES} bytes of headers"))
-                self.abort()
-                return
         super().data_received(data)
+        if self._is_head_over:
+            return
+        self._head_bytes += len(data)
+        if self._head_bytes > _MAX_HEAD_BYTES and self.exception() is None:
+            self.set_exception(ProtocolError(f"over {_MAX_HEAD_BYTES} bytes of headers"))
+            self.abort()
 
     def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:
         """Take a response whose headers are over."""

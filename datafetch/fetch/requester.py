@@ -12,7 +12,13 @@ from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
 
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception_type,
+    stop_after_attempt,
+    wait_random_exponential,
+)
 from yarl import URL
 
 from datafetch.fetch.address import AddressGuard, BlockedAddressError, is_address
@@ -128,6 +134,7 @@ class Requester:
             stop=stop_after_attempt(_MOST_ATTEMPTS_UNDER_PRESSURE),
             wait=wait_random_exponential(multiplier=0.1, max=2.0),
             retry=retry_if_exception_type(PressureError),
+            before_sleep=self._relieve,
             reraise=True,
         )
         answer: Fetched | URL = await retrying(ask)
@@ -146,10 +153,10 @@ class Requester:
             if failure.kind is FailureKind.DNS_FAILED:
                 self._note_failed_name()
             return failure
-        except PressureError:
-            self.concurrency.pressed()
-            self._connections.drop_idle()
-            raise
+
+    def _relieve(self, _: RetryCallState) -> None:
+        self.concurrency.pressed()
+        self._connections.drop_idle()
 
     def _note_failed_name(self) -> None:
         """Tell of a name that was asked for in vain; not of the same one again, for the cache has that answer."""
@@ -177,7 +184,7 @@ class Requester:
         """Send the request, and take in what comes."""
         self.requests += 1
         request = self.concurrency.started(is_full=self.limiter.waiting > 0)
-        if self._alarm is None:
+        if self._alarm is None and not self.concurrency.is_fixed:
             self._watch_for_hanging()
         is_answered = is_overload = False
         try:
@@ -212,10 +219,9 @@ class Requester:
         """Requests that begin to hang make room for others, though nobody comes or leaves."""
         self.limiter.admit()
         self._admit_ahead()
-        is_needed = self.limiter.open > 0 and not self.concurrency.is_fixed
-        self._alarm = (
-            asyncio.get_running_loop().call_later(self._hanging_s / 4, self._watch_for_hanging) if is_needed else None
-        )
+        self._alarm = None
+        if self.limiter.open:
+            self._alarm = asyncio.get_running_loop().call_later(self._hanging_s / 4, self._watch_for_hanging)
 
     def _stop_watching(self) -> None:
         if self._alarm is not None:

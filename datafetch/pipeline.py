@@ -46,7 +46,7 @@ class Statistics:
         shards: Shards of the manifest.
         shards_published: Of them, those that are where the trainer reads them.
         fetched_bytes: Body bytes received in this run.
-        connections: Requests that may be open now; without a fixed number it changes.
+        connections: Requests that may be open now; where the number is found, those that hang come on top.
         open_requests: Requests open now.
         waiting_bodies: Bodies that no codec process has yet.
         elapsed_s: Since the run began.

@@ -87,7 +87,7 @@ class Fetcher:
 
     @property
     def connections(self) -> int:
-        """Requests that may be open now; without a fixed number, as many as were found to serve best."""
+        """Requests that may be open now, hanging ones aside; without a fixed number, as many as serve best."""
         return self._requester.concurrency.connections
 
     @property

@@ -18,7 +18,7 @@ class FetchStatistics:
         requests: Requests sent so far, redirects included.
         fetched_bytes: Body bytes received so far, as they came.
         outcomes: Calls that have ended, by ``ok`` or failure kind.
-        connections: Requests that may be open now; with ``auto`` it changes.
+        connections: Requests that may be open now; where the number is found, those that hang come on top.
         open: Requests open now.
         waiting: Requests that wait for a place among the open ones.
         held_bytes: Bytes of bodies in hand, promised ones included.

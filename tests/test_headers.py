@@ -3,6 +3,8 @@
 from datetime import UTC, datetime
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from datafetch.fetch.headers import content_codings, opt_out, retry_after_s
@@ -48,6 +50,9 @@ def test_an_opt_out_is_found_in_every_form(values: list[str], directive: str | N
         ("Mon, 23 Nov 2026 11:00:00 GMT", 0.0),
         ("Monday, 23-Nov-26 12:00:10 GMT", 10.0),
         ("soon", None),
+        ("Mon, 23 Nov 99999999999999999999 12:00:00 GMT", None),
+        ("Mon, 23 Nov 2026 12:00:00 +99999999999999999999", None),
+        ("Mon, 99999999999999999999 Nov 2026 12:00:00 GMT", None),
         ("-5", None),
         ("1.5", None),
         ("٣", None),
@@ -78,3 +83,10 @@ def test_no_retry_after_is_none() -> None:
 def test_codings_are_undone_from_the_last(values: list[str], codings: list[str]) -> None:
     """The order of the header is the order in which they were applied."""
     assert list(content_codings(_headers("Content-Encoding", *values))) == codings
+
+
+@given(st.text(max_size=60))
+def test_whatever_the_header_says_nothing_is_raised(value: str) -> None:
+    """A server's header must not end a run."""
+    seconds = retry_after_s(_headers("Retry-After", value), NOW)
+    assert seconds is None or seconds >= 0

@@ -81,7 +81,9 @@ def test_a_redirect_leads_where_a_browser_would_go(location: str, reached: str) 
     assert str(join_url(URL("http://user:secret@example.org:8080/a/cat.jpg"), location)) == reached
 
 
-@pytest.mark.parametrize("location", ["ftp://example.org/", "data:,", "javascript:alert(1)", "http://", "file:///etc"])
+@pytest.mark.parametrize(
+    "location", ["ftp://example.org/", "data:,", "javascript:alert(1)", "http://", "file:///etc", "//\ud800/"]
+)
 def test_a_redirect_out_of_the_web_is_refused(location: str) -> None:
     """To http and https, and nowhere else."""
     with pytest.raises(BadUrlError, match="redirected"):

@@ -41,7 +41,7 @@ def retry_after_s(headers: Mapping[str, str], now: datetime | None = None) -> fl
         return float(value[:_MAX_SECONDS_DIGITS])
     try:
         at = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):  # the latter for numbers that no date holds
         return None
     if at.tzinfo is None:  # "-0000": UTC, from nowhere in particular
         at = at.replace(tzinfo=UTC)

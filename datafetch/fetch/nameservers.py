@@ -163,9 +163,11 @@ class NameServers:
     async def _close_idle(self) -> None:
         """Close the retired channels on which nothing is under way any more."""
         idle = [channel for channel in self._retired if not channel.open]
-        for channel in idle:
-            self._retired.remove(channel)
-            await channel.resolver.close()
+        if idle:
+            # All at once, for others come here while one is being closed.
+            self._retired = [channel for channel in self._retired if channel.open]
+            for channel in idle:
+                await channel.resolver.close()
 
 
 class _Channel:

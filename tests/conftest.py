@@ -16,7 +16,7 @@ from datafetch.model import Sample
 
 LOOPBACK = ("127.0.0.0/8",)
 _PATIENCE_S = 20.0
-_ON_BOTH_LOOPS = ("test_fetcher", "test_misbehaviours", "test_pool", "test_requester", "test_resolver")
+_ON_BOTH_LOOPS = ("test_fetcher", "test_misbehaviours", "test_pool", "test_requester", "test_resolver", "test_rubbish")
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:

@@ -17,7 +17,8 @@ import pytest
 from datafetch.cli import main
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
-from datafetch.options import parse_bytes
+from datafetch.fetch import FetchPolicy, OptOut
+from datafetch.options import RunOptions, parse_bytes
 from datafetch.pipeline import WORKERS_PER_CONNECTION
 
 Pictures = tuple[Path, list[str]]
@@ -284,3 +285,34 @@ def test_the_demo_shows_that_it_works(tmp_path: Path) -> None:
         assert summary["images"]["failed"] == 12
         assert "all as it must be" in finished.stderr
         assert finished.stderr.count("served ") == 10
+
+
+def test_each_option_about_fetching_reaches_the_policy() -> None:
+    """What is said on the command line is what the fetcher is told; what is not said is the contract's default."""
+    assert RunOptions().fetch_policy() == FetchPolicy()
+    options = RunOptions(
+        connections="12",
+        per_host=3,
+        timeout=4.5,
+        retries=1,
+        max_body="1MiB",
+        allow_net=["10.0.0.0/8"],
+        nameserver=["10.0.0.53"],
+        opt_out=OptOut.IGNORE,
+        user_agent="someone@example.org",
+        insecure=True,
+        trust_env=True,
+    )
+    assert options.fetch_policy() == FetchPolicy(
+        connections=12,
+        per_host=3,
+        timeout_s=4.5,
+        retries=1,
+        max_body_bytes=1 << 20,
+        allow_net=("10.0.0.0/8",),
+        nameservers=("10.0.0.53",),
+        opt_out=OptOut.IGNORE,
+        contact="someone@example.org",
+        insecure=True,
+        trust_env=True,
+    )

@@ -9,6 +9,7 @@ from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pyarrow.parquet as pq
 import pytest
 from conftest import LOOPBACK
@@ -19,7 +20,7 @@ from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
 from datafetch.demo.pictures import paint
 from datafetch.errors import ConfigurationError, ManifestError, ResourceError
-from datafetch.fetch import BodyBudget, Fetcher, FetchPolicy
+from datafetch.fetch import BodyBudget, Fetcher, FetchPolicy, OptOut
 from datafetch.pipeline import Statistics
 from datafetch.state import State
 from datafetch.transcode import ImageSpec
@@ -231,6 +232,8 @@ def test_the_image_is_what_the_job_says(job: Job) -> None:
         ({"ids": None}, "ids: "),
         ({"image": ImageSpec(short_side_px=100)}, "short_side: 336, now 100"),
         ({"image": ImageSpec(short_side_px=336, quality=90)}, "quality: 75, now 90"),
+        ({"fetch": replace(POLICY, insecure=True)}, "insecure: None, now True"),
+        ({"fetch": replace(POLICY, opt_out=OptOut.IGNORE)}, "opt_out: None, now ignore"),
     ],
 )
 def test_another_job_on_the_same_output_is_refused(job: Job, change: dict[str, Any], message: str) -> None:
@@ -240,6 +243,16 @@ def test_another_job_on_the_same_output_is_refused(job: Job, change: dict[str, A
     with pytest.raises(ConfigurationError, match=message):
         run(replace(job, **change))
     assert files_of(job) == before
+
+
+@pytest.mark.parametrize("lax", [{"insecure": True}, {"opt_out": OptOut.IGNORE}])
+def test_what_was_taken_unverified_or_in_spite_of_an_opt_out_stays_recorded(job: Job, lax: dict[str, Any]) -> None:
+    """The job says so, and a stricter run does not go on with it as if nothing had been."""
+    run(replace(job, fetch=replace(POLICY, **lax)))
+    state = Path(f"{job.out}.datafetch")
+    assert set(lax) <= set(orjson.loads((state / "job.json").read_bytes()))
+    with pytest.raises(ConfigurationError, match=", now None"):
+        run(job)
 
 
 def test_another_manifest_on_the_same_output_is_refused(tmp_path: Path, job: Job, urls: list[str]) -> None:

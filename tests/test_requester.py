@@ -322,6 +322,33 @@ async def test_a_host_with_a_dead_address_is_reached_at_its_other() -> None:
     assert isinstance(fetched, Body), fetched
 
 
+async def test_statistics_tell_what_was_done() -> None:
+    """Attempts, requests, bytes, ends by kind, and how names and hosts stand; a snapshot stays as it was."""
+
+    async def answer(head: bytes, writer: asyncio.StreamWriter) -> None:
+        if head.startswith(b"GET /moved"):
+            writer.write(b"HTTP/1.1 302 Found\r\nLocation: /cat.jpg\r\nContent-Length: 0\r\n\r\n")
+        else:
+            writer.write(_whole(b"picture", *(("X-Robots-Tag: noai",) if head.startswith(b"GET /private") else ())))
+
+    with NameServer({"cat.example": Answers(("127.0.0.1",))}) as names:
+        policy = replace(QUICK, connections=5, nameservers=(names.address,))
+        async with _server(answer) as port, Fetcher(policy) as fetch:
+            before = fetch.statistics()
+            for path in ("cat.jpg", "moved", "private"):
+                await fetch(f"http://cat.example:{port}/{path}")
+            await fetch(f"http://dog.example:{port}/")
+            await fetch("no url")
+            after = fetch.statistics()
+    assert (before.requests, before.fetched_bytes, before.outcomes, before.names.asked) == (0, 0, {}, 0)
+    assert (after.attempts, after.requests, after.fetched_bytes) == (4, 4, 2 * len(b"picture"))
+    assert after.outcomes == {"ok": 2, "opted_out": 1, "dns_not_found": 1, "bad_url": 1}
+    assert (after.connections, after.open, after.waiting, after.held_bytes) == (5, 0, 0, 0)
+    assert (after.names.cached, after.names.asked, after.names.found, after.names.not_found) == (2, 2, 1, 1)
+    assert after.names.hits >= 3
+    assert (after.hosts.known, after.hosts.waiting, after.hosts.paused, after.hosts.down) == (0, 0, 0, 0)
+
+
 async def test_a_paused_host_does_not_stop_the_others() -> None:
     """While calls wait for one host's turn, others begin: the look-ahead does not count who waits."""
     paused_for_s = 30

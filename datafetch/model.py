@@ -117,6 +117,7 @@ class Encoded:
         height_px: Height as written.
         source_format: Format as received, in Pillow's names (``JPEG``, ``WEBP`` …).
         sha256: Of the body it came from, hex.
+        is_original: Whether the file is the body itself, byte for byte.
     """
 
     jpeg: bytes
@@ -124,6 +125,7 @@ class Encoded:
     height_px: int
     source_format: str
     sha256: str = ""
+    is_original: bool = False
 
 
 Outcome: TypeAlias = Encoded | Failure

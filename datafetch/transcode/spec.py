@@ -3,12 +3,40 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from datafetch.errors import ConfigurationError
 
 _MAX_DECODE_TIMEOUT_S = 3600.0
 _MOST_PIXELS = 2**32  # what a JPEG can hold
 _MAX_QUALITY = 95  # above it libjpeg-turbo only makes files larger (Pillow's documentation)
+
+
+class Pixels(StrEnum):
+    """Whose pixels are written."""
+
+    RECIPE = "recipe"
+    """Those of the published recipe, whatever a viewer would show."""
+    CORRECT = "correct"
+    """Those that a viewer shows: upright, over white, in sRGB, 16 bits scaled."""
+
+
+class Resize(StrEnum):
+    """How an image is shrunk."""
+
+    EXACT = "exact"
+    """From all of its pixels."""
+    FAST = "fast"
+    """A JPEG from a half, a quarter or an eighth of its pixels a side, where that serves (docs/fidelity.md)."""
+
+
+class Encoding(StrEnum):
+    """What becomes of a JPEG that could stay as it is."""
+
+    RECIPE = "recipe"
+    """Everything is encoded again."""
+    ORIGINAL = "original"
+    """A sound 8-bit JPEG, grey or in colour, that needs no change is kept byte for byte."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,12 +46,18 @@ class ImageSpec:
     Attributes:
         short_side_px: Shrink so that the shorter side has this many pixels, never enlarge; None leaves sizes alone.
         quality: JPEG quality, 1 to 95; 75 is Pillow's default and the recipe's.
+        pixels: Whose pixels are written.
+        resize: How an image is shrunk; None is exact for the recipe's pixels and fast for others.
+        encode: What becomes of a JPEG that could stay as it is.
         max_pixels: Images with more are refused from their header.
         decode_timeout_s: CPU seconds that one image may take.
     """
 
     short_side_px: int | None = None
     quality: int = 75
+    pixels: Pixels = Pixels.RECIPE
+    resize: Resize | None = None
+    encode: Encoding = Encoding.RECIPE
     max_pixels: int = 89_478_485
     decode_timeout_s: float = 20.0
 
@@ -39,3 +73,10 @@ class ImageSpec:
             raise ConfigurationError(
                 f"--decode-timeout must be above 0 seconds and at most an hour, not {self.decode_timeout_s}"
             )
+
+    @property
+    def shrinks_fast(self) -> bool:
+        """Whether a JPEG may be shrunk from fewer than all of its pixels."""
+        if self.resize is None:
+            return self.pixels is not Pixels.RECIPE
+        return self.resize is Resize.FAST

@@ -2,27 +2,80 @@
 
 import os
 import signal
+import stat
 import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
 
 from datafetch.model import Encoded, Outcome
+from datafetch.transcode.codec import transcode
 from datafetch.transcode.spec import ImageSpec
 
 
 def echo(body: bytes, _: ImageSpec) -> Outcome:
-    """The body itself, unless it tells the process to end, to hang, or to say who it is."""
-    match body:
-        case b"exit":
-            os._exit(7)
-        case b"segfault":
-            os.kill(os.getpid(), signal.SIGSEGV)
-        case b"hang":
-            while True:
-                pass
-        case b"pid":
+    """The body itself, unless it tells the process to do something else first."""
+    match body.partition(b" "):
+        case b"pid", _, _:
             return Encoded(str(os.getpid()).encode(), 1, 1, "ECHO")
-        case b"nap":
-            time.sleep(0.05)
+        case b"until", _, path:  # not before that file is there
+            while not Path(os.fsdecode(path)).exists():
+                time.sleep(0.001)
+        case b"doom", _, path:  # end the process, but only the first one that comes here
+            _end_the_first(path)
+        case word, b"", b"" if word in _MISDEEDS:
+            _MISDEEDS[word]()
     return Encoded(body, 1, 1, "ECHO")
+
+
+def _sleep() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGPROF])
+    while True:
+        time.sleep(60)
+
+
+def _spin() -> None:
+    while True:
+        pass
+
+
+def _devour() -> None:
+    hoard = []
+    while True:
+        hoard.append(bytes(1 << 26))
+
+
+def _babble() -> None:
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - names of descriptors
+        with suppress(OSError):  # the listing's own is there no more
+            if int(name) > 2 and stat.S_ISSOCK(os.fstat(int(name)).st_mode):
+                os.write(int(name), b"\x03\0\0\0[]]")
+
+
+# What bad images do to the process that decodes them.
+_MISDEEDS: Mapping[bytes, Callable[[], object]] = {
+    b"exit": lambda: os._exit(7),
+    b"segfault": lambda: os.kill(os.getpid(), signal.SIGSEGV),
+    b"spin": _spin,
+    b"sleep": _sleep,
+    b"devour": _devour,
+    b"babble": _babble,
+}
+
+
+def _end_the_first(path: bytes) -> None:
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return
+    os._exit(7)
+
+
+def poisoned(body: bytes, spec: ImageSpec) -> Outcome:
+    """The real codec, except for bodies that end their process at once."""
+    if body == b"exit":
+        os._exit(7)
+    return transcode(body, spec)
 
 
 def unloadable(body: bytes, spec: ImageSpec) -> Outcome:

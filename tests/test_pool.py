@@ -1,23 +1,34 @@
-"""The pool of codec processes survives its workers."""
+"""The pool of codec processes survives its processes."""
 
 import asyncio
+import gc
+import hashlib
+import logging
 import os
+import random
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterable, Sequence
+from io import BytesIO
 from pathlib import Path
 
 import psutil
 import pytest
 from conftest import until
-from pool_codecs import echo, unloadable
+from PIL import Image
+from pool_codecs import echo, poisoned, unloadable
 
 from datafetch.child import child_command
+from datafetch.demo.pictures import paint
 from datafetch.errors import ResourceError
 from datafetch.model import Body, Encoded, Failure, FailureKind, Outcome
 from datafetch.transcode import ImageSpec, Transcoder
 
 PATIENCE_S = 20.0
+SOON_S = 2.0
+IMPATIENT = ImageSpec(decode_timeout_s=0.2, max_pixels=1)
 
 
 def content(outcome: Outcome) -> bytes:
@@ -26,11 +37,33 @@ def content(outcome: Outcome) -> bytes:
     return outcome.jpeg
 
 
+async def transcode_all(transcode: Transcoder, bodies: Sequence[bytes]) -> list[Outcome]:
+    """The outcomes of all bodies, asked for at once."""
+    return list(await asyncio.gather(*(transcode(body) for body in bodies)))
+
+
+def family() -> list[psutil.Process]:
+    """All processes below this one."""
+    return psutil.Process().children(recursive=True)
+
+
+def alive(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
+    """Those that still run; one that has ended may wait for a moment until init takes note of it."""
+    return [process for process in processes if process.is_running() and _status(process) != psutil.STATUS_ZOMBIE]
+
+
+def _status(process: psutil.Process) -> str:
+    try:
+        return process.status()
+    except psutil.NoSuchProcess:
+        return psutil.STATUS_ZOMBIE
+
+
 async def test_every_caller_gets_the_outcome_of_its_own_body() -> None:
     """Images are handed over many at a time; none is mixed up with another."""
     bodies = [os.urandom(number % 5000) + b"." for number in range(2000)]
     async with Transcoder(processes=2, codec=echo) as transcode:
-        outcomes = await asyncio.gather(*(transcode(body) for body in bodies))
+        outcomes = await transcode_all(transcode, bodies)
     assert [content(outcome) for outcome in outcomes] == bodies
 
 
@@ -43,81 +76,223 @@ async def test_bodies_of_the_fetcher_and_its_failures_pass() -> None:
 
 
 async def test_large_bodies_pass() -> None:
-    """A body larger than every buffer on the way arrives whole, among small ones."""
+    """A body larger than any tray arrives whole, among small ones and empty ones."""
     large = os.urandom(33 * 1024 * 1024)
     async with Transcoder(processes=2, codec=echo) as transcode:
-        outcomes = await asyncio.gather(transcode(large), *(transcode(b"small") for _ in range(50)))
-    assert content(outcomes[0]) == large
-    assert {content(outcome) for outcome in outcomes[1:]} == {b"small"}
+        outcomes = await transcode_all(transcode, [large, *[b"small", b""] * 25, large])
+    assert content(outcomes[0]) == content(outcomes[-1]) == large
+    assert [content(outcome) for outcome in outcomes[1:-1]] == [b"small", b""] * 25
 
 
-@pytest.mark.parametrize("poison", [b"exit", b"segfault", b"hang"])
-async def test_a_crashed_worker_blames_one_image(poison: bytes) -> None:
-    """Of many images in flight exactly the guilty one fails, however it ends its process."""
-    bodies = [b"%d" % number for number in range(300)]
-    bodies[150] = poison
-    spec = ImageSpec(decode_timeout_s=0.2)
-    async with Transcoder(spec, processes=2, codec=echo) as transcode:
-        outcomes = await asyncio.gather(*(transcode(body) for body in bodies))
-    guilty = outcomes.pop(150)
+@pytest.mark.parametrize(
+    ("poison", "why"),
+    [
+        (b"exit", "with status 7"),
+        (b"segfault", "by SIGSEGV"),
+        (b"spin", "more than 0.2 s of CPU time"),
+        (b"sleep", "hung for 1 s"),
+        (b"devour", "more memory"),
+        (b"babble", "by SIGKILL"),
+    ],
+)
+async def test_a_poison_costs_one_image_among_2000(poison: bytes, why: str, tmp_path: Path) -> None:
+    """Of many images in flight exactly the guilty one fails, however it ends its process, and its body is kept."""
+    bodies = [b"%d" % number for number in range(2000)]
+    bodies[1000] = poison
+    async with Transcoder(IMPATIENT, processes=2, codec=echo, quarantine=tmp_path / "quarantine") as transcode:
+        outcomes = await transcode_all(transcode, bodies)
+    guilty = outcomes.pop(1000)
     assert isinstance(guilty, Failure)
     assert guilty.kind is FailureKind.WORKER_CRASHED
-    assert [content(outcome) for outcome in outcomes] == bodies[:150] + bodies[151:]
+    assert why in guilty.detail
+    assert [content(outcome) for outcome in outcomes] == bodies[:1000] + bodies[1001:]
+    (kept,) = (tmp_path / "quarantine").iterdir()
+    assert kept.read_bytes() == poison
+    assert kept.stem == guilty.sha256 == hashlib.sha256(poison).hexdigest()
+
+
+async def test_a_poison_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever looks after the run is told what happened, and to which body."""
+    async with Transcoder(processes=1, codec=echo) as transcode:
+        await transcode(b"segfault")
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "SIGSEGV" in record.getMessage()
+    assert hashlib.sha256(b"segfault").hexdigest() in record.getMessage()
 
 
 async def test_many_poisons_cost_only_themselves() -> None:
     """Images that kill their process don't wear the pool out."""
-    bodies = [b"exit" if number % 20 == 0 else b"good" for number in range(100)]
+    bodies = [b"exit" if number % 20 == 0 else b"%d" % number for number in range(400)]
     async with Transcoder(processes=2, codec=echo) as transcode:
-        outcomes = await asyncio.gather(*(transcode(body) for body in bodies))
-    assert [isinstance(outcome, Failure) for outcome in outcomes] == [body == b"exit" for body in bodies]
+        outcomes = await transcode_all(transcode, bodies)
+        assert len(family()) == 3  # the fork server and two codec processes
+    for body, outcome in zip(bodies, outcomes, strict=True):
+        assert isinstance(outcome, Failure) if body == b"exit" else content(outcome) == body
+
+
+async def test_an_image_that_dies_once_is_not_to_blame(tmp_path: Path) -> None:
+    """What ended a process may have been somebody's kill: only an image that does it again, alone, is convicted."""
+    bodies = [b"%d" % number for number in range(100)]
+    bodies[50] = b"doom " + os.fsencode(tmp_path / "done")
+    async with Transcoder(processes=2, codec=echo) as transcode:
+        outcomes = await transcode_all(transcode, bodies)
+    assert [content(outcome) for outcome in outcomes] == bodies
 
 
 @pytest.mark.parametrize("images", [1, 20])
-async def test_a_process_killed_from_outside_costs_no_image(images: int) -> None:
+async def test_a_process_killed_from_outside_costs_no_image(images: int, tmp_path: Path) -> None:
     """An operator's kill, with one image in hand or with several, is survived by all of them."""
+    done = tmp_path / "done"
     async with Transcoder(processes=1, codec=echo) as transcode:
         pid = int(content(await transcode(b"pid")))
-        naps = [asyncio.create_task(transcode(b"nap")) for _ in range(images)]
-        await until(lambda: transcode.waiting < len(naps))
+        waits = [asyncio.create_task(transcode(b"until " + os.fsencode(done))) for _ in range(images)]
+        await until(lambda: transcode.waiting < len(waits))
         os.kill(pid, signal.SIGKILL)
-        assert {content(outcome) for outcome in await asyncio.gather(*naps)} == {b"nap"}
+        done.touch()
+        assert len({content(outcome) for outcome in await asyncio.gather(*waits)}) == 1
         assert int(content(await transcode(b"pid"))) != pid
 
 
-async def test_a_cancelled_caller_disturbs_nobody() -> None:
+async def test_a_killed_fork_server_costs_no_image(tmp_path: Path) -> None:
+    """When the process that forks codec processes is killed, they end with it, and others do their work."""
+    done = tmp_path / "done"
+    async with Transcoder(processes=2, codec=echo) as transcode:
+        before = family()
+        waits = [asyncio.create_task(transcode(b"until " + os.fsencode(done))) for _ in range(20)]
+        await until(lambda: transcode.waiting < len(waits))
+        psutil.Process().children()[0].kill()
+        await until(lambda: not {process.pid for process in before} & {process.pid for process in family()})
+        done.touch()
+        assert len({content(outcome) for outcome in await asyncio.gather(*waits)}) == 1
+
+
+async def test_a_slow_image_does_not_hold_up_others(tmp_path: Path) -> None:
+    """Images that were handed over together with a slow one are done by others long before it is."""
+    done = tmp_path / "done"
+    async with Transcoder(processes=2, codec=echo) as transcode:
+        slow = asyncio.create_task(transcode(b"until " + os.fsencode(done)))
+        outcomes = await transcode_all(transcode, [b"%d" % number for number in range(60)])
+        assert not slow.done()
+        done.touch()
+        await slow
+    assert [content(outcome) for outcome in outcomes] == [b"%d" % number for number in range(60)]
+
+
+async def test_after_a_slow_image_its_process_works_on(tmp_path: Path) -> None:
+    """A process that was slow once is given images again when it is done."""
+    done = tmp_path / "done"
+    async with Transcoder(processes=2, codec=echo) as transcode:
+        slow = asyncio.create_task(transcode(b"until " + os.fsencode(done)))
+        await transcode_all(transcode, [b"%d" % number for number in range(60)])
+        done.touch()
+        await slow
+        pids: set[bytes] = set()
+        while len(pids) < 2:
+            pids |= {content(outcome) for outcome in await transcode_all(transcode, [b"pid"] * 8)}
+
+
+async def test_a_cancelled_caller_disturbs_nobody(tmp_path: Path) -> None:
     """Cancelling one image leaves the others as they are."""
+    done = tmp_path / "done"
     async with Transcoder(processes=1, codec=echo) as transcode:
-        tasks = [asyncio.create_task(transcode(b"nap")) for _ in range(8)]
+        tasks = [asyncio.create_task(transcode(b"until " + os.fsencode(done))) for _ in range(40)]
         await until(lambda: transcode.waiting < len(tasks))
         for task in tasks[::2]:
             task.cancel()
+        done.touch()
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-    assert [isinstance(outcome, asyncio.CancelledError) for outcome in outcomes] == [True, False] * 4
+    assert [isinstance(outcome, asyncio.CancelledError) for outcome in outcomes] == [True, False] * 20
 
 
-async def test_closing_leaves_no_process_and_no_waiter() -> None:
+async def test_closing_leaves_no_process_no_descriptor_and_no_waiter() -> None:
     """After the pool is closed its processes are gone, and callers that still waited are cancelled."""
+    async with Transcoder(processes=1, codec=echo):
+        pass  # what a loop opens for its first child process stays with it
+    descriptors = psutil.Process().num_fds()
     async with Transcoder(processes=2, codec=echo) as transcode:
-        pids = {int(content(await transcode(b"pid"))) for _ in range(20)}
-        left_behind = asyncio.create_task(transcode(b"hang"))
-        await asyncio.sleep(0)
-    assert not any(psutil.pid_exists(pid) for pid in pids)
+        await transcode_all(transcode, [b"pid"] * 20)
+        left_behind = asyncio.create_task(transcode(b"spin"))
+        await until(lambda: transcode.waiting == 0)
+        assert len(family()) == 3
+    assert not family()
     with pytest.raises(asyncio.CancelledError):
         await left_behind
+    gc.collect()
+    assert psutil.Process().num_fds() == descriptors
 
 
-async def test_a_worker_that_cannot_start_is_our_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stopped_fork_server_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even when somebody stopped the process that forks, closing the pool ends it and all it has forked."""
+    monkeypatch.setattr("datafetch.transcode.launcher._GRACE_S", 0.1)
+    async with Transcoder(processes=2, codec=echo):
+        processes = family()
+        psutil.Process().children()[0].suspend()
+    await until(lambda: not alive(processes))
+
+
+async def test_a_codec_that_cannot_be_loaded_is_our_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no codec process comes up, the run stops and no image is blamed."""
     monkeypatch.setenv("DATAFETCH_TEST_UNLOADABLE", "1")
     with pytest.raises(ResourceError, match="codec process ended"):
         async with Transcoder(processes=1, codec=unloadable):
             pass
+    assert not family()
 
 
-def test_a_worker_imports_no_network_stack() -> None:
+async def test_a_pool_that_cannot_go_on_tells_every_caller(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """When a process is lost and none can be started any more, everybody who waits hears of it."""
+    async with Transcoder(processes=1, codec=echo) as transcode:
+        waits = [asyncio.create_task(transcode(b"until " + os.fsencode(tmp_path / "never"))) for _ in range(40)]
+        await until(lambda: transcode.waiting < len(waits))
+        monkeypatch.setenv("PATH", "")
+        monkeypatch.setattr(sys, "executable", "/nonexistent/python")
+        for process in family():
+            process.kill()
+        for outcome in await asyncio.gather(*waits, return_exceptions=True):
+            assert isinstance(outcome, ResourceError)
+        with pytest.raises(ResourceError):
+            await transcode(b"late")
+
+
+async def test_mutated_images_cost_at_most_themselves() -> None:
+    """Thousands of damaged files go through real codec processes, between sound ones that all arrive."""
+    rng = random.Random(11)
+    sound = [_encoded(paint((48, 40), seed), name) for seed, name in enumerate(("JPEG", "PNG", "WEBP", "GIF", "TIFF"))]
+    bodies = [_mutated(rng.choice(sound), rng) if number % 4 else sound[number % 5] for number in range(4000)]
+    async with Transcoder(ImageSpec(max_pixels=10_000_000), processes=2) as transcode:
+        outcomes = await transcode_all(transcode, bodies)
+    assert all(isinstance(outcome, Encoded) for outcome in outcomes[::4])
+    assert sum(isinstance(outcome, Failure) for outcome in outcomes) > 500
+    assert not [outcome for outcome in outcomes if getattr(outcome, "kind", None) is FailureKind.WORKER_CRASHED]
+
+
+async def test_poison_among_real_images() -> None:
+    """With the real codec, too, an image that ends its process costs itself alone."""
+    body = _encoded(paint((48, 40), 1), "JPEG")
+    bodies = [b"exit" if number % 50 == 49 else body for number in range(500)]
+    async with Transcoder(processes=2, codec=poisoned) as transcode:
+        outcomes = await transcode_all(transcode, bodies)
+    assert [isinstance(outcome, Encoded) for outcome in outcomes] == [body != b"exit" for body in bodies]
+    assert len({outcome.jpeg for outcome in outcomes if isinstance(outcome, Encoded)}) == 1
+
+
+def _encoded(picture: Image.Image, name: str) -> bytes:
+    file = BytesIO()
+    picture.save(file, format=name)
+    return file.getvalue()
+
+
+def _mutated(body: bytes, rng: random.Random) -> bytes:
+    mutated = bytearray(body)
+    for _ in range(rng.randint(1, 12)):
+        mutated[rng.randrange(len(mutated))] = rng.randrange(256)
+    return bytes(mutated[: rng.choice([None, rng.randrange(len(mutated))])])
+
+
+def test_a_codec_process_imports_no_network_stack() -> None:
     """A codec process costs the memory of Pillow, not of aiohttp and the rest."""
-    code = "import sys, datafetch.transcode.worker, datafetch.transcode.codec; print(*sys.modules)"
+    code = "import sys, datafetch.transcode.forkserver, datafetch.transcode.codec; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert "PIL.Image" in modules
     assert not {"aiohttp", "uvloop", "pyarrow", "typer", "numpy"} & set(modules)
@@ -126,33 +301,56 @@ def test_a_worker_imports_no_network_stack() -> None:
 PARENT = """
 import asyncio, sys
 sys.path.insert(0, {tests!r})
-from conftest import until
 from pool_codecs import echo
-from datafetch.transcode import Transcoder
+from datafetch.transcode import ImageSpec, Transcoder
 async def main():
-    async with Transcoder(processes=2, codec=echo) as transcode:
-        print((await transcode(b"pid")).jpeg.decode(), flush=True)
-        await asyncio.Event().wait()
+    async with Transcoder(ImageSpec(decode_timeout_s=600), processes=2, codec=echo) as transcode:
+        await transcode(b"ready")
+        busy = asyncio.create_task(transcode({body!r}))
+        while transcode.waiting:
+            await asyncio.sleep(0.001)
+        print(flush=True)
+        await busy
 asyncio.run(main())
 """
 
 
-def test_workers_end_with_a_killed_parent() -> None:
-    """A parent killed with SIGKILL leaves no orphan."""
-    code = PARENT.format(tests=str(Path(__file__).parent))
+@pytest.mark.parametrize("body", [b"spin", b"sleep"])
+def test_a_killed_parent_leaves_no_process(body: bytes) -> None:
+    """Two seconds after a SIGKILL nothing is left, though a codec process was busy with an image that never ends."""
+    code = PARENT.format(tests=str(Path(__file__).parent), body=body)
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
         parent.stdout.readline()
-        workers = psutil.Process(parent.pid).children()
+        processes = psutil.Process(parent.pid).children(recursive=True)
         parent.kill()
-    assert len(workers) == 2
-    _, alive = psutil.wait_procs(workers, timeout=PATIENCE_S)
-    assert not alive
+        killed_s = time.monotonic()
+    assert len(processes) == 3
+    while alive(processes) and time.monotonic() < killed_s + SOON_S:
+        os.sched_yield()
+    assert not alive(processes)
+
+
+def test_ctrl_c_leaves_no_process_and_no_warning() -> None:
+    """Ctrl-C in the middle of an image ends everything, and says no more than that it was interrupted."""
+    code = PARENT.format(tests=str(Path(__file__).parent), body=b"spin")
+    with subprocess.Popen(
+        [sys.executable, "-X", "dev", "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, process_group=0
+    ) as parent:
+        assert parent.stdout is not None
+        parent.stdout.readline()
+        processes = psutil.Process(parent.pid).children(recursive=True)
+        os.killpg(parent.pid, signal.SIGINT)
+        _, stderr = parent.communicate(timeout=PATIENCE_S)
+    assert not alive(processes)
+    assert stderr.splitlines()[-1] == b"KeyboardInterrupt"
+    assert b"Warning" not in stderr
+    assert b"never" not in stderr
 
 
 def test_a_child_finds_what_its_parent_finds() -> None:
     """A child process imports from where its parent does, whatever its working directory."""
-    command = child_command("datafetch.transcode.worker")
+    command = child_command("datafetch.transcode.forkserver")
     ended = subprocess.run(
         command, cwd="/", capture_output=True, stdin=subprocess.PIPE, check=False, timeout=PATIENCE_S
     )

@@ -1,65 +1,43 @@
-"""Transcoder: a pool of codec processes that survives its workers.
+"""Transcoder: a pool of codec processes that survives its processes.
 
-Rules: images are handed over several at a time, but nobody waits for a batch to fill. When a worker dies, each image
-that it had in hand is tried again alone, for somebody may have killed it; one that is alone when a worker dies again is
-to blame. A worker that can't even start is our fault, and stops the run.
+Rules: images are handed over several at a time, but nobody waits for a batch to fill, nor for long behind a slow image.
+When a process dies, the image that it was working on is tried again alone in a fresh one, for somebody may have killed
+it; if that one dies as well, the image is to blame. All others go to whoever is free. A process that can't even start
+is our fault, and stops the run.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import logging
 import os
-import pickle
-import socket
+import signal
 from collections import deque
-from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass, field
-from itertools import chain
+from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from datafetch.child import child_command
 from datafetch.errors import ResourceError
 from datafetch.model import Body, Failure, FailureKind, Fetched, Outcome
 from datafetch.transcode.codec import transcode
+from datafetch.transcode.hands import Cause, Hands, Image
+from datafetch.transcode.launcher import Launcher
+from datafetch.transcode.quarantine import Quarantine
 from datafetch.transcode.spec import ImageSpec
-from datafetch.transcode.worker import U32, Codec, decode_reply, encode_frame
+from datafetch.transcode.tray import ORDINARY_BYTES
+from datafetch.transcode.wire import Codec
+from datafetch.transcode.worker import OUT_OF_MEMORY_STATUS, WALL_CLOCK_FACTOR
 
-# Handing over one by one costs the parent 180-250 us an image, 16 together 50-75 us (docs/design.md, decision 7).
+# A batch costs the parent a message there and a few back, whatever its size (docs/design.md, decision 7).
 _MAX_BATCH_IMAGES = 16
-_MAX_BATCH_BYTES = 4 * 1024 * 1024
-# Two batches a worker: it goes on with the second while the parent reads the first one's reply.
-_BATCHES_IN_HAND = 2
+_MAX_BATCH_BYTES = ORDINARY_BYTES
+# An image that is in hand for one to two of these is slow; what lies behind it goes to another process.
+_WATCH_INTERVAL_S = 0.1
+_IDLE_DEATH_PAUSE_S = 0.1  # a process that ends though it has nothing in hand may do so again at once
 
-
-@dataclass(slots=True, eq=False)
-class _Image:
-    """One image on its way through the pool."""
-
-    body: bytes
-    outcome: asyncio.Future[Outcome]
-    suspect: bool = False
-
-
-@dataclass(slots=True, eq=False)
-class _Worker:
-    """One codec process, with the batches it has not answered yet, oldest first."""
-
-    process: asyncio.subprocess.Process
-    reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
-    in_hand: deque[list[_Image]] = field(default_factory=deque)
-
-    @property
-    def images(self) -> Iterator[_Image]:
-        """The images it has not answered for."""
-        return chain.from_iterable(self.in_hand)
-
-    @property
-    def has_suspect(self) -> bool:
-        """Whether it works on an image that may kill it, and must get no other."""
-        return any(image.suspect for image in self.images)
+_log = logging.getLogger(__name__)
 
 
 class Transcoder:
@@ -71,30 +49,41 @@ class Transcoder:
         spec: What comes out.
         processes: How many; None takes one for each CPU this process may use.
         codec: What to do with a body; a module-level function, for it travels to the processes.
+        quarantine: Folder for bodies that ended a process, at most 100 of 256 MiB in all; None keeps none.
     """
 
     def __init__(
-        self, spec: ImageSpec | None = None, *, processes: int | None = None, codec: Codec = transcode
+        self,
+        spec: ImageSpec | None = None,
+        *,
+        processes: int | None = None,
+        codec: Codec = transcode,
+        quarantine: Path | None = None,
     ) -> None:
-        self._orders = pickle.dumps((codec, spec or ImageSpec()))
+        self._spec = spec or ImageSpec()
+        self._launcher = Launcher(codec, self._spec)
         self._processes = processes or len(os.sched_getaffinity(0))
-        self._waiting: deque[_Image] = deque()
-        self._workers: list[_Worker] = []
+        self._quarantine = Quarantine(quarantine) if quarantine else None
+        self._owed: set[Image] = set()
+        self._waiting: deque[Image] = deque()
+        self._crew: list[Hands] = []
         self._keepers: set[asyncio.Task[None]] = set()
+        self._next_dispatch: asyncio.Handle | None = None
+        self._next_watch: asyncio.Handle | None = None
         self._broken: BaseException | None = None
-        self._closing = False
 
     async def __aenter__(self) -> Self:
         try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(self._processes):
-                    group.create_task(self._add_worker())
-        except BaseExceptionGroup as errors:
-            await self._close()
-            raise errors.exceptions[0] from errors
+            for _ in range(self._processes):
+                hands = Hands(await self._launcher.launch())
+                self._crew.append(hands)
+                keeper = asyncio.create_task(self._keep(hands))
+                self._keepers.add(keeper)
+                keeper.add_done_callback(self._end_of_keeper)
         except BaseException:
             await self._close()
             raise
+        self._watch()
         return self
 
     async def __aexit__(
@@ -104,7 +93,7 @@ class Transcoder:
 
     @property
     def waiting(self) -> int:
-        """Images that no worker has yet."""
+        """Images that no process has yet."""
         return len(self._waiting)
 
     async def __call__(self, body: Fetched | bytes) -> Outcome:
@@ -114,7 +103,7 @@ class Transcoder:
             body: What the fetcher brought, or plain bytes. A failure comes straight back.
 
         Returns:
-            ``Encoded`` or ``Failure``; WORKER_CRASHED when this image, alone in a worker, killed it.
+            ``Encoded`` or ``Failure``; WORKER_CRASHED when this image, alone in a process, ended it.
 
         Raises:
             ResourceError: No codec process can be started.
@@ -128,166 +117,137 @@ class Transcoder:
                 content = body
         if self._broken is not None:
             raise self._broken
-        image = _Image(content, asyncio.get_running_loop().create_future())
+        image = Image(content, asyncio.get_running_loop().create_future())
+        self._owed.add(image)
         self._waiting.append(image)
-        self._dispatch()
-        return await image.outcome
+        self._dispatch_soon()
+        try:
+            return await image.outcome
+        finally:
+            self._owed.discard(image)
+
+    def _dispatch_soon(self) -> None:
+        """Hand out what is waiting when this round of the loop is over, so that what comes in it goes together."""
+        if self._next_dispatch is None:
+            self._next_dispatch = asyncio.get_running_loop().call_soon(self._dispatch)
 
     def _dispatch(self) -> None:
         """Hand out what is waiting to whoever has room, the least busy first."""
+        self._next_dispatch = None
         while self._waiting:
-            worker = min(self._workers, key=lambda candidate: len(candidate.in_hand), default=None)
-            if worker is None or len(worker.in_hand) >= _BATCHES_IN_HAND:
+            hands = min((one for one in self._crew if one.has_room), key=lambda one: one.batches, default=None)
+            if hands is None:
                 return
-            if self._waiting[0].suspect or worker.has_suspect:
-                worker = next((candidate for candidate in self._workers if not candidate.in_hand), None)
-                if worker is None:
-                    return
             if batch := self._take_batch():
-                worker.in_hand.append(batch)
-                worker.writer.writelines(encode_frame([image.body for image in batch]))
+                try:
+                    hands.give(batch)
+                except OSError as error:
+                    self._break(ResourceError(f"no memory to hand images to a codec process: {error.strerror}"))
 
-    def _take_batch(self) -> list[_Image]:
-        """The next images: an even share of what waits, within the bounds; a suspect goes alone."""
-        share = -(-len(self._waiting) // len(self._workers))
-        batch: list[_Image] = []
+    def _take_batch(self) -> list[Image]:
+        """The next images: an even share of what waits, within the bounds."""
+        share = -(-len(self._waiting) // len(self._crew))
+        batch: list[Image] = []
         batch_bytes = 0
         while self._waiting and len(batch) < min(share, _MAX_BATCH_IMAGES):
-            image = self._waiting[0]
-            too_much = batch_bytes + len(image.body) > _MAX_BATCH_BYTES
-            if batch and (too_much or image.suspect or batch[0].suspect):
+            batch_bytes += len(self._waiting[0].body)
+            if batch and batch_bytes > _MAX_BATCH_BYTES:
                 break
-            self._waiting.popleft()
-            if not image.outcome.done():  # its task was cancelled while it waited
+            image = self._waiting.popleft()
+            if not image.is_settled:
                 batch.append(image)
-                batch_bytes += len(image.body)
         return batch
 
-    async def _add_worker(self) -> None:
-        worker = await _start(self._orders)
-        self._workers.append(worker)
-        keeper = asyncio.create_task(self._keep(worker))
-        self._keepers.add(keeper)
-        keeper.add_done_callback(self._end_of_keeper)
-        if self._closing:
-            worker.writer.transport.abort()
+    def _watch(self) -> None:
+        """See to it that nobody waits for long behind a slow image."""
+        if self._processes > 1:
+            for hands in self._crew:
+                self._put_back(hands.hand_on())
+            self._next_watch = asyncio.get_running_loop().call_later(_WATCH_INTERVAL_S, self._watch)
 
-    async def _keep(self, worker: _Worker) -> None:
-        """Take a worker's replies until it ends, then replace it."""
-        with suppress(EOFError, ConnectionError):
-            while True:
-                parts = await _read_frame(worker.reader)
-                for image, outcome in zip(worker.in_hand.popleft(), decode_reply(parts), strict=True):
-                    _settle(image, outcome)
-                self._dispatch()
-        self._workers.remove(worker)
-        status = await _stop(worker)
-        if self._closing:
-            for image in worker.images:
-                image.outcome.cancel()
-        else:
-            self._put_back(worker, status)
-            await self._replace()
+    def _put_back(self, images: Sequence[Image]) -> None:
+        """Let images be the next ones, in their order."""
+        if images:
+            self._waiting.extendleft(reversed(images))
+            self._dispatch_soon()
 
-    def _put_back(self, worker: _Worker, status: int) -> None:
-        """Convict a suspect whose worker died again, or line up a dead worker's images as suspects."""
-        for image in reversed([image for image in worker.images if not image.outcome.done()]):
-            if image.suspect:
-                _settle(image, Failure(FailureKind.WORKER_CRASHED, f"the codec process ended with status {status}"))
-            else:
-                image.suspect = True
-                self._waiting.appendleft(image)
+    async def _keep(self, hands: Hands) -> None:
+        """Take a process's replies until it ends, replace it, and so on."""
+        while True:
+            cause = await self._serve(hands)
+            self._crew.remove(hands)
+            status = await hands.process.status
+            if status == -signal.SIGPROF:  # the kernel's, and nobody else's
+                cause = Cause.OVERTIME
+            wreck = hands.wreck(cause)
+            hands.process.close()
+            self._put_back(wreck.innocents)
+            if not (wreck.culprit or wreck.suspects):
+                await asyncio.sleep(_IDLE_DEATH_PAUSE_S)
+            hands = Hands(await self._launcher.launch(), wreck.suspects)
+            self._crew.append(hands)
+            self._dispatch_soon()
+            if wreck.culprit is not None:
+                await self._convict(wreck.culprit, status)
 
-    async def _replace(self) -> None:
+    async def _serve(self, hands: Hands) -> Cause:
+        """Take its replies until it ends, and say why it did, as far as is known."""
         try:
-            await self._add_worker()
-        except ResourceError as error:
-            self._break(error)
-        else:
-            self._dispatch()
+            while True:
+                await hands.receive()
+                if self._waiting:
+                    self._dispatch_soon()
+        except (EOFError, ConnectionError):
+            return Cause.UNKNOWN
+        except ValueError as error:
+            _log.warning("a codec process answered nonsense and was ended: %s", error)
+            self._launcher.kill(hands.process)
+            return Cause.NONSENSE
+
+    async def _convict(self, image: Image, status: int) -> None:
+        """Say that an image ended its process, and keep its body for a look."""
+        sha256 = await asyncio.to_thread(lambda: hashlib.sha256(image.body).hexdigest())
+        kept = await asyncio.to_thread(self._quarantine.keep, image.body, sha256) if self._quarantine else None
+        why = self._cause(status)
+        _log.warning("an image %s: sha256 %s, %s", why, sha256, f"kept as {kept}" if kept else "not kept")
+        image.settle(Failure(FailureKind.WORKER_CRASHED, why, sha256=sha256))
+
+    def _cause(self, status: int) -> str:
+        """What a death says of the image."""
+        limit_s = self._spec.decode_timeout_s
+        if status == -signal.SIGPROF:
+            return f"took more than {limit_s:g} s of CPU time"
+        if status == -signal.SIGALRM:
+            return f"hung for {limit_s * WALL_CLOCK_FACTOR:g} s"
+        if status == OUT_OF_MEMORY_STATUS:
+            return "took more memory than an image may"
+        if status < 0:
+            return f"ended its codec process by {signal.Signals(-status).name}"
+        return f"ended its codec process with status {status}"
 
     def _end_of_keeper(self, keeper: asyncio.Task[None]) -> None:
         self._keepers.discard(keeper)
-        if not keeper.cancelled() and (bug := keeper.exception()) is not None:
-            self._break(bug)
+        if not keeper.cancelled() and (error := keeper.exception()) is not None:
+            self._break(error)
 
     def _break(self, error: BaseException) -> None:
         """Let every caller have the error that ended the pool, for no image will be answered any more."""
         self._broken = error
-        for image in chain(self._waiting, *(worker.images for worker in self._workers)):
-            if not image.outcome.done():
-                image.outcome.set_exception(error)
         self._waiting.clear()
+        for image in self._owed:
+            if not image.is_settled:
+                image.outcome.set_exception(error)
 
     async def _close(self) -> None:
-        self._closing = True
-        for worker in self._workers:
-            worker.writer.transport.abort()
-        while self._keepers:
-            await asyncio.gather(*self._keepers)
-        for image in self._waiting:
+        for handle in (self._next_watch, self._next_dispatch):
+            if handle is not None:
+                handle.cancel()
+        keepers = list(self._keepers)
+        for keeper in keepers:
+            keeper.cancel()
+        await asyncio.gather(*keepers, return_exceptions=True)
+        for hands in self._crew:
+            hands.process.close()
+        await self._launcher.close()
+        for image in self._owed:
             image.outcome.cancel()
-
-
-def _settle(image: _Image, outcome: Outcome) -> None:
-    if not image.outcome.done():  # its task may have been cancelled meanwhile
-        image.outcome.set_result(outcome)
-
-
-async def _start(orders: bytes) -> _Worker:
-    """Start a codec process and wait until it is ready.
-
-    Raises:
-        ResourceError: It ended before that.
-    """
-    ours, theirs = socket.socketpair()
-    reader, writer = await asyncio.open_unix_connection(sock=ours)
-    try:
-        with theirs:
-            # A session of its own: Ctrl-C at the terminal is for the parent alone, even while the child starts.
-            process = await asyncio.create_subprocess_exec(
-                *child_command("datafetch.transcode.worker"),
-                stdin=theirs.fileno(),
-                stdout=asyncio.subprocess.DEVNULL,
-                start_new_session=True,
-            )
-    except BaseException as error:
-        writer.transport.abort()
-        if isinstance(error, OSError):
-            raise ResourceError(f"cannot start a codec process: {error.strerror}") from error
-        raise
-    worker = _Worker(process, reader, writer)
-    try:
-        writer.writelines(encode_frame([orders]))
-        await _read_frame(reader)
-    except BaseException as error:
-        status = await _stop(worker)
-        if isinstance(error, EOFError | ConnectionError):
-            raise ResourceError(
-                f"a codec process ended with status {status} before its first image; "
-                "check that this Python can import PIL.Image and that there is memory for it"
-            ) from error
-        raise
-    return worker
-
-
-async def _stop(worker: _Worker) -> int:
-    """End a worker, whatever it is doing, and return its exit status; nobody waits for its answers any more."""
-    worker.writer.transport.abort()
-    with suppress(ProcessLookupError):
-        worker.process.kill()
-    return await worker.process.wait()
-
-
-async def _read_frame(reader: asyncio.StreamReader) -> list[bytes]:
-    """The parts of the next frame.
-
-    Raises:
-        EOFError: The worker ended.
-    """
-    (count,) = U32.unpack(await reader.readexactly(U32.size))
-    parts = []
-    for _ in range(count):
-        (length,) = U32.unpack(await reader.readexactly(U32.size))
-        parts.append(await reader.readexactly(length))
-    return parts

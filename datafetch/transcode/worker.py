@@ -1,143 +1,129 @@
-"""The other side of the pool: a process that reads bodies from a socket and writes outcomes to it.
+"""A codec process: it takes batches of bodies from its trays, and puts JPEGs there.
 
-Rules: it imports Pillow and never the network; it ends when its parent does, however that ends, because then the
-socket does; it leaves Ctrl-C to its parent.
-
-The first frame a worker gets is its orders: one part, a pickle of codec and spec. It answers with an empty frame when
-it is ready. From then on a request is a frame of bodies, a reply a frame of outcomes in the same order::
-
-    frame    u32 parts, then each part as u32 length + bytes
-    request  one part a body
-    reply    first part: JSON, a list of one object an outcome; then one part a JPEG, for those that have one
+Rules: what an image may cost is bounded by the kernel, for a decoder that is stuck listens to nobody. Outcomes are told
+soon after they are there, and which image is in hand can be seen at any moment, so that a death costs little and leaves
+no doubt about who died of what.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
-import pickle
 import resource
 import signal
 import socket
-import struct
-import warnings
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
-
-import orjson
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
 
 from datafetch.model import Encoded, Failure, FailureKind, Outcome
 from datafetch.transcode.spec import ImageSpec
+from datafetch.transcode.tray import Tray
+from datafetch.transcode.wire import U32, Codec, decode_request, encode_message, encode_reply
 
-Codec: TypeAlias = Callable[[bytes, ImageSpec], Outcome]
-"""Decodes and encodes one image. Must pickle, for it travels to the processes; must not raise for a bad body."""
-
-_Stream: TypeAlias = io.BufferedRWPair
+OUT_OF_MEMORY_STATUS = 77
+"""The exit status of a codec process whose memory was not enough for an image."""
+WALL_CLOCK_FACTOR = 5
+"""How many times its CPU seconds an image may take by the clock on the wall, before it counts as hanging."""
 
 _BASE_MEMORY_BYTES = 1 << 30  # interpreter, Pillow, a batch of bodies, the threads of the AVIF decoder
 _MEMORY_BYTES_PER_PIXEL = 16  # an RGBA source and its RGB copy take 8, a decoder of its own as much again
-
-U32 = struct.Struct("<I")
-
-
-def main() -> None:
-    """Serve the channel that the parent left as standard input, until it closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with socket.socket(fileno=os.dup(0)) as channel, channel.makefile("rwb") as stream:
-        # The parent may end at any moment, with a frame half sent or half read: that is the end of our work too.
-        with contextlib.suppress(EOFError, ConnectionError):
-            _serve(stream)
-        with contextlib.suppress(ConnectionError):
-            stream.close()
+# A reply wakes the parent, which costs it more than the images do; a death costs what was not told yet.
+_REPLY_INTERVAL_S = 0.05
+_FIRST_VICTIM = "500"  # of 1000: when the machine runs out of memory, a codec process goes before anybody else
 
 
-def _serve(stream: _Stream) -> None:
-    codec, spec = pickle.loads(read_frame(stream)[0])  # noqa: S301 - our own parent wrote it
-    _prepare_pillow()
-    _limit_memory(spec.max_pixels)
-    _write(stream, encode_frame([]))
-    while True:
-        bodies = read_frame(stream)
-        _write(stream, encode_reply([_bounded(codec, body, spec) for body in bodies]))
+class CodecProcess:
+    """What a codec process does, from its start to its end.
+
+    Args:
+        channel: Where requests come from and replies go to.
+        trays: Where bodies and JPEGs lie.
+        codec: What to do with a body.
+        spec: What comes out, and what an image may cost.
+    """
+
+    def __init__(self, channel: socket.socket, trays: Sequence[Tray], codec: Codec, spec: ImageSpec) -> None:
+        self._channel = channel
+        self._trays = trays
+        self._codec = codec
+        self._spec = spec
+
+    def run(self) -> None:
+        """Work on one batch after the other, until the parent closes the channel."""
+        _limit_process(self._spec)
+        with suppress(EOFError, ConnectionError), self._channel.makefile("rb") as requests:
+            self._channel.sendall(encode_message(b""))
+            while True:
+                self._serve(_read_message(requests))
+
+    def _serve(self, payload: bytes) -> None:
+        """Work on a batch, telling what is done often enough."""
+        request = decode_request(payload)
+        tray = self._trays[request.tray]
+        outcomes: list[Outcome] = []
+        tray_end = 0
+        told_s = time.monotonic()
+        for number, body in enumerate(tray.unload(request.lengths)):
+            if not tray.begin(number):
+                break
+            outcome = self._transcode(body)
+            if isinstance(outcome, Encoded):
+                tray.put(tray_end, outcome.jpeg)
+                tray_end += len(outcome.jpeg)
+            outcomes.append(outcome)
+            if time.monotonic() - told_s >= _REPLY_INTERVAL_S and number + 1 < len(request.lengths):
+                self._reply(encode_reply(request.tray, outcomes, is_last=False))
+                outcomes.clear()
+                told_s = time.monotonic()
+        self._reply(encode_reply(request.tray, outcomes, is_last=True))
+
+    def _reply(self, payload: bytes) -> None:
+        self._channel.sendall(encode_message(payload))
+
+    def _transcode(self, body: bytes) -> Outcome:
+        """Run the codec; past its time the kernel ends this process, and for want of memory it ends itself.
+
+        An image that finds no memory is not to blame for what others left lying about, so the parent tries it again.
+        """
+        signal.setitimer(signal.ITIMER_PROF, self._spec.decode_timeout_s)
+        signal.setitimer(signal.ITIMER_REAL, self._spec.decode_timeout_s * WALL_CLOCK_FACTOR)
+        try:
+            outcome = self._codec(body, self._spec)
+        except MemoryError:
+            os._exit(OUT_OF_MEMORY_STATUS)
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        if isinstance(outcome, Failure) and outcome.kind is FailureKind.WORKER_CRASHED:
+            os._exit(OUT_OF_MEMORY_STATUS)
+        return outcome
 
 
-def _prepare_pillow() -> None:
-    from PIL import Image  # noqa: PLC0415 - here, so that a parent that imports this module stays free of Pillow
-
-    Image.MAX_IMAGE_PIXELS = None  # the spec's own limit is checked from the header
-    warnings.simplefilter("ignore")  # Pillow's remarks on strangers' files are nobody's news; the outcome says it
-
-
-def _limit_memory(max_pixels: int) -> None:
-    """Let an image that allocates without end run into a MemoryError instead of into the machine's other processes."""
-    limit_bytes = _BASE_MEMORY_BYTES + max_pixels * _MEMORY_BYTES_PER_PIXEL
+def _limit_process(spec: ImageSpec) -> None:
+    """Let what an image does to this process stay between the two of them."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # or each crash would write hundreds of MB
+    # An image that allocates without end runs into a MemoryError instead of into the machine's other processes.
+    limit_bytes = _BASE_MEMORY_BYTES + spec.max_pixels * _MEMORY_BYTES_PER_PIXEL
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     if hard == resource.RLIM_INFINITY or limit_bytes < hard:
         resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, hard))
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(_FIRST_VICTIM)
 
 
-def _bounded(codec: Codec, body: bytes, spec: ImageSpec) -> Outcome:
-    """Run the codec; past its CPU time the kernel ends this process, and the parent blames this image."""
-    signal.setitimer(signal.ITIMER_PROF, spec.decode_timeout_s)
-    try:
-        return codec(body, spec)
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-
-
-def _write(stream: _Stream, frame: Sequence[bytes]) -> None:
-    stream.writelines(frame)
-    stream.flush()
-
-
-def encode_frame(parts: Sequence[bytes]) -> list[bytes]:
-    """A frame as pieces to be written one after the other, without copying the parts."""
-    frame = [U32.pack(len(parts))]
-    for part in parts:
-        frame += (U32.pack(len(part)), part)
-    return frame
-
-
-def read_frame(stream: _Stream) -> list[bytes]:
-    """The parts of the next frame.
+def _read_message(stream: BinaryIO) -> bytes:
+    """The payload of the next message.
 
     Raises:
-        EOFError: The stream ended.
+        EOFError: The parent closed the channel, or is gone.
     """
-    (count,) = U32.unpack(_read_exactly(stream, U32.size))
-    return [_read_exactly(stream, *U32.unpack(_read_exactly(stream, U32.size))) for _ in range(count)]
+    return _read_exactly(stream, *U32.unpack(_read_exactly(stream, U32.size)))
 
 
-def _read_exactly(stream: _Stream, length: int) -> bytes:
+def _read_exactly(stream: BinaryIO, length: int) -> bytes:
     data = stream.read(length)
     if len(data) < length:
         raise EOFError
     return data
-
-
-def encode_reply(outcomes: Sequence[Outcome]) -> list[bytes]:
-    """The frame that carries these outcomes."""
-    heads = []
-    jpegs = []
-    for outcome in outcomes:
-        match outcome:
-            case Encoded():
-                heads.append([outcome.width_px, outcome.height_px, outcome.source_format, outcome.sha256])
-                jpegs.append(outcome.jpeg)
-            case Failure():
-                heads.append([outcome.kind.value, outcome.detail, outcome.sha256])
-    return encode_frame([orjson.dumps(heads), *jpegs])
-
-
-def decode_reply(parts: Sequence[bytes]) -> list[Outcome]:
-    """The outcomes that a frame carries."""
-    jpegs = iter(parts[1:])
-    outcomes: list[Outcome] = []
-    for head in orjson.loads(parts[0]):
-        match head:
-            case [int(width_px), int(height_px), str(source_format), str(sha256)]:
-                outcomes.append(Encoded(next(jpegs), width_px, height_px, source_format, sha256))
-            case [str(kind), str(detail), str(sha256)]:
-                outcomes.append(Failure(FailureKind(kind), detail, sha256=sha256))
-    return outcomes

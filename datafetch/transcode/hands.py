@@ -1,0 +1,204 @@
+"""What is in whose hands: the batches that one codec process works on.
+
+Rules: every image that was given to a process is answered by it, handed on to another, or found in its wreck. A process
+that strangers' data overwhelmed may say anything; what doesn't answer a question is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import Enum, auto
+
+from datafetch.model import Encoded, Outcome
+from datafetch.transcode.launcher import TRAYS, Process
+from datafetch.transcode.wire import Request, decode_reply, encode_request
+
+
+@dataclass(slots=True, eq=False)
+class Image:
+    """One image on its way through the pool."""
+
+    body: bytes
+    outcome: asyncio.Future[Outcome]
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nobody waits for it any more; its task may have been cancelled."""
+        return self.outcome.done()
+
+    def settle(self, outcome: Outcome) -> None:
+        """Say what became of it; the first word counts, for two processes may have had it."""
+        if not self.outcome.done():
+            self.outcome.set_result(outcome)
+
+
+class Cause(Enum):
+    """What ended a process."""
+
+    UNKNOWN = auto()
+    """It, or somebody else."""
+    OVERTIME = auto()
+    """Nobody but the image at work: it used up its CPU time."""
+    NONSENSE = auto()
+    """We did, for what it sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wreck:
+    """The images that a process has left unanswered.
+
+    Attributes:
+        culprit: The one that ended it, where that is certain.
+        suspects: Those that may have.
+        innocents: The others, in order.
+    """
+
+    culprit: Image | None
+    suspects: Sequence[Image]
+    innocents: Sequence[Image]
+
+
+@dataclass(slots=True, eq=False)
+class _Batch:
+    """Images in one tray.
+
+    Attributes:
+        tray: Its number.
+        images: In the order of their bodies.
+        kept: How many of them are this process's to answer; those behind were handed on.
+        answered: How many have been.
+        jpegs_end: Where in the tray the next JPEG begins.
+    """
+
+    tray: int
+    images: Sequence[Image]
+    kept: int
+    answered: int = 0
+    jpegs_end: int = 0
+
+
+class Hands:
+    """One codec process, and what it has in hand.
+
+    Args:
+        process: Ready, and with nothing in hand yet.
+        suspects: Images that may end it. It gets them one at a time, and others when it has survived them.
+    """
+
+    def __init__(self, process: Process, suspects: Sequence[Image] = ()) -> None:
+        self.process = process
+        self._suspects = deque(suspects)
+        self._batches: deque[_Batch] = deque()
+        self._ended_batches = 0
+        self._progress_seen = (0, 0)
+        self._is_slow = False
+        if suspects:
+            self.give([suspects[0]])
+
+    @property
+    def batches(self) -> int:
+        """How many it has in hand."""
+        return len(self._batches)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether it may be given another batch."""
+        return len(self._batches) < TRAYS and not self._suspects and not self._is_slow
+
+    def give(self, images: Sequence[Image]) -> None:
+        """Hand it a batch.
+
+        Raises:
+            OSError: There is no memory for it.
+        """
+        busy = {batch.tray for batch in self._batches}
+        tray = next(number for number in range(TRAYS) if number not in busy)
+        self.process.trays[tray].load([image.body for image in images])
+        self._batches.append(_Batch(tray, images, kept=len(images)))
+        self.process.send(encode_request(Request(tray, [len(image.body) for image in images])))
+
+    async def receive(self) -> None:
+        """Wait for its next reply, and settle the images that it answers.
+
+        Raises:
+            EOFError: It ended.
+            ConnectionError: It ended.
+            ValueError: It sends nonsense.
+        """
+        reply = decode_reply(await self.process.receive())
+        batch = self._batches[0] if self._batches else None
+        if batch is None or batch.tray != reply.tray or batch.answered + len(reply.answers) > len(batch.images):
+            raise ValueError("an answer to nothing")
+        tray = self.process.trays[batch.tray]
+        for answer in reply.answers:
+            outcome = answer.outcome
+            if isinstance(outcome, Encoded):
+                outcome = replace(outcome, jpeg=tray.get(batch.jpegs_end, answer.jpeg_length))
+                batch.jpegs_end += answer.jpeg_length
+            batch.images[batch.answered].settle(outcome)
+            batch.answered += 1
+        self._is_slow = False
+        if reply.is_last:
+            if batch.answered < batch.kept:
+                raise ValueError("a batch ended before its last image")
+            tray.shed()
+            self._batches.popleft()
+            self._ended_batches += 1
+            self._acquit()
+
+    def hand_on(self) -> list[Image]:
+        """Called at intervals: what it has not begun, if it is still at the image that it was at the last time.
+
+        Both sides write to the tray without a lock, so it may begin one image that is handed on this very instant; then
+        two processes have it, and the first answer counts.
+        """
+        if not self._batches or self._suspects:
+            return []
+        progress_before, self._progress_seen = self._progress_seen, self._progress()
+        if self._progress_seen != progress_before:
+            return []
+        self._is_slow = True
+        return [image for batch in self._batches for image in self._cut(batch)]
+
+    def wreck(self, cause: Cause) -> Wreck:
+        """What it has left behind, once it has ended."""
+        unanswered = [image for batch in self._batches for image in batch.images[batch.answered : batch.kept]]
+        at_work = self._at_work()
+        if self._suspects:
+            return Wreck(self._suspects[0], list(self._suspects)[1:], [])
+        if cause is Cause.NONSENSE:  # which it may have sent a while ago
+            return Wreck(None, unanswered, [])
+        innocents = [image for image in unanswered if image is not at_work]
+        if cause is Cause.OVERTIME:
+            return Wreck(at_work, [], innocents)
+        return Wreck(None, [at_work] if at_work else [], innocents)
+
+    def _at_work(self) -> Image | None:
+        """The image that it is working on, as far as that is its to answer."""
+        if not self._batches:
+            return None
+        batch = self._batches[0]
+        number = self.process.trays[batch.tray].begun - 1
+        return batch.images[number] if batch.answered <= number < batch.kept else None
+
+    def _acquit(self) -> None:
+        """Go on to the next suspect, now that this one has been answered."""
+        if self._suspects:
+            self._suspects.popleft()
+        if self._suspects:
+            self.give([self._suspects[0]])
+
+    def _progress(self) -> tuple[int, int]:
+        """Grows with every image begun."""
+        return self._ended_batches, self.process.trays[self._batches[0].tray].begun
+
+    def _cut(self, batch: _Batch) -> Sequence[Image]:
+        tray = self.process.trays[batch.tray]
+        begun = max(tray.begun, batch.answered)
+        tray.allow(begun)
+        rest = batch.images[begun : batch.kept]
+        batch.kept = min(batch.kept, begun)
+        return rest

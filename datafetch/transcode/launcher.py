@@ -1,0 +1,263 @@
+"""Where the pool gets its codec processes from: a fork server of its own, and a channel to each process.
+
+Rules: a process that can't be started is our fault and never an image's. Nothing that is started here outlives
+``Launcher.close``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pickle
+import signal
+import socket
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from typing import Self
+
+from datafetch.child import child_command
+from datafetch.errors import ResourceError
+from datafetch.transcode.forkserver import COMMAND, END, FORK, FORK_FAILED, KILL
+from datafetch.transcode.spec import ImageSpec
+from datafetch.transcode.tray import Tray, open_tray
+from datafetch.transcode.wire import U32, Codec, Orders, encode_message
+
+TRAYS = 2
+"""Batches that a codec process may have in hand: it goes on with the second while the first one's replies are read."""
+
+_MAX_REPLY_BYTES = 1024 * 1024
+_GRACE_S = 5.0  # for a fork server to end its processes and itself, which takes it milliseconds
+
+
+@dataclass(slots=True, eq=False)
+class Process:
+    """A codec process, as its parent sees it.
+
+    Attributes:
+        number: Its own among all of one fork server.
+        trays: For its batches.
+        reader: Brings its replies.
+        writer: Takes its requests.
+        status: How it ended, once that is known: an exit status, or a negative signal.
+    """
+
+    number: int
+    trays: Sequence[Tray]
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    status: asyncio.Future[int]
+
+    def send(self, payload: bytes) -> None:
+        """Send it a message."""
+        self.writer.write(encode_message(payload))
+
+    async def receive(self) -> bytes:
+        """The payload of its next message.
+
+        Raises:
+            EOFError: It ended.
+            ConnectionError: It ended.
+            ValueError: It sends nonsense.
+        """
+        (length,) = U32.unpack(await self.reader.readexactly(U32.size))
+        if length > _MAX_REPLY_BYTES:
+            raise ValueError(f"a message of {length} bytes")
+        return await self.reader.readexactly(length)
+
+    def close(self) -> None:
+        """Let go of its channel and trays."""
+        self.writer.transport.abort()
+        for tray in self.trays:
+            tray.close()
+
+
+class Launcher:
+    """Starts codec processes, of one event loop.
+
+    Args:
+        codec: What they do with a body; a module-level function, for it travels to them.
+        spec: What comes out.
+    """
+
+    def __init__(self, codec: Codec, spec: ImageSpec) -> None:
+        self._orders = pickle.dumps(Orders(codec, spec, os.getpid()))
+        self._server: _Server | None = None
+        self._starting = asyncio.Lock()
+        self._launched = 0
+
+    async def launch(self) -> Process:
+        """Start a codec process and wait until it is ready.
+
+        Raises:
+            ResourceError: It can't be started.
+        """
+        async with self._starting:
+            try:
+                return await self._launch()
+            except ResourceError:
+                if self._server is None or not self._server.is_gone:
+                    raise
+            return await self._launch()  # by a new server; the old one may have been killed
+
+    def kill(self, process: Process) -> None:
+        """End a process that can't be trusted any more."""
+        if self._server is not None:
+            self._server.send(KILL, process.number)
+
+    async def close(self) -> None:
+        """End every process, and see them gone."""
+        if self._server is not None:
+            await self._server.close()
+
+    async def _launch(self) -> Process:
+        if self._server is not None and self._server.is_gone:
+            await self._server.close()
+            self._server = None
+        if self._server is None:
+            self._server = await _Server.start(self._orders)
+        self._launched += 1
+        process = await _fork(self._server, self._launched)
+        try:
+            await process.receive()
+        except (EOFError, ConnectionError) as error:
+            status = await process.status
+            process.close()
+            raise ResourceError(_why_not(status)) from error
+        except BaseException:
+            process.close()
+            raise
+        return process
+
+
+class _Server:
+    """The fork server, as its parent sees it."""
+
+    def __init__(
+        self,
+        process: asyncio.subprocess.Process,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        control: socket.socket,
+    ) -> None:
+        self.is_gone = False
+        self._process = process
+        self._reader = reader
+        self._writer = writer  # kept, for it closes the stream when it goes
+        self._control = control
+        self._ends: dict[int, asyncio.Future[int]] = {}
+        self._listening = asyncio.create_task(self._listen())
+
+    @classmethod
+    async def start(cls, orders: bytes) -> Self:
+        """Start a fork server; whether it works shows with its first process.
+
+        Raises:
+            ResourceError: This machine can't start a process.
+        """
+        ours, theirs = socket.socketpair()
+        # Descriptors are sent past the stream, on a descriptor of its own to the same socket.
+        control = ours.dup()
+        control.setblocking(False)
+        reader, writer = await asyncio.open_unix_connection(sock=ours)
+        try:
+            with theirs:
+                # A session of its own: Ctrl-C at the terminal is for the parent alone, even while the child starts.
+                process = await asyncio.create_subprocess_exec(
+                    *child_command("datafetch.transcode.forkserver"),
+                    stdin=theirs.fileno(),
+                    stdout=asyncio.subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+        except BaseException as error:
+            writer.transport.abort()
+            control.close()
+            if isinstance(error, OSError):
+                raise ResourceError(f"cannot start a codec process: {error.strerror}") from error
+            raise
+        with suppress(ConnectionError):  # it may be gone already; its first process will tell why
+            await asyncio.get_running_loop().sock_sendall(control, encode_message(orders))
+        return cls(process, reader, writer, control)
+
+    def expect(self, number: int) -> asyncio.Future[int]:
+        """How the process of this number will have ended."""
+        end = asyncio.get_running_loop().create_future()
+        self._ends[number] = end
+        return end
+
+    def send(self, command: bytes, number: int, descriptors: Sequence[int] = ()) -> None:
+        """Send a command, with descriptors.
+
+        Raises:
+            OSError: The server is gone.
+        """
+        socket.send_fds(self._control, [COMMAND.pack(command, number)], descriptors)
+
+    async def close(self) -> None:
+        """End it and its processes, and see them gone."""
+        self._writer.transport.abort()
+        self._control.close()
+        try:
+            async with asyncio.timeout(_GRACE_S):
+                await self._process.wait()
+        except TimeoutError:  # somebody stopped it; its processes die with it all the same
+            self._process.kill()
+            await self._process.wait()
+        await self._listening
+
+    async def _listen(self) -> None:
+        """Take note of how processes end, until the server itself is gone."""
+        with suppress(EOFError, ConnectionError):
+            while True:
+                number, status = END.unpack(await self._reader.readexactly(END.size))
+                _set(self._ends.pop(number), status)
+        self.is_gone = True
+        for end in self._ends.values():
+            _set(end, -signal.SIGKILL)  # the kernel ends them with it
+
+
+async def _fork(server: _Server, number: int) -> Process:
+    """Have a codec process forked; it is not ready yet.
+
+    Raises:
+        ResourceError: This machine has no descriptor or no memory for it, or the server is gone.
+    """
+    status = server.expect(number)
+    try:
+        ours, theirs = socket.socketpair()
+        with ExitStack() as undo:
+            undo.callback(ours.close)
+            with theirs:
+                trays = _send_fork(server, number, theirs)
+            reader, writer = await asyncio.open_unix_connection(sock=ours)
+            undo.pop_all()
+    except OSError as error:
+        raise ResourceError(f"cannot start a codec process: {error.strerror}") from error
+    return Process(number, trays, reader, writer, status)
+
+
+def _send_fork(server: _Server, number: int, channel: socket.socket) -> list[Tray]:
+    trays = []
+    with ExitStack() as sent:
+        descriptors = [channel.fileno()]
+        for _ in range(TRAYS):
+            fd = open_tray()
+            sent.callback(os.close, fd)
+            descriptors.append(fd)
+            trays.append(Tray(fd))
+        server.send(FORK, number, descriptors)
+    return trays
+
+
+def _set(end: asyncio.Future[int], status: int) -> None:
+    if not end.done():
+        end.set_result(status)
+
+
+def _why_not(status: int) -> str:
+    if status >= FORK_FAILED:
+        return f"cannot start a codec process: {os.strerror(status - FORK_FAILED)}"
+    return (
+        f"a codec process ended with status {status} before its first image; "
+        "check that this Python can import PIL.Image and that there is memory for it"
+    )

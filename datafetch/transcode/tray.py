@@ -1,0 +1,118 @@
+"""Tray: memory that a codec process and its parent share, for one batch of images on its way there and back.
+
+Rules: a batch's bodies go in together; the codec process takes them out before it puts the first JPEG in. What lies in
+a tray is hostile data or made of it: each side believes lengths only as far as the tray reaches. A tray can't shrink,
+for whoever reads beyond the end of shared memory is killed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import struct
+from collections.abc import Sequence
+
+ORDINARY_BYTES = 4 * 1024 * 1024
+"""What a tray keeps from batch to batch; more is given back after the batch that needed it."""
+
+_HEADER = struct.Struct("<II")  # images begun, written by the codec process; images that may be begun, by the parent
+_COUNT = struct.Struct("<I")
+_BEGUN_AT, _ALLOWED_AT = 0, 4
+
+
+def open_tray() -> int:
+    """A descriptor of memory for a tray of ordinary size.
+
+    Raises:
+        OSError: No descriptor or no memory for it.
+    """
+    fd = os.memfd_create("datafetch-tray", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, _HEADER.size + ORDINARY_BYTES)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+class Tray:
+    """One batch in shared memory; each of the two processes makes its own from the same descriptor.
+
+    Args:
+        fd: From ``open_tray``; it may be closed afterwards.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._memory = mmap.mmap(fd, os.fstat(fd).st_size)
+
+    @property
+    def begun(self) -> int:
+        """How many images of the batch the codec process has begun; the last of them is the one in its hands."""
+        return int(_COUNT.unpack_from(self._memory, _BEGUN_AT)[0])
+
+    def load(self, bodies: Sequence[bytes]) -> None:
+        """Put a batch in, on the parent's side; all of it may be begun."""
+        self._reach(sum(map(len, bodies)))
+        _HEADER.pack_into(self._memory, 0, 0, len(bodies))
+        start = _HEADER.size
+        for body in bodies:
+            self._memory[start : start + len(body)] = body
+            start += len(body)
+
+    def allow(self, images: int) -> None:
+        """Let the codec process begin only the first so many images; it may have begun another this very instant."""
+        _COUNT.pack_into(self._memory, _ALLOWED_AT, images)
+
+    def unload(self, lengths: Sequence[int]) -> list[bytes]:
+        """Take the batch out, on the side of the codec process."""
+        self._reach(sum(lengths))
+        bodies = []
+        start = 0
+        for length in lengths:
+            bodies.append(self.get(start, length))
+            start += length
+        return bodies
+
+    def begin(self, image: int) -> bool:
+        """Say that the image of this number is begun now; False when it is not to be begun any more."""
+        if image >= _COUNT.unpack_from(self._memory, _ALLOWED_AT)[0]:
+            return False
+        _COUNT.pack_into(self._memory, _BEGUN_AT, image + 1)
+        return True
+
+    def put(self, start: int, jpeg: bytes) -> None:
+        """Put a JPEG in, so many bytes from the beginning."""
+        self._reach(start + len(jpeg))
+        start += _HEADER.size
+        self._memory[start : start + len(jpeg)] = jpeg
+
+    def get(self, start: int, length: int) -> bytes:
+        """So many bytes, so far from the beginning.
+
+        Raises:
+            ValueError: The tray does not reach so far.
+        """
+        end = _HEADER.size + start + length
+        if end > len(self._memory):
+            self._memory.resize(self._memory.size())  # the other side may have made it larger
+        if length < 0 or end > len(self._memory):
+            raise ValueError(f"{length} bytes from {start} on are not in a tray of {len(self._memory)}")
+        return self._memory[_HEADER.size + start : end]
+
+    def shed(self) -> None:
+        """Give the memory of an extraordinary batch back to the system."""
+        ordinary_bytes = -(-(_HEADER.size + ORDINARY_BYTES) // mmap.PAGESIZE) * mmap.PAGESIZE
+        if len(self._memory) > ordinary_bytes:
+            self._memory.madvise(mmap.MADV_REMOVE, ordinary_bytes, len(self._memory) - ordinary_bytes)
+
+    def close(self) -> None:
+        """Let go of it."""
+        self._memory.close()
+
+    def _reach(self, length: int) -> None:
+        """Make it as large as that, if it is not."""
+        needed_bytes = _HEADER.size + length
+        if needed_bytes > len(self._memory):
+            self._memory.resize(max(needed_bytes, self._memory.size()))

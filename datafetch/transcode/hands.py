@@ -149,18 +149,19 @@ class Hands:
             self._ended_batches += 1
             self._acquit()
 
+    def look(self) -> bool:
+        """Called at intervals: whether it is slow, still at the image that it was at when somebody last looked."""
+        if self._batches:
+            progress_before, self._progress_seen = self._progress_seen, self._progress()
+            self._is_slow = self._progress_seen == progress_before
+        return self._is_slow
+
     def hand_on(self) -> list[Image]:
-        """Called at intervals: what it has not begun, if it is still at the image that it was at the last time.
+        """Take from it what it has not begun.
 
         Both sides write to the tray without a lock, so it may begin one image that is handed on this very instant; then
         two processes have it, and the first answer counts.
         """
-        if not self._batches or self._suspects:
-            return []
-        progress_before, self._progress_seen = self._progress_seen, self._progress()
-        if self._progress_seen != progress_before:
-            return []
-        self._is_slow = True
         return [image for batch in self._batches for image in self._cut(batch)]
 
     def wreck(self, cause: Cause) -> Wreck:

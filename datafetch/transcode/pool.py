@@ -40,6 +40,11 @@ _IDLE_DEATH_PAUSE_S = 0.1  # a process that ends though it has nothing in hand m
 _log = logging.getLogger(__name__)
 
 
+def available_cpus() -> int:
+    """How many CPUs this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 class Transcoder:
     """body → Encoded or Failure, in processes of its own, from any number of tasks of one event loop.
 
@@ -62,7 +67,7 @@ class Transcoder:
     ) -> None:
         self._spec = spec or ImageSpec()
         self._launcher = Launcher(codec, self._spec)
-        self._processes = processes or len(os.sched_getaffinity(0))
+        self._processes = processes or available_cpus()
         self._quarantine = Quarantine(quarantine) if quarantine else None
         self._owed: set[Image] = set()
         self._waiting: deque[Image] = deque()
@@ -160,10 +165,13 @@ class Transcoder:
 
     def _watch(self) -> None:
         """See to it that nobody waits for long behind a slow image."""
-        if self._processes > 1:
-            for hands in self._crew:
+        slow = [hands for hands in self._crew if hands.look()]
+        if len(slow) < len(self._crew):  # or there is nobody to hand anything to
+            for hands in slow:
                 self._put_back(hands.hand_on())
-            self._next_watch = asyncio.get_running_loop().call_later(_WATCH_INTERVAL_S, self._watch)
+        # Where processes share CPUs, each of them takes that much longer for any image.
+        interval_s = _WATCH_INTERVAL_S * max(1.0, self._processes / available_cpus())
+        self._next_watch = asyncio.get_running_loop().call_later(interval_s, self._watch)
 
     def _put_back(self, images: Sequence[Image]) -> None:
         """Let images be the next ones, in their order."""

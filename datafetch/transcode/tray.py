@@ -16,6 +16,7 @@ from collections.abc import Sequence
 ORDINARY_BYTES = 4 * 1024 * 1024
 """What a tray keeps from batch to batch; more is given back after the batch that needed it."""
 
+_MAX_IMAGE_BYTES = 2**32 - 1  # what a request can tell of
 _HEADER = struct.Struct("<II")  # images begun, written by the codec process; images that may be begun, by the parent
 _COUNT = struct.Struct("<I")
 _BEGUN_AT, _ALLOWED_AT = 0, 4
@@ -95,10 +96,14 @@ class Tray:
             ValueError: The tray does not reach so far.
         """
         end = _HEADER.size + start + length
+        size = self._memory.size()  # the other side may have made it larger
+        if start < 0 or length < 0 or end > size or length > _MAX_IMAGE_BYTES:
+            raise ValueError(f"{length} bytes from {start} on are not to be had from a tray of {size}")
         if end > len(self._memory):
-            self._memory.resize(self._memory.size())  # the other side may have made it larger
-        if length < 0 or end > len(self._memory):
-            raise ValueError(f"{length} bytes from {start} on are not in a tray of {len(self._memory)}")
+            try:
+                self._memory.resize(size)
+            except OSError as error:
+                raise ValueError(f"a tray of {size} bytes") from error
         return self._memory[_HEADER.size + start : end]
 
     def shed(self) -> None:

@@ -46,6 +46,9 @@ OK = "ok"
 
 HTTP_OK = 200
 
+KEPT_AS_RECEIVED = "kept as received"
+"""What a ledger says in ``detail`` of an image that was not encoded again."""
+
 _KINDS_THAT_MAY_PASS = frozenset(
     {
         FailureKind.DNS_FAILED,
@@ -221,13 +224,14 @@ class LedgerLine:
             format=encoded.source_format if encoded else "",
             sha256=outcome.sha256,
             fetch_ms=fetched.fetch_ms,
-            detail=failure.detail if failure else "",
+            detail=_detail(outcome),
         )
 
     def to_outcome(self, jpeg: bytes) -> Outcome:
         """The outcome that this line tells of, given the JPEG kept beside it (empty for a failure)."""
         if self.outcome == OK:
-            return Encoded(jpeg, self.width or 0, self.height or 0, self.format, self.sha256)
+            is_original = self.detail == KEPT_AS_RECEIVED
+            return Encoded(jpeg, self.width or 0, self.height or 0, self.format, self.sha256, is_original)
         return Failure(
             FailureKind(self.outcome),
             self.detail,
@@ -237,6 +241,12 @@ class LedgerLine:
             self.fetch_ms,
             self.sha256,
         )
+
+
+def _detail(outcome: Outcome) -> str:
+    if isinstance(outcome, Failure):
+        return outcome.detail
+    return KEPT_AS_RECEIVED if outcome.is_original else ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,7 @@
 """The words of the project as values."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,6 +29,7 @@ def test_of_the_statuses_only_the_servers_passing_ones_may_pass(status: int) -> 
     "outcome",
     [
         ENCODED,
+        replace(ENCODED, is_original=True),
         Failure(FailureKind.TRUNCATED, "cut", 200, 2, "http://example.org/b.jpg", 12.5, "ab12"),
     ],
 )
@@ -34,8 +37,15 @@ def test_a_ledger_line_keeps_the_outcome(sample: Sample, outcome: Outcome) -> No
     """What the ledger says of an image that was received is all that its outcome says."""
     body = Body(b"body!", "http://example.org/b.jpg", 2, 12.5)
     line = LedgerLine.of(sample, 0, body, outcome)
-    assert line.to_outcome(b"jpeg" if outcome is ENCODED else b"") == outcome
+    assert line.to_outcome(b"jpeg" if isinstance(outcome, Encoded) else b"") == outcome
     assert (line.body_bytes, line.status, line.attempts, line.fetch_ms) == (5, 200, 2, 12.5)
+
+
+@pytest.mark.parametrize(("is_original", "detail"), [(True, "kept as received"), (False, "")])
+def test_a_ledger_says_which_images_were_not_encoded_again(sample: Sample, is_original: bool, detail: str) -> None:
+    """Of an image that arrived there is nothing else to say in words."""
+    line = LedgerLine.of(sample, 0, Body(b"body!"), replace(ENCODED, is_original=is_original))
+    assert (line.outcome, line.detail) == ("ok", detail)
 
 
 def test_a_ledger_line_of_a_failed_fetch_has_no_size(sample: Sample) -> None:

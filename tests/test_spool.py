@@ -29,8 +29,10 @@ def make_end(sample: Sample, image: int, outcome: Outcome) -> ImageEnd:
 
 
 def make_outcome(seed: int) -> Outcome:
-    """Every third one a failure."""
-    return FAILURE if seed % 3 == 2 else Encoded(bytes([seed % 256]) * (seed * 37 % 5000), 4, 3, "PNG", "ab")
+    """Every third one a failure, every seventh of the others kept as received."""
+    if seed % 3 == 2:
+        return FAILURE
+    return Encoded(bytes([seed % 256]) * (seed * 37 % 5000), 4, 3, "PNG", "ab", is_original=seed % 7 == 6)
 
 
 async def read(path: Path) -> list[SpooledRecord]:

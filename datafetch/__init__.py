@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from datafetch.fetch import Fetcher, FetchPolicy, FetchStatistics, OptOut
     from datafetch.job import Job, fetch_dataset, run
-    from datafetch.model import Body, Encoded, Failure, FailureKind, Report
-    from datafetch.transcode import ImageSpec, Transcoder
+    from datafetch.model import Body, Encoded, Failure, FailureKind, Payload, Report
+    from datafetch.transcode import Encoding, ImageSpec, Pixels, Resize, Transcoder
 
 __all__ = [
     "Body",
     "Encoded",
+    "Encoding",
     "Failure",
     "FailureKind",
     "FetchPolicy",
@@ -22,7 +23,10 @@ __all__ = [
     "ImageSpec",
     "Job",
     "OptOut",
+    "Payload",
+    "Pixels",
     "Report",
+    "Resize",
     "Transcoder",
     "fetch_dataset",
     "run",
@@ -32,6 +36,7 @@ __all__ = [
 _ROOMS = {
     "Body": "model",
     "Encoded": "model",
+    "Encoding": "transcode",
     "Failure": "model",
     "FailureKind": "model",
     "FetchPolicy": "fetch",
@@ -40,7 +45,10 @@ _ROOMS = {
     "ImageSpec": "transcode",
     "Job": "job",
     "OptOut": "fetch",
+    "Payload": "model",
+    "Pixels": "transcode",
     "Report": "model",
+    "Resize": "transcode",
     "Transcoder": "transcode",
     "fetch_dataset": "job",
     "run": "job",

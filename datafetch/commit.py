@@ -23,18 +23,26 @@ import orjson
 from datafetch.child import child_command
 from datafetch.errors import ConservationError, DatafetchError, ResourceError
 from datafetch.ledger import LedgerWriter
-from datafetch.model import Dataset, Sink, Totals
+from datafetch.model import Dataset, Payload, Sink, Totals
 from datafetch.sinks import PickleSink
 from datafetch.spool import SpoolReader
 from datafetch.state import State, publish
 
 
 @dataclass(frozen=True, slots=True)
-class Commit:
-    """Which shard to commit, and how many samples and images it must have."""
+class Output:
+    """What all shards of a run have in common: how records become rows, and where they go."""
 
     dataset: Dataset
     state: State
+    payload: Payload = Payload.BASE64
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """Which shard to commit, and how many samples it must have."""
+
+    output: Output
     shard: str
     samples: int
 
@@ -121,7 +129,7 @@ def commit_shard(commit: Commit) -> Totals:
 
 
 def _commit(commit: Commit) -> Totals:
-    state = commit.state
+    state = commit.output.state
     for folder in (state.unpublished, state.ledgers, state.out):
         folder.mkdir(parents=True, exist_ok=True)
     ledger_path = state.unpublished / f"{commit.shard}.parquet"
@@ -141,15 +149,16 @@ def _commit(commit: Commit) -> Totals:
 
 
 def _write(commit: Commit, sink: Sink, ledger: LedgerWriter) -> Totals:
+    output = commit.output
     samples = rows = dropped = 0
     outcomes: Counter[str] = Counter()
-    for spooled in SpoolReader(commit.state.spool(commit.shard)).records():
+    for spooled in SpoolReader(output.state.spool(commit.shard)).records():
         if spooled.record.sample.position != samples:
             raise ConservationError(f"shard {commit.shard}: sample {samples} is missing or there twice")
         samples += 1
         ledger.write(spooled.lines)
         outcomes.update(line.outcome for line in spooled.lines)
-        row = commit.dataset.to_row(spooled.record)
+        row = output.dataset.to_row(spooled.record, output.payload)
         if row is None:
             dropped += 1
         else:

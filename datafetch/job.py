@@ -21,15 +21,16 @@ import filelock
 import orjson
 import uvloop
 
+from datafetch.commit import Output
 from datafetch.datasets import find_dataset
 from datafetch.errors import ConfigurationError, DatafetchError, ResourceError
 from datafetch.feed import Feed
 from datafetch.fetch import BodyBudget, Fetcher, FetchPolicy, OptOut
 from datafetch.ledger import read_keys
-from datafetch.model import OK, Manifest, Report, Selection, Totals
+from datafetch.model import OK, Manifest, Payload, Report, Selection, Totals
 from datafetch.pipeline import Pipeline, Statistics
 from datafetch.state import State, write_atomically
-from datafetch.transcode import ImageSpec, Transcoder
+from datafetch.transcode import ImageSpec, Resize, Transcoder
 
 GIB = 1024**3
 _INT64_END = 2**63
@@ -50,6 +51,7 @@ class Job:
         ids: File with the wanted ids; None takes the dataset's own choice.
         limit: Only the first so many samples.
         image: What an image becomes; None is the dataset's own.
+        payload: How a row holds it.
         fetch: How to ask the web.
         processes: Codec processes; None takes one for each CPU.
         memory_bytes: Budget for bodies that wait for the codec.
@@ -63,6 +65,7 @@ class Job:
     ids: str | None = None
     limit: int | None = None
     image: ImageSpec | None = None
+    payload: Payload = Payload.BASE64
     fetch: FetchPolicy = field(default_factory=FetchPolicy)
     processes: int | None = None
     memory_bytes: int = GIB
@@ -78,6 +81,8 @@ class Job:
         ):
             if value is not None and not 1 <= value < _INT64_END:
                 raise ConfigurationError(f"{option} must be 1 or more, not {value}")
+        if self.payload not in tuple(Payload):
+            raise ConfigurationError(f"--payload must be {' or '.join(Payload)}, not {self.payload!r}")
         for path in (self.source, self.out, self.ids or "", self.scratch or ""):
             if not _is_utf8(path):
                 raise ConfigurationError(f"paths must be valid UTF-8 (and so the locale), not {path!a}")
@@ -124,7 +129,8 @@ async def fetch_dataset(job: Job, observe: Observer | None = None) -> Report:
             Fetcher(job.fetch, budget=budget) as fetch,
             Transcoder(spec, processes=job.processes) as transcode,
         ):
-            pipeline = Pipeline(dataset, feed, state=state, fetch=fetch, transcode=transcode, budget=budget)
+            output = Output(dataset, state, job.payload)
+            pipeline = Pipeline(feed, output, fetch=fetch, transcode=transcode, budget=budget)
             await _run_observed(pipeline, observe)
         fetching = fetch.statistics()
         report = Report(
@@ -229,6 +235,10 @@ def _identity(job: Job, manifest: Manifest, spec: ImageSpec) -> _Identity:
         "limit": job.limit,
         "short_side": spec.short_side_px,
         "quality": spec.quality,
+        "pixels": spec.pixels,
+        "resize": _resize(spec),
+        "encode": spec.encode,
+        "payload": job.payload,
         "max_pixels": spec.max_pixels,
     }
     if job.fetch.insecure:
@@ -236,6 +246,13 @@ def _identity(job: Job, manifest: Manifest, spec: ImageSpec) -> _Identity:
     if job.fetch.opt_out == OptOut.IGNORE:
         identity["opt_out"] = OptOut.IGNORE.value
     return identity
+
+
+def _resize(spec: ImageSpec) -> Resize | None:
+    """How images are shrunk, whether that was said or follows from the pixels; None where none is."""
+    if spec.short_side_px is None:
+        return None
+    return Resize.FAST if spec.shrinks_fast else Resize.EXACT
 
 
 def _sha256(path: Path) -> str:

@@ -63,6 +63,15 @@ _KINDS_THAT_MAY_PASS = frozenset(
 _STATUSES_THAT_MAY_PASS = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
+class Payload(StrEnum):
+    """How a row holds an image."""
+
+    BASE64 = "base64"
+    """As text, for loaders that know nothing else."""
+    BYTES = "bytes"
+    """As it is, a quarter smaller."""
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """Why one image could not be had.
@@ -424,8 +433,13 @@ class Dataset(Protocol):
         """
         ...
 
-    def to_row(self, record: Record) -> Row | None:
-        """The row for a finished sample, or None to drop it. Total: defined for every mix of outcomes."""
+    def to_row(self, record: Record, payload: Payload) -> Row | None:
+        """The row for a finished sample, or None to drop it. Total: defined for every mix of outcomes.
+
+        Args:
+            record: The sample with its outcomes.
+            payload: How the row holds its images.
+        """
         ...
 
 

@@ -11,13 +11,12 @@ import time
 from collections import Counter
 from dataclasses import dataclass, replace
 
-from datafetch.commit import Commit, commit_in_process
+from datafetch.commit import Commit, Output, commit_in_process
 from datafetch.errors import ConservationError
 from datafetch.feed import Feed, OpenShard
 from datafetch.fetch import BodyBudget, Fetcher
 from datafetch.model import (
     OK,
-    Dataset,
     Encoded,
     Failure,
     FailureKind,
@@ -27,7 +26,6 @@ from datafetch.model import (
     Sample,
 )
 from datafetch.spool import ImageEnd
-from datafetch.state import State
 from datafetch.transcode import Transcoder
 
 WORKERS_PER_CONNECTION = 4
@@ -69,9 +67,8 @@ class Pipeline:
     """One run of one dataset, from the manifest to published shards.
 
     Args:
-        dataset: How a finished record becomes a row.
         feed: Where the samples come from.
-        state: Where everything goes.
+        output: How records become rows, and where they go.
         fetch: url → body or Failure.
         transcode: body → Encoded or Failure.
         budget: What bodies in hand are held against.
@@ -79,18 +76,16 @@ class Pipeline:
 
     def __init__(
         self,
-        dataset: Dataset,
         feed: Feed,
+        output: Output,
         *,
-        state: State,
         fetch: Fetcher,
         transcode: Transcoder,
         budget: BodyBudget,
     ) -> None:
         self.published_bytes = 0
-        self._dataset = dataset
         self._feed = feed
-        self._state = state
+        self._output = output
         self._fetch = fetch
         self._transcode = transcode
         self._budget = budget
@@ -188,6 +183,6 @@ class Pipeline:
             return fetched, await self._transcode(fetched)
 
     async def _publish(self, shard: OpenShard) -> None:
-        totals = await commit_in_process(Commit(self._dataset, self._state, shard.shard.name, shard.samples))
+        totals = await commit_in_process(Commit(self._output, shard.shard.name, shard.samples))
         self.published_bytes += totals.written_bytes
         await self._feed.close_published(shard, totals)

@@ -1,6 +1,7 @@
 """A finished shard becomes the trainer's files, whole or not at all."""
 
 import asyncio
+import base64
 import pickle
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from test_spool import make_end, make_outcome, make_sample
 
-from datafetch.commit import Commit, commit_in_process, commit_shard
+from datafetch.commit import Commit, Output, commit_in_process, commit_shard
 from datafetch.datasets import find_dataset
 from datafetch.errors import ConfigurationError, ConservationError, ResourceError
 from datafetch.ledger import SCHEMA, read_keys, read_totals
-from datafetch.model import Failure, FailureKind, Outcome, Sample
+from datafetch.model import Encoded, Failure, FailureKind, Outcome, Payload, Sample
 from datafetch.spool import Spool
 from datafetch.state import State
 
@@ -39,7 +40,7 @@ def spool(state: State, outcomes: Sequence[Outcome], shard: str = "part-00000") 
         await spool.close()
 
     asyncio.run(write())
-    return Commit(COYO, state, shard, len(outcomes))
+    return Commit(Output(COYO, state), shard, len(outcomes))
 
 
 @pytest.fixture
@@ -92,6 +93,20 @@ def test_a_shard_without_rows_takes_old_files_away(state: State) -> None:
     state.spool("part-00000").unlink()
     commit_shard(spool(state, [GONE]))
     assert list(state.out.iterdir()) == []
+
+
+def test_with_bytes_instead_of_base64_a_shard_is_a_quarter_smaller(state: State) -> None:
+    """The same rows in the same order, the image under the loader's other name for it."""
+    jpegs = [bytes([number]) * 30_000 for number in range(20)]
+    commit = spool(state, [Encoded(jpeg, 4, 3, "PNG") for jpeg in jpegs])
+    as_text = commit_shard(commit)
+    rows = pickle.loads((state.out / "part-00000.pkl").read_bytes())
+    as_bytes = commit_shard(replace(commit, output=replace(commit.output, payload=Payload.BYTES)))
+    smaller_rows = pickle.loads((state.out / "part-00000.pkl").read_bytes())
+    assert as_bytes.written_bytes == pytest.approx(0.75 * as_text.written_bytes, rel=0.01)
+    assert [row.pop("rawbytes") for row in smaller_rows] == jpegs
+    assert [base64.b64decode(row.pop("image")) for row in rows] == jpegs
+    assert smaller_rows == rows
 
 
 @pytest.mark.parametrize("samples", [2, 4])

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from datafetch.datasets import find_dataset
 from datafetch.datasets.coyo import Coyo
+from datafetch.datasets.payload import pack
 from datafetch.errors import ConfigurationError, ManifestError
-from datafetch.model import Encoded, Failure, FailureKind, Outcome, Record, Sample, Selection
+from datafetch.model import Encoded, Failure, FailureKind, Outcome, Payload, Record, Sample, Selection
 
 COYO = Coyo()
 
@@ -131,10 +132,21 @@ def test_a_row_without_an_id_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_row_is_what_the_loader_reads(text: str | None, outcome: Outcome, is_kept: bool) -> None:
-    """A row has the pair's facts and the JPEG as base64 text; a pair without image or text is dropped."""
+    """A row has the pair's facts and the JPEG, as text or as bytes; a pair without image or text is dropped."""
     metadata = {"id": 17, "url": "http://example.org/", "text": text, "clip_sim": 0.7}
-    row = COYO.to_row(Record(Sample(0, "17", ("http://example.org/",), metadata), (outcome,)))
-    assert row == ({**metadata, "image": base64.b64encode(b"jpeg").decode()} if is_kept else None)
+    record = Record(Sample(0, "17", ("http://example.org/",), metadata), (outcome,))
+    as_text = {**metadata, "image": base64.b64encode(b"jpeg").decode()}
+    assert COYO.to_row(record, Payload.BASE64) == (as_text if is_kept else None)
+    assert COYO.to_row(record, Payload.BYTES) == ({**metadata, "rawbytes": b"jpeg"} if is_kept else None)
+
+
+@given(st.binary(max_size=300))
+def test_base64_is_the_standard_librarys(jpeg: bytes) -> None:
+    """The fast encoder gives the very text, and so the very pickle, that the recipe's script gives."""
+    text = pack(jpeg, Payload.BASE64)
+    expected = base64.b64encode(jpeg).decode("ascii")
+    assert text == expected
+    assert pickle.dumps({"image": text}, 3) == pickle.dumps({"image": expected}, 3)
 
 
 def test_the_registry() -> None:

@@ -13,9 +13,9 @@ import orjson
 import pyarrow.parquet as pq
 import pytest
 from conftest import LOOPBACK
-from test_codec import encoded, recipe
+from test_codec import VILA, encoded, recipe
 
-from datafetch import Job, Report, fetch_dataset, run
+from datafetch import Encoding, Job, Payload, Pixels, Report, Resize, fetch_dataset, run
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
 from datafetch.demo.pictures import paint
@@ -94,6 +94,17 @@ def test_byte_for_byte_in_manifest_order(
         assert sorted(row) == ["clip_sim", "id", "image", "text", "url"]
     assert (report.totals.samples, report.totals.rows, report.shards) == (220, 220, 3)
     assert len({Path(name).suffix for name in names}) == 4
+
+
+def test_rows_may_hold_bytes(job: Job, pictures: Pictures) -> None:
+    """Asked for, a row has the JPEG itself as ``rawbytes``, which the trainer's loader takes as well."""
+    report = run(replace(job, payload=Payload.BYTES))
+    rows = read_rows(job)
+    for row in rows:
+        body = (pictures[0] / row["url"].rsplit("/", 1)[1].partition("?")[0]).read_bytes()
+        assert row["rawbytes"] == recipe(body, 336)
+        assert sorted(row) == ["clip_sim", "id", "rawbytes", "text", "url"]
+    assert len(rows) == report.totals.rows == 66
 
 
 def test_a_perfect_server_and_a_thousand_connections(tmp_path: Path) -> None:
@@ -231,7 +242,11 @@ def test_the_image_is_what_the_job_says(job: Job) -> None:
         ({"limit": 10}, "limit: None, now 10"),
         ({"ids": None}, "ids: "),
         ({"image": ImageSpec(short_side_px=100)}, "short_side: 336, now 100"),
-        ({"image": ImageSpec(short_side_px=336, quality=90)}, "quality: 75, now 90"),
+        ({"image": replace(VILA, quality=90)}, "quality: 75, now 90"),
+        ({"image": replace(VILA, pixels=Pixels.CORRECT)}, "pixels: recipe, now correct"),
+        ({"image": replace(VILA, resize=Resize.FAST)}, "resize: exact, now fast"),
+        ({"image": replace(VILA, encode=Encoding.ORIGINAL)}, "encode: recipe, now original"),
+        ({"payload": Payload.BYTES}, "payload: base64, now bytes"),
         ({"fetch": replace(POLICY, insecure=True)}, "insecure: None, now True"),
         ({"fetch": replace(POLICY, opt_out=OptOut.IGNORE)}, "opt_out: None, now ignore"),
     ],
@@ -243,6 +258,20 @@ def test_another_job_on_the_same_output_is_refused(job: Job, change: dict[str, A
     with pytest.raises(ConfigurationError, match=message):
         run(replace(job, **change))
     assert files_of(job) == before
+
+
+@pytest.mark.parametrize(
+    ("first", "again"),
+    [
+        (VILA, replace(VILA, resize=Resize.EXACT)),
+        (replace(VILA, pixels=Pixels.CORRECT), replace(VILA, pixels=Pixels.CORRECT, resize=Resize.FAST)),
+        (ImageSpec(), ImageSpec(resize=Resize.FAST)),
+    ],
+)
+def test_to_say_what_holds_anyway_is_the_same_job(job: Job, first: ImageSpec, again: ImageSpec) -> None:
+    """What counts is how images are shrunk, not whether that was said; where none is, it counts for nothing."""
+    run(replace(job, image=first))
+    assert run(replace(job, image=again)).requests == 0
 
 
 @pytest.mark.parametrize("lax", [{"insecure": True}, {"opt_out": OptOut.IGNORE}])
@@ -393,6 +422,12 @@ def test_a_job_that_cannot_work_is_refused(job: Job, wrong: dict[str, Any]) -> N
     """The operator hears of it before anything is read."""
     with pytest.raises(ConfigurationError, match="must be 1 or more"):
         replace(job, **wrong)
+
+
+def test_a_payload_that_is_none_is_refused(job: Job) -> None:
+    """A caller without a type checker hears of it before anything is read, too."""
+    with pytest.raises(ConfigurationError, match="--payload must be base64 or bytes, not 'pickle'"):
+        replace(job, payload="pickle")  # type: ignore[arg-type]
 
 
 def test_a_small_memory_budget_loses_nothing(job: Job) -> None:

@@ -7,7 +7,6 @@ each file with the highest CLIP similarity, as far as it is above 0.6; the short
 
 from __future__ import annotations
 
-import base64
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 
+from datafetch.datasets.payload import pack
 from datafetch.errors import ManifestError
-from datafetch.model import Encoded, Record, Row, Sample, Samples, Selection, Shard
+from datafetch.model import Encoded, Payload, Record, Row, Sample, Samples, Selection, Shard
 from datafetch.readers import ColumnType, IdList, Int64s, ParquetFile, list_files, matching_rows, read_ids
 
 _SIMILARITIES = ("clip_similarity_vitb32", "clip_similarity_vitl14")
@@ -31,6 +31,7 @@ _COLUMNS = {
 }
 _LEAST_SIMILARITY = np.float32(0.6)
 _KEPT_SHARE = 0.2
+_IMAGE_FIELDS = {Payload.BASE64: "image", Payload.BYTES: "rawbytes"}  # as VILA's loader reads them
 _PART_NAME = re.compile(r"part-\d{5}(?=[-.])")
 
 
@@ -51,13 +52,13 @@ class Coyo:
         files = [ParquetFile(path, _COLUMNS) for path in list_files(source, ".parquet")]
         return CoyoManifest(files, read_ids(ids) if ids else None)
 
-    def to_row(self, record: Record) -> Row | None:
+    def to_row(self, record: Record, payload: Payload) -> Row | None:
         """The row of one pair, or None when its image did not arrive or it has no text (the loader needs both)."""
         (outcome,) = record.outcomes
         metadata = record.sample.row
         if not isinstance(outcome, Encoded) or metadata["text"] is None:
             return None
-        return {**metadata, "image": base64.b64encode(outcome.jpeg).decode("ascii")}
+        return {**metadata, _IMAGE_FIELDS[payload]: pack(outcome.jpeg, payload)}
 
 
 class CoyoManifest:

@@ -1,6 +1,6 @@
 """body → Encoded or Failure. Pillow lives here, and in the demo that paints pictures, and nowhere else."""
 
 from datafetch.transcode.pool import Transcoder
-from datafetch.transcode.spec import ImageSpec
+from datafetch.transcode.spec import Encoding, ImageSpec, Pixels, Resize
 
-__all__ = ["ImageSpec", "Transcoder"]
+__all__ = ["Encoding", "ImageSpec", "Pixels", "Resize", "Transcoder"]

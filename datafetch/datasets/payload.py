@@ -1,0 +1,13 @@
+"""How rows hold images: the bytes of the file themselves, or base64 of them, for every dataset alike."""
+
+from __future__ import annotations
+
+import pybase64
+
+from datafetch.model import Payload
+
+
+def pack(jpeg: bytes, payload: Payload) -> str | bytes:
+    """The value that stands for an image in a row; under which name is for the dataset to say."""
+    # 3 µs for 60 KB where the standard library takes 90, and the same text.
+    return pybase64.b64encode_as_string(jpeg) if payload == Payload.BASE64 else jpeg

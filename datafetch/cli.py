@@ -123,6 +123,7 @@ def prepare(
         ids=str(ids) if ids else None,
         limit=limit,
         image=options.image_spec(dataset.short_side_px),
+        payload=options.payload,
         fetch=options.fetch_policy(),
         processes=options.processes,
         memory_bytes=options.memory_bytes(),

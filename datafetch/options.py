@@ -13,7 +13,8 @@ import typer
 
 from datafetch.errors import ConfigurationError
 from datafetch.fetch import FetchPolicy, OptOut
-from datafetch.transcode import ImageSpec
+from datafetch.model import Payload
+from datafetch.transcode import Encoding, ImageSpec, Pixels, Resize
 
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
 _COUNT = re.compile(r"[0-9]{1,9}")
@@ -60,7 +61,24 @@ class RunOptions:
         ),
     ] = None
     quality: Annotated[int, typer.Option(help="JPEG quality, 1 to 95.")] = 75
+    resize: Annotated[
+        Resize | None,
+        typer.Option(
+            help="Shrink from all pixels, or a large JPEG from a fraction of them, within a stated PSNR.",
+            show_default="exact for recipe pixels, else fast",
+        ),
+    ] = None
     decode_timeout: Annotated[float, typer.Option(help="CPU seconds one image may take in the codec.")] = 20.0
+    encode: Annotated[
+        Encoding, typer.Option(help="Encode every image again, or keep a sound JPEG that needs no change as it came.")
+    ] = Encoding.RECIPE
+    pixels: Annotated[
+        Pixels,
+        typer.Option(help="Those of the recipe, or correct: upright, alpha over white, in sRGB, 16 bits scaled."),
+    ] = Pixels.RECIPE
+    payload: Annotated[Payload, typer.Option(help="What a pickle row holds: image as base64 text, or rawbytes.")] = (
+        Payload.BASE64
+    )
     allow_net: Annotated[
         list[str] | None,
         typer.Option(
@@ -115,6 +133,9 @@ class RunOptions:
         return ImageSpec(
             short_side_px=short_side_px,
             quality=self.quality,
+            pixels=self.pixels,
+            resize=self.resize,
+            encode=self.encode,
             max_pixels=self.max_pixels,
             decode_timeout_s=self.decode_timeout,
         )

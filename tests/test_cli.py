@@ -20,6 +20,7 @@ from datafetch.demo.origin import Origin
 from datafetch.fetch import FetchPolicy, OptOut
 from datafetch.options import RunOptions, parse_bytes
 from datafetch.pipeline import WORKERS_PER_CONNECTION
+from datafetch.transcode import Encoding, ImageSpec, Pixels, Resize
 
 Pictures = tuple[Path, list[str]]
 IMAGES = 400
@@ -216,6 +217,10 @@ def test_a_wrong_source_is_one_line_and_exit_2(
         (["prepare", "coyo", "--source", "x", "--colour"], "--colour"),
         (["prepare", "coyo", "--source", "x", "--connections", "many"], "--connections"),
         (["prepare", "coyo", "--source", "x", "--short-side", "-3"], "--short-side"),
+        (["prepare", "coyo", "--source", "x", "--resize", "best"], "'best' is not one of 'exact', 'fast'"),
+        (["prepare", "coyo", "--source", "x", "--encode", "webp"], "'webp' is not one of 'recipe', 'original'"),
+        (["prepare", "coyo", "--source", "x", "--pixels", "all"], "'all' is not one of 'recipe', 'correct'"),
+        (["prepare", "coyo", "--source", "x", "--payload", "raw"], "'raw' is not one of 'base64', 'bytes'"),
         (["prepare", "coyo", "--source", "x", "--max-body", "32Q"], "--max-body"),
         (["prepare", "coyo", "--source", "x", "--memory", "a lot"], "--memory"),
         (["prepare", "coyo", "--source", "x", "--allow-net", "home"], "--allow-net"),
@@ -264,6 +269,24 @@ def test_the_short_side_can_be_left_alone(
     assert pq.read_table(ledger).column("height").to_pylist() == [480]
 
 
+def test_what_decides_the_rows_is_recorded(
+    tmp_path: Path, origin: Origin, pictures: Pictures, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The options about images reach the job, and a run with others on the same output is refused by name."""
+    source = write_coyo_source(tmp_path / "source", [origin.url("well", pictures[1][0], tmp_path.name)])
+    arguments = ["prepare", "coyo", "--source", str(source.folder), "--ids", str(source.ids), "--root", str(tmp_path)]
+    arguments += ["--allow-net", "127.0.0.0/8", "--processes", "1"]
+    assert main([*arguments, "--resize", "fast", "--encode", "original", "--payload", "bytes"]) == 0
+    job = json.loads(next(tmp_path.glob("coyo-700m/*.datafetch/job.json")).read_text())
+    chosen = {"pixels": "recipe", "resize": "fast", "encode": "original", "payload": "bytes"}
+    assert {name: job[name] for name in chosen} == chosen
+    (row,) = pickle.loads((tmp_path / "coyo-700m" / "pkl03-split" / "part-00000.pkl").read_bytes())
+    assert row["rawbytes"].startswith(b"\xff\xd8\xff")
+    capfd.readouterr()
+    assert main([*arguments, "--resize", "fast", "--encode", "original"]) == 2
+    assert "(payload: bytes, now base64)" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("text", "size_bytes"), [("1", 1), ("32MiB", 32 << 20), ("32M", 32 << 20), ("1.5 GB", 3 << 29), ("64k", 65536)]
 )
@@ -285,6 +308,29 @@ def test_the_demo_shows_that_it_works(tmp_path: Path) -> None:
         assert summary["images"]["failed"] == 12
         assert "all as it must be" in finished.stderr
         assert finished.stderr.count("served ") == 10
+
+
+def test_each_option_about_images_reaches_the_spec() -> None:
+    """What is said on the command line is what the codec is told; what is not said is the contract's default."""
+    assert RunOptions().image_spec(None) == ImageSpec()
+    options = RunOptions(
+        short_side="100",
+        quality=90,
+        resize=Resize.EXACT,
+        decode_timeout=3.5,
+        encode=Encoding.ORIGINAL,
+        pixels=Pixels.CORRECT,
+        max_pixels=1_000_000,
+    )
+    assert options.image_spec(336) == ImageSpec(
+        short_side_px=100,
+        quality=90,
+        resize=Resize.EXACT,
+        decode_timeout_s=3.5,
+        encode=Encoding.ORIGINAL,
+        pixels=Pixels.CORRECT,
+        max_pixels=1_000_000,
+    )
 
 
 def test_each_option_about_fetching_reaches_the_policy() -> None:

@@ -32,7 +32,7 @@ ensure_venv() {
     local extras=${1:-} constraints=$root/constraints.txt stamp=$venv/installed python wanted
     if ! _venv_works; then
         python=$(find_python)
-        echo "Making .venv with $python" >&2
+        echo "Making ${venv##*/} with $python" >&2
         "$python" -m venv --clear "$venv"
     fi
     wanted="$(cat "$root/pyproject.toml" "$constraints" | sha256sum) $extras"
@@ -43,7 +43,7 @@ ensure_venv() {
         constraints=$venv/constraints-without-pillow.txt
         grep -v '^pillow==' "$root/constraints.txt" >"$constraints"
     fi
-    echo "Installing into .venv (the first time that takes a minute)" >&2
+    echo "Installing into ${venv##*/} (the first time that takes a minute)" >&2
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --use-pep517 \
         --constraint "$constraints" --editable "$root$extras"
     echo "$wanted" >"$stamp"

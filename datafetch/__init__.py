@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,9 @@ __all__ = [
     "fetch_dataset",
     "run",
 ]
+
+# A library stays silent until its user configures logging; without this, Python would print warnings by itself.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 # Lazy, so that a codec process, which imports one submodule, does not load the network stack with it.
 _ROOMS = {

@@ -26,7 +26,7 @@ from datafetch.errors import ConfigurationError, ConservationError, DatafetchErr
 from datafetch.job import Job, run
 from datafetch.model import OK, Report
 from datafetch.options import RunOptions, with_run_options
-from datafetch.progress import ProgressConsole, show_progress
+from datafetch.progress import ProgressConsole, show_progress, show_remarks
 
 
 class ExitCode(IntEnum):
@@ -130,7 +130,9 @@ def prepare(
         scratch=options.scratch,
         fresh=options.fresh,
     )
-    report = run(job, observe=partial(show_progress, console=ProgressConsole()))
+    console = ProgressConsole()
+    with show_remarks(console):
+        report = run(job, observe=partial(show_progress, console=console))
     show_report(report, as_json=options.json)
     images = report.totals.images
     if images and report.totals.ok / images < options.min_success:
@@ -155,7 +157,8 @@ def demo(
 
     err = ProgressConsole()
     err.print("painting pictures, starting an image server on this machine, fetching from it …", soft_wrap=True)
-    result = run_demo(images, out, observe=partial(show_progress, console=err))
+    with show_remarks(err):
+        result = run_demo(images, out, observe=partial(show_progress, console=err))
     show_report(result.report, as_json=json)
     (err if json else Console()).print(result.table())
     return ExitCode.COMPLETE if result.is_right else ExitCode.BUG

@@ -1,10 +1,12 @@
-"""The progress of a run on standard error: one live line on a terminal, plain lines elsewhere."""
+"""The progress of a run on standard error: one live line on a terminal, plain lines elsewhere, remarks above them."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -27,6 +29,39 @@ class ProgressConsole(Console):
 
     def on_broken_pipe(self) -> None:
         """Go on; rich would end the process."""
+
+
+@contextmanager
+def show_remarks(console: Console) -> Iterator[None]:
+    """Meanwhile, show what the library logs as a warning or worse, one line a record, above the live line.
+
+    For the command alone: a library has no business deciding where log records go.
+
+    Args:
+        console: The one that the progress is shown on, or the live line and the remarks would tear each other.
+    """
+    logger = logging.getLogger("datafetch")
+    handler = _Remarks(console)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+class _Remarks(logging.Handler):
+    """Writes the message of each record, without its traceback, as one line."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.WARNING)
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        # A message may quote what came from the web: nothing in it is to break the line or to steer the terminal.
+        message = "".join(character if character.isprintable() else " " for character in record.getMessage())
+        line = Text(f"datafetch: {' '.join(message.split())}")
+        with suppress(OSError):  # that a remark can't be written is no reason to end a run either
+            self._console.print(line, soft_wrap=True, highlight=False)
 
 
 @dataclass(frozen=True, slots=True)

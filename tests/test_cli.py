@@ -1,6 +1,7 @@
 """The command, as a shell runs it."""
 
 import json
+import logging
 import os
 import pickle
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import psutil
 import pyarrow as pa
@@ -147,6 +149,29 @@ def test_json_is_all_there_is_on_standard_output(
     assert "10 ok, 1 failed (http_status 1)" in printed.out
     assert "ids: 16 wanted, 5 not found, 3 duplicate lines" in printed.out
     assert printed.err == "datafetch: 90.9% of the images arrived, --min-success asks for 95.0%\n"
+
+
+@pytest.mark.parametrize("arguments", [["demo", "--images", "50", "--out"], ["prepare"]])
+def test_the_command_shows_what_the_library_logs(
+    tmp_path: Path,
+    arguments: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """A remark made in the midst of a run is one line on standard error."""
+
+    def remark(*_: object, **__: object) -> NoReturn:
+        logging.getLogger("datafetch.transcode").warning("a codec process was killed")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("datafetch.cli.run", remark)
+    monkeypatch.setattr("datafetch.demo.run_demo", remark)
+    options = {"demo": [str(tmp_path)], "prepare": ["coyo", "--source", "x"]}[arguments[0]]
+    assert main([*arguments, *options]) == 130
+    assert capfd.readouterr().err.splitlines()[-2:] == [
+        "datafetch: a codec process was killed",
+        "datafetch: interrupted; run the same command again to go on from here",
+    ]
 
 
 def test_a_reader_that_left_ends_no_run(tmp_path: Path, origin: Origin, pictures: Pictures) -> None:

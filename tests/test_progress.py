@@ -2,12 +2,18 @@
 
 import asyncio
 import io
+import logging
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from datafetch.pipeline import Statistics
-from datafetch.progress import Pace, progress_line, show_progress
+from datafetch.progress import Pace, ProgressConsole, progress_line, show_progress, show_remarks
+
+POOL = logging.getLogger("datafetch.transcode")
 
 
 def statistics(elapsed_s: float, ok: int, failed: int = 0, earlier: int = 0, expected: int | None = 4000) -> Statistics:
@@ -71,3 +77,70 @@ async def test_a_terminal_gets_a_live_line(is_terminal: bool) -> None:
         await showing
     assert ("1,100/4,000 images" in screen.getvalue()) == is_terminal
     assert is_terminal or "\x1b" not in screen.getvalue()
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+async def test_remarks_stand_above_the_live_line(is_terminal: bool) -> None:
+    """What the library logs while progress is shown is a line of its own, once, and the live line comes after it."""
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=is_terminal, width=40)
+    asked = asyncio.Event()
+
+    def ask() -> Statistics:
+        asked.set()
+        return statistics(10, ok=1100)
+
+    remark = "a codec process ended with status -9; its 3 images are tried again"
+    with show_remarks(console):
+        showing = asyncio.create_task(show_progress(ask, console))
+        if is_terminal:
+            await asked.wait()
+        POOL.warning(remark)
+        await asyncio.sleep(0)
+        showing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await showing
+    shown = screen.getvalue()
+    assert shown.count(f"datafetch: {remark}\n") == 1
+    if is_terminal:
+        assert shown.rindex("1,100/4,000 images") > shown.index(remark)
+    else:
+        assert shown == f"datafetch: {remark}\n"
+
+
+def test_a_remark_is_one_clean_line() -> None:
+    """No traceback, no markup, no colour, nothing of the web's that steers the terminal; of lesser levels, nothing."""
+    screen = io.StringIO()
+    with show_remarks(Console(file=screen, force_terminal=True, width=40)):
+        POOL.info("all is well")
+        POOL.error(
+            "[red]%s[/red]\n  桜 12",
+            "\x1b[2J\x07http://example.org/\r\u202e",
+            exc_info=ValueError("secret"),
+        )
+    assert screen.getvalue() == "datafetch: [red] [2J http://example.org/ [/red] 桜 12\n"
+
+
+def test_remarks_are_shown_only_meanwhile(capfd: pytest.CaptureFixture[str]) -> None:
+    """Neither before nor after, and not twice when a command has run before in the same process."""
+    before = list(logging.getLogger("datafetch").handlers)
+    for _ in range(2):
+        with show_remarks(ProgressConsole()):
+            POOL.warning("once")
+    assert logging.getLogger("datafetch").handlers == before
+    assert capfd.readouterr().err == "datafetch: once\n" * 2
+
+
+def test_a_remark_that_cannot_be_written_ends_no_run() -> None:
+    """A full disk behind standard error is no reason to lose days."""
+    with Path("/dev/full").open("wb", buffering=0) as full:
+        console = Console(file=io.TextIOWrapper(full, write_through=True))
+        with show_remarks(console):
+            POOL.warning("lost")
+
+
+def test_the_library_is_silent() -> None:
+    """Python prints warnings that nobody handles; somebody who uses the library is spared that."""
+    script = "import logging, datafetch; logging.getLogger('datafetch.transcode').warning('unasked')"
+    finished = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert finished.stdout + finished.stderr == ""

@@ -127,7 +127,7 @@ async def fetch_dataset(job: Job, observe: Observer | None = None) -> Report:
         budget = BodyBudget(job.memory_bytes)
         async with (
             Fetcher(job.fetch, budget=budget) as fetch,
-            Transcoder(spec, processes=job.processes) as transcode,
+            Transcoder(spec, processes=job.processes, quarantine=state.quarantine) as transcode,
         ):
             output = Output(dataset, state, job.payload)
             pipeline = Pipeline(feed, output, fetch=fetch, transcode=transcode, budget=budget)
@@ -319,7 +319,7 @@ def _start_over(state: State) -> None:
     for shard in _read_identity(state)["shards"]:
         for path in (state.out / f"{shard}.pkl", state.out / f"{shard}.count"):
             path.unlink(missing_ok=True)
-    for folder in (state.ledgers, state.all_spools, state.unpublished):
+    for folder in (state.ledgers, state.all_spools, state.unpublished, state.quarantine):
         shutil.rmtree(folder, ignore_errors=True)
     state.job.unlink()
 

@@ -54,6 +54,11 @@ class State:
         return self.folder / "unpublished"
 
     @property
+    def quarantine(self) -> Path:
+        """Where bodies that ended a codec process are kept for a look."""
+        return self.folder / "quarantine"
+
+    @property
     def ledgers(self) -> Path:
         """The folder of the ledgers."""
         return self.folder / "ledger"

@@ -13,6 +13,7 @@ import orjson
 import pyarrow.parquet as pq
 import pytest
 from conftest import LOOPBACK
+from PIL import Image
 from test_codec import VILA, encoded, recipe
 
 from datafetch import Encoding, Job, Payload, Pixels, Report, Resize, fetch_dataset, run
@@ -456,6 +457,35 @@ async def test_the_memory_budget_is_a_bound(urls: list[str]) -> None:
                 group.create_task(deliver(fetch, url))
         assert fetch.statistics().requests == len(urls)
     assert 1 <= peak <= 4
+
+
+def test_an_image_that_ends_the_codec_is_one_failure_and_kept(
+    tmp_path: Path, pictures: Pictures, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An image that takes more CPU time than allowed costs itself; its body is kept, and named in log and ledger."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (folder / "huge.png").write_bytes(encoded(Image.new("RGB", (9000, 9000)), "PNG"))
+    for name in pictures[1][:20]:
+        (folder / name).write_bytes((pictures[0] / name).read_bytes())
+    with Origin(folder) as origin:
+        urls = [origin.url("well", path.name, 1) for path in sorted(folder.iterdir())]
+        source = write_coyo_source(tmp_path / "source", urls, files=1)
+        job = Job(
+            dataset="coyo",
+            source=str(source.folder),
+            ids=str(source.ids),
+            out=str(tmp_path / "out"),
+            image=ImageSpec(decode_timeout_s=0.15),
+            fetch=POLICY,
+        )
+        assert run(job).totals.outcomes == {"ok": 20, "worker_crashed": 1}
+    (crashed,) = [line for line in read_ledger(job) if line["outcome"] == "worker_crashed"]
+    (kept,) = State(Path(job.out)).quarantine.iterdir()
+    assert kept.read_bytes() == (folder / "huge.png").read_bytes()
+    assert kept.stem == crashed["sha256"]
+    assert crashed["detail"] == "took more than 0.15 s of CPU time"
+    assert crashed["sha256"] in caplog.text
 
 
 def test_jobs_and_reports_are_values(job: Job) -> None:

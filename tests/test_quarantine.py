@@ -1,0 +1,51 @@
+"""Bodies kept for a look."""
+
+import hashlib
+import logging
+from pathlib import Path
+
+import pytest
+
+from datafetch.transcode.quarantine import Quarantine
+
+
+def keep(quarantine: Quarantine, body: bytes) -> Path | None:
+    """Keep a body under its own hash."""
+    return quarantine.keep(body, hashlib.sha256(body).hexdigest())
+
+
+def test_a_body_is_kept_under_its_hash(tmp_path: Path) -> None:
+    """Whoever has a ledger line finds the body, and again after it came a second time."""
+    folder = tmp_path / "a" / "quarantine"
+    quarantine = Quarantine(folder)
+    for _ in range(2):
+        assert keep(quarantine, b"bad") == folder / f"{hashlib.sha256(b'bad').hexdigest()}.body"
+        (kept,) = folder.iterdir()
+        assert kept.read_bytes() == b"bad"
+
+
+def test_so_many_bodies_and_no_more(tmp_path: Path) -> None:
+    """A web full of poison does not fill the disk; the first ones stay."""
+    quarantine = Quarantine(tmp_path)
+    kept = [keep(quarantine, b"%d" % number) for number in range(103)]
+    assert None not in kept[:100]
+    assert kept[100:] == [None] * 3
+    assert len(list(tmp_path.iterdir())) == 100
+
+
+def test_so_many_bytes_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large bodies are not kept beyond the bound, smaller ones still are."""
+    monkeypatch.setattr("datafetch.transcode.quarantine._MAX_BYTES", 10)
+    quarantine = Quarantine(tmp_path)
+    assert keep(quarantine, b"seven77") is not None
+    assert keep(quarantine, b"four") is None
+    assert keep(quarantine, b"333") is not None
+
+
+def test_a_disk_that_refuses_stops_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What can't be kept is said, and nothing is raised."""
+    (tmp_path / "file").touch()
+    assert keep(Quarantine(tmp_path / "file" / "quarantine"), b"bad") is None
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "cannot keep" in record.getMessage()

@@ -65,7 +65,7 @@ class Meter:
         self._parent = parent
         self._seen: dict[int, _Seen] = {}
         self._started_s = time.perf_counter()
-        self._busy_before_s = _busy_s()
+        self._busy_before_s = busy_s()
         self._busy_s = 0.0
         self._elapsed_s = 0.0
         for process in _family():
@@ -75,7 +75,7 @@ class Meter:
         """Read the counters."""
         for process in _family():
             self._note(process, is_new=True)
-        self._busy_s = _busy_s() - self._busy_before_s
+        self._busy_s = busy_s() - self._busy_before_s
         self._elapsed_s = time.perf_counter() - self._started_s
 
     def cpu_s(self) -> dict[Role, float]:
@@ -211,7 +211,7 @@ def _rss_bytes(process: psutil.Process) -> int:
     return 0
 
 
-def _busy_s() -> float:
+def busy_s() -> float:
     """CPU seconds that the whole machine has worked since it was booted."""
     times = psutil.cpu_times()
     return float(times.user + times.nice + times.system + times.irq + times.softirq)

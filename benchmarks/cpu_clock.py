@@ -1,0 +1,61 @@
+"""CpuClock: what this process, those below it and the rest of the machine spend from one moment to another.
+
+Rules: nothing is sampled, the kernel's counters are read at the start and at the end; a process that ended in between
+counts as well, if it was waited for by whoever started it.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+
+import psutil
+from meter import busy_s
+
+
+@dataclass(frozen=True, slots=True)
+class CpuSpent:
+    """What was spent.
+
+    Attributes:
+        elapsed_s: Wall clock.
+        own_s: CPU seconds of this process, all of its threads.
+        children_s: CPU seconds of all processes below it.
+        others_share: The share of the machine's CPU time that went to anybody else, 0 to 1.
+    """
+
+    elapsed_s: float
+    own_s: float
+    children_s: float
+    others_share: float
+
+
+class CpuClock:
+    """Runs from the moment it is made."""
+
+    def __init__(self) -> None:
+        self._busy_s = busy_s()
+        self._children_s = _children_s()
+        self._own_s = time.process_time()
+        self._started_s = time.perf_counter()
+
+    def stop(self) -> CpuSpent:
+        """Read the clock."""
+        elapsed_s = time.perf_counter() - self._started_s
+        own_s = time.process_time() - self._own_s
+        children_s = _children_s() - self._children_s
+        others_s = busy_s() - self._busy_s - own_s - children_s
+        return CpuSpent(elapsed_s, own_s, children_s, max(0.0, others_s) / elapsed_s / (os.cpu_count() or 1))
+
+
+def _children_s() -> float:
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent_s = ended.ru_utime + ended.ru_stime
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            spent_s += times.user + times.system + times.children_user + times.children_system
+    return spent_s

@@ -97,6 +97,7 @@ class Record:
         runs: In the order in which they were made.
         machine: Where.
         ended_at: When the last run ended, UTC, ISO 8601.
+        subject: What was measured in particular, where the name leaves that open; the table's title has it.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Record:
     runs: Sequence[Run]
     machine: Machine = field(default_factory=Machine.this)
     ended_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    subject: str = ""
 
     @property
     def cases(self) -> list[str]:
@@ -136,7 +138,8 @@ class Record:
     def table(self, details: Sequence[str] = ()) -> Table:
         """A line a case: the median and the range of the value, then the medians of these details."""
         measured = sum(run.kind is RunKind.MEASURED for run in self.runs)
-        table = Table(title=f"{self.name}: medians of {measured // len(self.cases)} runs each, cases in turn")
+        title = f"{self.name}, {self.subject}" if self.subject else self.name
+        table = Table(title=f"{title}: medians of {measured // len(self.cases)} runs each, cases in turn")
         table.add_column("case")
         for heading in (f"{self.measure} ({self.unit})", "min to max", "outcomes, all runs", *map(_heading, details)):
             table.add_column(heading, justify="right")

@@ -1,0 +1,77 @@
+"""The codec alone, in bare processes that have the bodies in their memory: a child of ``codec_ways``.
+
+Rules: it runs in any environment that has Pillow and what ``datafetch.transcode`` imports; it prints one JSON object.
+Its clock starts when every process has worked already.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import PIL
+from PIL import features
+
+from datafetch.model import OK, Encoded
+from datafetch.transcode.codec import transcode
+from datafetch.transcode.spec import Encoding, ImageSpec, Resize
+
+RECIPE, EXACT, FAST, ORIGINAL = "recipe", "short side 336, exact", "short side 336, fast", "original where it can stay"
+SPECS: Mapping[str, ImageSpec] = {
+    RECIPE: ImageSpec(),
+    EXACT: ImageSpec(short_side_px=336, resize=Resize.EXACT),
+    FAST: ImageSpec(short_side_px=336, resize=Resize.FAST),
+    ORIGINAL: ImageSpec(encode=Encoding.ORIGINAL),
+}
+KEPT = "ok, kept"
+"""The outcome of an image that stayed as it was."""
+
+_CHUNK_IMAGES = 4  # handed out one chunk at a time, so that the processes end together
+_WARM_UP_IMAGES = 16  # a process
+
+_bodies: list[bytes] = []
+"""In a bare process: the pictures."""
+
+
+def main() -> None:
+    """Do what the command line says: the way, how many images, how many processes, the folder of the pictures."""
+    way, images, processes, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
+    work = partial(_transcode, SPECS[way])
+    with multiprocessing.get_context("spawn").Pool(processes, _load, (sorted(folder.iterdir()),)) as pool:
+        pool.map(work, range(processes * _WARM_UP_IMAGES), chunksize=_CHUNK_IMAGES)
+        started_s = time.perf_counter()
+        done = list(pool.imap_unordered(work, range(images), chunksize=_CHUNK_IMAGES))
+        elapsed_s = time.perf_counter() - started_s
+    report = {
+        "elapsed_s": elapsed_s,
+        "cpu_s": sum(cpu_s for _, cpu_s in done),
+        "outcomes": Counter(outcome for outcome, _ in done),
+        "pillow": PIL.__version__,
+        "jpeg_library": _jpeg_library(),
+        "python": sys.version.split()[0],
+    }
+    print(json.dumps(report))
+
+
+def _jpeg_library() -> str:
+    turbo = features.version("libjpeg_turbo")
+    return f"libjpeg-turbo {turbo}" if turbo else f"libjpeg {features.version('jpg')}"
+
+
+def _load(paths: Sequence[Path]) -> None:
+    _bodies.extend(path.read_bytes() for path in paths)
+
+
+def _transcode(spec: ImageSpec, number: int) -> tuple[str, float]:
+    started_s = time.process_time()
+    outcome = transcode(_bodies[number % len(_bodies)], spec)
+    cpu_s = time.process_time() - started_s
+    if isinstance(outcome, Encoded):
+        return (KEPT if outcome.is_original else OK), cpu_s
+    return outcome.kind.value, cpu_s

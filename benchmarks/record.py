@@ -131,6 +131,13 @@ class Record:
         """The median of a case over that of another."""
         return self.median(case) / self.median(base)
 
+    def quiet_percent(self, case: str, base: str) -> str:
+        """The ratio of the medians in words; where others disturbed some runs, of the undisturbed ones."""
+        quiet = self.quiet()
+        if case in quiet.cases and base in quiet.cases:
+            return f"{quiet.ratio(case, base):.1%}"
+        return f"{self.ratio(case, base):.1%} (no undisturbed runs)"
+
     def median_detail(self, case: str, name: str) -> float:
         """The median of one of the details over the measured runs of a case."""
         return statistics.median(run.details.get(name, 0.0) for run in self._measured(case))

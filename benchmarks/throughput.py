@@ -80,19 +80,11 @@ def _remarks(record: Record, once_cpu_s: Mapping[str, float]) -> Iterator[str]:
         spent_ms = sum(record.median_detail(pipeline, f"{role}_cpu_ms") for role in roles)
         share = record.median_detail(codec, "codec_cpu_ms") / spent_ms
         yield (
-            f"{spec}: the pipeline runs at {_ratio(record, pipeline, codec)} of the codec's own speed, the origin on "
-            f"the same cores; by CPU time an image, the origin's aside, at {share:.1%}"
+            f"{spec}: the pipeline runs at {record.quiet_percent(pipeline, codec)} of the codec's own speed, the "
+            f"origin on the same cores; by CPU time an image, the origin's aside, at {share:.1%}"
         )
     costs = ", ".join(f"{role} {cpu_s} s" for role, cpu_s in once_cpu_s.items())
     yield f"in the CPU times: {costs} for starting and ending, once a run (commit: once a shard)"
-
-
-def _ratio(record: Record, case: str, base: str) -> str:
-    """The ratio of the medians; where others disturbed some runs, of the undisturbed ones."""
-    quiet = record.quiet()
-    if case in quiet.cases and base in quiet.cases:
-        return f"{quiet.ratio(case, base):.1%}"
-    return f"{record.ratio(case, base):.1%} (no undisturbed runs)"
 
 
 def _arguments() -> argparse.Namespace:

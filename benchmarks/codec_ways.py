@@ -137,7 +137,7 @@ def _remarks(record: Record, ways: Sequence[str], labels: Sequence[str]) -> Iter
 
 def _compared(record: Record, case: str, base: str) -> str:
     cpu_ms, base_cpu_ms = (record.median_detail(name, "codec_cpu_ms") for name in (case, base))
-    return f"{record.ratio(case, base):.2f} x the speed, {cpu_ms / base_cpu_ms:.2f} x the CPU time"
+    return f"{record.quiet_percent(case, base)} of the speed, {cpu_ms / base_cpu_ms:.1%} of the CPU time"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
-"""The ceiling: bare processes that have the bodies in their memory already, and are handed numbers."""
+"""The ceiling: bare processes that have the bodies in their memory already, and take numbers from a shared counter.
+
+Nothing is awaited, no JPEG comes back, and the parent sleeps: a pool of ``multiprocessing`` that hands out the numbers
+takes enough CPU time of its own to be overtaken by some of those whose ceiling it would be.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import multiprocessing
 import pickle
 import sys
 from collections.abc import Sequence
-from functools import partial
+from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
 from cpu_clock import CpuClock
@@ -15,27 +19,46 @@ from pool_errand import PoolErrand, PoolTally, name_of
 from datafetch.transcode import ImageSpec
 from datafetch.transcode.worker import Codec
 
-_CHUNK_IMAGES = 4  # handed out one chunk at a time, so that the processes end together
+_CHUNK_IMAGES = 4  # taken one chunk at a time, so that the processes end together
 
-_bodies: list[bytes] = []
-"""In a bare process: the pictures."""
+
+class _Bare:
+    """In a bare process: what it works on."""
+
+    taken: Synchronized[int]
+    bodies: Sequence[bytes]
 
 
 def main() -> None:
-    """Do the errand; nothing is awaited, and no JPEG comes back."""
+    """Do the errand."""
     order, result = map(Path, sys.argv[1:])
     errand: PoolErrand = pickle.loads(order.read_bytes())
-    transcode = partial(_transcode, errand.codec, errand.spec)
-    with multiprocessing.get_context("spawn").Pool(errand.processes, _load, (errand.paths,)) as pool:
-        pool.map(transcode, range(errand.in_flight), chunksize=_CHUNK_IMAGES)
+    context = multiprocessing.get_context("spawn")
+    taken = context.Value("q", 0)
+    with context.Pool(errand.processes, _load, (errand.paths, taken)) as pool:
+        work = (errand.codec, errand.spec)
+        pool.starmap(_transcode, [(*work, errand.in_flight)] * errand.processes, chunksize=1)
+        taken.value = 0
         clock = CpuClock()
-        outcomes = list(pool.imap_unordered(transcode, range(errand.images), chunksize=_CHUNK_IMAGES))
-        result.write_bytes(pickle.dumps(PoolTally(outcomes, clock.stop())))
+        outcomes = pool.starmap(_transcode, [(*work, errand.images)] * errand.processes, chunksize=1)
+        result.write_bytes(pickle.dumps(PoolTally([name for names in outcomes for name in names], clock.stop())))
 
 
-def _load(paths: Sequence[Path]) -> None:
-    _bodies.extend(path.read_bytes() for path in paths)
+def _load(paths: Sequence[Path], taken: Synchronized[int]) -> None:
+    _Bare.taken = taken
+    _Bare.bodies = [path.read_bytes() for path in paths]
 
 
-def _transcode(codec: Codec, spec: ImageSpec, number: int) -> str:
-    return name_of(codec(_bodies[number % len(_bodies)], spec))
+def _transcode(codec: Codec, spec: ImageSpec, images: int) -> list[str]:
+    """Take numbers until all are taken, and return the outcomes of those that this process took."""
+    outcomes: list[str] = []
+    while True:
+        with _Bare.taken.get_lock():
+            start = _Bare.taken.value
+            _Bare.taken.value += _CHUNK_IMAGES
+        if start >= images:
+            return outcomes
+        outcomes += [
+            name_of(codec(_Bare.bodies[number % len(_Bare.bodies)], spec))
+            for number in range(start, min(start + _CHUNK_IMAGES, images))
+        ]

@@ -88,7 +88,7 @@ def _remarks(record: Record, case: str, good: int, poisons: int) -> Iterator[str
     failed = record.median_detail(poisoned, "innocent_failed")
     remark = f"{case}: {failed:,.0f} of {good:,} innocent images fail"
     if record.median(poisoned) and record.median(case):
-        remark += f"; the others go at {record.ratio(poisoned, case):.1%} of the speed without poison"
+        remark += f"; the others go at {record.quiet_percent(poisoned, case)} of the speed without poison"
     if not failed:  # where most fail at once, the time that is left says nothing
         lost_s = record.median_detail(poisoned, "elapsed_s") - good / record.median(case)
         remark += f", {lost_s / poisons * 1000:,.0f} ms a crash"

@@ -74,16 +74,17 @@ def _remarks(record: Record) -> Iterator[str]:
         if case == _CEILING:
             continue
         parent_us, codec_ms = (record.median_detail(case, name) for name in ("parent_cpu_us", "codec_cpu_ms"))
-        extra_us = codec_ms * 1000 - record.median_detail(_CEILING, "codec_cpu_ms") * 1000
+        ceiling_ms = record.median_detail(_CEILING, "codec_cpu_ms")
+        share = ceiling_ms / (codec_ms + parent_us / 1000)
         yield (
-            f"{case}: {record.ratio(case, _CEILING):.1%} of the ceiling; an image costs the parent {parent_us:,.0f} us "
-            f"and the codec's process {extra_us:+,.0f} us beside the ceiling's"
+            f"{case}: {record.quiet_percent(case, _CEILING)} of the ceiling's speed, {share:.1%} by CPU time; an "
+            f"image costs the parent {parent_us:,.0f} us and the codec's process {codec_ms - ceiling_ms:+.2f} ms more"
         )
     if {_SOCKETS, _SHARED} <= set(record.cases):
         shared, sockets = (record.median_detail(case, "parent_cpu_us") for case in (_SHARED, _SOCKETS))
         yield (
-            f"shared memory instead of sockets, all else being equal: {record.ratio(_SHARED, _SOCKETS):.3f} x the "
-            f"speed, {shared / sockets:.2f} x the parent's CPU time"
+            f"shared memory instead of sockets, all else being equal: {record.quiet_percent(_SHARED, _SOCKETS)} of "
+            f"the speed, {shared / sockets:.2f} x the parent's CPU time"
         )
 
 

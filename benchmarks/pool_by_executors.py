@@ -16,11 +16,10 @@ from functools import partial
 
 from loky import get_reusable_executor
 from pool_coalescer import Coalescer
-from pool_errand import PoolErrand, Transcode, run
+from pool_errand import Codec, PoolErrand, Transcode, run
 
 from datafetch.model import Failure, FailureKind, Outcome
 from datafetch.transcode import ImageSpec
-from datafetch.transcode.worker import Codec
 
 _TRIES = 3
 

@@ -14,10 +14,9 @@ from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
 from cpu_clock import CpuClock
-from pool_errand import PoolErrand, PoolTally, name_of
+from pool_errand import Codec, PoolErrand, PoolTally, name_of
 
 from datafetch.transcode import ImageSpec
-from datafetch.transcode.worker import Codec
 
 _CHUNK_IMAGES = 4  # taken one chunk at a time, so that the processes end together
 

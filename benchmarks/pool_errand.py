@@ -30,7 +30,9 @@ from record import OTHERS_SHARE
 from datafetch.child import child_command
 from datafetch.model import OK, Encoded, Outcome
 from datafetch.transcode import ImageSpec
-from datafetch.transcode.worker import Codec
+
+Codec: TypeAlias = Callable[[bytes, ImageSpec], Outcome]
+"""A module-level function that decodes and encodes one image."""
 
 Transcode: TypeAlias = Callable[[bytes], Awaitable[Outcome]]
 """What a machinery is to its caller: one image, awaited."""

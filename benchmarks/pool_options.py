@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from pool_errand import PoolErrand
+from pool_errand import Codec, PoolErrand
 
 from datafetch.transcode import ImageSpec
-from datafetch.transcode.worker import Codec
 
 
 def parser(description: str | None, runs: int) -> argparse.ArgumentParser:

@@ -38,7 +38,7 @@ class Role(StrEnum):
 _ROLE_BY_COMMAND = {
     "datafetch.demo.origin": Role.ORIGIN,
     "from swarm import main": Role.ORIGIN,
-    "datafetch.transcode.worker": Role.CODEC,
+    "datafetch.transcode.forkserver": Role.CODEC,
     "datafetch.commit": Role.COMMIT,
     "multiprocessing.spawn": Role.CODEC,
 }

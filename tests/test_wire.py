@@ -3,7 +3,7 @@
 import pytest
 
 from datafetch.model import Encoded, Failure, FailureKind
-from datafetch.transcode.wire import Answer, Request, decode_reply, decode_request, encode_reply, encode_request
+from datafetch.transcode.wire import Arrival, Request, decode_reply, decode_request, encode_reply, encode_request
 
 ENCODED = Encoded(b"jpeg", 4, 3, "PNG", "ab12", is_original=True)
 FAILURE = Failure(FailureKind.TRUNCATED, "it ends early", sha256="cd34")
@@ -20,8 +20,11 @@ def test_a_request_arrives(lengths: list[int]) -> None:
 def test_a_reply_arrives(is_last: bool) -> None:
     """Outcomes arrive as they were, without their JPEGs, which lie in the tray."""
     reply = decode_reply(encode_reply(1, [ENCODED, FAILURE], is_last=is_last))
-    without_jpeg = Encoded(b"", 4, 3, "PNG", "ab12", is_original=True)
-    assert list(reply.answers) == [Answer(without_jpeg, 4), Answer(FAILURE)]
+    arrival, failure = reply.answers
+    assert isinstance(arrival, Arrival)
+    assert arrival.jpeg_length == len(ENCODED.jpeg)
+    assert arrival.with_jpeg(ENCODED.jpeg) == ENCODED
+    assert failure == FAILURE
     assert (reply.tray, reply.is_last) == (1, is_last)
 
 

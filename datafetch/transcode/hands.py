@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum, auto
 
-from datafetch.model import Encoded, Outcome
+from datafetch.model import Failure, Outcome
 from datafetch.transcode.launcher import TRAYS, Process
 from datafetch.transcode.wire import Request, decode_reply, encode_request
 
@@ -134,11 +134,12 @@ class Hands:
             raise ValueError("an answer to nothing")
         tray = self.process.trays[batch.tray]
         for answer in reply.answers:
-            outcome = answer.outcome
-            if isinstance(outcome, Encoded):
-                outcome = replace(outcome, jpeg=tray.get(batch.jpegs_end, answer.jpeg_length))
+            image = batch.images[batch.answered]
+            if isinstance(answer, Failure):
+                image.settle(answer)
+            else:
+                image.settle(answer.with_jpeg(tray.get(batch.jpegs_end, answer.jpeg_length)))
                 batch.jpegs_end += answer.jpeg_length
-            batch.images[batch.answered].settle(outcome)
             batch.answered += 1
         self._is_slow = False
         if reply.is_last:

@@ -96,14 +96,10 @@ class Tray:
             ValueError: The tray does not reach so far.
         """
         end = _HEADER.size + start + length
-        size = self._memory.size()  # the other side may have made it larger
-        if start < 0 or length < 0 or end > size or length > _MAX_IMAGE_BYTES:
-            raise ValueError(f"{length} bytes from {start} on are not to be had from a tray of {size}")
+        if start < 0 or length < 0 or length > _MAX_IMAGE_BYTES:
+            raise ValueError(f"{length} bytes from {start} on are not to be had from a tray")
         if end > len(self._memory):
-            try:
-                self._memory.resize(size)
-            except OSError as error:
-                raise ValueError(f"a tray of {size} bytes") from error
+            self._follow(end)
         return self._memory[_HEADER.size + start : end]
 
     def shed(self) -> None:
@@ -115,6 +111,20 @@ class Tray:
     def close(self) -> None:
         """Let go of it."""
         self._memory.close()
+
+    def _follow(self, end: int) -> None:
+        """See as much of it as the other side has made of it, if that reaches so far.
+
+        Raises:
+            ValueError: It does not.
+        """
+        size = self._memory.size()
+        if end > size:
+            raise ValueError(f"up to {end} bytes are not to be had from a tray of {size}")
+        try:
+            self._memory.resize(size)
+        except OSError as error:
+            raise ValueError(f"a tray of {size} bytes") from error
 
     def _reach(self, length: int) -> None:
         """Make it as large as that, if it is not."""

@@ -57,16 +57,24 @@ class Reply:
     """
 
     tray: int
-    answers: Sequence[Answer]
+    answers: Sequence[Arrival | Failure]
     is_last: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """An outcome, still without its JPEG, and that one's length in bytes."""
+class Arrival:
+    """An image that was encoded, whose JPEG lies in the tray; see ``Encoded``."""
 
-    outcome: Outcome
-    jpeg_length: int = 0
+    width_px: int
+    height_px: int
+    source_format: str
+    sha256: str
+    is_original: bool
+    jpeg_length: int
+
+    def with_jpeg(self, jpeg: bytes) -> Encoded:
+        """The outcome."""
+        return Encoded(jpeg, self.width_px, self.height_px, self.source_format, self.sha256, self.is_original)
 
 
 def encode_message(payload: bytes) -> bytes:
@@ -110,11 +118,11 @@ def decode_reply(payload: bytes) -> Reply:
             raise ValueError("not a reply")
 
 
-def _answer(description: object) -> Answer:
+def _answer(description: object) -> Arrival | Failure:
     match description:
         case [int(width_px), int(height_px), str(source_format), str(sha256), bool(is_original), int(length)]:
-            return Answer(Encoded(b"", width_px, height_px, source_format, sha256, is_original), length)
+            return Arrival(width_px, height_px, source_format, sha256, is_original, length)
         case [str(kind), str(detail), str(sha256)]:
-            return Answer(Failure(FailureKind(kind), detail, sha256=sha256))
+            return Failure(FailureKind(kind), detail, sha256=sha256)
         case _:
             raise ValueError("not an outcome")

@@ -4,6 +4,7 @@ import gc
 import mmap
 import os
 from collections.abc import Iterator
+from itertools import accumulate
 
 import psutil
 import pytest
@@ -33,34 +34,35 @@ def there(fd: int) -> Tray:
     return Tray(fd)
 
 
-def lengths(bodies: list[bytes]) -> list[int]:
-    """As they travel beside the tray."""
-    return [len(body) for body in bodies]
+def bodies_in(tray: Tray) -> list[bytes]:
+    """The bodies, as the codec process reads them."""
+    starts = accumulate(map(len, BODIES), initial=0)
+    return [tray.get(start, len(body)) for start, body in zip(starts, BODIES, strict=False)]
 
 
 def test_a_batch_arrives(here: Tray, there: Tray) -> None:
     """What one side puts in, the other takes out."""
     here.load(BODIES)
-    assert there.unload(lengths(BODIES)) == BODIES
+    assert bodies_in(there) == BODIES
 
 
 def test_jpegs_come_back_one_after_the_other(here: Tray, there: Tray) -> None:
-    """JPEGs take the place of the bodies."""
+    """JPEGs lie behind the bodies, which stay as they were."""
     here.load(BODIES)
-    there.unload(lengths(BODIES))
-    there.put(0, b"jpeg")
-    there.put(4, b"another")
-    assert here.get(0, 4) == b"jpeg"
-    assert here.get(4, 7) == b"another"
+    there.put(14, b"jpeg")
+    there.put(18, b"another")
+    assert here.get(14, 4) == b"jpeg"
+    assert here.get(18, 7) == b"another"
+    assert bodies_in(there) == BODIES
 
 
 def test_either_side_may_need_more_room(here: Tray, there: Tray) -> None:
     """A batch, and what is made of it, may be larger than a tray ordinarily is."""
     large, larger = os.urandom(ORDINARY_BYTES + 1), os.urandom(2 * ORDINARY_BYTES)
     here.load([large])
-    assert there.unload([len(large)]) == [large]
-    there.put(0, larger)
-    assert here.get(0, len(larger)) == larger
+    assert there.get(0, len(large)) == large
+    there.put(len(large), larger)
+    assert here.get(len(large), len(larger)) == larger
 
 
 def test_extraordinary_room_is_given_back(fd: int, here: Tray) -> None:
@@ -70,7 +72,7 @@ def test_extraordinary_room_is_given_back(fd: int, here: Tray) -> None:
     here.shed()
     assert os.fstat(fd).st_blocks * 512 <= ORDINARY_BYTES + mmap.PAGESIZE
     here.load(BODIES)
-    assert Tray(fd).unload(lengths(BODIES)) == BODIES
+    assert bodies_in(Tray(fd)) == BODIES
 
 
 def test_who_is_at_work_can_be_seen(here: Tray, there: Tray) -> None:

@@ -69,15 +69,15 @@ class _Batch:
         tray: Its number.
         images: In the order of their bodies.
         kept: How many of them are this process's to answer; those behind were handed on.
-        answered: How many have been.
         jpegs_end: Where in the tray the next JPEG begins.
+        answered: How many images have been.
     """
 
     tray: int
     images: Sequence[Image]
     kept: int
+    jpegs_end: int
     answered: int = 0
-    jpegs_end: int = 0
 
 
 class Hands:
@@ -117,8 +117,9 @@ class Hands:
         busy = {batch.tray for batch in self._batches}
         tray = next(number for number in range(TRAYS) if number not in busy)
         self.process.trays[tray].load([image.body for image in images])
-        self._batches.append(_Batch(tray, images, kept=len(images)))
-        self.process.send(encode_request(Request(tray, [len(image.body) for image in images])))
+        lengths = [len(image.body) for image in images]
+        self._batches.append(_Batch(tray, images, kept=len(images), jpegs_end=sum(lengths)))
+        self.process.send(encode_request(Request(tray, lengths)))
 
     async def receive(self) -> None:
         """Wait for its next reply, and settle the images that it answers.

@@ -32,7 +32,7 @@ from datafetch.transcode.worker import OUT_OF_MEMORY_STATUS, WALL_CLOCK_FACTOR
 
 # A batch costs the parent a message there and a few back, whatever its size (docs/design.md, decision 7).
 _MAX_BATCH_IMAGES = 16
-_MAX_BATCH_BYTES = ORDINARY_BYTES
+_MAX_BATCH_BYTES = ORDINARY_BYTES // 2  # the other half is for what is made of them
 # An image that is in hand for one to two of these is slow; what lies behind it goes to another process.
 _WATCH_INTERVAL_S = 0.1
 _IDLE_DEATH_PAUSE_S = 0.1  # a process that ends though it has nothing in hand may do so again at once

@@ -1,8 +1,8 @@
 """Tray: memory that a codec process and its parent share, for one batch of images on its way there and back.
 
-Rules: a batch's bodies go in together; the codec process takes them out before it puts the first JPEG in. What lies in
-a tray is hostile data or made of it: each side believes lengths only as far as the tray reaches. A tray can't shrink,
-for whoever reads beyond the end of shared memory is killed.
+Rules: a batch's bodies lie one after the other, and behind them the JPEGs that are made of them. What lies in a tray is
+hostile data or made of it: each side believes lengths only as far as the tray reaches. A tray can't shrink, for whoever
+reads beyond the end of shared memory is killed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import struct
 from collections.abc import Sequence
 
-ORDINARY_BYTES = 4 * 1024 * 1024
+ORDINARY_BYTES = 8 * 1024 * 1024
 """What a tray keeps from batch to batch; more is given back after the batch that needed it."""
 
 _MAX_IMAGE_BYTES = 2**32 - 1  # what a request can tell of
@@ -66,16 +66,6 @@ class Tray:
         """Let the codec process begin only the first so many images; it may have begun another this very instant."""
         _COUNT.pack_into(self._memory, _ALLOWED_AT, images)
 
-    def unload(self, lengths: Sequence[int]) -> list[bytes]:
-        """Take the batch out, on the side of the codec process."""
-        self._reach(sum(lengths))
-        bodies = []
-        start = 0
-        for length in lengths:
-            bodies.append(self.get(start, length))
-            start += length
-        return bodies
-
     def begin(self, image: int) -> bool:
         """Say that the image of this number is begun now; False when it is not to be begun any more."""
         if image >= _COUNT.unpack_from(self._memory, _ALLOWED_AT)[0]:
@@ -84,7 +74,7 @@ class Tray:
         return True
 
     def put(self, start: int, jpeg: bytes) -> None:
-        """Put a JPEG in, so many bytes from the beginning."""
+        """Put a JPEG in, so many bytes from the beginning, on the side of the codec process."""
         self._reach(start + len(jpeg))
         start += _HEADER.size
         self._memory[start : start + len(jpeg)] = jpeg

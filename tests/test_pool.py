@@ -121,6 +121,13 @@ async def test_a_poison_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     assert hashlib.sha256(b"segfault").hexdigest() in record.getMessage()
 
 
+async def test_the_same_poison_again_is_not_news(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A thousand copies of one bad image don't flood whoever looks after the run."""
+    async with Transcoder(processes=1, codec=echo, quarantine=tmp_path) as transcode:
+        await transcode_all(transcode, [b"exit"] * 3)
+    assert len(caplog.records) == 1
+
+
 async def test_many_poisons_cost_only_themselves() -> None:
     """Images that kill their process don't wear the pool out."""
     bodies = [b"exit" if number % 20 == 0 else b"%d" % number for number in range(400)]

@@ -15,22 +15,24 @@ def keep(quarantine: Quarantine, body: bytes) -> Path | None:
 
 
 def test_a_body_is_kept_under_its_hash(tmp_path: Path) -> None:
-    """Whoever has a ledger line finds the body, and again after it came a second time."""
+    """Whoever has a ledger line finds the body; one that comes again is there already."""
     folder = tmp_path / "a" / "quarantine"
     quarantine = Quarantine(folder)
-    for _ in range(2):
-        assert keep(quarantine, b"bad") == folder / f"{hashlib.sha256(b'bad').hexdigest()}.body"
-        (kept,) = folder.iterdir()
-        assert kept.read_bytes() == b"bad"
+    path = folder / f"{hashlib.sha256(b'bad').hexdigest()}.body"
+    assert [keep(quarantine, b"bad") for _ in range(2)] == [path, None]
+    assert list(folder.iterdir()) == [path]
+    assert path.read_bytes() == b"bad"
 
 
-def test_so_many_bodies_and_no_more(tmp_path: Path) -> None:
-    """A web full of poison does not fill the disk; the first ones stay."""
+def test_so_many_bodies_and_no_more(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A web full of poison does not fill the disk; the first ones stay, and that there is no more room is said once."""
     quarantine = Quarantine(tmp_path)
     kept = [keep(quarantine, b"%d" % number) for number in range(103)]
     assert None not in kept[:100]
     assert kept[100:] == [None] * 3
     assert len(list(tmp_path.iterdir())) == 100
+    (record,) = caplog.records
+    assert "no room" in record.getMessage()
 
 
 def test_so_many_bytes_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

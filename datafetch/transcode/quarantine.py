@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 
 
 class Quarantine:
-    """A folder for such bodies. The first ones stay; when it is full, later ones are not kept.
+    """A folder for such bodies. The first ones stay; when there is no room, that is said once, and no more are kept.
 
     Args:
         folder: Made when there is something to keep.
@@ -24,19 +24,29 @@ class Quarantine:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._is_full = False
 
     def keep(self, body: bytes, sha256: str) -> Path | None:
-        """Keep a body, and say where; None where there is no room for it. Blocks while it writes."""
+        """Keep a body, and say where; None where it lies there already, or has no room. Blocks while it writes."""
         path = self._folder / f"{sha256}.body"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             sizes = [entry.stat().st_size for entry in self._folder.iterdir()]
             if path.exists():
-                return path
+                return None
             if len(sizes) >= _MAX_BODIES or sum(sizes) + len(body) > _MAX_BYTES:
+                self._say_full()
                 return None
             path.write_bytes(body)
         except OSError as error:
             _log.warning("cannot keep the body %s for a look in %s: %s", sha256, self._folder, error.strerror)
             return None
         return path
+
+    def _say_full(self) -> None:
+        if not self._is_full:
+            self._is_full = True
+            _log.warning(
+                "no room in %s for more bodies that end codec processes; from now on the ledger alone names them",
+                self._folder,
+            )

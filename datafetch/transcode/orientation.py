@@ -1,0 +1,62 @@
+"""Which way up an image is, by its EXIF.
+
+Rules: a dozen bytes are read by hand. Pillow's reader copies every value that the EXIF names, and 65,535 tags may all
+name the same megabytes; and it raises on EXIF that is corrupt, for which no image shall be lost.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+
+from PIL import Image
+
+UPRIGHT = 1
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_PREFIX = re.compile(rb"(?:Exif\0\0){0,2}")  # of JPEG's segment; some writers of WebP and PNG keep it, or double it
+_TAG_BYTES = 12
+_ORIENTATION = 0x0112
+_SHORT = 3
+
+
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation of an opened image, 1 to 8; 1 (upright) where there is none to be read.
+
+    A TIFF is 1: Pillow turns it while it decodes. For AVIF, Pillow has made one of the file's rotation and mirror.
+    """
+    exif = image.info.get("exif")
+    if not isinstance(exif, bytes):
+        return UPRIGHT
+    try:
+        return _orientation(memoryview(exif))
+    except struct.error:
+        return UPRIGHT
+
+
+def _orientation(exif: memoryview) -> int:
+    prefix = _PREFIX.match(exif)
+    tiff = exif[prefix.end() if prefix else 0 :]
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(bytes(tiff[:4]))
+    if order is None:
+        return UPRIGHT
+    (start,) = struct.unpack_from(f"{order}I", tiff, 4)
+    (tags,) = struct.unpack_from(f"{order}H", tiff, start)
+    directory = tiff[start + 2 :][: tags * _TAG_BYTES]
+    whole = directory[: len(directory) // _TAG_BYTES * _TAG_BYTES]  # of a directory that is cut off, what there is
+    for tag, kind, count, value in struct.iter_unpack(f"{order}HHIHxx", whole):
+        if (tag, kind, count) == (_ORIENTATION, _SHORT, 1):
+            return value if value in _TURNS else UPRIGHT
+    return UPRIGHT
+
+
+def turned_upright(image: Image.Image, orientation: int) -> Image.Image:
+    """The image as a viewer shows it."""
+    return image if orientation == UPRIGHT else image.transpose(_TURNS[orientation])

@@ -1,0 +1,395 @@
+"""The correct pixels: what a viewer shows, held to arithmetic that is not Pillow's."""
+
+import struct
+from io import BytesIO
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from bodies import (
+    P3_COLOURANTS,
+    SRGB_COLOURANTS,
+    Array,
+    cmyk_profile,
+    exif,
+    framed_gif,
+    grey_profile,
+    linear_to_srgb,
+    png,
+    rgb_profile,
+    saved,
+    srgb_to_linear,
+    tiff,
+    with_segment,
+    ycck,
+)
+from kinds import KINDS, TURNS, in_mode
+from PIL import Image, features
+
+from datafetch.demo.pictures import paint
+from datafetch.model import Encoded
+from datafetch.transcode.codec import pixels, supported_formats, transcode
+from datafetch.transcode.spec import ImageSpec, Pixels, Resize
+
+CORRECT = ImageSpec(pixels=Pixels.CORRECT)
+SMALL = ImageSpec(pixels=Pixels.CORRECT, short_side_px=24)
+SIZE_PX = (21, 13)
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Pillow's remarks on odd files, which worker.py silences as well
+needs_profiles = pytest.mark.skipif(not features.check("littlecms2"), reason="this Pillow has no Little CMS")
+
+
+def written(body: bytes, spec: ImageSpec = CORRECT) -> npt.NDArray[np.int64]:
+    """The pixels before they become a JPEG; that the JPEG is of these is checked along the way."""
+    with Image.open(BytesIO(body)) as source:
+        picture = pixels(source, spec)
+    assert picture.mode == "RGB"
+    outcome = transcode(body, spec)
+    assert isinstance(outcome, Encoded), outcome
+    assert outcome.jpeg == saved(Image.fromarray(np.asarray(picture)), "JPEG")
+    assert (outcome.width_px, outcome.height_px) == picture.size
+    return np.asarray(picture, np.int64)
+
+
+def grey_as_rgb(values: Array) -> npt.NDArray[np.int64]:
+    """The same value in each channel."""
+    return np.repeat(values.astype(np.int64)[..., None], 3, axis=-1)
+
+
+def over_white(colour: Array, alpha: Array) -> npt.NDArray[np.int64]:
+    """Composed over white and rounded, of 8 bits."""
+    exact = colour * (alpha[..., None] / 255) + 255 * (1 - alpha[..., None] / 255)
+    return (exact + 0.5).astype(np.int64)
+
+
+def turned(stored: npt.NDArray[np.int64], orientation: int) -> npt.NDArray[np.int64]:
+    """What EXIF says of rows and columns: where the stored first row and first column are seen."""
+    mirrored = stored[:, ::-1]
+    shown = {
+        1: stored,
+        2: mirrored,  # top, right
+        3: np.rot90(stored, 2),  # bottom, right
+        4: np.rot90(mirrored, 2),  # bottom, left
+        5: np.rot90(mirrored, 1),  # left, top
+        6: np.rot90(stored, -1),  # right, top
+        7: np.rot90(mirrored, -1),  # right, bottom
+        8: np.rot90(stored, 1),  # left, bottom
+    }
+    return shown[orientation]
+
+
+def noise(channels: int, most: int, seed: int = 0) -> npt.NDArray[np.int64]:
+    """Random samples of SIZE_PX, 0 and ``most`` among them."""
+    samples = np.random.default_rng(seed).integers(0, most + 1, (SIZE_PX[1], SIZE_PX[0], channels))
+    samples[0, 0], samples[0, 1] = 0, most
+    return samples
+
+
+@pytest.mark.parametrize("spec", [CORRECT, ImageSpec(pixels=Pixels.CORRECT, short_side_px=5, resize=Resize.EXACT)])
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("orientation", TURNS)
+@pytest.mark.parametrize("name", [name for name in ("JPEG", "PNG", "WEBP", "TIFF", "AVIF") if name in supported_formats()])
+def test_an_image_is_shown_upright(name: str, orientation: int, order: str, spec: ImageSpec) -> None:
+    """For each of EXIF's eight orientations, in every format that has EXIF, and shrunk as well."""
+    picture = paint(SIZE_PX, orientation)
+    options: dict[str, object] = {"lossless": True} if name == "WEBP" else {"subsampling": 0, "quality": 95}
+    plain = saved(picture, name, **options)
+    if name == "TIFF":
+        body = saved(picture, name, tiffinfo={274: orientation}, big_tiff=order == ">")
+    elif name == "JPEG":
+        body = with_segment(plain, 0xE1, exif(orientation, order))
+    else:
+        body = saved(picture, name, **options, exif=exif(orientation, order))
+    shown = written(body, spec)
+    # Rows are shrunk before columns, so that turning before or after rounds a pixel to one side or the other.
+    assert np.abs(shown - turned(written(plain, spec), orientation)).max() <= (name == "TIFF" and spec is not CORRECT)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        exif(0),
+        exif(9),
+        exif(6, kind=7),
+        exif(6)[:30],
+        b"Exif\0\0",
+        b"Exif\0\0MM\0*\xff\xff\xff\xff",
+        b"Exif\0\0II*\0\x08\0\0\0\xff\xff",
+        b"Exif\0\0??*\0\x08\0\0\0",
+    ],
+)
+@pytest.mark.parametrize("name", ["JPEG", "PNG", "WEBP"])
+def test_corrupt_exif_loses_no_image(name: str, content: bytes) -> None:
+    """Where EXIF is cut off, points nowhere, or says what it can't, the image is upright."""
+    picture = paint(SIZE_PX, 2)
+    body = with_segment(saved(picture, name), 0xE1, content) if name == "JPEG" else saved(picture, name, exif=content)
+    assert np.array_equal(written(body), written(saved(picture, name)))
+
+
+def test_exif_after_the_pixels_counts() -> None:
+    """A PNG may have its EXIF after its pixels, and without a prefix."""
+    samples = noise(3, 255)
+    plain = png(samples, 8, 2)
+    body = plain[:-12] + png(samples, 8, 2, [(b"eXIf", exif(6)[6:])])[33:-12].split(b"IDAT")[0][:-4] + plain[-12:]
+    assert np.array_equal(written(body), turned(samples, 6))
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+@pytest.mark.parametrize("colour", [4, 6])
+@pytest.mark.parametrize("depth", [8, 16])
+def test_alpha_is_composed_over_white(depth: int, colour: int, interlaced: bool) -> None:
+    """Grey and colour, exactly for 8 bits; of 16 Pillow keeps the upper 8, which is at most one less than rounding."""
+    samples = noise({4: 2, 6: 4}[colour], 2**depth - 1)
+    kept = samples >> (depth - 8)
+    shown = kept[..., [0, 0, 0]] if colour == 4 else kept[..., :3]
+    expected = over_white(shown, kept[..., -1])
+    assert np.array_equal(written(png(samples, depth, colour, interlaced=interlaced)), expected)
+
+
+@pytest.mark.parametrize("name", ["PNG", "WEBP", "TIFF"])
+def test_alpha_in_other_formats(name: str) -> None:
+    """RGBA that Pillow writes without loss."""
+    picture = in_mode(paint(SIZE_PX, 4), "RGBA")
+    options = {"lossless": True, "exact": True} if name == "WEBP" else {}
+    samples = np.asarray(picture, np.int64)
+    assert np.array_equal(written(saved(picture, name, **options)), over_white(samples[..., :3], samples[..., 3]))
+
+
+def test_grey_with_alpha_already_in_it() -> None:
+    """A TIFF whose grey is multiplied with its alpha is divided by it, and composed."""
+    samples = noise(2, 255)
+    samples[..., 0] = samples[..., 0] * samples[..., 1] // 255
+    tags: dict[int, int | list[int] | bytes] = {256: SIZE_PX[0], 257: SIZE_PX[1], 258: [8, 8], 259: 1, 262: 1, 277: 2, 338: 1}
+    expected = grey_as_rgb(samples[..., 0] + 255 - samples[..., 1])
+    assert np.abs(written(tiff(samples.astype(np.uint8).tobytes(), tags)) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+@pytest.mark.parametrize("depth", [1, 2, 4, 8])
+def test_a_palette_with_alphas_is_composed(depth: int, interlaced: bool) -> None:
+    """Each colour of a palette may have an alpha; those past the list have none."""
+    indices = noise(1, 2**depth - 1)
+    palette = np.random.default_rng(depth).integers(0, 256, (2**depth, 3))
+    alphas = np.full(2**depth, 255)
+    alphas[: 2**depth - 1] = np.random.default_rng(depth + 1).integers(0, 255, 2**depth - 1)
+    chunks = [(b"PLTE", palette.astype(np.uint8).tobytes()), (b"tRNS", alphas[:-1].astype(np.uint8).tobytes())]
+    expected = over_white(palette, alphas)[indices[..., 0]]
+    assert np.array_equal(written(png(indices, depth, 3, chunks, interlaced=interlaced)), expected)
+
+
+def test_a_palette_with_too_many_alphas() -> None:
+    """What stands after the last colour's alpha is ignored."""
+    indices, palette = noise(1, 255), np.arange(768).astype(np.uint8)
+    body = png(indices, 8, 3, [(b"PLTE", palette.tobytes()), (b"tRNS", bytes(range(256)) + b"\1\2\3")])
+    assert np.array_equal(written(body), over_white(palette.reshape(-1, 3), np.arange(256))[indices[..., 0]])
+
+
+@pytest.mark.parametrize("clear", [0, 5, 255])
+def test_a_clear_colour_of_a_gif_is_white(clear: int) -> None:
+    """A GIF has at most one."""
+    picture = paint(SIZE_PX, 3).convert("P", palette=Image.Palette.ADAPTIVE)
+    picture.putpixel((3, 4), clear)
+    body = saved(picture, "GIF", transparency=clear, optimize=False)
+    expected = np.asarray(picture.convert("RGB"), np.int64).copy()
+    expected[np.asarray(picture) == clear] = 255
+    assert np.array_equal(written(body), expected)
+
+
+def test_a_gif_whose_frame_leaves_some_of_the_canvas_bare() -> None:
+    """What no frame covers is transparent, so white."""
+    picture = paint(SIZE_PX, 3).convert("P")
+    expected = np.full((SIZE_PX[1] + 9, SIZE_PX[0] + 9, 3), 255)
+    expected[4:-5, 2:-7] = np.asarray(picture.convert("RGB"))
+    assert np.array_equal(written(framed_gif(picture, 2, 4, (SIZE_PX[0] + 9, SIZE_PX[1] + 9))), expected)
+
+
+@pytest.mark.parametrize("clear", [0, 1])
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+def test_a_clear_grey_is_white(depth: int, clear: int) -> None:
+    """In the depth of the file: 1 of 15 is another grey than 1 of 255."""
+    samples = noise(1, 2**depth - 1)
+    samples[3, 3:6] = clear
+    expected = (samples[..., 0] * 255 + (2**depth - 1) // 2) // (2**depth - 1)
+    expected[samples[..., 0] == clear] = 255
+    body = png(samples, depth, 0, [(b"tRNS", struct.pack(">H", clear))])
+    assert np.array_equal(written(body), grey_as_rgb(expected))
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+def test_a_clear_colour_is_white(depth: int) -> None:
+    """Of 16 bits a channel, Pillow keeps the upper 8, and so does the comparison."""
+    samples = noise(3, 2**depth - 1)
+    clear = samples[3, 3]
+    samples[4, 4:8] = clear
+    expected = samples >> (depth - 8)
+    expected[(expected == clear >> (depth - 8)).all(axis=-1)] = 255
+    body = png(samples, depth, 2, [(b"tRNS", clear.astype(">u2").tobytes())])
+    assert np.array_equal(written(body), expected)
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+def test_grey_of_16_bits_is_scaled(interlaced: bool) -> None:
+    """Every one of 65,536 greys, rounded to the nearest of 256."""
+    samples = np.arange(65_536).reshape(256, 256)
+    expected = grey_as_rgb((samples * 255 / 65_535).round())
+    assert np.array_equal(written(png(samples, 16, 0, interlaced=interlaced)), expected)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("shape", ["plain", "tiff_lzw", "tiff_adobe_deflate"])
+def test_grey_of_16_bits_in_a_tiff(order: str, shape: str) -> None:
+    """In both byte orders, packed and not."""
+    samples = np.arange(65_536).reshape(256, 256)
+    picture = Image.fromarray(samples.astype(f"{order}u2"))
+    body = saved(picture, "TIFF") if shape == "plain" else saved(picture, "TIFF", compression=shape)
+    assert np.array_equal(written(body), grey_as_rgb((samples * 255 / 65_535).round()))
+
+
+def test_a_negative_of_16_bits_is_turned_over() -> None:
+    """A TIFF may say that 0 is white."""
+    samples = np.arange(65_536).reshape(256, 256)
+    tags: dict[int, int | list[int] | bytes] = {256: 256, 257: 256, 258: 16, 259: 1, 262: 0, 277: 1}
+    body = tiff(samples.astype("<u2").tobytes(), tags)
+    assert np.array_equal(written(body), grey_as_rgb(255 - (samples * 255 / 65_535).round()))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "least", "most"),
+    [
+        ("<i4", 0, 65_535),
+        ("<f4", 0.0, 1.0),
+        ("<i4", -70_000, 3_000_000),
+        ("<f4", -3.5, 12_000.0),
+        ("<f4", 0.0, 65_535.0),
+    ],
+)
+def test_numbers_are_stretched_to_greys(dtype: str, least: float, most: float) -> None:
+    """Whole numbers of 16 bits and fractions by their own range, everything else from its least to its greatest."""
+    samples = np.linspace(least, most, 256).astype(dtype).reshape(16, 16)
+    exact = (samples.astype(float) - least) / (most - least) * 255
+    shown = written(saved(Image.fromarray(samples), "TIFF"))
+    assert np.abs(shown - grey_as_rgb(exact.round())).max() <= 1
+    assert np.abs(shown[..., 0] - exact).max() <= 0.501
+
+
+@pytest.mark.parametrize("value", [0.25, np.nan, np.inf])
+def test_numbers_without_a_range_lose_no_image(value: float) -> None:
+    """All the same, no number at all, or infinite: there are pixels of some kind."""
+    samples = np.full((4, 4), value, "<f4")
+    samples[0, 0] = 0.5
+    assert written(saved(Image.fromarray(samples), "TIFF")).shape == (4, 4, 3)
+
+
+def test_inks_without_a_profile_are_mixed_as_pillow_does() -> None:
+    """(255 - ink) of (255 - black), in a JPEG, where Adobe's inks are negatives, and in a TIFF."""
+    samples = noise(4, 255).astype(np.uint8)
+    light = 255 - samples.astype(np.int64)
+    expected = (light[..., :3] * light[..., 3:] / 255 + 0.5).astype(np.int64)
+    assert np.array_equal(written(saved(Image.fromarray(samples, "CMYK"), "TIFF")), expected)
+    flat = Image.new("CMYK", (16, 16), (40, 90, 160, 30))
+    assert np.abs(written(saved(flat, "JPEG", quality=95)) - [189, 145, 84]).max() <= 2
+
+
+def test_inks_in_ycck() -> None:
+    """Brightness, two colours and black: libjpeg makes inks of them, and Pillow turns them over."""
+    brightness, blue, red, black = 180, 110, 150, 200  # as stored; Pillow's inks are 255 less that
+    body = ycck(Image.new("CMYK", (16, 16), (255 - brightness, 255 - blue, 255 - red, 255 - black)), quality=95)
+    seen = np.array([1.402 * (red - 128), -0.344136 * (blue - 128) - 0.714136 * (red - 128), 1.772 * (blue - 128)])
+    stored_ink = 255 - (brightness + seen)
+    assert np.abs(written(body) - (stored_ink * black / 255)).max() <= 2
+
+
+@needs_profiles
+class TestProfiles:
+    """Colours of other spaces, by their profiles."""
+
+    def test_swapped_colourants_swap_the_channels(self) -> None:
+        """A profile whose red is sRGB's green says that the first channel is green."""
+        samples = noise(3, 255)
+        profile = rgb_profile(SRGB_COLOURANTS[[1, 0, 2]])
+        body = saved(Image.fromarray(samples.astype(np.uint8)), "PNG", icc_profile=profile)
+        assert np.abs(written(body) - samples[..., [1, 0, 2]]).max() <= 1
+
+    @pytest.mark.parametrize("name", ["PNG", "TIFF", "WEBP"])
+    def test_display_p3(self, name: str) -> None:
+        """By colorimetry: to linear light, to XYZ, to sRGB's primaries, cut, and back."""
+        samples = noise(3, 255)
+        options = {"lossless": True} if name == "WEBP" else {}
+        profile = rgb_profile(P3_COLOURANTS)
+        body = saved(Image.fromarray(samples.astype(np.uint8)), name, icc_profile=profile, **options)
+        light = srgb_to_linear(samples / 255) @ P3_COLOURANTS @ np.linalg.inv(SRGB_COLOURANTS)
+        assert np.abs(written(body) - linear_to_srgb(light) * 255).max() <= 2
+
+    @pytest.mark.parametrize("mode", ["L", "LA", "I;16"])
+    def test_grey_with_a_curve(self, mode: str) -> None:
+        """Linear grey becomes sRGB's; transparency is composed before."""
+        picture = in_mode(paint(SIZE_PX, 3), mode)
+        body = saved(picture, "PNG", icc_profile=grey_profile(lambda value: value))
+        plain = written(saved(picture, "PNG"))
+        assert np.abs(written(body) - linear_to_srgb(plain / 255) * 255).max() <= 1
+
+    @pytest.mark.parametrize("name", ["JPEG", "TIFF"])
+    def test_inks_with_a_profile(self, name: str) -> None:
+        """The profile says that black alone is seen: L* from 100 to 0."""
+        inks = [(0, 0, 0, 0), (255, 255, 255, 0), (0, 0, 0, 255), (90, 10, 200, 128), (0, 50, 0, 51)]
+        for ink in inks:
+            body = saved(Image.new("CMYK", (16, 16), ink), name, icc_profile=cmyk_profile())
+            lightness = 100 * (1 - ink[3] / 255)
+            luminance = ((lightness + 16) / 116) ** 3 if lightness > 8 else lightness / 903.3
+            assert np.abs(written(body) - linear_to_srgb(np.array(luminance)) * 255).max() <= 3, ink
+
+    def test_colours_are_shrunk_before_they_are_changed(self) -> None:
+        """Shrunk, turned and changed, an image is about what it is when it is shrunk last."""
+        profile = rgb_profile(P3_COLOURANTS)
+        picture = paint((90, 60), 3)
+        small = written(saved(picture, "PNG", icc_profile=profile, exif=exif(6)), SMALL)
+        large = Image.fromarray(written(saved(picture, "PNG", icc_profile=profile, exif=exif(6))).astype(np.uint8))
+        assert small.shape == (36, 24, 3)
+        assert np.abs(small - np.asarray(large.resize((24, 36)))).max() <= 4
+
+    @pytest.mark.parametrize("kind", ["JPEG sRGB", "JPEG with a broken profile", "JPEG with a profile of another space"])
+    def test_what_changes_nothing_or_cannot_be_used_is_ignored(self, kind: str) -> None:
+        """The pixels are those without a profile, to the last bit."""
+        picture = paint(SIZE_PX, 3)
+        assert np.array_equal(written(KINDS[kind](picture)), written(saved(picture, "JPEG")))
+
+    @pytest.mark.parametrize("mode", ["RGB", "L"])
+    def test_a_rough_srgb_is_srgb(self, mode: str) -> None:
+        """A profile that moves no colour by more than 1 of 255 is taken for sRGB's own."""
+        samples = noise(3 if mode == "RGB" else 1, 255).squeeze()
+        rough = rgb_profile(SRGB_COLOURANTS + 0.0004) if mode == "RGB" else grey_profile(srgb_to_linear)
+        body = saved(Image.fromarray(samples.astype(np.uint8)), "PNG", icc_profile=rough)
+        assert np.array_equal(written(body), samples if mode == "RGB" else grey_as_rgb(samples))
+
+    def test_a_huge_profile_is_ignored(self) -> None:
+        """Beyond 4 MiB nobody looks."""
+        picture = paint(SIZE_PX, 3)
+        profile = rgb_profile(P3_COLOURANTS) + bytes(4 * 1024 * 1024)
+        assert np.array_equal(written(saved(picture, "TIFF", icc_profile=profile)), np.asarray(picture))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_has_correct_pixels(kind: str) -> None:
+    """Whatever it is, it arrives, in its own size or turned, and its JPEG says nothing but pixels."""
+    body = KINDS[kind](paint((61, 47), 3))
+    outcome = transcode(body, SMALL)
+    assert isinstance(outcome, Encoded), outcome
+    assert min(outcome.width_px, outcome.height_px) == 24
+    with Image.open(BytesIO(outcome.jpeg)) as jpeg:
+        assert jpeg.mode == "RGB"
+        assert set(jpeg.info) <= {"jfif", "jfif_version", "jfif_unit", "jfif_density"}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.split()[0] in {"JPEG", "PNG", "GIF", "BMP"}])
+def test_where_nothing_is_to_be_corrected_the_pixels_are_the_recipes(kind: str) -> None:
+    """Opaque, upright, 8 bits, in sRGB: both ways give the same bytes, but for the comment."""
+    told = ("turned", "clear", "A", "I;16", "16 bits", "P3", "grey of", "profile", " 4 ", " 6 ", "corner", "comment", "MPO")
+    if any(word in kind.removeprefix("GIF").removeprefix("BMP") for word in told):
+        pytest.skip("there is something to be corrected")
+    body = KINDS[kind](paint((61, 47), 3))
+    spec = ImageSpec(pixels=Pixels.CORRECT, short_side_px=24, resize=Resize.EXACT)
+    correct, recipe = transcode(body, spec), transcode(body, ImageSpec(short_side_px=24))
+    assert isinstance(correct, Encoded)
+    assert isinstance(recipe, Encoded)
+    with Image.open(BytesIO(correct.jpeg)) as one, Image.open(BytesIO(recipe.jpeg)) as other:
+        assert one.tobytes() == other.tobytes()

@@ -1,4 +1,4 @@
-"""Image files for the codec's tests: written by Pillow where it can, and by hand where it cannot."""
+"""Image files for the codec's tests, by Pillow where it can write them and else by hand; and the recipe's snippet."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import struct
 import zlib
 from collections.abc import Callable, Iterable
 from io import BytesIO
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-Array: TypeAlias = npt.NDArray[np.generic]
+Array: TypeAlias = npt.NDArray[Any]
 Chunk: TypeAlias = tuple[bytes, bytes]
 
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
@@ -25,6 +25,21 @@ def saved(picture: Image.Image, name: str, **options: object) -> bytes:
     file = BytesIO()
     picture.save(file, format=name, **options)
     return file.getvalue()
+
+
+def recipe(body: bytes, size_limit: int | None) -> bytes:
+    """The recipe's snippet: VILA's for a size limit of 336, the Japanese sets' without."""
+    img = Image.open(BytesIO(body)).convert("RGB")
+    if size_limit is not None and min(img.size) > size_limit:
+        w, h = img.size
+        if h < w:
+            new_h, new_w = size_limit, int(size_limit * w / h)
+        else:
+            new_w, new_h = size_limit, int(size_limit * h / w)
+        img = img.resize((new_w, new_h))
+    buffered = BytesIO()
+    img.save(buffered, format="JPEG")
+    return buffered.getvalue()
 
 
 def png(samples: Array, depth: int, colour: int, chunks: Iterable[Chunk] = (), *, interlaced: bool = False) -> bytes:

@@ -11,6 +11,7 @@ import numpy as np
 from bodies import (
     P3_COLOURANTS,
     SRGB_COLOURANTS,
+    Array,
     Chunk,
     cmyk_profile,
     exif,
@@ -61,7 +62,7 @@ def _segmented(marker: int, content: bytes, picture: Image.Image) -> bytes:
     return with_segment(saved(picture, "JPEG"), marker, content)
 
 
-def _samples(picture: Image.Image, depth: int, channels: int) -> np.ndarray:  # type: ignore[type-arg]
+def _samples(picture: Image.Image, depth: int, channels: int) -> Array:
     rgba = np.asarray(in_mode(picture, "RGBA"), np.uint32) * 257 >> (16 - depth)
     # Grey has the first channel, with alpha the last.
     return rgba[..., {1: [0], 2: [0, 3], 3: [0, 1, 2], 4: [0, 1, 2, 3]}[channels]]
@@ -132,7 +133,9 @@ def _png_kinds() -> dict[str, Kind]:
                 name = f"PNG {colour} of {depth} bits{' interlaced' * interlaced}"
                 kinds[name] = partial(_png, depth, colour, interlaced=interlaced)
                 if colour < 4:
-                    kinds[f"{name} with a clear colour"] = partial(_png, depth, colour, interlaced=interlaced, clear=True)
+                    kinds[f"{name} with a clear colour"] = partial(
+                        _png, depth, colour, interlaced=interlaced, clear=True
+                    )
     kinds |= {f"PNG {mode}": partial(_saved, "PNG", mode) for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")}
     kinds |= {f"PNG turned {turn}": partial(_saved, "PNG", "RGB", exif=exif(turn)) for turn in TURNS}
     kinds["PNG P with one clear colour"] = partial(_saved, "PNG", "P", transparency=3)

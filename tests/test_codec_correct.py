@@ -88,11 +88,13 @@ def noise(channels: int, most: int, seed: int = 0) -> npt.NDArray[np.int64]:
 @pytest.mark.parametrize("spec", [CORRECT, ImageSpec(pixels=Pixels.CORRECT, short_side_px=5, resize=Resize.EXACT)])
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("orientation", TURNS)
-@pytest.mark.parametrize("name", [name for name in ("JPEG", "PNG", "WEBP", "TIFF", "AVIF") if name in supported_formats()])
+@pytest.mark.parametrize(
+    "name", [name for name in ("JPEG", "PNG", "WEBP", "TIFF", "AVIF") if name in supported_formats()]
+)
 def test_an_image_is_shown_upright(name: str, orientation: int, order: str, spec: ImageSpec) -> None:
     """For each of EXIF's eight orientations, in every format that has EXIF, and shrunk as well."""
     picture = paint(SIZE_PX, orientation)
-    options: dict[str, object] = {"lossless": True} if name == "WEBP" else {"subsampling": 0, "quality": 95}
+    options = {"lossless": True} if name == "WEBP" else {}
     plain = saved(picture, name, **options)
     if name == "TIFF":
         body = saved(picture, name, tiffinfo={274: orientation}, big_tiff=order == ">")
@@ -101,8 +103,10 @@ def test_an_image_is_shown_upright(name: str, orientation: int, order: str, spec
     else:
         body = saved(picture, name, **options, exif=exif(orientation, order))
     shown = written(body, spec)
-    # Rows are shrunk before columns, so that turning before or after rounds a pixel to one side or the other.
-    assert np.abs(shown - turned(written(plain, spec), orientation)).max() <= (name == "TIFF" and spec is not CORRECT)
+    # Pillow turns a TIFF before it is shrunk; rows and columns are shrunk one after the other, rounded in between.
+    assert np.abs(shown - turned(written(plain, spec), orientation)).max() <= 2 * (
+        name == "TIFF" and spec is not CORRECT
+    )
 
 
 @pytest.mark.parametrize(
@@ -159,7 +163,15 @@ def test_grey_with_alpha_already_in_it() -> None:
     """A TIFF whose grey is multiplied with its alpha is divided by it, and composed."""
     samples = noise(2, 255)
     samples[..., 0] = samples[..., 0] * samples[..., 1] // 255
-    tags: dict[int, int | list[int] | bytes] = {256: SIZE_PX[0], 257: SIZE_PX[1], 258: [8, 8], 259: 1, 262: 1, 277: 2, 338: 1}
+    tags: dict[int, int | list[int] | bytes] = {
+        256: SIZE_PX[0],
+        257: SIZE_PX[1],
+        258: [8, 8],
+        259: 1,
+        262: 1,
+        277: 2,
+        338: 1,
+    }
     expected = grey_as_rgb(samples[..., 0] + 255 - samples[..., 1])
     assert np.abs(written(tiff(samples.astype(np.uint8).tobytes(), tags)) - expected).max() <= 1
 
@@ -341,13 +353,15 @@ class TestProfiles:
     def test_colours_are_shrunk_before_they_are_changed(self) -> None:
         """Shrunk, turned and changed, an image is about what it is when it is shrunk last."""
         profile = rgb_profile(P3_COLOURANTS)
-        picture = paint((90, 60), 3)
+        picture = paint((90, 60), 3).point(lambda value: 64 + value // 2)  # what is cut off depends on the order
         small = written(saved(picture, "PNG", icc_profile=profile, exif=exif(6)), SMALL)
         large = Image.fromarray(written(saved(picture, "PNG", icc_profile=profile, exif=exif(6))).astype(np.uint8))
         assert small.shape == (36, 24, 3)
         assert np.abs(small - np.asarray(large.resize((24, 36)))).max() <= 4
 
-    @pytest.mark.parametrize("kind", ["JPEG sRGB", "JPEG with a broken profile", "JPEG with a profile of another space"])
+    @pytest.mark.parametrize(
+        "kind", ["JPEG sRGB", "JPEG with a broken profile", "JPEG with a profile of another space"]
+    )
     def test_what_changes_nothing_or_cannot_be_used_is_ignored(self, kind: str) -> None:
         """The pixels are those without a profile, to the last bit."""
         picture = paint(SIZE_PX, 3)
@@ -357,7 +371,7 @@ class TestProfiles:
     def test_a_rough_srgb_is_srgb(self, mode: str) -> None:
         """A profile that moves no colour by more than 1 of 255 is taken for sRGB's own."""
         samples = noise(3 if mode == "RGB" else 1, 255).squeeze()
-        rough = rgb_profile(SRGB_COLOURANTS + 0.0004) if mode == "RGB" else grey_profile(srgb_to_linear)
+        rough = rgb_profile(SRGB_COLOURANTS + 0.0001) if mode == "RGB" else grey_profile(srgb_to_linear)
         body = saved(Image.fromarray(samples.astype(np.uint8)), "PNG", icc_profile=rough)
         assert np.array_equal(written(body), samples if mode == "RGB" else grey_as_rgb(samples))
 
@@ -380,16 +394,31 @@ def test_every_kind_has_correct_pixels(kind: str) -> None:
         assert set(jpeg.info) <= {"jfif", "jfif_version", "jfif_unit", "jfif_density"}
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.split()[0] in {"JPEG", "PNG", "GIF", "BMP"}])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("JPEG RGB", "JPEG L", "JPEG CMYK", "JPEG YCCK", "JPEG progressive RGB", "JPEG not in YCbCr", "JPEG turned 1"),
+        *("JPEG sRGB", "JPEG with XMP", "JPEG with corrupt EXIF", "JPEG with more after its end", "MPO"),
+        *("PNG 1", "PNG L", "PNG P", "PNG RGB", "PNG 0 of 4 bits interlaced", "PNG 3 of 2 bits", "PNG 2 of 16 bits"),
+        *("WEBP RGB", "WEBP lossless RGB", "GIF 1", "GIF L", "GIF P", "GIF RGB", "GIF animated"),
+        *(
+            "BMP 1",
+            "BMP L",
+            "BMP P",
+            "BMP RGB",
+            "BMP of 16 bits",
+            "TIFF 1",
+            "TIFF L",
+            "TIFF P",
+            "TIFF RGB",
+            "TIFF CMYK",
+        ),
+        *("TIFF YCbCr", "TIFF LAB", "TIFF turned 5", "TIFF in tiles <", "TIFF jpeg CMYK"),
+    ],
+)
 def test_where_nothing_is_to_be_corrected_the_pixels_are_the_recipes(kind: str) -> None:
-    """Opaque, upright, 8 bits, in sRGB: both ways give the same bytes, but for the comment."""
-    told = ("turned", "clear", "A", "I;16", "16 bits", "P3", "grey of", "profile", " 4 ", " 6 ", "corner", "comment", "MPO")
-    if any(word in kind.removeprefix("GIF").removeprefix("BMP") for word in told):
-        pytest.skip("there is something to be corrected")
+    """Opaque, upright, of 8 bits, in sRGB: both ways give the same bytes."""
     body = KINDS[kind](paint((61, 47), 3))
-    spec = ImageSpec(pixels=Pixels.CORRECT, short_side_px=24, resize=Resize.EXACT)
-    correct, recipe = transcode(body, spec), transcode(body, ImageSpec(short_side_px=24))
+    correct = transcode(body, ImageSpec(pixels=Pixels.CORRECT, short_side_px=24, resize=Resize.EXACT))
     assert isinstance(correct, Encoded)
-    assert isinstance(recipe, Encoded)
-    with Image.open(BytesIO(correct.jpeg)) as one, Image.open(BytesIO(recipe.jpeg)) as other:
-        assert one.tobytes() == other.tobytes()
+    assert correct == transcode(body, ImageSpec(short_side_px=24))

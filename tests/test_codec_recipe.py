@@ -4,7 +4,7 @@ import hashlib
 from io import BytesIO
 
 import pytest
-from bodies import saved
+from bodies import recipe, saved
 from kinds import KINDS
 from PIL import Image
 
@@ -21,21 +21,6 @@ CUT_SIZE_PX = (61, 47)
 pytestmark = pytest.mark.filterwarnings("ignore")  # Pillow's remarks on odd files, which worker.py silences as well
 
 
-def recipe(body: bytes, size_limit: int | None) -> bytes:
-    """The recipe's snippet: VILA's for a size limit of 336, the Japanese sets' without."""
-    img = Image.open(BytesIO(body)).convert("RGB")
-    if size_limit is not None and min(img.size) > size_limit:
-        w, h = img.size
-        if h < w:
-            new_h, new_w = size_limit, int(size_limit * w / h)
-        else:
-            new_w, new_h = size_limit, int(size_limit * h / w)
-        img = img.resize((new_w, new_h))
-    buffered = BytesIO()
-    img.save(buffered, format="JPEG")
-    return buffered.getvalue()
-
-
 def test_there_are_more_than_a_thousand_images() -> None:
     """Kinds times sizes: what the next test goes through."""
     assert len(KINDS) * len(SIZES_PX) > 1000
@@ -43,14 +28,14 @@ def test_there_are_more_than_a_thousand_images() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_recipe_byte_for_byte(kind: str) -> None:
-    """For every kind of file and every size the JPEG is the one that the recipe's snippet gives with the same Pillow."""
+    """For every kind of file and every size the JPEG is the one that the snippet gives with the same Pillow."""
     for seed, size_px in enumerate(SIZES_PX):
         body = KINDS[kind](paint(size_px, seed))
         for limit_px in (None, LIMIT_PX):
             outcome = transcode(body, ImageSpec(short_side_px=limit_px))
             assert isinstance(outcome, Encoded), (size_px, outcome)
             assert outcome.jpeg == recipe(body, limit_px), size_px
-            assert outcome.source_format == kind.split()[0]
+            assert outcome.source_format == kind.split(maxsplit=1)[0]
             assert outcome.sha256 == hashlib.sha256(body).hexdigest()
             assert not outcome.is_original
             with Image.open(BytesIO(outcome.jpeg)) as written:
@@ -72,11 +57,20 @@ def test_what_is_cut_off_fails_where_the_snippet_does(kind: str) -> None:
         assert not expected or (isinstance(outcome, Encoded) and outcome.jpeg == expected)
 
 
-MODES = {"JPEG": ["RGB", "L", "CMYK"], "PNG": ["RGBA", "P"], "WEBP": ["RGB"], "GIF": ["P"], "TIFF": ["RGB"], "AVIF": ["RGB"]}
+MODES = {
+    "JPEG": ["RGB", "L", "CMYK"],
+    "PNG": ["RGBA", "P"],
+    "WEBP": ["RGB"],
+    "GIF": ["P"],
+    "TIFF": ["RGB"],
+    "AVIF": ["RGB"],
+}
 
 
 @pytest.mark.parametrize("size_px", [(337, 336), (336, 336), (337, 337), (401, 1203), (1000, 353), (1, 700)])
-@pytest.mark.parametrize(("name", "mode"), [(name, mode) for name in supported_formats() for mode in MODES.get(name, [])])
+@pytest.mark.parametrize(
+    ("name", "mode"), [(name, mode) for name in supported_formats() for mode in MODES.get(name, [])]
+)
 def test_vilas_rule_at_its_own_size(name: str, mode: str, size_px: tuple[int, int]) -> None:
     """Around 336 pixels, and well beyond, sizes are cut as the snippet cuts them."""
     body = saved(paint(size_px, 3).convert(mode), name)

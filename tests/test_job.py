@@ -12,9 +12,9 @@ from typing import Any
 import orjson
 import pyarrow.parquet as pq
 import pytest
+from bodies import recipe, saved
 from conftest import LOOPBACK
 from PIL import Image
-from test_codec import VILA, encoded, recipe
 
 from datafetch import Encoding, Job, Payload, Pixels, Report, Resize, fetch_dataset, run
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
@@ -113,7 +113,7 @@ def test_a_perfect_server_and_a_thousand_connections(tmp_path: Path) -> None:
     folder = tmp_path / "small"
     folder.mkdir()
     for number in range(50):
-        (folder / f"{number}.jpg").write_bytes(encoded(paint((48, 36), number), "JPEG"))
+        (folder / f"{number}.jpg").write_bytes(saved(paint((48, 36), number), "JPEG"))
     with Origin(folder) as origin:
         urls = [origin.url("well", f"{number % 50}.jpg", number) for number in range(4000)]
         source = write_coyo_source(tmp_path / "source", urls, files=2)
@@ -465,7 +465,7 @@ def test_an_image_that_ends_the_codec_is_one_failure_and_kept(
     """An image that takes more CPU time than allowed costs itself; its body is kept, and named in log and ledger."""
     folder = tmp_path / "pictures"
     folder.mkdir()
-    (folder / "huge.png").write_bytes(encoded(Image.new("RGB", (9000, 9000)), "PNG"))
+    (folder / "huge.png").write_bytes(saved(Image.new("RGB", (9000, 9000)), "PNG"))
     for name in pictures[1][:20]:
         (folder / name).write_bytes((pictures[0] / name).read_bytes())
     with Origin(folder) as origin:

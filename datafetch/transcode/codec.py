@@ -55,7 +55,7 @@ def _transcode(body: bytes, spec: ImageSpec, sha256: str) -> Encoded:
         if not may_stay(source, spec):
             return _encoded(source, spec, sha256)
         width_px, height_px = source.size
-        if is_sound(source):
+        if is_sound(source, body):
             return Encoded(body, width_px, height_px, str(source.format), sha256, is_original=True)
     with _open(body, spec) as source:
         return _encoded(source, spec, sha256)

@@ -8,6 +8,7 @@ from datafetch.transcode.correct import is_correct
 from datafetch.transcode.shrink import shrunk_size_px
 from datafetch.transcode.spec import Encoding, ImageSpec, Pixels
 
+_SCAN, _END = b"\xff\xda", b"\xff\xd9"  # where entropy-coded data starts, and where the file ends
 _COARSEST = 8  # what libjpeg can decode at least: one pixel of 64
 
 
@@ -26,11 +27,18 @@ def may_stay(source: ImageFile.ImageFile, spec: ImageSpec) -> bool:
     )
 
 
-def is_sound(source: ImageFile.ImageFile) -> bool:
+def is_sound(source: ImageFile.ImageFile, body: bytes) -> bool:
     """Whether an opened JPEG can be read to its end. Afterwards it is no use for anything else.
 
     All entropy-coded data is read, as ever; what is spared is most of the arithmetic that turns it into pixels.
+
+    Args:
+        source: The JPEG, not loaded yet.
+        body: The file.
     """
+    # Pillow lets some files pass that end right before the marker of their end.
+    if body.rfind(_END) < body.rfind(_SCAN):
+        return False
     width_px, height_px = source.size
     source.draft(None, (max(1, width_px // _COARSEST), max(1, height_px // _COARSEST)))
     try:

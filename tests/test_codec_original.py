@@ -1,0 +1,95 @@
+"""JPEGs that stay as they are, byte for byte, and those that can't."""
+
+from dataclasses import replace
+
+import pytest
+from bodies import saved
+from kinds import KINDS
+from PIL import features
+
+from datafetch.demo.pictures import paint
+from datafetch.model import Encoded, Failure, FailureKind
+from datafetch.transcode.codec import transcode
+from datafetch.transcode.spec import Encoding, ImageSpec, Pixels
+
+ORIGINAL = ImageSpec(short_side_px=48, encode=Encoding.ORIGINAL)
+CORRECT = replace(ORIGINAL, pixels=Pixels.CORRECT)
+SIZE_PX = (67, 48)
+JPEGS = [kind for kind in KINDS if kind.startswith("JPEG")]
+OF_FOUR_COMPONENTS = {kind for kind in JPEGS if "CMYK" in kind or "YCCK" in kind}
+TO_BE_CORRECTED = {kind for kind in JPEGS if "turned" in kind and kind != "JPEG turned 1"}
+if features.check("littlecms2"):
+    TO_BE_CORRECTED |= {"JPEG P3", "JPEG grey of gamma 1"}
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+@pytest.mark.parametrize("spec", [ORIGINAL, CORRECT], ids=["recipe", "correct"])
+def test_a_sound_jpeg_is_kept_byte_for_byte(kind: str, spec: ImageSpec) -> None:
+    """Grey or in colour, whatever it is turned by and coloured with; unless the pixels have to be corrected."""
+    body = KINDS[kind](paint(SIZE_PX, 3))
+    outcome = transcode(body, spec)
+    assert isinstance(outcome, Encoded)
+    kept = kind not in OF_FOUR_COMPONENTS | (TO_BE_CORRECTED if spec is CORRECT else set())
+    assert outcome.is_original == kept
+    assert (outcome.jpeg == body) == kept
+    if kept:
+        assert (outcome.width_px, outcome.height_px, outcome.source_format) == (*SIZE_PX, "JPEG")
+    else:
+        assert outcome == transcode(body, replace(spec, encode=Encoding.RECIPE))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.startswith("JPEG")])
+def test_everything_else_goes_the_normal_way(kind: str) -> None:
+    """No other format is kept, not even an MPO, which is two JPEGs."""
+    body = KINDS[kind](paint(SIZE_PX, 3))
+    outcome = transcode(body, ORIGINAL)
+    assert isinstance(outcome, Encoded)
+    assert not outcome.is_original
+    assert outcome == transcode(body, replace(ORIGINAL, encode=Encoding.RECIPE))
+
+
+@pytest.mark.parametrize(
+    ("size_px", "kept"), [((48, 48), True), ((30, 300), True), ((49, 49), False), ((300, 49), False)]
+)
+def test_a_larger_jpeg_is_shrunk(size_px: tuple[int, int], kept: bool) -> None:
+    """A file is kept only where its shorter side is no longer than asked for."""
+    body = saved(paint(size_px, 3), "JPEG")
+    outcome = transcode(body, ORIGINAL)
+    assert isinstance(outcome, Encoded)
+    assert outcome.is_original == kept
+    assert outcome == transcode(body, replace(ORIGINAL, encode=Encoding.RECIPE)) or kept
+
+
+@pytest.mark.parametrize("size_px", [(1, 1), (1, 40), (7, 9), (8, 8), (400, 300)])
+def test_without_a_short_side_every_size_is_kept(size_px: tuple[int, int]) -> None:
+    """A JPEG smaller than a block, and a large one."""
+    body = saved(paint(size_px, 3), "JPEG")
+    outcome = transcode(body, ImageSpec(encode=Encoding.ORIGINAL))
+    assert isinstance(outcome, Encoded)
+    assert (outcome.jpeg, outcome.width_px, outcome.height_px) == (body, *size_px)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in JPEGS if "more after" not in kind])
+def test_a_cut_off_jpeg_is_no_original(kind: str) -> None:
+    """Cut at every tenth, and short by one byte and by two, it is the failure that it is the normal way."""
+    body = KINDS[kind](paint(SIZE_PX, 5))
+    for length in [*(len(body) * tenths // 10 for tenths in range(1, 10)), len(body) - 2, len(body) - 1]:
+        outcome = transcode(body[:length], ORIGINAL)
+        assert isinstance(outcome, Failure), length
+        assert outcome.kind is FailureKind.TRUNCATED
+        assert outcome == transcode(body[:length], replace(ORIGINAL, encode=Encoding.RECIPE))
+
+
+@pytest.mark.parametrize("size_px", [(1, 8), (16, 16), (320, 240), (1500, 1000)])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_soundness_is_found_out_at_every_size(size_px: tuple[int, int], progressive: bool) -> None:
+    """However much is read at once, a JPEG without its last bytes is not kept, and fails where it does otherwise."""
+    body = saved(paint(size_px, 5), "JPEG", progressive=progressive)
+    spec = ImageSpec(encode=Encoding.ORIGINAL)
+    assert isinstance(transcode(body, spec), Encoded)
+    for missing in (1, 2, 3, len(body) // 10, len(body) // 2):
+        outcome = transcode(body[:-missing], spec)
+        assert outcome == transcode(body[:-missing], ImageSpec()), missing
+        assert not isinstance(outcome, Encoded) or not outcome.is_original

@@ -14,6 +14,7 @@ from PIL import Image
 
 Array: TypeAlias = npt.NDArray[Any]
 Chunk: TypeAlias = tuple[bytes, bytes]
+Tags: TypeAlias = dict[int, int | list[int] | bytes]
 
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 # Adam7: first column and row of each pass, and its steps.
@@ -75,7 +76,7 @@ def _scanlines(samples: Array, depth: int) -> bytes:
     return b"".join(b"\0" + row.tobytes() for row in packed)
 
 
-def tiff(strip: bytes, tags: dict[int, int | list[int] | bytes], order: str = "<") -> bytes:
+def tiff(strip: bytes, tags: Tags, order: str = "<") -> bytes:
     """A TIFF with one strip, or the tiles of equal size that ``strip`` is divided into.
 
     Args:
@@ -101,7 +102,7 @@ def tiff(strip: bytes, tags: dict[int, int | list[int] | bytes], order: str = "<
     return head + extra + struct.pack(f"{order}H", len(entries)) + b"".join(entries) + bytes(4)
 
 
-def _tiles(tags: dict[int, int | list[int] | bytes]) -> int:
+def _tiles(tags: Tags) -> int:
     match tags:
         case {256: int(width), 257: int(height), 322: int(across), 323: int(down)}:
             return -(-width // across) * -(-height // down)

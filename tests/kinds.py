@@ -13,6 +13,7 @@ from bodies import (
     SRGB_COLOURANTS,
     Array,
     Chunk,
+    Tags,
     cmyk_profile,
     exif,
     framed_gif,
@@ -83,7 +84,7 @@ def _png(depth: int, colour: int, picture: Image.Image, *, interlaced: bool = Fa
 def _tiff(order: str, picture: Image.Image, *, tiled: bool = False) -> bytes:
     pixels = np.asarray(picture)
     height, width = pixels.shape[:2]
-    tags: dict[int, int | list[int] | bytes] = {256: width, 257: height, 258: [8, 8, 8], 259: 1, 262: 2, 277: 3}
+    tags: Tags = {256: width, 257: height, 258: [8, 8, 8], 259: 1, 262: 2, 277: 3}
     if not tiled:
         return tiff(pixels.tobytes(), tags | {278: height}, order)
     padded = np.pad(pixels, ((0, -height % 16), (0, -width % 16), (0, 0)), "edge")
@@ -172,7 +173,7 @@ def _kinds_of_others() -> dict[str, Kind]:
 
 def _tiff_kinds() -> dict[str, Kind]:
     kinds: dict[str, Kind] = {}
-    modes = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "I;16", "I;16B", "I", "F")
+    modes = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "LAB", "I;16", "I;16B", "I", "F")
     kinds |= {f"TIFF {mode}": partial(_saved, "TIFF", mode) for mode in modes}
     for compression in ("tiff_lzw", "tiff_adobe_deflate", "packbits"):
         for mode in ("L", "RGB", "RGBA", "I;16", "F"):

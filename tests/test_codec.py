@@ -1,18 +1,21 @@
 """One image in, one outcome out."""
 
 import base64
+import struct
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
-from bodies import recipe, saved
+from bodies import recipe, saved, tiff
+from kinds import KINDS
 from PIL import Image
 
 from datafetch.demo.pictures import paint
 from datafetch.errors import ConfigurationError
 from datafetch.model import Encoded, Failure, FailureKind
 from datafetch.transcode.codec import transcode
-from datafetch.transcode.spec import ImageSpec
+from datafetch.transcode.spec import ImageSpec, Pixels
 
 VILA = ImageSpec(short_side_px=336)
 
@@ -77,6 +80,62 @@ def test_too_many_pixels_are_refused_from_the_header() -> None:
     outcome = transcode(bomb, VILA)
     assert isinstance(outcome, Failure)
     assert outcome.kind is FailureKind.TOO_MANY_PIXELS
+
+
+def _webp_canvas(width_px: int, height_px: int) -> bytes:
+    frame = saved(paint((8, 8), 1), "WEBP")[12:]
+    canvas = (
+        b"VP8X"
+        + struct.pack("<II", 10, 0)
+        + b"".join((side_px - 1).to_bytes(3, "little") for side_px in (width_px, height_px))
+    )
+    return b"RIFF" + struct.pack("<I", 4 + len(canvas) + len(frame)) + b"WEBP" + canvas + frame
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        _webp_canvas(16_383, 16_383),
+        # The frames' own headers, with the bits of the size set.
+        (lossy := saved(paint((8, 8), 1), "WEBP"))[:26] + b"\xff\x3f\xff\x3f" + lossy[30:],
+        (lossless := saved(paint((8, 8), 1), "WEBP", lossless=True))[:21] + b"\xff\xff\xff\x0f" + lossless[25:],
+    ],
+)
+def test_a_webp_is_refused_before_it_is_opened(body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opening one allocates its canvas."""
+    monkeypatch.setattr(Image, "open", None)
+    outcome = transcode(body, VILA)
+    assert isinstance(outcome, Failure)
+    assert outcome.kind is FailureKind.TOO_MANY_PIXELS
+
+
+def test_a_tiff_with_huge_tiles_is_refused() -> None:
+    """A tile is decoded whole, however little of it the image shows."""
+    tags: dict[int, int | list[int] | bytes] = {
+        256: 16,
+        257: 16,
+        258: 8,
+        259: 5,
+        262: 1,
+        277: 1,
+        322: 30_000,
+        323: 30_000,
+    }
+    outcome = transcode(tiff(bytes(1000), tags), VILA)
+    assert isinstance(outcome, Failure)
+    assert outcome.kind is FailureKind.TOO_MANY_PIXELS
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("pixels", Pixels)
+def test_the_limit_holds_for_every_kind_of_image(pixels: Pixels) -> None:
+    """One pixel too many is too many in every format, and as many as allowed are not."""
+    for kind, make in KINDS.items():
+        body = make(paint((20, 15), 1))
+        width_px, height_px = Image.open(BytesIO(body)).size
+        for max_pixels in (width_px * height_px, width_px * height_px - 1):
+            outcome = transcode(body, ImageSpec(max_pixels=max_pixels, pixels=pixels))
+            assert isinstance(outcome, Encoded) == (max_pixels == width_px * height_px), kind
 
 
 @pytest.mark.parametrize(("max_pixels", "arrives"), [(300, True), (299, False)])

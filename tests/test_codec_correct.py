@@ -10,6 +10,7 @@ from bodies import (
     P3_COLOURANTS,
     SRGB_COLOURANTS,
     Array,
+    Tags,
     cmyk_profile,
     exif,
     framed_gif,
@@ -24,7 +25,7 @@ from bodies import (
     ycck,
 )
 from kinds import KINDS, TURNS, in_mode
-from PIL import Image, features
+from PIL import Image, TiffImagePlugin, features
 
 from datafetch.demo.pictures import paint
 from datafetch.model import Encoded
@@ -159,11 +160,12 @@ def test_alpha_in_other_formats(name: str) -> None:
     assert np.array_equal(written(saved(picture, name, **options)), over_white(samples[..., :3], samples[..., 3]))
 
 
+@pytest.mark.skipif(("La", "La") not in TiffImagePlugin.OPEN_INFO.values(), reason="this Pillow does not read it")
 def test_grey_with_alpha_already_in_it() -> None:
     """A TIFF whose grey is multiplied with its alpha is divided by it, and composed."""
     samples = noise(2, 255)
     samples[..., 0] = samples[..., 0] * samples[..., 1] // 255
-    tags: dict[int, int | list[int] | bytes] = {
+    tags: Tags = {
         256: SIZE_PX[0],
         257: SIZE_PX[1],
         258: [8, 8],
@@ -260,7 +262,7 @@ def test_grey_of_16_bits_in_a_tiff(order: str, shape: str) -> None:
 def test_a_negative_of_16_bits_is_turned_over() -> None:
     """A TIFF may say that 0 is white."""
     samples = np.arange(65_536).reshape(256, 256)
-    tags: dict[int, int | list[int] | bytes] = {256: 256, 257: 256, 258: 16, 259: 1, 262: 0, 277: 1}
+    tags: Tags = {256: 256, 257: 256, 258: 16, 259: 1, 262: 0, 277: 1}
     body = tiff(samples.astype("<u2").tobytes(), tags)
     assert np.array_equal(written(body), grey_as_rgb(255 - (samples * 255 / 65_535).round()))
 
@@ -413,7 +415,7 @@ def test_every_kind_has_correct_pixels(kind: str) -> None:
             "TIFF RGB",
             "TIFF CMYK",
         ),
-        *("TIFF YCbCr", "TIFF LAB", "TIFF turned 5", "TIFF in tiles <", "TIFF jpeg CMYK"),
+        *("TIFF LAB", "TIFF turned 5", "TIFF in tiles <", "TIFF jpeg CMYK"),
     ],
 )
 def test_where_nothing_is_to_be_corrected_the_pixels_are_the_recipes(kind: str) -> None:

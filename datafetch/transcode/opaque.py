@@ -47,13 +47,17 @@ def _opaque(source: Image.Image, transparency: object) -> Image.Image:
             colour = source.convert("L")
             return _over_white(colour, _all_but(colour, transparency)) if isinstance(transparency, int) else colour
         case "LA" | "La":
-            grey_alpha = source.convert("LA")
-            return _over_white(grey_alpha.convert("L"), grey_alpha.getchannel("A"))
+            image = _converted(source, "LA")
+            return _over_white(image.convert("L"), image.getchannel("A"))
         case _ if source.has_transparency_data:
-            image = source.convert("RGBA")
+            image = _converted(source, "RGBA")
             return _over_white(image.convert("RGB"), image.getchannel("A"))
         case mode:
-            return source if mode in _COLOUR_MODES else source.convert("RGB")
+            return _converted(source, mode if mode in _COLOUR_MODES else "RGB")
+
+
+def _converted(image: Image.Image, mode: str) -> Image.Image:
+    return image if image.mode == mode else image.convert(mode)  # Pillow would copy it
 
 
 def _transparency(source: Image.Image, rawmode: str) -> object:

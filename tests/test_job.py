@@ -27,6 +27,7 @@ from datafetch.state import State
 from datafetch.transcode import ImageSpec
 
 POLICY = FetchPolicy(allow_net=LOOPBACK, backoff_s=0.01, connections=64, per_host=64)
+VILA = ImageSpec(short_side_px=336)
 Pictures = tuple[Path, list[str]]
 _numbers = count()
 

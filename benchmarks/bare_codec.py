@@ -1,4 +1,4 @@
-"""The codec alone, in bare processes that have the bodies in their memory: a child of ``codec_ways``.
+"""The codec alone, in processes that have the bodies in their memory: a child of ``codec_ways``.
 
 Rules: it runs in any environment that has Pillow and what ``datafetch.transcode`` imports; it prints one JSON object.
 Its clock starts when every process has worked already.
@@ -21,6 +21,7 @@ from PIL import features
 from datafetch.model import OK, Encoded
 from datafetch.transcode.codec import transcode
 from datafetch.transcode.spec import Encoding, ImageSpec, Resize
+from datafetch.transcode.worker import keep_freed_memory
 
 RECIPE, EXACT, FAST, ORIGINAL = "recipe", "short side 336, exact", "short side 336, fast", "original where it can stay"
 SPECS: Mapping[str, ImageSpec] = {
@@ -65,6 +66,7 @@ def _jpeg_library() -> str:
 
 
 def _load(paths: Sequence[Path]) -> None:
+    keep_freed_memory()  # as the pool's processes do
     _bodies.extend(path.read_bytes() for path in paths)
 
 

@@ -18,7 +18,7 @@ from datafetch.transcode.spec import ImageSpec, Pixels, Resize
 
 LIMIT_PX = 84
 # Widths and heights as multiples of the limit: where the decode becomes a half, a quarter and an eighth, and between.
-RATIOS = [(4.0, 4.0), (4.02, 5.3), (4.5, 4.4), (7.98, 5.1), (8.0, 8.0), (9.3, 8.2), (16.0, 16.1)]
+RATIOS = [(3.22, 3.22), (3.25, 4.3), (3.6, 3.5), (6.3, 4.1), (6.45, 6.45), (7.4, 6.6), (12.9, 13.0), (16.0, 16.1)]
 
 Picture = Callable[[tuple[int, int]], Image.Image]
 
@@ -74,7 +74,7 @@ def psnr_db(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> flo
 
 @pytest.mark.parametrize("rule", [Pixels.RECIPE, Pixels.CORRECT])
 @pytest.mark.parametrize(
-    ("picture", "least_db"), [(photograph, 50), (gradient, 45), (lettering, 32), (noise, 35), (rings, 35)]
+    ("picture", "least_db"), [(photograph, 47), (gradient, 45), (lettering, 29), (noise, 31), (rings, 31)]
 )
 @pytest.mark.parametrize("ratios", RATIOS)
 def test_fast_is_close_to_exact(picture: Picture, least_db: float, ratios: tuple[float, float], rule: Pixels) -> None:
@@ -110,15 +110,15 @@ def test_fast_gives_the_size_that_exact_gives(kind: str, size_px: tuple[int, int
 @pytest.mark.parametrize(
     ("kind", "size_px"),
     [
-        ("JPEG RGB", (95, 400)),
-        ("JPEG RGB", (400, 95)),
+        ("JPEG RGB", (76, 400)),
+        ("JPEG RGB", (400, 76)),
         ("JPEG RGB", (24, 400)),
         ("PNG RGB", (200, 210)),
         ("GIF P", (200, 210)),
     ],
 )
-def test_fast_is_exact_up_to_four_times_the_size(kind: str, size_px: tuple[int, int]) -> None:
-    """Where a half of the pixels a side would be less than twice what is asked for, and for what is no JPEG."""
+def test_fast_is_exact_up_to_three_times_the_size(kind: str, size_px: tuple[int, int]) -> None:
+    """Where a half of the pixels a side would be less than 1.6 times what is asked for, and for what is no JPEG."""
     body = KINDS[kind](paint(size_px, 1))
     spec = ImageSpec(short_side_px=24, resize=Resize.FAST)
     assert transcode(body, spec) == transcode(body, ImageSpec(short_side_px=24))

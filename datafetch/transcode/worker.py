@@ -57,7 +57,7 @@ class CodecProcess:
     def run(self) -> None:
         """Work on one batch after the other, until the parent closes the channel."""
         _limit_process(self._spec)
-        _keep_freed_memory()
+        keep_freed_memory()
         with suppress(EOFError, ConnectionError), self._channel.makefile("rb") as requests:
             self._channel.sendall(encode_message(b""))
             while True:
@@ -119,7 +119,7 @@ def _limit_process(spec: ImageSpec) -> None:
         Path("/proc/self/oom_score_adj").write_text(_FIRST_VICTIM)
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Have what an image frees kept for the next one; to get it from the system anew takes a tenth of the codec's time.
 
     An image of a web crawl costs 150 to 450 page faults otherwise, for glibc gives large blocks back at once.

@@ -1,9 +1,9 @@
 """How fast is the bare codec in each of its ways, with the Pillow at hand and, if asked, with others?
 
 So many processes that have the bodies in their memory call the codec and do nothing else, all cores busy, each set up
-as the pool sets its own up. Each way and
-each interpreter has its turn in each round, so that their ratios come from one run. ``--python`` names the interpreter
-of another environment that datafetch's dependencies are installed in, one with Pillow-SIMD for instance.
+as the pool sets its own up. Each way and each interpreter has its turn in each round, so that their ratios come from
+one run. ``--python`` names the interpreter of another environment that datafetch's dependencies are installed in, one
+with Pillow-SIMD for instance.
 """
 
 from __future__ import annotations

@@ -42,9 +42,25 @@ async def transcode_all(transcode: Transcoder, bodies: Sequence[bytes]) -> list[
     return list(await asyncio.gather(*(transcode(body) for body in bodies)))
 
 
-def family() -> list[psutil.Process]:
-    """All processes below this one."""
-    return psutil.Process().children(recursive=True)
+class Family:
+    """The processes below this one that the test has started; other tests' servers live on beside them."""
+
+    def __init__(self) -> None:
+        self._others = set(psutil.Process().children(recursive=True))
+
+    def members(self) -> list[psutil.Process]:
+        """All of them, the fork server first."""
+        return [process for process in psutil.Process().children(recursive=True) if process not in self._others]
+
+    def pids(self) -> set[int]:
+        """Their numbers."""
+        return {process.pid for process in self.members()}
+
+
+@pytest.fixture
+def family() -> Family:
+    """The processes that the test starts."""
+    return Family()
 
 
 def alive(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
@@ -128,12 +144,12 @@ async def test_the_same_poison_again_is_not_news(tmp_path: Path, caplog: pytest.
     assert len(caplog.records) == 1
 
 
-async def test_many_poisons_cost_only_themselves() -> None:
+async def test_many_poisons_cost_only_themselves(family: Family) -> None:
     """Images that kill their process don't wear the pool out."""
     bodies = [b"exit" if number % 20 == 0 else b"%d" % number for number in range(400)]
     async with Transcoder(processes=2, codec=echo) as transcode:
         outcomes = await transcode_all(transcode, bodies)
-        assert len(family()) == 3  # the fork server and two codec processes
+        assert len(family.members()) == 3  # the fork server and two codec processes
     for body, outcome in zip(bodies, outcomes, strict=True):
         assert isinstance(outcome, Failure) if body == b"exit" else content(outcome) == body
 
@@ -161,15 +177,15 @@ async def test_a_process_killed_from_outside_costs_no_image(images: int, tmp_pat
         assert int(content(await transcode(b"pid"))) != pid
 
 
-async def test_a_killed_fork_server_costs_no_image(tmp_path: Path) -> None:
+async def test_a_killed_fork_server_costs_no_image(family: Family, tmp_path: Path) -> None:
     """When the process that forks codec processes is killed, they end with it, and others do their work."""
     done = tmp_path / "done"
     async with Transcoder(processes=2, codec=echo) as transcode:
-        before = family()
+        before = family.pids()
         waits = [asyncio.create_task(transcode(b"until " + os.fsencode(done))) for _ in range(20)]
         await until(lambda: transcode.waiting < len(waits))
-        psutil.Process().children()[0].kill()
-        await until(lambda: not {process.pid for process in before} & {process.pid for process in family()})
+        family.members()[0].kill()
+        await until(lambda: not before & family.pids())
         done.touch()
         assert len({content(outcome) for outcome in await asyncio.gather(*waits)}) == 1
 
@@ -212,7 +228,7 @@ async def test_a_cancelled_caller_disturbs_nobody(tmp_path: Path) -> None:
     assert [isinstance(outcome, asyncio.CancelledError) for outcome in outcomes] == [True, False] * 20
 
 
-async def test_closing_leaves_no_process_no_descriptor_and_no_waiter() -> None:
+async def test_closing_leaves_no_process_no_descriptor_and_no_waiter(family: Family) -> None:
     """After the pool is closed its processes are gone, and callers that still waited are cancelled."""
     async with Transcoder(processes=1, codec=echo):
         pass  # what a loop opens for its first child process stays with it
@@ -221,40 +237,42 @@ async def test_closing_leaves_no_process_no_descriptor_and_no_waiter() -> None:
         await transcode_all(transcode, [b"pid"] * 20)
         left_behind = asyncio.create_task(transcode(b"spin"))
         await until(lambda: transcode.waiting == 0)
-        assert len(family()) == 3
-    assert not family()
+        assert len(family.members()) == 3
+    assert not family.members()
     with pytest.raises(asyncio.CancelledError):
         await left_behind
     gc.collect()
     assert psutil.Process().num_fds() == descriptors
 
 
-async def test_a_stopped_fork_server_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stopped_fork_server_does_not_hold_up_the_end(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even when somebody stopped the process that forks, closing the pool ends it and all it has forked."""
     monkeypatch.setattr("datafetch.transcode.launcher._GRACE_S", 0.1)
     async with Transcoder(processes=2, codec=echo):
-        processes = family()
-        psutil.Process().children()[0].suspend()
+        processes = family.members()
+        processes[0].suspend()
     await until(lambda: not alive(processes))
 
 
-async def test_a_codec_that_cannot_be_loaded_is_our_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_codec_that_cannot_be_loaded_is_our_fault(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no codec process comes up, the run stops and no image is blamed."""
     monkeypatch.setenv("DATAFETCH_TEST_UNLOADABLE", "1")
     with pytest.raises(ResourceError, match="codec process ended"):
         async with Transcoder(processes=1, codec=unloadable):
             pass
-    assert not family()
+    assert not family.members()
 
 
-async def test_a_pool_that_cannot_go_on_tells_every_caller(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_a_pool_that_cannot_go_on_tells_every_caller(
+    family: Family, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """When a process is lost and none can be started any more, everybody who waits hears of it."""
     async with Transcoder(processes=1, codec=echo) as transcode:
         waits = [asyncio.create_task(transcode(b"until " + os.fsencode(tmp_path / "never"))) for _ in range(40)]
         await until(lambda: transcode.waiting < len(waits))
         monkeypatch.setenv("PATH", "")
         monkeypatch.setattr(sys, "executable", "/nonexistent/python")
-        for process in family():
+        for process in family.members():
             process.kill()
         for outcome in await asyncio.gather(*waits, return_exceptions=True):
             assert isinstance(outcome, ResourceError)

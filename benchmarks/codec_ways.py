@@ -23,7 +23,7 @@ from bare_codec import EXACT, FAST, KEPT, ORIGINAL, RECIPE, SPECS
 from cpu_clock import CpuClock
 from record import OTHERS_SHARE, Record, Run, RunKind, kinds
 
-from datafetch.demo.pictures import write_pictures
+from datafetch.demo.pictures import Kind, encode, paint, write_pictures
 from datafetch.model import OK
 
 _HERE = Path(__file__).resolve().parent
@@ -56,7 +56,7 @@ def main() -> int:
     arguments = _arguments()
     with TemporaryDirectory(prefix="datafetch-benchmark-", dir=arguments.folder) as name:
         folder = Path(name)
-        names = write_pictures(folder, arguments.pictures)
+        names = _write_pictures(folder, arguments)
         mean_bytes = sum((folder / name).stat().st_size for name in names) / len(names)
         codecs = [_ask(python, folder) for python in (sys.executable, *arguments.python)]
         work = _Workload(folder, arguments.images, arguments.processes)
@@ -70,7 +70,8 @@ def main() -> int:
     described = [f"{codec.label} with {codec.jpeg_library}" for codec in codecs]
     parameters = {**vars(arguments), "folder": None, "python": described, "mean_body_bytes": mean_bytes}
     record = Record("codec_ways", "speed", "images/s", parameters, runs, subject=", ".join(labels))
-    pictures = f"{len(names)} pictures, mean {mean_bytes / 1000:.1f} kB; {arguments.processes} processes"
+    size = "a crawl's mix" if arguments.size is None else "{}x{}".format(*arguments.size)
+    pictures = f"{len(names)} pictures ({size}), mean {mean_bytes / 1000:.1f} kB; {arguments.processes} processes"
     record.show(_DETAILS, [pictures, *described, *_remarks(record, arguments.ways, labels)])
     return 0 if all(set(run.outcomes) <= {OK, KEPT} for run in runs) else 1
 
@@ -81,6 +82,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--warm-ups", type=int, default=1, help="runs of each before that")
     parser.add_argument("--images", type=int, default=1000, help="images a run")
     parser.add_argument("--pictures", type=int, default=200, help="distinct pictures among them")
+    parser.add_argument(
+        "--size",
+        nargs=2,
+        type=int,
+        metavar=("WIDTH", "HEIGHT"),
+        help="colour JPEGs of this size, instead of the mix of a web crawl, up to 1080 pixels",
+    )
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="codec processes")
     parser.add_argument(
         "--ways", nargs="+", choices=list(SPECS), default=list(SPECS), metavar="WAY", help=str([*SPECS])
@@ -94,6 +102,16 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--folder", type=Path, help="where to work, instead of the system's temporary folder")
     return parser.parse_args()
+
+
+def _write_pictures(folder: Path, arguments: argparse.Namespace) -> list[str]:
+    if arguments.size is None:
+        return write_pictures(folder, arguments.pictures)
+    width_px, height_px = arguments.size
+    names = [f"{number:05d}.jpg" for number in range(arguments.pictures)]
+    for number, name in enumerate(names):
+        (folder / name).write_bytes(encode(paint((width_px, height_px), number), Kind(".jpg", "JPEG", "RGB")))
+    return names
 
 
 def _run(python: str, way: str, work: _Workload) -> Mapping[str, Any]:

@@ -45,6 +45,14 @@ def _devour() -> None:
         hoard.append(bytes(1 << 26))
 
 
+def _raise() -> None:
+    raise RuntimeError("a bug in the codec")
+
+
+def _mutter() -> None:
+    os.write(2, b"libtiff: what a file!\n")
+
+
 def _babble() -> None:
     for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - names of descriptors
         with suppress(OSError):  # the listing's own is there no more
@@ -60,6 +68,8 @@ _MISDEEDS: Mapping[bytes, Callable[[], object]] = {
     b"sleep": _sleep,
     b"devour": _devour,
     b"babble": _babble,
+    b"raise": _raise,
+    b"mutter": _mutter,
 }
 
 

@@ -137,6 +137,20 @@ async def test_a_poison_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     assert hashlib.sha256(b"segfault").hexdigest() in record.getMessage()
 
 
+async def test_what_libraries_say_of_a_file_is_not_shown(capfd: pytest.CaptureFixture[str]) -> None:
+    """They write to standard error past Python; the outcome says it."""
+    async with Transcoder(processes=1, codec=echo) as transcode:
+        assert content(await transcode(b"mutter")) == b"mutter"
+    assert capfd.readouterr().err == ""
+
+
+async def test_a_bug_in_the_codec_is_shown(capfd: pytest.CaptureFixture[str]) -> None:
+    """An exception that a codec should not have raised is its image's failure, and whoever looks sees its traceback."""
+    async with Transcoder(processes=1, codec=echo) as transcode:
+        assert isinstance(await transcode(b"raise"), Failure)
+    assert "RuntimeError: a bug in the codec" in capfd.readouterr().err
+
+
 async def test_the_same_poison_again_is_not_news(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A thousand copies of one bad image don't flood whoever looks after the run."""
     async with Transcoder(processes=1, codec=echo, quarantine=tmp_path) as transcode:

@@ -23,7 +23,6 @@ import select
 import signal
 import socket
 import struct
-import sys
 import traceback
 import warnings
 from contextlib import suppress
@@ -47,6 +46,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C at the terminal is for the parent alone
     # uvloop leaves duplicates of standard input open in its children; a copy of a socket keeps it from ever ending.
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+    _open_standard_streams()
     with socket.socket(fileno=os.dup(0)) as control:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         length = U32.unpack(_receive_exactly(control, U32.size))[0]
@@ -128,6 +128,9 @@ class ForkServer:
     def _be_codec_process(self, descriptors: list[int]) -> NoReturn:
         """Work as a codec process, and never return."""
         status = 1
+        complaints = os.dup(2)
+        # Libraries below Pillow write what they think of a stranger's file there; the outcome says it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         try:
             _die_with(self._pid)
             signal.set_wakeup_fd(-1)
@@ -141,8 +144,8 @@ class ForkServer:
             CodecProcess(socket.socket(fileno=channel), trays, self._orders.codec, self._orders.spec).run()
             status = 0
         except BaseException:  # noqa: BLE001 - whatever it is, it must not run the server's loop a second time
+            os.dup2(complaints, 2)
             traceback.print_exc()
-            sys.stderr.flush()
         finally:
             os._exit(status)
 
@@ -157,6 +160,15 @@ class ForkServer:
         self._control.sendall(END.pack(number, status))
 
 
+def _open_standard_streams() -> None:
+    """Have something under the numbers of standard output and error, even where the parent had them closed."""
+    for fd in (1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
+
+
 def _die_with(parent_pid: int) -> None:
     """Have the kernel end this process when that one ends, even if it is killed; it may be gone already."""
     with suppress(AttributeError, OSError):
@@ -166,9 +178,10 @@ def _die_with(parent_pid: int) -> None:
 
 
 def _prepare_pillow() -> None:
-    from PIL import Image  # noqa: PLC0415 - here, so that a parent that imports this module stays free of Pillow
+    from PIL import AvifImagePlugin, Image  # noqa: PLC0415 - a parent that imports this module stays free of Pillow
 
     Image.MAX_IMAGE_PIXELS = None  # the spec's own limit is checked from the header
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # there is a process for each core already
     Image.init()
     warnings.simplefilter("ignore")  # Pillow's remarks on strangers' files are nobody's news; the outcome says it
 

@@ -28,7 +28,7 @@ OUT_OF_MEMORY_STATUS = 77
 WALL_CLOCK_FACTOR = 5
 """How many times its CPU seconds an image may take by the clock on the wall, before it counts as hanging."""
 
-_BASE_MEMORY_BYTES = 1 << 30  # interpreter, Pillow, a batch of bodies, the threads of the AVIF decoder
+_BASE_MEMORY_BYTES = 1 << 30  # interpreter, Pillow, a batch of bodies, what decoders need whatever the size
 _MEMORY_BYTES_PER_PIXEL = 16  # an RGBA source and its RGB copy take 8, a decoder of its own as much again
 # A reply wakes the parent, which costs it more than the images do; a death costs what was not told yet.
 _REPLY_INTERVAL_S = 0.05

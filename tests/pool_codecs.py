@@ -2,10 +2,8 @@
 
 import os
 import signal
-import stat
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 
 from datafetch.model import Encoded, Outcome
@@ -15,6 +13,8 @@ from datafetch.transcode.spec import ImageSpec
 
 def echo(body: bytes, _: ImageSpec) -> Outcome:
     """The body itself, unless it tells the process to do something else first."""
+    if body in _MISDEEDS:
+        _MISDEEDS[body]()
     match body.partition(b" "):
         case b"pid", _, _:
             return Encoded(str(os.getpid()).encode(), 1, 1, "ECHO")
@@ -23,8 +23,6 @@ def echo(body: bytes, _: ImageSpec) -> Outcome:
                 time.sleep(0.001)
         case b"doom", _, path:  # end the process, but only the first one that comes here
             _end_the_first(path)
-        case word, b"", b"" if word in _MISDEEDS:
-            _MISDEEDS[word]()
     return Encoded(body, 1, 1, "ECHO")
 
 
@@ -53,11 +51,40 @@ def _mutter() -> None:
     os.write(2, b"libtiff: what a file!\n")
 
 
+def _close_channel() -> None:
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    for fd in _descriptors("socket:"):
+        os.close(fd)
+    while True:
+        time.sleep(60)
+
+
+def _bear() -> None:
+    if os.fork() == 0:
+        time.sleep(3)
+        os._exit(0)
+    os._exit(3)
+
+
+def _blow_up() -> None:
+    for fd in _descriptors("datafetch-tray"):
+        os.ftruncate(fd, 2**62)
+
+
+def _descriptors(kind: str) -> list[int]:
+    links = [Path("/proc/self/fd", name) for name in os.listdir("/proc/self/fd")]  # noqa: PTH208 - names
+    return [int(link.name) for link in links if link.is_symlink() and kind in str(link.readlink())]
+
+
+def _regicide() -> None:
+    _babble()
+    os.kill(os.getppid(), signal.SIGKILL)
+
+
 def _babble() -> None:
-    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - names of descriptors
-        with suppress(OSError):  # the listing's own is there no more
-            if int(name) > 2 and stat.S_ISSOCK(os.fstat(int(name)).st_mode):
-                os.write(int(name), b"\x03\0\0\0[]]")
+    for fd in _descriptors("socket:"):
+        os.write(fd, b"\x03\0\0\0[]]")
 
 
 # What bad images do to the process that decodes them.
@@ -69,6 +96,12 @@ _MISDEEDS: Mapping[bytes, Callable[[], object]] = {
     b"devour": _devour,
     b"babble": _babble,
     b"raise": _raise,
+    b"unnamed signal": lambda: os.kill(os.getpid(), 40),
+    b"stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+    b"close": _close_channel,
+    b"bear": _bear,
+    b"blow up": _blow_up,
+    b"regicide": _regicide,
     b"mutter": _mutter,
 }
 

@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from io import BytesIO
@@ -25,6 +26,7 @@ from datafetch.demo.pictures import paint
 from datafetch.errors import ResourceError
 from datafetch.model import Body, Encoded, Failure, FailureKind, Outcome
 from datafetch.transcode import ImageSpec, Transcoder
+from datafetch.transcode.quarantine import Quarantine
 
 PATIENCE_S = 20.0
 SOON_S = 2.0
@@ -108,13 +110,21 @@ async def test_large_bodies_pass() -> None:
         (b"spin", "more than 0.2 s of CPU time"),
         (b"sleep", "hung for 1 s"),
         (b"devour", "more memory"),
-        (b"babble", "by SIGKILL"),
+        (b"babble", "nonsense"),
+        (b"unnamed signal", "by signal 40"),
+        (b"stop", "by SIGKILL"),
+        (b"close", "by SIGKILL"),
+        (b"bear", "with status 3"),
     ],
 )
-async def test_a_poison_costs_one_image_among_2000(poison: bytes, why: str, tmp_path: Path) -> None:
+async def test_a_poison_costs_one_image_among_2000(
+    poison: bytes, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of many images in flight exactly the guilty one fails, however it ends its process, and its body is kept."""
     bodies = [b"%d" % number for number in range(2000)]
     bodies[1000] = poison
+    monkeypatch.setattr("datafetch.transcode.pool._SILENCE_MARGIN_S", 0.2)
+    monkeypatch.setattr("datafetch.transcode.launcher._LAST_WORDS_S", 0.05)
     async with Transcoder(IMPATIENT, processes=2, codec=echo, quarantine=tmp_path / "quarantine") as transcode:
         outcomes = await transcode_all(transcode, bodies)
     guilty = outcomes.pop(1000)
@@ -250,13 +260,112 @@ async def test_closing_leaves_no_process_no_descriptor_and_no_waiter(family: Fam
     async with Transcoder(processes=2, codec=echo) as transcode:
         await transcode_all(transcode, [b"pid"] * 20)
         left_behind = asyncio.create_task(transcode(b"spin"))
-        await until(lambda: transcode.waiting == 0)
+        await asyncio.sleep(0)
         assert len(family.members()) == 3
     assert not family.members()
     with pytest.raises(asyncio.CancelledError):
         await left_behind
     gc.collect()
     assert psutil.Process().num_fds() == descriptors
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_cancelling_while_the_pool_closes_leaves_no_process(family: Family, turns: int) -> None:
+    """Whoever is in a hurry and cancels twice still leaves nothing behind."""
+
+    async def work() -> None:
+        async with Transcoder(processes=2, codec=echo) as transcode:
+            await transcode(b"spin")
+
+    working = asyncio.create_task(work())
+    await until(lambda: len(family.members()) == 3)
+    for _ in range(2):
+        working.cancel()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+    with pytest.raises(asyncio.CancelledError):
+        await working
+    assert not family.members()
+
+
+@pytest.mark.parametrize("turns", range(0, 40, 3))
+async def test_cancelling_while_the_pool_starts_leaves_no_process(family: Family, turns: int) -> None:
+    """At whichever moment of its start it is cancelled, nothing is left."""
+
+    async def work() -> None:
+        async with Transcoder(processes=2, codec=echo):
+            await asyncio.Event().wait()
+
+    working = asyncio.create_task(work())
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    working.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await working
+    await until(lambda: not family.members())
+    gc.collect()
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+async def test_a_fork_of_the_users_program_does_not_hold_up_the_end(
+    family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that the user has forked holds copies of the pool's descriptors, and closing it works all the same."""
+    monkeypatch.setattr("datafetch.transcode.launcher._GRACE_S", PATIENCE_S)
+    read, write = os.pipe()
+    async with Transcoder(processes=2, codec=echo) as transcode:
+        await transcode(b"cat")
+        if (child := os.fork()) == 0:
+            os.close(write)
+            os.read(read, 1)
+            os._exit(0)
+        started_s = time.monotonic()
+    assert time.monotonic() - started_s < PATIENCE_S / 2
+    assert family.pids() == {child}
+    os.close(write)
+    os.close(read)
+    await asyncio.to_thread(os.waitpid, child, 0)
+
+
+async def test_outside_of_its_lifetime_a_pool_takes_nothing() -> None:
+    """Before it is entered and after it is closed, a call is refused instead of left waiting."""
+    transcode = Transcoder(processes=1, codec=echo)
+    with pytest.raises(RuntimeError, match="async with"):
+        await transcode(b"early")
+    async with transcode:
+        await transcode(b"cat")
+    with pytest.raises(RuntimeError, match="closed"):
+        await transcode(b"late")
+
+
+async def test_a_process_that_spoils_its_trays_is_replaced() -> None:
+    """What a decoder's bug may do to the shared memory costs a process, and no image that came well."""
+    large = os.urandom(9 * 1024 * 1024)
+    async with Transcoder(processes=1, codec=echo) as transcode:
+        await transcode(b"blow up")
+        assert content(await transcode(large)) == large
+
+
+async def test_a_process_that_kills_the_fork_server_costs_itself(tmp_path: Path) -> None:
+    """Even an image that ends what forks the processes, and does so again, is one failure."""
+    bodies = [b"%d" % number for number in range(100)]
+    bodies[50] = b"regicide"
+    async with Transcoder(processes=2, codec=echo, quarantine=tmp_path) as transcode:
+        outcomes = await transcode_all(transcode, bodies)
+    assert isinstance(outcomes.pop(50), Failure)
+    assert [content(outcome) for outcome in outcomes] == bodies[:50] + bodies[51:]
+
+
+async def test_a_slow_quarantine_holds_up_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state folder may lie on a slow disk; others' answers don't wait for it."""
+    go_on = threading.Event()
+    monkeypatch.setattr(Quarantine, "keep", lambda *_: go_on.wait() and None)
+    async with Transcoder(processes=1, codec=echo, quarantine=tmp_path) as transcode:
+        guilty = asyncio.create_task(transcode(b"exit"))
+        assert content(await transcode(b"cat")) == b"cat"
+        assert not guilty.done()
+        go_on.set()
+        assert isinstance(await guilty, Failure)
 
 
 async def test_a_stopped_fork_server_does_not_hold_up_the_end(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ def test_so_many_bodies_and_no_more(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert kept[100:] == [None] * 3
     assert len(list(tmp_path.iterdir())) == 100
     (record,) = caplog.records
-    assert "no room" in record.getMessage()
+    assert "is full" in record.getMessage()
 
 
 def test_so_many_bytes_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,4 +50,4 @@ def test_a_disk_that_refuses_stops_nothing(tmp_path: Path, caplog: pytest.LogCap
     assert keep(Quarantine(tmp_path / "file" / "quarantine"), b"bad") is None
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
-    assert "cannot keep" in record.getMessage()
+    assert "no longer kept" in record.getMessage()

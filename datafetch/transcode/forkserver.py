@@ -38,6 +38,8 @@ END = struct.Struct("<Ii")
 FORK_FAILED = 10_000
 DESCRIPTORS = 3
 
+_STDERR = 2
+_DESCRIPTORS_WITHOUT_PROC = 4096
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
@@ -45,7 +47,7 @@ def main() -> None:
     """Serve the parent that left its socket as standard input, until that closes it or ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C at the terminal is for the parent alone
     # uvloop leaves duplicates of standard input open in its children; a copy of a socket keeps it from ever ending.
-    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+    _close_inherited()
     _open_standard_streams()
     with socket.socket(fileno=os.dup(0)) as control:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -128,11 +130,12 @@ class ForkServer:
     def _be_codec_process(self, descriptors: list[int]) -> NoReturn:
         """Work as a codec process, and never return."""
         status = 1
-        complaints = os.dup(2)
-        # Libraries below Pillow write what they think of a stranger's file there; the outcome says it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        complaints = None
         try:
             _die_with(self._pid)
+            complaints = os.dup(2)
+            # Libraries below Pillow write what they think of a stranger's file there; the outcome says it.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for ours in (self._control, self._wake_reader, self._wake_writer):
@@ -144,7 +147,8 @@ class ForkServer:
             CodecProcess(socket.socket(fileno=channel), trays, self._orders.codec, self._orders.spec).run()
             status = 0
         except BaseException:  # noqa: BLE001 - whatever it is, it must not run the server's loop a second time
-            os.dup2(complaints, 2)
+            if complaints is not None:
+                os.dup2(complaints, 2)
             traceback.print_exc()
         finally:
             os._exit(status)
@@ -158,6 +162,18 @@ class ForkServer:
 
     def _tell(self, number: int, status: int) -> None:
         self._control.sendall(END.pack(number, status))
+
+
+def _close_inherited() -> None:
+    """Close every descriptor but the standard ones."""
+    try:
+        numbers = [int(name) for name in os.listdir("/proc/self/fd")]  # noqa: PTH208 - numbers of descriptors
+    except OSError:
+        numbers = list(range(_DESCRIPTORS_WITHOUT_PROC))
+    for fd in numbers:
+        if fd > _STDERR:
+            with suppress(OSError):  # the listing's own is closed already
+                os.close(fd)
 
 
 def _open_standard_streams() -> None:

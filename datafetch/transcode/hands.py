@@ -39,7 +39,7 @@ class Cause(Enum):
     """What ended a process."""
 
     UNKNOWN = auto()
-    """It, or somebody else."""
+    """It, or somebody else; or we, for it hung."""
     OVERTIME = auto()
     """Nobody but the image at work: it used up its CPU time."""
     NONSENSE = auto()
@@ -85,18 +85,20 @@ class Hands:
 
     Args:
         process: Ready, and with nothing in hand yet.
+        most_jpeg_bytes: No JPEG of an image of the permitted size is longer.
         suspects: Images that may end it. It gets them one at a time, and others when it has survived them.
     """
 
-    def __init__(self, process: Process, suspects: Sequence[Image] = ()) -> None:
+    def __init__(self, process: Process, most_jpeg_bytes: int, suspects: Sequence[Image] = ()) -> None:
         self.process = process
+        self.is_ended = False
+        self._most_jpeg_bytes = most_jpeg_bytes
         self._suspects = deque(suspects)
         self._batches: deque[_Batch] = deque()
         self._ended_batches = 0
         self._progress_seen = (0, 0)
+        self._heard_s = 0.0
         self._is_slow = False
-        if suspects:
-            self.give([suspects[0]])
 
     @property
     def batches(self) -> int:
@@ -106,14 +108,35 @@ class Hands:
     @property
     def has_room(self) -> bool:
         """Whether it may be given another batch."""
-        return len(self._batches) < TRAYS and not self._suspects and not self._is_slow
+        return not (self.is_ended or self._is_slow or self._suspects) and len(self._batches) < TRAYS
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it could work on something at once."""
+        return self.has_room and not self._batches
+
+    @property
+    def unbegun(self) -> int:
+        """Images that it might hand on."""
+        return sum(max(0, batch.kept - self._begun(batch)) for batch in self._batches)
+
+    def begin_trial(self) -> None:
+        """Hand it the first of its suspects, if it has any.
+
+        Raises:
+            OSError: There is no memory for it.
+        """
+        if self._suspects:
+            self.give([self._suspects[0]])
 
     def give(self, images: Sequence[Image]) -> None:
         """Hand it a batch.
 
         Raises:
-            OSError: There is no memory for it.
+            OSError: There is no memory for it, or the process has made its tray useless.
         """
+        if not self._batches:
+            self._heard_s = asyncio.get_running_loop().time()
         busy = {batch.tray for batch in self._batches}
         tray = next(number for number in range(TRAYS) if number not in busy)
         self.process.trays[tray].load([image.body for image in images])
@@ -139,10 +162,13 @@ class Hands:
             if isinstance(answer, Failure):
                 image.settle(answer)
             else:
+                if answer.jpeg_length > max(self._most_jpeg_bytes, len(image.body)):
+                    raise ValueError(f"a JPEG of {answer.jpeg_length} bytes")
                 image.settle(answer.with_jpeg(tray.get(batch.jpegs_end, answer.jpeg_length)))
                 batch.jpegs_end += answer.jpeg_length
             batch.answered += 1
         self._is_slow = False
+        self._heard_s = asyncio.get_running_loop().time()
         if reply.is_last:
             if batch.answered < batch.kept:
                 raise ValueError("a batch ended before its last image")
@@ -158,12 +184,18 @@ class Hands:
             self._is_slow = self._progress_seen == progress_before
         return self._is_slow
 
+    def silent_s(self) -> float:
+        """For how long it has had images in hand and said nothing."""
+        return asyncio.get_running_loop().time() - self._heard_s if self._batches else 0.0
+
     def hand_on(self) -> list[Image]:
         """Take from it what it has not begun.
 
         Both sides write to the tray without a lock, so it may begin one image that is handed on this very instant; then
-        two processes have it, and the first answer counts.
+        two processes have it, and the first answer counts. A suspect is never handed on.
         """
+        if self._suspects:
+            return []
         return [image for batch in self._batches for image in self._cut(batch)]
 
     def wreck(self, cause: Cause) -> Wreck:
@@ -171,7 +203,9 @@ class Hands:
         unanswered = [image for batch in self._batches for image in batch.images[batch.answered : batch.kept]]
         at_work = self._at_work()
         if self._suspects:
-            return Wreck(self._suspects[0], list(self._suspects)[1:], [])
+            # Only a process that had nothing before says who is to blame, and only if it had begun.
+            is_certain = at_work is self._suspects[0] and self._ended_batches == 0
+            return Wreck(at_work if is_certain else None, list(self._suspects)[is_certain:], [])
         if cause is Cause.NONSENSE:  # which it may have sent a while ago
             return Wreck(None, unanswered, [])
         innocents = [image for image in unanswered if image is not at_work]
@@ -191,16 +225,18 @@ class Hands:
         """Go on to the next suspect, now that this one has been answered."""
         if self._suspects:
             self._suspects.popleft()
-        if self._suspects:
-            self.give([self._suspects[0]])
+        self.begin_trial()
 
     def _progress(self) -> tuple[int, int]:
         """Grows with every image begun."""
         return self._ended_batches, self.process.trays[self._batches[0].tray].begun
 
+    def _begun(self, batch: _Batch) -> int:
+        return max(self.process.trays[batch.tray].begun, batch.answered)
+
     def _cut(self, batch: _Batch) -> Sequence[Image]:
         tray = self.process.trays[batch.tray]
-        begun = max(tray.begun, batch.answered)
+        begun = self._begun(batch)
         tray.allow(begun)
         rest = batch.images[begun : batch.kept]
         batch.kept = min(batch.kept, begun)

@@ -27,6 +27,9 @@ TRAYS = 2
 """Batches that a codec process may have in hand: it goes on with the second while the first one's replies are read."""
 
 _MAX_REPLY_BYTES = 1024 * 1024
+_TRIES = 3
+_PAUSE_S = 0.2  # between them
+_LAST_WORDS_S = 0.5
 _GRACE_S = 5.0  # for a fork server to end its processes and itself, which takes it milliseconds
 
 
@@ -81,7 +84,8 @@ class Launcher:
     """
 
     def __init__(self, codec: Codec, spec: ImageSpec) -> None:
-        self._orders = pickle.dumps(Orders(codec, spec, os.getpid()))
+        self._codec = codec
+        self._spec = spec
         self._server: _Server | None = None
         self._starting = asyncio.Lock()
         self._launched = 0
@@ -93,17 +97,18 @@ class Launcher:
             ResourceError: It can't be started.
         """
         async with self._starting:
-            try:
-                return await self._launch()
-            except ResourceError:
-                if self._server is None or not self._server.is_gone:
-                    raise
-            return await self._launch()  # by a new server; the old one may have been killed
+            for _ in range(_TRIES - 1):
+                try:
+                    return await self._launch()
+                except _PassingError:
+                    await asyncio.sleep(_PAUSE_S)
+            return await self._launch()
 
     def kill(self, process: Process) -> None:
-        """End a process that can't be trusted any more."""
+        """End a process, if it has not ended."""
         if self._server is not None:
-            self._server.send(KILL, process.number)
+            with suppress(OSError):  # the server has ended, and its processes with it
+                self._server.send(KILL, process.number)
 
     async def close(self) -> None:
         """End every process, and see them gone."""
@@ -115,7 +120,8 @@ class Launcher:
             await self._server.close()
             self._server = None
         if self._server is None:
-            self._server = await _Server.start(self._orders)
+            self._server = await _Server.start()
+            await self._server.order(Orders(self._codec, self._spec, os.getpid()))
         self._launched += 1
         process = await _fork(self._server, self._launched)
         try:
@@ -123,11 +129,36 @@ class Launcher:
         except (EOFError, ConnectionError) as error:
             status = await process.status
             process.close()
-            raise ResourceError(_why_not(status)) from error
+            raise await self._why_not(status) from error
         except BaseException:
             process.close()
             raise
         return process
+
+    async def _why_not(self, status: int) -> ResourceError:
+        """Why a process ended before its first image."""
+        if status >= FORK_FAILED:
+            return _PassingError(f"cannot start a codec process: {os.strerror(status - FORK_FAILED)}")
+        if self._server is not None and self._server.is_gone:
+            status = await self._server.wait()
+        if status < 0:
+            return _PassingError(f"a codec process was killed by {signal_name(-status)} before its first image")
+        return ResourceError(
+            f"a codec process ended with status {status} before its first image; "
+            "check that this Python can import PIL.Image, and what is said above"
+        )
+
+
+def signal_name(number: int) -> str:
+    """``SIGSEGV``, or ``signal 40`` for one that has no name."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+class _PassingError(ResourceError):
+    """A process could not be started, and that may pass: somebody killed it, or there are too many just now."""
 
 
 class _Server:
@@ -149,35 +180,39 @@ class _Server:
         self._listening = asyncio.create_task(self._listen())
 
     @classmethod
-    async def start(cls, orders: bytes) -> Self:
+    async def start(cls) -> Self:
         """Start a fork server; whether it works shows with its first process.
 
         Raises:
             ResourceError: This machine can't start a process.
         """
-        ours, theirs = socket.socketpair()
-        # Descriptors are sent past the stream, on a descriptor of its own to the same socket.
-        control = ours.dup()
-        control.setblocking(False)
-        reader, writer = await asyncio.open_unix_connection(sock=ours)
-        try:
-            with theirs:
-                # A session of its own: Ctrl-C at the terminal is for the parent alone, even while the child starts.
-                process = await asyncio.create_subprocess_exec(
-                    *child_command("datafetch.transcode.forkserver"),
-                    stdin=theirs.fileno(),
-                    stdout=asyncio.subprocess.DEVNULL,
-                    start_new_session=True,
-                )
-        except BaseException as error:
-            writer.transport.abort()
-            control.close()
-            if isinstance(error, OSError):
+        with ExitStack() as undo:
+            try:
+                ours, theirs = socket.socketpair()
+                undo.callback(ours.close)
+                with theirs:
+                    # Descriptors are sent past the stream, on a descriptor of its own to the same socket.
+                    control = undo.enter_context(ours.dup())
+                    control.setblocking(False)
+                    reader, writer = await asyncio.open_unix_connection(sock=ours)
+                    undo.callback(writer.transport.abort)
+                    # A session of its own: Ctrl-C at the terminal is for the parent alone, even while the child starts.
+                    process = await asyncio.create_subprocess_exec(
+                        *child_command("datafetch.transcode.forkserver"),
+                        stdin=theirs.fileno(),
+                        stdout=asyncio.subprocess.DEVNULL,
+                        start_new_session=True,
+                    )
+            except OSError as error:
                 raise ResourceError(f"cannot start a codec process: {error.strerror}") from error
-            raise
-        with suppress(ConnectionError):  # it may be gone already; its first process will tell why
-            await asyncio.get_running_loop().sock_sendall(control, encode_message(orders))
+            undo.pop_all()
         return cls(process, reader, writer, control)
+
+    async def order(self, orders: Orders) -> None:
+        """Tell it what its processes are to do."""
+        message = encode_message(pickle.dumps(orders))
+        with suppress(ConnectionError):  # it may be gone already; its first process will tell why
+            await asyncio.get_running_loop().sock_sendall(self._control, message)
 
     def expect(self, number: int) -> asyncio.Future[int]:
         """How the process of this number will have ended."""
@@ -191,10 +226,21 @@ class _Server:
         Raises:
             OSError: The server is gone.
         """
-        socket.send_fds(self._control, [COMMAND.pack(command, number)], descriptors)
+        try:
+            socket.send_fds(self._control, [COMMAND.pack(command, number)], descriptors)
+        except ConnectionError:
+            self.is_gone = True
+            raise
+
+    async def wait(self) -> int:
+        """Wait for its end, and say how it came."""
+        return await self._process.wait()
 
     async def close(self) -> None:
         """End it and its processes, and see them gone."""
+        with suppress(OSError):  # it ended by itself
+            # Closing alone would not tell it, where the user's program has forked and holds copies of the socket.
+            self._control.shutdown(socket.SHUT_RDWR)
         self._writer.transport.abort()
         self._control.close()
         try:
@@ -231,8 +277,13 @@ async def _fork(server: _Server, number: int) -> Process:
                 trays = _send_fork(server, number, theirs)
             reader, writer = await asyncio.open_unix_connection(sock=ours)
             undo.pop_all()
+    except ConnectionError as error:
+        raise _PassingError("the process that forks codec processes has ended") from error
     except OSError as error:
-        raise ResourceError(f"cannot start a codec process: {error.strerror}") from error
+        raise _PassingError(f"cannot start a codec process: {error.strerror}") from error
+    # It may have ended and left a child of its own that holds the channel. What is still in it gets a moment.
+    loop = asyncio.get_running_loop()
+    status.add_done_callback(lambda _: loop.call_later(_LAST_WORDS_S, writer.transport.abort))
     return Process(number, trays, reader, writer, status)
 
 
@@ -252,12 +303,3 @@ def _send_fork(server: _Server, number: int, channel: socket.socket) -> list[Tra
 def _set(end: asyncio.Future[int], status: int) -> None:
     if not end.done():
         end.set_result(status)
-
-
-def _why_not(status: int) -> str:
-    if status >= FORK_FAILED:
-        return f"cannot start a codec process: {os.strerror(status - FORK_FAILED)}"
-    return (
-        f"a codec process ended with status {status} before its first image; "
-        "check that this Python can import PIL.Image and that there is memory for it"
-    )

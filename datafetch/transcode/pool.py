@@ -14,7 +14,7 @@ import logging
 import os
 import signal
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -23,7 +23,7 @@ from datafetch.errors import ResourceError
 from datafetch.model import Body, Failure, FailureKind, Fetched, Outcome
 from datafetch.transcode.codec import transcode
 from datafetch.transcode.hands import Cause, Hands, Image
-from datafetch.transcode.launcher import Launcher
+from datafetch.transcode.launcher import Launcher, signal_name
 from datafetch.transcode.quarantine import Quarantine
 from datafetch.transcode.spec import ImageSpec
 from datafetch.transcode.tray import ORDINARY_BYTES
@@ -35,7 +35,12 @@ _MAX_BATCH_IMAGES = 16
 _MAX_BATCH_BYTES = ORDINARY_BYTES // 2  # the other half is for what is made of them
 # An image that is in hand for one to two of these is slow; what lies behind it goes to another process.
 _WATCH_INTERVAL_S = 0.1
-_IDLE_DEATH_PAUSE_S = 0.1  # a process that ends though it has nothing in hand may do so again at once
+_PAUSE_S = 0.1
+_SILENCE_MARGIN_S = 5.0
+_MAX_FAILED_GIVES = 3
+_JPEG_BYTES_PER_PIXEL = 4  # noise, at the best quality, in three channels
+_JPEG_HEAD_BYTES = 1024 * 1024
+MAX_BODY_BYTES = 2**32 - 1  # what a request can tell of
 
 _log = logging.getLogger(__name__)
 
@@ -72,22 +77,20 @@ class Transcoder:
         self._owed: set[Image] = set()
         self._waiting: deque[Image] = deque()
         self._crew: list[Hands] = []
-        self._keepers: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._next_dispatch: asyncio.Handle | None = None
         self._next_watch: asyncio.Handle | None = None
-        self._broken: BaseException | None = None
+        self._failed_gives = 0
+        self._refusal: BaseException | None = RuntimeError("a Transcoder works inside `async with`")
 
     async def __aenter__(self) -> Self:
         try:
             for _ in range(self._processes):
-                hands = Hands(await self._launcher.launch())
-                self._crew.append(hands)
-                keeper = asyncio.create_task(self._keep(hands))
-                self._keepers.add(keeper)
-                keeper.add_done_callback(self._end_of_keeper)
+                self._start(self._keep(await self._hire()))
         except BaseException:
             await self._close()
             raise
+        self._refusal = None
         self._watch()
         return self
 
@@ -111,7 +114,7 @@ class Transcoder:
             ``Encoded`` or ``Failure``; WORKER_CRASHED when this image, alone in a process, ended it.
 
         Raises:
-            ResourceError: No codec process can be started.
+            ResourceError: No codec process can be started any more.
         """
         match body:
             case Failure():
@@ -120,8 +123,10 @@ class Transcoder:
                 content = body.content
             case _:
                 content = body
-        if self._broken is not None:
-            raise self._broken
+        if len(content) > MAX_BODY_BYTES:
+            return Failure(FailureKind.TOO_LARGE, f"{len(content)} bytes are more than the codec takes")
+        if self._refusal is not None:
+            raise self._refusal
         image = Image(content, asyncio.get_running_loop().create_future())
         self._owed.add(image)
         self._waiting.append(image)
@@ -139,19 +144,16 @@ class Transcoder:
     def _dispatch(self) -> None:
         """Hand out what is waiting to whoever has room, the least busy first."""
         self._next_dispatch = None
+        share = -(-len(self._waiting) // max(1, len(self._crew)))
         while self._waiting:
             hands = min((one for one in self._crew if one.has_room), key=lambda one: one.batches, default=None)
             if hands is None:
                 return
-            if batch := self._take_batch():
-                try:
-                    hands.give(batch)
-                except OSError as error:
-                    self._break(ResourceError(f"no memory to hand images to a codec process: {error.strerror}"))
+            if batch := self._take_batch(share):
+                self._give(hands, batch)
 
-    def _take_batch(self) -> list[Image]:
+    def _take_batch(self, share: int) -> list[Image]:
         """The next images: an even share of what waits, within the bounds."""
-        share = -(-len(self._waiting) // len(self._crew))
         batch: list[Image] = []
         batch_bytes = 0
         while self._waiting and len(batch) < min(share, _MAX_BATCH_IMAGES):
@@ -163,15 +165,40 @@ class Transcoder:
                 batch.append(image)
         return batch
 
+    def _give(self, hands: Hands, batch: Sequence[Image]) -> None:
+        """Hand a batch to a process; one that can't be handed anything is replaced, for it may have seen to that."""
+        try:
+            hands.give(batch)
+        except OSError as error:
+            self._dismiss(hands)
+            self._put_back(batch)
+            self._failed_gives += 1
+            if self._failed_gives > _MAX_FAILED_GIVES:  # in a row, so it is this machine that has no memory
+                self._break(ResourceError(f"no memory to hand images to a codec process: {error.strerror}"))
+        else:
+            self._failed_gives = 0
+
     def _watch(self) -> None:
-        """See to it that nobody waits for long behind a slow image."""
+        """See to it that nobody waits for long behind a slow image, and that no process is silent for ever."""
         slow = [hands for hands in self._crew if hands.look()]
         if len(slow) < len(self._crew):  # or there is nobody to hand anything to
             for hands in slow:
                 self._put_back(hands.hand_on())
+        if not self._waiting and any(hands.is_idle for hands in self._crew):
+            busiest = max(self._crew, key=lambda hands: hands.unbegun)
+            self._put_back(busiest.hand_on())
+        # The kernel ends a process whose image hangs, unless a decoder's bug has seen to that.
+        for hands in self._crew:
+            if hands.silent_s() > self._spec.decode_timeout_s * WALL_CLOCK_FACTOR + _SILENCE_MARGIN_S:
+                self._dismiss(hands)
         # Where processes share CPUs, each of them takes that much longer for any image.
         interval_s = _WATCH_INTERVAL_S * max(1.0, self._processes / available_cpus())
         self._next_watch = asyncio.get_running_loop().call_later(interval_s, self._watch)
+
+    def _dismiss(self, hands: Hands) -> None:
+        """End a process; its keeper finds what it has left behind."""
+        hands.is_ended = True
+        self._launcher.kill(hands.process)
 
     def _put_back(self, images: Sequence[Image]) -> None:
         """Let images be the next ones, in their order."""
@@ -179,24 +206,35 @@ class Transcoder:
             self._waiting.extendleft(reversed(images))
             self._dispatch_soon()
 
+    async def _hire(self, suspects: Sequence[Image] = ()) -> Hands:
+        """Start a process, with images that may end it or for those that wait."""
+        most_jpeg_bytes = self._spec.max_pixels * _JPEG_BYTES_PER_PIXEL + _JPEG_HEAD_BYTES
+        hands = Hands(await self._launcher.launch(), most_jpeg_bytes, suspects)
+        self._crew.append(hands)
+        try:
+            hands.begin_trial()
+        except OSError:
+            self._dismiss(hands)  # and its keeper begins once more
+        self._dispatch_soon()
+        return hands
+
     async def _keep(self, hands: Hands) -> None:
         """Take a process's replies until it ends, replace it, and so on."""
         while True:
             cause = await self._serve(hands)
-            self._crew.remove(hands)
+            self._dismiss(hands)  # for it may have closed its channel and live on
             status = await hands.process.status
             if status == -signal.SIGPROF:  # the kernel's, and nobody else's
                 cause = Cause.OVERTIME
             wreck = hands.wreck(cause)
+            self._crew.remove(hands)
             hands.process.close()
             self._put_back(wreck.innocents)
-            if not (wreck.culprit or wreck.suspects):
-                await asyncio.sleep(_IDLE_DEATH_PAUSE_S)
-            hands = Hands(await self._launcher.launch(), wreck.suspects)
-            self._crew.append(hands)
-            self._dispatch_soon()
             if wreck.culprit is not None:
-                await self._convict(wreck.culprit, status)
+                self._start(self._convict(wreck.culprit, self._verdict(status, cause)))
+            elif status == -signal.SIGKILL or not wreck.suspects:
+                await asyncio.sleep(_PAUSE_S)  # whatever killed it without a reason of its own may do so again at once
+            hands = await self._hire([image for image in wreck.suspects if not image.is_settled])
 
     async def _serve(self, hands: Hands) -> Cause:
         """Take its replies until it ends, and say why it did, as far as is known."""
@@ -205,26 +243,26 @@ class Transcoder:
                 await hands.receive()
                 if self._waiting:
                     self._dispatch_soon()
-        except (EOFError, ConnectionError):
+        except (EOFError, OSError):
             return Cause.UNKNOWN
         except ValueError as error:
             _log.warning("a codec process answered nonsense and was ended: %s", error)
-            self._launcher.kill(hands.process)
             return Cause.NONSENSE
 
-    async def _convict(self, image: Image, status: int) -> None:
+    async def _convict(self, image: Image, why: str) -> None:
         """Say that an image ended its process, and keep its body for a look."""
         sha256 = await asyncio.to_thread(lambda: hashlib.sha256(image.body).hexdigest())
         kept = await asyncio.to_thread(self._quarantine.keep, image.body, sha256) if self._quarantine else None
-        why = self._cause(status)
         # The same image a thousand times, or a web full of poison, is not to flood whoever looks after the run.
         level = logging.WARNING if kept or self._quarantine is None else logging.INFO
         _log.log(level, "an image %s: sha256 %s, %s", why, sha256, f"kept as {kept}" if kept else "not kept")
         image.settle(Failure(FailureKind.WORKER_CRASHED, why, sha256=sha256))
 
-    def _cause(self, status: int) -> str:
+    def _verdict(self, status: int, cause: Cause) -> str:
         """What a death says of the image."""
         limit_s = self._spec.decode_timeout_s
+        if cause is Cause.NONSENSE:
+            return "made its codec process answer nonsense"
         if status == -signal.SIGPROF:
             return f"took more than {limit_s:g} s of CPU time"
         if status == -signal.SIGALRM:
@@ -232,32 +270,54 @@ class Transcoder:
         if status == OUT_OF_MEMORY_STATUS:
             return "took more memory than an image may"
         if status < 0:
-            return f"ended its codec process by {signal.Signals(-status).name}"
+            return f"ended its codec process by {signal_name(-status)}"
         return f"ended its codec process with status {status}"
 
-    def _end_of_keeper(self, keeper: asyncio.Task[None]) -> None:
-        self._keepers.discard(keeper)
-        if not keeper.cancelled() and (error := keeper.exception()) is not None:
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        """Have something done beside, until the pool is closed; what it raises is the end of the pool."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._end_of_task)
+
+    def _end_of_task(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
             self._break(error)
 
     def _break(self, error: BaseException) -> None:
         """Let every caller have the error that ended the pool, for no image will be answered any more."""
-        self._broken = error
+        self._refusal = error
         self._waiting.clear()
         for image in self._owed:
             if not image.is_settled:
                 image.outcome.set_exception(error)
 
     async def _close(self) -> None:
+        """End everything; being cancelled meanwhile is for afterwards."""
+        self._refusal = RuntimeError("the Transcoder is closed")
+        self._waiting.clear()
         for handle in (self._next_watch, self._next_dispatch):
             if handle is not None:
                 handle.cancel()
-        keepers = list(self._keepers)
-        for keeper in keepers:
-            keeper.cancel()
-        await asyncio.gather(*keepers, return_exceptions=True)
-        for hands in self._crew:
-            hands.process.close()
-        await self._launcher.close()
         for image in self._owed:
             image.outcome.cancel()
+        ending = asyncio.create_task(self._end())
+        is_cancelled = False
+        while not ending.done():
+            try:
+                await asyncio.shield(ending)
+            except asyncio.CancelledError:
+                is_cancelled = True
+        ending.result()
+        if is_cancelled:
+            raise asyncio.CancelledError
+
+    async def _end(self) -> None:
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._launcher.close()
+        for hands in self._crew:
+            hands.process.close()
+        self._crew.clear()

@@ -24,29 +24,30 @@ class Quarantine:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._is_full = False
+        self._has_given_up = False
 
     def keep(self, body: bytes, sha256: str) -> Path | None:
         """Keep a body, and say where; None where it lies there already, or has no room. Blocks while it writes."""
+        if self._has_given_up:
+            return None
         path = self._folder / f"{sha256}.body"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             sizes = [entry.stat().st_size for entry in self._folder.iterdir()]
             if path.exists():
                 return None
-            if len(sizes) >= _MAX_BODIES or sum(sizes) + len(body) > _MAX_BYTES:
-                self._say_full()
+            if sum(sizes) + len(body) > _MAX_BYTES:
+                return None
+            if len(sizes) >= _MAX_BODIES:
+                self._give_up("it is full")
                 return None
             path.write_bytes(body)
         except OSError as error:
-            _log.warning("cannot keep the body %s for a look in %s: %s", sha256, self._folder, error.strerror)
+            self._give_up(str(error.strerror))
             return None
         return path
 
-    def _say_full(self) -> None:
-        if not self._is_full:
-            self._is_full = True
-            _log.warning(
-                "no room in %s for more bodies that end codec processes; from now on the ledger alone names them",
-                self._folder,
-            )
+    def _give_up(self, why: str) -> None:
+        if not self._has_given_up:
+            self._has_given_up = True
+            _log.warning("bodies that end codec processes are no longer kept in %s: %s", self._folder, why)

@@ -31,7 +31,7 @@ def open_tray() -> int:
     fd = os.memfd_create("datafetch-tray", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(fd, _HEADER.size + ORDINARY_BYTES)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)  # and no others, by nobody
     except BaseException:
         os.close(fd)
         raise

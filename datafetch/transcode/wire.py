@@ -28,6 +28,8 @@ Codec: TypeAlias = Callable[[bytes, ImageSpec], Outcome]
 
 U32 = struct.Struct("<I")
 
+_MAX_DETAIL_CHARS = 1000  # so that no honest reply is longer than its parent would read
+
 
 @dataclass(frozen=True, slots=True)
 class Orders:
@@ -100,7 +102,8 @@ def encode_reply(tray: int, outcomes: Sequence[Outcome], *, is_last: bool) -> by
 
 def _describe(outcome: Outcome) -> list[str | int | bool]:
     if isinstance(outcome, Failure):
-        return [outcome.kind.value, outcome.detail, outcome.sha256]
+        detail = outcome.detail[:_MAX_DETAIL_CHARS].encode("utf-8", "replace").decode()
+        return [outcome.kind.value, detail, outcome.sha256]
     size = [outcome.width_px, outcome.height_px]
     return [*size, outcome.source_format, outcome.sha256, outcome.is_original, len(outcome.jpeg)]
 

@@ -8,13 +8,14 @@ no doubt about who died of what.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import resource
 import signal
 import socket
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -73,11 +74,14 @@ class CodecProcess:
         for number, length in enumerate(request.lengths):
             if not tray.begin(number):
                 break
-            outcome = self._transcode(tray.get(body_start, length))
+            with self._bounds():
+                outcome = self._codec(tray.get(body_start, length), self._spec)
+                if isinstance(outcome, Encoded):
+                    tray.put(jpeg_start, outcome.jpeg)
+                    jpeg_start += len(outcome.jpeg)
+            if isinstance(outcome, Failure) and outcome.kind is FailureKind.WORKER_CRASHED:
+                os._exit(OUT_OF_MEMORY_STATUS)
             body_start += length
-            if isinstance(outcome, Encoded):
-                tray.put(jpeg_start, outcome.jpeg)
-                jpeg_start += len(outcome.jpeg)
             outcomes.append(outcome)
             if time.monotonic() - told_s >= _REPLY_INTERVAL_S and number + 1 < len(request.lengths):
                 self._reply(encode_reply(request.tray, outcomes, is_last=False))
@@ -88,23 +92,25 @@ class CodecProcess:
     def _reply(self, payload: bytes) -> None:
         self._channel.sendall(encode_message(payload))
 
-    def _transcode(self, body: bytes) -> Outcome:
-        """Run the codec; past its time the kernel ends this process, and for want of memory it ends itself.
+    @contextmanager
+    def _bounds(self) -> Iterator[None]:
+        """Bound an image: past its time the kernel ends this process, and for want of memory it ends itself.
 
         An image that finds no memory is not to blame for what others left lying about, so the parent tries it again.
         """
         signal.setitimer(signal.ITIMER_PROF, self._spec.decode_timeout_s)
         signal.setitimer(signal.ITIMER_REAL, self._spec.decode_timeout_s * WALL_CLOCK_FACTOR)
         try:
-            outcome = self._codec(body, self._spec)
+            yield
         except MemoryError:
             os._exit(OUT_OF_MEMORY_STATUS)
+        except OSError as error:
+            if error.errno == errno.ENOMEM:  # of the tray
+                os._exit(OUT_OF_MEMORY_STATUS)
+            raise
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
             signal.setitimer(signal.ITIMER_REAL, 0)
-        if isinstance(outcome, Failure) and outcome.kind is FailureKind.WORKER_CRASHED:
-            os._exit(OUT_OF_MEMORY_STATUS)
-        return outcome
 
 
 def _limit_process(spec: ImageSpec) -> None:

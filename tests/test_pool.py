@@ -173,7 +173,7 @@ async def test_many_poisons_cost_only_themselves(family: Family) -> None:
     bodies = [b"exit" if number % 20 == 0 else b"%d" % number for number in range(400)]
     async with Transcoder(processes=2, codec=echo) as transcode:
         outcomes = await transcode_all(transcode, bodies)
-        assert len(family.members()) == 3  # the fork server and two codec processes
+        await until(lambda: len(family.members()) == 3)  # the fork server and two codec processes
     for body, outcome in zip(bodies, outcomes, strict=True):
         assert isinstance(outcome, Failure) if body == b"exit" else content(outcome) == body
 

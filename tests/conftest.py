@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import uvloop
 from blockbuster import BlockBuster, blockbuster_ctx
+from PIL import Image
 
 from datafetch.demo.origin import Origin
 from datafetch.demo.pictures import write_pictures
@@ -34,6 +35,12 @@ def _nothing_blocks_the_loop() -> Iterator[BlockBuster]:
         # Measuring coverage takes a lock for an instant, wherever the code happens to be.
         blockbuster.functions["threading.Lock.acquire"].can_block_in("coverage/collector.py", {"lock_data"})
         yield blockbuster
+
+
+@pytest.fixture
+def _as_in_the_codecs_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without Pillow's own limit, as forkserver.py has it: the spec's is the one that refuses."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
 
 
 @pytest.fixture(scope="session")

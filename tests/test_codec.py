@@ -19,6 +19,8 @@ from datafetch.transcode.spec import ImageSpec, Pixels
 
 VILA = ImageSpec(short_side_px=336)
 
+pytestmark = pytest.mark.usefixtures("_as_in_the_codecs_processes")
+
 
 def test_the_recipe_byte_for_byte_on_photographs(pictures: tuple[Path, list[str]]) -> None:
     """Photograph-like pictures in the mix of the web, EXIF-free, come out as the snippet gives them."""

@@ -36,7 +36,10 @@ CORRECT = ImageSpec(pixels=Pixels.CORRECT)
 SMALL = ImageSpec(pixels=Pixels.CORRECT, short_side_px=24)
 SIZE_PX = (21, 13)
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # Pillow's remarks on odd files, which worker.py silences as well
+pytestmark = [
+    pytest.mark.usefixtures("_as_in_the_codecs_processes"),
+    pytest.mark.filterwarnings("ignore"),  # Pillow's remarks on odd files, which worker.py silences as well
+]
 needs_profiles = pytest.mark.skipif(not features.check("littlecms2"), reason="this Pillow has no Little CMS")
 
 

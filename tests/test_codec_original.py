@@ -21,7 +21,7 @@ TO_BE_CORRECTED = {kind for kind in JPEGS if "turned" in kind and kind != "JPEG 
 if features.check("littlecms2"):
     TO_BE_CORRECTED |= {"JPEG P3", "JPEG grey of gamma 1"}
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.usefixtures("_as_in_the_codecs_processes"), pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.mark.parametrize("kind", JPEGS)

@@ -18,7 +18,10 @@ SIZES_PX = [(1, 1), (1, 53), (53, 1), (7, 3), (24, 24), (25, 25), (25, 24), (24,
 LIMIT_PX = 24
 CUT_SIZE_PX = (61, 47)
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # Pillow's remarks on odd files, which worker.py silences as well
+pytestmark = [
+    pytest.mark.usefixtures("_as_in_the_codecs_processes"),
+    pytest.mark.filterwarnings("ignore"),  # Pillow's remarks on odd files, which worker.py silences as well
+]
 
 
 def test_there_are_more_than_a_thousand_images() -> None:

@@ -15,7 +15,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError, features
 
 from datafetch.model import Encoded, Failure, FailureKind, Outcome
 from datafetch.transcode.correct import correct_pixels
-from datafetch.transcode.header import tiff_tile_pixels, webp_canvas_pixels
+from datafetch.transcode.header import has_crowded_tags, tiff_tile_pixels, webp_canvas_pixels
 from datafetch.transcode.original import is_sound, may_stay
 from datafetch.transcode.shrink import decode_smaller, shrink, shrunk_size_px
 from datafetch.transcode.spec import ImageSpec, Pixels
@@ -24,12 +24,24 @@ ALLOWED_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _MAX_JPEG_SIDE_PX = 65_500  # libjpeg's JPEG_MAX_DIMENSION
 _MAX_DETAIL_CHARS = 200
 _MAGIC_BYTES = re.compile(
-    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|II\*\0|MM\0\*|RIFF.{4}WEBP|.{4}ftypavi[fs]", re.DOTALL
+    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|II\*\0|MM\0\*|RIFF.{4}WEBP|.{4}ftypavi[fs]"
+    # Text may begin with BM, too; but no length of its file that reads as text is below 150 MB.
+    rb"|BM.{3}[\0-\x08](?:\0{4}|\0{0,3}\Z)",
+    re.DOTALL,
 )
+_UNSAID = {"AssertionError": "the data is inconsistent", "MemoryError": "there was no memory for the image"}
 
 
-class _TooManyPixelsError(Exception):
-    """The header promises more pixels than the spec allows."""
+class _RefusedError(Exception):
+    """Refused for what the header promises, before anything is decoded. The text is what the ledger says."""
+
+    def __init__(self, kind: FailureKind, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
+def _too_many(text: str) -> _RefusedError:
+    return _RefusedError(FailureKind.TOO_MANY_PIXELS, text)
 
 
 def transcode(body: bytes, spec: ImageSpec) -> Outcome:
@@ -41,7 +53,8 @@ def transcode(body: bytes, spec: ImageSpec) -> Outcome:
 
     Returns:
         ``Encoded`` with width × height in pixels and whether the body was kept as it is, or ``Failure`` of kind
-        NOT_AN_IMAGE, TRUNCATED or TOO_MANY_PIXELS. Both carry the body's sha256. Never raises for a bad body.
+        NOT_AN_IMAGE, TRUNCATED, TOO_MANY_PIXELS, or, where there was no memory for the image, WORKER_CRASHED. Both
+        carry the body's sha256. Never raises for a bad body.
     """
     sha256 = hashlib.sha256(body).hexdigest()
     try:
@@ -64,16 +77,18 @@ def _transcode(body: bytes, spec: ImageSpec, sha256: str) -> Encoded:
 def _open(body: bytes, spec: ImageSpec) -> ImageFile.ImageFile:
     """Open an image, if its header promises no more than the spec allows."""
     if (canvas := webp_canvas_pixels(body)) > spec.max_pixels:
-        raise _TooManyPixelsError(f"a canvas of {canvas} pixels")
+        raise _too_many(f"a canvas of {canvas} pixels")
+    if has_crowded_tags(body):
+        raise _RefusedError(FailureKind.TRUNCATED, "the tags have more bytes of values than there are in the file")
     source = Image.open(BytesIO(body), formats=supported_formats())
     width_px, height_px = source.size
     if width_px * height_px > spec.max_pixels:
-        raise _TooManyPixelsError(f"{width_px}x{height_px} pixels")
-    if (tile := tiff_tile_pixels(source)) > spec.max_pixels:
-        raise _TooManyPixelsError(f"tiles of {tile} pixels")
+        raise _too_many(f"{width_px}x{height_px} pixels")
+    if (tile := tiff_tile_pixels(body)) > spec.max_pixels:
+        raise _too_many(f"tiles of {tile} pixels")
     written_px = shrunk_size_px(source.size, spec.short_side_px)
     if max(written_px) > _MAX_JPEG_SIDE_PX:
-        raise _TooManyPixelsError(f"{written_px[0]}x{written_px[1]}, a JPEG has at most {_MAX_JPEG_SIDE_PX} a side")
+        raise _too_many(f"{written_px[0]}x{written_px[1]}, a JPEG has at most {_MAX_JPEG_SIDE_PX} a side")
     return source
 
 
@@ -118,7 +133,9 @@ def classify(error: Exception, body: bytes, sha256: str) -> Failure:
         sha256: Of the body, hex.
     """
     match error:
-        case _TooManyPixelsError() | Image.DecompressionBombError() | Image.DecompressionBombWarning():
+        case _RefusedError():
+            return Failure(error.kind, str(error), sha256=sha256)
+        case Image.DecompressionBombError() | Image.DecompressionBombWarning():
             kind = FailureKind.TOO_MANY_PIXELS
         case MemoryError():
             kind = FailureKind.WORKER_CRASHED
@@ -129,5 +146,6 @@ def classify(error: Exception, body: bytes, sha256: str) -> Failure:
             return Failure(FailureKind.TRUNCATED, "the header is cut off or corrupt", sha256=sha256)
         case _:
             kind = FailureKind.TRUNCATED
-    text = f"{type(error).__name__}: {error}".encode("utf-8", "replace").decode()
+    said = str(error) or _UNSAID.get(type(error).__name__, "no reason is given")
+    text = f"{type(error).__name__}: {said}".encode("utf-8", "replace").decode()
     return Failure(kind, " ".join(text.split())[:_MAX_DETAIL_CHARS], sha256=sha256)

@@ -14,7 +14,8 @@ from PIL import Image, ImageChops, ImageCms, features
 
 _MAX_PROFILE_BYTES = 4 * 1024 * 1024  # the largest in common use, for CMYK in print, have 2.7 MB
 _CACHED_PROFILES = 16  # a crawl has a few that return and many that don't; so they hold at most 64 MiB, and tables
-_SPACES = {"L": "GRAY", "RGB": "RGB ", "CMYK": "CMYK"}
+_SPACES = {"L": b"GRAY", "RGB": b"RGB ", "CMYK": b"CMYK"}
+_SPACE = slice(16, 20)  # where a profile names its own
 # What browsers take, and Little CMS takes for those profiles that have just one table or none: see docs/fidelity.md.
 _INTENT = ImageCms.Intent.PERCEPTUAL
 _INVISIBLE = 1  # of 255
@@ -47,14 +48,13 @@ def _transform_of(mode: str, profile: object) -> ImageCms.ImageCmsTransform | No
 @functools.lru_cache(maxsize=_CACHED_PROFILES)
 def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     """From the profile's colours to sRGB; None for a profile that can't be used or that changes nothing."""
-    if mode not in _SPACES or not features.check("littlecms2"):
+    # By the bytes: Pillow raises on a name that is not ASCII.
+    if mode not in _SPACES or profile[_SPACE] != _SPACES[mode] or not features.check("littlecms2"):
         return None
     try:
         source = ImageCms.ImageCmsProfile(BytesIO(profile))
-        if source.profile.xcolor_space != _SPACES[mode]:
-            return None
         transform = ImageCms.buildTransform(source, _srgb(), mode, "RGB", _INTENT)
-    except (ImageCms.PyCMSError, OSError):  # all that Pillow makes of Little CMS's refusals
+    except (ImageCms.PyCMSError, OSError, ValueError):  # all that Pillow makes of Little CMS's refusals
         return None
     return None if mode != "CMYK" and _changes_nothing(transform, mode) else transform
 

@@ -12,6 +12,7 @@ from datafetch.transcode.depth import DEEP_MODES, all_but, grey
 
 _COLOUR_MODES = frozenset({"L", "RGB", "CMYK"})
 _WHITE: dict[str, int | tuple[int, ...]] = {"L": 255, "RGB": (255, 255, 255)}
+_ALPHA_MODES = frozenset({"PA", "RGBA", "RGBa"})
 _PALETTE_COLOURS = 256
 # What a grey of PNG's 2 or 4 bits is multiplied with to become one of 8; Pillow does so with the pixels, and leaves the
 # transparent grey as the file has it.
@@ -26,8 +27,9 @@ def opaque(source: ImageFile.ImageFile) -> Image.Image:
     if source.mode in DEEP_MODES:
         return _opaque_deep(source)
     image = _opaque(source, _transparency(source, rawmode))
-    if source.format == "GIF" and tile is not None and tile[1] != (0, 0, *source.size):
-        return _framed(image, tile[1])
+    frame = tile[1] if tile else None
+    if source.format == "GIF" and frame is not None and frame != (0, 0, *source.size):
+        return _framed(image, frame)
     return image
 
 
@@ -49,11 +51,16 @@ def _opaque(source: Image.Image, transparency: object) -> Image.Image:
         case "LA" | "La":
             image = _converted(source, "LA")
             return _over_white(image.convert("L"), image.getchannel("A"))
-        case _ if source.has_transparency_data:
+        case mode if mode in _ALPHA_MODES or transparency is not None or _has_palette_of_alphas(source):
             image = _converted(source, "RGBA")
             return _over_white(image.convert("RGB"), image.getchannel("A"))
         case mode:
             return _converted(source, mode if mode in _COLOUR_MODES else "RGB")
+
+
+def _has_palette_of_alphas(source: Image.Image) -> bool:
+    # A PNG may lack its palette; then Pillow shows greys.
+    return source.mode == "P" and source.palette is not None and source.palette.mode.endswith("A")
 
 
 def _converted(image: Image.Image, mode: str) -> Image.Image:
@@ -87,9 +94,8 @@ def _over_white(colour: Image.Image, alpha: Image.Image) -> Image.Image:
     return white
 
 
-def _framed(image: Image.Image, frame: tuple[int, int, int, int] | None) -> Image.Image:
+def _framed(image: Image.Image, frame: tuple[int, int, int, int]) -> Image.Image:
     """A GIF whose first frame leaves some of the canvas bare: that is transparent, and Pillow shows a colour there."""
     white = Image.new(image.mode, image.size, _WHITE[image.mode])
-    if frame is not None:
-        white.paste(image.crop(frame), frame)
+    white.paste(image.crop(frame), frame)
     return white

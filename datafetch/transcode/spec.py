@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypeVar
 
 from datafetch.errors import ConfigurationError
 
@@ -39,6 +40,21 @@ class Encoding(StrEnum):
     """A sound 8-bit JPEG, grey or in colour, that needs no change is kept byte for byte."""
 
 
+_Choice = TypeVar("_Choice", bound=StrEnum)
+
+
+def _choice(choices: type[_Choice], option: str, word: str) -> _Choice:
+    try:
+        return choices(word)
+    except ValueError:
+        raise ConfigurationError(f"{option} must be {' or '.join(choices)}, not {word!r}") from None
+
+
+def _whole(option: str, number: object) -> None:
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise ConfigurationError(f"{option} must be a whole number, not {number!r}")
+
+
 @dataclass(frozen=True, slots=True)
 class ImageSpec:
     """What an image becomes. Checked when made; it pickles, for the codec's processes get it.
@@ -62,17 +78,28 @@ class ImageSpec:
     decode_timeout_s: float = 20.0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work, before anything is fetched."""
+        """Refuse what cannot work, before anything is fetched; a choice may be given as its plain word."""
+        object.__setattr__(self, "pixels", _choice(Pixels, "--pixels", self.pixels))
+        object.__setattr__(self, "encode", _choice(Encoding, "--encode", self.encode))
+        if self.resize is not None:
+            object.__setattr__(self, "resize", _choice(Resize, "--resize", self.resize))
+        if self.short_side_px is not None:
+            _whole("--short-side", self.short_side_px)
+        _whole("--quality", self.quality)
+        _whole("--max-pixels", self.max_pixels)
         if self.short_side_px is not None and self.short_side_px < 1:
             raise ConfigurationError(f"--short-side must be 1 pixel or more, not {self.short_side_px}")
         if not 1 <= self.quality <= _MAX_QUALITY:
             raise ConfigurationError(f"--quality must be from 1 to {_MAX_QUALITY}, not {self.quality}")
         if not 1 <= self.max_pixels <= _MOST_PIXELS:
             raise ConfigurationError(f"--max-pixels must be from 1 to {_MOST_PIXELS}, not {self.max_pixels}")
-        if not 0 < self.decode_timeout_s <= _MAX_DECODE_TIMEOUT_S:
-            raise ConfigurationError(
-                f"--decode-timeout must be above 0 seconds and at most an hour, not {self.decode_timeout_s}"
-            )
+        seconds: object = self.decode_timeout_s
+        if (
+            isinstance(seconds, bool)
+            or not isinstance(seconds, int | float)
+            or not 0 < seconds <= _MAX_DECODE_TIMEOUT_S
+        ):
+            raise ConfigurationError(f"--decode-timeout must be above 0 seconds and at most an hour, not {seconds!r}")
 
     @property
     def shrinks_fast(self) -> bool:

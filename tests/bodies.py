@@ -173,13 +173,23 @@ def grey_profile(curve: Curve) -> bytes:
     return _profile(b"mntr", b"GRAY", b"XYZ ", {b"kTRC": _curve(curve)})
 
 
-def cmyk_profile() -> bytes:
-    """A printer's profile whose black is ink and whose other inks are water: L* falls from 100 to 0 with K."""
+def cmyk_profile(*, colorimetric: bool = False) -> bytes:
+    """A printer's profile whose black is ink and whose other inks are water: L* falls from 100 to 0 with K.
+
+    Args:
+        colorimetric: Add a second table, for the colorimetric intent, by which L* rises with K.
+    """
+    tags = {b"A2B0": _black_ink(paper=255, ink=0)}
+    if colorimetric:
+        tags[b"A2B1"] = _black_ink(paper=0, ink=255)
+    return _profile(b"prtr", b"CMYK", b"Lab ", tags)
+
+
+def _black_ink(*, paper: int, ink: int) -> bytes:
     identity = bytes(range(256))
-    nodes = b"".join(struct.pack("BBB", 0 if node & 1 else 255, 128, 128) for node in range(16))
+    nodes = b"".join(struct.pack("BBB", ink if node & 1 else paper, 128, 128) for node in range(16))
     unit = struct.pack(">9i", 65536, 0, 0, 0, 65536, 0, 0, 0, 65536)
-    lut = b"mft1\0\0\0\0" + struct.pack("4B", 4, 3, 2, 0) + unit + identity * 4 + nodes + identity * 3
-    return _profile(b"prtr", b"CMYK", b"Lab ", {b"A2B0": lut})
+    return b"mft1\0\0\0\0" + struct.pack("4B", 4, 3, 2, 0) + unit + identity * 4 + nodes + identity * 3
 
 
 def _profile(kind: bytes, space: bytes, connection: bytes, tags: dict[bytes, bytes]) -> bytes:

@@ -14,8 +14,8 @@ from PIL import Image
 from datafetch.demo.pictures import paint
 from datafetch.errors import ConfigurationError
 from datafetch.model import Encoded, Failure, FailureKind
-from datafetch.transcode.codec import transcode
-from datafetch.transcode.spec import ImageSpec, Pixels
+from datafetch.transcode.codec import classify, transcode
+from datafetch.transcode.spec import Encoding, ImageSpec, Pixels, Resize
 
 VILA = ImageSpec(short_side_px=336)
 
@@ -50,6 +50,9 @@ def test_of_an_animation_the_first_frame(name: str) -> None:
         b'{"error": "gone"}',
         b'<svg xmlns="http://www.w3.org/2000/svg"/>',
         b"%PDF-1.7",
+        b"BM",
+        b"BMW",
+        b"BMW builds cars, and has done so since 1928",
         b"SIMPLE  =                    T / FITS",
         b"%!PS-Adobe-3.0 EPSF-3.0",
         saved(paint((20, 20), 1), "PPM"),
@@ -178,9 +181,65 @@ def _jpeg(body: bytes, quality: int) -> bytes:
         {"decode_timeout_s": 0},
         {"decode_timeout_s": float("nan")},
         {"max_pixels": 10**20},
+        *({name: value} for name in ("short_side_px", "quality", "max_pixels") for value in (True, 50.0, "50")),
+        {"decode_timeout_s": True},
+        {"decode_timeout_s": "20"},
+        {"quality": None},
     ],
 )
 def test_a_spec_that_cannot_work_is_refused(wrong: dict[str, Any]) -> None:
-    """The operator hears of it before anything is fetched."""
-    with pytest.raises(ConfigurationError):
+    """The operator hears of it before anything is fetched, by the option's name."""
+    option = "--" + next(iter(wrong)).removesuffix("_px").removesuffix("_s").replace("_", "-")
+    with pytest.raises(ConfigurationError, match=option):
         ImageSpec(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "choices"),
+    [("pixels", "recipe or correct"), ("resize", "exact or fast"), ("encode", "recipe or original")],
+)
+@pytest.mark.parametrize("wrong", ["best", "", 1])
+def test_a_choice_that_there_is_not_is_refused(name: str, choices: str, wrong: Any) -> None:
+    """With the option, and what there is to choose from."""
+    with pytest.raises(ConfigurationError, match=f"--{name} must be {choices}, not {wrong!r}"):
+        ImageSpec(**{name: wrong})
+
+
+def test_a_choice_may_be_a_plain_word() -> None:
+    """It means what the enumeration means, and is compared as such."""
+    words: dict[str, Any] = {"pixels": "correct", "resize": "fast", "encode": "original"}
+    spec = ImageSpec(**words)
+    assert spec == ImageSpec(pixels=Pixels.CORRECT, resize=Resize.FAST, encode=Encoding.ORIGINAL)
+    assert (spec.pixels, spec.resize, spec.encode) == (Pixels.CORRECT, Resize.FAST, Encoding.ORIGINAL)
+    assert spec.pixels is Pixels.CORRECT
+
+
+@pytest.mark.parametrize("length", [6, 10, 14, 20, 40])
+def test_a_bmp_that_is_cut_off_in_its_header_is_truncated(length: int) -> None:
+    """It is an image that ended early, and no text."""
+    outcome = transcode(saved(paint((20, 15), 1), "BMP")[:length], VILA)
+    assert isinstance(outcome, Failure)
+    assert outcome.kind is FailureKind.TRUNCATED
+
+
+def test_a_refusal_is_told_in_words() -> None:
+    """The ledger is read by people: it names what was too much, and not a class."""
+    outcome = transcode(saved(paint((20, 15), 1), "PNG"), ImageSpec(max_pixels=299))
+    assert isinstance(outcome, Failure)
+    assert outcome.detail == "20x15 pixels"
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (AssertionError(), FailureKind.TRUNCATED),
+        (MemoryError(), FailureKind.WORKER_CRASHED),
+        (OSError(), FailureKind.TRUNCATED),
+    ],
+)
+def test_an_error_without_words_is_told_in_words(error: Exception, kind: FailureKind) -> None:
+    """Some exceptions say nothing but their name."""
+    failure = classify(error, b"", "")
+    assert failure.kind is kind
+    assert failure.detail.startswith(f"{type(error).__name__}: ")
+    assert len(failure.detail.split(": ")[1].split()) > 2

@@ -30,6 +30,7 @@ from PIL import Image, TiffImagePlugin, features
 from datafetch.demo.pictures import paint
 from datafetch.model import Encoded
 from datafetch.transcode.codec import pixels, supported_formats, transcode
+from datafetch.transcode.colour import _transform, has_own_colours
 from datafetch.transcode.spec import ImageSpec, Pixels, Resize
 
 CORRECT = ImageSpec(pixels=Pixels.CORRECT)
@@ -192,6 +193,30 @@ def test_a_palette_with_alphas_is_composed(depth: int, interlaced: bool) -> None
     chunks = [(b"PLTE", palette.astype(np.uint8).tobytes()), (b"tRNS", alphas[:-1].astype(np.uint8).tobytes())]
     expected = over_white(palette, alphas)[indices[..., 0]]
     assert np.array_equal(written(png(indices, depth, 3, chunks, interlaced=interlaced)), expected)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8])
+def test_a_palette_that_is_missing_loses_no_image(depth: int) -> None:
+    """The recipe keeps a PNG without its palette, and so do the correct pixels."""
+    body = png(noise(1, 2**depth - 1), depth, 3)
+    assert isinstance(transcode(body, ImageSpec()), Encoded)
+    assert written(body).shape == (SIZE_PX[1], SIZE_PX[0], 3)
+
+
+def test_a_clear_colour_beyond_the_palette_is_none() -> None:
+    """A list of alphas may be longer than a palette, and its only transparent one stand past the end."""
+    indices, palette = noise(1, 255), np.arange(768).astype(np.uint8)
+    body = png(indices, 8, 3, [(b"PLTE", palette.tobytes()), (b"tRNS", b"\xff" * 280 + b"\0")])
+    assert np.array_equal(written(body), palette.reshape(256, 3)[indices[..., 0]])
+
+
+def test_of_a_clear_colour_of_8_bits_the_lower_8_count() -> None:
+    """It stands in 16, of which a writer may have set the upper ones."""
+    samples = noise(3, 255)
+    expected = samples.copy()
+    expected[3, 3] = 255
+    body = png(samples, 8, 2, [(b"tRNS", (samples[3, 3] + 256).astype(">u2").tobytes())])
+    assert np.array_equal(written(body), expected)
 
 
 def test_a_palette_with_too_many_alphas() -> None:
@@ -379,6 +404,33 @@ class TestProfiles:
         rough = rgb_profile(SRGB_COLOURANTS + 0.0001) if mode == "RGB" else grey_profile(srgb_to_linear)
         body = saved(Image.fromarray(samples.astype(np.uint8)), "PNG", icc_profile=rough)
         assert np.array_equal(written(body), samples if mode == "RGB" else grey_as_rgb(samples))
+
+    @pytest.mark.parametrize("name", [b"\xffGB ", b"\x80\x81\x82\x83"])
+    def test_a_profile_whose_space_has_no_name_is_ignored(self, name: bytes) -> None:
+        """A name of bytes that are no letters loses no image."""
+        picture = paint(SIZE_PX, 3)
+        profile = rgb_profile(P3_COLOURANTS)
+        nameless = profile[:16] + name + profile[20:]
+        assert np.array_equal(written(saved(picture, "PNG", icc_profile=nameless)), np.asarray(picture))
+
+    def test_of_two_tables_the_perceptual_one_counts(self) -> None:
+        """Where a profile has another for colorimetry."""
+        picture = Image.new("CMYK", (16, 16), (0, 0, 0, 60))
+        expected = written(saved(picture, "TIFF", icc_profile=cmyk_profile()))
+        assert np.array_equal(written(saved(picture, "TIFF", icc_profile=cmyk_profile(colorimetric=True))), expected)
+
+    def test_a_profile_that_moves_greys_by_two_is_applied(self) -> None:
+        """What is seen to differ from sRGB is corrected, however little it is."""
+        samples = np.arange(256).reshape(16, 16)
+        profile = grey_profile(lambda value: srgb_to_linear((value + 2 / 255).clip(0, 1)))
+        shown = written(saved(Image.fromarray(samples.astype(np.uint8)), "PNG", icc_profile=profile))
+        assert np.abs(shown - grey_as_rgb(samples)).max() == 2
+
+    def test_few_profiles_are_remembered(self) -> None:
+        """A crawl meets any number of them."""
+        for step in range(40):
+            assert has_own_colours("RGB", rgb_profile(P3_COLOURANTS + step / 10_000))
+        assert _transform.cache_info().currsize <= 16
 
     def test_a_huge_profile_is_ignored(self) -> None:
         """Beyond 4 MiB nobody looks."""

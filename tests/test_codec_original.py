@@ -82,6 +82,16 @@ def test_a_cut_off_jpeg_is_no_original(kind: str) -> None:
         assert outcome == transcode(body[:length], replace(ORIGINAL, encode=Encoding.RECIPE))
 
 
+@pytest.mark.parametrize("spec", [ORIGINAL, CORRECT], ids=["recipe", "correct"])
+def test_a_damaged_huffman_table_is_found_out_by_decoding(spec: ImageSpec) -> None:
+    """The header is whole, and the end stands where it belongs; only what reads the scan can tell."""
+    body = saved(paint(SIZE_PX, 3), "JPEG")
+    counts = body.index(b"\xff\xc4") + 5
+    outcome = transcode(body[:counts] + b"\xff" * 16 + body[counts + 16 :], spec)
+    assert isinstance(outcome, Failure)
+    assert outcome.kind is FailureKind.TRUNCATED
+
+
 @pytest.mark.parametrize("size_px", [(1, 8), (16, 16), (320, 240), (1500, 1000)])
 @pytest.mark.parametrize("progressive", [False, True])
 def test_soundness_is_found_out_at_every_size(size_px: tuple[int, int], progressive: bool) -> None:

@@ -25,8 +25,8 @@ _MAX_JPEG_SIDE_PX = 65_500  # libjpeg's JPEG_MAX_DIMENSION
 _MAX_DETAIL_CHARS = 200
 _MAGIC_BYTES = re.compile(
     rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|II\*\0|MM\0\*|RIFF.{4}WEBP|.{4}ftypavi[fs]"
-    # Text may begin with BM, too; but no length of its file that reads as text is below 150 MB.
-    rb"|BM.{3}[\0-\x08](?:\0{4}|\0{0,3}\Z)",
+    # Text may begin with BM, too; but no length of the file that reads as text is below 150 MB.
+    rb"|BM.{3}[\0-\x08](?:\0{4}|\0{0,3}\Z)|BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0",
     re.DOTALL,
 )
 _UNSAID = {"AssertionError": "the data is inconsistent", "MemoryError": "there was no memory for the image"}
@@ -124,6 +124,12 @@ def supported_formats() -> tuple[str, ...]:
     return tuple(name for name in ALLOWED_FORMATS if name in Image.OPEN and name not in missing)
 
 
+def _is_unknown(error: OSError, body: bytes) -> bool:
+    """Whether a body is of no format on the list. Pillow takes all that begins with BM for one."""
+    doubtful = isinstance(error, UnidentifiedImageError) or body.startswith(b"BM")
+    return doubtful and not _MAGIC_BYTES.match(body)
+
+
 def classify(error: Exception, body: bytes, sha256: str) -> Failure:
     """Name the kind of failure behind an exception of Pillow.
 
@@ -139,7 +145,7 @@ def classify(error: Exception, body: bytes, sha256: str) -> Failure:
             kind = FailureKind.TOO_MANY_PIXELS
         case MemoryError():
             kind = FailureKind.WORKER_CRASHED
-        case UnidentifiedImageError() if not _MAGIC_BYTES.match(body):
+        case OSError() if _is_unknown(error, body):
             # Pillow's own message quotes the buffer's memory address; the same outcome must read the same.
             return Failure(FailureKind.NOT_AN_IMAGE, "no format on the allow-list", sha256=sha256)
         case UnidentifiedImageError():

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from bodies import saved
+from bodies import recipe, saved
 from kinds import KINDS
 from PIL import features
 
@@ -90,6 +90,17 @@ def test_a_damaged_huffman_table_is_found_out_by_decoding(spec: ImageSpec) -> No
     outcome = transcode(body[:counts] + b"\xff" * 16 + body[counts + 16 :], spec)
     assert isinstance(outcome, Failure)
     assert outcome.kind is FailureKind.TRUNCATED
+
+
+def test_half_a_jpeg_with_the_marker_of_the_end_counts_as_whole() -> None:
+    """As it does for the snippet: libjpeg fills in the rest, and Pillow hides its warning (docs/fidelity.md)."""
+    whole = saved(paint((320, 240), 3), "JPEG")
+    body = whole[: len(whole) // 2] + b"\xff\xd9"
+    kept = transcode(body, ImageSpec(encode=Encoding.ORIGINAL))
+    again = transcode(body, ImageSpec())
+    assert isinstance(kept, Encoded)
+    assert isinstance(again, Encoded)
+    assert (kept.jpeg, again.jpeg) == (body, recipe(body, None))
 
 
 @pytest.mark.parametrize("size_px", [(1, 8), (16, 16), (320, 240), (1500, 1000)])

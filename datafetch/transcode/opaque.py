@@ -74,7 +74,7 @@ def _transparency(source: Image.Image, rawmode: str) -> object:
             return value * _STEPS.get(rawmode, 1)
         case "RGB", (int(red), int(green), int(blue)):
             # Of 16 bits a channel Pillow keeps the upper 8.
-            return (red >> 8, green >> 8, blue >> 8) if ";16" in rawmode else (red & 255, green & 255, blue & 255)
+            return (red >> 8, green >> 8, blue >> 8) if ";16" in rawmode else (red, green, blue)
         case "P", int(index) if index < _PALETTE_COLOURS:
             return index
         case "P", bytes(alphas):

@@ -6,8 +6,9 @@ import ctypes
 import os
 from contextlib import suppress
 
-_M_MMAP_THRESHOLD = -3  # <malloc.h>
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
 _MMAP_THRESHOLD_BYTES = 1024 * 1024
+_KEPT_BYTES = 16 * 1024 * 1024
 
 
 def give_memory_back() -> None:
@@ -16,8 +17,11 @@ def give_memory_back() -> None:
     Arrow's default allocator keeps what it once had, 40 MB of the 200 MB of a run (benchmarks/manifest_memory.py); it
     is chosen when Arrow is loaded, so this comes before. glibc takes the size of the largest block that was ever freed
     for what is common, and from then on cuts blocks of that size out of its heap, where gaps are left: bodies of 30 MB
-    within a budget of 256 MiB then take up to 450.
+    within a budget of 256 MiB then take up to 450. It also trims its heap for 128 KiB, which an image or two come and go
+    with: up to a dozen page faults each.
     """
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     with suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES)
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES)
+        libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)

@@ -64,7 +64,7 @@ class RunOptions:
     resize: Annotated[
         Resize | None,
         typer.Option(
-            help="Shrink from all pixels, or a large JPEG from a fraction of them, within a stated PSNR.",
+            help="Shrink from all pixels, or large JPEGs from a fraction (photographs keep 47 dB).",
             show_default="exact for recipe pixels, else fast",
         ),
     ] = None
@@ -74,7 +74,7 @@ class RunOptions:
     ] = Encoding.RECIPE
     pixels: Annotated[
         Pixels,
-        typer.Option(help="Those of the recipe, or correct: upright, alpha over white, in sRGB, 16 bits scaled."),
+        typer.Option(help="The recipe's, or correct ones: upright, over white, sRGB, 16 bits scaled."),
     ] = Pixels.RECIPE
     payload: Annotated[Payload, typer.Option(help="What a pickle row holds: image as base64 text, or rawbytes.")] = (
         Payload.BASE64

@@ -161,6 +161,20 @@ async def test_what_is_not_begun_is_handed_on_once() -> None:
         assert hands.wreck(Cause.UNKNOWN).innocents == []
 
 
+async def test_what_is_done_but_not_told_is_lent_once() -> None:
+    """Its answer may be there only after the slow image's; whoever answers first counts."""
+    async with worker() as working:
+        given = images(5)
+        hands = await hands_with(working, given)
+        for number in range(3):
+            working.begin(number)
+        working.answer(FAILURE)
+        await hands.receive()
+        assert hands.hand_on() == [given[1], *given[3:]]
+        assert hands.hand_on() == []
+        assert hands.wreck(Cause.UNKNOWN).suspects == [given[2]]
+
+
 async def test_an_image_begun_while_it_was_handed_on_may_be_answered_twice() -> None:
     """The first answer counts."""
     async with worker() as working:

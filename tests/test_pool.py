@@ -214,16 +214,20 @@ async def test_a_killed_fork_server_costs_no_image(family: Family, tmp_path: Pat
         assert len({content(outcome) for outcome in await asyncio.gather(*waits)}) == 1
 
 
-async def test_a_slow_image_does_not_hold_up_others(tmp_path: Path) -> None:
-    """Images that were handed over together with a slow one are done by others long before it is."""
+@pytest.mark.parametrize("place", [0, 5, 15, 59])
+async def test_a_slow_image_does_not_hold_up_others(tmp_path: Path, place: int) -> None:
+    """Images that were handed over together with a slow one, before or behind it, are answered long before it is."""
     done = tmp_path / "done"
+    bodies = [b"%d" % number for number in range(60)]
     async with Transcoder(processes=2, codec=echo) as transcode:
+        before = [asyncio.create_task(transcode(body)) for body in bodies[:place]]
         slow = asyncio.create_task(transcode(b"until " + os.fsencode(done)))
-        outcomes = await transcode_all(transcode, [b"%d" % number for number in range(60)])
+        behind = [asyncio.create_task(transcode(body)) for body in bodies[place:]]
+        outcomes = await asyncio.gather(*before, *behind)
         assert not slow.done()
         done.touch()
         await slow
-    assert [content(outcome) for outcome in outcomes] == [b"%d" % number for number in range(60)]
+    assert [content(outcome) for outcome in outcomes] == bodies
 
 
 async def test_after_a_slow_image_its_process_works_on(tmp_path: Path) -> None:

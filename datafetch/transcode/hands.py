@@ -71,6 +71,7 @@ class _Batch:
         kept: How many of them are this process's to answer; those behind were handed on.
         jpegs_end: Where in the tray the next JPEG begins.
         answered: How many images have been.
+        lent: How many of those that are done, but not told of yet, were given to others as well.
     """
 
     tray: int
@@ -78,6 +79,7 @@ class _Batch:
     kept: int
     jpegs_end: int
     answered: int = 0
+    lent: int = 0
 
 
 class Hands:
@@ -189,7 +191,7 @@ class Hands:
         return asyncio.get_running_loop().time() - self._heard_s if self._batches else 0.0
 
     def hand_on(self) -> list[Image]:
-        """Take from it what it has not begun.
+        """Take from it what it has not begun, and lend what it has done and will not tell of before the image at work.
 
         Both sides write to the tray without a lock, so it may begin one image that is handed on this very instant; then
         two processes have it, and the first answer counts. A suspect is never handed on.
@@ -238,6 +240,8 @@ class Hands:
         tray = self.process.trays[batch.tray]
         begun = self._begun(batch)
         tray.allow(begun)
+        done = batch.images[max(batch.answered, batch.lent) : max(0, begun - 1)]
+        batch.lent = max(batch.lent, begun - 1)
         rest = batch.images[begun : batch.kept]
         batch.kept = min(batch.kept, begun)
-        return rest
+        return [*done, *rest]

@@ -186,7 +186,8 @@ class Transcoder:
                 self._put_back(hands.hand_on())
         if not self._waiting and any(hands.is_idle for hands in self._crew):
             busiest = max(self._crew, key=lambda hands: hands.unbegun)
-            self._put_back(busiest.hand_on())
+            if busiest.unbegun:
+                self._put_back(busiest.hand_on())
         # The kernel ends a process whose image hangs, unless a decoder's bug has seen to that.
         for hands in self._crew:
             if hands.silent_s() > self._spec.decode_timeout_s * WALL_CLOCK_FACTOR + _SILENCE_MARGIN_S:

@@ -189,7 +189,7 @@ class _Server:
         with ExitStack() as undo:
             try:
                 ours, theirs = socket.socketpair()
-                undo.callback(ours.close)
+                undo.callback(_close, ours)
                 with theirs:
                     # Descriptors are sent past the stream, on a descriptor of its own to the same socket.
                     control = undo.enter_context(ours.dup())
@@ -272,7 +272,7 @@ async def _fork(server: _Server, number: int) -> Process:
     try:
         ours, theirs = socket.socketpair()
         with ExitStack() as undo:
-            undo.callback(ours.close)
+            undo.callback(_close, ours)
             with theirs:
                 trays = _send_fork(server, number, theirs)
             reader, writer = await asyncio.open_unix_connection(sock=ours)
@@ -298,6 +298,11 @@ def _send_fork(server: _Server, number: int, channel: socket.socket) -> list[Tra
             trays.append(Tray(fd))
         server.send(FORK, number, descriptors)
     return trays
+
+
+def _close(channel: socket.socket) -> None:
+    with suppress(OSError):  # uvloop before 0.22 has closed it when the connection was cancelled
+        channel.close()
 
 
 def _set(end: asyncio.Future[int], status: int) -> None:

@@ -161,6 +161,14 @@ async def test_what_is_not_begun_is_handed_on_once() -> None:
         assert hands.wreck(Cause.UNKNOWN).innocents == []
 
 
+async def test_a_process_that_was_just_given_its_first_batch_is_not_slow() -> None:
+    """It counts as slow when a whole interval has passed, not when somebody looks at once."""
+    async with worker() as working:
+        hands = await hands_with(working, images(2))
+        assert not hands.look()
+        assert hands.look()
+
+
 async def test_what_is_done_but_not_told_is_lent_once() -> None:
     """Its answer may be there only after the slow image's; whoever answers first counts."""
     async with worker() as working:

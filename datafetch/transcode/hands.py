@@ -98,7 +98,7 @@ class Hands:
         self._suspects = deque(suspects)
         self._batches: deque[_Batch] = deque()
         self._ended_batches = 0
-        self._progress_seen = (0, 0)
+        self._progress_seen = (-1, 0)  # nothing yet, so that a first batch has its time as any other
         self._heard_s = 0.0
         self._is_slow = False
 

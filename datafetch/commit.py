@@ -21,12 +21,13 @@ from typing import Any
 import orjson
 
 from datafetch.child import child_command
+from datafetch.durable import publish
 from datafetch.errors import ConservationError, DatafetchError, ResourceError
 from datafetch.ledger import LedgerWriter
 from datafetch.model import Dataset, Payload, Sink, Totals
 from datafetch.sinks import PickleSink
 from datafetch.spool import SpoolReader
-from datafetch.state import State, publish
+from datafetch.state import State
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,13 +153,13 @@ def _write(commit: Commit, sink: Sink, ledger: LedgerWriter) -> Totals:
     output = commit.output
     samples = rows = dropped = 0
     outcomes: Counter[str] = Counter()
-    for spooled in SpoolReader(output.state.spool(commit.shard)).records():
-        if spooled.record.sample.position != samples:
+    for spooled in SpoolReader(output.state.spool(commit.shard)).samples():
+        if spooled.sample.position != samples:
             raise ConservationError(f"shard {commit.shard}: sample {samples} is missing or there twice")
         samples += 1
         ledger.write(spooled.lines)
         outcomes.update(line.outcome for line in spooled.lines)
-        row = output.dataset.to_row(spooled.record, output.payload)
+        row = output.dataset.to_row(spooled.record(), output.payload)
         if row is None:
             dropped += 1
         else:

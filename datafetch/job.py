@@ -23,13 +23,14 @@ import uvloop
 
 from datafetch.commit import Output
 from datafetch.datasets import find_dataset
+from datafetch.durable import write_atomically
 from datafetch.errors import ConfigurationError, DatafetchError, ResourceError
 from datafetch.feed import Feed
 from datafetch.fetch import BodyBudget, Fetcher, FetchPolicy, OptOut
 from datafetch.ledger import read_keys
 from datafetch.model import OK, Manifest, Payload, Report, Selection, Totals
 from datafetch.pipeline import Pipeline, Statistics
-from datafetch.state import State, write_atomically
+from datafetch.state import State
 from datafetch.transcode import ImageSpec, Resize, Transcoder
 
 GIB = 1024**3

@@ -63,6 +63,17 @@ _KINDS_THAT_MAY_PASS = frozenset(
 _STATUSES_THAT_MAY_PASS = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
+class Loader(StrEnum):
+    """Which of the trainer's loaders reads a dataset, and so what it demands."""
+
+    COYO = "coyo"
+    """Pairs: shards of rows with a text and an image."""
+    MMC4 = "mmc4"
+    """Documents: shards of rows with texts and images."""
+    TORCH = "torch"
+    """A JSON list, and a folder of images."""
+
+
 class Payload(StrEnum):
     """How a row holds an image."""
 
@@ -418,6 +429,11 @@ class Dataset(Protocol):
     @property
     def path(self) -> str:
         """Where the trainer expects it, under the root."""
+        ...
+
+    @property
+    def loader(self) -> Loader:
+        """Which of the trainer's loaders reads it."""
         ...
 
     @property

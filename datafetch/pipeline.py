@@ -12,6 +12,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 from datafetch.commit import Commit, Output, commit_in_process
+from datafetch.entries import ImageEnd
 from datafetch.errors import ConservationError
 from datafetch.feed import Feed, OpenShard
 from datafetch.fetch import BodyBudget, Fetcher
@@ -25,7 +26,6 @@ from datafetch.model import (
     Outcome,
     Sample,
 )
-from datafetch.spool import ImageEnd
 from datafetch.transcode import Transcoder
 
 WORKERS_PER_CONNECTION = 4

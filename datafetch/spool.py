@@ -1,51 +1,43 @@
 """The crash-safe log of a shard in progress: samples and images, in the order in which they end.
 
-Rules: append only, one writer. Every entry carries its length and checksum, so that after a crash everything up to the
-last whole entry counts and a torn tail is cut off. Nothing is decided here: what the entries say is what happened.
-
-The file is a line ``datafetch spool 1``, then entries::
-
-    u32 length of the payload · u32 CRC-32 of the payload · payload
-    payload: u8 kind · u32 length of head · head (JSON) · JPEG bytes
-
-Kind ``I`` is an image that ended, its head a ``LedgerLine``; kind ``S`` a sample all of whose images ended.
+Rules: append only, one writer. What has been appended, the operating system has, so that a killed process loses nothing
+of it; every few seconds it is put on disk, so that a machine that dies loses no more than those. After a crash each
+whole entry counts, a torn tail is cut off, and what is damaged is passed over and made again. Nothing is decided here:
+what the entries say is what happened. How they lie on disk is the matter of ``entries``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import struct
-import zlib
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Self
 
 import aiofiles
 import numpy as np
-import orjson
 from aiofiles.threadpool.binary import AsyncFileIO
 
-from datafetch.errors import ConfigurationError, ConservationError, ResourceError
+from datafetch.durable import sync
+from datafetch.entries import (
+    START_BYTES,
+    Ended,
+    ImageEnd,
+    begin,
+    encode,
+    is_torn_beginning,
+    read_entries,
+    read_entry,
+    read_heads,
+    read_marker,
+)
+from datafetch.errors import ConservationError, ResourceError
 from datafetch.model import LedgerLine, Record, Sample
 
-_MAGIC = b"datafetch spool 1\n"
-_LENGTH_AND_CRC = struct.Struct("<II")
-_KIND_AND_HEAD_LENGTH = struct.Struct("<BI")
-_IMAGE = ord("I")
-_SAMPLE = ord("S")
 _SAMPLE_ENTRY = -1  # in the index, where an image has its place in the sample; sorts before them
-
-
-@dataclass(frozen=True, slots=True)
-class ImageEnd:
-    """An image that ended: what the ledger will say, and the JPEG (empty where it did not arrive)."""
-
-    line: LedgerLine
-    jpeg: bytes
 
 
 @dataclass(slots=True)
@@ -53,15 +45,17 @@ class Recovered:
     """What a spool held when it was opened.
 
     Attributes:
-        samples: Positions of the samples that ended.
+        samples: Positions of the samples that ended, all their images being there.
         images: Samples that have not ended → the images of theirs that have.
         outcomes: Images by outcome.
+        marker: What entries begin with.
         end: Bytes up to the end of the last whole entry.
     """
 
     samples: set[int] = field(default_factory=set)
     images: dict[int, set[int]] = field(default_factory=dict)
     outcomes: Counter[str] = field(default_factory=Counter)
+    marker: bytes = b""
     end: int = 0
 
 
@@ -74,6 +68,8 @@ class Spool:
         self._file = file
         self._pending: list[bytes] = []
         self._writing = asyncio.Lock()
+        self._syncing = asyncio.Lock()
+        self._is_on_disk = False
         self._failure: ResourceError | None = None
 
     @classmethod
@@ -90,7 +86,7 @@ class Spool:
         except OSError as error:
             raise ResourceError.of_disk(error, f"open the spool {path}") from error
 
-    async def append(self, *ended: ImageEnd | Sample) -> None:
+    async def append(self, *ended: Ended) -> None:
         """Append entries and return when the operating system has them.
 
         Whoever holds the lock writes for everybody who came meanwhile; a caller waits for at most two writes, so
@@ -100,23 +96,41 @@ class Spool:
             ResourceError: The disk refused them.
         """
         for one in ended:
-            self._pending += _encode(one)
+            self._pending += encode(one, self.recovered.marker)
         async with self._writing:
             await self._flush()
 
+    async def sync(self) -> None:
+        """Return when everything that was appended before is on disk.
+
+        Raises:
+            ResourceError: The disk refused it.
+        """
+        async with self._syncing:
+            if self._is_on_disk or self._file.closed:
+                return
+            self._is_on_disk = True
+            try:
+                await asyncio.to_thread(os.fdatasync, self._file.fileno())
+            except OSError as error:
+                self._failure = ResourceError.of_disk(error, f"write the spool {self.path}")
+                raise self._failure from error
+
     async def close(self) -> None:
         """Write what is pending and let go of the file, which stays."""
-        async with self._writing:
+        async with self._syncing, self._writing:
             try:
                 await self._flush()
             finally:
                 await self._file.close()
 
     async def _flush(self) -> None:
-        if self._failure is not None:  # a torn entry may be the last; nothing behind it would be found again
+        if self._failure is not None:  # a torn entry may be the last, and what the disk has of the others is unknown
             raise self._failure
         unwritten = memoryview(b"".join(self._pending))
         self._pending.clear()
+        if unwritten:
+            self._is_on_disk = False
         try:
             while unwritten:
                 unwritten = unwritten[await self._file.write(unwritten) :]
@@ -130,38 +144,91 @@ def _recover(path: Path) -> Recovered:
     recovered = Recovered()
     with path.open("a+b") as file:
         file.seek(0)
-        magic = file.read(len(_MAGIC))
-        if _MAGIC.startswith(magic) and magic != _MAGIC:
-            # New, or torn in its very first bytes.
+        if is_torn_beginning(file.read(START_BYTES)):
             file.truncate(0)
-            file.write(_MAGIC)
-        elif magic != _MAGIC:
-            raise ConfigurationError(f"{path} is not a spool of this version of datafetch; --fresh starts over")
-        recovered.end = len(_MAGIC)
-        for payload in _payloads(file):
-            _note(recovered, *_decode_head(payload))
-            recovered.end += _LENGTH_AND_CRC.size + len(payload)
+            file.write(begin())
+            file.flush()
+            os.fsync(file.fileno())
+            sync(path.parent)
+        file.seek(0)
+        recovered.marker = read_marker(file)
+        recovered.end = file.tell()
+        urls: dict[int, int] = {}
+        for entry in read_entries(file, recovered.marker):
+            _note(recovered, urls, entry.ended)
+            recovered.end = entry.end
         file.truncate(recovered.end)
     return recovered
 
 
-def _note(recovered: Recovered, kind: int, head: bytes) -> None:
-    if kind == _SAMPLE:
-        position = _decode_sample(head).position
+def _note(recovered: Recovered, urls: dict[int, int], ended: Ended) -> None:
+    """Take an entry into account; ``urls``: samples that said to have ended → how many images they have."""
+    if isinstance(ended, Sample):
+        position = ended.position
+        urls[position] = len(ended.urls)
+    else:
+        position = ended.line.sample
+        recovered.images.setdefault(position, set()).add(ended.line.image)
+        recovered.outcomes[ended.line.outcome] += 1
+    # An image may be missing all the same, where its entry was damaged.
+    if len(recovered.images.get(position, ())) == urls.get(position):
         recovered.samples.add(position)
         recovered.images.pop(position, None)
-    else:
-        line = _decode_line(head)
-        recovered.images.setdefault(line.sample, set()).add(line.image)
-        recovered.outcomes[line.outcome] += 1
+        del urls[position]
+
+
+def write_spool(path: Path, ended: Iterable[Ended]) -> None:
+    """Make a whole spool at once; it is on disk when this returns.
+
+    Raises:
+        OSError: The disk refused it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w+b", buffering=1 << 20) as file:
+        file.write(begin())
+        file.seek(0)
+        marker = read_marker(file)
+        for one in ended:
+            file.writelines(encode(one, marker))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_lines(path: Path) -> Iterator[LedgerLine]:
+    """A quick look at the images of a spool that may be written to meanwhile: nothing is checked, nothing changed.
+
+    Raises:
+        ConfigurationError: The file is not a spool of this version.
+    """
+    with path.open("rb") as file:
+        for ended in read_heads(file, read_marker(file)):
+            if isinstance(ended, ImageEnd):
+                yield ended.line
 
 
 @dataclass(frozen=True, slots=True)
-class SpooledRecord:
-    """A record as the spool tells it, with the ledger's lines of its images."""
+class SpooledSample:
+    """A sample as a spool has it, with those of its images that are there, in their order."""
 
-    record: Record
-    lines: tuple[LedgerLine, ...]
+    sample: Sample
+    images: tuple[ImageEnd, ...]
+
+    @property
+    def lines(self) -> tuple[LedgerLine, ...]:
+        """What the ledger will say of them."""
+        return tuple(end.line for end in self.images)
+
+    def record(self) -> Record:
+        """The finished sample.
+
+        Raises:
+            ConservationError: An image is missing or there twice.
+        """
+        places = [(end.line.sample, end.line.image) for end in self.images]
+        expected = [(self.sample.position, image) for image in range(len(self.sample.urls))]
+        if places != expected:
+            raise ConservationError(f"the spool has images {places} for sample {self.sample.position}, not {expected}")
+        return Record(self.sample, tuple(end.line.to_outcome(end.jpeg) for end in self.images))
 
 
 class SpoolReader:
@@ -171,89 +238,45 @@ class SpoolReader:
         self._path = path
         samples, images, offsets = array("q"), array("q"), array("q")
         with path.open("rb") as file:
-            if file.read(len(_MAGIC)) != _MAGIC:
-                raise ConservationError(f"{path} is not a spool of this version of datafetch")
-            offset = len(_MAGIC)
-            for payload in _payloads(file):
-                kind, head = _decode_head(payload)
-                if kind == _SAMPLE:
-                    sample, image = _decode_sample(head).position, _SAMPLE_ENTRY
-                else:
-                    line = _decode_line(head)
-                    sample, image = line.sample, line.image
+            for entry in read_entries(file, read_marker(file)):
+                sample, image = _place(entry.ended)
                 samples.append(sample)
                 images.append(image)
-                offsets.append(offset)
-                offset += _LENGTH_AND_CRC.size + len(payload)
+                offsets.append(entry.offset)
         order = np.lexsort((np.array(images, np.int64), np.array(samples, np.int64)))
         self._offsets = np.array(offsets, np.int64)[order]
 
-    def records(self) -> Iterator[SpooledRecord]:
-        """Every sample with its images, in manifest order.
+    def samples(self) -> Iterator[SpooledSample]:
+        """Every sample that ended with those of its images that are there, in manifest order.
 
         Raises:
-            ConservationError: An image or a sample is missing or there twice.
+            ConservationError: There are images of a sample that has not ended.
         """
         with self._path.open("rb") as file:
-            sample: Sample | None = None
-            ended: list[ImageEnd] = []
-            for offset in self._offsets:
-                file.seek(int(offset))
-                payload = next(_payloads(file))
-                kind, head = _decode_head(payload)
-                if kind == _SAMPLE:
-                    if sample is not None:
-                        yield _join(sample, ended)
-                    sample, ended = _decode_sample(head), []
-                else:
-                    ended.append(ImageEnd(_decode_line(head), payload[_KIND_AND_HEAD_LENGTH.size + len(head) :]))
-            if sample is not None:
-                yield _join(sample, ended)
+            current: SpooledSample | None = None
+            for ended in self._in_order(file):
+                if isinstance(ended, ImageEnd):
+                    if current is None or current.sample.position != ended.line.sample:
+                        raise ConservationError(f"the spool has an image of sample {ended.line.sample} alone")
+                    current = SpooledSample(current.sample, (*current.images, ended))
+                    continue
+                # A sample is there twice where it ended again because an image of it was damaged.
+                if current is not None and current.sample.position != ended.position:
+                    yield current
+                current = SpooledSample(ended, ())
+            if current is not None:
+                yield current
+
+    def _in_order(self, file: BinaryIO) -> Iterator[Ended]:
+        marker = read_marker(file)
+        for offset in self._offsets:
+            entry = read_entry(file, marker, int(offset))
+            if entry is None:
+                raise ConservationError(f"{self._path} changed while it was read")
+            yield entry.ended
 
 
-def _join(sample: Sample, ended: list[ImageEnd]) -> SpooledRecord:
-    places = [(end.line.sample, end.line.image) for end in ended]
-    expected = [(sample.position, image) for image in range(len(sample.urls))]
-    if places != expected:
-        raise ConservationError(f"the spool has images {places} for sample {sample.position}, not {expected}")
-    outcomes = tuple(end.line.to_outcome(end.jpeg) for end in ended)
-    return SpooledRecord(Record(sample, outcomes), tuple(end.line for end in ended))
-
-
-def _encode(ended: ImageEnd | Sample) -> tuple[bytes, ...]:
-    """One entry, in pieces."""
-    if isinstance(ended, ImageEnd):
-        kind, head, jpeg = _IMAGE, orjson.dumps(ended.line), ended.jpeg
-    else:
-        kind, head, jpeg = _SAMPLE, orjson.dumps(ended), b""
-    start = _KIND_AND_HEAD_LENGTH.pack(kind, len(head)) + head
-    crc = zlib.crc32(jpeg, zlib.crc32(start))
-    return _LENGTH_AND_CRC.pack(len(start) + len(jpeg), crc), start, jpeg
-
-
-def _payloads(file: BinaryIO) -> Iterator[bytes]:
-    """The payloads from here to the last whole entry."""
-    left = os.fstat(file.fileno()).st_size - file.tell()
-    while left >= _LENGTH_AND_CRC.size:
-        length, crc = _LENGTH_AND_CRC.unpack(file.read(_LENGTH_AND_CRC.size))
-        left -= _LENGTH_AND_CRC.size + length
-        if left < 0:
-            return
-        payload = file.read(length)
-        if len(payload) < _KIND_AND_HEAD_LENGTH.size or zlib.crc32(payload) != crc:
-            return
-        yield payload
-
-
-def _decode_head(payload: bytes) -> tuple[int, bytes]:
-    kind, length = _KIND_AND_HEAD_LENGTH.unpack_from(payload)
-    return kind, payload[_KIND_AND_HEAD_LENGTH.size : _KIND_AND_HEAD_LENGTH.size + length]
-
-
-def _decode_sample(head: bytes) -> Sample:
-    fields = orjson.loads(head)
-    return Sample(fields["position"], fields["key"], tuple(fields["urls"]), fields["row"])
-
-
-def _decode_line(head: bytes) -> LedgerLine:
-    return LedgerLine(**orjson.loads(head))
+def _place(ended: Ended) -> tuple[int, int]:
+    if isinstance(ended, Sample):
+        return ended.position, _SAMPLE_ENTRY
+    return ended.line.sample, ended.line.image

@@ -49,9 +49,53 @@ class State:
         return self.folder / "lock"
 
     @property
+    def progress(self) -> Path:
+        """How the run that is at work stands; seconds old while it is."""
+        return self.folder / "progress.json"
+
+    @property
+    def retry(self) -> Path:
+        """What the retry that is under way tries again; there until it is complete."""
+        return self.folder / "retry.json"
+
+    @property
     def unpublished(self) -> Path:
-        """Where files are written before they are published; on the same filesystem as the output."""
+        """Where files are written before they are published. What lies here counts for nothing."""
         return self.folder / "unpublished"
+
+    @property
+    def ready(self) -> Path:
+        """Where a shard's files lie once they are complete, until each is in its place: a folder a shard."""
+        return self.folder / "ready"
+
+    def failed(self, shard: str) -> Path:
+        """Samples of a published shard with a failed image, and their other images, for ``retry``; a spool."""
+        return self.folder / "failed" / f"{shard}.spool"
+
+    @property
+    def added(self) -> Path:
+        """Where rows that a retry brought wait to be made part of the equal shards."""
+        return self.folder / "added"
+
+    @property
+    def resharding(self) -> Path:
+        """Where equal shards are being made."""
+        return self.folder / "resharding"
+
+    @property
+    def resharded(self) -> Path:
+        """Where equal shards lie once they are complete, until they are the output."""
+        return self.folder / "resharded"
+
+    @property
+    def replaced(self) -> Path:
+        """Where an output lies that equal shards take the place of, until they have."""
+        return self.folder / "replaced"
+
+    @property
+    def equal(self) -> Path:
+        """What the equal shards in the output are made of, and how; there if and only if they are."""
+        return self.folder / "equal.json"
 
     @property
     def quarantine(self) -> Path:
@@ -78,26 +122,3 @@ class State:
     def spool(self, shard: str) -> Path:
         """The spool of a shard in progress."""
         return self.all_spools / self.job_hash / f"{shard}.spool"
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file in one step, on disk when this returns."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_bytes(content)
-    publish(unfinished, path)
-
-
-def publish(unfinished: Path, final: Path) -> None:
-    """Move a complete file to its place in one step; file and name are on disk when this returns."""
-    _sync(unfinished)
-    unfinished.replace(final)
-    _sync(final.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -2,14 +2,17 @@
 
 import pickle
 import pickletools
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datafetch.sinks import PickleSink
+from datafetch.errors import ManifestError
+from datafetch.sinks import ListLayout, PickleSink, decode_row, encode_row, frame_sizes, read_count, read_frames
+from datafetch.sinks.pickle import Piece
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary(),
@@ -62,3 +65,71 @@ def test_an_unfinished_sink_can_be_closed(tmp_path: Path) -> None:
     sink.write({"id": 1})
     sink.close()
     sink.close()
+
+
+@settings(deadline=None)
+@given(rows=ROWS)
+def test_rows_come_back_one_at_a_time(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, object]]) -> None:
+    """A shard's frames hold its rows, their sizes are known without reading them, and they are what a sink writes."""
+    data, count = write(tmp_path_factory.mktemp("sink"), rows)
+    frames = list(read_frames(data))
+    assert [decode_row(frame) for frame in frames] == rows
+    assert frames == [encode_row(row) for row in rows]
+    assert list(frame_sizes(data)) == [len(frame) for frame in frames]
+    assert read_count(count) == len(rows)
+
+
+@pytest.mark.parametrize("rows", [1, 999, 1000, 1001, 2000, 2001])
+def test_a_shard_can_be_written_in_any_order(tmp_path: Path, rows: int) -> None:
+    """Frames at the places that the layout gives them, and what belongs between them, are the very same file."""
+    data, _ = write(tmp_path, [{"id": number, "text": "x" * (number % 7)} for number in range(rows)])
+    frames = list(read_frames(data))
+    layout = ListLayout(np.array([len(frame) for frame in frames], np.int64))
+    content = bytearray(layout.total_bytes)
+    pieces = [Piece(int(offset), frame) for offset, frame in zip(layout.offsets, frames, strict=True)]
+    for piece in [*reversed(pieces), *layout.pieces()]:
+        content[piece.offset : piece.offset + len(piece.content)] = piece.content
+    assert bytes(content) == data.read_bytes()
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_other_peoples_pickles_are_read(tmp_path: Path, protocol: int) -> None:
+    """Whatever protocol a script wrote its list with, and with the numbers of NumPy in it."""
+    rows = [{"text": "同じ", "image": "abc", "clip_sim": np.float32(0.5)}, {"text": "同じ", "image": "def"}]
+    path = tmp_path / "theirs.pkl"
+    path.write_bytes(pickle.dumps(rows, protocol))
+    frames = list(read_frames(path))
+    assert [decode_row(frame) for frame in frames] == rows
+    assert list(frame_sizes(path)) == [len(frame) for frame in frames]
+
+
+def test_a_pickle_that_calls_something_is_refused(tmp_path: Path) -> None:
+    """Reading rows runs nobody's code: neither that of a whole file nor that of a frame."""
+    trap = tmp_path / "sprung"
+    attack = b"cposix\nmkdir\n" + pickle.dumps((str(trap),), 2)[2:-1] + b"R"
+    path = tmp_path / "hostile.pkl"
+    path.write_bytes(b"\x80\x04](" + attack + b"e.")
+    with pytest.raises(ManifestError, match=r"posix\.mkdir"):
+        list(read_frames(path))
+    path.write_bytes(b"\x80\x04](\x95" + len(attack).to_bytes(8, "little") + attack + b"e.")
+    (frame,) = read_frames(path)
+    with pytest.raises(ValueError, match=r"posix\.mkdir"):
+        decode_row(frame)
+    assert not trap.exists()
+
+
+@settings(deadline=None)
+@given(cut=st.integers(0, 400), data=st.data())
+def test_a_damaged_shard_is_refused(tmp_path_factory: pytest.TempPathFactory, cut: int, data: st.DataObject) -> None:
+    """Cut short anywhere it is refused; with any byte changed nothing but a refusal is ever raised."""
+    rows = [{"id": number, "text": "text" * number} for number in range(8)]
+    path, _ = write(tmp_path_factory.mktemp("sink"), list(rows))
+    content = path.read_bytes()
+    path.write_bytes(content[: min(cut, len(content) - 1)])
+    with pytest.raises(ManifestError):
+        list(read_frames(path))
+    place = data.draw(st.integers(0, len(content) - 1))
+    path.write_bytes(content[:place] + bytes([content[place] ^ data.draw(st.integers(1, 255))]) + content[place + 1 :])
+    with suppress(ManifestError, ValueError):
+        for frame in read_frames(path):
+            decode_row(frame)

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from datafetch.datasets.payload import pack
 from datafetch.errors import ManifestError
-from datafetch.model import Encoded, Payload, Record, Row, Sample, Samples, Selection, Shard
+from datafetch.model import Encoded, Loader, Payload, Record, Row, Sample, Samples, Selection, Shard
 from datafetch.readers import ColumnType, IdList, Int64s, ParquetFile, list_files, matching_rows, read_ids
 
 _SIMILARITIES = ("clip_similarity_vitb32", "clip_similarity_vitl14")
@@ -41,6 +41,7 @@ class Coyo:
 
     name: str = "coyo"
     path: str = "coyo-700m/pkl03-split"
+    loader: Loader = Loader.COYO
     short_side_px: int | None = 336
 
     def bind(self, source: Path, ids: Path | None) -> CoyoManifest:

@@ -1,21 +1,48 @@
 """The pickle shards that VILA's loaders read: ``<name>.pkl``, a list of dicts, and ``<name>.count``, its length.
 
-Rules: never more than one row in memory. A pickle of a list can be written as it grows: header, then for every few rows
-MARK, each row's own pickle without header and stop, APPENDS; then STOP (pickletools documents the opcodes).
+Rules: never more than one row in memory. A pickle of a list can be written as it grows::
+
+    PROTO 4 · EMPTY_LIST · MARK · row … row · APPENDS · MARK · row … row · APPENDS · STOP
+
+so many rows between MARK and APPENDS (``ROWS_AT_ONCE``), each in a FRAME of its own (pickletools documents the
+opcodes). A frame carries its length, so that rows are found, counted and copied without being read
+(``pickle_rows``). Where a row lies follows from the lengths of the rows before it: ``ListLayout``.
 """
 
 from __future__ import annotations
 
 import pickle
+from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from datafetch.model import Row
 
-# Protocol 3 numbers its memo explicitly and has no frames, so pickles made one by one can be joined; from protocol 4 on
-# memo numbers are implied by position and a frame's length covers its STOP.
-_PROTOCOL = 3
-_HEADER = pickle.PROTO + bytes([_PROTOCOL])
-_ROWS_AT_ONCE = 1000  # as the standard library does: the reader's stack holds this many before they join the list
+PREAMBLE = pickle.PROTO + bytes([4]) + pickle.EMPTY_LIST
+FRAME_HEADER_BYTES = 9  # the opcode and a length of 8 bytes
+ROWS_AT_ONCE = 1000  # as the standard library does: the reader's stack holds this many before they join the list
+
+# Protocol 3 puts no frames of its own into a row, and whatever it writes is valid in protocol 4.
+_ROW_PROTOCOL = 3
+_ROW_PREAMBLE_BYTES = 2
+_BETWEEN = pickle.APPENDS + pickle.MARK
+_END = pickle.APPENDS + pickle.STOP
+
+
+def encode_row(row: Row) -> bytes:
+    """One row as it stands in a shard: its frame.
+
+    Without a memo: what a row's bytes are depends on its values alone, and not on which of them are the same object.
+    """
+    buffer = BytesIO()
+    pickler = pickle.Pickler(buffer, _ROW_PROTOCOL)
+    pickler.fast = True
+    pickler.dump(dict(row))
+    body = buffer.getbuffer()[_ROW_PREAMBLE_BYTES : -len(pickle.STOP)]
+    return b"".join((pickle.FRAME, len(body).to_bytes(8, "little"), body))
 
 
 class PickleSink:
@@ -25,21 +52,59 @@ class PickleSink:
         self.files = (folder / f"{name}.pkl", folder / f"{name}.count")
         self._rows = 0
         self._file = self.files[0].open("wb", buffering=1 << 20)
-        self._file.write(_HEADER + pickle.EMPTY_LIST)
+        self._file.write(PREAMBLE)
 
     def write(self, row: Row) -> None:
         """Append one row."""
-        if self._rows % _ROWS_AT_ONCE == 0:
-            self._file.write(pickle.APPENDS + pickle.MARK if self._rows else pickle.MARK)
-        self._file.write(pickle.dumps(dict(row), _PROTOCOL)[len(_HEADER) : -len(pickle.STOP)])
+        self.write_frame(encode_row(row))
+
+    def write_frame(self, frame: bytes) -> None:
+        """Append a row as it stands in another shard."""
+        if self._rows % ROWS_AT_ONCE == 0:
+            self._file.write(_BETWEEN if self._rows else pickle.MARK)
+        self._file.write(frame)
         self._rows += 1
 
     def finish(self) -> None:
         """Complete both files."""
-        self._file.write(pickle.APPENDS + pickle.STOP if self._rows else pickle.STOP)
+        self._file.write(_END if self._rows else pickle.STOP)
         self._file.flush()
         self.files[1].write_text(str(self._rows), encoding="ascii")
 
     def close(self) -> None:
         """Let go of the file, finished or not."""
         self._file.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Bytes at a place of a file."""
+
+    offset: int
+    content: bytes
+
+
+class ListLayout:
+    """Where the frames of a shard lie, so that they can be written in any order.
+
+    Args:
+        frame_bytes: The lengths of the frames, in order; one at least.
+    """
+
+    def __init__(self, frame_bytes: npt.NDArray[np.int64]) -> None:
+        rows = len(frame_bytes)
+        before = np.concatenate(([0], np.cumsum(frame_bytes[:-1], dtype=np.int64)))
+        breaks = np.arange(rows, dtype=np.int64) // ROWS_AT_ONCE
+        self.offsets = len(PREAMBLE) + len(pickle.MARK) + len(_BETWEEN) * breaks + before
+        self._end = int(self.offsets[-1] + frame_bytes[-1])
+
+    @property
+    def total_bytes(self) -> int:
+        """The size of the file."""
+        return self._end + len(_END)
+
+    def pieces(self) -> list[Piece]:
+        """Everything in the file that is not a frame."""
+        breaks = self.offsets[ROWS_AT_ONCE::ROWS_AT_ONCE]
+        between = (Piece(int(offset) - len(_BETWEEN), _BETWEEN) for offset in breaks)
+        return [Piece(0, PREAMBLE + pickle.MARK), *between, Piece(self._end, _END)]

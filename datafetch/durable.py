@@ -1,0 +1,67 @@
+"""Files that are whole and on disk, or not there.
+
+Rules: a file that others look at gets its name when it is complete, and a name counts when it is on disk. Whatever runs
+out in between (the disk, the power, the process) leaves what was there before.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+from datafetch.errors import ResourceError
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a file in one step, on disk when this returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".tmp")
+    unfinished.write_bytes(content)
+    publish(unfinished, path)
+
+
+def publish(unfinished: Path, final: Path) -> None:
+    """Move a complete file to its place in one step; file and name are on disk when this returns."""
+    sync(unfinished)
+    try:
+        unfinished.replace(final)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        _publish_across(unfinished, final)
+    sync(final.parent)
+
+
+def _publish_across(unfinished: Path, final: Path) -> None:
+    """The same from another filesystem: a file without a name is filled, and named when it is complete.
+
+    Raises:
+        ResourceError: The filesystem has no files without names (NFS).
+    """
+    try:
+        nameless = os.open(final.parent, os.O_TMPFILE | os.O_WRONLY, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):
+            raise
+        raise ResourceError(
+            f"{final.parent} lies on another filesystem than {unfinished.parent}, one to which files can't be moved "
+            "without the trainer seeing them half; choose an output whose parent folder is on the same"
+        ) from error
+    with os.fdopen(nameless, "wb") as target, unfinished.open("rb") as source:
+        shutil.copyfileobj(source, target, 1 << 20)
+        target.flush()
+        os.fsync(nameless)
+        final.unlink(missing_ok=True)
+        os.link(f"/proc/self/fd/{nameless}", final, follow_symlinks=True)
+    unfinished.unlink()
+
+
+def sync(path: Path) -> None:
+    """Return when a file, or the names in a folder, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,172 @@
+"""How a spool lies on disk: entries that are found again whatever happened to their neighbours.
+
+The file is a line ``datafetch spool 2`` and a marker of 8 random bytes, then entries::
+
+    marker · u32 length of payload · u32 CRC-32 of payload · u32 CRC-32 of the three · payload
+    payload: u8 kind · u32 length of head · head (JSON) · JPEG bytes
+
+Kind ``I`` is an image that ended, its head a ``LedgerLine``; kind ``S`` a sample all of whose images ended.
+
+Rules: an entry is whole or it counts for nothing. Behind a damaged one the marker is looked for; being random, no image
+from the web can hold it and pass for an entry.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO, TypeAlias
+
+import orjson
+
+from datafetch.errors import ConfigurationError
+from datafetch.model import LedgerLine, Sample
+
+_MAGIC = b"datafetch spool 2\n"
+_MARKER_BYTES = 8
+START_BYTES = len(_MAGIC) + _MARKER_BYTES
+_FRONT = struct.Struct(f"<{_MARKER_BYTES}sII")  # marker, length, CRC of the payload
+_CRC = struct.Struct("<I")  # of the front
+_KIND_AND_HEAD_LENGTH = struct.Struct("<BI")
+_HEADER_BYTES = _FRONT.size + _CRC.size
+_IMAGE = ord("I")
+_SAMPLE = ord("S")
+_SEARCH_BYTES = 1 << 20  # of a damaged stretch, at a time
+
+
+@dataclass(frozen=True, slots=True)
+class ImageEnd:
+    """An image that ended: what the ledger will say, and the JPEG (empty where it did not arrive)."""
+
+    line: LedgerLine
+    jpeg: bytes
+
+
+Ended: TypeAlias = ImageEnd | Sample
+"""What an entry tells."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A whole entry and where it lies."""
+
+    offset: int
+    end: int
+    ended: Ended
+
+
+def begin() -> bytes:
+    """The first bytes of a new spool."""
+    return _MAGIC + os.urandom(_MARKER_BYTES)
+
+
+def is_begun(start: bytes) -> bool:
+    """Whether these first bytes of a file are those of a spool, all of them there."""
+    return start.startswith(_MAGIC) and len(start) >= START_BYTES
+
+
+def is_torn_beginning(start: bytes) -> bool:
+    """Whether this is all that was written of a new spool before its machine died."""
+    return len(start) < START_BYTES and (start.startswith(_MAGIC) or _MAGIC.startswith(start))
+
+
+def read_marker(file: BinaryIO) -> bytes:
+    """The marker of a spool, the file being left behind it.
+
+    Raises:
+        ConfigurationError: It is not a spool of this version.
+    """
+    start = file.read(START_BYTES)
+    if not is_begun(start):
+        raise ConfigurationError(f"{file.name} is not a spool of this version of datafetch; --fresh starts over")
+    return start[len(_MAGIC) :]
+
+
+def encode(ended: Ended, marker: bytes) -> tuple[bytes, ...]:
+    """One entry, in pieces."""
+    if isinstance(ended, ImageEnd):
+        kind, head, jpeg = _IMAGE, orjson.dumps(ended.line), ended.jpeg
+    else:
+        kind, head, jpeg = _SAMPLE, orjson.dumps(ended), b""
+    start = _KIND_AND_HEAD_LENGTH.pack(kind, len(head)) + head
+    front = _FRONT.pack(marker, len(start) + len(jpeg), zlib.crc32(jpeg, zlib.crc32(start)))
+    return front, _CRC.pack(zlib.crc32(front)), start, jpeg
+
+
+def read_entries(file: BinaryIO, marker: bytes) -> Iterator[Entry]:
+    """All whole entries from here to the end of the file, as it is now."""
+    offset, size = file.tell(), os.fstat(file.fileno()).st_size
+    while offset < size:
+        entry = read_entry(file, marker, offset)
+        if entry is None:
+            offset = _find(file, marker, offset + 1)
+            if offset < 0:
+                return
+        else:
+            yield entry
+            offset = entry.end
+
+
+def read_entry(file: BinaryIO, marker: bytes, offset: int) -> Entry | None:
+    """The entry at this place, or None where there is no whole one."""
+    front = _read_front(file, marker, offset)
+    if front is None or offset + _HEADER_BYTES + front.payload_bytes > os.fstat(file.fileno()).st_size:
+        return None
+    payload = file.read(front.payload_bytes)
+    if zlib.crc32(payload) != front.crc:
+        return None
+    return Entry(offset, file.tell(), _decode(payload))
+
+
+def read_heads(file: BinaryIO, marker: bytes) -> Iterator[Ended]:
+    """What the entries say, without the images, up to the first that is not whole: a quick look, nothing is checked."""
+    offset, size = file.tell(), os.fstat(file.fileno()).st_size
+    while (front := _read_front(file, marker, offset)) is not None:
+        end = offset + _HEADER_BYTES + front.payload_bytes
+        if end > size:
+            return
+        start = file.read(_KIND_AND_HEAD_LENGTH.size)
+        _, head_bytes = _KIND_AND_HEAD_LENGTH.unpack(start)
+        yield _decode(start + file.read(head_bytes))
+        offset = end
+
+
+@dataclass(frozen=True, slots=True)
+class _Front:
+    payload_bytes: int
+    crc: int
+
+
+def _read_front(file: BinaryIO, marker: bytes, offset: int) -> _Front | None:
+    """What the entry at this place says of its payload, the file being left before that; None if there is no entry."""
+    file.seek(offset)
+    header = file.read(_HEADER_BYTES)
+    if len(header) != _HEADER_BYTES or _CRC.pack(zlib.crc32(header[: _FRONT.size])) != header[_FRONT.size :]:
+        return None
+    found, payload_bytes, crc = _FRONT.unpack_from(header)
+    return _Front(payload_bytes, crc) if found == marker and payload_bytes >= _KIND_AND_HEAD_LENGTH.size else None
+
+
+def _find(file: BinaryIO, marker: bytes, offset: int) -> int:
+    """Where the marker stands next, from this place on; -1 if nowhere."""
+    while True:
+        file.seek(offset)
+        stretch = file.read(_SEARCH_BYTES)
+        place = stretch.find(marker)
+        if place >= 0:
+            return offset + place
+        if len(stretch) < _SEARCH_BYTES:
+            return -1
+        offset += len(stretch) - _MARKER_BYTES + 1
+
+
+def _decode(payload: bytes) -> Ended:
+    kind, head_bytes = _KIND_AND_HEAD_LENGTH.unpack_from(payload)
+    behind = _KIND_AND_HEAD_LENGTH.size + head_bytes
+    fields = orjson.loads(payload[_KIND_AND_HEAD_LENGTH.size : behind])
+    if kind == _SAMPLE:
+        return Sample(fields["position"], fields["key"], tuple(fields["urls"]), fields["row"])
+    return ImageEnd(LedgerLine(**fields), payload[behind:])

@@ -1,8 +1,9 @@
 """Commit: a finished shard goes from its spool to the files that the trainer reads.
 
 Rules: it runs in a process of its own, for it is CPU work of many seconds. What it writes is a function of the spool
-alone, so doing it again after a crash gives the same bytes. Files are complete and on disk before they are renamed, the
-rows first, the count after them, the ledger last: a ledger is there if and only if everything else is.
+alone (and, after a retry, of what the shard was), so doing it again after a crash gives the same bytes. A shard's files
+are written, checked and on disk before the folder they lie in is renamed to ``ready``; from then on the shard is
+committed, and whoever comes next puts the rest in place: the rows first, the count after them, the ledger last.
 """
 
 from __future__ import annotations
@@ -10,38 +11,33 @@ from __future__ import annotations
 import asyncio
 import os
 import pickle
+import shutil
 import signal
 import sys
 import threading
 from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 
 from datafetch.child import child_command
-from datafetch.durable import publish
-from datafetch.errors import ConservationError, DatafetchError, ResourceError
-from datafetch.ledger import LedgerWriter
-from datafetch.model import Dataset, Payload, Sink, Totals
-from datafetch.sinks import PickleSink
-from datafetch.spool import SpoolReader
+from datafetch.durable import publish, sync
+from datafetch.errors import ConservationError, DatafetchError, ManifestError, ResourceError
+from datafetch.ledger import Books, LedgerWriter
+from datafetch.model import Sink, Totals
+from datafetch.settled import Output, Settled, settle_retry, settle_spool
+from datafetch.sinks import PickleSink, decode_row, read_frames
+from datafetch.spool import SpoolWriter
 from datafetch.state import State
 
 
 @dataclass(frozen=True, slots=True)
-class Output:
-    """What all shards of a run have in common: how records become rows, and where they go."""
-
-    dataset: Dataset
-    state: State
-    payload: Payload = Payload.BASE64
-
-
-@dataclass(frozen=True, slots=True)
 class Commit:
-    """Which shard to commit, and how many samples it must have."""
+    """Which shard to commit, and how many samples it must have: all that the manifest gives it, retried or not."""
 
     output: Output
     shard: str
@@ -123,65 +119,134 @@ def commit_shard(commit: Commit) -> Totals:
         ResourceError: The disk is full or can't be written. The spool is untouched.
         ConservationError: The books do not balance. Nothing is published.
     """
+    state = commit.output.state
     try:
-        return _commit(commit)
+        folder = state.unpublished / commit.shard
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        totals = _write(commit, folder)
+        for path in folder.iterdir():
+            sync(path)
+        sync(folder)
+        state.ready.mkdir(exist_ok=True)
+        folder.rename(state.ready / commit.shard)
+        sync(state.ready)
+        put_in_place(state, commit.shard)
     except OSError as error:
         raise ResourceError.of_disk(error, f"write shard {commit.shard}") from error
+    return totals
 
 
-def _commit(commit: Commit) -> Totals:
-    state = commit.output.state
-    for folder in (state.unpublished, state.ledgers, state.out):
-        folder.mkdir(parents=True, exist_ok=True)
-    ledger_path = state.unpublished / f"{commit.shard}.parquet"
-    sink: Sink = PickleSink(state.unpublished, commit.shard)
-    with closing(sink):
-        with LedgerWriter(ledger_path, commit.shard) as ledger:
-            totals = _write(commit, sink, ledger)
-        if totals.rows:
-            for path in sink.files:
-                publish(path, state.out / path.name)
+def put_in_place(state: State, shard: str) -> None:
+    """Publish what is ready of a shard: all of it, or what a run that was killed here left of it.
+
+    In between there is at most a ``.pkl`` without its ``.count``.
+    """
+    ready = state.ready / shard
+    rows = state.added if state.equal.exists() else state.out
+    rows.mkdir(parents=True, exist_ok=True)
+    places = {
+        f"{shard}.pkl": rows,
+        f"{shard}.count": rows,
+        f"{shard}.spool": state.failed(shard).parent,
+        f"{shard}.parquet": state.ledgers,
+    }
+    if (ready / f"{shard}.pkl").exists():
+        (rows / f"{shard}.count").unlink(missing_ok=True)  # of the rows that these take the place of
+    for name, folder in places.items():
+        if (ready / name).exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            publish(ready / name, folder / name)
+    ready.rmdir()
+
+
+def finish_commits(state: State) -> None:
+    """Put in place what runs that were killed had ready."""
+    if state.ready.exists():
+        for folder in sorted(state.ready.iterdir()):
+            put_in_place(state, folder.name)
+
+
+def _write(commit: Commit, folder: Path) -> Totals:
+    output, shard = commit.output, commit.shard
+    wanted = output.retry and output.retry.wanted
+    samples = settle_retry(output, shard, wanted) if wanted else settle_spool(output, shard)
+    bookkeeper = _Bookkeeper(commit)
+    sink: Sink = PickleSink(folder, shard)
+    with (
+        closing(sink),
+        LedgerWriter(folder / f"{shard}.parquet", shard) as ledger,
+        SpoolWriter(folder / f"{shard}.spool") as failed,
+    ):
+        for settled in samples:
+            bookkeeper.enter(settled)
+            ledger.write(settled.lines)
+            failed.write(*settled.failed)
+            if settled.frame is not None:
+                sink.write_frame(settled.frame)
+        sink.finish()
+        if bookkeeper.own_rows:
+            _check_readable(sink.files[0], bookkeeper.own_rows)
         else:
             for path in sink.files:
                 path.unlink()
-                (state.out / path.name).unlink(missing_ok=True)
-    publish(ledger_path, state.ledger(commit.shard))
-    return totals
+        written_bytes = sum(path.stat().st_size for path in sink.files if path.exists())
+        books = bookkeeper.balance(written_bytes, ledger.lines)
+        ledger.finish(books)
+    return books.totals
 
 
-def _write(commit: Commit, sink: Sink, ledger: LedgerWriter) -> Totals:
-    output = commit.output
-    samples = rows = dropped = 0
-    outcomes: Counter[str] = Counter()
-    for spooled in SpoolReader(output.state.spool(commit.shard)).samples():
-        if spooled.sample.position != samples:
-            raise ConservationError(f"shard {commit.shard}: sample {samples} is missing or there twice")
-        samples += 1
-        ledger.write(spooled.lines)
-        outcomes.update(line.outcome for line in spooled.lines)
-        row = output.dataset.to_row(spooled.record(), output.payload)
-        if row is None:
-            dropped += 1
-        else:
-            rows += 1
-            sink.write(row)
-    sink.finish()
-    written_bytes = sum(path.stat().st_size for path in sink.files) if rows else 0
-    totals = Totals(samples, rows, dict(outcomes), written_bytes)
-    _check_conservation(commit, totals, dropped=dropped, ledger_lines=ledger.lines)
-    ledger.finish(totals)
-    return totals
+class _Bookkeeper:
+    """Counts samples and images as they are settled, and sees that nothing was lost and nothing counted twice."""
+
+    def __init__(self, commit: Commit) -> None:
+        self.own_rows = 0
+        self._commit = commit
+        self._has_row: list[bool] = []
+        self._is_own: list[bool] = []
+        self._lines = 0
+        self._outcomes: Counter[str] = Counter()
+
+    def enter(self, settled: Settled) -> None:
+        """Take the next sample into the books."""
+        position = len(self._has_row)
+        if settled.position != position:
+            raise ConservationError(f"shard {self._commit.shard}: sample {position} is missing or there twice")
+        self._has_row.append(settled.has_row)
+        self._is_own.append(settled.frame is not None)
+        self.own_rows += settled.frame is not None
+        self._lines += len(settled.lines)
+        self._outcomes.update(line.outcome for line in settled.lines)
+
+    def balance(self, written_bytes: int, ledger_lines: int) -> Books:
+        """Close the books.
+
+        Raises:
+            ConservationError: They do not balance: samples or images were lost or counted twice.
+        """
+        shard, expected = self._commit.shard, self._commit.samples
+        totals = Totals(len(self._has_row), sum(self._has_row), dict(self._outcomes), written_bytes)
+        if totals.samples != expected:
+            raise ConservationError(f"shard {shard}: {totals.samples} samples ended of {expected} in the manifest")
+        if not totals.images == totals.ok + totals.failed == self._lines == ledger_lines:
+            raise ConservationError(
+                f"shard {shard}: {totals.images} images ended, {totals.ok} arrived, {totals.failed} failed, "
+                f"{ledger_lines} lines in the ledger"
+            )
+        retry = self._commit.output.retry
+        number = 0 if retry is None else retry.number
+        return Books(totals, np.array(self._has_row, np.bool_), np.array(self._is_own, np.bool_), number)
 
 
-def _check_conservation(commit: Commit, totals: Totals, *, dropped: int, ledger_lines: int) -> None:
-    """Nothing was lost, nothing was counted twice: not samples, not images."""
-    if not commit.samples == totals.samples == totals.rows + dropped:
-        raise ConservationError(
-            f"shard {commit.shard}: {commit.samples} samples in the manifest, {totals.samples} ended, "
-            f"{totals.rows} rows, {dropped} dropped"
-        )
-    if not totals.images == totals.ok + totals.failed == ledger_lines:
-        raise ConservationError(
-            f"shard {commit.shard}: {totals.images} images ended, {totals.ok} arrived, {totals.failed} failed, "
-            f"{ledger_lines} lines in the ledger"
-        )
+def _check_readable(path: Path, rows: int) -> None:
+    """Read a shard back, as the trainer will.
+
+    Raises:
+        ResourceError: It is not what was written.
+    """
+    try:
+        found = sum(1 for frame in read_frames(path) if decode_row(frame))
+    except (ManifestError, ValueError) as error:
+        raise ResourceError(f"{path.name} was not written as it should be ({error}); check the disk") from error
+    if found != rows:
+        raise ResourceError(f"{path.name} has {found} rows of {rows} that were written; check the disk")

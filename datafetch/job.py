@@ -21,7 +21,6 @@ import filelock
 import orjson
 import uvloop
 
-from datafetch.commit import Output
 from datafetch.datasets import find_dataset
 from datafetch.durable import write_atomically
 from datafetch.errors import ConfigurationError, DatafetchError, ResourceError
@@ -30,6 +29,7 @@ from datafetch.fetch import BodyBudget, Fetcher, FetchPolicy, OptOut
 from datafetch.ledger import read_keys
 from datafetch.model import OK, Manifest, Payload, Report, Selection, Totals
 from datafetch.pipeline import Pipeline, Statistics
+from datafetch.settled import Output
 from datafetch.state import State
 from datafetch.transcode import ImageSpec, Resize, Transcoder
 

@@ -6,12 +6,18 @@ that a report reads footers and not millions of lines.
 
 from __future__ import annotations
 
+import base64
+import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -40,7 +46,30 @@ SCHEMA = pa.schema(
     ]
 )
 _TOTALS_KEY = b"datafetch.totals"
+_ROWS_KEY = b"datafetch.rows"
+_OWN_ROWS_KEY = b"datafetch.own_rows"
+_RETRY_KEY = b"datafetch.retry"
+Bools: TypeAlias = npt.NDArray[np.bool_]
 _LINES_A_ROW_GROUP = 16_384  # about 8 MB of lines wait in memory
+_LINES_AT_ONCE = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Books:
+    """What a shard came to.
+
+    Attributes:
+        totals: Counts.
+        has_row: For each sample, by position, whether it became a row.
+        own_rows: Of these, the rows that were written with this ledger into the shard's own file. After a retry of
+            what lies in equal shards, only those that it brought.
+        retry: Which retry the shard has last been part of; 0 before the first.
+    """
+
+    totals: Totals
+    has_row: Bools
+    own_rows: Bools
+    retry: int = 0
 
 
 class LedgerWriter:
@@ -67,10 +96,17 @@ class LedgerWriter:
         if len(self._pending) >= _LINES_A_ROW_GROUP:
             self._flush()
 
-    def finish(self, totals: Totals) -> None:
+    def finish(self, books: Books) -> None:
         """Write what is pending, and the shard's books."""
         self._flush()
-        self._writer.add_key_value_metadata({_TOTALS_KEY: orjson.dumps(totals)})
+        self._writer.add_key_value_metadata(
+            {
+                _TOTALS_KEY: orjson.dumps(books.totals),
+                _ROWS_KEY: pack_bools(books.has_row),
+                _OWN_ROWS_KEY: pack_bools(books.own_rows),
+                _RETRY_KEY: str(books.retry).encode(),
+            }
+        )
 
     def _flush(self) -> None:
         if self._pending:
@@ -78,19 +114,68 @@ class LedgerWriter:
             self._pending.clear()
 
 
+def pack_bools(values: Bools) -> bytes:
+    """A bit for each value, compressed, as text."""
+    return base64.b85encode(zlib.compress(np.packbits(values).tobytes()))
+
+
+def unpack_bools(packed: bytes | str, count: int) -> Bools:
+    """So many values again."""
+    bits = np.frombuffer(zlib.decompress(base64.b85decode(packed)), np.uint8)
+    return np.unpackbits(bits, count=count).astype(np.bool_)
+
+
 def read_totals(path: Path) -> Totals:
-    """The books of a published shard.
+    """The counts of a published shard.
 
     Raises:
         ConfigurationError: The file is not a ledger.
     """
+    return Totals(**orjson.loads(_read_metadata(path)[_TOTALS_KEY]))
+
+
+def read_books(path: Path) -> Books:
+    """What a published shard came to.
+
+    Raises:
+        ConfigurationError: The file is not a ledger.
+    """
+    metadata = _read_metadata(path)
+    totals = Totals(**orjson.loads(metadata[_TOTALS_KEY]))
+    return Books(
+        totals,
+        unpack_bools(metadata[_ROWS_KEY], totals.samples),
+        unpack_bools(metadata[_OWN_ROWS_KEY], totals.samples),
+        int(metadata[_RETRY_KEY]),
+    )
+
+
+def _read_metadata(path: Path) -> dict[bytes, bytes]:
     try:
         metadata: dict[bytes, bytes] = pq.read_metadata(path).metadata or {}
     except (OSError, pa.ArrowException) as error:
         raise ConfigurationError(f"{path} is not a ledger of datafetch; --fresh starts over") from error
-    if _TOTALS_KEY not in metadata:
-        raise ConfigurationError(f"{path} is not a ledger of datafetch; --fresh starts over")
-    return Totals(**orjson.loads(metadata[_TOTALS_KEY]))
+    if not metadata.keys() >= {_TOTALS_KEY, _ROWS_KEY, _OWN_ROWS_KEY, _RETRY_KEY}:
+        raise ConfigurationError(f"{path} is not a ledger of this version of datafetch; --fresh starts over")
+    return metadata
+
+
+def read_samples(path: Path) -> Iterator[tuple[LedgerLine, ...]]:
+    """The lines of each sample that has any, in the order of samples and images."""
+    with pq.ParquetFile(path) as file:
+        lines = (
+            LedgerLine(**line)
+            for batch in file.iter_batches(_LINES_AT_ONCE, columns=SCHEMA.names[1:])
+            for line in batch.to_pylist()
+        )
+        for _, sample in groupby(lines, attrgetter("sample")):
+            yield tuple(sample)
+
+
+def read_outcomes(path: Path) -> set[tuple[str, int | None]]:
+    """Which outcomes there are, with their statuses."""
+    table = pq.read_table(path, columns=["outcome", "status"]).group_by(["outcome", "status"]).aggregate([])
+    return {(line["outcome"], line["status"]) for line in table.to_pylist()}
 
 
 def read_keys(path: Path) -> Iterator[str]:

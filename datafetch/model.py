@@ -471,6 +471,10 @@ class Sink(Protocol):
         """Append one row. Rows come in manifest order."""
         ...
 
+    def write_frame(self, frame: bytes) -> None:
+        """Append a row in the form in which it lies in a file."""
+        ...
+
     def finish(self) -> None:
         """Complete the files."""
         ...

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, replace
 
-from datafetch.commit import Commit, Output, commit_in_process
+from datafetch.commit import Commit, commit_in_process
 from datafetch.entries import ImageEnd
 from datafetch.errors import ConservationError
 from datafetch.feed import Feed, OpenShard
@@ -26,6 +26,7 @@ from datafetch.model import (
     Outcome,
     Sample,
 )
+from datafetch.settled import Output
 from datafetch.transcode import Transcoder
 
 WORKERS_PER_CONNECTION = 4

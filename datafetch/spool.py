@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import BinaryIO, Self
 
 import aiofiles
@@ -177,21 +178,38 @@ def _note(recovered: Recovered, urls: dict[int, int], ended: Ended) -> None:
         del urls[position]
 
 
-def write_spool(path: Path, ended: Iterable[Ended]) -> None:
-    """Make a whole spool at once; it is on disk when this returns.
+class SpoolWriter:
+    """Makes a whole spool at once; use it as a context manager, and it is on disk afterwards."""
 
-    Raises:
-        OSError: The disk refused it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w+b", buffering=1 << 20) as file:
-        file.write(begin())
-        file.seek(0)
-        marker = read_marker(file)
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("w+b", buffering=1 << 20)
+        self._file.write(begin())
+        self._file.seek(0)
+        self._marker = read_marker(self._file)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        finally:
+            self._file.close()
+
+    def write(self, *ended: Ended) -> None:
+        """Append entries."""
         for one in ended:
-            file.writelines(encode(one, marker))
-        file.flush()
-        os.fsync(file.fileno())
+            self._file.writelines(encode(one, self._marker))
+
+
+def write_spool(path: Path, ended: Iterable[Ended]) -> None:
+    """Make a spool of these entries; it is on disk when this returns."""
+    with SpoolWriter(path) as spool:
+        spool.write(*ended)
 
 
 def read_lines(path: Path) -> Iterator[LedgerLine]:

@@ -11,11 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 from test_spool import make_end, make_outcome, make_sample
 
-from datafetch.commit import Commit, Output, commit_in_process, commit_shard
+from datafetch.commit import Commit, commit_in_process, commit_shard
 from datafetch.datasets import find_dataset
 from datafetch.errors import ConfigurationError, ConservationError, ResourceError
 from datafetch.ledger import SCHEMA, read_keys, read_totals
 from datafetch.model import Encoded, Failure, FailureKind, Outcome, Payload, Sample
+from datafetch.settled import Output
 from datafetch.spool import Spool
 from datafetch.state import State
 

@@ -1,0 +1,160 @@
+"""The samples of a shard as they are to stand: from its spool alone, or, after a retry, from what stood there and that.
+
+Rules: everything is streamed in the order of positions; a sample's fate is decided here and nowhere else. What a retry did
+not touch is handed on as it lies there, byte for byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
+
+from datafetch.entries import Ended, ImageEnd
+from datafetch.errors import ConservationError
+from datafetch.ledger import read_books, read_samples
+from datafetch.model import Dataset, Encoded, Failure, LedgerLine, Outcome, Payload, Record
+from datafetch.sinks import encode_row, read_frames
+from datafetch.spool import SpooledSample, SpoolReader
+from datafetch.state import State
+from datafetch.wanted import Retry, Wanted
+
+_MOST_ATTEMPTS = 127  # as the ledger's column holds them
+_Found = TypeVar("_Found")
+
+# Stands for an image that may yet arrive, where only a row's being there or not is asked for.
+_SOME_IMAGE = Encoded(b"\xff\xd8\xff\xd9", 1, 1, "JPEG")
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What all shards of a run have in common: how records become rows, and where they go.
+
+    Attributes:
+        dataset: Whose rows they are.
+        state: Where everything lies.
+        payload: How a row holds its images.
+        retry: What is tried again; None for a first run.
+    """
+
+    dataset: Dataset
+    state: State
+    payload: Payload = Payload.BASE64
+    retry: Retry | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """A sample as its shard is to have it.
+
+    Attributes:
+        position: Its place in the shard.
+        lines: For the ledger.
+        frame: Its row; None where there is none, or where it lies in the equal shards and stays.
+        has_row: Whether there is a row, here or there.
+        failed: Its entries among the failed samples; none when all of its images arrived.
+    """
+
+    position: int
+    lines: tuple[LedgerLine, ...]
+    frame: bytes | None
+    has_row: bool
+    failed: tuple[Ended, ...]
+
+
+def could_have_row(output: Output, record: Record, may_arrive: Callable[[Failure], bool]) -> bool:
+    """Whether there would be a row if all those images arrived."""
+    outcomes: tuple[Outcome, ...] = tuple(
+        _SOME_IMAGE if isinstance(outcome, Failure) and may_arrive(outcome) else outcome for outcome in record.outcomes
+    )
+    return output.dataset.to_row(Record(record.sample, outcomes), output.payload) is not None
+
+
+def settle_spool(output: Output, shard: str) -> Iterator[Settled]:
+    """The samples of a shard that was fetched for the first time."""
+    for spooled in SpoolReader(output.state.spool(shard)).samples():
+        yield _settle(output, spooled)
+
+
+def settle_retry(output: Output, shard: str, wanted: Wanted) -> Iterator[Settled]:
+    """The samples of a shard of which some were tried again, in its spool, and the others stay as they are."""
+    state = output.state
+    books = read_books(state.ledger(shard))
+    frames: Iterator[bytes] = iter(())
+    if books.totals.rows and not state.equal.exists():
+        frames = read_frames(state.out / f"{shard}.pkl")
+    lines = _ByPosition(read_samples(state.ledger(shard)), lambda lines: lines[0].sample)
+    failed = _ByPosition(SpoolReader(state.failed(shard)).samples(), _position)
+    retried = _ByPosition(SpoolReader(state.spool(shard)).samples(), _position)
+    for position in range(books.totals.samples):
+        has_row = bool(books.has_row[position])
+        before = lines.take(position) or ()
+        frame = next(frames, None) if has_row else None
+        kept = failed.take(position)
+        spooled = retried.take(position)
+        if spooled is None:
+            yield Settled(position, before, frame, has_row, () if kept is None else (*kept.images, kept.sample))
+        else:
+            assert kept is not None, "what is tried again was kept"
+            yield _settle(output, _add_attempts(spooled, before, wanted.settled(kept, before)))
+    if not lines.is_empty or not failed.is_empty or not retried.is_empty or next(frames, None) is not None:
+        raise ConservationError(f"shard {shard}: the retry has samples that the shard has not")
+
+
+def _settle(output: Output, spooled: SpooledSample) -> Settled:
+    record = spooled.record()
+    row = output.dataset.to_row(record, output.payload)
+    frame = None if row is None else encode_row(row)
+    return Settled(
+        spooled.sample.position, spooled.lines, frame, frame is not None, _keep_for_retry(output, spooled, record)
+    )
+
+
+def _keep_for_retry(output: Output, spooled: SpooledSample, record: Record) -> tuple[Ended, ...]:
+    """A sample with a failed image, and those of its images that a retry could make a row with."""
+    failures = [outcome for outcome in record.outcomes if isinstance(outcome, Failure)]
+    if not failures:
+        return ()
+    may_pass = any(failure.may_pass for failure in failures)
+    if may_pass and could_have_row(output, record, lambda failure: failure.may_pass):
+        return (*(end for end in spooled.images if end.jpeg), spooled.sample)
+    return (spooled.sample,)
+
+
+def _add_attempts(
+    spooled: SpooledSample, before: tuple[LedgerLine, ...], settled: tuple[ImageEnd, ...]
+) -> SpooledSample:
+    """The sample with all requests that were ever made for its images."""
+    stayed = {end.line.image for end in settled}
+    images = tuple(
+        end
+        if end.line.image in stayed
+        else replace(end, line=replace(end.line, attempts=min(_MOST_ATTEMPTS, end.line.attempts + line.attempts)))
+        for end, line in zip(spooled.images, before, strict=True)
+    )
+    return SpooledSample(spooled.sample, images)
+
+
+def _position(spooled: SpooledSample) -> int:
+    return spooled.sample.position
+
+
+class _ByPosition(Generic[_Found]):
+    """Values in the order of their positions, taken by position."""
+
+    def __init__(self, values: Iterable[_Found], position: Callable[[_Found], int]) -> None:
+        self._values = iter(values)
+        self._position = position
+        self._next = next(self._values, None)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether all have been taken."""
+        return self._next is None
+
+    def take(self, position: int) -> _Found | None:
+        """The value at a position, or None; positions come in ascending order."""
+        if self._next is None or self._position(self._next) != position:
+            return None
+        taken, self._next = self._next, next(self._values, None)
+        return taken

@@ -1,0 +1,62 @@
+"""Which failures are tried again.
+
+Rules: said once, for those who hand out the images and for those who write down what became of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from datafetch.entries import ImageEnd
+from datafetch.model import Failure, FailureKind, LedgerLine
+from datafetch.spool import SpooledSample
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Failures that are to be tried again.
+
+    Attributes:
+        kinds: Of these kinds; None for those that may pass.
+    """
+
+    kinds: frozenset[FailureKind] | None = None
+
+    @classmethod
+    def all(cls) -> Wanted:
+        """Whatever failed."""
+        return cls(frozenset(FailureKind))
+
+    def wants(self, failure: Failure) -> bool:
+        """Whether to try again after this failure."""
+        return failure.may_pass if self.kinds is None else failure.kind in self.kinds
+
+    def wants_any(self, lines: tuple[LedgerLine, ...]) -> bool:
+        """Whether one of a sample's images is to be tried again."""
+        return any(self._wants_line(line) for line in lines)
+
+    def settled(self, kept: SpooledSample, lines: tuple[LedgerLine, ...]) -> tuple[ImageEnd, ...]:
+        """Those images of a sample that are not fetched again, as they were.
+
+        Args:
+            kept: The sample, and those of its images that were kept.
+            lines: What the ledger says of all of its images.
+        """
+        jpegs = {end.line.image: end.jpeg for end in kept.images}
+        return tuple(
+            ImageEnd(line, jpegs.get(line.image, b""))
+            for line in lines
+            if line.image in jpegs or (isinstance(line.to_outcome(b""), Failure) and not self._wants_line(line))
+        )
+
+    def _wants_line(self, line: LedgerLine) -> bool:
+        outcome = line.to_outcome(b"")
+        return isinstance(outcome, Failure) and self.wants(outcome)
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """A retry: which one of this output's, counting from 1, and of what."""
+
+    number: int
+    wanted: Wanted

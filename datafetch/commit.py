@@ -125,6 +125,9 @@ def commit_shard(commit: Commit) -> Totals:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         totals = _write(commit, folder)
+        if not totals.rows:
+            for suffix in (".count", ".pkl"):  # of an earlier run, whose ledger is gone
+                (state.out / f"{commit.shard}{suffix}").unlink(missing_ok=True)
         for path in folder.iterdir():
             sync(path)
         sync(folder)

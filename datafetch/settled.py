@@ -1,7 +1,7 @@
 """The samples of a shard as they are to stand: from its spool alone, or, after a retry, from what stood there and that.
 
-Rules: everything is streamed in the order of positions; a sample's fate is decided here and nowhere else. What a retry did
-not touch is handed on as it lies there, byte for byte.
+Rules: everything is streamed in the order of positions; a sample's fate is decided here and nowhere else. What a retry
+did not touch is handed on as it lies there, byte for byte.
 """
 
 from __future__ import annotations
@@ -105,9 +105,8 @@ def _settle(output: Output, spooled: SpooledSample) -> Settled:
     record = spooled.record()
     row = output.dataset.to_row(record, output.payload)
     frame = None if row is None else encode_row(row)
-    return Settled(
-        spooled.sample.position, spooled.lines, frame, frame is not None, _keep_for_retry(output, spooled, record)
-    )
+    failed = _keep_for_retry(output, spooled, record)
+    return Settled(record.sample.position, spooled.lines, frame, frame is not None, failed)
 
 
 def _keep_for_retry(output: Output, spooled: SpooledSample, record: Record) -> tuple[Ended, ...]:

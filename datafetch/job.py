@@ -17,7 +17,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import filelock
 import orjson
 import uvloop
 
@@ -27,6 +26,7 @@ from datafetch.errors import ConfigurationError, DatafetchError, ResourceError
 from datafetch.feed import Feed
 from datafetch.fetch import BodyBudget, Fetcher, FetchPolicy, OptOut
 from datafetch.ledger import read_keys
+from datafetch.lock import Lock
 from datafetch.model import OK, Manifest, Payload, Report, Selection, Totals
 from datafetch.pipeline import Pipeline, Statistics
 from datafetch.settled import Output
@@ -195,8 +195,7 @@ async def _claimed(state: State, job: Job, identity: _Identity) -> AsyncIterator
         ConfigurationError: Another run holds it, it belongs to another job, or it holds files that are not ours.
         ResourceError: It can't be written.
     """
-    # One thread takes the lock and maybe another gives it back; it dies with the process in any case.
-    lock = filelock.FileLock(state.lock, timeout=0, thread_local=False)
+    lock = Lock(state.lock, state.out)
     try:
         await asyncio.to_thread(_claim, state, lock, job, identity)
         yield
@@ -206,15 +205,12 @@ async def _claimed(state: State, job: Job, identity: _Identity) -> AsyncIterator
         await asyncio.to_thread(lock.release)
 
 
-def _claim(state: State, lock: filelock.BaseFileLock, job: Job, identity: _Identity) -> None:
+def _claim(state: State, lock: Lock, job: Job, identity: _Identity) -> None:
     shards = identity["shards"]
     if not job.fresh:
         _refuse_foreign_files(state, shards)
     state.folder.mkdir(parents=True, exist_ok=True)
-    try:
-        lock.acquire()
-    except filelock.Timeout as error:
-        raise ConfigurationError(f"another run is working on {state.out}; wait for it, or stop it first") from error
+    lock.acquire()
     if job.fresh:
         _start_over(state)
         _refuse_foreign_files(state, shards)

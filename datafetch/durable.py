@@ -54,7 +54,8 @@ def _publish_across(unfinished: Path, final: Path) -> None:
         target.flush()
         os.fsync(nameless)
         final.unlink(missing_ok=True)
-        os.link(f"/proc/self/fd/{nameless}", final, follow_symlinks=True)
+        # Only with a folder's descriptor, which an absolute path makes nothing of, does Python follow the link.
+        os.link(f"/proc/self/fd/{nameless}", final, src_dir_fd=nameless, follow_symlinks=True)
     unfinished.unlink()
 
 

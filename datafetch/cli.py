@@ -27,6 +27,10 @@ from datafetch.job import Job, run
 from datafetch.model import OK, Report
 from datafetch.options import RunOptions, with_run_options
 from datafetch.progress import ProgressConsole, show_progress, show_remarks
+from datafetch.rearrange import Watch
+from datafetch.reshard import Request, Resharded
+from datafetch.reshard import reshard as make_equal_shards
+from datafetch.reshard_progress import show_resharding
 
 
 class ExitCode(IntEnum):
@@ -162,6 +166,47 @@ def demo(
     show_report(result.report, as_json=json)
     (err if json else Console()).print(result.table())
     return ExitCode.COMPLETE if result.is_right else ExitCode.BUG
+
+
+@app.command()
+def reshard(  # noqa: PLR0913 - one parameter an option
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="A folder of .pkl and .count files; never changed.")],
+    out: Annotated[Path, typer.Argument(metavar="DST", help="Where to; an empty or new folder.")],
+    *,
+    world_size: Annotated[int, typer.Option(help="Ranks of the training.")] = 64,
+    batch: Annotated[int, typer.Option(help="Groups that a rank takes in one step.")] = 2,
+    group: Annotated[
+        int | None,
+        typer.Option(help="Samples that the loader takes together.", show_default="4 for pairs, 1 for documents"),
+    ] = None,
+    shuffle: Annotated[
+        str | None,
+        typer.Option(metavar="SEED|none", help="Shuffle all rows.", show_default="0 for pairs, none for documents"),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output at the end.")] = False,
+) -> int:
+    """Make equal shards, so that each rank reads as much as the others and nothing is lost."""
+    console = ProgressConsole()
+    with show_remarks(console), show_resharding(console) as tell:
+        made = make_equal_shards(Request(source, out, world_size, batch, group, shuffle), Watch(tell))
+    if made is None:
+        return ExitCode.INTERRUPTED
+    show_resharded(made, as_json=json)
+    return ExitCode.COMPLETE
+
+
+def show_resharded(made: Resharded, *, as_json: bool) -> None:
+    """Say on standard output what equal shards there are."""
+    if as_json:
+        _print(orjson.dumps(made.summary()).decode())
+        return
+    ranks, epoch = made.plan.ranks, made.epoch
+    _print(
+        f"{made.out}: {epoch.samples:,} rows in {made.shards:,} equal shards, {made.total_bytes / 1e9:.2f} GB"
+        f"{'' if made.is_new else ', as they were already'}\n"
+        f"{ranks.world_size:,} ranks of {epoch.groups * ranks.group:,} samples each; "
+        f"an epoch uses {1 - epoch.lost_share:.3%} of all"
+    )
 
 
 def show_report(report: Report, *, as_json: bool) -> None:

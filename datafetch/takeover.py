@@ -1,0 +1,109 @@
+"""Equal shards that are complete take the place of the output.
+
+Rules: complete shards are decided on by one rename, and from then on there is no way back: ``finish`` goes on from
+wherever it was interrupted, and ends the same. The output holds the old shards or the new ones, never some of both;
+until the new ones are in it, every row lies in the state folder.
+
+What lies there meanwhile::
+
+    resharded/shards/      the new shards; gone once they are the output
+    resharded/equal.json   what they are made of; gone once it is the state's
+    resharded/moving       the old shards are gone from an output that takes its new ones file by file
+    replaced/              the old output
+"""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from pathlib import Path
+
+from datafetch.durable import publish, sync, write_atomically
+from datafetch.errors import ConfigurationError, ResourceError
+from datafetch.state import State
+
+SHARDS = "shards"
+RECORD = "equal.json"
+_MOVING = "moving"
+_CANT_RENAME = (errno.EXDEV, errno.EBUSY)
+
+
+def decide(state: State) -> None:
+    """Declare the shards in ``state.resharding`` complete; everything in there is on disk when this is called."""
+    sync(state.resharding)
+    state.resharding.rename(state.resharded)
+    sync(state.folder)
+
+
+def finish(state: State) -> None:
+    """Let complete equal shards become the output, if there are any; go on with it where it was interrupted.
+
+    To be called, under the lock of the output, before anything else looks at it.
+
+    Raises:
+        ResourceError: The output can't be written; nothing is lost.
+        ConfigurationError: Others have put files where the output is to be.
+    """
+    if not state.resharded.is_dir():
+        return
+    try:
+        _finish(state)
+    except OSError as error:
+        raise ResourceError.of_disk(error, f"put equal shards into {state.out}") from error
+
+
+def _finish(state: State) -> None:
+    shards = state.resharded / SHARDS
+    if shards.is_dir():
+        if _must_stay(state) or not _swap(state, shards):
+            _move_files(state, shards)
+        sync(state.resharded)
+    record = state.resharded / RECORD
+    if record.exists():
+        publish(record, state.equal)
+    for leftover in (state.replaced, state.added, state.resharded):
+        if leftover.exists():
+            shutil.rmtree(leftover)
+    sync(state.folder)
+
+
+def _must_stay(state: State) -> bool:
+    """Whether the output's folder can't be replaced by another: somebody mounted it or put a link there."""
+    return (state.resharded / _MOVING).exists() or state.out.is_symlink() or state.out.is_mount()
+
+
+def _swap(state: State, shards: Path) -> bool:
+    """Put one folder in the other's place; False if they lie on different filesystems, and nothing was done."""
+    try:
+        if state.out.exists() and not state.replaced.exists():
+            state.out.rename(state.replaced)
+            sync(state.folder)
+            sync(state.out.parent)
+        shards.rename(state.out)
+    except OSError as error:
+        if error.errno in _CANT_RENAME:
+            return False
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise ConfigurationError(
+                f"{state.out} is where equal shards from {shards} are to be, and holds something else; "
+                "move that away and run the same command again"
+            ) from error
+        raise
+    sync(state.out.parent)
+    return True
+
+
+def _move_files(state: State, shards: Path) -> None:
+    state.out.mkdir(parents=True, exist_ok=True)
+    moving = state.resharded / _MOVING
+    if not moving.exists():
+        for suffix in (".count", ".pkl"):  # a count without its rows would be worse than rows without their count
+            for path in sorted(state.out.glob(f"*{suffix}")):
+                path.unlink()
+        sync(state.out)
+        write_atomically(moving, b"")
+    for name in sorted({path.stem for path in shards.iterdir()}):
+        for path in (shards / f"{name}.pkl", shards / f"{name}.count"):
+            if path.exists():
+                publish(path, state.out / path.name)
+    shards.rmdir()

@@ -1,0 +1,638 @@
+"""Equal shards: nothing is lost, whatever happens meanwhile, and nothing else is touched."""
+
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from killing import SMALL_BUFFER_BYTES, equal_shards
+
+from datafetch import rearrange
+from datafetch.cli import main
+from datafetch.errors import ConfigurationError, ManifestError, ResourceError
+from datafetch.lock import Lock
+from datafetch.ranks import Ranks, epoch
+from datafetch.rearrange import Plan, Progress, Source, Stage, Watch, order
+from datafetch.reshard import Request, reshard
+from datafetch.sinks import PickleSink
+from datafetch.state import State
+from datafetch.takeover import finish
+from datafetch.targets import Targets, shard_name
+
+Row = dict[str, Any]
+KILLING = Path(__file__).with_name("killing.py")
+
+
+def pairs(rows: int) -> list[Row]:
+    """Rows of pairs, of all lengths."""
+    return [{"id": number, "text": "桜" * (number % 5), "image": "x" * (number * 37 % 101)} for number in range(rows)]
+
+
+def write_shards(folder: Path, rows: Sequence[Row], sizes: Sequence[int]) -> Path:
+    """Write rows as shards of these sizes."""
+    folder.mkdir(parents=True)
+    left = iter(rows)
+    for number, size in enumerate(sizes):
+        with closing(PickleSink(folder, f"part-{number:05d}")) as sink:
+            for _ in range(size):
+                sink.write(next(left))
+            sink.finish()
+    return folder
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """What lies in a folder."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def read_shards(folder: Path) -> list[list[Row]]:
+    """What the trainer's loader reads, shard by shard."""
+    shards = []
+    for path in sorted(folder.glob("*.pkl")):
+        shards.append(pickle.loads(path.read_bytes()))
+        assert int(path.with_suffix(".count").read_text().strip()) == len(shards[-1])
+    assert len(list(folder.iterdir())) == 2 * len(shards)
+    return shards
+
+
+@pytest.fixture(autouse=True)
+def _few_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let small shards take several buffers."""
+    monkeypatch.setattr(rearrange, "_BUFFER_BYTES", SMALL_BUFFER_BYTES)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Fifty pairs in four shards, one of them empty."""
+    return write_shards(tmp_path / "source", pairs(50), [20, 0, 3, 27])
+
+
+@pytest.fixture
+def undisturbed(tmp_path: Path, source: Path) -> dict[str, bytes]:
+    """What becomes of them in one go."""
+    equal_shards(source, tmp_path / "undisturbed")
+    return files_of(tmp_path / "undisturbed")
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    sizes=st.lists(st.integers(0, 60), min_size=1, max_size=5),
+    ranks=st.builds(Ranks, st.integers(1, 6), st.integers(1, 3), st.integers(1, 4)),
+    seed=st.none() | st.integers(0, 2**63 - 1),
+    buffer_bytes=st.sampled_from([1, 500, 1 << 20]),
+)
+def test_nothing_is_lost_and_every_rank_reads_the_same(
+    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], ranks: Ranks, seed: int | None, buffer_bytes: int
+) -> None:
+    """All rows are there once, in the order of the seed, in shards that obey the loader's laws."""
+    folder = tmp_path_factory.mktemp("reshard")
+    rows = pairs(sum(sizes))
+    source = write_shards(folder / "source", rows, sizes)
+    before = files_of(source)
+    request = Request(
+        source, folder / "out", ranks.world_size, ranks.batch, ranks.group, "none" if seed is None else str(seed)
+    )
+    if not rows or len(rows) < ranks.least_rows:
+        with pytest.raises((ConfigurationError, ManifestError), match=r"too few|holds no row"):
+            reshard(request)
+        assert sorted(path.name for path in folder.iterdir()) == ["source"]
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rearrange, "_BUFFER_BYTES", buffer_bytes)
+        made = reshard(request)
+    shards = read_shards(folder / "out")
+    seen = epoch([len(shard) for shard in shards], ranks)
+    assert made is not None
+    assert made.epoch == seen
+    assert (seen.unread, seen.is_aligned or ranks.world_size == 1) == (0, True)
+    assert seen.samples - seen.used < ranks.least_rows
+    placed = [rows[place] for place in np.argsort(order(len(rows), seed))]
+    assert [row for shard in shards for row in shard] == placed
+    assert files_of(source) == before
+    assert [path.name for path in State(folder / "out").folder.iterdir() if path.name != "lock"] == ["equal.json"]
+
+
+def test_the_order_of_a_seed_is_for_ever() -> None:
+    """A seed's order is the one that it was when this was written, and no other's."""
+    assert order(8, 0).tolist() == [3, 2, 1, 6, 0, 7, 4, 5]
+    assert order(5, None).tolist() == [0, 1, 2, 3, 4]
+    assert sorted(order(1000, 1)) == list(range(1000))
+    assert order(1000, 1).tolist() != order(1000, 2).tolist()
+
+
+def test_shards_of_more_than_a_thousand_rows_are_as_a_sink_writes_them(tmp_path: Path) -> None:
+    """Written in any order, a shard is byte for byte what it would be if written row by row."""
+    rows = pairs(5003)
+    source = write_shards(tmp_path / "source", rows, [2500, 2503])
+    reshard(Request(source, tmp_path / "out", world_size=2, batch=1, group=1, shuffle="3"))
+    shards = read_shards(tmp_path / "out")
+    assert [len(shard) for shard in shards] == [2502, 2501]
+    again = write_shards(tmp_path / "again", [row for shard in shards for row in shard], [2502, 2501])
+    assert files_of(again) == files_of(tmp_path / "out")
+
+
+@pytest.mark.parametrize(("shards", "last"), [(1, "part-00000"), (100_000, "part-99999"), (100_001, "part-100000")])
+def test_names_sort_as_numbers_do(shards: int, last: str) -> None:
+    """However many there are, the loader's order of names is the order of the shards."""
+    names = [shard_name(number, shards) for number in range(shards)]
+    assert names == sorted(names)
+    assert names[-1] == last
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path: Path, source: Path, undisturbed: dict[str, bytes]) -> None:
+    """Killed before any of its file operations, and run again, it makes what an undisturbed run makes."""
+    before = files_of(source)
+    folder = tmp_path / "killed"
+    errand = ["reshard", str(source), str(folder), "4"]
+    subprocess.run([sys.executable, str(KILLING), *errand], check=True, timeout=100)
+    places = sorted(folder.iterdir(), key=lambda place: int(place.name))
+    assert len(places) > 25
+    assert files_of(places.pop() / "out") == undisturbed
+    seen_done = set()
+    for place in places:
+        out = place / "out"
+        assert not out.exists() or files_of(out) == undisturbed
+        journal = State(out).resharding / "journal.json"
+        seen_done.add(json.loads(journal.read_bytes())["done"] if journal.exists() else None)
+        equal_shards(source, out, Watch())
+        assert files_of(out) == undisturbed
+        assert {path.name for path in State(out).folder.iterdir()} == {"lock", "equal.json"}
+    assert seen_done >= {None, 0, 3, 4}
+    assert files_of(source) == before
+
+
+def test_what_the_journal_has_is_not_copied_again(tmp_path: Path, source: Path, undisturbed: dict[str, bytes]) -> None:
+    """Stopped, it keeps what it has, and the next run copies only the rest."""
+    out, stop = tmp_path / "out", Event()
+
+    def stop_in_the_last_shard(progress: Progress) -> None:
+        if progress.stage is Stage.COPY and progress.rows > 23:
+            stop.set()
+
+    request = Request(source, out, world_size=4, batch=1, group=2)
+    assert reshard(request, Watch(stop_in_the_last_shard, stop, journal_interval_s=0)) is None
+    assert not out.exists()
+    told: list[Progress] = []
+    assert reshard(request, Watch(told.append)) is not None
+    assert files_of(out) == undisturbed
+    copying = [progress for progress in told if progress.stage is Stage.COPY]
+    assert copying[0].rows > 23
+    assert copying[-1].rows == 50
+    assert copying[-1].copied_bytes < (source / "part-00003.pkl").stat().st_size
+
+
+@pytest.mark.parametrize("stage", [Stage.MEASURE, Stage.CHECK])
+def test_it_can_be_stopped_at_any_stage(
+    tmp_path: Path, source: Path, undisturbed: dict[str, bytes], stage: Stage
+) -> None:
+    """Whatever it is at, it stops when asked to, and goes on."""
+    stop = Event()
+
+    def stop_there(progress: Progress) -> None:
+        if progress.stage is stage:
+            stop.set()
+
+    request = Request(source, tmp_path / "out", world_size=4, batch=1, group=2)
+    assert reshard(request, Watch(stop_there, stop)) is None
+    assert not (tmp_path / "out").exists()
+    reshard(request)
+    assert files_of(tmp_path / "out") == undisturbed
+
+
+def test_half_made_shards_of_something_else_are_thrown_away(tmp_path: Path, source: Path) -> None:
+    """What was begun with other parameters, or of other rows, leaves no trace in what is made now."""
+    out, stop = tmp_path / "out", Event()
+    watch = Watch(lambda progress: stop.set() if progress.stage is Stage.CHECK else None, stop)
+    assert reshard(Request(source, out, world_size=6, batch=1, group=1), watch) is None
+    shutil.rmtree(source)
+    write_shards(source, pairs(40), [40])
+    reshard(Request(source, out, world_size=2, batch=1, group=1, shuffle="none"))
+    assert read_shards(out) == [pairs(40)[:20], pairs(40)[20:]]
+
+
+def test_damaged_half_made_shards_are_noticed(tmp_path: Path, source: Path, undisturbed: dict[str, bytes]) -> None:
+    """A disk that did not keep what it took is said to be unsound; nothing is published, and all is written again."""
+    out, stop = tmp_path / "out", Event()
+    request = Request(source, out, world_size=4, batch=1, group=2)
+    assert reshard(request, Watch(lambda now: stop.set() if now.stage is Stage.CHECK else None, stop)) is None
+    shard = State(out).resharding / "shards" / "part-00001.pkl"
+    content = shard.read_bytes()
+    shard.write_bytes(content[:4] + bytes(9) + content[13:])
+    with pytest.raises(ResourceError, match="does not hold what was written to it"):
+        reshard(request)
+    assert not out.exists()
+    reshard(request)
+    assert files_of(out) == undisturbed
+
+
+def _folder(out: Path) -> None:
+    write_shards(out, pairs(5), [2, 3])
+
+
+def _link(out: Path) -> None:
+    _folder(out.with_name("elsewhere"))
+    out.symlink_to("elsewhere")
+
+
+def _nothing(_: Path) -> None:
+    pass
+
+
+@pytest.mark.parametrize("make_old", [_folder, _link, _nothing])
+def test_a_takeover_can_be_killed_anywhere(tmp_path: Path, source: Path, make_old: Callable[[Path], None]) -> None:
+    """Killed before each of its steps and begun again it ends the same; the output never holds a mixture."""
+    prepared = tmp_path / "prepared"
+    prepared.mkdir()
+    old, new = _prepare_takeover(prepared, source, make_old)
+    folder = tmp_path / "killed"
+    errand = ["finish", str(prepared), str(folder), "1"]
+    subprocess.run([sys.executable, str(KILLING), *errand], check=True, timeout=100)
+    places = sorted(folder.iterdir(), key=lambda place: int(place.name))
+    assert len(places) > 5
+    for place in places:
+        state = State(place / "out")
+        there = files_of(state.out) if state.out.exists() else {}
+        assert there.items() <= old.items() or there.items() <= new.items()
+        assert {name for name in there if name.endswith(".count")} <= {
+            name.replace(".pkl", ".count") for name in there if name.endswith(".pkl")
+        }
+        assert there == new or (state.resharded / "equal.json").exists()
+        for _ in range(2):
+            finish(state)
+            assert files_of(state.out) == new
+            assert [path.name for path in state.folder.iterdir()] == ["equal.json"]
+            assert json.loads(state.equal.read_bytes())["rows"] == 50
+        assert state.out.is_symlink() == (make_old is _link)
+
+
+def _prepare_takeover(
+    folder: Path, source: Path, make_old: Callable[[Path], None]
+) -> tuple[dict[str, bytes], dict[str, bytes]]:
+    """Equal shards that are complete, beside an old output and rows that were added to it."""
+    state = State(folder / "out")
+    equal_shards(source, folder / "made")
+    state.resharded.mkdir(parents=True)
+    (folder / "made").rename(state.resharded / "shards")
+    State(folder / "made").equal.rename(state.resharded / "equal.json")
+    shutil.rmtree(State(folder / "made").folder)
+    state.equal.write_text('{"rows": 5}')
+    write_shards(state.added, pairs(3), [3])
+    make_old(state.out)
+    return files_of(state.out) if state.out.exists() else {}, files_of(state.resharded / "shards")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A filesystem of its own, of 256 KiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount, umount = shutil.which("mount"), shutil.which("umount")
+    command = [mount or "", "-t", "tmpfs", "-o", "size=256k", "datafetch-test", str(folder)]
+    if not mount or not umount or subprocess.run(command, check=False, capture_output=True).returncode:
+        pytest.skip("only who may mount filesystems can fill one up")
+    yield folder
+    subprocess.run([umount, "--lazy", str(folder)], check=True)
+
+
+def test_a_full_disk_stops_it_and_it_goes_on(
+    tmp_path: Path, source: Path, undisturbed: dict[str, bytes], small_disk: Path
+) -> None:
+    """Filled up in the midst of a row it stops with a line; with space again it ends as if nothing had been."""
+    out, filler = small_disk / "out", small_disk / "filler"
+
+    def fill(progress: Progress) -> None:
+        if progress.stage is Stage.COPY and not filler.exists():
+            with filler.open("wb", buffering=0) as file:
+                while file.write(bytes(4096)) == 4096:
+                    pass
+
+    write_shards(tmp_path / "large", [{**row, "image": "y" * 3000} for row in pairs(50)], [20, 30])
+    with pytest.raises(ResourceError, match="No space left"):
+        equal_shards(tmp_path / "large", out, Watch(fill))
+    assert not out.exists()
+    with pytest.raises(ResourceError, match=r"equal shards need .* bytes more in"):
+        equal_shards(tmp_path / "large", out)
+    filler.unlink()
+    equal_shards(tmp_path / "large", out)
+    equal_shards(tmp_path / "large", tmp_path / "expected")
+    assert files_of(out) == files_of(tmp_path / "expected")
+    equal_shards(source, small_disk / "other")
+    assert files_of(small_disk / "other") == undisturbed
+
+
+def test_too_little_space_is_said_before_anything_is_written(
+    tmp_path: Path, small_disk: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Both numbers are named, the exit code is 4, and nothing is there."""
+    source = write_shards(tmp_path / "source", [{**row, "image": "y" * 9000} for row in pairs(50)], [50])
+    assert main(["reshard", str(source), str(small_disk / "out"), "--world-size", "2"]) == 4
+    printed = capfd.readouterr()
+    assert "equal shards need 4" in printed.err
+    assert "are free; make room" in printed.err
+    assert printed.err.count("\n") == 1
+    state = State(small_disk / "out")
+    assert not state.out.exists()
+    assert not (state.resharding / "shards").exists()
+
+
+def test_an_output_on_another_filesystem_gets_its_files_one_by_one(
+    tmp_path: Path, source: Path, undisturbed: dict[str, bytes], small_disk: Path
+) -> None:
+    """A folder that is a mount point, and one behind a link to another filesystem, hold the same in the end."""
+    equal_shards(source, small_disk)
+    assert files_of(small_disk) == undisturbed
+    for path in small_disk.iterdir():
+        path.unlink()
+    (tmp_path / "link").symlink_to(small_disk)
+    equal_shards(source, tmp_path / "link")
+    assert files_of(small_disk) == undisturbed
+
+
+def test_the_outputs_own_shards_can_be_its_source(tmp_path: Path) -> None:
+    """Shards as they came give way to equal ones of the same rows, in one step."""
+    rows = pairs(50)
+    state = State(tmp_path / "out")
+    write_shards(state.out, rows, [41, 9])
+    state.folder.mkdir()
+    places = order(50, 7)
+    sources = [
+        Source(state.out / "part-00000.pkl", 41, places[:41]),
+        Source(state.out / "part-00001.pkl", 9, places[41:]),
+    ]
+    assert rearrange.rearrange(state, sources, plan=Plan(Ranks(5, 1, 1), 7), record={"of": "a run"})
+    assert [row for shard in read_shards(state.out) for row in shard] == [rows[at] for at in np.argsort(places)]
+    record = json.loads(state.equal.read_bytes())
+    assert {name: record[name] for name in ("of", "world_size", "batch", "group", "shuffle", "rows")} == {
+        "of": "a run",
+        "world_size": 5,
+        "batch": 1,
+        "group": 1,
+        "shuffle": 7,
+        "rows": 50,
+    }
+    assert record["files"] == {
+        path.stem: [10, path.stat().st_size] for path in sorted(state.out.iterdir()) if path.suffix == ".pkl"
+    }
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_other_peoples_shards_are_taken(tmp_path: Path, protocol: int) -> None:
+    """Whatever protocol a script wrote its list with, and though rows share their values, all of it comes over."""
+    same = "the same text, object for object"
+    rows = [{"text": same, "image": f"{number}", "clip_sim": np.float32(0.5)} for number in range(20)]
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "a.pkl").write_bytes(pickle.dumps(rows, protocol))
+    (source / "a.count").write_text("20\n")
+    reshard(Request(source, tmp_path / "out", world_size=2, batch=1, group=1, shuffle="none"))
+    assert read_shards(tmp_path / "out") == [rows[:10], rows[10:]]
+
+
+def _hostile_whole(folder: Path, attack: bytes) -> None:
+    (folder / "part-00000.pkl").write_bytes(b"\x80\x04](" + attack + b"e.")
+
+
+def _hostile_frame(folder: Path, attack: bytes) -> None:
+    frame = b"\x95" + len(attack).to_bytes(8, "little") + attack
+    shard = folder / "part-00000.pkl"
+    content = shard.read_bytes()
+    shard.write_bytes(content[:4] + content[4:-2] + frame + content[-2:])
+    (folder / "part-00000.count").write_text("21")
+
+
+@pytest.mark.parametrize("poison", [_hostile_whole, _hostile_frame])
+def test_a_hostile_shard_is_refused(tmp_path: Path, source: Path, poison: Callable[[Path, bytes], None]) -> None:
+    """A pickle that would call something is neither obeyed nor handed on, hidden among rows or not."""
+    trap = tmp_path / "sprung"
+    poison(source, b"cposix\nmkdir\n" + pickle.dumps((str(trap),), 2)[2:-1] + b"R")
+    with pytest.raises(ManifestError, match=r"part-00000\.pkl.*posix\.mkdir"):
+        equal_shards(source, tmp_path / "out")
+    assert not trap.exists()
+    assert not (tmp_path / "out").exists()
+
+
+def _too_high(folder: Path) -> None:
+    (folder / "part-00000.count").write_text("21")
+
+
+def _absurd(folder: Path) -> None:
+    (folder / "part-00000.count").write_text("9" * 18)
+
+
+def _negative(folder: Path) -> None:
+    (folder / "part-00000.count").write_text("-1")
+
+
+def _no_number(folder: Path) -> None:
+    (folder / "part-00000.count").write_text("many")
+
+
+def _no_count(folder: Path) -> None:
+    (folder / "part-00000.count").unlink()
+
+
+def _no_rows(folder: Path) -> None:
+    (folder / "part-00000.pkl").unlink()
+
+
+def _something_else(folder: Path) -> None:
+    (folder / "_SUCCESS").touch()
+
+
+def _a_folder(folder: Path) -> None:
+    (folder / "more.pkl").mkdir()
+    (folder / "more.count").touch()
+
+
+def _emptied(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+
+
+def _cut(folder: Path) -> None:
+    path = folder / "part-00003.pkl"
+    path.write_bytes(path.read_bytes()[:-3])
+
+
+def _no_pairs(folder: Path) -> None:
+    with closing(PickleSink(folder, "part-00000")) as sink:
+        sink.write({"url": "x"})
+        sink.finish()
+
+
+def _cycle(folder: Path) -> None:
+    rows: list[object] = [{"image": "x"}]
+    rows.append({"image": rows})
+    (folder / "part-00000.pkl").write_bytes(pickle.dumps(rows, 2))
+    (folder / "part-00000.count").write_text("2")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (_too_high, "holds 20 rows, its .count says 21"),
+        (_absurd, "can't hold"),
+        (_negative, "can't hold"),
+        (_no_number, "is not a number"),
+        (_no_count, "part-00000.count is missing"),
+        (_no_rows, "part-00000.pkl is missing"),
+        (_something_else, "_SUCCESS is no part of a shard"),
+        (_a_folder, "more.pkl is missing or no file"),
+        (_emptied, "is empty"),
+        (shutil.rmtree, "cannot read the folder"),
+        (_cut, "damaged or cut short"),
+        (_no_pairs, "neither pairs"),
+        (_cycle, "part-00000.pkl: "),
+    ],
+)
+def test_a_wrong_source_is_one_line_and_exit_2(
+    tmp_path: Path, source: Path, spoil: Callable[[Path], None], message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The line names the file, and no shard is made."""
+    spoil(source)
+    assert main(["reshard", str(source), str(tmp_path / "out"), "--world-size", "2"]) == 2
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("datafetch: ")
+    assert printed.err.count("\n") == 1
+    assert message in printed.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--world-size", "64"], "50 rows are too few for --world-size 64"),
+        (["--world-size", "0"], "--world-size must be from 1"),
+        (["--group", "0"], "--group must be from 1"),
+        (["--shuffle", "yes"], "--shuffle takes a seed"),
+        (["--shuffle", "-1"], "--shuffle takes a seed"),
+        (["--shuffle", "9" * 30], "--shuffle takes a seed"),
+    ],
+)
+def test_what_cannot_be_made_is_said_before_anything_is_written(
+    tmp_path: Path, source: Path, arguments: list[str], message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One line, exit 2, and not even a state folder."""
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["reshard", str(source), str(tmp_path / "out"), "--world-size", "2", *arguments]) == 2
+    printed = capfd.readouterr()
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["source", "source/inner", ".", "source/../source", "link", "taken", "file", "gone"])
+def test_nothing_is_written_over(tmp_path: Path, source: Path, name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """An output in, above or at the source, or one that is there, is refused, and everything stays as it was."""
+    (tmp_path / "link").symlink_to(source)
+    (tmp_path / "gone").symlink_to("nowhere")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "mine").touch()
+    (tmp_path / "file").touch()
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["reshard", str(source), str(tmp_path / name), "--world-size", "2"]) == 2
+    assert capfd.readouterr().err.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_same_again_is_said_to_be_there(tmp_path: Path, source: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The same command finds its work done; another, or one after a shard was lost, is refused."""
+    out = tmp_path / "out"
+    out.mkdir()
+    arguments = ["reshard", str(source), str(out), "--world-size", "2", "--batch", "1"]
+    assert main(arguments) == 0
+    assert "50 rows in 2 equal shards" in capfd.readouterr().out
+    before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert main(arguments) == 0
+    assert "as they were already" in capfd.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
+    assert main([*arguments, "--shuffle", "1"]) == 2
+    assert "is there already" in capfd.readouterr().err
+    (out / "part-00001.pkl").unlink()
+    assert main(arguments) == 2
+
+
+def test_json_says_what_the_ranks_read(tmp_path: Path, source: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """``--json`` prints one object with all that was decided, and what an epoch makes of it."""
+    arguments = ["reshard", str(source), str(tmp_path / "out"), "--world-size", "3", "--batch", "2", "--json"]
+    assert main(arguments) == 0
+    total_bytes = sum(path.stat().st_size for path in (tmp_path / "out").glob("*.pkl"))
+    assert json.loads(capfd.readouterr().out) == {
+        "out": str(tmp_path / "out"),
+        "rows": 50,
+        "shards": 3,
+        "world_size": 3,
+        "batch": 2,
+        "group": 4,
+        "shuffle": 0,
+        "samples_per_rank": 16,
+        "used": 48,
+        "lost_share": pytest.approx(0.04),
+        "bytes": total_bytes,
+    }
+
+
+def test_documents_keep_their_order(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The first row tells documents, which are not grouped and not shuffled unless that is asked for."""
+    rows: list[Row] = [{"image_info": [], "text_list": [str(number)]} for number in range(10)]
+    source = write_shards(tmp_path / "source", rows, [10])
+    arguments = ["reshard", str(source), str(tmp_path / "out"), "--world-size", "2", "--batch", "1", "--json"]
+    assert main(arguments) == 0
+    summary = json.loads(capfd.readouterr().out)
+    assert (summary["group"], summary["shuffle"]) == (1, None)
+    assert read_shards(tmp_path / "out") == [rows[:5], rows[5:]]
+
+
+def test_two_at_once_are_refused(tmp_path: Path, source: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """While one works on an output, another is told so."""
+    state = State(tmp_path / "out")
+    state.folder.mkdir()
+    lock = Lock(state.lock, state.out)
+    lock.acquire()
+    try:
+        assert main(["reshard", str(source), str(state.out), "--world-size", "2"]) == 2
+        assert "another run is working on" in capfd.readouterr().err
+    finally:
+        lock.release()
+    assert main(["reshard", str(source), str(state.out), "--world-size", "2"]) == 0
+
+
+def test_ctrl_c_says_how_to_go_on(
+    tmp_path: Path, source: Path, undisturbed: dict[str, bytes], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Interrupted in the midst of copying it exits with 130, and the same command makes the same shards."""
+    arguments = ["reshard", str(source), str(tmp_path / "out"), "--world-size", "4", "--batch", "1", "--group", "2"]
+
+    def interrupt(_: object, *__: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Targets, "write", interrupt)
+        assert main(arguments) == 130
+    assert "run the same command again" in capfd.readouterr().err
+    assert main(arguments) == 0
+    assert files_of(tmp_path / "out") == undisturbed
+
+
+def test_a_source_that_changes_meanwhile_is_refused(tmp_path: Path, source: Path) -> None:
+    """Rows that are not the ones that were measured are not taken for them."""
+
+    def rewrite(progress: Progress) -> None:
+        if progress.stage is Stage.COPY and progress.rows < 24:
+            shutil.rmtree(source)
+            write_shards(source, [{**row, "text": "longer than it was"} for row in pairs(50)], [20, 0, 3, 27])
+
+    with pytest.raises(ManifestError, match="changed while it was read"):
+        reshard(Request(source, tmp_path / "out", world_size=2, batch=1), Watch(rewrite))
+    assert not (tmp_path / "out").exists()

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from datafetch.fetch import Fetcher, FetchPolicy, FetchStatistics, OptOut
-    from datafetch.job import Job, fetch_dataset, run
+    from datafetch.job import Job
     from datafetch.model import Body, Encoded, Failure, FailureKind, Payload, Report
+    from datafetch.runner import fetch_dataset, retry, retry_failed, run
     from datafetch.transcode import Encoding, ImageSpec, Pixels, Resize, Transcoder
+    from datafetch.wanted import Wanted
 
 __all__ = [
     "Body",
@@ -29,7 +31,10 @@ __all__ = [
     "Report",
     "Resize",
     "Transcoder",
+    "Wanted",
     "fetch_dataset",
+    "retry",
+    "retry_failed",
     "run",
 ]
 
@@ -54,8 +59,11 @@ _ROOMS = {
     "Report": "model",
     "Resize": "transcode",
     "Transcoder": "transcode",
-    "fetch_dataset": "job",
-    "run": "job",
+    "Wanted": "wanted",
+    "fetch_dataset": "runner",
+    "retry": "runner",
+    "retry_failed": "runner",
+    "run": "runner",
 }
 
 

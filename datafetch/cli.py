@@ -23,14 +23,17 @@ from rich.console import Console
 
 from datafetch.datasets import find_dataset
 from datafetch.errors import ConfigurationError, ConservationError, DatafetchError, ResourceError
-from datafetch.job import Job, run
-from datafetch.model import OK, Report
-from datafetch.options import RunOptions, with_run_options
+from datafetch.job import Job
+from datafetch.model import OK, FailureKind, Report
+from datafetch.options import RetryOptions, RunOptions, with_retry_options, with_run_options
 from datafetch.progress import ProgressConsole, show_progress, show_remarks
 from datafetch.rearrange import Watch
 from datafetch.reshard import Request, Resharded
 from datafetch.reshard import reshard as make_equal_shards
 from datafetch.reshard_progress import show_resharding
+from datafetch.runner import retry as retry_run
+from datafetch.runner import run
+from datafetch.wanted import Wanted
 
 
 class ExitCode(IntEnum):
@@ -132,20 +135,64 @@ def prepare(
         processes=options.processes,
         memory_bytes=options.memory_bytes(),
         scratch=options.scratch,
+        world_size=options.ranks(),
         fresh=options.fresh,
     )
     console = ProgressConsole()
     with show_remarks(console):
         report = run(job, observe=partial(show_progress, console=console))
+    return _close(report, options)
+
+
+@app.command()
+@with_retry_options
+def retry(
+    out: Annotated[Path, typer.Argument(help="The folder that prepare filled.")],
+    *,
+    kinds: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KIND,…", help="Failures of these kinds. Repeatable.", show_default="those that may pass"),
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Whatever failed.")] = False,
+    options: RetryOptions,
+) -> int:
+    """Try again what failed for a reason that may pass, and bring what arrives into the shards."""
+    console = ProgressConsole()
+    with show_remarks(console):
+        report = retry_run(
+            str(out),
+            _wanted(kinds, everything=everything),
+            change=options.change,
+            observe=partial(show_progress, console=console),
+        )
+    return _close(report, options)
+
+
+def _wanted(kinds: Sequence[str] | None, *, everything: bool) -> Wanted:
+    if everything and kinds:
+        raise ConfigurationError("give --kinds or --all, not both")
+    if everything:
+        return Wanted.all()
+    if not kinds:
+        return Wanted()
+    named = [kind.strip() for part in kinds for kind in part.split(",")]
+    for kind in named:
+        if kind not in tuple(FailureKind):
+            raise ConfigurationError(f"there is no failure kind {kind!r}; there are: {', '.join(FailureKind)}")
+    return Wanted(frozenset(map(FailureKind, named)))
+
+
+def _close(report: Report, options: RunOptions | RetryOptions) -> int:
+    """Say what was done, and whether it is enough."""
     show_report(report, as_json=options.json)
     images = report.totals.images
-    if images and report.totals.ok / images < options.min_success:
-        share = report.totals.ok / images
-        return _complain(
-            f"{share:.1%} of the images arrived, --min-success asks for {options.min_success:.1%}",
-            ExitCode.TOO_FEW_IMAGES,
-        )
-    return ExitCode.COMPLETE
+    share = report.totals.ok / images if images else 1.0
+    if share >= options.min_success:
+        return ExitCode.COMPLETE
+    return _complain(
+        f"{share:.1%} of the images arrived, --min-success asks for {options.min_success:.1%}",
+        ExitCode.TOO_FEW_IMAGES,
+    )
 
 
 @app.command()

@@ -16,7 +16,7 @@ from itertools import islice
 from typing import TypeVar
 
 from datafetch.ledger import read_totals
-from datafetch.model import Manifest, Sample, Shard, Totals
+from datafetch.model import Sample, Shard, ShardSource, Totals
 from datafetch.spool import Spool
 from datafetch.state import State
 
@@ -60,19 +60,19 @@ class Feed:
     """Hands out samples; ``pull`` from any number of tasks of one event loop.
 
     Args:
-        manifest: What to read.
+        source: What to read.
         state: What is there already.
-        limit: Hand out no more than the first so many samples of the manifest.
+        limit: Hand out no more than the first so many samples.
     """
 
-    def __init__(self, manifest: Manifest, state: State, limit: int | None = None) -> None:
+    def __init__(self, source: ShardSource, state: State, limit: int | None = None) -> None:
         self.open: set[OpenShard] = set()
         self.published: dict[str, Totals] = {}
         self.reused: Counter[str] = Counter()
-        self._manifest = manifest
+        self._source = source
         self._state = state
         self._limit = limit
-        self._shards = manifest.shards()
+        self._shards = source.shards()
         self._unopened = deque(self._shards)
         self._counted_rows = 0
         self._counted_samples = 0
@@ -85,7 +85,7 @@ class Feed:
 
     @property
     def shards(self) -> int:
-        """How many shards the manifest has."""
+        """How many shards there are."""
         return len(self._shards)
 
     async def pull(self) -> Pulled | None:
@@ -113,8 +113,17 @@ class Feed:
         self.open.remove(shard)
         self._places.release()
 
+    async def sync(self) -> None:
+        """Put on disk what is in the spools.
+
+        Raises:
+            ResourceError: The disk refused it.
+        """
+        for shard in tuple(self.open):
+            await shard.spool.sync()
+
     async def close(self) -> None:
-        """Let go of every spool and of the manifest; the spools stay for the next run."""
+        """Let go of every spool and of the source; the spools stay for the next run."""
         self._reader.shutdown(wait=False)
         async with AsyncExitStack() as spools:
             for shard in self.open:
@@ -122,7 +131,7 @@ class Feed:
 
     def expected_samples(self) -> int | None:
         """How many samples there are about to be: known, or judged by the shards that were counted so far."""
-        expected = self._manifest.expected_samples()
+        expected = self._source.expected_samples()
         if expected is None and self._counted_rows:
             rows = sum(shard.manifest_rows for shard in self._shards)
             expected = round(self._counted_samples * rows / self._counted_rows)
@@ -138,7 +147,7 @@ class Feed:
             self._count(shard, published.samples)
             return
         await self._places.acquire()
-        samples = await self._read(self._manifest.samples, shard)
+        samples = await self._read(self._source.samples, shard)
         wanted = len(samples) if self._limit is None else min(len(samples), self._limit - self._counted_samples)
         self._count(shard, wanted)
         spool = await Spool.open(self._state.spool(shard.name))
@@ -168,11 +177,12 @@ class Feed:
 def _read_published(state: State, shard: Shard) -> Totals | None:
     """The books of a shard that an earlier run published, if all its files are still there."""
     ledger = state.ledger(shard.name)
-    if not ledger.exists():
+    if shard.source == ledger or not ledger.exists():  # a shard that is its own source is there to be made again
         return None
     totals = read_totals(ledger)
-    files = [state.out / f"{shard.name}{suffix}" for suffix in (".pkl", ".count")]
-    if totals.written_bytes != sum(path.stat().st_size for path in files if path.exists()):
+    files = [state.out / f"{shard.name}{suffix}" for suffix in (".count", ".pkl")]
+    is_there = totals.written_bytes == sum(path.stat().st_size for path in files if path.exists())
+    if not is_there and not state.equal.exists():
         # To be made again. The ledger goes first: what is left must not look published to a run after a crash.
         for path in (ledger, *files):
             path.unlink(missing_ok=True)

@@ -1,44 +1,29 @@
-"""Job: what to do, as a value; run(job): do it, or go on with it.
-
-Rules: what can be wrong with a job is found before anything is written. One run at a time works on an output. uvloop
-lives here and nowhere else; a caller with a loop of their own uses ``fetch_dataset`` and keeps theirs.
-"""
+"""Job: what to do, as a value; what of it decides the rows; and how it is found again beside its output."""
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-import shutil
-import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field, replace
-from itertools import chain
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import orjson
-import uvloop
 
-from datafetch.datasets import find_dataset
-from datafetch.durable import write_atomically
-from datafetch.errors import ConfigurationError, DatafetchError, ResourceError
-from datafetch.feed import Feed
-from datafetch.fetch import BodyBudget, Fetcher, FetchPolicy, OptOut
-from datafetch.ledger import read_keys
-from datafetch.lock import Lock
-from datafetch.model import OK, Manifest, Payload, Report, Selection, Totals
-from datafetch.pipeline import Pipeline, Statistics
-from datafetch.settled import Output
+from datafetch.claim import Identity, read_asked, read_identity
+from datafetch.errors import ConfigurationError
+from datafetch.fetch import FetchPolicy, OptOut
+from datafetch.model import Loader, Manifest, Payload
+from datafetch.ranks import Ranks
+from datafetch.rearrange import Plan
 from datafetch.state import State
-from datafetch.transcode import ImageSpec, Resize, Transcoder
+from datafetch.transcode import ImageSpec, Resize
 
 GIB = 1024**3
 _INT64_END = 2**63
-_Identity: TypeAlias = dict[str, Any]  # JSON: what decides the rows, as job.json holds it
 
-Observer: TypeAlias = Callable[[Callable[[], Statistics]], Coroutine[None, None, None]]
-"""Watches a run: a coroutine function that may ask for statistics as often as it likes, until it is cancelled."""
+# How each loader takes samples: so many together, in an order of ours (a seed) or in the manifest's (None).
+_GROUPS = {Loader.COYO: 4, Loader.MMC4: 1}
+_SHUFFLES = {Loader.COYO: 0, Loader.MMC4: None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +42,8 @@ class Job:
         processes: Codec processes; None takes one for each CPU.
         memory_bytes: Budget for bodies that wait for the codec.
         scratch: Folder for shards in progress; None is the state folder.
+        world_size: Ranks for which the shards are made equal at the end, where the dataset's loader counts them; None
+            leaves them as the manifest cut them, rows in its order.
         fresh: Start over instead of going on.
     """
 
@@ -71,6 +58,7 @@ class Job:
     processes: int | None = None
     memory_bytes: int = GIB
     scratch: str | None = None
+    world_size: int | None = 64
     fresh: bool = False
 
     def __post_init__(self) -> None:
@@ -82,6 +70,8 @@ class Job:
         ):
             if value is not None and not 1 <= value < _INT64_END:
                 raise ConfigurationError(f"{option} must be 1 or more, not {value}")
+        if self.world_size is not None:
+            Ranks(self.world_size)
         if self.payload not in tuple(Payload):
             raise ConfigurationError(f"--payload must be {' or '.join(Payload)}, not {self.payload!r}")
         for path in (self.source, self.out, self.ids or "", self.scratch or ""):
@@ -97,130 +87,7 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-def run(job: Job, observe: Observer | None = None) -> Report:
-    """Do a job, on an event loop of its own.
-
-    Args:
-        job: What to do.
-        observe: Watches while it runs.
-
-    Returns:
-        What was done. Faults of the web are in it, not raised.
-
-    Raises:
-        DatafetchError: The job or its manifest is wrong, or this machine ran out of something.
-        KeyboardInterrupt: Ctrl-C; the same job goes on from there.
-    """
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(fetch_dataset(job, observe))
-
-
-async def fetch_dataset(job: Job, observe: Observer | None = None) -> Report:
-    """Do a job inside a running event loop, of any kind; otherwise like ``run``."""
-    started_s = time.monotonic()
-    dataset = find_dataset(job.dataset)
-    manifest = await asyncio.to_thread(dataset.bind, Path(job.source), Path(job.ids) if job.ids else None)
-    spec = job.image or ImageSpec(short_side_px=dataset.short_side_px)
-    identity = await asyncio.to_thread(_identity, job, manifest, spec)
-    state = State(Path(job.out), Path(job.scratch) if job.scratch else None, _hash(identity))
-    async with _claimed(state, job, identity):
-        feed = Feed(manifest, state, job.limit)
-        budget = BodyBudget(job.memory_bytes)
-        async with (
-            Fetcher(job.fetch, budget=budget) as fetch,
-            Transcoder(spec, processes=job.processes, quarantine=state.quarantine) as transcode,
-        ):
-            output = Output(dataset, state, job.payload)
-            pipeline = Pipeline(feed, output, fetch=fetch, transcode=transcode, budget=budget)
-            await _run_observed(pipeline, observe)
-        fetching = fetch.statistics()
-        report = Report(
-            dataset=dataset.name,
-            out=job.out,
-            totals=Totals.sum(feed.published.values()),
-            shards=sum(totals.rows > 0 for totals in feed.published.values()),
-            reused=feed.reused[OK],
-            fetched_bytes=fetching.fetched_bytes,
-            written_bytes=pipeline.published_bytes,
-            requests=fetching.attempts,
-            connections=fetching.connections,
-            elapsed_s=time.monotonic() - started_s,
-            selection=await asyncio.to_thread(_selection, manifest, state, feed, job.limit),
-        )
-        await asyncio.to_thread(write_atomically, state.report, _json(report.summary()))
-    return report
-
-
-async def _run_observed(pipeline: Pipeline, observe: Observer | None) -> None:
-    with _one_error():
-        async with asyncio.TaskGroup() as group:
-            watching = None if observe is None else group.create_task(observe(pipeline.statistics))
-            await pipeline.run()
-            if watching is not None:
-                watching.cancel()
-
-
-def _selection(manifest: Manifest, state: State, feed: Feed, limit: int | None) -> Selection | None:
-    """What became of the id list, by the ledgers; a limited run has not looked everywhere."""
-    keys = chain.from_iterable(read_keys(state.ledger(shard)) for shard in feed.published)
-    selection = manifest.selection(keys)
-    if selection is None or limit is None:
-        return selection
-    return replace(selection, not_found=None)
-
-
-@contextmanager
-def _one_error() -> Iterator[None]:
-    """Task groups raise groups; a caller wants the one error that stopped the run."""
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        ours, others = group.split(DatafetchError)
-        raise next(_leaves(ours or others or group)) from group
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from _leaves(inner)
-    else:
-        yield error
-
-
-@asynccontextmanager
-async def _claimed(state: State, job: Job, identity: _Identity) -> AsyncIterator[None]:
-    """Hold the output for this run alone, after making sure that this run may go on with what is there.
-
-    Raises:
-        ConfigurationError: Another run holds it, it belongs to another job, or it holds files that are not ours.
-        ResourceError: It can't be written.
-    """
-    lock = Lock(state.lock, state.out)
-    try:
-        await asyncio.to_thread(_claim, state, lock, job, identity)
-        yield
-    except OSError as error:
-        raise ResourceError.of_disk(error, f"write beside {state.out}") from error
-    finally:
-        await asyncio.to_thread(lock.release)
-
-
-def _claim(state: State, lock: Lock, job: Job, identity: _Identity) -> None:
-    shards = identity["shards"]
-    if not job.fresh:
-        _refuse_foreign_files(state, shards)
-    state.folder.mkdir(parents=True, exist_ok=True)
-    lock.acquire()
-    if job.fresh:
-        _start_over(state)
-        _refuse_foreign_files(state, shards)
-    if state.job.exists():
-        _refuse_other_job(state, _read_identity(state), identity)
-    shutil.rmtree(state.unpublished, ignore_errors=True)
-    write_atomically(state.job, _json(identity))
-
-
-def _identity(job: Job, manifest: Manifest, spec: ImageSpec) -> _Identity:
+def identify(job: Job, manifest: Manifest, spec: ImageSpec) -> Identity:
     """What decides the rows. Where the source lies does not, nor how fast the web is asked."""
     identity = {
         "format": 1,
@@ -257,69 +124,43 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _hash(identity: _Identity) -> str:
+def hash_of(identity: Identity) -> str:
+    """What tells the spools of one job from another's."""
     return hashlib.sha256(orjson.dumps(identity, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
 
 
-def _read_identity(state: State) -> _Identity:
-    """What the last run on this output was.
+def equal_plan(job: Job, loader: Loader) -> Plan | None:
+    """For whom the shards are made equal; None if they are not."""
+    if job.world_size is None or loader not in _GROUPS:
+        return None
+    return Plan(Ranks(job.world_size, group=_GROUPS[loader]), _SHUFFLES[loader])
+
+
+def asked_of(job: Job, spec: ImageSpec) -> dict[str, Any]:
+    """The job as JSON, for ``retry`` to go on with; paths are given so that they hold from anywhere."""
+    paths = {
+        name: None if path is None else str(Path(path).absolute())
+        for name, path in (("source", job.source), ("ids", job.ids), ("scratch", job.scratch))
+    }
+    return {**asdict(replace(job, image=spec, fresh=False)), **paths}
+
+
+def read_job(state: State) -> tuple[Job, Identity]:
+    """The last job on an output, and its identity.
 
     Raises:
-        ConfigurationError: The file is not of this version; nothing beside it is touched.
+        ConfigurationError: There has been none.
     """
-    try:
-        identity = orjson.loads(state.job.read_bytes())
-    except orjson.JSONDecodeError:
-        identity = None
-    if not isinstance(identity, dict) or not isinstance(identity.get("shards"), dict):
-        raise ConfigurationError(f"{state.job} is not a job of this version of datafetch; move {state.folder} away")
-    return identity
-
-
-def _refuse_other_job(state: State, before: _Identity, now: _Identity) -> None:
-    for name in now | before:
-        if before.get(name) != now.get(name):
-            difference = f"{name}: {before.get(name)}, now {now.get(name)}"
-            if name == "shards":
-                difference = f"other manifest files: {_first_difference(before[name], now[name])}"
-            raise ConfigurationError(
-                f"{state.out} was begun with another job ({difference}); "
-                "give the same again, choose another --root, or start over with --fresh"
-            )
-
-
-def _first_difference(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """The first manifest file that is not what it was."""
-    changed = {source for shard, (source, *_) in now.items() if before.get(shard) != now[shard]}
-    return str(min(changed or {source for source, *_ in before.values()}))
-
-
-def _refuse_foreign_files(state: State, shards: dict[str, object]) -> None:
-    """The trainer counts every file in the folder, so nothing but this job's shards may lie there."""
-    if not state.out.exists():
-        return
-    if not state.out.is_dir():
-        raise ConfigurationError(f"{state.out} is not a folder; choose another --root")
-    ours = {f"{shard}{suffix}" for shard in shards for suffix in (".pkl", ".count")} if state.job.exists() else set()
-    for path in sorted(state.out.iterdir()):
-        if path.name not in ours:
-            raise ConfigurationError(
-                f"{path} was not written by this job, and the trainer would count it; "
-                "move it away or choose another --root"
-            )
-
-
-def _start_over(state: State) -> None:
-    """Delete what an earlier run of ours left; without its job file a folder is not ours to delete."""
     if not state.job.exists():
-        return
-    for shard in _read_identity(state)["shards"]:
-        for path in (state.out / f"{shard}.pkl", state.out / f"{shard}.count"):
-            path.unlink(missing_ok=True)
-    for folder in (state.ledgers, state.all_spools, state.unpublished, state.quarantine):
-        shutil.rmtree(folder, ignore_errors=True)
-    state.job.unlink()
-
-
-def _json(value: object) -> bytes:
-    return orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+        raise ConfigurationError(f"{state.out} is no output of datafetch: there is no {state.job}")
+    asked, identity = read_asked(state), read_identity(state)
+    try:
+        fetch = {**asked["fetch"], "opt_out": OptOut(asked["fetch"]["opt_out"])}
+        for name in ("allow_net", "nameservers"):
+            fetch[name] = tuple(fetch[name])
+        values = {**asked, "payload": Payload(asked["payload"]), "image": ImageSpec(**asked["image"])}
+        return Job(**{**values, "fetch": FetchPolicy(**fetch)}), identity
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigurationError(
+            f"{state.job} is not a job of this version of datafetch; run the command that began it once more"
+        ) from error

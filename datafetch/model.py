@@ -334,7 +334,8 @@ class Report:
     """What a run did, and how its output stands.
 
     ``totals`` and ``shards`` speak of the output as it is now; everything else of this run alone. ``connections`` is
-    how many requests might be open at its end: what was asked for, or what was found to serve best.
+    how many requests might be open at its end: what was asked for, or what was found to serve best. ``retried`` is how
+    many images were tried again, where it was a retry.
     """
 
     dataset: str
@@ -348,6 +349,7 @@ class Report:
     connections: int
     elapsed_s: float
     selection: Selection | None = None
+    retried: int | None = None
 
     @property
     def images_per_s(self) -> float:
@@ -381,6 +383,8 @@ class Report:
             "requests": self.requests,
             "connections": self.connections,
         }
+        if self.retried is not None:
+            summary["retried"] = self.retried
         if self.selection is not None:
             summary["ids"] = {
                 "wanted": self.selection.wanted,
@@ -398,8 +402,8 @@ class Samples(Protocol):
     def __iter__(self) -> Iterator[Sample]: ...
 
 
-class Manifest(Protocol):
-    """A dataset bound to a source folder."""
+class ShardSource(Protocol):
+    """Where shards and their samples come from."""
 
     def shards(self) -> Sequence[Shard]:
         """All shards, in order; their names sort the same way."""
@@ -411,6 +415,14 @@ class Manifest(Protocol):
 
     def samples(self, shard: Shard) -> Samples:
         """The samples of one shard; the same ones on every call."""
+        ...
+
+
+class Manifest(ShardSource, Protocol):
+    """A dataset bound to a source folder."""
+
+    def most_samples(self) -> int:
+        """More samples than these there are not; known without reading everything."""
         ...
 
     def selection(self, keys: Iterable[str]) -> Selection | None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Annotated, Any, get_type_hints
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, fields, replace
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
 from datafetch.errors import ConfigurationError
 from datafetch.fetch import FetchPolicy, OptOut
+from datafetch.job import Job
 from datafetch.model import Payload
 from datafetch.transcode import Encoding, ImageSpec, Pixels, Resize
 
@@ -97,6 +99,14 @@ class RunOptions:
         typer.Option(metavar="DIR", help="Where shards in progress lie.", show_default="in the state folder"),
     ] = None
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of going on.")] = False
+    no_reshard: Annotated[
+        bool,
+        typer.Option(
+            "--no-reshard",
+            help="Leave the shards as the manifest cut them, rows in its order; else they are made equal.",
+        ),
+    ] = False
+    world_size: Annotated[int, typer.Option(help="Ranks that equal shards are for.")] = 64
     min_success: Annotated[float, typer.Option(help="Exit with 3 when a smaller share of the images arrives.")] = 0.0
     user_agent: Annotated[
         str, typer.Option(metavar="TEXT", help="A contact, added to the User-Agent.", show_default="none")
@@ -140,30 +150,123 @@ class RunOptions:
             decode_timeout_s=self.decode_timeout,
         )
 
+    def ranks(self) -> int | None:
+        """For how many ranks the shards are made equal; None leaves them as they are."""
+        return None if self.no_reshard else self.world_size
+
     def memory_bytes(self) -> int:
         """The budget for bodies that wait for the codec."""
         return parse_bytes("--memory", self.memory)
 
 
+# What a retry may be asked to do otherwise than the run before it: options whose values don't decide the rows,
+# each with the field of the job that it becomes.
+_POLICY_FIELDS = {
+    "connections": "connections",
+    "per_host": "per_host",
+    "timeout": "timeout_s",
+    "retries": "retries",
+    "max_body": "max_body_bytes",
+    "allow_net": "allow_net",
+    "nameserver": "nameservers",
+    "user_agent": "contact",
+    "trust_env": "trust_env",
+}
+_JOB_FIELDS = {"processes": "processes", "memory": "memory_bytes", "scratch": "scratch"}
+_SPEC_FIELDS = {"decode_timeout": "decode_timeout_s"}
+_SAID_ALWAYS = ("json", "min_success")
+
+
+@dataclass(frozen=True, slots=True)
+class RetryOptions:
+    """What was said to a retry; the rest is as the run before it had it.
+
+    Attributes:
+        given: Names of options, as in ``RunOptions``, to what they were given.
+    """
+
+    given: Mapping[str, Any]
+
+    @property
+    def json(self) -> bool:
+        """Whether one JSON object is asked for."""
+        return bool(self.given.get("json"))
+
+    @property
+    def min_success(self) -> float:
+        """The least share of images that is to arrive."""
+        return float(self.given.get("min_success", 0.0))
+
+    def change(self, job: Job) -> Job:
+        """The job of the run before, with what was said."""
+        options = RunOptions(**self.given)
+        image = job.image or ImageSpec()
+        policy, spec = options.fetch_policy(), options.image_spec(None)
+        own: dict[str, Any] = {
+            "processes": options.processes,
+            "memory_bytes": options.memory_bytes(),
+            "scratch": options.scratch,
+        }
+        return replace(
+            job,
+            fetch=replace(
+                job.fetch, **{to: getattr(policy, to) for said, to in _POLICY_FIELDS.items() if self._has(said)}
+            ),
+            image=replace(image, **{to: getattr(spec, to) for said, to in _SPEC_FIELDS.items() if self._has(said)}),
+            **{to: own[to] for said, to in _JOB_FIELDS.items() if self._has(said)},
+        )
+
+    def _has(self, option: str) -> bool:
+        return option in self.given
+
+
 def with_run_options(command: Callable[..., int]) -> Callable[..., int]:
     """Give a command the options of ``RunOptions``; it gets them as its last parameter, ``options``."""
     hints = get_type_hints(RunOptions, include_extras=True)
-    own = [
-        parameter
-        for name, parameter in inspect.signature(command, eval_str=True).parameters.items()
-        if name != "options"
-    ]
     shared = [
         inspect.Parameter(
             option.name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=hints[option.name]
         )
         for option in fields(RunOptions)
     ]
+    return _with_options(command, shared, lambda values: RunOptions(**values))
+
+
+def with_retry_options(command: Callable[..., int]) -> Callable[..., int]:
+    """Give a command those of them that a retry may have; it gets them as its last parameter, ``options``."""
+    hints = get_type_hints(RunOptions, include_extras=True)
+    shared = []
+    for name in (*_POLICY_FIELDS, *_JOB_FIELDS, *_SPEC_FIELDS, *_SAID_ALWAYS):
+        kind, option = get_args(hints[name])
+        option = copy(option)
+        option.show_default = False if name in _SAID_ALWAYS else "as the run had it"
+        annotation = _annotated(kind | None, option)
+        shared.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
+    return _with_options(
+        command,
+        shared,
+        lambda values: RetryOptions({name: value for name, value in values.items() if value is not None}),
+    )
+
+
+def _annotated(kind: Any, option: object) -> object:
+    """The same as writing it down, for a type that is only known when this runs."""
+    return Annotated[kind, option]
+
+
+def _with_options(
+    command: Callable[..., int], shared: Sequence[inspect.Parameter], gather: Callable[[dict[str, Any]], object]
+) -> Callable[..., int]:
+    own = [
+        parameter
+        for name, parameter in inspect.signature(command, eval_str=True).parameters.items()
+        if name != "options"
+    ]
     names = [parameter.name for parameter in shared]
 
     @functools.wraps(command)
     def wrapped(**values: Any) -> int:
-        options = RunOptions(**{name: values.pop(name) for name in names})
+        options = gather({name: values.pop(name) for name in names})
         return command(**values, options=options)
 
     wrapped.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]

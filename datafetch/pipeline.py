@@ -26,10 +26,12 @@ from datafetch.model import (
     Outcome,
     Sample,
 )
+from datafetch.rearrange import Progress
 from datafetch.settled import Output
 from datafetch.transcode import Transcoder
 
 WORKERS_PER_CONNECTION = 4
+_SYNC_INTERVAL_S = 5.0  # a machine that dies costs no more than what arrived in these
 _LEAST_WORKERS = 1024  # so that the samples of one slow host don't fill the look-ahead, however few the connections
 
 
@@ -49,6 +51,7 @@ class Statistics:
         open_requests: Requests open now.
         waiting_bodies: Bodies that no codec process has yet.
         elapsed_s: Since the run began.
+        resharding: How far the shards are made equal, once that has begun.
     """
 
     expected_images: int | None
@@ -62,6 +65,7 @@ class Statistics:
     open_requests: int
     waiting_bodies: int
     elapsed_s: float
+    resharding: Progress | None = None
 
 
 class Pipeline:
@@ -104,13 +108,21 @@ class Pipeline:
         workers = max(_LEAST_WORKERS, self._fetch.most_connections * WORKERS_PER_CONNECTION)
         try:
             async with asyncio.TaskGroup() as group:
-                for _ in range(workers):
-                    group.create_task(self._work())
+                syncing = group.create_task(self._sync_spools())
+                async with asyncio.TaskGroup() as working:
+                    for _ in range(workers):
+                        working.create_task(self._work())
+                syncing.cancel()
         finally:
             await self._feed.close()
         if self._feed.open:
             names = ", ".join(sorted(shard.shard.name for shard in self._feed.open))
             raise ConservationError(f"the manifest ended before these shards were complete: {names}")
+
+    @property
+    def ended(self) -> int:
+        """Images that ended in this run, well or not."""
+        return self._outcomes.total()
 
     def statistics(self) -> Statistics:
         """How it stands now."""
@@ -136,6 +148,11 @@ class Pipeline:
         while is_there_more:
             async with self._in_flight:
                 is_there_more = await self._end_next()
+
+    async def _sync_spools(self) -> None:
+        while True:
+            await asyncio.sleep(_SYNC_INTERVAL_S)
+            await self._feed.sync()
 
     async def _end_next(self) -> bool:
         """Bring the next sample to its end, and with the last one of a shard the shard; False when there is none."""
@@ -184,6 +201,9 @@ class Pipeline:
             return fetched, await self._transcode(fetched)
 
     async def _publish(self, shard: OpenShard) -> None:
-        totals = await commit_in_process(Commit(self._output, shard.shard.name, shard.samples))
+        await shard.spool.sync()
+        # A retry's shard has other samples besides those that were handed out.
+        samples = shard.samples if self._output.retry is None else shard.shard.manifest_rows
+        totals = await commit_in_process(Commit(self._output, shard.shard.name, samples))
         self.published_bytes += totals.written_bytes
         await self._feed.close_published(shard, totals)

@@ -97,12 +97,17 @@ class Source:
     Attributes:
         path: The ``.pkl`` file.
         rows: How many it must hold.
-        places: For each row, where it goes, from 0 among all rows of all sources.
+        places: For each row, where it goes, from 0 among all rows of all sources; -1 passes it over.
     """
 
     path: Path
     rows: int
     places: Int64s
+
+    @property
+    def taken_rows(self) -> int:
+        """How many of them go anywhere."""
+        return int((self.places >= 0).sum())
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +172,7 @@ def rearrange(
         ResourceError: The disk is full or can't be written; the same call goes on from there.
     """
     watch = watch or Watch()
-    equal_sizes(sum(source.rows for source in sources), plan.ranks)  # refused before all rows are measured
+    equal_sizes(sum(source.taken_rows for source in sources), plan.ranks)  # refused before all rows are measured
     try:
         made_of = _made_of(sources, plan)
         targets = Targets(state.resharding / SHARDS, _measure(sources, watch), plan.ranks)
@@ -190,7 +195,7 @@ def rearrange(
 def _measure(sources: Sequence[Source], watch: Watch) -> UInt32s:
     """The length of each row as it will be written, by its place."""
     total_rows = sum(source.rows for source in sources)
-    frame_bytes = np.zeros(total_rows, np.uint32)
+    frame_bytes = np.zeros(sum(source.taken_rows for source in sources), np.uint32)
     measured = 0
     for source in sources:
         lengths = np.fromiter(_looking(source, measured, total_rows, watch), np.int64)
@@ -198,7 +203,8 @@ def _measure(sources: Sequence[Source], watch: Watch) -> UInt32s:
             raise ManifestError(f"{source.path} holds {len(lengths):,} rows, its .count says {source.rows:,}")
         if source.rows and lengths.max() > MOST_FRAME_BYTES:
             raise ManifestError(f"{source.path} holds a row of more than 4 GiB")
-        frame_bytes[source.places] = lengths
+        is_taken = source.places >= 0
+        frame_bytes[source.places[is_taken]] = lengths[is_taken]
         measured += source.rows
     if not frame_bytes.all():
         raise ConservationError("two rows were given the same place in the equal shards")
@@ -284,7 +290,7 @@ def _refuse_too_small(folder: Path, needed_bytes: int) -> None:
 
 
 def _copy(sources: Sequence[Source], targets: Targets, journal: _Journal, watch: Watch) -> None:
-    rows = sum(source.rows for source in sources[: journal.done])
+    rows = sum(source.taken_rows for source in sources[: journal.done])
     copied_bytes = 0
     noted_s = time.monotonic()
     for number, source in enumerate(sources[journal.done :], journal.done):
@@ -310,20 +316,23 @@ def _changed(source: Source) -> ManifestError:
 
 
 def _buffers(source: Source) -> Iterator[tuple[list[bytes], Int64s]]:
-    """The rows of a source, some at a time, each with its place."""
+    """The rows of a source that go anywhere, some at a time, each with its place."""
+    places = source.places[source.places >= 0]
     frames: list[bytes] = []
     first = held_bytes = 0
     with _naming(source.path):
-        for frame in read_frames(source.path):
+        for frame, place in zip(read_frames(source.path), source.places, strict=True):
+            if place < 0:
+                continue
             decode_row(frame)  # the trainer will load it: a row that is none, or calls something, goes no further
             frames.append(frame)
             held_bytes += len(frame)
             if held_bytes >= _BUFFER_BYTES:
-                yield frames, source.places[first : first + len(frames)]
+                yield frames, places[first : first + len(frames)]
                 first += len(frames)
                 frames, held_bytes = [], 0
-    if frames or first < source.rows:
-        yield frames, source.places[first:]
+    if frames:
+        yield frames, places[first:]
 
 
 def _check(targets: Targets, journal: _Journal, watch: Watch) -> None:

@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 from datafetch.entries import Ended, ImageEnd
 from datafetch.errors import ConservationError
 from datafetch.ledger import read_books, read_samples
-from datafetch.model import Dataset, Encoded, Failure, LedgerLine, Outcome, Payload, Record
+from datafetch.model import OK, Dataset, Encoded, Failure, LedgerLine, Outcome, Payload, Record, Sample
 from datafetch.sinks import encode_row, read_frames
 from datafetch.spool import SpooledSample, SpoolReader
 from datafetch.state import State
@@ -62,12 +62,15 @@ class Settled:
     failed: tuple[Ended, ...]
 
 
-def could_have_row(output: Output, record: Record, may_arrive: Callable[[Failure], bool]) -> bool:
-    """Whether there would be a row if all those images arrived."""
+def could_have_row(
+    output: Output, sample: Sample, lines: tuple[LedgerLine, ...], may_arrive: Callable[[Failure], bool]
+) -> bool:
+    """Whether a sample would be a row if the images that failed in that way arrived."""
     outcomes: tuple[Outcome, ...] = tuple(
-        _SOME_IMAGE if isinstance(outcome, Failure) and may_arrive(outcome) else outcome for outcome in record.outcomes
+        _SOME_IMAGE if isinstance(outcome, Encoded) or may_arrive(outcome) else outcome
+        for outcome in (line.to_outcome(b"") for line in lines)
     )
-    return output.dataset.to_row(Record(record.sample, outcomes), output.payload) is not None
+    return output.dataset.to_row(Record(sample, outcomes), output.payload) is not None
 
 
 def settle_spool(output: Output, shard: str) -> Iterator[Settled]:
@@ -105,17 +108,15 @@ def _settle(output: Output, spooled: SpooledSample) -> Settled:
     record = spooled.record()
     row = output.dataset.to_row(record, output.payload)
     frame = None if row is None else encode_row(row)
-    failed = _keep_for_retry(output, spooled, record)
+    failed = _keep_for_retry(output, spooled, has_row=frame is not None)
     return Settled(record.sample.position, spooled.lines, frame, frame is not None, failed)
 
 
-def _keep_for_retry(output: Output, spooled: SpooledSample, record: Record) -> tuple[Ended, ...]:
-    """A sample with a failed image, and those of its images that a retry could make a row with."""
-    failures = [outcome for outcome in record.outcomes if isinstance(outcome, Failure)]
-    if not failures:
+def _keep_for_retry(output: Output, spooled: SpooledSample, *, has_row: bool) -> tuple[Ended, ...]:
+    """A sample with a failed image, and its other images where there is a row with them or a retry may make one."""
+    if all(line.outcome == OK for line in spooled.lines):
         return ()
-    may_pass = any(failure.may_pass for failure in failures)
-    if may_pass and could_have_row(output, record, lambda failure: failure.may_pass):
+    if has_row or could_have_row(output, spooled.sample, spooled.lines, lambda failure: failure.may_pass):
         return (*(end for end in spooled.images if end.jpeg), spooled.sample)
     return (spooled.sample,)
 

@@ -55,6 +55,7 @@ def job(tmp_path: Path, source: CoyoSource) -> Job:
         out=str(tmp_path / "data" / "out"),
         fetch=POLICY,
         processes=2,
+        world_size=None,
     )
 
 
@@ -125,6 +126,7 @@ def test_a_perfect_server_and_a_thousand_connections(tmp_path: Path) -> None:
             out=str(tmp_path / "out"),
             fetch=FetchPolicy(connections=1024, per_host=1024, allow_net=LOOPBACK, retries=0),
             processes=2,
+            world_size=None,
         )
         report = run(job)
         requests = origin.requests()
@@ -395,8 +397,10 @@ def test_the_state_folder_is_a_sibling(job: Job) -> None:
     assert sorted(files_of(job)) == ["part-00000.count", "part-00000.pkl", "part-00001.count", "part-00001.pkl"]
     state = Path(job.out + ".datafetch")
     assert sorted(path.name for path in state.iterdir() if path.name != "lock") == [
+        "failed",
         "job.json",
         "ledger",
+        "ready",
         "report.json",
         "spool",
         "unpublished",

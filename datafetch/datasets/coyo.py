@@ -77,6 +77,12 @@ class CoyoManifest:
         """As many as there are ids; unknown where similarity decides."""
         return None if self._ids is None else len(self._ids.ids)
 
+    def most_samples(self) -> int:
+        """As many as there are ids, or the fifth of each file."""
+        if self._ids is not None:
+            return len(self._ids.ids)
+        return sum(int(file.rows * _KEPT_SHARE) for file in self._files.values())
+
     def samples(self, shard: Shard) -> Samples:
         """The chosen rows of one file."""
         file = self._files[shard.name]

@@ -18,8 +18,9 @@ from datafetch.demo.origin import Origin
 from datafetch.demo.pictures import write_pictures
 from datafetch.errors import ConfigurationError, ResourceError
 from datafetch.fetch import FetchPolicy
-from datafetch.job import Job, Observer, run
+from datafetch.job import Job
 from datafetch.model import Report
+from datafetch.runner import Observer, run
 
 DEFAULT_FOLDER = Path("datafetch-demo")
 _MARKER = "made-by-datafetch-demo"
@@ -84,6 +85,7 @@ def run_demo(images: int, folder: Path | None = None, observe: Observer | None =
             out=str(folder / "playground" / "data" / dataset.path),
             ids=str(source.ids),
             fetch=FetchPolicy(allow_net=("127.0.0.0/8",), per_host=64, backoff_s=0.2),
+            world_size=None,
         )
         report = run(job, observe)
     return DemoResult(report, (*check_outcomes(job, urls), *check_files(job, report, source)))

@@ -1,0 +1,190 @@
+"""An output belongs to one job, and to one run at a time.
+
+Rules: nothing is deleted or changed before it is sure that the output is ours and nobody else works on it. What decides
+the rows is a job's identity and stands in ``job.json``; a run with another identity is refused, the difference named.
+What runs that were killed have left complete is put in place first, what they have left incomplete is thrown away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import orjson
+
+from datafetch.commit import finish_commits
+from datafetch.durable import write_atomically
+from datafetch.errors import ConfigurationError, ResourceError
+from datafetch.lock import Lock
+from datafetch.state import State
+from datafetch.takeover import finish
+
+Identity: TypeAlias = dict[str, Any]
+"""What decides the rows, as JSON: names to values; ``shards`` has the manifest files by shard."""
+
+_ASKED = "asked"  # in job.json beside the identity: what was asked for, for ``retry`` to ask the same way
+
+
+@asynccontextmanager
+async def claimed(state: State, prepare: Callable[[], None]) -> AsyncIterator[None]:
+    """Hold an output for one run alone.
+
+    Args:
+        state: Of the output.
+        prepare: Called with the lock held and everything that was complete in its place, before the run; it may refuse.
+
+    Raises:
+        ConfigurationError: Another run holds it, or it was refused.
+        ResourceError: It can't be written.
+    """
+    lock = Lock(state.lock, state.out)
+    try:
+        await asyncio.to_thread(_claim, state, lock, prepare)
+        yield
+    except OSError as error:
+        raise ResourceError.of_disk(error, f"write beside {state.out}") from error
+    finally:
+        await asyncio.to_thread(lock.release)
+
+
+def _claim(state: State, lock: Lock, prepare: Callable[[], None]) -> None:
+    if not state.folder.exists():
+        _refuse_foreign_files(state, {})  # before a trace is left
+        state.folder.mkdir(parents=True)
+    lock.acquire()
+    finish(state)
+    finish_commits(state)
+    prepare()
+    shutil.rmtree(state.unpublished, ignore_errors=True)
+
+
+def take_for_job(state: State, identity: Identity, asked: Mapping[str, object], *, fresh: bool) -> None:
+    """Make an output that of a job, or make sure that it is.
+
+    Raises:
+        ConfigurationError: It is that of another job, or holds files that are not ours.
+    """
+    if fresh:
+        _start_over(state)
+    _refuse_foreign_files(state, identity)
+    if state.job.exists():
+        _refuse_other_job(state, read_identity(state), identity)
+    write_atomically(state.job, orjson.dumps({**identity, _ASKED: asked}, option=orjson.OPT_INDENT_2))
+
+
+def read_identity(state: State) -> Identity:
+    """What the job of an output is.
+
+    Raises:
+        ConfigurationError: The file is not of this version; nothing beside it is touched.
+    """
+    return {name: value for name, value in _read(state).items() if name != _ASKED}
+
+
+def read_asked(state: State) -> dict[str, Any]:
+    """What the last run on an output was asked for.
+
+    Raises:
+        ConfigurationError: There has been none, or the file is not of this version.
+    """
+    asked = _read(state).get(_ASKED)
+    if not isinstance(asked, dict):
+        raise _not_a_job(state)
+    return asked
+
+
+def _read(state: State) -> dict[str, Any]:
+    try:
+        job = orjson.loads(state.job.read_bytes())
+    except orjson.JSONDecodeError:
+        job = None
+    if not isinstance(job, dict) or not isinstance(job.get("shards"), dict):
+        raise _not_a_job(state)
+    return job
+
+
+def _not_a_job(state: State) -> ConfigurationError:
+    return ConfigurationError(f"{state.job} is not a job of this version of datafetch; move {state.folder} away")
+
+
+def _refuse_other_job(state: State, before: Identity, now: Identity) -> None:
+    for name in now | before:
+        if before.get(name) != now.get(name):
+            difference = f"{name}: {before.get(name)}, now {now.get(name)}"
+            if name == "shards":
+                difference = f"other manifest files: {_first_difference(before[name], now[name])}"
+            raise ConfigurationError(
+                f"{state.out} was begun with another job ({difference}); "
+                "give the same again, choose another --root, or start over with --fresh"
+            )
+
+
+def _first_difference(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """The first manifest file that is not what it was."""
+    changed = {source for shard, (source, *_) in now.items() if before.get(shard) != now[shard]}
+    return str(min(changed or {source for source, *_ in before.values()}))
+
+
+def _refuse_foreign_files(state: State, identity: Identity) -> None:
+    """The trainer counts every file in the folder, so nothing but this job's shards may lie there."""
+    if not state.out.exists():
+        return
+    if not state.out.is_dir():
+        raise ConfigurationError(f"{state.out} is not a folder; choose another --root")
+    ours = {path.name for path in _shard_files(state, identity)} if state.job.exists() else set()
+    for path in sorted(state.out.iterdir()):
+        if path.name not in ours:
+            raise ConfigurationError(
+                f"{path} was not written by this job, and the trainer would count it; "
+                "move it away or choose another --root"
+            )
+
+
+def _shard_files(state: State, identity: Identity) -> list[Path]:
+    """The files that the output may have, counts first."""
+    shards = {*identity.get("shards", ()), *equal_files(state)}
+    return [state.out / f"{shard}{suffix}" for suffix in (".count", ".pkl") for shard in sorted(shards)]
+
+
+def equal_files(state: State) -> dict[str, Any]:
+    """The equal shards in the output by name; none while there are none.
+
+    Raises:
+        ConfigurationError: The file that names them is damaged.
+    """
+    if not state.equal.exists():
+        return {}
+    try:
+        files = orjson.loads(state.equal.read_bytes())["files"]
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        files = None
+    if not isinstance(files, dict):
+        raise ConfigurationError(f"{state.equal} is damaged; --fresh starts over")
+    return files
+
+
+def _start_over(state: State) -> None:
+    """Delete what an earlier run of ours left; without its job file a folder is not ours to delete."""
+    if not state.job.exists():
+        return
+    for path in _shard_files(state, read_identity(state)):
+        path.unlink(missing_ok=True)
+    for folder in (
+        state.ledgers,
+        state.all_spools,
+        state.unpublished,
+        state.ready,
+        state.failed("").parent,
+        state.added,
+        state.resharding,
+        state.resharded,
+        state.replaced,
+        state.quarantine,
+    ):
+        shutil.rmtree(folder, ignore_errors=True)
+    for file in (state.retry, state.progress, state.report, state.equal, state.job):
+        file.unlink(missing_ok=True)

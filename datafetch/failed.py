@@ -1,0 +1,102 @@
+"""What failed, as a manifest: the samples of which an image is to be tried again.
+
+Rules: nothing is asked of the source that the run was made from; what a retry needs was kept when the shard was
+committed. A shard's spool begins with those images that are not tried again, so that the pipeline sees what a run sees
+that goes on: samples of which some images have ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from datafetch.durable import publish
+from datafetch.entries import ImageEnd
+from datafetch.ledger import read_books, read_outcomes, read_samples
+from datafetch.model import OK, Failure, FailureKind, LedgerLine, Sample, Shard
+from datafetch.settled import Output, could_have_row
+from datafetch.spool import SpooledSample, SpoolReader, write_spool
+from datafetch.wanted import Retry
+
+
+class FailedSamples:
+    """Where the samples of a retry come from.
+
+    Args:
+        output: Whose failures; its state knows the spools of this retry.
+        retry: Which one, and of what.
+        shards: Names of all shards of the output, in order.
+    """
+
+    def __init__(self, output: Output, retry: Retry, shards: Iterable[str]) -> None:
+        self._output = output
+        self._retry = retry
+        self._shards = [shard for shard in map(self._shard_of, shards) if shard is not None]
+
+    def shards(self) -> Sequence[Shard]:
+        """Those in which something is to be tried again, as far as this retry has not been through them."""
+        return self._shards
+
+    def expected_samples(self) -> int | None:
+        """Not known before the shards are opened."""
+        return None
+
+    def samples(self, shard: Shard) -> RetriedSamples:
+        """The samples of one shard of which an image is tried again; its spool is begun where it was not."""
+        spool = self._output.state.spool(shard.name)
+        samples = RetriedSamples(self._output, self._retry, shard.name)
+        if not spool.exists():
+            begun = spool.with_suffix(".begun")
+            write_spool(begun, samples.settled())
+            publish(begun, spool)
+        return samples
+
+    def _shard_of(self, name: str) -> Shard | None:
+        ledger = self._output.state.ledger(name)
+        if not ledger.exists():
+            return None
+        books = read_books(ledger)
+        failures = (
+            Failure(FailureKind(outcome), status=status) for outcome, status in read_outcomes(ledger) if outcome != OK
+        )
+        if books.retry == self._retry.number or not any(map(self._retry.wanted.wants, failures)):
+            return None
+        return Shard(name, ledger, books.totals.samples, "")
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    """A sample with a failed image, what was kept of it, and what its ledger says."""
+
+    kept: SpooledSample
+    lines: tuple[LedgerLine, ...]
+
+
+class RetriedSamples:
+    """The samples of one shard that are tried again."""
+
+    def __init__(self, output: Output, retry: Retry, shard: str) -> None:
+        self._output = output
+        self._retry = retry
+        self._shard = shard
+        self._count = sum(1 for _ in self._failed())
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (failed.kept.sample for failed in self._failed())
+
+    def settled(self) -> Iterator[ImageEnd]:
+        """Those of their images that are not tried again."""
+        for failed in self._failed():
+            yield from self._retry.wanted.settled(failed.kept, failed.lines)
+
+    def _failed(self) -> Iterator[_Failed]:
+        state, wanted = self._output.state, self._retry.wanted
+        lines = read_samples(state.ledger(self._shard))
+        for kept in SpoolReader(state.failed(self._shard)).samples():
+            position = kept.sample.position
+            own = next(sample_lines for sample_lines in lines if sample_lines[0].sample == position)
+            if wanted.wants_any(own) and could_have_row(self._output, kept.sample, own, wanted.wants):
+                yield _Failed(kept, own)

@@ -1,0 +1,166 @@
+"""Failures alone are tried again, and what arrives comes to its place."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import LOOPBACK
+from test_job import files_of, read_ledger, read_rows
+
+from datafetch import FailureKind, Job, Wanted, retry, run
+from datafetch.demo.manifest import CoyoSource, write_coyo_source
+from datafetch.demo.origin import Origin
+from datafetch.errors import ConfigurationError
+from datafetch.fetch import FetchPolicy
+from datafetch.ledger import read_books
+from datafetch.state import State
+
+Pictures = tuple[Path, list[str]]
+IMAGES = 60
+# Places of images that are not had at first: what is flaky heals, what is missing doesn't. The third shard has none.
+FAULTS = {2: "flaky", 7: "missing", 11: "flaky", 19: "missing", 23: "flaky", 24: "flaky", 39: "flaky"}
+FLAKY = [place for place, fault in FAULTS.items() if fault == "flaky"]
+POLICY = FetchPolicy(allow_net=LOOPBACK, backoff_s=0.01, per_host=64, retries=0)
+
+
+@pytest.fixture
+def own_origin(pictures: Pictures) -> Iterator[Origin]:
+    """A server whose counts nobody else changes."""
+    with Origin(pictures[0]) as running:
+        yield running
+
+
+@pytest.fixture
+def source(tmp_path: Path, own_origin: Origin, pictures: Pictures) -> CoyoSource:
+    """A manifest of three files, some of whose images fail at first."""
+    names = [name for name in pictures[1] if name.endswith(".jpg")]
+    urls = [own_origin.url(FAULTS.get(place, "well"), names[place % len(names)], place) for place in range(IMAGES)]
+    return write_coyo_source(tmp_path / "source", urls, files=3)
+
+
+@pytest.fixture(params=[None, 2], ids=["as cut", "equal"])
+def job(tmp_path: Path, source: CoyoSource, request: pytest.FixtureRequest) -> Job:
+    """A job for it, whose shards stay as the manifest cut them or are made equal for two ranks."""
+    return Job(
+        dataset="coyo",
+        source=str(source.folder),
+        ids=str(source.ids),
+        out=str(tmp_path / "data" / "out"),
+        fetch=POLICY,
+        processes=1,
+        world_size=request.param,
+    )
+
+
+def asked_since(origin: Origin, before: dict[str, int]) -> dict[str, int]:
+    """What was asked for since, and how often."""
+    return {
+        path: times - before.get(path, 0) for path, times in origin.requests().items() if times > before.get(path, 0)
+    }
+
+
+def path_of(url: str) -> str:
+    """The path of a URL, as the server counts it."""
+    return "/" + url.split("/", 3)[3]
+
+
+def test_what_failed_and_may_pass_is_fetched_and_nothing_else(
+    tmp_path: Path, job: Job, source: CoyoSource, own_origin: Origin
+) -> None:
+    """Once the server healed, a retry asks for exactly the failed images and leaves what a run without faults would."""
+    first = run(job)
+    assert first.totals.outcomes == {"ok": IMAGES - len(FAULTS), "http_status": len(FAULTS)}
+    before = own_origin.requests()
+    # Neither the manifest nor the id list is needed any more.
+    for path in source.folder.iterdir():
+        path.rename(path.with_suffix(".away"))
+    report = retry(job.out)
+    urls = list(source.urls.values())
+    assert asked_since(own_origin, before) == {path_of(urls[place]): 1 for place in FLAKY}
+    assert report.totals.outcomes == {"ok": IMAGES - 2, "http_status": 2}
+    assert (report.retried, report.requests, report.reused) == (len(FLAKY), len(FLAKY), first.totals.ok)
+    for path in source.folder.iterdir():
+        path.rename(path.with_suffix(".parquet"))
+    healed = replace(job, out=str(tmp_path / "healed"))
+    run(healed)
+    assert files_of(job) == files_of(healed)
+    assert len(read_rows(job)) == IMAGES - 2
+    attempts = {line["url"]: line["attempts"] for line in read_ledger(job)}
+    assert attempts == {url: 2 if place in FLAKY else 1 for place, url in enumerate(urls)}
+    assert {line["url"]: line["outcome"] for line in read_ledger(job)} == {
+        line["url"]: line["outcome"] for line in read_ledger(healed)
+    }
+
+
+def test_untouched_shards_stay_untouched(tmp_path: Path, source: CoyoSource) -> None:
+    """A shard of which nothing is tried again is not even written anew."""
+    job = Job(
+        "coyo", str(source.folder), str(tmp_path / "out"), str(source.ids), fetch=POLICY, processes=1, world_size=None
+    )
+    run(job)
+    files = [Path(job.out) / "part-00002.pkl", State(Path(job.out)).ledger("part-00002")]
+    before = [(path.stat().st_ino, path.stat().st_mtime_ns) for path in files]
+    retry(job.out)
+    assert [(path.stat().st_ino, path.stat().st_mtime_ns) for path in files] == before
+
+
+def test_a_second_retry_has_nothing_to_do(job: Job, own_origin: Origin) -> None:
+    """What won't pass is not asked for, and the shards are left alone."""
+    run(job)
+    retry(job.out)
+    before, requests = files_of(job), own_origin.requests()
+    report = retry(job.out)
+    assert (report.retried, report.requests) == (0, 0)
+    assert own_origin.requests() == requests
+    assert files_of(job) == before
+    assert run(job).requests == 0
+    assert files_of(job) == before
+
+
+def test_everything_or_some_kinds_can_be_tried_again(job: Job, source: CoyoSource, own_origin: Origin) -> None:
+    """``--all`` asks for what won't pass too, ``--kinds`` for what it names; attempts add up."""
+    run(job)
+    urls = list(source.urls.values())
+    missing = [path_of(urls[place]) for place, fault in FAULTS.items() if fault == "missing"]
+    before = own_origin.requests()
+    assert retry(job.out, Wanted(frozenset({FailureKind.TIMEOUT}))).retried == 0
+    assert retry(job.out, Wanted.all()).retried == len(FAULTS)
+    assert asked_since(own_origin, before) == {path_of(urls[place]): 1 for place in FAULTS}
+    before = own_origin.requests()
+    assert retry(job.out, Wanted(frozenset({FailureKind.HTTP_STATUS}))).retried == len(missing)
+    assert asked_since(own_origin, before) == dict.fromkeys(missing, 1)
+    attempts = {path_of(line["url"]): line["attempts"] for line in read_ledger(job)}
+    assert {attempts[path] for path in missing} == {3}
+    assert {read_books(path).retry for path in State(Path(job.out)).ledgers.iterdir()} == {0, 1, 2}
+
+
+def test_a_retry_needs_a_complete_run(job: Job, tmp_path: Path) -> None:
+    """Without a run, or with one that was not completed, there is one clear line and nothing is touched."""
+    with pytest.raises(ConfigurationError, match="no output of datafetch"):
+        retry(str(tmp_path / "nowhere"))
+    assert not list(tmp_path.glob("nowhere*"))
+    run(job)
+    State(Path(job.out)).report.unlink()
+    with pytest.raises(ConfigurationError, match="not complete"):
+        retry(job.out)
+
+
+def test_an_interrupted_retry_is_completed_first(job: Job) -> None:
+    """A retry of other failures is refused until the one that was interrupted is complete, and says which that was."""
+    run(job)
+    state = State(Path(job.out))
+    state.retry.write_text('{"number": 1, "kinds": ["timeout"]}')
+    with pytest.raises(ConfigurationError, match="with --kinds timeout"):
+        retry(job.out)
+    assert retry(job.out, Wanted(frozenset({FailureKind.TIMEOUT}))).retried == 0
+    assert not state.retry.exists()
+    assert retry(job.out).retried == len(FLAKY)
+
+
+def test_the_retry_asks_as_the_run_did(job: Job) -> None:
+    """Networks that were allowed stay so, and what is given anew holds for this retry."""
+    run(job)
+    blocked = retry(job.out, change=lambda before: replace(before, fetch=replace(before.fetch, allow_net=())))
+    assert blocked.totals.outcomes["blocked_address"] == len(FLAKY)
+    assert retry(job.out, Wanted.all()).totals.ok == IMAGES - 2

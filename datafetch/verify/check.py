@@ -1,0 +1,192 @@
+"""Check: what to verify, as a value; run_check(check): verify it.
+
+Rules: nothing is written. Files are read and rows examined in a thread, a batch ahead of the codec; what is in memory
+is a batch of rows and the images that wait, whatever the size of the output.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import orjson
+
+from datafetch.datasets import find_dataset
+from datafetch.errors import ConfigurationError
+from datafetch.model import Loader
+from datafetch.ranks import Ranks
+from datafetch.state import State
+from datafetch.transcode import Encoding, ImageSpec, Transcoder
+from datafetch.transcode.pool import available_cpus
+from datafetch.verify.findings import Examined, Findings, Standing, batched
+from datafetch.verify.images import Decoding
+from datafetch.verify.shards import ShardFolder
+from datafetch.verify.torch import RecordList
+from datafetch.verify.verdict import Reading, Verdict
+
+# A sound JPEG is decoded and left as it is. Twice Pillow's limit is where the trainer's ``Image.open`` refuses.
+_AS_IT_IS = ImageSpec(encode=Encoding.ORIGINAL, max_pixels=2 * 89_478_485)
+_GROUPS = {Loader.COYO: 4, Loader.MMC4: 1}
+
+Subject: TypeAlias = ShardFolder | RecordList
+
+Observer: TypeAlias = Callable[[Callable[[], Standing]], Coroutine[None, None, None]]
+"""Watches: a coroutine function that may ask how it stands as often as it likes, until it is cancelled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What to verify. Checked when made.
+
+    Attributes:
+        out: Folder of shards, or JSON file of records.
+        loader: Whose demands; None is that of the job, else what the first row is like.
+        image_root: What the paths in a JSON file start from; None is its own folder.
+        world_size: Ranks that will read the shards.
+        batch: Groups that a rank takes in one step.
+        group: Samples that the loader takes together; None is its own number, 4 of pairs and 1 of documents.
+        processes: Codec processes; None takes one for each CPU.
+    """
+
+    out: str
+    loader: Loader | None = None
+    image_root: str | None = None
+    world_size: int = 64
+    batch: int = 2
+    group: int | None = None
+    processes: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work, before anything is read."""
+        self.ranks(Loader.COYO)
+        if not all(character.isprintable() for character in self.out):
+            raise ConfigurationError(f"paths must be printable, and valid UTF-8, not {self.out!a}")
+        if self.processes is not None and not 1 <= self.processes <= 10_000:  # noqa: PLR2004 - beyond any machine
+            raise ConfigurationError(f"--processes must be from 1 to 10,000, not {self.processes}")
+
+    def ranks(self, loader: Loader) -> Ranks:
+        """Who will read the shards, and how."""
+        return Ranks(self.world_size, self.batch, _GROUPS[loader] if self.group is None else self.group)
+
+
+def run_check(check: Check, observe: Observer | None = None) -> Verdict:
+    """Verify an output, on an event loop of its own.
+
+    Args:
+        check: What to verify.
+        observe: Watches meanwhile.
+
+    Returns:
+        What was found. Faults of the output are in it, not raised.
+
+    Raises:
+        DatafetchError: There is nothing to verify, or this machine ran out of something.
+        KeyboardInterrupt: Ctrl-C.
+    """
+    with asyncio.Runner() as runner:
+        return runner.run(verify_output(check, observe))
+
+
+async def verify_output(check: Check, observe: Observer | None = None) -> Verdict:
+    """Verify an output inside a running event loop, of any kind; otherwise like ``run_check``."""
+    subject = await asyncio.to_thread(_open, check)
+    findings = Findings(await asyncio.to_thread(lambda: subject.total_bytes))
+    try:
+        async with asyncio.TaskGroup() as group:
+            watching = None if observe is None else group.create_task(observe(findings.standing))
+            await _examine(subject, findings, check.processes or available_cpus())
+            if watching is not None:
+                watching.cancel()
+    except BaseExceptionGroup as errors:
+        raise _first(errors) from errors
+    reading = None
+    if isinstance(subject, ShardFolder) and subject.shards:
+        reading = Reading.of(subject.row_counts, check.ranks(subject.loader))
+    of_ranks = tuple(reading.problems()) if reading else ()
+    return Verdict(
+        out=check.out,
+        loader=subject.loader,
+        shards=subject.shards if isinstance(subject, ShardFolder) else None,
+        samples=findings.samples,
+        images=findings.images,
+        problems=(*of_ranks, *findings.kept),
+        problem_count=findings.problems + len(of_ranks),
+        remarks=await asyncio.to_thread(_remarks, Path(check.out)),
+        reading=reading,
+    )
+
+
+async def _examine(subject: Subject, findings: Findings, processes: int) -> None:
+    """Read and decode everything; the next batch of rows is read as soon as the images of the last are handed over."""
+    batches = batched(subject.examine())
+    async with Transcoder(_AS_IT_IS, processes=processes) as transcode, asyncio.TaskGroup() as group:
+        decoding = Decoding(transcode, findings, group, processes)
+        while (batch := await asyncio.to_thread(_next, batches)) is not None:
+            for examined in batch:
+                findings.add(examined)
+                for image in examined.images:
+                    await decoding.take(image)
+
+
+def _next(batches: Iterator[list[Examined]]) -> list[Examined] | None:
+    return next(batches, None)
+
+
+def _first(errors: BaseExceptionGroup) -> BaseException:
+    """Task groups raise groups; a caller wants the one error that stopped it."""
+    error: BaseException = errors
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _open(check: Check) -> Subject:
+    """What there is to verify.
+
+    Raises:
+        ConfigurationError: There is nothing, or it does not fit the loader.
+    """
+    out = Path(check.out)
+    if out.is_dir():
+        if check.loader is Loader.TORCH:
+            raise ConfigurationError(f"{out} is a folder; --loader torch takes the JSON file, and --image-root")
+        if check.image_root is not None:
+            raise ConfigurationError("--image-root is for a JSON file; the images of shards are in them")
+        return ShardFolder(out, check.loader or _loader_of_job(out))
+    if not out.is_file():
+        raise ConfigurationError(f"{out} is neither a folder of shards nor a JSON file")
+    if check.loader not in {None, Loader.TORCH}:
+        raise ConfigurationError(f"{out} is a file; --loader {check.loader} takes a folder of shards")
+    return RecordList(out, out.parent if check.image_root is None else Path(check.image_root))
+
+
+def _loader_of_job(out: Path) -> Loader | None:
+    """The loader of the dataset that the job beside a folder names, if that is a known one."""
+    try:
+        return find_dataset(str(_job(out).get("dataset"))).loader
+    except ConfigurationError:
+        return None
+
+
+def _remarks(out: Path) -> tuple[str, ...]:
+    """Whether the run that makes the output has more to do, as far as is plain."""
+    job = _job(out)
+    shards = job.get("shards")
+    if not isinstance(shards, dict) or job.get("limit") is not None:  # a limit leaves shards out for good
+        return ()
+    left = sum(not State(out.absolute()).ledger(shard).exists() for shard in shards)
+    if not left:
+        return ()
+    return (f"the run is not complete: {left:,} of {len(shards):,} shards of its manifest are not done",)
+
+
+def _job(out: Path) -> dict[str, object]:
+    """What the job file beside an output says; nothing where there is none that can be read."""
+    try:
+        job = orjson.loads(State(out.absolute()).job.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return job if isinstance(job, dict) else {}

@@ -1,0 +1,106 @@
+"""A JSON list, record by record: half a gigabyte of records takes megabytes of memory.
+
+Rules: the standard library's parser, as the trainer has it, so that both take the same for JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+from datafetch.errors import ManifestError
+
+_MOST_RECORD_CHARS = 64 << 20  # conversations are a few thousand
+_DECODER = json.JSONDecoder()
+_SPACE = " \t\n\r"
+_AFTER_NUMBER = {",", "]", *_SPACE}
+
+
+class RecordReader:
+    """Reads the records of a JSON list.
+
+    Args:
+        path: The file, in UTF-8.
+        chunk_chars: How much is read at a time.
+    """
+
+    def __init__(self, path: Path, chunk_chars: int = 1 << 20) -> None:
+        self._path = path
+        self._chunk_chars = chunk_chars
+        self._text = ""
+        self._at = 0
+        self._is_end = False
+        self._taken_bytes = 0
+
+    def take_bytes(self) -> int:
+        """How much of the file was read since this was asked last."""
+        taken, self._taken_bytes = self._taken_bytes, 0
+        return taken
+
+    def __iter__(self) -> Iterator[object]:
+        """The records, in order.
+
+        Raises:
+            ManifestError: It is not a JSON list, or ends early; the message says why, without the path.
+            OSError: It can't be read.
+        """
+        with self._path.open(encoding="utf-8") as file:
+            if self._mark(file) != "[":
+                raise ManifestError("is not a JSON list")
+            mark = self._peek(file)
+            if mark == "]":
+                mark = self._mark(file)
+            while mark != "]":
+                yield self._value(file)
+                mark = self._mark(file)
+                if mark not in {",", "]"}:
+                    raise ManifestError("has no comma between two records" if mark else "is cut short")
+            if self._mark(file):
+                raise ManifestError("goes on behind its list")
+
+    def _mark(self, file: TextIO) -> str:
+        """The next character that is no space; nothing at the end."""
+        mark = self._peek(file)
+        self._at += len(mark)
+        return mark
+
+    def _peek(self, file: TextIO) -> str:
+        while True:
+            while self._at < len(self._text):
+                if self._text[self._at] not in _SPACE:
+                    return self._text[self._at]
+                self._at += 1
+            if self._is_end:
+                return ""
+            self._fill(file, self._chunk_chars)
+
+    def _value(self, file: TextIO) -> object:
+        """The next value. Most lie whole in the chunk at hand; for the others more and more is read."""
+        more_chars = self._chunk_chars
+        while True:
+            self._peek(file)
+            is_all = self._is_end or len(self._text) - self._at > _MOST_RECORD_CHARS
+            try:
+                value, end = _DECODER.raw_decode(self._text, self._at)
+            except (ValueError, RecursionError) as error:
+                if is_all:
+                    raise ManifestError("is not JSON, or is cut short") from error
+            else:
+                # A number may go on, where nothing says that it is over.
+                if is_all or not isinstance(value, int | float) or self._text[end : end + 1] in _AFTER_NUMBER:
+                    self._at = end
+                    return value
+            self._fill(file, more_chars)
+            more_chars *= 2
+
+    def _fill(self, file: TextIO, chars: int) -> None:
+        try:
+            chunk = file.read(chars)
+        except UnicodeDecodeError as error:
+            raise ManifestError("is not UTF-8") from error
+        self._taken_bytes += len(chunk.encode())
+        self._is_end = not chunk
+        self._text = self._text[self._at :] + chunk
+        self._at = 0

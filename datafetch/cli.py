@@ -24,15 +24,16 @@ from rich.console import Console
 from datafetch.datasets import find_dataset
 from datafetch.errors import ConfigurationError, ConservationError, DatafetchError, ResourceError
 from datafetch.job import Job
-from datafetch.model import OK, FailureKind, Report
+from datafetch.model import OK, FailureKind, Loader, Report
 from datafetch.options import RetryOptions, RunOptions, with_retry_options, with_run_options
-from datafetch.progress import ProgressConsole, show_progress, show_remarks
+from datafetch.progress import ProgressConsole, show_progress, show_remarks, show_verifying
 from datafetch.rearrange import Watch
 from datafetch.reshard import Request, Resharded
 from datafetch.reshard import reshard as make_equal_shards
 from datafetch.reshard_progress import show_resharding
 from datafetch.runner import retry as retry_run
 from datafetch.runner import run
+from datafetch.verify import Check, run_check
 from datafetch.wanted import Wanted
 
 
@@ -41,6 +42,7 @@ class ExitCode(IntEnum):
 
     COMPLETE = 0
     BUG = 1
+    NOT_SOUND = 1  # the contract's, and nobody takes the two for each other: a bug says so on standard error
     WRONG_COMMAND = 2
     TOO_FEW_IMAGES = 3
     OUT_OF_RESOURCES = 4
@@ -254,6 +256,43 @@ def show_resharded(made: Resharded, *, as_json: bool) -> None:
         f"{ranks.world_size:,} ranks of {epoch.groups * ranks.group:,} samples each; "
         f"an epoch uses {1 - epoch.lost_share:.3%} of all"
     )
+
+
+@app.command()
+def verify(  # noqa: PLR0913 - each is an option of the command line
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A folder of shards, or a JSON list of records.")],
+    *,
+    loader: Annotated[
+        Loader | None, typer.Option(help="Whose demands.", show_default="the job's, or told by the first row")
+    ] = None,
+    image_root: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="What paths in a JSON list start from.", show_default="the list's folder"),
+    ] = None,
+    world_size: Annotated[int, typer.Option(help="Ranks that will read the shards.")] = 64,
+    batch: Annotated[int, typer.Option(help="Groups of samples that a rank takes in one step.")] = 2,
+    group: Annotated[
+        int | None,
+        typer.Option(help="Samples that the loader takes together.", show_default="4 for coyo, 1 for mmc4"),
+    ] = None,
+    processes: Annotated[int | None, typer.Option(help="Codec processes.", show_default="CPU count")] = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output at the end.")] = False,
+) -> int:
+    """Check everything that the trainer's loader demands, every image decoded; exit 1 when something is amiss."""
+    check = Check(
+        out=str(out),
+        loader=loader,
+        image_root=None if image_root is None else str(image_root),
+        world_size=world_size,
+        batch=batch,
+        group=group,
+        processes=processes,
+    )
+    console = ProgressConsole()
+    with show_remarks(console):
+        verdict = run_check(check, observe=partial(show_verifying, console=console))
+    _print(orjson.dumps(verdict.summary()).decode() if json else "\n".join(verdict.lines()))
+    return ExitCode.COMPLETE if verdict.is_sound else ExitCode.NOT_SOUND
 
 
 def show_report(report: Report, *, as_json: bool) -> None:

@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.text import Text
 
 from datafetch.pipeline import Statistics
+from datafetch.verify import Standing
 
 _LIVE_INTERVAL_S = 0.25
 _PLAIN_INTERVAL_S = 10.0
@@ -100,6 +101,17 @@ def progress_line(now: Statistics, images_per_s: float) -> str:
     return "  ".join(parts)
 
 
+def verifying_line(now: Standing) -> str:
+    """One line: the share of the files that is read, what was looked at, what was found, pace, time left."""
+    share = now.read_bytes / now.total_bytes if now.total_bytes else 0.0
+    parts = [f"{share:.1%}", f"{now.samples:,} samples", f"{now.images:,} images", f"{now.problems:,} problems"]
+    if now.elapsed_s > 0:
+        parts.append(f"{now.images / now.elapsed_s:.1f} images/s")
+    if share > 0:
+        parts.append(f"ETA {timedelta(seconds=round(now.elapsed_s * max(0.0, 1 / share - 1)))}")
+    return "  ".join(parts)
+
+
 async def show_progress(statistics: Callable[[], Statistics], console: Console) -> None:
     """Show how a run stands, until cancelled; the last state stays on the screen.
 
@@ -108,17 +120,28 @@ async def show_progress(statistics: Callable[[], Statistics], console: Console) 
         console: Where to; its being a terminal decides the form.
     """
     pace = Pace()
+
+    def line() -> str:
+        now = statistics()
+        return progress_line(now, pace.images_per_s(now))
+
+    await _show_lines(line, console)
+
+
+async def show_verifying(standing: Callable[[], Standing], console: Console) -> None:
+    """Show how a verification stands; otherwise like ``show_progress``."""
+    await _show_lines(lambda: verifying_line(standing()), console)
+
+
+async def _show_lines(line: Callable[[], str], console: Console) -> None:
     if not console.is_terminal:
         while True:
             await asyncio.sleep(_PLAIN_INTERVAL_S)
-            now = statistics()
-            console.print(progress_line(now, pace.images_per_s(now)), soft_wrap=True, highlight=False)
+            console.print(line(), soft_wrap=True, highlight=False)
     with Live(console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False) as live:
         try:
             while True:
-                now = statistics()
-                live.update(Text(progress_line(now, pace.images_per_s(now)), no_wrap=True), refresh=True)
+                live.update(Text(line(), no_wrap=True), refresh=True)
                 await asyncio.sleep(_LIVE_INTERVAL_S)
         finally:
-            now = statistics()
-            live.update(Text(progress_line(now, pace.images_per_s(now)), no_wrap=True), refresh=True)
+            live.update(Text(line(), no_wrap=True), refresh=True)

@@ -1,0 +1,676 @@
+"""What the trainer would trip over, found; and nothing else."""
+
+import asyncio
+import base64
+import json
+import os
+import pickle
+import signal
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from io import BytesIO
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NoReturn, TypeAlias
+
+import numpy as np
+import psutil
+import pytest
+from bodies import saved
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from datafetch.cli import main
+from datafetch.errors import ConfigurationError, ManifestError
+from datafetch.model import Encoded, Loader, Outcome
+from datafetch.progress import verifying_line
+from datafetch.sinks import PickleSink, encode_row
+from datafetch.sinks.pickle import PREAMBLE
+from datafetch.verify import Check, Standing, Verdict, run_check, verify_output
+from datafetch.verify.findings import BATCH_BYTES, MOST_KEPT, Examined, Findings, FoundImage, Place, batched
+from datafetch.verify.images import PROCESS_BYTES, Decoding
+from datafetch.verify.records import RecordReader
+
+Row: TypeAlias = dict[str, Any]
+JPEG = saved(Image.new("RGB", (16, 12), "teal"), "JPEG")
+JPEG_BASE64 = base64.b64encode(JPEG).decode()
+PATIENCE_S = 60
+GONE: Any = object()
+"""Stands for a key that is not there."""
+
+
+class Mine:
+    """A pickle of it makes a folder when it is loaded by somebody who trusts it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
+        return eval, (f"__import__('os').mkdir({str(self._folder)!r})",)
+
+
+def pair(**changes: Any) -> Row:
+    """A row of pairs."""
+    return changed({"id": 7, "text": "a cat", "image": JPEG_BASE64}, changes)
+
+
+def document(**changes: Any) -> Row:
+    """A row of documents, with two images."""
+    row = {
+        "url": "http://x.org/",
+        "text_list": ["one", "two"],
+        "image_info": [picture(), picture(matched_text_index=1)],
+        "similarity_matrix": [[0.1, 0.2], [0.3, 0.4]],
+    }
+    return changed(row, changes)
+
+
+def picture(**changes: Any) -> Row:
+    """An image of a document."""
+    return changed({"image_base64": JPEG_BASE64, "matched_text_index": 0}, changes)
+
+
+def record(**changes: Any) -> Row:
+    """A record of a JSON list."""
+    turns = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "a cat"}]
+    return changed({"id": "7", "image": "a/cat.jpg", "conversations": turns}, changes)
+
+
+def changed(row: Row, changes: Mapping[str, Any]) -> Row:
+    """The row with other values, and without what is gone."""
+    return {name: value for name, value in {**row, **changes}.items() if value is not GONE}
+
+
+def write_shard(folder: Path, rows: list[Row], name: str = "part-00000") -> Path:
+    """A shard of ours; its rows' file."""
+    folder.mkdir(exist_ok=True)
+    sink = PickleSink(folder, name)
+    for row in rows:
+        sink.write(row)
+    sink.finish()
+    sink.close()
+    return folder / f"{name}.pkl"
+
+
+def write_list(folder: Path, records: object) -> Path:
+    """A JSON list beside the one image that all of its records may have."""
+    (folder / "a").mkdir(exist_ok=True)
+    (folder / "a" / "cat.jpg").write_bytes(JPEG)
+    path = folder / "list.json"
+    path.write_text(json.dumps(records), encoding="utf-8")
+    return path
+
+
+def verified(out: Path, **options: Any) -> Verdict:
+    """The verdict, for one rank unless said otherwise."""
+    return run_check(Check(str(out), **({"world_size": 1, "batch": 1, "group": 1, "processes": 1} | options)))
+
+
+def by_the_trainer(body: bytes) -> bool:
+    """Whether what the trainer does with an image goes well."""
+    try:
+        Image.open(BytesIO(body)).convert("RGB")
+    except (OSError, SyntaxError, struct.error):
+        return False
+    return True
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_sound_shards_are_sound(tmp_path: Path, pictures: tuple[Path, list[str]], ours: bool) -> None:
+    """Pictures of every format and mode pass, as text and as bytes, whoever pickled them."""
+    bodies = [(pictures[0] / name).read_bytes() for name in pictures[1][:44]]
+    deep = saved(Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64)), "PNG")
+    rows = [pair(image=base64.b64encode(body).decode()) for body in [*bodies[::2], deep]]
+    rows += [pair(image=GONE, rawbytes=body, text=GONE, caption="a dog") for body in bodies[1::2]]
+    rows.append(pair(image=base64.encodebytes(JPEG).decode()))  # with line breaks, which the trainer passes over
+    path = write_shard(tmp_path / "out", rows)
+    if not ours:
+        path.write_bytes(pickle.dumps(rows))
+    assert all(by_the_trainer(body) for body in [*bodies, deep])
+    verdict = verified(tmp_path / "out")
+    assert verdict.problems == ()
+    assert (verdict.is_sound, verdict.loader, verdict.shards) == (True, Loader.COYO, 1)
+    assert (verdict.samples, verdict.images) == (len(rows), len(rows))
+
+
+async def test_a_callers_own_loop_is_not_blocked(tmp_path: Path) -> None:
+    """Documents pass as well, verified inside a running loop that nothing blocks."""
+    await asyncio.to_thread(write_shard, tmp_path / "out", [document()] * 3)
+    verdict = await verify_output(Check(str(tmp_path / "out"), world_size=1, processes=1, batch=3))
+    assert verdict.problems == ()
+    assert (verdict.loader, verdict.samples, verdict.images) == (Loader.MMC4, 3, 6)
+
+
+WRONG_PAIRS: list[tuple[Row, str]] = [
+    (pair(text=GONE), "there is neither text nor caption"),
+    (pair(text=None), "text is missing or None, not a str"),
+    (pair(text=GONE, caption=5), "caption is of type int, not a str"),
+    (pair(image=GONE), "has no image"),
+    (pair(image=None), "image is missing or None, not a str"),
+    (pair(image=JPEG), "image is of type bytes, not a str"),
+    (pair(image=GONE, rawbytes=JPEG_BASE64), "rawbytes is of type str, not bytes"),
+    (pair(image="!" + JPEG_BASE64), "image is not base64"),
+    (pair(image=JPEG_BASE64[:-5]), "image is not base64"),
+    (pair(image="桜"), "image is not base64"),
+    (pair(image=""), "the image does not decode (not_an_image"),
+    (pair(image=base64.b64encode(b"<html>no</html>").decode()), "the image does not decode (not_an_image"),
+]
+
+
+def test_what_is_wrong_with_a_pair_is_named(tmp_path: Path) -> None:
+    """Each fault is one line with the file, the row and its id, and sound rows beside them are not touched by it."""
+    write_shard(tmp_path / "out", [row for wrong, _ in WRONG_PAIRS for row in (pair(), wrong)])
+    verdict = verified(tmp_path / "out")
+    assert len(verdict.problems) == verdict.problem_count == len(WRONG_PAIRS)
+    for number, (found, (_, problem)) in enumerate(zip(verdict.problems, WRONG_PAIRS, strict=True)):
+        assert found.startswith(f"part-00000.pkl row {2 * number + 1} (id 7): {problem}")
+    assert not verdict.is_sound
+    assert verdict.samples == 2 * len(WRONG_PAIRS)
+
+
+WRONG_DOCUMENTS: list[tuple[Row, list[str]]] = [
+    (document(text_list="ab"), [": text_list is not a list of str"]),
+    (document(text_list=["one", None]), [": text_list is not a list of str"]),
+    (document(image_info=[], similarity_matrix=[]), [": image_info is not a list with at least one image"]),
+    (document(image_info=GONE), [": image_info is not a list with at least one image"]),
+    (document(similarity_matrix=GONE), [": similarity_matrix is missing or None, not a list"]),
+    (document(similarity_matrix=[[0.1]]), [": similarity_matrix has 1 rows for 2 images"]),
+    (document(image_info=[picture(), 5]), [" image 1: is of type int, not a dict"]),
+    (document(image_info=[picture(), picture(matched_text_index=2)]), [" image 1: matched_text_index does not point"]),
+    (
+        document(image_info=[picture(matched_text_index=-1)] * 2),
+        [" image 0: matched_text_index does not point", " image 1: matched_text_index does not point"],
+    ),
+    (document(image_info=[picture(), picture(matched_text_index=True)]), [" image 1: matched_text_index is of type"]),
+    (document(image_info=[picture(), picture(matched_text_index=GONE)]), [" image 1: matched_text_index is missing"]),
+    (document(image_info=[picture(), picture(image_base64=GONE)]), [" image 1: image_base64 is missing or None"]),
+    (document(image_info=[picture(), picture(image_base64="?")]), [" image 1: image_base64 is not base64"]),
+    (
+        document(image_info=[picture(), picture(image_base64=base64.b64encode(JPEG[:300]).decode())]),
+        [" image 1: the image does not decode (truncated"],
+    ),
+]
+
+
+def test_what_is_wrong_with_a_document_is_named(tmp_path: Path) -> None:
+    """Each fault is one line with the file, the row, where it comes from and which of its images it is."""
+    write_shard(tmp_path / "out", [document(), *(row for row, _ in WRONG_DOCUMENTS)])
+    verdict = verified(tmp_path / "out")
+    assert verdict.loader is Loader.MMC4
+    expected = [
+        f"part-00000.pkl row {number} (url http://x.org/){problem}"
+        for number, (_, problems) in enumerate(WRONG_DOCUMENTS, 1)
+        for problem in problems
+    ]
+    assert len(verdict.problems) == len(expected)
+    for found, start in zip(verdict.problems, expected, strict=True):
+        assert found.startswith(start)
+
+
+def test_a_truncated_image_is_found_as_by_the_trainer(tmp_path: Path, pictures: tuple[Path, list[str]]) -> None:
+    """Pictures of every format that are cut in the middle do not pass, and would not pass the trainer."""
+    bodies = [(pictures[0] / name).read_bytes() for name in pictures[1][:22]]
+    cut = [body[: len(body) // 2] for body in bodies]
+    agreed = [number for number, body in enumerate(cut) if not by_the_trainer(body)]
+    assert len(agreed) >= 20
+    write_shard(tmp_path / "out", [pair(image=base64.b64encode(body).decode()) for body in cut])
+    problems = verified(tmp_path / "out").problems
+    assert [int(line.split()[2]) for line in problems] == agreed
+    assert all("the image does not decode (truncated: " in line for line in problems)
+
+
+def _strange_file(out: Path) -> None:
+    (out / "README").touch()
+
+
+def _strange_folder(out: Path) -> None:
+    (out / "old.pkl").mkdir()
+
+
+def _pipe(out: Path) -> None:
+    os.mkfifo(out / "pipe.count")
+
+
+def _link_to_nothing(out: Path) -> None:
+    (out / "link.pkl").symlink_to("nowhere")
+
+
+def _no_count(out: Path) -> None:
+    (out / "part-00000.count").unlink()
+
+
+def _no_rows_file(out: Path) -> None:
+    (out / "part-00000.pkl").unlink()
+
+
+def _count_of_words(out: Path) -> None:
+    (out / "part-00000.count").write_text("two")
+
+
+def _huge_count(out: Path) -> None:
+    (out / "part-00000.count").write_text("2" + " " * 100_000)
+
+
+def _wrong_count(out: Path) -> None:
+    (out / "part-00000.count").write_text("3\n")
+
+
+def _empty_shard(out: Path) -> None:
+    write_shard(out, [], "part-00000")
+
+
+def _cut_short(out: Path) -> None:
+    path = out / "part-00000.pkl"
+    os.truncate(path, path.stat().st_size - 10)
+
+
+def _no_pickle(out: Path) -> None:
+    (out / "part-00000.pkl").write_bytes(b"PK\3\4 no pickle")
+
+
+def _no_list(out: Path) -> None:
+    (out / "part-00000.pkl").write_bytes(pickle.dumps({"text": "x"}))
+
+
+def _row_that_is_no_dict(out: Path) -> None:
+    body = pickle.dumps("x", 3)[2:-1]
+    frame = pickle.FRAME + struct.pack("<Q", len(body)) + body
+    (out / "part-00000.pkl").write_bytes(
+        PREAMBLE + pickle.MARK + encode_row(pair()) + frame + pickle.APPENDS + pickle.STOP
+    )
+
+
+def _circle(out: Path) -> None:
+    circle: list[Any] = []
+    circle.append(circle)
+    (out / "part-00000.pkl").write_bytes(pickle.dumps([{"text": circle}]))
+
+
+@pytest.mark.parametrize(
+    ("harm", "problem"),
+    [
+        (_strange_file, "README: is no file of a shard"),
+        (_strange_folder, "old.pkl: is no file of a shard"),
+        (_pipe, "pipe.count: is no file of a shard"),
+        (_link_to_nothing, "link.pkl: is no file of a shard"),
+        (_no_count, "part-00000.pkl: stands alone, there is no part-00000.count"),
+        (_no_rows_file, "part-00000.count: stands alone, there is no part-00000.pkl"),
+        (_count_of_words, "part-00000.count: is not a number"),
+        (_huge_count, "part-00000.count: is not a number"),
+        (_wrong_count, "part-00000.count: says 3, part-00000.pkl has 2 rows"),
+        (_empty_shard, "part-00000.pkl: has no rows"),
+        (_cut_short, "part-00000.pkl: is damaged or cut short at byte"),
+        (_no_pickle, "part-00000.pkl: not a pickle"),
+        (_no_list, "part-00000.pkl: is not a pickled list of dicts"),
+        (_row_that_is_no_dict, "part-00000.pkl row 1: a row is a str, not a dict"),
+        (_circle, "part-00000.pkl: has rows that are not plain values"),
+    ],
+)
+def test_what_is_wrong_with_a_folder_is_named(tmp_path: Path, harm: Callable[[Path], None], problem: str) -> None:
+    """Each fault of a file is one line that names it, and the shard beside it is examined all the same."""
+    out = tmp_path / "out"
+    write_shard(out, [pair(), pair()])
+    write_shard(out, [pair()], "part-00001")
+    harm(out)
+    verdict = verified(out)
+    assert len(verdict.problems) == 1
+    assert verdict.problems[0].startswith(problem)
+    assert verdict.images >= 1
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_hostile_shard_calls_nothing(tmp_path: Path, ours: bool) -> None:
+    """A pickle that wants something called is a problem, and it is not called."""
+    path = write_shard(tmp_path / "out", [pair(), pair(trap=Mine(tmp_path / "made"))])
+    if not ours:
+        path.write_bytes(pickle.dumps([pair(), pair(trap=Mine(tmp_path / "made"))]))
+    verdict = verified(tmp_path / "out")
+    assert len(verdict.problems) == 1
+    assert "wants builtins.eval to be called" in verdict.problems[0]
+    assert not (tmp_path / "made").exists()
+
+
+def test_what_a_problem_quotes_breaks_no_line(tmp_path: Path) -> None:
+    """An id of control characters and a million others is cut to size, and is no other line."""
+    write_shard(tmp_path / "out", [pair(id="\x1b[2J\n\ud800" + "x" * 1_000_000, text=None)])
+    (problem,) = verified(tmp_path / "out").problems
+    assert len(problem) < 200
+    assert problem.isprintable()
+    problem.encode()
+
+
+@pytest.mark.parametrize(
+    ("counts", "options", "problem"),
+    [
+        ([8], {"world_size": 2}, "1 shards are fewer than 2 ranks"),
+        ([8, 3], {"world_size": 2, "group": 4}, "the poorest rank has not even one group of 4 samples"),
+        ([12, 12], {"world_size": 2, "group": 4, "batch": 2}, "each rank reads 3 groups of 4"),
+    ],
+)
+def test_what_the_ranks_would_trip_over_is_a_problem(
+    tmp_path: Path, counts: list[int], options: dict[str, int], problem: str
+) -> None:
+    """Too few shards, a rank without a group and a number of groups that no batch divides are named."""
+    for number, rows in enumerate(counts):
+        write_shard(tmp_path / "out", [pair()] * rows, f"{number}")
+    (found,) = verified(tmp_path / "out", **options).problems
+    assert found.startswith(problem)
+    assert "datafetch reshard" in found
+
+
+def test_what_an_epoch_loses_is_told_and_is_no_problem(tmp_path: Path) -> None:
+    """Shards that no rank reads are counted, and a reshard is advised."""
+    for number, rows in enumerate([8, 8, 5]):
+        write_shard(tmp_path / "out", [pair()] * rows, f"{number}")
+    verdict = verified(tmp_path / "out", world_size=2, group=4, batch=2)
+    assert verdict.is_sound
+    summary = verdict.summary()
+    assert (summary["shards_per_rank"], summary["samples_per_rank"], summary["used"]) == (1, 8, 16)
+    assert summary["lost_share"] == pytest.approx(5 / 21, abs=1e-6)
+    lines = list(verdict.lines())
+    assert "3 shards are not a multiple of 2: 1 with 5 samples are never read" in lines
+    assert any("datafetch reshard" in line for line in lines)
+    assert lines[-1] == "sound"
+
+
+def test_a_group_is_the_loaders_own(tmp_path: Path) -> None:
+    """Pairs are taken four by four and documents one by one unless something else is asked for."""
+    write_shard(tmp_path / "pairs", [pair()] * 8)
+    write_shard(tmp_path / "documents", [document()] * 8)
+    for folder, group in (("pairs", 4), ("documents", 1)):
+        assert verified(tmp_path / folder, group=None).summary()["group"] == group
+
+
+def test_all_problems_are_counted_and_some_are_kept(tmp_path: Path) -> None:
+    """Of thousands the first thousand are kept, a hundred are shown, and the rest is a number."""
+    write_shard(tmp_path / "out", [pair(text=None, image=GONE)] * MOST_KEPT)
+    verdict = verified(tmp_path / "out")
+    assert (len(verdict.problems), verdict.problem_count) == (MOST_KEPT, 2 * MOST_KEPT)
+    lines = list(verdict.lines())
+    assert lines[-2:] == [f"and {2 * MOST_KEPT - 100:,} more", "not sound: 2,000 problems"]
+    assert len(lines) == 104
+
+
+def test_the_job_tells_the_loader_and_what_is_left(tmp_path: Path) -> None:
+    """Without --loader the dataset of the job beside it decides, and a run with more to do is mentioned."""
+    write_shard(tmp_path / "out", [document()])
+    state = tmp_path / "out.datafetch"
+    state.mkdir()
+    job: Row = {"dataset": "coyo", "limit": None, "shards": {"part-00000": [], "part-00001": []}}
+    (state / "job.json").write_text(json.dumps(job))
+    verdict = verified(tmp_path / "out")
+    assert verdict.loader is Loader.COYO
+    assert verdict.remarks == ("the run is not complete: 2 of 2 shards of its manifest are not done",)
+    assert len(verdict.problems) == 2
+
+
+def _escape(folder: Path) -> Row:
+    (folder.parent / "outside.jpg").write_bytes(JPEG)
+    return record(image="a/../../outside.jpg")
+
+
+def _absolute(folder: Path) -> Row:
+    return record(image=str(folder / "a" / "cat.jpg"))
+
+
+def _named_pipe(folder: Path) -> Row:
+    os.mkfifo(folder / "pipe.jpg")
+    return record(image="pipe.jpg")
+
+
+def _huge(folder: Path) -> Row:
+    (folder / "huge.jpg").touch()
+    os.truncate(folder / "huge.jpg", 2**40)
+    return record(image="huge.jpg")
+
+
+def _broken(folder: Path) -> Row:
+    (folder / "broken.jpg").write_bytes(JPEG[:-200])
+    return record(image="broken.jpg")
+
+
+WRONG_RECORDS: list[tuple[Callable[[Path], Row], str]] = [
+    (_escape, "leads out of the image root"),
+    (_absolute, "leads out of the image root"),
+    (_named_pipe, "is not an ordinary file"),
+    (_huge, "has more than 268,435,456 bytes"),
+    (_broken, "the image does not decode (truncated"),
+    (lambda _: record(image="a"), "is not an ordinary file"),
+    (lambda _: record(image="missing.jpg"), "No such file or directory"),
+    (lambda _: record(image="x" * 5000), "File name too long"),
+    (lambda _: record(image="a\0b"), "embedded null"),
+    (lambda _: record(image="\ud800.jpg"), "surrogates not allowed"),
+    (lambda _: record(image=None), "image is neither a path nor a list of paths"),
+    (lambda _: record(image=""), "image is neither a path nor a list of paths"),
+    (lambda _: record(image=[]), "image is neither a path nor a list of paths"),
+    (lambda _: record(image=["a/cat.jpg", 5]), "image is neither a path nor a list of paths"),
+    (lambda _: record(conversations=GONE), "conversations is not a list with at least one turn"),
+    (lambda _: record(conversations=[]), "conversations is not a list with at least one turn"),
+    (lambda _: record(conversations=[5], image=GONE), "turn 0 is not a dict"),
+    (lambda _: record(conversations=[{"from": "cat", "value": "<image>"}]), "turn 0 is from neither human nor gpt"),
+    (lambda _: record(conversations=[{"from": [], "value": "<image>"}]), "turn 0 is from neither human nor gpt"),
+    (lambda _: record(conversations=[{"from": "gpt"}], image=GONE), "turn 0 has a value that is not a str"),
+    (lambda _: record(conversations=[{"from": "gpt", "value": "?"}]), "has an image, and <image> in none"),
+]
+
+
+def test_what_is_wrong_with_a_record_is_named(tmp_path: Path) -> None:
+    """Each fault is one line with the file, the place in the list and the id."""
+    (tmp_path / "root").mkdir()
+    path = write_list(tmp_path / "root", [make(tmp_path / "root") for make, _ in WRONG_RECORDS])
+    problems = verified(path).problems
+    assert len(problems) == len(WRONG_RECORDS)
+    for number, (found, (_, problem)) in enumerate(zip(problems, WRONG_RECORDS, strict=True)):
+        assert found.startswith(f"list.json row {number} (id 7): ")
+        assert problem in found
+
+
+def test_a_record_that_is_no_dict_is_named(tmp_path: Path) -> None:
+    """What stands in a record's place is said, and the others are examined."""
+    verdict = verified(write_list(tmp_path, [5, record()]))
+    assert verdict.problems == ("list.json row 0: is a int, not a dict",)
+    assert (verdict.samples, verdict.images) == (2, 1)
+
+
+def test_sound_records_are_sound(tmp_path: Path) -> None:
+    """Text alone, several images, one that many share (decoded once) and an image root elsewhere pass."""
+    path = write_list(tmp_path, [record(), record(image=GONE), record(image=["a/cat.jpg", "./b.gif"])])
+    (tmp_path / "b.gif").write_bytes(saved(Image.new("P", (9, 9)), "GIF"))
+    verdict = verified(path)
+    assert verdict.problems == ()
+    assert (verdict.loader, verdict.shards, verdict.samples, verdict.images) == (Loader.TORCH, None, 3, 2)
+    assert "world_size" in verdict.summary()
+    assert verdict.summary()["world_size"] is None
+    (tmp_path / "elsewhere").mkdir()
+    moved = path.rename(tmp_path / "elsewhere" / "list.json")
+    assert verified(moved, image_root=str(tmp_path)).is_sound
+    assert not verified(moved).is_sound
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (b"{}", "is not a JSON list"),
+        (b" \n", "is not a JSON list"),
+        (b"[]", "has no records"),
+        (b'[{"conversations": []}', "is cut short; 1 records could be read"),
+        (b"[{}{}]", "has no comma between two records"),
+        (b"[{},]", "is not JSON, or is cut short"),
+        (b"[{}] []", "goes on behind its list"),
+        (b'[{"a": "\xff"}]', "is not UTF-8"),
+        (b"[" * 200_000, "is not JSON, or is cut short"),
+    ],
+)
+def test_what_is_no_json_list_is_named(tmp_path: Path, text: bytes, problem: str) -> None:
+    """A file that the trainer could not load is a problem, however deep it is nested."""
+    (tmp_path / "list.json").write_bytes(text)
+    found = verified(tmp_path / "list.json").problems
+    assert any(line.startswith(f"list.json: {problem}") for line in found)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(values=st.lists(VALUES, max_size=6), chunk_chars=st.integers(1, 40), cut=st.integers(1, 50), plain=st.booleans())
+def test_records_are_those_of_the_whole_list(
+    tmp_path_factory: pytest.TempPathFactory, values: list[Any], chunk_chars: int, cut: int, plain: bool
+) -> None:
+    """However little is read at a time, the records are those that the file has, and a cut is always noticed."""
+    path = tmp_path_factory.mktemp("lists") / "list.json"
+    text = json.dumps(values, ensure_ascii=not plain, indent=None if plain else 2)
+    path.write_text(text, encoding="utf-8", errors="surrogatepass")
+    assert list(RecordReader(path, chunk_chars)) == json.loads(text)
+    path.write_text(text[:-cut], encoding="utf-8")
+    read: list[object] = []
+    with pytest.raises(ManifestError):
+        read.extend(RecordReader(path, chunk_chars))
+    assert read == values[: len(read)]
+
+
+async def test_images_in_hand_are_bounded() -> None:
+    """No more bytes than the bound are being decoded at once, and an image that is larger goes alone."""
+    held = most_held = 0
+
+    async def transcode(body: bytes) -> Outcome:
+        nonlocal held, most_held
+        held += len(body)
+        most_held = max(most_held, held if len(body) < PROCESS_BYTES else 0)
+        assert held == len(body) or held <= PROCESS_BYTES
+        await asyncio.sleep(0)
+        held -= len(body)
+        return Encoded(body, 1, 1, "JPEG")
+
+    findings = Findings()
+    async with asyncio.TaskGroup() as group:
+        decoding = Decoding(transcode, findings, group, processes=1)
+        for size in [1 << 20] * 30 + [PROCESS_BYTES + 1, 5, PROCESS_BYTES + 1]:
+            await decoding.take(FoundImage(Place(), bytes(size)))
+    assert findings.images == 33
+    assert most_held > PROCESS_BYTES // 2
+
+
+def test_rows_are_read_a_few_megabytes_ahead() -> None:
+    """A batch holds a bounded number of bytes, and of rows without images, and all come in order."""
+    image = FoundImage(Place(), bytes(300_000))
+    examined = [Examined(1, images=(image,) * (number % 3), read_bytes=number) for number in range(2000)]
+    batches = list(batched(examined))
+    assert [one for batch in batches for one in batch] == examined
+    for batch in batches:
+        assert sum(len(image.body) for one in batch for image in one.images) <= BATCH_BYTES + 600_000
+        assert len(batch) <= 256
+    assert all(len(batch) + len(after) > 20 for batch, after in pairwise(batches[:-1]))
+
+
+def test_an_observers_error_is_raised_as_it_is(tmp_path: Path) -> None:
+    """A caller gets the one error that stopped the check, in no group."""
+
+    async def observe(_: Callable[[], Standing]) -> NoReturn:
+        raise ConfigurationError("enough")
+
+    write_shard(tmp_path / "out", [pair()] * 50)
+    with pytest.raises(ConfigurationError, match="enough"):
+        run_check(Check(str(tmp_path / "out"), processes=1), observe)
+
+
+def test_the_line_tells_how_far_it_is() -> None:
+    """The line of progress has the share, the counts, the pace and the time left."""
+    line = verifying_line(Standing(1000, 900, 3, read_bytes=25, total_bytes=100, elapsed_s=10))
+    assert line == "25.0%  1,000 samples  900 images  3 problems  90.0 images/s  ETA 0:00:30"
+    assert verifying_line(Standing(0, 0, 0, 0, 0, 0.0)) == "0.0%  0 samples  0 images  0 problems"
+
+
+def test_the_command_says_it_by_exit_code(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """0 and a last line for what is sound; 1, the problems and JSON for what is not."""
+    write_shard(tmp_path / "out", [pair()] * 8)
+    arguments = ["verify", str(tmp_path / "out"), "--world-size", "1", "--processes", "1"]
+    assert main(arguments) == 0
+    assert capfd.readouterr().out.splitlines()[-1] == "sound"
+    write_shard(tmp_path / "out", [pair()] * 7 + [pair(text=None)])
+    assert main(arguments) == 1
+    printed = capfd.readouterr()
+    assert printed.out.splitlines()[-2:] == [
+        "part-00000.pkl row 7 (id 7): text is missing or None, not a str",
+        "not sound: 1 problems",
+    ]
+    assert printed.err == ""
+    assert main([*arguments, "--json"]) == 1
+    assert json.loads(capfd.readouterr().out) == {
+        "out": str(tmp_path / "out"),
+        "loader": "coyo",
+        "sound": False,
+        "shards": 1,
+        "samples": 8,
+        "images": 8,
+        "problems": ["part-00000.pkl row 7 (id 7): text is missing or None, not a str"],
+        "problem_count": 1,
+        "remarks": [],
+        "world_size": 1,
+        "batch": 2,
+        "group": 4,
+        "shards_per_rank": 1,
+        "samples_per_rank": 8,
+        "used": 8,
+        "lost_share": 0.0,
+    }
+
+
+def _wrong_commands(folder: Path) -> Iterator[list[str]]:
+    (folder / "empty").mkdir()
+    (folder / "empty.json").touch()
+    (folder / "list.json").write_text("[]")
+    write_shard(folder / "out", [pair()])
+    yield ["missing"]
+    yield ["empty"]
+    yield ["empty.json"]
+    yield ["out", "--loader", "torch"]
+    yield ["out", "--image-root", "out"]
+    yield ["out", "--world-size", "0"]
+    yield ["out", "--processes", "0"]
+    yield ["list.json", "--loader", "mmc4"]
+    yield ["list.json", "--image-root", "missing"]
+    yield ["out", "--loader", "cat"]
+
+
+def test_a_wrong_command_is_one_line_and_exit_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What can't be verified is said in one line, and is not taken for unsound."""
+    monkeypatch.chdir(tmp_path)
+    for words in _wrong_commands(tmp_path):
+        assert main(["verify", *words]) == 2, words
+        printed = capfd.readouterr()
+        assert printed.out == ""
+        assert printed.err.count("\n") == 1
+        assert printed.err.startswith("datafetch: ")
+
+
+def test_the_folder_one_stands_in_can_be_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path without a name of its own is no reason to fail."""
+    write_shard(tmp_path / "out", [pair()])
+    monkeypatch.chdir(tmp_path / "out")
+    assert verified(Path()).is_sound
+
+
+def test_ctrl_c_ends_it(tmp_path: Path) -> None:
+    """Ctrl-C ends a check at work with 130 and without a traceback, and no process is left."""
+    slow = base64.b64encode(saved(Image.new("RGB", (1500, 1500)), "PNG")).decode()
+    write_shard(tmp_path / "out", [pair(image=slow)] * 3000)
+    command = [sys.executable, "-m", "datafetch", "verify", str(tmp_path / "out"), "--processes", "2"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    children: list[psutil.Process] = []
+    while sum(child.cpu_times().user > 0.1 for child in children) < 2:  # they decode
+        assert process.poll() is None, process.communicate()
+        children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 130
+    assert stdout == ""
+    assert "Traceback" not in stderr
+    assert not psutil.wait_procs(children, timeout=PATIENCE_S)[1]

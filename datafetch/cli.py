@@ -260,7 +260,7 @@ def show_resharded(made: Resharded, *, as_json: bool) -> None:
 
 @app.command()
 def verify(  # noqa: PLR0913 - each is an option of the command line
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="A folder of shards, or a JSON list of records.")],
+    out: Annotated[Path, typer.Argument(help="A folder of shards, or a JSON list of records.")],
     *,
     loader: Annotated[
         Loader | None, typer.Option(help="Whose demands.", show_default="the job's, or told by the first row")

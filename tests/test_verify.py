@@ -627,6 +627,7 @@ def _wrong_commands(folder: Path) -> Iterator[list[str]]:
     (folder / "list.json").write_text("[]")
     write_shard(folder / "out", [pair()])
     yield ["missing"]
+    yield ["x" * 300]
     yield ["empty"]
     yield ["empty.json"]
     yield ["out", "--loader", "torch"]

@@ -92,8 +92,11 @@ def run_check(check: Check, observe: Observer | None = None) -> Verdict:
 
 async def verify_output(check: Check, observe: Observer | None = None) -> Verdict:
     """Verify an output inside a running event loop, of any kind; otherwise like ``run_check``."""
-    subject = await asyncio.to_thread(_open, check)
-    findings = Findings(await asyncio.to_thread(lambda: subject.total_bytes))
+    try:
+        subject = await asyncio.to_thread(_open, check)
+        findings = Findings(await asyncio.to_thread(lambda: subject.total_bytes))
+    except OSError as error:
+        raise ConfigurationError(f"{check.out} can't be looked into: {error.strerror or error}") from error
     try:
         async with asyncio.TaskGroup() as group:
             watching = None if observe is None else group.create_task(observe(findings.standing))
@@ -177,7 +180,10 @@ def _remarks(out: Path) -> tuple[str, ...]:
     shards = job.get("shards")
     if not isinstance(shards, dict) or job.get("limit") is not None:  # a limit leaves shards out for good
         return ()
-    left = sum(not State(out.absolute()).ledger(shard).exists() for shard in shards)
+    try:
+        left = sum(not State(out.absolute()).ledger(shard).exists() for shard in shards)
+    except OSError:
+        return ()
     if not left:
         return ()
     return (f"the run is not complete: {left:,} of {len(shards):,} shards of its manifest are not done",)

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import timedelta
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from datafetch.pace import Pace
 from datafetch.pipeline import Statistics
 from datafetch.verify import Standing
 
 _LIVE_INTERVAL_S = 0.25
 _PLAIN_INTERVAL_S = 10.0
-_PACE_WINDOW_S = 15.0
 
 
 class ProgressConsole(Console):
@@ -63,29 +61,6 @@ class _Remarks(logging.Handler):
         line = Text(f"datafetch: {' '.join(message.split())}")
         with suppress(OSError):  # that a remark can't be written is no reason to end a run either
             self._console.print(line, soft_wrap=True, highlight=False)
-
-
-@dataclass(frozen=True, slots=True)
-class _Moment:
-    elapsed_s: float
-    images: int
-
-
-class Pace:
-    """Images a second over the last quarter of a minute: neither jumpy nor slow to notice."""
-
-    def __init__(self) -> None:
-        self._moments: deque[_Moment] = deque([_Moment(0.0, 0)])
-
-    def images_per_s(self, now: Statistics) -> float:
-        """The pace up to this snapshot, counting images that ended in this run."""
-        newest = _Moment(now.elapsed_s, now.ok + now.failed - now.earlier)
-        self._moments.append(newest)
-        while self._moments[1].elapsed_s <= newest.elapsed_s - _PACE_WINDOW_S:
-            self._moments.popleft()
-        oldest = self._moments[0]
-        passed_s = newest.elapsed_s - oldest.elapsed_s
-        return (newest.images - oldest.images) / passed_s if passed_s > 0 else 0.0
 
 
 def progress_line(now: Statistics, images_per_s: float) -> str:

@@ -30,6 +30,7 @@ from datafetch.errors import ConfigurationError, DatafetchError
 from datafetch.failed import FailedSamples
 from datafetch.feed import MAX_OPEN_SHARDS, Feed
 from datafetch.fetch import BodyBudget, Fetcher, FetchStatistics
+from datafetch.heartbeat import beat
 from datafetch.job import Job, asked_of, equal_plan, hash_of, identify, read_job
 from datafetch.ledger import read_books, read_keys, read_totals
 from datafetch.model import OK, Manifest, Report, Selection, Totals
@@ -158,11 +159,14 @@ class _Work:
             pipeline = Pipeline(self._feed, self.output, fetch=fetch, transcode=transcode, budget=budget)
             with _one_error():
                 async with asyncio.TaskGroup() as group:
-                    watching = observe and group.create_task(observe(partial(self._statistics, pipeline)))
+                    statistics = partial(self._statistics, pipeline)
+                    watching = [group.create_task(beat(statistics, state))]
+                    if observe is not None:
+                        watching.append(group.create_task(observe(statistics)))
                     await pipeline.run()
                     await self._make_equal()
-                    if watching is not None:
-                        watching.cancel()
+                    for watch in watching:
+                        watch.cancel()
         self._fetched = fetch.statistics()
         self.ended = pipeline.ended
         self._written_bytes = pipeline.published_bytes

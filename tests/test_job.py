@@ -400,6 +400,7 @@ def test_the_state_folder_is_a_sibling(job: Job) -> None:
         "failed",
         "job.json",
         "ledger",
+        "progress.json",
         "ready",
         "report.json",
         "spool",

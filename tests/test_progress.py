@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from datafetch.pace import Pace
 from datafetch.pipeline import Statistics
-from datafetch.progress import Pace, ProgressConsole, progress_line, show_progress, show_remarks
+from datafetch.progress import ProgressConsole, progress_line, show_progress, show_remarks
 
 POOL = logging.getLogger("datafetch.transcode")
 

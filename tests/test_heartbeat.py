@@ -1,0 +1,153 @@
+"""The small file that says how a run stands."""
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from conftest import until
+
+from datafetch.heartbeat import Beat, beat, read_beat
+from datafetch.pipeline import Statistics
+from datafetch.state import State
+
+STATISTICS = Statistics(
+    expected_images=4000,
+    ok=1100,
+    failed=100,
+    earlier=200,
+    shards=4,
+    shards_published=1,
+    fetched_bytes=1 << 30,
+    connections=8,
+    open_requests=5,
+    waiting_bodies=0,
+    elapsed_s=10.0,
+)
+
+
+def a_beat() -> Beat:
+    """One of a run in this process, just now."""
+    now_unix_s = time.time()
+    return Beat(os.getpid(), socket.gethostname(), now_unix_s - 10, now_unix_s, False, "/spools", 100.0, STATISTICS)
+
+
+async def test_a_run_says_how_it_stands_and_that_it_has_ended(tmp_path: Path) -> None:
+    """A beat is there at once, with everything in it, and the last one says that no other comes."""
+    state = State(tmp_path / "out", job_hash="0123456789abcdef")
+    state.folder.mkdir()
+    beating = asyncio.create_task(beat(lambda: STATISTICS, state))
+    await until(state.progress.exists)
+    first = await asyncio.to_thread(read_beat, state.progress)
+    assert first is not None
+    assert (first.pid, first.host, first.statistics) == (os.getpid(), socket.gethostname(), STATISTICS)
+    assert first.spools == str(tmp_path / "out.datafetch" / "spool" / "0123456789abcdef")
+    assert first.images_per_s == 100
+    assert first.started_unix_s <= first.updated_unix_s <= time.time()
+    assert first.is_at_work()
+    beating.cancel()
+    await asyncio.wait([beating])
+    last = await asyncio.to_thread(read_beat, state.progress)
+    assert last is not None
+    assert last.is_ended
+    assert not last.is_at_work()
+    assert last.started_unix_s == first.started_unix_s
+    assert await asyncio.to_thread(os.listdir, state.folder) == ["progress.json"]
+
+
+async def test_a_beat_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:
+    """Without a folder to write to it is tried again until it is cancelled, in vain."""
+    asked = 0
+
+    def ask() -> Statistics:
+        nonlocal asked
+        asked += 1
+        return STATISTICS
+
+    beating = asyncio.create_task(beat(ask, State(tmp_path / "nowhere" / "out")))
+    await until(lambda: asked == 1)
+    beating.cancel()
+    await asyncio.wait([beating])
+    assert beating.cancelled()
+    assert asked == 2
+    assert not await asyncio.to_thread(os.listdir, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "is_at_work"),
+    [
+        ({}, True),
+        ({"is_ended": True}, False),
+        ({"updated_unix_s": time.time() - 3600}, False),
+        ({"updated_unix_s": time.time() + 3600}, False),
+        ({"host": "elsewhere.example", "pid": 2**31 - 1}, True),
+        ({"pid": 2**31 - 1}, False),
+        ({"pid": 1}, True),
+    ],
+)
+def test_who_is_at_work(change: dict[str, Any], is_at_work: bool) -> None:
+    """One that said so a moment ago and whose process is there, or can't be seen from here."""
+    assert replace(a_beat(), **change).is_at_work() is is_at_work
+
+
+def test_a_process_that_was_killed_is_not_at_work() -> None:
+    """However short a time ago it wrote."""
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    mine = replace(a_beat(), pid=process.pid)
+    assert mine.is_at_work()
+    process.kill()
+    process.communicate()
+    assert not mine.is_at_work()
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    """A beat comes back as it was, also where nothing is expected yet."""
+    for told in (a_beat(), replace(a_beat(), statistics=replace(STATISTICS, expected_images=None))):
+        (tmp_path / "beat").write_bytes(orjson.dumps(told))
+        assert read_beat(tmp_path / "beat") == told
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"[]", b"{}", b"null", b"[" * 100_000, b'{"pid": 1}', b"\xff"])
+def test_what_is_no_beat_is_none(tmp_path: Path, content: bytes) -> None:
+    """Anything may be in a file; nothing of it is believed."""
+    (tmp_path / "beat").write_bytes(content)
+    assert read_beat(tmp_path / "beat") is None
+    assert read_beat(tmp_path / "missing") is None
+    assert read_beat(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("pid", 0),
+        ("pid", -1),
+        ("pid", 2**31),
+        ("pid", True),
+        ("pid", "1"),
+        ("host", 7),
+        ("spools", "spools\0"),
+        ("updated_unix_s", None),
+        ("updated_unix_s", -1),
+        ("images_per_s", 1e300),
+        ("images_per_s", True),
+        ("statistics", []),
+        ("statistics.ok", -1),
+        ("statistics.ok", 1.5),
+        ("statistics.expected_images", "4000"),
+        ("statistics.elapsed_s", "10"),
+    ],
+)
+def test_a_beat_with_a_wrong_value_is_none(tmp_path: Path, name: str, value: object) -> None:
+    """A value of another kind than its own is not passed on."""
+    told = orjson.loads(orjson.dumps(a_beat()))
+    folder, _, field = name.rpartition(".")
+    (told[folder] if folder else told)[field] = value
+    (tmp_path / "beat").write_bytes(orjson.dumps(told))
+    assert read_beat(tmp_path / "beat") is None

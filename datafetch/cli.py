@@ -5,34 +5,33 @@ Rules: standard output is for results, standard error for progress and for the o
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
 from enum import IntEnum
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, cast
 
-import orjson
 import typer
 from rich.console import Console
 
 from datafetch.datasets import find_dataset
 from datafetch.errors import ConfigurationError, ConservationError, DatafetchError, ResourceError
 from datafetch.job import Job
-from datafetch.model import OK, FailureKind, Loader, Report
+from datafetch.model import FailureKind, Loader, Report
 from datafetch.options import RetryOptions, RunOptions, with_retry_options, with_run_options
 from datafetch.progress import ProgressConsole, show_progress, show_remarks, show_verifying
 from datafetch.rearrange import Watch
-from datafetch.reshard import Request, Resharded
+from datafetch.reshard import Request
 from datafetch.reshard import reshard as make_equal_shards
 from datafetch.reshard_progress import show_resharding
 from datafetch.runner import retry as retry_run
 from datafetch.runner import run
+from datafetch.show import show_report, show_resharded, show_status, show_verdict
+from datafetch.status import read_status
 from datafetch.verify import Check, run_check
 from datafetch.wanted import Wanted
 
@@ -244,20 +243,6 @@ def reshard(  # noqa: PLR0913 - one parameter an option
     return ExitCode.COMPLETE
 
 
-def show_resharded(made: Resharded, *, as_json: bool) -> None:
-    """Say on standard output what equal shards there are."""
-    if as_json:
-        _print(orjson.dumps(made.summary()).decode())
-        return
-    ranks, epoch = made.plan.ranks, made.epoch
-    _print(
-        f"{made.out}: {epoch.samples:,} rows in {made.shards:,} equal shards, {made.total_bytes / 1e9:.2f} GB"
-        f"{'' if made.is_new else ', as they were already'}\n"
-        f"{ranks.world_size:,} ranks of {epoch.groups * ranks.group:,} samples each; "
-        f"an epoch uses {1 - epoch.lost_share:.3%} of all"
-    )
-
-
 @app.command()
 def verify(  # noqa: PLR0913 - each is an option of the command line
     out: Annotated[Path, typer.Argument(help="A folder of shards, or a JSON list of records.")],
@@ -291,43 +276,16 @@ def verify(  # noqa: PLR0913 - each is an option of the command line
     console = ProgressConsole()
     with show_remarks(console):
         verdict = run_check(check, observe=partial(show_verifying, console=console))
-    _print(orjson.dumps(verdict.summary()).decode() if json else "\n".join(verdict.lines()))
+    show_verdict(verdict, as_json=json)
     return ExitCode.COMPLETE if verdict.is_sound else ExitCode.NOT_SOUND
 
 
-def show_report(report: Report, *, as_json: bool) -> None:
-    """Say on standard output what was done."""
-    if as_json:
-        _print(orjson.dumps(report.summary()).decode())
-        return
-    totals = report.totals
-    failures = ", ".join(
-        f"{kind} {count:,}"
-        for kind, count in sorted(totals.outcomes.items(), key=lambda pair: (-pair[1], pair[0]))
-        if kind != OK
-    )
-    lines = [
-        f"{report.dataset}: {totals.rows:,} of {totals.samples:,} samples, {report.shards:,} shards in {report.out}",
-        f"images: {totals.ok:,} ok, {totals.failed:,} failed" + (f" ({failures})" if failures else ""),
-        (
-            f"this run: {totals.ok - report.reused:,} images arrived in {timedelta(seconds=round(report.elapsed_s))}, "
-            f"{report.images_per_s:.1f} images/s, {report.requests:,} requests "
-            f"through {report.connections:,} connections, {report.reused:,} images reused"
-        ),
-    ]
-    if report.selection is not None:
-        found = report.selection
-        missing = "not looked for beyond the limit" if found.not_found is None else f"{found.not_found:,} not found"
-        lines.append(f"ids: {found.wanted:,} wanted, {missing}, {found.duplicates:,} duplicate lines")
-    _print("\n".join(lines))
-
-
-def _print(text: str) -> None:
-    """Write to standard output; the run is complete whether or not somebody still reads it."""
-    try:
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it closes it
-    except OSError as error:
-        raise ResourceError.of_disk(error, "write the summary to standard output") from error
+@app.command()
+def status(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The output folder, or its state folder.")],
+    *,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+) -> int:
+    """Say where a run stands, also while it goes on; it is not disturbed."""
+    show_status(read_status(out), as_json=json)
+    return ExitCode.COMPLETE

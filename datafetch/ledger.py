@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from operator import attrgetter
@@ -51,7 +51,8 @@ _OWN_ROWS_KEY = b"datafetch.own_rows"
 _RETRY_KEY = b"datafetch.retry"
 Bools: TypeAlias = npt.NDArray[np.bool_]
 _LINES_A_ROW_GROUP = 16_384  # about 8 MB of lines wait in memory
-_LINES_AT_ONCE = 4096
+_LINES_AT_ONCE = 4096  # as Python objects
+_LINES_A_BATCH = 65_536  # as Arrow
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +132,7 @@ def read_totals(path: Path) -> Totals:
     Raises:
         ConfigurationError: The file is not a ledger.
     """
-    return Totals(**orjson.loads(_read_metadata(path)[_TOTALS_KEY]))
+    return _totals(path, _read_metadata(path))
 
 
 def read_books(path: Path) -> Books:
@@ -141,7 +142,7 @@ def read_books(path: Path) -> Books:
         ConfigurationError: The file is not a ledger.
     """
     metadata = _read_metadata(path)
-    totals = Totals(**orjson.loads(metadata[_TOTALS_KEY]))
+    totals = _totals(path, metadata)
     return Books(
         totals,
         unpack_bools(metadata[_ROWS_KEY], totals.samples),
@@ -178,9 +179,47 @@ def read_outcomes(path: Path) -> set[tuple[str, int | None]]:
     return {(line["outcome"], line["status"]) for line in table.to_pylist()}
 
 
+def _totals(path: Path, metadata: Mapping[bytes, bytes]) -> Totals:
+    try:
+        return _checked(Totals(**orjson.loads(metadata[_TOTALS_KEY])))
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"{path} is not a ledger of datafetch; --fresh starts over") from error
+
+
+def _checked(totals: Totals) -> Totals:
+    """Books that are numbers throughout.
+
+    Raises:
+        ValueError: They are not. Or ``TypeError``: they have another form altogether.
+    """
+    outcomes = dict(totals.outcomes)
+    counts = (totals.samples, totals.rows, totals.written_bytes, *outcomes.values())
+    if not all(type(count) is int and count >= 0 for count in counts) or totals.rows > totals.samples:
+        raise ValueError(totals)
+    return totals
+
+
 def read_keys(path: Path) -> Iterator[str]:
     """The key of every image's sample, in order; a sample with several images comes several times."""
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(columns=["key"]):
             column: Any = batch.column("key")
             yield from column.to_pylist()
+
+
+def read_columns(path: Path, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Some columns of all lines, in order, tens of thousands of lines at a time.
+
+    Raises:
+        FileNotFoundError: There is no such ledger (any more).
+        ConfigurationError: The file is not a ledger.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            if not {SCHEMA.field(name) for name in names} <= set(file.schema_arrow):
+                raise pa.ArrowInvalid("other columns")
+            yield from file.iter_batches(batch_size=_LINES_A_BATCH, columns=list(names))
+    except FileNotFoundError:
+        raise
+    except (OSError, pa.ArrowException) as error:
+        raise ConfigurationError(f"{path} is not a ledger of datafetch; --fresh starts over") from error

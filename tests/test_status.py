@@ -1,0 +1,406 @@
+"""Where a run stands, whoever asks and whenever."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from rich.cells import cell_len
+
+from datafetch.cli import main
+from datafetch.demo.manifest import CoyoSource, write_coyo_source
+from datafetch.demo.origin import Origin
+from datafetch.entries import Ended, ImageEnd
+from datafetch.errors import ConfigurationError
+from datafetch.heartbeat import Beat
+from datafetch.ledger import Books, LedgerWriter
+from datafetch.model import LedgerLine, Sample, Totals
+from datafetch.pipeline import Statistics
+from datafetch.spool import write_spool
+from datafetch.state import State
+from datafetch.status import RunState, Status, read_status
+
+Pictures = tuple[Path, list[str]]
+IMAGES = 90
+PATIENCE_S = 60
+
+
+@pytest.fixture(scope="module")
+def slow_origin(pictures: Pictures) -> Iterator[Origin]:
+    """A server of our own."""
+    with Origin(pictures[0]) as running:
+        yield running
+
+
+@pytest.fixture
+def source(tmp_path: Path, slow_origin: Origin, pictures: Pictures) -> CoyoSource:
+    """A manifest in two shards whose images take a second each, but for some that are not there."""
+    names = pictures[1]
+    urls = [
+        slow_origin.url("slow" if number % 10 else "missing", names[number % len(names)], f"{tmp_path.name}-{number}")
+        for number in range(IMAGES)
+    ]
+    return write_coyo_source(tmp_path / "source", urls, files=2)
+
+
+@pytest.fixture
+def run_at_work(tmp_path: Path, source: CoyoSource) -> Iterator[subprocess.Popen[str]]:
+    """The command that fetches it, with its spools elsewhere."""
+    command = [
+        *(sys.executable, "-m", "datafetch", "prepare", "coyo", "--scratch", str(tmp_path / "scratch")),
+        *("--source", str(source.folder), "--ids", str(source.ids), "--root", str(tmp_path / "root")),
+        *("--allow-net", "127.0.0.0/8", "--connections", "30", "--per-host", "30", "--processes", "1"),
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        yield process
+        process.kill()
+
+
+def data_folder(tmp_path: Path) -> Path:
+    """Where that command writes to."""
+    return tmp_path / "root" / "coyo-700m" / "pkl03-split"
+
+
+def polled(process: subprocess.Popen[str], out: Path) -> Iterator[Status]:
+    """Where it stands, over and over, from when there is something to be seen until it is complete."""
+    while not State(out).job.exists():
+        assert process.poll() is None, process.communicate()
+    for _ in iter(process.poll, 1):
+        status = read_status(out)
+        yield status
+        if status.state is RunState.COMPLETE:
+            return
+
+
+def check_consistency(status: Status) -> None:
+    """What holds at any time."""
+    assert status.done == status.ok + status.failed
+    assert status.failed == sum(status.by_kind.values()) == sum(host.failed for host in status.hosts)
+    assert status.rows + status.dropped <= status.samples <= status.done
+    assert status.shards_published + status.shards_open <= status.shards
+    assert status.expected_images is None or status.expected_images == status.done + (status.open_images or 0)
+    assert (status.beat is not None) is (status.state is RunState.RUNNING)
+
+
+def test_a_run_is_followed_to_its_end(tmp_path: Path, run_at_work: subprocess.Popen[str]) -> None:
+    """At no time does the status fail, contradict itself, or go back; at the end it says what the report says."""
+    out = data_folder(tmp_path)
+    seen = list(polled(run_at_work, out))
+    for status in seen:
+        check_consistency(status)
+    for before, after in pairwise(seen):
+        assert before.shards_published <= after.shards_published
+        assert before.samples <= after.samples
+        assert before.fetched_bytes <= after.fetched_bytes
+        assert not Counter(before.outcomes) - Counter(after.outcomes)
+    states = [status.state for status in seen]
+    running = [status for status in seen if status.state is RunState.RUNNING]
+    assert states[states.index(RunState.RUNNING) :] == [RunState.RUNNING] * len(running) + [RunState.COMPLETE]
+    assert len({status.done for status in running}) > 5
+    assert any(status.beat and status.beat.pid == run_at_work.pid for status in running)
+    assert all(status.shards_open for status in running if status.done not in (0, IMAGES))
+    assert any(status.spooled_bytes for status in running)
+    run_at_work.communicate(timeout=PATIENCE_S)  # the report comes after the last shard
+    last = read_status(out)
+    report = orjson.loads(State(out).report.read_bytes())
+    summary: dict[str, Any] = last.summary()
+    assert (last.ok, last.failed) == (IMAGES * 9 // 10, IMAGES // 10)
+    assert summary["images"]["by_kind"] == report["images"]["by_kind"]
+    assert summary["images"]["expected"] == report["images"]["total"]
+    assert summary["samples"] == {"rows": 81, "dropped": 9, "ended": 90}
+    assert summary["shards"] == {"total": 2, "published": 2, "open": 0}
+    assert summary["bytes"] == {
+        "published": report["bytes"]["written"],
+        "spooled": 0,
+        "fetched": report["bytes"]["fetched"],
+    }
+    assert (summary["images_per_s"], summary["elapsed_s"]) == (report["images_per_s"], report["elapsed_s"])
+    assert [(host.host, host.by_kind) for host in last.hosts] == [("127.0.0.1", {"http_status": 9})]
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_run_that_was_stopped_is_interrupted(
+    tmp_path: Path, run_at_work: subprocess.Popen[str], signal_number: signal.Signals
+) -> None:
+    """From the moment it is gone, killed or not; what its spools hold counts, wherever they lie."""
+    out = data_folder(tmp_path)
+    for status in polled(run_at_work, out):
+        if status.ok > 10:
+            break
+    run_at_work.send_signal(signal_number)
+    run_at_work.communicate(timeout=PATIENCE_S)
+    stopped = read_status(out)
+    check_consistency(stopped)
+    assert stopped.state is RunState.INTERRUPTED
+    assert stopped.done >= status.done > 10
+    assert stopped.samples == stopped.done
+    assert stopped.shards_open >= 1
+    assert stopped.expected_images == IMAGES + 5
+    assert stopped.spooled_bytes > 0
+    assert stopped.elapsed_s is not None
+    assert read_status(out) == stopped
+
+
+def line(sample: int, url: str, outcome: str = "ok") -> LedgerLine:
+    """What became of an image."""
+    return LedgerLine(sample, str(sample), 0, url, url, outcome, 200, 1, 1000, 10, 10, "JPEG", "", 1.0, "")
+
+
+def write_job(state: State, *shards: str, limit: int | None = None) -> None:
+    """A job with these shards."""
+    state.folder.mkdir(parents=True)
+    shards_of_job = {shard: [f"{shard}.parquet", 10, "fingerprint"] for shard in shards}
+    state.job.write_bytes(orjson.dumps({"dataset": "coyo", "shards": shards_of_job, "limit": limit}))
+
+
+def publish(state: State, shard: str, lines: list[LedgerLine]) -> None:
+    """A published shard with these images, its files being a hundred bytes large."""
+    outcomes = Counter(one.outcome for one in lines)
+    state.ledgers.mkdir(exist_ok=True)
+    with LedgerWriter(state.ledger(shard), shard) as ledger:
+        ledger.write(lines)
+        has_row = np.array([one.outcome == "ok" for one in lines])
+        ledger.finish(Books(Totals(len(lines), outcomes["ok"], dict(outcomes), 100), has_row, has_row))
+    state.out.mkdir(exist_ok=True)
+    (state.out / f"{shard}.pkl").write_bytes(b"x" * 99)
+    (state.out / f"{shard}.count").write_bytes(b"x")
+
+
+def spool(state: State, shard: str, lines: list[LedgerLine]) -> None:
+    """A shard in progress with these images."""
+    ended: list[Ended] = []
+    for one in lines:
+        ended += [ImageEnd(one, b"jpeg"), Sample(one.sample, one.key, (one.url,), {})]
+    write_spool(replace(state, job_hash="anything").spool(shard), ended)
+
+
+def beat_of(state: State, **numbers: int) -> None:
+    """A heartbeat of this process, just now."""
+    nothing: dict[str, Any] = dict.fromkeys(Statistics.__slots__, 0)
+    statistics = Statistics(**(nothing | {"elapsed_s": 83.0, "open_requests": 500, "connections": 512} | numbers))
+    spools = str(replace(state, job_hash="anything").spool("").parent)
+    told = Beat(os.getpid(), socket.gethostname(), time.time(), time.time(), False, spools, 123.45, statistics)
+    state.progress.write_bytes(orjson.dumps(told))
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> State:
+    """A state with a published shard, one in progress, and one that has not been begun."""
+    made = State(tmp_path / "out")
+    write_job(made, "a", "b", "c")
+    lines = [line(0, "http://x.org/"), line(1, "http://y.org/", "timeout"), line(2, "http://Y.org:81/", "tls")]
+    publish(made, "a", lines)
+    spool(made, "b", [line(0, "http://y.org/", "timeout"), line(1, "http://z.org/")])
+    return made
+
+
+def test_the_json_object(state: State, capfd: pytest.CaptureFixture[str]) -> None:
+    """Exactly what the contract of the command says, nothing on standard error, and nothing written."""
+    before = {path: path.stat().st_mtime_ns for path in state.out.parent.rglob("*")}
+    assert main(["status", str(state.out), "--json"]) == 0
+    printed = capfd.readouterr()
+    assert printed.err == ""
+    assert json.loads(printed.out) == {
+        "dataset": "coyo",
+        "out": str(state.out),
+        "state": "interrupted",
+        "shards": {"total": 3, "published": 1, "open": 1},
+        "samples": {"rows": 1, "dropped": 2, "ended": 5},
+        "images": {
+            "expected": None,
+            "done": 5,
+            "ok": 2,
+            "failed": 3,
+            "open": None,
+            "by_kind": {"timeout": 2, "tls": 1},
+        },
+        "hosts": [{"host": "y.org", "failed": 3, "by_kind": {"timeout": 2, "tls": 1}}],
+        "bytes": {
+            "published": 100,
+            "spooled": next(state.all_spools.glob("*/b.spool")).stat().st_size,
+            "fetched": 5000,
+        },
+        "images_per_s": None,
+        "elapsed_s": None,
+    }
+    assert {path: path.stat().st_mtime_ns for path in state.out.parent.rglob("*")} == before
+
+
+def test_the_output_may_be_named_in_several_ways(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a slash behind it, by its state folder, or from inside."""
+    expected = read_status(state.out)
+    assert read_status(Path(f"{state.out}/")) == expected
+    assert read_status(state.folder) == expected
+    monkeypatch.chdir(state.out)
+    assert read_status(Path()) == expected
+    assert read_status(Path("../out")).done == expected.done
+
+
+def test_a_shard_with_a_ledger_counts_by_it_alone(state: State) -> None:
+    """Its spool may still be there, for a moment or since a crash."""
+    before = read_status(state.out)
+    spool(state, "a", [line(0, "http://x.org/")])
+    assert read_status(state.out) == before
+
+
+def test_a_shard_whose_files_are_gone_is_not_published(state: State) -> None:
+    """A run would make it again; but not while equal shards have taken its place."""
+    (state.out / "a.pkl").unlink()
+    assert read_status(state.out).shards_published == 0
+    state.equal.touch()
+    assert read_status(state.out).shards_published == 1
+
+
+def test_complete_is_what_has_nothing_left_to_do(tmp_path: Path, state: State) -> None:
+    """All shards are published, or as many samples as were asked for."""
+    publish(state, "b", [])
+    assert read_status(state.out).state is RunState.INTERRUPTED
+    publish(state, "c", [])
+    complete = read_status(state.out)
+    assert (complete.state, complete.expected_images, complete.open_images) == (RunState.COMPLETE, 3, 0)
+    limited = State(tmp_path / "limited")
+    write_job(limited, "a", "b", limit=2)
+    publish(limited, "a", [line(0, "http://x.org/"), line(1, "http://x.org/")])
+    assert read_status(limited.out).state is RunState.COMPLETE
+
+
+def test_a_run_at_work_says_how_much_there_is(state: State) -> None:
+    """How many images, how fast, since when; never fewer than there are."""
+    beat_of(state, expected_images=1000)
+    status = read_status(state.out)
+    assert (status.state, status.expected_images, status.open_images) == (RunState.RUNNING, 1000, 995)
+    assert (status.images_per_s, status.elapsed_s) == (123.45, 83.0)
+    beat_of(state, expected_images=3)
+    assert read_status(state.out).open_images == 0
+
+
+@pytest.mark.parametrize("report", [b"garbage", b"[]", b'{"images_per_s": "fast", "elapsed_s": 3}'])
+def test_garbage_beside_the_books_is_passed_over(state: State, report: bytes) -> None:
+    """Foreign files, damaged spools, reports and heartbeats that are none, files that vanish: nothing of it counts."""
+    before = read_status(state.out)
+    state.report.write_bytes(report)
+    state.progress.write_bytes(report)
+    folder = next(state.all_spools.iterdir())
+    (folder / "c.spool").write_bytes(b"garbage")
+    (folder / "stranger.spool").write_bytes((folder / "b.spool").read_bytes())
+    (folder / "a.spool").mkdir()
+    (state.all_spools / "file").touch()
+    (state.ledgers / "stranger.parquet").write_bytes(b"garbage")
+    (state.ledgers / "c.parquet").symlink_to("/nowhere")  # listed, and gone when it is read
+    with (folder / "b.spool").open("ab") as file:
+        file.write(b"half an entry")
+    after = read_status(state.out)
+    assert replace(after, spooled_bytes=before.spooled_bytes) == before
+
+
+def test_of_a_damaged_spool_counts_what_comes_before(state: State) -> None:
+    """Wherever a byte is flipped (every fifth, here), the status neither fails nor invents images."""
+    path = next(state.all_spools.glob("*/b.spool"))
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 5):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        assert 3 <= read_status(state.out).done <= 5
+
+
+def _no_job(state: State) -> None:
+    state.job.unlink()
+
+
+def _broken_job(state: State) -> None:
+    state.job.write_bytes(b"garbage")
+
+
+def _other_job(state: State) -> None:
+    state.job.write_bytes(b'{"dataset": 7, "shards": {}, "limit": null}')
+
+
+def _job_that_leaves_the_folder(state: State) -> None:
+    state.job.write_bytes(b'{"dataset": "coyo", "shards": {"../a": []}, "limit": null}')
+
+
+def _broken_ledger(state: State) -> None:
+    state.ledger("a").write_bytes(b"garbage")
+
+
+def _ledger_without_books(state: State) -> None:
+    pq.write_table(pa.table({"url": ["x"]}), state.ledger("a"))
+
+
+def _ledger_with_other_books(state: State) -> None:
+    books = {b"datafetch.totals": b'{"samples": "x"}'}
+    pq.write_table(pa.table({"url": ["x"]}).replace_schema_metadata(books), state.ledger("a"))
+
+
+def _ledger_with_other_columns(state: State) -> None:
+    books = {b"datafetch.totals": b'{"written_bytes": 100}'}
+    pq.write_table(pa.table({"url": [7]}).replace_schema_metadata(books), state.ledger("a"))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (_no_job, "there is no run in"),
+        (_broken_job, "job.json is not a job"),
+        (_other_job, "job.json is not a job"),
+        (_job_that_leaves_the_folder, "job.json is not a job"),
+        (_broken_ledger, "a.parquet is not a ledger"),
+        (_ledger_without_books, "a.parquet is not a ledger"),
+        (_ledger_with_other_books, "a.parquet is not a ledger"),
+        (_ledger_with_other_columns, "a.parquet is not a ledger"),
+    ],
+)
+def test_what_is_no_run_is_one_line_and_exit_2(
+    state: State, spoil: Any, message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The line says what is wrong with which file."""
+    spoil(state)
+    assert main(["status", str(state.out)]) == 2
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("datafetch: ")
+    assert printed.err.count("\n") == 1
+    assert message in printed.err
+
+
+@pytest.mark.parametrize("out", ["/", "/nowhere", "/dev/null", "/dev/null/out", ".datafetch"])
+def test_a_place_without_a_run(out: str) -> None:
+    """Whatever is asked about, the answer is one error."""
+    with pytest.raises(ConfigurationError, match="there is no run in"):
+        read_status(Path(out))
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_table_for_people(
+    state: State, width: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Everything is said, no line is wider than the terminal, and the web does not steer it."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    beat_of(state, expected_images=6_000_000)
+    hosts = [f"http://{'very-' * 12}long-name-{number}\x1b[31m[red].example.org/" for number in range(30)]
+    kinds = ["timeout", "disconnected", "http_status", "dns_not_found", "too_many_redirects"]
+    publish(state, "c", [line(number, url, kind) for number, url in enumerate(hosts) for kind in kinds])
+    assert main(["status", str(state.out)]) == 0
+    printed = capfd.readouterr().out
+    assert "\x1b" not in printed
+    assert max(cell_len(text) for text in printed.splitlines()) <= width
+    words = " ".join(printed.split())
+    assert f"state running (process {os.getpid()} on {socket.gethostname()})" in words
+    assert "155 of about 6,000,000: 2 ok, 153 failed, 5,999,845 open" in words
+    assert "shards 2 of 3 published, 1 in progress" in words
+    assert "123.5 images/s, 0:01:23 so far, ETA 13:30:01, 500/512 requests open" in words
+    assert "timeout 32 20.6%" in words
+    assert printed.count("\nvery-very") == 20

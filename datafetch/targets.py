@@ -91,10 +91,11 @@ class Targets:
         by_place = np.argsort(places, kind="stable")
         targets = np.searchsorted(self._ends, places[by_place], side="right")
         firsts = np.flatnonzero(np.diff(targets, prepend=-1))
-        for target, members in zip(targets[firsts], np.split(by_place, firsts[1:]), strict=True):
-            with self._opened(int(target)) as descriptor:
-                for member in members:
-                    _write_at(descriptor, frames[member], int(self._offsets[places[member]]))
+        offsets = self._offsets[places].tolist()
+        for target, members in zip(targets[firsts].tolist(), np.split(by_place, firsts[1:]), strict=True):
+            with self._opened(target) as descriptor:
+                for member in members.tolist():
+                    _write_at(descriptor, frames[member], offsets[member])
 
     def sync(self) -> None:
         """Return when all that was written is on disk."""

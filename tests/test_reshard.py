@@ -358,6 +358,33 @@ def test_an_output_on_another_filesystem_gets_its_files_one_by_one(
     assert files_of(small_disk) == undisturbed
 
 
+def test_a_state_folder_on_another_filesystem_is_no_hindrance(
+    tmp_path: Path, source: Path, undisturbed: dict[str, bytes], small_disk: Path
+) -> None:
+    """Where folders can't be renamed, files are moved, and the old ones are gone."""
+    state = State(tmp_path / "out")
+    state.folder.symlink_to(small_disk)
+    equal_shards(source, state.out)
+    assert files_of(state.out) == undisturbed
+    assert {path.name for path in state.folder.iterdir()} == {"lock", "equal.json"}
+
+
+def test_what_others_put_in_the_outputs_place_is_left_alone(tmp_path: Path, source: Path) -> None:
+    """Files that appear where the output was a moment ago stay, and so do all shards, until they are moved away."""
+    _, new = _prepare_takeover(tmp_path, source, _folder)
+    state = State(tmp_path / "out")
+    state.out.rename(state.replaced)
+    state.out.mkdir()
+    (state.out / "mine").touch()
+    with pytest.raises(ConfigurationError, match="holds something else; move that away"):
+        finish(state)
+    assert files_of(state.out) == {"mine": b""}
+    assert files_of(state.resharded / "shards") == new
+    (state.out / "mine").unlink()
+    finish(state)
+    assert files_of(state.out) == new
+
+
 def test_the_outputs_own_shards_can_be_its_source(tmp_path: Path) -> None:
     """Shards as they came give way to equal ones of the same rows, in one step."""
     rows = pairs(50)

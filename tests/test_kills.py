@@ -1,0 +1,220 @@
+"""Runs that are killed again and again lose nothing, and end as if nobody had touched them."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import psutil
+import pytest
+from runs import Books, Place, Run, Trial, check_out_of_resources, listed, serve_trial
+
+_MOST_RUNS = 40
+_KILLED = -9
+
+
+@pytest.fixture(scope="module")
+def trial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trial]:
+    """A dataset on an origin of its own, for its counts."""
+    with serve_trial(tmp_path_factory.mktemp("trial")) as served:
+        yield served
+
+
+class Victim(StrEnum):
+    """Which process is killed, by what its command line has in it."""
+
+    PARENT = " prepare coyo "
+    CODEC = "datafetch.transcode.forkserver"
+    COMMIT = "datafetch.commit"
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Whom to kill, and when: so many bytes were kept in this run, or files that were not there before were seen.
+
+    Attributes:
+        victim: Who.
+        sign: What tells how far the run is.
+        growth: How much further it must be than it was at its beginning, or at the last kill.
+    """
+
+    victim: Victim
+    sign: Callable[[Place], Progress]
+    growth: int
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is, as can be seen from outside."""
+
+    kept_bytes: int = 0
+    files: frozenset[tuple[str, int]] = frozenset()
+
+    def since(self, before: Progress) -> int:
+        """How much has come since then."""
+        return self.kept_bytes - before.kept_bytes + len(self.files - before.files)
+
+    def joined_with(self, earlier: Progress) -> Progress:
+        """The furthest of both, with the files of both: those that are being written are gone in an instant."""
+        return Progress(max(self.kept_bytes, earlier.kept_bytes), self.files | earlier.files)
+
+
+def begun(place: Place) -> Progress:
+    """What the state folder has in it."""
+    return _files(listed(place.state.folder))
+
+
+def kept(place: Place) -> Progress:
+    """What is in spools and published files."""
+    return Progress(kept_bytes=place.bytes_kept())
+
+
+def being_written(place: Place) -> Progress:
+    """Files of shards that are being written, or wait to be published."""
+    return _files([*listed(place.state.unpublished), *place.state.ready.glob("**/*")])
+
+
+def published(place: Place) -> Progress:
+    """Files that are in their place."""
+    return _files([*listed(place.state.out), *listed(place.state.ledgers)])
+
+
+def _files(paths: Iterable[Path]) -> Progress:
+    found = set()
+    for path in paths:
+        with suppress(FileNotFoundError):
+            found.add((path.name, path.stat().st_ino))
+    return Progress(files=frozenset(found))
+
+
+def draw_moments(seed: int) -> list[Moment]:
+    """Five moments, spread over all stages of a run."""
+    rng = random.Random(seed)
+    early = [(begun, rng.randrange(1, 4)), (kept, rng.randrange(1, 90_000))]
+    late = [(being_written, rng.randrange(1, 5)), (published, rng.randrange(1, 4))]
+    moments = [
+        Moment(Victim.PARENT, kept, rng.randrange(1, 60_000)),
+        Moment(Victim.PARENT, *rng.choice(early)),
+        Moment(Victim.PARENT, *rng.choice(late)),
+        Moment(Victim.CODEC, kept, rng.randrange(1, 60_000)),
+        Moment(Victim.COMMIT, being_written, rng.randrange(1, 5)),
+    ]
+    rng.shuffle(moments)
+    return moments
+
+
+def wait_and_kill(run: Run, place: Place, moment: Moment) -> bool:
+    """Kill the victim at its moment; False where the command ended before."""
+    now = before = moment.sign(place)
+    for _ in run.readings():
+        now = moment.sign(place).joined_with(now)
+        if now.since(before) >= moment.growth and any(map(_kill, find_victims(run, moment.victim)[:1])):
+            return True
+    return False
+
+
+def find_victims(run: Run, victim: Victim) -> list[psutil.Process]:
+    """The processes that may be meant, any order."""
+    if victim is Victim.PARENT:
+        return [psutil.Process(run.process.pid)]
+    found = run.family(victim)
+    if victim is Victim.CODEC:  # not the server that they are forked from
+        numbers = {process.pid for process in found}
+        found = [process for process in found if process.ppid() in numbers]
+    return found
+
+
+def _kill(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        process.kill()
+        return True
+    return False
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_run_killed_at_any_moment_ends_as_if_undisturbed(trial: Trial, tmp_path: Path, seed: int) -> None:
+    """Whichever process dies and when: no image that was kept is asked for again, and the files are the same bytes."""
+    moments = draw_moments(seed)
+    runs = 0
+    while moments:
+        place = Place(tmp_path / f"{runs}")
+        books = Books(trial, place)
+        code = _KILLED
+        while code != 0:
+            runs += 1
+            assert runs < _MOST_RUNS, f"never came to pass: {moments}"
+            with Run(trial.command(place)) as run:
+                victim = disturb(run, place, moments)
+                code = run.end()
+                check_end(run, code, victim)
+            books.check()
+        trial.check_complete(place)
+
+
+def disturb(run: Run, place: Place, moments: list[Moment]) -> Victim | None:
+    """Kill at the moments that are due in this run, striking them off; returns the last victim."""
+    victim = None
+    while moments and wait_and_kill(run, place, moments[0]):
+        victim = moments.pop(0).victim
+        if victim is not Victim.CODEC:
+            break
+    return victim
+
+
+def check_end(run: Run, code: int, victim: Victim | None) -> None:
+    """How a run ends follows from who was killed: a codec process is missed by nobody."""
+    if victim is Victim.PARENT:
+        assert code == _KILLED
+    elif victim is Victim.COMMIT and code != 0:
+        check_out_of_resources(run, code)
+    else:
+        assert code == 0, run.said()
+
+
+_DIES_AT_A_STEP = """
+import os, signal, sys
+
+def count(event, arguments):
+    global left
+    if event in ("open", "os.rename", "os.remove", "os.mkdir", "os.link", "os.truncate", "shutil.rmtree"):
+        if isinstance(arguments[0], (str, bytes)) and os.fsdecode(arguments[0]).startswith(folder):
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+left, folder = int(os.environ["TEST_STEPS"]), os.environ["TEST_FOLDER"]
+if os.environ["TEST_VICTIM"] in " ".join(sys.orig_argv) + " ":
+    sys.addaudithook(count)
+"""
+
+
+@pytest.mark.parametrize("victim", [Victim.PARENT, Victim.COMMIT])
+def test_a_process_that_dies_before_any_of_its_steps_leaves_nothing_half(
+    trial: Trial, tmp_path: Path, victim: Victim
+) -> None:
+    """Killed before the first file it opens, renames or deletes, before one further on, and so on to the end."""
+    (tmp_path / "sitecustomize.py").write_text(_DIES_AT_A_STEP)
+    place = Place(tmp_path / "root")
+    books = Books(trial, place)
+    rng = random.Random(17)
+    steps, kills, code = 0, 0, _KILLED
+    while code != 0:
+        steps += rng.randrange(*((1, 7) if victim is Victim.PARENT else (1, 4)))
+        environment = {
+            "PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]),
+            "TEST_VICTIM": victim.value,
+            "TEST_STEPS": str(steps),
+            "TEST_FOLDER": str(place.root),
+        }
+        with Run(trial.command(place), environment) as run:
+            code = run.end()
+            kills += code != 0
+            check_end(run, code, victim if code else None)
+        books.check()
+    assert kills >= 5
+    trial.check_complete(place)

@@ -6,6 +6,8 @@ exit code; nothing else looks at it.
 
 from __future__ import annotations
 
+import os
+
 
 class DatafetchError(Exception):
     """Anything that stops a run: a wrong command, a broken manifest, a full disk."""
@@ -26,9 +28,9 @@ class ResourceError(DatafetchError):
     def of_disk(cls, error: OSError, doing: str) -> ResourceError:
         """The error for a file that could not be written: the disk is full, read-only or over quota."""
         where = f" ({error.filename})" if error.filename else ""
+        why = os.strerror(error.errno) if error.errno else error  # Arrow has words of its own, and the number in them
         return cls(
-            f"cannot {doing}{where}: {error.strerror or error}; mend that and run the same command again, "
-            "nothing that was written is lost"
+            f"cannot {doing}{where}: {why}; mend that and run the same command again, nothing that was written is lost"
         )
 
 

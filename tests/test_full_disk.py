@@ -11,8 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from runs import PATIENCE_S, Books, Place, Run, Trial, check_out_of_resources, serve_trial
+
+from datafetch.errors import ResourceError
 
 _PAGE = 4096
 _SOME_BYTES = 20_000
@@ -114,6 +117,7 @@ LAYOUTS = {
 """The last one runs out of files, one more each time: that strikes everywhere, from the first folder to the report."""
 
 
+@pytest.mark.timeout(300)  # dozens of runs, each a second on an idle machine
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_disk_that_is_full_again_and_again_costs_nothing(trial: Trial, tmp_path: Path, name: str) -> None:
     """Each time the run says so and stops; with some more space it goes on, and what comes out is the same."""
@@ -144,6 +148,17 @@ def run_until_full(trial: Trial, disk: Disk, told: Place) -> str | None:
             assert run.said() == []
             return None
         return check_out_of_resources(run, code)
+
+
+def test_a_full_disk_is_told_in_the_same_words_by_all() -> None:
+    """Arrow says it in a longwinded way of its own, Python as the system does: the operator reads the same."""
+    with pytest.raises(OSError, match="28") as by_arrow, pa.OSFile("/dev/full", "wb") as file:
+        file.write(bytes(100_000))
+    with pytest.raises(OSError, match="28") as by_python, Path("/dev/full").open("wb", buffering=0) as raw:
+        raw.write(bytes(100_000))
+    errors = (by_arrow.value, by_python.value)
+    told = {str(ResourceError.of_disk(error, "write")).partition(";")[0] for error in errors}
+    assert told == {"cannot write: No space left on device"}
 
 
 def test_a_disk_that_turns_read_only_costs_nothing(trial: Trial, tmp_path: Path) -> None:

@@ -54,7 +54,8 @@ class Disk:
 
     def remount(self, options: str) -> None:
         """Change what it allows."""
-        self.mount("-o", f"remount,{options}", str(self.mounted_at))
+        # With its type and source named, the present options are left out, which a plain user's namespace refuses.
+        self.mount("-t", "tmpfs", "-o", f"remount,{options}", "none", str(self.mounted_at))
 
     def seen_here(self, path: Path) -> Path:
         """The same path as this process reaches it."""

@@ -23,10 +23,11 @@ import psutil
 from meter import MIB, Meter, Role
 from record import OTHERS_SHARE, Record, Run, RunKind, kinds
 
-from datafetch.commit import Commit, Output, commit_in_process
+from datafetch.commit import Commit, commit_in_process
 from datafetch.datasets import find_dataset
 from datafetch.entries import Ended, ImageEnd
 from datafetch.model import Body, Encoded, LedgerLine, Sample, Totals
+from datafetch.settled import Output
 from datafetch.spool import write_spool
 from datafetch.state import State
 

@@ -136,7 +136,7 @@ def commit_shard(commit: Commit) -> Totals:
         sync(state.ready)
         put_in_place(state, commit.shard)
     except OSError as error:
-        raise ResourceError.of_disk(error, f"write shard {commit.shard}") from error
+        raise ResourceError.of_disk(error, f"write shard {commit.shard} to {state.out}") from error
     return totals
 
 

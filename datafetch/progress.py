@@ -32,7 +32,7 @@ class ProgressConsole(Console):
 
 @contextmanager
 def show_remarks(console: Console) -> Iterator[None]:
-    """Meanwhile, show what the library logs as a warning or worse, one line a record, above the live line.
+    """Meanwhile, show what the library has to say, warnings or not, one line a record, above the live line.
 
     For the command alone: a library has no business deciding where log records go.
 
@@ -42,9 +42,12 @@ def show_remarks(console: Console) -> Iterator[None]:
     logger = logging.getLogger("datafetch")
     handler = _Remarks(console)
     logger.addHandler(handler)
+    level_before = logger.level
+    logger.setLevel(logging.INFO)
     try:
         yield
     finally:
+        logger.setLevel(level_before)
         logger.removeHandler(handler)
 
 
@@ -52,7 +55,7 @@ class _Remarks(logging.Handler):
     """Writes the message of each record, without its traceback, as one line."""
 
     def __init__(self, console: Console) -> None:
-        super().__init__(logging.WARNING)
+        super().__init__(logging.INFO)
         self._console = console
 
     def emit(self, record: logging.LogRecord) -> None:

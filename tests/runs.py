@@ -32,7 +32,7 @@ from datafetch.state import State
 
 OPTIONS = (
     *("--allow-net", "127.0.0.0/8", "--connections", "8", "--per-host", "8"),
-    *("--processes", "1", "--retries", "0"),
+    *("--processes", "1", "--retries", "0", "--no-reshard"),
 )
 """What every run here is told besides what to fetch and where to."""
 

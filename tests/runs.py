@@ -241,3 +241,38 @@ def check_out_of_resources(run: Run, code: int) -> str:
     complaints = [line for line in said if line.startswith("datafetch: ") and "run the same command again" in line]
     assert complaints == said[-1:], said
     return complaints[0]
+
+
+_DIES_AT_A_STEP = """
+import os, signal, sys
+
+def count(event, arguments):
+    global left
+    if event in ("open", "os.rename", "os.remove", "os.mkdir", "os.link", "os.truncate", "shutil.rmtree"):
+        if isinstance(arguments[0], (str, bytes)) and os.fsdecode(arguments[0]).startswith(folder):
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+left, folder = int(os.environ["TEST_STEPS"]), os.environ["TEST_FOLDER"]
+if os.environ["TEST_VICTIM"] in " ".join(sys.orig_argv) + " ":
+    sys.addaudithook(count)
+"""
+
+
+def dying_at_a_step(tmp_path: Path, victim: str, step: int, folder: Path) -> dict[str, str]:
+    """An environment in which a process is killed right before it does the so-manieth thing to a file.
+
+    Args:
+        tmp_path: For the hook that does it.
+        victim: What the command line of the process has in it.
+        step: Before which one, counted from 1.
+        folder: Only what is done below it counts.
+    """
+    (tmp_path / "sitecustomize.py").write_text(_DIES_AT_A_STEP)
+    return {
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "TEST_VICTIM": victim,
+        "TEST_STEPS": str(step),
+        "TEST_FOLDER": str(folder),
+    }

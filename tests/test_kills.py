@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from runs import Books, Place, Run, Trial, check_out_of_resources, listed, serve_trial
+from runs import Books, Place, Run, Trial, check_out_of_resources, dying_at_a_step, listed, serve_trial
 
 _MOST_RUNS = 40
 _KILLED = -9
@@ -176,42 +175,18 @@ def check_end(run: Run, code: int, victim: Victim | None) -> None:
         assert code == 0, run.said()
 
 
-_DIES_AT_A_STEP = """
-import os, signal, sys
-
-def count(event, arguments):
-    global left
-    if event in ("open", "os.rename", "os.remove", "os.mkdir", "os.link", "os.truncate", "shutil.rmtree"):
-        if isinstance(arguments[0], (str, bytes)) and os.fsdecode(arguments[0]).startswith(folder):
-            left -= 1
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-left, folder = int(os.environ["TEST_STEPS"]), os.environ["TEST_FOLDER"]
-if os.environ["TEST_VICTIM"] in " ".join(sys.orig_argv) + " ":
-    sys.addaudithook(count)
-"""
-
-
 @pytest.mark.parametrize("victim", [Victim.PARENT, Victim.COMMIT])
 def test_a_process_that_dies_before_any_of_its_steps_leaves_nothing_half(
     trial: Trial, tmp_path: Path, victim: Victim
 ) -> None:
     """Killed before the first file it opens, renames or deletes, before one further on, and so on to the end."""
-    (tmp_path / "sitecustomize.py").write_text(_DIES_AT_A_STEP)
     place = Place(tmp_path / "root")
     books = Books(trial, place)
     rng = random.Random(17)
     steps, kills, code = 0, 0, _KILLED
     while code != 0:
         steps += rng.randrange(*((1, 7) if victim is Victim.PARENT else (1, 4)))
-        environment = {
-            "PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]),
-            "TEST_VICTIM": victim.value,
-            "TEST_STEPS": str(steps),
-            "TEST_FOLDER": str(place.root),
-        }
-        with Run(trial.command(place), environment) as run:
+        with Run(trial.command(place), dying_at_a_step(tmp_path, victim, steps, place.root)) as run:
             code = run.end()
             kills += code != 0
             check_end(run, code, victim if code else None)

@@ -255,7 +255,7 @@ class Transcoder:
         sha256 = await asyncio.to_thread(lambda: hashlib.sha256(image.body).hexdigest())
         kept = await asyncio.to_thread(self._quarantine.keep, image.body, sha256) if self._quarantine else None
         # The same image a thousand times, or a web full of poison, is not to flood whoever looks after the run.
-        level = logging.WARNING if kept or self._quarantine is None else logging.INFO
+        level = logging.WARNING if kept or self._quarantine is None else logging.DEBUG
         _log.log(level, "an image %s: sha256 %s, %s", why, sha256, f"kept as {kept}" if kept else "not kept")
         image.settle(Failure(FailureKind.WORKER_CRASHED, why, sha256=sha256))
 

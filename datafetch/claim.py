@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 
 import orjson
 
+from datafetch.arrangement import read_arrangement
 from datafetch.commit import finish_commits
 from datafetch.durable import write_atomically
 from datafetch.errors import ConfigurationError, ResourceError
@@ -73,6 +74,7 @@ def take_for_job(state: State, identity: Identity, asked: Mapping[str, object], 
     _refuse_foreign_files(state, identity)
     if state.job.exists():
         _refuse_other_job(state, read_identity(state), identity)
+    refuse_missing_files(state)
     write_atomically(state.job, orjson.dumps({**identity, _ASKED: asked}, option=orjson.OPT_INDENT_2))
 
 
@@ -144,27 +146,22 @@ def _refuse_foreign_files(state: State, identity: Identity) -> None:
             )
 
 
-def _shard_files(state: State, identity: Identity) -> list[Path]:
-    """The files that the output may have, counts first."""
-    shards = {*identity.get("shards", ()), *equal_files(state)}
-    return [state.out / f"{shard}{suffix}" for suffix in (".count", ".pkl") for shard in sorted(shards)]
-
-
-def equal_files(state: State) -> dict[str, Any]:
-    """The equal shards in the output by name; none while there are none.
+def refuse_missing_files(state: State) -> None:
+    """See that equal shards are all there.
 
     Raises:
-        ConfigurationError: The file that names them is damaged.
+        ConfigurationError: One is missing or not as it was made.
     """
-    if not state.equal.exists():
-        return {}
-    try:
-        files = orjson.loads(state.equal.read_bytes())["files"]
-    except (orjson.JSONDecodeError, KeyError, TypeError):
-        files = None
-    if not isinstance(files, dict):
-        raise ConfigurationError(f"{state.equal} is damaged; --fresh starts over")
-    return files
+    arrangement = read_arrangement(state)
+    if arrangement is not None:
+        arrangement.refuse_missing(state)
+
+
+def _shard_files(state: State, identity: Identity) -> list[Path]:
+    """The files that the output may have, counts first."""
+    arrangement = read_arrangement(state)
+    shards = {*identity.get("shards", ()), *(arrangement.files if arrangement else ())}
+    return [state.out / f"{shard}{suffix}" for suffix in (".count", ".pkl") for shard in sorted(shards)]
 
 
 def _start_over(state: State) -> None:

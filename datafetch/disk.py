@@ -11,6 +11,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.filesize import decimal
+
 from datafetch.model import Payload, Totals
 from datafetch.state import State
 from datafetch.transcode import ImageSpec
@@ -20,7 +22,6 @@ _TYPICAL_PIXELS = 640_000  # of an image of the web that is not shrunk; mean of 
 _TYPICAL_SHAPE = 1.4  # long side by short side
 _BYTES_A_PIXEL = 0.17  # of a JPEG of quality 75
 _BYTES_A_ROW = 300  # its text, its URL, and what they are wrapped in
-_GB = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +63,7 @@ def say_need(state: State, need: Need, published: Totals) -> None:
     _say(state.folder, result_bytes, out_bytes + (spool_bytes if is_shared else 0), is_twice=need.is_made_equal)
     free_bytes = _free_bytes(spools)
     if not is_shared and free_bytes < spool_bytes:
-        _log.warning(
-            "spools may take up to %.1f GB in %s, where %.1f GB are free", spool_bytes / _GB, spools, free_bytes / _GB
-        )
+        _log.warning("spools may take up to %s in %s, where %s are free", _size(spool_bytes), spools, _size(free_bytes))
 
 
 def _say(folder: Path, result_bytes: float, needed_bytes: float, *, is_twice: bool) -> None:
@@ -72,13 +71,17 @@ def _say(folder: Path, result_bytes: float, needed_bytes: float, *, is_twice: bo
     is_enough = free_bytes >= needed_bytes
     _log.log(
         logging.INFO if is_enough else logging.WARNING,
-        "the shards will have up to about %.1f GB%s; %.1f GB more are needed and %.1f GB are free%s",
-        result_bytes / _GB,
+        "the shards will have up to about %s%s; %s more are needed and %s are free%s",
+        _size(result_bytes),
         ", and lie there twice while they are made equal (not with --no-reshard)" if is_twice else "",
-        needed_bytes / _GB,
-        free_bytes / _GB,
+        _size(needed_bytes),
+        _size(free_bytes),
         "" if is_enough else ": the run may stop for want of space, and goes on once there is some",
     )
+
+
+def _size(number: float) -> str:
+    return decimal(round(number))
 
 
 def _typical_row_bytes(need: Need) -> float:

@@ -10,14 +10,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import orjson
 
-from datafetch.errors import ConfigurationError
+from datafetch.arrangement import Arrangement, read_arrangement
 from datafetch.ledger import Bools, pack_bools, read_books, unpack_bools
-from datafetch.ranks import Ranks
 from datafetch.readers import Int64s
 from datafetch.rearrange import Plan, Source, Watch, order, rearrange
 from datafetch.state import State
@@ -58,46 +55,6 @@ class _Samples:
             yield shard, slice(int(begin), int(end))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Arrangement:
-    """The equal shards that an output has.
-
-    Attributes:
-        plan: What they were made for.
-        files: Their names, and how many rows each has, in order.
-        has_row: For each sample of the output, whether its row is among them.
-    """
-
-    plan: Plan
-    files: dict[str, int]
-    has_row: Bools
-
-    @classmethod
-    def read(cls, state: State, samples: _Samples) -> _Arrangement | None:
-        """What they are; None while there are none.
-
-        Raises:
-            ConfigurationError: The file that says so is damaged.
-        """
-        if not state.equal.exists():
-            return None
-        try:
-            facts: dict[str, Any] = orjson.loads(state.equal.read_bytes())
-            ranks = Ranks(facts["world_size"], facts["batch"], facts["group"])
-            parts = [unpack_bools(facts["samples"][shard], span.stop - span.start) for shard, span in samples.spans()]
-            files = {name: int(rows) for name, (rows, _) in sorted(facts["files"].items())}
-            return cls(Plan(ranks, facts["shuffle"]), files, np.concatenate(parts))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigurationError(f"{state.equal} is damaged; --fresh starts over") from error
-
-    def samples_by_place(self) -> Int64s:
-        """For each row of them, in order, the sample that it was made of."""
-        of_row = np.flatnonzero(self.has_row)
-        by_place = np.empty(len(of_row), np.int64)
-        by_place[order(len(of_row), self.plan.shuffle)] = of_row
-        return by_place
-
-
 def make_equal(state: State, shards: Sequence[str], plan: Plan, watch: Watch) -> bool:
     """Make an output's shards equal, where they are not, and bring in the rows that a retry has added.
 
@@ -115,7 +72,7 @@ def make_equal(state: State, shards: Sequence[str], plan: Plan, watch: Watch) ->
         ResourceError: The disk is full or can't be written; the same call goes on from there.
     """
     samples = _Samples.read(state, shards)
-    before = _Arrangement.read(state, samples)
+    before = read_arrangement(state)
     if before is not None and before.plan == plan and not state.added.exists():
         return True
     rows = int(samples.has_row.sum())
@@ -132,7 +89,7 @@ def make_equal(state: State, shards: Sequence[str], plan: Plan, watch: Watch) ->
     return rearrange(state, sources, plan=plan, record={"samples": packed}, watch=watch)
 
 
-def _sources(state: State, samples: _Samples, before: _Arrangement | None, place_of_sample: Int64s) -> Iterator[Source]:
+def _sources(state: State, samples: _Samples, before: Arrangement | None, place_of_sample: Int64s) -> Iterator[Source]:
     """The files that hold the rows, and where each row goes; rows that a retry has made anew are passed over."""
     is_in_file = np.copy(samples.is_own)
     folder = state.out if before is None else state.added
@@ -140,13 +97,22 @@ def _sources(state: State, samples: _Samples, before: _Arrangement | None, place
         if not (folder / f"{shard}.pkl").exists():
             is_in_file[span] = False
     if before is not None:
-        of_sample = before.samples_by_place()
-        places = np.where(is_in_file[of_sample], -1, place_of_sample[of_sample])
+        of_row = _samples_by_place(samples, before)
+        places = np.where(is_in_file[of_row], -1, place_of_sample[of_row])
         first = 0
-        for name, rows in before.files.items():
-            yield Source(state.out / f"{name}.pkl", rows, places[first : first + rows])
-            first += rows
+        for name, file in before.files.items():
+            yield Source(state.out / f"{name}.pkl", file.rows, places[first : first + file.rows])
+            first += file.rows
     for shard, span in samples.spans():
         places = place_of_sample[span][is_in_file[span]]
         if len(places):
             yield Source(folder / f"{shard}.pkl", len(places), places)
+
+
+def _samples_by_place(samples: _Samples, before: Arrangement) -> Int64s:
+    """For each row of equal shards, in order, the sample that it was made of."""
+    has_row = [unpack_bools(before.samples[shard], span.stop - span.start) for shard, span in samples.spans()]
+    of_row = np.flatnonzero(np.concatenate(has_row))
+    by_place = np.empty(len(of_row), np.int64)
+    by_place[order(len(of_row), before.plan.shuffle)] = of_row
+    return by_place

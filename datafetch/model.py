@@ -330,12 +330,27 @@ class Selection:
 
 
 @dataclass(frozen=True, slots=True)
+class EqualShards:
+    """What the ranks of a training make of shards that were made equal for them.
+
+    Attributes:
+        world_size: Ranks.
+        samples_per_rank: That each of them reads in an epoch.
+        used: Samples that an epoch reads, of all that there are.
+    """
+
+    world_size: int
+    samples_per_rank: int
+    used: int
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """What a run did, and how its output stands.
 
     ``totals`` and ``shards`` speak of the output as it is now; everything else of this run alone. ``connections`` is
     how many requests might be open at its end: what was asked for, or what was found to serve best. ``retried`` is how
-    many images were tried again, where it was a retry.
+    many images were tried again, where it was a retry; ``equal`` is there where the shards were made equal.
     """
 
     dataset: str
@@ -350,6 +365,7 @@ class Report:
     elapsed_s: float
     selection: Selection | None = None
     retried: int | None = None
+    equal: EqualShards | None = None
 
     @property
     def images_per_s(self) -> float:
@@ -383,6 +399,12 @@ class Report:
             "requests": self.requests,
             "connections": self.connections,
         }
+        if self.equal is not None:
+            summary["equal"] = {
+                "world_size": self.equal.world_size,
+                "samples_per_rank": self.equal.samples_per_rank,
+                "used": self.equal.used,
+            }
         if self.retried is not None:
             summary["retried"] = self.retried
         if self.selection is not None:

@@ -80,6 +80,8 @@ def epoch(counts: Sequence[int], ranks: Ranks) -> Epoch:
         for rank in range(ranks.world_size)
     ]
     groups = min(taken)
+    if ranks.world_size == 1:  # there is no later rank to read wrong samples; what makes no whole batch is not read
+        groups -= groups % ranks.batch
     return Epoch(
         samples=sum(counts),
         unread=sum(counts[ranks.world_size * shards_a_rank :]),

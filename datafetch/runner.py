@@ -21,7 +21,8 @@ from typing import TypeAlias
 import orjson
 import uvloop
 
-from datafetch.claim import claimed, equal_files, take_for_job
+from datafetch.arrangement import read_arrangement
+from datafetch.claim import claimed, refuse_missing_files, take_for_job
 from datafetch.datasets import find_dataset
 from datafetch.disk import Need, say_need
 from datafetch.durable import write_atomically
@@ -174,20 +175,21 @@ class _Work:
     def report(self, started_s: float) -> Report:
         """What was done, and how the output stands."""
         totals = {shard: read_totals(self.output.state.ledger(shard)) for shard in self.published()}
-        equal = equal_files(self.output.state)
+        equal = read_arrangement(self.output.state)
         fetched = self._fetched
         assert fetched is not None, "there is something to report once it is done"
         return Report(
             dataset=self.output.dataset.name,
             out=self._job.out,
             totals=Totals.sum(totals.values()),
-            shards=len(equal) or sum(part.rows > 0 for part in totals.values()),
+            shards=len(equal.files) if equal else sum(part.rows > 0 for part in totals.values()),
             reused=self._feed.reused[OK],
             fetched_bytes=fetched.fetched_bytes,
             written_bytes=self._written_bytes,
             requests=fetched.attempts,
             connections=fetched.connections,
             elapsed_s=time.monotonic() - started_s,
+            equal=None if equal is None else equal.for_ranks(),
         )
 
     def published(self) -> list[str]:
@@ -252,6 +254,7 @@ def _refuse_incomplete(state: State) -> None:
         raise ConfigurationError(
             f"{state.out} is not complete; run the command that began it once more, and then retry"
         )
+    refuse_missing_files(state)
 
 
 def _begin_retry(state: State, wanted: Wanted, shards: list[str]) -> int:

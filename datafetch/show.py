@@ -47,6 +47,12 @@ def show_report(report: Report, *, as_json: bool) -> None:
             f"through {report.connections:,} connections, {report.reused:,} images reused"
         ),
     ]
+    if report.equal is not None:
+        equal = report.equal
+        lines.append(
+            f"equal shards for {equal.world_size:,} ranks of {equal.samples_per_rank:,} samples each: "
+            f"an epoch uses {equal.used / totals.rows:.3%} of all"
+        )
     if report.selection is not None:
         found = report.selection
         missing = "not looked for beyond the limit" if found.not_found is None else f"{found.not_found:,} not found"

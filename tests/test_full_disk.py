@@ -146,7 +146,7 @@ def run_until_full(trial: Trial, disk: Disk, told: Place) -> str | None:
     with Run(disk.inside(*trial.command(told))) as run:
         code = run.end()
         if code == 0:
-            assert all("the shards will have" in line for line in run.said())
+            assert all("are free" in line for line in run.said())
             return None
         return check_out_of_resources(run, code)
 

@@ -68,7 +68,8 @@ class Reading:
                 f"{self.shards:,} shards are not a multiple of {ranks.world_size:,}: "
                 f"{left_over:,} with {seen.unread:,} samples are never read"
             )
-        if self.shards_per_rank and self.lost_share > _MUCH:
+        best = seen.samples - seen.samples % ranks.least_rows
+        if self.shards_per_rank and best - seen.used > _MUCH * seen.samples:
             yield f"'datafetch reshard SRC DST --world-size {ranks.world_size}' makes shards that lose next to nothing"
 
 
@@ -136,4 +137,8 @@ class Verdict:
         yield from shown
         if self.problem_count > len(shown):
             yield f"and {self.problem_count - len(shown):,} more"
-        yield "sound" if self.is_sound else f"not sound: {self.problem_count:,} problems"
+        yield "sound" if self.is_sound else f"not sound: {_problems(self.problem_count)}"
+
+
+def _problems(count: int) -> str:
+    return "1 problem" if count == 1 else f"{count:,} problems"

@@ -1,0 +1,76 @@
+"""The equal shards that an output holds: for whom they were made, and of which samples.
+
+Rules: ``equal.json`` is there if and only if the output holds equal shards; it is read here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import orjson
+
+from datafetch.errors import ConfigurationError
+from datafetch.model import EqualShards
+from datafetch.ranks import Ranks, epoch
+from datafetch.rearrange import Plan
+from datafetch.state import State
+
+
+@dataclass(frozen=True, slots=True)
+class EqualFile:
+    """One of them: its rows, and the size of its ``.pkl``."""
+
+    rows: int
+    pkl_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Arrangement:
+    """The equal shards of an output.
+
+    Attributes:
+        plan: What they were made for.
+        files: By name, in order.
+        samples: Shard of the manifest → which of its samples have a row in them, packed (``ledger.pack_bools``).
+    """
+
+    plan: Plan
+    files: Mapping[str, EqualFile]
+    samples: Mapping[str, str]
+
+    def for_ranks(self) -> EqualShards:
+        """What the ranks make of them."""
+        ranks = self.plan.ranks
+        seen = epoch([file.rows for file in self.files.values()], ranks)
+        return EqualShards(ranks.world_size, seen.groups * ranks.group, seen.used)
+
+    def refuse_missing(self, state: State) -> None:
+        """See that they are all there; which samples a lost one had can't be told from its name.
+
+        Raises:
+            ConfigurationError: One is missing, or has another size than it was made with.
+        """
+        for name, file in self.files.items():
+            pkl, count = state.out / f"{name}.pkl", state.out / f"{name}.count"
+            if not count.exists() or not pkl.exists() or pkl.stat().st_size != file.pkl_bytes:
+                raise ConfigurationError(
+                    f"{pkl} or its .count is missing, or not as it was made; put them back, or start over with --fresh"
+                )
+
+
+def read_arrangement(state: State) -> Arrangement | None:
+    """The equal shards of an output; None while there are none.
+
+    Raises:
+        ConfigurationError: The file that tells of them is damaged.
+    """
+    if not state.equal.exists():
+        return None
+    try:
+        facts = orjson.loads(state.equal.read_bytes())
+        ranks = Ranks(facts["world_size"], facts["batch"], facts["group"])
+        files = {name: EqualFile(int(rows), int(size)) for name, (rows, size) in sorted(facts["files"].items())}
+        return Arrangement(Plan(ranks, facts["shuffle"]), files, dict(facts.get("samples", {})))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigurationError(f"{state.equal} is damaged; --fresh starts over") from error

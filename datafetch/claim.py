@@ -18,7 +18,7 @@ import orjson
 
 from datafetch.arrangement import read_arrangement
 from datafetch.commit import finish_commits
-from datafetch.durable import write_atomically
+from datafetch.durable import make_folder, write_atomically
 from datafetch.errors import ConfigurationError, ResourceError
 from datafetch.lock import Lock
 from datafetch.state import State
@@ -55,7 +55,7 @@ async def claimed(state: State, prepare: Callable[[], None]) -> AsyncIterator[No
 def _claim(state: State, lock: Lock, prepare: Callable[[], None]) -> None:
     if not state.folder.exists():
         _refuse_foreign_files(state, {})  # before a trace is left
-        state.folder.mkdir(parents=True)
+        make_folder(state.folder)
     lock.acquire()
     finish(state)
     finish_commits(state)
@@ -75,6 +75,11 @@ def take_for_job(state: State, identity: Identity, asked: Mapping[str, object], 
     if state.job.exists():
         _refuse_other_job(state, read_identity(state), identity)
     refuse_missing_files(state)
+    if asked["world_size"] is None and state.equal.exists():
+        raise ConfigurationError(
+            f"{state.out} holds equal shards, and --no-reshard can't bring back those of the manifest; "
+            "leave it out, or start over with --fresh"
+        )
     write_atomically(state.job, orjson.dumps({**identity, _ASKED: asked}, option=orjson.OPT_INDENT_2))
 
 

@@ -25,7 +25,7 @@ import numpy as np
 import orjson
 
 from datafetch.child import child_command
-from datafetch.durable import publish, sync
+from datafetch.durable import make_folder, publish, sync
 from datafetch.errors import ConservationError, DatafetchError, ManifestError, ResourceError
 from datafetch.ledger import Books, LedgerWriter
 from datafetch.model import Sink, Totals
@@ -123,7 +123,7 @@ def commit_shard(commit: Commit) -> Totals:
     try:
         folder = state.unpublished / commit.shard
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        make_folder(folder)
         totals = _write(commit, folder)
         if not totals.rows:
             for suffix in (".count", ".pkl"):  # of an earlier run, whose ledger is gone
@@ -131,7 +131,7 @@ def commit_shard(commit: Commit) -> Totals:
         for path in folder.iterdir():
             sync(path)
         sync(folder)
-        state.ready.mkdir(exist_ok=True)
+        make_folder(state.ready)
         folder.rename(state.ready / commit.shard)
         sync(state.ready)
         put_in_place(state, commit.shard)
@@ -147,7 +147,7 @@ def put_in_place(state: State, shard: str) -> None:
     """
     ready = state.ready / shard
     rows = state.added if state.equal.exists() else state.out
-    rows.mkdir(parents=True, exist_ok=True)
+    make_folder(rows)
     places = {
         f"{shard}.pkl": rows,
         f"{shard}.count": rows,
@@ -158,7 +158,7 @@ def put_in_place(state: State, shard: str) -> None:
         (rows / f"{shard}.count").unlink(missing_ok=True)  # of the rows that these take the place of
     for name, folder in places.items():
         if (ready / name).exists():
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             publish(ready / name, folder / name)
     ready.rmdir()
 

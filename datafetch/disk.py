@@ -53,6 +53,8 @@ def say_need(state: State, need: Need, published: Totals) -> None:
         need: What all of it takes.
         published: What is there already.
     """
+    if state.report.exists():
+        return  # it was complete: whatever there is to do, hardly anything will be written
     left = max(0, need.samples - published.samples)
     row_bytes = published.written_bytes / published.rows if published.rows else _typical_row_bytes(need)
     result_bytes = published.written_bytes + left * row_bytes

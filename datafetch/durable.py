@@ -14,9 +14,17 @@ from pathlib import Path
 from datafetch.errors import ResourceError
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, where they are missing; their names are on disk when this returns."""
+    missing = [path for path in (folder, *folder.parents) if not path.is_dir()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in reversed(missing):
+        sync(path.parent)
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Replace a file in one step, on disk when this returns."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     unfinished = path.with_name(path.name + ".tmp")
     unfinished.write_bytes(content)
     publish(unfinished, path)

@@ -67,10 +67,17 @@ class _Remarks(logging.Handler):
 
 
 def progress_line(now: Statistics, images_per_s: float) -> str:
-    """One line: images done of expected, how they ended, pace, time left, open requests of how many, shards."""
+    """One line: images done of expected, how they ended, pace, time left, open requests of how many, shards.
+
+    Once the shards are made equal, how far that is.
+    """
     ended = now.ok + now.failed
     images = f"{ended:,}" if now.expected_images is None else f"{ended:,}/{now.expected_images:,}"
-    parts = [f"{images} images", f"{now.ok:,} ok", f"{now.failed:,} failed", f"{images_per_s:.1f} images/s"]
+    parts = [f"{images} images", f"{now.ok:,} ok", f"{now.failed:,} failed"]
+    if now.resharding is not None:
+        made = now.resharding
+        return "  ".join([*parts, f"equal shards: {made.stage} {made.rows:,}/{made.total_rows:,} rows"])
+    parts.append(f"{images_per_s:.1f} images/s")
     if now.expected_images is not None and images_per_s > 0:
         left_s = max(0, now.expected_images - ended) / images_per_s
         parts.append(f"ETA {timedelta(seconds=round(left_s))}")

@@ -16,6 +16,7 @@ from typing import Any
 
 import orjson
 
+from datafetch.durable import make_folder
 from datafetch.errors import ConfigurationError, ManifestError, ResourceError
 from datafetch.lock import Lock
 from datafetch.ranks import Epoch, Ranks, epoch, equal_sizes
@@ -220,7 +221,7 @@ def _claimed(state: State) -> Iterator[None]:
     """Hold the output for this process alone."""
     lock = Lock(state.lock, state.out)
     try:
-        state.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(state.folder)
         lock.acquire()
         yield
     except OSError as error:

@@ -22,7 +22,7 @@ import aiofiles
 import numpy as np
 from aiofiles.threadpool.binary import AsyncFileIO
 
-from datafetch.durable import sync
+from datafetch.durable import make_folder, sync
 from datafetch.entries import (
     START_BYTES,
     Ended,
@@ -141,7 +141,7 @@ class Spool:
 
 
 def _recover(path: Path) -> Recovered:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     recovered = Recovered()
     with path.open("a+b") as file:
         file.seek(0)
@@ -182,7 +182,7 @@ class SpoolWriter:
     """Makes a whole spool at once; use it as a context manager, and it is on disk afterwards."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         self._file = path.open("w+b", buffering=1 << 20)
         self._file.write(begin())
         self._file.seek(0)

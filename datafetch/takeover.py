@@ -18,7 +18,7 @@ import errno
 import shutil
 from pathlib import Path
 
-from datafetch.durable import publish, sync, write_atomically
+from datafetch.durable import make_folder, publish, sync, write_atomically
 from datafetch.errors import ConfigurationError, ResourceError
 from datafetch.state import State
 
@@ -94,7 +94,7 @@ def _swap(state: State, shards: Path) -> bool:
 
 
 def _move_files(state: State, shards: Path) -> None:
-    state.out.mkdir(parents=True, exist_ok=True)
+    make_folder(state.out)
     moving = state.resharded / _MOVING
     if not moving.exists():
         for suffix in (".count", ".pkl"):  # a count without its rows would be worse than rows without their count

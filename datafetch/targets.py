@@ -15,7 +15,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from datafetch.durable import sync
+from datafetch.durable import make_folder, sync
 from datafetch.errors import ManifestError
 from datafetch.ranks import Ranks, equal_sizes
 from datafetch.sinks import ListLayout, frame_sizes
@@ -79,7 +79,7 @@ class Targets:
 
     def lay_out(self) -> None:
         """Write everything that is not a row; done again, it changes nothing."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         for target in range(len(self)):
             with self._opened(target) as descriptor:
                 for piece in self._layout(target).pieces():

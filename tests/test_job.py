@@ -6,6 +6,7 @@ import pickle
 from collections import Counter
 from dataclasses import replace
 from itertools import count, pairwise
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from datafetch.demo.origin import Origin
 from datafetch.demo.pictures import paint
 from datafetch.errors import ConfigurationError, ManifestError, ResourceError
 from datafetch.fetch import BodyBudget, Fetcher, FetchPolicy, OptOut
+from datafetch.model import EqualShards
 from datafetch.pipeline import Statistics
 from datafetch.state import State
 from datafetch.transcode import ImageSpec
@@ -511,3 +513,36 @@ def test_jobs_and_reports_are_values(job: Job) -> None:
         "images_per_s",
     ]
     assert summary["ids"] == {"wanted": 71, "duplicates": 3, "not_found": 5}
+
+
+def test_shards_are_made_equal_as_the_last_step(tmp_path: Path, job: Job, source: CoyoSource) -> None:
+    """For so many ranks, with every row in one of them; again for others; the way back is a fresh start."""
+    run(job)
+    rows = read_rows(job)
+    assert [row["id"] for row in rows] == list(source.urls)
+    report = run(replace(job, world_size=4))
+    assert report.equal == EqualShards(4, 16, 64)
+    assert report.summary()["equal"] == {"world_size": 4, "samples_per_rank": 16, "used": 64}
+    assert (report.shards, report.requests, len(files_of(job))) == (4, 0, 8)
+    shuffled = read_rows(job)
+    assert shuffled != rows
+    assert sorted(shuffled, key=itemgetter("id")) == rows
+    at_once = replace(job, out=str(tmp_path / "at-once"), world_size=4)
+    run(at_once)
+    assert files_of(at_once) == files_of(job)
+    assert run(replace(job, world_size=2)).shards == 2
+    with pytest.raises(ConfigurationError, match="--no-reshard can't bring back"):
+        run(job)
+    assert run(replace(job, fresh=True)).equal is None
+    assert read_rows(job) == rows
+
+
+def test_a_lost_equal_shard_is_not_papered_over(job: Job) -> None:
+    """A run that finds one missing says so, and touches nothing."""
+    job = replace(job, world_size=2)
+    run(job)
+    (Path(job.out) / "part-00001.pkl").unlink()
+    before = files_of(job)
+    with pytest.raises(ConfigurationError, match=r"part-00001\.pkl or its \.count is missing"):
+        run(job)
+    assert files_of(job) == before

@@ -5,6 +5,7 @@ import io
 import logging
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from rich.console import Console
 from datafetch.pace import Pace
 from datafetch.pipeline import Statistics
 from datafetch.progress import ProgressConsole, progress_line, show_progress, show_remarks
+from datafetch.rearrange import Progress, Stage
 
 POOL = logging.getLogger("datafetch.transcode")
 
@@ -38,6 +40,13 @@ def test_a_line_says_how_far_how_well_how_fast_how_long() -> None:
     """Images of how many, how they ended, the pace, the time left, the open requests, and the shards."""
     line = progress_line(statistics(10, ok=1100, failed=100), images_per_s=200.0)
     assert line == "1,200/4,000 images  1,100 ok  100 failed  200.0 images/s  ETA 0:00:14  open 5/8  shards 1/4"
+
+
+def test_while_shards_are_made_equal_the_line_says_so() -> None:
+    """Fetching is over then; what counts is how many rows have gone their way."""
+    now = replace(statistics(10, ok=3900, failed=100), resharding=Progress(Stage.COPY, 1500, 3900))
+    line = progress_line(now, images_per_s=0.0)
+    assert line == "4,000/4,000 images  3,900 ok  100 failed  equal shards: copying 1,500/3,900 rows"
 
 
 def test_without_a_total_there_is_no_time_left() -> None:

@@ -122,7 +122,7 @@ def test_a_remark_is_one_clean_line() -> None:
     """No traceback, no markup, no colour, nothing of the web's that steers the terminal; of lesser levels, nothing."""
     screen = io.StringIO()
     with show_remarks(Console(file=screen, force_terminal=True, width=40)):
-        POOL.info("all is well")
+        POOL.debug("all is well")
         POOL.error(
             "[red]%s[/red]\n  桜 12",
             "\x1b[2J\x07http://example.org/\r\u202e",

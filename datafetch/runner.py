@@ -42,6 +42,8 @@ from datafetch.state import State
 from datafetch.transcode import ImageSpec, Transcoder
 from datafetch.wanted import Retry, Wanted
 
+_SHARDS_LOOKED_AT = 64  # to say what a run will need of the disk
+
 Observer: TypeAlias = Callable[[Callable[[], Statistics]], Coroutine[None, None, None]]
 """Watches a run: a coroutine function that may ask for statistics as often as it likes, until it is cancelled."""
 
@@ -174,7 +176,8 @@ class _Work:
 
     def report(self, started_s: float) -> Report:
         """What was done, and how the output stands."""
-        totals = {shard: read_totals(self.output.state.ledger(shard)) for shard in self.published()}
+        known, state = self._feed.published, self.output.state
+        totals = {shard: known.get(shard) or read_totals(state.ledger(shard)) for shard in self.published()}
         equal = read_arrangement(self.output.state)
         fetched = self._fetched
         assert fetched is not None, "there is something to report once it is done"
@@ -231,7 +234,19 @@ def _say_need(state: State, job: Job, manifest: Manifest, spec: ImageSpec) -> No
         is_made_equal=equal_plan(job, find_dataset(job.dataset).loader) is not None,
         open_samples=samples * MAX_OPEN_SHARDS // max(1, len(shards)),
     )
-    say_need(state, need, _totals(state, [shard.name for shard in shards]))
+    say_need(state, need, _published(state, [shard.name for shard in shards]))
+
+
+def _published(state: State, shards: list[str]) -> Totals:
+    """About what is there already, by the books of some shards: there may be tens of thousands."""
+    published = [shard for shard in shards if state.ledger(shard).exists()]
+    looked_at = _totals(state, published[:_SHARDS_LOOKED_AT])
+    scale = len(published) / max(1, min(len(published), _SHARDS_LOOKED_AT))
+    return Totals(
+        samples=round(looked_at.samples * scale),
+        rows=round(looked_at.rows * scale),
+        written_bytes=round(looked_at.written_bytes * scale),
+    )
 
 
 def _totals(state: State, shards: list[str]) -> Totals:

@@ -50,6 +50,16 @@ class ExitCode(IntEnum):
 
 _EXIT_CODES = {ResourceError: ExitCode.OUT_OF_RESOURCES, ConservationError: ExitCode.BUG}
 
+_GO_ON = "; run the same command again to go on from here"
+_AFTER_CTRL_C = {
+    "prepare": _GO_ON,
+    "retry": _GO_ON,
+    "reshard": _GO_ON,
+    "demo": "; the same command begins a new demo in the same folder",
+    "verify": "; nothing was changed, and the same command begins anew",
+    "status": "; nothing was changed",
+}
+
 # All errors of usage, by their common base: typer exports only this one of them, from a click of its own.
 _USAGE_ERRORS: tuple[type[typer.BadParameter], ...] = (cast("type[typer.BadParameter]", typer.BadParameter.__base__),)
 
@@ -75,8 +85,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = error.ctx.command_path if error.ctx else "datafetch"
         return _complain(f"{error.format_message()} (see '{command} --help')", ExitCode.WRONG_COMMAND)
     if code == ExitCode.INTERRUPTED:  # typer itself makes this of Ctrl-C, without a word
-        return _complain("interrupted; run the same command again to go on from here", ExitCode.INTERRUPTED)
+        return _complain(f"interrupted{_after_ctrl_c(words)}", ExitCode.INTERRUPTED)
     return ExitCode.COMPLETE if code is None else code
+
+
+def _after_ctrl_c(words: Sequence[str]) -> str:
+    """What to do once a command was interrupted, or what it left."""
+    command = next((word for word in words if not word.startswith("-")), "")
+    return _AFTER_CTRL_C.get(command, "")
 
 
 @contextmanager

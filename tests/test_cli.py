@@ -154,10 +154,20 @@ def test_json_is_all_there_is_on_standard_output(
     assert remarks[2:] == ["datafetch: 90.9% of the images arrived, --min-success asks for 95.0%"]
 
 
-@pytest.mark.parametrize("arguments", [["demo", "--images", "50", "--out"], ["prepare"]])
+GO_ON = "interrupted; run the same command again to go on from here"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["demo", "--images", "50", "--out"], "interrupted; the same command begins a new demo in the same folder"),
+        (["prepare"], GO_ON),
+    ],
+)
 def test_the_command_shows_what_the_library_logs(
     tmp_path: Path,
     arguments: list[str],
+    told: str,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
@@ -173,8 +183,30 @@ def test_the_command_shows_what_the_library_logs(
     assert main([*arguments, *options]) == 130
     assert capfd.readouterr().err.splitlines()[-2:] == [
         "datafetch: a codec process was killed",
-        "datafetch: interrupted; run the same command again to go on from here",
+        f"datafetch: {told}",
     ]
+
+
+@pytest.mark.parametrize(
+    ("command", "works_in", "told"),
+    [
+        ("retry", "retry_run", GO_ON),
+        ("reshard", "make_equal_shards", GO_ON),
+        ("verify", "run_check", "interrupted; nothing was changed, and the same command begins anew"),
+        ("status", "read_status", "interrupted; nothing was changed"),
+    ],
+)
+def test_a_command_that_is_interrupted_says_what_holds_for_it(
+    command: str, works_in: str, told: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Only what is gone on with is said to be; what just reads has left nothing."""
+
+    def interrupt(*_: object, **__: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"datafetch.cli.{works_in}", interrupt)
+    assert main([command, *(["out", "new"] if command == "reshard" else ["out"])]) == 130
+    assert capfd.readouterr().err.splitlines()[-1] == f"datafetch: {told}"
 
 
 def test_a_reader_that_left_ends_no_run(tmp_path: Path, origin: Origin, pictures: Pictures) -> None:

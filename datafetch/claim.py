@@ -11,6 +11,7 @@ import asyncio
 import shutil
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -74,6 +75,7 @@ def take_for_job(state: State, identity: Identity, asked: Mapping[str, object], 
     _refuse_foreign_files(state, identity)
     if state.job.exists():
         _refuse_other_job(state, read_identity(state), identity)
+        refuse_left_spools(state, _scratch_before(state), otherwise="start over with --fresh")
     refuse_missing_files(state)
     if asked["world_size"] is None and state.equal.exists():
         raise ConfigurationError(
@@ -102,6 +104,31 @@ def read_asked(state: State) -> dict[str, Any]:
     if not isinstance(asked, dict):
         raise _not_a_job(state)
     return asked
+
+
+def refuse_left_spools(state: State, scratch: Path | None, *, otherwise: str) -> None:
+    """See that what an earlier run kept is not fetched once more because this one looks for it elsewhere.
+
+    Args:
+        state: As it is for this run.
+        scratch: Of the earlier run.
+        otherwise: What else can be done than to give the same scratch again.
+
+    Raises:
+        ConfigurationError: There are spools of this very job in the earlier run's scratch, and this run has another.
+    """
+    before = replace(state, scratch=scratch)
+    if before.all_spools.resolve() == state.all_spools.resolve() or not any(before.spool("").parent.glob("*.spool")):
+        return
+    again = "leave out --scratch" if scratch is None else f"give --scratch {scratch} again"
+    raise ConfigurationError(f"images fetched for {state.out} lie in {before.all_spools}; {again}, or {otherwise}")
+
+
+def _scratch_before(state: State) -> Path | None:
+    """Where the last run had its spools; an older version did not say."""
+    asked = _read(state).get(_ASKED)
+    scratch = asked.get("scratch") if isinstance(asked, dict) else None
+    return Path(scratch) if isinstance(scratch, str) else None
 
 
 def _read(state: State) -> dict[str, Any]:
@@ -178,6 +205,7 @@ def _start_over(state: State) -> None:
     for folder in (
         state.ledgers,
         state.all_spools,
+        replace(state, scratch=_scratch_before(state)).all_spools,
         state.unpublished,
         state.ready,
         state.failed("").parent,

@@ -22,7 +22,7 @@ import orjson
 import uvloop
 
 from datafetch.arrangement import read_arrangement
-from datafetch.claim import claimed, refuse_missing_files, take_for_job
+from datafetch.claim import claimed, refuse_left_spools, refuse_missing_files, take_for_job
 from datafetch.datasets import find_dataset
 from datafetch.disk import Need, say_need
 from datafetch.durable import write_atomically
@@ -276,7 +276,7 @@ def _begin_retry(state: State, wanted: Wanted, shards: list[str]) -> int:
     """The number of this retry; that of the one that was interrupted, if it was of the same.
 
     Raises:
-        ConfigurationError: A retry of other failures was interrupted.
+        ConfigurationError: A retry of other failures was interrupted, or one that had its spools elsewhere.
     """
     kinds = None if wanted.kinds is None else sorted(wanted.kinds)
     if state.retry.exists():
@@ -284,10 +284,14 @@ def _begin_retry(state: State, wanted: Wanted, shards: list[str]) -> int:
         if before["kinds"] != kinds:
             how = "without --kinds" if before["kinds"] is None else f"with --kinds {','.join(before['kinds'])}"
             raise ConfigurationError(f"a retry of {state.out} was interrupted; complete it first, {how}")
-        return int(before["number"])
-    ledgers = [path for path in map(state.ledger, shards) if path.exists()]
-    number = 1 + max((read_books(path).retry for path in ledgers), default=0)
-    write_atomically(state.retry, _json({"number": number, "kinds": kinds}))
+        earlier = Path(before["scratch"]) if before.get("scratch") else None
+        refuse_left_spools(state, earlier, otherwise="delete that folder to fetch them again")
+        number = int(before["number"])
+    else:
+        ledgers = [path for path in map(state.ledger, shards) if path.exists()]
+        number = 1 + max((read_books(path).retry for path in ledgers), default=0)
+    scratch = None if state.scratch is None else str(state.scratch.absolute())
+    write_atomically(state.retry, _json({"number": number, "kinds": kinds, "scratch": scratch}))
     return number
 
 

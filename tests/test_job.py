@@ -18,13 +18,16 @@ from conftest import LOOPBACK
 from PIL import Image
 
 from datafetch import Encoding, Job, Payload, Pixels, Report, Resize, fetch_dataset, run
+from datafetch.claim import read_identity
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
 from datafetch.demo.pictures import paint
 from datafetch.errors import ConfigurationError, ManifestError, ResourceError
 from datafetch.fetch import BodyBudget, Fetcher, FetchPolicy, OptOut
 from datafetch.model import EqualShards
+from datafetch.job import hash_of
 from datafetch.pipeline import Statistics
+from datafetch.spool import write_spool
 from datafetch.state import State
 from datafetch.transcode import ImageSpec
 
@@ -391,6 +394,43 @@ def test_scratch_may_lie_elsewhere(tmp_path: Path, job: Job) -> None:
     assert scratch.is_dir()
     assert not [path for path in scratch.rglob("*") if path.is_file()]
     assert len(read_rows(job)) == 66
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "told"),
+    [("a", "b", "give --scratch .*/a again, or start"), ("a", None, "give --scratch .*/a"), (None, "b", "leave out")],
+)
+def test_a_run_that_looks_for_its_spools_elsewhere_is_refused(
+    tmp_path: Path, job: Job, before: str | None, now: str | None, told: str
+) -> None:
+    """What was kept is not fetched once more: the old place is named; with nothing in it another may be taken."""
+    first = replace(job, limit=10, scratch=before and str(tmp_path / before))
+    again = replace(first, scratch=now and str(tmp_path / now))
+    run(first)
+    spool = left_spool(first)
+    with pytest.raises(ConfigurationError, match=told):
+        run(again)
+    assert spool.exists()
+    assert run(first).reused == 10
+    spool.unlink()
+    assert run(again).reused == 10
+
+
+def left_spool(job: Job) -> Path:
+    """A spool as an interrupted run leaves it in the job's scratch."""
+    scratch = Path(job.scratch) if job.scratch else None
+    state = State(Path(job.out), scratch, hash_of(read_identity(State(Path(job.out)))))
+    write_spool(state.spool("part-00001"), [])
+    return state.spool("part-00001")
+
+
+def test_fresh_forgets_spools_that_lie_elsewhere(tmp_path: Path, job: Job) -> None:
+    """Starting over in another scratch leaves nothing in the old one."""
+    first = replace(job, limit=10, scratch=str(tmp_path / "a"))
+    run(first)
+    spool = left_spool(first)
+    assert run(replace(job, limit=10, fresh=True)).reused == 0
+    assert not spool.exists()
 
 
 def test_the_state_folder_is_a_sibling(job: Job) -> None:

@@ -9,11 +9,14 @@ from conftest import LOOPBACK
 from test_job import files_of, read_ledger, read_rows
 
 from datafetch import FailureKind, Job, Wanted, retry, run
+from datafetch.claim import read_identity
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
 from datafetch.errors import ConfigurationError
 from datafetch.fetch import FetchPolicy
+from datafetch.job import hash_of
 from datafetch.ledger import read_books
+from datafetch.spool import write_spool
 from datafetch.state import State
 
 Pictures = tuple[Path, list[str]]
@@ -156,6 +159,21 @@ def test_an_interrupted_retry_is_completed_first(job: Job) -> None:
     assert retry(job.out, Wanted(frozenset({FailureKind.TIMEOUT}))).retried == 0
     assert not state.retry.exists()
     assert retry(job.out).retried == len(FLAKY)
+
+
+def test_an_interrupted_retry_goes_on_with_its_scratch(tmp_path: Path, job: Job) -> None:
+    """A retry that was interrupted has its images where its scratch was; one that looks elsewhere is refused."""
+    run(job)
+    state = State(Path(job.out))
+    wanted = Wanted(frozenset({FailureKind.TIMEOUT}))  # there are none, so that nothing is written
+    state.retry.write_text(f'{{"number": 1, "kinds": ["timeout"], "scratch": "{tmp_path}/a"}}')
+    spool = State(state.out, tmp_path / "a", f"{hash_of(read_identity(state))}-retry").spool("part-00000")
+    write_spool(spool, [])
+    with pytest.raises(ConfigurationError, match=rf"give --scratch {tmp_path}/a again, or delete"):
+        retry(job.out, wanted)
+    assert spool.exists()
+    retry(job.out, wanted, change=lambda before: replace(before, scratch=str(tmp_path / "a")))
+    assert not state.retry.exists()
 
 
 def test_the_retry_asks_as_the_run_did(job: Job) -> None:

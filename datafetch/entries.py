@@ -130,6 +130,8 @@ def read_heads(file: BinaryIO, marker: bytes) -> Iterator[Ended]:
             return
         start = file.read(_KIND_AND_HEAD_LENGTH.size)
         _, head_bytes = _KIND_AND_HEAD_LENGTH.unpack(start)
+        if len(start) + head_bytes > front.payload_bytes:  # or one flipped byte would have gigabytes read
+            return
         yield _decode(start + file.read(head_bytes))
         offset = end
 

@@ -1,7 +1,9 @@
 """The log of a shard in progress loses nothing that it once had."""
 
 import asyncio
+import os
 from collections.abc import Sequence
+from io import FileIO
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,7 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datafetch.entries import START_BYTES, ImageEnd, begin, encode, read_entries, read_marker
+from datafetch.entries import (
+    _HEADER_BYTES,
+    START_BYTES,
+    ImageEnd,
+    begin,
+    encode,
+    read_entries,
+    read_heads,
+    read_marker,
+)
 from datafetch.errors import ConfigurationError, ConservationError, ResourceError
 from datafetch.model import Body, Encoded, Failure, FailureKind, LedgerLine, Outcome, Record, Sample
 from datafetch.spool import Recovered, Spool, SpooledSample, SpoolReader, read_lines, write_spool
@@ -178,6 +189,31 @@ async def test_a_spool_can_be_looked_at_while_it_is_written(tmp_path: Path) -> N
     ]
     await asyncio.to_thread(lambda: path.write_bytes(path.read_bytes()[:-1]))
     assert await asyncio.to_thread(lambda: list(read_lines(path))) == lines
+
+
+class _WatchedFile(FileIO):
+    """A file that knows how much was asked of it at once."""
+
+    most_bytes = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.most_bytes = max(self.most_bytes, size or 0)
+        return super().read(size)
+
+
+def test_a_quick_look_reads_no_more_than_an_entry_has(tmp_path: Path) -> None:
+    """A head that claims to be longer than its entry is where a look ends, however much lies behind it."""
+    path = tmp_path / "x.spool"
+    write_spool(path, [make_sample(0)])
+    whole_bytes = path.stat().st_size
+    write_spool(path, [make_sample(0), make_sample(1), make_sample(2)])
+    content = bytearray(path.read_bytes())
+    content[whole_bytes + _HEADER_BYTES + 1 + 3] ^= 2  # the highest byte of the head's length: 32 MiB more
+    path.write_bytes(content)
+    os.truncate(path, 64 << 20)
+    with _WatchedFile(path) as file:
+        assert list(read_heads(file, read_marker(file))) == [make_sample(0)]
+        assert file.most_bytes < 1000
 
 
 async def test_what_is_synced_is_on_disk_once(tmp_path: Path) -> None:

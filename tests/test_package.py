@@ -1,0 +1,30 @@
+"""What a user of the library imports, and what that costs them."""
+
+import subprocess
+import sys
+from importlib import import_module
+from pkgutil import iter_modules
+
+import datafetch
+
+PATIENCE_S = 60
+
+
+def test_every_name_is_there_and_none_is_a_rooms() -> None:
+    """Whatever is imported meanwhile, a name of the package means the same: no submodule takes its place."""
+    rooms = {room.name for room in iter_modules(datafetch.__path__)}
+    assert not rooms & set(datafetch.__all__)
+    for room in rooms - {"__main__"}:
+        import_module(f"datafetch.{room}")
+    for name in datafetch.__all__:
+        assert getattr(datafetch, name).__module__.startswith("datafetch."), name
+    assert datafetch.make_equal_shards.__module__ == datafetch.ReshardRequest.__module__ == "datafetch.reshard"
+
+
+def test_importing_the_package_loads_nothing() -> None:
+    """A codec process imports one room of the house and must not carry the others."""
+    code = "import sys, datafetch; print(*[name for name in sys.modules if name.startswith('datafetch')])"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=PATIENCE_S
+    )
+    assert loaded.stdout.split() == ["datafetch"]

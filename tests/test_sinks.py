@@ -2,8 +2,11 @@
 
 import pickle
 import pickletools
+import tracemalloc
+from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -116,6 +119,76 @@ def test_a_pickle_that_calls_something_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"posix\.mkdir"):
         decode_row(frame)
     assert not trap.exists()
+
+
+def _laughing() -> list[Any]:
+    """A row of a hundred things that is written as a hundred millions of them."""
+    laughs: list[Any] = ["ha"]
+    for _ in range(8):
+        laughs = [laughs] * 10
+    return [{"text": laughs}]
+
+
+def _endless() -> list[Any]:
+    row: dict[str, Any] = {}
+    row["text"] = [row]
+    return [row]
+
+
+def _deep() -> list[Any]:
+    deep: list[Any] = []
+    for _ in range(400):
+        deep = [deep]
+    return [{"text": deep}]
+
+
+@pytest.mark.parametrize("make", [_laughing, _endless])
+def test_rows_that_would_never_end_are_refused(
+    tmp_path: Path, make: Callable[[], list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is shared is written as often as it is there, but no row becomes far larger than its file."""
+    monkeypatch.setattr("datafetch.sinks.pickle_rows._SPARE_ROW_BYTES", 100_000)
+    path = tmp_path / "theirs.pkl"
+    path.write_bytes(pickle.dumps(make()))
+    for read in (read_frames, frame_sizes):
+        tracemalloc.start()
+        with pytest.raises(ManifestError, match=r"theirs\.pkl: has rows that are not plain values"):
+            list(read(path))
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+        tracemalloc.stop()
+
+
+def test_what_a_row_shares_is_written_twice(tmp_path: Path) -> None:
+    """A row that is larger than its file, and deep, is a row like any other."""
+    image = "x" * 200_000
+    rows = [{"image_info": [image] * 5}, *_deep()]
+    path = tmp_path / "theirs.pkl"
+    path.write_bytes(pickle.dumps(rows))
+    assert [decode_row(frame) for frame in read_frames(path)] == rows
+
+
+MEGABYTES_OF_NOTES = (4 << 20).to_bytes(4, "little")  # an index, for which the unpickler would make room
+BOMBS = [
+    b"Nr" + MEGABYTES_OF_NOTES,
+    b"Np4194304\n",
+    b"cnumpy.core.multiarray\nscalar\ncnumpy\ndtype\nX\x09\0\0\0S64000000\x85R\x85R",
+    b"c_codecs\nencode\nX\x01\0\0\0a" + b"X\x03\0\0\0hex\x86R",
+]
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_pickle_gets_no_more_memory_than_it_has_bytes(tmp_path: Path, bomb: bytes) -> None:
+    """A few bytes that claim millions are refused before anything is made of them, in whole files and in frames."""
+    value = b"}X\x04\0\0\0text" + bomb + b"s"
+    path = tmp_path / "hostile.pkl"
+    path.write_bytes(b"\x80\x04](" + value + b"e.")
+    tracemalloc.start()
+    with pytest.raises(ManifestError):
+        list(read_frames(path))
+    with pytest.raises(ValueError, match="not a pickle"):
+        decode_row(b"\x95" + len(value).to_bytes(8, "little") + value)
+    assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    tracemalloc.stop()
 
 
 @settings(deadline=None)

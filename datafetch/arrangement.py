@@ -1,6 +1,6 @@
 """The equal shards that an output holds: for whom they were made, and of which samples.
 
-Rules: ``equal.json`` is there if and only if the output holds equal shards; it is read here and nowhere else.
+Rules: ``equal.json`` is there if the output holds equal shards. Whatever of it speaks of a run is read here alone.
 """
 
 from __future__ import annotations

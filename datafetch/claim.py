@@ -1,8 +1,8 @@
 """An output belongs to one job, and to one run at a time.
 
-Rules: nothing is deleted or changed before it is sure that the output is ours and nobody else works on it. What decides
+Rules: nothing is deleted or begun before it is sure that the output is ours and nobody else works on it. What decides
 the rows is a job's identity and stands in ``job.json``; a run with another identity is refused, the difference named.
-What runs that were killed have left complete is put in place first, what they have left incomplete is thrown away.
+What runs that were killed have left complete is put in its place first, what they have left incomplete is thrown away.
 """
 
 from __future__ import annotations
@@ -70,6 +70,10 @@ def take_for_job(state: State, identity: Identity, asked: Mapping[str, object], 
     Raises:
         ConfigurationError: It is that of another job, or holds files that are not ours.
     """
+    if state.equal.exists() and not state.job.exists():
+        raise ConfigurationError(
+            f"{state.folder} tells of shards that 'datafetch reshard' made; choose another --root, or move it away"
+        )
     if fresh:
         _start_over(state)
     _refuse_foreign_files(state, identity)
@@ -196,11 +200,20 @@ def _shard_files(state: State, identity: Identity) -> list[Path]:
     return [state.out / f"{shard}{suffix}" for suffix in (".count", ".pkl") for shard in sorted(shards)]
 
 
+def _files_to_delete(state: State) -> list[Path]:
+    """All that the output has of ours, also where it is no longer known which shards are equal ones."""
+    try:
+        return _shard_files(state, read_identity(state))
+    except ConfigurationError:
+        read_identity(state)  # it is ours all the same, or this says why not
+        return [*state.out.glob("part-*.count"), *state.out.glob("part-*.pkl")]
+
+
 def _start_over(state: State) -> None:
     """Delete what an earlier run of ours left; without its job file a folder is not ours to delete."""
     if not state.job.exists():
         return
-    for path in _shard_files(state, read_identity(state)):
+    for path in _files_to_delete(state):
         path.unlink(missing_ok=True)
     for folder in (
         state.ledgers,

@@ -26,13 +26,15 @@ import orjson
 
 from datafetch.child import child_command
 from datafetch.durable import make_folder, publish, sync
-from datafetch.errors import ConservationError, DatafetchError, ManifestError, ResourceError
+from datafetch.errors import ConfigurationError, ConservationError, DatafetchError, ManifestError, ResourceError
 from datafetch.ledger import Books, LedgerWriter
 from datafetch.model import Sink, Totals
 from datafetch.settled import Output, Settled, settle_retry, settle_spool
 from datafetch.sinks import PickleSink, decode_row, read_frames
 from datafetch.spool import SpoolWriter
 from datafetch.state import State
+
+_ERRORS = {error.__name__: error for error in (ConfigurationError, ConservationError, ManifestError, ResourceError)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +82,9 @@ def _decode_answer(answer: bytes, status: int | None) -> Totals:
     if not answer:
         raise RuntimeError(f"the process that writes shards ended with status {status}; its traceback is above")
     fields: dict[str, Any] = orjson.loads(answer)
-    match fields.pop("error", None):
-        case None:
-            return Totals(**fields)
-        case "ResourceError":
-            raise ResourceError(fields["message"])
-        case _:
-            raise ConservationError(fields["message"])
+    if "error" in fields:
+        raise _ERRORS[fields["error"]](fields["message"])
+    return Totals(**fields)
 
 
 def main() -> None:
@@ -147,7 +145,6 @@ def put_in_place(state: State, shard: str) -> None:
     """
     ready = state.ready / shard
     rows = state.added if state.equal.exists() else state.out
-    make_folder(rows)
     places = {
         f"{shard}.pkl": rows,
         f"{shard}.count": rows,

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from datafetch.arrangement import Arrangement, read_arrangement
+from datafetch.errors import ConservationError
 from datafetch.ledger import Bools, pack_bools, read_books, unpack_bools
 from datafetch.readers import Int64s
 from datafetch.rearrange import Plan, Source, Watch, order, rearrange
@@ -68,13 +69,14 @@ def make_equal(state: State, shards: Sequence[str], plan: Plan, watch: Watch) ->
         Whether it is done; False if it was stopped. The same call goes on from there.
 
     Raises:
+        ConservationError: There are not as many rows as the ledgers say.
         ConfigurationError: There are too few rows for so many ranks, where they lay in equal shards before.
         ResourceError: The disk is full or can't be written; the same call goes on from there.
     """
-    samples = _Samples.read(state, shards)
     before = read_arrangement(state)
-    if before is not None and before.plan == plan and not state.added.exists():
+    if before is not None and before.plan == plan and not any(state.added.glob("*.pkl")):
         return True
+    samples = _Samples.read(state, shards)
     rows = int(samples.has_row.sum())
     if before is None and rows < plan.ranks.least_rows:
         _log.warning(
@@ -85,6 +87,8 @@ def make_equal(state: State, shards: Sequence[str], plan: Plan, watch: Watch) ->
     place_of_sample = np.full(len(samples.has_row), -1, np.int64)
     place_of_sample[samples.has_row] = order(rows, plan.shuffle)
     sources = list(_sources(state, samples, before, place_of_sample))
+    if sum(source.taken_rows for source in sources) != rows:
+        raise ConservationError(f"{state.out}: the shards do not hold the {rows:,} rows that their ledgers tell of")
     packed = {shard: pack_bools(samples.has_row[span]).decode() for shard, span in samples.spans()}
     return rearrange(state, sources, plan=plan, record={"samples": packed}, watch=watch)
 

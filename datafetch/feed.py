@@ -179,13 +179,17 @@ def _read_published(state: State, shard: Shard) -> Totals | None:
     ledger = state.ledger(shard.name)
     if shard.source == ledger or not ledger.exists():  # a shard that is its own source is there to be made again
         return None
-    totals = read_totals(ledger)
-    files = [state.out / f"{shard.name}{suffix}" for suffix in (".count", ".pkl")]
-    is_there = totals.written_bytes == sum(path.stat().st_size for path in files if path.exists())
-    if not is_there and not state.equal.exists():
+    if not is_in_place(state, shard.name) and not state.equal.exists():
         # To be made again. The ledger goes first: what is left must not look published to a run after a crash.
-        for path in (ledger, *files):
+        for path in (ledger, state.out / f"{shard.name}.count", state.out / f"{shard.name}.pkl"):
             path.unlink(missing_ok=True)
         return None
     state.spool(shard.name).unlink(missing_ok=True)  # a run that ended between publishing and this
-    return totals
+    return read_totals(ledger)
+
+
+def is_in_place(state: State, shard: str) -> bool:
+    """Whether the files of a shard that has a ledger are there as they were written; not asked of equal shards."""
+    files = (state.out / f"{shard}{suffix}" for suffix in (".count", ".pkl"))
+    there_bytes = sum(path.stat().st_size for path in files if path.exists())
+    return read_totals(state.ledger(shard)).written_bytes == there_bytes

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import base64
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
@@ -45,6 +45,7 @@ SCHEMA = pa.schema(
         ("detail", pa.string()),
     ]
 )
+_LINE_COLUMNS = SCHEMA.names[1:]
 _TOTALS_KEY = b"datafetch.totals"
 _ROWS_KEY = b"datafetch.rows"
 _OWN_ROWS_KEY = b"datafetch.own_rows"
@@ -93,7 +94,9 @@ class LedgerWriter:
     def write(self, lines: Sequence[LedgerLine]) -> None:
         """Append lines. They come in the order of samples and images."""
         self.lines += len(lines)
-        self._pending += ({"shard": self._shard, **asdict(line)} for line in lines)
+        for line in lines:
+            columns: dict[str, object] = {name: getattr(line, name) for name in _LINE_COLUMNS}
+            self._pending.append({"shard": self._shard, **columns})
         if len(self._pending) >= _LINES_A_ROW_GROUP:
             self._flush()
 
@@ -135,6 +138,15 @@ def read_totals(path: Path) -> Totals:
     return _totals(path, _read_metadata(path))
 
 
+def sum_totals(paths: Iterable[Path]) -> Totals:
+    """The counts of all those shards that are published.
+
+    Raises:
+        ConfigurationError: A file is not a ledger.
+    """
+    return Totals.sum(read_totals(path) for path in paths if path.exists())
+
+
 def read_books(path: Path) -> Books:
     """What a published shard came to.
 
@@ -166,7 +178,7 @@ def read_samples(path: Path) -> Iterator[tuple[LedgerLine, ...]]:
     with pq.ParquetFile(path) as file:
         lines = (
             LedgerLine(**line)
-            for batch in file.iter_batches(_LINES_AT_ONCE, columns=SCHEMA.names[1:])
+            for batch in file.iter_batches(_LINES_AT_ONCE, columns=_LINE_COLUMNS)
             for line in batch.to_pylist()
         )
         for _, sample in groupby(lines, attrgetter("sample")):

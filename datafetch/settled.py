@@ -99,7 +99,9 @@ def settle_retry(output: Output, shard: str, wanted: Wanted) -> Iterator[Settled
             yield Settled(position, before, frame, has_row, () if kept is None else (*kept.images, kept.sample))
         else:
             assert kept is not None, "what is tried again was kept"
-            yield _settle(output, _add_attempts(spooled, before, wanted.settled(kept, before)))
+            settled = _settle(output, _add_attempts(spooled, before, wanted.settled(kept, before)))
+            # A row that nothing came to stays where it is.
+            yield replace(settled, frame=frame) if has_row and not _is_better(settled.lines, before) else settled
     if not lines.is_empty or not failed.is_empty or not retried.is_empty or next(frames, None) is not None:
         raise ConservationError(f"shard {shard}: the retry has samples that the shard has not")
 
@@ -133,6 +135,11 @@ def _add_attempts(
         for end, line in zip(spooled.images, before, strict=True)
     )
     return SpooledSample(spooled.sample, images)
+
+
+def _is_better(lines: tuple[LedgerLine, ...], before: tuple[LedgerLine, ...]) -> bool:
+    """Whether an image arrived that had not."""
+    return any(now.outcome == OK != line.outcome for now, line in zip(lines, before, strict=True))
 
 
 def _position(spooled: SpooledSample) -> int:

@@ -156,7 +156,9 @@ def read_status(out: Path) -> Status:
     last_beat = read_beat(state.progress)
     beat = last_beat if last_beat is not None and last_beat.is_at_work() else None
     counted = _count(state, job, last_beat)
-    is_complete = job.is_done(counted.shards_published, counted.rows + counted.dropped)
+    # Shards may be published and a step still be missing: equal shards, or what a retry was to bring.
+    has_ended = state.report.exists() and not state.retry.exists()
+    is_complete = has_ended and job.is_done(counted.shards_published, counted.rows + counted.dropped)
     run_state = RunState.RUNNING if beat else RunState.COMPLETE if is_complete else RunState.INTERRUPTED
     rate = _rate(state, beat, last_beat)
     books = counted.books

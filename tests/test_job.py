@@ -24,8 +24,8 @@ from datafetch.demo.origin import Origin
 from datafetch.demo.pictures import paint
 from datafetch.errors import ConfigurationError, ManifestError, ResourceError
 from datafetch.fetch import BodyBudget, Fetcher, FetchPolicy, OptOut
-from datafetch.model import EqualShards
 from datafetch.job import hash_of
+from datafetch.model import EqualShards
 from datafetch.pipeline import Statistics
 from datafetch.spool import write_spool
 from datafetch.state import State

@@ -173,7 +173,7 @@ def publish(state: State, shard: str, lines: list[LedgerLine]) -> None:
     state.ledgers.mkdir(exist_ok=True)
     with LedgerWriter(state.ledger(shard), shard) as ledger:
         ledger.write(lines)
-        has_row = np.array([one.outcome == "ok" for one in lines])
+        has_row = np.array([one.outcome == "ok" for one in lines], np.bool_)
         ledger.finish(Books(Totals(len(lines), outcomes["ok"], dict(outcomes), 100), has_row, has_row))
     state.out.mkdir(exist_ok=True)
     (state.out / f"{shard}.pkl").write_bytes(b"x" * 99)
@@ -191,7 +191,9 @@ def spool(state: State, shard: str, lines: list[LedgerLine]) -> None:
 def beat_of(state: State, **numbers: int) -> None:
     """A heartbeat of this process, just now."""
     nothing: dict[str, Any] = dict.fromkeys(Statistics.__slots__, 0)
-    statistics = Statistics(**(nothing | {"elapsed_s": 83.0, "open_requests": 500, "connections": 512} | numbers))
+    statistics = Statistics(
+        **(nothing | {"resharding": None, "elapsed_s": 83.0, "open_requests": 500, "connections": 512} | numbers)
+    )
     spools = str(replace(state, job_hash="anything").spool("").parent)
     told = Beat(os.getpid(), socket.gethostname(), time.time(), time.time(), False, spools, 123.45, statistics)
     state.progress.write_bytes(orjson.dumps(told))

@@ -20,7 +20,8 @@ from datafetch.errors import ConfigurationError, ResourceError
 from datafetch.fetch import FetchPolicy
 from datafetch.job import Job
 from datafetch.model import Report
-from datafetch.runner import Observer, run
+from datafetch.runner import run
+from datafetch.work import Observer
 
 DEFAULT_FOLDER = Path("datafetch-demo")
 _MARKER = "made-by-datafetch-demo"

@@ -180,13 +180,16 @@ def _remarks(out: Path) -> tuple[str, ...]:
     shards = job.get("shards")
     if not isinstance(shards, dict) or job.get("limit") is not None:  # a limit leaves shards out for good
         return ()
+    state = State(out.absolute())
+    if state.retry.exists():
+        return ("a retry was interrupted; 'datafetch retry' completes it",)
     try:
-        left = sum(not State(out.absolute()).ledger(shard).exists() for shard in shards)
+        left = sum(not state.ledger(shard).exists() for shard in shards)
     except OSError:
         return ()
-    if not left:
-        return ()
-    return (f"the run is not complete: {left:,} of {len(shards):,} shards of its manifest are not done",)
+    if left:
+        return (f"the run is not complete: {left:,} of {len(shards):,} shards of its manifest are not done",)
+    return () if state.report.exists() else ("the run is not complete: its last step was interrupted",)
 
 
 def _job(out: Path) -> dict[str, object]:

@@ -97,9 +97,9 @@ def draw_moments(seed: int) -> list[Moment]:
     early = [(begun, rng.randrange(1, 4)), (kept, rng.randrange(1, 90_000))]
     late = [(being_written, rng.randrange(1, 5)), (published, rng.randrange(1, 4))]
     moments = [
-        Moment(Victim.PARENT, kept, rng.randrange(1, 60_000)),
         Moment(Victim.PARENT, *rng.choice(early)),
         Moment(Victim.PARENT, *rng.choice(late)),
+        Moment(Victim.CODEC, kept, rng.randrange(1, 60_000)),
         Moment(Victim.CODEC, kept, rng.randrange(1, 60_000)),
         Moment(Victim.COMMIT, being_written, rng.randrange(1, 5)),
     ]
@@ -185,7 +185,7 @@ def test_a_process_that_dies_before_any_of_its_steps_leaves_nothing_half(
     rng = random.Random(17)
     steps, kills, code = 0, 0, _KILLED
     while code != 0:
-        steps += rng.randrange(*((1, 7) if victim is Victim.PARENT else (1, 4)))
+        steps += rng.randrange(*((1, 7) if victim is Victim.PARENT else (2, 6)))
         with Run(trial.command(place), dying_at_a_step(tmp_path, victim, steps, place.root)) as run:
             code = run.end()
             kills += code != 0

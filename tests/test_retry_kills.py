@@ -96,6 +96,7 @@ def kill_until_done(command: list[str], victim: str, healing: Healing, tmp_path:
     assert kills >= 3
 
 
+@pytest.mark.parametrize("healing", ["equal"], indirect=True)
 def test_a_run_killed_while_its_shards_are_made_equal(healing: Healing, tmp_path: Path) -> None:
     """Before the shards are equal they lie as the manifest cut them; nothing is asked for again once it was kept."""
     undisturbed = tmp_path / "undisturbed"

@@ -110,12 +110,12 @@ class Layout:
 
 
 LAYOUTS = {
-    "all of it": Layout(lambda disk, _: Place(disk / "root"), "size", _PAGE, 50 * _PAGE, _PAGE, 4),
-    "scratch": Layout(lambda disk, other: Place(other / "root", disk / "scratch"), "size", _PAGE, 30 * _PAGE, _PAGE, 3),
-    "output": Layout(lambda disk, other: Place(disk / "root", other / "scratch"), "size", _PAGE, 25 * _PAGE, _PAGE, 3),
-    "files": Layout(lambda disk, other: Place(disk / "root", other / "scratch"), "nr_inodes", 2, 1, 1, 10),
+    "all of it": Layout(lambda disk, _: Place(disk / "root"), "size", _PAGE, 80 * _PAGE, _PAGE, 3),
+    "scratch": Layout(lambda disk, other: Place(other / "root", disk / "scratch"), "size", _PAGE, 50 * _PAGE, _PAGE, 2),
+    "output": Layout(lambda disk, other: Place(disk / "root", other / "scratch"), "size", _PAGE, 50 * _PAGE, _PAGE, 2),
+    "files": Layout(lambda disk, other: Place(disk / "root", other / "scratch"), "nr_inodes", 2, 3, 1, 5),
 }
-"""The last one runs out of files, one more each time: that strikes everywhere, from the first folder to the report."""
+"""The last one runs out of files, some more each time: that strikes everywhere, from the first folder to the report."""
 
 
 @pytest.mark.timeout(300)  # dozens of runs, each a second on an idle machine

@@ -11,6 +11,7 @@ from datafetch.allocator import give_memory_back
 def main() -> int:
     """Run the command and return its exit code."""
     try:
+        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # as cli has it once it is loaded
         give_memory_back()  # before Arrow is loaded, which the next import does
         from datafetch.cli import main as run_command  # noqa: PLC0415
 

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import orjson
 
-from datafetch.errors import ConfigurationError
+from datafetch.durable import is_plain_name
+from datafetch.errors import ConfigurationError, ManifestError
 from datafetch.model import EqualShards
 from datafetch.ranks import Ranks, epoch
 from datafetch.rearrange import Plan
+from datafetch.sinks import read_count
 from datafetch.state import State
 
 
@@ -53,10 +56,17 @@ class Arrangement:
         """
         for name, file in self.files.items():
             pkl, count = state.out / f"{name}.pkl", state.out / f"{name}.count"
-            if not count.exists() or not pkl.exists() or pkl.stat().st_size != file.pkl_bytes:
+            if not _is_whole(pkl, count, file):
                 raise ConfigurationError(
                     f"{pkl} or its .count is missing, or not as it was made; put them back, or start over with --fresh"
                 )
+
+
+def _is_whole(pkl: Path, count: Path, file: EqualFile) -> bool:
+    try:
+        return pkl.stat().st_size == file.pkl_bytes and read_count(count) == file.rows
+    except (OSError, ManifestError):
+        return False
 
 
 def read_arrangement(state: State) -> Arrangement | None:
@@ -71,6 +81,11 @@ def read_arrangement(state: State) -> Arrangement | None:
         facts = orjson.loads(state.equal.read_bytes())
         ranks = Ranks(facts["world_size"], facts["batch"], facts["group"])
         files = {name: EqualFile(int(rows), int(size)) for name, (rows, size) in sorted(facts["files"].items())}
-        return Arrangement(Plan(ranks, facts["shuffle"]), files, dict(facts.get("samples", {})))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        samples = dict(facts.get("samples", {}))
+        arrangement = Arrangement(Plan(ranks, facts["shuffle"]), files, samples)
+        is_sound = all(map(is_plain_name, (*files, *samples))) and all(isinstance(one, str) for one in samples.values())
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise ConfigurationError(f"{state.equal} is damaged; --fresh starts over") from error
+    if not is_sound:
+        raise ConfigurationError(f"{state.equal} is damaged; --fresh starts over")
+    return arrangement

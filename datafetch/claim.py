@@ -19,7 +19,7 @@ import orjson
 
 from datafetch.arrangement import read_arrangement
 from datafetch.commit import finish_commits
-from datafetch.durable import make_folder, write_atomically
+from datafetch.durable import is_plain_name, make_folder, write_atomically
 from datafetch.errors import ConfigurationError, ResourceError
 from datafetch.lock import Lock
 from datafetch.state import State
@@ -28,16 +28,18 @@ from datafetch.takeover import finish
 Identity: TypeAlias = dict[str, Any]
 """What decides the rows, as JSON: names to values; ``shards`` has the manifest files by shard."""
 
+FORMAT = 1  # of job.json
 _ASKED = "asked"  # in job.json beside the identity: what was asked for, for ``retry`` to ask the same way
 
 
 @asynccontextmanager
-async def claimed(state: State, prepare: Callable[[], None]) -> AsyncIterator[None]:
+async def claimed(state: State, prepare: Callable[[], None], *, goes_on: bool = True) -> AsyncIterator[None]:
     """Hold an output for one run alone.
 
     Args:
         state: Of the output.
         prepare: Called with the lock held and everything that was complete in its place, before the run; it may refuse.
+        goes_on: Whether what killed runs left complete is still wanted.
 
     Raises:
         ConfigurationError: Another run holds it, or it was refused.
@@ -45,7 +47,7 @@ async def claimed(state: State, prepare: Callable[[], None]) -> AsyncIterator[No
     """
     lock = Lock(state.lock, state.out)
     try:
-        await asyncio.to_thread(_claim, state, lock, prepare)
+        await asyncio.to_thread(_claim, state, lock, prepare, goes_on=goes_on)
         yield
     except OSError as error:
         raise ResourceError.of_disk(error, f"write beside {state.out}") from error
@@ -53,13 +55,14 @@ async def claimed(state: State, prepare: Callable[[], None]) -> AsyncIterator[No
         await asyncio.to_thread(lock.release)
 
 
-def _claim(state: State, lock: Lock, prepare: Callable[[], None]) -> None:
+def _claim(state: State, lock: Lock, prepare: Callable[[], None], *, goes_on: bool) -> None:
     if not state.folder.exists():
-        _refuse_foreign_files(state, {})  # before a trace is left
+        refuse_foreign_files(state, {})  # before a trace is left
         make_folder(state.folder)
     lock.acquire()
-    finish(state)
-    finish_commits(state)
+    if goes_on:
+        finish(state)
+        finish_commits(state)
     prepare()
     shutil.rmtree(state.unpublished, ignore_errors=True)
 
@@ -76,7 +79,7 @@ def take_for_job(state: State, identity: Identity, asked: Mapping[str, object], 
         )
     if fresh:
         _start_over(state)
-    _refuse_foreign_files(state, identity)
+    refuse_foreign_files(state, identity)
     if state.job.exists():
         _refuse_other_job(state, read_identity(state), identity)
         refuse_left_spools(state, _scratch_before(state), otherwise="start over with --fresh")
@@ -138,9 +141,11 @@ def _scratch_before(state: State) -> Path | None:
 def _read(state: State) -> dict[str, Any]:
     try:
         job = orjson.loads(state.job.read_bytes())
-    except orjson.JSONDecodeError:
+    except (orjson.JSONDecodeError, IsADirectoryError):
         job = None
-    if not isinstance(job, dict) or not isinstance(job.get("shards"), dict):
+    if not isinstance(job, dict) or job.get("format") != FORMAT or not isinstance(job.get("shards"), dict):
+        raise _not_a_job(state)
+    if not all(is_plain_name(shard) for shard in job["shards"]):
         raise _not_a_job(state)
     return job
 
@@ -167,7 +172,7 @@ def _first_difference(before: dict[str, Any], now: dict[str, Any]) -> str:
     return str(min(changed or {source for source, *_ in before.values()}))
 
 
-def _refuse_foreign_files(state: State, identity: Identity) -> None:
+def refuse_foreign_files(state: State, identity: Identity) -> None:
     """The trainer counts every file in the folder, so nothing but this job's shards may lie there."""
     if not state.out.exists():
         return

@@ -5,6 +5,7 @@ Rules: standard output is for results, standard error for progress and for the o
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -81,6 +82,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = ExitCode.INTERRUPTED
     except DatafetchError as error:
         return _complain(str(error), _EXIT_CODES.get(type(error), ExitCode.WRONG_COMMAND))
+    except OSError as error:
+        is_wrong_path = error.errno in (errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP)
+        code = ExitCode.WRONG_COMMAND if is_wrong_path else ExitCode.OUT_OF_RESOURCES
+        return _complain(str(ResourceError.of_disk(error, "go on")), code)
     except _USAGE_ERRORS as error:
         command = error.ctx.command_path if error.ctx else "datafetch"
         return _complain(f"{error.format_message()} (see '{command} --help')", ExitCode.WRONG_COMMAND)

@@ -14,6 +14,11 @@ from pathlib import Path
 from datafetch.errors import ResourceError
 
 
+def is_plain_name(name: object) -> bool:
+    """Whether this is the name of a file and leads nowhere else."""
+    return isinstance(name, str) and name not in ("", ".", "..") and "/" not in name and "\0" not in name
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder, and those above it, where they are missing; their names are on disk when this returns."""
     missing = [path for path in (folder, *folder.parents) if not path.is_dir()]

@@ -8,13 +8,14 @@ led to that had those images from the start, byte for byte, though the shards of
 from __future__ import annotations
 
 import logging
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from datafetch.arrangement import Arrangement, read_arrangement
-from datafetch.errors import ConservationError
+from datafetch.errors import ConfigurationError, ConservationError
 from datafetch.ledger import Bools, pack_bools, read_books, unpack_bools
 from datafetch.readers import Int64s
 from datafetch.rearrange import Plan, Source, Watch, order, rearrange
@@ -115,7 +116,10 @@ def _sources(state: State, samples: _Samples, before: Arrangement | None, place_
 
 def _samples_by_place(samples: _Samples, before: Arrangement) -> Int64s:
     """For each row of equal shards, in order, the sample that it was made of."""
-    has_row = [unpack_bools(before.samples[shard], span.stop - span.start) for shard, span in samples.spans()]
+    try:
+        has_row = [unpack_bools(before.samples[shard], span.stop - span.start) for shard, span in samples.spans()]
+    except (KeyError, ValueError, zlib.error) as error:
+        raise ConfigurationError("equal.json does not tell which samples there are; --fresh starts over") from error
     of_row = np.flatnonzero(np.concatenate(has_row))
     by_place = np.empty(len(of_row), np.int64)
     by_place[order(len(of_row), before.plan.shuffle)] = of_row

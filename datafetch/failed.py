@@ -7,11 +7,14 @@ that goes on: samples of which some images have ended.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from datafetch.durable import publish
 from datafetch.entries import ImageEnd
+from datafetch.errors import ConfigurationError
 from datafetch.ledger import read_books, read_outcomes, read_samples
 from datafetch.model import OK, Failure, FailureKind, LedgerLine, Sample, Shard
 from datafetch.settled import Output, could_have_row
@@ -73,30 +76,56 @@ class _Failed:
 
 
 class RetriedSamples:
-    """The samples of one shard that are tried again."""
+    """The samples of one shard that are tried again; memory holds 8 bytes for each."""
 
     def __init__(self, output: Output, retry: Retry, shard: str) -> None:
         self._output = output
         self._retry = retry
         self._shard = shard
-        self._count = sum(1 for _ in self._failed())
+        self._positions = array("q", (failed.kept.sample.position for failed in self._wanted()))
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._positions)
 
     def __iter__(self) -> Iterator[Sample]:
-        return (failed.kept.sample for failed in self._failed())
+        wanted = set(self._positions)
+        for spooled in SpoolReader(self._output.state.failed(self._shard)).samples():
+            if spooled.sample.position in wanted:
+                yield spooled.sample
 
     def settled(self) -> Iterator[ImageEnd]:
         """Those of their images that are not tried again."""
-        for failed in self._failed():
+        for failed in self._wanted():
             yield from self._retry.wanted.settled(failed.kept, failed.lines)
 
+    def _wanted(self) -> Iterator[_Failed]:
+        wanted = self._retry.wanted
+        for failed in self._failed():
+            sample, lines = failed.kept.sample, failed.lines
+            if wanted.wants_any(lines) and could_have_row(self._output, sample, lines, wanted.wants):
+                yield failed
+
     def _failed(self) -> Iterator[_Failed]:
-        state, wanted = self._output.state, self._retry.wanted
-        lines = read_samples(state.ledger(self._shard))
-        for kept in SpoolReader(state.failed(self._shard)).samples():
-            position = kept.sample.position
-            own = next(sample_lines for sample_lines in lines if sample_lines[0].sample == position)
-            if wanted.wants_any(own) and could_have_row(self._output, kept.sample, own, wanted.wants):
-                yield _Failed(kept, own)
+        """All samples of the shard with a failed image.
+
+        Raises:
+            ConfigurationError: They were not kept as the ledger has them.
+        """
+        path = self._output.state.failed(self._shard)
+        try:
+            kept = SpoolReader(path).samples()
+        except FileNotFoundError as error:
+            raise self._not_as_kept(path) from error
+        for lines in read_samples(self._output.state.ledger(self._shard)):
+            if all(line.outcome == OK for line in lines):
+                continue
+            spooled = next(kept, None)
+            if spooled is None or spooled.sample.position != lines[0].sample:
+                raise self._not_as_kept(path)
+            yield _Failed(spooled, lines)
+
+    def _not_as_kept(self, path: Path) -> ConfigurationError:
+        return ConfigurationError(
+            f"{path} does not hold what failed in that shard, so it can't be tried again; "
+            "put it back, or start over with --fresh"
+        )

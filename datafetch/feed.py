@@ -181,7 +181,8 @@ def _read_published(state: State, shard: Shard) -> Totals | None:
         return None
     if not is_in_place(state, shard.name) and not state.equal.exists():
         # To be made again. The ledger goes first: what is left must not look published to a run after a crash.
-        for path in (ledger, state.out / f"{shard.name}.count", state.out / f"{shard.name}.pkl"):
+        files = (ledger, state.out / f"{shard.name}.count", state.out / f"{shard.name}.pkl")
+        for path in (*files, *state.all_spools.glob(f"{state.job_hash}-retry-*/{shard.name}.spool")):
             path.unlink(missing_ok=True)
         return None
     state.spool(shard.name).unlink(missing_ok=True)  # a run that ended between publishing and this

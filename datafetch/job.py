@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from datafetch.claim import Identity, read_asked, read_identity
+from datafetch.claim import FORMAT, Identity, read_asked, read_identity
 from datafetch.errors import ConfigurationError
 from datafetch.fetch import FetchPolicy, OptOut
 from datafetch.model import Loader, Manifest, Payload
@@ -90,7 +90,7 @@ def _is_utf8(text: str) -> bool:
 def identify(job: Job, manifest: Manifest, spec: ImageSpec) -> Identity:
     """What decides the rows. Where the source lies does not, nor how fast the web is asked."""
     identity = {
-        "format": 1,
+        "format": FORMAT,
         "dataset": job.dataset,
         "shards": {
             shard.name: [shard.source.name, shard.manifest_rows, shard.fingerprint] for shard in manifest.shards()
@@ -160,7 +160,7 @@ def read_job(state: State) -> tuple[Job, Identity]:
             fetch[name] = tuple(fetch[name])
         values = {**asked, "payload": Payload(asked["payload"]), "image": ImageSpec(**asked["image"])}
         return Job(**{**values, "fetch": FetchPolicy(**fetch)}), identity
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigurationError(
             f"{state.job} is not a job of this version of datafetch; run the command that began it once more"
         ) from error

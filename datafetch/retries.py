@@ -48,6 +48,7 @@ def end_retry(state: State) -> None:
     """Forget a retry that is complete, and the spools that runs which were killed left of it."""
     for spools in state.all_spools.glob(f"{state.job_hash}-retry-*"):
         shutil.rmtree(spools)
+    state.forget_spools()
     state.retry.unlink()
 
 

@@ -18,7 +18,8 @@ from typing import TypeAlias
 import orjson
 import uvloop
 
-from datafetch.claim import claimed, refuse_missing_files, take_for_job
+from datafetch.arrangement import read_arrangement
+from datafetch.claim import Identity, claimed, refuse_foreign_files, refuse_missing_files, take_for_job
 from datafetch.datasets import find_dataset
 from datafetch.disk import Need, say_need
 from datafetch.durable import write_atomically
@@ -30,7 +31,7 @@ from datafetch.ledger import read_keys, sum_totals
 from datafetch.model import Manifest, Report, Selection, Totals
 from datafetch.retries import begin_retry, end_retry, spools_of
 from datafetch.settled import Output
-from datafetch.state import State
+from datafetch.state import State, fixed, output_of
 from datafetch.transcode import ImageSpec
 from datafetch.wanted import Wanted
 from datafetch.work import Observer, Work
@@ -65,9 +66,9 @@ async def fetch_dataset(job: Job, observe: Observer | None = None) -> Report:
     manifest = await asyncio.to_thread(dataset.bind, Path(job.source), Path(job.ids) if job.ids else None)
     spec = job.image or ImageSpec(short_side_px=dataset.short_side_px)
     identity = await asyncio.to_thread(identify, job, manifest, spec)
-    state = State(Path(job.out), Path(job.scratch) if job.scratch else None, hash_of(identity))
+    state = await asyncio.to_thread(_state_of, Path(job.out), job, identity)
     take = partial(take_for_job, state, identity, asked_of(job, spec), fresh=job.fresh)
-    async with claimed(state, take):
+    async with claimed(state, take, goes_on=not job.fresh):
         shards = [shard.name for shard in manifest.shards()]
         await asyncio.to_thread(_say_need, state, job, manifest, spec)
         await asyncio.to_thread(state.report.unlink, missing_ok=True)  # it speaks of a run that is complete
@@ -76,6 +77,7 @@ async def fetch_dataset(job: Job, observe: Observer | None = None) -> Report:
         async def conclude(report: Report) -> Report:
             report = replace(report, selection=await asyncio.to_thread(_selection, manifest, work, job.limit))
             await asyncio.to_thread(write_atomically, state.report, _json(report.summary()))
+            await asyncio.to_thread(state.forget_spools)
             return report
 
         return await work.do(observe, conclude)
@@ -108,12 +110,13 @@ async def retry_failed(
 ) -> Report:
     """Try again what failed, inside a running event loop, of any kind; otherwise like ``retry``."""
     wanted = wanted or Wanted()
-    job, identity = await asyncio.to_thread(read_job, State(Path(out)))
+    folder = await asyncio.to_thread(output_of, Path(out))
+    job, identity = await asyncio.to_thread(read_job, State(folder))
     job = replace((change or _unchanged)(job), out=out)
     dataset = find_dataset(job.dataset)
     shards = list(identity["shards"])
-    state = State(Path(out), Path(job.scratch) if job.scratch else None, hash_of(identity))
-    async with claimed(state, partial(_refuse_incomplete, state, shards)):
+    state = await asyncio.to_thread(_state_of, folder, job, identity)
+    async with claimed(state, partial(_take_for_retry, state, identity)):
         again = await asyncio.to_thread(begin_retry, state, wanted, shards)
         output = Output(dataset, spools_of(state, again), job.payload, again)
         source = await asyncio.to_thread(FailedSamples, output, again, shards)
@@ -156,20 +159,29 @@ def _published(state: State, shards: list[str]) -> Totals:
     )
 
 
-def _refuse_incomplete(state: State, shards: list[str]) -> None:
+def _state_of(out: Path, job: Job, identity: Identity) -> State:
+    """Where everything lies, also when the folder that a command stands in is moved under its feet."""
+    return State(fixed(out), fixed(Path(job.scratch)) if job.scratch else None, hash_of(identity))
+
+
+def _take_for_retry(state: State, identity: Identity) -> None:
     """See that there is a complete run whose failures can be tried again, before anything is fetched.
 
     Raises:
-        ConfigurationError: There is none, or shards of it are missing.
+        ConfigurationError: There is none, shards of it are missing, or there are files that are not ours.
     """
+    refuse_foreign_files(state, identity)
+    refuse_missing_files(state)
+    arrangement = read_arrangement(state)
     is_complete = state.report.exists() or state.retry.exists()
-    if is_complete and not state.equal.exists():
-        is_complete = all(is_in_place(state, shard) for shard in shards if state.ledger(shard).exists())
+    if arrangement is not None:
+        is_complete &= all(state.ledger(shard).exists() for shard in arrangement.samples)
+    else:
+        is_complete &= all(is_in_place(state, shard) for shard in identity["shards"] if state.ledger(shard).exists())
     if not is_complete:
         raise ConfigurationError(
             f"{state.out} is not complete; run the command that began it once more, and then retry"
         )
-    refuse_missing_files(state)
 
 
 def _selection(manifest: Manifest, work: Work, limit: int | None) -> Selection | None:

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from datafetch.errors import ConfigurationError
 
 SUFFIX = ".datafetch"
 
@@ -119,6 +122,35 @@ class State:
         whose = hashlib.sha256(os.fsencode(self.out.absolute())).hexdigest()[:12]
         return self.scratch / f"{self.folder.name}-{whose}"
 
+    def forget_spools(self) -> None:
+        """Leave no empty folders where spools lay; those of other jobs stay."""
+        for folder in (self.spool("").parent, self.all_spools):
+            with suppress(OSError):  # there is something in it, or it is not there
+                folder.rmdir()
+
     def spool(self, shard: str) -> Path:
         """The spool of a shard in progress."""
         return self.all_spools / self.job_hash / f"{shard}.spool"
+
+
+def fixed(path: Path) -> Path:
+    """The same place by a path that holds wherever one stands, even in a folder that is moved.
+
+    A link at its end stays one: the state lies beside it, and not beside what it leads to.
+    """
+    path = path.absolute()
+    return path.resolve() if path.name in ("", "..") else path.parent.resolve() / path.name
+
+
+def output_of(path: Path) -> Path:
+    """The output folder that somebody names, be it by its state folder, from wherever that somebody stands.
+
+    Raises:
+        ConfigurationError: It has no name.
+    """
+    out = fixed(path)
+    if not out.name:
+        raise ConfigurationError(f"there is no run in {out}; give the folder that a run writes to")
+    if out.name.endswith(SUFFIX) and out.name != SUFFIX and not State(out).folder.exists():
+        return out.with_name(out.name.removesuffix(SUFFIX))
+    return out

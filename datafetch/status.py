@@ -26,7 +26,7 @@ from datafetch.failing_hosts import FailingHost, FailingHosts
 from datafetch.heartbeat import Beat, read_beat
 from datafetch.ledger import read_columns, read_totals
 from datafetch.model import OK, Sample
-from datafetch.state import SUFFIX, State
+from datafetch.state import State, output_of
 
 _MOST_HOSTS = 20
 _LINES_AT_A_TIME = 16_384  # of a spool, in memory
@@ -151,7 +151,7 @@ def read_status(out: Path) -> Status:
     Raises:
         ConfigurationError: There is no run, or what should be its job or a ledger is something else.
     """
-    state = State(_output(out))
+    state = State(output_of(out))
     job = _read_job(state)
     last_beat = read_beat(state.progress)
     beat = last_beat if last_beat is not None and last_beat.is_at_work() else None
@@ -234,17 +234,6 @@ class _Counted:
 class _Rate:
     images_per_s: float
     elapsed_s: float
-
-
-def _output(out: Path) -> Path:
-    """The output folder, which may be named by its state folder."""
-    if out.name in ("", ".."):
-        out = out.resolve()
-    if not out.name:
-        raise ConfigurationError(f"there is no run in {out}; give the folder that a run writes to")
-    if out.name.endswith(SUFFIX) and out.name != SUFFIX and not State(out).folder.exists():
-        return out.with_name(out.name.removesuffix(SUFFIX))
-    return out
 
 
 def _read_job(state: State) -> _Job:

@@ -61,10 +61,26 @@ def _finish(state: State) -> None:
     record = state.resharded / RECORD
     if record.exists():
         publish(record, state.equal)
-    for leftover in (state.replaced, state.added, state.resharded):
+    _delete_replaced(state)
+    for leftover in (state.added, state.resharded):
         if leftover.exists():
             shutil.rmtree(leftover)
     sync(state.folder)
+
+
+def _delete_replaced(state: State) -> None:
+    """Delete the old shards, and nothing that somebody else has put beside them."""
+    if not state.replaced.exists():
+        return
+    for suffix in (".count", ".pkl"):
+        for path in state.replaced.glob(f"*{suffix}"):
+            path.unlink()
+    others = sorted(state.replaced.iterdir())
+    if others:
+        raise ConfigurationError(
+            f"{others[0]} lay among the shards and is not one of them; move it away and run the same command again"
+        )
+    state.replaced.rmdir()
 
 
 def _must_stay(state: State) -> bool:

@@ -445,10 +445,8 @@ def test_the_state_folder_is_a_sibling(job: Job) -> None:
         "progress.json",
         "ready",
         "report.json",
-        "spool",
         "unpublished",
     ]
-    assert not [path for path in (state / "spool").rglob("*") if path.is_file()]
 
 
 @pytest.mark.parametrize("change", [{"source": "/nowhere"}, {"ids": "/nowhere"}])

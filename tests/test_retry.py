@@ -1,6 +1,6 @@
 """Failures alone are tried again, and what arrives comes to its place."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -167,7 +167,7 @@ def test_an_interrupted_retry_goes_on_with_its_scratch(tmp_path: Path, job: Job)
     state = State(Path(job.out))
     wanted = Wanted(frozenset({FailureKind.TIMEOUT}))  # there are none, so that nothing is written
     state.retry.write_text(f'{{"number": 1, "kinds": ["timeout"], "scratch": "{tmp_path}/a"}}')
-    spool = State(state.out, tmp_path / "a", f"{hash_of(read_identity(state))}-retry").spool("part-00000")
+    spool = State(state.out, tmp_path / "a", f"{hash_of(read_identity(state))}-retry-1").spool("part-00000")
     write_spool(spool, [])
     with pytest.raises(ConfigurationError, match=rf"give --scratch {tmp_path}/a again, or delete"):
         retry(job.out, wanted)
@@ -182,3 +182,117 @@ def test_the_retry_asks_as_the_run_did(job: Job) -> None:
     blocked = retry(job.out, change=lambda before: replace(before, fetch=replace(before.fetch, allow_net=())))
     assert blocked.totals.outcomes["blocked_address"] == len(FLAKY)
     assert retry(job.out, Wanted.all()).totals.ok == IMAGES - 2
+
+
+def equal(job: Job) -> Job:
+    """The same job with equal shards."""
+    return replace(job, world_size=2)
+
+
+@pytest.fixture
+def cut_job(tmp_path: Path, source: CoyoSource) -> Job:
+    """A job whose shards stay as the manifest cut them."""
+    out = str(tmp_path / "data" / "out")
+    return Job("coyo", str(source.folder), out, str(source.ids), fetch=POLICY, processes=1, world_size=None)
+
+
+def test_equal_shards_stay_equal(cut_job: Job) -> None:
+    """A retry that was told nothing of ranks brings its rows into the equal shards that there are."""
+    run(equal(cut_job))
+    retry(cut_job.out, change=lambda before: replace(before, world_size=None))
+    assert len(read_rows(cut_job)) == IMAGES - 2
+    assert not State(Path(cut_job.out)).added.exists()
+
+
+def test_equal_shards_that_nothing_came_to_are_not_written_anew(cut_job: Job) -> None:
+    """Where all fails again, hundreds of gigabytes stay as they are."""
+    run(equal(cut_job))
+    before = {path.name: path.stat().st_ino for path in Path(cut_job.out).iterdir()}
+    report = retry(cut_job.out, change=lambda before: replace(before, fetch=replace(before.fetch, allow_net=())))
+    assert report.retried == len(FLAKY)
+    assert {path.name: path.stat().st_ino for path in Path(cut_job.out).iterdir()} == before
+
+
+def test_files_of_others_are_not_deleted(job: Job) -> None:
+    """What somebody put among the shards stops a retry before it begins, and is still there."""
+    run(job)
+    notes = Path(job.out) / "notes.txt"
+    notes.write_text("mine")
+    with pytest.raises(ConfigurationError, match=r"notes\.txt was not written by this job"):
+        retry(job.out)
+    assert notes.read_text() == "mine"
+
+
+def test_what_an_earlier_retry_left_is_not_taken_for_this_one(job: Job) -> None:
+    """A spool that a killed retry left, whose images are in the shards by now, is passed over and goes."""
+    run(job)
+    retry(job.out, change=lambda before: replace(before, fetch=replace(before.fetch, allow_net=())))
+    state = State(Path(job.out), job_hash=f"{hash_of(read_identity(State(Path(job.out))))}-retry-1")
+    write_spool(state.spool("part-00000"), [])
+    assert retry(job.out, Wanted.all()).totals.ok == IMAGES - 2
+    assert not state.all_spools.exists()
+
+
+def test_damaged_equal_shards_are_started_over(cut_job: Job, own_origin: Origin) -> None:
+    """What the message says is what helps."""
+    run(equal(cut_job))
+    State(Path(cut_job.out)).equal.write_text("garbage")
+    before = own_origin.requests()
+    with pytest.raises(ConfigurationError, match="is damaged; --fresh starts over"):
+        retry(cut_job.out)
+    with pytest.raises(ConfigurationError, match="is damaged; --fresh starts over"):
+        run(equal(cut_job))
+    assert own_origin.requests() == before
+    assert run(replace(equal(cut_job), fresh=True)).totals.ok == IMAGES - 2
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", "null", '{"number": "x", "kinds": 3}'])
+def test_a_damaged_note_of_a_retry_is_said(cut_job: Job, content: str) -> None:
+    """Nothing is guessed of a retry that was interrupted."""
+    run(cut_job)
+    State(Path(cut_job.out)).retry.write_text(content)
+    with pytest.raises(ConfigurationError, match=r"retry\.json is damaged"):
+        retry(cut_job.out)
+
+
+def test_a_shard_that_is_gone_is_made_again_first(cut_job: Job, own_origin: Origin) -> None:
+    """A retry of an output that lacks a shard asks for nothing; the run makes it again, and then it retries."""
+    run(cut_job)
+    (Path(cut_job.out) / "part-00000.pkl").unlink()
+    before = own_origin.requests()
+    with pytest.raises(ConfigurationError, match="is not complete; run the command that began it once more"):
+        retry(cut_job.out)
+    assert own_origin.requests() == before
+    run(cut_job)
+    assert retry(cut_job.out).totals.ok == IMAGES - 2
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-20])])
+def test_failed_samples_that_were_lost_are_said(job: Job, damage: Callable[[Path], object]) -> None:
+    """What can't be tried again is not passed over in silence."""
+    run(job)
+    before = files_of(job)
+    damage(State(Path(job.out)).failed("part-00000"))
+    with pytest.raises(ConfigurationError, match="does not hold what failed in that shard"):
+        retry(job.out)
+    assert files_of(job) == before
+
+
+def test_a_ledger_that_is_gone_is_said(cut_job: Job) -> None:
+    """Equal shards can't be put in order again without the books of all their samples."""
+    run(equal(cut_job))
+    State(Path(cut_job.out)).ledger("part-00001").unlink()
+    with pytest.raises(ConfigurationError, match="is not complete"):
+        retry(cut_job.out)
+
+
+def test_the_folder_may_move_under_ones_feet(cut_job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever stands in the output and names it by a relative path gets what others get."""
+    run(equal(cut_job))
+    monkeypatch.chdir(cut_job.out)
+    assert retry("../out").totals.ok == IMAGES - 2
+    monkeypatch.chdir("/")
+    assert len(read_rows(cut_job)) == IMAGES - 2
+    assert retry(f"{cut_job.out}.datafetch").retried == 0
+    with pytest.raises(ConfigurationError, match="there is no run in /"):
+        retry(".")

@@ -268,16 +268,21 @@ def test_a_shard_whose_files_are_gone_is_not_published(state: State) -> None:
 
 
 def test_complete_is_what_has_nothing_left_to_do(tmp_path: Path, state: State) -> None:
-    """All shards are published, or as many samples as were asked for."""
+    """All shards are published, or as many samples as were asked for, and no step is missing."""
     publish(state, "b", [])
     assert read_status(state.out).state is RunState.INTERRUPTED
     publish(state, "c", [])
+    assert read_status(state.out).state is RunState.INTERRUPTED
+    state.report.write_text("{}")
     complete = read_status(state.out)
     assert (complete.state, complete.expected_images, complete.open_images) == (RunState.COMPLETE, 3, 0)
     limited = State(tmp_path / "limited")
     write_job(limited, "a", "b", limit=2)
     publish(limited, "a", [line(0, "http://x.org/"), line(1, "http://x.org/")])
+    limited.report.write_text("{}")
     assert read_status(limited.out).state is RunState.COMPLETE
+    limited.retry.write_text("{}")
+    assert read_status(limited.out).state is RunState.INTERRUPTED
 
 
 def test_a_run_at_work_says_how_much_there_is(state: State) -> None:

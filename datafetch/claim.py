@@ -19,7 +19,7 @@ import orjson
 
 from datafetch.arrangement import read_arrangement
 from datafetch.commit import finish_commits
-from datafetch.durable import is_plain_name, make_folder, write_atomically
+from datafetch.durable import is_plain_name, make_folder, refuse_unpublishable, write_atomically
 from datafetch.errors import ConfigurationError, ResourceError
 from datafetch.lock import Lock
 from datafetch.state import State
@@ -60,6 +60,7 @@ def _claim(state: State, lock: Lock, prepare: Callable[[], None], *, goes_on: bo
         refuse_foreign_files(state, {})  # before a trace is left
         make_folder(state.folder)
     lock.acquire()
+    refuse_unpublishable(state.folder, state.out)
     if goes_on:
         finish(state)
         finish_commits(state)

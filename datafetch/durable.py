@@ -47,21 +47,19 @@ def publish(unfinished: Path, final: Path) -> None:
     sync(final.parent)
 
 
-def _publish_across(unfinished: Path, final: Path) -> None:
-    """The same from another filesystem: a file without a name is filled, and named when it is complete.
+def refuse_unpublishable(folder: Path, final: Path) -> None:
+    """See that files can be published from one folder to another, which may lie on another filesystem.
 
     Raises:
-        ResourceError: The filesystem has no files without names (NFS).
+        ResourceError: They can't be.
     """
-    try:
-        nameless = os.open(final.parent, os.O_TMPFILE | os.O_WRONLY, 0o666)
-    except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):
-            raise
-        raise ResourceError(
-            f"{final.parent} lies on another filesystem than {unfinished.parent}, one to which files can't be moved "
-            "without the trainer seeing them half; choose an output whose parent folder is on the same"
-        ) from error
+    if final.is_dir() and (final.is_mount() or final.stat().st_dev != folder.stat().st_dev):
+        os.close(_open_nameless(final, folder))
+
+
+def _publish_across(unfinished: Path, final: Path) -> None:
+    """Publish from another filesystem: a file without a name is filled, and named when it is complete."""
+    nameless = _open_nameless(final.parent, unfinished.parent)
     with os.fdopen(nameless, "wb") as target, unfinished.open("rb") as source:
         shutil.copyfileobj(source, target, 1 << 20)
         target.flush()
@@ -70,6 +68,23 @@ def _publish_across(unfinished: Path, final: Path) -> None:
         # Only with a folder's descriptor, which an absolute path makes nothing of, does Python follow the link.
         os.link(f"/proc/self/fd/{nameless}", final, src_dir_fd=nameless, follow_symlinks=True)
     unfinished.unlink()
+
+
+def _open_nameless(folder: Path, source: Path) -> int:
+    """A new file without a name.
+
+    Raises:
+        ResourceError: The filesystem has no such files (NFS).
+    """
+    try:
+        return os.open(folder, os.O_TMPFILE | os.O_WRONLY, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):
+            raise
+        raise ResourceError(
+            f"{folder} lies on another filesystem than {source}, one to which files can't be moved "
+            "without the trainer seeing them half; choose an output whose parent folder is on the same"
+        ) from error
 
 
 def sync(path: Path) -> None:

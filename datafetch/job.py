@@ -13,17 +13,13 @@ from datafetch.claim import FORMAT, Identity, read_asked, read_identity
 from datafetch.errors import ConfigurationError
 from datafetch.fetch import FetchPolicy, OptOut
 from datafetch.model import Loader, Manifest, Payload
-from datafetch.ranks import Ranks
+from datafetch.ranks import GROUP_OF, SHUFFLE_OF, Ranks
 from datafetch.rearrange import Plan
 from datafetch.state import State
 from datafetch.transcode import ImageSpec, Resize
 
 GIB = 1024**3
 _INT64_END = 2**63
-
-# How each loader takes samples: so many together, in an order of ours (a seed) or in the manifest's (None).
-_GROUPS = {Loader.COYO: 4, Loader.MMC4: 1}
-_SHUFFLES = {Loader.COYO: 0, Loader.MMC4: None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +127,9 @@ def hash_of(identity: Identity) -> str:
 
 def equal_plan(job: Job, loader: Loader) -> Plan | None:
     """For whom the shards are made equal; None if they are not."""
-    if job.world_size is None or loader not in _GROUPS:
+    if job.world_size is None or loader not in GROUP_OF:
         return None
-    return Plan(Ranks(job.world_size, group=_GROUPS[loader]), _SHUFFLES[loader])
+    return Plan(Ranks(job.world_size, group=GROUP_OF[loader]), SHUFFLE_OF[loader])
 
 
 def asked_of(job: Job, spec: ImageSpec) -> dict[str, Any]:

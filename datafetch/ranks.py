@@ -8,10 +8,17 @@ ranks read the wrong samples.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from datafetch.errors import ConfigurationError
+from datafetch.model import Loader
+
+GROUP_OF: Mapping[Loader, int] = {Loader.COYO: 4, Loader.MMC4: 1}
+"""Samples that each loader of shards takes together."""
+
+SHUFFLE_OF: Mapping[Loader, int | None] = {Loader.COYO: 0, Loader.MMC4: None}
+"""The seed of the order that its rows are given: pairs are read as they lie, so they are to lie shuffled."""
 
 _SHARD_ROWS = 12_500  # as VILA's splitter cuts them, about: 400 MB of pairs
 _SHARD_BYTES = 1 << 30  # documents are larger, and the loader holds a shard in memory

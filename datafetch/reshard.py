@@ -10,7 +10,6 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -19,30 +18,14 @@ import orjson
 from datafetch.durable import make_folder
 from datafetch.errors import ConfigurationError, ManifestError, ResourceError
 from datafetch.lock import Lock
-from datafetch.ranks import Epoch, Ranks, epoch, equal_sizes
+from datafetch.model import Loader
+from datafetch.ranks import GROUP_OF, SHUFFLE_OF, Epoch, Ranks, epoch, equal_sizes
 from datafetch.rearrange import Plan, Source, Watch, fingerprint, order, rearrange
 from datafetch.sinks import decode_row, read_count, read_frames
 from datafetch.state import State
 from datafetch.takeover import finish
 
 _SEED_END = 2**63
-
-
-class RowKind(StrEnum):
-    """What a shard's rows are, which decides how the trainer's loader takes them."""
-
-    PAIRS = "pairs"
-    DOCUMENTS = "documents"
-
-    @property
-    def group(self) -> int:
-        """Samples that the loader takes together."""
-        return 4 if self is RowKind.PAIRS else 1
-
-    @property
-    def shuffle(self) -> int | None:
-        """The seed, where rows are to be shuffled: pairs are taken as they lie, four neighbours together."""
-        return 0 if self is RowKind.PAIRS else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +48,14 @@ class Request:
     group: int | None = None
     shuffle: str | None = None
 
-    def plan(self, kind: RowKind) -> Plan:
+    def plan(self, loader: Loader) -> Plan:
         """What was asked for, and for the rest what such rows need.
 
         Raises:
             ConfigurationError: It can't be carried out.
         """
-        ranks = Ranks(self.world_size, self.batch, kind.group if self.group is None else self.group)
-        return Plan(ranks, kind.shuffle if self.shuffle is None else _parse_seed(self.shuffle))
+        ranks = Ranks(self.world_size, self.batch, GROUP_OF[loader] if self.group is None else self.group)
+        return Plan(ranks, SHUFFLE_OF[loader] if self.shuffle is None else _parse_seed(self.shuffle))
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +107,7 @@ def reshard(request: Request, watch: Watch | None = None) -> Resharded | None:
     _refuse_entangled(request.source, state)
     paths = _shards(request.source)
     counts = [_count(path) for path in paths]
-    plan = request.plan(_row_kind(paths, counts))
+    plan = request.plan(_loader(paths, counts))
     made_from = [fingerprint(path) for path in paths]
     equal_sizes(sum(counts), plan.ranks)  # refuses too few before anything is written
     if not state.folder.exists():
@@ -198,7 +181,7 @@ def _count(path: Path) -> int:
     return rows
 
 
-def _row_kind(paths: Sequence[Path], counts: Sequence[int]) -> RowKind:
+def _loader(paths: Sequence[Path], counts: Sequence[int]) -> Loader:
     path = next((path for path, rows in zip(paths, counts, strict=True) if rows), None)
     if path is None:
         raise ManifestError(f"{paths[0].parent} holds no row")
@@ -207,9 +190,9 @@ def _row_kind(paths: Sequence[Path], counts: Sequence[int]) -> RowKind:
     except (ValueError, RecursionError) as error:
         raise ManifestError(f"{path}: {error}") from error
     if "image" in row or "rawbytes" in row:
-        return RowKind.PAIRS
+        return Loader.COYO
     if "image_info" in row and "text_list" in row:
-        return RowKind.DOCUMENTS
+        return Loader.MMC4
     raise ManifestError(
         f"{path} holds neither pairs (image or rawbytes) nor documents (image_info and text_list); "
         f"its first row has {', '.join(sorted(map(str, row))) or 'nothing'}"

@@ -142,7 +142,7 @@ class Status:
         }
 
 
-def read_status(out: Path) -> Status:
+def read_status(out: Path | str) -> Status:
     """Where the run stands that writes to a folder.
 
     Args:
@@ -151,7 +151,7 @@ def read_status(out: Path) -> Status:
     Raises:
         ConfigurationError: There is no run, or what should be its job or a ledger is something else.
     """
-    state = State(output_of(out))
+    state = State(output_of(Path(out)))
     job = _read_job(state)
     last_beat = read_beat(state.progress)
     beat = last_beat if last_beat is not None and last_beat.is_at_work() else None

@@ -17,7 +17,7 @@ import orjson
 from datafetch.datasets import find_dataset
 from datafetch.errors import ConfigurationError
 from datafetch.model import Loader
-from datafetch.ranks import Ranks
+from datafetch.ranks import GROUP_OF, Ranks
 from datafetch.state import State
 from datafetch.transcode import Encoding, ImageSpec, Transcoder
 from datafetch.transcode.pool import available_cpus
@@ -29,7 +29,6 @@ from datafetch.verify.verdict import Reading, Verdict
 
 # A sound JPEG is decoded and left as it is. Twice Pillow's limit is where the trainer's ``Image.open`` refuses.
 _AS_IT_IS = ImageSpec(encode=Encoding.ORIGINAL, max_pixels=2 * 89_478_485)
-_GROUPS = {Loader.COYO: 4, Loader.MMC4: 1}
 
 Subject: TypeAlias = ShardFolder | RecordList
 
@@ -69,7 +68,7 @@ class Check:
 
     def ranks(self, loader: Loader) -> Ranks:
         """Who will read the shards, and how."""
-        return Ranks(self.world_size, self.batch, _GROUPS[loader] if self.group is None else self.group)
+        return Ranks(self.world_size, self.batch, GROUP_OF[loader] if self.group is None else self.group)
 
 
 def run_check(check: Check, observe: Observer | None = None) -> Verdict:

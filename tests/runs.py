@@ -65,7 +65,10 @@ class Place:
 
     def spools(self) -> list[Path]:
         """All spools of shards in progress."""
-        return [*(self.scratch or self.state.all_spools).glob("**/*.spool")]
+        try:
+            return [*(self.scratch or self.state.all_spools).glob("**/*.spool")]
+        except FileNotFoundError:  # the folder goes with the last of them
+            return []
 
     def bytes_kept(self) -> int:
         """How much lies in spools and in published files."""

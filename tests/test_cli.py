@@ -134,7 +134,9 @@ def test_json_is_all_there_is_on_standard_output(
         *("--root", str(tmp_path), "--allow-net", "127.0.0.0/8", "--processes", "1"),
     ]
     assert main([*arguments, "--json"]) == 0
-    summary = json.loads(capfd.readouterr().out)
+    printed = capfd.readouterr()
+    assert "the shards will have up to about" in printed.err.splitlines()[0]
+    summary = json.loads(printed.out)
     assert summary["dataset"] == "coyo"
     assert summary["complete"] is True
     assert summary["samples"] == {"total": 11, "rows": 10, "dropped": 1}
@@ -149,9 +151,8 @@ def test_json_is_all_there_is_on_standard_output(
     assert "10 ok, 1 failed (http_status 1)" in printed.out
     assert "ids: 16 wanted, 5 not found, 3 duplicate lines" in printed.out
     remarks = printed.err.splitlines()
-    assert "the shards will have up to about" in remarks[0]
-    assert "10 rows are too few for 64 ranks, which takes 512 at least" in remarks[1]
-    assert remarks[2:] == ["datafetch: 90.9% of the images arrived, --min-success asks for 95.0%"]
+    assert "10 rows are too few for 64 ranks, which takes 512 at least" in remarks[0]
+    assert remarks[1:] == ["datafetch: 90.9% of the images arrived, --min-success asks for 95.0%"]
 
 
 GO_ON = "interrupted; run the same command again to go on from here"

@@ -19,6 +19,7 @@ def main() -> int:
     except KeyboardInterrupt:  # while it is still being loaded, which takes most of a second
         sys.stderr.write("datafetch: interrupted before it began\n")
         code = 130
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is said and done; a late Ctrl-C has nothing left to stop
     return code
 

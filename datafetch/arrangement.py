@@ -83,7 +83,12 @@ def read_arrangement(state: State) -> Arrangement | None:
         files = {name: EqualFile(int(rows), int(size)) for name, (rows, size) in sorted(facts["files"].items())}
         samples = dict(facts.get("samples", {}))
         arrangement = Arrangement(Plan(ranks, facts["shuffle"]), files, samples)
-        is_sound = all(map(is_plain_name, (*files, *samples))) and all(isinstance(one, str) for one in samples.values())
+        is_sound = facts["shuffle"] is None or facts["shuffle"] >= 0
+        is_sound &= (
+            bool(files)
+            and all(map(is_plain_name, (*files, *samples)))
+            and all(isinstance(one, str) for one in samples.values())
+        )
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise ConfigurationError(f"{state.equal} is damaged; --fresh starts over") from error
     if not is_sound:

@@ -8,8 +8,9 @@ What runs that were killed have left complete is put in its place first, what th
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,7 @@ Identity: TypeAlias = dict[str, Any]
 """What decides the rows, as JSON: names to values; ``shards`` has the manifest files by shard."""
 
 FORMAT = 1  # of job.json
+_EQUAL_SHARD = re.compile(r"part-\d{5,}\.(pkl|count)")
 _ASKED = "asked"  # in job.json beside the identity: what was asked for, for ``retry`` to ask the same way
 
 
@@ -146,7 +148,7 @@ def _read(state: State) -> dict[str, Any]:
         job = None
     if not isinstance(job, dict) or job.get("format") != FORMAT or not isinstance(job.get("shards"), dict):
         raise _not_a_job(state)
-    if not all(is_plain_name(shard) for shard in job["shards"]):
+    if not all(is_plain_name(shard) and isinstance(facts, list) for shard, facts in job["shards"].items()):
         raise _not_a_job(state)
     return job
 
@@ -175,12 +177,14 @@ def _first_difference(before: dict[str, Any], now: dict[str, Any]) -> str:
 
 def refuse_foreign_files(state: State, identity: Identity) -> None:
     """The trainer counts every file in the folder, so nothing but this job's shards may lie there."""
-    if not state.out.exists():
-        return
-    if not state.out.is_dir():
+    if state.out.exists() and not state.out.is_dir():
         raise ConfigurationError(f"{state.out} is not a folder; choose another --root")
     ours = {path.name for path in _shard_files(state, identity)} if state.job.exists() else set()
-    for path in sorted(state.out.iterdir()):
+    _refuse_others(state.out, ours)
+
+
+def _refuse_others(folder: Path, ours: Collection[str]) -> None:
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.name not in ours:
             raise ConfigurationError(
                 f"{path} was not written by this job, and the trainer would count it; "
@@ -207,12 +211,20 @@ def _shard_files(state: State, identity: Identity) -> list[Path]:
 
 
 def _files_to_delete(state: State) -> list[Path]:
-    """All that the output has of ours, also where it is no longer known which shards are equal ones."""
+    """All that the output has of ours, also where it is no longer known which shards are equal ones.
+
+    Raises:
+        ConfigurationError: There is something else as well.
+    """
+    identity = read_identity(state)
     try:
-        return _shard_files(state, read_identity(state))
+        ours = _shard_files(state, identity)
     except ConfigurationError:
-        read_identity(state)  # it is ours all the same, or this says why not
-        return [*state.out.glob("part-*.count"), *state.out.glob("part-*.pkl")]
+        ours = [path for path in state.out.glob("part-*") if _EQUAL_SHARD.fullmatch(path.name)]
+    names = {path.name for path in ours}
+    for folder in (state.out, state.replaced):
+        _refuse_others(folder, names)
+    return ours
 
 
 def _start_over(state: State) -> None:
@@ -236,4 +248,6 @@ def _start_over(state: State) -> None:
     ):
         shutil.rmtree(folder, ignore_errors=True)
     for file in (state.retry, state.progress, state.report, state.equal, state.job):
+        if file.is_dir():
+            shutil.rmtree(file)
         file.unlink(missing_ok=True)

@@ -48,7 +48,8 @@ class FailedSamples:
         """The samples of one shard of which an image is tried again; its spool is begun where it was not."""
         spool = self._output.state.spool(shard.name)
         samples = RetriedSamples(self._output, self._retry, shard.name)
-        if not spool.exists():
+        # Of an older spool than the ledger the shard has been made again since.
+        if not spool.exists() or spool.stat().st_mtime_ns < shard.source.stat().st_mtime_ns:
             begun = spool.with_suffix(".begun")
             write_spool(begun, samples.settled())
             publish(begun, spool)
@@ -114,7 +115,7 @@ class RetriedSamples:
         path = self._output.state.failed(self._shard)
         try:
             kept = SpoolReader(path).samples()
-        except FileNotFoundError as error:
+        except (FileNotFoundError, IsADirectoryError) as error:
             raise self._not_as_kept(path) from error
         for lines in read_samples(self._output.state.ledger(self._shard)):
             if all(line.outcome == OK for line in lines):

@@ -29,7 +29,7 @@ from datafetch.errors import ConservationError, ManifestError, ResourceError
 from datafetch.ranks import Ranks, equal_sizes
 from datafetch.sinks import decode_row, frame_sizes, read_frames
 from datafetch.state import State
-from datafetch.takeover import RECORD, SHARDS, decide, finish
+from datafetch.takeover import RECORD, REPLACES, SHARDS, decide, finish
 from datafetch.targets import MOST_FRAME_BYTES, Int64s, Targets, UInt32s
 
 _BUFFER_BYTES = 32 << 20  # rows of half the shards of a large set at once, so that files are not opened for one row
@@ -181,7 +181,8 @@ def rearrange(
         targets.lay_out()
         _copy(sources, targets, journal, watch)
         _check(targets, journal, watch)
-        facts = {**record, **plan.facts(), "rows": targets.rows, "files": targets.files()}
+        replaces = [source.path.stem for source in sources if source.path.parent == state.out]
+        facts = {**record, **plan.facts(), "rows": targets.rows, "files": targets.files(), REPLACES: replaces}
         write_atomically(state.resharding / RECORD, orjson.dumps(facts, option=orjson.OPT_INDENT_2))
         decide(state)
     except _StoppedError:

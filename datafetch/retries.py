@@ -6,9 +6,10 @@ completed before another begins, and asks nobody twice.
 
 from __future__ import annotations
 
+import secrets
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import orjson
@@ -21,6 +22,23 @@ from datafetch.state import State
 from datafetch.wanted import Retry, Wanted
 
 
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What is noted of a retry. Field names are those of the file.
+
+    Attributes:
+        number: Which one.
+        kinds: Failure kinds that it tries again; None for those that may pass.
+        scratch: Where its spools lie, as the option says it; None is the state folder.
+        token: As its spools have it.
+    """
+
+    number: int
+    kinds: list[str] | None
+    scratch: str | None
+    token: str
+
+
 def begin_retry(state: State, wanted: Wanted, shards: Sequence[str]) -> Retry:
     """Begin a retry, or go on with the one that was interrupted.
 
@@ -28,20 +46,27 @@ def begin_retry(state: State, wanted: Wanted, shards: Sequence[str]) -> Retry:
         ConfigurationError: A retry of other failures was interrupted, or one that had its spools elsewhere.
     """
     kinds = None if wanted.kinds is None else sorted(kind.value for kind in wanted.kinds)
-    if state.retry.exists():
-        number = _number_of_interrupted(state, kinds)
-    else:
+    note = read_note(state)
+    if note is None:
         ledgers = [path for path in map(state.ledger, shards) if path.exists()]
         number = 1 + max((read_books(path).retry for path in ledgers), default=0)
-    scratch = None if state.scratch is None else str(state.scratch.absolute())
-    facts = {"number": number, "kinds": kinds, "scratch": scratch}
+        retry = Retry(number, wanted, secrets.token_hex(4))
+    else:
+        if note.kinds != kinds:
+            how = "without --kinds" if note.kinds is None else f"with --kinds {','.join(note.kinds)}"
+            raise ConfigurationError(f"a retry of {state.out} was interrupted; complete it first, {how}")
+        retry = Retry(note.number, wanted, note.token)
+        earlier = Path(note.scratch) if note.scratch else None
+        refuse_left_spools(spools_of(state, retry), earlier, otherwise="delete that folder to fetch them again")
+    scratch = None if state.scratch is None else str(state.scratch)
+    facts = Note(retry.number, kinds, scratch, retry.token)
     write_atomically(state.retry, orjson.dumps(facts, option=orjson.OPT_INDENT_2))
-    return Retry(number, wanted)
+    return retry
 
 
 def spools_of(state: State, retry: Retry) -> State:
     """The same output, with the spools of a retry; those of another one are never taken for its own."""
-    return replace(state, job_hash=f"{state.job_hash}-retry-{retry.number}")
+    return replace(state, job_hash=f"{state.job_hash}-retry-{retry.number}-{retry.token}")
 
 
 def end_retry(state: State) -> None:
@@ -52,17 +77,20 @@ def end_retry(state: State) -> None:
     state.retry.unlink()
 
 
-def _number_of_interrupted(state: State, kinds: list[str] | None) -> int:
+def read_note(state: State) -> Note | None:
+    """What is known of the retry that was interrupted; None if none was.
+
+    Raises:
+        ConfigurationError: The note is damaged.
+    """
     try:
-        before = orjson.loads(state.retry.read_bytes())
-        number, kinds_before = int(before["number"]), before["kinds"]
-        earlier = Path(before["scratch"]) if before.get("scratch") else None
-        how = "without --kinds" if kinds_before is None else f"with --kinds {','.join(kinds_before)}"
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigurationError(f"{state.retry} is damaged; delete it, and what lies in {state.all_spools}") from error
-    if kinds_before != kinds:
-        raise ConfigurationError(f"a retry of {state.out} was interrupted; complete it first, {how}")
-    refuse_left_spools(
-        spools_of(state, Retry(number, Wanted())), earlier, otherwise="delete that folder to fetch them again"
-    )
-    return number
+        found = orjson.loads(state.retry.read_bytes())
+        note = Note(int(found["number"]), found["kinds"], found["scratch"], found["token"])
+        ",".join((note.token, note.scratch or "", *(note.kinds or ())))  # they are what they are used as
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigurationError(
+            f"{state.retry} is damaged; delete it, and what the interrupted retry had fetched is fetched again"
+        ) from error
+    return note

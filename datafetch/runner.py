@@ -29,7 +29,7 @@ from datafetch.feed import MAX_OPEN_SHARDS, Feed, is_in_place
 from datafetch.job import Job, asked_of, equal_plan, hash_of, identify, read_job
 from datafetch.ledger import read_keys, sum_totals
 from datafetch.model import Manifest, Report, Selection, Totals
-from datafetch.retries import begin_retry, end_retry, spools_of
+from datafetch.retries import begin_retry, end_retry, read_note, spools_of
 from datafetch.settled import Output
 from datafetch.state import State, fixed, output_of
 from datafetch.transcode import ImageSpec
@@ -112,7 +112,10 @@ async def retry_failed(
     wanted = wanted or Wanted()
     folder = await asyncio.to_thread(output_of, Path(out))
     job, identity = await asyncio.to_thread(read_job, State(folder))
-    job = replace((change or _unchanged)(job), out=out)
+    changed = (change or _unchanged)(job)
+    note = await asyncio.to_thread(read_note, State(folder))
+    is_said = changed.scratch != job.scratch
+    job = replace(changed, out=out, scratch=changed.scratch if is_said or note is None else note.scratch)
     dataset = find_dataset(job.dataset)
     shards = list(identity["shards"])
     state = await asyncio.to_thread(_state_of, folder, job, identity)

@@ -18,12 +18,15 @@ import errno
 import shutil
 from pathlib import Path
 
+import orjson
+
 from datafetch.durable import make_folder, publish, sync, write_atomically
 from datafetch.errors import ConfigurationError, ResourceError
 from datafetch.state import State
 
 SHARDS = "shards"
 RECORD = "equal.json"
+REPLACES = "replaces"  # in the record: the shards whose place the new ones take
 _MOVING = "moving"
 _CANT_RENAME = (errno.EXDEV, errno.EBUSY)
 
@@ -72,15 +75,22 @@ def _delete_replaced(state: State) -> None:
     """Delete the old shards, and nothing that somebody else has put beside them."""
     if not state.replaced.exists():
         return
-    for suffix in (".count", ".pkl"):
-        for path in state.replaced.glob(f"*{suffix}"):
-            path.unlink()
+    for path in _old_files(state, state.replaced):
+        path.unlink()
     others = sorted(state.replaced.iterdir())
     if others:
         raise ConfigurationError(
             f"{others[0]} lay among the shards and is not one of them; move it away and run the same command again"
         )
     state.replaced.rmdir()
+
+
+def _old_files(state: State, folder: Path) -> list[Path]:
+    """The files of the shards that are replaced, as far as they are there; counts first, never to be without rows."""
+    record = state.resharded / RECORD
+    facts = orjson.loads((record if record.exists() else state.equal).read_bytes())
+    paths = (folder / f"{shard}{suffix}" for suffix in (".count", ".pkl") for shard in facts[REPLACES])
+    return [path for path in paths if path.is_file()]
 
 
 def _must_stay(state: State) -> bool:
@@ -113,9 +123,8 @@ def _move_files(state: State, shards: Path) -> None:
     make_folder(state.out)
     moving = state.resharded / _MOVING
     if not moving.exists():
-        for suffix in (".count", ".pkl"):  # a count without its rows would be worse than rows without their count
-            for path in sorted(state.out.glob(f"*{suffix}")):
-                path.unlink()
+        for path in _old_files(state, state.out):
+            path.unlink()
         sync(state.out)
         write_atomically(moving, b"")
     for name in sorted({path.stem for path in shards.iterdir()}):

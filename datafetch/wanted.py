@@ -56,7 +56,14 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """A retry: which one of this output's, counting from 1, and of what."""
+    """A retry.
+
+    Attributes:
+        number: Which one of this output's, counting from 1.
+        wanted: Which failures it tries again.
+        token: What tells its spools from those of any other, also of one that has the same number.
+    """
 
     number: int
     wanted: Wanted
+    token: str = ""

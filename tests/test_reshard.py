@@ -283,7 +283,9 @@ def _prepare_takeover(
     equal_shards(source, folder / "made")
     state.resharded.mkdir(parents=True)
     (folder / "made").rename(state.resharded / "shards")
-    State(folder / "made").equal.rename(state.resharded / "equal.json")
+    facts = json.loads(State(folder / "made").equal.read_bytes())
+    facts["replaces"] = ["part-00000", "part-00001"]  # what the old output has
+    (state.resharded / "equal.json").write_text(json.dumps(facts))
     shutil.rmtree(State(folder / "made").folder)
     state.equal.write_text('{"rows": 5}')
     write_shards(state.added, pairs(3), [3])

@@ -1,9 +1,11 @@
 """Failures alone are tried again, and what arrives comes to its place."""
 
+import asyncio
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import orjson
 import pytest
 from conftest import LOOPBACK
 from test_job import files_of, read_ledger, read_rows
@@ -153,7 +155,7 @@ def test_an_interrupted_retry_is_completed_first(job: Job) -> None:
     """A retry of other failures is refused until the one that was interrupted is complete, and says which that was."""
     run(job)
     state = State(Path(job.out))
-    state.retry.write_text('{"number": 1, "kinds": ["timeout"]}')
+    state.retry.write_text('{"number": 1, "kinds": ["timeout"], "scratch": null, "token": "abc"}')
     with pytest.raises(ConfigurationError, match="with --kinds timeout"):
         retry(job.out)
     assert retry(job.out, Wanted(frozenset({FailureKind.TIMEOUT}))).retried == 0
@@ -166,14 +168,15 @@ def test_an_interrupted_retry_goes_on_with_its_scratch(tmp_path: Path, job: Job)
     run(job)
     state = State(Path(job.out))
     wanted = Wanted(frozenset({FailureKind.TIMEOUT}))  # there are none, so that nothing is written
-    state.retry.write_text(f'{{"number": 1, "kinds": ["timeout"], "scratch": "{tmp_path}/a"}}')
-    spool = State(state.out, tmp_path / "a", f"{hash_of(read_identity(state))}-retry-1").spool("part-00000")
+    state.retry.write_text(f'{{"number": 1, "kinds": ["timeout"], "scratch": "{tmp_path}/a", "token": "abc"}}')
+    spool = State(state.out, tmp_path / "a", f"{hash_of(read_identity(state))}-retry-1-abc").spool("part-00000")
     write_spool(spool, [])
     with pytest.raises(ConfigurationError, match=rf"give --scratch {tmp_path}/a again, or delete"):
-        retry(job.out, wanted)
+        retry(job.out, wanted, change=lambda before: replace(before, scratch=str(tmp_path / "b")))
     assert spool.exists()
-    retry(job.out, wanted, change=lambda before: replace(before, scratch=str(tmp_path / "a")))
+    retry(job.out, wanted)
     assert not state.retry.exists()
+    assert not spool.exists()
 
 
 def test_the_retry_asks_as_the_run_did(job: Job) -> None:
@@ -227,7 +230,7 @@ def test_what_an_earlier_retry_left_is_not_taken_for_this_one(job: Job) -> None:
     """A spool that a killed retry left, whose images are in the shards by now, is passed over and goes."""
     run(job)
     retry(job.out, change=lambda before: replace(before, fetch=replace(before.fetch, allow_net=())))
-    state = State(Path(job.out), job_hash=f"{hash_of(read_identity(State(Path(job.out))))}-retry-1")
+    state = State(Path(job.out), job_hash=f"{hash_of(read_identity(State(Path(job.out))))}-retry-1-abc")
     write_spool(state.spool("part-00000"), [])
     assert retry(job.out, Wanted.all()).totals.ok == IMAGES - 2
     assert not state.all_spools.exists()
@@ -296,3 +299,46 @@ def test_the_folder_may_move_under_ones_feet(cut_job: Job, monkeypatch: pytest.M
     assert retry(f"{cut_job.out}.datafetch").retried == 0
     with pytest.raises(ConfigurationError, match="there is no run in /"):
         retry(".")
+
+
+def test_a_file_put_among_the_shards_meanwhile_is_kept(cut_job: Job) -> None:
+    """Even where it looks like a shard: it stops the run when the shards have changed places, and is still there."""
+    run(cut_job)
+    state = State(Path(cut_job.out))
+
+    async def put(_: object) -> None:
+        await asyncio.to_thread((state.out / "mine.pkl").write_text, "mine")  # the claim has looked at the folder
+        await asyncio.Event().wait()
+
+    with pytest.raises(ConfigurationError, match=r"mine\.pkl lay among the shards and is not one of them"):
+        run(equal(cut_job), put)
+    mine = state.replaced / "mine.pkl"
+    assert mine.read_text() == "mine"
+    with pytest.raises(ConfigurationError, match=r"mine\.pkl"):
+        run(replace(equal(cut_job), fresh=True))
+    assert mine.exists()
+    mine.unlink()
+    assert run(equal(cut_job)).shards == 2
+
+
+def test_a_fresh_start_deletes_nothing_before_it_is_sure(cut_job: Job) -> None:
+    """Refused for somebody's file, it has touched none of ours."""
+    run(cut_job)
+    (Path(cut_job.out) / "notes.txt").write_text("mine")
+    before = files_of(cut_job)
+    with pytest.raises(ConfigurationError, match=r"notes\.txt was not written by this job"):
+        run(replace(cut_job, fresh=True))
+    assert files_of(cut_job) == before
+    assert State(Path(cut_job.out)).job.exists()
+
+
+@pytest.mark.parametrize(
+    "change", [{"shuffle": "x"}, {"shuffle": -1}, {"files": {}}, {"samples": {"../x": "0"}}, {"world_size": 0}]
+)
+def test_equal_shards_that_make_no_sense_are_damaged(cut_job: Job, change: dict[str, object]) -> None:
+    """Whatever somebody wrote into the file, it is one line."""
+    run(equal(cut_job))
+    path = State(Path(cut_job.out)).equal
+    path.write_bytes(orjson.dumps(orjson.loads(path.read_bytes()) | change))
+    with pytest.raises(ConfigurationError, match=r"is damaged; --fresh starts over|must be from 1"):
+        run(replace(cut_job, world_size=4))

@@ -79,5 +79,5 @@ def command(source: CoyoSource, root: Path, *options: str, python: Sequence[str]
     return [
         *(sys.executable, *python, "-m", "datafetch", "prepare", "coyo"),
         *("--source", str(source.folder), "--ids", str(source.ids), "--root", str(root)),
-        *("--allow-net", "127.0.0.0/8", "--json", *options),
+        *("--allow-net", "127.0.0.0/8", "--no-reshard", "--json", *options),
     ]

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from datafetch.fetch import Fetcher, FetchPolicy, FetchStatistics, OptOut
     from datafetch.job import Job
-    from datafetch.model import Body, Encoded, Failure, FailureKind, Loader, Payload, Report
+    from datafetch.model import Body, Encoded, Failure, FailureKind, Loader, Payload
+    from datafetch.report import Report
     from datafetch.reshard import Request as ReshardRequest
     from datafetch.reshard import Resharded
     from datafetch.reshard import reshard as make_equal_shards
@@ -74,7 +75,7 @@ _ROOMS = {
     "OptOut": "fetch",
     "Payload": "model",
     "Pixels": "transcode",
-    "Report": "model",
+    "Report": "report",
     "ReshardRequest": "reshard",
     "Resharded": "reshard",
     "Resize": "transcode",

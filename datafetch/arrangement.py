@@ -13,9 +13,9 @@ import orjson
 
 from datafetch.durable import is_plain_name
 from datafetch.errors import ConfigurationError, ManifestError
-from datafetch.model import EqualShards
 from datafetch.ranks import Ranks, epoch
 from datafetch.rearrange import Plan
+from datafetch.report import EqualShards
 from datafetch.sinks import read_count
 from datafetch.state import State
 

@@ -22,10 +22,11 @@ from rich.console import Console
 from datafetch.datasets import find_dataset
 from datafetch.errors import ConfigurationError, ConservationError, DatafetchError, ResourceError
 from datafetch.job import Job
-from datafetch.model import FailureKind, Loader, Report
+from datafetch.model import FailureKind, Loader
 from datafetch.options import RetryOptions, RunOptions, with_retry_options, with_run_options
 from datafetch.progress import ProgressConsole, show_progress, show_remarks, show_verifying
 from datafetch.rearrange import Watch
+from datafetch.report import Report
 from datafetch.reshard import Request
 from datafetch.reshard import reshard as make_equal_shards
 from datafetch.reshard_progress import show_resharding

@@ -28,7 +28,8 @@ from datafetch.failed import FailedSamples
 from datafetch.feed import MAX_OPEN_SHARDS, Feed, is_in_place
 from datafetch.job import Job, asked_of, equal_plan, hash_of, identify, read_job
 from datafetch.ledger import read_keys, sum_totals
-from datafetch.model import Manifest, Report, Selection, Totals
+from datafetch.model import Manifest, Selection, Totals
+from datafetch.report import Report
 from datafetch.retries import begin_retry, end_retry, read_note, spools_of
 from datafetch.settled import Output
 from datafetch.state import State, fixed, output_of

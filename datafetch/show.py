@@ -18,7 +18,8 @@ from rich.text import Text
 
 from datafetch.errors import ResourceError
 from datafetch.failing_hosts import FailingHost
-from datafetch.model import OK, Report
+from datafetch.model import OK
+from datafetch.report import Report
 from datafetch.reshard import Resharded
 from datafetch.status import Status
 from datafetch.verify import Verdict

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import orjson
 
-from datafetch.durable import make_folder, publish, sync, write_atomically
+from datafetch.durable import is_plain_name, make_folder, publish, sync, write_atomically
 from datafetch.errors import ConfigurationError, ResourceError
 from datafetch.state import State
 
@@ -88,8 +88,16 @@ def _delete_replaced(state: State) -> None:
 def _old_files(state: State, folder: Path) -> list[Path]:
     """The files of the shards that are replaced, as far as they are there; counts first, never to be without rows."""
     record = state.resharded / RECORD
-    facts = orjson.loads((record if record.exists() else state.equal).read_bytes())
-    paths = (folder / f"{shard}{suffix}" for suffix in (".count", ".pkl") for shard in facts[REPLACES])
+    path = record if record.exists() else state.equal
+    try:
+        shards = orjson.loads(path.read_bytes())[REPLACES]
+        paths = [
+            folder / f"{shard}{suffix}" for suffix in (".count", ".pkl") for shard in shards if is_plain_name(shard)
+        ]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigurationError(
+            f"{path} does not tell which shards the equal ones take the place of; move {state.replaced} away"
+        ) from error
     return [path for path in paths if path.is_file()]
 
 

@@ -20,9 +20,10 @@ from datafetch.fetch import BodyBudget, Fetcher, FetchStatistics
 from datafetch.heartbeat import beat
 from datafetch.job import Job, equal_plan
 from datafetch.ledger import read_totals
-from datafetch.model import OK, Report, Totals
+from datafetch.model import OK, Totals
 from datafetch.pipeline import Pipeline, Statistics
 from datafetch.rearrange import Plan, Progress, Watch
+from datafetch.report import Report
 from datafetch.settled import Output
 from datafetch.transcode import ImageSpec, Transcoder
 

@@ -25,8 +25,8 @@ from datafetch.demo.pictures import paint
 from datafetch.errors import ConfigurationError, ManifestError, ResourceError
 from datafetch.fetch import BodyBudget, Fetcher, FetchPolicy, OptOut
 from datafetch.job import hash_of
-from datafetch.model import EqualShards
 from datafetch.pipeline import Statistics
+from datafetch.report import EqualShards
 from datafetch.spool import write_spool
 from datafetch.state import State
 from datafetch.transcode import ImageSpec

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datafetch.model import OK, Body, Encoded, Failure, FailureKind, LedgerLine, Outcome, Report, Sample, Totals
+from datafetch.model import OK, Body, Encoded, Failure, FailureKind, LedgerLine, Outcome, Sample, Totals
+from datafetch.report import Report
 
 ENCODED = Encoded(b"jpeg", 4, 3, "PNG", "ab12")
 MAY_PASS = {"dns_failed", "connect", "timeout", "disconnected", "empty", "host_down", "truncated"}

@@ -18,7 +18,8 @@ from PIL import Image
 from datafetch.demo.behaviours import BEHAVIOURS
 from datafetch.demo.manifest import CoyoSource
 from datafetch.job import Job
-from datafetch.model import OK, Report
+from datafetch.model import OK
+from datafetch.report import Report
 from datafetch.state import State
 
 _SHORT_SIDE_PX = 336

@@ -19,7 +19,7 @@ from datafetch.demo.pictures import write_pictures
 from datafetch.errors import ConfigurationError, ResourceError
 from datafetch.fetch import FetchPolicy
 from datafetch.job import Job
-from datafetch.model import Report
+from datafetch.report import Report
 from datafetch.runner import run
 from datafetch.work import Observer
 

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from datafetch.choices import Choices, IdsIndex
     from datafetch.fetch import Fetcher, FetchPolicy, FetchStatistics, OptOut
     from datafetch.job import Job
     from datafetch.model import Body, Encoded, Failure, FailureKind, Loader, Payload
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Body",
     "Check",
+    "Choices",
     "Encoded",
     "Encoding",
     "Failure",
@@ -30,6 +32,7 @@ __all__ = [
     "FetchPolicy",
     "FetchStatistics",
     "Fetcher",
+    "IdsIndex",
     "ImageSpec",
     "Job",
     "Loader",
@@ -62,6 +65,7 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 _ROOMS = {
     "Body": "model",
     "Check": "verify",
+    "Choices": "choices",
     "Encoded": "model",
     "Encoding": "transcode",
     "Failure": "model",
@@ -69,6 +73,7 @@ _ROOMS = {
     "FetchPolicy": "fetch",
     "FetchStatistics": "fetch",
     "Fetcher": "fetch",
+    "IdsIndex": "choices",
     "ImageSpec": "transcode",
     "Job": "job",
     "Loader": "model",

@@ -23,6 +23,8 @@ from datafetch.commit import finish_commits
 from datafetch.durable import is_plain_name, make_folder, refuse_unpublishable, write_atomically
 from datafetch.errors import ConfigurationError, ResourceError
 from datafetch.lock import Lock
+from datafetch.model import Holds
+from datafetch.published import shard_files
 from datafetch.state import State
 from datafetch.takeover import finish
 
@@ -176,9 +178,11 @@ def _first_difference(before: dict[str, Any], now: dict[str, Any]) -> str:
 
 
 def refuse_foreign_files(state: State, identity: Identity) -> None:
-    """The trainer counts every file in the folder, so nothing but this job's shards may lie there."""
+    """The trainer counts every file in a folder of shards, so nothing but this job's may lie there."""
     if state.out.exists() and not state.out.is_dir():
         raise ConfigurationError(f"{state.out} is not a folder; choose another --root")
+    if state.holds is Holds.FILES:
+        return
     ours = {path.name for path in _shard_files(state, identity)} if state.job.exists() else set()
     _refuse_others(state.out, ours)
 
@@ -217,6 +221,9 @@ def _files_to_delete(state: State) -> list[Path]:
         ConfigurationError: There is something else as well.
     """
     identity = read_identity(state)
+    if state.saved_folder.exists():
+        shards = [shard for shard in identity["shards"] if state.saved(shard).exists()]
+        return [path for shard in shards for path in shard_files(state, shard)]
     try:
         ours = _shard_files(state, identity)
     except ConfigurationError:
@@ -240,6 +247,7 @@ def _start_over(state: State) -> None:
         state.unpublished,
         state.ready,
         state.failed("").parent,
+        state.saved_folder,
         state.added,
         state.resharding,
         state.resharded,
@@ -247,7 +255,7 @@ def _start_over(state: State) -> None:
         state.quarantine,
     ):
         shutil.rmtree(folder, ignore_errors=True)
-    for file in (state.retry, state.progress, state.report, state.equal, state.job):
+    for file in (state.retry, state.progress, state.report, state.equal, state.dropped, state.job):
         if file.is_dir():
             shutil.rmtree(file)
         file.unlink(missing_ok=True)

@@ -21,9 +21,16 @@ from rich.console import Console
 
 from datafetch.datasets import find_dataset
 from datafetch.errors import ConfigurationError, ConservationError, DatafetchError, ResourceError
-from datafetch.job import Job
+from datafetch.job import Job, own_spec
 from datafetch.model import FailureKind, Loader
-from datafetch.options import RetryOptions, RunOptions, with_retry_options, with_run_options
+from datafetch.options import (
+    ChoiceOptions,
+    RetryOptions,
+    RunOptions,
+    with_choice_options,
+    with_retry_options,
+    with_run_options,
+)
 from datafetch.progress import ProgressConsole, show_progress, show_remarks, show_verifying
 from datafetch.rearrange import Watch
 from datafetch.report import Report
@@ -132,14 +139,16 @@ def _datafetch(
 
 
 @app.command()
+@with_choice_options
 @with_run_options
-def prepare(
+def prepare(  # noqa: PLR0913 - one parameter an option
     target: Annotated[str, typer.Argument(help="A dataset, such as coyo.")],
     *,
-    source: Annotated[Path, typer.Option(metavar="DIR", help="Folder with the published manifest.")],
+    source: Annotated[Path, typer.Option(metavar="PATH", help="The published manifest, or the folder it lies in.")],
     root: Annotated[Path, typer.Option(help="The trainer's data folder.")] = Path("playground/data"),
     ids: Annotated[Path | None, typer.Option(metavar="FILE", help="Wanted ids, one a line, plain or gzipped.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first so many samples.")] = None,
+    choice_options: ChoiceOptions,
     options: RunOptions,
 ) -> int:
     """Build a dataset where the trainer expects it; an earlier run is gone on with."""
@@ -152,7 +161,7 @@ def prepare(
         out=str(root / dataset.path),
         ids=str(ids) if ids else None,
         limit=limit,
-        image=options.image_spec(dataset.short_side_px),
+        image=options.image_spec(own_spec(dataset)),
         payload=options.payload,
         fetch=options.fetch_policy(),
         processes=options.processes,
@@ -160,6 +169,7 @@ def prepare(
         scratch=options.scratch,
         world_size=options.ranks(),
         fresh=options.fresh,
+        choices=choice_options.choices(),
     )
     console = ProgressConsole()
     with show_remarks(console):

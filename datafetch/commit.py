@@ -16,8 +16,9 @@ import signal
 import sys
 import threading
 from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,11 @@ import orjson
 from datafetch.child import child_command
 from datafetch.durable import make_folder, publish, sync
 from datafetch.errors import ConfigurationError, ConservationError, DatafetchError, ManifestError, ResourceError
-from datafetch.ledger import Books, LedgerWriter
-from datafetch.model import Sink, Totals
+from datafetch.ledger import Books, LedgerWriter, read_totals
+from datafetch.model import Holds, Note, Sink, Totals
+from datafetch.published import put_files_in_place
 from datafetch.settled import Output, Settled, settle_retry, settle_spool
-from datafetch.sinks import PickleSink, decode_row, read_frames
+from datafetch.sinks import INDEX_SUFFIX, FileSink, PickleSink
 from datafetch.spool import SpoolWriter
 from datafetch.state import State
 
@@ -39,11 +41,21 @@ _ERRORS = {error.__name__: error for error in (ConfigurationError, ConservationE
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """Which shard to commit, and how many samples it must have: all that the manifest gives it, retried or not."""
+    """Which shard to commit.
+
+    Attributes:
+        output: How records become rows, and where they go.
+        shard: Its name.
+        samples: How many it must have: all that the manifest gives it, retried or not.
+        notes: What was counted when its manifest was looked through; a retry keeps what was.
+        row_numbers: Which of its rows are wanted, counted from 0 in their order; None is all.
+    """
 
     output: Output
     shard: str
     samples: int
+    notes: Mapping[str, int] = field(default_factory=dict)
+    row_numbers: frozenset[int] | None = None
 
 
 async def commit_in_process(commit: Commit) -> Totals:
@@ -144,10 +156,14 @@ def put_in_place(state: State, shard: str) -> None:
     In between there is at most a ``.pkl`` without its ``.count``.
     """
     ready = state.ready / shard
+    index = ready / f"{shard}{INDEX_SUFFIX}"
+    if index.exists():
+        put_files_in_place(state, ready, index)
     rows = state.added if state.equal.exists() else state.out
     places = {
         f"{shard}.pkl": rows,
         f"{shard}.count": rows,
+        index.name: state.saved_folder,
         f"{shard}.spool": state.failed(shard).parent,
         f"{shard}.parquet": state.ledgers,
     }
@@ -172,28 +188,42 @@ def _write(commit: Commit, folder: Path) -> Totals:
     wanted = output.retry and output.retry.wanted
     samples = settle_retry(output, shard, wanted) if wanted else settle_spool(output, shard)
     bookkeeper = _Bookkeeper(commit)
-    sink: Sink = PickleSink(folder, shard)
+    sink = _sink(output, folder, shard)
     with (
         closing(sink),
         LedgerWriter(folder / f"{shard}.parquet", shard) as ledger,
         SpoolWriter(folder / f"{shard}.spool") as failed,
     ):
-        for settled in samples:
+        for settled in _wanted(samples, commit.row_numbers):
             bookkeeper.enter(settled)
             ledger.write(settled.lines)
             failed.write(*settled.failed)
             if settled.frame is not None:
                 sink.write_frame(settled.frame)
         sink.finish()
-        if bookkeeper.own_rows:
-            _check_readable(sink.files[0], bookkeeper.own_rows)
-        else:
-            for path in sink.files:
-                path.unlink()
-        written_bytes = sum(path.stat().st_size for path in sink.files if path.exists())
-        books = bookkeeper.balance(written_bytes, ledger.lines)
+        sink.check(bookkeeper.own_rows)
+        books = bookkeeper.balance(sink.written_bytes, ledger.lines)
         ledger.finish(books)
     return books.totals
+
+
+def _sink(output: Output, folder: Path, shard: str) -> Sink:
+    if output.dataset.holds is Holds.SHARDS:
+        return PickleSink(folder, shard)
+    before = output.state.saved(shard)
+    return FileSink(folder, shard, before if output.retry and before.exists() else None)
+
+
+def _wanted(samples: Iterable[Settled], row_numbers: frozenset[int] | None) -> Iterator[Settled]:
+    """The samples, those without a row whose rows are not wanted."""
+    if row_numbers is None:
+        yield from samples
+        return
+    rows = 0
+    for settled in samples:
+        is_wanted = not settled.has_row or rows in row_numbers
+        rows += settled.has_row
+        yield settled if is_wanted else replace(settled, frame=None, has_row=False, failed=())
 
 
 class _Bookkeeper:
@@ -205,6 +235,7 @@ class _Bookkeeper:
         self._has_row: list[bool] = []
         self._is_own: list[bool] = []
         self._lines = 0
+        self._not_asked = 0
         self._outcomes: Counter[str] = Counter()
 
     def enter(self, settled: Settled) -> None:
@@ -217,6 +248,7 @@ class _Bookkeeper:
         self.own_rows += settled.frame is not None
         self._lines += len(settled.lines)
         self._outcomes.update(line.outcome for line in settled.lines)
+        self._not_asked += sum(not line.is_asked for line in settled.lines)
 
     def balance(self, written_bytes: int, ledger_lines: int) -> Books:
         """Close the books.
@@ -225,7 +257,7 @@ class _Bookkeeper:
             ConservationError: They do not balance: samples or images were lost or counted twice.
         """
         shard, expected = self._commit.shard, self._commit.samples
-        totals = Totals(len(self._has_row), sum(self._has_row), dict(self._outcomes), written_bytes)
+        totals = Totals(len(self._has_row), sum(self._has_row), dict(self._outcomes), written_bytes, self._notes())
         if totals.samples != expected:
             raise ConservationError(f"shard {shard}: {totals.samples} samples ended of {expected} in the manifest")
         if not totals.images == totals.ok + totals.failed == self._lines == ledger_lines:
@@ -237,16 +269,11 @@ class _Bookkeeper:
         number = 0 if retry is None else retry.number
         return Books(totals, np.array(self._has_row, np.bool_), np.array(self._is_own, np.bool_), number)
 
-
-def _check_readable(path: Path, rows: int) -> None:
-    """Read a shard back, as the trainer will.
-
-    Raises:
-        ResourceError: It is not what was written.
-    """
-    try:
-        found = sum(1 for frame in read_frames(path) if decode_row(frame))
-    except (ManifestError, ValueError) as error:
-        raise ResourceError(f"{path.name} was not written as it should be ({error}); check the disk") from error
-    if found != rows:
-        raise ResourceError(f"{path.name} has {found} rows of {rows} that were written; check the disk")
+    def _notes(self) -> dict[str, int]:
+        """What was counted besides; a retry has not looked through the manifest again."""
+        output, notes = self._commit.output, self._commit.notes
+        if output.retry is not None:
+            notes = read_totals(output.state.ledger(self._commit.shard)).notes
+        counted = Counter({name: count for name, count in notes.items() if name != Note.NOT_ASKED})
+        counted[Note.NOT_ASKED.value] = self._not_asked
+        return {str(name): count for name, count in counted.items() if count}

@@ -38,13 +38,18 @@ def write_atomically(path: Path, content: bytes) -> None:
 def publish(unfinished: Path, final: Path) -> None:
     """Move a complete file to its place in one step; file and name are on disk when this returns."""
     sync(unfinished)
+    move(unfinished, final)
+    sync(final.parent)
+
+
+def move(complete: Path, final: Path) -> None:
+    """Move a file that is on disk to its place in one step; its name is on disk once the folder is."""
     try:
-        unfinished.replace(final)
+        complete.replace(final)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        _publish_across(unfinished, final)
-    sync(final.parent)
+        _publish_across(complete, final)
 
 
 def refuse_unpublishable(folder: Path, final: Path) -> None:

@@ -8,7 +8,7 @@ that goes on: samples of which some images have ended.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,6 +85,16 @@ class RetriedSamples:
         self._shard = shard
         self._positions = array("q", (failed.kept.sample.position for failed in self._wanted()))
 
+    @property
+    def notes(self) -> Mapping[str, int]:
+        """Nothing new: what was counted of the shard is in its books."""
+        return {}
+
+    @property
+    def row_numbers(self) -> frozenset[int] | None:
+        """All."""
+        return None
+
     def __len__(self) -> int:
         return len(self._positions)
 
@@ -114,7 +124,7 @@ class RetriedSamples:
         """
         path = self._output.state.failed(self._shard)
         try:
-            kept = SpoolReader(path).samples()
+            kept = (spooled for spooled in SpoolReader(path).samples() if spooled.sample.urls)
         except (FileNotFoundError, IsADirectoryError) as error:
             raise self._not_as_kept(path) from error
         for lines in read_samples(self._output.state.ledger(self._shard)):

@@ -1,14 +1,15 @@
 """Feed: the samples of all shards, in manifest order, to whoever has room for the next one.
 
-Rules: at most a few shards are open and a few hundred samples read ahead, whatever the manifest's size. Reading happens
-in a thread. Shards that are published, and samples that a spool has, are not handed out.
+Rules: at most a few shards are open, or as many small ones as have few samples together, and a few hundred samples are
+read ahead, whatever the manifest's size. Reading happens in a thread. Shards that are published, and samples that a
+spool has, are not handed out.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -17,10 +18,15 @@ from typing import TypeVar
 
 from datafetch.ledger import read_totals
 from datafetch.model import Sample, Shard, ShardSource, Totals
+from datafetch.published import is_in_place, shard_files
 from datafetch.spool import Spool
 from datafetch.state import State
 
-MAX_OPEN_SHARDS = 4  # one that is read, one or two with stragglers, one that is being written
+MAX_OPEN_SHARDS = 4
+"""Whatever their size: one that is read, one or two with stragglers, one that is being written."""
+MAX_OPEN_SAMPLES = 16_384
+"""Of small shards as many are open as have fewer together: one of 300 documents is shorter than the look-ahead."""
+_MAX_OPEN_SMALL_SHARDS = 128  # each has two descriptors
 _Asked = TypeVar("_Asked")
 _Found = TypeVar("_Found")
 _CHUNK_SAMPLES = 256  # a second's work: a chunk costs a thread hop and, in a sparse manifest, the decoding of many rows
@@ -35,12 +41,16 @@ class OpenShard:
         spool: Where its images go.
         samples: How many it has.
         left: How many have not ended.
+        notes: What was counted when they were looked through, by ``Note``.
+        row_numbers: Which of its rows are wanted; None is all.
     """
 
     shard: Shard
     spool: Spool
     samples: int
     left: int
+    notes: Mapping[str, int]
+    row_numbers: frozenset[int] | None
 
     def settle(self) -> bool:
         """Count one sample as ended, and say whether it was the last."""
@@ -74,14 +84,15 @@ class Feed:
         self._limit = limit
         self._shards = source.shards()
         self._unopened = deque(self._shards)
-        self._counted_rows = 0
+        self._counted_size = 0
         self._counted_samples = 0
+        self._seen = _Seen()
         self._reading: tuple[OpenShard, Iterator[Sample]] | None = None
         self._ready: deque[Pulled] = deque()
         # One thread of our own: on the shared ones each read leaves its fragments in another thread's arena.
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="manifest")
         self._turn = asyncio.Lock()
-        self._places = asyncio.Semaphore(MAX_OPEN_SHARDS)
+        self._one_closed = asyncio.Event()
 
     @property
     def shards(self) -> int:
@@ -111,7 +122,7 @@ class Feed:
         await asyncio.to_thread(shard.spool.path.unlink)
         self.published[shard.shard.name] = totals
         self.open.remove(shard)
-        self._places.release()
+        self._one_closed.set()
 
     async def sync(self) -> None:
         """Put on disk what is in the spools.
@@ -132,12 +143,17 @@ class Feed:
     def expected_samples(self) -> int | None:
         """How many samples there are about to be: known, or judged by the shards that were counted so far."""
         expected = self._source.expected_samples()
-        if expected is None and self._counted_rows:
-            rows = sum(shard.manifest_rows for shard in self._shards)
-            expected = round(self._counted_samples * rows / self._counted_rows)
+        if expected is None and self._counted_size:
+            size = sum(shard.size for shard in self._shards)
+            expected = round(self._counted_samples * size / self._counted_size)
         if expected is None or self._limit is None:
             return expected
         return min(expected, self._limit)
+
+    def expected_images(self) -> int | None:
+        """How many images there are about to be, judged by the samples that were seen so far."""
+        samples = self.expected_samples()
+        return None if samples is None else round(samples * self._seen.images_a_sample)
 
     async def _open_next(self, shard: Shard) -> None:
         published = await asyncio.to_thread(_read_published, self._state, shard)
@@ -145,14 +161,18 @@ class Feed:
             self.published[shard.name] = published
             self.reused.update(published.outcomes)
             self._count(shard, published.samples)
+            self._seen.add(published.samples, published.images)
             return
-        await self._places.acquire()
+        while not self._has_room():
+            self._one_closed.clear()
+            await self._one_closed.wait()
         samples = await self._read(self._source.samples, shard)
         wanted = len(samples) if self._limit is None else min(len(samples), self._limit - self._counted_samples)
         self._count(shard, wanted)
         spool = await Spool.open(self._state.spool(shard.name))
         self.reused.update(spool.recovered.outcomes)
-        opened = OpenShard(shard, spool, wanted, wanted - len(spool.recovered.samples))
+        left = wanted - len(spool.recovered.samples)
+        opened = OpenShard(shard, spool, wanted, left, samples.notes, samples.row_numbers)
         self.open.add(opened)
         if opened.left:
             self._reading = opened, islice(iter(samples), wanted)
@@ -163,15 +183,38 @@ class Feed:
         chunk = await self._read(list, islice(samples, _CHUNK_SAMPLES))
         if not chunk:
             self._reading = None
+        self._seen.add(len(chunk), sum(len(sample.urls) for sample in chunk))
         ended = shard.spool.recovered.samples
         self._ready.extend(Pulled(shard, sample) for sample in chunk if sample.position not in ended)
 
     async def _read(self, read: Callable[[_Asked], _Found], asked: _Asked) -> _Found:
         return await asyncio.get_running_loop().run_in_executor(self._reader, read, asked)
 
+    def _has_room(self) -> bool:
+        """Whether another shard may be opened."""
+        if len(self.open) < MAX_OPEN_SHARDS:
+            return True
+        return len(self.open) < _MAX_OPEN_SMALL_SHARDS and sum(one.samples for one in self.open) < MAX_OPEN_SAMPLES
+
     def _count(self, shard: Shard, samples: int) -> None:
-        self._counted_rows += shard.manifest_rows
+        self._counted_size += shard.size
         self._counted_samples += samples
+
+
+@dataclass(slots=True)
+class _Seen:
+    """Samples that were read, or of published shards, and how many images they have."""
+
+    samples: int = 0
+    images: int = 0
+
+    def add(self, samples: int, images: int) -> None:
+        self.samples += samples
+        self.images += images
+
+    @property
+    def images_a_sample(self) -> float:
+        return self.images / self.samples if self.samples else 1.0
 
 
 def _read_published(state: State, shard: Shard) -> Totals | None:
@@ -181,16 +224,10 @@ def _read_published(state: State, shard: Shard) -> Totals | None:
         return None
     if not is_in_place(state, shard.name) and not state.equal.exists():
         # To be made again. The ledger goes first: what is left must not look published to a run after a crash.
-        files = (ledger, state.out / f"{shard.name}.count", state.out / f"{shard.name}.pkl")
+        index = state.saved(shard.name)
+        files = (ledger, *(() if index.exists() else shard_files(state, shard.name)), index)
         for path in (*files, *state.all_spools.glob(f"{state.job_hash}-retry-*/{shard.name}.spool")):
             path.unlink(missing_ok=True)
         return None
     state.spool(shard.name).unlink(missing_ok=True)  # a run that ended between publishing and this
     return read_totals(ledger)
-
-
-def is_in_place(state: State, shard: str) -> bool:
-    """Whether the files of a shard that has a ledger are there as they were written; not asked of equal shards."""
-    files = (state.out / f"{shard}{suffix}" for suffix in (".count", ".pkl"))
-    there_bytes = sum(path.stat().st_size for path in files if path.exists())
-    return read_totals(state.ledger(shard)).written_bytes == there_bytes

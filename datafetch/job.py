@@ -9,14 +9,16 @@ from typing import Any
 
 import orjson
 
+from datafetch.choices import Choices
 from datafetch.claim import FORMAT, Identity, read_asked, read_identity
+from datafetch.datasets import find_dataset
 from datafetch.errors import ConfigurationError
 from datafetch.fetch import FetchPolicy, OptOut
-from datafetch.model import Loader, Manifest, Payload
+from datafetch.model import Dataset, Loader, Manifest, Payload
 from datafetch.ranks import GROUP_OF, SHUFFLE_OF, Ranks
 from datafetch.rearrange import Plan
 from datafetch.state import State
-from datafetch.transcode import ImageSpec, Resize
+from datafetch.transcode import Encoding, ImageSpec, Resize
 
 GIB = 1024**3
 _INT64_END = 2**63
@@ -31,6 +33,7 @@ class Job:
         source: Folder with the published manifest.
         out: Folder for what the trainer reads; the state folder becomes its sibling.
         ids: File with the wanted ids; None takes the dataset's own choice.
+        choices: What else is chosen of the dataset.
         limit: Only the first so many samples.
         image: What an image becomes; None is the dataset's own.
         payload: How a row holds it.
@@ -56,6 +59,7 @@ class Job:
     scratch: str | None = None
     world_size: int | None = 64
     fresh: bool = False
+    choices: Choices = field(default_factory=Choices)
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, before anything is read."""
@@ -88,9 +92,7 @@ def identify(job: Job, manifest: Manifest, spec: ImageSpec) -> Identity:
     identity = {
         "format": FORMAT,
         "dataset": job.dataset,
-        "shards": {
-            shard.name: [shard.source.name, shard.manifest_rows, shard.fingerprint] for shard in manifest.shards()
-        },
+        "shards": {shard.name: [shard.source.name, shard.size, shard.fingerprint] for shard in manifest.shards()},
         "ids": _sha256(Path(job.ids)) if job.ids else None,
         "limit": job.limit,
         "short_side": spec.short_side_px,
@@ -100,12 +102,36 @@ def identify(job: Job, manifest: Manifest, spec: ImageSpec) -> Identity:
         "encode": spec.encode,
         "payload": job.payload,
         "max_pixels": spec.max_pixels,
+        **manifest.facts(),
     }
+    if spec.least_pixels > 1:
+        identity["least_pixels"] = spec.least_pixels
     if job.fetch.insecure:
         identity["insecure"] = True
     if job.fetch.opt_out == OptOut.IGNORE:
         identity["opt_out"] = OptOut.IGNORE.value
     return identity
+
+
+def dataset_of(job: Job) -> Dataset:
+    """The dataset of a job, with what was chosen of it.
+
+    Raises:
+        ConfigurationError: There is none, or it does not go with what the job asks for.
+    """
+    dataset = find_dataset(job.dataset, job.choices, has_ids=job.ids is not None)
+    if job.payload not in dataset.payloads:
+        raise ConfigurationError(f"{dataset.name} does not take --payload {job.payload}; its rows hold base64")
+    return dataset
+
+
+def own_spec(dataset: Dataset) -> ImageSpec:
+    """What an image of a dataset becomes where nothing else was said."""
+    return ImageSpec(
+        short_side_px=dataset.short_side_px,
+        encode=Encoding.RECEIVED if dataset.keeps_bodies else Encoding.RECIPE,
+        least_pixels=dataset.least_pixels,
+    )
 
 
 def _resize(spec: ImageSpec) -> Resize | None:
@@ -154,7 +180,12 @@ def read_job(state: State) -> tuple[Job, Identity]:
         fetch = {**asked["fetch"], "opt_out": OptOut(asked["fetch"]["opt_out"])}
         for name in ("allow_net", "nameservers"):
             fetch[name] = tuple(fetch[name])
-        values = {**asked, "payload": Payload(asked["payload"]), "image": ImageSpec(**asked["image"])}
+        values = {
+            **asked,
+            "payload": Payload(asked["payload"]),
+            "image": ImageSpec(**asked["image"]),
+            "choices": Choices(**asked.get("choices", {})),
+        }
         return Job(**{**values, "fetch": FetchPolicy(**fetch)}), identity
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigurationError(

@@ -205,7 +205,8 @@ def _checked(totals: Totals) -> Totals:
         ValueError: They are not. Or ``TypeError``: they have another form altogether.
     """
     outcomes = dict(totals.outcomes)
-    counts = (totals.samples, totals.rows, totals.written_bytes, *outcomes.values())
+    notes = dict(totals.notes)
+    counts = (totals.samples, totals.rows, totals.written_bytes, *outcomes.values(), *notes.values())
     if not all(type(count) is int and count >= 0 for count in counts) or totals.rows > totals.samples:
         raise ValueError(totals)
     return totals

@@ -49,6 +49,9 @@ HTTP_OK = 200
 KEPT_AS_RECEIVED = "kept as received"
 """What a ledger says in ``detail`` of an image that was not encoded again."""
 
+NOT_ASKED = "not asked for: "
+"""What a ledger says in ``detail``, first, of an image that was not asked for since its document was lost already."""
+
 _KINDS_THAT_MAY_PASS = frozenset(
     {
         FailureKind.DNS_FAILED,
@@ -83,6 +86,28 @@ class Payload(StrEnum):
     """As it is, a quarter smaller."""
 
 
+class Holds(StrEnum):
+    """What an output folder holds."""
+
+    SHARDS = "shards"
+    """Pickle shards and nothing else: the trainer counts every file."""
+    FILES = "files"
+    """Images under names of their own; others may lie beside them."""
+
+
+class Note(StrEnum):
+    """What is counted besides samples and images. Reports and ledgers use these very strings."""
+
+    BAD_LINES = "bad_lines"
+    """Lines of a manifest that are no sample, passed over because that was asked for."""
+    FILTERED = "filtered"
+    """Records that a filter left out."""
+    FILLED_SIMILARITY = "filled_similarity"
+    """Documents without similarities, which got zeros because that was asked for."""
+    NOT_ASKED = "not_asked"
+    """Images that were not asked for, or no longer, because their document was lost already."""
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """Why one image could not be had.
@@ -111,6 +136,17 @@ class Failure:
         if self.kind is FailureKind.HTTP_STATUS:
             return self.status in _STATUSES_THAT_MAY_PASS
         return self.kind in _KINDS_THAT_MAY_PASS
+
+    def for_sibling(self, image: int) -> Failure:
+        """Why another image of the same document is not asked for, when this failure of an image has lost it.
+
+        It has the same kind and status, and so is tried again if and only if this one is.
+
+        Args:
+            image: 0-based place in the sample of the image that failed.
+        """
+        detail = f"{NOT_ASKED}the document was lost with image {image}"
+        return Failure(self.kind, detail, self.status)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +198,7 @@ class Sample:
     Attributes:
         position: 0-based place in its shard.
         key: The dataset's own id, as text.
-        urls: One image URL or more, as published.
+        urls: One image URL or more, as published; none where the sample can't become a row whatever arrives.
         row: The metadata that ``Dataset.to_row`` needs; JSON-like values only, for the spool keeps it.
     """
 
@@ -187,13 +223,14 @@ class Shard:
     Attributes:
         name: File name without suffix; names sort as the manifest orders them.
         source: The manifest file it is cut from.
-        manifest_rows: Rows in that file, wanted or not.
+        size: Of its part of the manifest, wanted or not: rows, or bytes where rows are not counted beforehand; all
+            shards of a manifest have the same unit.
         fingerprint: Differs for a file with other content, as far as that can be told without reading it all.
     """
 
     name: str
     source: Path
-    manifest_rows: int
+    size: int
     fingerprint: str
 
 
@@ -247,6 +284,11 @@ class LedgerLine:
             detail=_detail(outcome),
         )
 
+    @property
+    def is_asked(self) -> bool:
+        """Whether the image was asked for, as far as its document was not lost before."""
+        return not self.detail.startswith(NOT_ASKED)
+
     def to_outcome(self, jpeg: bytes) -> Outcome:
         """The outcome that this line tells of, given the JPEG kept beside it (empty for a failure)."""
         if self.outcome == OK:
@@ -278,12 +320,14 @@ class Totals:
         rows: Samples that became a row.
         outcomes: Images by outcome: ``ok`` or a failure kind.
         written_bytes: Size of the published files.
+        notes: What else was counted, by ``Note``.
     """
 
     samples: int = 0
     rows: int = 0
     outcomes: Mapping[str, int] = field(default_factory=dict)
     written_bytes: int = 0
+    notes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def images(self) -> int:
@@ -310,6 +354,7 @@ class Totals:
                 rows=total.rows + part.rows,
                 outcomes=Counter(total.outcomes) + Counter(part.outcomes),
                 written_bytes=total.written_bytes + part.written_bytes,
+                notes=Counter(total.notes) + Counter(part.notes),
             )
         return total
 
@@ -322,11 +367,15 @@ class Selection:
         wanted: Distinct ids in the list.
         duplicates: Lines of the list that repeat an earlier one.
         not_found: Distinct ids that no manifest file has; None while a limit keeps the run from looking.
+        missing_files: Manifest files that ids name and that are not there.
+        remark: What the list looks like, for the operator; empty where there is nothing to say.
     """
 
     wanted: int
     duplicates: int
     not_found: int | None
+    missing_files: int = 0
+    remark: str = ""
 
 
 class Samples(Protocol):
@@ -335,6 +384,16 @@ class Samples(Protocol):
     def __len__(self) -> int: ...
 
     def __iter__(self) -> Iterator[Sample]: ...
+
+    @property
+    def notes(self) -> Mapping[str, int]:
+        """What was counted when they were looked through, by ``Note``."""
+        ...
+
+    @property
+    def row_numbers(self) -> frozenset[int] | None:
+        """Which of the rows that they become are wanted, counted from 0 in their order; None is all."""
+        ...
 
 
 class ShardSource(Protocol):
@@ -349,7 +408,11 @@ class ShardSource(Protocol):
         ...
 
     def samples(self, shard: Shard) -> Samples:
-        """The samples of one shard; the same ones on every call."""
+        """The samples of one shard; the same ones on every call.
+
+        Raises:
+            ManifestError: The shard's file is not what it should be.
+        """
         ...
 
 
@@ -357,16 +420,25 @@ class Manifest(ShardSource, Protocol):
     """A dataset bound to a source folder."""
 
     def most_samples(self) -> int:
-        """More samples than these there are not; known without reading everything."""
+        """About how many samples there may be at most; known without reading everything."""
         ...
 
-    def selection(self, keys: Iterable[str]) -> Selection | None:
-        """What became of the id list, given the keys of every sample there was; None without a list."""
+    def facts(self) -> Mapping[str, object]:
+        """What decides the rows besides the files and the id list, as JSON: how they are read."""
+        ...
+
+    def selection(self, keys: Iterable[str], rows: int) -> Selection | None:
+        """What became of the id list; None without a list.
+
+        Args:
+            keys: Of every sample there was, some perhaps several times.
+            rows: How many became a row.
+        """
         ...
 
 
 class Dataset(Protocol):
-    """What one published dataset is. Instances are stateless and pickle."""
+    """What one published dataset is, and what was chosen of it. Instances are stateless and pickle."""
 
     @property
     def name(self) -> str:
@@ -384,8 +456,38 @@ class Dataset(Protocol):
         ...
 
     @property
+    def holds(self) -> Holds:
+        """What its output folder holds."""
+        ...
+
+    @property
+    def list_name(self) -> str | None:
+        """The JSON list beside the output folder that the trainer reads, where there is one."""
+        ...
+
+    @property
+    def payloads(self) -> frozenset[Payload]:
+        """How a row may hold images."""
+        ...
+
+    @property
+    def takes(self) -> frozenset[str]:
+        """What may be chosen of it: fields of ``Choices``, and ``ids``."""
+        ...
+
+    @property
     def short_side_px(self) -> int | None:
         """The recipe's limit for an image's short side; None leaves sizes alone."""
+        ...
+
+    @property
+    def keeps_bodies(self) -> bool:
+        """Whether images are kept as received, whatever their format."""
+        ...
+
+    @property
+    def least_pixels(self) -> int:
+        """Images with fewer are stand-ins for images that are gone."""
         ...
 
     def bind(self, source: Path, ids: Path | None) -> Manifest:
@@ -410,8 +512,8 @@ class Sink(Protocol):
     """Writes one shard to files that nobody sees yet."""
 
     @property
-    def files(self) -> Sequence[Path]:
-        """The files it writes, in the order in which they are to be published."""
+    def written_bytes(self) -> int:
+        """Of what it will have published, once it is finished; what an earlier commit of the shard left included."""
         ...
 
     def write(self, row: Row) -> None:
@@ -424,6 +526,14 @@ class Sink(Protocol):
 
     def finish(self) -> None:
         """Complete the files."""
+        ...
+
+    def check(self, rows: int) -> None:
+        """See that the files can be read and hold so many rows; without a row there are none.
+
+        Raises:
+            ResourceError: They are not what was written.
+        """
         ...
 
     def close(self) -> None:

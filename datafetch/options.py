@@ -1,4 +1,4 @@
-"""The options that every run takes, declared once for all commands."""
+"""The options that every run takes, and those that choose of a dataset, declared once for all commands."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
+from datafetch.choices import Choices, IdsIndex
 from datafetch.errors import ConfigurationError
 from datafetch.fetch import FetchPolicy, OptOut
 from datafetch.job import Job
@@ -72,8 +73,12 @@ class RunOptions:
     ] = None
     decode_timeout: Annotated[float, typer.Option(help="CPU seconds one image may take in the codec.")] = 20.0
     encode: Annotated[
-        Encoding, typer.Option(help="Encode every image again, or keep a sound JPEG that needs no change as it came.")
-    ] = Encoding.RECIPE
+        Encoding | None,
+        typer.Option(
+            help="Encode every image again, keep JPEGs that need no change as they came, or keep all that decode.",
+            show_default="received where images become files, else recipe",
+        ),
+    ] = None
     pixels: Annotated[
         Pixels,
         typer.Option(help="The recipe's, or correct ones: upright, over white, sRGB, 16 bits scaled."),
@@ -135,17 +140,22 @@ class RunOptions:
             trust_env=self.trust_env,
         )
 
-    def image_spec(self, datasets_own_short_side_px: int | None) -> ImageSpec:
-        """The part of them that is about images."""
-        short_side_px = datasets_own_short_side_px
+    def image_spec(self, own: ImageSpec) -> ImageSpec:
+        """The part of them that is about images.
+
+        Args:
+            own: What an image of the dataset becomes where nothing was said.
+        """
+        short_side_px = own.short_side_px
         if self.short_side is not None:
             short_side_px = parse_count("--short-side", self.short_side, "none")
-        return ImageSpec(
+        return replace(
+            own,
             short_side_px=short_side_px,
             quality=self.quality,
             pixels=self.pixels,
             resize=self.resize,
-            encode=self.encode,
+            encode=own.encode if self.encode is None else self.encode,
             max_pixels=self.max_pixels,
             decode_timeout_s=self.decode_timeout,
         )
@@ -157,6 +167,61 @@ class RunOptions:
     def memory_bytes(self) -> int:
         """The budget for bodies that wait for the codec."""
         return parse_bytes("--memory", self.memory)
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceOptions:
+    """What may be chosen of a dataset, as ``Choices`` has it; each dataset takes some of them."""
+
+    ids_index: Annotated[
+        IdsIndex | None,
+        typer.Option(
+            help="What the index in the id list counts: documents as published, or those that were kept.",
+            show_default="document",
+        ),
+    ] = None
+    keep_at_least: Annotated[
+        int | None,
+        typer.Option(metavar="K", help="Keep documents with K images or more, without the others.", show_default="all"),
+    ] = None
+    fill_similarity: Annotated[
+        bool, typer.Option("--fill-similarity", help="Zeros for documents without a similarity matrix.")
+    ] = False
+    max_images: Annotated[
+        int | None, typer.Option(metavar="N", help="Leave out documents with more images.", show_default="none")
+    ] = None
+    min_similarity: Annotated[
+        float | None,
+        typer.Option(metavar="S", help="Leave out documents with an image less similar.", show_default="none"),
+    ] = None
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Leave out documents with more tokens: those of the text, and 729 an image.",
+            show_default="none",
+        ),
+    ] = None
+    tokenizer: Annotated[
+        str | None, typer.Option(metavar="FILE", help="A tokenizer.json, for --max-tokens.", show_default="none")
+    ] = None
+    url_key: Annotated[
+        str | None, typer.Option(metavar="KEY", help="Where a record has its URL.", show_default="found out")
+    ] = None
+    text_key: Annotated[
+        str | None, typer.Option(metavar="KEY", help="Where a record has its text.", show_default="found out")
+    ] = None
+    skip_bad_lines: Annotated[
+        bool, typer.Option("--skip-bad-lines", help="Pass over lines that are no record, and count them.")
+    ] = False
+    only_referenced: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Only images that this JSON list of a training names.", show_default="all"),
+    ] = None
+
+    def choices(self) -> Choices:
+        """What was chosen."""
+        return Choices(**{option.name: getattr(self, option.name) for option in fields(self)})
 
 
 # What a retry may be asked to do otherwise than the run before it: options whose values don't decide the rows,
@@ -201,7 +266,7 @@ class RetryOptions:
         """The job of the run before, with what was said."""
         options = RunOptions(**self.given)
         image = job.image or ImageSpec()
-        policy, spec = options.fetch_policy(), options.image_spec(None)
+        policy, spec = options.fetch_policy(), options.image_spec(ImageSpec())
         own: dict[str, Any] = {
             "processes": options.processes,
             "memory_bytes": options.memory_bytes(),
@@ -222,14 +287,22 @@ class RetryOptions:
 
 def with_run_options(command: Callable[..., int]) -> Callable[..., int]:
     """Give a command the options of ``RunOptions``; it gets them as its last parameter, ``options``."""
-    hints = get_type_hints(RunOptions, include_extras=True)
-    shared = [
+    return _with_options(command, "options", _parameters(RunOptions), lambda values: RunOptions(**values))
+
+
+def with_choice_options(command: Callable[..., int]) -> Callable[..., int]:
+    """Give a command the options of ``ChoiceOptions``; it gets them as its parameter ``choice_options``."""
+    return _with_options(command, "choice_options", _parameters(ChoiceOptions), lambda values: ChoiceOptions(**values))
+
+
+def _parameters(options: type[RunOptions | ChoiceOptions]) -> list[inspect.Parameter]:
+    hints = get_type_hints(options, include_extras=True)
+    return [
         inspect.Parameter(
             option.name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=hints[option.name]
         )
-        for option in fields(RunOptions)
+        for option in fields(options)
     ]
-    return _with_options(command, shared, lambda values: RunOptions(**values))
 
 
 def with_retry_options(command: Callable[..., int]) -> Callable[..., int]:
@@ -244,6 +317,7 @@ def with_retry_options(command: Callable[..., int]) -> Callable[..., int]:
         shared.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
     return _with_options(
         command,
+        "options",
         shared,
         lambda values: RetryOptions({name: value for name, value in values.items() if value is not None}),
     )
@@ -255,19 +329,23 @@ def _annotated(kind: Any, option: object) -> object:
 
 
 def _with_options(
-    command: Callable[..., int], shared: Sequence[inspect.Parameter], gather: Callable[[dict[str, Any]], object]
+    command: Callable[..., int],
+    gathered: str,
+    shared: Sequence[inspect.Parameter],
+    gather: Callable[[dict[str, Any]], object],
 ) -> Callable[..., int]:
+    """Give a command these parameters in place of one, which it gets as what they are gathered to."""
     own = [
         parameter
         for name, parameter in inspect.signature(command, eval_str=True).parameters.items()
-        if name != "options"
+        if name != gathered
     ]
     names = [parameter.name for parameter in shared]
 
     @functools.wraps(command)
     def wrapped(**values: Any) -> int:
         options = gather({name: values.pop(name) for name in names})
-        return command(**values, options=options)
+        return command(**values, **{gathered: options})
 
     wrapped.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]
     wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *shared)}

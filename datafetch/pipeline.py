@@ -8,24 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from datafetch.commit import Commit, commit_in_process
-from datafetch.entries import ImageEnd
+from datafetch.delivery import Delivery
 from datafetch.errors import ConservationError
-from datafetch.feed import Feed, OpenShard
+from datafetch.feed import MAX_OPEN_SHARDS, Feed, OpenShard
 from datafetch.fetch import BodyBudget, Fetcher
-from datafetch.model import (
-    OK,
-    Encoded,
-    Failure,
-    FailureKind,
-    Fetched,
-    LedgerLine,
-    Outcome,
-    Sample,
-)
+from datafetch.model import OK
 from datafetch.rearrange import Progress
 from datafetch.settled import Output
 from datafetch.transcode import Transcoder
@@ -93,9 +83,9 @@ class Pipeline:
         self._output = output
         self._fetch = fetch
         self._transcode = transcode
-        self._budget = budget
+        self._delivery = Delivery(output, fetch=fetch, transcode=transcode, budget=budget)
         self._in_flight = fetch.look_ahead(WORKERS_PER_CONNECTION)
-        self._outcomes: Counter[str] = Counter()
+        self._committing = asyncio.Semaphore(MAX_OPEN_SHARDS)
         self._started_s = time.monotonic()
 
     async def run(self) -> None:
@@ -114,6 +104,7 @@ class Pipeline:
                         working.create_task(self._work())
                 syncing.cancel()
         finally:
+            self._delivery.once.close()
             await self._feed.close()
         if self._feed.open:
             names = ", ".join(sorted(shard.shard.name for shard in self._feed.open))
@@ -122,13 +113,18 @@ class Pipeline:
     @property
     def ended(self) -> int:
         """Images that ended in this run, well or not."""
-        return self._outcomes.total()
+        return self._delivery.outcomes.total()
+
+    @property
+    def reused(self) -> int:
+        """Images that arrived in this run as what another had asked for."""
+        return self._delivery.reused
 
     def statistics(self) -> Statistics:
         """How it stands now."""
         fetching = self._fetch.statistics()
-        outcomes = self._outcomes + self._feed.reused
-        expected = self._feed.expected_samples()
+        outcomes = self._delivery.outcomes + self._feed.reused
+        expected = self._feed.expected_images()
         return Statistics(
             expected_images=expected,
             ok=outcomes[OK],
@@ -162,48 +158,18 @@ class Pipeline:
         if pulled.sample is None:
             await self._publish(pulled.shard)
             return True
-        await self._end_sample(pulled.shard, pulled.sample)
+        await self._delivery.end_sample(pulled.shard, pulled.sample)
         if pulled.shard.settle():
             await self._publish(pulled.shard)
         return True
 
-    async def _end_sample(self, shard: OpenShard, sample: Sample) -> None:
-        """Bring all images of a sample to their end, as far as an earlier run has not."""
-        ended = shard.spool.recovered.images.get(sample.position, set())
-        missing = [image for image in range(len(sample.urls)) if image not in ended]
-        if len(missing) == 1:
-            await shard.spool.append(await self._end_image(sample, missing[0]), sample)
-            return
-        async with asyncio.TaskGroup() as images:
-            for image in missing:
-                images.create_task(self._spool_image(shard, sample, image))
-        await shard.spool.append(sample)
-
-    async def _spool_image(self, shard: OpenShard, sample: Sample, image: int) -> None:
-        await shard.spool.append(await self._end_image(sample, image))
-
-    async def _end_image(self, sample: Sample, image: int) -> ImageEnd:
-        """Fetch and transcode one image; whatever comes of it is its one outcome."""
-        url = sample.urls[image]
-        fetched, outcome = await self._deliver(url)
-        if isinstance(outcome, Failure) and outcome.kind is FailureKind.TRUNCATED and self._fetch.policy.retries:
-            # Perhaps the transfer was cut and not the file; a response without a length can't tell. Ask once more.
-            attempts = fetched.attempts
-            fetched, outcome = await self._deliver(url)
-            fetched = replace(fetched, attempts=fetched.attempts + attempts)
-        self._outcomes[OK if isinstance(outcome, Encoded) else outcome.kind] += 1
-        line = LedgerLine.of(sample, image, fetched, outcome)
-        return ImageEnd(line, outcome.jpeg if isinstance(outcome, Encoded) else b"")
-
-    async def _deliver(self, url: str) -> tuple[Fetched, Outcome]:
-        with self._budget.allotment() as memory:
-            fetched = await self._fetch(url, memory=memory)
-            return fetched, await self._transcode(fetched)
-
     async def _publish(self, shard: OpenShard) -> None:
         await shard.spool.sync()
         # A retry's shard has other samples besides those that were handed out.
-        samples = shard.samples if self._output.retry is None else shard.shard.manifest_rows
-        totals = await commit_in_process(Commit(self._output, shard.shard.name, samples))
+        samples = shard.samples if self._output.retry is None else shard.shard.size
+        commit = Commit(self._output, shard.shard.name, samples, shard.notes, shard.row_numbers)
+        async with self._committing:
+            totals = await commit_in_process(commit)
         self.published_bytes += totals.written_bytes
+        await self._delivery.once.hold(shard.spool)
         await self._feed.close_published(shard, totals)

@@ -77,6 +77,8 @@ class Report:
             "requests": self.requests,
             "connections": self.connections,
         }
+        if totals.notes:
+            summary["notes"] = dict(sorted(totals.notes.items()))
         if self.equal is not None:
             summary["equal"] = {
                 "world_size": self.equal.world_size,
@@ -90,5 +92,7 @@ class Report:
                 "wanted": self.selection.wanted,
                 "duplicates": self.selection.duplicates,
                 "not_found": self.selection.not_found,
+                **({"missing_files": self.selection.missing_files} if self.selection.missing_files else {}),
+                **({"remark": self.selection.remark} if self.selection.remark else {}),
             }
         return summary

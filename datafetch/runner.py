@@ -19,16 +19,19 @@ import orjson
 import uvloop
 
 from datafetch.arrangement import read_arrangement
+from datafetch.choices import IdsIndex
 from datafetch.claim import Identity, claimed, refuse_foreign_files, refuse_missing_files, take_for_job
 from datafetch.datasets import find_dataset
 from datafetch.disk import Need, say_need
 from datafetch.durable import write_atomically
 from datafetch.errors import ConfigurationError
 from datafetch.failed import FailedSamples
-from datafetch.feed import MAX_OPEN_SHARDS, Feed, is_in_place
-from datafetch.job import Job, asked_of, equal_plan, hash_of, identify, read_job
+from datafetch.feed import MAX_OPEN_SAMPLES, MAX_OPEN_SHARDS, Feed
+from datafetch.job import Job, asked_of, dataset_of, equal_plan, hash_of, identify, own_spec, read_job
 from datafetch.ledger import read_keys, sum_totals
-from datafetch.model import Manifest, Selection, Totals
+from datafetch.model import Dataset, Manifest, Selection, Totals
+from datafetch.published import is_in_place
+from datafetch.record_list import keep_published, published_source
 from datafetch.report import Report
 from datafetch.retries import begin_retry, end_retry, read_note, spools_of
 from datafetch.settled import Output
@@ -63,14 +66,17 @@ def run(job: Job, observe: Observer | None = None) -> Report:
 
 async def fetch_dataset(job: Job, observe: Observer | None = None) -> Report:
     """Do a job inside a running event loop, of any kind; otherwise like ``run``."""
-    dataset = find_dataset(job.dataset)
-    manifest = await asyncio.to_thread(dataset.bind, Path(job.source), Path(job.ids) if job.ids else None)
-    spec = job.image or ImageSpec(short_side_px=dataset.short_side_px)
+    dataset = dataset_of(job)
+    source = await asyncio.to_thread(_source_of, job, dataset)
+    manifest = await asyncio.to_thread(dataset.bind, source, Path(job.ids) if job.ids else None)
+    spec = job.image or own_spec(dataset)
     identity = await asyncio.to_thread(identify, job, manifest, spec)
     state = await asyncio.to_thread(_state_of, Path(job.out), job, identity)
     take = partial(take_for_job, state, identity, asked_of(job, spec), fresh=job.fresh)
     async with claimed(state, take, goes_on=not job.fresh):
         shards = [shard.name for shard in manifest.shards()]
+        if dataset.list_name is not None:
+            await asyncio.to_thread(keep_published, state, manifest.shards()[0].source)
         await asyncio.to_thread(_say_need, state, job, manifest, spec)
         await asyncio.to_thread(state.report.unlink, missing_ok=True)  # it speaks of a run that is complete
         work = Work(job, spec, Feed(manifest, state, job.limit), Output(dataset, state, job.payload), shards)
@@ -117,7 +123,12 @@ async def retry_failed(
     note = await asyncio.to_thread(read_note, State(folder))
     is_said = changed.scratch != job.scratch
     job = replace(changed, out=out, scratch=changed.scratch if is_said or note is None else note.scratch)
-    dataset = find_dataset(job.dataset)
+    dataset = dataset_of(job)
+    if job.choices.ids_index == IdsIndex.KEPT:
+        raise ConfigurationError(
+            "--ids-index kept counts the documents that were kept, so that one more would move all behind it; "
+            "to try again, run the command that began it with --fresh"
+        )
     shards = list(identity["shards"])
     state = await asyncio.to_thread(_state_of, folder, job, identity)
     async with claimed(state, partial(_take_for_retry, state, identity)):
@@ -128,7 +139,7 @@ async def retry_failed(
         work = Work(job, job.image or ImageSpec(), Feed(source, output.state), output, shards)
 
         async def conclude(report: Report) -> Report:
-            report = replace(report, reused=before.ok)
+            report = replace(report, reused=report.reused + before.ok)
             await asyncio.to_thread(write_atomically, state.report, _json(report.summary()))
             await asyncio.to_thread(end_retry, state)
             return report
@@ -146,7 +157,7 @@ def _say_need(state: State, job: Job, manifest: Manifest, spec: ImageSpec) -> No
         spec=spec,
         payload=job.payload,
         is_made_equal=equal_plan(job, find_dataset(job.dataset).loader) is not None,
-        open_samples=samples * MAX_OPEN_SHARDS // max(1, len(shards)),
+        open_samples=max(samples * MAX_OPEN_SHARDS // max(1, len(shards)), min(samples, MAX_OPEN_SAMPLES)),
     )
     say_need(state, need, _published(state, [shard.name for shard in shards]))
 
@@ -165,7 +176,15 @@ def _published(state: State, shards: list[str]) -> Totals:
 
 def _state_of(out: Path, job: Job, identity: Identity) -> State:
     """Where everything lies, also when the folder that a command stands in is moved under its feet."""
-    return State(fixed(out), fixed(Path(job.scratch)) if job.scratch else None, hash_of(identity))
+    holds = find_dataset(job.dataset).holds
+    return State(fixed(out), fixed(Path(job.scratch)) if job.scratch else None, hash_of(identity), holds)
+
+
+def _source_of(job: Job, dataset: Dataset) -> Path:
+    source = Path(job.source)
+    if dataset.list_name is None:
+        return source
+    return published_source(State(fixed(Path(job.out))), source, dataset.list_name)
 
 
 def _take_for_retry(state: State, identity: Identity) -> None:
@@ -191,8 +210,9 @@ def _take_for_retry(state: State, identity: Identity) -> None:
 def _selection(manifest: Manifest, work: Work, limit: int | None) -> Selection | None:
     """What became of the id list, by the ledgers; a limited run has not looked everywhere."""
     state = work.output.state
-    keys = chain.from_iterable(read_keys(state.ledger(shard)) for shard in work.published())
-    selection = manifest.selection(keys)
+    ledgers = [state.ledger(shard) for shard in work.published()]
+    keys = chain.from_iterable(map(read_keys, ledgers))
+    selection = manifest.selection(keys, sum_totals(ledgers).rows)
     if selection is None or limit is None:
         return selection
     return replace(selection, not_found=None)

@@ -6,14 +6,14 @@ did not touch is handed on as it lies there, byte for byte.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from datafetch.entries import Ended, ImageEnd
 from datafetch.errors import ConservationError
 from datafetch.ledger import read_books, read_samples
-from datafetch.model import OK, Dataset, Encoded, Failure, LedgerLine, Outcome, Payload, Record, Sample
+from datafetch.model import OK, Dataset, Encoded, Failure, Holds, LedgerLine, Outcome, Payload, Record, Sample
 from datafetch.sinks import encode_row, read_frames
 from datafetch.spool import SpooledSample, SpoolReader
 from datafetch.state import State
@@ -50,7 +50,7 @@ class Settled:
     Attributes:
         position: Its place in the shard.
         lines: For the ledger.
-        frame: Its row; None where there is none, or where it lies in the equal shards and stays.
+        frame: Its row; None where there is none, or where it lies in the equal shards, or as a file, and stays.
         has_row: Whether there is a row, here or there.
         failed: Its entries among the failed samples; none when all of its images arrived.
     """
@@ -66,10 +66,23 @@ def could_have_row(
     output: Output, sample: Sample, lines: tuple[LedgerLine, ...], may_arrive: Callable[[Failure], bool]
 ) -> bool:
     """Whether a sample would be a row if the images that failed in that way arrived."""
-    outcomes: tuple[Outcome, ...] = tuple(
-        _SOME_IMAGE if isinstance(outcome, Encoded) or may_arrive(outcome) else outcome
-        for outcome in (line.to_outcome(b"") for line in lines)
+    outcomes = (line.to_outcome(b"") for line in lines)
+    return may_become_row(
+        output,
+        sample,
+        [outcome if isinstance(outcome, Failure) and not may_arrive(outcome) else None for outcome in outcomes],
     )
+
+
+def may_become_row(output: Output, sample: Sample, failures: Sequence[Failure | None]) -> bool:
+    """Whether a sample may still become a row.
+
+    Args:
+        output: How rows are made.
+        sample: Which one.
+        failures: Of each of its images why it can't be had; None where it is there or may arrive.
+    """
+    outcomes: tuple[Outcome, ...] = tuple(_SOME_IMAGE if failure is None else failure for failure in failures)
     return output.dataset.to_row(Record(sample, outcomes), output.payload) is not None
 
 
@@ -84,7 +97,7 @@ def settle_retry(output: Output, shard: str, wanted: Wanted) -> Iterator[Settled
     state = output.state
     books = read_books(state.ledger(shard))
     frames: Iterator[bytes] = iter(())
-    if books.totals.rows and not state.equal.exists():
+    if books.totals.rows and output.dataset.holds is Holds.SHARDS and not state.equal.exists():
         frames = read_frames(state.out / f"{shard}.pkl")
     lines = _ByPosition(read_samples(state.ledger(shard)), lambda lines: lines[0].sample)
     failed = _ByPosition(SpoolReader(state.failed(shard)).samples(), _position)
@@ -115,7 +128,12 @@ def _settle(output: Output, spooled: SpooledSample) -> Settled:
 
 
 def _keep_for_retry(output: Output, spooled: SpooledSample, *, has_row: bool) -> tuple[Ended, ...]:
-    """A sample with a failed image, and its other images where there is a row with them or a retry may make one."""
+    """A sample with a failed image, and its other images where there is a row with them or a retry may make one.
+
+    Where the output holds files, a sample of which nothing could be asked for is kept as well: it tells why.
+    """
+    if not spooled.sample.urls and output.dataset.holds is Holds.FILES:
+        return (spooled.sample,)
     if all(line.outcome == OK for line in spooled.lines):
         return ()
     if has_row or could_have_row(output, spooled.sample, spooled.lines, lambda failure: failure.may_pass):

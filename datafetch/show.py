@@ -18,12 +18,18 @@ from rich.text import Text
 
 from datafetch.errors import ResourceError
 from datafetch.failing_hosts import FailingHost
-from datafetch.model import OK
+from datafetch.model import OK, Note
 from datafetch.report import Report
 from datafetch.reshard import Resharded
 from datafetch.status import Status
 from datafetch.verify import Verdict
 
+_NOTES: dict[str, str] = {
+    Note.BAD_LINES: "bad lines passed over",
+    Note.FILTERED: "records left out by filters",
+    Note.FILLED_SIMILARITY: "documents got similarities of zero",
+    Note.NOT_ASKED: "images not asked for, their documents being lost",
+}
 _HOST_COLUMNS = 40
 _MOST_S = 1e9  # thirty years; what is divided by next to nothing has no end
 
@@ -48,6 +54,8 @@ def show_report(report: Report, *, as_json: bool) -> None:
             f"through {report.connections:,} connections, {report.reused:,} images reused"
         ),
     ]
+    if totals.notes:
+        lines.append(", ".join(f"{count:,} {_NOTES.get(name, name)}" for name, count in sorted(totals.notes.items())))
     if report.equal is not None:
         equal = report.equal
         lines.append(
@@ -57,7 +65,10 @@ def show_report(report: Report, *, as_json: bool) -> None:
     if report.selection is not None:
         found = report.selection
         missing = "not looked for beyond the limit" if found.not_found is None else f"{found.not_found:,} not found"
-        lines.append(f"ids: {found.wanted:,} wanted, {missing}, {found.duplicates:,} duplicate lines")
+        files = f", {found.missing_files:,} files missing" if found.missing_files else ""
+        lines.append(f"ids: {found.wanted:,} wanted, {missing}{files}, {found.duplicates:,} duplicate lines")
+        if found.remark:
+            lines.append(f"ids: {found.remark}")
     _say("\n".join(lines))
 
 

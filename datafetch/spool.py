@@ -47,14 +47,14 @@ class Recovered:
 
     Attributes:
         samples: Positions of the samples that ended, all their images being there.
-        images: Samples that have not ended → the images of theirs that have.
+        images: Samples that have not ended → the images of theirs that have, and what became of them.
         outcomes: Images by outcome.
         marker: What entries begin with.
         end: Bytes up to the end of the last whole entry.
     """
 
     samples: set[int] = field(default_factory=set)
-    images: dict[int, set[int]] = field(default_factory=dict)
+    images: dict[int, dict[int, LedgerLine]] = field(default_factory=dict)
     outcomes: Counter[str] = field(default_factory=Counter)
     marker: bytes = b""
     end: int = 0
@@ -66,7 +66,9 @@ class Spool:
     def __init__(self, path: Path, file: AsyncFileIO, recovered: Recovered) -> None:
         self.path = path
         self.recovered = recovered
+        self.entries = WrittenEntries(path, recovered.marker)
         self._file = file
+        self._end = recovered.end
         self._pending: list[bytes] = []
         self._writing = asyncio.Lock()
         self._syncing = asyncio.Lock()
@@ -83,23 +85,31 @@ class Spool:
         """
         try:
             recovered = await asyncio.to_thread(_recover, path)
-            return cls(path, await aiofiles.open(path, "ab", buffering=0), recovered)
+            file = await aiofiles.open(path, "ab", buffering=0)
+            return await asyncio.to_thread(cls, path, file, recovered)
         except OSError as error:
             raise ResourceError.of_disk(error, f"open the spool {path}") from error
 
-    async def append(self, *ended: Ended) -> None:
+    async def append(self, *ended: Ended) -> int:
         """Append entries and return when the operating system has them.
 
         Whoever holds the lock writes for everybody who came meanwhile; a caller waits for at most two writes, so
         what is pending is bounded by the number of callers.
 
+        Returns:
+            Where the first of them lies, for ``entries``.
+
         Raises:
             ResourceError: The disk refused them.
         """
+        offset = self._end
         for one in ended:
-            self._pending += encode(one, self.recovered.marker)
+            pieces = encode(one, self.recovered.marker)
+            self._pending += pieces
+            self._end += sum(map(len, pieces))
         async with self._writing:
             await self._flush()
+        return offset
 
     async def sync(self) -> None:
         """Return when everything that was appended before is on disk.
@@ -124,6 +134,7 @@ class Spool:
                 await self._flush()
             finally:
                 await self._file.close()
+                self.entries.release()
 
     async def _flush(self) -> None:
         if self._failure is not None:  # a torn entry may be the last, and what the disk has of the others is unknown
@@ -138,6 +149,49 @@ class Spool:
         except OSError as error:
             self._failure = ResourceError.of_disk(error, f"write the spool {self.path}")
             raise self._failure from error
+
+
+class WrittenEntries:
+    """What a spool holds, for whoever asks for an entry again: readable as long as somebody holds it.
+
+    It outlives the name of its file: what was unlinked meanwhile is on disk until the last holder lets go.
+    """
+
+    def __init__(self, path: Path, marker: bytes) -> None:
+        self._file = path.open("rb", buffering=0)
+        self._marker = marker
+        self._holders = 1
+
+    def hold(self) -> None:
+        """Keep it readable until ``release``."""
+        self._holders += 1
+
+    def release(self) -> None:
+        """Let go of it."""
+        self._holders -= 1
+        if not self._holders:
+            self._file.close()
+
+    @property
+    def size_bytes(self) -> int:
+        """What it takes of the disk."""
+        return os.fstat(self._file.fileno()).st_size
+
+    async def image(self, offset: int) -> ImageEnd | None:
+        """The image at this place; None where there is none, or nobody holds this any more."""
+        if not self._holders:
+            return None
+        self.hold()
+        try:
+            return await asyncio.to_thread(self._read, offset)
+        finally:
+            self.release()
+
+    def _read(self, offset: int) -> ImageEnd | None:
+        # A descriptor of its own: the file's place is shared by all who read.
+        with os.fdopen(os.open(f"/proc/self/fd/{self._file.fileno()}", os.O_RDONLY), "rb") as file:
+            entry = read_entry(file, self._marker, offset)
+        return entry.ended if entry is not None and isinstance(entry.ended, ImageEnd) else None
 
 
 def _recover(path: Path) -> Recovered:
@@ -169,7 +223,7 @@ def _note(recovered: Recovered, urls: dict[int, int], ended: Ended) -> None:
         urls[position] = len(ended.urls)
     else:
         position = ended.line.sample
-        recovered.images.setdefault(position, set()).add(ended.line.image)
+        recovered.images.setdefault(position, {})[ended.line.image] = ended.line
         recovered.outcomes[ended.line.outcome] += 1
     # An image may be missing all the same, where its entry was damaged.
     if len(recovered.images.get(position, ())) == urls.get(position):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datafetch.errors import ConfigurationError
+from datafetch.model import Holds
 
 SUFFIX = ".datafetch"
 
@@ -25,11 +26,13 @@ class State:
         out: What the trainer reads, and nothing else.
         scratch: Where spools lie; None puts them into the state folder.
         job_hash: Of what decides the rows. A spool of another job is never taken for one of ours.
+        holds: What lies in ``out``.
     """
 
     out: Path
     scratch: Path | None = None
     job_hash: str = ""
+    holds: Holds = Holds.SHARDS
 
     @property
     def folder(self) -> Path:
@@ -74,6 +77,25 @@ class State:
     def failed(self, shard: str) -> Path:
         """Samples of a published shard with a failed image, and their other images, for ``retry``; a spool."""
         return self.folder / "failed" / f"{shard}.spool"
+
+    @property
+    def saved_folder(self) -> Path:
+        """The folder of ``saved``; there if and only if the output holds files."""
+        return self.folder / "saved"
+
+    def saved(self, shard: str) -> Path:
+        """Which files of the output are those of a published shard, where the output holds files."""
+        return self.saved_folder / f"{shard}.files"
+
+    @property
+    def published_list(self) -> Path:
+        """Where the published JSON list is kept, under its own name, of which the trainer's list is a part."""
+        return self.folder / "published"
+
+    @property
+    def dropped(self) -> Path:
+        """Which records of the published list are not in the trainer's, and why; a line of JSON each."""
+        return self.folder / "dropped.jsonl"
 
     @property
     def added(self) -> Path:

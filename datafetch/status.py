@@ -25,7 +25,8 @@ from datafetch.errors import ConfigurationError
 from datafetch.failing_hosts import FailingHost, FailingHosts
 from datafetch.heartbeat import Beat, read_beat
 from datafetch.ledger import read_columns, read_totals
-from datafetch.model import OK, Sample
+from datafetch.model import NOT_ASKED, OK, Sample
+from datafetch.published import is_in_place, shard_files
 from datafetch.state import State, output_of
 
 _MOST_HOSTS = 20
@@ -176,7 +177,7 @@ def read_status(out: Path | str) -> Status:
         expected_images=_expected(books.outcomes.total(), run_state, last_beat),
         hosts=books.hosts.top(_MOST_HOSTS),
         is_pruned=books.hosts.is_pruned,
-        published_bytes=sum(_size_bytes(path) for path in _files(state.out)),
+        published_bytes=_published_bytes(state, counted),
         spooled_bytes=books.spool_bytes,
         fetched_bytes=books.fetched_bytes,
         images_per_s=rate.images_per_s if rate else None,
@@ -204,6 +205,7 @@ class _Books:
 
     samples: int = 0
     rows: int = 0
+    written_bytes: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
     fetched_bytes: int = 0
     spool_bytes: int = 0
@@ -213,6 +215,7 @@ class _Books:
         """Take another shard into account."""
         self.samples += other.samples
         self.rows += other.rows
+        self.written_bytes += other.written_bytes
         self.outcomes.update(other.outcomes)
         self.fetched_bytes += other.fetched_bytes
         self.spool_bytes += other.spool_bytes
@@ -228,12 +231,20 @@ class _Counted:
     shards_open: int
     rows: int
     dropped: int
+    written_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class _Rate:
     images_per_s: float
     elapsed_s: float
+
+
+def _published_bytes(state: State, counted: _Counted) -> int:
+    """What the output takes; of half a million files by the books, for each of them was looked at already."""
+    if state.saved_folder.exists():
+        return counted.written_bytes
+    return sum(_size_bytes(path) for path in _files(state.out))
 
 
 def _read_job(state: State) -> _Job:
@@ -262,7 +273,7 @@ def _count(state: State, job: _Job, last_beat: Beat | None) -> _Counted:
     still_open = [look for shard, look in looks.items() if shard not in published]
     for look in still_open:
         books.add(look)
-    return _Counted(books, len(published), len(still_open), rows, dropped)
+    return _Counted(books, len(published), len(still_open), rows, dropped, books.written_bytes)
 
 
 def _look_at_spools(state: State, job: _Job, beat: Beat | None) -> Iterator[tuple[str, _Books]]:
@@ -302,7 +313,7 @@ def _count_heads(books: _Books, heads: Iterator[Ended]) -> None:
         line = ended.line
         books.outcomes[str(line.outcome)] += 1
         books.fetched_bytes += line.body_bytes
-        if line.outcome != OK:
+        if line.outcome != OK and line.is_asked:
             urls.append(line.url)
             outcomes.append(line.outcome)
         if len(urls) == _LINES_AT_A_TIME:
@@ -332,10 +343,12 @@ def _read_ledger(state: State, shard: str) -> _Books | None:
         if not _is_in_place(state, shard, totals.written_bytes):
             return None
         books.samples, books.rows, books.outcomes = totals.samples, totals.rows, Counter(totals.outcomes)
-        for batch in read_columns(path, ("url", "outcome", "body_bytes")):
+        books.written_bytes = totals.written_bytes
+        for batch in read_columns(path, ("url", "outcome", "body_bytes", "detail")):
             body_bytes: Any = pc.sum(batch["body_bytes"])
             books.fetched_bytes += body_bytes.as_py() or 0
-            books.hosts.count(batch["url"], batch["outcome"])
+            asked = batch.filter(pc.invert(pc.starts_with(batch["detail"], NOT_ASKED)))
+            books.hosts.count(asked["url"], asked["outcome"])
     except (ConfigurationError, OSError, ValueError) as error:
         if isinstance(error, FileNotFoundError) or isinstance(error.__cause__, FileNotFoundError):
             return None
@@ -345,8 +358,9 @@ def _read_ledger(state: State, shard: str) -> _Books | None:
 
 def _is_in_place(state: State, shard: str, written_bytes: int) -> bool:
     """Whether the shard's files are there, or are on their way, or have become part of equal shards."""
-    files = (state.out / f"{shard}.pkl", state.out / f"{shard}.count")
-    if sum(_size_bytes(path) for path in files) == written_bytes:
+    if state.saved(shard).exists():
+        return is_in_place(state, shard)
+    if sum(map(_size_bytes, shard_files(state, shard))) == written_bytes:
         return True
     moving = (state.equal, state.resharded, state.replaced, state.retry, state.ready / shard)
     return any(path.exists() for path in moving)

@@ -23,6 +23,7 @@ from datafetch.ledger import read_totals
 from datafetch.model import OK, Totals
 from datafetch.pipeline import Pipeline, Statistics
 from datafetch.rearrange import Plan, Progress, Watch
+from datafetch.record_list import write_trainers_list
 from datafetch.report import Report
 from datafetch.settled import Output
 from datafetch.transcode import ImageSpec, Transcoder
@@ -65,6 +66,7 @@ class Work:
                         watching.append(group.create_task(observe(statistics)))
                     await pipeline.run()
                     await self._make_equal()
+                    await self._write_list()
                     report = await conclude(await asyncio.to_thread(self._report, pipeline, fetch.statistics()))
                     for watch in watching:
                         watch.cancel()
@@ -80,7 +82,7 @@ class Work:
             out=self._job.out,
             totals=Totals.sum(totals.values()),
             shards=len(equal.files) if equal else sum(part.rows > 0 for part in totals.values()),
-            reused=self._feed.reused[OK],
+            reused=self._feed.reused[OK] + pipeline.reused,
             fetched_bytes=fetched.fetched_bytes,
             written_bytes=pipeline.published_bytes,
             requests=fetched.attempts,
@@ -114,6 +116,12 @@ class Work:
                 with suppress(asyncio.CancelledError):  # the thread must end before the lock does; raised again below
                     await asyncio.wait([work])
             raise
+
+    async def _write_list(self) -> None:
+        """Write the list that the trainer reads, where there is one."""
+        name = self.output.dataset.list_name
+        if name is not None:
+            await asyncio.to_thread(lambda: write_trainers_list(self.output.state, self.published(), name))
 
     def _plan(self) -> Plan | None:
         """For whom the shards are made equal, if they are; those that are stay so."""

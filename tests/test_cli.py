@@ -373,7 +373,7 @@ def test_the_demo_shows_that_it_works(tmp_path: Path) -> None:
 
 def test_each_option_about_images_reaches_the_spec() -> None:
     """What is said on the command line is what the codec is told; what is not said is the contract's default."""
-    assert RunOptions().image_spec(None) == ImageSpec()
+    assert RunOptions().image_spec(ImageSpec()) == ImageSpec()
     options = RunOptions(
         short_side="100",
         quality=90,
@@ -383,7 +383,7 @@ def test_each_option_about_images_reaches_the_spec() -> None:
         pixels=Pixels.CORRECT,
         max_pixels=1_000_000,
     )
-    assert options.image_spec(336) == ImageSpec(
+    assert options.image_spec(ImageSpec(short_side_px=336)) == ImageSpec(
         short_side_px=100,
         quality=90,
         resize=Resize.EXACT,

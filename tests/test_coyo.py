@@ -47,7 +47,7 @@ def test_the_ids_that_are_asked_for(tmp_path: Path) -> None:
     write(tmp_path / "part-00001-17da.snappy.parquet", [70, 60])
     manifest = COYO.bind(tmp_path, write_ids(tmp_path / "ids", [60, 10, 99, 30, 10, 60]))
     shards = manifest.shards()
-    assert [(shard.name, shard.manifest_rows) for shard in shards] == [("part-00000", 4), ("part-00001", 2)]
+    assert [(shard.name, shard.size) for shard in shards] == [("part-00000", 4), ("part-00001", 2)]
     samples = [list(manifest.samples(shard)) for shard in shards]
     assert [[sample.key for sample in part] for part in samples] == [["30", "10"], ["60"]]
     assert [[sample.position for sample in part] for part in samples] == [[0, 1], [0]]
@@ -58,7 +58,7 @@ def test_the_ids_that_are_asked_for(tmp_path: Path) -> None:
         {"id": 10, "url": "http://example.org/1.jpg", "text": "text 1", "clip_sim": float(np.float32(0.8))},
     )
     assert manifest.expected_samples() == 4
-    assert manifest.selection(["30", "10", "60"]) == Selection(wanted=4, duplicates=2, not_found=1)
+    assert manifest.selection(["30", "10", "60"], 3) == Selection(wanted=4, duplicates=2, not_found=1)
 
 
 def test_of_rows_that_share_an_id_the_first(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_without_ids_the_published_choice(tmp_path: Path) -> None:
     manifest = COYO.bind(tmp_path, None)
     assert [sample.key for sample in manifest.samples(manifest.shards()[0])] == ["1", "4"]
     assert manifest.expected_samples() is None
-    assert manifest.selection([]) is None
+    assert manifest.selection([], 0) is None
 
 
 @settings(max_examples=50, deadline=None)

@@ -62,7 +62,7 @@ def spool(output: Output, ended: Sequence[tuple[Sample, Sequence[Outcome]]]) -> 
     async def write() -> None:
         spool = await Spool.open(output.state.spool(SHARD))
         for sample, outcomes in ended:
-            there = spool.recovered.images.get(sample.position, set())
+            there = spool.recovered.images.get(sample.position, {})
             ends = [make_end(sample, n, outcome) for n, outcome in enumerate(outcomes) if n not in there]
             await spool.append(*ends, sample)
         await spool.close()
@@ -98,7 +98,7 @@ def retry(output: Output, wanted: Wanted, arrived: dict[tuple[int, int], Outcome
         for sample in samples:
             asked[sample.position] = set(range(len(sample.urls))) - there.get(sample.position, set())
         spool(again, [(s, [arrived.get((s.position, n), GONE) for n in range(len(s.urls))]) for s in samples])
-        commit_shard(Commit(again, SHARD, shard.manifest_rows))
+        commit_shard(Commit(again, SHARD, shard.size))
         again.state.spool(SHARD).unlink()
     return asked
 

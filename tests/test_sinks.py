@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from datafetch.errors import ManifestError
 from datafetch.sinks import ListLayout, PickleSink, decode_row, encode_row, frame_sizes, read_count, read_frames
-from datafetch.sinks.pickle import Piece
+from datafetch.sinks.pickle_form import Piece
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary(),

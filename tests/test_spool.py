@@ -86,7 +86,7 @@ async def test_a_run_goes_on_where_the_last_one_ended(tmp_path: Path) -> None:
     await spool.close()
     spool = await Spool.open(path)
     assert spool.recovered.samples == {0}
-    assert spool.recovered.images == {1: {2}}
+    assert spool.recovered.images == {1: {2: make_end(half, 2, make_outcome(0)).line}}
     assert spool.recovered.outcomes == {"timeout": 1, "ok": 1}
     await spool.append(make_end(half, 0, FAILURE), make_end(half, 1, FAILURE), half)
     await spool.close()
@@ -154,7 +154,7 @@ async def test_a_sample_that_lost_an_image_ends_again(tmp_path: Path) -> None:
     ends = [make_end(sample, image, make_outcome(image)) for image in range(2)]
     await asyncio.to_thread(write_spool, path, [ends[1], sample])
     spool = await Spool.open(path)
-    assert (spool.recovered.samples, spool.recovered.images) == (set(), {0: {1}})
+    assert (spool.recovered.samples, spool.recovered.images) == (set(), {0: {1: ends[1].line}})
     await spool.append(ends[0], sample)
     await spool.close()
     (spooled,) = await read(path)
@@ -273,6 +273,7 @@ async def test_a_disk_that_takes_nothing_is_our_fault(tmp_path: Path) -> None:
     """A full device stops the run with a word on what to do."""
     sample = make_sample(0)
     full = await aiofiles.open("/dev/full", "wb", buffering=0)
+    (tmp_path / "x.spool").touch()
     spool = Spool(tmp_path / "x.spool", full, Recovered())
     with pytest.raises(ResourceError, match=r"No space left on device.*run the same command again"):
         await spool.append(make_end(sample, 0, FAILURE), sample)

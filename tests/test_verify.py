@@ -27,12 +27,12 @@ from datafetch.cli import main
 from datafetch.errors import ConfigurationError, ManifestError
 from datafetch.model import Encoded, Loader, Outcome
 from datafetch.progress import verifying_line
+from datafetch.readers import RecordReader
 from datafetch.sinks import PickleSink, encode_row
-from datafetch.sinks.pickle import PREAMBLE
+from datafetch.sinks.pickle_form import PREAMBLE
 from datafetch.verify import Check, Standing, Verdict, run_check, verify_output
 from datafetch.verify.findings import BATCH_BYTES, MOST_KEPT, Examined, Findings, FoundImage, Place, batched
 from datafetch.verify.images import PROCESS_BYTES, Decoding
-from datafetch.verify.records import RecordReader
 
 Row: TypeAlias = dict[str, Any]
 JPEG = saved(Image.new("RGB", (16, 12), "teal"), "JPEG")

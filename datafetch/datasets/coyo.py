@@ -8,7 +8,7 @@ each file with the highest CLIP similarity, as far as it is above 0.6; the short
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 
-from datafetch.datasets.payload import pack
+from datafetch.datasets.description import Description
+from datafetch.datasets.payload import IMAGE_FIELDS, pack
 from datafetch.errors import ManifestError
 from datafetch.model import Encoded, Loader, Payload, Record, Row, Sample, Samples, Selection, Shard
 from datafetch.readers import ColumnType, IdList, Int64s, ParquetFile, list_files, matching_rows, read_ids
@@ -31,17 +32,18 @@ _COLUMNS = {
 }
 _LEAST_SIMILARITY = np.float32(0.6)
 _KEPT_SHARE = 0.2
-_IMAGE_FIELDS = {Payload.BASE64: "image", Payload.BYTES: "rawbytes"}  # as VILA's loader reads them
 _PART_NAME = re.compile(r"part-\d{5}(?=[-.])")
 
 
-@dataclass(frozen=True, slots=True)
-class Coyo:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coyo(Description):
     """The dataset ``coyo``."""
 
     name: str = "coyo"
     path: str = "coyo-700m/pkl03-split"
     loader: Loader = Loader.COYO
+    payloads: frozenset[Payload] = frozenset(Payload)
+    takes: frozenset[str] = frozenset({"ids"})
     short_side_px: int | None = 336
 
     def bind(self, source: Path, ids: Path | None) -> CoyoManifest:
@@ -59,7 +61,7 @@ class Coyo:
         metadata = record.sample.row
         if not isinstance(outcome, Encoded) or metadata["text"] is None:
             return None
-        return {**metadata, _IMAGE_FIELDS[payload]: pack(outcome.jpeg, payload)}
+        return {**metadata, IMAGE_FIELDS[payload]: pack(outcome.jpeg, payload)}
 
 
 class CoyoManifest:
@@ -89,7 +91,11 @@ class CoyoManifest:
         rows = _most_similar_rows(file) if self._ids is None else _rows_with_ids(file, self._ids)
         return _CoyoSamples(file, rows)
 
-    def selection(self, keys: Iterable[str]) -> Selection | None:
+    def facts(self) -> Mapping[str, object]:
+        """Nothing more than the files and the id list."""
+        return {}
+
+    def selection(self, keys: Iterable[str], rows: int) -> Selection | None:  # noqa: ARG002 - the protocol's
         """What became of the id list."""
         if self._ids is None:
             return None
@@ -103,6 +109,14 @@ class CoyoManifest:
 class _CoyoSamples:
     file: ParquetFile
     rows: Int64s
+
+    @property
+    def notes(self) -> Mapping[str, int]:
+        return {}
+
+    @property
+    def row_numbers(self) -> frozenset[int] | None:
+        return None
 
     def __len__(self) -> int:
         return len(self.rows)

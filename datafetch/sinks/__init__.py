@@ -1,6 +1,20 @@
 """Rows to final files and back: they know nothing of shards in progress, crashes or renames."""
 
-from datafetch.sinks.pickle import ListLayout, PickleSink, encode_row
+from datafetch.sinks.files import INDEX_SUFFIX, FileSink, SavedFile, read_index
+from datafetch.sinks.pickle import PickleSink
+from datafetch.sinks.pickle_form import ListLayout, encode_row
 from datafetch.sinks.pickle_rows import decode_row, frame_sizes, read_count, read_frames
 
-__all__ = ["ListLayout", "PickleSink", "decode_row", "encode_row", "frame_sizes", "read_count", "read_frames"]
+__all__ = [
+    "INDEX_SUFFIX",
+    "FileSink",
+    "ListLayout",
+    "PickleSink",
+    "SavedFile",
+    "decode_row",
+    "encode_row",
+    "frame_sizes",
+    "read_count",
+    "read_frames",
+    "read_index",
+]

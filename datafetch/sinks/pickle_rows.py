@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from datafetch.errors import ManifestError
-from datafetch.sinks.pickle import FRAME_HEADER_BYTES, PREAMBLE, encode_row
+from datafetch.sinks.pickle_form import FRAME_HEADER_BYTES, PREAMBLE, encode_row
 
 # A row may be larger than the file it came from, where it holds the same thing more than once.
 _SPARE_ROW_BYTES = 64 * 1024 * 1024

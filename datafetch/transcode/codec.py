@@ -18,7 +18,7 @@ from datafetch.transcode.correct import correct_pixels
 from datafetch.transcode.header import has_crowded_tags, tiff_tile_pixels, webp_canvas_pixels
 from datafetch.transcode.original import is_sound, may_stay
 from datafetch.transcode.shrink import decode_smaller, shrink, shrunk_size_px
-from datafetch.transcode.spec import ImageSpec, Pixels
+from datafetch.transcode.spec import Encoding, ImageSpec, Pixels
 
 ALLOWED_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _MAX_JPEG_SIDE_PX = 65_500  # libjpeg's JPEG_MAX_DIMENSION
@@ -53,8 +53,8 @@ def transcode(body: bytes, spec: ImageSpec) -> Outcome:
 
     Returns:
         ``Encoded`` with width × height in pixels and whether the body was kept as it is, or ``Failure`` of kind
-        NOT_AN_IMAGE, TRUNCATED, TOO_MANY_PIXELS, or, where there was no memory for the image, WORKER_CRASHED. Both
-        carry the body's sha256. Never raises for a bad body.
+        NOT_AN_IMAGE, TRUNCATED, TOO_MANY_PIXELS, PLACEHOLDER, or, where there was no memory for the image,
+        WORKER_CRASHED. Both carry the body's sha256. Never raises for a bad body.
     """
     sha256 = hashlib.sha256(body).hexdigest()
     try:
@@ -65,6 +65,8 @@ def transcode(body: bytes, spec: ImageSpec) -> Outcome:
 
 def _transcode(body: bytes, spec: ImageSpec, sha256: str) -> Encoded:
     with _open(body, spec) as source:
+        if spec.encode is Encoding.RECEIVED:
+            return _received(source, body, sha256)
         if not may_stay(source, spec):
             return _encoded(source, spec, sha256)
         width_px, height_px = source.size
@@ -72,6 +74,14 @@ def _transcode(body: bytes, spec: ImageSpec, sha256: str) -> Encoded:
             return Encoded(body, width_px, height_px, str(source.format), sha256, is_original=True)
     with _open(body, spec) as source:
         return _encoded(source, spec, sha256)
+
+
+def _received(source: ImageFile.ImageFile, body: bytes, sha256: str) -> Encoded:
+    """The body itself, once it has been decoded as the trainer will decode it: all pixels, in mode RGB."""
+    width_px, height_px = source.size
+    source_format = str(source.format)
+    source.convert("RGB")
+    return Encoded(body, width_px, height_px, source_format, sha256, is_original=True)
 
 
 def _open(body: bytes, spec: ImageSpec) -> ImageFile.ImageFile:
@@ -84,8 +94,14 @@ def _open(body: bytes, spec: ImageSpec) -> ImageFile.ImageFile:
     width_px, height_px = source.size
     if width_px * height_px > spec.max_pixels:
         raise _too_many(f"{width_px}x{height_px} pixels")
+    if width_px * height_px < spec.least_pixels:
+        raise _RefusedError(
+            FailureKind.PLACEHOLDER, f"{width_px}x{height_px} pixels, a stand-in for an image that is gone"
+        )
     if (tile := tiff_tile_pixels(body)) > spec.max_pixels:
         raise _too_many(f"tiles of {tile} pixels")
+    if spec.encode is Encoding.RECEIVED:
+        return source
     written_px = shrunk_size_px(source.size, spec.short_side_px)
     if max(written_px) > _MAX_JPEG_SIDE_PX:
         raise _too_many(f"{written_px[0]}x{written_px[1]}, a JPEG has at most {_MAX_JPEG_SIDE_PX} a side")

@@ -32,12 +32,14 @@ class Resize(StrEnum):
 
 
 class Encoding(StrEnum):
-    """What becomes of a JPEG that could stay as it is."""
+    """What becomes of an image that could stay as it is."""
 
     RECIPE = "recipe"
     """Everything is encoded again."""
     ORIGINAL = "original"
     """A sound 8-bit JPEG, grey or in colour, that needs no change is kept byte for byte."""
+    RECEIVED = "received"
+    """Whatever decodes is kept byte for byte."""
 
 
 _Choice = TypeVar("_Choice", bound=StrEnum)
@@ -64,8 +66,9 @@ class ImageSpec:
         quality: JPEG quality, 1 to 95; 75 is Pillow's default and the recipe's.
         pixels: Whose pixels are written.
         resize: How an image is shrunk; None is exact for the recipe's pixels and fast for others.
-        encode: What becomes of a JPEG that could stay as it is.
+        encode: What becomes of an image that could stay as it is.
         max_pixels: Images with more are refused from their header.
+        least_pixels: Images with fewer are refused from their header, as stand-ins for images that are gone.
         decode_timeout_s: CPU seconds that one image may take.
     """
 
@@ -75,6 +78,7 @@ class ImageSpec:
     resize: Resize | None = None
     encode: Encoding = Encoding.RECIPE
     max_pixels: int = 89_478_485
+    least_pixels: int = 1
     decode_timeout_s: float = 20.0
 
     def __post_init__(self) -> None:
@@ -87,12 +91,17 @@ class ImageSpec:
             _whole("--short-side", self.short_side_px)
         _whole("--quality", self.quality)
         _whole("--max-pixels", self.max_pixels)
+        _whole("least_pixels", self.least_pixels)
         if self.short_side_px is not None and self.short_side_px < 1:
             raise ConfigurationError(f"--short-side must be 1 pixel or more, not {self.short_side_px}")
         if not 1 <= self.quality <= _MAX_QUALITY:
             raise ConfigurationError(f"--quality must be from 1 to {_MAX_QUALITY}, not {self.quality}")
         if not 1 <= self.max_pixels <= _MOST_PIXELS:
             raise ConfigurationError(f"--max-pixels must be from 1 to {_MOST_PIXELS}, not {self.max_pixels}")
+        if not 1 <= self.least_pixels <= self.max_pixels:
+            raise ConfigurationError(f"least_pixels must be from 1 to --max-pixels, not {self.least_pixels}")
+        if self.encode is Encoding.RECEIVED and (self.short_side_px is not None or self.pixels is not Pixels.RECIPE):
+            raise ConfigurationError("--encode received keeps images as they are; leave out --short-side and --pixels")
         seconds: object = self.decode_timeout_s
         if (
             isinstance(seconds, bool)

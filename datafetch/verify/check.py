@@ -9,19 +9,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
 import orjson
 
-from datafetch.datasets import find_dataset
+from datafetch.datasets import DATASETS, find_dataset
 from datafetch.errors import ConfigurationError
-from datafetch.model import Loader
+from datafetch.model import Dataset, Loader
 from datafetch.ranks import GROUP_OF, Ranks
 from datafetch.state import State
 from datafetch.transcode import Encoding, ImageSpec, Transcoder
 from datafetch.transcode.pool import available_cpus
 from datafetch.verify.findings import Examined, Findings, Standing, batched
+from datafetch.verify.folder import ImageFolder
 from datafetch.verify.images import Decoding
 from datafetch.verify.shards import ShardFolder
 from datafetch.verify.torch import RecordList
@@ -30,7 +31,7 @@ from datafetch.verify.verdict import Reading, Verdict
 # A sound JPEG is decoded and left as it is. Twice Pillow's limit is where the trainer's ``Image.open`` refuses.
 _AS_IT_IS = ImageSpec(encode=Encoding.ORIGINAL, max_pixels=2 * 89_478_485)
 
-Subject: TypeAlias = ShardFolder | RecordList
+Subject: TypeAlias = ShardFolder | RecordList | ImageFolder
 
 Observer: TypeAlias = Callable[[Callable[[], Standing]], Coroutine[None, None, None]]
 """Watches: a coroutine function that may ask how it stands as often as it likes, until it is cancelled."""
@@ -41,9 +42,10 @@ class Check:
     """What to verify. Checked when made.
 
     Attributes:
-        out: Folder of shards, or JSON file of records.
+        out: Folder of shards or of images, or JSON file of records.
         loader: Whose demands; None is that of the job, else what the first row is like.
-        image_root: What the paths in a JSON file start from; None is its own folder.
+        image_root: What the paths in a JSON file start from; None is the folder that a run made beside it for that,
+            or its own folder.
         world_size: Ranks that will read the shards.
         batch: Groups that a rank takes in one step.
         group: Samples that the loader takes together; None is its own number, 4 of pairs and 1 of documents.
@@ -153,22 +155,41 @@ def _open(check: Check) -> Subject:
     """
     out = Path(check.out)
     if out.is_dir():
-        if check.loader is Loader.TORCH:
-            raise ConfigurationError(f"{out} is a folder; --loader torch takes the JSON file, and --image-root")
-        if check.image_root is not None:
-            raise ConfigurationError("--image-root is for a JSON file; the images of shards are in them")
-        return ShardFolder(out, check.loader or _loader_of_job(out))
+        return _open_folder(check, out)
     if not out.is_file():
-        raise ConfigurationError(f"{out} is neither a folder of shards nor a JSON file")
+        raise ConfigurationError(f"{out} is neither a folder of shards or images nor a JSON file")
     if check.loader not in {None, Loader.TORCH}:
         raise ConfigurationError(f"{out} is a file; --loader {check.loader} takes a folder of shards")
-    return RecordList(out, out.parent if check.image_root is None else Path(check.image_root))
+    return RecordList(out, _image_root(out) if check.image_root is None else Path(check.image_root))
 
 
-def _loader_of_job(out: Path) -> Loader | None:
-    """The loader of the dataset that the job beside a folder names, if that is a known one."""
+def _open_folder(check: Check, out: Path) -> Subject:
+    dataset = _dataset_of_job(out)
+    if dataset is not None and dataset.list_name is not None and check.loader in {None, dataset.loader}:
+        path = out.absolute().parent / dataset.list_name
+        if not path.is_file():
+            raise ConfigurationError(f"{path} is not there; the run that makes it is not complete")
+        return RecordList(path, out if check.image_root is None else Path(check.image_root))
+    if check.image_root is not None:
+        raise ConfigurationError("--image-root is for a JSON file; the images of shards are in them")
+    loader = check.loader or (None if dataset is None else dataset.loader)
+    return ImageFolder(out) if loader is Loader.TORCH else ShardFolder(out, loader)
+
+
+def _image_root(path: Path) -> Path:
+    """Where the images of a JSON list lie: in the output beside it of the run that made it, or in its own folder."""
+    for dataset in DATASETS.values():
+        if dataset.list_name == path.name:
+            images = path.parent / PurePosixPath(dataset.path).name
+            if images.is_dir():
+                return images
+    return path.parent
+
+
+def _dataset_of_job(out: Path) -> Dataset | None:
+    """The dataset that the job beside a folder names, if that is a known one."""
     try:
-        return find_dataset(str(_job(out).get("dataset"))).loader
+        return find_dataset(str(_job(out).get("dataset")))
     except ConfigurationError:
         return None
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from datafetch.errors import ConfigurationError, ManifestError
 from datafetch.model import Loader
+from datafetch.readers import RecordReader
 from datafetch.verify.findings import Examined, FoundImage, Place, Problem, clean
-from datafetch.verify.records import RecordReader
 from datafetch.verify.rows import key_of
 
 _MOST_IMAGE_BYTES = 256 << 20
@@ -93,13 +93,22 @@ class RecordList:
         self._seen.add(inside)
         if Path(inside).is_absolute() or inside.split(os.sep, 1)[0] == os.pardir:
             raise ValueError("leads out of the image root")
-        path = self._image_root / inside
-        if path.exists() and not path.is_file():
-            raise ValueError("is not an ordinary file")
-        with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_size > _MOST_IMAGE_BYTES:
-                raise ValueError(f"has more than {_MOST_IMAGE_BYTES:,} bytes")
-            return [FoundImage(place, file.read(_MOST_IMAGE_BYTES))]
+        return [FoundImage(place, read_image(self._image_root / inside))]
+
+
+def read_image(path: Path) -> bytes:
+    """What an image file holds.
+
+    Raises:
+        ValueError: It is no ordinary file, or too large.
+        OSError: It can't be read.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError("is not an ordinary file")
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size > _MOST_IMAGE_BYTES:
+            raise ValueError(f"has more than {_MOST_IMAGE_BYTES:,} bytes")
+        return file.read(_MOST_IMAGE_BYTES)
 
 
 def _image_names(record: dict[str, object]) -> list[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TextIO
 
@@ -24,11 +25,14 @@ class RecordReader:
     Args:
         path: The file, in UTF-8.
         chunk_chars: How much is read at a time.
+        start_bytes: Where to begin: at the list's beginning, or where ``offset_bytes`` said that it goes on.
     """
 
-    def __init__(self, path: Path, chunk_chars: int = 1 << 20) -> None:
+    def __init__(self, path: Path, chunk_chars: int = 1 << 20, *, start_bytes: int = 0) -> None:
         self._path = path
         self._chunk_chars = chunk_chars
+        self._start_bytes = start_bytes
+        self._read_bytes = start_bytes
         self._text = ""
         self._at = 0
         self._is_end = False
@@ -39,6 +43,10 @@ class RecordReader:
         taken, self._taken_bytes = self._taken_bytes, 0
         return taken
 
+    def offset_bytes(self) -> int:
+        """Where the list goes on behind the record that was yielded last; costs as much as a chunk is long."""
+        return self._read_bytes - len(self._text[self._at :].encode())
+
     def __iter__(self) -> Iterator[object]:
         """The records, in order.
 
@@ -46,12 +54,15 @@ class RecordReader:
             ManifestError: It is not a JSON list, or ends early; the message says why, without the path.
             OSError: It can't be read.
         """
-        with self._path.open(encoding="utf-8") as file:
-            if self._mark(file) != "[":
-                raise ManifestError("is not a JSON list")
-            mark = self._peek(file)
-            if mark == "]":
-                mark = self._mark(file)
+        with self._path.open("rb") as raw, TextIOWrapper(raw, encoding="utf-8", newline="") as file:
+            raw.seek(self._start_bytes)
+            mark = self._mark(file)
+            if self._start_bytes == 0:
+                if mark != "[":
+                    raise ManifestError("is not a JSON list")
+                mark = self._peek(file)
+                if mark == "]":
+                    mark = self._mark(file)
             while mark != "]":
                 yield self._value(file)
                 mark = self._mark(file)
@@ -100,7 +111,9 @@ class RecordReader:
             chunk = file.read(chars)
         except UnicodeDecodeError as error:
             raise ManifestError("is not UTF-8") from error
-        self._taken_bytes += len(chunk.encode())
+        chunk_bytes = len(chunk.encode())
+        self._taken_bytes += chunk_bytes
+        self._read_bytes += chunk_bytes
         self._is_end = not chunk
         self._text = self._text[self._at :] + chunk
         self._at = 0

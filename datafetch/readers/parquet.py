@@ -1,22 +1,15 @@
-"""Manifest files to rows, streaming.
-
-Rules: whatever the size of the file, memory holds one batch of it and the row numbers that are wanted. Everything that
-is wrong with a file is a ``ManifestError`` that names the file.
-"""
+"""Parquet manifest files to rows, by row group: memory holds one batch and the row numbers that are wanted."""
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import os
 import struct
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -24,14 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datafetch.errors import ManifestError
-
-Int64s: TypeAlias = npt.NDArray[np.int64]
+from datafetch.readers.words import Int64s, reason
 
 _BATCH_ROWS = 8192  # at COYO's 200 bytes of url and text a row, about 2 MB as Arrow and 8 MB as Python objects
 _BUFFER_BYTES = 1 << 16  # stream a column chunk's pages instead of reading the chunk whole
 _FOOTER_END = struct.Struct("<I4s")  # length of the footer, PAR1
-_GZIP_MAGIC = b"\x1f\x8b"
-_ID_CHUNK_BYTES = 1 << 20
 
 
 class ColumnType(StrEnum):
@@ -47,71 +37,6 @@ _TYPE_CHECKS: dict[ColumnType, Callable[[Any], bool]] = {
     ColumnType.FLOAT: pa.types.is_floating,
     ColumnType.STRING: lambda found: pa.types.is_string(found) or pa.types.is_large_string(found),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class IdList:
-    """The ids that are wanted.
-
-    Attributes:
-        ids: Distinct, ascending; 8 bytes each.
-        duplicates: Lines that repeated an earlier one.
-    """
-
-    ids: Int64s
-    duplicates: int
-
-    def find(self, values: Int64s) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_]]:
-        """Look values up: for each, its place in ``ids`` (meaningless where absent) and whether it is there."""
-        if not len(self.ids):
-            return np.zeros(len(values), np.intp), np.zeros(len(values), np.bool_)
-        places = np.searchsorted(self.ids, values)
-        places[places == len(self.ids)] = 0
-        return places, self.ids[places] == values
-
-
-def read_ids(path: Path) -> IdList:
-    """Read a list of integer ids, one a line, plain or gzipped (told by content, not by name).
-
-    Raises:
-        ManifestError: The file is missing, holds no id, or a line is not an integer of 64 bits.
-    """
-    parts: list[Int64s] = []
-    try:
-        with path.open("rb") as probe:
-            opener = gzip.open if probe.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC else open
-        with opener(path, "rb") as lines:
-            first_line = 1
-            while chunk := lines.readlines(_ID_CHUNK_BYTES):
-                parts.append(_parse_ids(path, chunk, first_line))
-                first_line += len(chunk)
-    except (OSError, EOFError, zlib.error) as error:
-        raise ManifestError(f"cannot read the id list {path}: {_reason(error)}") from error
-    everything = np.concatenate(parts) if parts else np.empty(0, np.int64)
-    if not len(everything):
-        raise ManifestError(f"the id list {path} is empty; it takes one id a line")
-    ids = np.unique(everything)
-    return IdList(ids, duplicates=len(everything) - len(ids))
-
-
-def _parse_ids(path: Path, lines: Sequence[bytes], first_line: int) -> Int64s:
-    stripped = [line.strip() for line in lines]
-    try:
-        return np.array([int(line) for line in stripped if line], dtype=np.int64)
-    except (ValueError, OverflowError):
-        number, line = next((n, line) for n, line in enumerate(stripped, first_line) if line and not _is_id(line))
-        shown = line[:40].decode("utf-8", "replace")
-        raise ManifestError(
-            f"{path}, line {number}: {shown!r} is not an id; the list takes one integer a line"
-        ) from None
-
-
-def _is_id(line: bytes) -> bool:
-    try:
-        np.int64(int(line))
-    except (ValueError, OverflowError):
-        return False
-    return True
 
 
 class ParquetFile:
@@ -211,32 +136,4 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, UnicodeError, pa.ArrowException) as error:
-        raise ManifestError(f"cannot read {path} as parquet: {_reason(error)}") from error
-
-
-def _reason(error: BaseException) -> str:
-    text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-    return text.splitlines()[0]
-
-
-def list_files(folder: Path, suffix: str) -> list[Path]:
-    """The files of a folder with this suffix, sorted by name; a single file stands for itself.
-
-    Raises:
-        ManifestError: There is no such folder, or no such file in it.
-    """
-    try:
-        return _list_files(folder, suffix)
-    except OSError as error:
-        raise ManifestError(f"cannot read the folder {folder}: {_reason(error)}") from error
-
-
-def _list_files(folder: Path, suffix: str) -> list[Path]:
-    if folder.is_file():
-        return [folder]
-    if not folder.is_dir():
-        raise ManifestError(f"there is no folder {folder}; --source takes the folder with the {suffix} files")
-    files = sorted(path for path in folder.iterdir() if path.suffix == suffix and not path.name.startswith("."))
-    if not files:
-        raise ManifestError(f"the folder {folder} holds no {suffix} file; --source takes the folder that does")
-    return files
+        raise ManifestError(f"cannot read {path} as parquet: {reason(error)}") from error

@@ -1,0 +1,39 @@
+"""What is known of a dataset before anything is read: facts alone, with what is usual as their default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from datafetch.choices import Choices
+from datafetch.model import Holds, Loader, Payload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Description:
+    """The facts of ``model.Dataset``, and what was chosen.
+
+    Attributes:
+        name: As on the command line.
+        path: Where the trainer expects it, under the root.
+        loader: Which of the trainer's loaders reads it.
+        holds: What its output folder holds.
+        list_name: The JSON list beside the output folder that the trainer reads, where there is one.
+        payloads: How a row may hold images.
+        takes: What may be chosen of it: fields of ``Choices``, and ``ids``.
+        short_side_px: The recipe's limit for an image's short side; None leaves sizes alone.
+        keeps_bodies: Whether images are kept as received, whatever their format.
+        least_pixels: Images with fewer are stand-ins for images that are gone.
+        choices: What was chosen.
+    """
+
+    name: str
+    path: str
+    loader: Loader
+    holds: Holds = Holds.SHARDS
+    list_name: str | None = None
+    payloads: frozenset[Payload] = frozenset({Payload.BASE64})
+    takes: frozenset[str] = frozenset()
+    short_side_px: int | None = None
+    keeps_bodies: bool = False
+    least_pixels: int = 1
+    choices: Choices = field(default_factory=Choices)

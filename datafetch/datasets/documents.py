@@ -1,0 +1,165 @@
+"""Interleaved documents, MMC4's form: texts, images that point at them, and a row of similarities an image.
+
+Source: github.com/allenai/mmc4. What the trainer's loader demands of a row is VILA's (docs/files.md): it zips
+``image_info`` with ``similarity_matrix``, so an image that goes takes its row with it; ``matched_text_index`` points
+into ``text_list``, which nothing is taken from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urljoin
+
+from datafetch.choices import Choices
+from datafetch.datasets.json_lines import BadRecordError, Draft, JsonObject
+from datafetch.datasets.payload import pack
+from datafetch.datasets.tokens import TokenCounter
+from datafetch.errors import ManifestError
+from datafetch.model import Encoded, Note, Payload, Record, Row
+
+TAKES = frozenset(
+    {
+        *("keep_at_least", "fill_similarity", "max_images", "min_similarity"),
+        *("max_tokens", "tokenizer", "skip_bad_lines"),
+    }
+)
+"""What may be chosen of any dataset of documents."""
+
+_MOST_IMAGES = 1000  # published documents have 15; the ledger numbers images in 16 bits
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentReader:
+    """From a record to a sample, for one dataset of documents and what was chosen of it.
+
+    Attributes:
+        url_key: Where an image has its URL.
+        choices: Which documents are wanted.
+        tokens: Counts them; None where nobody asks.
+    """
+
+    url_key: str
+    choices: Choices
+    tokens: TokenCounter | None
+
+    @classmethod
+    def of(cls, url_key: str, choices: Choices) -> DocumentReader:
+        """A reader; the tokenizer is loaded.
+
+        Raises:
+            ConfigurationError: It can't be.
+        """
+        return cls(url_key, choices, TokenCounter(Path(choices.tokenizer)) if choices.tokenizer else None)
+
+    def __call__(self, record: JsonObject) -> Draft | None:
+        """The document as a sample; None where it is not wanted.
+
+        Raises:
+            BadRecordError: It is no document, or one that the loader would trip over.
+            ManifestError: It has no similarities, and is not to get any.
+        """
+        texts, images = _texts(record), _images(record)
+        if not self._is_wanted(texts, images):
+            return None
+        if (self.choices.keep_at_least or 1) > len(images):
+            return Draft((), record)
+        urls = tuple(_url(record, image.get(self.url_key)) for image in images)
+        similarities = record.get("similarity_matrix")
+        if similarities is not None:
+            if not isinstance(similarities, list) or len(similarities) != len(images):
+                raise BadRecordError(f"similarity_matrix is not a list of one row for each of the {len(images)} images")
+            return Draft(urls, record)
+        if not self.choices.fill_similarity:
+            raise ManifestError(
+                "the document has no similarity_matrix, and the trainer's loader needs one; "
+                "--fill-similarity puts zeros there"
+            )
+        zeros = [[0.0] * len(texts) for _ in images]
+        return Draft(urls, {**record, "similarity_matrix": zeros}, (Note.FILLED_SIMILARITY,))
+
+    def facts(self) -> dict[str, object]:
+        """What decides the rows, as JSON. That zeros may be filled in does not: without it there is no run."""
+        facts = {
+            "keep_at_least": self.choices.keep_at_least,
+            "max_images": self.choices.max_images,
+            "min_similarity": self.choices.min_similarity,
+            "max_tokens": self.choices.max_tokens,
+            "tokenizer": self.tokens.sha256 if self.tokens else None,
+        }
+        return {name: value for name, value in facts.items() if value is not None}
+
+    def _is_wanted(self, texts: Sequence[str], images: Sequence[JsonObject]) -> bool:
+        choices = self.choices
+        if choices.max_images is not None and len(images) > choices.max_images:
+            return False
+        if choices.min_similarity is not None:
+            similarities = [image.get("matched_sim") for image in images]
+            if not all(isinstance(value, float | int) for value in similarities):
+                raise BadRecordError("an image has no matched_sim, which --min-similarity looks at")
+            if any(value < choices.min_similarity for value in similarities if value is not None):
+                return False
+        return (
+            choices.max_tokens is None
+            or self.tokens is None
+            or self.tokens.count(texts, len(images), choices.max_tokens) <= choices.max_tokens
+        )
+
+
+def document_row(record: Record, keep_at_least: int | None) -> Row | None:
+    """The document with its images, or None where too few of them arrived.
+
+    Args:
+        record: The document and what became of its images.
+        keep_at_least: So many are enough; None asks for all. Those that did not arrive are left out.
+    """
+    outcomes, document = record.outcomes, record.sample.row
+    arrived = [(place, outcome) for place, outcome in enumerate(outcomes) if isinstance(outcome, Encoded)]
+    if not arrived or len(arrived) < (len(outcomes) if keep_at_least is None else keep_at_least):
+        return None
+    images, similarities = _list(document["image_info"]), _list(document["similarity_matrix"])
+    return {
+        **document,
+        "image_info": [
+            {**images[place], "image_base64": pack(outcome.jpeg, Payload.BASE64)} for place, outcome in arrived
+        ],
+        "similarity_matrix": [similarities[place] for place, _ in arrived],
+    }
+
+
+def _list(value: object) -> Sequence[Any]:
+    assert isinstance(value, list), "a document that is read has it"
+    return value
+
+
+def _texts(record: JsonObject) -> list[str]:
+    texts = record.get("text_list")
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise BadRecordError("text_list is not a list of texts")
+    return texts
+
+
+def _images(record: JsonObject) -> list[JsonObject]:
+    images, texts = record.get("image_info"), record["text_list"]
+    if not isinstance(images, list) or not all(isinstance(image, dict) for image in images):
+        raise BadRecordError("image_info is not a list of objects")
+    if len(images) > _MOST_IMAGES:
+        raise BadRecordError(f"{len(images):,} images are more than a document can have ({_MOST_IMAGES:,})")
+    for number, image in enumerate(images):
+        index = image.get("matched_text_index")
+        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(texts):
+            raise BadRecordError(f"matched_text_index of image {number} does not point into text_list")
+    return images
+
+
+def _url(record: Mapping[str, Any], url: object) -> str:
+    """An image's URL, from where the document was found; what can't be joined is left for the fetcher to refuse."""
+    if not isinstance(url, str):
+        return ""
+    base = record.get("url")
+    try:
+        return urljoin(base.strip(), url.strip()) if isinstance(base, str) else url
+    except ValueError:
+        return url

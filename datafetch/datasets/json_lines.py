@@ -1,0 +1,227 @@
+"""Datasets that are published as JSON lines: a folder of files, each of them a shard.
+
+Rules: a file is read twice, as it is opened: once to see that every line is a record and which of them are wanted, and
+once, line by line, for the samples. Memory holds a byte a line. What is wrong with a line is known before anything of
+its file is fetched.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import orjson
+
+from datafetch.durable import is_plain_name
+from datafetch.errors import ManifestError
+from datafetch.model import Note, Row, Sample, Selection, Shard
+from datafetch.readers import LineFile, list_files, stem_of
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".jsonl.zip")
+_SNIFFED_LINES = 100
+_COMPRESSION = 4.0  # of text, about
+
+JsonObject: TypeAlias = dict[str, Any]
+
+
+class BadRecordError(ValueError):
+    """A record that is not of its dataset's form. The text says what is wrong with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A record as a sample that has no place yet.
+
+    Attributes:
+        urls: One image URL or more; none where it can't become a row.
+        row: Its metadata.
+        notes: What is to be counted of it.
+    """
+
+    urls: tuple[str, ...]
+    row: Row
+    notes: tuple[Note, ...] = ()
+
+
+Read: TypeAlias = Callable[[JsonObject], Draft | None]
+"""From a record to a sample; None where a filter leaves it out. ``BadRecordError`` where it is not of the form."""
+
+
+def open_folder(source: Path) -> dict[str, LineFile]:
+    """All files of JSON lines in a folder, by stem, in the order of the stems.
+
+    Raises:
+        ManifestError: There is none, one can't be read, or two have the same stem.
+    """
+    files: dict[str, LineFile] = {}
+    for path in list_files(source, *SUFFIXES):
+        stem = stem_of(path)
+        if not is_plain_name(stem) or not stem.isprintable():
+            raise ManifestError(f"{path} has a name that no shard can have; give it another")
+        if stem in files:
+            raise ManifestError(f"{path} and {files[stem].path} would both become {stem}.pkl; move one of them away")
+        files[stem] = LineFile(path)
+    return dict(sorted(files.items()))
+
+
+def first_records(files: Iterable[LineFile]) -> list[JsonObject]:
+    """The first records of the first file that has any; lines that are no record are passed over."""
+    for file in files:
+        found = []
+        for line in islice(file.lines(), _SNIFFED_LINES):
+            try:
+                found.append(_parse(line))
+            except BadRecordError:
+                continue
+        if found:
+            return found
+    return []
+
+
+@dataclass(frozen=True, slots=True)
+class LinesManifest:
+    """Files of JSON lines, and how their lines are read.
+
+    Attributes:
+        files: By shard.
+        read: From a record to a sample.
+        reading: What decides the rows of how they are read, as JSON.
+        skips_bad_lines: Whether lines that are no record are passed over.
+        line_bytes: Of a line, about.
+    """
+
+    files: Mapping[str, LineFile]
+    read: Read
+    reading: Mapping[str, object]
+    skips_bad_lines: bool
+    line_bytes: float
+
+    def shards(self) -> list[Shard]:
+        """One shard a file."""
+        return [Shard(name, file.path, file.size_bytes, file.fingerprint) for name, file in self.files.items()]
+
+    def expected_samples(self) -> int | None:
+        """Not known before the files are opened."""
+        return None
+
+    def most_samples(self) -> int:
+        """About as many as there are lines, by the size of the files and of the first lines."""
+        text_bytes = sum(
+            file.size_bytes * (_COMPRESSION if file.is_compressed else 1.0) for file in self.files.values()
+        )
+        return round(text_bytes / max(1.0, self.line_bytes))
+
+    def facts(self) -> Mapping[str, object]:
+        """How records are read."""
+        return self.reading
+
+    def samples(self, shard: Shard) -> LineSamples:
+        """All samples of one file."""
+        return LineSamples(self.files[shard.name], f"{shard.name}:", self.read, skips_bad_lines=self.skips_bad_lines)
+
+    def selection(self, keys: Iterable[str], rows: int) -> Selection | None:  # noqa: ARG002 - the protocol's
+        """There is no id list."""
+        return None
+
+
+class LineSamples:
+    """The samples of one file of JSON lines.
+
+    Args:
+        file: The file.
+        key_prefix: What stands before the number of a record's line, counted from 0, in its key.
+        read: From a record to a sample.
+        skips_bad_lines: Whether lines that are no record are passed over and counted.
+        wanted: Numbers of the lines that are wanted; None is all.
+        row_numbers: Which of the rows that they become are wanted; None is all.
+
+    Raises:
+        ManifestError: A line is no record, and is not to be passed over; or the file can't be read.
+    """
+
+    def __init__(
+        self,
+        file: LineFile,
+        key_prefix: str,
+        read: Read,
+        *,
+        skips_bad_lines: bool,
+        wanted: Sequence[int] | None = None,
+        row_numbers: frozenset[int] | None = None,
+    ) -> None:
+        self.row_numbers = row_numbers
+        self._file = file
+        self._key_prefix = key_prefix
+        self._read = read
+        self._skips_bad_lines = skips_bad_lines
+        self._notes: Counter[str] = Counter()
+        self._is_sample = bytearray()
+        self.lines = 0
+        self._look_through(None if wanted is None else frozenset(wanted))
+        self._samples = sum(self._is_sample)
+
+    @property
+    def notes(self) -> Mapping[str, int]:
+        """What was counted."""
+        return dict(self._notes)
+
+    def __len__(self) -> int:
+        return self._samples
+
+    def __iter__(self) -> Iterator[Sample]:
+        position = 0
+        for number, line in enumerate(self._file.lines()):
+            if number >= len(self._is_sample):
+                return
+            if self._is_sample[number]:
+                draft = self._read(_parse(line))
+                assert draft is not None, "it was one when the file was looked through"
+                yield Sample(position, f"{self._key_prefix}{number}", draft.urls, draft.row)
+                position += 1
+
+    def _look_through(self, wanted: frozenset[int] | None) -> None:
+        for number, line in enumerate(self._file.lines()):
+            self.lines += bool(line)
+            is_sample = (wanted is None or number in wanted) and bool(line.strip()) and self._take(number, line)
+            self._is_sample.append(is_sample)
+
+    def _take(self, number: int, line: bytes) -> bool:
+        """Whether a line becomes a sample."""
+        try:
+            draft = self._read(_parse(line))
+        except BadRecordError as error:
+            if not self._skips_bad_lines:
+                raise ManifestError(
+                    f"{self._file.path}, line {number + 1}: {error}; mend it, or pass over such lines with "
+                    "--skip-bad-lines"
+                ) from error
+            self._notes[Note.BAD_LINES.value] += 1
+            return False
+        except ManifestError as error:
+            raise ManifestError(f"{self._file.path}, line {number + 1}: {error}") from error
+        if draft is None:
+            self._notes[Note.FILTERED.value] += 1
+            return False
+        self._notes.update(note.value for note in draft.notes)
+        return True
+
+
+def _parse(line: bytes) -> JsonObject:
+    try:
+        record = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        raise BadRecordError(f"not JSON ({error.msg})") from error
+    if not isinstance(record, dict):
+        raise BadRecordError("not a JSON object")
+    return record
+
+
+def mean_bytes(records: Sequence[JsonObject]) -> float:
+    """Of a record's line, about; a guess without any."""
+    if not records:
+        return 1000.0
+    return sum(len(orjson.dumps(record)) for record in records) / len(records)

@@ -1,0 +1,49 @@
+"""llm-jp's Japanese interleaved documents: JSON lines in MMC4's form, each file of them a pickle.
+
+Source: gitlab.llm-jp.nii.ac.jp/datasets/llm-jp-japanese-interleaved-data. Under which key an image has its URL is not
+published, so that is found out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from datafetch.datasets.description import Description
+from datafetch.datasets.documents import TAKES, DocumentReader, document_row
+from datafetch.datasets.json_lines import JsonObject, LinesManifest, first_records, mean_bytes, open_folder
+from datafetch.datasets.keys import URL_KEYS, choose_key, say_keys
+from datafetch.model import Loader, Payload, Record, Row
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LlmJpInterleaved(Description):
+    """The dataset ``llm-jp-interleaved``."""
+
+    name: str = "llm-jp-interleaved"
+    path: str = "interleaved_ja/pkl-limit-tokens"
+    loader: Loader = Loader.MMC4
+    takes: frozenset[str] = TAKES | {"url_key"}
+
+    def bind(self, source: Path, ids: Path | None) -> LinesManifest:  # noqa: ARG002 - it takes none
+        """Open the files of a folder.
+
+        Raises:
+            ManifestError: No file of JSON lines, one that can't be read, or images without URLs.
+        """
+        files = open_folder(source)
+        records = first_records(files.values())
+        url_key = choose_key("url", self.choices.url_key, URL_KEYS, [*_images(records)] or records)
+        say_keys({"url": url_key})
+        read = DocumentReader.of(url_key, self.choices)
+        facts = {"keys": {"url": url_key}, **read.facts()}
+        return LinesManifest(files, read, facts, self.choices.skip_bad_lines, mean_bytes(records))
+
+    def to_row(self, record: Record, payload: Payload) -> Row | None:  # noqa: ARG002 - the loader knows one alone
+        """The document as published with its images, or None where too few of them arrived."""
+        return document_row(record, self.choices.keep_at_least)
+
+
+def _images(records: list[JsonObject]) -> list[JsonObject]:
+    lists = [record.get("image_info") for record in records]
+    return [image for images in lists if isinstance(images, list) for image in images if isinstance(image, dict)]

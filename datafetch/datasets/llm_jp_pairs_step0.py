@@ -1,0 +1,192 @@
+"""llm-jp's Japanese pairs of step 0: a JSON list in LLaVA's form whose images are saved under the names it gives.
+
+Source: gitlab.llm-jp.nii.ac.jp/datasets/llm-jp-japanese-image-text-pairs, ``llm-jp_mm_pair_step0_558k.json``. The
+trainer dies of the first image that is missing or does not decode, so the list that it reads holds those records alone
+whose image is there (``record_list``). It wants exactly two turns, and ``<image>`` in the first.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from datafetch.datasets.description import Description
+from datafetch.datasets.keys import URL_KEYS, choose_key, say_keys
+from datafetch.datasets.names import Clashes, why_refused
+from datafetch.datasets.saved import SAMPLES_A_SHARD, find_file, saved_row, shard_name
+from datafetch.errors import ManifestError
+from datafetch.model import Holds, Loader, Payload, Record, Row, Sample, Selection, Shard
+from datafetch.readers import LineFile, RecordReader
+
+_LIST = "llm-jp_mm_pair_step0_558k.json"
+_TURNS = 2
+_SNIFFED_RECORDS = 100
+_MOST_KEY_CHARS = 200
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LlmJpPairsStep0(Description):
+    """The dataset ``llm-jp-pairs-step0``."""
+
+    name: str = "llm-jp-pairs-step0"
+    path: str = "alt_pair_ja/image_step0"
+    loader: Loader = Loader.TORCH
+    holds: Holds = Holds.FILES
+    list_name: str | None = _LIST
+    takes: frozenset[str] = frozenset({"url_key"})
+    keeps_bodies: bool = True
+
+    def bind(self, source: Path, ids: Path | None) -> Step0Manifest:  # noqa: ARG002 - it takes none
+        """Open the list, by itself or in a folder, and look through all of its names.
+
+        Raises:
+            ManifestError: There is none, it is not a JSON list of objects, or its records have no URLs.
+        """
+        path = find_file(source, _LIST)
+        records = [record for record in islice(_read(path), _SNIFFED_RECORDS) if isinstance(record, dict)]
+        url_key = choose_key("url", self.choices.url_key, URL_KEYS, records)
+        say_keys({"url": url_key})
+        return Step0Manifest(path, url_key)
+
+    def to_row(self, record: Record, payload: Payload) -> Row | None:  # noqa: ARG002 - files hold bytes
+        """The file of one record, or None where its image did not arrive or the record was refused."""
+        return saved_row(record)
+
+
+class Step0Manifest:
+    """The published list, in shards of so many records; memory holds 8 bytes a record."""
+
+    def __init__(self, path: Path, url_key: str) -> None:
+        self._path = path
+        self._url_key = url_key
+        self._fingerprint = LineFile(path).fingerprint
+        self._offsets: list[int] = []
+        self._records = 0
+        self._clashes = Clashes(self._names())
+        if not self._records:
+            raise ManifestError(f"{path} has no records; --source takes the published list")
+
+    def shards(self) -> list[Shard]:
+        """Slices of the list."""
+        return [
+            Shard(shard_name(number), self._path, self._size(number), self._fingerprint)
+            for number in range(len(self._offsets))
+        ]
+
+    def expected_samples(self) -> int | None:
+        """All of the list."""
+        return self._records
+
+    def most_samples(self) -> int:
+        """All of the list."""
+        return self._records
+
+    def facts(self) -> Mapping[str, object]:
+        """Where a record has its URL."""
+        return {"keys": {"url": self._url_key}}
+
+    def samples(self, shard: Shard) -> _Slice:
+        """One slice."""
+        number = int(shard.name.rpartition("-")[2])
+        return _Slice(self, number * SAMPLES_A_SHARD, self._offsets[number], shard.size)
+
+    def selection(self, keys: Iterable[str], rows: int) -> Selection | None:  # noqa: ARG002 - the protocol's
+        """There is no id list."""
+        return None
+
+    def read(self, first: int, start_bytes: int, count: int) -> Iterator[Sample]:
+        """Some records as samples; a record that the trainer can't use has no URL, and a reason in its row."""
+        for position, record in enumerate(islice(_read(self._path, start_bytes), count)):
+            reason = _why_unusable(record) or self._clashes.why_refused(first + position)
+            facts: Mapping[str, Any] = record if isinstance(record, dict) else {}
+            key = _key(facts.get("id"), first + position)
+            if reason:
+                yield Sample(position, key, (), {"refused": reason})
+            else:
+                url = facts.get(self._url_key)
+                urls = (url if isinstance(url, str) else "",)
+                yield Sample(position, key, urls, {"image": facts["image"]})
+
+    def _size(self, number: int) -> int:
+        return min(SAMPLES_A_SHARD, self._records - number * SAMPLES_A_SHARD)
+
+    def _names(self) -> Iterator[str | None]:
+        """The names of all records, None where one can't be used; notes where the shards begin."""
+        reader = RecordReader(self._path)
+        records = _said(self._path, reader)
+        while True:
+            offset = reader.offset_bytes() if self._records else 0
+            chunk = list(islice(records, SAMPLES_A_SHARD))
+            if not chunk:
+                return
+            self._offsets.append(offset)
+            self._records += len(chunk)
+            for record in chunk:
+                yield None if _why_unusable(record) else record["image"]  # type: ignore[index]  # it has been looked at
+
+
+@dataclass(frozen=True, slots=True)
+class _Slice:
+    manifest: Step0Manifest
+    first: int
+    start_bytes: int
+    count: int
+
+    @property
+    def notes(self) -> Mapping[str, int]:
+        return {}
+
+    @property
+    def row_numbers(self) -> frozenset[int] | None:
+        return None
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Sample]:
+        return self.manifest.read(self.first, self.start_bytes, self.count)
+
+
+def _read(path: Path, start_bytes: int = 0) -> Iterator[object]:
+    return _said(path, RecordReader(path, start_bytes=start_bytes))
+
+
+def _said(path: Path, reader: RecordReader) -> Iterator[object]:
+    """The records, what is wrong with the list being said with its name."""
+    try:
+        yield from reader
+    except ManifestError as error:
+        raise ManifestError(f"{path} {error}; --source takes the published list") from error
+    except OSError as error:
+        raise ManifestError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _why_unusable(record: object) -> str:
+    """Why the trainer can't use a record, or no file may have its name; nothing where all is well."""
+    if not isinstance(record, dict):
+        return "the record is not an object"
+    turns: object = record.get("conversations")
+    if not isinstance(turns, list) or len(turns) != _TURNS:
+        return f"the record has not {_TURNS} turns"
+    values = [turn.get("value") if isinstance(turn, dict) else None for turn in turns]
+    speakers = [turn.get("from") if isinstance(turn, dict) else None for turn in turns]
+    if not all(isinstance(value, str) for value in values) or speakers != ["human", "gpt"]:
+        return "its turns are not one of human and one of gpt, with texts"
+    if "<image>" not in str(values[0]):
+        return "there is no <image> in its first turn"
+    return why_refused(record.get("image"))
+
+
+def _key(value: object, number: int) -> str:
+    """The record's own id, or its number in the list."""
+    if isinstance(value, str | int) and not isinstance(value, bool):
+        text = str(value) if isinstance(value, str) or abs(value) < 2**63 else ""
+        if text and text.isprintable():
+            return text[:_MOST_KEY_CHARS]
+    return str(number)

@@ -1,0 +1,79 @@
+"""llm-jp's Japanese pairs of step 1: JSON lines of URLs and texts, each file of them a pickle.
+
+Source: gitlab.llm-jp.nii.ac.jp/datasets/llm-jp-japanese-image-text-pairs. The keys are not published, so they are found
+out. The row is the record as published with ``image``, which takes the place of a name that may stand there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from datafetch.datasets.description import Description
+from datafetch.datasets.json_lines import (
+    BadRecordError,
+    Draft,
+    JsonObject,
+    LinesManifest,
+    first_records,
+    mean_bytes,
+    open_folder,
+)
+from datafetch.datasets.keys import TEXT_KEYS, URL_KEYS, choose_key, say_keys
+from datafetch.datasets.payload import IMAGE_FIELDS, pack
+from datafetch.model import Encoded, Loader, Payload, Record, Row
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LlmJpPairsStep1(Description):
+    """The dataset ``llm-jp-pairs-step1``."""
+
+    name: str = "llm-jp-pairs-step1"
+    path: str = "alt_pair_ja/pkl02"
+    loader: Loader = Loader.COYO
+    payloads: frozenset[Payload] = frozenset(Payload)
+    takes: frozenset[str] = frozenset({"url_key", "text_key", "skip_bad_lines"})
+
+    def bind(self, source: Path, ids: Path | None) -> LinesManifest:  # noqa: ARG002 - it takes none
+        """Open the files of a folder.
+
+        Raises:
+            ManifestError: No file of JSON lines, one that can't be read, or records without URLs or texts.
+        """
+        files = open_folder(source)
+        records = first_records(files.values())
+        url_key = choose_key("url", self.choices.url_key, URL_KEYS, records)
+        text_key = choose_key("text", self.choices.text_key, TEXT_KEYS, records)
+        keys = {"url": url_key, "text": text_key}
+        say_keys(keys)
+        return LinesManifest(
+            files,
+            partial(_read, url_key, text_key),
+            {"keys": keys},
+            self.choices.skip_bad_lines,
+            mean_bytes(records),
+        )
+
+    def to_row(self, record: Record, payload: Payload) -> Row | None:
+        """The row of one pair, or None when its image did not arrive or it has no text (the loader needs both)."""
+        match record.outcomes:
+            case (Encoded(jpeg=jpeg),):
+                metadata = {key: value for key, value in record.sample.row.items() if key not in IMAGE_FIELDS.values()}
+                return {**metadata, IMAGE_FIELDS[payload]: pack(jpeg, payload)}
+        return None
+
+
+def _read(url_key: str, text_key: str, record: JsonObject) -> Draft:
+    """A pair; without a text it can't become a row, and its image is not asked for."""
+    url, text = record.get(url_key), record.get(text_key)
+    if url is not None and not isinstance(url, str):
+        raise BadRecordError(f"{url_key} is {type(url).__name__}, not text")
+    if text is None:
+        return Draft((), record)
+    if not isinstance(text, str):
+        raise BadRecordError(f"{text_key} is {type(text).__name__}, not text")
+    # The loader takes ``text`` where it is there, and else ``caption``.
+    seen = "text" if "text" in record else "caption"
+    row = record if seen == text_key else {**record, "text": text}
+    return Draft((url or "",), row)

@@ -1,0 +1,177 @@
+"""mmc4-core: English documents from C4 with their images, as JSON lines, some 316 documents a file.
+
+Source: github.com/allenai/mmc4. The original files ``docs_shard_{n}_v3.jsonl`` are no longer published; the variant
+with fewer faces, ``docs_no_face_shard_{n}_v3.jsonl``, may stand in and is then named as what it is. Numbers are not
+padded, and some are missing everywhere. Images are shrunk as in VILA's data_prepare/mmc4.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from datafetch.choices import IdsIndex
+from datafetch.datasets.description import Description
+from datafetch.datasets.documents import TAKES, DocumentReader, document_row
+from datafetch.datasets.id_pairs import Indices, WhichIndex
+from datafetch.datasets.json_lines import SUFFIXES, LineSamples, LinesManifest, first_records, mean_bytes
+from datafetch.errors import ManifestError
+from datafetch.model import Loader, Payload, Record, Row, Selection, Shard
+from datafetch.readers import LineFile, list_files, read_id_pairs
+
+_NAME = re.compile(r"docs(?P<no_face>_no_face)?_shard_(?P<number>\d{1,5})_v3\.jsonl(?:\.gz|\.zst|\.zip)?")
+
+_MOST_SHOWN = 20
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mmc4Core(Description):
+    """The dataset ``mmc4-core``."""
+
+    name: str = "mmc4-core"
+    path: str = "mmc4-core/pkl-core-limit-tokens"
+    loader: Loader = Loader.MMC4
+    takes: frozenset[str] = TAKES | {"ids", "ids_index"}
+    short_side_px: int | None = 336
+
+    def bind(self, source: Path, ids: Path | None) -> Mmc4Manifest:
+        """Open the files of a folder that the id list names, or all of them.
+
+        Raises:
+            ManifestError: No file of the published names, one that can't be read, or an unreadable id list.
+        """
+        indices = Indices.of(read_id_pairs(ids)) if ids else None
+        numbers = _files_by_number(source)
+        wanted = [number for number in sorted(numbers) if indices is None or number in indices]
+        if indices is not None and not wanted:
+            raise ManifestError(
+                f"{source} has none of the shards that {ids} names; --source takes the folder that does"
+            )
+        files = {_shard_name(numbers[number], number): LineFile(numbers[number]) for number in wanted}
+        _say_what_is_there(files, None if indices is None else indices.shards.tolist())
+        read = DocumentReader.of("raw_url", self.choices)
+        facts = read.facts()
+        if indices is not None:
+            facts["ids_index"] = self.choices.ids_index or IdsIndex.DOCUMENT
+        lines = LinesManifest(
+            files, read, facts, self.choices.skip_bad_lines, mean_bytes(first_records(files.values()))
+        )
+        return Mmc4Manifest(lines, indices, is_of_kept=self.choices.ids_index == IdsIndex.KEPT)
+
+    def to_row(self, record: Record, payload: Payload) -> Row | None:  # noqa: ARG002 - the loader knows one alone
+        """The document as published with its images, or None where too few of them arrived."""
+        return document_row(record, self.choices.keep_at_least)
+
+
+@dataclass(slots=True)
+class Mmc4Manifest:
+    """The files of mmc4-core, with the choice of documents.
+
+    Attributes:
+        lines: The files, and how they are read.
+        indices: Which documents are wanted; None is all.
+        is_of_kept: Whether they are counted among those that became a row.
+    """
+
+    lines: LinesManifest
+    indices: Indices | None
+    is_of_kept: bool
+    _which: WhichIndex = field(default_factory=WhichIndex)
+
+    def shards(self) -> list[Shard]:
+        """One shard a file, in the order of their numbers."""
+        return self.lines.shards()
+
+    def expected_samples(self) -> int | None:
+        """Unknown: of what is wanted, filters and missing files leave out some."""
+        return None
+
+    def most_samples(self) -> int:
+        """As many as there are ids, or about as many as there are lines."""
+        return self.lines.most_samples() if self.indices is None else len(self.indices)
+
+    def facts(self) -> Mapping[str, object]:
+        """How documents are read, and what indices count."""
+        return self.lines.facts()
+
+    def samples(self, shard: Shard) -> LineSamples:
+        """The wanted documents of one file; where it is the kept ones that are counted, all of them."""
+        file, number = self.lines.files[shard.name], _number(shard.name)
+        wanted = self.indices.of_shard(number) if self.indices is not None else None
+        samples = LineSamples(
+            file,
+            f"{number},",
+            self.lines.read,
+            skips_bad_lines=self.lines.skips_bad_lines,
+            wanted=None if wanted is None or self.is_of_kept else wanted.tolist(),
+            row_numbers=frozenset(wanted.tolist()) if wanted is not None and self.is_of_kept else None,
+        )
+        if wanted is not None:
+            self._which.see(wanted, samples.lines)
+        return samples
+
+    def selection(self, keys: Iterable[str], rows: int) -> Selection | None:
+        """What became of the id list."""
+        if self.indices is None:
+            return None
+        found = rows if self.is_of_kept else self.indices.count(keys)
+        there = {_number(name) for name in self.lines.files}
+        return Selection(
+            wanted=len(self.indices),
+            duplicates=self.indices.duplicates,
+            not_found=len(self.indices) - found,
+            missing_files=int(np.sum([number not in there for number in self.indices.shards])),
+            remark=self._which.remark(is_of_kept=self.is_of_kept),
+        )
+
+
+def _files_by_number(source: Path) -> dict[int, Path]:
+    """The files of a folder that have the published names.
+
+    Raises:
+        ManifestError: There is none, or two have the same number.
+    """
+    files: dict[int, Path] = {}
+    for path in list_files(source, *SUFFIXES):
+        match = _NAME.fullmatch(path.name)
+        if match is None:
+            continue
+        number = int(match["number"])
+        if number in files:
+            raise ManifestError(f"{path} and {files[number]} are both shard {number}; move one of them away")
+        files[number] = path
+    if not files:
+        raise ManifestError(
+            f"{source} has no file docs_shard_<number>_v3.jsonl (or .gz, .zip, .zst), nor docs_no_face_shard_…; "
+            "--source takes the folder that does"
+        )
+    return files
+
+
+def _say_what_is_there(files: Mapping[str, LineFile], wanted: Sequence[int] | None) -> None:
+    """Say which variant it is, and how many shards are missing: those of the id list, or gaps in the numbers."""
+    if any("no_face" in name for name in files):
+        _log.info("the source is mmc4-core-ff, the variant with fewer faces, in place of mmc4-core")
+    there = {_number(name) for name in files}
+    missing = [number for number in wanted or range(max(there) + 1) if number not in there]
+    if missing:
+        shown = ", ".join(map(str, missing[:_MOST_SHOWN])) + (" …" if len(missing) > _MOST_SHOWN else "")
+        _log.warning("%d shards are missing: %s", len(missing), shown)
+
+
+def _shard_name(path: Path, number: int) -> str:
+    """The published name with its number padded, so that names sort as numbers do."""
+    match = _NAME.fullmatch(path.name)
+    assert match is not None, "it has been looked at"
+    return f"docs{match['no_face'] or ''}_shard_{number:05d}_v3"
+
+
+def _number(shard: str) -> int:
+    return int(shard.split("_")[-2])

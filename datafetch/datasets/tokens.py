@@ -1,0 +1,50 @@
+"""How many tokens a document has: those of its texts, and a fixed number an image."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from datafetch.errors import ConfigurationError
+
+TOKENS_AN_IMAGE = 729  # 27 × 27 patches, as the recipe's vision tower has them
+
+
+class TokenCounter:
+    """Counts with a tokenizer of Hugging Face's format.
+
+    Args:
+        path: Its ``tokenizer.json``.
+
+    Attributes:
+        sha256: Of the file, hex.
+
+    Raises:
+        ConfigurationError: It can't be read, or the library for it is not installed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            from tokenizers import Tokenizer  # noqa: PLC0415 - an extra, needed by whoever counts tokens
+        except ImportError as error:
+            raise ConfigurationError(
+                "--max-tokens needs the library tokenizers; install it with: pip install 'datafetch[tokens]'"
+            ) from error
+        try:
+            content = path.read_bytes()
+            self._tokenizer = Tokenizer.from_str(content.decode())
+        except OSError as error:
+            raise ConfigurationError(f"cannot read the tokenizer {path}: {error.strerror or error}") from error
+        except Exception as error:
+            raise ConfigurationError(f"{path} is not a tokenizer.json: {error}") from error
+        self.sha256 = hashlib.sha256(content).hexdigest()
+
+    def count(self, texts: Sequence[str], images: int, most: int) -> int:
+        """The tokens of a document; once they are more than ``most``, counting stops."""
+        count = images * TOKENS_AN_IMAGE
+        for text in texts:
+            if count > most:
+                break
+            count += len(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        return count

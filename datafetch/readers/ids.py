@@ -1,0 +1,124 @@
+"""Lists of wanted ids, plain or gzipped (told by content, not by name): 8 bytes an id, whatever the list's length."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from datafetch.errors import ManifestError
+from datafetch.readers.words import Int64s, reason
+
+INDEX_BITS = 32
+"""Of a packed pair; the shard's number stands above them."""
+_MOST_PART = 2**31
+_GZIP_MAGIC = b"\x1f\x8b"
+_CHUNK_BYTES = 1 << 20
+_MOST_SHOWN_CHARS = 40
+
+
+@dataclass(frozen=True, slots=True)
+class IdList:
+    """The ids that are wanted.
+
+    Attributes:
+        ids: Distinct, ascending; 8 bytes each.
+        duplicates: Lines that repeated an earlier one.
+    """
+
+    ids: Int64s
+    duplicates: int
+
+    def find(self, values: Int64s) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_]]:
+        """Look values up: for each, its place in ``ids`` (meaningless where absent) and whether it is there."""
+        if not len(self.ids):
+            return np.zeros(len(values), np.intp), np.zeros(len(values), np.bool_)
+        places = np.searchsorted(self.ids, values)
+        places[places == len(self.ids)] = 0
+        return places, self.ids[places] == values
+
+
+def read_ids(path: Path) -> IdList:
+    """Read a list of integer ids, one a line, plain or gzipped (told by content, not by name).
+
+    Raises:
+        ManifestError: The file is missing, holds no id, or a line is not an integer of 64 bits.
+    """
+    return _read(path, _parse_id, "an id", "one integer a line")
+
+
+def read_id_pairs(path: Path) -> IdList:
+    """Read a list of ``shard,index``, one a line, perhaps below a header; each becomes one number (``pack_pair``).
+
+    Raises:
+        ManifestError: The file is missing, holds no pair, or a line is not two whole numbers of 31 bits.
+    """
+    return _read(path, _parse_pair, "a shard and an index", "shard,index on a line", may_have_header=True)
+
+
+def pack_pair(shard: int, index: int) -> int:
+    """A shard and an index in it as one number, in the same order as the pairs."""
+    return shard << INDEX_BITS | index
+
+
+def _read(path: Path, parse: Callable[[bytes], int], what: str, form: str, *, may_have_header: bool = False) -> IdList:
+    parts: list[Int64s] = []
+    first_line = 1
+    try:
+        for chunk in _chunks(path):
+            lines = [line.strip() for line in chunk]
+            if may_have_header and first_line == 1 and lines and not _fits(parse, lines[0]):
+                lines[0] = b"" if lines[0].replace(b",", b"").replace(b"_", b"").isalpha() else lines[0]
+            parts.append(_parse(path, lines, first_line, parse, (what, form)))
+            first_line += len(chunk)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ManifestError(f"cannot read the id list {path}: {reason(error)}") from error
+    everything = np.concatenate(parts) if parts else np.empty(0, np.int64)
+    if not len(everything):
+        raise ManifestError(f"the id list {path} is empty; it takes {form}")
+    ids = np.unique(everything)
+    return IdList(ids, duplicates=len(everything) - len(ids))
+
+
+def _chunks(path: Path) -> Iterator[list[bytes]]:
+    with path.open("rb") as probe:
+        opener = gzip.open if probe.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC else open
+    with opener(path, "rb") as lines:
+        while chunk := lines.readlines(_CHUNK_BYTES):
+            yield chunk
+
+
+def _parse(
+    path: Path, lines: Sequence[bytes], first_line: int, parse: Callable[[bytes], int], words: tuple[str, str]
+) -> Int64s:
+    try:
+        return np.array([parse(line) for line in lines if line], dtype=np.int64)
+    except (ValueError, OverflowError):
+        number, line = next((n, line) for n, line in enumerate(lines, first_line) if line and not _fits(parse, line))
+        shown = line[:_MOST_SHOWN_CHARS].decode("utf-8", "replace")
+        what, form = words
+        raise ManifestError(f"{path}, line {number}: {shown!r} is not {what}; the list takes {form}") from None
+
+
+def _parse_id(line: bytes) -> int:
+    return int(line)
+
+
+def _parse_pair(line: bytes) -> int:
+    shard, index = map(int, line.split(b","))
+    if not (0 <= shard < _MOST_PART and 0 <= index < _MOST_PART):
+        raise ValueError(line)
+    return pack_pair(shard, index)
+
+
+def _fits(parse: Callable[[bytes], int], line: bytes) -> bool:
+    try:
+        np.int64(parse(line))
+    except (ValueError, OverflowError):
+        return False
+    return True

@@ -1,0 +1,132 @@
+"""Files of JSON lines to lines, plain or compressed: in constant memory, whatever a line or a file claims to hold."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import sys
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from datafetch.errors import ManifestError
+from datafetch.readers.words import reason
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+MAX_LINE_BYTES = 64 * 1024 * 1024
+"""Published lines have some kilobytes; a compressed file can claim any number."""
+
+_GZIP_MAGIC = b"\x1f\x8b"
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+_ZIP_MAGIC = b"PK\x03\x04"
+_EMPTY_ZIP_MAGIC = b"PK\x05\x06"
+_BOM = b"\xef\xbb\xbf"
+_ENCRYPTED = 0x1
+_SEEN_BYTES = 4096  # of a file's beginning and of its end; there may be tens of thousands of files
+_SUFFIXES = (".gz", ".zst", ".zip", ".jsonl", ".json")
+
+
+class LineFile:
+    """One file of lines, plain or compressed with gzip, Zstandard or as the one file in a zip, told by its content.
+
+    Attributes:
+        path: The file.
+        size_bytes: Its size as it lies.
+        fingerprint: Differs for other content, as far as size, beginning and end tell.
+
+    Raises:
+        ManifestError: It can't be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with _reading(path), path.open("rb") as file:
+            self.size_bytes = os.fstat(file.fileno()).st_size
+            start = file.read(_SEEN_BYTES)
+            file.seek(max(0, self.size_bytes - _SEEN_BYTES))
+            seen = b"%d " % self.size_bytes + start + file.read(_SEEN_BYTES)
+            self._open = _opener(start)
+        self.fingerprint = hashlib.sha256(seen).hexdigest()[:16]
+
+    @property
+    def is_compressed(self) -> bool:
+        """Whether it holds more than its size tells."""
+        return self._open is not _open_plain
+
+    def lines(self) -> Iterator[bytes]:
+        """All lines, without their ends, in order; blank ones too, so that numbers hold.
+
+        Raises:
+            ManifestError: It can't be read, is cut short or damaged, or a line is longer than ``MAX_LINE_BYTES``.
+        """
+        with _reading(self.path), self._open(self.path) as file:
+            number = 0
+            while line := file.readline(MAX_LINE_BYTES + 1):
+                number += 1
+                if len(line) > MAX_LINE_BYTES:
+                    raise ManifestError(
+                        f"{self.path}, line {number}: longer than {MAX_LINE_BYTES:,} bytes; --source takes JSON lines"
+                    )
+                yield (line.removeprefix(_BOM) if number == 1 else line).rstrip(b"\r\n")
+
+
+def stem_of(path: Path) -> str:
+    """A file's name without what tells of its form."""
+    name = path.name
+    while suffix := next((suffix for suffix in _SUFFIXES if name.endswith(suffix) and name != suffix), ""):
+        name = name.removesuffix(suffix)
+    return name
+
+
+def _opener(start: bytes) -> Callable[[Path], AbstractContextManager[IO[bytes]]]:
+    if start.startswith(_GZIP_MAGIC):
+        return _open_gzip
+    if start.startswith(_ZSTD_MAGIC):
+        return _open_zstd
+    if start.startswith((_ZIP_MAGIC, _EMPTY_ZIP_MAGIC)):
+        return _open_zip
+    return _open_plain
+
+
+def _open_plain(path: Path) -> IO[bytes]:
+    return path.open("rb", buffering=1 << 20)
+
+
+def _open_gzip(path: Path) -> Any:
+    return gzip.open(path, "rb")
+
+
+def _open_zstd(path: Path) -> Any:
+    return zstd.open(path, "rb")
+
+
+@contextmanager
+def _open_zip(path: Path) -> Iterator[IO[bytes]]:
+    with zipfile.ZipFile(path) as archive:
+        members = [
+            member
+            for member in archive.infolist()
+            if not member.is_dir() and not member.filename.startswith("__MACOSX/")
+        ]
+        if len(members) != 1:
+            raise ManifestError(f"{path} holds {len(members):,} files; --source takes a zip with one")
+        if members[0].flag_bits & _ENCRYPTED:
+            raise ManifestError(f"{path} is encrypted; unpack it")
+        with archive.open(members[0]) as file:
+            yield file
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, zstd.ZstdError, NotImplementedError) as error:
+        raise ManifestError(f"cannot read {path}: {reason(error)}") from error

@@ -1,4 +1,4 @@
-"""The command under test: ``datafetch prepare coyo``, from a loopback origin, into a folder that is deleted again."""
+"""The command under test: ``datafetch prepare``, from a loopback origin, into a folder that is deleted again."""
 
 from __future__ import annotations
 
@@ -48,7 +48,15 @@ class Preparation:
         return {f"{role}_cpu_ms": self.usage.cpu_s[role] / self.images * 1000 for role in roles}
 
 
-def prepare(source: CoyoSource, root: Path, *options: str, interval_s: float = 0.1) -> Preparation:
+@dataclass(frozen=True, slots=True)
+class LinesSource:
+    """A folder of JSON lines, and the dataset whose form they have."""
+
+    dataset: str
+    folder: Path
+
+
+def prepare(source: CoyoSource | LinesSource, root: Path, *options: str, interval_s: float = 0.1) -> Preparation:
     """Run the command and delete what it wrote.
 
     Args:
@@ -67,7 +75,7 @@ def prepare(source: CoyoSource, root: Path, *options: str, interval_s: float = 0
     return Preparation(orjson.loads(usage.stdout), usage)
 
 
-def command(source: CoyoSource, root: Path, *options: str, python: Sequence[str] = ()) -> list[str]:
+def command(source: CoyoSource | LinesSource, root: Path, *options: str, python: Sequence[str] = ()) -> list[str]:
     """The command line.
 
     Args:
@@ -76,8 +84,10 @@ def command(source: CoyoSource, root: Path, *options: str, python: Sequence[str]
         options: Further options of the command.
         python: Options of the interpreter, such as ``-m cProfile``.
     """
+    dataset = source.dataset if isinstance(source, LinesSource) else "coyo"
+    ids = () if isinstance(source, LinesSource) else ("--ids", str(source.ids))
     return [
-        *(sys.executable, *python, "-m", "datafetch", "prepare", "coyo"),
-        *("--source", str(source.folder), "--ids", str(source.ids), "--root", str(root)),
+        *(sys.executable, *python, "-m", "datafetch", "prepare", dataset),
+        *("--source", str(source.folder), *ids, "--root", str(root)),
         *("--allow-net", "127.0.0.0/8", "--no-reshard", "--json", *options),
     ]

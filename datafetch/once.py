@@ -15,9 +15,11 @@ from dataclasses import dataclass, field
 
 from datafetch.entries import ImageEnd
 from datafetch.model import FailureKind
+from datafetch.recent import Recent
 from datafetch.spool import Spool, WrittenEntries
 
-_MOST_NEWER_URLS = 200_000  # more than four shards of COYO have; with as many older ones some 70 MB
+_MOST_URLS = 2**20  # 17 MB; four shards of COYO have 190,000
+_OFFSET_BITS = 44  # of a spool, 16 TB
 _MOST_HELD_BYTES = 16 * 1024**3
 _SHARE_OF_FREE_BYTES = 0.1  # of the disk that spools lie on; somebody else may need the rest
 _MOST_HELD_SPOOLS = 64  # a descriptor each
@@ -31,27 +33,22 @@ class _Turn:
     callers: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Written:
-    entries: WrittenEntries
-    offset: int
-
-
 class Once:
     """The URLs of one run; of one event loop.
 
     Args:
-        most_newer_urls: So many are known for sure, and at most twice as many.
+        most_urls: That are known, about; a power of two, 8 at least.
         most_held_bytes: That spools of published shards may take of the disk.
     """
 
-    def __init__(self, *, most_newer_urls: int = _MOST_NEWER_URLS, most_held_bytes: int = _MOST_HELD_BYTES) -> None:
-        self._most_newer_urls = most_newer_urls
+    def __init__(self, *, most_urls: int = _MOST_URLS, most_held_bytes: int = _MOST_HELD_BYTES) -> None:
         self._most_held_bytes = most_held_bytes
         self._turns: dict[str, _Turn] = {}
-        # By the URLs' hashes. When the newer are too many they become the older, and those are forgotten.
-        self._newer: dict[int, _Written] = {}
-        self._older: dict[int, _Written] = {}
+        # By the URLs' hashes: the number of the spool, and where in it.
+        self._places = Recent(most_urls)
+        self._spools: dict[int, WrittenEntries] = {}
+        self._numbers: dict[WrittenEntries, int] = {}
+        self._count = 0
         self._held: dict[WrittenEntries, int] = {}
 
     @asynccontextmanager
@@ -69,19 +66,19 @@ class Once:
 
     async def recall(self, url: str) -> ImageEnd | None:
         """What became of a URL; None where that is not known, or no longer."""
-        key = hash(url)
-        written = self._newer.get(key) or self._older.get(key)
-        end = None if written is None else await written.entries.image(written.offset)
+        place = self._places.get(hash(url))
+        if place is None:
+            return None
+        spool, offset = divmod(place, 1 << _OFFSET_BITS)
+        entries = self._spools.get(spool)
+        end = None if entries is None else await entries.image(offset)
         # Two URLs may have the same hash.
         return end if end is not None and end.line.url == url else None
 
     def remember(self, end: ImageEnd, spool: Spool, offset: int) -> None:
         """Note where it stands what became of a URL, if that holds for others: what was not tried may be tried."""
-        if end.line.outcome == FailureKind.HOST_DOWN:
-            return
-        if len(self._newer) >= self._most_newer_urls:
-            self._older, self._newer = self._newer, {}
-        self._newer[hash(end.line.url)] = _Written(spool.entries, offset)
+        if end.line.outcome != FailureKind.HOST_DOWN:
+            self._places.put(hash(end.line.url), self._number(spool.entries) << _OFFSET_BITS | offset)
 
     async def hold(self, spool: Spool) -> None:
         """Go on holding the spool of a shard that is published, and let go of the oldest that are too many."""
@@ -90,15 +87,26 @@ class Once:
         self._held[spool.entries] = size_bytes
         most_bytes = min(self._most_held_bytes, round(free_bytes * _SHARE_OF_FREE_BYTES))
         while len(self._held) > _MOST_HELD_SPOOLS or sum(self._held.values()) > most_bytes:
-            oldest = next(iter(self._held))
-            del self._held[oldest]
-            oldest.release()
+            self._let_go(next(iter(self._held)))
 
     def close(self) -> None:
         """Let go of everything."""
-        for entries in self._held:
-            entries.release()
-        self._held.clear()
+        for entries in tuple(self._held):
+            self._let_go(entries)
+
+    def _let_go(self, entries: WrittenEntries) -> None:
+        del self._held[entries]
+        self._spools.pop(self._numbers.pop(entries, 0), None)
+        entries.release()
+
+    def _number(self, entries: WrittenEntries) -> int:
+        """What a spool is called in the table; from 1, and never again."""
+        number = self._numbers.get(entries)
+        if number is None:
+            self._count += 1
+            number = self._numbers[entries] = self._count
+            self._spools[number] = entries
+        return number
 
 
 def _sizes(spool: Spool) -> tuple[int, int]:

@@ -156,8 +156,7 @@ def _dropped(state: State, shard: str) -> Iterator[tuple[int, _Fate]]:
     for lines in read_samples(state.ledger(shard)):
         for line in lines:
             if line.outcome != OK:
-                status = f" {line.status}" if line.status is not None else ""
-                yield line.sample, _Fate(line.key, f"{line.outcome}{status}: {line.detail}")
+                yield line.sample, _Fate(line.key, f"{line.outcome}: {line.detail}")
                 break
 
 

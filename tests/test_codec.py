@@ -196,7 +196,7 @@ def test_a_spec_that_cannot_work_is_refused(wrong: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("name", "choices"),
-    [("pixels", "recipe or correct"), ("resize", "exact or fast"), ("encode", "recipe or original")],
+    [("pixels", "recipe or correct"), ("resize", "exact or fast"), ("encode", "recipe or original or received")],
 )
 @pytest.mark.parametrize("wrong", ["best", "", 1])
 def test_a_choice_that_there_is_not_is_refused(name: str, choices: str, wrong: Any) -> None:

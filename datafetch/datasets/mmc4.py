@@ -54,7 +54,8 @@ class Mmc4Core(Description):
             raise ManifestError(
                 f"{source} has none of the shards that {ids} names; --source takes the folder that does"
             )
-        files = {_shard_name(numbers[number], number): LineFile(numbers[number]) for number in wanted}
+        paths = {_shard_name(numbers[number], number): numbers[number] for number in wanted}
+        files = {name: LineFile(path) for name, path in sorted(paths.items())}
         _say_what_is_there(files, None if indices is None else indices.shards.tolist())
         read = DocumentReader.of("raw_url", self.choices)
         facts = read.facts()
@@ -86,7 +87,7 @@ class Mmc4Manifest:
     _which: WhichIndex = field(default_factory=WhichIndex)
 
     def shards(self) -> list[Shard]:
-        """One shard a file, in the order of their numbers."""
+        """One shard a file, in the order of their numbers; those with fewer faces, where there are both, come first."""
         return self.lines.shards()
 
     def expected_samples(self) -> int | None:

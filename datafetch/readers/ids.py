@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from datafetch.readers.words import Int64s, reason
 INDEX_BITS = 32
 """Of a packed pair; the shard's number stands above them."""
 _MOST_PART = 2**31
+# Two words, as they head a table; a single one, or one beside a number, is a mistake that must be told.
+_PAIR_HEADER = re.compile(rb"""\s*(["']?)[a-z_][a-z0-9_ ]*\1\s*,\s*(["']?)[a-z_][a-z0-9_ ]*\2\s*""", re.IGNORECASE)
+_PAIR_FORM = f"shard,index on a line, both below {_MOST_PART:,}"
 _GZIP_MAGIC = b"\x1f\x8b"
 _CHUNK_BYTES = 1 << 20
 _MOST_SHOWN_CHARS = 40
@@ -58,7 +62,7 @@ def read_id_pairs(path: Path) -> IdList:
     Raises:
         ManifestError: The file is missing, holds no pair, or a line is not two whole numbers of 31 bits.
     """
-    return _read(path, _parse_pair, "a shard and an index", "shard,index on a line", may_have_header=True)
+    return _read(path, _parse_pair, "a shard and an index", _PAIR_FORM, header=_PAIR_HEADER)
 
 
 def pack_pair(shard: int, index: int) -> int:
@@ -66,14 +70,16 @@ def pack_pair(shard: int, index: int) -> int:
     return shard << INDEX_BITS | index
 
 
-def _read(path: Path, parse: Callable[[bytes], int], what: str, form: str, *, may_have_header: bool = False) -> IdList:
+def _read(
+    path: Path, parse: Callable[[bytes], int], what: str, form: str, *, header: re.Pattern[bytes] | None = None
+) -> IdList:
     parts: list[Int64s] = []
     first_line = 1
     try:
         for chunk in _chunks(path):
             lines = [line.strip() for line in chunk]
-            if may_have_header and first_line == 1 and lines and not _fits(parse, lines[0]):
-                lines[0] = b"" if lines[0].replace(b",", b"").replace(b"_", b"").isalpha() else lines[0]
+            if header and first_line == 1 and header.fullmatch(lines[0]):
+                lines[0] = b""
             parts.append(_parse(path, lines, first_line, parse, (what, form)))
             first_line += len(chunk)
     except (OSError, EOFError, zlib.error) as error:
@@ -110,8 +116,11 @@ def _parse_id(line: bytes) -> int:
 
 
 def _parse_pair(line: bytes) -> int:
-    shard, index = map(int, line.split(b","))
-    if not (0 <= shard < _MOST_PART and 0 <= index < _MOST_PART):
+    fields = [field.strip() for field in line.split(b",")]
+    if not all(map(bytes.isdigit, fields)):  # int() takes signs and 1_000 as well
+        raise ValueError(line)
+    shard, index = map(int, fields)
+    if not (shard < _MOST_PART and index < _MOST_PART):
         raise ValueError(line)
     return pack_pair(shard, index)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import os
 import sys
 import zipfile
@@ -22,15 +23,20 @@ else:
     from backports import zstd
 
 MAX_LINE_BYTES = 64 * 1024 * 1024
-"""Published lines have some kilobytes; a compressed file can claim any number."""
+"""Published lines have some kilobytes; a compressed file can claim any number. Reading one takes twice its length."""
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+_ZSTD_SKIPPABLE_MAGICS = tuple(bytes((low, 0x2A, 0x4D, 0x18)) for low in range(0x50, 0x60))  # pzstd begins with one
 _ZIP_MAGIC = b"PK\x03\x04"
 _EMPTY_ZIP_MAGIC = b"PK\x05\x06"
 _BOM = b"\xef\xbb\xbf"
 _ENCRYPTED = 0x1
+_BOUNDED_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # zipfile undoes the others without a bound
+_BUFFER_BYTES = 1 << 16
 _SEEN_BYTES = 4096  # of a file's beginning and of its end; there may be tens of thousands of files
+# A damaged zip raises ValueError, too: for names that are no text, and for places that no file can have.
+_DAMAGES = (OSError, EOFError, ValueError, NotImplementedError, zlib.error, zipfile.BadZipFile, zstd.ZstdError)
 _SUFFIXES = (".gz", ".zst", ".zip", ".jsonl", ".json")
 
 
@@ -43,7 +49,8 @@ class LineFile:
         fingerprint: Differs for other content, as far as size, beginning and end tell.
 
     Raises:
-        ManifestError: It can't be read.
+        ManifestError: It can't be read, or is a zip without exactly one file that can be unpacked here; folders in it,
+            and what macOS adds, don't count.
     """
 
     def __init__(self, path: Path) -> None:
@@ -54,6 +61,9 @@ class LineFile:
             file.seek(max(0, self.size_bytes - _SEEN_BYTES))
             seen = b"%d " % self.size_bytes + start + file.read(_SEEN_BYTES)
             self._open = _opener(start)
+            if self._open is _open_zip:
+                with zipfile.ZipFile(path) as archive:
+                    _only_member(path, archive)
         self.fingerprint = hashlib.sha256(seen).hexdigest()[:16]
 
     @property
@@ -69,13 +79,14 @@ class LineFile:
         """
         with _reading(self.path), self._open(self.path) as file:
             number = 0
-            while line := file.readline(MAX_LINE_BYTES + 1):
+            while line := file.readline(MAX_LINE_BYTES + len(b"\r\n")):
                 number += 1
+                line = line.removesuffix(b"\n").removesuffix(b"\r")  # noqa: PLW2901 - the end is no part of it
                 if len(line) > MAX_LINE_BYTES:
                     raise ManifestError(
                         f"{self.path}, line {number}: longer than {MAX_LINE_BYTES:,} bytes; --source takes JSON lines"
                     )
-                yield (line.removeprefix(_BOM) if number == 1 else line).rstrip(b"\r\n")
+                yield line.removeprefix(_BOM) if number == 1 else line
 
 
 def stem_of(path: Path) -> str:
@@ -89,7 +100,7 @@ def stem_of(path: Path) -> str:
 def _opener(start: bytes) -> Callable[[Path], AbstractContextManager[IO[bytes]]]:
     if start.startswith(_GZIP_MAGIC):
         return _open_gzip
-    if start.startswith(_ZSTD_MAGIC):
+    if start.startswith((_ZSTD_MAGIC, *_ZSTD_SKIPPABLE_MAGICS)):
         return _open_zstd
     if start.startswith((_ZIP_MAGIC, _EMPTY_ZIP_MAGIC)):
         return _open_zip
@@ -110,23 +121,32 @@ def _open_zstd(path: Path) -> Any:
 
 @contextmanager
 def _open_zip(path: Path) -> Iterator[IO[bytes]]:
-    with zipfile.ZipFile(path) as archive:
-        members = [
-            member
-            for member in archive.infolist()
-            if not member.is_dir() and not member.filename.startswith("__MACOSX/")
-        ]
-        if len(members) != 1:
-            raise ManifestError(f"{path} holds {len(members):,} files; --source takes a zip with one")
-        if members[0].flag_bits & _ENCRYPTED:
-            raise ManifestError(f"{path} is encrypted; unpack it")
-        with archive.open(members[0]) as file:
-            yield file
+    # zipfile's own readline takes three times as long where it is given a limit.
+    with (
+        zipfile.ZipFile(path) as archive,
+        archive.open(_only_member(path, archive)) as member,
+        io.BufferedReader(member, _BUFFER_BYTES) as file,  # type: ignore[arg-type]  # it has all of a raw file's methods
+    ):
+        yield file
+
+
+def _only_member(path: Path, archive: zipfile.ZipFile) -> zipfile.ZipInfo:
+    members = [
+        member for member in archive.infolist() if not member.is_dir() and not member.filename.startswith("__MACOSX/")
+    ]
+    if len(members) != 1:
+        raise ManifestError(f"{path} holds {len(members):,} files; --source takes a zip with one")
+    (member,) = members
+    if member.flag_bits & _ENCRYPTED:
+        raise ManifestError(f"{path} is encrypted; unpack it")
+    if member.compress_type not in _BOUNDED_METHODS:
+        raise ManifestError(f"{path} is compressed in a way that is rare in a zip; unpack it")
+    return member
 
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, zstd.ZstdError, NotImplementedError) as error:
+    except _DAMAGES as error:
         raise ManifestError(f"cannot read {path}: {reason(error)}") from error

@@ -25,7 +25,7 @@ class RecordReader:
     Args:
         path: The file, in UTF-8.
         chunk_chars: How much is read at a time.
-        start_bytes: Where to begin: at the list's beginning, or where ``offset_bytes`` said that it goes on.
+        start_bytes: Where to begin: 0 is the list's beginning, anything else what ``offset_bytes`` said of this file.
     """
 
     def __init__(self, path: Path, chunk_chars: int = 1 << 20, *, start_bytes: int = 0) -> None:
@@ -44,7 +44,10 @@ class RecordReader:
         return taken
 
     def offset_bytes(self) -> int:
-        """Where the list goes on behind the record that was yielded last; costs as much as a chunk is long."""
+        """Where the list goes on behind the record that was yielded last: at the comma, the bracket or a space.
+
+        Costs as much as a chunk is long.
+        """
         return self._read_bytes - len(self._text[self._at :].encode())
 
     def __iter__(self) -> Iterator[object]:
@@ -63,6 +66,8 @@ class RecordReader:
                 mark = self._peek(file)
                 if mark == "]":
                     mark = self._mark(file)
+            elif mark not in {",", "]"}:
+                raise ManifestError(f"does not go on at byte {self._start_bytes:,}, so it has changed")
             while mark != "]":
                 yield self._value(file)
                 mark = self._mark(file)

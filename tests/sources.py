@@ -1,0 +1,61 @@
+"""The tiny published-form sources of ``data/``, made to lead to an origin that is there.
+
+Rules: a source stands in ``data/<dataset>/source`` as it would be published, with an id list beside it where its
+dataset takes one; its URLs lie on the host ``origin.invalid``.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+DATA = Path(__file__).parent / "data"
+NOWHERE = "origin.invalid"
+
+
+@dataclass(frozen=True, slots=True)
+class TinySource:
+    """A source and, where there is one, its id list."""
+
+    folder: Path
+    ids: Path | None
+
+
+def place_source(dataset: str, folder: Path, authority: str = NOWHERE) -> TinySource:
+    """Put a dataset's tiny source into a new folder, its URLs leading to a host and port."""
+    source = folder / "source"
+    for path in sorted((DATA / dataset / "source").iterdir()):
+        source.mkdir(parents=True, exist_ok=True)
+        (source / path.name).write_bytes(_leading_to(authority, path))
+    ids = DATA / dataset / "ids"
+    return TinySource(source, ids if ids.exists() else None)
+
+
+def _leading_to(authority: str, path: Path) -> bytes:
+    content = path.read_bytes()
+    if path.suffix == ".parquet":
+        table = pq.read_table(path)
+        urls = [url.replace(NOWHERE, authority) for url in table["url"].to_pylist()]
+        buffer = io.BytesIO()
+        place = table.schema.get_field_index("url")
+        pq.write_table(table.set_column(place, "url", pa.array(urls, pa.string())), buffer)
+        return buffer.getvalue()
+    if path.suffix == ".gz":
+        return gzip.compress(_replaced(gzip.decompress(content), authority), mtime=0)
+    if path.suffix == ".zip":
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(path) as before, zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as after:
+            for member in before.infolist():
+                after.writestr(member, _replaced(before.read(member), authority))
+        return buffer.getvalue()
+    return _replaced(content, authority)
+
+
+def _replaced(content: bytes, authority: str) -> bytes:
+    return content.replace(NOWHERE.encode(), authority.encode())

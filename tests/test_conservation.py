@@ -1,0 +1,157 @@
+"""Every dataset on a web that does it all wrong, 2,000 samples of each: nothing is lost, nothing counts twice."""
+
+import json
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import LOOPBACK
+from PIL import Image
+
+from datafetch import Check, Choices, Job, Report, run, run_check
+from datafetch.datasets import find_dataset
+from datafetch.demo.behaviours import BEHAVIOURS
+from datafetch.demo.origin import Origin
+from datafetch.demo.pictures import paint
+from datafetch.fetch import FetchPolicy
+from datafetch.state import State
+
+SAMPLES = 2000
+_PICTURES = 50
+_FAULTY_SHARE = 0.15
+_AGAIN_SHARE = 0.1
+# Those that keep a client waiting, or send it megabytes, are for the tests of the fetcher.
+_FAULTS = sorted(
+    name
+    for name, behaviour in BEHAVIOURS.items()
+    if not behaviour.waits and not any(word in name for word in ("bomb", "endless", "large", "camera", "retry", "busy"))
+)
+_numbers = count()
+
+
+@pytest.fixture(scope="module")
+def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Origin]:
+    """An origin of small pictures."""
+    folder = tmp_path_factory.mktemp("small")
+    for number in range(_PICTURES):
+        image: Image.Image = paint((24, 24), number)
+        image.save(folder / f"{number:05d}.png")
+    with Origin(folder) as origin:
+        yield origin
+
+
+class Mix:
+    """URLs in a seeded mix: most are good, some of them more than once, the others bad in every way there is."""
+
+    def __init__(self, origin: Origin, seed: int) -> None:
+        self._origin = origin
+        self._random = random.Random(seed)
+        self._urls: list[str] = []
+
+    def url(self) -> str:
+        """The next one."""
+        if self._urls and self._random.random() < _AGAIN_SHARE:
+            return self._random.choice(self._urls)
+        is_faulty = self._random.random() < _FAULTY_SHARE
+        behaviour = self._random.choice(_FAULTS) if is_faulty else "well"
+        number = len(self._urls)
+        # A host that fails is left alone, so each fault has its own.
+        host = f"127.9.{number // 200 % 200}.{number % 200 + 1}" if is_faulty else "127.0.0.1"
+        url = self._origin.url(behaviour, f"{number % _PICTURES:05d}.png", f"{id(self)}-{number}", host=host)
+        self._urls.append(url)
+        return url
+
+    def urls(self) -> list[str]:
+        """Those of a document, of one image or several."""
+        return [self.url() for _ in range(self._random.randint(1, 5))]
+
+
+def document(number: int, urls: Sequence[str]) -> dict[str, Any]:
+    """A document with these images."""
+    info = [{"raw_url": url, "matched_text_index": place % 2} for place, url in enumerate(urls)]
+    matrix = [[0.25, 0.5]] * len(urls)
+    return {"n": number, "image_info": info, "similarity_matrix": matrix, "text_list": ["一", "二"]}
+
+
+def write_lines(folder: Path, names: Sequence[str], records: Sequence[object]) -> None:
+    """Records as JSON lines, spread over files."""
+    folder.mkdir()
+    for place, name in enumerate(names):
+        lines = [json.dumps(record, ensure_ascii=False) for record in records[place :: len(names)]]
+        (folder / name).write_text("\n".join(lines) + "\n")
+
+
+def write_source(dataset: str, folder: Path, mix: Mix) -> int:
+    """A source in the published form; returns how many images it has."""
+    if dataset in ("mmc4-core", "llm-jp-interleaved"):
+        documents = [document(number, mix.urls()) for number in range(SAMPLES)]
+        write_lines(folder, [f"docs_shard_{number}_v3.jsonl" for number in range(20)], documents)
+        return sum(len(one["image_info"]) for one in documents)
+    if dataset == "llm-jp-pairs-step1":
+        records = [{"url": mix.url(), "text": f"絵 {number}"} for number in range(SAMPLES)]
+        write_lines(folder, [f"pairs_{number}.jsonl" for number in range(5)], records)
+        return SAMPLES
+    folder.mkdir()
+    if dataset == "ocr-vqa":
+        covers = {f"{number:010d}": {"imageURL": mix.url()} for number in range(SAMPLES)}
+        (folder / "dataset.json").write_text(json.dumps(covers))
+        return SAMPLES
+    turns = [{"from": "human", "value": "<image>\na"}, {"from": "gpt", "value": "b"}]
+    published = [
+        {"image": f"{number % 7}/{number:09d}.jpg", "url": mix.url(), "conversations": turns}
+        for number in range(SAMPLES + 100)
+    ]
+    (folder / "llm-jp_mm_pair_step0_558k.json").write_text(json.dumps(published))
+    return len(published)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "choices"),
+    [
+        ("mmc4-core", Choices()),
+        ("mmc4-core", Choices(keep_at_least=1)),
+        ("llm-jp-interleaved", Choices()),
+        ("llm-jp-pairs-step1", Choices()),
+        ("llm-jp-pairs-step0", Choices()),
+        ("ocr-vqa", Choices()),
+    ],
+)
+def test_images_in_are_images_out(tmp_path: Path, web: Origin, dataset: str, choices: Choices) -> None:
+    """Images = ok + failed = ledger lines, samples = rows + dropped; no URL is asked for twice; the loader is happy."""
+    images = write_source(dataset, tmp_path / "source", Mix(web, next(_numbers)))
+    job = Job(
+        dataset=dataset,
+        source=str(tmp_path / "source"),
+        out=str(tmp_path / "root" / find_dataset(dataset).path),
+        fetch=FetchPolicy(allow_net=LOOPBACK, connections=64, per_host=64, retries=0, max_body_bytes=1 << 20),
+        processes=2,
+        world_size=4,
+        choices=choices,
+    )
+    report = run(job)
+    lines = check_books(job, report, images)
+    asked = Counter(line["url"] for line in lines if line["attempts"])
+    assert max(asked.values()) == 1
+    assert report.reused > 0
+    verdict = run_check(Check(job.out, world_size=4))
+    assert verdict.is_sound, verdict.problems[:5]
+    assert verdict.samples == report.totals.rows
+    assert 0 < report.totals.rows < report.totals.samples
+
+
+def check_books(job: Job, report: Report, images: int) -> list[dict[str, Any]]:
+    """The conservation law, by the report and by the ledgers; returns the lines."""
+    totals = report.totals
+    assert totals.samples == SAMPLES + (100 if job.dataset == "llm-jp-pairs-step0" else 0)
+    assert totals.ok + totals.failed == totals.images == images
+    paths = sorted(State(Path(job.out)).ledgers.glob("*.parquet"))
+    lines = [line for path in paths for line in pq.read_table(path).to_pylist()]
+    assert Counter(line["outcome"] for line in lines) == totals.outcomes
+    places = [(line["shard"], line["sample"], line["image"]) for line in lines]
+    assert places == sorted(set(places), key=lambda place: (paths.index(State(Path(job.out)).ledger(place[0])), place))
+    return lines

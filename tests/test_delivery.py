@@ -1,0 +1,290 @@
+"""Samples of several images on their way: lost documents stop, and no URL is asked for twice in a run."""
+
+import asyncio
+import base64
+import json
+import pickle
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import LOOPBACK
+from test_spool import make_end, make_outcome, make_sample
+
+from datafetch import Choices, Job, Report, run
+from datafetch.claim import read_identity
+from datafetch.demo.origin import Origin
+from datafetch.entries import ImageEnd
+from datafetch.fetch import BodyBudget, Fetcher, FetchPolicy
+from datafetch.job import hash_of
+from datafetch.model import Failure, FailureKind
+from datafetch.once import Once
+from datafetch.runner import retry
+from datafetch.spool import Spool, SpoolReader
+from datafetch.state import State
+from datafetch.wanted import Wanted
+
+POLICY = FetchPolicy(allow_net=LOOPBACK, backoff_s=0.01, connections=32, per_host=32, retries=0)
+Pictures = tuple[Path, list[str]]
+_numbers = count()
+
+
+class Web:
+    """URLs that no other test asks for."""
+
+    def __init__(self, origin: Origin, names: Sequence[str]) -> None:
+        self._origin = origin
+        self._names = names
+        self._run = next(_numbers)
+
+    def url(self, number: int, behaviour: str = "well") -> str:
+        """The URL of a picture, good or not."""
+        name = self._names[number % len(self._names)]
+        return self._origin.url(behaviour, name, f"delivery-{self._run}-{number}")
+
+    def asked(self, urls: Sequence[str]) -> list[int]:
+        """How often each was asked for."""
+        requests = self._origin.requests()
+        return [requests.get("/" + url.split("/", 3)[3], 0) for url in urls]
+
+    def lost(self, url: str) -> int:
+        """How often the client went away while it was being answered."""
+        return self._origin.lost().get("/" + url.split("/", 3)[3], 0)
+
+
+@pytest.fixture
+def web(origin: Origin, pictures: Pictures) -> Web:
+    """Some."""
+    return Web(origin, pictures[1])
+
+
+def write_documents(path: Path, documents: Sequence[Sequence[str]]) -> None:
+    """A file of documents with these images."""
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w") as file:
+        for number, urls in enumerate(documents):
+            info = [{"raw_url": url, "matched_text_index": 0} for url in urls]
+            matrix = [[float(place)] for place in range(len(urls))]
+            json.dump({"n": number, "image_info": info, "similarity_matrix": matrix, "text_list": ["text"]}, file)
+            file.write("\n")
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    """A job for documents."""
+    return Job(
+        dataset="mmc4-core",
+        source=str(tmp_path / "source"),
+        out=str(tmp_path / "data" / "out"),
+        fetch=POLICY,
+        processes=1,
+        world_size=None,
+    )
+
+
+def read_rows(job: Job) -> list[dict[str, Any]]:
+    """All rows, shard by shard."""
+    return [row for path in sorted(Path(job.out).glob("*.pkl")) for row in pickle.loads(path.read_bytes())]
+
+
+def read_ledger(job: Job) -> list[dict[str, Any]]:
+    """All lines, shard by shard."""
+    paths = sorted(State(Path(job.out)).ledgers.glob("*.parquet"))
+    return [line for path in paths for line in pq.read_table(path).to_pylist()]
+
+
+def check_books(report: Report, images: int) -> None:
+    """Every image ended once, every sample as a row or not."""
+    totals = report.totals
+    assert totals.ok + totals.failed == totals.images == images
+    assert sum(totals.outcomes.values()) == images
+
+
+def test_a_document_that_is_lost_stops_fetching(job: Job, web: Web, tmp_path: Path) -> None:
+    """What hangs is called off at once, long before its deadline, and takes the reason of what was lost."""
+    gone, stuck, well = web.url(0, "missing"), web.url(1, "stuck"), web.url(2)
+    write_documents(tmp_path / "source" / "docs_shard_0_v3.jsonl", [[stuck, gone], [well]])
+    report = run(job)
+    assert report.elapsed_s < POLICY.timeout_s / 2
+    check_books(report, 3)
+    assert web.lost(stuck) == 1
+    assert report.totals.outcomes == {"ok": 1, "http_status": 2}
+    assert report.totals.notes == {"not_asked": 1}
+    first, second, _ = read_ledger(job)
+    assert (first["outcome"], first["status"], first["attempts"]) == ("http_status", 404, 0)
+    assert first["detail"] == "not asked for: the document was lost with image 1"
+    assert (second["outcome"], second["attempts"]) == ("http_status", 1)
+    assert [row["n"] for row in read_rows(job)] == [1]
+
+
+def test_a_document_of_which_enough_may_arrive_goes_on(job: Job, web: Web, tmp_path: Path) -> None:
+    """With --keep-at-least it is lost only when too few can arrive."""
+    documents = [
+        [web.url(0, "missing"), web.url(1, "slow"), web.url(2)],
+        [web.url(3, "missing"), web.url(4, "missing"), web.url(5, "stuck")],
+    ]
+    write_documents(tmp_path / "source" / "docs_shard_0_v3.jsonl", documents)
+    report = run(replace(job, choices=Choices(keep_at_least=2)))
+    check_books(report, 6)
+    assert report.totals.notes == {"not_asked": 1}
+    (row,) = read_rows(job)
+    assert [image["raw_url"] for image in row["image_info"]] == documents[0][1:]
+    assert row["similarity_matrix"] == [[1.0], [2.0]]
+    assert all(base64.b64decode(image["image_base64"]).startswith(b"\xff\xd8") for image in row["image_info"])
+
+
+def test_what_was_called_off_is_retried_with_what_it_was_lost_for(job: Job, web: Web, tmp_path: Path) -> None:
+    """The images of a lost document are wanted again together, or not at all."""
+    documents = [[web.url(0, "stuck"), web.url(1, "flaky")], [web.url(2, "stuck"), web.url(3, "missing")]]
+    write_documents(tmp_path / "source" / "docs_shard_0_v3.jsonl", documents)
+    run(job)
+    calm = tmp_path / "source" / "docs_shard_0_v3.jsonl"
+    calm.unlink()
+    assert [line["outcome"] for line in read_ledger(job)] == ["http_status"] * 4
+    assert [line["status"] for line in read_ledger(job)] == [500, 500, 404, 404]
+    report = retry(job.out, change=lambda before: replace(before, fetch=replace(before.fetch, timeout_s=0.5)))
+    assert report.retried == 2
+    assert [line["outcome"] for line in read_ledger(job)][1:] == ["ok", "http_status", "http_status"]
+    assert read_ledger(job)[0]["outcome"] == "timeout"
+    assert web.asked([url for urls in documents for url in urls])[1] == 2
+
+
+def test_a_run_goes_on_with_documents_that_were_lost(job: Job, web: Web, tmp_path: Path) -> None:
+    """What an earlier run has seen fail, its siblings are not asked for in this one."""
+    urls = [web.url(0, "missing"), web.url(1), web.url(2)]
+    write_documents(tmp_path / "source" / "docs_shard_0_v3.jsonl", [urls])
+    run(job)
+    state = State(Path(job.out))
+    before = read_ledger(job)
+    spool = next(iter(SpoolReader(state.failed("docs_shard_00000_v3")).samples()))
+    lost = Failure(FailureKind.HTTP_STATUS, "404", 404, 1)
+    again = replace(job, out=str(tmp_path / "again" / "out"))
+
+    path = State(Path(again.out), job_hash=hash_of(read_identity(state))).spool("docs_shard_00000_v3")
+
+    async def begin() -> None:
+        begun = await Spool.open(path)
+        await begun.append(make_end(spool.sample, 0, lost))
+        await begun.close()
+
+    asyncio.run(begin())
+    asked = web.asked(urls)
+    report = run(again)
+    check_books(report, 3)
+    assert web.asked(urls) == asked
+    assert [line["outcome"] for line in read_ledger(again)] == ["http_status"] * 3
+    assert before[0]["outcome"] == "http_status"
+
+
+async def test_calling_off_leaves_nothing_behind(web: Web) -> None:
+    """Fetches that are cancelled at any moment give back their places, their turns and their memory."""
+    budget = BodyBudget(1 << 20)
+    async with Fetcher(replace(POLICY, connections=4, per_host=2), budget=budget) as fetch:
+        for round_ in range(40):
+            urls = [web.url(round_ * 10 + n, ("stuck", "slow", "well", "drip")[n % 4]) for n in range(8)]
+            tasks = [asyncio.create_task(fetch(url)) for url in urls]
+            for _ in range(round_):
+                await asyncio.sleep(0)
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+        now = fetch.statistics()
+        assert (now.open, now.waiting, now.held_bytes) == (0, 0, 0)
+        assert not isinstance(await fetch(web.url(999)), Failure)
+
+
+def test_a_url_is_asked_for_once_in_a_run(job: Job, web: Web, tmp_path: Path) -> None:
+    """In one document, in documents at once, in shards open together and long after; also where it failed."""
+    logo, banner, gone = web.url(0), web.url(1), web.url(2, "missing")
+    own = [web.url(number) for number in range(10, 40)]
+    for shard in range(10):
+        documents = [[logo, own[shard * 3]], [own[shard * 3 + 1], logo, logo, banner], [gone, own[shard * 3 + 2]]]
+        write_documents(tmp_path / "source" / f"docs_shard_{shard}_v3.jsonl", documents)
+    report = run(replace(job, choices=Choices(keep_at_least=1)))
+    check_books(report, 80)
+    assert web.asked([logo, banner, gone, *own]) == [1] * 33
+    assert report.requests == 33
+    assert report.totals.ok == 70
+    assert report.reused == 70 - 32
+    assert report.summary()["images"] == {
+        "total": 80,
+        "ok": 70,
+        "failed": 10,
+        "reused": 38,
+        "by_kind": {"http_status": 10},
+    }
+    lines = [line for line in read_ledger(job) if line["url"] == logo]
+    assert {line["sha256"] for line in lines} == {lines[0]["sha256"]}
+    assert sum(line["attempts"] for line in lines) == 1
+    jpegs = {image["image_base64"] for row in read_rows(job) for image in row["image_info"] if image["raw_url"] == logo}
+    assert len(jpegs) == 1
+    assert sum(line["attempts"] for line in read_ledger(job) if line["url"] == gone) == 1
+
+
+def test_what_is_tried_again_is_asked_for_once_as_well(job: Job, web: Web, tmp_path: Path) -> None:
+    """A retry is a run: it asks anew, and once."""
+    flaky = web.url(0, "flaky")
+    write_documents(tmp_path / "source" / "docs_shard_0_v3.jsonl", [[flaky], [flaky], [flaky]])
+    run(job)
+    assert web.asked([flaky]) == [1]
+    report = retry(job.out, Wanted())
+    assert web.asked([flaky]) == [2]
+    assert (report.totals.rows, report.retried, report.reused) == (3, 3, 2)
+
+
+def test_the_first_who_asks_may_be_called_off(job: Job, web: Web, tmp_path: Path) -> None:
+    """Whoever waits for the same URL then asks for it."""
+    shared, gone = web.url(0, "slow"), web.url(1, "missing")
+    write_documents(tmp_path / "source" / "docs_shard_0_v3.jsonl", [[shared, gone], [shared]])
+    report = run(job)
+    check_books(report, 3)
+    assert [row["n"] for row in read_rows(job)] == [1]
+
+
+async def test_no_more_is_known_than_is_allowed(tmp_path: Path) -> None:
+    """The newest URLs are, older ones make room; of spools that are let go of nothing is known."""
+    sample = make_sample(0, images=1)
+    once = Once(most_urls=8, most_held_bytes=0)
+    spool = await Spool.open(tmp_path / "x.spool")
+
+    def end_of(number: int) -> ImageEnd:
+        return make_end(replace(sample, urls=(f"http://e.org/{number}",)), 0, make_outcome(0))
+
+    for number in range(35):
+        once.remember(end_of(number), spool, await spool.append(end_of(number)))
+    known = [number for number in range(35) if await once.recall(f"http://e.org/{number}") is not None]
+    assert known == list(range(27, 35))
+    assert (await once.recall("http://e.org/30")) == end_of(30)
+    down = replace(end_of(40), line=replace(end_of(40).line, outcome="host_down"))
+    once.remember(down, spool, await spool.append(down))
+    assert await once.recall("http://e.org/40") is None
+    await once.hold(spool)
+    await spool.close()
+    assert await once.recall("http://e.org/30") is None
+    once.close()
+
+
+async def test_one_asks_at_a_time() -> None:
+    """Those who come later wait, each for its own URL alone, and nothing is left of their waiting."""
+    once = Once()
+    order: list[str] = []
+
+    async def ask(url: str, name: str, wait_for: asyncio.Event | None = None) -> None:
+        async with once.turn(url):
+            order.append(name)
+            if wait_for is not None:
+                await wait_for.wait()
+
+    go = asyncio.Event()
+    tasks = [asyncio.create_task(ask("a", "first", go)), asyncio.create_task(ask("a", "second"))]
+    await asyncio.sleep(0)
+    await ask("b", "other")
+    assert order == ["first", "other"]
+    go.set()
+    await asyncio.gather(*tasks)
+    assert order == ["first", "other", "second"]
+    assert not once._turns

@@ -1,0 +1,316 @@
+"""Documents: which of them, as what, and that an image never parts from its similarities."""
+
+import base64
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+
+from datafetch.choices import Choices
+from datafetch.datasets import find_dataset
+from datafetch.datasets.documents import DocumentReader, document_row
+from datafetch.datasets.json_lines import BadRecordError
+from datafetch.errors import ConfigurationError, ManifestError
+from datafetch.model import Encoded, Failure, FailureKind, Manifest, Note, Outcome, Payload, Record, Sample
+from datafetch.verify.rows import examine_document
+
+GONE = Failure(FailureKind.HTTP_STATUS, "404", 404, 1)
+
+
+def document(images: int, texts: int = 3, **more: object) -> dict[str, Any]:
+    """A document; each image's similarities tell which one it is."""
+    info = [
+        {
+            "image_name": f"{n}.jpg",
+            "raw_url": f"http://e.org/{n}.jpg",
+            "matched_text_index": n % texts,
+            "matched_sim": 0.3,
+        }
+        for n in range(images)
+    ]
+    matrix = [[float(n)] * texts for n in range(images)]
+    return {
+        "image_info": info,
+        "similarity_matrix": matrix,
+        "text_list": ["text"] * texts,
+        "url": "http://e.org/",
+        **more,
+    }
+
+
+def read(record: dict[str, Any], choices: Choices | None = None) -> Any:
+    """A record as a sample, or None."""
+    return DocumentReader.of("raw_url", choices or Choices())(record)
+
+
+def sample_of(record: dict[str, Any], choices: Choices | None = None) -> Sample:
+    """A record as the first sample of its shard."""
+    draft = read(record, choices)
+    return Sample(0, "0", draft.urls, draft.row)
+
+
+@given(
+    outcomes=st.lists(st.booleans(), min_size=1, max_size=15),
+    least=st.none() | st.integers(1, 16),
+    is_filled=st.booleans(),
+    texts=st.integers(1, 40),
+)
+def test_an_image_takes_its_similarities_with_it(
+    outcomes: list[bool], least: int | None, is_filled: bool, texts: int
+) -> None:
+    """Whatever arrives: those that did, in their order, each with its own row and a text that is there."""
+    record = document(len(outcomes), texts)
+    if is_filled:
+        del record["similarity_matrix"]
+    sample = sample_of(record, Choices(keep_at_least=least, fill_similarity=is_filled))
+    mix: list[Outcome] = [Encoded(str(n).encode(), 1, 1, "PNG") if ok else GONE for n, ok in enumerate(outcomes)]
+    row = document_row(Record(sample, tuple(mix[: len(sample.urls)])), least)
+    arrived = [n for n, ok in enumerate(outcomes) if ok]
+    is_enough = len(arrived) >= (len(outcomes) if least is None else least) and bool(arrived)
+    assert (row is not None) == is_enough
+    if row is None:
+        return
+    info: Any = row["image_info"]
+    assert [image["image_name"] for image in info] == [f"{n}.jpg" for n in arrived]
+    assert [base64.b64decode(image["image_base64"]) for image in info] == [str(n).encode() for n in arrived]
+    assert row["similarity_matrix"] == [[0.0 if is_filled else float(n)] * texts for n in arrived]
+    assert row["text_list"] == record["text_list"]
+    assert not [part.fault for part in examine_document(row) if part.fault]
+    assert {key: row[key] for key in row if key not in ("image_info", "similarity_matrix")} == {
+        "text_list": record["text_list"],
+        "url": "http://e.org/",
+    }
+
+
+def test_a_whole_document_stays_as_published() -> None:
+    """Nothing but the images is added, and the published record is not touched."""
+    record = document(2, could_have_url_duplicate=0)
+    before = json.dumps(record)
+    row = find_dataset("mmc4-core").to_row(
+        Record(sample_of(record), (Encoded(b"a", 1, 1, "PNG"), Encoded(b"b", 1, 1, "PNG"))), Payload.BASE64
+    )
+    assert row is not None
+    assert json.dumps(record) == before
+    images: Any = row["image_info"]
+    for image in images:
+        del image["image_base64"]
+    assert json.dumps(row) == before
+
+
+@pytest.mark.parametrize(
+    ("base", "url", "joined"),
+    [
+        ("http://a.org/x/y.html", "img/1.jpg", "http://a.org/x/img/1.jpg"),
+        ("https://a.org/x/y.html", "/1.jpg", "https://a.org/1.jpg"),
+        ("https://a.org/x", "//cdn.org/1.jpg", "https://cdn.org/1.jpg"),
+        ("https://a.org/x", "http://b.org/1.jpg?a=1&amp;b=2", "http://b.org/1.jpg?a=1&amp;b=2"),
+        ("https://a.org/x", " http://b.org/ä b.jpg ", "http://b.org/ä b.jpg"),
+        (None, "1.jpg", "1.jpg"),
+        ("https://a.org/x", "http://[::1/1.jpg", "http://[::1/1.jpg"),
+        ("https://a.org/x", None, ""),
+    ],
+)
+def test_urls_start_from_their_document(base: object, url: object, joined: str) -> None:
+    """Relative ones are joined; what is no URL is left for the fetcher to say so."""
+    record = document(1, url=base)
+    record["image_info"][0]["raw_url"] = url
+    assert sample_of(record).urls == (joined,)
+
+
+def broken(**changes: object) -> dict[str, Any]:
+    """A document with something changed; None takes it away."""
+    record = document(2) | changes
+    return {key: value for key, value in record.items() if value is not None}
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        (broken(text_list=None), "text_list"),
+        (broken(text_list=["a", 1]), "text_list"),
+        (broken(image_info=None), "image_info"),
+        (broken(image_info=["a"]), "image_info"),
+        (broken(image_info=[{}] * 1001), "1,001 images are more"),
+        (broken(text_list=["only"]), "matched_text_index of image 1"),
+        (broken(image_info=[{"matched_text_index": True}] * 2), "matched_text_index of image 0"),
+        (broken(similarity_matrix=[[1.0]]), "one row for each of the 2 images"),
+        (broken(similarity_matrix={}), "one row for each of the 2 images"),
+    ],
+)
+def test_what_the_loader_would_trip_over_is_no_document(record: dict[str, Any], reason: str) -> None:
+    """It is said what is wrong with it."""
+    with pytest.raises(BadRecordError, match=reason):
+        read(record)
+
+
+def test_a_document_without_similarities_is_refused_or_gets_zeros() -> None:
+    """Zeros only where they were asked for, and counted."""
+    record = broken(similarity_matrix=None)
+    with pytest.raises(ManifestError, match=r"no similarity_matrix.*--fill-similarity"):
+        read(record)
+    draft = read(record, Choices(fill_similarity=True))
+    assert draft.row["similarity_matrix"] == [[0.0] * 3] * 2
+    assert draft.notes == (Note.FILLED_SIMILARITY,)
+
+
+def test_what_can_never_have_enough_images_is_not_asked_for() -> None:
+    """A document of two images has not three; it ends as a sample without a row."""
+    assert read(document(2), Choices(keep_at_least=3)).urls == ()
+    assert read(document(0)).urls == ()
+
+
+@pytest.mark.parametrize(
+    ("choices", "is_wanted"),
+    [
+        (Choices(max_images=3), True),
+        (Choices(max_images=2), False),
+        (Choices(min_similarity=0.3), True),
+        (Choices(min_similarity=0.31), False),
+    ],
+)
+def test_filters_leave_out_whole_documents(choices: Choices, is_wanted: bool) -> None:
+    """A filter never changes a document."""
+    record = document(3)
+    draft = read(record, choices)
+    assert (draft is not None) == is_wanted
+    if draft is not None:
+        assert draft.row == record
+
+
+def test_a_similarity_that_is_not_there_can_not_be_filtered_by() -> None:
+    """It is said, instead of leaving documents out."""
+    record = document(1)
+    del record["image_info"][0]["matched_sim"]
+    with pytest.raises(BadRecordError, match="matched_sim"):
+        read(record, Choices(min_similarity=0.2))
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Path) -> str:
+    """A tokenizer that makes a token of each word."""
+    tokens = Tokenizer(WordLevel({"[UNK]": 0, "text": 1}, unk_token="[UNK]"))  # noqa: S106 - no password
+    tokens.pre_tokenizer = Whitespace()
+    tokens.save(str(tmp_path / "tokenizer.json"))
+    return str(tmp_path / "tokenizer.json")
+
+
+@pytest.mark.parametrize(("most", "is_wanted"), [(729 * 2 + 5, True), (729 * 2 + 4, False), (100, False)])
+def test_documents_fit_a_number_of_tokens(tokenizer: str, most: int, is_wanted: bool) -> None:
+    """An image counts 729, and the text what the tokenizer makes of it."""
+    record = document(2) | {"text_list": ["one two", "three four", "five"]}
+    assert (read(record, Choices(max_tokens=most, tokenizer=tokenizer)) is not None) == is_wanted
+
+
+def test_a_tokenizer_is_part_of_what_decides_the_rows(tokenizer: str, tmp_path: Path) -> None:
+    """By its content; and one that is none is refused in one line."""
+    facts = DocumentReader.of("raw_url", Choices(max_tokens=9, tokenizer=tokenizer)).facts()
+    assert facts["max_tokens"] == 9
+    assert len(str(facts["tokenizer"])) == 64
+    (tmp_path / "none.json").write_text("{}")
+    with pytest.raises(ConfigurationError, match=r"none\.json is not a tokenizer\.json"):
+        DocumentReader.of("raw_url", Choices(max_tokens=9, tokenizer=str(tmp_path / "none.json")))
+    with pytest.raises(ConfigurationError, match="cannot read the tokenizer"):
+        DocumentReader.of("raw_url", Choices(max_tokens=9, tokenizer=str(tmp_path / "nowhere")))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"keep_at_least": 0}, {"max_images": -1}, {"max_tokens": 5}, {"tokenizer": "x"}, {"min_similarity": float("nan")}],
+)
+def test_choices_that_can_not_work_are_refused(wrong: dict[str, Any]) -> None:
+    """The operator hears of it before anything is read, by the option's name."""
+    with pytest.raises(ConfigurationError, match=f"--{next(iter(wrong)).replace('_', '-')}"):
+        Choices(**wrong)
+
+
+def write_shards(folder: Path, shards: dict[int, int], name: str = "docs_shard") -> None:
+    """Files of mmc4-core: number → documents."""
+    folder.mkdir(exist_ok=True)
+    for number, documents in shards.items():
+        lines = [json.dumps(document(1, url=f"http://e.org/{number}/{n}")) for n in range(documents)]
+        (folder / f"{name}_{number}_v3.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def bind(folder: Path, ids: Sequence[str] | None = None, **choices: Any) -> Manifest:
+    """mmc4-core's files as a manifest."""
+    path = folder.with_suffix(".csv")
+    path.write_text("\n".join(ids or ()))
+    return find_dataset("mmc4-core", Choices(**choices)).bind(folder, path if ids else None)
+
+
+def keys(manifest: Manifest) -> list[str]:
+    """Of all samples, in order."""
+    return [sample.key for shard in manifest.shards() for sample in manifest.samples(shard)]
+
+
+def test_the_documents_that_an_id_list_names(tmp_path: Path) -> None:
+    """Those alone, of files that it names alone, in published order; what is not there is counted."""
+    write_shards(tmp_path / "docs", {2: 4, 10: 3, 11: 2})
+    manifest = bind(tmp_path / "docs", ["10,2", "2,0", "2,3", "10,2", "2,4", "3,0", "3,1"])
+    assert [shard.name for shard in manifest.shards()] == ["docs_shard_00002_v3", "docs_shard_00010_v3"]
+    assert keys(manifest) == ["2,0", "2,3", "10,2"]
+    selection = manifest.selection(["2,0", "2,3", "10,2", "10,2"], 0)
+    assert selection is not None
+    assert (selection.wanted, selection.duplicates, selection.not_found, selection.missing_files) == (6, 1, 3, 1)
+    assert selection.remark == "1 indices lie beyond the end of their shards"
+
+
+def test_indices_of_kept_documents_are_for_the_end(tmp_path: Path) -> None:
+    """All documents are fetched, and it is the rows that are counted."""
+    write_shards(tmp_path / "docs", {2: 4})
+    manifest = bind(tmp_path / "docs", ["2,0", "2,2"], ids_index="kept")
+    (shard,) = manifest.shards()
+    assert keys(manifest) == ["2,0", "2,1", "2,2", "2,3"]
+    assert manifest.samples(shard).row_numbers == frozenset({0, 2})
+    selection = manifest.selection([], 1)
+    assert selection is not None
+    assert (selection.wanted, selection.not_found) == (2, 1)
+    assert manifest.facts()["ids_index"] == "kept"
+
+
+@pytest.mark.parametrize(
+    ("most", "ids_index", "hint"),
+    [(100, None, ""), (60, None, "--ids-index kept"), (100, "kept", "--ids-index document"), (60, "kept", "")],
+)
+def test_it_is_said_what_the_indices_look_like(tmp_path: Path, most: int, ids_index: str | None, hint: str) -> None:
+    """Indices that end long before their shards do were counted among the documents that were kept."""
+    write_shards(tmp_path / "docs", dict.fromkeys(range(6), 100))
+    ids = [f"{shard},{index}" for shard in range(6) for index in range(0, most, 2)]
+    manifest = bind(tmp_path / "docs", ids, ids_index=ids_index)
+    keys(manifest)
+    selection = manifest.selection([], 0)
+    assert selection is not None
+    assert hint in selection.remark
+    assert bool(hint) == bool(selection.remark)
+
+
+def test_the_variant_with_fewer_faces_is_named_as_what_it_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """In its shards' names, and in a remark."""
+    write_shards(tmp_path / "docs", {3: 1}, "docs_no_face_shard")
+    with caplog.at_level("INFO"):
+        manifest = bind(tmp_path / "docs")
+    assert [shard.name for shard in manifest.shards()] == ["docs_no_face_shard_00003_v3"]
+    assert "mmc4-core-ff, the variant with fewer faces" in caplog.text
+    assert "3 shards are missing: 0, 1, 2" in caplog.text
+
+
+def test_a_folder_with_a_shard_twice_or_none_is_refused(tmp_path: Path) -> None:
+    """It would not be known which of the two is meant."""
+    write_shards(tmp_path / "docs", {3: 1})
+    write_shards(tmp_path / "docs", {3: 1}, "docs_no_face_shard")
+    with pytest.raises(ManifestError, match="are both shard 3; move one of them away"):
+        bind(tmp_path / "docs")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "x.jsonl").write_text("{}\n")
+    with pytest.raises(ManifestError, match="has no file docs_shard_<number>_v3"):
+        bind(tmp_path / "other")
+    write_shards(tmp_path / "docs2", {3: 1})
+    with pytest.raises(ManifestError, match="has none of the shards that"):
+        bind(tmp_path / "docs2", ["4,0"])

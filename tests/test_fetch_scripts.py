@@ -1,0 +1,93 @@
+"""Each dataset's script fetches it, on its tiny source, over real HTTP, and what comes out verifies."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sources import place_source
+
+from datafetch.demo.origin import Origin
+from datafetch.demo.pictures import write_pictures
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+OPTIONS = ("--allow-net", "127.0.0.0/8", "--connections", "8", "--processes", "1", "--retries", "0", "--no-reshard")
+PATIENCE_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Host and port of an origin with the pictures that the tiny sources name."""
+    folder = tmp_path_factory.mktemp("tiny")
+    for number, name in enumerate(write_pictures(folder / "painted", 10)):
+        (folder / f"{number:05d}.png").write_bytes((folder / "painted" / name).read_bytes())
+    with Origin(folder) as origin:
+        yield origin.url("", "").split("/")[2]
+
+
+def fetch(script: str, *arguments: object) -> dict[str, object]:
+    """Run a script and return its last summary."""
+    environment = {**os.environ, "DATAFETCH": str(Path(sys.executable).with_name("datafetch"))}
+    finished = subprocess.run(
+        [str(SCRIPTS / script), *map(str, arguments), *OPTIONS, "--json"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE_S,
+    )
+    assert finished.returncode == 0, finished.stderr
+    summary: dict[str, object] = json.loads(finished.stdout.splitlines()[-1])
+    return summary
+
+
+@pytest.mark.parametrize(
+    ("script", "dataset", "between", "rows"),
+    [
+        ("fetch-coyo", "coyo", ("ids",), 3),
+        ("fetch-mmc4", "mmc4-core", ("ids",), 5),
+        ("fetch-llm-jp-interleaved", "llm-jp-interleaved", ("", ""), 2),
+        ("fetch-llm-jp-pairs", "llm-jp-pairs-step1", (), 4),
+        ("fetch-ocr-vqa", "ocr-vqa", ("",), 2),
+    ],
+)
+def test_each_script_fetches_its_dataset(
+    tmp_path: Path, authority: str, script: str, dataset: str, between: tuple[str, ...], rows: int
+) -> None:
+    """With the options its comments name, and what else is given; the trainer's files are where it looks."""
+    source = place_source(dataset, tmp_path, authority)
+    if script == "fetch-llm-jp-pairs":
+        place_source("llm-jp-pairs-step0", tmp_path, authority)
+    words = [source.ids if word == "ids" else word for word in between]
+    summary = fetch(script, source.folder, *words, tmp_path / "root")
+    assert summary["complete"] is True
+    assert summary["samples"]["rows"] == rows  # type: ignore[index]
+    out = str(summary["out"])
+    command = [sys.executable, "-m", "datafetch", "verify", out, "--world-size", "1", "--batch", "1", "--group", "1"]
+    verified = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
+    assert verified.returncode == 0, verified.stdout
+
+
+def test_the_pairs_of_step_0_are_fetched_too(tmp_path: Path, authority: str) -> None:
+    """One source, two datasets."""
+    place_source("llm-jp-pairs-step1", tmp_path, authority)
+    source = place_source("llm-jp-pairs-step0", tmp_path, authority)
+    fetch("fetch-llm-jp-pairs", source.folder, tmp_path / "root")
+    folder = tmp_path / "root" / "alt_pair_ja"
+    records = json.loads((folder / "llm-jp_mm_pair_step0_558k.json").read_text())
+    assert [record["image"] for record in records] == ["000000001.jpg", "a/000000005.png"]
+    assert all((folder / "image_step0" / record["image"]).is_file() for record in records)
+
+
+def test_every_script_is_tried() -> None:
+    """And says how it is called when it is called otherwise."""
+    scripts = sorted(path.name for path in SCRIPTS.glob("fetch-*"))
+    assert scripts == ["fetch-coyo", "fetch-llm-jp-interleaved", "fetch-llm-jp-pairs", "fetch-mmc4", "fetch-ocr-vqa"]
+    environment = {**os.environ, "DATAFETCH": str(Path(sys.executable).with_name("datafetch"))}
+    for script in scripts:
+        said = subprocess.run([str(SCRIPTS / script)], env=environment, capture_output=True, text=True, check=False)
+        assert said.returncode == 2
+        assert said.stderr.startswith(f"usage: {script} SOURCE")

@@ -1,0 +1,113 @@
+"""Datasets of JSON lines: which lines, by which keys, and what is said of those that are none."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from datafetch.choices import Choices
+from datafetch.datasets import find_dataset
+from datafetch.errors import ManifestError
+from datafetch.model import Encoded, Manifest, Payload, Record, Sample
+
+
+def bind(folder: Path, files: dict[str, str], **choices: Any) -> Manifest:
+    """Files of pairs as a manifest."""
+    folder.mkdir(exist_ok=True)
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    return find_dataset("llm-jp-pairs-step1", Choices(**choices)).bind(folder, None)
+
+
+def samples(manifest: Manifest) -> list[Sample]:
+    """All, in order."""
+    return [sample for shard in manifest.shards() for sample in manifest.samples(shard)]
+
+
+def lines(*records: object) -> str:
+    """Records as JSON lines."""
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+
+@pytest.mark.parametrize("url_key", ["url", "image_url", "raw_url", "img_url", "src"])
+@pytest.mark.parametrize("text_key", ["text", "caption"])
+def test_keys_are_found_out_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, url_key: str, text_key: str
+) -> None:
+    """By what the first records have; the row is the record, its image in the place of a name."""
+    record = {url_key: "https://e.org/桜.jpg", text_key: "満開の桜", "image": "x.jpg"}
+    with caplog.at_level("INFO"):
+        manifest = bind(tmp_path / "s", {"a.jsonl": lines(record)})
+    assert f"url key: {url_key}, text key: {text_key}" in caplog.text
+    (sample,) = samples(manifest)
+    assert sample.urls == ("https://e.org/桜.jpg",)
+    row = find_dataset("llm-jp-pairs-step1").to_row(Record(sample, (Encoded(b"j", 1, 1, "PNG"),)), Payload.BASE64)
+    assert row == {**record, "image": "ag=="}
+    assert manifest.facts() == {"keys": {"url": url_key, "text": text_key}}
+
+
+def test_the_key_that_more_records_have_is_taken(tmp_path: Path) -> None:
+    """A key that holds something else in most of them is not the one."""
+    records = [{"url": "a page's id", "src": "http://e.org/1.jpg", "text": "a"}] * 3
+    assert samples(bind(tmp_path / "s", {"a.jsonl": lines(*records)}))[0].urls == ("http://e.org/1.jpg",)
+
+
+def test_a_text_of_another_name_is_brought_where_the_loader_looks(tmp_path: Path) -> None:
+    """The loader takes text, or else caption."""
+    record = {"url": "http://e.org/1.jpg", "alt": "猫", "caption": None}
+    (sample,) = samples(bind(tmp_path / "s", {"a.jsonl": lines(record)}, text_key="alt"))
+    assert sample.row == {**record, "text": "猫"}
+
+
+def test_without_a_key_that_fits_it_is_said_which_there_are(tmp_path: Path) -> None:
+    """And with which option one is named."""
+    files = {"a.jsonl": lines({"link": "http://e.org/1.jpg", "text": "a"})}
+    with pytest.raises(ManifestError, match=r"no url under url or .* --url-key; there are: link, text"):
+        bind(tmp_path / "s", files)
+    with pytest.raises(ManifestError, match=r"no text under caption; .* --text-key; there are: link, text"):
+        bind(tmp_path / "s", files, url_key="link", text_key="caption")
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('{"url": "http://e.org/2.jpg", "text"', r"not JSON"),
+        ("[1]", "not a JSON object"),
+        ('{"url": 7, "text": "a"}', "url is int, not text"),
+        ('{"url": "http://e.org/2.jpg", "text": 7}', "text is int, not text"),
+    ],
+)
+def test_a_bad_line_stops_the_run_or_is_passed_over(tmp_path: Path, line: str, reason: str) -> None:
+    """With file and line, before anything of the file is fetched; or counted, and nothing else changes."""
+    good = lines({"url": "http://e.org/1.jpg", "text": "a"})
+    files = {"a.jsonl": f"{good}\n{line}\n{good}"}
+    manifest = bind(tmp_path / "s", files)
+    with pytest.raises(ManifestError, match=rf"a\.jsonl, line 3: {reason}.*--skip-bad-lines"):
+        manifest.samples(manifest.shards()[0])
+    manifest = bind(tmp_path / "s", files, skip_bad_lines=True)
+    assert [sample.key for sample in samples(manifest)] == ["a:0", "a:3"]
+    assert manifest.samples(manifest.shards()[0]).notes == {"bad_lines": 1}
+
+
+def test_a_pair_without_a_text_is_not_asked_for(tmp_path: Path) -> None:
+    """It can't become a row; one without a URL fails as any bad URL does."""
+    url = "http://e.org/1.jpg"
+    records = [{"url": url, "text": "a"}, {"url": url, "text": None}, {"url": url}, {"url": None, "text": "b"}]
+    assert [sample.urls for sample in samples(bind(tmp_path / "s", {"a.jsonl": lines(*records)}))] == [
+        (url,),
+        (),
+        (),
+        ("",),
+    ]
+
+
+def test_shards_are_named_after_their_files(tmp_path: Path) -> None:
+    """Sorted by these names; two files that would become one shard are refused."""
+    good = lines({"url": "http://e.org/1.jpg", "text": "a"})
+    manifest = bind(tmp_path / "s", {"b.jsonl": good, "a.b.jsonl": good, ".hidden.jsonl": "{", "notes.txt": "{"})
+    assert [shard.name for shard in manifest.shards()] == ["a.b", "b"]
+    with pytest.raises(ManifestError, match=r"would both become b\.pkl"):
+        bind(tmp_path / "s", {"b.jsonl.gz": good})
+    with pytest.raises(ManifestError, match=r"holds no \.jsonl file"):
+        bind(tmp_path / "empty", {})

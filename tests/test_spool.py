@@ -277,6 +277,7 @@ async def test_a_disk_that_takes_nothing_is_our_fault(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "x.spool", full, Recovered())
     with pytest.raises(ResourceError, match=r"No space left on device.*run the same command again"):
         await spool.append(make_end(sample, 0, FAILURE), sample)
+    spool.entries.release()
     await full.close()
     with pytest.raises(ResourceError, match="run the same command again"):
         await Spool.open(Path("/proc/nowhere/x.spool"))

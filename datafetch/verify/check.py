@@ -173,7 +173,11 @@ def _open_folder(check: Check, out: Path) -> Subject:
     if check.image_root is not None:
         raise ConfigurationError("--image-root is for a JSON file; the images of shards are in them")
     loader = check.loader or (None if dataset is None else dataset.loader)
-    return ImageFolder(out) if loader is Loader.TORCH else ShardFolder(out, loader)
+    if loader is not Loader.TORCH:
+        return ShardFolder(out, loader)
+    if any(out.glob("*.pkl")):
+        raise ConfigurationError(f"{out} holds shards; --loader torch takes a JSON file or a folder of images")
+    return ImageFolder(out)
 
 
 def _image_root(path: Path) -> Path:

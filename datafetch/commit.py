@@ -29,7 +29,8 @@ from datafetch.child import child_command
 from datafetch.durable import make_folder, publish, sync
 from datafetch.errors import ConfigurationError, ConservationError, DatafetchError, ManifestError, ResourceError
 from datafetch.ledger import Books, LedgerWriter, read_totals
-from datafetch.model import Holds, Note, Sink, Totals
+from datafetch.model import Holds, Note, Totals
+from datafetch.protocols import Sink
 from datafetch.published import put_files_in_place
 from datafetch.settled import Output, Settled, settle_retry, settle_spool
 from datafetch.sinks import INDEX_SUFFIX, FileSink, PickleSink

@@ -17,7 +17,8 @@ from itertools import islice
 from typing import TypeVar
 
 from datafetch.ledger import read_totals
-from datafetch.model import Sample, Shard, ShardSource, Totals
+from datafetch.model import Sample, Shard, Totals
+from datafetch.protocols import ShardSource
 from datafetch.published import is_in_place, shard_files
 from datafetch.spool import Spool
 from datafetch.state import State

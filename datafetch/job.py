@@ -14,7 +14,8 @@ from datafetch.claim import FORMAT, Identity, read_asked, read_identity
 from datafetch.datasets import find_dataset
 from datafetch.errors import ConfigurationError
 from datafetch.fetch import FetchPolicy, OptOut
-from datafetch.model import Dataset, Loader, Manifest, Payload
+from datafetch.model import Loader, Payload
+from datafetch.protocols import Dataset, Manifest
 from datafetch.ranks import GROUP_OF, SHUFFLE_OF, Ranks
 from datafetch.rearrange import Plan
 from datafetch.state import State

@@ -29,7 +29,8 @@ from datafetch.failed import FailedSamples
 from datafetch.feed import MAX_OPEN_SAMPLES, MAX_OPEN_SHARDS, Feed
 from datafetch.job import Job, asked_of, dataset_of, equal_plan, hash_of, identify, own_spec, read_job
 from datafetch.ledger import read_keys, sum_totals
-from datafetch.model import Dataset, Manifest, Selection, Totals
+from datafetch.model import Selection, Totals
+from datafetch.protocols import Dataset, Manifest
 from datafetch.published import is_in_place
 from datafetch.record_list import keep_published, published_source
 from datafetch.report import Report

@@ -13,7 +13,8 @@ from typing import Generic, TypeVar
 from datafetch.entries import Ended, ImageEnd
 from datafetch.errors import ConservationError
 from datafetch.ledger import read_books, read_samples
-from datafetch.model import OK, Dataset, Encoded, Failure, Holds, LedgerLine, Outcome, Payload, Record, Sample
+from datafetch.model import OK, Encoded, Failure, Holds, LedgerLine, Outcome, Payload, Record, Sample
+from datafetch.protocols import Dataset
 from datafetch.sinks import encode_row, read_frames
 from datafetch.spool import SpooledSample, SpoolReader
 from datafetch.state import State

@@ -21,19 +21,8 @@ from sources import DATA, place_source
 from datafetch.choices import Choices
 from datafetch.datasets import DATASETS, find_dataset
 from datafetch.errors import ConfigurationError
-from datafetch.model import (
-    Dataset,
-    Encoded,
-    Failure,
-    FailureKind,
-    Holds,
-    Loader,
-    Manifest,
-    Outcome,
-    Payload,
-    Record,
-    Sample,
-)
+from datafetch.model import Encoded, Failure, FailureKind, Holds, Loader, Outcome, Payload, Record, Sample
+from datafetch.protocols import Dataset, Manifest
 from datafetch.verify.rows import EXAMINERS
 
 _GONE = Failure(FailureKind.HTTP_STATUS, "404", 404, 1)

@@ -18,7 +18,8 @@ from datafetch.datasets import find_dataset
 from datafetch.datasets.documents import DocumentReader, document_row
 from datafetch.datasets.json_lines import BadRecordError
 from datafetch.errors import ConfigurationError, ManifestError
-from datafetch.model import Encoded, Failure, FailureKind, Manifest, Note, Outcome, Payload, Record, Sample
+from datafetch.model import Encoded, Failure, FailureKind, Note, Outcome, Payload, Record, Sample
+from datafetch.protocols import Manifest
 from datafetch.verify.rows import examine_document
 
 GONE = Failure(FailureKind.HTTP_STATUS, "404", 404, 1)

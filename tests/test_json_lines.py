@@ -9,7 +9,8 @@ import pytest
 from datafetch.choices import Choices
 from datafetch.datasets import find_dataset
 from datafetch.errors import ManifestError
-from datafetch.model import Encoded, Manifest, Payload, Record, Sample
+from datafetch.model import Encoded, Payload, Record, Sample
+from datafetch.protocols import Manifest
 
 
 def bind(folder: Path, files: dict[str, str], **choices: Any) -> Manifest:

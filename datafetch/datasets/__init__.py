@@ -12,7 +12,7 @@ from datafetch.datasets.llm_jp_pairs_step1 import LlmJpPairsStep1
 from datafetch.datasets.mmc4 import Mmc4Core
 from datafetch.datasets.ocr_vqa import OcrVqa
 from datafetch.errors import ConfigurationError
-from datafetch.model import Dataset
+from datafetch.protocols import Dataset
 
 _ALL = (Coyo(), Mmc4Core(), LlmJpPairsStep0(), LlmJpPairsStep1(), LlmJpInterleaved(), OcrVqa())
 DATASETS: dict[str, Dataset] = {dataset.name: dataset for dataset in _ALL}

@@ -20,7 +20,8 @@ import pyarrow.compute as pc
 from datafetch.datasets.description import Description
 from datafetch.datasets.payload import IMAGE_FIELDS, pack
 from datafetch.errors import ManifestError
-from datafetch.model import Encoded, Loader, Payload, Record, Row, Sample, Samples, Selection, Shard
+from datafetch.model import Encoded, Loader, Payload, Record, Row, Sample, Selection, Shard
+from datafetch.protocols import Samples
 from datafetch.readers import ColumnType, IdList, Int64s, ParquetFile, list_files, matching_rows, read_ids
 
 _SIMILARITIES = ("clip_similarity_vitb32", "clip_similarity_vitl14")

@@ -16,7 +16,8 @@ import orjson
 
 from datafetch.datasets import DATASETS, find_dataset
 from datafetch.errors import ConfigurationError
-from datafetch.model import Dataset, Loader
+from datafetch.model import Loader
+from datafetch.protocols import Dataset
 from datafetch.ranks import GROUP_OF, Ranks
 from datafetch.state import State
 from datafetch.transcode import Encoding, ImageSpec, Transcoder

@@ -73,7 +73,7 @@ def _say(folder: Path, result_bytes: float, needed_bytes: float, *, is_twice: bo
     is_enough = free_bytes >= needed_bytes
     _log.log(
         logging.INFO if is_enough else logging.WARNING,
-        "the shards will have up to about %s%s; %s more are needed and %s are free%s",
+        "the output will have up to about %s%s; %s more are needed and %s are free%s",
         _size(result_bytes),
         ", and lie there twice while they are made equal (not with --no-reshard)" if is_twice else "",
         _size(needed_bytes),

@@ -135,7 +135,7 @@ def test_json_is_all_there_is_on_standard_output(
     ]
     assert main([*arguments, "--json"]) == 0
     printed = capfd.readouterr()
-    assert "the shards will have up to about" in printed.err.splitlines()[0]
+    assert "the output will have up to about" in printed.err.splitlines()[0]
     summary = json.loads(printed.out)
     assert summary["dataset"] == "coyo"
     assert summary["complete"] is True

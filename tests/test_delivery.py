@@ -12,16 +12,19 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import LOOPBACK
+from conftest import LOOPBACK, until
 from test_spool import make_end, make_outcome, make_sample
 
-from datafetch import Choices, Job, Report, run
+from datafetch import Choices, IdsIndex, Job, Report, run
 from datafetch.claim import read_identity
+from datafetch.datasets import find_dataset
 from datafetch.demo.origin import Origin
 from datafetch.entries import ImageEnd
+from datafetch.errors import ConfigurationError, ManifestError
+from datafetch.feed import Feed
 from datafetch.fetch import BodyBudget, Fetcher, FetchPolicy
 from datafetch.job import hash_of
-from datafetch.model import Failure, FailureKind
+from datafetch.model import Failure, FailureKind, Totals
 from datafetch.once import Once
 from datafetch.runner import retry
 from datafetch.spool import Spool, SpoolReader
@@ -288,3 +291,63 @@ async def test_one_asks_at_a_time() -> None:
     await asyncio.gather(*tasks)
     assert order == ["first", "other", "second"]
     assert not once._turns
+
+
+def test_a_bad_line_may_be_permitted_on_the_way(job: Job, web: Web, tmp_path: Path) -> None:
+    """It stops the run before anything of its file is fetched; with the permission the run goes on."""
+    urls = [[web.url(0)], [web.url(1)], [web.url(2)]]
+    for shard in range(2):
+        write_documents(tmp_path / "source" / f"docs_shard_{shard}_v3.jsonl", urls[shard : shard + 1])
+    late = tmp_path / "source" / "docs_shard_9_v3.jsonl"
+    write_documents(late, urls[2:])
+    late.write_text("{\n" + late.read_text())
+    with pytest.raises(ManifestError, match=r"docs_shard_9_v3\.jsonl, line 1: not JSON"):
+        run(job)
+    assert web.asked(urls[2]) == [0]
+    report = run(replace(job, choices=Choices(skip_bad_lines=True)))
+    check_books(report, 3)
+    assert report.totals.notes == {"bad_lines": 1}
+    assert report.summary()["notes"] == {"bad_lines": 1}
+    assert len(read_rows(job)) == 3
+    assert web.asked(urls[2]) == [1]
+
+
+def test_indices_of_kept_documents(job: Job, web: Web, tmp_path: Path) -> None:
+    """Of the rows that a shard comes to those that the list names; and no retry, which would move them."""
+    documents = [[web.url(0)], [web.url(1, "flaky")], [web.url(2)], [web.url(3)]]
+    write_documents(tmp_path / "source" / "docs_shard_4_v3.jsonl", documents)
+    (tmp_path / "ids").write_text("4,0\n4,2\n4,3\n")
+    kept = replace(job, ids=str(tmp_path / "ids"), choices=Choices(ids_index=IdsIndex.KEPT))
+    report = run(kept)
+    check_books(report, 4)
+    assert [row["n"] for row in read_rows(job)] == [0, 3]
+    assert (report.totals.samples, report.totals.rows) == (4, 2)
+    assert report.selection is not None
+    assert (report.selection.wanted, report.selection.not_found) == (3, 1)
+    with pytest.raises(ConfigurationError, match="--ids-index kept counts the documents that were kept"):
+        retry(job.out)
+
+
+@pytest.mark.parametrize(("documents", "most_open"), [(100, 128), (4000, 5), (5000, 4)])
+async def test_small_shards_are_open_in_numbers(tmp_path: Path, documents: int, most_open: int) -> None:
+    """As many as have few samples together, of large ones four; and one more when one is published."""
+    record = {"image_info": [{"raw_url": "x", "matched_text_index": 0}], "text_list": [""], "similarity_matrix": [[0]]}
+    lines = f"{json.dumps(record)}\n" * documents
+    for shard in range(most_open + 3):
+        await asyncio.to_thread((tmp_path / f"docs_shard_{shard}_v3.jsonl").write_text, lines)
+    manifest = await asyncio.to_thread(find_dataset("mmc4-core").bind, tmp_path, None)
+    feed = Feed(manifest, State(tmp_path / "out"))
+    opened: list[int] = []
+
+    async def pull() -> None:
+        while await feed.pull() is not None:
+            opened.append(len(feed.open))
+
+    pulling = asyncio.create_task(pull())
+    await until(lambda: len(opened) == most_open * documents)
+    await feed.close_published(next(iter(feed.open)), Totals())
+    await until(lambda: len(opened) == (most_open + 1) * documents)
+    assert max(opened) == most_open
+    pulling.cancel()
+    await asyncio.wait([pulling])
+    await feed.close()

@@ -6,6 +6,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterable
 from io import BytesIO
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -121,6 +122,25 @@ def exif(orientation: int, order: str = "<", kind: int = 3) -> bytes:
 def with_segment(jpeg: bytes, marker: int, content: bytes) -> bytes:
     """The JPEG with one more segment, right after its start."""
     return jpeg[:2] + struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content + jpeg[2:]
+
+
+def trainers_size(body: bytes, path: Path) -> tuple[int, int] | None:
+    """The size in pixels of what the trainer makes of a body, or None where it raises.
+
+    Args:
+        body: What was, or was not, kept.
+        path: Where to write it: a trainer opens files, some of which Pillow reads in other ways than what is in memory.
+    """
+    path.write_bytes(body)
+    sizes: set[tuple[int, int] | None] = set()
+    for file in (path, BytesIO(body)):
+        try:
+            with Image.open(file) as opened:
+                sizes.add(opened.convert("RGB").size)
+        except Exception:  # noqa: BLE001 - on such data Pillow raises anything
+            sizes.add(None)
+    (size,) = sizes
+    return size
 
 
 def ycck(picture: Image.Image, **options: object) -> bytes:

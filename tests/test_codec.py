@@ -2,6 +2,7 @@
 
 import base64
 import struct
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from datafetch.transcode.codec import classify, transcode
 from datafetch.transcode.spec import Encoding, ImageSpec, Pixels, Resize
 
 VILA = ImageSpec(short_side_px=336)
+RECEIVED = ImageSpec(encode=Encoding.RECEIVED)
 
 pytestmark = pytest.mark.usefixtures("_as_in_the_codecs_processes")
 
@@ -78,11 +80,12 @@ def test_half_an_image_is_truncated(name: str, tenths: int) -> None:
     assert outcome.kind is FailureKind.TRUNCATED
 
 
-def test_too_many_pixels_are_refused_from_the_header() -> None:
+@pytest.mark.parametrize("spec", [VILA, RECEIVED])
+def test_too_many_pixels_are_refused_from_the_header(spec: ImageSpec) -> None:
     """A bomb is refused before its pixels are allocated: its size alone decides."""
     bomb = saved(Image.new("1", (30_000, 30_000)), "PNG")
     assert len(bomb) < 200_000
-    outcome = transcode(bomb, VILA)
+    outcome = transcode(bomb, spec)
     assert isinstance(outcome, Failure)
     assert outcome.kind is FailureKind.TOO_MANY_PIXELS
 
@@ -106,15 +109,17 @@ def _webp_canvas(width_px: int, height_px: int) -> bytes:
         (lossless := saved(paint((8, 8), 1), "WEBP", lossless=True))[:21] + b"\xff\xff\xff\x0f" + lossless[25:],
     ],
 )
-def test_a_webp_is_refused_before_it_is_opened(body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("spec", [VILA, RECEIVED])
+def test_a_webp_is_refused_before_it_is_opened(body: bytes, spec: ImageSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     """Opening one allocates its canvas."""
     monkeypatch.setattr(Image, "open", None)
-    outcome = transcode(body, VILA)
+    outcome = transcode(body, spec)
     assert isinstance(outcome, Failure)
     assert outcome.kind is FailureKind.TOO_MANY_PIXELS
 
 
-def test_a_tiff_with_huge_tiles_is_refused() -> None:
+@pytest.mark.parametrize("spec", [VILA, RECEIVED])
+def test_a_tiff_with_huge_tiles_is_refused(spec: ImageSpec) -> None:
     """A tile is decoded whole, however little of it the image shows."""
     tags: dict[int, int | list[int] | bytes] = {
         256: 16,
@@ -126,20 +131,20 @@ def test_a_tiff_with_huge_tiles_is_refused() -> None:
         322: 30_000,
         323: 30_000,
     }
-    outcome = transcode(tiff(bytes(1000), tags), VILA)
+    outcome = transcode(tiff(bytes(1000), tags), spec)
     assert isinstance(outcome, Failure)
     assert outcome.kind is FailureKind.TOO_MANY_PIXELS
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("pixels", Pixels)
-def test_the_limit_holds_for_every_kind_of_image(pixels: Pixels) -> None:
+@pytest.mark.parametrize("spec", [ImageSpec(), ImageSpec(pixels=Pixels.CORRECT), RECEIVED])
+def test_the_limit_holds_for_every_kind_of_image(spec: ImageSpec) -> None:
     """One pixel too many is too many in every format, and as many as allowed are not."""
     for kind, make in KINDS.items():
         body = make(paint((20, 15), 1))
         width_px, height_px = Image.open(BytesIO(body)).size
         for max_pixels in (width_px * height_px, width_px * height_px - 1):
-            outcome = transcode(body, ImageSpec(max_pixels=max_pixels, pixels=pixels))
+            outcome = transcode(body, replace(spec, max_pixels=max_pixels))
             assert isinstance(outcome, Encoded) == (max_pixels == width_px * height_px), kind
 
 

@@ -2,8 +2,10 @@
 
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from bodies import trainers_size
 from kinds import KINDS
 
 from datafetch.demo.pictures import paint
@@ -23,6 +25,7 @@ SPECS = (
     replace(RECIPE, resize=Resize.FAST, short_side_px=TINY_PX),
     replace(RECIPE, pixels=Pixels.CORRECT, resize=Resize.FAST, short_side_px=TINY_PX),
     replace(RECIPE, resize=Resize.FAST, encode=Encoding.ORIGINAL, short_side_px=TINY_PX),
+    replace(RECIPE, encode=Encoding.RECEIVED, short_side_px=None),
 )
 
 
@@ -48,8 +51,13 @@ def mutated(body: bytes, chance: random.Random) -> bytes:
 @pytest.mark.usefixtures("_as_in_the_codecs_processes")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", KINDS)
-def test_mutated_bytes_are_an_image_in_every_way_or_in_none(kind: str, capfd: pytest.CaptureFixture[str]) -> None:
-    """Seeded, for every kind of file: no spec loses what another keeps, and nothing is written to a terminal."""
+def test_mutated_bytes_are_an_image_in_every_way_or_in_none(
+    kind: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Seeded, for every kind of file: no spec loses what another keeps, and nothing is written to a terminal.
+
+    What is kept as received the trainer takes.
+    """
     chance = random.Random(kind)
     body = KINDS[kind](paint((27, 21), 9))
     for _ in range(MUTATIONS):
@@ -57,5 +65,11 @@ def test_mutated_bytes_are_an_image_in_every_way_or_in_none(kind: str, capfd: py
         outcomes = [transcode(mutant, spec) for spec in SPECS]
         assert all(isinstance(outcome, Encoded | Failure) for outcome in outcomes)
         assert len({isinstance(outcome, Encoded) for outcome in outcomes}) == 1, (mutant, outcomes)
+        match outcomes[-1]:
+            case Encoded() as kept:
+                assert (kept.jpeg, kept.is_original) == (mutant, True)
+                assert trainers_size(mutant, tmp_path / "image") == (kept.width_px, kept.height_px)
+            case _:
+                pass
     # Two libraries write their complaints to standard error, past Python and Pillow.
     assert capfd.readouterr() == ("", "") or kind.startswith(("TIFF", "AVIF"))

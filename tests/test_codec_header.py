@@ -11,9 +11,10 @@ from datafetch.demo.pictures import paint
 from datafetch.model import Encoded, Failure, FailureKind, Outcome
 from datafetch.transcode.codec import supported_formats, transcode
 from datafetch.transcode.header import has_crowded_tags, tiff_tile_pixels
-from datafetch.transcode.spec import ImageSpec
+from datafetch.transcode.spec import Encoding, ImageSpec
 
 PLAIN = ImageSpec()
+RECEIVED = ImageSpec(encode=Encoding.RECEIVED)
 JPEG = saved(paint((20, 15), 1), "JPEG")
 SHARED_BYTES = 20_000
 CROWD = 400  # tags that share them: 8 MB in a file of 25 KB
@@ -72,6 +73,7 @@ def test_tags_that_share_their_bytes_are_refused_before_they_are_copied(
     """In the first directory of a TIFF and what it leads to, and in the EXIF and the MPF of a JPEG."""
     monkeypatch.setattr(Image, "open", None)
     assert_refused(transcode(body, PLAIN))
+    assert_refused(transcode(body, RECEIVED))
 
 
 @pytest.mark.skipif("AVIF" not in supported_formats(), reason="this Pillow reads no AVIF")

@@ -81,7 +81,7 @@ class LineFile:
             number = 0
             while line := file.readline(MAX_LINE_BYTES + len(b"\r\n")):
                 number += 1
-                line = line.removesuffix(b"\n").removesuffix(b"\r")  # noqa: PLW2901 - the end is no part of it
+                line = line.removesuffix(b"\n").removesuffix(b"\r")
                 if len(line) > MAX_LINE_BYTES:
                     raise ManifestError(
                         f"{self.path}, line {number}: longer than {MAX_LINE_BYTES:,} bytes; --source takes JSON lines"
@@ -125,7 +125,7 @@ def _open_zip(path: Path) -> Iterator[IO[bytes]]:
     with (
         zipfile.ZipFile(path) as archive,
         archive.open(_only_member(path, archive)) as member,
-        io.BufferedReader(member, _BUFFER_BYTES) as file,  # type: ignore[arg-type]  # it has all of a raw file's methods
+        io.BufferedReader(member, _BUFFER_BYTES) as file,  # type: ignore[type-var]  # it has all of a raw file's methods
     ):
         yield file
 

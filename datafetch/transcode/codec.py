@@ -1,7 +1,8 @@
-"""transcode(): one image, no I/O, nothing kept.
+"""transcode(): one image, no I/O, nothing remembered.
 
 Rules: the recipe's pixels, shrunk exactly, are the bytes that the recipe's snippet gives with the same Pillow
-(docs/fidelity.md). Only formats on the list are tried, and the header is judged before pixels are allocated.
+(docs/fidelity.md). What is kept as received has gone through all that the trainer does with it. Only formats on the
+list are tried, and the header is judged before pixels are allocated.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def _too_many(text: str) -> _RefusedError:
 
 
 def transcode(body: bytes, spec: ImageSpec) -> Outcome:
-    """Decode one image and encode it again as JPEG.
+    """Decode one image and encode it again as JPEG, or keep it as it is where the spec says so.
 
     Args:
         body: The response body as received.
@@ -77,10 +78,15 @@ def _transcode(body: bytes, spec: ImageSpec, sha256: str) -> Encoded:
 
 
 def _received(source: ImageFile.ImageFile, body: bytes, sha256: str) -> Encoded:
-    """The body itself, once it has been decoded as the trainer will decode it: all pixels, in mode RGB."""
+    """The body itself, once it has been decoded as the trainer will decode it: all pixels, in mode RGB.
+
+    Each half may fail alone: there are files that load, and that Pillow can't convert.
+    """
     width_px, height_px = source.size
     source_format = str(source.format)
-    source.convert("RGB")
+    source.load()
+    if source.mode != "RGB":  # or it would be copied, which finds nothing out
+        source.convert("RGB")
     return Encoded(body, width_px, height_px, source_format, sha256, is_original=True)
 
 

@@ -87,7 +87,7 @@ class Hands:
 
     Args:
         process: Ready, and with nothing in hand yet.
-        most_jpeg_bytes: No JPEG of an image of the permitted size is longer.
+        most_jpeg_bytes: No JPEG of an image of the permitted size is longer, unless its body is and was kept.
         suspects: Images that may end it. It gets them one at a time, and others when it has survived them.
     """
 

@@ -105,7 +105,7 @@ class Transcoder:
         return len(self._waiting)
 
     async def __call__(self, body: Fetched | bytes) -> Outcome:
-        """Decode one image and encode it as JPEG.
+        """Decode one image and encode it as JPEG, or keep it.
 
         Args:
             body: What the fetcher brought, or plain bytes. A failure comes straight back.

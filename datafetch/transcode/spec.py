@@ -39,7 +39,7 @@ class Encoding(StrEnum):
     ORIGINAL = "original"
     """A sound 8-bit JPEG, grey or in colour, that needs no change is kept byte for byte."""
     RECEIVED = "received"
-    """Whatever decodes is kept byte for byte."""
+    """Whatever decodes as the trainer decodes it is kept byte for byte, in any format on the list."""
 
 
 _Choice = TypeVar("_Choice", bound=StrEnum)
@@ -101,7 +101,9 @@ class ImageSpec:
         if not 1 <= self.least_pixels <= self.max_pixels:
             raise ConfigurationError(f"least_pixels must be from 1 to --max-pixels, not {self.least_pixels}")
         if self.encode is Encoding.RECEIVED and (self.short_side_px is not None or self.pixels is not Pixels.RECIPE):
-            raise ConfigurationError("--encode received keeps images as they are; leave out --short-side and --pixels")
+            raise ConfigurationError(
+                "--encode received keeps images as they are: it takes --short-side none and --pixels recipe"
+            )
         seconds: object = self.decode_timeout_s
         if (
             isinstance(seconds, bool)

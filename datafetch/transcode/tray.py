@@ -1,6 +1,7 @@
 """Tray: memory that a codec process and its parent share, for one batch of images on its way there and back.
 
-Rules: a batch's bodies lie one after the other, and behind them the JPEGs that are made of them. What lies in a tray is
+Rules: a batch's bodies lie one after the other, and behind them the JPEGs that are made of them, or the
+bodies once more that are kept as they are. What lies in a tray is
 hostile data or made of it: each side believes lengths only as far as the tray reaches. A tray can't shrink, for whoever
 reads beyond the end of shared memory is killed.
 """

@@ -12,7 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datafetch.errors import ManifestError
-from datafetch.readers import ColumnType, IdList, ParquetFile, list_files, matching_rows, read_ids
+from datafetch.readers import (
+    ColumnType,
+    IdList,
+    ParquetFile,
+    list_files,
+    matching_rows,
+    pack_pair,
+    read_id_pairs,
+    read_ids,
+)
 
 COLUMNS = {"id": ColumnType.INTEGER, "text": ColumnType.STRING}
 INT64S = st.integers(-(2**63), 2**63 - 1)
@@ -141,3 +150,30 @@ def test_a_folder_without_files_is_refused(tmp_path: Path, name: str) -> None:
     """An empty folder and one that is not there are told before anything else happens."""
     with pytest.raises(ManifestError, match="--source"):
         list_files(tmp_path / name, ".parquet")
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+@pytest.mark.parametrize("header", [b"", b"shard_number,index\n", b"shard, index \r\n"])
+def test_pairs_of_shard_and_index(tmp_path: Path, pack: Callable[[bytes], bytes], header: bytes) -> None:
+    """As numbers that sort as the pairs do; repeated ones are counted, and a header is none."""
+    path = tmp_path / "pairs"
+    path.write_bytes(pack(header + b"7,0\n 12, 3 \r\n\n7,0\n0,9\n"))
+    pairs = read_id_pairs(path)
+    assert pairs.ids.tolist() == [pack_pair(0, 9), pack_pair(7, 0), pack_pair(12, 3)]
+    assert pairs.duplicates == 1
+
+
+@pytest.mark.parametrize("line", [b"7", b"7,", b"7,1,2", b"-1,0", b"1_0,2", b"x,1", b"2147483648,0", b"\xff,1", b"7;1"])
+def test_a_pair_that_is_none_is_named(tmp_path: Path, line: bytes) -> None:
+    """By its line, with what the list takes."""
+    path = tmp_path / "pairs"
+    path.write_bytes(b"1,1\n" + line + b"\n")
+    with pytest.raises(ManifestError, match=r"line 2: .* is not a shard and an index; the list takes shard,index"):
+        read_id_pairs(path)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2**31 - 1), st.integers(0, 2**31 - 1)), min_size=2))
+def test_packed_pairs_sort_as_pairs_do(pairs: list[tuple[int, int]]) -> None:
+    """And no two are packed alike."""
+    assert [pack_pair(*pair) for pair in sorted(pairs)] == sorted(pack_pair(*pair) for pair in pairs)
+    assert len({pack_pair(*pair) for pair in pairs}) == len(set(pairs))

@@ -29,8 +29,11 @@ from datafetch.verify.shards import ShardFolder
 from datafetch.verify.torch import RecordList
 from datafetch.verify.verdict import Reading, Verdict
 
-# A sound JPEG is decoded and left as it is. Twice Pillow's limit is where the trainer's ``Image.open`` refuses.
-_AS_IT_IS = ImageSpec(encode=Encoding.ORIGINAL, max_pixels=2 * 89_478_485)
+# Twice Pillow's limit is where the trainer's ``Image.open`` refuses. In shards a sound JPEG is decoded in a fraction of
+# the time that all of its pixels take; files are of any format, and are decoded as the trainer does.
+_MOST_PIXELS = 2 * 89_478_485
+_IN_SHARDS = ImageSpec(encode=Encoding.ORIGINAL, max_pixels=_MOST_PIXELS)
+_AS_FILES = ImageSpec(encode=Encoding.RECEIVED, max_pixels=_MOST_PIXELS)
 
 Subject: TypeAlias = ShardFolder | RecordList | ImageFolder
 
@@ -127,7 +130,8 @@ async def verify_output(check: Check, observe: Observer | None = None) -> Verdic
 async def _examine(subject: Subject, findings: Findings, processes: int) -> None:
     """Read and decode everything; the next batch of rows is read as soon as the images of the last are handed over."""
     batches = batched(subject.examine())
-    async with Transcoder(_AS_IT_IS, processes=processes) as transcode, asyncio.TaskGroup() as group:
+    spec = _AS_FILES if subject.loader is Loader.TORCH else _IN_SHARDS
+    async with Transcoder(spec, processes=processes) as transcode, asyncio.TaskGroup() as group:
         decoding = Decoding(transcode, findings, group, processes)
         while (batch := await asyncio.to_thread(_next, batches)) is not None:
             for examined in batch:

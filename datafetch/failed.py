@@ -8,7 +8,7 @@ that goes on: samples of which some images have ended.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from datafetch.entries import ImageEnd
 from datafetch.errors import ConfigurationError
 from datafetch.ledger import read_books, read_outcomes, read_samples
 from datafetch.model import OK, Failure, FailureKind, LedgerLine, Sample, Shard
+from datafetch.protocols import Samples
 from datafetch.settled import Output, could_have_row
 from datafetch.spool import SpooledSample, SpoolReader, write_spool
 from datafetch.wanted import Retry
@@ -76,7 +77,7 @@ class _Failed:
     lines: tuple[LedgerLine, ...]
 
 
-class RetriedSamples:
+class RetriedSamples(Samples):
     """The samples of one shard that are tried again; memory holds 8 bytes for each."""
 
     def __init__(self, output: Output, retry: Retry, shard: str) -> None:
@@ -84,16 +85,6 @@ class RetriedSamples:
         self._retry = retry
         self._shard = shard
         self._positions = array("q", (failed.kept.sample.position for failed in self._wanted()))
-
-    @property
-    def notes(self) -> Mapping[str, int]:
-        """Nothing new: what was counted of the shard is in its books."""
-        return {}
-
-    @property
-    def row_numbers(self) -> frozenset[int] | None:
-        """All."""
-        return None
 
     def __len__(self) -> int:
         return len(self._positions)

@@ -10,7 +10,10 @@ from datafetch.model import Holds, Loader, Payload, Record, Row, Sample, Selecti
 
 
 class Samples(Protocol):
-    """The samples of one shard: their number is known, they themselves are read as they are asked for."""
+    """The samples of one shard: their number is known, they themselves are read as they are asked for.
+
+    Whoever has nothing to note and wants every row inherits the two properties.
+    """
 
     def __len__(self) -> int: ...
 
@@ -19,12 +22,12 @@ class Samples(Protocol):
     @property
     def notes(self) -> Mapping[str, int]:
         """What was counted when they were looked through, by ``Note``."""
-        ...
+        return {}
 
     @property
     def row_numbers(self) -> frozenset[int] | None:
         """Which of the rows that they become are wanted, counted from 0 in their order; None is all."""
-        ...
+        return None
 
 
 class ShardSource(Protocol):

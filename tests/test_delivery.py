@@ -4,6 +4,8 @@ import asyncio
 import base64
 import json
 import pickle
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count
@@ -13,6 +15,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from conftest import LOOPBACK, until
+from runs import PATIENCE_S, Run, dying_at_a_step
 from test_spool import make_end, make_outcome, make_sample
 
 from datafetch import Choices, IdsIndex, Job, Report, run
@@ -351,3 +354,37 @@ async def test_small_shards_are_open_in_numbers(tmp_path: Path, documents: int, 
     pulling.cancel()
     await asyncio.wait([pulling])
     await feed.close()
+
+
+@pytest.mark.parametrize("step", range(6, 60, 12))
+def test_documents_killed_at_any_step_come_out_the_same(tmp_path: Path, web: Web, step: int) -> None:
+    """Whenever a run dies and goes on, the rows are those of a run that was left alone."""
+    for shard in range(3):
+        documents = [
+            [
+                web.url((shard * 40 + number * 3 + place) % 50, "missing" if number % 4 == 3 else "well")
+                for place in range(3)
+            ]
+            for number in range(10)
+        ]
+        write_documents(tmp_path / "source" / f"docs_shard_{shard}_v3.jsonl", documents)
+
+    def command(root: Path) -> list[str]:
+        return [
+            *(sys.executable, "-m", "datafetch", "prepare", "mmc4-core", "--source", str(tmp_path / "source")),
+            *("--root", str(root), "--allow-net", "127.0.0.0/8", "--processes", "1", "--retries", "0"),
+            *("--world-size", "2"),
+        ]
+
+    subprocess.run(command(tmp_path / "calm"), check=True, capture_output=True, timeout=PATIENCE_S)
+    hook = tmp_path / "hook"
+    hook.mkdir()
+    with Run(command(tmp_path / "killed"), dying_at_a_step(hook, "", step, tmp_path / "killed")) as killed:
+        assert killed.process.wait(PATIENCE_S) < 0
+    subprocess.run(command(tmp_path / "killed"), check=True, capture_output=True, timeout=PATIENCE_S)
+    calm, gone_on = (
+        {path.name: path.read_bytes() for path in (tmp_path / name / "mmc4-core" / "pkl-core-limit-tokens").iterdir()}
+        for name in ("calm", "killed")
+    )
+    assert calm == gone_on
+    assert len(calm) > 2

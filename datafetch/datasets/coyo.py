@@ -107,17 +107,9 @@ class CoyoManifest:
 
 
 @dataclass(frozen=True, slots=True)
-class _CoyoSamples:
+class _CoyoSamples(Samples):
     file: ParquetFile
     rows: Int64s
-
-    @property
-    def notes(self) -> Mapping[str, int]:
-        return {}
-
-    @property
-    def row_numbers(self) -> frozenset[int] | None:
-        return None
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -20,6 +20,7 @@ from datafetch.datasets.names import Clashes, why_refused
 from datafetch.datasets.saved import SAMPLES_A_SHARD, find_file, saved_row, shard_name
 from datafetch.errors import ManifestError
 from datafetch.model import Holds, Loader, Payload, Record, Row, Sample, Selection, Shard
+from datafetch.protocols import Samples
 from datafetch.readers import LineFile, RecordReader
 
 _LIST = "llm-jp_mm_pair_step0_558k.json"
@@ -132,19 +133,11 @@ class Step0Manifest:
 
 
 @dataclass(frozen=True, slots=True)
-class _Slice:
+class _Slice(Samples):
     manifest: Step0Manifest
     first: int
     start_bytes: int
     count: int
-
-    @property
-    def notes(self) -> Mapping[str, int]:
-        return {}
-
-    @property
-    def row_numbers(self) -> frozenset[int] | None:
-        return None
 
     def __len__(self) -> int:
         return self.count

@@ -18,6 +18,7 @@ from datafetch.datasets.names import Clashes, why_refused
 from datafetch.datasets.saved import SAMPLES_A_SHARD, find_file, saved_row, shard_name
 from datafetch.errors import ManifestError
 from datafetch.model import Holds, Loader, Payload, Record, Row, Sample, Selection, Shard
+from datafetch.protocols import Samples
 from datafetch.readers import LineFile, RecordReader
 
 _FILE = "dataset.json"
@@ -119,16 +120,8 @@ class OcrVqaManifest:
 
 
 @dataclass(frozen=True, slots=True)
-class _Slice:
+class _Slice(Samples):
     covers: tuple[Sample, ...]
-
-    @property
-    def notes(self) -> Mapping[str, int]:
-        return {}
-
-    @property
-    def row_numbers(self) -> frozenset[int] | None:
-        return None
 
     def __len__(self) -> int:
         return len(self.covers)

@@ -57,11 +57,13 @@ def keep_published(state: State, path: Path) -> None:
     copy = state.published_list / path.name
     if path == copy:
         return
-    shutil.rmtree(state.published_list, ignore_errors=True)
     make_folder(state.published_list)
     unfinished = state.published_list / f"{path.name}.tmp"
     shutil.copyfile(path, unfinished)
     publish(unfinished, copy)
+    for other in state.published_list.iterdir():
+        if other.name not in (copy.name, _MADE):
+            other.unlink()
 
 
 def write_trainers_list(state: State, shards: Iterable[str], name: str) -> None:

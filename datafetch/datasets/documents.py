@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urljoin
 
 from datafetch.choices import Choices
-from datafetch.datasets.json_lines import BadRecordError, Draft, JsonObject
+from datafetch.datasets.json_lines import BadRecordError, Draft, JsonObject, RecordFormat
 from datafetch.datasets.payload import pack
 from datafetch.datasets.tokens import TokenCounter
 from datafetch.errors import ManifestError
@@ -32,7 +32,7 @@ _MOST_IMAGES = 1000  # published documents have 15; the ledger numbers images in
 
 
 @dataclass(frozen=True, slots=True)
-class DocumentReader:
+class DocumentReader(RecordFormat):
     """From a record to a sample, for one dataset of documents and what was chosen of it.
 
     Attributes:
@@ -54,16 +54,14 @@ class DocumentReader:
         """
         return cls(url_key, choices, TokenCounter(Path(choices.tokenizer)) if choices.tokenizer else None)
 
-    def __call__(self, record: JsonObject) -> Draft | None:
-        """The document as a sample; None where it is not wanted.
+    def draft(self, record: JsonObject) -> Draft:
+        """The document as a sample.
 
         Raises:
             BadRecordError: It is no document, or one that the loader would trip over.
             ManifestError: It has no similarities, and is not to get any.
         """
         texts, images = _texts(record), _images(record)
-        if not self._is_wanted(texts, images):
-            return None
         if (self.choices.keep_at_least or 1) > len(images):
             return Draft((), record)
         urls = tuple(_url(record, image.get(self.url_key)) for image in images)
@@ -91,8 +89,9 @@ class DocumentReader:
         }
         return {name: value for name, value in facts.items() if value is not None}
 
-    def _is_wanted(self, texts: Sequence[str], images: Sequence[JsonObject]) -> bool:
-        choices = self.choices
+    def wants(self, record: JsonObject) -> bool:
+        """Whether the filters leave a document in."""
+        texts, images, choices = _texts(record), _images(record), self.choices
         if choices.max_images is not None and len(images) > choices.max_images:
             return False
         if choices.min_similarity is not None:

@@ -8,11 +8,11 @@ its file is fetched.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import orjson
 
@@ -47,8 +47,25 @@ class Draft:
     notes: tuple[Note, ...] = ()
 
 
-Read: TypeAlias = Callable[[JsonObject], Draft | None]
-"""From a record to a sample; None where a filter leaves it out. ``BadRecordError`` where it is not of the form."""
+class RecordFormat(Protocol):
+    """From a record to a sample, for one dataset and what was chosen of it. What has no filter inherits ``wants``."""
+
+    def wants(self, record: JsonObject) -> bool:  # noqa: ARG002 - for those that look at it
+        """Whether the filters leave a record in; asked once, for it may cost more than reading.
+
+        Raises:
+            BadRecordError: It is not of the form.
+        """
+        return True
+
+    def draft(self, record: JsonObject) -> Draft:
+        """The record as a sample.
+
+        Raises:
+            BadRecordError: It is not of the form.
+            ManifestError: It lacks what can't be passed over.
+        """
+        ...
 
 
 def open_folder(source: Path) -> dict[str, LineFile]:
@@ -88,14 +105,14 @@ class LinesManifest:
 
     Attributes:
         files: By shard.
-        read: From a record to a sample.
+        form: From a record to a sample.
         reading: What decides the rows of how they are read, as JSON.
         skips_bad_lines: Whether lines that are no record are passed over.
         line_bytes: Of a line, about.
     """
 
     files: Mapping[str, LineFile]
-    read: Read
+    form: RecordFormat
     reading: Mapping[str, object]
     skips_bad_lines: bool
     line_bytes: float
@@ -121,7 +138,7 @@ class LinesManifest:
 
     def samples(self, shard: Shard) -> LineSamples:
         """All samples of one file."""
-        return LineSamples(self.files[shard.name], f"{shard.name}:", self.read, skips_bad_lines=self.skips_bad_lines)
+        return LineSamples(self.files[shard.name], f"{shard.name}:", self.form, skips_bad_lines=self.skips_bad_lines)
 
     def selection(self, keys: Iterable[str], rows: int) -> Selection | None:  # noqa: ARG002 - the protocol's
         """There is no id list."""
@@ -134,7 +151,7 @@ class LineSamples:
     Args:
         file: The file.
         key_prefix: What stands before the number of a record's line, counted from 0, in its key.
-        read: From a record to a sample.
+        form: From a record to a sample.
         skips_bad_lines: Whether lines that are no record are passed over and counted.
         wanted: Numbers of the lines that are wanted; None is all.
         row_numbers: Which of the rows that they become are wanted; None is all.
@@ -147,7 +164,7 @@ class LineSamples:
         self,
         file: LineFile,
         key_prefix: str,
-        read: Read,
+        form: RecordFormat,
         *,
         skips_bad_lines: bool,
         wanted: Sequence[int] | None = None,
@@ -156,7 +173,7 @@ class LineSamples:
         self.row_numbers = row_numbers
         self._file = file
         self._key_prefix = key_prefix
-        self._read = read
+        self._form = form
         self._skips_bad_lines = skips_bad_lines
         self._notes: Counter[str] = Counter()
         self._is_sample = bytearray()
@@ -178,8 +195,7 @@ class LineSamples:
             if number >= len(self._is_sample):
                 return
             if self._is_sample[number]:
-                draft = self._read(_parse(line))
-                assert draft is not None, "it was one when the file was looked through"
+                draft = self._form.draft(_parse(line))
                 yield Sample(position, f"{self._key_prefix}{number}", draft.urls, draft.row)
                 position += 1
 
@@ -192,7 +208,8 @@ class LineSamples:
     def _take(self, number: int, line: bytes) -> bool:
         """Whether a line becomes a sample."""
         try:
-            draft = self._read(_parse(line))
+            record = _parse(line)
+            draft = self._form.draft(record) if self._form.wants(record) else None
         except BadRecordError as error:
             if not self._skips_bad_lines:
                 raise ManifestError(

@@ -35,9 +35,9 @@ class LlmJpInterleaved(Description):
         records = first_records(files.values())
         url_key = choose_key("url", self.choices.url_key, URL_KEYS, [*_images(records)] or records)
         say_keys({"url": url_key})
-        read = DocumentReader.of(url_key, self.choices)
-        facts = {"keys": {"url": url_key}, **read.facts()}
-        return LinesManifest(files, read, facts, self.choices.skip_bad_lines, mean_bytes(records))
+        form = DocumentReader.of(url_key, self.choices)
+        facts = {"keys": {"url": url_key}, **form.facts()}
+        return LinesManifest(files, form, facts, self.choices.skip_bad_lines, mean_bytes(records))
 
     def to_row(self, record: Record, payload: Payload) -> Row | None:  # noqa: ARG002 - the loader knows one alone
         """The document as published with its images, or None where too few of them arrived."""

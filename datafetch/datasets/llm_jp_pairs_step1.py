@@ -7,7 +7,6 @@ out. The row is the record as published with ``image``, which takes the place of
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from datafetch.datasets.description import Description
@@ -16,6 +15,7 @@ from datafetch.datasets.json_lines import (
     Draft,
     JsonObject,
     LinesManifest,
+    RecordFormat,
     first_records,
     mean_bytes,
     open_folder,
@@ -49,7 +49,7 @@ class LlmJpPairsStep1(Description):
         say_keys(keys)
         return LinesManifest(
             files,
-            partial(_read, url_key, text_key),
+            _Pairs(url_key, text_key),
             {"keys": keys},
             self.choices.skip_bad_lines,
             mean_bytes(records),
@@ -64,16 +64,21 @@ class LlmJpPairsStep1(Description):
         return None
 
 
-def _read(url_key: str, text_key: str, record: JsonObject) -> Draft:
-    """A pair; without a text it can't become a row, and its image is not asked for."""
-    url, text = record.get(url_key), record.get(text_key)
-    if url is not None and not isinstance(url, str):
-        raise BadRecordError(f"{url_key} is {type(url).__name__}, not text")
-    if text is None:
-        return Draft((), record)
-    if not isinstance(text, str):
-        raise BadRecordError(f"{text_key} is {type(text).__name__}, not text")
-    # The loader takes ``text`` where it is there, and else ``caption``.
-    seen = "text" if "text" in record else "caption"
-    row = record if seen == text_key else {**record, "text": text}
-    return Draft((url or "",), row)
+@dataclass(frozen=True, slots=True)
+class _Pairs(RecordFormat):
+    url_key: str
+    text_key: str
+
+    def draft(self, record: JsonObject) -> Draft:
+        """A pair; without a text it can't become a row, and its image is not asked for."""
+        url, text = record.get(self.url_key), record.get(self.text_key)
+        if url is not None and not isinstance(url, str):
+            raise BadRecordError(f"{self.url_key} is {type(url).__name__}, not text")
+        if text is None:
+            return Draft((), record)
+        if not isinstance(text, str):
+            raise BadRecordError(f"{self.text_key} is {type(text).__name__}, not text")
+        # The loader takes ``text`` where it is there, and else ``caption``.
+        seen = "text" if "text" in record else "caption"
+        row = record if seen == self.text_key else {**record, "text": text}
+        return Draft((url or "",), row)

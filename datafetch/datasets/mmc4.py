@@ -57,12 +57,12 @@ class Mmc4Core(Description):
         paths = {_shard_name(numbers[number], number): numbers[number] for number in wanted}
         files = {name: LineFile(path) for name, path in sorted(paths.items())}
         _say_what_is_there(files, None if indices is None else indices.shards.tolist())
-        read = DocumentReader.of("raw_url", self.choices)
-        facts = read.facts()
+        form = DocumentReader.of("raw_url", self.choices)
+        facts = form.facts()
         if indices is not None:
             facts["ids_index"] = self.choices.ids_index or IdsIndex.DOCUMENT
         lines = LinesManifest(
-            files, read, facts, self.choices.skip_bad_lines, mean_bytes(first_records(files.values()))
+            files, form, facts, self.choices.skip_bad_lines, mean_bytes(first_records(files.values()))
         )
         return Mmc4Manifest(lines, indices, is_of_kept=self.choices.ids_index == IdsIndex.KEPT)
 
@@ -109,7 +109,7 @@ class Mmc4Manifest:
         samples = LineSamples(
             file,
             f"{number},",
-            self.lines.read,
+            self.lines.form,
             skips_bad_lines=self.lines.skips_bad_lines,
             wanted=None if wanted is None or self.is_of_kept else wanted.tolist(),
             row_numbers=frozenset(wanted.tolist()) if wanted is not None and self.is_of_kept else None,

@@ -38,6 +38,9 @@ class TokenCounter:
             raise ConfigurationError(f"cannot read the tokenizer {path}: {error.strerror or error}") from error
         except Exception as error:
             raise ConfigurationError(f"{path} is not a tokenizer.json: {error}") from error
+        # What the file says of its model's longest input would cut off what is to be counted.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
         self.sha256 = hashlib.sha256(content).hexdigest()
 
     def count(self, texts: Sequence[str], images: int, most: int) -> int:

@@ -31,12 +31,12 @@ class Delivery:
 
     Attributes:
         outcomes: Images that ended, by outcome.
-        reused: Of them, those that arrived as what another had asked for.
+        repeated: Of them, those that arrived as what another had asked for.
     """
 
     def __init__(self, output: Output, *, fetch: Fetcher, transcode: Transcoder, budget: BodyBudget) -> None:
         self.outcomes: Counter[str] = Counter()
-        self.reused = 0
+        self.repeated = 0
         self.once = Once()
         self._output = output
         self._fetch = fetch
@@ -64,10 +64,10 @@ class Delivery:
         line = LedgerLine.of(sample, image, fetched, outcome)
         return ImageEnd(line, outcome.jpeg if isinstance(outcome, Encoded) else b"")
 
-    def count(self, outcome: str, *, is_reused: bool = False) -> None:
+    def count(self, outcome: str, *, is_repeated: bool = False) -> None:
         """Take an image that ended into account."""
         self.outcomes[outcome] += 1
-        self.reused += is_reused and outcome == OK
+        self.repeated += is_repeated and outcome == OK
 
     async def _deliver(self, url: str) -> tuple[Fetched, Outcome]:
         with self._budget.allotment() as memory:
@@ -101,7 +101,7 @@ class _Image:
             known = await once.recall(url)
             end = await self._delivery.ask(self._sample, self._image) if known is None else self._like(known)
             self.is_ended = True
-            self._delivery.count(end.line.outcome, is_reused=known is not None)
+            self._delivery.count(end.line.outcome, is_repeated=known is not None)
             offset = await spool.append(end, *then)
             once.remember(end, spool, offset)
         return end.line
@@ -123,7 +123,7 @@ class _Images:
         self._output = output
         self._failures: list[Failure | None] = [None] * len(sample.urls)
         self._asked: dict[_Image, asyncio.Task[None]] = {}
-        self._cause: tuple[int, Failure] | None = None
+        self._is_lost = False
 
     async def end(self, ended: dict[int, LedgerLine]) -> None:
         """Bring them to their ends.
@@ -135,7 +135,7 @@ class _Images:
             self._note(image, line)
         missing = [image for image in range(len(self._sample.urls)) if image not in ended]
         left: Sequence[int] = missing
-        if self._cause is None:
+        if not self._is_lost:
             left = await self._ask(missing)
         await self._call_off(left)
 
@@ -149,17 +149,20 @@ class _Images:
 
     async def _end_one(self, number: int, image: _Image) -> None:
         self._note(number, await image.end())
-        if self._cause is not None:
+        if self._is_lost:
             for other, task in self._asked.items():
                 if not other.is_ended:
                     task.cancel()
 
     async def _call_off(self, left: Sequence[int]) -> None:
-        """Give those that have no outcome that of the image that the document was lost with."""
+        """Give those that have no outcome that of an image that the document was lost with.
+
+        One that may pass comes first, so that what happened in which order makes no difference to a retry.
+        """
         if not left:
             return
-        assert self._cause is not None, "an image that was not called off has an outcome"
-        cause, failure = self._cause
+        causes = [(image, failure) for image, failure in enumerate(self._failures) if failure is not None]
+        cause, failure = next((pair for pair in causes if pair[1].may_pass), causes[0])
         called_off = failure.for_sibling(cause)
         ends = [ImageEnd(LedgerLine.of(self._sample, image, called_off, called_off), b"") for image in left]
         for end in ends:
@@ -169,7 +172,6 @@ class _Images:
     def _note(self, image: int, line: LedgerLine) -> None:
         """Take an outcome into account, and see whether the document is lost with it."""
         outcome = line.to_outcome(b"")
-        if isinstance(outcome, Failure) and self._cause is None:
+        if isinstance(outcome, Failure):
             self._failures[image] = outcome
-            if not may_become_row(self._output, self._sample, self._failures):
-                self._cause = image, outcome
+            self._is_lost = self._is_lost or not may_become_row(self._output, self._sample, self._failures)

@@ -8,6 +8,7 @@ spool has, are not handed out.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,13 +17,15 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
 
+from datafetch.durable import publish
 from datafetch.ledger import read_totals
 from datafetch.model import Sample, Shard, Totals
 from datafetch.protocols import ShardSource
-from datafetch.published import is_in_place, shard_files
-from datafetch.spool import Spool
+from datafetch.published import is_in_place, salvage, shard_files
+from datafetch.spool import Spool, write_spool
 from datafetch.state import State
 
+_log = logging.getLogger(__name__)
 MAX_OPEN_SHARDS = 4
 """Whatever their size: one that is read, one or two with stragglers, one that is being written."""
 MAX_OPEN_SAMPLES = 16_384
@@ -224,9 +227,16 @@ def _read_published(state: State, shard: Shard) -> Totals | None:
     if shard.source == ledger or not ledger.exists():  # a shard that is its own source is there to be made again
         return None
     if not is_in_place(state, shard.name) and not state.equal.exists():
-        # To be made again. The ledger goes first: what is left must not look published to a run after a crash.
+        # To be made again, from what is left of it. The ledger goes first: that must not look published after a crash.
         index = state.saved(shard.name)
-        files = (ledger, *(() if index.exists() else shard_files(state, shard.name)), index)
+        files = [ledger, index]
+        if index.exists():
+            _log.warning("%s lacks files of %s: they are fetched again", state.out, shard.name)
+            begun = state.spool(shard.name).with_suffix(".begun")
+            write_spool(begun, salvage(state, shard.name))
+            publish(begun, state.spool(shard.name))
+        else:
+            files += shard_files(state, shard.name)
         for path in (*files, *state.all_spools.glob(f"{state.job_hash}-retry-*/{shard.name}.spool")):
             path.unlink(missing_ok=True)
         return None

@@ -104,6 +104,8 @@ class Note(StrEnum):
     """Records that a filter left out."""
     FILLED_SIMILARITY = "filled_similarity"
     """Documents without similarities, which got zeros because that was asked for."""
+    RECORDS = "records"
+    """Records of a shard, wanted or not, where an id list counts them."""
     NOT_ASKED = "not_asked"
     """Images that were not asked for, or no longer, because their document was lost already."""
 
@@ -368,6 +370,7 @@ class Selection:
         duplicates: Lines of the list that repeat an earlier one.
         not_found: Distinct ids that no manifest file has; None while a limit keeps the run from looking.
         missing_files: Manifest files that ids name and that are not there.
+        out_of_range: Ids that lie beyond the end of their manifest files.
         remark: What the list looks like, for the operator; empty where there is nothing to say.
     """
 
@@ -375,4 +378,5 @@ class Selection:
     duplicates: int
     not_found: int | None
     missing_files: int = 0
+    out_of_range: int = 0
     remark: str = ""

@@ -116,9 +116,9 @@ class Pipeline:
         return self._delivery.outcomes.total()
 
     @property
-    def reused(self) -> int:
+    def repeated(self) -> int:
         """Images that arrived in this run as what another had asked for."""
-        return self._delivery.reused
+        return self._delivery.repeated
 
     def statistics(self) -> Statistics:
         """How it stands now."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from datafetch.model import Holds, Loader, Payload, Record, Row, Sample, Selection, Shard
+from datafetch.model import Holds, Loader, Payload, Record, Row, Sample, Selection, Shard, Totals
 
 
 class Samples(Protocol):
@@ -61,12 +61,12 @@ class Manifest(ShardSource, Protocol):
         """What decides the rows besides the files and the id list, as JSON: how they are read."""
         ...
 
-    def selection(self, keys: Iterable[str], rows: int) -> Selection | None:
+    def selection(self, keys: Iterable[str], books: Mapping[str, Totals]) -> Selection | None:
         """What became of the id list; None without a list.
 
         Args:
             keys: Of every sample there was, some perhaps several times.
-            rows: How many became a row.
+            books: Of every shard that is published.
         """
         ...
 

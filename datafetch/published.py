@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from datafetch.durable import make_folder, move, sync
+from datafetch.entries import ImageEnd
 from datafetch.errors import ConfigurationError
-from datafetch.ledger import read_totals
+from datafetch.ledger import read_samples, read_totals
+from datafetch.model import OK
 from datafetch.sinks import SavedFile, read_index
 from datafetch.state import State
 
@@ -34,6 +36,20 @@ def is_in_place(state: State, shard: str) -> bool:
         return all(_size_bytes(place) == saved.size_bytes for place, saved in saved_files(state, shard))
     there_bytes = sum(_size_bytes(path) for path in shard_files(state, shard))
     return read_totals(state.ledger(shard)).written_bytes == there_bytes
+
+
+def salvage(state: State, shard: str) -> Iterator[ImageEnd]:
+    """What is still there of a shard that lost a file, as its spool would have it; what is damaged is deleted."""
+    sound = {}
+    for place, saved in saved_files(state, shard):
+        if _size_bytes(place) == saved.size_bytes:
+            sound[saved.sample] = place
+        else:
+            place.unlink(missing_ok=True)
+    for lines in read_samples(state.ledger(shard)):
+        for line in lines:
+            if line.outcome == OK and line.sample in sound:
+                yield ImageEnd(line, sound[line.sample].read_bytes())
 
 
 def put_files_in_place(state: State, ready: Path, index: Path) -> None:

@@ -26,9 +26,10 @@ class EqualShards:
 class Report:
     """What a run did, and how its output stands.
 
-    ``totals`` and ``shards`` speak of the output as it is now; everything else of this run alone. ``connections`` is
-    how many requests might be open at its end: what was asked for, or what was found to serve best. ``retried`` is how
-    many images were tried again, where it was a retry; ``equal`` is there where the shards were made equal.
+    ``totals`` and ``shards`` speak of the output as it is now; everything else of this run alone. ``reused`` images
+    were not fetched in this run; of these, ``repeated`` have the URL of one that was. ``connections`` is how many
+    requests might be open at its end: what was asked for, or what was found to serve best. ``retried`` is how many
+    images were tried again, where it was a retry; ``equal`` is there where the shards were made equal.
     """
 
     dataset: str
@@ -36,6 +37,7 @@ class Report:
     totals: Totals
     shards: int
     reused: int
+    repeated: int
     fetched_bytes: int
     written_bytes: int
     requests: int
@@ -68,6 +70,7 @@ class Report:
                 "ok": totals.ok,
                 "failed": totals.failed,
                 "reused": self.reused,
+                "repeated": self.repeated,
                 "by_kind": failures,
             },
             "bytes": {"fetched": self.fetched_bytes, "written": self.written_bytes},
@@ -93,6 +96,7 @@ class Report:
                 "duplicates": self.selection.duplicates,
                 "not_found": self.selection.not_found,
                 **({"missing_files": self.selection.missing_files} if self.selection.missing_files else {}),
+                **({"out_of_range": self.selection.out_of_range} if self.selection.out_of_range else {}),
                 **({"remark": self.selection.remark} if self.selection.remark else {}),
             }
         return summary

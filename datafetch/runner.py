@@ -28,7 +28,7 @@ from datafetch.errors import ConfigurationError
 from datafetch.failed import FailedSamples
 from datafetch.feed import MAX_OPEN_SAMPLES, MAX_OPEN_SHARDS, Feed
 from datafetch.job import Job, asked_of, dataset_of, equal_plan, hash_of, identify, own_spec, read_job
-from datafetch.ledger import read_keys, sum_totals
+from datafetch.ledger import read_keys, read_totals, sum_totals
 from datafetch.model import Selection, Totals
 from datafetch.protocols import Dataset, Manifest
 from datafetch.published import is_in_place
@@ -140,7 +140,7 @@ async def retry_failed(
         work = Work(job, job.image or ImageSpec(), Feed(source, output.state), output, shards)
 
         async def conclude(report: Report) -> Report:
-            report = replace(report, reused=report.reused + before.ok)
+            report = replace(report, reused=before.ok + report.repeated)
             await asyncio.to_thread(write_atomically, state.report, _json(report.summary()))
             await asyncio.to_thread(end_retry, state)
             return report
@@ -211,9 +211,9 @@ def _take_for_retry(state: State, identity: Identity) -> None:
 def _selection(manifest: Manifest, work: Work, limit: int | None) -> Selection | None:
     """What became of the id list, by the ledgers; a limited run has not looked everywhere."""
     state = work.output.state
-    ledgers = [state.ledger(shard) for shard in work.published()]
-    keys = chain.from_iterable(map(read_keys, ledgers))
-    selection = manifest.selection(keys, sum_totals(ledgers).rows)
+    books = {shard: read_totals(state.ledger(shard)) for shard in work.published()}
+    keys = chain.from_iterable(read_keys(state.ledger(shard)) for shard in books)
+    selection = manifest.selection(keys, books)
     if selection is None or limit is None:
         return selection
     return replace(selection, not_found=None)

@@ -28,6 +28,7 @@ _NOTES: dict[str, str] = {
     Note.BAD_LINES: "bad lines passed over",
     Note.FILTERED: "records left out by filters",
     Note.FILLED_SIMILARITY: "documents got similarities of zero",
+    Note.RECORDS: "documents in the shards of the list",
     Note.NOT_ASKED: "images not asked for, their documents being lost",
 }
 _HOST_COLUMNS = 40
@@ -52,6 +53,7 @@ def show_report(report: Report, *, as_json: bool) -> None:
             f"this run: {totals.ok - report.reused:,} images arrived in {timedelta(seconds=round(report.elapsed_s))}, "
             f"{report.images_per_s:.1f} images/s, {report.requests:,} requests "
             f"through {report.connections:,} connections, {report.reused:,} images reused"
+            + (f" ({report.repeated:,} of URLs that were asked for already)" if report.repeated else "")
         ),
     ]
     if totals.notes:
@@ -66,7 +68,8 @@ def show_report(report: Report, *, as_json: bool) -> None:
         found = report.selection
         missing = "not looked for beyond the limit" if found.not_found is None else f"{found.not_found:,} not found"
         files = f", {found.missing_files:,} files missing" if found.missing_files else ""
-        lines.append(f"ids: {found.wanted:,} wanted, {missing}{files}, {found.duplicates:,} duplicate lines")
+        beyond = f", {found.out_of_range:,} beyond the end of their files" if found.out_of_range else ""
+        lines.append(f"ids: {found.wanted:,} wanted, {missing}{files}{beyond}, {found.duplicates:,} duplicate lines")
         if found.remark:
             lines.append(f"ids: {found.remark}")
     _say("\n".join(lines))

@@ -58,7 +58,7 @@ def test_the_ids_that_are_asked_for(tmp_path: Path) -> None:
         {"id": 10, "url": "http://example.org/1.jpg", "text": "text 1", "clip_sim": float(np.float32(0.8))},
     )
     assert manifest.expected_samples() == 4
-    assert manifest.selection(["30", "10", "60"], 3) == Selection(wanted=4, duplicates=2, not_found=1)
+    assert manifest.selection(["30", "10", "60"], {}) == Selection(wanted=4, duplicates=2, not_found=1)
 
 
 def test_of_rows_that_share_an_id_the_first(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_without_ids_the_published_choice(tmp_path: Path) -> None:
     manifest = COYO.bind(tmp_path, None)
     assert [sample.key for sample in manifest.samples(manifest.shards()[0])] == ["1", "4"]
     assert manifest.expected_samples() is None
-    assert manifest.selection([], 0) is None
+    assert manifest.selection([], {}) is None
 
 
 @settings(max_examples=50, deadline=None)

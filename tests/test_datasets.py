@@ -130,7 +130,7 @@ def check(dataset: Dataset, rows: list[Any], sample: Sample) -> None:
         if dataset.holds is Holds.SHARDS:
             assert not [part.fault for part in EXAMINERS[dataset.loader](row) if part.fault]
         else:
-            assert set(row) == {"name", "content"}
+            assert set(row) == {"name", "content", "sample"}
 
 
 @every_dataset

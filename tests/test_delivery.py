@@ -159,6 +159,27 @@ def test_what_was_called_off_is_retried_with_what_it_was_lost_for(job: Job, web:
     assert web.asked([url for urls in documents for url in urls])[1] == 2
 
 
+@pytest.mark.parametrize("order", [("slow_missing", "flaky"), ("missing", "flaky"), ("flaky", "missing")])
+def test_what_failed_first_makes_no_difference_to_a_retry(
+    job: Job, web: Web, tmp_path: Path, order: tuple[str, str]
+) -> None:
+    """Where enough may still arrive, a retry asks for what may pass and for what was called off."""
+    first, second = (behaviour.removeprefix("slow_") for behaviour in order)
+    urls = [web.url(0, first), web.url(1, second), web.url(2, "stuck"), web.url(3)]
+    write_documents(tmp_path / "source" / "docs_shard_0_v3.jsonl", [urls])
+    run(replace(job, choices=Choices(keep_at_least=3)))
+    before = web.asked(urls)
+    statuses = [line["status"] for line in read_ledger(job) if line["detail"].startswith("not asked")]
+    assert set(statuses) == {500}
+    report = retry(job.out, change=lambda old: replace(old, fetch=replace(old.fetch, timeout_s=0.3)))
+    now = web.asked(urls)
+    gone, flaky = order.index(next(one for one in order if "missing" in one)), order.index("flaky")
+    assert now[gone] == before[gone]
+    assert (now[flaky], now[2]) == (2, before[2] + 1)
+    assert 0 <= report.reused <= report.totals.ok
+    assert report.images_per_s >= 0
+
+
 def test_a_run_goes_on_with_documents_that_were_lost(job: Job, web: Web, tmp_path: Path) -> None:
     """What an earlier run has seen fail, its siblings are not asked for in this one."""
     urls = [web.url(0, "missing"), web.url(1), web.url(2)]
@@ -221,6 +242,7 @@ def test_a_url_is_asked_for_once_in_a_run(job: Job, web: Web, tmp_path: Path) ->
         "ok": 70,
         "failed": 10,
         "reused": 38,
+        "repeated": 38,
         "by_kind": {"http_status": 10},
     }
     lines = [line for line in read_ledger(job) if line["url"] == logo]
@@ -239,7 +261,7 @@ def test_what_is_tried_again_is_asked_for_once_as_well(job: Job, web: Web, tmp_p
     assert web.asked([flaky]) == [1]
     report = retry(job.out, Wanted())
     assert web.asked([flaky]) == [2]
-    assert (report.totals.rows, report.retried, report.reused) == (3, 3, 2)
+    assert (report.totals.rows, report.retried, report.reused, report.repeated) == (3, 3, 2, 2)
 
 
 def test_the_first_who_asks_may_be_called_off(job: Job, web: Web, tmp_path: Path) -> None:

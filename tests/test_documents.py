@@ -18,7 +18,7 @@ from datafetch.datasets import find_dataset
 from datafetch.datasets.documents import DocumentReader, document_row
 from datafetch.datasets.json_lines import BadRecordError
 from datafetch.errors import ConfigurationError, ManifestError
-from datafetch.model import Encoded, Failure, FailureKind, Note, Outcome, Payload, Record, Sample
+from datafetch.model import Encoded, Failure, FailureKind, Note, Outcome, Payload, Record, Sample, Totals
 from datafetch.protocols import Manifest
 from datafetch.verify.rows import examine_document
 
@@ -117,6 +117,7 @@ def test_a_whole_document_stays_as_published() -> None:
         (None, "1.jpg", "1.jpg"),
         ("https://a.org/x", "http://[::1/1.jpg", "http://[::1/1.jpg"),
         ("https://a.org/x", None, ""),
+        ("https://a.org/x", " ", ""),
     ],
 )
 def test_urls_start_from_their_document(base: object, url: object, joined: str) -> None:
@@ -139,10 +140,11 @@ def broken(**changes: object) -> dict[str, Any]:
         (broken(text_list=["a", 1]), "text_list"),
         (broken(image_info=None), "image_info"),
         (broken(image_info=["a"]), "image_info"),
-        (broken(image_info=[{}] * 1001), "1,001 images are more"),
+        (broken(image_info=[{}] * 257), "257 images are more"),
         (broken(text_list=["only"]), "matched_text_index of image 1"),
         (broken(image_info=[{"matched_text_index": True}] * 2), "matched_text_index of image 0"),
         (broken(similarity_matrix=[[1.0]]), "one row for each of the 2 images"),
+        (broken(similarity_matrix=[[1.0], None]), "one row for each of the 2 images"),
         (broken(similarity_matrix={}), "one row for each of the 2 images"),
     ],
 )
@@ -249,6 +251,11 @@ def bind(folder: Path, ids: Sequence[str] | None = None, **choices: Any) -> Mani
     return find_dataset("mmc4-core", Choices(**choices)).bind(folder, path if ids else None)
 
 
+def books_of(manifest: Manifest) -> dict[str, Totals]:
+    """What the shards' books say once they are published, as far as the list goes."""
+    return {shard.name: Totals(notes=manifest.samples(shard).notes) for shard in manifest.shards()}
+
+
 def keys(manifest: Manifest) -> list[str]:
     """Of all samples, in order."""
     return [sample.key for shard in manifest.shards() for sample in manifest.samples(shard)]
@@ -260,10 +267,10 @@ def test_the_documents_that_an_id_list_names(tmp_path: Path) -> None:
     manifest = bind(tmp_path / "docs", ["10,2", "2,0", "2,3", "10,2", "2,4", "3,0", "3,1"])
     assert [shard.name for shard in manifest.shards()] == ["docs_shard_00002_v3", "docs_shard_00010_v3"]
     assert keys(manifest) == ["2,0", "2,3", "10,2"]
-    selection = manifest.selection(["2,0", "2,3", "10,2", "10,2"], 0)
+    selection = manifest.selection(["2,0", "2,3", "10,2", "10,2"], books_of(manifest))
     assert selection is not None
     assert (selection.wanted, selection.duplicates, selection.not_found, selection.missing_files) == (6, 1, 3, 1)
-    assert selection.remark == "1 indices lie beyond the end of their shards"
+    assert (selection.out_of_range, selection.remark) == (1, "")
 
 
 def test_indices_of_kept_documents_are_for_the_end(tmp_path: Path) -> None:
@@ -273,7 +280,7 @@ def test_indices_of_kept_documents_are_for_the_end(tmp_path: Path) -> None:
     (shard,) = manifest.shards()
     assert keys(manifest) == ["2,0", "2,1", "2,2", "2,3"]
     assert manifest.samples(shard).row_numbers == frozenset({0, 2})
-    selection = manifest.selection([], 1)
+    selection = manifest.selection([], {shard.name: Totals(rows=1)})
     assert selection is not None
     assert (selection.wanted, selection.not_found) == (2, 1)
     assert manifest.facts()["ids_index"] == "kept"
@@ -288,8 +295,7 @@ def test_it_is_said_what_the_indices_look_like(tmp_path: Path, most: int, ids_in
     write_shards(tmp_path / "docs", dict.fromkeys(range(6), 100))
     ids = [f"{shard},{index}" for shard in range(6) for index in range(0, most, 2)]
     manifest = bind(tmp_path / "docs", ids, ids_index=ids_index)
-    keys(manifest)
-    selection = manifest.selection([], 0)
+    selection = manifest.selection([], books_of(manifest))
     assert selection is not None
     assert hint in selection.remark
     assert bool(hint) == bool(selection.remark)

@@ -82,6 +82,15 @@ def test_the_pairs_of_step_0_are_fetched_too(tmp_path: Path, authority: str) -> 
     assert all((folder / "image_step0" / record["image"]).is_file() for record in records)
 
 
+def test_what_is_said_of_lines_is_for_step_1(tmp_path: Path, authority: str) -> None:
+    """Step 0 has a list with keys of its own."""
+    place_source("llm-jp-pairs-step1", tmp_path, authority)
+    source = place_source("llm-jp-pairs-step0", tmp_path, authority)
+    options = ("--text-key", "text", "--url-key=url", "--skip-bad-lines", "--min-success", "0.01")
+    summary = fetch("fetch-llm-jp-pairs", source.folder, tmp_path / "root", *options)
+    assert summary["dataset"] == "llm-jp-pairs-step1"
+
+
 def test_every_script_is_tried() -> None:
     """And says how it is called when it is called otherwise."""
     scripts = sorted(path.name for path in SCRIPTS.glob("fetch-*"))

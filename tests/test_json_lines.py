@@ -76,6 +76,7 @@ def test_without_a_key_that_fits_it_is_said_which_there_are(tmp_path: Path) -> N
         ('{"url": "http://e.org/2.jpg", "text"', r"not JSON"),
         ("[1]", "not a JSON object"),
         ('{"url": 7, "text": "a"}', "url is int, not text"),
+        ('{"url": "u", "text": "a", "x": ' + "[" * 400 + "]" * 400 + "}", "can't be written as JSON again"),
         ('{"url": "http://e.org/2.jpg", "text": 7}', "text is int, not text"),
     ],
 )
@@ -89,6 +90,16 @@ def test_a_bad_line_stops_the_run_or_is_passed_over(tmp_path: Path, line: str, r
     manifest = bind(tmp_path / "s", files, skip_bad_lines=True)
     assert [sample.key for sample in samples(manifest)] == ["a:0", "a:3"]
     assert manifest.samples(manifest.shards()[0]).notes == {"bad_lines": 1}
+
+
+@pytest.mark.parametrize("later", ['{"url"\n', ""])
+def test_a_file_that_changes_while_it_is_read_is_named(tmp_path: Path, later: str) -> None:
+    """What it was looked through as is not what is there any more."""
+    manifest = bind(tmp_path / "s", {"a.jsonl": lines({"url": "http://e.org/1.jpg", "text": "a"})})
+    found = manifest.samples(manifest.shards()[0])
+    (tmp_path / "s" / "a.jsonl").write_text(later)
+    with pytest.raises(ManifestError, match=r"a\.jsonl, line \d: the file has changed since it was opened"):
+        list(found)
 
 
 def test_a_pair_without_a_text_is_not_asked_for(tmp_path: Path) -> None:

@@ -79,6 +79,7 @@ def test_books_add_up(parts: list[Totals]) -> None:
         totals=total,
         shards=len(parts),
         reused=0,
+        repeated=0,
         fetched_bytes=0,
         written_bytes=0,
         requests=0,

@@ -208,12 +208,17 @@ def test_files_of_others_stay(pairs: Pairs) -> None:
 
 
 def test_a_file_that_is_gone_is_fetched_again(pairs: Pairs) -> None:
-    """The shard is made again, with the others of it."""
+    """And one that is damaged; with what failed in that shard, but none of those that are sound."""
     run(pairs.job())
     (pairs.out / "a" / "000000003.jpg").unlink()
+    (pairs.out / "000000004.jpg").write_bytes(b"")
     report = run(pairs.job())
     assert pairs.files() == pairs.expected(sorted([*ARRIVING, 7]))
-    assert report.reused == 0
+    assert (report.reused, report.requests) == (6, 5)
+    (pairs.out / "000000000.jpg").write_bytes(b"")
+    run(pairs.job(fetch=replace(POLICY, allow_net=())))  # nothing can be had any more
+    assert pairs.files() == pairs.expected([1, 3, 4, 6, 7, 8, 10, 11])
+    assert run_check(Check(str(pairs.out))).is_sound
 
 
 def test_no_index_leads_out_of_the_folder(pairs: Pairs) -> None:
@@ -222,7 +227,7 @@ def test_no_index_leads_out_of_the_folder(pairs: Pairs) -> None:
     victim = pairs.root / "victim"
     victim.write_bytes(b"precious")
     index = pairs.state.saved("part-00000")
-    index.write_bytes(orjson.dumps({"name": "../../victim", "size_bytes": 8, "number": "0.image"}) + b"\n")
+    index.write_bytes(orjson.dumps({"name": "../../victim", "size_bytes": 8, "number": "0.image", "sample": 0}) + b"\n")
     with pytest.raises(ConfigurationError, match="names a file outside"):
         run(pairs.job(fresh=True))
     assert victim.read_bytes() == b"precious"
@@ -297,6 +302,16 @@ def test_covers_are_saved_under_the_trainers_names(covers: Job, pictures: Pictur
     )
 
 
+def test_covers_of_odd_ids_are_refused(covers: Job, tmp_path: Path) -> None:
+    """What could not be found under its name again, and what has no URL, is not asked for; the others are."""
+    published = json.loads((tmp_path / "dataset.json").read_text())
+    url = published["000000000X"]
+    (tmp_path / "dataset.json").write_text(json.dumps({"1": url, "": url, "a/b": url, "2": {}, "3": 5}))
+    report = run(covers)
+    assert (report.totals.samples, report.totals.rows, report.totals.images) == (5, 1, 1)
+    assert [path.name for path in Path(covers.out).rglob("*")] == ["1.jpg"]
+
+
 def test_only_the_covers_that_a_training_names(covers: Job, tmp_path: Path) -> None:
     """Named once or often, alone or among others; one that is not published is counted."""
     images = [f"ocr_vqa/images/{n:09d}X.jpg" for n in (1, 3, 77)]
@@ -321,7 +336,7 @@ def test_only_the_covers_that_a_training_names(covers: Job, tmp_path: Path) -> N
     ("name", "text", "reason"),
     [
         ("dataset.json", "[]", "is not an object of covers"),
-        ("dataset.json", '{"1": {}}', "'1' has no imageURL"),
+        ("dataset.json", '{"1": {}}', "no cover has an imageURL"),
         ("dataset.json", "{", "is not JSON"),
         ("training.json", '[{"image": "coco/1.jpg"}]', "names no image in ocr_vqa/images"),
         ("training.json", "{}", "is not a JSON list; --only-referenced takes"),

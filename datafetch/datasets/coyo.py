@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from datafetch.datasets.description import Description
 from datafetch.datasets.payload import IMAGE_FIELDS, pack
 from datafetch.errors import ManifestError
-from datafetch.model import Encoded, Loader, Payload, Record, Row, Sample, Selection, Shard
+from datafetch.model import Encoded, Loader, Payload, Record, Row, Sample, Selection, Shard, Totals
 from datafetch.protocols import Samples
 from datafetch.readers import ColumnType, IdList, Int64s, ParquetFile, list_files, matching_rows, read_ids
 
@@ -96,7 +96,7 @@ class CoyoManifest:
         """Nothing more than the files and the id list."""
         return {}
 
-    def selection(self, keys: Iterable[str], rows: int) -> Selection | None:  # noqa: ARG002 - the protocol's
+    def selection(self, keys: Iterable[str], books: Mapping[str, Totals]) -> Selection | None:  # noqa: ARG002 - the protocol's
         """What became of the id list."""
         if self._ids is None:
             return None

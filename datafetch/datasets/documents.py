@@ -28,7 +28,7 @@ TAKES = frozenset(
 )
 """What may be chosen of any dataset of documents."""
 
-_MOST_IMAGES = 1000  # published documents have 15; the ledger numbers images in 16 bits
+_MOST_IMAGES = 256  # published documents have 15; what a lost one costs grows with their square
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,8 @@ class DocumentReader(RecordFormat):
         urls = tuple(_url(record, image.get(self.url_key)) for image in images)
         similarities = record.get("similarity_matrix")
         if similarities is not None:
-            if not isinstance(similarities, list) or len(similarities) != len(images):
+            is_matrix = isinstance(similarities, list) and all(isinstance(row, list) for row in similarities)
+            if not is_matrix or len(similarities) != len(images):
                 raise BadRecordError(f"similarity_matrix is not a list of one row for each of the {len(images)} images")
             return Draft(urls, record)
         if not self.choices.fill_similarity:
@@ -103,7 +104,7 @@ class DocumentReader(RecordFormat):
         return (
             choices.max_tokens is None
             or self.tokens is None
-            or self.tokens.count(texts, len(images), choices.max_tokens) <= choices.max_tokens
+            or self.tokens.count(texts, len(images)) <= choices.max_tokens
         )
 
 
@@ -155,7 +156,7 @@ def _images(record: JsonObject) -> list[JsonObject]:
 
 def _url(record: Mapping[str, Any], url: object) -> str:
     """An image's URL, from where the document was found; what can't be joined is left for the fetcher to refuse."""
-    if not isinstance(url, str):
+    if not isinstance(url, str) or not url.strip():  # or the document itself would be asked for
         return ""
     base = record.get("url")
     try:

@@ -68,22 +68,24 @@ class WhichIndex:
 
     def see(self, indices: Int64s, documents: int) -> None:
         """Take a shard into account, of so many documents."""
+        if not documents:  # an earlier version did not count them
+            return
         self.out_of_range += int(np.sum(indices >= documents))
-        if len(indices) >= _TELLING_INDICES and documents:
+        if len(indices) >= _TELLING_INDICES:
             self._shards += 1
             self._reached += min(1.0, (int(indices[-1]) + 1) / documents)
             self._expected += len(indices) / (len(indices) + 1)
 
     def remark(self, *, is_of_kept: bool) -> str:
         """What the operator should know; nothing where all is as it should be."""
-        parts = [f"{self.out_of_range:,} indices lie beyond the end of their shards"] if self.out_of_range else []
-        if self._shards >= _TELLING_SHARDS:
-            reached, expected = self._reached / self._shards, self._expected / self._shards
-            looks_kept = reached < expected - _TELLING_DIFFERENCE
-            if looks_kept != is_of_kept:
-                other = IdsIndex.KEPT if looks_kept else IdsIndex.DOCUMENT
-                parts.append(
-                    f"the largest index of a shard lies at {reached:.0%} of its documents on average, which looks like "
-                    f"positions among {'the kept documents' if looks_kept else 'all documents'} (--ids-index {other})"
-                )
-        return "; ".join(parts)
+        if self._shards < _TELLING_SHARDS:
+            return ""
+        reached, expected = self._reached / self._shards, self._expected / self._shards
+        looks_kept = reached < expected - _TELLING_DIFFERENCE
+        if looks_kept == is_of_kept:
+            return ""
+        other = IdsIndex.KEPT if looks_kept else IdsIndex.DOCUMENT
+        return (
+            f"the largest index of a shard lies at {reached:.0%} of its documents on average, which looks like "
+            f"positions among {'the kept documents' if looks_kept else 'all documents'} (--ids-index {other})"
+        )

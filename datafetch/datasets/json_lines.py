@@ -8,8 +8,8 @@ its file is fetched.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -18,7 +18,7 @@ import orjson
 
 from datafetch.durable import is_plain_name
 from datafetch.errors import ManifestError
-from datafetch.model import Note, Row, Sample, Selection, Shard
+from datafetch.model import Note, Row, Sample, Selection, Shard, Totals
 from datafetch.readers import LineFile, list_files, stem_of
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".jsonl.zip")
@@ -85,18 +85,28 @@ def open_folder(source: Path) -> dict[str, LineFile]:
     return dict(sorted(files.items()))
 
 
-def first_records(files: Iterable[LineFile]) -> list[JsonObject]:
-    """The first records of the first file that has any; lines that are no record are passed over."""
+@dataclass(frozen=True, slots=True)
+class FirstRecords:
+    """The first records of a folder, and how long a line is, about."""
+
+    records: list[JsonObject] = field(default_factory=list)
+    line_bytes: float = 1000.0
+
+
+def first_records(files: Iterable[LineFile]) -> FirstRecords:
+    """Those of the first file that has any; lines that are no record are passed over."""
     for file in files:
-        found = []
+        found: list[JsonObject] = []
+        read_bytes = 0
         for line in islice(file.lines(), _SNIFFED_LINES):
             try:
                 found.append(_parse(line))
+                read_bytes += len(line)
             except BadRecordError:
                 continue
         if found:
-            return found
-    return []
+            return FirstRecords(found, read_bytes / len(found))
+    return FirstRecords()
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,9 +150,22 @@ class LinesManifest:
         """All samples of one file."""
         return LineSamples(self.files[shard.name], f"{shard.name}:", self.form, skips_bad_lines=self.skips_bad_lines)
 
-    def selection(self, keys: Iterable[str], rows: int) -> Selection | None:  # noqa: ARG002 - the protocol's
+    def selection(self, keys: Iterable[str], books: Mapping[str, Totals]) -> Selection | None:  # noqa: ARG002 - the protocol's
         """There is no id list."""
         return None
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """What an id list names of one file.
+
+    Attributes:
+        numbers: Counted from 0.
+        are_rows: Whether it is the rows that are counted, and not the lines.
+    """
+
+    numbers: frozenset[int]
+    are_rows: bool
 
 
 class LineSamples:
@@ -153,8 +176,7 @@ class LineSamples:
         key_prefix: What stands before the number of a record's line, counted from 0, in its key.
         form: From a record to a sample.
         skips_bad_lines: Whether lines that are no record are passed over and counted.
-        wanted: Numbers of the lines that are wanted; None is all.
-        row_numbers: Which of the rows that they become are wanted; None is all.
+        listed: What an id list names of it; None where there is no list. The number of records is noted then.
 
     Raises:
         ManifestError: A line is no record, and is not to be passed over; or the file can't be read.
@@ -167,19 +189,22 @@ class LineSamples:
         form: RecordFormat,
         *,
         skips_bad_lines: bool,
-        wanted: Sequence[int] | None = None,
-        row_numbers: frozenset[int] | None = None,
+        listed: Listed | None = None,
     ) -> None:
-        self.row_numbers = row_numbers
+        self._listed = listed
         self._file = file
         self._key_prefix = key_prefix
         self._form = form
         self._skips_bad_lines = skips_bad_lines
         self._notes: Counter[str] = Counter()
         self._is_sample = bytearray()
-        self.lines = 0
-        self._look_through(None if wanted is None else frozenset(wanted))
+        self._look_through()
         self._samples = sum(self._is_sample)
+
+    @property
+    def row_numbers(self) -> frozenset[int] | None:
+        """Which of the rows that they become are wanted; None is all."""
+        return self._listed.numbers if self._listed is not None and self._listed.are_rows else None
 
     @property
     def notes(self) -> Mapping[str, int]:
@@ -193,23 +218,44 @@ class LineSamples:
         position = 0
         for number, line in enumerate(self._file.lines()):
             if number >= len(self._is_sample):
-                return
+                break
             if self._is_sample[number]:
-                draft = self._form.draft(_parse(line))
+                draft = self._draft_again(number, line)
                 yield Sample(position, f"{self._key_prefix}{number}", draft.urls, draft.row)
                 position += 1
+        if position < self._samples:
+            raise self._has_changed(len(self._is_sample))
 
-    def _look_through(self, wanted: frozenset[int] | None) -> None:
+    def _draft_again(self, number: int, line: bytes) -> Draft:
+        """The sample that a line became when the file was looked through."""
+        try:
+            return self._form.draft(_parse(line))
+        except (BadRecordError, ManifestError) as error:
+            raise self._has_changed(number) from error
+
+    def _has_changed(self, number: int) -> ManifestError:
+        return ManifestError(
+            f"{self._file.path}, line {number + 1}: the file has changed since it was opened; put back what it was, or "
+            "start over with --fresh"
+        )
+
+    def _look_through(self) -> None:
+        wanted = self._listed.numbers if self._listed is not None and not self._listed.are_rows else None
+        records = 0
         for number, line in enumerate(self._file.lines()):
-            self.lines += bool(line)
+            records = number + 1 if line.strip() else records
             is_sample = (wanted is None or number in wanted) and bool(line.strip()) and self._take(number, line)
             self._is_sample.append(is_sample)
+        if self._listed is not None:
+            self._notes[Note.RECORDS.value] = records
 
     def _take(self, number: int, line: bytes) -> bool:
         """Whether a line becomes a sample."""
         try:
             record = _parse(line)
             draft = self._form.draft(record) if self._form.wants(record) else None
+            if draft is not None:
+                _refuse_unspoolable(draft)
         except BadRecordError as error:
             if not self._skips_bad_lines:
                 raise ManifestError(
@@ -227,6 +273,14 @@ class LineSamples:
         return True
 
 
+def _refuse_unspoolable(draft: Draft) -> None:
+    """See that a row can be written again: more nesting is read than is written."""
+    try:
+        orjson.dumps(draft.row)
+    except TypeError as error:
+        raise BadRecordError(f"can't be written as JSON again ({error})") from error
+
+
 def _parse(line: bytes) -> JsonObject:
     try:
         record = orjson.loads(line)
@@ -235,10 +289,3 @@ def _parse(line: bytes) -> JsonObject:
     if not isinstance(record, dict):
         raise BadRecordError("not a JSON object")
     return record
-
-
-def mean_bytes(records: Sequence[JsonObject]) -> float:
-    """Of a record's line, about; a guess without any."""
-    if not records:
-        return 1000.0
-    return sum(len(orjson.dumps(record)) for record in records) / len(records)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from datafetch.datasets.description import Description
 from datafetch.datasets.documents import TAKES, DocumentReader, document_row
-from datafetch.datasets.json_lines import JsonObject, LinesManifest, first_records, mean_bytes, open_folder
+from datafetch.datasets.json_lines import JsonObject, LinesManifest, first_records, open_folder
 from datafetch.datasets.keys import URL_KEYS, choose_key, say_keys
 from datafetch.model import Loader, Payload, Record, Row
 
@@ -32,12 +32,12 @@ class LlmJpInterleaved(Description):
             ManifestError: No file of JSON lines, one that can't be read, or images without URLs.
         """
         files = open_folder(source)
-        records = first_records(files.values())
-        url_key = choose_key("url", self.choices.url_key, URL_KEYS, [*_images(records)] or records)
+        first = first_records(files.values())
+        url_key = choose_key("url", self.choices.url_key, URL_KEYS, _images(first.records) or first.records)
         say_keys({"url": url_key})
         form = DocumentReader.of(url_key, self.choices)
         facts = {"keys": {"url": url_key}, **form.facts()}
-        return LinesManifest(files, form, facts, self.choices.skip_bad_lines, mean_bytes(records))
+        return LinesManifest(files, form, facts, self.choices.skip_bad_lines, first.line_bytes)
 
     def to_row(self, record: Record, payload: Payload) -> Row | None:  # noqa: ARG002 - the loader knows one alone
         """The document as published with its images, or None where too few of them arrived."""

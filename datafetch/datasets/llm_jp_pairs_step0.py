@@ -16,10 +16,10 @@ from typing import Any
 
 from datafetch.datasets.description import Description
 from datafetch.datasets.keys import URL_KEYS, choose_key, say_keys
-from datafetch.datasets.names import Clashes, why_refused
+from datafetch.datasets.names import Clashes, is_utf8, why_refused
 from datafetch.datasets.saved import SAMPLES_A_SHARD, find_file, saved_row, shard_name
 from datafetch.errors import ManifestError
-from datafetch.model import Holds, Loader, Payload, Record, Row, Sample, Selection, Shard
+from datafetch.model import Holds, Loader, Payload, Record, Row, Sample, Selection, Shard, Totals
 from datafetch.protocols import Samples
 from datafetch.readers import LineFile, RecordReader
 
@@ -97,7 +97,7 @@ class Step0Manifest:
         number = int(shard.name.rpartition("-")[2])
         return _Slice(self, number * SAMPLES_A_SHARD, self._offsets[number], shard.size)
 
-    def selection(self, keys: Iterable[str], rows: int) -> Selection | None:  # noqa: ARG002 - the protocol's
+    def selection(self, keys: Iterable[str], books: Mapping[str, Totals]) -> Selection | None:  # noqa: ARG002 - the protocol's
         """There is no id list."""
         return None
 
@@ -111,7 +111,7 @@ class Step0Manifest:
                 yield Sample(position, key, (), {"refused": reason})
             else:
                 url = facts.get(self._url_key)
-                urls = (url if isinstance(url, str) else "",)
+                urls = (url if isinstance(url, str) and is_utf8(url) else "",)
                 yield Sample(position, key, urls, {"image": facts["image"]})
 
     def _size(self, number: int) -> int:

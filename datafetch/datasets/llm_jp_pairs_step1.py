@@ -17,7 +17,6 @@ from datafetch.datasets.json_lines import (
     LinesManifest,
     RecordFormat,
     first_records,
-    mean_bytes,
     open_folder,
 )
 from datafetch.datasets.keys import TEXT_KEYS, URL_KEYS, choose_key, say_keys
@@ -42,9 +41,9 @@ class LlmJpPairsStep1(Description):
             ManifestError: No file of JSON lines, one that can't be read, or records without URLs or texts.
         """
         files = open_folder(source)
-        records = first_records(files.values())
-        url_key = choose_key("url", self.choices.url_key, URL_KEYS, records)
-        text_key = choose_key("text", self.choices.text_key, TEXT_KEYS, records)
+        first = first_records(files.values())
+        url_key = choose_key("url", self.choices.url_key, URL_KEYS, first.records)
+        text_key = choose_key("text", self.choices.text_key, TEXT_KEYS, first.records)
         keys = {"url": url_key, "text": text_key}
         say_keys(keys)
         return LinesManifest(
@@ -52,7 +51,7 @@ class LlmJpPairsStep1(Description):
             _Pairs(url_key, text_key),
             {"keys": keys},
             self.choices.skip_bad_lines,
-            mean_bytes(records),
+            first.line_bytes,
         )
 
     def to_row(self, record: Record, payload: Payload) -> Row | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +19,9 @@ from datafetch.choices import IdsIndex
 from datafetch.datasets.description import Description
 from datafetch.datasets.documents import TAKES, DocumentReader, document_row
 from datafetch.datasets.id_pairs import Indices, WhichIndex
-from datafetch.datasets.json_lines import SUFFIXES, LineSamples, LinesManifest, first_records, mean_bytes
+from datafetch.datasets.json_lines import SUFFIXES, LineSamples, LinesManifest, Listed, first_records
 from datafetch.errors import ManifestError
-from datafetch.model import Loader, Payload, Record, Row, Selection, Shard
+from datafetch.model import Loader, Note, Payload, Record, Row, Selection, Shard, Totals
 from datafetch.readers import LineFile, list_files, read_id_pairs
 
 _NAME = re.compile(r"docs(?P<no_face>_no_face)?_shard_(?P<number>\d{1,5})_v3\.jsonl(?:\.gz|\.zst|\.zip)?")
@@ -61,9 +61,7 @@ class Mmc4Core(Description):
         facts = form.facts()
         if indices is not None:
             facts["ids_index"] = self.choices.ids_index or IdsIndex.DOCUMENT
-        lines = LinesManifest(
-            files, form, facts, self.choices.skip_bad_lines, mean_bytes(first_records(files.values()))
-        )
+        lines = LinesManifest(files, form, facts, self.choices.skip_bad_lines, first_records(files.values()).line_bytes)
         return Mmc4Manifest(lines, indices, is_of_kept=self.choices.ids_index == IdsIndex.KEPT)
 
     def to_row(self, record: Record, payload: Payload) -> Row | None:  # noqa: ARG002 - the loader knows one alone
@@ -71,7 +69,7 @@ class Mmc4Core(Description):
         return document_row(record, self.choices.keep_at_least)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Mmc4Manifest:
     """The files of mmc4-core, with the choice of documents.
 
@@ -84,7 +82,6 @@ class Mmc4Manifest:
     lines: LinesManifest
     indices: Indices | None
     is_of_kept: bool
-    _which: WhichIndex = field(default_factory=WhichIndex)
 
     def shards(self) -> list[Shard]:
         """One shard a file, in the order of their numbers; those with fewer faces, where there are both, come first."""
@@ -106,22 +103,22 @@ class Mmc4Manifest:
         """The wanted documents of one file; where it is the kept ones that are counted, all of them."""
         file, number = self.lines.files[shard.name], _number(shard.name)
         wanted = self.indices.of_shard(number) if self.indices is not None else None
-        samples = LineSamples(
+        return LineSamples(
             file,
             f"{number},",
             self.lines.form,
             skips_bad_lines=self.lines.skips_bad_lines,
-            wanted=None if wanted is None or self.is_of_kept else wanted.tolist(),
-            row_numbers=frozenset(wanted.tolist()) if wanted is not None and self.is_of_kept else None,
+            listed=None if wanted is None else Listed(frozenset(wanted.tolist()), are_rows=self.is_of_kept),
         )
-        if wanted is not None:
-            self._which.see(wanted, samples.lines)
-        return samples
 
-    def selection(self, keys: Iterable[str], rows: int) -> Selection | None:
+    def selection(self, keys: Iterable[str], books: Mapping[str, Totals]) -> Selection | None:
         """What became of the id list."""
         if self.indices is None:
             return None
+        which = WhichIndex()
+        for shard, totals in books.items():
+            which.see(self.indices.of_shard(_number(shard)), totals.notes.get(Note.RECORDS.value, 0))
+        rows = sum(totals.rows for totals in books.values())
         found = rows if self.is_of_kept else self.indices.count(keys)
         there = {_number(name) for name in self.lines.files}
         return Selection(
@@ -129,7 +126,8 @@ class Mmc4Manifest:
             duplicates=self.indices.duplicates,
             not_found=len(self.indices) - found,
             missing_files=int(np.sum([number not in there for number in self.indices.shards])),
-            remark=self._which.remark(is_of_kept=self.is_of_kept),
+            out_of_range=which.out_of_range,
+            remark=which.remark(is_of_kept=self.is_of_kept),
         )
 
 

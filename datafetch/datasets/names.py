@@ -23,7 +23,7 @@ def why_refused(name: object) -> str:
     """Why no file may have this name; nothing where one may. Slashes part folders."""
     if not isinstance(name, str) or not name:
         return "the name of its file is not text"
-    if not name.isprintable() or not _is_utf8(name):
+    if not name.isprintable() or not is_utf8(name):
         return "the name of its file has characters that can't be printed"
     parts = name.split("/")
     if {"", ".", ".."} & set(parts):
@@ -42,7 +42,8 @@ def _why_part_refused(part: str) -> str:
     return "the name of its file is reserved on some systems" if is_reserved else ""
 
 
-def _is_utf8(name: str) -> bool:
+def is_utf8(name: str) -> bool:
+    """Whether a text can be written: JSON can tell of half a character."""
     try:
         name.encode()
     except UnicodeEncodeError:

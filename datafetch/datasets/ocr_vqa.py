@@ -17,7 +17,7 @@ from datafetch.datasets.description import Description
 from datafetch.datasets.names import Clashes, why_refused
 from datafetch.datasets.saved import SAMPLES_A_SHARD, find_file, saved_row, shard_name
 from datafetch.errors import ManifestError
-from datafetch.model import Holds, Loader, Payload, Record, Row, Sample, Selection, Shard
+from datafetch.model import Holds, Loader, Payload, Record, Row, Sample, Selection, Shard, Totals
 from datafetch.protocols import Samples
 from datafetch.readers import LineFile, RecordReader
 
@@ -71,8 +71,7 @@ class OcrVqaManifest:
         self._covers = [(id_, url) for id_, url in covers.items() if wanted is None or id_ in wanted]
         if not self._covers:
             raise ManifestError(f"none of the covers in {path} is wanted; give another --only-referenced, or none")
-        names = (f"{id_}.jpg" for id_, _ in self._covers)
-        self._clashes = Clashes(None if why_refused(name) else name for name in names)
+        self._clashes = Clashes(None if _why_refused(id_, url) else f"{id_}.jpg" for id_, url in self._covers)
 
     def shards(self) -> list[Shard]:
         """Slices of the covers that are wanted."""
@@ -99,7 +98,7 @@ class OcrVqaManifest:
         number = int(shard.name.rpartition("-")[2])
         return _Slice(tuple(self._read(number)))
 
-    def selection(self, keys: Iterable[str], rows: int) -> Selection | None:  # noqa: ARG002 - the protocol's
+    def selection(self, keys: Iterable[str], books: Mapping[str, Totals]) -> Selection | None:  # noqa: ARG002 - the protocol's
         """Which covers the training names that are not published."""
         if self._wanted is None:
             return None
@@ -112,7 +111,7 @@ class OcrVqaManifest:
         first = number * SAMPLES_A_SHARD
         for position, (id_, url) in enumerate(self._slice(number)):
             name = f"{id_}.jpg"
-            reason = why_refused(name) or self._clashes.why_refused(first + position)
+            reason = _why_refused(id_, url) or self._clashes.why_refused(first + position)
             if reason:
                 yield Sample(position, id_, (), {"refused": reason})
             else:
@@ -131,7 +130,7 @@ class _Slice(Samples):
 
 
 def _read_covers(path: Path) -> dict[str, str]:
-    """Id → URL, as published.
+    """Id → URL, as published; nothing where there is none.
 
     Raises:
         ManifestError: It is not what was published.
@@ -148,10 +147,18 @@ def _read_covers(path: Path) -> dict[str, str]:
         raise ManifestError(f"{path} is not an object of covers; --source takes the published {_FILE}")
     covers = {}
     for id_, cover in published.items():
-        if not isinstance(cover, dict) or not isinstance(cover.get("imageURL"), str):
-            raise ManifestError(f"{path}: {id_[:40]!r} has no imageURL; --source takes the published {_FILE}")
-        covers[id_] = cover["imageURL"]
+        url = cover.get("imageURL") if isinstance(cover, dict) else None
+        covers[id_] = url if isinstance(url, str) else ""
+    if not any(covers.values()):
+        raise ManifestError(f"{path}: no cover has an imageURL; --source takes the published {_FILE}")
     return covers
+
+
+def _why_refused(id_: str, url: str) -> str:
+    """Why a cover is not asked for; nothing where it is."""
+    if not url:
+        return "there is no imageURL"
+    return why_refused(f"{id_}.jpg") if id_ and "/" not in id_ else "its id can't be the name of a file"
 
 
 def _read_referenced(path: Path) -> frozenset[str]:

@@ -12,13 +12,13 @@ SAMPLES_A_SHARD = 2000
 
 
 def saved_row(record: Record) -> Row | None:
-    """The file of a sample with one image: its name and its content; None where it did not arrive.
+    """The file of a sample with one image: its name, its content, whose it is; None where it did not arrive.
 
     The sample's row has the name as ``image``.
     """
     match record.outcomes:
         case (Encoded(jpeg=content),):
-            return {"name": record.sample.row["image"], "content": content}
+            return {"name": record.sample.row["image"], "content": content, "sample": record.sample.position}
     return None
 
 

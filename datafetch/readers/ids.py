@@ -22,6 +22,7 @@ _MOST_PART = 2**31
 _PAIR_HEADER = re.compile(rb"""\s*(["']?)[a-z_][a-z0-9_ ]*\1\s*,\s*(["']?)[a-z_][a-z0-9_ ]*\2\s*""", re.IGNORECASE)
 _PAIR_FORM = f"shard,index on a line, both below {_MOST_PART:,}"
 _GZIP_MAGIC = b"\x1f\x8b"
+_BOM = b"\xef\xbb\xbf"
 _CHUNK_BYTES = 1 << 20
 _MOST_SHOWN_CHARS = 40
 
@@ -95,7 +96,11 @@ def _chunks(path: Path) -> Iterator[list[bytes]]:
     with path.open("rb") as probe:
         opener = gzip.open if probe.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC else open
     with opener(path, "rb") as lines:
+        is_first = True
         while chunk := lines.readlines(_CHUNK_BYTES):
+            if is_first:
+                chunk[0] = chunk[0].removeprefix(_BOM)
+                is_first = False
             yield chunk
 
 

@@ -1,7 +1,7 @@
 """Images as files under names of their own: written under numbers, with an index that says what each is to be called.
 
-Rules: a row is ``{"name": …, "content": …}``, its name one that ``datasets.names`` lets pass. Nothing has its own name
-before its whole shard is on disk; ``commit`` moves each to its place.
+Rules: a row is ``{"name": …, "content": …, "sample": …}``, its name one that ``datasets.names`` lets pass. Nothing has
+its own name before its whole shard is on disk; ``commit`` moves each to its place.
 """
 
 from __future__ import annotations
@@ -29,11 +29,13 @@ class SavedFile:
         name: What it is called, under the output folder.
         size_bytes: Its size.
         number: What it is called before it is published.
+        sample: Whose image it is, by its position in the shard.
     """
 
     name: str
     size_bytes: int
     number: str
+    sample: int
 
 
 class FileSink:
@@ -63,7 +65,7 @@ class FileSink:
         row = decode_row(frame)
         number = f"{self._count}{_SUFFIX}"
         (self._folder / number).write_bytes(row["content"])
-        self._enter(SavedFile(row["name"], len(row["content"]), number))
+        self._enter(SavedFile(row["name"], len(row["content"]), number, row["sample"]))
 
     def finish(self) -> None:
         """Complete the index."""

@@ -99,13 +99,11 @@ def test_half_an_image_is_never_kept(name: str, tenths: int) -> None:
     assert outcome == transcode(body[: len(body) * tenths // 10], ImageSpec())
 
 
-@pytest.mark.parametrize(("missing", "is_kept"), [(1, True), (2, True), (3, False)])
-def test_a_jpeg_without_the_marker_of_its_end_is_kept_where_pillow_lets_it_pass(
-    missing: int, is_kept: bool, tmp_path: Path
-) -> None:
-    """The trainer reads all of its pixels; as an original it would have been encoded again."""
+@pytest.mark.parametrize("missing", [1, 2, 3])
+def test_a_jpeg_without_the_marker_of_its_end_is_kept_where_pillow_lets_it_pass(missing: int, tmp_path: Path) -> None:
+    """One Pillow reads all of its pixels, and another does not; as an original it would have been encoded again."""
     body = _whole(BASELINE)[:-missing]
-    assert (trainers_size(body, tmp_path / "image") is not None) == is_kept
+    is_kept = trainers_size(body, tmp_path / "image") is not None
     outcome = transcode(body, RECEIVED)
     assert isinstance(outcome, Encoded if is_kept else Failure)
     again = transcode(body, ImageSpec(encode=Encoding.ORIGINAL))
@@ -138,8 +136,6 @@ def test_what_loads_and_does_not_convert_is_kept_only_where_the_trainer_converts
     body: bytes, tmp_path: Path
 ) -> None:
     """Decoding is half of what the trainer does; Pillow can't bring everything that it loads to RGB."""
-    with Image.open(BytesIO(body)) as opened:
-        opened.load()
     taken = trainers_size(body, tmp_path / "image") is not None
     outcome = transcode(body, RECEIVED)
     assert isinstance(outcome, Encoded) == taken

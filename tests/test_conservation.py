@@ -16,6 +16,7 @@ from PIL import Image
 from datafetch import Check, Choices, Job, Report, run, run_check
 from datafetch.datasets import find_dataset
 from datafetch.demo.behaviours import BEHAVIOURS
+from datafetch.demo.manifest import write_coyo_source
 from datafetch.demo.origin import Origin
 from datafetch.demo.pictures import paint
 from datafetch.fetch import FetchPolicy
@@ -88,6 +89,9 @@ def write_lines(folder: Path, names: Sequence[str], records: Sequence[object]) -
 
 def write_source(dataset: str, folder: Path, mix: Mix) -> int:
     """A source in the published form; returns how many images it has."""
+    if dataset == "coyo":
+        write_coyo_source(folder, [mix.url() for _ in range(SAMPLES)], files=3)
+        return SAMPLES
     if dataset in ("mmc4-core", "llm-jp-interleaved"):
         documents = [document(number, mix.urls()) for number in range(SAMPLES)]
         write_lines(folder, [f"docs_shard_{number}_v3.jsonl" for number in range(20)], documents)
@@ -113,6 +117,7 @@ def write_source(dataset: str, folder: Path, mix: Mix) -> int:
 @pytest.mark.parametrize(
     ("dataset", "choices"),
     [
+        ("coyo", Choices()),
         ("mmc4-core", Choices()),
         ("mmc4-core", Choices(keep_at_least=1)),
         ("llm-jp-interleaved", Choices()),
@@ -126,7 +131,8 @@ def test_images_in_are_images_out(tmp_path: Path, web: Origin, dataset: str, cho
     images = write_source(dataset, tmp_path / "source", Mix(web, next(_numbers)))
     job = Job(
         dataset=dataset,
-        source=str(tmp_path / "source"),
+        source=str(tmp_path / "source" / ("data" if dataset == "coyo" else "")),
+        ids=str(tmp_path / "source" / "ids.txt") if dataset == "coyo" else None,
         out=str(tmp_path / "root" / find_dataset(dataset).path),
         fetch=FetchPolicy(allow_net=LOOPBACK, connections=64, per_host=64, retries=0, max_body_bytes=1 << 20),
         processes=2,

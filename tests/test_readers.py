@@ -1,6 +1,7 @@
 """Manifest files to rows."""
 
 import gzip
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -143,6 +144,7 @@ def test_files_of_a_folder(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     assert [path.name for path in list_files(tmp_path, ".parquet")] == ["a.parquet", "b.parquet"]
     assert list_files(tmp_path / "d.json", ".parquet") == [tmp_path / "d.json"]
+    assert [path.name for path in list_files(tmp_path, ".parquet", ".json")] == ["a.parquet", "b.parquet", "d.json"]
 
 
 @pytest.mark.parametrize("name", ["", "nowhere"])
@@ -163,13 +165,68 @@ def test_pairs_of_shard_and_index(tmp_path: Path, pack: Callable[[bytes], bytes]
     assert pairs.duplicates == 1
 
 
-@pytest.mark.parametrize("line", [b"7", b"7,", b"7,1,2", b"-1,0", b"1_0,2", b"x,1", b"2147483648,0", b"\xff,1", b"7;1"])
+@pytest.mark.parametrize(
+    "line",
+    [b"7", b"7,", b"7,1,2", b"-1,0", b"1_0,2", b"x,1", b"2147483648,0", b"0,2147483648", b"\xff,1", b"shard,index"],
+)
 def test_a_pair_that_is_none_is_named(tmp_path: Path, line: bytes) -> None:
     """By its line, with what the list takes."""
     path = tmp_path / "pairs"
     path.write_bytes(b"1,1\n" + line + b"\n")
     with pytest.raises(ManifestError, match=r"line 2: .* is not a shard and an index; the list takes shard,index"):
         read_id_pairs(path)
+
+
+@pytest.mark.parametrize("line", [b"oops", b"x,2", b"7,x", b"shard,index,url", b"7;1"])
+def test_only_two_words_are_a_header(tmp_path: Path, line: bytes) -> None:
+    """Anything else in the first line may be a pair that was meant to be one, and is not passed over."""
+    path = tmp_path / "pairs"
+    path.write_bytes(line + b"\n1,1\n")
+    with pytest.raises(ManifestError, match="line 1: "):
+        read_id_pairs(path)
+
+
+@pytest.mark.parametrize("lines", [131_071, 131_072, 131_073])
+def test_a_header_further_down_is_named(tmp_path: Path, lines: int) -> None:
+    """Also at the beginning of the second mebibyte, where the reader begins a new chunk of the file."""
+    path = tmp_path / "pairs"
+    path.write_bytes(b"123,456\n" * lines + b"shard,index\n")
+    with pytest.raises(ManifestError, match=f"line {lines + 1}: 'shard,index' is not a shard and an index"):
+        read_id_pairs(path)
+
+
+def test_a_header_alone_is_an_empty_list(tmp_path: Path) -> None:
+    """It says what the list takes."""
+    path = tmp_path / "pairs"
+    path.write_bytes(b"shard,index\n")
+    with pytest.raises(ManifestError, match="is empty; it takes shard,index on a line"):
+        read_id_pairs(path)
+
+
+@pytest.mark.parametrize("read", [read_ids, read_id_pairs])
+def test_a_list_with_a_line_without_an_end_is_refused(tmp_path: Path, read: Callable[[Path], IdList]) -> None:
+    """A compressed list may claim a line of any length; it is not read to its end."""
+    path = tmp_path / "ids"
+    path.write_bytes(gzip.compress(b" " * (64 << 20), 1))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ManifestError, match="has a line of more than 1,000 bytes"):
+            read(path)
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@given(st.lists(st.text("0123456789\n", max_size=30)))
+def test_ids_are_the_same_however_the_list_is_read(tmp_path_factory: pytest.TempPathFactory, parts: list[str]) -> None:
+    """Across the borders of what is read at a time, with a mark of UTF-8 and without an end of the last line."""
+    digits = "".join(parts).replace("\n\n", "\n")
+    lines = [line[:18] for line in digits.split("\n") if line] * 3000
+    text = "\n".join(lines)
+    path = tmp_path_factory.mktemp("ids") / "ids"
+    path.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    if lines:
+        assert read_ids(path).ids.tolist() == sorted(set(map(int, lines)))
 
 
 @given(st.lists(st.tuples(st.integers(0, 2**31 - 1), st.integers(0, 2**31 - 1)), min_size=2))

@@ -3,6 +3,7 @@
 import json
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -16,6 +17,30 @@ RECORDS = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
     max_leaves=5,
 )
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@settings(deadline=None)
+@given(values=st.lists(VALUES, max_size=6), chunk_chars=st.integers(1, 40), cut=st.integers(1, 50), plain=st.booleans())
+def test_records_are_those_of_the_whole_list(
+    tmp_path_factory: pytest.TempPathFactory, values: list[Any], chunk_chars: int, cut: int, plain: bool
+) -> None:
+    """However little is read at a time, the records are those that the file has, and a cut is always noticed."""
+    path = tmp_path_factory.mktemp("lists") / "list.json"
+    text = json.dumps(values, ensure_ascii=not plain, indent=None if plain else 2)
+    path.write_text(text, encoding="utf-8", errors="surrogatepass")
+    assert list(RecordReader(path, chunk_chars)) == json.loads(text)
+    path.write_text(text[:-cut], encoding="utf-8")
+    read: list[object] = []
+    with pytest.raises(ManifestError):
+        read.extend(RecordReader(path, chunk_chars))
+    if read and isinstance(read[-1], int | float):  # of which a part was left, and is a number, too
+        read.pop()
+    assert read == values[: len(read)]
 
 
 @settings(max_examples=100, deadline=None)
@@ -61,3 +86,50 @@ def test_what_is_wrong_further_on_is_found(tmp_path: Path) -> None:
     assert next(iter(reader)) == 1
     with pytest.raises(ManifestError, match="is cut short"):
         list(RecordReader(path, start_bytes=reader.offset_bytes()))
+
+
+@settings(max_examples=50, deadline=None)
+@given(records=st.lists(RECORDS, max_size=8), chunk_chars=st.sampled_from([1, 3, 1000]), count=st.integers(1, 3))
+def test_slices_one_after_the_other_are_the_whole_list(
+    tmp_path_factory: pytest.TempPathFactory, records: list[object], chunk_chars: int, count: int
+) -> None:
+    """Each begins where the one before, which began in the middle itself, says that it ended."""
+    path = tmp_path_factory.mktemp("list") / "list.json"
+    path.write_text(json.dumps(records, ensure_ascii=False), encoding="utf-8")
+    read: list[object] = []
+    start_bytes = 0
+    while len(read) < len(records):
+        reader = RecordReader(path, chunk_chars, start_bytes=start_bytes)
+        read += islice(iter(reader), count)
+        assert reader.offset_bytes() > start_bytes
+        start_bytes = reader.offset_bytes()
+    assert read == records
+
+
+@pytest.mark.parametrize("start_bytes", [1, 2, 5, 10, 11])
+def test_a_list_that_has_changed_does_not_go_on(tmp_path: Path, start_bytes: int) -> None:
+    """Where no record ended no other begins: nothing comes that is no record."""
+    path = tmp_path / "list.json"
+    path.write_text('[{"a": 1}, {"b": 2}]')
+    with pytest.raises(ManifestError, match=f"does not go on at byte {start_bytes}, so it has changed"):
+        next(iter(RecordReader(path, start_bytes=start_bytes)))
+
+
+def test_a_mark_of_utf8_is_refused(tmp_path: Path) -> None:
+    """As the trainer refuses it."""
+    path = tmp_path / "list.json"
+    path.write_bytes(b"\xef\xbb\xbf[1]")
+    with pytest.raises(ManifestError, match="is not a JSON list"):
+        list(RecordReader(path))
+
+
+def test_a_record_without_an_end_is_given_up(tmp_path: Path) -> None:
+    """After a hundred megabytes or so, however long the file goes on."""
+    path = tmp_path / "list.json"
+    with path.open("wb") as file:
+        file.write(b'[1, "')
+        file.truncate(512 << 20)  # zeros that take no room on the disk
+    reader = RecordReader(path)
+    with pytest.raises(ManifestError, match="is not JSON, or is cut short"):
+        list(reader)
+    assert 64 << 20 < reader.take_bytes() < 160 << 20

@@ -19,15 +19,12 @@ import numpy as np
 import psutil
 import pytest
 from bodies import saved
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from datafetch.cli import main
-from datafetch.errors import ConfigurationError, ManifestError
+from datafetch.errors import ConfigurationError
 from datafetch.model import Encoded, Loader, Outcome
 from datafetch.progress import verifying_line
-from datafetch.readers import RecordReader
 from datafetch.sinks import PickleSink, encode_row
 from datafetch.sinks.pickle_form import PREAMBLE
 from datafetch.verify import Check, Standing, Verdict, run_check, verify_output
@@ -514,31 +511,6 @@ def test_what_is_no_json_list_is_named(tmp_path: Path, text: bytes, problem: str
     (tmp_path / "list.json").write_bytes(text)
     found = verified(tmp_path / "list.json").problems
     assert any(line.startswith(f"list.json: {problem}") for line in found)
-
-
-VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
-    max_leaves=12,
-)
-
-
-@given(values=st.lists(VALUES, max_size=6), chunk_chars=st.integers(1, 40), cut=st.integers(1, 50), plain=st.booleans())
-def test_records_are_those_of_the_whole_list(
-    tmp_path_factory: pytest.TempPathFactory, values: list[Any], chunk_chars: int, cut: int, plain: bool
-) -> None:
-    """However little is read at a time, the records are those that the file has, and a cut is always noticed."""
-    path = tmp_path_factory.mktemp("lists") / "list.json"
-    text = json.dumps(values, ensure_ascii=not plain, indent=None if plain else 2)
-    path.write_text(text, encoding="utf-8", errors="surrogatepass")
-    assert list(RecordReader(path, chunk_chars)) == json.loads(text)
-    path.write_text(text[:-cut], encoding="utf-8")
-    read: list[object] = []
-    with pytest.raises(ManifestError):
-        read.extend(RecordReader(path, chunk_chars))
-    if read and isinstance(read[-1], int | float):  # of which a part was left, and is a number, too
-        read.pop()
-    assert read == values[: len(read)]
 
 
 async def test_images_in_hand_are_bounded() -> None:

@@ -24,6 +24,7 @@ _PAIR_FORM = f"shard,index on a line, both below {_MOST_PART:,}"
 _GZIP_MAGIC = b"\x1f\x8b"
 _BOM = b"\xef\xbb\xbf"
 _CHUNK_BYTES = 1 << 20
+_MOST_LINE_BYTES = 1000
 _MOST_SHOWN_CHARS = 40
 
 
@@ -95,13 +96,15 @@ def _read(
 def _chunks(path: Path) -> Iterator[list[bytes]]:
     with path.open("rb") as probe:
         opener = gzip.open if probe.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC else open
-    with opener(path, "rb") as lines:
-        is_first = True
-        while chunk := lines.readlines(_CHUNK_BYTES):
-            if is_first:
-                chunk[0] = chunk[0].removeprefix(_BOM)
-                is_first = False
-            yield chunk
+    with opener(path, "rb") as file:
+        block = file.read(_CHUNK_BYTES).removeprefix(_BOM)
+        while block:
+            *lines, rest = block.split(b"\n")
+            if len(rest) > _MOST_LINE_BYTES:  # a compressed list may claim a line of any length
+                raise ManifestError(f"{path} has a line of more than {_MOST_LINE_BYTES:,} bytes, and is no id list")
+            more = file.read(_CHUNK_BYTES)
+            yield lines if more else [*lines, rest]
+            block = rest + more if more else b""
 
 
 def _parse(

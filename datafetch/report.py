@@ -70,7 +70,7 @@ class Report:
                 "ok": totals.ok,
                 "failed": totals.failed,
                 "reused": self.reused,
-                "repeated": self.repeated,
+                **({"repeated": self.repeated} if self.repeated else {}),
                 "by_kind": failures,
             },
             "bytes": {"fetched": self.fetched_bytes, "written": self.written_bytes},

@@ -12,6 +12,7 @@ import orjson
 from datafetch.choices import Choices
 from datafetch.claim import FORMAT, Identity, read_asked, read_identity
 from datafetch.datasets import find_dataset
+from datafetch.datasets.names import is_utf8
 from datafetch.errors import ConfigurationError
 from datafetch.fetch import FetchPolicy, OptOut
 from datafetch.model import Loader, Payload
@@ -76,16 +77,8 @@ class Job:
         if self.payload not in tuple(Payload):
             raise ConfigurationError(f"--payload must be {' or '.join(Payload)}, not {self.payload!r}")
         for path in (self.source, self.out, self.ids or "", self.scratch or ""):
-            if not _is_utf8(path):
+            if not is_utf8(path):
                 raise ConfigurationError(f"paths must be valid UTF-8 (and so the locale), not {path!a}")
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def identify(job: Job, manifest: Manifest, spec: ImageSpec) -> Identity:

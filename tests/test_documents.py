@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -58,6 +58,7 @@ def sample_of(record: dict[str, Any], choices: Choices | None = None) -> Sample:
     return Sample(0, "0", draft.urls, draft.row)
 
 
+@settings(deadline=None)
 @given(
     outcomes=st.lists(st.booleans(), min_size=1, max_size=15),
     least=st.none() | st.integers(1, 16),

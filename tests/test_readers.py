@@ -217,6 +217,7 @@ def test_a_list_with_a_line_without_an_end_is_refused(tmp_path: Path, read: Call
         tracemalloc.stop()
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.text("0123456789\n", max_size=30)))
 def test_ids_are_the_same_however_the_list_is_read(tmp_path_factory: pytest.TempPathFactory, parts: list[str]) -> None:
     """Across the borders of what is read at a time, with a mark of UTF-8 and without an end of the last line."""

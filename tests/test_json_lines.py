@@ -68,6 +68,8 @@ def test_without_a_key_that_fits_it_is_said_which_there_are(tmp_path: Path) -> N
         bind(tmp_path / "s", files)
     with pytest.raises(ManifestError, match=r"no text under caption; .* --text-key; there are: link, text"):
         bind(tmp_path / "s", files, url_key="link", text_key="caption")
+    with pytest.raises(ManifestError, match=r"there are: �\[2Jlink$"):
+        bind(tmp_path / "s", {"a.jsonl": lines({"\x1b[2Jlink": 1})})
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from datafetch.readers import LineFile, list_files, stem_of
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".jsonl.zip")
 _SNIFFED_LINES = 100
+_SNIFFED_BYTES = 16 * 1024 * 1024  # a hundred of the longest lines would be gigabytes
 _COMPRESSION = 4.0  # of text, about
 
 JsonObject: TypeAlias = dict[str, Any]
@@ -104,6 +105,8 @@ def first_records(files: Iterable[LineFile]) -> FirstRecords:
                 read_bytes += len(line)
             except BadRecordError:
                 continue
+            if read_bytes > _SNIFFED_BYTES:
+                break
         if found:
             return FirstRecords(found, read_bytes / len(found))
     return FirstRecords()

@@ -34,12 +34,17 @@ def choose_key(what: str, said: str | None, candidates: Sequence[str], records: 
     best = max(counts, key=lambda name: counts[name])
     if counts[best]:
         return best
-    there = sorted({key[:_MOST_SHOWN_CHARS] for record in records for key in record})
+    there = sorted({_shown(key) for record in records for key in record})
     shown = ", ".join(there[:_MOST_SHOWN_KEYS]) or "none"
     tried = " or ".join(names)
     raise ManifestError(
         f"the first records have no {what} under {tried}; name the key with --{what}-key; there are: {shown}"
     )
+
+
+def _shown(key: str) -> str:
+    """A key of other people as it can stand in a line: nothing in it steers the terminal."""
+    return "".join(character if character.isprintable() else "�" for character in key[:_MOST_SHOWN_CHARS])
 
 
 def say_keys(keys: Mapping[str, str]) -> None:

@@ -30,7 +30,7 @@ MAX_OPEN_SHARDS = 4
 """Whatever their size: one that is read, one or two with stragglers, one that is being written."""
 MAX_OPEN_SAMPLES = 16_384
 """Of small shards as many are open as have fewer together: one of 300 documents is shorter than the look-ahead."""
-_MAX_OPEN_SMALL_SHARDS = 128  # each has two descriptors
+_MAX_OPEN_SMALL_SHARDS = 64  # each has two descriptors; of 300 samples no more are open anyway
 _Asked = TypeVar("_Asked")
 _Found = TypeVar("_Found")
 _CHUNK_SAMPLES = 256  # a second's work: a chunk costs a thread hop and, in a sparse manifest, the decoding of many rows

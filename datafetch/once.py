@@ -22,7 +22,7 @@ _MOST_URLS = 2**20  # 17 MB; four shards of COYO have 190,000
 _OFFSET_BITS = 44  # of a spool, 16 TB
 _MOST_HELD_BYTES = 16 * 1024**3
 _SHARE_OF_FREE_BYTES = 0.1  # of the disk that spools lie on; somebody else may need the rest
-_MOST_HELD_SPOOLS = 64  # a descriptor each
+_MOST_HELD_SPOOLS = 32  # a descriptor each
 
 
 @dataclass(slots=True)

@@ -352,7 +352,7 @@ def test_indices_of_kept_documents(job: Job, web: Web, tmp_path: Path) -> None:
         retry(job.out)
 
 
-@pytest.mark.parametrize(("documents", "most_open"), [(100, 128), (4000, 5), (5000, 4)])
+@pytest.mark.parametrize(("documents", "most_open"), [(100, 64), (4000, 5), (5000, 4)])
 async def test_small_shards_are_open_in_numbers(tmp_path: Path, documents: int, most_open: int) -> None:
     """As many as have few samples together, of large ones four; and one more when one is published."""
     record = {"image_info": [{"raw_url": "x", "matched_text_index": 0}], "text_list": [""], "similarity_matrix": [[0]]}

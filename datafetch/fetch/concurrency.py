@@ -37,7 +37,7 @@ HANGING_S = 2.0
 _ONE_SHORTAGE_S = 0.5
 _REGAINED_BY_REQUEST = 1 / 64  # of the connections that a shortage took
 _DESCRIPTORS_PER_REQUEST = 2  # happy eyeballs may have two sockets open for one request
-_RESERVED_DESCRIPTORS = 256  # idle connections, the codec's pipes, spools, manifests
+_RESERVED_DESCRIPTORS = 384  # idle connections 128, spools in progress 128 and held 32, the codec's pipes, manifests
 
 
 @dataclass(slots=True, eq=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 
-from datafetch.allocator import give_memory_back
+from datafetch.cli.allocator import give_memory_back
 
 
 def main() -> int:
@@ -13,7 +13,7 @@ def main() -> int:
     try:
         signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # as cli has it once it is loaded
         give_memory_back()  # before Arrow is loaded, which the next import does
-        from datafetch.cli import main as run_command  # noqa: PLC0415
+        from datafetch.cli.app import main as run_command  # noqa: PLC0415
 
         code = run_command()
     except KeyboardInterrupt:  # while it is still being loaded, which takes most of a second

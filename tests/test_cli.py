@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -16,11 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datafetch.cli import main
+from datafetch.cli import commands
+from datafetch.cli.app import main
+from datafetch.cli.options import RunOptions, parse_bytes
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
 from datafetch.fetch import FetchPolicy, OptOut
-from datafetch.options import RunOptions, parse_bytes
 from datafetch.pipeline import WORKERS_PER_CONNECTION
 from datafetch.transcode import Encoding, ImageSpec, Pixels, Resize
 
@@ -178,8 +180,8 @@ def test_the_command_shows_what_the_library_logs(
         logging.getLogger("datafetch.transcode").warning("a codec process was killed")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("datafetch.cli.run", remark)
-    monkeypatch.setattr("datafetch.demo.run_demo", remark)
+    monkeypatch.setattr("datafetch.cli.commands.prepare.run", remark)
+    monkeypatch.setattr("datafetch.cli.commands.demo.run_demo", remark)
     options = {"demo": [str(tmp_path)], "prepare": ["coyo", "--source", "x"]}[arguments[0]]
     assert main([*arguments, *options]) == 130
     assert capfd.readouterr().err.splitlines()[-2:] == [
@@ -205,7 +207,7 @@ def test_a_command_that_is_interrupted_says_what_holds_for_it(
     def interrupt(*_: object, **__: object) -> NoReturn:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(f"datafetch.cli.{works_in}", interrupt)
+    monkeypatch.setattr(f"datafetch.cli.commands.{command}.{works_in}", interrupt)
     assert main([command, *(["out", "new"] if command == "reshard" else ["out"])]) == 130
     assert capfd.readouterr().err.splitlines()[-1] == f"datafetch: {told}"
 
@@ -316,6 +318,28 @@ def test_help_is_no_error(arguments: list[str], capfd: pytest.CaptureFixture[str
     """Asked for, it goes to standard output."""
     assert main(arguments) == 0
     assert "datafetch" in capfd.readouterr().out
+
+
+def test_help_and_errors_come_without_what_they_do_not_need() -> None:
+    """The network stack, Arrow, NumPy and Pillow take most of a second to load, and only their commands wait for it."""
+    ask = "import sys; from datafetch.cli.app import main; main([sys.argv[1]]); print(*sys.modules, file=sys.stderr)"
+    for word in ("--help", "--version", "fly"):
+        loaded = subprocess.run([sys.executable, "-c", ask, word], check=True, capture_output=True, text=True).stderr
+        assert "datafetch.cli.app" in loaded
+        assert not {"aiohttp", "asyncio", "numpy", "PIL", "pyarrow", "rich.console"} & set(loaded.split())
+
+
+def test_the_list_of_commands_says_what_they_say_of_themselves(capfd: pytest.CaptureFixture[str]) -> None:
+    """Each one's line is the beginning of its own help, and every command has a line."""
+    assert main(["--help"]) == 0
+    listed = capfd.readouterr().out.partition("Commands:")[2]
+    modules = {path.stem for path in Path(commands.__file__).parent.glob("*.py")} - {"__init__", "close"}
+    assert {line.split()[0] for line in listed.splitlines() if re.match(r"  \w", line)} == modules
+    for name in modules:
+        line = re.search(rf"^  {name} +(.*\n(?:    .*\n)*)", listed, re.MULTILINE)
+        assert line is not None
+        assert main([name, "--help"]) == 0
+        assert " ".join(line[1].split()) in " ".join(capfd.readouterr().out.split())
 
 
 def test_the_short_side_can_be_left_alone(

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from datafetch.cli.progress import ProgressConsole, progress_line, show_progress, show_remarks
 from datafetch.pace import Pace
 from datafetch.pipeline import Statistics
-from datafetch.progress import ProgressConsole, progress_line, show_progress, show_remarks
 from datafetch.rearrange import Progress, Stage
 
 POOL = logging.getLogger("datafetch.transcode")

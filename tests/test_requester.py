@@ -428,7 +428,7 @@ async def test_a_wait_for_memory_does_not_count_against_the_host() -> None:
 
 _LARGE = """
 import asyncio, hashlib, re, sys
-from datafetch.allocator import give_memory_back
+from datafetch.cli.allocator import give_memory_back
 from datafetch.demo.origin import Origin
 from datafetch.fetch import BodyBudget, Fetcher, FetchPolicy, Limiter
 from datafetch.model import Body

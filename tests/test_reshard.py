@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from killing import SMALL_BUFFER_BYTES, equal_shards
 
 from datafetch import rearrange
-from datafetch.cli import main
+from datafetch.cli.app import main
 from datafetch.errors import ConfigurationError, ManifestError, ResourceError
 from datafetch.lock import Lock
 from datafetch.ranks import Ranks, epoch

@@ -5,9 +5,9 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from datafetch import reshard_progress
+from datafetch.cli import reshard_progress
+from datafetch.cli.reshard_progress import reshard_line, show_resharding
 from datafetch.rearrange import Progress, Stage
-from datafetch.reshard_progress import reshard_line, show_resharding
 
 
 def test_a_line_says_how_far_it_is() -> None:

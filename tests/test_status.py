@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.cells import cell_len
 
-from datafetch.cli import main
+from datafetch.cli.app import main
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
 from datafetch.entries import Ended, ImageEnd

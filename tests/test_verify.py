@@ -21,10 +21,10 @@ import pytest
 from bodies import saved
 from PIL import Image
 
-from datafetch.cli import main
+from datafetch.cli.app import main
+from datafetch.cli.progress import verifying_line
 from datafetch.errors import ConfigurationError
 from datafetch.model import Encoded, Loader, Outcome
-from datafetch.progress import verifying_line
 from datafetch.sinks import PickleSink, encode_row
 from datafetch.sinks.pickle_form import PREAMBLE
 from datafetch.verify import Check, Standing, Verdict, run_check, verify_output

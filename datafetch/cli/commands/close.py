@@ -1,0 +1,21 @@
+"""What prepare and retry end with: what was done, and whether it is enough."""
+
+from __future__ import annotations
+
+from datafetch.cli.exit_code import ExitCode, complain
+from datafetch.cli.options import RetryOptions, RunOptions
+from datafetch.cli.show import show_report
+from datafetch.report import Report
+
+
+def close(report: Report, options: RunOptions | RetryOptions) -> int:
+    """Say what was done, and whether it is enough."""
+    show_report(report, as_json=options.json)
+    images = report.totals.images
+    share = report.totals.ok / images if images else 1.0
+    if share >= options.min_success:
+        return ExitCode.COMPLETE
+    return complain(
+        f"{share:.1%} of the images arrived, --min-success asks for {options.min_success:.1%}",
+        ExitCode.TOO_FEW_IMAGES,
+    )

@@ -1,0 +1,32 @@
+"""``datafetch demo``: see it work, without any network but this machine's own."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from datafetch.cli.exit_code import ExitCode
+from datafetch.cli.progress import ProgressConsole, show_progress, show_remarks
+from datafetch.cli.show import show_report
+from datafetch.demo import run_demo
+
+
+def demo(
+    images: Annotated[int, typer.Option(help="How many, faulty ones included.", min=50, max=20_000)] = 500,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where to; an empty or new folder.", show_default="a new folder")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output at the end.")] = False,
+) -> int:
+    """See it work: an image server on this machine, with faults, and a small dataset fetched from it."""
+    err = ProgressConsole()
+    err.print("painting pictures, starting an image server on this machine, fetching from it …", soft_wrap=True)
+    with show_remarks(err):
+        result = run_demo(images, out, observe=partial(show_progress, console=err))
+    show_report(result.report, as_json=json)
+    (err if json else Console()).print(result.table())
+    return ExitCode.COMPLETE if result.is_right else ExitCode.BUG

@@ -1,0 +1,42 @@
+"""``datafetch reshard``: make equal shards of a folder of shards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from datafetch.cli.exit_code import ExitCode
+from datafetch.cli.progress import ProgressConsole, show_remarks
+from datafetch.cli.reshard_progress import show_resharding
+from datafetch.cli.show import show_resharded
+from datafetch.rearrange import Watch
+from datafetch.reshard import Request
+from datafetch.reshard import reshard as make_equal_shards
+
+
+def reshard(  # noqa: PLR0913 - one parameter an option
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="A folder of .pkl and .count files; never changed.")],
+    out: Annotated[Path, typer.Argument(metavar="DST", help="Where to; an empty or new folder.")],
+    *,
+    world_size: Annotated[int, typer.Option(help="Ranks of the training.")] = 64,
+    batch: Annotated[int, typer.Option(help="Groups that a rank takes in one step.")] = 2,
+    group: Annotated[
+        int | None,
+        typer.Option(help="Samples that the loader takes together.", show_default="4 for pairs, 1 for documents"),
+    ] = None,
+    shuffle: Annotated[
+        str | None,
+        typer.Option(metavar="SEED|none", help="Shuffle all rows.", show_default="0 for pairs, none for documents"),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output at the end.")] = False,
+) -> int:
+    """Make equal shards, so that each rank reads as much as the others and nothing is lost."""
+    console = ProgressConsole()
+    with show_remarks(console), show_resharding(console) as tell:
+        made = make_equal_shards(Request(source, out, world_size, batch, group, shuffle), Watch(tell))
+    if made is None:
+        return ExitCode.INTERRUPTED
+    show_resharded(made, as_json=json)
+    return ExitCode.COMPLETE

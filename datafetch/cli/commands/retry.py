@@ -1,0 +1,55 @@
+"""``datafetch retry``: try again what failed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from datafetch.cli.commands.close import close
+from datafetch.cli.options import RetryOptions, with_retry_options
+from datafetch.cli.progress import ProgressConsole, show_progress, show_remarks
+from datafetch.errors import ConfigurationError
+from datafetch.model import FailureKind
+from datafetch.runner import retry as retry_run
+from datafetch.wanted import Wanted
+
+
+@with_retry_options
+def retry(
+    out: Annotated[Path, typer.Argument(help="The folder that prepare filled.")],
+    *,
+    kinds: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KIND,…", help="Failures of these kinds. Repeatable.", show_default="those that may pass"),
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Whatever failed.")] = False,
+    options: RetryOptions,
+) -> int:
+    """Try again what failed for a reason that may pass, and bring what arrives into the shards."""
+    console = ProgressConsole()
+    with show_remarks(console):
+        report = retry_run(
+            str(out),
+            _wanted(kinds, everything=everything),
+            change=options.change,
+            observe=partial(show_progress, console=console),
+        )
+    return close(report, options)
+
+
+def _wanted(kinds: Sequence[str] | None, *, everything: bool) -> Wanted:
+    if everything and kinds:
+        raise ConfigurationError("give --kinds or --all, not both")
+    if everything:
+        return Wanted.all()
+    if not kinds:
+        return Wanted()
+    named = [kind.strip() for part in kinds for kind in part.split(",")]
+    for kind in named:
+        if kind not in tuple(FailureKind):
+            raise ConfigurationError(f"there is no failure kind {kind!r}; there are: {', '.join(FailureKind)}")
+    return Wanted(frozenset(map(FailureKind, named)))

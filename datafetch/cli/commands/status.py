@@ -1,0 +1,22 @@
+"""``datafetch status``: where a run stands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from datafetch.cli.exit_code import ExitCode
+from datafetch.cli.show import show_status
+from datafetch.status import read_status
+
+
+def status(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The output folder, or its state folder.")],
+    *,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+) -> int:
+    """Say where a run stands, also while it goes on; it is not disturbed."""
+    show_status(read_status(out), as_json=json)
+    return ExitCode.COMPLETE

@@ -1,0 +1,51 @@
+"""``datafetch verify``: check an output as the trainer's loader will read it."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from datafetch.cli.exit_code import ExitCode
+from datafetch.cli.progress import ProgressConsole, show_remarks, show_verifying
+from datafetch.cli.show import show_verdict
+from datafetch.model import Loader
+from datafetch.verify import Check, run_check
+
+
+def verify(  # noqa: PLR0913 - each is an option of the command line
+    out: Annotated[Path, typer.Argument(help="A folder of shards, or a JSON list of records.")],
+    *,
+    loader: Annotated[
+        Loader | None, typer.Option(help="Whose demands.", show_default="the job's, or told by the first row")
+    ] = None,
+    image_root: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="What paths in a JSON list start from.", show_default="the list's folder"),
+    ] = None,
+    world_size: Annotated[int, typer.Option(help="Ranks that will read the shards.")] = 64,
+    batch: Annotated[int, typer.Option(help="Groups of samples that a rank takes in one step.")] = 2,
+    group: Annotated[
+        int | None,
+        typer.Option(help="Samples that the loader takes together.", show_default="4 for coyo, 1 for mmc4"),
+    ] = None,
+    processes: Annotated[int | None, typer.Option(help="Codec processes.", show_default="CPU count")] = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output at the end.")] = False,
+) -> int:
+    """Check everything that the trainer's loader demands, every image decoded; exit 1 when something is amiss."""
+    check = Check(
+        out=str(out),
+        loader=loader,
+        image_root=None if image_root is None else str(image_root),
+        world_size=world_size,
+        batch=batch,
+        group=group,
+        processes=processes,
+    )
+    console = ProgressConsole()
+    with show_remarks(console):
+        verdict = run_check(check, observe=partial(show_verifying, console=console))
+    show_verdict(verdict, as_json=json)
+    return ExitCode.COMPLETE if verdict.is_sound else ExitCode.NOT_SOUND

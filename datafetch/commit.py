@@ -16,11 +16,11 @@ import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import orjson
@@ -57,6 +57,10 @@ class Commit:
     samples: int
     notes: Mapping[str, int] = field(default_factory=dict)
     row_numbers: frozenset[int] | None = None
+
+
+CommitShard: TypeAlias = Callable[[Commit], Awaitable[Totals]]
+"""Writes a finished shard and returns its counts; raises what ``commit_shard`` raises."""
 
 
 async def commit_in_process(commit: Commit) -> Totals:

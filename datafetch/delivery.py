@@ -16,8 +16,8 @@ from datafetch.feed import OpenShard
 from datafetch.fetch import BodyBudget, Fetcher
 from datafetch.model import OK, Encoded, Failure, FailureKind, Fetched, LedgerLine, Outcome, Sample
 from datafetch.once import Once
+from datafetch.protocols import ImageTranscoder
 from datafetch.settled import Output, may_become_row
-from datafetch.transcode import Transcoder
 
 
 class Delivery:
@@ -34,7 +34,7 @@ class Delivery:
         repeated: Of them, those that arrived as what another had asked for.
     """
 
-    def __init__(self, output: Output, *, fetch: Fetcher, transcode: Transcoder, budget: BodyBudget) -> None:
+    def __init__(self, output: Output, *, fetch: Fetcher, transcode: ImageTranscoder, budget: BodyBudget) -> None:
         self.outcomes: Counter[str] = Counter()
         self.repeated = 0
         self.once = Once()

@@ -10,15 +10,15 @@ import asyncio
 import time
 from dataclasses import dataclass
 
-from datafetch.commit import Commit, commit_in_process
+from datafetch.commit import Commit, CommitShard
 from datafetch.delivery import Delivery
 from datafetch.errors import ConservationError
 from datafetch.feed import MAX_OPEN_SHARDS, Feed, OpenShard
 from datafetch.fetch import BodyBudget, Fetcher
 from datafetch.model import OK
+from datafetch.protocols import ImageTranscoder
 from datafetch.rearrange import Progress
 from datafetch.settled import Output
-from datafetch.transcode import Transcoder
 
 WORKERS_PER_CONNECTION = 4
 _SYNC_INTERVAL_S = 5.0  # a machine that dies costs no more than what arrived in these
@@ -39,7 +39,6 @@ class Statistics:
         fetched_bytes: Body bytes received in this run.
         connections: Requests that may be open now; where the number is found, those that hang come on top.
         open_requests: Requests open now.
-        waiting_bodies: Bodies that no codec process has yet.
         elapsed_s: Since the run began.
         resharding: How far the shards are made equal, once that has begun.
     """
@@ -53,7 +52,6 @@ class Statistics:
     fetched_bytes: int
     connections: int
     open_requests: int
-    waiting_bodies: int
     elapsed_s: float
     resharding: Progress | None = None
 
@@ -66,6 +64,7 @@ class Pipeline:
         output: How records become rows, and where they go.
         fetch: url → body or Failure.
         transcode: body → Encoded or Failure.
+        commit: Writes a finished shard's files.
         budget: What bodies in hand are held against.
     """
 
@@ -75,7 +74,8 @@ class Pipeline:
         output: Output,
         *,
         fetch: Fetcher,
-        transcode: Transcoder,
+        transcode: ImageTranscoder,
+        commit: CommitShard,
         budget: BodyBudget,
     ) -> None:
         self.published_bytes = 0
@@ -83,6 +83,7 @@ class Pipeline:
         self._output = output
         self._fetch = fetch
         self._transcode = transcode
+        self._commit = commit
         self._delivery = Delivery(output, fetch=fetch, transcode=transcode, budget=budget)
         self._in_flight = fetch.look_ahead(WORKERS_PER_CONNECTION)
         self._committing = asyncio.Semaphore(MAX_OPEN_SHARDS)
@@ -135,7 +136,6 @@ class Pipeline:
             fetched_bytes=fetching.fetched_bytes,
             connections=fetching.connections,
             open_requests=fetching.open,
-            waiting_bodies=self._transcode.waiting,
             elapsed_s=time.monotonic() - self._started_s,
         )
 
@@ -169,7 +169,7 @@ class Pipeline:
         samples = shard.samples if self._output.retry is None else shard.shard.size
         commit = Commit(self._output, shard.shard.name, samples, shard.notes, shard.row_numbers)
         async with self._committing:
-            totals = await commit_in_process(commit)
+            totals = await self._commit(commit)
         self.published_bytes += totals.written_bytes
         await self._delivery.once.hold(shard.spool)
         await self._feed.close_published(shard, totals)

@@ -6,7 +6,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from datafetch.model import Holds, Loader, Payload, Record, Row, Sample, Selection, Shard, Totals
+from datafetch.model import Fetched, Holds, Loader, Outcome, Payload, Record, Row, Sample, Selection, Shard, Totals
+
+
+class ImageTranscoder(Protocol):
+    """Turns bodies into JPEGs, several at a time."""
+
+    async def __call__(self, body: Fetched | bytes) -> Outcome:
+        """Decode one image and encode it as JPEG; a failure comes straight back.
+
+        Raises:
+            ResourceError: This machine can't transcode any more.
+        """
+        ...
 
 
 class Samples(Protocol):

@@ -39,7 +39,7 @@ from datafetch.settled import Output
 from datafetch.state import State, fixed, output_of
 from datafetch.transcode import ImageSpec
 from datafetch.wanted import Wanted
-from datafetch.work import Observer, Work
+from datafetch.work import CHILD_PROCESSES, Backends, Observer, Work
 
 _SHARDS_LOOKED_AT = 64  # to say what a run will need of the disk
 
@@ -47,12 +47,13 @@ Change: TypeAlias = Callable[[Job], Job]
 """What is to be done otherwise than in an earlier run: its job in, the new one out."""
 
 
-def run(job: Job, observe: Observer | None = None) -> Report:
+def run(job: Job, observe: Observer | None = None, *, backends: Backends = CHILD_PROCESSES) -> Report:
     """Do a job, on an event loop of its own.
 
     Args:
         job: What to do.
         observe: Watches while it runs.
+        backends: What transcodes images and commits shards.
 
     Returns:
         What was done. Faults of the web are in it, not raised.
@@ -62,10 +63,10 @@ def run(job: Job, observe: Observer | None = None) -> Report:
         KeyboardInterrupt: Ctrl-C; the same job goes on from there.
     """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(fetch_dataset(job, observe))
+        return runner.run(fetch_dataset(job, observe, backends=backends))
 
 
-async def fetch_dataset(job: Job, observe: Observer | None = None) -> Report:
+async def fetch_dataset(job: Job, observe: Observer | None = None, *, backends: Backends = CHILD_PROCESSES) -> Report:
     """Do a job inside a running event loop, of any kind; otherwise like ``run``."""
     dataset = dataset_of(job)
     source = await asyncio.to_thread(_source_of, job, dataset)
@@ -80,7 +81,7 @@ async def fetch_dataset(job: Job, observe: Observer | None = None) -> Report:
             await asyncio.to_thread(keep_published, state, manifest.shards()[0].source)
         await asyncio.to_thread(_say_need, state, job, manifest, spec)
         await asyncio.to_thread(state.report.unlink, missing_ok=True)  # it speaks of a run that is complete
-        work = Work(job, spec, Feed(manifest, state, job.limit), Output(dataset, state, job.payload), shards)
+        work = Work(job, spec, Feed(manifest, state, job.limit), Output(dataset, state, job.payload), shards, backends)
 
         async def conclude(report: Report) -> Report:
             report = replace(report, selection=await asyncio.to_thread(_selection, manifest, work, job.limit))
@@ -92,7 +93,12 @@ async def fetch_dataset(job: Job, observe: Observer | None = None) -> Report:
 
 
 def retry(
-    out: str, wanted: Wanted | None = None, *, change: Change | None = None, observe: Observer | None = None
+    out: str,
+    wanted: Wanted | None = None,
+    *,
+    change: Change | None = None,
+    observe: Observer | None = None,
+    backends: Backends = CHILD_PROCESSES,
 ) -> Report:
     """Try again what failed, on an event loop of its own.
 
@@ -101,6 +107,7 @@ def retry(
         wanted: Which failures; None is those that may pass.
         change: What is to be done otherwise than in that run, as far as the rows don't depend on it.
         observe: Watches while it runs.
+        backends: What transcodes images and commits shards.
 
     Returns:
         What was done.
@@ -110,11 +117,16 @@ def retry(
         KeyboardInterrupt: Ctrl-C; the same call goes on from there.
     """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(retry_failed(out, wanted, change=change, observe=observe))
+        return runner.run(retry_failed(out, wanted, change=change, observe=observe, backends=backends))
 
 
 async def retry_failed(
-    out: str, wanted: Wanted | None = None, *, change: Change | None = None, observe: Observer | None = None
+    out: str,
+    wanted: Wanted | None = None,
+    *,
+    change: Change | None = None,
+    observe: Observer | None = None,
+    backends: Backends = CHILD_PROCESSES,
 ) -> Report:
     """Try again what failed, inside a running event loop, of any kind; otherwise like ``retry``."""
     wanted = wanted or Wanted()
@@ -137,7 +149,7 @@ async def retry_failed(
         output = Output(dataset, spools_of(state, again), job.payload, again)
         source = await asyncio.to_thread(FailedSamples, output, again, shards)
         before = await asyncio.to_thread(sum_totals, map(state.ledger, shards))
-        work = Work(job, job.image or ImageSpec(), Feed(source, output.state), output, shards)
+        work = Work(job, job.image or ImageSpec(), Feed(source, output.state), output, shards, backends)
 
         async def conclude(report: Report) -> Report:
             report = replace(report, reused=before.ok + report.repeated)

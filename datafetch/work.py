@@ -7,12 +7,14 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import replace
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TypeAlias
 
 from datafetch.arrangement import read_arrangement
+from datafetch.commit import CommitShard, commit_in_process
 from datafetch.equal import make_equal
 from datafetch.errors import DatafetchError
 from datafetch.feed import Feed
@@ -22,6 +24,7 @@ from datafetch.job import Job, equal_plan
 from datafetch.ledger import read_totals
 from datafetch.model import OK, Totals
 from datafetch.pipeline import Pipeline, Statistics
+from datafetch.protocols import ImageTranscoder
 from datafetch.rearrange import Plan, Progress, Watch
 from datafetch.record_list import write_trainers_list
 from datafetch.report import Report
@@ -32,15 +35,40 @@ Observer: TypeAlias = Callable[[Callable[[], Statistics]], Coroutine[None, None,
 """Watches a run: a coroutine function that may ask for statistics as often as it likes, until it is cancelled."""
 
 
+def _open_transcoder(job: Job, spec: ImageSpec, quarantine: Path) -> AbstractAsyncContextManager[ImageTranscoder]:
+    return Transcoder(spec, processes=job.processes, quarantine=quarantine)
+
+
+@dataclass(frozen=True, slots=True)
+class Backends:
+    """What transcodes images and commits shards.
+
+    The default starts child processes, so that a hostile image can't harm the caller and the event loop is not held up.
+
+    Attributes:
+        open_transcoder: Opens a transcoder for a job, what its images become, and a folder for bodies that crash one.
+        commit: Writes a finished shard.
+    """
+
+    open_transcoder: Callable[[Job, ImageSpec, Path], AbstractAsyncContextManager[ImageTranscoder]] = _open_transcoder
+    commit: CommitShard = commit_in_process
+
+
+CHILD_PROCESSES = Backends()
+
+
 class Work:
     """What a run and a retry have in common: fetch what the feed hands out, then make the shards equal."""
 
-    def __init__(self, job: Job, spec: ImageSpec, feed: Feed, output: Output, shards: list[str]) -> None:
+    def __init__(
+        self, job: Job, spec: ImageSpec, feed: Feed, output: Output, shards: list[str], backends: Backends
+    ) -> None:
         self.shards = shards
         self.output = output
         self._job = job
         self._spec = spec
         self._feed = feed
+        self._backends = backends
         self._started_s = time.monotonic()
         self._resharding: Progress | None = None
 
@@ -55,9 +83,16 @@ class Work:
         budget = BodyBudget(job.memory_bytes)
         async with (
             Fetcher(job.fetch, budget=budget) as fetch,
-            Transcoder(self._spec, processes=job.processes, quarantine=state.quarantine) as transcode,
+            self._backends.open_transcoder(job, self._spec, state.quarantine) as transcode,
         ):
-            pipeline = Pipeline(self._feed, self.output, fetch=fetch, transcode=transcode, budget=budget)
+            pipeline = Pipeline(
+                self._feed,
+                self.output,
+                fetch=fetch,
+                transcode=transcode,
+                commit=self._backends.commit,
+                budget=budget,
+            )
             with _one_error():
                 async with asyncio.TaskGroup() as group:
                     statistics = partial(self._statistics, pipeline)

@@ -146,3 +146,13 @@ def test_a_ledger_that_is_none_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"something else")
     with pytest.raises(ConfigurationError, match="--fresh"):
         read_totals(path)
+
+
+def test_a_process_answers_what_the_commit_comes_to(state: State, tmp_path: Path) -> None:
+    """Nothing is lost on the way back from a commit process, the notes of the manifest included."""
+    commit = replace(spool(state, [make_outcome(number) for number in range(5)]), notes={"bad_lines": 3})
+    answered = asyncio.run(commit_in_process(commit))
+    other = State(tmp_path / "other" / "out")
+    same = replace(spool(other, [make_outcome(number) for number in range(5)]), notes={"bad_lines": 3})
+    assert answered == commit_shard(same)
+    assert answered.notes == {"bad_lines": 3}

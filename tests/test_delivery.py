@@ -15,10 +15,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from conftest import LOOPBACK, until
+from in_process import retry, run
 from runs import PATIENCE_S, Run, dying_at_a_step
 from test_spool import make_end, make_outcome, make_sample
 
-from datafetch import Choices, IdsIndex, Job, Report, run
+from datafetch import Choices, IdsIndex, Job, Report
 from datafetch.claim import read_identity
 from datafetch.datasets import find_dataset
 from datafetch.demo.origin import Origin
@@ -29,7 +30,6 @@ from datafetch.fetch import BodyBudget, Fetcher, FetchPolicy
 from datafetch.job import hash_of
 from datafetch.model import Failure, FailureKind, Totals
 from datafetch.once import Once
-from datafetch.runner import retry
 from datafetch.spool import Spool, SpoolReader
 from datafetch.state import State
 from datafetch.wanted import Wanted
@@ -377,7 +377,7 @@ async def test_small_shards_are_open_in_numbers(tmp_path: Path, documents: int, 
     await feed.close()
 
 
-@pytest.mark.parametrize("step", range(6, 60, 12))
+@pytest.mark.parametrize("step", [30, *(pytest.param(step, marks=pytest.mark.slow) for step in (6, 18, 42, 54))])
 def test_documents_killed_at_any_step_come_out_the_same(tmp_path: Path, web: Web, step: int) -> None:
     """Whenever a run dies and goes on, the rows are those of a run that was left alone."""
     for shard in range(3):

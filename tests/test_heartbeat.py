@@ -28,7 +28,6 @@ STATISTICS = Statistics(
     fetched_bytes=1 << 30,
     connections=8,
     open_requests=5,
-    waiting_bodies=0,
     elapsed_s=10.0,
 )
 

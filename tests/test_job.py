@@ -15,9 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 from bodies import recipe, saved
 from conftest import LOOPBACK
+from in_process import fetch_dataset, run
 from PIL import Image
 
-from datafetch import Encoding, Job, Payload, Pixels, Report, Resize, fetch_dataset, run
+import datafetch
+from datafetch import Encoding, Job, Payload, Pixels, Report, Resize
 from datafetch.claim import read_identity
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
@@ -92,7 +94,7 @@ def test_byte_for_byte_in_manifest_order(
     folder, names = pictures
     urls = [origin.url("well", names[number % len(names)], f"bytes-{number}") for number in range(220)]
     source = write_coyo_source(tmp_path / "more", urls, files=3, rows=1000)
-    report = run(replace(job, source=str(source.folder), ids=str(source.ids)))
+    report = datafetch.run(replace(job, source=str(source.folder), ids=str(source.ids)))
     rows = read_rows(job)
     assert [row["id"] for row in rows] == list(source.urls)
     assert [row["url"] for row in rows] == list(source.urls.values())
@@ -133,7 +135,7 @@ def test_a_perfect_server_and_a_thousand_connections(tmp_path: Path) -> None:
             processes=2,
             world_size=None,
         )
-        report = run(job)
+        report = datafetch.run(job)
         requests = origin.requests()
     assert report.totals.outcomes == {"ok": 4000}
     assert report.requests == 4000
@@ -200,9 +202,9 @@ def test_a_shard_whose_file_is_gone_is_made_again(job: Job) -> None:
 
 def test_processes_and_connections_do_not_change_a_byte(tmp_path: Path, job: Job) -> None:
     """The same outcomes give the same files, however they were come by."""
-    run(job)
+    datafetch.run(job)
     other = replace(job, out=str(tmp_path / "other"), processes=1, fetch=replace(POLICY, connections=3))
-    run(other)
+    datafetch.run(other)
     assert files_of(other) == files_of(job)
 
 
@@ -525,7 +527,7 @@ def test_an_image_that_ends_the_codec_is_one_failure_and_kept(
             image=ImageSpec(decode_timeout_s=0.15),
             fetch=POLICY,
         )
-        assert run(job).totals.outcomes == {"ok": 20, "worker_crashed": 1}
+        assert datafetch.run(job).totals.outcomes == {"ok": 20, "worker_crashed": 1}
     (crashed,) = [line for line in read_ledger(job) if line["outcome"] == "worker_crashed"]
     (kept,) = State(Path(job.out)).quarantine.iterdir()
     assert kept.read_bytes() == (folder / "huge.png").read_bytes()

@@ -31,7 +31,6 @@ def statistics(elapsed_s: float, ok: int, failed: int = 0, earlier: int = 0, exp
         fetched_bytes=0,
         connections=8,
         open_requests=5,
-        waiting_bodies=0,
         elapsed_s=elapsed_s,
     )
 

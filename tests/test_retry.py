@@ -8,9 +8,10 @@ from pathlib import Path
 import orjson
 import pytest
 from conftest import LOOPBACK
+from in_process import retry, run
 from test_job import files_of, read_ledger, read_rows
 
-from datafetch import FailureKind, Job, Wanted, retry, run
+from datafetch import FailureKind, Job, Wanted
 from datafetch.claim import read_identity
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin

@@ -1,0 +1,78 @@
+"""Jobs with the real codec and the real commit in threads of this process, for tests that are not about processes.
+
+To start a fork server, and a process for each shard's commit, takes longer than all the rest of a small job. What those
+processes add (channels, crashes, requests that travel as pickles) has tests of its own, and test_fetch_scripts.py runs
+each dataset with everything as the command has it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import orjson
+
+import datafetch
+from datafetch import Job
+from datafetch.commit import Commit, commit_shard
+from datafetch.model import Body, Failure, Fetched, Outcome, Totals
+from datafetch.transcode import ImageSpec
+from datafetch.transcode.codec import transcode
+from datafetch.work import Backends
+
+_Result = TypeVar("_Result")
+
+
+class _ThreadTranscoder:
+    """The codec in a thread, an image at a time."""
+
+    def __init__(self, spec: ImageSpec) -> None:
+        self._spec = spec
+        self._lock = asyncio.Lock()
+
+    async def __call__(self, body: Fetched | bytes) -> Outcome:
+        match body:
+            case Failure():
+                return body
+            case Body():
+                content = body.content
+            case _:
+                content = body
+        async with self._lock:
+            return await _until_done(lambda: transcode(content, self._spec))
+
+
+@asynccontextmanager
+async def _open_transcoder(_job: Job, spec: ImageSpec, _quarantine: Path) -> AsyncIterator[_ThreadTranscoder]:
+    yield _ThreadTranscoder(spec)
+
+
+async def _commit_in_thread(commit: Commit) -> Totals:
+    copy: Commit = pickle.loads(pickle.dumps(commit))  # as the pipe to a commit process would copy it
+    return Totals(**orjson.loads(orjson.dumps(await _until_done(lambda: commit_shard(copy)))))
+
+
+async def _until_done(work: Callable[[], _Result]) -> _Result:
+    """Do something in a thread, which goes on when the caller is cancelled, and is then waited for."""
+    task = asyncio.create_task(asyncio.to_thread(work))
+    is_cancelled = False
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            is_cancelled = True
+    if is_cancelled:
+        raise asyncio.CancelledError
+    return task.result()
+
+
+_THREADS = Backends(_open_transcoder, _commit_in_thread)
+
+run = partial(datafetch.run, backends=_THREADS)
+fetch_dataset = partial(datafetch.fetch_dataset, backends=_THREADS)
+retry = partial(datafetch.retry, backends=_THREADS)

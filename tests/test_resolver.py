@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import errno
 import gc
-import os
 import resource
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from ipaddress import ip_network
+from itertools import count, filterfalse, islice
 from pathlib import Path
 
+import pycares
 import pytest
 from conftest import LOOPBACK, until
 from nameserver import (
@@ -108,6 +109,7 @@ async def test_servers_that_fail_are_given_up_soon(answer: Answer) -> None:
             assert server.asked("cat.example") > resolver.statistics().rounds > 1
 
 
+@pytest.mark.both_loops
 async def test_a_name_server_that_is_not_there_blames_no_name() -> None:
     """A closed port is our failure to ask, and may pass."""
     async with asyncio.timeout(5), _resolver(_NOWHERE_TO_ASK) as resolver:
@@ -171,6 +173,7 @@ async def test_one_family_may_be_all_there_is() -> None:
             assert await _addresses(resolver, "six.example") == {"::1"}
 
 
+@pytest.mark.both_loops
 async def test_aliases_and_long_answers_are_followed() -> None:
     """A CNAME leads to its target's address, and an answer that does not fit into a packet comes over TCP."""
     script = {
@@ -209,6 +212,7 @@ async def test_lookups_of_one_name_share_one_question() -> None:
     assert (statistics.found, statistics.rounds, statistics.asking, statistics.waiting) == (1, 1, 0, 0)
 
 
+@pytest.mark.both_loops
 async def test_who_stops_waiting_stops_nobody_else() -> None:
     """Cancelling one of two lookups of a name leaves the other its answer; cancelling both leaves it to the cache."""
     lost_once = (SILENCE, _HERE)
@@ -228,6 +232,7 @@ async def test_who_stops_waiting_stops_nobody_else() -> None:
             assert resolver.statistics().hits == 1
 
 
+@pytest.mark.both_loops
 async def test_closing_ends_lookups_under_way() -> None:
     """Whoever waits for a silent server is let go when the resolver is closed."""
     with NameServer(otherwise=SILENCE) as server:
@@ -326,6 +331,7 @@ async def test_the_cache_is_bounded() -> None:
             assert resolver.statistics().asked == 16
 
 
+@pytest.mark.both_loops
 async def test_lost_packets_blame_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """With three queries in ten lost every name is found, by c-ares's tries and by further rounds of ours."""
     monkeypatch.setattr(nameservers, "_TRIES", 2)  # the same 16 queries of each type, in more rounds that end sooner
@@ -385,6 +391,7 @@ async def test_several_servers_take_turns() -> None:
         assert [sum(map(server.asked, names)) for server in (one, other)] == [15, 15]
 
 
+@pytest.mark.both_loops
 async def test_channels_are_renewed_and_no_question_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """After so many names a new channel takes over, for c-ares's cache has no bound; what is under way ends well."""
     monkeypatch.setattr(nameservers, "_LOOKUPS_PER_CHANNEL", 20)
@@ -403,27 +410,30 @@ async def test_a_name_server_without_an_address_is_refused() -> None:
         Resolver(_GUARD, ("dns.example",))
 
 
+@pytest.mark.both_loops
 async def test_running_out_of_descriptors_blames_no_name() -> None:
     """Without a descriptor for the question it is our fault, told by its errno; with one the same name is found."""
     with NameServer({"cat.example": _HERE}) as server:
         async with _resolver(server.address) as resolver:
-            with _no_descriptors_left():
+            async with _no_descriptors_left():
                 for _ in range(2):
                     with pytest.raises(OSError, match="Too many open files") as caught:
                         await resolver.lookup("cat.example")
                     assert caught.value.errno == errno.EMFILE
             assert await _addresses(resolver, "cat.example") == {"127.0.0.1"}
-            with _no_descriptors_left(), pytest.raises(OSError, match="Too many open files"):
-                Resolver(_GUARD, (server.address,))
+            async with _no_descriptors_left():
+                with pytest.raises(OSError, match="Too many open files"):
+                    Resolver(_GUARD, (server.address,))
 
 
 async def test_a_worn_channel_serves_on_while_descriptors_are_scarce(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A new channel that can't be made is done without."""
+    """A new channel, which takes six descriptors, is done without."""
     monkeypatch.setattr(nameservers, "_LOOKUPS_PER_CHANNEL", 1)
+    monkeypatch.setattr(nameservers, "_FIRST_TIMEOUT_S", 5.0)  # or c-ares asks again, where it is busy, by new sockets
     with NameServer(otherwise=_HERE) as server:
         async with _resolver(server.address) as resolver:
             worn = resolver._servers._channels[0]
-            with _no_descriptors_left(spare=2):
+            async with _no_descriptors_left(spare=5):
                 await asyncio.gather(*(resolver.lookup(f"{number}.example") for number in range(10)))
                 assert resolver._servers._channels == [worn]
             await resolver.lookup("10.example")
@@ -431,30 +441,36 @@ async def test_a_worn_channel_serves_on_while_descriptors_are_scarce(monkeypatch
             assert resolver.statistics().found == 11
 
 
-@contextmanager
-def _no_descriptors_left(spare: int = 0) -> Iterator[None]:
-    gc.collect()  # or what earlier tests left behind gives some back in the midst of this one
+@asynccontextmanager
+async def _no_descriptors_left(spare: int = 0) -> AsyncIterator[None]:
+    """Let this process open so many descriptors more, and no other one."""
+    await _earlier_channels_are_gone()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    taken: list[int] = []
-    resource.setrlimit(resource.RLIMIT_NOFILE, (_highest_descriptor() + 20, hard))
+    free = filterfalse(lambda number: Path(f"/proc/self/fd/{number}").is_symlink(), count())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (next(islice(free, spare, None)), hard))
     try:
-        _take_all(taken)
-        for _ in range(spare):
-            os.close(taken.pop())
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        for descriptor in taken:
-            os.close(descriptor)
 
 
-def _highest_descriptor() -> int:
-    return max(int(entry.name) for entry in Path("/proc/self/fd").iterdir())
+async def _earlier_channels_are_gone() -> None:
+    """Wait until pycares, in a thread of its own and one after another, has closed all channels of earlier tests.
+
+    Or their descriptors come free in the midst of this one.
+    """
+    gc.collect()
+    before = _pipes()
+    last = pycares.Channel()
+    its_own = _pipes() - before
+    assert its_own
+    last.close()
+    await until(lambda: not its_own & _pipes())
 
 
-def _take_all(taken: list[int]) -> Sequence[int]:
-    while True:
-        try:
-            taken.append(os.dup(0))
-        except OSError:
-            return taken
+def _pipes() -> set[str]:
+    links = set()
+    for entry in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):
+            links.add(str(entry.readlink()))
+    return {link for link in links if link.startswith("pipe:")}

@@ -7,10 +7,14 @@ server's word about all of its addresses. What c-ares keeps in memory is bounded
 from __future__ import annotations
 
 import asyncio
+import errno
+import fcntl
+import os
+import resource
 import socket
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import count, islice
 
 import aiodns
 import pycares
@@ -137,7 +141,7 @@ class NameServers:
             async with asyncio.timeout(_ROUND_S):
                 return await _ask(channel.resolver, name)
         except TimeoutError as error:
-            _check_descriptors(1)
+            _check_socket()
             raise NameServerError(f"{name}: no answer") from error
         except aiodns.error.DNSError as error:
             raise _translated(name, error) from error
@@ -175,7 +179,8 @@ class _Channel:
 
     def __init__(self, servers: tuple[str, ...]) -> None:
         # Without descriptors c-ares would not read /etc/resolv.conf and ask 127.0.0.1 from then on.
-        _check_descriptors(_DESCRIPTORS_PER_CHANNEL)
+        _check_free_descriptors(_DESCRIPTORS_PER_CHANNEL)
+        _check_socket()
         self.servers = servers
         try:
             self.resolver = aiodns.DNSResolver(
@@ -231,11 +236,29 @@ def _translated(name: str, error: aiodns.error.DNSError) -> OSError:
     code, text = error.args[0], error.args[1]
     if code in _NO_SUCH_NAME or code == aiodns.error.ARES_ENODATA:
         return NameNotFoundError(f"{name}: {text}")
-    _check_descriptors(1)
+    _check_socket()
     return NameServerError(f"{name}: {text}")
 
 
-def _check_descriptors(wanted: int) -> None:
-    with ExitStack() as opened:
-        for _ in range(wanted):
-            opened.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+def _check_socket() -> None:
+    """Raise what the system says against one more socket, if it says anything."""
+    socket.socket(socket.AF_INET, socket.SOCK_DGRAM).close()
+
+
+def _check_free_descriptors(wanted: int) -> None:
+    """Raise EMFILE unless this process can still open this many descriptors.
+
+    They are counted and not opened, not even for an instant: another thread may need the last of them just then.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = filter(_is_free, range(limit) if limit != resource.RLIM_INFINITY else count())
+    if sum(1 for _ in islice(free, wanted)) < wanted:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+def _is_free(descriptor: int) -> bool:
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_GETFD)
+    except OSError:
+        return True
+    return False

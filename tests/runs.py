@@ -90,8 +90,11 @@ class Place:
 
 
 def listed(folder: Path) -> list[Path]:
-    """What is in a folder, which may not be there."""
-    return sorted(folder.iterdir()) if folder.is_dir() else []
+    """What is in a folder, which may not be there, or go in this very moment."""
+    try:
+        return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +243,7 @@ def check_out_of_resources(run: Run, code: int) -> str:
     """The command stopped with exit 4 and one line that says what to do; returns that line."""
     said = run.said()
     assert code == 4, said
-    assert "Traceback" not in "\n".join(said)
+    assert "Traceback" not in "\n".join(said), said
     complaints = [line for line in said if line.startswith("datafetch: ") and "run the same command again" in line]
     assert complaints == said[-1:], said
     return complaints[0]

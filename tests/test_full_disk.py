@@ -119,7 +119,9 @@ LAYOUTS = {
 
 
 @pytest.mark.timeout(300)  # dozens of runs, each a second on an idle machine
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize(
+    "name", [name if name == "scratch" else pytest.param(name, marks=pytest.mark.slow) for name in LAYOUTS]
+)
 def test_a_disk_that_is_full_again_and_again_costs_nothing(trial: Trial, tmp_path: Path, name: str) -> None:
     """Each time the run says so and stops; with some more space it goes on, and what comes out is the same."""
     layout = LAYOUTS[name]

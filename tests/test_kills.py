@@ -135,6 +135,7 @@ def _kill(process: psutil.Process) -> bool:
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_a_run_killed_at_any_moment_ends_as_if_undisturbed(trial: Trial, tmp_path: Path, seed: int) -> None:
     """Whichever process dies and when: no image that was kept is asked for again, and the files are the same bytes."""
@@ -160,7 +161,8 @@ def disturb(run: Run, place: Place, moments: list[Moment]) -> Victim | None:
     victim = None
     while moments and wait_and_kill(run, place, moments[0]):
         victim = moments.pop(0).victim
-        if victim is not Victim.CODEC:
+        # After the first kill its images are tried one to a process; a second kill would then blame one of them.
+        if victim is not Victim.CODEC or (moments and moments[0].victim is Victim.CODEC):
             break
     return victim
 
@@ -175,7 +177,7 @@ def check_end(run: Run, code: int, victim: Victim | None) -> None:
         assert code == 0, run.said()
 
 
-@pytest.mark.parametrize("victim", [Victim.PARENT, Victim.COMMIT])
+@pytest.mark.parametrize("victim", [pytest.param(Victim.PARENT, marks=pytest.mark.slow), Victim.COMMIT])
 def test_a_process_that_dies_before_any_of_its_steps_leaves_nothing_half(
     trial: Trial, tmp_path: Path, victim: Victim
 ) -> None:

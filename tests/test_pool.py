@@ -77,6 +77,7 @@ def _status(process: psutil.Process) -> str:
         return psutil.STATUS_ZOMBIE
 
 
+@pytest.mark.both_loops
 async def test_every_caller_gets_the_outcome_of_its_own_body() -> None:
     """Images are handed over many at a time; none is mixed up with another."""
     bodies = [os.urandom(number % 5000) + b"." for number in range(2000)]
@@ -93,6 +94,7 @@ async def test_bodies_of_the_fetcher_and_its_failures_pass() -> None:
         assert await transcode(failure) is failure
 
 
+@pytest.mark.both_loops
 async def test_large_bodies_pass() -> None:
     """A body larger than any tray arrives whole, among small ones and empty ones."""
     large = os.urandom(33 * 1024 * 1024)
@@ -168,6 +170,7 @@ async def test_the_same_poison_again_is_not_news(tmp_path: Path, caplog: pytest.
     assert len(caplog.records) == 1
 
 
+@pytest.mark.both_loops
 async def test_many_poisons_cost_only_themselves(family: Family) -> None:
     """Images that kill their process don't wear the pool out."""
     bodies = [b"exit" if number % 20 == 0 else b"%d" % number for number in range(400)]
@@ -187,6 +190,7 @@ async def test_an_image_that_dies_once_is_not_to_blame(tmp_path: Path) -> None:
     assert [content(outcome) for outcome in outcomes] == bodies
 
 
+@pytest.mark.both_loops
 @pytest.mark.parametrize("images", [1, 20])
 async def test_a_process_killed_from_outside_costs_no_image(images: int, tmp_path: Path) -> None:
     """An operator's kill, with one image in hand or with several, is survived by all of them."""
@@ -201,6 +205,18 @@ async def test_a_process_killed_from_outside_costs_no_image(images: int, tmp_pat
         assert int(content(await transcode(b"pid"))) != pid
 
 
+@pytest.mark.both_loops
+async def test_a_message_to_a_process_that_has_ended_raises_nothing() -> None:
+    """A batch may be sent between the channel closing and the pool noticing."""
+    async with Transcoder(processes=1, codec=echo) as transcode:
+        (hands,) = transcode._crew
+        hands.process.writer.transport.abort()
+        await until(lambda: transcode._crew != [hands])  # by now uvloop has forgotten the channel's descriptor
+        hands.process.send(b"a message")
+        assert content(await transcode(b"cat")) == b"cat"
+
+
+@pytest.mark.both_loops
 async def test_a_killed_fork_server_costs_no_image(family: Family, tmp_path: Path) -> None:
     """When the process that forks codec processes is killed, they end with it, and others do their work."""
     done = tmp_path / "done"
@@ -243,6 +259,7 @@ async def test_after_a_slow_image_its_process_works_on(tmp_path: Path) -> None:
             pids |= {content(outcome) for outcome in await transcode_all(transcode, [b"pid"] * 8)}
 
 
+@pytest.mark.both_loops
 async def test_a_cancelled_caller_disturbs_nobody(tmp_path: Path) -> None:
     """Cancelling one image leaves the others as they are."""
     done = tmp_path / "done"
@@ -256,6 +273,7 @@ async def test_a_cancelled_caller_disturbs_nobody(tmp_path: Path) -> None:
     assert [isinstance(outcome, asyncio.CancelledError) for outcome in outcomes] == [True, False] * 20
 
 
+@pytest.mark.both_loops
 async def test_closing_leaves_no_process_no_descriptor_and_no_waiter(family: Family) -> None:
     """After the pool is closed its processes are gone, and callers that still waited are cancelled."""
     async with Transcoder(processes=1, codec=echo):
@@ -273,6 +291,7 @@ async def test_closing_leaves_no_process_no_descriptor_and_no_waiter(family: Fam
     assert psutil.Process().num_fds() == descriptors
 
 
+@pytest.mark.both_loops
 @pytest.mark.parametrize("turns", range(8))
 async def test_cancelling_while_the_pool_closes_leaves_no_process(family: Family, turns: int) -> None:
     """Whoever is in a hurry and cancels twice still leaves nothing behind."""
@@ -292,6 +311,7 @@ async def test_cancelling_while_the_pool_closes_leaves_no_process(family: Family
     assert not family.members()
 
 
+@pytest.mark.both_loops
 @pytest.mark.parametrize("turns", range(0, 40, 3))
 async def test_cancelling_while_the_pool_starts_leaves_no_process(family: Family, turns: int) -> None:
     """At whichever moment of its start it is cancelled, nothing is left."""
@@ -310,6 +330,7 @@ async def test_cancelling_while_the_pool_starts_leaves_no_process(family: Family
     gc.collect()
 
 
+@pytest.mark.both_loops
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 async def test_a_fork_of_the_users_program_does_not_hold_up_the_end(
     family: Family, monkeypatch: pytest.MonkeyPatch
@@ -342,6 +363,7 @@ async def test_outside_of_its_lifetime_a_pool_takes_nothing() -> None:
         await transcode(b"late")
 
 
+@pytest.mark.both_loops
 async def test_a_process_that_spoils_its_trays_is_replaced() -> None:
     """What a decoder's bug may do to the shared memory costs a process, and no image that came well."""
     large = os.urandom(9 * 1024 * 1024)
@@ -350,6 +372,7 @@ async def test_a_process_that_spoils_its_trays_is_replaced() -> None:
         assert content(await transcode(large)) == large
 
 
+@pytest.mark.both_loops
 async def test_a_process_that_kills_the_fork_server_costs_itself(tmp_path: Path) -> None:
     """Even an image that ends what forks the processes, and does so again, is one failure."""
     bodies = [b"%d" % number for number in range(100)]
@@ -372,6 +395,7 @@ async def test_a_slow_quarantine_holds_up_nobody(tmp_path: Path, monkeypatch: py
         assert isinstance(await guilty, Failure)
 
 
+@pytest.mark.both_loops
 async def test_a_stopped_fork_server_does_not_hold_up_the_end(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even when somebody stopped the process that forks, closing the pool ends it and all it has forked."""
     monkeypatch.setattr("datafetch.transcode.launcher._GRACE_S", 0.1)
@@ -390,6 +414,7 @@ async def test_a_codec_that_cannot_be_loaded_is_our_fault(family: Family, monkey
     assert not family.members()
 
 
+@pytest.mark.both_loops
 async def test_a_pool_that_cannot_go_on_tells_every_caller(
     family: Family, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

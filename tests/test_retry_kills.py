@@ -68,7 +68,7 @@ class Healing:
         return {url: by_path.get("/" + url.split("/", 3)[3], 0) for url in self.source.urls.values()}
 
 
-@pytest.fixture(params=["as cut", "equal"])
+@pytest.fixture(params=["as cut", pytest.param("equal", marks=pytest.mark.slow)])
 def healing(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Healing]:
     """The dataset on a server of its own, for its counts."""
     names = [name for name in write_pictures(tmp_path / "pictures", 22) if name.endswith(".jpg")]
@@ -96,6 +96,7 @@ def kill_until_done(command: list[str], victim: str, healing: Healing, tmp_path:
     assert kills >= 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("healing", ["equal"], indirect=True)
 def test_a_run_killed_while_its_shards_are_made_equal(healing: Healing, tmp_path: Path) -> None:
     """Before the shards are equal they lie as the manifest cut them; nothing is asked for again once it was kept."""
@@ -111,7 +112,7 @@ def test_a_run_killed_while_its_shards_are_made_equal(healing: Healing, tmp_path
     assert not [path for path in healing.out.with_name("pkl03-split.datafetch").rglob("*.pkl") if path.is_file()]
 
 
-@pytest.mark.parametrize("victim", [_RETRY, Victim.COMMIT])
+@pytest.mark.parametrize("victim", [_RETRY, pytest.param(Victim.COMMIT, marks=pytest.mark.slow)])
 def test_a_retry_killed_at_any_step_loses_nothing(healing: Healing, tmp_path: Path, victim: str) -> None:
     """Whenever it dies, the trainer sees the shards as they were or as they shall be, and rows never get fewer."""
     subprocess.run(healing.prepare(), check=True, capture_output=True, timeout=PATIENCE_S)

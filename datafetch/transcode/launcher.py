@@ -52,8 +52,9 @@ class Process:
     status: asyncio.Future[int]
 
     def send(self, payload: bytes) -> None:
-        """Send it a message."""
-        self.writer.write(encode_message(payload))
+        """Send a message. Does nothing once the process has ended; its reader reports the end."""
+        if not self.writer.transport.is_closing():  # uvloop raises where asyncio's own loop ignores the write
+            self.writer.write(encode_message(payload))
 
     async def receive(self) -> bytes:
         """The payload of its next message.

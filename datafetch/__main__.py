@@ -12,11 +12,11 @@ def main() -> int:
     """Run the command and return its exit code."""
     try:
         signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # as cli has it once it is loaded
-        give_memory_back()  # before Arrow is loaded, which the next import does
+        give_memory_back()  # before a command loads Arrow
         from datafetch.cli.app import main as run_command  # noqa: PLC0415
 
         code = run_command()
-    except KeyboardInterrupt:  # while it is still being loaded, which takes most of a second
+    except KeyboardInterrupt:  # before a command could take it
         sys.stderr.write("datafetch: interrupted before it began\n")
         code = 130
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -3,27 +3,91 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import shutil
+import signal
+import subprocess
+import uuid
+import zlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
+import PIL
 import pytest
 import uvloop
 from blockbuster import BlockBuster, blockbuster_ctx
 from PIL import Image
 
+from datafetch.demo import pictures as painting
 from datafetch.demo.origin import Origin
 from datafetch.demo.pictures import write_pictures
 from datafetch.model import Sample
 
 LOOPBACK = ("127.0.0.0/8",)
 _PATIENCE_S = 20.0
-_ON_BOTH_LOOPS = ("test_fetcher", "test_misbehaviours", "test_pool", "test_requester", "test_resolver", "test_rubbish")
+_ROOT = Path(__file__).parent.parent
+_SLICES = 6  # of the matrix, some 180 tests each
+_PICTURES, _PICTURES_SEED = 66, 7
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let scripts/test ask for the set of tests that answers in minutes. Without it every test runs."""
+    parser.addoption(
+        "--default-set", action="store_true", help="leave out what is marked slow, and all but a slice of the matrix"
+    )
+    parser.addoption("--matrix-slice", type=int, metavar="N", help="which of six; by default the number of commits")
+
+
+def pytest_configure() -> None:
+    """Let the commands under test be interrupted, also where the tests are started in the background of a script."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is signal.SIG_IGN:  # as children would inherit it
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Name the slice of the matrix, so that it can be had again."""
+    return [f"--matrix-slice {_matrix_slice(config)}"] if config.getoption("--default-set") else []
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of the default set, deselect what is slow, and all but one slice of the matrix, another one after each commit."""
+    if not config.getoption("--default-set"):
+        return
+    number = _matrix_slice(config) % _SLICES
+    taken: list[pytest.Item] = []
+    left_out: list[pytest.Item] = []
+    for item in items:
+        is_other_slice = item.get_closest_marker("matrix") and zlib.crc32(item.nodeid.encode()) % _SLICES != number
+        (left_out if is_other_slice or item.get_closest_marker("slow") else taken).append(item)
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = taken
+
+
+def _matrix_slice(config: pytest.Config) -> int:
+    chosen: int | None = config.getoption("--matrix-slice")
+    if chosen is not None:
+        return chosen
+    try:
+        if _git("rev-parse", "--is-shallow-repository") == "false":
+            return int(_git("rev-list", "--count", "HEAD"))
+    except (OSError, subprocess.CalledProcessError):
+        pass
+    return datetime.now(UTC).toordinal()  # no history: another slice each day
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(_ROOT), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """Run tests of the rooms that live close to the loop on both loops, and everything else as the command does."""
+    """Run what depends on the loop itself on both loops, and everything else as the command does."""
     loops: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"uvloop": uvloop.new_event_loop}
-    if item.path.stem in _ON_BOTH_LOOPS:
+    if item.get_closest_marker("both_loops"):
         loops["asyncio"] = asyncio.new_event_loop
     return loops
 
@@ -44,10 +108,28 @@ def _as_in_the_codecs_processes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """A folder with 66 pictures of all formats and modes, and their names."""
-    folder = tmp_path_factory.mktemp("pictures")
-    return folder, write_pictures(folder, 66, seed=7)
+def pictures(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A folder with 66 pictures of all formats and modes, and their names.
+
+    Painted once, and kept for the next runs; what tests add to the folder is theirs alone.
+    """
+    painted = _painted_pictures(pytestconfig)
+    folder = shutil.copytree(painted, tmp_path_factory.mktemp("pictures"), dirs_exist_ok=True)
+    return folder, sorted(path.name for path in painted.iterdir())
+
+
+def _painted_pictures(pytestconfig: pytest.Config) -> Path:
+    what = f"{_PICTURES} {_PICTURES_SEED} {PIL.__version__} {np.__version__}"
+    painted_by = Path(painting.__file__).read_bytes() + what.encode()
+    assert pytestconfig.cache is not None
+    folder = pytestconfig.cache.mkdir("pictures") / hashlib.sha256(painted_by).hexdigest()[:16]
+    if not folder.exists():
+        unfinished = folder.with_name(uuid.uuid4().hex)
+        write_pictures(unfinished, _PICTURES, seed=_PICTURES_SEED)
+        with suppress(OSError):  # another process was faster
+            unfinished.rename(folder)
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return folder
 
 
 @pytest.fixture(scope="session")

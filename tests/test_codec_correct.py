@@ -38,6 +38,7 @@ SMALL = ImageSpec(pixels=Pixels.CORRECT, short_side_px=24)
 SIZE_PX = (21, 13)
 
 pytestmark = [
+    pytest.mark.simd,
     pytest.mark.usefixtures("_as_in_the_codecs_processes"),
     pytest.mark.filterwarnings("ignore"),  # Pillow's remarks on odd files, which worker.py silences as well
 ]
@@ -439,6 +440,7 @@ class TestProfiles:
         assert np.array_equal(written(saved(picture, "TIFF", icc_profile=profile)), np.asarray(picture))
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_has_correct_pixels(kind: str) -> None:
     """Whatever it is, it arrives, in its own size or turned, and its JPEG says nothing but pixels."""

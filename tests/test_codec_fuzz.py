@@ -13,6 +13,8 @@ from datafetch.model import Encoded, Failure
 from datafetch.transcode.codec import transcode
 from datafetch.transcode.spec import Encoding, ImageSpec, Pixels, Resize
 
+pytestmark = pytest.mark.simd
+
 MUTATIONS = 30
 RECIPE = ImageSpec(short_side_px=12, max_pixels=1_000_000)
 TINY_PX = 3  # so that JPEGs are decoded at a half and a quarter
@@ -48,17 +50,19 @@ def mutated(body: bytes, chance: random.Random) -> bytes:
     return bytes(mutant)
 
 
+@pytest.mark.matrix
 @pytest.mark.usefixtures("_as_in_the_codecs_processes")
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 @pytest.mark.parametrize("kind", KINDS)
 def test_mutated_bytes_are_an_image_in_every_way_or_in_none(
-    kind: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    kind: str, seed: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Seeded, for every kind of file: no spec loses what another keeps, and nothing is written to a terminal.
 
     What is kept as received the trainer takes.
     """
-    chance = random.Random(kind)
+    chance = random.Random(f"{kind} {seed}" if seed else kind)
     body = KINDS[kind](paint((27, 21), 9))
     for _ in range(MUTATIONS):
         mutant = mutated(body, chance)

@@ -19,7 +19,11 @@ JPEG = saved(paint((20, 15), 1), "JPEG")
 SHARED_BYTES = 20_000
 CROWD = 400  # tags that share them: 8 MB in a file of 25 KB
 
-pytestmark = [pytest.mark.usefixtures("_as_in_the_codecs_processes"), pytest.mark.filterwarnings("ignore")]
+pytestmark = [
+    pytest.mark.simd,
+    pytest.mark.usefixtures("_as_in_the_codecs_processes"),
+    pytest.mark.filterwarnings("ignore"),
+]
 
 
 def tags(count: int, order: str = "<", *, big: bool = False, rational: bool = False) -> bytes:

@@ -21,7 +21,11 @@ TO_BE_CORRECTED = {kind for kind in JPEGS if "turned" in kind and kind != "JPEG 
 if features.check("littlecms2"):
     TO_BE_CORRECTED |= {"JPEG P3", "JPEG grey of gamma 1"}
 
-pytestmark = [pytest.mark.usefixtures("_as_in_the_codecs_processes"), pytest.mark.filterwarnings("ignore")]
+pytestmark = [
+    pytest.mark.simd,
+    pytest.mark.usefixtures("_as_in_the_codecs_processes"),
+    pytest.mark.filterwarnings("ignore"),
+]
 
 
 @pytest.mark.parametrize("kind", JPEGS)
@@ -40,6 +44,7 @@ def test_a_sound_jpeg_is_kept_byte_for_byte(kind: str, spec: ImageSpec) -> None:
         assert outcome == transcode(body, replace(spec, encode=Encoding.RECIPE))
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.startswith("JPEG")])
 def test_everything_else_goes_the_normal_way(kind: str) -> None:
     """No other format is kept, not even an MPO, which is two JPEGs."""

@@ -31,7 +31,10 @@ SIZES_PX = [(1, 1), (1, 53), (5, 3), (61, 47)]
 MIB = 1024 * 1024
 BASELINE = "JPEG RGB"
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # Pillow's remarks on odd files, which forkserver.py silences as well
+pytestmark = [
+    pytest.mark.simd,
+    pytest.mark.filterwarnings("ignore"),
+]  # Pillow's remarks on odd files, which forkserver.py silences as well
 
 
 def assert_kept(outcome: Outcome, body: bytes) -> Encoded:
@@ -43,6 +46,7 @@ def assert_kept(outcome: Outcome, body: bytes) -> Encoded:
     return outcome
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_image_is_kept_byte_for_byte(kind: str, tmp_path: Path) -> None:
     """Whatever its format, its mode and its size; and the trainer takes it, in the size that is told of."""

@@ -19,6 +19,7 @@ LIMIT_PX = 24
 CUT_SIZE_PX = (61, 47)
 
 pytestmark = [
+    pytest.mark.simd,
     pytest.mark.usefixtures("_as_in_the_codecs_processes"),
     pytest.mark.filterwarnings("ignore"),  # Pillow's remarks on odd files, which worker.py silences as well
 ]
@@ -29,6 +30,7 @@ def test_there_are_more_than_a_thousand_images() -> None:
     assert len(KINDS) * len(SIZES_PX) > 1000
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_recipe_byte_for_byte(kind: str) -> None:
     """For every kind of file and every size the JPEG is the one that the snippet gives with the same Pillow."""
@@ -45,6 +47,7 @@ def test_the_recipe_byte_for_byte(kind: str) -> None:
                 assert written.size == (outcome.width_px, outcome.height_px)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_cut_off_fails_where_the_snippet_does(kind: str) -> None:
     """Cut at every tenth, an image fails if the snippet raises, and else is what the snippet makes of it."""

@@ -20,7 +20,7 @@ LIMIT_PX = 84
 # Widths and heights as multiples of the limit: where the decode becomes a half, a quarter and an eighth, and between.
 RATIOS = [(3.22, 3.22), (3.25, 4.3), (3.6, 3.5), (6.3, 4.1), (6.45, 6.45), (7.4, 6.6), (12.9, 13.0), (16.0, 16.1)]
 
-pytestmark = pytest.mark.usefixtures("_as_in_the_codecs_processes")
+pytestmark = [pytest.mark.simd, pytest.mark.usefixtures("_as_in_the_codecs_processes")]
 
 Picture = Callable[[tuple[int, int]], Image.Image]
 

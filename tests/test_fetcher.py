@@ -105,6 +105,7 @@ async def test_a_retry_waits_without_a_place(origin: Origin, pictures: Pictures,
         waiting.cancel()
 
 
+@pytest.mark.both_loops
 async def test_the_server_loses_the_connection_of_a_body_that_is_too_large() -> None:
     """Refusing a body means dropping the connection, not reading on."""
     lost = asyncio.Event()
@@ -129,6 +130,7 @@ async def test_the_server_loses_the_connection_of_a_body_that_is_too_large() -> 
     assert fetched.kind is FailureKind.TOO_LARGE
 
 
+@pytest.mark.both_loops
 async def test_idle_connections_are_few() -> None:
     """After 300 hosts were asked once each, no more than the bound of connections stays open."""
     open_now = 0
@@ -179,6 +181,7 @@ async def test_who_we_are_and_what_we_want() -> None:
         assert b"Cookie" not in head
 
 
+@pytest.mark.both_loops
 async def test_leaving_ends_every_request(origin: Origin, pictures: Pictures) -> None:
     """A cancelled fetch leaves no request open."""
     async with Fetcher(QUICK) as fetch:
@@ -190,6 +193,7 @@ async def test_leaving_ends_every_request(origin: Origin, pictures: Pictures) ->
         assert fetch.statistics().open == 0
 
 
+@pytest.mark.both_loops
 async def test_headers_of_real_sites_are_long() -> None:
     """A response whose security policy fills 30 KB is a response."""
 

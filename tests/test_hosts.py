@@ -55,13 +55,15 @@ async def test_the_image_that_came_first_is_asked_for_first() -> None:
 async def test_a_refusal_pauses_the_host_and_no_other() -> None:
     """429 and 503 hold for all of the host's images, as long as it says."""
     hosts = Hosts(4, 30.0)
+    async with hosts.turn(HOST, 0) as turn:
+        turn.refused(30.0)
+    async with hosts.turn("example.com:80", 1):
+        assert hosts.statistics().paused == 1
+    hosts = Hosts(4, 30.0)
     loop = asyncio.get_running_loop()
     async with hosts.turn(HOST, 0) as turn:
         turn.refused(0.2)
         refused_at_s = loop.time()
-    assert hosts.statistics().paused == 1
-    async with hosts.turn("example.com:80", 1):
-        assert loop.time() - refused_at_s < 0.2
     async with hosts.turn(HOST, 2):
         assert loop.time() - refused_at_s >= 0.19
 

@@ -67,6 +67,7 @@ def tls(authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     return context
 
 
+@pytest.mark.both_loops
 @pytest.mark.parametrize("behaviour", ["too large", "endless", "drip", "silent"])
 async def test_a_server_loses_the_connection_within_a_second(tls: ssl.SSLContext, behaviour: str) -> None:
     """Over TLS too, where uvloop would read on for 30 s after a polite goodbye (uvloop#471)."""
@@ -96,6 +97,7 @@ async def test_a_server_loses_the_connection_within_a_second(tls: ssl.SSLContext
     assert fetched.kind is (FailureKind.TOO_LARGE if in_time else FailureKind.TIMEOUT), fetched
 
 
+@pytest.mark.both_loops
 async def test_certificates_are_verified_unless_told_otherwise(authority: trustme.CA) -> None:
     """A server that nobody vouches for is refused; --insecure takes it."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -230,6 +232,7 @@ async def test_an_opt_out_is_obeyed_unless_told_otherwise() -> None:
     assert isinstance(taken, Body)
 
 
+@pytest.mark.both_loops
 async def test_proxies_are_used_when_asked_for_and_only_then(monkeypatch: pytest.MonkeyPatch) -> None:
     """The proxy may lie in a private network, the image may not; a name is the proxy's to resolve."""
     seen: list[bytes] = []
@@ -259,6 +262,7 @@ async def test_proxies_are_used_when_asked_for_and_only_then(monkeypatch: pytest
         assert one.kind is kind, one
 
 
+@pytest.mark.both_loops
 @pytest.mark.parametrize("behaviour", ["connects", "refuses", "hangs up"])
 async def test_tls_goes_through_a_proxy_by_a_tunnel(
     authority: trustme.CA, tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch, behaviour: str
@@ -309,6 +313,7 @@ async def _join(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port
     await asyncio.gather(pass_on(reader, far_writer), pass_on(far_reader, writer))
 
 
+@pytest.mark.both_loops
 async def test_a_host_with_a_dead_address_is_reached_at_its_other() -> None:
     """Whichever of several addresses answers, and at once."""
 
@@ -397,6 +402,7 @@ async def test_hanging_requests_do_not_stop_the_others(origin: Origin, pictures:
         await asyncio.gather(*delivering, return_exceptions=True)
 
 
+@pytest.mark.both_loops
 async def test_a_wait_for_memory_does_not_count_against_the_host() -> None:
     """A body held back for longer than the deadline arrives when there is room."""
     body = os.urandom(2_000_000)
@@ -505,6 +511,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.both_loops
 async def test_descriptors_that_run_out_slow_us_down_and_blame_no_image() -> None:
     """With room for a dozen sockets and sixty-four wanted, all images arrive."""
 
@@ -521,6 +528,7 @@ async def test_descriptors_that_run_out_slow_us_down_and_blame_no_image() -> Non
     assert int(connections) < 64
 
 
+@pytest.mark.both_loops
 async def test_a_head_in_pieces_is_a_head_however_much_body_comes_with_it() -> None:
     """What is bounded is the head alone; what one read brings beyond it is body."""
     body = os.urandom(600_000)
@@ -540,6 +548,7 @@ async def test_a_head_in_pieces_is_a_head_however_much_body_comes_with_it() -> N
             assert fetched.content == body
 
 
+@pytest.mark.both_loops
 async def test_endless_headers_end() -> None:
     """All headers of a response together are bounded, interim responses included."""
 

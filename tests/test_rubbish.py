@@ -5,6 +5,7 @@ import gzip
 import random
 from contextlib import suppress
 
+import pytest
 from conftest import LOOPBACK
 
 from datafetch.fetch import Fetcher, FetchPolicy
@@ -42,9 +43,11 @@ def _response(chance: random.Random) -> bytes:
     return bytes(response[: chance.randrange(len(response))] if chance.random() < 0.1 else response)
 
 
-async def test_no_response_ends_more_than_its_own_image() -> None:
+@pytest.mark.both_loops
+@pytest.mark.parametrize("seed", [11, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (12, 13))])
+async def test_no_response_ends_more_than_its_own_image(seed: int) -> None:
     """No exception, no request left open, no byte left held."""
-    chance = random.Random(11)
+    chance = random.Random(seed)
 
     async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(ConnectionError, asyncio.IncompleteReadError):

@@ -75,6 +75,11 @@ _SETTINGS: dict[str, Any] = {
 class _Commands(typer.core.TyperGroup):
     """Loads a command when it is asked for, and lists all of them without loading any."""
 
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        # typer suggests of these names what may have been meant; the commands come from get_command.
+        self.commands.update(cast("dict[str, ClickCommand]", dict.fromkeys(_COMMANDS)))
+
     def list_commands(self, ctx: Context) -> list[str]:  # noqa: ARG002 - typer's signature
         """Their names, in the order of the list of commands."""
         return list(_COMMANDS)

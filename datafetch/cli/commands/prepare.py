@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from datafetch.cli.commands.close import close
 from datafetch.cli.options import ChoiceOptions, RunOptions, with_choice_options, with_run_options
+from datafetch.cli.outcome import report_outcome
 from datafetch.cli.progress import ProgressConsole, show_progress, show_remarks
 from datafetch.datasets import find_dataset
 from datafetch.errors import ConfigurationError
@@ -52,4 +52,4 @@ def prepare(  # noqa: PLR0913 - one parameter an option
     console = ProgressConsole()
     with show_remarks(console):
         report = run(job, observe=partial(show_progress, console=console))
-    return close(report, options)
+    return report_outcome(report, options)

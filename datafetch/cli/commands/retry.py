@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from datafetch.cli.commands.close import close
 from datafetch.cli.options import RetryOptions, with_retry_options
+from datafetch.cli.outcome import report_outcome
 from datafetch.cli.progress import ProgressConsole, show_progress, show_remarks
 from datafetch.errors import ConfigurationError
 from datafetch.model import FailureKind
@@ -38,7 +38,7 @@ def retry(
             change=options.change,
             observe=partial(show_progress, console=console),
         )
-    return close(report, options)
+    return report_outcome(report, options)
 
 
 def _wanted(kinds: Sequence[str] | None, *, everything: bool) -> Wanted:

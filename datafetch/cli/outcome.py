@@ -1,4 +1,4 @@
-"""What prepare and retry end with: what was done, and whether it is enough."""
+"""How a run and a retry end: the report is shown, and becomes an exit code."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from datafetch.cli.show import show_report
 from datafetch.report import Report
 
 
-def close(report: Report, options: RunOptions | RetryOptions) -> int:
-    """Say what was done, and whether it is enough."""
+def report_outcome(report: Report, options: RunOptions | RetryOptions) -> int:
+    """Show what was done, and return the exit code: whether enough images arrived."""
     show_report(report, as_json=options.json)
     images = report.totals.images
     share = report.totals.ok / images if images else 1.0

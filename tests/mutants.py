@@ -1,0 +1,419 @@
+"""Would the tests notice? Plants some thirty faults, one at a time, and runs the tests that should fail.
+
+Each fault is one edit of one line or two, in a copy of the project: an off-by-one in a bound, a swallowed error, a
+skipped fsync, a check that is gone. It is run against the tests of its room, by all marks, and where those find
+nothing, against the default set. Not a test, for it takes half an hour; test_mutants.py holds the faults to
+the code as it is.
+
+    .venv/bin/python tests/mutants.py [--jobs 2] [--only WORD]
+
+Prints a line a fault and ends with 1 when more than five are missed by the tests of the default set, or one by all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+_COPIED = ("datafetch", "tests", "scripts", "docs", "benchmarks", "pyproject.toml", "README.md", "constraints.txt")
+_PATIENCE_S = 900
+_MOST_MISSED_BY_DEFAULT = 5
+_DEFAULT_SET = "--default-set"
+
+
+class Catch(StrEnum):
+    """Which tests noticed."""
+
+    ROOM = "default set, its room"
+    ROOM_ALL = "all tests of its room"
+    DEFAULT = "default set"
+    NOTHING = "MISSED"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A fault to plant.
+
+    Attributes:
+        what: What is wrong with it.
+        path: Where, below ``datafetch/``.
+        old: The code that is right; it stands there once.
+        new: What takes its place.
+        tests: The modules of its room's tests, without ``test_``.
+    """
+
+    what: str
+    path: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+FAULTS = (
+    Fault(
+        "a spool's payload is taken without its checksum",
+        "entries.py",
+        "    if zlib.crc32(payload) != front.crc:\n        return None\n",
+        "",
+        ("spool",),
+    ),
+    Fault(
+        "behind a damaged entry nothing is looked for",
+        "entries.py",
+        "            offset = _find(file, marker, offset + 1)\n",
+        "            offset = -1\n",
+        ("spool",),
+    ),
+    Fault(
+        "a sample whose image is missing from the spool is taken",
+        "spool.py",
+        "        if places != expected:\n",
+        "        if len(places) > len(expected):\n",
+        ("spool", "commit"),
+    ),
+    Fault(
+        "what is published is not brought to disk first",
+        "durable.py",
+        "    sync(unfinished)\n    move(unfinished, final)\n",
+        "    move(unfinished, final)\n",
+        ("durable", "kills", "commit"),
+    ),
+    Fault(
+        "a published name is not brought to disk",
+        "durable.py",
+        "    move(unfinished, final)\n    sync(final.parent)\n",
+        "    move(unfinished, final)\n",
+        ("durable", "kills", "commit"),
+    ),
+    Fault(
+        "a shard is committed before its files are on disk",
+        "commit.py",
+        "        for path in folder.iterdir():\n            sync(path)\n",
+        "",
+        ("commit", "sinks", "job"),
+    ),
+    Fault(
+        "the count of a shard is published before its rows",
+        "commit.py",
+        '        f"{shard}.pkl": rows,\n        f"{shard}.count": rows,\n',
+        '        f"{shard}.count": rows,\n        f"{shard}.pkl": rows,\n',
+        ("commit", "kills"),
+    ),
+    Fault(
+        "a ledger of other books is believed",
+        "ledger.py",
+        " or totals.rows > totals.samples",
+        "",
+        ("status", "job", "commit"),
+    ),
+    Fault(
+        "the lock's stand-in is taken for a lock",
+        "lock.py",
+        "        self._refuse_stand_in()\n\n    def release",
+        "\n    def release",
+        ("lock",),
+    ),
+    Fault(
+        "a manifest with one row more is the same job",
+        "claim.py",
+        "        if before.get(name) != now.get(name):\n",
+        '        if name != "shards" and before.get(name) != now.get(name):\n',
+        ("job",),
+    ),
+    Fault(
+        "a shard that lost a file counts as published",
+        "published.py",
+        "    return read_totals(state.ledger(shard)).written_bytes == there_bytes\n",
+        "    return True\n",
+        ("job", "retry"),
+    ),
+    Fault(
+        "an index leads out of the output",
+        "published.py",
+        'if not parts or ".." in parts or ',
+        "if not parts or ",
+        ("saved_files",),
+    ),
+    Fault(
+        "the poorest rank gets what is left over",
+        "ranks.py",
+        "    takers = max(1, ranks.world_size - 1)  #",
+        "    takers = max(1, ranks.world_size)  #",
+        ("ranks", "reshard"),
+    ),
+    Fault(
+        "a source that changes while it is copied is not noticed",
+        "rearrange.py",
+        '        if fingerprint(source.path) != journal.made_of["sources"][number]:\n',
+        "        if False:\n",
+        ("reshard",),
+    ),
+    Fault(
+        "two rows at one place of the equal shards are not noticed",
+        "rearrange.py",
+        "    if not frame_bytes.all():\n",
+        "    if not frame_bytes.any():\n",
+        ("reshard", "equal"),
+    ),
+    Fault(
+        "a retry forgets the attempts before it",
+        "settled.py",
+        "min(_MOST_ATTEMPTS, end.line.attempts + line.attempts)",
+        "min(_MOST_ATTEMPTS, end.line.attempts)",
+        ("retry", "settled"),
+    ),
+    Fault(
+        "a URL is fetched once more for each who asks",
+        "once.py",
+        "        return end if end is not None and end.line.url == url else None\n",
+        "        return None\n",
+        ("delivery", "conservation"),
+    ),
+    Fault(
+        "two URLs of one hash get the same image",
+        "once.py",
+        "        return end if end is not None and end.line.url == url else None\n",
+        "        return end\n",
+        ("delivery",),
+    ),
+    Fault(
+        "a cancelled wish keeps its bytes",
+        "fetch/memory.py",
+        "                self._change(-size_bytes)\n            self._grant()\n            raise\n",
+        "                pass\n            self._grant()\n            raise\n",
+        ("memory",),
+    ),
+    Fault(
+        "a body one byte over the bound is taken",
+        "fetch/receive.py",
+        "            if received_bytes > limit_bytes:\n",
+        "            if received_bytes > limit_bytes + 1:\n",
+        ("misbehaviours", "fetcher", "requester"),
+    ),
+    Fault(
+        "a gzip bomb is undone to its end",
+        "fetch/coding.py",
+        "            content.write(decompressor.decompress(piece, max_bytes - content.tell() + 1))\n",
+        "            content.write(decompressor.decompress(piece, 1 << 30))\n",
+        ("coding", "misbehaviours"),
+    ),
+    Fault(
+        "an address inside another one is not judged",
+        "fetch/address.py",
+        "        faces = tuple(_embedded(parsed)) or (parsed,)\n",
+        "        faces = (parsed,)\n",
+        ("address",),
+    ),
+    Fault(
+        "headers without end are read",
+        "fetch/connections.py",
+        "        if self._head_bytes > _MAX_HEAD_BYTES and",
+        "        if self._head_bytes > _MAX_HEAD_BYTES * 64 and",
+        ("requester", "misbehaviours"),
+    ),
+    Fault(
+        "surplus bytes become the next response",
+        "fetch/connections.py",
+        "        return self.protocol.is_connected() and not self.protocol.should_close\n",
+        "        return self.protocol.is_connected()\n",
+        ("misbehaviours", "requester"),
+    ),
+    Fault(
+        "a host is given up one failure late",
+        "fetch/hosts.py",
+        "host.faults >= _FAULTS_IN_A_ROW",
+        "host.faults > _FAULTS_IN_A_ROW",
+        ("hosts",),
+    ),
+    Fault(
+        "an image one pixel over the bound is decoded",
+        "transcode/codec.py",
+        "    if width_px * height_px > spec.max_pixels:\n",
+        "    if width_px * height_px > spec.max_pixels + 1:\n",
+        ("codec", "codec_header"),
+    ),
+    Fault(
+        "an image that ended its process once is convicted",
+        "transcode/pool.py",
+        "            hands = await self._hire([image for image in wreck.suspects if not image.is_settled])\n",
+        "            for image in wreck.suspects:\n"
+        "                self._start(self._convict(image, 'died'))\n"
+        "            hands = await self._hire()\n",
+        ("pool", "hands"),
+    ),
+    Fault(
+        "time on the processor is not bounded",
+        "transcode/worker.py",
+        "        signal.setitimer(signal.ITIMER_PROF, self._spec.decode_timeout_s)\n",
+        "",
+        ("pool",),
+    ),
+    Fault(
+        "a pickle may name what is to be called",
+        "sinks/pickle_rows.py",
+        '            raise pickle.UnpicklingError(f"it wants {module}.{name} to be called")\n',
+        "            return super().find_class(module, name)\n",
+        ("reshard", "sinks", "verify"),
+    ),
+    Fault(
+        "a line one byte too long is taken",
+        "readers/lines.py",
+        "                if len(line) > MAX_LINE_BYTES:\n",
+        "                if len(line) > MAX_LINE_BYTES + 1:\n",
+        ("lines",),
+    ),
+    Fault(
+        "an image keeps its place when one before it goes",
+        "datasets/documents.py",
+        '        "similarity_matrix": [similarities[place] for place, _ in arrived],\n',
+        '        "similarity_matrix": similarities[: len(arrived)],\n',
+        ("documents",),
+    ),
+    Fault(
+        "a text index may point behind the last text",
+        "datasets/documents.py",
+        "not 0 <= index < len(texts)",
+        "not 0 <= index <= len(texts)",
+        ("documents",),
+    ),
+    Fault(
+        "names that differ in case alone do not clash",
+        "datasets/names.py",
+        'unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())',
+        'unicodedata.normalize("NFC", name)',
+        ("names",),
+    ),
+    Fault(
+        "verify takes an image outside of its root",
+        "verify/torch.py",
+        '            raise ValueError("leads out of the image root")\n',
+        "            pass\n",
+        ("verify",),
+    ),
+    Fault(
+        "what the library remarks is not shown",
+        "cli/progress.py",
+        "        with suppress(OSError):  # that a remark can't be written is no reason to end a run either\n"
+        "            self._console.print(line, soft_wrap=True, highlight=False)\n",
+        "        del line\n",
+        ("progress", "cli"),
+    ),
+    Fault(
+        "a full disk is a wrong command",
+        "cli/app.py",
+        "_EXIT_CODES = {ResourceError: ExitCode.OUT_OF_RESOURCES, ",
+        "_EXIT_CODES = {",
+        ("cli",),
+    ),
+)
+
+
+def plant(fault: Fault, project: Path) -> None:
+    """Make the edit in a copy of the project.
+
+    Raises:
+        ValueError: The code is not what the fault was written for.
+    """
+    path = project / "datafetch" / fault.path
+    code = path.read_text()
+    if code.count(fault.old) != 1:
+        raise ValueError(f"{fault.path} has the code of {fault.what!r} {code.count(fault.old)} times")
+    path.write_text(code.replace(fault.old, fault.new))
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Who noticed a fault: which tests, the first of them, and after how long."""
+
+    caught: Catch
+    test: str
+    took_s: float
+
+
+def catch(fault: Fault) -> Verdict:
+    """Plant a fault, and find who notices."""
+    began_s = time.monotonic()
+    modules = [f"tests/test_{name}.py" for name in fault.tests]
+    with _copied_project() as project:
+        plant(fault, project)
+        for caught, arguments in (
+            (Catch.ROOM, (_DEFAULT_SET, *modules)),
+            (Catch.ROOM_ALL, modules),
+            (Catch.DEFAULT, (_DEFAULT_SET,)),
+        ):
+            test = _first_failure(project, arguments)
+            if test:
+                return Verdict(caught, test, time.monotonic() - began_s)
+    return Verdict(Catch.NOTHING, "", time.monotonic() - began_s)
+
+
+@contextmanager
+def _copied_project() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="datafetch-mutant-") as folder:
+        project = Path(folder)
+        for name in _COPIED:
+            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+            copy(ROOT / name, project / name)
+        yield project
+
+
+def _first_failure(project: Path, arguments: Sequence[str]) -> str:
+    """What failed first: a test, its fixture, or patience; nothing when all is well."""
+    command = [
+        *(sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "--matrix-slice=0"),
+        "--ignore=tests/test_mutants.py",  # which sees every fault
+        *arguments,
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(project), "PYTHONPYCACHEPREFIX": str(project / "pycache")}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    try:
+        finished = subprocess.run(
+            command, cwd=project, env=environment, capture_output=True, text=True, timeout=_PATIENCE_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return f"(no end within {_PATIENCE_S} s)"
+    if finished.returncode in (0, 5):  # 5: there is no such test
+        return ""
+    failed = re.search(r"^(?:FAILED|ERROR) (.+)", finished.stdout, re.MULTILINE)
+    return failed[1] if failed else f"(exit {finished.returncode}: {finished.stdout.strip()[-200:]!r})"
+
+
+def main() -> int:
+    """Plant them all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="faults at once")
+    parser.add_argument("--only", default="", help="faults whose room or text has this in it")
+    options = parser.parse_args()
+    faults = [fault for fault in FAULTS if options.only in fault.path or options.only in fault.what]
+    if not faults:
+        parser.error(f"no fault has {options.only!r} in its path or text")
+    with _copied_project() as project:  # or an error that has nothing to do with a fault would count as its catch
+        failure = _first_failure(project, (_DEFAULT_SET, "--numprocesses", str(options.jobs)))
+    if failure:
+        parser.error(f"without any fault the tests fail: {failure}")
+    counts = dict.fromkeys(Catch, 0)
+    with ThreadPoolExecutor(options.jobs) as threads:
+        for fault, verdict in zip(faults, threads.map(catch, faults), strict=True):
+            counts[verdict.caught] += 1
+            took = f"{verdict.caught:<24} {verdict.took_s:4.0f} s"
+            print(f"{took}  {fault.path}: {fault.what}\n{'':33}{verdict.test}", flush=True)  # noqa: T201 - its table
+    by_default = counts[Catch.ROOM] + counts[Catch.DEFAULT]
+    print(f"{len(faults)} faults, {by_default} caught by the default set, {counts[Catch.NOTHING]} by nothing")  # noqa: T201
+    return int(counts[Catch.NOTHING] > 0 or len(faults) - by_default > _MOST_MISSED_BY_DEFAULT)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

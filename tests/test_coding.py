@@ -92,9 +92,30 @@ def test_members_without_content_cost_nothing(coding: str) -> None:
 def test_a_body_cut_short_is_damaged(coding: str) -> None:
     """Half a picture is none, even if the transfer was whole."""
     coded = CODERS[coding](PICTURE)
-    for length in (len(coded) - 1, len(coded) // 2, 10):
+    trailer_bytes = 8 if coding.endswith("gzip") else 0  # without which it is whole all the same
+    for length in (len(coded) - trailer_bytes - 1, len(coded) // 2, 10):
         with pytest.raises(CodingError):
             decode(coded[:length], [coding], CAP_BYTES)
+
+
+@pytest.mark.parametrize("missing_bytes", range(9))
+def test_gzip_may_end_without_its_trailer(missing_bytes: int) -> None:
+    """Browsers show what is whole but for checksum and length, or some bytes of them."""
+    coded = gzip.compress(PICTURE)
+    head = coded[:3] + bytes([2 + 4 + 8 + 16]) + coded[4:10] + b"\x03\0abc" + b"cat.jpg\0" + b"a comment\0"
+    in_full = head + (zlib.crc32(head) & 0xFFFF).to_bytes(2, "little") + coded[10:]
+    for body in (coded, in_full):
+        assert decode(body[: len(body) - missing_bytes], ["gzip"], CAP_BYTES) == PICTURE
+
+
+@pytest.mark.parametrize("coding", CODERS)
+@pytest.mark.parametrize(
+    "start", [b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x1cftypavif", b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF"]
+)
+def test_a_coding_that_was_not_applied_is_passed_over(coding: str, start: bytes) -> None:
+    """Whatever format the image has."""
+    body = start + bytes(range(256)) * 4
+    assert decode(body, [coding], CAP_BYTES) == body
 
 
 def test_codings_upon_codings_are_refused() -> None:

@@ -22,7 +22,11 @@ else:
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-_IMAGE_MAGICS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF")
+_IMAGE_MAGICS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*")
+_AVIF_MAGIC = b"ftypavi"  # behind a length of four bytes
+_BMP_MAGIC = b"BM"  # with which compressed data may begin as well
+_GZIP_HAS_CHECKSUM, _GZIP_HAS_EXTRA, _GZIP_HAS_NAME, _GZIP_HAS_COMMENT = 2, 4, 8, 16  # RFC 1952, 2.3.1
+_GZIP_HEADER_BYTES, _GZIP_TRAILER_BYTES = 10, 8
 _GZIP_WINDOW = 31  # zlib's words for the three formats
 _ZLIB_WINDOW = 15
 _DEFLATE_WINDOW = -15
@@ -56,20 +60,52 @@ def decode(body: bytes, codings: Iterable[str], max_bytes: int) -> bytes:
     if len(known) > _MAX_CODINGS:
         raise CodingError(f"{len(known)} codings upon one another")
     for decoder in known:
+        if body.startswith(_IMAGE_MAGICS) or body[4:].startswith(_AVIF_MAGIC):  # named, and not applied
+            continue
         try:
             body = decoder(body, max_bytes)
-        except (zlib.error, brotli.error, zstd.ZstdError) as error:
+        except (zlib.error, brotli.error, zstd.ZstdError, CodingError) as error:
+            if body.startswith(_BMP_MAGIC):
+                continue
             raise CodingError(f"{type(error).__name__}: {error}") from error
     return body
 
 
 def _gunzip(body: bytes, max_bytes: int) -> bytes:
-    return _undo_parts(body, _GZIP_MAGIC, partial(zlib.decompressobj, _GZIP_WINDOW), max_bytes)
+    try:
+        return _undo_parts(body, _GZIP_MAGIC, partial(zlib.decompressobj, _GZIP_WINDOW), max_bytes)
+    except CodingError:
+        content = _without_trailer(body, max_bytes)
+        if content is None:
+            raise
+        return content
+
+
+def _without_trailer(body: bytes, max_bytes: int) -> bytes | None:
+    """What one gzip member holds whose data is whole, and whose trailer is not; browsers take it. Else None."""
+    start = _end_of_gzip_header(body)
+    if start is None:
+        return None
+    decompressor = zlib.decompressobj(_DEFLATE_WINDOW)
+    content = _bounded(decompressor.decompress(memoryview(body)[start:], max_bytes + 1), max_bytes)
+    return content if decompressor.eof and len(decompressor.unused_data) < _GZIP_TRAILER_BYTES else None
+
+
+def _end_of_gzip_header(body: bytes) -> int | None:
+    if len(body) < _GZIP_HEADER_BYTES:
+        return None
+    flags, end = body[3], _GZIP_HEADER_BYTES
+    if flags & _GZIP_HAS_EXTRA:
+        end += 2 + int.from_bytes(body[end : end + 2], "little")
+    for flag in (_GZIP_HAS_NAME, _GZIP_HAS_COMMENT):
+        if flags & flag:
+            end = body.find(b"\0", end) + 1
+            if not end:
+                return None
+    return end + 2 if flags & _GZIP_HAS_CHECKSUM else end
 
 
 def _inflate(body: bytes, max_bytes: int) -> bytes:
-    if body.startswith(_IMAGE_MAGICS):
-        return body
     # RFC 9110 means the zlib format by "deflate"; servers that send the bare one are as old as the name.
     decompressor = zlib.decompressobj(_ZLIB_WINDOW if _is_zlib(body) else _DEFLATE_WINDOW)
     content = _bounded(decompressor.decompress(body, max_bytes + 1), max_bytes)
@@ -83,8 +119,6 @@ def _is_zlib(body: bytes) -> bool:
 
 
 def _unbrotli(body: bytes, max_bytes: int) -> bytes:
-    if body.startswith(_IMAGE_MAGICS):
-        return body
     decompressor = brotli.Decompressor()
     parts = [decompressor.process(body, output_buffer_limit=max_bytes + 1)]
     size_bytes = len(parts[0])

@@ -63,6 +63,10 @@ def _cut(compress: Compress) -> Compress:
     return packed
 
 
+def _gzip_without_trailer(data: bytes) -> bytes:
+    return _gzip(data)[:-8]
+
+
 def _as_it_is(data: bytes) -> bytes:
     return data
 
@@ -106,6 +110,7 @@ _ARRIVES: Mapping[str, tuple[str, Compress]] = {
     "gzip_twice": ("gzip, gzip", _gzip_twice),
     "gzip_members": ("gzip", _gzip_members),
     "gzip_then_rubbish": ("gzip", _gzip_then_rubbish),
+    "gzip_without_trailer": ("gzip", _gzip_without_trailer),
     "deflate": ("deflate", zlib.compress),
     "deflate_raw": ("deflate", _raw_deflate),
     "brotli": ("br", _brotli),

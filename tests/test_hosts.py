@@ -68,6 +68,24 @@ async def test_a_refusal_pauses_the_host_and_no_other() -> None:
         assert loop.time() - refused_at_s >= 0.19
 
 
+async def test_a_host_delays_us_so_much_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though it answers others in between, beyond that it pauses nothing, and what it refuses is not waited for."""
+    monkeypatch.setattr(room, "_MAX_DELAY_S", 0.3)
+    hosts = Hosts(4, 30.0)
+    number = 0
+    while hosts.is_patient_with(HOST):
+        async with hosts.turn(HOST, number) as turn:
+            turn.refused(0.1)
+        async with hosts.turn(HOST, number + 1) as turn:
+            turn.answered()
+        number += 2
+        assert number < 20
+    async with hosts.turn(HOST, number) as turn:
+        turn.refused(30.0)
+    assert hosts.statistics().paused == 0
+    assert hosts.is_patient_with("example.com:80")
+
+
 async def test_whoever_waits_is_told_of() -> None:
     """So that others may be let in meanwhile."""
     told = []

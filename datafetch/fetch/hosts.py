@@ -27,6 +27,7 @@ _ALIVE_S = 60.0  # so long after an answer a host counts as there, whatever time
 _JITTER = 1.2
 _LAST = 1 << 60  # more than there are images
 _MAX_PAUSE_S = 60.0  # what Retry-After may ask for; past that, a later run is the better retry
+_MAX_DELAY_S = 300.0  # by all pauses of one host together; an open shard waits for them
 _KNOWN_HOSTS = 20_000  # that are remembered although nothing is under way: some 10 MB
 _REFUSED_IMAGES = 1000  # that are remembered of a host
 _LOOKED_AT = 64  # of those used the longest ago, for one that is idle
@@ -75,6 +76,7 @@ class _Host:
     outages: int = 0
     paused_from: int = -1
     resume_at_s: float = 0.0
+    delay_s: float = 0.0
     down_from: int = -1
     retry_at_s: float = 0.0
     answered_at_s: float = -math.inf
@@ -190,10 +192,19 @@ class Hosts:
             if host.outages or host.refusals >= _REFUSALS_IN_A_ROW:
                 self._give_up(host, f"refused {host.refusals} times in a row")
                 return
+        if not self.is_patient_with(host.name):
+            return
         if not pause_s:  # "now" was not true a moment ago
             pause_s = self._backoff_s * 2 ** max(0, host.refusals - 1)
         pause_s *= random.uniform(1.0, _JITTER)  # noqa: S311 - no secret
-        host.resume_at_s = max(host.resume_at_s, now_s + min(pause_s, _MAX_PAUSE_S))
+        began_s = max(host.resume_at_s, now_s)
+        host.resume_at_s = max(began_s, now_s + min(pause_s, _MAX_PAUSE_S))
+        host.delay_s += host.resume_at_s - began_s
+
+    def is_patient_with(self, host: str) -> bool:
+        """Whether an image that a host refuses is worth a wait: it has not held us up for too long already."""
+        known = self._hosts.get(host)
+        return known is None or known.delay_s < _MAX_DELAY_S
 
     def _find(self, name: str) -> _Host:
         host = self._hosts.pop(name, None) or _Host(name, self._per_host)

@@ -183,7 +183,20 @@ async def test_aliases_and_long_answers_are_followed() -> None:
     with NameServer(script) as server:
         async with _resolver(server.address) as resolver:
             assert await _addresses(resolver, "www.example") == {"127.0.0.1"}
-            assert len(await _addresses(resolver, "long.example")) == 200
+            assert len(await _addresses(resolver, "long.example")) == nameservers.MAX_ADDRESSES
+
+
+async def test_of_a_name_with_thousands_of_addresses_a_few_are_kept() -> None:
+    """Some of each family, so that a zone can take neither memory nor time."""
+    many = Answer(
+        (*(f"127.0.{n // 250}.{n % 250 + 1}" for n in range(2000)), *(f"::ffff:127.0.1.{n}" for n in range(50)))
+    )
+    with NameServer({"many.example": many}) as server:
+        async with _resolver(server.address) as resolver:
+            addresses = await _addresses(resolver, "many.example")
+            channel = resolver._servers._channels[0]
+    assert 0 < len(addresses) <= 2 * nameservers.MAX_ADDRESSES
+    assert channel.lookups > 2000 // 8  # so that the channel, which keeps them all, is soon replaced
 
 
 async def test_answers_that_are_not_permitted_are_dropped() -> None:

@@ -15,6 +15,7 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count, islice
+from typing import Any
 
 import aiodns
 import pycares
@@ -40,6 +41,10 @@ _RECEIVE_BUFFER_BYTES = 1024 * 1024
 # c-ares caches each answer for its TTL, up to an hour (an empty one for an hour), bounds that cache by nothing, and
 # pycares has no switch for it: 2.2 KB a name were measured, 440 MB for 200,000 names.
 _LOOKUPS_PER_CHANNEL = 5_000
+_RECORDS_PER_LOOKUP = 4  # what more an answer has counts as further lookups
+MAX_ADDRESSES = 8
+"""Of each family, that are kept of a name."""
+
 _DESCRIPTORS_PER_CHANNEL = 6  # epoll, inotify, a pipe's two ends, /etc/resolv.conf, a first socket
 
 # Search domains and $HOSTALIASES are for people at a keyboard; EDNS is c-ares's default and lifts its 512 bytes.
@@ -61,12 +66,14 @@ class Found:
     """Where a name leads.
 
     Attributes:
-        addresses: IPv4 and IPv6, at least one, in the order of RFC 6724.
+        addresses: IPv4 and IPv6, at least one and at most ``MAX_ADDRESSES`` of each, in the order of RFC 6724.
         ttl_s: How long that holds, by the shortest of the records that led there.
+        records: How many there were in the answer.
     """
 
     addresses: tuple[str, ...]
     ttl_s: float
+    records: int
 
 
 class NameServers:
@@ -139,7 +146,9 @@ class NameServers:
         channel.open += 1
         try:
             async with asyncio.timeout(_ROUND_S):
-                return await _ask(channel.resolver, name)
+                found = await _ask(channel.resolver, name)
+                channel.lookups += found.records // _RECORDS_PER_LOOKUP
+                return found
         except TimeoutError as error:
             _check_socket()
             raise NameServerError(f"{name}: no answer") from error
@@ -203,10 +212,23 @@ async def _ask(resolver: aiodns.DNSResolver, name: str) -> Found:
         if error.args[0] == aiodns.error.ARES_ENODATA:
             await _confirm_no_address(resolver, name)
         raise
-    addresses = tuple(dict.fromkeys(node.addr[0].decode("ascii") for node in result.nodes))
-    if not addresses:
+    nodes = result.nodes
+    if not nodes:
         raise aiodns.error.DNSError(aiodns.error.ARES_ENODATA, "answer without an address")
-    return Found(addresses, min([node.ttl for node in result.nodes] + [alias.ttl for alias in result.cnames]))
+    addresses = tuple(dict.fromkeys(node.addr[0].decode("ascii") for node in _some(nodes)))
+    ttl_s = min([node.ttl for node in nodes] + [alias.ttl for alias in result.cnames])
+    return Found(addresses, ttl_s, len(nodes) + len(result.cnames))
+
+
+def _some(nodes: Sequence[Any]) -> Sequence[Any]:
+    """So many addresses of each family as are ever tried; an answer may have thousands."""
+    families: dict[int, list[Any]] = {}
+    for node in nodes:
+        family = families.setdefault(node.family, [])
+        if len(family) < MAX_ADDRESSES:
+            family.append(node)
+    chosen = {id(node) for family in families.values() for node in family}
+    return [node for node in nodes if id(node) in chosen]
 
 
 async def _confirm_no_address(resolver: aiodns.DNSResolver, name: str) -> None:

@@ -7,18 +7,18 @@ import os
 from collections.abc import Mapping
 
 import aiohttp
-from aiohttp.http import HttpProcessingError
 
 from datafetch.errors import ResourceError
 from datafetch.fetch.address import BlockedAddressError
 from datafetch.fetch.coding import CodingError
-from datafetch.fetch.connections import NoConnectionError, ProtocolError, TlsError
+from datafetch.fetch.connections import NoConnectionError, TlsError
 from datafetch.fetch.hosts import HostDownError
 from datafetch.fetch.resolver import NameNotFoundError, NameServerError
+from datafetch.fetch.response_parser import FramingTooLargeError, ProtocolError
 from datafetch.fetch.urls import BadUrlError
 from datafetch.model import Failure, FailureKind
 
-WEB_FAULTS = (aiohttp.ClientError, HttpProcessingError, OSError, BadUrlError, CodingError, ProtocolError)
+WEB_FAULTS = (aiohttp.ClientError, OSError, BadUrlError, CodingError, FramingTooLargeError, ProtocolError)
 """What is raised for faults of the web."""
 
 # Not EADDRNOTAVAIL: it is also what a machine without IPv6 says about an address of IPv6.
@@ -32,6 +32,7 @@ _OURS: Mapping[type[Exception], FailureKind] = {
     HostDownError: FailureKind.HOST_DOWN,
     BadUrlError: FailureKind.BAD_URL,
     CodingError: FailureKind.DISCONNECTED,
+    FramingTooLargeError: FailureKind.TOO_LARGE,
     ProtocolError: FailureKind.DISCONNECTED,
     TlsError: FailureKind.TLS,
     NoConnectionError: FailureKind.CONNECT,
@@ -43,7 +44,6 @@ _KINDS: Mapping[type[Exception], FailureKind] = {
     **_OURS,
     TimeoutError: FailureKind.TIMEOUT,
     aiohttp.ClientError: FailureKind.DISCONNECTED,
-    HttpProcessingError: FailureKind.DISCONNECTED,
     OSError: FailureKind.DISCONNECTED,
 }
 _WORDS: Mapping[type[Exception], str] = {TimeoutError: "the deadline passed before the last byte"}

@@ -13,12 +13,10 @@ from aiohttp import ClientOSError, ServerDisconnectedError, StreamReader
 from multidict import CIMultiDictProxy
 from yarl import URL
 
-from datafetch.fetch.connections import LAST_INTERIM_STATUS, Connection, Connections, Endpoint, ProtocolError
+from datafetch.fetch.connection import Connection, Endpoint
+from datafetch.fetch.connections import Connections
 from datafetch.fetch.policy import FetchPolicy
 from datafetch.fetch.requests import RequestWriter
-
-_SWITCHING_PROTOCOLS = 101
-_MAX_INTERIM_RESPONSES = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +51,7 @@ class Client:
         self._stall_timeout_s = policy.stall_timeout_s
         self._connections = connections
 
-    def get(self, url: URL, proxy: URL | None = None) -> Exchange:
+    def get(self, url: URL, proxy: URL | None = None, cookie: str = "") -> Exchange:
         """Ask for a URL.
 
         Entering raises what ``Connections.connect`` does, and aiohttp's exceptions for what comes through a connection.
@@ -61,13 +59,14 @@ class Client:
         Args:
             url: Of http or https.
             proxy: The proxy to go through.
+            cookie: What the Cookie header is to have.
         """
-        return Exchange(self, url, proxy)
+        return Exchange(self, url, proxy, cookie)
 
     async def begin(self, exchange: Exchange) -> Response:
         """Send the request, and wait for the response's headers."""
         endpoint = Endpoint.of(exchange.url, exchange.proxy)
-        request = self._writer.get(exchange.url, exchange.proxy)
+        request = self._writer.get(exchange.url, exchange.proxy, exchange.cookie)
         exchange.connection = self._connections.take_idle(endpoint)
         if exchange.connection is not None:
             try:
@@ -85,32 +84,27 @@ class Client:
         protocol = connection.protocol
         protocol.expect_response(self._stall_timeout_s)
         connection.transport.write(request)
-        for _ in range(_MAX_INTERIM_RESPONSES):
-            message, body = await protocol.read()
-            if message.code == _SWITCHING_PROTOCOLS:
-                raise ProtocolError("101: it speaks another protocol now")
-            if message.code <= LAST_INTERIM_STATUS:
-                protocol.start_timeout()  # the parser has stopped it
-                continue
-            return Response(
-                url if url.raw_user is None and url.raw_password is None else url.with_user(None),
-                message.code,
-                message.headers,
-                None if message.chunked else _length(message.headers),
-                body,
-            )
-        raise ProtocolError(f"over {_MAX_INTERIM_RESPONSES} interim responses")
+        head = await protocol.read_head()
+        assert protocol.body is not None, "it begins where the head ends"
+        return Response(
+            url if url.raw_user is None and url.raw_password is None else url.with_user(None),
+            head.status,
+            head.headers,
+            head.content_length,
+            protocol.body,
+        )
 
 
 class Exchange:
     """A request and its response."""
 
-    __slots__ = ("_client", "connection", "proxy", "url")
+    __slots__ = ("_client", "connection", "cookie", "proxy", "url")
 
-    def __init__(self, client: Client, url: URL, proxy: URL | None) -> None:
+    def __init__(self, client: Client, url: URL, proxy: URL | None, cookie: str) -> None:
         self._client = client
         self.url = url
         self.proxy = proxy
+        self.cookie = cookie
         self.connection: Connection | None = None
 
     async def __aenter__(self) -> Response:
@@ -126,8 +120,3 @@ class Exchange:
     ) -> None:
         assert self.connection is not None, "it has been entered"
         self._client.end(self.connection)
-
-
-def _length(headers: CIMultiDictProxy[str]) -> int | None:
-    value = headers.get("Content-Length", "")
-    return int(value) if value.isascii() and value.isdigit() else None  # the parser has refused anything else

@@ -23,13 +23,14 @@ from tenacity import (
 from yarl import URL
 
 from datafetch.fetch.classify import classify
+from datafetch.fetch.cookies import Cookies
 from datafetch.fetch.limiter import Limiter
 from datafetch.fetch.memory import Allotment, BodyBudget
 from datafetch.fetch.policy import FetchPolicy
-from datafetch.fetch.requester import HTTP_TOO_MANY_REQUESTS, Requester
+from datafetch.fetch.requester import HTTP_TOO_MANY_REQUESTS, HTTP_UNAVAILABLE, Request, Requester
 from datafetch.fetch.statistics import FetchStatistics
 from datafetch.fetch.stopwatch import Stopwatch
-from datafetch.fetch.urls import BadUrlError, parse_url
+from datafetch.fetch.urls import BadUrlError, authority, parse_url
 from datafetch.model import OK, Body, Failure, FailureKind, Fetched
 
 _MAX_BACKOFF_S = 30.0
@@ -147,7 +148,7 @@ class Fetcher:
 
     async def _fetch(self, call: _Call) -> Fetched:
         fetched = await self._attempt(call)
-        if self.policy.retries and _is_worth_a_retry(fetched):
+        if self.policy.retries and self._is_worth_a_retry(fetched):
             fetched = await self._retry(call, fetched)
         if isinstance(fetched, Failure) and fetched.kind is FailureKind.HOST_DOWN and call.failure:
             return call.failure  # what was tried says more than that nothing more was
@@ -165,7 +166,7 @@ class Fetcher:
         retrying = AsyncRetrying(
             stop=stop_after_attempt(self.policy.retries + 1),
             wait=self._pause_s,
-            retry=retry_if_result(_is_worth_a_retry),
+            retry=retry_if_result(self._is_worth_a_retry),
             retry_error_callback=_last_result,
         )
         fetched: Fetched = await retrying(attempt)
@@ -176,6 +177,12 @@ class Fetcher:
         failure = _last_result(state)
         is_paused = isinstance(failure, Failure) and failure.status == HTTP_TOO_MANY_REQUESTS
         return 0.0 if is_paused else self._backoff(state)
+
+    def _is_worth_a_retry(self, fetched: Fetched) -> bool:
+        if not isinstance(fetched, Failure) or not fetched.may_pass or fetched.kind in _RETRIED_ELSEWHERE:
+            return False
+        is_refused = fetched.status in (HTTP_TOO_MANY_REQUESTS, HTTP_UNAVAILABLE)
+        return not is_refused or self._requester.hosts.is_patient_with(authority(URL(fetched.final_url, encoded=True)))
 
     async def _attempt(self, call: _Call) -> Fetched:
         """Ask once, redirects and all."""
@@ -193,17 +200,14 @@ class Fetcher:
 
     async def _follow(self, call: _Call, watch: Stopwatch) -> Fetched:
         answer: Fetched | URL = call.url
+        cookies = Cookies()
         for _ in range(self.policy.max_redirects + 1):
             assert isinstance(answer, URL), "anything else has been returned"
-            answer = await self._requester.ask(answer, call.memory, watch)
+            answer = await self._requester.ask(Request(answer, call.memory, watch, cookies))
             if not isinstance(answer, URL):
                 return answer
         detail = f"more than {self.policy.max_redirects}, the next to {answer}"
         return Failure(FailureKind.TOO_MANY_REDIRECTS, detail[:200], final_url=str(answer))
-
-
-def _is_worth_a_retry(fetched: Fetched) -> bool:
-    return isinstance(fetched, Failure) and fetched.may_pass and fetched.kind not in _RETRIED_ELSEWHERE
 
 
 def _last_result(state: RetryCallState) -> Fetched:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -26,6 +27,7 @@ from datafetch.fetch.classify import WEB_FAULTS, PressureError, classify
 from datafetch.fetch.client import Client, Response
 from datafetch.fetch.concurrency import HANGING_S, Concurrency
 from datafetch.fetch.connections import Connections, ConnectTimeoutError
+from datafetch.fetch.cookies import Cookies
 from datafetch.fetch.headers import retry_after_s
 from datafetch.fetch.hosts import Hosts, Turn
 from datafetch.fetch.limiter import Limiter
@@ -41,9 +43,26 @@ from datafetch.model import FailureKind, Fetched
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 HTTP_TOO_MANY_REQUESTS = 429
-_HTTP_UNAVAILABLE = 503
+HTTP_UNAVAILABLE = 503
 
 _MOST_ATTEMPTS_UNDER_PRESSURE = 60  # a minute: when nobody frees a descriptor for so long, something else holds them
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request of an image's.
+
+    Attributes:
+        url: Of http or https.
+        memory: What its body will be held against; images take their turns in the order of their allotments.
+        watch: The attempt's clock; it runs while the request is under way.
+        cookies: Of the redirects so far.
+    """
+
+    url: URL
+    memory: Allotment
+    watch: Stopwatch
+    cookies: Cookies
 
 
 class Requester:
@@ -100,13 +119,8 @@ class Requester:
         self._ahead.append(limiter)
         return limiter
 
-    async def ask(self, url: URL, memory: Allotment, watch: Stopwatch) -> Fetched | URL:
+    async def ask(self, request: Request) -> Fetched | URL:
         """Make one request, as soon as it is its turn and this machine can make it.
-
-        Args:
-            url: Of http or https.
-            memory: What its body will be held against; images take their turns in the order of their allotments.
-            watch: The attempt's clock; it runs while the request is under way.
 
         Returns:
             The body, the failure, or where the response redirects to.
@@ -115,20 +129,18 @@ class Requester:
             PressureError: There was no descriptor or no memory for a socket, for a minute.
         """
         try:
-            return await self._ask_in_turn(url, memory, watch)
+            return await self._ask_in_turn(request)
         except PressureError as error:
-            return await self._ask_under_pressure(error, url, memory, watch)
+            return await self._ask_under_pressure(error, request)
 
-    async def _ask_under_pressure(
-        self, first: PressureError, url: URL, memory: Allotment, watch: Stopwatch
-    ) -> Fetched | URL:
+    async def _ask_under_pressure(self, first: PressureError, request: Request) -> Fetched | URL:
         """Ask again and again, with tenacity as the clock between, until there is a descriptor."""
         made = [first]
 
         async def ask() -> Fetched | URL:
             if made:
                 raise made.pop()
-            return await self._ask_in_turn(url, memory, watch)
+            return await self._ask_in_turn(request)
 
         retrying = AsyncRetrying(
             stop=stop_after_attempt(_MOST_ATTEMPTS_UNDER_PRESSURE),
@@ -140,14 +152,14 @@ class Requester:
         answer: Fetched | URL = await retrying(ask)
         return answer
 
-    async def _ask_in_turn(self, url: URL, memory: Allotment, watch: Stopwatch) -> Fetched | URL:
+    async def _ask_in_turn(self, request: Request) -> Fetched | URL:
         try:
-            async with self.hosts.turn(authority(url), memory.number) as turn:
-                proxy = await self._find_way(url)
+            async with self.hosts.turn(authority(request.url), request.memory.number) as turn:
+                proxy = await self._find_way(request.url)
                 async with self.limiter:
                     # With the place in hand, for whoever passed while waiting for one would still bring a body.
-                    await memory.wait_for_room()
-                    return await self._exchange(url, proxy, memory, watch, turn)
+                    await request.memory.wait_for_room()
+                    return await self._exchange(request, proxy, turn)
         except WEB_FAULTS as error:
             failure = classify(error)
             if failure.kind is FailureKind.DNS_FAILED:
@@ -178,19 +190,18 @@ class Requester:
             raise BlockedAddressError(host)
         return proxy
 
-    async def _exchange(
-        self, url: URL, proxy: URL | None, memory: Allotment, watch: Stopwatch, turn: Turn
-    ) -> Fetched | URL:
+    async def _exchange(self, request: Request, proxy: URL | None, turn: Turn) -> Fetched | URL:
         """Send the request, and take in what comes."""
         self.requests += 1
-        request = self.concurrency.started(is_full=self.limiter.waiting > 0)
+        under_way = self.concurrency.started(is_full=self.limiter.waiting > 0)
         if self._alarm is None and not self.concurrency.is_fixed:
             self._watch_for_hanging()
         is_answered = is_overload = False
         try:
-            async with watch, self._client.get(url, proxy) as response:
+            cookie = request.cookies.header(request.url)
+            async with request.watch, self._client.get(request.url, proxy, cookie) as response:
                 is_answered = True
-                answer = await self._read(url, response, memory, watch)
+                answer = await self._read(request, response)
                 _tell(turn, response)
                 return answer
         except WEB_FAULTS as error:
@@ -203,13 +214,14 @@ class Requester:
                 turn.failed(failure.detail)
             return failure
         finally:
-            self.concurrency.ended(request, is_answered=is_answered, is_overload=is_overload)
+            self.concurrency.ended(under_way, is_answered=is_answered, is_overload=is_overload)
 
-    async def _read(self, url: URL, response: Response, memory: Allotment, watch: Stopwatch) -> Fetched | URL:
+    async def _read(self, request: Request, response: Response) -> Fetched | URL:
         location = response.headers.get("Location") if response.status in _REDIRECTS else None
         if location:
-            return join_url(url, location)
-        return await self._receiver.receive(response, memory, watch)
+            request.cookies.note(response.headers, request.url)
+            return join_url(request.url, location)
+        return await self._receiver.receive(response, request.memory, request.watch)
 
     def _admit_ahead(self) -> None:
         for limiter in self._ahead:
@@ -233,7 +245,7 @@ class Requester:
 
 def _tell(turn: Turn, response: Response) -> None:
     """Tell the host's turn what came of it."""
-    if response.status not in (HTTP_TOO_MANY_REQUESTS, _HTTP_UNAVAILABLE):
+    if response.status not in (HTTP_TOO_MANY_REQUESTS, HTTP_UNAVAILABLE):
         turn.answered()
         return
     pause_s = retry_after_s(response.headers)

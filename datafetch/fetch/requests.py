@@ -29,20 +29,22 @@ class RequestWriter:
     def __init__(self, contact: str) -> None:
         self._manners = f"User-Agent: {user_agent(contact)}\r\nAccept: image/*\r\nAccept-Encoding: identity\r\n"
 
-    def get(self, url: URL, proxy: URL | None) -> bytes:
+    def get(self, url: URL, proxy: URL | None, cookie: str = "") -> bytes:
         """The request for an image.
 
         Args:
             url: Where it is; credentials in it become a header.
             proxy: What it is sent to instead of the host, if that is to read it.
+            cookie: The value of its Cookie header, printable ASCII; nothing for none.
         """
         target = url.raw_path_qs
         credentials = _basic("Authorization", url)
         if proxy is not None and url.scheme == "http":
             target = f"http://{url.host_port_subcomponent}{target}"
             credentials += _basic("Proxy-Authorization", proxy)
+        cookies = f"Cookie: {cookie}\r\n" if cookie else ""
         return (
-            f"GET {target} HTTP/1.1\r\nHost: {url.host_port_subcomponent}\r\n{self._manners}{credentials}\r\n"
+            f"GET {target} HTTP/1.1\r\nHost: {url.host_port_subcomponent}\r\n{self._manners}{credentials}{cookies}\r\n"
         ).encode()
 
 

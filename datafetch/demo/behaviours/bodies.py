@@ -11,6 +11,7 @@ _SLOW_PIECES = 5
 _SLOW_PAUSE_S = 0.2
 _DRIP_PAUSE_S = 0.25  # between two bytes: no stall, and no end either
 _REST_PAUSE_S = 0.05
+_SMALL_CHUNKS = 50_000
 _GIBIBYTE = 1 << 30
 _HTML = b"<!doctype html><title>Gone</title><p>This picture has moved."
 _UNASKED = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwrong"
@@ -84,10 +85,7 @@ async def _short_length(exchange: Exchange) -> None:
     """Promise half of what comes in the end; the promise counts."""
     half = len(exchange.picture) // 2
     exchange.head(200, half, exchange.content_type)
-    exchange.send(exchange.picture[:half])
-    # Right behind the body, aiohttp takes the rest for a malformed answer and throws the good one away with it.
-    await exchange.pause(_REST_PAUSE_S)
-    exchange.send(exchange.picture[half:])
+    exchange.send(exchange.picture)
 
 
 async def _unasked(exchange: Exchange) -> None:
@@ -163,10 +161,10 @@ async def _long_length(exchange: Exchange) -> None:
 
 
 def _framed(*framing: str) -> Answer:
-    """The whole picture and the end of the connection, under a framing that makes no sense."""
+    """The whole picture and the end of the connection, under a framing that is odd; {} is the picture's size."""
 
     async def answer(exchange: Exchange) -> None:
-        _begin(exchange, *framing)
+        _begin(exchange, *(line.format(len(exchange.picture)) for line in framing))
         exchange.send(exchange.picture)
         exchange.close()
 
@@ -178,6 +176,55 @@ async def _two_lengths(exchange: Exchange) -> None:
     _begin(exchange, f"Content-Length: {size}", f"Content-Length: {size - 1}")
     exchange.send(exchange.picture)
     exchange.close()
+
+
+def _followed_by(data: bytes) -> Answer:
+    """The picture, and something right behind it."""
+
+    async def answer(exchange: Exchange) -> None:
+        exchange.head(200, len(exchange.picture), exchange.content_type)
+        exchange.send(exchange.picture + data)
+
+    return answer
+
+
+async def _length_and_chunks(exchange: Exchange) -> None:
+    """Say how long it is, and something else; the chunks count."""
+    _begin(exchange, "Content-Length: 5", "Transfer-Encoding: chunked")
+    exchange.send(_chunk(exchange.picture) + _chunk(b""))
+
+
+async def _chunked_in_c(exchange: Exchange) -> None:
+    """Write the size as programs in C do, which makes it the size 0 and rubbish."""
+    _begin(exchange, "Transfer-Encoding: chunked")
+    exchange.send(b"0x" + _chunk(exchange.picture) + _chunk(b""))
+    exchange.close()
+
+
+async def _chunked_in_bytes(exchange: Exchange) -> None:
+    """Send chunks of a single byte, as long as that is still cheap for a client, and the rest in one."""
+    _begin(exchange, "Transfer-Encoding: chunked")
+    few = min(len(exchange.picture), _SMALL_CHUNKS)
+    exchange.send(b"".join(_chunk(exchange.picture[place : place + 1]) for place in range(few)))
+    exchange.send((_chunk(exchange.picture[few:]) if exchange.picture[few:] else b"") + _chunk(b""))
+
+
+async def _chunk_bomb(exchange: Exchange) -> None:
+    """Send chunks of a single byte without end."""
+    _begin(exchange, "Transfer-Encoding: chunked")
+    await exchange.send_without_end(_chunk(b".") * 1000)
+
+
+async def _extension_without_end(exchange: Exchange) -> None:
+    _begin(exchange, "Transfer-Encoding: chunked")
+    exchange.send(b"5;extension=")
+    await exchange.send_without_end(b"." * 10_000)
+
+
+async def _trailers_without_end(exchange: Exchange) -> None:
+    _begin(exchange, "Transfer-Encoding: chunked")
+    exchange.send(_chunk(exchange.picture) + b"0\r\n")
+    await exchange.send_without_end(b"X-Trailer: and another one\r\n" * 100)
 
 
 async def _chunked_badly(exchange: Exchange) -> None:
@@ -272,6 +319,20 @@ _WELL: Mapping[str, Behaviour] = {
     "chunked_in_full": Behaviour(_chunked_in_full),
     "short_length": Behaviour(_short_length, delivers=_half),
     "unasked": Behaviour(_unasked),
+    "nul_behind": Behaviour(_followed_by(b"\0")),
+    "comment_behind": Behaviour(_followed_by(b"<!-- cached -->")),
+    "end_behind": Behaviour(_followed_by(b"\xff\xd9")),
+    "negative_length": Behaviour(_framed("Content-Length: -1")),
+    "worded_length": Behaviour(_framed("Content-Length: plenty")),
+    "huge_length": Behaviour(_framed("Content-Length: 99999999999999999999999")),
+    "length_with_plus": Behaviour(_framed("Content-Length: +{}")),
+    "length_with_point": Behaviour(_framed("Content-Length: {}.0")),
+    "length_twice": Behaviour(_framed("Content-Length: {}", "Content-Length: {}")),
+    "length_twice_in_one": Behaviour(_framed("Content-Length: {0}, {0}")),
+    "length_and_chunks": Behaviour(_length_and_chunks),
+    "transferred_as_it_is": Behaviour(_framed("Transfer-Encoding: identity", "Content-Length: {}")),
+    "transferred_somehow": Behaviour(_framed("Transfer-Encoding: whatever")),
+    "chunked_in_bytes": Behaviour(_chunked_in_bytes),
     "stale": Behaviour(_stale),
     "stale_reset": Behaviour(_stale_reset),
 }
@@ -286,8 +347,7 @@ _DISCONNECTED: Mapping[str, Answer] = {
     "reset": _reset,
     "reset_in_body": _reset_in_body,
     "long_length": _long_length,
-    "negative_length": _framed("Content-Length: -1"),
-    "worded_length": _framed("Content-Length: plenty"),
+    "chunked_in_c": _chunked_in_c,
     "two_lengths": _two_lengths,
     "chunked_badly": _chunked_badly,
     "chunked_badly_later": _chunked_badly_later,
@@ -305,6 +365,9 @@ _TOO_LARGE: Mapping[str, Answer] = {
     "large": _large,
     "endless": _endless,
     "endless_chunks": _endless_chunks,
+    "chunk_bomb": _chunk_bomb,
+    "extension_without_end": _extension_without_end,
+    "trailers_without_end": _trailers_without_end,
     "camera": _camera,
 }
 

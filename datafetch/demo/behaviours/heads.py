@@ -57,6 +57,12 @@ async def _bare_line_feeds(exchange: Exchange) -> None:
     exchange.send(head.encode() + exchange.picture)
 
 
+async def _returns(exchange: Exchange) -> None:
+    """End each line with one carriage return too many."""
+    head = f"HTTP/1.1 200 OK\r\r\nContent-Length: {len(exchange.picture)}\r\r\n\r\r\n"
+    exchange.send(head.encode() + exchange.picture)
+
+
 async def _cut_in_head(exchange: Exchange) -> None:
     exchange.send(b"HTTP/1.1 200 OK\r\nContent-Le")
     await exchange.drain()
@@ -102,6 +108,17 @@ _ARRIVES: Mapping[str, Answer] = {
     "long_header": _with("Content-Security-Policy: " + "a" * _LONG_BYTES),
     "many_headers": _with(*(f"X-Header-{number}: and another one" for number in range(_MANY))),
     "folded_header": _with("X-Header: one line", "  and its continuation"),
+    "small_letters": _begun("http/1.1 200 ok"),
+    "version_unknown": _begun("HTTP/x 200 OK"),
+    "status_after_blanks": _begun("HTTP/1.1  200  OK"),
+    "status_without_blank": _begun("HTTP/1.1 200OK"),
+    "blank_before_header": _with(" X-Header: y"),
+    "blank_behind_header": _with("X-Header : y"),
+    "blank_in_header": _with("X Header: y"),
+    "odd_header": _with("X@Header(\xff): y"),
+    "without_colon": _with("This is no header"),
+    "returns": _returns,
+    "empty_line_first": _begun("", "HTTP/1.1 200 OK"),
     "latin_1_header": _with("X-Header: gr\xfcn"),
     "utf_8_header": _with("X-Header: " + "緑".encode().decode("latin-1")),
 }
@@ -110,8 +127,7 @@ _DISCONNECTED: Mapping[str, Answer] = {
     "garbage": _raw(b"NONSENSE\r\n\r\n"),
     "worded_status": _begun("HTTP/1.1 FINE 200"),
     "status_too_long": _begun("HTTP/1.1 2000 OK"),
-    "version_unknown": _begun("HTTP/x 200 OK"),
-    "without_colon": _with("This is no header"),
+    "status_000": _begun("HTTP/1.1 000 OK"),
     "nul_in_header": _with("X-Header: a\0b"),
     "huge_header": _with("X-Header: " + "a" * _HUGE_BYTES),
     "thousands_of_headers": _with(*(f"X-Header-{number}: and another one" for number in range(_THOUSANDS))),

@@ -81,14 +81,19 @@ async def _cookie_wall(exchange: Exchange) -> None:
         exchange.head(302, 0, f"Location: {exchange.request.target}", "Set-Cookie: seen=1; Path=/")
 
 
-async def _cookies(exchange: Exchange) -> None:
-    """Set a cookie, and refuse whoever sends it back."""
-    if exchange.request.header("cookie"):
-        exchange.head(400, 0)
-    elif exchange.request.steps:
-        exchange.whole(exchange.picture)
+async def _cookie_for_one_host(exchange: Exchange) -> None:
+    """Set a cookie, lead to another host, and refuse whoever shows it there."""
+    if exchange.request.steps:
+        exchange.head(400, 0) if exchange.request.header("cookie") else exchange.whole(exchange.picture)
     else:
-        exchange.head(302, 0, f"Location: {exchange.again('on')}", "Set-Cookie: seen=1; Path=/")
+        place = f"http://{_ANOTHER_HOST}:{exchange.ports['http']}{exchange.again('on')}"
+        exchange.head(302, 0, f"Location: {place}", "Set-Cookie: seen=1; Path=/")
+
+
+async def _moved_with_words(exchange: Exchange) -> None:
+    """Promise no body, and send one."""
+    exchange.head(302, 0, f"Location: {_well(exchange)}")
+    exchange.send(b"<p>It has moved.")
 
 
 async def _moved_to_another_host(exchange: Exchange) -> None:
@@ -119,13 +124,15 @@ _ARRIVES: Mapping[str, Answer] = {
     "moved_to_brackets": _spelt(b"[1]|{2}'!(3)$,;:@&=*", "[1]|%7B2%7D'!(3)$,;:@&=*"),
     "moved_at_length": _moved_at_length,
     "chain_of_10": _chain(10),
-    "cookies": _cookies,
+    "cookie_wall": _cookie_wall,
+    "cookie_for_one_host": _cookie_for_one_host,
+    "moved_with_words": _moved_with_words,
 }
 _OVER_TLS: Mapping[str, Answer] = {
     "moved_to_tls": _to(lambda exchange: f"https://{_authority(exchange, 'https')}{_well(exchange)}"),
     "moved_to_plain": _to(lambda exchange: f"http://{_authority(exchange)}{_well(exchange)}"),
 }
-_TOO_MANY: Mapping[str, Answer] = {"circle": _circle, "chain_of_11": _chain(11), "cookie_wall": _cookie_wall}
+_TOO_MANY: Mapping[str, Answer] = {"circle": _circle, "chain_of_11": _chain(11)}
 _BAD_URL: Mapping[str, str] = {
     "elsewhere": "ftp://127.0.0.1/picture.jpg",
     "moved_to_file": "file:///etc/passwd",

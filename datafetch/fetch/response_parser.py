@@ -1,0 +1,375 @@
+"""Responses of HTTP/1, read as browsers and curl read them: bytes in, a head and a body out.
+
+A response is a head, which ends with an empty line, and a body, whose end one of three things tells: a length, chunks,
+or the end of the connection. ``ResponseParser.feed`` takes bytes as they come and gives back what of them is body;
+where they were cut makes no difference to the outcome.
+
+Rules: no I/O. What can be made sense of is taken, as long as there is one way to make sense of it; what deviates from
+RFC 9112 costs the connection and not the image, for a response after which the connection is closed can smuggle
+nothing in. Everything that the server sends is counted: head, chunk sizes, extensions and trailers have budgets, and
+none of it is kept beyond the head.
+
+Source: RFC 9112; what curl 7.88 takes was tried for each deviation (tests/test_response_parser.py names it).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from multidict import CIMultiDict, CIMultiDictProxy
+
+MAX_HEAD_BYTES = 256 * 1024  # of all heads of a response together, interim ones included; browsers stop there, too
+MAX_INTERIM_RESPONSES = 20
+_FRAMING_BYTES = 512 * 1024  # chunk sizes, extensions, line ends and trailers may take so much …
+_FRAMING_SHARE = 8  # … and one of so many bytes of the body: chunks of 64 bytes have it, chunks of one byte have not
+_MAX_LENGTH_DIGITS = 18  # of a number that fits 63 bits
+
+# In these alone the fetcher looks; the others are not even decoded.
+_HEADERS = frozenset(
+    {
+        *(b"connection", b"content-encoding", b"content-length", b"location", b"retry-after", b"set-cookie"),
+        *(b"transfer-encoding", b"x-robots-tag"),
+    }
+)
+_END_OF_HEAD = re.compile(rb"\n\r*\n")
+_STATUS_LINE = re.compile(rb"[ \t]*http/(\S+)[ \t]+([0-9]{3})(?![0-9])", re.IGNORECASE)
+_START = b"http/"
+_SOUND_STATUS_LINE = re.compile(rb"HTTP/1\.[01] [0-9]{3}(?: |\r?\Z)")
+_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_LENGTH = re.compile(r"\+?([0-9]+)(?:\.[0-9]*)?")
+_CHUNK_SIZE = re.compile(rb"([0-9a-fA-F]{1,15})(?:[;\s].*)?\Z", re.DOTALL)
+_FIRST_FINAL_STATUS, _SWITCHING_PROTOCOLS, _FIRST_STATUS = 200, 101, 100
+_WITHOUT_BODY = (204, 304)
+
+
+class ProtocolError(ValueError):
+    """What came is no answer to what was asked."""
+
+
+class FramingTooLargeError(ValueError):
+    """A response has more around its body than any server needs."""
+
+
+class IncompleteBodyError(ProtocolError):
+    """The connection ended before the body did."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseHead:
+    """The head of a response that is final.
+
+    Attributes:
+        status: From 200 on.
+        headers: Those that the fetcher looks at; what is no UTF-8 in them is escaped by surrogates.
+        content_length: Bytes of the body, where a length tells; None where chunks or the connection's end do.
+        is_chunked: Whether the body comes in chunks.
+        keeps_alive: Whether another request may follow on the connection: the server says so, and all of the head is
+            as RFC 9112 has it.
+    """
+
+    status: int
+    headers: CIMultiDictProxy[str]
+    content_length: int | None
+    is_chunked: bool
+    keeps_alive: bool
+
+
+class _Body(Protocol):
+    """What comes behind a head."""
+
+    surplus: bytes
+
+    @property
+    def is_complete(self) -> bool: ...
+
+    def feed(self, data: bytes) -> bytes: ...
+
+    def feed_eof(self) -> None: ...
+
+
+class ResponseParser:
+    """One response.
+
+    Attributes:
+        head: Once all of it is there.
+        has_surplus: Whether something came behind the body. Nobody asked for it, and it tells nothing of the response.
+    """
+
+    def __init__(self) -> None:
+        self.head: ResponseHead | None = None
+        self.has_surplus = False
+        self._unread = bytearray()
+        self._searched = 0
+        self._head_bytes = 0
+        self._interim_responses = 0
+        self._body: _Body | None = None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all of the body has been fed."""
+        return self._body is not None and self._body.is_complete
+
+    def feed(self, data: bytes) -> bytes:
+        """Take what came, and return what of it belongs to the body.
+
+        Raises:
+            ProtocolError: It is no response, or its chunks can't be told apart.
+            FramingTooLargeError: There is far more around the body than it needs.
+        """
+        if self._body is None:
+            data = self._feed_head(data)
+            if self._body is None:
+                return b""
+        if self._body.is_complete:
+            self.has_surplus = self.has_surplus or bool(data)
+            return b""
+        content = self._body.feed(data)
+        self.has_surplus = bool(self._body.surplus)
+        return content
+
+    def feed_eof(self) -> None:
+        """The connection has ended, in order.
+
+        Raises:
+            IncompleteBodyError: Before the response did.
+        """
+        if self._body is None:
+            raise IncompleteBodyError("the connection ended before the head of a response did")
+        if not self._body.is_complete:
+            self._body.feed_eof()
+
+    def _feed_head(self, data: bytes) -> bytes:
+        """Take what may be some of the head; returns what comes behind it, once that is so."""
+        self._unread += data
+        while self.head is None:
+            start = len(self._unread) - len(self._unread.lstrip(b"\r\n \t"))
+            if not self._searched and not _START.startswith(self._unread[start : start + len(_START)].lower()):
+                raise ProtocolError(f"no response of HTTP: {bytes(self._unread[start : start + 40])!r}")
+            end = _END_OF_HEAD.search(self._unread, max(start, self._searched))
+            length = len(self._unread) if end is None else end.end()
+            if self._head_bytes + length > MAX_HEAD_BYTES:
+                raise ProtocolError(f"over {MAX_HEAD_BYTES} bytes of headers")
+            if end is None:
+                self._searched = max(0, self._unread.rfind(b"\n"))
+                return b""
+            self._head_bytes += length
+            self._searched = 0
+            self.head = self._read_head(bytes(self._unread[start : end.end()]))
+            del self._unread[: end.end()]
+        self._body = _body_of(self.head)
+        rest = bytes(self._unread)
+        self._unread.clear()
+        return rest
+
+    def _read_head(self, head: bytes) -> ResponseHead | None:
+        """The head of a final response; None for one that announces another."""
+        found = read_head(head)
+        if found.status >= _FIRST_FINAL_STATUS:
+            return found
+        self._interim_responses += 1
+        if found.status == _SWITCHING_PROTOCOLS:
+            raise ProtocolError("101: it speaks another protocol now")
+        if self._interim_responses > MAX_INTERIM_RESPONSES:
+            raise ProtocolError(f"over {MAX_INTERIM_RESPONSES} interim responses")
+        return None
+
+
+def read_head(head: bytes) -> ResponseHead:
+    """Read a head, from its status line to the empty line.
+
+    Raises:
+        ProtocolError: It is none, or there is more than one way to read it.
+    """
+    if b"\0" in head:
+        raise ProtocolError("a NUL in the head")
+    status_line, *lines = head.split(b"\n")
+    match = _STATUS_LINE.match(status_line)
+    status = int(match[2]) if match else 0
+    if match is None or status < _FIRST_STATUS:
+        raise ProtocolError(f"no status line of HTTP: {status_line[:40]!r}")
+    # Every line but the two empty ones that the split leaves at the end must end with exactly one CR.
+    is_sound = _SOUND_STATUS_LINE.match(status_line) is not None and b"\r\r" not in head
+    is_sound = is_sound and head.count(b"\r\n") == head.count(b"\n")
+    fields = _Fields(is_sound)
+    fields.read(lines)
+    headers = fields.headers
+    codings = [coding.strip().lower() for coding in ",".join(headers.getall("Transfer-Encoding", ())).split(",")]
+    is_chunked = "chunked" in codings
+    length, is_plain = _content_length(headers)
+    if is_chunked or status in _WITHOUT_BODY:
+        is_plain = is_plain and length is None
+        length = None if is_chunked else 0
+    wishes = {wish.strip().lower() for value in headers.getall("Connection", ()) for wish in value.split(",")}
+    is_1_1 = match[1] == b"1.1"
+    keeps_alive = fields.is_sound and is_plain and "close" not in wishes and (is_1_1 or "keep-alive" in wishes)
+    return ResponseHead(status, CIMultiDictProxy(headers), length, is_chunked, keeps_alive)
+
+
+class _Fields:
+    """The header lines of a head.
+
+    Attributes:
+        headers: Those that the fetcher looks at.
+        is_sound: Whether nothing deviates from RFC 9112.
+    """
+
+    def __init__(self, is_sound: bool) -> None:
+        self.headers: CIMultiDict[str] = CIMultiDict()
+        self.is_sound = is_sound
+
+    def read(self, lines: list[bytes]) -> None:
+        """Read them."""
+        for name, value in self._unfolded(lines):
+            if name in _HEADERS:
+                self.headers.add(name.decode("ascii"), value.decode("utf-8", "surrogateescape"))
+
+    def _unfolded(self, lines: list[bytes]) -> Iterator[tuple[bytes, bytes]]:
+        """Names in lower case and values, lines that continue another joined to it."""
+        name, value = b"", b""
+        for line in lines:
+            if line[:1] in (b" ", b"\t") and name:
+                self.is_sound = False  # RFC 9112, 5.2: obsolete
+                value += b" " + line.strip()
+                continue
+            if name:
+                yield name, value
+            name, colon, value = line.partition(b":")
+            if not colon:
+                self.is_sound = self.is_sound and not line.strip(b"\r")
+                name = b""
+                continue
+            if not _TOKEN.fullmatch(name):
+                self.is_sound = False
+            name, value = name.strip().lower(), value.strip()
+        if name:
+            yield name, value
+
+
+def _content_length(headers: CIMultiDict[str]) -> tuple[int | None, bool]:
+    """The length that is said, None where none is or it is no number; and whether it is said as RFC 9110 has it.
+
+    Raises:
+        ProtocolError: Two lengths are said.
+    """
+    values = [value.strip() for field in headers.getall("Content-Length", ()) for value in field.split(",")]
+    lengths = set()
+    for value in values:
+        match = _LENGTH.fullmatch(value)
+        if match is not None and len(match[1]) <= _MAX_LENGTH_DIGITS:
+            lengths.add(int(match[1]))
+    if len(lengths) > 1:
+        raise ProtocolError(f"two lengths: {', '.join(values)[:100]}")
+    is_plain = not values or (len(values) == 1 and values[0].isascii() and values[0].isdigit() and bool(lengths))
+    return (lengths.pop() if lengths else None), is_plain
+
+
+def _body_of(head: ResponseHead) -> _Body:
+    if head.is_chunked:
+        return _ChunkedBody()
+    return _OpenBody() if head.content_length is None else _LengthBody(head.content_length)
+
+
+class _LengthBody:
+    """A body of so many bytes."""
+
+    def __init__(self, length: int) -> None:
+        self.surplus = b""
+        self._length = length
+        self._left = length
+
+    @property
+    def is_complete(self) -> bool:
+        return not self._left
+
+    def feed(self, data: bytes) -> bytes:
+        if len(data) <= self._left:
+            self._left -= len(data)
+            return data
+        content, self.surplus = data[: self._left], data[self._left :]
+        self._left = 0
+        return content
+
+    def feed_eof(self) -> None:
+        raise IncompleteBodyError(f"received {self._length - self._left} of {self._length} bytes")
+
+
+class _OpenBody:
+    """A body that ends with the connection."""
+
+    def __init__(self) -> None:
+        self.is_complete = False
+        self.surplus = b""
+
+    def feed(self, data: bytes) -> bytes:
+        return data
+
+    def feed_eof(self) -> None:
+        self.is_complete = True
+
+
+class _ChunkedBody:
+    """A body in chunks: a line with the size, as many bytes and a line end; a size of 0, trailers, an empty line.
+
+    Only the line at hand is held, and the trailers are dropped line by line.
+    """
+
+    def __init__(self) -> None:
+        self.is_complete = False
+        self.surplus = b""
+        self._left = 0
+        self._line = bytearray()
+        self._read_line = self._read_size
+        self._content_bytes = 0
+        self._framing_bytes = 0
+
+    def feed(self, data: bytes) -> bytes:
+        pieces: list[bytes] = []
+        place = 0
+        while place < len(data) and not self.is_complete:
+            if self._left:
+                piece = data[place : place + self._left]
+                pieces.append(piece)
+                place += len(piece)
+                self._left -= len(piece)
+                self._content_bytes += len(piece)
+            else:
+                place = self._feed_line(data, place)
+        self.surplus = data[place:]
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def feed_eof(self) -> None:
+        if self._read_line != self._read_trailer:
+            raise IncompleteBodyError("the connection ended before the last chunk")
+        self.is_complete = True
+
+    def _feed_line(self, data: bytes, place: int) -> int:
+        """Take what there is of a line; returns where the rest begins."""
+        end = data.find(b"\n", place)
+        stop = len(data) if end < 0 else end + 1
+        self._framing_bytes += stop - place
+        if self._framing_bytes > _FRAMING_BYTES + self._content_bytes // _FRAMING_SHARE:
+            raise FramingTooLargeError(f"{self._framing_bytes} bytes around {self._content_bytes} bytes of a body")
+        self._line += data[place:stop]
+        if end >= 0:
+            line = bytes(self._line[:-1])
+            self._line.clear()
+            self._read_line(line)
+        return stop
+
+    def _read_size(self, line: bytes) -> None:
+        match = _CHUNK_SIZE.match(line)
+        if match is None:
+            raise ProtocolError(f"no size of a chunk: {line[:40]!r}")
+        self._left = int(match[1], 16)
+        self._read_line = self._read_end_of_chunk if self._left else self._read_trailer
+
+    def _read_end_of_chunk(self, line: bytes) -> None:
+        if line.strip(b"\r"):
+            raise ProtocolError(f"no line end behind a chunk: {line[:40]!r}")
+        self._read_line = self._read_size
+
+    def _read_trailer(self, line: bytes) -> None:
+        self.is_complete = not line.strip(b"\r")

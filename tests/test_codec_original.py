@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from bodies import recipe, saved
+from bodies import recipe, saved, with_segment
 from kinds import KINDS
 from PIL import features
 
@@ -95,6 +95,37 @@ def test_a_damaged_huffman_table_is_found_out_by_decoding(spec: ImageSpec) -> No
     outcome = transcode(body[:counts] + b"\xff" * 16 + body[counts + 16 :], spec)
     assert isinstance(outcome, Failure)
     assert outcome.kind is FailureKind.TRUNCATED
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize(
+    "tail", [b"\0\0\0\x18ftypmp42" + bytes(range(256)) * 40, b"\xff\xda", b"\xff\xd9\xff\xda\0", b"\xff" * 99, b"\0"]
+)
+def test_what_stands_behind_the_end_is_kept_with_it(tail: bytes, progressive: bool) -> None:
+    """The video of a motion photo, whatever bytes it has: the file is kept as it was received, tail and all."""
+    body = saved(paint(SIZE_PX, 3), "JPEG", progressive=progressive) + tail
+    outcome = transcode(body, ORIGINAL)
+    assert isinstance(outcome, Encoded)
+    assert outcome.is_original
+    assert outcome.jpeg == body
+
+
+def test_an_end_that_stands_in_a_segment_is_none() -> None:
+    """A thumbnail in EXIF is a whole JPEG of its own; and what stands behind a cut-off image does not complete it."""
+    thumbnail = b"Exif\0\0" + saved(paint((16, 12), 3), "JPEG")
+    body = with_segment(saved(paint(SIZE_PX, 3), "JPEG"), 0xE1, thumbnail)
+    kept = transcode(body, ORIGINAL)
+    assert isinstance(kept, Encoded)
+    assert kept.is_original
+    for tail in (b"", b"\0\0\0\x18ftypmp42", b"\xff\xda" + bytes(9)):
+        outcome = transcode(body[:-2] + tail, ORIGINAL)
+        assert not isinstance(outcome, Encoded) or not outcome.is_original
+
+
+def test_a_long_run_of_fill_bytes_is_read_once() -> None:
+    """Megabytes of 0xFF, which no marker ends: a search that began at each of them anew would take hours."""
+    body = saved(paint(SIZE_PX, 3), "JPEG")[:-2] + b"\xff" * (4 << 20)
+    assert transcode(body, ORIGINAL) == transcode(body, replace(ORIGINAL, encode=Encoding.RECIPE))
 
 
 def test_half_a_jpeg_with_the_marker_of_the_end_counts_as_whole() -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 from multidict import CIMultiDictProxy
 
-_OPT_OUTS = frozenset({"noai", "noimageai", "noindex", "noimageindex"})
+_OPT_OUTS = frozenset({"noai", "noimageai", "noindex", "noimageindex", "none"})  # none: noindex and nofollow
+# Each has a value, which may read like a directive: max-image-preview: none forbids a preview.
+_WITH_VALUE = re.compile(r"max-(?:image-preview|video-preview|snippet)[\s:=\"']*[\w-]*")
+_WORD = re.compile(r"[\w-]+")
 _MAX_SECONDS_DIGITS = 9
 
 
@@ -16,17 +20,17 @@ def opt_out(headers: CIMultiDictProxy[str]) -> str | None:
     """The directive of ``X-Robots-Tag`` by which a response forbids the use of its image, if there is one.
 
     A directive with a bot's name before it (``examplebot: noai``) counts as much: who forbids it to one collector of
-    training data hardly means to allow it to the next.
+    training data hardly means to allow it to the next. Directives stand apart by commas; semicolons, blanks and quotes
+    are the web's own, and whoever wrote them meant the same.
 
     Source:
         https://developers.google.com/search/docs/crawling-indexing/robots-meta-tag for the header's form;
         noai and noimageai are DeviantArt's (2022), as img2dataset reads them.
     """
     for value in headers.getall("X-Robots-Tag", ()):
-        for part in value.split(","):
-            directive = part.rpartition(":")[2].strip().lower()
-            if directive in _OPT_OUTS:
-                return directive
+        for word in _WORD.findall(_WITH_VALUE.sub(" ", value.lower())):
+            if word in _OPT_OUTS:
+                return str(word)
     return None
 
 

@@ -27,8 +27,11 @@ _FORBIDS: Mapping[str, tuple[str, ...]] = {
     "noimageai": ("noimageai",),
     "noindex": ("noindex",),
     "noimageindex": ("noimageindex",),
+    "none": ("none",),
     "noai_in_capitals": ("NoAI",),
     "noai_among_others": ("nofollow, noai,noarchive",),
+    "noindex_before_a_semicolon": ("noindex; nofollow",),
+    "noai_in_quotes": ('"nofollow, noai"',),
     "noai_in_another_line": ("nofollow", "noai"),
     "noai_for_a_bot": ("somebot: noai",),
     "noai_for_a_bot_at_the_end": ("somebot: nofollow, noai",),
@@ -37,6 +40,7 @@ _FORBIDS: Mapping[str, tuple[str, ...]] = {
 }
 _PERMITS: Mapping[str, tuple[str, ...]] = {
     "nofollow": ("nofollow, max-image-preview:large",),
+    "robots_no_preview": ("max-image-preview: none",),
     "robots_all": ("all",),
     "robots_unavailable_after": ("unavailable_after: 25 Jun 2099 15:00:00 PST",),
     "noai_lookalike": ("noairplanes, no-index, xnoai",),

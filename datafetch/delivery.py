@@ -58,9 +58,11 @@ class Delivery:
         fetched, outcome = await self._deliver(url)
         if isinstance(outcome, Failure) and outcome.kind is FailureKind.TRUNCATED and self._fetch.policy.retries:
             # Perhaps the transfer was cut and not the file; a response without a length can't tell. Ask once more.
-            attempts = fetched.attempts
+            attempts, before = fetched.attempts, outcome
             fetched, outcome = await self._deliver(url)
             fetched = replace(fetched, attempts=fetched.attempts + attempts)
+            if isinstance(outcome, Failure) and outcome.is_as_damaged_as(before):
+                outcome = replace(outcome, kind=FailureKind.CORRUPT)
         line = LedgerLine.of(sample, image, fetched, outcome)
         return ImageEnd(line, outcome.jpeg if isinstance(outcome, Encoded) else b"")
 

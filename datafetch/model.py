@@ -37,6 +37,7 @@ class FailureKind(StrEnum):
     NOT_AN_IMAGE = "not_an_image"
     TRUNCATED = "truncated"
     TOO_MANY_PIXELS = "too_many_pixels"
+    CORRUPT = "corrupt"
     PLACEHOLDER = "placeholder"
     WORKER_CRASHED = "worker_crashed"
 
@@ -138,6 +139,11 @@ class Failure:
         if self.kind is FailureKind.HTTP_STATUS:
             return self.status in _STATUSES_THAT_MAY_PASS
         return self.kind in _KINDS_THAT_MAY_PASS
+
+    def is_as_damaged_as(self, before: Failure) -> bool:
+        """Whether an image came damaged twice, with the same bytes: then it lies damaged where it comes from."""
+        is_damaged = self.kind is before.kind is FailureKind.TRUNCATED
+        return is_damaged and bool(self.sha256) and self.sha256 == before.sha256
 
     def for_sibling(self, image: int) -> Failure:
         """Why another image of the same document is not asked for, when this failure of an image has lost it.

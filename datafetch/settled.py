@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 from datafetch.entries import Ended, ImageEnd
 from datafetch.errors import ConservationError
 from datafetch.ledger import read_books, read_samples
-from datafetch.model import OK, Encoded, Failure, Holds, LedgerLine, Outcome, Payload, Record, Sample
+from datafetch.model import OK, Encoded, Failure, FailureKind, Holds, LedgerLine, Outcome, Payload, Record, Sample
 from datafetch.protocols import Dataset
 from datafetch.sinks import encode_row, read_frames
 from datafetch.spool import SpooledSample, SpoolReader
@@ -113,7 +113,7 @@ def settle_retry(output: Output, shard: str, wanted: Wanted) -> Iterator[Settled
             yield Settled(position, before, frame, has_row, () if kept is None else (*kept.images, kept.sample))
         else:
             assert kept is not None, "what is tried again was kept"
-            settled = _settle(output, _add_attempts(spooled, before, wanted.settled(kept, before)))
+            settled = _settle(output, _add_what_was(spooled, before, wanted.settled(kept, before)))
             # A row that nothing came to stays where it is.
             yield replace(settled, frame=frame) if has_row and not _is_better(settled.lines, before) else settled
     if not lines.is_empty or not failed.is_empty or not retried.is_empty or next(frames, None) is not None:
@@ -142,18 +142,24 @@ def _keep_for_retry(output: Output, spooled: SpooledSample, *, has_row: bool) ->
     return (spooled.sample,)
 
 
-def _add_attempts(
+def _add_what_was(
     spooled: SpooledSample, before: tuple[LedgerLine, ...], settled: tuple[ImageEnd, ...]
 ) -> SpooledSample:
-    """The sample with all requests that were ever made for its images."""
+    """The sample with what the ledger said of its images before: all requests ever made, and the same damage."""
     stayed = {end.line.image for end in settled}
     images = tuple(
-        end
-        if end.line.image in stayed
-        else replace(end, line=replace(end.line, attempts=min(_MOST_ATTEMPTS, end.line.attempts + line.attempts)))
+        end if end.line.image in stayed else replace(end, line=_tried_again(end.line, line))
         for end, line in zip(spooled.images, before, strict=True)
     )
     return SpooledSample(spooled.sample, images)
+
+
+def _tried_again(line: LedgerLine, before: LedgerLine) -> LedgerLine:
+    """What the ledger says of an image that was asked for once more, after what it said before."""
+    line = replace(line, attempts=min(_MOST_ATTEMPTS, line.attempts + before.attempts))
+    now, then = line.to_outcome(b""), before.to_outcome(b"")
+    is_corrupt = isinstance(now, Failure) and isinstance(then, Failure) and now.is_as_damaged_as(then)
+    return replace(line, outcome=FailureKind.CORRUPT.value) if is_corrupt else line
 
 
 def _is_better(lines: tuple[LedgerLine, ...], before: tuple[LedgerLine, ...]) -> bool:

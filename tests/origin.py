@@ -260,7 +260,7 @@ def _with_credentials(web: Web, wanted: Wanted) -> str:
 
 
 def _row(behaviour: Behaviour, url: Callable[[Web, Wanted], str]) -> Misbehaviour:
-    left_to_the_codec = behaviour.expected in {FailureKind.TRUNCATED, FailureKind.NOT_AN_IMAGE}
+    left_to_the_codec = behaviour.expected in {FailureKind.CORRUPT, FailureKind.NOT_AN_IMAGE}
     return Misbehaviour(
         url,
         None if left_to_the_codec else behaviour.expected,

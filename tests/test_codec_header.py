@@ -51,7 +51,7 @@ def with_directory_below(file: bytes, tag: int) -> bytes:
 def assert_refused(outcome: Outcome) -> None:
     """By our own rule, and not by Pillow."""
     assert isinstance(outcome, Failure)
-    assert outcome.kind is FailureKind.TRUNCATED
+    assert outcome.kind is FailureKind.CORRUPT
     assert outcome.detail == "the tags have more bytes of values than there are in the file"
 
 

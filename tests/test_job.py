@@ -165,7 +165,7 @@ def test_every_image_ends_in_one_outcome(tmp_path: Path, origin: Origin, picture
         ("moved", "ok", 1),
         ("missing", "http_status", 1),
         ("broken", "http_status", 3),
-        ("truncated", "truncated", 2),
+        ("truncated", "corrupt", 2),
         ("cut", "disconnected", 3),
         ("reset", "disconnected", 3),
         ("html", "not_an_image", 1),

@@ -19,6 +19,22 @@ def test_what_may_pass_is_a_property_of_the_kind(kind: FailureKind) -> None:
     assert Failure(kind).may_pass == (kind.value in MAY_PASS)
 
 
+@pytest.mark.parametrize(
+    ("before", "now", "is_so"),
+    [
+        (("truncated", "ab12"), ("truncated", "ab12"), True),
+        (("truncated", "ab12"), ("truncated", "cd34"), False),
+        (("truncated", ""), ("truncated", ""), False),
+        (("not_an_image", "ab12"), ("truncated", "ab12"), False),
+        (("too_many_pixels", "ab12"), ("too_many_pixels", "ab12"), False),
+    ],
+)
+def test_the_same_damage_twice_is_that_of_the_file(before: tuple[str, str], now: tuple[str, str], is_so: bool) -> None:
+    """The same bytes, and not merely damage again: another transfer may be cut at another place."""
+    first, second = (Failure(FailureKind(kind), sha256=sha256) for kind, sha256 in (before, now))
+    assert second.is_as_damaged_as(first) == is_so
+
+
 @pytest.mark.parametrize("status", range(201, 600))
 def test_of_the_statuses_only_the_servers_passing_ones_may_pass(status: int) -> None:
     """A refusal is final; overload, timeouts and server errors may pass."""

@@ -343,3 +343,20 @@ def test_equal_shards_that_make_no_sense_are_damaged(cut_job: Job, change: dict[
     path.write_bytes(orjson.dumps(orjson.loads(path.read_bytes()) | change))
     with pytest.raises(ConfigurationError, match=r"is damaged; --fresh starts over|must be from 1"):
         run(replace(cut_job, world_size=4))
+
+
+def test_what_came_damaged_twice_is_not_asked_for_a_third_time(
+    tmp_path: Path, own_origin: Origin, pictures: Pictures
+) -> None:
+    """The first run may have had bad luck; after the same bytes in a retry nobody is asked any more."""
+    jpegs = [name for name in pictures[1] if name.endswith(".jpg")]
+    urls = [own_origin.url("truncated" if number < 3 else "well", jpegs[number], number) for number in range(6)]
+    source = write_coyo_source(tmp_path / "source", urls)
+    out = str(tmp_path / "out")
+    job = Job("coyo", str(source.folder), out, str(source.ids), fetch=POLICY, processes=1, world_size=None)
+    assert run(job).totals.outcomes == {"ok": 3, "truncated": 3}
+    report = retry(out)
+    assert (report.retried, report.totals.outcomes) == (3, {"ok": 3, "corrupt": 3})
+    assert {line["outcome"] for line in read_ledger(job)} == {"ok", "corrupt"}
+    assert retry(out).retried == 0
+    assert retry(out, Wanted(frozenset({FailureKind.CORRUPT}))).retried == 3

@@ -12,12 +12,13 @@ import hashlib
 import re
 from io import BytesIO
 
-from PIL import Image, ImageFile, UnidentifiedImageError, features
+from PIL import Image, ImageFile, JpegImagePlugin, UnidentifiedImageError, features
 
 from datafetch.model import Encoded, Failure, FailureKind, Outcome
 from datafetch.transcode.correct import correct_pixels
 from datafetch.transcode.header import has_crowded_tags, tiff_tile_pixels, webp_canvas_pixels
 from datafetch.transcode.original import is_sound, may_stay
+from datafetch.transcode.png import lightened
 from datafetch.transcode.shrink import decode_smaller, shrink, shrunk_size_px
 from datafetch.transcode.spec import Encoding, ImageSpec, Pixels
 
@@ -30,6 +31,9 @@ _MAGIC_BYTES = re.compile(
     rb"|BM.{3}[\0-\x08](?:\0{4}|\0{0,3}\Z)|BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0",
     re.DOTALL,
 )
+_START_OF_JPEG = b"\xff\xd8\xff"
+# Of the plugins of BMP (from its header, once that is there), JPEG (from the start of its frame) and PNG.
+_FINAL_WORDS = re.compile(r"^Unsupported BMP |^cannot handle \d+-(?:bit|layer) |\bMAX_TEXT_(?:CHUNK|MEMORY)\b")
 _UNSAID = {"AssertionError": "the data is inconsistent", "MemoryError": "there was no memory for the image"}
 
 
@@ -54,14 +58,31 @@ def transcode(body: bytes, spec: ImageSpec) -> Outcome:
 
     Returns:
         ``Encoded`` with width × height in pixels and whether the body was kept as it is, or ``Failure`` of kind
-        NOT_AN_IMAGE, TRUNCATED, TOO_MANY_PIXELS, PLACEHOLDER, or, where there was no memory for the image,
+        NOT_AN_IMAGE, TRUNCATED, CORRUPT, TOO_MANY_PIXELS, PLACEHOLDER, or, where there was no memory for the image,
         WORKER_CRASHED. Both carry the body's sha256. Never raises for a bad body.
     """
     sha256 = hashlib.sha256(body).hexdigest()
     try:
         return _transcode(body, spec, sha256)
     except Exception as error:  # noqa: BLE001 - on hostile data Pillow raises anything; classify() names it
-        return classify(error, body, sha256)
+        return _without_ballast(body, spec, sha256) or classify(error, body, sha256)
+
+
+def _without_ballast(body: bytes, spec: ImageSpec, sha256: str) -> Outcome | None:
+    """What comes of a PNG without the texts and the profile for which Pillow refused it; None for anything else.
+
+    What is kept as received is for the trainer to open, and its Pillow refuses it as well.
+    """
+    light = None if spec.encode is Encoding.RECEIVED else lightened(body)
+    if light is None:
+        return None
+    try:
+        with _open(light.body, spec) as source:
+            if light.profile is not None:
+                source.info["icc_profile"] = light.profile
+            return _encoded(source, spec, sha256)
+    except Exception as error:  # noqa: BLE001 - as above
+        return classify(error, light.body, sha256)
 
 
 def _transcode(body: bytes, spec: ImageSpec, sha256: str) -> Encoded:
@@ -95,7 +116,7 @@ def _open(body: bytes, spec: ImageSpec) -> ImageFile.ImageFile:
     if (canvas := webp_canvas_pixels(body)) > spec.max_pixels:
         raise _too_many(f"a canvas of {canvas} pixels")
     if has_crowded_tags(body):
-        raise _RefusedError(FailureKind.TRUNCATED, "the tags have more bytes of values than there are in the file")
+        raise _RefusedError(FailureKind.CORRUPT, "the tags have more bytes of values than there are in the file")
     source = Image.open(BytesIO(body), formats=supported_formats())
     width_px, height_px = source.size
     if width_px * height_px > spec.max_pixels:
@@ -170,10 +191,29 @@ def classify(error: Exception, body: bytes, sha256: str) -> Failure:
         case OSError() if _is_unknown(error, body):
             # Pillow's own message quotes the buffer's memory address; the same outcome must read the same.
             return Failure(FailureKind.NOT_AN_IMAGE, "no format on the allow-list", sha256=sha256)
+        case _ if says := _final_words(error, body):
+            return Failure(FailureKind.CORRUPT, says, sha256=sha256)
         case UnidentifiedImageError():
             return Failure(FailureKind.TRUNCATED, "the header is cut off or corrupt", sha256=sha256)
         case _:
             kind = FailureKind.TRUNCATED
+    return Failure(kind, _describe(error), sha256=sha256)
+
+
+def _final_words(error: Exception, body: bytes) -> str:
+    """Why a body will never do: what it has whole is a variant that Pillow does not read, or over a limit of Pillow's.
+
+    Everything else may be for want of what was not received. Empty where that can't be ruled out.
+    """
+    if isinstance(error, UnidentifiedImageError) and body.startswith(_START_OF_JPEG):
+        try:  # Image.open keeps to itself why it refused
+            JpegImagePlugin.JpegImageFile(BytesIO(body))
+        except Exception as reason:  # noqa: BLE001 - as in transcode()
+            error = reason
+    return _describe(error) if _FINAL_WORDS.search(str(error)) else ""
+
+
+def _describe(error: Exception) -> str:
     said = str(error) or _UNSAID.get(type(error).__name__, "no reason is given")
     text = f"{type(error).__name__}: {said}".encode("utf-8", "replace").decode()
-    return Failure(kind, " ".join(text.split())[:_MAX_DETAIL_CHARS], sha256=sha256)
+    return " ".join(text.split())[:_MAX_DETAIL_CHARS]

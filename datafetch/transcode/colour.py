@@ -12,7 +12,8 @@ from io import BytesIO
 
 from PIL import Image, ImageChops, ImageCms, features
 
-_MAX_PROFILE_BYTES = 4 * 1024 * 1024  # the largest in common use, for CMYK in print, have 2.7 MB
+MAX_PROFILE_BYTES = 4 * 1024 * 1024
+"""Larger profiles are ignored; the largest in common use, for CMYK in print, have 2.7 MB."""
 _CACHED_PROFILES = 16  # a crawl has a few that return and many that don't; so they hold at most 64 MiB, and tables
 _SPACES = {"L": b"GRAY", "RGB": b"RGB ", "CMYK": b"CMYK"}
 _SPACE = slice(16, 20)  # where a profile names its own
@@ -40,7 +41,7 @@ def to_srgb(image: Image.Image, profile: object) -> Image.Image:
 
 
 def _transform_of(mode: str, profile: object) -> ImageCms.ImageCmsTransform | None:
-    if not isinstance(profile, bytes) or not 0 < len(profile) <= _MAX_PROFILE_BYTES:
+    if not isinstance(profile, bytes) or not 0 < len(profile) <= MAX_PROFILE_BYTES:
         return None
     return _transform(profile, mode)
 

@@ -337,7 +337,7 @@ _WELL: Mapping[str, Behaviour] = {
     "stale_reset": Behaviour(_stale_reset),
 }
 _FOR_THE_CODEC_TO_FIND: Mapping[str, Behaviour] = {
-    "truncated": Behaviour(_truncated, FailureKind.TRUNCATED, delivers=_most),
+    "truncated": Behaviour(_truncated, FailureKind.CORRUPT, delivers=_most),
     "html": Behaviour(_html, FailureKind.NOT_AN_IMAGE, delivers=_html_page),
 }
 _DISCONNECTED: Mapping[str, Answer] = {

@@ -88,6 +88,21 @@ def test_fast_is_close_to_exact(picture: Picture, least_db: float, ratios: tuple
     assert least_db <= psnr_db(exact, fast) < float("inf")
 
 
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+@pytest.mark.parametrize("ratios", RATIOS)
+def test_colours_are_as_close_as_greys(ratios: tuple[float, float], subsampling: str) -> None:
+    """However they are halved: in one direction alone, libjpeg would leave half of those that it leaves otherwise."""
+    size_px = (int(LIMIT_PX * ratios[0]), int(LIMIT_PX * ratios[1]))
+    # Broad enough to outlive the halving, and close enough to each other to need all that is left of it.
+    hues = [photograph((-(-size_px[0] // 3), -(-size_px[1] // 3))).getchannel(channel) for channel in range(3)]
+    grey, *colours = [hue.resize(size_px, Image.Resampling.BICUBIC) for hue in hues]
+    picture = Image.merge("YCbCr", [grey, *colours]).convert("RGB")
+    body = saved(picture, "JPEG", quality=85, subsampling=subsampling)
+    exact = shown(body, ImageSpec(short_side_px=LIMIT_PX, resize=Resize.EXACT))
+    fast = shown(body, ImageSpec(short_side_px=LIMIT_PX, resize=Resize.FAST))
+    assert psnr_db(exact, fast) >= 44
+
+
 @pytest.mark.parametrize("turn", range(1, 9))
 def test_fast_and_turned(turn: int) -> None:
     """Which pixels are decoded does not depend on which way up they are shown."""

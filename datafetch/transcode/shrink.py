@@ -19,6 +19,9 @@ Box: TypeAlias = tuple[float, float, float, float]
 # Less, and lettering suffers: it keeps 23 dB of the exact way at 1, and 30 dB here; more, and images of 1,080 lines are
 # no longer decoded at a half when 336 are asked for (docs/fidelity.md).
 _PIXELS_LEFT_TO_SHRINK = 1.6
+# Where colours are halved in one direction alone (4:2:2, 4:4:0), libjpeg decodes them at half the scale of the grey in
+# that direction, and they need as many pixels left; in 4:2:0 and 4:4:4 it decodes them at the same.
+_MORE_FOR_UNEVEN_COLOURS = 2
 
 
 def shrunk_size_px(size_px: Size, short_side_px: int | None) -> Size:
@@ -40,6 +43,8 @@ def shrunk_size_px(size_px: Size, short_side_px: int | None) -> Size:
 def decode_smaller(source: ImageFile.ImageFile, size_px: Size) -> Box | None:
     """Have a JPEG decoded at 1/2, 1/4 or 1/8, as far as it keeps 1.6 times the pixels a side that are asked for.
 
+    In 4:2:2 and 4:4:0 it keeps 3.2 times as many.
+
     Args:
         source: Opened, and not loaded yet.
         size_px: What it will be shrunk to.
@@ -49,10 +54,16 @@ def decode_smaller(source: ImageFile.ImageFile, size_px: Size) -> Box | None:
     """
     if not isinstance(source, JpegImagePlugin.JpegImageFile) or source.size == size_px:
         return None
-    least_px = (math.ceil(size_px[0] * _PIXELS_LEFT_TO_SHRINK), math.ceil(size_px[1] * _PIXELS_LEFT_TO_SHRINK))
-    drafted = source.draft(None, least_px)
+    left = _PIXELS_LEFT_TO_SHRINK * (_MORE_FOR_UNEVEN_COLOURS if _has_uneven_colours(source) else 1)
+    drafted = source.draft(None, (math.ceil(size_px[0] * left), math.ceil(size_px[1] * left)))
     # The box ends within the last pixels where the size is no multiple of 2, 4 or 8.
     return drafted[1] if drafted else None
+
+
+def _has_uneven_colours(source: JpegImagePlugin.JpegImageFile) -> bool:
+    """Whether the components of a JPEG have fewer samples than the first in one direction, but not in the other."""
+    _, width, height, _ = source.layer[0]
+    return any(width * high != height * wide for _, wide, high, _ in source.layer)
 
 
 def shrink(image: Image.Image, size_px: Size, box: Box | None = None) -> Image.Image:

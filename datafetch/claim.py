@@ -34,6 +34,8 @@ Identity: TypeAlias = dict[str, Any]
 FORMAT = 1  # of job.json
 _EQUAL_SHARD = re.compile(r"part-\d{5,}\.(pkl|count)")
 _ASKED = "asked"  # in job.json beside the identity: what was asked for, for ``retry`` to ask the same way
+# Also what was part of the identity in earlier versions, though it only permits what would not be taken otherwise.
+_NO_IDENTITY = frozenset({_ASKED, "max_pixels", "insecure", "opt_out"})
 
 
 @asynccontextmanager
@@ -103,7 +105,7 @@ def read_identity(state: State) -> Identity:
     Raises:
         ConfigurationError: The file is not of this version; nothing beside it is touched.
     """
-    return {name: value for name, value in _read(state).items() if name != _ASKED}
+    return {name: value for name, value in _read(state).items() if name not in _NO_IDENTITY}
 
 
 def read_asked(state: State) -> dict[str, Any]:

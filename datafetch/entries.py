@@ -171,4 +171,4 @@ def _decode(payload: bytes) -> Ended:
     fields = orjson.loads(payload[_KIND_AND_HEAD_LENGTH.size : behind])
     if kind == _SAMPLE:
         return Sample(fields["position"], fields["key"], tuple(fields["urls"]), fields["row"])
-    return ImageEnd(LedgerLine(**fields), payload[behind:])
+    return ImageEnd(LedgerLine.from_fields(fields), payload[behind:])

@@ -20,7 +20,7 @@ from datafetch.protocols import Dataset, Manifest
 from datafetch.ranks import GROUP_OF, SHUFFLE_OF, Ranks
 from datafetch.rearrange import Plan
 from datafetch.state import State
-from datafetch.transcode import Encoding, ImageSpec, Resize
+from datafetch.transcode import DEFAULT_MAX_PIXELS, Encoding, ImageSpec, Resize
 
 GIB = 1024**3
 _INT64_END = 2**63
@@ -82,7 +82,10 @@ class Job:
 
 
 def identify(job: Job, manifest: Manifest, spec: ImageSpec) -> Identity:
-    """What decides the rows. Where the source lies does not, nor how fast the web is asked."""
+    """What decides the rows. Where the source lies does not, nor how fast the web is asked.
+
+    Nor does what is only permitted: it can bring more rows, and no others in their place. The ledger has it by image.
+    """
     identity = {
         "format": FORMAT,
         "dataset": job.dataset,
@@ -95,15 +98,10 @@ def identify(job: Job, manifest: Manifest, spec: ImageSpec) -> Identity:
         "resize": _resize(spec),
         "encode": spec.encode,
         "payload": job.payload,
-        "max_pixels": spec.max_pixels,
         **manifest.facts(),
     }
     if spec.least_pixels > 1:
         identity["least_pixels"] = spec.least_pixels
-    if job.fetch.insecure:
-        identity["insecure"] = True
-    if job.fetch.opt_out == OptOut.IGNORE:
-        identity["opt_out"] = OptOut.IGNORE.value
     return identity
 
 
@@ -142,7 +140,9 @@ def _sha256(path: Path) -> str:
 
 def hash_of(identity: Identity) -> str:
     """What tells the spools of one job from another's."""
-    return hashlib.sha256(orjson.dumps(identity, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
+    # The limit of pixels was part of the identity once: this finds the spools that such a run has left.
+    facts = {**identity, "max_pixels": DEFAULT_MAX_PIXELS}
+    return hashlib.sha256(orjson.dumps(facts, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
 
 
 def equal_plan(job: Job, loader: Loader) -> Plan | None:

@@ -43,6 +43,7 @@ SCHEMA = pa.schema(
         ("sha256", pa.string()),
         ("fetch_ms", pa.float32()),
         ("detail", pa.string()),
+        ("permitted", pa.list_(pa.string())),
     ]
 )
 _LINE_COLUMNS = SCHEMA.names[1:]
@@ -177,7 +178,7 @@ def read_samples(path: Path) -> Iterator[tuple[LedgerLine, ...]]:
     """The lines of each sample that has any, in the order of samples and images."""
     with pq.ParquetFile(path) as file:
         lines = (
-            LedgerLine(**line)
+            LedgerLine.from_fields(line)
             for batch in file.iter_batches(_LINES_AT_ONCE, columns=_LINE_COLUMNS)
             for line in batch.to_pylist()
         )

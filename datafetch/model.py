@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 Row: TypeAlias = Mapping[str, object]
 """What is written for one sample, or a sample's metadata: names to JSON-like values."""
@@ -41,6 +41,24 @@ class FailureKind(StrEnum):
     PLACEHOLDER = "placeholder"
     WORKER_CRASHED = "worker_crashed"
 
+
+class Permission(StrEnum):
+    """What an operator may permit of one image, and is not taken otherwise. Ledgers use these very strings."""
+
+    INSECURE = "insecure"
+    """The server's TLS, or its certificate, would have been refused."""
+    OPT_OUT = "opt-out"
+    """The response forbids the use of its image."""
+    ALLOW_NET = "allow-net"
+    """It came from an address that is not public, or a redirect to it did."""
+    MAX_BODY = "max-body"
+    """The body is larger than is taken by default."""
+    MAX_PIXELS = "max-pixels"
+    """The image has more pixels than are taken by default."""
+
+
+Permissions: TypeAlias = tuple[Permission, ...]
+"""Each at most once, in alphabetical order."""
 
 OK = "ok"
 """The outcome of an image that arrived, as ledgers and reports spell it."""
@@ -123,6 +141,7 @@ class Failure:
         final_url: Where redirects ended, where a response arrived.
         fetch_ms: Wall-clock milliseconds of the last attempt, without queueing.
         sha256: Of the body, hex, where one arrived whole.
+        permitted: What was taken by the operator's permission alone, as far as the image came.
     """
 
     kind: FailureKind
@@ -132,6 +151,7 @@ class Failure:
     final_url: str = ""
     fetch_ms: float = 0.0
     sha256: str = ""
+    permitted: Permissions = ()
 
     @property
     def may_pass(self) -> bool:
@@ -166,12 +186,14 @@ class Body:
         final_url: Where redirects ended.
         attempts: Requests made for it, at least 1.
         fetch_ms: Wall-clock milliseconds of the attempt that succeeded, without queueing.
+        permitted: What was taken by the operator's permission alone.
     """
 
     content: bytes
     final_url: str = ""
     attempts: int = 1
     fetch_ms: float = 0.0
+    permitted: Permissions = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +207,7 @@ class Encoded:
         source_format: Format as received, in Pillow's names (``JPEG``, ``WEBP`` …).
         sha256: Of the body it came from, hex.
         is_original: Whether the file is the body itself, byte for byte.
+        permitted: What was taken by the operator's permission alone.
     """
 
     jpeg: bytes
@@ -193,6 +216,7 @@ class Encoded:
     source_format: str
     sha256: str = ""
     is_original: bool = False
+    permitted: Permissions = ()
 
 
 Outcome: TypeAlias = Encoded | Failure
@@ -261,6 +285,13 @@ class LedgerLine:
     sha256: str
     fetch_ms: float
     detail: str
+    permitted: Permissions = ()
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> LedgerLine:
+        """The line as a ledger or a spool has it; those of earlier versions say nothing of permissions."""
+        permitted = tuple(map(Permission, fields.get("permitted") or ()))
+        return cls(**{**fields, "permitted": permitted})
 
     @classmethod
     def of(cls, sample: Sample, image: int, fetched: Fetched, outcome: Outcome) -> LedgerLine:
@@ -290,6 +321,7 @@ class LedgerLine:
             sha256=outcome.sha256,
             fetch_ms=fetched.fetch_ms,
             detail=_detail(outcome),
+            permitted=tuple(sorted({*fetched.permitted, *outcome.permitted})),
         )
 
     @property
@@ -301,7 +333,8 @@ class LedgerLine:
         """The outcome that this line tells of, given the JPEG kept beside it (empty for a failure)."""
         if self.outcome == OK:
             is_original = self.detail == KEPT_AS_RECEIVED
-            return Encoded(jpeg, self.width or 0, self.height or 0, self.format, self.sha256, is_original)
+            size_px = self.width or 0, self.height or 0
+            return Encoded(jpeg, *size_px, self.format, self.sha256, is_original, self.permitted)
         return Failure(
             FailureKind(self.outcome),
             self.detail,
@@ -310,6 +343,7 @@ class LedgerLine:
             self.final_url,
             self.fetch_ms,
             self.sha256,
+            self.permitted,
         )
 
 

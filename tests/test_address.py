@@ -79,3 +79,19 @@ def test_a_named_network_is_permitted_in_every_form(address: str) -> None:
 def test_a_named_network_opens_nothing_else(address: str) -> None:
     """Allowing one private block leaves the others shut."""
     assert AddressGuard([ip_network("10.9.0.0/16")]).permits(address) == (address == "11.0.0.1")
+
+
+@pytest.mark.parametrize(
+    ("address", "is_exception"),
+    [
+        ("10.9.1.1", True),
+        ("::ffff:10.9.1.1", True),
+        ("10.1.1.1", False),
+        ("8.8.8.8", False),
+        ("9.9.9.9", False),
+        ("not an address", False),
+    ],
+)
+def test_an_exception_is_what_only_the_operator_permits(address: str, is_exception: bool) -> None:
+    """What is public anyway needs nobody's permission, and what is not permitted is none."""
+    assert AddressGuard([ip_network("10.9.0.0/16"), ip_network("9.0.0.0/8")]).is_exception(address) == is_exception

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -23,6 +24,7 @@ from datafetch.cli.options import RunOptions, parse_bytes
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
 from datafetch.fetch import FetchPolicy, OptOut
+from datafetch.job import Job
 from datafetch.pipeline import WORKERS_PER_CONNECTION
 from datafetch.transcode import Encoding, ImageSpec, Pixels, Resize
 
@@ -449,3 +451,25 @@ def test_each_option_about_fetching_reaches_the_policy() -> None:
         insecure=True,
         trust_env=True,
     )
+
+
+def test_what_is_permitted_reaches_a_retry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``retry OUT --kinds tls --insecure``, and its like: the job of the run before with that, and else as it was."""
+    before = Job("coyo", "source", "out", fetch=FetchPolicy(retries=7), image=ImageSpec(short_side_px=336))
+    changed: list[Job] = []
+
+    def look(*_: object, change: Callable[[Job], Job], **__: object) -> NoReturn:
+        changed.append(change(before))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("datafetch.cli.commands.retry.retry_run", look)
+    options = ["--insecure", "--opt-out", "ignore", "--allow-net", "10.0.0.0/8", "--max-body", "1G"]
+    assert main(["retry", "out", "--kinds", "tls", *options, "--max-pixels", "200000000"]) == 130
+    assert main(["retry", "out"]) == 130
+    policy = FetchPolicy(
+        retries=7, insecure=True, opt_out=OptOut.IGNORE, allow_net=("10.0.0.0/8",), max_body_bytes=1 << 30
+    )
+    assert changed == [
+        replace(before, fetch=policy, image=ImageSpec(short_side_px=336, max_pixels=200_000_000)),
+        before,
+    ]

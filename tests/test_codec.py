@@ -14,7 +14,7 @@ from PIL import Image
 
 from datafetch.demo.pictures import paint
 from datafetch.errors import ConfigurationError
-from datafetch.model import Encoded, Failure, FailureKind
+from datafetch.model import Encoded, Failure, FailureKind, Permission
 from datafetch.transcode.codec import classify, transcode
 from datafetch.transcode.spec import Encoding, ImageSpec, Pixels, Resize
 
@@ -248,3 +248,12 @@ def test_an_error_without_words_is_told_in_words(error: Exception, kind: Failure
     assert failure.kind is kind
     assert failure.detail.startswith(f"{type(error).__name__}: ")
     assert len(failure.detail.split(": ")[1].split()) > 2
+
+
+def test_an_image_that_takes_the_permission_for_its_pixels_says_so() -> None:
+    """More than are taken by default: it is noted; what would be taken anyway is not, whatever is permitted."""
+    large, small = (saved(Image.new("L", (9_500, side_px)), "JPEG") for side_px in (9_500, 95))
+    assert isinstance(transcode(large, ImageSpec(encode=Encoding.ORIGINAL)), Failure)
+    spec = ImageSpec(encode=Encoding.ORIGINAL, max_pixels=100_000_000)
+    permitted = [outcome.permitted for outcome in (transcode(large, spec), transcode(small, spec))]
+    assert permitted == [(Permission.MAX_PIXELS,), ()]

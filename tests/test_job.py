@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import hashlib
 import pickle
 from collections import Counter
 from dataclasses import replace
@@ -27,6 +28,7 @@ from datafetch.demo.pictures import paint
 from datafetch.errors import ConfigurationError, ManifestError, ResourceError
 from datafetch.fetch import BodyBudget, Fetcher, FetchPolicy, OptOut
 from datafetch.job import hash_of
+from datafetch.ledger import read_samples
 from datafetch.pipeline import Statistics
 from datafetch.report import EqualShards
 from datafetch.spool import write_spool
@@ -258,8 +260,6 @@ def test_the_image_is_what_the_job_says(job: Job) -> None:
         ({"image": replace(VILA, resize=Resize.FAST)}, "resize: exact, now fast"),
         ({"image": replace(VILA, encode=Encoding.ORIGINAL)}, "encode: recipe, now original"),
         ({"payload": Payload.BYTES}, "payload: base64, now bytes"),
-        ({"fetch": replace(POLICY, insecure=True)}, "insecure: None, now True"),
-        ({"fetch": replace(POLICY, opt_out=OptOut.IGNORE)}, "opt_out: None, now ignore"),
     ],
 )
 def test_another_job_on_the_same_output_is_refused(job: Job, change: dict[str, Any], message: str) -> None:
@@ -285,14 +285,53 @@ def test_to_say_what_holds_anyway_is_the_same_job(job: Job, first: ImageSpec, ag
     assert run(replace(job, image=again)).requests == 0
 
 
-@pytest.mark.parametrize("lax", [{"insecure": True}, {"opt_out": OptOut.IGNORE}])
-def test_what_was_taken_unverified_or_in_spite_of_an_opt_out_stays_recorded(job: Job, lax: dict[str, Any]) -> None:
-    """The job says so, and a stricter run does not go on with it as if nothing had been."""
-    run(replace(job, fetch=replace(POLICY, **lax)))
-    state = Path(f"{job.out}.datafetch")
-    assert set(lax) <= set(orjson.loads((state / "job.json").read_bytes()))
-    with pytest.raises(ConfigurationError, match=", now None"):
-        run(job)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"fetch": replace(POLICY, insecure=True)},
+        {"fetch": replace(POLICY, opt_out=OptOut.IGNORE)},
+        {"fetch": replace(POLICY, allow_net=("127.0.0.0/8", "10.0.0.0/8"))},
+        {"fetch": replace(POLICY, max_body_bytes=1 << 30)},
+        {"image": replace(VILA, max_pixels=200_000_000)},
+    ],
+    ids=["insecure", "opt-out", "allow-net", "max-body", "max-pixels"],
+)
+def test_what_is_only_permitted_may_change_from_run_to_run(job: Job, change: dict[str, Any]) -> None:
+    """It can bring more rows and no others, so a run goes on with it, and without it again."""
+    run(job)
+    before = files_of(job)
+    for again in (replace(job, **change), job):
+        assert run(again).requests == 0
+    assert files_of(job) == before
+
+
+def test_a_job_of_an_earlier_version_goes_on(job: Job) -> None:
+    """Its identity had what is only permitted as well, and its ledgers and spools say nothing of it."""
+    first = run(job)
+    before = files_of(job)
+    state = State(Path(job.out))
+    identity = orjson.loads(state.job.read_bytes())
+    state.job.write_bytes(orjson.dumps({**identity, "max_pixels": 1, "insecure": True, "opt_out": "ignore"}))
+    for path in state.ledgers.iterdir():
+        books = {
+            name: value for name, value in pq.read_metadata(path).metadata.items() if name.startswith(b"datafetch")
+        }
+        table = pq.read_table(path).drop_columns(["permitted"])
+        pq.write_table(table.replace_schema_metadata(books), path)
+    assert run(job).totals == first.totals
+    assert files_of(job) == before
+    assert {line.permitted for path in state.ledgers.iterdir() for lines in read_samples(path) for line in lines} == {
+        ()
+    }
+
+
+def test_permissions_are_no_part_of_where_spools_lie(job: Job) -> None:
+    """What an interrupted run has fetched is found again by one with more permissions, and by the same version's."""
+    run(job)
+    identity = read_identity(State(Path(job.out)))
+    earlier = {**identity, "max_pixels": 89_478_485}
+    as_it_was = hashlib.sha256(orjson.dumps(earlier, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
+    assert hash_of(identity) == as_it_was
 
 
 def test_another_manifest_on_the_same_output_is_refused(tmp_path: Path, job: Job, urls: list[str]) -> None:

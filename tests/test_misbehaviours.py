@@ -15,7 +15,7 @@ from conftest import LOOPBACK
 from origin import MISBEHAVIOURS, Misbehaviour, Wanted, Web
 
 from datafetch.fetch import Fetcher, FetchPolicy, OptOut
-from datafetch.model import Body, Failure, Fetched
+from datafetch.model import Body, Failure, Fetched, Permission
 
 # Well above what a busy machine takes for an answer that does come.
 POLICY = FetchPolicy(
@@ -161,10 +161,14 @@ async def test_insecure_takes_any_certificate(web: Web, wanted: Wanted, certific
     async with Fetcher(FetchPolicy(allow_net=LOOPBACK, insecure=True)) as fetch:
         fetched = await fetch(web.origin.url("well", wanted.picture, wanted.query, listener=certificate))
     assert isinstance(fetched, Body), fetched
+    assert fetched.permitted == (Permission.ALLOW_NET, Permission.INSECURE)
 
 
 async def test_an_opt_out_can_be_ignored(web: Web, wanted: Wanted) -> None:
     """Who has another agreement with the sites gets the image."""
     async with Fetcher(FetchPolicy(allow_net=LOOPBACK, opt_out=OptOut.IGNORE)) as fetch:
         fetched = await fetch(web.origin.url("noai", wanted.picture, wanted.query))
+        other = await fetch(web.origin.url("well", wanted.picture, wanted.query))
     assert isinstance(fetched, Body), fetched
+    assert fetched.permitted == (Permission.ALLOW_NET, Permission.OPT_OUT)
+    assert other.permitted == (Permission.ALLOW_NET,)

@@ -20,7 +20,8 @@ from nameserver import NameServer
 
 from datafetch.demo.origin import Origin
 from datafetch.fetch import BodyBudget, Fetcher, FetchPolicy, OptOut
-from datafetch.model import Body, Failure, FailureKind
+from datafetch.fetch.policy import DEFAULT_MAX_BODY_BYTES
+from datafetch.model import Body, Failure, FailureKind, Permission
 
 QUICK = FetchPolicy(allow_net=LOOPBACK, timeout_s=10.0, backoff_s=0.01, retries=0, max_body_bytes=1 << 20)
 OK_HEAD = b"HTTP/1.1 200 OK\r\n"
@@ -114,6 +115,21 @@ async def test_certificates_are_verified_unless_told_otherwise(authority: trustm
     assert isinstance(refused, Failure)
     assert refused.kind is FailureKind.TLS
     assert isinstance(taken, Body)
+
+
+async def test_a_body_that_takes_the_permission_for_its_size_says_so() -> None:
+    """More than is taken by default: it is noted; a smaller one is not, whatever is permitted."""
+    length = DEFAULT_MAX_BODY_BYTES + 1
+
+    async def answer(_: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(_whole(bytes(length)))
+
+    async with _server(answer) as port, Fetcher(replace(QUICK, max_body_bytes=2 * length, timeout_s=30)) as fetch:
+        large = await fetch(f"http://127.0.0.1:{port}/")
+        length -= 1
+        small = await fetch(f"http://127.0.0.1:{port}/")
+    assert large.permitted == (Permission.ALLOW_NET, Permission.MAX_BODY), large
+    assert small.permitted == (Permission.ALLOW_NET,), small
 
 
 async def test_credentials_stay_with_their_host() -> None:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -16,9 +17,10 @@ from datafetch.claim import read_identity
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
 from datafetch.errors import ConfigurationError
-from datafetch.fetch import FetchPolicy
+from datafetch.fetch import FetchPolicy, OptOut
 from datafetch.job import hash_of
 from datafetch.ledger import read_books
+from datafetch.model import Permission
 from datafetch.spool import write_spool
 from datafetch.state import State
 
@@ -360,3 +362,41 @@ def test_what_came_damaged_twice_is_not_asked_for_a_third_time(
     assert {line["outcome"] for line in read_ledger(job)} == {"ok", "corrupt"}
     assert retry(out).retried == 0
     assert retry(out, Wanted(frozenset({FailureKind.CORRUPT}))).retried == 3
+
+
+@pytest.fixture
+def served(own_origin: Origin, pictures: Pictures) -> tuple[Origin, list[str]]:
+    """A server, and what it has."""
+    return own_origin, pictures[1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "permission"),
+    [
+        (FailureKind.OPTED_OUT, {"opt_out": OptOut.IGNORE}, Permission.OPT_OUT),
+        (FailureKind.BLOCKED_ADDRESS, {"allow_net": LOOPBACK}, Permission.ALLOW_NET),
+        (FailureKind.TOO_LARGE, {"max_body_bytes": 1 << 30}, Permission.ALLOW_NET),
+    ],
+)
+def test_what_was_refused_can_be_permitted_later(
+    tmp_path: Path,
+    served: tuple[Origin, list[str]],
+    kind: FailureKind,
+    change: dict[str, Any],
+    permission: Permission,
+) -> None:
+    """Nothing that failed is lost for good; and the ledger says of each image what it took to have it."""
+    own_origin, names = served
+    behaviour = "noai" if kind is FailureKind.OPTED_OUT else "well"
+    urls = [own_origin.url("missing" if number == 3 else behaviour, names[number], number) for number in range(4)]
+    source = write_coyo_source(tmp_path / "source", urls)
+    strict = replace(POLICY, max_body_bytes=10) if kind is FailureKind.TOO_LARGE else POLICY
+    strict = replace(strict, allow_net=()) if kind is FailureKind.BLOCKED_ADDRESS else strict
+    out = str(tmp_path / "out")
+    job = Job("coyo", str(source.folder), out, str(source.ids), fetch=strict, processes=1, world_size=None)
+    assert run(job).totals.ok == 0
+    assert {line["outcome"] for line in read_ledger(job)} <= {kind, "http_status"}
+    report = retry(out, Wanted(frozenset({kind})), change=lambda job: replace(job, fetch=replace(job.fetch, **change)))
+    assert report.totals.ok == 3
+    for line in read_ledger(job):
+        assert line["outcome"] != "ok" or line["permitted"] == sorted({Permission.ALLOW_NET, permission})

@@ -2,10 +2,10 @@
 
 import pytest
 
-from datafetch.model import Encoded, Failure, FailureKind
+from datafetch.model import Encoded, Failure, FailureKind, Permission
 from datafetch.transcode.wire import Arrival, Request, decode_reply, decode_request, encode_reply, encode_request
 
-ENCODED = Encoded(b"jpeg", 4, 3, "PNG", "ab12", is_original=True)
+ENCODED = Encoded(b"jpeg", 4, 3, "PNG", "ab12", is_original=True, permitted=(Permission.MAX_PIXELS,))
 FAILURE = Failure(FailureKind.TRUNCATED, "it ends early", sha256="cd34")
 
 
@@ -39,7 +39,9 @@ def test_a_reply_arrives(is_last: bool) -> None:
         b'["0", [], true]',
         b"[0, [7], true]",
         b'[0, [["no_such_kind", "", ""]], true]',
-        b'[0, [[4, 3, "PNG", "ab12", false, "4"]], true]',
+        b'[0, [[4, 3, "PNG", "ab12", false, "4", []]], true]',
+        b'[0, [[4, 3, "PNG", "ab12", false, 4, ["everything"]]], true]',
+        b'[0, [[4, 3, "PNG", "ab12", false, 4, [[]]]], true]',
         b"[" * 10_000,
     ],
 )

@@ -117,7 +117,11 @@ class RunOptions:
         str, typer.Option(metavar="TEXT", help="A contact, added to the User-Agent.", show_default="none")
     ] = ""
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="Take TLS certificates unverified; recorded in the job.")
+        bool,
+        typer.Option(
+            "--insecure",
+            help="Also take images from servers with invalid certificates or outdated TLS; the ledger says which.",
+        ),
     ] = False
     trust_env: Annotated[
         bool, typer.Option("--trust-env", help="Go through the proxies that the environment names.")
@@ -224,7 +228,8 @@ class ChoiceOptions:
         return Choices(**{option.name: getattr(self, option.name) for option in fields(self)})
 
 
-# What a retry may be asked to do otherwise than the run before it: options whose values don't decide the rows,
+# What a retry may be asked to do otherwise than the run before it: options whose values don't decide the rows, or only
+# permit what was refused,
 # each with the field of the job that it becomes.
 _POLICY_FIELDS = {
     "connections": "connections",
@@ -233,12 +238,14 @@ _POLICY_FIELDS = {
     "retries": "retries",
     "max_body": "max_body_bytes",
     "allow_net": "allow_net",
+    "opt_out": "opt_out",
+    "insecure": "insecure",
     "nameserver": "nameservers",
     "user_agent": "contact",
     "trust_env": "trust_env",
 }
 _JOB_FIELDS = {"processes": "processes", "memory": "memory_bytes", "scratch": "scratch"}
-_SPEC_FIELDS = {"decode_timeout": "decode_timeout_s"}
+_SPEC_FIELDS = {"decode_timeout": "decode_timeout_s", "max_pixels": "max_pixels"}
 _SAID_ALWAYS = ("json", "min_success")
 
 

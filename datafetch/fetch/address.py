@@ -42,12 +42,14 @@ class AddressGuard:
 
     Attributes:
         permits: Whether a literal IPv4 or IPv6 address may be connected to.
+        is_exception: Whether it may only because the operator named it.
     """
 
     def __init__(self, allowed: Sequence[IPv4Network | IPv6Network]) -> None:
         self._allowed = tuple(allowed)
         # Parsing an address takes 20 µs, and each is judged more than once: literals twice a hop, names by each answer.
         self.permits = lru_cache(maxsize=_REMEMBERED)(self._judge)
+        self.is_exception = lru_cache(maxsize=_REMEMBERED)(self._needs_permission)
 
     def _judge(self, address: str) -> bool:
         try:
@@ -70,8 +72,14 @@ class AddressGuard:
         if not self.permits(address):
             raise BlockedAddressError(address)
 
+    def _needs_permission(self, address: str) -> bool:
+        return bool(self._allowed) and self.permits(address) and not _PUBLIC_ALONE.permits(address)
+
     def _is_allowed(self, address: IPv4Address | IPv6Address) -> bool:
         return any(address in network for network in self._allowed)
+
+
+_PUBLIC_ALONE = AddressGuard(())
 
 
 def _is_public(address: IPv4Address | IPv6Address) -> bool:

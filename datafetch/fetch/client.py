@@ -17,6 +17,7 @@ from datafetch.fetch.connection import Connection, Endpoint
 from datafetch.fetch.connections import Connections
 from datafetch.fetch.policy import FetchPolicy
 from datafetch.fetch.requests import RequestWriter
+from datafetch.model import Permission
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,7 @@ class Response:
         headers: Theirs.
         content_length: Bytes that the body will have, where that is said.
         body: Its bytes as they arrive.
+        permitted: What the connection was made by the operator's permission alone for.
     """
 
     url: URL
@@ -36,6 +38,7 @@ class Response:
     headers: CIMultiDictProxy[str]
     content_length: int | None
     body: StreamReader
+    permitted: frozenset[Permission]
 
 
 class Client:
@@ -92,6 +95,7 @@ class Client:
             head.headers,
             head.content_length,
             protocol.body,
+            connection.permitted,
         )
 
 

@@ -24,6 +24,7 @@ from datafetch.fetch.response_parser import (
     ResponseHead,
     ResponseParser,
 )
+from datafetch.model import Permission
 
 _READ_BUFFER_BYTES = 128 * 1024  # reading pauses at twice that: after most photographs, and before a thousand add up
 
@@ -229,11 +230,12 @@ class Endpoint:
 
 @dataclass(slots=True, eq=False)
 class Connection:
-    """A connection, and what takes in its responses."""
+    """A connection, what takes in its responses, and which permissions it took to make it."""
 
     endpoint: Endpoint
     transport: asyncio.Transport
     protocol: ResponseProtocol
+    permitted: frozenset[Permission] = frozenset()
 
     def drop(self) -> None:
         """End it at once. Closed politely, a TLS connection is read on for 30 s by uvloop (MagicStack/uvloop#471)."""

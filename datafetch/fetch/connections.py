@@ -25,7 +25,7 @@ from datafetch.fetch.proxies import Proxies
 from datafetch.fetch.requests import connect_request
 from datafetch.fetch.resolver import Resolver
 from datafetch.fetch.response_parser import ProtocolError
-from datafetch.model import HTTP_OK
+from datafetch.model import HTTP_OK, Permission
 
 _MAX_IDLE = 128  # enough for the few hosts that a manifest does ask again and again
 _MAX_IDLE_S = 5.0
@@ -50,6 +50,7 @@ class Connections:
         policy: How long making one may take.
         resolver: Names to addresses, to permitted ones alone.
         tls: The context that all share.
+        lax_tls: The context for those that refuse that one or are refused by it; None gives them up.
         proxies: Where proxies lie; None when there are none.
     """
 
@@ -59,11 +60,13 @@ class Connections:
         resolver: Resolver,
         *,
         tls: ssl.SSLContext,
+        lax_tls: ssl.SSLContext | None,
         proxies: Proxies | None,
     ) -> None:
         self._policy = policy
         self._resolver = resolver
         self._tls = tls
+        self._lax_tls = lax_tls
         self._proxies = proxies
         self._loop = asyncio.get_running_loop()
         self._idle: OrderedDict[Connection, float] = OrderedDict()  # since when; the oldest stands first
@@ -118,13 +121,24 @@ class Connections:
             NameNotFoundError: The host has no address.
             NameServerError: Nobody knows.
         """
+        try:
+            return await self._connect(endpoint, self._tls)
+        except (TlsError, NoConnectionError) as error:
+            if self._lax_tls is None or not endpoint.is_tls or not _is_of_tls(error):
+                raise
+        # Only now: it is by this that a ledger can tell which images the permission was needed for.
+        connection = await self._connect(endpoint, self._lax_tls)
+        connection.permitted |= {Permission.INSECURE}
+        return connection
+
+    async def _connect(self, endpoint: Endpoint, tls: ssl.SSLContext) -> Connection:
         addresses = await self._addresses(endpoint)
         try:
             async with asyncio.timeout(self._policy.connect_timeout_s):
                 if endpoint.proxy is None:
-                    return await self._open(endpoint, addresses, endpoint.port, self._tls if endpoint.is_tls else None)
+                    return await self._open(endpoint, addresses, endpoint.port, tls if endpoint.is_tls else None)
                 connection = await self._open(endpoint, addresses, endpoint.proxy.port or 0, None)
-                return await self._tunnel(connection) if endpoint.is_tls else connection
+                return await self._tunnel(connection, tls) if endpoint.is_tls else connection
         except TimeoutError as error:
             raise ConnectTimeoutError(f"no connection within {self._policy.connect_timeout_s:g} s") from error
         except (ClientError, ProtocolError) as error:
@@ -146,13 +160,17 @@ class Connections:
         self, endpoint: Endpoint, addresses: Sequence[str], port: int, tls: ssl.SSLContext | None
     ) -> Connection:
         connection = await connect_to_first(
-            addresses, lambda address: self._connect(endpoint, address, port), Connection.drop
+            addresses, lambda address: self._open_plain(endpoint, address, port), Connection.drop
         )
         return connection if tls is None else await self._over_tls(connection, tls)
 
-    async def _connect(self, endpoint: Endpoint, address: str, port: int) -> Connection:
+    async def _open_plain(self, endpoint: Endpoint, address: str, port: int) -> Connection:
         transport, protocol = await self._loop.create_connection(self._new_protocol, address, port)
-        return Connection(endpoint, transport, protocol)
+        # Where a proxy is, is nobody's to permit.
+        is_exception = endpoint.proxy is None and self._resolver.is_exception(address)
+        return Connection(
+            endpoint, transport, protocol, frozenset({Permission.ALLOW_NET} if is_exception else ())
+        )
 
     async def _over_tls(self, connection: Connection, tls: ssl.SSLContext) -> Connection:
         """Speak TLS on a connection from now on."""
@@ -166,9 +184,9 @@ class Connections:
         if transport is None or transport.is_closing():  # uvloop reports no error when the server closes meanwhile
             raise ConnectionResetError("the connection was closed in the TLS handshake")
         connection.protocol.use_tls(transport)
-        return Connection(connection.endpoint, transport, connection.protocol)
+        return Connection(connection.endpoint, transport, connection.protocol, connection.permitted)
 
-    async def _tunnel(self, connection: Connection) -> Connection:
+    async def _tunnel(self, connection: Connection, tls: ssl.SSLContext) -> Connection:
         """Have the proxy connect on to the host, and speak TLS with that."""
         endpoint = connection.endpoint
         assert endpoint.proxy is not None, "there is a proxy to ask"
@@ -180,7 +198,7 @@ class Connections:
             connection.drop()
             raise
         connection.protocol.forget_response()
-        return await self._over_tls(connection, self._tls)
+        return await self._over_tls(connection, tls)
 
     def _new_protocol(self) -> ResponseProtocol:
         return ResponseProtocol(self._loop)
@@ -205,6 +223,11 @@ class Connections:
                 self._alarm = self._loop.call_at(since_s + _MAX_IDLE_S, self._drop_old)
                 break
             self._drop_idle(connection)
+
+
+def _is_of_tls(error: TlsError | NoConnectionError) -> bool:
+    """Whether a connection came to nothing over TLS; there are servers that hang up on a hello not to their taste."""
+    return isinstance(error, TlsError) or isinstance(error.__cause__, ConnectionResetError | ConnectionAbortedError)
 
 
 def _check_tunnel(status: int) -> None:

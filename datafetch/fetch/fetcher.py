@@ -194,7 +194,12 @@ class Fetcher:
                 return fetched
         self._attempts += 1
         call.attempts += 1
-        fetched = replace(fetched, attempts=call.attempts, fetch_ms=watch.passed_s * _MS_PER_S)
+        fetched = replace(
+            fetched,
+            attempts=call.attempts,
+            fetch_ms=watch.passed_s * _MS_PER_S,
+            permitted=tuple(sorted(watch.permitted)),
+        )
         call.failure = fetched if isinstance(fetched, Failure) else None
         return fetched
 

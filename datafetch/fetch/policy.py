@@ -12,6 +12,8 @@ from datafetch.errors import ConfigurationError
 _NAMESERVER = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<v4>[^:\[\]]+))(?::(?P<port>\d{1,5}))?")
 _MAX_PORT = 65_535
 MIB = 1024 * 1024
+DEFAULT_MAX_BODY_BYTES = 32 * MIB
+"""A larger body is taken by the operator's permission alone."""
 _MAX_RETRIES = 60  # the ledger counts attempts in 8 bits, and a truncated image is asked for once more with its own
 _MAX_TIMEOUT_S = 86_400.0
 
@@ -41,7 +43,7 @@ class FetchPolicy:
         nameservers: ``ADDRESS`` or ``ADDRESS:PORT``; empty uses the system's.
         opt_out: Whether a response may forbid the use of its image.
         contact: Added to the User-Agent, so that a site's owner knows whom to ask.
-        insecure: Take TLS certificates unverified.
+        insecure: Where a certificate is not valid, or TLS is spoken as it was long ago, go on all the same.
         trust_env: Go through the proxies that the environment names (``HTTPS_PROXY``, ``NO_PROXY`` …).
     """
 
@@ -52,7 +54,7 @@ class FetchPolicy:
     stall_timeout_s: float = 20.0
     retries: int = 2
     backoff_s: float = 0.5
-    max_body_bytes: int = 32 * MIB
+    max_body_bytes: int = DEFAULT_MAX_BODY_BYTES
     max_redirects: int = 10
     allow_net: tuple[str, ...] = ()
     nameservers: tuple[str, ...] = ()

@@ -15,9 +15,9 @@ from datafetch.fetch.client import Response
 from datafetch.fetch.coding import BodyTooLargeError, decode
 from datafetch.fetch.headers import content_codings, opt_out
 from datafetch.fetch.memory import Allotment
-from datafetch.fetch.policy import FetchPolicy, OptOut
+from datafetch.fetch.policy import DEFAULT_MAX_BODY_BYTES, FetchPolicy, OptOut
 from datafetch.fetch.stopwatch import Stopwatch
-from datafetch.model import HTTP_OK, Body, Failure, FailureKind, Fetched
+from datafetch.model import HTTP_OK, Body, Failure, FailureKind, Fetched, Permission
 
 _FIRST_HOLD_BYTES = 256 * 1024  # most images are smaller; a larger one's share doubles as it proves to be there
 _DECODERS = 2
@@ -55,7 +55,7 @@ class Receiver:
         final_url = str(response.url)
         if response.status != HTTP_OK:
             return Failure(FailureKind.HTTP_STATUS, f"HTTP {response.status}", response.status, final_url=final_url)
-        failure = self._refusal(response)
+        failure = self._refusal(response, watch)
         if failure is None:
             try:
                 content = await self._read(response, memory, watch)
@@ -67,11 +67,13 @@ class Receiver:
                 failure = Failure(FailureKind.EMPTY, "200 without a body")
         return replace(failure, status=HTTP_OK, final_url=final_url)
 
-    def _refusal(self, response: Response) -> Failure | None:
+    def _refusal(self, response: Response, watch: Stopwatch) -> Failure | None:
         """What the headers alone say against it."""
-        directive = opt_out(response.headers) if self._policy.opt_out == OptOut.OBEY else None
+        directive = opt_out(response.headers)
         if directive is not None:
-            return Failure(FailureKind.OPTED_OUT, f"X-Robots-Tag: {directive}")
+            if self._policy.opt_out == OptOut.OBEY:
+                return Failure(FailureKind.OPTED_OUT, f"X-Robots-Tag: {directive}")
+            watch.permitted.add(Permission.OPT_OUT)
         if (response.content_length or 0) > self._policy.max_body_bytes:
             return Failure(FailureKind.TOO_LARGE, f"Content-Length is {response.content_length} bytes")
         return None
@@ -96,6 +98,8 @@ class Receiver:
             await _hold(len(content) + limit_bytes, memory, watch)
             decoding = asyncio.get_running_loop().run_in_executor(self._decoder, decode, content, codings, limit_bytes)
             content = await watch.stop_for(decoding)
+        if max(received_bytes, len(content)) > DEFAULT_MAX_BODY_BYTES:
+            watch.permitted.add(Permission.MAX_BODY)
         memory.shrink(len(content))
         return content
 

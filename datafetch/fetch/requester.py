@@ -37,7 +37,7 @@ from datafetch.fetch.proxies import Proxies
 from datafetch.fetch.receive import Receiver
 from datafetch.fetch.resolver import Resolver, host_name
 from datafetch.fetch.stopwatch import Stopwatch
-from datafetch.fetch.tls import tls_context
+from datafetch.fetch.tls import lax_tls_context, tls_context
 from datafetch.fetch.urls import authority, join_url
 from datafetch.model import FailureKind, Fetched
 
@@ -97,11 +97,12 @@ class Requester:
         self._proxies = Proxies() if self._policy.trust_env else None
         if self._proxies is not None:
             await self._proxies.resolve()
-        tls = await asyncio.to_thread(tls_context, verify=not self._policy.insecure)
+        tls = await asyncio.to_thread(tls_context)
+        lax_tls = await asyncio.to_thread(lax_tls_context) if self._policy.insecure else None
         self.hosts = Hosts(self._policy.per_host, self._policy.backoff_s, self._admit_ahead)
         self.resolver = Resolver(AddressGuard(self._policy.networks()), self._policy.nameservers)
         self._resources.push_async_callback(self.resolver.close)
-        self._connections = Connections(self._policy, self.resolver, tls=tls, proxies=self._proxies)
+        self._connections = Connections(self._policy, self.resolver, tls=tls, lax_tls=lax_tls, proxies=self._proxies)
         self._resources.push_async_callback(self._connections.close)
         self._resources.callback(self._stop_watching)
         self._resources.callback(self._receiver.close)
@@ -201,6 +202,7 @@ class Requester:
             cookie = request.cookies.header(request.url)
             async with request.watch, self._client.get(request.url, proxy, cookie) as response:
                 is_answered = True
+                request.watch.permitted |= response.permitted
                 answer = await self._read(request, response)
                 _tell(turn, response)
                 return answer

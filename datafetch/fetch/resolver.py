@@ -161,6 +161,10 @@ class Resolver:
         entry.check()
         return entry.addresses
 
+    def is_exception(self, address: str) -> bool:
+        """Whether an address is not public, and the operator allowed it all the same."""
+        return self._guard.is_exception(address)
+
     async def close(self) -> None:
         """End all lookups that are under way; whoever still waits for one is told so."""
         asking = tuple(self._asking.values())

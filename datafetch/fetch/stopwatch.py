@@ -1,4 +1,7 @@
-"""Stopwatch: the wall clock of one attempt, which stands still while we wait for something of our own."""
+"""Stopwatch: the wall clock of one attempt, which stands still while we wait for something of our own.
+
+It goes with the attempt through all of its redirects, and so keeps what was permitted under way as well.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from collections.abc import Awaitable
 from types import TracebackType
 from typing import Self, TypeVar
 
+from datafetch.model import Permission
+
 _Result = TypeVar("_Result")
 
 
@@ -16,13 +21,17 @@ class Stopwatch:
 
     Args:
         limit_s: Seconds that it may run, over all its runs.
+
+    Attributes:
+        permitted: What was taken so far by the operator's permission alone.
     """
 
-    __slots__ = ("_limit_s", "_passed_s", "_started_s", "_timeout")
+    __slots__ = ("_limit_s", "_passed_s", "_started_s", "_timeout", "permitted")
 
     def __init__(self, limit_s: float) -> None:
         self._limit_s = limit_s
         self._passed_s = 0.0
+        self.permitted: set[Permission] = set()
 
     @property
     def passed_s(self) -> float:

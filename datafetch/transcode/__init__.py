@@ -1,6 +1,6 @@
 """body → Encoded or Failure. Pillow lives here, and in the demo that paints pictures, and nowhere else."""
 
 from datafetch.transcode.pool import Transcoder
-from datafetch.transcode.spec import Encoding, ImageSpec, Pixels, Resize
+from datafetch.transcode.spec import DEFAULT_MAX_PIXELS, Encoding, ImageSpec, Pixels, Resize
 
-__all__ = ["Encoding", "ImageSpec", "Pixels", "Resize", "Transcoder"]
+__all__ = ["DEFAULT_MAX_PIXELS", "Encoding", "ImageSpec", "Pixels", "Resize", "Transcoder"]

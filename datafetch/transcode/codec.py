@@ -10,17 +10,18 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
+from dataclasses import replace
 from io import BytesIO
 
 from PIL import Image, ImageFile, JpegImagePlugin, UnidentifiedImageError, features
 
-from datafetch.model import Encoded, Failure, FailureKind, Outcome
+from datafetch.model import Encoded, Failure, FailureKind, Outcome, Permission, Permissions
 from datafetch.transcode.correct import correct_pixels
 from datafetch.transcode.header import has_crowded_tags, tiff_tile_pixels, webp_canvas_pixels
 from datafetch.transcode.original import is_sound, may_stay
 from datafetch.transcode.png import lightened
 from datafetch.transcode.shrink import decode_smaller, shrink, shrunk_size_px
-from datafetch.transcode.spec import Encoding, ImageSpec, Pixels
+from datafetch.transcode.spec import DEFAULT_MAX_PIXELS, Encoding, ImageSpec, Pixels
 
 ALLOWED_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _MAX_JPEG_SIDE_PX = 65_500  # libjpeg's JPEG_MAX_DIMENSION
@@ -80,22 +81,33 @@ def _without_ballast(body: bytes, spec: ImageSpec, sha256: str) -> Outcome | Non
         with _open(light.body, spec) as source:
             if light.profile is not None:
                 source.info["icc_profile"] = light.profile
-            return _encoded(source, spec, sha256)
+            permitted = _permitted(source, light.body, spec)
+            return replace(_encoded(source, spec, sha256), permitted=permitted)
     except Exception as error:  # noqa: BLE001 - as above
         return classify(error, light.body, sha256)
 
 
 def _transcode(body: bytes, spec: ImageSpec, sha256: str) -> Encoded:
     with _open(body, spec) as source:
+        permitted = _permitted(source, body, spec)
         if spec.encode is Encoding.RECEIVED:
-            return _received(source, body, sha256)
+            return replace(_received(source, body, sha256), permitted=permitted)
         if not may_stay(source, spec):
-            return _encoded(source, spec, sha256)
+            return replace(_encoded(source, spec, sha256), permitted=permitted)
         width_px, height_px = source.size
         if is_sound(source, body):
-            return Encoded(body, width_px, height_px, str(source.format), sha256, is_original=True)
+            return Encoded(body, width_px, height_px, str(source.format), sha256, is_original=True, permitted=permitted)
     with _open(body, spec) as source:
-        return _encoded(source, spec, sha256)
+        return replace(_encoded(source, spec, sha256), permitted=permitted)
+
+
+def _permitted(source: ImageFile.ImageFile, body: bytes, spec: ImageSpec) -> Permissions:
+    """Which permissions an opened image is taken by, and would not be without."""
+    if spec.max_pixels <= DEFAULT_MAX_PIXELS:
+        return ()
+    width_px, height_px = source.size
+    claimed = max(width_px * height_px, webp_canvas_pixels(body), tiff_tile_pixels(body))
+    return (Permission.MAX_PIXELS,) if claimed > DEFAULT_MAX_PIXELS else ()
 
 
 def _received(source: ImageFile.ImageFile, body: bytes, sha256: str) -> Encoded:

@@ -42,6 +42,9 @@ class Encoding(StrEnum):
     """Whatever decodes as the trainer decodes it is kept byte for byte, in any format on the list."""
 
 
+DEFAULT_MAX_PIXELS = 89_478_485
+"""Pillow's own, from which on it warns. An image with more is taken by the operator's permission alone."""
+
 _Choice = TypeVar("_Choice", bound=StrEnum)
 
 
@@ -77,7 +80,7 @@ class ImageSpec:
     pixels: Pixels = Pixels.RECIPE
     resize: Resize | None = None
     encode: Encoding = Encoding.RECIPE
-    max_pixels: int = 89_478_485
+    max_pixels: int = DEFAULT_MAX_PIXELS
     least_pixels: int = 1
     decode_timeout_s: float = 20.0
 

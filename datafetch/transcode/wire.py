@@ -4,7 +4,7 @@ A message is a u32 length and as many bytes::
 
     parent   u8 tray, then a u32 length for each body that lies in it, one after the other
     worker   empty: ready; then, as images end, JSON: [tray, [answer, …], is_last]
-             answer: [width, height, format, sha256, is_original, length of the JPEG in the tray]
+             answer: [width, height, format, sha256, is_original, length of the JPEG in the tray, [permission, …]]
              or [kind, detail, sha256]
 
 Answers come in the order of their bodies and their JPEGs lie in the tray in that order. ``is_last`` says that the
@@ -20,7 +20,7 @@ from typing import TypeAlias
 
 import orjson
 
-from datafetch.model import Encoded, Failure, FailureKind, Outcome
+from datafetch.model import Encoded, Failure, FailureKind, Outcome, Permission, Permissions
 from datafetch.transcode.spec import ImageSpec
 
 Codec: TypeAlias = Callable[[bytes, ImageSpec], Outcome]
@@ -73,10 +73,12 @@ class Arrival:
     sha256: str
     is_original: bool
     jpeg_length: int
+    permitted: Permissions
 
     def with_jpeg(self, jpeg: bytes) -> Encoded:
         """The outcome."""
-        return Encoded(jpeg, self.width_px, self.height_px, self.source_format, self.sha256, self.is_original)
+        size_px = self.width_px, self.height_px
+        return Encoded(jpeg, *size_px, self.source_format, self.sha256, self.is_original, self.permitted)
 
 
 def encode_message(payload: bytes) -> bytes:
@@ -100,12 +102,12 @@ def encode_reply(tray: int, outcomes: Sequence[Outcome], *, is_last: bool) -> by
     return orjson.dumps([tray, [_describe(outcome) for outcome in outcomes], is_last])
 
 
-def _describe(outcome: Outcome) -> list[str | int | bool]:
+def _describe(outcome: Outcome) -> list[str | int | bool | Permissions]:
     if isinstance(outcome, Failure):
         detail = outcome.detail[:_MAX_DETAIL_CHARS].encode("utf-8", "replace").decode()
         return [outcome.kind.value, detail, outcome.sha256]
     size = [outcome.width_px, outcome.height_px]
-    return [*size, outcome.source_format, outcome.sha256, outcome.is_original, len(outcome.jpeg)]
+    return [*size, outcome.source_format, outcome.sha256, outcome.is_original, len(outcome.jpeg), outcome.permitted]
 
 
 def decode_reply(payload: bytes) -> Reply:
@@ -123,8 +125,9 @@ def decode_reply(payload: bytes) -> Reply:
 
 def _answer(description: object) -> Arrival | Failure:
     match description:
-        case [int(width_px), int(height_px), str(source_format), str(sha256), bool(is_original), int(length)]:
-            return Arrival(width_px, height_px, source_format, sha256, is_original, length)
+        case [int(width_px), int(height_px), str(source_format), str(sha256), bool(is_original), int(length), [*said]]:
+            permitted = tuple(Permission(str(permission)) for permission in said)
+            return Arrival(width_px, height_px, source_format, sha256, is_original, length, permitted)
         case [str(kind), str(detail), str(sha256)]:
             return Failure(FailureKind(kind), detail, sha256=sha256)
         case _:

@@ -26,9 +26,9 @@ from datafetch.errors import ConfigurationError
 from datafetch.model import LedgerLine, Sample
 
 _MAGIC = b"datafetch spool 2\n"
-_MARKER_BYTES = 8
-START_BYTES = len(_MAGIC) + _MARKER_BYTES
-_FRONT = struct.Struct(f"<{_MARKER_BYTES}sII")  # marker, length, CRC of the payload
+MARKER_BYTES = 8
+START_BYTES = len(_MAGIC) + MARKER_BYTES
+_FRONT = struct.Struct(f"<{MARKER_BYTES}sII")  # marker, length, CRC of the payload
 _CRC = struct.Struct("<I")  # of the front
 _KIND_AND_HEAD_LENGTH = struct.Struct("<BI")
 _HEADER_BYTES = _FRONT.size + _CRC.size
@@ -58,9 +58,9 @@ class Entry:
     ended: Ended
 
 
-def begin() -> bytes:
-    """The first bytes of a new spool."""
-    return _MAGIC + os.urandom(_MARKER_BYTES)
+def begin(marker: bytes | None = None) -> bytes:
+    """The first bytes of a new spool, with this marker or one that nobody has had."""
+    return _MAGIC + (os.urandom(MARKER_BYTES) if marker is None else marker)
 
 
 def is_begun(start: bytes) -> bool:
@@ -162,7 +162,7 @@ def _find(file: BinaryIO, marker: bytes, offset: int) -> int:
             return offset + place
         if len(stretch) < _SEARCH_BYTES:
             return -1
-        offset += len(stretch) - _MARKER_BYTES + 1
+        offset += len(stretch) - MARKER_BYTES + 1
 
 
 def _decode(payload: bytes) -> Ended:

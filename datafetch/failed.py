@@ -7,19 +7,20 @@ that goes on: samples of which some images have ended.
 
 from __future__ import annotations
 
+import hashlib
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from datafetch.durable import publish
-from datafetch.entries import ImageEnd
+from datafetch.entries import MARKER_BYTES, ImageEnd
 from datafetch.errors import ConfigurationError
 from datafetch.ledger import read_books, read_outcomes, read_samples
 from datafetch.model import OK, Failure, FailureKind, LedgerLine, Sample, Shard
 from datafetch.protocols import Samples
 from datafetch.settled import Output, could_have_row
-from datafetch.spool import SpooledSample, SpoolReader, write_spool
+from datafetch.spool import SpooledSample, SpoolReader, has_marker, write_spool
 from datafetch.wanted import Retry
 
 
@@ -49,10 +50,10 @@ class FailedSamples:
         """The samples of one shard of which an image is tried again; its spool is begun where it was not."""
         spool = self._output.state.spool(shard.name)
         samples = RetriedSamples(self._output, self._retry, shard.name)
-        # Of an older spool than the ledger the shard has been made again since.
-        if not spool.exists() or spool.stat().st_mtime_ns < shard.source.stat().st_mtime_ns:
+        marker = _marker(self._retry, shard.source)
+        if not has_marker(spool, marker):
             begun = spool.with_suffix(".begun")
-            write_spool(begun, samples.settled())
+            write_spool(begun, samples.settled(), marker)
             publish(begun, spool)
         return samples
 
@@ -67,6 +68,18 @@ class FailedSamples:
         if books.retry == self._retry.number or not any(map(self._retry.wanted.wants, failures)):
             return None
         return Shard(name, ledger, books.totals.samples, "")
+
+
+def _marker(retry: Retry, ledger: Path) -> bytes:
+    """What the spool of a shard has as its marker when it was begun by this retry and from this very ledger.
+
+    So a spool tells for itself whether the shard was made again since, whatever the clocks say. Like any marker it
+    can't be foreseen, for the retry's token is random.
+    """
+    with ledger.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+    digest.update(retry.token.encode())
+    return digest.digest()[:MARKER_BYTES]
 
 
 @dataclass(frozen=True, slots=True)

@@ -233,12 +233,17 @@ def _note(recovered: Recovered, urls: dict[int, int], ended: Ended) -> None:
 
 
 class SpoolWriter:
-    """Makes a whole spool at once; use it as a context manager, and it is on disk afterwards."""
+    """Makes a whole spool at once; use it as a context manager, and it is on disk afterwards.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: Of the file.
+        marker: What its entries begin with, ``MARKER_BYTES`` that nobody on the web can know; None makes one.
+    """
+
+    def __init__(self, path: Path, marker: bytes | None = None) -> None:
         make_folder(path.parent)
         self._file = path.open("w+b", buffering=1 << 20)
-        self._file.write(begin())
+        self._file.write(begin(marker))
         self._file.seek(0)
         self._marker = read_marker(self._file)
 
@@ -260,10 +265,27 @@ class SpoolWriter:
             self._file.writelines(encode(one, self._marker))
 
 
-def write_spool(path: Path, ended: Iterable[Ended]) -> None:
-    """Make a spool of these entries; it is on disk when this returns."""
-    with SpoolWriter(path) as spool:
-        spool.write(*ended)
+def write_spool(path: Path, ended: Iterable[Ended], marker: bytes | None = None) -> None:
+    """Make a spool of these entries, as ``SpoolWriter`` does; it is on disk when this returns."""
+    with SpoolWriter(path, marker) as spool:
+        for one in ended:
+            spool.write(one)
+
+
+def has_marker(path: Path, marker: bytes) -> bool:
+    """Whether there is a spool at this path, with this marker.
+
+    Raises:
+        ConfigurationError: The file is not a spool of this version.
+    """
+    try:
+        with path.open("rb") as file:
+            if is_torn_beginning(file.read(START_BYTES)):
+                return False
+            file.seek(0)
+            return read_marker(file) == marker
+    except FileNotFoundError:
+        return False
 
 
 def read_lines(path: Path) -> Iterator[LedgerLine]:

@@ -1,8 +1,9 @@
 """Failures alone are tried again, and what arrives comes to its place."""
 
 import asyncio
+import os
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,19 @@ from test_job import files_of, read_ledger, read_rows
 
 from datafetch import FailureKind, Job, Wanted
 from datafetch.claim import read_identity
+from datafetch.datasets import find_dataset
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
+from datafetch.entries import ImageEnd
 from datafetch.errors import ConfigurationError
+from datafetch.failed import FailedSamples
 from datafetch.fetch import FetchPolicy, OptOut
 from datafetch.job import hash_of
 from datafetch.ledger import read_books
-from datafetch.model import Permission
-from datafetch.spool import write_spool
+from datafetch.model import Failure, LedgerLine, Permission, Shard
+from datafetch.retries import begin_retry, spools_of
+from datafetch.settled import Output
+from datafetch.spool import Spool, read_lines, write_spool
 from datafetch.state import State
 
 Pictures = tuple[Path, list[str]]
@@ -400,3 +406,70 @@ def test_what_was_refused_can_be_permitted_later(
     assert report.totals.ok == 3
     for line in read_ledger(job):
         assert line["outcome"] != "ok" or line["permitted"] == sorted({Permission.ALLOW_NET, permission})
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A retry that was interrupted once it had one image."""
+
+    shard: Shard
+    spool: Path
+    source: Callable[[], FailedSamples]
+    ended: ImageEnd
+
+
+def begun_retry(job: Job) -> Begun:
+    """Begin a retry, and end the first image of its first shard: with a 404, as if the server had said so."""
+    identity = read_identity(State(Path(job.out)))
+    state = State(Path(job.out), job_hash=hash_of(identity))
+    shards = list(identity["shards"])
+    again = begin_retry(state, Wanted(), shards)
+    output = Output(find_dataset("coyo"), spools_of(state, again), retry=again)
+
+    def source() -> FailedSamples:
+        return FailedSamples(output, again, shards)
+
+    shard = source().shards()[0]
+    sample = next(iter(source().samples(shard)))
+    failure = Failure(FailureKind.HTTP_STATUS, "HTTP 404", 404, 1, sample.urls[0])
+    ended = ImageEnd(LedgerLine.of(sample, 0, failure, failure), b"")
+    path = output.state.spool(shard.name)
+    asyncio.run(_append(path, ended))
+    return Begun(shard, path, source, ended)
+
+
+async def _append(path: Path, ended: ImageEnd) -> None:
+    spool = await Spool.open(path)
+    await spool.append(ended)
+    await spool.close()
+
+
+def test_a_clock_that_is_set_back_makes_no_retry_begin_again(cut_job: Job, own_origin: Origin) -> None:
+    """What an interrupted retry has is not asked for once more, though its spools look older than the ledgers."""
+    run(cut_job)
+    begun = begun_retry(cut_job)
+    for ledger in State(Path(cut_job.out)).ledgers.iterdir():
+        os.utime(ledger, ns=(2**62, 2**62))
+    os.utime(begun.spool, (0, 0))
+    before = own_origin.requests()
+    assert retry(cut_job.out).totals.ok == IMAGES - 2 - 1
+    asked = asked_since(own_origin, before)
+    assert len(asked) == len(FLAKY) - 1
+    assert path_of(begun.ended.line.url) not in asked
+
+
+def test_a_spool_of_a_shard_that_was_made_again_is_begun_again(cut_job: Job) -> None:
+    """It has samples of a ledger that is gone, though it looks younger than the one that there is."""
+    run(cut_job)
+    begun = begun_retry(cut_job)
+    kept = begun.spool.read_bytes()
+    state = State(Path(cut_job.out))
+    for path in (state.ledger(begun.shard.name), state.out / f"{begun.shard.name}.pkl"):
+        path.unlink()
+    run(cut_job)
+    begun.spool.parent.mkdir(parents=True, exist_ok=True)
+    begun.spool.write_bytes(kept)
+    os.utime(begun.spool, ns=(2**62, 2**62))
+    begun.source().samples(begun.shard)
+    assert begun.spool.read_bytes() != kept
+    assert begun.ended.line not in read_lines(begun.spool)

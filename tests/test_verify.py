@@ -9,6 +9,7 @@ import signal
 import struct
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from io import BytesIO
 from itertools import pairwise
@@ -18,7 +19,7 @@ from typing import Any, NoReturn, TypeAlias
 import numpy as np
 import psutil
 import pytest
-from bodies import saved
+from bodies import chunk, saved
 from PIL import Image
 
 from datafetch.cli.app import main
@@ -222,6 +223,18 @@ def test_a_truncated_image_is_found_as_by_the_trainer(tmp_path: Path, pictures: 
     problems = verified(tmp_path / "out").problems
     assert [int(line.split()[2]) for line in problems] == agreed
     assert all("the image does not decode (truncated: " in line for line in problems)
+
+
+def test_what_the_trainers_pillow_refuses_for_its_texts_is_found(tmp_path: Path) -> None:
+    """A run takes such a PNG without them; in somebody's shard it stands with them, and stops the trainer."""
+    text = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(2 << 20)))
+    body = saved(Image.new("RGB", (16, 12), "teal"), "PNG")
+    body = body[:33] + text + body[33:]
+    with pytest.raises(ValueError, match="too large"):
+        by_the_trainer(body)
+    write_shard(tmp_path / "out", [pair(image=base64.b64encode(body).decode())])
+    (problem,) = verified(tmp_path / "out").problems
+    assert "the image does not decode (corrupt: " in problem
 
 
 def _strange_file(out: Path) -> None:

@@ -74,7 +74,7 @@ def _without_ballast(body: bytes, spec: ImageSpec, sha256: str) -> Outcome | Non
 
     What is kept as received is for the trainer to open, and its Pillow refuses it as well.
     """
-    light = None if spec.encode is Encoding.RECEIVED else lightened(body)
+    light = lightened(body) if spec.mends and spec.encode is not Encoding.RECEIVED else None
     if light is None:
         return None
     try:

@@ -73,6 +73,8 @@ class ImageSpec:
         max_pixels: Images with more are refused from their header.
         least_pixels: Images with fewer are refused from their header, as stand-ins for images that are gone.
         decode_timeout_s: CPU seconds that one image may take.
+        mends: Whether an image is taken without what stands beside its pixels, where Pillow refuses it for that alone;
+            not where the question is what the trainer's own Pillow would say.
     """
 
     short_side_px: int | None = None
@@ -83,6 +85,7 @@ class ImageSpec:
     max_pixels: int = DEFAULT_MAX_PIXELS
     least_pixels: int = 1
     decode_timeout_s: float = 20.0
+    mends: bool = True
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, before anything is fetched; a choice may be given as its plain word."""

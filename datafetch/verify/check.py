@@ -32,7 +32,7 @@ from datafetch.verify.verdict import Reading, Verdict
 # Twice Pillow's limit is where the trainer's ``Image.open`` refuses. In shards a sound JPEG is decoded in a fraction of
 # the time that all of its pixels take; files are of any format, and are decoded as the trainer does.
 _MOST_PIXELS = 2 * 89_478_485
-_IN_SHARDS = ImageSpec(encode=Encoding.ORIGINAL, max_pixels=_MOST_PIXELS)
+_IN_SHARDS = ImageSpec(encode=Encoding.ORIGINAL, max_pixels=_MOST_PIXELS, mends=False)
 _AS_FILES = ImageSpec(encode=Encoding.RECEIVED, max_pixels=_MOST_PIXELS)
 
 Subject: TypeAlias = ShardFolder | RecordList | ImageFolder

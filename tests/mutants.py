@@ -171,9 +171,30 @@ FAULTS = (
     Fault(
         "a retry forgets the attempts before it",
         "settled.py",
-        "min(_MOST_ATTEMPTS, end.line.attempts + line.attempts)",
-        "min(_MOST_ATTEMPTS, end.line.attempts)",
+        "min(_MOST_ATTEMPTS, line.attempts + before.attempts)",
+        "min(_MOST_ATTEMPTS, line.attempts)",
         ("retry", "settled"),
+    ),
+    Fault(
+        "a retry goes on with a spool that was begun from another ledger",
+        "failed.py",
+        "if not has_marker(spool, marker):",
+        "if not spool.exists():",
+        ("retry",),
+    ),
+    Fault(
+        "what was taken unverified is not marked",
+        "fetch/connections.py",
+        "connection.permitted |= {Permission.INSECURE}",
+        "pass",
+        ("tls", "misbehaviours"),
+    ),
+    Fault(
+        "what came damaged twice, byte for byte, may pass",
+        "delivery.py",
+        "if isinstance(outcome, Failure) and outcome.is_as_damaged_as(before):",
+        "if False:",
+        ("job", "delivery"),
     ),
     Fault(
         "a URL is fetched once more for each who asks",

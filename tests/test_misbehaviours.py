@@ -164,6 +164,15 @@ async def test_insecure_takes_any_certificate(web: Web, wanted: Wanted, certific
     assert fetched.permitted == (Permission.ALLOW_NET, Permission.INSECURE)
 
 
+async def test_what_was_permitted_on_the_way_is_not_forgotten(web: Web, wanted: Wanted) -> None:
+    """A redirect from a server that nobody vouches for may lead anywhere, however the image itself comes."""
+    async with Fetcher(FetchPolicy(allow_net=LOOPBACK, insecure=True)) as fetch:
+        fetched = await fetch(web.origin.url("moved_to_plain", wanted.picture, wanted.query, listener="self_signed"))
+    assert isinstance(fetched, Body), fetched
+    assert fetched.final_url.startswith("http://")
+    assert Permission.INSECURE in fetched.permitted
+
+
 async def test_an_opt_out_can_be_ignored(web: Web, wanted: Wanted) -> None:
     """Who has another agreement with the sites gets the image."""
     async with Fetcher(FetchPolicy(allow_net=LOOPBACK, opt_out=OptOut.IGNORE)) as fetch:

@@ -11,6 +11,7 @@ import orjson
 import pytest
 from conftest import LOOPBACK
 from in_process import retry, run
+from origin import Web
 from test_job import files_of, read_ledger, read_rows
 
 from datafetch import FailureKind, Job, Wanted
@@ -406,6 +407,31 @@ def test_what_was_refused_can_be_permitted_later(
     assert report.totals.ok == 3
     for line in read_ledger(job):
         assert line["outcome"] != "ok" or line["permitted"] == sorted({Permission.ALLOW_NET, permission})
+
+
+def test_images_behind_bad_certificates_come_with_a_retry(
+    tmp_path: Path, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``retry OUT --kinds tls --insecure``: nothing of the run is given up, and the others are not asked for again."""
+    (tmp_path / "certificates").mkdir()
+    with Web(pictures[0], tmp_path / "certificates") as web:
+        monkeypatch.setenv("SSL_CERT_FILE", str(web.authority))
+        listeners = ["https", "http", "expired", "wrong_host", "self_signed", "incomplete_chain"]
+        urls = [
+            web.origin.url("well", name, number, listener=listener)
+            for number, (name, listener) in enumerate(zip(pictures[1], listeners, strict=False))
+        ]
+        source = write_coyo_source(tmp_path / "source", urls)
+        out = str(tmp_path / "out")
+        job = Job("coyo", str(source.folder), out, str(source.ids), fetch=POLICY, processes=1, world_size=None)
+        assert run(job).totals.outcomes == {"ok": 2, "tls": 4}
+        before = web.origin.requests()
+        lax = replace(POLICY, insecure=True)
+        assert run(replace(job, fetch=lax)).requests == 0  # it goes on, and there is nothing left to do
+        assert retry(out, Wanted(frozenset({FailureKind.TLS}))).totals.ok == len(urls)
+        assert len(asked_since(web.origin, before)) == 4
+    permitted = [line["permitted"] for line in read_ledger(job)]
+    assert permitted == [["allow-net"]] * 2 + [["allow-net", "insecure"]] * 4
 
 
 @dataclass(frozen=True)

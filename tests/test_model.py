@@ -1,12 +1,12 @@
 """The words of the project as values."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datafetch.model import OK, Body, Encoded, Failure, FailureKind, LedgerLine, Outcome, Sample, Totals
+from datafetch.model import OK, Body, Encoded, Failure, FailureKind, LedgerLine, Outcome, Permission, Sample, Totals
 from datafetch.report import Report
 
 ENCODED = Encoded(b"jpeg", 4, 3, "PNG", "ab12")
@@ -109,3 +109,21 @@ def test_books_add_up(parts: list[Totals]) -> None:
     assert images["ok"] + images["failed"] == images["total"]
     assert sum(images["by_kind"].values()) == images["failed"]
     assert samples["rows"] + samples["dropped"] == samples["total"]
+
+
+def test_a_line_of_an_earlier_version_was_taken_without_permissions(sample: Sample) -> None:
+    """Spools and ledgers of then lack the column, or have nothing in it."""
+    line = LedgerLine.of(sample, 0, Body(b"body!"), ENCODED)
+    fields = asdict(line)
+    assert LedgerLine.from_fields(fields) == line
+    assert LedgerLine.from_fields({**fields, "permitted": None}) == line
+    del fields["permitted"]
+    assert LedgerLine.from_fields(fields) == line
+
+
+def test_a_line_has_the_permissions_of_fetching_and_decoding(sample: Sample) -> None:
+    """Each once, in alphabetical order, whoever had to make use of it."""
+    body = Body(b"body!", permitted=(Permission.ALLOW_NET, Permission.OPT_OUT))
+    line = LedgerLine.of(sample, 0, body, replace(ENCODED, permitted=(Permission.MAX_PIXELS,)))
+    assert line.permitted == (Permission.ALLOW_NET, Permission.MAX_PIXELS, Permission.OPT_OUT)
+    assert LedgerLine.from_fields({**asdict(line), "permitted": ["allow-net", "max-pixels", "opt-out"]}) == line

@@ -1,7 +1,8 @@
 """One request and its response, over a kept connection or a new one.
 
 Rules: a connection that ends before anything was answered on it, after an earlier response, ended by the server's own
-timeout: the request is made once more on a new one (RFC 9112, 9.3.1), and nobody is told.
+timeout: the request is made once more on a new one (RFC 9112, 9.3.1), and nobody is told. The same goes for one on which
+no response comes but something else: that stood behind the earlier one's body, and came late.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from datafetch.fetch.connection import Connection, Endpoint
 from datafetch.fetch.connections import Connections
 from datafetch.fetch.policy import FetchPolicy
 from datafetch.fetch.requests import RequestWriter
+from datafetch.fetch.response_parser import ProtocolError
 from datafetch.model import Permission
 
 
@@ -74,7 +76,7 @@ class Client:
         if exchange.connection is not None:
             try:
                 return await self._converse(exchange.connection, request, exchange.url)
-            except (ServerDisconnectedError, ClientOSError):
+            except (ServerDisconnectedError, ClientOSError, ProtocolError):
                 exchange.connection.drop()
         exchange.connection = await self._connections.connect(endpoint)
         return await self._converse(exchange.connection, request, exchange.url)

@@ -168,9 +168,7 @@ class Connections:
         transport, protocol = await self._loop.create_connection(self._new_protocol, address, port)
         # Where a proxy is, is nobody's to permit.
         is_exception = endpoint.proxy is None and self._resolver.is_exception(address)
-        return Connection(
-            endpoint, transport, protocol, frozenset({Permission.ALLOW_NET} if is_exception else ())
-        )
+        return Connection(endpoint, transport, protocol, frozenset({Permission.ALLOW_NET} if is_exception else ()))
 
     async def _over_tls(self, connection: Connection, tls: ssl.SSLContext) -> Connection:
         """Speak TLS on a connection from now on."""

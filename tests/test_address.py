@@ -53,7 +53,33 @@ NOT_PUBLIC = [
     "192.88.99.1",
     "not an address",
     "",
+    *(f"192.0.0.{last}" for last in (0, 8, 9, 10, 11, 170, 192, 255)),
+    "::ffff:192.0.0.192",
+    "::ffff:192.88.99.1",
+    "64:ff9b::c000:c0",
+    "2001:1::1",
+    "2001:1::2",
+    "2001:1::3",
 ]
+METADATA = {  # where clouds tell a machine its secrets
+    "AWS, Google, Azure, Oracle and most others": "169.254.169.254",
+    "AWS, containers": "169.254.170.2",
+    "AWS, pods": "169.254.170.23",
+    "AWS, IPv6": "fd00:ec2::254",
+    "AWS, pods, IPv6": "fd00:ec2::23",
+    "Google, IPv6": "fd20:ce::254",
+    "Oracle, IPv6": "fd00:c1::a9fe:a9fe",
+    "Oracle, formerly": "192.0.0.192",
+    "Azure, wire server": "168.63.129.16",
+    "Azure, wire server, mapped": "::ffff:168.63.129.16",
+    "Azure, wire server, through NAT64": "64:ff9b::a83f:8110",
+    "Alibaba": "100.100.100.200",
+    "Tencent": "169.254.0.23",
+    "Tencent, containers": "100.88.222.5",
+    "Packet, Equinix Metal": "192.80.8.124",
+    "Scaleway": "169.254.42.42",
+    "Scaleway, IPv6": "fd00:42::42",
+}
 
 
 @pytest.mark.parametrize("address", PUBLIC)
@@ -67,6 +93,12 @@ def test_everything_else_is_refused(address: str) -> None:
     """No form of a private address gets past the guard."""
     with pytest.raises(BlockedAddressError):
         AddressGuard(()).check(address)
+
+
+@pytest.mark.parametrize("cloud", METADATA)
+def test_no_cloud_tells_its_secrets(cloud: str) -> None:
+    """Where a cloud answers its machines is refused, also where that is an address like any other."""
+    assert not AddressGuard(()).permits(METADATA[cloud])
 
 
 @pytest.mark.parametrize("address", ["10.1.2.3", "::ffff:10.1.2.3", "64:ff9b::a01:203"])

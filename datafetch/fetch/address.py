@@ -15,7 +15,13 @@ _NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052
 _IPV4_COMPATIBLE = IPv6Network("::/96")  # RFC 4291, deprecated, still routed by some stacks
 _LOW_32_BITS = 0xFFFFFFFF
 _ISATAP = (0x00005EFE, 0x02005EFE)  # RFC 5214, 6.1: the upper half of the interface's identifier
-_NOT_PUBLIC = (  # though Python 3.11 takes them for global
+_NOT_PUBLIC = (  # though some Python takes them for global
+    # IETF protocol assignments (RFC 6890). IANA calls two of them reachable (.9 and .10, RFC 7723 and 8155), which are
+    # anycast addresses of the nearest NAT and relay, and so of one's own network; Oracle's metadata were at .192.
+    IPv4Network("192.0.0.0/24"),
+    IPv6Network("2001:1::/32"),  # the same in IPv6: RFC 7723, 8155, 9665
+    IPv4Network("168.63.129.16/32"),  # Azure's wire server: keys and certificates of the machine
+    IPv4Network("192.80.8.124/32"),  # metadata of Packet, later Equinix Metal
     IPv6Network("64:ff9b:1::/48"),  # RFC 8215: a NAT64 of somebody's own, with the IPv4 address anywhere in it
     IPv6Network("3fff::/20"),  # RFC 9637: documentation
     IPv6Network("fec0::/10"),  # RFC 3879: site-local
@@ -58,7 +64,7 @@ class AddressGuard:
             return False
         if self._is_allowed(parsed):
             return True
-        if any(parsed in network for network in _NOT_PUBLIC):
+        if _is_named_not_public(parsed):
             return False
         faces = tuple(_embedded(parsed)) or (parsed,)
         return all(_is_public(face) or self._is_allowed(face) for face in faces)
@@ -83,9 +89,15 @@ _PUBLIC_ALONE = AddressGuard(())
 
 
 def _is_public(address: IPv4Address | IPv6Address) -> bool:
-    return address.is_global and not (
-        address.is_multicast or address.is_reserved or address.is_unspecified or address.is_loopback
+    return (
+        address.is_global
+        and not (address.is_multicast or address.is_reserved or address.is_unspecified or address.is_loopback)
+        and not _is_named_not_public(address)
     )
+
+
+def _is_named_not_public(address: IPv4Address | IPv6Address) -> bool:
+    return any(address in network for network in _NOT_PUBLIC)
 
 
 def _embedded(address: IPv4Address | IPv6Address) -> Iterator[IPv4Address | IPv6Address]:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from datafetch.cli.exit_code import one_line
 from datafetch.pace import Pace
 from datafetch.pipeline import Statistics
 from datafetch.verify import Standing
@@ -59,9 +60,7 @@ class _Remarks(logging.Handler):
         self._console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        # A message may quote what came from the web: nothing in it is to break the line or to steer the terminal.
-        message = "".join(character if character.isprintable() else " " for character in record.getMessage())
-        line = Text(f"datafetch: {' '.join(message.split())}")
+        line = Text(f"datafetch: {one_line(record.getMessage())}")
         with suppress(OSError):  # that a remark can't be written is no reason to end a run either
             self._console.print(line, soft_wrap=True, highlight=False)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
 from datetime import timedelta
 
 import orjson
@@ -16,6 +17,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from datafetch.cli.exit_code import one_line
 from datafetch.errors import ResourceError
 from datafetch.failing_hosts import FailingHost
 from datafetch.model import OK, Note
@@ -72,7 +74,7 @@ def show_report(report: Report, *, as_json: bool) -> None:
         lines.append(f"ids: {found.wanted:,} wanted, {missing}{files}{beyond}, {found.duplicates:,} duplicate lines")
         if found.remark:
             lines.append(f"ids: {found.remark}")
-    _say("\n".join(lines))
+    _say_lines(lines)
 
 
 def show_resharded(made: Resharded, *, as_json: bool) -> None:
@@ -81,17 +83,26 @@ def show_resharded(made: Resharded, *, as_json: bool) -> None:
         _say(orjson.dumps(made.summary()).decode())
         return
     ranks, epoch = made.plan.ranks, made.epoch
-    _say(
-        f"{made.out}: {epoch.samples:,} rows in {made.shards:,} equal shards, {made.total_bytes / 1e9:.2f} GB"
-        f"{'' if made.is_new else ', as they were already'}\n"
-        f"{ranks.world_size:,} ranks of {epoch.groups * ranks.group:,} samples each; "
-        f"an epoch uses {1 - epoch.lost_share:.3%} of all"
+    _say_lines(
+        [
+            (
+                f"{made.out}: {epoch.samples:,} rows in {made.shards:,} equal shards, {made.total_bytes / 1e9:.2f} GB"
+                f"{'' if made.is_new else ', as they were already'}"
+            ),
+            (
+                f"{ranks.world_size:,} ranks of {epoch.groups * ranks.group:,} samples each; "
+                f"an epoch uses {1 - epoch.lost_share:.3%} of all"
+            ),
+        ]
     )
 
 
 def show_verdict(verdict: Verdict, *, as_json: bool) -> None:
     """Say on standard output what was checked, and what is amiss."""
-    _say(orjson.dumps(verdict.summary()).decode() if as_json else "\n".join(verdict.lines()))
+    if as_json:
+        _say(orjson.dumps(verdict.summary()).decode())
+        return
+    _say_lines(verdict.lines())
 
 
 def show_status(status: Status, *, as_json: bool) -> None:
@@ -181,6 +192,10 @@ def _plain(text: str) -> Text:
 
 def _clock(seconds: float) -> str:
     return str(timedelta(seconds=round(max(0.0, min(seconds, _MOST_S)))))
+
+
+def _say_lines(lines: Iterable[str]) -> None:
+    _say("\n".join(map(one_line, lines)))
 
 
 def _say(text: str) -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 
 from datafetch.cli.allocator import give_memory_back
+from datafetch.cli.exit_code import ExitCode, complain
+from datafetch.errors import ResourceError
+
+_STANDARD_DESCRIPTORS = (0, 1, 2)
 
 
 def main() -> int:
     """Run the command and return its exit code."""
+    _open_standard_streams()
     try:
         signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # as cli has it once it is loaded
         give_memory_back()  # before a command loads Arrow
@@ -18,10 +24,31 @@ def main() -> int:
         code = run_command()
     except KeyboardInterrupt:  # before a command could take it
         sys.stderr.write("datafetch: interrupted before it began\n")
-        code = 130
+        code = ExitCode.INTERRUPTED
+    except (MemoryError, ImportError) as error:  # as app has it, if there was no memory to load even that
+        want = ResourceError.of_memory(error)
+        if want is None:
+            raise
+        code = complain(str(want), ExitCode.OUT_OF_RESOURCES)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is said and done; a late Ctrl-C has nothing left to stop
     return code
+
+
+def _open_standard_streams() -> None:
+    """Have something under the numbers of the standard streams that the shell has closed (``<&-``).
+
+    The next file or socket would get such a number, and be written to by whoever means standard error; libuv ends the
+    process where it finds its own descriptors there.
+    """
+    for descriptor in _STANDARD_DESCRIPTORS:
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it gets the lowest number that is free
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # what Python makes of a closed one
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115 - open to the end
 
 
 if __name__ == "__main__":

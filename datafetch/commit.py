@@ -109,13 +109,24 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     stdin = sys.stdin.buffer
     commit: Commit = pickle.loads(stdin.read(int.from_bytes(stdin.read(4), "little")))  # noqa: S301 - our parent's
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
         answer = orjson.dumps(commit_shard(commit))
     except DatafetchError as error:
-        answer = orjson.dumps({"error": type(error).__name__, "message": str(error)})
+        answer = orjson.dumps(_refusal(error))
+    except Exception as error:
+        want = ResourceError.of_memory(error)
+        if want is None:
+            raise
+        answer = orjson.dumps(_refusal(want))
     sys.stdout.buffer.write(answer)
     sys.stdout.buffer.flush()
+
+
+def _refusal(error: DatafetchError) -> dict[str, str]:
+    """An error as its parent raises it again: of the kind that decides the exit code."""
+    kind = next(name for name, kind in _ERRORS.items() if isinstance(error, kind))
+    return {"error": kind, "message": str(error)}
 
 
 def _end_with_parent() -> None:

@@ -7,9 +7,10 @@ module imports neither the network stack nor Arrow: a command's own module does,
 from __future__ import annotations
 
 import errno
+import resource
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -60,7 +61,12 @@ _COMMANDS = {
     "status": _Summary("Say where a run stands, also while it goes on; it is not disturbed.", "nothing was changed"),
 }
 
-_EXIT_CODES = {ResourceError: ExitCode.OUT_OF_RESOURCES, ConservationError: ExitCode.BUG}
+_LEAST_ADDRESS_SPACE_BYTES = 1 << 30  # most of it reserved for threads and never used
+
+_EXIT_CODES: Mapping[type[DatafetchError], ExitCode] = {
+    ResourceError: ExitCode.OUT_OF_RESOURCES,
+    ConservationError: ExitCode.BUG,
+}
 
 # All errors of usage, by their common base: typer exports only this one of them, from a click of its own.
 _USAGE_ERRORS: tuple[type[typer.BadParameter], ...] = (cast("type[typer.BadParameter]", typer.BadParameter.__base__),)
@@ -88,6 +94,7 @@ class _Commands(typer.core.TyperGroup):
         """The command of a name; None when there is none."""
         if cmd_name not in _COMMANDS:
             return None
+        _refuse_small_address_space()
         alone = typer.Typer(**_SETTINGS)
         alone.command(cmd_name)(getattr(import_module(f"datafetch.cli.commands.{cmd_name}"), cmd_name))
         return typer.main.get_command(alone)
@@ -114,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         code = ExitCode.INTERRUPTED
     except DatafetchError as error:
-        return complain(str(error), _EXIT_CODES.get(type(error), ExitCode.WRONG_COMMAND))
+        return complain(str(error), _exit_code(error))
     except OSError as error:
         is_wrong_path = error.errno in (errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP)
         code = ExitCode.WRONG_COMMAND if is_wrong_path else ExitCode.OUT_OF_RESOURCES
@@ -122,9 +129,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except _USAGE_ERRORS as error:
         command = error.ctx.command_path if error.ctx else "datafetch"
         return complain(f"{error.format_message()} (see '{command} --help')", ExitCode.WRONG_COMMAND)
+    except Exception as error:
+        want = ResourceError.of_memory(error)
+        if want is None:
+            raise
+        return complain(str(want), ExitCode.OUT_OF_RESOURCES)
     if code == ExitCode.INTERRUPTED:  # typer itself makes this of Ctrl-C, without a word
         return complain(f"interrupted{_after_ctrl_c(words)}", ExitCode.INTERRUPTED)
     return ExitCode.COMPLETE if code is None else code
+
+
+def _refuse_small_address_space() -> None:
+    """See that there is room for the libraries that a command loads; some of them end the process where there is not.
+
+    Raises:
+        ResourceError: There is too little.
+    """
+    limit_bytes, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit_bytes != resource.RLIM_INFINITY and limit_bytes < _LEAST_ADDRESS_SPACE_BYTES:
+        raise ResourceError(
+            f"this process may have {limit_bytes >> 20:,} MiB of address space ('ulimit -v'), and needs "
+            f"{_LEAST_ADDRESS_SPACE_BYTES >> 20:,} at least; raise that limit and run the same command again"
+        )
+
+
+def _exit_code(error: DatafetchError) -> ExitCode:
+    return next((code for kind, code in _EXIT_CODES.items() if isinstance(error, kind)), ExitCode.WRONG_COMMAND)
 
 
 def _after_ctrl_c(words: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ from typing import TypeAlias
 import orjson
 
 from datafetch.datasets import DATASETS, find_dataset
-from datafetch.errors import ConfigurationError
+from datafetch.errors import ConfigurationError, DatafetchError
 from datafetch.model import Loader
 from datafetch.protocols import Dataset
 from datafetch.ranks import GROUP_OF, Ranks
@@ -145,8 +145,9 @@ def _next(batches: Iterator[list[Examined]]) -> list[Examined] | None:
 
 
 def _first(errors: BaseExceptionGroup) -> BaseException:
-    """Task groups raise groups; a caller wants the one error that stopped it."""
-    error: BaseException = errors
+    """Task groups raise groups; a caller wants the one error that stopped it, ours rather than what came of it."""
+    ours, others = errors.split(DatafetchError)
+    error: BaseException = ours or others or errors
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error

@@ -1,0 +1,193 @@
+"""What a shell, its limits and other people's names can do to the command: one clean line, and the right exit code."""
+
+import logging
+import pickle
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import pyarrow as pa
+import pytest
+
+from datafetch.cli.app import main
+from datafetch.cli.exit_code import one_line
+from datafetch.cli.progress import ProgressConsole, show_remarks
+from datafetch.commit import _refusal
+from datafetch.demo.manifest import CoyoSource, write_coyo_source
+from datafetch.errors import ConfigurationError, ConservationError, DatafetchError, ManifestError, ResourceError
+from datafetch.fetch.classify import PressureError
+
+PATIENCE_S = 60
+EVIL = "\x1b]0;mine now\x07\x1b[2J\r\u202etxt\u2028"
+LONGEST_LINE = len("datafetch: ") + 2001
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> CoyoSource:
+    """A manifest that fails at once, for its addresses are not public."""
+    return write_coyo_source(tmp_path / "source", ["http://127.0.0.1/a.jpg", "http://127.0.0.1/b.jpg"])
+
+
+@pytest.fixture
+def command(tmp_path: Path, source: CoyoSource) -> list[str]:
+    """The command that goes through it."""
+    return [
+        *(sys.executable, "-m", "datafetch", "prepare", "coyo", "--source", str(source.folder)),
+        *("--ids", str(source.ids), "--root", str(tmp_path / "root"), "--processes", "1", "--no-reshard"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "closed",
+    [
+        "<&- >&- 2>&-",
+        pytest.param("<&-", marks=pytest.mark.slow),
+        pytest.param(">&-", marks=pytest.mark.slow),
+        pytest.param("2>&-", marks=pytest.mark.slow),
+        pytest.param("<&- 2>&-", marks=pytest.mark.slow),
+    ],
+)
+def test_closed_standard_streams_end_no_run(tmp_path: Path, command: list[str], closed: str) -> None:
+    """A run without them is complete, and nothing of it went into a file or socket that got their numbers."""
+    shell = ["sh", "-c", f'"$@" {closed}', "sh", *command]
+    finished = subprocess.run(shell, capture_output=True, check=False, timeout=PATIENCE_S)
+    assert finished.returncode == 0, finished.stderr
+    (report,) = tmp_path.glob("root/*/*.datafetch/report.json")
+    assert b'"complete": true' in report.read_bytes()
+    assert (b"2 failed" in finished.stdout) == (">&-" not in closed.replace("2>&-", ""))
+
+
+def _limited(limit_bytes: int) -> Callable[[], None]:
+    return lambda: resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, limit_bytes))
+
+
+@pytest.mark.parametrize(
+    "limit_mib",
+    [
+        100,
+        *(pytest.param(mib, marks=pytest.mark.slow) for mib in (20, 30, 50, 120, 180, 250, 350, 450, 600, 800, 1000)),
+    ],
+)
+def test_a_small_address_space_is_one_line(command: list[str], limit_mib: int) -> None:
+    """``ulimit -v`` far below what libraries need: exit 4, and what to do, whichever of them would have failed."""
+    limit = _limited(limit_mib << 20)
+    finished = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE_S,
+        preexec_fn=limit,
+    )
+    assert finished.returncode == 4, finished.stderr
+    (line,) = finished.stderr.splitlines()
+    assert line.startswith("datafetch: this process ")
+    assert "ulimit -v" in line
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ResourceError("a disk"), 4),
+        (PressureError("descriptors"), 4),
+        (pa.ArrowMemoryError("malloc of size 64 failed"), 4),
+        (MemoryError(), 4),
+        (RuntimeError("can't start new thread"), 4),
+        (ImportError("libarrow.so: failed to map segment from shared object"), 4),
+        (pa.ArrowException("Unknown error: Failed to launch worker thread: Resource temporarily unavailable"), 4),
+        (OSError(12, "Cannot allocate memory"), 4),
+        (ConfigurationError("an option"), 2),
+        (ManifestError("a line"), 2),
+        (ConservationError("a bug"), 1),
+        (type("OfOurs", (ConservationError,), {})("a bug"), 1),
+    ],
+    ids=repr,
+)
+def test_an_error_has_the_exit_code_of_its_kind(
+    tmp_path: Path, error: Exception, code: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Kinds that are made of others count as those; a want of memory is the machine's, whoever says it."""
+
+    def fail(*_: object) -> NoReturn:
+        raise error
+
+    monkeypatch.setattr("datafetch.cli.commands.status.read_status", fail)
+    assert main(["status", str(tmp_path)]) == code
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("datafetch: ")
+
+
+def test_a_bug_is_not_taken_for_a_want_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is none of these is raised as it is."""
+
+    def fail(*_: object) -> NoReturn:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("datafetch.cli.commands.status.read_status", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["status", str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"), [(PressureError("x"), "ResourceError"), (ManifestError("x"), "ManifestError")]
+)
+def test_a_commit_tells_the_kind_of_its_error(error: DatafetchError, kind: str) -> None:
+    """A kind that its parent does not know by name is told as the one that it is made of."""
+    assert _refusal(error) == {"error": kind, "message": "x"}
+
+
+def write_shard(folder: Path, row: dict[str, object]) -> Path:
+    """A shard of one row."""
+    folder.mkdir()
+    (folder / "part-00000.pkl").write_bytes(pickle.dumps([row]))
+    (folder / "part-00000.count").write_text("1")
+    return folder
+
+
+@pytest.mark.parametrize("key", [EVIL, EVIL * 100_000])
+def test_names_of_others_do_not_steer_the_terminal(tmp_path: Path, key: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """A key of a pickle, a file's name: on standard error they are one printable line of bounded length."""
+    folder = write_shard(tmp_path / f"rows{EVIL}", {key: 1})
+    assert main(["reshard", str(folder), str(tmp_path / "out")]) == 2
+    check_one_clean_line(capfd.readouterr().err)
+    assert main(["reshard", str(tmp_path / f"gone{EVIL}"), str(tmp_path / "out")]) == 2
+    check_one_clean_line(capfd.readouterr().err)
+    assert main(["prepare", f"no{key}", "--source", str(tmp_path)]) == 2
+    check_one_clean_line(capfd.readouterr().err)
+    assert main([f"no{EVIL}"]) == 2
+    check_one_clean_line(capfd.readouterr().err)
+    with show_remarks(ProgressConsole()):
+        logging.getLogger("datafetch.test").warning("a column %s", key)
+    check_one_clean_line(capfd.readouterr().err)
+
+
+def check_one_clean_line(text: str) -> None:
+    """One line, printable, and not too long."""
+    (line,) = text.splitlines()
+    assert line.isprintable(), line
+    assert line.startswith("datafetch: ")
+    assert len(line) <= LONGEST_LINE
+
+
+def test_a_long_message_keeps_its_beginning_and_its_end() -> None:
+    """What is wrong stands at the beginning, what to do about it at the end."""
+    line = one_line(f"the column {'x' * 1_000_000} is missing; write the file anew")
+    assert line.startswith("the column xxx")
+    assert line.endswith("; write the file anew")
+
+
+def test_a_summary_does_not_steer_the_terminal(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Nor does the name of a folder on standard output."""
+    row: dict[str, object] = {"text": "a cat", "image": "aGk="}
+    folder = write_shard(tmp_path / "rows", row)
+    for name in ("part-00001", "part-00002", "part-00003"):
+        (folder / f"{name}.pkl").write_bytes(pickle.dumps([row]))
+        (folder / f"{name}.count").write_text("1")
+    arguments = ["--world-size", "2", "--batch", "1", "--group", "1"]
+    assert main(["reshard", str(folder), str(tmp_path / f"out{EVIL}"), *arguments]) == 0
+    said = capfd.readouterr().out
+    assert "4 rows in" in said
+    assert all(line.isprintable() for line in said.split("\n"))

@@ -6,12 +6,22 @@ out in between (the disk, the power, the process) leaves what was there before.
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import logging
 import os
 import shutil
 from pathlib import Path
+from threading import Event
 
 from datafetch.errors import ResourceError
+
+_CANT_SYNC = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)  # shared folders of VirtualBox, some of FUSE
+_CANT_EXCHANGE = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)  # NFS, before Linux 3.15
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # <fcntl.h>, <linux/fs.h>
+
+_log = logging.getLogger(__name__)
+_is_said = Event()  # once a process is enough: it is said of every file otherwise
 
 
 def is_plain_name(name: object) -> bool:
@@ -68,7 +78,7 @@ def _publish_across(unfinished: Path, final: Path) -> None:
     with os.fdopen(nameless, "wb") as target, unfinished.open("rb") as source:
         shutil.copyfileobj(source, target, 1 << 20)
         target.flush()
-        os.fsync(nameless)
+        sync_open(nameless, final)
         final.unlink(missing_ok=True)
         # Only with a folder's descriptor, which an absolute path makes nothing of, does Python follow the link.
         os.link(f"/proc/self/fd/{nameless}", final, src_dir_fd=nameless, follow_symlinks=True)
@@ -92,10 +102,54 @@ def _open_nameless(folder: Path, source: Path) -> int:
         ) from error
 
 
+def exchange(one: Path, other: Path) -> bool:
+    """Let two folders change their names in one step; False where the system can't, and nothing was done.
+
+    Raises:
+        OSError: It could, and these two can't be renamed.
+    """
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):  # another C library
+        return False
+    if renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in _CANT_EXCHANGE:
+        return False
+    raise OSError(number, os.strerror(number), str(one), None, str(other))
+
+
 def sync(path: Path) -> None:
     """Return when a file, or the names in a folder, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        sync_open(descriptor, path)
     finally:
         os.close(descriptor)
+
+
+def sync_open(descriptor: int, path: Path) -> None:
+    """Return when what is written to an open file, or the names in an open folder, are on disk.
+
+    Where the filesystem has no such thing, nothing can be done about it: that is said once, and the work goes on. It
+    survives a kill all the same, for what was written the system has.
+    """
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _CANT_SYNC:
+            raise
+        _say_unsynced(path if path.is_dir() else path.parent, os.strerror(error.errno))
+
+
+def _say_unsynced(folder: Path, why: str) -> None:
+    if _is_said.is_set():
+        return
+    _is_said.set()
+    _log.warning(
+        "the filesystem of %s can't force files onto the disk (%s): a run that is killed goes on all the same, but "
+        "after a power cut check the output with 'datafetch verify'",
+        folder,
+        why,
+    )

@@ -22,7 +22,7 @@ import aiofiles
 import numpy as np
 from aiofiles.threadpool.binary import AsyncFileIO
 
-from datafetch.durable import make_folder, sync
+from datafetch.durable import make_folder, sync, sync_open
 from datafetch.entries import (
     START_BYTES,
     Ended,
@@ -122,7 +122,7 @@ class Spool:
                 return
             self._is_on_disk = True
             try:
-                await asyncio.to_thread(os.fdatasync, self._file.fileno())
+                await asyncio.to_thread(sync_open, self._file.fileno(), self.path)
             except OSError as error:
                 self._failure = ResourceError.of_disk(error, f"write the spool {self.path}")
                 raise self._failure from error
@@ -203,7 +203,7 @@ def _recover(path: Path) -> Recovered:
             file.truncate(0)
             file.write(begin())
             file.flush()
-            os.fsync(file.fileno())
+            sync_open(file.fileno(), path)
             sync(path.parent)
         file.seek(0)
         recovered.marker = read_marker(file)
@@ -242,6 +242,7 @@ class SpoolWriter:
 
     def __init__(self, path: Path, marker: bytes | None = None) -> None:
         make_folder(path.parent)
+        self._path = path
         self._file = path.open("w+b", buffering=1 << 20)
         self._file.write(begin(marker))
         self._file.seek(0)
@@ -255,7 +256,7 @@ class SpoolWriter:
     ) -> None:
         try:
             self._file.flush()
-            os.fsync(self._file.fileno())
+            sync_open(self._file.fileno(), self._path)
         finally:
             self._file.close()
 

@@ -1,16 +1,22 @@
 """Files get their names when they are complete, on the same filesystem or another."""
 
+import errno
+import logging
+import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import mkdtemp
+from threading import Event
 
 import pytest
 from test_commit import spool
 from test_spool import make_outcome
 
+from datafetch import durable
 from datafetch.commit import commit_shard
-from datafetch.durable import make_folder, publish, write_atomically
+from datafetch.durable import exchange, make_folder, publish, sync, write_atomically
 from datafetch.state import State
 
 OTHER_FILESYSTEM = Path("/dev/shm")  # noqa: S108 - a tmpfs wherever Linux runs
@@ -65,3 +71,64 @@ def test_a_folder_that_is_there_is_no_fault(tmp_path: Path) -> None:
     make_folder(tmp_path / "a" / "b" / "c")
     make_folder(tmp_path / "a" / "b" / "c")
     assert (tmp_path / "a" / "b" / "c").is_dir()
+
+
+@pytest.fixture
+def _nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a process that has not met such a filesystem yet."""
+    monkeypatch.setattr(durable, "_is_said", Event())
+
+
+@pytest.mark.usefixtures("_nothing_said")
+def test_what_cannot_be_forced_onto_the_disk_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    """The kernel's own filesystem refuses it for folders, a device for files: the work goes on, one line says so."""
+    for path in ("/proc", "/proc", "/dev/null"):
+        sync(Path(path))
+    (remark,) = caplog.records
+    assert remark.levelno == logging.WARNING
+    assert "the filesystem of /proc can't force files onto the disk (Invalid argument)" in remark.getMessage()
+
+
+@pytest.mark.usefixtures("_nothing_said")
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
+def test_a_shard_is_committed_where_folders_cannot_be_synced(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Spool, rows, ledger and renames: none of them needs it."""
+    fsync = os.fsync
+
+    def refuse_folders(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, "not here")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse_folders)
+    state = State(tmp_path / "out")
+    commit_shard(spool(state, [make_outcome(0)]))
+    assert state.ledger("part-00000").exists()
+
+
+@pytest.mark.usefixtures("_nothing_said")
+def test_a_disk_that_fails_is_no_such_filesystem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of the disk is raised as before."""
+
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, "the disk is broken")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="broken"):
+        sync(tmp_path)
+
+
+def test_two_folders_change_places_in_one_step(tmp_path: Path, elsewhere: Path) -> None:
+    """Each has the other's name afterwards; across filesystems it is said that they can't be renamed."""
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"was {name}").touch()
+    assert exchange(tmp_path / "a", tmp_path / "b")
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["was b"]
+    assert [path.name for path in (tmp_path / "b").iterdir()] == ["was a"]
+    (elsewhere / "c").mkdir()
+    with pytest.raises(OSError, match="cross-device") as refused:
+        exchange(tmp_path / "a", elsewhere / "c")
+    assert refused.value.errno == errno.EXDEV

@@ -2,12 +2,14 @@
 
 Rules: complete shards are decided on by one rename, and from then on there is no way back: ``finish`` goes on from
 wherever it was interrupted, and ends the same. The output holds the old shards or the new ones, never some of both;
-until the new ones are in it, every row lies in the state folder.
+until the new ones are in it, every row lies in the state folder. Where the system can let two folders change places,
+there is an output at every moment.
 
 What lies there meanwhile::
 
     resharded/shards/      the new shards; gone once they are the output
     resharded/equal.json   what they are made of; gone once it is the state's
+    resharded/exchanging   which of two folders is the new one, while it and the output change places
     resharded/moving       the old shards are gone from an output that takes its new ones file by file
     replaced/              the old output
 """
@@ -20,7 +22,7 @@ from pathlib import Path
 
 import orjson
 
-from datafetch.durable import is_plain_name, make_folder, publish, sync, write_atomically
+from datafetch.durable import exchange, is_plain_name, make_folder, publish, sync, write_atomically
 from datafetch.errors import ConfigurationError, ResourceError
 from datafetch.state import State
 
@@ -28,6 +30,7 @@ SHARDS = "shards"
 RECORD = "equal.json"
 REPLACES = "replaces"  # in the record: the shards whose place the new ones take
 _MOVING = "moving"
+_EXCHANGING = "exchanging"
 _CANT_RENAME = (errno.EXDEV, errno.EBUSY)
 
 
@@ -109,11 +112,13 @@ def _must_stay(state: State) -> bool:
 def _swap(state: State, shards: Path) -> bool:
     """Put one folder in the other's place; False if they lie on different filesystems, and nothing was done."""
     try:
-        if state.out.exists() and not state.replaced.exists():
+        if not state.out.exists() or state.replaced.exists():
+            shards.rename(state.out)
+        elif not _exchange(state, shards):
             state.out.rename(state.replaced)
             sync(state.folder)
             sync(state.out.parent)
-        shards.rename(state.out)
+            shards.rename(state.out)
     except OSError as error:
         if error.errno in _CANT_RENAME:
             return False
@@ -125,6 +130,33 @@ def _swap(state: State, shards: Path) -> bool:
         raise
     sync(state.out.parent)
     return True
+
+
+def _exchange(state: State, shards: Path) -> bool:
+    """Let the new shards and the output change places; False where that can't be.
+
+    A run that was killed may have done it: the number of the new folder in its filesystem tells which of the two it is.
+    """
+    note = state.resharded / _EXCHANGING
+    if not note.exists():
+        write_atomically(note, _number(shards))
+    new = note.read_bytes()
+    if new not in (_number(shards), _number(state.out)):
+        raise ConfigurationError(
+            f"{state.out} and {shards} were copied from elsewhere while they changed places; if the latter holds the "
+            f"new shards, delete {note}, if the former does, delete the latter, and run the same command again"
+        )
+    if new == _number(shards):
+        if not exchange(shards, state.out):
+            return False
+        sync(state.out.parent)
+    shards.rename(state.replaced)
+    sync(state.folder)
+    return True
+
+
+def _number(folder: Path) -> bytes:
+    return str(folder.stat().st_ino).encode()
 
 
 def _move_files(state: State, shards: Path) -> None:

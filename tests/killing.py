@@ -1,7 +1,8 @@
 """Does an errand again and again, each time in a process that SIGKILL ends some file operations later.
 
 ``python killing.py reshard SRC FOLDER STEP`` makes equal shards of SRC in FOLDER/<n>/out; ``python killing.py finish
-PREPARED FOLDER STEP`` finishes copies of the folder PREPARED as FOLDER/<n>. n is the file operation that the process
+PREPARED FOLDER STEP`` finishes copies of the folder PREPARED as FOLDER/<n>, ``finish-apart`` the same on a system that
+can't let two folders change places. n is the file operation that the process
 does not live to see, from 1 in steps; the last process lives to the end. Processes are forked from one without threads,
 so that each costs milliseconds.
 """
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
-from datafetch import rearrange
+from datafetch import rearrange, takeover
 from datafetch.rearrange import Watch
 from datafetch.reshard import Request, reshard
 from datafetch.state import State
@@ -54,9 +55,11 @@ def main() -> None:
     """Do the errand of the command line, a few rows at a time."""
     rearrange._BUFFER_BYTES = SMALL_BUFFER_BYTES
     errand, given, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+    if errand == "finish-apart":
+        vars(takeover)["exchange"] = lambda *_: False
     for operation in count(1, int(sys.argv[4])):
         place = folder / str(operation)
-        if errand == "finish":
+        if errand.startswith("finish"):
             shutil.copytree(given, place, symlinks=True)
             lives = _lives(lambda out=place / "out": finish(State(out)), operation)  # type: ignore[misc]
         else:

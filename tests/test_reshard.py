@@ -248,21 +248,29 @@ def _nothing(_: Path) -> None:
     pass
 
 
-@pytest.mark.parametrize("make_old", [_folder, _link, _nothing])
-def test_a_takeover_can_be_killed_anywhere(tmp_path: Path, source: Path, make_old: Callable[[Path], None]) -> None:
-    """Killed before each of its steps and begun again it ends the same; the output never holds a mixture."""
+@pytest.mark.parametrize(
+    ("make_old", "errand"),
+    [(_folder, "finish"), (_folder, "finish-apart"), (_link, "finish"), (_nothing, "finish")],
+)
+def test_a_takeover_can_be_killed_anywhere(
+    tmp_path: Path, source: Path, make_old: Callable[[Path], None], errand: str
+) -> None:
+    """Killed before each of its steps and begun again it ends the same; the output never holds a mixture.
+
+    Where two folders can change places, there is an output at every moment.
+    """
     prepared = tmp_path / "prepared"
     prepared.mkdir()
     old, new = _prepare_takeover(prepared, source, make_old)
     folder = tmp_path / "killed"
-    errand = ["finish", str(prepared), str(folder), "1"]
-    subprocess.run([sys.executable, str(KILLING), *errand], check=True, timeout=100)
+    subprocess.run([sys.executable, str(KILLING), errand, str(prepared), str(folder), "1"], check=True, timeout=100)
     places = sorted(folder.iterdir(), key=lambda place: int(place.name))
     assert len(places) > 5
     for place in places:
         state = State(place / "out")
         there = files_of(state.out) if state.out.exists() else {}
         assert there.items() <= old.items() or there.items() <= new.items()
+        assert there in (old, new) or (make_old, errand) != (_folder, "finish")
         assert {name for name in there if name.endswith(".count")} <= {
             name.replace(".pkl", ".count") for name in there if name.endswith(".pkl")
         }
@@ -383,6 +391,21 @@ def test_what_others_put_in_the_outputs_place_is_left_alone(tmp_path: Path, sour
     assert files_of(state.out) == {"mine": b""}
     assert files_of(state.resharded / "shards") == new
     (state.out / "mine").unlink()
+    finish(state)
+    assert files_of(state.out) == new
+
+
+def test_folders_that_were_copied_in_midst_of_it_are_not_mixed_up(tmp_path: Path, source: Path) -> None:
+    """Where it can't be told which of the two folders is the new one, nothing is done, and it is said what to do."""
+    old, new = _prepare_takeover(tmp_path, source, _folder)
+    state = State(tmp_path / "out")
+    note = state.resharded / "exchanging"
+    note.write_text("0")
+    with pytest.raises(ConfigurationError, match="if the latter holds the new shards, delete"):
+        finish(state)
+    assert files_of(state.out) == old
+    assert files_of(state.resharded / "shards") == new
+    note.unlink()
     finish(state)
     assert files_of(state.out) == new
 

@@ -39,33 +39,38 @@ _NO_IDENTITY = frozenset({_ASKED, "max_pixels", "insecure", "opt_out"})
 
 
 @asynccontextmanager
-async def claimed(state: State, prepare: Callable[[], None], *, goes_on: bool = True) -> AsyncIterator[None]:
+async def claimed(
+    state: State, prepare: Callable[[], None], *, goes_on: bool = True, is_alone: bool = False
+) -> AsyncIterator[None]:
     """Hold an output for one run alone.
 
     Args:
         state: Of the output.
         prepare: Called with the lock held and everything that was complete in its place, before the run; it may refuse.
         goes_on: Whether what killed runs left complete is still wanted.
+        is_alone: The operator knows that no other run works on it, so that it needs no lock.
 
     Raises:
         ConfigurationError: Another run holds it, or it was refused.
         ResourceError: It can't be written.
     """
-    lock = Lock(state.lock, state.out)
+    lock = None if is_alone else await asyncio.to_thread(lambda: Lock(state.lock, state.out, state.real_lock))
     try:
         await asyncio.to_thread(_claim, state, lock, prepare, goes_on=goes_on)
         yield
     except OSError as error:
         raise ResourceError.of_disk(error, f"write beside {state.out}") from error
     finally:
-        await asyncio.to_thread(lock.release)
+        if lock is not None:
+            await asyncio.to_thread(lock.release)
 
 
-def _claim(state: State, lock: Lock, prepare: Callable[[], None], *, goes_on: bool) -> None:
+def _claim(state: State, lock: Lock | None, prepare: Callable[[], None], *, goes_on: bool) -> None:
     if not state.folder.exists():
         refuse_foreign_files(state, {})  # before a trace is left
         make_folder(state.folder)
-    lock.acquire()
+    if lock is not None:
+        lock.acquire()
     refuse_unpublishable(state.folder, state.out)
     if goes_on:
         finish(state)
@@ -183,6 +188,8 @@ def refuse_foreign_files(state: State, identity: Identity) -> None:
     """The trainer counts every file in a folder of shards, so nothing but this job's may lie there."""
     if state.out.exists() and not state.out.is_dir():
         raise ConfigurationError(f"{state.out} is not a folder; choose another --root")
+    if state.out.is_symlink() and not state.out.exists():  # whoever made that folder would not know of this run
+        raise ConfigurationError(f"{state.out} is a link that leads nowhere; make the folder that it names")
     if state.holds is Holds.FILES:
         return
     ours = {path.name for path in _shard_files(state, identity)} if state.job.exists() else set()

@@ -46,6 +46,8 @@ class Job:
         world_size: Ranks for which the shards are made equal at the end, where the dataset's loader counts them; None
             leaves them as the manifest cut them, rows in its order.
         fresh: Start over instead of going on.
+        no_lock: The operator knows that no other run works on the output. It is said of one run, and no part of what
+            the job is.
     """
 
     dataset: str
@@ -61,6 +63,7 @@ class Job:
     scratch: str | None = None
     world_size: int | None = 64
     fresh: bool = False
+    no_lock: bool = False
     choices: Choices = field(default_factory=Choices)
 
     def __post_init__(self) -> None:
@@ -158,7 +161,7 @@ def asked_of(job: Job, spec: ImageSpec) -> dict[str, Any]:
         name: None if path is None else str(Path(path).absolute())
         for name, path in (("source", job.source), ("ids", job.ids), ("scratch", job.scratch))
     }
-    return {**asdict(replace(job, image=spec, fresh=False)), **paths}
+    return {**asdict(replace(job, image=spec, fresh=False, no_lock=False)), **paths}
 
 
 def read_job(state: State) -> tuple[Job, Identity]:

@@ -39,6 +39,7 @@ class Request:
         batch: Groups that a rank takes in one step.
         group: Samples that the loader takes together; None is as the rows need.
         shuffle: A seed, or ``none``; None is as the rows need.
+        no_lock: The operator knows that nobody else works on the output.
     """
 
     source: Path
@@ -47,6 +48,7 @@ class Request:
     batch: int = 2
     group: int | None = None
     shuffle: str | None = None
+    no_lock: bool = False
 
     def plan(self, loader: Loader) -> Plan:
         """What was asked for, and for the rest what such rows need.
@@ -112,7 +114,7 @@ def reshard(request: Request, watch: Watch | None = None) -> Resharded | None:
     equal_sizes(sum(counts), plan.ranks)  # refuses too few before anything is written
     if not state.folder.exists():
         _refuse_taken(state)
-    with _claimed(state):
+    with _claimed(state, is_alone=request.no_lock):
         finish(state)
         if _is_made(state, plan, made_from):
             return _resharded(state, plan, is_new=False)
@@ -200,12 +202,13 @@ def _loader(paths: Sequence[Path], counts: Sequence[int]) -> Loader:
 
 
 @contextmanager
-def _claimed(state: State) -> Iterator[None]:
-    """Hold the output for this process alone."""
-    lock = Lock(state.lock, state.out)
+def _claimed(state: State, *, is_alone: bool) -> Iterator[None]:
+    """Hold the output for this process alone, unless the operator knows that it is."""
+    lock = Lock(state.lock, state.out, state.real_lock)
     try:
         make_folder(state.folder)
-        lock.acquire()
+        if not is_alone:
+            lock.acquire()
         yield
     except OSError as error:
         raise ResourceError.of_disk(error, f"write beside {state.out}") from error

@@ -75,7 +75,7 @@ async def fetch_dataset(job: Job, observe: Observer | None = None, *, backends: 
     identity = await asyncio.to_thread(identify, job, manifest, spec)
     state = await asyncio.to_thread(_state_of, Path(job.out), job, identity)
     take = partial(take_for_job, state, identity, asked_of(job, spec), fresh=job.fresh)
-    async with claimed(state, take, goes_on=not job.fresh):
+    async with claimed(state, take, goes_on=not job.fresh, is_alone=job.no_lock):
         shards = [shard.name for shard in manifest.shards()]
         if dataset.list_name is not None:
             await asyncio.to_thread(keep_published, state, manifest.shards()[0].source)
@@ -144,7 +144,7 @@ async def retry_failed(
         )
     shards = list(identity["shards"])
     state = await asyncio.to_thread(_state_of, folder, job, identity)
-    async with claimed(state, partial(_take_for_retry, state, identity)):
+    async with claimed(state, partial(_take_for_retry, state, identity), is_alone=job.no_lock):
         again = await asyncio.to_thread(begin_retry, state, wanted, shards)
         output = Output(dataset, spools_of(state, again), job.payload, again)
         source = await asyncio.to_thread(FailedSamples, output, again, shards)

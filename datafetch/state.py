@@ -55,6 +55,12 @@ class State:
         return self.folder / "lock"
 
     @property
+    def real_lock(self) -> Path | None:
+        """Held by a run that names the folder which this output is a link to; None where it is none."""
+        real = self.out.resolve()
+        return State(real).lock if real.name and real != self.out else None
+
+    @property
     def progress(self) -> Path:
         """How the run that is at work stands; seconds old while it is."""
         return self.folder / "progress.json"

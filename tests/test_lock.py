@@ -4,12 +4,21 @@ import errno
 import fcntl
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from datafetch.claim import claimed
+from datafetch.cli.app import main
+from datafetch.cli.options import RetryOptions
 from datafetch.errors import ConfigurationError, ResourceError
+from datafetch.job import Job, asked_of
 from datafetch.lock import Lock
+from datafetch.sinks.pickle import PickleSink
+from datafetch.state import State, fixed
+from datafetch.transcode import ImageSpec
 
 HOLD = """
 import sys
@@ -57,3 +66,122 @@ def test_without_locks_nothing_stands_in_for_one(tmp_path: Path, number: int, mo
     lock = Lock(path, tmp_path / "out")
     lock.acquire()
     lock.release()
+
+
+NAMES = ["disk/folder", "link", "other link", "link to a link"]
+
+
+@pytest.fixture
+def by_name(tmp_path: Path) -> dict[str, State]:
+    """Where one folder has its state by each of its names."""
+    (tmp_path / "disk" / "folder").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("disk/folder")
+    (tmp_path / "other link").symlink_to(tmp_path / "disk" / "folder")
+    (tmp_path / "link to a link").symlink_to("other link")
+    return {name: State(fixed(tmp_path / name)) for name in NAMES}
+
+
+def _nothing() -> None:
+    pass
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_a_folder_has_one_lock_whatever_it_is_called(by_name: dict[str, State], name: str) -> None:
+    """While a run works on it by one name, one by another is refused; afterwards it is not."""
+    mine = by_name.pop(name)
+    async with claimed(mine, _nothing):
+        for state in by_name.values():
+            with pytest.raises(ConfigurationError, match="another run is working on"):
+                async with claimed(state, _nothing):
+                    pass
+    for state in by_name.values():
+        async with claimed(state, _nothing):
+            pass
+
+
+async def test_equal_shards_take_the_place_of_a_locked_folder(tmp_path: Path) -> None:
+    """A run's folder gives way to another one meanwhile, and a link to it is refused all the same."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (tmp_path / "link").symlink_to(folder)
+    async with claimed(State(folder), _nothing):
+        folder.rename(tmp_path / "replaced")
+        folder.mkdir()
+        with pytest.raises(ConfigurationError, match="another run is working on"):
+            async with claimed(State(tmp_path / "link"), _nothing):
+                pass
+
+
+@pytest.fixture
+def mounted_twice(tmp_path: Path) -> Iterator[tuple[State, State]]:
+    """A folder at two places."""
+    folder, other = tmp_path / "folder", tmp_path / "other"
+    folder.mkdir()
+    other.mkdir()
+    if subprocess.run(["mount", "--bind", folder, other], check=False, capture_output=True).returncode:  # noqa: S607
+        pytest.skip("nothing can be mounted here")
+    yield State(folder), State(other)
+    subprocess.run(["umount", other], check=True)  # noqa: S607
+
+
+async def test_a_folder_that_is_mounted_twice_has_one_lock(mounted_twice: tuple[State, State]) -> None:
+    """The kernel knows it at either place."""
+    here, there = mounted_twice
+    async with claimed(there, _nothing):
+        with pytest.raises(ConfigurationError, match="another run is working on"):
+            async with claimed(here, _nothing):
+                pass
+
+
+async def test_a_link_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
+    """Whoever makes the folder that it names would not know of this run; no state is left behind."""
+    state = State(tmp_path / "link")
+    state.out.symlink_to("nowhere")
+    with pytest.raises(ConfigurationError, match="leads nowhere"):
+        async with claimed(state, _nothing):
+            pass
+    assert not state.folder.exists()
+
+
+@pytest.fixture
+def _no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a filesystem that can't lock."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+
+
+@pytest.mark.usefixtures("_no_locks")
+async def test_who_is_alone_needs_no_lock(tmp_path: Path) -> None:
+    """Where nothing can be locked, a run is refused, and told what it may say; having said it, it works."""
+    state = State(tmp_path / "out")
+    with pytest.raises(ResourceError, match="or give --no-lock if you know that no other run works on it"):
+        async with claimed(state, _nothing):
+            pass
+    async with claimed(state, _nothing, is_alone=True):
+        assert state.folder.is_dir()
+
+
+@pytest.mark.usefixtures("_no_locks")
+def test_equal_shards_can_be_made_without_a_lock(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The same for ``reshard``."""
+    (tmp_path / "rows").mkdir()
+    with closing(PickleSink(tmp_path / "rows", "part-00000")) as sink:
+        for _ in range(4):
+            sink.write({"image": "aGk=", "text": "a cat"})
+        sink.finish()
+    arguments = ["reshard", str(tmp_path / "rows"), str(tmp_path / "out"), "--world-size", "2", "--batch", "1"]
+    arguments += ["--group", "1"]
+    assert main(arguments) == 4
+    assert "--no-lock" in capfd.readouterr().err
+    assert main([*arguments, "--no-lock"]) == 0
+
+
+def test_being_alone_is_said_of_one_run(tmp_path: Path) -> None:
+    """It is not remembered for the next, and a retry has to be told anew."""
+    job = Job("coyo", str(tmp_path), str(tmp_path / "out"), no_lock=True)
+    assert asked_of(job, ImageSpec())["no_lock"] is False
+    assert RetryOptions({"no_lock": True}).change(Job("coyo", "", "out")).no_lock
+    assert not RetryOptions({}).change(Job("coyo", "", "out")).no_lock

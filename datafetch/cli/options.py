@@ -104,6 +104,13 @@ class RunOptions:
         typer.Option(metavar="DIR", help="Where shards in progress lie.", show_default="in the state folder"),
     ] = None
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of going on.")] = False
+    no_lock: Annotated[
+        bool,
+        typer.Option(
+            "--no-lock",
+            help="Work without a lock, where the filesystem has none; only if no other run is at work there.",
+        ),
+    ] = False
     no_reshard: Annotated[
         bool,
         typer.Option(
@@ -244,9 +251,10 @@ _POLICY_FIELDS = {
     "user_agent": "contact",
     "trust_env": "trust_env",
 }
-_JOB_FIELDS = {"processes": "processes", "memory": "memory_bytes", "scratch": "scratch"}
+_JOB_FIELDS = {"processes": "processes", "memory": "memory_bytes", "scratch": "scratch", "no_lock": "no_lock"}
 _SPEC_FIELDS = {"decode_timeout": "decode_timeout_s", "max_pixels": "max_pixels"}
 _SAID_ALWAYS = ("json", "min_success")
+_SAID_EACH_TIME = (*_SAID_ALWAYS, "no_lock")
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,6 +286,7 @@ class RetryOptions:
             "processes": options.processes,
             "memory_bytes": options.memory_bytes(),
             "scratch": options.scratch,
+            "no_lock": options.no_lock,
         }
         return replace(
             job,
@@ -319,7 +328,7 @@ def with_retry_options(command: Callable[..., int]) -> Callable[..., int]:
     for name in (*_POLICY_FIELDS, *_JOB_FIELDS, *_SPEC_FIELDS, *_SAID_ALWAYS):
         kind, option = get_args(hints[name])
         option = copy(option)
-        option.show_default = False if name in _SAID_ALWAYS else "as the run had it"
+        option.show_default = False if name in _SAID_EACH_TIME else "as the run had it"
         annotation = _annotated(kind | None, option)
         shared.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
     return _with_options(

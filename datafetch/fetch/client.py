@@ -1,8 +1,8 @@
 """One request and its response, over a kept connection or a new one.
 
 Rules: a connection that ends before anything was answered on it, after an earlier response, ended by the server's own
-timeout: the request is made once more on a new one (RFC 9112, 9.3.1), and nobody is told. The same goes for one on which
-no response comes but something else: that stood behind the earlier one's body, and came late.
+timeout: the request is made once more on a new one (RFC 9112, 9.3.1), and nobody is told. The same goes for one that
+brings something other than a response: that stood behind the earlier body, and came late.
 """
 
 from __future__ import annotations

@@ -47,6 +47,7 @@ def prepare(  # noqa: PLR0913 - one parameter an option
         scratch=options.scratch,
         world_size=options.ranks(),
         fresh=options.fresh,
+        no_lock=options.no_lock,
         choices=choice_options.choices(),
     )
     console = ProgressConsole()

@@ -30,12 +30,19 @@ def reshard(  # noqa: PLR0913 - one parameter an option
         str | None,
         typer.Option(metavar="SEED|none", help="Shuffle all rows.", show_default="0 for pairs, none for documents"),
     ] = None,
+    no_lock: Annotated[
+        bool,
+        typer.Option(
+            "--no-lock",
+            help="Work without a lock, where the filesystem has none; only if nobody else is at work there.",
+        ),
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output at the end.")] = False,
 ) -> int:
     """Make equal shards, so that each rank reads as much as the others and nothing is lost."""
     console = ProgressConsole()
     with show_remarks(console), show_resharding(console) as tell:
-        made = make_equal_shards(Request(source, out, world_size, batch, group, shuffle), Watch(tell))
+        made = make_equal_shards(Request(source, out, world_size, batch, group, shuffle, no_lock), Watch(tell))
     if made is None:
         return ExitCode.INTERRUPTED
     show_resharded(made, as_json=json)

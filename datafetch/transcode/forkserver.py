@@ -144,7 +144,7 @@ class ForkServer:
             trays = [Tray(fd) for fd in memory]
             for fd in memory:
                 os.close(fd)
-            CodecProcess(socket.socket(fileno=channel), trays, self._orders.codec, self._orders.spec).run()
+            CodecProcess(socket.socket(fileno=channel), trays, self._orders).run()
             status = 0
         except BaseException:  # noqa: BLE001 - whatever it is, it must not run the server's loop a second time
             if complaints is not None:

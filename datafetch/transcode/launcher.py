@@ -19,6 +19,7 @@ from typing import Self
 from datafetch.child import child_command
 from datafetch.errors import ResourceError
 from datafetch.transcode.forkserver import COMMAND, END, FORK, FORK_FAILED, KILL
+from datafetch.transcode.sandbox import kept_environment
 from datafetch.transcode.spec import ImageSpec
 from datafetch.transcode.tray import Tray, open_tray
 from datafetch.transcode.wire import U32, Codec, Orders, encode_message
@@ -82,11 +83,13 @@ class Launcher:
     Args:
         codec: What they do with a body; a module-level function, for it travels to them.
         spec: What comes out.
+        is_shut_in: Whether they are shut into a sandbox.
     """
 
-    def __init__(self, codec: Codec, spec: ImageSpec) -> None:
+    def __init__(self, codec: Codec, spec: ImageSpec, *, is_shut_in: bool) -> None:
         self._codec = codec
         self._spec = spec
+        self._is_shut_in = is_shut_in
         self._server: _Server | None = None
         self._starting = asyncio.Lock()
         self._launched = 0
@@ -122,7 +125,7 @@ class Launcher:
             self._server = None
         if self._server is None:
             self._server = await _Server.start()
-            await self._server.order(Orders(self._codec, self._spec, os.getpid()))
+            await self._server.order(Orders(self._codec, self._spec, os.getpid(), self._is_shut_in))
         self._launched += 1
         process = await _fork(self._server, self._launched)
         try:
@@ -202,6 +205,7 @@ class _Server:
                         *child_command("datafetch.transcode.forkserver"),
                         stdin=theirs.fileno(),
                         stdout=asyncio.subprocess.DEVNULL,
+                        env=kept_environment(os.environ),
                         start_new_session=True,
                     )
             except OSError as error:

@@ -60,6 +60,8 @@ class Transcoder:
         processes: How many; None takes one for each CPU this process may use.
         codec: What to do with a body; a module-level function, for it travels to the processes.
         quarantine: Folder for bodies that ended a process, at most 100 of 256 MiB in all; None keeps none.
+        is_shut_in: Whether the processes get neither files nor network (docs/design.md, decision 9). Only a codec of
+            one's own that needs them has a reason to say False.
     """
 
     def __init__(
@@ -69,9 +71,10 @@ class Transcoder:
         processes: int | None = None,
         codec: Codec = transcode,
         quarantine: Path | None = None,
+        is_shut_in: bool = True,
     ) -> None:
         self._spec = spec or ImageSpec()
-        self._launcher = Launcher(codec, self._spec)
+        self._launcher = Launcher(codec, self._spec, is_shut_in=is_shut_in)
         self._processes = processes or available_cpus()
         self._quarantine = Quarantine(quarantine) if quarantine else None
         self._owed: set[Image] = set()

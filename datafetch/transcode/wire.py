@@ -33,11 +33,19 @@ _MAX_DETAIL_CHARS = 1000  # so that no honest reply is longer than its parent wo
 
 @dataclass(frozen=True, slots=True)
 class Orders:
-    """What the fork server is started with, as a pickle."""
+    """What the fork server is started with, as a pickle.
+
+    Attributes:
+        codec: What its processes do with a body.
+        spec: What comes out.
+        parent_pid: Who ordered it.
+        is_shut_in: Whether its processes are shut into a sandbox before their first body.
+    """
 
     codec: Codec
     spec: ImageSpec
     parent_pid: int
+    is_shut_in: bool
 
 
 @dataclass(frozen=True, slots=True)

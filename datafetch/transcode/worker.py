@@ -1,6 +1,7 @@
 """A codec process: it takes batches of bodies from its trays, and puts JPEGs there.
 
-Rules: what an image may cost is bounded by the kernel, for a decoder that is stuck listens to nobody. Outcomes are told
+Rules: what an image may cost is bounded by the kernel, for a decoder that is stuck listens to nobody, and what it may
+reach as well, for one that is taken over obeys nobody. Outcomes are told
 soon after they are there, and which image is in hand can be seen at any moment, so that a death costs little and leaves
 no doubt about who died of what.
 """
@@ -20,9 +21,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from datafetch.model import Encoded, Failure, FailureKind, Outcome
+from datafetch.transcode.sandbox import shut_in
 from datafetch.transcode.spec import ImageSpec
 from datafetch.transcode.tray import Tray
-from datafetch.transcode.wire import U32, Codec, decode_request, encode_message, encode_reply
+from datafetch.transcode.wire import U32, Orders, decode_request, encode_message, encode_reply
 
 OUT_OF_MEMORY_STATUS = 77
 """The exit status of a codec process whose memory was not enough for an image."""
@@ -45,20 +47,22 @@ class CodecProcess:
     Args:
         channel: Where requests come from and replies go to.
         trays: Where bodies and JPEGs lie.
-        codec: What to do with a body.
-        spec: What comes out, and what an image may cost.
+        orders: What to do with a body, what comes out, and what an image may cost.
     """
 
-    def __init__(self, channel: socket.socket, trays: Sequence[Tray], codec: Codec, spec: ImageSpec) -> None:
+    def __init__(self, channel: socket.socket, trays: Sequence[Tray], orders: Orders) -> None:
         self._channel = channel
         self._trays = trays
-        self._codec = codec
-        self._spec = spec
+        self._codec = orders.codec
+        self._spec = orders.spec
+        self._is_shut_in = orders.is_shut_in
 
     def run(self) -> None:
         """Work on one batch after the other, until the parent closes the channel."""
         _limit_process(self._spec)
         keep_freed_memory()
+        if self._is_shut_in:
+            shut_in(_memory_bytes(self._spec))
         with suppress(EOFError, ConnectionError), self._channel.makefile("rb") as requests:
             self._channel.sendall(encode_message(b""))
             while True:
@@ -105,7 +109,7 @@ class CodecProcess:
         except MemoryError:
             os._exit(OUT_OF_MEMORY_STATUS)
         except OSError as error:
-            if error.errno == errno.ENOMEM:  # of the tray
+            if error.errno in (errno.ENOMEM, errno.EFBIG):  # of the tray
                 os._exit(OUT_OF_MEMORY_STATUS)
             raise
         finally:
@@ -117,12 +121,16 @@ def _limit_process(spec: ImageSpec) -> None:
     """Let what an image does to this process stay between the two of them."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # or each crash would write hundreds of MB
     # An image that allocates without end runs into a MemoryError instead of into the machine's other processes.
-    limit_bytes = _BASE_MEMORY_BYTES + spec.max_pixels * _MEMORY_BYTES_PER_PIXEL
+    limit_bytes = _memory_bytes(spec)
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     if hard == resource.RLIM_INFINITY or limit_bytes < hard:
         resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, hard))
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(_FIRST_VICTIM)
+
+
+def _memory_bytes(spec: ImageSpec) -> int:
+    return _BASE_MEMORY_BYTES + spec.max_pixels * _MEMORY_BYTES_PER_PIXEL
 
 
 def keep_freed_memory() -> None:

@@ -1,0 +1,136 @@
+"""The sandbox of a codec process: whoever takes over a decoder finds no files, no network, and no rights.
+
+Rules: it is closed when everything that the codec needs is loaded, and before the first stranger's body is there; it
+can't be opened again. What the kernel lacks is left out, for images that can be had are to be had on old systems, too.
+Landlock (Linux 5.13) denies files, and by its version TCP, abstract sockets and signals to others; seccomp denies what
+is not Landlock's to deny.
+
+No library: those for Landlock on PyPI are young or not released, and those for seccomp need libseccomp on the machine;
+what is used here of both is a few system calls.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import struct
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+
+MAX_DESCRIPTORS = 64
+"""So many descriptors may a codec process have; it needs a dozen."""
+
+KEPT_VARIABLES = frozenset({"LANG", "LANGUAGE"})
+KEPT_PREFIXES = ("PYTHON", "LC_", "LD_", "MALLOC_", "GLIBC_TUNABLES", "PILLOW_", "COVERAGE_", "DATAFETCH_")
+"""What of the environment Python, its libraries and their allocator go by; nothing else comes to a codec process."""
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 38, 47, 4  # <linux/prctl.h>
+_CAPABILITIES_V3 = 0x20080522  # <linux/capability.h>
+
+_CREATE_RULESET, _RESTRICT_SELF, _GET_VERSION = 444, 446, 1  # <linux/landlock.h>; the same numbers on every machine
+# From which version on each word of the rules is known, and what of it is denied.
+_DENIED_FILES = ((1, 0x1FFF), (2, 1 << 13), (3, 1 << 14), (5, 1 << 15))
+_DENIED_TCP = (4, 0b11)  # bind, connect
+_SCOPED = (6, 0b11)  # abstract sockets and signals of processes outside
+
+_SET_MODE_FILTER, _SPEC_ALLOW = 1, 4  # <linux/seccomp.h>: without the flag, older kernels slow the decoder down
+_LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06  # <linux/bpf_common.h>
+_ALLOW, _DENY = 0x7FFF0000, 0x00050000 | 1  # EPERM
+_OTHER_ABI = 0x40000000  # x32: the same calls by other numbers
+
+
+@dataclass(frozen=True, slots=True)
+class _Machine:
+    """How a kind of machine numbers its system calls.
+
+    Attributes:
+        architecture: Its number in seccomp's words.
+        seccomp: The call that sets a filter.
+        denied: socket, execve, execveat, ptrace, process_vm_readv, process_vm_writev, io_uring_setup.
+    """
+
+    architecture: int
+    seccomp: int
+    denied: tuple[int, ...]
+
+
+_MACHINES = {
+    "x86_64": _Machine(0xC000003E, 317, (41, 59, 322, 101, 310, 311, 425)),
+    "aarch64": _Machine(0xC00000B7, 277, (198, 221, 281, 117, 270, 271, 425)),
+}
+
+
+class _Program(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
+
+
+def kept_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """What of an environment comes to processes that decode: no keys to clouds, no proxies, no agents."""
+    return {
+        name: value for name, value in environment.items() if name in KEPT_VARIABLES or name.startswith(KEPT_PREFIXES)
+    }
+
+
+def shut_in(max_file_bytes: int) -> None:
+    """Close the sandbox around this process, for good.
+
+    Args:
+        max_file_bytes: The most that its shared memory may grow to.
+    """
+    _lower(resource.RLIMIT_NOFILE, MAX_DESCRIPTORS)
+    _lower(resource.RLIMIT_FSIZE, max_file_bytes)
+    with suppress(AttributeError):  # another C library
+        _LIBC.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        _deny_files_and_tcp()
+        _drop_capabilities()
+        _deny_calls()
+
+
+def _lower(limit: int, most: int) -> None:
+    _, hard = resource.getrlimit(limit)
+    value = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(limit, (value, value))
+
+
+def _drop_capabilities() -> None:
+    _LIBC.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+    _LIBC.capset(struct.pack("=Ii", _CAPABILITIES_V3, 0), bytes(24))
+
+
+def _deny_files_and_tcp() -> None:
+    version = _LIBC.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), _GET_VERSION)
+    if version < 1:
+        return
+    files = sum(denied for since, denied in _DENIED_FILES if version >= since)
+    words = [files, *(denied for since, denied in (_DENIED_TCP, _SCOPED) if version >= since)]
+    rules = struct.pack(f"={len(words)}Q", *words)
+    descriptor = _LIBC.syscall(_CREATE_RULESET, rules, ctypes.c_size_t(len(rules)), 0)
+    if descriptor >= 0:
+        _LIBC.syscall(_RESTRICT_SELF, descriptor, 0)
+        os.close(descriptor)
+
+
+def _deny_calls() -> None:
+    machine = _MACHINES.get(os.uname().machine)
+    if machine is None or sys.maxsize < 2**32:
+        return
+    jumps = [_step(_EQUAL, number, if_so=len(machine.denied) - at) for at, number in enumerate(machine.denied)]
+    steps = [
+        _step(_LOAD, 4),  # the architecture
+        _step(_EQUAL, machine.architecture, if_not=len(jumps) + 3),
+        _step(_LOAD, 0),  # the number of the call
+        _step(_AT_LEAST, _OTHER_ABI, if_so=len(jumps) + 1),
+        *jumps,
+        _step(_RETURN, _ALLOW),
+        _step(_RETURN, _DENY),
+    ]
+    program = _Program(len(steps), b"".join(steps))
+    _LIBC.syscall(machine.seccomp, _SET_MODE_FILTER, _SPEC_ALLOW, ctypes.byref(program))
+
+
+def _step(code: int, value: int, *, if_so: int = 0, if_not: int = 0) -> bytes:
+    return struct.pack("=HBBI", code, if_so, if_not, value)

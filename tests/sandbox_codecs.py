@@ -1,0 +1,97 @@
+"""A codec that tries what somebody would try who has taken over a decoder, and tells how it went."""
+
+import ctypes
+import mmap
+import os
+import resource
+import socket
+import struct
+import subprocess
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from datafetch.model import Encoded, Outcome
+from datafetch.transcode.spec import ImageSpec
+
+DONE = b"done"
+
+
+def attempt(body: bytes, spec: ImageSpec) -> Outcome:
+    """Try what the body names; its argument stands behind a blank."""
+    del spec
+    name, _, argument = body.partition(b" ")
+    try:
+        said = ATTEMPTS[name](os.fsdecode(argument))
+    except (OSError, ValueError) as error:
+        said = type(error).__name__.encode()
+    return Encoded(said if isinstance(said, bytes) else DONE, 1, 1, "ECHO")
+
+
+def _connect(family: socket.AddressFamily, address: tuple[str, int] | str) -> None:
+    with socket.socket(family) as client:
+        client.settimeout(5)
+        client.connect(address)
+
+
+def _send(port: str) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.sendto(b"secrets", ("127.0.0.1", int(port)))
+
+
+def _link_to(path: str) -> None:
+    Path(path).with_suffix(".link").symlink_to(path)
+
+
+def _hoard_descriptors(_: str) -> None:
+    for _number in range(100):
+        os.dup(0)
+
+
+def _grow(_: str) -> None:
+    os.ftruncate(os.memfd_create("hoard"), 1 << 40)
+
+
+def _rights(_: str) -> bytes:
+    data = ctypes.create_string_buffer(24)
+    ctypes.CDLL(None).capget(struct.pack("=Ii", 0x20080522, 0), data)
+    return b"%d" % sum(data.raw)
+
+
+def _environment(_: str) -> bytes:
+    return b" ".join(sorted(map(os.fsencode, os.environ)))
+
+
+def _privileges(_: str) -> bytes:
+    return b"%d" % ctypes.CDLL(None).prctl(39, 0, 0, 0, 0)  # PR_GET_NO_NEW_PRIVS
+
+
+def _limits(_: str) -> bytes:
+    return b"%d" % resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+
+
+ATTEMPTS: Mapping[bytes, Callable[[str], object]] = {
+    b"read": lambda path: len(Path(path).read_bytes()),
+    b"list": os.listdir,  # noqa: PTH208 - it opens the folder
+    b"write": lambda path: Path(path).write_bytes(b"x"),
+    b"create": lambda path: Path(path + ".new").touch(),
+    b"delete": lambda path: Path(path).unlink(),
+    b"rename": lambda path: Path(path).rename(path + ".away"),
+    b"link": _link_to,
+    b"environ-of-parent": lambda _: len(Path(f"/proc/{os.getppid()}/environ").read_bytes()),
+    b"memory-of-parent": lambda _: os.close(os.open(f"/proc/{os.getppid()}/mem", os.O_RDWR)),
+    b"run": lambda _: subprocess.run(["/bin/true"], check=True),
+    b"tcp": lambda port: _connect(socket.AF_INET, ("127.0.0.1", int(port))),
+    b"udp": _send,
+    b"unix": lambda path: _connect(socket.AF_UNIX, path),
+    b"abstract": lambda name: _connect(socket.AF_UNIX, f"\0{name}"),
+    b"signal": lambda pid: os.kill(int(pid), 0),
+    b"more-limits": lambda _: resource.setrlimit(resource.RLIMIT_NOFILE, (1000, 1000)),
+    b"descriptors": _hoard_descriptors,
+    b"grow": _grow,
+    b"rights": _rights,
+    b"environment": _environment,
+    b"own-environ": lambda _: Path("/proc/self/environ").read_bytes(),
+    b"privileges": _privileges,
+    b"limits": _limits,
+    b"map": lambda _: mmap.mmap(-1, 1 << 20).close(),
+}

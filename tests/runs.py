@@ -260,8 +260,8 @@ def count(event, arguments):
             if left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-left, folder = int(os.environ["TEST_STEPS"]), os.environ["TEST_FOLDER"]
-if os.environ["TEST_VICTIM"] in " ".join(sys.orig_argv) + " ":
+left, folder = int(os.environ["DATAFETCH_TEST_STEPS"]), os.environ["DATAFETCH_TEST_FOLDER"]
+if os.environ["DATAFETCH_TEST_VICTIM"] in " ".join(sys.orig_argv) + " ":
     sys.addaudithook(count)
 """
 
@@ -278,7 +278,7 @@ def dying_at_a_step(tmp_path: Path, victim: str, step: int, folder: Path) -> dic
     (tmp_path / "sitecustomize.py").write_text(_DIES_AT_A_STEP)
     return {
         "PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]),
-        "TEST_VICTIM": victim,
-        "TEST_STEPS": str(step),
-        "TEST_FOLDER": str(folder),
+        "DATAFETCH_TEST_VICTIM": victim,
+        "DATAFETCH_TEST_STEPS": str(step),
+        "DATAFETCH_TEST_FOLDER": str(folder),
     }

@@ -71,7 +71,7 @@ def _limits(_: str) -> bytes:
 
 ATTEMPTS: Mapping[bytes, Callable[[str], object]] = {
     b"read": lambda path: len(Path(path).read_bytes()),
-    b"list": os.listdir,  # noqa: PTH208 - it opens the folder
+    b"list": os.listdir,
     b"write": lambda path: Path(path).write_bytes(b"x"),
     b"create": lambda path: Path(path + ".new").touch(),
     b"delete": lambda path: Path(path).unlink(),

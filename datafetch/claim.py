@@ -20,7 +20,7 @@ import orjson
 
 from datafetch.arrangement import read_arrangement
 from datafetch.commit import finish_commits
-from datafetch.durable import is_plain_name, make_folder, refuse_unpublishable, write_atomically
+from datafetch.durable import is_plain_name, make_folder, refuse_links, refuse_unpublishable, write_atomically
 from datafetch.errors import ConfigurationError, ResourceError
 from datafetch.lock import Lock
 from datafetch.model import Holds
@@ -71,6 +71,8 @@ def _claim(state: State, lock: Lock | None, prepare: Callable[[], None], *, goes
         make_folder(state.folder)
     if lock is not None:
         lock.acquire()
+    for ours in (state.folder, state.all_spools):
+        refuse_links(ours)
     refuse_unpublishable(state.folder, state.out)
     if goes_on:
         finish(state)

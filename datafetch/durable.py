@@ -11,10 +11,11 @@ import errno
 import logging
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from threading import Event
 
-from datafetch.errors import ResourceError
+from datafetch.errors import ConfigurationError, ResourceError
 
 _CANT_SYNC = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)  # shared folders of VirtualBox, some of FUSE
 _CANT_EXCHANGE = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)  # NFS, before Linux 3.15
@@ -100,6 +101,28 @@ def _open_nameless(folder: Path, source: Path) -> int:
             f"{folder} lies on another filesystem than {source}, one to which files can't be moved "
             "without the trainer seeing them half; choose an output whose parent folder is on the same"
         ) from error
+
+
+def refuse_links(folder: Path) -> None:
+    """See that nothing below a folder of ours is a link, for what is written there would be written elsewhere.
+
+    Raises:
+        ConfigurationError: There is one.
+    """
+    link = next(_links(folder), None) if folder.is_dir() else None
+    if link is not None:
+        raise ConfigurationError(
+            f"{link} is a link, and nothing is written through links; delete it, or put there what it leads to"
+        )
+
+
+def _links(folder: Path | str) -> Iterator[str]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_symlink():
+                yield entry.path
+            elif entry.is_dir(follow_symlinks=False):
+                yield from _links(entry.path)
 
 
 def exchange(one: Path, other: Path) -> bool:

@@ -65,11 +65,24 @@ def put_files_in_place(state: State, ready: Path, index: Path) -> None:
         numbered = ready / saved.number
         if numbered.exists():
             place = _place(state, saved)
-            make_folder(place.parent)
+            if place.parent not in folders:
+                _refuse_links_above(place, state.out)
+                make_folder(place.parent)
             move(numbered, place)
             folders.add(place.parent)
     for folder in folders:
         sync(folder)
+
+
+def _refuse_links_above(place: Path, out: Path) -> None:
+    """See that a file's folders in the output are folders, and no links that lead out of it."""
+    for folder in place.parents:
+        if folder == out:
+            return
+        if folder.is_symlink():
+            raise ConfigurationError(
+                f"{folder} is a link, and images are not written through links; put a folder in its place"
+            )
 
 
 def _place(state: State, saved: SavedFile) -> Path:

@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 
-from datafetch.durable import make_folder
+from datafetch.durable import make_folder, refuse_links
 from datafetch.errors import ConfigurationError, ManifestError, ResourceError
 from datafetch.lock import Lock
 from datafetch.model import Loader
@@ -209,6 +209,7 @@ def _claimed(state: State, *, is_alone: bool) -> Iterator[None]:
         make_folder(state.folder)
         if not is_alone:
             lock.acquire()
+        refuse_links(state.folder)
         yield
     except OSError as error:
         raise ResourceError.of_disk(error, f"write beside {state.out}") from error

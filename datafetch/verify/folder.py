@@ -25,17 +25,18 @@ class ImageFolder:
     def __init__(self, folder: Path) -> None:
         self.loader = Loader.TORCH
         self._folder = folder
+        self._real_folder = os.path.realpath(folder)
         # The sizes are not asked for beforehand: half a million files take longer to be asked than to be counted.
         self.total_bytes = 0
         if next(self._files(), None) is None:
             raise ConfigurationError(f"{folder} holds no file; give a folder of images")
 
     def examine(self) -> Iterator[Examined]:
-        """Examine the files, folder by folder, in the order of their names."""
+        """Examine the files, folder by folder, in the order of their names; a link to a folder is a problem."""
         for path in self._files():
             place = Place(str(path.relative_to(self._folder)))
             try:
-                body = read_image(path)
+                body = read_image(path, self._real_folder)
             except (OSError, ValueError) as error:
                 reason = (isinstance(error, OSError) and error.strerror) or str(error)
                 yield Examined(1, (Problem(place, f"can't be read: {reason}"),))
@@ -45,4 +46,5 @@ class ImageFolder:
     def _files(self) -> Iterator[Path]:
         for folder, folders, files in os.walk(self._folder):
             folders.sort()
-            yield from (Path(folder) / name for name in sorted(files))
+            links = [name for name in folders if (Path(folder) / name).is_symlink()]  # which are not walked into
+            yield from (Path(folder) / name for name in sorted([*files, *links]))

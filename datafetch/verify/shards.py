@@ -5,13 +5,14 @@ Rules: one row in memory at a time, of shards of ours. Nothing in a shard is tru
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from datafetch.errors import ConfigurationError, ManifestError
 from datafetch.model import Loader
 from datafetch.sinks import decode_row, read_count, read_frames
-from datafetch.verify.findings import Examined, FoundImage, Place, Problem
+from datafetch.verify.findings import Examined, FoundImage, Place, Problem, leads_out
 from datafetch.verify.rows import EXAMINERS, key_of, loader_of
 
 _ROWS, _COUNT = ".pkl", ".count"
@@ -40,8 +41,11 @@ class ShardFolder:
             raise ConfigurationError(f"{folder} can't be looked into: {error.strerror or error}") from error
         if not paths:
             raise ConfigurationError(f"{folder} is empty; give a folder of shards")
-        self._strange = [path.name for path in paths if path.suffix not in {_ROWS, _COUNT} or not _is_file(path)]
-        names = {path.name for path in paths} - set(self._strange)
+        real_folder = os.path.realpath(folder)
+        self._leading_out = [path.name for path in paths if leads_out(path, real_folder)]
+        inside = [path for path in paths if path.name not in set(self._leading_out)]
+        self._strange = [path.name for path in inside if path.suffix not in {_ROWS, _COUNT} or not _is_file(path)]
+        names = {path.name for path in inside} - set(self._strange)
         self._halves = sorted(name for name in names if _other_half(name) not in names)
         self._shards = [Path(name).stem for name in sorted(names - set(self._halves)) if name.endswith(_ROWS)]
         self.loader = loader or self._loader_of_first_row()
@@ -59,6 +63,8 @@ class ShardFolder:
 
     def examine(self) -> Iterator[Examined]:
         """Examine the folder, then the shards in order, row by row."""
+        for name in self._leading_out:
+            yield _trouble(name, "is a link that leads out of its folder, and is not followed")
         for name in self._strange:
             yield _trouble(name, "is no file of a shard, and the trainer counts it")
         for name in self._halves:

@@ -13,7 +13,7 @@ from pathlib import Path
 from datafetch.errors import ConfigurationError, ManifestError
 from datafetch.model import Loader
 from datafetch.readers import RecordReader
-from datafetch.verify.findings import Examined, FoundImage, Place, Problem, clean
+from datafetch.verify.findings import Examined, FoundImage, Place, Problem, clean, leads_out
 from datafetch.verify.rows import key_of
 
 _MOST_IMAGE_BYTES = 256 << 20
@@ -42,6 +42,7 @@ class RecordList:
             raise ConfigurationError(f"the image root {image_root} is not a folder; give another --image-root")
         self._path = path
         self._image_root = image_root
+        self._real_root = os.path.realpath(image_root)
         self._seen: set[str] = set()
 
     def examine(self) -> Iterator[Examined]:
@@ -93,16 +94,22 @@ class RecordList:
         self._seen.add(inside)
         if Path(inside).is_absolute() or inside.split(os.sep, 1)[0] == os.pardir:
             raise ValueError("leads out of the image root")
-        return [FoundImage(place, read_image(self._image_root / inside))]
+        return [FoundImage(place, read_image(self._image_root / inside, self._real_root))]
 
 
-def read_image(path: Path) -> bytes:
+def read_image(path: Path, real_root: str) -> bytes:
     """What an image file holds.
 
+    Args:
+        path: Of the file.
+        real_root: The folder that it is to lie in, without links.
+
     Raises:
-        ValueError: It is no ordinary file, or too large.
+        ValueError: It is no ordinary file, too large, or by some link in another folder.
         OSError: It can't be read.
     """
+    if leads_out(path, real_root):
+        raise ValueError("is a link that leads out of its folder")
     if path.exists() and not path.is_file():
         raise ValueError("is not an ordinary file")
     with path.open("rb") as file:

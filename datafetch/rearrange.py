@@ -27,10 +27,10 @@ import orjson
 from datafetch.durable import write_atomically
 from datafetch.errors import ConservationError, ManifestError, ResourceError
 from datafetch.ranks import Ranks, equal_sizes
-from datafetch.sinks import decode_row, frame_sizes, read_frames
+from datafetch.sinks import MOST_FRAME_BYTES, decode_row, frame_sizes, read_frames
 from datafetch.state import State
 from datafetch.takeover import RECORD, REPLACES, SHARDS, decide, finish
-from datafetch.targets import MOST_FRAME_BYTES, Int64s, Targets, UInt32s
+from datafetch.targets import Int64s, Targets, UInt32s
 
 _BUFFER_BYTES = 32 << 20  # rows of half the shards of a large set at once, so that files are not opened for one row
 _LOOK_ROWS = 10_000  # between two looks at whether to stop, while rows are measured

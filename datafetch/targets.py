@@ -23,8 +23,6 @@ from datafetch.sinks import ListLayout, frame_sizes
 Int64s: TypeAlias = npt.NDArray[np.int64]
 UInt32s: TypeAlias = npt.NDArray[np.uint32]
 
-MOST_FRAME_BYTES = 2**32 - 1  # 4 bytes a row, for millions of rows
-
 
 def shard_name(number: int, shards: int) -> str:
     """The name of one of so many shards. All have as many digits, for the loader sorts names as text."""

@@ -291,7 +291,7 @@ def _no_list(out: Path) -> None:
 
 
 def _row_that_is_no_dict(out: Path) -> None:
-    body = pickle.dumps("x", 3)[2:-1]
+    body = pickle.dumps("x", 3)[2:-3]
     frame = pickle.FRAME + struct.pack("<Q", len(body)) + body
     (out / "part-00000.pkl").write_bytes(
         PREAMBLE + pickle.MARK + encode_row(pair()) + frame + pickle.APPENDS + pickle.STOP

@@ -2,11 +2,12 @@
 
 from datafetch.sinks.files import INDEX_SUFFIX, FileSink, SavedFile, read_index
 from datafetch.sinks.pickle import PickleSink
-from datafetch.sinks.pickle_form import ListLayout, encode_row
+from datafetch.sinks.pickle_form import MOST_FRAME_BYTES, ListLayout, encode_row
 from datafetch.sinks.pickle_rows import decode_row, frame_sizes, read_count, read_frames
 
 __all__ = [
     "INDEX_SUFFIX",
+    "MOST_FRAME_BYTES",
     "FileSink",
     "ListLayout",
     "PickleSink",

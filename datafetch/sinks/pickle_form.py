@@ -22,6 +22,7 @@ from datafetch.model import Row
 
 PREAMBLE = pickle.PROTO + bytes([4]) + pickle.EMPTY_LIST
 FRAME_HEADER_BYTES = 9  # the opcode and a length of 8 bytes
+MOST_FRAME_BYTES = 2**32 - 1  # whoever moves rows keeps 4 bytes for each one's length, for millions of rows
 ROWS_AT_ONCE = 1000  # as the standard library does: the reader's stack holds this many before they join the list
 
 # Protocol 3 puts no frames of its own into a row, and whatever it writes is valid in protocol 4.

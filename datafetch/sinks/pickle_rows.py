@@ -1,49 +1,24 @@
 """Rows back from pickle shards, ours and others', one at a time and without trusting them.
 
-Rules: a pickle can name any function to be called when it is loaded, so nothing here lets it name one, but for the
-numbers of NumPy that scripts leave in their rows. A shard of ours is read frame by frame, a frame never being larger
-than what is left of the file; any other pickle of a list is loaded whole, which takes as much memory as it has bytes.
-What a pickle claims of itself is looked at before it is loaded: a few bytes of it can ask for gigabytes.
+Rules: what a pickle wants is for ``plain_pickle`` to judge, which makes plain values of it and nothing else. A shard of
+ours is read frame by frame, a frame never being larger than what is left of the file, nor than a row can be; any other
+pickle of a list is loaded whole, which takes as much memory as its values.
 """
 
 from __future__ import annotations
 
-import io
 import os
 import pickle
-import pickletools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
-
 from datafetch.errors import ManifestError
-from datafetch.sinks.pickle_form import FRAME_HEADER_BYTES, PREAMBLE, encode_row
+from datafetch.sinks.pickle_form import FRAME_HEADER_BYTES, MOST_FRAME_BYTES, PREAMBLE, encode_row
+from datafetch.sinks.plain_pickle import load_row, load_whole
 
 # A row may be larger than the file it came from, where it holds the same thing more than once.
 _SPARE_ROW_BYTES = 64 * 1024 * 1024
-# Memo indices count up from 0 as things are noted down; other writers may leave some out.
-_SPARE_MEMO = 1 << 16
-_PUTS = frozenset({"PUT", "LONG_BINPUT"})
-# What a row of plain values is made of: opcodes that stand alone, that have so many bytes behind them, and whose next
-# so many bytes say how many follow.
-_ALONE = (
-    *(pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE, pickle.EMPTY_DICT, pickle.EMPTY_LIST, pickle.EMPTY_TUPLE),
-    *(pickle.MARK, pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3),
-    *(pickle.APPEND, pickle.APPENDS, pickle.SETITEM, pickle.SETITEMS),
-)
-_FIXED = {pickle.BININT: 4, pickle.BININT1: 1, pickle.BININT2: 2, pickle.BINFLOAT: 8, pickle.FRAME: 8}
-_COUNTED = {pickle.BINUNICODE: 4, pickle.BINBYTES: 4, pickle.SHORT_BINBYTES: 1, pickle.LONG1: 1}
-_STEPS = [0] * 256
-"""Opcode → the bytes from it to the next, as far as that is fixed; the bytes of its count, negative; 0 of any other."""
-for _code in _ALONE:
-    _STEPS[ord(_code)] = 1
-for _code, _bytes in _FIXED.items():
-    _STEPS[ord(_code)] = 1 + _bytes
-for _code, _bytes in _COUNTED.items():
-    _STEPS[ord(_code)] = -_bytes
-_ROW_START = pickle.PROTO + bytes([4])
 
 
 def read_count(path: Path) -> int:
@@ -91,90 +66,10 @@ def decode_row(frame: bytes) -> dict[str, Any]:
     Raises:
         ValueError: It holds something other than a dict of plain values.
     """
-    whole = io.BytesIO(_ROW_START + frame + pickle.STOP)
-    if not _is_plain(frame):
-        _look_over(whole)
-        whole.seek(0)
-    row = _load(whole)
+    row = load_row(frame)
     if not isinstance(row, dict):
         raise ValueError(f"a row is a {type(row).__name__}, not a dict")  # noqa: TRY004 - the file's fault
     return row
-
-
-def _scalar(kind: Any, content: bytes) -> Any:
-    # NumPy's own makes as many zeros as a type claims to have that comes without content.
-    return np.frombuffer(content, kind, count=1)[0]
-
-
-def _latin1(text: str, encoding: str) -> bytes:
-    # With other encodings, each upon the result of the last, a few bytes become gigabytes.
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"it wants text as {encoding!r:.100}")
-    return text.encode("latin1")
-
-
-# What bytes and NumPy's numbers are made with when they are unpickled. The package was renamed in NumPy 2.
-_HARMLESS: Mapping[tuple[str, str], object] = {
-    ("numpy", "dtype"): np.dtype,
-    ("numpy.core.multiarray", "scalar"): _scalar,
-    ("numpy._core.multiarray", "scalar"): _scalar,
-    ("_codecs", "encode"): _latin1,
-}
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Loads values and calls nothing."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _HARMLESS:
-            raise pickle.UnpicklingError(f"it wants {module}.{name} to be called")
-        return _HARMLESS[module, name]
-
-
-def _load(file: BinaryIO) -> object:
-    # A damaged or hostile pickle raises whatever the opcode it trips over raises.
-    try:
-        return _PlainUnpickler(file).load()
-    except (pickle.UnpicklingError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError) as error:
-        raise ValueError(f"not a pickle of plain values ({error})") from error
-    except (OverflowError, MemoryError, ImportError, RecursionError) as error:
-        raise ValueError(f"not a pickle that can be read ({type(error).__name__})") from error
-
-
-def _is_plain(content: bytes) -> bool:
-    """Whether there is nothing but what a row of ours is made of: values, and neither a memo nor a name."""
-    place, end = 0, len(content)
-    while place < end:
-        step = _STEPS[content[place]]
-        if step > 0:
-            place += step
-        elif step < 0:
-            place += 1 - step + int.from_bytes(content[place + 1 : place + 1 - step], "little")
-        else:
-            return False
-    return True
-
-
-def _look_over(file: BinaryIO) -> None:
-    """Go through the opcodes before they are obeyed, which costs a row of pairs 13 µs.
-
-    Raises:
-        ValueError: They are damaged, or want memory out of all proportion: the unpickler makes room for as many notes
-            as the index of one says that there are.
-    """
-    try:
-        for number, (opcode, argument, _) in enumerate(pickletools.genops(file)):
-            if opcode.name in _PUTS:
-                _refuse_far_note(int(argument or 0), number)
-    except ValueError as error:
-        raise ValueError(f"not a pickle of plain values ({error})") from error
-    except (OverflowError, MemoryError) as error:
-        raise ValueError(f"not a pickle that can be read ({type(error).__name__})") from error
-
-
-def _refuse_far_note(index: int, number: int) -> None:
-    if not 0 <= index <= number + _SPARE_MEMO:
-        raise ValueError(f"opcode {number} is for note {index}")
 
 
 class _Meter:
@@ -218,9 +113,7 @@ def _foreign_frames(path: Path) -> Iterator[bytes]:
 def _load_whole(path: Path) -> list[dict[str, Any]]:
     with path.open("rb") as file:
         try:
-            _look_over(file)
-            file.seek(0)
-            rows = _load(file)
+            rows = load_whole(file, os.fstat(file.fileno()).st_size)
         except ValueError as error:
             raise ManifestError(f"{path}: {error}") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
@@ -262,6 +155,9 @@ def _next_header(path: Path, file: BinaryIO, size: int) -> bytes:
         head = file.read(FRAME_HEADER_BYTES)
     elif head == pickle.APPENDS + pickle.STOP:
         return b""
-    if not head.startswith(pickle.FRAME) or FRAME_HEADER_BYTES + int.from_bytes(head[1:], "little") > size - position:
+    frame_bytes = FRAME_HEADER_BYTES + int.from_bytes(head[1:], "little")
+    if not head.startswith(pickle.FRAME) or frame_bytes > size - position:
         raise ManifestError(f"{path} is damaged or cut short at byte {position}")
+    if frame_bytes > MOST_FRAME_BYTES:
+        raise ManifestError(f"{path} has a row of {frame_bytes:,} bytes, and {MOST_FRAME_BYTES:,} are the most")
     return head

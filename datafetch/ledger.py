@@ -52,9 +52,12 @@ _ROWS_KEY = b"datafetch.rows"
 _OWN_ROWS_KEY = b"datafetch.own_rows"
 _RETRY_KEY = b"datafetch.retry"
 Bools: TypeAlias = npt.NDArray[np.bool_]
-_LINES_A_ROW_GROUP = 16_384  # about 8 MB of lines wait in memory
+# Lines wait in memory until they are a row group, and a row group is read at a time. What they take is counted: a URL,
+# or where its redirects lead to, may have 60 KB and more.
+_LINES_A_ROW_GROUP = 16_384
+_BYTES_A_ROW_GROUP = 8 * 1024 * 1024
+_LINE_BYTES = 256  # of a line, besides its texts
 _LINES_AT_ONCE = 4096  # as Python objects
-_LINES_A_BATCH = 65_536  # as Arrow
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,7 @@ class LedgerWriter:
         self.lines = 0
         self._shard = shard
         self._pending: list[dict[str, object]] = []
+        self._pending_bytes = 0
         self._writer = pq.ParquetWriter(path, SCHEMA, compression="zstd")
 
     def __enter__(self) -> Self:
@@ -98,8 +102,9 @@ class LedgerWriter:
         for line in lines:
             columns: dict[str, object] = {name: getattr(line, name) for name in _LINE_COLUMNS}
             self._pending.append({"shard": self._shard, **columns})
-        if len(self._pending) >= _LINES_A_ROW_GROUP:
-            self._flush()
+            self._pending_bytes += _LINE_BYTES + _text_bytes(line)
+            if len(self._pending) >= _LINES_A_ROW_GROUP or self._pending_bytes >= _BYTES_A_ROW_GROUP:
+                self._flush()
 
     def finish(self, books: Books) -> None:
         """Write what is pending, and the shard's books."""
@@ -117,6 +122,11 @@ class LedgerWriter:
         if self._pending:
             self._writer.write_table(pa.Table.from_pylist(self._pending, schema=SCHEMA))
             self._pending.clear()
+            self._pending_bytes = 0
+
+
+def _text_bytes(line: LedgerLine) -> int:
+    return len(line.url) + len(line.final_url) + len(line.key) + len(line.detail)
 
 
 def pack_bools(values: Bools) -> bytes:
@@ -177,11 +187,7 @@ def _read_metadata(path: Path) -> dict[bytes, bytes]:
 def read_samples(path: Path) -> Iterator[tuple[LedgerLine, ...]]:
     """The lines of each sample that has any, in the order of samples and images."""
     with pq.ParquetFile(path) as file:
-        lines = (
-            LedgerLine.from_fields(line)
-            for batch in file.iter_batches(_LINES_AT_ONCE, columns=_LINE_COLUMNS)
-            for line in batch.to_pylist()
-        )
+        lines = (LedgerLine.from_fields(line) for batch in _batches(file, _LINE_COLUMNS) for line in batch.to_pylist())
         for _, sample in groupby(lines, attrgetter("sample")):
             yield tuple(sample)
 
@@ -216,13 +222,13 @@ def _checked(totals: Totals) -> Totals:
 def read_keys(path: Path) -> Iterator[str]:
     """The key of every image's sample, in order; a sample with several images comes several times."""
     with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(columns=["key"]):
+        for batch in _batches(file, ["key"]):
             column: Any = batch.column("key")
             yield from column.to_pylist()
 
 
 def read_columns(path: Path, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """Some columns of all lines, in order, tens of thousands of lines at a time.
+    """Some columns of all lines, in order, some thousands of lines at a time and a few megabytes at most.
 
     Raises:
         FileNotFoundError: There is no such ledger (any more).
@@ -232,8 +238,14 @@ def read_columns(path: Path, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
         with pq.ParquetFile(path) as file:
             if not {SCHEMA.field(name) for name in names} <= set(file.schema_arrow):
                 raise pa.ArrowInvalid("other columns")
-            yield from file.iter_batches(batch_size=_LINES_A_BATCH, columns=list(names))
+            yield from _batches(file, list(names))
     except FileNotFoundError:
         raise
     except (OSError, pa.ArrowException) as error:
         raise ConfigurationError(f"{path} is not a ledger of datafetch; --fresh starts over") from error
+
+
+def _batches(file: pq.ParquetFile, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Some columns of all lines, none of the batches having more than a row group has."""
+    for group in range(file.num_row_groups):
+        yield from file.iter_batches(_LINES_AT_ONCE, row_groups=[group], columns=columns)

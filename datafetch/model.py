@@ -71,6 +71,8 @@ KEPT_AS_RECEIVED = "kept as received"
 NOT_ASKED = "not asked for: "
 """What a ledger says in ``detail``, first, of an image that was not asked for since its document was lost already."""
 
+_MOST_DETAIL_CHARACTERS = 1000  # a reason may quote what a server said, which may be a URL of 60 KB
+
 _KINDS_THAT_MAY_PASS = frozenset(
     {
         FailureKind.DNS_FAILED,
@@ -320,7 +322,7 @@ class LedgerLine:
             format=encoded.source_format if encoded else "",
             sha256=outcome.sha256,
             fetch_ms=fetched.fetch_ms,
-            detail=_detail(outcome),
+            detail=_detail(outcome)[:_MOST_DETAIL_CHARACTERS],
             permitted=tuple(sorted({*fetched.permitted, *outcome.permitted})),
         )
 

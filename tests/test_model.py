@@ -127,3 +127,9 @@ def test_a_line_has_the_permissions_of_fetching_and_decoding(sample: Sample) -> 
     line = LedgerLine.of(sample, 0, body, replace(ENCODED, permitted=(Permission.MAX_PIXELS,)))
     assert line.permitted == (Permission.ALLOW_NET, Permission.MAX_PIXELS, Permission.OPT_OUT)
     assert LedgerLine.from_fields({**asdict(line), "permitted": ["allow-net", "max-pixels", "opt-out"]}) == line
+
+
+def test_a_reason_is_cut_to_what_somebody_reads(sample: Sample) -> None:
+    """What a server said of itself takes no more of a ledger than a line."""
+    failure = Failure(FailureKind.TOO_MANY_REDIRECTS, "x" * 100_000)
+    assert len(LedgerLine.of(sample, 0, failure, failure).detail) == 1000

@@ -1,0 +1,78 @@
+"""A ledger holds in memory what its lines take, and not so and so many lines."""
+
+import tracemalloc
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from test_spool import FAILURE, make_end, make_sample
+
+from datafetch.ledger import Books, LedgerWriter, read_columns, read_keys, read_samples
+from datafetch.model import LedgerLine, Totals
+
+URL_BYTES = 60_000
+LINES = 1500
+MOST_BYTES = 60_000_000  # a row group as lines, several times over; all lines have 180 MB
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where a ledger of very long lines is."""
+    path = tmp_path / "part-00000.parquet"
+    write(path)
+    return path
+
+
+def long_lines() -> Iterator[LedgerLine]:
+    """Lines of images whose redirects led to URLs as long as a response's head may be."""
+    for number in range(LINES):
+        line = make_end(make_sample(number), 0, FAILURE).line
+        yield replace(line, final_url=f"http://example.org/{number}?" + "x" * URL_BYTES, detail="y" * URL_BYTES)
+
+
+def write(path: Path) -> None:
+    """Write them."""
+    with LedgerWriter(path, "part-00000") as ledger:
+        for line in long_lines():
+            ledger.write((line,))
+        none = np.zeros(LINES, np.bool_)
+        ledger.finish(Books(Totals(LINES, 0, {"timeout": LINES}), none, none))
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    """What work takes of Python's memory at most."""
+    tracemalloc.start()
+    work()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
+
+
+def test_long_lines_are_written_some_megabytes_at_a_time(tmp_path: Path) -> None:
+    """Lines of a hundred kilobytes don't wait for thousands of others."""
+    path = tmp_path / "part-00000.parquet"
+    assert peak_bytes(lambda: write(path)) < MOST_BYTES
+    groups = pq.read_metadata(path)
+    assert (
+        max(groups.row_group(number).num_rows for number in range(groups.num_row_groups)) * 2 * URL_BYTES < 10_000_000
+    )
+
+
+def test_long_lines_are_read_some_megabytes_at_a_time(path: Path) -> None:
+    """Whoever reads a ledger has no more of it in memory than whoever wrote it."""
+
+    def read() -> None:
+        assert sum(len(lines) for lines in read_samples(path)) == LINES
+
+    assert peak_bytes(read) < MOST_BYTES
+    columns = ["url", "final_url", "outcome", "detail"]
+    assert all(batch.nbytes < 10_000_000 for batch in read_columns(path, columns))
+
+
+def test_all_lines_come_back_in_order(path: Path) -> None:
+    """Row groups of different sizes are one sequence of lines."""
+    assert [lines[0].sample for lines in read_samples(path)] == list(range(LINES))
+    assert list(read_keys(path)) == [lines[0].key for lines in read_samples(path)]

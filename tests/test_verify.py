@@ -9,6 +9,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from io import BytesIO
@@ -29,8 +30,9 @@ from datafetch.model import Encoded, Loader, Outcome
 from datafetch.sinks import PickleSink, encode_row
 from datafetch.sinks.pickle_form import PREAMBLE
 from datafetch.verify import Check, Standing, Verdict, run_check, verify_output
-from datafetch.verify.findings import BATCH_BYTES, MOST_KEPT, Examined, Findings, FoundImage, Place, batched
+from datafetch.verify.findings import BATCH_BYTES, MOST_KEPT, Examined, Findings, FoundImage, Place, Problem, batched
 from datafetch.verify.images import PROCESS_BYTES, Decoding
+from datafetch.verify.torch import RecordList
 
 Row: TypeAlias = dict[str, Any]
 JPEG = saved(Image.new("RGB", (16, 12), "teal"), "JPEG")
@@ -397,6 +399,46 @@ def test_a_group_is_the_loaders_own(tmp_path: Path) -> None:
     write_shard(tmp_path / "documents", [document()] * 8)
     for folder, group in (("pairs", 4), ("documents", 1)):
         assert verified(tmp_path / folder, group=None).summary()["group"] == group
+
+
+def test_problems_take_no_more_than_they_show() -> None:
+    """What is kept of problems is a thousand lines, however long the keys and texts of the rows are."""
+    huge = "x" * 1_000_000
+    findings = Findings()
+    tracemalloc.start()
+    for number in range(100):
+        place = Place("part-00000.pkl", number, key=f"url {number}{huge}")
+        findings.add(Examined(1, (Problem(place, f"{huge}{number}"),)))
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    tracemalloc.stop()
+    assert len(findings.kept) == 100
+    assert all(len(line) < 600 for line in findings.kept)
+
+
+def test_a_document_of_a_million_nothings_has_few_problems(tmp_path: Path) -> None:
+    """What is said about a row is bounded, though a byte of it may be something that is wrong."""
+    write_shard(tmp_path / "out", [document(image_info=[None] * 1_000_000)])
+    verdict = verified(tmp_path / "out")
+    assert verdict.problem_count < 5000
+    assert any("of which the first 4,096 are looked at" in problem for problem in verdict.problems)
+
+
+def test_problems_of_rows_are_handed_over_a_few_megabytes_at_a_time() -> None:
+    """A batch is bounded by what is wrong as well as by its images."""
+    problems = tuple(Problem(Place("a"), "b") for _ in range(4000))
+    sizes = [len(batch) for batch in batched(Examined(1, problems) for _ in range(50))]
+    assert max(sizes) <= 2
+
+
+def test_the_images_of_a_record_are_handed_over_one_by_one(tmp_path: Path) -> None:
+    """A record may name any number of images, of which one at a time is in memory."""
+    names = [f"{number}.jpg" for number in range(5)]
+    for name in names:
+        (tmp_path / name).write_bytes(JPEG)
+    (tmp_path / "list.json").write_text(json.dumps([{"image": names, "conversations": []}]))
+    examined = list(RecordList(tmp_path / "list.json", tmp_path).examine())
+    assert [len(one.images) for one in examined] == [0, 1, 1, 1, 1, 1]
+    assert sum(one.samples for one in examined) == 1
 
 
 def test_all_problems_are_counted_and_some_are_kept(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,6 +19,8 @@ from datafetch.sinks.plain_pickle import load_row, load_whole
 
 # A row may be larger than the file it came from, where it holds the same thing more than once.
 _SPARE_ROW_BYTES = 64 * 1024 * 1024
+_PIECE_BYTES = 1 << 20
+_MOST_COUNT_BYTES = 100
 
 
 def read_count(path: Path) -> int:
@@ -28,7 +30,9 @@ def read_count(path: Path) -> int:
         ManifestError: It is not a number.
     """
     try:
-        return int(path.read_text(encoding="ascii").strip())
+        with path.open("rb") as file:
+            text = file.read(_MOST_COUNT_BYTES + 1)
+        return int(text.decode("ascii").strip() if len(text) <= _MOST_COUNT_BYTES else "too long")
     except ValueError as error:
         raise ManifestError(f"{path} is not a number") from error
 
@@ -44,6 +48,28 @@ def read_frames(path: Path) -> Iterator[bytes]:
             yield from _frames(path, file)
             return
     yield from _foreign_frames(path)
+
+
+def stream_frames(path: Path) -> Iterator[Iterable[bytes]]:
+    """The rows of a shard of ours, each in pieces that have to be taken before the next row is asked for.
+
+    Raises:
+        ManifestError: It is not laid out as ``PickleSink`` does it, or is cut short.
+    """
+    with path.open("rb", buffering=1 << 20) as file:
+        if not _is_ours(file):
+            raise ManifestError(f"{path} is no shard of datafetch any more; --fresh starts over")
+        size = os.fstat(file.fileno()).st_size
+        while header := _next_header(path, file, size):
+            end = file.tell() + int.from_bytes(header[1:], "little")
+            yield _pieces(header, file, end)
+            file.seek(end)
+
+
+def _pieces(header: bytes, file: BinaryIO, end: int) -> Iterator[bytes]:
+    yield header
+    while piece := file.read(min(_PIECE_BYTES, end - file.tell())):
+        yield piece
 
 
 def frame_sizes(path: Path) -> Iterator[int]:

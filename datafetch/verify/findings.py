@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 MOST_KEPT = 1000  # nobody reads on, and six million rows may all be wrong
 _MOST_CHARS = 300
 _MOST_KEY_CHARS = 80
+PROBLEM_BYTES = 1024  # what one costs until it is counted
 # What a sample costs beside its images, roughly, so that one bound holds for many small ones and for a few large ones.
 SAMPLE_BYTES = 16 * 1024
 BATCH_BYTES = 4 * 1024 * 1024
@@ -54,6 +55,11 @@ class Problem:
 
     def __str__(self) -> str:
         return f"{self.place}{clean(self.what)}"
+
+    def shortened(self) -> Problem:
+        """The same without what is not shown of it: the key of a row may have megabytes."""
+        place = replace(self.place, key=clean(self.place.key, _MOST_KEY_CHARS))
+        return Problem(place, clean(self.what))
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +135,7 @@ class Findings:
         """Count a problem, and keep it while there is room."""
         self.problems += 1
         if len(self._kept) < MOST_KEPT:
-            self._kept.append(problem)
+            self._kept.append(problem.shortened())
 
     @property
     def kept(self) -> tuple[str, ...]:
@@ -148,7 +154,7 @@ def batched(examined: Iterable[Examined]) -> Iterator[list[Examined]]:
     batch_bytes = 0
     for one in examined:
         batch.append(one)
-        batch_bytes += SAMPLE_BYTES + sum(len(image.body) for image in one.images)
+        batch_bytes += SAMPLE_BYTES + sum(len(image.body) for image in one.images) + PROBLEM_BYTES * len(one.problems)
         if batch_bytes >= BATCH_BYTES:
             yield batch
             batch, batch_bytes = [], 0

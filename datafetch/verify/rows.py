@@ -15,6 +15,8 @@ import pybase64
 
 from datafetch.model import Loader
 
+_MOST_IMAGES = 4096  # that are looked at in a document: a few bytes of each may be hundreds of what is said about it
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -59,7 +61,9 @@ def examine_document(row: Mapping[str, Any]) -> Iterator[Part]:
         yield Part(fault=f"similarity_matrix is {_kind(similarities)}, not a list")
     elif len(similarities) != len(images):
         yield Part(fault=f"similarity_matrix has {len(similarities)} rows for {len(images)} images")
-    for number, image in enumerate(images):
+    if len(images) > _MOST_IMAGES:
+        yield Part(fault=f"image_info has {len(images):,} images, of which the first {_MOST_IMAGES:,} are looked at")
+    for number, image in enumerate(images[:_MOST_IMAGES]):
         yield from _examine_image(number, image, None if texts is None else len(texts))
 
 

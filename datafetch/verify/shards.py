@@ -16,7 +16,6 @@ from datafetch.verify.findings import Examined, FoundImage, Place, Problem, lead
 from datafetch.verify.rows import EXAMINERS, key_of, loader_of
 
 _ROWS, _COUNT = ".pkl", ".count"
-_MOST_COUNT_BYTES = 100
 
 
 class ShardFolder:
@@ -123,13 +122,11 @@ class ShardFolder:
         """
         path = self._folder / f"{shard}{_COUNT}"
         try:
-            if path.stat().st_size <= _MOST_COUNT_BYTES:
-                return read_count(path)
+            return read_count(path)
         except ManifestError as error:
             raise ManifestError("is not a number") from error
         except OSError as error:
             raise ManifestError(f"can't be read: {error.strerror or error}") from error
-        raise ManifestError("is not a number")
 
     def _loader_of_first_row(self) -> Loader:
         """What the first row that can be read is like; of a folder without one, nothing depends on it."""

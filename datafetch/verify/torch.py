@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from datafetch.errors import ConfigurationError, ManifestError
@@ -18,6 +19,7 @@ from datafetch.verify.rows import key_of
 
 _MOST_IMAGE_BYTES = 256 << 20
 _MOST_SHOWN_CHARS = 100
+_MOST_FAULTS = 100  # of one conversation
 _SPEAKERS = ("human", "gpt")
 _IMAGE_MARK = "<image>"
 
@@ -43,7 +45,8 @@ class RecordList:
         self._path = path
         self._image_root = image_root
         self._real_root = os.path.realpath(image_root)
-        self._seen: set[str] = set()
+        # Their hashes, which take the same memory however long the names are.
+        self._seen: set[int] = set()
 
     def examine(self) -> Iterator[Examined]:
         """Examine the records in order, each with the images that none before it had."""
@@ -52,7 +55,7 @@ class RecordList:
         fault = ""
         try:
             for record in reader:
-                yield self._examine_record(Place(file, number), record, reader.take_bytes())
+                yield from self._examine_record(Place(file, number), record, reader.take_bytes())
                 number += 1
         except ManifestError as error:
             fault = f"{error}; {number:,} records could be read"
@@ -61,27 +64,30 @@ class RecordList:
         if fault or not number:
             yield Examined(problems=(Problem(Place(file), fault or "has no records"),))
 
-    def _examine_record(self, place: Place, record: object, read_bytes: int) -> Examined:
+    def _examine_record(self, place: Place, record: object, read_bytes: int) -> Iterator[Examined]:
+        """What a record comes to, and then its images one by one, for it may name any number of them."""
         if not isinstance(record, dict):
             problem = Problem(place, f"is a {type(record).__name__}, not a dict")
-            return Examined(1, (problem,), read_bytes=read_bytes)
+            yield Examined(1, (problem,), read_bytes=read_bytes)
+            return
         place = Place(place.file, place.row, key=key_of(record))
-        faults = list(_conversation_faults(record.get("conversations"), has_image="image" in record))
-        images: list[FoundImage] = []
+        faults = _conversation_faults(record.get("conversations"), has_image="image" in record)
+        problems = [Problem(place, fault) for fault in islice(faults, _MOST_FAULTS)]
         try:
             names = _image_names(record)
         except ValueError as error:
-            faults.append(str(error))
+            problems.append(Problem(place, str(error)))
             names = []
+        yield Examined(1, tuple(problems), read_bytes=read_bytes)
         for name in names:
             try:
-                images += self._new_image(place, name)
+                yield Examined(images=self._new_image(place, name))
             except (OSError, ValueError) as error:
                 reason = error.strerror if isinstance(error, OSError) else error
-                faults.append(f"image {clean(name, _MOST_SHOWN_CHARS)!r}: {reason}")
-        return Examined(1, tuple(Problem(place, fault) for fault in faults), tuple(images), read_bytes)
+                fault = f"image {clean(name, _MOST_SHOWN_CHARS)!r}: {reason}"
+                yield Examined(problems=(Problem(place, fault),))
 
-    def _new_image(self, place: Place, name: str) -> list[FoundImage]:
+    def _new_image(self, place: Place, name: str) -> tuple[FoundImage, ...]:
         """The image of this name, unless it was looked at before.
 
         Raises:
@@ -89,12 +95,12 @@ class RecordList:
             OSError: It can't be read.
         """
         inside = os.path.normpath(name)
-        if inside in self._seen:
-            return []
-        self._seen.add(inside)
+        if hash(inside) in self._seen:
+            return ()
+        self._seen.add(hash(inside))
         if Path(inside).is_absolute() or inside.split(os.sep, 1)[0] == os.pardir:
             raise ValueError("leads out of the image root")
-        return [FoundImage(place, read_image(self._image_root / inside, self._real_root))]
+        return (FoundImage(place, read_image(self._image_root / inside, self._real_root)),)
 
 
 def read_image(path: Path, real_root: str) -> bytes:

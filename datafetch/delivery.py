@@ -45,11 +45,12 @@ class Delivery:
 
     async def end_sample(self, shard: OpenShard, sample: Sample) -> None:
         """Bring all images of a sample to their end, as far as an earlier run has not."""
-        ended = shard.spool.recovered.images.get(sample.position, {})
+        recovered = shard.spool.recovered
+        ended = recovered.images.get(sample.position, {})
         if len(sample.urls) == 1 and not ended:
             await _Image(self, shard, sample, 0).end(sample)
             return
-        await _Images(self, shard, sample, self._output).end(ended)
+        await _Images(self, shard, sample, self._output).end(ended, recovered.jpeg_bytes[sample.position])
         await shard.spool.append(sample)
 
     async def ask(self, sample: Sample, image: int) -> ImageEnd:
@@ -91,7 +92,7 @@ class _Image:
         self._sample = sample
         self._image = image
 
-    async def end(self, *then: Sample) -> LedgerLine:
+    async def end(self, *then: Sample) -> ImageEnd:
         """Bring it to its end.
 
         Args:
@@ -106,7 +107,7 @@ class _Image:
             self._delivery.count(end.line.outcome, is_repeated=known is not None)
             offset = await spool.append(end, *then)
             once.remember(end, spool, offset)
-        return end.line
+        return end
 
     def _like(self, known: ImageEnd) -> ImageEnd:
         """The end of an image that came with another's request."""
@@ -125,16 +126,20 @@ class _Images:
         self._output = output
         self._failures: list[Failure | None] = [None] * len(sample.urls)
         self._asked: dict[_Image, asyncio.Task[None]] = {}
+        self._jpeg_bytes = 0
         self._is_lost = False
 
-    async def end(self, ended: dict[int, LedgerLine]) -> None:
+    async def end(self, ended: dict[int, LedgerLine], jpeg_bytes: int) -> None:
         """Bring them to their ends.
 
         Args:
             ended: Those that an earlier run has brought there.
+            jpeg_bytes: What these take together.
         """
         for image, line in ended.items():
-            self._note(image, line)
+            self._note(image, line.to_outcome(b""))
+        if ended:
+            self._note_bytes(max(ended), jpeg_bytes)
         missing = [image for image in range(len(self._sample.urls)) if image not in ended]
         left: Sequence[int] = missing
         if not self._is_lost:
@@ -150,7 +155,9 @@ class _Images:
         return [number for number, image in images.items() if not image.is_ended]
 
     async def _end_one(self, number: int, image: _Image) -> None:
-        self._note(number, await image.end())
+        end = await image.end()
+        self._note(number, end.line.to_outcome(b""))
+        self._note_bytes(number, end.jpeg_bytes)
         if self._is_lost:
             for other, task in self._asked.items():
                 if not other.is_ended:
@@ -171,9 +178,21 @@ class _Images:
             self._delivery.count(end.line.outcome)
         await self._shard.spool.append(*ends)
 
-    def _note(self, image: int, line: LedgerLine) -> None:
+    def _note(self, image: int, outcome: Outcome) -> None:
         """Take an outcome into account, and see whether the document is lost with it."""
-        outcome = line.to_outcome(b"")
         if isinstance(outcome, Failure):
             self._failures[image] = outcome
             self._is_lost = self._is_lost or not may_become_row(self._output, self._sample, self._failures)
+
+    def _note_bytes(self, image: int, jpeg_bytes: int) -> None:
+        """Take the size of an image that arrived into account.
+
+        Which images are too many is decided when all are there, in their order (``settled``); that there is one is
+        plain as soon as those that arrived are larger than a sample may be, whichever came last.
+        """
+        most_bytes = self._output.max_sample_bytes
+        was_within = self._jpeg_bytes <= most_bytes
+        self._jpeg_bytes += jpeg_bytes
+        if was_within and self._jpeg_bytes > most_bytes:
+            detail = f"the images of the sample are larger than {most_bytes:,} bytes together (--max-sample)"
+            self._note(image, Failure(FailureKind.TOO_LARGE, detail))

@@ -22,7 +22,7 @@ from typing import BinaryIO, TypeAlias
 
 import orjson
 
-from datafetch.errors import ConfigurationError
+from datafetch.errors import ConfigurationError, ConservationError
 from datafetch.model import LedgerLine, Sample
 
 _MAGIC = b"datafetch spool 2\n"
@@ -44,9 +44,51 @@ class ImageEnd:
     line: LedgerLine
     jpeg: bytes
 
+    @property
+    def jpeg_bytes(self) -> int:
+        """The size of the JPEG."""
+        return len(self.jpeg)
+
+    def load(self) -> ImageEnd:
+        """The same; for whoever has one that may still lie in a spool."""
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class StoredImage:
+    """An image that ended, the JPEG being left in its spool until it is asked for.
+
+    Attributes:
+        line: What the ledger will say.
+        jpeg_bytes: The size of the JPEG; 0 where it did not arrive.
+        file: The spool, open.
+        marker: What its entries begin with.
+        offset: Where the entry lies.
+    """
+
+    line: LedgerLine
+    jpeg_bytes: int
+    file: BinaryIO
+    marker: bytes
+    offset: int
+
+    def load(self) -> ImageEnd:
+        """The image with its JPEG.
+
+        Raises:
+            ConservationError: The spool no longer holds it.
+        """
+        entry = read_entry(self.file, self.marker, self.offset)
+        if entry is None or not isinstance(entry.ended, ImageEnd):
+            raise ConservationError(f"{self.file.name} changed while it was read")
+        return ImageEnd(self.line, entry.ended.jpeg)
+
 
 Ended: TypeAlias = ImageEnd | Sample
 """What an entry tells."""
+
+Stored: TypeAlias = Ended | StoredImage
+"""The same, where JPEGs may be left in a spool."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +127,12 @@ def read_marker(file: BinaryIO) -> bytes:
     return start[len(_MAGIC) :]
 
 
-def encode(ended: Ended, marker: bytes) -> tuple[bytes, ...]:
+def encode(ended: Stored, marker: bytes) -> tuple[bytes, ...]:
     """One entry, in pieces."""
-    if isinstance(ended, ImageEnd):
-        kind, head, jpeg = _IMAGE, orjson.dumps(ended.line), ended.jpeg
-    else:
+    if isinstance(ended, Sample):
         kind, head, jpeg = _SAMPLE, orjson.dumps(ended), b""
+    else:
+        kind, head, jpeg = _IMAGE, orjson.dumps(ended.line), ended.load().jpeg
     start = _KIND_AND_HEAD_LENGTH.pack(kind, len(head)) + head
     front = _FRONT.pack(marker, len(start) + len(jpeg), zlib.crc32(jpeg, zlib.crc32(start)))
     return front, _CRC.pack(zlib.crc32(front)), start, jpeg
@@ -119,6 +161,24 @@ def read_entry(file: BinaryIO, marker: bytes, offset: int) -> Entry | None:
     if zlib.crc32(payload) != front.crc:
         return None
     return Entry(offset, file.tell(), _decode(payload))
+
+
+def read_stored(file: BinaryIO, marker: bytes, offset: int) -> Sample | StoredImage | None:
+    """What the entry at this place tells, its JPEG being left where it is; None where there is no whole one."""
+    front = _read_front(file, marker, offset)
+    if front is None:
+        return None
+    start = file.read(_KIND_AND_HEAD_LENGTH.size)
+    kind, head_bytes = _KIND_AND_HEAD_LENGTH.unpack(start)
+    jpeg_bytes = front.payload_bytes - len(start) - head_bytes
+    if kind == _IMAGE and jpeg_bytes:
+        ended = _decode(start + file.read(head_bytes))
+    else:
+        entry = read_entry(file, marker, offset)
+        if entry is None:
+            return None
+        ended = entry.ended
+    return ended if isinstance(ended, Sample) else StoredImage(ended.line, jpeg_bytes, file, marker, offset)
 
 
 def read_heads(file: BinaryIO, marker: bytes) -> Iterator[Ended]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datafetch.durable import publish
-from datafetch.entries import MARKER_BYTES, ImageEnd
+from datafetch.entries import MARKER_BYTES, ImageEnd, StoredImage
 from datafetch.errors import ConfigurationError
 from datafetch.ledger import read_books, read_outcomes, read_samples
 from datafetch.model import OK, Failure, FailureKind, LedgerLine, Sample, Shard
@@ -108,7 +108,7 @@ class RetriedSamples(Samples):
             if spooled.sample.position in wanted:
                 yield spooled.sample
 
-    def settled(self) -> Iterator[ImageEnd]:
+    def settled(self) -> Iterator[ImageEnd | StoredImage]:
         """Those of their images that are not tried again."""
         for failed in self._wanted():
             yield from self._retry.wanted.settled(failed.kept, failed.lines)

@@ -19,11 +19,13 @@ from datafetch.model import Loader, Payload
 from datafetch.protocols import Dataset, Manifest
 from datafetch.ranks import GROUP_OF, SHUFFLE_OF, Ranks
 from datafetch.rearrange import Plan
+from datafetch.settled import MAX_SAMPLE_BYTES
 from datafetch.state import State
 from datafetch.transcode import DEFAULT_MAX_PIXELS, Encoding, ImageSpec, Resize
 
 GIB = 1024**3
 _INT64_END = 2**63
+_MOST_SAMPLE_BYTES = 2 * GIB  # as base64, and with what else a row has, it stays below the 4 GiB that one can have
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,8 @@ class Job:
         fetch: How to ask the web.
         processes: Codec processes; None takes one for each CPU.
         memory_bytes: Budget for bodies that wait for the codec.
+        max_sample_bytes: What the images of one sample may take together, as they are written; what goes beyond is
+            too large.
         scratch: Folder for shards in progress; None is the state folder.
         world_size: Ranks for which the shards are made equal at the end, where the dataset's loader counts them; None
             leaves them as the manifest cut them, rows in its order.
@@ -60,6 +64,7 @@ class Job:
     fetch: FetchPolicy = field(default_factory=FetchPolicy)
     processes: int | None = None
     memory_bytes: int = GIB
+    max_sample_bytes: int = MAX_SAMPLE_BYTES
     scratch: str | None = None
     world_size: int | None = 64
     fresh: bool = False
@@ -75,6 +80,10 @@ class Job:
         ):
             if value is not None and not 1 <= value < _INT64_END:
                 raise ConfigurationError(f"{option} must be 1 or more, not {value}")
+        if not 1 <= self.max_sample_bytes <= _MOST_SAMPLE_BYTES:
+            raise ConfigurationError(
+                f"--max-sample must be from 1 to {_MOST_SAMPLE_BYTES:,} bytes, not {self.max_sample_bytes}"
+            )
         if self.world_size is not None:
             Ranks(self.world_size)
         if self.payload not in tuple(Payload):

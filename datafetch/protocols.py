@@ -166,8 +166,8 @@ class Sink(Protocol):
         """Append one row. Rows come in manifest order."""
         ...
 
-    def write_frame(self, frame: bytes) -> None:
-        """Append a row in the form in which it lies in a file."""
+    def write_frame(self, frame: Iterable[bytes]) -> None:
+        """Append a row in the form in which it lies in a file, piece by piece."""
         ...
 
     def finish(self) -> None:

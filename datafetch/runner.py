@@ -81,7 +81,14 @@ async def fetch_dataset(job: Job, observe: Observer | None = None, *, backends: 
             await asyncio.to_thread(keep_published, state, manifest.shards()[0].source)
         await asyncio.to_thread(_say_need, state, job, manifest, spec)
         await asyncio.to_thread(state.report.unlink, missing_ok=True)  # it speaks of a run that is complete
-        work = Work(job, spec, Feed(manifest, state, job.limit), Output(dataset, state, job.payload), shards, backends)
+        work = Work(
+            job,
+            spec,
+            Feed(manifest, state, job.limit),
+            Output(dataset, state, job.payload, max_sample_bytes=job.max_sample_bytes),
+            shards,
+            backends,
+        )
 
         async def conclude(report: Report) -> Report:
             report = replace(report, selection=await asyncio.to_thread(_selection, manifest, work, job.limit))
@@ -146,7 +153,7 @@ async def retry_failed(
     state = await asyncio.to_thread(_state_of, folder, job, identity)
     async with claimed(state, partial(_take_for_retry, state, identity), is_alone=job.no_lock):
         again = await asyncio.to_thread(begin_retry, state, wanted, shards)
-        output = Output(dataset, spools_of(state, again), job.payload, again)
+        output = Output(dataset, spools_of(state, again), job.payload, again, job.max_sample_bytes)
         source = await asyncio.to_thread(FailedSamples, output, again, shards)
         before = await asyncio.to_thread(sum_totals, map(state.ledger, shards))
         work = Work(job, job.image or ImageSpec(), Feed(source, output.state), output, shards, backends)

@@ -8,19 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
-from datafetch.entries import Ended, ImageEnd
+from datafetch.entries import ImageEnd, Stored, StoredImage
 from datafetch.errors import ConservationError
 from datafetch.ledger import read_books, read_samples
 from datafetch.model import OK, Encoded, Failure, FailureKind, Holds, LedgerLine, Outcome, Payload, Record, Sample
 from datafetch.protocols import Dataset
-from datafetch.sinks import encode_row, read_frames
+from datafetch.sinks import row_frame, stand_in, stream_frames
 from datafetch.spool import SpooledSample, SpoolReader
 from datafetch.state import State
 from datafetch.wanted import Retry, Wanted
 
+SpooledImage: TypeAlias = ImageEnd | StoredImage
 _MOST_ATTEMPTS = 127  # as the ledger's column holds them
+MAX_SAMPLE_BYTES = 256 * 1024 * 1024
+"""What the images of one sample may take together, unless somebody says otherwise."""
+
 _Found = TypeVar("_Found")
 
 # Stands for an image that may yet arrive, where only a row's being there or not is asked for.
@@ -36,12 +40,14 @@ class Output:
         state: Where everything lies.
         payload: How a row holds its images.
         retry: What is tried again; None for a first run.
+        max_sample_bytes: What the images of one sample may take together.
     """
 
     dataset: Dataset
     state: State
     payload: Payload = Payload.BASE64
     retry: Retry | None = None
+    max_sample_bytes: int = MAX_SAMPLE_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +57,17 @@ class Settled:
     Attributes:
         position: Its place in the shard.
         lines: For the ledger.
-        frame: Its row; None where there is none, or where it lies in the equal shards, or as a file, and stays.
+        frame: Its row, in pieces that are to be taken before the next sample is asked for; None where there is none,
+            or where it lies in the equal shards, or as a file, and stays.
         has_row: Whether there is a row, here or there.
         failed: Its entries among the failed samples; none when all of its images arrived.
     """
 
     position: int
     lines: tuple[LedgerLine, ...]
-    frame: bytes | None
+    frame: Iterable[bytes] | None
     has_row: bool
-    failed: tuple[Ended, ...]
+    failed: tuple[Stored, ...]
 
 
 def could_have_row(
@@ -97,9 +104,9 @@ def settle_retry(output: Output, shard: str, wanted: Wanted) -> Iterator[Settled
     """The samples of a shard of which some were tried again, in its spool, and the others stay as they are."""
     state = output.state
     books = read_books(state.ledger(shard))
-    frames: Iterator[bytes] = iter(())
+    frames: Iterator[Iterable[bytes]] = iter(())
     if books.totals.rows and output.dataset.holds is Holds.SHARDS and not state.equal.exists():
-        frames = read_frames(state.out / f"{shard}.pkl")
+        frames = stream_frames(state.out / f"{shard}.pkl")
     lines = _ByPosition(read_samples(state.ledger(shard)), lambda lines: lines[0].sample)
     failed = _ByPosition(SpoolReader(state.failed(shard)).samples(), _position)
     retried = _ByPosition(SpoolReader(state.spool(shard)).samples(), _position)
@@ -113,22 +120,53 @@ def settle_retry(output: Output, shard: str, wanted: Wanted) -> Iterator[Settled
             yield Settled(position, before, frame, has_row, () if kept is None else (*kept.images, kept.sample))
         else:
             assert kept is not None, "what is tried again was kept"
-            settled = _settle(output, _add_what_was(spooled, before, wanted.settled(kept, before)))
+            stayed = wanted.settled(kept, before)
+            there = frozenset(end.line.image for end in stayed if end.line.outcome == OK)
+            settled = _settle(output, _add_what_was(spooled, before, stayed), there)
             # A row that nothing came to stays where it is.
             yield replace(settled, frame=frame) if has_row and not _is_better(settled.lines, before) else settled
     if not lines.is_empty or not failed.is_empty or not retried.is_empty or next(frames, None) is not None:
         raise ConservationError(f"shard {shard}: the retry has samples that the shard has not")
 
 
-def _settle(output: Output, spooled: SpooledSample) -> Settled:
-    record = spooled.record()
+def _settle(output: Output, whole: SpooledSample, there: frozenset[int] = frozenset()) -> Settled:
+    """Decide on a sample.
+
+    Args:
+        output: How rows are made.
+        whole: The sample, with all of its images.
+        there: Those that a row of it has already, which it does not lose.
+    """
+    spooled = SpooledSample(whole.sample, _within(whole.images, output.max_sample_bytes, there))
+    record = spooled.record(lambda end: stand_in(end.line.image) if end.jpeg_bytes else b"")
     row = output.dataset.to_row(record, output.payload)
-    frame = None if row is None else encode_row(row)
+    # The images themselves are loaded one by one as the row is written.
+    frame = None if row is None else row_frame(row, spooled.images)
     failed = _keep_for_retry(output, spooled, has_row=frame is not None)
     return Settled(record.sample.position, spooled.lines, frame, frame is not None, failed)
 
 
-def _keep_for_retry(output: Output, spooled: SpooledSample, *, has_row: bool) -> tuple[Ended, ...]:
+def _within(images: Sequence[SpooledImage], most_bytes: int, there: frozenset[int]) -> tuple[SpooledImage, ...]:
+    """Images of a sample; those with which it would be larger than it may be have failed.
+
+    They are counted in their order, after those that are there already: so what came of a sample depends neither on
+    which of its images was faster, nor on how often a run was interrupted.
+    """
+    held_bytes = sum(end.jpeg_bytes for end in images if end.line.image in there)
+    within: list[SpooledImage] = []
+    for end in images:
+        is_there = end.line.image in there
+        if is_there or held_bytes + end.jpeg_bytes <= most_bytes or not end.jpeg_bytes:
+            held_bytes += 0 if is_there else end.jpeg_bytes
+            within.append(end)
+            continue
+        detail = f"with it the images of its sample are larger than {most_bytes:,} bytes together (--max-sample)"
+        line = replace(end.line, outcome=FailureKind.TOO_LARGE.value, width=None, height=None, format="", detail=detail)
+        within.append(ImageEnd(line, b""))
+    return tuple(within)
+
+
+def _keep_for_retry(output: Output, spooled: SpooledSample, *, has_row: bool) -> tuple[Stored, ...]:
     """A sample with a failed image, and its other images where there is a row with them or a retry may make one.
 
     Where the output holds files, a sample of which nothing could be asked for is kept as well: it tells why.
@@ -138,12 +176,12 @@ def _keep_for_retry(output: Output, spooled: SpooledSample, *, has_row: bool) ->
     if all(line.outcome == OK for line in spooled.lines):
         return ()
     if has_row or could_have_row(output, spooled.sample, spooled.lines, lambda failure: failure.may_pass):
-        return (*(end for end in spooled.images if end.jpeg), spooled.sample)
+        return (*(end for end in spooled.images if end.jpeg_bytes), spooled.sample)
     return (spooled.sample,)
 
 
 def _add_what_was(
-    spooled: SpooledSample, before: tuple[LedgerLine, ...], settled: tuple[ImageEnd, ...]
+    spooled: SpooledSample, before: tuple[LedgerLine, ...], settled: tuple[SpooledImage, ...]
 ) -> SpooledSample:
     """The sample with what the ledger said of its images before: all requests ever made, and the same damage."""
     stayed = {end.line.image for end in settled}

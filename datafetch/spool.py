@@ -9,14 +9,15 @@ what the entries say is what happened. How they lie on disk is the matter of ``e
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Self
 
 import aiofiles
 import numpy as np
@@ -27,6 +28,8 @@ from datafetch.entries import (
     START_BYTES,
     Ended,
     ImageEnd,
+    Stored,
+    StoredImage,
     begin,
     encode,
     is_torn_beginning,
@@ -34,6 +37,7 @@ from datafetch.entries import (
     read_entry,
     read_heads,
     read_marker,
+    read_stored,
 )
 from datafetch.errors import ConservationError, ResourceError
 from datafetch.model import LedgerLine, Record, Sample
@@ -48,6 +52,7 @@ class Recovered:
     Attributes:
         samples: Positions of the samples that ended, all their images being there.
         images: Samples that have not ended → the images of theirs that have, and what became of them.
+        jpeg_bytes: The same samples → what these images take together.
         outcomes: Images by outcome.
         marker: What entries begin with.
         end: Bytes up to the end of the last whole entry.
@@ -55,6 +60,7 @@ class Recovered:
 
     samples: set[int] = field(default_factory=set)
     images: dict[int, dict[int, LedgerLine]] = field(default_factory=dict)
+    jpeg_bytes: Counter[int] = field(default_factory=Counter)
     outcomes: Counter[str] = field(default_factory=Counter)
     marker: bytes = b""
     end: int = 0
@@ -224,11 +230,13 @@ def _note(recovered: Recovered, urls: dict[int, int], ended: Ended) -> None:
     else:
         position = ended.line.sample
         recovered.images.setdefault(position, {})[ended.line.image] = ended.line
+        recovered.jpeg_bytes[position] += ended.jpeg_bytes
         recovered.outcomes[ended.line.outcome] += 1
     # An image may be missing all the same, where its entry was damaged.
     if len(recovered.images.get(position, ())) == urls.get(position):
         recovered.samples.add(position)
         recovered.images.pop(position, None)
+        recovered.jpeg_bytes.pop(position, None)
         del urls[position]
 
 
@@ -260,13 +268,13 @@ class SpoolWriter:
         finally:
             self._file.close()
 
-    def write(self, *ended: Ended) -> None:
-        """Append entries."""
+    def write(self, *ended: Stored) -> None:
+        """Append entries; a JPEG that lies in another spool is in memory while it is copied."""
         for one in ended:
             self._file.writelines(encode(one, self._marker))
 
 
-def write_spool(path: Path, ended: Iterable[Ended], marker: bytes | None = None) -> None:
+def write_spool(path: Path, ended: Iterable[Stored], marker: bytes | None = None) -> None:
     """Make a spool of these entries, as ``SpoolWriter`` does; it is on disk when this returns."""
     with SpoolWriter(path, marker) as spool:
         for one in ended:
@@ -306,15 +314,18 @@ class SpooledSample:
     """A sample as a spool has it, with those of its images that are there, in their order."""
 
     sample: Sample
-    images: tuple[ImageEnd, ...]
+    images: tuple[ImageEnd | StoredImage, ...]
 
     @property
     def lines(self) -> tuple[LedgerLine, ...]:
         """What the ledger will say of them."""
         return tuple(end.line for end in self.images)
 
-    def record(self) -> Record:
+    def record(self, jpeg: Callable[[ImageEnd | StoredImage], bytes]) -> Record:
         """The finished sample.
+
+        Args:
+            jpeg: What the record is to have as the JPEG of an image that arrived.
 
         Raises:
             ConservationError: An image is missing or there twice.
@@ -323,21 +334,25 @@ class SpooledSample:
         expected = [(self.sample.position, image) for image in range(len(self.sample.urls))]
         if places != expected:
             raise ConservationError(f"the spool has images {places} for sample {self.sample.position}, not {expected}")
-        return Record(self.sample, tuple(end.line.to_outcome(end.jpeg) for end in self.images))
+        return Record(self.sample, tuple(end.line.to_outcome(jpeg(end)) for end in self.images))
 
 
 class SpoolReader:
-    """The reading end, for a shard all of whose samples have ended; 8 bytes an entry, and 56 while it is made."""
+    """The reading end, for a shard all of whose samples have ended; 8 bytes an entry, and 56 while it is made.
+
+    JPEGs stay in the spool, of which a sample may have hundreds, until somebody loads one. The file is open as long as
+    there is anybody who may.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._file = _HeldFile(io.FileIO(path))
+        self._marker = read_marker(self._file)
         samples, images, offsets = array("q"), array("q"), array("q")
-        with path.open("rb") as file:
-            for entry in read_entries(file, read_marker(file)):
-                sample, image = _place(entry.ended)
-                samples.append(sample)
-                images.append(image)
-                offsets.append(entry.offset)
+        for entry in read_entries(self._file, self._marker):
+            sample, image = _place(entry.ended)
+            samples.append(sample)
+            images.append(image)
+            offsets.append(entry.offset)
         order = np.lexsort((np.array(images, np.int64), np.array(samples, np.int64)))
         self._offsets = np.array(offsets, np.int64)[order]
 
@@ -347,28 +362,34 @@ class SpoolReader:
         Raises:
             ConservationError: There are images of a sample that has not ended.
         """
-        with self._path.open("rb") as file:
-            current: SpooledSample | None = None
-            for ended in self._in_order(file):
-                if isinstance(ended, ImageEnd):
-                    if current is None or current.sample.position != ended.line.sample:
-                        raise ConservationError(f"the spool has an image of sample {ended.line.sample} alone")
-                    current = SpooledSample(current.sample, (*current.images, ended))
-                    continue
-                # A sample is there twice where it ended again because an image of it was damaged.
-                if current is not None and current.sample.position != ended.position:
-                    yield current
-                current = SpooledSample(ended, ())
-            if current is not None:
-                yield current
+        current: SpooledSample | None = None
+        images: list[StoredImage] = []
+        for ended in self._in_order():
+            if isinstance(ended, StoredImage):
+                if current is None or current.sample.position != ended.line.sample:
+                    raise ConservationError(f"the spool has an image of sample {ended.line.sample} alone")
+                images.append(ended)
+                continue
+            # A sample is there twice where it ended again because an image of it was damaged.
+            if current is not None and current.sample.position != ended.position:
+                yield SpooledSample(current.sample, tuple(images))
+            current, images = SpooledSample(ended, ()), []
+        if current is not None:
+            yield SpooledSample(current.sample, tuple(images))
 
-    def _in_order(self, file: BinaryIO) -> Iterator[Ended]:
-        marker = read_marker(file)
+    def _in_order(self) -> Iterator[Sample | StoredImage]:
         for offset in self._offsets:
-            entry = read_entry(file, marker, int(offset))
-            if entry is None:
-                raise ConservationError(f"{self._path} changed while it was read")
-            yield entry.ended
+            ended = read_stored(self._file, self._marker, int(offset))
+            if ended is None:
+                raise ConservationError(f"{self._file.name} changed while it was read")
+            yield ended
+
+
+class _HeldFile(io.BufferedReader):
+    """A file that is closed when nobody holds it any more."""
+
+    def __del__(self) -> None:
+        self.close()
 
 
 def _place(ended: Ended) -> tuple[int, int]:

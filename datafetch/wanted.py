@@ -5,9 +5,9 @@ Rules: said once, for those who hand out the images and for those who write down
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from datafetch.entries import ImageEnd
+from datafetch.entries import ImageEnd, StoredImage
 from datafetch.model import Failure, FailureKind, LedgerLine
 from datafetch.spool import SpooledSample
 
@@ -35,18 +35,18 @@ class Wanted:
         """Whether one of a sample's images is to be tried again."""
         return any(self._wants_line(line) for line in lines)
 
-    def settled(self, kept: SpooledSample, lines: tuple[LedgerLine, ...]) -> tuple[ImageEnd, ...]:
+    def settled(self, kept: SpooledSample, lines: tuple[LedgerLine, ...]) -> tuple[ImageEnd | StoredImage, ...]:
         """Those images of a sample that are not fetched again, as they were.
 
         Args:
             kept: The sample, and those of its images that were kept.
             lines: What the ledger says of all of its images.
         """
-        jpegs = {end.line.image: end.jpeg for end in kept.images}
+        arrived = {end.line.image: end for end in kept.images}
         return tuple(
-            ImageEnd(line, jpegs.get(line.image, b""))
+            replace(arrived[line.image], line=line) if line.image in arrived else ImageEnd(line, b"")
             for line in lines
-            if line.image in jpegs or (isinstance(line.to_outcome(b""), Failure) and not self._wants_line(line))
+            if line.image in arrived or (isinstance(line.to_outcome(b""), Failure) and not self._wants_line(line))
         )
 
     def _wants_line(self, line: LedgerLine) -> bool:

@@ -20,9 +20,10 @@ import pytest
 
 from datafetch.cli import commands
 from datafetch.cli.app import main
-from datafetch.cli.options import RunOptions, parse_bytes
+from datafetch.cli.options import RetryOptions, RunOptions, parse_bytes
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
+from datafetch.errors import ConfigurationError
 from datafetch.fetch import FetchPolicy, OptOut
 from datafetch.job import Job
 from datafetch.pipeline import WORKERS_PER_CONNECTION
@@ -473,3 +474,13 @@ def test_what_is_permitted_reaches_a_retry(monkeypatch: pytest.MonkeyPatch) -> N
         replace(before, fetch=policy, image=ImageSpec(short_side_px=336, max_pixels=200_000_000)),
         before,
     ]
+
+
+def test_what_a_sample_may_have_reaches_the_job() -> None:
+    """The bound of a sample is taken by runs and retries; unsaid, it is the contract's."""
+    job = Job("coyo", "source", "out")
+    assert RunOptions().max_sample_bytes() == job.max_sample_bytes == 256 << 20
+    assert RetryOptions({"max_sample": "1GiB"}).change(job).max_sample_bytes == 1 << 30
+    assert RetryOptions({}).change(replace(job, max_sample_bytes=5)).max_sample_bytes == 5
+    with pytest.raises(ConfigurationError, match="--max-sample"):
+        replace(job, max_sample_bytes=3 << 30)

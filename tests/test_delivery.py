@@ -206,6 +206,55 @@ def test_a_run_goes_on_with_documents_that_were_lost(job: Job, web: Web, tmp_pat
     assert before[0]["outcome"] == "http_status"
 
 
+def test_a_document_larger_than_a_sample_may_be_stops_fetching(job: Job, web: Web, tmp_path: Path) -> None:
+    """What hangs is called off as soon as the images that arrived are larger together than they may be."""
+    write_documents(tmp_path / "source" / "docs_shard_0_v3.jsonl", [[web.url(0, "stuck"), web.url(1)], [web.url(2)]])
+    report = run(replace(job, max_sample_bytes=1))
+    assert report.elapsed_s < POLICY.timeout_s / 2
+    check_books(report, 3)
+    assert report.totals.outcomes == {"too_large": 3}
+    assert report.totals.notes == {"not_asked": 1}
+    called_off, crossing, alone = read_ledger(job)
+    assert called_off["detail"] == "not asked for: the document was lost with image 1"
+    assert all("--max-sample" in line["detail"] and line["attempts"] == 1 for line in (crossing, alone))
+    assert read_rows(job) == []
+
+
+def test_more_may_be_permitted_later(job: Job, web: Web, tmp_path: Path) -> None:
+    """The bound of a sample is no part of the job: a run goes on with another, and a retry brings what is missing."""
+    write_documents(tmp_path / "source" / "docs_shard_0_v3.jsonl", [[web.url(0), web.url(1)]])
+    run(replace(job, max_sample_bytes=1))
+    assert run(replace(job, max_sample_bytes=1 << 20)).totals.outcomes == {"too_large": 2}
+    kinds = Wanted(frozenset({FailureKind.TOO_LARGE}))
+    report = retry(job.out, kinds, change=lambda before: replace(before, max_sample_bytes=1 << 20))
+    assert report.totals.outcomes == {"ok": 2}
+    assert len(read_rows(job)[0]["image_info"]) == 2
+
+
+@pytest.mark.parametrize(("connections", "late"), [(1, 3), (32, 0), (32, 1), (32, 2)])
+def test_which_images_are_too_many_depends_on_their_order_alone(
+    job: Job, web: Web, tmp_path: Path, connections: int, late: int
+) -> None:
+    """With --keep-at-least a row has the same images however many were fetched at once, and whichever was slow."""
+    urls = [web.url(number, "slow" if number == late else "well") for number in range(4)]
+    write_documents(tmp_path / "source" / "docs_shard_0_v3.jsonl", [urls])
+    job = replace(
+        job, fetch=replace(POLICY, connections=connections), choices=Choices(keep_at_least=1), out=str(tmp_path / "all")
+    )
+    run(job)
+    sizes = [len(base64.b64decode(image["image_base64"])) for image in read_rows(job)[0]["image_info"]]
+    bounded = replace(job, out=str(tmp_path / "bounded"), max_sample_bytes=sizes[0] + sizes[1] + sizes[3] - 1)
+    expected, held_bytes = [], 0
+    for url, size in zip(urls, sizes, strict=True):
+        if held_bytes + size <= bounded.max_sample_bytes:
+            expected.append(url)
+            held_bytes += size
+    report = run(bounded)
+    assert [image["raw_url"] for image in read_rows(bounded)[0]["image_info"]] == expected
+    assert report.totals.outcomes == {"ok": len(expected), "too_large": 4 - len(expected)}
+    assert 0 < len(expected) < 4
+
+
 async def test_calling_off_leaves_nothing_behind(web: Web) -> None:
     """Fetches that are cancelled at any moment give back their places, their turns and their memory."""
     budget = BodyBudget(1 << 20)

@@ -2,6 +2,8 @@
 
 import asyncio
 import pickle
+import random
+import tracemalloc
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +17,7 @@ from datafetch.datasets.coyo import Coyo
 from datafetch.entries import ImageEnd, read_entries, read_marker
 from datafetch.failed import FailedSamples
 from datafetch.ledger import read_books, read_samples
-from datafetch.model import Encoded, Failure, FailureKind, Outcome, Payload, Record, Row, Sample
+from datafetch.model import Encoded, Failure, FailureKind, LedgerLine, Outcome, Payload, Record, Row, Sample
 from datafetch.settled import Output
 from datafetch.spool import Spool, SpoolReader
 from datafetch.state import State
@@ -93,8 +95,8 @@ def retry(output: Output, wanted: Wanted, arrived: dict[tuple[int, int], Outcome
     for shard in source.shards():
         samples = list(source.samples(shard))
         there: dict[int, set[int]] = {}
-        for spooled in _begun(again):
-            there.setdefault(spooled.line.sample, set()).add(spooled.line.image)
+        for line in _begun(again):
+            there.setdefault(line.sample, set()).add(line.image)
         for sample in samples:
             asked[sample.position] = set(range(len(sample.urls))) - there.get(sample.position, set())
         spool(again, [(s, [arrived.get((s.position, n), GONE) for n in range(len(s.urls))]) for s in samples])
@@ -103,10 +105,10 @@ def retry(output: Output, wanted: Wanted, arrived: dict[tuple[int, int], Outcome
     return asked
 
 
-def _begun(output: Output) -> list[ImageEnd]:
+def _begun(output: Output) -> list[LedgerLine]:
     with output.state.spool(SHARD).open("rb") as file:
-        entries = list(read_entries(file, read_marker(file)))
-    return [entry.ended for entry in entries if isinstance(entry.ended, ImageEnd)]
+        entries = read_entries(file, read_marker(file))
+        return [entry.ended.line for entry in entries if isinstance(entry.ended, ImageEnd)]
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -179,3 +181,78 @@ def test_beside_equal_shards_only_new_rows_are_written(output: Output) -> None:
     books = read_books(output.state.ledger(SHARD))
     assert books.has_row.tolist() == [True, True, True]
     assert books.own_rows.tolist() == [True, True, False]
+
+
+def outcomes_of(output: Output) -> list[list[str]]:
+    """What the ledger says of each sample's images."""
+    return [[line.outcome for line in lines] for lines in read_samples(output.state.ledger(SHARD))]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_images_beyond_what_a_sample_may_have_are_too_large(output: Output, seed: int) -> None:
+    """Those that cross the bound, counted in their order whichever came first, fail; smaller ones behind them fit."""
+    output = replace(output, max_sample_bytes=10)
+    sample = document(0, 5)
+    images = [image(text) for text in ("aaaa", "bbbbb", "cc", "d", "e")]
+    ends = [make_end(sample, number, encoded) for number, encoded in enumerate(images)]
+    random.Random(seed).shuffle(ends)
+
+    async def write() -> None:
+        spool = await Spool.open(output.state.spool(SHARD))
+        await spool.append(*ends, sample)
+        await spool.close()
+
+    asyncio.run(write())
+    totals = commit_shard(Commit(output, SHARD, 1))
+    assert outcomes_of(output) == [["ok", "ok", "too_large", "ok", "too_large"]]
+    assert totals.outcomes == {"ok": 3, "too_large": 2}
+    assert rows(output.state.out) == [{"key": "k0", "jpegs": [b"aaaa", b"bbbbb", b"d"]}]
+    (lines,) = read_samples(output.state.ledger(SHARD))
+    assert "--max-sample" in lines[2].detail
+    assert (lines[2].width, lines[2].height, lines[2].format) == (None, None, "")
+
+
+def test_one_image_may_be_too_large_alone(output: Output) -> None:
+    """A sample of one image has the same bound; at the bound itself it is a row."""
+    output = replace(output, max_sample_bytes=3)
+    first_run(output, [[image("abc")], [image("abcd")]])
+    assert outcomes_of(output) == [["ok"], ["too_large"]]
+    assert [row["key"] for row in rows(output.state.out)] == ["k0"]
+
+
+def test_what_was_too_large_arrives_with_a_larger_bound(output: Output) -> None:
+    """A retry that permits more brings the image, and what the row had is not fetched again."""
+    small = replace(output, max_sample_bytes=10)
+    first_run(small, [[image("aaaaaa"), image("bbbbbb"), image("cc")]])
+    assert outcomes_of(small) == [["ok", "too_large", "ok"]]
+    kinds = Wanted(frozenset({FailureKind.TOO_LARGE}))
+    assert retry(output, kinds, {(0, 1): image("bbbbbb")}) == {0: {1}}
+    assert rows(output.state.out)[0]["jpegs"] == [b"aaaaaa", b"bbbbbb", b"cc"]
+
+
+def test_what_a_retry_brings_takes_no_images_place(output: Output) -> None:
+    """An image that comes late and is too many is too large; those that the row has stay in it, in any order."""
+    output = replace(output, max_sample_bytes=10)
+    first_run(output, [[LATE, image("bbbbbb"), image("cc")]])
+    assert retry(output, Wanted(), {(0, 0): image("aaa")}) == {0: {0}}
+    assert outcomes_of(output) == [["too_large", "ok", "ok"]]
+    assert rows(output.state.out)[0]["jpegs"] == [b"bbbbbb", b"cc"]
+
+
+def test_a_commit_holds_an_image_and_not_its_document(output: Output) -> None:
+    """The memory of a commit, and of a retry's, is some images' and not that of a document with hundreds of them."""
+    image_bytes = 200_000
+    noise = random.Random(0).randbytes(image_bytes)
+    many: list[Outcome] = [replace(image("x"), jpeg=noise[number:] + noise[:number]) for number in range(200)]
+    first_run(output, [[image("small"), LATE], many, [*many[:100], LATE]])
+    for committing in (
+        lambda: commit_shard(Commit(output, SHARD, 3)),
+        lambda: retry(output, Wanted(), {(0, 1): image("late"), (2, 100): image("late")}),
+    ):
+        tracemalloc.start()
+        committing()
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak_bytes < 30 * image_bytes
+    (_, whole, _) = rows(output.state.out)
+    assert whole["jpegs"] == [encoded.jpeg for encoded in many if isinstance(encoded, Encoded)]

@@ -13,8 +13,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datafetch.errors import ManifestError
-from datafetch.sinks import ListLayout, PickleSink, decode_row, encode_row, frame_sizes, read_count, read_frames
+from datafetch.datasets.payload import pack
+from datafetch.entries import ImageEnd
+from datafetch.errors import ManifestError, ResourceError
+from datafetch.model import Encoded, Failure, FailureKind, LedgerLine, Payload, Sample
+from datafetch.sinks import (
+    ListLayout,
+    PickleSink,
+    decode_row,
+    encode_row,
+    frame_sizes,
+    read_count,
+    read_frames,
+    row_frame,
+    stand_in,
+    stream_frames,
+)
 from datafetch.sinks.pickle_form import Piece
 
 VALUES = st.recursive(
@@ -206,3 +220,87 @@ def test_a_damaged_shard_is_refused(tmp_path_factory: pytest.TempPathFactory, cu
     with suppress(ManifestError, ValueError):
         for frame in read_frames(path):
             decode_row(frame)
+
+
+def images(jpegs: list[bytes]) -> list[ImageEnd]:
+    """Images of one sample that arrived."""
+    sample = Sample(0, "0", tuple("http://example.org/" for _ in jpegs), {})
+    encoded = [Encoded(jpeg, 1, 1, "JPEG") for jpeg in jpegs]
+    return [
+        ImageEnd(LedgerLine.of(sample, number, Failure(FailureKind.TIMEOUT), one), one.jpeg)
+        for number, one in enumerate(encoded)
+    ]
+
+
+@settings(deadline=None)
+@given(
+    metadata=st.dictionaries(st.text(), VALUES, max_size=3),
+    jpegs=st.lists(st.binary(min_size=1, max_size=300), min_size=1, max_size=5),
+    payload=st.sampled_from(Payload),
+)
+def test_a_row_in_pieces_is_the_row(metadata: dict[str, object], jpegs: list[bytes], payload: Payload) -> None:
+    """A row whose images are put in one at a time has the bytes that it has when it is pickled whole."""
+
+    def row(contents: list[bytes]) -> dict[str, object]:
+        packed = [pack(content, payload) for content in contents]
+        return {**metadata, "image": packed[0], "image_info": [{"image": one, "n": 1} for one in packed]}
+
+    pieces = list(row_frame(row([stand_in(number) for number in range(len(jpegs))]), images(jpegs)))
+    assert b"".join(pieces) == encode_row(row(jpegs))
+    assert pieces[0] == b"".join(pieces)[:9]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 254, 255, 256, 257, 70_000])
+def test_an_image_of_any_length_has_its_opcode(size: int) -> None:
+    """Bytes have one opcode up to 255 of them and another from there on, and so has the row in pieces."""
+    jpeg = bytes(size)
+    for payload in Payload:
+        frame = row_frame({"image": pack(stand_in(0), payload)}, images([jpeg]))
+        assert b"".join(frame) == encode_row({"image": pack(jpeg, payload)})
+
+
+@settings(deadline=None)
+@given(rows=ROWS.filter(bool))
+def test_rows_are_streamed_as_they_stand(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, object]]
+) -> None:
+    """Frames in pieces are the frames, also where some of them are passed over."""
+    data, _ = write(tmp_path_factory.mktemp("sink"), rows)
+    frames = list(read_frames(data))
+    assert [b"".join(frame) for frame in stream_frames(data)] == frames
+    every_other = [b"".join(frame) for number, frame in enumerate(stream_frames(data)) if number % 2]
+    assert every_other == frames[1::2]
+
+
+def test_a_shard_that_is_not_as_it_was_written_is_noticed(tmp_path: Path) -> None:
+    """A byte that changed on the way to the disk fails the check, wherever it is."""
+    sink = PickleSink(tmp_path, "part-00000")
+    with closing(sink):
+        sink.write({"id": 1, "image": "A" * 100})
+        sink.finish()
+        sink.check(1)
+        content = bytearray(sink.files[0].read_bytes())
+        content[60] ^= 1
+        sink.files[0].write_bytes(content)
+        with pytest.raises(ResourceError, match="check the disk"):
+            sink.check(1)
+
+
+def test_a_row_that_no_row_can_be_is_refused(tmp_path: Path) -> None:
+    """A file with holes claims a row of terabytes, for which nothing is read."""
+    path = tmp_path / "hostile.pkl"
+    with path.open("wb") as file:
+        file.write(b"\x80\x04](\x95" + (1 << 40).to_bytes(8, "little"))
+        file.truncate(2 << 40)
+    for read in (read_frames, frame_sizes):
+        with pytest.raises(ManifestError, match="are the most"):
+            list(read(path))
+
+
+@pytest.mark.parametrize("text", ["", "x", "9" * 101, " " * 1000 + "7"])
+def test_a_count_is_a_short_number(tmp_path: Path, text: str) -> None:
+    """A count that is none is refused, and a long file is not read for it."""
+    path = tmp_path / "a.count"
+    path.write_text(text)
+    with pytest.raises(ManifestError, match="is not a number"):
+        read_count(path)

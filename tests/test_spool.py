@@ -16,6 +16,7 @@ from datafetch.entries import (
     _HEADER_BYTES,
     START_BYTES,
     ImageEnd,
+    StoredImage,
     begin,
     encode,
     read_entries,
@@ -35,6 +36,11 @@ def make_sample(position: int, images: int = 1) -> Sample:
     return Sample(position, str(position), urls, {"text": f"第{position}号", "numbers": [1, 2.5, None]})
 
 
+def jpeg_of(end: ImageEnd | StoredImage) -> bytes:
+    """The JPEG of an image, wherever it lies."""
+    return end.load().jpeg
+
+
 def make_end(sample: Sample, image: int, outcome: Outcome) -> ImageEnd:
     """An image that ended like this."""
     if isinstance(outcome, Encoded):
@@ -51,7 +57,12 @@ def make_outcome(seed: int) -> Outcome:
 
 async def read(path: Path) -> list[SpooledSample]:
     """All records of a spool."""
-    return await asyncio.to_thread(lambda: list(SpoolReader(path).samples()))
+    return await asyncio.to_thread(
+        lambda: [
+            SpooledSample(spooled.sample, tuple(end.load() for end in spooled.images))
+            for spooled in SpoolReader(path).samples()
+        ]
+    )
 
 
 async def write(path: Path, samples: list[Sample]) -> None:
@@ -69,7 +80,7 @@ async def test_records_come_back_in_manifest_order(tmp_path: Path) -> None:
     samples = [make_sample(position, images=position % 4) for position in range(200)]
     await write(tmp_path / "x.spool", samples)
     spooled = await read(tmp_path / "x.spool")
-    assert [one.record() for one in spooled] == [
+    assert [one.record(jpeg_of) for one in spooled] == [
         Record(sample, tuple(make_outcome(sample.position + image) for image in range(len(sample.urls))))
         for sample in samples
     ]
@@ -90,7 +101,7 @@ async def test_a_run_goes_on_where_the_last_one_ended(tmp_path: Path) -> None:
     assert spool.recovered.outcomes == {"timeout": 1, "ok": 1}
     await spool.append(make_end(half, 0, FAILURE), make_end(half, 1, FAILURE), half)
     await spool.close()
-    assert [one.record().sample for one in await read(path)] == [whole, half]
+    assert [one.record(jpeg_of).sample for one in await read(path)] == [whole, half]
 
 
 @settings(max_examples=150, deadline=None)
@@ -255,7 +266,7 @@ async def test_an_image_that_is_there_twice_is_a_bug(tmp_path: Path) -> None:
     await spool.close()
     (spooled,) = await read(tmp_path / "x.spool")
     with pytest.raises(ConservationError, match="for sample 0"):
-        spooled.record()
+        spooled.record(jpeg_of)
 
 
 async def test_an_image_that_is_missing_is_a_bug(tmp_path: Path) -> None:
@@ -266,7 +277,7 @@ async def test_an_image_that_is_missing_is_a_bug(tmp_path: Path) -> None:
     await spool.close()
     (spooled,) = await read(tmp_path / "x.spool")
     with pytest.raises(ConservationError, match="for sample 0"):
-        spooled.record()
+        spooled.record(jpeg_of)
 
 
 async def test_a_disk_that_takes_nothing_is_our_fault(tmp_path: Path) -> None:

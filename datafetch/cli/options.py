@@ -51,6 +51,9 @@ class RunOptions:
     timeout: Annotated[float, typer.Option(help="Seconds for one attempt, from sending to the last byte.")] = 30.0
     retries: Annotated[int, typer.Option(help="Further attempts after a failure that may pass.")] = 2
     max_body: Annotated[str, typer.Option(metavar="BYTES", help="Refuse larger bodies.")] = "32MiB"
+    max_sample: Annotated[
+        str, typer.Option(metavar="BYTES", help="All images of one sample together; what goes beyond is too large.")
+    ] = "256MiB"
     max_pixels: Annotated[int, typer.Option(help="Refuse larger images, from their header.")] = 89_478_485
     memory: Annotated[
         str, typer.Option(metavar="BYTES", help="Budget for bodies that wait for the codec; reading pauses above it.")
@@ -179,6 +182,10 @@ class RunOptions:
         """The budget for bodies that wait for the codec."""
         return parse_bytes("--memory", self.memory)
 
+    def max_sample_bytes(self) -> int:
+        """What the images of one sample may take together."""
+        return parse_bytes("--max-sample", self.max_sample)
+
 
 @dataclass(frozen=True, slots=True)
 class ChoiceOptions:
@@ -251,7 +258,13 @@ _POLICY_FIELDS = {
     "user_agent": "contact",
     "trust_env": "trust_env",
 }
-_JOB_FIELDS = {"processes": "processes", "memory": "memory_bytes", "scratch": "scratch", "no_lock": "no_lock"}
+_JOB_FIELDS = {
+    "processes": "processes",
+    "memory": "memory_bytes",
+    "max_sample": "max_sample_bytes",
+    "scratch": "scratch",
+    "no_lock": "no_lock",
+}
 _SPEC_FIELDS = {"decode_timeout": "decode_timeout_s", "max_pixels": "max_pixels"}
 _SAID_ALWAYS = ("json", "min_success")
 _SAID_EACH_TIME = (*_SAID_ALWAYS, "no_lock")
@@ -285,6 +298,7 @@ class RetryOptions:
         own: dict[str, Any] = {
             "processes": options.processes,
             "memory_bytes": options.memory_bytes(),
+            "max_sample_bytes": options.max_sample_bytes(),
             "scratch": options.scratch,
             "no_lock": options.no_lock,
         }

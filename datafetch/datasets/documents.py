@@ -28,6 +28,7 @@ TAKES = frozenset(
 )
 """What may be chosen of any dataset of documents."""
 
+_MOST_SIMILARITIES = 10_000_000  # that are filled in; a line may have twenty million empty texts
 _MOST_IMAGES = 256  # published documents have 15; what a lost one costs grows with their square
 
 
@@ -75,6 +76,10 @@ class DocumentReader(RecordFormat):
             raise ManifestError(
                 "the document has no similarity_matrix, and the trainer's loader needs one; "
                 "--fill-similarity puts zeros there"
+            )
+        if len(texts) * len(images) > _MOST_SIMILARITIES:
+            raise BadRecordError(
+                f"{len(texts):,} texts and {len(images):,} images are more than zeros are filled in for"
             )
         zeros = [[0.0] * len(texts) for _ in images]
         return Draft(urls, {**record, "similarity_matrix": zeros}, (Note.FILLED_SIMILARITY,))

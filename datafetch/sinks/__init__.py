@@ -2,8 +2,8 @@
 
 from datafetch.sinks.files import INDEX_SUFFIX, FileSink, SavedFile, read_index
 from datafetch.sinks.pickle import PickleSink
-from datafetch.sinks.pickle_form import MOST_FRAME_BYTES, ListLayout, encode_row
-from datafetch.sinks.pickle_rows import decode_row, frame_sizes, read_count, read_frames
+from datafetch.sinks.pickle_form import MOST_FRAME_BYTES, ListLayout, encode_row, row_frame, stand_in
+from datafetch.sinks.pickle_rows import decode_row, frame_sizes, read_count, read_frames, stream_frames
 
 __all__ = [
     "INDEX_SUFFIX",
@@ -18,4 +18,7 @@ __all__ = [
     "read_count",
     "read_frames",
     "read_index",
+    "row_frame",
+    "stand_in",
+    "stream_frames",
 ]

@@ -6,7 +6,7 @@ its own name before its whole shard is on disk; ``commit`` moves each to its pla
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,11 +58,11 @@ class FileSink:
 
     def write(self, row: Row) -> None:
         """Write one file."""
-        self.write_frame(encode_row(row))
+        self.write_frame((encode_row(row),))
 
-    def write_frame(self, frame: bytes) -> None:
-        """Write one file, of a row in the form in which it would lie in a pickle."""
-        row = decode_row(frame)
+    def write_frame(self, frame: Iterable[bytes]) -> None:
+        """Write one file, of a row in the form in which it would lie in a pickle; it has one image."""
+        row = decode_row(b"".join(frame))
         number = f"{self._count}{_SUFFIX}"
         (self._folder / number).write_bytes(row["content"])
         self._enter(SavedFile(row["name"], len(row["content"]), number, row["sample"]))

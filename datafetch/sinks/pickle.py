@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import pickle
+import zlib
+from collections.abc import Iterable
 from pathlib import Path
 
 from datafetch.errors import ManifestError, ResourceError
 from datafetch.model import Row
 from datafetch.sinks.pickle_form import BETWEEN, END, PREAMBLE, ROWS_AT_ONCE, encode_row
-from datafetch.sinks.pickle_rows import decode_row, read_frames
+from datafetch.sinks.pickle_rows import frame_sizes
+
+_PIECE_BYTES = 1 << 20
 
 
 class PickleSink:
@@ -18,27 +22,31 @@ class PickleSink:
         self.files = (folder / f"{name}.pkl", folder / f"{name}.count")
         self._rows = 0
         self._file = self.files[0].open("wb", buffering=1 << 20)
-        self._file.write(PREAMBLE)
+        self._checksum = 0
+        self._put(PREAMBLE)
 
     def write(self, row: Row) -> None:
         """Append one row."""
-        self.write_frame(encode_row(row))
+        self.write_frame((encode_row(row),))
 
-    def write_frame(self, frame: bytes) -> None:
-        """Append a row as it stands in another shard."""
+    def write_frame(self, frame: Iterable[bytes]) -> None:
+        """Append a row as it stands in another shard, piece by piece."""
         if self._rows % ROWS_AT_ONCE == 0:
-            self._file.write(BETWEEN if self._rows else pickle.MARK)
-        self._file.write(frame)
+            self._put(BETWEEN if self._rows else pickle.MARK)
+        for piece in frame:
+            self._put(piece)
         self._rows += 1
 
     def finish(self) -> None:
         """Complete both files."""
-        self._file.write(END if self._rows else pickle.STOP)
+        self._put(END if self._rows else pickle.STOP)
         self._file.flush()
         self.files[1].write_text(str(self._rows), encoding="ascii")
 
     def check(self, rows: int) -> None:
-        """Read the shard back, as the trainer will; without a row there are no files, for it would count them.
+        """Read the shard back, which is to hold so many rows; without a row there are no files, for they would count.
+
+        A row may be larger than memory has room for, so it is not loaded: the bytes are compared by their checksum.
 
         Raises:
             ResourceError: It is not what was written.
@@ -49,11 +57,13 @@ class PickleSink:
                 file.unlink()
             return
         try:
-            found = sum(1 for frame in read_frames(path) if decode_row(frame))
-        except (ManifestError, ValueError) as error:
+            found = sum(1 for _ in frame_sizes(path))
+        except ManifestError as error:
             raise ResourceError(f"{path.name} was not written as it should be ({error}); check the disk") from error
         if found != rows:
             raise ResourceError(f"{path.name} has {found} rows of {rows} that were written; check the disk")
+        if _checksum(path) != self._checksum:
+            raise ResourceError(f"{path.name} has other bytes than were written; check the disk")
 
     @property
     def written_bytes(self) -> int:
@@ -63,3 +73,15 @@ class PickleSink:
     def close(self) -> None:
         """Let go of the file, finished or not."""
         self._file.close()
+
+    def _put(self, piece: bytes) -> None:
+        self._file.write(piece)
+        self._checksum = zlib.crc32(piece, self._checksum)
+
+
+def _checksum(path: Path) -> int:
+    checksum = 0
+    with path.open("rb", buffering=0) as file:
+        while piece := file.read(_PIECE_BYTES):
+            checksum = zlib.crc32(piece, checksum)
+    return checksum

@@ -11,12 +11,18 @@ opcodes). A frame carries its length, so that rows are found, counted and copied
 
 from __future__ import annotations
 
+import os
 import pickle
+import re
+from base64 import b64decode, b64encode
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from typing import Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
+import pybase64
 
 from datafetch.model import Row
 
@@ -43,6 +49,118 @@ def encode_row(row: Row) -> bytes:
     pickler.dump(dict(row))
     body = buffer.getbuffer()[_ROW_PREAMBLE_BYTES : -len(pickle.STOP)]
     return b"".join((pickle.FRAME, len(body).to_bytes(8, "little"), body))
+
+
+class StoredImage(Protocol):
+    """An image that lies somewhere, its size being known."""
+
+    @property
+    def jpeg_bytes(self) -> int:
+        """The size of the JPEG."""
+        ...
+
+    def load(self) -> LoadedImage:
+        """The image with its JPEG."""
+        ...
+
+
+class LoadedImage(Protocol):
+    """An image in memory."""
+
+    @property
+    def jpeg(self) -> bytes:
+        """The JPEG."""
+        ...
+
+
+def stand_in(image: int) -> bytes:
+    """What stands for a sample's image in a row, until ``row_frame`` puts the image itself in its place.
+
+    It is random, so that nothing from the web can be taken for one, and as long as base64 leaves no remainder of.
+    """
+    return _STAND_IN + image.to_bytes(_NUMBER_BYTES, "big")
+
+
+def row_frame(row: Row, images: Sequence[StoredImage]) -> Iterable[bytes]:
+    """One row as ``encode_row`` would give it, in pieces, so that one image at a time is in memory.
+
+    Args:
+        row: With ``stand_in(n)``, as bytes or as base64 of them, where ``images[n]`` belongs.
+        images: Those of the row's sample.
+    """
+    template = encode_row(row)[FRAME_HEADER_BYTES:]
+    places = [_ImagePlace.of(match, images) for match in _STAND_INS.finditer(template)]
+    body_bytes = len(template) + sum(place.grows_by_bytes for place in places)
+    return _pieces(template, places, body_bytes)
+
+
+def _pieces(template: bytes, places: Sequence[_ImagePlace], body_bytes: int) -> Iterator[bytes]:
+    yield pickle.FRAME + body_bytes.to_bytes(8, "little")
+    copied = 0
+    for place in places:
+        yield template[copied : place.start]
+        yield place.header
+        yield place.content()
+        copied = place.end
+    yield template[copied:]
+
+
+_NUMBER_BYTES = 3
+_STAND_IN = os.urandom(21)
+_STAND_IN_BYTES = len(_STAND_IN) + _NUMBER_BYTES
+# As they lie in a pickle: text of base64 with its length in four bytes, or bytes with theirs in one.
+_STAND_INS = re.compile(
+    re.escape(pickle.BINUNICODE + (_STAND_IN_BYTES * 4 // 3).to_bytes(4, "little"))
+    + rb"(?P<text>"
+    + re.escape(b64encode(_STAND_IN))
+    + rb"[A-Za-z0-9+/]{4})|"
+    + re.escape(pickle.SHORT_BINBYTES + bytes([_STAND_IN_BYTES]))
+    + rb"(?P<bytes>"
+    + re.escape(_STAND_IN)
+    + rb".{3})",
+    re.DOTALL,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _ImagePlace:
+    """Where in a row an image belongs: what stands there, opcode and length included, and what is to stand there."""
+
+    start: int
+    end: int
+    image: StoredImage
+    is_text: bool
+
+    @classmethod
+    def of(cls, match: re.Match[bytes], images: Sequence[StoredImage]) -> Self:
+        is_text = match["text"] is not None
+        content = b64decode(match["text"]) if is_text else match["bytes"]
+        return cls(match.start(), match.end(), images[int.from_bytes(content[-_NUMBER_BYTES:], "big")], is_text)
+
+    @property
+    def content_bytes(self) -> int:
+        size = self.image.jpeg_bytes
+        return -(-size // 3) * 4 if self.is_text else size
+
+    @property
+    def header(self) -> bytes:
+        size = self.content_bytes
+        if self.is_text:
+            return pickle.BINUNICODE + size.to_bytes(4, "little")
+        if size <= _MOST_SHORT_BYTES:
+            return pickle.SHORT_BINBYTES + bytes([size])
+        return pickle.BINBYTES + size.to_bytes(4, "little")
+
+    @property
+    def grows_by_bytes(self) -> int:
+        return len(self.header) + self.content_bytes - (self.end - self.start)
+
+    def content(self) -> bytes:
+        jpeg = self.image.load().jpeg
+        return pybase64.b64encode(jpeg) if self.is_text else jpeg
+
+
+_MOST_SHORT_BYTES = 255
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,7 @@ def prepare(  # noqa: PLR0913 - one parameter an option
         fetch=options.fetch_policy(),
         processes=options.processes,
         memory_bytes=options.memory_bytes(),
+        max_sample_bytes=options.max_sample_bytes(),
         scratch=options.scratch,
         world_size=options.ranks(),
         fresh=options.fresh,

@@ -78,10 +78,10 @@ class StoredImage:
         Raises:
             ConservationError: The spool no longer holds it.
         """
-        entry = read_entry(self.file, self.marker, self.offset)
-        if entry is None or not isinstance(entry.ended, ImageEnd):
+        payload = _read_payload(self.file, self.marker, self.offset)
+        if payload is None or len(payload) < self.jpeg_bytes:
             raise ConservationError(f"{self.file.name} changed while it was read")
-        return ImageEnd(self.line, entry.ended.jpeg)
+        return ImageEnd(self.line, payload[len(payload) - self.jpeg_bytes :])
 
 
 Ended: TypeAlias = ImageEnd | Sample
@@ -154,13 +154,17 @@ def read_entries(file: BinaryIO, marker: bytes) -> Iterator[Entry]:
 
 def read_entry(file: BinaryIO, marker: bytes, offset: int) -> Entry | None:
     """The entry at this place, or None where there is no whole one."""
+    payload = _read_payload(file, marker, offset)
+    return None if payload is None else Entry(offset, file.tell(), _decode(payload))
+
+
+def _read_payload(file: BinaryIO, marker: bytes, offset: int) -> bytes | None:
+    """What the entry at this place holds, or None where there is no whole one."""
     front = _read_front(file, marker, offset)
     if front is None or offset + _HEADER_BYTES + front.payload_bytes > os.fstat(file.fileno()).st_size:
         return None
     payload = file.read(front.payload_bytes)
-    if zlib.crc32(payload) != front.crc:
-        return None
-    return Entry(offset, file.tell(), _decode(payload))
+    return payload if zlib.crc32(payload) == front.crc else None
 
 
 def read_stored(file: BinaryIO, marker: bytes, offset: int) -> Sample | StoredImage | None:

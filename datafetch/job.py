@@ -77,12 +77,13 @@ class Job:
             ("--limit", self.limit),
             ("--processes", self.processes),
             ("--memory", self.memory_bytes),
+            ("--max-sample", self.max_sample_bytes),
         ):
             if value is not None and not 1 <= value < _INT64_END:
                 raise ConfigurationError(f"{option} must be 1 or more, not {value}")
-        if not 1 <= self.max_sample_bytes <= _MOST_SAMPLE_BYTES:
+        if self.max_sample_bytes > _MOST_SAMPLE_BYTES:
             raise ConfigurationError(
-                f"--max-sample must be from 1 to {_MOST_SAMPLE_BYTES:,} bytes, not {self.max_sample_bytes}"
+                f"--max-sample must be {_MOST_SAMPLE_BYTES:,} bytes or fewer, not {self.max_sample_bytes:,}"
             )
         if self.world_size is not None:
             Ranks(self.world_size)

@@ -5,7 +5,8 @@ The file is a line ``datafetch spool 2`` and a marker of 8 random bytes, then en
     marker · u32 length of payload · u32 CRC-32 of payload · u32 CRC-32 of the three · payload
     payload: u8 kind · u32 length of head · head (JSON) · JPEG bytes
 
-Kind ``I`` is an image that ended, its head a ``LedgerLine``; kind ``S`` a sample all of whose images ended.
+Kind ``I`` is an image that ended, its head a ``LedgerLine``; kind ``S`` a sample all of whose images ended. The JSON is
+that of ``exact_json``: a row comes back as it was published, whatever its numbers and texts.
 
 Rules: an entry is whole or it counts for nothing. Behind a damaged one the marker is looked for; being random, no image
 from the web can hold it and pass for an entry.
@@ -17,11 +18,12 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import BinaryIO, TypeAlias
+from dataclasses import asdict, dataclass
+from typing import Any, BinaryIO, TypeAlias
 
 import orjson
 
+from datafetch import exact_json
 from datafetch.errors import ConfigurationError, ConservationError
 from datafetch.model import LedgerLine, Sample
 
@@ -130,12 +132,27 @@ def read_marker(file: BinaryIO) -> bytes:
 def encode(ended: Stored, marker: bytes) -> tuple[bytes, ...]:
     """One entry, in pieces."""
     if isinstance(ended, Sample):
-        kind, head, jpeg = _SAMPLE, orjson.dumps(ended), b""
+        kind, head, jpeg = _SAMPLE, _encode_sample(ended), b""
     else:
-        kind, head, jpeg = _IMAGE, orjson.dumps(ended.line), ended.load().jpeg
-    start = _KIND_AND_HEAD_LENGTH.pack(kind, len(head)) + head
-    front = _FRONT.pack(marker, len(start) + len(jpeg), zlib.crc32(jpeg, zlib.crc32(start)))
-    return front, _CRC.pack(zlib.crc32(front)), start, jpeg
+        kind, head, jpeg = _IMAGE, _encode_line(ended.line), ended.load().jpeg
+    start = _KIND_AND_HEAD_LENGTH.pack(kind, len(head))
+    # The pieces stay apart: a head may have a hundred megabytes.
+    crc = zlib.crc32(jpeg, zlib.crc32(head, zlib.crc32(start)))
+    front = _FRONT.pack(marker, len(start) + len(head) + len(jpeg), crc)
+    return front, _CRC.pack(zlib.crc32(front)), start, head, jpeg
+
+
+def _encode_line(line: LedgerLine) -> bytes:
+    try:
+        return orjson.dumps(line)
+    except TypeError:  # half of a character in a URL
+        return exact_json.write(asdict(line))
+
+
+def _encode_sample(sample: Sample) -> bytes:
+    return exact_json.write(
+        {"position": sample.position, "key": sample.key, "urls": list(sample.urls), "row": sample.row}
+    )
 
 
 def read_entries(file: BinaryIO, marker: bytes) -> Iterator[Entry]:
@@ -232,7 +249,7 @@ def _find(file: BinaryIO, marker: bytes, offset: int) -> int:
 def _decode(payload: bytes) -> Ended:
     kind, head_bytes = _KIND_AND_HEAD_LENGTH.unpack_from(payload)
     behind = _KIND_AND_HEAD_LENGTH.size + head_bytes
-    fields = orjson.loads(payload[_KIND_AND_HEAD_LENGTH.size : behind])
+    fields: Any = exact_json.parse(payload[_KIND_AND_HEAD_LENGTH.size : behind])
     if kind == _SAMPLE:
         return Sample(fields["position"], fields["key"], tuple(fields["urls"]), fields["row"])
     return ImageEnd(LedgerLine.from_fields(fields), payload[behind:])

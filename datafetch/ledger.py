@@ -120,13 +120,26 @@ class LedgerWriter:
 
     def _flush(self) -> None:
         if self._pending:
-            self._writer.write_table(pa.Table.from_pylist(self._pending, schema=SCHEMA))
+            self._writer.write_table(_table(self._pending))
             self._pending.clear()
             self._pending_bytes = 0
 
 
 def _text_bytes(line: LedgerLine) -> int:
     return len(line.url) + len(line.final_url) + len(line.key) + len(line.detail)
+
+
+def _table(lines: Sequence[Mapping[str, object]]) -> pa.Table:
+    """Lines as Arrow holds them: half of a character, of which JSON can tell and UTF-8 can't, becomes its escape."""
+    try:
+        return pa.Table.from_pylist(lines, schema=SCHEMA)
+    except UnicodeEncodeError:
+        whole = [{name: _whole(value) for name, value in line.items()} for line in lines]
+        return pa.Table.from_pylist(whole, schema=SCHEMA)
+
+
+def _whole(value: object) -> object:
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
 def pack_bools(values: Bools) -> bytes:

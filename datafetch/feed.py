@@ -1,14 +1,16 @@
 """Feed: the samples of all shards, in manifest order, to whoever has room for the next one.
 
 Rules: at most a few shards are open, or as many small ones as have few samples together, and a few hundred samples are
-read ahead, whatever the manifest's size. Reading happens in a thread. Shards that are published, and samples that a
-spool has, are not handed out.
+read ahead, or as many as few megabytes hold; what is handed out and has not ended has a bound in bytes as well, but for
+a single sample that is beyond it alone. All that holds whatever the manifest's size. Reading happens in a thread.
+Shards that are published, and samples that a spool has, are not handed out.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +36,8 @@ _MAX_OPEN_SMALL_SHARDS = 64  # each has two descriptors; of 300 samples no more 
 _Asked = TypeVar("_Asked")
 _Found = TypeVar("_Found")
 _CHUNK_SAMPLES = 256  # a second's work: a chunk costs a thread hop and, in a sparse manifest, the decoding of many rows
+_CHUNK_BYTES = 16 * 1024 * 1024  # 256 published documents have some ten; a line of a manifest may have 64 MiB
+_MOST_HANDED_BYTES = 128 * 1024 * 1024  # four thousand published documents
 
 
 @dataclass(slots=True, eq=False)
@@ -64,14 +68,21 @@ class OpenShard:
 
 @dataclass(frozen=True, slots=True)
 class Pulled:
-    """The next sample and its shard; no sample when the shard's spool already has them all."""
+    """The next sample and its shard.
+
+    Attributes:
+        shard: Whose it is.
+        sample: It; None when the shard's spool already has them all.
+        held_bytes: The memory that it takes, about.
+    """
 
     shard: OpenShard
     sample: Sample | None
+    held_bytes: int = 0
 
 
 class Feed:
-    """Hands out samples; ``pull`` from any number of tasks of one event loop.
+    """Hands out samples; ``pull`` from any number of tasks of one event loop, and ``settle`` what has ended.
 
     Args:
         source: What to read.
@@ -97,6 +108,8 @@ class Feed:
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="manifest")
         self._turn = asyncio.Lock()
         self._one_closed = asyncio.Event()
+        self._handed_bytes = 0
+        self._one_settled = asyncio.Event()
 
     @property
     def shards(self) -> int:
@@ -118,7 +131,16 @@ class Feed:
                     await self._open_next(self._unopened.popleft())
                 else:
                     return None
-            return self._ready.popleft()
+            await self._wait_for_room(self._ready[0].held_bytes)
+            pulled = self._ready.popleft()
+            self._handed_bytes += pulled.held_bytes
+            return pulled
+
+    def settle(self, pulled: Pulled) -> bool:
+        """Take note that a sample has ended, and say whether it was the last of its shard."""
+        self._handed_bytes -= pulled.held_bytes
+        self._one_settled.set()
+        return pulled.shard.settle()
 
     async def close_published(self, shard: OpenShard, totals: Totals) -> None:
         """Forget a shard that is published, and its spool, and make room for the next."""
@@ -183,13 +205,23 @@ class Feed:
         else:
             self._ready.append(Pulled(opened, None))
 
+    async def _wait_for_room(self, wanted_bytes: int) -> None:
+        """Wait until what is handed out leaves room for so much more, or nothing is."""
+        while self._handed_bytes and self._handed_bytes + wanted_bytes > _MOST_HANDED_BYTES:
+            self._one_settled.clear()
+            await self._one_settled.wait()
+
     async def _read_on(self, shard: OpenShard, samples: Iterator[Sample]) -> None:
-        chunk = await self._read(list, islice(samples, _CHUNK_SAMPLES))
+        chunk = await self._read(_read_chunk, samples)
         if not chunk:
             self._reading = None
-        self._seen.add(len(chunk), sum(len(sample.urls) for sample in chunk))
+        self._seen.add(len(chunk), sum(len(weighed.sample.urls) for weighed in chunk))
         ended = shard.spool.recovered.samples
-        self._ready.extend(Pulled(shard, sample) for sample in chunk if sample.position not in ended)
+        self._ready.extend(
+            Pulled(shard, weighed.sample, weighed.held_bytes)
+            for weighed in chunk
+            if weighed.sample.position not in ended
+        )
 
     async def _read(self, read: Callable[[_Asked], _Found], asked: _Asked) -> _Found:
         return await asyncio.get_running_loop().run_in_executor(self._reader, read, asked)
@@ -219,6 +251,41 @@ class _Seen:
     @property
     def images_a_sample(self) -> float:
         return self.images / self.samples if self.samples else 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Weighed:
+    """A sample, and the memory that it takes, about."""
+
+    sample: Sample
+    held_bytes: int
+
+
+def _read_chunk(samples: Iterator[Sample]) -> list[_Weighed]:
+    """The next samples: so many, or as many as there is room for, and one at least."""
+    chunk: list[_Weighed] = []
+    left_bytes = _CHUNK_BYTES
+    for sample in islice(samples, _CHUNK_SAMPLES):
+        chunk.append(_Weighed(sample, _held_bytes(sample)))
+        left_bytes -= chunk[-1].held_bytes
+        if left_bytes <= 0:
+            break
+    return chunk
+
+
+def _held_bytes(sample: Sample) -> int:
+    """The memory that a sample's values take; 40 µs for a published document."""
+    held_bytes = 0
+    left: list[object] = [sample.urls, sample.row]
+    while left:
+        value = left.pop()
+        held_bytes += sys.getsizeof(value)
+        if isinstance(value, dict):
+            left.extend(value)
+            left.extend(value.values())
+        elif isinstance(value, list | tuple):
+            left.extend(value)
+    return held_bytes
 
 
 def _read_published(state: State, shard: Shard) -> Totals | None:

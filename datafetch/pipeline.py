@@ -159,7 +159,7 @@ class Pipeline:
             await self._publish(pulled.shard)
             return True
         await self._delivery.end_sample(pulled.shard, pulled.sample)
-        if pulled.shard.settle():
+        if self._feed.settle(pulled):
             await self._publish(pulled.shard)
         return True
 

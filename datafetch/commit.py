@@ -252,6 +252,7 @@ class _Bookkeeper:
         self._is_own: list[bool] = []
         self._lines = 0
         self._not_asked = 0
+        self._bad_lines = 0
         self._outcomes: Counter[str] = Counter()
 
     def enter(self, settled: Settled) -> None:
@@ -265,6 +266,7 @@ class _Bookkeeper:
         self._lines += len(settled.lines)
         self._outcomes.update(line.outcome for line in settled.lines)
         self._not_asked += sum(not line.is_asked for line in settled.lines)
+        self._bad_lines += settled.is_bad_line
 
     def balance(self, written_bytes: int, ledger_lines: int) -> Books:
         """Close the books.
@@ -292,4 +294,5 @@ class _Bookkeeper:
             notes = read_totals(output.state.ledger(self._commit.shard)).notes
         counted = Counter({name: count for name, count in notes.items() if name != Note.NOT_ASKED})
         counted[Note.NOT_ASKED.value] = self._not_asked
+        counted[Note.BAD_LINES.value] += self._bad_lines
         return {str(name): count for name, count in counted.items() if count}

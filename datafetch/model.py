@@ -71,6 +71,9 @@ KEPT_AS_RECEIVED = "kept as received"
 NOT_ASKED = "not asked for: "
 """What a ledger says in ``detail``, first, of an image that was not asked for since its document was lost already."""
 
+BAD_LINE = "bad_line"
+"""What a sample's row has, alone, where its line or row could not be read, and was passed over: the reason."""
+
 _MOST_DETAIL_CHARACTERS = 1000  # a reason may quote what a server said, which may be a URL of 60 KB
 
 _KINDS_THAT_MAY_PASS = frozenset(
@@ -120,13 +123,15 @@ class Note(StrEnum):
     """What is counted besides samples and images. Reports and ledgers use these very strings."""
 
     BAD_LINES = "bad_lines"
-    """Lines of a manifest that are no sample, passed over because that was asked for."""
+    """Lines or rows of a manifest that are no sample, passed over because that was asked for."""
     FILTERED = "filtered"
     """Records that a filter left out."""
     FILLED_SIMILARITY = "filled_similarity"
     """Documents without similarities, which got zeros because that was asked for."""
     RECORDS = "records"
     """Records of a shard, wanted or not, where an id list counts them."""
+    REPEATED_IDS = "repeated_ids"
+    """Rows that were left out because an earlier one has the same id, in the same file or in another."""
     NOT_ASKED = "not_asked"
     """Images that were not asked for, or no longer, because their document was lost already."""
 

@@ -13,7 +13,19 @@ from typing import Generic, TypeAlias, TypeVar
 from datafetch.entries import ImageEnd, Stored, StoredImage
 from datafetch.errors import ConservationError
 from datafetch.ledger import read_books, read_samples
-from datafetch.model import OK, Encoded, Failure, FailureKind, Holds, LedgerLine, Outcome, Payload, Record, Sample
+from datafetch.model import (
+    BAD_LINE,
+    OK,
+    Encoded,
+    Failure,
+    FailureKind,
+    Holds,
+    LedgerLine,
+    Outcome,
+    Payload,
+    Record,
+    Sample,
+)
 from datafetch.protocols import Dataset
 from datafetch.sinks import row_frame, stand_in, stream_frames
 from datafetch.spool import SpooledSample, SpoolReader
@@ -61,6 +73,7 @@ class Settled:
             or where it lies in the equal shards, or as a file, and stays.
         has_row: Whether there is a row, here or there.
         failed: Its entries among the failed samples; none when all of its images arrived.
+        is_bad_line: Whether it stands for a row of the manifest that could not be read.
     """
 
     position: int
@@ -68,6 +81,7 @@ class Settled:
     frame: Iterable[bytes] | None
     has_row: bool
     failed: tuple[Stored, ...]
+    is_bad_line: bool = False
 
 
 def could_have_row(
@@ -143,7 +157,8 @@ def _settle(output: Output, whole: SpooledSample, there: frozenset[int] = frozen
     # The images themselves are loaded one by one as the row is written.
     frame = None if row is None else row_frame(row, spooled.images)
     failed = _keep_for_retry(output, spooled, has_row=frame is not None)
-    return Settled(record.sample.position, spooled.lines, frame, frame is not None, failed)
+    is_bad_line = not record.sample.urls and record.sample.row.keys() == {BAD_LINE}
+    return Settled(record.sample.position, spooled.lines, frame, frame is not None, failed, is_bad_line)
 
 
 def _within(images: Sequence[SpooledImage], most_bytes: int, there: frozenset[int]) -> tuple[SpooledImage, ...]:

@@ -78,7 +78,9 @@ def test_without_a_key_that_fits_it_is_said_which_there_are(tmp_path: Path) -> N
         ('{"url": "http://e.org/2.jpg", "text"', r"not JSON"),
         ("[1]", "not a JSON object"),
         ('{"url": 7, "text": "a"}', "url is int, not text"),
-        ('{"url": "u", "text": "a", "x": ' + "[" * 400 + "]" * 400 + "}", "can't be written as JSON again"),
+        ('{"url": "u", "text": "a", "x": ' + "[" * 500 + "]" * 500 + "}", "nested more than 500 levels deep"),
+        ('{"url": "u", "text": "a", "x": ' + "[" * 5000 + "]" * 5000 + "}", "nested too deeply"),
+        ('{"url": "u", "text": "a", "x": ' + "9" * 5000 + "}", "not JSON"),
         ('{"url": "http://e.org/2.jpg", "text": 7}', "text is int, not text"),
     ],
 )

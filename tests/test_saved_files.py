@@ -340,9 +340,11 @@ def test_only_the_covers_that_a_training_names(covers: Job, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("name", "text", "reason"),
     [
-        ("dataset.json", "[]", "is not an object of covers"),
+        ("dataset.json", "[]", "is not a JSON object; --source takes"),
         ("dataset.json", '{"1": {}}', "no cover has an imageURL"),
         ("dataset.json", "{", "is not JSON"),
+        ("dataset.json", "{}", "no cover has an imageURL"),
+        ("dataset.json", '{"1": {"imageURL": "u"}', "is cut short"),
         ("training.json", '[{"image": "coco/1.jpg"}]', "names no image in ocr_vqa/images"),
         ("training.json", "{}", "is not a JSON list; --only-referenced takes"),
     ],

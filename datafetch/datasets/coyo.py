@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.compute as pc
+import pyarrow as pa
 
 from datafetch.datasets.description import Description
 from datafetch.datasets.payload import IMAGE_FIELDS, pack
 from datafetch.errors import ManifestError
-from datafetch.model import Encoded, Loader, Payload, Record, Row, Sample, Selection, Shard, Totals
+from datafetch.model import BAD_LINE, Encoded, Loader, Note, Payload, Record, Row, Sample, Selection, Shard, Totals
 from datafetch.protocols import Samples
-from datafetch.readers import ColumnType, IdList, Int64s, ParquetFile, list_files, matching_rows, read_ids
+from datafetch.readers import BadRow, ColumnType, IdList, Int64s, ParquetFile, list_files, matching_rows, read_ids
 
 _SIMILARITIES = ("clip_similarity_vitb32", "clip_similarity_vitl14")
 _COLUMNS = {
@@ -33,7 +33,12 @@ _COLUMNS = {
 }
 _LEAST_SIMILARITY = np.float32(0.6)
 _KEPT_SHARE = 0.2
+_HALF_BITS = 16
+_MOST_BITS = 2**32
+_NO_FILE = -1
+_MOST_URL_CHARS = 65_536
 _PART_NAME = re.compile(r"part-\d{5}(?=[-.])")
+Bools: TypeAlias = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +49,7 @@ class Coyo(Description):
     path: str = "coyo-700m/pkl03-split"
     loader: Loader = Loader.COYO
     payloads: frozenset[Payload] = frozenset(Payload)
-    takes: frozenset[str] = frozenset({"ids"})
+    takes: frozenset[str] = frozenset({"ids", "skip_bad_lines"})
     short_side_px: int | None = 336
 
     def bind(self, source: Path, ids: Path | None) -> CoyoManifest:
@@ -54,23 +59,33 @@ class Coyo(Description):
             ManifestError: No parquet file, a file that is none, a missing column, or an unreadable id list.
         """
         files = [ParquetFile(path, _COLUMNS) for path in list_files(source, ".parquet")]
-        return CoyoManifest(files, read_ids(ids) if ids else None)
+        return CoyoManifest(files, read_ids(ids) if ids else None, skips_bad_rows=self.choices.skip_bad_lines)
 
     def to_row(self, record: Record, payload: Payload) -> Row | None:
         """The row of one pair, or None when its image did not arrive or it has no text (the loader needs both)."""
-        (outcome,) = record.outcomes
         metadata = record.sample.row
-        if not isinstance(outcome, Encoded) or metadata["text"] is None:
-            return None
-        return {**metadata, IMAGE_FIELDS[payload]: pack(outcome.jpeg, payload)}
+        match record.outcomes:
+            case (Encoded(jpeg=jpeg),) if metadata["text"] is not None:
+                return {**metadata, IMAGE_FIELDS[payload]: pack(jpeg, payload)}
+        return None
 
 
 class CoyoManifest:
-    """COYO's parquet files, with the choice of rows."""
+    """COYO's parquet files, with the choice of rows.
 
-    def __init__(self, files: Sequence[ParquetFile], ids: IdList | None) -> None:
+    An id is taken once, from the first file that has it: there may be a copy of a file beside it, ``part (1).parquet``.
+
+    Args:
+        files: In the order of their names.
+        ids: Which ones are wanted; None takes the most similar rows of each file.
+        skips_bad_rows: Whether rows that can't be read are passed over and counted.
+    """
+
+    def __init__(self, files: Sequence[ParquetFile], ids: IdList | None, *, skips_bad_rows: bool = False) -> None:
         self._ids = ids
+        self._skips_bad_rows = skips_bad_rows
         self._files = dict(zip(_shard_names([file.path for file in files]), files, strict=True))
+        self._choice = _Similar(files) if ids is None else _Listed(files, ids)
 
     def shards(self) -> list[Shard]:
         """One shard a file, in the order of the files' names."""
@@ -88,9 +103,8 @@ class CoyoManifest:
 
     def samples(self, shard: Shard) -> Samples:
         """The chosen rows of one file."""
-        file = self._files[shard.name]
-        rows = _most_similar_rows(file) if self._ids is None else _rows_with_ids(file, self._ids)
-        return _CoyoSamples(file, rows)
+        chosen = self._choice.of_file(list(self._files).index(shard.name))
+        return _CoyoSamples(self._files[shard.name], chosen, skips_bad_rows=self._skips_bad_rows)
 
     def facts(self) -> Mapping[str, object]:
         """Nothing more than the files and the id list."""
@@ -106,67 +120,225 @@ class CoyoManifest:
         return Selection(len(found), self._ids.duplicates, int(len(found) - found.sum()))
 
 
-@dataclass(frozen=True, slots=True)
-class _CoyoSamples(Samples):
-    file: ParquetFile
+@dataclass(frozen=True, slots=True, eq=False)
+class _Chosen:
+    """Rows of a file.
+
+    Attributes:
+        rows: Their numbers, ascending; 8 bytes each.
+        repeated: How many others were left out because an earlier row has the same id.
+    """
+
     rows: Int64s
+    repeated: int
+
+
+class _CoyoSamples(Samples):
+    """The samples of one file; what is wrong with a row is found out when it is read.
+
+    Raises:
+        ManifestError: A row can't be read, and is not to be passed over.
+    """
+
+    def __init__(self, file: ParquetFile, chosen: _Chosen, *, skips_bad_rows: bool) -> None:
+        self._file = file
+        self._chosen = chosen
+        self._skips_bad_rows = skips_bad_rows
+
+    @property
+    def notes(self) -> Mapping[str, int]:
+        """How many rows were left out for their ids."""
+        return {Note.REPEATED_IDS.value: self._chosen.repeated} if self._chosen.repeated else {}
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self._chosen.rows)
 
     def __iter__(self) -> Iterator[Sample]:
-        for position, row in enumerate(self.file.select(self.rows, list(_COLUMNS))):
-            vitb32, vitl14 = (np.float32(row[name] or 0.0) for name in _SIMILARITIES)
-            metadata = {name: row[name] for name in ("id", "url", "text")}
-            # float32 addition, as in the published script's data frame
-            yield Sample(
-                position,
-                str(row["id"]),
-                (row["url"] or "",),
-                {**metadata, "clip_sim": float(vitb32 + vitl14)},
+        for position, row in enumerate(self._file.select(self._chosen.rows, list(_COLUMNS))):
+            yield self._bad(position, row) if isinstance(row, BadRow) else _sample(position, row)
+
+    def _bad(self, position: int, row: BadRow) -> Sample:
+        if not self._skips_bad_rows:
+            raise ManifestError(
+                f"{self._file.path}, row {row.number:,} (counted from 0): {row.reason}; mend it, or pass over such "
+                "rows with --skip-bad-lines"
             )
+        return Sample(position, f"row {row.number}", (), {BAD_LINE: row.reason})
 
 
-def _rows_with_ids(file: ParquetFile, ids: IdList) -> Int64s:
-    """The rows whose id is wanted; of rows that share one, the first."""
-    taken = np.zeros(len(ids.ids), np.bool_)
-
-    def wanted(batch: Any) -> npt.NDArray[np.bool_]:
-        values = _integers(file, batch.column("id"))
-        places, present = ids.find(values)
-        chosen = np.zeros(len(values), np.bool_)
-        candidates = np.flatnonzero(present)
-        _, first = np.unique(places[candidates], return_index=True)
-        candidates = candidates[first]
-        chosen[candidates[~taken[places[candidates]]]] = True
-        taken[places[candidates]] = True
-        return chosen
-
-    return matching_rows(file, ("id",), wanted)
+def _sample(position: int, row: Mapping[str, Any]) -> Sample:
+    key, url = str(row["id"]), row["url"] or ""
+    if len(url) > _MOST_URL_CHARS:  # no server takes it, and the spool would have it three times
+        return Sample(position, key, ("",), {"id": row["id"], "text": None})
+    # A number that is not there is no number to the published script's data frame, which adds as float32.
+    with np.errstate(all="ignore"):
+        vitb32, vitl14 = (np.float32(np.nan if row[name] is None else row[name]) for name in _SIMILARITIES)
+        clip_sim = float(vitb32 + vitl14)
+    return Sample(position, key, (url,), {**{name: row[name] for name in ("id", "url", "text")}, "clip_sim": clip_sim})
 
 
-def _most_similar_rows(file: ParquetFile) -> Int64s:
-    """The fifth of the file with the highest CLIP similarity, as far as it is above 0.6; 4 bytes a row of memory.
+class _Choice(Protocol):
+    """Which rows of the files are taken."""
+
+    def of_file(self, number: int) -> _Chosen:
+        """Those of one file; the same ones on every call, for which the files before it are looked through."""
+        ...
+
+
+class _Listed(_Choice):
+    """The rows whose id is wanted; 5 bytes an id."""
+
+    def __init__(self, files: Sequence[ParquetFile], ids: IdList) -> None:
+        self._files = files
+        self._ids = ids
+        self._first_files = np.full(len(ids.ids), _NO_FILE, np.int32)
+        self._scanned = 0
+
+    def of_file(self, number: int) -> _Chosen:
+        """Those of which no file before has the id; of rows that share one, the first."""
+        while self._scanned < number:
+            self._scan(self._scanned)
+        return self._scan(number)
+
+    def _scan(self, number: int) -> _Chosen:
+        taken = np.zeros(len(self._ids.ids), np.bool_)
+        repeated = 0
+
+        def matches(batch: Any) -> Bools:
+            nonlocal repeated
+            column = batch.column("id")
+            values = _integers(self._files[number], column)
+            places, present = self._ids.find(values)
+            if pa.types.is_unsigned_integer(column.type):
+                present &= values >= 0  # a list has no id from 2**63 on
+            candidates = np.flatnonzero(present)
+            _, first = np.unique(places[candidates], return_index=True)
+            first_ones = candidates[first]
+            owners = self._first_files[places[first_ones]]
+            is_new = ~taken[places[first_ones]] & ((owners == _NO_FILE) | (owners == number))
+            chosen = np.zeros(batch.num_rows, np.bool_)
+            chosen[first_ones[is_new]] = True
+            taken[places[candidates]] = True
+            self._first_files[places[first_ones[is_new]]] = number
+            repeated += len(candidates) - int(is_new.sum())
+            return chosen
+
+        rows = matching_rows(self._files[number], ("id",), matches)
+        self._scanned = max(self._scanned, number + 1)
+        return _Chosen(rows, repeated)
+
+
+class _Similar(_Choice):
+    """The fifth of each file with the highest CLIP similarity, as far as it is above 0.6; 8 bytes a row that is taken.
 
     Rows that tie for the last place are taken in the order of the file.
     """
-    parts = [_similarity(batch) for batch in file.batches(_SIMILARITIES)]
-    similarity = np.concatenate(parts) if parts else np.empty(0, np.float32)
-    candidates = np.flatnonzero(similarity > _LEAST_SIMILARITY)
-    kept = min(int(file.rows * _KEPT_SHARE), len(candidates))
-    best = candidates[np.argsort(-similarity[candidates], kind="stable")[:kept]]
-    return np.sort(best).astype(np.int64)
+
+    def __init__(self, files: Sequence[ParquetFile]) -> None:
+        self._files = files
+        self._ids: list[Int64s] = []  # of each file that was looked through, ascending
+
+    def of_file(self, number: int) -> _Chosen:
+        """Those of which no file before has taken the id; of rows that share one, the first."""
+        while len(self._ids) < number:
+            self._choose(len(self._ids))
+        return self._choose(number)
+
+    def _choose(self, number: int) -> _Chosen:
+        file = self._files[number]
+        rows = _most_similar_rows(file)
+        ids = _ids_of(file, rows)
+        distinct, first = np.unique(ids, return_index=True)
+        is_new = np.ones(len(distinct), np.bool_)
+        for earlier in self._ids[:number]:
+            is_new &= ~np.isin(distinct, earlier, assume_unique=True)
+        if number == len(self._ids):
+            self._ids.append(distinct[is_new])
+        kept = rows[np.sort(first[is_new])]
+        return _Chosen(kept, len(rows) - len(kept))
 
 
-def _similarity(batch: Any) -> npt.NDArray[np.float32]:
-    vitb32, vitl14 = (pc.fill_null(batch.column(name), 0.0).to_numpy(zero_copy_only=False) for name in _SIMILARITIES)
-    return np.asarray(vitb32 + vitl14, np.float32)
+def _most_similar_rows(file: ParquetFile) -> Int64s:
+    """The numbers of the rows with the highest similarity; the file is read three times, and no similarity is held."""
+    kept = int(file.rows * _KEPT_SHARE)
+    last = _last_kept(file, kept)
+
+    def matches(batch: Any) -> Bools:
+        nonlocal last
+        bits = _candidate_bits(batch)
+        chosen = bits > last.bits
+        ties = np.flatnonzero(bits == last.bits)[: last.rows]
+        chosen[ties] = True
+        last = replace(last, rows=last.rows - len(ties))
+        return chosen
+
+    return matching_rows(file, _SIMILARITIES, matches)
+
+
+@dataclass(frozen=True, slots=True)
+class _Last:
+    """Up to where rows are kept.
+
+    Attributes:
+        bits: Of the similarity of the last one: positive numbers sort as their bits do.
+        rows: How many of the rows with exactly this similarity are kept.
+    """
+
+    bits: int
+    rows: int
+
+
+def _last_kept(file: ParquetFile, kept: int) -> _Last:
+    """The last of so many candidates with the highest similarities; two counts, of 16 bits each, find it."""
+    prefix, left = 0, kept
+    for shift in (_HALF_BITS, 0):
+        counts = _count_halves(file, prefix, shift)
+        if shift and counts.sum() <= kept:
+            return _Last(0, 0)  # all of them
+        if not kept:
+            return _Last(_MOST_BITS, 0)  # none
+        above = np.cumsum(counts[::-1])[::-1] - counts
+        half = int(np.flatnonzero(above < left)[0])
+        prefix, left = prefix << _HALF_BITS | half, left - int(above[half])
+    return _Last(prefix, left)
+
+
+def _count_halves(file: ParquetFile, prefix: int, shift: int) -> Int64s:
+    """How many candidates there are for each value of the 16 bits at a place, behind a prefix."""
+    counts = np.zeros(1 << _HALF_BITS, np.int64)
+    for batch in file.batches(_SIMILARITIES):
+        bits = _candidate_bits(batch)
+        halves = bits[(bits > 0) & (bits >> (shift + _HALF_BITS) == prefix)] >> shift & (len(counts) - 1)
+        counts += np.bincount(halves, minlength=len(counts))
+    return counts
+
+
+def _candidate_bits(batch: Any) -> npt.NDArray[np.int64]:
+    """The bits of each row's similarity where it is high enough, and otherwise 0."""
+    columns = [batch.column(name) for name in _SIMILARITIES]
+    vitb32, vitl14 = (column.to_numpy(zero_copy_only=False).astype(np.float32) for column in columns)  # null is NaN
+    with np.errstate(all="ignore"):
+        similarity = vitb32 + vitl14
+    bits = similarity.view(np.uint32).astype(np.int64)
+    return np.where(similarity > _LEAST_SIMILARITY, bits, 0)
+
+
+def _ids_of(file: ParquetFile, rows: Int64s) -> Int64s:
+    """The ids of some rows, which tell rows apart."""
+    parts: list[Int64s] = []
+    first_row = 0
+    for batch in file.batches(("id",)):
+        start, stop = np.searchsorted(rows, (first_row, first_row + batch.num_rows))
+        parts.append(_integers(file, batch.column("id").take(pa.array(rows[start:stop] - first_row))))
+        first_row += batch.num_rows
+    return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
 
 def _integers(file: ParquetFile, column: Any) -> Int64s:
+    """Ids as numbers of 64 bits; those from 2**63 on become negative ones."""
     if column.null_count:
         raise ManifestError(f"{file.path}: column id is empty in some rows; every row needs one")
-    return np.asarray(column.to_numpy(zero_copy_only=False), np.int64)
+    return np.asarray(column.to_numpy(zero_copy_only=False)).astype(np.int64)
 
 
 def _shard_names(paths: Sequence[Path]) -> list[str]:

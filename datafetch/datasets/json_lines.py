@@ -14,16 +14,18 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
-import orjson
-
+from datafetch import exact_json
 from datafetch.durable import is_plain_name
 from datafetch.errors import ManifestError
 from datafetch.model import Note, Row, Sample, Selection, Shard, Totals
-from datafetch.readers import LineFile, list_files, stem_of
+from datafetch.readers import LineFile, list_files, parsed_bytes, stem_of
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".jsonl.zip")
 _SNIFFED_LINES = 100
-_SNIFFED_BYTES = 16 * 1024 * 1024  # a hundred of the longest lines would be gigabytes
+_SNIFFED_BYTES = 4 * 1024 * 1024  # a hundred of the longest lines would be gigabytes
+_MOST_PARSED_BYTES = 512 * 1024 * 1024  # of one record; a line of 64 MiB can make two gigabytes of empty lists
+_SHORT_LINE_BYTES = 1024 * 1024  # what is shorter can't come near that
+_MOST_NESTING = 500  # published records have five levels; Python's parser gives up at about a thousand
 _COMPRESSION = 4.0  # of text, about
 
 JsonObject: TypeAlias = dict[str, Any]
@@ -257,9 +259,9 @@ class LineSamples:
         try:
             record = _parse(line)
             draft = self._form.draft(record) if self._form.wants(record) else None
-            if draft is not None:
-                _refuse_unspoolable(draft)
         except BadRecordError as error:
+            if b"\1" not in self._is_sample and (what := self._file.explain_bad_line()):
+                raise ManifestError(what) from error  # and not to be passed over: nothing in the file is a record
             if not self._skips_bad_lines:
                 raise ManifestError(
                     f"{self._file.path}, line {number + 1}: {error}; mend it, or pass over such lines with "
@@ -276,19 +278,39 @@ class LineSamples:
         return True
 
 
-def _refuse_unspoolable(draft: Draft) -> None:
-    """See that a row can be written again: more nesting is read than is written."""
-    try:
-        orjson.dumps(draft.row)
-    except TypeError as error:
-        raise BadRecordError(f"can't be written as JSON again ({error})") from error
-
-
 def _parse(line: bytes) -> JsonObject:
+    """The record of a line.
+
+    Raises:
+        BadRecordError: It is none, takes too much memory, or is nested too deeply for every parser and writer that
+            handles rows.
+    """
+    if len(line) > _SHORT_LINE_BYTES and parsed_bytes(line) > _MOST_PARSED_BYTES:
+        raise BadRecordError(f"it may take more than {_MOST_PARSED_BYTES:,} bytes of memory when it is parsed")
     try:
-        record = orjson.loads(line)
-    except orjson.JSONDecodeError as error:
-        raise BadRecordError(f"not JSON ({error.msg})") from error
+        record = exact_json.parse(line)
+    except UnicodeDecodeError as error:
+        raise BadRecordError(f"not UTF-8 at byte {error.start:,}") from error
+    except ValueError as error:
+        raise BadRecordError(f"not JSON ({error})") from error
+    except RecursionError as error:
+        raise BadRecordError("nested too deeply") from error
     if not isinstance(record, dict):
         raise BadRecordError("not a JSON object")
+    if line.count(b"[") + line.count(b"{") > _MOST_NESTING and _is_nested_deeply(record):
+        raise BadRecordError(f"nested more than {_MOST_NESTING} levels deep")
     return record
+
+
+def _is_nested_deeply(record: JsonObject) -> bool:
+    level: list[Any] = [record]
+    for _ in range(_MOST_NESTING):
+        level = [
+            inner
+            for value in level
+            for inner in (value.values() if isinstance(value, dict) else value)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return False
+    return True

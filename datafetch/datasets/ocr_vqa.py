@@ -2,16 +2,16 @@
 
 Source: ocr-vqa.github.io, ``dataset.json``: an object of id → imageURL, questions, answers and more. All files are
 called ``<id>.jpg`` and hold what was received; many are GIFs. A cover that is gone comes as an image of 1 × 1 pixels.
+The file is read cover by cover; memory holds 8 bytes for each.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path, PurePosixPath
-
-import orjson
 
 from datafetch.datasets.description import Description
 from datafetch.datasets.names import Clashes, why_refused
@@ -19,10 +19,9 @@ from datafetch.datasets.saved import SAMPLES_A_SHARD, find_file, saved_row, shar
 from datafetch.errors import ManifestError
 from datafetch.model import Holds, Loader, Payload, Record, Row, Sample, Selection, Shard, Totals
 from datafetch.protocols import Samples
-from datafetch.readers import LineFile, RecordReader
+from datafetch.readers import LineFile, MemberReader, RecordReader
 
 _FILE = "dataset.json"
-_MOST_BYTES = 2**31  # the published file has some 100 MB
 _FOLDER = PurePosixPath("ocr_vqa/images")
 
 
@@ -45,14 +44,20 @@ class OcrVqa(Description):
             ManifestError: There is none, it is not what was published, or the list of the training can't be read.
         """
         path = find_file(source, _FILE)
-        covers = _read_covers(path)
         referenced = self.choices.only_referenced
-        wanted = None if referenced is None else _read_referenced(Path(referenced))
-        return OcrVqaManifest(path, covers, wanted)
+        return OcrVqaManifest(path, None if referenced is None else _read_referenced(Path(referenced)))
 
     def to_row(self, record: Record, payload: Payload) -> Row | None:  # noqa: ARG002 - files hold bytes
         """The file of one cover, or None where it did not arrive."""
         return saved_row(record)
+
+
+@dataclass(frozen=True, slots=True)
+class _Cover:
+    """A cover as published; without a URL where there is none."""
+
+    id_: str
+    url: str
 
 
 class OcrVqaManifest:
@@ -60,34 +65,40 @@ class OcrVqaManifest:
 
     Args:
         path: The published file.
-        covers: Id → URL, as published.
         wanted: Ids that a training names; None is all.
+
+    Raises:
+        ManifestError: It is not what was published, or has none of the covers that are wanted.
     """
 
-    def __init__(self, path: Path, covers: Mapping[str, str], wanted: frozenset[str] | None) -> None:
+    def __init__(self, path: Path, wanted: frozenset[str] | None) -> None:
         self._path = path
         self._fingerprint = LineFile(path).fingerprint
         self._wanted = wanted
-        self._covers = [(id_, url) for id_, url in covers.items() if wanted is None or id_ in wanted]
+        self._offsets: list[int] = []
+        self._covers = 0
+        self._found: set[str] = set()  # of the wanted ones
+        self._has_url = False
+        self._clashes = Clashes(self._names())
+        if not self._has_url:
+            raise ManifestError(f"{path}: no cover has an imageURL; --source takes the published {_FILE}")
         if not self._covers:
             raise ManifestError(f"none of the covers in {path} is wanted; give another --only-referenced, or none")
-        self._clashes = Clashes(None if _why_refused(id_, url) else f"{id_}.jpg" for id_, url in self._covers)
 
     def shards(self) -> list[Shard]:
         """Slices of the covers that are wanted."""
-        count = -(-len(self._covers) // SAMPLES_A_SHARD)
         return [
-            Shard(shard_name(number), self._path, len(self._slice(number)), self._fingerprint)
-            for number in range(count)
+            Shard(shard_name(number), self._path, self._size(number), self._fingerprint)
+            for number in range(len(self._offsets))
         ]
 
     def expected_samples(self) -> int | None:
         """All that are wanted."""
-        return len(self._covers)
+        return self._covers
 
     def most_samples(self) -> int:
         """All that are wanted."""
-        return len(self._covers)
+        return self._covers
 
     def facts(self) -> Mapping[str, object]:
         """How many are wanted of which list is told by the shards."""
@@ -95,70 +106,80 @@ class OcrVqaManifest:
 
     def samples(self, shard: Shard) -> _Slice:
         """One slice."""
-        number = int(shard.name.rpartition("-")[2])
-        return _Slice(tuple(self._read(number)))
+        return _Slice(self, int(shard.name.rpartition("-")[2]), shard.size)
 
     def selection(self, keys: Iterable[str], books: Mapping[str, Totals]) -> Selection | None:  # noqa: ARG002 - the protocol's
         """Which covers the training names that are not published."""
         if self._wanted is None:
             return None
-        return Selection(len(self._wanted), 0, len(self._wanted) - len(self._covers))
+        return Selection(len(self._wanted), 0, len(self._wanted) - len(self._found))
 
-    def _slice(self, number: int) -> Sequence[tuple[str, str]]:
-        return self._covers[number * SAMPLES_A_SHARD : (number + 1) * SAMPLES_A_SHARD]
-
-    def _read(self, number: int) -> Iterator[Sample]:
+    def read(self, number: int) -> Iterator[Sample]:
+        """The samples of one slice; a cover that can't be saved has no URL, and a reason in its row."""
         first = number * SAMPLES_A_SHARD
-        for position, (id_, url) in enumerate(self._slice(number)):
-            name = f"{id_}.jpg"
-            reason = _why_refused(id_, url) or self._clashes.why_refused(first + position)
-            if reason:
-                yield Sample(position, id_, (), {"refused": reason})
+        covers = self._covers_of(MemberReader(self._path, start_bytes=self._offsets[number]))
+        for position, cover in enumerate(islice(covers, self._size(number))):
+            refusal = _why_refused(cover) or self._clashes.why_refused(first + position)
+            if refusal:
+                yield Sample(position, cover.id_, (), {"refused": refusal})
             else:
-                yield Sample(position, id_, (url,), {"image": name})
+                yield Sample(position, cover.id_, (cover.url,), {"image": f"{cover.id_}.jpg"})
+
+    def _size(self, number: int) -> int:
+        return min(SAMPLES_A_SHARD, self._covers - number * SAMPLES_A_SHARD)
+
+    def _names(self) -> Iterator[str | None]:
+        """The names of all files, None where there can't be one; notes where the shards begin."""
+        reader = MemberReader(self._path)
+        covers = self._covers_of(reader)
+        offset = 0
+        while chunk := list(islice(covers, SAMPLES_A_SHARD)):
+            self._offsets.append(offset)
+            self._covers += len(chunk)
+            offset = reader.offset_bytes()
+            for cover in chunk:
+                yield None if _why_refused(cover) else f"{cover.id_}.jpg"
+
+    def _covers_of(self, reader: MemberReader) -> Iterator[_Cover]:
+        """Those that are wanted.
+
+        Raises:
+            ManifestError: The file is not what was published.
+        """
+        try:
+            for member in reader:
+                url = member.value.get("imageURL") if isinstance(member.value, dict) else None
+                self._has_url = self._has_url or bool(url and isinstance(url, str))
+                if self._wanted is None or member.name in self._wanted:
+                    if self._wanted is not None:
+                        self._found.add(member.name)
+                    yield _Cover(member.name, url if isinstance(url, str) else "")
+        except ManifestError as error:
+            raise ManifestError(f"{self._path} {error}; --source takes the published {_FILE}") from error
+        except OSError as error:
+            raise ManifestError(f"cannot read {self._path}: {error.strerror or error}") from error
 
 
 @dataclass(frozen=True, slots=True)
 class _Slice(Samples):
-    covers: tuple[Sample, ...]
+    manifest: OcrVqaManifest
+    number: int
+    count: int
 
     def __len__(self) -> int:
-        return len(self.covers)
+        return self.count
 
     def __iter__(self) -> Iterator[Sample]:
-        return iter(self.covers)
+        return self.manifest.read(self.number)
 
 
-def _read_covers(path: Path) -> dict[str, str]:
-    """Id → URL, as published; nothing where there is none.
-
-    Raises:
-        ManifestError: It is not what was published.
-    """
-    try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise ManifestError(f"{path} is larger than {_FILE} can be; --source takes the published one")
-        published = orjson.loads(path.read_bytes())
-    except OSError as error:
-        raise ManifestError(f"cannot read {path}: {error.strerror or error}") from error
-    except orjson.JSONDecodeError as error:
-        raise ManifestError(f"{path} is not JSON ({error}); --source takes the published {_FILE}") from error
-    if not isinstance(published, dict) or not published:
-        raise ManifestError(f"{path} is not an object of covers; --source takes the published {_FILE}")
-    covers = {}
-    for id_, cover in published.items():
-        url = cover.get("imageURL") if isinstance(cover, dict) else None
-        covers[id_] = url if isinstance(url, str) else ""
-    if not any(covers.values()):
-        raise ManifestError(f"{path}: no cover has an imageURL; --source takes the published {_FILE}")
-    return covers
-
-
-def _why_refused(id_: str, url: str) -> str:
+def _why_refused(cover: _Cover) -> str:
     """Why a cover is not asked for; nothing where it is."""
-    if not url:
+    if not cover.url:
         return "there is no imageURL"
-    return why_refused(f"{id_}.jpg") if id_ and "/" not in id_ else "its id can't be the name of a file"
+    if not cover.id_ or "/" in cover.id_:
+        return "its id can't be the name of a file"
+    return why_refused(f"{cover.id_}.jpg")
 
 
 def _read_referenced(path: Path) -> frozenset[str]:

@@ -1,28 +1,34 @@
 """Manifest files to rows, streaming.
 
-Rules: whatever the size of the file, memory holds one batch of it and the row numbers that are wanted. Everything that
-is wrong with a file is a ``ManifestError``, which names it.
+Rules: whatever the size of the file, and whatever it claims, memory holds one batch of it, which has a bound in bytes,
+and some bytes for each row, of which a file may have no more than its own size explains. Everything that is wrong with
+a file is a ``ManifestError``, which names it.
 """
 
 from datafetch.readers.folder import list_files
 from datafetch.readers.ids import INDEX_BITS, IdList, pack_pair, read_id_pairs, read_ids
 from datafetch.readers.lines import MAX_LINE_BYTES, LineFile, stem_of
-from datafetch.readers.parquet import ColumnType, ParquetFile, matching_rows
-from datafetch.readers.records import RecordReader
-from datafetch.readers.words import Int64s
+from datafetch.readers.parquet import BadRow, ColumnType, ParquetFile, matching_rows
+from datafetch.readers.records import Member, MemberReader, RecordReader
+from datafetch.readers.words import Int64s, most_rows, parsed_bytes
 
 __all__ = [
     "INDEX_BITS",
     "MAX_LINE_BYTES",
+    "BadRow",
     "ColumnType",
     "IdList",
     "Int64s",
     "LineFile",
+    "Member",
+    "MemberReader",
     "ParquetFile",
     "RecordReader",
     "list_files",
     "matching_rows",
+    "most_rows",
     "pack_pair",
+    "parsed_bytes",
     "read_id_pairs",
     "read_ids",
     "stem_of",

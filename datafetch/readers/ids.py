@@ -1,4 +1,4 @@
-"""Lists of wanted ids, plain or gzipped (told by content, not by name): 8 bytes an id, whatever the list's length."""
+"""Lists of wanted ids, plain or gzipped (told by content, not by name): 8 bytes an id, however often it is listed."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ _BOM = b"\xef\xbb\xbf"
 _CHUNK_BYTES = 1 << 20
 _MOST_LINE_BYTES = 1000
 _MOST_SHOWN_CHARS = 40
+_MERGED_IDS = 2**20  # so many wait, at least, before they are joined to those that are known
+_MOST_IDS = 2**25  # of a compressed list of any size: 256 MB; the published ones have 6 million
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,22 +77,57 @@ def pack_pair(shard: int, index: int) -> int:
 def _read(
     path: Path, parse: Callable[[bytes], int], what: str, form: str, *, header: re.Pattern[bytes] | None = None
 ) -> IdList:
-    parts: list[Int64s] = []
     first_line = 1
     try:
+        ids = _DistinctIds(path)
         for chunk in _chunks(path):
             lines = [line.strip() for line in chunk]
             if header and first_line == 1 and header.fullmatch(lines[0]):
                 lines[0] = b""
-            parts.append(_parse(path, lines, first_line, parse, (what, form)))
+            ids.add(_parse(path, lines, first_line, parse, (what, form)))
             first_line += len(chunk)
     except (OSError, EOFError, zlib.error) as error:
         raise ManifestError(f"cannot read the id list {path}: {reason(error)}") from error
-    everything = np.concatenate(parts) if parts else np.empty(0, np.int64)
-    if not len(everything):
+    listed = ids.listed()
+    if not len(listed.ids):
         raise ManifestError(f"the id list {path} is empty; it takes {form}")
-    ids = np.unique(everything)
-    return IdList(ids, duplicates=len(everything) - len(ids))
+    return listed
+
+
+class _DistinctIds:
+    """Ids as they are read, each held once: a few bytes can be unpacked to any number of lines."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._most = max(_MOST_IDS, path.stat().st_size)
+        self._known = np.empty(0, np.int64)
+        self._waiting: list[Int64s] = []
+        self._waiting_count = 0
+        self._count = 0
+
+    def add(self, ids: Int64s) -> None:
+        """Take some more.
+
+        Raises:
+            ManifestError: There are more than a list of its size can have.
+        """
+        self._waiting.append(ids)
+        self._waiting_count += len(ids)
+        self._count += len(ids)
+        if self._waiting_count >= max(_MERGED_IDS, len(self._known) // 2):
+            self._merge()
+
+    def listed(self) -> IdList:
+        """All of them."""
+        self._merge()
+        return IdList(self._known, duplicates=self._count - len(self._known))
+
+    def _merge(self) -> None:
+        self._known = np.unique(np.concatenate((self._known, *self._waiting)))
+        self._waiting.clear()
+        self._waiting_count = 0
+        if len(self._known) > self._most:
+            raise ManifestError(f"{self._path} has more than {self._most:,} ids, which no list of its size has")
 
 
 def _chunks(path: Path) -> Iterator[list[bytes]]:

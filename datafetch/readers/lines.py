@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from datafetch.errors import ManifestError
-from datafetch.readers.words import reason
+from datafetch.readers.words import most_rows, reason, what_it_is, what_text_it_is
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -37,7 +37,12 @@ _BUFFER_BYTES = 1 << 16
 _SEEN_BYTES = 4096  # of a file's beginning and of its end; there may be tens of thousands of files
 # A damaged zip raises ValueError, too: for names that are no text, and for places that no file can have.
 _DAMAGES = (OSError, EOFError, ValueError, NotImplementedError, zlib.error, zipfile.BadZipFile, zstd.ZstdError)
-_SUFFIXES = (".gz", ".zst", ".zip", ".jsonl", ".json")
+_COMPRESSED_SUFFIXES = (".gz", ".zst", ".zip")
+_SUFFIXES = (*_COMPRESSED_SUFFIXES, ".jsonl", ".json")
+_MOST_DIRECTORY_BYTES = 1 << 20  # of a zip; zipfile makes twenty times as much of it
+
+
+_AGAIN = "download it again, or move it away"
 
 
 class LineFile:
@@ -49,8 +54,9 @@ class LineFile:
         fingerprint: Differs for other content, as far as size, beginning and end tell.
 
     Raises:
-        ManifestError: It can't be read, or is a zip without exactly one file that can be unpacked here; folders in it,
-            and what macOS adds, don't count.
+        ManifestError: It can't be read, is a page that a server sent in its place, is empty under a name that only a
+            compressed file has, or is a zip without exactly one file that can be unpacked here; folders in it, and what
+            macOS adds, don't count.
     """
 
     def __init__(self, path: Path) -> None:
@@ -61,8 +67,10 @@ class LineFile:
             file.seek(max(0, self.size_bytes - _SEEN_BYTES))
             seen = b"%d " % self.size_bytes + start + file.read(_SEEN_BYTES)
             self._open = _opener(start)
+            self._start = start
+            self._refuse_what_is_no_data()
             if self._open is _open_zip:
-                with zipfile.ZipFile(path) as archive:
+                with _zip(path) as archive:
                     _only_member(path, archive)
         self.fingerprint = hashlib.sha256(seen).hexdigest()[:16]
 
@@ -71,16 +79,39 @@ class LineFile:
         """Whether it holds more than its size tells."""
         return self._open is not _open_plain
 
+    def explain_bad_line(self) -> str:
+        """What a line that is no record says of the whole file: that it is not what its name says; else nothing."""
+        if self.is_compressed or not self.path.name.endswith(_COMPRESSED_SUFFIXES):
+            return ""
+        return f"{self.path} is not compressed as its name says: {what_text_it_is(self._start)}; {_AGAIN}"
+
+    def _refuse_what_is_no_data(self) -> None:
+        """See that it is no page of a server, and not empty where that can't be.
+
+        Raises:
+            ManifestError: It is.
+        """
+        is_it = what_it_is(self._start)
+        if is_it and (self._start or self.path.name.endswith(_COMPRESSED_SUFFIXES)):
+            raise ManifestError(f"{self.path} holds no JSON lines: {is_it}; {_AGAIN}")
+
     def lines(self) -> Iterator[bytes]:
         """All lines, without their ends, in order; blank ones too, so that numbers hold.
 
         Raises:
-            ManifestError: It can't be read, is cut short or damaged, or a line is longer than ``MAX_LINE_BYTES``.
+            ManifestError: It can't be read, is cut short or damaged, a line is longer than ``MAX_LINE_BYTES``, or there
+                are more of them than a file of its size can have.
         """
+        most_lines = most_rows(self.size_bytes)
         with _reading(self.path), self._open(self.path) as file:
             number = 0
             while line := file.readline(MAX_LINE_BYTES + len(b"\r\n")):
                 number += 1
+                if number > most_lines:
+                    raise ManifestError(
+                        f"{self.path} has more than {most_lines:,} lines in {self.size_bytes:,} bytes, which no list "
+                        "of images has; --source takes JSON lines"
+                    )
                 line = line.removesuffix(b"\n").removesuffix(b"\r")
                 if len(line) > MAX_LINE_BYTES:
                     raise ManifestError(
@@ -123,11 +154,26 @@ def _open_zstd(path: Path) -> Any:
 def _open_zip(path: Path) -> Iterator[IO[bytes]]:
     # zipfile's own readline takes three times as long where it is given a limit.
     with (
-        zipfile.ZipFile(path) as archive,
+        _zip(path) as archive,
         archive.open(_only_member(path, archive)) as member,
         io.BufferedReader(member, _BUFFER_BYTES) as file,  # type: ignore[type-var]  # it has all of a raw file's methods
     ):
         yield file
+
+
+@contextmanager
+def _zip(path: Path) -> Iterator[zipfile.ZipFile]:
+    with _BoundedFile(io.FileIO(path)) as raw, zipfile.ZipFile(raw) as archive:
+        yield archive
+
+
+class _BoundedFile(io.BufferedReader):
+    """A file of which nobody reads much at once: zipfile takes the list of a zip's members in one piece."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > _MOST_DIRECTORY_BYTES:
+            raise zipfile.BadZipFile("its list of files is longer than that of one file can be")
+        return super().read(size)
 
 
 def _only_member(path: Path, archive: zipfile.ZipFile) -> zipfile.ZipInfo:

@@ -1,32 +1,50 @@
-"""A JSON list, record by record: half a gigabyte of records takes megabytes of memory.
+"""A JSON list or object, record by record: half a gigabyte of records takes megabytes of memory.
 
-Rules: the standard library's parser, as the trainer has it, so that both take the same for JSON.
+Rules: the standard library's parser, as the trainer has it, so that both take the same for JSON. What is held is one
+record and a chunk of the file, and both have a bound in bytes.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TextIO
 
 from datafetch.errors import ManifestError
+from datafetch.readers.words import parsed_bytes
 
+_MOST_RECORDS = 2**20  # whatever the size of a file; published ones have half as many
+_RECORD_BYTES = 64  # where there are more: less than the names of a published record's members take
 _MOST_RECORD_CHARS = 64 << 20  # conversations are a few thousand
+_MOST_PARSED_BYTES = 256 << 20  # 64 MiB of text can make two gigabytes of empty lists
 _DECODER = json.JSONDecoder()
 _SPACE = " \t\n\r"
-_AFTER_NUMBER = {",", "]", *_SPACE}
+_AFTER_NUMBER = {",", "]", "}", *_SPACE}
 
 
-class RecordReader:
-    """Reads the records of a JSON list.
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A member of a JSON object."""
+
+    name: str
+    value: object
+
+
+class _Reader:
+    """What reads the records of a file, whatever stands between them.
 
     Args:
         path: The file, in UTF-8.
         chunk_chars: How much is read at a time.
-        start_bytes: Where to begin: 0 is the list's beginning, anything else what ``offset_bytes`` said of this file.
+        start_bytes: Where to begin: 0 is the file's beginning, anything else what ``offset_bytes`` said of this file.
     """
+
+    _OPENING: str
+    _CLOSING: str
+    _WHAT: str
 
     def __init__(self, path: Path, chunk_chars: int = 1 << 20, *, start_bytes: int = 0) -> None:
         self._path = path
@@ -44,37 +62,37 @@ class RecordReader:
         return taken
 
     def offset_bytes(self) -> int:
-        """Where the list goes on behind the record that was yielded last: at the comma, the bracket or a space.
+        """Where the file goes on behind the record that was yielded last: at the comma, the bracket or a space.
 
         Costs as much as a chunk is long.
         """
         return self._read_bytes - len(self._text[self._at :].encode())
 
-    def __iter__(self) -> Iterator[object]:
-        """The records, in order.
-
-        Raises:
-            ManifestError: It is not a JSON list, or ends early; the message says why, without the path.
-            OSError: It can't be read.
-        """
+    def _records(self) -> Iterator[TextIO]:
+        """Comes to each record in turn: it begins at the next character that is no space."""
+        ends = {",", self._CLOSING}
+        left = max(_MOST_RECORDS, self._path.stat().st_size // _RECORD_BYTES)
         with self._path.open("rb") as raw, TextIOWrapper(raw, encoding="utf-8", newline="") as file:
             raw.seek(self._start_bytes)
             mark = self._mark(file)
             if self._start_bytes == 0:
-                if mark != "[":
-                    raise ManifestError("is not a JSON list")
+                if mark != self._OPENING:
+                    raise ManifestError(f"is not a JSON {self._WHAT}")
                 mark = self._peek(file)
-                if mark == "]":
+                if mark == self._CLOSING:
                     mark = self._mark(file)
-            elif mark not in {",", "]"}:
+            elif mark not in ends:
                 raise ManifestError(f"does not go on at byte {self._start_bytes:,}, so it has changed")
-            while mark != "]":
-                yield self._value(file)
+            while mark != self._CLOSING:
+                left -= 1
+                if left < 0:  # whoever reads it holds some bytes for each
+                    raise ManifestError(f"has more records than a {self._WHAT} of its size can have")
+                yield file
                 mark = self._mark(file)
-                if mark not in {",", "]"}:
+                if mark not in ends:
                     raise ManifestError("has no comma between two records" if mark else "is cut short")
             if self._mark(file):
-                raise ManifestError("goes on behind its list")
+                raise ManifestError(f"goes on behind its {self._WHAT}")
 
     def _mark(self, file: TextIO) -> str:
         """The next character that is no space; nothing at the end."""
@@ -97,7 +115,10 @@ class RecordReader:
         more_chars = self._chunk_chars
         while True:
             self._peek(file)
-            is_all = self._is_end or len(self._text) - self._at > _MOST_RECORD_CHARS
+            text_chars = len(self._text) - self._at
+            is_all = self._is_end or text_chars > _MOST_RECORD_CHARS
+            if text_chars > 2 * self._chunk_chars and parsed_bytes(self._text) > _MOST_PARSED_BYTES:
+                raise ManifestError(f"has a record that may take more than {_MOST_PARSED_BYTES:,} bytes of memory")
             try:
                 value, end = _DECODER.raw_decode(self._text, self._at)
             except (ValueError, RecursionError) as error:
@@ -122,3 +143,38 @@ class RecordReader:
         self._is_end = not chunk
         self._text = self._text[self._at :] + chunk
         self._at = 0
+
+
+class RecordReader(_Reader):
+    """Reads the records of a JSON list."""
+
+    _OPENING, _CLOSING, _WHAT = "[", "]", "list"
+
+    def __iter__(self) -> Iterator[object]:
+        """The records, in order.
+
+        Raises:
+            ManifestError: It is not a JSON list, or ends early; the message says why, without the path.
+            OSError: It can't be read.
+        """
+        for file in self._records():
+            yield self._value(file)
+
+
+class MemberReader(_Reader):
+    """Reads the members of a JSON object."""
+
+    _OPENING, _CLOSING, _WHAT = "{", "}", "object"
+
+    def __iter__(self) -> Iterator[Member]:
+        """The members, in order; a name may come more than once.
+
+        Raises:
+            ManifestError: It is not a JSON object, or ends early; the message says why, without the path.
+            OSError: It can't be read.
+        """
+        for file in self._records():
+            name = self._value(file)
+            if not isinstance(name, str) or self._mark(file) != ":":
+                raise ManifestError("is not JSON, or is cut short")
+            yield Member(name, self._value(file))

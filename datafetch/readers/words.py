@@ -9,8 +9,79 @@ import numpy.typing as npt
 
 Int64s: TypeAlias = npt.NDArray[np.int64]
 
+_MOST_ROWS = 2**24  # whatever the size of a file; the largest published one has 6 million
+_ROW_BYTES = 8  # of URL and text, compressed as well as may be
+_SHOWN_BYTES = 40
+_MOST_TEXT_FACTOR = 4  # a text takes four bytes a character where one of its characters is rare
+_VALUE_BYTES = 64  # of a number, a short text or an empty list as an object, with its place in a list
+_MEMBER_BYTES = 128  # of a name and its place in a dict
+_CHARACTER_BYTES = 4  # the last one may be cut
+_SPACE = b" \t\r\n"
+
 
 def reason(error: BaseException) -> str:
     """What went wrong, in one line."""
     text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
     return text.splitlines()[0]
+
+
+def most_rows(size_bytes: int) -> int:
+    """So many rows, records or lines a file of this size may claim to have; a few bytes can claim any number.
+
+    What is held for each of them (8 bytes, or 1) is then no more than what the file itself takes, beyond a hundred
+    megabytes or so.
+    """
+    return max(_MOST_ROWS, size_bytes // _ROW_BYTES)
+
+
+def parsed_bytes(text: bytes | str) -> int:
+    """The memory that a text of JSON may take when it is parsed, at most: its marks say how many values it has.
+
+    A list of empty lists takes thirty times as much as its text. Marks inside of texts count as well, which makes the
+    result larger than it need be and never smaller.
+    """
+    if isinstance(text, str):
+        commas, opening, colons = text.count(","), text.count("[") + text.count("{"), text.count(":")
+    else:
+        commas, opening, colons = text.count(b","), text.count(b"[") + text.count(b"{"), text.count(b":")
+    factor = 1 if text.isascii() and not _has_escape(text) else _MOST_TEXT_FACTOR
+    return len(text) * factor + (commas + opening) * _VALUE_BYTES + (opening + colons) * _MEMBER_BYTES
+
+
+def _has_escape(text: bytes | str) -> bool:
+    return "\\u" in text if isinstance(text, str) else b"\\u" in text
+
+
+def what_it_is(start: bytes) -> str:
+    """What a file is, by its first bytes, where that is no data: nothing where it may be.
+
+    Servers answer with a page that says why there is no file, and that is saved under the file's name.
+    """
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip(_SPACE)
+    if not start:
+        return "it is empty (0 bytes)"
+    if text.startswith(b"version https://git-lfs"):
+        return "it is a pointer of Git LFS; fetch the file itself with git lfs pull"
+    if text.startswith(b"<"):
+        return f"it is a page of HTML or XML that begins with {_shown(text)}"
+    return ""
+
+
+def what_text_it_is(start: bytes) -> str:
+    """What a file is, by its first bytes, that should be no text and is one."""
+    kind = "JSON" if start.lstrip(_SPACE).startswith((b"{", b"[")) else "text"
+    return what_it_is(start) or f"it is {kind} that begins with {_shown(start.lstrip(_SPACE))}"
+
+
+def what_is_no_parquet(start: bytes) -> str:
+    """What a file is, by its first bytes, that should be parquet; nothing where that can't be told."""
+    if start.startswith(b"PAR"):
+        return ""
+    text = start.decode("utf-8", "ignore")
+    is_text = len(text.encode()) > len(start) - _CHARACTER_BYTES and not any(ord(one) < ord("\t") for one in text)
+    return what_text_it_is(start) if is_text else ""
+
+
+def _shown(start: bytes) -> str:
+    text = start[:_SHOWN_BYTES].decode("utf-8", "replace")
+    return repr("".join(character if character.isprintable() else " " for character in text))

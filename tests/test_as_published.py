@@ -1,0 +1,324 @@
+"""Published data as people have it: odd values come out as they went in, and what can't be read is said and counted."""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import LOOPBACK
+from jobs import retry, run
+from test_job import read_ledger, read_rows
+
+from datafetch import FailureKind, Job, Wanted
+from datafetch.choices import Choices
+from datafetch.datasets import find_dataset
+from datafetch.demo.origin import Origin
+from datafetch.errors import ManifestError
+from datafetch.fetch import FetchPolicy
+from datafetch.model import Sample
+from datafetch.protocols import Manifest
+from datafetch.verify import Check, run_check
+
+Pictures = tuple[Path, list[str]]
+POLICY = FetchPolicy(allow_net=LOOPBACK, backoff_s=0.01, per_host=64, retries=0)
+
+# As it may stand in a line, beside what a document needs.
+ODD = (
+    '"a": NaN, "b": [Infinity, -Infinity, null], "c": 12345678901234567890123, "d": -9223372036854775809, '
+    '"e": "half \\ud83d of a character", "f\\udc00": 1e400, "g": 18446744073709551615, "h": -0.0, "i": 0.1, '
+    '"j": "\\u0000\\u001b", "k": ' + "[" * 300 + "]" * 300
+)
+
+
+@pytest.fixture
+def own_origin(pictures: Pictures) -> Iterator[Origin]:
+    """A server whose counts nobody else changes."""
+    with Origin(pictures[0]) as running:
+        yield running
+
+
+def document(url: str, odd: str) -> str:
+    """A document of one image, as a line."""
+    return (
+        f'{{"text_list": ["a \\ud83d b"], "url": "http://e.org/", {odd}, "similarity_matrix": [[NaN]], '
+        f'"image_info": [{{"raw_url": "{url}", "matched_text_index": 0, "matched_sim": NaN}}]}}\n'
+    )
+
+
+def without_image(row: dict[str, Any]) -> str:
+    """A document as it was published, in a form that tells what is no number from what is."""
+    images = [{name: value for name, value in image.items() if name != "image_base64"} for image in row["image_info"]]
+    return repr({**row, "image_info": images})
+
+
+def test_odd_values_come_out_as_they_went_in(tmp_path: Path, own_origin: Origin, pictures: Pictures) -> None:
+    """Through spool, ledger, failed samples, retry and equal shards, what Python's json reads stays what it is."""
+    name = next(name for name in pictures[1] if name.endswith(".jpg"))
+    urls = [own_origin.url("flaky" if number == 1 else "well", name, f"odd-{number}") for number in range(3)]
+    lines = [document(url, ODD) for url in (*urls, "http://e.org/\\ud800.jpg")]
+    (tmp_path / "docs_shard_0_v3.jsonl").write_text("".join(lines))
+    job = Job("mmc4-core", str(tmp_path), str(tmp_path / "root" / "out"), fetch=POLICY, processes=1, world_size=None)
+    assert run(job).totals.rows == 2
+    assert [line["outcome"] for line in read_ledger(job)] == ["ok", "http_status", "ok", "bad_url"]
+    assert retry(job.out, Wanted.all()).totals.rows == 3
+    expected = [without_image(json.loads(line)) for line in lines[:3]]
+    assert [without_image(row) for row in read_rows(job)] == expected
+    assert read_ledger(job)[3]["url"] == "http://e.org/\\ud800.jpg"
+    equal = replace(job, out=str(tmp_path / "equal" / "out"), world_size=1)
+    run(equal)
+    assert sorted(map(without_image, read_rows(equal))) == sorted(expected)
+    assert run_check(Check(equal.out, world_size=1, batch=1)).problems == ()
+
+
+def test_covers_whose_titles_are_odd_are_had(tmp_path: Path, own_origin: Origin, pictures: Pictures) -> None:
+    """One title makes no difference to the others."""
+    url = own_origin.url("well", pictures[1][0], "cover")
+    (tmp_path / "dataset.json").write_text(
+        f'{{"100": {{"imageURL": "{url}", "title": "a\\ud83d", "split": NaN}}, "\\ud83d": {{"imageURL": "{url}"}}, '
+        f'"101": {{"imageURL": "{url}", "n": 99999999999999999999}}, "102": {{"imageURL": "http://e.org/\\ud83d"}}}}'
+    )
+    job = Job("ocr-vqa", str(tmp_path), str(tmp_path / "root" / "out"), fetch=POLICY, processes=1)
+    report = run(job)
+    assert (report.totals.samples, report.totals.rows) == (4, 2)
+    assert {path.name for path in Path(job.out).iterdir()} == {"100.jpg", "101.jpg"}
+
+
+def pairs(path: Path, **columns: Any) -> None:
+    """A COYO-shaped file, some of whose columns are other ones."""
+    usual = {
+        "id": pa.array([10, 11, 12], pa.int64()),
+        "url": pa.array([f"http://127.0.0.1:1/{number}" for number in range(3)]),
+        "text": pa.array(["a", "b", "c"]),
+        "clip_similarity_vitb32": pa.array([0.5, 0.5, 0.5], pa.float32()),
+        "clip_similarity_vitl14": pa.array([0.25, 0.25, 0.25], pa.float32()),
+    }
+    path.parent.mkdir(exist_ok=True)
+    pq.write_table(pa.table({**usual, **columns}), path)
+
+
+def bind(folder: Path, *ids: int, **choices: Any) -> Manifest:
+    """The files of a folder; without ids the most similar rows."""
+    listed = folder.parent / "ids.txt"
+    listed.write_text("".join(f"{id_}\n" for id_ in ids))
+    return find_dataset("coyo", Choices(**choices)).bind(folder, listed if ids else None)
+
+
+def samples(manifest: Manifest) -> list[Sample]:
+    """All, in order."""
+    return [sample for shard in manifest.shards() for sample in manifest.samples(shard)]
+
+
+def test_similarities_are_what_the_published_script_makes_of_them(tmp_path: Path) -> None:
+    """No number stays none, as does one that is not there; nothing becomes zero."""
+    similarities = pa.array([math.nan, math.inf, None], pa.float32())
+    pairs(tmp_path / "data" / "a.parquet", clip_similarity_vitb32=similarities)
+    found = samples(bind(tmp_path / "data", 10, 11, 12))
+    assert [repr(sample.row["clip_sim"]) for sample in found] == ["nan", "inf", "nan"]
+    opposite = pa.array([-math.inf] * 3, pa.float32())
+    pairs(tmp_path / "data" / "a.parquet", clip_similarity_vitb32=similarities, clip_similarity_vitl14=opposite)
+    assert all(repr(sample.row["clip_sim"]) in ("nan", "-inf") for sample in samples(bind(tmp_path / "data", 11)))
+
+
+def test_no_similarity_is_not_chosen_and_an_infinite_one_is(tmp_path: Path) -> None:
+    """As in the published script, whose comparison no missing number passes."""
+    values = [math.nan, None, math.inf, 0.9, 0.1, 0.8, None, 0.2, 0.95, 0.3]
+    pairs(
+        tmp_path / "data" / "a.parquet",
+        id=pa.array(range(10), pa.int64()),
+        url=pa.array(["u"] * 10),
+        text=pa.array(["t"] * 10),
+        clip_similarity_vitb32=pa.array(values, pa.float32()),
+        clip_similarity_vitl14=pa.array([0.0] * 10, pa.float32()),
+    )
+    assert [sample.key for sample in samples(bind(tmp_path / "data"))] == ["2", "8"]
+
+
+def test_odd_similarities_reach_the_pickle(tmp_path: Path, own_origin: Origin, pictures: Pictures) -> None:
+    """Through the spool, and after a retry."""
+    name = next(name for name in pictures[1] if name.endswith(".jpg"))
+    urls = [own_origin.url("flaky" if number else "well", name, f"similar-{number}") for number in range(3)]
+    odd = pa.array([math.nan, math.inf, None], pa.float32())
+    pairs(tmp_path / "data" / "a.parquet", url=pa.array(urls), clip_similarity_vitb32=odd)
+    (tmp_path / "ids.txt").write_text("10\n11\n12\n")
+    job = Job(
+        "coyo",
+        str(tmp_path / "data"),
+        str(tmp_path / "root" / "out"),
+        ids=str(tmp_path / "ids.txt"),
+        fetch=POLICY,
+        processes=1,
+        world_size=None,
+    )
+    assert run(job).totals.rows == 1
+    retry(job.out, Wanted.all())
+    assert [repr(row["clip_sim"]) for row in read_rows(job)] == ["nan", "inf", "nan"]
+
+
+@pytest.mark.parametrize("ids", [(10, 11, 12, 13), ()])
+def test_an_id_is_taken_from_the_first_file_that_has_it(tmp_path: Path, ids: tuple[int, ...]) -> None:
+    """Of a file and its copies each row comes once, and the others are counted, in whatever order shards are asked."""
+    folder = tmp_path / "data"
+    high = pa.array([0.9] * 20, pa.float32())
+    many = {"url": pa.array(["u"] * 20), "text": pa.array(["t"] * 20)}
+    similar = {"clip_similarity_vitb32": high, "clip_similarity_vitl14": high}
+    for name, first in (("part-00000-a (1).parquet", 10), ("part-00000-a.parquet", 10), ("part-00001-a.parquet", 12)):
+        pairs(folder / name, id=pa.array(range(first, first + 20), pa.int64()), **many, **similar)
+    manifest = bind(folder, *ids)
+    expected = [["10", "11", "12", "13"], [], []] if ids else [["10", "11", "12", "13"], [], ["14", "15"]]
+    repeated = [0, 4, 2]
+    for number in (2, 0, 1, 2):
+        found = manifest.samples(manifest.shards()[number])
+        assert [sample.key for sample in found] == expected[number]
+        assert found.notes.get("repeated_ids", 0) == repeated[number]
+    assert [sample.key for sample in samples(manifest)] == list(chain.from_iterable(expected))
+
+
+def test_rows_with_the_same_id_are_counted_in_the_summary(tmp_path: Path) -> None:
+    """And the books balance without them."""
+    for name in ("a.parquet", "b.parquet"):
+        pairs(tmp_path / "data" / name, id=pa.array([10, 11, 10], pa.int64()))
+    (tmp_path / "ids.txt").write_text("10\n11\n")
+    job = Job(
+        "coyo", str(tmp_path / "data"), str(tmp_path / "out"), ids=str(tmp_path / "ids.txt"), fetch=POLICY, processes=1
+    )
+    report = run(job)
+    assert report.totals.samples == 2
+    assert report.summary()["notes"] == {"repeated_ids": 4}
+
+
+def test_ids_beyond_the_half_of_64_bits_are_themselves(tmp_path: Path) -> None:
+    """None is taken for a negative one of a list, and a row has it as it is."""
+    large = 2**64 - 5
+    pairs(tmp_path / "data" / "a.parquet", id=pa.array([large, 11, 2**63], pa.uint64()))
+    assert [sample.key for sample in samples(bind(tmp_path / "data", -5, 11, -(2**63)))] == ["11"]
+    with pytest.raises(ManifestError, match=r"ids\.txt, line 1: '18446744073709551611' is not an id"):
+        bind(tmp_path / "data", large)
+    many = {
+        "id": pa.array(range(2**63, 2**63 + 10), pa.uint64()),
+        "url": pa.array(["u"] * 10),
+        "text": pa.array(["t"] * 10),
+    }
+    similar = pa.array(np.linspace(0.5, 0.6, 10), pa.float32())
+    pairs(tmp_path / "data" / "a.parquet", **many, clip_similarity_vitb32=similar, clip_similarity_vitl14=similar)
+    assert [sample.row["id"] for sample in samples(bind(tmp_path / "data"))] == [2**63 + 8, 2**63 + 9]
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    """In one line: which of them was meant can't be known."""
+    pairs(tmp_path / "data" / "a.parquet")
+    table = pq.read_table(tmp_path / "data" / "a.parquet")
+    pq.write_table(table.append_column("url", table["url"]), tmp_path / "data" / "a.parquet")
+    with pytest.raises(ManifestError, match=r"a\.parquet has several columns named url; leave one of each"):
+        bind(tmp_path / "data", 10)
+
+
+def not_utf8(*texts: bytes) -> pa.Array:
+    """Texts that nobody looks at before they are written."""
+    return pa.array(texts, pa.binary()).cast(pa.string(), safe=False)
+
+
+def test_a_text_that_is_not_utf8_is_named_by_its_row(tmp_path: Path) -> None:
+    """With the file and what to do; the rows before it are had."""
+    pairs(tmp_path / "data" / "a.parquet", text=not_utf8(b"a", b"caf\xe9", b"c"))
+    manifest = bind(tmp_path / "data", 10, 11, 12)
+    found = iter(manifest.samples(manifest.shards()[0]))
+    assert next(found).key == "10"
+    reason = r"a\.parquet, row 1 \(counted from 0\): column text is not UTF-8 at byte 3 of its text; .*--skip-bad-lines"
+    with pytest.raises(ManifestError, match=reason):
+        next(found)
+
+
+def test_rows_that_are_not_utf8_are_passed_over_and_counted(tmp_path: Path) -> None:
+    """Where that was asked for, also in a run that goes on and after a retry."""
+    pairs(tmp_path / "data" / "a.parquet", text=not_utf8(b"a", b"caf\xe9", b"c"), url=not_utf8(b"u", b"v", b"\xff"))
+    (tmp_path / "ids.txt").write_text("10\n11\n12\n")
+    job = Job(
+        "coyo",
+        str(tmp_path / "data"),
+        str(tmp_path / "out"),
+        ids=str(tmp_path / "ids.txt"),
+        fetch=POLICY,
+        processes=1,
+        world_size=None,
+    )
+    with pytest.raises(ManifestError, match="row 1"):
+        run(job)
+    report = run(replace(job, choices=Choices(skip_bad_lines=True)))
+    assert (report.totals.samples, report.totals.rows, report.totals.images) == (3, 0, 1)
+    assert report.totals.notes == {"bad_lines": 2}
+    assert retry(job.out, Wanted(frozenset({FailureKind.BAD_URL}))).totals.notes == {"bad_lines": 2}
+
+
+PAGE = b"\n <!DOCTYPE html>\n<html><title>404 Not Found</title></html>"
+JSON_PAGE = b'{\n "error": "Repository not found"\n}'
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+
+
+@pytest.mark.parametrize("skips", [False, True])
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("docs_shard_0_v3.jsonl.zip", b"", "it is empty (0 bytes); download it again, or move it away"),
+        ("docs_shard_0_v3.jsonl.gz", b"", "it is empty (0 bytes)"),
+        ("docs_shard_0_v3.jsonl.zip", PAGE, "it is a page of HTML or XML that begins with '<!DOCTYPE html> <html>"),
+        ("docs_shard_0_v3.jsonl", PAGE, "it is a page of HTML or XML"),
+        ("docs_shard_0_v3.jsonl", POINTER, "it is a pointer of Git LFS"),
+        ("docs_shard_0_v3.jsonl.zip", JSON_PAGE, """not compressed as its name says: it is JSON that begins with '{"""),
+        ("docs_shard_0_v3.jsonl.zst", b'{"error": "gone"}', "not compressed as its name says: it is JSON"),
+        ("docs_shard_0_v3.jsonl.zip", b"Not Found", "it is text that begins with 'Not Found'; download it again"),
+    ],
+)
+def test_a_page_in_place_of_lines_is_named(tmp_path: Path, name: str, content: bytes, reason: str, skips: bool) -> None:
+    """What the file is, and what to do; it is never passed over line by line."""
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ManifestError) as caught:
+        samples(find_dataset("mmc4-core", Choices(skip_bad_lines=skips)).bind(tmp_path, None))
+    assert name in str(caught.value)
+    assert reason in str(caught.value)
+    assert "--skip-bad-lines" not in str(caught.value)
+
+
+def test_lines_that_are_not_compressed_as_their_name_says_are_taken(tmp_path: Path) -> None:
+    """What a file holds decides, and an empty list of lines is one."""
+    (tmp_path / "docs_shard_0_v3.jsonl.zip").write_text(document("http://e.org/1.jpg", '"x": 1'))
+    (tmp_path / "docs_shard_1_v3.jsonl").touch()
+    assert [sample.key for sample in samples(find_dataset("mmc4-core").bind(tmp_path, None))] == ["0,0"]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "it is empty (0 bytes)"),
+        (PAGE, "it is a page of HTML or XML that begins with '<!DOCTYPE html>"),
+        (JSON_PAGE, "it is JSON that begins with '{"),
+        (POINTER, "it is a pointer of Git LFS"),
+        (b"Not Found", "it is text that begins with 'Not Found'"),
+        ("Zugriff verweigert \x1b[2J: gehört".encode(), "it is text that begins with 'Zugriff verweigert  [2J"),
+        (b"PAR1" + bytes(100), "it has no footer"),
+    ],
+)
+def test_a_page_in_place_of_parquet_is_named(tmp_path: Path, content: bytes, reason: str) -> None:
+    """What the file is, and what to do; nothing in it steers the terminal."""
+    (tmp_path / "a.parquet").write_bytes(content)
+    with pytest.raises(ManifestError) as caught:
+        find_dataset("coyo").bind(tmp_path, None)
+    assert str(tmp_path / "a.parquet") in str(caught.value)
+    assert reason in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+def test_a_line_that_is_not_utf8_is_named_or_counted(tmp_path: Path) -> None:
+    """By its byte."""
+    line = document("http://e.org/1.jpg", '"x": "caf?"').encode().replace(b"?", b"\xe9")
+    (tmp_path / "docs_shard_0_v3.jsonl").write_bytes(b"\n" + line)
+    with pytest.raises(ManifestError, match=r"line 2: not UTF-8 at byte \d+; .*--skip-bad-lines"):
+        samples(find_dataset("mmc4-core").bind(tmp_path, None))
+    manifest = find_dataset("mmc4-core", Choices(skip_bad_lines=True)).bind(tmp_path, None)
+    assert manifest.samples(manifest.shards()[0]).notes == {"bad_lines": 1}

@@ -1,0 +1,146 @@
+"""What manifests may make a reader hold: bytes are counted, whatever a file claims of itself."""
+
+from pathlib import Path
+
+import pytest
+from bombs import (
+    grown_mib,
+    write_blank_lines,
+    write_constant_rows,
+    write_covers,
+    write_long_lines,
+    write_repeated_ids,
+    write_shared_text,
+    write_some_long_texts,
+    write_zip_of_many,
+)
+
+from datafetch.datasets import find_dataset
+from datafetch.errors import ManifestError
+from datafetch.readers import LineFile, ParquetFile, read_ids
+
+_READ = """
+manifest = find_dataset({name!r}).bind(path, None)
+print(sum(1 for shard in manifest.shards() for _ in manifest.samples(shard)))
+"""
+
+_RUN = """
+from datafetch import Job
+job = Job("mmc4-core", str(path), str(path.parent / "root" / "out"), processes=1, fresh=True)
+report = datafetch.runner.run(job)
+assert report.totals.outcomes == {"blocked_address": report.totals.samples}, report
+"""
+
+_IDS = """
+from datafetch.readers import read_ids
+assert read_ids(path).ids.tolist() == [7]
+"""
+
+
+@pytest.mark.parametrize("rows", [256, pytest.param(8192, marks=pytest.mark.slow)])
+def test_rows_that_share_a_long_text_come_a_few_at_a_time(tmp_path: Path, rows: int) -> None:
+    """A dictionary of one URL of 4 MiB makes gigabytes of a file of kilobytes; a URL that long is not asked for."""
+    path = tmp_path / "part-00000-a.parquet"
+    write_shared_text(path, rows, 4 << 20)
+    assert path.stat().st_size < 64_000
+    assert grown_mib(_READ.format(name="coyo"), path) < 160
+    manifest = find_dataset("coyo").bind(path, None)
+    first = next(iter(manifest.samples(manifest.shards()[0])))
+    assert first.urls == ("",)
+
+
+@pytest.mark.slow
+def test_as_many_rows_as_are_believed_cost_little(tmp_path: Path) -> None:
+    """Similarities are counted, and not held; of the rows 8 bytes for each that is chosen."""
+    path = tmp_path / "part-00000-a.parquet"
+    write_constant_rows(path, 16_000_000)
+    assert grown_mib(_READ.format(name="coyo"), path) < 300
+
+
+def test_more_rows_than_a_file_of_its_size_can_have_are_refused(tmp_path: Path) -> None:
+    """Some kilobytes can claim any number."""
+    path = tmp_path / "part-00000-a.parquet"
+    write_constant_rows(path, 20_000_000)
+    with pytest.raises(ManifestError, match=r"claims to have 20,000,000 rows in [\d,]+ bytes"):
+        find_dataset("coyo").bind(path, None)
+
+
+def test_a_page_beyond_any_use_is_refused(tmp_path: Path) -> None:
+    """One text may be larger than any batch should be, and a page is made room for before it is there."""
+    path = tmp_path / "part-00000-a.parquet"
+    write_shared_text(path, 10, 65 << 20)
+    manifest = find_dataset("coyo").bind(path, None)
+    with pytest.raises(ManifestError, match=r"column url has a page of [\d,]+ bytes, which no list of images has"):
+        list(manifest.samples(manifest.shards()[0]))
+
+
+@pytest.mark.parametrize("encoding", ["PLAIN", pytest.param("DELTA_BYTE_ARRAY", marks=pytest.mark.slow)])
+def test_long_texts_among_many_short_ones_come_a_few_at_a_time(tmp_path: Path, encoding: str) -> None:
+    """Whatever the mean: some rows are thousands of times as long as the others, or share their beginnings."""
+    path = tmp_path / "part-00000-a.parquet"
+    write_some_long_texts(path, 150, 2 << 20, encoding)
+    assert path.stat().st_size < 2_000_000
+    assert grown_mib(_READ.format(name="coyo"), path) < 160
+
+
+@pytest.mark.parametrize(
+    ("lines", "text_bytes"), [(32, 8_000_000), pytest.param(8, 60_000_000, marks=pytest.mark.slow)]
+)
+def test_long_lines_are_read_ahead_by_their_bytes(tmp_path: Path, lines: int, text_bytes: int) -> None:
+    """However many samples fit into a few megabytes are held, and no more are on their way at once."""
+    path = tmp_path / "docs_shard_0_v3.jsonl.zst"
+    write_long_lines(path, lines, text_bytes)
+    assert path.stat().st_size < 512_000
+    # What is on its way (128 MiB and a sample), and what two lines take while they are read and spooled.
+    assert grown_mib(_RUN, path) < 128 + 8 * text_bytes // (1 << 20) + 64
+
+
+def test_a_line_that_would_be_gigabytes_of_objects_is_no_record(tmp_path: Path) -> None:
+    """A line may have 64 MiB of text, and not thirty times that in empty lists."""
+    path = tmp_path / "docs_shard_0_v3.jsonl"
+    path.write_bytes(b'{"x":[' + b"[]," * 10_000_000 + b"0]}\n")
+    manifest = find_dataset("mmc4-core").bind(path, None)
+    with pytest.raises(ManifestError, match=r"line 1: it may take more than 536,870,912 bytes of memory"):
+        manifest.samples(manifest.shards()[0])
+
+
+@pytest.mark.slow
+def test_more_lines_than_a_file_of_its_size_can_have_are_refused(tmp_path: Path) -> None:
+    """A byte is held for each, and blank lines are compressed to nothing."""
+    path = tmp_path / "a.jsonl.zst"
+    write_blank_lines(path, 17_000_000)
+    with pytest.raises(ManifestError, match=r"a\.jsonl\.zst has more than 16,777,216 lines in [\d,]+ bytes"):
+        sum(1 for _ in LineFile(path).lines())
+
+
+@pytest.mark.parametrize("covers", [200_000, pytest.param(1_600_000, marks=pytest.mark.slow)])
+def test_a_list_of_covers_is_read_cover_by_cover(tmp_path: Path, covers: int) -> None:
+    """Memory holds a chunk of the file, and some bytes a cover."""
+    path = tmp_path / "dataset.json"
+    write_covers(path, covers)
+    assert grown_mib(_READ.format(name="ocr-vqa"), path) < 64 + covers // 10_000
+
+
+def test_an_id_that_is_listed_again_and_again_is_held_once(tmp_path: Path) -> None:
+    """A gzipped list of kilobytes can have any number of lines."""
+    path = tmp_path / "ids.txt.gz"
+    write_repeated_ids(path, 12_000_000)
+    assert path.stat().st_size < 64_000
+    assert grown_mib(_IDS, path) < 64
+    assert read_ids(path).duplicates == 11_999_999
+
+
+def test_a_zip_of_many_members_is_not_looked_through(tmp_path: Path) -> None:
+    """Its list of members takes twenty times as much memory as it has bytes."""
+    path = tmp_path / "a.jsonl.zip"
+    write_zip_of_many(path, 25_000)
+    with pytest.raises(ManifestError, match=r"a\.jsonl\.zip: its list of files is longer than that of one file can be"):
+        LineFile(path)
+
+
+def test_a_footer_beyond_any_use_is_refused(tmp_path: Path) -> None:
+    """Arrow makes ten times as much of it as it has bytes."""
+    path = tmp_path / "a.parquet"
+    path.write_bytes(b"PAR1" + bytes(17 << 20) + (17 << 20).to_bytes(4, "little") + b"PAR1")
+    with pytest.raises(ManifestError, match=r"has a footer of 17,825,792 bytes"):
+        ParquetFile(path, {})

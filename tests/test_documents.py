@@ -222,6 +222,29 @@ def test_documents_fit_a_number_of_tokens(tokenizer: str, most: int, is_wanted: 
     assert (read(record, Choices(max_tokens=most, tokenizer=tokenizer)) is not None) == is_wanted
 
 
+def test_texts_that_no_tokenizer_takes_are_counted_all_the_same(tokenizer: str) -> None:
+    """Half of a character is one; a text of megabytes is longer than any number of tokens, unseen."""
+    choices = Choices(max_tokens=729 + 3, tokenizer=tokenizer)
+    assert read(document(1, 1) | {"text_list": ["one \ud83d two"]}, choices) is not None
+    assert read(document(1, 1) | {"text_list": ["one" * 10_000_000]}, choices) is None
+
+
+def test_similarities_are_filled_in_within_reason() -> None:
+    """A line can have millions of texts, and each image a similarity to each."""
+    record = document(256, 5_000)
+    del record["similarity_matrix"]
+    with pytest.raises(BadRecordError, match="5,000 texts and 256 images are too many"):
+        read(record, Choices(fill_similarity=True))
+
+
+@pytest.mark.parametrize(("base", "url"), [("http://e.org/" + "a" * 70_000, "1.jpg"), (None, "http://" + "a" * 70_000)])
+def test_urls_that_are_too_long_are_not_asked_for(base: str | None, url: str) -> None:
+    """A document's own stands before that of each of its images."""
+    record = document(1) | {"url": base}
+    record["image_info"][0]["raw_url"] = url
+    assert all(len(asked) <= len("1.jpg") for asked in sample_of(record).urls)
+
+
 def test_a_tokenizer_is_part_of_what_decides_the_rows(tokenizer: str, tmp_path: Path) -> None:
     """By its content; and one that is none is refused in one line."""
     facts = DocumentReader.of("raw_url", Choices(max_tokens=9, tokenizer=tokenizer)).facts()

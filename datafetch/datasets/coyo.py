@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from datafetch.datasets.description import Description
 from datafetch.datasets.payload import IMAGE_FIELDS, pack
+from datafetch.datasets.urls import askable
 from datafetch.errors import ManifestError
 from datafetch.model import BAD_LINE, Encoded, Loader, Note, Payload, Record, Row, Sample, Selection, Shard, Totals
 from datafetch.protocols import Samples
@@ -36,7 +37,6 @@ _KEPT_SHARE = 0.2
 _HALF_BITS = 16
 _MOST_BITS = 2**32
 _NO_FILE = -1
-_MOST_URL_CHARS = 65_536
 _PART_NAME = re.compile(r"part-\d{5}(?=[-.])")
 Bools: TypeAlias = npt.NDArray[np.bool_]
 
@@ -167,8 +167,8 @@ class _CoyoSamples(Samples):
 
 
 def _sample(position: int, row: Mapping[str, Any]) -> Sample:
-    key, url = str(row["id"]), row["url"] or ""
-    if len(url) > _MOST_URL_CHARS:  # no server takes it, and the spool would have it three times
+    key, url = str(row["id"]), askable(row["url"])
+    if not url:  # nothing can come of it, and what it was may have megabytes
         return Sample(position, key, ("",), {"id": row["id"], "text": None})
     # A number that is not there is no number to the published script's data frame, which adds as float32.
     with np.errstate(all="ignore"):

@@ -17,6 +17,7 @@ from datafetch.choices import Choices
 from datafetch.datasets.json_lines import BadRecordError, Draft, JsonObject, RecordFormat
 from datafetch.datasets.payload import pack
 from datafetch.datasets.tokens import TokenCounter
+from datafetch.datasets.urls import askable
 from datafetch.errors import ManifestError
 from datafetch.model import Encoded, Note, Payload, Record, Row
 
@@ -28,7 +29,8 @@ TAKES = frozenset(
 )
 """What may be chosen of any dataset of documents."""
 
-_MOST_SIMILARITIES = 10_000_000  # that are filled in; a line may have twenty million empty texts
+_MOST_ZEROS = 2**20  # published documents have some hundred similarities
+_MOST_TOKEN_CHARS = 1000  # no tokenizer makes fewer tokens of more; what it holds of a text is fifty times as large
 _MOST_IMAGES = 256  # published documents have 15; what a lost one costs grows with their square
 
 
@@ -77,9 +79,9 @@ class DocumentReader(RecordFormat):
                 "the document has no similarity_matrix, and the trainer's loader needs one; "
                 "--fill-similarity puts zeros there"
             )
-        if len(texts) * len(images) > _MOST_SIMILARITIES:
+        if len(texts) * len(images) > _MOST_ZEROS:
             raise BadRecordError(
-                f"{len(texts):,} texts and {len(images):,} images are more than zeros are filled in for"
+                f"{len(texts):,} texts and {len(images):,} images are too many to fill in similarities"
             )
         zeros = [[0.0] * len(texts) for _ in images]
         return Draft(urls, {**record, "similarity_matrix": zeros}, (Note.FILLED_SIMILARITY,))
@@ -106,11 +108,13 @@ class DocumentReader(RecordFormat):
                 raise BadRecordError("an image has no matched_sim, which --min-similarity looks at")
             if any(value < choices.min_similarity for value in similarities if value is not None):
                 return False
-        return (
-            choices.max_tokens is None
-            or self.tokens is None
-            or self.tokens.count(texts, len(images)) <= choices.max_tokens
-        )
+        return choices.max_tokens is None or self.tokens is None or self._fits(texts, images, choices.max_tokens)
+
+    def _fits(self, texts: Sequence[str], images: Sequence[JsonObject], most_tokens: int) -> bool:
+        assert self.tokens is not None, "it is asked where there is one"
+        if sum(map(len, texts)) > most_tokens * _MOST_TOKEN_CHARS:
+            return False
+        return self.tokens.count(texts, len(images)) <= most_tokens
 
 
 def document_row(record: Record, keep_at_least: int | None) -> Row | None:
@@ -161,10 +165,14 @@ def _images(record: JsonObject) -> list[JsonObject]:
 
 def _url(record: Mapping[str, Any], url: object) -> str:
     """An image's URL, from where the document was found; what can't be joined is left for the fetcher to refuse."""
-    if not isinstance(url, str) or not url.strip():  # or the document itself would be asked for
+    url = askable(url)
+    if not url.strip():  # or the document itself would be asked for
         return ""
     base = record.get("url")
+    if not isinstance(base, str):
+        return url
     try:
-        return urljoin(base.strip(), url.strip()) if isinstance(base, str) else url
+        # Each image has its document's address before its own, so that a long one would be there many times.
+        return askable(urljoin(askable(base).strip(), url.strip()))
     except ValueError:
         return url

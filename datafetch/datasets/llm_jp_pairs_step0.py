@@ -18,6 +18,7 @@ from datafetch.datasets.description import Description
 from datafetch.datasets.keys import URL_KEYS, choose_key, say_keys
 from datafetch.datasets.names import Clashes, is_utf8, why_refused
 from datafetch.datasets.saved import SAMPLES_A_SHARD, find_file, saved_row, shard_name
+from datafetch.datasets.urls import askable
 from datafetch.errors import ManifestError
 from datafetch.model import Holds, Loader, Payload, Record, Row, Sample, Selection, Shard, Totals
 from datafetch.protocols import Samples
@@ -110,8 +111,8 @@ class Step0Manifest:
             if reason:
                 yield Sample(position, key, (), {"refused": reason})
             else:
-                url = facts.get(self._url_key)
-                urls = (url if isinstance(url, str) and is_utf8(url) else "",)
+                url = askable(facts.get(self._url_key))
+                urls = (url if is_utf8(url) else "",)
                 yield Sample(position, key, urls, {"image": facts["image"]})
 
     def _size(self, number: int) -> int:

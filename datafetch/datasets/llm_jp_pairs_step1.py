@@ -21,6 +21,7 @@ from datafetch.datasets.json_lines import (
 )
 from datafetch.datasets.keys import TEXT_KEYS, URL_KEYS, choose_key, say_keys
 from datafetch.datasets.payload import IMAGE_FIELDS, pack
+from datafetch.datasets.urls import askable
 from datafetch.model import Encoded, Loader, Payload, Record, Row
 
 
@@ -80,4 +81,4 @@ class _Pairs(RecordFormat):
         # The loader takes ``text`` where it is there, and else ``caption``.
         seen = "text" if "text" in record else "caption"
         row = record if seen == self.text_key else {**record, "text": text}
-        return Draft((url or "",), row)
+        return Draft((askable(url),), row)

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from datafetch.datasets.description import Description
 from datafetch.datasets.names import Clashes, why_refused
 from datafetch.datasets.saved import SAMPLES_A_SHARD, find_file, saved_row, shard_name
+from datafetch.datasets.urls import MOST_URL_CHARS, askable
 from datafetch.errors import ManifestError
 from datafetch.model import Holds, Loader, Payload, Record, Row, Sample, Selection, Shard, Totals
 from datafetch.protocols import Samples
@@ -153,7 +154,7 @@ class OcrVqaManifest:
                 if self._wanted is None or member.name in self._wanted:
                     if self._wanted is not None:
                         self._found.add(member.name)
-                    yield _Cover(member.name, url if isinstance(url, str) else "")
+                    yield _Cover(member.name, askable(url))
         except ManifestError as error:
             raise ManifestError(f"{self._path} {error}; --source takes the published {_FILE}") from error
         except OSError as error:
@@ -176,7 +177,7 @@ class _Slice(Samples):
 def _why_refused(cover: _Cover) -> str:
     """Why a cover is not asked for; nothing where it is."""
     if not cover.url:
-        return "there is no imageURL"
+        return f"there is no imageURL, or it is longer than {MOST_URL_CHARS:,} characters"
     if not cover.id_ or "/" in cover.id_:
         return "its id can't be the name of a file"
     return why_refused(f"{cover.id_}.jpg")

@@ -113,7 +113,7 @@ def test_more_lines_than_a_file_of_its_size_can_have_are_refused(tmp_path: Path)
         sum(1 for _ in LineFile(path).lines())
 
 
-@pytest.mark.parametrize("covers", [200_000, pytest.param(1_600_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("covers", [200_000, pytest.param(800_000, marks=pytest.mark.slow)])
 def test_a_list_of_covers_is_read_cover_by_cover(tmp_path: Path, covers: int) -> None:
     """Memory holds a chunk of the file, and some bytes a cover."""
     path = tmp_path / "dataset.json"

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datafetch.errors import ManifestError
-from datafetch.readers import RecordReader
+from datafetch.readers import MemberReader, RecordReader
 
 RECORDS = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
@@ -133,3 +133,73 @@ def test_a_record_without_an_end_is_given_up(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="is not JSON, or is cut short"):
         list(reader)
     assert 64 << 20 < reader.take_bytes() < 160 << 20
+
+
+@settings(deadline=None)
+@given(
+    members=st.lists(st.tuples(st.text(), VALUES), max_size=6),
+    chunk_chars=st.integers(1, 40),
+    plain=st.booleans(),
+    taken=st.integers(1, 6),
+)
+def test_members_are_those_of_the_whole_object(
+    tmp_path_factory: pytest.TempPathFactory, members: list[tuple[str, Any]], chunk_chars: int, plain: bool, taken: int
+) -> None:
+    """In order, also where a name comes again, and from any of them on; a cut is always noticed."""
+    path = tmp_path_factory.mktemp("objects") / "object.json"
+    inner = ", ".join(f"{json.dumps(name)} : {json.dumps(value, ensure_ascii=not plain)}" for name, value in members)
+    path.write_text(f" {{{inner}}}\n", encoding="utf-8")
+    reader = MemberReader(path, chunk_chars)
+    found = list(islice(iter(reader), taken))
+    assert [(member.name, member.value) for member in found] == members[:taken]
+    if len(found) == taken:  # else it has come to the end
+        rest = MemberReader(path, chunk_chars, start_bytes=reader.offset_bytes())
+        assert [(member.name, member.value) for member in rest] == members[taken:]
+    path.write_text(f" {{{inner}", encoding="utf-8")
+    with pytest.raises(ManifestError):
+        list(MemberReader(path, chunk_chars))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[]", "is not a JSON object"),
+        ("{1: 2}", "is not JSON"),
+        ('{"a" 2}', "is not JSON"),
+        ('{"a": 2 "b": 3}', "has no comma between two records"),
+        ('{"a": 2,}', "is not JSON"),
+        ('{"a": 2} 3', "goes on behind its object"),
+        ('{"a": ' + "[" * 100_000 + "}", "is not JSON"),
+    ],
+)
+def test_an_object_that_is_none_is_refused(tmp_path: Path, text: str, reason: str) -> None:
+    """Wherever it stops being one."""
+    path = tmp_path / "object.json"
+    path.write_text(text)
+    with pytest.raises(ManifestError, match=reason):
+        list(MemberReader(path))
+
+
+def test_odd_values_of_members_are_pythons(tmp_path: Path) -> None:
+    """As the trainer reads them."""
+    path = tmp_path / "object.json"
+    path.write_text('{"a": NaN, "\\ud83d": [Infinity, 99999999999999999999]}')
+    assert repr([(member.name, member.value) for member in MemberReader(path)]) == repr(
+        list(json.loads(path.read_text()).items())
+    )
+
+
+def test_a_record_that_would_be_gigabytes_of_objects_is_refused(tmp_path: Path) -> None:
+    """Before it is parsed."""
+    path = tmp_path / "list.json"
+    path.write_text("[[" + "[]," * 3_000_000 + "[]]]")
+    with pytest.raises(ManifestError, match="has a record that may take more than 268,435,456 bytes of memory"):
+        list(RecordReader(path))
+
+
+def test_more_records_than_a_file_of_its_size_can_have_are_refused(tmp_path: Path) -> None:
+    """Somebody holds some bytes for each."""
+    path = tmp_path / "list.json"
+    path.write_text("[" + "1," * (1 << 20) + "1]")
+    with pytest.raises(ManifestError, match="has more records than a file of its size can have"):
+        sum(1 for _ in RecordReader(path))

@@ -17,7 +17,7 @@ from datafetch.errors import ManifestError
 from datafetch.readers.words import parsed_bytes
 
 _MOST_RECORDS = 2**20  # whatever the size of a file; published ones have half as many
-_RECORD_BYTES = 64  # where there are more: less than the names of a published record's members take
+_RECORD_BYTES = 16  # where there are more: a name or a URL takes as many
 _MOST_RECORD_CHARS = 64 << 20  # conversations are a few thousand
 _MOST_PARSED_BYTES = 256 << 20  # 64 MiB of text can make two gigabytes of empty lists
 _DECODER = json.JSONDecoder()
@@ -86,7 +86,7 @@ class _Reader:
             while mark != self._CLOSING:
                 left -= 1
                 if left < 0:  # whoever reads it holds some bytes for each
-                    raise ManifestError(f"has more records than a {self._WHAT} of its size can have")
+                    raise ManifestError("has more records than a file of its size can have")
                 yield file
                 mark = self._mark(file)
                 if mark not in ends:

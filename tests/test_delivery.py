@@ -6,7 +6,8 @@ import json
 import pickle
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -28,8 +29,9 @@ from datafetch.errors import ConfigurationError, ManifestError
 from datafetch.feed import Feed
 from datafetch.fetch import BodyBudget, Fetcher, FetchPolicy
 from datafetch.job import hash_of
-from datafetch.model import Failure, FailureKind, Totals
+from datafetch.model import Failure, FailureKind, Sample, Shard, Totals
 from datafetch.once import Once
+from datafetch.protocols import Samples
 from datafetch.spool import Spool, SpoolReader
 from datafetch.state import State
 from datafetch.wanted import Wanted
@@ -423,6 +425,75 @@ async def test_small_shards_are_open_in_numbers(tmp_path: Path, documents: int, 
     assert max(opened) == most_open
     pulling.cancel()
     await asyncio.wait([pulling])
+    await feed.close()
+
+
+class LongTexts(Samples):
+    """Samples of 50 MB each."""
+
+    def __init__(self) -> None:
+        self.read = 0
+
+    def __len__(self) -> int:
+        return 6
+
+    def __iter__(self) -> Iterator[Sample]:
+        for number in range(len(self)):
+            self.read += 1
+            yield Sample(number, str(number), ("u",), {"text": "a" * 50_000_000})
+
+
+class OneShard:
+    """A source of one shard of them."""
+
+    def __init__(self) -> None:
+        self.texts = LongTexts()
+
+    def shards(self) -> list[Shard]:
+        """It."""
+        return [Shard("0", Path("nowhere"), 6, "")]
+
+    def expected_samples(self) -> int | None:
+        """All."""
+        return 6
+
+    def samples(self, _: Shard) -> LongTexts:
+        """All."""
+        return self.texts
+
+
+async def test_samples_are_read_ahead_by_their_bytes(tmp_path: Path) -> None:
+    """One that is larger than what is read ahead comes alone; 256 of them would be gigabytes."""
+    source = OneShard()
+    feed = Feed(source, State(tmp_path / "out"))
+    assert await feed.pull() is not None
+    assert source.texts.read == 1
+    await feed.close()
+
+
+async def test_samples_on_their_way_are_bounded_by_their_bytes(tmp_path: Path) -> None:
+    """Two of 50 MB are with workers, however many of these there are; the others come as those end."""
+    feed = Feed(OneShard(), State(tmp_path / "out"))
+    all_are_out = asyncio.Event()
+    with_workers, most = 0, 0
+
+    async def work() -> bool:
+        nonlocal with_workers, most
+        pulled = await feed.pull()
+        assert pulled is not None
+        with_workers += 1
+        most = max(most, with_workers)
+        if with_workers == 6:
+            all_are_out.set()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.5):  # for the others to come as well, if they can
+                await all_are_out.wait()
+        with_workers -= 1
+        return feed.settle(pulled)
+
+    is_last = await asyncio.gather(*(work() for _ in range(6)))
+    assert most == 2
+    assert sum(is_last) == 1
     await feed.close()
 
 

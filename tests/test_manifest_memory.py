@@ -74,7 +74,8 @@ def test_a_page_beyond_any_use_is_refused(tmp_path: Path) -> None:
         list(manifest.samples(manifest.shards()[0]))
 
 
-@pytest.mark.parametrize("encoding", ["PLAIN", pytest.param("DELTA_BYTE_ARRAY", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("encoding", ["PLAIN", "DELTA_BYTE_ARRAY"])
 def test_long_texts_among_many_short_ones_come_a_few_at_a_time(tmp_path: Path, encoding: str) -> None:
     """Whatever the mean: some rows are thousands of times as long as the others, or share their beginnings."""
     path = tmp_path / "part-00000-a.parquet"
@@ -83,11 +84,10 @@ def test_long_texts_among_many_short_ones_come_a_few_at_a_time(tmp_path: Path, e
     assert grown_mib(_READ.format(name="coyo"), path) < 160
 
 
-@pytest.mark.parametrize(
-    ("lines", "text_bytes"), [(32, 8_000_000), pytest.param(8, 60_000_000, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("lines", "text_bytes"), [(32, 8_000_000), (8, 60_000_000)])
 def test_long_lines_are_read_ahead_by_their_bytes(tmp_path: Path, lines: int, text_bytes: int) -> None:
-    """However many samples fit into a few megabytes are held, and no more are on their way at once."""
+    """However many samples fit into some megabytes are held, in a whole run; test_delivery.py has a quick case."""
     path = tmp_path / "docs_shard_0_v3.jsonl.zst"
     write_long_lines(path, lines, text_bytes)
     assert path.stat().st_size < 512_000
@@ -113,21 +113,21 @@ def test_more_lines_than_a_file_of_its_size_can_have_are_refused(tmp_path: Path)
         sum(1 for _ in LineFile(path).lines())
 
 
-@pytest.mark.parametrize("covers", [200_000, pytest.param(800_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("covers", [60_000, pytest.param(800_000, marks=pytest.mark.slow)])
 def test_a_list_of_covers_is_read_cover_by_cover(tmp_path: Path, covers: int) -> None:
     """Memory holds a chunk of the file, and some bytes a cover."""
     path = tmp_path / "dataset.json"
     write_covers(path, covers)
-    assert grown_mib(_READ.format(name="ocr-vqa"), path) < 64 + covers // 10_000
+    assert grown_mib(_READ.format(name="ocr-vqa"), path) < 32 + covers // 20_000
 
 
 def test_an_id_that_is_listed_again_and_again_is_held_once(tmp_path: Path) -> None:
     """A gzipped list of kilobytes can have any number of lines."""
     path = tmp_path / "ids.txt.gz"
-    write_repeated_ids(path, 12_000_000)
+    write_repeated_ids(path, 5_000_000)
     assert path.stat().st_size < 64_000
     assert grown_mib(_IDS, path) < 64
-    assert read_ids(path).duplicates == 11_999_999
+    assert read_ids(path).duplicates == 4_999_999
 
 
 def test_a_zip_of_many_members_is_not_looked_through(tmp_path: Path) -> None:

@@ -230,7 +230,7 @@ class ChoiceOptions:
         str | None, typer.Option(metavar="KEY", help="Where a record has its text.", show_default="found out")
     ] = None
     skip_bad_lines: Annotated[
-        bool, typer.Option("--skip-bad-lines", help="Pass over lines that are no record, and count them.")
+        bool, typer.Option("--skip-bad-lines", help="Pass over lines and rows that are no record, and count them.")
     ] = False
     only_referenced: Annotated[
         str | None,

@@ -57,7 +57,7 @@ def read_ids(path: Path) -> IdList:
     Raises:
         ManifestError: The file is missing, holds no id, or a line is not an integer of 64 bits.
     """
-    return _read(path, _parse_id, "an id", "one integer a line")
+    return _read(path, _parse_id, "an id", "one integer a line, below 2**63")
 
 
 def read_id_pairs(path: Path) -> IdList:

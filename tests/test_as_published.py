@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import LOOPBACK
-from jobs import retry, run
+from in_process import retry, run
 from test_job import read_ledger, read_rows
 
 from datafetch import FailureKind, Job, Wanted

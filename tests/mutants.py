@@ -122,8 +122,8 @@ FAULTS = (
     Fault(
         "the lock's stand-in is taken for a lock",
         "lock.py",
-        "        self._refuse_stand_in()\n\n    def release",
-        "\n    def release",
+        "        self._refuse_stand_in(file)\n\n    def _acquire_folder",
+        "\n    def _acquire_folder",
         ("lock",),
     ),
     Fault(
@@ -335,9 +335,23 @@ FAULTS = (
     Fault(
         "a full disk is a wrong command",
         "cli/app.py",
-        "_EXIT_CODES = {ResourceError: ExitCode.OUT_OF_RESOURCES, ",
-        "_EXIT_CODES = {",
-        ("cli",),
+        "    ResourceError: ExitCode.OUT_OF_RESOURCES,\n",
+        "",
+        ("shell",),
+    ),
+    Fault(
+        "a folder behind a link is not locked",
+        "lock.py",
+        "            self._acquire_folder()\n",
+        "",
+        ("lock",),
+    ),
+    Fault(
+        "a codec process keeps its files",
+        "transcode/sandbox.py",
+        "        _deny_files_and_tcp()\n",
+        "",
+        ("sandbox",),
     ),
 )
 

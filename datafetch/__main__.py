@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 
-from datafetch.cli.allocator import give_memory_back
 from datafetch.cli.exit_code import ExitCode, complain
+from datafetch.cli.signals import CommandInterrupts
 from datafetch.errors import ResourceError
 
 _STANDARD_DESCRIPTORS = (0, 1, 2)
@@ -16,23 +15,21 @@ _STANDARD_DESCRIPTORS = (0, 1, 2)
 def main() -> int:
     """Run the command and return its exit code."""
     _open_standard_streams()
+    interrupts = CommandInterrupts()
+    interrupts.take_over()  # before what takes most of a second to load
     try:
-        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # as cli has it once it is loaded
+        from datafetch.cli.allocator import give_memory_back  # noqa: PLC0415
+
         give_memory_back()  # before a command loads Arrow
         from datafetch.cli.app import main as run_command  # noqa: PLC0415
 
         code = run_command()
-    except KeyboardInterrupt:  # before a command could take it
-        sys.stderr.write("datafetch: interrupted before it began\n")
-        code = ExitCode.INTERRUPTED
     except (MemoryError, ImportError) as error:  # as app has it, if there was no memory to load even that
         want = ResourceError.of_memory(error)
         if want is None:
             raise
         code = complain(str(want), ExitCode.OUT_OF_RESOURCES)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is said and done; a late Ctrl-C has nothing left to stop
-    return code
+    return interrupts.end(code)
 
 
 def _open_standard_streams() -> None:

@@ -17,7 +17,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -106,9 +106,14 @@ def _decode_answer(answer: bytes, status: int | None) -> Totals:
 
 def main() -> None:
     """Commit the shard that standard input names, and answer on standard output."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):  # for the parent alone, also where all of its processes get them
+        signal.signal(number, signal.SIG_IGN)
     stdin = sys.stdin.buffer
-    commit: Commit = pickle.loads(stdin.read(int.from_bytes(stdin.read(4), "little")))  # noqa: S301 - our parent's
+    length = int.from_bytes(stdin.read(4), "little")
+    order = stdin.read(length)
+    if not order or len(order) < length:  # the parent is gone already
+        return
+    commit: Commit = pickle.loads(order)  # noqa: S301 - our parent's
     try:
         threading.Thread(target=_end_with_parent, daemon=True).start()
         answer = orjson.dumps(commit_shard(commit))
@@ -119,8 +124,8 @@ def main() -> None:
         if want is None:
             raise
         answer = orjson.dumps(_refusal(want))
-    sys.stdout.buffer.write(answer)
-    sys.stdout.buffer.flush()
+    with suppress(BrokenPipeError):  # the parent is gone, and this process about to be
+        os.write(sys.stdout.fileno(), answer)
 
 
 def _refusal(error: DatafetchError) -> dict[str, str]:

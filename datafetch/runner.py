@@ -30,6 +30,7 @@ from datafetch.feed import MAX_OPEN_SAMPLES, MAX_OPEN_SHARDS, Feed
 from datafetch.job import Job, asked_of, dataset_of, equal_plan, hash_of, identify, own_spec, read_job
 from datafetch.ledger import read_keys, read_totals, sum_totals
 from datafetch.model import Selection, Totals
+from datafetch.own_loop import run_to_end
 from datafetch.protocols import Dataset, Manifest
 from datafetch.published import is_in_place
 from datafetch.record_list import keep_published, published_source
@@ -62,8 +63,7 @@ def run(job: Job, observe: Observer | None = None, *, backends: Backends = CHILD
         DatafetchError: The job or its manifest is wrong, or this machine ran out of something.
         KeyboardInterrupt: Ctrl-C; the same job goes on from there.
     """
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(fetch_dataset(job, observe, backends=backends))
+    return run_to_end(fetch_dataset(job, observe, backends=backends), uvloop.new_event_loop)
 
 
 async def fetch_dataset(job: Job, observe: Observer | None = None, *, backends: Backends = CHILD_PROCESSES) -> Report:
@@ -123,8 +123,8 @@ def retry(
         DatafetchError: There is no such run, or this machine ran out of something.
         KeyboardInterrupt: Ctrl-C; the same call goes on from there.
     """
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(retry_failed(out, wanted, change=change, observe=observe, backends=backends))
+    work = retry_failed(out, wanted, change=change, observe=observe, backends=backends)
+    return run_to_end(work, uvloop.new_event_loop)
 
 
 async def retry_failed(

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import errno
 import resource
-import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from datafetch.cli import signals
 from datafetch.cli.exit_code import ExitCode, complain
 from datafetch.errors import ConservationError, DatafetchError, ResourceError
 
@@ -95,8 +94,10 @@ class _Commands(typer.core.TyperGroup):
         if cmd_name not in _COMMANDS:
             return None
         _refuse_small_address_space()
+        command = getattr(import_module(f"datafetch.cli.commands.{cmd_name}"), cmd_name)
+        signals.begin()
         alone = typer.Typer(**_SETTINGS)
-        alone.command(cmd_name)(getattr(import_module(f"datafetch.cli.commands.{cmd_name}"), cmd_name))
+        alone.command(cmd_name)(command)
         return typer.main.get_command(alone)
 
     def format_commands(self, ctx: Context, formatter: HelpFormatter) -> None:  # noqa: ARG002 - typer's signature
@@ -116,8 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code; errors become one line on standard error."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        with _sigterm_as_ctrl_c():
-            code: int | None = app(words or ["--help"], prog_name="datafetch", standalone_mode=False)
+        code: int | None = app(words or ["--help"], prog_name="datafetch", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         code = ExitCode.INTERRUPTED
     except DatafetchError as error:
@@ -160,16 +160,6 @@ def _exit_code(error: DatafetchError) -> ExitCode:
 def _after_ctrl_c(words: Sequence[str]) -> str:
     command = next((word for word in words if not word.startswith("-")), "")
     return f"; {_COMMANDS[command].after_ctrl_c}" if command in _COMMANDS else ""
-
-
-@contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """A cluster's scheduler says SIGTERM where a person says Ctrl-C, and means the same."""
-    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _show_version(wanted: bool) -> None:

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import ssl
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 from http import HTTPStatus
@@ -143,8 +145,8 @@ class _Server:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(path)
             await self._listen(name, context)
-        sys.stdout.write(orjson.dumps(self._ports).decode() + "\n")
-        sys.stdout.flush()
+        with suppress(BrokenPipeError):  # whoever wanted it is gone already
+            os.write(sys.stdout.fileno(), orjson.dumps(self._ports) + b"\n")
         while await asyncio.to_thread(os.read, 0, 1):
             pass
         os._exit(0)  # whatever connections are open
@@ -216,4 +218,6 @@ class _Server:
 
 def main() -> None:
     """Serve the pictures of the folder that the command line names, and at the certificates it names after that."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # for the parent alone, also where all of its processes get them
+        signal.signal(number, signal.SIG_IGN)
     asyncio.run(_Server(Path(sys.argv[1])).serve(dict(argument.split("=", 1) for argument in sys.argv[2:])))

@@ -45,14 +45,18 @@ _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 def main() -> None:
     """Serve the parent that left its socket as standard input, until that closes it or ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C at the terminal is for the parent alone
+    for number in (signal.SIGINT, signal.SIGTERM):  # for the parent alone, also where all of its processes get them
+        signal.signal(number, signal.SIG_IGN)
     # uvloop leaves duplicates of standard input open in its children; a copy of a socket keeps it from ever ending.
     _close_inherited()
     _open_standard_streams()
     with socket.socket(fileno=os.dup(0)) as control:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        length = U32.unpack(_receive_exactly(control, U32.size))[0]
-        orders: Orders = pickle.loads(_receive_exactly(control, length))  # noqa: S301 - our own parent wrote it
+        try:
+            length = U32.unpack(_receive_exactly(control, U32.size))[0]
+            orders: Orders = pickle.loads(_receive_exactly(control, length))  # noqa: S301 - our own parent wrote it
+        except (EOFError, ConnectionError):  # the parent is gone already
+            return
         _die_with(orders.parent_pid)
         _prepare_pillow()
         gc.freeze()  # what is there now stays shared between all that are forked

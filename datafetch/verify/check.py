@@ -17,6 +17,7 @@ import orjson
 from datafetch.datasets import DATASETS, find_dataset
 from datafetch.errors import ConfigurationError, DatafetchError
 from datafetch.model import Loader
+from datafetch.own_loop import run_to_end
 from datafetch.protocols import Dataset
 from datafetch.ranks import GROUP_OF, Ranks
 from datafetch.state import State
@@ -91,8 +92,7 @@ def run_check(check: Check, observe: Observer | None = None) -> Verdict:
         DatafetchError: There is nothing to verify, or this machine ran out of something.
         KeyboardInterrupt: Ctrl-C.
     """
-    with asyncio.Runner() as runner:
-        return runner.run(verify_output(check, observe))
+    return run_to_end(verify_output(check, observe))
 
 
 async def verify_output(check: Check, observe: Observer | None = None) -> Verdict:

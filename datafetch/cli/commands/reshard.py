@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ from datafetch.cli.exit_code import ExitCode
 from datafetch.cli.progress import ProgressConsole, show_remarks
 from datafetch.cli.reshard_progress import show_resharding
 from datafetch.cli.show import show_resharded
+from datafetch.interrupts import in_force
 from datafetch.rearrange import Watch
 from datafetch.reshard import Request
 from datafetch.reshard import reshard as make_equal_shards
@@ -41,9 +43,14 @@ def reshard(  # noqa: PLR0913 - one parameter an option
 ) -> int:
     """Make equal shards, so that each rank reads as much as the others and nothing is lost."""
     console = ProgressConsole()
-    with show_remarks(console), show_resharding(console) as tell:
-        made = make_equal_shards(Request(source, out, world_size, batch, group, shuffle, no_lock), Watch(tell))
-    if made is None:
-        return ExitCode.INTERRUPTED
+    stop = threading.Event()
+    with (
+        show_remarks(console),
+        show_resharding(console) as tell,
+        in_force() as interrupts,
+        interrupts.calling(stop.set),
+    ):
+        made = make_equal_shards(Request(source, out, world_size, batch, group, shuffle, no_lock), Watch(tell, stop))
+    assert made is not None, "it was stopped by a signal, which is raised"
     show_resharded(made, as_json=json)
     return ExitCode.COMPLETE

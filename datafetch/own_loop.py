@@ -1,0 +1,61 @@
+"""run_to_end(): a coroutine on an event loop of its own, which Ctrl-C stops and never tears apart."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from datafetch.interrupts import in_force
+
+_Result = TypeVar("_Result")
+
+
+def run_to_end(
+    work: Coroutine[Any, Any, _Result], loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+) -> _Result:
+    """Run a coroutine on a loop of its own, like ``asyncio.run``.
+
+    The first Ctrl-C cancels it. A second one disturbs nothing of what it does to end, nor the closing of the loop.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; by then the coroutine has ended, and so has all that it began.
+    """
+    cancelling = _Cancelling()
+    try:
+        with (
+            in_force() as interrupts,
+            interrupts.calling(cancelling.cancel),
+            asyncio.Runner(loop_factory=loop_factory) as runner,
+        ):
+            return runner.run(cancelling.run(work))
+    except asyncio.CancelledError:
+        if cancelling.is_wanted:
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        work.close()  # for it may never have begun
+
+
+class _Cancelling:
+    """Cancels a coroutine, from the moment on that there is a task for it."""
+
+    def __init__(self) -> None:
+        self.is_wanted = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[Any] | None = None
+
+    async def run(self, work: Coroutine[Any, Any, _Result]) -> _Result:
+        """Run the coroutine in this task."""
+        self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
+        if self.is_wanted:
+            raise asyncio.CancelledError
+        return await work
+
+    def cancel(self) -> None:
+        """Cancel it soon; in a signal handler, so that it happens between two steps of the loop and wakes it up."""
+        self.is_wanted = True
+        if self._loop is not None and self._task is not None:
+            with suppress(RuntimeError):  # the loop is closed, the work done
+                self._loop.call_soon_threadsafe(self._task.cancel)

@@ -1,0 +1,233 @@
+"""Ctrl-C and SIGTERM: at any moment of any command, once, twice or more often."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+from runs import PATIENCE_S, Place, Run, Trial, listed, serve_trial
+
+from datafetch.lock import Lock
+from datafetch.state import State
+
+INTERRUPTED = "datafetch: interrupted"
+PATIENCE_ASKED = "datafetch: stopping, one moment; Ctrl-C again to stop at once (nothing fetched is lost)"
+_MOST_GAP_S = 0.5
+_WORLD = ("--world-size", "8")
+
+
+@pytest.fixture(scope="module")
+def trial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trial]:
+    """A dataset on an origin of its own."""
+    with serve_trial(tmp_path_factory.mktemp("trial")) as served:
+        yield served
+
+
+def takes_signals(run: Run) -> bool:
+    """Whether the command has its own handlers; before, Python has its own."""
+    lines = Path(f"/proc/{run.process.pid}/status").read_text().splitlines()
+    caught = next(line for line in lines if line.startswith("SigCgt:"))
+    return bool(int(caught.split()[1], 16) & 1 << signal.SIGTERM - 1)
+
+
+def wait_until(run: Run, is_so: Callable[[], bool]) -> bool:
+    """Wait until something is so; False where the command has ended before."""
+    return any(is_so() for _ in run.readings())
+
+
+def fork_server(run: Run) -> psutil.Process:
+    """The process that codec processes are forked from."""
+    return next(
+        process for process in run.family("datafetch.transcode.forkserver") if process.ppid() == run.process.pid
+    )
+
+
+def is_free(state: State) -> bool:
+    """Whether nobody holds the output."""
+    if state.folder.exists():
+        lock = Lock(state.lock, state.out)
+        lock.acquire()
+        lock.release()
+    return True
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_the_second_signal_is_answered_and_the_third_ends_it_at_once(
+    trial: Trial, tmp_path: Path, signal_number: signal.Signals
+) -> None:
+    """While the run takes its time to stop: a line at the second, 130 at the third, and the next run goes on."""
+    place = Place(tmp_path)
+    with Run(trial.command(place)) as run:
+        assert wait_until(run, lambda: place.bytes_kept() > 10_000)
+        fork_server(run).suspend()  # so that stopping waits for it
+        other = signal.SIGTERM if signal_number == signal.SIGINT else signal.SIGINT
+        run.process.send_signal(other)
+        run.process.send_signal(signal_number)
+        assert wait_until(run, lambda: PATIENCE_ASKED in run.said()), run.said()
+        run.process.send_signal(signal_number)
+        assert run.end() == 130
+        assert run.said()[-2:] == [PATIENCE_ASKED, "datafetch: stopped at once"]
+        assert is_free(place.state)
+    subprocess.run(trial.command(place), check=True, capture_output=True, timeout=PATIENCE_S)
+    trial.check_complete(place)
+
+
+def test_sigterm_stops_a_run_that_ignores_ctrl_c(trial: Trial, tmp_path: Path) -> None:
+    """As a command does that a script has started in the background."""
+    place = Place(tmp_path)
+    command = [sys.executable, "-c", _IGNORING, *trial.command(place)]
+    with Run(command) as run:
+        assert wait_until(run, lambda: place.bytes_kept() > 0)
+        run.process.send_signal(signal.SIGINT)
+        before = place.bytes_kept()
+        assert wait_until(run, lambda: place.bytes_kept() > before), "it was stopped by what it ignores"
+        run.process.send_signal(signal.SIGTERM)
+        assert run.end() == 130
+        assert run.said()[-1].startswith(INTERRUPTED)
+        assert is_free(place.state)
+
+
+_IGNORING = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def test_a_command_that_is_still_loading_is_left_at_once(trial: Trial, tmp_path: Path) -> None:
+    """Nothing has begun, and nothing is left."""
+    with Run(trial.command(Place(tmp_path))) as run:
+        assert wait_until(run, lambda: takes_signals(run))
+        run.process.send_signal(signal.SIGTERM)
+        assert run.end() == 130
+        assert run.said() == ["datafetch: interrupted before it began"]
+    assert not listed(tmp_path)
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A command at one of its phases.
+
+    Attributes:
+        command: Its words behind ``datafetch``.
+        output: What it holds the lock of.
+        has_come: Whether the phase is reached.
+    """
+
+    command: Sequence[str]
+    output: State
+    has_come: Callable[[Run], bool]
+
+
+def _prepare(trial: Trial, folder: Path, has_come: Callable[[Place], bool], *options: str) -> Scene:
+    place = Place(folder / "root")
+    command = [word for word in trial.command(place)[3:] if word != "--no-reshard"]
+    return Scene([*command, *options], place.state, lambda _: has_come(place))
+
+
+def _complete(trial: Trial, folder: Path) -> Place:
+    """The output of a run that is complete, made once."""
+    first = Place(trial.source.folder.parent / "complete")
+    if not first.root.exists():
+        subprocess.run(trial.command(first), check=True, capture_output=True, timeout=PATIENCE_S)
+    return Place(Path(shutil.copytree(first.root, folder / "root")))
+
+
+def _retry(trial: Trial, folder: Path) -> Scene:
+    place = _complete(trial, folder)
+    return Scene(["retry", str(place.state.out), "--all"], place.state, lambda _: place.state.retry.exists())
+
+
+def _verify(trial: Trial, folder: Path) -> Scene:
+    place = _complete(trial, folder)
+    command = ["verify", str(place.state.out), "--processes", "1", "--world-size", "1", "--batch", "1", "--group", "1"]
+    return Scene(command, place.state, lambda run: bool(run.family("datafetch.transcode.forkserver")))
+
+
+def _status(trial: Trial, folder: Path) -> Scene:
+    place = _complete(trial, folder)
+    return Scene(["status", str(place.state.out)], place.state, lambda _: True)
+
+
+def _reshard(trial: Trial, folder: Path) -> Scene:
+    state = State(folder / "equal")
+    source = _complete(trial, folder).state.out
+    return Scene(["reshard", str(source), str(state.out), *_WORLD], state, lambda _: state.folder.exists())
+
+
+def _demo(folder: Path, sign: str) -> Scene:
+    command = ["demo", "--images", "90", "--out", str(folder / "demo")]
+    return Scene(command, State(folder / "none"), lambda _: any((folder / "demo").glob(sign)))
+
+
+SCENES: Mapping[str, Callable[[Trial, Path], Scene]] = {
+    "loading": lambda trial, folder: _prepare(trial, folder, lambda _: True),
+    "beginning": lambda trial, folder: _prepare(trial, folder, lambda place: place.state.lock.exists()),
+    "fetching": lambda trial, folder: _prepare(trial, folder, lambda place: place.bytes_kept() > 0),
+    "committing": lambda trial, folder: _prepare(trial, folder, lambda place: bool(listed(place.state.unpublished))),
+    "making equal": lambda trial, folder: _prepare(
+        trial, folder, lambda place: place.state.resharding.exists() or place.state.equal.exists(), *_WORLD
+    ),
+    "retry": _retry,
+    "verify": _verify,
+    "status": _status,
+    "reshard": _reshard,
+    "demo: painting": lambda _, folder: _demo(folder, "pictures/*"),
+    "demo: fetching": lambda _, folder: _demo(folder, "playground/data/**/*.spool"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize("scene", SCENES)
+def test_signals_at_any_moment_of_any_command(trial: Trial, tmp_path: Path, scene: str, number: signal.Signals) -> None:
+    """Several commands at once, which is the load, get one to three signals with gaps of 0 to 500 ms.
+
+    Each ends in time with 130, or as it would have if it was done already, says so in a line, leaves no process and no
+    lock, and shows no traceback.
+    """
+    rng = random.Random(f"{scene} {number}")
+    scenes = [SCENES[scene](trial, _folder(tmp_path, attempt)) for attempt in range(_ATTEMPTS)]
+    gaps_s = [[rng.uniform(0, _MOST_GAP_S) for _ in range(rng.randrange(1, 4))] for _ in scenes]
+    gaps_s[0][0] = 0
+    with ThreadPoolExecutor(_ATTEMPTS) as together:
+        list(together.map(partial(_disturb, number=number), scenes, gaps_s))
+
+
+def _disturb(scene: Scene, gaps_s: Sequence[float], number: signal.Signals) -> None:
+    with Run([sys.executable, "-m", "datafetch", *scene.command]) as run:
+        if wait_until(run, lambda: takes_signals(run) and scene.has_come(run)):
+            _send(run, number, gaps_s)
+        code = run.end()
+        said = run.said()
+        assert "Traceback" not in "\n".join(said), said
+        assert code in (0, 130), said
+        ends = (INTERRUPTED, "datafetch: stopped at once")
+        assert code == 0 or any(line.startswith(ends) for line in said), said
+        assert is_free(scene.output)
+
+
+_ATTEMPTS = 4
+
+
+def _folder(tmp_path: Path, attempt: int) -> Path:
+    folder = tmp_path / str(attempt)
+    folder.mkdir()
+    return folder
+
+
+def _send(run: Run, number: signal.Signals, gaps_s: Sequence[float]) -> None:
+    for gap_s in gaps_s:
+        time.sleep(gap_s)  # the one thing here that is not waited for: how fast a person is
+        run.process.send_signal(number)

@@ -26,6 +26,7 @@ from datafetch.demo.pictures import paint
 from datafetch.errors import ResourceError
 from datafetch.model import Body, Encoded, Failure, FailureKind, Outcome
 from datafetch.transcode import ImageSpec, Transcoder
+from datafetch.transcode.launcher import UNKNOWN_STATUS, Launcher
 from datafetch.transcode.quarantine import Quarantine
 
 PATIENCE_S = 20.0
@@ -407,6 +408,61 @@ async def test_a_stopped_fork_server_does_not_hold_up_the_end(family: Family, mo
         processes = family.members()
         processes[0].suspend()
     await until(lambda: not alive(processes))
+
+
+@pytest.mark.both_loops
+async def test_a_stopped_fork_server_costs_no_image(
+    family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """When the process that forks is stopped and its processes are killed, it is replaced, and others do their work."""
+    monkeypatch.setattr("datafetch.transcode.launcher._SILENCE_S", SOON_S)
+    done = tmp_path / "done"
+    async with Transcoder(processes=2, codec=echo) as transcode:
+        waits = [asyncio.create_task(transcode(b"until " + os.fsencode(done))) for _ in range(20)]
+        await until(lambda: transcode.waiting < len(waits))
+        server, *processes = family.members()
+        server.suspend()
+        for process in processes:
+            process.kill()
+        done.touch()
+        assert len({content(outcome) for outcome in await asyncio.gather(*waits)}) == 1
+    assert not alive([server, *processes])
+    assert "did not answer; it is replaced" in caplog.text
+
+
+@pytest.mark.both_loops
+async def test_a_fork_server_that_does_not_fork_is_replaced(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process comes up all the same, of another server."""
+    monkeypatch.setattr("datafetch.transcode.launcher._SILENCE_S", SOON_S / 4)
+    launcher = Launcher(echo, ImageSpec())
+    try:
+        first = await launcher.launch()
+        server = family.members()[0]
+        server.suspend()
+        second = await launcher.launch()
+        assert await first.status == UNKNOWN_STATUS
+        assert not second.status.done()
+        assert not alive([server])
+        for process in (first, second):
+            process.close()
+    finally:
+        await launcher.close()
+
+
+@pytest.mark.slow
+async def test_an_image_that_stops_the_fork_server_is_found_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody sees what it dies of, so it is tried again, but not for ever; it costs no other image."""
+    monkeypatch.setattr("datafetch.transcode.launcher._SILENCE_S", SOON_S / 2)
+    bodies = [b"%d" % number for number in range(100)]
+    bodies[50] = b"silence"
+    async with Transcoder(processes=2, codec=echo, quarantine=tmp_path) as transcode:
+        outcomes = await transcode_all(transcode, bodies)
+    guilty = outcomes.pop(50)
+    assert isinstance(guilty, Failure)
+    assert guilty.kind is FailureKind.WORKER_CRASHED
+    assert [content(outcome) for outcome in outcomes] == bodies[:50] + bodies[51:]
 
 
 async def test_a_codec_that_cannot_be_loaded_is_our_fault(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:

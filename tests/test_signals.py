@@ -115,6 +115,25 @@ def test_a_command_that_is_still_loading_is_left_at_once(trial: Trial, tmp_path:
     assert not listed(tmp_path)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("is_ended", [False, True], ids=["goes on", "SIGTERM"])
+def test_a_stopped_fork_server_hangs_no_run(trial: Trial, tmp_path: Path, is_ended: bool) -> None:
+    """Its codec processes are killed, and it says nothing about them: it is replaced, and SIGTERM does not wait."""
+    place = Place(tmp_path)
+    with Run(trial.command(place)) as run:
+        assert wait_until(run, lambda: place.bytes_kept() > 10_000)
+        server = fork_server(run)
+        server.suspend()
+        for process in server.children():
+            process.kill()
+        if is_ended:
+            run.process.send_signal(signal.SIGTERM)
+        assert run.end() == (130 if is_ended else 0)
+        assert is_free(place.state)
+    if not is_ended:
+        trial.check_complete(place)
+
+
 @dataclass(frozen=True, slots=True)
 class Scene:
     """A command at one of its phases.

@@ -16,13 +16,22 @@ from datafetch.model import Failure, Outcome
 from datafetch.transcode.launcher import TRAYS, Process
 from datafetch.transcode.wire import Request, decode_reply, encode_request
 
+_MOST_SPARED = 2
+
 
 @dataclass(slots=True, eq=False)
 class Image:
-    """One image on its way through the pool."""
+    """One image on its way through the pool.
+
+    Attributes:
+        body: As it was received.
+        outcome: What became of it, for whoever waits.
+        spared: How often it was not blamed for a death that nobody has seen.
+    """
 
     body: bytes
     outcome: asyncio.Future[Outcome]
+    spared: int = 0
 
     @property
     def is_settled(self) -> bool:
@@ -44,6 +53,8 @@ class Cause(Enum):
     """Nobody but the image at work: it used up its CPU time."""
     NONSENSE = auto()
     """We did, for what it sent."""
+    UNSEEN = auto()
+    """It ended with the fork server, which was killed for its silence; perhaps before, of something else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +218,9 @@ class Hands:
         if self._suspects:
             # Only a process that had nothing before says who is to blame, and only if it had begun.
             is_certain = at_work is self._suspects[0] and self._ended_batches == 0
+            if is_certain and cause is Cause.UNSEEN and self._suspects[0].spared < _MOST_SPARED:
+                self._suspects[0].spared += 1  # but not for ever, for it may itself be what silences the server
+                is_certain = False
             return Wreck(at_work if is_certain else None, list(self._suspects)[is_certain:], [])
         if cause is Cause.NONSENSE:  # which it may have sent a while ago
             return Wreck(None, unanswered, [])

@@ -7,6 +7,7 @@ Rules: a process that can't be started is our fault and never an image's. Nothin
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import pickle
 import signal
@@ -32,6 +33,13 @@ _TRIES = 3
 _PAUSE_S = 0.2  # between them
 _LAST_WORDS_S = 0.5
 _GRACE_S = 5.0  # for a fork server to end its processes and itself, which takes it milliseconds
+_SILENCE_S = 10.0  # for it to fork, or to say how a process ended, which takes it milliseconds as well
+_START_S = 60.0  # and for its first process, for it has to be loaded, perhaps from a slow disk
+
+UNKNOWN_STATUS = -10_000
+"""Stands for how a process ended whose fork server said nothing about it and was killed for that."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, eq=False)
@@ -43,7 +51,7 @@ class Process:
         trays: For its batches.
         reader: Brings its replies.
         writer: Takes its requests.
-        status: How it ended, once that is known: an exit status, or a negative signal.
+        status: How it ended, once that is known: an exit status, a negative signal, or ``UNKNOWN_STATUS``.
     """
 
     number: int
@@ -109,10 +117,11 @@ class Launcher:
             return await self._launch()
 
     def kill(self, process: Process) -> None:
-        """End a process, if it has not ended."""
-        if self._server is not None:
+        """End a process, if it has not ended; its status is known soon, whatever has become of the fork server."""
+        if self._server is not None and not process.status.done():
             with suppress(OSError):  # the server has ended, and its processes with it
                 self._server.send(KILL, process.number)
+            self._server.expect_word(process.status)
 
     async def close(self) -> None:
         """End every process, and see them gone."""
@@ -127,17 +136,30 @@ class Launcher:
             self._server = await _Server.start()
             await self._server.order(Orders(self._codec, self._spec, os.getpid(), self._is_shut_in))
         self._launched += 1
-        process = await _fork(self._server, self._launched)
+        server, process = self._server, await _fork(self._server, self._launched)
         try:
-            await process.receive()
-        except (EOFError, ConnectionError) as error:
-            status = await process.status
+            async with asyncio.timeout(_SILENCE_S if server.is_tried else _START_S):
+                await self._see_ready(process)
+        except TimeoutError as error:
+            server.end_for_silence()
             process.close()
-            raise await self._why_not(status) from error
+            raise _PassingError("the process that forks codec processes does not answer") from error
         except BaseException:
             process.close()
             raise
+        server.is_tried = True
         return process
+
+    async def _see_ready(self, process: Process) -> None:
+        """Wait until a process says that it is ready.
+
+        Raises:
+            ResourceError: It ended before.
+        """
+        try:
+            await process.receive()
+        except (EOFError, ConnectionError) as error:
+            raise await self._why_not(await process.status) from error
 
     async def _why_not(self, status: int) -> ResourceError:
         """Why a process ended before its first image."""
@@ -166,7 +188,12 @@ class _PassingError(ResourceError):
 
 
 class _Server:
-    """The fork server, as its parent sees it."""
+    """The fork server, as its parent sees it.
+
+    Attributes:
+        is_gone: Whether it has ended, or is not to be asked for anything any more.
+        is_tried: Whether a process of its has come up.
+    """
 
     def __init__(
         self,
@@ -176,6 +203,8 @@ class _Server:
         control: socket.socket,
     ) -> None:
         self.is_gone = False
+        self.is_tried = False
+        self._last_word = -signal.SIGKILL  # the kernel ends its processes with it
         self._process = process
         self._reader = reader
         self._writer = writer  # kept, for it closes the stream when it goes
@@ -237,6 +266,22 @@ class _Server:
             self.is_gone = True
             raise
 
+    def expect_word(self, status: asyncio.Future[int]) -> None:
+        """Give it a while to say how a process has ended that was killed; if it does not, it is of no use any more."""
+        deadline = asyncio.get_running_loop().call_later(_SILENCE_S, self.end_for_silence)
+        status.add_done_callback(lambda _: deadline.cancel())
+
+    def end_for_silence(self) -> None:
+        """Kill it, for somebody has stopped it, or worse; its processes end with it."""
+        if self.is_gone:
+            return
+        _log.warning("the process that forks codec processes did not answer; it is replaced")
+        self.is_gone = True
+        self._last_word = UNKNOWN_STATUS
+        with suppress(ProcessLookupError):
+            self._process.kill()
+        self._writer.transport.abort()
+
     async def wait(self) -> int:
         """Wait for its end, and say how it came."""
         return await self._process.wait()
@@ -264,7 +309,7 @@ class _Server:
                 _set(self._ends.pop(number), status)
         self.is_gone = True
         for end in self._ends.values():
-            _set(end, -signal.SIGKILL)  # the kernel ends them with it
+            _set(end, self._last_word)
 
 
 async def _fork(server: _Server, number: int) -> Process:

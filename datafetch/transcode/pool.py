@@ -23,7 +23,7 @@ from datafetch.errors import ResourceError
 from datafetch.model import Body, Failure, FailureKind, Fetched, Outcome
 from datafetch.transcode.codec import transcode
 from datafetch.transcode.hands import Cause, Hands, Image
-from datafetch.transcode.launcher import Launcher, signal_name
+from datafetch.transcode.launcher import UNKNOWN_STATUS, Launcher, signal_name
 from datafetch.transcode.quarantine import Quarantine
 from datafetch.transcode.spec import ImageSpec
 from datafetch.transcode.tray import ORDINARY_BYTES
@@ -193,7 +193,10 @@ class Transcoder:
                 self._put_back(busiest.hand_on())
         # The kernel ends a process whose image hangs, unless a decoder's bug has seen to that.
         for hands in self._crew:
-            if hands.silent_s() > self._spec.decode_timeout_s * WALL_CLOCK_FACTOR + _SILENCE_MARGIN_S:
+            if (
+                not hands.is_ended
+                and hands.silent_s() > self._spec.decode_timeout_s * WALL_CLOCK_FACTOR + _SILENCE_MARGIN_S
+            ):
                 self._dismiss(hands)
         # Where processes share CPUs, each of them takes that much longer for any image.
         interval_s = _WATCH_INTERVAL_S * max(1.0, self._processes / available_cpus())
@@ -230,6 +233,8 @@ class Transcoder:
             status = await hands.process.status
             if status == -signal.SIGPROF:  # the kernel's, and nobody else's
                 cause = Cause.OVERTIME
+            if status == UNKNOWN_STATUS and cause is Cause.UNKNOWN:
+                cause = Cause.UNSEEN
             wreck = hands.wreck(cause)
             self._crew.remove(hands)
             hands.process.close()
@@ -273,9 +278,9 @@ class Transcoder:
             return f"hung for {limit_s * WALL_CLOCK_FACTOR:g} s"
         if status == OUT_OF_MEMORY_STATUS:
             return "took more memory than an image may"
-        if status < 0:
-            return f"ended its codec process by {signal_name(-status)}"
-        return f"ended its codec process with status {status}"
+        if status == UNKNOWN_STATUS:
+            return "ended its codec process again and again, and nobody has seen how"
+        return "ended its codec process " + (f"by {signal_name(-status)}" if status < 0 else f"with status {status}")
 
     def _start(self, work: Coroutine[None, None, None]) -> None:
         """Have something done beside, until the pool is closed; what it raises is the end of the pool."""

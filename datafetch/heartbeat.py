@@ -1,8 +1,8 @@
 """The heartbeat of a run: a small file, rewritten every two seconds, that says how it stands.
 
 Rules: it is for whoever looks on, and nothing depends on it. So it is replaced in one step but not forced onto the
-disk, and that it can't be written is no reason to end a run: a disk that is full has better witnesses. What is read is
-a file, and anything may be in it.
+disk, and whatever keeps it from being written is no reason to end a run: a disk that is full has better witnesses.
+What is read is a file, and anything may be in it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 
 import orjson
 
+from datafetch.observers import Unheeded
 from datafetch.pace import Pace
 from datafetch.pipeline import Statistics
 from datafetch.rearrange import Progress, Stage
@@ -91,13 +92,16 @@ async def beat(statistics: Callable[[], Statistics], state: State) -> None:
         )
         await asyncio.get_running_loop().run_in_executor(writer, _write, state.progress, told)
 
+    unheeded = Unheeded("the heartbeat")
     try:
         while True:
-            await tell(is_ended=False)
+            with unheeded:
+                await tell(is_ended=False)
             await asyncio.sleep(INTERVAL_S)
     finally:
         try:
-            await tell(is_ended=True)
+            with unheeded:
+                await tell(is_ended=True)
         finally:
             writer.shutdown(wait=False)
 

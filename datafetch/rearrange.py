@@ -26,6 +26,7 @@ import orjson
 
 from datafetch.durable import write_atomically
 from datafetch.errors import ConservationError, ManifestError, ResourceError
+from datafetch.observers import Unheeded
 from datafetch.ranks import Ranks, equal_sizes
 from datafetch.sinks import MOST_FRAME_BYTES, decode_row, frame_sizes, read_frames
 from datafetch.state import State
@@ -66,7 +67,8 @@ class Watch:
     """Who looks on from outside.
 
     Attributes:
-        tell: Is called with every buffer, from the thread that works.
+        tell: Is called with every buffer, from the thread that works; when it raises something, that is logged as an
+            error, and it is not called any more.
         stop: Once it is set, the work ends with the buffer in hand; what is done is kept.
         journal_interval_s: Between two notes in the journal, at least: for each, all shards are brought to disk.
     """
@@ -74,6 +76,7 @@ class Watch:
     tell: Callable[[Progress], None] = lambda _: None
     stop: threading.Event = field(default_factory=threading.Event)
     journal_interval_s: float = 10.0
+    _unheeded: Unheeded = field(default_factory=lambda: Unheeded("an observer"), init=False, repr=False, compare=False)
 
     def look(self, progress: Progress) -> None:
         """Tell how far it is.
@@ -81,7 +84,9 @@ class Watch:
         Raises:
             _StoppedError: It is to end here.
         """
-        self.tell(progress)
+        if not self._unheeded.has_failed:
+            with self._unheeded:
+                self.tell(progress)
         if self.stop.is_set():
             raise _StoppedError
 

@@ -23,6 +23,7 @@ from datafetch.heartbeat import beat
 from datafetch.job import Job, equal_plan
 from datafetch.ledger import read_totals
 from datafetch.model import OK, Totals
+from datafetch.observers import look_on
 from datafetch.pipeline import Pipeline, Statistics
 from datafetch.protocols import ImageTranscoder
 from datafetch.rearrange import Plan, Progress, Watch
@@ -32,7 +33,10 @@ from datafetch.settled import Output
 from datafetch.transcode import ImageSpec, Transcoder
 
 Observer: TypeAlias = Callable[[Callable[[], Statistics]], Coroutine[None, None, None]]
-"""Watches a run: a coroutine function that may ask for statistics as often as it likes, until it is cancelled."""
+"""Watches a run: a coroutine function that may ask for statistics as often as it likes, until it is cancelled.
+
+What it raises is logged as an error under ``datafetch.observers``, and the run goes on without it.
+"""
 
 
 def _open_transcoder(job: Job, spec: ImageSpec, quarantine: Path) -> AbstractAsyncContextManager[ImageTranscoder]:
@@ -98,7 +102,7 @@ class Work:
                     statistics = partial(self._statistics, pipeline)
                     watching = [group.create_task(beat(statistics, state))]
                     if observe is not None:
-                        watching.append(group.create_task(observe(statistics)))
+                        watching.append(group.create_task(look_on(observe, statistics)))
                     await pipeline.run()
                     await self._make_equal()
                     await self._write_list()

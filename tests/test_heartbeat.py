@@ -79,6 +79,31 @@ async def test_a_beat_that_cannot_be_written_ends_nothing(tmp_path: Path) -> Non
     assert not await asyncio.to_thread(os.listdir, tmp_path)
 
 
+async def test_a_beat_that_fails_is_said_once_and_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever it fails of; when that has passed, the run is seen to be at work again."""
+    monkeypatch.setattr("datafetch.heartbeat.INTERVAL_S", 0.0)
+    state = State(tmp_path / "out", job_hash="0123456789abcdef")
+    state.folder.mkdir()
+    asked = 0
+
+    def ask() -> Statistics:
+        nonlocal asked
+        asked += 1
+        if asked < 3:
+            raise RuntimeError("can't start new thread")
+        return STATISTICS
+
+    beating = asyncio.create_task(beat(ask, state))
+    await until(state.progress.exists)
+    beating.cancel()
+    await asyncio.wait([beating])
+    assert beating.cancelled()
+    messages = [record.message for record in caplog.records]
+    assert messages == ["the heartbeat failed (RuntimeError: can't start new thread); the work itself goes on"]
+
+
 @pytest.mark.parametrize(
     ("change", "is_at_work"),
     [

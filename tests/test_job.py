@@ -2,14 +2,17 @@
 
 import asyncio
 import base64
+import errno
 import hashlib
+import logging
 import pickle
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import count, pairwise
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import orjson
 import pyarrow.parquet as pq
@@ -627,3 +630,16 @@ def test_a_lost_equal_shard_is_not_papered_over(job: Job) -> None:
     with pytest.raises(ConfigurationError, match=r"part-00001\.pkl or its \.count is missing"):
         run(job)
     assert files_of(job) == before
+
+
+def test_an_observer_that_fails_ends_no_run(job: Job, caplog: pytest.LogCaptureFixture) -> None:
+    """What a caller's own code raises is logged with its traceback, and the run goes on without it."""
+
+    async def observe(_: Callable[[], Statistics]) -> NoReturn:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    assert run(job, observe).totals.ok
+    errors = [record for record in caplog.records if record.levelno == logging.ERROR]
+    message = "an observer failed (OSError: [Errno 24] Too many open files); the work itself goes on"
+    assert [error.message for error in errors] == [message]
+    assert errors[0].exc_info is not None

@@ -1,6 +1,7 @@
 """What a person sees while a run goes on."""
 
 import asyncio
+import errno
 import io
 import logging
 import subprocess
@@ -9,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conftest import until
 from rich.console import Console
 
 from datafetch.cli.progress import ProgressConsole, progress_line, show_progress, show_remarks
@@ -146,6 +148,60 @@ def test_a_remark_that_cannot_be_written_ends_no_run() -> None:
         console = Console(file=io.TextIOWrapper(full, write_through=True))
         with show_remarks(console):
             POOL.warning("lost")
+
+
+async def test_progress_that_cannot_be_written_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does a terminal that is gone, or a full disk behind standard error, while lines are shown."""
+    monkeypatch.setattr("sys.stderr", io.TextIOWrapper(_Full(), write_through=True))
+    console = ProgressConsole()
+    console._force_terminal = True
+    asked = 0
+
+    def ask() -> Statistics:
+        nonlocal asked
+        asked += 1
+        return statistics(10, ok=1100)
+
+    showing = asyncio.create_task(show_progress(ask, console))
+    await until(lambda: asked == 2)
+    showing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await showing
+
+
+class _Full(io.BytesIO):
+    def write(self, _: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_nothing_is_imported_to_show_a_line() -> None:
+    """A run that has used up its descriptors could not."""
+    program = """
+import asyncio, sys
+import datafetch.cli.progress
+from datafetch.cli.progress import ProgressConsole, show_remarks, verifying_line, _show_lines
+from datafetch.verify import Standing
+import logging
+console = ProgressConsole()
+console._force_terminal = {is_terminal}
+datafetch.cli.progress._PLAIN_INTERVAL_S = 0.1
+before = set(sys.modules)
+async def show():
+    try:
+        async with asyncio.timeout(0.3):
+            await _show_lines(lambda: verifying_line(Standing(1000, 900, 3, 25, 100, 10)), console)
+    except TimeoutError:
+        pass
+with show_remarks(console):
+    asyncio.run(show())
+    logging.getLogger("datafetch.x").warning("桜")
+print(*(set(sys.modules) - before))
+"""
+    for is_terminal in (True, False):
+        command = [sys.executable, "-c", program.format(is_terminal=is_terminal)]
+        shown = subprocess.run(command, check=True, capture_output=True, text=True)
+        assert "900 images" in shown.stderr
+        assert shown.stdout.split() == []
 
 
 def test_the_library_is_silent() -> None:

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from datafetch.cli import reshard_progress
 from datafetch.cli.reshard_progress import reshard_line, show_resharding
-from datafetch.rearrange import Progress, Stage
+from datafetch.rearrange import Progress, Stage, Watch
 
 
 def test_a_line_says_how_far_it_is() -> None:
@@ -38,3 +38,17 @@ def test_elsewhere_a_line_is_printed_now_and_then(monkeypatch: pytest.MonkeyPatc
         tell(Progress(Stage.COPY, 6, 10))
         tell(Progress(Stage.COPY, 7, 10))
     assert console.file.getvalue() == "copying 6/10 rows\ncopying 7/10 rows\n"
+
+
+def test_whoever_is_told_and_fails_is_told_no_more(caplog: pytest.LogCaptureFixture) -> None:
+    """The work goes on, and the failure is logged once."""
+    told = []
+
+    def tell(progress: Progress) -> None:
+        told.append(progress)
+        raise OSError("the terminal is gone")
+
+    watch = Watch(tell)
+    for rows in range(3):
+        watch.look(Progress(Stage.COPY, rows, 3))
+    assert len(told) == len(caplog.records) == 1

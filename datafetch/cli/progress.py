@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from io import StringIO
+from typing import IO, cast
 
 from rich.console import Console
 from rich.live import Live
@@ -22,13 +25,36 @@ _PLAIN_INTERVAL_S = 10.0
 
 
 class ProgressConsole(Console):
-    """A console on standard error. That nobody reads it any more is no reason to end a run of days."""
+    """A console on standard error. That it can't be written any more is no reason to end a run of days."""
 
     def __init__(self) -> None:
-        super().__init__(stderr=True)
+        super().__init__(file=cast("IO[str]", _StandardError()))
+        _load_rich()
 
-    def on_broken_pipe(self) -> None:
-        """Go on; rich would end the process."""
+
+class _StandardError:
+    """Standard error, without its errors: its reader has left, its disk is full, or its terminal is gone."""
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            sys.stderr.flush()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(sys.stderr, name)
+
+
+def _load_rich() -> None:
+    """Have rich import now what it needs to show a line, which may fail in the midst of a run: it takes descriptors."""
+    for is_terminal in (True, False):
+        console = Console(file=StringIO(), force_terminal=is_terminal)
+        with Live(console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False) as live:
+            live.update(Text("a picture of 桜", no_wrap=True), refresh=True)
+        console.print(Text("a picture of 桜"), soft_wrap=True, highlight=False)
 
 
 @contextmanager
@@ -61,7 +87,7 @@ class _Remarks(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         line = Text(f"datafetch: {one_line(record.getMessage())}")
-        with suppress(OSError):  # that a remark can't be written is no reason to end a run either
+        with suppress(Exception):  # that a remark can't be shown is no reason to end a run either
             self._console.print(line, soft_wrap=True, highlight=False)
 
 
@@ -121,7 +147,7 @@ async def _show_lines(line: Callable[[], str], console: Console) -> None:
     if not console.is_terminal:
         while True:
             await asyncio.sleep(_PLAIN_INTERVAL_S)
-            console.print(line(), soft_wrap=True, highlight=False)
+            console.print(Text(line()), soft_wrap=True, highlight=False)
     with Live(console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False) as live:
         try:
             while True:

@@ -32,7 +32,7 @@ def show_resharding(console: Console) -> Iterator[Callable[[Progress], None]]:
         console: Where to; its being a terminal decides the form.
     """
     if not console.is_terminal:
-        yield _Teller(lambda line: console.print(line, soft_wrap=True, highlight=False), _PLAIN_INTERVAL_S)
+        yield _Teller(lambda line: console.print(Text(line), soft_wrap=True, highlight=False), _PLAIN_INTERVAL_S)
         return
     with Live(console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False) as live:
         tell = _Teller(lambda line: live.update(Text(line, no_wrap=True), refresh=True), _LIVE_INTERVAL_S)

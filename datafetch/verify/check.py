@@ -17,6 +17,7 @@ import orjson
 from datafetch.datasets import DATASETS, find_dataset
 from datafetch.errors import ConfigurationError, DatafetchError
 from datafetch.model import Loader
+from datafetch.observers import look_on
 from datafetch.own_loop import run_to_end
 from datafetch.protocols import Dataset
 from datafetch.ranks import GROUP_OF, Ranks
@@ -39,7 +40,10 @@ _AS_FILES = ImageSpec(encode=Encoding.RECEIVED, max_pixels=_MOST_PIXELS)
 Subject: TypeAlias = ShardFolder | RecordList | ImageFolder
 
 Observer: TypeAlias = Callable[[Callable[[], Standing]], Coroutine[None, None, None]]
-"""Watches: a coroutine function that may ask how it stands as often as it likes, until it is cancelled."""
+"""Watches: a coroutine function that may ask how it stands as often as it likes, until it is cancelled.
+
+What it raises is logged as an error under ``datafetch.observers``, and the check goes on without it.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +108,7 @@ async def verify_output(check: Check, observe: Observer | None = None) -> Verdic
         raise ConfigurationError(f"{check.out} can't be looked into: {error.strerror or error}") from error
     try:
         async with asyncio.TaskGroup() as group:
-            watching = None if observe is None else group.create_task(observe(findings.standing))
+            watching = None if observe is None else group.create_task(look_on(observe, findings.standing))
             await _examine(subject, findings, check.processes or available_cpus())
             if watching is not None:
                 watching.cancel()

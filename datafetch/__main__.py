@@ -7,7 +7,7 @@ import sys
 
 from datafetch.cli.exit_code import ExitCode, complain
 from datafetch.cli.signals import CommandInterrupts
-from datafetch.errors import ResourceError
+from datafetch.errors import ResourceError, is_want
 
 _STANDARD_DESCRIPTORS = (0, 1, 2)
 
@@ -25,10 +25,9 @@ def main() -> int:
 
         code = run_command()
     except (MemoryError, ImportError) as error:  # as app has it, if there was no memory to load even that
-        want = ResourceError.of_memory(error)
-        if want is None:
+        if not is_want(error):
             raise
-        code = complain(str(want), ExitCode.OUT_OF_RESOURCES)
+        code = complain(str(ResourceError.of_want(error)), ExitCode.OUT_OF_RESOURCES)
     return interrupts.end(code)
 
 

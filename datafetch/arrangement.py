@@ -12,7 +12,7 @@ from pathlib import Path
 import orjson
 
 from datafetch.durable import is_plain_name
-from datafetch.errors import ConfigurationError, ManifestError
+from datafetch.errors import ConfigurationError, ManifestError, raise_want
 from datafetch.ranks import Ranks, epoch
 from datafetch.rearrange import Plan
 from datafetch.report import EqualShards
@@ -65,7 +65,8 @@ class Arrangement:
 def _is_whole(pkl: Path, count: Path, file: EqualFile) -> bool:
     try:
         return pkl.stat().st_size == file.pkl_bytes and read_count(count) == file.rows
-    except (OSError, ManifestError):
+    except (OSError, ManifestError) as error:
+        raise_want(error)
         return False
 
 

@@ -6,6 +6,7 @@ breaks, and every codec process would load the whole command line. Here a child 
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -24,3 +25,9 @@ def child_command(module: str) -> list[str]:
         "-c",
         f"import sys; sys.path[:] = {import_path!r}; from {module} import main; main()",
     ]
+
+
+def why_not_started(error: OSError) -> str:
+    """Why no process could be started, in the system's words; uvloop has no number for want of descriptors."""
+    number = error.errno or 0
+    return os.strerror(number) if number > 0 else "too few descriptors, or too little memory"

@@ -21,7 +21,7 @@ import orjson
 from datafetch.arrangement import read_arrangement
 from datafetch.commit import finish_commits
 from datafetch.durable import is_plain_name, make_folder, refuse_links, refuse_unpublishable, write_atomically
-from datafetch.errors import ConfigurationError, ResourceError
+from datafetch.errors import ConfigurationError, ResourceError, raise_want
 from datafetch.lock import Lock
 from datafetch.model import Holds
 from datafetch.published import shard_files
@@ -59,6 +59,7 @@ async def claimed(
         await asyncio.to_thread(_claim, state, lock, prepare, goes_on=goes_on)
         yield
     except OSError as error:
+        raise_want(error)
         raise ResourceError.of_disk(error, f"write beside {state.out}") from error
     finally:
         if lock is not None:

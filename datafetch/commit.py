@@ -25,9 +25,16 @@ from typing import Any, TypeAlias
 import numpy as np
 import orjson
 
-from datafetch.child import child_command
+from datafetch.child import child_command, why_not_started
 from datafetch.durable import make_folder, publish, sync
-from datafetch.errors import ConfigurationError, ConservationError, DatafetchError, ManifestError, ResourceError
+from datafetch.errors import (
+    ConfigurationError,
+    ConservationError,
+    DatafetchError,
+    ManifestError,
+    ResourceError,
+    is_want,
+)
 from datafetch.ledger import Books, LedgerWriter, read_totals
 from datafetch.model import Holds, Note, Totals
 from datafetch.protocols import Sink
@@ -37,6 +44,8 @@ from datafetch.sinks import INDEX_SUFFIX, FileSink, PickleSink
 from datafetch.spool import SpoolWriter
 from datafetch.state import State
 
+_BEGUN = b"\n"  # in front of the answer, which is JSON
+_AGAIN = "free some or raise the limit (ulimit -a shows them), and run the same command again"
 _ERRORS = {error.__name__: error for error in (ConfigurationError, ConservationError, ManifestError, ResourceError)}
 
 
@@ -70,12 +79,17 @@ async def commit_in_process(commit: Commit) -> Totals:
         ResourceError: The disk is full or can't be written.
         ConservationError: The books do not balance; nothing was published.
     """
-    process = await asyncio.create_subprocess_exec(
-        *child_command("datafetch.commit"),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        start_new_session=True,  # Ctrl-C at the terminal is for the parent alone,
-    )
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *child_command("datafetch.commit"),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C at the terminal is for the parent alone
+        )
+    except OSError as error:
+        raise ResourceError(
+            f"cannot start the process that writes shards: {why_not_started(error)}; {_AGAIN}"
+        ) from error
     assert process.stdin is not None and process.stdout is not None  # noqa: PT018 - both are pipes
     try:
         # Standard input stays open: its end tells the child that its parent is gone.
@@ -96,7 +110,9 @@ def _decode_answer(answer: bytes, status: int | None) -> Totals:
             f"the process that writes shards was killed by signal {-status}; if that was for want of memory, "
             "free some and run the same command again"
         )
-    if not answer:
+    if not answer:  # not even the sign that it has begun
+        raise ResourceError(f"the process that writes shards could not begin: see what is said above; {_AGAIN}")
+    if answer == _BEGUN:
         raise RuntimeError(f"the process that writes shards ended with status {status}; its traceback is above")
     fields: dict[str, Any] = orjson.loads(answer)
     if "error" in fields:
@@ -114,18 +130,23 @@ def main() -> None:
     if not order or len(order) < length:  # the parent is gone already
         return
     commit: Commit = pickle.loads(order)  # noqa: S301 - our parent's
+    with suppress(BrokenPipeError):  # the parent is gone, and this process about to be
+        os.write(sys.stdout.fileno(), _BEGUN)
+        os.write(sys.stdout.fileno(), _answer(commit))
+
+
+def _answer(commit: Commit) -> bytes:
+    """Commit, and say in JSON what came of it."""
     try:
         threading.Thread(target=_end_with_parent, daemon=True).start()
-        answer = orjson.dumps(commit_shard(commit))
+        return orjson.dumps(commit_shard(commit))
     except DatafetchError as error:
-        answer = orjson.dumps(_refusal(error))
+        told = error
     except Exception as error:
-        want = ResourceError.of_memory(error)
-        if want is None:
+        if not is_want(error):
             raise
-        answer = orjson.dumps(_refusal(want))
-    with suppress(BrokenPipeError):  # the parent is gone, and this process about to be
-        os.write(sys.stdout.fileno(), answer)
+        told = ResourceError.of_want(error)
+    return orjson.dumps(_refusal(told))
 
 
 def _refusal(error: DatafetchError) -> dict[str, str]:

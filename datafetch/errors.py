@@ -6,8 +6,10 @@ exit code; nothing else looks at it.
 
 from __future__ import annotations
 
+import errno
 import os
 
+_WANTS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOBUFS})
 _SIGNS_OF_WANT = (  # in the words of Python, of the dynamic loader, and of Arrow
     "can't start new thread",
     "failed to map segment from shared object",
@@ -41,22 +43,40 @@ class ResourceError(DatafetchError):
         )
 
     @classmethod
-    def of_memory(cls, error: BaseException) -> ResourceError | None:
-        """The error for a process that gets no more memory, threads or processes; None where it is something else.
-
-        A limit on them shows wherever something is asked for: as a MemoryError, which Arrow's is as well, as a thread
-        that can't start, or as a library that can't be loaded.
-        """
-        said = str(error)
-        if not (isinstance(error, MemoryError) or any(sign in said for sign in _SIGNS_OF_WANT)):
-            return None
-        why = f" ({said})" if said else ""
+    def of_want(cls, error: BaseException) -> ResourceError:
+        """The error for what ``is_want`` is true of."""
+        why = "out of memory" if isinstance(error, MemoryError) else str(error)
+        if isinstance(error, OSError) and error.errno in _WANTS:
+            why = os.strerror(error.errno) + (f" ({error.filename})" if error.filename else "")
         return cls(
-            f"this process gets no more memory or threads{why}; raise its limits ('ulimit -v', 'ulimit -u', those of "
-            "the batch system), or ask for less (--memory, --processes), and run the same command again; "
-            "nothing that was written is lost"
+            f"this machine ran out of something: {why}; free some, raise the limit ('ulimit -a' shows them) or ask for "
+            "less (--memory, --processes), and run the same command again, nothing that was written is lost"
         )
 
 
 class ConservationError(DatafetchError):
     """The books do not balance: an image or a sample was lost or counted twice. Always a bug (exit 1)."""
+
+
+def is_want(error: BaseException) -> bool:
+    """Whether an error says that this machine has no more descriptors, memory, threads or processes to give.
+
+    Such an error says nothing of what was being looked at, so nothing may be called missing or damaged for it.
+    """
+    if isinstance(error, OSError):
+        return error.errno in _WANTS
+    if isinstance(error, MemoryError) or any(sign in str(error) for sign in _SIGNS_OF_WANT):
+        return True
+    # Arrow's thread pool has no class of error of its own for it, and ends in the system's words.
+    is_arrows = type(error).__module__.partition(".")[0] == "pyarrow"
+    return is_arrows and any(str(error).endswith(os.strerror(number)) for number in _WANTS)
+
+
+def raise_want(error: BaseException) -> None:
+    """To be called before an error is taken for a fault of a file.
+
+    Raises:
+        ResourceError: It says that this machine ran out of something.
+    """
+    if is_want(error):
+        raise ResourceError.of_want(error) from error

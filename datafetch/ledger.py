@@ -22,7 +22,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datafetch.errors import ConfigurationError
+from datafetch.errors import ConfigurationError, raise_want
 from datafetch.model import LedgerLine, Totals
 
 SCHEMA = pa.schema(
@@ -191,6 +191,7 @@ def _read_metadata(path: Path) -> dict[bytes, bytes]:
     try:
         metadata: dict[bytes, bytes] = pq.read_metadata(path).metadata or {}
     except (OSError, pa.ArrowException) as error:
+        raise_want(error)
         raise ConfigurationError(f"{path} is not a ledger of datafetch; --fresh starts over") from error
     if not metadata.keys() >= {_TOTALS_KEY, _ROWS_KEY, _OWN_ROWS_KEY, _RETRY_KEY}:
         raise ConfigurationError(f"{path} is not a ledger of this version of datafetch; --fresh starts over")
@@ -255,10 +256,11 @@ def read_columns(path: Path, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
     except FileNotFoundError:
         raise
     except (OSError, pa.ArrowException) as error:
+        raise_want(error)
         raise ConfigurationError(f"{path} is not a ledger of datafetch; --fresh starts over") from error
 
 
 def _batches(file: pq.ParquetFile, columns: list[str]) -> Iterator[pa.RecordBatch]:
     """Some columns of all lines, none of the batches having more than a row group has."""
     for group in range(file.num_row_groups):
-        yield from file.iter_batches(_LINES_AT_ONCE, row_groups=[group], columns=columns)
+        yield from file.iter_batches(_LINES_AT_ONCE, row_groups=[group], columns=columns, use_threads=False)

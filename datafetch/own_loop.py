@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any, TypeVar
 
 from datafetch.interrupts import in_force
@@ -27,9 +27,9 @@ def run_to_end(
         with (
             in_force() as interrupts,
             interrupts.calling(cancelling.cancel),
-            asyncio.Runner(loop_factory=loop_factory) as runner,
+            closing((loop_factory or asyncio.new_event_loop)()) as loop,
         ):
-            return runner.run(cancelling.run(work))
+            return loop.run_until_complete(cancelling.run(work))
     except asyncio.CancelledError:
         if cancelling.is_wanted:
             raise KeyboardInterrupt from None
@@ -49,9 +49,12 @@ class _Cancelling:
     async def run(self, work: Coroutine[Any, Any, _Result]) -> _Result:
         """Run the coroutine in this task."""
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
-        if self.is_wanted:
-            raise asyncio.CancelledError
-        return await work
+        try:
+            if self.is_wanted:
+                raise asyncio.CancelledError
+            return await work
+        finally:
+            await _end_the_rest()
 
     def cancel(self) -> None:
         """Cancel it soon; in a signal handler, so that it happens between two steps of the loop and wakes it up."""
@@ -59,3 +62,18 @@ class _Cancelling:
         if self._loop is not None and self._task is not None:
             with suppress(RuntimeError):  # the loop is closed, the work done
                 self._loop.call_soon_threadsafe(self._task.cancel)
+
+
+async def _end_the_rest() -> None:
+    """End what is left on this loop, as ``asyncio.Runner`` does, but before the loop stops.
+
+    To start it once more takes uvloop descriptors; where there are none, the loop can't even be closed any more.
+    """
+    loop = asyncio.get_running_loop()
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await loop.shutdown_asyncgens()
+    with suppress(RuntimeError):  # no thread to wait in for the others; closing the loop tells them to end
+        await loop.shutdown_default_executor()

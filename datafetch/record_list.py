@@ -17,7 +17,7 @@ from typing import BinaryIO
 import orjson
 
 from datafetch.durable import make_folder, publish, write_atomically
-from datafetch.errors import ConfigurationError, ConservationError
+from datafetch.errors import ConfigurationError, ConservationError, raise_want
 from datafetch.ledger import read_books, read_samples
 from datafetch.model import OK
 from datafetch.readers import RecordReader
@@ -47,7 +47,8 @@ def published_source(state: State, source: Path, name: str) -> Path:
         return source
     try:
         made: object = orjson.loads((state.published_list / _MADE).read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        raise_want(error)
         return source
     return kept if made == {"sha256": _sha256(path)} else source
 

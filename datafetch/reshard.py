@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 
 from datafetch.durable import make_folder, refuse_links
-from datafetch.errors import ConfigurationError, ManifestError, ResourceError
+from datafetch.errors import ConfigurationError, ManifestError, ResourceError, raise_want
 from datafetch.lock import Lock
 from datafetch.model import Loader
 from datafetch.ranks import GROUP_OF, SHUFFLE_OF, Epoch, Ranks, epoch, equal_sizes
@@ -157,6 +157,7 @@ def _shards(folder: Path) -> list[Path]:
     try:
         names = {path.name for path in folder.iterdir()}
     except OSError as error:
+        raise_want(error)
         raise ManifestError(f"cannot read the folder {folder}: {error.strerror}; name a folder of shards") from error
     if not names:
         raise ManifestError(f"{folder} is empty; name a folder of .pkl and .count files")
@@ -177,6 +178,7 @@ def _count(path: Path) -> int:
         rows = read_count(count)
         total_bytes = path.stat().st_size
     except OSError as error:
+        raise_want(error)
         raise ManifestError(f"cannot read {count}: {error.strerror}") from error
     if not 0 <= rows <= total_bytes:  # a row has one byte at least
         raise ManifestError(f"{count} says {rows:,} rows, which {path.name} can't hold; write it anew")

@@ -16,7 +16,7 @@ import orjson
 
 from datafetch.claim import refuse_left_spools
 from datafetch.durable import write_atomically
-from datafetch.errors import ConfigurationError
+from datafetch.errors import ConfigurationError, raise_want
 from datafetch.ledger import read_books
 from datafetch.state import State
 from datafetch.wanted import Retry, Wanted
@@ -90,6 +90,7 @@ def read_note(state: State) -> Note | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
+        raise_want(error)
         raise ConfigurationError(
             f"{state.retry} is damaged; delete it, and what the interrupted retry had fetched is fetched again"
         ) from error

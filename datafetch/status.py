@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datafetch.entries import Ended, read_heads, read_marker
-from datafetch.errors import ConfigurationError
+from datafetch.errors import ConfigurationError, raise_want
 from datafetch.failing_hosts import FailingHost, FailingHosts
 from datafetch.heartbeat import Beat, read_beat
 from datafetch.ledger import read_columns, read_totals
@@ -251,6 +251,7 @@ def _read_job(state: State) -> _Job:
     try:
         found = orjson.loads(state.job.read_bytes())
     except OSError as error:
+        raise_want(error)
         raise ConfigurationError(
             f"there is no run in {state.out}: cannot read {state.job} ({error.strerror or error}); "
             "give the folder that a run writes to"

@@ -318,6 +318,13 @@ def test_out_of_space_is_exit_4(tmp_path: Path, source: CoyoSource, capfd: pytes
     assert capfd.readouterr().err.startswith("datafetch: cannot write")
 
 
+def test_a_complaint_that_finds_no_room_changes_no_exit_code() -> None:
+    """Standard error may be a file on the very disk that is full."""
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "datafetch", "prepare", "coyo", "--source", "nowhere"]
+        assert subprocess.run(command, stderr=full, check=False, timeout=PATIENCE_S).returncode == 2
+
+
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["prepare", "--help"], ["demo", "--help"], ["--version"]])
 def test_help_is_no_error(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     """Asked for, it goes to standard output."""

@@ -19,7 +19,7 @@ import typer
 
 from datafetch.cli import signals
 from datafetch.cli.exit_code import ExitCode, complain
-from datafetch.errors import ConservationError, DatafetchError, ResourceError
+from datafetch.errors import ConservationError, DatafetchError, ResourceError, is_want
 
 if TYPE_CHECKING:
     from typer._click import Command as ClickCommand  # typer has a click of its own, and exports no name for this
@@ -122,18 +122,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = ExitCode.INTERRUPTED
     except DatafetchError as error:
         return complain(str(error), _exit_code(error))
-    except OSError as error:
-        is_wrong_path = error.errno in (errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP)
-        code = ExitCode.WRONG_COMMAND if is_wrong_path else ExitCode.OUT_OF_RESOURCES
-        return complain(str(ResourceError.of_disk(error, "go on")), code)
     except _USAGE_ERRORS as error:
         command = error.ctx.command_path if error.ctx else "datafetch"
         return complain(f"{error.format_message()} (see '{command} --help')", ExitCode.WRONG_COMMAND)
     except Exception as error:
-        want = ResourceError.of_memory(error)
-        if want is None:
+        if not (is_want(error) or isinstance(error, OSError)):
             raise
-        return complain(str(want), ExitCode.OUT_OF_RESOURCES)
+        return _complain_of_machine(error)
     if code == ExitCode.INTERRUPTED:  # typer itself makes this of Ctrl-C, without a word
         return complain(f"interrupted{_after_ctrl_c(words)}", ExitCode.INTERRUPTED)
     return ExitCode.COMPLETE if code is None else code
@@ -155,6 +150,15 @@ def _refuse_small_address_space() -> None:
 
 def _exit_code(error: DatafetchError) -> ExitCode:
     return next((code for kind, code in _EXIT_CODES.items() if isinstance(error, kind)), ExitCode.WRONG_COMMAND)
+
+
+def _complain_of_machine(error: Exception) -> ExitCode:
+    """Say what this machine lacks, or which file it could not do something with."""
+    if is_want(error) or not isinstance(error, OSError):
+        return complain(str(ResourceError.of_want(error)), ExitCode.OUT_OF_RESOURCES)
+    is_wrong_path = error.errno in (errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP)
+    code = ExitCode.WRONG_COMMAND if is_wrong_path else ExitCode.OUT_OF_RESOURCES
+    return complain(str(ResourceError.of_disk(error, "go on")), code)
 
 
 def _after_ctrl_c(words: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from enum import IntEnum
 
 _MOST_CHARS = 2000
@@ -23,7 +24,8 @@ class ExitCode(IntEnum):
 
 def complain(message: str, code: ExitCode) -> ExitCode:
     """Write one line on standard error that says what is wrong, and return the exit code that goes with it."""
-    sys.stderr.write(f"datafetch: {one_line(message)}\n")
+    with suppress(OSError):  # the exit code counts, also where the line finds no room
+        sys.stderr.write(f"datafetch: {one_line(message)}\n")
     return code
 
 

@@ -19,7 +19,7 @@ from datafetch.datasets.keys import URL_KEYS, choose_key, say_keys
 from datafetch.datasets.names import Clashes, is_utf8, why_refused
 from datafetch.datasets.saved import SAMPLES_A_SHARD, find_file, saved_row, shard_name
 from datafetch.datasets.urls import askable
-from datafetch.errors import ManifestError
+from datafetch.errors import ManifestError, raise_want
 from datafetch.model import Holds, Loader, Payload, Record, Row, Sample, Selection, Shard, Totals
 from datafetch.protocols import Samples
 from datafetch.readers import LineFile, RecordReader
@@ -158,6 +158,7 @@ def _said(path: Path, reader: RecordReader) -> Iterator[object]:
     except ManifestError as error:
         raise ManifestError(f"{path} {error}; --source takes the published list") from error
     except OSError as error:
+        raise_want(error)
         raise ManifestError(f"cannot read {path}: {error.strerror or error}") from error
 
 

@@ -17,7 +17,7 @@ from datafetch.datasets.description import Description
 from datafetch.datasets.names import Clashes, why_refused
 from datafetch.datasets.saved import SAMPLES_A_SHARD, find_file, saved_row, shard_name
 from datafetch.datasets.urls import MOST_URL_CHARS, askable
-from datafetch.errors import ManifestError
+from datafetch.errors import ManifestError, raise_want
 from datafetch.model import Holds, Loader, Payload, Record, Row, Sample, Selection, Shard, Totals
 from datafetch.protocols import Samples
 from datafetch.readers import LineFile, MemberReader, RecordReader
@@ -199,6 +199,7 @@ def _read_referenced(path: Path) -> frozenset[str]:
     except ManifestError as error:
         raise ManifestError(f"{path} {error}; --only-referenced takes a JSON list of the training") from error
     except OSError as error:
+        raise_want(error)
         raise ManifestError(f"cannot read {path}: {error.strerror or error}") from error
     if not ids:
         raise ManifestError(f"{path} names no image in {_FOLDER}; --only-referenced takes a JSON list of the training")

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from datafetch.errors import ConfigurationError
+from datafetch.errors import ConfigurationError, raise_want
 
 TOKENS_AN_IMAGE = 729  # 27 × 27 patches, as the recipe's vision tower has them
 
@@ -35,6 +35,7 @@ class TokenCounter:
             content = path.read_bytes()
             self._tokenizer = Tokenizer.from_str(content.decode())
         except OSError as error:
+            raise_want(error)
             raise ConfigurationError(f"cannot read the tokenizer {path}: {error.strerror or error}") from error
         except Exception as error:
             raise ConfigurationError(f"{path} is not a tokenizer.json: {error}") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from datafetch.errors import ManifestError
+from datafetch.errors import ManifestError, raise_want
 from datafetch.readers.words import reason
 
 
@@ -18,6 +18,7 @@ def list_files(folder: Path, *suffixes: str) -> list[Path]:
     try:
         return _list_files(folder, suffixes)
     except OSError as error:
+        raise_want(error)
         raise ManifestError(f"cannot read the folder {folder}: {reason(error)}") from error
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from datafetch.errors import ManifestError
+from datafetch.errors import ManifestError, raise_want
 from datafetch.readers.words import Int64s, reason
 
 INDEX_BITS = 32
@@ -87,6 +87,7 @@ def _read(
             ids.add(_parse(path, lines, first_line, parse, (what, form)))
             first_line += len(chunk)
     except (OSError, EOFError, zlib.error) as error:
+        raise_want(error)
         raise ManifestError(f"cannot read the id list {path}: {reason(error)}") from error
     listed = ids.listed()
     if not len(listed.ids):

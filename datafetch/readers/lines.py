@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from datafetch.errors import ManifestError
+from datafetch.errors import ManifestError, raise_want
 from datafetch.readers.words import most_rows, reason, what_it_is, what_text_it_is
 
 if sys.version_info >= (3, 14):
@@ -195,4 +195,5 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except _DAMAGES as error:
+        raise_want(error)
         raise ManifestError(f"cannot read {path}: {reason(error)}") from error

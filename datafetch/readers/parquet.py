@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from datafetch.errors import ManifestError
+from datafetch.errors import ManifestError, raise_want
 from datafetch.readers.pages import DamagedPageError, Page, read_pages
 from datafetch.readers.words import Int64s, most_rows, reason, what_is_no_parquet
 
@@ -252,4 +252,5 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, UnicodeError, DamagedPageError, pa.ArrowException) as error:
+        raise_want(error)
         raise ManifestError(f"cannot read {path} as parquet: {reason(error)}") from error

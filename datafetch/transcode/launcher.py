@@ -17,7 +17,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Self
 
-from datafetch.child import child_command
+from datafetch.child import child_command, why_not_started
 from datafetch.errors import ResourceError
 from datafetch.transcode.forkserver import COMMAND, END, FORK, FORK_FAILED, KILL
 from datafetch.transcode.sandbox import kept_environment
@@ -238,7 +238,7 @@ class _Server:
                         start_new_session=True,
                     )
             except OSError as error:
-                raise ResourceError(f"cannot start a codec process: {error.strerror}") from error
+                raise ResourceError(f"cannot start a codec process: {why_not_started(error)}") from error
             undo.pop_all()
         return cls(process, reader, writer, control)
 

@@ -15,7 +15,7 @@ from typing import TypeAlias
 import orjson
 
 from datafetch.datasets import DATASETS, find_dataset
-from datafetch.errors import ConfigurationError, DatafetchError
+from datafetch.errors import ConfigurationError, DatafetchError, raise_want
 from datafetch.model import Loader
 from datafetch.observers import look_on
 from datafetch.own_loop import run_to_end
@@ -105,6 +105,7 @@ async def verify_output(check: Check, observe: Observer | None = None) -> Verdic
         subject = await asyncio.to_thread(_open, check)
         findings = Findings(await asyncio.to_thread(lambda: subject.total_bytes))
     except OSError as error:
+        raise_want(error)
         raise ConfigurationError(f"{check.out} can't be looked into: {error.strerror or error}") from error
     try:
         async with asyncio.TaskGroup() as group:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from datafetch.errors import ConfigurationError
+from datafetch.errors import ConfigurationError, raise_want
 from datafetch.model import Loader
 from datafetch.verify.findings import Examined, FoundImage, Place, Problem
 from datafetch.verify.torch import read_image
@@ -38,13 +38,14 @@ class ImageFolder:
             try:
                 body = read_image(path, self._real_folder)
             except (OSError, ValueError) as error:
+                raise_want(error)
                 reason = (isinstance(error, OSError) and error.strerror) or str(error)
                 yield Examined(1, (Problem(place, f"can't be read: {reason}"),))
             else:
                 yield Examined(1, images=(FoundImage(place, body),), read_bytes=len(body))
 
     def _files(self) -> Iterator[Path]:
-        for folder, folders, files in os.walk(self._folder):
+        for folder, folders, files in os.walk(self._folder, onerror=raise_want):
             folders.sort()
             links = [name for name in folders if (Path(folder) / name).is_symlink()]  # which are not walked into
             yield from (Path(folder) / name for name in sorted([*files, *links]))

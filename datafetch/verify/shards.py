@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from datafetch.errors import ConfigurationError, ManifestError
+from datafetch.errors import ConfigurationError, ManifestError, raise_want
 from datafetch.model import Loader
 from datafetch.sinks import decode_row, read_count, read_frames
 from datafetch.verify.findings import Examined, FoundImage, Place, Problem, leads_out
@@ -37,6 +37,7 @@ class ShardFolder:
         try:
             paths = sorted(folder.iterdir(), key=lambda path: path.name)
         except OSError as error:
+            raise_want(error)
             raise ConfigurationError(f"{folder} can't be looked into: {error.strerror or error}") from error
         if not paths:
             raise ConfigurationError(f"{folder} is empty; give a folder of shards")
@@ -126,6 +127,7 @@ class ShardFolder:
         except ManifestError as error:
             raise ManifestError("is not a number") from error
         except OSError as error:
+            raise_want(error)
             raise ManifestError(f"can't be read: {error.strerror or error}") from error
 
     def _loader_of_first_row(self) -> Loader:
@@ -150,6 +152,7 @@ def _frames(path: Path) -> Iterator[bytes]:
     except ManifestError as error:
         raise ManifestError(str(error).removeprefix(str(path)).lstrip(": ")) from error
     except OSError as error:
+        raise_want(error)
         raise ManifestError(f"can't be read: {error.strerror or error}") from error
 
 

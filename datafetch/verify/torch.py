@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from datafetch.errors import ConfigurationError, ManifestError
+from datafetch.errors import ConfigurationError, ManifestError, raise_want
 from datafetch.model import Loader
 from datafetch.readers import RecordReader
 from datafetch.verify.findings import Examined, FoundImage, Place, Problem, clean, leads_out
@@ -60,6 +60,7 @@ class RecordList:
         except ManifestError as error:
             fault = f"{error}; {number:,} records could be read"
         except OSError as error:
+            raise_want(error)
             fault = f"can't be read: {error.strerror or error}"
         if fault or not number:
             yield Examined(problems=(Problem(Place(file), fault or "has no records"),))
@@ -83,6 +84,7 @@ class RecordList:
             try:
                 yield Examined(images=self._new_image(place, name))
             except (OSError, ValueError) as error:
+                raise_want(error)
                 reason = error.strerror if isinstance(error, OSError) else error
                 fault = f"image {clean(name, _MOST_SHOWN_CHARS)!r}: {reason}"
                 yield Examined(problems=(Problem(place, fault),))

@@ -1,0 +1,86 @@
+"""What this machine lacks is told from what is wrong with a file."""
+
+from __future__ import annotations
+
+import errno
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from datafetch.datasets import find_dataset
+from datafetch.errors import ResourceError, is_want
+from datafetch.ledger import read_books, read_columns
+from datafetch.readers import list_files, read_ids
+from datafetch.readers.lines import LineFile
+from datafetch.readers.parquet import ParquetFile
+from datafetch.retries import read_note
+from datafetch.state import State
+from datafetch.status import read_status
+from datafetch.verify.folder import ImageFolder
+from datafetch.verify.shards import ShardFolder
+from datafetch.verify.torch import RecordList
+
+_STANDARD_STREAMS = 3
+
+
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    """Meanwhile, this process can open nothing."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (_STANDARD_STREAMS, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+READS: dict[str, Callable[[Path], object]] = {
+    "ledger": lambda folder: read_books(folder / "file"),
+    "ledger's columns": lambda folder: list(read_columns(folder / "file", ["key"])),
+    "parquet": lambda folder: ParquetFile(folder / "file", {}),
+    "ids": lambda folder: read_ids(folder / "file"),
+    "folder": lambda folder: list_files(folder, ".parquet"),
+    "lines": lambda folder: list(LineFile(folder / "file").lines()),
+    "covers": lambda folder: find_dataset("ocr-vqa").bind(folder / "file", None),
+    "note of a retry": lambda folder: read_note(State(folder / "out")),
+    "status": lambda folder: read_status(folder / "out"),
+    "folder of shards": ShardFolder,
+    "folder of images": lambda folder: list(ImageFolder(folder).examine()),
+    "list of records": lambda folder: list(RecordList(folder / "file", folder).examine()),
+}
+
+
+@pytest.mark.parametrize("name", READS)
+def test_nothing_is_called_damaged_for_want_of_descriptors(name: str, tmp_path: Path) -> None:
+    """Nor missing: whoever would begin anew for that lost what is there."""
+    (tmp_path / "file").write_bytes(b"[]")
+    state = State(tmp_path / "out").folder
+    state.mkdir()
+    for file in ("job.json", "retry.json"):
+        (state / file).write_bytes(b"{}")
+    with no_descriptors(), pytest.raises(ResourceError, match=r"Too many open files.*run the same command again"):
+        READS[name](tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_so"),
+    [
+        (OSError(errno.EMFILE, "Too many open files"), True),
+        (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), True),
+        (OSError(errno.ENOENT, "No such file or directory"), False),
+        (OSError(errno.ENOSPC, "No space left on device"), False),
+        (MemoryError(), True),
+        (pa.ArrowMemoryError("malloc of size 64 failed"), True),
+        (pa.ArrowException("Unknown error: Failed to launch worker thread: Resource temporarily unavailable"), True),
+        (pa.ArrowInvalid("not a parquet file"), False),
+        (RuntimeError("can't start new thread"), True),
+        (RuntimeError("a bug"), False),
+    ],
+)
+def test_what_this_machine_lacks_is_known(error: Exception, is_so: bool) -> None:
+    """By number, by class, and where there is neither by the system's words."""
+    assert is_want(error) is is_so

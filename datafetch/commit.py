@@ -8,13 +8,13 @@ committed, and whoever comes next puts the rest in place: the rows first, the co
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import os
 import pickle
 import shutil
 import signal
 import sys
-import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import closing, suppress
@@ -138,7 +138,8 @@ def main() -> None:
 def _answer(commit: Commit) -> bytes:
     """Commit, and say in JSON what came of it."""
     try:
-        threading.Thread(target=_end_with_parent, daemon=True).start()
+        # Not threading.Thread, whose start waits for ever for a thread that finds no memory for its first step.
+        _thread.start_new_thread(_end_with_parent, ())
         return orjson.dumps(commit_shard(commit))
     except DatafetchError as error:
         told = error

@@ -434,7 +434,7 @@ async def test_a_stopped_fork_server_costs_no_image(
 async def test_a_fork_server_that_does_not_fork_is_replaced(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process comes up all the same, of another server."""
     monkeypatch.setattr("datafetch.transcode.launcher._SILENCE_S", SOON_S / 4)
-    launcher = Launcher(echo, ImageSpec())
+    launcher = Launcher(echo, ImageSpec(), is_shut_in=False)
     try:
         first = await launcher.launch()
         server = family.members()[0]

@@ -105,7 +105,7 @@ async def commit_in_process(commit: Commit) -> Totals:
 
 
 def _decode_answer(answer: bytes, status: int | None) -> Totals:
-    if not answer and status is not None and status < 0:
+    if answer in (b"", _BEGUN) and status is not None and status < 0:
         raise ResourceError(
             f"the process that writes shards was killed by signal {-status}; if that was for want of memory, "
             "free some and run the same command again"

@@ -66,8 +66,8 @@ FAULTS = (
     Fault(
         "a spool's payload is taken without its checksum",
         "entries.py",
-        "    if zlib.crc32(payload) != front.crc:\n        return None\n",
-        "",
+        "    return payload if zlib.crc32(payload) == front.crc else None\n",
+        "    return payload\n",
         ("spool",),
     ),
     Fault(
@@ -327,7 +327,7 @@ FAULTS = (
     Fault(
         "what the library remarks is not shown",
         "cli/progress.py",
-        "        with suppress(OSError):  # that a remark can't be written is no reason to end a run either\n"
+        "        with suppress(Exception):  # that a remark can't be shown is no reason to end a run either\n"
         "            self._console.print(line, soft_wrap=True, highlight=False)\n",
         "        del line\n",
         ("progress", "cli"),

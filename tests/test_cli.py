@@ -257,7 +257,7 @@ def _nothing(_: Path) -> None:
     [
         (_nothing, "there is no folder"),
         (_empty, "holds no .parquet file"),
-        (_no_parquet, "cannot read"),
+        (_no_parquet, "is not parquet: it is text that begins with"),
         (_no_column, "has no column text, clip_similarity_vitb32, clip_similarity_vitl14; it has id, url"),
     ],
 )

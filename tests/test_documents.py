@@ -165,13 +165,6 @@ def test_a_document_without_similarities_is_refused_or_gets_zeros() -> None:
     assert draft.notes == (Note.FILLED_SIMILARITY,)
 
 
-def test_zeros_are_not_filled_in_without_end() -> None:
-    """A line of empty texts and many images would become gigabytes of zeros."""
-    record = broken(similarity_matrix=None, text_list=[""] * 100_000, image_info=document(256)["image_info"])
-    with pytest.raises(BadRecordError, match="zeros"):
-        read(record, Choices(fill_similarity=True))
-
-
 def test_what_can_never_have_enough_images_is_not_asked_for() -> None:
     """A document of two images has not three; it ends as a sample without a row."""
     assert read(document(2), Choices(keep_at_least=3)).urls == ()

@@ -10,6 +10,7 @@ from datafetch.cli.signals import CommandInterrupts
 from datafetch.errors import ResourceError, is_want
 
 _STANDARD_DESCRIPTORS = (0, 1, 2)
+_NO_MEMORY = b"datafetch: this process gets no memory; raise its limits ('ulimit -v') and run the same command again\n"
 
 
 def main() -> int:
@@ -27,8 +28,16 @@ def main() -> int:
     except (MemoryError, ImportError) as error:  # as app has it, if there was no memory to load even that
         if not is_want(error):
             raise
-        code = complain(str(ResourceError.of_want(error)), ExitCode.OUT_OF_RESOURCES)
+        code = _complain_of_memory(error)
     return interrupts.end(code)
+
+
+def _complain_of_memory(error: MemoryError | ImportError) -> ExitCode:
+    try:
+        return complain(str(ResourceError.of_want(error)), ExitCode.OUT_OF_RESOURCES)
+    except MemoryError:  # not even for that line
+        os.write(_STANDARD_DESCRIPTORS[-1], _NO_MEMORY)
+        return ExitCode.OUT_OF_RESOURCES
 
 
 def _open_standard_streams() -> None:

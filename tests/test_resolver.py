@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import errno
 import gc
+import os
 import resource
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from ipaddress import ip_network
-from itertools import count, filterfalse, islice
 from pathlib import Path
 
 import pycares
@@ -464,12 +464,23 @@ async def _no_descriptors_left(spare: int = 0) -> AsyncIterator[None]:
     """Let this process open so many descriptors more, and no other one."""
     await _earlier_channels_are_gone()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    free = filterfalse(lambda number: Path(f"/proc/self/fd/{number}").is_symlink(), count())
-    resource.setrlimit(resource.RLIMIT_NOFILE, (next(islice(free, spare, None)), hard))
+    taken: list[int] = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (_highest_descriptor() + 20, hard))
     try:
+        with suppress(OSError):
+            while True:
+                taken.append(os.dup(0))
+        for _ in range(spare):
+            os.close(taken.pop())
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for descriptor in taken:
+            os.close(descriptor)
+
+
+def _highest_descriptor() -> int:
+    return max(int(entry.name) for entry in Path("/proc/self/fd").iterdir())
 
 
 async def _earlier_channels_are_gone() -> None:

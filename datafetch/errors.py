@@ -49,7 +49,7 @@ class ResourceError(DatafetchError):
         if isinstance(error, OSError) and error.errno in _WANTS:
             why = os.strerror(error.errno) + (f" ({error.filename})" if error.filename else "")
         return cls(
-            f"this machine ran out of something: {why}; free some, raise its limits ('ulimit -n', '-u', 'ulimit -v') or ask for "
+            f"this machine ran out of something: {why}; free some, raise a limit ('ulimit -n', 'ulimit -v') or ask for "
             "less (--memory, --processes), and run the same command again, nothing that was written is lost"
         )
 

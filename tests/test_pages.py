@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from datafetch.errors import ManifestError
@@ -76,6 +76,7 @@ def test_a_page_that_claims_more_than_the_footer_is_refused(tmp_path: Path) -> N
         list(file.batches(["text"]))
 
 
+@example(b"\x01\x00(\x80\x80\x80\x80\x80\x80\x04")  # a text of 2**44 bytes
 @given(st.binary(max_size=60))
 def test_rubbish_is_damaged_and_nothing_else(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     """Whatever stands where a page should: pages, or that there are none."""

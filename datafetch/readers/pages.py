@@ -107,7 +107,10 @@ def _read_value(file: BinaryIO, kind: int, depth: int) -> object:
     sizes: dict[int, Callable[[], int]] = {_BYTE: lambda: 1, _DOUBLE: lambda: 8, _BINARY: lambda: _read_varint(file)}
     if kind not in sizes:
         raise DamagedPageError("the header of a page is damaged")
-    file.seek(sizes[kind](), os.SEEK_CUR)
+    size_bytes = sizes[kind]()
+    if size_bytes > os.fstat(file.fileno()).st_size:  # a file can't even be asked for a place that far away
+        raise DamagedPageError("the header of a page is damaged")
+    file.seek(size_bytes, os.SEEK_CUR)
     return None
 
 

@@ -93,7 +93,7 @@ def kill_until_done(command: list[str], victim: str, healing: Healing, tmp_path:
         kills += code != 0
         assert code in (0, 4, _KILLED), run
         yield healing.files()
-    assert kills >= 3
+    assert kills >= 2
 
 
 @pytest.mark.slow

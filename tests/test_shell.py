@@ -1,6 +1,7 @@
 """What a shell, its limits and other people's names can do to the command: one clean line, and the right exit code."""
 
 import logging
+import os
 import pickle
 import resource
 import subprocess
@@ -68,11 +69,13 @@ def _limited(limit_bytes: int) -> Callable[[], None]:
     "limit_mib",
     [
         100,
-        *(pytest.param(mib, marks=pytest.mark.slow) for mib in (40, 50, 120, 180, 250, 350, 450, 600, 800, 1000)),
+        *(pytest.param(mib, marks=pytest.mark.slow) for mib in (20, 30, 50, 120, 180, 250, 350, 450, 600, 800, 1000)),
     ],
 )
 def test_a_small_address_space_is_one_line(command: list[str], limit_mib: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """``ulimit -v`` far below what libraries need: exit 4, and what to do, whichever of them would have failed."""
+    if limit_mib <= 20 and "COVERAGE_PROCESS_CONFIG" in os.environ:
+        pytest.skip("Python can't even load what measures coverage in so little")
     for variable in ("COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START"):  # or there is not even room for that
         monkeypatch.delenv(variable, raising=False)
     limit = _limited(limit_mib << 20)

@@ -91,6 +91,7 @@ def read_arrangement(state: State) -> Arrangement | None:
             and all(isinstance(one, str) for one in samples.values())
         )
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise_want(error)
         raise ConfigurationError(f"{state.equal} is damaged; --fresh starts over") from error
     if not is_sound:
         raise ConfigurationError(f"{state.equal} is damaged; --fresh starts over")

@@ -297,7 +297,8 @@ def _look(path: Path) -> _Books | None:
             marker = read_marker(file)
             books.spool_bytes = os.fstat(file.fileno()).st_size
             _count_heads(books, read_heads(file, marker))
-    except (OSError, ConfigurationError):
+    except (OSError, ConfigurationError) as error:
+        raise_want(error)
         return None
     except (ValueError, TypeError, KeyError, struct.error):
         pass  # nobody has checked these bytes; what came before them counts
@@ -353,6 +354,7 @@ def _read_ledger(state: State, shard: str) -> _Books | None:
     except (ConfigurationError, OSError, ValueError) as error:
         if isinstance(error, FileNotFoundError) or isinstance(error.__cause__, FileNotFoundError):
             return None
+        raise_want(error)
         raise ConfigurationError(f"{path} is not a ledger of datafetch; --fresh starts over") from error
     return books
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from datafetch.arrangement import read_arrangement
 from datafetch.datasets import find_dataset
 from datafetch.errors import ResourceError, is_want
 from datafetch.ledger import read_books, read_columns
@@ -48,6 +49,7 @@ READS: dict[str, Callable[[Path], object]] = {
     "covers": lambda folder: find_dataset("ocr-vqa").bind(folder / "file", None),
     "note of a retry": lambda folder: read_note(State(folder / "out")),
     "status": lambda folder: read_status(folder / "out"),
+    "shards made equal": lambda folder: read_arrangement(State(folder / "out")),
     "folder of shards": ShardFolder,
     "folder of images": lambda folder: list(ImageFolder(folder).examine()),
     "list of records": lambda folder: list(RecordList(folder / "file", folder).examine()),
@@ -60,10 +62,19 @@ def test_nothing_is_called_damaged_for_want_of_descriptors(name: str, tmp_path: 
     (tmp_path / "file").write_bytes(b"[]")
     state = State(tmp_path / "out").folder
     state.mkdir()
-    for file in ("job.json", "retry.json"):
+    for file in ("job.json", "retry.json", "equal.json"):
         (state / file).write_bytes(b"{}")
     with no_descriptors(), pytest.raises(ResourceError, match=r"Too many open files.*run the same command again"):
         READS[name](tmp_path)
+
+
+def test_covers_are_not_called_unreadable_for_want_of_descriptors(tmp_path: Path) -> None:
+    """Neither while they are read, slice by slice, after the file was found sound."""
+    (tmp_path / "dataset.json").write_bytes(b'{"1": {"imageURL": "http://example.com/1.jpg"}}')
+    manifest = find_dataset("ocr-vqa").bind(tmp_path / "dataset.json", None)
+    shard = manifest.shards()[0]
+    with no_descriptors(), pytest.raises(ResourceError, match="Too many open files"):
+        list(manifest.samples(shard))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The fetcher against a real server: what can be had is had, and everything else has its one reason."""
 
 import asyncio
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -15,6 +16,7 @@ from datafetch.errors import ConfigurationError, ResourceError
 from datafetch.fetch import Fetcher, FetchPolicy
 from datafetch.fetch.classify import PressureError, classify
 from datafetch.fetch.concurrency import affordable_connections
+from datafetch.fetch.happy_eyeballs import connect_to_first
 from datafetch.model import Body, Failure, FailureKind
 
 # Short, so that the tests are; the figures themselves don't matter.
@@ -217,10 +219,17 @@ def test_a_bare_errno_of_ours_is_our_fault(error: OSError) -> None:
         classify(error)
 
 
-def test_descriptors_that_run_out_for_all_addresses_are_our_fault() -> None:
-    """Tried in vain, several addresses become one error without a number."""
+async def test_descriptors_that_run_out_at_one_of_several_addresses_are_our_fault() -> None:
+    """Whatever the others said: the host may well be there."""
+    errors = {"192.0.2.1": errno.ENETUNREACH, "192.0.2.2": errno.EMFILE, "192.0.2.3": errno.ECONNREFUSED}
+
+    async def connect(address: str) -> None:
+        raise OSError(errors[address], os.strerror(errors[address]))
+
+    with pytest.raises(OSError, match="Too many open files") as raised:
+        await connect_to_first([*errors], connect, lambda _: None)
     with pytest.raises(PressureError, match="ulimit"):
-        classify(OSError("Multiple exceptions: [Errno 101] Network is unreachable, [Errno 24] Too many open files"))
+        classify(raised.value)
 
 
 def test_connections_fit_the_descriptors() -> None:

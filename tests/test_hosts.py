@@ -73,6 +73,7 @@ async def test_a_host_delays_us_so_much_in_all(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(room, "_MAX_DELAY_S", 0.3)
     hosts = Hosts(4, 30.0)
     number = 0
+    monkeypatch.setattr(room, "_DELAY_EARNED_BY_ANSWER_S", 0.01)
     while hosts.is_patient_with(HOST):
         async with hosts.turn(HOST, number) as turn:
             turn.refused(0.1)
@@ -84,6 +85,30 @@ async def test_a_host_delays_us_so_much_in_all(monkeypatch: pytest.MonkeyPatch) 
         turn.refused(30.0)
     assert hosts.statistics().paused == 0
     assert hosts.is_patient_with("example.com:80")
+
+
+async def test_what_a_host_delayed_us_is_not_forgotten_with_its_last_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One image after the other, each refused once and never asked for again: that, too, is bounded."""
+    monkeypatch.setattr(room, "_MAX_DELAY_S", 0.05)
+    monkeypatch.setattr(room, "_DELAY_EARNED_BY_ANSWER_S", 0.0)
+    hosts = Hosts(4, 30.0)
+    async with hosts.turn(HOST, 0) as turn:
+        turn.refused(0.06)
+    async with hosts.turn(HOST, 0) as turn:  # the pause is over, and nothing else is to be remembered
+        turn.answered()
+    assert not hosts.is_patient_with(HOST)
+
+
+async def test_a_host_that_delivers_may_ask_for_pauses_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each answer earns it a second, so one with a limit of requests a minute is obeyed to the end of the run."""
+    monkeypatch.setattr(room, "_MAX_DELAY_S", 0.01)
+    hosts = Hosts(4, 30.0)
+    for number in range(20):
+        async with hosts.turn(HOST, number) as turn:
+            turn.refused(0.001)
+        async with hosts.turn(HOST, number) as turn:
+            turn.answered()
+        assert hosts.is_patient_with(HOST), number
 
 
 async def test_whoever_waits_is_told_of() -> None:

@@ -90,6 +90,15 @@ def test_rubbish_is_damaged_and_nothing_else(tmp_path_factory: pytest.TempPathFa
     assert all(page.size_bytes >= 0 for page in pages)
 
 
+@pytest.mark.parametrize("field", [b"\x11", b"\x1c\x11\x00", b"\x19\x3c\x11\x00\x11\x00\x11\x00"])
+def test_a_header_of_endless_fields_is_damaged(field: bytes, tmp_path: Path) -> None:
+    """Whatever struct or list they lie in: what is kept of a header does not grow with the file."""
+    path = tmp_path / "x"
+    path.write_bytes(field * 100_000)
+    with path.open("rb") as file, pytest.raises(DamagedPageError, match="too many fields"):
+        list(read_pages(file, 0, len(field) * 100_000))
+
+
 def test_a_header_of_endless_structs_is_damaged(tmp_path: Path) -> None:
     """However deep it goes."""
     path = tmp_path / "x"

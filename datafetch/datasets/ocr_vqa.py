@@ -158,6 +158,7 @@ class OcrVqaManifest:
         except ManifestError as error:
             raise ManifestError(f"{self._path} {error}; --source takes the published {_FILE}") from error
         except OSError as error:
+            raise_want(error)
             raise ManifestError(f"cannot read {self._path}: {error.strerror or error}") from error
 
 

@@ -65,14 +65,11 @@ def classify(error: Exception) -> Failure:
     Raises:
         PressureError: The fault is this machine's, and no image is to blame.
     """
-    text = str(error)
-    for number in _OUR_ERRNOS:
-        # Several addresses tried in vain become one error without a number, whose text tells theirs (aiohappyeyeballs).
-        if isinstance(error, OSError) and (error.errno == number or f"[Errno {number}]" in text):
-            raise PressureError(
-                f"this machine ran out of sockets or memory for them ({os.strerror(number)}); "
-                "lower --connections or raise 'ulimit -n', then run the same command again"
-            ) from error
+    if isinstance(error, OSError) and error.errno in _OUR_ERRNOS:
+        raise PressureError(
+            f"this machine ran out of sockets or memory for them ({os.strerror(error.errno)}); "
+            "lower --connections or raise 'ulimit -n', then run the same command again"
+        ) from error
     for exception, kind in _KINDS.items():
         if isinstance(error, exception):
             return Failure(kind, _describe(error))

@@ -60,9 +60,7 @@ class ResponseProtocol(asyncio.Protocol):
     def is_fit(self) -> bool:
         """Whether another request may be sent: the last response is over, and nothing has come since."""
         parser = self._parser
-        is_over = parser is None or (
-            parser.is_complete and not parser.has_surplus and parser.head is not None and parser.head.keeps_alive
-        )
+        is_over = parser is None or parser.keeps_alive
         return is_over and not self._is_spoilt and self.transport is not None and not self.transport.is_closing()
 
     def expect_response(self, stall_timeout_s: float) -> None:

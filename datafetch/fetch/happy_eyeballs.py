@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Generic, TypeVar
 
+from datafetch.errors import is_want
+
 SOCKETS = 2
 """That one call holds at most."""
 
@@ -34,7 +36,7 @@ async def connect_to_first(
         drop: Ends a connection that is not needed after all.
 
     Raises:
-        OSError: What the first one failed with, when all have failed.
+        OSError: What the first one failed with, when all have failed; where this machine lacked something, that.
     """
     if len(addresses) == 1:
         return await connect(addresses[0])
@@ -76,7 +78,7 @@ class _Race(Generic[_Made]):
                 if not isinstance(error, OSError):
                     raise error
                 self._errors.append(error)
-        raise self._errors[0]
+        raise next(filter(is_want, self._errors), self._errors[0])
 
     def end(self) -> None:
         """Give up what is still being tried."""

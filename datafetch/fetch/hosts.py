@@ -27,7 +27,8 @@ _ALIVE_S = 60.0  # so long after an answer a host counts as there, whatever time
 _JITTER = 1.2
 _LAST = 1 << 60  # more than there are images
 _MAX_PAUSE_S = 60.0  # what Retry-After may ask for; past that, a later run is the better retry
-_MAX_DELAY_S = 300.0  # by all pauses of one host together; an open shard waits for them
+_MAX_DELAY_S = 300.0  # by all pauses of one host together, for an open shard waits for them …
+_DELAY_EARNED_BY_ANSWER_S = 1.0  # … and so much more for each image that it answered
 _KNOWN_HOSTS = 20_000  # that are remembered although nothing is under way: some 10 MB
 _REFUSED_IMAGES = 1000  # that are remembered of a host
 _LOOKED_AT = 64  # of those used the longest ago, for one that is idle
@@ -155,6 +156,7 @@ class Hosts:
         host.answered_at_s = self._loop.time()
         host.refused.pop(turn.number, None)
         host.limit = min(host.limit + _REGAINED_BY_ANSWER, self._per_host)
+        host.delay_s = max(0.0, host.delay_s - _DELAY_EARNED_BY_ANSWER_S)
 
     def timed_out(self, turn: Turn, reason: str) -> None:
         """The answer did not come in time. That is a matter of the URL, as long as the host answers others."""
@@ -238,7 +240,7 @@ class Hosts:
     def _leave(self, host: _Host) -> None:
         host.open -= 1
         self._admit(host)
-        if host.is_idle and not (host.faults or host.refusals or host.outages or host.refused):
+        if host.is_idle and not (host.faults or host.refusals or host.outages or host.refused or host.delay_s):
             self._hosts.pop(host.name, None)
 
     def _admit(self, host: _Host) -> None:

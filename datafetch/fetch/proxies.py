@@ -9,7 +9,7 @@ from urllib.request import getproxies_environment, proxy_bypass_environment  # t
 
 from yarl import URL
 
-from datafetch.errors import ConfigurationError
+from datafetch.errors import ConfigurationError, raise_want
 
 
 class Proxies:
@@ -39,6 +39,7 @@ class Proxies:
             try:
                 answers = await loop.getaddrinfo(url.raw_host, url.port, type=socket.SOCK_STREAM)
             except OSError as error:
+                raise_want(error)
                 raise ConfigurationError(
                     f"the proxy {url.raw_host} of the environment has no address: {error}"
                 ) from error

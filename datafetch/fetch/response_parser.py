@@ -40,6 +40,7 @@ _START = b"http/"
 _SOUND_STATUS_LINE = re.compile(rb"HTTP/1\.[01] [0-9]{3}(?: |\r?\Z)")
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _LENGTH = re.compile(r"\+?([0-9]+)(?:\.[0-9]*)?")
+_SOUND_CHUNK_SIZE = re.compile(rb"([0-9a-fA-F]{1,15})(?:[ \t]*;[^\r]*)?\r")
 _CHUNK_SIZE = re.compile(rb"([0-9a-fA-F]{1,15})(?:[;\s].*)?\Z", re.DOTALL)
 _FIRST_FINAL_STATUS, _SWITCHING_PROTOCOLS, _FIRST_STATUS = 200, 101, 100
 _WITHOUT_BODY = (204, 304)
@@ -67,7 +68,7 @@ class ResponseHead:
         content_length: Bytes of the body, where a length tells; None where chunks or the connection's end do.
         is_chunked: Whether the body comes in chunks.
         keeps_alive: Whether another request may follow on the connection: the server says so, and all of the head is
-            as RFC 9112 has it.
+            as RFC 9112 has it. A body in chunks has a say of its own, in ``ResponseParser.keeps_alive``.
     """
 
     status: int
@@ -81,6 +82,7 @@ class _Body(Protocol):
     """What comes behind a head."""
 
     surplus: bytes
+    is_sound: bool
 
     @property
     def is_complete(self) -> bool: ...
@@ -111,6 +113,14 @@ class ResponseParser:
     def is_complete(self) -> bool:
         """Whether all of the body has been fed."""
         return self._body is not None and self._body.is_complete
+
+    @property
+    def keeps_alive(self) -> bool:
+        """Whether another request may follow: the response is complete, and all of it was as RFC 9112 has it."""
+        body, head = self._body, self.head
+        if body is None or head is None or not body.is_complete:
+            return False
+        return head.keeps_alive and body.is_sound and not self.has_surplus
 
     def feed(self, data: bytes) -> bytes:
         """Take what came, and return what of it belongs to the body.
@@ -146,7 +156,7 @@ class ResponseParser:
         self._unread += data
         while self.head is None:
             start = len(self._unread) - len(self._unread.lstrip(b"\r\n \t"))
-            if not self._searched and not _START.startswith(self._unread[start : start + len(_START)].lower()):
+            if self._searched <= start and not _START.startswith(self._unread[start : start + len(_START)].lower()):
                 raise ProtocolError(f"no response of HTTP: {bytes(self._unread[start : start + 40])!r}")
             end = _END_OF_HEAD.search(self._unread, max(start, self._searched))
             length = len(self._unread) if end is None else end.end()
@@ -157,16 +167,16 @@ class ResponseParser:
                 return b""
             self._head_bytes += length
             self._searched = 0
-            self.head = self._read_head(bytes(self._unread[start : end.end()]))
+            self.head = self._read_head(bytes(self._unread[start : end.end()]), is_sound=not start)
             del self._unread[: end.end()]
         self._body = _body_of(self.head)
         rest = bytes(self._unread)
         self._unread.clear()
         return rest
 
-    def _read_head(self, head: bytes) -> ResponseHead | None:
+    def _read_head(self, head: bytes, *, is_sound: bool) -> ResponseHead | None:
         """The head of a final response; None for one that announces another."""
-        found = read_head(head)
+        found = read_head(head, is_sound=is_sound)
         if found.status >= _FIRST_FINAL_STATUS:
             return found
         self._interim_responses += 1
@@ -177,8 +187,12 @@ class ResponseParser:
         return None
 
 
-def read_head(head: bytes) -> ResponseHead:
+def read_head(head: bytes, *, is_sound: bool = True) -> ResponseHead:
     """Read a head, from its status line to the empty line.
+
+    Args:
+        head: All of it.
+        is_sound: Whether what came before it is as RFC 9112 has it, which is nothing.
 
     Raises:
         ProtocolError: It is none, or there is more than one way to read it.
@@ -191,19 +205,21 @@ def read_head(head: bytes) -> ResponseHead:
     if match is None or status < _FIRST_STATUS:
         raise ProtocolError(f"no status line of HTTP: {status_line[:40]!r}")
     # Every line but the two empty ones that the split leaves at the end must end with exactly one CR.
-    is_sound = _SOUND_STATUS_LINE.match(status_line) is not None and b"\r\r" not in head
+    is_sound = is_sound and _SOUND_STATUS_LINE.match(status_line) is not None and b"\r\r" not in head
     is_sound = is_sound and head.count(b"\r\n") == head.count(b"\n")
     fields = _Fields(is_sound)
     fields.read(lines)
     headers = fields.headers
     codings = [coding.strip().lower() for coding in ",".join(headers.getall("Transfer-Encoding", ())).split(",")]
     is_chunked = "chunked" in codings
+    is_1_1 = match[1] == b"1.1"
     length, is_plain = _content_length(headers)
+    # RFC 9112, 6.1: in HTTP/1.0 nobody knows of codings, and of those besides "chunked" nobody knows the end.
+    is_plain = is_plain and (codings == [""] or (codings == ["chunked"] and is_1_1))
     if is_chunked or status in _WITHOUT_BODY:
         is_plain = is_plain and length is None
         length = None if is_chunked else 0
     wishes = {wish.strip().lower() for value in headers.getall("Connection", ()) for wish in value.split(",")}
-    is_1_1 = match[1] == b"1.1"
     keeps_alive = fields.is_sound and is_plain and "close" not in wishes and (is_1_1 or "keep-alive" in wishes)
     return ResponseHead(status, CIMultiDictProxy(headers), length, is_chunked, keeps_alive)
 
@@ -277,6 +293,7 @@ class _LengthBody:
 
     def __init__(self, length: int) -> None:
         self.surplus = b""
+        self.is_sound = True
         self._length = length
         self._left = length
 
@@ -301,6 +318,7 @@ class _OpenBody:
 
     def __init__(self) -> None:
         self.is_complete = False
+        self.is_sound = True
         self.surplus = b""
 
     def feed(self, data: bytes) -> bytes:
@@ -318,6 +336,7 @@ class _ChunkedBody:
 
     def __init__(self) -> None:
         self.is_complete = False
+        self.is_sound = True
         self.surplus = b""
         self._left = 0
         self._line = bytearray()
@@ -360,7 +379,10 @@ class _ChunkedBody:
         return stop
 
     def _read_size(self, line: bytes) -> None:
-        match = _CHUNK_SIZE.match(line)
+        match = _SOUND_CHUNK_SIZE.fullmatch(line)
+        if match is None:
+            self.is_sound = False
+            match = _CHUNK_SIZE.match(line)
         if match is None:
             raise ProtocolError(f"no size of a chunk: {line[:40]!r}")
         self._left = int(match[1], 16)
@@ -369,7 +391,9 @@ class _ChunkedBody:
     def _read_end_of_chunk(self, line: bytes) -> None:
         if line.strip(b"\r"):
             raise ProtocolError(f"no line end behind a chunk: {line[:40]!r}")
+        self.is_sound = self.is_sound and line == b"\r"
         self._read_line = self._read_size
 
     def _read_trailer(self, line: bytes) -> None:
         self.is_complete = not line.strip(b"\r")
+        self.is_sound = self.is_sound and line[-1:] == b"\r" and line.count(b"\r") == 1

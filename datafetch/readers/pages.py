@@ -19,6 +19,7 @@ _VALUES_FIELD = 1
 _DICTIONARY_ENCODINGS = frozenset({2, 8})
 _REPEATING_ENCODING = 7  # a value takes its beginning from the one before, of any length
 _MOST_DEPTH = 8
+_MOST_FIELDS = 1000  # of a header, those of structs in it included; the format knows some thirty
 _MOST_LIST = 1000
 _LONG_LIST = 15
 _MOST_VARINT_BITS = 63
@@ -60,7 +61,7 @@ def read_pages(file: BinaryIO, start: int, size_bytes: int) -> Iterator[Page]:
     end = min(start + size_bytes, os.fstat(file.fileno()).st_size)
     while start < end:
         file.seek(start)
-        header = _read_struct(file, 0)
+        header = _read_struct(file, 0, iter(range(_MOST_FIELDS)))
         size, stored = header.get(_SIZE), header.get(_STORED_SIZE)
         if not isinstance(size, int) or not isinstance(stored, int) or size < 0 or stored < 0:
             raise DamagedPageError("a page does not say how large it is")
@@ -82,27 +83,35 @@ def _page(size_bytes: int, header: dict[int, Any]) -> Page:
     return Page(size_bytes, 0, is_of_dictionary=False, repeats=False)
 
 
-def _read_struct(file: BinaryIO, depth: int) -> dict[int, Any]:
-    """Fields by number: numbers, and structs of such; everything else is passed over."""
+def _read_struct(file: BinaryIO, depth: int, fields_left: Iterator[int]) -> dict[int, Any]:
+    """Fields by number: numbers, and structs of such; everything else is skipped.
+
+    Args:
+        file: Where the struct begins.
+        depth: Structs and lists that it lies in.
+        fields_left: One is taken for each field, whatever struct of the header it lies in.
+    """
     if depth > _MOST_DEPTH:
         raise DamagedPageError("the header of a page is nested too deeply")
     fields: dict[int, Any] = {}
     number = 0
     while (mark := _read_byte(file)) != 0:
+        if next(fields_left, None) is None:
+            raise DamagedPageError("the header of a page has too many fields")
         number = number + (mark >> 4) if mark >> 4 else _zigzag(_read_varint(file))
-        fields[number] = _read_value(file, mark & 0xF, depth)
+        fields[number] = _read_value(file, mark & 0xF, depth, fields_left)
     return fields
 
 
-def _read_value(file: BinaryIO, kind: int, depth: int) -> object:
+def _read_value(file: BinaryIO, kind: int, depth: int, fields_left: Iterator[int]) -> object:
     if kind in _BOOLEANS:
         return kind == _BOOLEANS[0]
     if kind in _INTEGERS:
         return _zigzag(_read_varint(file))
     if kind == _STRUCT:
-        return _read_struct(file, depth + 1)
+        return _read_struct(file, depth + 1, fields_left)
     if kind in _LISTS:
-        _pass_list(file, depth)
+        _pass_list(file, depth, fields_left)
         return None
     sizes: dict[int, Callable[[], int]] = {_BYTE: lambda: 1, _DOUBLE: lambda: 8, _BINARY: lambda: _read_varint(file)}
     if kind not in sizes:
@@ -114,14 +123,14 @@ def _read_value(file: BinaryIO, kind: int, depth: int) -> object:
     return None
 
 
-def _pass_list(file: BinaryIO, depth: int) -> None:
+def _pass_list(file: BinaryIO, depth: int, fields_left: Iterator[int]) -> None:
     mark = _read_byte(file)
     count = mark >> 4 if mark >> 4 != _LONG_LIST else _read_varint(file)
     if count > _MOST_LIST:
         raise DamagedPageError("the header of a page is damaged")
     for _ in range(count):
         # In a list a truth is a byte of its own.
-        _read_value(file, _BYTE if mark & 0xF in _BOOLEANS else mark & 0xF, depth + 1)
+        _read_value(file, _BYTE if mark & 0xF in _BOOLEANS else mark & 0xF, depth + 1, fields_left)
 
 
 def _read_byte(file: BinaryIO) -> int:

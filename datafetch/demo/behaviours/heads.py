@@ -125,6 +125,7 @@ _ARRIVES: Mapping[str, Answer] = {
 _DISCONNECTED: Mapping[str, Answer] = {
     "http_0_9": _http_0_9,
     "garbage": _raw(b"NONSENSE\r\n\r\n"),
+    "empty_line_then_garbage": _raw(b"\r\nNONSENSE"),
     "worded_status": _begun("HTTP/1.1 FINE 200"),
     "status_too_long": _begun("HTTP/1.1 2000 OK"),
     "status_000": _begun("HTTP/1.1 000 OK"),

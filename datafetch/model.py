@@ -55,6 +55,8 @@ class Permission(StrEnum):
     """The body is larger than is taken by default."""
     MAX_PIXELS = "max-pixels"
     """The image has more pixels than are taken by default."""
+    MAX_SAMPLE = "max-sample"
+    """With it the images of its sample take more together than they may by default."""
 
 
 Permissions: TypeAlias = tuple[Permission, ...]

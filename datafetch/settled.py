@@ -23,6 +23,7 @@ from datafetch.model import (
     LedgerLine,
     Outcome,
     Payload,
+    Permission,
     Record,
     Sample,
 )
@@ -173,12 +174,17 @@ def _within(images: Sequence[SpooledImage], most_bytes: int, there: frozenset[in
         is_there = end.line.image in there
         if is_there or held_bytes + end.jpeg_bytes <= most_bytes or not end.jpeg_bytes:
             held_bytes += 0 if is_there else end.jpeg_bytes
-            within.append(end)
+            needs_permission = held_bytes > MAX_SAMPLE_BYTES and end.jpeg_bytes and not is_there
+            within.append(_permitted(end, Permission.MAX_SAMPLE) if needs_permission else end)
             continue
         detail = f"with it the images of its sample are larger than {most_bytes:,} bytes together (--max-sample)"
         line = replace(end.line, outcome=FailureKind.TOO_LARGE.value, width=None, height=None, format="", detail=detail)
         within.append(ImageEnd(line, b""))
     return tuple(within)
+
+
+def _permitted(end: SpooledImage, permission: Permission) -> SpooledImage:
+    return replace(end, line=replace(end.line, permitted=tuple(sorted({*end.line.permitted, permission}))))
 
 
 def _keep_for_retry(output: Output, spooled: SpooledSample, *, has_row: bool) -> tuple[Stored, ...]:

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 from test_spool import make_end
 
+from datafetch import settled
 from datafetch.commit import Commit, commit_shard
 from datafetch.datasets.coyo import Coyo
 from datafetch.entries import ImageEnd, read_entries, read_marker
 from datafetch.failed import FailedSamples
 from datafetch.ledger import read_books, read_samples
-from datafetch.model import Encoded, Failure, FailureKind, LedgerLine, Outcome, Payload, Record, Row, Sample
+from datafetch.model import Encoded, Failure, FailureKind, LedgerLine, Outcome, Payload, Permission, Record, Row, Sample
 from datafetch.settled import Output
 from datafetch.spool import Spool, SpoolReader
 from datafetch.state import State
@@ -228,6 +229,16 @@ def test_what_was_too_large_arrives_with_a_larger_bound(output: Output) -> None:
     kinds = Wanted(frozenset({FailureKind.TOO_LARGE}))
     assert retry(output, kinds, {(0, 1): image("bbbbbb")}) == {0: {1}}
     assert rows(output.state.out)[0]["jpegs"] == [b"aaaaaa", b"bbbbbb", b"cc"]
+
+
+def test_images_beyond_the_default_bound_say_that_it_was_raised(
+    output: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the ledger, and those alone that needed it; which bound was given makes no difference."""
+    monkeypatch.setattr(settled, "MAX_SAMPLE_BYTES", 8)
+    first_run(replace(output, max_sample_bytes=100), [[image("aaaaaa"), image("bb"), image("c"), LATE], [image("d")]])
+    said = [[line.permitted for line in lines] for lines in read_samples(output.state.ledger(SHARD))]
+    assert said == [[(), (), (Permission.MAX_SAMPLE,), ()], [()]]
 
 
 def test_what_a_retry_brings_takes_no_images_place(output: Output) -> None:

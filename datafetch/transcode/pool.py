@@ -25,6 +25,7 @@ from datafetch.transcode.codec import transcode
 from datafetch.transcode.hands import Cause, Hands, Image
 from datafetch.transcode.launcher import UNKNOWN_STATUS, Launcher, signal_name
 from datafetch.transcode.quarantine import Quarantine
+from datafetch.transcode.sandbox import gaps
 from datafetch.transcode.spec import ImageSpec
 from datafetch.transcode.tray import ORDINARY_BYTES
 from datafetch.transcode.wire import Codec
@@ -75,6 +76,7 @@ class Transcoder:
     ) -> None:
         self._spec = spec or ImageSpec()
         self._launcher = Launcher(codec, self._spec, is_shut_in=is_shut_in)
+        self._is_shut_in = is_shut_in
         self._processes = processes or available_cpus()
         self._quarantine = Quarantine(quarantine) if quarantine else None
         self._owed: set[Image] = set()
@@ -87,6 +89,8 @@ class Transcoder:
         self._refusal: BaseException | None = RuntimeError("a Transcoder works inside `async with`")
 
     async def __aenter__(self) -> Self:
+        if self._is_shut_in and (missing := gaps()):
+            _log.info("a decoder that is taken over could still reach: %s", "; ".join(missing))
         try:
             for _ in range(self._processes):
                 self._start(self._keep(await self._hire()))

@@ -28,7 +28,7 @@ KEPT_PREFIXES = ("PYTHON", "LC_", "LD_", "MALLOC_", "GLIBC_TUNABLES", "PILLOW_",
 """What of the environment Python, its libraries and their allocator go by; nothing else comes to a codec process."""
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
-_PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 38, 47, 4  # <linux/prctl.h>
+_PR_GET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 21, 38, 47, 4  # <linux/prctl.h>
 _CAPABILITIES_V3 = 0x20080522  # <linux/capability.h>
 
 _CREATE_RULESET, _RESTRICT_SELF, _GET_VERSION = 444, 446, 1  # <linux/landlock.h>; the same numbers on every machine
@@ -101,8 +101,39 @@ def _drop_capabilities() -> None:
     _LIBC.capset(struct.pack("=Ii", _CAPABILITIES_V3, 0), bytes(24))
 
 
+def gaps() -> tuple[str, ...]:
+    """What a decoder in the sandbox could still reach, for this machine has no means against it; for the log."""
+    version = _landlock_version()
+    found = []
+    if version < 1:
+        found.append("files (no Landlock)")
+    if version < _SCOPED[0]:
+        found.append(f"signals to other processes of the same user (Landlock {_SCOPED[0]} would deny them)")
+    if _machine() is None or not _has_seccomp():
+        found.append("network and programs (no seccomp filter)")
+    return tuple(found)
+
+
+def _landlock_version() -> int:
+    with suppress(AttributeError):  # another C library
+        version: int = _LIBC.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), _GET_VERSION)
+        return max(0, version)
+    return 0
+
+
+def _has_seccomp() -> bool:
+    with suppress(AttributeError):
+        has_it: bool = _LIBC.prctl(_PR_GET_SECCOMP, 0, 0, 0, 0) >= 0
+        return has_it
+    return False
+
+
+def _machine() -> _Machine | None:
+    return _MACHINES.get(os.uname().machine) if sys.maxsize > 2**32 else None
+
+
 def _deny_files_and_tcp() -> None:
-    version = _LIBC.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), _GET_VERSION)
+    version = _landlock_version()
     if version < 1:
         return
     files = sum(denied for since, denied in _DENIED_FILES if version >= since)
@@ -115,8 +146,8 @@ def _deny_files_and_tcp() -> None:
 
 
 def _deny_calls() -> None:
-    machine = _MACHINES.get(os.uname().machine)
-    if machine is None or sys.maxsize < 2**32:
+    machine = _machine()
+    if machine is None:
         return
     jumps = [_step(_EQUAL, number, if_so=len(machine.denied) - at) for at, number in enumerate(machine.denied)]
     steps = [
@@ -129,7 +160,8 @@ def _deny_calls() -> None:
         _step(_RETURN, _DENY),
     ]
     program = _Program(len(steps), b"".join(steps))
-    _LIBC.syscall(machine.seccomp, _SET_MODE_FILTER, _SPEC_ALLOW, ctypes.byref(program))
+    if _LIBC.syscall(machine.seccomp, _SET_MODE_FILTER, _SPEC_ALLOW, ctypes.byref(program)):
+        _LIBC.syscall(machine.seccomp, _SET_MODE_FILTER, 0, ctypes.byref(program))  # before Linux 4.17
 
 
 def _step(code: int, value: int, *, if_so: int = 0, if_not: int = 0) -> bytes:

@@ -29,7 +29,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 _COPIED = ("datafetch", "tests", "scripts", "docs", "benchmarks", "pyproject.toml", "README.md", "constraints.txt")
-_PATIENCE_S = 900
+_PATIENCE_S = 1800
 _MOST_MISSED_BY_DEFAULT = 5
 _DEFAULT_SET = "--default-set"
 
@@ -103,7 +103,7 @@ FAULTS = (
         "commit.py",
         "        for path in folder.iterdir():\n            sync(path)\n",
         "",
-        ("commit", "sinks", "job"),
+        ("durable", "commit"),
     ),
     Fault(
         "the count of a shard is published before its rows",
@@ -406,7 +406,11 @@ def _copied_project() -> Iterator[Path]:
 
 
 def _first_failure(project: Path, arguments: Sequence[str]) -> str:
-    """What failed first: a test, its fixture, or patience; nothing when all is well."""
+    """What failed first: a test, or its fixture; nothing when all is well.
+
+    Raises:
+        subprocess.TimeoutExpired: The machine is too busy to tell.
+    """
     command = [
         *(sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "--matrix-slice=0"),
         "--ignore=tests/test_mutants.py",  # which sees every fault
@@ -414,12 +418,9 @@ def _first_failure(project: Path, arguments: Sequence[str]) -> str:
     ]
     environment = {**os.environ, "PYTHONPATH": str(project), "PYTHONPYCACHEPREFIX": str(project / "pycache")}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    try:
-        finished = subprocess.run(
-            command, cwd=project, env=environment, capture_output=True, text=True, timeout=_PATIENCE_S, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return f"(no end within {_PATIENCE_S} s)"
+    finished = subprocess.run(
+        command, cwd=project, env=environment, capture_output=True, text=True, timeout=_PATIENCE_S, check=False
+    )
     if finished.returncode in (0, 5):  # 5: there is no such test
         return ""
     failed = re.search(r"^(?:FAILED|ERROR) (.+)", finished.stdout, re.MULTILINE)

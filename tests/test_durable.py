@@ -5,7 +5,7 @@ import logging
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import mkdtemp
 from threading import Event
@@ -118,6 +118,55 @@ def test_a_disk_that_fails_is_no_such_filesystem(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="broken"):
         sync(tmp_path)
+
+
+class Disk:
+    """What a power cut would leave, by the calls that this process makes; they are made all the same.
+
+    Attributes:
+        empty: What got its name before its content, or a name in it, was on disk.
+        nameless: Folders in which a name is not on disk yet.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.empty: list[Path] = []
+        self.nameless: set[int] = set()
+        self._synced: set[int] = set()
+        for name in ("rename", "replace"):
+            monkeypatch.setattr(os, name, self._watched(getattr(os, name)))
+        self._fsync = os.fsync
+        monkeypatch.setattr(os, "fsync", self._sync)
+
+    def _sync(self, descriptor: int) -> None:
+        self._fsync(descriptor)
+        self._synced.add(os.fstat(descriptor).st_ino)
+        self.nameless.discard(os.fstat(descriptor).st_ino)
+
+    def _watched(self, move: Callable[[Path, Path], None]) -> Callable[[Path, Path], None]:
+        def moved(source: Path, target: Path) -> None:
+            below = source.rglob("*") if source.is_dir() else ()
+            self.empty += [path for path in (source, *below) if path.stat().st_ino not in self._synced]
+            move(source, target)
+            self.nameless.add(target.parent.stat().st_ino)
+
+        return moved
+
+
+@pytest.mark.parametrize("what", ["publish", "write_atomically", "commit"])
+def test_what_has_its_name_survives_a_power_cut(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Content is on disk before it gets its name, and the name before anybody is told."""
+    state = State(tmp_path / "out")
+    commit = spool(state, [make_outcome(number) for number in range(3)])
+    (tmp_path / "made").write_bytes(b"content")
+    disk = Disk(monkeypatch)
+    if what == "publish":
+        publish(tmp_path / "made", tmp_path / "final")
+    elif what == "write_atomically":
+        write_atomically(tmp_path / "final", b"content")
+    else:
+        commit_shard(commit)
+        assert state.ledger("part-00000").exists()
+    assert (disk.empty, disk.nameless) == ([], set())
 
 
 def test_two_folders_change_places_in_one_step(tmp_path: Path, elsewhere: Path) -> None:

@@ -247,9 +247,9 @@ FAULTS = (
     ),
     Fault(
         "surplus bytes become the next response",
-        "fetch/connection.py",
-        "            parser.is_complete and not parser.has_surplus and parser.head is not None",
-        "            parser.is_complete and parser.head is not None",
+        "fetch/response_parser.py",
+        "head.keeps_alive and body.is_sound and not self.has_surplus",
+        "head.keeps_alive and body.is_sound",
         ("response_parser", "misbehaviours"),
     ),
     Fault(

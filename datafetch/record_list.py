@@ -25,7 +25,6 @@ from datafetch.spool import SpoolReader
 from datafetch.state import State
 
 _MADE = "made.json"
-_COPY_BYTES = 1 << 20
 
 
 def trainers_list(state: State, name: str) -> Path:
@@ -138,7 +137,7 @@ def _json(record: object) -> bytes:
     text = json.dumps(record, ensure_ascii=False)
     try:
         return text.encode()
-    except UnicodeEncodeError:  # half of a character, which JSON can tell of and UTF-8 can't
+    except UnicodeEncodeError:  # a lone surrogate, which JSON can hold and UTF-8 can't
         return json.dumps(record).encode()
 
 

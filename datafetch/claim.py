@@ -90,7 +90,7 @@ def take_for_job(state: State, identity: Identity, asked: Mapping[str, object], 
     """
     if state.equal.exists() and not state.job.exists():
         raise ConfigurationError(
-            f"{state.folder} tells of shards that 'datafetch reshard' made; choose another --root, or move it away"
+            f"{state.folder} belongs to shards made by 'datafetch reshard'; choose another --root, or move it away"
         )
     if fresh:
         _start_over(state)
@@ -176,8 +176,8 @@ def _refuse_other_job(state: State, before: Identity, now: Identity) -> None:
             if name == "shards":
                 difference = f"other manifest files: {_first_difference(before[name], now[name])}"
             raise ConfigurationError(
-                f"{state.out} was begun with another job ({difference}); "
-                "give the same again, choose another --root, or start over with --fresh"
+                f"{state.out} was started with different settings ({difference}); "
+                "use the same settings, choose another --root, or start over with --fresh"
             )
 
 
@@ -191,8 +191,8 @@ def refuse_foreign_files(state: State, identity: Identity) -> None:
     """The trainer counts every file in a folder of shards, so nothing but this job's may lie there."""
     if state.out.exists() and not state.out.is_dir():
         raise ConfigurationError(f"{state.out} is not a folder; choose another --root")
-    if state.out.is_symlink() and not state.out.exists():  # whoever made that folder would not know of this run
-        raise ConfigurationError(f"{state.out} is a link that leads nowhere; make the folder that it names")
+    if state.out.is_symlink() and not state.out.exists():
+        raise ConfigurationError(f"{state.out} is a broken link; create the folder that it points to")
     if state.holds is Holds.FILES:
         return
     ours = {path.name for path in _shard_files(state, identity)} if state.job.exists() else set()

@@ -67,12 +67,12 @@ def make_equal(state: State, shards: Sequence[str], plan: Plan, watch: Watch) ->
         watch: Is told how far it is, and may stop it.
 
     Returns:
-        Whether it is done; False if it was stopped. The same call goes on from there.
+        Whether it is done; False if it was stopped. The same call resumes it.
 
     Raises:
         ConservationError: There are not as many rows as the ledgers say.
         ConfigurationError: There are too few rows for so many ranks, where they lay in equal shards before.
-        ResourceError: The disk is full or can't be written; the same call goes on from there.
+        ResourceError: The disk is full or can't be written; the same call resumes it.
     """
     before = read_arrangement(state)
     if before is not None and before.plan == plan and not any(state.added.glob("*.pkl")):
@@ -95,7 +95,7 @@ def make_equal(state: State, shards: Sequence[str], plan: Plan, watch: Watch) ->
 
 
 def _sources(state: State, samples: _Samples, before: Arrangement | None, place_of_sample: Int64s) -> Iterator[Source]:
-    """The files that hold the rows, and where each row goes; rows that a retry has made anew are passed over."""
+    """The files that hold the rows, and where each row goes; rows that a retry has replaced are skipped."""
     is_in_file = np.copy(samples.is_own)
     folder = state.out if before is None else state.added
     for shard, span in samples.spans():

@@ -137,7 +137,7 @@ async def test_a_link_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
     """Whoever makes the folder that it names would not know of this run; no state is left behind."""
     state = State(tmp_path / "link")
     state.out.symlink_to("nowhere")
-    with pytest.raises(ConfigurationError, match="leads nowhere"):
+    with pytest.raises(ConfigurationError, match="is a broken link"):
         async with claimed(state, _nothing):
             pass
     assert not state.folder.exists()

@@ -401,7 +401,7 @@ def test_folders_that_were_copied_in_midst_of_it_are_not_mixed_up(tmp_path: Path
     state = State(tmp_path / "out")
     note = state.resharded / "exchanging"
     note.write_text("0")
-    with pytest.raises(ConfigurationError, match="if the latter holds the new shards, delete"):
+    with pytest.raises(ConfigurationError, match=f"if {state.out} does, delete"):
         finish(state)
     assert files_of(state.out) == old
     assert files_of(state.resharded / "shards") == new

@@ -171,7 +171,7 @@ class Launcher:
             return _PassingError(f"a codec process was killed by {signal_name(-status)} before its first image")
         return ResourceError(
             f"a codec process ended with status {status} before its first image; "
-            "check that this Python can import PIL.Image, and what is said above"
+            "check that this Python can import PIL.Image, and see the messages above"
         )
 
 

@@ -14,7 +14,7 @@ from datafetch.errors import ConfigurationError
 from datafetch.model import Loader
 from datafetch.published import put_files_in_place
 from datafetch.reshard import Request, reshard
-from datafetch.sinks import FileSink
+from datafetch.sinks import FileSink, encode_row
 from datafetch.state import State
 from datafetch.verify import Check, run_check
 
@@ -99,7 +99,7 @@ def test_images_are_not_written_through_links(tmp_path: Path, elsewhere: Path) -
     ready.mkdir()
     sink = FileSink(ready, "part-00000")
     for name in ("b/1.jpg", "a/1.jpg"):
-        sink.write({"name": name, "content": b"an image", "sample": 0})
+        sink.write_frame((encode_row({"name": name, "content": b"an image", "sample": 0}),))
     sink.finish()
     sink.close()
     (state.out / "b").mkdir(parents=True)

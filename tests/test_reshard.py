@@ -24,7 +24,7 @@ from datafetch.lock import Lock
 from datafetch.ranks import Ranks, epoch
 from datafetch.rearrange import Plan, Progress, Source, Stage, Watch, order
 from datafetch.reshard import Request, reshard
-from datafetch.sinks import PickleSink
+from datafetch.sinks import PickleSink, encode_row
 from datafetch.state import State
 from datafetch.takeover import finish
 from datafetch.targets import Targets, shard_name
@@ -45,7 +45,7 @@ def write_shards(folder: Path, rows: Sequence[Row], sizes: Sequence[int]) -> Pat
     for number, size in enumerate(sizes):
         with closing(PickleSink(folder, f"part-{number:05d}")) as sink:
             for _ in range(size):
-                sink.write(next(left))
+                sink.write_frame((encode_row(next(left)),))
             sink.finish()
     return folder
 
@@ -518,7 +518,7 @@ def _cut(folder: Path) -> None:
 
 def _no_pairs(folder: Path) -> None:
     with closing(PickleSink(folder, "part-00000")) as sink:
-        sink.write({"url": "x"})
+        sink.write_frame((encode_row({"url": "x"}),))
         sink.finish()
 
 

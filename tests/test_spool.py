@@ -11,6 +11,7 @@ import aiofiles
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from runs import read_lines
 
 from datafetch.entries import (
     _HEADER_BYTES,
@@ -25,7 +26,7 @@ from datafetch.entries import (
 )
 from datafetch.errors import ConfigurationError, ConservationError, ResourceError
 from datafetch.model import Body, Encoded, Failure, FailureKind, LedgerLine, Outcome, Record, Sample
-from datafetch.spool import Recovered, Spool, SpooledSample, SpoolReader, read_lines, write_spool
+from datafetch.spool import Recovered, Spool, SpooledSample, SpoolReader, write_spool
 
 FAILURE = Failure(FailureKind.TIMEOUT, "too slow", None, 3, "", 30_000.0)
 
@@ -194,12 +195,12 @@ async def test_a_spool_can_be_looked_at_while_it_is_written(tmp_path: Path) -> N
     """The lines of its images are read without their JPEGs, up to what is being written just now."""
     path = tmp_path / "x.spool"
     await write(path, [make_sample(position, 2) for position in range(5)])
-    lines = await asyncio.to_thread(lambda: list(read_lines(path)))
+    lines = await asyncio.to_thread(read_lines, path)
     assert sorted((line.sample, line.image) for line in lines) == [
         (sample, image) for sample in range(5) for image in range(2)
     ]
     await asyncio.to_thread(lambda: path.write_bytes(path.read_bytes()[:-1]))
-    assert await asyncio.to_thread(lambda: list(read_lines(path))) == lines
+    assert await asyncio.to_thread(read_lines, path) == lines
 
 
 class _WatchedFile(FileIO):

@@ -1,8 +1,8 @@
 """An output belongs to one job, and to one run at a time.
 
-Rules: nothing is deleted or begun before it is sure that the output is ours and nobody else works on it. What decides
-the rows is a job's identity and stands in ``job.json``; a run with another identity is refused, the difference named.
-What runs that were killed have left complete is put in its place first, what they have left incomplete is thrown away.
+Rules: nothing is deleted or begun before it is sure that datafetch made the output and no other run works on it. What
+decides the rows is a job's identity, recorded in ``job.json``; a run with another identity is refused, and the
+difference is named. What killed runs left complete is put in its place first; what they left incomplete is deleted.
 """
 
 from __future__ import annotations
@@ -227,7 +227,7 @@ def _shard_files(state: State, identity: Identity) -> list[Path]:
 
 
 def _files_to_delete(state: State) -> list[Path]:
-    """All that the output has of ours, also where it is no longer known which shards are equal ones.
+    """All files of the output that datafetch wrote, also where it is no longer known which shards are equal ones.
 
     Raises:
         ConfigurationError: There is something else as well.
@@ -247,7 +247,7 @@ def _files_to_delete(state: State) -> list[Path]:
 
 
 def _start_over(state: State) -> None:
-    """Delete what an earlier run of ours left; without its job file a folder is not ours to delete."""
+    """Delete what an earlier run left; a folder without its job file is not datafetch's to delete."""
     if not state.job.exists():
         return
     for path in _files_to_delete(state):

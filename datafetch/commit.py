@@ -3,7 +3,7 @@
 Rules: it runs in a process of its own, for it is CPU work of many seconds. What it writes is a function of the spool
 alone (and, after a retry, of what the shard was), so doing it again after a crash gives the same bytes. A shard's files
 are written, checked and on disk before the folder they lie in is renamed to ``ready``; from then on the shard is
-committed, and whoever comes next puts the rest in place: the rows first, the count after them, the ledger last.
+committed, and this process or the next run puts the rest in place: the rows first, then the count, the ledger last.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ def make_equal(state: State, shards: Sequence[str], plan: Plan, watch: Watch) ->
     rows = int(samples.has_row.sum())
     if before is None and rows < plan.ranks.least_rows:
         _log.warning(
-            "%s rows are too few for %s ranks, which takes %s at least: the shards stay as the manifest cut them",
+            "%s rows are too few for %s ranks, which take at least %s: the shards stay as the manifest cut them",
             *(f"{number:,}" for number in (rows, plan.ranks.world_size, plan.ranks.least_rows)),
         )
         return True
@@ -89,7 +89,7 @@ def make_equal(state: State, shards: Sequence[str], plan: Plan, watch: Watch) ->
     place_of_sample[samples.has_row] = order(rows, plan.shuffle)
     sources = list(_sources(state, samples, before, place_of_sample))
     if sum(source.taken_rows for source in sources) != rows:
-        raise ConservationError(f"{state.out}: the shards do not hold the {rows:,} rows that their ledgers tell of")
+        raise ConservationError(f"{state.out}: the shards do not hold the {rows:,} rows that their ledgers list")
     packed = {shard: pack_bools(samples.has_row[span]).decode() for shard, span in samples.spans()}
     return rearrange(state, sources, plan=plan, record={"samples": packed}, watch=watch)
 
@@ -119,7 +119,7 @@ def _samples_by_place(samples: _Samples, before: Arrangement) -> Int64s:
     try:
         has_row = [unpack_bools(before.samples[shard], span.stop - span.start) for shard, span in samples.spans()]
     except (KeyError, ValueError, zlib.error) as error:
-        raise ConfigurationError("equal.json does not tell which samples there are; --fresh starts over") from error
+        raise ConfigurationError("equal.json does not list its samples; --fresh starts over") from error
     of_row = np.flatnonzero(np.concatenate(has_row))
     by_place = np.empty(len(of_row), np.int64)
     by_place[order(len(of_row), before.plan.shuffle)] = of_row

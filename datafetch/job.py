@@ -196,5 +196,5 @@ def read_job(state: State) -> tuple[Job, Identity]:
         return Job(**{**values, "fetch": FetchPolicy(**fetch)}), identity
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigurationError(
-            f"{state.job} is not a job of this version of datafetch; run the command that began it once more"
+            f"{state.job} is not a job of this version of datafetch; run the command that started it again"
         ) from error

@@ -1,7 +1,7 @@
 """The JSON list that the trainer reads: of the published one those records whose image is there.
 
 Rules: the published list is kept in the state folder, for the trainer's may take its place. The trainer's list is a
-function of that and of which samples have a row, so a retry makes it anew without the source.
+function of that and of which samples have a row, so a retry makes it again without the source.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def trainers_list(state: State, name: str) -> Path:
 
 
 def published_source(state: State, source: Path, name: str) -> Path:
-    """What to read the published list from: where a list of ours has taken its place, the copy of it that was kept.
+    """What to read the published list from: the copy that was kept, where the trainer's list took its place.
 
     Args:
         state: Of the output.

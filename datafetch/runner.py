@@ -147,7 +147,7 @@ async def retry_failed(
     if job.choices.ids_index == IdsIndex.KEPT:
         raise ConfigurationError(
             "--ids-index kept counts the documents that were kept, so that one more would move all behind it; "
-            "to try again, run the command that began it with --fresh"
+            "to retry, run the command that started it with --fresh"
         )
     shards = list(identity["shards"])
     state = await asyncio.to_thread(_state_of, folder, job, identity)
@@ -222,9 +222,7 @@ def _take_for_retry(state: State, identity: Identity) -> None:
     else:
         is_complete &= all(is_in_place(state, shard) for shard in identity["shards"] if state.ledger(shard).exists())
     if not is_complete:
-        raise ConfigurationError(
-            f"{state.out} is not complete; run the command that began it once more, and then retry"
-        )
+        raise ConfigurationError(f"{state.out} is not complete; run the command that started it again, and then retry")
 
 
 def _selection(manifest: Manifest, work: Work, limit: int | None) -> Selection | None:

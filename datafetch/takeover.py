@@ -1,6 +1,6 @@
 """Equal shards that are complete take the place of the output.
 
-Rules: complete shards are decided on by one rename, and from then on there is no way back: ``finish`` goes on from
+Rules: complete shards are decided on by one rename, and from then on there is no way back: ``finish`` resumes from
 wherever it was interrupted, and ends the same. The output holds the old shards or the new ones, never some of both;
 until the new ones are in it, every row lies in the state folder. Where the system can let two folders change places,
 there is an output at every moment.
@@ -42,7 +42,7 @@ def decide(state: State) -> None:
 
 
 def finish(state: State) -> None:
-    """Let complete equal shards become the output, if there are any; go on with it where it was interrupted.
+    """Let complete equal shards become the output, if there are any; resume where that was interrupted.
 
     To be called, under the lock of the output, before anything else looks at it.
 
@@ -99,7 +99,7 @@ def _old_files(state: State, folder: Path) -> list[Path]:
         ]
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigurationError(
-            f"{path} does not tell which shards the equal ones take the place of; move {state.replaced} away"
+            f"{path} does not say which shards the equal ones replace; move {state.replaced} away"
         ) from error
     return [path for path in paths if path.is_file()]
 

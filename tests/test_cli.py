@@ -141,7 +141,7 @@ def test_json_is_all_there_is_on_standard_output(
     ]
     assert main([*arguments, "--json"]) == 0
     printed = capfd.readouterr()
-    assert "the output will have up to about" in printed.err.splitlines()[0]
+    assert "the output will take up to about" in printed.err.splitlines()[0]
     summary = json.loads(printed.out)
     assert summary["dataset"] == "coyo"
     assert summary["complete"] is True
@@ -157,7 +157,7 @@ def test_json_is_all_there_is_on_standard_output(
     assert "10 ok, 1 failed (http_status 1)" in printed.out
     assert "ids: 16 wanted, 5 not found, 3 duplicate lines" in printed.out
     remarks = printed.err.splitlines()
-    assert "10 rows are too few for 64 ranks, which takes 512 at least" in remarks[0]
+    assert "10 rows are too few for 64 ranks, which take at least 512" in remarks[0]
     assert remarks[1:] == ["datafetch: 90.9% of the images arrived, --min-success asks for 95.0%"]
 
 

@@ -116,7 +116,7 @@ def test_too_few_rows_stay_as_they_are(tmp_path: Path, caplog: pytest.LogCapture
     assert make_equal(state, ["part-00000"], Plan(Ranks(), 0), Watch())
     assert contents(state) == before
     assert not state.equal.exists()
-    assert "2 rows are too few for 64 ranks, which takes 512 at least" in caplog.text
+    assert "2 rows are too few for 64 ranks, which take at least 512" in caplog.text
 
 
 def test_a_stopped_one_goes_on(tmp_path: Path) -> None:

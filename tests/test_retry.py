@@ -274,7 +274,7 @@ def test_a_shard_that_is_gone_is_made_again_first(cut_job: Job, own_origin: Orig
     run(cut_job)
     (Path(cut_job.out) / "part-00000.pkl").unlink()
     before = own_origin.requests()
-    with pytest.raises(ConfigurationError, match="is not complete; run the command that began it once more"):
+    with pytest.raises(ConfigurationError, match="is not complete; run the command that started it again"):
         retry(cut_job.out)
     assert own_origin.requests() == before
     run(cut_job)

@@ -109,8 +109,8 @@ class LineFile:
                 number += 1
                 if number > most_lines:
                     raise ManifestError(
-                        f"{self.path} has more than {most_lines:,} lines in {self.size_bytes:,} bytes, which no list "
-                        "of images has; --source takes JSON lines"
+                        f"{self.path} has more than {most_lines:,} lines in {self.size_bytes:,} bytes, more than is "
+                        "accepted; --source takes JSON lines"
                     )
                 line = line.removesuffix(b"\n").removesuffix(b"\r")
                 if len(line) > MAX_LINE_BYTES:

@@ -1,6 +1,6 @@
 """A folder of pickle shards, as the trainer's loader sees it: every file counts, and every row.
 
-Rules: one row in memory at a time, of shards of ours. Nothing in a shard is trusted, and nothing of it is called.
+Rules: one row in memory at a time, of shards written by datafetch. Nothing in a shard is trusted or called.
 """
 
 from __future__ import annotations

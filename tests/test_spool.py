@@ -23,6 +23,7 @@ from datafetch.entries import (
     read_entries,
     read_heads,
     read_marker,
+    read_stored,
 )
 from datafetch.errors import ConfigurationError, ConservationError, ResourceError
 from datafetch.model import Body, Encoded, Failure, FailureKind, LedgerLine, Outcome, Record, Sample
@@ -189,6 +190,17 @@ def test_no_image_passes_for_an_entry(tmp_path: Path) -> None:
     with path.open("rb") as file:
         assert list(read_entries(file, read_marker(file))) == []
     assert len(content) == size
+
+
+def test_an_entry_whose_lengths_contradict_each_other_is_none(tmp_path: Path) -> None:
+    """One flipped bit in the length of the head, behind the front with its checksum, is damage and no bug."""
+    path = tmp_path / "x.spool"
+    whole_spool(path, [make_end(make_sample(0), 0, Encoded(b"jpeg", 4, 3, "JPEG"))])
+    content = bytearray(path.read_bytes())
+    content[START_BYTES + _HEADER_BYTES + 4] ^= 1  # the highest byte of the length, behind a byte for the kind
+    path.write_bytes(content)
+    with path.open("rb") as file:
+        assert read_stored(file, read_marker(file), START_BYTES) is None
 
 
 async def test_a_spool_can_be_looked_at_while_it_is_written(tmp_path: Path) -> None:

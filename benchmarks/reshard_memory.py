@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 from meter import MIB, watch
 from record import OTHERS_SHARE, Record, Run, RunKind, kinds
 
-from datafetch.sinks import PickleSink
+from datafetch.sinks import PickleSink, encode_row
 
 _IMAGE_BYTES = 45_000  # 60 KB as base64
 _SHARD_BYTES = 400 * MIB
@@ -66,7 +66,7 @@ def _write_shards(folder: Path, total_bytes: int, image_bytes: int) -> None:
         with closing(PickleSink(folder, f"part-{number:05d}")) as sink:
             for row in range(shard_bytes * 3 // (4 * image_bytes)):
                 body = generator.randbytes(image_bytes + row % 997)
-                sink.write({"id": row, "text": "a cat", "image": base64.b64encode(body).decode()})
+                sink.write_frame((encode_row({"id": row, "text": "a cat", "image": base64.b64encode(body).decode()}),))
             sink.finish()
         left_bytes -= shard_bytes
         number += 1

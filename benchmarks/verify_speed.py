@@ -22,7 +22,7 @@ from cpu_clock import CpuClock
 from record import OTHERS_SHARE, Record, Run, RunKind, kinds
 
 from datafetch.demo.pictures import write_pictures
-from datafetch.sinks import PickleSink
+from datafetch.sinks import PickleSink, encode_row
 from datafetch.verify import Check, run_check
 
 _HERE = Path(__file__).resolve().parent
@@ -69,7 +69,7 @@ def _write_shards(pictures: Path, out: Path, images: int) -> None:
     for shard in range(2):
         sink = PickleSink(out, f"part-{shard:05d}")
         for number in range(images // 2):
-            sink.write(rows[number % len(rows)])
+            sink.write_frame((encode_row(rows[number % len(rows)]),))
         sink.finish()
         sink.close()
 

@@ -10,7 +10,7 @@ from datafetch.cli.signals import CommandInterrupts
 from datafetch.errors import ResourceError, is_want
 
 _STANDARD_DESCRIPTORS = (0, 1, 2)
-_NO_MEMORY = b"datafetch: this process gets no memory; raise its limits ('ulimit -v') and run the same command again\n"
+_NO_MEMORY = b"datafetch: out of memory; raise the limit ('ulimit -v') and run the same command again\n"
 
 
 def main() -> int:
@@ -41,10 +41,10 @@ def _complain_of_memory(error: MemoryError | ImportError) -> ExitCode:
 
 
 def _open_standard_streams() -> None:
-    """Have something under the numbers of the standard streams that the shell has closed (``<&-``).
+    """Open /dev/null for standard streams that the shell has closed (``<&-``).
 
-    The next file or socket would get such a number, and be written to by whoever means standard error; libuv ends the
-    process where it finds its own descriptors there.
+    Otherwise the next file or socket would get descriptor 0, 1 or 2, and whatever is printed to standard error would be
+    written into it. libuv aborts the process when its own descriptors get these numbers.
     """
     for descriptor in _STANDARD_DESCRIPTORS:
         try:

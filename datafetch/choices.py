@@ -40,7 +40,7 @@ class Choices:
         tokenizer: File that counts them (``tokenizer.json``).
         url_key: Where a record has its URL; None finds out.
         text_key: Where a record has its text; None finds out.
-        skip_bad_lines: Whether lines that are no record are passed over and counted.
+        skip_bad_lines: Whether lines that are no record are skipped and counted.
         only_referenced: JSON list of the training; only the images that it names are fetched.
     """
 

@@ -1,8 +1,8 @@
 """An output belongs to one job, and to one run at a time.
 
-Rules: nothing is deleted or begun before it is sure that the output is ours and nobody else works on it. What decides
-the rows is a job's identity and stands in ``job.json``; a run with another identity is refused, the difference named.
-What runs that were killed have left complete is put in its place first, what they have left incomplete is thrown away.
+Rules: nothing is deleted or begun before it is sure that datafetch made the output and no other run works on it. What
+decides the rows is a job's identity, recorded in ``job.json``; a run with another identity is refused, and the
+difference is named. What killed runs left complete is put in its place first; what they left incomplete is deleted.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def take_for_job(state: State, identity: Identity, asked: Mapping[str, object], 
     """
     if state.equal.exists() and not state.job.exists():
         raise ConfigurationError(
-            f"{state.folder} tells of shards that 'datafetch reshard' made; choose another --root, or move it away"
+            f"{state.folder} belongs to shards made by 'datafetch reshard'; choose another --root, or move it away"
         )
     if fresh:
         _start_over(state)
@@ -176,8 +176,8 @@ def _refuse_other_job(state: State, before: Identity, now: Identity) -> None:
             if name == "shards":
                 difference = f"other manifest files: {_first_difference(before[name], now[name])}"
             raise ConfigurationError(
-                f"{state.out} was begun with another job ({difference}); "
-                "give the same again, choose another --root, or start over with --fresh"
+                f"{state.out} was started with different settings ({difference}); "
+                "use the same settings, choose another --root, or start over with --fresh"
             )
 
 
@@ -191,8 +191,8 @@ def refuse_foreign_files(state: State, identity: Identity) -> None:
     """The trainer counts every file in a folder of shards, so nothing but this job's may lie there."""
     if state.out.exists() and not state.out.is_dir():
         raise ConfigurationError(f"{state.out} is not a folder; choose another --root")
-    if state.out.is_symlink() and not state.out.exists():  # whoever made that folder would not know of this run
-        raise ConfigurationError(f"{state.out} is a link that leads nowhere; make the folder that it names")
+    if state.out.is_symlink() and not state.out.exists():
+        raise ConfigurationError(f"{state.out} is a broken link; create the folder that it points to")
     if state.holds is Holds.FILES:
         return
     ours = {path.name for path in _shard_files(state, identity)} if state.job.exists() else set()
@@ -227,7 +227,7 @@ def _shard_files(state: State, identity: Identity) -> list[Path]:
 
 
 def _files_to_delete(state: State) -> list[Path]:
-    """All that the output has of ours, also where it is no longer known which shards are equal ones.
+    """All files of the output that datafetch wrote, also where it is no longer known which shards are equal ones.
 
     Raises:
         ConfigurationError: There is something else as well.
@@ -247,7 +247,7 @@ def _files_to_delete(state: State) -> list[Path]:
 
 
 def _start_over(state: State) -> None:
-    """Delete what an earlier run of ours left; without its job file a folder is not ours to delete."""
+    """Delete what an earlier run left; a folder without its job file is not datafetch's to delete."""
     if not state.job.exists():
         return
     for path in _files_to_delete(state):

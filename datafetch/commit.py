@@ -3,7 +3,7 @@
 Rules: it runs in a process of its own, for it is CPU work of many seconds. What it writes is a function of the spool
 alone (and, after a retry, of what the shard was), so doing it again after a crash gives the same bytes. A shard's files
 are written, checked and on disk before the folder they lie in is renamed to ``ready``; from then on the shard is
-committed, and whoever comes next puts the rest in place: the rows first, the count after them, the ledger last.
+committed, and this process or the next run puts the rest in place: the rows first, then the count, the ledger last.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from datafetch.spool import SpoolWriter
 from datafetch.state import State
 
 _BEGUN = b"\n"  # in front of the answer, which is JSON
-_AGAIN = "free some or raise the limit (ulimit -a shows them), and run the same command again"
+_AGAIN = "free resources or raise the limit ('ulimit -a' shows them), and run the same command again"
 _ERRORS = {error.__name__: error for error in (ConfigurationError, ConservationError, ManifestError, ResourceError)}
 
 
@@ -107,11 +107,11 @@ async def commit_in_process(commit: Commit) -> Totals:
 def _decode_answer(answer: bytes, status: int | None) -> Totals:
     if answer in (b"", _BEGUN) and status is not None and status < 0:
         raise ResourceError(
-            f"the process that writes shards was killed by signal {-status}; if that was for want of memory, "
+            f"the process that writes shards was killed by signal {-status}; if it ran out of memory, "
             "free some and run the same command again"
         )
-    if not answer:  # not even the sign that it has begun
-        raise ResourceError(f"the process that writes shards could not begin: see what is said above; {_AGAIN}")
+    if not answer:  # not even the sign that it has started
+        raise ResourceError(f"the process that writes shards could not start (see the messages above); {_AGAIN}")
     if answer == _BEGUN:
         raise RuntimeError(f"the process that writes shards ended with status {status}; its traceback is above")
     fields: dict[str, Any] = orjson.loads(answer)
@@ -142,12 +142,12 @@ def _answer(commit: Commit) -> bytes:
         _thread.start_new_thread(_end_with_parent, ())
         return orjson.dumps(commit_shard(commit))
     except DatafetchError as error:
-        told = error
+        failure = error
     except Exception as error:
         if not is_want(error):
             raise
-        told = ResourceError.of_want(error)
-    return orjson.dumps(_refusal(told))
+        failure = ResourceError.of_want(error)
+    return orjson.dumps(_refusal(failure))
 
 
 def _refusal(error: DatafetchError) -> dict[str, str]:

@@ -73,12 +73,12 @@ def _say(folder: Path, result_bytes: float, needed_bytes: float, *, is_twice: bo
     is_enough = free_bytes >= needed_bytes
     _log.log(
         logging.INFO if is_enough else logging.WARNING,
-        "the output will have up to about %s%s; %s more are needed and %s are free%s",
+        "the output will take up to about %s%s; %s more are needed and %s are free%s",
         _size(result_bytes),
         ", and lie there twice while they are made equal (not with --no-reshard)" if is_twice else "",
         _size(needed_bytes),
         _size(free_bytes),
-        "" if is_enough else ": the run may stop for want of space, and goes on once there is some",
+        "" if is_enough else ": the run may stop for lack of space, and can be resumed once there is enough",
     )
 
 

@@ -98,21 +98,22 @@ def _open_nameless(folder: Path, source: Path) -> int:
         if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):
             raise
         raise ResourceError(
-            f"{folder} lies on another filesystem than {source}, one to which files can't be moved "
-            "without the trainer seeing them half; choose an output whose parent folder is on the same"
+            f"{folder} is on another filesystem than {source}, to which files can't be moved without the trainer "
+            "seeing them incomplete; choose an output whose parent folder is on the same filesystem"
         ) from error
 
 
 def refuse_links(folder: Path) -> None:
-    """See that nothing below a folder of ours is a link, for what is written there would be written elsewhere.
+    """Check that no link lies below a folder of datafetch's own, as files written there would land elsewhere.
 
     Raises:
-        ConfigurationError: There is one.
+        ConfigurationError: There is a link.
     """
     link = next(_links(folder), None) if folder.is_dir() else None
     if link is not None:
         raise ConfigurationError(
-            f"{link} is a link, and nothing is written through links; delete it, or put there what it leads to"
+            f"{link} is a symbolic link, and datafetch does not write through links; "
+            "delete it, or replace it by its target"
         )
 
 
@@ -155,8 +156,8 @@ def sync(path: Path) -> None:
 def sync_open(descriptor: int, path: Path) -> None:
     """Return when what is written to an open file, or the names in an open folder, are on disk.
 
-    Where the filesystem has no such thing, nothing can be done about it: that is said once, and the work goes on. It
-    survives a kill all the same, for what was written the system has.
+    If the filesystem does not support that, one warning is logged and the work continues. It still survives a kill, for
+    the kernel holds what was written.
     """
     try:
         os.fsync(descriptor)
@@ -171,8 +172,8 @@ def _say_unsynced(folder: Path, why: str) -> None:
         return
     _is_said.set()
     _log.warning(
-        "the filesystem of %s can't force files onto the disk (%s): a run that is killed goes on all the same, but "
-        "after a power cut check the output with 'datafetch verify'",
+        "the filesystem of %s does not support fsync (%s): a killed run can still be resumed, but after a power "
+        "failure check the output with 'datafetch verify'",
         folder,
         why,
     )

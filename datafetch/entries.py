@@ -145,7 +145,7 @@ def encode(ended: Stored, marker: bytes) -> tuple[bytes, ...]:
 def _encode_line(line: LedgerLine) -> bytes:
     try:
         return orjson.dumps(line)
-    except TypeError:  # half of a character in a URL
+    except TypeError:  # a lone surrogate in a URL
         return exact_json.write(asdict(line))
 
 
@@ -185,13 +185,18 @@ def _read_payload(file: BinaryIO, marker: bytes, offset: int) -> bytes | None:
 
 
 def read_stored(file: BinaryIO, marker: bytes, offset: int) -> Sample | StoredImage | None:
-    """What the entry at this place tells, its JPEG being left where it is; None where there is no whole one."""
+    """The sample or image at this place, its JPEG being left where it is; None where there is none.
+
+    Only the entry's front is checked where a JPEG is left behind: it was read whole when the spool was opened.
+    """
     front = _read_front(file, marker, offset)
     if front is None:
         return None
     start = file.read(_KIND_AND_HEAD_LENGTH.size)
     kind, head_bytes = _KIND_AND_HEAD_LENGTH.unpack(start)
     jpeg_bytes = front.payload_bytes - len(start) - head_bytes
+    if jpeg_bytes < 0:
+        return None
     if kind == _IMAGE and jpeg_bytes:
         ended = _decode(start + file.read(head_bytes))
     else:

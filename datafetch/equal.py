@@ -67,12 +67,12 @@ def make_equal(state: State, shards: Sequence[str], plan: Plan, watch: Watch) ->
         watch: Is told how far it is, and may stop it.
 
     Returns:
-        Whether it is done; False if it was stopped. The same call goes on from there.
+        Whether it is done; False if it was stopped. The same call resumes it.
 
     Raises:
         ConservationError: There are not as many rows as the ledgers say.
         ConfigurationError: There are too few rows for so many ranks, where they lay in equal shards before.
-        ResourceError: The disk is full or can't be written; the same call goes on from there.
+        ResourceError: The disk is full or can't be written; the same call resumes it.
     """
     before = read_arrangement(state)
     if before is not None and before.plan == plan and not any(state.added.glob("*.pkl")):
@@ -81,7 +81,7 @@ def make_equal(state: State, shards: Sequence[str], plan: Plan, watch: Watch) ->
     rows = int(samples.has_row.sum())
     if before is None and rows < plan.ranks.least_rows:
         _log.warning(
-            "%s rows are too few for %s ranks, which takes %s at least: the shards stay as the manifest cut them",
+            "%s rows are too few for %s ranks, which take at least %s: the shards stay as the manifest cut them",
             *(f"{number:,}" for number in (rows, plan.ranks.world_size, plan.ranks.least_rows)),
         )
         return True
@@ -89,13 +89,13 @@ def make_equal(state: State, shards: Sequence[str], plan: Plan, watch: Watch) ->
     place_of_sample[samples.has_row] = order(rows, plan.shuffle)
     sources = list(_sources(state, samples, before, place_of_sample))
     if sum(source.taken_rows for source in sources) != rows:
-        raise ConservationError(f"{state.out}: the shards do not hold the {rows:,} rows that their ledgers tell of")
+        raise ConservationError(f"{state.out}: the shards do not hold the {rows:,} rows that their ledgers list")
     packed = {shard: pack_bools(samples.has_row[span]).decode() for shard, span in samples.spans()}
     return rearrange(state, sources, plan=plan, record={"samples": packed}, watch=watch)
 
 
 def _sources(state: State, samples: _Samples, before: Arrangement | None, place_of_sample: Int64s) -> Iterator[Source]:
-    """The files that hold the rows, and where each row goes; rows that a retry has made anew are passed over."""
+    """The files that hold the rows, and where each row goes; rows that a retry has replaced are skipped."""
     is_in_file = np.copy(samples.is_own)
     folder = state.out if before is None else state.added
     for shard, span in samples.spans():
@@ -119,7 +119,7 @@ def _samples_by_place(samples: _Samples, before: Arrangement) -> Int64s:
     try:
         has_row = [unpack_bools(before.samples[shard], span.stop - span.start) for shard, span in samples.spans()]
     except (KeyError, ValueError, zlib.error) as error:
-        raise ConfigurationError("equal.json does not tell which samples there are; --fresh starts over") from error
+        raise ConfigurationError("equal.json does not list its samples; --fresh starts over") from error
     of_row = np.flatnonzero(np.concatenate(has_row))
     by_place = np.empty(len(of_row), np.int64)
     by_place[order(len(of_row), before.plan.shuffle)] = of_row

@@ -39,7 +39,7 @@ class ResourceError(DatafetchError):
         where = f" ({error.filename})" if error.filename else ""
         why = os.strerror(error.errno) if error.errno else error  # Arrow has words of its own, and the number in them
         return cls(
-            f"cannot {doing}{where}: {why}; mend that and run the same command again, nothing that was written is lost"
+            f"cannot {doing}{where}: {why}; fix this and run the same command again (nothing written so far is lost)"
         )
 
     @classmethod
@@ -49,8 +49,8 @@ class ResourceError(DatafetchError):
         if isinstance(error, OSError) and error.errno in _WANTS:
             why = os.strerror(error.errno) + (f" ({error.filename})" if error.filename else "")
         return cls(
-            f"this machine ran out of something: {why}; free some, raise a limit ('ulimit -n', 'ulimit -v') or ask for "
-            "less (--memory, --processes), and run the same command again, nothing that was written is lost"
+            f"out of system resources: {why}; free some, raise a limit ('ulimit -n', 'ulimit -v') or reduce --memory "
+            "or --processes, and run the same command again (nothing written so far is lost)"
         )
 
 

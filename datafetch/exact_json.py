@@ -1,4 +1,4 @@
-"""JSON that comes out as it went in: whatever Python's ``json`` reads, ``NaN`` and numbers of any length included.
+"""JSON that comes out as it went in: whatever Python's ``json`` reads, ``NaN`` and integers beyond 64 bits included.
 
 Rules: orjson does the work, for it is ten times as fast; where it would refuse or change a value, the standard library
 does it. Published rows are read with that library, so its idea of JSON is the one that counts.
@@ -12,7 +12,7 @@ import orjson
 
 _MANY_DIGITS = b"0" * 19  # an integer of fewer is held by 64 bits; of others orjson makes floating-point numbers
 _DIGITS_AS_ZEROS = bytes(ord("0") if code in b"0123456789" else ord(" ") for code in range(256))
-_HALVES = "surrogatepass"  # as ``json.loads`` reads bytes: half of a character is kept
+_SURROGATES = "surrogatepass"  # as ``json.loads`` reads bytes: a lone surrogate is kept
 
 
 def parse(text: bytes) -> object:
@@ -27,7 +27,7 @@ def parse(text: bytes) -> object:
             return orjson.loads(text)
         except orjson.JSONDecodeError:
             pass  # the other one decides, and says what is wrong
-    value: object = json.loads(text.decode("utf-8", _HALVES))
+    value: object = json.loads(text.decode("utf-8", _SURROGATES))
     return value
 
 
@@ -60,4 +60,4 @@ def write(value: object) -> bytes:
 
 
 def _write_slowly(value: object) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", _HALVES)
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", _SURROGATES)

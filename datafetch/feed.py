@@ -1,4 +1,4 @@
-"""Feed: the samples of all shards, in manifest order, to whoever has room for the next one.
+"""Feed: the samples of all shards, in manifest order, for workers with room for the next one.
 
 Rules: at most a few shards are open, or as many small ones as have few samples together, and a few hundred samples are
 read ahead, or as many as few megabytes hold; what is handed out and has not ended has a bound in bytes as well, but for

@@ -1,6 +1,6 @@
 """The heartbeat of a run: a small file, rewritten every two seconds, that says how it stands.
 
-Rules: it is for whoever looks on, and nothing depends on it. So it is replaced in one step but not forced onto the
+Rules: it is for observers, and nothing depends on it. So it is replaced in one step but not forced onto the
 disk, and whatever keeps it from being written is no reason to end a run: a disk that is full has better witnesses.
 What is read is a file, and anything may be in it.
 """
@@ -58,7 +58,7 @@ class Beat:
     statistics: Statistics
 
     def is_at_work(self) -> bool:
-        """Whether the run goes on: it said so a moment ago, and its process is there, as far as can be seen from here.
+        """Whether the run is at work: it said so a moment ago, and its process exists, as far as can be seen from here.
 
         A process on another machine can't be seen; then its word counts alone.
         """

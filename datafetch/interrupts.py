@@ -1,8 +1,8 @@
-"""Ctrl-C is counted: the first one stops what goes on, and none is raised in the midst of an event loop.
+"""A signal handler that counts: the first signal stops the work, the second is ignored, the third raises.
 
-Rules: ``KeyboardInterrupt`` comes wherever the interpreter happens to be. In a loop that may be a callback that a task
-group or a future waits for, which is then never called, so that whoever waits does so for ever, while the loop is being
-closed, too. So in a loop the first signal cancels a task, and whatever follows finds the work of ending undisturbed.
+Rules: ``KeyboardInterrupt`` is raised wherever the interpreter happens to be. Inside an event loop that may be a
+callback that a task group or a future depends on; the callback then never completes, and its waiter, or the closing of
+the loop, hangs. So the first signal cancels a task instead, and the second does not disturb the shutdown.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_PATIENT = 2  # signals; whoever sends a third has waited
+_PATIENT = 2  # signals; who sends a third has waited long enough
 
 
 class Interrupts:
@@ -28,7 +28,7 @@ class Interrupts:
         self._stop: Callable[[], object] | None = None
 
     def __call__(self, *_: object) -> None:
-        """Stop what goes on, the first time; called by Python, in the main thread."""
+        """Stop the work, the first time; called by Python, in the main thread."""
         self.count += 1
         if self.count > 1:
             self.again()
@@ -48,13 +48,13 @@ class Interrupts:
 
     @contextmanager
     def calling(self, stop: Callable[[], object]) -> Iterator[None]:
-        """Meanwhile, nothing is raised at the first signal but this called.
+        """Within this context the first signal calls ``stop`` instead of raising.
 
         Args:
-            stop: Makes what goes on stop soon; it may be called at any point of the program and must not raise.
+            stop: Makes the work stop soon; it may be called at any point of the program and must not raise.
 
         Raises:
-            KeyboardInterrupt: A signal came meanwhile, and what went on has ended, well or not at all.
+            KeyboardInterrupt: A signal came meanwhile, and the work has ended, complete or not.
         """
         before, self._stop = self._stop, stop
         count_before = self.count
@@ -70,7 +70,7 @@ class Interrupts:
 def in_force() -> Iterator[Interrupts]:
     """The handler that counts signals: the program's, or else one that takes the place of Python's own meanwhile.
 
-    Where neither is in force, or in another thread than the main one, it is one that nobody calls.
+    Where neither is in force, or in another thread than the main one, it is one that is never called.
     """
     interrupts = next((one for one in map(signal.getsignal, SIGNALS) if isinstance(one, Interrupts)), None)
     if interrupts is not None:

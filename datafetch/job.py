@@ -49,7 +49,7 @@ class Job:
         scratch: Folder for shards in progress; None is the state folder.
         world_size: Ranks for which the shards are made equal at the end, where the dataset's loader counts them; None
             leaves them as the manifest cut them, rows in its order.
-        fresh: Start over instead of going on.
+        fresh: Start over instead of resuming.
         no_lock: The operator knows that no other run works on the output. It is said of one run, and no part of what
             the job is.
     """
@@ -166,7 +166,7 @@ def equal_plan(job: Job, loader: Loader) -> Plan | None:
 
 
 def asked_of(job: Job, spec: ImageSpec) -> dict[str, Any]:
-    """The job as JSON, for ``retry`` to go on with; paths are given so that they hold from anywhere."""
+    """The job as JSON, for ``retry`` to use; paths are given so that they hold from anywhere."""
     paths = {
         name: None if path is None else str(Path(path).absolute())
         for name, path in (("source", job.source), ("ids", job.ids), ("scratch", job.scratch))
@@ -196,5 +196,5 @@ def read_job(state: State) -> tuple[Job, Identity]:
         return Job(**{**values, "fetch": FetchPolicy(**fetch)}), identity
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigurationError(
-            f"{state.job} is not a job of this version of datafetch; run the command that began it once more"
+            f"{state.job} is not a job of this version of datafetch; run the command that started it again"
         ) from error

@@ -79,7 +79,7 @@ class Books:
 
 
 class LedgerWriter:
-    """Writes one shard's ledger to a file that nobody sees yet; use it as a context manager."""
+    """Writes one shard's ledger to a file that is not published yet; use it as a context manager."""
 
     def __init__(self, path: Path, shard: str) -> None:
         self.lines = 0
@@ -130,7 +130,7 @@ def _text_bytes(line: LedgerLine) -> int:
 
 
 def _table(lines: Sequence[Mapping[str, object]]) -> pa.Table:
-    """Lines as Arrow holds them: half of a character, of which JSON can tell and UTF-8 can't, becomes its escape."""
+    """Lines as Arrow holds them: a lone surrogate, which JSON can hold and UTF-8 can't, becomes its escape."""
     try:
         return pa.Table.from_pylist(lines, schema=SCHEMA)
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""One at a time: the lock on an output, which dies with whoever holds it.
+"""One at a time: the lock on an output, which dies with the process that holds it.
 
 Rules: the kernel keeps the lock, so a killed run leaves none behind, locally and on NFS. A file that stands for a lock
 by being there would outlive its holder, so where the kernel can't lock, nothing is done at all, unless the operator

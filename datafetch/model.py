@@ -43,7 +43,7 @@ class FailureKind(StrEnum):
 
 
 class Permission(StrEnum):
-    """What an operator may permit of one image, and is not taken otherwise. Ledgers use these very strings."""
+    """Options by which an operator accepts images that are refused by default. Ledgers use these very strings."""
 
     INSECURE = "insecure"
     """The server's TLS, or its certificate, would have been refused."""
@@ -74,7 +74,7 @@ NOT_ASKED = "not asked for: "
 """What a ledger says in ``detail``, first, of an image that was not asked for since its document was lost already."""
 
 BAD_LINE = "bad_line"
-"""What a sample's row has, alone, where its line or row could not be read, and was passed over: the reason."""
+"""The only key in the row of a sample whose line or row could not be read and was skipped; it has the reason."""
 
 _MOST_DETAIL_CHARACTERS = 1000  # a reason may quote what a server said, which may be a URL of 60 KB
 
@@ -125,7 +125,7 @@ class Note(StrEnum):
     """What is counted besides samples and images. Reports and ledgers use these very strings."""
 
     BAD_LINES = "bad_lines"
-    """Lines or rows of a manifest that are no sample, passed over because that was asked for."""
+    """Lines or rows of a manifest that are no sample, skipped because that was asked for."""
     FILTERED = "filtered"
     """Records that a filter left out."""
     FILLED_SIMILARITY = "filled_similarity"
@@ -135,7 +135,7 @@ class Note(StrEnum):
     REPEATED_IDS = "repeated_ids"
     """Rows that were left out because an earlier one has the same id, in the same file or in another."""
     NOT_ASKED = "not_asked"
-    """Images that were not asked for, or no longer, because their document was lost already."""
+    """Images that were not requested, or whose request was cancelled, because their document was lost already."""
 
 
 @dataclass(frozen=True, slots=True)

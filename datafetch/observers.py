@@ -1,4 +1,4 @@
-"""Who looks on has no say: that an observer fails is logged, and what it watches goes on."""
+"""Observers never affect the work: an exception of theirs is logged, and what they watch continues."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _Snapshot = TypeVar("_Snapshot")
 
 
 class Unheeded:
-    """``with unheeded: …`` passes over what an observer raises, and logs the first of it, with its traceback.
+    """``with unheeded: …`` suppresses what an observer raises, and logs the first exception with its traceback.
 
     Being cancelled, Ctrl-C and the like are no failures of the observer, and are raised.
 
@@ -21,7 +21,7 @@ class Unheeded:
         who: The observer, as the log is to name it.
 
     Attributes:
-        has_failed: Whether something was passed over.
+        has_failed: Whether an exception was suppressed.
     """
 
     def __init__(self, who: str) -> None:
@@ -38,7 +38,7 @@ class Unheeded:
             return False
         if not self.has_failed:
             what = f"{type(error).__name__}: {error}"
-            _log.error("%s failed (%s); the work itself goes on", self._who, what, exc_info=error)
+            _log.error("%s failed (%s); the work itself continues", self._who, what, exc_info=error)
         self.has_failed = True
         return True
 

@@ -1,6 +1,6 @@
-"""Once: what became of a URL, for whoever asks for the same one again.
+"""Once: fetch each URL once per run; later requests reuse the recorded result.
 
-Rules: nobody asks for a URL while another does; they wait, and take what the other got. What became of it is read back
+Rules: a URL is requested by one task at a time; others wait, and take its result. What became of it is read back
 from the spool that has it, also from spools of published shards, of which as many are held as their bound allows. What
 is no longer held is asked for again; so memory and disk are bounded, and the newest are known.
 """
@@ -21,7 +21,7 @@ from datafetch.spool import Spool, WrittenEntries
 _MOST_URLS = 2**20  # 17 MB; four shards of COYO have 190,000
 _OFFSET_BITS = 44  # of a spool, 16 TB
 _MOST_HELD_BYTES = 16 * 1024**3
-_SHARE_OF_FREE_BYTES = 0.1  # of the disk that spools lie on; somebody else may need the rest
+_SHARE_OF_FREE_BYTES = 0.1  # of the disk that spools lie on; others may need the rest
 _MOST_HELD_SPOOLS = 32  # a descriptor each
 
 
@@ -81,7 +81,7 @@ class Once:
             self._places.put(hash(end.line.url), self._number(spool.entries) << _OFFSET_BITS | offset)
 
     async def hold(self, spool: Spool) -> None:
-        """Go on holding the spool of a shard that is published, and let go of the oldest that are too many."""
+        """Keep the spool of a published shard open, and release the oldest where there are too many."""
         size_bytes, free_bytes = await asyncio.to_thread(_sizes, spool)
         spool.entries.hold()
         self._held[spool.entries] = size_bytes

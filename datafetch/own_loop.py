@@ -1,4 +1,4 @@
-"""run_to_end(): a coroutine on an event loop of its own, which Ctrl-C stops and never tears apart."""
+"""run_to_end(): a coroutine on an event loop of its own, that Ctrl-C cancels cleanly."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def run_to_end(
 ) -> _Result:
     """Run a coroutine on a loop of its own, like ``asyncio.run``.
 
-    The first Ctrl-C cancels it. A second one disturbs nothing of what it does to end, nor the closing of the loop.
+    The first Ctrl-C cancels it. A second one disturbs neither its cleanup nor the closing of the loop.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C; by then the coroutine has ended, and so has all that it began.
+        KeyboardInterrupt: Ctrl-C; by then the coroutine has ended, and so has everything that it started.
     """
     cancelling = _Cancelling()
     try:
@@ -35,7 +35,7 @@ def run_to_end(
             raise KeyboardInterrupt from None
         raise
     finally:
-        work.close()  # for it may never have begun
+        work.close()  # for it may never have started
 
 
 class _Cancelling:

@@ -1,6 +1,6 @@
 """The whole route of a sample: workers pull samples, fetch and transcode their images, and publish finished shards.
 
-Rules: no queue between stages; whoever is free takes the next sample, and that is the backpressure. A worker that waits
+Rules: no queue between stages; a free worker takes the next sample, and that is the backpressure. A worker that waits
 for a place, a retry, memory or the codec holds no connection, which is why there are several workers to a connection.
 """
 

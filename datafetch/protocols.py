@@ -24,7 +24,7 @@ class ImageTranscoder(Protocol):
 class Samples(Protocol):
     """The samples of one shard: their number is known, they themselves are read as they are asked for.
 
-    Whoever has nothing to note and wants every row inherits the two properties.
+    A dataset with nothing to note that wants every row inherits the two properties.
     """
 
     def __len__(self) -> int: ...
@@ -155,19 +155,15 @@ class Dataset(Protocol):
 
 
 class Sink(Protocol):
-    """Writes one shard to files that nobody sees yet."""
+    """Writes one shard to files that are not published yet."""
 
     @property
     def written_bytes(self) -> int:
         """Of what it will have published, once it is finished; what an earlier commit of the shard left included."""
         ...
 
-    def write(self, row: Row) -> None:
-        """Append one row. Rows come in manifest order."""
-        ...
-
     def write_frame(self, frame: Iterable[bytes]) -> None:
-        """Append a row in the form in which it lies in a file, piece by piece."""
+        """Append a row in the form in which it lies in a file, piece by piece. Rows come in manifest order."""
         ...
 
     def finish(self) -> None:

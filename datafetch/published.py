@@ -75,13 +75,13 @@ def put_files_in_place(state: State, ready: Path, index: Path) -> None:
 
 
 def _refuse_links_above(place: Path, out: Path) -> None:
-    """See that a file's folders in the output are folders, and no links that lead out of it."""
+    """Check that a file's folders in the output are folders, and not links that lead out of it."""
     for folder in place.parents:
         if folder == out:
             return
         if folder.is_symlink():
             raise ConfigurationError(
-                f"{folder} is a link, and images are not written through links; put a folder in its place"
+                f"{folder} is a symbolic link, and datafetch does not write through links; replace it by a folder"
             )
 
 

@@ -92,7 +92,7 @@ class Watch:
 
 
 class _StoppedError(Exception):
-    """Somebody asked to stop."""
+    """The caller asked to stop."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -169,12 +169,12 @@ def rearrange(
         watch: Is told how far it is, and may stop it.
 
     Returns:
-        Whether it is done; False if it was stopped. The same call goes on from there.
+        Whether it is done; False if it was stopped. The same call resumes it.
 
     Raises:
         ConfigurationError: There are too few rows for so many ranks.
         ManifestError: A source is damaged, or does not hold as many rows as it should.
-        ResourceError: The disk is full or can't be written; the same call goes on from there.
+        ResourceError: The disk is full or can't be written; the same call resumes it.
     """
     watch = watch or Watch()
     equal_sizes(sum(source.taken_rows for source in sources), plan.ranks)  # refused before all rows are measured
@@ -227,7 +227,7 @@ def _looking(source: Source, before: int, total_rows: int, watch: Watch) -> Iter
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Faults of a source that only show when its rows are written anew become errors that name it."""
+    """Faults of a source that only show when its rows are rewritten become errors that name it."""
     try:
         yield
     except (ValueError, RecursionError, OverflowError, pickle.PicklingError) as error:
@@ -235,7 +235,7 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 class _Journal:
-    """Which sources are in. What was begun with other sources or another plan is thrown away."""
+    """Which sources are in. Work that was started with other sources or another plan is thrown away."""
 
     def __init__(self, folder: Path, made_of: Mapping[str, Any]) -> None:
         self._path = folder / "journal.json"
@@ -318,7 +318,9 @@ def _copy(sources: Sequence[Source], targets: Targets, journal: _Journal, watch:
 
 
 def _changed(source: Source) -> ManifestError:
-    return ManifestError(f"{source.path} changed while it was read; wait for whoever writes it, and begin again")
+    return ManifestError(
+        f"{source.path} changed while it was read; wait until it is complete, and run the same command again"
+    )
 
 
 def _buffers(source: Source) -> Iterator[tuple[list[bytes], Int64s]]:

@@ -1,7 +1,7 @@
 """The JSON list that the trainer reads: of the published one those records whose image is there.
 
 Rules: the published list is kept in the state folder, for the trainer's may take its place. The trainer's list is a
-function of that and of which samples have a row, so a retry makes it anew without the source.
+function of that and of which samples have a row, so a retry makes it again without the source.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from datafetch.spool import SpoolReader
 from datafetch.state import State
 
 _MADE = "made.json"
-_COPY_BYTES = 1 << 20
 
 
 def trainers_list(state: State, name: str) -> Path:
@@ -34,7 +33,7 @@ def trainers_list(state: State, name: str) -> Path:
 
 
 def published_source(state: State, source: Path, name: str) -> Path:
-    """What to read the published list from: where a list of ours has taken its place, the copy of it that was kept.
+    """What to read the published list from: the copy that was kept, where the trainer's list took its place.
 
     Args:
         state: Of the output.
@@ -138,7 +137,7 @@ def _json(record: object) -> bytes:
     text = json.dumps(record, ensure_ascii=False)
     try:
         return text.encode()
-    except UnicodeEncodeError:  # half of a character, which JSON can tell of and UTF-8 can't
+    except UnicodeEncodeError:  # a lone surrogate, which JSON can hold and UTF-8 can't
         return json.dumps(record).encode()
 
 

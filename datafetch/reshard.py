@@ -39,7 +39,7 @@ class Request:
         batch: Groups that a rank takes in one step.
         group: Samples that the loader takes together; None is as the rows need.
         shuffle: A seed, or ``none``; None is as the rows need.
-        no_lock: The operator knows that nobody else works on the output.
+        no_lock: Run without a lock; the operator makes sure that no other run uses the output.
     """
 
     source: Path
@@ -95,15 +95,15 @@ class Resharded:
 
 
 def reshard(request: Request, watch: Watch | None = None) -> Resharded | None:
-    """Make equal shards of a folder of shards; an earlier attempt is gone on with.
+    """Make equal shards of a folder of shards, resuming an earlier attempt.
 
     Returns:
-        What was made; None if ``watch`` stopped it, and the same request goes on from there.
+        What was made; None if ``watch`` stopped it, and the same request resumes it.
 
     Raises:
         ConfigurationError: It can't be carried out as asked, or the output holds something else.
         ManifestError: The source is not a folder of whole shards.
-        ResourceError: The disk is full or can't be written; the same request goes on from there.
+        ResourceError: The disk is full or can't be written; the same request resumes it.
     """
     state = State(_absolute(request.out))
     _refuse_entangled(request.source, state)
@@ -181,7 +181,7 @@ def _count(path: Path) -> int:
         raise_want(error)
         raise ManifestError(f"cannot read {count}: {error.strerror}") from error
     if not 0 <= rows <= total_bytes:  # a row has one byte at least
-        raise ManifestError(f"{count} says {rows:,} rows, which {path.name} can't hold; write it anew")
+        raise ManifestError(f"{count} says {rows:,} rows, which {path.name} can't hold; recreate it")
     return rows
 
 
@@ -250,7 +250,7 @@ def _refuse_taken(state: State) -> None:
     if state.out.is_dir() and not any(state.out.iterdir()):
         return
     if state.out.exists() or state.out.is_symlink():
-        raise ConfigurationError(f"{state.out} is there already; choose another folder, or delete it to begin anew")
+        raise ConfigurationError(f"{state.out} is there already; choose another folder, or delete it to start over")
 
 
 def _sources(paths: Sequence[Path], counts: Sequence[int], plan: Plan) -> list[Source]:

@@ -1,7 +1,7 @@
 """The retry of an output that is under way: which one it is, of what, and where it keeps what it has fetched.
 
 Rules: ``retry.json`` is there from the beginning of a retry until it is complete, so that one which was interrupted is
-completed before another begins, and asks nobody twice.
+completed before another begins, and no URL is requested twice.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Note:
 
 
 def begin_retry(state: State, wanted: Wanted, shards: Sequence[str]) -> Retry:
-    """Begin a retry, or go on with the one that was interrupted.
+    """Begin a retry, or resume the one that was interrupted.
 
     Raises:
         ConfigurationError: A retry of other failures was interrupted, or one that had its spools elsewhere.

@@ -1,4 +1,4 @@
-"""run(job): do it, or go on with it; retry(out): try again what failed.
+"""run(job): run or resume a job; retry(out): fetch failed images again.
 
 Rules: what can be wrong with a job is found before anything is written. One run at a time works on an output. uvloop
 lives here and nowhere else; a caller with a loop of their own uses ``fetch_dataset`` and ``retry_failed`` and keeps
@@ -61,7 +61,7 @@ def run(job: Job, observe: Observer | None = None, *, backends: Backends = CHILD
 
     Raises:
         DatafetchError: The job or its manifest is wrong, or this machine ran out of something.
-        KeyboardInterrupt: Ctrl-C; the same job goes on from there.
+        KeyboardInterrupt: Ctrl-C; running the same job again resumes it.
     """
     return run_to_end(fetch_dataset(job, observe, backends=backends), uvloop.new_event_loop)
 
@@ -121,7 +121,7 @@ def retry(
 
     Raises:
         DatafetchError: There is no such run, or this machine ran out of something.
-        KeyboardInterrupt: Ctrl-C; the same call goes on from there.
+        KeyboardInterrupt: Ctrl-C; the same call resumes the retry.
     """
     work = retry_failed(out, wanted, change=change, observe=observe, backends=backends)
     return run_to_end(work, uvloop.new_event_loop)
@@ -147,7 +147,7 @@ async def retry_failed(
     if job.choices.ids_index == IdsIndex.KEPT:
         raise ConfigurationError(
             "--ids-index kept counts the documents that were kept, so that one more would move all behind it; "
-            "to try again, run the command that began it with --fresh"
+            "to retry, run the command that started it with --fresh"
         )
     shards = list(identity["shards"])
     state = await asyncio.to_thread(_state_of, folder, job, identity)
@@ -222,9 +222,7 @@ def _take_for_retry(state: State, identity: Identity) -> None:
     else:
         is_complete &= all(is_in_place(state, shard) for shard in identity["shards"] if state.ledger(shard).exists())
     if not is_complete:
-        raise ConfigurationError(
-            f"{state.out} is not complete; run the command that began it once more, and then retry"
-        )
+        raise ConfigurationError(f"{state.out} is not complete; run the command that started it again, and then retry")
 
 
 def _selection(manifest: Manifest, work: Work, limit: int | None) -> Selection | None:

@@ -36,7 +36,7 @@ from datafetch.wanted import Retry, Wanted
 SpooledImage: TypeAlias = ImageEnd | StoredImage
 _MOST_ATTEMPTS = 127  # as the ledger's column holds them
 MAX_SAMPLE_BYTES = 256 * 1024 * 1024
-"""What the images of one sample may take together, unless somebody says otherwise."""
+"""What the images of one sample may take together, by default."""
 
 _Found = TypeVar("_Found")
 

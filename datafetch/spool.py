@@ -2,7 +2,7 @@
 
 Rules: append only, one writer. What has been appended, the operating system has, so that a killed process loses nothing
 of it; every few seconds it is put on disk, so that a machine that dies loses no more than those. After a crash each
-whole entry counts, a torn tail is cut off, and what is damaged is passed over and made again. Nothing is decided here:
+whole entry counts, a torn tail is cut off, and what is damaged is skipped and made again. Nothing is decided here:
 what the entries say is what happened. How they lie on disk is the matter of ``entries``.
 """
 
@@ -35,7 +35,6 @@ from datafetch.entries import (
     is_torn_beginning,
     read_entries,
     read_entry,
-    read_heads,
     read_marker,
     read_stored,
 )
@@ -295,18 +294,6 @@ def has_marker(path: Path, marker: bytes) -> bool:
             return read_marker(file) == marker
     except FileNotFoundError:
         return False
-
-
-def read_lines(path: Path) -> Iterator[LedgerLine]:
-    """A quick look at the images of a spool that may be written to meanwhile: nothing is checked, nothing changed.
-
-    Raises:
-        ConfigurationError: The file is not a spool of this version.
-    """
-    with path.open("rb") as file:
-        for ended in read_heads(file, read_marker(file)):
-            if isinstance(ended, ImageEnd):
-                yield ended.line
 
 
 @dataclass(frozen=True, slots=True)

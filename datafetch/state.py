@@ -25,7 +25,7 @@ class State:
     Attributes:
         out: What the trainer reads, and nothing else.
         scratch: Where spools lie; None puts them into the state folder.
-        job_hash: Of what decides the rows. A spool of another job is never taken for one of ours.
+        job_hash: Of what decides the rows. A spool of another job is never taken for one of this job.
         holds: What lies in ``out``.
     """
 
@@ -171,7 +171,7 @@ def fixed(path: Path) -> Path:
 
 
 def output_of(path: Path) -> Path:
-    """The output folder that somebody names, be it by its state folder, from wherever that somebody stands.
+    """The output folder that a path names, be it by its state folder, as an absolute path.
 
     Raises:
         ConfigurationError: It has no name.

@@ -59,7 +59,7 @@ class Status:
         rows: Of published shards.
         dropped: Samples of published shards that became no row.
         outcomes: Images that ended, by outcome.
-        expected_images: About how many there will be; None while nobody has said.
+        expected_images: About how many there will be; None while that is unknown.
         hosts: Those with the most failures, most first.
         is_pruned: Whether there were too many hosts to count them all; what is said of one is then the least it had.
         published_bytes: Size of what lies in the output.
@@ -107,7 +107,7 @@ class Status:
 
     @property
     def open_images(self) -> int | None:
-        """Images that have not ended; None while nobody has said how many there will be."""
+        """Images that have not ended; None while it is unknown how many there will be."""
         return None if self.expected_images is None else self.expected_images - self.done
 
     @property
@@ -301,7 +301,7 @@ def _look(path: Path) -> _Books | None:
         raise_want(error)
         return None
     except (ValueError, TypeError, KeyError, struct.error):
-        pass  # nobody has checked these bytes; what came before them counts
+        pass  # these bytes were not checked; what came before them counts
     return books
 
 

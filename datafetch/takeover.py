@@ -1,6 +1,6 @@
 """Equal shards that are complete take the place of the output.
 
-Rules: complete shards are decided on by one rename, and from then on there is no way back: ``finish`` goes on from
+Rules: complete shards are decided on by one rename, and from then on there is no way back: ``finish`` resumes from
 wherever it was interrupted, and ends the same. The output holds the old shards or the new ones, never some of both;
 until the new ones are in it, every row lies in the state folder. Where the system can let two folders change places,
 there is an output at every moment.
@@ -42,7 +42,7 @@ def decide(state: State) -> None:
 
 
 def finish(state: State) -> None:
-    """Let complete equal shards become the output, if there are any; go on with it where it was interrupted.
+    """Let complete equal shards become the output, if there are any; resume where that was interrupted.
 
     To be called, under the lock of the output, before anything else looks at it.
 
@@ -75,7 +75,7 @@ def _finish(state: State) -> None:
 
 
 def _delete_replaced(state: State) -> None:
-    """Delete the old shards, and nothing that somebody else has put beside them."""
+    """Delete the old shards, and no other file in their folder."""
     if not state.replaced.exists():
         return
     for path in _old_files(state, state.replaced):
@@ -99,13 +99,13 @@ def _old_files(state: State, folder: Path) -> list[Path]:
         ]
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigurationError(
-            f"{path} does not tell which shards the equal ones take the place of; move {state.replaced} away"
+            f"{path} does not say which shards the equal ones replace; move {state.replaced} away"
         ) from error
     return [path for path in paths if path.is_file()]
 
 
 def _must_stay(state: State) -> bool:
-    """Whether the output's folder can't be replaced by another: somebody mounted it or put a link there."""
+    """Whether the output's folder can't be replaced by another, for it is a mount point or a link."""
     return (state.resharded / _MOVING).exists() or state.out.is_symlink() or state.out.is_mount()
 
 
@@ -143,8 +143,9 @@ def _exchange(state: State, shards: Path) -> bool:
     new = note.read_bytes()
     if new not in (_number(shards), _number(state.out)):
         raise ConfigurationError(
-            f"{state.out} and {shards} were copied from elsewhere while they changed places; if the latter holds the "
-            f"new shards, delete {note}, if the former does, delete the latter, and run the same command again"
+            f"{state.out} and {shards} seem to have been copied while a swap was in progress, so it is unclear which "
+            f"holds the new shards: if {shards} does, delete {note}; if {state.out} does, delete {shards}; then run "
+            "the same command again"
         )
     if new == _number(shards):
         if not exchange(shards, state.out):

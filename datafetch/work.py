@@ -35,7 +35,7 @@ from datafetch.transcode import ImageSpec, Transcoder
 Observer: TypeAlias = Callable[[Callable[[], Statistics]], Coroutine[None, None, None]]
 """Watches a run: a coroutine function that may ask for statistics as often as it likes, until it is cancelled.
 
-What it raises is logged as an error under ``datafetch.observers``, and the run goes on without it.
+What it raises is logged as an error under ``datafetch.observers``, and the run continues without it.
 """
 
 

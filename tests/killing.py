@@ -2,9 +2,8 @@
 
 ``python killing.py reshard SRC FOLDER STEP`` makes equal shards of SRC in FOLDER/<n>/out; ``python killing.py finish
 PREPARED FOLDER STEP`` finishes copies of the folder PREPARED as FOLDER/<n>, ``finish-apart`` the same on a system that
-can't let two folders change places. n is the file operation that the process
-does not live to see, from 1 in steps; the last process lives to the end. Processes are forked from one without threads,
-so that each costs milliseconds.
+can't let two folders change places. n is the file operation that the process does not live to see, from 1 in steps; the
+last process lives to the end. Processes are forked from one without threads, so that each costs milliseconds.
 """
 
 import os

@@ -2,8 +2,7 @@
 
 Each fault is one edit of one line or two, in a copy of the project: an off-by-one in a bound, a swallowed error, a
 skipped fsync, a check that is gone. It is run against the tests of its room, by all marks, and where those find
-nothing, against the default set. Not a test, for it takes long; test_mutants.py holds the faults to
-the code as it is.
+nothing, against the default set. Not a test, for it takes long; test_mutants.py holds the faults to the code as it is.
 
     .venv/bin/python tests/mutants.py [--jobs 2] [--only WORD]
 
@@ -285,7 +284,8 @@ FAULTS = (
     Fault(
         "a pickle may name what is to be called",
         "sinks/plain_pickle.py",
-        """            raise ValueError(f"it wants {ascii(f'{module:.80}.{name:.80}')[1:-1]} to be called")\n""",
+        "            raise ValueError("
+        """f"it calls {ascii(f'{module:.80}.{name:.80}')[1:-1]}, which is not allowed")\n""",
         "            return cls(lambda arguments: getattr(__import__(module), name)(*arguments))\n",
         ("reshard", "sinks", "verify"),
     ),

@@ -26,8 +26,8 @@ from PIL import Image
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
 from datafetch.demo.pictures import paint
-from datafetch.entries import START_BYTES
-from datafetch.spool import read_lines
+from datafetch.entries import START_BYTES, ImageEnd, read_heads, read_marker
+from datafetch.model import LedgerLine
 from datafetch.state import State
 
 OPTIONS = (
@@ -87,6 +87,12 @@ class Place:
             if path.stat().st_size >= START_BYTES:  # or it was only just begun
                 urls.update(line.url for line in read_lines(path))
         return urls
+
+
+def read_lines(path: Path) -> list[LedgerLine]:
+    """The ledger lines of a spool's images; the spool may be written to meanwhile."""
+    with path.open("rb") as file:
+        return [ended.line for ended in read_heads(file, read_marker(file)) if isinstance(ended, ImageEnd)]
 
 
 def listed(folder: Path) -> list[Path]:

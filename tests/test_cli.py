@@ -93,7 +93,7 @@ def test_an_interrupted_run_goes_on(
     stdout, stderr = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130
     assert stdout == ""
-    assert stderr.splitlines()[-1] == "datafetch: interrupted; run the same command again to go on from here"
+    assert stderr.splitlines()[-1] == "datafetch: interrupted; run the same command again to resume"
     assert "Traceback" not in stderr
     assert not psutil.wait_procs(children, timeout=PATIENCE_S)[1]
     finish_and_check(command, tmp_path, source, slow_origin)
@@ -141,7 +141,7 @@ def test_json_is_all_there_is_on_standard_output(
     ]
     assert main([*arguments, "--json"]) == 0
     printed = capfd.readouterr()
-    assert "the output will have up to about" in printed.err.splitlines()[0]
+    assert "the output will take up to about" in printed.err.splitlines()[0]
     summary = json.loads(printed.out)
     assert summary["dataset"] == "coyo"
     assert summary["complete"] is True
@@ -157,18 +157,18 @@ def test_json_is_all_there_is_on_standard_output(
     assert "10 ok, 1 failed (http_status 1)" in printed.out
     assert "ids: 16 wanted, 5 not found, 3 duplicate lines" in printed.out
     remarks = printed.err.splitlines()
-    assert "10 rows are too few for 64 ranks, which takes 512 at least" in remarks[0]
+    assert "10 rows are too few for 64 ranks, which take at least 512" in remarks[0]
     assert remarks[1:] == ["datafetch: 90.9% of the images arrived, --min-success asks for 95.0%"]
 
 
-GO_ON = "interrupted; run the same command again to go on from here"
+RESUME = "interrupted; run the same command again to resume"
 
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["demo", "--images", "50", "--out"], "interrupted; the same command begins a new demo in the same folder"),
-        (["prepare"], GO_ON),
+        (["demo", "--images", "50", "--out"], "interrupted; the same command starts a new demo in the same folder"),
+        (["prepare"], RESUME),
     ],
 )
 def test_the_command_shows_what_the_library_logs(
@@ -197,16 +197,16 @@ def test_the_command_shows_what_the_library_logs(
 @pytest.mark.parametrize(
     ("command", "works_in", "told"),
     [
-        ("retry", "retry_run", GO_ON),
-        ("reshard", "make_equal_shards", GO_ON),
-        ("verify", "run_check", "interrupted; nothing was changed, and the same command begins anew"),
+        ("retry", "retry_run", RESUME),
+        ("reshard", "make_equal_shards", RESUME),
+        ("verify", "run_check", "interrupted; nothing was changed; run the same command to start over"),
         ("status", "read_status", "interrupted; nothing was changed"),
     ],
 )
 def test_a_command_that_is_interrupted_says_what_holds_for_it(
     command: str, works_in: str, told: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Only what is gone on with is said to be; what just reads has left nothing."""
+    """Only commands that resume say so; commands that only read have changed nothing."""
 
     def interrupt(*_: object, **__: object) -> NoReturn:
         raise KeyboardInterrupt

@@ -40,7 +40,7 @@ def test_what_does_not_fit_is_warned_of(state: State, caplog: pytest.LogCaptureF
     say_need(state, replace(PAIRS, samples=10**13), Totals())
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
-    assert "the run may stop for want of space" in record.getMessage()
+    assert "the run may stop for lack of space" in record.getMessage()
 
 
 def test_published_rows_are_counted_with(state: State, caplog: pytest.LogCaptureFixture) -> None:

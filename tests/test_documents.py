@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given, settings
@@ -17,7 +18,8 @@ from datafetch.choices import Choices
 from datafetch.datasets import find_dataset
 from datafetch.datasets.documents import DocumentReader, document_row
 from datafetch.datasets.json_lines import BadRecordError
-from datafetch.errors import ConfigurationError, ManifestError
+from datafetch.datasets.tokens import TokenCounter
+from datafetch.errors import ConfigurationError, ManifestError, ResourceError
 from datafetch.model import Encoded, Failure, FailureKind, Note, Outcome, Payload, Record, Sample, Totals
 from datafetch.protocols import Manifest
 from datafetch.verify.rows import examine_document
@@ -216,10 +218,19 @@ def test_documents_fit_a_number_of_tokens(tokenizer: str, most: int, is_wanted: 
 
 
 def test_texts_that_no_tokenizer_takes_are_counted_all_the_same(tokenizer: str) -> None:
-    """Half of a character is one; a text of megabytes is longer than any number of tokens, unseen."""
+    """A lone surrogate is one; a text of megabytes is longer than any number of tokens, unseen."""
     choices = Choices(max_tokens=729 + 3, tokenizer=tokenizer)
     assert read(document(1, 1) | {"text_list": ["one \ud83d two"]}, choices) is not None
     assert read(document(1, 1) | {"text_list": ["one" * 10_000_000]}, choices) is None
+
+
+def test_too_little_memory_for_a_tokenizer_is_not_a_fault_of_its_file(
+    tokenizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is fine, and the run can be repeated with more memory."""
+    monkeypatch.setattr("tokenizers.Tokenizer", Mock(from_str=Mock(side_effect=MemoryError)))
+    with pytest.raises(ResourceError, match="out of memory"):
+        TokenCounter(Path(tokenizer))
 
 
 def test_similarities_are_filled_in_within_reason() -> None:

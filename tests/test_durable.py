@@ -86,7 +86,7 @@ def test_what_cannot_be_forced_onto_the_disk_is_said_once(caplog: pytest.LogCapt
         sync(Path(path))
     (remark,) = caplog.records
     assert remark.levelno == logging.WARNING
-    assert "the filesystem of /proc can't force files onto the disk (Invalid argument)" in remark.getMessage()
+    assert "the filesystem of /proc does not support fsync (Invalid argument)" in remark.getMessage()
 
 
 @pytest.mark.usefixtures("_nothing_said")

@@ -17,7 +17,7 @@ from datafetch.ledger import Books, LedgerWriter
 from datafetch.model import Totals
 from datafetch.ranks import Ranks, epoch
 from datafetch.rearrange import Plan, Watch
-from datafetch.sinks import PickleSink, decode_row, read_frames
+from datafetch.sinks import PickleSink, decode_row, encode_row, read_frames
 from datafetch.state import State
 
 PLAN = Plan(Ranks(2, 2, 1), 7)
@@ -35,7 +35,7 @@ def publish(state: State, folder: Path, shard: str, rows: Versions, own: Sequenc
         with closing(PickleSink(folder, shard)) as sink:
             for position, version in enumerate(rows):
                 if own[position]:
-                    sink.write({"key": f"{shard}/{position}", "version": version})
+                    sink.write_frame((encode_row({"key": f"{shard}/{position}", "version": version}),))
             sink.finish()
     with LedgerWriter(state.ledger(shard), shard) as ledger:
         ledger.finish(Books(Totals(len(rows), sum(has_row)), np.array(has_row, np.bool_), np.array(own, np.bool_)))
@@ -116,7 +116,7 @@ def test_too_few_rows_stay_as_they_are(tmp_path: Path, caplog: pytest.LogCapture
     assert make_equal(state, ["part-00000"], Plan(Ranks(), 0), Watch())
     assert contents(state) == before
     assert not state.equal.exists()
-    assert "2 rows are too few for 64 ranks, which takes 512 at least" in caplog.text
+    assert "2 rows are too few for 64 ranks, which take at least 512" in caplog.text
 
 
 def test_a_stopped_one_goes_on(tmp_path: Path) -> None:

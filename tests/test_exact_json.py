@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from datafetch import exact_json
 
-TEXTS = st.text(st.characters())  # halves of characters included
+TEXTS = st.text(st.characters())  # lone surrogates included
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.integers(-(2**70), 2**70) | st.floats() | TEXTS,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXTS, inner, max_size=4),

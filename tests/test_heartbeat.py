@@ -101,7 +101,7 @@ async def test_a_beat_that_fails_is_said_once_and_tried_again(
     await asyncio.wait([beating])
     assert beating.cancelled()
     messages = [record.message for record in caplog.records]
-    assert messages == ["the heartbeat failed (RuntimeError: can't start new thread); the work itself goes on"]
+    assert messages == ["the heartbeat failed (RuntimeError: can't start new thread); the work itself continues"]
 
 
 @pytest.mark.parametrize(

@@ -640,6 +640,6 @@ def test_an_observer_that_fails_ends_no_run(job: Job, caplog: pytest.LogCaptureF
 
     assert run(job, observe).totals.ok
     errors = [record for record in caplog.records if record.levelno == logging.ERROR]
-    message = "an observer failed (OSError: [Errno 24] Too many open files); the work itself goes on"
+    message = "an observer failed (OSError: [Errno 24] Too many open files); the work itself continues"
     assert [error.message for error in errors] == [message]
     assert errors[0].exc_info is not None

@@ -14,7 +14,7 @@ from datafetch.errors import ConfigurationError
 from datafetch.model import Loader
 from datafetch.published import put_files_in_place
 from datafetch.reshard import Request, reshard
-from datafetch.sinks import FileSink
+from datafetch.sinks import FileSink, encode_row
 from datafetch.state import State
 from datafetch.verify import Check, run_check
 
@@ -54,7 +54,7 @@ async def test_a_run_does_not_write_through_links(tmp_path: Path, elsewhere: Pat
     """A link anywhere in the state folder stops the run at its beginning; what it leads to stays as it was."""
     state = State(tmp_path / "out")
     put_link(state.folder / place, elsewhere)
-    with pytest.raises(ConfigurationError, match="is a link, and nothing is written through links"):
+    with pytest.raises(ConfigurationError, match="is a symbolic link, and datafetch does not write through links"):
         async with claimed(state, lambda: None):
             pass
     check_untouched(elsewhere)
@@ -65,7 +65,7 @@ def test_reshard_does_not_write_through_links(tmp_path: Path, elsewhere: Path, p
     """The same where equal shards are made."""
     write_shard(tmp_path / "rows")
     put_link(State(tmp_path / "out").folder / place, elsewhere)
-    with pytest.raises(ConfigurationError, match="is a link, and nothing is written through links"):
+    with pytest.raises(ConfigurationError, match="is a symbolic link, and datafetch does not write through links"):
         reshard(Request(tmp_path / "rows", tmp_path / "out", world_size=2, batch=1, group=1))
     check_untouched(elsewhere)
 
@@ -74,7 +74,7 @@ async def test_links_in_a_scratch_folder_are_not_written_through(tmp_path: Path,
     """Nor where spools lie elsewhere."""
     state = State(tmp_path / "out", tmp_path / "scratch", "1234")
     put_link(state.spool("part-00000"), elsewhere)
-    with pytest.raises(ConfigurationError, match=r"part-00000\.spool is a link"):
+    with pytest.raises(ConfigurationError, match=r"part-00000\.spool is a symbolic link"):
         async with claimed(state, lambda: None):
             pass
     check_untouched(elsewhere)
@@ -99,13 +99,13 @@ def test_images_are_not_written_through_links(tmp_path: Path, elsewhere: Path) -
     ready.mkdir()
     sink = FileSink(ready, "part-00000")
     for name in ("b/1.jpg", "a/1.jpg"):
-        sink.write({"name": name, "content": b"an image", "sample": 0})
+        sink.write_frame((encode_row({"name": name, "content": b"an image", "sample": 0}),))
     sink.finish()
     sink.close()
     (state.out / "b").mkdir(parents=True)
     (state.out / "b" / "1.jpg").symlink_to(elsewhere / "mine")
     (state.out / "a").symlink_to(elsewhere)
-    with pytest.raises(ConfigurationError, match="a is a link, and images are not written through links"):
+    with pytest.raises(ConfigurationError, match="a is a symbolic link, and datafetch does not write through links"):
         put_files_in_place(state, ready, sink.files[0])
     check_untouched(elsewhere)
     (state.out / "a").unlink()

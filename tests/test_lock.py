@@ -16,6 +16,7 @@ from datafetch.cli.options import RetryOptions
 from datafetch.errors import ConfigurationError, ResourceError
 from datafetch.job import Job, asked_of
 from datafetch.lock import Lock
+from datafetch.sinks import encode_row
 from datafetch.sinks.pickle import PickleSink
 from datafetch.state import State, fixed
 from datafetch.transcode import ImageSpec
@@ -137,7 +138,7 @@ async def test_a_link_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
     """Whoever makes the folder that it names would not know of this run; no state is left behind."""
     state = State(tmp_path / "link")
     state.out.symlink_to("nowhere")
-    with pytest.raises(ConfigurationError, match="leads nowhere"):
+    with pytest.raises(ConfigurationError, match="is a broken link"):
         async with claimed(state, _nothing):
             pass
     assert not state.folder.exists()
@@ -170,7 +171,7 @@ def test_equal_shards_can_be_made_without_a_lock(tmp_path: Path, capfd: pytest.C
     (tmp_path / "rows").mkdir()
     with closing(PickleSink(tmp_path / "rows", "part-00000")) as sink:
         for _ in range(4):
-            sink.write({"image": "aGk=", "text": "a cat"})
+            sink.write_frame((encode_row({"image": "aGk=", "text": "a cat"}),))
         sink.finish()
     arguments = ["reshard", str(tmp_path / "rows"), str(tmp_path / "out"), "--world-size", "2", "--batch", "1"]
     arguments += ["--group", "1"]

@@ -70,7 +70,7 @@ def test_a_page_beyond_any_use_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "part-00000-a.parquet"
     write_shared_text(path, 10, 65 << 20)
     manifest = find_dataset("coyo").bind(path, None)
-    with pytest.raises(ManifestError, match=r"column url has a page of [\d,]+ bytes, which no list of images has"):
+    with pytest.raises(ManifestError, match=r"column url has a page of [\d,]+ bytes, more than is accepted"):
         list(manifest.samples(manifest.shards()[0]))
 
 
@@ -134,7 +134,9 @@ def test_a_zip_of_many_members_is_not_looked_through(tmp_path: Path) -> None:
     """Its list of members takes twenty times as much memory as it has bytes."""
     path = tmp_path / "a.jsonl.zip"
     write_zip_of_many(path, 25_000)
-    with pytest.raises(ManifestError, match=r"a\.jsonl\.zip: its list of files is longer than that of one file can be"):
+    with pytest.raises(
+        ManifestError, match=r"a\.jsonl\.zip: its central directory is too large for a zip with one file"
+    ):
         LineFile(path)
 
 

@@ -70,7 +70,7 @@ def test_records_that_the_trainer_could_not_use_are_not_fetched(tmp_path: Path) 
     good[2050]["image"] = "4.JPG"
     records: list[object] = [*good]
     records[8] = "not a record"
-    good[10]["url"] = "http://e.org/\ud800.jpg"  # JSON can tell of half a character, and UTF-8 can't
+    good[10]["url"] = "http://e.org/\ud800.jpg"  # JSON can hold a lone surrogate, and UTF-8 can't
     path = tmp_path / "llm-jp_mm_pair_step0_558k.json"
     path.write_text(json.dumps(records))
     manifest = find_dataset("llm-jp-pairs-step0").bind(tmp_path, None)

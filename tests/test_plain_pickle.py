@@ -176,7 +176,7 @@ def test_a_row_ends_where_its_frame_does() -> None:
 def test_a_row_of_ours_has_no_notes() -> None:
     """Notes go from row to row where the trainer loads them, and would be others than those that were looked at."""
     for body in (b"}q\0", b"}\x94", b"h\0"):
-        with pytest.raises(ValueError, match="note"):
+        with pytest.raises(ValueError, match="memo index"):
             load_row(frame(body))
 
 

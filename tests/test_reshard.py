@@ -24,7 +24,7 @@ from datafetch.lock import Lock
 from datafetch.ranks import Ranks, epoch
 from datafetch.rearrange import Plan, Progress, Source, Stage, Watch, order
 from datafetch.reshard import Request, reshard
-from datafetch.sinks import PickleSink
+from datafetch.sinks import PickleSink, encode_row
 from datafetch.state import State
 from datafetch.takeover import finish
 from datafetch.targets import Targets, shard_name
@@ -45,7 +45,7 @@ def write_shards(folder: Path, rows: Sequence[Row], sizes: Sequence[int]) -> Pat
     for number, size in enumerate(sizes):
         with closing(PickleSink(folder, f"part-{number:05d}")) as sink:
             for _ in range(size):
-                sink.write(next(left))
+                sink.write_frame((encode_row(next(left)),))
             sink.finish()
     return folder
 
@@ -401,7 +401,7 @@ def test_folders_that_were_copied_in_midst_of_it_are_not_mixed_up(tmp_path: Path
     state = State(tmp_path / "out")
     note = state.resharded / "exchanging"
     note.write_text("0")
-    with pytest.raises(ConfigurationError, match="if the latter holds the new shards, delete"):
+    with pytest.raises(ConfigurationError, match=f"if {state.out} does, delete"):
         finish(state)
     assert files_of(state.out) == old
     assert files_of(state.resharded / "shards") == new
@@ -518,7 +518,7 @@ def _cut(folder: Path) -> None:
 
 def _no_pairs(folder: Path) -> None:
     with closing(PickleSink(folder, "part-00000")) as sink:
-        sink.write({"url": "x"})
+        sink.write_frame((encode_row({"url": "x"}),))
         sink.finish()
 
 

@@ -12,6 +12,7 @@ import pytest
 from conftest import LOOPBACK
 from in_process import retry, run
 from origin import Web
+from runs import read_lines
 from test_job import files_of, read_ledger, read_rows
 
 from datafetch import FailureKind, Job, Wanted
@@ -28,7 +29,7 @@ from datafetch.ledger import read_books
 from datafetch.model import Failure, LedgerLine, Permission, Shard
 from datafetch.retries import begin_retry, spools_of
 from datafetch.settled import Output
-from datafetch.spool import Spool, read_lines, write_spool
+from datafetch.spool import Spool, write_spool
 from datafetch.state import State
 
 Pictures = tuple[Path, list[str]]
@@ -273,7 +274,7 @@ def test_a_shard_that_is_gone_is_made_again_first(cut_job: Job, own_origin: Orig
     run(cut_job)
     (Path(cut_job.out) / "part-00000.pkl").unlink()
     before = own_origin.requests()
-    with pytest.raises(ConfigurationError, match="is not complete; run the command that began it once more"):
+    with pytest.raises(ConfigurationError, match="is not complete; run the command that started it again"):
         retry(cut_job.out)
     assert own_origin.requests() == before
     run(cut_job)

@@ -190,7 +190,7 @@ def test_the_published_list_may_lie_where_the_trainers_comes(pairs: Pairs) -> No
     assert (report.reused, report.totals.samples) == (0, 12)
     assert (pairs.state.published_list / LIST).read_bytes() == published
     pairs.trainers.write_bytes(published + b"\n")
-    with pytest.raises(ConfigurationError, match="begun with another job"):
+    with pytest.raises(ConfigurationError, match="started with different settings"):
         run(job)
 
 
@@ -333,7 +333,7 @@ def test_only_the_covers_that_a_training_names(covers: Job, tmp_path: Path) -> N
     assert sorted(path.name for path in Path(covers.out).iterdir()) == ["000000001X.jpg", "000000003X.jpg"]
     assert report.selection is not None
     assert (report.selection.wanted, report.selection.not_found) == (3, 1)
-    with pytest.raises(ConfigurationError, match="begun with another job"):
+    with pytest.raises(ConfigurationError, match="started with different settings"):
         run(covers)
 
 

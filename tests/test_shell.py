@@ -89,7 +89,7 @@ def test_a_small_address_space_is_one_line(command: list[str], limit_mib: int, m
     )
     assert finished.returncode == 4, finished.stderr
     (line,) = finished.stderr.splitlines()
-    assert line.startswith(("datafetch: this process ", "datafetch: this machine ran out of something: "))
+    assert line.startswith(("datafetch: the address space is limited to ", "datafetch: out of system resources: "))
     assert "ulimit -v" in line
 
 

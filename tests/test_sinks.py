@@ -43,7 +43,7 @@ def write(folder: Path, rows: list[dict[str, object]]) -> tuple[Path, Path]:
     """Write rows as a pickle shard."""
     with closing(PickleSink(folder, "part-00000")) as sink:
         for row in rows:
-            sink.write(row)
+            sink.write_frame((encode_row(row),))
         sink.finish()
     data, count = sink.files
     return data, count
@@ -79,7 +79,7 @@ def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
 def test_an_unfinished_sink_can_be_closed(tmp_path: Path) -> None:
     """Letting go of a shard that was not finished raises nothing, twice."""
     sink = PickleSink(tmp_path, "part-00000")
-    sink.write({"id": 1})
+    sink.write_frame((encode_row({"id": 1}),))
     sink.close()
     sink.close()
 
@@ -276,7 +276,7 @@ def test_a_shard_that_is_not_as_it_was_written_is_noticed(tmp_path: Path) -> Non
     """A byte that changed on the way to the disk fails the check, wherever it is."""
     sink = PickleSink(tmp_path, "part-00000")
     with closing(sink):
-        sink.write({"id": 1, "image": "A" * 100})
+        sink.write_frame((encode_row({"id": 1, "image": "A" * 100}),))
         sink.finish()
         sink.check(1)
         content = bytearray(sink.files[0].read_bytes())

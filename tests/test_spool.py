@@ -11,6 +11,7 @@ import aiofiles
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from runs import read_lines
 
 from datafetch.entries import (
     _HEADER_BYTES,
@@ -22,10 +23,11 @@ from datafetch.entries import (
     read_entries,
     read_heads,
     read_marker,
+    read_stored,
 )
 from datafetch.errors import ConfigurationError, ConservationError, ResourceError
 from datafetch.model import Body, Encoded, Failure, FailureKind, LedgerLine, Outcome, Record, Sample
-from datafetch.spool import Recovered, Spool, SpooledSample, SpoolReader, read_lines, write_spool
+from datafetch.spool import Recovered, Spool, SpooledSample, SpoolReader, write_spool
 
 FAILURE = Failure(FailureKind.TIMEOUT, "too slow", None, 3, "", 30_000.0)
 
@@ -190,16 +192,27 @@ def test_no_image_passes_for_an_entry(tmp_path: Path) -> None:
     assert len(content) == size
 
 
+def test_an_entry_whose_lengths_contradict_each_other_is_none(tmp_path: Path) -> None:
+    """One flipped bit in the length of the head, behind the front with its checksum, is damage and no bug."""
+    path = tmp_path / "x.spool"
+    whole_spool(path, [make_end(make_sample(0), 0, Encoded(b"jpeg", 4, 3, "JPEG"))])
+    content = bytearray(path.read_bytes())
+    content[START_BYTES + _HEADER_BYTES + 4] ^= 1  # the highest byte of the length, behind a byte for the kind
+    path.write_bytes(content)
+    with path.open("rb") as file:
+        assert read_stored(file, read_marker(file), START_BYTES) is None
+
+
 async def test_a_spool_can_be_looked_at_while_it_is_written(tmp_path: Path) -> None:
     """The lines of its images are read without their JPEGs, up to what is being written just now."""
     path = tmp_path / "x.spool"
     await write(path, [make_sample(position, 2) for position in range(5)])
-    lines = await asyncio.to_thread(lambda: list(read_lines(path)))
+    lines = await asyncio.to_thread(read_lines, path)
     assert sorted((line.sample, line.image) for line in lines) == [
         (sample, image) for sample in range(5) for image in range(2)
     ]
     await asyncio.to_thread(lambda: path.write_bytes(path.read_bytes()[:-1]))
-    assert await asyncio.to_thread(lambda: list(read_lines(path))) == lines
+    assert await asyncio.to_thread(read_lines, path) == lines
 
 
 class _WatchedFile(FileIO):

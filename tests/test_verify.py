@@ -89,7 +89,7 @@ def write_shard(folder: Path, rows: list[Row], name: str = "part-00000") -> Path
     folder.mkdir(exist_ok=True)
     sink = PickleSink(folder, name)
     for row in rows:
-        sink.write(row)
+        sink.write_frame((encode_row(row),))
     sink.finish()
     sink.close()
     return folder / f"{name}.pkl"
@@ -340,13 +340,13 @@ def test_what_is_wrong_with_a_folder_is_named(tmp_path: Path, harm: Callable[[Pa
 
 @pytest.mark.parametrize("ours", [True, False])
 def test_a_hostile_shard_calls_nothing(tmp_path: Path, ours: bool) -> None:
-    """A pickle that wants something called is a problem, and it is not called."""
+    """A pickle that calls a function is a problem, and the function is not called."""
     path = write_shard(tmp_path / "out", [pair(), pair(trap=Mine(tmp_path / "made"))])
     if not ours:
         path.write_bytes(pickle.dumps([pair(), pair(trap=Mine(tmp_path / "made"))]))
     verdict = verified(tmp_path / "out")
     assert len(verdict.problems) == 1
-    assert "wants builtins.eval to be called" in verdict.problems[0]
+    assert "calls builtins.eval, which is not allowed" in verdict.problems[0]
     assert not (tmp_path / "made").exists()
 
 
@@ -556,7 +556,7 @@ def test_sound_records_are_sound(tmp_path: Path) -> None:
         (b'[{"conversations": []}', "is cut short; 1 records could be read"),
         (b"[{}{}]", "has no comma between two records"),
         (b"[{},]", "is not JSON, or is cut short"),
-        (b"[{}] []", "goes on behind its list"),
+        (b"[{}] []", "has data after its list"),
         (b'[{"a": "\xff"}]', "is not UTF-8"),
         (b"[" * 200_000, "is not JSON, or is cut short"),
     ],
@@ -611,7 +611,7 @@ def test_an_observers_error_ends_no_check(tmp_path: Path, caplog: pytest.LogCapt
     write_shard(tmp_path / "out", [pair()] * 8)
     assert run_check(Check(str(tmp_path / "out"), world_size=1, processes=1), observe).is_sound
     (record,) = caplog.records
-    assert record.message == "an observer failed (OSError: [Errno 24] Too many open files); the work itself goes on"
+    assert record.message == "an observer failed (OSError: [Errno 24] Too many open files); the work itself continues"
     assert record.exc_info is not None
 
 

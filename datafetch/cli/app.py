@@ -40,24 +40,20 @@ class _Summary:
     after_ctrl_c: str
 
 
-_GO_ON = "run the same command again to go on from here"
+_RESUME = "run the same command again to resume"
 _COMMANDS = {
-    "prepare": _Summary("Build a dataset where the trainer expects it; an earlier run is gone on with.", _GO_ON),
-    "retry": _Summary(
-        "Try again what failed for a reason that may pass, and bring what arrives into the shards.", _GO_ON
-    ),
+    "prepare": _Summary("Build a dataset where the trainer expects it, resuming an earlier run.", _RESUME),
+    "retry": _Summary("Retry failures that may be temporary, and add the images that arrive to the shards.", _RESUME),
     "demo": _Summary(
-        "See it work: an image server on this machine, with faults, and a small dataset fetched from it.",
-        "the same command begins a new demo in the same folder",
+        "Fetch a small dataset from a local image server with deliberate faults.",
+        "the same command starts a new demo in the same folder",
     ),
-    "reshard": _Summary(
-        "Make equal shards, so that each rank reads as much as the others and nothing is lost.", _GO_ON
-    ),
+    "reshard": _Summary("Make shards of equal size, so that every rank reads the same number of samples.", _RESUME),
     "verify": _Summary(
-        "Check everything that the trainer's loader demands, every image decoded; exit 1 when something is amiss.",
-        "nothing was changed, and the same command begins anew",
+        "Check an output as the trainer's loader will read it, decoding every image; exit 1 if there are problems.",
+        "nothing was changed; run the same command to start over",
     ),
-    "status": _Summary("Say where a run stands, also while it goes on; it is not disturbed.", "nothing was changed"),
+    "status": _Summary("Show the progress of a run, without disturbing it.", "nothing was changed"),
 }
 
 _LEAST_ADDRESS_SPACE_BYTES = 1 << 30  # most of it reserved for threads and never used
@@ -143,8 +139,8 @@ def _refuse_small_address_space() -> None:
     limit_bytes, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit_bytes != resource.RLIM_INFINITY and limit_bytes < _LEAST_ADDRESS_SPACE_BYTES:
         raise ResourceError(
-            f"this process may have {limit_bytes >> 20:,} MiB of address space ('ulimit -v'), and needs "
-            f"{_LEAST_ADDRESS_SPACE_BYTES >> 20:,} at least; raise that limit and run the same command again"
+            f"the address space is limited to {limit_bytes >> 20:,} MiB ('ulimit -v'), and at least "
+            f"{_LEAST_ADDRESS_SPACE_BYTES >> 20:,} MiB are needed; raise the limit and run the same command again"
         )
 
 
@@ -158,7 +154,7 @@ def _complain_of_machine(error: Exception) -> ExitCode:
         return complain(str(ResourceError.of_want(error)), ExitCode.OUT_OF_RESOURCES)
     is_wrong_path = error.errno in (errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP)
     code = ExitCode.WRONG_COMMAND if is_wrong_path else ExitCode.OUT_OF_RESOURCES
-    return complain(str(ResourceError.of_disk(error, "go on")), code)
+    return complain(str(ResourceError.of_disk(error, "continue")), code)
 
 
 def _after_ctrl_c(words: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ class ExitCode(IntEnum):
 
     COMPLETE = 0
     BUG = 1
-    NOT_SOUND = 1  # the contract's, and nobody takes the two for each other: a bug says so on standard error
+    NOT_SOUND = 1  # same number by contract; a bug is told by its traceback
     WRONG_COMMAND = 2
     TOO_FEW_IMAGES = 3
     OUT_OF_RESOURCES = 4

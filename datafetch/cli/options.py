@@ -49,10 +49,14 @@ class RunOptions:
     processes: Annotated[int | None, typer.Option(help="Codec processes.", show_default="CPU count")] = None
     per_host: Annotated[int, typer.Option(help="Requests open at once to one host.")] = 8
     timeout: Annotated[float, typer.Option(help="Seconds for one attempt, from sending to the last byte.")] = 30.0
-    retries: Annotated[int, typer.Option(help="Further attempts after a failure that may pass.")] = 2
+    retries: Annotated[int, typer.Option(help="Further attempts after a failure that may be temporary.")] = 2
     max_body: Annotated[str, typer.Option(metavar="BYTES", help="Refuse larger bodies.")] = "32MiB"
     max_sample: Annotated[
-        str, typer.Option(metavar="BYTES", help="All images of one sample together; what goes beyond is too large.")
+        str,
+        typer.Option(
+            metavar="BYTES",
+            help="Limit for all images of one sample together; an image that exceeds it fails as too_large.",
+        ),
     ] = "256MiB"
     max_pixels: Annotated[int, typer.Option(help="Refuse larger images, from their header.")] = 89_478_485
     memory: Annotated[
@@ -70,7 +74,10 @@ class RunOptions:
     resize: Annotated[
         Resize | None,
         typer.Option(
-            help="Shrink from all pixels, or large JPEGs from a fraction (of photographs half keep 53 dB, all 40).",
+            help=(
+                "Shrink from all pixels, or decode large JPEGs at reduced size first "
+                "(photographs: median 53 dB, at least 40)."
+            ),
             show_default="exact for recipe pixels, else fast",
         ),
     ] = None
@@ -78,7 +85,7 @@ class RunOptions:
     encode: Annotated[
         Encoding | None,
         typer.Option(
-            help="Encode every image again, keep JPEGs that need no change as they came, or keep all that decode.",
+            help="Encode every image again, keep JPEGs that need no change, or keep every image that decodes.",
             show_default="received where images become files, else recipe",
         ),
     ] = None
@@ -92,7 +99,7 @@ class RunOptions:
     allow_net: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="CIDR", help="Addresses that are not public but allowed. Repeatable.", show_default="none"
+            metavar="CIDR", help="Non-public addresses that may be connected to. Repeatable.", show_default="none"
         ),
     ] = None
     opt_out: Annotated[
@@ -104,25 +111,25 @@ class RunOptions:
     ] = None
     scratch: Annotated[
         str | None,
-        typer.Option(metavar="DIR", help="Where shards in progress lie.", show_default="in the state folder"),
+        typer.Option(metavar="DIR", help="Folder for shards in progress.", show_default="in the state folder"),
     ] = None
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of going on.")] = False
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of resuming.")] = False
     no_lock: Annotated[
         bool,
         typer.Option(
             "--no-lock",
-            help="Work without a lock, where the filesystem has none; only if no other run is at work there.",
+            help="Run without a lock, on filesystems that have none. Make sure that no other run uses this output.",
         ),
     ] = False
     no_reshard: Annotated[
         bool,
         typer.Option(
             "--no-reshard",
-            help="Leave the shards as the manifest cut them, rows in its order; else they are made equal.",
+            help="Keep the manifest's shards and row order instead of making equal shards.",
         ),
     ] = False
-    world_size: Annotated[int, typer.Option(help="Ranks that equal shards are for.")] = 64
-    min_success: Annotated[float, typer.Option(help="Exit with 3 when a smaller share of the images arrives.")] = 0.0
+    world_size: Annotated[int, typer.Option(help="Number of ranks to make equal shards for.")] = 64
+    min_success: Annotated[float, typer.Option(help="Exit with 3 if a smaller share of the images arrives.")] = 0.0
     user_agent: Annotated[
         str, typer.Option(metavar="TEXT", help="A contact, added to the User-Agent.", show_default="none")
     ] = ""
@@ -130,12 +137,10 @@ class RunOptions:
         bool,
         typer.Option(
             "--insecure",
-            help="Also take images from servers with invalid certificates or outdated TLS; the ledger says which.",
+            help="Also accept invalid certificates and outdated TLS; the ledger marks these images.",
         ),
     ] = False
-    trust_env: Annotated[
-        bool, typer.Option("--trust-env", help="Go through the proxies that the environment names.")
-    ] = False
+    trust_env: Annotated[bool, typer.Option("--trust-env", help="Use the proxies that the environment names.")] = False
     json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output at the end.")] = False
 
     def fetch_policy(self) -> FetchPolicy:
@@ -200,17 +205,19 @@ class ChoiceOptions:
     ] = None
     keep_at_least: Annotated[
         int | None,
-        typer.Option(metavar="K", help="Keep documents with K images or more, without the others.", show_default="all"),
+        typer.Option(
+            metavar="K", help="Keep documents of which K images arrive, without the others.", show_default="all"
+        ),
     ] = None
     fill_similarity: Annotated[
-        bool, typer.Option("--fill-similarity", help="Zeros for documents without a similarity matrix.")
+        bool, typer.Option("--fill-similarity", help="Give documents without a similarity matrix one of zeros.")
     ] = False
     max_images: Annotated[
         int | None, typer.Option(metavar="N", help="Leave out documents with more images.", show_default="none")
     ] = None
     min_similarity: Annotated[
         float | None,
-        typer.Option(metavar="S", help="Leave out documents with an image less similar.", show_default="none"),
+        typer.Option(metavar="S", help="Leave out documents with an image of lower similarity.", show_default="none"),
     ] = None
     max_tokens: Annotated[
         int | None,
@@ -224,13 +231,13 @@ class ChoiceOptions:
         str | None, typer.Option(metavar="FILE", help="A tokenizer.json, for --max-tokens.", show_default="none")
     ] = None
     url_key: Annotated[
-        str | None, typer.Option(metavar="KEY", help="Where a record has its URL.", show_default="found out")
+        str | None, typer.Option(metavar="KEY", help="Key of the URL in a record.", show_default="detected")
     ] = None
     text_key: Annotated[
-        str | None, typer.Option(metavar="KEY", help="Where a record has its text.", show_default="found out")
+        str | None, typer.Option(metavar="KEY", help="Key of the text in a record.", show_default="detected")
     ] = None
     skip_bad_lines: Annotated[
-        bool, typer.Option("--skip-bad-lines", help="Pass over lines and rows that are no record, and count them.")
+        bool, typer.Option("--skip-bad-lines", help="Skip and count lines and rows that can't be read.")
     ] = False
     only_referenced: Annotated[
         str | None,
@@ -242,9 +249,8 @@ class ChoiceOptions:
         return Choices(**{option.name: getattr(self, option.name) for option in fields(self)})
 
 
-# What a retry may be asked to do otherwise than the run before it: options whose values don't decide the rows, or only
-# permit what was refused,
-# each with the field of the job that it becomes.
+# Options that a retry may set differently from the run before it: they don't decide the rows, or only permit what was
+# refused. Each maps to its field of the job.
 _POLICY_FIELDS = {
     "connections": "connections",
     "per_host": "per_host",
@@ -342,7 +348,7 @@ def with_retry_options(command: Callable[..., int]) -> Callable[..., int]:
     for name in (*_POLICY_FIELDS, *_JOB_FIELDS, *_SPEC_FIELDS, *_SAID_ALWAYS):
         kind, option = get_args(hints[name])
         option = copy(option)
-        option.show_default = False if name in _SAID_EACH_TIME else "as the run had it"
+        option.show_default = False if name in _SAID_EACH_TIME else "as in the run"
         annotation = _annotated(kind | None, option)
         shared.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
     return _with_options(

@@ -27,11 +27,12 @@ from datafetch.status import Status
 from datafetch.verify import Verdict
 
 _NOTES: dict[str, str] = {
-    Note.BAD_LINES: "bad lines passed over",
+    Note.BAD_LINES: "bad lines skipped",
     Note.FILTERED: "records left out by filters",
     Note.FILLED_SIMILARITY: "documents got similarities of zero",
     Note.RECORDS: "documents in the shards of the list",
-    Note.NOT_ASKED: "images not asked for, their documents being lost",
+    Note.REPEATED_IDS: "rows with an id that an earlier row has",
+    Note.NOT_ASKED: "images skipped because their document was lost",
 }
 _HOST_COLUMNS = 40
 _MOST_S = 1e9  # thirty years; what is divided by next to nothing has no end
@@ -55,7 +56,7 @@ def show_report(report: Report, *, as_json: bool) -> None:
             f"this run: {totals.ok - report.reused:,} images arrived in {timedelta(seconds=round(report.elapsed_s))}, "
             f"{report.images_per_s:.1f} images/s, {report.requests:,} requests "
             f"through {report.connections:,} connections, {report.reused:,} images reused"
-            + (f" ({report.repeated:,} of URLs that were asked for already)" if report.repeated else "")
+            + (f" ({report.repeated:,} of URLs that were already requested)" if report.repeated else "")
         ),
     ]
     if totals.notes:
@@ -68,7 +69,7 @@ def show_report(report: Report, *, as_json: bool) -> None:
         )
     if report.selection is not None:
         found = report.selection
-        missing = "not looked for beyond the limit" if found.not_found is None else f"{found.not_found:,} not found"
+        missing = "missing ones not counted (--limit)" if found.not_found is None else f"{found.not_found:,} not found"
         files = f", {found.missing_files:,} files missing" if found.missing_files else ""
         beyond = f", {found.out_of_range:,} beyond the end of their files" if found.out_of_range else ""
         lines.append(f"ids: {found.wanted:,} wanted, {missing}{files}{beyond}, {found.duplicates:,} duplicate lines")
@@ -98,7 +99,7 @@ def show_resharded(made: Resharded, *, as_json: bool) -> None:
 
 
 def show_verdict(verdict: Verdict, *, as_json: bool) -> None:
-    """Say on standard output what was checked, and what is amiss."""
+    """Print what was checked, and which problems there are."""
     if as_json:
         _say(orjson.dumps(verdict.summary()).decode())
         return

@@ -17,10 +17,10 @@ from contextlib import suppress
 from enum import Enum, auto
 from typing import NoReturn
 
+from datafetch.cli.exit_code import ExitCode
 from datafetch.interrupts import SIGNALS, Interrupts
 
 _STDERR = 2
-_INTERRUPTED = 130  # as in exit_code.py, which is loaded later
 _SHOW_CURSOR = "\x1b[?25h"  # a live line hides it
 _CLEAR_LINE = "\r\x1b[2K"
 _SOON_S = 0.01
@@ -40,7 +40,7 @@ class CommandInterrupts(Interrupts):
     def __init__(self) -> None:
         super().__init__()
         self._phase = _Phase.LOADING
-        self._code = _INTERRUPTED
+        self._code: int = ExitCode.INTERRUPTED
 
     def take_over(self) -> None:
         """Be the handler, until the process ends."""
@@ -89,7 +89,7 @@ class CommandInterrupts(Interrupts):
 
 
 def begin() -> None:
-    """Say that a command is loaded and begins; without effect where signals are somebody else's."""
+    """Say that a command is loaded and begins; without effect where another handler has the signals."""
     handler = signal.getsignal(signal.SIGTERM)
     if isinstance(handler, CommandInterrupts):
         handler.begin()

@@ -78,7 +78,7 @@ class CoyoManifest:
     Args:
         files: In the order of their names.
         ids: Which ones are wanted; None takes the most similar rows of each file.
-        skips_bad_rows: Whether rows that can't be read are passed over and counted.
+        skips_bad_rows: Whether rows that can't be read are skipped and counted.
     """
 
     def __init__(self, files: Sequence[ParquetFile], ids: IdList | None, *, skips_bad_rows: bool = False) -> None:
@@ -134,10 +134,10 @@ class _Chosen:
 
 
 class _CoyoSamples(Samples):
-    """The samples of one file; what is wrong with a row is found out when it is read.
+    """The samples of one file; what is wrong with a row is detected when it is read.
 
     Raises:
-        ManifestError: A row can't be read, and is not to be passed over.
+        ManifestError: A row can't be read, and bad rows are not skipped.
     """
 
     def __init__(self, file: ParquetFile, chosen: _Chosen, *, skips_bad_rows: bool) -> None:
@@ -160,7 +160,7 @@ class _CoyoSamples(Samples):
     def _bad(self, position: int, row: BadRow) -> Sample:
         if not self._skips_bad_rows:
             raise ManifestError(
-                f"{self._file.path}, row {row.number:,} (counted from 0): {row.reason}; mend it, or pass over such "
+                f"{self._file.path}, row {row.number:,} (counted from 0): {row.reason}; fix it, or skip such "
                 "rows with --skip-bad-lines"
             )
         return Sample(position, f"row {row.number}", (), {BAD_LINE: row.reason})

@@ -41,7 +41,7 @@ class DocumentReader(RecordFormat):
     Attributes:
         url_key: Where an image has its URL.
         choices: Which documents are wanted.
-        tokens: Counts them; None where nobody asks.
+        tokens: Counts them; None where they are not limited.
     """
 
     url_key: str

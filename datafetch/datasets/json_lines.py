@@ -66,7 +66,7 @@ class RecordFormat(Protocol):
 
         Raises:
             BadRecordError: It is not of the form.
-            ManifestError: It lacks what can't be passed over.
+            ManifestError: It lacks something that can't be skipped.
         """
         ...
 
@@ -97,7 +97,7 @@ class FirstRecords:
 
 
 def first_records(files: Iterable[LineFile]) -> FirstRecords:
-    """Those of the first file that has any; lines that are no record are passed over."""
+    """The records of the first file that has any; lines that are no record are skipped."""
     for file in files:
         found: list[JsonObject] = []
         read_bytes = 0
@@ -122,7 +122,7 @@ class LinesManifest:
         files: By shard.
         form: From a record to a sample.
         reading: What decides the rows of how they are read, as JSON.
-        skips_bad_lines: Whether lines that are no record are passed over.
+        skips_bad_lines: Whether lines that are no record are skipped.
         line_bytes: Of a line, about.
     """
 
@@ -180,11 +180,11 @@ class LineSamples:
         file: The file.
         key_prefix: What stands before the number of a record's line, counted from 0, in its key.
         form: From a record to a sample.
-        skips_bad_lines: Whether lines that are no record are passed over and counted.
+        skips_bad_lines: Whether lines that are no record are skipped and counted.
         listed: What an id list names of it; None where there is no list. The number of records is noted then.
 
     Raises:
-        ManifestError: A line is no record, and is not to be passed over; or the file can't be read.
+        ManifestError: A line is no record, and bad lines are not skipped; or the file can't be read.
     """
 
     def __init__(
@@ -261,11 +261,10 @@ class LineSamples:
             draft = self._form.draft(record) if self._form.wants(record) else None
         except BadRecordError as error:
             if b"\1" not in self._is_sample and (what := self._file.explain_bad_line()):
-                raise ManifestError(what) from error  # and not to be passed over: nothing in the file is a record
+                raise ManifestError(what) from error  # never skipped: nothing in the file is a record
             if not self._skips_bad_lines:
                 raise ManifestError(
-                    f"{self._file.path}, line {number + 1}: {error}; mend it, or pass over such lines with "
-                    "--skip-bad-lines"
+                    f"{self._file.path}, line {number + 1}: {error}; fix it, or skip such lines with --skip-bad-lines"
                 ) from error
             self._notes[Note.BAD_LINES.value] += 1
             return False

@@ -1,4 +1,4 @@
-"""Under which keys records have their URLs and texts, where that is not published: found out, and said."""
+"""Detects and logs under which keys records have their URLs and texts, where that is not published."""
 
 from __future__ import annotations
 

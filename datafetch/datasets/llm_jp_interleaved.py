@@ -1,7 +1,7 @@
 """llm-jp's Japanese interleaved documents: JSON lines in MMC4's form, each file of them a pickle.
 
 Source: gitlab.llm-jp.nii.ac.jp/datasets/llm-jp-japanese-interleaved-data. Under which key an image has its URL is not
-published, so that is found out.
+published, so they are detected.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def _why_part_refused(part: str) -> str:
 
 
 def is_utf8(name: str) -> bool:
-    """Whether a text can be written: JSON can tell of half a character."""
+    """Whether a text can be written: JSON can hold a lone surrogate."""
     try:
         name.encode()
     except UnicodeEncodeError:

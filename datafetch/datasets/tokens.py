@@ -26,7 +26,7 @@ class TokenCounter:
 
     def __init__(self, path: Path) -> None:
         try:
-            from tokenizers import Tokenizer  # noqa: PLC0415 - an extra, needed by whoever counts tokens
+            from tokenizers import Tokenizer  # noqa: PLC0415 - an extra, needed only to count tokens
         except ImportError as error:
             raise ConfigurationError(
                 "--max-tokens needs the library tokenizers; install it with: pip install 'datafetch[tokens]'"
@@ -37,7 +37,8 @@ class TokenCounter:
         except OSError as error:
             raise_want(error)
             raise ConfigurationError(f"cannot read the tokenizer {path}: {error.strerror or error}") from error
-        except Exception as error:
+        except Exception as error:  # tokenizers raises a bare Exception for a file that is none
+            raise_want(error)
             raise ConfigurationError(f"{path} is not a tokenizer.json: {error}") from error
         # What the file says of its model's longest input would cut off what is to be counted.
         self._tokenizer.no_truncation()
@@ -45,6 +46,6 @@ class TokenCounter:
         self.sha256 = hashlib.sha256(content).hexdigest()
 
     def count(self, texts: Sequence[str], images: int) -> int:
-        """The tokens of a document; half of a character, of which JSON can tell, counts as a question mark."""
+        """The tokens of a document; a lone surrogate, which JSON can hold, counts as a question mark."""
         whole = [text.encode("utf-8", "replace").decode() for text in texts]
         return images * TOKENS_AN_IMAGE + sum(map(len, self._tokenizer.encode_batch(whole, add_special_tokens=False)))

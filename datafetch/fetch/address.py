@@ -37,7 +37,7 @@ def is_address(host: str) -> bool:
 
 
 class BlockedAddressError(OSError):
-    """The address is not public and nobody allowed it."""
+    """The address is not public and was not allowed."""
 
     def __init__(self, address: str) -> None:
         super().__init__(f"{address} is not a public address; --allow-net would allow it")

@@ -32,7 +32,7 @@ class Response:
         headers: Theirs.
         content_length: Bytes that the body will have, where that is said.
         body: Its bytes as they arrive.
-        permitted: What the connection was made by the operator's permission alone for.
+        permitted: Permissions without which the connection would not have been made.
     """
 
     url: URL

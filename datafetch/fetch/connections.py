@@ -97,12 +97,12 @@ class Connections:
             self._alarm = self._loop.call_later(_MAX_IDLE_S, self._drop_old)
 
     def drop_idle(self) -> None:
-        """End all connections that nobody uses now."""
+        """End all connections that are idle."""
         for connection in list(self._idle):
             self._drop_idle(connection)
 
     async def close(self) -> None:
-        """End all connections that nobody uses now, and see them closed."""
+        """End all connections that are idle, and wait until they are closed."""
         self._is_closed = True
         closing = [connection.protocol.closed for connection in self._idle]
         self.drop_idle()
@@ -119,7 +119,7 @@ class Connections:
             TlsError: The handshake failed.
             BlockedAddressError: The host is at an address that may not be connected to.
             NameNotFoundError: The host has no address.
-            NameServerError: Nobody knows.
+            NameServerError: No name server answered.
         """
         try:
             return await self._connect(endpoint, self._tls)
@@ -166,7 +166,7 @@ class Connections:
 
     async def _open_plain(self, endpoint: Endpoint, address: str, port: int) -> Connection:
         transport, protocol = await self._loop.create_connection(self._new_protocol, address, port)
-        # Where a proxy is, is nobody's to permit.
+        # A proxy's own address needs no permission.
         is_exception = endpoint.proxy is None and self._resolver.is_exception(address)
         return Connection(endpoint, transport, protocol, frozenset({Permission.ALLOW_NET} if is_exception else ()))
 
@@ -224,7 +224,7 @@ class Connections:
 
 
 def _is_of_tls(error: TlsError | NoConnectionError) -> bool:
-    """Whether a connection came to nothing over TLS; there are servers that hang up on a hello not to their taste."""
+    """Whether a connection failed in the TLS handshake; some servers close it when they dislike the ClientHello."""
     return isinstance(error, TlsError) or isinstance(error.__cause__, ConnectionResetError | ConnectionAbortedError)
 
 

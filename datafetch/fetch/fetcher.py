@@ -64,7 +64,7 @@ class Fetcher:
 
     Args:
         policy: What the operator may set.
-        budget: What bodies are held against, for a caller who goes on holding them; 1 GiB by default.
+        budget: What bodies are held against, for a caller who keeps holding them; 1 GiB by default.
     """
 
     def __init__(self, policy: FetchPolicy | None = None, *, budget: BodyBudget | None = None) -> None:
@@ -125,7 +125,7 @@ class Fetcher:
 
         Args:
             url: As published.
-            memory: What the body is held against, for a caller who goes on holding it.
+            memory: What the body is held against, for a caller who keeps holding it.
 
         Returns:
             The body, at most ``max_body_bytes`` bytes and at least one, or the failure of the last attempt. Both

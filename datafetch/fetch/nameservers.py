@@ -1,7 +1,7 @@
-"""NameServers: one name asked of the name servers, with patience, until there is an answer or nobody gives one.
+"""NameServers: one name asked of the name servers, with patience, until there is an answer or no server gives one.
 
 Rules: a lost packet is nobody's fault and is asked again, here and on no one else's clock. A name is blamed only on a
-server's word about all of its addresses. What c-ares keeps in memory is bounded by making its channels anew.
+server's word about all of its addresses. What c-ares keeps in memory is bounded by making its channels again.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class FetchPolicy:
         nameservers: ``ADDRESS`` or ``ADDRESS:PORT``; empty uses the system's.
         opt_out: Whether a response may forbid the use of its image.
         contact: Added to the User-Agent, so that a site's owner knows whom to ask.
-        insecure: Where a certificate is not valid, or TLS is spoken as it was long ago, go on all the same.
+        insecure: Also accept invalid certificates and outdated TLS.
         trust_env: Go through the proxies that the environment names (``HTTPS_PROXY``, ``NO_PROXY`` …).
     """
 

@@ -16,7 +16,7 @@ class Proxies:
     """Which proxy a URL goes through. The environment is read once, when this is made.
 
     Attributes:
-        addresses: Of each proxy, after ``resolve``. Whoever names a proxy allows its address, public or not.
+        addresses: Of each proxy, after ``resolve``. Naming a proxy allows its address, public or not.
     """
 
     def __init__(self) -> None:

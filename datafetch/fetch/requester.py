@@ -66,7 +66,9 @@ class Request:
 
 
 class Requester:
-    """Makes requests: ``async with Requester(policy) as requester: await requester.ask(url, memory, watch)``.
+    """Makes requests.
+
+    Used as ``async with Requester(policy) as requester: await requester.ask(Request(url, memory, watch, cookies))``.
 
     Args:
         policy: What the operator may set.

@@ -137,7 +137,7 @@ class Resolver:
 
         Raises:
             NameNotFoundError: The name does not exist, has no address or is no host name at all.
-            NameServerError: Nobody answered.
+            NameServerError: No name server answered.
             BlockedAddressError: It has addresses, none of them permitted, or is such an address.
             OSError: With the system's ``errno``, when this process has no descriptors left to ask with.
         """

@@ -128,7 +128,7 @@ class _DistinctIds:
         self._waiting.clear()
         self._waiting_count = 0
         if len(self._known) > self._most:
-            raise ManifestError(f"{self._path} has more than {self._most:,} ids, which no list of its size has")
+            raise ManifestError(f"{self._path} has more than {self._most:,} ids, the limit for a file of its size")
 
 
 def _chunks(path: Path) -> Iterator[list[bytes]]:

@@ -109,8 +109,8 @@ class LineFile:
                 number += 1
                 if number > most_lines:
                     raise ManifestError(
-                        f"{self.path} has more than {most_lines:,} lines in {self.size_bytes:,} bytes, which no list "
-                        "of images has; --source takes JSON lines"
+                        f"{self.path} has more than {most_lines:,} lines in {self.size_bytes:,} bytes, more than is "
+                        "accepted; --source takes JSON lines"
                     )
                 line = line.removesuffix(b"\n").removesuffix(b"\r")
                 if len(line) > MAX_LINE_BYTES:
@@ -168,11 +168,11 @@ def _zip(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 class _BoundedFile(io.BufferedReader):
-    """A file of which nobody reads much at once: zipfile takes the list of a zip's members in one piece."""
+    """A file that refuses large reads: zipfile reads the central directory of a zip in one piece."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is not None and size > _MOST_DIRECTORY_BYTES:
-            raise zipfile.BadZipFile("its list of files is longer than that of one file can be")
+            raise zipfile.BadZipFile("its central directory is too large for a zip with one file")
         return super().read(size)
 
 
@@ -186,7 +186,7 @@ def _only_member(path: Path, archive: zipfile.ZipFile) -> zipfile.ZipInfo:
     if member.flag_bits & _ENCRYPTED:
         raise ManifestError(f"{path} is encrypted; unpack it")
     if member.compress_type not in _BOUNDED_METHODS:
-        raise ManifestError(f"{path} is compressed in a way that is rare in a zip; unpack it")
+        raise ManifestError(f"{path} uses a compression method that is not supported in a zip; unpack it")
     return member
 
 

@@ -90,7 +90,7 @@ class ParquetFile:
             size_bytes = os.fstat(raw.fileno()).st_size
         if self.rows > most_rows(size_bytes):
             raise ManifestError(
-                f"{path} claims to have {self.rows:,} rows in {size_bytes:,} bytes, which no list of images has"
+                f"{path} claims to have {self.rows:,} rows in {size_bytes:,} bytes, more than is accepted"
             )
         if missing := [name for name in columns if name not in schema.names]:
             raise ManifestError(
@@ -148,7 +148,7 @@ class ParquetFile:
         for page in self._pages(file, group, name):
             if page.size_bytes > _MOST_PAGE_BYTES:
                 raise ManifestError(
-                    f"{self.path}: column {name} has a page of {page.size_bytes:,} bytes, which no list of images has"
+                    f"{self.path}: column {name} has a page of {page.size_bytes:,} bytes, more than is accepted"
                 )
             has_dictionary = has_dictionary or page.is_of_dictionary
             if page.values > 0:
@@ -220,7 +220,7 @@ def _fingerprint(path: Path, file: BinaryIO) -> str:
             f"{path} is cut short, or not parquet: it has no footer; download it again, or move it away"
         )
     if footer_bytes > _MOST_FOOTER_BYTES:
-        raise ManifestError(f"{path} has a footer of {footer_bytes:,} bytes, which no list of images has")
+        raise ManifestError(f"{path} has a footer of {footer_bytes:,} bytes, more than is accepted")
     file.seek(-_FOOTER_END.size - footer_bytes, os.SEEK_END)
     return hashlib.sha256(b"%d " % size_bytes + file.read(footer_bytes)).hexdigest()[:16]
 

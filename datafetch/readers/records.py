@@ -62,7 +62,7 @@ class _Reader:
         return taken
 
     def offset_bytes(self) -> int:
-        """Where the file goes on behind the record that was yielded last: at the comma, the bracket or a space.
+        """Where the file continues behind the record that was yielded last: at the comma, the bracket or a space.
 
         Costs as much as a chunk is long.
         """
@@ -82,17 +82,17 @@ class _Reader:
                 if mark == self._CLOSING:
                     mark = self._mark(file)
             elif mark not in ends:
-                raise ManifestError(f"does not go on at byte {self._start_bytes:,}, so it has changed")
+                raise ManifestError(f"has changed since it was opened (no record at byte {self._start_bytes:,})")
             while mark != self._CLOSING:
                 left -= 1
-                if left < 0:  # whoever reads it holds some bytes for each
+                if left < 0:  # the reader holds some bytes for each
                     raise ManifestError("has more records than a file of its size can have")
                 yield file
                 mark = self._mark(file)
                 if mark not in ends:
                     raise ManifestError("has no comma between two records" if mark else "is cut short")
             if self._mark(file):
-                raise ManifestError(f"goes on behind its {self._WHAT}")
+                raise ManifestError(f"has data after its {self._WHAT}")
 
     def _mark(self, file: TextIO) -> str:
         """The next character that is no space; nothing at the end."""
@@ -125,7 +125,7 @@ class _Reader:
                 if is_all:
                     raise ManifestError("is not JSON, or is cut short") from error
             else:
-                # A number may go on, where nothing says that it is over.
+                # A number may continue where nothing marks its end.
                 if is_all or not isinstance(value, int | float) or self._text[end : end + 1] in _AFTER_NUMBER:
                     self._at = end
                     return value

@@ -13,8 +13,6 @@ from pathlib import Path
 import orjson
 
 from datafetch.errors import ConfigurationError, ResourceError
-from datafetch.model import Row
-from datafetch.sinks.pickle_form import encode_row
 from datafetch.sinks.pickle_rows import decode_row
 
 INDEX_SUFFIX = ".files"
@@ -55,10 +53,6 @@ class FileSink:
         self._index = self.files[0].open("wb")
         for saved in read_index(before) if before is not None else ():
             self._enter(saved)
-
-    def write(self, row: Row) -> None:
-        """Write one file."""
-        self.write_frame((encode_row(row),))
 
     def write_frame(self, frame: Iterable[bytes]) -> None:
         """Write one file, of a row in the form in which it would lie in a pickle; it has one image."""

@@ -8,8 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from datafetch.errors import ManifestError, ResourceError
-from datafetch.model import Row
-from datafetch.sinks.pickle_form import BETWEEN, END, PREAMBLE, ROWS_AT_ONCE, encode_row
+from datafetch.sinks.pickle_form import BETWEEN, END, PREAMBLE, ROWS_AT_ONCE
 from datafetch.sinks.pickle_rows import frame_sizes
 
 _PIECE_BYTES = 1 << 20
@@ -25,12 +24,8 @@ class PickleSink:
         self._checksum = 0
         self._put(PREAMBLE)
 
-    def write(self, row: Row) -> None:
-        """Append one row."""
-        self.write_frame((encode_row(row),))
-
     def write_frame(self, frame: Iterable[bytes]) -> None:
-        """Append a row as it stands in another shard, piece by piece."""
+        """Append a row in the form in which it stands in a shard, piece by piece."""
         if self._rows % ROWS_AT_ONCE == 0:
             self._put(BETWEEN if self._rows else pickle.MARK)
         for piece in frame:

@@ -38,7 +38,7 @@ def read_count(path: Path) -> int:
 
 
 def read_frames(path: Path) -> Iterator[bytes]:
-    """The rows of a shard as they stand in it; rows of other people's pickles as they would stand in one of ours.
+    """The rows of a shard as they stand in it; rows of a third-party pickle as they would stand in datafetch's own.
 
     Raises:
         ManifestError: It is not a pickled list of dicts, or is cut short.
@@ -51,7 +51,7 @@ def read_frames(path: Path) -> Iterator[bytes]:
 
 
 def stream_frames(path: Path) -> Iterator[Iterable[bytes]]:
-    """The rows of a shard of ours, each in pieces that have to be taken before the next row is asked for.
+    """The rows of a shard written by datafetch, each in pieces that have to be taken before the next row is asked for.
 
     Raises:
         ManifestError: It is not laid out as ``PickleSink`` does it, or is cut short.
@@ -73,7 +73,7 @@ def _pieces(header: bytes, file: BinaryIO, end: int) -> Iterator[bytes]:
 
 
 def frame_sizes(path: Path) -> Iterator[int]:
-    """The lengths of what ``read_frames`` yields; of a shard of ours no row is read for it.
+    """The lengths of what ``read_frames`` yields; of a shard written by datafetch no row is read for it.
 
     Raises:
         ManifestError: As ``read_frames``.
@@ -116,7 +116,7 @@ class _Meter:
 
 
 def _foreign_frames(path: Path) -> Iterator[bytes]:
-    """The rows of a pickle that is not of ours, as they would stand in one.
+    """The rows of a third-party pickle, as they would stand in a shard written by datafetch.
 
     Raises:
         ManifestError: It is not a pickled list of dicts, or they can't be written one by one.
@@ -126,7 +126,7 @@ def _foreign_frames(path: Path) -> Iterator[bytes]:
     for row in rows:
         try:
             # What a row shares with itself is written as often as it is there. This protocol is written out as it
-            # comes, so that a row that would never end is found out early.
+            # comes, so that a row that would never end is detected early.
             meter = pickle.Pickler(_Meter(most_bytes), 4)
             meter.fast = True
             meter.dump(row)

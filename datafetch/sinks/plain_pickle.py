@@ -1,9 +1,9 @@
-"""Pickles of plain values, from people whom nobody vouches for.
+"""Pickles of plain values, from sources that are not trusted.
 
 Rules: a pickle is a program, and Python's own unpickler obeys it. Here it never sees a name, a note or a state: rows as
 we write them are looked over before it gets them, and everything else is carried out here, opcode by opcode. Nothing
-is imported, called or set up; NumPy's numbers become Python's at once. The keys of a dict are text, whose hashes nobody
-can foresee: a million numbers whose hashes collide would take hours to put into one. What is made of a pickle takes no
+is imported, called or set up; NumPy's numbers become Python's at once. The keys of a dict are text, whose hashes can't
+be foreseen: a million numbers whose hashes collide would take hours to put into one. What is made of a pickle takes no
 more memory than some twenty times its own bytes, besides the first million of its lists and dicts.
 """
 
@@ -50,7 +50,7 @@ _ROW_START = pickle.PROTO + bytes([4])
 
 
 def load_row(frame: bytes) -> object:
-    """The one value that a frame of a shard of ours holds.
+    """The one value that a frame of a shard written by datafetch holds.
 
     Raises:
         ValueError: It holds something other than plain values, or other than one, or is damaged.
@@ -67,7 +67,7 @@ def load_row(frame: bytes) -> object:
 
 
 def load_whole(file: BinaryIO, file_bytes: int) -> object:
-    """The value that a pickle of somebody else holds.
+    """The value that a third-party pickle holds.
 
     Args:
         file: At its beginning.
@@ -89,7 +89,7 @@ def _load(file: BinaryIO, file_bytes: int, *, has_notes: bool) -> object:
 
 
 def _is_plain(frame: bytes) -> bool:
-    """Whether it is as rows of ours are: one value, made of values alone, and text wherever a dict has a key."""
+    """Whether it has the form of datafetch's own rows: one value, made of values alone, and with text for keys."""
     place, end = 0, len(frame)
     is_text: list[bool] = []  # of each value that waits to be put somewhere
     marks: list[int] = []
@@ -135,7 +135,7 @@ class _Machine:
 
     Args:
         pickle_bytes: How long it is.
-        has_notes: Whether it may note values down and bring them again, which rows of ours don't.
+        has_notes: Whether it may use the memo, which rows written by datafetch don't.
     """
 
     def __init__(self, pickle_bytes: int, *, has_notes: bool) -> None:
@@ -152,7 +152,7 @@ class _Machine:
         """The value that comes of it.
 
         Raises:
-            ValueError: It wants anything that plain values don't need, or is damaged.
+            ValueError: It uses anything that plain values don't need, or is damaged.
         """
         for opcode, argument, position in pickletools.genops(file):
             name = opcode.name
@@ -166,7 +166,7 @@ class _Machine:
             elif name in _ACTIONS:
                 _ACTIONS[name](self, argument)
             else:
-                raise ValueError(f"opcode {name} is for other things")
+                raise ValueError(f"opcode {name} is not allowed")
         (value,) = self._pop(1)
         # What lies behind the end of a row would be the next values of its list.
         if self._stack or self._marks or (not self._has_notes and self._end != self._pickle_bytes):
@@ -203,7 +203,7 @@ class _Machine:
     def text(self, text: str) -> None:
         """Text of Python 2, which has no encoding."""
         if not text.isascii():
-            raise ValueError("it has text of Python 2 that is not ASCII")
+            raise ValueError("it has a Python 2 string that is not ASCII")
         self._stack.append(text)
 
     def new_list(self, _: object) -> None:
@@ -263,7 +263,7 @@ class _Machine:
     def put(self, index: int) -> None:
         """Note the last value down; the place of its note is the pickle's own choice."""
         if not self._has_notes or not 0 <= index <= self._opcodes + _SPARE_NOTES:
-            raise ValueError(f"it has a note {index}")
+            raise ValueError(f"memo index {index} is out of range")
         if index >= len(self._notes):
             self._notes.extend([_NO_NOTE] * (index + 1 - len(self._notes)))
         self._notes[index] = self._top()
@@ -275,7 +275,7 @@ class _Machine:
     def get(self, index: int) -> None:
         """Bring what was noted down."""
         if not 0 <= index < len(self._notes) or self._notes[index] is _NO_NOTE:
-            raise ValueError(f"it has no note {index}")
+            raise ValueError(f"memo index {index} was never set")
         self._stack.append(self._notes[index])
 
     def global_name(self, name: str) -> None:
@@ -289,24 +289,24 @@ class _Machine:
         self._stack.append(_Named.of(module, attribute))
 
     def reduce(self, _: object) -> None:
-        """Call something, in the pickle's mind; we make what is known to come of it."""
+        """Replace a call by the value that the known function would return."""
         named, arguments = self._pop(2)
         if not isinstance(named, _Named) or not isinstance(arguments, tuple):
-            raise ValueError("it wants something called that has no name")  # noqa: TRY004 - the pickle's fault
+            raise ValueError("it calls something other than a known function")  # noqa: TRY004 - the pickle's fault
         self._stack.append(named.make(arguments))
 
     def build(self, _: object) -> None:
-        """Give something a state: NumPy's types have one, and nothing else may."""
+        """Set the state of a NumPy dtype; no other object may be given one."""
         (state,) = self._pop(1)
         number_type = self._top()
         if not isinstance(number_type, _NumberType):
-            raise ValueError("it wants something set up that has no state")  # noqa: TRY004 - the pickle's fault
+            raise ValueError("it sets the state of an object")  # noqa: TRY004 - the pickle's fault
         number_type.set_up(state)
 
     def _make(self, container: object) -> None:
         self._left_containers -= 1
         if self._left_containers < 0:
-            raise ValueError("it has far more lists and dicts than bytes in them")
+            raise ValueError("it has too many containers for its size")
         self._stack.append(container)
 
     def _top(self) -> Any:
@@ -317,21 +317,21 @@ class _Machine:
     def _list(self) -> list[object]:
         found = self._top()
         if type(found) is not list:
-            raise ValueError("it appends to something that is no list")
+            raise ValueError("it appends to something other than a list")
         return found
 
     def _pop(self, count: int) -> list[Any]:
         """The last values, none of which lies before the last mark."""
         first = len(self._stack) - count
         if first < (self._marks[-1] if self._marks else 0):
-            raise ValueError("it takes values that are not there")
+            raise ValueError("stack underflow")
         values = self._stack[first:]
         del self._stack[first:]
         return values
 
     def _pop_to_mark(self) -> list[Any]:
         if not self._marks:
-            raise ValueError("it takes values that are not there")
+            raise ValueError("stack underflow")
         first = self._marks.pop()
         values = self._stack[first:]
         del self._stack[first:]
@@ -380,7 +380,7 @@ _ACTIONS: Mapping[str, Callable[[_Machine, Any], None]] = {
 def _set_items(found: object, values: list[Any]) -> None:
     """Put keys and values, in turn, into a dict."""
     if type(found) is not dict or len(values) % 2:
-        raise ValueError("it sets keys of something that is no dict")
+        raise ValueError("it sets items of something other than a dict")
     for key, value in zip(values[::2], values[1::2], strict=True):
         if type(key) is not str:
             raise ValueError(f"a key is a {type(key).__name__}, not a str")
@@ -400,7 +400,7 @@ def _tuple(values: list[Any]) -> tuple[Any, ...]:
 def _placed(value: Any) -> Any:
     """The value, which is a plain one and so may stand in a row."""
     if type(value) in _NOT_PLAIN:
-        raise ValueError("it has a name or a type where a value should be")
+        raise ValueError("it has a function or a dtype where a value should be")
     return value
 
 
@@ -420,9 +420,9 @@ class _Named:
             ValueError: No row needs it.
         """
         if not isinstance(module, str) or not isinstance(name, str):
-            raise ValueError("it wants something called that has no name")  # noqa: TRY004 - the pickle's fault
+            raise ValueError("it calls something other than a known function")  # noqa: TRY004 - the pickle's fault
         if (module, name) not in _MAKERS:
-            raise ValueError(f"it wants {ascii(f'{module:.80}.{name:.80}')[1:-1]} to be called")
+            raise ValueError(f"it calls {ascii(f'{module:.80}.{name:.80}')[1:-1]}, which is not allowed")
         return cls(_MAKERS[module, name])
 
 
@@ -440,7 +440,7 @@ class _NumberType:
             case (str(name), False | 0, True | 1) if name in _FORMATS or _TEXT_TYPE.fullmatch(name):
                 self._kind, self._format = name[0], _FORMATS.get(name)
             case _:
-                raise ValueError("it wants a type that is neither of a number nor of text")
+                raise ValueError("it has a NumPy dtype other than of numbers and text")
         characters = 0 if self._format else int(name[1:])
         self._bytes = struct.calcsize(self._format) if self._format else characters * _CHARACTER_BYTES[self._kind]
         self._order = ""
@@ -457,7 +457,7 @@ class _NumberType:
         # The last is for flags, of which text has one that older versions of NumPy did not set.
         states = [(3, order, None, None, None, *sizes, flags) for flags in ((0, 8) if self._kind == "U" else (0,))]
         if order not in (("<", ">") if has_order else ("|",)) or state not in states:
-            raise ValueError("it sets a type of NumPy up in a way of its own")
+            raise ValueError("it gives a NumPy dtype an unexpected state")
         self._order = str(order)
 
     def value(self, content: object) -> object:
@@ -467,7 +467,7 @@ class _NumberType:
             ValueError: They are not of this type.
         """
         if not isinstance(content, bytes) or len(content) != self._bytes or not self._order:
-            raise ValueError("a number of NumPy has other bytes than its type")
+            raise ValueError("a NumPy scalar has other bytes than its dtype")
         if self._format:
             (value,) = struct.unpack(self._order.replace("|", "<") + self._format, content)
             return value
@@ -501,7 +501,7 @@ def _scalar(arguments: tuple[Any, ...]) -> object:
     match arguments:
         case (_NumberType() as number_type, content):
             return number_type.value(content)
-    raise ValueError("it wants a number of NumPy of no type")
+    raise ValueError("it has a NumPy scalar without a dtype")
 
 
 def _latin1(arguments: tuple[Any, ...]) -> bytes:
@@ -509,13 +509,13 @@ def _latin1(arguments: tuple[Any, ...]) -> bytes:
     match arguments:
         case (str(text), "latin1"):
             return text.encode("latin1")
-    raise ValueError("it wants text as something else than latin1")
+    raise ValueError("it encodes text other than as latin1")
 
 
 def _no_bytes(arguments: tuple[Any, ...]) -> bytes:
     """Empty bytes, as protocols before 3 have them; with arguments it would make as many as a number says."""
     if arguments:
-        raise ValueError("it wants bytes made of something")
+        raise ValueError("it calls bytes with arguments")
     return b""
 
 

@@ -26,7 +26,7 @@ from datafetch.transcode.tray import Tray, open_tray
 from datafetch.transcode.wire import U32, Codec, Orders, encode_message
 
 TRAYS = 2
-"""Batches that a codec process may have in hand: it goes on with the second while the first one's replies are read."""
+"""Batches that a codec process may have in hand: it works on the second while the first one's replies are read."""
 
 _MAX_REPLY_BYTES = 1024 * 1024
 _TRIES = 3
@@ -171,7 +171,7 @@ class Launcher:
             return _PassingError(f"a codec process was killed by {signal_name(-status)} before its first image")
         return ResourceError(
             f"a codec process ended with status {status} before its first image; "
-            "check that this Python can import PIL.Image, and what is said above"
+            "check that this Python can import PIL.Image, and see the messages above"
         )
 
 
@@ -184,7 +184,7 @@ def signal_name(number: int) -> str:
 
 
 class _PassingError(ResourceError):
-    """A process could not be started, and that may pass: somebody killed it, or there are too many just now."""
+    """A process could not be started for a temporary reason: it was killed from outside, or there are too many now."""
 
 
 class _Server:
@@ -272,7 +272,7 @@ class _Server:
         status.add_done_callback(lambda _: deadline.cancel())
 
     def end_for_silence(self) -> None:
-        """Kill it, for somebody has stopped it, or worse; its processes end with it."""
+        """Kill it, for it was stopped from outside, or worse; its processes end with it."""
         if self.is_gone:
             return
         _log.warning("the process that forks codec processes did not answer; it is replaced")
@@ -296,7 +296,7 @@ class _Server:
         try:
             async with asyncio.timeout(_GRACE_S):
                 await self._process.wait()
-        except TimeoutError:  # somebody stopped it; its processes die with it all the same
+        except TimeoutError:  # it was stopped from outside; its processes die with it all the same
             self._process.kill()
             await self._process.wait()
         await self._listening

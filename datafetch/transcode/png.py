@@ -1,4 +1,4 @@
-"""PNGs that Pillow refuses for what stands beside their pixels: texts and profiles that are too large, or packed oddly.
+"""PNGs that Pillow refuses for their ancillary chunks: texts and profiles that are too large, or packed oddly.
 
 Rules: only what was refused comes here. What is inflated is thrown away but for one profile, and all of it together is
 no more than Pillow itself would inflate, and that profile.

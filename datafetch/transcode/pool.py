@@ -283,7 +283,7 @@ class Transcoder:
         if status == OUT_OF_MEMORY_STATUS:
             return "took more memory than an image may"
         if status == UNKNOWN_STATUS:
-            return "ended its codec process again and again, and nobody has seen how"
+            return "ended its codec process again and again, for an unknown reason"
         return "ended its codec process " + (f"by {signal_name(-status)}" if status < 0 else f"with status {status}")
 
     def _start(self, work: Coroutine[None, None, None]) -> None:

@@ -73,7 +73,7 @@ class ImageSpec:
         max_pixels: Images with more are refused from their header.
         least_pixels: Images with fewer are refused from their header, as stand-ins for images that are gone.
         decode_timeout_s: CPU seconds that one image may take.
-        mends: Whether an image is taken without what stands beside its pixels, where Pillow refuses it for that alone;
+        mends: Whether an image is taken without its ancillary chunks, where Pillow refuses it for those alone;
             not where the question is what the trainer's own Pillow would say.
     """
 

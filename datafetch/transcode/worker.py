@@ -1,9 +1,8 @@
 """A codec process: it takes batches of bodies from its trays, and puts JPEGs there.
 
-Rules: what an image may cost is bounded by the kernel, for a decoder that is stuck listens to nobody, and what it may
-reach as well, for one that is taken over obeys nobody. Outcomes are told
-soon after they are there, and which image is in hand can be seen at any moment, so that a death costs little and leaves
-no doubt about who died of what.
+Rules: what an image may cost is bounded by the kernel, for a decoder that is stuck reacts to nothing, and so is what it
+may reach, for one that is taken over obeys no rule. Outcomes are sent soon after they are there, and which image is in
+hand can be seen at any moment, so that a death costs little and leaves no doubt which image was to blame.
 """
 
 from __future__ import annotations
@@ -134,7 +133,7 @@ def _memory_bytes(spec: ImageSpec) -> int:
 
 
 def keep_freed_memory() -> None:
-    """Have what an image frees kept for the next one; to get it from the system anew takes a tenth of the codec's time.
+    """Keep memory that an image frees for the next one; getting it from the system again costs a tenth of the time.
 
     An image of a web crawl costs 150 to 450 page faults otherwise, for glibc gives large blocks back at once.
     """

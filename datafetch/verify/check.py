@@ -42,7 +42,7 @@ Subject: TypeAlias = ShardFolder | RecordList | ImageFolder
 Observer: TypeAlias = Callable[[Callable[[], Standing]], Coroutine[None, None, None]]
 """Watches: a coroutine function that may ask how it stands as often as it likes, until it is cancelled.
 
-What it raises is logged as an error under ``datafetch.observers``, and the check goes on without it.
+What it raises is logged as an error under ``datafetch.observers``, and the check continues without it.
 """
 
 

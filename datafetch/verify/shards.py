@@ -1,6 +1,6 @@
 """A folder of pickle shards, as the trainer's loader sees it: every file counts, and every row.
 
-Rules: one row in memory at a time, of shards of ours. Nothing in a shard is trusted, and nothing of it is called.
+Rules: one row in memory at a time, of shards written by datafetch. Nothing in a shard is trusted or called.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class ShardFolder:
             raise ConfigurationError(f"{folder} is empty; give a folder of shards")
         real_folder = os.path.realpath(folder)
         self._leading_out = [path.name for path in paths if leads_out(path, real_folder)]
-        inside = [path for path in paths if path.name not in set(self._leading_out)]
+        leading_out = set(self._leading_out)
+        inside = [path for path in paths if path.name not in leading_out]
         self._strange = [path.name for path in inside if path.suffix not in {_ROWS, _COUNT} or not _is_file(path)]
         names = {path.name for path in inside} - set(self._strange)
         self._halves = sorted(name for name in names if _other_half(name) not in names)

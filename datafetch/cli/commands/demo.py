@@ -1,4 +1,4 @@
-"""``datafetch demo``: see it work, without any network but this machine's own."""
+"""``datafetch demo``: fetch a small dataset from an image server on this machine; no other network is needed."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from datafetch.demo import run_demo
 
 
 def demo(
-    images: Annotated[int, typer.Option(help="How many, faulty ones included.", min=50, max=20_000)] = 500,
+    images: Annotated[int, typer.Option(help="Number of images, faulty ones included.", min=50, max=20_000)] = 500,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where to; an empty or new folder.", show_default="a new folder")
+        Path | None, typer.Option(metavar="DIR", help="Output folder, empty or new.", show_default="a new folder")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output at the end.")] = False,
 ) -> int:
-    """See it work: an image server on this machine, with faults, and a small dataset fetched from it."""
+    """Fetch a small dataset from a local image server with deliberate faults."""
     err = ProgressConsole()
     err.print("painting pictures, starting an image server on this machine, fetching from it …", soft_wrap=True)
     with show_remarks(err):

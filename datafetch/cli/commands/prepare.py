@@ -25,11 +25,11 @@ def prepare(  # noqa: PLR0913 - one parameter an option
     source: Annotated[Path, typer.Option(metavar="PATH", help="The published manifest, or the folder it lies in.")],
     root: Annotated[Path, typer.Option(help="The trainer's data folder.")] = Path("playground/data"),
     ids: Annotated[Path | None, typer.Option(metavar="FILE", help="Wanted ids, one a line, plain or gzipped.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many samples.")] = None,
+    limit: Annotated[int | None, typer.Option(metavar="N", help="Only the first N samples.")] = None,
     choice_options: ChoiceOptions,
     options: RunOptions,
 ) -> int:
-    """Build a dataset where the trainer expects it; an earlier run is gone on with."""
+    """Build a dataset where the trainer expects it, resuming an earlier run."""
     dataset = find_dataset(target)
     if not 0 <= options.min_success <= 1:
         raise ConfigurationError(f"--min-success is a share from 0 to 1, not {options.min_success}")

@@ -20,7 +20,7 @@ from datafetch.reshard import reshard as make_equal_shards
 
 def reshard(  # noqa: PLR0913 - one parameter an option
     source: Annotated[Path, typer.Argument(metavar="SRC", help="A folder of .pkl and .count files; never changed.")],
-    out: Annotated[Path, typer.Argument(metavar="DST", help="Where to; an empty or new folder.")],
+    out: Annotated[Path, typer.Argument(metavar="DST", help="Output folder, empty or new.")],
     *,
     world_size: Annotated[int, typer.Option(help="Ranks of the training.")] = 64,
     batch: Annotated[int, typer.Option(help="Groups that a rank takes in one step.")] = 2,
@@ -36,12 +36,12 @@ def reshard(  # noqa: PLR0913 - one parameter an option
         bool,
         typer.Option(
             "--no-lock",
-            help="Work without a lock, where the filesystem has none; only if nobody else is at work there.",
+            help="Run without a lock, on filesystems that have none. Make sure that no other run uses this output.",
         ),
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output at the end.")] = False,
 ) -> int:
-    """Make equal shards, so that each rank reads as much as the others and nothing is lost."""
+    """Make shards of equal size, so that every rank reads the same number of samples."""
     console = ProgressConsole()
     stop = threading.Event()
     with (

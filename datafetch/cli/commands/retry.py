@@ -1,4 +1,4 @@
-"""``datafetch retry``: try again what failed."""
+"""``datafetch retry``: fetch failed images again."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def retry(
     *,
     kinds: Annotated[
         list[str] | None,
-        typer.Option(metavar="KIND,…", help="Failures of these kinds. Repeatable.", show_default="those that may pass"),
+        typer.Option(metavar="KIND,…", help="Failures of these kinds. Repeatable.", show_default="temporary ones"),
     ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Whatever failed.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="All failures.")] = False,
     options: RetryOptions,
 ) -> int:
-    """Try again what failed for a reason that may pass, and bring what arrives into the shards."""
+    """Retry failures that may be temporary, and add the images that arrive to the shards."""
     console = ProgressConsole()
     with show_remarks(console):
         report = retry_run(

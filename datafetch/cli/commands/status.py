@@ -1,4 +1,4 @@
-"""``datafetch status``: where a run stands."""
+"""``datafetch status``: show the progress of a run."""
 
 from __future__ import annotations
 
@@ -17,6 +17,6 @@ def status(
     *,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> int:
-    """Say where a run stands, also while it goes on; it is not disturbed."""
+    """Show the progress of a run, without disturbing it."""
     show_status(read_status(out), as_json=json)
     return ExitCode.COMPLETE

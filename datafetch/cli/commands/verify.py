@@ -19,11 +19,11 @@ def verify(  # noqa: PLR0913 - each is an option of the command line
     out: Annotated[Path, typer.Argument(help="A folder of shards, or a JSON list of records.")],
     *,
     loader: Annotated[
-        Loader | None, typer.Option(help="Whose demands.", show_default="the job's, or told by the first row")
+        Loader | None, typer.Option(help="Loader to check for.", show_default="the job's, or by the first row")
     ] = None,
     image_root: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="What paths in a JSON list start from.", show_default="the list's folder"),
+        typer.Option(metavar="DIR", help="Base of the paths in a JSON list.", show_default="the list's folder"),
     ] = None,
     world_size: Annotated[int, typer.Option(help="Ranks that will read the shards.")] = 64,
     batch: Annotated[int, typer.Option(help="Groups of samples that a rank takes in one step.")] = 2,
@@ -34,7 +34,7 @@ def verify(  # noqa: PLR0913 - each is an option of the command line
     processes: Annotated[int | None, typer.Option(help="Codec processes.", show_default="CPU count")] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output at the end.")] = False,
 ) -> int:
-    """Check everything that the trainer's loader demands, every image decoded; exit 1 when something is amiss."""
+    """Check an output as the trainer's loader will read it, decoding every image; exit 1 if there are problems."""
     check = Check(
         out=str(out),
         loader=loader,

@@ -23,8 +23,15 @@ _HEADERS = (
     *(b"Set-Cookie: \xff=;;;", b"A: \x00", b": x", b"Keep-Alive: timeout=-1", b"Trailer: x"),
 )
 _BODIES = (
-    *(b"", b"hello", b"5\r\nhello\r\n0\r\n\r\n", b"ffffffffffffffffff\r\nx", b"-1\r\nx", gzip.compress(b"hello")),
-    *(b"5;a=\xff\r\nhello\r\n0\r\nX: y\r\n\r\n", gzip.compress(b"x")[:9], b"\x28\xb5\x2f\xfd\xff"),
+    *(
+        b"",
+        b"hello",
+        b"5\r\nhello\r\n0\r\n\r\n",
+        b"ffffffffffffffffff\r\nx",
+        b"-1\r\nx",
+        gzip.compress(b"hello", mtime=0),
+    ),
+    *(b"5;a=\xff\r\nhello\r\n0\r\nX: y\r\n\r\n", gzip.compress(b"x", mtime=0)[:9], b"\x28\xb5\x2f\xfd\xff"),
     b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx",
 )
 _REQUESTS = 600

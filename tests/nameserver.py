@@ -18,9 +18,10 @@ import threading
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 from ipaddress import IPv4Address, ip_address
 from types import TracebackType
 from typing import Self, TypeAlias
@@ -204,7 +205,10 @@ class NameServer:
 
     def _answer_connection(self, listening: socket.socket) -> None:
         connection, _ = listening.accept()
-        with connection:
+        threading.Thread(target=self._converse, args=(connection,), name="name server, TCP", daemon=True).start()
+
+    def _converse(self, connection: socket.socket) -> None:
+        with connection, suppress(OSError):  # the other side may leave at any time
             connection.settimeout(_PATIENCE_S)
             while prefix := _receive(connection, _LENGTH.size):
                 question = _receive(connection, _LENGTH.unpack(prefix)[0])
@@ -225,7 +229,7 @@ class NameServer:
         if answer.is_silent:
             return None
         is_short = is_udp and answer.is_truncated
-        records = [] if is_short or answer.code is not Code.NOERROR else _records(answer, kind)
+        records = () if is_short or answer.code is not Code.NOERROR else _records(answer, kind)
         flags = _IS_RESPONSE | answer.code | (_IS_TRUNCATED if is_short else 0)
         header = _HEADER.pack(identity, flags, 1, len(records), 0, 0)
         return header + question[_HEADER.size : end + 4] + b"".join(records)
@@ -239,8 +243,10 @@ class NameServer:
         return answer[min(number, len(answer) - 1)]
 
 
-def _records(answer: Answer, kind: int) -> list[bytes]:
-    owner, records = _QUESTION_NAME, []
+@lru_cache(maxsize=1000)
+def _records(answer: Answer, kind: int) -> tuple[bytes, ...]:
+    owner = _QUESTION_NAME
+    records: list[bytes] = []
     if answer.alias:
         target = _write_name(answer.alias)
         records.append(_record(owner, Type.CNAME, answer.ttl_s, target))
@@ -249,7 +255,7 @@ def _records(answer: Answer, kind: int) -> list[bytes]:
         address = ip_address(text)
         if kind == (Type.A if address.version == 4 else Type.AAAA):
             records.append(_record(owner, kind, answer.ttl_s, address.packed))
-    return records
+    return tuple(records)
 
 
 def _record(owner: bytes, kind: int, ttl_s: int, content: bytes) -> bytes:

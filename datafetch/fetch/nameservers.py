@@ -2,6 +2,10 @@
 
 Rules: a lost packet is nobody's fault and is asked again, here and on no one else's clock. A name is blamed only on a
 server's word about all of its addresses. What c-ares keeps in memory is bounded by making its channels again.
+
+An answer over TCP may have 4,000 addresses, which cost 20 ms and 2 MB. So names are asked for over UDP, and what a
+packet has of an answer that does not fit is enough; only a name that has no IPv4 address there is asked for again with
+TCP allowed, few at a time.
 """
 
 from __future__ import annotations
@@ -12,10 +16,10 @@ import fcntl
 import os
 import resource
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import aiodns
 import pycares
@@ -45,10 +49,15 @@ _RECORDS_PER_LOOKUP = 4  # what more an answer has counts as further lookups
 MAX_ADDRESSES = 8
 """Of each family, that are kept of a name."""
 
+_MAX_ASKED_BY_TCP = 4
+_MAX_WAIT_FOR_TCP_S = 20.0  # for thousands of names whose servers say "ask by TCP" and then nothing
+
 _DESCRIPTORS_PER_CHANNEL = 6  # epoll, inotify, a pipe's two ends, /etc/resolv.conf, a first socket
 
 # Search domains and $HOSTALIASES are for people at a keyboard; EDNS is c-ares's default and lifts its 512 bytes.
 _FLAGS = pycares.ARES_FLAG_NOSEARCH | pycares.ARES_FLAG_NOALIASES | pycares.ARES_FLAG_EDNS
+_TRUNCATED_WILL_DO = pycares.ARES_FLAG_IGNTC
+_UNSORTED = 1 << 7  # ARES_AI_NOSORT of <ares.h>, which pycares lacks; sorting opens a socket for each address
 _NO_SUCH_NAME = frozenset({aiodns.error.ARES_ENOTFOUND, aiodns.error.ARES_EBADNAME, aiodns.error.ARES_ENONAME})
 _ADDRESS_TYPES = {"A": pycares.QUERY_TYPE_A, "AAAA": pycares.QUERY_TYPE_AAAA}
 
@@ -66,7 +75,8 @@ class Found:
     """Where a name leads.
 
     Attributes:
-        addresses: IPv4 and IPv6, at least one and at most ``MAX_ADDRESSES`` of each, in the order of RFC 6724.
+        addresses: IPv4 and IPv6, at least one and at most ``MAX_ADDRESSES`` of each: the family that this machine has
+            a way to first (RFC 6724, rule 1), IPv6 where it has to both; within it as the server has them.
         ttl_s: How long that holds, by the shortest of the records that led there.
         records: How many there were in the answer.
     """
@@ -74,6 +84,10 @@ class Found:
     addresses: tuple[str, ...]
     ttl_s: float
     records: int
+
+
+_Answer = TypeVar("_Answer", bound="Found | None")
+_Ask: TypeAlias = Callable[[aiodns.DNSResolver, str], Coroutine[Any, Any, _Answer]]
 
 
 class NameServers:
@@ -90,9 +104,11 @@ class NameServers:
     def __init__(self, addresses: Sequence[str] = ()) -> None:
         # c-ares's own rotation picks a server at random, dead ones too; within a channel it prefers the living.
         orders = [(*addresses[first:], *addresses[:first]) for first in range(len(addresses))] or [()]
-        self._channels = [_Channel(order) for order in orders]
+        self._channels = [_Channel(order, _TRUNCATED_WILL_DO) for order in orders]
+        self._tcp_channels: list[_Channel] = []  # made when the first name needs it
         self._retired: list[_Channel] = []
         self._places = asyncio.Semaphore(_MAX_ASKED)
+        self._tcp_places = asyncio.Semaphore(_MAX_ASKED_BY_TCP)
         self.waiting = 0
         """Names that wait for a place among those asked for at once."""
         self.rounds = 0
@@ -124,7 +140,7 @@ class NameServers:
 
     async def close(self) -> None:
         """End all that is being asked."""
-        for channel in (*self._channels, *self._retired):
+        for channel in (*self._channels, *self._tcp_channels, *self._retired):
             await channel.resolver.close()
         self._retired.clear()
 
@@ -134,20 +150,36 @@ class NameServers:
             await self._places.acquire()
         finally:
             self.waiting -= 1
+        self.rounds += 1
         try:
-            return await self._asked(name)
+            found = await self._asked(name, self._channels, _ask)
         finally:
             self._places.release()
             await self._close_idle()
+        return await self._asked_by_tcp(name) if found is None else found
 
-    async def _asked(self, name: str) -> Found:
-        self.rounds += 1
-        channel = self._next_channel()
+    async def _asked_by_tcp(self, name: str) -> Found:
+        try:
+            async with asyncio.timeout(_MAX_WAIT_FOR_TCP_S):
+                await self._tcp_places.acquire()
+        except TimeoutError as error:
+            raise NameServerError(f"{name}: too many other names take TCP to be asked for") from error
+        try:
+            if not self._tcp_channels:
+                self._tcp_channels.append(_Channel(self._channels[0].servers, 0))
+            return await self._asked(name, self._tcp_channels, _ask_whole)
+        finally:
+            self._tcp_places.release()
+            await self._close_idle()
+
+    async def _asked(self, name: str, channels: list[_Channel], ask: _Ask[_Answer]) -> _Answer:
+        channel = self._next_of(channels)
         channel.open += 1
         try:
             async with asyncio.timeout(_ROUND_S):
-                found = await _ask(channel.resolver, name)
-                channel.lookups += found.records // _RECORDS_PER_LOOKUP
+                found = await ask(channel.resolver, name)
+                if found is not None:
+                    channel.lookups += found.records // _RECORDS_PER_LOOKUP
                 return found
         except TimeoutError as error:
             _check_socket()
@@ -157,17 +189,17 @@ class NameServers:
         finally:
             channel.open -= 1
 
-    def _next_channel(self) -> _Channel:
-        channel = self._channels.pop(0)
+    def _next_of(self, channels: list[_Channel]) -> _Channel:
+        channel = channels.pop(0)
         if channel.lookups >= _LOOKUPS_PER_CHANNEL:
             channel = self._renewed(channel)
         channel.lookups += 1
-        self._channels.append(channel)
+        channels.append(channel)
         return channel
 
     def _renewed(self, worn: _Channel) -> _Channel:
         try:
-            fresh = _Channel(worn.servers)
+            fresh = _Channel(worn.servers, worn.flags)
         except OSError:  # no descriptors to spare: the worn one does for as long as that lasts
             return worn
         self._retired.append(worn)
@@ -186,15 +218,16 @@ class NameServers:
 class _Channel:
     """A c-ares channel with its thread, its sockets and its cache, and what it has been used for."""
 
-    def __init__(self, servers: tuple[str, ...]) -> None:
+    def __init__(self, servers: tuple[str, ...], flags: int) -> None:
         # Without descriptors c-ares would not read /etc/resolv.conf and ask 127.0.0.1 from then on.
         _check_free_descriptors(_DESCRIPTORS_PER_CHANNEL)
         _check_socket()
         self.servers = servers
+        self.flags = flags
         try:
             self.resolver = aiodns.DNSResolver(
                 nameservers=servers or None,
-                flags=_FLAGS,
+                flags=_FLAGS | flags,
                 timeout=_FIRST_TIMEOUT_S,
                 tries=_TRIES,
                 socket_receive_buffer_size=_RECEIVE_BUFFER_BYTES,
@@ -205,17 +238,33 @@ class _Channel:
         self.open = 0
 
 
-async def _ask(resolver: aiodns.DNSResolver, name: str) -> Found:
+async def _ask(resolver: aiodns.DNSResolver, name: str) -> Found | None:
+    """What a packet has of the answer; None where that is no IPv4 address, and more may not have fitted."""
     try:
-        result = await resolver.getaddrinfo(name, type=socket.SOCK_STREAM)
+        found = await _addresses(resolver, name)
+    except aiodns.error.DNSError as error:
+        if error.args[0] == aiodns.error.ARES_ENODATA:
+            return None
+        raise
+    return found if any(":" not in address for address in found.addresses) else None
+
+
+async def _ask_whole(resolver: aiodns.DNSResolver, name: str) -> Found:
+    """The answer, by TCP where it does not fit a packet."""
+    try:
+        return await _addresses(resolver, name)
     except aiodns.error.DNSError as error:
         if error.args[0] == aiodns.error.ARES_ENODATA:
             await _confirm_no_address(resolver, name)
         raise
+
+
+async def _addresses(resolver: aiodns.DNSResolver, name: str) -> Found:
+    result = await resolver.getaddrinfo(name, type=socket.SOCK_STREAM, flags=_UNSORTED)
     nodes = result.nodes
     if not nodes:
         raise aiodns.error.DNSError(aiodns.error.ARES_ENODATA, "answer without an address")
-    addresses = tuple(dict.fromkeys(node.addr[0].decode("ascii") for node in _some(nodes)))
+    addresses = _in_order(dict.fromkeys(node.addr[0].decode("ascii") for node in _some(nodes)))
     ttl_s = min([node.ttl for node in nodes] + [alias.ttl for alias in result.cnames])
     return Found(addresses, ttl_s, len(nodes) + len(result.cnames))
 
@@ -229,6 +278,26 @@ def _some(nodes: Sequence[Any]) -> Sequence[Any]:
             family.append(node)
     chosen = {id(node) for family in families.values() for node in family}
     return [node for node in nodes if id(node) in chosen]
+
+
+def _in_order(addresses: Iterable[str]) -> tuple[str, ...]:
+    """First those of the family that there is a way to."""
+    families: tuple[list[str], list[str]] = ([], [])  # IPv6, IPv4
+    for address in addresses:
+        families[":" not in address].append(address)
+    v6, v4 = families
+    return (*v6, *v4) if not v4 or (v6 and _has_way_to(v6[0])) else (*v4, *v6)
+
+
+def _has_way_to(address: str) -> bool:
+    """Whether this machine has a route to an IPv6 address. Nothing is sent."""
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+            probe.setblocking(False)
+            probe.connect((address, 9))
+    except OSError:
+        return False
+    return True
 
 
 async def _confirm_no_address(resolver: aiodns.DNSResolver, name: str) -> None:

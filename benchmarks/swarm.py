@@ -29,6 +29,9 @@ from datafetch.child import child_command
 
 _BACKLOG = 4096  # a thousand clients may connect in the same instant
 _DRIP_S = 1.0
+_PIECE_BYTES = 10_000  # of a body in small chunks
+_CRUMBS = b"1\r\n.\r\n" * _PIECE_BYTES
+_SCRAPS = b"".join(b"%x\r\n%b\r\n" % (size, b"." * size) for size in (2, 5, 3, 4, 6)) * (_PIECE_BYTES // 20)
 _HOSTS_PER_NETWORK = 1 << 16
 _NETWORKS = 250
 
@@ -43,6 +46,8 @@ class Manner(StrEnum):
     TARPIT = "tarpit"
     RESET = "reset"
     DRIP = "drip"
+    CRUMBS = "crumbs"
+    SCRAPS = "scraps"
 
 
 class Swarm:
@@ -98,6 +103,9 @@ class _Conversation(asyncio.Protocol):
         self._house = house
         self._transport: asyncio.Transport | None = None
         self._target = b""
+        self._piece = b""
+        self._pieces_left = 0
+        self._is_paused = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's own class fits it without deriving from it
@@ -112,6 +120,13 @@ class _Conversation(asyncio.Protocol):
             asyncio.get_running_loop().call_later(delay_s, self._answer)
         else:
             self._answer()
+
+    def pause_writing(self) -> None:
+        self._is_paused = True
+
+    def resume_writing(self) -> None:
+        self._is_paused = False
+        self._send_chunks()
 
     def _answer(self) -> None:
         transport = self._transport
@@ -153,6 +168,25 @@ class _Conversation(asyncio.Protocol):
         if self._transport is not None:
             self._transport.write(b"\xff")
             asyncio.get_running_loop().call_later(_DRIP_S, self._drop)
+
+    def _crumbs(self, transport: asyncio.Transport, size_bytes: int) -> None:
+        """Send chunks of one byte."""
+        self._begin_chunks(transport, _CRUMBS, size_bytes)
+
+    def _scraps(self, transport: asyncio.Transport, size_bytes: int) -> None:
+        """Send chunks of some bytes, no two of a size behind one another."""
+        self._begin_chunks(transport, _SCRAPS, size_bytes)
+
+    def _begin_chunks(self, transport: asyncio.Transport, piece: bytes, size_bytes: int) -> None:
+        transport.write(b"HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\nTransfer-Encoding: chunked\r\n\r\n")
+        self._piece, self._pieces_left = piece, size_bytes // _PIECE_BYTES
+        self._send_chunks()
+
+    def _send_chunks(self) -> None:
+        """As fast as the client takes them."""
+        while self._transport is not None and self._pieces_left and not self._is_paused:
+            self._pieces_left -= 1
+            self._transport.write(self._piece if self._pieces_left else self._piece + b"0\r\n\r\n")
 
 
 _ANSWERS: Mapping[bytes, Callable[[_Conversation, asyncio.Transport, int], None]] = {

@@ -18,15 +18,20 @@ import sys
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from functools import lru_cache
+from pathlib import Path
 from types import TracebackType
 from typing import Self, cast
 
 import uvloop
+from swarm_tls import Identities, TlsConnection
 
 from datafetch.child import child_command
 
 _BACKLOG = 4096  # a thousand clients may connect in the same instant
 _DRIP_S = 1.0
+_PIECE_BYTES = 10_000  # of a body in small chunks
+_CRUMBS = b"1\r\n.\r\n" * _PIECE_BYTES
+_SCRAPS = b"".join(b"%x\r\n%b\r\n" % (size, b"." * size) for size in (2, 5, 3, 4, 6)) * (_PIECE_BYTES // 20)
 _HOSTS_PER_NETWORK = 1 << 16
 _NETWORKS = 250
 
@@ -41,6 +46,8 @@ class Manner(StrEnum):
     TARPIT = "tarpit"
     RESET = "reset"
     DRIP = "drip"
+    CRUMBS = "crumbs"
+    SCRAPS = "scraps"
 
 
 class Swarm:
@@ -48,17 +55,21 @@ class Swarm:
 
     Args:
         delay_ms: Each answer waits for a time between these two, at random.
+        authority: Where to leave the certificate that clients must trust (``SSL_CERT_FILE``). With it, all hosts speak
+            TLS, and nothing else.
     """
 
-    def __init__(self, delay_ms: tuple[float, float] = (0.0, 0.0)) -> None:
+    def __init__(self, delay_ms: tuple[float, float] = (0.0, 0.0), authority: Path | None = None) -> None:
         self._delay_ms = delay_ms
+        self._authority = authority
         self._process: subprocess.Popen[bytes] | None = None
         self._port = 0
 
     def __enter__(self) -> Self:
         # Its standard input stays open as long as we live: the end of it ends the server.
+        authority = [str(self._authority)] if self._authority else []
         self._process = subprocess.Popen(
-            [*child_command("swarm"), *map(str, self._delay_ms)],
+            [*child_command("swarm"), *map(str, self._delay_ms), *authority],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
@@ -75,7 +86,8 @@ class Swarm:
 
     def url(self, manner: Manner, *, host: int, size_bytes: int, number: int) -> str:
         """Where a host serves an image of this many bytes; another number is another image."""
-        return f"http://{address(host)}:{self._port}/{manner}/{size_bytes}/{number}"
+        scheme = "https" if self._authority else "http"
+        return f"{scheme}://{address(host)}:{self._port}/{manner}/{size_bytes}/{number}"
 
 
 def address(host: int) -> str:
@@ -91,6 +103,9 @@ class _Conversation(asyncio.Protocol):
         self._house = house
         self._transport: asyncio.Transport | None = None
         self._target = b""
+        self._piece = b""
+        self._pieces_left = 0
+        self._is_paused = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's own class fits it without deriving from it
@@ -105,6 +120,13 @@ class _Conversation(asyncio.Protocol):
             asyncio.get_running_loop().call_later(delay_s, self._answer)
         else:
             self._answer()
+
+    def pause_writing(self) -> None:
+        self._is_paused = True
+
+    def resume_writing(self) -> None:
+        self._is_paused = False
+        self._send_chunks()
 
     def _answer(self) -> None:
         transport = self._transport
@@ -147,6 +169,25 @@ class _Conversation(asyncio.Protocol):
             self._transport.write(b"\xff")
             asyncio.get_running_loop().call_later(_DRIP_S, self._drop)
 
+    def _crumbs(self, transport: asyncio.Transport, size_bytes: int) -> None:
+        """Send chunks of one byte."""
+        self._begin_chunks(transport, _CRUMBS, size_bytes)
+
+    def _scraps(self, transport: asyncio.Transport, size_bytes: int) -> None:
+        """Send chunks of some bytes, no two of a size behind one another."""
+        self._begin_chunks(transport, _SCRAPS, size_bytes)
+
+    def _begin_chunks(self, transport: asyncio.Transport, piece: bytes, size_bytes: int) -> None:
+        transport.write(b"HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\nTransfer-Encoding: chunked\r\n\r\n")
+        self._piece, self._pieces_left = piece, size_bytes // _PIECE_BYTES
+        self._send_chunks()
+
+    def _send_chunks(self) -> None:
+        """As fast as the client takes them."""
+        while self._transport is not None and self._pieces_left and not self._is_paused:
+            self._pieces_left -= 1
+            self._transport.write(self._piece if self._pieces_left else self._piece + b"0\r\n\r\n")
+
 
 _ANSWERS: Mapping[bytes, Callable[[_Conversation, asyncio.Transport, int], None]] = {
     manner.encode(): getattr(_Conversation, f"_{manner}") for manner in Manner
@@ -156,9 +197,10 @@ _ANSWERS: Mapping[bytes, Callable[[_Conversation, asyncio.Transport, int], None]
 class _House:
     """What all conversations share."""
 
-    def __init__(self, least_delay_ms: float, most_delay_ms: float) -> None:
+    def __init__(self, least_delay_ms: float, most_delay_ms: float, authority: Path | None) -> None:
         self._least_delay_s = least_delay_ms / 1000
         self._range_s = (most_delay_ms - least_delay_ms) / 1000
+        self._identities = Identities(authority) if authority else None
         self.turned_away: set[bytes] = set()
         """Targets that got a 429 and will get their image when asked for again."""
 
@@ -170,12 +212,16 @@ class _House:
         """Serve until standard input ends."""
         listener = socket.create_server(("0.0.0.0", 0), backlog=_BACKLOG)  # noqa: S104 - bound to the loopback device
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
-        await asyncio.get_running_loop().create_server(lambda: _Conversation(self), sock=listener, backlog=_BACKLOG)
+        await asyncio.get_running_loop().create_server(self._converse, sock=listener, backlog=_BACKLOG)
         sys.stdout.write(f"{listener.getsockname()[1]}\n")
         sys.stdout.flush()
         while await asyncio.to_thread(os.read, 0, 1):
             pass
         os._exit(0)  # whatever connections are open
+
+    def _converse(self) -> asyncio.Protocol:
+        conversation = _Conversation(self)
+        return TlsConnection(self._identities, conversation) if self._identities else conversation
 
 
 @lru_cache(maxsize=256)
@@ -185,11 +231,12 @@ def _response(size_bytes: int, header: str) -> bytes:
 
 
 def main() -> None:
-    """Serve, with the shortest and the longest delay from the command line."""
+    """Serve, with the shortest and the longest delay, and the authority's file over TLS, from the command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("least_delay_ms", type=float)
     parser.add_argument("most_delay_ms", type=float)
+    parser.add_argument("authority", type=Path, nargs="?")
     arguments = parser.parse_args()
-    house = _House(arguments.least_delay_ms, arguments.most_delay_ms)
+    house = _House(arguments.least_delay_ms, arguments.most_delay_ms, arguments.authority)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(house.serve())

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -13,10 +14,11 @@ from PIL import Image, ImageDraw, ImageFont
 from datafetch.demo.pictures import paint
 from datafetch.model import Encoded
 from datafetch.transcode.codec import pixels, transcode
-from datafetch.transcode.shrink import shrunk_size_px
+from datafetch.transcode.shrink import decode_smaller, shrunk_size_px
 from datafetch.transcode.spec import ImageSpec, Pixels, Resize
 
 LIMIT_PX = 84
+PHOTOGRAPHS = ["astronaut", "brick", "camera", "chelsea", "coffee", "grass", "gravel", "retina", "rocket"]
 # Widths and heights as multiples of the limit: where the decode becomes a half, a quarter and an eighth, and between.
 RATIOS = [(3.22, 3.22), (3.25, 4.3), (3.6, 3.5), (6.3, 4.1), (6.45, 6.45), (7.4, 6.6), (12.9, 13.0), (16.0, 16.1)]
 
@@ -84,6 +86,23 @@ def test_fast_is_close_to_exact(picture: Picture, least_db: float, ratios: tuple
     body = saved(picture((int(LIMIT_PX * ratios[0]), int(LIMIT_PX * ratios[1]))), "JPEG", quality=85)
     exact = shown(body, ImageSpec(short_side_px=LIMIT_PX, pixels=rule, resize=Resize.EXACT))
     fast = shown(body, ImageSpec(short_side_px=LIMIT_PX, pixels=rule, resize=Resize.FAST))
+    assert exact.shape == fast.shape
+    assert least_db <= psnr_db(exact, fast) < float("inf")
+
+
+@pytest.mark.parametrize("scale", [2, 4, 8])
+@pytest.mark.parametrize(("left", "least_db"), [(1.6, 39), (2.0, 42), (2.5, 46), (3.0, 48)])
+@pytest.mark.parametrize("name", PHOTOGRAPHS)
+def test_fast_is_close_to_exact_for_photographs(name: str, left: float, least_db: float, scale: int) -> None:
+    """The figures of docs/fidelity.md: the more pixels are left to shrink from, the closer, and 1.6 times is least."""
+    body = (Path(__file__).parent / "data" / "photographs" / f"{name}.jpg").read_bytes()
+    with Image.open(BytesIO(body)) as source:
+        whole_px = source.width
+        limit_px = int(min(source.size) / scale / left)
+        decode_smaller(source, shrunk_size_px(source.size, limit_px))
+        assert round(whole_px / source.width) == scale
+    exact = shown(body, ImageSpec(short_side_px=limit_px, pixels=Pixels.CORRECT, resize=Resize.EXACT))
+    fast = shown(body, ImageSpec(short_side_px=limit_px, pixels=Pixels.CORRECT, resize=Resize.FAST))
     assert exact.shape == fast.shape
     assert least_db <= psnr_db(exact, fast) < float("inf")
 

@@ -232,6 +232,27 @@ async def test_a_dead_host_is_not_asked_for_each_of_its_images() -> None:
     assert (down.attempts, down.may_pass) == (0, True)
 
 
+async def test_a_host_whose_bodies_are_mostly_framing_is_given_up() -> None:
+    """Each costs the CPU of many images. Its images fail like those of a host that is down; its neighbour goes on."""
+    requests = 0
+
+    async def bomb(_: bytes, writer: asyncio.StreamWriter) -> None:
+        nonlocal requests
+        requests += 1
+        writer.write(OK_HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + b"2\r\n..\r\n" * 20_000)
+
+    async def answer(_: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(_whole(b"picture"))
+
+    policy = FetchPolicy(allow_net=LOOPBACK, per_host=2, backoff_s=0.01)
+    async with _server(bomb) as costly, _server(answer) as neighbour, Fetcher(policy) as fetch:
+        fetched = await asyncio.gather(*(fetch(f"http://127.0.0.1:{costly}/{number}") for number in range(50)))
+        assert isinstance(await fetch(f"http://127.0.0.1:{neighbour}/"), Body)
+    kinds = [one.kind for one in fetched if isinstance(one, Failure)]
+    assert kinds.count(FailureKind.TOO_LARGE) == requests <= 7
+    assert kinds.count(FailureKind.HOST_DOWN) == 50 - requests
+
+
 async def test_an_opt_out_is_obeyed_unless_told_otherwise() -> None:
     """And its body is not even read."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -11,8 +12,10 @@ from itertools import pairwise
 import pytest
 
 from datafetch.demo.behaviours import BEHAVIOURS, Exchange, Request
+from datafetch.fetch import response_parser
 from datafetch.fetch.response_parser import (
     MAX_HEAD_BYTES,
+    MAX_HEAD_LINES,
     MAX_INTERIM_RESPONSES,
     FramingTooLargeError,
     ProtocolError,
@@ -187,6 +190,8 @@ def test_what_comes_behind_a_body_changes_nothing(behind: bytes) -> None:
         _OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello0\r\n\r\n",
         b"HTTP/1.1 103 Early Hints\r\n\r\n" * (MAX_INTERIM_RESPONSES + 1),
         _OK + b"X: " + b"." * MAX_HEAD_BYTES,
+        _OK + b"x:\n" * MAX_HEAD_LINES + b"\r\n",
+        (b"HTTP/1.1 103 Early Hints\r\n" + b"x:\n" * (MAX_HEAD_LINES // 4) + b"\r\n") * 4,
     ],
 )
 def test_what_has_no_one_meaning_is_refused(data: bytes) -> None:
@@ -230,6 +235,68 @@ def test_a_body_in_small_chunks_has_room_for_their_sizes() -> None:
     parser.feed(_OK + b"Transfer-Encoding: chunked\r\n\r\n")
     chunk = b"40\r\n" + b"." * 64 + b"\r\n"
     assert sum(len(parser.feed(chunk * 1000)) for _ in range(200)) == 200 * 64_000
+
+
+@pytest.mark.parametrize(
+    "many",
+    [b"2\r\n..\r\n", b"01\r\n.\r\n", b"1\n.\n", b"1;\r\n.\r\n", b"1\r\n.\r\r\n", b"1\r\n.\r\n2\r\n..\r\n"],
+    ids=["of two bytes", "a zero before the size", "without CR", "an extension", "CR CR LF", "of one byte and of two"],
+)
+def test_small_chunks_are_counted(many: bytes) -> None:
+    """Each costs CPU, so that a host that sends them could leave none for the others; long before their bytes count."""
+    begun = _OK + b"Transfer-Encoding: chunked\r\n\r\n"
+    assert isinstance(_outcome([begun, many * 8000], has_end=False), tuple)
+    assert _outcome([begun, many * 10_000], has_end=False) is FramingTooLargeError
+
+
+def test_trailers_are_counted_like_chunks() -> None:
+    """They may be of a byte as well."""
+    begun = _OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n"
+    assert isinstance(_outcome([begun, b"a\n" * 8000], has_end=False), tuple)
+    assert _outcome([begun, b"a\n" * 10_000], has_end=False) is FramingTooLargeError
+
+
+def test_chunks_of_a_byte_are_cheap_and_not_counted() -> None:
+    """Servers that hand on what they get byte by byte send a whole picture in them."""
+    body = bytes(range(256)) * 350
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in body)
+    for pieces in (
+        [chunks],
+        [chunks[:100_001], chunks[100_001:]],
+        [chunks[at : at + 1460] for at in range(0, len(chunks), 1460)],
+    ):
+        outcome = _outcome([_OK + b"Transfer-Encoding: chunked\r\n\r\n", *pieces, b"0\r\n\r\n"], has_end=False)
+        assert isinstance(outcome, tuple)
+        assert outcome[1:] == (body, True, False)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_how_chunks_are_cut_makes_no_difference_to_what_is_counted(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are there as a whole are taken another way than those that are cut; the bounds are the same."""
+    monkeypatch.setattr(response_parser, "_FRAMING_BYTES", 250)
+    monkeypatch.setattr(response_parser, "_CHUNKS", 20)
+    chance = random.Random(seed)
+    plain = [b"1\r\n.\r\n", b"2\r\n\r\n\r\n", b"1\r\n\n\r\n", b"28\r\n%b\r\n" % (b"\n" * 40)]
+    odd = [
+        b"01 ;a\r\n.\n",
+        b"A\n0123456789\r\r\n",
+        b"1\n.\r\n",
+        b"1\r\n.\r\r\n",
+        b"3\x0b\n...\n",
+        b"0\r\nX: y\n\r\n",
+        b"1\r\n..\r\n",
+    ]
+    outcomes = set()
+    for _ in range(30):
+        chunks = chance.choices(plain + odd, [20, 5, 5, 3, 2, 2, 2, 2, 2, 0.1, 0.1], k=chance.randint(20, 90))
+        data = b"".join([_OK, b"Transfer-Encoding: chunked\r\n\r\n", *chunks, b"0\r\n\r\n"])
+        whole = _outcome([data], has_end=True)
+        places = sorted(chance.choices(range(len(data)), k=chance.randint(1, 20)))
+        cut = [data[start:end] for start, end in pairwise([0, *places, len(data)])]
+        by_byte = [data[place : place + 1] for place in range(len(data))]
+        assert _outcome(cut, has_end=True) == _outcome(by_byte, has_end=True) == whole
+        outcomes.add(whole if isinstance(whole, type) else tuple)
+    assert {tuple, FramingTooLargeError} <= outcomes
 
 
 @pytest.mark.parametrize("number", range(len(_WHOLE)))

@@ -76,7 +76,7 @@ class RunOptions:
         typer.Option(
             help=(
                 "Shrink from all pixels, or decode large JPEGs at reduced size first "
-                "(photographs: median 53 dB, at least 40)."
+                "(photographs: median 53 dB, at least 39)."
             ),
             show_default="exact for recipe pixels, else fast",
         ),

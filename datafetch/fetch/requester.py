@@ -36,6 +36,7 @@ from datafetch.fetch.policy import FetchPolicy
 from datafetch.fetch.proxies import Proxies
 from datafetch.fetch.receive import Receiver
 from datafetch.fetch.resolver import Resolver, host_name
+from datafetch.fetch.response_parser import FramingTooLargeError
 from datafetch.fetch.stopwatch import Stopwatch
 from datafetch.fetch.tls import lax_tls_context, tls_context
 from datafetch.fetch.urls import authority, join_url
@@ -214,7 +215,8 @@ class Requester:
             is_overload = is_timeout and not is_answered and turn.host_was_sound
             if failure.kind is FailureKind.TIMEOUT:
                 turn.timed_out(failure.detail)
-            elif failure.kind is FailureKind.CONNECT and proxy is None:  # a proxy's fault is not the host's
+            elif isinstance(error, FramingTooLargeError) or (failure.kind is FailureKind.CONNECT and proxy is None):
+                # A proxy's fault is not the host's. A body that is mostly framing is, and takes the CPU of many images.
                 turn.failed(failure.detail)
             return failure
         finally:

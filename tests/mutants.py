@@ -116,7 +116,7 @@ FAULTS = (
         "ledger.py",
         " or totals.rows > totals.samples",
         "",
-        ("status", "job", "commit"),
+        ("ledger",),
     ),
     Fault(
         "the lock's stand-in is taken for a lock",

@@ -1,5 +1,6 @@
 """A ledger holds in memory what its lines take, and not so and so many lines."""
 
+import json
 import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -10,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from test_spool import FAILURE, make_end, make_sample
 
-from datafetch.ledger import Books, LedgerWriter, read_columns, read_keys, read_samples
+from datafetch.errors import ConfigurationError
+from datafetch.ledger import Books, LedgerWriter, read_books, read_columns, read_keys, read_samples, read_totals
 from datafetch.model import LedgerLine, Totals
 
 URL_BYTES = 60_000
@@ -76,3 +78,35 @@ def test_all_lines_come_back_in_order(path: Path) -> None:
     """Row groups of different sizes are one sequence of lines."""
     assert [lines[0].sample for lines in read_samples(path)] == list(range(LINES))
     assert list(read_keys(path)) == [lines[0].key for lines in read_samples(path)]
+
+
+@pytest.mark.parametrize(
+    "totals",
+    [
+        {"samples": 2, "rows": 3, "outcomes": {"ok": 3}},
+        {"samples": -1, "rows": 0, "outcomes": {}},
+        {"samples": 2, "rows": 1, "outcomes": {"ok": -1}},
+        {"samples": True, "rows": 0, "outcomes": {}},
+        {"samples": 2.0, "rows": 0, "outcomes": {}},
+        {"samples": 2, "rows": 0, "outcomes": {"ok": "2"}},
+        {"samples": 2, "rows": 0, "outcomes": 2},
+        {"samples": 2, "rows": 0, "outcomes": {}, "notes": {"records": -2}},
+        {"samples": 2, "rows": 0, "written_bytes": -5},
+        {"pages": 3},
+        [],
+    ],
+)
+def test_counts_that_no_shard_can_have_are_refused(tmp_path: Path, totals: object) -> None:
+    """More rows than samples, less than none, numbers that are none: such a file is not believed."""
+    path = tmp_path / "part-00000.parquet"
+    none = np.zeros(2, np.bool_)
+    with LedgerWriter(path, "part-00000") as ledger:
+        ledger.finish(Books(Totals(2, 0, {}), none, none))
+    assert read_totals(path) == Totals(2, 0, {})
+    table = pq.read_table(path)
+    pq.write_table(
+        table.replace_schema_metadata({**table.schema.metadata, b"datafetch.totals": json.dumps(totals)}), path
+    )
+    for read in (read_totals, read_books):
+        with pytest.raises(ConfigurationError, match="is not a ledger"):
+            read(path)

@@ -103,10 +103,8 @@ def test_counts_that_no_shard_can_have_are_refused(tmp_path: Path, totals: objec
     with LedgerWriter(path, "part-00000") as ledger:
         ledger.finish(Books(Totals(2, 0, {}), none, none))
     assert read_totals(path) == Totals(2, 0, {})
-    table = pq.read_table(path)
-    pq.write_table(
-        table.replace_schema_metadata({**table.schema.metadata, b"datafetch.totals": json.dumps(totals)}), path
-    )
+    said = {**(pq.read_metadata(path).metadata or {}), b"datafetch.totals": json.dumps(totals)}
+    pq.write_table(pq.read_table(path).replace_schema_metadata(said), path)
     for read in (read_totals, read_books):
         with pytest.raises(ConfigurationError, match="is not a ledger"):
             read(path)

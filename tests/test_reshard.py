@@ -19,7 +19,7 @@ from killing import SMALL_BUFFER_BYTES, equal_shards
 
 from datafetch import rearrange
 from datafetch.cli.app import main
-from datafetch.errors import ConfigurationError, ManifestError, ResourceError
+from datafetch.errors import ConfigurationError, ConservationError, ManifestError, ResourceError
 from datafetch.lock import Lock
 from datafetch.ranks import Ranks, epoch
 from datafetch.rearrange import Plan, Progress, Source, Stage, Watch, order
@@ -677,14 +677,29 @@ def test_ctrl_c_says_how_to_go_on(
     assert files_of(tmp_path / "out") == undisturbed
 
 
-def test_a_source_that_changes_meanwhile_is_refused(tmp_path: Path, source: Path) -> None:
-    """Rows that are not the ones that were measured are not taken for them."""
+@pytest.mark.parametrize("text", ["longer than it was", ""], ids=["other lengths", "the same lengths"])
+def test_a_source_that_changes_meanwhile_is_refused(tmp_path: Path, source: Path, text: str) -> None:
+    """Rows that are not the ones that were measured are not taken for them, though they may be as long."""
 
     def rewrite(progress: Progress) -> None:
         if progress.stage is Stage.COPY and progress.rows < 24:
             shutil.rmtree(source)
-            write_shards(source, [{**row, "text": "longer than it was"} for row in pairs(50)], [20, 0, 3, 27])
+            write_shards(
+                source, [{**row, "text": text or "梅" * len(row["text"])} for row in pairs(50)], [20, 0, 3, 27]
+            )
 
     with pytest.raises(ManifestError, match="changed while it was read"):
         reshard(Request(source, tmp_path / "out", world_size=2, batch=1), Watch(rewrite))
     assert not (tmp_path / "out").exists()
+
+
+def test_two_rows_of_one_place_are_a_bug(tmp_path: Path, source: Path) -> None:
+    """A plan that would write one over the other, and leave a gap elsewhere, is refused before anything is written."""
+    places = np.arange(20, dtype=np.int64)
+    places[7] = 6
+    state = State(tmp_path / "out")
+    state.folder.mkdir()
+    plan = Plan(Ranks(2, 1, 1), None)
+    with pytest.raises(ConservationError, match="the same place"):
+        rearrange.rearrange(state, [Source(source / "part-00000.pkl", 20, places)], plan=plan, record={})
+    assert not state.out.exists()

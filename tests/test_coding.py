@@ -3,6 +3,7 @@
 import gzip
 import random
 import sys
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
@@ -73,6 +74,19 @@ def test_a_bomb_is_too_large(coding: str, size_bytes: int) -> None:
     with pytest.raises(BodyTooLargeError):
         decode(CODERS[coding](bytes(size_bytes)), [coding], CAP_BYTES)
     assert len(decode(CODERS[coding](bytes(CAP_BYTES)), [coding], CAP_BYTES)) == CAP_BYTES
+
+
+@pytest.mark.parametrize("coding", CODERS)
+def test_a_bomb_is_not_unpacked_beyond_the_cap(coding: str) -> None:
+    """However much it would come to: memory holds the cap a few times over at most."""
+    bomb = CODERS[coding](bytes(50 * CAP_BYTES))
+    tracemalloc.start()
+    try:
+        with pytest.raises(BodyTooLargeError):
+            decode(bomb, [coding], CAP_BYTES)
+        assert tracemalloc.get_traced_memory()[1] < 4 * CAP_BYTES
+    finally:
+        tracemalloc.stop()
 
 
 def test_bombs_in_many_members_are_too_large() -> None:

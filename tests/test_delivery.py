@@ -20,7 +20,7 @@ from in_process import retry, run
 from runs import PATIENCE_S, Run, dying_at_a_step
 from test_spool import make_end, make_outcome, make_sample
 
-from datafetch import Choices, IdsIndex, Job, Report
+from datafetch import Choices, IdsIndex, Job, Report, once
 from datafetch.claim import read_identity
 from datafetch.datasets import find_dataset
 from datafetch.demo.origin import Origin
@@ -301,6 +301,23 @@ def test_a_url_is_asked_for_once_in_a_run(job: Job, web: Web, tmp_path: Path) ->
     jpegs = {image["image_base64"] for row in read_rows(job) for image in row["image_info"] if image["raw_url"] == logo}
     assert len(jpegs) == 1
     assert sum(line["attempts"] for line in read_ledger(job) if line["url"] == gone) == 1
+
+
+def test_urls_of_one_hash_keep_their_images(
+    job: Job, web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where another image stands by the same hash, a URL is asked for."""
+    monkeypatch.setattr(once, "hash", lambda _: 7, raising=False)
+    urls = [web.url(number) for number in range(6)]
+    write_documents(tmp_path / "source" / "docs_shard_0_v3.jsonl", [[url] for url in (*urls, *urls)])
+    report = run(job)
+    assert report.totals.ok == 12
+    assert all(count >= 1 for count in web.asked(urls))
+    by_url: dict[str, set[str]] = {}
+    for line in read_ledger(job):
+        by_url.setdefault(line["url"], set()).add(line["sha256"])
+    assert all(len(hashes) == 1 for hashes in by_url.values())
+    assert len(set.union(*by_url.values())) == 6
 
 
 def test_what_is_tried_again_is_asked_for_once_as_well(job: Job, web: Web, tmp_path: Path) -> None:

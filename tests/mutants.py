@@ -221,7 +221,7 @@ FAULTS = (
         "fetch/receive.py",
         "            if received_bytes > limit_bytes:\n",
         "            if received_bytes > limit_bytes + 1:\n",
-        ("misbehaviours", "fetcher", "requester"),
+        ("fetcher",),
     ),
     Fault(
         "a gzip bomb is undone to its end",

@@ -5,6 +5,7 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
@@ -60,6 +61,25 @@ async def test_urls_that_lead_nowhere(url: str, kind: FailureKind) -> None:
         fetched = await fetch(url)
     assert isinstance(fetched, Failure)
     assert fetched.kind is kind, fetched
+
+
+@pytest.mark.parametrize("behaviour", ["well", "until_close", "chunked"])
+async def test_a_body_of_the_greatest_size_is_taken_and_one_byte_more_is_not(
+    origin: Origin, pictures: Pictures, behaviour: str
+) -> None:
+    """Whether a length says so beforehand or the bytes are counted."""
+    folder, names = pictures
+    size_bytes = (folder / names[0]).stat().st_size
+    url = origin.url(behaviour, names[0])
+    fetched = []
+    for max_body_bytes in (size_bytes, size_bytes - 1):
+        async with Fetcher(replace(QUICK, max_body_bytes=max_body_bytes)) as fetch:
+            fetched.append(await fetch(url))
+    taken, refused = fetched
+    assert isinstance(taken, Body)
+    assert taken.content == (folder / names[0]).read_bytes()
+    assert isinstance(refused, Failure)
+    assert refused.kind is FailureKind.TOO_LARGE
 
 
 async def test_loopback_is_refused_unless_it_is_named(origin: Origin, pictures: Pictures) -> None:

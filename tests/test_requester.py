@@ -19,7 +19,7 @@ from nameserver import Answer as Answers
 from nameserver import NameServer
 
 from datafetch.demo.origin import Origin
-from datafetch.fetch import BodyBudget, Fetcher, FetchPolicy, OptOut
+from datafetch.fetch import BodyBudget, Fetcher, FetchPolicy, OptOut, hosts
 from datafetch.fetch.policy import DEFAULT_MAX_BODY_BYTES
 from datafetch.model import Body, Failure, FailureKind, Permission
 
@@ -215,6 +215,31 @@ async def test_retry_after_holds_for_all_of_a_host() -> None:
     assert all(isinstance(one, Body) for one in fetched)
     assert asked_at_s[1] - asked_at_s[0] >= 0.99
     assert sorted(one.attempts for one in fetched) == [1, 1, 1, 1, 2]
+
+
+async def test_images_of_a_host_that_delayed_enough_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once its pauses have taken what is granted, what it refuses fails as that, at once, and others still arrive."""
+    monkeypatch.setattr(hosts, "_MAX_DELAY_S", 0.3)
+    monkeypatch.setattr(hosts, "_MAX_PAUSE_S", 0.2)  # in place of a minute, so that two use it up
+    monkeypatch.setattr(hosts, "_DELAY_EARNED_BY_ANSWER_S", 0.001)
+    heads: list[bytes] = []
+
+    async def answer(head: bytes, writer: asyncio.StreamWriter) -> None:
+        heads.append(head)
+        if len(heads) % 2:
+            writer.write(_whole(b"picture"))
+        else:
+            writer.write(b"HTTP/1.1 429 Slow down\r\nRetry-After: 60\r\nContent-Length: 0\r\n\r\n")
+
+    policy = replace(QUICK, per_host=1, retries=5)
+    async with _server(answer) as port, Fetcher(policy) as fetch:
+        fetched = [await fetch(f"http://127.0.0.1:{port}/{number}") for number in range(20)]
+    refused = [one for one in fetched if isinstance(one, Failure)]
+    # The second image is waited for and asked for again. The second pause uses up what is granted: no other is.
+    assert len(heads) == 21
+    assert [one.attempts for one in fetched] == [1, 2, *[1] * 18]
+    assert len(refused) == 9
+    assert {(one.kind, one.status, one.may_pass) for one in refused} == {(FailureKind.HTTP_STATUS, 429, True)}
 
 
 async def test_a_dead_host_is_not_asked_for_each_of_its_images() -> None:

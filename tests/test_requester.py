@@ -19,7 +19,7 @@ from nameserver import Answer as Answers
 from nameserver import NameServer
 
 from datafetch.demo.origin import Origin
-from datafetch.fetch import BodyBudget, Fetcher, FetchPolicy, OptOut, hosts
+from datafetch.fetch import BodyBudget, Fetcher, FetchPolicy, OptOut, hosts, proxies
 from datafetch.fetch.policy import DEFAULT_MAX_BODY_BYTES
 from datafetch.model import Body, Failure, FailureKind, Permission
 
@@ -302,6 +302,59 @@ async def test_proxies_are_used_when_asked_for_and_only_then(monkeypatch: pytest
     ):
         assert isinstance(one, Failure)
         assert one.kind is kind, one
+
+
+@pytest.mark.parametrize("is_redirect", [False, True], ids=["by URL", "by redirect"])
+async def test_a_proxy_is_not_asked_for_what_is_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, is_redirect: bool
+) -> None:
+    """Nor for names that /etc/hosts maps inside, however they are written; it hears nothing of them."""
+    own = (
+        *("localhost", "LOCALHOST.", "localhost:8080", "a.localhost", "localhost.localdomain", "ip6-localhost"),
+        *(
+            "ip6-loopback",
+            "Printer.Office.",
+            "scanner",
+            "link",
+            "mixed.example",
+            "0x7f.1",
+            "127.1",
+            "[::1]",
+            "[::ffff:10.0.0.1]",
+        ),
+    )
+    (tmp_path / "hosts").write_text(
+        "127.0.0.1 me\n 10.0.0.5\tprinter.office scanner # the old one: copier\n\n# 10.0.0.6 copier\nfe80::1%eth0 link\n"
+        "93.184.215.14 mixed.example outside.example\n192.168.1.1 mixed.example\n172.16.0.1 permitted.example\n"
+    )
+    monkeypatch.setattr(proxies, "_HOSTS_FILE", tmp_path / "hosts")
+    heard: list[str] = []
+
+    async def answer(head: bytes, writer: asyncio.StreamWriter) -> None:
+        url = head.split(b" ")[1].decode()
+        heard.append(url)
+        if url.startswith("http://first.invalid/"):
+            location = url.partition("?")[2]
+            writer.write(f"HTTP/1.1 302 Found\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n".encode())
+        else:
+            writer.write(_whole(b"picture"))
+
+    async with _server(answer) as port:
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{port}")
+        monkeypatch.delenv("no_proxy", raising=False)
+        policy = FetchPolicy(trust_env=True, retries=0, nameservers=NOWHERE, allow_net=("172.16.0.0/12",))
+        async with Fetcher(policy) as fetch:
+
+            async def ends(host: str) -> FailureKind | None:
+                url = f"http://{host}/cat.jpg"
+                fetched = await fetch(f"http://first.invalid/?{url}" if is_redirect else url)
+                return fetched.kind if isinstance(fetched, Failure) else None
+
+            assert {host: await ends(host) for host in own} == dict.fromkeys(own, FailureKind.BLOCKED_ADDRESS)
+            assert [url for url in heard if not url.startswith("http://first.invalid/")] == []
+            for host in ("copier", "outside.example", "permitted.example", "localhost.example"):
+                assert await ends(host) is None
+                assert heard[-1] == f"http://{host}/cat.jpg"
 
 
 @pytest.mark.both_loops

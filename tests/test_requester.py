@@ -133,7 +133,7 @@ async def test_a_body_that_takes_the_permission_for_its_size_says_so() -> None:
 
 
 async def test_credentials_stay_with_their_host() -> None:
-    """They are sent where the URL says, along relative redirects, and to nobody else; so are a redirect's cookies."""
+    """They are sent where the URL says, along relative redirects, and to nobody else; so are an image's cookies."""
     heads: list[bytes] = []
     elsewhere: list[bytes] = []
 
@@ -152,13 +152,34 @@ async def test_credentials_stay_with_their_host() -> None:
 
         async with _server(redirect) as port, Fetcher(QUICK) as fetch:
             fetched = await fetch(f"http://user:secret@127.0.0.1:{port}/first")
+            assert isinstance(await fetch(f"http://127.0.0.1:{port}/another"), Body)
     assert isinstance(fetched, Body)
     assert fetched.final_url == f"http://127.0.0.2:{other}/third"
     credentials = b"Authorization: Basic " + base64.b64encode(b"user:secret")
-    assert [credentials in head for head in heads] == [True, True]
-    assert b"Authorization" not in elsewhere[0]
-    assert [b"Cookie: a=b\r\n" in head for head in [*heads, *elsewhere]] == [False, True, False]
+    assert [credentials in head for head in heads] == [True, True, False]
+    assert [b"Cookie: a=b\r\n" in head for head in heads] == [False, True, False]
+    assert not any(b"cookie" in head.lower() or b"Authorization" in head for head in (heads[2], *elsewhere))
     assert not any(b"referer" in head.lower() for head in [*heads, *elsewhere])
+
+
+async def test_cookies_beyond_reason_are_not_sent_back() -> None:
+    """A server may set what a server takes in a header, and no more."""
+    heads: list[bytes] = []
+
+    async def answer(head: bytes, writer: asyncio.StreamWriter) -> None:
+        heads.append(head)
+        kind, _, length = head.split(b" ")[1][1:].partition(b"/")
+        if kind == b"set":
+            cookies = [*(b"%c=%b" % (name, b"x" * 1998) for name in b"abc"), b"d=" + b"x" * (int(length) - 6008)]
+            fields = b"".join(b"Set-Cookie: %b; Path=/\r\n" % cookie for cookie in cookies)
+            writer.write(b"HTTP/1.1 302 Found\r\n%bLocation: /got\r\nContent-Length: 0\r\n\r\n" % fields)
+        else:
+            writer.write(_whole(b"picture"))
+
+    async with _server(answer) as port, Fetcher(QUICK) as fetch:
+        for length in (8192, 8193):
+            assert isinstance(await fetch(f"http://127.0.0.1:{port}/set/{length}"), Body)
+    assert [b"\r\nCookie: a=xxx" in head for head in heads] == [False, True, False, False]
 
 
 async def test_each_hop_is_judged() -> None:
@@ -324,8 +345,9 @@ async def test_a_proxy_is_not_asked_for_what_is_its_own(
         ),
     )
     (tmp_path / "hosts").write_text(
-        "127.0.0.1 me\n 10.0.0.5\tprinter.office scanner # the old one: copier\n\n# 10.0.0.6 copier\nfe80::1%eth0 link\n"
-        "93.184.215.14 mixed.example outside.example\n192.168.1.1 mixed.example\n172.16.0.1 permitted.example\n"
+        "127.0.0.1 me\n 10.0.0.5\tprinter.office scanner # the old one: copier\n\n# 10.0.0.6 copier\n"
+        "fe80::1%eth0 link\n93.184.215.14 mixed.example outside.example\n192.168.1.1 mixed.example\n"
+        "172.16.0.1 permitted.example\n"
     )
     monkeypatch.setattr(proxies, "_HOSTS_FILE", tmp_path / "hosts")
     heard: list[str] = []

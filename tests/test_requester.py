@@ -172,7 +172,7 @@ async def test_cookies_beyond_reason_are_not_sent_back(monkeypatch: pytest.Monke
         heads.append(head)
         kind, _, length = head.split(b" ")[1][1:].partition(b"/")
         if kind == b"set":
-            # One alone may be too long for aiohttp; three of 2,000 characters, with what separates them, leave the rest.
+            # One alone may be too long for aiohttp; three of 2,000 characters and separators leave the rest.
             values = {b"a": b"x" * 1998, b"b": b"x" * 1998, b"c": b"x" * 1998, b"d": b"x" * (int(length) - 6008)}
             fields = b"".join(b"Set-Cookie: %b=%b; Path=/\r\n" % cookie for cookie in values.items())
             writer.write(b"HTTP/1.1 302 Found\r\n%bLocation: /got\r\nContent-Length: 0\r\n\r\n" % fields)

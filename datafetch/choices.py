@@ -35,7 +35,7 @@ class Choices:
         keep_at_least: Keep documents with so many images or more, without those that did not arrive; None asks for all.
         fill_similarity: Whether documents without a similarity matrix get one of zeros.
         max_images: Leave out documents with more images.
-        min_similarity: Leave out documents with an image whose ``matched_sim`` is lower.
+        min_similarity: Leave out documents with an image whose ``matched_sim`` is lower, or NaN.
         max_tokens: Leave out documents with more tokens: those of the text, and 729 an image.
         tokenizer: File that counts them (``tokenizer.json``).
         url_key: Where a record has its URL; None finds out.

@@ -9,8 +9,8 @@ from __future__ import annotations
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -28,6 +28,7 @@ _LINGER_NOT_AT_ALL = struct.pack("ii", 1, 0)
 _PATIENCE_S = 10.0
 _RECEIVED_BYTES = 65_536
 _LONG_QUEUE = 1024
+_BIND_ATTEMPTS = 20
 _FATAL_HANDSHAKE_FAILURE = bytes.fromhex("15 0303 0002 0228")  # TLS 1.2 alert: level fatal, handshake_failure
 _BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 _BANNER = b"SSH-2.0-OpenSSH_9.2\r\n"
@@ -108,6 +109,45 @@ _TRAPS: Mapping[str, Callable[[socket.socket], None]] = {
 }
 
 
+def leave_no_room(listener: socket.socket, guests: ExitStack) -> None:
+    """Fill a listener's queue: whoever comes now waits for an answer to their first packet."""
+    listener.listen(0)
+    for _ in range(2):
+        guest = guests.enter_context(socket.socket())
+        guest.setblocking(False)
+        with suppress(BlockingIOError):
+            guest.connect(listener.getsockname())
+
+
+@contextmanager
+def black_holes(addresses: Sequence[str]) -> Iterator[int]:
+    """One port of all these addresses that swallows whatever comes; gives the port."""
+    for _ in range(_BIND_ATTEMPTS):
+        with ExitStack() as opened, suppress(_PortTakenError):
+            listeners = _bind_all(addresses, opened)
+            for listener in listeners:
+                leave_no_room(listener, opened)
+            yield listeners[0].getsockname()[1]
+            return
+    raise _PortTakenError
+
+
+class _PortTakenError(Exception):
+    """A port that is free at one address is not at another."""
+
+
+def _bind_all(addresses: Sequence[str], opened: ExitStack) -> list[socket.socket]:
+    listeners: list[socket.socket] = []
+    for address in addresses:
+        listener = opened.enter_context(socket.socket())
+        try:
+            listener.bind((address, listeners[0].getsockname()[1] if listeners else 0))
+        except OSError as error:
+            raise _PortTakenError from error
+        listeners.append(listener)
+    return listeners
+
+
 class Traps:
     """Ports below HTTP: ``refuses``, ``ignores`` (its queue is full), ``silent``, and those of ``_TRAPS``.
 
@@ -123,7 +163,7 @@ class Traps:
         for scheme in ("http", "https"):
             self._bind("refuses", scheme)
             self._bind("silent", scheme).listen(_LONG_QUEUE)
-            self._fill(self._bind("ignores", scheme))
+            leave_no_room(self._bind("ignores", scheme), self._open)
             for name, treat in _TRAPS.items():
                 self._spring(self._bind(name, scheme), treat)
         return self
@@ -152,15 +192,6 @@ class Traps:
         self._threads.append(thread)
         # Closing a socket does not wake who waits for it; shutting it down does.
         self._open.callback(listener.shutdown, socket.SHUT_RDWR)
-
-    def _fill(self, listener: socket.socket) -> None:
-        """Leave no room in the queue: whoever comes now waits for an answer to their first packet."""
-        listener.listen(0)
-        for _ in range(2):
-            guest = self._open.enter_context(socket.socket())
-            guest.setblocking(False)
-            with suppress(BlockingIOError):
-                guest.connect(listener.getsockname())
 
 
 def _serve(listener: socket.socket, treat: Callable[[socket.socket], None]) -> None:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datafetch.cli import commands
+from datafetch.cli import commands, show
 from datafetch.cli.app import main
 from datafetch.cli.options import RetryOptions, RunOptions, parse_bytes
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
@@ -26,6 +26,7 @@ from datafetch.demo.origin import Origin
 from datafetch.errors import ConfigurationError
 from datafetch.fetch import FetchPolicy, OptOut
 from datafetch.job import Job
+from datafetch.model import Note
 from datafetch.pipeline import WORKERS_PER_CONNECTION
 from datafetch.transcode import Encoding, ImageSpec, Pixels, Resize
 
@@ -491,3 +492,8 @@ def test_what_a_sample_may_have_reaches_the_job() -> None:
     assert RetryOptions({}).change(replace(job, max_sample_bytes=5)).max_sample_bytes == 5
     with pytest.raises(ConfigurationError, match="--max-sample"):
         replace(job, max_sample_bytes=3 << 30)
+
+
+def test_there_are_words_for_all_that_is_counted() -> None:
+    """A person reads no name of the ledger's in a summary."""
+    assert set(show._NOTES) == set(Note)

@@ -106,7 +106,8 @@ def test_members_without_content_cost_nothing(coding: str) -> None:
 def test_a_body_cut_short_is_damaged(coding: str) -> None:
     """Half a picture is none, even if the transfer was whole."""
     coded = CODERS[coding](PICTURE)
-    trailer_bytes = 8 if coding.endswith("gzip") else 0  # without which it is whole all the same
+    # Without its trailer it is whole all the same; zstd's decoder can't tell a missing checksum from missing data.
+    trailer_bytes = 8 if coding.endswith("gzip") else 4 if coding == "deflate" else 0
     for length in (len(coded) - trailer_bytes - 1, len(coded) // 2, 10):
         with pytest.raises(CodingError):
             decode(coded[:length], [coding], CAP_BYTES)
@@ -120,6 +121,21 @@ def test_gzip_may_end_without_its_trailer(missing_bytes: int) -> None:
     in_full = head + (zlib.crc32(head) & 0xFFFF).to_bytes(2, "little") + coded[10:]
     for body in (coded, in_full):
         assert decode(body[: len(body) - missing_bytes], ["gzip"], CAP_BYTES) == PICTURE
+
+
+@pytest.mark.parametrize("missing_bytes", range(5))
+@pytest.mark.parametrize("data", [PICTURE, b"x", b""], ids=["picture", "a byte", "nothing"])
+def test_deflate_may_end_without_its_checksum(missing_bytes: int, data: bytes) -> None:
+    """Or with some bytes of it: curl takes what is whole but for them."""
+    coded = zlib.compress(data)
+    assert decode(coded[: len(coded) - missing_bytes], ["deflate"], CAP_BYTES) == data
+
+
+def test_a_checksum_that_is_there_must_be_right() -> None:
+    """A picture whose bytes changed on the way is asked for again."""
+    coded = zlib.compress(PICTURE)
+    with pytest.raises(CodingError):
+        decode(coded[:-4] + bytes(4), ["deflate"], CAP_BYTES)
 
 
 @pytest.mark.parametrize("coding", CODERS)

@@ -157,6 +157,14 @@ def test_what_the_loader_would_trip_over_is_no_document(record: dict[str, Any], 
         read(record)
 
 
+def test_no_similarity_at_all_passes_no_filter() -> None:
+    """NaN is not lower than anything, and not as high as anything either."""
+    record = document(2)
+    record["image_info"][1]["matched_sim"] = float("nan")
+    assert not read(record, Choices(min_similarity=-1.0))
+    assert read(record)
+
+
 def test_a_document_without_similarities_is_refused_or_gets_zeros() -> None:
     """Zeros only where they were asked for, and counted."""
     record = broken(similarity_matrix=None)

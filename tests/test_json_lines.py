@@ -121,9 +121,27 @@ def test_a_pair_without_a_text_is_not_asked_for(tmp_path: Path) -> None:
 def test_shards_are_named_after_their_files(tmp_path: Path) -> None:
     """Sorted by these names; two files that would become one shard are refused."""
     good = lines({"url": "http://e.org/1.jpg", "text": "a"})
-    manifest = bind(tmp_path / "s", {"b.jsonl": good, "a.b.jsonl": good, ".hidden.jsonl": "{", "notes.txt": "{"})
+    manifest = bind(tmp_path / "s", {"b.jsonl": good, "a.b.jsonl": good + good, ".hidden.jsonl": "{", "notes.txt": "{"})
     assert [shard.name for shard in manifest.shards()] == ["a.b", "b"]
     with pytest.raises(ManifestError, match=r"would both become b\.pkl"):
         bind(tmp_path / "s", {"b.jsonl.gz": good})
     with pytest.raises(ManifestError, match=r"holds no \.jsonl file"):
         bind(tmp_path / "empty", {})
+
+
+@pytest.mark.parametrize("dataset", ["llm-jp-pairs-step1", "llm-jp-interleaved"])
+def test_a_copy_of_a_file_is_refused(tmp_path: Path, dataset: str) -> None:
+    """What a browser leaves of a second download would give every record twice; files of nothing are no copies."""
+    image = {"url": "http://e.org/1.jpg", "matched_text_index": 0}
+    text = lines({"url": "http://e.org/1.jpg", "text": "a", "text_list": ["a"], "image_info": [image]})
+    for name, content in {"pairs_00.jsonl": text, "pairs_01.jsonl": text.replace("1.jpg", "2.jpg")}.items():
+        (tmp_path / name).write_text(content)
+    (tmp_path / "pairs_02.jsonl").touch()
+    (tmp_path / "pairs_03.jsonl").touch()
+    assert len(find_dataset(dataset).bind(tmp_path, None).shards()) == 4
+    (tmp_path / "pairs_00 (1).jsonl").write_text(text)
+    with pytest.raises(ManifestError) as caught:
+        find_dataset(dataset).bind(tmp_path, None)
+    message = str(caught.value)
+    assert message.isprintable()
+    assert all(str(tmp_path / name) in message for name in ("pairs_00.jsonl", "pairs_00 (1).jsonl"))

@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 import trustme
+from aiohttp import cookiejar
 from conftest import LOOPBACK, until
 from nameserver import Answer as Answers
 from nameserver import NameServer
 
 from datafetch.demo.origin import Origin
-from datafetch.fetch import BodyBudget, Fetcher, FetchPolicy, OptOut
+from datafetch.fetch import BodyBudget, Fetcher, FetchPolicy, OptOut, hosts, proxies
 from datafetch.fetch.policy import DEFAULT_MAX_BODY_BYTES
 from datafetch.model import Body, Failure, FailureKind, Permission
 
@@ -133,7 +134,7 @@ async def test_a_body_that_takes_the_permission_for_its_size_says_so() -> None:
 
 
 async def test_credentials_stay_with_their_host() -> None:
-    """They are sent where the URL says, along relative redirects, and to nobody else; so are a redirect's cookies."""
+    """They are sent where the URL says, along relative redirects, and to nobody else; so are an image's cookies."""
     heads: list[bytes] = []
     elsewhere: list[bytes] = []
 
@@ -152,13 +153,36 @@ async def test_credentials_stay_with_their_host() -> None:
 
         async with _server(redirect) as port, Fetcher(QUICK) as fetch:
             fetched = await fetch(f"http://user:secret@127.0.0.1:{port}/first")
+            assert isinstance(await fetch(f"http://127.0.0.1:{port}/another"), Body)
     assert isinstance(fetched, Body)
     assert fetched.final_url == f"http://127.0.0.2:{other}/third"
     credentials = b"Authorization: Basic " + base64.b64encode(b"user:secret")
-    assert [credentials in head for head in heads] == [True, True]
-    assert b"Authorization" not in elsewhere[0]
-    assert [b"Cookie: a=b\r\n" in head for head in [*heads, *elsewhere]] == [False, True, False]
+    assert [credentials in head for head in heads] == [True, True, False]
+    assert [b"Cookie: a=b\r\n" in head for head in heads] == [False, True, False]
+    assert not any(b"cookie" in head.lower() or b"Authorization" in head for head in (heads[2], *elsewhere))
     assert not any(b"referer" in head.lower() for head in [*heads, *elsewhere])
+
+
+async def test_cookies_beyond_reason_are_not_sent_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server may set what a server takes in a header, and no more, whether or not aiohttp has a bound of its own."""
+    monkeypatch.setattr(cookiejar, "_MAX_COOKIE_HEADER_LENGTH", 1 << 20, raising=False)
+    heads: list[bytes] = []
+
+    async def answer(head: bytes, writer: asyncio.StreamWriter) -> None:
+        heads.append(head)
+        kind, _, length = head.split(b" ")[1][1:].partition(b"/")
+        if kind == b"set":
+            # One alone may be too long for aiohttp; three of 2,000 characters and separators leave the rest.
+            values = {b"a": b"x" * 1998, b"b": b"x" * 1998, b"c": b"x" * 1998, b"d": b"x" * (int(length) - 6008)}
+            fields = b"".join(b"Set-Cookie: %b=%b; Path=/\r\n" % cookie for cookie in values.items())
+            writer.write(b"HTTP/1.1 302 Found\r\n%bLocation: /got\r\nContent-Length: 0\r\n\r\n" % fields)
+        else:
+            writer.write(_whole(b"picture"))
+
+    async with _server(answer) as port, Fetcher(QUICK) as fetch:
+        for length in (8192, 8193):
+            assert isinstance(await fetch(f"http://127.0.0.1:{port}/set/{length}"), Body)
+    assert [b"\r\nCookie: a=xxx" in head for head in heads] == [False, True, False, False]
 
 
 async def test_each_hop_is_judged() -> None:
@@ -215,6 +239,31 @@ async def test_retry_after_holds_for_all_of_a_host() -> None:
     assert all(isinstance(one, Body) for one in fetched)
     assert asked_at_s[1] - asked_at_s[0] >= 0.99
     assert sorted(one.attempts for one in fetched) == [1, 1, 1, 1, 2]
+
+
+async def test_images_of_a_host_that_delayed_enough_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once its pauses have taken what is granted, what it refuses fails as that, at once, and others still arrive."""
+    monkeypatch.setattr(hosts, "_MAX_DELAY_S", 0.3)
+    monkeypatch.setattr(hosts, "_MAX_PAUSE_S", 0.2)  # in place of a minute, so that two use it up
+    monkeypatch.setattr(hosts, "_DELAY_EARNED_BY_ANSWER_S", 0.001)
+    heads: list[bytes] = []
+
+    async def answer(head: bytes, writer: asyncio.StreamWriter) -> None:
+        heads.append(head)
+        if len(heads) % 2:
+            writer.write(_whole(b"picture"))
+        else:
+            writer.write(b"HTTP/1.1 429 Slow down\r\nRetry-After: 60\r\nContent-Length: 0\r\n\r\n")
+
+    policy = replace(QUICK, per_host=1, retries=5)
+    async with _server(answer) as port, Fetcher(policy) as fetch:
+        fetched = [await fetch(f"http://127.0.0.1:{port}/{number}") for number in range(20)]
+    refused = [one for one in fetched if isinstance(one, Failure)]
+    # The second image is waited for and asked for again. The second pause uses up what is granted: no other is.
+    assert len(heads) == 21
+    assert [one.attempts for one in fetched] == [1, 2, *[1] * 18]
+    assert len(refused) == 9
+    assert {(one.kind, one.status, one.may_pass) for one in refused} == {(FailureKind.HTTP_STATUS, 429, True)}
 
 
 async def test_a_dead_host_is_not_asked_for_each_of_its_images() -> None:
@@ -298,6 +347,60 @@ async def test_proxies_are_used_when_asked_for_and_only_then(monkeypatch: pytest
     ):
         assert isinstance(one, Failure)
         assert one.kind is kind, one
+
+
+@pytest.mark.parametrize("is_redirect", [False, True], ids=["by URL", "by redirect"])
+async def test_a_proxy_is_not_asked_for_what_is_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, is_redirect: bool
+) -> None:
+    """Nor for names that /etc/hosts maps inside, however they are written; it hears nothing of them."""
+    own = (
+        *("localhost", "LOCALHOST.", "localhost:8080", "a.localhost", "localhost.localdomain", "ip6-localhost"),
+        *(
+            "ip6-loopback",
+            "Printer.Office.",
+            "scanner",
+            "link",
+            "mixed.example",
+            "0x7f.1",
+            "127.1",
+            "[::1]",
+            "[::ffff:10.0.0.1]",
+        ),
+    )
+    (tmp_path / "hosts").write_text(
+        "127.0.0.1 me\n 10.0.0.5\tprinter.office scanner # the old one: copier\n\n# 10.0.0.6 copier\n"
+        "fe80::1%eth0 link\n93.184.215.14 mixed.example outside.example\n192.168.1.1 mixed.example\n"
+        "172.16.0.1 permitted.example\n"
+    )
+    monkeypatch.setattr(proxies, "_HOSTS_FILE", tmp_path / "hosts")
+    heard: list[str] = []
+
+    async def answer(head: bytes, writer: asyncio.StreamWriter) -> None:
+        url = head.split(b" ")[1].decode()
+        heard.append(url)
+        if url.startswith("http://first.invalid/"):
+            location = url.partition("?")[2]
+            writer.write(f"HTTP/1.1 302 Found\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n".encode())
+        else:
+            writer.write(_whole(b"picture"))
+
+    async with _server(answer) as port:
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{port}")
+        monkeypatch.delenv("no_proxy", raising=False)
+        policy = FetchPolicy(trust_env=True, retries=0, nameservers=NOWHERE, allow_net=("172.16.0.0/12",))
+        async with Fetcher(policy) as fetch:
+
+            async def ends(host: str) -> FailureKind | None:
+                url = f"http://{host}/cat.jpg"
+                fetched = await fetch(f"http://first.invalid/?{url}" if is_redirect else url)
+                return fetched.kind if isinstance(fetched, Failure) else None
+
+            assert {host: await ends(host) for host in own} == dict.fromkeys(own, FailureKind.BLOCKED_ADDRESS)
+            assert [url for url in heard if not url.startswith("http://first.invalid/")] == []
+            for host in ("copier", "outside.example", "permitted.example", "localhost.example"):
+                assert await ends(host) is None
+                assert heard[-1] == f"http://{host}/cat.jpg"
 
 
 @pytest.mark.both_loops

@@ -62,7 +62,7 @@ class _Recorder:
         pass
 
 
-def _answer(name: str) -> tuple[bytes, bool]:
+def answer_of(name: str) -> tuple[bytes, bool]:
     """What a behaviour of the origin sends, and whether it then closes the connection."""
     recorder = _Recorder()
     request = Request(f"GET /{name}/cat.jpg HTTP/1.1\r\nHost: 127.0.0.1:80\r\n\r\n".encode())
@@ -101,7 +101,7 @@ def _cuts(data: bytes) -> Iterator[Sequence[bytes]]:
 @pytest.mark.parametrize("name", sorted(name for name, row in BEHAVIOURS.items() if not row.waits))
 def test_how_an_answer_is_cut_makes_no_difference(name: str) -> None:
     """Whole, byte by byte, and cut in two at every place, each answer of the table comes to the same."""
-    data, has_end = _answer(name)
+    data, has_end = answer_of(name)
     whole = _outcome([data], has_end=has_end)
     assert all(_outcome(pieces, has_end=has_end) == whole for pieces in _cuts(data))
 

@@ -106,7 +106,8 @@ class DocumentReader(RecordFormat):
             similarities = [image.get("matched_sim") for image in images]
             if not all(isinstance(value, float | int) for value in similarities):
                 raise BadRecordError("an image has no matched_sim, which --min-similarity looks at")
-            if any(value < choices.min_similarity for value in similarities if value is not None):
+            # Turned around, so that NaN, which is no similarity, passes no filter: as in COYO's published script.
+            if not all(value >= choices.min_similarity for value in similarities if value is not None):
                 return False
         return choices.max_tokens is None or self.tokens is None or self._fits(texts, images, choices.max_tokens)
 

@@ -75,16 +75,23 @@ def open_folder(source: Path) -> dict[str, LineFile]:
     """All files of JSON lines in a folder, by stem, in the order of the stems.
 
     Raises:
-        ManifestError: There is none, one can't be read, or two have the same stem.
+        ManifestError: There is none, one can't be read, two have the same stem, or one is a copy of another: there are
+            no ids that would tell which records come twice.
     """
     files: dict[str, LineFile] = {}
+    by_content: dict[str, Path] = {}
     for path in list_files(source, *SUFFIXES):
         stem = stem_of(path)
         if not is_plain_name(stem) or not stem.isprintable():
             raise ManifestError(f"{path} has a name that no shard can have; give it another")
         if stem in files:
             raise ManifestError(f"{path} and {files[stem].path} would both become {stem}.pkl; move one of them away")
-        files[stem] = LineFile(path)
+        file = files[stem] = LineFile(path)
+        original = by_content.setdefault(file.fingerprint, path)
+        if original != path and file.size_bytes:
+            raise ManifestError(
+                f"{path} is a copy of {original}: both have the same size, beginning and end; move one of them away"
+            )
     return dict(sorted(files.items()))
 
 

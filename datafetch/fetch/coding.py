@@ -27,6 +27,7 @@ _AVIF_MAGIC = b"ftypavi"  # behind a length of four bytes
 _BMP_MAGIC = b"BM"  # with which compressed data may begin as well
 _GZIP_HAS_CHECKSUM, _GZIP_HAS_EXTRA, _GZIP_HAS_NAME, _GZIP_HAS_COMMENT = 2, 4, 8, 16  # RFC 1952, 2.3.1
 _GZIP_HEADER_BYTES, _GZIP_TRAILER_BYTES = 10, 8
+_ZLIB_HEADER_BYTES = 2  # RFC 1950, 2.2
 _GZIP_WINDOW = 31  # zlib's words for the three formats
 _ZLIB_WINDOW = 15
 _DEFLATE_WINDOW = -15
@@ -107,11 +108,19 @@ def _end_of_gzip_header(body: bytes) -> int | None:
 
 def _inflate(body: bytes, max_bytes: int) -> bytes:
     # RFC 9110 means the zlib format by "deflate"; servers that send the bare one are as old as the name.
-    decompressor = zlib.decompressobj(_ZLIB_WINDOW if _is_zlib(body) else _DEFLATE_WINDOW)
+    is_zlib = _is_zlib(body)
+    decompressor = zlib.decompressobj(_ZLIB_WINDOW if is_zlib else _DEFLATE_WINDOW)
     content = _bounded(decompressor.decompress(body, max_bytes + 1), max_bytes)
-    if not decompressor.eof:
+    if not decompressor.eof and not (is_zlib and _lacks_checksum_alone(body, content)):
         raise CodingError("the deflate data ends early")
     return content
+
+
+def _lacks_checksum_alone(body: bytes, content: bytes) -> bool:
+    """Whether what is missing of zlib's format is no more than its checksum, or some bytes of it; curl takes it."""
+    decompressor = zlib.decompressobj(_DEFLATE_WINDOW)
+    decompressor.decompress(memoryview(body)[_ZLIB_HEADER_BYTES:], len(content) + 1)
+    return decompressor.eof
 
 
 def _is_zlib(body: bytes) -> bool:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from datafetch.errors import ResourceError
+from datafetch.fetch import happy_eyeballs
 
 _START = 64
 _MOST = 1024
@@ -36,7 +37,7 @@ HANGING_S = 2.0
 
 _ONE_SHORTAGE_S = 0.5
 _REGAINED_BY_REQUEST = 1 / 64  # of the connections that a shortage took
-_DESCRIPTORS_PER_REQUEST = 2  # happy eyeballs may have two sockets open for one request
+_DESCRIPTORS_PER_REQUEST = happy_eyeballs.SOCKETS
 _RESERVED_DESCRIPTORS = 384  # idle connections 128, spools in progress 128 and held 32, the codec's pipes, manifests
 
 

@@ -112,11 +112,11 @@ class ResponseProtocol(asyncio.Protocol):
         try:
             content = parser.feed(data)
         except (ProtocolError, FramingTooLargeError) as error:
+            self._begin_body_if_due(parser)  # a status is one, however much of the body came in the same read
             self._fail(error)
             self._abort()
             return
-        if self.body is None and parser.head is not None:
-            self._begin_body(parser.head)
+        self._begin_body_if_due(parser)
         if self.body is not None:
             self.body.feed_data(content)
             self._end_body_if_complete(parser)
@@ -165,7 +165,10 @@ class ResponseProtocol(asyncio.Protocol):
                 if self._parser is not None and not self._parser.is_complete:
                     self._watch()
 
-    def _begin_body(self, head: ResponseHead) -> None:
+    def _begin_body_if_due(self, parser: ResponseParser) -> None:
+        head = parser.head
+        if self.body is not None or head is None:
+            return
         self.body = StreamReader(cast("BaseProtocol", self), _READ_BUFFER_BYTES, loop=self._loop)
         if self._head is not None and not self._head.done():
             self._head.set_result(head)
@@ -180,11 +183,12 @@ class ResponseProtocol(asyncio.Protocol):
             self.body.feed_eof()
 
     def _fail(self, error: BaseException) -> None:
-        """Tell whoever waits for the response what became of it."""
+        """Tell whoever waits for the response what became of it: what came first, for all else follows from that."""
         self._is_spoilt = True
         self._stop_watching()
         if self.body is not None:
-            self.body.set_exception(error)
+            if self.body.exception() is None:
+                self.body.set_exception(error)
         elif self._head is not None and not self._head.done():
             self._head.set_exception(error)
             self._head.exception()  # it may be that nobody waits any more

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined]
 
 from yarl import URL
 
 from datafetch.errors import ConfigurationError, raise_want
+from datafetch.fetch.address import AddressGuard, BlockedAddressError
+
+_HOSTS_FILE = Path("/etc/hosts")
+_ITS_OWN_DOMAIN = ".localhost"  # RFC 6761, 6.3
+_ITS_OWN = frozenset(  # what systems call themselves in /etc/hosts; the proxy's file need not be like ours
+    {
+        *("localhost", "localhost.localdomain", "localhost4", "localhost4.localdomain4"),
+        *("localhost6", "localhost6.localdomain6", "ip6-localhost", "ip6-loopback"),
+    }
+)
 
 
 class Proxies:
@@ -22,6 +33,7 @@ class Proxies:
     def __init__(self) -> None:
         self._environment: dict[str, str] = getproxies_environment()
         self.addresses: dict[URL, Sequence[str]] = {}
+        self._hosts: Mapping[str, Sequence[str]] = {}
         self._by_scheme: dict[str, URL] = {}
         for scheme in ("http", "https"):
             text = self._environment.get(scheme) or self._environment.get("all")
@@ -29,12 +41,13 @@ class Proxies:
                 self._by_scheme[scheme] = _proxy_url(scheme, text)
 
     async def resolve(self) -> None:
-        """Find the addresses of all proxies, by the system's resolver.
+        """Find the addresses of all proxies, by the system's resolver, and read /etc/hosts.
 
         Raises:
             ConfigurationError: One of them has none.
         """
         loop = asyncio.get_running_loop()
+        self._hosts = await asyncio.to_thread(_read_hosts)
         for url in set(self._by_scheme.values()):
             try:
                 answers = await loop.getaddrinfo(url.raw_host, url.port, type=socket.SOCK_STREAM)
@@ -51,6 +64,36 @@ class Proxies:
         if proxy is None or proxy_bypass_environment(f"{url.raw_host}:{url.port}", self._environment):
             return None
         return proxy
+
+    def check(self, name: str, guard: AddressGuard) -> None:
+        """Raise unless a proxy may be asked for a name, as far as can be known without its addresses.
+
+        Args:
+            name: In lower case, without a last dot.
+            guard: Judges the addresses that /etc/hosts has for it.
+
+        Raises:
+            BlockedAddressError: It is the proxy's own, or leads to an address here that may not be connected to.
+        """
+        if name in _ITS_OWN or name.endswith(_ITS_OWN_DOMAIN):
+            raise BlockedAddressError(name)
+        for address in self._hosts.get(name, ()):
+            guard.check(address)
+
+
+def _read_hosts() -> Mapping[str, Sequence[str]]:
+    """The names that /etc/hosts has, and their addresses; none where it can't be read."""
+    hosts: dict[str, list[str]] = {}
+    try:
+        lines = _HOSTS_FILE.read_bytes().decode("ascii", "replace").splitlines()
+    except OSError as error:
+        raise_want(error)
+        return {}
+    for line in lines:
+        address, *names = line.partition("#")[0].split() or [""]
+        for name in names:
+            hosts.setdefault(name.lower().removesuffix("."), []).append(address)
+    return hosts
 
 
 def _proxy_url(scheme: str, text: str) -> URL:

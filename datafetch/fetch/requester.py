@@ -22,7 +22,7 @@ from tenacity import (
 )
 from yarl import URL
 
-from datafetch.fetch.address import AddressGuard, BlockedAddressError, is_address
+from datafetch.fetch.address import AddressGuard, is_address
 from datafetch.fetch.classify import WEB_FAULTS, PressureError, classify
 from datafetch.fetch.client import Client, Response
 from datafetch.fetch.concurrency import HANGING_S, Concurrency
@@ -103,7 +103,8 @@ class Requester:
         tls = await asyncio.to_thread(tls_context)
         lax_tls = await asyncio.to_thread(lax_tls_context) if self._policy.insecure else None
         self.hosts = Hosts(self._policy.per_host, self._policy.backoff_s, self._admit_ahead)
-        self.resolver = Resolver(AddressGuard(self._policy.networks()), self._policy.nameservers)
+        self._guard = AddressGuard(self._policy.networks())
+        self.resolver = Resolver(self._guard, self._policy.nameservers)
         self._resources.push_async_callback(self.resolver.close)
         self._connections = Connections(self._policy, self.resolver, tls=tls, lax_tls=lax_tls, proxies=self._proxies)
         self._resources.push_async_callback(self._connections.close)
@@ -184,14 +185,14 @@ class Requester:
     async def _find_way(self, url: URL) -> URL | None:
         """Make sure that the host may be asked and has an address; returns the proxy that leads there, if one does.
 
-        A name that goes through a proxy is the proxy's to resolve, and to judge.
+        A name that goes through a proxy is the proxy's to resolve, and to judge, unless it is known to lead inside.
         """
         host = url.raw_host or ""
         proxy = self._proxies.find(url) if self._proxies else None
         if proxy is None or is_address(host):
             await self.resolver.lookup(host)
-        elif host_name(host) == "localhost" or host_name(host).endswith(".localhost"):  # the proxy's own
-            raise BlockedAddressError(host)
+        elif self._proxies is not None:
+            self._proxies.check(host_name(host), self._guard)
         return proxy
 
     async def _exchange(self, request: Request, proxy: URL | None, turn: Turn) -> Fetched | URL:

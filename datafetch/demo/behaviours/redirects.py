@@ -96,6 +96,12 @@ async def _moved_with_words(exchange: Exchange) -> None:
     exchange.send(b"<p>It has moved.")
 
 
+async def _moved_with_more_words(exchange: Exchange) -> None:
+    """Promise a body, and send a longer one."""
+    exchange.head(302, len(b"<p>It"), f"Location: {_well(exchange)}")
+    exchange.send(b"<p>It has moved.")
+
+
 async def _moved_to_another_host(exchange: Exchange) -> None:
     """Redirect to another host, and refuse whoever shows it the first one's credentials."""
     if exchange.request.header("authorization") and exchange.request.steps:
@@ -127,6 +133,7 @@ _ARRIVES: Mapping[str, Answer] = {
     "cookie_wall": _cookie_wall,
     "cookie_for_one_host": _cookie_for_one_host,
     "moved_with_words": _moved_with_words,
+    "moved_with_more_words": _moved_with_more_words,
 }
 _OVER_TLS: Mapping[str, Answer] = {
     "moved_to_tls": _to(lambda exchange: f"https://{_authority(exchange, 'https')}{_well(exchange)}"),

@@ -1,0 +1,107 @@
+"""A connection's responses, however the network cuts them: what its reader gets, and what may follow."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from typing import cast
+
+import pytest
+from aiohttp import ClientError
+from test_response_parser import answer_of
+
+from datafetch.demo.behaviours import BEHAVIOURS
+from datafetch.fetch import connection
+from datafetch.fetch.connection import ResponseProtocol
+from datafetch.fetch.response_parser import FramingTooLargeError, ProtocolError, ResponseHead
+
+_EVENLY = 40  # places that an answer is cut at, besides those where something begins or ends
+_NEAR = 4
+
+
+class _Transport:
+    """A connection without a network."""
+
+    def __init__(self) -> None:
+        self.is_read = asyncio.Event()
+        self.is_read.set()
+        self._is_closing = False
+
+    def is_closing(self) -> bool:
+        return self._is_closing
+
+    def abort(self) -> None:
+        self._is_closing = True
+
+    def pause_reading(self) -> None:
+        self.is_read.clear()
+
+    def resume_reading(self) -> None:
+        self.is_read.set()
+
+
+async def _outcome(pieces: Sequence[bytes]) -> tuple[object, object, bool]:
+    """What comes of a response that arrives in these pieces before the server closes the connection.
+
+    Returns:
+        The head or the error in its place, the same of the body, and whether another request might have followed.
+    """
+    transport, protocol = _Transport(), ResponseProtocol(asyncio.get_running_loop())
+    protocol.connection_made(cast("asyncio.Transport", transport))
+    protocol.expect_response(60.0)
+    taking = asyncio.create_task(_take(protocol))
+    for piece in pieces:
+        await transport.is_read.wait()
+        if transport.is_closing():
+            break
+        protocol.data_received(piece)
+    is_fit = protocol.is_fit
+    if not transport.is_closing():
+        await transport.is_read.wait()
+        protocol.eof_received()
+    protocol.connection_lost(None)
+    return *await taking, is_fit
+
+
+async def _take(protocol: ResponseProtocol) -> tuple[object, object]:
+    try:
+        head = await protocol.read_head()
+    except (ClientError, OSError, ProtocolError, FramingTooLargeError) as error:
+        return type(error), None
+    assert protocol.body is not None
+    try:
+        return head, await protocol.body.read()
+    except (ClientError, OSError, ProtocolError, FramingTooLargeError) as error:
+        return head, type(error)
+
+
+def _cuts(data: bytes) -> Iterator[Sequence[bytes]]:
+    """Byte by byte; and in two, where head and body meet, near both ends, and at places in between."""
+    yield [data[place : place + 1] for place in range(len(data))]
+    places = set(range(0, len(data), len(data) // _EVENLY + 1))
+    for edge in (0, data.find(b"\r\n\r\n") + 4, len(data)):
+        places.update(range(max(0, edge - _NEAR), min(len(data), edge + _NEAR)))
+    for place in sorted(places):
+        yield [data[:place], data[place:]] if place else [data]
+
+
+@pytest.mark.parametrize("buffer_bytes", [connection._READ_BUFFER_BYTES, 16], ids=["at once", "with pauses"])
+@pytest.mark.parametrize("name", sorted(name for name, row in BEHAVIOURS.items() if not row.waits))
+async def test_how_an_answer_is_cut_makes_no_difference_to_its_reader(
+    monkeypatch: pytest.MonkeyPatch, name: str, buffer_bytes: int
+) -> None:
+    """Head, body or error, and whether the connection can be kept, also where its reader is slower than the network."""
+    monkeypatch.setattr(connection, "_READ_BUFFER_BYTES", buffer_bytes)
+    data, _ = await asyncio.to_thread(answer_of, name)
+    whole = await _outcome([data])
+    for pieces in _cuts(data):
+        assert await _outcome(pieces) == whole, [len(piece) for piece in pieces][:3]
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+async def test_a_head_is_one_though_its_body_is_none(pieces: int) -> None:
+    """A page that is gone is gone, and a redirect leads on, also where the same read shows that the body is broken."""
+    head, body = b"HTTP/1.1 404 Gone\r\nTransfer-Encoding: chunked\r\n\r\n", b"no size\r\n"
+    found, content, is_fit = await _outcome([head + body] if pieces == 1 else [head, body])
+    assert isinstance(found, ResponseHead)
+    assert (found.status, content, is_fit) == (404, ProtocolError, False)

@@ -26,6 +26,7 @@ from datafetch.state import State
 from datafetch.takeover import finish
 
 _SEED_END = 2**63
+_SHOWN_CHARS = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +128,11 @@ def reshard(request: Request, watch: Watch | None = None) -> Resharded | None:
 def _parse_seed(text: str) -> int | None:
     if text == "none":
         return None
-    if not (text.isascii() and text.isdigit() and int(text[:20]) < _SEED_END):
-        raise ConfigurationError(f"--shuffle takes a seed, a whole number from 0, or 'none', not {text!r}")
+    if not (text.isascii() and text.isdigit() and len(text) <= _SHOWN_CHARS and int(text) < _SEED_END):
+        raise ConfigurationError(
+            f"--shuffle takes a seed, a whole number from 0 to {_SEED_END - 1:,}, or 'none', "
+            f"not {text[:_SHOWN_CHARS]!r}"
+        )
     return int(text)
 
 

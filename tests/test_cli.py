@@ -491,3 +491,40 @@ def test_what_a_sample_may_have_reaches_the_job() -> None:
     assert RetryOptions({}).change(replace(job, max_sample_bytes=5)).max_sample_bytes == 5
     with pytest.raises(ConfigurationError, match="--max-sample"):
         replace(job, max_sample_bytes=3 << 30)
+
+
+_HUGE = "1" + "0" * 40
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "most"),
+    [
+        ("--max-body", "99999999T", "1,125,899,906,842,624"),
+        ("--max-body", _HUGE, "1,125,899,906,842,624"),
+        ("--memory", "99999999T", "1,125,899,906,842,624"),
+        ("--max-sample", "99999999T", "2,147,483,648"),
+        ("--connections", _HUGE, "1,000,000"),
+        ("--per-host", _HUGE, "1,000,000"),
+        ("--retries", _HUGE, "60"),
+        ("--processes", "1000000", "1,024"),
+        ("--limit", _HUGE, "9,223,372,036,854,775,807"),
+        ("--short-side", _HUGE, "2,147,483,647"),
+        ("--quality", _HUGE, "95"),
+        ("--max-pixels", _HUGE, "4,294,967,296"),
+        ("--world-size", _HUGE, "1,000,000"),
+        ("--keep-at-least", _HUGE, "2,147,483,647"),
+        ("--max-images", _HUGE, "2,147,483,647"),
+    ],
+)
+def test_a_number_that_is_too_large_is_one_line_with_the_greatest(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], option: str, value: str, most: str
+) -> None:
+    """Whatever its length: the option is named with what it takes, before anything is read or written."""
+    dataset = "mmc4-core" if option in ("--keep-at-least", "--max-images") else "coyo"
+    command = ["prepare", dataset, "--source", str(tmp_path), "--root", str(tmp_path / "root"), option, value]
+    assert main(command) == 2
+    said = capfd.readouterr().err
+    assert said.startswith(f"datafetch: {option} must be from ")
+    assert f" to {most}, not " in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "root").exists()

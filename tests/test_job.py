@@ -509,11 +509,19 @@ def test_a_place_that_cannot_be_written_is_our_fault(tmp_path: Path, job: Job) -
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"limit": 0}, {"processes": 0}, {"memory_bytes": 0}, {"limit": 2**63}, {"max_sample_bytes": 0}]
+    "wrong",
+    [
+        {"limit": 0},
+        {"processes": 0},
+        {"memory_bytes": 0},
+        {"limit": 2**63},
+        {"max_sample_bytes": 0},
+        {"processes": 1025},
+    ],
 )
 def test_a_job_that_cannot_work_is_refused(job: Job, wrong: dict[str, Any]) -> None:
     """The operator hears of it before anything is read."""
-    with pytest.raises(ConfigurationError, match="must be 1 or more"):
+    with pytest.raises(ConfigurationError, match="must be from 1 to"):
         replace(job, **wrong)
 
 

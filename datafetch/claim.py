@@ -48,30 +48,29 @@ async def claimed(
         state: Of the output.
         prepare: Called with the lock held and everything that was complete in its place, before the run; it may refuse.
         goes_on: Whether what killed runs left complete is still wanted.
-        is_alone: The operator knows that no other run works on it, so that it needs no lock.
+        is_alone: The operator knows that no other run works on it, so that it needs no lock where there are none.
 
     Raises:
         ConfigurationError: Another run holds it, or it was refused.
         ResourceError: It can't be written.
     """
-    lock = None if is_alone else await asyncio.to_thread(lambda: Lock(state.lock, state.out, state.real_lock))
+    lock = await asyncio.to_thread(lambda: Lock(state.lock, state.out, state.real_lock))
+    acquire = lock.acquire_where_possible if is_alone else lock.acquire
     try:
-        await asyncio.to_thread(_claim, state, lock, prepare, goes_on=goes_on)
+        await asyncio.to_thread(_claim, state, acquire, prepare, goes_on=goes_on)
         yield
     except OSError as error:
         raise_want(error)
         raise ResourceError.of_disk(error, f"write beside {state.out}") from error
     finally:
-        if lock is not None:
-            await asyncio.to_thread(lock.release)
+        await asyncio.to_thread(lock.release)
 
 
-def _claim(state: State, lock: Lock | None, prepare: Callable[[], None], *, goes_on: bool) -> None:
+def _claim(state: State, acquire: Callable[[], None], prepare: Callable[[], None], *, goes_on: bool) -> None:
     if not state.folder.exists():
         refuse_foreign_files(state, {})  # before a trace is left
         make_folder(state.folder)
-    if lock is not None:
-        lock.acquire()
+    acquire()
     for ours in (state.folder, state.all_spools):
         refuse_links(ours)
     refuse_unpublishable(state.folder, state.out)

@@ -213,7 +213,9 @@ def _claimed(state: State, *, is_alone: bool) -> Iterator[None]:
     lock = Lock(state.lock, state.out, state.real_lock)
     try:
         make_folder(state.folder)
-        if not is_alone:
+        if is_alone:
+            lock.acquire_where_possible()
+        else:
             lock.acquire()
         refuse_links(state.folder)
         yield

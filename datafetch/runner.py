@@ -27,6 +27,7 @@ from datafetch.durable import write_atomically
 from datafetch.errors import ConfigurationError
 from datafetch.failed import FailedSamples
 from datafetch.feed import MAX_OPEN_SAMPLES, MAX_OPEN_SHARDS, Feed
+from datafetch.heartbeat import refuse_at_work
 from datafetch.job import Job, asked_of, dataset_of, equal_plan, hash_of, identify, own_spec, read_job
 from datafetch.ledger import read_keys, read_totals, sum_totals
 from datafetch.model import Selection, Totals
@@ -75,6 +76,8 @@ async def fetch_dataset(job: Job, observe: Observer | None = None, *, backends: 
     identity = await asyncio.to_thread(identify, job, manifest, spec)
     state = await asyncio.to_thread(_state_of, Path(job.out), job, identity)
     take = partial(take_for_job, state, identity, asked_of(job, spec), fresh=job.fresh)
+    if job.no_lock:
+        await asyncio.to_thread(refuse_at_work, state)
     async with claimed(state, take, goes_on=not job.fresh, is_alone=job.no_lock):
         shards = [shard.name for shard in manifest.shards()]
         if dataset.list_name is not None:
@@ -151,6 +154,8 @@ async def retry_failed(
         )
     shards = list(identity["shards"])
     state = await asyncio.to_thread(_state_of, folder, job, identity)
+    if job.no_lock:
+        await asyncio.to_thread(refuse_at_work, state)
     async with claimed(state, partial(_take_for_retry, state, identity), is_alone=job.no_lock):
         again = await asyncio.to_thread(begin_retry, state, wanted, shards)
         output = Output(dataset, spools_of(state, again), job.payload, again, job.max_sample_bytes)

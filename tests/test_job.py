@@ -28,10 +28,10 @@ from datafetch.claim import read_identity
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
 from datafetch.demo.pictures import paint
-from datafetch.errors import ConfigurationError, ManifestError, ResourceError
+from datafetch.errors import ConfigurationError, ConservationError, ManifestError, ResourceError
 from datafetch.fetch import BodyBudget, Fetcher, FetchPolicy, OptOut
 from datafetch.job import hash_of
-from datafetch.ledger import read_samples
+from datafetch.ledger import read_samples, read_totals
 from datafetch.pipeline import Statistics
 from datafetch.report import EqualShards
 from datafetch.spool import write_spool
@@ -638,6 +638,30 @@ def test_a_lost_equal_shard_is_not_papered_over(job: Job) -> None:
     with pytest.raises(ConfigurationError, match=r"part-00001\.pkl or its \.count is missing"):
         run(job)
     assert files_of(job) == before
+
+
+def test_a_lost_ledger_of_equal_shards_is_not_papered_over(job: Job, origin: Origin) -> None:
+    """A shard made again would take the place of an equal one of its name: refused, and nothing asked or touched."""
+    job = replace(job, world_size=2)
+    run(job)
+    (Path(job.out + ".datafetch") / "ledger" / "part-00000.parquet").unlink()
+    before, asked = files_of(job), origin.requests()
+    with pytest.raises(ConfigurationError, match=r"part-00000\.parquet is missing.*can't be made again one by one"):
+        run(job)
+    assert (files_of(job), origin.requests()) == (before, asked)
+
+
+def test_equal_shards_have_the_rows_that_the_ledgers_list(job: Job) -> None:
+    """Or there would be a report that an epoch uses more samples than there are."""
+    job = replace(job, world_size=2)
+    run(job)
+    state = Path(job.out + ".datafetch")
+    arranged = orjson.loads((state / "equal.json").read_bytes())
+    (state / "ledger" / "part-00001.parquet").write_bytes((state / "ledger" / "part-00000.parquet").read_bytes())
+    ours = sum(read_totals(path).rows for path in (state / "ledger").iterdir())
+    assert ours != sum(rows for rows, _ in arranged["files"].values())
+    with pytest.raises(ConservationError, match="the equal shards hold"):
+        run(job)
 
 
 def test_an_observer_that_fails_ends_no_run(job: Job, caplog: pytest.LogCaptureFixture) -> None:

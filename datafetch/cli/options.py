@@ -30,7 +30,7 @@ def parse_bytes(option: str, text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise ConfigurationError(f"{option} takes bytes, or a number with K, M, G or T, not {text!r}")
-    unit_bytes = 1024 ** _POWERS[match[3].lower()]
+    unit_bytes: int = 1024 ** _POWERS[match[3].lower()]
     return int(match[1]) * unit_bytes + int(float(match[2] or 0) * unit_bytes)
 
 

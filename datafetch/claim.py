@@ -123,7 +123,7 @@ def read_asked(state: State) -> dict[str, Any]:
     """
     asked = _read(state).get(_ASKED)
     if not isinstance(asked, dict):
-        raise _not_a_job(state)
+        raise not_a_job(state)
     return asked
 
 
@@ -158,14 +158,18 @@ def _read(state: State) -> dict[str, Any]:
     except (orjson.JSONDecodeError, IsADirectoryError):
         job = None
     if not isinstance(job, dict) or job.get("format") != FORMAT or not isinstance(job.get("shards"), dict):
-        raise _not_a_job(state)
+        raise not_a_job(state)
     if not all(is_plain_name(shard) and isinstance(facts, list) for shard, facts in job["shards"].items()):
-        raise _not_a_job(state)
+        raise not_a_job(state)
     return job
 
 
-def _not_a_job(state: State) -> ConfigurationError:
-    return ConfigurationError(f"{state.job} is not a job of this version of datafetch; move {state.folder} away")
+def not_a_job(state: State) -> ConfigurationError:
+    """The error for a job file that is none."""
+    return ConfigurationError(
+        f"{state.job} is not a job of this version of datafetch; put back a copy, or move {state.folder} and what lies "
+        f"in {state.out} away, and everything is fetched again"
+    )
 
 
 def _refuse_other_job(state: State, before: Identity, now: Identity) -> None:

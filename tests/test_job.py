@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import orjson
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from bodies import recipe, saved
@@ -404,6 +405,34 @@ def test_fresh_starts_over(job: Job) -> None:
     report = run(replace(job, fresh=True, limit=10))
     assert report.totals.rows == len(read_rows(job)) == 10
     assert (report.reused, report.requests) == (0, 10)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, r"files may be open at once \('ulimit -n'\), and a run needs"),
+        ({"source": "bad"}, r"row 0 \(counted from 0\): .* is not UTF-8"),
+    ],
+    ids=["descriptors", "a bad row"],
+)
+def test_fresh_deletes_nothing_before_what_would_stop_it_is_checked(
+    tmp_path: Path, job: Job, change: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stops a run before its first image is found while the earlier output is still there."""
+    run(replace(job, limit=10))
+    before = files_of(job)
+    if "source" in change:
+        table = pa.table({name: [0.9] * 10 for name in ("clip_similarity_vitb32", "clip_similarity_vitl14")})
+        text = pa.array([b"\xff"] * 10, pa.binary()).view(pa.string())
+        table = table.append_column("id", pa.array(range(10))).append_column("url", [["http://e.org/1.jpg"] * 10])
+        (tmp_path / "bad").mkdir()
+        pq.write_table(table.append_column("text", text), tmp_path / "bad" / "part-00000.parquet")
+        change = {"source": str(tmp_path / "bad"), "ids": None, "limit": None}
+    else:
+        monkeypatch.setattr("datafetch.fetch.concurrency._RESERVED_DESCRIPTORS", 10**9)
+    with pytest.raises((ManifestError, ResourceError), match=message):
+        run(replace(job, fresh=True, **change))
+    assert files_of(job) == before
 
 
 def test_fresh_deletes_nothing_that_is_not_ours(job: Job) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 
-from datafetch.durable import make_folder, refuse_links
+from datafetch.durable import FOLLOW_IT_YOURSELF, leads_out, make_folder, refuse_links
 from datafetch.errors import ConfigurationError, ManifestError, ResourceError, raise_want
 from datafetch.lock import Lock
 from datafetch.model import Loader
@@ -165,6 +165,7 @@ def _shards(folder: Path) -> list[Path]:
         raise ManifestError(f"cannot read the folder {folder}: {error.strerror}; name a folder of shards") from error
     if not names:
         raise ManifestError(f"{folder} is empty; name a folder of .pkl and .count files")
+    real_folder = os.path.realpath(folder)
     for name in sorted(names):
         stem, _, suffix = name.rpartition(".")
         if suffix not in ("pkl", "count"):
@@ -172,6 +173,10 @@ def _shards(folder: Path) -> list[Path]:
         for path in (folder / f"{stem}.pkl", folder / f"{stem}.count"):
             if not path.is_file():
                 raise ManifestError(f"{path} is missing or no file; shards are pairs of .pkl and .count")
+            if leads_out(path, real_folder):
+                raise ManifestError(
+                    f"{path} is a link that leads out of its folder, and is not followed; {FOLLOW_IT_YOURSELF}"
+                )
     return [folder / name for name in sorted(names) if name.endswith(".pkl")]
 
 

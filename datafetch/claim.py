@@ -93,10 +93,10 @@ def take_for_job(state: State, identity: Identity, asked: Mapping[str, object], 
         )
     if fresh:
         _start_over(state)
-    refuse_foreign_files(state, identity)
-    if state.job.exists():
+    if state.job.exists():  # first, or the shards of a manifest file that is missing would pass for somebody else's
         _refuse_other_job(state, read_identity(state), identity)
         refuse_left_spools(state, _scratch_before(state), otherwise="start over with --fresh")
+    refuse_foreign_files(state, identity)
     refuse_missing_files(state)
     if asked["world_size"] is None and state.equal.exists():
         raise ConfigurationError(
@@ -172,11 +172,21 @@ def not_a_job(state: State) -> ConfigurationError:
     )
 
 
+_ID_LISTS = {
+    (True, True): "another id list",
+    (True, False): "with an id list, now without",
+    (False, True): "without an id list, now with one",
+}
+"""Whether there was a list before and is now → how that differs: nobody recognizes a hash."""
+
+
 def _refuse_other_job(state: State, before: Identity, now: Identity) -> None:
     for name in now | before:
         if before.get(name) != now.get(name):
             difference = f"{name}: {before.get(name)}, now {now.get(name)}"
-            if name == "shards":
+            if name == "ids":
+                difference = _ID_LISTS[before.get(name) is not None, now.get(name) is not None]
+            elif name == "shards":
                 difference = f"other manifest files: {_first_difference(before[name], now[name])}"
             raise ConfigurationError(
                 f"{state.out} was started with different settings ({difference}); "
@@ -185,9 +195,10 @@ def _refuse_other_job(state: State, before: Identity, now: Identity) -> None:
 
 
 def _first_difference(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """The first manifest file that is not what it was."""
+    """The first manifest file that is not what it was, or not there any more."""
     changed = {source for shard, (source, *_) in now.items() if before.get(shard) != now[shard]}
-    return str(min(changed or {source for source, *_ in before.values()}))
+    gone = {source for shard, (source, *_) in before.items() if shard not in now} - changed
+    return str(min(changed)) if changed else f"{min(gone)} is missing"
 
 
 def refuse_foreign_files(state: State, identity: Identity) -> None:

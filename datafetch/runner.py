@@ -197,11 +197,12 @@ def _say_need(state: State, job: Job, manifest: Manifest, spec: ImageSpec) -> No
     if job.limit is not None:
         samples = min(samples, job.limit)
     shards = manifest.shards()
+    plan = equal_plan(job, find_dataset(job.dataset).loader)
     need = Need(
         samples=samples,
         spec=spec,
         payload=job.payload,
-        is_made_equal=equal_plan(job, find_dataset(job.dataset).loader) is not None,
+        is_made_equal=plan is not None and samples >= plan.ranks.least_rows,
         open_samples=max(samples * MAX_OPEN_SHARDS // max(1, len(shards)), min(samples, MAX_OPEN_SAMPLES)),
     )
     say_need(state, need, _published(state, [shard.name for shard in shards]))

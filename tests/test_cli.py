@@ -21,12 +21,15 @@ import pytest
 from datafetch.cli import commands
 from datafetch.cli.app import main
 from datafetch.cli.options import RetryOptions, RunOptions, parse_bytes
+from datafetch.cli.show import show_report
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
 from datafetch.errors import ConfigurationError
 from datafetch.fetch import FetchPolicy, OptOut
 from datafetch.job import Job
+from datafetch.model import Totals
 from datafetch.pipeline import WORKERS_PER_CONNECTION
+from datafetch.report import EqualShards, Report
 from datafetch.transcode import Encoding, ImageSpec, Pixels, Resize
 
 Pictures = tuple[Path, list[str]]
@@ -153,7 +156,7 @@ def test_json_is_all_there_is_on_standard_output(
     assert json.loads((tmp_path / "coyo-700m" / "pkl03-split.datafetch" / "report.json").read_text()) == summary
     assert main([*arguments, "--min-success", "0.95"]) == 3
     printed = capfd.readouterr()
-    assert "10 of 11 samples, 1 shards" in printed.out
+    assert "10 of 11 samples, 1 shard in" in printed.out
     assert "10 ok, 1 failed (http_status 1)" in printed.out
     assert "ids: 16 wanted, 5 not found, 3 duplicate lines" in printed.out
     remarks = printed.err.splitlines()
@@ -528,3 +531,23 @@ def test_a_number_that_is_too_large_is_one_line_with_the_greatest(
     assert f" to {most}, not " in said
     assert said.count("\n") == 1
     assert not (tmp_path / "root").exists()
+
+
+@pytest.mark.parametrize(
+    ("count", "bad_lines", "images", "rows"),
+    [(1, "1 bad line skipped", "1 image skipped", "1 row left"), (8, "8 bad lines", "8 images skipped", "8 rows left")],
+)
+def test_what_was_counted_is_said_in_the_right_number(
+    capfd: pytest.CaptureFixture[str], count: int, bad_lines: str, images: str, rows: str
+) -> None:
+    """One line, one shard, one rank."""
+    notes = {"bad_lines": count, "not_asked": count, "repeated_ids": count}
+    report = Report("coyo", "out", Totals(count, count, {"ok": count}, 1, notes), count, 0, 0, 1, 1, count, count, 1.0)
+    show_report(replace(report, equal=EqualShards(count, count, count)), as_json=False)
+    printed = capfd.readouterr().out
+    for said in (bad_lines, images, rows):
+        assert said in printed
+    ending = "" if count == 1 else "s"
+    for thing in ("sample", "shard", "request", "connection"):
+        assert re.search(rf"\b{count} {thing}{ending}\b", printed)
+    assert f"for {count} rank{ending} of {count} sample{ending} each" in printed

@@ -257,7 +257,7 @@ def test_the_image_is_what_the_job_says(job: Job) -> None:
     ("change", "message"),
     [
         ({"limit": 10}, "limit: None, now 10"),
-        ({"ids": None}, "ids: "),
+        ({"ids": None}, "with an id list, now without"),
         ({"image": ImageSpec(short_side_px=100)}, "short_side: 336, now 100"),
         ({"image": replace(VILA, quality=90)}, "quality: 75, now 90"),
         ({"image": replace(VILA, pixels=Pixels.CORRECT)}, "pixels: recipe, now correct"),
@@ -273,6 +273,17 @@ def test_another_job_on_the_same_output_is_refused(job: Job, change: dict[str, A
     with pytest.raises(ConfigurationError, match=message):
         run(replace(job, **change))
     assert files_of(job) == before
+
+
+def test_a_difference_is_said_in_words(job: Job, source: CoyoSource) -> None:
+    """Of an id list that there is or is not, and of a manifest file that is gone, not of one that is unchanged."""
+    run(job)
+    with pytest.raises(ConfigurationError, match=r"\(with an id list, now without\)"):
+        run(replace(job, ids=None))
+    last = max(source.folder.glob("*.parquet"))
+    last.unlink()
+    with pytest.raises(ConfigurationError, match=rf"\(other manifest files: {last.name} is missing\)"):
+        run(job)
 
 
 @pytest.mark.parametrize(

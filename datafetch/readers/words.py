@@ -95,7 +95,7 @@ def what_it_is(start: bytes) -> str:
     if not start:
         return "it is empty (0 bytes)"
     if text.startswith(b"version https://git-lfs"):
-        return "it is a pointer of Git LFS; fetch the file itself with git lfs pull"
+        return "it is a pointer of Git LFS ('git lfs pull' gets the file itself)"
     if text.startswith(b"<"):
         return f"it is a page of HTML or XML that begins with {_shown(text)}"
     return ""

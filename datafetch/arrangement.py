@@ -42,6 +42,11 @@ class Arrangement:
     files: Mapping[str, EqualFile]
     samples: Mapping[str, str]
 
+    @property
+    def rows(self) -> int:
+        """Of all of them."""
+        return sum(file.rows for file in self.files.values())
+
     def for_ranks(self) -> EqualShards:
         """What the ranks make of them."""
         ranks = self.plan.ranks
@@ -49,11 +54,20 @@ class Arrangement:
         return EqualShards(ranks.world_size, seen.groups * ranks.group, seen.used)
 
     def refuse_missing(self, state: State) -> None:
-        """See that they are all there; which samples a lost one had can't be told from its name.
+        """See that they are all there, and the ledgers of all their samples.
+
+        Which samples a lost shard had can't be told from its name. A shard of the manifest without a ledger would be
+        fetched and written again, in the place of the equal shard of the same name.
 
         Raises:
-            ConfigurationError: One is missing, or has another size than it was made with.
+            ConfigurationError: One is missing, or has another size than it was made with; or a ledger is missing.
         """
+        for shard in self.samples:
+            if not state.ledger(shard).is_file():
+                raise ConfigurationError(
+                    f"{state.ledger(shard)} is missing, and the rows of its samples lie in equal shards, which "
+                    "can't be made again one by one; put it back, or start over with --fresh"
+                )
         for name, file in self.files.items():
             pkl, count = state.out / f"{name}.pkl", state.out / f"{name}.count"
             if not _is_whole(pkl, count, file):

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from enum import StrEnum
 
-from datafetch.errors import ConfigurationError
+from datafetch.errors import ConfigurationError, refuse_outside
 
-_MOST = 2**31
+_MOST = 2**31 - 1
 
 
 class IdsIndex(StrEnum):
@@ -62,8 +62,8 @@ class Choices:
             raise ConfigurationError(f"--ids-index must be {' or '.join(IdsIndex)}, not {self.ids_index!r}")
         for option in ("keep_at_least", "max_images", "max_tokens"):
             value = getattr(self, option)
-            if value is not None and not 1 <= value < _MOST:
-                raise ConfigurationError(f"{option_name(option)} must be 1 or more, not {value}")
+            if value is not None:
+                refuse_outside(option_name(option), value, 1, _MOST)
         if self.min_similarity is not None and not math.isfinite(self.min_similarity):
             raise ConfigurationError(f"--min-similarity must be a number, not {self.min_similarity}")
         if (self.max_tokens is None) != (self.tokenizer is None):

@@ -48,30 +48,29 @@ async def claimed(
         state: Of the output.
         prepare: Called with the lock held and everything that was complete in its place, before the run; it may refuse.
         goes_on: Whether what killed runs left complete is still wanted.
-        is_alone: The operator knows that no other run works on it, so that it needs no lock.
+        is_alone: The operator knows that no other run works on it, so that it needs no lock where there are none.
 
     Raises:
         ConfigurationError: Another run holds it, or it was refused.
         ResourceError: It can't be written.
     """
-    lock = None if is_alone else await asyncio.to_thread(lambda: Lock(state.lock, state.out, state.real_lock))
+    lock = await asyncio.to_thread(lambda: Lock(state.lock, state.out, state.real_lock))
+    acquire = lock.acquire_where_possible if is_alone else lock.acquire
     try:
-        await asyncio.to_thread(_claim, state, lock, prepare, goes_on=goes_on)
+        await asyncio.to_thread(_claim, state, acquire, prepare, goes_on=goes_on)
         yield
     except OSError as error:
         raise_want(error)
         raise ResourceError.of_disk(error, f"write beside {state.out}") from error
     finally:
-        if lock is not None:
-            await asyncio.to_thread(lock.release)
+        await asyncio.to_thread(lock.release)
 
 
-def _claim(state: State, lock: Lock | None, prepare: Callable[[], None], *, goes_on: bool) -> None:
+def _claim(state: State, acquire: Callable[[], None], prepare: Callable[[], None], *, goes_on: bool) -> None:
     if not state.folder.exists():
         refuse_foreign_files(state, {})  # before a trace is left
         make_folder(state.folder)
-    if lock is not None:
-        lock.acquire()
+    acquire()
     for ours in (state.folder, state.all_spools):
         refuse_links(ours)
     refuse_unpublishable(state.folder, state.out)
@@ -94,10 +93,10 @@ def take_for_job(state: State, identity: Identity, asked: Mapping[str, object], 
         )
     if fresh:
         _start_over(state)
-    refuse_foreign_files(state, identity)
-    if state.job.exists():
+    if state.job.exists():  # first, or the shards of a manifest file that is missing would pass for somebody else's
         _refuse_other_job(state, read_identity(state), identity)
         refuse_left_spools(state, _scratch_before(state), otherwise="start over with --fresh")
+    refuse_foreign_files(state, identity)
     refuse_missing_files(state)
     if asked["world_size"] is None and state.equal.exists():
         raise ConfigurationError(
@@ -124,7 +123,7 @@ def read_asked(state: State) -> dict[str, Any]:
     """
     asked = _read(state).get(_ASKED)
     if not isinstance(asked, dict):
-        raise _not_a_job(state)
+        raise not_a_job(state)
     return asked
 
 
@@ -159,21 +158,35 @@ def _read(state: State) -> dict[str, Any]:
     except (orjson.JSONDecodeError, IsADirectoryError):
         job = None
     if not isinstance(job, dict) or job.get("format") != FORMAT or not isinstance(job.get("shards"), dict):
-        raise _not_a_job(state)
+        raise not_a_job(state)
     if not all(is_plain_name(shard) and isinstance(facts, list) for shard, facts in job["shards"].items()):
-        raise _not_a_job(state)
+        raise not_a_job(state)
     return job
 
 
-def _not_a_job(state: State) -> ConfigurationError:
-    return ConfigurationError(f"{state.job} is not a job of this version of datafetch; move {state.folder} away")
+def not_a_job(state: State) -> ConfigurationError:
+    """The error for a job file that is none."""
+    return ConfigurationError(
+        f"{state.job} is not a job of this version of datafetch; put back a copy, or move {state.folder} and what lies "
+        f"in {state.out} away, and everything is fetched again"
+    )
+
+
+_ID_LISTS = {
+    (True, True): "another id list",
+    (True, False): "with an id list, now without",
+    (False, True): "without an id list, now with one",
+}
+"""Whether there was a list before and is now → how that differs: nobody recognizes a hash."""
 
 
 def _refuse_other_job(state: State, before: Identity, now: Identity) -> None:
     for name in now | before:
         if before.get(name) != now.get(name):
             difference = f"{name}: {before.get(name)}, now {now.get(name)}"
-            if name == "shards":
+            if name == "ids":
+                difference = _ID_LISTS[before.get(name) is not None, now.get(name) is not None]
+            elif name == "shards":
                 difference = f"other manifest files: {_first_difference(before[name], now[name])}"
             raise ConfigurationError(
                 f"{state.out} was started with different settings ({difference}); "
@@ -182,9 +195,10 @@ def _refuse_other_job(state: State, before: Identity, now: Identity) -> None:
 
 
 def _first_difference(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """The first manifest file that is not what it was."""
+    """The first manifest file that is not what it was, or not there any more."""
     changed = {source for shard, (source, *_) in now.items() if before.get(shard) != now[shard]}
-    return str(min(changed or {source for source, *_ in before.values()}))
+    gone = {source for shard, (source, *_) in before.items() if shard not in now} - changed
+    return str(min(changed)) if changed else f"{min(gone)} is missing"
 
 
 def refuse_foreign_files(state: State, identity: Identity) -> None:

@@ -75,7 +75,7 @@ def _say(folder: Path, result_bytes: float, needed_bytes: float, *, is_twice: bo
         logging.INFO if is_enough else logging.WARNING,
         "the output will take up to about %s%s; %s more are needed and %s are free%s",
         _size(result_bytes),
-        ", and lie there twice while they are made equal (not with --no-reshard)" if is_twice else "",
+        ", and its shards lie there twice while they are made equal (not with --no-reshard)" if is_twice else "",
         _size(needed_bytes),
         _size(free_bytes),
         "" if is_enough else ": the run may stop for lack of space, and can be resumed once there is enough",

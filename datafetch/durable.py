@@ -103,6 +103,16 @@ def _open_nameless(folder: Path, source: Path) -> int:
         ) from error
 
 
+FOLLOW_IT_YOURSELF = "give the folder that the files lie in, or put copies or hard links in the place of links"
+"""What to do about a link that leads out of a folder that is read."""
+
+
+def leads_out(path: Path, real_root: str) -> bool:
+    """Whether a file or folder lies, by some link, elsewhere than in a folder; of that the path has no links."""
+    real = os.path.realpath(path)
+    return os.path.commonpath([real, real_root]) != real_root
+
+
 def refuse_links(folder: Path) -> None:
     """Check that no link lies below a folder of datafetch's own, as files written there would land elsewhere.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 
+_MOST_SHOWN = 10**24
 _WANTS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOBUFS})
 _SIGNS_OF_WANT = (  # in the words of Python, of the dynamic loader, and of Arrow
     "can't start new thread",
@@ -24,6 +25,17 @@ class DatafetchError(Exception):
 
 class ConfigurationError(DatafetchError):
     """An option, a path or a job that cannot be carried out as asked (exit 2)."""
+
+
+def refuse_outside(option: str, value: int, least: int, most: int) -> None:
+    """Check a number that the operator gave.
+
+    Raises:
+        ConfigurationError: It is below ``least`` or above ``most``, both of which are named.
+    """
+    if not least <= value <= most:
+        shown = f"{value:,}" if abs(value) < _MOST_SHOWN else "one of more than 24 digits"
+        raise ConfigurationError(f"{option} must be from {least:,} to {most:,}, not {shown}")
 
 
 class ManifestError(DatafetchError):

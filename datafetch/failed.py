@@ -129,7 +129,7 @@ class RetriedSamples(Samples):
         path = self._output.state.failed(self._shard)
         try:
             kept = (spooled for spooled in SpoolReader(path).samples() if spooled.sample.urls)
-        except (FileNotFoundError, IsADirectoryError) as error:
+        except (FileNotFoundError, IsADirectoryError, ConfigurationError) as error:
             raise self._not_as_kept(path) from error
         for lines in read_samples(self._output.state.ledger(self._shard)):
             if all(line.outcome == OK for line in lines):
@@ -140,7 +140,16 @@ class RetriedSamples(Samples):
             yield _Failed(spooled, lines)
 
     def _not_as_kept(self, path: Path) -> ConfigurationError:
+        state = self._output.state
+        cure = (
+            ""
+            if state.equal.exists()
+            else (
+                f"delete {state.ledger(self._shard)} and run 'datafetch prepare' as before, which fetches the images "
+                "of that shard again; or "
+            )
+        )
         return ConfigurationError(
-            f"{path} does not hold what failed in that shard, so it can't be tried again; "
-            "put it back, or start over with --fresh"
+            f"{path} does not hold what failed in that shard, so it can't be tried again; put back a copy, or {cure}"
+            "start over with --fresh"
         )

@@ -20,6 +20,7 @@ from typing import Any
 
 import orjson
 
+from datafetch.errors import ConfigurationError
 from datafetch.observers import Unheeded
 from datafetch.pace import Pace
 from datafetch.pipeline import Statistics
@@ -111,6 +112,21 @@ def _write(path: Path, told: Beat) -> None:
     with suppress(OSError):
         unfinished.write_bytes(orjson.dumps(told))
         unfinished.replace(path)
+
+
+def refuse_at_work(state: State) -> None:
+    """See that no run says that it works on an output, for a run that may have no lock to tell.
+
+    Raises:
+        ConfigurationError: One does.
+    """
+    last = read_beat(state.progress)
+    if last is not None and last.is_at_work():
+        raise ConfigurationError(
+            f"a run is working on {state.out} (process {last.pid} on {last.host}), and --no-lock is for outputs that "
+            "no other run uses; wait for it, or stop it first; if it was killed, run the same command again in "
+            f"{_SILENCE_S:.0f} seconds"
+        )
 
 
 def read_beat(path: Path) -> Beat | None:

@@ -13,18 +13,18 @@ from datafetch.choices import Choices
 from datafetch.claim import FORMAT, Identity, read_asked, read_identity
 from datafetch.datasets import find_dataset
 from datafetch.datasets.names import is_utf8
-from datafetch.errors import ConfigurationError
-from datafetch.fetch import FetchPolicy, OptOut
+from datafetch.errors import ConfigurationError, refuse_outside
+from datafetch.fetch import MOST_BYTES, FetchPolicy, OptOut
 from datafetch.model import Loader, Payload
 from datafetch.protocols import Dataset, Manifest
 from datafetch.ranks import GROUP_OF, SHUFFLE_OF, Ranks
 from datafetch.rearrange import Plan
 from datafetch.settled import MAX_SAMPLE_BYTES
 from datafetch.state import State
-from datafetch.transcode import DEFAULT_MAX_PIXELS, Encoding, ImageSpec, Resize
+from datafetch.transcode import DEFAULT_MAX_PIXELS, MOST_PROCESSES, Encoding, ImageSpec, Resize
 
 GIB = 1024**3
-_INT64_END = 2**63
+_MOST_LIMIT = 2**63 - 1
 _MOST_SAMPLE_BYTES = 2 * GIB  # as base64, and with what else a row has, it stays below the 4 GiB that one can have
 
 
@@ -73,18 +73,14 @@ class Job:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, before anything is read."""
-        for option, value in (
-            ("--limit", self.limit),
-            ("--processes", self.processes),
-            ("--memory", self.memory_bytes),
-            ("--max-sample", self.max_sample_bytes),
+        for option, value, most in (
+            ("--limit", self.limit, _MOST_LIMIT),
+            ("--processes", self.processes, MOST_PROCESSES),
+            ("--memory", self.memory_bytes, MOST_BYTES),
+            ("--max-sample", self.max_sample_bytes, _MOST_SAMPLE_BYTES),
         ):
-            if value is not None and not 1 <= value < _INT64_END:
-                raise ConfigurationError(f"{option} must be 1 or more, not {value}")
-        if self.max_sample_bytes > _MOST_SAMPLE_BYTES:
-            raise ConfigurationError(
-                f"--max-sample must be {_MOST_SAMPLE_BYTES:,} bytes or fewer, not {self.max_sample_bytes:,}"
-            )
+            if value is not None:
+                refuse_outside(option, value, 1, most)
         if self.world_size is not None:
             Ranks(self.world_size)
         if self.payload not in tuple(Payload):

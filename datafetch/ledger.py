@@ -187,14 +187,27 @@ def read_books(path: Path) -> Books:
     )
 
 
+def not_a_ledger(path: Path, of: str = "of datafetch") -> ConfigurationError:
+    """The error for a file that is no ledger, with the least that mends it: no other shard needs to be made again.
+
+    Args:
+        path: The file.
+        of: What it is no ledger of.
+    """
+    return ConfigurationError(
+        f"{path} is not a ledger {of}; put back a copy, or delete it and run 'datafetch prepare' as before, which "
+        "fetches the images of that shard again; if the shards were made equal, only a copy helps, or --fresh"
+    )
+
+
 def _read_metadata(path: Path) -> dict[bytes, bytes]:
     try:
         metadata: dict[bytes, bytes] = pq.read_metadata(path).metadata or {}
     except (OSError, pa.ArrowException) as error:
         raise_want(error)
-        raise ConfigurationError(f"{path} is not a ledger of datafetch; --fresh starts over") from error
+        raise not_a_ledger(path) from error
     if not metadata.keys() >= {_TOTALS_KEY, _ROWS_KEY, _OWN_ROWS_KEY, _RETRY_KEY}:
-        raise ConfigurationError(f"{path} is not a ledger of this version of datafetch; --fresh starts over")
+        raise not_a_ledger(path, "of this version of datafetch")
     return metadata
 
 
@@ -216,7 +229,7 @@ def _totals(path: Path, metadata: Mapping[bytes, bytes]) -> Totals:
     try:
         return _checked(Totals(**orjson.loads(metadata[_TOTALS_KEY])))
     except (TypeError, ValueError) as error:
-        raise ConfigurationError(f"{path} is not a ledger of datafetch; --fresh starts over") from error
+        raise not_a_ledger(path) from error
 
 
 def _checked(totals: Totals) -> Totals:
@@ -257,7 +270,7 @@ def read_columns(path: Path, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
         raise
     except (OSError, pa.ArrowException) as error:
         raise_want(error)
-        raise ConfigurationError(f"{path} is not a ledger of datafetch; --fresh starts over") from error
+        raise not_a_ledger(path) from error
 
 
 def _batches(file: pq.ParquetFile, columns: list[str]) -> Iterator[pa.RecordBatch]:

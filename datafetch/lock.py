@@ -2,7 +2,7 @@
 
 Rules: the kernel keeps the lock, so a killed run leaves none behind, locally and on NFS. A file that stands for a lock
 by being there would outlive its holder, so where the kernel can't lock, nothing is done at all, unless the operator
-vouches for being alone.
+vouches for being alone. Where it can, the lock is respected all the same.
 """
 
 from __future__ import annotations
@@ -19,6 +19,10 @@ import filelock
 from datafetch.errors import ConfigurationError, ResourceError
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+class NoLocksError(ResourceError):
+    """The filesystem has no locks."""
 
 
 class Lock:
@@ -46,7 +50,7 @@ class Lock:
 
         Raises:
             ConfigurationError: Another run holds it.
-            ResourceError: The filesystem has no locks.
+            NoLocksError: The filesystem has no locks.
         """
         try:
             self._acquire_file(self._path)
@@ -56,6 +60,15 @@ class Lock:
         except BaseException:
             self.release()
             raise
+
+    def acquire_where_possible(self) -> None:
+        """Take it, without waiting, or do without it where the filesystem has no locks.
+
+        Raises:
+            ConfigurationError: Another run holds it.
+        """
+        with suppress(NoLocksError):
+            self.acquire()
 
     def release(self) -> None:
         """Give it back, as far as it was taken."""
@@ -109,8 +122,8 @@ class Lock:
     def _is_held(self) -> ConfigurationError:
         return ConfigurationError(f"another run is working on {self._out}; wait for it, or stop it first")
 
-    def _no_locks(self) -> ResourceError:
-        return ResourceError(
+    def _no_locks(self) -> NoLocksError:
+        return NoLocksError(
             f"the filesystem of {self._path.parent} has no locks, so two runs could spoil {self._out}; choose an "
             "output on another, mount it with locks, or give --no-lock if you know that no other run works on it"
         )

@@ -76,6 +76,9 @@ NOT_ASKED = "not asked for: "
 BAD_LINE = "bad_line"
 """The only key in the row of a sample whose line or row could not be read and was skipped; it has the reason."""
 
+MOST_URL_CHARS = 65_536
+"""Of a URL that is requested: no server takes a longer one, and a spool and a ledger would have it several times."""
+
 _MOST_DETAIL_CHARACTERS = 1000  # a reason may quote what a server said, which may be a URL of 60 KB
 
 _KINDS_THAT_MAY_PASS = frozenset(

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from datafetch.errors import ConfigurationError
+from datafetch.errors import ConfigurationError, refuse_outside
 from datafetch.model import Loader
 
 GROUP_OF: Mapping[Loader, int] = {Loader.COYO: 4, Loader.MMC4: 1}
@@ -20,6 +20,7 @@ GROUP_OF: Mapping[Loader, int] = {Loader.COYO: 4, Loader.MMC4: 1}
 SHUFFLE_OF: Mapping[Loader, int | None] = {Loader.COYO: 0, Loader.MMC4: None}
 """The seed of the order that its rows are given: pairs are read as they lie, so they are to lie shuffled."""
 
+_MOST_RANKS = 1_000_000  # beyond any cluster
 _SHARD_ROWS = 12_500  # as VILA's splitter cuts them, about: 400 MB of pairs
 _SHARD_BYTES = 1 << 30  # documents are larger, and the loader holds a shard in memory
 
@@ -41,8 +42,7 @@ class Ranks:
     def __post_init__(self) -> None:
         """Refuse what no trainer can have."""
         for option, value in (("--world-size", self.world_size), ("--batch", self.batch), ("--group", self.group)):
-            if not 1 <= value <= 1_000_000:  # noqa: PLR2004 - beyond any cluster
-                raise ConfigurationError(f"{option} must be from 1 to 1,000,000, not {value}")
+            refuse_outside(option, value, 1, _MOST_RANKS)
 
     @property
     def step(self) -> int:

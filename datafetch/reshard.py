@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 
-from datafetch.durable import make_folder, refuse_links
+from datafetch.durable import FOLLOW_IT_YOURSELF, leads_out, make_folder, refuse_links
 from datafetch.errors import ConfigurationError, ManifestError, ResourceError, raise_want
 from datafetch.lock import Lock
 from datafetch.model import Loader
@@ -26,6 +26,7 @@ from datafetch.state import State
 from datafetch.takeover import finish
 
 _SEED_END = 2**63
+_SHOWN_CHARS = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +128,11 @@ def reshard(request: Request, watch: Watch | None = None) -> Resharded | None:
 def _parse_seed(text: str) -> int | None:
     if text == "none":
         return None
-    if not (text.isascii() and text.isdigit() and int(text[:20]) < _SEED_END):
-        raise ConfigurationError(f"--shuffle takes a seed, a whole number from 0, or 'none', not {text!r}")
+    if not (text.isascii() and text.isdigit() and len(text) <= _SHOWN_CHARS and int(text) < _SEED_END):
+        raise ConfigurationError(
+            f"--shuffle takes a seed, a whole number from 0 to {_SEED_END - 1:,}, or 'none', "
+            f"not {text[:_SHOWN_CHARS]!r}"
+        )
     return int(text)
 
 
@@ -161,6 +165,7 @@ def _shards(folder: Path) -> list[Path]:
         raise ManifestError(f"cannot read the folder {folder}: {error.strerror}; name a folder of shards") from error
     if not names:
         raise ManifestError(f"{folder} is empty; name a folder of .pkl and .count files")
+    real_folder = os.path.realpath(folder)
     for name in sorted(names):
         stem, _, suffix = name.rpartition(".")
         if suffix not in ("pkl", "count"):
@@ -168,6 +173,10 @@ def _shards(folder: Path) -> list[Path]:
         for path in (folder / f"{stem}.pkl", folder / f"{stem}.count"):
             if not path.is_file():
                 raise ManifestError(f"{path} is missing or no file; shards are pairs of .pkl and .count")
+            if leads_out(path, real_folder):
+                raise ManifestError(
+                    f"{path} is a link that leads out of its folder, and is not followed; {FOLLOW_IT_YOURSELF}"
+                )
     return [folder / name for name in sorted(names) if name.endswith(".pkl")]
 
 
@@ -209,7 +218,9 @@ def _claimed(state: State, *, is_alone: bool) -> Iterator[None]:
     lock = Lock(state.lock, state.out, state.real_lock)
     try:
         make_folder(state.folder)
-        if not is_alone:
+        if is_alone:
+            lock.acquire_where_possible()
+        else:
             lock.acquire()
         refuse_links(state.folder)
         yield

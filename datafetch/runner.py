@@ -8,10 +8,11 @@ theirs.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import TypeAlias
 
@@ -27,6 +28,8 @@ from datafetch.durable import write_atomically
 from datafetch.errors import ConfigurationError
 from datafetch.failed import FailedSamples
 from datafetch.feed import MAX_OPEN_SAMPLES, MAX_OPEN_SHARDS, Feed
+from datafetch.fetch import Fetcher
+from datafetch.heartbeat import refuse_at_work
 from datafetch.job import Job, asked_of, dataset_of, equal_plan, hash_of, identify, own_spec, read_job
 from datafetch.ledger import read_keys, read_totals, sum_totals
 from datafetch.model import Selection, Totals
@@ -43,6 +46,7 @@ from datafetch.wanted import Wanted
 from datafetch.work import CHILD_PROCESSES, Backends, Observer, Work
 
 _SHARDS_LOOKED_AT = 64  # to say what a run will need of the disk
+_SAMPLES_LOOKED_AT = 256  # before an earlier output is deleted; they are read together anyway
 
 Change: TypeAlias = Callable[[Job], Job]
 """What is to be done otherwise than in an earlier run: its job in, the new one out."""
@@ -75,6 +79,10 @@ async def fetch_dataset(job: Job, observe: Observer | None = None, *, backends: 
     identity = await asyncio.to_thread(identify, job, manifest, spec)
     state = await asyncio.to_thread(_state_of, Path(job.out), job, identity)
     take = partial(take_for_job, state, identity, asked_of(job, spec), fresh=job.fresh)
+    if job.no_lock:
+        await asyncio.to_thread(refuse_at_work, state)
+    if job.fresh:
+        await _refuse_what_would_stop_at_once(job, manifest)
     async with claimed(state, take, goes_on=not job.fresh, is_alone=job.no_lock):
         shards = [shard.name for shard in manifest.shards()]
         if dataset.list_name is not None:
@@ -151,6 +159,8 @@ async def retry_failed(
         )
     shards = list(identity["shards"])
     state = await asyncio.to_thread(_state_of, folder, job, identity)
+    if job.no_lock:
+        await asyncio.to_thread(refuse_at_work, state)
     async with claimed(state, partial(_take_for_retry, state, identity), is_alone=job.no_lock):
         again = await asyncio.to_thread(begin_retry, state, wanted, shards)
         output = Output(dataset, spools_of(state, again), job.payload, again, job.max_sample_bytes)
@@ -167,16 +177,32 @@ async def retry_failed(
         return await work.do(observe, conclude)
 
 
+async def _refuse_what_would_stop_at_once(job: Job, manifest: Manifest) -> None:
+    """See that a run gets as far as its first samples, before it deletes what an earlier one left.
+
+    Raises:
+        DatafetchError: What the run would have ended with: too few descriptors, a proxy that is none, a bad record.
+    """
+    async with Fetcher(job.fetch):
+        await asyncio.to_thread(_read_first_samples, manifest)
+
+
+def _read_first_samples(manifest: Manifest) -> None:
+    samples = iter(manifest.samples(manifest.shards()[0]))
+    deque(islice(samples, _SAMPLES_LOOKED_AT), maxlen=0)
+
+
 def _say_need(state: State, job: Job, manifest: Manifest, spec: ImageSpec) -> None:
     samples = manifest.most_samples()
     if job.limit is not None:
         samples = min(samples, job.limit)
     shards = manifest.shards()
+    plan = equal_plan(job, find_dataset(job.dataset).loader)
     need = Need(
         samples=samples,
         spec=spec,
         payload=job.payload,
-        is_made_equal=equal_plan(job, find_dataset(job.dataset).loader) is not None,
+        is_made_equal=plan is not None and samples >= plan.ranks.least_rows,
         open_samples=max(samples * MAX_OPEN_SHARDS // max(1, len(shards)), min(samples, MAX_OPEN_SAMPLES)),
     )
     say_need(state, need, _published(state, [shard.name for shard in shards]))
@@ -220,9 +246,19 @@ def _take_for_retry(state: State, identity: Identity) -> None:
     if arrangement is not None:
         is_complete &= all(state.ledger(shard).exists() for shard in arrangement.samples)
     else:
-        is_complete &= all(is_in_place(state, shard) for shard in identity["shards"] if state.ledger(shard).exists())
+        published = [shard for shard in identity["shards"] if state.ledger(shard).exists()]
+        is_complete &= all(is_in_place(state, shard) for shard in published)
+        is_complete &= _are_all(state, identity, published)
     if not is_complete:
         raise ConfigurationError(f"{state.out} is not complete; run the command that started it again, and then retry")
+
+
+def _are_all(state: State, identity: Identity, published: list[str]) -> bool:
+    """Whether no shard lacks its ledger; those beyond a limit never had one."""
+    if len(published) == len(identity["shards"]):
+        return True
+    limit = identity.get("limit")
+    return limit is not None and sum_totals(map(state.ledger, published)).samples == limit
 
 
 def _selection(manifest: Manifest, work: Work, limit: int | None) -> Selection | None:

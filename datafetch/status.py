@@ -20,11 +20,12 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from datafetch.claim import not_a_job
 from datafetch.entries import Ended, read_heads, read_marker
 from datafetch.errors import ConfigurationError, raise_want
 from datafetch.failing_hosts import FailingHost, FailingHosts
 from datafetch.heartbeat import Beat, read_beat
-from datafetch.ledger import read_columns, read_totals
+from datafetch.ledger import not_a_ledger, read_columns, read_totals
 from datafetch.model import NOT_ASKED, OK, Sample
 from datafetch.published import is_in_place, shard_files
 from datafetch.state import State, output_of
@@ -262,7 +263,7 @@ def _read_job(state: State) -> _Job:
         case {"dataset": str(dataset), "shards": dict(shards), "limit": int() | None as limit}:
             if not any("/" in shard or "\0" in shard for shard in shards):
                 return _Job(dataset, tuple(shards), limit)
-    raise ConfigurationError(f"{state.job} is not a job of this version of datafetch; move {state.folder} away")
+    raise not_a_job(state)
 
 
 def _count(state: State, job: _Job, last_beat: Beat | None) -> _Counted:
@@ -355,7 +356,7 @@ def _read_ledger(state: State, shard: str) -> _Books | None:
         if isinstance(error, FileNotFoundError) or isinstance(error.__cause__, FileNotFoundError):
             return None
         raise_want(error)
-        raise ConfigurationError(f"{path} is not a ledger of datafetch; --fresh starts over") from error
+        raise not_a_ledger(path) from error
     return books
 
 

@@ -16,7 +16,7 @@ from typing import TypeAlias
 from datafetch.arrangement import read_arrangement
 from datafetch.commit import CommitShard, commit_in_process
 from datafetch.equal import make_equal
-from datafetch.errors import DatafetchError
+from datafetch.errors import ConservationError, DatafetchError
 from datafetch.feed import Feed
 from datafetch.fetch import BodyBudget, Fetcher, FetchStatistics
 from datafetch.heartbeat import beat
@@ -116,10 +116,15 @@ class Work:
         known, state = self._feed.published, self.output.state
         totals = {shard: known.get(shard) or read_totals(state.ledger(shard)) for shard in self.published()}
         equal = read_arrangement(state)
+        whole = Totals.sum(totals.values())
+        if equal is not None and equal.rows != whole.rows:
+            raise ConservationError(
+                f"{state.out}: the equal shards hold {equal.rows:,} rows, and the ledgers list {whole.rows:,}"
+            )
         return Report(
             dataset=self.output.dataset.name,
             out=self._job.out,
-            totals=Totals.sum(totals.values()),
+            totals=whole,
             shards=len(equal.files) if equal else sum(part.rows > 0 for part in totals.values()),
             reused=self._feed.reused[OK] + pipeline.repeated,
             repeated=pipeline.repeated,

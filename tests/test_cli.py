@@ -21,13 +21,15 @@ import pytest
 from datafetch.cli import commands, show
 from datafetch.cli.app import main
 from datafetch.cli.options import RetryOptions, RunOptions, parse_bytes
+from datafetch.cli.show import show_report
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
 from datafetch.errors import ConfigurationError
 from datafetch.fetch import FetchPolicy, OptOut
 from datafetch.job import Job
-from datafetch.model import Note
+from datafetch.model import Note, Totals
 from datafetch.pipeline import WORKERS_PER_CONNECTION
+from datafetch.report import EqualShards, Report
 from datafetch.transcode import Encoding, ImageSpec, Pixels, Resize
 
 Pictures = tuple[Path, list[str]]
@@ -154,7 +156,7 @@ def test_json_is_all_there_is_on_standard_output(
     assert json.loads((tmp_path / "coyo-700m" / "pkl03-split.datafetch" / "report.json").read_text()) == summary
     assert main([*arguments, "--min-success", "0.95"]) == 3
     printed = capfd.readouterr()
-    assert "10 of 11 samples, 1 shards" in printed.out
+    assert "10 of 11 samples, 1 shard in" in printed.out
     assert "10 ok, 1 failed (http_status 1)" in printed.out
     assert "ids: 16 wanted, 5 not found, 3 duplicate lines" in printed.out
     remarks = printed.err.splitlines()
@@ -497,3 +499,60 @@ def test_what_a_sample_may_have_reaches_the_job() -> None:
 def test_there_are_words_for_all_that_is_counted() -> None:
     """A person reads no name of the ledger's in a summary."""
     assert set(show._NOTES) == set(Note)
+
+
+_HUGE = "1" + "0" * 40
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "most"),
+    [
+        ("--max-body", "99999999T", "1,125,899,906,842,624"),
+        ("--max-body", _HUGE, "1,125,899,906,842,624"),
+        ("--memory", "99999999T", "1,125,899,906,842,624"),
+        ("--max-sample", "99999999T", "2,147,483,648"),
+        ("--connections", _HUGE, "1,000,000"),
+        ("--per-host", _HUGE, "1,000,000"),
+        ("--retries", _HUGE, "60"),
+        ("--processes", "1000000", "1,024"),
+        ("--limit", _HUGE, "9,223,372,036,854,775,807"),
+        ("--short-side", _HUGE, "2,147,483,647"),
+        ("--quality", _HUGE, "95"),
+        ("--max-pixels", _HUGE, "4,294,967,296"),
+        ("--world-size", _HUGE, "1,000,000"),
+        ("--keep-at-least", _HUGE, "2,147,483,647"),
+        ("--max-images", _HUGE, "2,147,483,647"),
+    ],
+)
+def test_a_number_that_is_too_large_is_one_line_with_the_greatest(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], option: str, value: str, most: str
+) -> None:
+    """Whatever its length: the option is named with what it takes, before anything is read or written."""
+    dataset = "mmc4-core" if option in ("--keep-at-least", "--max-images") else "coyo"
+    command = ["prepare", dataset, "--source", str(tmp_path), "--root", str(tmp_path / "root"), option, value]
+    assert main(command) == 2
+    said = capfd.readouterr().err
+    assert said.startswith(f"datafetch: {option} must be from ")
+    assert f" to {most}, not " in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "root").exists()
+
+
+@pytest.mark.parametrize(
+    ("count", "bad_lines", "images", "rows"),
+    [(1, "1 bad line skipped", "1 image skipped", "1 row left"), (8, "8 bad lines", "8 images skipped", "8 rows left")],
+)
+def test_what_was_counted_is_said_in_the_right_number(
+    capfd: pytest.CaptureFixture[str], count: int, bad_lines: str, images: str, rows: str
+) -> None:
+    """One line, one shard, one rank."""
+    notes = {"bad_lines": count, "not_asked": count, "repeated_ids": count}
+    report = Report("coyo", "out", Totals(count, count, {"ok": count}, 1, notes), count, 0, 0, 1, 1, count, count, 1.0)
+    show_report(replace(report, equal=EqualShards(count, count, count)), as_json=False)
+    printed = capfd.readouterr().out
+    for said in (bad_lines, images, rows):
+        assert said in printed
+    ending = "" if count == 1 else "s"
+    for thing in ("sample", "shard", "request", "connection"):
+        assert re.search(rf"\b{count} {thing}{ending}\b", printed)
+    assert f"for {count} rank{ending} of {count} sample{ending} each" in printed

@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from datafetch.choices import Choices
 from datafetch.datasets import find_dataset
 from datafetch.datasets.coyo import Coyo
 from datafetch.datasets.payload import pack
 from datafetch.errors import ConfigurationError, ManifestError
-from datafetch.model import Encoded, Failure, FailureKind, Outcome, Payload, Record, Sample, Selection
+from datafetch.model import BAD_LINE, Encoded, Failure, FailureKind, Outcome, Payload, Record, Sample, Selection
 
 COYO = Coyo()
 
@@ -114,11 +115,32 @@ def test_files_with_other_names_are_numbered(tmp_path: Path) -> None:
 
 
 def test_a_row_without_an_id_is_refused(tmp_path: Path) -> None:
-    """Without an id a row can't be told from another."""
-    write(tmp_path / "a.parquet", [1, None])
+    """Without an id a row can't be told from another; the line names the row and what to do."""
+    write(tmp_path / "a.parquet", [1, 2, 3, 4, None])
+    reason = r"a\.parquet, row 4 \(counted from 0\): column id is empty; .*--skip-bad-lines"
     manifest = COYO.bind(tmp_path, write_ids(tmp_path / "ids", [1]))
-    with pytest.raises(ManifestError, match=r"a\.parquet: column id is empty"):
+    with pytest.raises(ManifestError, match=reason):
         manifest.samples(manifest.shards()[0])
+    write(tmp_path / "a.parquet", [1, 2, 3, 4, None], [0.7, 0.7, 0.7, 0.7, 0.9])
+    manifest = COYO.bind(tmp_path, None)
+    with pytest.raises(ManifestError, match=reason):
+        list(manifest.samples(manifest.shards()[0]))
+
+
+def test_a_row_without_an_id_is_skipped_and_counted(tmp_path: Path) -> None:
+    """Where that was asked for, with an id list and without one."""
+    coyo = Coyo(choices=Choices(skip_bad_lines=True))
+    write(tmp_path / "a.parquet", [1, 2, 3, None, 1], [0.7, 0.8, 0.7, 0.9, 0.7])
+    manifest = coyo.bind(tmp_path, write_ids(tmp_path / "ids", [1, 3]))
+    samples = manifest.samples(manifest.shards()[0])
+    assert [sample.key for sample in samples] == ["1", "3"]
+    assert samples.notes == {"repeated_ids": 1, "bad_lines": 1}
+    write(tmp_path / "a.parquet", [1, 2, 3, None, 1] * 2, [0.7, 0.8, 0.7, 0.9, 0.7, 0.1, 0.1, 0.1, 0.1, 0.1])
+    manifest = coyo.bind(tmp_path, None)
+    assert [(one.key, one.row.keys() == {BAD_LINE}) for one in manifest.samples(manifest.shards()[0])] == [
+        ("2", False),
+        ("row 3", True),
+    ]
 
 
 @pytest.mark.parametrize(

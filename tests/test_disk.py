@@ -31,7 +31,7 @@ def test_what_fits_is_said(state: State, caplog: pytest.LogCaptureFixture) -> No
     (record,) = caplog.records
     assert record.levelno == logging.INFO
     # 336 × 470 pixels at 0.17 bytes, as base64, and 300 bytes of text
-    assert "up to about 36.1 MB, and lie there twice" in record.getMessage()
+    assert "up to about 36.1 MB, and its shards lie there twice" in record.getMessage()
     assert "75.9 MB more are needed" in record.getMessage()
 
 

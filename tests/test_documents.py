@@ -20,6 +20,7 @@ from datafetch.datasets.documents import DocumentReader, document_row
 from datafetch.datasets.json_lines import BadRecordError
 from datafetch.datasets.tokens import TokenCounter
 from datafetch.errors import ConfigurationError, ManifestError, ResourceError
+from datafetch.fetch.urls import BadUrlError, parse_url
 from datafetch.model import Encoded, Failure, FailureKind, Note, Outcome, Payload, Record, Sample, Totals
 from datafetch.protocols import Manifest
 from datafetch.verify.rows import examine_document
@@ -251,10 +252,13 @@ def test_similarities_are_filled_in_within_reason() -> None:
 
 @pytest.mark.parametrize(("base", "url"), [("http://e.org/" + "a" * 70_000, "1.jpg"), (None, "http://" + "a" * 70_000)])
 def test_urls_that_are_too_long_are_not_asked_for(base: str | None, url: str) -> None:
-    """A document's own stands before that of each of its images."""
+    """A document's own stands before that of each of its images. What is kept of one says why it is refused."""
     record = document(1) | {"url": base}
     record["image_info"][0]["raw_url"] = url
-    assert all(len(asked) <= len("1.jpg") for asked in sample_of(record).urls)
+    (asked,) = sample_of(record).urls
+    assert asked == url[: 65_536 + 1]
+    with pytest.raises(BadUrlError, match="not an http" if base else "longer than 65,536 characters"):
+        parse_url(asked)
 
 
 def test_a_tokenizer_is_part_of_what_decides_the_rows(tokenizer: str, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,13 @@ from typing import Any
 import orjson
 import pytest
 from conftest import until
+from in_process import retry, run
 
+from datafetch.demo.manifest import write_coyo_source
+from datafetch.errors import ConfigurationError
+from datafetch.fetch import FetchPolicy
 from datafetch.heartbeat import Beat, beat, read_beat
+from datafetch.job import Job
 from datafetch.pipeline import Statistics
 from datafetch.state import State
 
@@ -129,6 +135,20 @@ def test_a_process_that_was_killed_is_not_at_work() -> None:
     process.kill()
     process.communicate()
     assert not mine.is_at_work()
+
+
+@pytest.mark.parametrize("work", [run, lambda job: retry(job.out, change=lambda _: job)])
+def test_who_is_at_work_is_believed_where_there_may_be_no_lock(tmp_path: Path, work: Callable[[Job], object]) -> None:
+    """With ``--no-lock`` a run asks the heartbeat, as ``status`` does, before anything is touched."""
+    source = write_coyo_source(tmp_path / "source", ["http://127.0.0.1:1/a.jpg"], files=1)
+    job = Job("coyo", str(source.folder), str(tmp_path / "out"), no_lock=True)
+    run(replace(job, fetch=FetchPolicy(allow_net=("127.0.0.0/8",), retries=0)))
+    state = State(tmp_path / "out")
+    state.progress.write_bytes(orjson.dumps(a_beat()))
+    before = state.job.read_bytes()
+    with pytest.raises(ConfigurationError, match=r"a run is working on .*out \(process"):
+        work(replace(job, fresh=True))
+    assert state.job.read_bytes() == before
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import orjson
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from bodies import recipe, saved
@@ -28,10 +29,10 @@ from datafetch.claim import read_identity
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
 from datafetch.demo.pictures import paint
-from datafetch.errors import ConfigurationError, ManifestError, ResourceError
+from datafetch.errors import ConfigurationError, ConservationError, ManifestError, ResourceError
 from datafetch.fetch import BodyBudget, Fetcher, FetchPolicy, OptOut
 from datafetch.job import hash_of
-from datafetch.ledger import read_samples
+from datafetch.ledger import read_samples, read_totals
 from datafetch.pipeline import Statistics
 from datafetch.report import EqualShards
 from datafetch.spool import write_spool
@@ -256,7 +257,7 @@ def test_the_image_is_what_the_job_says(job: Job) -> None:
     ("change", "message"),
     [
         ({"limit": 10}, "limit: None, now 10"),
-        ({"ids": None}, "ids: "),
+        ({"ids": None}, "with an id list, now without"),
         ({"image": ImageSpec(short_side_px=100)}, "short_side: 336, now 100"),
         ({"image": replace(VILA, quality=90)}, "quality: 75, now 90"),
         ({"image": replace(VILA, pixels=Pixels.CORRECT)}, "pixels: recipe, now correct"),
@@ -272,6 +273,17 @@ def test_another_job_on_the_same_output_is_refused(job: Job, change: dict[str, A
     with pytest.raises(ConfigurationError, match=message):
         run(replace(job, **change))
     assert files_of(job) == before
+
+
+def test_a_difference_is_said_in_words(job: Job, source: CoyoSource) -> None:
+    """Of an id list that there is or is not, and of a manifest file that is gone, not of one that is unchanged."""
+    run(job)
+    with pytest.raises(ConfigurationError, match=r"\(with an id list, now without\)"):
+        run(replace(job, ids=None))
+    last = max(source.folder.glob("*.parquet"))
+    last.unlink()
+    with pytest.raises(ConfigurationError, match=rf"\(other manifest files: {last.name} is missing\)"):
+        run(job)
 
 
 @pytest.mark.parametrize(
@@ -406,6 +418,34 @@ def test_fresh_starts_over(job: Job) -> None:
     assert (report.reused, report.requests) == (0, 10)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, r"files may be open at once \('ulimit -n'\), and a run needs"),
+        ({"source": "bad"}, r"row 0 \(counted from 0\): .* is not UTF-8"),
+    ],
+    ids=["descriptors", "a bad row"],
+)
+def test_fresh_deletes_nothing_before_what_would_stop_it_is_checked(
+    tmp_path: Path, job: Job, change: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stops a run before its first image is found while the earlier output is still there."""
+    run(replace(job, limit=10))
+    before = files_of(job)
+    if "source" in change:
+        table = pa.table({name: [0.9] * 10 for name in ("clip_similarity_vitb32", "clip_similarity_vitl14")})
+        text = pa.array([b"\xff"] * 10, pa.binary()).view(pa.string())
+        table = table.append_column("id", pa.array(range(10))).append_column("url", [["http://e.org/1.jpg"] * 10])
+        (tmp_path / "bad").mkdir()
+        pq.write_table(table.append_column("text", text), tmp_path / "bad" / "part-00000.parquet")
+        change = {"source": str(tmp_path / "bad"), "ids": None, "limit": None}
+    else:
+        monkeypatch.setattr("datafetch.fetch.concurrency._RESERVED_DESCRIPTORS", 10**9)
+    with pytest.raises((ManifestError, ResourceError), match=message):
+        run(replace(job, fresh=True, **change))
+    assert files_of(job) == before
+
+
 def test_fresh_deletes_nothing_that_is_not_ours(job: Job) -> None:
     """A folder without our state stays as it is, and is refused."""
     Path(job.out).mkdir(parents=True)
@@ -509,11 +549,19 @@ def test_a_place_that_cannot_be_written_is_our_fault(tmp_path: Path, job: Job) -
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"limit": 0}, {"processes": 0}, {"memory_bytes": 0}, {"limit": 2**63}, {"max_sample_bytes": 0}]
+    "wrong",
+    [
+        {"limit": 0},
+        {"processes": 0},
+        {"memory_bytes": 0},
+        {"limit": 2**63},
+        {"max_sample_bytes": 0},
+        {"processes": 1025},
+    ],
 )
 def test_a_job_that_cannot_work_is_refused(job: Job, wrong: dict[str, Any]) -> None:
     """The operator hears of it before anything is read."""
-    with pytest.raises(ConfigurationError, match="must be 1 or more"):
+    with pytest.raises(ConfigurationError, match="must be from 1 to"):
         replace(job, **wrong)
 
 
@@ -630,6 +678,30 @@ def test_a_lost_equal_shard_is_not_papered_over(job: Job) -> None:
     with pytest.raises(ConfigurationError, match=r"part-00001\.pkl or its \.count is missing"):
         run(job)
     assert files_of(job) == before
+
+
+def test_a_lost_ledger_of_equal_shards_is_not_papered_over(job: Job, origin: Origin) -> None:
+    """A shard made again would take the place of an equal one of its name: refused, and nothing asked or touched."""
+    job = replace(job, world_size=2)
+    run(job)
+    (Path(job.out + ".datafetch") / "ledger" / "part-00000.parquet").unlink()
+    before, asked = files_of(job), origin.requests()
+    with pytest.raises(ConfigurationError, match=r"part-00000\.parquet is missing.*can't be made again one by one"):
+        run(job)
+    assert (files_of(job), origin.requests()) == (before, asked)
+
+
+def test_equal_shards_have_the_rows_that_the_ledgers_list(job: Job) -> None:
+    """Or there would be a report that an epoch uses more samples than there are."""
+    job = replace(job, world_size=2)
+    run(job)
+    state = Path(job.out + ".datafetch")
+    arranged = orjson.loads((state / "equal.json").read_bytes())
+    (state / "ledger" / "part-00001.parquet").write_bytes((state / "ledger" / "part-00000.parquet").read_bytes())
+    ours = sum(read_totals(path).rows for path in (state / "ledger").iterdir())
+    assert ours != sum(rows for rows, _ in arranged["files"].values())
+    with pytest.raises(ConservationError, match="the equal shards hold"):
+        run(job)
 
 
 def test_an_observer_that_fails_ends_no_run(job: Job, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,6 +1,8 @@
 """Datasets of JSON lines: which lines, by which keys, and what is said of those that are none."""
 
+import inspect
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +10,11 @@ import pytest
 
 from datafetch.choices import Choices
 from datafetch.datasets import find_dataset
+from datafetch.entries import MARKER_BYTES, encode, read_entries
 from datafetch.errors import ManifestError
 from datafetch.model import Encoded, Payload, Record, Sample
 from datafetch.protocols import Manifest
+from datafetch.sinks import decode_row, encode_row
 
 
 def bind(folder: Path, files: dict[str, str], **choices: Any) -> Manifest:
@@ -78,9 +82,9 @@ def test_without_a_key_that_fits_it_is_said_which_there_are(tmp_path: Path) -> N
         ('{"url": "http://e.org/2.jpg", "text"', r"not JSON"),
         ("[1]", "not a JSON object"),
         ('{"url": 7, "text": "a"}', "url is int, not text"),
-        ('{"url": "u", "text": "a", "x": ' + "[" * 500 + "]" * 500 + "}", "nested more than 500 levels deep"),
-        ('{"url": "u", "text": "a", "x": ' + "[" * 5000 + "]" * 5000 + "}", "nested too deeply"),
-        ('{"url": "u", "text": "a", "x": ' + "9" * 5000 + "}", "not JSON"),
+        ('{"url": "u", "text": "a", "x": ' + "[" * 200 + "]" * 200 + "}", "nested more than 200 levels deep"),
+        ('{"url": "u", "text": "a", "x": ' + "[" * 5000 + "]" * 5000 + "}", "nested more than 200 levels deep"),
+        ('{"url": "u", "text": "a", "x": ' + "9" * 5000 + "}", "an integer has more than 4,300 digits; fix it"),
         ('{"url": "http://e.org/2.jpg", "text": 7}', "text is int, not text"),
     ],
 )
@@ -94,6 +98,27 @@ def test_a_bad_line_stops_the_run_or_is_passed_over(tmp_path: Path, line: str, r
     manifest = bind(tmp_path / "s", files, skip_bad_lines=True)
     assert [sample.key for sample in samples(manifest)] == ["a:0", "a:3"]
     assert manifest.samples(manifest.shards()[0]).notes == {"bad_lines": 1}
+
+
+# The number is one that makes the slower of two writers of JSON do it.
+DEEPEST = '{"url": "http://e.org/1.jpg", "text": "a", "x": ' + "[" * 199 + "9" * 30 + "]" * 199 + "}\n"
+
+
+def test_a_record_that_is_as_deep_as_may_be_passes_every_step(tmp_path: Path) -> None:
+    """What reading accepts, the spool and the shard can hold, with room to spare in the interpreter's stack."""
+    manifest = bind(tmp_path / "s", {"a.jsonl": DEEPEST})
+    marker, spool = b"m" * MARKER_BYTES, tmp_path / "spool"
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack(0)) + 500)
+    try:
+        (sample,) = samples(manifest)
+        spool.write_bytes(b"".join(encode(sample, marker)))
+        with spool.open("rb") as file:
+            (entry,) = read_entries(file, marker)
+        assert decode_row(encode_row(sample.row)) == sample.row
+    finally:
+        sys.setrecursionlimit(before)
+    assert entry.ended == sample
 
 
 @pytest.mark.parametrize("later", ['{"url"\n', ""])

@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from datafetch.claim import claimed
-from datafetch.errors import ConfigurationError
+from datafetch.errors import ConfigurationError, ManifestError
 from datafetch.model import Loader
 from datafetch.published import put_files_in_place
 from datafetch.reshard import Request, reshard
@@ -155,3 +156,16 @@ def test_verify_does_not_follow_links_out(
     assert verdict.problem_count == 2, verdict.problems
     assert all("is a link that leads out of its folder" in problem for problem in verdict.problems)
     assert verdict.images == images
+
+
+def test_reshard_does_not_follow_links_out(tmp_path: Path, elsewhere: Path) -> None:
+    """As ``verify``: refused with what to do, before anything is made; a folder that is itself a link is read."""
+    out = _in_shards(tmp_path / "rows", elsewhere)
+    wanted = Request(out, tmp_path / "out", world_size=2, batch=1, group=1)
+    with pytest.raises(ManifestError, match=r"part-00001\.pkl is a link that leads out of its folder.*hard links"):
+        reshard(wanted)
+    assert not (tmp_path / "out").exists()
+    for suffix in (".pkl", ".count"):
+        (out / f"part-00001{suffix}").unlink()
+    (tmp_path / "link").symlink_to(out)
+    assert reshard(replace(wanted, source=tmp_path / "link"))

@@ -180,6 +180,19 @@ def test_equal_shards_can_be_made_without_a_lock(tmp_path: Path, capfd: pytest.C
     assert main([*arguments, "--no-lock"]) == 0
 
 
+async def test_a_lock_that_is_held_is_respected_whatever_was_said(tmp_path: Path) -> None:
+    """``--no-lock`` is for where there are no locks: where there are, another run's holds, for ``reshard`` as well."""
+    state = State(tmp_path / "out")
+    async with claimed(state, _nothing):
+        with pytest.raises(ConfigurationError, match="another run is working on"):
+            async with claimed(state, _nothing, is_alone=True):
+                pass
+    async with claimed(state, _nothing, is_alone=True):
+        with pytest.raises(ConfigurationError, match="another run is working on"):
+            async with claimed(state, _nothing):
+                pass
+
+
 def test_being_alone_is_said_of_one_run(tmp_path: Path) -> None:
     """It is not remembered for the next, and a retry has to be told anew."""
     job = Job("coyo", str(tmp_path), str(tmp_path / "out"), no_lock=True)

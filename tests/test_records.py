@@ -169,7 +169,7 @@ def test_members_are_those_of_the_whole_object(
         ('{"a": 2 "b": 3}', "has no comma between two records"),
         ('{"a": 2,}', "is not JSON"),
         ('{"a": 2} 3', "has data after its object"),
-        ('{"a": ' + "[" * 100_000 + "}", "is not JSON"),
+        ('{"a": ' + "[" * 100_000 + "}", "nested more than 200 levels"),
     ],
 )
 def test_an_object_that_is_none_is_refused(tmp_path: Path, text: str, reason: str) -> None:
@@ -203,3 +203,22 @@ def test_more_records_than_a_file_of_its_size_can_have_are_refused(tmp_path: Pat
     path.write_text("[" + "1," * (1 << 20) + "1]")
     with pytest.raises(ManifestError, match="has more records than a file of its size can have"):
         sum(1 for _ in RecordReader(path))
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ("[" * 201 + "]" * 201, "nested more than 200 levels deep"),
+        ("[" * 990 + "]" * 990, "nested more than 200 levels deep"),
+        ('{"a":' * 100_000, "nested more than 200 levels deep"),
+        ("9" * 5000, "an integer has more than 4,300 digits"),
+    ],
+)
+def test_a_record_that_later_steps_could_not_handle_is_refused(tmp_path: Path, record: str, reason: str) -> None:
+    """The list says what is wrong, and what is just within the bound is read."""
+    path = tmp_path / "list.json"
+    path.write_text(f"[{record}]")
+    with pytest.raises(ManifestError, match=reason):
+        list(RecordReader(path))
+    path.write_text("[" + "[" * 200 + "]" * 200 + "," + "9" * 4300 + "]")
+    assert len(list(RecordReader(path))) == 2

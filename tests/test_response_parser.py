@@ -170,6 +170,10 @@ def test_what_comes_behind_a_body_changes_nothing(behind: bytes) -> None:
     """In the same read or in another, it is known to be there, and belongs to nothing."""
     for pieces in ([_WHOLE + behind], [_WHOLE, behind], [_WHOLE[:-2], _WHOLE[-2:] + behind]):
         assert _outcome(pieces, has_end=True) == (*_outcome([_WHOLE], has_end=True)[:3], True)  # type: ignore[index]
+        parser = ResponseParser()
+        for piece in pieces:
+            parser.feed(piece)
+        assert not parser.keeps_alive
 
 
 @pytest.mark.parametrize(

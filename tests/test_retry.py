@@ -292,11 +292,32 @@ def test_failed_samples_that_were_lost_are_said(job: Job, damage: Callable[[Path
     assert files_of(job) == before
 
 
+@pytest.mark.parametrize("name", ["ledger/part-00001.parquet", "failed/part-00001.spool"])
+def test_one_damaged_file_costs_its_shard_alone(cut_job: Job, own_origin: Origin, name: str) -> None:
+    """The line names what to delete; whoever does so has that shard made again, and everything else stays."""
+    run(cut_job)
+    before = files_of(cut_job)
+    state = State(Path(cut_job.out))
+    (state.folder / name).write_bytes(b"damaged")
+    with pytest.raises(ConfigurationError, match=r"delete (it|\S*part-00001\.parquet) and run 'datafetch prepare'"):
+        retry(cut_job.out, Wanted.all())
+    state.ledger("part-00001").unlink()
+    with pytest.raises(ConfigurationError, match="is not complete; run the command that started it again"):
+        retry(cut_job.out)
+    asked = own_origin.requests()
+    run(cut_job)
+    assert {name: content for name, content in before.items() if "part-00001" not in name}.items() <= files_of(
+        cut_job
+    ).items()
+    assert 0 < len(asked_since(own_origin, asked)) < IMAGES
+    assert retry(cut_job.out, Wanted.all()).retried
+
+
 def test_a_ledger_that_is_gone_is_said(cut_job: Job) -> None:
     """Equal shards can't be put in order again without the books of all their samples."""
     run(equal(cut_job))
     State(Path(cut_job.out)).ledger("part-00001").unlink()
-    with pytest.raises(ConfigurationError, match="is not complete"):
+    with pytest.raises(ConfigurationError, match=r"part-00001\.parquet is missing.*can't be made again one by one"):
         retry(cut_job.out)
 
 

@@ -125,6 +125,37 @@ def test_an_error_has_the_exit_code_of_its_kind(
     assert line.startswith("datafetch: ")
 
 
+@pytest.mark.parametrize("options", [[], ["--fresh"]])
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (KeyboardInterrupt(), 130),
+        (ResourceError.of_disk(OSError(28, "No space left on device"), "write"), 4),
+        (MemoryError(), 4),
+        (OSError(5, "Input/output error"), 4),
+    ],
+    ids=repr,
+)
+def test_what_was_begun_afresh_is_resumed_without_fresh(
+    command: list[str],
+    error: BaseException,
+    code: int,
+    options: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Whoever follows the advice loses nothing: the same command would delete what it has fetched."""
+
+    def fail(*_: object, **__: object) -> NoReturn:
+        raise error
+
+    monkeypatch.setattr("datafetch.cli.commands.prepare.run", fail)
+    assert main([*command[3:], *options]) == code
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert ("run the same command without --fresh to resume" in line) is bool(options)
+    assert ("run the same command again" in line) is not bool(options)
+
+
 def test_a_bug_is_not_taken_for_a_want_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is none of these is raised as it is."""
 

@@ -22,7 +22,7 @@ from datafetch.lock import Lock
 from datafetch.state import State
 
 INTERRUPTED = "datafetch: interrupted"
-PATIENCE_ASKED = "datafetch: stopping, one moment; Ctrl-C again to stop at once (nothing fetched is lost)"
+PATIENCE_ASKED = "datafetch: stopping, one moment; another signal or Ctrl-C stops it at once (nothing fetched is lost)"
 _MOST_GAP_S = 0.5
 _WORLD = ("--world-size", "8")
 
@@ -77,7 +77,7 @@ def test_the_second_signal_is_answered_and_the_third_ends_it_at_once(
         assert wait_until(run, lambda: PATIENCE_ASKED in run.said()), run.said()
         run.process.send_signal(signal_number)
         assert run.end() == 130
-        assert run.said()[-2:] == [PATIENCE_ASKED, "datafetch: stopped at once"]
+        assert run.said()[-2:] == [PATIENCE_ASKED, "datafetch: stopped at once (nothing fetched is lost)"]
         assert is_free(place.state)
     subprocess.run(trial.command(place), check=True, capture_output=True, timeout=PATIENCE_S)
     trial.check_complete(place)
@@ -232,7 +232,7 @@ def _disturb(scene: Scene, gaps_s: Sequence[float], number: signal.Signals) -> N
         said = run.said()
         assert "Traceback" not in "\n".join(said), said
         assert code in (0, 130), said
-        ends = (INTERRUPTED, "datafetch: stopped at once")
+        ends = (INTERRUPTED, "datafetch: stopped at once (nothing fetched is lost)")
         assert code == 0 or any(line.startswith(ends) for line in said), said
         assert is_free(scene.output)
 

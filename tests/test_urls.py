@@ -62,6 +62,14 @@ def test_what_no_browser_would_fetch_is_no_url(text: str) -> None:
         parse_url(text)
 
 
+def test_a_url_that_is_too_long_is_refused_for_that() -> None:
+    """The reason is its length; one character less is fetched."""
+    longest = "http://e.org/" + "a" * (65_536 - 13)
+    assert parse_url(longest).host == "e.org"
+    with pytest.raises(BadUrlError, match="longer than 65,536 characters"):
+        parse_url(longest + "a")
+
+
 @pytest.mark.parametrize(
     ("location", "reached"),
     [

@@ -362,7 +362,7 @@ def test_what_a_problem_quotes_breaks_no_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("counts", "options", "problem"),
     [
-        ([8], {"world_size": 2}, "1 shards are fewer than 2 ranks"),
+        ([8], {"world_size": 2}, "1 shard is fewer than 2 ranks"),
         ([8, 3], {"world_size": 2, "group": 4}, "the poorest rank has not even one group of 4 samples"),
         ([12, 12], {"world_size": 2, "group": 4, "batch": 2}, "each rank reads 3 groups of 4"),
     ],

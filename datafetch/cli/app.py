@@ -40,7 +40,9 @@ class _Summary:
     after_ctrl_c: str
 
 
-_RESUME = "run the same command again to resume"
+_AGAIN = "run the same command again"  # as all messages say it
+_RESUME = f"{_AGAIN} to resume"
+_FRESH = "--fresh"
 _COMMANDS = {
     "prepare": _Summary("Build a dataset where the trainer expects it, resuming an earlier run.", _RESUME),
     "retry": _Summary("Retry failures that may be temporary, and add the images that arrive to the shards.", _RESUME),
@@ -117,16 +119,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         code = ExitCode.INTERRUPTED
     except DatafetchError as error:
-        return complain(str(error), _exit_code(error))
+        return complain(_resuming(str(error), words), _exit_code(error))
     except _USAGE_ERRORS as error:
         command = error.ctx.command_path if error.ctx else "datafetch"
         return complain(f"{error.format_message()} (see '{command} --help')", ExitCode.WRONG_COMMAND)
     except Exception as error:
         if not (is_want(error) or isinstance(error, OSError)):
             raise
-        return _complain_of_machine(error)
+        return _complain_of_machine(error, words)
     if code == ExitCode.INTERRUPTED:  # typer itself makes this of Ctrl-C, without a word
-        return complain(f"interrupted{_after_ctrl_c(words)}", ExitCode.INTERRUPTED)
+        return complain(_resuming(f"interrupted{_after_ctrl_c(words)}", words), ExitCode.INTERRUPTED)
     return ExitCode.COMPLETE if code is None else code
 
 
@@ -140,7 +142,7 @@ def _refuse_small_address_space() -> None:
     if limit_bytes != resource.RLIM_INFINITY and limit_bytes < _LEAST_ADDRESS_SPACE_BYTES:
         raise ResourceError(
             f"the address space is limited to {limit_bytes >> 20:,} MiB ('ulimit -v'), and at least "
-            f"{_LEAST_ADDRESS_SPACE_BYTES >> 20:,} MiB are needed; raise the limit and run the same command again"
+            f"{_LEAST_ADDRESS_SPACE_BYTES >> 20:,} MiB are needed; raise the limit first"
         )
 
 
@@ -148,13 +150,20 @@ def _exit_code(error: DatafetchError) -> ExitCode:
     return next((code for kind, code in _EXIT_CODES.items() if isinstance(error, kind)), ExitCode.WRONG_COMMAND)
 
 
-def _complain_of_machine(error: Exception) -> ExitCode:
+def _resuming(message: str, words: Sequence[str]) -> str:
+    """A message that advises to run the same command again, for one that would delete what it has fetched so far."""
+    if _FRESH not in words:
+        return message
+    return message.replace(_RESUME, _AGAIN).replace(_AGAIN, f"run the same command without {_FRESH} to resume")
+
+
+def _complain_of_machine(error: Exception, words: Sequence[str]) -> ExitCode:
     """Say what this machine lacks, or which file it could not do something with."""
     if is_want(error) or not isinstance(error, OSError):
-        return complain(str(ResourceError.of_want(error)), ExitCode.OUT_OF_RESOURCES)
+        return complain(_resuming(str(ResourceError.of_want(error)), words), ExitCode.OUT_OF_RESOURCES)
     is_wrong_path = error.errno in (errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP)
     code = ExitCode.WRONG_COMMAND if is_wrong_path else ExitCode.OUT_OF_RESOURCES
-    return complain(str(ResourceError.of_disk(error, "continue")), code)
+    return complain(_resuming(str(ResourceError.of_disk(error, "continue")), words), code)
 
 
 def _after_ctrl_c(words: Sequence[str]) -> str:

@@ -19,8 +19,9 @@ from datafetch.job import Job
 from datafetch.model import Payload
 from datafetch.transcode import Encoding, ImageSpec, Pixels, Resize
 
-_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
-_COUNT = re.compile(r"[0-9]{1,9}")
+# Numbers may be longer than any option takes: then its greatest value is named where that is known.
+_SIZE = re.compile(r"([0-9]{1,100})(\.[0-9]{1,9})?\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
+_COUNT = re.compile(r"[0-9]{1,100}")
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
@@ -29,7 +30,8 @@ def parse_bytes(option: str, text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise ConfigurationError(f"{option} takes bytes, or a number with K, M, G or T, not {text!r}")
-    return int(float(match[1]) * 1024 ** _POWERS[match[2].lower()])
+    unit_bytes: int = 1024 ** _POWERS[match[3].lower()]
+    return int(match[1]) * unit_bytes + int(float(match[2] or 0) * unit_bytes)
 
 
 def parse_count(option: str, text: str, word: str) -> int | None:

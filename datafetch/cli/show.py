@@ -26,14 +26,15 @@ from datafetch.reshard import Resharded
 from datafetch.status import Status
 from datafetch.verify import Verdict
 
-_NOTES: dict[str, str] = {
-    Note.BAD_LINES: "bad lines skipped",
-    Note.FILTERED: "records left out by filters",
-    Note.FILLED_SIMILARITY: "documents got similarities of zero",
-    Note.RECORDS: "documents in the shards of the list",
-    Note.REPEATED_IDS: "rows with an id that an earlier row has",
-    Note.NOT_ASKED: "images skipped because their document was lost",
+_NOTES: dict[str, tuple[str, str]] = {
+    Note.BAD_LINES: ("bad line", "skipped"),
+    Note.FILTERED: ("record", "left out by filters"),
+    Note.FILLED_SIMILARITY: ("document", "got similarities of zero"),
+    Note.RECORDS: ("document", "in the shards of the list"),
+    Note.REPEATED_IDS: ("row", "left out because an earlier row has the same id"),
+    Note.NOT_ASKED: ("image", "skipped because its document was lost"),
 }
+"""What is counted, for one of them, and what became of it."""
 _HOST_COLUMNS = 40
 _MOST_S = 1e9  # thirty years; what is divided by next to nothing has no end
 
@@ -50,32 +51,49 @@ def show_report(report: Report, *, as_json: bool) -> None:
         if kind != OK
     )
     lines = [
-        f"{report.dataset}: {totals.rows:,} of {totals.samples:,} samples, {report.shards:,} shards in {report.out}",
+        (
+            f"{report.dataset}: {totals.rows:,} of {counted(totals.samples, 'sample')}, "
+            f"{counted(report.shards, 'shard')} in {report.out}"
+        ),
         f"images: {totals.ok:,} ok, {totals.failed:,} failed" + (f" ({failures})" if failures else ""),
         (
-            f"this run: {totals.ok - report.reused:,} images arrived in {timedelta(seconds=round(report.elapsed_s))}, "
-            f"{report.images_per_s:.1f} images/s, {report.requests:,} requests "
-            f"through {report.connections:,} connections, {report.reused:,} images reused"
+            f"this run: {counted(totals.ok - report.reused, 'image')} arrived in "
+            f"{timedelta(seconds=round(report.elapsed_s))}, {report.images_per_s:.1f} images/s, "
+            f"{counted(report.requests, 'request')} through {counted(report.connections, 'connection')}, "
+            f"{counted(report.reused, 'image')} reused"
             + (f" ({report.repeated:,} of URLs that were already requested)" if report.repeated else "")
         ),
     ]
     if totals.notes:
-        lines.append(", ".join(f"{count:,} {_NOTES.get(name, name)}" for name, count in sorted(totals.notes.items())))
+        lines.append(", ".join(_note(name, count) for name, count in sorted(totals.notes.items())))
     if report.equal is not None:
         equal = report.equal
         lines.append(
-            f"equal shards for {equal.world_size:,} ranks of {equal.samples_per_rank:,} samples each: "
-            f"an epoch uses {equal.used / totals.rows:.3%} of all"
+            f"equal shards for {counted(equal.world_size, 'rank')} of "
+            f"{counted(equal.samples_per_rank, 'sample')} each: an epoch uses {equal.used / totals.rows:.3%} of all"
         )
     if report.selection is not None:
         found = report.selection
         missing = "missing ones not counted (--limit)" if found.not_found is None else f"{found.not_found:,} not found"
-        files = f", {found.missing_files:,} files missing" if found.missing_files else ""
+        files = f", {counted(found.missing_files, 'file')} missing" if found.missing_files else ""
         beyond = f", {found.out_of_range:,} beyond the end of their files" if found.out_of_range else ""
-        lines.append(f"ids: {found.wanted:,} wanted, {missing}{files}{beyond}, {found.duplicates:,} duplicate lines")
+        duplicates = counted(found.duplicates, "duplicate line")
+        lines.append(f"ids: {found.wanted:,} wanted, {missing}{files}{beyond}, {duplicates}")
         if found.remark:
             lines.append(f"ids: {found.remark}")
     _say_lines(lines)
+
+
+def counted(count: int, thing: str) -> str:
+    """So many things: ``1 shard``, ``2 shards``."""
+    return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"
+
+
+def _note(name: str, count: int) -> str:
+    if name not in _NOTES:
+        return f"{count:,} {name}"
+    thing, fate = _NOTES[name]
+    return f"{counted(count, thing)} {fate if count == 1 else fate.replace('its document', 'their document')}"
 
 
 def show_resharded(made: Resharded, *, as_json: bool) -> None:
@@ -87,11 +105,12 @@ def show_resharded(made: Resharded, *, as_json: bool) -> None:
     _say_lines(
         [
             (
-                f"{made.out}: {epoch.samples:,} rows in {made.shards:,} equal shards, {made.total_bytes / 1e9:.2f} GB"
+                f"{made.out}: {counted(epoch.samples, 'row')} in {counted(made.shards, 'equal shard')}, "
+                f"{made.total_bytes / 1e9:.2f} GB"
                 f"{'' if made.is_new else ', as they were already'}"
             ),
             (
-                f"{ranks.world_size:,} ranks of {epoch.groups * ranks.group:,} samples each; "
+                f"{counted(ranks.world_size, 'rank')} of {counted(epoch.groups * ranks.group, 'sample')} each; "
                 f"an epoch uses {1 - epoch.lost_share:.3%} of all"
             ),
         ]

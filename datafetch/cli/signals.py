@@ -71,9 +71,9 @@ class CommandInterrupts(Interrupts):
     def again(self) -> None:
         """Ask for patience at the second signal, and end the process at the third."""
         if self.count == 2:  # noqa: PLR2004 - the second
-            _say("stopping, one moment; Ctrl-C again to stop at once (nothing fetched is lost)")
+            _say("stopping, one moment; another signal or Ctrl-C stops it at once (nothing fetched is lost)")
         else:
-            self._leave("stopped at once")
+            self._leave("stopped at once (nothing fetched is lost)")
 
     def _leave(self, why: str) -> NoReturn:
         _say(why)

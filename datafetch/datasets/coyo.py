@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from datafetch.datasets.description import Description
 from datafetch.datasets.payload import IMAGE_FIELDS, pack
-from datafetch.datasets.urls import askable
+from datafetch.datasets.urls import askable, is_too_long
 from datafetch.errors import ManifestError
 from datafetch.model import BAD_LINE, Encoded, Loader, Note, Payload, Record, Row, Sample, Selection, Shard, Totals
 from datafetch.protocols import Samples
@@ -37,6 +37,7 @@ _KEPT_SHARE = 0.2
 _HALF_BITS = 16
 _MOST_BITS = 2**32
 _NO_FILE = -1
+_NO_ID = "column id is empty"
 _PART_NAME = re.compile(r"part-\d{5}(?=[-.])")
 Bools: TypeAlias = npt.NDArray[np.bool_]
 
@@ -85,7 +86,7 @@ class CoyoManifest:
         self._ids = ids
         self._skips_bad_rows = skips_bad_rows
         self._files = dict(zip(_shard_names([file.path for file in files]), files, strict=True))
-        self._choice = _Similar(files) if ids is None else _Listed(files, ids)
+        self._choice = _Similar(files) if ids is None else _Listed(files, ids, skips_bad_rows=skips_bad_rows)
 
     def shards(self) -> list[Shard]:
         """One shard a file, in the order of the files' names."""
@@ -127,10 +128,12 @@ class _Chosen:
     Attributes:
         rows: Their numbers, ascending; 8 bytes each.
         repeated: How many others were left out because an earlier row has the same id.
+        without_id: How many others were skipped because they have none.
     """
 
     rows: Int64s
     repeated: int
+    without_id: int = 0
 
 
 class _CoyoSamples(Samples):
@@ -148,28 +151,39 @@ class _CoyoSamples(Samples):
     @property
     def notes(self) -> Mapping[str, int]:
         """How many rows were left out for their ids."""
-        return {Note.REPEATED_IDS.value: self._chosen.repeated} if self._chosen.repeated else {}
+        counts = {Note.REPEATED_IDS.value: self._chosen.repeated, Note.BAD_LINES.value: self._chosen.without_id}
+        return {name: count for name, count in counts.items() if count}
 
     def __len__(self) -> int:
         return len(self._chosen.rows)
 
     def __iter__(self) -> Iterator[Sample]:
-        for position, row in enumerate(self._file.select(self._chosen.rows, list(_COLUMNS))):
-            yield self._bad(position, row) if isinstance(row, BadRow) else _sample(position, row)
+        rows = self._file.select(self._chosen.rows, list(_COLUMNS))
+        for position, (number, row) in enumerate(zip(self._chosen.rows, rows, strict=True)):
+            if isinstance(row, BadRow):
+                yield self._bad(position, row)
+            elif row["id"] is None:
+                yield self._bad(position, BadRow(int(number), _NO_ID))
+            else:
+                yield _sample(position, row)
 
     def _bad(self, position: int, row: BadRow) -> Sample:
         if not self._skips_bad_rows:
-            raise ManifestError(
-                f"{self._file.path}, row {row.number:,} (counted from 0): {row.reason}; fix it, or skip such "
-                "rows with --skip-bad-lines"
-            )
+            raise _bad_row(self._file, row)
         return Sample(position, f"row {row.number}", (), {BAD_LINE: row.reason})
+
+
+def _bad_row(file: ParquetFile, row: BadRow) -> ManifestError:
+    return ManifestError(
+        f"{file.path}, row {row.number:,} (counted from 0): {row.reason}; fix it, or skip such rows with "
+        "--skip-bad-lines"
+    )
 
 
 def _sample(position: int, row: Mapping[str, Any]) -> Sample:
     key, url = str(row["id"]), askable(row["url"])
-    if not url:  # nothing can come of it, and what it was may have megabytes
-        return Sample(position, key, ("",), {"id": row["id"], "text": None})
+    if not url or is_too_long(url):  # nothing can come of it, and what it was may have megabytes
+        return Sample(position, key, (url,), {"id": row["id"], "text": None})
     # A number that is not there is no number to the published script's data frame, which adds as float32.
     with np.errstate(all="ignore"):
         vitb32, vitl14 = (np.float32(np.nan if row[name] is None else row[name]) for name in _SIMILARITIES)
@@ -188,9 +202,10 @@ class _Choice(Protocol):
 class _Listed(_Choice):
     """The rows whose id is wanted; 5 bytes an id."""
 
-    def __init__(self, files: Sequence[ParquetFile], ids: IdList) -> None:
+    def __init__(self, files: Sequence[ParquetFile], ids: IdList, *, skips_bad_rows: bool) -> None:
         self._files = files
         self._ids = ids
+        self._skips_bad_rows = skips_bad_rows
         self._first_files = np.full(len(ids.ids), _NO_FILE, np.int32)
         self._scanned = 0
 
@@ -202,13 +217,18 @@ class _Listed(_Choice):
 
     def _scan(self, number: int) -> _Chosen:
         taken = np.zeros(len(self._ids.ids), np.bool_)
-        repeated = 0
+        first_row = repeated = without_id = 0
 
         def matches(batch: Any) -> Bools:
-            nonlocal repeated
+            nonlocal first_row, repeated, without_id
             column = batch.column("id")
-            values = _integers(self._files[number], column)
+            values, is_there = _integers(column)
+            if column.null_count and not self._skips_bad_rows:
+                raise _bad_row(self._files[number], BadRow(first_row + int(np.argmin(is_there)), _NO_ID))
+            first_row += batch.num_rows
+            without_id += column.null_count
             places, present = self._ids.find(values)
+            present &= is_there
             if pa.types.is_unsigned_integer(column.type):
                 present &= values >= 0  # a list has no id from 2**63 on
             candidates = np.flatnonzero(present)
@@ -225,7 +245,7 @@ class _Listed(_Choice):
 
         rows = matching_rows(self._files[number], ("id",), matches)
         self._scanned = max(self._scanned, number + 1)
-        return _Chosen(rows, repeated)
+        return _Chosen(rows, repeated, without_id)
 
 
 class _Similar(_Choice):
@@ -247,14 +267,15 @@ class _Similar(_Choice):
     def _choose(self, number: int) -> _Chosen:
         file = self._files[number]
         rows = _most_similar_rows(file)
-        ids = _ids_of(file, rows)
-        distinct, first = np.unique(ids, return_index=True)
+        ids, is_there = _ids_of(file, rows)
+        with_id = np.flatnonzero(is_there)  # what is wrong with the others is detected when they are read
+        distinct, first = np.unique(ids[with_id], return_index=True)
         is_new = np.ones(len(distinct), np.bool_)
         for earlier in self._ids[:number]:
             is_new &= ~np.isin(distinct, earlier, assume_unique=True)
         if number == len(self._ids):
             self._ids.append(distinct[is_new])
-        kept = rows[np.sort(first[is_new])]
+        kept = rows[np.sort(np.concatenate((with_id[first[is_new]], np.flatnonzero(~is_there))))]
         return _Chosen(kept, len(rows) - len(kept))
 
 
@@ -323,22 +344,23 @@ def _candidate_bits(batch: Any) -> npt.NDArray[np.int64]:
     return np.where(similarity > _LEAST_SIMILARITY, bits, 0)
 
 
-def _ids_of(file: ParquetFile, rows: Int64s) -> Int64s:
-    """The ids of some rows, which tell rows apart."""
-    parts: list[Int64s] = []
+def _ids_of(file: ParquetFile, rows: Int64s) -> tuple[Int64s, Bools]:
+    """The ids of some rows, which tell rows apart, and whether each row has one."""
+    parts: list[tuple[Int64s, Bools]] = [(np.empty(0, np.int64), np.empty(0, np.bool_))]
     first_row = 0
     for batch in file.batches(("id",)):
         start, stop = np.searchsorted(rows, (first_row, first_row + batch.num_rows))
-        parts.append(_integers(file, batch.column("id").take(pa.array(rows[start:stop] - first_row))))
+        parts.append(_integers(batch.column("id").take(pa.array(rows[start:stop] - first_row))))
         first_row += batch.num_rows
-    return np.concatenate(parts) if parts else np.empty(0, np.int64)
+    ids, is_there = zip(*parts, strict=True)
+    return np.concatenate(ids), np.concatenate(is_there)
 
 
-def _integers(file: ParquetFile, column: Any) -> Int64s:
-    """Ids as numbers of 64 bits; those from 2**63 on become negative ones."""
-    if column.null_count:
-        raise ManifestError(f"{file.path}: column id is empty in some rows; every row needs one")
-    return np.asarray(column.to_numpy(zero_copy_only=False)).astype(np.int64)
+def _integers(column: Any) -> tuple[Int64s, Bools]:
+    """Ids as numbers of 64 bits, those from 2**63 on as negative ones, and whether each is there."""
+    is_there = np.asarray(column.is_valid().to_numpy(zero_copy_only=False))
+    numbers = column.fill_null(0) if column.null_count else column
+    return np.asarray(numbers.to_numpy(zero_copy_only=False)).astype(np.int64), is_there
 
 
 def _shard_names(paths: Sequence[Path]) -> list[str]:

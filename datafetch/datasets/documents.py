@@ -17,7 +17,7 @@ from datafetch.choices import Choices
 from datafetch.datasets.json_lines import BadRecordError, Draft, JsonObject, RecordFormat
 from datafetch.datasets.payload import pack
 from datafetch.datasets.tokens import TokenCounter
-from datafetch.datasets.urls import askable
+from datafetch.datasets.urls import askable, is_too_long
 from datafetch.errors import ManifestError
 from datafetch.model import Encoded, Note, Payload, Record, Row
 
@@ -170,10 +170,10 @@ def _url(record: Mapping[str, Any], url: object) -> str:
     if not url.strip():  # or the document itself would be asked for
         return ""
     base = record.get("url")
-    if not isinstance(base, str):
+    if not isinstance(base, str) or is_too_long(base):
         return url
     try:
         # Each image has its document's address before its own, so that a long one would be there many times.
-        return askable(urljoin(askable(base).strip(), url.strip()))
+        return askable(urljoin(base.strip(), url.strip()))
     except ValueError:
         return url

@@ -18,14 +18,13 @@ from datafetch import exact_json
 from datafetch.durable import is_plain_name
 from datafetch.errors import ManifestError
 from datafetch.model import Note, Row, Sample, Selection, Shard, Totals
-from datafetch.readers import LineFile, list_files, parsed_bytes, stem_of
+from datafetch.readers import MOST_NESTING, LineFile, is_nested_deeply, list_files, parsed_bytes, stem_of, why_too_long
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".jsonl.zip")
 _SNIFFED_LINES = 100
 _SNIFFED_BYTES = 4 * 1024 * 1024  # a hundred of the longest lines would be gigabytes
 _MOST_PARSED_BYTES = 512 * 1024 * 1024  # of one record; a line of 64 MiB can make two gigabytes of empty lists
 _SHORT_LINE_BYTES = 1024 * 1024  # what is shorter can't come near that
-_MOST_NESTING = 500  # published records have five levels; Python's parser gives up at about a thousand
 _COMPRESSION = 4.0  # of text, about
 
 JsonObject: TypeAlias = dict[str, Any]
@@ -298,25 +297,11 @@ def _parse(line: bytes) -> JsonObject:
     except UnicodeDecodeError as error:
         raise BadRecordError(f"not UTF-8 at byte {error.start:,}") from error
     except ValueError as error:
-        raise BadRecordError(f"not JSON ({error})") from error
+        raise BadRecordError(why_too_long(error) or f"not JSON ({error})") from error
     except RecursionError as error:
-        raise BadRecordError("nested too deeply") from error
+        raise BadRecordError(f"nested more than {MOST_NESTING} levels deep") from error
     if not isinstance(record, dict):
         raise BadRecordError("not a JSON object")
-    if line.count(b"[") + line.count(b"{") > _MOST_NESTING and _is_nested_deeply(record):
-        raise BadRecordError(f"nested more than {_MOST_NESTING} levels deep")
+    if is_nested_deeply(record, line.count(b"[") + line.count(b"{")):
+        raise BadRecordError(f"nested more than {MOST_NESTING} levels deep")
     return record
-
-
-def _is_nested_deeply(record: JsonObject) -> bool:
-    level: list[Any] = [record]
-    for _ in range(_MOST_NESTING):
-        level = [
-            inner
-            for value in level
-            for inner in (value.values() if isinstance(value, dict) else value)
-            if isinstance(inner, dict | list)
-        ]
-        if not level:
-            return False
-    return True

@@ -16,9 +16,9 @@ from pathlib import Path, PurePosixPath
 from datafetch.datasets.description import Description
 from datafetch.datasets.names import Clashes, why_refused
 from datafetch.datasets.saved import SAMPLES_A_SHARD, find_file, saved_row, shard_name
-from datafetch.datasets.urls import MOST_URL_CHARS, askable
+from datafetch.datasets.urls import askable, is_too_long
 from datafetch.errors import ManifestError, raise_want
-from datafetch.model import Holds, Loader, Payload, Record, Row, Sample, Selection, Shard, Totals
+from datafetch.model import MOST_URL_CHARS, Holds, Loader, Payload, Record, Row, Sample, Selection, Shard, Totals
 from datafetch.protocols import Samples
 from datafetch.readers import LineFile, MemberReader, RecordReader
 
@@ -177,7 +177,7 @@ class _Slice(Samples):
 
 def _why_refused(cover: _Cover) -> str:
     """Why a cover is not asked for; nothing where it is."""
-    if not cover.url:
+    if not cover.url or is_too_long(cover.url):
         return f"there is no imageURL, or it is longer than {MOST_URL_CHARS:,} characters"
     if not cover.id_ or "/" in cover.id_:
         return "its id can't be the name of a file"

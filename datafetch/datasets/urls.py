@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-MOST_URL_CHARS = 65_536
-"""No server takes a longer one, and a spool and a ledger would have it several times."""
+from datafetch.model import MOST_URL_CHARS
 
 
 def askable(url: object) -> str:
-    """The URL itself; nothing, which fails as ``bad_url``, where it is no text or longer than any can be."""
-    return url if isinstance(url, str) and len(url) <= MOST_URL_CHARS else ""
+    """The URL itself; nothing, which fails as ``bad_url``, where it is no text.
+
+    Of one that is too long, the first characters, one more than a URL can have: it fails as ``bad_url`` for its length,
+    and the ledger tells which it was.
+    """
+    return url[: MOST_URL_CHARS + 1] if isinstance(url, str) else ""
+
+
+def is_too_long(url: str) -> bool:
+    """Whether it is longer than a URL that is requested."""
+    return len(url) > MOST_URL_CHARS

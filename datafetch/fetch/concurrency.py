@@ -238,6 +238,8 @@ def affordable_connections(wanted: int) -> int:
     affordable = (soft - _RESERVED_DESCRIPTORS) // _DESCRIPTORS_PER_REQUEST
     if affordable < 1:
         raise ResourceError(
-            f"only {soft} files may be open at once; raise the limit with 'ulimit -n' to {needed} or more"
+            f"only {soft:,} files may be open at once ('ulimit -n'), and a run needs "
+            f"{_RESERVED_DESCRIPTORS + _DESCRIPTORS_PER_REQUEST:,} at least, and {_DESCRIPTORS_PER_REQUEST} for each "
+            f"further one of --connections; raise the limit, to {needed:,} for all {wanted:,}"
         )
     return min(wanted, affordable)

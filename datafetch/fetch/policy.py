@@ -7,13 +7,17 @@ from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
-from datafetch.errors import ConfigurationError
+from datafetch.errors import ConfigurationError, refuse_outside
 
 _NAMESERVER = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<v4>[^:\[\]]+))(?::(?P<port>\d{1,5}))?")
 _MAX_PORT = 65_535
 MIB = 1024 * 1024
 DEFAULT_MAX_BODY_BYTES = 32 * MIB
 """A larger body is taken by the operator's permission alone."""
+MOST_BYTES = 2**50
+"""Of a body, or of a budget for bodies: beyond any machine."""
+_MOST_CONNECTIONS = 1_000_000  # beyond the descriptors of any process
+_MOST_REDIRECTS = 1000
 _MAX_RETRIES = 60  # the ledger counts attempts in 8 bits, and a truncated image is asked for once more with its own
 _MAX_TIMEOUT_S = 86_400.0
 
@@ -66,13 +70,11 @@ class FetchPolicy:
     def __post_init__(self) -> None:
         """Refuse what cannot work, before anything is fetched."""
         if self.connections is not None:
-            _at_least("--connections", self.connections, 1)
-        _at_least("--per-host", self.per_host, 1)
-        _at_least("--retries", self.retries, 0)
-        if self.retries > _MAX_RETRIES:
-            raise ConfigurationError(f"--retries must be {_MAX_RETRIES} or less, not {self.retries}")
-        _at_least("--max-body", self.max_body_bytes, 1)
-        _at_least("max_redirects", self.max_redirects, 0)
+            refuse_outside("--connections", self.connections, 1, _MOST_CONNECTIONS)
+        refuse_outside("--per-host", self.per_host, 1, _MOST_CONNECTIONS)
+        refuse_outside("--retries", self.retries, 0, _MAX_RETRIES)
+        refuse_outside("--max-body", self.max_body_bytes, 1, MOST_BYTES)
+        refuse_outside("max_redirects", self.max_redirects, 0, _MOST_REDIRECTS)
         if not 0 < self.timeout_s <= _MAX_TIMEOUT_S:
             raise ConfigurationError(f"--timeout must be above 0 seconds and at most a day, not {self.timeout_s}")
         if not (self.connect_timeout_s > 0 and self.stall_timeout_s > 0 and self.backoff_s >= 0):
@@ -115,8 +117,3 @@ def _is_address(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _at_least(option: str, value: int, least: int) -> None:
-    if value < least:
-        raise ConfigurationError(f"{option} must be {least} or more, not {value}")

@@ -12,6 +12,8 @@ from urllib.parse import quote_from_bytes
 import ada_url
 from yarl import URL
 
+from datafetch.model import MOST_URL_CHARS
+
 _SCHEMES = ("http://", "https://")
 _AMPERSAND = re.compile(r"&(?:(?:amp|#0{0,5}38|#x0{0,5}26);)+", re.IGNORECASE)
 _ASCII = bytes(range(128))
@@ -29,8 +31,10 @@ def parse_url(text: str) -> URL:
     there, and one that speaks none answers nowhere else.
 
     Raises:
-        BadUrlError: Not http or https, no host, or not to be parsed.
+        BadUrlError: Not http or https, no host, not to be parsed, or longer than ``MOST_URL_CHARS``.
     """
+    if len(text) > MOST_URL_CHARS:
+        raise BadUrlError(f"longer than {MOST_URL_CHARS:,} characters")
     text = _AMPERSAND.sub("&", text.strip())
     if text.startswith("//"):
         text = f"http:{text}"

@@ -10,11 +10,12 @@ from datafetch.readers.ids import INDEX_BITS, IdList, pack_pair, read_id_pairs, 
 from datafetch.readers.lines import MAX_LINE_BYTES, LineFile, stem_of
 from datafetch.readers.parquet import BadRow, ColumnType, ParquetFile, matching_rows
 from datafetch.readers.records import Member, MemberReader, RecordReader
-from datafetch.readers.words import Int64s, most_rows, parsed_bytes
+from datafetch.readers.words import MOST_NESTING, Int64s, is_nested_deeply, most_rows, parsed_bytes, why_too_long
 
 __all__ = [
     "INDEX_BITS",
     "MAX_LINE_BYTES",
+    "MOST_NESTING",
     "BadRow",
     "ColumnType",
     "IdList",
@@ -24,6 +25,7 @@ __all__ = [
     "MemberReader",
     "ParquetFile",
     "RecordReader",
+    "is_nested_deeply",
     "list_files",
     "matching_rows",
     "most_rows",
@@ -32,4 +34,5 @@ __all__ = [
     "read_id_pairs",
     "read_ids",
     "stem_of",
+    "why_too_long",
 ]

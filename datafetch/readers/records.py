@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import TextIO
 
 from datafetch.errors import ManifestError
-from datafetch.readers.words import parsed_bytes
+from datafetch.readers.words import MOST_NESTING, is_nested_deeply, parsed_bytes, why_too_long
 
 _MOST_RECORDS = 2**20  # whatever the size of a file; published ones have half as many
 _RECORD_BYTES = 16  # where there are more: a name or a URL takes as many
 _MOST_RECORD_CHARS = 64 << 20  # conversations are a few thousand
 _MOST_PARSED_BYTES = 256 << 20  # 64 MiB of text can make two gigabytes of empty lists
+_TOO_DEEP = f"has a record that is nested more than {MOST_NESTING} levels deep"
 _DECODER = json.JSONDecoder()
 _SPACE = " \t\n\r"
 _AFTER_NUMBER = {",", "]", "}", *_SPACE}
@@ -121,12 +122,19 @@ class _Reader:
                 raise ManifestError(f"has a record that may take more than {_MOST_PARSED_BYTES:,} bytes of memory")
             try:
                 value, end = _DECODER.raw_decode(self._text, self._at)
-            except (ValueError, RecursionError) as error:
+            except RecursionError as error:
+                raise ManifestError(_TOO_DEEP) from error
+            except ValueError as error:
+                if too_long := why_too_long(error):
+                    raise ManifestError(f"has a record that can't be read: {too_long}") from error
                 if is_all:
                     raise ManifestError("is not JSON, or is cut short") from error
             else:
                 # A number may continue where nothing marks its end.
                 if is_all or not isinstance(value, int | float) or self._text[end : end + 1] in _AFTER_NUMBER:
+                    brackets = self._text.count("[", self._at, end) + self._text.count("{", self._at, end)
+                    if is_nested_deeply(value, brackets):
+                        raise ManifestError(_TOO_DEEP)
                     self._at = end
                     return value
             self._fill(file, more_chars)

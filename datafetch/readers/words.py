@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 Int64s: TypeAlias = npt.NDArray[np.int64]
+
+MOST_NESTING = 200
+"""Levels of a record. Published ones have five. Pickling takes two of Python's stack frames for each level, and the
+limit of those is 1,000 for all that is under way."""
 
 _MOST_ROWS = 2**24  # whatever the size of a file; the largest published one has 6 million
 _ROW_BYTES = 8  # of URL and text, compressed as well as may be
@@ -16,6 +21,7 @@ _MOST_TEXT_FACTOR = 4  # a text takes four bytes a character where one of its ch
 _VALUE_BYTES = 64  # of a number, a short text or an empty list as an object, with its place in a list
 _MEMBER_BYTES = 128  # of a name and its place in a dict
 _CHARACTER_BYTES = 4  # the last one may be cut
+_DIGITS_LIMIT = "set_int_max_str_digits"  # in Python's message
 _SPACE = b" \t\r\n"
 
 
@@ -48,6 +54,34 @@ def parsed_bytes(text: bytes | str) -> int:
     return len(text) * factor + (commas + opening) * _VALUE_BYTES + (opening + colons) * _MEMBER_BYTES
 
 
+def why_too_long(error: ValueError) -> str:
+    """What is wrong with an integer that Python refuses to read for its length; nothing for any other error.
+
+    Python's own message advises to call a function, which nobody who runs a command can do.
+    """
+    return f"an integer has more than {sys.get_int_max_str_digits():,} digits" if _DIGITS_LIMIT in str(error) else ""
+
+
+def is_nested_deeply(value: object, brackets: int) -> bool:
+    """Whether a value of JSON has more than ``MOST_NESTING`` levels, so that not every later step could handle it.
+
+    Args:
+        value: As it was parsed.
+        brackets: How many brackets and braces its text opens. Most values have too few of them to be looked through.
+    """
+    if brackets <= MOST_NESTING:
+        return False
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(MOST_NESTING):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+    return bool(level)
+
+
 def _has_escape(text: bytes | str) -> bool:
     return "\\u" in text if isinstance(text, str) else b"\\u" in text
 
@@ -61,7 +95,7 @@ def what_it_is(start: bytes) -> str:
     if not start:
         return "it is empty (0 bytes)"
     if text.startswith(b"version https://git-lfs"):
-        return "it is a pointer of Git LFS; fetch the file itself with git lfs pull"
+        return "it is a pointer of Git LFS ('git lfs pull' gets the file itself)"
     if text.startswith(b"<"):
         return f"it is a page of HTML or XML that begins with {_shown(text)}"
     return ""

@@ -44,6 +44,8 @@ _JPEG_HEAD_BYTES = 1024 * 1024
 MAX_BODY_BYTES = 2**32 - 1  # what a request can tell of
 
 _log = logging.getLogger(__name__)
+MOST_PROCESSES = 1024
+"""Each takes 60 MB, and no machine has more CPUs than that."""
 
 
 def available_cpus() -> int:

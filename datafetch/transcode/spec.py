@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
 
-from datafetch.errors import ConfigurationError
+from datafetch.errors import ConfigurationError, refuse_outside
 
 _MAX_DECODE_TIMEOUT_S = 3600.0
+_MOST_SIDE_PX = 2**31 - 1  # Pillow's sizes are C integers; images are never enlarged
 _MOST_PIXELS = 2**32  # what a JPEG can hold
 _MAX_QUALITY = 95  # above it libjpeg-turbo only makes files larger (Pillow's documentation)
 
@@ -98,12 +99,10 @@ class ImageSpec:
         _whole("--quality", self.quality)
         _whole("--max-pixels", self.max_pixels)
         _whole("least_pixels", self.least_pixels)
-        if self.short_side_px is not None and self.short_side_px < 1:
-            raise ConfigurationError(f"--short-side must be 1 pixel or more, not {self.short_side_px}")
-        if not 1 <= self.quality <= _MAX_QUALITY:
-            raise ConfigurationError(f"--quality must be from 1 to {_MAX_QUALITY}, not {self.quality}")
-        if not 1 <= self.max_pixels <= _MOST_PIXELS:
-            raise ConfigurationError(f"--max-pixels must be from 1 to {_MOST_PIXELS}, not {self.max_pixels}")
+        if self.short_side_px is not None:
+            refuse_outside("--short-side", self.short_side_px, 1, _MOST_SIDE_PX)
+        refuse_outside("--quality", self.quality, 1, _MAX_QUALITY)
+        refuse_outside("--max-pixels", self.max_pixels, 1, _MOST_PIXELS)
         if not 1 <= self.least_pixels <= self.max_pixels:
             raise ConfigurationError(f"least_pixels must be from 1 to --max-pixels, not {self.least_pixels}")
         if self.encode is Encoding.RECEIVED and (self.short_side_px is not None or self.pixels is not Pixels.RECIPE):

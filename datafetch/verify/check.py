@@ -15,14 +15,14 @@ from typing import TypeAlias
 import orjson
 
 from datafetch.datasets import DATASETS, find_dataset
-from datafetch.errors import ConfigurationError, DatafetchError, raise_want
+from datafetch.errors import ConfigurationError, DatafetchError, raise_want, refuse_outside
 from datafetch.model import Loader
 from datafetch.observers import look_on
 from datafetch.own_loop import run_to_end
 from datafetch.protocols import Dataset
 from datafetch.ranks import GROUP_OF, Ranks
 from datafetch.state import State
-from datafetch.transcode import Encoding, ImageSpec, Transcoder
+from datafetch.transcode import MOST_PROCESSES, Encoding, ImageSpec, Transcoder
 from datafetch.transcode.pool import available_cpus
 from datafetch.verify.findings import Examined, Findings, Standing, batched
 from datafetch.verify.folder import ImageFolder
@@ -74,8 +74,8 @@ class Check:
         self.ranks(Loader.COYO)
         if not all(character.isprintable() for character in self.out):
             raise ConfigurationError(f"paths must be printable, and valid UTF-8, not {self.out!a}")
-        if self.processes is not None and not 1 <= self.processes <= 10_000:  # noqa: PLR2004 - beyond any machine
-            raise ConfigurationError(f"--processes must be from 1 to 10,000, not {self.processes}")
+        if self.processes is not None:
+            refuse_outside("--processes", self.processes, 1, MOST_PROCESSES)
 
     def ranks(self, loader: Loader) -> Ranks:
         """Who will read the shards, and how."""

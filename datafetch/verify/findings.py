@@ -6,11 +6,9 @@ so it is cut to size and stripped of whatever could break its line.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 MOST_KEPT = 1000  # nobody reads on, and six million rows may all be wrong
 _MOST_CHARS = 300
@@ -159,12 +157,6 @@ def batched(examined: Iterable[Examined]) -> Iterator[list[Examined]]:
             yield batch
             batch, batch_bytes = [], 0
     yield batch
-
-
-def leads_out(path: Path, real_root: str) -> bool:
-    """Whether a file or folder lies, by some link, elsewhere than in a folder; of that the path has no links."""
-    real = os.path.realpath(path)
-    return os.path.commonpath([real, real_root]) != real_root
 
 
 def clean(text: str, most_chars: int = _MOST_CHARS) -> str:

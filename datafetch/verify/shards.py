@@ -9,10 +9,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from datafetch.durable import FOLLOW_IT_YOURSELF, leads_out
 from datafetch.errors import ConfigurationError, ManifestError, raise_want
 from datafetch.model import Loader
 from datafetch.sinks import decode_row, read_count, read_frames
-from datafetch.verify.findings import Examined, FoundImage, Place, Problem, leads_out
+from datafetch.verify.findings import Examined, FoundImage, Place, Problem
 from datafetch.verify.rows import EXAMINERS, key_of, loader_of
 
 _ROWS, _COUNT = ".pkl", ".count"
@@ -65,7 +66,7 @@ class ShardFolder:
     def examine(self) -> Iterator[Examined]:
         """Examine the folder, then the shards in order, row by row."""
         for name in self._leading_out:
-            yield _trouble(name, "is a link that leads out of its folder, and is not followed")
+            yield _trouble(name, f"is a link that leads out of its folder, and is not followed; {FOLLOW_IT_YOURSELF}")
         for name in self._strange:
             yield _trouble(name, "is no file of a shard, and the trainer counts it")
         for name in self._halves:

@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+from datafetch.durable import leads_out
 from datafetch.errors import ConfigurationError, ManifestError, raise_want
 from datafetch.model import Loader
 from datafetch.readers import RecordReader
-from datafetch.verify.findings import Examined, FoundImage, Place, Problem, clean, leads_out
+from datafetch.verify.findings import Examined, FoundImage, Place, Problem, clean
 from datafetch.verify.rows import key_of
 
 _MOST_IMAGE_BYTES = 256 << 20

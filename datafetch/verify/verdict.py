@@ -45,7 +45,8 @@ class Reading:
         ranks, groups = self.ranks, self.epoch.groups
         cure = f"'datafetch reshard' makes equal ones for --world-size {ranks.world_size}"
         if not self.shards_per_rank:
-            yield f"{self.shards:,} shards are fewer than {ranks.world_size:,} ranks, and the loader crashes; {cure}"
+            shards = "1 shard is" if self.shards == 1 else f"{self.shards:,} shards are"
+            yield f"{shards} fewer than {ranks.world_size:,} ranks, and the loader crashes; {cure}"
         elif not groups:
             yield f"the poorest rank has not even one group of {ranks.group:,} samples; {cure}"
         elif not self.epoch.is_aligned:

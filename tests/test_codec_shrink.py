@@ -95,7 +95,7 @@ def test_fast_is_close_to_exact(picture: Picture, least_db: float, ratios: tuple
 @pytest.mark.parametrize("name", PHOTOGRAPHS)
 def test_fast_is_close_to_exact_for_photographs(name: str, left: float, least_db: float, scale: int) -> None:
     """The figures of docs/fidelity.md: the more pixels are left to shrink from, the closer, and 1.6 times is least."""
-    body = (Path(__file__).parent / "data" / "photographs" / f"{name}.jpg").read_bytes()
+    body = (Path(__file__).parent / "photographs" / f"{name}.jpg").read_bytes()
     with Image.open(BytesIO(body)) as source:
         whole_px = source.width
         limit_px = int(min(source.size) / scale / left)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from datafetch.claim import write_asked
+from datafetch.errors import ConfigurationError
 from datafetch.fetch import FetchPolicy, OptOut
 from datafetch.fetch.policy import DEFAULT_MAX_BODY_BYTES
 from datafetch.job import Job, asked_of, read_job
@@ -81,6 +82,13 @@ class Permitted:
         networks = tuple(dict.fromkeys((*earlier.allow_net, *self.allow_net)))
         return replace(self, insecure=self.insecure or earlier.insecure, allow_net=networks)
 
+    def without(self, now: Self) -> tuple[str, ...]:
+        """Options of these that are not given now, a limit that is another one aside."""
+        given = {option.partition(" ")[0] for option in now.options() if not option.startswith("--allow-net")}
+        return tuple(
+            option for option in self.options() if option not in now.options() and option.partition(" ")[0] not in given
+        )
+
     def options(self) -> tuple[str, ...]:
         """What goes beyond the defaults, as it is said to a command."""
         return (
@@ -91,6 +99,14 @@ class Permitted:
             *((f"--max-pixels {self.max_pixels}",) if self.max_pixels > DEFAULT_MAX_PIXELS else ()),
             *((f"--max-sample {self.max_sample_bytes}",) if self.max_sample_bytes > MAX_SAMPLE_BYTES else ()),
         )
+
+
+def read_permitted(state: State) -> Permitted | None:
+    """What was permitted last on an output; None where that is not known."""
+    try:
+        return Permitted.of(read_job(state)[0])
+    except ConfigurationError:
+        return None
 
 
 def remember(state: State, permitted: Permitted) -> None:

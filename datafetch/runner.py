@@ -32,7 +32,7 @@ from datafetch.job import Job, asked_of, dataset_of, equal_plan, hash_of, identi
 from datafetch.ledger import read_keys, read_totals, sum_totals
 from datafetch.model import Selection, Totals
 from datafetch.own_loop import run_to_end
-from datafetch.permitted import Permitted, remember
+from datafetch.permitted import Permitted, read_permitted, remember
 from datafetch.protocols import Dataset, Manifest
 from datafetch.published import is_in_place
 from datafetch.record_list import keep_published, published_source
@@ -79,7 +79,11 @@ async def fetch_dataset(job: Job, observe: Observer | None = None, *, backends: 
     identity = await asyncio.to_thread(identify, job, manifest, spec)
     state = await asyncio.to_thread(_state_of, Path(job.out), job, identity)
     take = partial(take_for_job, state, identity, asked_of(job, spec), fresh=job.fresh)
+    before = None if job.fresh else await asyncio.to_thread(read_permitted, state)
     async with claimed(state, take, goes_on=not job.fresh, is_alone=job.no_lock):
+        lost = () if before is None else before.without(Permitted.of(job))
+        if lost:
+            _log.info("no longer permitted, also for retries, unless given again: %s", " ".join(lost))
         shards = [shard.name for shard in manifest.shards()]
         if dataset.list_name is not None:
             await asyncio.to_thread(keep_published, state, manifest.shards()[0].source)

@@ -17,6 +17,7 @@ from test_job import files_of, read_ledger, read_rows
 
 from datafetch import FailureKind, Job, Wanted, read_status
 from datafetch.claim import read_identity
+from datafetch.cli.show import show_status
 from datafetch.commit import Commit
 from datafetch.datasets import find_dataset
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
@@ -464,6 +465,10 @@ def test_what_a_retry_permits_holds_for_the_next(blocked_job: Job, caplog: pytes
     assert retry(blocked_job.out, BLOCKED, change=allow_loopback).totals.ok == IMAGES - len(FAULTS)
     assert retry(blocked_job.out).totals.outcomes == {"ok": IMAGES - 2, "http_status": 2}
     assert read_identity(state) == identity
+    run(blocked_job)
+    assert (
+        caplog.messages[-1] == f"no longer permitted, also for retries, unless given again: --allow-net {LOOPBACK[0]}"
+    )
     assert caplog.messages.count(f"permitted, and remembered for later retries: --allow-net {LOOPBACK[0]}") == 2
 
 
@@ -483,7 +488,7 @@ def test_permissions_add_up_and_limits_are_the_last() -> None:
     )
 
 
-def test_an_interrupted_retry_is_completed_as_it_was_begun(blocked_job: Job) -> None:
+def test_an_interrupted_retry_is_completed_as_it_was_begun(blocked_job: Job, capfd: pytest.CaptureFixture[str]) -> None:
     """A plain retry knows the kinds and permissions, whatever ran meanwhile, and counts nothing that it didn't do."""
 
     async def die(_: Commit) -> Totals:
@@ -494,6 +499,9 @@ def test_an_interrupted_retry_is_completed_as_it_was_begun(blocked_job: Job) -> 
         retry(blocked_job.out, BLOCKED, change=allow_loopback, backends=replace(THREADS, commit=die))
     assert read_status(blocked_job.out).summary()["retry"] is True
     assert read_status(blocked_job.out).state == "interrupted"
+    show_status(read_status(blocked_job.out), as_json=False)
+    printed = " ".join(capfd.readouterr().out.split())
+    assert "interrupted in a retry; 'datafetch retry' completes it" in printed
     assert run(blocked_job).has_open_retry
     report = retry(blocked_job.out)
     assert report.totals.outcomes == {"ok": IMAGES - len(FAULTS), "http_status": len(FAULTS)}

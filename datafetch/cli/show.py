@@ -182,7 +182,7 @@ def _facts(status: Status) -> Table:
 
 def _state(status: Status) -> Text:
     if status.beat is None and status.has_open_retry:
-        return _plain(f"{status.state} in a retry: '{_retry_command(str(status.out))}' completes it")
+        return Text(f"{status.state} in a retry; 'datafetch retry' completes it")
     if status.beat is None:
         return Text(status.state)
     return _plain(f"{status.state} (process {status.beat.pid} on {status.beat.host})")

@@ -95,7 +95,7 @@ def _advice(report: Report) -> Iterator[str]:
     if report.retried == 0 and failed:
         yield (
             "this retry had nothing to request: what failed is of other kinds; "
-            f"--kinds {','.join(failed)} (or some of them) requests those as well"
+            f"--kinds {','.join(failed)}{' (or some of them)' if len(failed) > 1 else ''} requests those as well"
         )
     for kind, cure in _CURES.items():
         count = report.curable.get(kind, 0)

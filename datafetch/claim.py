@@ -127,6 +127,11 @@ def read_asked(state: State) -> dict[str, Any]:
     return asked
 
 
+def write_asked(state: State, asked: Mapping[str, object]) -> None:
+    """Remember that an output is asked for in another way from now on; its job stays what it is."""
+    write_atomically(state.job, orjson.dumps({**_read(state), _ASKED: asked}, option=orjson.OPT_INDENT_2))
+
+
 def refuse_left_spools(state: State, scratch: Path | None, *, otherwise: str) -> None:
     """See that what an earlier run kept is not fetched once more because this one looks for it elsewhere.
 

@@ -20,10 +20,11 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from datafetch.errors import ConfigurationError, raise_want
-from datafetch.model import LedgerLine, Totals
+from datafetch.model import NOT_ASKED, FailureKind, LedgerLine, Permission, Totals
 
 SCHEMA = pa.schema(
     [
@@ -223,6 +224,20 @@ def read_outcomes(path: Path) -> set[tuple[str, int | None]]:
     """Which outcomes there are, with their statuses."""
     table = pq.read_table(path, columns=["outcome", "status"]).group_by(["outcome", "status"]).aggregate([])
     return {(line["outcome"], line["status"]) for line in table.to_pylist()}
+
+
+def count_unpermitted(path: Path, kind: FailureKind, permission: Permission) -> int:
+    """How many images that were asked for failed in one way without a permission having been used."""
+    count = 0
+    with pq.ParquetFile(path) as file:
+        names = [name for name in ("outcome", "detail", "permitted") if name in file.schema_arrow.names]
+        for batch in _batches(file, names):
+            lines = batch.filter(pc.equal(batch["outcome"], kind.value)).to_pylist()
+            count += sum(
+                not line["detail"].startswith(NOT_ASKED) and permission not in (line.get("permitted") or ())
+                for line in lines
+            )
+    return count
 
 
 def _totals(path: Path, metadata: Mapping[bytes, bytes]) -> Totals:

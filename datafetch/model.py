@@ -58,6 +58,20 @@ class Permission(StrEnum):
     MAX_SAMPLE = "max-sample"
     """With it the images of its sample take more together than they may by default."""
 
+    @property
+    def cures(self) -> FailureKind:
+        """What an image fails as that this permission may bring."""
+        return _CURES[self]
+
+
+_CURES = {
+    Permission.INSECURE: FailureKind.TLS,
+    Permission.OPT_OUT: FailureKind.OPTED_OUT,
+    Permission.ALLOW_NET: FailureKind.BLOCKED_ADDRESS,
+    Permission.MAX_BODY: FailureKind.TOO_LARGE,
+    Permission.MAX_PIXELS: FailureKind.TOO_MANY_PIXELS,
+    Permission.MAX_SAMPLE: FailureKind.TOO_LARGE,
+}
 
 Permissions: TypeAlias = tuple[Permission, ...]
 """Each at most once, in alphabetical order."""

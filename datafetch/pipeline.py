@@ -117,6 +117,11 @@ class Pipeline:
         return self._delivery.outcomes.total()
 
     @property
+    def arrived(self) -> int:
+        """Images that were fetched in this run."""
+        return self._delivery.outcomes[OK] - self._delivery.repeated
+
+    @property
     def repeated(self) -> int:
         """Images that arrived in this run as what another had asked for."""
         return self._delivery.repeated

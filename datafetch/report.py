@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from datafetch.model import OK, Selection, Totals
 
@@ -29,7 +30,8 @@ class Report:
     ``totals`` and ``shards`` speak of the output as it is now; everything else of this run alone. ``reused`` images
     were not fetched in this run; of these, ``repeated`` have the URL of one that was. ``connections`` is how many
     requests might be open at its end: what was asked for, or what was found to serve best. ``retried`` is how many
-    images were tried again, where it was a retry; ``equal`` is there where the shards were made equal.
+    images were tried again, where it was a retry; ``equal`` is there where the shards were made equal. ``curable`` says
+    how many images failed that a permission might bring, by kind; ``has_open_retry`` whether a retry was interrupted.
     """
 
     dataset: str
@@ -46,6 +48,8 @@ class Report:
     selection: Selection | None = None
     retried: int | None = None
     equal: EqualShards | None = None
+    curable: Mapping[str, int] = field(default_factory=dict)
+    has_open_retry: bool = False
 
     @property
     def images_per_s(self) -> float:

@@ -1,12 +1,14 @@
 """The retry of an output that is under way: which one it is, of what, and where it keeps what it has fetched.
 
 Rules: ``retry.json`` is there from the beginning of a retry until it is complete, so that one which was interrupted is
-completed before another begins, and no URL is requested twice.
+completed before another begins, and no URL is requested twice. It says what that one tries again and what it may take,
+so that completing it needs no option.
 """
 
 from __future__ import annotations
 
 import secrets
+import shlex
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +19,10 @@ import orjson
 from datafetch.claim import refuse_left_spools
 from datafetch.durable import write_atomically
 from datafetch.errors import ConfigurationError, raise_want
+from datafetch.job import Job
 from datafetch.ledger import read_books
+from datafetch.model import FailureKind
+from datafetch.permitted import Permitted
 from datafetch.state import State
 from datafetch.wanted import Retry, Wanted
 
@@ -29,37 +34,56 @@ class Note:
     Attributes:
         number: Which one.
         kinds: Failure kinds that it tries again; None for those that may pass.
+        also: Kinds that it tries again besides those that may pass.
         scratch: Where its spools lie, as the option says it; None is the state folder.
         token: As its spools have it.
+        permitted: What it may take; None where an earlier version noted it.
     """
 
     number: int
     kinds: list[str] | None
+    also: list[str]
     scratch: str | None
     token: str
+    permitted: Permitted | None
+
+    def wanted(self) -> Wanted:
+        """Which failures it tries again."""
+        kinds = None if self.kinds is None else frozenset(map(FailureKind, self.kinds))
+        return Wanted(kinds, frozenset(map(FailureKind, self.also)))
+
+    def resumed(self, job: Job) -> Job:
+        """The job with what the retry had of its own."""
+        if self.permitted is not None:
+            job = self.permitted.after(Permitted.of(job)).given_to(job)
+        return replace(job, scratch=self.scratch)
 
 
-def begin_retry(state: State, wanted: Wanted, shards: Sequence[str]) -> Retry:
+def begin_retry(state: State, wanted: Wanted, shards: Sequence[str], permitted: Permitted) -> Retry:
     """Begin a retry, or resume the one that was interrupted.
 
     Raises:
         ConfigurationError: A retry of other failures was interrupted, or one that had its spools elsewhere.
     """
-    kinds = None if wanted.kinds is None else sorted(kind.value for kind in wanted.kinds)
     note = read_note(state)
     if note is None:
         ledgers = [path for path in map(state.ledger, shards) if path.exists()]
         number = 1 + max((read_books(path).retry for path in ledgers), default=0)
         retry = Retry(number, wanted, secrets.token_hex(4))
     else:
-        if note.kinds != kinds:
-            how = "without --kinds" if note.kinds is None else f"with --kinds {','.join(note.kinds)}"
-            raise ConfigurationError(f"a retry of {state.out} was interrupted; complete it first, {how}")
-        retry = Retry(note.number, wanted, note.token)
+        if not wanted.goes_with(note.wanted()):
+            others = [*(["temporary ones"] if note.kinds is None else note.kinds), *note.also]
+            raise ConfigurationError(
+                f"a retry of other failures ({', '.join(others)}) was interrupted; "
+                f"complete it first with 'datafetch retry {shlex.quote(str(state.out))}'"
+            )
+        retry = Retry(note.number, note.wanted(), note.token)
         earlier = Path(note.scratch) if note.scratch else None
         refuse_left_spools(spools_of(state, retry), earlier, otherwise="delete that folder to fetch them again")
     scratch = None if state.scratch is None else str(state.scratch)
-    facts = Note(retry.number, kinds, scratch, retry.token)
+    kinds = None if retry.wanted.kinds is None else sorted(kind.value for kind in retry.wanted.kinds)
+    also = sorted(kind.value for kind in retry.wanted.also)
+    facts = Note(retry.number, kinds, also, scratch, retry.token, permitted)
     write_atomically(state.retry, orjson.dumps(facts, option=orjson.OPT_INDENT_2))
     return retry
 
@@ -85,11 +109,20 @@ def read_note(state: State) -> Note | None:
     """
     try:
         found = orjson.loads(state.retry.read_bytes())
-        note = Note(int(found["number"]), found["kinds"], found["scratch"], found["token"])
-        ",".join((note.token, note.scratch or "", *(note.kinds or ())))  # they are what they are used as
+        permitted = found.get("permitted")
+        note = Note(
+            int(found["number"]),
+            found["kinds"],
+            found.get("also", []),
+            found["scratch"],
+            found["token"],
+            None if permitted is None else Permitted.read(permitted),
+        )
+        ",".join((note.token, note.scratch or ""))  # they are what they are used as
+        note.wanted()
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigurationError) as error:
         raise_want(error)
         raise ConfigurationError(
             f"{state.retry} is damaged; delete it, and what the interrupted retry had fetched is fetched again"

@@ -8,6 +8,7 @@ theirs.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
@@ -34,6 +35,7 @@ from datafetch.job import Job, asked_of, dataset_of, equal_plan, hash_of, identi
 from datafetch.ledger import read_keys, read_totals, sum_totals
 from datafetch.model import Selection, Totals
 from datafetch.own_loop import run_to_end
+from datafetch.permitted import Permitted, read_permitted, remember
 from datafetch.protocols import Dataset, Manifest
 from datafetch.published import is_in_place
 from datafetch.record_list import keep_published, published_source
@@ -47,6 +49,8 @@ from datafetch.work import CHILD_PROCESSES, Backends, Observer, Work
 
 _SHARDS_LOOKED_AT = 64  # to say what a run will need of the disk
 _SAMPLES_LOOKED_AT = 256  # before an earlier output is deleted; they are read together anyway
+
+_log = logging.getLogger(__name__)
 
 Change: TypeAlias = Callable[[Job], Job]
 """What is to be done otherwise than in an earlier run: its job in, the new one out."""
@@ -83,7 +87,11 @@ async def fetch_dataset(job: Job, observe: Observer | None = None, *, backends: 
         await asyncio.to_thread(refuse_at_work, state)
     if job.fresh:
         await _refuse_what_would_stop_at_once(job, manifest)
+    before = None if job.fresh else await asyncio.to_thread(read_permitted, state)
     async with claimed(state, take, goes_on=not job.fresh, is_alone=job.no_lock):
+        lost = () if before is None else before.without(Permitted.of(job))
+        if lost:
+            _log.info("no longer permitted, also for retries, unless given again: %s", " ".join(lost))
         shards = [shard.name for shard in manifest.shards()]
         if dataset.list_name is not None:
             await asyncio.to_thread(keep_published, state, manifest.shards()[0].source)
@@ -119,8 +127,9 @@ def retry(
 
     Args:
         out: The output of an earlier run that is complete.
-        wanted: Which failures; None is those that may pass.
-        change: What is to be done otherwise than in that run, as far as the rows don't depend on it.
+        wanted: Which failures; None is those that may pass, or those of the retry that was interrupted.
+        change: What is to be done otherwise than in that run, as far as the rows don't depend on it. What it permits
+            is remembered for later retries, but that a network is left out.
         observe: Watches while it runs.
         backends: What transcodes images and commits shards.
 
@@ -129,7 +138,7 @@ def retry(
 
     Raises:
         DatafetchError: There is no such run, or this machine ran out of something.
-        KeyboardInterrupt: Ctrl-C; the same call resumes the retry.
+        KeyboardInterrupt: Ctrl-C; the same call resumes the retry, and so does one without ``wanted`` and ``change``.
     """
     work = retry_failed(out, wanted, change=change, observe=observe, backends=backends)
     return run_to_end(work, uvloop.new_event_loop)
@@ -147,10 +156,10 @@ async def retry_failed(
     wanted = wanted or Wanted()
     folder = await asyncio.to_thread(output_of, Path(out))
     job, identity = await asyncio.to_thread(read_job, State(folder))
-    changed = (change or _unchanged)(job)
     note = await asyncio.to_thread(read_note, State(folder))
-    is_said = changed.scratch != job.scratch
-    job = replace(changed, out=out, scratch=changed.scratch if is_said or note is None else note.scratch)
+    if note is not None:
+        job = note.resumed(job)
+    job = replace((change or _unchanged)(job), out=out)
     dataset = dataset_of(job)
     if job.choices.ids_index == IdsIndex.KEPT:
         raise ConfigurationError(
@@ -162,14 +171,17 @@ async def retry_failed(
     if job.no_lock:
         await asyncio.to_thread(refuse_at_work, state)
     async with claimed(state, partial(_take_for_retry, state, identity), is_alone=job.no_lock):
-        again = await asyncio.to_thread(begin_retry, state, wanted, shards)
+        permitted = Permitted.of(job)
+        again = await asyncio.to_thread(begin_retry, state, wanted, shards, permitted)
+        # Before anything is fetched, or a retry that was interrupted would have its images fail in the next one.
+        await asyncio.to_thread(remember, state, permitted)
+        if permitted.options():
+            _log.info("permitted, and remembered for later retries: %s", " ".join(permitted.options()))
         output = Output(dataset, spools_of(state, again), job.payload, again, job.max_sample_bytes)
         source = await asyncio.to_thread(FailedSamples, output, again, shards)
-        before = await asyncio.to_thread(sum_totals, map(state.ledger, shards))
         work = Work(job, job.image or ImageSpec(), Feed(source, output.state), output, shards, backends)
 
         async def conclude(report: Report) -> Report:
-            report = replace(report, reused=before.ok + report.repeated)
             await asyncio.to_thread(write_atomically, state.report, _json(report.summary()))
             await asyncio.to_thread(end_retry, state)
             return report

@@ -69,6 +69,7 @@ class Status:
         images_per_s: Of the last moments of a run at work, else of the last run that came to its end.
         elapsed_s: Of that run.
         beat: What the run at work said last; None when none is.
+        has_open_retry: Whether a retry is at work, or was interrupted.
     """
 
     dataset: str
@@ -90,6 +91,7 @@ class Status:
     images_per_s: float | None
     elapsed_s: float | None
     beat: Beat | None
+    has_open_retry: bool = False
 
     @property
     def done(self) -> int:
@@ -123,6 +125,7 @@ class Status:
             "dataset": self.dataset,
             "out": os.fsencode(self.out).decode(errors="replace"),
             "state": self.state,
+            **({"retry": True} if self.has_open_retry else {}),
             "shards": {"total": self.shards, "published": self.shards_published, "open": self.shards_open},
             "samples": {"rows": self.rows, "dropped": self.dropped, "ended": self.samples},
             "images": {
@@ -159,7 +162,8 @@ def read_status(out: Path | str) -> Status:
     beat = last_beat if last_beat is not None and last_beat.is_at_work() else None
     counted = _count(state, job, last_beat)
     # Shards may be published and a step still be missing: equal shards, or what a retry was to bring.
-    has_ended = state.report.exists() and not state.retry.exists()
+    has_open_retry = state.retry.exists()
+    has_ended = state.report.exists() and not has_open_retry
     is_complete = has_ended and job.is_done(counted.shards_published, counted.rows + counted.dropped)
     run_state = RunState.RUNNING if beat else RunState.COMPLETE if is_complete else RunState.INTERRUPTED
     rate = _rate(state, beat, last_beat)
@@ -184,6 +188,7 @@ def read_status(out: Path | str) -> Status:
         images_per_s=rate.images_per_s if rate else None,
         elapsed_s=rate.elapsed_s if rate else None,
         beat=beat,
+        has_open_retry=has_open_retry,
     )
 
 

@@ -17,10 +17,12 @@ class Wanted:
     """Failures that are to be tried again.
 
     Attributes:
-        kinds: Of these kinds; None for those that may pass.
+        kinds: Of these kinds; None for those that may pass, and those of ``also``.
+        also: Kinds that are tried again besides those that may pass, because something is permitted now.
     """
 
     kinds: frozenset[FailureKind] | None = None
+    also: frozenset[FailureKind] = frozenset()
 
     @classmethod
     def all(cls) -> Wanted:
@@ -29,7 +31,18 @@ class Wanted:
 
     def wants(self, failure: Failure) -> bool:
         """Whether to try again after this failure."""
-        return failure.may_pass if self.kinds is None else failure.kind in self.kinds
+        if self.kinds is not None:
+            return failure.kind in self.kinds
+        return failure.may_pass or failure.kind in self.also
+
+    def goes_with(self, interrupted: Wanted) -> bool:
+        """Whether who wants this may be given an interrupted retry to complete: it tries no other kinds than it says.
+
+        Without kinds, it says nothing of those that the interrupted one has.
+        """
+        if self.kinds is not None:
+            return self.kinds == interrupted.kinds
+        return self.also <= (interrupted.also if interrupted.kinds is None else interrupted.kinds)
 
     def wants_any(self, lines: tuple[LedgerLine, ...]) -> bool:
         """Whether one of a sample's images is to be tried again."""

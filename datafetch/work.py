@@ -24,6 +24,7 @@ from datafetch.job import Job, equal_plan
 from datafetch.ledger import read_totals
 from datafetch.model import OK, Totals
 from datafetch.observers import look_on
+from datafetch.permitted import curable
 from datafetch.pipeline import Pipeline, Statistics
 from datafetch.protocols import ImageTranscoder
 from datafetch.rearrange import Plan, Progress, Watch
@@ -121,20 +122,26 @@ class Work:
             raise ConservationError(
                 f"{state.out}: the equal shards hold {equal.rows:,} rows, and the ledgers list {whole.rows:,}"
             )
+        is_retry = self.output.retry is not None
         return Report(
             dataset=self.output.dataset.name,
             out=self._job.out,
             totals=whole,
             shards=len(equal.files) if equal else sum(part.rows > 0 for part in totals.values()),
-            reused=self._feed.reused[OK] + pipeline.repeated,
+            # What a retry finds in its spools, the ledgers may have counted or not.
+            reused=max(0, whole.ok - pipeline.arrived) if is_retry else self._feed.reused[OK] + pipeline.repeated,
             repeated=pipeline.repeated,
             fetched_bytes=fetched.fetched_bytes,
             written_bytes=pipeline.published_bytes,
             requests=fetched.attempts,
             connections=fetched.connections,
             elapsed_s=time.monotonic() - self._started_s,
-            retried=None if self.output.retry is None else pipeline.ended,
+            retried=pipeline.ended if is_retry else None,
             equal=None if equal is None else equal.for_ranks(),
+            curable=curable(
+                self._job, whole.outcomes, [state.ledger(shard) for shard, part in totals.items() if part.failed]
+            ),
+            has_open_retry=not is_retry and state.retry.exists(),
         )
 
     def published(self) -> list[str]:

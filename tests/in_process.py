@@ -71,8 +71,8 @@ async def _until_done(work: Callable[[], _Result]) -> _Result:
     return task.result()
 
 
-_THREADS = Backends(_open_transcoder, _commit_in_thread)
+THREADS = Backends(_open_transcoder, _commit_in_thread)
 
-run = partial(datafetch.run, backends=_THREADS)
-fetch_dataset = partial(datafetch.fetch_dataset, backends=_THREADS)
-retry = partial(datafetch.retry, backends=_THREADS)
+run = partial(datafetch.run, backends=THREADS)
+fetch_dataset = partial(datafetch.fetch_dataset, backends=THREADS)
+retry = partial(datafetch.retry, backends=THREADS)

@@ -27,10 +27,11 @@ from datafetch.demo.origin import Origin
 from datafetch.errors import ConfigurationError
 from datafetch.fetch import FetchPolicy, OptOut
 from datafetch.job import Job
-from datafetch.model import Note, Totals
+from datafetch.model import FailureKind, Note, Totals
 from datafetch.pipeline import WORKERS_PER_CONNECTION
 from datafetch.report import EqualShards, Report
 from datafetch.transcode import Encoding, ImageSpec, Pixels, Resize
+from datafetch.wanted import Wanted
 
 Pictures = tuple[Path, list[str]]
 IMAGES = 200
@@ -484,6 +485,90 @@ def test_what_is_permitted_reaches_a_retry(monkeypatch: pytest.MonkeyPatch) -> N
         replace(before, fetch=policy, image=ImageSpec(short_side_px=336, max_pixels=200_000_000)),
         before,
     ]
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ([], Wanted()),
+        (["--insecure"], Wanted(also=frozenset({FailureKind.TLS}))),
+        (["--allow-net", "10.0.0.0/8"], Wanted(also=frozenset({FailureKind.BLOCKED_ADDRESS}))),
+        (["--opt-out", "ignore"], Wanted(also=frozenset({FailureKind.OPTED_OUT}))),
+        (["--opt-out", "obey"], Wanted()),
+        (
+            ["--max-body", "1G", "--max-pixels", "200000000"],
+            Wanted(also=frozenset({FailureKind.TOO_LARGE, FailureKind.TOO_MANY_PIXELS})),
+        ),
+        (["--max-sample", "1G"], Wanted(also=frozenset({FailureKind.TOO_LARGE}))),
+        (["--max-sample", "1G", "--kinds", "tls"], Wanted(frozenset({FailureKind.TLS}))),
+        (["--insecure", "--all"], Wanted.all()),
+    ],
+)
+def test_whoever_permits_something_wants_what_failed_for_want_of_it(
+    options: list[str], wanted: Wanted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody needs to know that ``--insecure`` is of use with ``--kinds tls`` alone."""
+    asked: list[Wanted] = []
+
+    def look(_: str, wanted: Wanted, **__: object) -> NoReturn:
+        asked.append(wanted)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("datafetch.cli.commands.retry.retry_run", look)
+    assert main(["retry", "out", *options]) == 130
+    assert asked == [wanted]
+
+
+def test_networks_are_added_to_those_of_the_run() -> None:
+    """Or what was reached through them would be blocked again."""
+    job = Job("coyo", "source", "out", fetch=FetchPolicy(allow_net=("10.0.0.0/8",)))
+    changed = RetryOptions({"allow_net": ["127.0.0.0/8", "10.0.0.0/8"]}).change(job)
+    assert changed.fetch.allow_net == ("10.0.0.0/8", "127.0.0.0/8")
+
+
+def test_the_report_says_how_to_have_what_failed(capfd: pytest.CaptureFixture[str]) -> None:
+    """By the whole command, where a permission might bring it; and by its kinds, where a retry had nothing to do."""
+    report = Report(
+        dataset="coyo",
+        out="my out",
+        totals=Totals(samples=9, rows=1, outcomes={"ok": 1, "tls": 1, "http_status": 2, "opted_out": 5}),
+        shards=1,
+        reused=1,
+        repeated=0,
+        fetched_bytes=0,
+        written_bytes=0,
+        requests=0,
+        connections=8,
+        elapsed_s=1.0,
+        curable={"tls": 1, "opted_out": 5},
+    )
+    retry = "datafetch retry 'my out'"
+    cures = [
+        f"1 image failed as tls: '{retry} --insecure' also accepts invalid certificates and outdated TLS",
+        f"5 images failed as opted_out: '{retry} --opt-out ignore' fetches them too",
+    ]
+    show_report(report, as_json=False)
+    assert capfd.readouterr().out.splitlines()[3:] == cures
+    show_report(replace(report, retried=0), as_json=False)
+    assert capfd.readouterr().out.splitlines()[3:] == [
+        (
+            "this retry had nothing to request: what failed is of other kinds; "
+            "--kinds http_status,opted_out,tls (or some of them) requests those as well"
+        ),
+        *cures,
+    ]
+    show_report(replace(report, has_open_retry=True), as_json=False)
+    assert capfd.readouterr().out.splitlines()[3:] == [f"a retry was interrupted: '{retry}' completes it", *cures]
+
+
+def test_help_says_what_may_be_permitted_later(capfd: pytest.CaptureFixture[str]) -> None:
+    """In both commands, with each of these options."""
+    assert main(["prepare", "--help"]) == 0
+    assert " ".join(capfd.readouterr().out.split()).count("May be given to retry later.") == 6
+    assert main(["retry", "--help"]) == 0
+    printed = " ".join(capfd.readouterr().out.split())
+    for kind in ("tls", "blocked_address", "opted_out", "too_large", "too_many_pixels"):
+        assert f"Also retries {kind}, unless --kinds is given." in printed
 
 
 def test_what_a_sample_may_have_reaches_the_job() -> None:

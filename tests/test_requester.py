@@ -468,6 +468,20 @@ async def test_a_host_with_a_dead_address_is_reached_at_its_other() -> None:
     assert isinstance(fetched, Body), fetched
 
 
+async def test_what_is_refused_before_anything_is_sent_is_no_attempt() -> None:
+    """An address that may not be connected to, and a name that nobody has, cost no request; a redirect to one did."""
+
+    async def answer(_: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 302 Found\r\nLocation: http://10.0.0.1/\r\nContent-Length: 0\r\n\r\n")
+
+    with NameServer({}) as names:
+        async with _server(answer) as port, Fetcher(replace(QUICK, nameservers=(names.address,))) as fetch:
+            urls = ("http://10.0.0.1/", "http://dog.example/", f"http://127.0.0.1:{port}/")
+            attempts = [(await fetch(url)).attempts for url in urls]
+            assert fetch.statistics().attempts == 1
+    assert attempts == [0, 0, 1]
+
+
 async def test_statistics_tell_what_was_done() -> None:
     """Attempts, requests, bytes, ends by kind, and how names and hosts stand; a snapshot stays as it was."""
 
@@ -487,7 +501,7 @@ async def test_statistics_tell_what_was_done() -> None:
             await fetch("no url")
             after = fetch.statistics()
     assert (before.requests, before.fetched_bytes, before.outcomes, before.names.asked) == (0, 0, {}, 0)
-    assert (after.attempts, after.requests, after.fetched_bytes) == (4, 4, 2 * len(b"picture"))
+    assert (after.attempts, after.requests, after.fetched_bytes) == (3, 4, 2 * len(b"picture"))
     assert after.outcomes == {"ok": 2, "opted_out": 1, "dns_not_found": 1, "bad_url": 1}
     assert (after.connections, after.open, after.waiting, after.held_bytes) == (5, 0, 0, 0)
     assert (after.names.cached, after.names.asked, after.names.found, after.names.not_found) == (2, 2, 1, 1)

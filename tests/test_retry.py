@@ -10,23 +10,26 @@ from typing import Any
 import orjson
 import pytest
 from conftest import LOOPBACK
-from in_process import retry, run
+from in_process import THREADS, retry, run
 from origin import Web
 from runs import read_lines
 from test_job import files_of, read_ledger, read_rows
 
-from datafetch import FailureKind, Job, Wanted
+from datafetch import FailureKind, Job, Wanted, read_status
 from datafetch.claim import read_identity
+from datafetch.cli.show import show_status
+from datafetch.commit import Commit
 from datafetch.datasets import find_dataset
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
 from datafetch.entries import ImageEnd
-from datafetch.errors import ConfigurationError
+from datafetch.errors import ConfigurationError, ResourceError
 from datafetch.failed import FailedSamples
 from datafetch.fetch import FetchPolicy, OptOut
 from datafetch.job import hash_of
 from datafetch.ledger import read_books
-from datafetch.model import Failure, LedgerLine, Permission, Shard
+from datafetch.model import Failure, LedgerLine, Permission, Shard, Totals
+from datafetch.permitted import Permitted
 from datafetch.retries import begin_retry, spools_of
 from datafetch.settled import Output
 from datafetch.spool import Spool, write_spool
@@ -163,13 +166,16 @@ def test_a_retry_needs_a_complete_run(job: Job, tmp_path: Path) -> None:
 
 
 def test_an_interrupted_retry_is_completed_first(job: Job) -> None:
-    """A retry of other failures is refused until the one that was interrupted is complete, and says which that was."""
+    """A retry of other failures is refused until that one is complete, and a plain one completes it."""
     run(job)
     state = State(Path(job.out))
     state.retry.write_text('{"number": 1, "kinds": ["timeout"], "scratch": null, "token": "abc"}')
-    with pytest.raises(ConfigurationError, match="with --kinds timeout"):
-        retry(job.out)
-    assert retry(job.out, Wanted(frozenset({FailureKind.TIMEOUT}))).retried == 0
+    for other in ({FailureKind.TLS}, {FailureKind.TLS, FailureKind.TIMEOUT}):
+        with pytest.raises(ConfigurationError, match=r"\(timeout\) was interrupted; .* 'datafetch retry .*/out'"):
+            retry(job.out, Wanted(frozenset(other)))
+    with pytest.raises(ConfigurationError, match=r"\(timeout\) was interrupted"):
+        retry(job.out, Wanted(also=frozenset({FailureKind.TLS})))
+    assert retry(job.out).retried == 0
     assert not state.retry.exists()
     assert retry(job.out).retried == len(FLAKY)
 
@@ -449,11 +455,91 @@ def test_images_behind_bad_certificates_come_with_a_retry(
         assert run(job).totals.outcomes == {"ok": 2, "tls": 4}
         before = web.origin.requests()
         lax = replace(POLICY, insecure=True)
-        assert run(replace(job, fetch=lax)).requests == 0  # it goes on, and there is nothing left to do
+        again = run(replace(job, fetch=lax))  # it goes on, and there is nothing left to do
+        assert (again.requests, again.curable) == (0, {"tls": 4})
         assert retry(out, Wanted(frozenset({FailureKind.TLS}))).totals.ok == len(urls)
         assert len(asked_since(web.origin, before)) == 4
     permitted = [line["permitted"] for line in read_ledger(job)]
     assert permitted == [["allow-net"]] * 2 + [["allow-net", "insecure"]] * 4
+
+
+@pytest.fixture
+def blocked_job(cut_job: Job) -> Job:
+    """A job that may not connect to the server."""
+    return replace(cut_job, fetch=replace(POLICY, allow_net=()))
+
+
+BLOCKED = Wanted(frozenset({FailureKind.BLOCKED_ADDRESS}))
+
+
+def allow_loopback(job: Job) -> Job:
+    """The same job, which may."""
+    return replace(job, fetch=replace(job.fetch, allow_net=LOOPBACK))
+
+
+def test_what_a_retry_permits_holds_for_the_next(blocked_job: Job, caplog: pytest.LogCaptureFixture) -> None:
+    """An image that it brought no further than to a 503 is not blocked again in the next; a line says what holds."""
+    caplog.set_level("INFO", "datafetch")
+    state = State(Path(blocked_job.out))
+    assert run(blocked_job).totals.outcomes == {"blocked_address": IMAGES}
+    identity = read_identity(state)
+    assert retry(blocked_job.out, BLOCKED, change=allow_loopback).totals.ok == IMAGES - len(FAULTS)
+    assert retry(blocked_job.out).totals.outcomes == {"ok": IMAGES - 2, "http_status": 2}
+    assert read_identity(state) == identity
+    run(blocked_job)
+    assert (
+        caplog.messages[-1] == f"no longer permitted, also for retries, unless given again: --allow-net {LOOPBACK[0]}"
+    )
+    assert caplog.messages.count(f"permitted, and remembered for later retries: --allow-net {LOOPBACK[0]}") == 2
+
+
+def test_permissions_add_up_and_limits_are_the_last() -> None:
+    """Networks of all retries hold; of opt-outs and limits, what was said last."""
+    job = Job("coyo", "source", "out", fetch=replace(POLICY, insecure=True, allow_net=("10.0.0.0/8",)))
+    policy = FetchPolicy(allow_net=("10.0.0.0/8", "127.0.0.0/8"), opt_out=OptOut.IGNORE, max_body_bytes=1 << 30)
+    later = Permitted.of(replace(job, fetch=policy, max_sample_bytes=5))
+    both = later.after(Permitted.of(job))
+    assert both.given_to(job).fetch == replace(
+        job.fetch, allow_net=policy.allow_net, opt_out=OptOut.IGNORE, max_body_bytes=1 << 30
+    )
+    assert both.given_to(job).max_sample_bytes == 5
+    assert both.options() == (
+        *("--allow-net 10.0.0.0/8", "--allow-net 127.0.0.0/8", "--insecure", "--opt-out ignore"),
+        "--max-body 1073741824",
+    )
+
+
+def test_an_interrupted_retry_is_completed_as_it_was_begun(blocked_job: Job, capfd: pytest.CaptureFixture[str]) -> None:
+    """A plain retry knows the kinds and permissions, whatever ran meanwhile, and counts nothing that it didn't do."""
+
+    async def die(_: Commit) -> Totals:
+        raise ResourceError("the disk is full")
+
+    run(blocked_job)
+    with pytest.raises(ResourceError):
+        retry(blocked_job.out, BLOCKED, change=allow_loopback, backends=replace(THREADS, commit=die))
+    assert read_status(blocked_job.out).summary()["retry"] is True
+    assert read_status(blocked_job.out).state == "interrupted"
+    show_status(read_status(blocked_job.out), as_json=False)
+    printed = " ".join(capfd.readouterr().out.split())
+    assert "interrupted in a retry; 'datafetch retry' completes it" in printed
+    assert run(blocked_job).has_open_retry
+    report = retry(blocked_job.out)
+    assert report.totals.outcomes == {"ok": IMAGES - len(FAULTS), "http_status": len(FAULTS)}
+    assert report.reused + report.requests >= report.totals.ok
+    assert report.totals.ok - report.reused <= report.requests
+    assert not report.has_open_retry
+    assert "retry" not in read_status(blocked_job.out).summary()
+    assert retry(blocked_job.out).totals.ok == IMAGES - 2
+
+
+def test_images_that_a_permission_may_bring_are_counted(blocked_job: Job) -> None:
+    """At the end of a run and of a retry, by kind; kinds that a permission brings come with those that may pass."""
+    assert run(blocked_job).curable == {"blocked_address": IMAGES}
+    assert retry(blocked_job.out).curable == {"blocked_address": IMAGES}
+    report = retry(blocked_job.out, Wanted(also=BLOCKED.kinds or frozenset()), change=allow_loopback)
+    assert (report.retried, report.curable) == (IMAGES, {})
+    assert retry(blocked_job.out, Wanted(also=frozenset({FailureKind.TLS}))).retried == len(FLAKY)
 
 
 @dataclass(frozen=True)
@@ -471,7 +557,7 @@ def begun_retry(job: Job) -> Begun:
     identity = read_identity(State(Path(job.out)))
     state = State(Path(job.out), job_hash=hash_of(identity))
     shards = list(identity["shards"])
-    again = begin_retry(state, Wanted(), shards)
+    again = begin_retry(state, Wanted(), shards, Permitted.of(job))
     output = Output(find_dataset("coyo"), spools_of(state, again), retry=again)
 
     def source() -> FailedSamples:

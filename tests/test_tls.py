@@ -161,7 +161,7 @@ async def test_old_servers_are_had_by_permission_alone(key: str, tune: Tune, req
         async with Fetcher(LAX) as fetch:
             taken = await fetch(server.url)
     assert isinstance(refused, Failure)
-    assert (refused.kind, refused.permitted) == (FailureKind.TLS, ())
+    assert (refused.kind, refused.permitted) == (FailureKind.TLS, (Permission.ALLOW_NET,))
     assert isinstance(taken, Body), taken
     assert (taken.content, taken.permitted) == (b"picture", PERMITTED)
 
@@ -196,10 +196,19 @@ async def test_a_server_that_hangs_up_on_a_hello_is_asked_once_more(certificate:
 
 
 async def test_nobody_listening_is_no_matter_of_tls() -> None:
-    """A connection that is refused is refused once, permission or not."""
+    """A connection that is refused is refused once, permission or not; that to get there took one is noted."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     async with Fetcher(LAX) as fetch:
         failure = await fetch(f"https://127.0.0.1:{port}/")
     assert isinstance(failure, Failure)
-    assert (failure.kind, failure.permitted) == (FailureKind.CONNECT, ())
+    assert (failure.kind, failure.permitted) == (FailureKind.CONNECT, (Permission.ALLOW_NET,))
+
+
+async def test_what_failed_without_verification_too_is_marked(certificate: Path) -> None:
+    """Of such an image it is known that --insecure does not bring it."""
+    with _Server(certificate, hang_ups=2) as server:
+        async with Fetcher(replace(LAX, retries=0)) as fetch:
+            failure = await fetch(server.url)
+    assert isinstance(failure, Failure)
+    assert failure.permitted == PERMITTED

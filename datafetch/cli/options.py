@@ -16,7 +16,7 @@ from datafetch.choices import Choices, IdsIndex
 from datafetch.errors import ConfigurationError
 from datafetch.fetch import FetchPolicy, OptOut
 from datafetch.job import Job
-from datafetch.model import Payload
+from datafetch.model import FailureKind, Payload, Permission
 from datafetch.transcode import Encoding, ImageSpec, Pixels, Resize
 
 # Numbers may be longer than any option takes: then its greatest value is named where that is known.
@@ -274,6 +274,8 @@ _JOB_FIELDS = {
     "no_lock": "no_lock",
 }
 _SPEC_FIELDS = {"decode_timeout": "decode_timeout_s", "max_pixels": "max_pixels"}
+# Options that permit what is refused by default.
+_PERMISSIONS = {permission.replace("-", "_"): permission for permission in Permission}
 _SAID_ALWAYS = ("json", "min_success")
 _SAID_EACH_TIME = (*_SAID_ALWAYS, "no_lock")
 
@@ -294,6 +296,16 @@ class RetryOptions:
         return bool(self.given.get("json"))
 
     @property
+    def cured(self) -> frozenset[FailureKind]:
+        """What images failed as that are permitted now: whoever permits something wants them."""
+        given = (permission for option, permission in _PERMISSIONS.items() if self.given.get(option))
+        return frozenset(
+            permission.cures
+            for permission in given
+            if permission is not Permission.OPT_OUT or self.given["opt_out"] == OptOut.IGNORE
+        )
+
+    @property
     def min_success(self) -> float:
         """The least share of images that is to arrive."""
         return float(self.given.get("min_success", 0.0))
@@ -303,6 +315,7 @@ class RetryOptions:
         options = RunOptions(**self.given)
         image = job.image or ImageSpec()
         policy, spec = options.fetch_policy(), options.image_spec(ImageSpec())
+        policy = replace(policy, allow_net=tuple(dict.fromkeys((*job.fetch.allow_net, *policy.allow_net))))
         own: dict[str, Any] = {
             "processes": options.processes,
             "memory_bytes": options.memory_bytes(),
@@ -325,7 +338,18 @@ class RetryOptions:
 
 def with_run_options(command: Callable[..., int]) -> Callable[..., int]:
     """Give a command the options of ``RunOptions``; it gets them as its last parameter, ``options``."""
-    return _with_options(command, "options", _parameters(RunOptions), lambda values: RunOptions(**values))
+    parameters = [
+        _add_help(parameter, "May be given to retry later.") if parameter.name in _PERMISSIONS else parameter
+        for parameter in _parameters(RunOptions)
+    ]
+    return _with_options(command, "options", parameters, lambda values: RunOptions(**values))
+
+
+def _add_help(parameter: inspect.Parameter, sentence: str) -> inspect.Parameter:
+    kind, option = get_args(parameter.annotation)
+    option = copy(option)
+    option.help = f"{option.help} {sentence}"
+    return parameter.replace(annotation=_annotated(kind, option))
 
 
 def with_choice_options(command: Callable[..., int]) -> Callable[..., int]:
@@ -352,7 +376,10 @@ def with_retry_options(command: Callable[..., int]) -> Callable[..., int]:
         option = copy(option)
         option.show_default = False if name in _SAID_EACH_TIME else "as in the run"
         annotation = _annotated(kind | None, option)
-        shared.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
+        parameter = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+        if name in _PERMISSIONS:
+            parameter = _add_help(parameter, f"Also retries {_PERMISSIONS[name].cures}, unless --kinds is given.")
+        shared.append(parameter)
     return _with_options(
         command,
         "options",

@@ -6,8 +6,9 @@ Rules: nothing is worked out here. Text from the web, such as the name of a host
 from __future__ import annotations
 
 import os
+import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 
 import orjson
@@ -20,7 +21,7 @@ from rich.text import Text
 from datafetch.cli.exit_code import one_line
 from datafetch.errors import ResourceError
 from datafetch.failing_hosts import FailingHost
-from datafetch.model import OK, Note
+from datafetch.model import OK, FailureKind, Note
 from datafetch.report import Report
 from datafetch.reshard import Resharded
 from datafetch.status import Status
@@ -35,6 +36,14 @@ _NOTES: dict[str, tuple[str, str]] = {
     Note.NOT_ASKED: ("image", "skipped because its document was lost"),
 }
 """What is counted, for one of them, and what became of it."""
+
+_CURES: dict[str, str] = {
+    FailureKind.TLS: "'{retry} --insecure' also accepts invalid certificates and outdated TLS",
+    FailureKind.BLOCKED_ADDRESS: "'{retry} --allow-net CIDR' fetches those in a network that you trust",
+    FailureKind.OPTED_OUT: "'{retry} --opt-out ignore' fetches them too",
+    FailureKind.TOO_LARGE: "'{retry} --max-body BYTES' (or --max-sample) fetches them with a higher limit",
+    FailureKind.TOO_MANY_PIXELS: "'{retry} --max-pixels N' fetches them with a higher limit",
+}
 _HOST_COLUMNS = 40
 _MOST_S = 1e9  # thirty years; what is divided by next to nothing has no end
 
@@ -81,7 +90,28 @@ def show_report(report: Report, *, as_json: bool) -> None:
         lines.append(f"ids: {found.wanted:,} wanted, {missing}{files}{beyond}, {duplicates}")
         if found.remark:
             lines.append(f"ids: {found.remark}")
-    _say_lines(lines)
+    _say_lines([*lines, *_advice(report)])
+
+
+def _advice(report: Report) -> Iterator[str]:
+    """How images that failed can still be had."""
+    retry = _retry_command(report.out)
+    failed = sorted(kind for kind in report.totals.outcomes if kind != OK)
+    if report.has_open_retry:
+        yield f"a retry was interrupted: '{retry}' completes it"
+    if report.retried == 0 and failed:
+        yield (
+            "this retry had nothing to request: what failed is of other kinds; "
+            f"--kinds {','.join(failed)}{' (or some of them)' if len(failed) > 1 else ''} requests those as well"
+        )
+    for kind, cure in _CURES.items():
+        count = report.curable.get(kind, 0)
+        if count:
+            yield f"{counted(count, 'image')} failed as {kind}: {cure.format(retry=retry)}"
+
+
+def _retry_command(out: str) -> str:
+    return f"datafetch retry {shlex.quote(out)}"
 
 
 def counted(count: int, thing: str) -> str:
@@ -167,6 +197,8 @@ def _facts(status: Status) -> Table:
 
 
 def _state(status: Status) -> Text:
+    if status.beat is None and status.has_open_retry:
+        return Text(f"{status.state} in a retry; 'datafetch retry' completes it")
     if status.beat is None:
         return Text(status.state)
     return _plain(f"{status.state} (process {status.beat.pid} on {status.beat.host})")

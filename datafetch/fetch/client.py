@@ -32,7 +32,6 @@ class Response:
         headers: Theirs.
         content_length: Bytes that the body will have, where that is said.
         body: Its bytes as they arrive.
-        permitted: Permissions without which the connection would not have been made.
     """
 
     url: URL
@@ -40,7 +39,6 @@ class Response:
     headers: CIMultiDictProxy[str]
     content_length: int | None
     body: StreamReader
-    permitted: frozenset[Permission]
 
 
 class Client:
@@ -56,7 +54,9 @@ class Client:
         self._stall_timeout_s = policy.stall_timeout_s
         self._connections = connections
 
-    def get(self, url: URL, proxy: URL | None = None, cookie: str = "") -> Exchange:
+    def get(
+        self, url: URL, proxy: URL | None = None, cookie: str = "", permitted: set[Permission] | None = None
+    ) -> Exchange:
         """Ask for a URL.
 
         Entering raises what ``Connections.connect`` does, and aiohttp's exceptions for what comes through a connection.
@@ -65,8 +65,9 @@ class Client:
             url: Of http or https.
             proxy: The proxy to go through.
             cookie: What the Cookie header is to have.
+            permitted: Gets the permissions that it takes, also where it fails.
         """
-        return Exchange(self, url, proxy, cookie)
+        return Exchange(self, url, proxy, cookie, set() if permitted is None else permitted)
 
     async def begin(self, exchange: Exchange) -> Response:
         """Send the request, and wait for the response's headers."""
@@ -74,11 +75,13 @@ class Client:
         request = self._writer.get(exchange.url, exchange.proxy, exchange.cookie)
         exchange.connection = self._connections.take_idle(endpoint)
         if exchange.connection is not None:
+            exchange.permitted |= exchange.connection.permitted
             try:
                 return await self._converse(exchange.connection, request, exchange.url)
             except (ServerDisconnectedError, ClientOSError, ProtocolError):
                 exchange.connection.drop()
-        exchange.connection = await self._connections.connect(endpoint)
+        exchange.connection = await self._connections.connect(endpoint, exchange.permitted)
+        exchange.permitted |= exchange.connection.permitted
         return await self._converse(exchange.connection, request, exchange.url)
 
     def end(self, connection: Connection) -> None:
@@ -97,20 +100,20 @@ class Client:
             head.headers,
             head.content_length,
             protocol.body,
-            connection.permitted,
         )
 
 
 class Exchange:
     """A request and its response."""
 
-    __slots__ = ("_client", "connection", "cookie", "proxy", "url")
+    __slots__ = ("_client", "connection", "cookie", "permitted", "proxy", "url")
 
-    def __init__(self, client: Client, url: URL, proxy: URL | None, cookie: str) -> None:
+    def __init__(self, client: Client, url: URL, proxy: URL | None, cookie: str, permitted: set[Permission]) -> None:
         self._client = client
         self.url = url
         self.proxy = proxy
         self.cookie = cookie
+        self.permitted = permitted
         self.connection: Connection | None = None
 
     async def __aenter__(self) -> Response:

@@ -110,8 +110,12 @@ class Connections:
             self._alarm.cancel()
         await asyncio.gather(*closing)
 
-    async def connect(self, endpoint: Endpoint) -> Connection:
+    async def connect(self, endpoint: Endpoint, permitted: set[Permission] | None = None) -> Connection:
         """Make a new connection, TLS included.
+
+        Args:
+            endpoint: Where to.
+            permitted: Gets the permissions that were used, where there is no connection.
 
         Raises:
             ConnectTimeoutError: Not in time.
@@ -121,18 +125,31 @@ class Connections:
             NameNotFoundError: The host has no address.
             NameServerError: No name server answered.
         """
+        permitted = set() if permitted is None else permitted
         try:
-            return await self._connect(endpoint, self._tls)
+            return await self._connect(endpoint, self._tls, permitted)
         except (TlsError, NoConnectionError) as error:
             if self._lax_tls is None or not endpoint.is_tls or not _is_of_tls(error):
                 raise
         # Only now: it is by this that a ledger can tell which images the permission was needed for.
-        connection = await self._connect(endpoint, self._lax_tls)
+        try:
+            connection = await self._connect(endpoint, self._lax_tls, permitted)
+        except BaseException:
+            permitted.add(Permission.INSECURE)
+            raise
         connection.permitted |= {Permission.INSECURE}
         return connection
 
-    async def _connect(self, endpoint: Endpoint, tls: ssl.SSLContext) -> Connection:
+    async def _connect(self, endpoint: Endpoint, tls: ssl.SSLContext, permitted: set[Permission]) -> Connection:
         addresses = await self._addresses(endpoint)
+        try:
+            return await self._connect_to(addresses, endpoint, tls)
+        except BaseException:  # the deadline of the attempt, too, is one that the host has missed
+            if endpoint.proxy is None and any(map(self._resolver.is_exception, addresses)):
+                permitted.add(Permission.ALLOW_NET)
+            raise
+
+    async def _connect_to(self, addresses: Sequence[str], endpoint: Endpoint, tls: ssl.SSLContext) -> Connection:
         try:
             async with asyncio.timeout(self._policy.connect_timeout_s):
                 if endpoint.proxy is None:

@@ -47,7 +47,7 @@ class _Call:
     Attributes:
         url: Where it is.
         memory: What its body is held against.
-        attempts: Attempts made for it; what a host that is down refuses is none.
+        attempts: Attempts made for it; what is refused before anything is sent is none.
         failure: Of the last of them.
     """
 
@@ -192,8 +192,9 @@ class Fetcher:
             call.memory.shrink(0)  # what was received is gone, before any pause
             if fetched.kind is FailureKind.HOST_DOWN:
                 return fetched
-        self._attempts += 1
-        call.attempts += 1
+        if watch.has_run:  # else its host's name or address was refused, and nobody was asked
+            self._attempts += 1
+            call.attempts += 1
         fetched = replace(
             fetched,
             attempts=call.attempts,

@@ -204,9 +204,8 @@ class Requester:
         is_answered = is_overload = False
         try:
             cookie = request.cookies.header(request.url)
-            async with request.watch, self._client.get(request.url, proxy, cookie) as response:
+            async with request.watch, self._client.get(request.url, proxy, cookie, request.watch.permitted) as response:
                 is_answered = True
-                request.watch.permitted |= response.permitted
                 answer = await self._read(request, response)
                 _tell(turn, response)
                 return answer

@@ -34,6 +34,11 @@ class Stopwatch:
         self.permitted: set[Permission] = set()
 
     @property
+    def has_run(self) -> bool:
+        """Whether anything was requested under it."""
+        return self._passed_s > 0
+
+    @property
     def passed_s(self) -> float:
         """Seconds that it ran before the present run."""
         return self._passed_s

@@ -29,25 +29,30 @@ def retry(
     everything: Annotated[bool, typer.Option("--all", help="All failures.")] = False,
     options: RetryOptions,
 ) -> int:
-    """Retry failures that may be temporary, and add the images that arrive to the shards."""
+    """Retry failures that may be temporary, and add the images that arrive to the shards.
+
+    A retry that was interrupted is completed first, as it was begun. Options that permit what is refused by default
+    (--insecure, --allow-net, --opt-out ignore, --max-body, --max-pixels, --max-sample) also retry the images that
+    failed for want of them, and hold for later retries too.
+    """
     console = ProgressConsole()
     with show_remarks(console):
         report = retry_run(
             str(out),
-            _wanted(kinds, everything=everything),
+            _wanted(kinds, everything=everything, cured=options.cured),
             change=options.change,
             observe=partial(show_progress, console=console),
         )
     return report_outcome(report, options)
 
 
-def _wanted(kinds: Sequence[str] | None, *, everything: bool) -> Wanted:
+def _wanted(kinds: Sequence[str] | None, *, everything: bool, cured: frozenset[FailureKind]) -> Wanted:
     if everything and kinds:
         raise ConfigurationError("give --kinds or --all, not both")
     if everything:
         return Wanted.all()
     if not kinds:
-        return Wanted()
+        return Wanted(also=cured)
     named = [kind.strip() for part in kinds for kind in part.split(",")]
     for kind in named:
         if kind not in tuple(FailureKind):

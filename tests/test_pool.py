@@ -488,6 +488,7 @@ async def test_a_pool_that_cannot_go_on_tells_every_caller(
             process.kill()
         for outcome in await asyncio.gather(*waits, return_exceptions=True):
             assert isinstance(outcome, ResourceError)
+            assert "run the same command again" in str(outcome)
         with pytest.raises(ResourceError):
             await transcode(b"late")
 

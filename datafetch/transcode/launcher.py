@@ -24,6 +24,7 @@ from datafetch.transcode.sandbox import kept_environment
 from datafetch.transcode.spec import ImageSpec
 from datafetch.transcode.tray import Tray, open_tray
 from datafetch.transcode.wire import U32, Codec, Orders, encode_message
+from datafetch.transcode.worker import OUT_OF_MEMORY_STATUS
 
 TRAYS = 2
 """Batches that a codec process may have in hand: it works on the second while the first one's replies are read."""
@@ -176,6 +177,8 @@ class Launcher:
             return _PassingError(
                 f"a codec process was killed by {signal_name(-status)} before its first image; {_AGAIN}"
             )
+        if status == OUT_OF_MEMORY_STATUS:
+            return _PassingError(f"a codec process found too few descriptors, or too little memory, to begin; {_AGAIN}")
         return ResourceError(
             f"a codec process ended with status {status} before its first image; "
             "check that this Python can import PIL.Image, see the messages above, and run the same command again"

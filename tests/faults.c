@@ -3,12 +3,12 @@
  * A call site is a function, the kind of process, the place in the code that calls, and what is called upon: the end of
  * a file's path without its digits, or the kind of descriptor. Which have failed stands in a file that all processes share, and
  * that outlives them: so each process meets the faults that no process before it has met. Nothing fails before a
- * connection to the internet (here: to loopback) has been made, which is the first request; or, where FAULTS_STATE says
+ * connection to the internet (here: to loopback) has been made, which is the first request; or, where the file says
  * that an earlier command made it, before the output's lock has been opened. Left alone is what is none of the program's
  * doing: the loading of code, and a process between its fork and the program that it becomes.
  *
- * FAULTS_STATE names that file, FAULTS_LOG the one that gets a line for each fault, FAULTS_CALLS the functions that
- * fail, in commas. */
+ * DATAFETCH_FAULTS_STATE names that file, which also gets a line for each fault, DATAFETCH_FAULTS_CALLS the functions
+ * that fail, in commas. Of other names, no variable would come to codec processes. */
 
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -28,12 +28,15 @@
 #include <unistd.h>
 
 #define SITES 4096
+#define LOG_BYTES (1 << 18)
 
 enum { WAITS_FOR_REQUEST, FAILS, WAITS_FOR_LOCK };
 
 struct shared {
   _Atomic int phase;
+  _Atomic uint32_t said;
   _Atomic uint64_t failed[SITES];
+  char log[LOG_BYTES]; /* and no file, for a codec process can open none */
 };
 
 static struct shared *shared;
@@ -47,8 +50,8 @@ static void *map(size_t length, int fd) {
 }
 
 __attribute__((constructor)) static void begin(void) {
-  const char *state = getenv("FAULTS_STATE");
-  calls = getenv("FAULTS_CALLS");
+  const char *state = getenv("DATAFETCH_FAULTS_STATE");
+  calls = getenv("DATAFETCH_FAULTS_CALLS");
   int fd = state && calls ? (int)syscall(SYS_openat, AT_FDCWD, state, O_RDWR | O_CLOEXEC, 0) : -1;
   if (fd < 0) return;
   void *mapped = map(sizeof(struct shared), fd);
@@ -119,10 +122,9 @@ static int fails(const char *name, const void *caller, const char *upon, int wit
     if (__atomic_compare_exchange_n((uint64_t *)slot, &expected, site, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {
       char said[1024];
       int length = snprintf(said, sizeof said, "%c %d %s %s %s\n", role, getpid(), name, strerrorname_np(with), upon);
-      int log = (int)syscall(SYS_openat, AT_FDCWD, getenv("FAULTS_LOG"), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600);
       if (length > (int)sizeof said - 1) length = sizeof said - 1;
-      syscall(SYS_write, log, said, length);
-      syscall(SYS_close, log);
+      uint32_t at = __atomic_fetch_add((uint32_t *)&shared->said, length, __ATOMIC_SEQ_CST);
+      if (at + length < LOG_BYTES) memcpy(shared->log + at, said, length);
       errno = with;
       return 1;
     }

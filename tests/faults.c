@@ -3,13 +3,15 @@
  * A call site is a function, the kind of process, the place in the code that calls, and what is called upon: the end of
  * a file's path without its digits, or the kind of descriptor. Which have failed stands in a file that all processes share, and
  * that outlives them: so each process meets the faults that no process before it has met. Nothing fails before a
- * connection to the internet (here: to loopback) has been made, which is the first request. Left alone is what is none
- * of the program's doing: the loading of code, and a process between its fork and the program that it becomes.
+ * connection to the internet (here: to loopback) has been made, which is the first request; or, where the file says
+ * that an earlier command made it, before the output's lock has been opened. Left alone is what is none of the program's
+ * doing: the loading of code, and a process between its fork and the program that it becomes.
  *
- * FAULTS_STATE names that file, FAULTS_LOG the one that gets a line for each fault, FAULTS_CALLS the functions that
- * fail, in commas. */
+ * DATAFETCH_FAULTS_STATE names that file, which also gets a line for each fault, DATAFETCH_FAULTS_CALLS the functions
+ * that fail, in commas. Of other names, no variable would come to codec processes. */
 
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -26,10 +28,15 @@
 #include <unistd.h>
 
 #define SITES 4096
+#define LOG_BYTES (1 << 18)
+
+enum { WAITS_FOR_REQUEST, FAILS, WAITS_FOR_LOCK };
 
 struct shared {
-  _Atomic int is_armed;
+  _Atomic int phase;
+  _Atomic uint32_t said;
   _Atomic uint64_t failed[SITES];
+  char log[LOG_BYTES]; /* and no file, for a codec process can open none */
 };
 
 static struct shared *shared;
@@ -43,8 +50,8 @@ static void *map(size_t length, int fd) {
 }
 
 __attribute__((constructor)) static void begin(void) {
-  const char *state = getenv("FAULTS_STATE");
-  calls = getenv("FAULTS_CALLS");
+  const char *state = getenv("DATAFETCH_FAULTS_STATE");
+  calls = getenv("DATAFETCH_FAULTS_CALLS");
   int fd = state && calls ? (int)syscall(SYS_openat, AT_FDCWD, state, O_RDWR | O_CLOEXEC, 0) : -1;
   if (fd < 0) return;
   void *mapped = map(sizeof(struct shared), fd);
@@ -70,6 +77,21 @@ static uint64_t mix(uint64_t hash, const char *text) {
   return hash;
 }
 
+static int is_armed(void) {
+  return shared && shared->phase == FAILS;
+}
+
+static int ends_in(const char *text, const char *end) {
+  size_t length = strlen(text), of_end = strlen(end);
+  return length > of_end && !strcmp(text + length - of_end, end);
+}
+
+/* What has been opened. */
+static int opened(int fd, const char *path) {
+  if (shared && shared->phase == WAITS_FOR_LOCK && ends_in(path, ".datafetch/lock")) shared->phase = FAILS;
+  return fd;
+}
+
 static int is_wanted(const char *name) {
   size_t length = strlen(name);
   for (const char *at = calls; (at = strstr(at, name)); at += length)
@@ -81,15 +103,14 @@ static int is_loading(const char *name, const char *upon) {
   static const char *const code[] = {".py", ".pyx", ".pyc", ".pth", ".so", ".cfg", ".zip", ".cache"};
   if (role != 'f' && getpid() != begun_as) return 1;
   if (role != 'p' && !is_at_work) return 1;
-  size_t length = strlen(upon);
   for (size_t i = 0; i < sizeof code / sizeof *code; i++)
-    if (length > strlen(code[i]) && !strcmp(upon + length - strlen(code[i]), code[i])) return 1;
+    if (ends_in(upon, code[i])) return 1;
   return !strcmp(name, "open") && strstr(upon, "/lib/") != NULL;
 }
 
 /* Whether this call is to fail: the first one of its site. */
 static int fails(const char *name, const void *caller, const char *upon, int with) {
-  if (!shared || !shared->is_armed || !is_wanted(name) || is_loading(name, upon)) return 0;
+  if (!is_armed() || !is_wanted(name) || is_loading(name, upon)) return 0;
   Dl_info where = {0};
   dladdr(caller, &where);
   uint64_t site = mix(mix(14695981039346656037u ^ (uint64_t)role, name), upon);
@@ -101,10 +122,9 @@ static int fails(const char *name, const void *caller, const char *upon, int wit
     if (__atomic_compare_exchange_n((uint64_t *)slot, &expected, site, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {
       char said[1024];
       int length = snprintf(said, sizeof said, "%c %d %s %s %s\n", role, getpid(), name, strerrorname_np(with), upon);
-      int log = (int)syscall(SYS_openat, AT_FDCWD, getenv("FAULTS_LOG"), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600);
       if (length > (int)sizeof said - 1) length = sizeof said - 1;
-      syscall(SYS_write, log, said, length);
-      syscall(SYS_close, log);
+      uint32_t at = __atomic_fetch_add((uint32_t *)&shared->said, length, __ATOMIC_SEQ_CST);
+      if (at + length < LOG_BYTES) memcpy(shared->log + at, said, length);
       errno = with;
       return 1;
     }
@@ -130,7 +150,7 @@ static int is_file(int fd, char *path, size_t size) {
 
 int connect(int fd, const struct sockaddr *address, socklen_t length) {
   REAL(int (*)(int, const struct sockaddr *, socklen_t), "connect");
-  if (shared && address->sa_family == AF_INET) shared->is_armed = 1;
+  if (shared && address->sa_family == AF_INET) shared->phase = FAILS;
   return real(fd, address, length);
 }
 
@@ -142,7 +162,7 @@ int connect(int fd, const struct sockaddr *address, socklen_t length) {
     mode_t mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(rest, mode_t) : 0; \
     va_end(rest); \
     if (fails("open", CALLER, path, EMFILE)) return -1; \
-    return real(path, flags, mode); \
+    return opened(real(path, flags, mode), path); \
   }
 OPEN(open)
 OPEN(open64)
@@ -155,10 +175,15 @@ OPEN(open64)
     mode_t mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(rest, mode_t) : 0; \
     va_end(rest); \
     if (fails("open", CALLER, path, EMFILE)) return -1; \
-    return real(folder, path, flags, mode); \
+    return opened(real(folder, path, flags, mode), path); \
   }
 OPENAT(openat)
 OPENAT(openat64)
+
+DIR *opendir(const char *path) {
+  REAL(DIR *(*)(const char *), "opendir");
+  return fails("open", CALLER, path, EMFILE) ? NULL : real(path);
+}
 
 int socket(int domain, int type, int protocol) {
   REAL(int (*)(int, int, int), "socket");
@@ -200,7 +225,7 @@ int pthread_create(pthread_t *thread, const pthread_attr_t *how, void *(*run)(vo
   void *function(void *at, size_t length, int protection, int flags, int fd, off_t offset) { \
     REAL(void *(*)(void *, size_t, int, int, int, off_t), #function); \
     char path[1024] = "memory"; \
-    if (shared && shared->is_armed && fd >= 0) is_file(fd, path, sizeof path); \
+    if (is_armed() && fd >= 0) is_file(fd, path, sizeof path); \
     return fails("mmap", CALLER, path, ENOMEM) ? MAP_FAILED : real(at, length, protection, flags, fd, offset); \
   }
 MMAP(mmap)
@@ -211,7 +236,7 @@ ssize_t write(int fd, const void *data, size_t length) {
   if (role == 'c' && fd == 1) is_at_work = 1;
   char path[1024];
   /* What is said must be seen by the test. */
-  if (fd != 2 && shared && shared->is_armed && is_file(fd, path, sizeof path) && fails("write", CALLER, path, ENOSPC))
+  if (fd != 2 && is_armed() && is_file(fd, path, sizeof path) && fails("write", CALLER, path, ENOSPC))
     return -1;
   return real(fd, data, length);
 }
@@ -220,7 +245,7 @@ ssize_t write(int fd, const void *data, size_t length) {
   ssize_t function(int fd, const void *data, size_t length, off_t offset) { \
     REAL(ssize_t (*)(int, const void *, size_t, off_t), #function); \
     char path[1024]; \
-    if (shared && shared->is_armed && is_file(fd, path, sizeof path) && fails("write", CALLER, path, ENOSPC)) return -1; \
+    if (is_armed() && is_file(fd, path, sizeof path) && fails("write", CALLER, path, ENOSPC)) return -1; \
     return real(fd, data, length, offset); \
   }
 PWRITE(pwrite)
@@ -230,7 +255,7 @@ PWRITE(pwrite64)
   int function(int fd) { \
     REAL(int (*)(int), #function); \
     char path[1024]; \
-    if (shared && shared->is_armed && is_file(fd, path, sizeof path) && fails("fsync", CALLER, path, EIO)) return -1; \
+    if (is_armed() && is_file(fd, path, sizeof path) && fails("fsync", CALLER, path, EIO)) return -1; \
     return real(fd); \
   }
 SYNC(fsync)
@@ -244,4 +269,9 @@ int rename(const char *from, const char *to) {
 int renameat(int from_folder, const char *from, int to_folder, const char *to) {
   REAL(int (*)(int, const char *, int, const char *), "renameat");
   return fails("rename", CALLER, to, ENOSPC) ? -1 : real(from_folder, from, to_folder, to);
+}
+
+int renameat2(int from_folder, const char *from, int to_folder, const char *to, unsigned flags) {
+  REAL(int (*)(int, const char *, int, const char *, unsigned), "renameat2");
+  return fails("rename", CALLER, to, ENOSPC) ? -1 : real(from_folder, from, to_folder, to, flags);
 }

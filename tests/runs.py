@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import pickle
 import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -238,6 +239,15 @@ class Run:
         _, left = psutil.wait_procs(self.family(), timeout=PATIENCE_S)
         assert not left, f"still there: {left}"
         return code
+
+    def abort(self) -> None:
+        """Let all its processes say where each of their threads is, if they have faulthandler, and end."""
+        family = self.family()
+        for process in family:
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGABRT)
+        _, left = psutil.wait_procs(family, timeout=PATIENCE_S)
+        assert not left, f"still there: {left}"
 
     def said(self) -> list[str]:
         """The lines on standard error, those of progress left out."""

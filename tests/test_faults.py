@@ -1,19 +1,46 @@
-"""Each call of the system fails once, wherever it is made from, and what comes of the run is the same."""
+"""Each call of the system fails once, wherever it is made from, and what comes of the run is the same.
+
+No process of a run calls ``accept``, ``vfork`` or ``clone``: uvloop starts processes with ``fork``, and the channels to
+them are pairs and pipes. So nothing fails there.
+"""
 
 from __future__ import annotations
 
+import re
 import shutil
-import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from enum import IntEnum
 from pathlib import Path
 
 import pytest
 from runs import PATIENCE_S, Books, Place, Run, Trial, serve_trial
+from test_retry_kills import AS_CUT, EQUAL, Healing, serve_healing
 
-_STATE_BYTES = 1 << 16
-_MOST_RUNS = 20  # until one is complete
+from datafetch.state import State
+
+_CALLS = ("open", "socket", "fork", "mmap", "write", "fsync", "rename")
+_STATE_BYTES = 1 << 19
+_LOG_BEGINS = 8 + 4096 * 8
+_MOST_RUNS = 200  # until one is complete
 _MOST_PLACES = 20
+
+_WAITS_FOR_ITS_THREAD = re.compile(
+    r'threading\.py", line \d+ in wait\n\s*File "[^"\n]*threading\.py", line \d+ in start\n'
+)
+# It had no pipe or no process, raises that, and then lets go of what it had begun, with the same error at hand.
+_SAID_BY_UVLOOP = re.compile(
+    r"^Exception ignored in: '?uvloop\..*\nTraceback \(most recent call last\):\n(?:[ ].*\n)+.*\n?", re.MULTILINE
+)
+
+
+class Phase(IntEnum):
+    """What the library of ``faults.c`` waits for."""
+
+    REQUEST = 0
+    NOTHING = 1
+    LOCK = 2
 
 
 @pytest.fixture(scope="module")
@@ -47,93 +74,179 @@ class Faults:
 
     def __init__(self, shim: Path, folder: Path, calls: str) -> None:
         self.calls = calls
-        self._log = folder / "faults.log"
-        self._log.touch()
         self._state = folder / "faults.state"
         self._state.write_bytes(bytes(_STATE_BYTES))
         self._read = 0
         self.environment = {
             "LD_PRELOAD": str(shim),
-            "FAULTS_STATE": str(self._state),
-            "FAULTS_LOG": str(self._log),
-            "FAULTS_CALLS": calls,
+            "DATAFETCH_FAULTS_STATE": str(self._state),
+            "DATAFETCH_FAULTS_CALLS": calls,
+            "PYTHONFAULTHANDLER": "1",  # for a run that hangs to say where
         }
 
-    def begin(self) -> None:
-        """Before a run: let nothing fail before its first request."""
+    def begin(self, phase: Phase = Phase.REQUEST) -> None:
+        """Before a run: let nothing fail before its first request, or before it has opened the lock."""
         with self._state.open("r+b") as state:
-            state.write(bytes(4))
+            state.write(phase.to_bytes(4, "little"))
 
     def new(self) -> list[str]:
         """What failed since this was last asked: process, function, error, what it was called upon."""
-        lines = self._log.read_text().splitlines()
+        lines = self._state.read_bytes()[_LOG_BEGINS:].rstrip(b"\0").decode().splitlines()
         new, self._read = lines[self._read :], len(lines)
         return new
 
 
+@pytest.fixture(autouse=True)
+def _without_coverage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or its own files would fail."""
+    for variable in ("COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START"):
+        monkeypatch.delenv(variable, raising=False)
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(600)  # dozens of runs, each a second on an idle machine
-@pytest.mark.parametrize("calls", ["open", "socket", "fork", "mmap", "write", "fsync", "rename"])
-def test_each_call_fails_once_and_costs_nothing(
-    trial: Trial, shim: Path, tmp_path: Path, calls: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.timeout(1800)  # dozens of runs, each a second on an idle machine, and ten where others are at work
+@pytest.mark.parametrize("calls", _CALLS)
+def test_each_call_fails_once_and_costs_nothing(trial: Trial, shim: Path, tmp_path: Path, calls: str) -> None:
     """Run after run, until one from the beginning meets no new fault: each is complete, or says what there is none of.
 
     Whatever it was, the next run goes on from there, and what comes out is the same, byte for byte.
     """
-    for variable in ("COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START"):  # or its own files would fail
-        monkeypatch.delenv(variable, raising=False)
     faults = Faults(shim, tmp_path, calls)
+
+    def complete(number: int) -> list[str]:
+        place = Place(tmp_path / str(number))
+        books = Books(trial, place)
+        failed = run_until_complete(trial.command(place), faults, books.check)
+        trial.check_complete(place)
+        return failed
+
+    assert complete_until_nothing_fails(complete)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("calls", _CALLS)
+def test_each_call_fails_once_while_shards_are_made_equal(shim: Path, tmp_path: Path, calls: str) -> None:
+    """The output holds shards as the manifest cut them until it holds equal ones, as an undisturbed run makes them."""
+    faults = Faults(shim, tmp_path, calls)
+    with serve_healing(tmp_path, EQUAL) as healing:
+        cut, equal = replace(healing, root=tmp_path / "cut", layout=AS_CUT), healing
+        for command in (cut.prepare(), [*cut.prepare(), "--fresh"], equal.prepare()):  # once for the faults to heal
+            subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE_S)
+        assert cut.files() != equal.files()
+
+        def complete(number: int) -> list[str]:
+            place = replace(healing, root=tmp_path / str(number))
+
+            def check() -> None:
+                files = place.files()
+                assert files == equal.files() or files.items() <= cut.files().items()
+
+            failed = run_until_complete(place.prepare(), faults, check)
+            assert place.files() == equal.files()
+            check_tidy(place, equal)
+            return failed
+
+        assert complete_until_nothing_fails(complete)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("layout", [pytest.param(AS_CUT, id="as cut"), pytest.param(EQUAL, id="equal")])
+@pytest.mark.parametrize("calls", _CALLS)
+def test_each_call_fails_once_in_a_retry(shim: Path, tmp_path: Path, calls: str, layout: tuple[str, ...]) -> None:
+    """The output holds what it held, until it holds what an undisturbed retry makes of it; equal shards all at once."""
+    faults = Faults(shim, tmp_path, calls)
+    with serve_healing(tmp_path, layout) as healing:
+        subprocess.run(healing.prepare(), check=True, capture_output=True, timeout=PATIENCE_S)
+        undisturbed = replace(healing, root=tmp_path / "undisturbed")
+        shutil.copytree(healing.root, undisturbed.root)
+        subprocess.run(undisturbed.retry(), check=True, capture_output=True, timeout=PATIENCE_S)
+        old, new = healing.files(), undisturbed.files()
+        assert old != new
+
+        def complete(number: int) -> list[str]:
+            place = replace(healing, root=tmp_path / str(number))
+            shutil.copytree(healing.root, place.root)
+            failed = run_until_complete(
+                place.retry(), faults, lambda: check_old_or_new(place.files(), old, new, layout)
+            )
+            assert place.files() == new
+            check_tidy(place, undisturbed)
+            return failed
+
+        assert complete_until_nothing_fails(complete)
+
+
+def check_old_or_new(
+    files: Mapping[str, bytes], old: Mapping[str, bytes], new: Mapping[str, bytes], layout: Collection[str]
+) -> None:
+    """All of an output's equal shards are old, or all are new; of others each is, and a count may be yet to come."""
+    if layout == EQUAL:
+        assert files in (old, new)
+    else:
+        assert {name for name in files if name.endswith(".pkl")} == {name for name in new if name.endswith(".pkl")}
+        assert all(content in (old.get(name), new.get(name)) for name, content in files.items())
+
+
+def check_tidy(place: Healing, undisturbed: Healing) -> None:
+    """Beside the output lies what an undisturbed run leaves there, and nothing else."""
+    left, expected = (
+        {str(path.relative_to(one.out.parent)) for path in one.out.parent.rglob("*")}
+        - {str(State(one.out).unpublished.relative_to(one.out.parent))}  # an empty one is as good as none
+        for one in (place, undisturbed)
+    )
+    assert left == expected
+
+
+def complete_until_nothing_fails(complete: Callable[[int], list[str]]) -> list[str]:
+    """Begin again and again, until no new fault is met, and return what failed meanwhile."""
     failed: list[str] = []
-    is_there_more = True
     for number in range(_MOST_PLACES):
-        new = complete_with_faults(trial, Place(tmp_path / str(number)), faults)
+        new = complete(number)
         failed += new
-        is_there_more = bool(new)
-        if not is_there_more:
-            break
-    assert failed
-    assert not is_there_more, failed
+        if not new:
+            return failed
+    raise AssertionError(f"always something new: {failed}")
 
 
-def complete_with_faults(trial: Trial, place: Place, faults: Faults) -> list[str]:
-    """Run until it is complete, and return what failed meanwhile."""
-    books = Books(trial, place)
+def run_until_complete(command: Sequence[str], faults: Faults, check: Callable[[], None]) -> list[str]:
+    """Run a command until it is complete, checking what each run leaves, and return what failed meanwhile."""
     failed: list[str] = []
-    for _ in range(_MOST_RUNS):
-        faults.begin()
-        with Run(trial.command(place), faults.environment) as run:
+    for number in range(_MOST_RUNS):
+        faults.begin(Phase.LOCK if number else Phase.REQUEST)
+        with Run(command, faults.environment) as run:
             code = _end(run, faults.calls)
             new = faults.new()
             failed += new
-            if code not in (0, -signal.SIGKILL):
+            if code not in (0, None):
                 assert new, run.said()
                 check_stopped(run, code, new)
-        books.check()
+        check()
         if code == 0:
-            trial.check_complete(place)
             return failed
     raise AssertionError(f"never complete: {failed}")
 
 
-def _end(run: Run, calls: str) -> int:
-    """Wait for the end of a run, and return its exit code.
+def _end(run: Run, calls: str) -> int | None:
+    """Wait for the end of a run, and return its exit code; None for one hang that is CPython's.
 
-    CPython's ``Thread.start`` waits for ever when the new thread finds no memory to say that it has begun with. Such a
-    run is killed, and has to be as good for the next one as any other.
+    ``Thread.start`` waits for ever when the new thread finds no memory to say that it has begun with. Such a run is
+    ended, and has to be as good for the next one as any other. Of any other hang, the stacks are in the error.
     """
     try:
         return run.end()
     except subprocess.TimeoutExpired:
-        if calls != "mmap":
-            raise
-        run.process.kill()
-        return run.end()
+        run.abort()
+        stacks = "\n".join(run.said())
+        assert calls == "mmap", stacks
+        assert _WAITS_FOR_ITS_THREAD.search(stacks), stacks
+        return None
 
 
 def check_stopped(run: Run, code: int, failed: list[str]) -> None:
-    """The command has stopped with exit 4 and a line that says what to do, and without a traceback."""
-    said = run.said()
+    """The command has stopped with exit 4 and a line that says what to do, and without a traceback of ours."""
+    said = _SAID_BY_UVLOOP.sub("", "\n".join(run.said())).splitlines()
     assert code == 4, (failed, said)
     assert "Traceback" not in "\n".join(said), (failed, said)
     complaints = [line for line in said if line.startswith("datafetch: ") and "run the same command again" in line]

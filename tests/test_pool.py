@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from datafetch.demo.pictures import paint
 from datafetch.errors import ResourceError
 from datafetch.model import Body, Encoded, Failure, FailureKind, Outcome
 from datafetch.transcode import ImageSpec, Transcoder
+from datafetch.transcode.forkserver import DESCRIPTORS
 from datafetch.transcode.launcher import UNKNOWN_STATUS, Launcher
 from datafetch.transcode.quarantine import Quarantine
 
@@ -474,6 +476,27 @@ async def test_a_codec_that_cannot_be_loaded_is_our_fault(family: Family, monkey
     assert not family.members()
 
 
+def _room_for(process: psutil.Process, descriptors: int) -> int:
+    """The limit that lets a process open so many more."""
+    used = {int(path.name) for path in Path(f"/proc/{process.pid}/fd").iterdir()}
+    return [number for number in range(1000) if number not in used][descriptors - 1] + 1
+
+
+async def test_a_codec_process_that_finds_no_descriptor_at_its_start_says_so(
+    family: Family, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It is tried again, and what stops the run then is the want, in one line; it is no fault of the installation."""
+    async with Transcoder(processes=1, codec=echo) as transcode:
+        server, worker = family.members()
+        most = _room_for(server, DESCRIPTORS)  # so it can be told to fork, and the child can open nothing
+        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (most, most))
+        worker.kill()
+        await asyncio.to_thread(worker.wait)
+        with pytest.raises(ResourceError, match=r"too few descriptors.*run the same command again"):
+            await transcode(b"late")
+    assert "Traceback" not in capfd.readouterr().err
+
+
 @pytest.mark.both_loops
 async def test_a_pool_that_cannot_go_on_tells_every_caller(
     family: Family, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -488,6 +511,7 @@ async def test_a_pool_that_cannot_go_on_tells_every_caller(
             process.kill()
         for outcome in await asyncio.gather(*waits, return_exceptions=True):
             assert isinstance(outcome, ResourceError)
+            assert "run the same command again" in str(outcome)
         with pytest.raises(ResourceError):
             await transcode(b"late")
 

@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from datafetch.demo.origin import Origin
 from datafetch.demo.pictures import write_pictures
 
 IMAGES = 72
+AS_CUT, EQUAL = ("--no-reshard",), ("--world-size", "2")
 _FLAKY_EVERY = 6
 _KILLED = -9
 _RETRY = " retry "
@@ -71,15 +73,22 @@ class Healing:
 @pytest.fixture(params=["as cut", pytest.param("equal", marks=pytest.mark.slow)])
 def healing(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Healing]:
     """The dataset on a server of its own, for its counts."""
-    names = [name for name in write_pictures(tmp_path / "pictures", 22) if name.endswith(".jpg")]
-    with Origin(tmp_path / "pictures") as origin:
+    layout = AS_CUT if request.param == "as cut" else EQUAL
+    with serve_healing(tmp_path, layout) as served:
+        yield served
+
+
+@contextmanager
+def serve_healing(folder: Path, layout: tuple[str, ...]) -> Iterator[Healing]:
+    """Make the dataset, and serve it."""
+    names = [name for name in write_pictures(folder / "pictures", 22) if name.endswith(".jpg")]
+    with Origin(folder / "pictures") as origin:
         urls = [
             origin.url("flaky" if number % _FLAKY_EVERY == 1 else "well", names[number % len(names)], number)
             for number in range(IMAGES)
         ]
-        source = write_coyo_source(tmp_path / "source", urls, files=2)
-        layout = ("--no-reshard",) if request.param == "as cut" else ("--world-size", "2")
-        yield Healing(origin, source, tmp_path / "root", layout)
+        source = write_coyo_source(folder / "source", urls, files=2)
+        yield Healing(origin, source, folder / "root", layout)
 
 
 def kill_until_done(command: list[str], victim: str, healing: Healing, tmp_path: Path) -> Iterator[dict[str, bytes]]:

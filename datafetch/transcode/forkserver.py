@@ -28,9 +28,10 @@ import warnings
 from contextlib import suppress
 from typing import NoReturn
 
+from datafetch.errors import is_want
 from datafetch.transcode.tray import Tray
 from datafetch.transcode.wire import U32, Orders
-from datafetch.transcode.worker import CodecProcess
+from datafetch.transcode.worker import OUT_OF_MEMORY_STATUS, CodecProcess
 
 COMMAND = struct.Struct("<cI")
 FORK, KILL = b"F", b"K"
@@ -150,10 +151,13 @@ class ForkServer:
                 os.close(fd)
             CodecProcess(socket.socket(fileno=channel), trays, self._orders).run()
             status = 0
-        except BaseException:  # noqa: BLE001 - whatever it is, it must not run the server's loop a second time
-            if complaints is not None:
-                os.dup2(complaints, 2)
-            traceback.print_exc()
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it must not run the server's loop a second time
+            if is_want(error):
+                status = OUT_OF_MEMORY_STATUS
+            else:
+                if complaints is not None:
+                    os.dup2(complaints, 2)
+                traceback.print_exc()
         finally:
             os._exit(status)
 

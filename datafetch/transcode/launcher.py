@@ -24,6 +24,7 @@ from datafetch.transcode.sandbox import kept_environment
 from datafetch.transcode.spec import ImageSpec
 from datafetch.transcode.tray import Tray, open_tray
 from datafetch.transcode.wire import U32, Codec, Orders, encode_message
+from datafetch.transcode.worker import OUT_OF_MEMORY_STATUS
 
 TRAYS = 2
 """Batches that a codec process may have in hand: it works on the second while the first one's replies are read."""
@@ -38,6 +39,11 @@ _START_S = 60.0  # and for its first process, for it has to be loaded, perhaps f
 
 UNKNOWN_STATUS = -10_000
 """Stands for how a process ended whose fork server said nothing about it and was killed for that."""
+
+_AGAIN = (
+    "free some memory, raise a limit ('ulimit -n', 'ulimit -u') or reduce --processes, and run the same command again "
+    "(nothing written so far is lost)"
+)
 
 _log = logging.getLogger(__name__)
 
@@ -143,7 +149,7 @@ class Launcher:
         except TimeoutError as error:
             server.end_for_silence()
             process.close()
-            raise _PassingError("the process that forks codec processes does not answer") from error
+            raise _PassingError(f"the process that forks codec processes does not answer; {_AGAIN}") from error
         except BaseException:
             process.close()
             raise
@@ -164,14 +170,18 @@ class Launcher:
     async def _why_not(self, status: int) -> ResourceError:
         """Why a process ended before its first image."""
         if status >= FORK_FAILED:
-            return _PassingError(f"cannot start a codec process: {os.strerror(status - FORK_FAILED)}")
+            return _PassingError(f"cannot start a codec process: {os.strerror(status - FORK_FAILED)}; {_AGAIN}")
         if self._server is not None and self._server.is_gone:
             status = await self._server.wait()
         if status < 0:
-            return _PassingError(f"a codec process was killed by {signal_name(-status)} before its first image")
+            return _PassingError(
+                f"a codec process was killed by {signal_name(-status)} before its first image; {_AGAIN}"
+            )
+        if status == OUT_OF_MEMORY_STATUS:
+            return _PassingError(f"a codec process found too few descriptors, or too little memory, to begin; {_AGAIN}")
         return ResourceError(
             f"a codec process ended with status {status} before its first image; "
-            "check that this Python can import PIL.Image, and see the messages above"
+            "check that this Python can import PIL.Image, see the messages above, and run the same command again"
         )
 
 
@@ -238,7 +248,7 @@ class _Server:
                         start_new_session=True,
                     )
             except OSError as error:
-                raise ResourceError(f"cannot start a codec process: {why_not_started(error)}") from error
+                raise ResourceError(f"cannot start a codec process: {why_not_started(error)}; {_AGAIN}") from error
             undo.pop_all()
         return cls(process, reader, writer, control)
 
@@ -328,9 +338,9 @@ async def _fork(server: _Server, number: int) -> Process:
             reader, writer = await asyncio.open_unix_connection(sock=ours)
             undo.pop_all()
     except ConnectionError as error:
-        raise _PassingError("the process that forks codec processes has ended") from error
+        raise _PassingError(f"the process that forks codec processes has ended; {_AGAIN}") from error
     except OSError as error:
-        raise _PassingError(f"cannot start a codec process: {error.strerror}") from error
+        raise _PassingError(f"cannot start a codec process: {error.strerror}; {_AGAIN}") from error
     # It may have ended and left a child of its own that holds the channel. What is still in it gets a moment.
     loop = asyncio.get_running_loop()
     status.add_done_callback(lambda _: loop.call_later(_LAST_WORDS_S, writer.transport.abort))

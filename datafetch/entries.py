@@ -126,7 +126,7 @@ def read_marker(file: BinaryIO) -> bytes:
     start = file.read(START_BYTES)
     if not is_begun(start):
         raise ConfigurationError(
-            f"{file.name} is not a spool of this version of datafetch; delete it, and the images that it held are "
+            f"{file.name} is not a spool of this version of datafetch; move it away, and the images that it held are "
             "fetched again"
         )
     return start[len(_MAGIC) :]

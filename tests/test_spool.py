@@ -266,7 +266,7 @@ async def test_another_file_is_not_touched(tmp_path: Path) -> None:
     """What is not a spool is refused, and left as it is."""
     path = tmp_path / "x.spool"
     await asyncio.to_thread(path.write_bytes, b"somebody's thesis")
-    with pytest.raises(ConfigurationError, match="--fresh"):
+    with pytest.raises(ConfigurationError, match="move it away"):
         await Spool.open(path)
     assert await asyncio.to_thread(path.read_bytes) == b"somebody's thesis"
 

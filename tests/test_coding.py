@@ -76,6 +76,13 @@ def test_a_bomb_is_too_large(coding: str, size_bytes: int) -> None:
     assert len(decode(CODERS[coding](bytes(CAP_BYTES)), [coding], CAP_BYTES)) == CAP_BYTES
 
 
+@pytest.mark.parametrize("window_bits", range(9, 16))
+def test_deflate_may_have_any_window(window_bits: int) -> None:
+    """The header of zlib's format says how large it is; curl and browsers take all."""
+    coder = zlib.compressobj(wbits=window_bits)
+    assert decode(coder.compress(PICTURE) + coder.flush(), ["deflate"], CAP_BYTES) == PICTURE
+
+
 @pytest.mark.parametrize("coding", CODERS)
 def test_a_bomb_is_not_unpacked_beyond_the_cap(coding: str) -> None:
     """However much it would come to: memory holds the cap a few times over at most."""

@@ -29,6 +29,7 @@ _GZIP_HAS_CHECKSUM, _GZIP_HAS_EXTRA, _GZIP_HAS_NAME, _GZIP_HAS_COMMENT = 2, 4, 8
 _GZIP_HEADER_BYTES, _GZIP_TRAILER_BYTES = 10, 8
 _ZLIB_HEADER_BYTES = 2  # RFC 1950, 2.2
 _GZIP_WINDOW = 31  # zlib's words for the three formats
+_LARGEST_ZLIB_WINDOW = 7  # 2 to the power of 7 + 8
 _ZLIB_WINDOW = 15
 _DEFLATE_WINDOW = -15
 _ZSTD_WINDOW_LOG = 23  # RFC 9659: a content coding's window is 8 MiB at most
@@ -124,7 +125,9 @@ def _lacks_checksum_alone(body: bytes, content: bytes) -> bool:
 
 
 def _is_zlib(body: bytes) -> bool:
-    return body[:1] == b"\x78" and int.from_bytes(body[:2], "big") % 31 == 0  # RFC 1950, 2.2: the header's checksum
+    # RFC 1950, 2.2: the method and its window, of at most 32 KiB, and the header's checksum.
+    is_deflate = bool(body) and body[0] & 0x0F == zlib.DEFLATED and body[0] >> 4 <= _LARGEST_ZLIB_WINDOW
+    return is_deflate and int.from_bytes(body[:2], "big") % 31 == 0
 
 
 def _unbrotli(body: bytes, max_bytes: int) -> bytes:

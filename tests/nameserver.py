@@ -121,6 +121,7 @@ class NameServer:
         self._selector = selectors.DefaultSelector()
         self._resources = ExitStack()
         self._thread = threading.Thread(target=self._serve, name="name server", daemon=True)
+        self._conversations: list[tuple[threading.Thread, socket.socket]] = []
         self._port = 0
         self._has_v6 = False
 
@@ -156,6 +157,10 @@ class NameServer:
     ) -> None:
         self._waker.send(b".")
         self._thread.join()
+        for thread, connection in self._conversations:
+            with suppress(OSError):  # it is over already
+                connection.shutdown(socket.SHUT_RDWR)
+            thread.join()
         self._selector.close()
         self._resources.close()
 
@@ -205,7 +210,9 @@ class NameServer:
 
     def _answer_connection(self, listening: socket.socket) -> None:
         connection, _ = listening.accept()
-        threading.Thread(target=self._converse, args=(connection,), name="name server, TCP", daemon=True).start()
+        thread = threading.Thread(target=self._converse, args=(connection,), name="name server, TCP", daemon=True)
+        self._conversations.append((thread, connection))
+        thread.start()
 
     def _converse(self, connection: socket.socket) -> None:
         with connection, suppress(OSError):  # the other side may leave at any time

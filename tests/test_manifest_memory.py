@@ -16,8 +16,8 @@ from bombs import (
 )
 
 from datafetch.datasets import find_dataset
-from datafetch.datasets.urls import MOST_URL_CHARS
 from datafetch.errors import ManifestError
+from datafetch.model import MOST_URL_CHARS
 from datafetch.readers import LineFile, ParquetFile, read_ids
 
 _READ = """

@@ -8,6 +8,7 @@ judged by that one, for that is where it may end up.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from enum import Enum, auto
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
@@ -43,31 +44,45 @@ class BlockedAddressError(OSError):
         super().__init__(f"{address} is not a public address; --allow-net would allow it")
 
 
+class _Verdict(Enum):
+    PUBLIC = auto()
+    EXCEPTION = auto()
+    BLOCKED = auto()
+
+
 class AddressGuard:
     """Says which addresses may be connected to: public ones, and those that the operator named.
 
-    Attributes:
-        permits: Whether a literal IPv4 or IPv6 address may be connected to.
-        is_exception: Whether it may only because the operator named it.
+    Args:
+        allowed: What the operator named.
     """
 
     def __init__(self, allowed: Sequence[IPv4Network | IPv6Network]) -> None:
         self._allowed = tuple(allowed)
         # Parsing an address takes 20 µs, and each is judged more than once: literals twice a hop, names by each answer.
-        self.permits = lru_cache(maxsize=_REMEMBERED)(self._judge)
-        self.is_exception = lru_cache(maxsize=_REMEMBERED)(self._needs_permission)
+        self._verdict = lru_cache(maxsize=_REMEMBERED)(self._judge)
 
-    def _judge(self, address: str) -> bool:
+    def permits(self, address: str) -> bool:
+        """Whether an IPv4 or IPv6 address may be connected to."""
+        return self._verdict(address) is not _Verdict.BLOCKED
+
+    def is_exception(self, address: str) -> bool:
+        """Whether it may only because the operator named it."""
+        return self._verdict(address) is _Verdict.EXCEPTION
+
+    def _judge(self, address: str) -> _Verdict:
         try:
             parsed = ip_address(address.partition("%")[0])
         except ValueError:
-            return False
+            return _Verdict.BLOCKED
+        faces = tuple(_embedded(parsed))
+        if all(map(_is_public, faces or (parsed,))) and not (faces and _is_named_not_public(parsed)):
+            return _Verdict.PUBLIC
         if self._is_allowed(parsed):
-            return True
-        if _is_named_not_public(parsed):
-            return False
-        faces = tuple(_embedded(parsed)) or (parsed,)
-        return all(_is_public(face) or self._is_allowed(face) for face in faces)
+            return _Verdict.EXCEPTION
+        is_allowed = bool(faces) and not _is_named_not_public(parsed)
+        is_allowed = is_allowed and all(_is_public(face) or self._is_allowed(face) for face in faces)
+        return _Verdict.EXCEPTION if is_allowed else _Verdict.BLOCKED
 
     def check(self, address: str) -> None:
         """Raise unless the address may be connected to.
@@ -78,14 +93,8 @@ class AddressGuard:
         if not self.permits(address):
             raise BlockedAddressError(address)
 
-    def _needs_permission(self, address: str) -> bool:
-        return bool(self._allowed) and self.permits(address) and not _PUBLIC_ALONE.permits(address)
-
     def _is_allowed(self, address: IPv4Address | IPv6Address) -> bool:
         return any(address in network for network in self._allowed)
-
-
-_PUBLIC_ALONE = AddressGuard(())
 
 
 def _is_public(address: IPv4Address | IPv6Address) -> bool:

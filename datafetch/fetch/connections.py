@@ -30,6 +30,8 @@ from datafetch.model import HTTP_OK, Permission
 _MAX_IDLE = 128  # enough for the few hosts that a manifest does ask again and again
 _MAX_IDLE_S = 5.0
 
+_ALLOWED_NET = frozenset({Permission.ALLOW_NET})
+
 
 class NoConnectionError(OSError):
     """The host refused, or there is no way to it."""
@@ -176,16 +178,19 @@ class Connections:
     async def _open(
         self, endpoint: Endpoint, addresses: Sequence[str], port: int, tls: ssl.SSLContext | None
     ) -> Connection:
-        connection = await connect_to_first(
-            addresses, lambda address: self._open_plain(endpoint, address, port), Connection.drop
-        )
+        if len(addresses) == 1:
+            connection = await self._open_plain(endpoint, addresses[0], port)
+        else:
+            connection = await connect_to_first(
+                addresses, lambda address: self._open_plain(endpoint, address, port), Connection.drop
+            )
         return connection if tls is None else await self._over_tls(connection, tls)
 
     async def _open_plain(self, endpoint: Endpoint, address: str, port: int) -> Connection:
         transport, protocol = await self._loop.create_connection(self._new_protocol, address, port)
         # A proxy's own address needs no permission.
         is_exception = endpoint.proxy is None and self._resolver.is_exception(address)
-        return Connection(endpoint, transport, protocol, frozenset({Permission.ALLOW_NET} if is_exception else ()))
+        return Connection(endpoint, transport, protocol, _ALLOWED_NET if is_exception else frozenset())
 
     async def _over_tls(self, connection: Connection, tls: ssl.SSLContext) -> Connection:
         """Speak TLS on a connection from now on."""

@@ -31,15 +31,13 @@ async def connect_to_first(
     """Connect to whichever of some addresses answers first.
 
     Args:
-        addresses: IPv4 and IPv6, at least one, the preferred ones first.
+        addresses: IPv4 and IPv6, at least one, the preferred ones first. For one alone there is nothing to race.
         connect: Connects to one.
         drop: Ends a connection that is not needed after all.
 
     Raises:
         OSError: What the first one failed with, when all have failed; where this machine lacked something, that.
     """
-    if len(addresses) == 1:
-        return await connect(addresses[0])
     race = _Race(addresses, connect, drop)
     try:
         return await race.run()

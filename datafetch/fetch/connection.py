@@ -89,9 +89,9 @@ class ResponseProtocol(asyncio.Protocol):
         return await self._head
 
     def forget_response(self) -> None:
-        """What comes next belongs to no response."""
+        """What comes next belongs to no response, and what came is no longer held: it holds this protocol in turn."""
         self._stop_watching()
-        self._parser = None
+        self._parser = self._head = self.body = None
 
     def use_tls(self, transport: asyncio.Transport) -> None:
         """Go on over TLS, which lies on top of the connection that there is."""
@@ -241,4 +241,5 @@ class Connection:
 
     def drop(self) -> None:
         """End it at once. Closed politely, a TLS connection is read on for 30 s by uvloop (MagicStack/uvloop#471)."""
+        self.protocol.forget_response()
         self.transport.abort()

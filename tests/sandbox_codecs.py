@@ -7,6 +7,7 @@ import resource
 import socket
 import struct
 import subprocess
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -69,6 +70,34 @@ def _limits(_: str) -> bytes:
     return b"%d" % resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 
 
+def _limit_of_parent(_: str) -> None:
+    resource.prlimit(os.getppid(), resource.RLIMIT_CORE, (0, 0))
+
+
+def _fork(_: str) -> None:
+    pid = os.fork()
+    if not pid:
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+
+def _call(number: int, *arguments: int) -> Callable[[str], None]:
+    def call(_: str) -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.syscall(number, *arguments) < 0:
+            raise OSError(ctypes.get_errno(), "refused")
+
+    return call
+
+
+def _thread(_: str) -> None:
+    thread = threading.Thread(target=lambda: None)
+    thread.start()
+    thread.join()
+
+
+_IS_X86 = os.uname().machine == "x86_64"
+
 ATTEMPTS: Mapping[bytes, Callable[[str], object]] = {
     b"read": lambda path: len(Path(path).read_bytes()),
     b"list": os.listdir,
@@ -88,6 +117,12 @@ ATTEMPTS: Mapping[bytes, Callable[[str], object]] = {
     b"more-limits": lambda _: resource.setrlimit(resource.RLIMIT_NOFILE, (1000, 1000)),
     b"descriptors": _hoard_descriptors,
     b"grow": _grow,
+    b"limit-of-parent": _limit_of_parent,
+    b"fork": _fork,
+    b"thread": _thread,
+    b"shared-memory": _call(29 if _IS_X86 else 194, 0, 4096, 0o1600),  # shmget, private
+    b"keyring": _call(250 if _IS_X86 else 219, 0, -4, 1),  # keyctl: the user's keyring
+    b"namespace": _call(272 if _IS_X86 else 97, 0x10000000),  # unshare: a user's
     b"rights": _rights,
     b"environment": _environment,
     b"own-environ": lambda _: Path("/proc/self/environ").read_bytes(),

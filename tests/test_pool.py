@@ -130,10 +130,10 @@ async def test_a_poison_costs_one_image_among_2000(
     bodies[1000] = poison
     monkeypatch.setattr("datafetch.transcode.pool._SILENCE_MARGIN_S", 0.2)
     monkeypatch.setattr("datafetch.transcode.launcher._LAST_WORDS_S", 0.05)
-    needs_files = poison in (b"babble", b"close")  # they look for their descriptors in /proc
+    needs_more = poison in (b"babble", b"close", b"bear")  # descriptors in /proc, a child
     kept_in = tmp_path / "quarantine"
     async with Transcoder(
-        IMPATIENT, processes=2, codec=echo, quarantine=kept_in, is_shut_in=not needs_files
+        IMPATIENT, processes=2, codec=echo, quarantine=kept_in, is_shut_in=not needs_more
     ) as transcode:
         outcomes = await transcode_all(transcode, bodies)
     guilty = outcomes.pop(1000)

@@ -51,6 +51,7 @@ ATTEMPTS = {
     **dict.fromkeys(["read", "list", "write", "create", "delete", "rename", "link"], FILES),
     **dict.fromkeys(["environ-of-parent", "memory-of-parent"], FILES),
     **dict.fromkeys(["run", "tcp", "udp", "unix", "abstract", "grow"], 0),
+    **dict.fromkeys(["limit-of-parent", "fork", "shared-memory", "keyring", "namespace"], 0),
     "signal": SIGNALS,
 }
 """What is tried, and from which version of Landlock on it fails; 0 where that does not depend on it."""
@@ -90,6 +91,11 @@ async def test_its_limits_are_low_and_stay_so() -> None:
         b"OSError",
         DONE,
     ]
+
+
+async def test_it_may_have_threads() -> None:
+    """Libraries make them, and they end with it."""
+    assert await tried("thread") == DONE
 
 
 async def test_it_has_no_rights() -> None:

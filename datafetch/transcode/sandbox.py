@@ -12,6 +12,7 @@ what is used here of both is a few system calls.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import resource
 import struct
@@ -38,8 +39,10 @@ _DENIED_TCP = (4, 0b11)  # bind, connect
 _SCOPED = (6, 0b11)  # abstract sockets and signals of processes outside
 
 _SET_MODE_FILTER, _SPEC_ALLOW = 1, 4  # <linux/seccomp.h>: without the flag, older kernels slow the decoder down
-_LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06  # <linux/bpf_common.h>
-_ALLOW, _DENY = 0x7FFF0000, 0x00050000 | 1  # EPERM
+_LOAD, _EQUAL, _AT_LEAST, _HAS_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06  # <linux/bpf_common.h>
+_CALL_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16  # struct seccomp_data; of an argument, the lower half
+_ALLOW, _DENY, _MISSING = 0x7FFF0000, 0x00050000 | errno.EPERM, 0x00050000 | errno.ENOSYS
+_CLONE_THREAD = 0x10000  # <linux/sched.h>
 _OTHER_ABI = 0x40000000  # x32: the same calls by other numbers
 
 
@@ -50,17 +53,73 @@ class _Machine:
     Attributes:
         architecture: Its number in seccomp's words.
         seccomp: The call that sets a filter.
-        denied: socket, execve, execveat, ptrace, process_vm_readv, process_vm_writev, io_uring_setup.
+        prlimit: The call that sets limits, of any process of the same user.
+        clone: The call that makes threads and processes.
+        denied: What only somebody who has taken over a decoder would call, by what it reaches.
     """
 
     architecture: int
     seccomp: int
-    denied: tuple[int, ...]
+    prlimit: int
+    clone: int
+    denied: Mapping[str, tuple[int, ...]]
 
 
+_CLONE3 = 435  # its flags lie in memory, where a filter can't look; C libraries fall back to clone
 _MACHINES = {
-    "x86_64": _Machine(0xC000003E, 317, (41, 59, 322, 101, 310, 311, 425)),
-    "aarch64": _Machine(0xC00000B7, 277, (198, 221, 281, 117, 270, 271, 425)),
+    "x86_64": _Machine(
+        architecture=0xC000003E,
+        seccomp=317,
+        prlimit=302,
+        clone=56,
+        denied={
+            "network": (41, 425),  # socket, io_uring_setup
+            "programs": (59, 322),  # execve, execveat
+            "processes": (57, 58),  # fork, vfork
+            "others' memory": (
+                101,
+                310,
+                311,
+                312,
+                440,
+                256,
+                279,
+            ),  # ptrace, process_vm_*, kcmp, process_madvise
+            "others' descriptors": (434, 424, 438),  # pidfd_open, pidfd_send_signal, pidfd_getfd
+            "others' scheduling": (141, 142, 144, 203, 314, 251),  # setpriority, sched_set*, ioprio_set
+            "System V": (29, 30, 31, 64, 65, 66, 220, 68, 69, 70, 71),  # shm*, sem*, msg*
+            "POSIX queues": (240, 241),  # mq_open, mq_unlink
+            "keyrings": (248, 249, 250),  # add_key, request_key, keyctl
+            "namespaces": (272, 308, 155, 161, 165, 166),  # unshare, setns, pivot_root, chroot, mount, umount2
+            "the kernel": (
+                321,
+                298,
+                323,
+                304,
+                175,
+                313,
+                246,
+            ),  # bpf, perf_event_open, userfaultfd, modules
+        },
+    ),
+    "aarch64": _Machine(
+        architecture=0xC00000B7,
+        seccomp=277,
+        prlimit=261,
+        clone=220,
+        denied={
+            "network": (198, 425),
+            "programs": (221, 281),
+            "others' memory": (117, 270, 271, 272, 440, 238, 239),
+            "others' descriptors": (434, 424, 438),
+            "others' scheduling": (140, 118, 119, 122, 274, 30),
+            "System V": (194, 196, 195, 190, 193, 191, 192, 186, 189, 188, 187),
+            "POSIX queues": (180, 181),
+            "keyrings": (217, 218, 219),
+            "namespaces": (97, 268, 41, 51, 40, 39),
+            "the kernel": (280, 241, 282, 265, 105, 273, 104),
+        },
+    ),
 }
 
 
@@ -110,7 +169,7 @@ def gaps() -> tuple[str, ...]:
     if version < _SCOPED[0]:
         found.append(f"signals to other processes of the same user (Landlock {_SCOPED[0]} would deny them)")
     if _machine() is None or not _has_seccomp():
-        found.append("network and programs (no seccomp filter)")
+        found.append("network, programs, and limits and memory of other processes of the same user (no seccomp filter)")
     return tuple(found)
 
 
@@ -149,20 +208,33 @@ def _deny_calls() -> None:
     machine = _machine()
     if machine is None:
         return
-    jumps = [_step(_EQUAL, number, if_so=len(machine.denied) - at) for at, number in enumerate(machine.denied)]
-    steps = [
-        _step(_LOAD, 4),  # the architecture
-        _step(_EQUAL, machine.architecture, if_not=len(jumps) + 3),
-        _step(_LOAD, 0),  # the number of the call
-        _step(_AT_LEAST, _OTHER_ABI, if_so=len(jumps) + 1),
-        *jumps,
-        _step(_RETURN, _ALLOW),
-        _step(_RETURN, _DENY),
+    denied = [number for numbers in machine.denied.values() for number in numbers]
+    steps: list[tuple[int, int, str, str]] = [  # code, value, and where to go on if it is so, and if not
+        (_LOAD, _ARCHITECTURE, "", ""),
+        (_EQUAL, machine.architecture, "", "deny"),
+        (_LOAD, _CALL_NUMBER, "", ""),
+        (_AT_LEAST, _OTHER_ABI, "deny", ""),
+        *((_EQUAL, number, "deny", "") for number in denied),
+        (_EQUAL, machine.prlimit, "own limits", ""),
+        (_EQUAL, machine.clone, "threads", ""),
+        (_EQUAL, _CLONE3, "missing", ""),
+        (_RETURN, _ALLOW, "", ""),
     ]
-    program = _Program(len(steps), b"".join(steps))
+    labels = {"own limits": len(steps), "threads": len(steps) + 2, "allow": len(steps) + 4}
+    steps += [
+        (_LOAD, _FIRST_ARGUMENT, "", ""),
+        (_EQUAL, 0, "allow", "deny"),  # 0 is this process
+        (_LOAD, _FIRST_ARGUMENT, "", ""),
+        (_HAS_BIT, _CLONE_THREAD, "allow", "deny"),
+        (_RETURN, _ALLOW, "", ""),
+        (_RETURN, _DENY, "", ""),
+        (_RETURN, _MISSING, "", ""),
+    ]
+    labels |= {"deny": len(steps) - 2, "missing": len(steps) - 1}
+    code = b"".join(
+        struct.pack("=HBBI", code, *(labels[label] - at if label else 0 for label in (if_so, if_not)), value)
+        for at, (code, value, if_so, if_not) in enumerate(steps, 1)
+    )
+    program = _Program(len(steps), code)
     if _LIBC.syscall(machine.seccomp, _SET_MODE_FILTER, _SPEC_ALLOW, ctypes.byref(program)):
         _LIBC.syscall(machine.seccomp, _SET_MODE_FILTER, 0, ctypes.byref(program))  # before Linux 4.17
-
-
-def _step(code: int, value: int, *, if_so: int = 0, if_not: int = 0) -> bytes:
-    return struct.pack("=HBBI", code, if_so, if_not, value)

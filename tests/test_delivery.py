@@ -20,7 +20,8 @@ from in_process import retry, run
 from runs import PATIENCE_S, Run, dying_at_a_step
 from test_spool import make_end, make_outcome, make_sample
 
-from datafetch import Choices, IdsIndex, Job, Report, once
+from datafetch import Choices, IdsIndex, Job, Report
+from datafetch import once as room
 from datafetch.claim import read_identity
 from datafetch.datasets import find_dataset
 from datafetch.demo.origin import Origin
@@ -307,7 +308,7 @@ def test_urls_of_one_hash_keep_their_images(
     job: Job, web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where another image stands by the same hash, a URL is asked for."""
-    monkeypatch.setattr(once, "hash", lambda _: 7, raising=False)
+    monkeypatch.setattr(room, "hash", lambda _: 7, raising=False)
     urls = [web.url(number) for number in range(6)]
     write_documents(tmp_path / "source" / "docs_shard_0_v3.jsonl", [[url] for url in (*urls, *urls)])
     report = run(job)
@@ -359,6 +360,19 @@ async def test_no_more_is_known_than_is_allowed(tmp_path: Path) -> None:
     await once.hold(spool)
     await spool.close()
     assert await once.recall("http://e.org/30") is None
+    once.close()
+
+
+async def test_a_url_of_the_same_hash_is_another_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands by its hash is looked at: it says whose it is."""
+    monkeypatch.setattr(room, "hash", lambda _: 7, raising=False)
+    once = room.Once()
+    spool = await Spool.open(tmp_path / "x.spool")
+    known = make_end(replace(make_sample(0, images=1), urls=("http://e.org/1",)), 0, make_outcome(0))
+    once.remember(known, spool, await spool.append(known))
+    assert await once.recall("http://e.org/1") == known
+    assert await once.recall("http://e.org/2") is None
+    await spool.close()
     once.close()
 
 

@@ -93,7 +93,7 @@ def take_for_job(state: State, identity: Identity, asked: Mapping[str, object], 
         )
     if fresh:
         _start_over(state)
-    if state.job.exists():  # first, or the shards of a manifest file that is missing would pass for somebody else's
+    if state.job.exists():  # first: otherwise shards of a missing manifest file would be taken for another program's
         _refuse_other_job(state, read_identity(state), identity)
         refuse_left_spools(state, _scratch_before(state), otherwise="start over with --fresh")
     refuse_foreign_files(state, identity)
@@ -182,7 +182,7 @@ _ID_LISTS = {
     (True, False): "with an id list, now without",
     (False, True): "without an id list, now with one",
 }
-"""Whether there was a list before and is now → how that differs: nobody recognizes a hash."""
+"""Whether there was a list before and is now → how to put the difference; hashes would tell a reader nothing."""
 
 
 def _refuse_other_job(state: State, before: Identity, now: Identity) -> None:

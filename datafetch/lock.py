@@ -91,7 +91,7 @@ class Lock:
         except filelock.Timeout as error:
             self._refuse_stand_in(file)
             raise self._is_held() from error
-        except NotImplementedError as error:
+        except NotImplementedError as error:  # filelock's word for a filesystem that has no flock
             raise self._no_locks() from error
         except OSError as error:
             if error.errno not in _NO_LOCKS:

@@ -297,7 +297,7 @@ class RetryOptions:
 
     @property
     def cured(self) -> frozenset[FailureKind]:
-        """What images failed as that are permitted now: whoever permits something wants them."""
+        """The failure kinds that the permissions given here can cure; a retry requests those as well."""
         given = (permission for option, permission in _PERMISSIONS.items() if self.given.get(option))
         return frozenset(
             permission.cures

@@ -183,7 +183,7 @@ class ResponseProtocol(asyncio.Protocol):
             self.body.feed_eof()
 
     def _fail(self, error: BaseException) -> None:
-        """Tell whoever waits for the response what became of it: what came first, for all else follows from that."""
+        """End the response with an error. The first one counts, because later ones follow from it."""
         self._is_spoilt = True
         self._stop_watching()
         if self.body is not None:

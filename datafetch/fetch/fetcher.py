@@ -192,7 +192,7 @@ class Fetcher:
             call.memory.shrink(0)  # what was received is gone, before any pause
             if fetched.kind is FailureKind.HOST_DOWN:
                 return fetched
-        if watch.has_run:  # else its host's name or address was refused, and nobody was asked
+        if watch.has_run:  # otherwise the host's name or address was refused, and no request was sent
             self._attempts += 1
             call.attempts += 1
         fetched = replace(

@@ -66,7 +66,7 @@ class Proxies:
         return proxy
 
     def check(self, name: str, guard: AddressGuard) -> None:
-        """Raise unless a proxy may be asked for a name, as far as can be known without its addresses.
+        """Raise if a name is known to lead to an address that is not permitted; its real addresses only the proxy knows.
 
         Args:
             name: In lower case, without a last dot.

@@ -35,7 +35,8 @@ _ENCRYPTED = 0x1
 _BOUNDED_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # zipfile undoes the others without a bound
 _BUFFER_BYTES = 1 << 16
 _SEEN_BYTES = 4096  # of a file's beginning and of its end; there may be tens of thousands of files
-# A damaged zip raises ValueError, too: for names that are no text, and for places that no file can have.
+# A damaged zip raises ValueError, too: for names that are no text, and for places that no file can have; and
+# NotImplementedError, for methods and versions of the format that zipfile does not know.
 _DAMAGES = (OSError, EOFError, ValueError, NotImplementedError, zlib.error, zipfile.BadZipFile, zstd.ZstdError)
 _COMPRESSED_SUFFIXES = (".gz", ".zst", ".zip")
 _SUFFIXES = (*_COMPRESSED_SUFFIXES, ".jsonl", ".json")

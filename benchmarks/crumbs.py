@@ -2,8 +2,8 @@
 
 The good ones alone, from one host, as many at once as a host gets; and shuffled with as many bodies of 8 to 30 MB in
 chunks of one byte or of two to six, from a few hosts or from one each. Every such chunk costs CPU: a client that keeps
-reading has none left for the good ones, and blames their host for it. Every good image must arrive, and the last of them may come
-1.5 times as late as without.
+reading has none left for the good ones, and blames their host for it. Every good image must arrive, and the last of
+them may come 1.5 times as late as without.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ class Proxies:
         return proxy
 
     def check(self, name: str, guard: AddressGuard) -> None:
-        """Raise if a name is known to lead to an address that is not permitted; its real addresses only the proxy knows.
+        """Raise if a name is known to lead to an address that is not permitted, as far as /etc/hosts tells.
 
         Args:
             name: In lower case, without a last dot.

@@ -1,8 +1,8 @@
 """TLS for the swarm: who its hosts are, and connections that end as those of web servers do.
 
 Rules: the end of a connection follows at once behind the last byte and TLS's goodbye, as with nginx, without waiting
-for the client's goodbye. asyncio's and uvloop's own TLS wait for it, and a client that loses what it has not read yet when
-the connection ends would lose nothing.
+for the client's goodbye. asyncio's and uvloop's own TLS wait for it, and a client that loses what it has not read yet
+when the connection ends would lose nothing.
 """
 
 from __future__ import annotations

@@ -39,6 +39,7 @@ _HEADERS = frozenset(
         *(b"transfer-encoding", b"x-robots-tag"),
     }
 )
+_BLANKS = re.compile(rb"[\r\n \t]*+")
 _END_OF_HEAD = re.compile(rb"\n\r*\n")
 _STATUS_LINE = re.compile(rb"[ \t]*http/(\S+)[ \t]+([0-9]{3})(?![0-9])", re.IGNORECASE)
 _START = b"http/"
@@ -119,6 +120,7 @@ class ResponseParser:
         self.has_surplus = False
         self._unread = bytearray()
         self._searched = 0
+        self._blanks = 0
         self._head_bytes = 0
         self._head_lines = 0
         self._interim_responses = 0
@@ -175,7 +177,9 @@ class ResponseParser:
                 return data[quick.end() :]
         self._unread += data
         while self.head is None:
-            start = len(self._unread) - len(self._unread.lstrip(b"\r\n \t"))
+            blanks = _BLANKS.match(self._unread, self._blanks)  # from where the last read left off, or it is quadratic
+            assert blanks is not None, "it matches nothing, too"
+            start = self._blanks = blanks.end()
             if self._searched <= start and not _START.startswith(self._unread[start : start + len(_START)].lower()):
                 raise ProtocolError(f"no response of HTTP: {bytes(self._unread[start : start + 40])!r}")
             end = _END_OF_HEAD.search(self._unread, max(start, self._searched))
@@ -186,7 +190,7 @@ class ResponseParser:
                 self._searched = max(0, self._unread.rfind(b"\n"))
                 return b""
             self._head_bytes += length
-            self._searched = 0
+            self._searched = self._blanks = 0
             self._head_lines += self._unread.count(b"\n", start, length)
             if self._head_lines > MAX_HEAD_LINES:
                 raise ProtocolError(f"over {MAX_HEAD_LINES} lines of headers")

@@ -66,13 +66,15 @@ class Arrangement:
             if not state.ledger(shard).is_file():
                 raise ConfigurationError(
                     f"{state.ledger(shard)} is missing, and the rows of its samples lie in equal shards, which "
-                    "can't be made again one by one; put it back, or start over with --fresh"
+                    "can't be made again one by one; put it back, or start over with --fresh (again, if one was "
+                    "interrupted)"
                 )
         for name, file in self.files.items():
             pkl, count = state.out / f"{name}.pkl", state.out / f"{name}.count"
             if not _is_whole(pkl, count, file):
                 raise ConfigurationError(
-                    f"{pkl} or its .count is missing, or not as it was made; put them back, or start over with --fresh"
+                    f"{pkl} or its .count is missing, or not as it was made; put them back, or start over with "
+                    "--fresh (again, if one was interrupted)"
                 )
 
 

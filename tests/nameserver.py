@@ -70,6 +70,7 @@ class Answer:
         alias: The name that these addresses really belong to (CNAME); "" for none.
         is_truncated: Over UDP only the news that it does not fit; over TCP the answer.
         is_silent: Nothing at all is said.
+        is_silent_by_tcp: Nothing is said over TCP.
     """
 
     addresses: tuple[str, ...] = ()
@@ -78,6 +79,7 @@ class Answer:
     alias: str = ""
     is_truncated: bool = False
     is_silent: bool = False
+    is_silent_by_tcp: bool = False
 
 
 NXDOMAIN = Answer(code=Code.NXDOMAIN)
@@ -117,6 +119,7 @@ class NameServer:
         self._drop_share = drop_share
         self._chance = random.Random(seed)
         self._asked: Counter[tuple[str, int]] = Counter()
+        self._asked_by_tcp: set[str] = set()
         self._dropped = 0
         self._selector = selectors.DefaultSelector()
         self._resources = ExitStack()
@@ -139,6 +142,11 @@ class NameServer:
     def dropped(self) -> int:
         """Queries that were lost so far."""
         return self._dropped
+
+    @property
+    def asked_by_tcp(self) -> frozenset[str]:
+        """Names for which a query arrived over TCP."""
+        return frozenset(self._asked_by_tcp)
 
     def asked(self, name: str, kind: Type | None = None) -> int:
         """How many queries for a name arrived, lost ones included: of one type, or the most of any type."""
@@ -233,7 +241,9 @@ class NameServer:
             self._dropped += 1
             return None
         answer = self._answer(name, kind, number)
-        if answer.is_silent:
+        if not is_udp:
+            self._asked_by_tcp.add(name)
+        if answer.is_silent or (answer.is_silent_by_tcp and not is_udp):
             return None
         is_short = is_udp and answer.is_truncated
         records = () if is_short or answer.code is not Code.NOERROR else _records(answer, kind)

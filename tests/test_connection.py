@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import ssl
 from collections.abc import Iterator, Sequence
+from ipaddress import ip_network
 from typing import cast
 
 import pytest
@@ -11,8 +14,11 @@ from aiohttp import ClientError
 from test_response_parser import answer_of
 
 from datafetch.demo.behaviours import BEHAVIOURS
-from datafetch.fetch import connection
-from datafetch.fetch.connection import ResponseProtocol
+from datafetch.fetch import FetchPolicy, connection
+from datafetch.fetch.address import AddressGuard
+from datafetch.fetch.connection import Endpoint, ResponseProtocol
+from datafetch.fetch.connections import Connections
+from datafetch.fetch.resolver import Resolver
 from datafetch.fetch.response_parser import FramingTooLargeError, ProtocolError, ResponseHead
 
 _EVENLY = 40  # places that an answer is cut at, besides those where something begins or ends
@@ -105,3 +111,26 @@ async def test_a_head_is_one_though_its_body_is_none(pieces: int) -> None:
     found, content, is_fit = await _outcome([head + body] if pieces == 1 else [head, body])
     assert isinstance(found, ResponseHead)
     assert (found.status, content, is_fit) == (404, ProtocolError, False)
+
+
+@pytest.mark.both_loops
+@pytest.mark.parametrize("unasked", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwrong"], ids=["end", "answer"])
+async def test_what_comes_before_a_request_is_not_its_answer(unasked: bytes) -> None:
+    """A connection on which something has come, or the end, is not used, though the loop has had no time to read it."""
+    resolver = Resolver(AddressGuard((ip_network("127.0.0.0/8"),)))
+    tls = ssl.create_default_context()
+    connections = Connections(FetchPolicy(), resolver, tls=tls, lax_tls=None, proxies=None)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        endpoint = Endpoint("127.0.0.1", listening.getsockname()[1], is_tls=False)
+        connection = await connections.connect(endpoint)
+        peer, _ = listening.accept()
+        connections.keep(connection)
+        assert connections.take_idle(endpoint) is connection
+        connections.keep(connection)
+        with peer:
+            peer.sendall(unasked)
+            peer.shutdown(socket.SHUT_WR)
+            assert connections.take_idle(endpoint) is None
+            await connection.protocol.closed
+    await connections.close()
+    await resolver.close()

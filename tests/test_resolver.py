@@ -232,6 +232,27 @@ asyncio.run(main())
 """
 
 
+async def test_a_zone_that_is_silent_over_tcp_delays_its_own_names_alone() -> None:
+    """It says that its answers do not fit, and gives none: a few of its names are asked for, and then no more.
+
+    Names of other zones are found, those that lack an address for certain too, and an address of IPv6 does.
+    """
+    silent = Answer(is_truncated=True, is_silent_by_tcp=True)
+    six = Answer(("::1",), is_silent_by_tcp=True)
+    many = Answer(tuple(f"127.0.1.{number}" for number in range(200)), is_truncated=True)
+    script = {f"n{number}.silent.example": silent for number in range(500)}
+    with NameServer({**script, "six.example": six, "empty.test": NO_DATA, "many.invalid": many}) as server:
+        async with _resolver(server.address) as resolver:
+            hosts = [*script, "six.example", "empty.test", "many.invalid"]
+            said = dict(
+                zip(hosts, await asyncio.gather(*map(resolver.lookup, hosts), return_exceptions=True), strict=True)
+            )
+            assert all(isinstance(said[name], NameServerError) for name in script)
+            assert said["six.example"] is said["many.invalid"] is None
+            assert isinstance(said["empty.test"], NameNotFoundError)
+        assert len(server.asked_by_tcp & script.keys()) < 10  # at once, and for a place that another zone's name left
+
+
 async def test_answers_that_are_not_permitted_are_dropped() -> None:
     """Of a public and a private address the public one remains; with private ones alone the name is blocked."""
     script = {"mixed.example": Answer(("10.0.0.7", "127.0.0.1", "fd00::1")), "inner.example": Answer(("10.0.0.7",))}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -144,6 +145,21 @@ def test_how_an_answer_is_cut_makes_no_difference(name: str) -> None:
         (_OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\n0\r\n\r\n", False),
         (_OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nX: y\n\r\n", False),
         (_OK + b"Transfer-Encoding: chunked\r\n\r\n5\nhello\n0\n\n", False),
+        (_OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nno trailer\r\n\r\n", False),
+        (_OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nX: \x7f\r\n\r\n", False),
+        (_OK + b"Transfer-Encoding: chunked\r\n\r\n5;\v\r\nhello\r\n0\r\n\r\n", False),
+        (_OK + b"Transfer-Encoding:\r\nContent-Length: 5\r\n\r\nhello", False),
+        # Blanks of Unicode and of C, which are none in HTTP.
+        *(
+            (_OK + field % blank + b"\r\n\r\n" + body, False)
+            for blank in (b"\v", b"\f", b"\x1f", "\xa0".encode(), "\u2003".encode())
+            for field, body in (
+                (b"Content-Length: 5%s", b"hello"),
+                (b"Content-Length: 5\r\nConnection: keep-alive%s", b"hello"),
+                (b"Transfer-Encoding: chunked%s", b"5\r\nhello\r\n0\r\n\r\n"),
+                (b"Transfer-Encoding: %schunked", b"5\r\nhello\r\n0\r\n\r\n"),
+            )
+        ),
     ],
 )
 def test_what_can_be_made_sense_of_is_taken(data: bytes, keeps_alive: bool) -> None:
@@ -201,6 +217,48 @@ def test_what_comes_behind_a_body_changes_nothing(behind: bytes) -> None:
 def test_what_has_no_one_meaning_is_refused(data: bytes) -> None:
     """As curl refuses it, or because two readers could take it for two things."""
     assert _outcome([data], has_end=False) is ProtocolError
+
+
+def test_lines_of_interim_responses_count_wherever_the_read_ends() -> None:
+    """The last head is as it should be, and comes with a read of its own."""
+    interim = b"HTTP/1.1 103 Early Hints\r\n" + b"x:\r\n" * (MAX_HEAD_LINES // 3) + b"\r\n"
+    parser = ResponseParser()
+    parser.feed(interim * 2)
+    with pytest.raises(ProtocolError, match="lines of headers"):
+        parser.feed(_OK + b"x:\r\n" * (MAX_HEAD_LINES // 3) + b"Content-Length: 5\r\n\r\nhello")
+
+
+def test_a_status_beyond_the_classes_there_are_is_taken_and_ends_the_connection() -> None:
+    """LinkedIn sends 999, for one."""
+    parser = ResponseParser()
+    parser.feed(b"HTTP/1.1 999 No\r\nContent-Length: 5\r\n\r\nhello")
+    assert parser.head is not None
+    assert (parser.head.status, parser.is_complete, parser.keeps_alive) == (999, True, False)
+
+
+def test_blanks_before_a_head_are_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However they come: 64 KB byte by byte took seconds of CPU when each read began anew."""
+    blanks = _CountedPattern(response_parser._BLANKS)
+    monkeypatch.setattr(response_parser, "_BLANKS", blanks)
+    parser = ResponseParser()
+    for _ in range(1000):
+        parser.feed(b"\n")
+    assert parser.feed(_WHOLE) == _BODY
+    assert blanks.matched_bytes == 1000
+
+
+class _CountedPattern:
+    """A pattern, and how many bytes it has matched."""
+
+    def __init__(self, pattern: re.Pattern[bytes]) -> None:
+        self._pattern = pattern
+        self.matched_bytes = 0
+
+    def match(self, data: bytes, place: int) -> re.Match[bytes] | None:
+        """Match there."""
+        match = self._pattern.match(data, place)
+        self.matched_bytes += len(match[0]) if match else 0
+        return match
 
 
 def test_interim_responses_count_into_the_head() -> None:

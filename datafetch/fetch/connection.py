@@ -10,6 +10,7 @@ uvloop's TLS throws away what it holds back when the peer closes the connection;
 from __future__ import annotations
 
 import asyncio
+import select
 from dataclasses import dataclass
 from typing import cast
 
@@ -238,6 +239,13 @@ class Connection:
     transport: asyncio.Transport
     protocol: ResponseProtocol
     permitted: frozenset[Permission] = frozenset()
+
+    @property
+    def has_unread(self) -> bool:
+        """Whether something has come, or the end, that the loop had no time to read yet."""
+        unread = select.poll()
+        unread.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return bool(unread.poll(0))
 
     def drop(self) -> None:
         """End it at once. Closed politely, a TLS connection is read on for 30 s by uvloop (MagicStack/uvloop#471)."""

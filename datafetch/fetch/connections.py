@@ -81,7 +81,8 @@ class Connections:
         while kept := self._idle_at.get(endpoint):
             connection = kept[-1]
             self._forget(connection)
-            if connection.protocol.is_fit:
+            # What came by now belongs to no request, and the loop may be too busy to have noticed.
+            if connection.protocol.is_fit and not connection.has_unread:
                 return connection
             connection.drop()
         return None

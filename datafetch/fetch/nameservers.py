@@ -4,8 +4,9 @@ Rules: a lost packet is nobody's fault and is asked again, here and on no one el
 server's word about all of its addresses. What c-ares keeps in memory is bounded by making its channels again.
 
 An answer over TCP may have 4,000 addresses, which cost 20 ms and 2 MB. So names are asked for over UDP, and what a
-packet has of an answer that does not fit is enough; only a name that has no IPv4 address there is asked for again with
-TCP allowed, few at a time.
+packet has of an answer that does not fit is enough; only a name that has no address there that this machine has a way
+to is asked for again with TCP allowed, few at a time. A zone that leaves such a question unanswered is not asked any
+more for a while, or its names would take the places of all others.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import fcntl
 import os
 import resource
 import socket
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 from typing import Any, TypeAlias, TypeVar
@@ -50,7 +52,10 @@ MAX_ADDRESSES = 8
 """Of each family, that are kept of a name."""
 
 _MAX_ASKED_BY_TCP = 4
-_MAX_WAIT_FOR_TCP_S = 20.0  # for thousands of names whose servers say "ask by TCP" and then nothing
+_MAX_BY_TCP_S = 60.0  # the wait for one of these places and all rounds together
+_SILENT_S = 60.0  # so long a zone is not asked by TCP after it gave no answer
+_SILENT_ZONES = 1000  # that are remembered
+_ZONE_LABELS = 2  # the last ones of a name: about what somebody registered
 
 _DESCRIPTORS_PER_CHANNEL = 6  # epoll, inotify, a pipe's two ends, /etc/resolv.conf, a first socket
 
@@ -68,6 +73,10 @@ class NameNotFoundError(OSError):
 
 class NameServerError(OSError):
     """No name server gave an answer."""
+
+
+class _NoAnswerError(NameServerError):
+    """Every name server was silent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +118,7 @@ class NameServers:
         self._retired: list[_Channel] = []
         self._places = asyncio.Semaphore(_MAX_ASKED)
         self._tcp_places = asyncio.Semaphore(_MAX_ASKED_BY_TCP)
+        self._silent_until_s: dict[str, float] = {}  # zones; the one that was silent last stands last
         self.waiting = 0
         """Names that wait for a place among those asked for at once."""
         self.rounds = 0
@@ -125,8 +135,28 @@ class NameServers:
             NameServerError: No server said so or otherwise, in four rounds.
             OSError: With its ``errno``, when this process has no descriptors left to ask with.
         """
+        found = await self._in_rounds(name, self._round)
+        if found is not None and any(":" not in address or _has_way_to(address) for address in found.addresses):
+            return found
         try:
-            return await self._round(name)
+            async with asyncio.timeout(_MAX_BY_TCP_S):
+                return await self._in_rounds(name, self._round_by_tcp)
+        except (TimeoutError, NameServerError) as error:
+            if found is not None:
+                return found
+            if isinstance(error, NameServerError):
+                raise
+            raise NameServerError(f"{name}: too many other names take TCP to be asked for") from error
+
+    async def close(self) -> None:
+        """End all that is being asked."""
+        for channel in (*self._channels, *self._tcp_channels, *self._retired):
+            await channel.resolver.close()
+        self._retired.clear()
+
+    async def _in_rounds(self, name: str, ask: Callable[[str], Awaitable[_Answer]]) -> _Answer:
+        try:
+            return await ask(name)
         except NameServerError:
             # One round is enough for most, and tenacity costs 150 µs: more than c-ares does for question and answer.
             # The second follows at once, for it may be another server's turn.
@@ -136,15 +166,10 @@ class NameServers:
                 retry=retry_if_exception_type(NameServerError),
                 reraise=True,
             )
-            return await retrying(self._round, name)
+            return await retrying(ask, name)
 
-    async def close(self) -> None:
-        """End all that is being asked."""
-        for channel in (*self._channels, *self._tcp_channels, *self._retired):
-            await channel.resolver.close()
-        self._retired.clear()
-
-    async def _round(self, name: str) -> Found:
+    async def _round(self, name: str) -> Found | None:
+        """What a packet has of the answer; None where that is no address."""
         self.waiting += 1
         try:
             await self._places.acquire()
@@ -152,25 +177,32 @@ class NameServers:
             self.waiting -= 1
         self.rounds += 1
         try:
-            found = await self._asked(name, self._channels, _ask)
+            return await self._asked(name, self._channels, _ask)
         finally:
             self._places.release()
             await self._close_idle()
-        return await self._asked_by_tcp(name) if found is None else found
 
-    async def _asked_by_tcp(self, name: str) -> Found:
-        try:
-            async with asyncio.timeout(_MAX_WAIT_FOR_TCP_S):
-                await self._tcp_places.acquire()
-        except TimeoutError as error:
-            raise NameServerError(f"{name}: too many other names take TCP to be asked for") from error
-        try:
+    async def _round_by_tcp(self, name: str) -> Found:
+        """The whole answer, by TCP where it does not fit a packet."""
+        async with self._tcp_places:
+            zone = ".".join(name.split(".")[-_ZONE_LABELS:])
+            if time.monotonic() < self._silent_until_s.get(zone, 0.0):
+                raise NameServerError(f"{name}: {zone} was asked by TCP a moment ago, and gave no answer")
             if not self._tcp_channels:
                 self._tcp_channels.append(_Channel(self._channels[0].servers, 0))
-            return await self._asked(name, self._tcp_channels, _ask_whole)
-        finally:
-            self._tcp_places.release()
-            await self._close_idle()
+            try:
+                return await self._asked(name, self._tcp_channels, _ask_whole)
+            except _NoAnswerError:
+                self._remember_silent(zone)
+                raise
+            finally:
+                await self._close_idle()
+
+    def _remember_silent(self, zone: str) -> None:
+        self._silent_until_s.pop(zone, None)
+        self._silent_until_s[zone] = time.monotonic() + _SILENT_S
+        if len(self._silent_until_s) > _SILENT_ZONES:
+            del self._silent_until_s[next(iter(self._silent_until_s))]
 
     async def _asked(self, name: str, channels: list[_Channel], ask: _Ask[_Answer]) -> _Answer:
         channel = self._next_of(channels)
@@ -183,7 +215,7 @@ class NameServers:
                 return found
         except TimeoutError as error:
             _check_socket()
-            raise NameServerError(f"{name}: no answer") from error
+            raise _NoAnswerError(f"{name}: no answer") from error
         except aiodns.error.DNSError as error:
             raise _translated(name, error) from error
         finally:
@@ -239,14 +271,13 @@ class _Channel:
 
 
 async def _ask(resolver: aiodns.DNSResolver, name: str) -> Found | None:
-    """What a packet has of the answer; None where that is no IPv4 address, and more may not have fitted."""
+    """What a packet has of the answer; None where that is no address, which may not have fitted."""
     try:
-        found = await _addresses(resolver, name)
+        return await _addresses(resolver, name)
     except aiodns.error.DNSError as error:
         if error.args[0] == aiodns.error.ARES_ENODATA:
             return None
         raise
-    return found if any(":" not in address for address in found.addresses) else None
 
 
 async def _ask_whole(resolver: aiodns.DNSResolver, name: str) -> Found:
@@ -328,7 +359,8 @@ def _translated(name: str, error: aiodns.error.DNSError) -> OSError:
     if code in _NO_SUCH_NAME or code == aiodns.error.ARES_ENODATA:
         return NameNotFoundError(f"{name}: {text}")
     _check_socket()
-    return NameServerError(f"{name}: {text}")
+    kind = _NoAnswerError if code == aiodns.error.ARES_ETIMEOUT else NameServerError
+    return kind(f"{name}: {text}")
 
 
 def _check_socket() -> None:

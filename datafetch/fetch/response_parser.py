@@ -43,18 +43,20 @@ _BLANKS = re.compile(rb"[\r\n \t]*+")
 _END_OF_HEAD = re.compile(rb"\n\r*\n")
 _STATUS_LINE = re.compile(rb"[ \t]*http/(\S+)[ \t]+([0-9]{3})(?![0-9])", re.IGNORECASE)
 _START = b"http/"
-_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
+_TEXT = rb"[^\x00-\x08\n-\x1f\x7f]*+"  # what may stand in a line: no control characters but tabs
 # All of a head that is as RFC 9112 has it, and in it the fields that matter: that is nearly every head, and C is fast.
 _SOUND_HEAD = re.compile(
-    rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [^\r\n\0]*+)?\r\n(?:" + _TOKEN.pattern + rb"+:[^\r\n\0]*+\r\n)*+\r\n"
+    rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: " + _TEXT + rb")?\r\n(?:" + _TOKEN + rb":" + _TEXT + rb"\r\n)*+\r\n"
 )
 _SOUND_FIELD = re.compile(rb"\n(" + b"|".join(sorted(_HEADERS)) + rb"):[ \t]*([^\r]*)\r", re.IGNORECASE)
 _MAX_QUICK_HEAD_BYTES = 16 * 1024  # so much is looked at before it is known whether it is a head
 _LENGTH = re.compile(r"\+?([0-9]+)(?:\.[0-9]*)?")
-_SOUND_CHUNK_SIZE = re.compile(rb"([0-9a-fA-F]{1,15})(?:[ \t]*;[^\r\n]*)?\r")
+_SOUND_CHUNK_SIZE = re.compile(rb"([0-9a-fA-F]{1,15})(?:[ \t]*;" + _TEXT + rb")?\r")
 _CHUNK_SIZE = re.compile(rb"([0-9a-fA-F]{1,15})(?:[;\s].*)?\Z", re.DOTALL)
 _SOUND_SIZE_LINE = re.compile(_SOUND_CHUNK_SIZE.pattern + rb"\n")
 _CHUNKS_OF_A_BYTE = re.compile(rb"(?:1\r\n[\s\S]\r\n)++")
+_SOUND_TRAILER = re.compile(rb"(?:" + _TOKEN + rb":" + _TEXT + rb")?\r")  # or the empty line behind the last one
 _PLAIN_SIZE_OF_A_BYTE, _PLAIN_LINE_END = b"1\r\n", b"\r\n"
 _FIRST_FINAL_STATUS, _SWITCHING_PROTOCOLS, _FIRST_STATUS = 200, 101, 100
 _WITHOUT_BODY = (204, 304)
@@ -172,7 +174,7 @@ class ResponseParser:
         """Take what may be some of the head; returns what comes behind it, once that is so."""
         if not self._unread and (quick := _SOUND_HEAD.match(data, 0, _MAX_QUICK_HEAD_BYTES)) is not None:
             head = _sound_head(quick)
-            if head.status >= _FIRST_FINAL_STATUS and self._head_bytes + quick.end() <= MAX_HEAD_BYTES:
+            if head.status >= _FIRST_FINAL_STATUS and self._has_room_for(data, quick.end()):
                 self.head, self._body = head, _body_of(head)
                 return data[quick.end() :]
         self._unread += data
@@ -200,6 +202,13 @@ class ResponseParser:
         rest = bytes(self._unread)
         self._unread.clear()
         return rest
+
+    def _has_room_for(self, data: bytes, head_bytes: int) -> bool:
+        """Whether a head that is read at once is within bounds, with the interim ones before it; alone it always is."""
+        if not self._head_bytes:
+            return True
+        lines = self._head_lines + data.count(b"\n", 0, head_bytes)
+        return self._head_bytes + head_bytes <= MAX_HEAD_BYTES and lines <= MAX_HEAD_LINES
 
     def _read_head(self, head: bytes, *, is_sound: bool) -> ResponseHead | None:
         """The head of a final response; None for one that announces another."""
@@ -253,16 +262,18 @@ def _head_of(status: int, headers: CIMultiDict[str], *, is_1_1: bool, is_sound: 
         ProtocolError: It says two lengths.
     """
     coding_fields = headers.getall("Transfer-Encoding", None)
-    codings = [coding.strip().lower() for coding in ",".join(coding_fields).split(",")] if coding_fields else [""]
-    is_chunked = "chunked" in codings
+    codings = ",".join(coding_fields) if coding_fields else ""
+    is_chunked = bool(codings) and "chunked" in [coding.strip().lower() for coding in codings.split(",")]
     length, is_plain = _content_length(headers)
     # RFC 9112, 6.1: in HTTP/1.0 nobody knows of codings, and of those besides "chunked" nobody knows the end.
-    is_plain = is_plain and (codings == [""] or (codings == ["chunked"] and is_1_1))
+    is_plain = is_plain and (coding_fields is None or (codings.lower() == "chunked" and codings.isascii() and is_1_1))
     if is_chunked or status in _WITHOUT_BODY:
         is_plain = is_plain and length is None
         length = None if is_chunked else 0
-    connection = headers.getall("Connection", ())
-    wishes = {wish.strip().lower() for value in connection for wish in value.split(",")} if connection else _NO_WISHES
+    wishes = _NO_WISHES
+    if connection := ",".join(headers.getall("Connection", ())):
+        wishes = frozenset(wish.strip().lower() for wish in connection.split(","))
+        is_plain = is_plain and connection.isascii()
     keeps_alive = is_sound and is_plain and "close" not in wishes and (is_1_1 or "keep-alive" in wishes)
     return ResponseHead(status, CIMultiDictProxy(headers), length, is_chunked, keeps_alive)
 
@@ -296,6 +307,8 @@ def _content_length(headers: CIMultiDict[str]) -> tuple[int | None, bool]:
     fields = headers.getall("Content-Length", ())
     if len(fields) == 1 and len(fields[0]) <= _MAX_LENGTH_DIGITS and fields[0].isascii() and fields[0].isdigit():
         return int(fields[0]), True  # the usual, in a third of the time
+    if not fields:
+        return None, True
     values = [value.strip() for field in fields for value in field.split(",")]
     lengths = set()
     for value in set(values):
@@ -304,8 +317,7 @@ def _content_length(headers: CIMultiDict[str]) -> tuple[int | None, bool]:
             lengths.add(int(match[1]))
     if len(lengths) > 1:
         raise ProtocolError(f"two lengths: {', '.join(values)[:100]}")
-    is_plain = not values or (len(values) == 1 and values[0].isascii() and values[0].isdigit() and bool(lengths))
-    return (lengths.pop() if lengths else None), is_plain
+    return (lengths.pop() if lengths else None), False
 
 
 def _body_of(head: ResponseHead) -> _Body:
@@ -473,5 +485,5 @@ class _ChunkedBody:
 
     def _read_trailer(self, line: bytes) -> None:
         self.is_complete = not line.strip(b"\r")
-        self.is_sound = self.is_sound and line[-1:] == b"\r" and line.count(b"\r") == 1
+        self.is_sound = self.is_sound and _SOUND_TRAILER.fullmatch(line) is not None
         self._count_chunk()

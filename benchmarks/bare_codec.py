@@ -18,10 +18,10 @@ from pathlib import Path
 import PIL
 from PIL import features
 
-from datafetch.model import OK, Encoded
+from datafetch.model.outcome import OK, Encoded
 from datafetch.transcode.codec import transcode
+from datafetch.transcode.pool.worker import keep_freed_memory
 from datafetch.transcode.spec import Encoding, ImageSpec, Resize
-from datafetch.transcode.worker import keep_freed_memory
 
 RECIPE, EXACT, FAST, ORIGINAL = "recipe", "short side 336, exact", "short side 336, fast", "original where it can stay"
 SPECS: Mapping[str, ImageSpec] = {

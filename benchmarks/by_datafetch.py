@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import uvloop
 from errand import Errand, Stopwatch, Tally, run
 
+from datafetch.engine.pipeline import WORKERS_PER_CONNECTION
 from datafetch.fetch import Fetcher, Limiter
-from datafetch.model import OK, Body
-from datafetch.pipeline import WORKERS_PER_CONNECTION
+from datafetch.model.outcome import OK, Body
 
 
 def main() -> None:

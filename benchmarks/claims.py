@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from mixture import OBTAINABLE
 from record import Record, Run
 
-from datafetch.model import OK
+from datafetch.model.outcome import OK
 
 _MOST_RATIO = 1.25
 

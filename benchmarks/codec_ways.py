@@ -24,7 +24,7 @@ from cpu_clock import CpuClock
 from record import OTHERS_SHARE, Record, Run, RunKind, kinds
 
 from datafetch.demo.pictures import Kind, encode, paint, write_pictures
-from datafetch.model import OK
+from datafetch.model.outcome import OK
 
 _HERE = Path(__file__).resolve().parent
 _DETAILS = ("codec_cpu_ms", OTHERS_SHARE)

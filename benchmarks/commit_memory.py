@@ -23,13 +23,15 @@ import psutil
 from meter import MIB, Meter, Role
 from record import OTHERS_SHARE, Record, Run, RunKind, kinds
 
-from datafetch.commit import Commit, commit_in_process
 from datafetch.datasets import find_dataset
-from datafetch.entries import Ended, ImageEnd
-from datafetch.model import Body, Encoded, LedgerLine, Sample, Totals
-from datafetch.settled import Output
-from datafetch.spool import write_spool
-from datafetch.state import State
+from datafetch.model.ledger_line import LedgerLine, Totals
+from datafetch.model.outcome import Body, Encoded
+from datafetch.model.sample import Sample
+from datafetch.output.commit import Commit, commit_in_process
+from datafetch.output.merge import Output
+from datafetch.store.layout import State
+from datafetch.store.spool import write_spool
+from datafetch.store.spool_format import Ended, ImageEnd
 
 _SHARD = "part-00000"
 _INTERVAL_S = 0.02
@@ -145,7 +147,7 @@ def _peak_bytes() -> int:
     """The high-water mark of the commit process's resident memory, while it is there."""
     for process in psutil.Process().children():
         with suppress(psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
-            if "datafetch.commit" in " ".join(process.cmdline()):
+            if "datafetch.output.commit" in " ".join(process.cmdline()):
                 match = _PEAK_RSS.search(Path(f"/proc/{process.pid}/status").read_text())
                 return int(match[1]) * 1024 if match else 0
     return 0

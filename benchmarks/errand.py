@@ -18,9 +18,9 @@ from tempfile import TemporaryDirectory
 from meter import MIB, Usage, watch
 from record import OTHERS_SHARE
 
-from datafetch.child import child_command
 from datafetch.fetch import FetchPolicy
-from datafetch.model import OK
+from datafetch.model.outcome import OK
+from datafetch.process.child import child_command
 
 
 @dataclass(frozen=True, slots=True)

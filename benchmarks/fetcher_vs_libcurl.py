@@ -21,7 +21,7 @@ from record import OTHERS_SHARE, Record, Run, RunKind, kinds
 from swarm import Manner, Swarm
 
 from datafetch.fetch import FetchPolicy
-from datafetch.model import OK
+from datafetch.model.outcome import OK
 
 _MULTI = "libcurl, multi"
 _MULTI_SOCKET = "libcurl, multi_socket"

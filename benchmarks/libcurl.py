@@ -13,8 +13,8 @@ import pycurl
 from errand import Errand, Stopwatch, Tally
 
 from datafetch.fetch import FetchPolicy
-from datafetch.fetch.requests import user_agent
-from datafetch.model import HTTP_OK, OK, FailureKind
+from datafetch.fetch.request_writer import user_agent
+from datafetch.model.outcome import HTTP_OK, OK, FailureKind
 
 _BUFFER_BYTES = 256 * 1024  # as the fetcher's read buffer
 _KINDS = {pycurl.E_COULDNT_CONNECT: FailureKind.CONNECT, pycurl.E_OPERATION_TIMEDOUT: FailureKind.TIMEOUT}

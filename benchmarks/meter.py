@@ -38,8 +38,8 @@ class Role(StrEnum):
 _ROLE_BY_COMMAND = {
     "datafetch.demo.origin": Role.ORIGIN,
     "from swarm import main": Role.ORIGIN,
-    "datafetch.transcode.forkserver": Role.CODEC,
-    "datafetch.commit": Role.COMMIT,
+    "datafetch.transcode.pool.forkserver": Role.CODEC,
+    "datafetch.output.commit": Role.COMMIT,
     "multiprocessing.spawn": Role.CODEC,
 }
 _PEAK_RSS = re.compile(r"^VmHWM:\s*(\d+) kB$", re.MULTILINE)

@@ -27,9 +27,9 @@ import uvloop
 from meter import MIB, Meter
 from record import OTHERS_SHARE, Record, Run, RunKind, kinds
 
-from datafetch.fetch.address import AddressGuard
-from datafetch.fetch.resolver import NameNotFoundError, NameServerError, Resolver
-from datafetch.model import OK, FailureKind
+from datafetch.fetch.dns.address_guard import AddressGuard
+from datafetch.fetch.dns.resolver import NameNotFoundError, NameServerError, Resolver
+from datafetch.model.outcome import OK, FailureKind
 
 _TESTS = Path(__file__).resolve().parents[1] / "tests"
 sys.path.append(str(_TESTS))

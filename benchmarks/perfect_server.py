@@ -20,7 +20,7 @@ from record import OTHERS_SHARE, Record, Run, RunKind, kinds
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
 from datafetch.demo.pictures import Kind, encode, paint
-from datafetch.model import OK
+from datafetch.model.outcome import OK
 
 _SIDE_PX = 64
 _KIND = Kind(".jpg", "JPEG", "RGB")

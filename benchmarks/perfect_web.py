@@ -22,7 +22,7 @@ from record import OTHERS_SHARE, Record, Run, RunKind, kinds
 from swarm import Manner, Swarm
 
 from datafetch.fetch import FetchPolicy
-from datafetch.model import OK
+from datafetch.model.outcome import OK
 
 _AUTO = "auto"
 _AUTO_PER_HOST = 1024  # more than auto can be expected to find on loopback

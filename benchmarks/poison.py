@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from datafetch.model import Outcome
+from datafetch.model.outcome import Outcome
 from datafetch.transcode import ImageSpec
 from datafetch.transcode.codec import transcode
 

@@ -18,7 +18,7 @@ from loky import get_reusable_executor
 from pool_coalescer import Coalescer
 from pool_errand import Codec, PoolErrand, Transcode, run
 
-from datafetch.model import Failure, FailureKind, Outcome
+from datafetch.model.outcome import Failure, FailureKind, Outcome
 from datafetch.transcode import ImageSpec
 
 _TRIES = 3

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from pebble import ProcessExpired, ProcessPool
 from pool_errand import PoolErrand, Transcode, run
 
-from datafetch.model import Failure, FailureKind, Outcome
+from datafetch.model.outcome import Failure, FailureKind, Outcome
 
 
 def main() -> None:

@@ -21,8 +21,8 @@ from pool_coalescer import BATCHES_IN_HAND, Coalescer
 from pool_errand import PoolErrand, Transcode, run
 from pool_sockets_worker import SLOT_BYTES, U32, Slots
 
-from datafetch.child import child_command
-from datafetch.model import Encoded, Outcome
+from datafetch.model.outcome import Encoded, Outcome
+from datafetch.process.child import child_command
 
 _BUFFER_BYTES = 1024 * 1024  # of replies; at the usual 64 KiB the reader pauses and resumes several times a JPEG
 

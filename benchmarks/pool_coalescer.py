@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeAlias
 
-from datafetch.model import Outcome
+from datafetch.model.outcome import Outcome
 
 BATCHES_IN_HAND = 2
 """For each process: it goes on with the second while the parent reads the first one's outcomes."""

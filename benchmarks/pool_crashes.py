@@ -21,7 +21,7 @@ from pool_errand import UNFINISHED, PoolErrand, PoolTally, send
 from record import OTHERS_SHARE, Record, Run, RunKind, kinds
 
 from datafetch.demo.pictures import write_pictures
-from datafetch.model import OK
+from datafetch.model.outcome import OK
 
 _MODULES: Mapping[str, str] = {
     "datafetch": "pool_by_datafetch",

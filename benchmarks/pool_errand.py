@@ -27,8 +27,8 @@ from cpu_clock import CpuClock, CpuSpent
 from poison import POISON
 from record import OTHERS_SHARE
 
-from datafetch.child import child_command
-from datafetch.model import OK, Encoded, Outcome
+from datafetch.model.outcome import OK, Encoded, Outcome
+from datafetch.process.child import child_command
 from datafetch.transcode import ImageSpec
 
 Codec: TypeAlias = Callable[[bytes, ImageSpec], Outcome]

@@ -19,7 +19,7 @@ from pool_errand import PoolErrand, send
 from record import OTHERS_SHARE, Record, Run, RunKind, kinds
 
 from datafetch.demo.pictures import write_pictures
-from datafetch.model import OK
+from datafetch.model.outcome import OK
 from datafetch.transcode.codec import transcode
 
 _CEILING = "ceiling: bare processes"

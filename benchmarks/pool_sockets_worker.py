@@ -20,7 +20,7 @@ from itertools import accumulate
 
 from pool_coalescer import BATCHES_IN_HAND
 
-from datafetch.model import Encoded
+from datafetch.model.outcome import Encoded
 
 U32 = struct.Struct("<I")
 SLOT_BYTES = 16 * 1024 * 1024

@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 from meter import MIB, watch
 from record import OTHERS_SHARE, Record, Run, RunKind, kinds
 
-from datafetch.sinks import PickleSink, encode_row
+from datafetch.output.formats import PickleSink, encode_row
 
 _IMAGE_BYTES = 45_000  # 60 KB as base64
 _SHARD_BYTES = 400 * MIB

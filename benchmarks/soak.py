@@ -27,9 +27,9 @@ from rich.console import Console
 from rich.table import Table
 from swarm import Swarm
 
+from datafetch.engine.pipeline import WORKERS_PER_CONNECTION
 from datafetch.fetch import Fetcher, FetchPolicy
-from datafetch.model import OK, Body
-from datafetch.pipeline import WORKERS_PER_CONNECTION
+from datafetch.model.outcome import OK, Body
 
 _WARM_UP_SHARE = 0.1
 _MOST_GROWTH = 1.1

@@ -25,7 +25,7 @@ from typing import Self, cast
 import uvloop
 from swarm_tls import Identities, TlsConnection
 
-from datafetch.child import child_command
+from datafetch.process.child import child_command
 
 _BACKLOG = 4096  # a thousand clients may connect in the same instant
 _DRIP_S = 1.0

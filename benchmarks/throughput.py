@@ -28,7 +28,7 @@ from record import OTHERS_SHARE, Record, Run, RunKind, kinds
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
 from datafetch.demo.pictures import write_pictures
-from datafetch.model import OK, Encoded
+from datafetch.model.outcome import OK, Encoded
 from datafetch.transcode import ImageSpec
 from datafetch.transcode.codec import transcode
 

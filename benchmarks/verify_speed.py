@@ -22,7 +22,7 @@ from cpu_clock import CpuClock
 from record import OTHERS_SHARE, Record, Run, RunKind, kinds
 
 from datafetch.demo.pictures import write_pictures
-from datafetch.sinks import PickleSink, encode_row
+from datafetch.output.formats import PickleSink, encode_row
 from datafetch.verify import Check, run_check
 
 _HERE = Path(__file__).resolve().parent

@@ -7,19 +7,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from datafetch.choices import Choices, IdsIndex
+    from datafetch.datasets.choices import Choices, IdsIndex
+    from datafetch.engine.job import Job
+    from datafetch.engine.runner import fetch_dataset, retry, retry_failed, run
     from datafetch.fetch import Fetcher, FetchPolicy, FetchStatistics, OptOut
-    from datafetch.job import Job
-    from datafetch.model import Body, Encoded, Failure, FailureKind, Loader, Payload
-    from datafetch.report import Report
-    from datafetch.reshard import Request as ReshardRequest
-    from datafetch.reshard import Resharded
-    from datafetch.reshard import reshard as make_equal_shards
-    from datafetch.runner import fetch_dataset, retry, retry_failed, run
-    from datafetch.status import RunState, Status, read_status
+    from datafetch.model.kinds import Loader, Payload
+    from datafetch.model.outcome import Body, Encoded, Failure, FailureKind
+    from datafetch.model.report import Report
+    from datafetch.monitor.status import RunState, Status, read_status
+    from datafetch.output.reshard.folder import Request as ReshardRequest
+    from datafetch.output.reshard.folder import Resharded
+    from datafetch.output.reshard.folder import reshard as make_equal_shards
+    from datafetch.store.retry_filter import Wanted
     from datafetch.transcode import Encoding, ImageSpec, Pixels, Resize, Transcoder
     from datafetch.verify import Check, Verdict, run_check, verify_output
-    from datafetch.wanted import Wanted
 
 __all__ = [
     "Body",
@@ -63,38 +64,38 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 # Lazy, so that a codec process, which imports one submodule, does not load the network stack with it.
 _ROOMS = {
-    "Body": "model",
+    "Body": "model.outcome",
     "Check": "verify",
-    "Choices": "choices",
-    "Encoded": "model",
+    "Choices": "datasets.choices",
+    "Encoded": "model.outcome",
     "Encoding": "transcode",
-    "Failure": "model",
-    "FailureKind": "model",
+    "Failure": "model.outcome",
+    "FailureKind": "model.outcome",
     "FetchPolicy": "fetch",
     "FetchStatistics": "fetch",
     "Fetcher": "fetch",
-    "IdsIndex": "choices",
+    "IdsIndex": "datasets.choices",
     "ImageSpec": "transcode",
-    "Job": "job",
-    "Loader": "model",
+    "Job": "engine.job",
+    "Loader": "model.kinds",
     "OptOut": "fetch",
-    "Payload": "model",
+    "Payload": "model.kinds",
     "Pixels": "transcode",
-    "Report": "report",
-    "ReshardRequest": "reshard",
-    "Resharded": "reshard",
+    "Report": "model.report",
+    "ReshardRequest": "output.reshard.folder",
+    "Resharded": "output.reshard.folder",
     "Resize": "transcode",
-    "RunState": "status",
-    "Status": "status",
+    "RunState": "monitor.status",
+    "Status": "monitor.status",
     "Transcoder": "transcode",
     "Verdict": "verify",
-    "Wanted": "wanted",
-    "fetch_dataset": "runner",
-    "make_equal_shards": "reshard",
-    "read_status": "status",
-    "retry": "runner",
-    "retry_failed": "runner",
-    "run": "runner",
+    "Wanted": "store.retry_filter",
+    "fetch_dataset": "engine.runner",
+    "make_equal_shards": "output.reshard.folder",
+    "read_status": "monitor.status",
+    "retry": "engine.runner",
+    "retry_failed": "engine.runner",
+    "run": "engine.runner",
     "run_check": "verify",
     "verify_output": "verify",
 }

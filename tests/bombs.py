@@ -24,7 +24,7 @@ _PEAK = """
 import re, sys
 from pathlib import Path
 
-import datafetch.runner  # what a run loads is no matter here
+import datafetch.engine.runner  # what a run loads is no matter here
 from datafetch.datasets import find_dataset
 
 def peak_mib():

@@ -24,7 +24,7 @@ from PIL import Image
 from datafetch.demo import pictures as painting
 from datafetch.demo.origin import Origin
 from datafetch.demo.pictures import write_pictures
-from datafetch.model import Sample
+from datafetch.model.sample import Sample
 
 LOOPBACK = ("127.0.0.0/8",)
 _PATIENCE_S = 20.0

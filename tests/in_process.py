@@ -19,11 +19,12 @@ import orjson
 
 import datafetch
 from datafetch import Job
-from datafetch.commit import Commit, commit_shard
-from datafetch.model import Body, Failure, Fetched, Outcome, Totals
+from datafetch.engine.session import Backends
+from datafetch.model.ledger_line import Totals
+from datafetch.model.outcome import Body, Failure, Fetched, Outcome
+from datafetch.output.commit import Commit, commit_shard
 from datafetch.transcode import ImageSpec
 from datafetch.transcode.codec import transcode
-from datafetch.work import Backends
 
 _Result = TypeVar("_Result")
 

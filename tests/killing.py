@@ -14,11 +14,12 @@ from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
-from datafetch import rearrange, takeover
-from datafetch.rearrange import Watch
-from datafetch.reshard import Request, reshard
-from datafetch.state import State
-from datafetch.takeover import finish
+from datafetch.output.reshard import copy as rearrange
+from datafetch.output.reshard import swap as takeover
+from datafetch.output.reshard.copy import Watch
+from datafetch.output.reshard.folder import Request, reshard
+from datafetch.output.reshard.swap import finish
+from datafetch.store.layout import State
 
 SMALL_BUFFER_BYTES = 600
 _OPERATIONS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree"}

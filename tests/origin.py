@@ -21,7 +21,7 @@ import trustme
 
 from datafetch.demo.behaviours import BEHAVIOURS, Behaviour
 from datafetch.demo.origin import Origin
-from datafetch.model import FailureKind
+from datafetch.model.outcome import FailureKind
 
 _LOOPBACK = "127.0.0.1"
 _LINGER_NOT_AT_ALL = struct.pack("ii", 1, 0)

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from datafetch.errors import DatafetchError
-from datafetch.reshard import Request, reshard
-from datafetch.sinks.pickle_form import END, PREAMBLE
+from datafetch.output.formats.pickle_form import END, PREAMBLE
+from datafetch.output.reshard.folder import Request, reshard
 from datafetch.verify.shards import ShardFolder
 
 _ROWS = [

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from datafetch.model import Encoded, Outcome
+from datafetch.model.outcome import Encoded, Outcome
 from datafetch.transcode.codec import transcode
 from datafetch.transcode.spec import ImageSpec
 

@@ -27,9 +27,9 @@ from PIL import Image
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
 from datafetch.demo.pictures import paint
-from datafetch.entries import START_BYTES, ImageEnd, read_heads, read_marker
-from datafetch.model import LedgerLine
-from datafetch.state import State
+from datafetch.model.ledger_line import LedgerLine
+from datafetch.store.layout import State
+from datafetch.store.spool_format import START_BYTES, ImageEnd, read_heads, read_marker
 
 OPTIONS = (
     *("--allow-net", "127.0.0.0/8", "--connections", "8", "--per-host", "8"),

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from datafetch.model import Encoded, Outcome
+from datafetch.model.outcome import Encoded, Outcome
 from datafetch.transcode.spec import ImageSpec
 
 DONE = b"done"

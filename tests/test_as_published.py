@@ -17,13 +17,13 @@ from in_process import retry, run
 from test_job import read_ledger, read_rows
 
 from datafetch import FailureKind, Job, Wanted
-from datafetch.choices import Choices
 from datafetch.datasets import find_dataset
+from datafetch.datasets.choices import Choices
 from datafetch.demo.origin import Origin
 from datafetch.errors import ManifestError
 from datafetch.fetch import FetchPolicy
-from datafetch.model import Sample
-from datafetch.protocols import Manifest
+from datafetch.model.interfaces import Manifest
+from datafetch.model.sample import Sample
 from datafetch.verify import Check, run_check
 
 Pictures = tuple[Path, list[str]]

@@ -21,7 +21,7 @@ import trustme
 from conftest import LOOPBACK
 
 from datafetch.fetch import BodyBudget, Fetcher, FetchPolicy
-from datafetch.model import Body, Failure, FailureKind
+from datafetch.model.outcome import Body, Failure, FailureKind
 
 _MEBIBYTE = 1 << 20
 _LINGER_NOT_AT_ALL = struct.pack("ii", 1, 0)

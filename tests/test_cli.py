@@ -18,20 +18,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datafetch.cli import commands, show
+from datafetch.cli import commands
+from datafetch.cli import render as show
 from datafetch.cli.app import main
 from datafetch.cli.options import RetryOptions, RunOptions, parse_bytes
-from datafetch.cli.show import show_report
+from datafetch.cli.render import show_report
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
+from datafetch.engine.job import Job
+from datafetch.engine.pipeline import WORKERS_PER_CONNECTION
 from datafetch.errors import ConfigurationError
 from datafetch.fetch import FetchPolicy, OptOut
-from datafetch.job import Job
-from datafetch.model import FailureKind, Note, Totals
-from datafetch.pipeline import WORKERS_PER_CONNECTION
-from datafetch.report import EqualShards, Report
+from datafetch.model.kinds import Note
+from datafetch.model.ledger_line import Totals
+from datafetch.model.outcome import FailureKind
+from datafetch.model.report import EqualShards, Report
+from datafetch.store.retry_filter import Wanted
 from datafetch.transcode import Encoding, ImageSpec, Pixels, Resize
-from datafetch.wanted import Wanted
 
 Pictures = tuple[Path, list[str]]
 IMAGES = 200

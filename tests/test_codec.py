@@ -14,7 +14,7 @@ from PIL import Image
 
 from datafetch.demo.pictures import paint
 from datafetch.errors import ConfigurationError
-from datafetch.model import Encoded, Failure, FailureKind, Permission
+from datafetch.model.outcome import Encoded, Failure, FailureKind, Permission
 from datafetch.transcode.codec import classify, transcode
 from datafetch.transcode.spec import Encoding, ImageSpec, Pixels, Resize
 

@@ -28,9 +28,9 @@ from kinds import KINDS, TURNS, in_mode
 from PIL import Image, TiffImagePlugin, features
 
 from datafetch.demo.pictures import paint
-from datafetch.model import Encoded
+from datafetch.model.outcome import Encoded
 from datafetch.transcode.codec import pixels, supported_formats, transcode
-from datafetch.transcode.colour import _transform, has_own_colours
+from datafetch.transcode.image.icc import _transform, has_own_colours
 from datafetch.transcode.spec import ImageSpec, Pixels, Resize
 
 CORRECT = ImageSpec(pixels=Pixels.CORRECT)

@@ -9,7 +9,7 @@ from bodies import trainers_size
 from kinds import KINDS
 
 from datafetch.demo.pictures import paint
-from datafetch.model import Encoded, Failure
+from datafetch.model.outcome import Encoded, Failure
 from datafetch.transcode.codec import transcode
 from datafetch.transcode.spec import Encoding, ImageSpec, Pixels, Resize
 

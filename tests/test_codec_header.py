@@ -8,9 +8,9 @@ from kinds import KINDS
 from PIL import Image
 
 from datafetch.demo.pictures import paint
-from datafetch.model import Encoded, Failure, FailureKind, Outcome
+from datafetch.model.outcome import Encoded, Failure, FailureKind, Outcome
 from datafetch.transcode.codec import supported_formats, transcode
-from datafetch.transcode.header import has_crowded_tags, tiff_tile_pixels
+from datafetch.transcode.image.size_claims import has_crowded_tags, tiff_tile_pixels
 from datafetch.transcode.spec import Encoding, ImageSpec
 
 PLAIN = ImageSpec()

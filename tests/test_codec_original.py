@@ -8,7 +8,7 @@ from kinds import KINDS
 from PIL import features
 
 from datafetch.demo.pictures import paint
-from datafetch.model import Encoded, Failure, FailureKind
+from datafetch.model.outcome import Encoded, Failure, FailureKind
 from datafetch.transcode.codec import transcode
 from datafetch.transcode.spec import Encoding, ImageSpec, Pixels
 

@@ -9,7 +9,7 @@ from bodies import P3_COLOURANTS, chunk, png, recipe, rgb_profile, saved
 from PIL import features
 
 from datafetch.demo.pictures import paint
-from datafetch.model import Encoded, Failure, FailureKind
+from datafetch.model.outcome import Encoded, Failure, FailureKind
 from datafetch.transcode.codec import transcode
 from datafetch.transcode.spec import Encoding, ImageSpec, Pixels
 

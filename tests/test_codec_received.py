@@ -20,7 +20,7 @@ from PIL import Image
 
 from datafetch.demo.pictures import paint
 from datafetch.errors import ConfigurationError
-from datafetch.model import Body, Encoded, Failure, FailureKind, Outcome
+from datafetch.model.outcome import Body, Encoded, Failure, FailureKind, Outcome
 from datafetch.transcode import Transcoder
 from datafetch.transcode.codec import supported_formats, transcode
 from datafetch.transcode.spec import Encoding, ImageSpec, Pixels, Resize

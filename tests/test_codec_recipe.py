@@ -9,7 +9,7 @@ from kinds import KINDS
 from PIL import Image
 
 from datafetch.demo.pictures import paint
-from datafetch.model import Encoded, Failure
+from datafetch.model.outcome import Encoded, Failure
 from datafetch.transcode.codec import supported_formats, transcode
 from datafetch.transcode.spec import ImageSpec
 

@@ -12,9 +12,9 @@ from kinds import KINDS
 from PIL import Image, ImageDraw, ImageFont
 
 from datafetch.demo.pictures import paint
-from datafetch.model import Encoded
+from datafetch.model.outcome import Encoded
 from datafetch.transcode.codec import pixels, transcode
-from datafetch.transcode.shrink import decode_smaller, shrunk_size_px
+from datafetch.transcode.image.resize import decode_smaller, shrunk_size_px
 from datafetch.transcode.spec import ImageSpec, Pixels, Resize
 
 LIMIT_PX = 84

@@ -11,14 +11,16 @@ import pyarrow.parquet as pq
 import pytest
 from test_spool import make_end, make_outcome, make_sample
 
-from datafetch.commit import Commit, commit_in_process, commit_shard
 from datafetch.datasets import find_dataset
 from datafetch.errors import ConfigurationError, ConservationError, ResourceError
-from datafetch.ledger import SCHEMA, read_keys, read_totals
-from datafetch.model import Encoded, Failure, FailureKind, Outcome, Payload, Sample
-from datafetch.settled import Output
-from datafetch.spool import Spool
-from datafetch.state import State
+from datafetch.model.kinds import Payload
+from datafetch.model.outcome import Encoded, Failure, FailureKind, Outcome
+from datafetch.model.sample import Sample
+from datafetch.output.commit import Commit, commit_in_process, commit_shard
+from datafetch.output.merge import Output
+from datafetch.store.layout import State
+from datafetch.store.ledger import SCHEMA, read_keys, read_totals
+from datafetch.store.spool import Spool
 
 COYO = find_dataset("coyo")
 GONE = Failure(FailureKind.HTTP_STATUS, "HTTP 404", 404, 1, "http://example.org/")

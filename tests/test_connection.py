@@ -15,10 +15,10 @@ from test_response_parser import answer_of
 
 from datafetch.demo.behaviours import BEHAVIOURS
 from datafetch.fetch import FetchPolicy, connection
-from datafetch.fetch.address import AddressGuard
 from datafetch.fetch.connection import Endpoint, ResponseProtocol
 from datafetch.fetch.connections import Connections
-from datafetch.fetch.resolver import Resolver
+from datafetch.fetch.dns.address_guard import AddressGuard
+from datafetch.fetch.dns.resolver import Resolver
 from datafetch.fetch.response_parser import FramingTooLargeError, ProtocolError, ResponseHead
 
 _EVENLY = 40  # places that an answer is cut at, besides those where something begins or ends

@@ -21,7 +21,7 @@ from datafetch.demo.manifest import write_coyo_source
 from datafetch.demo.origin import Origin
 from datafetch.demo.pictures import paint
 from datafetch.fetch import FetchPolicy
-from datafetch.state import State
+from datafetch.store.layout import State
 
 _PICTURES = 50
 _FAULTY_SHARE = 0.15

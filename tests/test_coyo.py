@@ -11,12 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datafetch.choices import Choices
 from datafetch.datasets import find_dataset
+from datafetch.datasets.choices import Choices
 from datafetch.datasets.coyo import Coyo
 from datafetch.datasets.payload import pack
 from datafetch.errors import ConfigurationError, ManifestError
-from datafetch.model import BAD_LINE, Encoded, Failure, FailureKind, Outcome, Payload, Record, Sample, Selection
+from datafetch.model.kinds import Payload
+from datafetch.model.outcome import Encoded, Failure, FailureKind, Outcome
+from datafetch.model.sample import BAD_LINE, Record, Sample, Selection
 
 COYO = Coyo()
 

@@ -18,11 +18,13 @@ import orjson
 import pytest
 from sources import DATA, place_source
 
-from datafetch.choices import Choices
 from datafetch.datasets import DATASETS, find_dataset
+from datafetch.datasets.choices import Choices
 from datafetch.errors import ConfigurationError
-from datafetch.model import Encoded, Failure, FailureKind, Holds, Loader, Outcome, Payload, Record, Sample
-from datafetch.protocols import Dataset, Manifest
+from datafetch.model.interfaces import Dataset, Manifest
+from datafetch.model.kinds import Holds, Loader, Payload
+from datafetch.model.outcome import Encoded, Failure, FailureKind, Outcome
+from datafetch.model.sample import Record, Sample
 from datafetch.verify.rows import EXAMINERS
 
 _GONE = Failure(FailureKind.HTTP_STATUS, "404", 404, 1)

@@ -14,15 +14,18 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from datafetch.choices import Choices
 from datafetch.datasets import find_dataset
+from datafetch.datasets.choices import Choices
 from datafetch.datasets.documents import DocumentReader, document_row
-from datafetch.datasets.json_lines import BadRecordError
-from datafetch.datasets.tokens import TokenCounter
+from datafetch.datasets.jsonl_manifest import BadRecordError
+from datafetch.datasets.token_count import TokenCounter
 from datafetch.errors import ConfigurationError, ManifestError, ResourceError
 from datafetch.fetch.urls import BadUrlError, parse_url
-from datafetch.model import Encoded, Failure, FailureKind, Note, Outcome, Payload, Record, Sample, Totals
-from datafetch.protocols import Manifest
+from datafetch.model.interfaces import Manifest
+from datafetch.model.kinds import Note, Payload
+from datafetch.model.ledger_line import Totals
+from datafetch.model.outcome import Encoded, Failure, FailureKind, Outcome
+from datafetch.model.sample import Record, Sample
 from datafetch.verify.rows import examine_document
 
 GONE = Failure(FailureKind.HTTP_STATUS, "404", 404, 1)

@@ -11,16 +11,16 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from datafetch.arrangement import read_arrangement
 from datafetch.datasets import find_dataset
+from datafetch.datasets.readers import list_files, read_ids
+from datafetch.datasets.readers.jsonl import LineFile
+from datafetch.datasets.readers.parquet import ParquetFile
+from datafetch.engine.retry_state import read_note
 from datafetch.errors import ResourceError, is_want
-from datafetch.ledger import read_books, read_columns
-from datafetch.readers import list_files, read_ids
-from datafetch.readers.lines import LineFile
-from datafetch.readers.parquet import ParquetFile
-from datafetch.retries import read_note
-from datafetch.state import State
-from datafetch.status import read_status
+from datafetch.monitor.status import read_status
+from datafetch.output.reshard.record import read_arrangement
+from datafetch.store.layout import State
+from datafetch.store.ledger import read_books, read_columns
 from datafetch.verify.folder import ImageFolder
 from datafetch.verify.shards import ShardFolder
 from datafetch.verify.torch import RecordList

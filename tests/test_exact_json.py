@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from datafetch import exact_json
+from datafetch.model import exact_json
 
 TEXTS = st.text(st.characters())  # lone surrogates included
 VALUES = st.recursive(

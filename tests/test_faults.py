@@ -18,7 +18,7 @@ import pytest
 from runs import PATIENCE_S, Books, Place, Run, Trial, serve_trial
 from test_retry_kills import AS_CUT, EQUAL, Healing, serve_healing
 
-from datafetch.state import State
+from datafetch.store.layout import State
 
 _CALLS = ("open", "socket", "fork", "mmap", "write", "fsync", "rename")
 _FILE_CALLS = [

@@ -18,7 +18,7 @@ from datafetch.fetch import Fetcher, FetchPolicy
 from datafetch.fetch.classify import PressureError, classify
 from datafetch.fetch.concurrency import affordable_connections
 from datafetch.fetch.happy_eyeballs import connect_to_first
-from datafetch.model import Body, Failure, FailureKind
+from datafetch.model.outcome import Body, Failure, FailureKind
 
 # Short, so that the tests are; the figures themselves don't matter.
 QUICK = FetchPolicy(allow_net=LOOPBACK, timeout_s=2.5, backoff_s=0.01, retries=2, max_body_bytes=1 << 20)

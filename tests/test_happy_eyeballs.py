@@ -23,7 +23,7 @@ from runs import OPTIONS, Place, Run
 from datafetch.demo.manifest import write_coyo_source
 from datafetch.fetch import Fetcher, FetchPolicy, concurrency, happy_eyeballs
 from datafetch.fetch.happy_eyeballs import connect_to_first, mix_families
-from datafetch.model import Failure, FailureKind
+from datafetch.model.outcome import Failure, FailureKind
 
 _HOLES = tuple(str(IPv4Address("127.9.0.1") + number) for number in range(60))
 _TRIED = 4  # addresses of a name

@@ -17,12 +17,12 @@ from conftest import until
 from in_process import retry, run
 
 from datafetch.demo.manifest import write_coyo_source
+from datafetch.engine.job import Job
 from datafetch.errors import ConfigurationError
 from datafetch.fetch import FetchPolicy
-from datafetch.heartbeat import Beat, beat, read_beat
-from datafetch.job import Job
-from datafetch.pipeline import Statistics
-from datafetch.state import State
+from datafetch.model.statistics import Statistics
+from datafetch.monitor.heartbeat import Beat, beat, read_beat
+from datafetch.store.layout import State
 
 STATISTICS = Statistics(
     expected_images=4000,
@@ -89,7 +89,7 @@ async def test_a_beat_that_fails_is_said_once_and_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whatever it fails of; when that has passed, the run is seen to be at work again."""
-    monkeypatch.setattr("datafetch.heartbeat.INTERVAL_S", 0.0)
+    monkeypatch.setattr("datafetch.monitor.heartbeat.INTERVAL_S", 0.0)
     state = State(tmp_path / "out", job_hash="0123456789abcdef")
     state.folder.mkdir()
     asked = 0

@@ -25,18 +25,18 @@ from PIL import Image
 
 import datafetch
 from datafetch import Encoding, Job, Payload, Pixels, Report, Resize
-from datafetch.claim import read_identity
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
 from datafetch.demo.pictures import paint
+from datafetch.engine.job import hash_of
+from datafetch.engine.ownership import read_identity
 from datafetch.errors import ConfigurationError, ConservationError, ManifestError, ResourceError
 from datafetch.fetch import BodyBudget, Fetcher, FetchPolicy, OptOut
-from datafetch.job import hash_of
-from datafetch.ledger import read_samples, read_totals
-from datafetch.pipeline import Statistics
-from datafetch.report import EqualShards
-from datafetch.spool import write_spool
-from datafetch.state import State
+from datafetch.model.report import EqualShards
+from datafetch.model.statistics import Statistics
+from datafetch.store.layout import State
+from datafetch.store.ledger import read_samples, read_totals
+from datafetch.store.spool import write_spool
 from datafetch.transcode import ImageSpec
 
 POLICY = FetchPolicy(allow_net=LOOPBACK, backoff_s=0.01, connections=64, per_host=64)

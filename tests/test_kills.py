@@ -28,8 +28,8 @@ class Victim(StrEnum):
     """Which process is killed, by what its command line has in it."""
 
     PARENT = " prepare coyo "
-    CODEC = "datafetch.transcode.forkserver"
-    COMMIT = "datafetch.commit"
+    CODEC = "datafetch.transcode.pool.forkserver"
+    COMMIT = "datafetch.output.commit"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ import pytest
 from test_spool import FAILURE, make_end, make_sample
 
 from datafetch.errors import ConfigurationError
-from datafetch.ledger import Books, LedgerWriter, read_books, read_columns, read_keys, read_samples, read_totals
-from datafetch.model import LedgerLine, Totals
+from datafetch.model.ledger_line import LedgerLine, Totals
+from datafetch.store.ledger import Books, LedgerWriter, read_books, read_columns, read_keys, read_samples, read_totals
 
 URL_BYTES = 60_000
 LINES = 1500

@@ -10,13 +10,13 @@ import orjson
 import pytest
 from PIL import Image
 
-from datafetch.claim import claimed
+from datafetch.engine.ownership import claimed
 from datafetch.errors import ConfigurationError, ManifestError
-from datafetch.model import Loader
-from datafetch.published import put_files_in_place
-from datafetch.reshard import Request, reshard
-from datafetch.sinks import FileSink, encode_row
-from datafetch.state import State
+from datafetch.model.kinds import Loader
+from datafetch.output.formats import FileSink, encode_row
+from datafetch.output.publish import put_files_in_place
+from datafetch.output.reshard.folder import Request, reshard
+from datafetch.store.layout import State
 from datafetch.verify import Check, run_check
 
 

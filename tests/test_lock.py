@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from datafetch.claim import claimed
 from datafetch.cli.app import main
 from datafetch.cli.options import RetryOptions
+from datafetch.engine.job import Job, asked_of
+from datafetch.engine.ownership import claimed
 from datafetch.errors import ConfigurationError, ResourceError
-from datafetch.job import Job, asked_of
-from datafetch.lock import Lock
-from datafetch.sinks import encode_row
-from datafetch.sinks.pickle import PickleSink
-from datafetch.state import State, fixed
+from datafetch.output.formats import encode_row
+from datafetch.output.formats.pickle import PickleSink
+from datafetch.store.layout import State, fixed
+from datafetch.store.lock import Lock
 from datafetch.transcode import ImageSpec
 
 HOLD = """

@@ -16,9 +16,9 @@ from bombs import (
 )
 
 from datafetch.datasets import find_dataset
+from datafetch.datasets.readers import LineFile, ParquetFile, read_ids
 from datafetch.errors import ManifestError
-from datafetch.model import MOST_URL_CHARS
-from datafetch.readers import LineFile, ParquetFile, read_ids
+from datafetch.model.sample import MOST_URL_CHARS
 
 _READ = """
 manifest = find_dataset({name!r}).bind(path, None)
@@ -28,7 +28,7 @@ print(sum(1 for shard in manifest.shards() for _ in manifest.samples(shard)))
 _RUN = """
 from datafetch import Job
 job = Job("mmc4-core", str(path), str(path.parent / "root" / "out"), processes=1, fresh=True)
-report = datafetch.runner.run(job)
+report = datafetch.engine.runner.run(job)
 assert report.totals.outcomes == {"blocked_address": report.totals.samples}, report
 """
 
@@ -88,7 +88,7 @@ def test_long_texts_among_many_short_ones_come_a_few_at_a_time(tmp_path: Path, e
 @pytest.mark.slow
 @pytest.mark.parametrize(("lines", "text_bytes"), [(32, 8_000_000), (8, 60_000_000)])
 def test_long_lines_are_read_ahead_by_their_bytes(tmp_path: Path, lines: int, text_bytes: int) -> None:
-    """However many samples fit into some megabytes are held, in a whole run; test_delivery.py has a quick case."""
+    """However many samples fit into some megabytes are held, in a whole run; test_fetch_sample.py has a quick case."""
     path = tmp_path / "docs_shard_0_v3.jsonl.zst"
     write_long_lines(path, lines, text_bytes)
     assert path.stat().st_size < 512_000

@@ -15,7 +15,7 @@ from conftest import LOOPBACK
 from origin import MISBEHAVIOURS, Misbehaviour, Wanted, Web
 
 from datafetch.fetch import Fetcher, FetchPolicy, OptOut
-from datafetch.model import Body, Failure, Fetched, Permission
+from datafetch.model.outcome import Body, Failure, Fetched, Permission
 
 # Well above what a busy machine takes for an answer that does come.
 POLICY = FetchPolicy(

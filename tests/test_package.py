@@ -18,7 +18,11 @@ def test_every_name_is_there_and_none_is_a_rooms() -> None:
         import_module(f"datafetch.{room}")
     for name in datafetch.__all__:
         assert getattr(datafetch, name).__module__.startswith("datafetch."), name
-    assert datafetch.make_equal_shards.__module__ == datafetch.ReshardRequest.__module__ == "datafetch.reshard"
+    assert (
+        datafetch.make_equal_shards.__module__
+        == datafetch.ReshardRequest.__module__
+        == "datafetch.output.reshard.folder"
+    )
 
 
 def test_importing_the_package_loads_nothing() -> None:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datafetch.sinks.plain_pickle import load_row, load_whole
+from datafetch.output.formats.plain_pickle import load_row, load_whole
 
 NUMBERS = [
     *(np.dtype(name).type(1) for name in ("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")),
@@ -211,7 +211,7 @@ def test_a_deep_key_is_refused() -> None:
 @pytest.mark.parametrize("opcode", [b"}", b"]", b")\x85", b"(l", b"(d"])
 def test_few_bytes_make_no_millions_of_lists(opcode: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lists and dicts, which are one byte of a pickle and hundreds of memory, are counted."""
-    monkeypatch.setattr("datafetch.sinks.plain_pickle._SPARE_CONTAINERS", 1000)
+    monkeypatch.setattr("datafetch.output.formats.plain_pickle._SPARE_CONTAINERS", 1000)
     body = b"](" + opcode * 20_000 + b"e"
     tracemalloc.start()
     refused(body)

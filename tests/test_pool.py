@@ -22,14 +22,14 @@ from conftest import until
 from PIL import Image
 from pool_codecs import echo, poisoned, unloadable
 
-from datafetch.child import child_command
 from datafetch.demo.pictures import paint
 from datafetch.errors import ResourceError
-from datafetch.model import Body, Encoded, Failure, FailureKind, Outcome
+from datafetch.model.outcome import Body, Encoded, Failure, FailureKind, Outcome
+from datafetch.process.child import child_command
 from datafetch.transcode import ImageSpec, Transcoder
-from datafetch.transcode.forkserver import DESCRIPTORS
-from datafetch.transcode.launcher import UNKNOWN_STATUS, Launcher
-from datafetch.transcode.quarantine import Quarantine
+from datafetch.transcode.pool.forkserver import DESCRIPTORS
+from datafetch.transcode.pool.quarantine import Quarantine
+from datafetch.transcode.pool.spawner import UNKNOWN_STATUS, Launcher
 
 PATIENCE_S = 20.0
 SOON_S = 2.0
@@ -128,8 +128,8 @@ async def test_a_poison_costs_one_image_among_2000(
     """Of many images in flight exactly the guilty one fails, however it ends its process, and its body is kept."""
     bodies = [b"%d" % number for number in range(2000)]
     bodies[1000] = poison
-    monkeypatch.setattr("datafetch.transcode.pool._SILENCE_MARGIN_S", 0.2)
-    monkeypatch.setattr("datafetch.transcode.launcher._LAST_WORDS_S", 0.05)
+    monkeypatch.setattr("datafetch.transcode.pool.pool._SILENCE_MARGIN_S", 0.2)
+    monkeypatch.setattr("datafetch.transcode.pool.spawner._LAST_WORDS_S", 0.05)
     needs_more = poison in (b"babble", b"close", b"bear")  # descriptors in /proc, a child
     kept_in = tmp_path / "quarantine"
     async with Transcoder(
@@ -343,7 +343,7 @@ async def test_a_fork_of_the_users_program_does_not_hold_up_the_end(
     family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process that the user has forked holds copies of the pool's descriptors, and closing it works all the same."""
-    monkeypatch.setattr("datafetch.transcode.launcher._GRACE_S", PATIENCE_S)
+    monkeypatch.setattr("datafetch.transcode.pool.spawner._GRACE_S", PATIENCE_S)
     read, write = os.pipe()
     async with Transcoder(processes=2, codec=echo) as transcode:
         await transcode(b"cat")
@@ -405,7 +405,7 @@ async def test_a_slow_quarantine_holds_up_nobody(tmp_path: Path, monkeypatch: py
 @pytest.mark.both_loops
 async def test_a_stopped_fork_server_does_not_hold_up_the_end(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even when somebody stopped the process that forks, closing the pool ends it and all it has forked."""
-    monkeypatch.setattr("datafetch.transcode.launcher._GRACE_S", 0.1)
+    monkeypatch.setattr("datafetch.transcode.pool.spawner._GRACE_S", 0.1)
     async with Transcoder(processes=2, codec=echo):
         processes = family.members()
         processes[0].suspend()
@@ -417,7 +417,7 @@ async def test_a_stopped_fork_server_costs_no_image(
     family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """When the process that forks is stopped and its processes are killed, it is replaced, and others do their work."""
-    monkeypatch.setattr("datafetch.transcode.launcher._SILENCE_S", SOON_S)
+    monkeypatch.setattr("datafetch.transcode.pool.spawner._SILENCE_S", SOON_S)
     done = tmp_path / "done"
     async with Transcoder(processes=2, codec=echo) as transcode:
         waits = [asyncio.create_task(transcode(b"until " + os.fsencode(done))) for _ in range(20)]
@@ -435,7 +435,7 @@ async def test_a_stopped_fork_server_costs_no_image(
 @pytest.mark.both_loops
 async def test_a_fork_server_that_does_not_fork_is_replaced(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process comes up all the same, of another server."""
-    monkeypatch.setattr("datafetch.transcode.launcher._SILENCE_S", SOON_S / 4)
+    monkeypatch.setattr("datafetch.transcode.pool.spawner._SILENCE_S", SOON_S / 4)
     launcher = Launcher(echo, ImageSpec(), is_shut_in=False)
     try:
         first = await launcher.launch()
@@ -456,7 +456,7 @@ async def test_an_image_that_stops_the_fork_server_is_found_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody sees what it dies of, so it is tried again, but not for ever; it costs no other image."""
-    monkeypatch.setattr("datafetch.transcode.launcher._SILENCE_S", SOON_S / 2)
+    monkeypatch.setattr("datafetch.transcode.pool.spawner._SILENCE_S", SOON_S / 2)
     bodies = [b"%d" % number for number in range(100)]
     bodies[50] = b"silence"
     async with Transcoder(processes=2, codec=echo, quarantine=tmp_path) as transcode:
@@ -553,7 +553,7 @@ def _mutated(body: bytes, rng: random.Random) -> bytes:
 
 def test_a_codec_process_imports_no_network_stack() -> None:
     """A codec process costs the memory of Pillow, not of aiohttp and the rest."""
-    code = "import sys, datafetch.transcode.forkserver, datafetch.transcode.codec; print(*sys.modules)"
+    code = "import sys, datafetch.transcode.pool.forkserver, datafetch.transcode.codec; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert "PIL.Image" in modules
     assert not {"aiohttp", "uvloop", "pyarrow", "typer", "numpy"} & set(modules)
@@ -611,7 +611,7 @@ def test_ctrl_c_leaves_no_process_and_no_warning() -> None:
 
 def test_a_child_finds_what_its_parent_finds() -> None:
     """A child process imports from where its parent does, whatever its working directory."""
-    command = child_command("datafetch.transcode.forkserver")
+    command = child_command("datafetch.transcode.pool.forkserver")
     ended = subprocess.run(
         command, cwd="/", capture_output=True, stdin=subprocess.PIPE, check=False, timeout=PATIENCE_S
     )

@@ -14,9 +14,8 @@ from conftest import until
 from rich.console import Console
 
 from datafetch.cli.progress import ProgressConsole, progress_line, show_progress, show_remarks
-from datafetch.pace import Pace
-from datafetch.pipeline import Statistics
-from datafetch.rearrange import Progress, Stage
+from datafetch.model.statistics import Progress, Stage, Statistics
+from datafetch.monitor.throughput import Pace
 
 POOL = logging.getLogger("datafetch.transcode")
 

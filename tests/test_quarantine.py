@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from datafetch.transcode.quarantine import Quarantine
+from datafetch.transcode.pool.quarantine import Quarantine
 
 
 def keep(quarantine: Quarantine, body: bytes) -> Path | None:
@@ -37,7 +37,7 @@ def test_so_many_bodies_and_no_more(tmp_path: Path, caplog: pytest.LogCaptureFix
 
 def test_so_many_bytes_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Large bodies are not kept beyond the bound, smaller ones still are."""
-    monkeypatch.setattr("datafetch.transcode.quarantine._MAX_BYTES", 10)
+    monkeypatch.setattr("datafetch.transcode.pool.quarantine._MAX_BYTES", 10)
     quarantine = Quarantine(tmp_path)
     assert keep(quarantine, b"seven77") is not None
     assert keep(quarantine, b"four") is None

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datafetch.errors import ConfigurationError
-from datafetch.ranks import Ranks, epoch, equal_sizes
+from datafetch.output.reshard.ranks import Ranks, epoch, equal_sizes
 
 
 @given(

@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datafetch.errors import ManifestError
-from datafetch.readers import (
+from datafetch.datasets.readers import (
     ColumnType,
     IdList,
     ParquetFile,
@@ -23,6 +22,7 @@ from datafetch.readers import (
     read_id_pairs,
     read_ids,
 )
+from datafetch.errors import ManifestError
 
 COLUMNS = {"id": ColumnType.INTEGER, "text": ColumnType.STRING}
 INT64S = st.integers(-(2**63), 2**63 - 1)

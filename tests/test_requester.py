@@ -22,7 +22,7 @@ from nameserver import NameServer
 from datafetch.demo.origin import Origin
 from datafetch.fetch import BodyBudget, Fetcher, FetchPolicy, OptOut, hosts, proxies
 from datafetch.fetch.policy import DEFAULT_MAX_BODY_BYTES
-from datafetch.model import Body, Failure, FailureKind, Permission
+from datafetch.model.outcome import Body, Failure, FailureKind, Permission
 
 QUICK = FetchPolicy(allow_net=LOOPBACK, timeout_s=10.0, backoff_s=0.01, retries=0, max_body_bytes=1 << 20)
 OK_HEAD = b"HTTP/1.1 200 OK\r\n"

@@ -17,17 +17,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from killing import SMALL_BUFFER_BYTES, equal_shards
 
-from datafetch import rearrange
 from datafetch.cli.app import main
 from datafetch.errors import ConfigurationError, ConservationError, ManifestError, ResourceError
-from datafetch.lock import Lock
-from datafetch.ranks import Ranks, epoch
-from datafetch.rearrange import Plan, Progress, Source, Stage, Watch, order
-from datafetch.reshard import Request, reshard
-from datafetch.sinks import PickleSink, encode_row
-from datafetch.state import State
-from datafetch.takeover import finish
-from datafetch.targets import Targets, shard_name
+from datafetch.model.statistics import Progress, Stage
+from datafetch.output.formats import PickleSink, encode_row
+from datafetch.output.reshard import copy as rearrange
+from datafetch.output.reshard.copy import Plan, Source, Watch, order
+from datafetch.output.reshard.folder import Request, reshard
+from datafetch.output.reshard.ranks import Ranks, epoch
+from datafetch.output.reshard.shard_writer import Targets, shard_name
+from datafetch.output.reshard.swap import finish
+from datafetch.store.layout import State
+from datafetch.store.lock import Lock
 
 Row = dict[str, Any]
 KILLING = Path(__file__).with_name("killing.py")

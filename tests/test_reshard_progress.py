@@ -7,7 +7,8 @@ from rich.console import Console
 
 from datafetch.cli import reshard_progress
 from datafetch.cli.reshard_progress import reshard_line, show_resharding
-from datafetch.rearrange import Progress, Stage, Watch
+from datafetch.model.statistics import Progress, Stage
+from datafetch.output.reshard.copy import Watch
 
 
 def test_a_line_says_how_far_it_is() -> None:

@@ -29,10 +29,11 @@ from nameserver import (
 )
 from tenacity import wait_fixed
 
-from datafetch.fetch import Fetcher, FetchPolicy, nameservers
-from datafetch.fetch.address import AddressGuard, BlockedAddressError
-from datafetch.fetch.resolver import NameNotFoundError, NameServerError, Resolver
-from datafetch.model import Failure, FailureKind
+from datafetch.fetch import Fetcher, FetchPolicy
+from datafetch.fetch.dns import nameservers
+from datafetch.fetch.dns.address_guard import AddressGuard, BlockedAddressError
+from datafetch.fetch.dns.resolver import NameNotFoundError, NameServerError, Resolver
+from datafetch.model.outcome import Failure, FailureKind
 
 _GUARD = AddressGuard((ip_network("127.0.0.0/8"), ip_network("::1/128")))
 _HERE = Answer(("127.0.0.1",), ttl_s=60)

@@ -16,24 +16,26 @@ from runs import read_lines
 from test_job import files_of, read_ledger, read_rows
 
 from datafetch import FailureKind, Job, Wanted, read_status
-from datafetch.claim import read_identity
-from datafetch.cli.show import show_status
-from datafetch.commit import Commit
+from datafetch.cli.render import show_status
 from datafetch.datasets import find_dataset
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
-from datafetch.entries import ImageEnd
+from datafetch.engine.job import hash_of
+from datafetch.engine.ownership import read_identity
+from datafetch.engine.permissions import Permitted
+from datafetch.engine.retry_source import FailedSamples
+from datafetch.engine.retry_state import begin_retry, spools_of
 from datafetch.errors import ConfigurationError, ResourceError
-from datafetch.failed import FailedSamples
 from datafetch.fetch import FetchPolicy, OptOut
-from datafetch.job import hash_of
-from datafetch.ledger import read_books
-from datafetch.model import Failure, LedgerLine, Permission, Shard, Totals
-from datafetch.permitted import Permitted
-from datafetch.retries import begin_retry, spools_of
-from datafetch.settled import Output
-from datafetch.spool import Spool, write_spool
-from datafetch.state import State
+from datafetch.model.ledger_line import LedgerLine, Totals
+from datafetch.model.outcome import Failure, Permission
+from datafetch.model.sample import Shard
+from datafetch.output.commit import Commit
+from datafetch.output.merge import Output
+from datafetch.store.layout import State
+from datafetch.store.ledger import read_books
+from datafetch.store.spool import Spool, write_spool
+from datafetch.store.spool_format import ImageEnd
 
 Pictures = tuple[Path, list[str]]
 IMAGES = 60

@@ -12,10 +12,10 @@ from kinds import KINDS
 from sandbox_codecs import DONE, attempt
 
 from datafetch.demo.pictures import paint
-from datafetch.model import Encoded
+from datafetch.model.outcome import Encoded
 from datafetch.transcode import ImageSpec, Pixels, Transcoder
 from datafetch.transcode.codec import transcode as transcode_here
-from datafetch.transcode.sandbox import MAX_DESCRIPTORS, kept_environment
+from datafetch.transcode.pool.sandbox import MAX_DESCRIPTORS, kept_environment
 
 LANDLOCK: int = ctypes.CDLL(None).syscall(444, None, 0, 1)
 FILES, SIGNALS = 1, 6

@@ -16,10 +16,10 @@ import pytest
 from datafetch.cli.app import main
 from datafetch.cli.exit_code import one_line
 from datafetch.cli.progress import ProgressConsole, show_remarks
-from datafetch.commit import _refusal
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.errors import ConfigurationError, ConservationError, DatafetchError, ManifestError, ResourceError
 from datafetch.fetch.classify import PressureError
+from datafetch.output.commit import _refusal
 
 PATIENCE_S = 60
 EVIL = "\x1b]0;mine now\x07\x1b[2J\r\u202etxt\u2028"

@@ -18,8 +18,8 @@ import psutil
 import pytest
 from runs import PATIENCE_S, Place, Run, Trial, listed, serve_trial
 
-from datafetch.lock import Lock
-from datafetch.state import State
+from datafetch.store.layout import State
+from datafetch.store.lock import Lock
 
 INTERRUPTED = "datafetch: interrupted"
 PATIENCE_ASKED = "datafetch: stopping, one moment; another signal or Ctrl-C stops it at once (nothing fetched is lost)"
@@ -49,7 +49,7 @@ def wait_until(run: Run, is_so: Callable[[], bool]) -> bool:
 def fork_server(run: Run) -> psutil.Process:
     """The process that codec processes are forked from."""
     return next(
-        process for process in run.family("datafetch.transcode.forkserver") if process.ppid() == run.process.pid
+        process for process in run.family("datafetch.transcode.pool.forkserver") if process.ppid() == run.process.pid
     )
 
 
@@ -171,7 +171,7 @@ def _retry(trial: Trial, folder: Path) -> Scene:
 def _verify(trial: Trial, folder: Path) -> Scene:
     place = _complete(trial, folder)
     command = ["verify", str(place.state.out), "--processes", "1", "--world-size", "1", "--batch", "1", "--group", "1"]
-    return Scene(command, place.state, lambda run: bool(run.family("datafetch.transcode.forkserver")))
+    return Scene(command, place.state, lambda run: bool(run.family("datafetch.transcode.pool.forkserver")))
 
 
 def _status(trial: Trial, folder: Path) -> Scene:

@@ -13,7 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from runs import read_lines
 
-from datafetch.entries import (
+from datafetch.errors import ConfigurationError, ConservationError, ResourceError
+from datafetch.model.ledger_line import LedgerLine
+from datafetch.model.outcome import Body, Encoded, Failure, FailureKind, Outcome
+from datafetch.model.sample import Record, Sample
+from datafetch.store.spool import Recovered, Spool, SpooledSample, SpoolReader, write_spool
+from datafetch.store.spool_format import (
     _HEADER_BYTES,
     START_BYTES,
     ImageEnd,
@@ -25,9 +30,6 @@ from datafetch.entries import (
     read_marker,
     read_stored,
 )
-from datafetch.errors import ConfigurationError, ConservationError, ResourceError
-from datafetch.model import Body, Encoded, Failure, FailureKind, LedgerLine, Outcome, Record, Sample
-from datafetch.spool import Recovered, Spool, SpooledSample, SpoolReader, write_spool
 
 FAILURE = Failure(FailureKind.TIMEOUT, "too slow", None, 3, "", 30_000.0)
 

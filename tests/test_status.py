@@ -24,15 +24,16 @@ from rich.cells import cell_len
 from datafetch.cli.app import main
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
-from datafetch.entries import Ended, ImageEnd
 from datafetch.errors import ConfigurationError
-from datafetch.heartbeat import Beat
-from datafetch.ledger import Books, LedgerWriter
-from datafetch.model import LedgerLine, Sample, Totals
-from datafetch.pipeline import Statistics
-from datafetch.spool import write_spool
-from datafetch.state import State
-from datafetch.status import RunState, Status, read_status
+from datafetch.model.ledger_line import LedgerLine, Totals
+from datafetch.model.sample import Sample
+from datafetch.model.statistics import Statistics
+from datafetch.monitor.heartbeat import Beat
+from datafetch.monitor.status import RunState, Status, read_status
+from datafetch.store.layout import State
+from datafetch.store.ledger import Books, LedgerWriter
+from datafetch.store.spool import write_spool
+from datafetch.store.spool_format import Ended, ImageEnd
 
 Pictures = tuple[Path, list[str]]
 IMAGES = 90

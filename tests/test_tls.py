@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.x509.oid import NameOID
 
 from datafetch.fetch import Fetcher, FetchPolicy
-from datafetch.model import Body, Failure, FailureKind, Permission
+from datafetch.model.outcome import Body, Failure, FailureKind, Permission
 
 STRICT = FetchPolicy(allow_net=LOOPBACK, retries=0)
 LAX = replace(STRICT, insecure=True)

@@ -26,9 +26,10 @@ from PIL import Image
 
 from datafetch.cli.app import main
 from datafetch.cli.progress import verifying_line
-from datafetch.model import Encoded, Loader, Outcome
-from datafetch.sinks import PickleSink, encode_row
-from datafetch.sinks.pickle_form import PREAMBLE
+from datafetch.model.kinds import Loader
+from datafetch.model.outcome import Encoded, Outcome
+from datafetch.output.formats import PickleSink, encode_row
+from datafetch.output.formats.pickle_form import PREAMBLE
 from datafetch.verify import Check, Standing, Verdict, run_check, verify_output
 from datafetch.verify.findings import BATCH_BYTES, MOST_KEPT, Examined, Findings, FoundImage, Place, Problem, batched
 from datafetch.verify.images import PROCESS_BYTES, Decoding

@@ -12,11 +12,12 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
-from datafetch.choices import Choices, IdsIndex
+from datafetch.datasets.choices import Choices, IdsIndex
+from datafetch.engine.job import Job
 from datafetch.errors import ConfigurationError
 from datafetch.fetch import FetchPolicy, OptOut
-from datafetch.job import Job
-from datafetch.model import FailureKind, Payload, Permission
+from datafetch.model.kinds import Payload
+from datafetch.model.outcome import FailureKind, Permission
 from datafetch.transcode import Encoding, ImageSpec, Pixels, Resize
 
 # Numbers may be longer than any option takes: then its greatest value is named where that is known.

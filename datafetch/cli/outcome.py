@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from datafetch.cli.exit_code import ExitCode, complain
 from datafetch.cli.options import RetryOptions, RunOptions
-from datafetch.cli.show import show_report
-from datafetch.report import Report
+from datafetch.cli.render import show_report
+from datafetch.model.report import Report
 
 
 def report_outcome(report: Report, options: RunOptions | RetryOptions) -> int:

@@ -16,8 +16,8 @@ from rich.live import Live
 from rich.text import Text
 
 from datafetch.cli.exit_code import one_line
-from datafetch.pace import Pace
-from datafetch.pipeline import Statistics
+from datafetch.model.statistics import Statistics
+from datafetch.monitor.throughput import Pace
 from datafetch.verify import Standing
 
 _LIVE_INTERVAL_S = 0.25

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from datafetch.rearrange import Progress
+from datafetch.model.statistics import Progress
 
 _LIVE_INTERVAL_S = 0.25
 _PLAIN_INTERVAL_S = 10.0

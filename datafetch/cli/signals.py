@@ -18,7 +18,7 @@ from enum import Enum, auto
 from typing import NoReturn
 
 from datafetch.cli.exit_code import ExitCode
-from datafetch.interrupts import SIGNALS, Interrupts
+from datafetch.process.interrupts import SIGNALS, Interrupts
 
 _STDERR = 2
 _SHOW_CURSOR = "\x1b[?25h"  # a live line hides it

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from datafetch.choices import Choices, option_name
+from datafetch.datasets.choices import Choices, option_name
 from datafetch.datasets.coyo import Coyo
 from datafetch.datasets.llm_jp_interleaved import LlmJpInterleaved
 from datafetch.datasets.llm_jp_pairs_step0 import LlmJpPairsStep0
@@ -12,7 +12,7 @@ from datafetch.datasets.llm_jp_pairs_step1 import LlmJpPairsStep1
 from datafetch.datasets.mmc4 import Mmc4Core
 from datafetch.datasets.ocr_vqa import OcrVqa
 from datafetch.errors import ConfigurationError
-from datafetch.protocols import Dataset
+from datafetch.model.interfaces import Dataset
 
 _ALL = (Coyo(), Mmc4Core(), LlmJpPairsStep0(), LlmJpPairsStep1(), LlmJpInterleaved(), OcrVqa())
 DATASETS: dict[str, Dataset] = {dataset.name: dataset for dataset in _ALL}

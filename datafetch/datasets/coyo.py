@@ -19,11 +19,23 @@ import pyarrow as pa
 
 from datafetch.datasets.description import Description
 from datafetch.datasets.payload import IMAGE_FIELDS, pack
+from datafetch.datasets.readers import (
+    BadRow,
+    ColumnType,
+    IdList,
+    Int64s,
+    ParquetFile,
+    list_files,
+    matching_rows,
+    read_ids,
+)
 from datafetch.datasets.urls import askable, is_too_long
 from datafetch.errors import ManifestError
-from datafetch.model import BAD_LINE, Encoded, Loader, Note, Payload, Record, Row, Sample, Selection, Shard, Totals
-from datafetch.protocols import Samples
-from datafetch.readers import BadRow, ColumnType, IdList, Int64s, ParquetFile, list_files, matching_rows, read_ids
+from datafetch.model.interfaces import Samples
+from datafetch.model.kinds import Loader, Note, Payload
+from datafetch.model.ledger_line import Totals
+from datafetch.model.outcome import Encoded
+from datafetch.model.sample import BAD_LINE, Record, Row, Sample, Selection, Shard
 
 _SIMILARITIES = ("clip_similarity_vitb32", "clip_similarity_vitl14")
 _COLUMNS = {

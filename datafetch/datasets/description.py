@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from datafetch.choices import Choices
-from datafetch.model import Holds, Loader, Payload
+from datafetch.datasets.choices import Choices
+from datafetch.model.kinds import Holds, Loader, Payload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
 
-from datafetch.choices import Choices
-from datafetch.datasets.json_lines import BadRecordError, Draft, JsonObject, RecordFormat
+from datafetch.datasets.choices import Choices
+from datafetch.datasets.jsonl_manifest import BadRecordError, Draft, JsonObject, RecordFormat
 from datafetch.datasets.payload import pack
-from datafetch.datasets.tokens import TokenCounter
+from datafetch.datasets.token_count import TokenCounter
 from datafetch.datasets.urls import askable, is_too_long
 from datafetch.errors import ManifestError
-from datafetch.model import Encoded, Note, Payload, Record, Row
+from datafetch.model.kinds import Note, Payload
+from datafetch.model.outcome import Encoded
+from datafetch.model.sample import Record, Row
 
 TAKES = frozenset(
     {

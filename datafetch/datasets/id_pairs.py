@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from datafetch.choices import IdsIndex
-from datafetch.readers import INDEX_BITS, IdList, Int64s, pack_pair
+from datafetch.datasets.choices import IdsIndex
+from datafetch.datasets.readers import INDEX_BITS, IdList, Int64s, pack_pair
 
 _TELLING_SHARDS = 5
 _TELLING_INDICES = 20  # of a shard: from so many on, the largest lies near the end of what they were drawn from

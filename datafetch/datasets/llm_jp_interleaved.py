@@ -11,9 +11,10 @@ from pathlib import Path
 
 from datafetch.datasets.description import Description
 from datafetch.datasets.documents import TAKES, DocumentReader, document_row
-from datafetch.datasets.json_lines import JsonObject, LinesManifest, first_records, open_folder
-from datafetch.datasets.keys import URL_KEYS, choose_key, say_keys
-from datafetch.model import Loader, Payload, Record, Row
+from datafetch.datasets.jsonl_manifest import JsonObject, LinesManifest, first_records, open_folder
+from datafetch.datasets.key_detection import URL_KEYS, choose_key, say_keys
+from datafetch.model.kinds import Loader, Payload
+from datafetch.model.sample import Record, Row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

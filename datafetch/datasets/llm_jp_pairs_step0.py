@@ -15,14 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from datafetch.datasets.description import Description
-from datafetch.datasets.keys import URL_KEYS, choose_key, say_keys
-from datafetch.datasets.names import Clashes, is_utf8, why_refused
-from datafetch.datasets.saved import SAMPLES_A_SHARD, find_file, saved_row, shard_name
+from datafetch.datasets.filenames import Clashes, why_refused
+from datafetch.datasets.image_files import SAMPLES_A_SHARD, find_file, saved_row, shard_name
+from datafetch.datasets.key_detection import URL_KEYS, choose_key, say_keys
+from datafetch.datasets.readers import LineFile, RecordReader
 from datafetch.datasets.urls import askable
 from datafetch.errors import ManifestError, raise_want
-from datafetch.model import Holds, Loader, Payload, Record, Row, Sample, Selection, Shard, Totals
-from datafetch.protocols import Samples
-from datafetch.readers import LineFile, RecordReader
+from datafetch.model.interfaces import Samples
+from datafetch.model.kinds import Holds, Loader, Payload
+from datafetch.model.ledger_line import Totals
+from datafetch.model.sample import Record, Row, Sample, Selection, Shard
+from datafetch.model.untrusted import is_utf8
 
 _LIST = "llm-jp_mm_pair_step0_558k.json"
 _TURNS = 2

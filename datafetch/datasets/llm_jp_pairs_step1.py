@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datafetch.datasets.description import Description
-from datafetch.datasets.json_lines import (
+from datafetch.datasets.jsonl_manifest import (
     BadRecordError,
     Draft,
     JsonObject,
@@ -19,10 +19,12 @@ from datafetch.datasets.json_lines import (
     first_records,
     open_folder,
 )
-from datafetch.datasets.keys import TEXT_KEYS, URL_KEYS, choose_key, say_keys
+from datafetch.datasets.key_detection import TEXT_KEYS, URL_KEYS, choose_key, say_keys
 from datafetch.datasets.payload import IMAGE_FIELDS, pack
 from datafetch.datasets.urls import askable
-from datafetch.model import Encoded, Loader, Payload, Record, Row
+from datafetch.model.kinds import Loader, Payload
+from datafetch.model.outcome import Encoded
+from datafetch.model.sample import Record, Row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

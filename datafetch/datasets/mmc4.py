@@ -15,14 +15,16 @@ from pathlib import Path
 
 import numpy as np
 
-from datafetch.choices import IdsIndex
+from datafetch.datasets.choices import IdsIndex
 from datafetch.datasets.description import Description
 from datafetch.datasets.documents import TAKES, DocumentReader, document_row
 from datafetch.datasets.id_pairs import Indices, WhichIndex
-from datafetch.datasets.json_lines import SUFFIXES, LineSamples, LinesManifest, Listed, first_records
+from datafetch.datasets.jsonl_manifest import SUFFIXES, LineSamples, LinesManifest, Listed, first_records
+from datafetch.datasets.readers import LineFile, list_files, read_id_pairs
 from datafetch.errors import ManifestError
-from datafetch.model import Loader, Note, Payload, Record, Row, Selection, Shard, Totals
-from datafetch.readers import LineFile, list_files, read_id_pairs
+from datafetch.model.kinds import Loader, Note, Payload
+from datafetch.model.ledger_line import Totals
+from datafetch.model.sample import Record, Row, Selection, Shard
 
 _NAME = re.compile(r"docs(?P<no_face>_no_face)?_shard_(?P<number>\d{1,5})_v3\.jsonl(?:\.gz|\.zst|\.zip)?")
 

@@ -14,13 +14,15 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from datafetch.datasets.description import Description
-from datafetch.datasets.names import Clashes, why_refused
-from datafetch.datasets.saved import SAMPLES_A_SHARD, find_file, saved_row, shard_name
+from datafetch.datasets.filenames import Clashes, why_refused
+from datafetch.datasets.image_files import SAMPLES_A_SHARD, find_file, saved_row, shard_name
+from datafetch.datasets.readers import LineFile, MemberReader, RecordReader
 from datafetch.datasets.urls import askable, is_too_long
 from datafetch.errors import ManifestError, raise_want
-from datafetch.model import MOST_URL_CHARS, Holds, Loader, Payload, Record, Row, Sample, Selection, Shard, Totals
-from datafetch.protocols import Samples
-from datafetch.readers import LineFile, MemberReader, RecordReader
+from datafetch.model.interfaces import Samples
+from datafetch.model.kinds import Holds, Loader, Payload
+from datafetch.model.ledger_line import Totals
+from datafetch.model.sample import MOST_URL_CHARS, Record, Row, Sample, Selection, Shard
 
 _FILE = "dataset.json"
 _FOLDER = PurePosixPath("ocr_vqa/images")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pybase64
 
-from datafetch.model import Payload
+from datafetch.model.kinds import Payload
 
 IMAGE_FIELDS: Mapping[Payload, str] = {Payload.BASE64: "image", Payload.BYTES: "rawbytes"}
 """Where a pair has its image, as VILA's loader reads it: the first of the two that is there."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datafetch.model import MOST_URL_CHARS
+from datafetch.model.sample import MOST_URL_CHARS
 
 
 def askable(url: object) -> str:

@@ -17,10 +17,10 @@ from PIL import Image
 
 from datafetch.demo.behaviours import BEHAVIOURS
 from datafetch.demo.manifest import CoyoSource
-from datafetch.job import Job
-from datafetch.model import OK
-from datafetch.report import Report
-from datafetch.state import State
+from datafetch.engine.job import Job
+from datafetch.model.outcome import OK
+from datafetch.model.report import Report
+from datafetch.store.layout import State
 
 _SHORT_SIDE_PX = 336
 

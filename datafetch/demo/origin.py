@@ -27,8 +27,8 @@ from urllib.request import urlopen
 
 import orjson
 
-from datafetch.child import child_command
 from datafetch.demo.behaviours import BEHAVIOURS, Exchange, Request
+from datafetch.process.child import child_command
 
 _BACKLOG = 4096  # a thousand clients may connect in the same instant
 _EVERY_ADDRESS = "0.0.0.0"  # noqa: S104 - Linux binds no block of addresses; connections to others are dropped

@@ -16,12 +16,12 @@ from datafetch.demo.check import Finding, check_files, check_outcomes
 from datafetch.demo.manifest import write_coyo_source
 from datafetch.demo.origin import Origin
 from datafetch.demo.pictures import write_pictures
+from datafetch.engine.job import Job
+from datafetch.engine.runner import run
+from datafetch.engine.session import Observer
 from datafetch.errors import ConfigurationError, ResourceError
 from datafetch.fetch import FetchPolicy
-from datafetch.job import Job
-from datafetch.report import Report
-from datafetch.runner import run
-from datafetch.work import Observer
+from datafetch.model.report import Report
 
 DEFAULT_FOLDER = Path("datafetch-demo")
 _MARKER = "made-by-datafetch-demo"

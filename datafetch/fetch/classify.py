@@ -9,14 +9,14 @@ from collections.abc import Mapping
 import aiohttp
 
 from datafetch.errors import ResourceError
-from datafetch.fetch.address import BlockedAddressError
-from datafetch.fetch.coding import CodingError
 from datafetch.fetch.connections import NoConnectionError, TlsError
+from datafetch.fetch.content_encoding import CodingError
+from datafetch.fetch.dns.address_guard import BlockedAddressError
+from datafetch.fetch.dns.resolver import NameNotFoundError, NameServerError
 from datafetch.fetch.hosts import HostDownError
-from datafetch.fetch.resolver import NameNotFoundError, NameServerError
 from datafetch.fetch.response_parser import FramingTooLargeError, ProtocolError
 from datafetch.fetch.urls import BadUrlError
-from datafetch.model import Failure, FailureKind
+from datafetch.model.outcome import Failure, FailureKind
 
 WEB_FAULTS = (aiohttp.ClientError, OSError, BadUrlError, CodingError, FramingTooLargeError, ProtocolError)
 """What is raised for faults of the web."""

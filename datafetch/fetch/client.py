@@ -17,9 +17,9 @@ from yarl import URL
 from datafetch.fetch.connection import Connection, Endpoint
 from datafetch.fetch.connections import Connections
 from datafetch.fetch.policy import FetchPolicy
-from datafetch.fetch.requests import RequestWriter
+from datafetch.fetch.request_writer import RequestWriter
 from datafetch.fetch.response_parser import ProtocolError
-from datafetch.model import Permission
+from datafetch.model.outcome import Permission
 
 
 @dataclass(frozen=True, slots=True)

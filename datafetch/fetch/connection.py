@@ -25,7 +25,7 @@ from datafetch.fetch.response_parser import (
     ResponseHead,
     ResponseParser,
 )
-from datafetch.model import Permission
+from datafetch.model.outcome import Permission
 
 _READ_BUFFER_BYTES = 128 * 1024  # reading pauses at twice that: after most photographs, and before a thousand add up
 

@@ -19,13 +19,13 @@ from collections.abc import Sequence
 from aiohttp import ClientError
 
 from datafetch.fetch.connection import Connection, Endpoint, ResponseProtocol
+from datafetch.fetch.dns.resolver import Resolver
 from datafetch.fetch.happy_eyeballs import connect_to_first
 from datafetch.fetch.policy import FetchPolicy
 from datafetch.fetch.proxies import Proxies
-from datafetch.fetch.requests import connect_request
-from datafetch.fetch.resolver import Resolver
+from datafetch.fetch.request_writer import connect_request
 from datafetch.fetch.response_parser import ProtocolError
-from datafetch.model import HTTP_OK, Permission
+from datafetch.model.outcome import HTTP_OK, Permission
 
 _MAX_IDLE = 128  # enough for the few hosts that a manifest does ask again and again
 _MAX_IDLE_S = 5.0

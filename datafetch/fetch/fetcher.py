@@ -24,14 +24,14 @@ from yarl import URL
 
 from datafetch.fetch.classify import classify
 from datafetch.fetch.cookies import Cookies
+from datafetch.fetch.deadline import Stopwatch
 from datafetch.fetch.limiter import Limiter
 from datafetch.fetch.memory import Allotment, BodyBudget
 from datafetch.fetch.policy import FetchPolicy
 from datafetch.fetch.requester import HTTP_TOO_MANY_REQUESTS, HTTP_UNAVAILABLE, Request, Requester
 from datafetch.fetch.statistics import FetchStatistics
-from datafetch.fetch.stopwatch import Stopwatch
 from datafetch.fetch.urls import BadUrlError, authority, parse_url
-from datafetch.model import OK, Body, Failure, FailureKind, Fetched
+from datafetch.model.outcome import OK, Body, Failure, FailureKind, Fetched
 
 _MAX_BACKOFF_S = 30.0
 _DEFAULT_BUDGET_BYTES = 1024**3

@@ -11,7 +11,7 @@ from urllib.request import getproxies_environment, proxy_bypass_environment  # t
 from yarl import URL
 
 from datafetch.errors import ConfigurationError, raise_want
-from datafetch.fetch.address import AddressGuard, BlockedAddressError
+from datafetch.fetch.dns.address_guard import AddressGuard, BlockedAddressError
 
 _HOSTS_FILE = Path("/etc/hosts")
 _ITS_OWN_DOMAIN = ".localhost"  # RFC 6761, 6.3

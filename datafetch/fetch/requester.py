@@ -22,25 +22,25 @@ from tenacity import (
 )
 from yarl import URL
 
-from datafetch.fetch.address import AddressGuard, is_address
 from datafetch.fetch.classify import WEB_FAULTS, PressureError, classify
 from datafetch.fetch.client import Client, Response
 from datafetch.fetch.concurrency import HANGING_S, Concurrency
 from datafetch.fetch.connections import Connections, ConnectTimeoutError
 from datafetch.fetch.cookies import Cookies
+from datafetch.fetch.deadline import Stopwatch
+from datafetch.fetch.dns.address_guard import AddressGuard, is_address
+from datafetch.fetch.dns.resolver import Resolver, host_name
 from datafetch.fetch.headers import retry_after_s
 from datafetch.fetch.hosts import Hosts, Turn
 from datafetch.fetch.limiter import Limiter
 from datafetch.fetch.memory import Allotment
 from datafetch.fetch.policy import FetchPolicy
 from datafetch.fetch.proxies import Proxies
-from datafetch.fetch.receive import Receiver
-from datafetch.fetch.resolver import Resolver, host_name
+from datafetch.fetch.response import Receiver
 from datafetch.fetch.response_parser import FramingTooLargeError
-from datafetch.fetch.stopwatch import Stopwatch
 from datafetch.fetch.tls import lax_tls_context, tls_context
 from datafetch.fetch.urls import authority, join_url
-from datafetch.model import FailureKind, Fetched
+from datafetch.model.outcome import FailureKind, Fetched
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 HTTP_TOO_MANY_REQUESTS = 429

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from datafetch.fetch.dns.resolver import ResolverStatistics
 from datafetch.fetch.hosts import HostStatistics
-from datafetch.fetch.resolver import ResolverStatistics
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from urllib.parse import quote_from_bytes
 import ada_url
 from yarl import URL
 
-from datafetch.model import MOST_URL_CHARS
+from datafetch.model.sample import MOST_URL_CHARS
 
 _SCHEMES = ("http://", "https://")
 _AMPERSAND = re.compile(r"&(?:(?:amp|#0{0,5}38|#x0{0,5}26);)+", re.IGNORECASE)

@@ -15,12 +15,12 @@ from io import BytesIO
 
 from PIL import Image, ImageFile, JpegImagePlugin, UnidentifiedImageError, features
 
-from datafetch.model import Encoded, Failure, FailureKind, Outcome, Permission, Permissions
-from datafetch.transcode.correct import correct_pixels
-from datafetch.transcode.header import has_crowded_tags, tiff_tile_pixels, webp_canvas_pixels
-from datafetch.transcode.original import is_sound, may_stay
-from datafetch.transcode.png import lightened
-from datafetch.transcode.shrink import decode_smaller, shrink, shrunk_size_px
+from datafetch.model.outcome import Encoded, Failure, FailureKind, Outcome, Permission, Permissions
+from datafetch.transcode.image.passthrough import is_sound, may_stay
+from datafetch.transcode.image.png import lightened
+from datafetch.transcode.image.resize import decode_smaller, shrink, shrunk_size_px
+from datafetch.transcode.image.size_claims import has_crowded_tags, tiff_tile_pixels, webp_canvas_pixels
+from datafetch.transcode.image.viewer_pixels import correct_pixels
 from datafetch.transcode.spec import DEFAULT_MAX_PIXELS, Encoding, ImageSpec, Pixels
 
 ALLOWED_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")

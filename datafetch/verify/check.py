@@ -16,14 +16,14 @@ import orjson
 
 from datafetch.datasets import DATASETS, find_dataset
 from datafetch.errors import ConfigurationError, DatafetchError, raise_want, refuse_outside
-from datafetch.model import Loader
-from datafetch.observers import look_on
-from datafetch.own_loop import run_to_end
-from datafetch.protocols import Dataset
-from datafetch.ranks import GROUP_OF, Ranks
-from datafetch.state import State
+from datafetch.model.interfaces import Dataset
+from datafetch.model.kinds import Loader
+from datafetch.model.observers import look_on
+from datafetch.output.reshard.ranks import GROUP_OF, Ranks
+from datafetch.process.event_loop import run_to_end
+from datafetch.store.layout import State
 from datafetch.transcode import MOST_PROCESSES, Encoding, ImageSpec, Transcoder
-from datafetch.transcode.pool import available_cpus
+from datafetch.transcode.pool.pool import available_cpus
 from datafetch.verify.findings import Examined, Findings, Standing, batched
 from datafetch.verify.folder import ImageFolder
 from datafetch.verify.images import Decoding
@@ -42,7 +42,7 @@ Subject: TypeAlias = ShardFolder | RecordList | ImageFolder
 Observer: TypeAlias = Callable[[Callable[[], Standing]], Coroutine[None, None, None]]
 """Watches: a coroutine function that may ask how it stands as often as it likes, until it is cancelled.
 
-What it raises is logged as an error under ``datafetch.observers``, and the check continues without it.
+What it raises is logged as an error under ``datafetch.model.observers``, and the check continues without it.
 """
 
 

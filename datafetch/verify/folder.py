@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from datafetch.errors import ConfigurationError, raise_want
-from datafetch.model import Loader
+from datafetch.model.kinds import Loader
 from datafetch.verify.findings import Examined, FoundImage, Place, Problem
 from datafetch.verify.torch import read_image
 

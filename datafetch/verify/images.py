@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from datafetch.model import Failure, Outcome
+from datafetch.model.outcome import Failure, Outcome
 from datafetch.verify.findings import SAMPLE_BYTES, Findings, FoundImage, Problem
 
 # Enough for two batches in each process's hands, and as much again that waits while the next rows are read.

@@ -13,7 +13,7 @@ from typing import Any
 
 import pybase64
 
-from datafetch.model import Loader
+from datafetch.model.kinds import Loader
 
 _MOST_IMAGES = 4096  # that are looked at in a document: a few bytes of each may be hundreds of what is said about it
 

@@ -9,10 +9,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from datafetch.durable import FOLLOW_IT_YOURSELF, leads_out
 from datafetch.errors import ConfigurationError, ManifestError, raise_want
-from datafetch.model import Loader
-from datafetch.sinks import decode_row, read_count, read_frames
+from datafetch.model.kinds import Loader
+from datafetch.output.formats import decode_row, read_count, read_frames
+from datafetch.store.atomic import FOLLOW_IT_YOURSELF, leads_out
 from datafetch.verify.findings import Examined, FoundImage, Place, Problem
 from datafetch.verify.rows import EXAMINERS, key_of, loader_of
 

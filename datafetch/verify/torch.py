@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from datafetch.durable import leads_out
+from datafetch.datasets.readers import RecordReader
 from datafetch.errors import ConfigurationError, ManifestError, raise_want
-from datafetch.model import Loader
-from datafetch.readers import RecordReader
+from datafetch.model.kinds import Loader
+from datafetch.store.atomic import leads_out
 from datafetch.verify.findings import Examined, FoundImage, Place, Problem, clean
 from datafetch.verify.rows import key_of
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from datafetch.model import Loader
-from datafetch.ranks import Epoch, Ranks, epoch
+from datafetch.model.kinds import Loader
+from datafetch.output.reshard.ranks import Epoch, Ranks, epoch
 
 _MOST_SHOWN = 100
 _MUCH = 0.01  # of the samples; so much is worth a reshard

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from datafetch.cli.exit_code import ExitCode
 from datafetch.cli.progress import ProgressConsole, show_progress, show_remarks
-from datafetch.cli.show import show_report
+from datafetch.cli.render import show_report
 from datafetch.demo import run_demo
 
 

@@ -12,9 +12,9 @@ from datafetch.cli.options import ChoiceOptions, RunOptions, with_choice_options
 from datafetch.cli.outcome import report_outcome
 from datafetch.cli.progress import ProgressConsole, show_progress, show_remarks
 from datafetch.datasets import find_dataset
+from datafetch.engine.job import Job, own_spec
+from datafetch.engine.runner import run
 from datafetch.errors import ConfigurationError
-from datafetch.job import Job, own_spec
-from datafetch.runner import run
 
 
 @with_choice_options

@@ -10,12 +10,12 @@ import typer
 
 from datafetch.cli.exit_code import ExitCode
 from datafetch.cli.progress import ProgressConsole, show_remarks
+from datafetch.cli.render import show_resharded
 from datafetch.cli.reshard_progress import show_resharding
-from datafetch.cli.show import show_resharded
-from datafetch.interrupts import in_force
-from datafetch.rearrange import Watch
-from datafetch.reshard import Request
-from datafetch.reshard import reshard as make_equal_shards
+from datafetch.output.reshard.copy import Watch
+from datafetch.output.reshard.folder import Request
+from datafetch.output.reshard.folder import reshard as make_equal_shards
+from datafetch.process.interrupts import in_force
 
 
 def reshard(  # noqa: PLR0913 - one parameter an option

@@ -12,10 +12,10 @@ import typer
 from datafetch.cli.options import RetryOptions, with_retry_options
 from datafetch.cli.outcome import report_outcome
 from datafetch.cli.progress import ProgressConsole, show_progress, show_remarks
+from datafetch.engine.runner import retry as retry_run
 from datafetch.errors import ConfigurationError
-from datafetch.model import FailureKind
-from datafetch.runner import retry as retry_run
-from datafetch.wanted import Wanted
+from datafetch.model.outcome import FailureKind
+from datafetch.store.retry_filter import Wanted
 
 
 @with_retry_options

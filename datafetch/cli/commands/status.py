@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from datafetch.cli.exit_code import ExitCode
-from datafetch.cli.show import show_status
-from datafetch.status import read_status
+from datafetch.cli.render import show_status
+from datafetch.monitor.status import read_status
 
 
 def status(

@@ -10,8 +10,8 @@ import typer
 
 from datafetch.cli.exit_code import ExitCode
 from datafetch.cli.progress import ProgressConsole, show_remarks, show_verifying
-from datafetch.cli.show import show_verdict
-from datafetch.model import Loader
+from datafetch.cli.render import show_verdict
+from datafetch.model.kinds import Loader
 from datafetch.verify import Check, run_check
 
 

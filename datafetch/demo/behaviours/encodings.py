@@ -11,7 +11,7 @@ from functools import lru_cache
 import brotli
 
 from datafetch.demo.behaviours.exchange import Answer, Behaviour, Exchange
-from datafetch.model import FailureKind
+from datafetch.model.outcome import FailureKind
 
 if sys.version_info >= (3, 14):
     from compression import zstd

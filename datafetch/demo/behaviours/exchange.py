@@ -11,7 +11,7 @@ from http import HTTPStatus
 from http.client import responses
 from pathlib import Path
 
-from datafetch.model import FailureKind
+from datafetch.model.outcome import FailureKind
 
 _CONTENT_TYPES = {".jpg": "image/jpeg", ".png": "image/png", ".webp": "image/webp", ".gif": "image/gif"}
 _LINGER_NOT_AT_ALL = struct.pack("ii", 1, 0)

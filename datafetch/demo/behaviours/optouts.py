@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from datafetch.demo.behaviours.exchange import Answer, Behaviour, Exchange
-from datafetch.model import FailureKind
+from datafetch.model.outcome import FailureKind
 
 
 def _tagged(*values: str) -> Answer:

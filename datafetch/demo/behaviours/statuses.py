@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 from datafetch.demo.behaviours.exchange import Answer, Behaviour, Exchange
-from datafetch.model import FailureKind
+from datafetch.model.outcome import FailureKind
 
 _FINAL = (
     *(204, 205, 206, 226, 300, 304, 305),

@@ -1,0 +1,262 @@
+"""What commands say on standard output: for people, or as one JSON object.
+
+Rules: nothing is worked out here. Text from the web, such as the name of a host, does not steer the terminal.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
+
+import orjson
+from rich.console import Console
+from rich.filesize import decimal
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from datafetch.cli.exit_code import one_line
+from datafetch.errors import ResourceError
+from datafetch.model.kinds import Note
+from datafetch.model.outcome import OK, FailureKind
+from datafetch.model.report import Report
+from datafetch.monitor.host_failures import FailingHost
+from datafetch.monitor.status import Status
+from datafetch.output.reshard.folder import Resharded
+from datafetch.verify import Verdict
+
+_NOTES: dict[str, tuple[str, str]] = {
+    Note.BAD_LINES: ("bad line", "skipped"),
+    Note.FILTERED: ("record", "left out by filters"),
+    Note.FILLED_SIMILARITY: ("document", "got similarities of zero"),
+    Note.RECORDS: ("document", "in the shards of the list"),
+    Note.REPEATED_IDS: ("row", "left out because an earlier row has the same id"),
+    Note.NOT_ASKED: ("image", "skipped because its document was lost"),
+}
+"""What is counted, for one of them, and what became of it."""
+
+_CURES: dict[str, str] = {
+    FailureKind.TLS: "'{retry} --insecure' also accepts invalid certificates and outdated TLS",
+    FailureKind.BLOCKED_ADDRESS: "'{retry} --allow-net CIDR' fetches those in a network that you trust",
+    FailureKind.OPTED_OUT: "'{retry} --opt-out ignore' fetches them too",
+    FailureKind.TOO_LARGE: "'{retry} --max-body BYTES' (or --max-sample) fetches them with a higher limit",
+    FailureKind.TOO_MANY_PIXELS: "'{retry} --max-pixels N' fetches them with a higher limit",
+}
+_HOST_COLUMNS = 40
+_MOST_S = 1e9  # thirty years; what is divided by next to nothing has no end
+
+
+def show_report(report: Report, *, as_json: bool) -> None:
+    """Say on standard output what was done."""
+    if as_json:
+        _say(orjson.dumps(report.summary()).decode())
+        return
+    totals = report.totals
+    failures = ", ".join(
+        f"{kind} {count:,}"
+        for kind, count in sorted(totals.outcomes.items(), key=lambda pair: (-pair[1], pair[0]))
+        if kind != OK
+    )
+    lines = [
+        (
+            f"{report.dataset}: {totals.rows:,} of {counted(totals.samples, 'sample')}, "
+            f"{counted(report.shards, 'shard')} in {report.out}"
+        ),
+        f"images: {totals.ok:,} ok, {totals.failed:,} failed" + (f" ({failures})" if failures else ""),
+        (
+            f"this run: {counted(totals.ok - report.reused, 'image')} arrived in "
+            f"{timedelta(seconds=round(report.elapsed_s))}, {report.images_per_s:.1f} images/s, "
+            f"{counted(report.requests, 'request')} through {counted(report.connections, 'connection')}, "
+            f"{counted(report.reused, 'image')} reused"
+            + (f" ({report.repeated:,} of URLs that were already requested)" if report.repeated else "")
+        ),
+    ]
+    if totals.notes:
+        lines.append(", ".join(_note(name, count) for name, count in sorted(totals.notes.items())))
+    if report.equal is not None:
+        equal = report.equal
+        lines.append(
+            f"equal shards for {counted(equal.world_size, 'rank')} of "
+            f"{counted(equal.samples_per_rank, 'sample')} each: an epoch uses {equal.used / totals.rows:.3%} of all"
+        )
+    if report.selection is not None:
+        found = report.selection
+        missing = "missing ones not counted (--limit)" if found.not_found is None else f"{found.not_found:,} not found"
+        files = f", {counted(found.missing_files, 'file')} missing" if found.missing_files else ""
+        beyond = f", {found.out_of_range:,} beyond the end of their files" if found.out_of_range else ""
+        duplicates = counted(found.duplicates, "duplicate line")
+        lines.append(f"ids: {found.wanted:,} wanted, {missing}{files}{beyond}, {duplicates}")
+        if found.remark:
+            lines.append(f"ids: {found.remark}")
+    _say_lines([*lines, *_advice(report)])
+
+
+def _advice(report: Report) -> Iterator[str]:
+    """How images that failed can still be had."""
+    retry = _retry_command(report.out)
+    failed = sorted(kind for kind in report.totals.outcomes if kind != OK)
+    if report.has_open_retry:
+        yield f"a retry was interrupted: '{retry}' completes it"
+    if report.retried == 0 and failed:
+        yield (
+            "this retry had nothing to request: what failed is of other kinds; "
+            f"--kinds {','.join(failed)}{' (or some of them)' if len(failed) > 1 else ''} requests those as well"
+        )
+    for kind, cure in _CURES.items():
+        count = report.curable.get(kind, 0)
+        if count:
+            yield f"{counted(count, 'image')} failed as {kind}: {cure.format(retry=retry)}"
+
+
+def _retry_command(out: str) -> str:
+    return f"datafetch retry {shlex.quote(out)}"
+
+
+def counted(count: int, thing: str) -> str:
+    """So many things: ``1 shard``, ``2 shards``."""
+    return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"
+
+
+def _note(name: str, count: int) -> str:
+    if name not in _NOTES:
+        return f"{count:,} {name}"
+    thing, fate = _NOTES[name]
+    return f"{counted(count, thing)} {fate if count == 1 else fate.replace('its document', 'their document')}"
+
+
+def show_resharded(made: Resharded, *, as_json: bool) -> None:
+    """Say on standard output what equal shards there are."""
+    if as_json:
+        _say(orjson.dumps(made.summary()).decode())
+        return
+    ranks, epoch = made.plan.ranks, made.epoch
+    _say_lines(
+        [
+            (
+                f"{made.out}: {counted(epoch.samples, 'row')} in {counted(made.shards, 'equal shard')}, "
+                f"{made.total_bytes / 1e9:.2f} GB"
+                f"{'' if made.is_new else ', as they were already'}"
+            ),
+            (
+                f"{counted(ranks.world_size, 'rank')} of {counted(epoch.groups * ranks.group, 'sample')} each; "
+                f"an epoch uses {1 - epoch.lost_share:.3%} of all"
+            ),
+        ]
+    )
+
+
+def show_verdict(verdict: Verdict, *, as_json: bool) -> None:
+    """Print what was checked, and which problems there are."""
+    if as_json:
+        _say(orjson.dumps(verdict.summary()).decode())
+        return
+    _say_lines(verdict.lines())
+
+
+def show_status(status: Status, *, as_json: bool) -> None:
+    """Say on standard output where a run stands."""
+    if as_json:
+        _say(orjson.dumps(status.summary()).decode())
+        return
+    console = Console(highlight=False)
+    with console.capture() as captured:
+        console.print(_facts(status))
+        if status.by_kind:
+            console.print(Padding(_kinds(status), (1, 0, 0, 0)))
+        if status.hosts:
+            console.print(Padding(_hosts(status), (1, 0, 0, 0)))
+    _say("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+def _facts(status: Status) -> Table:
+    """Everything that is one number, a line for each thing that is counted."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row(_plain(status.dataset), _plain(str(status.out)))
+    table.add_row("state", _state(status))
+    expected = "" if status.expected_images is None else f" of about {status.expected_images:,}"
+    left = "" if status.open_images is None else f", {status.open_images:,} open"
+    table.add_row("images", f"{status.done:,}{expected}: {status.ok:,} ok, {status.failed:,} failed{left}")
+    table.add_row(
+        "samples", f"{status.samples:,} ended; of published shards {status.rows:,} rows, {status.dropped:,} dropped"
+    )
+    table.add_row(
+        "shards", f"{status.shards_published:,} of {status.shards:,} published, {status.shards_open:,} in progress"
+    )
+    table.add_row(
+        "bytes",
+        f"{decimal(status.fetched_bytes)} fetched, {decimal(status.published_bytes)} published, "
+        f"{decimal(status.spooled_bytes)} spooled",
+    )
+    if status.images_per_s is not None and status.elapsed_s is not None:
+        table.add_row("pace", _pace(status, status.images_per_s, status.elapsed_s))
+    return table
+
+
+def _state(status: Status) -> Text:
+    if status.beat is None and status.has_open_retry:
+        return Text(f"{status.state} in a retry; 'datafetch retry' completes it")
+    if status.beat is None:
+        return Text(status.state)
+    return _plain(f"{status.state} (process {status.beat.pid} on {status.beat.host})")
+
+
+def _pace(status: Status, images_per_s: float, elapsed_s: float) -> str:
+    parts = [f"{images_per_s:.1f} images/s", f"{_clock(elapsed_s)} {'so far' if status.beat else 'in the last run'}"]
+    if status.beat is not None:
+        if status.open_images is not None and images_per_s > 0:
+            parts.append(f"ETA {_clock(status.open_images / images_per_s)}")
+        parts.append(f"{status.beat.statistics.open_requests:,}/{status.beat.statistics.connections:,} requests open")
+    return ", ".join(parts)
+
+
+def _kinds(status: Status) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("why images failed")
+    table.add_column("images", justify="right")
+    table.add_column("of all", justify="right")
+    for kind, count in status.by_kind.items():
+        table.add_row(_plain(kind), f"{count:,}", f"{count / status.done:.1%}")
+    return table
+
+
+def _hosts(status: Status) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("where most failed", no_wrap=True, overflow="ellipsis", max_width=_HOST_COLUMNS)
+    table.add_column("at least" if status.is_pruned else "images", justify="right")
+    table.add_column("why", overflow="fold")
+    for host in status.hosts:
+        table.add_row(Text(host.host or "(no host)"), f"{host.failed:,}", _why(host))
+    return table
+
+
+def _why(host: FailingHost) -> Text:
+    return _plain(", ".join(f"{kind} {count:,}" for kind, count in host.by_kind.items()))
+
+
+def _plain(text: str) -> Text:
+    """Text that is what it says: no markup, no control characters."""
+    return Text("".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text))
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(max(0.0, min(seconds, _MOST_S)))))
+
+
+def _say_lines(lines: Iterable[str]) -> None:
+    _say("\n".join(map(one_line, lines)))
+
+
+def _say(text: str) -> None:
+    """Write to standard output; the run is complete whether or not somebody still reads it."""
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it closes it
+    except OSError as error:
+        raise ResourceError.of_disk(error, "write the summary to standard output") from error

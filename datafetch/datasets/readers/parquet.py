@@ -1,0 +1,256 @@
+"""Parquet manifest files to rows, by row group: memory holds one batch and the row numbers that are wanted.
+
+Rules: a batch has a bound in bytes, for a dictionary can give thousands of rows one text of megabytes. What a file
+claims of itself (rows, sizes of its columns) is believed as far as its own size explains it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from datafetch.datasets.readers.parquet_pages import DamagedPageError, Page, read_pages
+from datafetch.datasets.readers.words import Int64s, most_rows, reason, what_is_no_parquet
+from datafetch.errors import ManifestError, raise_want
+
+_BATCH_ROWS = 8192  # at COYO's 200 bytes of url and text a row, about 2 MB as Arrow and 8 MB as Python objects
+_BATCH_BYTES = 8 << 20  # of a column's texts; a batch costs 20 µs, so that small ones are no matter
+_MOST_FOOTER_BYTES = 16 << 20  # published ones have some hundred kilobytes; Arrow makes ten times as much of it
+_MOST_PAGE_BYTES = 64 << 20  # writers make them of one, or of one text
+_BUFFER_BYTES = 1 << 16  # stream a column chunk's pages instead of reading the chunk whole
+_FOOTER_END = struct.Struct("<I4s")  # length of the footer, PAR1
+_MARK = b"PAR1"
+_SEEN_BYTES = 1024  # of a file's beginning, to say what it is
+
+
+class ColumnType(StrEnum):
+    """What a manifest's column must hold."""
+
+    INTEGER = "an integer"
+    FLOAT = "a floating-point number"
+    STRING = "text"
+
+
+_TYPE_CHECKS: dict[ColumnType, Callable[[Any], bool]] = {
+    ColumnType.INTEGER: pa.types.is_integer,
+    ColumnType.FLOAT: pa.types.is_floating,
+    ColumnType.STRING: lambda found: pa.types.is_string(found) or pa.types.is_large_string(found),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that can't be read.
+
+    Attributes:
+        number: In the file, counted from 0.
+        reason: What is wrong with it.
+    """
+
+    number: int
+    reason: str
+
+
+class ParquetFile:
+    """One parquet manifest file: its size, and its wanted rows."""
+
+    def __init__(self, path: Path, columns: Mapping[str, ColumnType]) -> None:
+        """Open the file and look at its footer.
+
+        Args:
+            path: The file.
+            columns: The columns that will be read, and what they must hold.
+
+        Raises:
+            ManifestError: It can't be read, is no parquet file, lacks a column, has it twice or as another type, or
+                claims to hold more than a file of its size can.
+        """
+        self.path = path
+        self._texts = tuple(name for name, wanted in columns.items() if wanted is ColumnType.STRING)
+        with _reading(path), path.open("rb") as raw:
+            self.fingerprint = _fingerprint(path, raw)
+            with pq.ParquetFile(raw) as file:
+                schema, metadata = file.schema_arrow, file.metadata
+                # That of the whole file is a number of its own, which may say something else.
+                groups = map(metadata.row_group, range(metadata.num_row_groups))
+                self.rows = sum(int(group.num_rows) for group in groups)
+            size_bytes = os.fstat(raw.fileno()).st_size
+        if self.rows > most_rows(size_bytes):
+            raise ManifestError(
+                f"{path} claims to have {self.rows:,} rows in {size_bytes:,} bytes, more than is accepted"
+            )
+        if missing := [name for name in columns if name not in schema.names]:
+            raise ManifestError(
+                f"{path} has no column {', '.join(missing)}; it has {', '.join(schema.names) or 'none'}"
+            )
+        if twice := [name for name in columns if schema.names.count(name) > 1]:
+            raise ManifestError(f"{path} has several columns named {', '.join(twice)}; leave one of each")
+        for name, wanted in columns.items():
+            found = schema.field(name).type
+            if not _TYPE_CHECKS[wanted](found):
+                raise ManifestError(f"{path}: column {name} holds {found}, where {wanted.value} is needed")
+
+    def batches(self, columns: Sequence[str]) -> Iterator[Any]:
+        """All rows as ``pyarrow.RecordBatch`` values of these columns, in order, one row group after the other."""
+        with _reading(self.path), self._open() as file:
+            for group in range(file.metadata.num_row_groups):
+                yield from self._batches(file, group, columns)
+
+    def select(self, wanted: Int64s, columns: Sequence[str]) -> Iterator[dict[str, Any] | BadRow]:
+        """The wanted rows, in order.
+
+        Args:
+            wanted: Row numbers in the file, ascending. Row groups without one are not read.
+            columns: The columns to read.
+        """
+        with _reading(self.path), self._open() as file:
+            first_row = 0
+            for group in range(file.metadata.num_row_groups):
+                end_row = first_row + file.metadata.row_group(group).num_rows
+                if _slice(wanted, first_row, end_row).size:
+                    for batch in self._batches(file, group, columns):
+                        rows = _slice(wanted, first_row, first_row + batch.num_rows)
+                        if rows.size:
+                            yield from _read_rows(batch.take(pa.array(rows - first_row)), rows)
+                        first_row += batch.num_rows
+                first_row = end_row
+
+    def _batches(self, file: Any, group: int, columns: Sequence[str]) -> Iterator[Any]:
+        if not file.metadata.row_group(group).num_rows:
+            return
+        rows = min(_BATCH_ROWS, *(self._rows_at_once(file, group, name) for name in columns))
+        for batch in file.iter_batches(rows, row_groups=[group], columns=list(columns), use_threads=False):
+            yield batch
+            # Or the heap keeps the pages of every row group: 20 MB more for a million rows
+            # (benchmarks/manifest_memory.py).
+            pa.default_memory_pool().release_unused()
+
+    def _rows_at_once(self, file: Any, group: int, name: str) -> int:
+        """How many rows of a column ``_BATCH_BYTES`` hold, about, by its densest page and its dictionary.
+
+        Raises:
+            ManifestError: A page claims to be larger than any can be.
+        """
+        row_bytes, has_dictionary = 1, False
+        for page in self._pages(file, group, name):
+            if page.size_bytes > _MOST_PAGE_BYTES:
+                raise ManifestError(
+                    f"{self.path}: column {name} has a page of {page.size_bytes:,} bytes, more than is accepted"
+                )
+            has_dictionary = has_dictionary or page.is_of_dictionary
+            if page.values > 0:
+                row_bytes = max(row_bytes, page.size_bytes // (1 if page.repeats else page.values))
+        if has_dictionary and name in self._texts:
+            row_bytes = max(row_bytes, self._longest_in_dictionary(group, name))
+        return max(1, _BATCH_BYTES // row_bytes)
+
+    def _pages(self, file: Any, group: int, name: str) -> Iterator[Page]:
+        chunk = _chunk(file.metadata.row_group(group), name)
+        start = chunk.data_page_offset
+        if chunk.has_dictionary_page and 0 < chunk.dictionary_page_offset < start:
+            start = chunk.dictionary_page_offset
+        with self.path.open("rb") as raw:
+            yield from read_pages(raw, start, chunk.total_compressed_size)
+
+    def _longest_in_dictionary(self, group: int, name: str) -> int:
+        """The bytes of the longest text that rows of a row group can share."""
+        with self._open(read_dictionary=[name]) as file:
+            for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=[name], use_threads=False):
+                texts = batch.column(0).dictionary
+                if len(texts):  # there is none before the first row that is not null
+                    return int(pc.max(pc.binary_length(texts)).as_py() or 0)
+        return 0
+
+    def _open(self, **options: Any) -> Any:
+        return pq.ParquetFile(self.path, buffer_size=_BUFFER_BYTES, pre_buffer=False, **options)
+
+
+def _chunk(group: Any, name: str) -> Any:
+    """What the footer says of a column in a row group."""
+    chunks = (group.column(place) for place in range(group.num_columns))
+    return next(chunk for chunk in chunks if chunk.path_in_schema == name)
+
+
+def _read_rows(batch: Any, numbers: Int64s) -> Iterator[dict[str, Any] | BadRow]:
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError:
+        for place, number in enumerate(numbers.tolist()):
+            yield _read_row(batch, place, number)
+
+
+def _read_row(batch: Any, place: int, number: int) -> dict[str, Any] | BadRow:
+    row = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            row[name] = column[place].as_py()
+        except UnicodeDecodeError as error:
+            return BadRow(number, f"column {name} is not UTF-8 at byte {error.start:,} of its text")
+    return row
+
+
+def _fingerprint(path: Path, file: BinaryIO) -> str:
+    """Of a parquet file: its size and its footer, which holds the place, size and statistics of every column chunk.
+
+    Raises:
+        ManifestError: It is something else.
+    """
+    size_bytes = os.fstat(file.fileno()).st_size
+    if what := what_is_no_parquet(file.read(_SEEN_BYTES)):
+        raise ManifestError(f"{path} is not parquet: {what}; download it again, or move it away")
+    if size_bytes < _FOOTER_END.size:
+        raise ManifestError(f"{path} is not parquet: it has {size_bytes} bytes; download it again, or move it away")
+    file.seek(-_FOOTER_END.size, os.SEEK_END)
+    footer_bytes, mark = _FOOTER_END.unpack(file.read(_FOOTER_END.size))
+    if mark != _MARK or footer_bytes > size_bytes - _FOOTER_END.size:
+        raise ManifestError(
+            f"{path} is cut short, or not parquet: it has no footer; download it again, or move it away"
+        )
+    if footer_bytes > _MOST_FOOTER_BYTES:
+        raise ManifestError(f"{path} has a footer of {footer_bytes:,} bytes, more than is accepted")
+    file.seek(-_FOOTER_END.size - footer_bytes, os.SEEK_END)
+    return hashlib.sha256(b"%d " % size_bytes + file.read(footer_bytes)).hexdigest()[:16]
+
+
+def matching_rows(file: ParquetFile, columns: Sequence[str], matches: Callable[[Any], npt.NDArray[np.bool_]]) -> Int64s:
+    """The numbers of the rows that match, ascending.
+
+    Args:
+        file: Where to look.
+        columns: The columns that the decision takes.
+        matches: From a record batch of these columns to one truth a row.
+    """
+    found: list[Int64s] = []
+    first_row = 0
+    for batch in file.batches(columns):
+        found.append(np.flatnonzero(matches(batch)).astype(np.int64) + first_row)
+        first_row += batch.num_rows
+    return np.concatenate(found) if found else np.empty(0, np.int64)
+
+
+def _slice(ascending: Int64s, low: int, high: int) -> Int64s:
+    """The part of an ascending array with low <= value < high."""
+    start, stop = np.searchsorted(ascending, (low, high))
+    return ascending[start:stop]
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, UnicodeError, DamagedPageError, pa.ArrowException) as error:
+        raise_want(error)
+        raise ManifestError(f"cannot read {path} as parquet: {reason(error)}") from error

@@ -1,0 +1,109 @@
+"""What a run will need of the disk, said before it begins.
+
+Rules: an estimate from what is known without fetching anything: so many images at most, of about such a size. Once
+shards are published, their rows' real size is what is counted with.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from datafetch.model.kinds import Payload
+from datafetch.model.ledger_line import Totals
+from datafetch.store.layout import State
+from datafetch.transcode import ImageSpec
+
+_log = logging.getLogger(__name__)
+_TYPICAL_PIXELS = 640_000  # of an image of the web that is not shrunk; mean of 4,000 photographs
+_TYPICAL_SHAPE = 1.4  # long side by short side
+_BYTES_A_PIXEL = 0.17  # of a JPEG of quality 75
+_UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
+_BYTES_A_ROW = 300  # its text, its URL, and what they are wrapped in
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a run is going to write.
+
+    Attributes:
+        samples: At most so many.
+        images_a_sample: About.
+        spec: What an image becomes.
+        payload: How a row holds it.
+        is_made_equal: Whether all rows are written once more.
+        open_samples: Samples in the spools at once, about.
+    """
+
+    samples: int
+    spec: ImageSpec
+    payload: Payload
+    is_made_equal: bool
+    open_samples: int
+    images_a_sample: float = 1.0
+
+
+def say_need(state: State, need: Need, published: Totals) -> None:
+    """Log what the result will take of the disk; as a warning where it can't hold it.
+
+    Args:
+        state: Of the output; its folder is there.
+        need: What all of it takes.
+        published: What is there already.
+    """
+    if state.report.exists():
+        return  # it was complete: whatever there is to do, hardly anything will be written
+    left = max(0, need.samples - published.samples)
+    row_bytes = published.written_bytes / published.rows if published.rows else _typical_row_bytes(need)
+    result_bytes = published.written_bytes + left * row_bytes
+    out_bytes = left * row_bytes + (result_bytes if need.is_made_equal else 0)
+    spool_bytes = min(left, need.open_samples) * row_bytes
+    spools = state.scratch or state.folder
+    is_shared = _device(spools) == _device(state.folder)
+    _say(state.folder, result_bytes, out_bytes + (spool_bytes if is_shared else 0), is_twice=need.is_made_equal)
+    free_bytes = _free_bytes(spools)
+    if not is_shared and free_bytes < spool_bytes:
+        _log.warning("spools may take up to %s in %s, where %s are free", _size(spool_bytes), spools, _size(free_bytes))
+
+
+def _say(folder: Path, result_bytes: float, needed_bytes: float, *, is_twice: bool) -> None:
+    free_bytes = _free_bytes(folder)
+    is_enough = free_bytes >= needed_bytes
+    _log.log(
+        logging.INFO if is_enough else logging.WARNING,
+        "the output will take up to about %s%s; %s more are needed and %s are free%s",
+        _size(result_bytes),
+        ", and its shards lie there twice while they are made equal (not with --no-reshard)" if is_twice else "",
+        _size(needed_bytes),
+        _size(free_bytes),
+        "" if is_enough else ": the run may stop for lack of space, and can be resumed once there is enough",
+    )
+
+
+def _size(size_bytes: float) -> str:
+    """In decimal units, as disks are sold and ``df -H`` prints them."""
+    thousands = min(int(math.log10(max(size_bytes, 1))) // 3, len(_UNITS) - 1)
+    return f"{size_bytes / 1000**thousands:.{min(thousands, 1)}f} {_UNITS[thousands]}"
+
+
+def _typical_row_bytes(need: Need) -> float:
+    short_side_px = need.spec.short_side_px
+    pixels = _TYPICAL_PIXELS if short_side_px is None else min(_TYPICAL_PIXELS, short_side_px**2 * _TYPICAL_SHAPE)
+    jpeg_bytes = pixels * _BYTES_A_PIXEL * need.images_a_sample
+    return _BYTES_A_ROW + jpeg_bytes * (4 / 3 if need.payload == Payload.BASE64 else 1)
+
+
+def _free_bytes(folder: Path) -> int:
+    return shutil.disk_usage(_existing(folder)).free
+
+
+def _device(folder: Path) -> int:
+    return _existing(folder).stat().st_dev
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    return next(path for path in (folder, *folder.absolute().parents) if path.exists())

@@ -1,0 +1,196 @@
+"""Job: what to do, as a value; what of it decides the rows; and how it is found again beside its output."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from datafetch.datasets import find_dataset
+from datafetch.datasets.choices import Choices
+from datafetch.engine.ownership import FORMAT, Identity, read_asked, read_identity
+from datafetch.errors import ConfigurationError, refuse_outside
+from datafetch.fetch import MOST_BYTES, FetchPolicy, OptOut
+from datafetch.model.interfaces import Dataset, Manifest
+from datafetch.model.kinds import Loader, Payload
+from datafetch.model.untrusted import is_utf8
+from datafetch.output.merge import MAX_SAMPLE_BYTES
+from datafetch.output.reshard.copy import Plan
+from datafetch.output.reshard.ranks import GROUP_OF, SHUFFLE_OF, Ranks
+from datafetch.store.layout import State
+from datafetch.transcode import DEFAULT_MAX_PIXELS, MOST_PROCESSES, Encoding, ImageSpec, Resize
+
+GIB = 1024**3
+_MOST_LIMIT = 2**63 - 1
+_MOST_SAMPLE_BYTES = 2 * GIB  # as base64, and with what else a row has, it stays below the 4 GiB that one can have
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What to do. Frozen and picklable.
+
+    Attributes:
+        dataset: Its name, as in ``datafetch.datasets``.
+        source: Folder with the published manifest.
+        out: Folder for what the trainer reads; the state folder becomes its sibling.
+        ids: File with the wanted ids; None takes the dataset's own choice.
+        choices: What else is chosen of the dataset.
+        limit: Only the first so many samples.
+        image: What an image becomes; None is the dataset's own.
+        payload: How a row holds it.
+        fetch: How to ask the web.
+        processes: Codec processes; None takes one for each CPU.
+        memory_bytes: Budget for bodies that wait for the codec.
+        max_sample_bytes: What the images of one sample may take together, as they are written; what goes beyond is
+            too large.
+        scratch: Folder for shards in progress; None is the state folder.
+        world_size: Ranks for which the shards are made equal at the end, where the dataset's loader counts them; None
+            leaves them as the manifest cut them, rows in its order.
+        fresh: Start over instead of resuming.
+        no_lock: The operator knows that no other run works on the output. It is said of one run, and no part of what
+            the job is.
+    """
+
+    dataset: str
+    source: str
+    out: str
+    ids: str | None = None
+    limit: int | None = None
+    image: ImageSpec | None = None
+    payload: Payload = Payload.BASE64
+    fetch: FetchPolicy = field(default_factory=FetchPolicy)
+    processes: int | None = None
+    memory_bytes: int = GIB
+    max_sample_bytes: int = MAX_SAMPLE_BYTES
+    scratch: str | None = None
+    world_size: int | None = 64
+    fresh: bool = False
+    no_lock: bool = False
+    choices: Choices = field(default_factory=Choices)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work, before anything is read."""
+        for option, value, most in (
+            ("--limit", self.limit, _MOST_LIMIT),
+            ("--processes", self.processes, MOST_PROCESSES),
+            ("--memory", self.memory_bytes, MOST_BYTES),
+            ("--max-sample", self.max_sample_bytes, _MOST_SAMPLE_BYTES),
+        ):
+            if value is not None:
+                refuse_outside(option, value, 1, most)
+        if self.world_size is not None:
+            Ranks(self.world_size)
+        if self.payload not in tuple(Payload):
+            raise ConfigurationError(f"--payload must be {' or '.join(Payload)}, not {self.payload!r}")
+        for path in (self.source, self.out, self.ids or "", self.scratch or ""):
+            if not is_utf8(path):
+                raise ConfigurationError(f"paths must be valid UTF-8 (and so the locale), not {path!a}")
+
+
+def identify(job: Job, manifest: Manifest, spec: ImageSpec) -> Identity:
+    """What decides the rows. Where the source lies does not, nor how fast the web is asked.
+
+    Nor does what is only permitted: it can bring more rows, and no others in their place. The ledger has it by image.
+    """
+    identity = {
+        "format": FORMAT,
+        "dataset": job.dataset,
+        "shards": {shard.name: [shard.source.name, shard.size, shard.fingerprint] for shard in manifest.shards()},
+        "ids": _sha256(Path(job.ids)) if job.ids else None,
+        "limit": job.limit,
+        "short_side": spec.short_side_px,
+        "quality": spec.quality,
+        "pixels": spec.pixels,
+        "resize": _resize(spec),
+        "encode": spec.encode,
+        "payload": job.payload,
+        **manifest.facts(),
+    }
+    if spec.least_pixels > 1:
+        identity["least_pixels"] = spec.least_pixels
+    return identity
+
+
+def dataset_of(job: Job) -> Dataset:
+    """The dataset of a job, with what was chosen of it.
+
+    Raises:
+        ConfigurationError: There is none, or it does not go with what the job asks for.
+    """
+    dataset = find_dataset(job.dataset, job.choices, has_ids=job.ids is not None)
+    if job.payload not in dataset.payloads:
+        raise ConfigurationError(f"{dataset.name} does not take --payload {job.payload}; its rows hold base64")
+    return dataset
+
+
+def own_spec(dataset: Dataset) -> ImageSpec:
+    """What an image of a dataset becomes where nothing else was said."""
+    return ImageSpec(
+        short_side_px=dataset.short_side_px,
+        encode=Encoding.RECEIVED if dataset.keeps_bodies else Encoding.RECIPE,
+        least_pixels=dataset.least_pixels,
+    )
+
+
+def _resize(spec: ImageSpec) -> Resize | None:
+    """How images are shrunk, whether that was said or follows from the pixels; None where none is."""
+    if spec.short_side_px is None:
+        return None
+    return Resize.FAST if spec.shrinks_fast else Resize.EXACT
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_of(identity: Identity) -> str:
+    """What tells the spools of one job from another's."""
+    # The limit of pixels was part of the identity once: this finds the spools that such a run has left.
+    facts = {**identity, "max_pixels": DEFAULT_MAX_PIXELS}
+    return hashlib.sha256(orjson.dumps(facts, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
+
+
+def equal_plan(job: Job, loader: Loader) -> Plan | None:
+    """For whom the shards are made equal; None if they are not."""
+    if job.world_size is None or loader not in GROUP_OF:
+        return None
+    return Plan(Ranks(job.world_size, group=GROUP_OF[loader]), SHUFFLE_OF[loader])
+
+
+def asked_of(job: Job, spec: ImageSpec) -> dict[str, Any]:
+    """The job as JSON, for ``retry`` to use; paths are given so that they hold from anywhere."""
+    paths = {
+        name: None if path is None else str(Path(path).absolute())
+        for name, path in (("source", job.source), ("ids", job.ids), ("scratch", job.scratch))
+    }
+    return {**asdict(replace(job, image=spec, fresh=False, no_lock=False)), **paths}
+
+
+def read_job(state: State) -> tuple[Job, Identity]:
+    """The last job on an output, and its identity.
+
+    Raises:
+        ConfigurationError: There has been none.
+    """
+    if not state.job.exists():
+        raise ConfigurationError(f"{state.out} is no output of datafetch: there is no {state.job}")
+    asked, identity = read_asked(state), read_identity(state)
+    try:
+        fetch = {**asked["fetch"], "opt_out": OptOut(asked["fetch"]["opt_out"])}
+        for name in ("allow_net", "nameservers"):
+            fetch[name] = tuple(fetch[name])
+        values = {
+            **asked,
+            "payload": Payload(asked["payload"]),
+            "image": ImageSpec(**asked["image"]),
+            "choices": Choices(**asked.get("choices", {})),
+        }
+        return Job(**{**values, "fetch": FetchPolicy(**fetch)}), identity
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigurationError(
+            f"{state.job} is not a job of this version of datafetch; run the command that started it again"
+        ) from error

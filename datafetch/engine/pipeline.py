@@ -1,0 +1,148 @@
+"""The whole route of a sample: workers pull samples, fetch and transcode their images, and publish finished shards.
+
+Rules: no queue between stages; a free worker takes the next sample, and that is the backpressure. A worker that waits
+for a place, a retry, memory or the codec holds no connection, which is why there are several workers to a connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from datafetch.engine.feed import MAX_OPEN_SHARDS, Feed, OpenShard
+from datafetch.engine.fetch_sample import Delivery
+from datafetch.errors import ConservationError
+from datafetch.fetch import BodyBudget, Fetcher
+from datafetch.model.interfaces import ImageTranscoder
+from datafetch.model.outcome import OK
+from datafetch.model.statistics import Statistics
+from datafetch.output.commit import Commit, CommitShard
+from datafetch.output.merge import Output
+
+WORKERS_PER_CONNECTION = 4
+_SYNC_INTERVAL_S = 5.0  # a machine that dies costs no more than what arrived in these
+_LEAST_WORKERS = 1024  # so that the samples of one slow host don't fill the look-ahead, however few the connections
+
+
+class Pipeline:
+    """One run of one dataset, from the manifest to published shards.
+
+    Args:
+        feed: Where the samples come from.
+        output: How records become rows, and where they go.
+        fetch: url → body or Failure.
+        transcode: body → Encoded or Failure.
+        commit: Writes a finished shard's files.
+        budget: What bodies in hand are held against.
+    """
+
+    def __init__(
+        self,
+        feed: Feed,
+        output: Output,
+        *,
+        fetch: Fetcher,
+        transcode: ImageTranscoder,
+        commit: CommitShard,
+        budget: BodyBudget,
+    ) -> None:
+        self.published_bytes = 0
+        self._feed = feed
+        self._output = output
+        self._fetch = fetch
+        self._transcode = transcode
+        self._commit = commit
+        self._delivery = Delivery(output, fetch=fetch, transcode=transcode, budget=budget)
+        self._in_flight = fetch.look_ahead(WORKERS_PER_CONNECTION)
+        self._committing = asyncio.Semaphore(MAX_OPEN_SHARDS)
+        self._started_s = time.monotonic()
+
+    async def run(self) -> None:
+        """Work until every shard is published.
+
+        Raises:
+            DatafetchError: What stops a run. Images that ended are in their spools, for the next run.
+            ConservationError: The manifest gave fewer samples than it had counted.
+        """
+        workers = max(_LEAST_WORKERS, self._fetch.most_connections * WORKERS_PER_CONNECTION)
+        try:
+            async with asyncio.TaskGroup() as group:
+                syncing = group.create_task(self._sync_spools())
+                async with asyncio.TaskGroup() as working:
+                    for _ in range(workers):
+                        working.create_task(self._work())
+                syncing.cancel()
+        finally:
+            self._delivery.once.close()
+            await self._feed.close()
+        if self._feed.open:
+            names = ", ".join(sorted(shard.shard.name for shard in self._feed.open))
+            raise ConservationError(f"the manifest ended before these shards were complete: {names}")
+
+    @property
+    def ended(self) -> int:
+        """Images that ended in this run, well or not."""
+        return self._delivery.outcomes.total()
+
+    @property
+    def arrived(self) -> int:
+        """Images that were fetched in this run."""
+        return self._delivery.outcomes[OK] - self._delivery.repeated
+
+    @property
+    def repeated(self) -> int:
+        """Images that arrived in this run as what another had asked for."""
+        return self._delivery.repeated
+
+    def statistics(self) -> Statistics:
+        """How it stands now."""
+        fetching = self._fetch.statistics()
+        outcomes = self._delivery.outcomes + self._feed.reused
+        expected = self._feed.expected_images()
+        return Statistics(
+            expected_images=expected,
+            ok=outcomes[OK],
+            failed=outcomes.total() - outcomes[OK],
+            earlier=self._feed.reused.total(),
+            shards=self._feed.shards,
+            shards_published=len(self._feed.published),
+            fetched_bytes=fetching.fetched_bytes,
+            connections=fetching.connections,
+            open_requests=fetching.open,
+            elapsed_s=time.monotonic() - self._started_s,
+        )
+
+    async def _work(self) -> None:
+        is_there_more = True
+        while is_there_more:
+            async with self._in_flight:
+                is_there_more = await self._end_next()
+
+    async def _sync_spools(self) -> None:
+        while True:
+            await asyncio.sleep(_SYNC_INTERVAL_S)
+            await self._feed.sync()
+
+    async def _end_next(self) -> bool:
+        """Bring the next sample to its end, and with the last one of a shard the shard; False when there is none."""
+        pulled = await self._feed.pull()
+        if pulled is None:
+            return False
+        if pulled.sample is None:
+            await self._publish(pulled.shard)
+            return True
+        await self._delivery.end_sample(pulled.shard, pulled.sample)
+        if self._feed.settle(pulled):
+            await self._publish(pulled.shard)
+        return True
+
+    async def _publish(self, shard: OpenShard) -> None:
+        await shard.spool.sync()
+        # A retry's shard has other samples besides those that were handed out.
+        samples = shard.samples if self._output.retry is None else shard.shard.size
+        commit = Commit(self._output, shard.shard.name, samples, shard.notes, shard.row_numbers)
+        async with self._committing:
+            totals = await self._commit(commit)
+        self.published_bytes += totals.written_bytes
+        await self._delivery.once.hold(shard.spool)
+        await self._feed.close_published(shard, totals)

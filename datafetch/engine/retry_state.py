@@ -1,0 +1,130 @@
+"""The retry of an output that is under way: which one it is, of what, and where it keeps what it has fetched.
+
+Rules: ``retry.json`` is there from the beginning of a retry until it is complete, so that one which was interrupted is
+completed before another begins, and no URL is requested twice. It says what that one tries again and what it may take,
+so that completing it needs no option.
+"""
+
+from __future__ import annotations
+
+import secrets
+import shlex
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import orjson
+
+from datafetch.engine.job import Job
+from datafetch.engine.ownership import refuse_left_spools
+from datafetch.engine.permissions import Permitted
+from datafetch.errors import ConfigurationError, raise_want
+from datafetch.model.outcome import FailureKind
+from datafetch.store.atomic import write_atomically
+from datafetch.store.layout import State
+from datafetch.store.ledger import read_books
+from datafetch.store.retry_filter import Retry, Wanted
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What is noted of a retry. Field names are those of the file.
+
+    Attributes:
+        number: Which one.
+        kinds: Failure kinds that it tries again; None for those that may pass.
+        also: Kinds that it tries again besides those that may pass.
+        scratch: Where its spools lie, as the option says it; None is the state folder.
+        token: As its spools have it.
+        permitted: What it may take; None where an earlier version noted it.
+    """
+
+    number: int
+    kinds: list[str] | None
+    also: list[str]
+    scratch: str | None
+    token: str
+    permitted: Permitted | None
+
+    def wanted(self) -> Wanted:
+        """Which failures it tries again."""
+        kinds = None if self.kinds is None else frozenset(map(FailureKind, self.kinds))
+        return Wanted(kinds, frozenset(map(FailureKind, self.also)))
+
+    def resumed(self, job: Job) -> Job:
+        """The job with what the retry had of its own."""
+        if self.permitted is not None:
+            job = self.permitted.after(Permitted.of(job)).given_to(job)
+        return replace(job, scratch=self.scratch)
+
+
+def begin_retry(state: State, wanted: Wanted, shards: Sequence[str], permitted: Permitted) -> Retry:
+    """Begin a retry, or resume the one that was interrupted.
+
+    Raises:
+        ConfigurationError: A retry of other failures was interrupted, or one that had its spools elsewhere.
+    """
+    note = read_note(state)
+    if note is None:
+        ledgers = [path for path in map(state.ledger, shards) if path.exists()]
+        number = 1 + max((read_books(path).retry for path in ledgers), default=0)
+        retry = Retry(number, wanted, secrets.token_hex(4))
+    else:
+        if not wanted.goes_with(note.wanted()):
+            others = [*(["temporary ones"] if note.kinds is None else note.kinds), *note.also]
+            raise ConfigurationError(
+                f"a retry of other failures ({', '.join(others)}) was interrupted; "
+                f"complete it first with 'datafetch retry {shlex.quote(str(state.out))}'"
+            )
+        retry = Retry(note.number, note.wanted(), note.token)
+        earlier = Path(note.scratch) if note.scratch else None
+        refuse_left_spools(spools_of(state, retry), earlier, otherwise="delete that folder to fetch them again")
+    scratch = None if state.scratch is None else str(state.scratch)
+    kinds = None if retry.wanted.kinds is None else sorted(kind.value for kind in retry.wanted.kinds)
+    also = sorted(kind.value for kind in retry.wanted.also)
+    facts = Note(retry.number, kinds, also, scratch, retry.token, permitted)
+    write_atomically(state.retry, orjson.dumps(facts, option=orjson.OPT_INDENT_2))
+    return retry
+
+
+def spools_of(state: State, retry: Retry) -> State:
+    """The same output, with the spools of a retry; those of another one are never taken for its own."""
+    return replace(state, job_hash=f"{state.job_hash}-retry-{retry.number}-{retry.token}")
+
+
+def end_retry(state: State) -> None:
+    """Forget a retry that is complete, and the spools that runs which were killed left of it."""
+    for spools in state.all_spools.glob(f"{state.job_hash}-retry-*"):
+        shutil.rmtree(spools)
+    state.forget_spools()
+    state.retry.unlink()
+
+
+def read_note(state: State) -> Note | None:
+    """What is known of the retry that was interrupted; None if none was.
+
+    Raises:
+        ConfigurationError: The note is damaged.
+    """
+    try:
+        found = orjson.loads(state.retry.read_bytes())
+        permitted = found.get("permitted")
+        note = Note(
+            int(found["number"]),
+            found["kinds"],
+            found.get("also", []),
+            found["scratch"],
+            found["token"],
+            None if permitted is None else Permitted.read(permitted),
+        )
+        ",".join((note.token, note.scratch or ""))  # they are what they are used as
+        note.wanted()
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigurationError) as error:
+        raise_want(error)
+        raise ConfigurationError(
+            f"{state.retry} is damaged; delete it, and what the interrupted retry had fetched is fetched again"
+        ) from error
+    return note

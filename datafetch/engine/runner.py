@@ -1,0 +1,293 @@
+"""run(job): run or resume a job; retry(out): fetch failed images again.
+
+Rules: what can be wrong with a job is found before anything is written. One run at a time works on an output. uvloop
+lives here and nowhere else; a caller with a loop of their own uses ``fetch_dataset`` and ``retry_failed`` and keeps
+theirs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from itertools import chain, islice
+from pathlib import Path
+from typing import TypeAlias
+
+import orjson
+import uvloop
+
+from datafetch.datasets import find_dataset
+from datafetch.datasets.choices import IdsIndex
+from datafetch.engine.disk_estimate import Need, say_need
+from datafetch.engine.feed import MAX_OPEN_SAMPLES, MAX_OPEN_SHARDS, Feed
+from datafetch.engine.job import Job, asked_of, dataset_of, equal_plan, hash_of, identify, own_spec, read_job
+from datafetch.engine.ownership import Identity, claimed, refuse_foreign_files, refuse_missing_files, take_for_job
+from datafetch.engine.permissions import Permitted, read_permitted, remember
+from datafetch.engine.retry_source import FailedSamples
+from datafetch.engine.retry_state import begin_retry, end_retry, read_note, spools_of
+from datafetch.engine.session import CHILD_PROCESSES, Backends, Observer, Work
+from datafetch.errors import ConfigurationError
+from datafetch.fetch import Fetcher
+from datafetch.model.interfaces import Dataset, Manifest
+from datafetch.model.ledger_line import Totals
+from datafetch.model.report import Report
+from datafetch.model.sample import Selection
+from datafetch.monitor.heartbeat import refuse_at_work
+from datafetch.output.merge import Output
+from datafetch.output.publish import is_in_place
+from datafetch.output.reshard.record import read_arrangement
+from datafetch.output.training_list import keep_published, published_source
+from datafetch.process.event_loop import run_to_end
+from datafetch.store.atomic import write_atomically
+from datafetch.store.layout import State, fixed, output_of
+from datafetch.store.ledger import read_keys, read_totals, sum_totals
+from datafetch.store.retry_filter import Wanted
+from datafetch.transcode import ImageSpec
+
+_SHARDS_LOOKED_AT = 64  # to say what a run will need of the disk
+_SAMPLES_LOOKED_AT = 256  # before an earlier output is deleted; they are read together anyway
+
+_log = logging.getLogger(__name__)
+
+Change: TypeAlias = Callable[[Job], Job]
+"""What is to be done otherwise than in an earlier run: its job in, the new one out."""
+
+
+def run(job: Job, observe: Observer | None = None, *, backends: Backends = CHILD_PROCESSES) -> Report:
+    """Do a job, on an event loop of its own.
+
+    Args:
+        job: What to do.
+        observe: Watches while it runs.
+        backends: What transcodes images and commits shards.
+
+    Returns:
+        What was done. Faults of the web are in it, not raised.
+
+    Raises:
+        DatafetchError: The job or its manifest is wrong, or this machine ran out of something.
+        KeyboardInterrupt: Ctrl-C; running the same job again resumes it.
+    """
+    return run_to_end(fetch_dataset(job, observe, backends=backends), uvloop.new_event_loop)
+
+
+async def fetch_dataset(job: Job, observe: Observer | None = None, *, backends: Backends = CHILD_PROCESSES) -> Report:
+    """Do a job inside a running event loop, of any kind; otherwise like ``run``."""
+    dataset = dataset_of(job)
+    source = await asyncio.to_thread(_source_of, job, dataset)
+    manifest = await asyncio.to_thread(dataset.bind, source, Path(job.ids) if job.ids else None)
+    spec = job.image or own_spec(dataset)
+    identity = await asyncio.to_thread(identify, job, manifest, spec)
+    state = await asyncio.to_thread(_state_of, Path(job.out), job, identity)
+    take = partial(take_for_job, state, identity, asked_of(job, spec), fresh=job.fresh)
+    if job.no_lock:
+        await asyncio.to_thread(refuse_at_work, state)
+    if job.fresh:
+        await _refuse_what_would_stop_at_once(job, manifest)
+    before = None if job.fresh else await asyncio.to_thread(read_permitted, state)
+    async with claimed(state, take, goes_on=not job.fresh, is_alone=job.no_lock):
+        lost = () if before is None else before.without(Permitted.of(job))
+        if lost:
+            _log.info("no longer permitted, also for retries, unless given again: %s", " ".join(lost))
+        shards = [shard.name for shard in manifest.shards()]
+        if dataset.list_name is not None:
+            await asyncio.to_thread(keep_published, state, manifest.shards()[0].source)
+        await asyncio.to_thread(_say_need, state, job, manifest, spec)
+        await asyncio.to_thread(state.report.unlink, missing_ok=True)  # it speaks of a run that is complete
+        work = Work(
+            job,
+            spec,
+            Feed(manifest, state, job.limit),
+            Output(dataset, state, job.payload, max_sample_bytes=job.max_sample_bytes),
+            shards,
+            backends,
+        )
+
+        async def conclude(report: Report) -> Report:
+            report = replace(report, selection=await asyncio.to_thread(_selection, manifest, work, job.limit))
+            await asyncio.to_thread(write_atomically, state.report, _json(report.summary()))
+            await asyncio.to_thread(state.forget_spools)
+            return report
+
+        return await work.do(observe, conclude)
+
+
+def retry(
+    out: str,
+    wanted: Wanted | None = None,
+    *,
+    change: Change | None = None,
+    observe: Observer | None = None,
+    backends: Backends = CHILD_PROCESSES,
+) -> Report:
+    """Try again what failed, on an event loop of its own.
+
+    Args:
+        out: The output of an earlier run that is complete.
+        wanted: Which failures; None is those that may pass, or those of the retry that was interrupted.
+        change: What is to be done otherwise than in that run, as far as the rows don't depend on it. What it permits
+            is remembered for later retries, but that a network is left out.
+        observe: Watches while it runs.
+        backends: What transcodes images and commits shards.
+
+    Returns:
+        What was done.
+
+    Raises:
+        DatafetchError: There is no such run, or this machine ran out of something.
+        KeyboardInterrupt: Ctrl-C; the same call resumes the retry, and so does one without ``wanted`` and ``change``.
+    """
+    work = retry_failed(out, wanted, change=change, observe=observe, backends=backends)
+    return run_to_end(work, uvloop.new_event_loop)
+
+
+async def retry_failed(
+    out: str,
+    wanted: Wanted | None = None,
+    *,
+    change: Change | None = None,
+    observe: Observer | None = None,
+    backends: Backends = CHILD_PROCESSES,
+) -> Report:
+    """Try again what failed, inside a running event loop, of any kind; otherwise like ``retry``."""
+    wanted = wanted or Wanted()
+    folder = await asyncio.to_thread(output_of, Path(out))
+    job, identity = await asyncio.to_thread(read_job, State(folder))
+    note = await asyncio.to_thread(read_note, State(folder))
+    if note is not None:
+        job = note.resumed(job)
+    job = replace((change or _unchanged)(job), out=out)
+    dataset = dataset_of(job)
+    if job.choices.ids_index == IdsIndex.KEPT:
+        raise ConfigurationError(
+            "--ids-index kept counts the documents that were kept, so that one more would move all behind it; "
+            "to retry, run the command that started it with --fresh"
+        )
+    shards = list(identity["shards"])
+    state = await asyncio.to_thread(_state_of, folder, job, identity)
+    if job.no_lock:
+        await asyncio.to_thread(refuse_at_work, state)
+    async with claimed(state, partial(_take_for_retry, state, identity), is_alone=job.no_lock):
+        permitted = Permitted.of(job)
+        again = await asyncio.to_thread(begin_retry, state, wanted, shards, permitted)
+        # Before anything is fetched, or a retry that was interrupted would have its images fail in the next one.
+        await asyncio.to_thread(remember, state, permitted)
+        if permitted.options():
+            _log.info("permitted, and remembered for later retries: %s", " ".join(permitted.options()))
+        output = Output(dataset, spools_of(state, again), job.payload, again, job.max_sample_bytes)
+        source = await asyncio.to_thread(FailedSamples, output, again, shards)
+        work = Work(job, job.image or ImageSpec(), Feed(source, output.state), output, shards, backends)
+
+        async def conclude(report: Report) -> Report:
+            await asyncio.to_thread(write_atomically, state.report, _json(report.summary()))
+            await asyncio.to_thread(end_retry, state)
+            return report
+
+        return await work.do(observe, conclude)
+
+
+async def _refuse_what_would_stop_at_once(job: Job, manifest: Manifest) -> None:
+    """See that a run gets as far as its first samples, before it deletes what an earlier one left.
+
+    Raises:
+        DatafetchError: What the run would have ended with: too few descriptors, a proxy that is none, a bad record.
+    """
+    async with Fetcher(job.fetch):
+        await asyncio.to_thread(_read_first_samples, manifest)
+
+
+def _read_first_samples(manifest: Manifest) -> None:
+    samples = iter(manifest.samples(manifest.shards()[0]))
+    deque(islice(samples, _SAMPLES_LOOKED_AT), maxlen=0)
+
+
+def _say_need(state: State, job: Job, manifest: Manifest, spec: ImageSpec) -> None:
+    samples = manifest.most_samples()
+    if job.limit is not None:
+        samples = min(samples, job.limit)
+    shards = manifest.shards()
+    plan = equal_plan(job, find_dataset(job.dataset).loader)
+    need = Need(
+        samples=samples,
+        spec=spec,
+        payload=job.payload,
+        is_made_equal=plan is not None and samples >= plan.ranks.least_rows,
+        open_samples=max(samples * MAX_OPEN_SHARDS // max(1, len(shards)), min(samples, MAX_OPEN_SAMPLES)),
+    )
+    say_need(state, need, _published(state, [shard.name for shard in shards]))
+
+
+def _published(state: State, shards: list[str]) -> Totals:
+    """About what is there already, by the books of some shards: there may be tens of thousands."""
+    published = [shard for shard in shards if state.ledger(shard).exists()]
+    looked_at = sum_totals(map(state.ledger, published[:_SHARDS_LOOKED_AT]))
+    scale = len(published) / max(1, min(len(published), _SHARDS_LOOKED_AT))
+    return Totals(
+        samples=round(looked_at.samples * scale),
+        rows=round(looked_at.rows * scale),
+        written_bytes=round(looked_at.written_bytes * scale),
+    )
+
+
+def _state_of(out: Path, job: Job, identity: Identity) -> State:
+    """Where everything lies, also when the folder that a command stands in is moved under its feet."""
+    holds = find_dataset(job.dataset).holds
+    return State(fixed(out), fixed(Path(job.scratch)) if job.scratch else None, hash_of(identity), holds)
+
+
+def _source_of(job: Job, dataset: Dataset) -> Path:
+    source = Path(job.source)
+    if dataset.list_name is None:
+        return source
+    return published_source(State(fixed(Path(job.out))), source, dataset.list_name)
+
+
+def _take_for_retry(state: State, identity: Identity) -> None:
+    """See that there is a complete run whose failures can be tried again, before anything is fetched.
+
+    Raises:
+        ConfigurationError: There is none, shards of it are missing, or there are files that are not ours.
+    """
+    refuse_foreign_files(state, identity)
+    refuse_missing_files(state)
+    arrangement = read_arrangement(state)
+    is_complete = state.report.exists() or state.retry.exists()
+    if arrangement is not None:
+        is_complete &= all(state.ledger(shard).exists() for shard in arrangement.samples)
+    else:
+        published = [shard for shard in identity["shards"] if state.ledger(shard).exists()]
+        is_complete &= all(is_in_place(state, shard) for shard in published)
+        is_complete &= _are_all(state, identity, published)
+    if not is_complete:
+        raise ConfigurationError(f"{state.out} is not complete; run the command that started it again, and then retry")
+
+
+def _are_all(state: State, identity: Identity, published: list[str]) -> bool:
+    """Whether no shard lacks its ledger; those beyond a limit never had one."""
+    if len(published) == len(identity["shards"]):
+        return True
+    limit = identity.get("limit")
+    return limit is not None and sum_totals(map(state.ledger, published)).samples == limit
+
+
+def _selection(manifest: Manifest, work: Work, limit: int | None) -> Selection | None:
+    """What became of the id list, by the ledgers; a limited run has not looked everywhere."""
+    state = work.output.state
+    books = {shard: read_totals(state.ledger(shard)) for shard in work.published()}
+    keys = chain.from_iterable(read_keys(state.ledger(shard)) for shard in books)
+    selection = manifest.selection(keys, books)
+    if selection is None or limit is None:
+        return selection
+    return replace(selection, not_found=None)
+
+
+def _unchanged(job: Job) -> Job:
+    return job
+
+
+def _json(value: object) -> bytes:
+    return orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)

@@ -1,0 +1,1 @@
+"""Names to addresses, and which of these may be connected to."""

@@ -1,0 +1,1 @@
+"""The types that all packages share: frozen values that know nothing but themselves."""

@@ -1,0 +1,108 @@
+"""Report: what a run did, as a value and as the JSON that ``--json`` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from datafetch.model.ledger_line import Totals
+from datafetch.model.outcome import OK
+from datafetch.model.sample import Selection
+
+
+@dataclass(frozen=True, slots=True)
+class EqualShards:
+    """What the ranks of a training make of shards that were made equal for them.
+
+    Attributes:
+        world_size: Ranks.
+        samples_per_rank: That each of them reads in an epoch.
+        used: Samples that an epoch reads, of all that there are.
+    """
+
+    world_size: int
+    samples_per_rank: int
+    used: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a run did, and how its output stands.
+
+    ``totals`` and ``shards`` speak of the output as it is now; everything else of this run alone. ``reused`` images
+    were not fetched in this run; of these, ``repeated`` have the URL of one that was. ``connections`` is how many
+    requests might be open at its end: what was asked for, or what was found to serve best. ``retried`` is how many
+    images were tried again, where it was a retry; ``equal`` is there where the shards were made equal. ``curable`` says
+    how many images failed that a permission might bring, by kind; ``has_open_retry`` whether a retry was interrupted.
+    """
+
+    dataset: str
+    out: str
+    totals: Totals
+    shards: int
+    reused: int
+    repeated: int
+    fetched_bytes: int
+    written_bytes: int
+    requests: int
+    connections: int
+    elapsed_s: float
+    selection: Selection | None = None
+    retried: int | None = None
+    equal: EqualShards | None = None
+    curable: Mapping[str, int] = field(default_factory=dict)
+    has_open_retry: bool = False
+
+    @property
+    def images_per_s(self) -> float:
+        """Images that arrived in this run, over its wall-clock time."""
+        return (self.totals.ok - self.reused) / self.elapsed_s if self.elapsed_s > 0 else 0.0
+
+    def summary(self) -> dict[str, object]:
+        """The report as the JSON object that ``--json`` prints and ``report.json`` holds."""
+        totals = self.totals
+        failures = {kind: count for kind, count in sorted(totals.outcomes.items()) if kind != OK}
+        summary: dict[str, object] = {
+            "dataset": self.dataset,
+            "out": self.out,
+            "complete": True,
+            "samples": {
+                "total": totals.samples,
+                "rows": totals.rows,
+                "dropped": totals.samples - totals.rows,
+            },
+            "images": {
+                "total": totals.images,
+                "ok": totals.ok,
+                "failed": totals.failed,
+                "reused": self.reused,
+                **({"repeated": self.repeated} if self.repeated else {}),
+                "by_kind": failures,
+            },
+            "bytes": {"fetched": self.fetched_bytes, "written": self.written_bytes},
+            "shards": self.shards,
+            "elapsed_s": round(self.elapsed_s, 3),
+            "images_per_s": round(self.images_per_s, 1),
+            "requests": self.requests,
+            "connections": self.connections,
+        }
+        if totals.notes:
+            summary["notes"] = dict(sorted(totals.notes.items()))
+        if self.equal is not None:
+            summary["equal"] = {
+                "world_size": self.equal.world_size,
+                "samples_per_rank": self.equal.samples_per_rank,
+                "used": self.equal.used,
+            }
+        if self.retried is not None:
+            summary["retried"] = self.retried
+        if self.selection is not None:
+            summary["ids"] = {
+                "wanted": self.selection.wanted,
+                "duplicates": self.selection.duplicates,
+                "not_found": self.selection.not_found,
+                **({"missing_files": self.selection.missing_files} if self.selection.missing_files else {}),
+                **({"out_of_range": self.selection.out_of_range} if self.selection.out_of_range else {}),
+                **({"remark": self.selection.remark} if self.selection.remark else {}),
+            }
+        return summary

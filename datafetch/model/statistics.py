@@ -1,0 +1,62 @@
+"""Snapshots of a run, for those who watch it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Stage(StrEnum):
+    """What is being done."""
+
+    MEASURE = "measuring"
+    COPY = "copying"
+    CHECK = "checking"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far it is.
+
+    Attributes:
+        stage: Of three, each of which goes through all rows.
+        rows: Done in this stage, by an earlier process too.
+        total_rows: To do.
+        copied_bytes: Written by this process.
+    """
+
+    stage: Stage
+    rows: int
+    total_rows: int
+    copied_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """A snapshot of a run.
+
+    Attributes:
+        expected_images: About how many images there will be, once that can be said.
+        ok: Images that arrived, earlier runs included.
+        failed: Images that did not.
+        earlier: Images of ``ok`` and ``failed`` that ended in earlier runs.
+        shards: Shards of the manifest.
+        shards_published: Of them, those that are where the trainer reads them.
+        fetched_bytes: Body bytes received in this run.
+        connections: Requests that may be open now; where the number is found, those that hang come on top.
+        open_requests: Requests open now.
+        elapsed_s: Since the run began.
+        resharding: How far the shards are made equal, once that has begun.
+    """
+
+    expected_images: int | None
+    ok: int
+    failed: int
+    earlier: int
+    shards: int
+    shards_published: int
+    fetched_bytes: int
+    connections: int
+    open_requests: int
+    elapsed_s: float
+    resharding: Progress | None = None

@@ -1,0 +1,197 @@
+"""The heartbeat of a run: a small file, rewritten every two seconds, that says how it stands.
+
+Rules: it is for observers, and nothing depends on it. So it is replaced in one step but not forced onto the
+disk, and whatever keeps it from being written is no reason to end a run: a disk that is full has better witnesses.
+What is read is a file, and anything may be in it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from datafetch.errors import ConfigurationError
+from datafetch.model.observers import Unheeded
+from datafetch.model.statistics import Progress, Stage, Statistics
+from datafetch.monitor.throughput import Pace
+from datafetch.store.layout import State
+
+INTERVAL_S = 2.0
+_SILENCE_S = 30.0  # a loop that is busy, or a filesystem that is slow, may miss a few beats
+_MOST_BYTES = 65_536  # of a beat that is read; one has less than a thousand
+_PID_END = 1 << 31
+_END = 1 << 63  # of any number that Python, JSON and a table agree on
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """What a run at work says of itself. Field names are those of the file.
+
+    Attributes:
+        pid: Its process.
+        host: The machine that the process is on.
+        started_unix_s: When the run began.
+        updated_unix_s: When this was so.
+        is_ended: Whether this is the last beat of a run that could still say so.
+        spools: The folder with the spools of its job.
+        images_per_s: Images that ended, over the last quarter of a minute.
+        statistics: How it stood.
+    """
+
+    pid: int
+    host: str
+    started_unix_s: float
+    updated_unix_s: float
+    is_ended: bool
+    spools: str
+    images_per_s: float
+    statistics: Statistics
+
+    def is_at_work(self) -> bool:
+        """Whether the run is at work: it said so a moment ago, and its process exists, as far as can be seen from here.
+
+        A process on another machine can't be seen; then its word counts alone.
+        """
+        if self.is_ended or abs(time.time() - self.updated_unix_s) > _SILENCE_S:
+            return False
+        return self.host != socket.gethostname() or _is_there(self.pid)
+
+
+async def beat(statistics: Callable[[], Statistics], state: State) -> None:
+    """Write heartbeats until cancelled, and a last one then, which says that the run has ended.
+
+    Args:
+        statistics: Asked for a snapshot each time.
+        state: Where they go.
+    """
+    pace, started_unix_s = Pace(), time.time()
+    # One thread of its own: a slow write delays nobody, and the last beat comes behind the one before.
+    writer = ThreadPoolExecutor(1, thread_name_prefix="heartbeat")
+
+    async def tell(*, is_ended: bool) -> None:
+        now = statistics()
+        told = Beat(
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            started_unix_s=started_unix_s,
+            updated_unix_s=time.time(),
+            is_ended=is_ended,
+            spools=str((state.all_spools / state.job_hash).absolute()),
+            images_per_s=pace.images_per_s(now),
+            statistics=now,
+        )
+        await asyncio.get_running_loop().run_in_executor(writer, _write, state.progress, told)
+
+    unheeded = Unheeded("the heartbeat")
+    try:
+        while True:
+            with unheeded:
+                await tell(is_ended=False)
+            await asyncio.sleep(INTERVAL_S)
+    finally:
+        try:
+            with unheeded:
+                await tell(is_ended=True)
+        finally:
+            writer.shutdown(wait=False)
+
+
+def _write(path: Path, told: Beat) -> None:
+    unfinished = path.with_name(path.name + ".tmp")
+    with suppress(OSError):
+        unfinished.write_bytes(orjson.dumps(told))
+        unfinished.replace(path)
+
+
+def refuse_at_work(state: State) -> None:
+    """See that no run says that it works on an output, for a run that may have no lock to tell.
+
+    Raises:
+        ConfigurationError: One does.
+    """
+    last = read_beat(state.progress)
+    if last is not None and last.is_at_work():
+        raise ConfigurationError(
+            f"a run is working on {state.out} (process {last.pid} on {last.host}), and --no-lock is for outputs that "
+            "no other run uses; wait for it, or stop it first; if it was killed, run the same command again in "
+            f"{_SILENCE_S:.0f} seconds"
+        )
+
+
+def read_beat(path: Path) -> Beat | None:
+    """The last beat of the run that is at work, or was; None where there is none, or something else."""
+    try:
+        with path.open("rb") as file:
+            return _checked(orjson.loads(file.read(_MOST_BYTES)))
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _checked(found: Any) -> Beat:
+    """A beat whose values are of the kinds they must be.
+
+    Raises:
+        ValueError: One is not. Or ``TypeError``, ``KeyError``: it has another form altogether.
+    """
+    numbers = {field.name: found["statistics"][field.name] for field in fields(Statistics)}
+    expected_images, elapsed_s = numbers.pop("expected_images"), numbers.pop("elapsed_s")
+    resharding = numbers.pop("resharding")
+    return Beat(
+        pid=_count(found["pid"], start=1, end=_PID_END),
+        host=_text(found["host"]),
+        started_unix_s=_number(found["started_unix_s"]),
+        updated_unix_s=_number(found["updated_unix_s"]),
+        is_ended=found["is_ended"] is not False,
+        spools=_text(found["spools"]),
+        images_per_s=_number(found["images_per_s"]),
+        statistics=Statistics(
+            expected_images=None if expected_images is None else _count(expected_images),
+            elapsed_s=_number(elapsed_s),
+            resharding=None if resharding is None else _progress(resharding),
+            **{name: _count(value) for name, value in numbers.items()},
+        ),
+    )
+
+
+def _progress(found: Any) -> Progress:
+    return Progress(
+        Stage(found["stage"]), _count(found["rows"]), _count(found["total_rows"]), _count(found["copied_bytes"])
+    )
+
+
+def _count(value: object, *, start: int = 0, end: int = _END) -> int:
+    if type(value) is not int or not start <= value < end:
+        raise ValueError(value)
+    return value
+
+
+def _number(value: object) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < _END:
+        raise ValueError(value)
+    return float(value)
+
+
+def _text(value: object) -> str:
+    if type(value) is not str or "\0" in value:
+        raise ValueError(value)
+    return value
+
+
+def _is_there(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's, and so there
+        return True
+    return True

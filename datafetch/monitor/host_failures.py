@@ -1,0 +1,89 @@
+"""Which hosts the images that failed are on, and why they failed, out of millions of lines.
+
+Rules: memory is bounded whatever the web's names are: host names are cut to what a name can be, and when there are very
+many, those with the fewest failures are forgotten. What is said of a host is then the least that it had.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from datafetch.model.outcome import OK
+
+_MOST_PAIRS = 200_000  # of host and kind, about 40 MB
+_KEPT_PAIRS = 100_000
+_MOST_CHARACTERS = 255
+# As a browser finds it: either slash, credentials before the last @, a port behind. RE2, so no URL takes it long.
+_HOST = r"^\s*(?:(?i:https?):[/\\]*|[/\\]{2,})(?:[^/\\?#]*@)?(?P<host>\[[^\]/\\?#]*\]|[^:/\\?#]*)"
+
+
+@dataclass(frozen=True, slots=True)
+class FailingHost:
+    """A host and its failures by kind; the name is empty for URLs that have none."""
+
+    host: str
+    by_kind: dict[str, int]
+
+    @property
+    def failed(self) -> int:
+        """Images on it that did not arrive."""
+        return sum(self.by_kind.values())
+
+
+class FailingHosts:
+    """Failures, counted by host and kind."""
+
+    def __init__(self) -> None:
+        self.is_pruned = False
+        self._pairs: Counter[tuple[str, str]] = Counter()
+
+    def count(self, urls: pa.Array, outcomes: pa.Array) -> None:
+        """Take lines of a ledger into account; those of images that arrived count for nothing.
+
+        Raises:
+            pa.ArrowException: These are not columns of text.
+        """
+        failed: Any = pc.not_equal(outcomes, OK)
+        kinds: Any = pc.filter(outcomes, failed)
+        table = pa.table({"host": _hosts(pc.filter(urls, failed)), "kind": kinds})
+        grouped = table.group_by(["host", "kind"]).aggregate([([], "count_all")])
+        hosts, kinds, counts = (grouped[name].to_pylist() for name in ("host", "kind", "count_all"))
+        self._add(Counter(dict(zip(zip(hosts, kinds, strict=True), counts, strict=True))))
+
+    def merge(self, other: FailingHosts) -> None:
+        """Add what another has counted."""
+        self.is_pruned |= other.is_pruned
+        self._add(other._pairs)
+
+    def top(self, hosts: int) -> tuple[FailingHost, ...]:
+        """The hosts with the most failures, most first; of their names, what can be printed."""
+        by_host: Counter[str] = Counter()
+        for (host, _), count in self._pairs.items():
+            by_host[host] += count
+        chosen = sorted(by_host.items(), key=lambda pair: (-pair[1], pair[0]))[:hosts]
+        kinds: dict[str, Counter[str]] = {host: Counter() for host, _ in chosen}
+        for (host, kind), count in self._pairs.items():
+            if host in kinds:
+                kinds[host][kind] += count
+        return tuple(FailingHost(_printable(host), dict(kinds[host].most_common())) for host, _ in chosen)
+
+    def _add(self, pairs: Counter[tuple[str, str]]) -> None:
+        self._pairs.update(pairs)
+        if len(self._pairs) > _MOST_PAIRS:
+            self.is_pruned = True
+            self._pairs = Counter(dict(self._pairs.most_common(_KEPT_PAIRS)))
+
+
+def _hosts(urls: pa.Array) -> pa.Array:
+    """The host of each URL, in lower case and without its port; empty where there is none."""
+    hosts: Any = pc.struct_field(pc.extract_regex(urls, _HOST), "host")
+    return pc.utf8_slice_codeunits(pc.utf8_lower(pc.fill_null(hosts, "")), 0, _MOST_CHARACTERS)
+
+
+def _printable(host: str) -> str:
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in host)

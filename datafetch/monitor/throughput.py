@@ -1,0 +1,33 @@
+"""How fast a run is now: images a second over the last quarter of a minute."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from datafetch.model.statistics import Statistics
+
+_WINDOW_S = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Moment:
+    elapsed_s: float
+    images: int
+
+
+class Pace:
+    """Images a second over the last quarter of a minute: neither jumpy nor slow to notice."""
+
+    def __init__(self) -> None:
+        self._moments: deque[_Moment] = deque([_Moment(0.0, 0)])
+
+    def images_per_s(self, now: Statistics) -> float:
+        """The pace up to this snapshot, counting images that ended in this run."""
+        newest = _Moment(now.elapsed_s, now.ok + now.failed - now.earlier)
+        self._moments.append(newest)
+        while self._moments[1].elapsed_s <= newest.elapsed_s - _WINDOW_S:
+            self._moments.popleft()
+        oldest = self._moments[0]
+        passed_s = newest.elapsed_s - oldest.elapsed_s
+        return (newest.images - oldest.images) / passed_s if passed_s > 0 else 0.0

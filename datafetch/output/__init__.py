@@ -1,0 +1,1 @@
+"""From finished samples to the files that the trainer reads."""

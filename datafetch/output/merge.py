@@ -1,0 +1,241 @@
+"""The samples of a shard as they are to stand: from its spool alone, or, after a retry, from what stood there and that.
+
+Rules: everything is streamed in the order of positions; a sample's fate is decided here and nowhere else. What a retry
+did not touch is handed on as it lies there, byte for byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Generic, TypeAlias, TypeVar
+
+from datafetch.errors import ConservationError
+from datafetch.model.interfaces import Dataset
+from datafetch.model.kinds import Holds, Payload
+from datafetch.model.ledger_line import LedgerLine
+from datafetch.model.outcome import OK, Encoded, Failure, FailureKind, Outcome, Permission
+from datafetch.model.sample import BAD_LINE, Record, Sample
+from datafetch.output.formats import row_frame, stand_in, stream_frames
+from datafetch.store.layout import State
+from datafetch.store.ledger import read_books, read_samples
+from datafetch.store.retry_filter import Retry, Wanted
+from datafetch.store.spool import SpooledSample, SpoolReader
+from datafetch.store.spool_format import ImageEnd, Stored, StoredImage
+
+SpooledImage: TypeAlias = ImageEnd | StoredImage
+_MOST_ATTEMPTS = 127  # as the ledger's column holds them
+MAX_SAMPLE_BYTES = 256 * 1024 * 1024
+"""What the images of one sample may take together, by default."""
+
+_Found = TypeVar("_Found")
+
+# Stands for an image that may yet arrive, where only a row's being there or not is asked for.
+_SOME_IMAGE = Encoded(b"\xff\xd8\xff\xd9", 1, 1, "JPEG")
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What all shards of a run have in common: how records become rows, and where they go.
+
+    Attributes:
+        dataset: Whose rows they are.
+        state: Where everything lies.
+        payload: How a row holds its images.
+        retry: What is tried again; None for a first run.
+        max_sample_bytes: What the images of one sample may take together.
+    """
+
+    dataset: Dataset
+    state: State
+    payload: Payload = Payload.BASE64
+    retry: Retry | None = None
+    max_sample_bytes: int = MAX_SAMPLE_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """A sample as its shard is to have it.
+
+    Attributes:
+        position: Its place in the shard.
+        lines: For the ledger.
+        frame: Its row, in pieces that are to be taken before the next sample is asked for; None where there is none,
+            or where it lies in the equal shards, or as a file, and stays.
+        has_row: Whether there is a row, here or there.
+        failed: Its entries among the failed samples; none when all of its images arrived.
+        is_bad_line: Whether it stands for a row of the manifest that could not be read.
+    """
+
+    position: int
+    lines: tuple[LedgerLine, ...]
+    frame: Iterable[bytes] | None
+    has_row: bool
+    failed: tuple[Stored, ...]
+    is_bad_line: bool = False
+
+
+def could_have_row(
+    output: Output, sample: Sample, lines: tuple[LedgerLine, ...], may_arrive: Callable[[Failure], bool]
+) -> bool:
+    """Whether a sample would be a row if the images that failed in that way arrived."""
+    outcomes = (line.to_outcome(b"") for line in lines)
+    return may_become_row(
+        output,
+        sample,
+        [outcome if isinstance(outcome, Failure) and not may_arrive(outcome) else None for outcome in outcomes],
+    )
+
+
+def may_become_row(output: Output, sample: Sample, failures: Sequence[Failure | None]) -> bool:
+    """Whether a sample may still become a row.
+
+    Args:
+        output: How rows are made.
+        sample: Which one.
+        failures: Of each of its images why it can't be had; None where it is there or may arrive.
+    """
+    outcomes: tuple[Outcome, ...] = tuple(_SOME_IMAGE if failure is None else failure for failure in failures)
+    return output.dataset.to_row(Record(sample, outcomes), output.payload) is not None
+
+
+def settle_spool(output: Output, shard: str) -> Iterator[Settled]:
+    """The samples of a shard that was fetched for the first time."""
+    for spooled in SpoolReader(output.state.spool(shard)).samples():
+        yield _settle(output, spooled)
+
+
+def settle_retry(output: Output, shard: str, wanted: Wanted) -> Iterator[Settled]:
+    """The samples of a shard of which some were tried again, in its spool, and the others stay as they are."""
+    state = output.state
+    books = read_books(state.ledger(shard))
+    frames: Iterator[Iterable[bytes]] = iter(())
+    if books.totals.rows and output.dataset.holds is Holds.SHARDS and not state.equal.exists():
+        frames = stream_frames(state.out / f"{shard}.pkl")
+    lines = _ByPosition(read_samples(state.ledger(shard)), lambda lines: lines[0].sample)
+    failed = _ByPosition(SpoolReader(state.failed(shard)).samples(), _position)
+    retried = _ByPosition(SpoolReader(state.spool(shard)).samples(), _position)
+    for position in range(books.totals.samples):
+        has_row = bool(books.has_row[position])
+        before = lines.take(position) or ()
+        frame = next(frames, None) if has_row else None
+        kept = failed.take(position)
+        spooled = retried.take(position)
+        if spooled is None:
+            yield Settled(position, before, frame, has_row, () if kept is None else (*kept.images, kept.sample))
+        else:
+            assert kept is not None, "what is tried again was kept"
+            stayed = wanted.settled(kept, before)
+            there = frozenset(end.line.image for end in stayed if end.line.outcome == OK)
+            settled = _settle(output, _add_what_was(spooled, before, stayed), there)
+            # A row that nothing came to stays where it is.
+            yield replace(settled, frame=frame) if has_row and not _is_better(settled.lines, before) else settled
+    if not lines.is_empty or not failed.is_empty or not retried.is_empty or next(frames, None) is not None:
+        raise ConservationError(f"shard {shard}: the retry has samples that the shard has not")
+
+
+def _settle(output: Output, whole: SpooledSample, there: frozenset[int] = frozenset()) -> Settled:
+    """Decide on a sample.
+
+    Args:
+        output: How rows are made.
+        whole: The sample, with all of its images.
+        there: Those that a row of it has already, which it does not lose.
+    """
+    spooled = SpooledSample(whole.sample, _within(whole.images, output.max_sample_bytes, there))
+    record = spooled.record(lambda end: stand_in(end.line.image) if end.jpeg_bytes else b"")
+    row = output.dataset.to_row(record, output.payload)
+    # The images themselves are loaded one by one as the row is written.
+    frame = None if row is None else row_frame(row, spooled.images)
+    failed = _keep_for_retry(output, spooled, has_row=frame is not None)
+    is_bad_line = not record.sample.urls and record.sample.row.keys() == {BAD_LINE}
+    return Settled(record.sample.position, spooled.lines, frame, frame is not None, failed, is_bad_line)
+
+
+def _within(images: Sequence[SpooledImage], most_bytes: int, there: frozenset[int]) -> tuple[SpooledImage, ...]:
+    """Images of a sample; those with which it would be larger than it may be have failed.
+
+    They are counted in their order, after those that are there already: so what came of a sample depends neither on
+    which of its images was faster, nor on how often a run was interrupted.
+    """
+    held_bytes = sum(end.jpeg_bytes for end in images if end.line.image in there)
+    within: list[SpooledImage] = []
+    for end in images:
+        is_there = end.line.image in there
+        if is_there or held_bytes + end.jpeg_bytes <= most_bytes or not end.jpeg_bytes:
+            held_bytes += 0 if is_there else end.jpeg_bytes
+            needs_permission = held_bytes > MAX_SAMPLE_BYTES and end.jpeg_bytes and not is_there
+            within.append(_permitted(end, Permission.MAX_SAMPLE) if needs_permission else end)
+            continue
+        detail = f"with it the images of its sample are larger than {most_bytes:,} bytes together (--max-sample)"
+        line = replace(end.line, outcome=FailureKind.TOO_LARGE.value, width=None, height=None, format="", detail=detail)
+        within.append(ImageEnd(line, b""))
+    return tuple(within)
+
+
+def _permitted(end: SpooledImage, permission: Permission) -> SpooledImage:
+    return replace(end, line=replace(end.line, permitted=tuple(sorted({*end.line.permitted, permission}))))
+
+
+def _keep_for_retry(output: Output, spooled: SpooledSample, *, has_row: bool) -> tuple[Stored, ...]:
+    """A sample with a failed image, and its other images where there is a row with them or a retry may make one.
+
+    Where the output holds files, a sample of which nothing could be asked for is kept as well: it tells why.
+    """
+    if not spooled.sample.urls and output.dataset.holds is Holds.FILES:
+        return (spooled.sample,)
+    if all(line.outcome == OK for line in spooled.lines):
+        return ()
+    if has_row or could_have_row(output, spooled.sample, spooled.lines, lambda failure: failure.may_pass):
+        return (*(end for end in spooled.images if end.jpeg_bytes), spooled.sample)
+    return (spooled.sample,)
+
+
+def _add_what_was(
+    spooled: SpooledSample, before: tuple[LedgerLine, ...], settled: tuple[SpooledImage, ...]
+) -> SpooledSample:
+    """The sample with what the ledger said of its images before: all requests ever made, and the same damage."""
+    stayed = {end.line.image for end in settled}
+    images = tuple(
+        end if end.line.image in stayed else replace(end, line=_tried_again(end.line, line))
+        for end, line in zip(spooled.images, before, strict=True)
+    )
+    return SpooledSample(spooled.sample, images)
+
+
+def _tried_again(line: LedgerLine, before: LedgerLine) -> LedgerLine:
+    """What the ledger says of an image that was asked for once more, after what it said before."""
+    line = replace(line, attempts=min(_MOST_ATTEMPTS, line.attempts + before.attempts))
+    now, then = line.to_outcome(b""), before.to_outcome(b"")
+    is_corrupt = isinstance(now, Failure) and isinstance(then, Failure) and now.is_as_damaged_as(then)
+    return replace(line, outcome=FailureKind.CORRUPT.value) if is_corrupt else line
+
+
+def _is_better(lines: tuple[LedgerLine, ...], before: tuple[LedgerLine, ...]) -> bool:
+    """Whether an image arrived that had not."""
+    return any(now.outcome == OK != line.outcome for now, line in zip(lines, before, strict=True))
+
+
+def _position(spooled: SpooledSample) -> int:
+    return spooled.sample.position
+
+
+class _ByPosition(Generic[_Found]):
+    """Values in the order of their positions, taken by position."""
+
+    def __init__(self, values: Iterable[_Found], position: Callable[[_Found], int]) -> None:
+        self._values = iter(values)
+        self._position = position
+        self._next = next(self._values, None)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether all have been taken."""
+        return self._next is None
+
+    def take(self, position: int) -> _Found | None:
+        """The value at a position, or None; positions come in ascending order."""
+        if self._next is None or self._position(self._next) != position:
+            return None
+        taken, self._next = self._next, next(self._values, None)
+        return taken

@@ -1,0 +1,1 @@
+"""Equal shards for a number of ranks."""

@@ -1,0 +1,286 @@
+"""The command ``reshard``: a folder of pickle shards to a folder of equal ones.
+
+Rules: the source is never changed, and what is there already is never written over. What a pair or a document needs
+is told by the first row.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from datafetch.errors import ConfigurationError, ManifestError, ResourceError, raise_want
+from datafetch.model.kinds import Loader
+from datafetch.output.formats import decode_row, read_count, read_frames
+from datafetch.output.reshard.copy import Plan, Source, Watch, fingerprint, order, rearrange
+from datafetch.output.reshard.ranks import GROUP_OF, SHUFFLE_OF, Epoch, Ranks, epoch, equal_sizes
+from datafetch.output.reshard.swap import finish
+from datafetch.store.atomic import FOLLOW_IT_YOURSELF, leads_out, make_folder, refuse_links
+from datafetch.store.layout import State
+from datafetch.store.lock import Lock
+
+_SEED_END = 2**63
+_SHOWN_CHARS = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to make equal shards of, and for whom.
+
+    Attributes:
+        source: Folder of shards, ours or VILA's own scripts'.
+        out: Where to; empty, new, or made by this very request.
+        world_size: Ranks.
+        batch: Groups that a rank takes in one step.
+        group: Samples that the loader takes together; None is as the rows need.
+        shuffle: A seed, or ``none``; None is as the rows need.
+        no_lock: Run without a lock; the operator makes sure that no other run uses the output.
+    """
+
+    source: Path
+    out: Path
+    world_size: int = 64
+    batch: int = 2
+    group: int | None = None
+    shuffle: str | None = None
+    no_lock: bool = False
+
+    def plan(self, loader: Loader) -> Plan:
+        """What was asked for, and for the rest what such rows need.
+
+        Raises:
+            ConfigurationError: It can't be carried out.
+        """
+        ranks = Ranks(self.world_size, self.batch, GROUP_OF[loader] if self.group is None else self.group)
+        return Plan(ranks, SHUFFLE_OF[loader] if self.shuffle is None else _parse_seed(self.shuffle))
+
+
+@dataclass(frozen=True, slots=True)
+class Resharded:
+    """Equal shards, and what their readers make of them.
+
+    Attributes:
+        out: Where they lie.
+        plan: What they were made for.
+        epoch: What the ranks read in one epoch.
+        shards: How many.
+        total_bytes: Of all ``.pkl`` files.
+        is_new: They were not there before.
+    """
+
+    out: Path
+    plan: Plan
+    epoch: Epoch
+    shards: int
+    total_bytes: int
+    is_new: bool
+
+    def summary(self) -> dict[str, Any]:
+        """As ``--json`` prints it."""
+        return {
+            "out": str(self.out),
+            "rows": self.epoch.samples,
+            "shards": self.shards,
+            **self.plan.facts(),
+            "samples_per_rank": self.epoch.groups * self.plan.ranks.group,
+            "used": self.epoch.used,
+            "lost_share": self.epoch.lost_share,
+            "bytes": self.total_bytes,
+        }
+
+
+def reshard(request: Request, watch: Watch | None = None) -> Resharded | None:
+    """Make equal shards of a folder of shards, resuming an earlier attempt.
+
+    Returns:
+        What was made; None if ``watch`` stopped it, and the same request resumes it.
+
+    Raises:
+        ConfigurationError: It can't be carried out as asked, or the output holds something else.
+        ManifestError: The source is not a folder of whole shards.
+        ResourceError: The disk is full or can't be written; the same request resumes it.
+    """
+    state = State(_absolute(request.out))
+    _refuse_entangled(request.source, state)
+    paths = _shards(request.source)
+    counts = [_count(path) for path in paths]
+    plan = request.plan(_loader(paths, counts))
+    made_from = [fingerprint(path) for path in paths]
+    equal_sizes(sum(counts), plan.ranks)  # refuses too few before anything is written
+    if not state.folder.exists():
+        _refuse_taken(state)
+    with _claimed(state, is_alone=request.no_lock):
+        finish(state)
+        if _is_made(state, plan, made_from):
+            return _resharded(state, plan, is_new=False)
+        _refuse_taken(state)
+        if not rearrange(state, _sources(paths, counts, plan), plan=plan, record={"made_from": made_from}, watch=watch):
+            return None
+    return _resharded(state, plan, is_new=True)
+
+
+def _parse_seed(text: str) -> int | None:
+    if text == "none":
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= _SHOWN_CHARS and int(text) < _SEED_END):
+        raise ConfigurationError(
+            f"--shuffle takes a seed, a whole number from 0 to {_SEED_END - 1:,}, or 'none', "
+            f"not {text[:_SHOWN_CHARS]!r}"
+        )
+    return int(text)
+
+
+def _absolute(path: Path) -> Path:
+    # Not resolved: the state folder is the sibling of a link, as it is of a folder.
+    absolute = Path(os.path.abspath(path))  # noqa: PTH100 - Path.absolute keeps ".."
+    if not absolute.name:
+        raise ConfigurationError(f"{path} can't be an output; choose a folder below it")
+    return absolute
+
+
+def _refuse_entangled(source: Path, state: State) -> None:
+    """The source is not to be changed, and its own folder would be if the output or its state lay in it."""
+    read = source.resolve()
+    for written in (state.out.resolve(), state.folder.resolve()):
+        if read.is_relative_to(written) or written.is_relative_to(read):
+            raise ConfigurationError(f"{state.out} is not apart from {source}; choose an output that is")
+
+
+def _shards(folder: Path) -> list[Path]:
+    """The ``.pkl`` files of a folder of whole shards, in the order in which the loader takes them.
+
+    Raises:
+        ManifestError: There is no such folder, or it holds anything else.
+    """
+    try:
+        names = {path.name for path in folder.iterdir()}
+    except OSError as error:
+        raise_want(error)
+        raise ManifestError(f"cannot read the folder {folder}: {error.strerror}; name a folder of shards") from error
+    if not names:
+        raise ManifestError(f"{folder} is empty; name a folder of .pkl and .count files")
+    real_folder = os.path.realpath(folder)
+    for name in sorted(names):
+        stem, _, suffix = name.rpartition(".")
+        if suffix not in ("pkl", "count"):
+            raise ManifestError(f"{folder / name} is no part of a shard; move it away")
+        for path in (folder / f"{stem}.pkl", folder / f"{stem}.count"):
+            if not path.is_file():
+                raise ManifestError(f"{path} is missing or no file; shards are pairs of .pkl and .count")
+            if leads_out(path, real_folder):
+                raise ManifestError(
+                    f"{path} is a link that leads out of its folder, and is not followed; {FOLLOW_IT_YOURSELF}"
+                )
+    return [folder / name for name in sorted(names) if name.endswith(".pkl")]
+
+
+def _count(path: Path) -> int:
+    """How many rows a shard should hold, which nothing is made for before it is plausible."""
+    count = path.with_suffix(".count")
+    try:
+        rows = read_count(count)
+        total_bytes = path.stat().st_size
+    except OSError as error:
+        raise_want(error)
+        raise ManifestError(f"cannot read {count}: {error.strerror}") from error
+    if not 0 <= rows <= total_bytes:  # a row has one byte at least
+        raise ManifestError(f"{count} says {rows:,} rows, which {path.name} can't hold; recreate it")
+    return rows
+
+
+def _loader(paths: Sequence[Path], counts: Sequence[int]) -> Loader:
+    path = next((path for path, rows in zip(paths, counts, strict=True) if rows), None)
+    if path is None:
+        raise ManifestError(f"{paths[0].parent} holds no row")
+    try:
+        row = decode_row(next(read_frames(path), b""))
+    except (ValueError, RecursionError) as error:
+        raise ManifestError(f"{path}: {error}") from error
+    if "image" in row or "rawbytes" in row:
+        return Loader.COYO
+    if "image_info" in row and "text_list" in row:
+        return Loader.MMC4
+    raise ManifestError(
+        f"{path} holds neither pairs (image or rawbytes) nor documents (image_info and text_list); "
+        f"its first row has {', '.join(sorted(map(str, row))) or 'nothing'}"
+    )
+
+
+@contextmanager
+def _claimed(state: State, *, is_alone: bool) -> Iterator[None]:
+    """Hold the output for this process alone, unless the operator knows that it is."""
+    lock = Lock(state.lock, state.out, state.real_lock)
+    try:
+        make_folder(state.folder)
+        if is_alone:
+            lock.acquire_where_possible()
+        else:
+            lock.acquire()
+        refuse_links(state.folder)
+        yield
+    except OSError as error:
+        raise ResourceError.of_disk(error, f"write beside {state.out}") from error
+    finally:
+        lock.release()
+
+
+def _is_made(state: State, plan: Plan, made_from: list[list[str | int]]) -> bool:
+    """Whether the output is what this very request has made, and still is it."""
+    made = _read_record(state)
+    asked = {**plan.facts(), "made_from": made_from}
+    if {name: made.get(name) for name in asked} != asked:
+        return False
+    names = {f"{name}{suffix}" for name in made["files"] for suffix in (".pkl", ".count")}
+    return (
+        state.out.is_dir()
+        and {path.name for path in state.out.iterdir()} == names
+        and all(
+            (state.out / f"{name}.pkl").stat().st_size == total_bytes
+            for name, (_, total_bytes) in made["files"].items()
+        )
+    )
+
+
+def _read_record(state: State) -> dict[str, Any]:
+    try:
+        made = orjson.loads(state.equal.read_bytes())
+    except (FileNotFoundError, orjson.JSONDecodeError):
+        return {}
+    return made if isinstance(made, dict) else {}
+
+
+def _refuse_taken(state: State) -> None:
+    if state.job.exists():
+        raise ConfigurationError(f"{state.out} belongs to a run of datafetch prepare; choose another folder")
+    if state.out.is_dir() and not any(state.out.iterdir()):
+        return
+    if state.out.exists() or state.out.is_symlink():
+        raise ConfigurationError(f"{state.out} is there already; choose another folder, or delete it to start over")
+
+
+def _sources(paths: Sequence[Path], counts: Sequence[int], plan: Plan) -> list[Source]:
+    places = order(sum(counts), plan.shuffle)
+    sources = []
+    first = 0
+    for path, rows in zip(paths, counts, strict=True):
+        sources.append(Source(path, rows, places[first : first + rows]))
+        first += rows
+    return sources
+
+
+def _resharded(state: State, plan: Plan, *, is_new: bool) -> Resharded:
+    files = _read_record(state)["files"]
+    return Resharded(
+        out=state.out,
+        plan=plan,
+        epoch=epoch([files[name][0] for name in sorted(files)], plan.ranks),
+        shards=len(files),
+        total_bytes=sum(total_bytes for _, total_bytes in files.values()),
+        is_new=is_new,
+    )

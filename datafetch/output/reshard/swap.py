@@ -1,0 +1,176 @@
+"""Equal shards that are complete take the place of the output.
+
+Rules: complete shards are decided on by one rename, and from then on there is no way back: ``finish`` resumes from
+wherever it was interrupted, and ends the same. The output holds the old shards or the new ones, never some of both;
+until the new ones are in it, every row lies in the state folder. Where the system can let two folders change places,
+there is an output at every moment.
+
+What lies there meanwhile::
+
+    resharded/shards/      the new shards; gone once they are the output
+    resharded/equal.json   what they are made of; gone once it is the state's
+    resharded/exchanging   which of two folders is the new one, while it and the output change places
+    resharded/moving       the old shards are gone from an output that takes its new ones file by file
+    replaced/              the old output
+"""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from pathlib import Path
+
+import orjson
+
+from datafetch.errors import ConfigurationError, ResourceError
+from datafetch.model.untrusted import is_plain_name
+from datafetch.store.atomic import exchange, make_folder, publish, sync, write_atomically
+from datafetch.store.layout import State
+
+SHARDS = "shards"
+RECORD = "equal.json"
+REPLACES = "replaces"  # in the record: the shards whose place the new ones take
+_MOVING = "moving"
+_EXCHANGING = "exchanging"
+_CANT_RENAME = (errno.EXDEV, errno.EBUSY)
+
+
+def decide(state: State) -> None:
+    """Declare the shards in ``state.resharding`` complete; everything in there is on disk when this is called."""
+    sync(state.resharding)
+    state.resharding.rename(state.resharded)
+    sync(state.folder)
+
+
+def finish(state: State) -> None:
+    """Let complete equal shards become the output, if there are any; resume where that was interrupted.
+
+    To be called, under the lock of the output, before anything else looks at it.
+
+    Raises:
+        ResourceError: The output can't be written; nothing is lost.
+        ConfigurationError: Others have put files where the output is to be.
+    """
+    if not state.resharded.is_dir():
+        return
+    try:
+        _finish(state)
+    except OSError as error:
+        raise ResourceError.of_disk(error, f"put equal shards into {state.out}") from error
+
+
+def _finish(state: State) -> None:
+    shards = state.resharded / SHARDS
+    if shards.is_dir():
+        if _must_stay(state) or not _swap(state, shards):
+            _move_files(state, shards)
+        sync(state.resharded)
+    record = state.resharded / RECORD
+    if record.exists():
+        publish(record, state.equal)
+    _delete_replaced(state)
+    for leftover in (state.added, state.resharded):
+        if leftover.exists():
+            shutil.rmtree(leftover)
+    sync(state.folder)
+
+
+def _delete_replaced(state: State) -> None:
+    """Delete the old shards, and no other file in their folder."""
+    if not state.replaced.exists():
+        return
+    for path in _old_files(state, state.replaced):
+        path.unlink()
+    others = sorted(state.replaced.iterdir())
+    if others:
+        raise ConfigurationError(
+            f"{others[0]} lay among the shards and is not one of them; move it away and run the same command again"
+        )
+    state.replaced.rmdir()
+
+
+def _old_files(state: State, folder: Path) -> list[Path]:
+    """The files of the shards that are replaced, as far as they are there; counts first, never to be without rows."""
+    record = state.resharded / RECORD
+    path = record if record.exists() else state.equal
+    try:
+        shards = orjson.loads(path.read_bytes())[REPLACES]
+        paths = [
+            folder / f"{shard}{suffix}" for suffix in (".count", ".pkl") for shard in shards if is_plain_name(shard)
+        ]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigurationError(
+            f"{path} does not say which shards the equal ones replace; move {state.replaced} away"
+        ) from error
+    return [path for path in paths if path.is_file()]
+
+
+def _must_stay(state: State) -> bool:
+    """Whether the output's folder can't be replaced by another, for it is a mount point or a link."""
+    return (state.resharded / _MOVING).exists() or state.out.is_symlink() or state.out.is_mount()
+
+
+def _swap(state: State, shards: Path) -> bool:
+    """Put one folder in the other's place; False if they lie on different filesystems, and nothing was done."""
+    try:
+        if not state.out.exists() or state.replaced.exists():
+            shards.rename(state.out)
+        elif not _exchange(state, shards):
+            state.out.rename(state.replaced)
+            sync(state.folder)
+            sync(state.out.parent)
+            shards.rename(state.out)
+    except OSError as error:
+        if error.errno in _CANT_RENAME:
+            return False
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise ConfigurationError(
+                f"{state.out} is where equal shards from {shards} are to be, and holds something else; "
+                "move that away and run the same command again"
+            ) from error
+        raise
+    sync(state.out.parent)
+    return True
+
+
+def _exchange(state: State, shards: Path) -> bool:
+    """Let the new shards and the output change places; False where that can't be.
+
+    A run that was killed may have done it: the number of the new folder in its filesystem tells which of the two it is.
+    """
+    note = state.resharded / _EXCHANGING
+    if not note.exists():
+        write_atomically(note, _number(shards))
+    new = note.read_bytes()
+    if new not in (_number(shards), _number(state.out)):
+        raise ConfigurationError(
+            f"{state.out} and {shards} seem to have been copied while a swap was in progress, so it is unclear which "
+            f"holds the new shards: if {shards} does, delete {note}; if {state.out} does, delete {shards}; then run "
+            "the same command again"
+        )
+    if new == _number(shards):
+        if not exchange(shards, state.out):
+            return False
+        sync(state.out.parent)
+    shards.rename(state.replaced)
+    sync(state.folder)
+    return True
+
+
+def _number(folder: Path) -> bytes:
+    return str(folder.stat().st_ino).encode()
+
+
+def _move_files(state: State, shards: Path) -> None:
+    make_folder(state.out)
+    moving = state.resharded / _MOVING
+    if not moving.exists():
+        for path in _old_files(state, state.out):
+            path.unlink()
+        sync(state.out)
+        write_atomically(moving, b"")
+    for name in sorted({path.stem for path in shards.iterdir()}):
+        for path in (shards / f"{name}.pkl", shards / f"{name}.count"):
+            if path.exists():
+                publish(path, state.out / path.name)
+    shards.rmdir()

@@ -1,0 +1,295 @@
+"""One line per image, for ever: what became of it, as a parquet file a shard.
+
+Rules: a ledger file exists if and only if its shard is published. The shard's books stand in the file's metadata, so
+that a report reads footers and not millions of lines.
+"""
+
+from __future__ import annotations
+
+import base64
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from datafetch.errors import ConfigurationError, raise_want
+from datafetch.model.ledger_line import LedgerLine, Totals
+from datafetch.model.outcome import NOT_ASKED, FailureKind, Permission
+
+SCHEMA = pa.schema(
+    [
+        ("shard", pa.string()),
+        ("sample", pa.int64()),
+        ("key", pa.string()),
+        ("image", pa.int16()),
+        ("url", pa.string()),
+        ("final_url", pa.string()),
+        ("outcome", pa.string()),
+        ("status", pa.int16()),
+        ("attempts", pa.int8()),
+        ("body_bytes", pa.int64()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("format", pa.string()),
+        ("sha256", pa.string()),
+        ("fetch_ms", pa.float32()),
+        ("detail", pa.string()),
+        ("permitted", pa.list_(pa.string())),
+    ]
+)
+_LINE_COLUMNS = SCHEMA.names[1:]
+_TOTALS_KEY = b"datafetch.totals"
+_ROWS_KEY = b"datafetch.rows"
+_OWN_ROWS_KEY = b"datafetch.own_rows"
+_RETRY_KEY = b"datafetch.retry"
+Bools: TypeAlias = npt.NDArray[np.bool_]
+# Lines wait in memory until they are a row group, and a row group is read at a time. What they take is counted: a URL,
+# or where its redirects lead to, may have 60 KB and more.
+_LINES_A_ROW_GROUP = 16_384
+_BYTES_A_ROW_GROUP = 8 * 1024 * 1024
+_LINE_BYTES = 256  # of a line, besides its texts
+_LINES_AT_ONCE = 4096  # as Python objects
+
+
+@dataclass(frozen=True, slots=True)
+class Books:
+    """What a shard came to.
+
+    Attributes:
+        totals: Counts.
+        has_row: For each sample, by position, whether it became a row.
+        own_rows: Of these, the rows that were written with this ledger into the shard's own file. After a retry of
+            what lies in equal shards, only those that it brought.
+        retry: Which retry the shard has last been part of; 0 before the first.
+    """
+
+    totals: Totals
+    has_row: Bools
+    own_rows: Bools
+    retry: int = 0
+
+
+class LedgerWriter:
+    """Writes one shard's ledger to a file that is not published yet; use it as a context manager."""
+
+    def __init__(self, path: Path, shard: str) -> None:
+        self.lines = 0
+        self._shard = shard
+        self._pending: list[dict[str, object]] = []
+        self._pending_bytes = 0
+        self._writer = pq.ParquetWriter(path, SCHEMA, compression="zstd")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._writer.close()
+
+    def write(self, lines: Sequence[LedgerLine]) -> None:
+        """Append lines. They come in the order of samples and images."""
+        self.lines += len(lines)
+        for line in lines:
+            columns: dict[str, object] = {name: getattr(line, name) for name in _LINE_COLUMNS}
+            self._pending.append({"shard": self._shard, **columns})
+            self._pending_bytes += _LINE_BYTES + _text_bytes(line)
+            if len(self._pending) >= _LINES_A_ROW_GROUP or self._pending_bytes >= _BYTES_A_ROW_GROUP:
+                self._flush()
+
+    def finish(self, books: Books) -> None:
+        """Write what is pending, and the shard's books."""
+        self._flush()
+        self._writer.add_key_value_metadata(
+            {
+                _TOTALS_KEY: orjson.dumps(books.totals),
+                _ROWS_KEY: pack_bools(books.has_row),
+                _OWN_ROWS_KEY: pack_bools(books.own_rows),
+                _RETRY_KEY: str(books.retry).encode(),
+            }
+        )
+
+    def _flush(self) -> None:
+        if self._pending:
+            self._writer.write_table(_table(self._pending))
+            self._pending.clear()
+            self._pending_bytes = 0
+
+
+def _text_bytes(line: LedgerLine) -> int:
+    return len(line.url) + len(line.final_url) + len(line.key) + len(line.detail)
+
+
+def _table(lines: Sequence[Mapping[str, object]]) -> pa.Table:
+    """Lines as Arrow holds them: a lone surrogate, which JSON can hold and UTF-8 can't, becomes its escape."""
+    try:
+        return pa.Table.from_pylist(lines, schema=SCHEMA)
+    except UnicodeEncodeError:
+        whole = [{name: _whole(value) for name, value in line.items()} for line in lines]
+        return pa.Table.from_pylist(whole, schema=SCHEMA)
+
+
+def _whole(value: object) -> object:
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+
+
+def pack_bools(values: Bools) -> bytes:
+    """A bit for each value, compressed, as text."""
+    return base64.b85encode(zlib.compress(np.packbits(values).tobytes()))
+
+
+def unpack_bools(packed: bytes | str, count: int) -> Bools:
+    """So many values again."""
+    bits = np.frombuffer(zlib.decompress(base64.b85decode(packed)), np.uint8)
+    return np.unpackbits(bits, count=count).astype(np.bool_)
+
+
+def read_totals(path: Path) -> Totals:
+    """The counts of a published shard.
+
+    Raises:
+        ConfigurationError: The file is not a ledger.
+    """
+    return _totals(path, _read_metadata(path))
+
+
+def sum_totals(paths: Iterable[Path]) -> Totals:
+    """The counts of all those shards that are published.
+
+    Raises:
+        ConfigurationError: A file is not a ledger.
+    """
+    return Totals.sum(read_totals(path) for path in paths if path.exists())
+
+
+def read_books(path: Path) -> Books:
+    """What a published shard came to.
+
+    Raises:
+        ConfigurationError: The file is not a ledger.
+    """
+    metadata = _read_metadata(path)
+    totals = _totals(path, metadata)
+    return Books(
+        totals,
+        unpack_bools(metadata[_ROWS_KEY], totals.samples),
+        unpack_bools(metadata[_OWN_ROWS_KEY], totals.samples),
+        int(metadata[_RETRY_KEY]),
+    )
+
+
+def not_a_ledger(path: Path, of: str = "of datafetch") -> ConfigurationError:
+    """The error for a file that is no ledger, with the least that mends it: no other shard needs to be made again.
+
+    Args:
+        path: The file.
+        of: What it is no ledger of.
+    """
+    return ConfigurationError(
+        f"{path} is not a ledger {of}; put back a copy, or delete it and run 'datafetch prepare' as before, which "
+        "fetches the images of that shard again; if the shards were made equal, only a copy helps, or --fresh"
+    )
+
+
+def _read_metadata(path: Path) -> dict[bytes, bytes]:
+    try:
+        metadata: dict[bytes, bytes] = pq.read_metadata(path).metadata or {}
+    except (OSError, pa.ArrowException) as error:
+        raise_want(error)
+        raise not_a_ledger(path) from error
+    if not metadata.keys() >= {_TOTALS_KEY, _ROWS_KEY, _OWN_ROWS_KEY, _RETRY_KEY}:
+        raise not_a_ledger(path, "of this version of datafetch")
+    return metadata
+
+
+def read_samples(path: Path) -> Iterator[tuple[LedgerLine, ...]]:
+    """The lines of each sample that has any, in the order of samples and images."""
+    with pq.ParquetFile(path) as file:
+        lines = (LedgerLine.from_fields(line) for batch in _batches(file, _LINE_COLUMNS) for line in batch.to_pylist())
+        for _, sample in groupby(lines, attrgetter("sample")):
+            yield tuple(sample)
+
+
+def read_outcomes(path: Path) -> set[tuple[str, int | None]]:
+    """Which outcomes there are, with their statuses."""
+    table = pq.read_table(path, columns=["outcome", "status"]).group_by(["outcome", "status"]).aggregate([])
+    return {(line["outcome"], line["status"]) for line in table.to_pylist()}
+
+
+def count_unpermitted(path: Path, kind: FailureKind, permission: Permission) -> int:
+    """How many images that were asked for failed in one way without a permission having been used."""
+    count = 0
+    with pq.ParquetFile(path) as file:
+        names = [name for name in ("outcome", "detail", "permitted") if name in file.schema_arrow.names]
+        for batch in _batches(file, names):
+            lines = batch.filter(pc.equal(batch["outcome"], kind.value)).to_pylist()
+            count += sum(
+                not line["detail"].startswith(NOT_ASKED) and permission not in (line.get("permitted") or ())
+                for line in lines
+            )
+    return count
+
+
+def _totals(path: Path, metadata: Mapping[bytes, bytes]) -> Totals:
+    try:
+        return _checked(Totals(**orjson.loads(metadata[_TOTALS_KEY])))
+    except (TypeError, ValueError) as error:
+        raise not_a_ledger(path) from error
+
+
+def _checked(totals: Totals) -> Totals:
+    """Books that are numbers throughout.
+
+    Raises:
+        ValueError: They are not. Or ``TypeError``: they have another form altogether.
+    """
+    outcomes = dict(totals.outcomes)
+    notes = dict(totals.notes)
+    counts = (totals.samples, totals.rows, totals.written_bytes, *outcomes.values(), *notes.values())
+    if not all(type(count) is int and count >= 0 for count in counts) or totals.rows > totals.samples:
+        raise ValueError(totals)
+    return totals
+
+
+def read_keys(path: Path) -> Iterator[str]:
+    """The key of every image's sample, in order; a sample with several images comes several times."""
+    with pq.ParquetFile(path) as file:
+        for batch in _batches(file, ["key"]):
+            column: Any = batch.column("key")
+            yield from column.to_pylist()
+
+
+def read_columns(path: Path, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Some columns of all lines, in order, some thousands of lines at a time and a few megabytes at most.
+
+    Raises:
+        FileNotFoundError: There is no such ledger (any more).
+        ConfigurationError: The file is not a ledger.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            if not {SCHEMA.field(name) for name in names} <= set(file.schema_arrow):
+                raise pa.ArrowInvalid("other columns")
+            yield from _batches(file, list(names))
+    except FileNotFoundError:
+        raise
+    except (OSError, pa.ArrowException) as error:
+        raise_want(error)
+        raise not_a_ledger(path) from error
+
+
+def _batches(file: pq.ParquetFile, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Some columns of all lines, none of the batches having more than a row group has."""
+    for group in range(file.num_row_groups):
+        yield from file.iter_batches(_LINES_AT_ONCE, row_groups=[group], columns=columns, use_threads=False)

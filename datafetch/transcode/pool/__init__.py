@@ -1,0 +1,1 @@
+"""Codec processes, and the images in them."""

@@ -1,0 +1,183 @@
+"""Files get their names when they are complete, on the same filesystem or another."""
+
+import errno
+import logging
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import mkdtemp
+from threading import Event
+
+import pytest
+from test_commit import spool
+from test_spool import make_outcome
+
+from datafetch.output.commit import commit_shard
+from datafetch.store import atomic as durable
+from datafetch.store.atomic import exchange, make_folder, publish, sync, write_atomically
+from datafetch.store.layout import State
+
+OTHER_FILESYSTEM = Path("/dev/shm")  # noqa: S108 - a tmpfs wherever Linux runs
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Iterator[Path]:
+    """A folder on another filesystem."""
+    if not OTHER_FILESYSTEM.is_dir() or OTHER_FILESYSTEM.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is no other filesystem to write to")
+    folder = Path(mkdtemp(dir=OTHER_FILESYSTEM))
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_a_file_is_published_across_filesystems(tmp_path: Path, elsewhere: Path) -> None:
+    """It is there under its name alone, takes an old one's place, and is gone from where it was."""
+    for content in (b"first", b"second"):
+        (tmp_path / "made").write_bytes(content)
+        publish(tmp_path / "made", elsewhere / "shard.pkl")
+        assert [path.name for path in elsewhere.iterdir()] == ["shard.pkl"]
+        assert (elsewhere / "shard.pkl").read_bytes() == content
+        assert not (tmp_path / "made").exists()
+
+
+def test_a_shard_is_committed_to_another_filesystem(tmp_path: Path, elsewhere: Path) -> None:
+    """Where the output is a link to it: the state stays where it is, and the trainer's folder holds the pair alone."""
+    (tmp_path / "out").symlink_to(elsewhere)
+    here = State(tmp_path / "here")
+    state = State(tmp_path / "out")
+    for one in (here, state):
+        commit_shard(spool(one, [make_outcome(number) for number in range(6)]))
+    assert {path.name: path.read_bytes() for path in elsewhere.iterdir()} == {
+        path.name: path.read_bytes() for path in here.out.iterdir()
+    }
+    assert not list(state.ready.iterdir())
+
+
+def test_what_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> None:
+    """A file that others look at is replaced as a whole or not at all."""
+    path = tmp_path / "new" / "folder" / "job.json"
+    write_atomically(path, b"{}")
+    (path.parent / "job.json.tmp").mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_atomically(path, b"{1}")
+    assert path.read_bytes() == b"{}"
+
+
+def test_a_folder_that_is_there_is_no_fault(tmp_path: Path) -> None:
+    """Folders are made as far as they are missing."""
+    make_folder(tmp_path / "a" / "b")
+    make_folder(tmp_path / "a" / "b" / "c")
+    make_folder(tmp_path / "a" / "b" / "c")
+    assert (tmp_path / "a" / "b" / "c").is_dir()
+
+
+@pytest.fixture
+def _nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a process that has not met such a filesystem yet."""
+    monkeypatch.setattr(durable, "_is_said", Event())
+
+
+@pytest.mark.usefixtures("_nothing_said")
+def test_what_cannot_be_forced_onto_the_disk_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    """The kernel's own filesystem refuses it for folders, a device for files: the work goes on, one line says so."""
+    for path in ("/proc", "/proc", "/dev/null"):
+        sync(Path(path))
+    (remark,) = caplog.records
+    assert remark.levelno == logging.WARNING
+    assert "the filesystem of /proc does not support fsync (Invalid argument)" in remark.getMessage()
+
+
+@pytest.mark.usefixtures("_nothing_said")
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
+def test_a_shard_is_committed_where_folders_cannot_be_synced(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Spool, rows, ledger and renames: none of them needs it."""
+    fsync = os.fsync
+
+    def refuse_folders(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, "not here")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse_folders)
+    state = State(tmp_path / "out")
+    commit_shard(spool(state, [make_outcome(0)]))
+    assert state.ledger("part-00000").exists()
+
+
+@pytest.mark.usefixtures("_nothing_said")
+def test_a_disk_that_fails_is_no_such_filesystem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of the disk is raised as before."""
+
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, "the disk is broken")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="broken"):
+        sync(tmp_path)
+
+
+class Disk:
+    """What a power cut would leave, by the calls that this process makes; they are made all the same.
+
+    Attributes:
+        empty: What got its name before its content, or a name in it, was on disk.
+        nameless: Folders in which a name is not on disk yet.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.empty: list[Path] = []
+        self.nameless: set[int] = set()
+        self._synced: set[int] = set()
+        for name in ("rename", "replace"):
+            monkeypatch.setattr(os, name, self._watched(getattr(os, name)))
+        self._fsync = os.fsync
+        monkeypatch.setattr(os, "fsync", self._sync)
+
+    def _sync(self, descriptor: int) -> None:
+        self._fsync(descriptor)
+        self._synced.add(os.fstat(descriptor).st_ino)
+        self.nameless.discard(os.fstat(descriptor).st_ino)
+
+    def _watched(self, move: Callable[[Path, Path], None]) -> Callable[[Path, Path], None]:
+        def moved(source: Path, target: Path) -> None:
+            below = source.rglob("*") if source.is_dir() else ()
+            self.empty += [path for path in (source, *below) if path.stat().st_ino not in self._synced]
+            move(source, target)
+            self.nameless.add(target.parent.stat().st_ino)
+
+        return moved
+
+
+@pytest.mark.parametrize("what", ["publish", "write_atomically", "commit"])
+def test_what_has_its_name_survives_a_power_cut(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Content is on disk before it gets its name, and the name before anybody is told."""
+    state = State(tmp_path / "out")
+    commit = spool(state, [make_outcome(number) for number in range(3)])
+    (tmp_path / "made").write_bytes(b"content")
+    disk = Disk(monkeypatch)
+    if what == "publish":
+        publish(tmp_path / "made", tmp_path / "final")
+    elif what == "write_atomically":
+        write_atomically(tmp_path / "final", b"content")
+    else:
+        commit_shard(commit)
+        assert state.ledger("part-00000").exists()
+    assert (disk.empty, disk.nameless) == ([], set())
+
+
+def test_two_folders_change_places_in_one_step(tmp_path: Path, elsewhere: Path) -> None:
+    """Each has the other's name afterwards; across filesystems it is said that they can't be renamed."""
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"was {name}").touch()
+    assert exchange(tmp_path / "a", tmp_path / "b")
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["was b"]
+    assert [path.name for path in (tmp_path / "b").iterdir()] == ["was a"]
+    (elsewhere / "c").mkdir()
+    with pytest.raises(OSError, match="cross-device") as refused:
+        exchange(tmp_path / "a", elsewhere / "c")
+    assert refused.value.errno == errno.EXDEV

@@ -1,0 +1,123 @@
+"""Coroutines on a loop of their own, and what Ctrl-C does to them."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from datafetch.process.event_loop import run_to_end
+from datafetch.process.interrupts import Interrupts, in_force
+
+PATIENCE_S = 20.0
+
+# A signal comes at the very beginning of the callback that a task group waits for, as it may under load.
+SIGNALLED_IN_A_CALLBACK = """
+import asyncio, signal, sys, uvloop
+from datafetch.own_loop import run_to_end
+
+def interrupt(frame, event, _):
+    if event == "call" and frame.f_code.co_name == "_on_task_done":
+        sys.setprofile(None)
+        signal.raise_signal(signal.SIGINT)
+
+async def rest():
+    await asyncio.sleep(60)
+
+async def work():
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(50):
+                group.create_task(rest())
+            await asyncio.sleep(0)
+            signal.raise_signal(signal.SIGINT)
+            sys.setprofile(interrupt)
+    finally:
+        await asyncio.sleep(0)
+        print("ended")
+
+try:
+    run_to_end(work(), {loop})
+except KeyboardInterrupt:
+    print("interrupted")
+assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+"""
+
+
+@pytest.mark.parametrize("loop", ["uvloop.new_event_loop", "None"])
+def test_a_second_ctrl_c_tears_nothing_apart(loop: str) -> None:
+    """It comes in the midst of the work of ending, which is done to its end all the same."""
+    program = SIGNALLED_IN_A_CALLBACK.format(loop=loop)
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=PATIENCE_S
+    )
+    assert ended.stderr == ""
+    assert ended.stdout.split() == ["ended", "interrupted"]
+
+
+def test_what_a_coroutine_comes_to_is_returned_or_raised() -> None:
+    """Without a signal it is as if it had been awaited, also in another thread."""
+
+    async def echo(value: str) -> str:
+        await asyncio.sleep(0)
+        return value
+
+    async def fail() -> None:
+        raise ValueError("wrong")
+
+    results: list[str] = []
+    thread = threading.Thread(target=lambda: results.append(run_to_end(echo("there"))))
+    thread.start()
+    thread.join()
+    assert [run_to_end(echo("here")), *results] == ["here", "there"]
+    with pytest.raises(ValueError, match="wrong"):
+        run_to_end(fail())
+
+
+def test_ctrl_c_is_not_lost_when_the_work_ends_well_all_the_same() -> None:
+    """Who presses it while the last step is done wants what comes after to stop as well."""
+
+    async def work() -> int:
+        signal.raise_signal(signal.SIGINT)
+        return 1
+
+    with pytest.raises(KeyboardInterrupt):
+        run_to_end(work())
+
+
+def test_a_handler_of_the_caller_is_left_in_force() -> None:
+    """The library puts none in the place of anybody's."""
+    seen = []
+
+    async def work() -> int:
+        signal.raise_signal(signal.SIGINT)
+        await asyncio.sleep(0)
+        return 1
+
+    before = signal.signal(signal.SIGINT, lambda *_: seen.append("the caller's"))
+    try:
+        assert run_to_end(work()) == 1
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert seen == ["the caller's"]
+
+
+def test_interrupts_are_counted_and_the_third_is_raised() -> None:
+    """The first calls what stops the work, the second has no effect; whoever sends a third has waited."""
+    stopped: list[int] = []
+
+    def work(interrupts: Interrupts) -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        assert interrupts.count == 2
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+    with in_force() as interrupts, pytest.raises(KeyboardInterrupt), interrupts.calling(lambda: stopped.append(1)):
+        work(interrupts)
+    assert stopped == [1]
+    assert not isinstance(signal.getsignal(signal.SIGINT), Interrupts)

@@ -1,0 +1,563 @@
+"""Samples of several images on their way: lost documents stop, and no URL is asked for twice in a run."""
+
+import asyncio
+import base64
+import json
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import LOOPBACK, until
+from in_process import retry, run
+from runs import PATIENCE_S, Run, dying_at_a_step
+from test_spool import make_end, make_outcome, make_sample
+
+from datafetch import Choices, IdsIndex, Job, Report
+from datafetch.datasets import find_dataset
+from datafetch.demo.origin import Origin
+from datafetch.engine import dedup as room
+from datafetch.engine.dedup import Once
+from datafetch.engine.feed import Feed
+from datafetch.engine.job import hash_of
+from datafetch.engine.ownership import read_identity
+from datafetch.errors import ConfigurationError, ManifestError
+from datafetch.fetch import BodyBudget, Fetcher, FetchPolicy
+from datafetch.model.interfaces import Samples
+from datafetch.model.ledger_line import Totals
+from datafetch.model.outcome import Failure, FailureKind
+from datafetch.model.sample import Sample, Shard
+from datafetch.store.layout import State
+from datafetch.store.retry_filter import Wanted
+from datafetch.store.spool import Spool, SpoolReader
+from datafetch.store.spool_format import ImageEnd
+
+POLICY = FetchPolicy(allow_net=LOOPBACK, backoff_s=0.01, connections=32, per_host=32, retries=0)
+Pictures = tuple[Path, list[str]]
+_numbers = count()
+
+
+class Web:
+    """URLs that no other test asks for."""
+
+    def __init__(self, origin: Origin, names: Sequence[str]) -> None:
+        self._origin = origin
+        self._names = names
+        self._run = next(_numbers)
+
+    def url(self, number: int, behaviour: str = "well") -> str:
+        """The URL of a picture, good or not."""
+        name = self._names[number % len(self._names)]
+        return self._origin.url(behaviour, name, f"delivery-{self._run}-{number}")
+
+    def asked(self, urls: Sequence[str]) -> list[int]:
+        """How often each was asked for."""
+        requests = self._origin.requests()
+        return [requests.get("/" + url.split("/", 3)[3], 0) for url in urls]
+
+    def lost(self, url: str) -> int:
+        """How often the client went away while it was being answered."""
+        return self._origin.lost().get("/" + url.split("/", 3)[3], 0)
+
+
+@pytest.fixture
+def web(origin: Origin, pictures: Pictures) -> Web:
+    """Some."""
+    return Web(origin, pictures[1])
+
+
+def write_documents(path: Path, documents: Sequence[Sequence[str]]) -> None:
+    """A file of documents with these images."""
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w") as file:
+        for number, urls in enumerate(documents):
+            info = [{"raw_url": url, "matched_text_index": 0} for url in urls]
+            matrix = [[float(place)] for place in range(len(urls))]
+            json.dump({"n": number, "image_info": info, "similarity_matrix": matrix, "text_list": ["text"]}, file)
+            file.write("\n")
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    """A job for documents."""
+    return Job(
+        dataset="mmc4-core",
+        source=str(tmp_path / "source"),
+        out=str(tmp_path / "data" / "out"),
+        fetch=POLICY,
+        processes=1,
+        world_size=None,
+    )
+
+
+def read_rows(job: Job) -> list[dict[str, Any]]:
+    """All rows, shard by shard."""
+    return [row for path in sorted(Path(job.out).glob("*.pkl")) for row in pickle.loads(path.read_bytes())]
+
+
+def read_ledger(job: Job) -> list[dict[str, Any]]:
+    """All lines, shard by shard."""
+    paths = sorted(State(Path(job.out)).ledgers.glob("*.parquet"))
+    return [line for path in paths for line in pq.read_table(path).to_pylist()]
+
+
+def check_books(report: Report, images: int) -> None:
+    """Every image ended once, every sample as a row or not."""
+    totals = report.totals
+    assert totals.ok + totals.failed == totals.images == images
+    assert sum(totals.outcomes.values()) == images
+
+
+def test_a_document_that_is_lost_stops_fetching(job: Job, web: Web, tmp_path: Path) -> None:
+    """What hangs is called off at once, long before its deadline, and takes the reason of what was lost."""
+    gone, stuck, well = web.url(0, "missing"), web.url(1, "stuck"), web.url(2)
+    write_documents(tmp_path / "source" / "docs_shard_0_v3.jsonl", [[stuck, gone], [well]])
+    report = run(job)
+    assert report.elapsed_s < POLICY.timeout_s / 2
+    check_books(report, 3)
+    assert web.lost(stuck) == 1
+    assert report.totals.outcomes == {"ok": 1, "http_status": 2}
+    assert report.totals.notes == {"not_asked": 1}
+    first, second, _ = read_ledger(job)
+    assert (first["outcome"], first["status"], first["attempts"]) == ("http_status", 404, 0)
+    assert first["detail"] == "not asked for: the document was lost with image 1"
+    assert (second["outcome"], second["attempts"]) == ("http_status", 1)
+    assert [row["n"] for row in read_rows(job)] == [1]
+
+
+def test_a_document_of_which_enough_may_arrive_goes_on(job: Job, web: Web, tmp_path: Path) -> None:
+    """With --keep-at-least it is lost only when too few can arrive."""
+    documents = [
+        [web.url(0, "missing"), web.url(1, "slow"), web.url(2)],
+        [web.url(3, "missing"), web.url(4, "missing"), web.url(5, "stuck")],
+    ]
+    write_documents(tmp_path / "source" / "docs_shard_0_v3.jsonl", documents)
+    report = run(replace(job, choices=Choices(keep_at_least=2)))
+    check_books(report, 6)
+    assert report.totals.notes == {"not_asked": 1}
+    (row,) = read_rows(job)
+    assert [image["raw_url"] for image in row["image_info"]] == documents[0][1:]
+    assert row["similarity_matrix"] == [[1.0], [2.0]]
+    assert all(base64.b64decode(image["image_base64"]).startswith(b"\xff\xd8") for image in row["image_info"])
+
+
+def test_what_was_called_off_is_retried_with_what_it_was_lost_for(job: Job, web: Web, tmp_path: Path) -> None:
+    """The images of a lost document are wanted again together, or not at all."""
+    documents = [[web.url(0, "stuck"), web.url(1, "flaky")], [web.url(2, "stuck"), web.url(3, "missing")]]
+    write_documents(tmp_path / "source" / "docs_shard_0_v3.jsonl", documents)
+    run(job)
+    calm = tmp_path / "source" / "docs_shard_0_v3.jsonl"
+    calm.unlink()
+    assert [line["outcome"] for line in read_ledger(job)] == ["http_status"] * 4
+    assert [line["status"] for line in read_ledger(job)] == [500, 500, 404, 404]
+    report = retry(job.out, change=lambda before: replace(before, fetch=replace(before.fetch, timeout_s=0.5)))
+    assert report.retried == 2
+    assert [line["outcome"] for line in read_ledger(job)][1:] == ["ok", "http_status", "http_status"]
+    assert read_ledger(job)[0]["outcome"] == "timeout"
+    assert web.asked([url for urls in documents for url in urls])[1] == 2
+
+
+@pytest.mark.parametrize("order", [("missing", "flaky"), ("flaky", "missing")])
+def test_what_failed_first_makes_no_difference_to_a_retry(
+    job: Job, web: Web, tmp_path: Path, order: tuple[str, str]
+) -> None:
+    """Where enough may still arrive, a retry asks for what may pass and for what was called off."""
+    urls = [web.url(0, order[0]), web.url(1, order[1]), web.url(2, "stuck"), web.url(3)]
+    write_documents(tmp_path / "source" / "docs_shard_0_v3.jsonl", [urls])
+    run(replace(job, choices=Choices(keep_at_least=3)))
+    before = web.asked(urls)
+    statuses = [line["status"] for line in read_ledger(job) if line["detail"].startswith("not asked")]
+    assert set(statuses) == {500}
+    report = retry(job.out, change=lambda old: replace(old, fetch=replace(old.fetch, timeout_s=0.3)))
+    now = web.asked(urls)
+    gone, flaky = order.index("missing"), order.index("flaky")
+    assert now[gone] == before[gone]
+    assert (now[flaky], now[2]) == (2, before[2] + 1)
+    assert 0 <= report.reused <= report.totals.ok
+    assert report.images_per_s >= 0
+
+
+def test_a_run_goes_on_with_documents_that_were_lost(job: Job, web: Web, tmp_path: Path) -> None:
+    """What an earlier run has seen fail, its siblings are not asked for in this one."""
+    urls = [web.url(0, "missing"), web.url(1), web.url(2)]
+    write_documents(tmp_path / "source" / "docs_shard_0_v3.jsonl", [urls])
+    run(job)
+    state = State(Path(job.out))
+    before = read_ledger(job)
+    spool = next(iter(SpoolReader(state.failed("docs_shard_00000_v3")).samples()))
+    lost = Failure(FailureKind.HTTP_STATUS, "404", 404, 1)
+    again = replace(job, out=str(tmp_path / "again" / "out"))
+
+    path = State(Path(again.out), job_hash=hash_of(read_identity(state))).spool("docs_shard_00000_v3")
+
+    async def begin() -> None:
+        begun = await Spool.open(path)
+        await begun.append(make_end(spool.sample, 0, lost))
+        await begun.close()
+
+    asyncio.run(begin())
+    asked = web.asked(urls)
+    report = run(again)
+    check_books(report, 3)
+    assert web.asked(urls) == asked
+    assert [line["outcome"] for line in read_ledger(again)] == ["http_status"] * 3
+    assert before[0]["outcome"] == "http_status"
+
+
+def test_a_document_larger_than_a_sample_may_be_stops_fetching(job: Job, web: Web, tmp_path: Path) -> None:
+    """What hangs is called off as soon as the images that arrived are larger together than they may be."""
+    write_documents(tmp_path / "source" / "docs_shard_0_v3.jsonl", [[web.url(0, "stuck"), web.url(1)], [web.url(2)]])
+    report = run(replace(job, max_sample_bytes=1))
+    assert report.elapsed_s < POLICY.timeout_s / 2
+    check_books(report, 3)
+    assert report.totals.outcomes == {"too_large": 3}
+    assert report.totals.notes == {"not_asked": 1}
+    called_off, crossing, alone = read_ledger(job)
+    assert called_off["detail"] == "not asked for: the document was lost with image 1"
+    assert all("--max-sample" in line["detail"] and line["attempts"] == 1 for line in (crossing, alone))
+    assert read_rows(job) == []
+
+
+def test_more_may_be_permitted_later(job: Job, web: Web, tmp_path: Path) -> None:
+    """The bound of a sample is no part of the job: a run goes on with another, and a retry brings what is missing."""
+    write_documents(tmp_path / "source" / "docs_shard_0_v3.jsonl", [[web.url(0), web.url(1)]])
+    run(replace(job, max_sample_bytes=1))
+    assert run(replace(job, max_sample_bytes=1 << 20)).totals.outcomes == {"too_large": 2}
+    kinds = Wanted(frozenset({FailureKind.TOO_LARGE}))
+    report = retry(job.out, kinds, change=lambda before: replace(before, max_sample_bytes=1 << 20))
+    assert report.totals.outcomes == {"ok": 2}
+    assert len(read_rows(job)[0]["image_info"]) == 2
+
+
+@pytest.mark.parametrize(("connections", "late"), [(1, 3), (32, 0), (32, 1), (32, 2)])
+def test_which_images_are_too_many_depends_on_their_order_alone(
+    job: Job, web: Web, tmp_path: Path, connections: int, late: int
+) -> None:
+    """With --keep-at-least a row has the same images however many were fetched at once, and whichever was slow."""
+    urls = [web.url(number, "slow" if number == late else "well") for number in range(4)]
+    write_documents(tmp_path / "source" / "docs_shard_0_v3.jsonl", [urls])
+    job = replace(
+        job, fetch=replace(POLICY, connections=connections), choices=Choices(keep_at_least=1), out=str(tmp_path / "all")
+    )
+    run(job)
+    sizes = [len(base64.b64decode(image["image_base64"])) for image in read_rows(job)[0]["image_info"]]
+    bounded = replace(job, out=str(tmp_path / "bounded"), max_sample_bytes=sizes[0] + sizes[1] + sizes[3] - 1)
+    expected, held_bytes = [], 0
+    for url, size in zip(urls, sizes, strict=True):
+        if held_bytes + size <= bounded.max_sample_bytes:
+            expected.append(url)
+            held_bytes += size
+    report = run(bounded)
+    assert [image["raw_url"] for image in read_rows(bounded)[0]["image_info"]] == expected
+    assert report.totals.outcomes == {"ok": len(expected), "too_large": 4 - len(expected)}
+    assert 0 < len(expected) < 4
+
+
+async def test_calling_off_leaves_nothing_behind(web: Web) -> None:
+    """Fetches that are cancelled at any moment give back their places, their turns and their memory."""
+    budget = BodyBudget(1 << 20)
+    async with Fetcher(replace(POLICY, connections=4, per_host=2), budget=budget) as fetch:
+        for round_ in range(40):
+            urls = [web.url(round_ * 10 + n, ("stuck", "slow", "well", "drip")[n % 4]) for n in range(8)]
+            tasks = [asyncio.create_task(fetch(url)) for url in urls]
+            for _ in range(round_):
+                await asyncio.sleep(0)
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+        now = fetch.statistics()
+        assert (now.open, now.waiting, now.held_bytes) == (0, 0, 0)
+        assert not isinstance(await fetch(web.url(999)), Failure)
+
+
+def test_a_url_is_asked_for_once_in_a_run(job: Job, web: Web, tmp_path: Path) -> None:
+    """In one document, in documents at once, in shards open together and long after; also where it failed."""
+    logo, banner, gone = web.url(0), web.url(1), web.url(2, "missing")
+    own = [web.url(number) for number in range(10, 40)]
+    for shard in range(10):
+        documents = [[logo, own[shard * 3]], [own[shard * 3 + 1], logo, logo, banner], [gone, own[shard * 3 + 2]]]
+        write_documents(tmp_path / "source" / f"docs_shard_{shard}_v3.jsonl", documents)
+    report = run(replace(job, choices=Choices(keep_at_least=1)))
+    check_books(report, 80)
+    assert web.asked([logo, banner, gone, *own]) == [1] * 33
+    assert report.requests == 33
+    assert report.totals.ok == 70
+    assert report.reused == 70 - 32
+    assert report.summary()["images"] == {
+        "total": 80,
+        "ok": 70,
+        "failed": 10,
+        "reused": 38,
+        "repeated": 38,
+        "by_kind": {"http_status": 10},
+    }
+    lines = [line for line in read_ledger(job) if line["url"] == logo]
+    assert {line["sha256"] for line in lines} == {lines[0]["sha256"]}
+    assert sum(line["attempts"] for line in lines) == 1
+    jpegs = {image["image_base64"] for row in read_rows(job) for image in row["image_info"] if image["raw_url"] == logo}
+    assert len(jpegs) == 1
+    assert sum(line["attempts"] for line in read_ledger(job) if line["url"] == gone) == 1
+
+
+def test_urls_of_one_hash_keep_their_images(
+    job: Job, web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where another image stands by the same hash, a URL is asked for."""
+    monkeypatch.setattr(room, "hash", lambda _: 7, raising=False)
+    urls = [web.url(number) for number in range(6)]
+    write_documents(tmp_path / "source" / "docs_shard_0_v3.jsonl", [[url] for url in (*urls, *urls)])
+    report = run(job)
+    assert report.totals.ok == 12
+    assert all(count >= 1 for count in web.asked(urls))
+    lines = read_ledger(job)
+    assert [line["url"] for line in lines] == urls * 2
+    assert [line["sha256"] for line in lines[:6]] == [line["sha256"] for line in lines[6:]]
+    assert len({line["sha256"] for line in lines}) == 6
+
+
+def test_what_is_tried_again_is_asked_for_once_as_well(job: Job, web: Web, tmp_path: Path) -> None:
+    """A retry is a run: it asks anew, and once."""
+    flaky = web.url(0, "flaky")
+    write_documents(tmp_path / "source" / "docs_shard_0_v3.jsonl", [[flaky], [flaky], [flaky]])
+    run(job)
+    assert web.asked([flaky]) == [1]
+    report = retry(job.out, Wanted())
+    assert web.asked([flaky]) == [2]
+    assert (report.totals.rows, report.retried, report.reused, report.repeated) == (3, 3, 2, 2)
+
+
+def test_the_first_who_asks_may_be_called_off(job: Job, web: Web, tmp_path: Path) -> None:
+    """Whoever waits for the same URL then asks for it."""
+    shared, gone = web.url(0, "slow"), web.url(1, "missing")
+    write_documents(tmp_path / "source" / "docs_shard_0_v3.jsonl", [[shared, gone], [shared]])
+    report = run(job)
+    check_books(report, 3)
+    assert [row["n"] for row in read_rows(job)] == [1]
+
+
+async def test_no_more_is_known_than_is_allowed(tmp_path: Path) -> None:
+    """The newest URLs are, older ones make room; of spools that are let go of nothing is known."""
+    sample = make_sample(0, images=1)
+    once = Once(most_urls=8, most_held_bytes=0)
+    spool = await Spool.open(tmp_path / "x.spool")
+
+    def end_of(number: int) -> ImageEnd:
+        return make_end(replace(sample, urls=(f"http://e.org/{number}",)), 0, make_outcome(0))
+
+    for number in range(35):
+        once.remember(end_of(number), spool, await spool.append(end_of(number)))
+    known = [number for number in range(35) if await once.recall(f"http://e.org/{number}") is not None]
+    assert known == list(range(27, 35))
+    assert (await once.recall("http://e.org/30")) == end_of(30)
+    down = replace(end_of(40), line=replace(end_of(40).line, outcome="host_down"))
+    once.remember(down, spool, await spool.append(down))
+    assert await once.recall("http://e.org/40") is None
+    await once.hold(spool)
+    await spool.close()
+    assert await once.recall("http://e.org/30") is None
+    once.close()
+
+
+async def test_a_url_of_the_same_hash_is_another_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands by its hash is looked at: it says whose it is."""
+    monkeypatch.setattr(room, "hash", lambda _: 7, raising=False)
+    once = room.Once()
+    spool = await Spool.open(tmp_path / "x.spool")
+    known = make_end(replace(make_sample(0, images=1), urls=("http://e.org/1",)), 0, make_outcome(0))
+    once.remember(known, spool, await spool.append(known))
+    assert await once.recall("http://e.org/1") == known
+    assert await once.recall("http://e.org/2") is None
+    await spool.close()
+    once.close()
+
+
+async def test_one_asks_at_a_time() -> None:
+    """Those who come later wait, each for its own URL alone, and nothing is left of their waiting."""
+    once = Once()
+    order: list[str] = []
+
+    async def ask(url: str, name: str, wait_for: asyncio.Event | None = None) -> None:
+        async with once.turn(url):
+            order.append(name)
+            if wait_for is not None:
+                await wait_for.wait()
+
+    go = asyncio.Event()
+    tasks = [asyncio.create_task(ask("a", "first", go)), asyncio.create_task(ask("a", "second"))]
+    await asyncio.sleep(0)
+    await ask("b", "other")
+    assert order == ["first", "other"]
+    go.set()
+    await asyncio.gather(*tasks)
+    assert order == ["first", "other", "second"]
+    assert not once._turns
+
+
+def test_a_bad_line_may_be_permitted_on_the_way(job: Job, web: Web, tmp_path: Path) -> None:
+    """It stops the run before anything of its file is fetched; with the permission the run goes on."""
+    urls = [[web.url(0)], [web.url(1)], [web.url(2)]]
+    for shard in range(2):
+        write_documents(tmp_path / "source" / f"docs_shard_{shard}_v3.jsonl", urls[shard : shard + 1])
+    late = tmp_path / "source" / "docs_shard_9_v3.jsonl"
+    write_documents(late, urls[2:])
+    late.write_text("{\n" + late.read_text())
+    with pytest.raises(ManifestError, match=r"docs_shard_9_v3\.jsonl, line 1: not JSON"):
+        run(job)
+    assert web.asked(urls[2]) == [0]
+    report = run(replace(job, choices=Choices(skip_bad_lines=True)))
+    check_books(report, 3)
+    assert report.totals.notes == {"bad_lines": 1}
+    assert report.summary()["notes"] == {"bad_lines": 1}
+    assert len(read_rows(job)) == 3
+    assert web.asked(urls[2]) == [1]
+
+
+def test_indices_of_kept_documents(job: Job, web: Web, tmp_path: Path) -> None:
+    """Of the rows that a shard comes to those that the list names; and no retry, which would move them."""
+    documents = [[web.url(0)], [web.url(1, "flaky")], [web.url(2)], [web.url(3)]]
+    write_documents(tmp_path / "source" / "docs_shard_4_v3.jsonl", documents)
+    (tmp_path / "ids").write_text("4,0\n4,2\n4,3\n")
+    kept = replace(job, ids=str(tmp_path / "ids"), choices=Choices(ids_index=IdsIndex.KEPT))
+    report = run(kept)
+    check_books(report, 4)
+    assert [row["n"] for row in read_rows(job)] == [0, 3]
+    assert (report.totals.samples, report.totals.rows) == (4, 2)
+    assert report.selection is not None
+    assert (report.selection.wanted, report.selection.not_found) == (3, 1)
+    with pytest.raises(ConfigurationError, match="--ids-index kept counts the documents that were kept"):
+        retry(job.out)
+
+
+@pytest.mark.parametrize(("documents", "most_open"), [(100, 64), (4000, 5), (5000, 4)])
+async def test_small_shards_are_open_in_numbers(tmp_path: Path, documents: int, most_open: int) -> None:
+    """As many as have few samples together, of large ones four; and one more when one is published."""
+    record = {"image_info": [{"raw_url": "x", "matched_text_index": 0}], "text_list": [""], "similarity_matrix": [[0]]}
+    lines = f"{json.dumps(record)}\n" * documents
+    for shard in range(most_open + 3):
+        await asyncio.to_thread((tmp_path / f"docs_shard_{shard}_v3.jsonl").write_text, lines)
+    manifest = await asyncio.to_thread(find_dataset("mmc4-core").bind, tmp_path, None)
+    feed = Feed(manifest, State(tmp_path / "out"))
+    opened: list[int] = []
+
+    async def pull() -> None:
+        while await feed.pull() is not None:
+            opened.append(len(feed.open))
+
+    pulling = asyncio.create_task(pull())
+    await until(lambda: len(opened) == most_open * documents)
+    await feed.close_published(next(iter(feed.open)), Totals())
+    await until(lambda: len(opened) == (most_open + 1) * documents)
+    assert max(opened) == most_open
+    pulling.cancel()
+    await asyncio.wait([pulling])
+    await feed.close()
+
+
+class LongTexts(Samples):
+    """Samples of 50 MB each."""
+
+    def __init__(self) -> None:
+        self.read = 0
+
+    def __len__(self) -> int:
+        return 6
+
+    def __iter__(self) -> Iterator[Sample]:
+        for number in range(len(self)):
+            self.read += 1
+            yield Sample(number, str(number), ("u",), {"text": "a" * 50_000_000})
+
+
+class OneShard:
+    """A source of one shard of them."""
+
+    def __init__(self) -> None:
+        self.texts = LongTexts()
+
+    def shards(self) -> list[Shard]:
+        """It."""
+        return [Shard("0", Path("nowhere"), 6, "")]
+
+    def expected_samples(self) -> int | None:
+        """All."""
+        return 6
+
+    def samples(self, _: Shard) -> LongTexts:
+        """All."""
+        return self.texts
+
+
+async def test_samples_are_read_ahead_by_their_bytes(tmp_path: Path) -> None:
+    """One that is larger than what is read ahead comes alone; 256 of them would be gigabytes."""
+    source = OneShard()
+    feed = Feed(source, State(tmp_path / "out"))
+    assert await feed.pull() is not None
+    assert source.texts.read == 1
+    await feed.close()
+
+
+async def test_samples_on_their_way_are_bounded_by_their_bytes(tmp_path: Path) -> None:
+    """Two of 50 MB are with workers, however many of these there are; the others come as those end."""
+    feed = Feed(OneShard(), State(tmp_path / "out"))
+    all_are_out = asyncio.Event()
+    with_workers, most = 0, 0
+
+    async def work() -> bool:
+        nonlocal with_workers, most
+        pulled = await feed.pull()
+        assert pulled is not None
+        with_workers += 1
+        most = max(most, with_workers)
+        if with_workers == 6:
+            all_are_out.set()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.5):  # for the others to come as well, if they can
+                await all_are_out.wait()
+        with_workers -= 1
+        return feed.settle(pulled)
+
+    is_last = await asyncio.gather(*(work() for _ in range(6)))
+    assert most == 2
+    assert sum(is_last) == 1
+    await feed.close()
+
+
+@pytest.mark.parametrize("step", [30, *(pytest.param(step, marks=pytest.mark.slow) for step in (6, 18, 42, 54))])
+def test_documents_killed_at_any_step_come_out_the_same(tmp_path: Path, web: Web, step: int) -> None:
+    """Whenever a run dies and goes on, the rows are those of a run that was left alone."""
+    for shard in range(3):
+        documents = [
+            [
+                web.url((shard * 40 + number * 3 + place) % 50, "missing" if number % 4 == 3 else "well")
+                for place in range(3)
+            ]
+            for number in range(10)
+        ]
+        write_documents(tmp_path / "source" / f"docs_shard_{shard}_v3.jsonl", documents)
+
+    def command(root: Path) -> list[str]:
+        return [
+            *(sys.executable, "-m", "datafetch", "prepare", "mmc4-core", "--source", str(tmp_path / "source")),
+            *("--root", str(root), "--allow-net", "127.0.0.0/8", "--processes", "1", "--retries", "0"),
+            *("--world-size", "2"),
+        ]
+
+    subprocess.run(command(tmp_path / "calm"), check=True, capture_output=True, timeout=PATIENCE_S)
+    hook = tmp_path / "hook"
+    hook.mkdir()
+    with Run(command(tmp_path / "killed"), dying_at_a_step(hook, "", step, tmp_path / "killed")) as killed:
+        assert killed.process.wait(PATIENCE_S) < 0
+    subprocess.run(command(tmp_path / "killed"), check=True, capture_output=True, timeout=PATIENCE_S)
+    calm, gone_on = (
+        {path.name: path.read_bytes() for path in (tmp_path / name / "mmc4-core" / "pkl-core-limit-tokens").iterdir()}
+        for name in ("calm", "killed")
+    )
+    assert calm == gone_on
+    assert len(calm) > 2

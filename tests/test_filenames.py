@@ -1,0 +1,91 @@
+"""Names of files from the web's data: none leads out of its folder, and none takes another's place."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datafetch.datasets import find_dataset
+from datafetch.datasets.filenames import Clashes, why_refused
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("../a.jpg", "/etc/passwd", "a/../../b.jpg", "a//b.jpg", "./a.jpg", "..", ".", "", "a/", "a/./b"),
+        *("a\0.jpg", "a\n.jpg", "\x1b[2J.jpg", "a\\..\\b.jpg", "C:a.jpg", "a?.jpg", "\ud800.jpg", "a\u202eb.jpg"),
+        *("CON", "con.jpg", "a/NUL.png", "lpt1.jpg", "a.", "a ", " a", "x" * 241, "é" * 121, "/".join("abcdefghij")),
+        *("/".join(["x" * 200] * 6), 7, None, ["a.jpg"]),
+    ],
+)
+def test_a_name_that_leads_elsewhere_is_refused(name: object) -> None:
+    """Out of the folder, to a device, to nowhere, or to what some filesystem takes for something else."""
+    assert why_refused(name)
+
+
+@pytest.mark.parametrize("name", ["000000001.jpg", "00453/004539375.jpg", "桜.png", "a.b.c", "x" * 240, "-", "a b.jpg"])
+def test_an_ordinary_name_is_taken(name: str) -> None:
+    """Folders that a name says, too."""
+    assert not why_refused(name)
+
+
+@settings(deadline=None)
+@given(st.text())
+def test_no_name_leads_out_of_the_folder(name: str) -> None:
+    """Whatever passes is a relative path that stays below where it starts."""
+    if not why_refused(name):
+        assert os.path.normpath(f"/out/{name}") == f"/out/{name}"
+        assert "\0" not in name
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from(["a", "A", "b", "a/b", "A/c", "c", "ß", "SS", "ss", "é", "e\u0301"]), max_size=12))
+def test_no_two_names_lead_to_one_file(names: list[str]) -> None:
+    """Not where case or composition does not count either, nor to a folder of another."""
+    clashes = Clashes(names)
+    kept = [name for number, name in enumerate(names) if not clashes.why_refused(number)]
+    folded = [name.casefold() for name in kept]
+    assert len(folded) == len(set(folded))
+    assert not {"\u00e9", "e\u0301"} <= set(kept)
+    folders = {name.split("/")[0].casefold() for name in names if "/" in name}
+    assert not folders & {name for name in folded if "/" not in name}
+    for number, name in enumerate(names):  # the first of several is there, unless it is a folder
+        if name.casefold() not in folders and all(name.casefold() != one.casefold() for one in names[:number]):
+            assert not clashes.why_refused(number) or name in {"é", "e\u0301"}
+
+
+def test_records_that_the_trainer_could_not_use_are_not_fetched(tmp_path: Path) -> None:
+    """Each has a reason, which stays with it; the others keep their places, also beyond the first shard."""
+    turns = [{"from": "human", "value": "<image>\na"}, {"from": "gpt", "value": "b"}]
+    good = [
+        {"id": str(n), "image": f"{n}.jpg", "url": f"http://e.org/{n}", "conversations": turns} for n in range(2100)
+    ]
+    good[3]["image"] = "../3.jpg"
+    good[5]["conversations"] = turns[:1]
+    good[6]["conversations"] = [turns[0], {"from": "gpt", "value": 7}]
+    good[7]["conversations"] = [{"from": "human", "value": "no mark"}, turns[1]]
+    good[2050]["image"] = "4.JPG"
+    records: list[object] = [*good]
+    records[8] = "not a record"
+    good[10]["url"] = "http://e.org/\ud800.jpg"  # JSON can hold a lone surrogate, and UTF-8 can't
+    path = tmp_path / "llm-jp_mm_pair_step0_558k.json"
+    path.write_text(json.dumps(records))
+    manifest = find_dataset("llm-jp-pairs-step0").bind(tmp_path, None)
+    shards = manifest.shards()
+    assert [(shard.name, shard.size) for shard in shards] == [("part-00000", 2000), ("part-00001", 100)]
+    first, second = (list(manifest.samples(shard)) for shard in shards)
+    refused = {sample.position: sample.row["refused"] for sample in first if not sample.urls}
+    assert refused == {
+        3: "the name of its file leads out of the folder, or nowhere",
+        5: "the record has not 2 turns",
+        6: "its turns are not one of human and one of gpt, with texts",
+        7: "there is no <image> in its first turn",
+        8: "the record is not an object",
+    }
+    assert first[10].urls == ("",)
+    assert [sample.position for sample in second if not sample.urls] == [50]
+    assert second[99].row == {"image": "2099.jpg"}
+    assert (second[99].key, second[99].urls) == ("2099", ("http://e.org/2099",))

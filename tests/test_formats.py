@@ -1,0 +1,309 @@
+"""What every sink must do, and what the trainer's loader reads."""
+
+import pickle
+import pickletools
+import tracemalloc
+from collections.abc import Callable
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datafetch.datasets.payload import pack
+from datafetch.errors import ManifestError, ResourceError
+from datafetch.model.kinds import Payload
+from datafetch.model.ledger_line import LedgerLine
+from datafetch.model.outcome import Encoded, Failure, FailureKind
+from datafetch.model.sample import Sample
+from datafetch.output.formats import (
+    ListLayout,
+    PickleSink,
+    decode_row,
+    encode_row,
+    frame_sizes,
+    read_count,
+    read_frames,
+    row_frame,
+    stand_in,
+    stream_frames,
+)
+from datafetch.output.formats.pickle_form import Piece
+from datafetch.store.spool_format import ImageEnd
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+ROWS = st.lists(st.dictionaries(st.sampled_from(["id", "text", "image", "image_info"]), VALUES), max_size=12)
+
+
+def write(folder: Path, rows: list[dict[str, object]]) -> tuple[Path, Path]:
+    """Write rows as a pickle shard."""
+    with closing(PickleSink(folder, "part-00000")) as sink:
+        for row in rows:
+            sink.write_frame((encode_row(row),))
+        sink.finish()
+    data, count = sink.files
+    return data, count
+
+
+@settings(deadline=None)
+@given(rows=ROWS)
+def test_the_shard_is_the_pickled_list(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, object]]) -> None:
+    """``pickle.load`` gives exactly the rows, though they were never together in memory."""
+    data, count = write(tmp_path_factory.mktemp("sink"), rows)
+    assert pickle.loads(data.read_bytes()) == rows
+    assert count.read_text() == str(len(rows))
+
+
+@pytest.mark.parametrize("rows", [0, 1, 999, 1000, 1001, 2500])
+def test_rows_are_appended_in_batches(tmp_path: Path, rows: int) -> None:
+    """No batch of the stream, however the rows fall into them, loses or repeats a row."""
+    expected = [{"id": number, "text": f"text {number}", "same": "same"} for number in range(rows)]
+    data, count = write(tmp_path, list(expected))
+    assert pickle.loads(data.read_bytes()) == expected
+    assert int(count.read_text().strip()) == rows
+    opcodes = [opcode.name for opcode, _, _ in pickletools.genops(data.read_bytes())]
+    assert opcodes.count("APPENDS") == -(-rows // 1000)
+
+
+def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
+    """A shard written again is the same file."""
+    rows: list[dict[str, object]] = [{"id": number, "image": "…" * number} for number in range(50)]
+    first = [path.read_bytes() for path in write(tmp_path, rows)]
+    assert [path.read_bytes() for path in write(tmp_path, rows)] == first
+
+
+def test_an_unfinished_sink_can_be_closed(tmp_path: Path) -> None:
+    """Letting go of a shard that was not finished raises nothing, twice."""
+    sink = PickleSink(tmp_path, "part-00000")
+    sink.write_frame((encode_row({"id": 1}),))
+    sink.close()
+    sink.close()
+
+
+@settings(deadline=None)
+@given(rows=ROWS)
+def test_rows_come_back_one_at_a_time(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, object]]) -> None:
+    """A shard's frames hold its rows, their sizes are known without reading them, and they are what a sink writes."""
+    data, count = write(tmp_path_factory.mktemp("sink"), rows)
+    frames = list(read_frames(data))
+    assert [decode_row(frame) for frame in frames] == rows
+    assert frames == [encode_row(row) for row in rows]
+    assert list(frame_sizes(data)) == [len(frame) for frame in frames]
+    assert read_count(count) == len(rows)
+
+
+@pytest.mark.parametrize("rows", [1, 999, 1000, 1001, 2000, 2001])
+def test_a_shard_can_be_written_in_any_order(tmp_path: Path, rows: int) -> None:
+    """Frames at the places that the layout gives them, and what belongs between them, are the very same file."""
+    data, _ = write(tmp_path, [{"id": number, "text": "x" * (number % 7)} for number in range(rows)])
+    frames = list(read_frames(data))
+    layout = ListLayout(np.array([len(frame) for frame in frames], np.int64))
+    content = bytearray(layout.total_bytes)
+    pieces = [Piece(int(offset), frame) for offset, frame in zip(layout.offsets, frames, strict=True)]
+    for piece in [*reversed(pieces), *layout.pieces()]:
+        content[piece.offset : piece.offset + len(piece.content)] = piece.content
+    assert bytes(content) == data.read_bytes()
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_other_peoples_pickles_are_read(tmp_path: Path, protocol: int) -> None:
+    """Whatever protocol a script wrote its list with, and with the numbers of NumPy in it."""
+    rows = [{"text": "同じ", "image": "abc", "clip_sim": np.float32(0.5)}, {"text": "同じ", "image": "def"}]
+    path = tmp_path / "theirs.pkl"
+    path.write_bytes(pickle.dumps(rows, protocol))
+    frames = list(read_frames(path))
+    assert [decode_row(frame) for frame in frames] == rows
+    assert list(frame_sizes(path)) == [len(frame) for frame in frames]
+
+
+def test_a_pickle_that_calls_something_is_refused(tmp_path: Path) -> None:
+    """Reading rows runs nobody's code: neither that of a whole file nor that of a frame."""
+    trap = tmp_path / "sprung"
+    attack = b"cposix\nmkdir\n" + pickle.dumps((str(trap),), 2)[2:-1] + b"R"
+    path = tmp_path / "hostile.pkl"
+    path.write_bytes(b"\x80\x04](" + attack + b"e.")
+    with pytest.raises(ManifestError, match=r"posix\.mkdir"):
+        list(read_frames(path))
+    path.write_bytes(b"\x80\x04](\x95" + len(attack).to_bytes(8, "little") + attack + b"e.")
+    (frame,) = read_frames(path)
+    with pytest.raises(ValueError, match=r"posix\.mkdir"):
+        decode_row(frame)
+    assert not trap.exists()
+
+
+def _laughing() -> list[Any]:
+    """A row of a hundred things that is written as a hundred millions of them."""
+    laughs: list[Any] = ["ha"]
+    for _ in range(8):
+        laughs = [laughs] * 10
+    return [{"text": laughs}]
+
+
+def _endless() -> list[Any]:
+    row: dict[str, Any] = {}
+    row["text"] = [row]
+    return [row]
+
+
+def _deep() -> list[Any]:
+    deep: list[Any] = []
+    for _ in range(400):
+        deep = [deep]
+    return [{"text": deep}]
+
+
+@pytest.mark.parametrize("make", [_laughing, _endless])
+def test_rows_that_would_never_end_are_refused(
+    tmp_path: Path, make: Callable[[], list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is shared is written as often as it is there, but no row becomes far larger than its file."""
+    monkeypatch.setattr("datafetch.output.formats.pickle_rows._SPARE_ROW_BYTES", 100_000)
+    path = tmp_path / "theirs.pkl"
+    path.write_bytes(pickle.dumps(make()))
+    for read in (read_frames, frame_sizes):
+        tracemalloc.start()
+        with pytest.raises(ManifestError, match=r"theirs\.pkl: has rows that are not plain values"):
+            list(read(path))
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+        tracemalloc.stop()
+
+
+def test_what_a_row_shares_is_written_twice(tmp_path: Path) -> None:
+    """A row that is larger than its file, and deep, is a row like any other."""
+    image = "x" * 200_000
+    rows = [{"image_info": [image] * 5}, *_deep()]
+    path = tmp_path / "theirs.pkl"
+    path.write_bytes(pickle.dumps(rows))
+    assert [decode_row(frame) for frame in read_frames(path)] == rows
+
+
+MEGABYTES_OF_NOTES = (4 << 20).to_bytes(4, "little")  # an index, for which the unpickler would make room
+BOMBS = [
+    b"Nr" + MEGABYTES_OF_NOTES,
+    b"Np4194304\n",
+    b"cnumpy.core.multiarray\nscalar\ncnumpy\ndtype\nX\x09\0\0\0S64000000\x85R\x85R",
+    b"c_codecs\nencode\nX\x01\0\0\0a" + b"X\x03\0\0\0hex\x86R",
+]
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_pickle_gets_no_more_memory_than_it_has_bytes(tmp_path: Path, bomb: bytes) -> None:
+    """A few bytes that claim millions are refused before anything is made of them, in whole files and in frames."""
+    value = b"}X\x04\0\0\0text" + bomb + b"s"
+    path = tmp_path / "hostile.pkl"
+    path.write_bytes(b"\x80\x04](" + value + b"e.")
+    tracemalloc.start()
+    with pytest.raises(ManifestError):
+        list(read_frames(path))
+    with pytest.raises(ValueError, match="not a pickle"):
+        decode_row(b"\x95" + len(value).to_bytes(8, "little") + value)
+    assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    tracemalloc.stop()
+
+
+@settings(deadline=None)
+@given(cut=st.integers(0, 400), data=st.data())
+def test_a_damaged_shard_is_refused(tmp_path_factory: pytest.TempPathFactory, cut: int, data: st.DataObject) -> None:
+    """Cut short anywhere it is refused; with any byte changed nothing but a refusal is ever raised."""
+    rows = [{"id": number, "text": "text" * number} for number in range(8)]
+    path, _ = write(tmp_path_factory.mktemp("sink"), list(rows))
+    content = path.read_bytes()
+    path.write_bytes(content[: min(cut, len(content) - 1)])
+    with pytest.raises(ManifestError):
+        list(read_frames(path))
+    place = data.draw(st.integers(0, len(content) - 1))
+    path.write_bytes(content[:place] + bytes([content[place] ^ data.draw(st.integers(1, 255))]) + content[place + 1 :])
+    with suppress(ManifestError, ValueError):
+        for frame in read_frames(path):
+            decode_row(frame)
+
+
+def images(jpegs: list[bytes]) -> list[ImageEnd]:
+    """Images of one sample that arrived."""
+    sample = Sample(0, "0", tuple("http://example.org/" for _ in jpegs), {})
+    encoded = [Encoded(jpeg, 1, 1, "JPEG") for jpeg in jpegs]
+    return [
+        ImageEnd(LedgerLine.of(sample, number, Failure(FailureKind.TIMEOUT), one), one.jpeg)
+        for number, one in enumerate(encoded)
+    ]
+
+
+@settings(deadline=None)
+@given(
+    metadata=st.dictionaries(st.text(), VALUES, max_size=3),
+    jpegs=st.lists(st.binary(min_size=1, max_size=300), min_size=1, max_size=5),
+    payload=st.sampled_from(Payload),
+)
+def test_a_row_in_pieces_is_the_row(metadata: dict[str, object], jpegs: list[bytes], payload: Payload) -> None:
+    """A row whose images are put in one at a time has the bytes that it has when it is pickled whole."""
+
+    def row(contents: list[bytes]) -> dict[str, object]:
+        packed = [pack(content, payload) for content in contents]
+        return {**metadata, "image": packed[0], "image_info": [{"image": one, "n": 1} for one in packed]}
+
+    pieces = list(row_frame(row([stand_in(number) for number in range(len(jpegs))]), images(jpegs)))
+    assert b"".join(pieces) == encode_row(row(jpegs))
+    assert pieces[0] == b"".join(pieces)[:9]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 254, 255, 256, 257, 70_000])
+def test_an_image_of_any_length_has_its_opcode(size: int) -> None:
+    """Bytes have one opcode up to 255 of them and another from there on, and so has the row in pieces."""
+    jpeg = bytes(size)
+    for payload in Payload:
+        frame = row_frame({"image": pack(stand_in(0), payload)}, images([jpeg]))
+        assert b"".join(frame) == encode_row({"image": pack(jpeg, payload)})
+
+
+@settings(deadline=None)
+@given(rows=ROWS.filter(bool))
+def test_rows_are_streamed_as_they_stand(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, object]]
+) -> None:
+    """Frames in pieces are the frames, also where some of them are passed over."""
+    data, _ = write(tmp_path_factory.mktemp("sink"), rows)
+    frames = list(read_frames(data))
+    assert [b"".join(frame) for frame in stream_frames(data)] == frames
+    every_other = [b"".join(frame) for number, frame in enumerate(stream_frames(data)) if number % 2]
+    assert every_other == frames[1::2]
+
+
+def test_a_shard_that_is_not_as_it_was_written_is_noticed(tmp_path: Path) -> None:
+    """A byte that changed on the way to the disk fails the check, wherever it is."""
+    sink = PickleSink(tmp_path, "part-00000")
+    with closing(sink):
+        sink.write_frame((encode_row({"id": 1, "image": "A" * 100}),))
+        sink.finish()
+        sink.check(1)
+        content = bytearray(sink.files[0].read_bytes())
+        content[60] ^= 1
+        sink.files[0].write_bytes(content)
+        with pytest.raises(ResourceError, match="check the disk"):
+            sink.check(1)
+
+
+def test_a_row_that_no_row_can_be_is_refused(tmp_path: Path) -> None:
+    """A file with holes claims a row of terabytes, for which nothing is read."""
+    path = tmp_path / "hostile.pkl"
+    with path.open("wb") as file:
+        file.write(b"\x80\x04](\x95" + (1 << 40).to_bytes(8, "little"))
+        file.truncate(2 << 40)
+    for read in (read_frames, frame_sizes):
+        with pytest.raises(ManifestError, match="are the most"):
+            list(read(path))
+
+
+@pytest.mark.parametrize("text", ["", "x", "9" * 101, " " * 1000 + "7"])
+def test_a_count_is_a_short_number(tmp_path: Path, text: str) -> None:
+    """A count that is none is refused, and a long file is not read for it."""
+    path = tmp_path / "a.count"
+    path.write_text(text)
+    with pytest.raises(ManifestError, match="is not a number"):
+        read_count(path)

@@ -1,0 +1,137 @@
+"""The words of the project as values."""
+
+from dataclasses import asdict, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from datafetch.model.ledger_line import LedgerLine, Totals
+from datafetch.model.outcome import OK, Body, Encoded, Failure, FailureKind, Outcome, Permission
+from datafetch.model.report import Report
+from datafetch.model.sample import Sample
+
+ENCODED = Encoded(b"jpeg", 4, 3, "PNG", "ab12")
+MAY_PASS = {"dns_failed", "connect", "timeout", "disconnected", "empty", "host_down", "truncated"}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FailureKind if kind is not FailureKind.HTTP_STATUS])
+def test_what_may_pass_is_a_property_of_the_kind(kind: FailureKind) -> None:
+    """The contract's column "may pass?" holds for every kind."""
+    assert Failure(kind).may_pass == (kind.value in MAY_PASS)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "is_so"),
+    [
+        (("truncated", "ab12"), ("truncated", "ab12"), True),
+        (("truncated", "ab12"), ("truncated", "cd34"), False),
+        (("truncated", ""), ("truncated", ""), False),
+        (("not_an_image", "ab12"), ("truncated", "ab12"), False),
+        (("too_many_pixels", "ab12"), ("too_many_pixels", "ab12"), False),
+    ],
+)
+def test_the_same_damage_twice_is_that_of_the_file(before: tuple[str, str], now: tuple[str, str], is_so: bool) -> None:
+    """The same bytes, and not merely damage again: another transfer may be cut at another place."""
+    first, second = (Failure(FailureKind(kind), sha256=sha256) for kind, sha256 in (before, now))
+    assert second.is_as_damaged_as(first) == is_so
+
+
+@pytest.mark.parametrize("status", range(201, 600))
+def test_of_the_statuses_only_the_servers_passing_ones_may_pass(status: int) -> None:
+    """A refusal is final; overload, timeouts and server errors may pass."""
+    may_pass = status in {408, 425, 429, 500, 502, 503, 504}
+    assert Failure(FailureKind.HTTP_STATUS, status=status).may_pass == may_pass
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        ENCODED,
+        replace(ENCODED, is_original=True),
+        Failure(FailureKind.TRUNCATED, "cut", 200, 2, "http://example.org/b.jpg", 12.5, "ab12"),
+    ],
+)
+def test_a_ledger_line_keeps_the_outcome(sample: Sample, outcome: Outcome) -> None:
+    """What the ledger says of an image that was received is all that its outcome says."""
+    body = Body(b"body!", "http://example.org/b.jpg", 2, 12.5)
+    line = LedgerLine.of(sample, 0, body, outcome)
+    assert line.to_outcome(b"jpeg" if isinstance(outcome, Encoded) else b"") == outcome
+    assert (line.body_bytes, line.status, line.attempts, line.fetch_ms) == (5, 200, 2, 12.5)
+
+
+@pytest.mark.parametrize(("is_original", "detail"), [(True, "kept as received"), (False, "")])
+def test_a_ledger_says_which_images_were_not_encoded_again(sample: Sample, is_original: bool, detail: str) -> None:
+    """Of an image that arrived there is nothing else to say in words."""
+    line = LedgerLine.of(sample, 0, Body(b"body!"), replace(ENCODED, is_original=is_original))
+    assert (line.outcome, line.detail) == ("ok", detail)
+
+
+def test_a_ledger_line_of_a_failed_fetch_has_no_size(sample: Sample) -> None:
+    """Nothing arrived, so there are no bytes, pixels or hash to speak of."""
+    failure = Failure(FailureKind.HTTP_STATUS, "HTTP 404", 404, 1, "http://example.org/cat.jpg", 3.0)
+    line = LedgerLine.of(sample, 0, failure, failure)
+    assert (line.outcome, line.status, line.body_bytes, line.width, line.height, line.sha256) == (
+        "http_status",
+        404,
+        0,
+        None,
+        None,
+        "",
+    )
+    assert line.to_outcome(b"") == failure
+
+
+OUTCOMES = st.dictionaries(st.sampled_from([OK, *(kind.value for kind in FailureKind)]), st.integers(1, 10**9))
+
+
+@given(st.lists(st.builds(Totals, st.integers(0, 10**9), st.integers(0, 10**9), OUTCOMES, st.integers(0, 10**12))))
+def test_books_add_up(parts: list[Totals]) -> None:
+    """Nothing is lost when the books of shards are added up, in sum and in the summary."""
+    total = Totals.sum(parts)
+    assert total.images == sum(part.images for part in parts)
+    assert total.ok + total.failed == total.images
+    report = Report(
+        dataset="coyo",
+        out="out",
+        totals=total,
+        shards=len(parts),
+        reused=0,
+        repeated=0,
+        fetched_bytes=0,
+        written_bytes=0,
+        requests=0,
+        connections=8,
+        elapsed_s=1.0,
+    )
+    summary = report.summary()
+    images, samples = summary["images"], summary["samples"]
+    assert isinstance(images, dict)
+    assert isinstance(samples, dict)
+    assert images["ok"] + images["failed"] == images["total"]
+    assert sum(images["by_kind"].values()) == images["failed"]
+    assert samples["rows"] + samples["dropped"] == samples["total"]
+
+
+def test_a_line_of_an_earlier_version_was_taken_without_permissions(sample: Sample) -> None:
+    """Spools and ledgers of then lack the column, or have nothing in it."""
+    line = LedgerLine.of(sample, 0, Body(b"body!"), ENCODED)
+    fields = asdict(line)
+    assert LedgerLine.from_fields(fields) == line
+    assert LedgerLine.from_fields({**fields, "permitted": None}) == line
+    del fields["permitted"]
+    assert LedgerLine.from_fields(fields) == line
+
+
+def test_a_line_has_the_permissions_of_fetching_and_decoding(sample: Sample) -> None:
+    """Each once, in alphabetical order, whoever had to make use of it."""
+    body = Body(b"body!", permitted=(Permission.ALLOW_NET, Permission.OPT_OUT))
+    line = LedgerLine.of(sample, 0, body, replace(ENCODED, permitted=(Permission.MAX_PIXELS,)))
+    assert line.permitted == (Permission.ALLOW_NET, Permission.MAX_PIXELS, Permission.OPT_OUT)
+    assert LedgerLine.from_fields({**asdict(line), "permitted": ["allow-net", "max-pixels", "opt-out"]}) == line
+
+
+def test_a_reason_is_cut_to_what_somebody_reads(sample: Sample) -> None:
+    """What a server said of itself takes no more of a ledger than a line."""
+    failure = Failure(FailureKind.TOO_MANY_REDIRECTS, "x" * 100_000)
+    assert len(LedgerLine.of(sample, 0, failure, failure).detail) == 1000

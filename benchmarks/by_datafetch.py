@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterator
 
 import uvloop
-from errand import Errand, Stopwatch, Tally, run
+from errand import Deadline, Errand, Tally, run
 
 from datafetch.engine.pipeline import WORKERS_PER_CONNECTION
 from datafetch.fetch import Fetcher, Limiter
@@ -25,7 +25,7 @@ def _fetch_all(errand: Errand) -> Tally:
 
 async def _drive(errand: Errand) -> Tally:
     async with Fetcher(errand.policy) as fetch:
-        stopwatch = Stopwatch(len(errand.urls))
+        stopwatch = Deadline(len(errand.urls))
         urls = iter(enumerate(errand.urls))  # whoever is free takes the next: that is the whole look-ahead
         in_flight = fetch.look_ahead(WORKERS_PER_CONNECTION)
         async with asyncio.TaskGroup() as group:
@@ -34,7 +34,7 @@ async def _drive(errand: Errand) -> Tally:
         return stopwatch.tally(fetch.statistics().requests)
 
 
-async def _work(fetch: Fetcher, in_flight: Limiter, urls: Iterator[tuple[int, str]], stopwatch: Stopwatch) -> None:
+async def _work(fetch: Fetcher, in_flight: Limiter, urls: Iterator[tuple[int, str]], stopwatch: Deadline) -> None:
     while True:
         async with in_flight:
             number, url = next(urls, (0, ""))

@@ -24,14 +24,14 @@ from meter import MIB, Meter, Role
 from record import OTHERS_SHARE, Record, Run, RunKind, kinds
 
 from datafetch.datasets import find_dataset
-from datafetch.model.ledger_line import LedgerLine, Totals
+from datafetch.model.ledger_line import LedgerLine, ShardCounts
 from datafetch.model.outcome import Body, Encoded
 from datafetch.model.sample import Sample
 from datafetch.output.commit import Commit, commit_in_process
 from datafetch.output.merge import Output
-from datafetch.store.layout import State
+from datafetch.store.layout import OutputLayout
 from datafetch.store.spool import write_spool
-from datafetch.store.spool_format import Ended, ImageEnd
+from datafetch.store.spool_format import ImageResult, SpoolRecord
 
 _SHARD = "part-00000"
 _INTERVAL_S = 0.02
@@ -91,7 +91,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _measure(case: str, kind: RunKind, out: Path, size: Size) -> Run:
-    state = State(out)
+    state = OutputLayout(out)
     write_spool(state.spool(_SHARD), _ended(size))
     commit = Commit(Output(find_dataset("coyo"), state), _SHARD, size.images)
     try:
@@ -101,7 +101,7 @@ def _measure(case: str, kind: RunKind, out: Path, size: Size) -> Run:
         shutil.rmtree(state.folder, ignore_errors=True)
 
 
-def _ended(size: Size) -> Iterator[Ended]:
+def _ended(size: Size) -> Iterator[SpoolRecord]:
     """Samples and their images, as they may come in: neighbours change places, and some images come far too late."""
     rng = random.Random(0)
     noise = rng.randbytes(2 * size.image_bytes)
@@ -117,7 +117,7 @@ def _ended(size: Size) -> Iterator[Ended]:
         first = rng.randrange(size.image_bytes)
         encoded = Encoded(noise[first : first + size.image_bytes], 336, 448, "JPEG", f"{position:064x}")
         line = LedgerLine.of(sample, 0, Body(b"", url, 1, 100.0), encoded)
-        yield ImageEnd(line, encoded.jpeg)
+        yield ImageResult(line, encoded.jpeg)
         yield sample
 
 
@@ -131,7 +131,7 @@ async def _watch(case: str, kind: RunKind, commit: Commit) -> Run:
         meter.sample()
         await asyncio.wait([committing], timeout=_INTERVAL_S)
     elapsed_s = time.perf_counter() - started_s
-    totals: Totals = committing.result()
+    totals: ShardCounts = committing.result()
     written_mib = totals.written_bytes / MIB
     details = {
         "written_mib": written_mib,

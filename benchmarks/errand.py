@@ -123,7 +123,7 @@ def run(fetch_all: Callable[[Errand], Tally]) -> None:
     result.write_bytes(pickle.dumps(tally))
 
 
-class Stopwatch:
+class Deadline:
     """Wall clock and CPU time since it was made, and when each URL ended."""
 
     def __init__(self, urls: int) -> None:

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import pycurl
-from errand import Errand, Stopwatch, Tally
+from errand import Deadline, Errand, Tally
 
 from datafetch.fetch import FetchPolicy
 from datafetch.fetch.request_writer import user_agent
@@ -53,7 +53,7 @@ class Multi(ABC):
     def __init__(self, errand: Errand) -> None:
         connections = errand.policy.connections
         assert connections is not None, "libcurl is told how many"
-        self._stopwatch = Stopwatch(len(errand.urls))
+        self._stopwatch = Deadline(len(errand.urls))
         self._urls: Iterator[tuple[int, str]] = iter(enumerate(errand.urls))
         self._multi = pycurl.CurlMulti()
         self._multi.setopt(pycurl.M_MAXCONNECTS, connections)

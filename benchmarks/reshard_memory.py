@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 from meter import MIB, watch
 from record import OTHERS_SHARE, Record, Run, RunKind, kinds
 
-from datafetch.output.formats import PickleSink, encode_row
+from datafetch.output.formats import PickleShardWriter, encode_row
 
 _IMAGE_BYTES = 45_000  # 60 KB as base64
 _SHARD_BYTES = 400 * MIB
@@ -63,7 +63,7 @@ def _write_shards(folder: Path, total_bytes: int, image_bytes: int) -> None:
     number = 0
     while left_bytes > 0:
         shard_bytes = min(left_bytes, _SHARD_BYTES)
-        with closing(PickleSink(folder, f"part-{number:05d}")) as sink:
+        with closing(PickleShardWriter(folder, f"part-{number:05d}")) as sink:
             for row in range(shard_bytes * 3 // (4 * image_bytes)):
                 body = generator.randbytes(image_bytes + row % 997)
                 sink.write_frame((encode_row({"id": row, "text": "a cat", "image": base64.b64encode(body).decode()}),))

@@ -22,7 +22,7 @@ from cpu_clock import CpuClock
 from record import OTHERS_SHARE, Record, Run, RunKind, kinds
 
 from datafetch.demo.pictures import write_pictures
-from datafetch.output.formats import PickleSink, encode_row
+from datafetch.output.formats import PickleShardWriter, encode_row
 from datafetch.verify import Check, run_check
 
 _HERE = Path(__file__).resolve().parent
@@ -67,7 +67,7 @@ def _write_shards(pictures: Path, out: Path, images: int) -> None:
         for number, path in enumerate(sorted(pictures.iterdir()))
     ]
     for shard in range(2):
-        sink = PickleSink(out, f"part-{shard:05d}")
+        sink = PickleShardWriter(out, f"part-{shard:05d}")
         for number in range(images // 2):
             sink.write_frame((encode_row(rows[number % len(rows)]),))
         sink.finish()

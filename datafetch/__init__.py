@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from datafetch.output.reshard.folder import Request as ReshardRequest
     from datafetch.output.reshard.folder import Resharded
     from datafetch.output.reshard.folder import reshard as make_equal_shards
-    from datafetch.store.retry_filter import Wanted
+    from datafetch.store.retry_filter import RetryFilter
     from datafetch.transcode import Encoding, ImageSpec, Pixels, Resize, Transcoder
     from datafetch.verify import Check, Verdict, run_check, verify_output
 
@@ -44,11 +44,11 @@ __all__ = [
     "ReshardRequest",
     "Resharded",
     "Resize",
+    "RetryFilter",
     "RunState",
     "Status",
     "Transcoder",
     "Verdict",
-    "Wanted",
     "fetch_dataset",
     "make_equal_shards",
     "read_status",
@@ -89,7 +89,7 @@ _ROOMS = {
     "Status": "monitor.status",
     "Transcoder": "transcode",
     "Verdict": "verify",
-    "Wanted": "store.retry_filter",
+    "RetryFilter": "store.retry_filter",
     "fetch_dataset": "engine.runner",
     "make_equal_shards": "output.reshard.folder",
     "read_status": "monitor.status",

@@ -20,7 +20,7 @@ import orjson
 import datafetch
 from datafetch import Job
 from datafetch.engine.session import Backends
-from datafetch.model.ledger_line import Totals
+from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.outcome import Body, Failure, Fetched, Outcome
 from datafetch.output.commit import Commit, commit_shard
 from datafetch.transcode import ImageSpec
@@ -53,9 +53,9 @@ async def _open_transcoder(_job: Job, spec: ImageSpec, _quarantine: Path) -> Asy
     yield _ThreadTranscoder(spec)
 
 
-async def _commit_in_thread(commit: Commit) -> Totals:
+async def _commit_in_thread(commit: Commit) -> ShardCounts:
     copy: Commit = pickle.loads(pickle.dumps(commit))  # as the pipe to a commit process would copy it
-    return Totals(**orjson.loads(orjson.dumps(await _until_done(lambda: commit_shard(copy)))))
+    return ShardCounts(**orjson.loads(orjson.dumps(await _until_done(lambda: commit_shard(copy)))))
 
 
 async def _until_done(work: Callable[[], _Result]) -> _Result:

@@ -16,18 +16,18 @@ from pathlib import Path
 
 from datafetch.output.reshard import copy as rearrange
 from datafetch.output.reshard import swap as takeover
-from datafetch.output.reshard.copy import Watch
+from datafetch.output.reshard.copy import ProgressMonitor
 from datafetch.output.reshard.folder import Request, reshard
 from datafetch.output.reshard.swap import finish
-from datafetch.store.layout import State
+from datafetch.store.layout import OutputLayout
 
 SMALL_BUFFER_BYTES = 600
 _OPERATIONS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree"}
 
 
-def equal_shards(source: Path, out: Path, watch: Watch | None = None) -> None:
+def equal_shards(source: Path, out: Path, watch: ProgressMonitor | None = None) -> None:
     """What is done to SRC: pairs for four ranks."""
-    reshard(Request(source, out, world_size=4, batch=1, group=2), watch or Watch(journal_interval_s=0))
+    reshard(Request(source, out, world_size=4, batch=1, group=2), watch or ProgressMonitor(journal_interval_s=0))
 
 
 def _die_at(operation: int) -> None:
@@ -61,7 +61,7 @@ def main() -> None:
         place = folder / str(operation)
         if errand.startswith("finish"):
             shutil.copytree(given, place, symlinks=True)
-            lives = _lives(lambda out=place / "out": finish(State(out)), operation)  # type: ignore[misc]
+            lives = _lives(lambda out=place / "out": finish(OutputLayout(out)), operation)  # type: ignore[misc]
         else:
             lives = _lives(lambda out=place / "out": equal_shards(given, out), operation)  # type: ignore[misc]
         if lives:

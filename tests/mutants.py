@@ -135,7 +135,7 @@ FAULTS = (
     Fault(
         "a shard that lost a file counts as published",
         "output/publish.py",
-        "    return read_totals(state.ledger(shard)).written_bytes == there_bytes\n",
+        "    return read_shard_counts(layout.ledger(shard)).written_bytes == there_bytes\n",
         "    return True\n",
         ("job", "retry"),
     ),
@@ -268,10 +268,10 @@ FAULTS = (
     Fault(
         "an image that ended its process once is convicted",
         "transcode/pool/pool.py",
-        "            hands = await self._hire([image for image in wreck.suspects if not image.is_settled])\n",
-        "            for image in wreck.suspects:\n"
-        "                self._start(self._convict(image, 'died'))\n"
-        "            hands = await self._hire()\n",
+        "            worker = await self._spawn([image for image in crash_report.suspects if not image.is_settled])\n",
+        "            for image in crash_report.suspects:\n"
+        "                self._start(self._blame(image, 'died'))\n"
+        "            worker = await self._spawn()\n",
         ("pool", "worker_handle"),
     ),
     Fault(

@@ -237,7 +237,7 @@ class Web:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class RetryFilter:
     """A picture to be asked for.
 
     Attributes:
@@ -262,7 +262,7 @@ class Misbehaviour:
         waits: Whether a clock must run out before it ends.
     """
 
-    url: Callable[[Web, Wanted], str]
+    url: Callable[[Web, RetryFilter], str]
     expected: FailureKind | None = None
     status: int | None = None
     attempts: int | None = 1
@@ -270,27 +270,27 @@ class Misbehaviour:
     waits: bool = False
 
 
-def _served(behaviour: str, host: str, listener: str = "http") -> Callable[[Web, Wanted], str]:
-    def url(web: Web, wanted: Wanted) -> str:
+def _served(behaviour: str, host: str, listener: str = "http") -> Callable[[Web, RetryFilter], str]:
+    def url(web: Web, wanted: RetryFilter) -> str:
         return web.origin.url(behaviour, wanted.picture, wanted.query, host=host, listener=listener)
 
     return url
 
 
-def _trapped(trap: str, scheme: str = "http") -> Callable[[Web, Wanted], str]:
+def _trapped(trap: str, scheme: str = "http") -> Callable[[Web, RetryFilter], str]:
     return lambda web, _: web.traps.url(trap, scheme)
 
 
-def _plain_to_tls(web: Web, wanted: Wanted) -> str:
+def _plain_to_tls(web: Web, wanted: RetryFilter) -> str:
     return web.origin.url("well", wanted.picture, wanted.query, listener="https").replace("https://", "http://", 1)
 
 
-def _with_credentials(web: Web, wanted: Wanted) -> str:
+def _with_credentials(web: Web, wanted: RetryFilter) -> str:
     url = web.origin.url("moved_to_another_host", wanted.picture, wanted.query)
     return url.replace("://", "://someone:secret@", 1)
 
 
-def _row(behaviour: Behaviour, url: Callable[[Web, Wanted], str]) -> Misbehaviour:
+def _row(behaviour: Behaviour, url: Callable[[Web, RetryFilter], str]) -> Misbehaviour:
     left_to_the_codec = behaviour.expected in {FailureKind.CORRUPT, FailureKind.NOT_AN_IMAGE}
     return Misbehaviour(
         url,

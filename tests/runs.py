@@ -28,8 +28,8 @@ from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
 from datafetch.demo.pictures import paint
 from datafetch.model.ledger_line import LedgerLine
-from datafetch.store.layout import State
-from datafetch.store.spool_format import START_BYTES, ImageEnd, read_heads, read_marker
+from datafetch.store.layout import OutputLayout
+from datafetch.store.spool_format import START_BYTES, ImageResult, read_heads, read_marker
 
 OPTIONS = (
     *("--allow-net", "127.0.0.0/8", "--connections", "8", "--per-host", "8"),
@@ -60,21 +60,21 @@ class Place:
     scratch: Path | None = None
 
     @property
-    def state(self) -> State:
+    def layout(self) -> OutputLayout:
         """Where everything lies."""
-        return State(self.root / "coyo-700m" / "pkl03-split", self.scratch)
+        return OutputLayout(self.root / "coyo-700m" / "pkl03-split", self.scratch)
 
     def spools(self) -> list[Path]:
         """All spools of shards in progress."""
         try:
-            return [*(self.scratch or self.state.all_spools).glob("**/*.spool")]
+            return [*(self.scratch or self.layout.all_spools).glob("**/*.spool")]
         except FileNotFoundError:  # the folder goes with the last of them
             return []
 
     def bytes_kept(self) -> int:
         """How much lies in spools and in published files."""
         total = 0
-        for path in (*self.spools(), *listed(self.state.out)):
+        for path in (*self.spools(), *listed(self.layout.out)):
             with suppress(FileNotFoundError):  # a spool goes when its shard is published
                 total += path.stat().st_size
         return total
@@ -82,7 +82,7 @@ class Place:
     def urls_kept(self) -> set[str]:
         """The URLs of all images that a ledger or a spool has."""
         urls: set[str] = set()
-        for path in self.state.ledgers.glob("*.parquet"):
+        for path in self.layout.ledgers.glob("*.parquet"):
             urls.update(pq.read_table(path, columns=["url"])["url"].to_pylist())
         for path in self.spools():
             if path.stat().st_size >= START_BYTES:  # or it was only just begun
@@ -93,7 +93,7 @@ class Place:
 def read_lines(path: Path) -> list[LedgerLine]:
     """The ledger lines of a spool's images; the spool may be written to meanwhile."""
     with path.open("rb") as file:
-        return [ended.line for ended in read_heads(file, read_marker(file)) if isinstance(ended, ImageEnd)]
+        return [ended.line for ended in read_heads(file, read_marker(file)) if isinstance(ended, ImageResult)]
 
 
 def listed(folder: Path) -> list[Path]:
@@ -130,14 +130,14 @@ class Trial:
 
     def check_files(self, place: Place) -> None:
         """The trainer's folder holds whole files alone, and no count whose rows are not there."""
-        names = {path.name for path in listed(place.state.out)}
+        names = {path.name for path in listed(place.layout.out)}
         for name in names:
-            assert (place.state.out / name).read_bytes() == self.files[name], f"{name} is not what it must become"
+            assert (place.layout.out / name).read_bytes() == self.files[name], f"{name} is not what it must become"
         assert {name.replace(".count", ".pkl") for name in names if name.endswith(".count")} <= names
 
     def check_complete(self, place: Place) -> None:
         """The trainer's folder is that of an undisturbed run, byte for byte, and the ledgers have every image."""
-        assert {path.name: path.read_bytes() for path in listed(place.state.out)} == self.files
+        assert {path.name: path.read_bytes() for path in listed(place.layout.out)} == self.files
         assert place.urls_kept() == set(self.source.urls.values())
         assert not place.spools()
 
@@ -147,7 +147,7 @@ class Trial:
         return {url: by_path.get("/" + url.split("/", 3)[3], 0) for url in self.source.urls.values()}
 
 
-class Books:
+class ShardSummary:
     """What was kept at one place when a run last stopped, and how often the origin had been asked for it."""
 
     def __init__(self, trial: Trial, place: Place) -> None:
@@ -183,7 +183,7 @@ def serve_trial(folder: Path, *, side_px: int = 48) -> Iterator[Trial]:
         trial = Trial(origin, source, {})
         subprocess.run(trial.command(undisturbed), check=True, capture_output=True, timeout=PATIENCE_S)
         assert set(trial.requests().values()) == {1}
-        files = {path.name: path.read_bytes() for path in listed(undisturbed.state.out)}
+        files = {path.name: path.read_bytes() for path in listed(undisturbed.layout.out)}
         shards = {name.partition(".")[0] for name in files}
         assert set(files) == {f"{shard}{suffix}" for shard in shards for suffix in (".pkl", ".count")}
         assert len(shards) == SHARDS

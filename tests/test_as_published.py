@@ -16,7 +16,7 @@ from conftest import LOOPBACK
 from in_process import retry, run
 from test_job import read_ledger, read_rows
 
-from datafetch import FailureKind, Job, Wanted
+from datafetch import FailureKind, Job, RetryFilter
 from datafetch.datasets import find_dataset
 from datafetch.datasets.choices import Choices
 from datafetch.demo.origin import Origin
@@ -67,7 +67,7 @@ def test_odd_values_come_out_as_they_went_in(tmp_path: Path, own_origin: Origin,
     job = Job("mmc4-core", str(tmp_path), str(tmp_path / "root" / "out"), fetch=POLICY, processes=1, world_size=None)
     assert run(job).totals.rows == 2
     assert [line["outcome"] for line in read_ledger(job)] == ["ok", "http_status", "ok", "bad_url"]
-    assert retry(job.out, Wanted.all()).totals.rows == 3
+    assert retry(job.out, RetryFilter.all()).totals.rows == 3
     expected = [without_image(json.loads(line)) for line in lines[:3]]
     assert [without_image(row) for row in read_rows(job)] == expected
     assert read_ledger(job)[3]["url"] == "http://e.org/\\ud800.jpg"
@@ -157,7 +157,7 @@ def test_odd_similarities_reach_the_pickle(tmp_path: Path, own_origin: Origin, p
         world_size=None,
     )
     assert run(job).totals.rows == 1
-    retry(job.out, Wanted.all())
+    retry(job.out, RetryFilter.all())
     assert [repr(row["clip_sim"]) for row in read_rows(job)] == ["nan", "inf", "nan"]
 
 
@@ -253,7 +253,7 @@ def test_rows_that_are_not_utf8_are_passed_over_and_counted(tmp_path: Path) -> N
     report = run(replace(job, choices=Choices(skip_bad_lines=True)))
     assert (report.totals.samples, report.totals.rows, report.totals.images) == (3, 0, 1)
     assert report.totals.notes == {"bad_lines": 2}
-    assert retry(job.out, Wanted(frozenset({FailureKind.BAD_URL}))).totals.notes == {"bad_lines": 2}
+    assert retry(job.out, RetryFilter(frozenset({FailureKind.BAD_URL}))).totals.notes == {"bad_lines": 2}
 
 
 PAGE = b"\n <!DOCTYPE html>\n<html><title>404 Not Found</title></html>"

@@ -17,7 +17,7 @@ from test_spool import make_outcome
 from datafetch.output.commit import commit_shard
 from datafetch.store import atomic as durable
 from datafetch.store.atomic import exchange, make_folder, publish, sync, write_atomically
-from datafetch.store.layout import State
+from datafetch.store.layout import OutputLayout
 
 OTHER_FILESYSTEM = Path("/dev/shm")  # noqa: S108 - a tmpfs wherever Linux runs
 
@@ -45,14 +45,14 @@ def test_a_file_is_published_across_filesystems(tmp_path: Path, elsewhere: Path)
 def test_a_shard_is_committed_to_another_filesystem(tmp_path: Path, elsewhere: Path) -> None:
     """Where the output is a link to it: the state stays where it is, and the trainer's folder holds the pair alone."""
     (tmp_path / "out").symlink_to(elsewhere)
-    here = State(tmp_path / "here")
-    state = State(tmp_path / "out")
-    for one in (here, state):
+    here = OutputLayout(tmp_path / "here")
+    layout = OutputLayout(tmp_path / "out")
+    for one in (here, layout):
         commit_shard(spool(one, [make_outcome(number) for number in range(6)]))
     assert {path.name: path.read_bytes() for path in elsewhere.iterdir()} == {
         path.name: path.read_bytes() for path in here.out.iterdir()
     }
-    assert not list(state.ready.iterdir())
+    assert not list(layout.ready.iterdir())
 
 
 def test_what_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> None:
@@ -103,9 +103,9 @@ def test_a_shard_is_committed_where_folders_cannot_be_synced(
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", refuse_folders)
-    state = State(tmp_path / "out")
-    commit_shard(spool(state, [make_outcome(0)]))
-    assert state.ledger("part-00000").exists()
+    layout = OutputLayout(tmp_path / "out")
+    commit_shard(spool(layout, [make_outcome(0)]))
+    assert layout.ledger("part-00000").exists()
 
 
 @pytest.mark.usefixtures("_nothing_said")
@@ -155,8 +155,8 @@ class Disk:
 @pytest.mark.parametrize("what", ["publish", "write_atomically", "commit"])
 def test_what_has_its_name_survives_a_power_cut(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Content is on disk before it gets its name, and the name before anybody is told."""
-    state = State(tmp_path / "out")
-    commit = spool(state, [make_outcome(number) for number in range(3)])
+    layout = OutputLayout(tmp_path / "out")
+    commit = spool(layout, [make_outcome(number) for number in range(3)])
     (tmp_path / "made").write_bytes(b"content")
     disk = Disk(monkeypatch)
     if what == "publish":
@@ -165,7 +165,7 @@ def test_what_has_its_name_survives_a_power_cut(what: str, tmp_path: Path, monke
         write_atomically(tmp_path / "final", b"content")
     else:
         commit_shard(commit)
-        assert state.ledger("part-00000").exists()
+        assert layout.ledger("part-00000").exists()
     assert (disk.empty, disk.nameless) == ([], set())
 
 

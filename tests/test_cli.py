@@ -29,11 +29,11 @@ from datafetch.engine.job import Job
 from datafetch.engine.pipeline import WORKERS_PER_CONNECTION
 from datafetch.errors import ConfigurationError
 from datafetch.fetch import FetchPolicy, OptOut
-from datafetch.model.kinds import Note
-from datafetch.model.ledger_line import Totals
+from datafetch.model.kinds import CounterName
+from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.outcome import FailureKind
 from datafetch.model.report import EqualShards, Report
-from datafetch.store.retry_filter import Wanted
+from datafetch.store.retry_filter import RetryFilter
 from datafetch.transcode import Encoding, ImageSpec, Pixels, Resize
 
 Pictures = tuple[Path, list[str]]
@@ -493,27 +493,27 @@ def test_what_is_permitted_reaches_a_retry(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("options", "wanted"),
     [
-        ([], Wanted()),
-        (["--insecure"], Wanted(also=frozenset({FailureKind.TLS}))),
-        (["--allow-net", "10.0.0.0/8"], Wanted(also=frozenset({FailureKind.BLOCKED_ADDRESS}))),
-        (["--opt-out", "ignore"], Wanted(also=frozenset({FailureKind.OPTED_OUT}))),
-        (["--opt-out", "obey"], Wanted()),
+        ([], RetryFilter()),
+        (["--insecure"], RetryFilter(also=frozenset({FailureKind.TLS}))),
+        (["--allow-net", "10.0.0.0/8"], RetryFilter(also=frozenset({FailureKind.BLOCKED_ADDRESS}))),
+        (["--opt-out", "ignore"], RetryFilter(also=frozenset({FailureKind.OPTED_OUT}))),
+        (["--opt-out", "obey"], RetryFilter()),
         (
             ["--max-body", "1G", "--max-pixels", "200000000"],
-            Wanted(also=frozenset({FailureKind.TOO_LARGE, FailureKind.TOO_MANY_PIXELS})),
+            RetryFilter(also=frozenset({FailureKind.TOO_LARGE, FailureKind.TOO_MANY_PIXELS})),
         ),
-        (["--max-sample", "1G"], Wanted(also=frozenset({FailureKind.TOO_LARGE}))),
-        (["--max-sample", "1G", "--kinds", "tls"], Wanted(frozenset({FailureKind.TLS}))),
-        (["--insecure", "--all"], Wanted.all()),
+        (["--max-sample", "1G"], RetryFilter(also=frozenset({FailureKind.TOO_LARGE}))),
+        (["--max-sample", "1G", "--kinds", "tls"], RetryFilter(frozenset({FailureKind.TLS}))),
+        (["--insecure", "--all"], RetryFilter.all()),
     ],
 )
 def test_whoever_permits_something_wants_what_failed_for_want_of_it(
-    options: list[str], wanted: Wanted, monkeypatch: pytest.MonkeyPatch
+    options: list[str], wanted: RetryFilter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody needs to know that ``--insecure`` is of use with ``--kinds tls`` alone."""
-    asked: list[Wanted] = []
+    asked: list[RetryFilter] = []
 
-    def look(_: str, wanted: Wanted, **__: object) -> NoReturn:
+    def look(_: str, wanted: RetryFilter, **__: object) -> NoReturn:
         asked.append(wanted)
         raise KeyboardInterrupt
 
@@ -534,7 +534,7 @@ def test_the_report_says_how_to_have_what_failed(capfd: pytest.CaptureFixture[st
     report = Report(
         dataset="coyo",
         out="my out",
-        totals=Totals(samples=9, rows=1, outcomes={"ok": 1, "tls": 1, "http_status": 2, "opted_out": 5}),
+        totals=ShardCounts(samples=9, rows=1, outcomes={"ok": 1, "tls": 1, "http_status": 2, "opted_out": 5}),
         shards=1,
         reused=1,
         repeated=0,
@@ -586,7 +586,7 @@ def test_what_a_sample_may_have_reaches_the_job() -> None:
 
 def test_there_are_words_for_all_that_is_counted() -> None:
     """A person reads no name of the ledger's in a summary."""
-    assert set(show._NOTES) == set(Note)
+    assert set(show._NOTES) == set(CounterName)
 
 
 _HUGE = "1" + "0" * 40
@@ -635,7 +635,9 @@ def test_what_was_counted_is_said_in_the_right_number(
 ) -> None:
     """One line, one shard, one rank."""
     notes = {"bad_lines": count, "not_asked": count, "repeated_ids": count}
-    report = Report("coyo", "out", Totals(count, count, {"ok": count}, 1, notes), count, 0, 0, 1, 1, count, count, 1.0)
+    report = Report(
+        "coyo", "out", ShardCounts(count, count, {"ok": count}, 1, notes), count, 0, 0, 1, 1, count, count, 1.0
+    )
     show_report(replace(report, equal=EqualShards(count, count, count)), as_json=False)
     printed = capfd.readouterr().out
     for said in (bad_lines, images, rows):

@@ -18,8 +18,8 @@ from datafetch.model.outcome import Encoded, Failure, FailureKind, Outcome
 from datafetch.model.sample import Sample
 from datafetch.output.commit import Commit, commit_in_process, commit_shard
 from datafetch.output.merge import Output
-from datafetch.store.layout import State
-from datafetch.store.ledger import SCHEMA, read_keys, read_totals
+from datafetch.store.layout import OutputLayout
+from datafetch.store.ledger import SCHEMA, read_keys, read_shard_counts
 from datafetch.store.spool import Spool
 
 COYO = find_dataset("coyo")
@@ -32,80 +32,80 @@ def coyo_sample(position: int) -> Sample:
     return replace(make_sample(position), key=str(100 + position), row=row)
 
 
-def spool(state: State, outcomes: Sequence[Outcome], shard: str = "part-00000") -> Commit:
+def spool(layout: OutputLayout, outcomes: Sequence[Outcome], shard: str = "part-00000") -> Commit:
     """Spool samples that ended like this, last first, and say how to commit them."""
 
     async def write() -> None:
-        spool = await Spool.open(state.spool(shard))
+        spool = await Spool.open(layout.spool(shard))
         for position in reversed(range(len(outcomes))):
             sample = coyo_sample(position)
             await spool.append(make_end(sample, 0, outcomes[position]), sample)
         await spool.close()
 
     asyncio.run(write())
-    return Commit(Output(COYO, state), shard, len(outcomes))
+    return Commit(Output(COYO, layout), shard, len(outcomes))
 
 
 @pytest.fixture
-def state(tmp_path: Path) -> State:
+def layout(tmp_path: Path) -> OutputLayout:
     """An output that is not there yet."""
-    return State(tmp_path / "out")
+    return OutputLayout(tmp_path / "out")
 
 
-def test_a_commit_leaves_rows_and_ledger(state: State) -> None:
+def test_a_commit_leaves_rows_and_ledger(layout: OutputLayout) -> None:
     """Rows in manifest order, one ledger line an image, nothing else in the data folder, and books that balance."""
     outcomes = [make_outcome(number) for number in range(30)]
-    totals = commit_shard(spool(state, outcomes))
-    assert sorted(path.name for path in state.out.iterdir()) == ["part-00000.count", "part-00000.pkl"]
-    rows = pickle.loads((state.out / "part-00000.pkl").read_bytes())
+    totals = commit_shard(spool(layout, outcomes))
+    assert sorted(path.name for path in layout.out.iterdir()) == ["part-00000.count", "part-00000.pkl"]
+    rows = pickle.loads((layout.out / "part-00000.pkl").read_bytes())
     assert [row["id"] for row in rows] == [100 + number for number in range(30) if number % 3 != 2]
     assert (totals.samples, totals.rows, totals.outcomes) == (30, 20, {"ok": 20, "timeout": 10})
-    assert totals.written_bytes == sum(path.stat().st_size for path in state.out.iterdir())
-    table = pq.read_table(state.ledger("part-00000"))
+    assert totals.written_bytes == sum(path.stat().st_size for path in layout.out.iterdir())
+    table = pq.read_table(layout.ledger("part-00000"))
     assert table.schema.remove_metadata() == SCHEMA
     assert table.column("sample").to_pylist() == list(range(30))
     assert set(table.column("shard").to_pylist()) == {"part-00000"}
     assert table.column("outcome").to_pylist() == ["timeout" if number % 3 == 2 else "ok" for number in range(30)]
     assert set(table.column("detail").to_pylist()) == {"", "kept as received", "too slow"}
-    assert read_totals(state.ledger("part-00000")) == totals
-    assert list(read_keys(state.ledger("part-00000"))) == [str(100 + number) for number in range(30)]
-    assert not list(state.unpublished.iterdir())
+    assert read_shard_counts(layout.ledger("part-00000")) == totals
+    assert list(read_keys(layout.ledger("part-00000"))) == [str(100 + number) for number in range(30)]
+    assert not list(layout.unpublished.iterdir())
 
 
-def test_the_same_outcomes_give_the_same_bytes(state: State) -> None:
+def test_the_same_outcomes_give_the_same_bytes(layout: OutputLayout) -> None:
     """Committing again, as after a crash, changes nothing."""
-    commit = spool(state, [make_outcome(number) for number in range(30)])
+    commit = spool(layout, [make_outcome(number) for number in range(30)])
     commit_shard(commit)
-    files = sorted([*state.out.iterdir(), state.ledger("part-00000")])
+    files = sorted([*layout.out.iterdir(), layout.ledger("part-00000")])
     before = [path.read_bytes() for path in files]
     commit_shard(commit)
     assert [path.read_bytes() for path in files] == before
 
 
-def test_a_shard_without_rows_leaves_only_its_ledger(state: State) -> None:
+def test_a_shard_without_rows_leaves_only_its_ledger(layout: OutputLayout) -> None:
     """The trainer would count an empty pickle as a shard."""
-    totals = commit_shard(spool(state, [GONE] * 3))
-    assert not state.out.exists()
+    totals = commit_shard(spool(layout, [GONE] * 3))
+    assert not layout.out.exists()
     assert (totals.samples, totals.rows, totals.failed, totals.written_bytes) == (3, 0, 3, 0)
-    assert read_totals(state.ledger("part-00000")) == totals
+    assert read_shard_counts(layout.ledger("part-00000")) == totals
 
 
-def test_a_shard_without_rows_takes_old_files_away(state: State) -> None:
+def test_a_shard_without_rows_takes_old_files_away(layout: OutputLayout) -> None:
     """Made again, and this time without a row, it leaves nothing of what it once was."""
-    commit_shard(spool(state, [make_outcome(0)]))
-    state.spool("part-00000").unlink()
-    commit_shard(spool(state, [GONE]))
-    assert list(state.out.iterdir()) == []
+    commit_shard(spool(layout, [make_outcome(0)]))
+    layout.spool("part-00000").unlink()
+    commit_shard(spool(layout, [GONE]))
+    assert list(layout.out.iterdir()) == []
 
 
-def test_with_bytes_instead_of_base64_a_shard_is_a_quarter_smaller(state: State) -> None:
+def test_with_bytes_instead_of_base64_a_shard_is_a_quarter_smaller(layout: OutputLayout) -> None:
     """The same rows in the same order, the image under the loader's other name for it."""
     jpegs = [bytes([number]) * 30_000 for number in range(20)]
-    commit = spool(state, [Encoded(jpeg, 4, 3, "PNG") for jpeg in jpegs])
+    commit = spool(layout, [Encoded(jpeg, 4, 3, "PNG") for jpeg in jpegs])
     as_text = commit_shard(commit)
-    rows = pickle.loads((state.out / "part-00000.pkl").read_bytes())
+    rows = pickle.loads((layout.out / "part-00000.pkl").read_bytes())
     as_bytes = commit_shard(replace(commit, output=replace(commit.output, payload=Payload.BYTES)))
-    smaller_rows = pickle.loads((state.out / "part-00000.pkl").read_bytes())
+    smaller_rows = pickle.loads((layout.out / "part-00000.pkl").read_bytes())
     assert as_bytes.written_bytes == pytest.approx(0.75 * as_text.written_bytes, rel=0.01)
     assert [row.pop("rawbytes") for row in smaller_rows] == jpegs
     assert [base64.b64decode(row.pop("image")) for row in rows] == jpegs
@@ -113,27 +113,27 @@ def test_with_bytes_instead_of_base64_a_shard_is_a_quarter_smaller(state: State)
 
 
 @pytest.mark.parametrize("samples", [2, 4])
-def test_books_that_do_not_balance_publish_nothing(state: State, samples: int) -> None:
+def test_books_that_do_not_balance_publish_nothing(layout: OutputLayout, samples: int) -> None:
     """A sample too few or too many stops the commit before anything is seen."""
-    commit = replace(spool(state, [GONE, make_outcome(0), make_outcome(1)]), samples=samples)
+    commit = replace(spool(layout, [GONE, make_outcome(0), make_outcome(1)]), samples=samples)
     with pytest.raises(ConservationError, match="part-00000"):
         commit_shard(commit)
-    assert not state.out.exists()
-    assert not state.ledgers.exists()
+    assert not layout.out.exists()
+    assert not layout.ledgers.exists()
 
 
-def test_a_data_folder_that_cannot_be_written_is_our_fault(state: State) -> None:
+def test_a_data_folder_that_cannot_be_written_is_our_fault(layout: OutputLayout) -> None:
     """The run stops with a word on what to do, and the spool is still there."""
-    commit = spool(state, [make_outcome(0)])
-    state.out.write_text("in the way")
+    commit = spool(layout, [make_outcome(0)])
+    layout.out.write_text("in the way")
     with pytest.raises(ResourceError, match="run the same command again"):
         commit_shard(commit)
-    assert state.spool("part-00000").exists()
+    assert layout.spool("part-00000").exists()
 
 
-async def test_in_a_process_of_its_own(state: State) -> None:
+async def test_in_a_process_of_its_own(layout: OutputLayout) -> None:
     """The process answers with the books, or with the error that it met."""
-    commit = await asyncio.to_thread(lambda: asyncio.run(asyncio.to_thread(spool, state, [make_outcome(0), GONE])))
+    commit = await asyncio.to_thread(lambda: asyncio.run(asyncio.to_thread(spool, layout, [make_outcome(0), GONE])))
     totals = await commit_in_process(commit)
     assert (totals.samples, totals.rows, totals.failed) == (2, 1, 1)
     with pytest.raises(ConservationError, match="part-00000"):
@@ -147,14 +147,14 @@ def test_a_ledger_that_is_none_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "part-00000.parquet"
     path.write_bytes(b"something else")
     with pytest.raises(ConfigurationError, match="--fresh"):
-        read_totals(path)
+        read_shard_counts(path)
 
 
-def test_a_process_answers_what_the_commit_comes_to(state: State, tmp_path: Path) -> None:
+def test_a_process_answers_what_the_commit_comes_to(layout: OutputLayout, tmp_path: Path) -> None:
     """Nothing is lost on the way back from a commit process, the notes of the manifest included."""
-    commit = replace(spool(state, [make_outcome(number) for number in range(5)]), notes={"bad_lines": 3})
+    commit = replace(spool(layout, [make_outcome(number) for number in range(5)]), notes={"bad_lines": 3})
     answered = asyncio.run(commit_in_process(commit))
-    other = State(tmp_path / "other" / "out")
+    other = OutputLayout(tmp_path / "other" / "out")
     same = replace(spool(other, [make_outcome(number) for number in range(5)]), notes={"bad_lines": 3})
     assert answered == commit_shard(same)
     assert answered.notes == {"bad_lines": 3}

@@ -21,7 +21,7 @@ from datafetch.demo.manifest import write_coyo_source
 from datafetch.demo.origin import Origin
 from datafetch.demo.pictures import paint
 from datafetch.fetch import FetchPolicy
-from datafetch.store.layout import State
+from datafetch.store.layout import OutputLayout
 
 _PICTURES = 50
 _FAULTY_SHARE = 0.15
@@ -157,9 +157,11 @@ def check_books(job: Job, report: Report, images: int) -> list[dict[str, Any]]:
     """The conservation law, by the report and by the ledgers; returns the lines."""
     totals = report.totals
     assert totals.ok + totals.failed == totals.images == images
-    paths = sorted(State(Path(job.out)).ledgers.glob("*.parquet"))
+    paths = sorted(OutputLayout(Path(job.out)).ledgers.glob("*.parquet"))
     lines = [line for path in paths for line in pq.read_table(path).to_pylist()]
     assert Counter(line["outcome"] for line in lines) == totals.outcomes
     places = [(line["shard"], line["sample"], line["image"]) for line in lines]
-    assert places == sorted(set(places), key=lambda place: (paths.index(State(Path(job.out)).ledger(place[0])), place))
+    assert places == sorted(
+        set(places), key=lambda place: (paths.index(OutputLayout(Path(job.out)).ledger(place[0])), place)
+    )
     return lines

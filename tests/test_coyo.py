@@ -18,7 +18,7 @@ from datafetch.datasets.payload import pack
 from datafetch.errors import ConfigurationError, ManifestError
 from datafetch.model.kinds import Payload
 from datafetch.model.outcome import Encoded, Failure, FailureKind, Outcome
-from datafetch.model.sample import BAD_LINE, Record, Sample, Selection
+from datafetch.model.sample import BAD_LINE, IdListResult, Record, Sample
 
 COYO = Coyo()
 
@@ -61,7 +61,7 @@ def test_the_ids_that_are_asked_for(tmp_path: Path) -> None:
         {"id": 10, "url": "http://example.org/1.jpg", "text": "text 1", "clip_sim": float(np.float32(0.8))},
     )
     assert manifest.expected_samples() == 4
-    assert manifest.selection(["30", "10", "60"], {}) == Selection(wanted=4, duplicates=2, not_found=1)
+    assert manifest.selection(["30", "10", "60"], {}) == IdListResult(wanted=4, duplicates=2, not_found=1)
 
 
 def test_of_rows_that_share_an_id_the_first(tmp_path: Path) -> None:

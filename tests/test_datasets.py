@@ -22,7 +22,7 @@ from datafetch.datasets import DATASETS, find_dataset
 from datafetch.datasets.choices import Choices
 from datafetch.errors import ConfigurationError
 from datafetch.model.interfaces import Dataset, Manifest
-from datafetch.model.kinds import Holds, Loader, Payload
+from datafetch.model.kinds import Loader, OutputKind, Payload
 from datafetch.model.outcome import Encoded, Failure, FailureKind, Outcome
 from datafetch.model.sample import Record, Sample
 from datafetch.verify.rows import EXAMINERS
@@ -105,7 +105,7 @@ def test_its_samples_are_the_same_each_time(name: str, tmp_path: Path) -> None:
     for shard in shards:
         mine = manifest.samples(shard)
         assert [sample.position for sample in mine] == list(range(len(mine)))
-    assert manifest.most_samples() > 0
+    assert manifest.max_samples() > 0
     assert all(isinstance(sample.row, dict) and orjson.dumps(sample.row) for _, sample in first)
 
 
@@ -113,7 +113,7 @@ def test_its_samples_are_the_same_each_time(name: str, tmp_path: Path) -> None:
 def test_its_rows_are_total_and_what_the_loader_reads(name: str, tmp_path: Path) -> None:
     """Whatever arrives and in whichever form, there is a row without a fault for the loader, or none."""
     dataset, manifest = bind(name, tmp_path)
-    for choices in (Choices(), *([Choices(keep_at_least=1)] if "keep_at_least" in dataset.takes else [])):
+    for choices in (Choices(), *([Choices(keep_at_least=1)] if "keep_at_least" in dataset.supported_options else [])):
         chosen = find_dataset(name, choices)
         for (_, sample), payload in itertools.product(samples(manifest), sorted(dataset.payloads)):
             assert len(sample.urls) <= _MOST_MIXED
@@ -129,7 +129,7 @@ def check(dataset: Dataset, rows: list[Any], sample: Sample) -> None:
     assert rows[-1] is None
     for row in filter(None, rows):
         assert pickle.loads(pickle.dumps(row)) == row
-        if dataset.holds is Holds.SHARDS:
+        if dataset.output_kind is OutputKind.SHARDS:
             assert not [part.fault for part in EXAMINERS[dataset.loader](row) if part.fault]
         else:
             assert set(row) == {"name", "content", "sample"}
@@ -140,8 +140,8 @@ def test_it_pickles_and_says_what_decides_its_rows(name: str, tmp_path: Path) ->
     """It travels to the process that commits; how its manifest is read is JSON, for the job's identity."""
     dataset, manifest = bind(name, tmp_path)
     assert pickle.loads(pickle.dumps(dataset)) == dataset
-    assert orjson.loads(orjson.dumps(manifest.facts())) == manifest.facts()
-    assert dataset.holds is Holds.SHARDS or dataset.loader is Loader.TORCH
+    assert orjson.loads(orjson.dumps(manifest.identity_fields())) == manifest.identity_fields()
+    assert dataset.output_kind is OutputKind.SHARDS or dataset.loader is Loader.TORCH
 
 
 def test_what_a_dataset_does_not_take_is_refused_by_name() -> None:

@@ -22,8 +22,8 @@ from datafetch.datasets.token_count import TokenCounter
 from datafetch.errors import ConfigurationError, ManifestError, ResourceError
 from datafetch.fetch.urls import BadUrlError, parse_url
 from datafetch.model.interfaces import Manifest
-from datafetch.model.kinds import Note, Payload
-from datafetch.model.ledger_line import Totals
+from datafetch.model.kinds import CounterName, Payload
+from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.outcome import Encoded, Failure, FailureKind, Outcome
 from datafetch.model.sample import Record, Sample
 from datafetch.verify.rows import examine_document
@@ -55,13 +55,13 @@ def document(images: int, texts: int = 3, **more: object) -> dict[str, Any]:
 def read(record: dict[str, Any], choices: Choices | None = None) -> Any:
     """A record as a sample, or None."""
     form = DocumentReader.of("raw_url", choices or Choices())
-    return form.draft(record) if form.wants(record) else None
+    return form.parsed(record) if form.wants(record) else None
 
 
 def sample_of(record: dict[str, Any], choices: Choices | None = None) -> Sample:
     """A record as the first sample of its shard."""
-    draft = read(record, choices)
-    return Sample(0, "0", draft.urls, draft.row)
+    parsed = read(record, choices)
+    return Sample(0, "0", parsed.urls, parsed.row)
 
 
 @settings(deadline=None)
@@ -174,9 +174,9 @@ def test_a_document_without_similarities_is_refused_or_gets_zeros() -> None:
     record = broken(similarity_matrix=None)
     with pytest.raises(ManifestError, match=r"no similarity_matrix.*--fill-similarity"):
         read(record)
-    draft = read(record, Choices(fill_similarity=True))
-    assert draft.row["similarity_matrix"] == [[0.0] * 3] * 2
-    assert draft.notes == (Note.FILLED_SIMILARITY,)
+    parsed = read(record, Choices(fill_similarity=True))
+    assert parsed.row["similarity_matrix"] == [[0.0] * 3] * 2
+    assert parsed.notes == (CounterName.FILLED_SIMILARITY,)
 
 
 def test_what_can_never_have_enough_images_is_not_asked_for() -> None:
@@ -197,10 +197,10 @@ def test_what_can_never_have_enough_images_is_not_asked_for() -> None:
 def test_filters_leave_out_whole_documents(choices: Choices, is_wanted: bool) -> None:
     """A filter never changes a document."""
     record = document(3)
-    draft = read(record, choices)
-    assert (draft is not None) == is_wanted
-    if draft is not None:
-        assert draft.row == record
+    parsed = read(record, choices)
+    assert (parsed is not None) == is_wanted
+    if parsed is not None:
+        assert parsed.row == record
 
 
 def test_a_similarity_that_is_not_there_can_not_be_filtered_by() -> None:
@@ -266,9 +266,9 @@ def test_urls_that_are_too_long_are_not_asked_for(base: str | None, url: str) ->
 
 def test_a_tokenizer_is_part_of_what_decides_the_rows(tokenizer: str, tmp_path: Path) -> None:
     """By its content; and one that is none is refused in one line."""
-    facts = DocumentReader.of("raw_url", Choices(max_tokens=9, tokenizer=tokenizer)).facts()
-    assert facts["max_tokens"] == 9
-    assert len(str(facts["tokenizer"])) == 64
+    identity_fields = DocumentReader.of("raw_url", Choices(max_tokens=9, tokenizer=tokenizer)).identity_fields()
+    assert identity_fields["max_tokens"] == 9
+    assert len(str(identity_fields["tokenizer"])) == 64
     (tmp_path / "none.json").write_text("{}")
     with pytest.raises(ConfigurationError, match=r"none\.json is not a tokenizer\.json"):
         DocumentReader.of("raw_url", Choices(max_tokens=9, tokenizer=str(tmp_path / "none.json")))
@@ -301,9 +301,9 @@ def bind(folder: Path, ids: Sequence[str] | None = None, **choices: Any) -> Mani
     return find_dataset("mmc4-core", Choices(**choices)).bind(folder, path if ids else None)
 
 
-def books_of(manifest: Manifest) -> dict[str, Totals]:
+def books_of(manifest: Manifest) -> dict[str, ShardCounts]:
     """What the shards' books say once they are published, as far as the list goes."""
-    return {shard.name: Totals(notes=manifest.samples(shard).notes) for shard in manifest.shards()}
+    return {shard.name: ShardCounts(notes=manifest.samples(shard).notes) for shard in manifest.shards()}
 
 
 def keys(manifest: Manifest) -> list[str]:
@@ -330,10 +330,10 @@ def test_indices_of_kept_documents_are_for_the_end(tmp_path: Path) -> None:
     (shard,) = manifest.shards()
     assert keys(manifest) == ["2,0", "2,1", "2,2", "2,3"]
     assert manifest.samples(shard).row_numbers == frozenset({0, 2})
-    selection = manifest.selection([], {shard.name: Totals(rows=1)})
+    selection = manifest.selection([], {shard.name: ShardCounts(rows=1)})
     assert selection is not None
     assert (selection.wanted, selection.not_found) == (2, 1)
-    assert manifest.facts()["ids_index"] == "kept"
+    assert manifest.identity_fields()["ids_index"] == "kept"
 
 
 @pytest.mark.parametrize(

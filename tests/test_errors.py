@@ -15,12 +15,12 @@ from datafetch.datasets import find_dataset
 from datafetch.datasets.readers import list_files, read_ids
 from datafetch.datasets.readers.jsonl import LineFile
 from datafetch.datasets.readers.parquet import ParquetFile
-from datafetch.engine.retry_state import read_note
+from datafetch.engine.retry_state import read_retry_state
 from datafetch.errors import ResourceError, is_want
 from datafetch.monitor.status import read_status
-from datafetch.output.reshard.record import read_arrangement
-from datafetch.store.layout import State
-from datafetch.store.ledger import read_books, read_columns
+from datafetch.output.reshard.record import read_reshard_record
+from datafetch.store.layout import OutputLayout
+from datafetch.store.ledger import read_columns, read_shard_summary
 from datafetch.verify.folder import ImageFolder
 from datafetch.verify.shards import ShardFolder
 from datafetch.verify.torch import RecordList
@@ -40,16 +40,16 @@ def no_descriptors() -> Iterator[None]:
 
 
 READS: dict[str, Callable[[Path], object]] = {
-    "ledger": lambda folder: read_books(folder / "file"),
+    "ledger": lambda folder: read_shard_summary(folder / "file"),
     "ledger's columns": lambda folder: list(read_columns(folder / "file", ["key"])),
     "parquet": lambda folder: ParquetFile(folder / "file", {}),
     "ids": lambda folder: read_ids(folder / "file"),
     "folder": lambda folder: list_files(folder, ".parquet"),
     "lines": lambda folder: list(LineFile(folder / "file").lines()),
     "covers": lambda folder: find_dataset("ocr-vqa").bind(folder / "file", None),
-    "note of a retry": lambda folder: read_note(State(folder / "out")),
+    "note of a retry": lambda folder: read_retry_state(OutputLayout(folder / "out")),
     "status": lambda folder: read_status(folder / "out"),
-    "shards made equal": lambda folder: read_arrangement(State(folder / "out")),
+    "shards made equal": lambda folder: read_reshard_record(OutputLayout(folder / "out")),
     "folder of shards": ShardFolder,
     "folder of images": lambda folder: list(ImageFolder(folder).examine()),
     "list of records": lambda folder: list(RecordList(folder / "file", folder).examine()),
@@ -60,10 +60,10 @@ READS: dict[str, Callable[[Path], object]] = {
 def test_nothing_is_called_damaged_for_want_of_descriptors(name: str, tmp_path: Path) -> None:
     """Nor missing: whoever would begin anew for that lost what is there."""
     (tmp_path / "file").write_bytes(b"[]")
-    state = State(tmp_path / "out").folder
-    state.mkdir()
+    layout = OutputLayout(tmp_path / "out").folder
+    layout.mkdir()
     for file in ("job.json", "retry.json", "equal.json"):
-        (state / file).write_bytes(b"{}")
+        (layout / file).write_bytes(b"{}")
     with no_descriptors(), pytest.raises(ResourceError, match=r"Too many open files.*run the same command again"):
         READS[name](tmp_path)
 

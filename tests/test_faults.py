@@ -15,10 +15,10 @@ from enum import IntEnum
 from pathlib import Path
 
 import pytest
-from runs import PATIENCE_S, Books, Place, Run, Trial, serve_trial
+from runs import PATIENCE_S, Place, Run, ShardSummary, Trial, serve_trial
 from test_retry_kills import AS_CUT, EQUAL, Healing, serve_healing
 
-from datafetch.store.layout import State
+from datafetch.store.layout import OutputLayout
 
 _CALLS = ("open", "socket", "fork", "mmap", "write", "fsync", "rename")
 _FILE_CALLS = [
@@ -121,7 +121,7 @@ def test_each_call_fails_once_and_costs_nothing(trial: Trial, shim: Path, tmp_pa
 
     def complete(number: int) -> list[str]:
         place = Place(tmp_path / str(number))
-        books = Books(trial, place)
+        books = ShardSummary(trial, place)
         failed = run_until_complete(trial.command(place), faults, books.check)
         trial.check_complete(place)
         return failed
@@ -204,7 +204,7 @@ def check_tidy(place: Healing, undisturbed: Healing) -> None:
     """Beside the output lies what an undisturbed run leaves there, and nothing else."""
     left, expected = (
         {str(path.relative_to(one.out.parent)) for path in one.out.parent.rglob("*")}
-        - {str(State(one.out).unpublished.relative_to(one.out.parent))}  # an empty one is as good as none
+        - {str(OutputLayout(one.out).unpublished.relative_to(one.out.parent))}  # an empty one is as good as none
         for one in (place, undisturbed)
     )
     assert left == expected

@@ -24,20 +24,20 @@ from datafetch import Choices, IdsIndex, Job, Report
 from datafetch.datasets import find_dataset
 from datafetch.demo.origin import Origin
 from datafetch.engine import dedup as room
-from datafetch.engine.dedup import Once
+from datafetch.engine.dedup import UrlDeduplicator
 from datafetch.engine.feed import Feed
 from datafetch.engine.job import hash_of
 from datafetch.engine.ownership import read_identity
 from datafetch.errors import ConfigurationError, ManifestError
 from datafetch.fetch import BodyBudget, Fetcher, FetchPolicy
 from datafetch.model.interfaces import Samples
-from datafetch.model.ledger_line import Totals
+from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.outcome import Failure, FailureKind
 from datafetch.model.sample import Sample, Shard
-from datafetch.store.layout import State
-from datafetch.store.retry_filter import Wanted
+from datafetch.store.layout import OutputLayout
+from datafetch.store.retry_filter import RetryFilter
 from datafetch.store.spool import Spool, SpoolReader
-from datafetch.store.spool_format import ImageEnd
+from datafetch.store.spool_format import ImageResult
 
 POLICY = FetchPolicy(allow_net=LOOPBACK, backoff_s=0.01, connections=32, per_host=32, retries=0)
 Pictures = tuple[Path, list[str]]
@@ -104,7 +104,7 @@ def read_rows(job: Job) -> list[dict[str, Any]]:
 
 def read_ledger(job: Job) -> list[dict[str, Any]]:
     """All lines, shard by shard."""
-    paths = sorted(State(Path(job.out)).ledgers.glob("*.parquet"))
+    paths = sorted(OutputLayout(Path(job.out)).ledgers.glob("*.parquet"))
     return [line for path in paths for line in pq.read_table(path).to_pylist()]
 
 
@@ -189,13 +189,13 @@ def test_a_run_goes_on_with_documents_that_were_lost(job: Job, web: Web, tmp_pat
     urls = [web.url(0, "missing"), web.url(1), web.url(2)]
     write_documents(tmp_path / "source" / "docs_shard_0_v3.jsonl", [urls])
     run(job)
-    state = State(Path(job.out))
+    layout = OutputLayout(Path(job.out))
     before = read_ledger(job)
-    spool = next(iter(SpoolReader(state.failed("docs_shard_00000_v3")).samples()))
+    spool = next(iter(SpoolReader(layout.failed("docs_shard_00000_v3")).samples()))
     lost = Failure(FailureKind.HTTP_STATUS, "404", 404, 1)
     again = replace(job, out=str(tmp_path / "again" / "out"))
 
-    path = State(Path(again.out), job_hash=hash_of(read_identity(state))).spool("docs_shard_00000_v3")
+    path = OutputLayout(Path(again.out), job_hash=hash_of(read_identity(layout))).spool("docs_shard_00000_v3")
 
     async def begin() -> None:
         begun = await Spool.open(path)
@@ -230,7 +230,7 @@ def test_more_may_be_permitted_later(job: Job, web: Web, tmp_path: Path) -> None
     write_documents(tmp_path / "source" / "docs_shard_0_v3.jsonl", [[web.url(0), web.url(1)]])
     run(replace(job, max_sample_bytes=1))
     assert run(replace(job, max_sample_bytes=1 << 20)).totals.outcomes == {"too_large": 2}
-    kinds = Wanted(frozenset({FailureKind.TOO_LARGE}))
+    kinds = RetryFilter(frozenset({FailureKind.TOO_LARGE}))
     report = retry(job.out, kinds, change=lambda before: replace(before, max_sample_bytes=1 << 20))
     assert report.totals.outcomes == {"ok": 2}
     assert len(read_rows(job)[0]["image_info"]) == 2
@@ -328,7 +328,7 @@ def test_what_is_tried_again_is_asked_for_once_as_well(job: Job, web: Web, tmp_p
     write_documents(tmp_path / "source" / "docs_shard_0_v3.jsonl", [[flaky], [flaky], [flaky]])
     run(job)
     assert web.asked([flaky]) == [1]
-    report = retry(job.out, Wanted())
+    report = retry(job.out, RetryFilter())
     assert web.asked([flaky]) == [2]
     assert (report.totals.rows, report.retried, report.reused, report.repeated) == (3, 3, 2, 2)
 
@@ -345,46 +345,46 @@ def test_the_first_who_asks_may_be_called_off(job: Job, web: Web, tmp_path: Path
 async def test_no_more_is_known_than_is_allowed(tmp_path: Path) -> None:
     """The newest URLs are, older ones make room; of spools that are let go of nothing is known."""
     sample = make_sample(0, images=1)
-    once = Once(most_urls=8, most_held_bytes=0)
+    dedup = UrlDeduplicator(most_urls=8, most_held_bytes=0)
     spool = await Spool.open(tmp_path / "x.spool")
 
-    def end_of(number: int) -> ImageEnd:
+    def end_of(number: int) -> ImageResult:
         return make_end(replace(sample, urls=(f"http://e.org/{number}",)), 0, make_outcome(0))
 
     for number in range(35):
-        once.remember(end_of(number), spool, await spool.append(end_of(number)))
-    known = [number for number in range(35) if await once.recall(f"http://e.org/{number}") is not None]
+        dedup.record(end_of(number), spool, await spool.append(end_of(number)))
+    known = [number for number in range(35) if await dedup.lookup(f"http://e.org/{number}") is not None]
     assert known == list(range(27, 35))
-    assert (await once.recall("http://e.org/30")) == end_of(30)
+    assert (await dedup.lookup("http://e.org/30")) == end_of(30)
     down = replace(end_of(40), line=replace(end_of(40).line, outcome="host_down"))
-    once.remember(down, spool, await spool.append(down))
-    assert await once.recall("http://e.org/40") is None
-    await once.hold(spool)
+    dedup.record(down, spool, await spool.append(down))
+    assert await dedup.lookup("http://e.org/40") is None
+    await dedup.retain(spool)
     await spool.close()
-    assert await once.recall("http://e.org/30") is None
-    once.close()
+    assert await dedup.lookup("http://e.org/30") is None
+    dedup.close()
 
 
 async def test_a_url_of_the_same_hash_is_another_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What stands by its hash is looked at: it says whose it is."""
     monkeypatch.setattr(room, "hash", lambda _: 7, raising=False)
-    once = room.Once()
+    dedup = room.UrlDeduplicator()
     spool = await Spool.open(tmp_path / "x.spool")
     known = make_end(replace(make_sample(0, images=1), urls=("http://e.org/1",)), 0, make_outcome(0))
-    once.remember(known, spool, await spool.append(known))
-    assert await once.recall("http://e.org/1") == known
-    assert await once.recall("http://e.org/2") is None
+    dedup.record(known, spool, await spool.append(known))
+    assert await dedup.lookup("http://e.org/1") == known
+    assert await dedup.lookup("http://e.org/2") is None
     await spool.close()
-    once.close()
+    dedup.close()
 
 
 async def test_one_asks_at_a_time() -> None:
     """Those who come later wait, each for its own URL alone, and nothing is left of their waiting."""
-    once = Once()
+    dedup = UrlDeduplicator()
     order: list[str] = []
 
     async def ask(url: str, name: str, wait_for: asyncio.Event | None = None) -> None:
-        async with once.turn(url):
+        async with dedup.lock_url(url):
             order.append(name)
             if wait_for is not None:
                 await wait_for.wait()
@@ -397,7 +397,7 @@ async def test_one_asks_at_a_time() -> None:
     go.set()
     await asyncio.gather(*tasks)
     assert order == ["first", "other", "second"]
-    assert not once._turns
+    assert not dedup._locks
 
 
 def test_a_bad_line_may_be_permitted_on_the_way(job: Job, web: Web, tmp_path: Path) -> None:
@@ -443,7 +443,7 @@ async def test_small_shards_are_open_in_numbers(tmp_path: Path, documents: int, 
     for shard in range(most_open + 3):
         await asyncio.to_thread((tmp_path / f"docs_shard_{shard}_v3.jsonl").write_text, lines)
     manifest = await asyncio.to_thread(find_dataset("mmc4-core").bind, tmp_path, None)
-    feed = Feed(manifest, State(tmp_path / "out"))
+    feed = Feed(manifest, OutputLayout(tmp_path / "out"))
     opened: list[int] = []
 
     async def pull() -> None:
@@ -452,7 +452,7 @@ async def test_small_shards_are_open_in_numbers(tmp_path: Path, documents: int, 
 
     pulling = asyncio.create_task(pull())
     await until(lambda: len(opened) == most_open * documents)
-    await feed.close_published(next(iter(feed.open)), Totals())
+    await feed.close_published(next(iter(feed.open)), ShardCounts())
     await until(lambda: len(opened) == (most_open + 1) * documents)
     assert max(opened) == most_open
     pulling.cancel()
@@ -497,7 +497,7 @@ class OneShard:
 async def test_samples_are_read_ahead_by_their_bytes(tmp_path: Path) -> None:
     """One that is larger than what is read ahead comes alone; 256 of them would be gigabytes."""
     source = OneShard()
-    feed = Feed(source, State(tmp_path / "out"))
+    feed = Feed(source, OutputLayout(tmp_path / "out"))
     assert await feed.pull() is not None
     assert source.texts.read == 1
     await feed.close()
@@ -505,7 +505,7 @@ async def test_samples_are_read_ahead_by_their_bytes(tmp_path: Path) -> None:
 
 async def test_samples_on_their_way_are_bounded_by_their_bytes(tmp_path: Path) -> None:
     """Two of 50 MB are with workers, however many of these there are; the others come as those end."""
-    feed = Feed(OneShard(), State(tmp_path / "out"))
+    feed = Feed(OneShard(), OutputLayout(tmp_path / "out"))
     all_are_out = asyncio.Event()
     with_workers, most = 0, 0
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datafetch.datasets import find_dataset
-from datafetch.datasets.filenames import Clashes, why_refused
+from datafetch.datasets.filenames import DuplicateNames, why_refused
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_no_name_leads_out_of_the_folder(name: str) -> None:
 @given(st.lists(st.sampled_from(["a", "A", "b", "a/b", "A/c", "c", "ß", "SS", "ss", "é", "e\u0301"]), max_size=12))
 def test_no_two_names_lead_to_one_file(names: list[str]) -> None:
     """Not where case or composition does not count either, nor to a folder of another."""
-    clashes = Clashes(names)
+    clashes = DuplicateNames(names)
     kept = [name for number, name in enumerate(names) if not clashes.why_refused(number)]
     folded = [name.casefold() for name in kept]
     assert len(folded) == len(set(folded))

@@ -21,7 +21,7 @@ from datafetch.model.outcome import Encoded, Failure, FailureKind
 from datafetch.model.sample import Sample
 from datafetch.output.formats import (
     ListLayout,
-    PickleSink,
+    PickleShardWriter,
     decode_row,
     encode_row,
     frame_sizes,
@@ -32,7 +32,7 @@ from datafetch.output.formats import (
     stream_frames,
 )
 from datafetch.output.formats.pickle_form import Piece
-from datafetch.store.spool_format import ImageEnd
+from datafetch.store.spool_format import ImageResult
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary(),
@@ -44,7 +44,7 @@ ROWS = st.lists(st.dictionaries(st.sampled_from(["id", "text", "image", "image_i
 
 def write(folder: Path, rows: list[dict[str, object]]) -> tuple[Path, Path]:
     """Write rows as a pickle shard."""
-    with closing(PickleSink(folder, "part-00000")) as sink:
+    with closing(PickleShardWriter(folder, "part-00000")) as sink:
         for row in rows:
             sink.write_frame((encode_row(row),))
         sink.finish()
@@ -81,7 +81,7 @@ def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
 
 def test_an_unfinished_sink_can_be_closed(tmp_path: Path) -> None:
     """Letting go of a shard that was not finished raises nothing, twice."""
-    sink = PickleSink(tmp_path, "part-00000")
+    sink = PickleShardWriter(tmp_path, "part-00000")
     sink.write_frame((encode_row({"id": 1}),))
     sink.close()
     sink.close()
@@ -225,12 +225,12 @@ def test_a_damaged_shard_is_refused(tmp_path_factory: pytest.TempPathFactory, cu
             decode_row(frame)
 
 
-def images(jpegs: list[bytes]) -> list[ImageEnd]:
+def images(jpegs: list[bytes]) -> list[ImageResult]:
     """Images of one sample that arrived."""
     sample = Sample(0, "0", tuple("http://example.org/" for _ in jpegs), {})
     encoded = [Encoded(jpeg, 1, 1, "JPEG") for jpeg in jpegs]
     return [
-        ImageEnd(LedgerLine.of(sample, number, Failure(FailureKind.TIMEOUT), one), one.jpeg)
+        ImageResult(LedgerLine.of(sample, number, Failure(FailureKind.TIMEOUT), one), one.jpeg)
         for number, one in enumerate(encoded)
     ]
 
@@ -277,7 +277,7 @@ def test_rows_are_streamed_as_they_stand(
 
 def test_a_shard_that_is_not_as_it_was_written_is_noticed(tmp_path: Path) -> None:
     """A byte that changed on the way to the disk fails the check, wherever it is."""
-    sink = PickleSink(tmp_path, "part-00000")
+    sink = PickleShardWriter(tmp_path, "part-00000")
     with closing(sink):
         sink.write_frame((encode_row({"id": 1, "image": "A" * 100}),))
         sink.finish()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from runs import PATIENCE_S, Books, Place, Run, Trial, check_out_of_resources, serve_trial
+from runs import PATIENCE_S, Place, Run, ShardSummary, Trial, check_out_of_resources, serve_trial
 
 from datafetch.errors import ResourceError
 
@@ -130,7 +130,7 @@ def test_a_disk_that_is_full_again_and_again_costs_nothing(trial: Trial, tmp_pat
     with hold_disk(tmp_path / "disk", f"{layout.option}={amount}") as disk:
         told = layout.place(disk.mounted_at, tmp_path)
         place = layout.place(disk.seen_here(disk.mounted_at), tmp_path)
-        books = Books(trial, place)
+        books = ShardSummary(trial, place)
         while (complaint := run_until_full(trial, disk, told)) is not None:
             strikes.append(complaint)
             assert len(strikes) < _MOST_STRIKES, strikes
@@ -168,11 +168,11 @@ def test_a_disk_that_turns_read_only_costs_nothing(trial: Trial, tmp_path: Path)
     """In the midst of a run, and before one: it stops and says so, and goes on when the disk can be written again."""
     with hold_disk(tmp_path / "disk", "size=16m") as disk:
         told, place = Place(disk.mounted_at / "root"), Place(disk.seen_here(disk.mounted_at) / "root")
-        out = str(told.state.out)
-        books = Books(trial, place)
+        out = str(told.layout.out)
+        books = ShardSummary(trial, place)
         with Run(disk.inside(*trial.command(told))) as run:
             wait_for_bytes(run, place)
-            place.state.out.mkdir(exist_ok=True)
+            place.layout.out.mkdir(exist_ok=True)
             # The kernel refuses this for a whole filesystem while a spool is open for writing; the output suffices.
             disk.mount("--bind", out, out)
             disk.mount("-o", "remount,bind,ro", out)
@@ -193,19 +193,19 @@ def test_permission_that_is_lost_costs_nothing(trial: Trial, tmp_path: Path) -> 
     """In the midst of a run, and before one: it stops and says so, and goes on when it may write again."""
     place = Place(tmp_path / "root")
     command = [*_without_privileges(), *trial.command(place)]
-    books = Books(trial, place)
+    books = ShardSummary(trial, place)
     with Run(command) as run:
         wait_for_bytes(run, place)
-        for folder in (place.state.out, place.state.ledgers):
+        for folder in (place.layout.out, place.layout.ledgers):
             folder.mkdir(exist_ok=True)
             folder.chmod(0o555)
-        place.state.folder.chmod(0o555)
+        place.layout.folder.chmod(0o555)
         assert "Permission denied" in check_out_of_resources(run, run.end())
     books.check()
     with Run(command) as run:
         assert "Permission denied" in check_out_of_resources(run, run.end())
     books.check()
-    for folder in (place.state.out, place.state.ledgers, place.state.folder):
+    for folder in (place.layout.out, place.layout.ledgers, place.layout.folder):
         folder.chmod(0o755)
     with Run(command) as run:
         assert run.end() == 0, run.said()

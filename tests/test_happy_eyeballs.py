@@ -234,6 +234,6 @@ def test_a_run_on_black_holes_alone_ends_with_their_failures(tmp_path: Path) -> 
                 with suppress(FileNotFoundError):
                     most = max(most, _descriptors(run.process.pid))
             assert run.end() == 0, run.said()
-    ledger = pq.read_table(next(place.state.ledgers.glob("*.parquet")), columns=["outcome"])
+    ledger = pq.read_table(next(place.layout.ledgers.glob("*.parquet")), columns=["outcome"])
     assert ledger["outcome"].to_pylist() == [FailureKind.CONNECT.value] * count
     assert count < most < 1024

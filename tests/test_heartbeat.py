@@ -21,8 +21,8 @@ from datafetch.engine.job import Job
 from datafetch.errors import ConfigurationError
 from datafetch.fetch import FetchPolicy
 from datafetch.model.statistics import Statistics
-from datafetch.monitor.heartbeat import Beat, beat, read_beat
-from datafetch.store.layout import State
+from datafetch.monitor.heartbeat import ProgressSnapshot, beat, read_beat
+from datafetch.store.layout import OutputLayout
 
 STATISTICS = Statistics(
     expected_images=4000,
@@ -38,19 +38,21 @@ STATISTICS = Statistics(
 )
 
 
-def a_beat() -> Beat:
+def a_beat() -> ProgressSnapshot:
     """One of a run in this process, just now."""
     now_unix_s = time.time()
-    return Beat(os.getpid(), socket.gethostname(), now_unix_s - 10, now_unix_s, False, "/spools", 100.0, STATISTICS)
+    return ProgressSnapshot(
+        os.getpid(), socket.gethostname(), now_unix_s - 10, now_unix_s, False, "/spools", 100.0, STATISTICS
+    )
 
 
 async def test_a_run_says_how_it_stands_and_that_it_has_ended(tmp_path: Path) -> None:
     """A beat is there at once, with everything in it, and the last one says that no other comes."""
-    state = State(tmp_path / "out", job_hash="0123456789abcdef")
-    state.folder.mkdir()
-    beating = asyncio.create_task(beat(lambda: STATISTICS, state))
-    await until(state.progress.exists)
-    first = await asyncio.to_thread(read_beat, state.progress)
+    layout = OutputLayout(tmp_path / "out", job_hash="0123456789abcdef")
+    layout.folder.mkdir()
+    beating = asyncio.create_task(beat(lambda: STATISTICS, layout))
+    await until(layout.progress.exists)
+    first = await asyncio.to_thread(read_beat, layout.progress)
     assert first is not None
     assert (first.pid, first.host, first.statistics) == (os.getpid(), socket.gethostname(), STATISTICS)
     assert first.spools == str(tmp_path / "out.datafetch" / "spool" / "0123456789abcdef")
@@ -59,12 +61,12 @@ async def test_a_run_says_how_it_stands_and_that_it_has_ended(tmp_path: Path) ->
     assert first.is_at_work()
     beating.cancel()
     await asyncio.wait([beating])
-    last = await asyncio.to_thread(read_beat, state.progress)
+    last = await asyncio.to_thread(read_beat, layout.progress)
     assert last is not None
     assert last.is_ended
     assert not last.is_at_work()
     assert last.started_unix_s == first.started_unix_s
-    assert await asyncio.to_thread(os.listdir, state.folder) == ["progress.json"]
+    assert await asyncio.to_thread(os.listdir, layout.folder) == ["progress.json"]
 
 
 async def test_a_beat_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:
@@ -76,7 +78,7 @@ async def test_a_beat_that_cannot_be_written_ends_nothing(tmp_path: Path) -> Non
         asked += 1
         return STATISTICS
 
-    beating = asyncio.create_task(beat(ask, State(tmp_path / "nowhere" / "out")))
+    beating = asyncio.create_task(beat(ask, OutputLayout(tmp_path / "nowhere" / "out")))
     await until(lambda: asked == 1)
     beating.cancel()
     await asyncio.wait([beating])
@@ -90,8 +92,8 @@ async def test_a_beat_that_fails_is_said_once_and_tried_again(
 ) -> None:
     """Whatever it fails of; when that has passed, the run is seen to be at work again."""
     monkeypatch.setattr("datafetch.monitor.heartbeat.INTERVAL_S", 0.0)
-    state = State(tmp_path / "out", job_hash="0123456789abcdef")
-    state.folder.mkdir()
+    layout = OutputLayout(tmp_path / "out", job_hash="0123456789abcdef")
+    layout.folder.mkdir()
     asked = 0
 
     def ask() -> Statistics:
@@ -101,8 +103,8 @@ async def test_a_beat_that_fails_is_said_once_and_tried_again(
             raise RuntimeError("can't start new thread")
         return STATISTICS
 
-    beating = asyncio.create_task(beat(ask, state))
-    await until(state.progress.exists)
+    beating = asyncio.create_task(beat(ask, layout))
+    await until(layout.progress.exists)
     beating.cancel()
     await asyncio.wait([beating])
     assert beating.cancelled()
@@ -143,12 +145,12 @@ def test_who_is_at_work_is_believed_where_there_may_be_no_lock(tmp_path: Path, w
     source = write_coyo_source(tmp_path / "source", ["http://127.0.0.1:1/a.jpg"], files=1)
     job = Job("coyo", str(source.folder), str(tmp_path / "out"), no_lock=True)
     run(replace(job, fetch=FetchPolicy(allow_net=("127.0.0.0/8",), retries=0)))
-    state = State(tmp_path / "out")
-    state.progress.write_bytes(orjson.dumps(a_beat()))
-    before = state.job.read_bytes()
+    layout = OutputLayout(tmp_path / "out")
+    layout.progress.write_bytes(orjson.dumps(a_beat()))
+    before = layout.job.read_bytes()
     with pytest.raises(ConfigurationError, match=r"a run is working on .*out \(process"):
         work(replace(job, fresh=True))
-    assert state.job.read_bytes() == before
+    assert layout.job.read_bytes() == before
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ from datafetch import Check, Choices, Encoding, ImageSpec, Job, read_status, run
 from datafetch.demo.origin import Origin
 from datafetch.errors import ConfigurationError, ManifestError
 from datafetch.fetch import FetchPolicy
-from datafetch.store.layout import State
-from datafetch.store.retry_filter import Wanted
+from datafetch.store.layout import OutputLayout
+from datafetch.store.retry_filter import RetryFilter
 
 POLICY = FetchPolicy(allow_net=LOOPBACK, backoff_s=0.01, connections=32, per_host=32, retries=0)
 LIST = "llm-jp_mm_pair_step0_558k.json"
@@ -53,9 +53,9 @@ class Pairs:
         return self.root / "alt_pair_ja" / "image_step0"
 
     @property
-    def state(self) -> State:
+    def layout(self) -> OutputLayout:
         """What the run knows."""
-        return State(self.out)
+        return OutputLayout(self.out)
 
     @property
     def trainers(self) -> Path:
@@ -129,9 +129,9 @@ def test_the_trainers_list_has_the_records_whose_image_is_there(pairs: Pairs) ->
     """In published order; the published list is kept, and beside it what was dropped and why."""
     run(pairs.job())
     assert json.loads(pairs.trainers.read_text()) == [pairs.records[number] for number in ARRIVING]
-    kept = pairs.state.published_list / LIST
+    kept = pairs.layout.published_list / LIST
     assert kept.read_bytes() == (pairs.source / LIST).read_bytes()
-    dropped = [orjson.loads(line) for line in pairs.state.dropped.read_bytes().splitlines()]
+    dropped = [orjson.loads(line) for line in pairs.layout.dropped.read_bytes().splitlines()]
     assert [
         (line["record"], line["key"], line["reason"].removesuffix(": no format on the allow-list")) for line in dropped
     ] == [
@@ -169,7 +169,7 @@ def test_a_retry_brings_what_arrives_into_the_list(pairs: Pairs) -> None:
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert read_status(pairs.out).state == "complete"
     assert read_status(pairs.out).published_bytes == sum(map(len, pairs.files().values()))
-    report = retry(str(pairs.out), Wanted.all())
+    report = retry(str(pairs.out), RetryFilter.all())
     assert report.retried == 2
     assert pairs.files() == pairs.expected(arrived)
 
@@ -188,7 +188,7 @@ def test_the_published_list_may_lie_where_the_trainers_comes(pairs: Pairs) -> No
     assert pairs.trainers.read_bytes() == first
     report = run(replace(job, fresh=True, source=str(pairs.trainers.parent)))
     assert (report.reused, report.totals.samples) == (0, 12)
-    assert (pairs.state.published_list / LIST).read_bytes() == published
+    assert (pairs.layout.published_list / LIST).read_bytes() == published
     pairs.trainers.write_bytes(published + b"\n")
     with pytest.raises(ConfigurationError, match="started with different settings"):
         run(job)
@@ -228,7 +228,7 @@ def test_no_index_leads_out_of_the_folder(pairs: Pairs) -> None:
     run(pairs.job())
     victim = pairs.root / "victim"
     victim.write_bytes(b"precious")
-    index = pairs.state.saved("part-00000")
+    index = pairs.layout.saved("part-00000")
     index.write_bytes(orjson.dumps({"name": "../../victim", "size_bytes": 8, "number": "0.image", "sample": 0}) + b"\n")
     with pytest.raises(ConfigurationError, match="names a file outside"):
         run(pairs.job(fresh=True))

@@ -34,8 +34,8 @@ from datafetch.errors import ConfigurationError, ConservationError, ManifestErro
 from datafetch.fetch import BodyBudget, Fetcher, FetchPolicy, OptOut
 from datafetch.model.report import EqualShards
 from datafetch.model.statistics import Statistics
-from datafetch.store.layout import State
-from datafetch.store.ledger import read_samples, read_totals
+from datafetch.store.layout import OutputLayout
+from datafetch.store.ledger import read_samples, read_shard_counts
 from datafetch.store.spool import write_spool
 from datafetch.transcode import ImageSpec
 
@@ -84,7 +84,7 @@ def read_rows(job: Job) -> list[dict[str, Any]]:
 
 def read_ledger(job: Job) -> list[dict[str, Any]]:
     """All lines of the ledger."""
-    paths = sorted(State(Path(job.out)).ledgers.glob("*.parquet"))
+    paths = sorted(OutputLayout(Path(job.out)).ledgers.glob("*.parquet"))
     return [line for path in paths for line in pq.read_table(path).to_pylist()]
 
 
@@ -324,10 +324,10 @@ def test_a_job_of_an_earlier_version_goes_on(job: Job) -> None:
     """Its identity had what is only permitted as well, and its ledgers and spools say nothing of it."""
     first = run(job)
     before = files_of(job)
-    state = State(Path(job.out))
-    identity = orjson.loads(state.job.read_bytes())
-    state.job.write_bytes(orjson.dumps({**identity, "max_pixels": 1, "insecure": True, "opt_out": "ignore"}))
-    for path in state.ledgers.iterdir():
+    layout = OutputLayout(Path(job.out))
+    identity = orjson.loads(layout.job.read_bytes())
+    layout.job.write_bytes(orjson.dumps({**identity, "max_pixels": 1, "insecure": True, "opt_out": "ignore"}))
+    for path in layout.ledgers.iterdir():
         books = {
             name: value for name, value in pq.read_metadata(path).metadata.items() if name.startswith(b"datafetch")
         }
@@ -335,7 +335,7 @@ def test_a_job_of_an_earlier_version_goes_on(job: Job) -> None:
         pq.write_table(table.replace_schema_metadata(books), path)
     assert run(job).totals == first.totals
     assert files_of(job) == before
-    assert {line.permitted for path in state.ledgers.iterdir() for lines in read_samples(path) for line in lines} == {
+    assert {line.permitted for path in layout.ledgers.iterdir() for lines in read_samples(path) for line in lines} == {
         ()
     }
 
@@ -343,7 +343,7 @@ def test_a_job_of_an_earlier_version_goes_on(job: Job) -> None:
 def test_permissions_are_no_part_of_where_spools_lie(job: Job) -> None:
     """What an interrupted run has fetched is found again by one with more permissions, and by the same version's."""
     run(job)
-    identity = read_identity(State(Path(job.out)))
+    identity = read_identity(OutputLayout(Path(job.out)))
     earlier = {**identity, "max_pixels": 89_478_485}
     as_it_was = hashlib.sha256(orjson.dumps(earlier, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
     assert hash_of(identity) == as_it_was
@@ -383,7 +383,7 @@ def test_a_shard_that_is_made_again_never_looks_published_half_way(job: Job) -> 
     with pytest.raises(ResourceError):  # it has looked at the shard, and can't open a spool for it
         run(replace(job, scratch="/proc/nowhere"))
     assert sorted(files_of(job)) == ["part-00000.count", "part-00000.pkl"]
-    assert not State(Path(job.out)).ledger("part-00001").exists()
+    assert not OutputLayout(Path(job.out)).ledger("part-00001").exists()
 
 
 def test_a_spool_of_another_job_is_not_taken(tmp_path: Path, job: Job) -> None:
@@ -391,7 +391,7 @@ def test_a_spool_of_another_job_is_not_taken(tmp_path: Path, job: Job) -> None:
     scratch = tmp_path / "scratch"
     limited = replace(job, limit=10, scratch=str(scratch))
     run(limited)
-    spool = State(Path(job.out), scratch, "0123456789abcdef").spool("part-00000")
+    spool = OutputLayout(Path(job.out), scratch, "0123456789abcdef").spool("part-00000")
     spool.parent.mkdir(parents=True)
     spool.write_bytes(b"datafetch spool 1\n")
     report = run(replace(limited, limit=20, fresh=True))
@@ -404,7 +404,7 @@ def test_a_job_file_that_is_none_is_refused(job: Job, content: bytes, fresh: boo
     """What datafetch did not write it neither trusts nor deletes."""
     run(job)
     before = files_of(job)
-    State(Path(job.out)).job.write_bytes(content)
+    OutputLayout(Path(job.out)).job.write_bytes(content)
     with pytest.raises(ConfigurationError, match=r"job\.json is not a job"):
         run(replace(job, fresh=fresh))
     assert files_of(job) == before
@@ -503,9 +503,9 @@ def test_a_run_that_looks_for_its_spools_elsewhere_is_refused(
 def left_spool(job: Job) -> Path:
     """A spool as an interrupted run leaves it in the job's scratch."""
     scratch = Path(job.scratch) if job.scratch else None
-    state = State(Path(job.out), scratch, hash_of(read_identity(State(Path(job.out)))))
-    write_spool(state.spool("part-00001"), [])
-    return state.spool("part-00001")
+    layout = OutputLayout(Path(job.out), scratch, hash_of(read_identity(OutputLayout(Path(job.out)))))
+    write_spool(layout.spool("part-00001"), [])
+    return layout.spool("part-00001")
 
 
 def test_fresh_forgets_spools_that_lie_elsewhere(tmp_path: Path, job: Job) -> None:
@@ -521,8 +521,8 @@ def test_the_state_folder_is_a_sibling(job: Job) -> None:
     """The data folder holds pairs of .pkl and .count and nothing else; everything we know lies beside it."""
     run(job)
     assert sorted(files_of(job)) == ["part-00000.count", "part-00000.pkl", "part-00001.count", "part-00001.pkl"]
-    state = Path(job.out + ".datafetch")
-    assert sorted(path.name for path in state.iterdir() if path.name != "lock") == [
+    layout = Path(job.out + ".datafetch")
+    assert sorted(path.name for path in layout.iterdir() if path.name != "lock") == [
         "failed",
         "job.json",
         "ledger",
@@ -584,7 +584,7 @@ async def test_the_memory_budget_is_a_bound(urls: list[str]) -> None:
 
     async def deliver(fetch: Fetcher, url: str) -> None:
         nonlocal held, peak
-        with budget.allotment() as memory:
+        with budget.reservation() as memory:
             await fetch(url, memory=memory)
             held += 1
             peak = max(peak, held)
@@ -621,7 +621,7 @@ def test_an_image_that_ends_the_codec_is_one_failure_and_kept(
         )
         assert datafetch.run(job).totals.outcomes == {"ok": 20, "worker_crashed": 1}
     (crashed,) = [line for line in read_ledger(job) if line["outcome"] == "worker_crashed"]
-    (kept,) = State(Path(job.out)).quarantine.iterdir()
+    (kept,) = OutputLayout(Path(job.out)).quarantine.iterdir()
     assert kept.read_bytes() == (folder / "huge.png").read_bytes()
     assert kept.stem == crashed["sha256"]
     assert crashed["detail"] == "took more than 0.15 s of CPU time"
@@ -695,10 +695,10 @@ def test_equal_shards_have_the_rows_that_the_ledgers_list(job: Job) -> None:
     """Or there would be a report that an epoch uses more samples than there are."""
     job = replace(job, world_size=2)
     run(job)
-    state = Path(job.out + ".datafetch")
-    arranged = orjson.loads((state / "equal.json").read_bytes())
-    (state / "ledger" / "part-00001.parquet").write_bytes((state / "ledger" / "part-00000.parquet").read_bytes())
-    ours = sum(read_totals(path).rows for path in (state / "ledger").iterdir())
+    layout = Path(job.out + ".datafetch")
+    arranged = orjson.loads((layout / "equal.json").read_bytes())
+    (layout / "ledger" / "part-00001.parquet").write_bytes((layout / "ledger" / "part-00000.parquet").read_bytes())
+    ours = sum(read_shard_counts(path).rows for path in (layout / "ledger").iterdir())
     assert ours != sum(rows for rows, _ in arranged["files"].values())
     with pytest.raises(ConservationError, match="the equal shards hold"):
         run(job)

@@ -51,7 +51,7 @@ def test_keys_are_found_out_and_said(
     assert sample.urls == ("https://e.org/桜.jpg",)
     row = find_dataset("llm-jp-pairs-step1").to_row(Record(sample, (Encoded(b"j", 1, 1, "PNG"),)), Payload.BASE64)
     assert row == {**record, "image": "ag=="}
-    assert manifest.facts() == {"keys": {"url": url_key, "text": text_key}}
+    assert manifest.identity_fields() == {"keys": {"url": url_key, "text": text_key}}
 
 
 def test_the_key_that_more_records_have_is_taken(tmp_path: Path) -> None:

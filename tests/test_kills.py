@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from runs import Books, Place, Run, Trial, check_out_of_resources, dying_at_a_step, listed, serve_trial
+from runs import Place, Run, ShardSummary, Trial, check_out_of_resources, dying_at_a_step, listed, serve_trial
 
 _MOST_RUNS = 40
 _KILLED = -9
@@ -65,7 +65,7 @@ class Progress:
 
 def begun(place: Place) -> Progress:
     """What the state folder has in it."""
-    return _files(listed(place.state.folder))
+    return _files(listed(place.layout.folder))
 
 
 def kept(place: Place) -> Progress:
@@ -75,12 +75,12 @@ def kept(place: Place) -> Progress:
 
 def being_written(place: Place) -> Progress:
     """Files of shards that are being written, or wait to be published."""
-    return _files([*listed(place.state.unpublished), *place.state.ready.glob("**/*")])
+    return _files([*listed(place.layout.unpublished), *place.layout.ready.glob("**/*")])
 
 
 def published(place: Place) -> Progress:
     """Files that are in their place."""
-    return _files([*listed(place.state.out), *listed(place.state.ledgers)])
+    return _files([*listed(place.layout.out), *listed(place.layout.ledgers)])
 
 
 def _files(paths: Iterable[Path]) -> Progress:
@@ -143,7 +143,7 @@ def test_a_run_killed_at_any_moment_ends_as_if_undisturbed(trial: Trial, tmp_pat
     runs = 0
     while moments:
         place = Place(tmp_path / f"{runs}")
-        books = Books(trial, place)
+        books = ShardSummary(trial, place)
         code = _KILLED
         while code != 0:
             runs += 1
@@ -183,7 +183,7 @@ def test_a_process_that_dies_before_any_of_its_steps_leaves_nothing_half(
 ) -> None:
     """Killed before the first file it opens, renames or deletes, before one further on, and so on to the end."""
     place = Place(tmp_path / "root")
-    books = Books(trial, place)
+    books = ShardSummary(trial, place)
     rng = random.Random(17)
     steps, kills, code = 0, 0, _KILLED
     while code != 0:

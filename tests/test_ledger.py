@@ -12,8 +12,16 @@ import pytest
 from test_spool import FAILURE, make_end, make_sample
 
 from datafetch.errors import ConfigurationError
-from datafetch.model.ledger_line import LedgerLine, Totals
-from datafetch.store.ledger import Books, LedgerWriter, read_books, read_columns, read_keys, read_samples, read_totals
+from datafetch.model.ledger_line import LedgerLine, ShardCounts
+from datafetch.store.ledger import (
+    LedgerWriter,
+    ShardSummary,
+    read_columns,
+    read_keys,
+    read_samples,
+    read_shard_counts,
+    read_shard_summary,
+)
 
 URL_BYTES = 60_000
 LINES = 1500
@@ -41,7 +49,7 @@ def write(path: Path) -> None:
         for line in long_lines():
             ledger.write((line,))
         none = np.zeros(LINES, np.bool_)
-        ledger.finish(Books(Totals(LINES, 0, {"timeout": LINES}), none, none))
+        ledger.finish(ShardSummary(ShardCounts(LINES, 0, {"timeout": LINES}), none, none))
 
 
 def peak_bytes(work: Callable[[], object]) -> int:
@@ -101,10 +109,10 @@ def test_counts_that_no_shard_can_have_are_refused(tmp_path: Path, totals: objec
     path = tmp_path / "part-00000.parquet"
     none = np.zeros(2, np.bool_)
     with LedgerWriter(path, "part-00000") as ledger:
-        ledger.finish(Books(Totals(2, 0, {}), none, none))
-    assert read_totals(path) == Totals(2, 0, {})
+        ledger.finish(ShardSummary(ShardCounts(2, 0, {}), none, none))
+    assert read_shard_counts(path) == ShardCounts(2, 0, {})
     said = {**(pq.read_metadata(path).metadata or {}), b"datafetch.totals": json.dumps(totals)}
     pq.write_table(pq.read_table(path).replace_schema_metadata(said), path)
-    for read in (read_totals, read_books):
+    for read in (read_shard_counts, read_shard_summary):
         with pytest.raises(ConfigurationError, match="is not a ledger"):
             read(path)

@@ -10,13 +10,13 @@ import orjson
 import pytest
 from PIL import Image
 
-from datafetch.engine.ownership import claimed
+from datafetch.engine.ownership import locked_output
 from datafetch.errors import ConfigurationError, ManifestError
 from datafetch.model.kinds import Loader
-from datafetch.output.formats import FileSink, encode_row
+from datafetch.output.formats import ImageFilesWriter, encode_row
 from datafetch.output.publish import put_files_in_place
 from datafetch.output.reshard.folder import Request, reshard
-from datafetch.store.layout import State
+from datafetch.store.layout import OutputLayout
 from datafetch.verify import Check, run_check
 
 
@@ -53,10 +53,10 @@ PLACES = [
 @pytest.mark.parametrize("place", PLACES)
 async def test_a_run_does_not_write_through_links(tmp_path: Path, elsewhere: Path, place: str) -> None:
     """A link anywhere in the state folder stops the run at its beginning; what it leads to stays as it was."""
-    state = State(tmp_path / "out")
-    put_link(state.folder / place, elsewhere)
+    layout = OutputLayout(tmp_path / "out")
+    put_link(layout.folder / place, elsewhere)
     with pytest.raises(ConfigurationError, match="is a symbolic link, and datafetch does not write through links"):
-        async with claimed(state, lambda: None):
+        async with locked_output(layout, lambda: None):
             pass
     check_untouched(elsewhere)
 
@@ -65,7 +65,7 @@ async def test_a_run_does_not_write_through_links(tmp_path: Path, elsewhere: Pat
 def test_reshard_does_not_write_through_links(tmp_path: Path, elsewhere: Path, place: str) -> None:
     """The same where equal shards are made."""
     write_shard(tmp_path / "rows")
-    put_link(State(tmp_path / "out").folder / place, elsewhere)
+    put_link(OutputLayout(tmp_path / "out").folder / place, elsewhere)
     with pytest.raises(ConfigurationError, match="is a symbolic link, and datafetch does not write through links"):
         reshard(Request(tmp_path / "rows", tmp_path / "out", world_size=2, batch=1, group=1))
     check_untouched(elsewhere)
@@ -73,10 +73,10 @@ def test_reshard_does_not_write_through_links(tmp_path: Path, elsewhere: Path, p
 
 async def test_links_in_a_scratch_folder_are_not_written_through(tmp_path: Path, elsewhere: Path) -> None:
     """Nor where spools lie elsewhere."""
-    state = State(tmp_path / "out", tmp_path / "scratch", "1234")
-    put_link(state.spool("part-00000"), elsewhere)
+    layout = OutputLayout(tmp_path / "out", tmp_path / "scratch", "1234")
+    put_link(layout.spool("part-00000"), elsewhere)
     with pytest.raises(ConfigurationError, match=r"part-00000\.spool is a symbolic link"):
-        async with claimed(state, lambda: None):
+        async with locked_output(layout, lambda: None):
             pass
     check_untouched(elsewhere)
 
@@ -95,24 +95,24 @@ def check_untouched(elsewhere: Path) -> None:
 
 def test_images_are_not_written_through_links(tmp_path: Path, elsewhere: Path) -> None:
     """A folder of the output that is a link is refused; a file that is one gives way to the image of its name."""
-    state = State(tmp_path / "out")
+    layout = OutputLayout(tmp_path / "out")
     ready = tmp_path / "ready"
     ready.mkdir()
-    sink = FileSink(ready, "part-00000")
+    sink = ImageFilesWriter(ready, "part-00000")
     for name in ("b/1.jpg", "a/1.jpg"):
         sink.write_frame((encode_row({"name": name, "content": b"an image", "sample": 0}),))
     sink.finish()
     sink.close()
-    (state.out / "b").mkdir(parents=True)
-    (state.out / "b" / "1.jpg").symlink_to(elsewhere / "mine")
-    (state.out / "a").symlink_to(elsewhere)
+    (layout.out / "b").mkdir(parents=True)
+    (layout.out / "b" / "1.jpg").symlink_to(elsewhere / "mine")
+    (layout.out / "a").symlink_to(elsewhere)
     with pytest.raises(ConfigurationError, match="a is a symbolic link, and datafetch does not write through links"):
-        put_files_in_place(state, ready, sink.files[0])
+        put_files_in_place(layout, ready, sink.files[0])
     check_untouched(elsewhere)
-    (state.out / "a").unlink()
-    put_files_in_place(state, ready, sink.files[0])
-    assert (state.out / "a" / "1.jpg").read_bytes() == (state.out / "b" / "1.jpg").read_bytes() == b"an image"
-    assert not (state.out / "b" / "1.jpg").is_symlink()
+    (layout.out / "a").unlink()
+    put_files_in_place(layout, ready, sink.files[0])
+    assert (layout.out / "a" / "1.jpg").read_bytes() == (layout.out / "b" / "1.jpg").read_bytes() == b"an image"
+    assert not (layout.out / "b" / "1.jpg").is_symlink()
     check_untouched(elsewhere)
 
 

@@ -13,11 +13,11 @@ import pytest
 from datafetch.cli.app import main
 from datafetch.cli.options import RetryOptions
 from datafetch.engine.job import Job, asked_of
-from datafetch.engine.ownership import claimed
+from datafetch.engine.ownership import locked_output
 from datafetch.errors import ConfigurationError, ResourceError
 from datafetch.output.formats import encode_row
-from datafetch.output.formats.pickle import PickleSink
-from datafetch.store.layout import State, fixed
+from datafetch.output.formats.pickle import PickleShardWriter
+from datafetch.store.layout import OutputLayout, resolve_parent
 from datafetch.store.lock import Lock
 from datafetch.transcode import ImageSpec
 
@@ -73,13 +73,13 @@ NAMES = ["disk/folder", "link", "other link", "link to a link"]
 
 
 @pytest.fixture
-def by_name(tmp_path: Path) -> dict[str, State]:
+def by_name(tmp_path: Path) -> dict[str, OutputLayout]:
     """Where one folder has its state by each of its names."""
     (tmp_path / "disk" / "folder").mkdir(parents=True)
     (tmp_path / "link").symlink_to("disk/folder")
     (tmp_path / "other link").symlink_to(tmp_path / "disk" / "folder")
     (tmp_path / "link to a link").symlink_to("other link")
-    return {name: State(fixed(tmp_path / name)) for name in NAMES}
+    return {name: OutputLayout(resolve_parent(tmp_path / name)) for name in NAMES}
 
 
 def _nothing() -> None:
@@ -87,16 +87,16 @@ def _nothing() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-async def test_a_folder_has_one_lock_whatever_it_is_called(by_name: dict[str, State], name: str) -> None:
+async def test_a_folder_has_one_lock_whatever_it_is_called(by_name: dict[str, OutputLayout], name: str) -> None:
     """While a run works on it by one name, one by another is refused; afterwards it is not."""
     mine = by_name.pop(name)
-    async with claimed(mine, _nothing):
-        for state in by_name.values():
+    async with locked_output(mine, _nothing):
+        for layout in by_name.values():
             with pytest.raises(ConfigurationError, match="another run is working on"):
-                async with claimed(state, _nothing):
+                async with locked_output(layout, _nothing):
                     pass
-    for state in by_name.values():
-        async with claimed(state, _nothing):
+    for layout in by_name.values():
+        async with locked_output(layout, _nothing):
             pass
 
 
@@ -105,43 +105,43 @@ async def test_equal_shards_take_the_place_of_a_locked_folder(tmp_path: Path) ->
     folder = tmp_path / "folder"
     folder.mkdir()
     (tmp_path / "link").symlink_to(folder)
-    async with claimed(State(folder), _nothing):
+    async with locked_output(OutputLayout(folder), _nothing):
         folder.rename(tmp_path / "replaced")
         folder.mkdir()
         with pytest.raises(ConfigurationError, match="another run is working on"):
-            async with claimed(State(tmp_path / "link"), _nothing):
+            async with locked_output(OutputLayout(tmp_path / "link"), _nothing):
                 pass
 
 
 @pytest.fixture
-def mounted_twice(tmp_path: Path) -> Iterator[tuple[State, State]]:
+def mounted_twice(tmp_path: Path) -> Iterator[tuple[OutputLayout, OutputLayout]]:
     """A folder at two places."""
     folder, other = tmp_path / "folder", tmp_path / "other"
     folder.mkdir()
     other.mkdir()
     if subprocess.run(["mount", "--bind", folder, other], check=False, capture_output=True).returncode:  # noqa: S607
         pytest.skip("nothing can be mounted here")
-    yield State(folder), State(other)
+    yield OutputLayout(folder), OutputLayout(other)
     subprocess.run(["umount", other], check=True)  # noqa: S607
 
 
-async def test_a_folder_that_is_mounted_twice_has_one_lock(mounted_twice: tuple[State, State]) -> None:
+async def test_a_folder_that_is_mounted_twice_has_one_lock(mounted_twice: tuple[OutputLayout, OutputLayout]) -> None:
     """The kernel knows it at either place."""
     here, there = mounted_twice
-    async with claimed(there, _nothing):
+    async with locked_output(there, _nothing):
         with pytest.raises(ConfigurationError, match="another run is working on"):
-            async with claimed(here, _nothing):
+            async with locked_output(here, _nothing):
                 pass
 
 
 async def test_a_link_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
     """Whoever makes the folder that it names would not know of this run; no state is left behind."""
-    state = State(tmp_path / "link")
-    state.out.symlink_to("nowhere")
+    layout = OutputLayout(tmp_path / "link")
+    layout.out.symlink_to("nowhere")
     with pytest.raises(ConfigurationError, match="is a broken link"):
-        async with claimed(state, _nothing):
+        async with locked_output(layout, _nothing):
             pass
-    assert not state.folder.exists()
+    assert not layout.folder.exists()
 
 
 @pytest.fixture
@@ -157,19 +157,19 @@ def _no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_no_locks")
 async def test_who_is_alone_needs_no_lock(tmp_path: Path) -> None:
     """Where nothing can be locked, a run is refused, and told what it may say; having said it, it works."""
-    state = State(tmp_path / "out")
+    layout = OutputLayout(tmp_path / "out")
     with pytest.raises(ResourceError, match="or give --no-lock if you know that no other run works on it"):
-        async with claimed(state, _nothing):
+        async with locked_output(layout, _nothing):
             pass
-    async with claimed(state, _nothing, is_alone=True):
-        assert state.folder.is_dir()
+    async with locked_output(layout, _nothing, is_alone=True):
+        assert layout.folder.is_dir()
 
 
 @pytest.mark.usefixtures("_no_locks")
 def test_equal_shards_can_be_made_without_a_lock(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """The same for ``reshard``."""
     (tmp_path / "rows").mkdir()
-    with closing(PickleSink(tmp_path / "rows", "part-00000")) as sink:
+    with closing(PickleShardWriter(tmp_path / "rows", "part-00000")) as sink:
         for _ in range(4):
             sink.write_frame((encode_row({"image": "aGk=", "text": "a cat"}),))
         sink.finish()
@@ -182,14 +182,14 @@ def test_equal_shards_can_be_made_without_a_lock(tmp_path: Path, capfd: pytest.C
 
 async def test_a_lock_that_is_held_is_respected_whatever_was_said(tmp_path: Path) -> None:
     """``--no-lock`` is for where there are no locks: where there are, another run's holds, for ``reshard`` as well."""
-    state = State(tmp_path / "out")
-    async with claimed(state, _nothing):
+    layout = OutputLayout(tmp_path / "out")
+    async with locked_output(layout, _nothing):
         with pytest.raises(ConfigurationError, match="another run is working on"):
-            async with claimed(state, _nothing, is_alone=True):
+            async with locked_output(layout, _nothing, is_alone=True):
                 pass
-    async with claimed(state, _nothing, is_alone=True):
+    async with locked_output(layout, _nothing, is_alone=True):
         with pytest.raises(ConfigurationError, match="another run is working on"):
-            async with claimed(state, _nothing):
+            async with locked_output(layout, _nothing):
                 pass
 
 

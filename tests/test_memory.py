@@ -13,7 +13,7 @@ from datafetch.fetch.memory import BodyBudget
 async def test_what_is_held_is_given_back_at_the_end() -> None:
     """An image's bytes count from when they are asked for until it has ended."""
     budget = BodyBudget(100)
-    with budget.allotment() as memory:
+    with budget.reservation() as memory:
         await memory.grow(60)
         await memory.grow(40)  # has more already
         assert (memory.held_bytes, budget.held_bytes) == (60, 60)
@@ -27,7 +27,7 @@ async def test_what_is_held_is_given_back_at_the_end() -> None:
 async def test_a_body_waits_for_room() -> None:
     """What is over the budget is read when others have ended."""
     budget = BodyBudget(100)
-    with budget.allotment() as first, budget.allotment() as second, budget.allotment() as third:
+    with budget.reservation() as first, budget.reservation() as second, budget.reservation() as third:
         await first.grow(90)
         favourite = asyncio.create_task(second.grow(50))
         waiting = asyncio.create_task(third.grow(50))
@@ -49,7 +49,7 @@ async def test_half_bodies_do_not_block_one_another() -> None:
 
     async def receive(number: int) -> None:
         nonlocal peak_bytes
-        with budget.allotment() as memory:
+        with budget.reservation() as memory:
             for size_bytes in (10, 20, 40, 80):
                 await memory.grow(size_bytes)
                 peak_bytes = max(peak_bytes, budget.held_bytes)
@@ -67,8 +67,8 @@ async def test_half_bodies_do_not_block_one_another() -> None:
 async def test_no_request_is_sent_while_bytes_are_short() -> None:
     """Whoever asks whether another request makes sense waits until somebody has ended."""
     budget = BodyBudget(100)
-    with budget.allotment() as other:
-        with budget.allotment() as memory:
+    with budget.reservation() as other:
+        with budget.reservation() as memory:
             await memory.grow(100)
             asking = asyncio.create_task(other.wait_for_room())
             await asyncio.sleep(0)
@@ -79,7 +79,7 @@ async def test_no_request_is_sent_while_bytes_are_short() -> None:
 async def test_who_is_cancelled_while_waiting_holds_nothing() -> None:
     """Neither before its wish is granted nor in the same instant."""
     budget = BodyBudget(100)
-    with budget.allotment() as first, budget.allotment() as second, budget.allotment() as third:
+    with budget.reservation() as first, budget.reservation() as second, budget.reservation() as third:
         await first.grow(100)
         await second.grow(10)  # the favourite
         waiting = asyncio.create_task(third.grow(10))
@@ -104,7 +104,7 @@ def test_every_body_ends_within_the_budget_and_one_body(sizes: list[int], budget
     """Whatever the sizes: nobody waits for ever, and the most that is held is the budget and the largest body."""
 
     async def receive(budget: BodyBudget, size_bytes: int) -> None:
-        with budget.allotment() as memory:
+        with budget.reservation() as memory:
             await memory.wait_for_room()
             for part_bytes in range(0, size_bytes + 1, max(1, size_bytes // 3)):
                 await memory.grow(part_bytes)

@@ -18,14 +18,14 @@ from datafetch.model.kinds import Payload
 from datafetch.model.ledger_line import LedgerLine
 from datafetch.model.outcome import Encoded, Failure, FailureKind, Outcome, Permission
 from datafetch.model.sample import Record, Row, Sample
-from datafetch.output import merge as settled
+from datafetch.output import merge as committed
 from datafetch.output.commit import Commit, commit_shard
 from datafetch.output.merge import Output
-from datafetch.store.layout import State
-from datafetch.store.ledger import read_books, read_samples
-from datafetch.store.retry_filter import Retry, Wanted
+from datafetch.store.layout import OutputLayout
+from datafetch.store.ledger import read_samples, read_shard_summary
+from datafetch.store.retry_filter import Retry, RetryFilter
 from datafetch.store.spool import Spool, SpoolReader
-from datafetch.store.spool_format import ImageEnd, read_entries, read_marker
+from datafetch.store.spool_format import ImageResult, read_entries, read_marker
 
 SHARD = "part-00000"
 GONE = Failure(FailureKind.HTTP_STATUS, "HTTP 404", 404, 1)
@@ -59,14 +59,14 @@ def document(position: int, images: int) -> Sample:
 @pytest.fixture
 def output(tmp_path: Path) -> Output:
     """An output of documents."""
-    return Output(Documents(), State(tmp_path / "out", job_hash="first"))
+    return Output(Documents(), OutputLayout(tmp_path / "out", job_hash="first"))
 
 
 def spool(output: Output, ended: Sequence[tuple[Sample, Sequence[Outcome]]]) -> None:
     """Spool samples that ended like this, as a pipeline does: what the spool has already is not fetched."""
 
     async def write() -> None:
-        spool = await Spool.open(output.state.spool(SHARD))
+        spool = await Spool.open(output.layout.spool(SHARD))
         for sample, outcomes in ended:
             there = spool.recovered.images.get(sample.position, {})
             ends = [make_end(sample, n, outcome) for n, outcome in enumerate(outcomes) if n not in there]
@@ -83,7 +83,7 @@ def first_run(output: Output, documents: Sequence[Sequence[Outcome]]) -> None:
     commit_shard(Commit(output, SHARD, len(documents)))
 
 
-def retry(output: Output, wanted: Wanted, arrived: dict[tuple[int, int], Outcome]) -> dict[int, set[int]]:
+def retry(output: Output, wanted: RetryFilter, arrived: dict[tuple[int, int], Outcome]) -> dict[int, set[int]]:
     """Try again; returns which images of which samples were asked for.
 
     Args:
@@ -91,8 +91,8 @@ def retry(output: Output, wanted: Wanted, arrived: dict[tuple[int, int], Outcome
         wanted: Which.
         arrived: (sample, image) → what became of it now.
     """
-    number = read_books(output.state.ledger(SHARD)).retry + 1
-    again = replace(output, state=replace(output.state, job_hash="again"), retry=Retry(number, wanted))
+    number = read_shard_summary(output.layout.ledger(SHARD)).retry + 1
+    again = replace(output, layout=replace(output.layout, job_hash="again"), retry=Retry(number, wanted))
     assert again.retry is not None
     source = FailedSamples(again, again.retry, [SHARD])
     asked: dict[int, set[int]] = {}
@@ -105,14 +105,14 @@ def retry(output: Output, wanted: Wanted, arrived: dict[tuple[int, int], Outcome
             asked[sample.position] = set(range(len(sample.urls))) - there.get(sample.position, set())
         spool(again, [(s, [arrived.get((s.position, n), GONE) for n in range(len(s.urls))]) for s in samples])
         commit_shard(Commit(again, SHARD, shard.size))
-        again.state.spool(SHARD).unlink()
+        again.layout.spool(SHARD).unlink()
     return asked
 
 
 def _begun(output: Output) -> list[LedgerLine]:
-    with output.state.spool(SHARD).open("rb") as file:
+    with output.layout.spool(SHARD).open("rb") as file:
         entries = read_entries(file, read_marker(file))
-        return [entry.ended.line for entry in entries if isinstance(entry.ended, ImageEnd)]
+        return [entry.ended.line for entry in entries if isinstance(entry.ended, ImageResult)]
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -125,15 +125,15 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 def test_a_document_gets_the_image_that_it_lacked(output: Output) -> None:
     """Its other images are neither asked for nor lost, and every other document stays as it was."""
     first_run(output, [[image("a0"), LATE], [image("b0")], [LATE, GONE], [GONE], [], [image("f0"), image("f1")]])
-    assert [row["key"] for row in rows(output.state.out)] == ["k0", "k1", "k5"]
-    assert retry(output, Wanted(), {(0, 1): image("a1"), (2, 0): image("c0")}) == {0: {1}, 2: {0}}
-    assert [(row["key"], row["jpegs"]) for row in rows(output.state.out)] == [
+    assert [row["key"] for row in rows(output.layout.out)] == ["k0", "k1", "k5"]
+    assert retry(output, RetryFilter(), {(0, 1): image("a1"), (2, 0): image("c0")}) == {0: {1}, 2: {0}}
+    assert [(row["key"], row["jpegs"]) for row in rows(output.layout.out)] == [
         ("k0", [b"a0", b"a1"]),
         ("k1", [b"b0"]),
         ("k2", [b"c0"]),
         ("k5", [b"f0", b"f1"]),
     ]
-    lines = [line for sample in read_samples(output.state.ledger(SHARD)) for line in sample]
+    lines = [line for sample in read_samples(output.layout.ledger(SHARD)) for line in sample]
     assert [(line.sample, line.image, line.outcome) for line in lines] == [
         (0, 0, "ok"),
         (0, 1, "ok"),
@@ -145,7 +145,7 @@ def test_a_document_gets_the_image_that_it_lacked(output: Output) -> None:
         (5, 1, "ok"),
     ]
     assert lines[1].attempts == 3 + 1
-    books = read_books(output.state.ledger(SHARD))
+    books = read_shard_summary(output.layout.ledger(SHARD))
     assert books.has_row.tolist() == [True, True, True, False, False, True]
     assert books.own_rows.tolist() == books.has_row.tolist()
 
@@ -153,43 +153,43 @@ def test_a_document_gets_the_image_that_it_lacked(output: Output) -> None:
 def test_a_row_never_loses_an_image_to_a_retry(output: Output) -> None:
     """What fails again, or in another way, leaves the row with the images that it had."""
     first_run(output, [[image("a0"), GONE, LATE]])
-    before = rows(output.state.out)
-    assert retry(output, Wanted.all(), {(0, 1): LATE, (0, 2): GONE}) == {0: {1, 2}}
-    assert rows(output.state.out) == before
-    assert retry(output, Wanted(), {(0, 1): image("a1")}) == {0: {1}}
-    assert rows(output.state.out)[0]["jpegs"] == [b"a0", b"a1"]
+    before = rows(output.layout.out)
+    assert retry(output, RetryFilter.all(), {(0, 1): LATE, (0, 2): GONE}) == {0: {1, 2}}
+    assert rows(output.layout.out) == before
+    assert retry(output, RetryFilter(), {(0, 1): image("a1")}) == {0: {1}}
+    assert rows(output.layout.out)[0]["jpegs"] == [b"a0", b"a1"]
 
 
 def test_what_can_make_no_row_is_not_asked_for(output: Output) -> None:
     """A document that needs all of its images, one of which is gone for good, is left alone; unless all is wanted."""
     strict = replace(output, dataset=Documents(least_images=2))
     first_run(strict, [[GONE, LATE], [image("b0"), LATE]])
-    assert not (strict.state.out / f"{SHARD}.pkl").exists()
-    kept = {spooled.sample.position: spooled.images for spooled in SpoolReader(strict.state.failed(SHARD)).samples()}
+    assert not (strict.layout.out / f"{SHARD}.pkl").exists()
+    kept = {spooled.sample.position: spooled.images for spooled in SpoolReader(strict.layout.failed(SHARD)).samples()}
     assert {position: len(images) for position, images in kept.items()} == {0: 0, 1: 1}
-    assert retry(strict, Wanted(), {(1, 1): image("b1")}) == {1: {1}}
-    assert [row["jpegs"] for row in rows(strict.state.out)] == [[b"b0", b"b1"]]
-    assert retry(strict, Wanted.all(), {(0, 0): image("a1"), (0, 1): image("a2")}) == {0: {0, 1}}
-    assert [row["jpegs"] for row in rows(strict.state.out)] == [[b"a1", b"a2"], [b"b0", b"b1"]]
-    assert list(SpoolReader(strict.state.failed(SHARD)).samples()) == []
+    assert retry(strict, RetryFilter(), {(1, 1): image("b1")}) == {1: {1}}
+    assert [row["jpegs"] for row in rows(strict.layout.out)] == [[b"b0", b"b1"]]
+    assert retry(strict, RetryFilter.all(), {(0, 0): image("a1"), (0, 1): image("a2")}) == {0: {0, 1}}
+    assert [row["jpegs"] for row in rows(strict.layout.out)] == [[b"a1", b"a2"], [b"b0", b"b1"]]
+    assert list(SpoolReader(strict.layout.failed(SHARD)).samples()) == []
 
 
 def test_beside_equal_shards_only_new_rows_are_written(output: Output) -> None:
     """While the output holds equal shards, a retry's rows wait beside them, those that were made anew among them."""
     first_run(output, [[image("a0"), LATE], [LATE], [image("c0")]])
-    before = {path.name: path.read_bytes() for path in output.state.out.iterdir()}
-    output.state.equal.write_text("{}")
-    assert retry(output, Wanted(), {(0, 1): image("a1"), (1, 0): image("b0")}) == {0: {1}, 1: {0}}
-    assert {path.name: path.read_bytes() for path in output.state.out.iterdir()} == before
-    assert [row["jpegs"] for row in rows(output.state.added)] == [[b"a0", b"a1"], [b"b0"]]
-    books = read_books(output.state.ledger(SHARD))
+    before = {path.name: path.read_bytes() for path in output.layout.out.iterdir()}
+    output.layout.equal.write_text("{}")
+    assert retry(output, RetryFilter(), {(0, 1): image("a1"), (1, 0): image("b0")}) == {0: {1}, 1: {0}}
+    assert {path.name: path.read_bytes() for path in output.layout.out.iterdir()} == before
+    assert [row["jpegs"] for row in rows(output.layout.added)] == [[b"a0", b"a1"], [b"b0"]]
+    books = read_shard_summary(output.layout.ledger(SHARD))
     assert books.has_row.tolist() == [True, True, True]
     assert books.own_rows.tolist() == [True, True, False]
 
 
 def outcomes_of(output: Output) -> list[list[str]]:
     """What the ledger says of each sample's images."""
-    return [[line.outcome for line in lines] for lines in read_samples(output.state.ledger(SHARD))]
+    return [[line.outcome for line in lines] for lines in read_samples(output.layout.ledger(SHARD))]
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -202,7 +202,7 @@ def test_images_beyond_what_a_sample_may_have_are_too_large(output: Output, seed
     random.Random(seed).shuffle(ends)
 
     async def write() -> None:
-        spool = await Spool.open(output.state.spool(SHARD))
+        spool = await Spool.open(output.layout.spool(SHARD))
         await spool.append(*ends, sample)
         await spool.close()
 
@@ -210,8 +210,8 @@ def test_images_beyond_what_a_sample_may_have_are_too_large(output: Output, seed
     totals = commit_shard(Commit(output, SHARD, 1))
     assert outcomes_of(output) == [["ok", "ok", "too_large", "ok", "too_large"]]
     assert totals.outcomes == {"ok": 3, "too_large": 2}
-    assert rows(output.state.out) == [{"key": "k0", "jpegs": [b"aaaa", b"bbbbb", b"d"]}]
-    (lines,) = read_samples(output.state.ledger(SHARD))
+    assert rows(output.layout.out) == [{"key": "k0", "jpegs": [b"aaaa", b"bbbbb", b"d"]}]
+    (lines,) = read_samples(output.layout.ledger(SHARD))
     assert "--max-sample" in lines[2].detail
     assert (lines[2].width, lines[2].height, lines[2].format) == (None, None, "")
 
@@ -221,7 +221,7 @@ def test_one_image_may_be_too_large_alone(output: Output) -> None:
     output = replace(output, max_sample_bytes=3)
     first_run(output, [[image("abc")], [image("abcd")]])
     assert outcomes_of(output) == [["ok"], ["too_large"]]
-    assert [row["key"] for row in rows(output.state.out)] == ["k0"]
+    assert [row["key"] for row in rows(output.layout.out)] == ["k0"]
 
 
 def test_what_was_too_large_arrives_with_a_larger_bound(output: Output) -> None:
@@ -229,18 +229,18 @@ def test_what_was_too_large_arrives_with_a_larger_bound(output: Output) -> None:
     small = replace(output, max_sample_bytes=10)
     first_run(small, [[image("aaaaaa"), image("bbbbbb"), image("cc")]])
     assert outcomes_of(small) == [["ok", "too_large", "ok"]]
-    kinds = Wanted(frozenset({FailureKind.TOO_LARGE}))
+    kinds = RetryFilter(frozenset({FailureKind.TOO_LARGE}))
     assert retry(output, kinds, {(0, 1): image("bbbbbb")}) == {0: {1}}
-    assert rows(output.state.out)[0]["jpegs"] == [b"aaaaaa", b"bbbbbb", b"cc"]
+    assert rows(output.layout.out)[0]["jpegs"] == [b"aaaaaa", b"bbbbbb", b"cc"]
 
 
 def test_images_beyond_the_default_bound_say_that_it_was_raised(
     output: Output, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the ledger, and those alone that needed it; which bound was given makes no difference."""
-    monkeypatch.setattr(settled, "MAX_SAMPLE_BYTES", 8)
+    monkeypatch.setattr(committed, "MAX_SAMPLE_BYTES", 8)
     first_run(replace(output, max_sample_bytes=100), [[image("aaaaaa"), image("bb"), image("c"), LATE], [image("d")]])
-    said = [[line.permitted for line in lines] for lines in read_samples(output.state.ledger(SHARD))]
+    said = [[line.permitted for line in lines] for lines in read_samples(output.layout.ledger(SHARD))]
     assert said == [[(), (), (Permission.MAX_SAMPLE,), ()], [()]]
 
 
@@ -248,9 +248,9 @@ def test_what_a_retry_brings_takes_no_images_place(output: Output) -> None:
     """An image that comes late and is too many is too large; those that the row has stay in it, in any order."""
     output = replace(output, max_sample_bytes=10)
     first_run(output, [[LATE, image("bbbbbb"), image("cc")]])
-    assert retry(output, Wanted(), {(0, 0): image("aaa")}) == {0: {0}}
+    assert retry(output, RetryFilter(), {(0, 0): image("aaa")}) == {0: {0}}
     assert outcomes_of(output) == [["too_large", "ok", "ok"]]
-    assert rows(output.state.out)[0]["jpegs"] == [b"bbbbbb", b"cc"]
+    assert rows(output.layout.out)[0]["jpegs"] == [b"bbbbbb", b"cc"]
 
 
 def test_a_commit_holds_an_image_and_not_its_document(output: Output) -> None:
@@ -261,12 +261,12 @@ def test_a_commit_holds_an_image_and_not_its_document(output: Output) -> None:
     first_run(output, [[image("small"), LATE], many, [*many[:100], LATE]])
     for committing in (
         lambda: commit_shard(Commit(output, SHARD, 3)),
-        lambda: retry(output, Wanted(), {(0, 1): image("late"), (2, 100): image("late")}),
+        lambda: retry(output, RetryFilter(), {(0, 1): image("late"), (2, 100): image("late")}),
     ):
         tracemalloc.start()
         committing()
         peak_bytes = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak_bytes < 30 * image_bytes
-    (_, whole, _) = rows(output.state.out)
+    (_, whole, _) = rows(output.layout.out)
     assert whole["jpegs"] == [encoded.jpeg for encoded in many if isinstance(encoded, Encoded)]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import LOOPBACK
-from origin import MISBEHAVIOURS, Misbehaviour, Wanted, Web
+from origin import MISBEHAVIOURS, Misbehaviour, RetryFilter, Web
 
 from datafetch.fetch import Fetcher, FetchPolicy, OptOut
 from datafetch.model.outcome import Body, Failure, Fetched, Permission
@@ -52,9 +52,9 @@ def _trusts_the_web(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def wanted(pictures: Pictures) -> Wanted:
+def wanted(pictures: Pictures) -> RetryFilter:
     """A picture at a URL that nobody has asked for."""
-    return Wanted(pictures[1][0], os.urandom(8).hex())
+    return RetryFilter(pictures[1][0], os.urandom(8).hex())
 
 
 def _complaint(row: Misbehaviour, fetched: Fetched, picture: bytes) -> str:
@@ -75,7 +75,7 @@ def _complaint(row: Misbehaviour, fetched: Fetched, picture: bytes) -> str:
 
 
 @pytest.mark.parametrize("name", sorted(name for name, row in MISBEHAVIOURS.items() if not row.waits))
-async def test_each_misbehaviour_has_one_end(web: Web, pictures: Pictures, wanted: Wanted, name: str) -> None:
+async def test_each_misbehaviour_has_one_end(web: Web, pictures: Pictures, wanted: RetryFilter, name: str) -> None:
     """Every row of the table ends as the table says, after as many attempts as make sense."""
     row = MISBEHAVIOURS[name]
     async with Fetcher(POLICY) as fetch:
@@ -85,7 +85,7 @@ async def test_each_misbehaviour_has_one_end(web: Web, pictures: Pictures, wante
 
 
 @pytest.mark.both_loops
-async def test_all_at_once_end_as_they_do_alone(web: Web, pictures: Pictures, wanted: Wanted) -> None:
+async def test_all_at_once_end_as_they_do_alone(web: Web, pictures: Pictures, wanted: RetryFilter) -> None:
     """No host's misbehaviour changes the end of another's image, nor does a clock that must run out first."""
     picture = (pictures[0] / wanted.picture).read_bytes()
     async with Fetcher(replace(POLICY, connections=_CONNECTIONS)) as fetch:
@@ -98,7 +98,7 @@ async def test_all_at_once_end_as_they_do_alone(web: Web, pictures: Pictures, wa
 
 @pytest.mark.both_loops
 @pytest.mark.parametrize("listener", ["http", "https"])
-async def test_the_server_loses_the_connection_at_once(web: Web, wanted: Wanted, listener: str) -> None:
+async def test_the_server_loses_the_connection_at_once(web: Web, wanted: RetryFilter, listener: str) -> None:
     """Whatever ends a request early, its server sees the client go soon."""
 
     async def is_left_in_time(behaviour: str) -> bool:
@@ -125,7 +125,7 @@ async def _times_lost(web: Web, url: str) -> int:
 @pytest.mark.parametrize("behaviour", ["stale", "stale_reset"])
 @pytest.mark.parametrize("listener", ["http", "https"])
 async def test_a_connection_that_went_stale_costs_no_attempt(
-    web: Web, wanted: Wanted, behaviour: str, listener: str
+    web: Web, wanted: RetryFilter, behaviour: str, listener: str
 ) -> None:
     """A server may close a kept-alive connection whenever it likes; the next request just goes over another."""
     async with Fetcher(POLICY) as fetch:
@@ -139,7 +139,7 @@ async def test_a_connection_that_went_stale_costs_no_attempt(
 @pytest.mark.both_loops
 @pytest.mark.parametrize("behaviour", ["unasked", "short_length"])
 async def test_bytes_that_nobody_asked_for_are_nobodys_answer(
-    web: Web, pictures: Pictures, wanted: Wanted, behaviour: str
+    web: Web, pictures: Pictures, wanted: RetryFilter, behaviour: str
 ) -> None:
     """What a server sends beyond the end of a body does not become the next body on that connection."""
     folder, names = pictures
@@ -156,7 +156,7 @@ async def test_bytes_that_nobody_asked_for_are_nobodys_answer(
 @pytest.mark.parametrize(
     "certificate", ["expired", "not_yet", "wrong_host", "unknown_authority", "self_signed", "incomplete_chain"]
 )
-async def test_insecure_takes_any_certificate(web: Web, wanted: Wanted, certificate: str) -> None:
+async def test_insecure_takes_any_certificate(web: Web, wanted: RetryFilter, certificate: str) -> None:
     """Who asks for it gets the image of a server that can't prove who it is."""
     async with Fetcher(FetchPolicy(allow_net=LOOPBACK, insecure=True)) as fetch:
         fetched = await fetch(web.origin.url("well", wanted.picture, wanted.query, listener=certificate))
@@ -164,7 +164,7 @@ async def test_insecure_takes_any_certificate(web: Web, wanted: Wanted, certific
     assert fetched.permitted == (Permission.ALLOW_NET, Permission.INSECURE)
 
 
-async def test_what_was_permitted_on_the_way_is_not_forgotten(web: Web, wanted: Wanted) -> None:
+async def test_what_was_permitted_on_the_way_is_not_forgotten(web: Web, wanted: RetryFilter) -> None:
     """A redirect from a server that nobody vouches for may lead anywhere, however the image itself comes."""
     async with Fetcher(FetchPolicy(allow_net=LOOPBACK, insecure=True)) as fetch:
         fetched = await fetch(web.origin.url("moved_to_plain", wanted.picture, wanted.query, listener="self_signed"))
@@ -173,7 +173,7 @@ async def test_what_was_permitted_on_the_way_is_not_forgotten(web: Web, wanted: 
     assert Permission.INSECURE in fetched.permitted
 
 
-async def test_an_opt_out_can_be_ignored(web: Web, wanted: Wanted) -> None:
+async def test_an_opt_out_can_be_ignored(web: Web, wanted: RetryFilter) -> None:
     """Who has another agreement with the sites gets the image."""
     async with Fetcher(FetchPolicy(allow_net=LOOPBACK, opt_out=OptOut.IGNORE)) as fetch:
         fetched = await fetch(web.origin.url("noai", wanted.picture, wanted.query))

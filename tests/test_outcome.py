@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datafetch.model.ledger_line import LedgerLine, Totals
+from datafetch.model.ledger_line import LedgerLine, ShardCounts
 from datafetch.model.outcome import OK, Body, Encoded, Failure, FailureKind, Outcome, Permission
 from datafetch.model.report import Report
 from datafetch.model.sample import Sample
@@ -85,10 +85,10 @@ def test_a_ledger_line_of_a_failed_fetch_has_no_size(sample: Sample) -> None:
 OUTCOMES = st.dictionaries(st.sampled_from([OK, *(kind.value for kind in FailureKind)]), st.integers(1, 10**9))
 
 
-@given(st.lists(st.builds(Totals, st.integers(0, 10**9), st.integers(0, 10**9), OUTCOMES, st.integers(0, 10**12))))
-def test_books_add_up(parts: list[Totals]) -> None:
+@given(st.lists(st.builds(ShardCounts, st.integers(0, 10**9), st.integers(0, 10**9), OUTCOMES, st.integers(0, 10**12))))
+def test_books_add_up(parts: list[ShardCounts]) -> None:
     """Nothing is lost when the books of shards are added up, in sum and in the summary."""
-    total = Totals.sum(parts)
+    total = ShardCounts.sum(parts)
     assert total.images == sum(part.images for part in parts)
     assert total.ok + total.failed == total.images
     report = Report(

@@ -67,10 +67,10 @@ def test_a_page_that_claims_more_than_the_footer_is_refused(tmp_path: Path) -> N
     pq.write_table(pa.table({"text": ["a" * 2_000_000] * 3}), path, compression="zstd", use_dictionary=False)
     content = path.read_bytes()
     size = pages_of(path)[0].size_bytes
-    honest, claimed = b"\x15" + varint(size), b"\x15" + varint((1 << 27) - 1)
+    honest, locked_output = b"\x15" + varint(size), b"\x15" + varint((1 << 27) - 1)
     assert content.count(honest) == 1
-    assert len(honest) == len(claimed)
-    path.write_bytes(content.replace(honest, claimed))
+    assert len(honest) == len(locked_output)
+    path.write_bytes(content.replace(honest, locked_output))
     file = ParquetFile(path, {"text": ColumnType.STRING})
     with pytest.raises(ManifestError, match=r"x\.parquet: column text has a page of 134,217,727 bytes"):
         list(file.batches(["text"]))

@@ -29,7 +29,7 @@ from datafetch.process.child import child_command
 from datafetch.transcode import ImageSpec, Transcoder
 from datafetch.transcode.pool.forkserver import DESCRIPTORS
 from datafetch.transcode.pool.quarantine import Quarantine
-from datafetch.transcode.pool.spawner import UNKNOWN_STATUS, Launcher
+from datafetch.transcode.pool.spawner import UNKNOWN_STATUS, Spawner
 
 PATIENCE_S = 20.0
 SOON_S = 2.0
@@ -216,10 +216,10 @@ async def test_a_process_killed_from_outside_costs_no_image(images: int, tmp_pat
 async def test_a_message_to_a_process_that_has_ended_raises_nothing() -> None:
     """A batch may be sent between the channel closing and the pool noticing."""
     async with Transcoder(processes=1, codec=echo) as transcode:
-        (hands,) = transcode._crew
-        hands.process.writer.transport.abort()
-        await until(lambda: transcode._crew != [hands])  # by now uvloop has forgotten the channel's descriptor
-        hands.process.send(b"a message")
+        (worker,) = transcode._workers
+        worker.process.writer.transport.abort()
+        await until(lambda: transcode._workers != [worker])  # by now uvloop has forgotten the channel's descriptor
+        worker.process.send(b"a message")
         assert content(await transcode(b"cat")) == b"cat"
 
 
@@ -436,19 +436,19 @@ async def test_a_stopped_fork_server_costs_no_image(
 async def test_a_fork_server_that_does_not_fork_is_replaced(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process comes up all the same, of another server."""
     monkeypatch.setattr("datafetch.transcode.pool.spawner._SILENCE_S", SOON_S / 4)
-    launcher = Launcher(echo, ImageSpec(), is_shut_in=False)
+    spawner = Spawner(echo, ImageSpec(), is_shut_in=False)
     try:
-        first = await launcher.launch()
+        first = await spawner.launch()
         server = family.members()[0]
         server.suspend()
-        second = await launcher.launch()
+        second = await spawner.launch()
         assert await first.status == UNKNOWN_STATUS
         assert not second.status.done()
         assert not alive([server])
         for process in (first, second):
             process.close()
     finally:
-        await launcher.close()
+        await spawner.close()
 
 
 @pytest.mark.slow

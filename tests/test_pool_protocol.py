@@ -20,7 +20,7 @@ FAILURE = Failure(FailureKind.TRUNCATED, "it ends early", sha256="cd34")
 def test_a_request_arrives(lengths: list[int]) -> None:
     """The lengths of a batch arrive as they were."""
     request = decode_request(encode_request(Request(1, lengths)))
-    assert (request.tray, list(request.lengths)) == (1, lengths)
+    assert (request.buffer, list(request.lengths)) == (1, lengths)
 
 
 @pytest.mark.parametrize("is_last", [True, False])
@@ -32,7 +32,7 @@ def test_a_reply_arrives(is_last: bool) -> None:
     assert arrival.jpeg_length == len(ENCODED.jpeg)
     assert arrival.with_jpeg(ENCODED.jpeg) == ENCODED
     assert failure == FAILURE
-    assert (reply.tray, reply.is_last) == (1, is_last)
+    assert (reply.buffer, reply.is_last) == (1, is_last)
 
 
 @pytest.mark.parametrize(

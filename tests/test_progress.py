@@ -15,7 +15,7 @@ from rich.console import Console
 
 from datafetch.cli.progress import ProgressConsole, progress_line, show_progress, show_remarks
 from datafetch.model.statistics import Progress, Stage, Statistics
-from datafetch.monitor.throughput import Pace
+from datafetch.monitor.throughput import Throughput
 
 POOL = logging.getLogger("datafetch.transcode")
 
@@ -57,7 +57,7 @@ def test_without_a_total_there_is_no_time_left() -> None:
 
 def test_the_pace_is_that_of_the_last_while() -> None:
     """Neither images of earlier runs nor a slow start weigh on it."""
-    pace = Pace()
+    pace = Throughput()
     assert pace.images_per_s(statistics(0, ok=500, earlier=500)) == 0
     assert pace.images_per_s(statistics(10, ok=600, earlier=500)) == pytest.approx(10)
     rates = [

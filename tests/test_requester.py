@@ -571,7 +571,7 @@ async def test_a_wait_for_memory_does_not_count_against_the_host() -> None:
     budget = BodyBudget(1_000_000)
     policy = FetchPolicy(allow_net=LOOPBACK, timeout_s=2.0, stall_timeout_s=1.0, retries=0)
     async with _server(answer) as port, Fetcher(policy, budget=budget) as fetch:
-        with budget.allotment() as first, budget.allotment() as second:
+        with budget.reservation() as first, budget.reservation() as second:
             asking = asyncio.create_task(fetch(f"http://127.0.0.1:{port}/"))
             await asked.wait()
             await first.grow(900_000)

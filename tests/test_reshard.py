@@ -20,14 +20,14 @@ from killing import SMALL_BUFFER_BYTES, equal_shards
 from datafetch.cli.app import main
 from datafetch.errors import ConfigurationError, ConservationError, ManifestError, ResourceError
 from datafetch.model.statistics import Progress, Stage
-from datafetch.output.formats import PickleSink, encode_row
+from datafetch.output.formats import PickleShardWriter, encode_row
 from datafetch.output.reshard import copy as rearrange
-from datafetch.output.reshard.copy import Plan, Source, Watch, order
+from datafetch.output.reshard.copy import Plan, ProgressMonitor, Source, order
 from datafetch.output.reshard.folder import Request, reshard
 from datafetch.output.reshard.ranks import Ranks, epoch
-from datafetch.output.reshard.shard_writer import Targets, shard_name
+from datafetch.output.reshard.shard_writer import ShardWriter, shard_name
 from datafetch.output.reshard.swap import finish
-from datafetch.store.layout import State
+from datafetch.store.layout import OutputLayout
 from datafetch.store.lock import Lock
 
 Row = dict[str, Any]
@@ -44,7 +44,7 @@ def write_shards(folder: Path, rows: Sequence[Row], sizes: Sequence[int]) -> Pat
     folder.mkdir(parents=True)
     left = iter(rows)
     for number, size in enumerate(sizes):
-        with closing(PickleSink(folder, f"part-{number:05d}")) as sink:
+        with closing(PickleShardWriter(folder, f"part-{number:05d}")) as sink:
             for _ in range(size):
                 sink.write_frame((encode_row(next(left)),))
             sink.finish()
@@ -120,7 +120,9 @@ def test_nothing_is_lost_and_every_rank_reads_the_same(
     placed = [rows[place] for place in np.argsort(order(len(rows), seed))]
     assert [row for shard in shards for row in shard] == placed
     assert files_of(source) == before
-    assert [path.name for path in State(folder / "out").folder.iterdir() if path.name != "lock"] == ["equal.json"]
+    assert [path.name for path in OutputLayout(folder / "out").folder.iterdir() if path.name != "lock"] == [
+        "equal.json"
+    ]
 
 
 def test_the_order_of_a_seed_is_for_ever() -> None:
@@ -163,11 +165,11 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path: Path, source: Path, un
     for place in places:
         out = place / "out"
         assert not out.exists() or files_of(out) == undisturbed
-        journal = State(out).resharding / "journal.json"
+        journal = OutputLayout(out).resharding / "journal.json"
         seen_done.add(json.loads(journal.read_bytes())["done"] if journal.exists() else None)
-        equal_shards(source, out, Watch())
+        equal_shards(source, out, ProgressMonitor())
         assert files_of(out) == undisturbed
-        assert {path.name for path in State(out).folder.iterdir()} == {"lock", "equal.json"}
+        assert {path.name for path in OutputLayout(out).folder.iterdir()} == {"lock", "equal.json"}
     assert seen_done >= {None, 0, 3, 4}
     assert files_of(source) == before
 
@@ -181,10 +183,10 @@ def test_what_the_journal_has_is_not_copied_again(tmp_path: Path, source: Path, 
             stop.set()
 
     request = Request(source, out, world_size=4, batch=1, group=2)
-    assert reshard(request, Watch(stop_in_the_last_shard, stop, journal_interval_s=0)) is None
+    assert reshard(request, ProgressMonitor(stop_in_the_last_shard, stop, journal_interval_s=0)) is None
     assert not out.exists()
     told: list[Progress] = []
-    assert reshard(request, Watch(told.append)) is not None
+    assert reshard(request, ProgressMonitor(told.append)) is not None
     assert files_of(out) == undisturbed
     copying = [progress for progress in told if progress.stage is Stage.COPY]
     assert copying[0].rows > 23
@@ -204,7 +206,7 @@ def test_it_can_be_stopped_at_any_stage(
             stop.set()
 
     request = Request(source, tmp_path / "out", world_size=4, batch=1, group=2)
-    assert reshard(request, Watch(stop_there, stop)) is None
+    assert reshard(request, ProgressMonitor(stop_there, stop)) is None
     assert not (tmp_path / "out").exists()
     reshard(request)
     assert files_of(tmp_path / "out") == undisturbed
@@ -213,7 +215,7 @@ def test_it_can_be_stopped_at_any_stage(
 def test_half_made_shards_of_something_else_are_thrown_away(tmp_path: Path, source: Path) -> None:
     """What was begun with other parameters, or of other rows, leaves no trace in what is made now."""
     out, stop = tmp_path / "out", Event()
-    watch = Watch(lambda progress: stop.set() if progress.stage is Stage.CHECK else None, stop)
+    watch = ProgressMonitor(lambda progress: stop.set() if progress.stage is Stage.CHECK else None, stop)
     assert reshard(Request(source, out, world_size=6, batch=1, group=1), watch) is None
     shutil.rmtree(source)
     write_shards(source, pairs(40), [40])
@@ -225,8 +227,8 @@ def test_damaged_half_made_shards_are_noticed(tmp_path: Path, source: Path, undi
     """A disk that did not keep what it took is said to be unsound; nothing is published, and all is written again."""
     out, stop = tmp_path / "out", Event()
     request = Request(source, out, world_size=4, batch=1, group=2)
-    assert reshard(request, Watch(lambda now: stop.set() if now.stage is Stage.CHECK else None, stop)) is None
-    shard = State(out).resharding / "shards" / "part-00001.pkl"
+    assert reshard(request, ProgressMonitor(lambda now: stop.set() if now.stage is Stage.CHECK else None, stop)) is None
+    shard = OutputLayout(out).resharding / "shards" / "part-00001.pkl"
     content = shard.read_bytes()
     shard.write_bytes(content[:4] + bytes(9) + content[13:])
     with pytest.raises(ResourceError, match="does not hold what was written to it"):
@@ -268,38 +270,38 @@ def test_a_takeover_can_be_killed_anywhere(
     places = sorted(folder.iterdir(), key=lambda place: int(place.name))
     assert len(places) > 5
     for place in places:
-        state = State(place / "out")
-        there = files_of(state.out) if state.out.exists() else {}
+        layout = OutputLayout(place / "out")
+        there = files_of(layout.out) if layout.out.exists() else {}
         assert there.items() <= old.items() or there.items() <= new.items()
         assert there in (old, new) or (make_old, errand) != (_folder, "finish")
         assert {name for name in there if name.endswith(".count")} <= {
             name.replace(".pkl", ".count") for name in there if name.endswith(".pkl")
         }
-        assert there == new or (state.resharded / "equal.json").exists()
+        assert there == new or (layout.resharded / "equal.json").exists()
         for _ in range(2):
-            finish(state)
-            assert files_of(state.out) == new
-            assert [path.name for path in state.folder.iterdir()] == ["equal.json"]
-            assert json.loads(state.equal.read_bytes())["rows"] == 50
-        assert state.out.is_symlink() == (make_old is _link)
+            finish(layout)
+            assert files_of(layout.out) == new
+            assert [path.name for path in layout.folder.iterdir()] == ["equal.json"]
+            assert json.loads(layout.equal.read_bytes())["rows"] == 50
+        assert layout.out.is_symlink() == (make_old is _link)
 
 
 def _prepare_takeover(
     folder: Path, source: Path, make_old: Callable[[Path], None]
 ) -> tuple[dict[str, bytes], dict[str, bytes]]:
     """Equal shards that are complete, beside an old output and rows that were added to it."""
-    state = State(folder / "out")
+    layout = OutputLayout(folder / "out")
     equal_shards(source, folder / "made")
-    state.resharded.mkdir(parents=True)
-    (folder / "made").rename(state.resharded / "shards")
-    facts = json.loads(State(folder / "made").equal.read_bytes())
+    layout.resharded.mkdir(parents=True)
+    (folder / "made").rename(layout.resharded / "shards")
+    facts = json.loads(OutputLayout(folder / "made").equal.read_bytes())
     facts["replaces"] = ["part-00000", "part-00001"]  # what the old output has
-    (state.resharded / "equal.json").write_text(json.dumps(facts))
-    shutil.rmtree(State(folder / "made").folder)
-    state.equal.write_text('{"rows": 5}')
-    write_shards(state.added, pairs(3), [3])
-    make_old(state.out)
-    return files_of(state.out) if state.out.exists() else {}, files_of(state.resharded / "shards")
+    (layout.resharded / "equal.json").write_text(json.dumps(facts))
+    shutil.rmtree(OutputLayout(folder / "made").folder)
+    layout.equal.write_text('{"rows": 5}')
+    write_shards(layout.added, pairs(3), [3])
+    make_old(layout.out)
+    return files_of(layout.out) if layout.out.exists() else {}, files_of(layout.resharded / "shards")
 
 
 @pytest.fixture
@@ -329,7 +331,7 @@ def test_a_full_disk_stops_it_and_it_goes_on(
 
     write_shards(tmp_path / "large", [{**row, "image": "y" * 3000} for row in pairs(50)], [20, 30])
     with pytest.raises(ResourceError, match="No space left"):
-        equal_shards(tmp_path / "large", out, Watch(fill))
+        equal_shards(tmp_path / "large", out, ProgressMonitor(fill))
     assert not out.exists()
     with pytest.raises(ResourceError, match=r"equal shards need .* bytes more in"):
         equal_shards(tmp_path / "large", out)
@@ -351,9 +353,9 @@ def test_too_little_space_is_said_before_anything_is_written(
     assert "equal shards need 4" in printed.err
     assert "are free; make room" in printed.err
     assert printed.err.count("\n") == 1
-    state = State(small_disk / "out")
-    assert not state.out.exists()
-    assert not (state.resharding / "shards").exists()
+    layout = OutputLayout(small_disk / "out")
+    assert not layout.out.exists()
+    assert not (layout.resharding / "shards").exists()
 
 
 def test_an_output_on_another_filesystem_gets_its_files_one_by_one(
@@ -373,58 +375,58 @@ def test_a_state_folder_on_another_filesystem_is_no_hindrance(
     tmp_path: Path, source: Path, undisturbed: dict[str, bytes], small_disk: Path
 ) -> None:
     """Where folders can't be renamed, files are moved, and the old ones are gone."""
-    state = State(tmp_path / "out")
-    state.folder.symlink_to(small_disk)
-    equal_shards(source, state.out)
-    assert files_of(state.out) == undisturbed
-    assert {path.name for path in state.folder.iterdir()} == {"lock", "equal.json"}
+    layout = OutputLayout(tmp_path / "out")
+    layout.folder.symlink_to(small_disk)
+    equal_shards(source, layout.out)
+    assert files_of(layout.out) == undisturbed
+    assert {path.name for path in layout.folder.iterdir()} == {"lock", "equal.json"}
 
 
 def test_what_others_put_in_the_outputs_place_is_left_alone(tmp_path: Path, source: Path) -> None:
     """Files that appear where the output was a moment ago stay, and so do all shards, until they are moved away."""
     _, new = _prepare_takeover(tmp_path, source, _folder)
-    state = State(tmp_path / "out")
-    state.out.rename(state.replaced)
-    state.out.mkdir()
-    (state.out / "mine").touch()
+    layout = OutputLayout(tmp_path / "out")
+    layout.out.rename(layout.replaced)
+    layout.out.mkdir()
+    (layout.out / "mine").touch()
     with pytest.raises(ConfigurationError, match="holds something else; move that away"):
-        finish(state)
-    assert files_of(state.out) == {"mine": b""}
-    assert files_of(state.resharded / "shards") == new
-    (state.out / "mine").unlink()
-    finish(state)
-    assert files_of(state.out) == new
+        finish(layout)
+    assert files_of(layout.out) == {"mine": b""}
+    assert files_of(layout.resharded / "shards") == new
+    (layout.out / "mine").unlink()
+    finish(layout)
+    assert files_of(layout.out) == new
 
 
 def test_folders_that_were_copied_in_midst_of_it_are_not_mixed_up(tmp_path: Path, source: Path) -> None:
     """Where it can't be told which of the two folders is the new one, nothing is done, and it is said what to do."""
     old, new = _prepare_takeover(tmp_path, source, _folder)
-    state = State(tmp_path / "out")
-    note = state.resharded / "exchanging"
+    layout = OutputLayout(tmp_path / "out")
+    note = layout.resharded / "exchanging"
     note.write_text("0")
-    with pytest.raises(ConfigurationError, match=f"if {state.out} does, delete"):
-        finish(state)
-    assert files_of(state.out) == old
-    assert files_of(state.resharded / "shards") == new
+    with pytest.raises(ConfigurationError, match=f"if {layout.out} does, delete"):
+        finish(layout)
+    assert files_of(layout.out) == old
+    assert files_of(layout.resharded / "shards") == new
     note.unlink()
-    finish(state)
-    assert files_of(state.out) == new
+    finish(layout)
+    assert files_of(layout.out) == new
 
 
 def test_the_outputs_own_shards_can_be_its_source(tmp_path: Path) -> None:
     """Shards as they came give way to equal ones of the same rows, in one step."""
     rows = pairs(50)
-    state = State(tmp_path / "out")
-    write_shards(state.out, rows, [41, 9])
-    state.folder.mkdir()
+    layout = OutputLayout(tmp_path / "out")
+    write_shards(layout.out, rows, [41, 9])
+    layout.folder.mkdir()
     places = order(50, 7)
     sources = [
-        Source(state.out / "part-00000.pkl", 41, places[:41]),
-        Source(state.out / "part-00001.pkl", 9, places[41:]),
+        Source(layout.out / "part-00000.pkl", 41, places[:41]),
+        Source(layout.out / "part-00001.pkl", 9, places[41:]),
     ]
-    assert rearrange.rearrange(state, sources, plan=Plan(Ranks(5, 1, 1), 7), record={"of": "a run"})
-    assert [row for shard in read_shards(state.out) for row in shard] == [rows[at] for at in np.argsort(places)]
-    record = json.loads(state.equal.read_bytes())
+    assert rearrange.rearrange(layout, sources, plan=Plan(Ranks(5, 1, 1), 7), record={"of": "a run"})
+    assert [row for shard in read_shards(layout.out) for row in shard] == [rows[at] for at in np.argsort(places)]
+    record = json.loads(layout.equal.read_bytes())
     assert {name: record[name] for name in ("of", "world_size", "batch", "group", "shuffle", "rows")} == {
         "of": "a run",
         "world_size": 5,
@@ -434,7 +436,7 @@ def test_the_outputs_own_shards_can_be_its_source(tmp_path: Path) -> None:
         "rows": 50,
     }
     assert record["files"] == {
-        path.stem: [10, path.stat().st_size] for path in sorted(state.out.iterdir()) if path.suffix == ".pkl"
+        path.stem: [10, path.stat().st_size] for path in sorted(layout.out.iterdir()) if path.suffix == ".pkl"
     }
 
 
@@ -518,7 +520,7 @@ def _cut(folder: Path) -> None:
 
 
 def _no_pairs(folder: Path) -> None:
-    with closing(PickleSink(folder, "part-00000")) as sink:
+    with closing(PickleShardWriter(folder, "part-00000")) as sink:
         sink.write_frame((encode_row({"url": "x"}),))
         sink.finish()
 
@@ -649,16 +651,16 @@ def test_documents_keep_their_order(tmp_path: Path, capfd: pytest.CaptureFixture
 
 def test_two_at_once_are_refused(tmp_path: Path, source: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """While one works on an output, another is told so."""
-    state = State(tmp_path / "out")
-    state.folder.mkdir()
-    lock = Lock(state.lock, state.out)
+    layout = OutputLayout(tmp_path / "out")
+    layout.folder.mkdir()
+    lock = Lock(layout.lock, layout.out)
     lock.acquire()
     try:
-        assert main(["reshard", str(source), str(state.out), "--world-size", "2"]) == 2
+        assert main(["reshard", str(source), str(layout.out), "--world-size", "2"]) == 2
         assert "another run is working on" in capfd.readouterr().err
     finally:
         lock.release()
-    assert main(["reshard", str(source), str(state.out), "--world-size", "2"]) == 0
+    assert main(["reshard", str(source), str(layout.out), "--world-size", "2"]) == 0
 
 
 def test_ctrl_c_says_how_to_go_on(
@@ -671,7 +673,7 @@ def test_ctrl_c_says_how_to_go_on(
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Targets, "write", interrupt)
+        patch.setattr(ShardWriter, "write", interrupt)
         assert main(arguments) == 130
     assert "run the same command again" in capfd.readouterr().err
     assert main(arguments) == 0
@@ -690,7 +692,7 @@ def test_a_source_that_changes_meanwhile_is_refused(tmp_path: Path, source: Path
             )
 
     with pytest.raises(ManifestError, match="changed while it was read"):
-        reshard(Request(source, tmp_path / "out", world_size=2, batch=1), Watch(rewrite))
+        reshard(Request(source, tmp_path / "out", world_size=2, batch=1), ProgressMonitor(rewrite))
     assert not (tmp_path / "out").exists()
 
 
@@ -698,9 +700,9 @@ def test_two_rows_of_one_place_are_a_bug(tmp_path: Path, source: Path) -> None:
     """A plan that would write one over the other, and leave a gap elsewhere, is refused before anything is written."""
     places = np.arange(20, dtype=np.int64)
     places[7] = 6
-    state = State(tmp_path / "out")
-    state.folder.mkdir()
+    layout = OutputLayout(tmp_path / "out")
+    layout.folder.mkdir()
     plan = Plan(Ranks(2, 1, 1), None)
     with pytest.raises(ConservationError, match="the same place"):
-        rearrange.rearrange(state, [Source(source / "part-00000.pkl", 20, places)], plan=plan, record={})
-    assert not state.out.exists()
+        rearrange.rearrange(layout, [Source(source / "part-00000.pkl", 20, places)], plan=plan, record={})
+    assert not layout.out.exists()

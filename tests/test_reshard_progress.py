@@ -8,7 +8,7 @@ from rich.console import Console
 from datafetch.cli import reshard_progress
 from datafetch.cli.reshard_progress import reshard_line, show_resharding
 from datafetch.model.statistics import Progress, Stage
-from datafetch.output.reshard.copy import Watch
+from datafetch.output.reshard.copy import ProgressMonitor
 
 
 def test_a_line_says_how_far_it_is() -> None:
@@ -49,7 +49,7 @@ def test_whoever_is_told_and_fails_is_told_no_more(caplog: pytest.LogCaptureFixt
         told.append(progress)
         raise OSError("the terminal is gone")
 
-    watch = Watch(tell)
+    watch = ProgressMonitor(tell)
     for rows in range(3):
         watch.look(Progress(Stage.COPY, rows, 3))
     assert len(told) == len(caplog.records) == 1

@@ -15,7 +15,7 @@ from origin import Web
 from runs import read_lines
 from test_job import files_of, read_ledger, read_rows
 
-from datafetch import FailureKind, Job, Wanted, read_status
+from datafetch import FailureKind, Job, RetryFilter, read_status
 from datafetch.cli.render import show_status
 from datafetch.datasets import find_dataset
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
@@ -27,15 +27,15 @@ from datafetch.engine.retry_source import FailedSamples
 from datafetch.engine.retry_state import begin_retry, spools_of
 from datafetch.errors import ConfigurationError, ResourceError
 from datafetch.fetch import FetchPolicy, OptOut
-from datafetch.model.ledger_line import LedgerLine, Totals
+from datafetch.model.ledger_line import LedgerLine, ShardCounts
 from datafetch.model.outcome import Failure, Permission
 from datafetch.model.sample import Shard
 from datafetch.output.commit import Commit
 from datafetch.output.merge import Output
-from datafetch.store.layout import State
-from datafetch.store.ledger import read_books
+from datafetch.store.layout import OutputLayout
+from datafetch.store.ledger import read_shard_summary
 from datafetch.store.spool import Spool, write_spool
-from datafetch.store.spool_format import ImageEnd
+from datafetch.store.spool_format import ImageResult
 
 Pictures = tuple[Path, list[str]]
 IMAGES = 60
@@ -120,7 +120,7 @@ def test_untouched_shards_stay_untouched(tmp_path: Path, source: CoyoSource) -> 
         "coyo", str(source.folder), str(tmp_path / "out"), str(source.ids), fetch=POLICY, processes=1, world_size=None
     )
     run(job)
-    files = [Path(job.out) / "part-00002.pkl", State(Path(job.out)).ledger("part-00002")]
+    files = [Path(job.out) / "part-00002.pkl", OutputLayout(Path(job.out)).ledger("part-00002")]
     before = [(path.stat().st_ino, path.stat().st_mtime_ns) for path in files]
     retry(job.out)
     assert [(path.stat().st_ino, path.stat().st_mtime_ns) for path in files] == before
@@ -145,15 +145,15 @@ def test_everything_or_some_kinds_can_be_tried_again(job: Job, source: CoyoSourc
     urls = list(source.urls.values())
     missing = [path_of(urls[place]) for place, fault in FAULTS.items() if fault == "missing"]
     before = own_origin.requests()
-    assert retry(job.out, Wanted(frozenset({FailureKind.TIMEOUT}))).retried == 0
-    assert retry(job.out, Wanted.all()).retried == len(FAULTS)
+    assert retry(job.out, RetryFilter(frozenset({FailureKind.TIMEOUT}))).retried == 0
+    assert retry(job.out, RetryFilter.all()).retried == len(FAULTS)
     assert asked_since(own_origin, before) == {path_of(urls[place]): 1 for place in FAULTS}
     before = own_origin.requests()
-    assert retry(job.out, Wanted(frozenset({FailureKind.HTTP_STATUS}))).retried == len(missing)
+    assert retry(job.out, RetryFilter(frozenset({FailureKind.HTTP_STATUS}))).retried == len(missing)
     assert asked_since(own_origin, before) == dict.fromkeys(missing, 1)
     attempts = {path_of(line["url"]): line["attempts"] for line in read_ledger(job)}
     assert {attempts[path] for path in missing} == {3}
-    assert {read_books(path).retry for path in State(Path(job.out)).ledgers.iterdir()} == {0, 1, 2}
+    assert {read_shard_summary(path).retry for path in OutputLayout(Path(job.out)).ledgers.iterdir()} == {0, 1, 2}
 
 
 def test_a_retry_needs_a_complete_run(job: Job, tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_a_retry_needs_a_complete_run(job: Job, tmp_path: Path) -> None:
         retry(str(tmp_path / "nowhere"))
     assert not list(tmp_path.glob("nowhere*"))
     run(job)
-    State(Path(job.out)).report.unlink()
+    OutputLayout(Path(job.out)).report.unlink()
     with pytest.raises(ConfigurationError, match="not complete"):
         retry(job.out)
 
@@ -170,31 +170,33 @@ def test_a_retry_needs_a_complete_run(job: Job, tmp_path: Path) -> None:
 def test_an_interrupted_retry_is_completed_first(job: Job) -> None:
     """A retry of other failures is refused until that one is complete, and a plain one completes it."""
     run(job)
-    state = State(Path(job.out))
-    state.retry.write_text('{"number": 1, "kinds": ["timeout"], "scratch": null, "token": "abc"}')
+    layout = OutputLayout(Path(job.out))
+    layout.retry.write_text('{"number": 1, "kinds": ["timeout"], "scratch": null, "token": "abc"}')
     for other in ({FailureKind.TLS}, {FailureKind.TLS, FailureKind.TIMEOUT}):
         with pytest.raises(ConfigurationError, match=r"\(timeout\) was interrupted; .* 'datafetch retry .*/out'"):
-            retry(job.out, Wanted(frozenset(other)))
+            retry(job.out, RetryFilter(frozenset(other)))
     with pytest.raises(ConfigurationError, match=r"\(timeout\) was interrupted"):
-        retry(job.out, Wanted(also=frozenset({FailureKind.TLS})))
+        retry(job.out, RetryFilter(also=frozenset({FailureKind.TLS})))
     assert retry(job.out).retried == 0
-    assert not state.retry.exists()
+    assert not layout.retry.exists()
     assert retry(job.out).retried == len(FLAKY)
 
 
 def test_an_interrupted_retry_goes_on_with_its_scratch(tmp_path: Path, job: Job) -> None:
     """A retry that was interrupted has its images where its scratch was; one that looks elsewhere is refused."""
     run(job)
-    state = State(Path(job.out))
-    wanted = Wanted(frozenset({FailureKind.TIMEOUT}))  # there are none, so that nothing is written
-    state.retry.write_text(f'{{"number": 1, "kinds": ["timeout"], "scratch": "{tmp_path}/a", "token": "abc"}}')
-    spool = State(state.out, tmp_path / "a", f"{hash_of(read_identity(state))}-retry-1-abc").spool("part-00000")
+    layout = OutputLayout(Path(job.out))
+    wanted = RetryFilter(frozenset({FailureKind.TIMEOUT}))  # there are none, so that nothing is written
+    layout.retry.write_text(f'{{"number": 1, "kinds": ["timeout"], "scratch": "{tmp_path}/a", "token": "abc"}}')
+    spool = OutputLayout(layout.out, tmp_path / "a", f"{hash_of(read_identity(layout))}-retry-1-abc").spool(
+        "part-00000"
+    )
     write_spool(spool, [])
     with pytest.raises(ConfigurationError, match=rf"give --scratch {tmp_path}/a again, or delete"):
         retry(job.out, wanted, change=lambda before: replace(before, scratch=str(tmp_path / "b")))
     assert spool.exists()
     retry(job.out, wanted)
-    assert not state.retry.exists()
+    assert not layout.retry.exists()
     assert not spool.exists()
 
 
@@ -203,7 +205,7 @@ def test_the_retry_asks_as_the_run_did(job: Job) -> None:
     run(job)
     blocked = retry(job.out, change=lambda before: replace(before, fetch=replace(before.fetch, allow_net=())))
     assert blocked.totals.outcomes["blocked_address"] == len(FLAKY)
-    assert retry(job.out, Wanted.all()).totals.ok == IMAGES - 2
+    assert retry(job.out, RetryFilter.all()).totals.ok == IMAGES - 2
 
 
 def equal(job: Job) -> Job:
@@ -223,7 +225,7 @@ def test_equal_shards_stay_equal(cut_job: Job) -> None:
     run(equal(cut_job))
     retry(cut_job.out, change=lambda before: replace(before, world_size=None))
     assert len(read_rows(cut_job)) == IMAGES - 2
-    assert not State(Path(cut_job.out)).added.exists()
+    assert not OutputLayout(Path(cut_job.out)).added.exists()
 
 
 def test_equal_shards_that_nothing_came_to_are_not_written_anew(cut_job: Job) -> None:
@@ -249,16 +251,16 @@ def test_what_an_earlier_retry_left_is_not_taken_for_this_one(job: Job) -> None:
     """A spool that a killed retry left, whose images are in the shards by now, is passed over and goes."""
     run(job)
     retry(job.out, change=lambda before: replace(before, fetch=replace(before.fetch, allow_net=())))
-    state = State(Path(job.out), job_hash=f"{hash_of(read_identity(State(Path(job.out))))}-retry-1-abc")
-    write_spool(state.spool("part-00000"), [])
-    assert retry(job.out, Wanted.all()).totals.ok == IMAGES - 2
-    assert not state.all_spools.exists()
+    layout = OutputLayout(Path(job.out), job_hash=f"{hash_of(read_identity(OutputLayout(Path(job.out))))}-retry-1-abc")
+    write_spool(layout.spool("part-00000"), [])
+    assert retry(job.out, RetryFilter.all()).totals.ok == IMAGES - 2
+    assert not layout.all_spools.exists()
 
 
 def test_damaged_equal_shards_are_started_over(cut_job: Job, own_origin: Origin) -> None:
     """What the message says is what helps."""
     run(equal(cut_job))
-    State(Path(cut_job.out)).equal.write_text("garbage")
+    OutputLayout(Path(cut_job.out)).equal.write_text("garbage")
     before = own_origin.requests()
     with pytest.raises(ConfigurationError, match="is damaged; --fresh starts over"):
         retry(cut_job.out)
@@ -272,7 +274,7 @@ def test_damaged_equal_shards_are_started_over(cut_job: Job, own_origin: Origin)
 def test_a_damaged_note_of_a_retry_is_said(cut_job: Job, content: str) -> None:
     """Nothing is guessed of a retry that was interrupted."""
     run(cut_job)
-    State(Path(cut_job.out)).retry.write_text(content)
+    OutputLayout(Path(cut_job.out)).retry.write_text(content)
     with pytest.raises(ConfigurationError, match=r"retry\.json is damaged"):
         retry(cut_job.out)
 
@@ -294,7 +296,7 @@ def test_failed_samples_that_were_lost_are_said(job: Job, damage: Callable[[Path
     """What can't be tried again is not passed over in silence."""
     run(job)
     before = files_of(job)
-    damage(State(Path(job.out)).failed("part-00000"))
+    damage(OutputLayout(Path(job.out)).failed("part-00000"))
     with pytest.raises(ConfigurationError, match="does not hold what failed in that shard"):
         retry(job.out)
     assert files_of(job) == before
@@ -305,11 +307,11 @@ def test_one_damaged_file_costs_its_shard_alone(cut_job: Job, own_origin: Origin
     """The line names what to delete; whoever does so has that shard made again, and everything else stays."""
     run(cut_job)
     before = files_of(cut_job)
-    state = State(Path(cut_job.out))
-    (state.folder / name).write_bytes(b"damaged")
+    layout = OutputLayout(Path(cut_job.out))
+    (layout.folder / name).write_bytes(b"damaged")
     with pytest.raises(ConfigurationError, match=r"delete (it|\S*part-00001\.parquet) and run 'datafetch prepare'"):
-        retry(cut_job.out, Wanted.all())
-    state.ledger("part-00001").unlink()
+        retry(cut_job.out, RetryFilter.all())
+    layout.ledger("part-00001").unlink()
     with pytest.raises(ConfigurationError, match="is not complete; run the command that started it again"):
         retry(cut_job.out)
     asked = own_origin.requests()
@@ -318,13 +320,13 @@ def test_one_damaged_file_costs_its_shard_alone(cut_job: Job, own_origin: Origin
         cut_job
     ).items()
     assert 0 < len(asked_since(own_origin, asked)) < IMAGES
-    assert retry(cut_job.out, Wanted.all()).retried
+    assert retry(cut_job.out, RetryFilter.all()).retried
 
 
 def test_a_ledger_that_is_gone_is_said(cut_job: Job) -> None:
     """Equal shards can't be put in order again without the books of all their samples."""
     run(equal(cut_job))
-    State(Path(cut_job.out)).ledger("part-00001").unlink()
+    OutputLayout(Path(cut_job.out)).ledger("part-00001").unlink()
     with pytest.raises(ConfigurationError, match=r"part-00001\.parquet is missing.*can't be made again one by one"):
         retry(cut_job.out)
 
@@ -344,15 +346,15 @@ def test_the_folder_may_move_under_ones_feet(cut_job: Job, monkeypatch: pytest.M
 def test_a_file_put_among_the_shards_meanwhile_is_kept(cut_job: Job) -> None:
     """Even where it looks like a shard: it stops the run when the shards have changed places, and is still there."""
     run(cut_job)
-    state = State(Path(cut_job.out))
+    layout = OutputLayout(Path(cut_job.out))
 
     async def put(_: object) -> None:
-        await asyncio.to_thread((state.out / "mine.pkl").write_text, "mine")  # the claim has looked at the folder
+        await asyncio.to_thread((layout.out / "mine.pkl").write_text, "mine")  # the claim has looked at the folder
         await asyncio.Event().wait()
 
     with pytest.raises(ConfigurationError, match=r"mine\.pkl lay among the shards and is not one of them"):
         run(equal(cut_job), put)
-    mine = state.replaced / "mine.pkl"
+    mine = layout.replaced / "mine.pkl"
     assert mine.read_text() == "mine"
     with pytest.raises(ConfigurationError, match=r"mine\.pkl"):
         run(replace(equal(cut_job), fresh=True))
@@ -369,7 +371,7 @@ def test_a_fresh_start_deletes_nothing_before_it_is_sure(cut_job: Job) -> None:
     with pytest.raises(ConfigurationError, match=r"notes\.txt was not written by this job"):
         run(replace(cut_job, fresh=True))
     assert files_of(cut_job) == before
-    assert State(Path(cut_job.out)).job.exists()
+    assert OutputLayout(Path(cut_job.out)).job.exists()
 
 
 @pytest.mark.parametrize(
@@ -378,7 +380,7 @@ def test_a_fresh_start_deletes_nothing_before_it_is_sure(cut_job: Job) -> None:
 def test_equal_shards_that_make_no_sense_are_damaged(cut_job: Job, change: dict[str, object]) -> None:
     """Whatever somebody wrote into the file, it is one line."""
     run(equal(cut_job))
-    path = State(Path(cut_job.out)).equal
+    path = OutputLayout(Path(cut_job.out)).equal
     path.write_bytes(orjson.dumps(orjson.loads(path.read_bytes()) | change))
     with pytest.raises(ConfigurationError, match=r"is damaged; --fresh starts over|must be from 1"):
         run(replace(cut_job, world_size=4))
@@ -398,7 +400,7 @@ def test_what_came_damaged_twice_is_not_asked_for_a_third_time(
     assert (report.retried, report.totals.outcomes) == (3, {"ok": 3, "corrupt": 3})
     assert {line["outcome"] for line in read_ledger(job)} == {"ok", "corrupt"}
     assert retry(out).retried == 0
-    assert retry(out, Wanted(frozenset({FailureKind.CORRUPT}))).retried == 3
+    assert retry(out, RetryFilter(frozenset({FailureKind.CORRUPT}))).retried == 3
 
 
 @pytest.fixture
@@ -433,7 +435,9 @@ def test_what_was_refused_can_be_permitted_later(
     job = Job("coyo", str(source.folder), out, str(source.ids), fetch=strict, processes=1, world_size=None)
     assert run(job).totals.ok == 0
     assert {line["outcome"] for line in read_ledger(job)} <= {kind, "http_status"}
-    report = retry(out, Wanted(frozenset({kind})), change=lambda job: replace(job, fetch=replace(job.fetch, **change)))
+    report = retry(
+        out, RetryFilter(frozenset({kind})), change=lambda job: replace(job, fetch=replace(job.fetch, **change))
+    )
     assert report.totals.ok == 3
     for line in read_ledger(job):
         assert line["outcome"] != "ok" or line["permitted"] == sorted({Permission.ALLOW_NET, permission})
@@ -459,7 +463,7 @@ def test_images_behind_bad_certificates_come_with_a_retry(
         lax = replace(POLICY, insecure=True)
         again = run(replace(job, fetch=lax))  # it goes on, and there is nothing left to do
         assert (again.requests, again.curable) == (0, {"tls": 4})
-        assert retry(out, Wanted(frozenset({FailureKind.TLS}))).totals.ok == len(urls)
+        assert retry(out, RetryFilter(frozenset({FailureKind.TLS}))).totals.ok == len(urls)
         assert len(asked_since(web.origin, before)) == 4
     permitted = [line["permitted"] for line in read_ledger(job)]
     assert permitted == [["allow-net"]] * 2 + [["allow-net", "insecure"]] * 4
@@ -471,7 +475,7 @@ def blocked_job(cut_job: Job) -> Job:
     return replace(cut_job, fetch=replace(POLICY, allow_net=()))
 
 
-BLOCKED = Wanted(frozenset({FailureKind.BLOCKED_ADDRESS}))
+BLOCKED = RetryFilter(frozenset({FailureKind.BLOCKED_ADDRESS}))
 
 
 def allow_loopback(job: Job) -> Job:
@@ -482,12 +486,12 @@ def allow_loopback(job: Job) -> Job:
 def test_what_a_retry_permits_holds_for_the_next(blocked_job: Job, caplog: pytest.LogCaptureFixture) -> None:
     """An image that it brought no further than to a 503 is not blocked again in the next; a line says what holds."""
     caplog.set_level("INFO", "datafetch")
-    state = State(Path(blocked_job.out))
+    layout = OutputLayout(Path(blocked_job.out))
     assert run(blocked_job).totals.outcomes == {"blocked_address": IMAGES}
-    identity = read_identity(state)
+    identity = read_identity(layout)
     assert retry(blocked_job.out, BLOCKED, change=allow_loopback).totals.ok == IMAGES - len(FAULTS)
     assert retry(blocked_job.out).totals.outcomes == {"ok": IMAGES - 2, "http_status": 2}
-    assert read_identity(state) == identity
+    assert read_identity(layout) == identity
     run(blocked_job)
     assert (
         caplog.messages[-1] == f"no longer permitted, also for retries, unless given again: --allow-net {LOOPBACK[0]}"
@@ -514,7 +518,7 @@ def test_permissions_add_up_and_limits_are_the_last() -> None:
 def test_an_interrupted_retry_is_completed_as_it_was_begun(blocked_job: Job, capfd: pytest.CaptureFixture[str]) -> None:
     """A plain retry knows the kinds and permissions, whatever ran meanwhile, and counts nothing that it didn't do."""
 
-    async def die(_: Commit) -> Totals:
+    async def die(_: Commit) -> ShardCounts:
         raise ResourceError("the disk is full")
 
     run(blocked_job)
@@ -539,9 +543,9 @@ def test_images_that_a_permission_may_bring_are_counted(blocked_job: Job) -> Non
     """At the end of a run and of a retry, by kind; kinds that a permission brings come with those that may pass."""
     assert run(blocked_job).curable == {"blocked_address": IMAGES}
     assert retry(blocked_job.out).curable == {"blocked_address": IMAGES}
-    report = retry(blocked_job.out, Wanted(also=BLOCKED.kinds or frozenset()), change=allow_loopback)
+    report = retry(blocked_job.out, RetryFilter(also=BLOCKED.kinds or frozenset()), change=allow_loopback)
     assert (report.retried, report.curable) == (IMAGES, {})
-    assert retry(blocked_job.out, Wanted(also=frozenset({FailureKind.TLS}))).retried == len(FLAKY)
+    assert retry(blocked_job.out, RetryFilter(also=frozenset({FailureKind.TLS}))).retried == len(FLAKY)
 
 
 @dataclass(frozen=True)
@@ -551,16 +555,16 @@ class Begun:
     shard: Shard
     spool: Path
     source: Callable[[], FailedSamples]
-    ended: ImageEnd
+    ended: ImageResult
 
 
 def begun_retry(job: Job) -> Begun:
     """Begin a retry, and end the first image of its first shard: with a 404, as if the server had said so."""
-    identity = read_identity(State(Path(job.out)))
-    state = State(Path(job.out), job_hash=hash_of(identity))
+    identity = read_identity(OutputLayout(Path(job.out)))
+    layout = OutputLayout(Path(job.out), job_hash=hash_of(identity))
     shards = list(identity["shards"])
-    again = begin_retry(state, Wanted(), shards, Permitted.of(job))
-    output = Output(find_dataset("coyo"), spools_of(state, again), retry=again)
+    again = begin_retry(layout, RetryFilter(), shards, Permitted.of(job))
+    output = Output(find_dataset("coyo"), spools_of(layout, again), retry=again)
 
     def source() -> FailedSamples:
         return FailedSamples(output, again, shards)
@@ -568,13 +572,13 @@ def begun_retry(job: Job) -> Begun:
     shard = source().shards()[0]
     sample = next(iter(source().samples(shard)))
     failure = Failure(FailureKind.HTTP_STATUS, "HTTP 404", 404, 1, sample.urls[0])
-    ended = ImageEnd(LedgerLine.of(sample, 0, failure, failure), b"")
-    path = output.state.spool(shard.name)
+    ended = ImageResult(LedgerLine.of(sample, 0, failure, failure), b"")
+    path = output.layout.spool(shard.name)
     asyncio.run(_append(path, ended))
     return Begun(shard, path, source, ended)
 
 
-async def _append(path: Path, ended: ImageEnd) -> None:
+async def _append(path: Path, ended: ImageResult) -> None:
     spool = await Spool.open(path)
     await spool.append(ended)
     await spool.close()
@@ -584,7 +588,7 @@ def test_a_clock_that_is_set_back_makes_no_retry_begin_again(cut_job: Job, own_o
     """What an interrupted retry has is not asked for once more, though its spools look older than the ledgers."""
     run(cut_job)
     begun = begun_retry(cut_job)
-    for ledger in State(Path(cut_job.out)).ledgers.iterdir():
+    for ledger in OutputLayout(Path(cut_job.out)).ledgers.iterdir():
         os.utime(ledger, ns=(2**62, 2**62))
     os.utime(begun.spool, (0, 0))
     before = own_origin.requests()
@@ -599,8 +603,8 @@ def test_a_spool_of_a_shard_that_was_made_again_is_begun_again(cut_job: Job) -> 
     run(cut_job)
     begun = begun_retry(cut_job)
     kept = begun.spool.read_bytes()
-    state = State(Path(cut_job.out))
-    for path in (state.ledger(begun.shard.name), state.out / f"{begun.shard.name}.pkl"):
+    layout = OutputLayout(Path(cut_job.out))
+    for path in (layout.ledger(begun.shard.name), layout.out / f"{begun.shard.name}.pkl"):
         path.unlink()
     run(cut_job)
     begun.spool.parent.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ import psutil
 import pytest
 from runs import PATIENCE_S, Place, Run, Trial, listed, serve_trial
 
-from datafetch.store.layout import State
+from datafetch.store.layout import OutputLayout
 from datafetch.store.lock import Lock
 
 INTERRUPTED = "datafetch: interrupted"
@@ -53,10 +53,10 @@ def fork_server(run: Run) -> psutil.Process:
     )
 
 
-def is_free(state: State) -> bool:
+def is_free(layout: OutputLayout) -> bool:
     """Whether nobody holds the output."""
-    if state.folder.exists():
-        lock = Lock(state.lock, state.out)
+    if layout.folder.exists():
+        lock = Lock(layout.lock, layout.out)
         lock.acquire()
         lock.release()
     return True
@@ -78,7 +78,7 @@ def test_the_second_signal_is_answered_and_the_third_ends_it_at_once(
         run.process.send_signal(signal_number)
         assert run.end() == 130
         assert run.said()[-2:] == [PATIENCE_ASKED, "datafetch: stopped at once (nothing fetched is lost)"]
-        assert is_free(place.state)
+        assert is_free(place.layout)
     subprocess.run(trial.command(place), check=True, capture_output=True, timeout=PATIENCE_S)
     trial.check_complete(place)
 
@@ -95,7 +95,7 @@ def test_sigterm_stops_a_run_that_ignores_ctrl_c(trial: Trial, tmp_path: Path) -
         run.process.send_signal(signal.SIGTERM)
         assert run.end() == 130
         assert run.said()[-1].startswith(INTERRUPTED)
-        assert is_free(place.state)
+        assert is_free(place.layout)
 
 
 _IGNORING = """
@@ -129,7 +129,7 @@ def test_a_stopped_fork_server_hangs_no_run(trial: Trial, tmp_path: Path, is_end
         if is_ended:
             run.process.send_signal(signal.SIGTERM)
         assert run.end() == (130 if is_ended else 0)
-        assert is_free(place.state)
+        assert is_free(place.layout)
     if not is_ended:
         trial.check_complete(place)
 
@@ -145,14 +145,14 @@ class Scene:
     """
 
     command: Sequence[str]
-    output: State
+    output: OutputLayout
     has_come: Callable[[Run], bool]
 
 
 def _prepare(trial: Trial, folder: Path, has_come: Callable[[Place], bool], *options: str) -> Scene:
     place = Place(folder / "root")
     command = [word for word in trial.command(place)[3:] if word != "--no-reshard"]
-    return Scene([*command, *options], place.state, lambda _: has_come(place))
+    return Scene([*command, *options], place.layout, lambda _: has_come(place))
 
 
 def _complete(trial: Trial, folder: Path) -> Place:
@@ -165,38 +165,38 @@ def _complete(trial: Trial, folder: Path) -> Place:
 
 def _retry(trial: Trial, folder: Path) -> Scene:
     place = _complete(trial, folder)
-    return Scene(["retry", str(place.state.out), "--all"], place.state, lambda _: place.state.retry.exists())
+    return Scene(["retry", str(place.layout.out), "--all"], place.layout, lambda _: place.layout.retry.exists())
 
 
 def _verify(trial: Trial, folder: Path) -> Scene:
     place = _complete(trial, folder)
-    command = ["verify", str(place.state.out), "--processes", "1", "--world-size", "1", "--batch", "1", "--group", "1"]
-    return Scene(command, place.state, lambda run: bool(run.family("datafetch.transcode.pool.forkserver")))
+    command = ["verify", str(place.layout.out), "--processes", "1", "--world-size", "1", "--batch", "1", "--group", "1"]
+    return Scene(command, place.layout, lambda run: bool(run.family("datafetch.transcode.pool.forkserver")))
 
 
 def _status(trial: Trial, folder: Path) -> Scene:
     place = _complete(trial, folder)
-    return Scene(["status", str(place.state.out)], place.state, lambda _: True)
+    return Scene(["status", str(place.layout.out)], place.layout, lambda _: True)
 
 
 def _reshard(trial: Trial, folder: Path) -> Scene:
-    state = State(folder / "equal")
-    source = _complete(trial, folder).state.out
-    return Scene(["reshard", str(source), str(state.out), *_WORLD], state, lambda _: state.folder.exists())
+    layout = OutputLayout(folder / "equal")
+    source = _complete(trial, folder).layout.out
+    return Scene(["reshard", str(source), str(layout.out), *_WORLD], layout, lambda _: layout.folder.exists())
 
 
 def _demo(folder: Path, sign: str) -> Scene:
     command = ["demo", "--images", "90", "--out", str(folder / "demo")]
-    return Scene(command, State(folder / "none"), lambda _: any((folder / "demo").glob(sign)))
+    return Scene(command, OutputLayout(folder / "none"), lambda _: any((folder / "demo").glob(sign)))
 
 
 SCENES: Mapping[str, Callable[[Trial, Path], Scene]] = {
     "loading": lambda trial, folder: _prepare(trial, folder, lambda _: True),
-    "beginning": lambda trial, folder: _prepare(trial, folder, lambda place: place.state.lock.exists()),
+    "beginning": lambda trial, folder: _prepare(trial, folder, lambda place: place.layout.lock.exists()),
     "fetching": lambda trial, folder: _prepare(trial, folder, lambda place: place.bytes_kept() > 0),
-    "committing": lambda trial, folder: _prepare(trial, folder, lambda place: bool(listed(place.state.unpublished))),
+    "committing": lambda trial, folder: _prepare(trial, folder, lambda place: bool(listed(place.layout.unpublished))),
     "making equal": lambda trial, folder: _prepare(
-        trial, folder, lambda place: place.state.resharding.exists() or place.state.equal.exists(), *_WORLD
+        trial, folder, lambda place: place.layout.resharding.exists() or place.layout.equal.exists(), *_WORLD
     ),
     "retry": _retry,
     "verify": _verify,

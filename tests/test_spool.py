@@ -21,7 +21,7 @@ from datafetch.store.spool import Recovered, Spool, SpooledSample, SpoolReader, 
 from datafetch.store.spool_format import (
     _HEADER_BYTES,
     START_BYTES,
-    ImageEnd,
+    ImageResult,
     StoredImage,
     begin,
     encode,
@@ -40,16 +40,16 @@ def make_sample(position: int, images: int = 1) -> Sample:
     return Sample(position, str(position), urls, {"text": f"第{position}号", "numbers": [1, 2.5, None]})
 
 
-def jpeg_of(end: ImageEnd | StoredImage) -> bytes:
+def jpeg_of(end: ImageResult | StoredImage) -> bytes:
     """The JPEG of an image, wherever it lies."""
     return end.load().jpeg
 
 
-def make_end(sample: Sample, image: int, outcome: Outcome) -> ImageEnd:
+def make_end(sample: Sample, image: int, outcome: Outcome) -> ImageResult:
     """An image that ended like this."""
     if isinstance(outcome, Encoded):
-        return ImageEnd(LedgerLine.of(sample, image, Body(b"body", sample.urls[image]), outcome), outcome.jpeg)
-    return ImageEnd(LedgerLine.of(sample, image, outcome, outcome), b"")
+        return ImageResult(LedgerLine.of(sample, image, Body(b"body", sample.urls[image]), outcome), outcome.jpeg)
+    return ImageResult(LedgerLine.of(sample, image, outcome, outcome), b"")
 
 
 def make_outcome(seed: int) -> Outcome:
@@ -113,7 +113,7 @@ async def test_a_run_goes_on_where_the_last_one_ended(tmp_path: Path) -> None:
 def test_damage_loses_only_what_it_touched(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     """Cut the file anywhere, or change any bytes: every other entry is there, and none is invented."""
     path = tmp_path_factory.mktemp("spool") / "x.spool"
-    written: list[ImageEnd | Sample] = []
+    written: list[ImageResult | Sample] = []
     for position in range(8):
         sample = make_sample(position, 2)
         written += [make_end(sample, image, make_outcome(position + image)) for image in range(2)]
@@ -143,7 +143,7 @@ def test_damage_loses_only_what_it_touched(tmp_path_factory: pytest.TempPathFact
 
     recovered = asyncio.run(recover())
     left = [one for number, one in enumerate(written) if number not in touched]
-    images = {(one.line.sample, one.line.image) for one in left if isinstance(one, ImageEnd)}
+    images = {(one.line.sample, one.line.image) for one in left if isinstance(one, ImageResult)}
     ended = {
         one.position for one in left if isinstance(one, Sample) and {(one.position, 0), (one.position, 1)} <= images
     }
@@ -155,7 +155,7 @@ def test_damage_loses_only_what_it_touched(tmp_path_factory: pytest.TempPathFact
         assert [entry.ended for entry in read_entries(file, read_marker(file))] == [*left, make_sample(99, 0)]
 
 
-def whole_spool(path: Path, ended: Sequence[ImageEnd | Sample]) -> int:
+def whole_spool(path: Path, ended: Sequence[ImageResult | Sample]) -> int:
     """Write a spool in which every entry begins where it did in the one before, and return its size."""
     start = path.read_bytes()[:START_BYTES] if path.exists() else begin()
     path.write_bytes(start + b"".join(piece for one in ended for piece in encode(one, start[-8:])))

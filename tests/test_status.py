@@ -25,15 +25,15 @@ from datafetch.cli.app import main
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
 from datafetch.errors import ConfigurationError
-from datafetch.model.ledger_line import LedgerLine, Totals
+from datafetch.model.ledger_line import LedgerLine, ShardCounts
 from datafetch.model.sample import Sample
 from datafetch.model.statistics import Statistics
-from datafetch.monitor.heartbeat import Beat
+from datafetch.monitor.heartbeat import ProgressSnapshot
 from datafetch.monitor.status import RunState, Status, read_status
-from datafetch.store.layout import State
-from datafetch.store.ledger import Books, LedgerWriter
+from datafetch.store.layout import OutputLayout
+from datafetch.store.ledger import LedgerWriter, ShardSummary
 from datafetch.store.spool import write_spool
-from datafetch.store.spool_format import Ended, ImageEnd
+from datafetch.store.spool_format import ImageResult, SpoolRecord
 
 Pictures = tuple[Path, list[str]]
 IMAGES = 90
@@ -78,7 +78,7 @@ def data_folder(tmp_path: Path) -> Path:
 
 def polled(process: subprocess.Popen[str], out: Path) -> Iterator[Status]:
     """Where it stands, over and over, from when there is something to be seen until it is complete."""
-    while not State(out).job.exists():
+    while not OutputLayout(out).job.exists():
         assert process.poll() is None, process.communicate()
     for _ in iter(process.poll, 1):
         status = read_status(out)
@@ -117,7 +117,7 @@ def test_a_run_is_followed_to_its_end(tmp_path: Path, run_at_work: subprocess.Po
     assert any(status.spooled_bytes for status in running)
     run_at_work.communicate(timeout=PATIENCE_S)  # the report comes after the last shard
     last = read_status(out)
-    report = orjson.loads(State(out).report.read_bytes())
+    report = orjson.loads(OutputLayout(out).report.read_bytes())
     summary: dict[str, Any] = last.summary()
     assert (last.ok, last.failed) == (IMAGES * 9 // 10, IMAGES // 10)
     assert summary["images"]["by_kind"] == report["images"]["by_kind"]
@@ -161,49 +161,51 @@ def line(sample: int, url: str, outcome: str = "ok") -> LedgerLine:
     return LedgerLine(sample, str(sample), 0, url, url, outcome, 200, 1, 1000, 10, 10, "JPEG", "", 1.0, "")
 
 
-def write_job(state: State, *shards: str, limit: int | None = None) -> None:
+def write_job(state: OutputLayout, *shards: str, limit: int | None = None) -> None:
     """A job with these shards."""
     state.folder.mkdir(parents=True)
     shards_of_job = {shard: [f"{shard}.parquet", 10, "fingerprint"] for shard in shards}
     state.job.write_bytes(orjson.dumps({"dataset": "coyo", "shards": shards_of_job, "limit": limit}))
 
 
-def publish(state: State, shard: str, lines: list[LedgerLine]) -> None:
+def publish(state: OutputLayout, shard: str, lines: list[LedgerLine]) -> None:
     """A published shard with these images, its files being a hundred bytes large."""
     outcomes = Counter(one.outcome for one in lines)
     state.ledgers.mkdir(exist_ok=True)
     with LedgerWriter(state.ledger(shard), shard) as ledger:
         ledger.write(lines)
         has_row = np.array([one.outcome == "ok" for one in lines], np.bool_)
-        ledger.finish(Books(Totals(len(lines), outcomes["ok"], dict(outcomes), 100), has_row, has_row))
+        ledger.finish(ShardSummary(ShardCounts(len(lines), outcomes["ok"], dict(outcomes), 100), has_row, has_row))
     state.out.mkdir(exist_ok=True)
     (state.out / f"{shard}.pkl").write_bytes(b"x" * 99)
     (state.out / f"{shard}.count").write_bytes(b"x")
 
 
-def spool(state: State, shard: str, lines: list[LedgerLine]) -> None:
+def spool(state: OutputLayout, shard: str, lines: list[LedgerLine]) -> None:
     """A shard in progress with these images."""
-    ended: list[Ended] = []
+    ended: list[SpoolRecord] = []
     for one in lines:
-        ended += [ImageEnd(one, b"jpeg"), Sample(one.sample, one.key, (one.url,), {})]
+        ended += [ImageResult(one, b"jpeg"), Sample(one.sample, one.key, (one.url,), {})]
     write_spool(replace(state, job_hash="anything").spool(shard), ended)
 
 
-def beat_of(state: State, **numbers: int) -> None:
+def beat_of(state: OutputLayout, **numbers: int) -> None:
     """A heartbeat of this process, just now."""
     nothing: dict[str, Any] = dict.fromkeys(Statistics.__slots__, 0)
     statistics = Statistics(
         **(nothing | {"resharding": None, "elapsed_s": 83.0, "open_requests": 500, "connections": 512} | numbers)
     )
     spools = str(replace(state, job_hash="anything").spool("").parent)
-    told = Beat(os.getpid(), socket.gethostname(), time.time(), time.time(), False, spools, 123.45, statistics)
+    told = ProgressSnapshot(
+        os.getpid(), socket.gethostname(), time.time(), time.time(), False, spools, 123.45, statistics
+    )
     state.progress.write_bytes(orjson.dumps(told))
 
 
 @pytest.fixture
-def state(tmp_path: Path) -> State:
+def state(tmp_path: Path) -> OutputLayout:
     """A state with a published shard, one in progress, and one that has not been begun."""
-    made = State(tmp_path / "out")
+    made = OutputLayout(tmp_path / "out")
     write_job(made, "a", "b", "c")
     lines = [line(0, "http://x.org/"), line(1, "http://y.org/", "timeout"), line(2, "http://Y.org:81/", "tls")]
     publish(made, "a", lines)
@@ -211,7 +213,7 @@ def state(tmp_path: Path) -> State:
     return made
 
 
-def test_the_json_object(state: State, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_json_object(state: OutputLayout, capfd: pytest.CaptureFixture[str]) -> None:
     """Exactly what the contract of the command says, nothing on standard error, and nothing written."""
     before = {path: path.stat().st_mtime_ns for path in state.out.parent.rglob("*")}
     assert main(["status", str(state.out), "--json"]) == 0
@@ -243,7 +245,7 @@ def test_the_json_object(state: State, capfd: pytest.CaptureFixture[str]) -> Non
     assert {path: path.stat().st_mtime_ns for path in state.out.parent.rglob("*")} == before
 
 
-def test_the_output_may_be_named_in_several_ways(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_output_may_be_named_in_several_ways(state: OutputLayout, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a slash behind it, by its state folder, or from inside."""
     expected = read_status(state.out)
     assert read_status(Path(f"{state.out}/")) == expected
@@ -253,14 +255,14 @@ def test_the_output_may_be_named_in_several_ways(state: State, monkeypatch: pyte
     assert read_status(Path("../out")).done == expected.done
 
 
-def test_a_shard_with_a_ledger_counts_by_it_alone(state: State) -> None:
+def test_a_shard_with_a_ledger_counts_by_it_alone(state: OutputLayout) -> None:
     """Its spool may still be there, for a moment or since a crash."""
     before = read_status(state.out)
     spool(state, "a", [line(0, "http://x.org/")])
     assert read_status(state.out) == before
 
 
-def test_a_shard_whose_files_are_gone_is_not_published(state: State) -> None:
+def test_a_shard_whose_files_are_gone_is_not_published(state: OutputLayout) -> None:
     """A run would make it again; but not while equal shards have taken its place."""
     (state.out / "a.pkl").unlink()
     assert read_status(state.out).shards_published == 0
@@ -268,7 +270,7 @@ def test_a_shard_whose_files_are_gone_is_not_published(state: State) -> None:
     assert read_status(state.out).shards_published == 1
 
 
-def test_complete_is_what_has_nothing_left_to_do(tmp_path: Path, state: State) -> None:
+def test_complete_is_what_has_nothing_left_to_do(tmp_path: Path, state: OutputLayout) -> None:
     """All shards are published, or as many samples as were asked for, and no step is missing."""
     publish(state, "b", [])
     assert read_status(state.out).state is RunState.INTERRUPTED
@@ -277,7 +279,7 @@ def test_complete_is_what_has_nothing_left_to_do(tmp_path: Path, state: State) -
     state.report.write_text("{}")
     complete = read_status(state.out)
     assert (complete.state, complete.expected_images, complete.open_images) == (RunState.COMPLETE, 3, 0)
-    limited = State(tmp_path / "limited")
+    limited = OutputLayout(tmp_path / "limited")
     write_job(limited, "a", "b", limit=2)
     publish(limited, "a", [line(0, "http://x.org/"), line(1, "http://x.org/")])
     limited.report.write_text("{}")
@@ -286,7 +288,7 @@ def test_complete_is_what_has_nothing_left_to_do(tmp_path: Path, state: State) -
     assert read_status(limited.out).state is RunState.INTERRUPTED
 
 
-def test_a_run_at_work_says_how_much_there_is(state: State) -> None:
+def test_a_run_at_work_says_how_much_there_is(state: OutputLayout) -> None:
     """How many images, how fast, since when; never fewer than there are."""
     beat_of(state, expected_images=1000)
     status = read_status(state.out)
@@ -297,7 +299,7 @@ def test_a_run_at_work_says_how_much_there_is(state: State) -> None:
 
 
 @pytest.mark.parametrize("report", [b"garbage", b"[]", b'{"images_per_s": "fast", "elapsed_s": 3}'])
-def test_garbage_beside_the_books_is_passed_over(state: State, report: bytes) -> None:
+def test_garbage_beside_the_books_is_passed_over(state: OutputLayout, report: bytes) -> None:
     """Foreign files, damaged spools, reports and heartbeats that are none, files that vanish: nothing of it counts."""
     before = read_status(state.out)
     state.report.write_bytes(report)
@@ -315,7 +317,7 @@ def test_garbage_beside_the_books_is_passed_over(state: State, report: bytes) ->
     assert replace(after, spooled_bytes=before.spooled_bytes) == before
 
 
-def test_of_a_damaged_spool_counts_what_comes_before(state: State) -> None:
+def test_of_a_damaged_spool_counts_what_comes_before(state: OutputLayout) -> None:
     """Wherever a byte is flipped (every fifth, here), the status neither fails nor invents images."""
     path = next(state.all_spools.glob("*/b.spool"))
     whole = path.read_bytes()
@@ -324,36 +326,36 @@ def test_of_a_damaged_spool_counts_what_comes_before(state: State) -> None:
         assert 3 <= read_status(state.out).done <= 5
 
 
-def _no_job(state: State) -> None:
+def _no_job(state: OutputLayout) -> None:
     state.job.unlink()
 
 
-def _broken_job(state: State) -> None:
+def _broken_job(state: OutputLayout) -> None:
     state.job.write_bytes(b"garbage")
 
 
-def _other_job(state: State) -> None:
+def _other_job(state: OutputLayout) -> None:
     state.job.write_bytes(b'{"dataset": 7, "shards": {}, "limit": null}')
 
 
-def _job_that_leaves_the_folder(state: State) -> None:
+def _job_that_leaves_the_folder(state: OutputLayout) -> None:
     state.job.write_bytes(b'{"dataset": "coyo", "shards": {"../a": []}, "limit": null}')
 
 
-def _broken_ledger(state: State) -> None:
+def _broken_ledger(state: OutputLayout) -> None:
     state.ledger("a").write_bytes(b"garbage")
 
 
-def _ledger_without_books(state: State) -> None:
+def _ledger_without_books(state: OutputLayout) -> None:
     pq.write_table(pa.table({"url": ["x"]}), state.ledger("a"))
 
 
-def _ledger_with_other_books(state: State) -> None:
+def _ledger_with_other_books(state: OutputLayout) -> None:
     books = {b"datafetch.totals": b'{"samples": "x"}'}
     pq.write_table(pa.table({"url": ["x"]}).replace_schema_metadata(books), state.ledger("a"))
 
 
-def _ledger_with_other_columns(state: State) -> None:
+def _ledger_with_other_columns(state: OutputLayout) -> None:
     books = {b"datafetch.totals": b'{"written_bytes": 100}'}
     pq.write_table(pa.table({"url": [7]}).replace_schema_metadata(books), state.ledger("a"))
 
@@ -372,7 +374,7 @@ def _ledger_with_other_columns(state: State) -> None:
     ],
 )
 def test_what_is_no_run_is_one_line_and_exit_2(
-    state: State, spoil: Any, message: str, capfd: pytest.CaptureFixture[str]
+    state: OutputLayout, spoil: Any, message: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The line says what is wrong with which file."""
     spoil(state)
@@ -393,7 +395,7 @@ def test_a_place_without_a_run(out: str) -> None:
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_table_for_people(
-    state: State, width: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    state: OutputLayout, width: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Everything is said, no line is wider than the terminal, and the web does not steer it."""
     monkeypatch.setenv("COLUMNS", str(width))

@@ -28,9 +28,9 @@ from datafetch.cli.app import main
 from datafetch.cli.progress import verifying_line
 from datafetch.model.kinds import Loader
 from datafetch.model.outcome import Encoded, Outcome
-from datafetch.output.formats import PickleSink, encode_row
+from datafetch.output.formats import PickleShardWriter, encode_row
 from datafetch.output.formats.pickle_form import PREAMBLE
-from datafetch.verify import Check, Standing, Verdict, run_check, verify_output
+from datafetch.verify import Check, Verdict, VerifyProgress, run_check, verify_output
 from datafetch.verify.findings import BATCH_BYTES, MOST_KEPT, Examined, Findings, FoundImage, Place, Problem, batched
 from datafetch.verify.images import PROCESS_BYTES, Decoding
 from datafetch.verify.torch import RecordList
@@ -88,7 +88,7 @@ def changed(row: Row, changes: Mapping[str, Any]) -> Row:
 def write_shard(folder: Path, rows: list[Row], name: str = "part-00000") -> Path:
     """A shard of ours; its rows' file."""
     folder.mkdir(exist_ok=True)
-    sink = PickleSink(folder, name)
+    sink = PickleShardWriter(folder, name)
     for row in rows:
         sink.write_frame((encode_row(row),))
     sink.finish()
@@ -606,7 +606,7 @@ def test_rows_are_read_a_few_megabytes_ahead() -> None:
 def test_an_observers_error_ends_no_check(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """It is logged, and the verdict is the same."""
 
-    async def observe(_: Callable[[], Standing]) -> NoReturn:
+    async def observe(_: Callable[[], VerifyProgress]) -> NoReturn:
         raise OSError(errno.EMFILE, "Too many open files")
 
     write_shard(tmp_path / "out", [pair()] * 8)
@@ -618,9 +618,9 @@ def test_an_observers_error_ends_no_check(tmp_path: Path, caplog: pytest.LogCapt
 
 def test_the_line_tells_how_far_it_is() -> None:
     """The line of progress has the share, the counts, the pace and the time left."""
-    line = verifying_line(Standing(1000, 900, 3, read_bytes=25, total_bytes=100, elapsed_s=10))
+    line = verifying_line(VerifyProgress(1000, 900, 3, read_bytes=25, total_bytes=100, elapsed_s=10))
     assert line == "25.0%  1,000 samples  900 images  3 problems  90.0 images/s  ETA 0:00:30"
-    assert verifying_line(Standing(0, 0, 0, 0, 0, 0.0)) == "0.0%  0 samples  0 images  0 problems"
+    assert verifying_line(VerifyProgress(0, 0, 0, 0, 0, 0.0)) == "0.0%  0 samples  0 images  0 problems"
 
 
 def test_the_command_says_it_by_exit_code(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

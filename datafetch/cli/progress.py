@@ -17,8 +17,8 @@ from rich.text import Text
 
 from datafetch.cli.exit_code import one_line
 from datafetch.model.statistics import Statistics
-from datafetch.monitor.throughput import Pace
-from datafetch.verify import Standing
+from datafetch.monitor.throughput import Throughput
+from datafetch.verify import VerifyProgress
 
 _LIVE_INTERVAL_S = 0.25
 _PLAIN_INTERVAL_S = 10.0
@@ -111,7 +111,7 @@ def progress_line(now: Statistics, images_per_s: float) -> str:
     return "  ".join(parts)
 
 
-def verifying_line(now: Standing) -> str:
+def verifying_line(now: VerifyProgress) -> str:
     """One line: the share of the files that is read, what was looked at, what was found, pace, time left."""
     share = now.read_bytes / now.total_bytes if now.total_bytes else 0.0
     parts = [f"{share:.1%}", f"{now.samples:,} samples", f"{now.images:,} images", f"{now.problems:,} problems"]
@@ -129,7 +129,7 @@ async def show_progress(statistics: Callable[[], Statistics], console: Console) 
         statistics: Asked for a snapshot each time.
         console: Where to; its being a terminal decides the form.
     """
-    pace = Pace()
+    pace = Throughput()
 
     def line() -> str:
         now = statistics()
@@ -138,7 +138,7 @@ async def show_progress(statistics: Callable[[], Statistics], console: Console) 
     await _show_lines(line, console)
 
 
-async def show_verifying(standing: Callable[[], Standing], console: Console) -> None:
+async def show_verifying(standing: Callable[[], VerifyProgress], console: Console) -> None:
     """Show how a verification stands; otherwise like ``show_progress``."""
     await _show_lines(lambda: verifying_line(standing()), console)
 

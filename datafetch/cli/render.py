@@ -20,7 +20,7 @@ from rich.text import Text
 
 from datafetch.cli.exit_code import one_line
 from datafetch.errors import ResourceError
-from datafetch.model.kinds import Note
+from datafetch.model.kinds import CounterName
 from datafetch.model.outcome import OK, FailureKind
 from datafetch.model.report import Report
 from datafetch.monitor.host_failures import FailingHost
@@ -29,12 +29,12 @@ from datafetch.output.reshard.folder import Resharded
 from datafetch.verify import Verdict
 
 _NOTES: dict[str, tuple[str, str]] = {
-    Note.BAD_LINES: ("bad line", "skipped"),
-    Note.FILTERED: ("record", "left out by filters"),
-    Note.FILLED_SIMILARITY: ("document", "got similarities of zero"),
-    Note.RECORDS: ("document", "in the shards of the list"),
-    Note.REPEATED_IDS: ("row", "left out because an earlier row has the same id"),
-    Note.NOT_ASKED: ("image", "skipped because its document was lost"),
+    CounterName.BAD_LINES: ("bad line", "skipped"),
+    CounterName.FILTERED: ("record", "left out by filters"),
+    CounterName.FILLED_SIMILARITY: ("document", "got similarities of zero"),
+    CounterName.RECORDS: ("document", "in the shards of the list"),
+    CounterName.REPEATED_IDS: ("row", "left out because an earlier row has the same id"),
+    CounterName.NOT_ASKED: ("image", "skipped because its document was lost"),
 }
 """What is counted, for one of them, and what became of it."""
 
@@ -105,10 +105,10 @@ def _advice(report: Report) -> Iterator[str]:
             "this retry had nothing to request: what failed is of other kinds; "
             f"--kinds {','.join(failed)}{' (or some of them)' if len(failed) > 1 else ''} requests those as well"
         )
-    for kind, cure in _CURES.items():
+    for kind, fix in _CURES.items():
         count = report.curable.get(kind, 0)
         if count:
-            yield f"{counted(count, 'image')} failed as {kind}: {cure.format(retry=retry)}"
+            yield f"{counted(count, 'image')} failed as {kind}: {fix.format(retry=retry)}"
 
 
 def _retry_command(out: str) -> str:

@@ -33,8 +33,8 @@ def find_dataset(name: str, choices: Choices | None = None, *, has_ids: bool = F
     if dataset is None:
         raise ConfigurationError(f"there is no dataset {name!r} (yet); there is: {', '.join(sorted(DATASETS))}")
     said = [*(choices.said() if choices else ()), *(["ids"] if has_ids else [])]
-    if strange := [option_name(choice) for choice in said if choice not in dataset.takes]:
-        known = ", ".join(map(option_name, sorted(dataset.takes))) or "none of these options"
+    if strange := [option_name(choice) for choice in said if choice not in dataset.supported_options]:
+        known = ", ".join(map(option_name, sorted(dataset.supported_options))) or "none of these options"
         raise ConfigurationError(f"{name} does not take {', '.join(strange)}; it takes {known}")
     if choices is None:
         return dataset

@@ -32,10 +32,10 @@ from datafetch.datasets.readers import (
 from datafetch.datasets.urls import askable, is_too_long
 from datafetch.errors import ManifestError
 from datafetch.model.interfaces import Samples
-from datafetch.model.kinds import Loader, Note, Payload
-from datafetch.model.ledger_line import Totals
+from datafetch.model.kinds import CounterName, Loader, Payload
+from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.outcome import Encoded
-from datafetch.model.sample import BAD_LINE, Record, Row, Sample, Selection, Shard
+from datafetch.model.sample import BAD_LINE, IdListResult, Record, Row, Sample, Shard
 
 _SIMILARITIES = ("clip_similarity_vitb32", "clip_similarity_vitl14")
 _COLUMNS = {
@@ -62,7 +62,7 @@ class Coyo(Description):
     path: str = "coyo-700m/pkl03-split"
     loader: Loader = Loader.COYO
     payloads: frozenset[Payload] = frozenset(Payload)
-    takes: frozenset[str] = frozenset({"ids", "skip_bad_lines"})
+    supported_options: frozenset[str] = frozenset({"ids", "skip_bad_lines"})
     short_side_px: int | None = 336
 
     def bind(self, source: Path, ids: Path | None) -> CoyoManifest:
@@ -108,7 +108,7 @@ class CoyoManifest:
         """As many as there are ids; unknown where similarity decides."""
         return None if self._ids is None else len(self._ids.ids)
 
-    def most_samples(self) -> int:
+    def max_samples(self) -> int:
         """As many as there are ids, or the fifth of each file."""
         if self._ids is not None:
             return len(self._ids.ids)
@@ -119,18 +119,18 @@ class CoyoManifest:
         chosen = self._choice.of_file(list(self._files).index(shard.name))
         return _CoyoSamples(self._files[shard.name], chosen, skips_bad_rows=self._skips_bad_rows)
 
-    def facts(self) -> Mapping[str, object]:
+    def identity_fields(self) -> Mapping[str, object]:
         """Nothing more than the files and the id list."""
         return {}
 
-    def selection(self, keys: Iterable[str], books: Mapping[str, Totals]) -> Selection | None:  # noqa: ARG002 - the protocol's
+    def selection(self, keys: Iterable[str], books: Mapping[str, ShardCounts]) -> IdListResult | None:  # noqa: ARG002 - the protocol's
         """What became of the id list."""
         if self._ids is None:
             return None
         found = np.zeros(len(self._ids.ids), np.bool_)
         places, present = self._ids.find(np.fromiter((int(key) for key in keys), np.int64))
         found[places[present]] = True
-        return Selection(len(found), self._ids.duplicates, int(len(found) - found.sum()))
+        return IdListResult(len(found), self._ids.duplicates, int(len(found) - found.sum()))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -163,7 +163,10 @@ class _CoyoSamples(Samples):
     @property
     def notes(self) -> Mapping[str, int]:
         """How many rows were left out for their ids."""
-        counts = {Note.REPEATED_IDS.value: self._chosen.repeated, Note.BAD_LINES.value: self._chosen.without_id}
+        counts = {
+            CounterName.REPEATED_IDS.value: self._chosen.repeated,
+            CounterName.BAD_LINES.value: self._chosen.without_id,
+        }
         return {name: count for name, count in counts.items() if count}
 
     def __len__(self) -> int:

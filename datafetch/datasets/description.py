@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from datafetch.datasets.choices import Choices
-from datafetch.model.kinds import Holds, Loader, Payload
+from datafetch.model.kinds import Loader, OutputKind, Payload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,10 +29,10 @@ class Description:
     name: str
     path: str
     loader: Loader
-    holds: Holds = Holds.SHARDS
+    output_kind: OutputKind = OutputKind.SHARDS
     list_name: str | None = None
     payloads: frozenset[Payload] = frozenset({Payload.BASE64})
-    takes: frozenset[str] = frozenset()
+    supported_options: frozenset[str] = frozenset()
     short_side_px: int | None = None
     keeps_bodies: bool = False
     least_pixels: int = 1

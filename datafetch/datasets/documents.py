@@ -14,12 +14,12 @@ from typing import Any
 from urllib.parse import urljoin
 
 from datafetch.datasets.choices import Choices
-from datafetch.datasets.jsonl_manifest import BadRecordError, Draft, JsonObject, RecordFormat
+from datafetch.datasets.jsonl_manifest import BadRecordError, JsonObject, ParsedRecord, RecordFormat
 from datafetch.datasets.payload import pack
 from datafetch.datasets.token_count import TokenCounter
 from datafetch.datasets.urls import askable, is_too_long
 from datafetch.errors import ManifestError
-from datafetch.model.kinds import Note, Payload
+from datafetch.model.kinds import CounterName, Payload
 from datafetch.model.outcome import Encoded
 from datafetch.model.sample import Record, Row
 
@@ -59,7 +59,7 @@ class DocumentReader(RecordFormat):
         """
         return cls(url_key, choices, TokenCounter(Path(choices.tokenizer)) if choices.tokenizer else None)
 
-    def draft(self, record: JsonObject) -> Draft:
+    def parsed(self, record: JsonObject) -> ParsedRecord:
         """The document as a sample.
 
         Raises:
@@ -68,14 +68,14 @@ class DocumentReader(RecordFormat):
         """
         texts, images = _texts(record), _images(record)
         if (self.choices.keep_at_least or 1) > len(images):
-            return Draft((), record)
+            return ParsedRecord((), record)
         urls = tuple(_url(record, image.get(self.url_key)) for image in images)
         similarities = record.get("similarity_matrix")
         if similarities is not None:
             is_matrix = isinstance(similarities, list) and all(isinstance(row, list) for row in similarities)
             if not is_matrix or len(similarities) != len(images):
                 raise BadRecordError(f"similarity_matrix is not a list of one row for each of the {len(images)} images")
-            return Draft(urls, record)
+            return ParsedRecord(urls, record)
         if not self.choices.fill_similarity:
             raise ManifestError(
                 "the document has no similarity_matrix, and the trainer's loader needs one; "
@@ -86,18 +86,18 @@ class DocumentReader(RecordFormat):
                 f"{len(texts):,} texts and {len(images):,} images are too many to fill in similarities"
             )
         zeros = [[0.0] * len(texts) for _ in images]
-        return Draft(urls, {**record, "similarity_matrix": zeros}, (Note.FILLED_SIMILARITY,))
+        return ParsedRecord(urls, {**record, "similarity_matrix": zeros}, (CounterName.FILLED_SIMILARITY,))
 
-    def facts(self) -> dict[str, object]:
+    def identity_fields(self) -> dict[str, object]:
         """What decides the rows, as JSON. That zeros may be filled in does not: without it there is no run."""
-        facts = {
+        identity_fields = {
             "keep_at_least": self.choices.keep_at_least,
             "max_images": self.choices.max_images,
             "min_similarity": self.choices.min_similarity,
             "max_tokens": self.choices.max_tokens,
             "tokenizer": self.tokens.sha256 if self.tokens else None,
         }
-        return {name: value for name, value in facts.items() if value is not None}
+        return {name: value for name, value in identity_fields.items() if value is not None}
 
     def wants(self, record: JsonObject) -> bool:
         """Whether the filters leave a document in."""

@@ -44,7 +44,7 @@ def _why_part_refused(part: str) -> str:
     return "the name of its file is reserved on some systems" if is_reserved else ""
 
 
-class Clashes:
+class DuplicateNames:
     """Which of many names lead to one and the same file on some filesystem, or to a folder of another; 8 bytes each.
 
     Args:

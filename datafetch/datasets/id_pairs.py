@@ -54,7 +54,7 @@ class Indices:
 
 
 @dataclass(slots=True)
-class WhichIndex:
+class IndexKindDetector:
     """Which of the two meanings the indices look like, by the shards that were seen.
 
     Indices drawn at random from all documents of a shard reach nearly to its end: of k among n the largest lies, on

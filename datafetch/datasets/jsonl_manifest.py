@@ -25,9 +25,9 @@ from datafetch.datasets.readers import (
 )
 from datafetch.errors import ManifestError
 from datafetch.model import exact_json
-from datafetch.model.kinds import Note
-from datafetch.model.ledger_line import Totals
-from datafetch.model.sample import Row, Sample, Selection, Shard
+from datafetch.model.kinds import CounterName
+from datafetch.model.ledger_line import ShardCounts
+from datafetch.model.sample import IdListResult, Row, Sample, Shard
 from datafetch.model.untrusted import is_plain_name
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".jsonl.zip")
@@ -45,7 +45,7 @@ class BadRecordError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
+class ParsedRecord:
     """A record as a sample that has no place yet.
 
     Attributes:
@@ -56,7 +56,7 @@ class Draft:
 
     urls: tuple[str, ...]
     row: Row
-    notes: tuple[Note, ...] = ()
+    notes: tuple[CounterName, ...] = ()
 
 
 class RecordFormat(Protocol):
@@ -70,7 +70,7 @@ class RecordFormat(Protocol):
         """
         return True
 
-    def draft(self, record: JsonObject) -> Draft:
+    def parsed(self, record: JsonObject) -> ParsedRecord:
         """The record as a sample.
 
         Raises:
@@ -156,14 +156,14 @@ class LinesManifest:
         """Not known before the files are opened."""
         return None
 
-    def most_samples(self) -> int:
+    def max_samples(self) -> int:
         """About as many as there are lines, by the size of the files and of the first lines."""
         text_bytes = sum(
             file.size_bytes * (_COMPRESSION if file.is_compressed else 1.0) for file in self.files.values()
         )
         return round(text_bytes / max(1.0, self.line_bytes))
 
-    def facts(self) -> Mapping[str, object]:
+    def identity_fields(self) -> Mapping[str, object]:
         """How records are read."""
         return self.reading
 
@@ -171,13 +171,13 @@ class LinesManifest:
         """All samples of one file."""
         return LineSamples(self.files[shard.name], f"{shard.name}:", self.form, skips_bad_lines=self.skips_bad_lines)
 
-    def selection(self, keys: Iterable[str], books: Mapping[str, Totals]) -> Selection | None:  # noqa: ARG002 - the protocol's
+    def selection(self, keys: Iterable[str], books: Mapping[str, ShardCounts]) -> IdListResult | None:  # noqa: ARG002 - the protocol's
         """There is no id list."""
         return None
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
+class IdFilter:
     """What an id list names of one file.
 
     Attributes:
@@ -210,7 +210,7 @@ class LineSamples:
         form: RecordFormat,
         *,
         skips_bad_lines: bool,
-        listed: Listed | None = None,
+        listed: IdFilter | None = None,
     ) -> None:
         self._listed = listed
         self._file = file
@@ -241,16 +241,16 @@ class LineSamples:
             if number >= len(self._is_sample):
                 break
             if self._is_sample[number]:
-                draft = self._draft_again(number, line)
-                yield Sample(position, f"{self._key_prefix}{number}", draft.urls, draft.row)
+                parsed = self._draft_again(number, line)
+                yield Sample(position, f"{self._key_prefix}{number}", parsed.urls, parsed.row)
                 position += 1
         if position < self._samples:
             raise self._has_changed(len(self._is_sample))
 
-    def _draft_again(self, number: int, line: bytes) -> Draft:
+    def _draft_again(self, number: int, line: bytes) -> ParsedRecord:
         """The sample that a line became when the file was looked through."""
         try:
-            return self._form.draft(_parse(line))
+            return self._form.parsed(_parse(line))
         except (BadRecordError, ManifestError) as error:
             raise self._has_changed(number) from error
 
@@ -268,13 +268,13 @@ class LineSamples:
             is_sample = (wanted is None or number in wanted) and bool(line.strip()) and self._take(number, line)
             self._is_sample.append(is_sample)
         if self._listed is not None:
-            self._notes[Note.RECORDS.value] = records
+            self._notes[CounterName.RECORDS.value] = records
 
     def _take(self, number: int, line: bytes) -> bool:
         """Whether a line becomes a sample."""
         try:
             record = _parse(line)
-            draft = self._form.draft(record) if self._form.wants(record) else None
+            parsed = self._form.parsed(record) if self._form.wants(record) else None
         except BadRecordError as error:
             if b"\1" not in self._is_sample and (what := self._file.explain_bad_line()):
                 raise ManifestError(what) from error  # never skipped: nothing in the file is a record
@@ -282,14 +282,14 @@ class LineSamples:
                 raise ManifestError(
                     f"{self._file.path}, line {number + 1}: {error}; fix it, or skip such lines with --skip-bad-lines"
                 ) from error
-            self._notes[Note.BAD_LINES.value] += 1
+            self._notes[CounterName.BAD_LINES.value] += 1
             return False
         except ManifestError as error:
             raise ManifestError(f"{self._file.path}, line {number + 1}: {error}") from error
-        if draft is None:
-            self._notes[Note.FILTERED.value] += 1
+        if parsed is None:
+            self._notes[CounterName.FILTERED.value] += 1
             return False
-        self._notes.update(note.value for note in draft.notes)
+        self._notes.update(note.value for note in parsed.notes)
         return True
 
 

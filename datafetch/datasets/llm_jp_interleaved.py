@@ -24,7 +24,7 @@ class LlmJpInterleaved(Description):
     name: str = "llm-jp-interleaved"
     path: str = "interleaved_ja/pkl-limit-tokens"
     loader: Loader = Loader.MMC4
-    takes: frozenset[str] = TAKES | {"url_key"}
+    supported_options: frozenset[str] = TAKES | {"url_key"}
 
     def bind(self, source: Path, ids: Path | None) -> LinesManifest:  # noqa: ARG002 - it takes none
         """Open the files of a folder.
@@ -37,8 +37,8 @@ class LlmJpInterleaved(Description):
         url_key = choose_key("url", self.choices.url_key, URL_KEYS, _images(first.records) or first.records)
         say_keys({"url": url_key})
         form = DocumentReader.of(url_key, self.choices)
-        facts = {"keys": {"url": url_key}, **form.facts()}
-        return LinesManifest(files, form, facts, self.choices.skip_bad_lines, first.line_bytes)
+        identity_fields = {"keys": {"url": url_key}, **form.identity_fields()}
+        return LinesManifest(files, form, identity_fields, self.choices.skip_bad_lines, first.line_bytes)
 
     def to_row(self, record: Record, payload: Payload) -> Row | None:  # noqa: ARG002 - the loader knows one alone
         """The document as published with its images, or None where too few of them arrived."""

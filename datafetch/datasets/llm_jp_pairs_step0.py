@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from datafetch.datasets.description import Description
-from datafetch.datasets.filenames import Clashes, why_refused
+from datafetch.datasets.filenames import DuplicateNames, why_refused
 from datafetch.datasets.image_files import SAMPLES_A_SHARD, find_file, saved_row, shard_name
 from datafetch.datasets.key_detection import URL_KEYS, choose_key, say_keys
 from datafetch.datasets.readers import LineFile, RecordReader
 from datafetch.datasets.urls import askable
 from datafetch.errors import ManifestError, raise_want
 from datafetch.model.interfaces import Samples
-from datafetch.model.kinds import Holds, Loader, Payload
-from datafetch.model.ledger_line import Totals
-from datafetch.model.sample import Record, Row, Sample, Selection, Shard
+from datafetch.model.kinds import Loader, OutputKind, Payload
+from datafetch.model.ledger_line import ShardCounts
+from datafetch.model.sample import IdListResult, Record, Row, Sample, Shard
 from datafetch.model.untrusted import is_utf8
 
 _LIST = "llm-jp_mm_pair_step0_558k.json"
@@ -42,9 +42,9 @@ class LlmJpPairsStep0(Description):
     name: str = "llm-jp-pairs-step0"
     path: str = "alt_pair_ja/image_step0"
     loader: Loader = Loader.TORCH
-    holds: Holds = Holds.FILES
+    output_kind: OutputKind = OutputKind.FILES
     list_name: str | None = _LIST
-    takes: frozenset[str] = frozenset({"url_key"})
+    supported_options: frozenset[str] = frozenset({"url_key"})
     keeps_bodies: bool = True
 
     def bind(self, source: Path, ids: Path | None) -> Step0Manifest:  # noqa: ARG002 - it takes none
@@ -73,7 +73,7 @@ class Step0Manifest:
         self._fingerprint = LineFile(path).fingerprint
         self._offsets: list[int] = []
         self._records = 0
-        self._clashes = Clashes(self._names())
+        self._duplicates = DuplicateNames(self._names())
         if not self._records:
             raise ManifestError(f"{path} has no records; --source takes the published list")
 
@@ -88,11 +88,11 @@ class Step0Manifest:
         """All of the list."""
         return self._records
 
-    def most_samples(self) -> int:
+    def max_samples(self) -> int:
         """All of the list."""
         return self._records
 
-    def facts(self) -> Mapping[str, object]:
+    def identity_fields(self) -> Mapping[str, object]:
         """Where a record has its URL."""
         return {"keys": {"url": self._url_key}}
 
@@ -101,22 +101,22 @@ class Step0Manifest:
         number = int(shard.name.rpartition("-")[2])
         return _Slice(self, number * SAMPLES_A_SHARD, self._offsets[number], shard.size)
 
-    def selection(self, keys: Iterable[str], books: Mapping[str, Totals]) -> Selection | None:  # noqa: ARG002 - the protocol's
+    def selection(self, keys: Iterable[str], books: Mapping[str, ShardCounts]) -> IdListResult | None:  # noqa: ARG002 - the protocol's
         """There is no id list."""
         return None
 
     def read(self, first: int, start_bytes: int, count: int) -> Iterator[Sample]:
         """Some records as samples; a record that the trainer can't use has no URL, and a reason in its row."""
         for position, record in enumerate(islice(_read(self._path, start_bytes), count)):
-            reason = _why_unusable(record) or self._clashes.why_refused(first + position)
-            facts: Mapping[str, Any] = record if isinstance(record, dict) else {}
-            key = _key(facts.get("id"), first + position)
+            reason = _why_unusable(record) or self._duplicates.why_refused(first + position)
+            identity_fields: Mapping[str, Any] = record if isinstance(record, dict) else {}
+            key = _key(identity_fields.get("id"), first + position)
             if reason:
                 yield Sample(position, key, (), {"refused": reason})
             else:
-                url = askable(facts.get(self._url_key))
+                url = askable(identity_fields.get(self._url_key))
                 urls = (url if is_utf8(url) else "",)
-                yield Sample(position, key, urls, {"image": facts["image"]})
+                yield Sample(position, key, urls, {"image": identity_fields["image"]})
 
     def _size(self, number: int) -> int:
         return min(SAMPLES_A_SHARD, self._records - number * SAMPLES_A_SHARD)

@@ -12,9 +12,9 @@ from pathlib import Path
 from datafetch.datasets.description import Description
 from datafetch.datasets.jsonl_manifest import (
     BadRecordError,
-    Draft,
     JsonObject,
     LinesManifest,
+    ParsedRecord,
     RecordFormat,
     first_records,
     open_folder,
@@ -35,7 +35,7 @@ class LlmJpPairsStep1(Description):
     path: str = "alt_pair_ja/pkl02"
     loader: Loader = Loader.COYO
     payloads: frozenset[Payload] = frozenset(Payload)
-    takes: frozenset[str] = frozenset({"url_key", "text_key", "skip_bad_lines"})
+    supported_options: frozenset[str] = frozenset({"url_key", "text_key", "skip_bad_lines"})
 
     def bind(self, source: Path, ids: Path | None) -> LinesManifest:  # noqa: ARG002 - it takes none
         """Open the files of a folder.
@@ -71,16 +71,16 @@ class _Pairs(RecordFormat):
     url_key: str
     text_key: str
 
-    def draft(self, record: JsonObject) -> Draft:
+    def parsed(self, record: JsonObject) -> ParsedRecord:
         """A pair; without a text it can't become a row, and its image is not asked for."""
         url, text = record.get(self.url_key), record.get(self.text_key)
         if url is not None and not isinstance(url, str):
             raise BadRecordError(f"{self.url_key} is {type(url).__name__}, not text")
         if text is None:
-            return Draft((), record)
+            return ParsedRecord((), record)
         if not isinstance(text, str):
             raise BadRecordError(f"{self.text_key} is {type(text).__name__}, not text")
         # The loader takes ``text`` where it is there, and else ``caption``.
         seen = "text" if "text" in record else "caption"
         row = record if seen == self.text_key else {**record, "text": text}
-        return Draft((askable(url),), row)
+        return ParsedRecord((askable(url),), row)

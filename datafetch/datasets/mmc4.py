@@ -18,13 +18,13 @@ import numpy as np
 from datafetch.datasets.choices import IdsIndex
 from datafetch.datasets.description import Description
 from datafetch.datasets.documents import TAKES, DocumentReader, document_row
-from datafetch.datasets.id_pairs import Indices, WhichIndex
-from datafetch.datasets.jsonl_manifest import SUFFIXES, LineSamples, LinesManifest, Listed, first_records
+from datafetch.datasets.id_pairs import IndexKindDetector, Indices
+from datafetch.datasets.jsonl_manifest import SUFFIXES, IdFilter, LineSamples, LinesManifest, first_records
 from datafetch.datasets.readers import LineFile, list_files, read_id_pairs
 from datafetch.errors import ManifestError
-from datafetch.model.kinds import Loader, Note, Payload
-from datafetch.model.ledger_line import Totals
-from datafetch.model.sample import Record, Row, Selection, Shard
+from datafetch.model.kinds import CounterName, Loader, Payload
+from datafetch.model.ledger_line import ShardCounts
+from datafetch.model.sample import IdListResult, Record, Row, Shard
 
 _NAME = re.compile(r"docs(?P<no_face>_no_face)?_shard_(?P<number>\d{1,5})_v3\.jsonl(?:\.gz|\.zst|\.zip)?")
 
@@ -40,7 +40,7 @@ class Mmc4Core(Description):
     name: str = "mmc4-core"
     path: str = "mmc4-core/pkl-core-limit-tokens"
     loader: Loader = Loader.MMC4
-    takes: frozenset[str] = TAKES | {"ids", "ids_index"}
+    supported_options: frozenset[str] = TAKES | {"ids", "ids_index"}
     short_side_px: int | None = 336
 
     def bind(self, source: Path, ids: Path | None) -> Mmc4Manifest:
@@ -60,10 +60,12 @@ class Mmc4Core(Description):
         files = {name: LineFile(path) for name, path in sorted(paths.items())}
         _say_what_is_there(files, None if indices is None else indices.shards.tolist())
         form = DocumentReader.of("raw_url", self.choices)
-        facts = form.facts()
+        identity_fields = form.identity_fields()
         if indices is not None:
-            facts["ids_index"] = self.choices.ids_index or IdsIndex.DOCUMENT
-        lines = LinesManifest(files, form, facts, self.choices.skip_bad_lines, first_records(files.values()).line_bytes)
+            identity_fields["ids_index"] = self.choices.ids_index or IdsIndex.DOCUMENT
+        lines = LinesManifest(
+            files, form, identity_fields, self.choices.skip_bad_lines, first_records(files.values()).line_bytes
+        )
         return Mmc4Manifest(lines, indices, is_of_kept=self.choices.ids_index == IdsIndex.KEPT)
 
     def to_row(self, record: Record, payload: Payload) -> Row | None:  # noqa: ARG002 - the loader knows one alone
@@ -93,13 +95,13 @@ class Mmc4Manifest:
         """Unknown: of what is wanted, filters and missing files leave out some."""
         return None
 
-    def most_samples(self) -> int:
+    def max_samples(self) -> int:
         """As many as there are ids, or about as many as there are lines."""
-        return self.lines.most_samples() if self.indices is None else len(self.indices)
+        return self.lines.max_samples() if self.indices is None else len(self.indices)
 
-    def facts(self) -> Mapping[str, object]:
+    def identity_fields(self) -> Mapping[str, object]:
         """How documents are read, and what indices count."""
-        return self.lines.facts()
+        return self.lines.identity_fields()
 
     def samples(self, shard: Shard) -> LineSamples:
         """The wanted documents of one file; where it is the kept ones that are counted, all of them."""
@@ -110,20 +112,20 @@ class Mmc4Manifest:
             f"{number},",
             self.lines.form,
             skips_bad_lines=self.lines.skips_bad_lines,
-            listed=None if wanted is None else Listed(frozenset(wanted.tolist()), are_rows=self.is_of_kept),
+            listed=None if wanted is None else IdFilter(frozenset(wanted.tolist()), are_rows=self.is_of_kept),
         )
 
-    def selection(self, keys: Iterable[str], books: Mapping[str, Totals]) -> Selection | None:
+    def selection(self, keys: Iterable[str], books: Mapping[str, ShardCounts]) -> IdListResult | None:
         """What became of the id list."""
         if self.indices is None:
             return None
-        which = WhichIndex()
+        which = IndexKindDetector()
         for shard, totals in books.items():
-            which.see(self.indices.of_shard(_number(shard)), totals.notes.get(Note.RECORDS.value, 0))
+            which.see(self.indices.of_shard(_number(shard)), totals.notes.get(CounterName.RECORDS.value, 0))
         rows = sum(totals.rows for totals in books.values())
         found = rows if self.is_of_kept else self.indices.count(keys)
         there = {_number(name) for name in self.lines.files}
-        return Selection(
+        return IdListResult(
             wanted=len(self.indices),
             duplicates=self.indices.duplicates,
             not_found=len(self.indices) - found,

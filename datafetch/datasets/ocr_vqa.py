@@ -14,15 +14,15 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from datafetch.datasets.description import Description
-from datafetch.datasets.filenames import Clashes, why_refused
+from datafetch.datasets.filenames import DuplicateNames, why_refused
 from datafetch.datasets.image_files import SAMPLES_A_SHARD, find_file, saved_row, shard_name
 from datafetch.datasets.readers import LineFile, MemberReader, RecordReader
 from datafetch.datasets.urls import askable, is_too_long
 from datafetch.errors import ManifestError, raise_want
 from datafetch.model.interfaces import Samples
-from datafetch.model.kinds import Holds, Loader, Payload
-from datafetch.model.ledger_line import Totals
-from datafetch.model.sample import MOST_URL_CHARS, Record, Row, Sample, Selection, Shard
+from datafetch.model.kinds import Loader, OutputKind, Payload
+from datafetch.model.ledger_line import ShardCounts
+from datafetch.model.sample import MOST_URL_CHARS, IdListResult, Record, Row, Sample, Shard
 
 _FILE = "dataset.json"
 _FOLDER = PurePosixPath("ocr_vqa/images")
@@ -35,8 +35,8 @@ class OcrVqa(Description):
     name: str = "ocr-vqa"
     path: str = str(_FOLDER)
     loader: Loader = Loader.TORCH
-    holds: Holds = Holds.FILES
-    takes: frozenset[str] = frozenset({"only_referenced"})
+    output_kind: OutputKind = OutputKind.FILES
+    supported_options: frozenset[str] = frozenset({"only_referenced"})
     keeps_bodies: bool = True
     least_pixels: int = 2
 
@@ -82,7 +82,7 @@ class OcrVqaManifest:
         self._covers = 0
         self._found: set[str] = set()  # of the wanted ones
         self._has_url = False
-        self._clashes = Clashes(self._names())
+        self._duplicates = DuplicateNames(self._names())
         if not self._has_url:
             raise ManifestError(f"{path}: no cover has an imageURL; --source takes the published {_FILE}")
         if not self._covers:
@@ -99,11 +99,11 @@ class OcrVqaManifest:
         """All that are wanted."""
         return self._covers
 
-    def most_samples(self) -> int:
+    def max_samples(self) -> int:
         """All that are wanted."""
         return self._covers
 
-    def facts(self) -> Mapping[str, object]:
+    def identity_fields(self) -> Mapping[str, object]:
         """How many are wanted of which list is told by the shards."""
         return {} if self._wanted is None else {"only_referenced": _digest(self._wanted)}
 
@@ -111,18 +111,18 @@ class OcrVqaManifest:
         """One slice."""
         return _Slice(self, int(shard.name.rpartition("-")[2]), shard.size)
 
-    def selection(self, keys: Iterable[str], books: Mapping[str, Totals]) -> Selection | None:  # noqa: ARG002 - the protocol's
+    def selection(self, keys: Iterable[str], books: Mapping[str, ShardCounts]) -> IdListResult | None:  # noqa: ARG002 - the protocol's
         """Which covers the training names that are not published."""
         if self._wanted is None:
             return None
-        return Selection(len(self._wanted), 0, len(self._wanted) - len(self._found))
+        return IdListResult(len(self._wanted), 0, len(self._wanted) - len(self._found))
 
     def read(self, number: int) -> Iterator[Sample]:
         """The samples of one slice; a cover that can't be saved has no URL, and a reason in its row."""
         first = number * SAMPLES_A_SHARD
         covers = self._covers_of(MemberReader(self._path, start_bytes=self._offsets[number]))
         for position, cover in enumerate(islice(covers, self._size(number))):
-            refusal = _why_refused(cover) or self._clashes.why_refused(first + position)
+            refusal = _why_refused(cover) or self._duplicates.why_refused(first + position)
             if refusal:
                 yield Sample(position, cover.id_, (), {"refused": refusal})
             else:

@@ -20,7 +20,7 @@ from datafetch.demo.manifest import CoyoSource
 from datafetch.engine.job import Job
 from datafetch.model.outcome import OK
 from datafetch.model.report import Report
-from datafetch.store.layout import State
+from datafetch.store.layout import OutputLayout
 
 _SHORT_SIDE_PX = 336
 
@@ -48,7 +48,7 @@ def check_outcomes(job: Job, urls: Sequence[str]) -> Iterator[Finding]:
         urls: What was asked for; the behaviour stands in the path.
     """
     seen: dict[str, Counter[str]] = {}
-    for ledger in sorted(State(Path(job.out)).ledgers.glob("*.parquet")):
+    for ledger in sorted(OutputLayout(Path(job.out)).ledgers.glob("*.parquet")):
         for line in pq.read_table(ledger, columns=["url", "outcome"]).to_pylist():
             seen.setdefault(_behaviour(line["url"]), Counter())[line["outcome"]] += 1
     for behaviour, images in Counter(map(_behaviour, urls)).items():

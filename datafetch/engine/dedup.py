@@ -13,10 +13,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from datafetch.engine.recent import Recent
+from datafetch.engine.recent import RecentUrlIndex
 from datafetch.model.outcome import FailureKind
 from datafetch.store.spool import Spool, WrittenEntries
-from datafetch.store.spool_format import ImageEnd
+from datafetch.store.spool_format import ImageResult
 
 _MOST_URLS = 2**20  # 17 MB; four shards of COYO have 190,000
 _OFFSET_BITS = 44  # of a spool, 16 TB
@@ -26,14 +26,14 @@ _MOST_HELD_SPOOLS = 32  # a descriptor each
 
 
 @dataclass(slots=True)
-class _Turn:
+class _UrlLock:
     """Whose turn it is to ask for a URL."""
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     callers: int = 0
 
 
-class Once:
+class UrlDeduplicator:
     """The URLs of one run; of one event loop.
 
     Args:
@@ -43,30 +43,30 @@ class Once:
 
     def __init__(self, *, most_urls: int = _MOST_URLS, most_held_bytes: int = _MOST_HELD_BYTES) -> None:
         self._most_held_bytes = most_held_bytes
-        self._turns: dict[str, _Turn] = {}
+        self._locks: dict[str, _UrlLock] = {}
         # By the URLs' hashes: the number of the spool, and where in it.
-        self._places = Recent(most_urls)
+        self._entries = RecentUrlIndex(most_urls)
         self._spools: dict[int, WrittenEntries] = {}
         self._numbers: dict[WrittenEntries, int] = {}
         self._count = 0
         self._held: dict[WrittenEntries, int] = {}
 
     @asynccontextmanager
-    async def turn(self, url: str) -> AsyncIterator[None]:
+    async def lock_url(self, url: str) -> AsyncIterator[None]:
         """Be the only one to ask for a URL."""
-        turn = self._turns.setdefault(url, _Turn())
-        turn.callers += 1
+        lock_url = self._locks.setdefault(url, _UrlLock())
+        lock_url.callers += 1
         try:
-            async with turn.lock:
+            async with lock_url.lock:
                 yield
         finally:
-            turn.callers -= 1
-            if not turn.callers:
-                del self._turns[url]
+            lock_url.callers -= 1
+            if not lock_url.callers:
+                del self._locks[url]
 
-    async def recall(self, url: str) -> ImageEnd | None:
+    async def lookup(self, url: str) -> ImageResult | None:
         """What became of a URL; None where that is not known, or no longer."""
-        place = self._places.get(hash(url))
+        place = self._entries.get(hash(url))
         if place is None:
             return None
         spool, offset = divmod(place, 1 << _OFFSET_BITS)
@@ -75,26 +75,26 @@ class Once:
         # Two URLs may have the same hash.
         return end if end is not None and end.line.url == url else None
 
-    def remember(self, end: ImageEnd, spool: Spool, offset: int) -> None:
+    def record(self, end: ImageResult, spool: Spool, offset: int) -> None:
         """Note where it stands what became of a URL, if that holds for others: what was not tried may be tried."""
         if end.line.outcome != FailureKind.HOST_DOWN:
-            self._places.put(hash(end.line.url), self._number(spool.entries) << _OFFSET_BITS | offset)
+            self._entries.put(hash(end.line.url), self._number(spool.entries) << _OFFSET_BITS | offset)
 
-    async def hold(self, spool: Spool) -> None:
+    async def retain(self, spool: Spool) -> None:
         """Keep the spool of a published shard open, and release the oldest where there are too many."""
         size_bytes, free_bytes = await asyncio.to_thread(_sizes, spool)
-        spool.entries.hold()
+        spool.entries.retain()
         self._held[spool.entries] = size_bytes
         most_bytes = min(self._most_held_bytes, round(free_bytes * _SHARE_OF_FREE_BYTES))
         while len(self._held) > _MOST_HELD_SPOOLS or sum(self._held.values()) > most_bytes:
-            self._let_go(next(iter(self._held)))
+            self._release(next(iter(self._held)))
 
     def close(self) -> None:
         """Let go of everything."""
         for entries in tuple(self._held):
-            self._let_go(entries)
+            self._release(entries)
 
-    def _let_go(self, entries: WrittenEntries) -> None:
+    def _release(self, entries: WrittenEntries) -> None:
         del self._held[entries]
         self._spools.pop(self._numbers.pop(entries, 0), None)
         entries.release()

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datafetch.model.kinds import Payload
-from datafetch.model.ledger_line import Totals
-from datafetch.store.layout import State
+from datafetch.model.ledger_line import ShardCounts
+from datafetch.store.layout import OutputLayout
 from datafetch.transcode import ImageSpec
 
 _log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ _BYTES_A_ROW = 300  # its text, its URL, and what they are wrapped in
 
 
 @dataclass(frozen=True, slots=True)
-class Need:
+class DiskEstimate:
     """What a run is going to write.
 
     Attributes:
@@ -46,24 +46,24 @@ class Need:
     images_a_sample: float = 1.0
 
 
-def say_need(state: State, need: Need, published: Totals) -> None:
+def log_disk_estimate(layout: OutputLayout, need: DiskEstimate, published: ShardCounts) -> None:
     """Log what the result will take of the disk; as a warning where it can't hold it.
 
     Args:
-        state: Of the output; its folder is there.
+        layout: Of the output; its folder is there.
         need: What all of it takes.
         published: What is there already.
     """
-    if state.report.exists():
+    if layout.report.exists():
         return  # it was complete: whatever there is to do, hardly anything will be written
     left = max(0, need.samples - published.samples)
     row_bytes = published.written_bytes / published.rows if published.rows else _typical_row_bytes(need)
     result_bytes = published.written_bytes + left * row_bytes
     out_bytes = left * row_bytes + (result_bytes if need.is_made_equal else 0)
     spool_bytes = min(left, need.open_samples) * row_bytes
-    spools = state.scratch or state.folder
-    is_shared = _device(spools) == _device(state.folder)
-    _say(state.folder, result_bytes, out_bytes + (spool_bytes if is_shared else 0), is_twice=need.is_made_equal)
+    spools = layout.scratch or layout.folder
+    is_shared = _device(spools) == _device(layout.folder)
+    _say(layout.folder, result_bytes, out_bytes + (spool_bytes if is_shared else 0), is_twice=need.is_made_equal)
     free_bytes = _free_bytes(spools)
     if not is_shared and free_bytes < spool_bytes:
         _log.warning("spools may take up to %s in %s, where %s are free", _size(spool_bytes), spools, _size(free_bytes))
@@ -89,7 +89,7 @@ def _size(size_bytes: float) -> str:
     return f"{size_bytes / 1000**thousands:.{min(thousands, 1)}f} {_UNITS[thousands]}"
 
 
-def _typical_row_bytes(need: Need) -> float:
+def _typical_row_bytes(need: DiskEstimate) -> float:
     short_side_px = need.spec.short_side_px
     pixels = _TYPICAL_PIXELS if short_side_px is None else min(_TYPICAL_PIXELS, short_side_px**2 * _TYPICAL_SHAPE)
     jpeg_bytes = pixels * _BYTES_A_PIXEL * need.images_a_sample

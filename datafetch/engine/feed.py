@@ -20,12 +20,12 @@ from itertools import islice
 from typing import TypeVar
 
 from datafetch.model.interfaces import ShardSource
-from datafetch.model.ledger_line import Totals
+from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.sample import Sample, Shard
 from datafetch.output.publish import is_in_place, salvage, shard_files
 from datafetch.store.atomic import publish
-from datafetch.store.layout import State
-from datafetch.store.ledger import read_totals
+from datafetch.store.layout import OutputLayout
+from datafetch.store.ledger import read_shard_counts
 from datafetch.store.spool import Spool, write_spool
 
 _log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class OpenShard:
         spool: Where its images go.
         samples: How many it has.
         left: How many have not ended.
-        notes: What was counted when they were looked through, by ``Note``.
+        notes: What was counted when they were looked through, by ``CounterName``.
         row_numbers: Which of its rows are wanted; None is all.
     """
 
@@ -68,7 +68,7 @@ class OpenShard:
 
 
 @dataclass(frozen=True, slots=True)
-class Pulled:
+class NextSample:
     """The next sample and its shard.
 
     Attributes:
@@ -87,16 +87,16 @@ class Feed:
 
     Args:
         source: What to read.
-        state: What is there already.
+        layout: What is there already.
         limit: Hand out no more than the first so many samples.
     """
 
-    def __init__(self, source: ShardSource, state: State, limit: int | None = None) -> None:
+    def __init__(self, source: ShardSource, layout: OutputLayout, limit: int | None = None) -> None:
         self.open: set[OpenShard] = set()
-        self.published: dict[str, Totals] = {}
+        self.published: dict[str, ShardCounts] = {}
         self.reused: Counter[str] = Counter()
         self._source = source
-        self._state = state
+        self._layout = layout
         self._limit = limit
         self._shards = source.shards()
         self._unopened = deque(self._shards)
@@ -104,7 +104,7 @@ class Feed:
         self._counted_samples = 0
         self._seen = _Seen()
         self._reading: tuple[OpenShard, Iterator[Sample]] | None = None
-        self._ready: deque[Pulled] = deque()
+        self._ready: deque[NextSample] = deque()
         # One thread of our own: on the shared ones each read leaves its fragments in another thread's arena.
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="manifest")
         self._turn = asyncio.Lock()
@@ -117,7 +117,7 @@ class Feed:
         """How many shards there are."""
         return len(self._shards)
 
-    async def pull(self) -> Pulled | None:
+    async def pull(self) -> NextSample | None:
         """The next sample, or None when there is no other.
 
         Raises:
@@ -137,13 +137,13 @@ class Feed:
             self._handed_bytes += pulled.held_bytes
             return pulled
 
-    def settle(self, pulled: Pulled) -> bool:
+    def settle(self, pulled: NextSample) -> bool:
         """Take note that a sample has ended, and say whether it was the last of its shard."""
         self._handed_bytes -= pulled.held_bytes
         self._one_settled.set()
         return pulled.shard.settle()
 
-    async def close_published(self, shard: OpenShard, totals: Totals) -> None:
+    async def close_published(self, shard: OpenShard, totals: ShardCounts) -> None:
         """Forget a shard that is published, and its spool, and make room for the next."""
         await shard.spool.close()
         await asyncio.to_thread(shard.spool.path.unlink)
@@ -183,7 +183,7 @@ class Feed:
         return None if samples is None else round(samples * self._seen.images_a_sample)
 
     async def _open_next(self, shard: Shard) -> None:
-        published = await asyncio.to_thread(_read_published, self._state, shard)
+        published = await asyncio.to_thread(_read_published, self._layout, shard)
         if published is not None:
             self.published[shard.name] = published
             self.reused.update(published.outcomes)
@@ -196,7 +196,7 @@ class Feed:
         samples = await self._read(self._source.samples, shard)
         wanted = len(samples) if self._limit is None else min(len(samples), self._limit - self._counted_samples)
         self._count(shard, wanted)
-        spool = await Spool.open(self._state.spool(shard.name))
+        spool = await Spool.open(self._layout.spool(shard.name))
         self.reused.update(spool.recovered.outcomes)
         left = wanted - len(spool.recovered.samples)
         opened = OpenShard(shard, spool, wanted, left, samples.notes, samples.row_numbers)
@@ -204,7 +204,7 @@ class Feed:
         if opened.left:
             self._reading = opened, islice(iter(samples), wanted)
         else:
-            self._ready.append(Pulled(opened, None))
+            self._ready.append(NextSample(opened, None))
 
     async def _wait_for_room(self, wanted_bytes: int) -> None:
         """Wait until what is handed out leaves room for so much more, or nothing is."""
@@ -219,7 +219,7 @@ class Feed:
         self._seen.add(len(chunk), sum(len(weighed.sample.urls) for weighed in chunk))
         ended = shard.spool.recovered.samples
         self._ready.extend(
-            Pulled(shard, weighed.sample, weighed.held_bytes)
+            NextSample(shard, weighed.sample, weighed.held_bytes)
             for weighed in chunk
             if weighed.sample.position not in ended
         )
@@ -289,24 +289,24 @@ def _held_bytes(sample: Sample) -> int:
     return held_bytes
 
 
-def _read_published(state: State, shard: Shard) -> Totals | None:
+def _read_published(layout: OutputLayout, shard: Shard) -> ShardCounts | None:
     """The books of a shard that an earlier run published, if all its files are still there."""
-    ledger = state.ledger(shard.name)
+    ledger = layout.ledger(shard.name)
     if shard.source == ledger or not ledger.exists():  # a shard that is its own source is there to be made again
         return None
-    if not is_in_place(state, shard.name) and not state.equal.exists():
+    if not is_in_place(layout, shard.name) and not layout.equal.exists():
         # To be made again, from what is left of it. The ledger goes first: that must not look published after a crash.
-        index = state.saved(shard.name)
+        index = layout.saved(shard.name)
         files = [ledger, index]
         if index.exists():
-            _log.warning("%s lacks files of %s: they are fetched again", state.out, shard.name)
-            begun = state.spool(shard.name).with_suffix(".begun")
-            write_spool(begun, salvage(state, shard.name))
-            publish(begun, state.spool(shard.name))
+            _log.warning("%s lacks files of %s: they are fetched again", layout.out, shard.name)
+            begun = layout.spool(shard.name).with_suffix(".begun")
+            write_spool(begun, salvage(layout, shard.name))
+            publish(begun, layout.spool(shard.name))
         else:
-            files += shard_files(state, shard.name)
-        for path in (*files, *state.all_spools.glob(f"{state.job_hash}-retry-*/{shard.name}.spool")):
+            files += shard_files(layout, shard.name)
+        for path in (*files, *layout.all_spools.glob(f"{layout.job_hash}-retry-*/{shard.name}.spool")):
             path.unlink(missing_ok=True)
         return None
-    state.spool(shard.name).unlink(missing_ok=True)  # a run that ended between publishing and this
-    return read_totals(ledger)
+    layout.spool(shard.name).unlink(missing_ok=True)  # a run that ended between publishing and this
+    return read_shard_counts(ledger)

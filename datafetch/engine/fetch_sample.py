@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from datafetch.engine.dedup import Once
+from datafetch.engine.dedup import UrlDeduplicator
 from datafetch.engine.feed import OpenShard
 from datafetch.fetch import BodyBudget, Fetcher
 from datafetch.model.interfaces import ImageTranscoder
@@ -19,10 +19,10 @@ from datafetch.model.ledger_line import LedgerLine
 from datafetch.model.outcome import OK, Encoded, Failure, FailureKind, Fetched, Outcome
 from datafetch.model.sample import Sample
 from datafetch.output.merge import Output, may_become_row
-from datafetch.store.spool_format import ImageEnd
+from datafetch.store.spool_format import ImageResult
 
 
-class Delivery:
+class SampleFetcher:
     """Brings images to their ends.
 
     Args:
@@ -39,7 +39,7 @@ class Delivery:
     def __init__(self, output: Output, *, fetch: Fetcher, transcode: ImageTranscoder, budget: BodyBudget) -> None:
         self.outcomes: Counter[str] = Counter()
         self.repeated = 0
-        self.once = Once()
+        self.dedup = UrlDeduplicator()
         self._output = output
         self._fetch = fetch
         self._transcode = transcode
@@ -50,12 +50,12 @@ class Delivery:
         recovered = shard.spool.recovered
         ended = recovered.images.get(sample.position, {})
         if len(sample.urls) == 1 and not ended:
-            await _Image(self, shard, sample, 0).end(sample)
+            await _ImageTask(self, shard, sample, 0).end(sample)
             return
-        await _Images(self, shard, sample, self._output).end(ended, recovered.jpeg_bytes[sample.position])
+        await _DocumentTask(self, shard, sample, self._output).end(ended, recovered.jpeg_bytes[sample.position])
         await shard.spool.append(sample)
 
-    async def ask(self, sample: Sample, image: int) -> ImageEnd:
+    async def ask(self, sample: Sample, image: int) -> ImageResult:
         """Fetch and transcode one image; whatever comes of it is its outcome."""
         url = sample.urls[image]
         fetched, outcome = await self._deliver(url)
@@ -67,7 +67,7 @@ class Delivery:
             if isinstance(outcome, Failure) and outcome.is_as_damaged_as(before):
                 outcome = replace(outcome, kind=FailureKind.CORRUPT)
         line = LedgerLine.of(sample, image, fetched, outcome)
-        return ImageEnd(line, outcome.jpeg if isinstance(outcome, Encoded) else b"")
+        return ImageResult(line, outcome.jpeg if isinstance(outcome, Encoded) else b"")
 
     def count(self, outcome: str, *, is_repeated: bool = False) -> None:
         """Take an image that ended into account."""
@@ -75,59 +75,59 @@ class Delivery:
         self.repeated += is_repeated and outcome == OK
 
     async def _deliver(self, url: str) -> tuple[Fetched, Outcome]:
-        with self._budget.allotment() as memory:
+        with self._budget.reservation() as memory:
             fetched = await self._fetch(url, memory=memory)
             return fetched, await self._transcode(fetched)
 
 
-class _Image:
+class _ImageTask:
     """One image on its way.
 
     Attributes:
         is_ended: Whether there is an outcome; from then on it must not be called off.
     """
 
-    def __init__(self, delivery: Delivery, shard: OpenShard, sample: Sample, image: int) -> None:
+    def __init__(self, fetch_samples: SampleFetcher, shard: OpenShard, sample: Sample, image: int) -> None:
         self.is_ended = False
-        self._delivery = delivery
+        self._delivery = fetch_samples
         self._shard = shard
         self._sample = sample
         self._image = image
 
-    async def end(self, *then: Sample) -> ImageEnd:
+    async def end(self, *then: Sample) -> ImageResult:
         """Bring it to its end.
 
         Args:
             then: What the spool is to have right behind it.
         """
-        once, spool = self._delivery.once, self._shard.spool
+        dedup, spool = self._delivery.dedup, self._shard.spool
         url = self._sample.urls[self._image]
-        async with once.turn(url):
-            known = await once.recall(url)
+        async with dedup.lock_url(url):
+            known = await dedup.lookup(url)
             end = await self._delivery.ask(self._sample, self._image) if known is None else self._like(known)
             self.is_ended = True
             self._delivery.count(end.line.outcome, is_repeated=known is not None)
             offset = await spool.append(end, *then)
-            once.remember(end, spool, offset)
+            dedup.record(end, spool, offset)
         return end
 
-    def _like(self, known: ImageEnd) -> ImageEnd:
+    def _like(self, known: ImageResult) -> ImageResult:
         """The end of an image that came with another's request."""
         sample = self._sample
         line = replace(known.line, sample=sample.position, key=sample.key, image=self._image, attempts=0, fetch_ms=0.0)
         return replace(known, line=line)
 
 
-class _Images:
+class _DocumentTask:
     """All images of one sample, fetched together until it is plain that it can't become a row."""
 
-    def __init__(self, delivery: Delivery, shard: OpenShard, sample: Sample, output: Output) -> None:
-        self._delivery = delivery
+    def __init__(self, fetch_samples: SampleFetcher, shard: OpenShard, sample: Sample, output: Output) -> None:
+        self._delivery = fetch_samples
         self._shard = shard
         self._sample = sample
         self._output = output
         self._failures: list[Failure | None] = [None] * len(sample.urls)
-        self._asked: dict[_Image, asyncio.Task[None]] = {}
+        self._asked: dict[_ImageTask, asyncio.Task[None]] = {}
         self._jpeg_bytes = 0
         self._is_lost = False
 
@@ -150,13 +150,13 @@ class _Images:
 
     async def _ask(self, missing: Sequence[int]) -> list[int]:
         """Ask for images; returns those that have no outcome, because the document was lost meanwhile."""
-        images = {image: _Image(self._delivery, self._shard, self._sample, image) for image in missing}
+        images = {image: _ImageTask(self._delivery, self._shard, self._sample, image) for image in missing}
         async with asyncio.TaskGroup() as group:
             for number, image in images.items():
                 self._asked[image] = group.create_task(self._end_one(number, image))
         return [number for number, image in images.items() if not image.is_ended]
 
-    async def _end_one(self, number: int, image: _Image) -> None:
+    async def _end_one(self, number: int, image: _ImageTask) -> None:
         end = await image.end()
         self._note(number, end.line.to_outcome(b""))
         self._note_bytes(number, end.jpeg_bytes)
@@ -175,7 +175,7 @@ class _Images:
         causes = [(image, failure) for image, failure in enumerate(self._failures) if failure is not None]
         cause, failure = next((pair for pair in causes if pair[1].may_pass), causes[0])
         called_off = failure.for_sibling(cause)
-        ends = [ImageEnd(LedgerLine.of(self._sample, image, called_off, called_off), b"") for image in left]
+        ends = [ImageResult(LedgerLine.of(self._sample, image, called_off, called_off), b"") for image in left]
         for end in ends:
             self._delivery.count(end.line.outcome)
         await self._shard.spool.append(*ends)

@@ -20,7 +20,7 @@ from datafetch.model.untrusted import is_utf8
 from datafetch.output.merge import MAX_SAMPLE_BYTES
 from datafetch.output.reshard.copy import Plan
 from datafetch.output.reshard.ranks import GROUP_OF, SHUFFLE_OF, Ranks
-from datafetch.store.layout import State
+from datafetch.store.layout import OutputLayout
 from datafetch.transcode import DEFAULT_MAX_PIXELS, MOST_PROCESSES, Encoding, ImageSpec, Resize
 
 GIB = 1024**3
@@ -107,7 +107,7 @@ def identify(job: Job, manifest: Manifest, spec: ImageSpec) -> Identity:
         "resize": _resize(spec),
         "encode": spec.encode,
         "payload": job.payload,
-        **manifest.facts(),
+        **manifest.identity_fields(),
     }
     if spec.least_pixels > 1:
         identity["least_pixels"] = spec.least_pixels
@@ -150,8 +150,8 @@ def _sha256(path: Path) -> str:
 def hash_of(identity: Identity) -> str:
     """What tells the spools of one job from another's."""
     # The limit of pixels was part of the identity once: this finds the spools that such a run has left.
-    facts = {**identity, "max_pixels": DEFAULT_MAX_PIXELS}
-    return hashlib.sha256(orjson.dumps(facts, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
+    identity_fields = {**identity, "max_pixels": DEFAULT_MAX_PIXELS}
+    return hashlib.sha256(orjson.dumps(identity_fields, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
 
 
 def equal_plan(job: Job, loader: Loader) -> Plan | None:
@@ -170,15 +170,15 @@ def asked_of(job: Job, spec: ImageSpec) -> dict[str, Any]:
     return {**asdict(replace(job, image=spec, fresh=False, no_lock=False)), **paths}
 
 
-def read_job(state: State) -> tuple[Job, Identity]:
+def read_job(layout: OutputLayout) -> tuple[Job, Identity]:
     """The last job on an output, and its identity.
 
     Raises:
         ConfigurationError: There has been none.
     """
-    if not state.job.exists():
-        raise ConfigurationError(f"{state.out} is no output of datafetch: there is no {state.job}")
-    asked, identity = read_asked(state), read_identity(state)
+    if not layout.job.exists():
+        raise ConfigurationError(f"{layout.out} is no output of datafetch: there is no {layout.job}")
+    asked, identity = read_asked(layout), read_identity(layout)
     try:
         fetch = {**asked["fetch"], "opt_out": OptOut(asked["fetch"]["opt_out"])}
         for name in ("allow_net", "nameservers"):
@@ -192,5 +192,5 @@ def read_job(state: State) -> tuple[Job, Identity]:
         return Job(**{**values, "fetch": FetchPolicy(**fetch)}), identity
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigurationError(
-            f"{state.job} is not a job of this version of datafetch; run the command that started it again"
+            f"{layout.job} is not a job of this version of datafetch; run the command that started it again"
         ) from error

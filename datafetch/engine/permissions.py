@@ -18,7 +18,7 @@ from datafetch.fetch import FetchPolicy, OptOut
 from datafetch.fetch.policy import DEFAULT_MAX_BODY_BYTES
 from datafetch.model.outcome import FailureKind, Permission
 from datafetch.output.merge import MAX_SAMPLE_BYTES
-from datafetch.store.layout import State
+from datafetch.store.layout import OutputLayout
 from datafetch.store.ledger import count_unpermitted
 from datafetch.transcode import DEFAULT_MAX_PIXELS, ImageSpec
 
@@ -101,22 +101,22 @@ class Permitted:
         )
 
 
-def read_permitted(state: State) -> Permitted | None:
+def read_permitted(layout: OutputLayout) -> Permitted | None:
     """What was permitted last on an output; None where that is not known."""
     try:
-        return Permitted.of(read_job(state)[0])
+        return Permitted.of(read_job(layout)[0])
     except ConfigurationError:
         return None
 
 
-def remember(state: State, permitted: Permitted) -> None:
+def remember(layout: OutputLayout, permitted: Permitted) -> None:
     """Have later retries permit this as well, without being told; the job stays what it is."""
-    job, _ = read_job(state)
+    job, _ = read_job(layout)
     before = Permitted.of(job)
     now = permitted.after(before)
     if now != before:
         now_job = now.given_to(job)
-        write_asked(state, asked_of(now_job, now_job.image or ImageSpec()))
+        write_asked(layout, asked_of(now_job, now_job.image or ImageSpec()))
 
 
 def curable(job: Job, outcomes: Mapping[str, int], ledgers: Iterable[Path]) -> dict[str, int]:

@@ -10,7 +10,7 @@ import asyncio
 import time
 
 from datafetch.engine.feed import MAX_OPEN_SHARDS, Feed, OpenShard
-from datafetch.engine.fetch_sample import Delivery
+from datafetch.engine.fetch_sample import SampleFetcher
 from datafetch.errors import ConservationError
 from datafetch.fetch import BodyBudget, Fetcher
 from datafetch.model.interfaces import ImageTranscoder
@@ -52,7 +52,7 @@ class Pipeline:
         self._fetch = fetch
         self._transcode = transcode
         self._commit = commit
-        self._delivery = Delivery(output, fetch=fetch, transcode=transcode, budget=budget)
+        self._fetcher = SampleFetcher(output, fetch=fetch, transcode=transcode, budget=budget)
         self._in_flight = fetch.look_ahead(WORKERS_PER_CONNECTION)
         self._committing = asyncio.Semaphore(MAX_OPEN_SHARDS)
         self._started_s = time.monotonic()
@@ -73,7 +73,7 @@ class Pipeline:
                         working.create_task(self._work())
                 syncing.cancel()
         finally:
-            self._delivery.once.close()
+            self._fetcher.dedup.close()
             await self._feed.close()
         if self._feed.open:
             names = ", ".join(sorted(shard.shard.name for shard in self._feed.open))
@@ -82,22 +82,22 @@ class Pipeline:
     @property
     def ended(self) -> int:
         """Images that ended in this run, well or not."""
-        return self._delivery.outcomes.total()
+        return self._fetcher.outcomes.total()
 
     @property
     def arrived(self) -> int:
         """Images that were fetched in this run."""
-        return self._delivery.outcomes[OK] - self._delivery.repeated
+        return self._fetcher.outcomes[OK] - self._fetcher.repeated
 
     @property
     def repeated(self) -> int:
         """Images that arrived in this run as what another had asked for."""
-        return self._delivery.repeated
+        return self._fetcher.repeated
 
     def statistics(self) -> Statistics:
         """How it stands now."""
         fetching = self._fetch.statistics()
-        outcomes = self._delivery.outcomes + self._feed.reused
+        outcomes = self._fetcher.outcomes + self._feed.reused
         expected = self._feed.expected_images()
         return Statistics(
             expected_images=expected,
@@ -131,7 +131,7 @@ class Pipeline:
         if pulled.sample is None:
             await self._publish(pulled.shard)
             return True
-        await self._delivery.end_sample(pulled.shard, pulled.sample)
+        await self._fetcher.end_sample(pulled.shard, pulled.sample)
         if self._feed.settle(pulled):
             await self._publish(pulled.shard)
         return True
@@ -144,5 +144,5 @@ class Pipeline:
         async with self._committing:
             totals = await self._commit(commit)
         self.published_bytes += totals.written_bytes
-        await self._delivery.once.hold(shard.spool)
+        await self._fetcher.dedup.retain(shard.spool)
         await self._feed.close_published(shard, totals)

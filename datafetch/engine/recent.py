@@ -12,7 +12,7 @@ _WAYS = 8  # of so many keys in a bucket's reach, all are found; with half as ma
 _BITS = 64
 
 
-class Recent:
+class RecentUrlIndex:
     """Numbers by keys, 17 bytes each.
 
     Args:

@@ -20,10 +20,10 @@ from datafetch.model.outcome import OK, Failure, FailureKind
 from datafetch.model.sample import Sample, Shard
 from datafetch.output.merge import Output, could_have_row
 from datafetch.store.atomic import publish
-from datafetch.store.ledger import read_books, read_outcomes, read_samples
+from datafetch.store.ledger import read_outcomes, read_samples, read_shard_summary
 from datafetch.store.retry_filter import Retry
 from datafetch.store.spool import SpooledSample, SpoolReader, has_marker, write_spool
-from datafetch.store.spool_format import MARKER_BYTES, ImageEnd, StoredImage
+from datafetch.store.spool_format import MARKER_BYTES, ImageResult, StoredImage
 
 
 class FailedSamples:
@@ -50,20 +50,20 @@ class FailedSamples:
 
     def samples(self, shard: Shard) -> RetriedSamples:
         """The samples of one shard of which an image is tried again; its spool is begun where it was not."""
-        spool = self._output.state.spool(shard.name)
+        spool = self._output.layout.spool(shard.name)
         samples = RetriedSamples(self._output, self._retry, shard.name)
         marker = _marker(self._retry, shard.source)
         if not has_marker(spool, marker):
             begun = spool.with_suffix(".begun")
-            write_spool(begun, samples.settled(), marker)
+            write_spool(begun, samples.carried_over(), marker)
             publish(begun, spool)
         return samples
 
     def _shard_of(self, name: str) -> Shard | None:
-        ledger = self._output.state.ledger(name)
+        ledger = self._output.layout.ledger(name)
         if not ledger.exists():
             return None
-        books = read_books(ledger)
+        books = read_shard_summary(ledger)
         failures = (
             Failure(FailureKind(outcome), status=status) for outcome, status in read_outcomes(ledger) if outcome != OK
         )
@@ -106,14 +106,14 @@ class RetriedSamples(Samples):
 
     def __iter__(self) -> Iterator[Sample]:
         wanted = set(self._positions)
-        for spooled in SpoolReader(self._output.state.failed(self._shard)).samples():
+        for spooled in SpoolReader(self._output.layout.failed(self._shard)).samples():
             if spooled.sample.position in wanted:
                 yield spooled.sample
 
-    def settled(self) -> Iterator[ImageEnd | StoredImage]:
+    def carried_over(self) -> Iterator[ImageResult | StoredImage]:
         """Those of their images that are not tried again."""
         for failed in self._wanted():
-            yield from self._retry.wanted.settled(failed.kept, failed.lines)
+            yield from self._retry.wanted.carried_over(failed.kept, failed.lines)
 
     def _wanted(self) -> Iterator[_Failed]:
         wanted = self._retry.wanted
@@ -128,12 +128,12 @@ class RetriedSamples(Samples):
         Raises:
             ConfigurationError: They were not kept as the ledger has them.
         """
-        path = self._output.state.failed(self._shard)
+        path = self._output.layout.failed(self._shard)
         try:
             kept = (spooled for spooled in SpoolReader(path).samples() if spooled.sample.urls)
         except (FileNotFoundError, IsADirectoryError, ConfigurationError) as error:
             raise self._not_as_kept(path) from error
-        for lines in read_samples(self._output.state.ledger(self._shard)):
+        for lines in read_samples(self._output.layout.ledger(self._shard)):
             if all(line.outcome == OK for line in lines):
                 continue
             spooled = next(kept, None)
@@ -142,12 +142,12 @@ class RetriedSamples(Samples):
             yield _Failed(spooled, lines)
 
     def _not_as_kept(self, path: Path) -> ConfigurationError:
-        state = self._output.state
+        layout = self._output.layout
         cure = (
             ""
-            if state.equal.exists()
+            if layout.equal.exists()
             else (
-                f"delete {state.ledger(self._shard)} and run 'datafetch prepare' as before, which fetches the images "
+                f"delete {layout.ledger(self._shard)} and run 'datafetch prepare' as before, which fetches the images "
                 "of that shard again; or "
             )
         )

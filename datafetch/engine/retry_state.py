@@ -22,13 +22,13 @@ from datafetch.engine.permissions import Permitted
 from datafetch.errors import ConfigurationError, raise_want
 from datafetch.model.outcome import FailureKind
 from datafetch.store.atomic import write_atomically
-from datafetch.store.layout import State
-from datafetch.store.ledger import read_books
-from datafetch.store.retry_filter import Retry, Wanted
+from datafetch.store.layout import OutputLayout
+from datafetch.store.ledger import read_shard_summary
+from datafetch.store.retry_filter import Retry, RetryFilter
 
 
 @dataclass(frozen=True, slots=True)
-class Note:
+class RetryState:
     """What is noted of a retry. Field names are those of the file.
 
     Attributes:
@@ -47,10 +47,10 @@ class Note:
     token: str
     permitted: Permitted | None
 
-    def wanted(self) -> Wanted:
+    def wanted(self) -> RetryFilter:
         """Which failures it tries again."""
         kinds = None if self.kinds is None else frozenset(map(FailureKind, self.kinds))
-        return Wanted(kinds, frozenset(map(FailureKind, self.also)))
+        return RetryFilter(kinds, frozenset(map(FailureKind, self.also)))
 
     def resumed(self, job: Job) -> Job:
         """The job with what the retry had of its own."""
@@ -59,58 +59,58 @@ class Note:
         return replace(job, scratch=self.scratch)
 
 
-def begin_retry(state: State, wanted: Wanted, shards: Sequence[str], permitted: Permitted) -> Retry:
+def begin_retry(layout: OutputLayout, wanted: RetryFilter, shards: Sequence[str], permitted: Permitted) -> Retry:
     """Begin a retry, or resume the one that was interrupted.
 
     Raises:
         ConfigurationError: A retry of other failures was interrupted, or one that had its spools elsewhere.
     """
-    note = read_note(state)
+    note = read_retry_state(layout)
     if note is None:
-        ledgers = [path for path in map(state.ledger, shards) if path.exists()]
-        number = 1 + max((read_books(path).retry for path in ledgers), default=0)
+        ledgers = [path for path in map(layout.ledger, shards) if path.exists()]
+        number = 1 + max((read_shard_summary(path).retry for path in ledgers), default=0)
         retry = Retry(number, wanted, secrets.token_hex(4))
     else:
         if not wanted.goes_with(note.wanted()):
             others = [*(["temporary ones"] if note.kinds is None else note.kinds), *note.also]
             raise ConfigurationError(
                 f"a retry of other failures ({', '.join(others)}) was interrupted; "
-                f"complete it first with 'datafetch retry {shlex.quote(str(state.out))}'"
+                f"complete it first with 'datafetch retry {shlex.quote(str(layout.out))}'"
             )
         retry = Retry(note.number, note.wanted(), note.token)
         earlier = Path(note.scratch) if note.scratch else None
-        refuse_left_spools(spools_of(state, retry), earlier, otherwise="delete that folder to fetch them again")
-    scratch = None if state.scratch is None else str(state.scratch)
+        refuse_left_spools(spools_of(layout, retry), earlier, otherwise="delete that folder to fetch them again")
+    scratch = None if layout.scratch is None else str(layout.scratch)
     kinds = None if retry.wanted.kinds is None else sorted(kind.value for kind in retry.wanted.kinds)
     also = sorted(kind.value for kind in retry.wanted.also)
-    facts = Note(retry.number, kinds, also, scratch, retry.token, permitted)
-    write_atomically(state.retry, orjson.dumps(facts, option=orjson.OPT_INDENT_2))
+    identity_fields = RetryState(retry.number, kinds, also, scratch, retry.token, permitted)
+    write_atomically(layout.retry, orjson.dumps(identity_fields, option=orjson.OPT_INDENT_2))
     return retry
 
 
-def spools_of(state: State, retry: Retry) -> State:
+def spools_of(layout: OutputLayout, retry: Retry) -> OutputLayout:
     """The same output, with the spools of a retry; those of another one are never taken for its own."""
-    return replace(state, job_hash=f"{state.job_hash}-retry-{retry.number}-{retry.token}")
+    return replace(layout, job_hash=f"{layout.job_hash}-retry-{retry.number}-{retry.token}")
 
 
-def end_retry(state: State) -> None:
+def end_retry(layout: OutputLayout) -> None:
     """Forget a retry that is complete, and the spools that runs which were killed left of it."""
-    for spools in state.all_spools.glob(f"{state.job_hash}-retry-*"):
+    for spools in layout.all_spools.glob(f"{layout.job_hash}-retry-*"):
         shutil.rmtree(spools)
-    state.forget_spools()
-    state.retry.unlink()
+    layout.forget_spools()
+    layout.retry.unlink()
 
 
-def read_note(state: State) -> Note | None:
+def read_retry_state(layout: OutputLayout) -> RetryState | None:
     """What is known of the retry that was interrupted; None if none was.
 
     Raises:
         ConfigurationError: The note is damaged.
     """
     try:
-        found = orjson.loads(state.retry.read_bytes())
+        found = orjson.loads(layout.retry.read_bytes())
         permitted = found.get("permitted")
-        note = Note(
+        note = RetryState(
             int(found["number"]),
             found["kinds"],
             found.get("also", []),
@@ -125,6 +125,6 @@ def read_note(state: State) -> Note | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigurationError) as error:
         raise_want(error)
         raise ConfigurationError(
-            f"{state.retry} is damaged; delete it, and what the interrupted retry had fetched is fetched again"
+            f"{layout.retry} is damaged; delete it, and what the interrupted retry had fetched is fetched again"
         ) from error
     return note

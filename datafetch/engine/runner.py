@@ -22,30 +22,30 @@ import uvloop
 
 from datafetch.datasets import find_dataset
 from datafetch.datasets.choices import IdsIndex
-from datafetch.engine.disk_estimate import Need, say_need
+from datafetch.engine.disk_estimate import DiskEstimate, log_disk_estimate
 from datafetch.engine.feed import MAX_OPEN_SAMPLES, MAX_OPEN_SHARDS, Feed
 from datafetch.engine.job import Job, asked_of, dataset_of, equal_plan, hash_of, identify, own_spec, read_job
-from datafetch.engine.ownership import Identity, claimed, refuse_foreign_files, refuse_missing_files, take_for_job
+from datafetch.engine.ownership import Identity, locked_output, refuse_foreign_files, refuse_missing_files, take_for_job
 from datafetch.engine.permissions import Permitted, read_permitted, remember
 from datafetch.engine.retry_source import FailedSamples
-from datafetch.engine.retry_state import begin_retry, end_retry, read_note, spools_of
-from datafetch.engine.session import CHILD_PROCESSES, Backends, Observer, Work
+from datafetch.engine.retry_state import begin_retry, end_retry, read_retry_state, spools_of
+from datafetch.engine.session import CHILD_PROCESSES, Backends, Observer, Session
 from datafetch.errors import ConfigurationError
 from datafetch.fetch import Fetcher
 from datafetch.model.interfaces import Dataset, Manifest
-from datafetch.model.ledger_line import Totals
+from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.report import Report
-from datafetch.model.sample import Selection
+from datafetch.model.sample import IdListResult
 from datafetch.monitor.heartbeat import refuse_at_work
 from datafetch.output.merge import Output
 from datafetch.output.publish import is_in_place
-from datafetch.output.reshard.record import read_arrangement
+from datafetch.output.reshard.record import read_reshard_record
 from datafetch.output.training_list import keep_published, published_source
 from datafetch.process.event_loop import run_to_end
 from datafetch.store.atomic import write_atomically
-from datafetch.store.layout import State, fixed, output_of
-from datafetch.store.ledger import read_keys, read_totals, sum_totals
-from datafetch.store.retry_filter import Wanted
+from datafetch.store.layout import OutputLayout, output_of, resolve_parent
+from datafetch.store.ledger import read_keys, read_shard_counts, sum_shard_counts
+from datafetch.store.retry_filter import RetryFilter
 from datafetch.transcode import ImageSpec
 
 _SHARDS_LOOKED_AT = 64  # to say what a run will need of the disk
@@ -82,35 +82,35 @@ async def fetch_dataset(job: Job, observe: Observer | None = None, *, backends: 
     manifest = await asyncio.to_thread(dataset.bind, source, Path(job.ids) if job.ids else None)
     spec = job.image or own_spec(dataset)
     identity = await asyncio.to_thread(identify, job, manifest, spec)
-    state = await asyncio.to_thread(_state_of, Path(job.out), job, identity)
-    take = partial(take_for_job, state, identity, asked_of(job, spec), fresh=job.fresh)
+    layout = await asyncio.to_thread(_layout_of, Path(job.out), job, identity)
+    take = partial(take_for_job, layout, identity, asked_of(job, spec), fresh=job.fresh)
     if job.no_lock:
-        await asyncio.to_thread(refuse_at_work, state)
+        await asyncio.to_thread(refuse_at_work, layout)
     if job.fresh:
         await _refuse_what_would_stop_at_once(job, manifest)
-    before = None if job.fresh else await asyncio.to_thread(read_permitted, state)
-    async with claimed(state, take, goes_on=not job.fresh, is_alone=job.no_lock):
+    before = None if job.fresh else await asyncio.to_thread(read_permitted, layout)
+    async with locked_output(layout, take, goes_on=not job.fresh, is_alone=job.no_lock):
         lost = () if before is None else before.without(Permitted.of(job))
         if lost:
             _log.info("no longer permitted, also for retries, unless given again: %s", " ".join(lost))
         shards = [shard.name for shard in manifest.shards()]
         if dataset.list_name is not None:
-            await asyncio.to_thread(keep_published, state, manifest.shards()[0].source)
-        await asyncio.to_thread(_say_need, state, job, manifest, spec)
-        await asyncio.to_thread(state.report.unlink, missing_ok=True)  # it speaks of a run that is complete
-        work = Work(
+            await asyncio.to_thread(keep_published, layout, manifest.shards()[0].source)
+        await asyncio.to_thread(_log_disk_estimate, layout, job, manifest, spec)
+        await asyncio.to_thread(layout.report.unlink, missing_ok=True)  # it speaks of a run that is complete
+        work = Session(
             job,
             spec,
-            Feed(manifest, state, job.limit),
-            Output(dataset, state, job.payload, max_sample_bytes=job.max_sample_bytes),
+            Feed(manifest, layout, job.limit),
+            Output(dataset, layout, job.payload, max_sample_bytes=job.max_sample_bytes),
             shards,
             backends,
         )
 
         async def conclude(report: Report) -> Report:
             report = replace(report, selection=await asyncio.to_thread(_selection, manifest, work, job.limit))
-            await asyncio.to_thread(write_atomically, state.report, _json(report.summary()))
-            await asyncio.to_thread(state.forget_spools)
+            await asyncio.to_thread(write_atomically, layout.report, _json(report.summary()))
+            await asyncio.to_thread(layout.forget_spools)
             return report
 
         return await work.do(observe, conclude)
@@ -118,7 +118,7 @@ async def fetch_dataset(job: Job, observe: Observer | None = None, *, backends: 
 
 def retry(
     out: str,
-    wanted: Wanted | None = None,
+    wanted: RetryFilter | None = None,
     *,
     change: Change | None = None,
     observe: Observer | None = None,
@@ -147,17 +147,17 @@ def retry(
 
 async def retry_failed(
     out: str,
-    wanted: Wanted | None = None,
+    wanted: RetryFilter | None = None,
     *,
     change: Change | None = None,
     observe: Observer | None = None,
     backends: Backends = CHILD_PROCESSES,
 ) -> Report:
     """Try again what failed, inside a running event loop, of any kind; otherwise like ``retry``."""
-    wanted = wanted or Wanted()
+    wanted = wanted or RetryFilter()
     folder = await asyncio.to_thread(output_of, Path(out))
-    job, identity = await asyncio.to_thread(read_job, State(folder))
-    note = await asyncio.to_thread(read_note, State(folder))
+    job, identity = await asyncio.to_thread(read_job, OutputLayout(folder))
+    note = await asyncio.to_thread(read_retry_state, OutputLayout(folder))
     if note is not None:
         job = note.resumed(job)
     job = replace((change or _unchanged)(job), out=out)
@@ -168,23 +168,23 @@ async def retry_failed(
             "to retry, run the command that started it with --fresh"
         )
     shards = list(identity["shards"])
-    state = await asyncio.to_thread(_state_of, folder, job, identity)
+    layout = await asyncio.to_thread(_layout_of, folder, job, identity)
     if job.no_lock:
-        await asyncio.to_thread(refuse_at_work, state)
-    async with claimed(state, partial(_take_for_retry, state, identity), is_alone=job.no_lock):
+        await asyncio.to_thread(refuse_at_work, layout)
+    async with locked_output(layout, partial(_take_for_retry, layout, identity), is_alone=job.no_lock):
         permitted = Permitted.of(job)
-        again = await asyncio.to_thread(begin_retry, state, wanted, shards, permitted)
+        again = await asyncio.to_thread(begin_retry, layout, wanted, shards, permitted)
         # Before anything is fetched, or a retry that was interrupted would have its images fail in the next one.
-        await asyncio.to_thread(remember, state, permitted)
+        await asyncio.to_thread(remember, layout, permitted)
         if permitted.options():
             _log.info("permitted, and remembered for later retries: %s", " ".join(permitted.options()))
-        output = Output(dataset, spools_of(state, again), job.payload, again, job.max_sample_bytes)
+        output = Output(dataset, spools_of(layout, again), job.payload, again, job.max_sample_bytes)
         source = await asyncio.to_thread(FailedSamples, output, again, shards)
-        work = Work(job, job.image or ImageSpec(), Feed(source, output.state), output, shards, backends)
+        work = Session(job, job.image or ImageSpec(), Feed(source, output.layout), output, shards, backends)
 
         async def conclude(report: Report) -> Report:
-            await asyncio.to_thread(write_atomically, state.report, _json(report.summary()))
-            await asyncio.to_thread(end_retry, state)
+            await asyncio.to_thread(write_atomically, layout.report, _json(report.summary()))
+            await asyncio.to_thread(end_retry, layout)
             return report
 
         return await work.do(observe, conclude)
@@ -205,80 +205,82 @@ def _read_first_samples(manifest: Manifest) -> None:
     deque(islice(samples, _SAMPLES_LOOKED_AT), maxlen=0)
 
 
-def _say_need(state: State, job: Job, manifest: Manifest, spec: ImageSpec) -> None:
-    samples = manifest.most_samples()
+def _log_disk_estimate(layout: OutputLayout, job: Job, manifest: Manifest, spec: ImageSpec) -> None:
+    samples = manifest.max_samples()
     if job.limit is not None:
         samples = min(samples, job.limit)
     shards = manifest.shards()
     plan = equal_plan(job, find_dataset(job.dataset).loader)
-    need = Need(
+    need = DiskEstimate(
         samples=samples,
         spec=spec,
         payload=job.payload,
         is_made_equal=plan is not None and samples >= plan.ranks.least_rows,
         open_samples=max(samples * MAX_OPEN_SHARDS // max(1, len(shards)), min(samples, MAX_OPEN_SAMPLES)),
     )
-    say_need(state, need, _published(state, [shard.name for shard in shards]))
+    log_disk_estimate(layout, need, _published(layout, [shard.name for shard in shards]))
 
 
-def _published(state: State, shards: list[str]) -> Totals:
+def _published(layout: OutputLayout, shards: list[str]) -> ShardCounts:
     """About what is there already, by the books of some shards: there may be tens of thousands."""
-    published = [shard for shard in shards if state.ledger(shard).exists()]
-    looked_at = sum_totals(map(state.ledger, published[:_SHARDS_LOOKED_AT]))
+    published = [shard for shard in shards if layout.ledger(shard).exists()]
+    looked_at = sum_shard_counts(map(layout.ledger, published[:_SHARDS_LOOKED_AT]))
     scale = len(published) / max(1, min(len(published), _SHARDS_LOOKED_AT))
-    return Totals(
+    return ShardCounts(
         samples=round(looked_at.samples * scale),
         rows=round(looked_at.rows * scale),
         written_bytes=round(looked_at.written_bytes * scale),
     )
 
 
-def _state_of(out: Path, job: Job, identity: Identity) -> State:
+def _layout_of(out: Path, job: Job, identity: Identity) -> OutputLayout:
     """Where everything lies, also when the folder that a command stands in is moved under its feet."""
-    holds = find_dataset(job.dataset).holds
-    return State(fixed(out), fixed(Path(job.scratch)) if job.scratch else None, hash_of(identity), holds)
+    output_kind = find_dataset(job.dataset).output_kind
+    return OutputLayout(
+        resolve_parent(out), resolve_parent(Path(job.scratch)) if job.scratch else None, hash_of(identity), output_kind
+    )
 
 
 def _source_of(job: Job, dataset: Dataset) -> Path:
     source = Path(job.source)
     if dataset.list_name is None:
         return source
-    return published_source(State(fixed(Path(job.out))), source, dataset.list_name)
+    return published_source(OutputLayout(resolve_parent(Path(job.out))), source, dataset.list_name)
 
 
-def _take_for_retry(state: State, identity: Identity) -> None:
+def _take_for_retry(layout: OutputLayout, identity: Identity) -> None:
     """See that there is a complete run whose failures can be tried again, before anything is fetched.
 
     Raises:
         ConfigurationError: There is none, shards of it are missing, or there are files that are not ours.
     """
-    refuse_foreign_files(state, identity)
-    refuse_missing_files(state)
-    arrangement = read_arrangement(state)
-    is_complete = state.report.exists() or state.retry.exists()
+    refuse_foreign_files(layout, identity)
+    refuse_missing_files(layout)
+    arrangement = read_reshard_record(layout)
+    is_complete = layout.report.exists() or layout.retry.exists()
     if arrangement is not None:
-        is_complete &= all(state.ledger(shard).exists() for shard in arrangement.samples)
+        is_complete &= all(layout.ledger(shard).exists() for shard in arrangement.samples)
     else:
-        published = [shard for shard in identity["shards"] if state.ledger(shard).exists()]
-        is_complete &= all(is_in_place(state, shard) for shard in published)
-        is_complete &= _are_all(state, identity, published)
+        published = [shard for shard in identity["shards"] if layout.ledger(shard).exists()]
+        is_complete &= all(is_in_place(layout, shard) for shard in published)
+        is_complete &= _are_all(layout, identity, published)
     if not is_complete:
-        raise ConfigurationError(f"{state.out} is not complete; run the command that started it again, and then retry")
+        raise ConfigurationError(f"{layout.out} is not complete; run the command that started it again, and then retry")
 
 
-def _are_all(state: State, identity: Identity, published: list[str]) -> bool:
+def _are_all(layout: OutputLayout, identity: Identity, published: list[str]) -> bool:
     """Whether no shard lacks its ledger; those beyond a limit never had one."""
     if len(published) == len(identity["shards"]):
         return True
     limit = identity.get("limit")
-    return limit is not None and sum_totals(map(state.ledger, published)).samples == limit
+    return limit is not None and sum_shard_counts(map(layout.ledger, published)).samples == limit
 
 
-def _selection(manifest: Manifest, work: Work, limit: int | None) -> Selection | None:
+def _selection(manifest: Manifest, work: Session, limit: int | None) -> IdListResult | None:
     """What became of the id list, by the ledgers; a limited run has not looked everywhere."""
-    state = work.output.state
-    books = {shard: read_totals(state.ledger(shard)) for shard in work.published()}
-    keys = chain.from_iterable(read_keys(state.ledger(shard)) for shard in books)
+    layout = work.output.layout
+    books = {shard: read_shard_counts(layout.ledger(shard)) for shard in work.published()}
+    keys = chain.from_iterable(read_keys(layout.ledger(shard)) for shard in books)
     selection = manifest.selection(keys, books)
     if selection is None or limit is None:
         return selection

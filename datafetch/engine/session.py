@@ -20,8 +20,8 @@ from datafetch.engine.pipeline import Pipeline
 from datafetch.errors import ConservationError, DatafetchError
 from datafetch.fetch import BodyBudget, Fetcher, FetchStatistics
 from datafetch.model.interfaces import ImageTranscoder
-from datafetch.model.ledger_line import Totals
-from datafetch.model.observers import look_on
+from datafetch.model.ledger_line import ShardCounts
+from datafetch.model.observers import observing
 from datafetch.model.outcome import OK
 from datafetch.model.report import Report
 from datafetch.model.statistics import Progress, Statistics
@@ -29,10 +29,10 @@ from datafetch.monitor.heartbeat import beat
 from datafetch.output.commit import CommitShard, commit_in_process
 from datafetch.output.merge import Output
 from datafetch.output.reshard.after_run import make_equal
-from datafetch.output.reshard.copy import Plan, Watch
-from datafetch.output.reshard.record import read_arrangement
+from datafetch.output.reshard.copy import Plan, ProgressMonitor
+from datafetch.output.reshard.record import read_reshard_record
 from datafetch.output.training_list import write_trainers_list
-from datafetch.store.ledger import read_totals
+from datafetch.store.ledger import read_shard_counts
 from datafetch.transcode import ImageSpec, Transcoder
 
 Observer: TypeAlias = Callable[[Callable[[], Statistics]], Coroutine[None, None, None]]
@@ -64,7 +64,7 @@ class Backends:
 CHILD_PROCESSES = Backends()
 
 
-class Work:
+class Session:
     """What a run and a retry have in common: fetch what the feed hands out, then make the shards equal."""
 
     def __init__(
@@ -86,11 +86,11 @@ class Work:
             observe: Watches meanwhile.
             conclude: Completes the report and does what is left to do; until then the run counts as being at work.
         """
-        job, state = self._job, self.output.state
+        job, layout = self._job, self.output.layout
         budget = BodyBudget(job.memory_bytes)
         async with (
             Fetcher(job.fetch, budget=budget) as fetch,
-            self._backends.open_transcoder(job, self._spec, state.quarantine) as transcode,
+            self._backends.open_transcoder(job, self._spec, layout.quarantine) as transcode,
         ):
             pipeline = Pipeline(
                 self._feed,
@@ -103,9 +103,9 @@ class Work:
             with _one_error():
                 async with asyncio.TaskGroup() as group:
                     statistics = partial(self._statistics, pipeline)
-                    watching = [group.create_task(beat(statistics, state))]
+                    watching = [group.create_task(beat(statistics, layout))]
                     if observe is not None:
-                        watching.append(group.create_task(look_on(observe, statistics)))
+                        watching.append(group.create_task(observing(observe, statistics)))
                     await pipeline.run()
                     await self._make_equal()
                     await self._write_list()
@@ -116,13 +116,13 @@ class Work:
 
     def _report(self, pipeline: Pipeline, fetched: FetchStatistics) -> Report:
         """What was done, and how the output stands."""
-        known, state = self._feed.published, self.output.state
-        totals = {shard: known.get(shard) or read_totals(state.ledger(shard)) for shard in self.published()}
-        equal = read_arrangement(state)
-        whole = Totals.sum(totals.values())
+        known, layout = self._feed.published, self.output.layout
+        totals = {shard: known.get(shard) or read_shard_counts(layout.ledger(shard)) for shard in self.published()}
+        equal = read_reshard_record(layout)
+        whole = ShardCounts.sum(totals.values())
         if equal is not None and equal.rows != whole.rows:
             raise ConservationError(
-                f"{state.out}: the equal shards hold {equal.rows:,} rows, and the ledgers list {whole.rows:,}"
+                f"{layout.out}: the equal shards hold {equal.rows:,} rows, and the ledgers list {whole.rows:,}"
             )
         is_retry = self.output.retry is not None
         return Report(
@@ -141,14 +141,14 @@ class Work:
             retried=pipeline.ended if is_retry else None,
             equal=None if equal is None else equal.for_ranks(),
             curable=curable(
-                self._job, whole.outcomes, [state.ledger(shard) for shard, part in totals.items() if part.failed]
+                self._job, whole.outcomes, [layout.ledger(shard) for shard, part in totals.items() if part.failed]
             ),
-            has_open_retry=not is_retry and state.retry.exists(),
+            has_open_retry=not is_retry and layout.retry.exists(),
         )
 
     def published(self) -> list[str]:
         """The shards that have a ledger: all, unless a limit left some out."""
-        return [shard for shard in self.shards if self.output.state.ledger(shard).exists()]
+        return [shard for shard in self.shards if self.output.layout.ledger(shard).exists()]
 
     def _statistics(self, pipeline: Pipeline) -> Statistics:
         return replace(pipeline.statistics(), resharding=self._resharding)
@@ -158,9 +158,9 @@ class Work:
         plan = await asyncio.to_thread(self._plan)
         if plan is None:
             return
-        watch = Watch(tell=self._tell, stop=threading.Event())
+        watch = ProgressMonitor(tell=self._tell, stop=threading.Event())
         work = asyncio.create_task(
-            asyncio.to_thread(lambda: make_equal(self.output.state, self.published(), plan, watch))
+            asyncio.to_thread(lambda: make_equal(self.output.layout, self.published(), plan, watch))
         )
         try:
             await asyncio.shield(work)
@@ -175,15 +175,15 @@ class Work:
         """Write the list that the trainer reads, where there is one."""
         name = self.output.dataset.list_name
         if name is not None:
-            await asyncio.to_thread(lambda: write_trainers_list(self.output.state, self.published(), name))
+            await asyncio.to_thread(lambda: write_trainers_list(self.output.layout, self.published(), name))
 
     def _plan(self) -> Plan | None:
         """For whom the shards are made equal, if they are; those that are stay so."""
-        state = self.output.state
+        layout = self.output.layout
         plan = equal_plan(self._job, self.output.dataset.loader)
         if plan is None:
-            shutil.rmtree(state.resharding, ignore_errors=True)  # begun by a run that was asked for other things
-            arrangement = read_arrangement(state)
+            shutil.rmtree(layout.resharding, ignore_errors=True)  # begun by a run that was asked for other things
+            arrangement = read_reshard_record(layout)
             return None if arrangement is None else arrangement.plan
         return plan
 

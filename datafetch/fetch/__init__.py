@@ -2,8 +2,8 @@
 
 from datafetch.fetch.fetcher import Fetcher
 from datafetch.fetch.limiter import Limiter
-from datafetch.fetch.memory import Allotment, BodyBudget
+from datafetch.fetch.memory import BodyBudget, Reservation
 from datafetch.fetch.policy import MOST_BYTES, FetchPolicy, OptOut
 from datafetch.fetch.statistics import FetchStatistics
 
-__all__ = ["MOST_BYTES", "Allotment", "BodyBudget", "FetchPolicy", "FetchStatistics", "Fetcher", "Limiter", "OptOut"]
+__all__ = ["MOST_BYTES", "BodyBudget", "FetchPolicy", "FetchStatistics", "Fetcher", "Limiter", "OptOut", "Reservation"]

@@ -16,7 +16,7 @@ from datafetch.model.outcome import Permission
 _Result = TypeVar("_Result")
 
 
-class Stopwatch:
+class Deadline:
     """Runs inside ``async with``, more than once if need be, and raises TimeoutError there when it has run out.
 
     Args:
@@ -55,7 +55,7 @@ class Stopwatch:
         self._passed_s += time.perf_counter() - self._started_s
         await self._timeout.__aexit__(kind, error, trace)
 
-    async def stop_for(self, own_affair: Awaitable[_Result]) -> _Result:
+    async def paused(self, own_affair: Awaitable[_Result]) -> _Result:
         """Wait for something while the clock stands still."""
         self._passed_s += time.perf_counter() - self._started_s
         self._timeout.reschedule(None)

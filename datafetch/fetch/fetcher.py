@@ -24,9 +24,9 @@ from yarl import URL
 
 from datafetch.fetch.classify import classify
 from datafetch.fetch.cookies import Cookies
-from datafetch.fetch.deadline import Stopwatch
+from datafetch.fetch.deadline import Deadline
 from datafetch.fetch.limiter import Limiter
-from datafetch.fetch.memory import Allotment, BodyBudget
+from datafetch.fetch.memory import BodyBudget, Reservation
 from datafetch.fetch.policy import FetchPolicy
 from datafetch.fetch.requester import HTTP_TOO_MANY_REQUESTS, HTTP_UNAVAILABLE, Request, Requester
 from datafetch.fetch.statistics import FetchStatistics
@@ -52,7 +52,7 @@ class _Call:
     """
 
     url: URL
-    memory: Allotment
+    memory: Reservation
     attempts: int = 0
     failure: Failure | None = None
 
@@ -120,7 +120,7 @@ class Fetcher:
             names=requester.resolver.statistics(),
         )
 
-    async def __call__(self, url: str, *, memory: Allotment | None = None) -> Fetched:
+    async def __call__(self, url: str, *, memory: Reservation | None = None) -> Fetched:
         """Fetch one image.
 
         Args:
@@ -135,7 +135,7 @@ class Fetcher:
             ResourceError: This machine has had no descriptors for sockets, or no memory for them, for a minute.
         """
         if memory is None:
-            with self._budget.allotment() as own_memory:
+            with self._budget.reservation() as own_memory:
                 return await self(url, memory=own_memory)
         try:
             call = _Call(parse_url(url), memory)
@@ -186,7 +186,7 @@ class Fetcher:
 
     async def _attempt(self, call: _Call) -> Fetched:
         """Ask once, redirects and all."""
-        watch = Stopwatch(self.policy.timeout_s)
+        watch = Deadline(self.policy.timeout_s)
         fetched = await self._follow(call, watch)
         if isinstance(fetched, Failure):
             call.memory.shrink(0)  # what was received is gone, before any pause
@@ -204,7 +204,7 @@ class Fetcher:
         call.failure = fetched if isinstance(fetched, Failure) else None
         return fetched
 
-    async def _follow(self, call: _Call, watch: Stopwatch) -> Fetched:
+    async def _follow(self, call: _Call, watch: Deadline) -> Fetched:
         answer: Fetched | URL = call.url
         cookies = Cookies()
         for _ in range(self.policy.max_redirects + 1):

@@ -112,7 +112,7 @@ class Hosts:
         self._serials = count()
         self._loop = asyncio.get_running_loop()
 
-    def turn(self, host: str, number: int) -> Turn:
+    def slot(self, host: str, number: int) -> HostSlot:
         """A turn to ask a host: ``async with hosts.turn(host, number) as turn: …``.
 
         Entering raises HostDownError while the host is left alone.
@@ -121,7 +121,7 @@ class Hosts:
             host: Name and port.
             number: Of the image; lower ones come first.
         """
-        return Turn(self, self._find(host), number)
+        return HostSlot(self, self._find(host), number)
 
     def statistics(self) -> HostStatistics:
         """How it stands now."""
@@ -133,62 +133,62 @@ class Hosts:
             down=sum(host.outages > 0 for host in self._hosts.values()),
         )
 
-    async def begin(self, turn: Turn) -> None:
+    async def begin(self, slot: HostSlot) -> None:
         """Wait until it is this turn."""
-        host, now_s = turn.host, self._loop.time()
+        host, now_s = slot.host, self._loop.time()
         if host.outages and (host.open or now_s < host.retry_at_s):
             raise HostDownError(host.name, host.reason)
         if not host.outages and (host.waiting or host.open >= int(host.limit) or now_s < host.resume_at_s):
             # Who was refused once is the first to be asked for again; who was refused again lets all others go before.
-            await self._wait(host, turn.number + _LAST if host.refused.get(turn.number, 0) > 1 else turn.number)
+            await self._wait(host, slot.number + _LAST if host.refused.get(slot.number, 0) > 1 else slot.number)
         else:
             host.open += 1
-        turn.serial = next(self._serials)
+        slot.serial = next(self._serials)
 
-    def end(self, turn: Turn) -> None:
+    def end(self, slot: HostSlot) -> None:
         """Let others have their turn."""
-        self._leave(turn.host)
+        self._leave(slot.host)
 
-    def answered(self, turn: Turn) -> None:
+    def answered(self, slot: HostSlot) -> None:
         """The host gave this image its answer: it is there, and content."""
-        host = turn.host
+        host = slot.host
         host.faults = host.refusals = host.outages = 0
         host.answered_at_s = self._loop.time()
-        host.refused.pop(turn.number, None)
+        host.refused.pop(slot.number, None)
         host.limit = min(host.limit + _REGAINED_BY_ANSWER, self._per_host)
         host.delay_s = max(0.0, host.delay_s - _DELAY_EARNED_BY_ANSWER_S)
 
-    def timed_out(self, turn: Turn, reason: str) -> None:
+    def timed_out(self, slot: HostSlot, reason: str) -> None:
         """The answer did not come in time. That is a matter of the URL, as long as the host answers others."""
-        if not self.is_alive(turn):
-            self.failed(turn, reason)
+        if not self.is_alive(slot):
+            self.failed(slot, reason)
 
-    def is_alive(self, turn: Turn) -> bool:
+    def is_alive(self, slot: HostSlot) -> bool:
         """Whether the host has answered a moment ago."""
-        return self._loop.time() - turn.host.answered_at_s < _ALIVE_S
+        return self._loop.time() - slot.host.answered_at_s < _ALIVE_S
 
-    def failed(self, turn: Turn, reason: str) -> None:
+    def failed(self, slot: HostSlot, reason: str) -> None:
         """There was no connection; the reason in words."""
-        host = turn.host
+        host = slot.host
         host.faults += 1
         host.limit = max(1.0, host.limit / 2)  # it may be no more than slow, and is found dead with fewer requests
-        is_probe = host.outages > 0 and turn.serial > host.down_from
+        is_probe = host.outages > 0 and slot.serial > host.down_from
         if is_probe or (not host.outages and host.faults >= _FAULTS_IN_A_ROW):
             self._give_up(host, f"failed {host.faults} times in a row ({reason})")
 
-    def refused(self, turn: Turn, pause_s: float | None) -> None:
+    def refused(self, slot: HostSlot, pause_s: float | None) -> None:
         """The host asked us to come back later (429, 503): so much later, where it says so.
 
         Once, that is a matter of waiting; when it refuses the same image again, there were too many of us.
         """
-        host, now_s = turn.host, self._loop.time()
+        host, now_s = slot.host, self._loop.time()
         host.faults = 0
         if len(host.refused) > _REFUSED_IMAGES:
             host.refused.clear()
-        times = host.refused[turn.number] = host.refused.get(turn.number, 0) + 1
+        times = host.refused[slot.number] = host.refused.get(slot.number, 0) + 1
         if times > 1:
             host.limit = 1.0
-        if turn.serial > host.paused_from:  # the answers to requests of before the pause are one refusal together
+        if slot.serial > host.paused_from:  # the answers to requests of before the pause are one refusal together
             host.refusals += times == 1  # one image that is always refused says nothing of the others
             host.paused_from = next(self._serials)
             if host.outages or host.refusals >= _REFUSALS_IN_A_ROW:
@@ -270,7 +270,7 @@ class Hosts:
         host.waiting.clear()
 
 
-class Turn:
+class HostSlot:
     """One request's turn at its host, and what came of it."""
 
     __slots__ = ("_hosts", "host", "number", "serial")

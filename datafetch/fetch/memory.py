@@ -16,11 +16,11 @@ from typing import Self
 
 
 @dataclass(order=True, slots=True)
-class _Wish:
+class _Waiter:
     number: int
     size_bytes: int = field(compare=False)
     granted: asyncio.Future[None] = field(compare=False)
-    allotment: Allotment = field(compare=False)
+    reservation: Reservation = field(compare=False)
 
 
 class BodyBudget:
@@ -34,8 +34,8 @@ class BodyBudget:
         self._budget_bytes = budget_bytes
         self._held_bytes = 0
         self._numbers = count()
-        self._wishes: list[_Wish] = []  # a heap: the oldest image first, so that bodies get finished
-        self._favourite: Allotment | None = None
+        self._wishes: list[_Waiter] = []  # a heap: the oldest image first, so that bodies get finished
+        self._over_budget_holder: Reservation | None = None
         self._room = asyncio.Event()
         self._room.set()
 
@@ -49,24 +49,24 @@ class BodyBudget:
         """Bodies that wait for room in the middle of their transfer."""
         return len(self._wishes)
 
-    def allotment(self) -> Allotment:
+    def reservation(self) -> Reservation:
         """One image's part of the budget, nothing at first."""
-        return Allotment(self, next(self._numbers))
+        return Reservation(self, next(self._numbers))
 
     async def wait_for_room(self) -> None:
         """Wait until another request makes sense: nobody waits for bytes, and there are some left."""
         await self._room.wait()
 
-    def take_at_once(self, size_bytes: int, allotment: Allotment) -> bool:
+    def take_at_once(self, size_bytes: int, reservation: Reservation) -> bool:
         """Take bytes if there is room, or if this image may go over the budget."""
-        if not (self._fits(size_bytes) and not self._wishes) and allotment is not self._favourite:
+        if not (self._fits(size_bytes) and not self._wishes) and reservation is not self._over_budget_holder:
             return False
         self._change(size_bytes)
         return True
 
-    async def take(self, size_bytes: int, allotment: Allotment) -> None:
+    async def take(self, size_bytes: int, reservation: Reservation) -> None:
         """Wait for bytes, and take them."""
-        wish = _Wish(allotment.number, size_bytes, asyncio.get_running_loop().create_future(), allotment)
+        wish = _Waiter(reservation.number, size_bytes, asyncio.get_running_loop().create_future(), reservation)
         heapq.heappush(self._wishes, wish)
         self._grant()
         try:
@@ -80,10 +80,10 @@ class BodyBudget:
             self._grant()
             raise
 
-    def give_back(self, size_bytes: int, allotment: Allotment, *, ended: bool) -> None:
+    def give_back(self, size_bytes: int, reservation: Reservation, *, ended: bool) -> None:
         """Return bytes; an image that has ended, or begins anew, lets the next one go over the budget."""
-        if ended and allotment is self._favourite:
-            self._favourite = None
+        if ended and reservation is self._over_budget_holder:
+            self._over_budget_holder = None
         self._change(-size_bytes)
         self._grant()
 
@@ -97,9 +97,9 @@ class BodyBudget:
                 heapq.heappop(self._wishes)
                 continue
             if not self._fits(oldest.size_bytes):
-                if self._favourite is None:
-                    self._favourite = oldest.allotment
-                if oldest.allotment is not self._favourite:
+                if self._over_budget_holder is None:
+                    self._over_budget_holder = oldest.reservation
+                if oldest.reservation is not self._over_budget_holder:
                     break
             heapq.heappop(self._wishes)
             self._change(oldest.size_bytes)
@@ -114,7 +114,7 @@ class BodyBudget:
             self._room.clear()
 
 
-class Allotment:
+class Reservation:
     """The bytes that one image holds: ``with budget.allotment() as memory: …`` returns them all at the end."""
 
     __slots__ = ("_budget", "_held_bytes", "number")

@@ -27,13 +27,13 @@ from datafetch.fetch.client import Client, Response
 from datafetch.fetch.concurrency import HANGING_S, Concurrency
 from datafetch.fetch.connections import Connections, ConnectTimeoutError
 from datafetch.fetch.cookies import Cookies
-from datafetch.fetch.deadline import Stopwatch
+from datafetch.fetch.deadline import Deadline
 from datafetch.fetch.dns.address_guard import AddressGuard, is_address
 from datafetch.fetch.dns.resolver import Resolver, host_name
 from datafetch.fetch.headers import retry_after_s
-from datafetch.fetch.hosts import Hosts, Turn
+from datafetch.fetch.hosts import Hosts, HostSlot
 from datafetch.fetch.limiter import Limiter
-from datafetch.fetch.memory import Allotment
+from datafetch.fetch.memory import Reservation
 from datafetch.fetch.policy import FetchPolicy
 from datafetch.fetch.proxies import Proxies
 from datafetch.fetch.response import Receiver
@@ -61,8 +61,8 @@ class Request:
     """
 
     url: URL
-    memory: Allotment
-    watch: Stopwatch
+    memory: Reservation
+    watch: Deadline
     cookies: Cookies
 
 
@@ -134,7 +134,7 @@ class Requester:
             PressureError: There was no descriptor or no memory for a socket, for a minute.
         """
         try:
-            return await self._ask_in_turn(request)
+            return await self._ask_in_slot(request)
         except PressureError as error:
             return await self._ask_under_pressure(error, request)
 
@@ -145,7 +145,7 @@ class Requester:
         async def ask() -> Fetched | URL:
             if made:
                 raise made.pop()
-            return await self._ask_in_turn(request)
+            return await self._ask_in_slot(request)
 
         retrying = AsyncRetrying(
             stop=stop_after_attempt(_MOST_ATTEMPTS_UNDER_PRESSURE),
@@ -157,14 +157,14 @@ class Requester:
         answer: Fetched | URL = await retrying(ask)
         return answer
 
-    async def _ask_in_turn(self, request: Request) -> Fetched | URL:
+    async def _ask_in_slot(self, request: Request) -> Fetched | URL:
         try:
-            async with self.hosts.turn(authority(request.url), request.memory.number) as turn:
+            async with self.hosts.slot(authority(request.url), request.memory.number) as slot:
                 proxy = await self._find_way(request.url)
                 async with self.limiter:
                     # With the place in hand, for whoever passed while waiting for one would still bring a body.
                     await request.memory.wait_for_room()
-                    return await self._exchange(request, proxy, turn)
+                    return await self._exchange(request, proxy, slot)
         except WEB_FAULTS as error:
             failure = classify(error)
             if failure.kind is FailureKind.DNS_FAILED:
@@ -195,7 +195,7 @@ class Requester:
             self._proxies.check(host_name(host), self._guard)
         return proxy
 
-    async def _exchange(self, request: Request, proxy: URL | None, turn: Turn) -> Fetched | URL:
+    async def _exchange(self, request: Request, proxy: URL | None, slot: HostSlot) -> Fetched | URL:
         """Send the request, and take in what comes."""
         self.requests += 1
         under_way = self.concurrency.started(is_full=self.limiter.waiting > 0)
@@ -207,17 +207,17 @@ class Requester:
             async with request.watch, self._client.get(request.url, proxy, cookie, request.watch.permitted) as response:
                 is_answered = True
                 answer = await self._read(request, response)
-                _tell(turn, response)
+                _tell(slot, response)
                 return answer
         except WEB_FAULTS as error:
             failure = classify(error)
             is_timeout = isinstance(error, TimeoutError | ConnectTimeoutError)
-            is_overload = is_timeout and not is_answered and turn.host_was_sound
+            is_overload = is_timeout and not is_answered and slot.host_was_sound
             if failure.kind is FailureKind.TIMEOUT:
-                turn.timed_out(failure.detail)
+                slot.timed_out(failure.detail)
             elif isinstance(error, FramingTooLargeError) or (failure.kind is FailureKind.CONNECT and proxy is None):
                 # A proxy's fault is not the host's. A body that is mostly framing is, and takes the CPU of many images.
-                turn.failed(failure.detail)
+                slot.failed(failure.detail)
             return failure
         finally:
             self.concurrency.ended(under_way, is_answered=is_answered, is_overload=is_overload)
@@ -249,12 +249,12 @@ class Requester:
         self.received_bytes += received_bytes
 
 
-def _tell(turn: Turn, response: Response) -> None:
+def _tell(slot: HostSlot, response: Response) -> None:
     """Tell the host's turn what came of it."""
     if response.status not in (HTTP_TOO_MANY_REQUESTS, HTTP_UNAVAILABLE):
-        turn.answered()
+        slot.answered()
         return
     pause_s = retry_after_s(response.headers)
     # A URL may well be unavailable for ever on a host that is not.
-    if response.status == HTTP_TOO_MANY_REQUESTS or pause_s is not None or not turn.host_is_alive:
-        turn.refused(pause_s)
+    if response.status == HTTP_TOO_MANY_REQUESTS or pause_s is not None or not slot.host_is_alive:
+        slot.refused(pause_s)

@@ -13,9 +13,9 @@ from io import BytesIO
 
 from datafetch.fetch.client import Response
 from datafetch.fetch.content_encoding import BodyTooLargeError, decode
-from datafetch.fetch.deadline import Stopwatch
+from datafetch.fetch.deadline import Deadline
 from datafetch.fetch.headers import content_codings, opt_out
-from datafetch.fetch.memory import Allotment
+from datafetch.fetch.memory import Reservation
 from datafetch.fetch.policy import DEFAULT_MAX_BODY_BYTES, FetchPolicy, OptOut
 from datafetch.model.outcome import HTTP_OK, Body, Failure, FailureKind, Fetched, Permission
 
@@ -41,7 +41,7 @@ class Receiver:
         """Let go of the threads."""
         self._decoder.shutdown(wait=False, cancel_futures=True)
 
-    async def receive(self, response: Response, memory: Allotment, watch: Stopwatch) -> Fetched:
+    async def receive(self, response: Response, memory: Reservation, watch: Deadline) -> Fetched:
         """Take one response in.
 
         Args:
@@ -67,7 +67,7 @@ class Receiver:
                 failure = Failure(FailureKind.EMPTY, "200 without a body")
         return replace(failure, status=HTTP_OK, final_url=final_url)
 
-    def _refusal(self, response: Response, watch: Stopwatch) -> Failure | None:
+    def _refusal(self, response: Response, watch: Deadline) -> Failure | None:
         """What the headers alone say against it."""
         directive = opt_out(response.headers)
         if directive is not None:
@@ -78,7 +78,7 @@ class Receiver:
             return Failure(FailureKind.TOO_LARGE, f"Content-Length is {response.content_length} bytes")
         return None
 
-    async def _read(self, response: Response, memory: Allotment, watch: Stopwatch) -> bytes:
+    async def _read(self, response: Response, memory: Reservation, watch: Deadline) -> bytes:
         reader, limit_bytes = response.body, self._policy.max_body_bytes
         most_bytes = limit_bytes if response.content_length is None else response.content_length
         buffer = BytesIO()  # grows in place and gives its bytes away uncopied; joined chunks would be there twice
@@ -97,13 +97,13 @@ class Receiver:
         if codings:
             await _hold(len(content) + limit_bytes, memory, watch)
             decoding = asyncio.get_running_loop().run_in_executor(self._decoder, decode, content, codings, limit_bytes)
-            content = await watch.stop_for(decoding)
+            content = await watch.paused(decoding)
         if max(received_bytes, len(content)) > DEFAULT_MAX_BODY_BYTES:
             watch.permitted.add(Permission.MAX_BODY)
         memory.shrink(len(content))
         return content
 
 
-async def _hold(size_bytes: int, memory: Allotment, watch: Stopwatch) -> None:
+async def _hold(size_bytes: int, memory: Reservation, watch: Deadline) -> None:
     if not memory.grow_at_once(size_bytes):
-        await watch.stop_for(memory.grow(size_bytes))
+        await watch.paused(memory.grow(size_bytes))

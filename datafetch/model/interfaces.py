@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from datafetch.model.kinds import Holds, Loader, Payload
-from datafetch.model.ledger_line import Totals
+from datafetch.model.kinds import Loader, OutputKind, Payload
+from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.outcome import Fetched, Outcome
-from datafetch.model.sample import Record, Row, Sample, Selection, Shard
+from datafetch.model.sample import IdListResult, Record, Row, Sample, Shard
 
 
 class ImageTranscoder(Protocol):
@@ -36,7 +36,7 @@ class Samples(Protocol):
 
     @property
     def notes(self) -> Mapping[str, int]:
-        """What was counted when they were looked through, by ``Note``."""
+        """What was counted when they were looked through, by ``CounterName``."""
         return {}
 
     @property
@@ -68,15 +68,15 @@ class ShardSource(Protocol):
 class Manifest(ShardSource, Protocol):
     """A dataset bound to a source folder."""
 
-    def most_samples(self) -> int:
+    def max_samples(self) -> int:
         """About how many samples there may be at most; known without reading everything."""
         ...
 
-    def facts(self) -> Mapping[str, object]:
+    def identity_fields(self) -> Mapping[str, object]:
         """What decides the rows besides the files and the id list, as JSON: how they are read."""
         ...
 
-    def selection(self, keys: Iterable[str], books: Mapping[str, Totals]) -> Selection | None:
+    def selection(self, keys: Iterable[str], books: Mapping[str, ShardCounts]) -> IdListResult | None:
         """What became of the id list; None without a list.
 
         Args:
@@ -105,7 +105,7 @@ class Dataset(Protocol):
         ...
 
     @property
-    def holds(self) -> Holds:
+    def output_kind(self) -> OutputKind:
         """What its output folder holds."""
         ...
 
@@ -120,7 +120,7 @@ class Dataset(Protocol):
         ...
 
     @property
-    def takes(self) -> frozenset[str]:
+    def supported_options(self) -> frozenset[str]:
         """What may be chosen of it: fields of ``Choices``, and ``ids``."""
         ...
 

@@ -25,7 +25,7 @@ class Payload(StrEnum):
     """As it is, a quarter smaller."""
 
 
-class Holds(StrEnum):
+class OutputKind(StrEnum):
     """What an output folder holds."""
 
     SHARDS = "shards"
@@ -34,7 +34,7 @@ class Holds(StrEnum):
     """Images under names of their own; others may lie beside them."""
 
 
-class Note(StrEnum):
+class CounterName(StrEnum):
     """What is counted besides samples and images. Reports and ledgers use these very strings."""
 
     BAD_LINES = "bad_lines"

@@ -114,7 +114,7 @@ def _detail(outcome: Outcome) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Totals:
+class ShardCounts:
     """The books of one shard, or of several added up.
 
     Attributes:
@@ -122,7 +122,7 @@ class Totals:
         rows: Samples that became a row.
         outcomes: Images by outcome: ``ok`` or a failure kind.
         written_bytes: Size of the published files.
-        notes: What else was counted, by ``Note``.
+        notes: What else was counted, by ``CounterName``.
     """
 
     samples: int = 0
@@ -147,7 +147,7 @@ class Totals:
         return self.images - self.ok
 
     @classmethod
-    def sum(cls, parts: Iterable[Totals]) -> Totals:
+    def sum(cls, parts: Iterable[ShardCounts]) -> ShardCounts:
         """Add up the books of several shards."""
         total = cls()
         for part in parts:

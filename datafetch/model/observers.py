@@ -12,7 +12,7 @@ _log = logging.getLogger(__name__)
 _Snapshot = TypeVar("_Snapshot")
 
 
-class Unheeded:
+class SafeObserver:
     """``with unheeded: …`` suppresses what an observer raises, and logs the first exception with its traceback.
 
     Being cancelled, Ctrl-C and the like are no failures of the observer, and are raised.
@@ -43,7 +43,7 @@ class Unheeded:
         return True
 
 
-async def look_on(
+async def observing(
     observe: Callable[[Callable[[], _Snapshot]], Coroutine[None, None, None]], ask: Callable[[], _Snapshot]
 ) -> None:
     """Let an observer watch until it is cancelled; when it fails, there is none any more.
@@ -52,5 +52,5 @@ async def look_on(
         observe: The observer.
         ask: What it asks for snapshots.
     """
-    with Unheeded("an observer"):
+    with SafeObserver("an observer"):
         await observe(ask)

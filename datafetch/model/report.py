@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from datafetch.model.ledger_line import Totals
+from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.outcome import OK
-from datafetch.model.sample import Selection
+from datafetch.model.sample import IdListResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Report:
 
     dataset: str
     out: str
-    totals: Totals
+    totals: ShardCounts
     shards: int
     reused: int
     repeated: int
@@ -47,7 +47,7 @@ class Report:
     requests: int
     connections: int
     elapsed_s: float
-    selection: Selection | None = None
+    selection: IdListResult | None = None
     retried: int | None = None
     equal: EqualShards | None = None
     curable: Mapping[str, int] = field(default_factory=dict)

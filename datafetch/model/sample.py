@@ -67,7 +67,7 @@ class Shard:
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
+class IdListResult:
     """What became of the list of wanted ids.
 
     Attributes:

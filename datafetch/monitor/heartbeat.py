@@ -21,10 +21,10 @@ from typing import Any
 import orjson
 
 from datafetch.errors import ConfigurationError
-from datafetch.model.observers import Unheeded
+from datafetch.model.observers import SafeObserver
 from datafetch.model.statistics import Progress, Stage, Statistics
-from datafetch.monitor.throughput import Pace
-from datafetch.store.layout import State
+from datafetch.monitor.throughput import Throughput
+from datafetch.store.layout import OutputLayout
 
 INTERVAL_S = 2.0
 _SILENCE_S = 30.0  # a loop that is busy, or a filesystem that is slow, may miss a few beats
@@ -34,7 +34,7 @@ _END = 1 << 63  # of any number that Python, JSON and a table agree on
 
 
 @dataclass(frozen=True, slots=True)
-class Beat:
+class ProgressSnapshot:
     """What a run at work says of itself. Field names are those of the file.
 
     Attributes:
@@ -67,32 +67,32 @@ class Beat:
         return self.host != socket.gethostname() or _is_there(self.pid)
 
 
-async def beat(statistics: Callable[[], Statistics], state: State) -> None:
+async def beat(statistics: Callable[[], Statistics], layout: OutputLayout) -> None:
     """Write heartbeats until cancelled, and a last one then, which says that the run has ended.
 
     Args:
         statistics: Asked for a snapshot each time.
-        state: Where they go.
+        layout: Where they go.
     """
-    pace, started_unix_s = Pace(), time.time()
+    pace, started_unix_s = Throughput(), time.time()
     # One thread of its own: a slow write delays nobody, and the last beat comes behind the one before.
     writer = ThreadPoolExecutor(1, thread_name_prefix="heartbeat")
 
     async def tell(*, is_ended: bool) -> None:
         now = statistics()
-        told = Beat(
+        told = ProgressSnapshot(
             pid=os.getpid(),
             host=socket.gethostname(),
             started_unix_s=started_unix_s,
             updated_unix_s=time.time(),
             is_ended=is_ended,
-            spools=str((state.all_spools / state.job_hash).absolute()),
+            spools=str((layout.all_spools / layout.job_hash).absolute()),
             images_per_s=pace.images_per_s(now),
             statistics=now,
         )
-        await asyncio.get_running_loop().run_in_executor(writer, _write, state.progress, told)
+        await asyncio.get_running_loop().run_in_executor(writer, _write, layout.progress, told)
 
-    unheeded = Unheeded("the heartbeat")
+    unheeded = SafeObserver("the heartbeat")
     try:
         while True:
             with unheeded:
@@ -106,29 +106,29 @@ async def beat(statistics: Callable[[], Statistics], state: State) -> None:
             writer.shutdown(wait=False)
 
 
-def _write(path: Path, told: Beat) -> None:
+def _write(path: Path, told: ProgressSnapshot) -> None:
     unfinished = path.with_name(path.name + ".tmp")
     with suppress(OSError):
         unfinished.write_bytes(orjson.dumps(told))
         unfinished.replace(path)
 
 
-def refuse_at_work(state: State) -> None:
+def refuse_at_work(layout: OutputLayout) -> None:
     """See that no run says that it works on an output, for a run that may have no lock to tell.
 
     Raises:
         ConfigurationError: One does.
     """
-    last = read_beat(state.progress)
+    last = read_beat(layout.progress)
     if last is not None and last.is_at_work():
         raise ConfigurationError(
-            f"a run is working on {state.out} (process {last.pid} on {last.host}), and --no-lock is for outputs that "
+            f"a run is working on {layout.out} (process {last.pid} on {last.host}), and --no-lock is for outputs that "
             "no other run uses; wait for it, or stop it first; if it was killed, run the same command again in "
             f"{_SILENCE_S:.0f} seconds"
         )
 
 
-def read_beat(path: Path) -> Beat | None:
+def read_beat(path: Path) -> ProgressSnapshot | None:
     """The last beat of the run that is at work, or was; None where there is none, or something else."""
     try:
         with path.open("rb") as file:
@@ -137,7 +137,7 @@ def read_beat(path: Path) -> Beat | None:
         return None
 
 
-def _checked(found: Any) -> Beat:
+def _checked(found: Any) -> ProgressSnapshot:
     """A beat whose values are of the kinds they must be.
 
     Raises:
@@ -146,7 +146,7 @@ def _checked(found: Any) -> Beat:
     numbers = {field.name: found["statistics"][field.name] for field in fields(Statistics)}
     expected_images, elapsed_s = numbers.pop("expected_images"), numbers.pop("elapsed_s")
     resharding = numbers.pop("resharding")
-    return Beat(
+    return ProgressSnapshot(
         pid=_count(found["pid"], start=1, end=_PID_END),
         host=_text(found["host"]),
         started_unix_s=_number(found["started_unix_s"]),

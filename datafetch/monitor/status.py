@@ -23,12 +23,12 @@ import pyarrow.compute as pc
 from datafetch.errors import ConfigurationError, raise_want
 from datafetch.model.outcome import NOT_ASKED, OK
 from datafetch.model.sample import Sample
-from datafetch.monitor.heartbeat import Beat, read_beat
+from datafetch.monitor.heartbeat import ProgressSnapshot, read_beat
 from datafetch.monitor.host_failures import FailingHost, FailingHosts
 from datafetch.output.publish import is_in_place, shard_files
-from datafetch.store.layout import State, not_a_job, output_of
-from datafetch.store.ledger import not_a_ledger, read_columns, read_totals
-from datafetch.store.spool_format import Ended, read_heads, read_marker
+from datafetch.store.layout import OutputLayout, not_a_job, output_of
+from datafetch.store.ledger import not_a_ledger, read_columns, read_shard_counts
+from datafetch.store.spool_format import SpoolRecord, read_heads, read_marker
 
 _MOST_HOSTS = 20
 _LINES_AT_A_TIME = 16_384  # of a spool, in memory
@@ -90,7 +90,7 @@ class Status:
     fetched_bytes: int
     images_per_s: float | None
     elapsed_s: float | None
-    beat: Beat | None
+    beat: ProgressSnapshot | None
     has_open_retry: bool = False
 
     @property
@@ -156,7 +156,7 @@ def read_status(out: Path | str) -> Status:
     Raises:
         ConfigurationError: There is no run, or what should be its job or a ledger is something else.
     """
-    state = State(output_of(Path(out)))
+    state = OutputLayout(output_of(Path(out)))
     job = _read_job(state)
     last_beat = read_beat(state.progress)
     beat = last_beat if last_beat is not None and last_beat.is_at_work() else None
@@ -206,7 +206,7 @@ class _Job:
 
 
 @dataclass(slots=True)
-class _Books:
+class _ShardsOnDisk:
     """What was counted of one shard, or of several."""
 
     samples: int = 0
@@ -217,7 +217,7 @@ class _Books:
     spool_bytes: int = 0
     hosts: FailingHosts = field(default_factory=FailingHosts)
 
-    def add(self, other: _Books) -> None:
+    def add(self, other: _ShardsOnDisk) -> None:
         """Take another shard into account."""
         self.samples += other.samples
         self.rows += other.rows
@@ -232,7 +232,7 @@ class _Books:
 class _Counted:
     """What was counted of all shards; ``rows`` and ``dropped`` of the published ones, the others having none yet."""
 
-    books: _Books
+    books: _ShardsOnDisk
     shards_published: int
     shards_open: int
     rows: int
@@ -246,14 +246,14 @@ class _Rate:
     elapsed_s: float
 
 
-def _published_bytes(state: State, counted: _Counted) -> int:
+def _published_bytes(state: OutputLayout, counted: _Counted) -> int:
     """What the output takes; of half a million files by the books, for each of them was looked at already."""
     if state.saved_folder.exists():
         return counted.written_bytes
     return sum(_size_bytes(path) for path in _files(state.out))
 
 
-def _read_job(state: State) -> _Job:
+def _read_job(state: OutputLayout) -> _Job:
     try:
         found = orjson.loads(state.job.read_bytes())
     except OSError as error:
@@ -271,7 +271,7 @@ def _read_job(state: State) -> _Job:
     raise not_a_job(state)
 
 
-def _count(state: State, job: _Job, last_beat: Beat | None) -> _Counted:
+def _count(state: OutputLayout, job: _Job, last_beat: ProgressSnapshot | None) -> _Counted:
     # Spools before ledgers: a shard that is published meanwhile is then seen twice, and counted once. The other way
     # round it might be seen nowhere.
     looks = dict(_look_at_spools(state, job, last_beat))
@@ -283,7 +283,9 @@ def _count(state: State, job: _Job, last_beat: Beat | None) -> _Counted:
     return _Counted(books, len(published), len(still_open), rows, dropped, books.written_bytes)
 
 
-def _look_at_spools(state: State, job: _Job, beat: Beat | None) -> Iterator[tuple[str, _Books]]:
+def _look_at_spools(
+    state: OutputLayout, job: _Job, beat: ProgressSnapshot | None
+) -> Iterator[tuple[str, _ShardsOnDisk]]:
     """Shards in progress, each with what its spool says."""
     shards = set(job.shards)
     folders = [Path(beat.spools)] if beat else [path for path in _files(state.all_spools) if path.is_dir()]
@@ -295,9 +297,9 @@ def _look_at_spools(state: State, job: _Job, beat: Beat | None) -> Iterator[tupl
                     yield path.stem, look
 
 
-def _look(path: Path) -> _Books | None:
+def _look(path: Path) -> _ShardsOnDisk | None:
     """What a spool says that may be written to meanwhile, or vanish; None where it is not there, or not a spool."""
-    books = _Books()
+    books = _ShardsOnDisk()
     try:
         with path.open("rb") as file:
             marker = read_marker(file)
@@ -311,7 +313,7 @@ def _look(path: Path) -> _Books | None:
     return books
 
 
-def _count_heads(books: _Books, heads: Iterator[Ended]) -> None:
+def _count_heads(books: _ShardsOnDisk, heads: Iterator[SpoolRecord]) -> None:
     urls: list[str] = []
     outcomes: list[str] = []
     for ended in heads:
@@ -330,9 +332,9 @@ def _count_heads(books: _Books, heads: Iterator[Ended]) -> None:
     books.hosts.count(pa.array(urls, pa.string()), pa.array(outcomes, pa.string()))
 
 
-def _read_ledgers(state: State, job: _Job) -> tuple[_Books, set[str]]:
+def _read_ledgers(state: OutputLayout, job: _Job) -> tuple[_ShardsOnDisk, set[str]]:
     """What all ledgers say, and of which shards there is one."""
-    books, published = _Books(), set()
+    books, published = _ShardsOnDisk(), set()
     there = {path.stem for path in _files(state.ledgers) if path.suffix == ".parquet"}
     for shard in job.shards:
         read = _read_ledger(state, shard) if shard in there else None
@@ -342,12 +344,12 @@ def _read_ledgers(state: State, job: _Job) -> tuple[_Books, set[str]]:
     return books, published
 
 
-def _read_ledger(state: State, shard: str) -> _Books | None:
+def _read_ledger(state: OutputLayout, shard: str) -> _ShardsOnDisk | None:
     """What one ledger says; None where it has just been taken away, or the shard's files are not those it speaks of."""
     path = state.ledger(shard)
-    books = _Books()
+    books = _ShardsOnDisk()
     try:
-        totals = read_totals(path)
+        totals = read_shard_counts(path)
         if not _is_in_place(state, shard, totals.written_bytes):
             return None
         books.samples, books.rows, books.outcomes = totals.samples, totals.rows, Counter(totals.outcomes)
@@ -365,7 +367,7 @@ def _read_ledger(state: State, shard: str) -> _Books | None:
     return books
 
 
-def _is_in_place(state: State, shard: str, written_bytes: int) -> bool:
+def _is_in_place(state: OutputLayout, shard: str, written_bytes: int) -> bool:
     """Whether the shard's files are there, or are on their way, or have become part of equal shards."""
     if state.saved(shard).exists():
         return is_in_place(state, shard)
@@ -375,7 +377,7 @@ def _is_in_place(state: State, shard: str, written_bytes: int) -> bool:
     return any(path.exists() for path in moving)
 
 
-def _expected(done: int, run_state: RunState, beat: Beat | None) -> int | None:
+def _expected(done: int, run_state: RunState, beat: ProgressSnapshot | None) -> int | None:
     """How many images there will be; what was said while shards had not been counted may have been too few."""
     if run_state is RunState.COMPLETE:
         return done
@@ -384,7 +386,7 @@ def _expected(done: int, run_state: RunState, beat: Beat | None) -> int | None:
     return max(done, beat.statistics.expected_images)
 
 
-def _rate(state: State, beat: Beat | None, last_beat: Beat | None) -> _Rate | None:
+def _rate(state: OutputLayout, beat: ProgressSnapshot | None, last_beat: ProgressSnapshot | None) -> _Rate | None:
     """Of the run at work, else of the last that came to its end, else of the last that did not."""
     if beat is None:
         try:

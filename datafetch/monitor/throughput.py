@@ -16,7 +16,7 @@ class _Moment:
     images: int
 
 
-class Pace:
+class Throughput:
     """Images a second over the last quarter of a minute: neither jumpy nor slow to notice."""
 
     def __init__(self) -> None:

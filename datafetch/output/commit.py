@@ -34,15 +34,15 @@ from datafetch.errors import (
     is_want,
 )
 from datafetch.model.interfaces import Sink
-from datafetch.model.kinds import Holds, Note
-from datafetch.model.ledger_line import Totals
-from datafetch.output.formats import INDEX_SUFFIX, FileSink, PickleSink
-from datafetch.output.merge import Output, Settled, settle_retry, settle_spool
+from datafetch.model.kinds import CounterName, OutputKind
+from datafetch.model.ledger_line import ShardCounts
+from datafetch.output.formats import INDEX_SUFFIX, ImageFilesWriter, PickleShardWriter
+from datafetch.output.merge import CommittedSample, Output, merge_retry, merge_spool
 from datafetch.output.publish import put_files_in_place
 from datafetch.process.child import child_command, why_not_started
 from datafetch.store.atomic import make_folder, publish, sync
-from datafetch.store.layout import State
-from datafetch.store.ledger import Books, LedgerWriter, read_totals
+from datafetch.store.layout import OutputLayout
+from datafetch.store.ledger import LedgerWriter, ShardSummary, read_shard_counts
 from datafetch.store.spool import SpoolWriter
 
 _BEGUN = b"\n"  # in front of the answer, which is JSON
@@ -69,11 +69,11 @@ class Commit:
     row_numbers: frozenset[int] | None = None
 
 
-CommitShard: TypeAlias = Callable[[Commit], Awaitable[Totals]]
+CommitShard: TypeAlias = Callable[[Commit], Awaitable[ShardCounts]]
 """Writes a finished shard and returns its counts; raises what ``commit_shard`` raises."""
 
 
-async def commit_in_process(commit: Commit) -> Totals:
+async def commit_in_process(commit: Commit) -> ShardCounts:
     """Commit a shard in a process of its own and return its books.
 
     Raises:
@@ -105,7 +105,7 @@ async def commit_in_process(commit: Commit) -> Totals:
     return _decode_answer(answer, process.returncode)
 
 
-def _decode_answer(answer: bytes, status: int | None) -> Totals:
+def _decode_answer(answer: bytes, status: int | None) -> ShardCounts:
     if answer in (b"", _BEGUN) and status is not None and status < 0:
         raise ResourceError(
             f"the process that writes shards was killed by signal {-status}; if it ran out of memory, "
@@ -118,7 +118,7 @@ def _decode_answer(answer: bytes, status: int | None) -> Totals:
     fields: dict[str, Any] = orjson.loads(answer)
     if "error" in fields:
         raise _ERRORS[fields["error"]](fields["message"])
-    return Totals(**fields)
+    return ShardCounts(**fields)
 
 
 def main() -> None:
@@ -164,7 +164,7 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def commit_shard(commit: Commit) -> Totals:
+def commit_shard(commit: Commit) -> ShardCounts:
     """Write a finished shard from its spool, check the books, and publish it.
 
     A shard without a row leaves nothing but its ledger: the trainer would count an empty pickle as a shard.
@@ -173,43 +173,43 @@ def commit_shard(commit: Commit) -> Totals:
         ResourceError: The disk is full or can't be written. The spool is untouched.
         ConservationError: The books do not balance. Nothing is published.
     """
-    state = commit.output.state
+    layout = commit.output.layout
     try:
-        folder = state.unpublished / commit.shard
+        folder = layout.unpublished / commit.shard
         shutil.rmtree(folder, ignore_errors=True)
         make_folder(folder)
         totals = _write(commit, folder)
         if not totals.rows:
             for suffix in (".count", ".pkl"):  # of an earlier run, whose ledger is gone
-                (state.out / f"{commit.shard}{suffix}").unlink(missing_ok=True)
+                (layout.out / f"{commit.shard}{suffix}").unlink(missing_ok=True)
         for path in folder.iterdir():
             sync(path)
         sync(folder)
-        make_folder(state.ready)
-        folder.rename(state.ready / commit.shard)
-        sync(state.ready)
-        put_in_place(state, commit.shard)
+        make_folder(layout.ready)
+        folder.rename(layout.ready / commit.shard)
+        sync(layout.ready)
+        put_in_place(layout, commit.shard)
     except OSError as error:
-        raise ResourceError.of_disk(error, f"write shard {commit.shard} to {state.out}") from error
+        raise ResourceError.of_disk(error, f"write shard {commit.shard} to {layout.out}") from error
     return totals
 
 
-def put_in_place(state: State, shard: str) -> None:
+def put_in_place(layout: OutputLayout, shard: str) -> None:
     """Publish what is ready of a shard: all of it, or what a run that was killed here left of it.
 
     In between there is at most a ``.pkl`` without its ``.count``.
     """
-    ready = state.ready / shard
+    ready = layout.ready / shard
     index = ready / f"{shard}{INDEX_SUFFIX}"
     if index.exists():
-        put_files_in_place(state, ready, index)
-    rows = state.added if state.equal.exists() else state.out
+        put_files_in_place(layout, ready, index)
+    rows = layout.added if layout.equal.exists() else layout.out
     places = {
         f"{shard}.pkl": rows,
         f"{shard}.count": rows,
-        index.name: state.saved_folder,
-        f"{shard}.spool": state.failed(shard).parent,
-        f"{shard}.parquet": state.ledgers,
+        index.name: layout.saved_folder,
+        f"{shard}.spool": layout.failed(shard).parent,
+        f"{shard}.parquet": layout.ledgers,
     }
     if (ready / f"{shard}.pkl").exists():
         (rows / f"{shard}.count").unlink(missing_ok=True)  # of the rows that these take the place of
@@ -220,17 +220,17 @@ def put_in_place(state: State, shard: str) -> None:
     ready.rmdir()
 
 
-def finish_commits(state: State) -> None:
+def complete_commits(layout: OutputLayout) -> None:
     """Put in place what runs that were killed had ready."""
-    if state.ready.exists():
-        for folder in sorted(state.ready.iterdir()):
-            put_in_place(state, folder.name)
+    if layout.ready.exists():
+        for folder in sorted(layout.ready.iterdir()):
+            put_in_place(layout, folder.name)
 
 
-def _write(commit: Commit, folder: Path) -> Totals:
+def _write(commit: Commit, folder: Path) -> ShardCounts:
     output, shard = commit.output, commit.shard
     wanted = output.retry and output.retry.wanted
-    samples = settle_retry(output, shard, wanted) if wanted else settle_spool(output, shard)
+    samples = merge_retry(output, shard, wanted) if wanted else merge_spool(output, shard)
     bookkeeper = _Bookkeeper(commit)
     sink = _sink(output, folder, shard)
     with (
@@ -238,12 +238,12 @@ def _write(commit: Commit, folder: Path) -> Totals:
         LedgerWriter(folder / f"{shard}.parquet", shard) as ledger,
         SpoolWriter(folder / f"{shard}.spool") as failed,
     ):
-        for settled in _wanted(samples, commit.row_numbers):
-            bookkeeper.enter(settled)
-            ledger.write(settled.lines)
-            failed.write(*settled.failed)
-            if settled.frame is not None:
-                sink.write_frame(settled.frame)
+        for committed in _wanted(samples, commit.row_numbers):
+            bookkeeper.enter(committed)
+            ledger.write(committed.lines)
+            failed.write(*committed.failed)
+            if committed.frame is not None:
+                sink.write_frame(committed.frame)
         sink.finish()
         sink.check(bookkeeper.own_rows)
         books = bookkeeper.balance(sink.written_bytes, ledger.lines)
@@ -252,22 +252,22 @@ def _write(commit: Commit, folder: Path) -> Totals:
 
 
 def _sink(output: Output, folder: Path, shard: str) -> Sink:
-    if output.dataset.holds is Holds.SHARDS:
-        return PickleSink(folder, shard)
-    before = output.state.saved(shard)
-    return FileSink(folder, shard, before if output.retry and before.exists() else None)
+    if output.dataset.output_kind is OutputKind.SHARDS:
+        return PickleShardWriter(folder, shard)
+    before = output.layout.saved(shard)
+    return ImageFilesWriter(folder, shard, before if output.retry and before.exists() else None)
 
 
-def _wanted(samples: Iterable[Settled], row_numbers: frozenset[int] | None) -> Iterator[Settled]:
+def _wanted(samples: Iterable[CommittedSample], row_numbers: frozenset[int] | None) -> Iterator[CommittedSample]:
     """The samples, those without a row whose rows are not wanted."""
     if row_numbers is None:
         yield from samples
         return
     rows = 0
-    for settled in samples:
-        is_wanted = not settled.has_row or rows in row_numbers
-        rows += settled.has_row
-        yield settled if is_wanted else replace(settled, frame=None, has_row=False, failed=())
+    for committed in samples:
+        is_wanted = not committed.has_row or rows in row_numbers
+        rows += committed.has_row
+        yield committed if is_wanted else replace(committed, frame=None, has_row=False, failed=())
 
 
 class _Bookkeeper:
@@ -283,27 +283,27 @@ class _Bookkeeper:
         self._bad_lines = 0
         self._outcomes: Counter[str] = Counter()
 
-    def enter(self, settled: Settled) -> None:
+    def enter(self, committed: CommittedSample) -> None:
         """Take the next sample into the books."""
         position = len(self._has_row)
-        if settled.position != position:
+        if committed.position != position:
             raise ConservationError(f"shard {self._commit.shard}: sample {position} is missing or there twice")
-        self._has_row.append(settled.has_row)
-        self._is_own.append(settled.frame is not None)
-        self.own_rows += settled.frame is not None
-        self._lines += len(settled.lines)
-        self._outcomes.update(line.outcome for line in settled.lines)
-        self._not_asked += sum(not line.is_asked for line in settled.lines)
-        self._bad_lines += settled.is_bad_line
+        self._has_row.append(committed.has_row)
+        self._is_own.append(committed.frame is not None)
+        self.own_rows += committed.frame is not None
+        self._lines += len(committed.lines)
+        self._outcomes.update(line.outcome for line in committed.lines)
+        self._not_asked += sum(not line.is_asked for line in committed.lines)
+        self._bad_lines += committed.is_bad_line
 
-    def balance(self, written_bytes: int, ledger_lines: int) -> Books:
+    def balance(self, written_bytes: int, ledger_lines: int) -> ShardSummary:
         """Close the books.
 
         Raises:
             ConservationError: They do not balance: samples or images were lost or counted twice.
         """
         shard, expected = self._commit.shard, self._commit.samples
-        totals = Totals(len(self._has_row), sum(self._has_row), dict(self._outcomes), written_bytes, self._notes())
+        totals = ShardCounts(len(self._has_row), sum(self._has_row), dict(self._outcomes), written_bytes, self._notes())
         if totals.samples != expected:
             raise ConservationError(f"shard {shard}: {totals.samples} samples ended of {expected} in the manifest")
         if not totals.images == totals.ok + totals.failed == self._lines == ledger_lines:
@@ -313,14 +313,14 @@ class _Bookkeeper:
             )
         retry = self._commit.output.retry
         number = 0 if retry is None else retry.number
-        return Books(totals, np.array(self._has_row, np.bool_), np.array(self._is_own, np.bool_), number)
+        return ShardSummary(totals, np.array(self._has_row, np.bool_), np.array(self._is_own, np.bool_), number)
 
     def _notes(self) -> dict[str, int]:
         """What was counted besides; a retry has not looked through the manifest again."""
         output, notes = self._commit.output, self._commit.notes
         if output.retry is not None:
-            notes = read_totals(output.state.ledger(self._commit.shard)).notes
-        counted = Counter({name: count for name, count in notes.items() if name != Note.NOT_ASKED})
-        counted[Note.NOT_ASKED.value] = self._not_asked
-        counted[Note.BAD_LINES.value] += self._bad_lines
+            notes = read_shard_counts(output.layout.ledger(self._commit.shard)).notes
+        counted = Counter({name: count for name, count in notes.items() if name != CounterName.NOT_ASKED})
+        counted[CounterName.NOT_ASKED.value] = self._not_asked
+        counted[CounterName.BAD_LINES.value] += self._bad_lines
         return {str(name): count for name, count in counted.items() if count}

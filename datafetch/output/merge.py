@@ -12,18 +12,18 @@ from typing import Generic, TypeAlias, TypeVar
 
 from datafetch.errors import ConservationError
 from datafetch.model.interfaces import Dataset
-from datafetch.model.kinds import Holds, Payload
+from datafetch.model.kinds import OutputKind, Payload
 from datafetch.model.ledger_line import LedgerLine
 from datafetch.model.outcome import OK, Encoded, Failure, FailureKind, Outcome, Permission
 from datafetch.model.sample import BAD_LINE, Record, Sample
 from datafetch.output.formats import row_frame, stand_in, stream_frames
-from datafetch.store.layout import State
-from datafetch.store.ledger import read_books, read_samples
-from datafetch.store.retry_filter import Retry, Wanted
+from datafetch.store.layout import OutputLayout
+from datafetch.store.ledger import read_samples, read_shard_summary
+from datafetch.store.retry_filter import Retry, RetryFilter
 from datafetch.store.spool import SpooledSample, SpoolReader
-from datafetch.store.spool_format import ImageEnd, Stored, StoredImage
+from datafetch.store.spool_format import ImageResult, Stored, StoredImage
 
-SpooledImage: TypeAlias = ImageEnd | StoredImage
+SpooledImage: TypeAlias = ImageResult | StoredImage
 _MOST_ATTEMPTS = 127  # as the ledger's column holds them
 MAX_SAMPLE_BYTES = 256 * 1024 * 1024
 """What the images of one sample may take together, by default."""
@@ -40,21 +40,21 @@ class Output:
 
     Attributes:
         dataset: Whose rows they are.
-        state: Where everything lies.
+        layout: Where everything lies.
         payload: How a row holds its images.
         retry: What is tried again; None for a first run.
         max_sample_bytes: What the images of one sample may take together.
     """
 
     dataset: Dataset
-    state: State
+    layout: OutputLayout
     payload: Payload = Payload.BASE64
     retry: Retry | None = None
     max_sample_bytes: int = MAX_SAMPLE_BYTES
 
 
 @dataclass(frozen=True, slots=True)
-class Settled:
+class CommittedSample:
     """A sample as its shard is to have it.
 
     Attributes:
@@ -99,22 +99,22 @@ def may_become_row(output: Output, sample: Sample, failures: Sequence[Failure | 
     return output.dataset.to_row(Record(sample, outcomes), output.payload) is not None
 
 
-def settle_spool(output: Output, shard: str) -> Iterator[Settled]:
+def merge_spool(output: Output, shard: str) -> Iterator[CommittedSample]:
     """The samples of a shard that was fetched for the first time."""
-    for spooled in SpoolReader(output.state.spool(shard)).samples():
+    for spooled in SpoolReader(output.layout.spool(shard)).samples():
         yield _settle(output, spooled)
 
 
-def settle_retry(output: Output, shard: str, wanted: Wanted) -> Iterator[Settled]:
+def merge_retry(output: Output, shard: str, wanted: RetryFilter) -> Iterator[CommittedSample]:
     """The samples of a shard of which some were tried again, in its spool, and the others stay as they are."""
-    state = output.state
-    books = read_books(state.ledger(shard))
+    layout = output.layout
+    books = read_shard_summary(layout.ledger(shard))
     frames: Iterator[Iterable[bytes]] = iter(())
-    if books.totals.rows and output.dataset.holds is Holds.SHARDS and not state.equal.exists():
-        frames = stream_frames(state.out / f"{shard}.pkl")
-    lines = _ByPosition(read_samples(state.ledger(shard)), lambda lines: lines[0].sample)
-    failed = _ByPosition(SpoolReader(state.failed(shard)).samples(), _position)
-    retried = _ByPosition(SpoolReader(state.spool(shard)).samples(), _position)
+    if books.totals.rows and output.dataset.output_kind is OutputKind.SHARDS and not layout.equal.exists():
+        frames = stream_frames(layout.out / f"{shard}.pkl")
+    lines = _ByPosition(read_samples(layout.ledger(shard)), lambda lines: lines[0].sample)
+    failed = _ByPosition(SpoolReader(layout.failed(shard)).samples(), _position)
+    retried = _ByPosition(SpoolReader(layout.spool(shard)).samples(), _position)
     for position in range(books.totals.samples):
         has_row = bool(books.has_row[position])
         before = lines.take(position) or ()
@@ -122,19 +122,19 @@ def settle_retry(output: Output, shard: str, wanted: Wanted) -> Iterator[Settled
         kept = failed.take(position)
         spooled = retried.take(position)
         if spooled is None:
-            yield Settled(position, before, frame, has_row, () if kept is None else (*kept.images, kept.sample))
+            yield CommittedSample(position, before, frame, has_row, () if kept is None else (*kept.images, kept.sample))
         else:
             assert kept is not None, "what is tried again was kept"
-            stayed = wanted.settled(kept, before)
+            stayed = wanted.carried_over(kept, before)
             there = frozenset(end.line.image for end in stayed if end.line.outcome == OK)
-            settled = _settle(output, _add_what_was(spooled, before, stayed), there)
+            committed = _settle(output, _add_what_was(spooled, before, stayed), there)
             # A row that nothing came to stays where it is.
-            yield replace(settled, frame=frame) if has_row and not _is_better(settled.lines, before) else settled
+            yield replace(committed, frame=frame) if has_row and not _is_better(committed.lines, before) else committed
     if not lines.is_empty or not failed.is_empty or not retried.is_empty or next(frames, None) is not None:
         raise ConservationError(f"shard {shard}: the retry has samples that the shard has not")
 
 
-def _settle(output: Output, whole: SpooledSample, there: frozenset[int] = frozenset()) -> Settled:
+def _settle(output: Output, whole: SpooledSample, there: frozenset[int] = frozenset()) -> CommittedSample:
     """Decide on a sample.
 
     Args:
@@ -149,7 +149,7 @@ def _settle(output: Output, whole: SpooledSample, there: frozenset[int] = frozen
     frame = None if row is None else row_frame(row, spooled.images)
     failed = _keep_for_retry(output, spooled, has_row=frame is not None)
     is_bad_line = not record.sample.urls and record.sample.row.keys() == {BAD_LINE}
-    return Settled(record.sample.position, spooled.lines, frame, frame is not None, failed, is_bad_line)
+    return CommittedSample(record.sample.position, spooled.lines, frame, frame is not None, failed, is_bad_line)
 
 
 def _within(images: Sequence[SpooledImage], most_bytes: int, there: frozenset[int]) -> tuple[SpooledImage, ...]:
@@ -169,7 +169,7 @@ def _within(images: Sequence[SpooledImage], most_bytes: int, there: frozenset[in
             continue
         detail = f"with it the images of its sample are larger than {most_bytes:,} bytes together (--max-sample)"
         line = replace(end.line, outcome=FailureKind.TOO_LARGE.value, width=None, height=None, format="", detail=detail)
-        within.append(ImageEnd(line, b""))
+        within.append(ImageResult(line, b""))
     return tuple(within)
 
 
@@ -182,7 +182,7 @@ def _keep_for_retry(output: Output, spooled: SpooledSample, *, has_row: bool) ->
 
     Where the output holds files, a sample of which nothing could be asked for is kept as well: it tells why.
     """
-    if not spooled.sample.urls and output.dataset.holds is Holds.FILES:
+    if not spooled.sample.urls and output.dataset.output_kind is OutputKind.FILES:
         return (spooled.sample,)
     if all(line.outcome == OK for line in spooled.lines):
         return ()
@@ -192,10 +192,10 @@ def _keep_for_retry(output: Output, spooled: SpooledSample, *, has_row: bool) ->
 
 
 def _add_what_was(
-    spooled: SpooledSample, before: tuple[LedgerLine, ...], settled: tuple[SpooledImage, ...]
+    spooled: SpooledSample, before: tuple[LedgerLine, ...], committed: tuple[SpooledImage, ...]
 ) -> SpooledSample:
     """The sample with what the ledger said of its images before: all requests ever made, and the same damage."""
-    stayed = {end.line.image for end in settled}
+    stayed = {end.line.image for end in committed}
     images = tuple(
         end if end.line.image in stayed else replace(end, line=_tried_again(end.line, line))
         for end, line in zip(spooled.images, before, strict=True)

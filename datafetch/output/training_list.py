@@ -20,57 +20,57 @@ from datafetch.datasets.readers import RecordReader
 from datafetch.errors import ConfigurationError, ConservationError, raise_want
 from datafetch.model.outcome import OK
 from datafetch.store.atomic import make_folder, publish, write_atomically
-from datafetch.store.layout import State
-from datafetch.store.ledger import read_books, read_samples
+from datafetch.store.layout import OutputLayout
+from datafetch.store.ledger import read_samples, read_shard_summary
 from datafetch.store.spool import SpoolReader
 
 _MADE = "made.json"
 
 
-def trainers_list(state: State, name: str) -> Path:
+def trainers_list(layout: OutputLayout, name: str) -> Path:
     """Where the list lies that the trainer reads."""
-    return state.out.parent / name
+    return layout.out.parent / name
 
 
-def published_source(state: State, source: Path, name: str) -> Path:
+def published_source(layout: OutputLayout, source: Path, name: str) -> Path:
     """What to read the published list from: the copy that was kept, where the trainer's list took its place.
 
     Args:
-        state: Of the output.
+        layout: Of the output.
         source: Where the operator says that it is: the list, or a folder that holds it.
         name: What it is called.
     """
     path = source / name if source.is_dir() else source
-    ours, kept = trainers_list(state, name), _kept(state)
+    ours, kept = trainers_list(layout, name), _kept(layout)
     if kept is None or not path.exists() or not ours.exists() or not path.samefile(ours):
         return source
     try:
-        made: object = orjson.loads((state.published_list / _MADE).read_bytes())
+        made: object = orjson.loads((layout.published_list / _MADE).read_bytes())
     except (OSError, ValueError) as error:
         raise_want(error)
         return source
     return kept if made == {"sha256": _sha256(path)} else source
 
 
-def keep_published(state: State, path: Path) -> None:
+def keep_published(layout: OutputLayout, path: Path) -> None:
     """Keep a copy of the published list."""
-    copy = state.published_list / path.name
+    copy = layout.published_list / path.name
     if path == copy:
         return
-    make_folder(state.published_list)
-    unfinished = state.published_list / f"{path.name}.tmp"
+    make_folder(layout.published_list)
+    unfinished = layout.published_list / f"{path.name}.tmp"
     shutil.copyfile(path, unfinished)
     publish(unfinished, copy)
-    for other in state.published_list.iterdir():
+    for other in layout.published_list.iterdir():
         if other.name not in (copy.name, _MADE):
             other.unlink()
 
 
-def write_trainers_list(state: State, shards: Iterable[str], name: str) -> None:
+def write_trainers_list(layout: OutputLayout, shards: Iterable[str], name: str) -> None:
     """Write the trainer's list, and beside the published one what was dropped and why.
 
     Args:
-        state: Of the output; its lock is held.
+        layout: Of the output; its lock is held.
         shards: All shards of the published list that have a ledger, in order.
         name: What the list is called.
 
@@ -78,18 +78,18 @@ def write_trainers_list(state: State, shards: Iterable[str], name: str) -> None:
         ConfigurationError: The copy of the published list is not there any more.
         ConservationError: It does not have as many records as the ledgers say.
     """
-    kept = _kept(state)
+    kept = _kept(layout)
     if kept is None:
-        raise ConfigurationError(f"{state.published_list} has no published list any more; put it back, or use --fresh")
-    final = trainers_list(state, name)
-    unfinished = [state.folder / f"{path.name}.tmp" for path in (final, state.dropped)]
+        raise ConfigurationError(f"{layout.published_list} has no published list any more; put it back, or use --fresh")
+    final = trainers_list(layout, name)
+    unfinished = [layout.folder / f"{path.name}.tmp" for path in (final, layout.dropped)]
     with unfinished[0].open("wb") as used, unfinished[1].open("wb") as dropped:
         digest = _Digest(used)
-        _write(digest, dropped, kept, _fates(state, shards))
+        _write(digest, dropped, kept, _fates(layout, shards))
     # What is ours is known before it is there: a list of the operator's is never taken for one of ours.
-    write_atomically(state.published_list / _MADE, orjson.dumps({"sha256": digest.sha256}))
+    write_atomically(layout.published_list / _MADE, orjson.dumps({"sha256": digest.sha256}))
     publish(unfinished[0], final)
-    publish(unfinished[1], state.dropped)
+    publish(unfinished[1], layout.dropped)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,32 +141,32 @@ def _json(record: object) -> bytes:
         return json.dumps(record).encode()
 
 
-def _fates(state: State, shards: Iterable[str]) -> Iterator[_Fate]:
+def _fates(layout: OutputLayout, shards: Iterable[str]) -> Iterator[_Fate]:
     """What became of all records, in order."""
     for shard in shards:
-        books = read_books(state.ledger(shard))
-        reasons = dict(_dropped(state, shard))
+        books = read_shard_summary(layout.ledger(shard))
+        reasons = dict(_dropped(layout, shard))
         for position, has_row in enumerate(books.has_row.tolist()):
             yield _Fate("", None) if has_row else reasons.get(position, _Fate("", "no image"))
 
 
-def _dropped(state: State, shard: str) -> Iterator[tuple[int, _Fate]]:
-    for spooled in SpoolReader(state.failed(shard)).samples():
+def _dropped(layout: OutputLayout, shard: str) -> Iterator[tuple[int, _Fate]]:
+    for spooled in SpoolReader(layout.failed(shard)).samples():
         refused = spooled.sample.row.get("refused")
         if isinstance(refused, str):
             yield spooled.sample.position, _Fate(spooled.sample.key, refused)
-    for lines in read_samples(state.ledger(shard)):
+    for lines in read_samples(layout.ledger(shard)):
         for line in lines:
             if line.outcome != OK:
                 yield line.sample, _Fate(line.key, f"{line.outcome}: {line.detail}")
                 break
 
 
-def _kept(state: State) -> Path | None:
+def _kept(layout: OutputLayout) -> Path | None:
     """The copy of the published list, if there is one."""
-    if not state.published_list.is_dir():
+    if not layout.published_list.is_dir():
         return None
-    found = [path for path in state.published_list.iterdir() if path.name != _MADE and path.suffix != ".tmp"]
+    found = [path for path in layout.published_list.iterdir() if path.name != _MADE and path.suffix != ".tmp"]
     return found[0] if len(found) == 1 else None
 
 

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datafetch.errors import ConfigurationError
-from datafetch.model.kinds import Holds
+from datafetch.model.kinds import OutputKind
 
 SUFFIX = ".datafetch"
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class OutputLayout:
     """Where everything of one output lies.
 
     Attributes:
@@ -32,7 +32,7 @@ class State:
     out: Path
     scratch: Path | None = None
     job_hash: str = ""
-    holds: Holds = Holds.SHARDS
+    output_kind: OutputKind = OutputKind.SHARDS
 
     @property
     def folder(self) -> Path:
@@ -58,7 +58,7 @@ class State:
     def real_lock(self) -> Path | None:
         """Held by a run that names the folder which this output is a link to; None where it is none."""
         real = self.out.resolve()
-        return State(real).lock if real.name and real != self.out else None
+        return OutputLayout(real).lock if real.name and real != self.out else None
 
     @property
     def progress(self) -> Path:
@@ -161,7 +161,7 @@ class State:
         return self.all_spools / self.job_hash / f"{shard}.spool"
 
 
-def fixed(path: Path) -> Path:
+def resolve_parent(path: Path) -> Path:
     """The same place by a path that holds wherever one stands, even in a folder that is moved.
 
     A link at its end stays one: the state lies beside it, and not beside what it leads to.
@@ -176,17 +176,17 @@ def output_of(path: Path) -> Path:
     Raises:
         ConfigurationError: It has no name.
     """
-    out = fixed(path)
+    out = resolve_parent(path)
     if not out.name:
         raise ConfigurationError(f"there is no run in {out}; give the folder that a run writes to")
-    if out.name.endswith(SUFFIX) and out.name != SUFFIX and not State(out).folder.exists():
+    if out.name.endswith(SUFFIX) and out.name != SUFFIX and not OutputLayout(out).folder.exists():
         return out.with_name(out.name.removesuffix(SUFFIX))
     return out
 
 
-def not_a_job(state: State) -> ConfigurationError:
+def not_a_job(layout: OutputLayout) -> ConfigurationError:
     """The error for a job file that is none."""
     return ConfigurationError(
-        f"{state.job} is not a job of this version of datafetch; put back a copy, or move {state.folder} and what lies "
-        f"in {state.out} away, and everything is fetched again"
+        f"{layout.job} is not a job of this version of datafetch; put back a copy, or move {layout.folder} and what "
+        f"lies in {layout.out} away, and everything is fetched again"
     )

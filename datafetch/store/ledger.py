@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from datafetch.errors import ConfigurationError, raise_want
-from datafetch.model.ledger_line import LedgerLine, Totals
+from datafetch.model.ledger_line import LedgerLine, ShardCounts
 from datafetch.model.outcome import NOT_ASKED, FailureKind, Permission
 
 SCHEMA = pa.schema(
@@ -63,7 +63,7 @@ _LINES_AT_ONCE = 4096  # as Python objects
 
 
 @dataclass(frozen=True, slots=True)
-class Books:
+class ShardSummary:
     """What a shard came to.
 
     Attributes:
@@ -74,7 +74,7 @@ class Books:
         retry: Which retry the shard has last been part of; 0 before the first.
     """
 
-    totals: Totals
+    totals: ShardCounts
     has_row: Bools
     own_rows: Bools
     retry: int = 0
@@ -108,7 +108,7 @@ class LedgerWriter:
             if len(self._pending) >= _LINES_A_ROW_GROUP or self._pending_bytes >= _BYTES_A_ROW_GROUP:
                 self._flush()
 
-    def finish(self, books: Books) -> None:
+    def finish(self, books: ShardSummary) -> None:
         """Write what is pending, and the shard's books."""
         self._flush()
         self._writer.add_key_value_metadata(
@@ -155,7 +155,7 @@ def unpack_bools(packed: bytes | str, count: int) -> Bools:
     return np.unpackbits(bits, count=count).astype(np.bool_)
 
 
-def read_totals(path: Path) -> Totals:
+def read_shard_counts(path: Path) -> ShardCounts:
     """The counts of a published shard.
 
     Raises:
@@ -164,16 +164,16 @@ def read_totals(path: Path) -> Totals:
     return _totals(path, _read_metadata(path))
 
 
-def sum_totals(paths: Iterable[Path]) -> Totals:
+def sum_shard_counts(paths: Iterable[Path]) -> ShardCounts:
     """The counts of all those shards that are published.
 
     Raises:
         ConfigurationError: A file is not a ledger.
     """
-    return Totals.sum(read_totals(path) for path in paths if path.exists())
+    return ShardCounts.sum(read_shard_counts(path) for path in paths if path.exists())
 
 
-def read_books(path: Path) -> Books:
+def read_shard_summary(path: Path) -> ShardSummary:
     """What a published shard came to.
 
     Raises:
@@ -181,7 +181,7 @@ def read_books(path: Path) -> Books:
     """
     metadata = _read_metadata(path)
     totals = _totals(path, metadata)
-    return Books(
+    return ShardSummary(
         totals,
         unpack_bools(metadata[_ROWS_KEY], totals.samples),
         unpack_bools(metadata[_OWN_ROWS_KEY], totals.samples),
@@ -241,14 +241,14 @@ def count_unpermitted(path: Path, kind: FailureKind, permission: Permission) -> 
     return count
 
 
-def _totals(path: Path, metadata: Mapping[bytes, bytes]) -> Totals:
+def _totals(path: Path, metadata: Mapping[bytes, bytes]) -> ShardCounts:
     try:
-        return _checked(Totals(**orjson.loads(metadata[_TOTALS_KEY])))
+        return _checked(ShardCounts(**orjson.loads(metadata[_TOTALS_KEY])))
     except (TypeError, ValueError) as error:
         raise not_a_ledger(path) from error
 
 
-def _checked(totals: Totals) -> Totals:
+def _checked(totals: ShardCounts) -> ShardCounts:
     """Books that are numbers throughout.
 
     Raises:

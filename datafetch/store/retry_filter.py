@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from datafetch.model.ledger_line import LedgerLine
 from datafetch.model.outcome import Failure, FailureKind
 from datafetch.store.spool import SpooledSample
-from datafetch.store.spool_format import ImageEnd, StoredImage
+from datafetch.store.spool_format import ImageResult, StoredImage
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class RetryFilter:
     """Failures that are to be tried again.
 
     Attributes:
@@ -26,7 +26,7 @@ class Wanted:
     also: frozenset[FailureKind] = frozenset()
 
     @classmethod
-    def all(cls) -> Wanted:
+    def all(cls) -> RetryFilter:
         """Whatever failed."""
         return cls(frozenset(FailureKind))
 
@@ -36,7 +36,7 @@ class Wanted:
             return failure.kind in self.kinds
         return failure.may_pass or failure.kind in self.also
 
-    def goes_with(self, interrupted: Wanted) -> bool:
+    def goes_with(self, interrupted: RetryFilter) -> bool:
         """Whether who wants this may be given an interrupted retry to complete: it tries no other kinds than it says.
 
         Without kinds, it says nothing of those that the interrupted one has.
@@ -49,7 +49,7 @@ class Wanted:
         """Whether one of a sample's images is to be tried again."""
         return any(self._wants_line(line) for line in lines)
 
-    def settled(self, kept: SpooledSample, lines: tuple[LedgerLine, ...]) -> tuple[ImageEnd | StoredImage, ...]:
+    def carried_over(self, kept: SpooledSample, lines: tuple[LedgerLine, ...]) -> tuple[ImageResult | StoredImage, ...]:
         """Those images of a sample that are not fetched again, as they were.
 
         Args:
@@ -58,7 +58,7 @@ class Wanted:
         """
         arrived = {end.line.image: end for end in kept.images}
         return tuple(
-            replace(arrived[line.image], line=line) if line.image in arrived else ImageEnd(line, b"")
+            replace(arrived[line.image], line=line) if line.image in arrived else ImageResult(line, b"")
             for line in lines
             if line.image in arrived or (isinstance(line.to_outcome(b""), Failure) and not self._wants_line(line))
         )
@@ -79,5 +79,5 @@ class Retry:
     """
 
     number: int
-    wanted: Wanted
+    wanted: RetryFilter
     token: str = ""

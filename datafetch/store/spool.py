@@ -29,8 +29,8 @@ from datafetch.model.sample import Record, Sample
 from datafetch.store.atomic import make_folder, sync, sync_open
 from datafetch.store.spool_format import (
     START_BYTES,
-    Ended,
-    ImageEnd,
+    ImageResult,
+    SpoolRecord,
     Stored,
     StoredImage,
     begin,
@@ -96,7 +96,7 @@ class Spool:
         except OSError as error:
             raise ResourceError.of_disk(error, f"open the spool {path}") from error
 
-    async def append(self, *ended: Ended) -> int:
+    async def append(self, *ended: SpoolRecord) -> int:
         """Append entries and return when the operating system has them.
 
         Whoever holds the lock writes for everybody who came meanwhile; a caller waits for at most two writes, so
@@ -168,7 +168,7 @@ class WrittenEntries:
         self._marker = marker
         self._holders = 1
 
-    def hold(self) -> None:
+    def retain(self) -> None:
         """Keep it readable until ``release``."""
         self._holders += 1
 
@@ -183,21 +183,21 @@ class WrittenEntries:
         """What it takes of the disk."""
         return os.fstat(self._file.fileno()).st_size
 
-    async def image(self, offset: int) -> ImageEnd | None:
+    async def image(self, offset: int) -> ImageResult | None:
         """The image at this place; None where there is none, or nobody holds this any more."""
         if not self._holders:
             return None
-        self.hold()
+        self.retain()
         try:
             return await asyncio.to_thread(self._read, offset)
         finally:
             self.release()
 
-    def _read(self, offset: int) -> ImageEnd | None:
+    def _read(self, offset: int) -> ImageResult | None:
         # A descriptor of its own: the file's place is shared by all who read.
         with os.fdopen(os.open(f"/proc/self/fd/{self._file.fileno()}", os.O_RDONLY), "rb") as file:
             entry = read_entry(file, self._marker, offset)
-        return entry.ended if entry is not None and isinstance(entry.ended, ImageEnd) else None
+        return entry.ended if entry is not None and isinstance(entry.ended, ImageResult) else None
 
 
 def _recover(path: Path) -> Recovered:
@@ -222,7 +222,7 @@ def _recover(path: Path) -> Recovered:
     return recovered
 
 
-def _note(recovered: Recovered, urls: dict[int, int], ended: Ended) -> None:
+def _note(recovered: Recovered, urls: dict[int, int], ended: SpoolRecord) -> None:
     """Take an entry into account; ``urls``: samples that said to have ended → how many images they have."""
     if isinstance(ended, Sample):
         position = ended.position
@@ -302,14 +302,14 @@ class SpooledSample:
     """A sample as a spool has it, with those of its images that are there, in their order."""
 
     sample: Sample
-    images: tuple[ImageEnd | StoredImage, ...]
+    images: tuple[ImageResult | StoredImage, ...]
 
     @property
     def lines(self) -> tuple[LedgerLine, ...]:
         """What the ledger will say of them."""
         return tuple(end.line for end in self.images)
 
-    def record(self, jpeg: Callable[[ImageEnd | StoredImage], bytes]) -> Record:
+    def record(self, jpeg: Callable[[ImageResult | StoredImage], bytes]) -> Record:
         """The finished sample.
 
         Args:
@@ -380,7 +380,7 @@ class _HeldFile(io.BufferedReader):
         self.close()
 
 
-def _place(ended: Ended) -> tuple[int, int]:
+def _place(ended: SpoolRecord) -> tuple[int, int]:
     if isinstance(ended, Sample):
         return ended.position, _SAMPLE_ENTRY
     return ended.line.sample, ended.line.image

@@ -41,7 +41,7 @@ _SEARCH_BYTES = 1 << 20  # of a damaged stretch, at a time
 
 
 @dataclass(frozen=True, slots=True)
-class ImageEnd:
+class ImageResult:
     """An image that ended: what the ledger will say, and the JPEG (empty where it did not arrive)."""
 
     line: LedgerLine
@@ -52,7 +52,7 @@ class ImageEnd:
         """The size of the JPEG."""
         return len(self.jpeg)
 
-    def load(self) -> ImageEnd:
+    def load(self) -> ImageResult:
         """The same; for whoever has one that may still lie in a spool."""
         return self
 
@@ -75,7 +75,7 @@ class StoredImage:
     marker: bytes
     offset: int
 
-    def load(self) -> ImageEnd:
+    def load(self) -> ImageResult:
         """The image with its JPEG.
 
         Raises:
@@ -84,13 +84,13 @@ class StoredImage:
         payload = _read_payload(self.file, self.marker, self.offset)
         if payload is None or len(payload) < self.jpeg_bytes:
             raise ConservationError(f"{self.file.name} changed while it was read")
-        return ImageEnd(self.line, payload[len(payload) - self.jpeg_bytes :])
+        return ImageResult(self.line, payload[len(payload) - self.jpeg_bytes :])
 
 
-Ended: TypeAlias = ImageEnd | Sample
+SpoolRecord: TypeAlias = ImageResult | Sample
 """What an entry tells."""
 
-Stored: TypeAlias = Ended | StoredImage
+Stored: TypeAlias = SpoolRecord | StoredImage
 """The same, where JPEGs may be left in a spool."""
 
 
@@ -100,7 +100,7 @@ class Entry:
 
     offset: int
     end: int
-    ended: Ended
+    ended: SpoolRecord
 
 
 def begin(marker: bytes | None = None) -> bytes:
@@ -211,7 +211,7 @@ def read_stored(file: BinaryIO, marker: bytes, offset: int) -> Sample | StoredIm
     return ended if isinstance(ended, Sample) else StoredImage(ended.line, jpeg_bytes, file, marker, offset)
 
 
-def read_heads(file: BinaryIO, marker: bytes) -> Iterator[Ended]:
+def read_heads(file: BinaryIO, marker: bytes) -> Iterator[SpoolRecord]:
     """What the entries say, without the images, up to the first that is not whole: a quick look, nothing is checked."""
     offset, size = file.tell(), os.fstat(file.fileno()).st_size
     while (front := _read_front(file, marker, offset)) is not None:
@@ -255,10 +255,10 @@ def _find(file: BinaryIO, marker: bytes, offset: int) -> int:
         offset += len(stretch) - MARKER_BYTES + 1
 
 
-def _decode(payload: bytes) -> Ended:
+def _decode(payload: bytes) -> SpoolRecord:
     kind, head_bytes = _KIND_AND_HEAD_LENGTH.unpack_from(payload)
     behind = _KIND_AND_HEAD_LENGTH.size + head_bytes
     fields: Any = exact_json.parse(payload[_KIND_AND_HEAD_LENGTH.size : behind])
     if kind == _SAMPLE:
         return Sample(fields["position"], fields["key"], tuple(fields["urls"]), fields["row"])
-    return ImageEnd(LedgerLine.from_fields(fields), payload[behind:])
+    return ImageResult(LedgerLine.from_fields(fields), payload[behind:])

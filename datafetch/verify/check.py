@@ -18,18 +18,18 @@ from datafetch.datasets import DATASETS, find_dataset
 from datafetch.errors import ConfigurationError, DatafetchError, raise_want, refuse_outside
 from datafetch.model.interfaces import Dataset
 from datafetch.model.kinds import Loader
-from datafetch.model.observers import look_on
+from datafetch.model.observers import observing
 from datafetch.output.reshard.ranks import GROUP_OF, Ranks
 from datafetch.process.event_loop import run_to_end
-from datafetch.store.layout import State
+from datafetch.store.layout import OutputLayout
 from datafetch.transcode import MOST_PROCESSES, Encoding, ImageSpec, Transcoder
 from datafetch.transcode.pool.pool import available_cpus
-from datafetch.verify.findings import Examined, Findings, Standing, batched
+from datafetch.verify.findings import Examined, Findings, VerifyProgress, batched
 from datafetch.verify.folder import ImageFolder
 from datafetch.verify.images import Decoding
 from datafetch.verify.shards import ShardFolder
 from datafetch.verify.torch import RecordList
-from datafetch.verify.verdict import Reading, Verdict
+from datafetch.verify.verdict import EpochUsage, Verdict
 
 # Twice Pillow's limit is where the trainer's ``Image.open`` refuses. In shards a sound JPEG is decoded in a fraction of
 # the time that all of its pixels take; files are of any format, and are decoded as the trainer does.
@@ -39,7 +39,7 @@ _AS_FILES = ImageSpec(encode=Encoding.RECEIVED, max_pixels=_MOST_PIXELS)
 
 Subject: TypeAlias = ShardFolder | RecordList | ImageFolder
 
-Observer: TypeAlias = Callable[[Callable[[], Standing]], Coroutine[None, None, None]]
+Observer: TypeAlias = Callable[[Callable[[], VerifyProgress]], Coroutine[None, None, None]]
 """Watches: a coroutine function that may ask how it stands as often as it likes, until it is cancelled.
 
 What it raises is logged as an error under ``datafetch.model.observers``, and the check continues without it.
@@ -109,7 +109,7 @@ async def verify_output(check: Check, observe: Observer | None = None) -> Verdic
         raise ConfigurationError(f"{check.out} can't be looked into: {error.strerror or error}") from error
     try:
         async with asyncio.TaskGroup() as group:
-            watching = None if observe is None else group.create_task(look_on(observe, findings.standing))
+            watching = None if observe is None else group.create_task(observing(observe, findings.standing))
             await _examine(subject, findings, check.processes or available_cpus())
             if watching is not None:
                 watching.cancel()
@@ -117,7 +117,7 @@ async def verify_output(check: Check, observe: Observer | None = None) -> Verdic
         raise _first(errors) from errors
     reading = None
     if isinstance(subject, ShardFolder) and subject.shards:
-        reading = Reading.of(subject.row_counts, check.ranks(subject.loader))
+        reading = EpochUsage.of(subject.row_counts, check.ranks(subject.loader))
     of_ranks = tuple(reading.problems()) if reading else ()
     return Verdict(
         out=check.out,
@@ -215,22 +215,22 @@ def _remarks(out: Path) -> tuple[str, ...]:
     shards = job.get("shards")
     if not isinstance(shards, dict) or job.get("limit") is not None:  # a limit leaves shards out for good
         return ()
-    state = State(out.absolute())
-    if state.retry.exists():
+    layout = OutputLayout(out.absolute())
+    if layout.retry.exists():
         return ("a retry was interrupted; 'datafetch retry' completes it",)
     try:
-        left = sum(not state.ledger(shard).exists() for shard in shards)
+        left = sum(not layout.ledger(shard).exists() for shard in shards)
     except OSError:
         return ()
     if left:
         return (f"the run is not complete: {left:,} of {len(shards):,} shards of its manifest are not done",)
-    return () if state.report.exists() else ("the run is not complete: its last step was interrupted",)
+    return () if layout.report.exists() else ("the run is not complete: its last step was interrupted",)
 
 
 def _job(out: Path) -> dict[str, object]:
     """What the job file beside an output says; nothing where there is none that can be read."""
     try:
-        job = orjson.loads(State(out.absolute()).job.read_bytes())
+        job = orjson.loads(OutputLayout(out.absolute()).job.read_bytes())
     except (OSError, ValueError):
         return {}
     return job if isinstance(job, dict) else {}

@@ -86,7 +86,7 @@ class Examined:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class VerifyProgress:
     """How the examination stands.
 
     Attributes:
@@ -140,10 +140,10 @@ class Findings:
         """The problems that were kept, in the order of their places."""
         return tuple(map(str, sorted(self._kept)))
 
-    def standing(self) -> Standing:
+    def standing(self) -> VerifyProgress:
         """How it stands now."""
         elapsed_s = time.monotonic() - self._started_s
-        return Standing(self.samples, self.images, self.problems, self._read_bytes, self._total_bytes, elapsed_s)
+        return VerifyProgress(self.samples, self.images, self.problems, self._read_bytes, self._total_bytes, elapsed_s)
 
 
 def batched(examined: Iterable[Examined]) -> Iterator[list[Examined]]:

@@ -66,13 +66,15 @@ class ShardFolder:
     def examine(self) -> Iterator[Examined]:
         """Examine the folder, then the shards in order, row by row."""
         for name in self._leading_out:
-            yield _trouble(name, f"is a link that leads out of its folder, and is not followed; {FOLLOW_IT_YOURSELF}")
+            yield _file_problem(
+                name, f"is a link that leads out of its folder, and is not followed; {FOLLOW_IT_YOURSELF}"
+            )
         for name in self._strange:
-            yield _trouble(name, "is no file of a shard, and the trainer counts it")
+            yield _file_problem(name, "is no file of a shard, and the trainer counts it")
         for name in self._halves:
-            yield _trouble(name, f"stands alone, there is no {_other_half(name)}")
+            yield _file_problem(name, f"stands alone, there is no {_other_half(name)}")
         if not self._shards:
-            yield _trouble("", "there is no shard, that is a .pkl and a .count of the same name")
+            yield _file_problem("", "there is no shard, that is a .pkl and a .count of the same name")
         for shard in self._shards:
             yield from self._examine_shard(shard)
 
@@ -85,17 +87,17 @@ class ShardFolder:
                 rows += 1
         except ManifestError as error:
             is_whole = False
-            yield _trouble(file, f"{error}; {rows:,} rows could be read")
+            yield _file_problem(file, f"{error}; {rows:,} rows could be read")
         else:
             if not rows:
-                yield _trouble(file, "has no rows")
+                yield _file_problem(file, "has no rows")
         count = rows
         try:
             count = self._count(shard)
         except ManifestError as error:
-            yield _trouble(f"{shard}{_COUNT}", str(error))
+            yield _file_problem(f"{shard}{_COUNT}", str(error))
         if is_whole and count != rows:
-            yield _trouble(f"{shard}{_COUNT}", f"says {count:,}, {file} has {rows:,} rows")
+            yield _file_problem(f"{shard}{_COUNT}", f"says {count:,}, {file} has {rows:,} rows")
         # That a damaged shard has few rows is to be no second problem: the loader goes by what the count says.
         self.row_counts.append(rows if is_whole else max(rows, count))
 
@@ -171,5 +173,5 @@ def _other_half(name: str) -> str:
     return f"{stem}{_COUNT if dot + suffix == _ROWS else _ROWS}"
 
 
-def _trouble(file: str, what: str) -> Examined:
+def _file_problem(file: str, what: str) -> Examined:
     return Examined(problems=(Problem(Place(file), what),))

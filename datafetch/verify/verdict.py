@@ -13,7 +13,7 @@ _MUCH = 0.01  # of the samples; so much is worth a reshard
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class EpochUsage:
     """What the ranks read of the shards in one epoch."""
 
     shards: int
@@ -21,7 +21,7 @@ class Reading:
     epoch: Epoch
 
     @classmethod
-    def of(cls, counts: Sequence[int], ranks: Ranks) -> Reading:
+    def of(cls, counts: Sequence[int], ranks: Ranks) -> EpochUsage:
         """What they read of shards of so many rows."""
         return cls(len(counts), ranks, epoch(counts, ranks))
 
@@ -43,16 +43,16 @@ class Reading:
     def problems(self) -> Iterator[str]:
         """What the loader or its sampler would trip over."""
         ranks, groups = self.ranks, self.epoch.groups
-        cure = f"'datafetch reshard' makes equal ones for --world-size {ranks.world_size}"
+        fix = f"'datafetch reshard' makes equal ones for --world-size {ranks.world_size}"
         if not self.shards_per_rank:
             shards = "1 shard is" if self.shards == 1 else f"{self.shards:,} shards are"
-            yield f"{shards} fewer than {ranks.world_size:,} ranks, and the loader crashes; {cure}"
+            yield f"{shards} fewer than {ranks.world_size:,} ranks, and the loader crashes; {fix}"
         elif not groups:
-            yield f"the poorest rank has not even one group of {ranks.group:,} samples; {cure}"
+            yield f"the poorest rank has not even one group of {ranks.group:,} samples; {fix}"
         elif not self.epoch.is_aligned:
             yield (
                 f"each rank reads {groups:,} groups of {ranks.group:,}, which is not a multiple of the batch of "
-                f"{ranks.batch:,}, so that later ranks read the wrong samples; {cure}"
+                f"{ranks.batch:,}, so that later ranks read the wrong samples; {fix}"
             )
 
     def lines(self) -> Iterator[str]:
@@ -98,7 +98,7 @@ class Verdict:
     problems: tuple[str, ...]
     problem_count: int
     remarks: tuple[str, ...] = ()
-    reading: Reading | None = None
+    reading: EpochUsage | None = None
 
     @property
     def is_sound(self) -> bool:

@@ -15,7 +15,7 @@ from datafetch.cli.progress import ProgressConsole, show_progress, show_remarks
 from datafetch.engine.runner import retry as retry_run
 from datafetch.errors import ConfigurationError
 from datafetch.model.outcome import FailureKind
-from datafetch.store.retry_filter import Wanted
+from datafetch.store.retry_filter import RetryFilter
 
 
 @with_retry_options
@@ -46,15 +46,15 @@ def retry(
     return report_outcome(report, options)
 
 
-def _wanted(kinds: Sequence[str] | None, *, everything: bool, cured: frozenset[FailureKind]) -> Wanted:
+def _wanted(kinds: Sequence[str] | None, *, everything: bool, cured: frozenset[FailureKind]) -> RetryFilter:
     if everything and kinds:
         raise ConfigurationError("give --kinds or --all, not both")
     if everything:
-        return Wanted.all()
+        return RetryFilter.all()
     if not kinds:
-        return Wanted(also=cured)
+        return RetryFilter(also=cured)
     named = [kind.strip() for part in kinds for kind in part.split(",")]
     for kind in named:
         if kind not in tuple(FailureKind):
             raise ConfigurationError(f"there is no failure kind {kind!r}; there are: {', '.join(FailureKind)}")
-    return Wanted(frozenset(map(FailureKind, named)))
+    return RetryFilter(frozenset(map(FailureKind, named)))

@@ -71,9 +71,9 @@ def read_pages(file: BinaryIO, start: int, size_bytes: int) -> Iterator[Page]:
 
 def _page(size_bytes: int, header: dict[int, Any]) -> Page:
     for field, encoding_field in _ENCODING_FIELDS.items():
-        if isinstance(facts := header.get(field), dict):
-            encoding = facts.get(encoding_field)
-            values = facts.get(_VALUES_FIELD)
+        if isinstance(identity_fields := header.get(field), dict):
+            encoding = identity_fields.get(encoding_field)
+            values = identity_fields.get(_VALUES_FIELD)
             return Page(
                 size_bytes,
                 values if isinstance(values, int) else 0,

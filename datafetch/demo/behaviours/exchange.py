@@ -153,7 +153,7 @@ class Exchange:
 
 
 Answer = Callable[[Exchange], Awaitable[None]]
-Delivery = Callable[[bytes], bytes]
+SampleFetcher = Callable[[bytes], bytes]
 
 
 def _all_of_it(picture: bytes) -> bytes:
@@ -177,5 +177,5 @@ class Behaviour:
     expected: FailureKind | None = None
     status: int | None = None
     attempts: int | None = 1
-    delivers: Delivery = _all_of_it
+    delivers: SampleFetcher = _all_of_it
     waits: bool = False

@@ -36,7 +36,7 @@ class SavedFile:
     sample: int
 
 
-class FileSink:
+class ImageFilesWriter:
     """Writes one shard as numbered files in a folder, and ``<shard>.files``, which has a line of JSON for each.
 
     Args:

@@ -14,7 +14,7 @@ from datafetch.output.formats.pickle_rows import frame_sizes
 _PIECE_BYTES = 1 << 20
 
 
-class PickleSink:
+class PickleShardWriter:
     """Writes one shard as ``<name>.pkl`` and ``<name>.count`` in a folder."""
 
     def __init__(self, folder: Path, name: str) -> None:

@@ -54,7 +54,7 @@ def stream_frames(path: Path) -> Iterator[Iterable[bytes]]:
     """The rows of a shard written by datafetch, each in pieces that have to be taken before the next row is asked for.
 
     Raises:
-        ManifestError: It is not laid out as ``PickleSink`` does it, or is cut short.
+        ManifestError: It is not laid out as ``PickleShardWriter`` does it, or is cut short.
     """
     with path.open("rb", buffering=1 << 20) as file:
         if not _is_ours(file):
@@ -148,7 +148,7 @@ def _load_whole(path: Path) -> list[dict[str, Any]]:
 
 
 def _is_ours(file: BinaryIO) -> bool:
-    """Whether it is laid out as ``PickleSink`` does it; leaves the file behind its first MARK if so."""
+    """Whether it is laid out as ``PickleShardWriter`` does it; leaves the file behind its first MARK if so."""
     start = file.read(len(PREAMBLE) + 2)
     is_ours = start == PREAMBLE + pickle.MARK + pickle.FRAME
     if is_ours:

@@ -297,11 +297,11 @@ class _Machine:
 
     def build(self, _: object) -> None:
         """Set the state of a NumPy dtype; no other object may be given one."""
-        (state,) = self._pop(1)
+        (layout,) = self._pop(1)
         number_type = self._top()
         if not isinstance(number_type, _NumberType):
             raise ValueError("it sets the state of an object")  # noqa: TRY004 - the pickle's fault
-        number_type.set_up(state)
+        number_type.set_up(layout)
 
     def _make(self, container: object) -> None:
         self._left_containers -= 1
@@ -445,18 +445,18 @@ class _NumberType:
         self._bytes = struct.calcsize(self._format) if self._format else characters * _CHARACTER_BYTES[self._kind]
         self._order = ""
 
-    def set_up(self, state: object) -> None:
+    def set_up(self, layout: object) -> None:
         """Take the order of bytes.
 
         Raises:
             ValueError: The state is another than NumPy gives such a type.
         """
-        order = state[1] if isinstance(state, tuple) and len(state) > 1 else None
+        order = layout[1] if isinstance(layout, tuple) and len(layout) > 1 else None
         has_order = self._kind == "U" or (self._format is not None and self._bytes > 1)
         sizes = (-1, -1) if self._format else (self._bytes, _CHARACTER_BYTES[self._kind])
         # The last is for flags, of which text has one that older versions of NumPy did not set.
         states = [(3, order, None, None, None, *sizes, flags) for flags in ((0, 8) if self._kind == "U" else (0,))]
-        if order not in (("<", ">") if has_order else ("|",)) or state not in states:
+        if order not in (("<", ">") if has_order else ("|",)) or layout not in states:
             raise ValueError("it gives a NumPy dtype an unexpected state")
         self._order = str(order)
 

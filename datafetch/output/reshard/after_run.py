@@ -16,10 +16,10 @@ import numpy as np
 
 from datafetch.datasets.readers import Int64s
 from datafetch.errors import ConfigurationError, ConservationError
-from datafetch.output.reshard.copy import Plan, Source, Watch, order, rearrange
-from datafetch.output.reshard.record import Arrangement, read_arrangement
-from datafetch.store.layout import State
-from datafetch.store.ledger import Bools, pack_bools, read_books, unpack_bools
+from datafetch.output.reshard.copy import Plan, ProgressMonitor, Source, order, rearrange
+from datafetch.output.reshard.record import ReshardRecord, read_reshard_record
+from datafetch.store.layout import OutputLayout
+from datafetch.store.ledger import Bools, pack_bools, read_shard_summary, unpack_bools
 
 _log = logging.getLogger(__name__)
 
@@ -41,9 +41,9 @@ class _Samples:
     is_own: Bools
 
     @classmethod
-    def read(cls, state: State, shards: Sequence[str]) -> _Samples:
+    def read(cls, layout: OutputLayout, shards: Sequence[str]) -> _Samples:
         """What the ledgers say."""
-        books = [read_books(state.ledger(shard)) for shard in shards]
+        books = [read_shard_summary(layout.ledger(shard)) for shard in shards]
         return cls(
             tuple(shards),
             np.cumsum([book.totals.samples for book in books], dtype=np.int64),
@@ -57,11 +57,11 @@ class _Samples:
             yield shard, slice(int(begin), int(end))
 
 
-def make_equal(state: State, shards: Sequence[str], plan: Plan, watch: Watch) -> bool:
+def make_equal(layout: OutputLayout, shards: Sequence[str], plan: Plan, watch: ProgressMonitor) -> bool:
     """Make an output's shards equal, where they are not, and bring in the rows that a retry has added.
 
     Args:
-        state: Of the output; every shard of its manifest is published, and its lock is held.
+        layout: Of the output; every shard of its manifest is published, and its lock is held.
         shards: Names of the manifest's shards, in order.
         plan: For whom.
         watch: Is told how far it is, and may stop it.
@@ -74,10 +74,10 @@ def make_equal(state: State, shards: Sequence[str], plan: Plan, watch: Watch) ->
         ConfigurationError: There are too few rows for so many ranks, where they lay in equal shards before.
         ResourceError: The disk is full or can't be written; the same call resumes it.
     """
-    before = read_arrangement(state)
-    if before is not None and before.plan == plan and not any(state.added.glob("*.pkl")):
+    before = read_reshard_record(layout)
+    if before is not None and before.plan == plan and not any(layout.added.glob("*.pkl")):
         return True
-    samples = _Samples.read(state, shards)
+    samples = _Samples.read(layout, shards)
     rows = int(samples.has_row.sum())
     if before is None and rows < plan.ranks.least_rows:
         _log.warning(
@@ -87,17 +87,19 @@ def make_equal(state: State, shards: Sequence[str], plan: Plan, watch: Watch) ->
         return True
     place_of_sample = np.full(len(samples.has_row), -1, np.int64)
     place_of_sample[samples.has_row] = order(rows, plan.shuffle)
-    sources = list(_sources(state, samples, before, place_of_sample))
+    sources = list(_sources(layout, samples, before, place_of_sample))
     if sum(source.taken_rows for source in sources) != rows:
-        raise ConservationError(f"{state.out}: the shards do not hold the {rows:,} rows that their ledgers list")
+        raise ConservationError(f"{layout.out}: the shards do not hold the {rows:,} rows that their ledgers list")
     packed = {shard: pack_bools(samples.has_row[span]).decode() for shard, span in samples.spans()}
-    return rearrange(state, sources, plan=plan, record={"samples": packed}, watch=watch)
+    return rearrange(layout, sources, plan=plan, record={"samples": packed}, watch=watch)
 
 
-def _sources(state: State, samples: _Samples, before: Arrangement | None, place_of_sample: Int64s) -> Iterator[Source]:
+def _sources(
+    layout: OutputLayout, samples: _Samples, before: ReshardRecord | None, place_of_sample: Int64s
+) -> Iterator[Source]:
     """The files that hold the rows, and where each row goes; rows that a retry has replaced are skipped."""
     is_in_file = np.copy(samples.is_own)
-    folder = state.out if before is None else state.added
+    folder = layout.out if before is None else layout.added
     for shard, span in samples.spans():
         if not (folder / f"{shard}.pkl").exists():
             is_in_file[span] = False
@@ -106,7 +108,7 @@ def _sources(state: State, samples: _Samples, before: Arrangement | None, place_
         places = np.where(is_in_file[of_row], -1, place_of_sample[of_row])
         first = 0
         for name, file in before.files.items():
-            yield Source(state.out / f"{name}.pkl", file.rows, places[first : first + file.rows])
+            yield Source(layout.out / f"{name}.pkl", file.rows, places[first : first + file.rows])
             first += file.rows
     for shard, span in samples.spans():
         places = place_of_sample[span][is_in_file[span]]
@@ -114,7 +116,7 @@ def _sources(state: State, samples: _Samples, before: Arrangement | None, place_
             yield Source(folder / f"{shard}.pkl", len(places), places)
 
 
-def _samples_by_place(samples: _Samples, before: Arrangement) -> Int64s:
+def _samples_by_place(samples: _Samples, before: ReshardRecord) -> Int64s:
     """For each row of equal shards, in order, the sample that it was made of."""
     try:
         has_row = [unpack_bools(before.samples[shard], span.stop - span.start) for shard, span in samples.spans()]

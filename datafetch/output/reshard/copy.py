@@ -24,21 +24,21 @@ import numpy as np
 import orjson
 
 from datafetch.errors import ConservationError, ManifestError, ResourceError
-from datafetch.model.observers import Unheeded
+from datafetch.model.observers import SafeObserver
 from datafetch.model.statistics import Progress, Stage
 from datafetch.output.formats import MOST_FRAME_BYTES, decode_row, frame_sizes, read_frames
 from datafetch.output.reshard.ranks import Ranks, equal_sizes
-from datafetch.output.reshard.shard_writer import Int64s, Targets, UInt32s
+from datafetch.output.reshard.shard_writer import Int64s, ShardWriter, UInt32s
 from datafetch.output.reshard.swap import RECORD, REPLACES, SHARDS, decide, finish
 from datafetch.store.atomic import write_atomically
-from datafetch.store.layout import State
+from datafetch.store.layout import OutputLayout
 
 _BUFFER_BYTES = 32 << 20  # rows of half the shards of a large set at once, so that files are not opened for one row
 _LOOK_ROWS = 10_000  # between two looks at whether to stop, while rows are measured
 
 
 @dataclass(frozen=True, slots=True)
-class Watch:
+class ProgressMonitor:
     """Who looks on from outside.
 
     Attributes:
@@ -51,7 +51,9 @@ class Watch:
     tell: Callable[[Progress], None] = lambda _: None
     stop: threading.Event = field(default_factory=threading.Event)
     journal_interval_s: float = 10.0
-    _unheeded: Unheeded = field(default_factory=lambda: Unheeded("an observer"), init=False, repr=False, compare=False)
+    _unheeded: SafeObserver = field(
+        default_factory=lambda: SafeObserver("an observer"), init=False, repr=False, compare=False
+    )
 
     def look(self, progress: Progress) -> None:
         """Tell how far it is.
@@ -102,7 +104,7 @@ class Plan:
     ranks: Ranks
     shuffle: int | None
 
-    def facts(self) -> dict[str, Any]:
+    def identity_fields(self) -> dict[str, Any]:
         """The same, for JSON."""
         return {
             "world_size": self.ranks.world_size,
@@ -131,12 +133,17 @@ def fingerprint(path: Path) -> list[str | int]:
 
 
 def rearrange(
-    state: State, sources: Sequence[Source], *, plan: Plan, record: Mapping[str, object], watch: Watch | None = None
+    layout: OutputLayout,
+    sources: Sequence[Source],
+    *,
+    plan: Plan,
+    record: Mapping[str, object],
+    watch: ProgressMonitor | None = None,
 ) -> bool:
     """Make equal shards of all rows, and let them take the place of the output.
 
     Args:
-        state: Of the output; its lock is held, and ``takeover.finish`` was called.
+        layout: Of the output; its lock is held, and ``takeover.finish`` was called.
         sources: What to read. They may be the output's own shards. Their places together are 0 to N - 1.
         plan: What to make.
         record: JSON-able, written to ``state.equal`` beside the plan, ``rows``, and ``files``: of each shard's name
@@ -151,29 +158,35 @@ def rearrange(
         ManifestError: A source is damaged, or does not hold as many rows as it should.
         ResourceError: The disk is full or can't be written; the same call resumes it.
     """
-    watch = watch or Watch()
+    watch = watch or ProgressMonitor()
     equal_sizes(sum(source.taken_rows for source in sources), plan.ranks)  # refused before all rows are measured
     try:
         made_of = _made_of(sources, plan)
-        targets = Targets(state.resharding / SHARDS, _measure(sources, watch), plan.ranks)
-        journal = _Journal(state.resharding, made_of)
-        _refuse_full_disk(state, targets)
+        targets = ShardWriter(layout.resharding / SHARDS, _measure(sources, watch), plan.ranks)
+        journal = _Journal(layout.resharding, made_of)
+        _refuse_full_disk(layout, targets)
         targets.lay_out()
         _copy(sources, targets, journal, watch)
         _check(targets, journal, watch)
-        replaces = [source.path.stem for source in sources if source.path.parent == state.out]
-        facts = {**record, **plan.facts(), "rows": targets.rows, "files": targets.files(), REPLACES: replaces}
-        write_atomically(state.resharding / RECORD, orjson.dumps(facts, option=orjson.OPT_INDENT_2))
-        decide(state)
+        replaces = [source.path.stem for source in sources if source.path.parent == layout.out]
+        identity_fields = {
+            **record,
+            **plan.identity_fields(),
+            "rows": targets.rows,
+            "files": targets.files(),
+            REPLACES: replaces,
+        }
+        write_atomically(layout.resharding / RECORD, orjson.dumps(identity_fields, option=orjson.OPT_INDENT_2))
+        decide(layout)
     except _StoppedError:
         return False
     except OSError as error:
         raise ResourceError.of_disk(error, "make equal shards") from error
-    finish(state)
+    finish(layout)
     return True
 
 
-def _measure(sources: Sequence[Source], watch: Watch) -> UInt32s:
+def _measure(sources: Sequence[Source], watch: ProgressMonitor) -> UInt32s:
     """The length of each row as it will be written, by its place."""
     total_rows = sum(source.rows for source in sources)
     frame_bytes = np.zeros(sum(source.taken_rows for source in sources), np.uint32)
@@ -192,7 +205,7 @@ def _measure(sources: Sequence[Source], watch: Watch) -> UInt32s:
     return frame_bytes
 
 
-def _looking(source: Source, before: int, total_rows: int, watch: Watch) -> Iterator[int]:
+def _looking(source: Source, before: int, total_rows: int, watch: ProgressMonitor) -> Iterator[int]:
     with _naming(source.path):
         for row, length in enumerate(frame_sizes(source.path)):
             if row % _LOOK_ROWS == 0:
@@ -244,16 +257,16 @@ def _made_of(sources: Sequence[Source], plan: Plan) -> dict[str, Any]:
         places.update(np.ascontiguousarray(source.places).data)
     return {
         "format": 1,
-        **plan.facts(),
+        **plan.identity_fields(),
         "sources": [fingerprint(source.path) for source in sources],
         "places": places.hexdigest(),
     }
 
 
-def _refuse_full_disk(state: State, targets: Targets) -> None:
-    _refuse_too_small(state.folder, targets.total_bytes - _taken_bytes(targets.folder))
-    if state.out.exists() and state.out.stat().st_dev != state.folder.stat().st_dev:
-        _refuse_too_small(state.out, targets.total_bytes - _taken_bytes(state.out))
+def _refuse_full_disk(layout: OutputLayout, targets: ShardWriter) -> None:
+    _refuse_too_small(layout.folder, targets.total_bytes - _taken_bytes(targets.folder))
+    if layout.out.exists() and layout.out.stat().st_dev != layout.folder.stat().st_dev:
+        _refuse_too_small(layout.out, targets.total_bytes - _taken_bytes(layout.out))
 
 
 def _taken_bytes(folder: Path) -> int:
@@ -270,7 +283,7 @@ def _refuse_too_small(folder: Path, needed_bytes: int) -> None:
         )
 
 
-def _copy(sources: Sequence[Source], targets: Targets, journal: _Journal, watch: Watch) -> None:
+def _copy(sources: Sequence[Source], targets: ShardWriter, journal: _Journal, watch: ProgressMonitor) -> None:
     rows = sum(source.taken_rows for source in sources[: journal.done])
     copied_bytes = 0
     noted_s = time.monotonic()
@@ -318,7 +331,7 @@ def _buffers(source: Source) -> Iterator[tuple[list[bytes], Int64s]]:
         yield frames, places[first:]
 
 
-def _check(targets: Targets, journal: _Journal, watch: Watch) -> None:
+def _check(targets: ShardWriter, journal: _Journal, watch: ProgressMonitor) -> None:
     """See that the shards are as planned, by reading what was written.
 
     Raises:

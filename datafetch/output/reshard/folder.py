@@ -18,11 +18,11 @@ import orjson
 from datafetch.errors import ConfigurationError, ManifestError, ResourceError, raise_want
 from datafetch.model.kinds import Loader
 from datafetch.output.formats import decode_row, read_count, read_frames
-from datafetch.output.reshard.copy import Plan, Source, Watch, fingerprint, order, rearrange
+from datafetch.output.reshard.copy import Plan, ProgressMonitor, Source, fingerprint, order, rearrange
 from datafetch.output.reshard.ranks import GROUP_OF, SHUFFLE_OF, Epoch, Ranks, epoch, equal_sizes
 from datafetch.output.reshard.swap import finish
 from datafetch.store.atomic import FOLLOW_IT_YOURSELF, leads_out, make_folder, refuse_links
-from datafetch.store.layout import State
+from datafetch.store.layout import OutputLayout
 from datafetch.store.lock import Lock
 
 _SEED_END = 2**63
@@ -87,7 +87,7 @@ class Resharded:
             "out": str(self.out),
             "rows": self.epoch.samples,
             "shards": self.shards,
-            **self.plan.facts(),
+            **self.plan.identity_fields(),
             "samples_per_rank": self.epoch.groups * self.plan.ranks.group,
             "used": self.epoch.used,
             "lost_share": self.epoch.lost_share,
@@ -95,7 +95,7 @@ class Resharded:
         }
 
 
-def reshard(request: Request, watch: Watch | None = None) -> Resharded | None:
+def reshard(request: Request, watch: ProgressMonitor | None = None) -> Resharded | None:
     """Make equal shards of a folder of shards, resuming an earlier attempt.
 
     Returns:
@@ -106,23 +106,25 @@ def reshard(request: Request, watch: Watch | None = None) -> Resharded | None:
         ManifestError: The source is not a folder of whole shards.
         ResourceError: The disk is full or can't be written; the same request resumes it.
     """
-    state = State(_absolute(request.out))
-    _refuse_entangled(request.source, state)
+    layout = OutputLayout(_absolute(request.out))
+    _refuse_entangled(request.source, layout)
     paths = _shards(request.source)
     counts = [_count(path) for path in paths]
     plan = request.plan(_loader(paths, counts))
     made_from = [fingerprint(path) for path in paths]
     equal_sizes(sum(counts), plan.ranks)  # refuses too few before anything is written
-    if not state.folder.exists():
-        _refuse_taken(state)
-    with _claimed(state, is_alone=request.no_lock):
-        finish(state)
-        if _is_made(state, plan, made_from):
-            return _resharded(state, plan, is_new=False)
-        _refuse_taken(state)
-        if not rearrange(state, _sources(paths, counts, plan), plan=plan, record={"made_from": made_from}, watch=watch):
+    if not layout.folder.exists():
+        _refuse_taken(layout)
+    with _claimed(layout, is_alone=request.no_lock):
+        finish(layout)
+        if _is_made(layout, plan, made_from):
+            return _resharded(layout, plan, is_new=False)
+        _refuse_taken(layout)
+        if not rearrange(
+            layout, _sources(paths, counts, plan), plan=plan, record={"made_from": made_from}, watch=watch
+        ):
             return None
-    return _resharded(state, plan, is_new=True)
+    return _resharded(layout, plan, is_new=True)
 
 
 def _parse_seed(text: str) -> int | None:
@@ -144,12 +146,12 @@ def _absolute(path: Path) -> Path:
     return absolute
 
 
-def _refuse_entangled(source: Path, state: State) -> None:
+def _refuse_entangled(source: Path, layout: OutputLayout) -> None:
     """The source is not to be changed, and its own folder would be if the output or its state lay in it."""
     read = source.resolve()
-    for written in (state.out.resolve(), state.folder.resolve()):
+    for written in (layout.out.resolve(), layout.folder.resolve()):
         if read.is_relative_to(written) or written.is_relative_to(read):
-            raise ConfigurationError(f"{state.out} is not apart from {source}; choose an output that is")
+            raise ConfigurationError(f"{layout.out} is not apart from {source}; choose an output that is")
 
 
 def _shards(folder: Path) -> list[Path]:
@@ -213,55 +215,55 @@ def _loader(paths: Sequence[Path], counts: Sequence[int]) -> Loader:
 
 
 @contextmanager
-def _claimed(state: State, *, is_alone: bool) -> Iterator[None]:
+def _claimed(layout: OutputLayout, *, is_alone: bool) -> Iterator[None]:
     """Hold the output for this process alone, unless the operator knows that it is."""
-    lock = Lock(state.lock, state.out, state.real_lock)
+    lock = Lock(layout.lock, layout.out, layout.real_lock)
     try:
-        make_folder(state.folder)
+        make_folder(layout.folder)
         if is_alone:
             lock.acquire_where_possible()
         else:
             lock.acquire()
-        refuse_links(state.folder)
+        refuse_links(layout.folder)
         yield
     except OSError as error:
-        raise ResourceError.of_disk(error, f"write beside {state.out}") from error
+        raise ResourceError.of_disk(error, f"write beside {layout.out}") from error
     finally:
         lock.release()
 
 
-def _is_made(state: State, plan: Plan, made_from: list[list[str | int]]) -> bool:
+def _is_made(layout: OutputLayout, plan: Plan, made_from: list[list[str | int]]) -> bool:
     """Whether the output is what this very request has made, and still is it."""
-    made = _read_record(state)
-    asked = {**plan.facts(), "made_from": made_from}
+    made = _read_record(layout)
+    asked = {**plan.identity_fields(), "made_from": made_from}
     if {name: made.get(name) for name in asked} != asked:
         return False
     names = {f"{name}{suffix}" for name in made["files"] for suffix in (".pkl", ".count")}
     return (
-        state.out.is_dir()
-        and {path.name for path in state.out.iterdir()} == names
+        layout.out.is_dir()
+        and {path.name for path in layout.out.iterdir()} == names
         and all(
-            (state.out / f"{name}.pkl").stat().st_size == total_bytes
+            (layout.out / f"{name}.pkl").stat().st_size == total_bytes
             for name, (_, total_bytes) in made["files"].items()
         )
     )
 
 
-def _read_record(state: State) -> dict[str, Any]:
+def _read_record(layout: OutputLayout) -> dict[str, Any]:
     try:
-        made = orjson.loads(state.equal.read_bytes())
+        made = orjson.loads(layout.equal.read_bytes())
     except (FileNotFoundError, orjson.JSONDecodeError):
         return {}
     return made if isinstance(made, dict) else {}
 
 
-def _refuse_taken(state: State) -> None:
-    if state.job.exists():
-        raise ConfigurationError(f"{state.out} belongs to a run of datafetch prepare; choose another folder")
-    if state.out.is_dir() and not any(state.out.iterdir()):
+def _refuse_taken(layout: OutputLayout) -> None:
+    if layout.job.exists():
+        raise ConfigurationError(f"{layout.out} belongs to a run of datafetch prepare; choose another folder")
+    if layout.out.is_dir() and not any(layout.out.iterdir()):
         return
-    if state.out.exists() or state.out.is_symlink():
-        raise ConfigurationError(f"{state.out} is there already; choose another folder, or delete it to start over")
+    if layout.out.exists() or layout.out.is_symlink():
+        raise ConfigurationError(f"{layout.out} is there already; choose another folder, or delete it to start over")
 
 
 def _sources(paths: Sequence[Path], counts: Sequence[int], plan: Plan) -> list[Source]:
@@ -274,10 +276,10 @@ def _sources(paths: Sequence[Path], counts: Sequence[int], plan: Plan) -> list[S
     return sources
 
 
-def _resharded(state: State, plan: Plan, *, is_new: bool) -> Resharded:
-    files = _read_record(state)["files"]
+def _resharded(layout: OutputLayout, plan: Plan, *, is_new: bool) -> Resharded:
+    files = _read_record(layout)["files"]
     return Resharded(
-        out=state.out,
+        out=layout.out,
         plan=plan,
         epoch=epoch([files[name][0] for name in sorted(files)], plan.ranks),
         shards=len(files),

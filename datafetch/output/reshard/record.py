@@ -17,7 +17,7 @@ from datafetch.model.untrusted import is_plain_name
 from datafetch.output.formats import read_count
 from datafetch.output.reshard.copy import Plan
 from datafetch.output.reshard.ranks import Ranks, epoch
-from datafetch.store.layout import State
+from datafetch.store.layout import OutputLayout
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class EqualFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Arrangement:
+class ReshardRecord:
     """The equal shards of an output.
 
     Attributes:
@@ -53,7 +53,7 @@ class Arrangement:
         seen = epoch([file.rows for file in self.files.values()], ranks)
         return EqualShards(ranks.world_size, seen.groups * ranks.group, seen.used)
 
-    def refuse_missing(self, state: State) -> None:
+    def refuse_missing(self, layout: OutputLayout) -> None:
         """See that they are all there, and the ledgers of all their samples.
 
         Which samples a lost shard had can't be told from its name. A shard of the manifest without a ledger would be
@@ -63,14 +63,14 @@ class Arrangement:
             ConfigurationError: One is missing, or has another size than it was made with; or a ledger is missing.
         """
         for shard in self.samples:
-            if not state.ledger(shard).is_file():
+            if not layout.ledger(shard).is_file():
                 raise ConfigurationError(
-                    f"{state.ledger(shard)} is missing, and the rows of its samples lie in equal shards, which "
+                    f"{layout.ledger(shard)} is missing, and the rows of its samples lie in equal shards, which "
                     "can't be made again one by one; put it back, or start over with --fresh (again, if one was "
                     "interrupted)"
                 )
         for name, file in self.files.items():
-            pkl, count = state.out / f"{name}.pkl", state.out / f"{name}.count"
+            pkl, count = layout.out / f"{name}.pkl", layout.out / f"{name}.count"
             if not _is_whole(pkl, count, file):
                 raise ConfigurationError(
                     f"{pkl} or its .count is missing, or not as it was made; put them back, or start over with "
@@ -86,21 +86,23 @@ def _is_whole(pkl: Path, count: Path, file: EqualFile) -> bool:
         return False
 
 
-def read_arrangement(state: State) -> Arrangement | None:
+def read_reshard_record(layout: OutputLayout) -> ReshardRecord | None:
     """The equal shards of an output; None while there are none.
 
     Raises:
         ConfigurationError: The file that tells of them is damaged.
     """
-    if not state.equal.exists():
+    if not layout.equal.exists():
         return None
     try:
-        facts = orjson.loads(state.equal.read_bytes())
-        ranks = Ranks(facts["world_size"], facts["batch"], facts["group"])
-        files = {name: EqualFile(int(rows), int(size)) for name, (rows, size) in sorted(facts["files"].items())}
-        samples = dict(facts.get("samples", {}))
-        arrangement = Arrangement(Plan(ranks, facts["shuffle"]), files, samples)
-        is_sound = facts["shuffle"] is None or facts["shuffle"] >= 0
+        identity_fields = orjson.loads(layout.equal.read_bytes())
+        ranks = Ranks(identity_fields["world_size"], identity_fields["batch"], identity_fields["group"])
+        files = {
+            name: EqualFile(int(rows), int(size)) for name, (rows, size) in sorted(identity_fields["files"].items())
+        }
+        samples = dict(identity_fields.get("samples", {}))
+        arrangement = ReshardRecord(Plan(ranks, identity_fields["shuffle"]), files, samples)
+        is_sound = identity_fields["shuffle"] is None or identity_fields["shuffle"] >= 0
         is_sound &= (
             bool(files)
             and all(map(is_plain_name, (*files, *samples)))
@@ -108,7 +110,7 @@ def read_arrangement(state: State) -> Arrangement | None:
         )
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise_want(error)
-        raise ConfigurationError(f"{state.equal} is damaged; --fresh starts over") from error
+        raise ConfigurationError(f"{layout.equal} is damaged; --fresh starts over") from error
     if not is_sound:
-        raise ConfigurationError(f"{state.equal} is damaged; --fresh starts over")
+        raise ConfigurationError(f"{layout.equal} is damaged; --fresh starts over")
     return arrangement

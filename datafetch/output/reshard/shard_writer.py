@@ -29,7 +29,7 @@ def shard_name(number: int, shards: int) -> str:
     return f"part-{number:0{max(5, len(str(shards - 1)))}d}"
 
 
-class Targets:
+class ShardWriter:
     """Equal shards in a folder; memory holds 12 bytes a row.
 
     Args:

@@ -25,7 +25,7 @@ import orjson
 from datafetch.errors import ConfigurationError, ResourceError
 from datafetch.model.untrusted import is_plain_name
 from datafetch.store.atomic import exchange, make_folder, publish, sync, write_atomically
-from datafetch.store.layout import State
+from datafetch.store.layout import OutputLayout
 
 SHARDS = "shards"
 RECORD = "equal.json"
@@ -35,14 +35,14 @@ _EXCHANGING = "exchanging"
 _CANT_RENAME = (errno.EXDEV, errno.EBUSY)
 
 
-def decide(state: State) -> None:
+def decide(layout: OutputLayout) -> None:
     """Declare the shards in ``state.resharding`` complete; everything in there is on disk when this is called."""
-    sync(state.resharding)
-    state.resharding.rename(state.resharded)
-    sync(state.folder)
+    sync(layout.resharding)
+    layout.resharding.rename(layout.resharded)
+    sync(layout.folder)
 
 
-def finish(state: State) -> None:
+def finish(layout: OutputLayout) -> None:
     """Let complete equal shards become the output, if there are any; resume where that was interrupted.
 
     To be called, under the lock of the output, before anything else looks at it.
@@ -51,48 +51,48 @@ def finish(state: State) -> None:
         ResourceError: The output can't be written; nothing is lost.
         ConfigurationError: Others have put files where the output is to be.
     """
-    if not state.resharded.is_dir():
+    if not layout.resharded.is_dir():
         return
     try:
-        _finish(state)
+        _finish(layout)
     except OSError as error:
-        raise ResourceError.of_disk(error, f"put equal shards into {state.out}") from error
+        raise ResourceError.of_disk(error, f"put equal shards into {layout.out}") from error
 
 
-def _finish(state: State) -> None:
-    shards = state.resharded / SHARDS
+def _finish(layout: OutputLayout) -> None:
+    shards = layout.resharded / SHARDS
     if shards.is_dir():
-        if _must_stay(state) or not _swap(state, shards):
-            _move_files(state, shards)
-        sync(state.resharded)
-    record = state.resharded / RECORD
+        if _must_stay(layout) or not _swap(layout, shards):
+            _move_files(layout, shards)
+        sync(layout.resharded)
+    record = layout.resharded / RECORD
     if record.exists():
-        publish(record, state.equal)
-    _delete_replaced(state)
-    for leftover in (state.added, state.resharded):
+        publish(record, layout.equal)
+    _delete_replaced(layout)
+    for leftover in (layout.added, layout.resharded):
         if leftover.exists():
             shutil.rmtree(leftover)
-    sync(state.folder)
+    sync(layout.folder)
 
 
-def _delete_replaced(state: State) -> None:
+def _delete_replaced(layout: OutputLayout) -> None:
     """Delete the old shards, and no other file in their folder."""
-    if not state.replaced.exists():
+    if not layout.replaced.exists():
         return
-    for path in _old_files(state, state.replaced):
+    for path in _old_files(layout, layout.replaced):
         path.unlink()
-    others = sorted(state.replaced.iterdir())
+    others = sorted(layout.replaced.iterdir())
     if others:
         raise ConfigurationError(
             f"{others[0]} lay among the shards and is not one of them; move it away and run the same command again"
         )
-    state.replaced.rmdir()
+    layout.replaced.rmdir()
 
 
-def _old_files(state: State, folder: Path) -> list[Path]:
+def _old_files(layout: OutputLayout, folder: Path) -> list[Path]:
     """The files of the shards that are replaced, as far as they are there; counts first, never to be without rows."""
-    record = state.resharded / RECORD
-    path = record if record.exists() else state.equal
+    record = layout.resharded / RECORD
+    path = record if record.exists() else layout.equal
     try:
         shards = orjson.loads(path.read_bytes())[REPLACES]
         paths = [
@@ -100,60 +100,60 @@ def _old_files(state: State, folder: Path) -> list[Path]:
         ]
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigurationError(
-            f"{path} does not say which shards the equal ones replace; move {state.replaced} away"
+            f"{path} does not say which shards the equal ones replace; move {layout.replaced} away"
         ) from error
     return [path for path in paths if path.is_file()]
 
 
-def _must_stay(state: State) -> bool:
+def _must_stay(layout: OutputLayout) -> bool:
     """Whether the output's folder can't be replaced by another, for it is a mount point or a link."""
-    return (state.resharded / _MOVING).exists() or state.out.is_symlink() or state.out.is_mount()
+    return (layout.resharded / _MOVING).exists() or layout.out.is_symlink() or layout.out.is_mount()
 
 
-def _swap(state: State, shards: Path) -> bool:
+def _swap(layout: OutputLayout, shards: Path) -> bool:
     """Put one folder in the other's place; False if they lie on different filesystems, and nothing was done."""
     try:
-        if not state.out.exists() or state.replaced.exists():
-            shards.rename(state.out)
-        elif not _exchange(state, shards):
-            state.out.rename(state.replaced)
-            sync(state.folder)
-            sync(state.out.parent)
-            shards.rename(state.out)
+        if not layout.out.exists() or layout.replaced.exists():
+            shards.rename(layout.out)
+        elif not _exchange(layout, shards):
+            layout.out.rename(layout.replaced)
+            sync(layout.folder)
+            sync(layout.out.parent)
+            shards.rename(layout.out)
     except OSError as error:
         if error.errno in _CANT_RENAME:
             return False
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise ConfigurationError(
-                f"{state.out} is where equal shards from {shards} are to be, and holds something else; "
+                f"{layout.out} is where equal shards from {shards} are to be, and holds something else; "
                 "move that away and run the same command again"
             ) from error
         raise
-    sync(state.out.parent)
+    sync(layout.out.parent)
     return True
 
 
-def _exchange(state: State, shards: Path) -> bool:
+def _exchange(layout: OutputLayout, shards: Path) -> bool:
     """Let the new shards and the output change places; False where that can't be.
 
     A run that was killed may have done it: the number of the new folder in its filesystem tells which of the two it is.
     """
-    note = state.resharded / _EXCHANGING
+    note = layout.resharded / _EXCHANGING
     if not note.exists():
         write_atomically(note, _number(shards))
     new = note.read_bytes()
-    if new not in (_number(shards), _number(state.out)):
+    if new not in (_number(shards), _number(layout.out)):
         raise ConfigurationError(
-            f"{state.out} and {shards} seem to have been copied while a swap was in progress, so it is unclear which "
-            f"holds the new shards: if {shards} does, delete {note}; if {state.out} does, delete {shards}; then run "
+            f"{layout.out} and {shards} seem to have been copied while a swap was in progress, so it is unclear which "
+            f"holds the new shards: if {shards} does, delete {note}; if {layout.out} does, delete {shards}; then run "
             "the same command again"
         )
     if new == _number(shards):
-        if not exchange(shards, state.out):
+        if not exchange(shards, layout.out):
             return False
-        sync(state.out.parent)
-    shards.rename(state.replaced)
-    sync(state.folder)
+        sync(layout.out.parent)
+    shards.rename(layout.replaced)
+    sync(layout.folder)
     return True
 
 
@@ -161,16 +161,16 @@ def _number(folder: Path) -> bytes:
     return str(folder.stat().st_ino).encode()
 
 
-def _move_files(state: State, shards: Path) -> None:
-    make_folder(state.out)
-    moving = state.resharded / _MOVING
+def _move_files(layout: OutputLayout, shards: Path) -> None:
+    make_folder(layout.out)
+    moving = layout.resharded / _MOVING
     if not moving.exists():
-        for path in _old_files(state, state.out):
+        for path in _old_files(layout, layout.out):
             path.unlink()
-        sync(state.out)
+        sync(layout.out)
         write_atomically(moving, b"")
     for name in sorted({path.stem for path in shards.iterdir()}):
         for path in (shards / f"{name}.pkl", shards / f"{name}.count"):
             if path.exists():
-                publish(path, state.out / path.name)
+                publish(path, layout.out / path.name)
     shards.rmdir()

@@ -29,8 +29,8 @@ from contextlib import suppress
 from typing import NoReturn
 
 from datafetch.errors import is_want
-from datafetch.transcode.pool.protocol import U32, Orders
-from datafetch.transcode.pool.shared_buffer import Tray
+from datafetch.transcode.pool.protocol import U32, Startup
+from datafetch.transcode.pool.shared_buffer import SharedBuffer
 from datafetch.transcode.pool.worker import OUT_OF_MEMORY_STATUS, CodecProcess
 
 COMMAND = struct.Struct("<cI")
@@ -55,7 +55,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         try:
             length = U32.unpack(_receive_exactly(control, U32.size))[0]
-            orders: Orders = pickle.loads(_receive_exactly(control, length))  # noqa: S301 - our own parent wrote it
+            orders: Startup = pickle.loads(_receive_exactly(control, length))  # noqa: S301 - our own parent wrote it
         except (EOFError, ConnectionError):  # the parent is gone already
             return
         _die_with(orders.parent_pid)
@@ -76,7 +76,7 @@ class ForkServer:
         orders: What the codec processes do.
     """
 
-    def __init__(self, control: socket.socket, orders: Orders) -> None:
+    def __init__(self, control: socket.socket, orders: Startup) -> None:
         self._control = control
         self._orders = orders
         self._pid = os.getpid()
@@ -146,10 +146,10 @@ class ForkServer:
             for ours in (self._control, self._wake_reader, self._wake_writer):
                 ours.close()
             channel, *memory = descriptors
-            trays = [Tray(fd) for fd in memory]
+            buffers = [SharedBuffer(fd) for fd in memory]
             for fd in memory:
                 os.close(fd)
-            CodecProcess(socket.socket(fileno=channel), trays, self._orders).run()
+            CodecProcess(socket.socket(fileno=channel), buffers, self._orders).run()
             status = 0
         except BaseException as error:  # noqa: BLE001 - whatever it is, it must not run the server's loop a second time
             if is_want(error):

@@ -26,9 +26,9 @@ from datafetch.transcode.pool.protocol import Codec
 from datafetch.transcode.pool.quarantine import Quarantine
 from datafetch.transcode.pool.sandbox import gaps
 from datafetch.transcode.pool.shared_buffer import ORDINARY_BYTES
-from datafetch.transcode.pool.spawner import UNKNOWN_STATUS, Launcher, signal_name
+from datafetch.transcode.pool.spawner import UNKNOWN_STATUS, Spawner, signal_name
 from datafetch.transcode.pool.worker import OUT_OF_MEMORY_STATUS, WALL_CLOCK_FACTOR
-from datafetch.transcode.pool.worker_handle import Cause, Hands, Image
+from datafetch.transcode.pool.worker_handle import Cause, Image, WorkerHandle
 from datafetch.transcode.spec import ImageSpec
 
 # A batch costs the parent a message there and a few back, whatever its size (docs/design.md, decision 7).
@@ -77,13 +77,13 @@ class Transcoder:
         is_shut_in: bool = True,
     ) -> None:
         self._spec = spec or ImageSpec()
-        self._launcher = Launcher(codec, self._spec, is_shut_in=is_shut_in)
+        self._spawner = Spawner(codec, self._spec, is_shut_in=is_shut_in)
         self._is_shut_in = is_shut_in
         self._processes = processes or available_cpus()
         self._quarantine = Quarantine(quarantine) if quarantine else None
         self._owed: set[Image] = set()
         self._waiting: deque[Image] = deque()
-        self._crew: list[Hands] = []
+        self._workers: list[WorkerHandle] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._next_dispatch: asyncio.Handle | None = None
         self._next_watch: asyncio.Handle | None = None
@@ -95,7 +95,7 @@ class Transcoder:
             _log.info("a decoder that is taken over could still reach: %s", "; ".join(missing))
         try:
             for _ in range(self._processes):
-                self._start(self._keep(await self._hire()))
+                self._start(self._supervise(await self._spawn()))
         except BaseException:
             await self._close()
             raise
@@ -153,13 +153,13 @@ class Transcoder:
     def _dispatch(self) -> None:
         """Hand out what is waiting to whoever has room, the least busy first."""
         self._next_dispatch = None
-        share = -(-len(self._waiting) // max(1, len(self._crew)))
+        share = -(-len(self._waiting) // max(1, len(self._workers)))
         while self._waiting:
-            hands = min((one for one in self._crew if one.has_room), key=lambda one: one.batches, default=None)
-            if hands is None:
+            worker = min((one for one in self._workers if one.has_room), key=lambda one: one.batches, default=None)
+            if worker is None:
                 return
             if batch := self._take_batch(share):
-                self._give(hands, batch)
+                self._give(worker, batch)
 
     def _take_batch(self, share: int) -> list[Image]:
         """The next images: an even share of what waits, within the bounds."""
@@ -174,12 +174,12 @@ class Transcoder:
                 batch.append(image)
         return batch
 
-    def _give(self, hands: Hands, batch: Sequence[Image]) -> None:
+    def _give(self, worker: WorkerHandle, batch: Sequence[Image]) -> None:
         """Hand a batch to a process; one that can't be handed anything is replaced, for it may have seen to that."""
         try:
-            hands.give(batch)
+            worker.give(batch)
         except OSError as error:
-            self._dismiss(hands)
+            self._terminate(worker)
             self._put_back(batch)
             self._failed_gives += 1
             if self._failed_gives > _MAX_FAILED_GIVES:  # in a row, so it is this machine that has no memory
@@ -189,29 +189,29 @@ class Transcoder:
 
     def _watch(self) -> None:
         """See to it that nobody waits for long behind a slow image, and that no process is silent for ever."""
-        slow = [hands for hands in self._crew if hands.look()]
-        if len(slow) < len(self._crew):  # or there is nobody to hand anything to
-            for hands in slow:
-                self._put_back(hands.hand_on())
-        if not self._waiting and any(hands.is_idle for hands in self._crew):
-            busiest = max(self._crew, key=lambda hands: hands.unbegun)
+        slow = [worker for worker in self._workers if worker.look()]
+        if len(slow) < len(self._workers):  # or there is nobody to hand anything to
+            for worker in slow:
+                self._put_back(worker.hand_on())
+        if not self._waiting and any(worker.is_idle for worker in self._workers):
+            busiest = max(self._workers, key=lambda worker: worker.unbegun)
             if busiest.unbegun:
                 self._put_back(busiest.hand_on())
         # The kernel ends a process whose image hangs, unless a decoder's bug has seen to that.
-        for hands in self._crew:
+        for worker in self._workers:
             if (
-                not hands.is_ended
-                and hands.silent_s() > self._spec.decode_timeout_s * WALL_CLOCK_FACTOR + _SILENCE_MARGIN_S
+                not worker.is_ended
+                and worker.silent_s() > self._spec.decode_timeout_s * WALL_CLOCK_FACTOR + _SILENCE_MARGIN_S
             ):
-                self._dismiss(hands)
+                self._terminate(worker)
         # Where processes share CPUs, each of them takes that much longer for any image.
         interval_s = _WATCH_INTERVAL_S * max(1.0, self._processes / available_cpus())
         self._next_watch = asyncio.get_running_loop().call_later(interval_s, self._watch)
 
-    def _dismiss(self, hands: Hands) -> None:
+    def _terminate(self, worker: WorkerHandle) -> None:
         """End a process; its keeper finds what it has left behind."""
-        hands.is_ended = True
-        self._launcher.kill(hands.process)
+        worker.is_ended = True
+        self._spawner.kill(worker.process)
 
     def _put_back(self, images: Sequence[Image]) -> None:
         """Let images be the next ones, in their order."""
@@ -219,43 +219,43 @@ class Transcoder:
             self._waiting.extendleft(reversed(images))
             self._dispatch_soon()
 
-    async def _hire(self, suspects: Sequence[Image] = ()) -> Hands:
+    async def _spawn(self, suspects: Sequence[Image] = ()) -> WorkerHandle:
         """Start a process, with images that may end it or for those that wait."""
         most_jpeg_bytes = self._spec.max_pixels * _JPEG_BYTES_PER_PIXEL + _JPEG_HEAD_BYTES
-        hands = Hands(await self._launcher.launch(), most_jpeg_bytes, suspects)
-        self._crew.append(hands)
+        worker = WorkerHandle(await self._spawner.launch(), most_jpeg_bytes, suspects)
+        self._workers.append(worker)
         try:
-            hands.begin_trial()
+            worker.begin_isolation_run()
         except OSError:
-            self._dismiss(hands)  # and its keeper begins once more
+            self._terminate(worker)  # and its keeper begins once more
         self._dispatch_soon()
-        return hands
+        return worker
 
-    async def _keep(self, hands: Hands) -> None:
+    async def _supervise(self, worker: WorkerHandle) -> None:
         """Take a process's replies until it ends, replace it, and so on."""
         while True:
-            cause = await self._serve(hands)
-            self._dismiss(hands)  # for it may have closed its channel and live on
-            status = await hands.process.status
+            cause = await self._serve(worker)
+            self._terminate(worker)  # for it may have closed its channel and live on
+            status = await worker.process.status
             if status == -signal.SIGPROF:  # the kernel's, and nobody else's
                 cause = Cause.OVERTIME
             if status == UNKNOWN_STATUS and cause is Cause.UNKNOWN:
                 cause = Cause.UNSEEN
-            wreck = hands.wreck(cause)
-            self._crew.remove(hands)
-            hands.process.close()
-            self._put_back(wreck.innocents)
-            if wreck.culprit is not None:
-                self._start(self._convict(wreck.culprit, self._verdict(status, cause)))
-            elif status == -signal.SIGKILL or not wreck.suspects:
+            crash_report = worker.crash_report(cause)
+            self._workers.remove(worker)
+            worker.process.close()
+            self._put_back(crash_report.requeue)
+            if crash_report.culprit is not None:
+                self._start(self._blame(crash_report.culprit, self._verdict(status, cause)))
+            elif status == -signal.SIGKILL or not crash_report.suspects:
                 await asyncio.sleep(_PAUSE_S)  # whatever killed it without a reason of its own may do so again at once
-            hands = await self._hire([image for image in wreck.suspects if not image.is_settled])
+            worker = await self._spawn([image for image in crash_report.suspects if not image.is_settled])
 
-    async def _serve(self, hands: Hands) -> Cause:
+    async def _serve(self, worker: WorkerHandle) -> Cause:
         """Take its replies until it ends, and say why it did, as far as is known."""
         try:
             while True:
-                await hands.receive()
+                await worker.receive()
                 if self._waiting:
                     self._dispatch_soon()
         except (EOFError, OSError):
@@ -264,7 +264,7 @@ class Transcoder:
             _log.warning("a codec process answered nonsense and was ended: %s", error)
             return Cause.NONSENSE
 
-    async def _convict(self, image: Image, why: str) -> None:
+    async def _blame(self, image: Image, why: str) -> None:
         """Say that an image ended its process, and keep its body for a look."""
         sha256 = await asyncio.to_thread(lambda: hashlib.sha256(image.body).hexdigest())
         kept = await asyncio.to_thread(self._quarantine.keep, image.body, sha256) if self._quarantine else None
@@ -332,7 +332,7 @@ class Transcoder:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._launcher.close()
-        for hands in self._crew:
-            hands.process.close()
-        self._crew.clear()
+        await self._spawner.close()
+        for worker in self._workers:
+            worker.process.close()
+        self._workers.clear()

@@ -32,7 +32,7 @@ _MAX_DETAIL_CHARS = 1000  # so that no honest reply is longer than its parent wo
 
 
 @dataclass(frozen=True, slots=True)
-class Orders:
+class Startup:
     """What the fork server is started with, as a pickle.
 
     Attributes:
@@ -52,7 +52,7 @@ class Orders:
 class Request:
     """A batch: the number of the tray that it lies in, and the length of each body."""
 
-    tray: int
+    buffer: int
     lengths: Sequence[int]
 
 
@@ -61,12 +61,12 @@ class Reply:
     """The next answers for a batch.
 
     Attributes:
-        tray: The number of its tray.
+        buffer: The number of its tray.
         answers: One an image.
         is_last: Whether the tray is free again.
     """
 
-    tray: int
+    buffer: int
     answers: Sequence[Arrival | Failure]
     is_last: bool
 
@@ -96,18 +96,18 @@ def encode_message(payload: bytes) -> bytes:
 
 def encode_request(request: Request) -> bytes:
     """The payload that tells of a batch."""
-    return struct.pack(f"<B{len(request.lengths)}I", request.tray, *request.lengths)
+    return struct.pack(f"<B{len(request.lengths)}I", request.buffer, *request.lengths)
 
 
 def decode_request(payload: bytes) -> Request:
     """The batch that a payload tells of."""
-    tray, *lengths = struct.unpack(f"<B{len(payload) // U32.size}I", payload)
-    return Request(tray, lengths)
+    buffer, *lengths = struct.unpack(f"<B{len(payload) // U32.size}I", payload)
+    return Request(buffer, lengths)
 
 
-def encode_reply(tray: int, outcomes: Sequence[Outcome], *, is_last: bool) -> bytes:
+def encode_reply(buffer: int, outcomes: Sequence[Outcome], *, is_last: bool) -> bytes:
     """The payload that tells of these outcomes."""
-    return orjson.dumps([tray, [_describe(outcome) for outcome in outcomes], is_last])
+    return orjson.dumps([buffer, [_describe(outcome) for outcome in outcomes], is_last])
 
 
 def _describe(outcome: Outcome) -> list[str | int | bool | Permissions]:
@@ -125,8 +125,8 @@ def decode_reply(payload: bytes) -> Reply:
         ValueError: It tells of none; a decoder that strangers' data overwhelmed may say anything.
     """
     match orjson.loads(payload):
-        case [int(tray), [*outcomes], bool(is_last)]:
-            return Reply(tray, [_answer(outcome) for outcome in outcomes], is_last)
+        case [int(buffer), [*outcomes], bool(is_last)]:
+            return Reply(buffer, [_answer(outcome) for outcome in outcomes], is_last)
         case _:
             raise ValueError("not a reply")
 

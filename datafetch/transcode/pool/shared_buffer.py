@@ -23,7 +23,7 @@ _COUNT = struct.Struct("<I")
 _BEGUN_AT, _ALLOWED_AT = 0, 4
 
 
-def open_tray() -> int:
+def open_shared_buffer() -> int:
     """A descriptor of memory for a tray of ordinary size.
 
     Raises:
@@ -39,11 +39,11 @@ def open_tray() -> int:
     return fd
 
 
-class Tray:
+class SharedBuffer:
     """One batch in shared memory; each of the two processes makes its own from the same descriptor.
 
     Args:
-        fd: From ``open_tray``; it may be closed afterwards.
+        fd: From ``open_shared_buffer``; it may be closed afterwards.
     """
 
     def __init__(self, fd: int) -> None:
@@ -56,7 +56,7 @@ class Tray:
 
     def load(self, bodies: Sequence[bytes]) -> None:
         """Put a batch in, on the parent's side; all of it may be begun."""
-        self._reach(sum(map(len, bodies)))
+        self._ensure_size(sum(map(len, bodies)))
         _HEADER.pack_into(self._memory, 0, 0, len(bodies))
         start = _HEADER.size
         for body in bodies:
@@ -76,7 +76,7 @@ class Tray:
 
     def put(self, start: int, jpeg: bytes) -> None:
         """Put a JPEG in, so many bytes from the beginning, on the side of the codec process."""
-        self._reach(start + len(jpeg))
+        self._ensure_size(start + len(jpeg))
         start += _HEADER.size
         self._memory[start : start + len(jpeg)] = jpeg
 
@@ -90,10 +90,10 @@ class Tray:
         if start < 0 or length < 0 or length > _MAX_IMAGE_BYTES:
             raise ValueError(f"{length} bytes from {start} on are not to be had from a tray")
         if end > len(self._memory):
-            self._follow(end)
+            self._remap(end)
         return self._memory[_HEADER.size + start : end]
 
-    def shed(self) -> None:
+    def trim(self) -> None:
         """Give the memory of an extraordinary batch back to the system."""
         ordinary_bytes = -(-(_HEADER.size + ORDINARY_BYTES) // mmap.PAGESIZE) * mmap.PAGESIZE
         if len(self._memory) > ordinary_bytes:
@@ -103,7 +103,7 @@ class Tray:
         """Let go of it."""
         self._memory.close()
 
-    def _follow(self, end: int) -> None:
+    def _remap(self, end: int) -> None:
         """See as much of it as the other side has made of it, if that reaches so far.
 
         Raises:
@@ -117,7 +117,7 @@ class Tray:
         except OSError as error:
             raise ValueError(f"a tray of {size} bytes") from error
 
-    def _reach(self, length: int) -> None:
+    def _ensure_size(self, length: int) -> None:
         """Make it as large as that, if it is not."""
         needed_bytes = _HEADER.size + length
         if needed_bytes > len(self._memory):

@@ -1,7 +1,7 @@
 """Where the pool gets its codec processes from: a fork server of its own, and a channel to each process.
 
 Rules: a process that can't be started is our fault and never an image's. Nothing that is started here outlives
-``Launcher.close``.
+``Spawner.close``.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from typing import Self
 from datafetch.errors import ResourceError
 from datafetch.process.child import child_command, why_not_started
 from datafetch.transcode.pool.forkserver import COMMAND, END, FORK, FORK_FAILED, KILL
-from datafetch.transcode.pool.protocol import U32, Codec, Orders, encode_message
+from datafetch.transcode.pool.protocol import U32, Codec, Startup, encode_message
 from datafetch.transcode.pool.sandbox import kept_environment
-from datafetch.transcode.pool.shared_buffer import Tray, open_tray
+from datafetch.transcode.pool.shared_buffer import SharedBuffer, open_shared_buffer
 from datafetch.transcode.pool.worker import OUT_OF_MEMORY_STATUS
 from datafetch.transcode.spec import ImageSpec
 
@@ -61,7 +61,7 @@ class Process:
     """
 
     number: int
-    trays: Sequence[Tray]
+    buffers: Sequence[SharedBuffer]
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
     status: asyncio.Future[int]
@@ -87,11 +87,11 @@ class Process:
     def close(self) -> None:
         """Let go of its channel and trays."""
         self.writer.transport.abort()
-        for tray in self.trays:
-            tray.close()
+        for buffer in self.buffers:
+            buffer.close()
 
 
-class Launcher:
+class Spawner:
     """Starts codec processes, of one event loop.
 
     Args:
@@ -140,7 +140,7 @@ class Launcher:
             self._server = None
         if self._server is None:
             self._server = await _Server.start()
-            await self._server.order(Orders(self._codec, self._spec, os.getpid(), self._is_shut_in))
+            await self._server.order(Startup(self._codec, self._spec, os.getpid(), self._is_shut_in))
         self._launched += 1
         server, process = self._server, await _fork(self._server, self._launched)
         try:
@@ -165,9 +165,9 @@ class Launcher:
         try:
             await process.receive()
         except (EOFError, ConnectionError) as error:
-            raise await self._why_not(await process.status) from error
+            raise await self._start_error(await process.status) from error
 
-    async def _why_not(self, status: int) -> ResourceError:
+    async def _start_error(self, status: int) -> ResourceError:
         """Why a process ended before its first image."""
         if status >= FORK_FAILED:
             return _PassingError(f"cannot start a codec process: {os.strerror(status - FORK_FAILED)}; {_AGAIN}")
@@ -252,7 +252,7 @@ class _Server:
             undo.pop_all()
         return cls(process, reader, writer, control)
 
-    async def order(self, orders: Orders) -> None:
+    async def order(self, orders: Startup) -> None:
         """Tell it what its processes are to do."""
         message = encode_message(pickle.dumps(orders))
         with suppress(ConnectionError):  # it may be gone already; its first process will tell why
@@ -334,7 +334,7 @@ async def _fork(server: _Server, number: int) -> Process:
         with ExitStack() as undo:
             undo.callback(_close, ours)
             with theirs:
-                trays = _send_fork(server, number, theirs)
+                buffers = _send_fork(server, number, theirs)
             reader, writer = await asyncio.open_unix_connection(sock=ours)
             undo.pop_all()
     except ConnectionError as error:
@@ -344,20 +344,20 @@ async def _fork(server: _Server, number: int) -> Process:
     # It may have ended and left a child of its own that holds the channel. What is still in it gets a moment.
     loop = asyncio.get_running_loop()
     status.add_done_callback(lambda _: loop.call_later(_LAST_WORDS_S, writer.transport.abort))
-    return Process(number, trays, reader, writer, status)
+    return Process(number, buffers, reader, writer, status)
 
 
-def _send_fork(server: _Server, number: int, channel: socket.socket) -> list[Tray]:
-    trays = []
+def _send_fork(server: _Server, number: int, channel: socket.socket) -> list[SharedBuffer]:
+    buffers = []
     with ExitStack() as sent:
         descriptors = [channel.fileno()]
         for _ in range(TRAYS):
-            fd = open_tray()
+            fd = open_shared_buffer()
             sent.callback(os.close, fd)
             descriptors.append(fd)
-            trays.append(Tray(fd))
+            buffers.append(SharedBuffer(fd))
         server.send(FORK, number, descriptors)
-    return trays
+    return buffers
 
 
 def _close(channel: socket.socket) -> None:

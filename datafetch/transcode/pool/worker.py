@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from datafetch.model.outcome import Encoded, Failure, FailureKind, Outcome
-from datafetch.transcode.pool.protocol import U32, Orders, decode_request, encode_message, encode_reply
+from datafetch.transcode.pool.protocol import U32, Startup, decode_request, encode_message, encode_reply
 from datafetch.transcode.pool.sandbox import shut_in
-from datafetch.transcode.pool.shared_buffer import Tray
+from datafetch.transcode.pool.shared_buffer import SharedBuffer
 from datafetch.transcode.spec import ImageSpec
 
 OUT_OF_MEMORY_STATUS = 77
@@ -49,9 +49,9 @@ class CodecProcess:
         orders: What to do with a body, what comes out, and what an image may cost.
     """
 
-    def __init__(self, channel: socket.socket, trays: Sequence[Tray], orders: Orders) -> None:
+    def __init__(self, channel: socket.socket, buffers: Sequence[SharedBuffer], orders: Startup) -> None:
         self._channel = channel
-        self._trays = trays
+        self._trays = buffers
         self._codec = orders.codec
         self._spec = orders.spec
         self._is_shut_in = orders.is_shut_in
@@ -70,27 +70,27 @@ class CodecProcess:
     def _serve(self, payload: bytes) -> None:
         """Work on a batch, telling what is done often enough."""
         request = decode_request(payload)
-        tray = self._trays[request.tray]
+        buffer = self._trays[request.buffer]
         outcomes: list[Outcome] = []
         body_start, jpeg_start = 0, sum(request.lengths)
         told_s = time.monotonic()
         for number, length in enumerate(request.lengths):
-            if not tray.begin(number):
+            if not buffer.begin(number):
                 break
             with self._bounds():
-                outcome = self._codec(tray.get(body_start, length), self._spec)
+                outcome = self._codec(buffer.get(body_start, length), self._spec)
                 if isinstance(outcome, Encoded):
-                    tray.put(jpeg_start, outcome.jpeg)
+                    buffer.put(jpeg_start, outcome.jpeg)
                     jpeg_start += len(outcome.jpeg)
             if isinstance(outcome, Failure) and outcome.kind is FailureKind.WORKER_CRASHED:
                 os._exit(OUT_OF_MEMORY_STATUS)
             body_start += length
             outcomes.append(outcome)
             if time.monotonic() - told_s >= _REPLY_INTERVAL_S and number + 1 < len(request.lengths):
-                self._reply(encode_reply(request.tray, outcomes, is_last=False))
+                self._reply(encode_reply(request.buffer, outcomes, is_last=False))
                 outcomes.clear()
                 told_s = time.monotonic()
-        self._reply(encode_reply(request.tray, outcomes, is_last=True))
+        self._reply(encode_reply(request.buffer, outcomes, is_last=True))
 
     def _reply(self, payload: bytes) -> None:
         self._channel.sendall(encode_message(payload))

@@ -58,7 +58,7 @@ class Cause(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Wreck:
+class CrashReport:
     """The images that a process has left unanswered.
 
     Attributes:
@@ -69,7 +69,7 @@ class Wreck:
 
     culprit: Image | None
     suspects: Sequence[Image]
-    innocents: Sequence[Image]
+    requeue: Sequence[Image]
 
 
 @dataclass(slots=True, eq=False)
@@ -77,7 +77,7 @@ class _Batch:
     """Images in one tray.
 
     Attributes:
-        tray: Its number.
+        buffer: Its number.
         images: In the order of their bodies.
         kept: How many of them are this process's to answer; those behind were handed on.
         jpegs_end: Where in the tray the next JPEG begins.
@@ -85,7 +85,7 @@ class _Batch:
         lent: How many of those that are done, but not told of yet, were given to others as well.
     """
 
-    tray: int
+    buffer: int
     images: Sequence[Image]
     kept: int
     jpegs_end: int
@@ -93,7 +93,7 @@ class _Batch:
     lent: int = 0
 
 
-class Hands:
+class WorkerHandle:
     """One codec process, and what it has in hand.
 
     Args:
@@ -133,7 +133,7 @@ class Hands:
         """Images that it might hand on."""
         return sum(max(0, batch.kept - self._begun(batch)) for batch in self._batches)
 
-    def begin_trial(self) -> None:
+    def begin_isolation_run(self) -> None:
         """Hand it the first of its suspects, if it has any.
 
         Raises:
@@ -150,12 +150,12 @@ class Hands:
         """
         if not self._batches:
             self._heard_s = asyncio.get_running_loop().time()
-        busy = {batch.tray for batch in self._batches}
-        tray = next(number for number in range(TRAYS) if number not in busy)
-        self.process.trays[tray].load([image.body for image in images])
+        busy = {batch.buffer for batch in self._batches}
+        buffer = next(number for number in range(TRAYS) if number not in busy)
+        self.process.buffers[buffer].load([image.body for image in images])
         lengths = [len(image.body) for image in images]
-        self._batches.append(_Batch(tray, images, kept=len(images), jpegs_end=sum(lengths)))
-        self.process.send(encode_request(Request(tray, lengths)))
+        self._batches.append(_Batch(buffer, images, kept=len(images), jpegs_end=sum(lengths)))
+        self.process.send(encode_request(Request(buffer, lengths)))
 
     async def receive(self) -> None:
         """Wait for its next reply, and settle the images that it answers.
@@ -167,9 +167,9 @@ class Hands:
         """
         reply = decode_reply(await self.process.receive())
         batch = self._batches[0] if self._batches else None
-        if batch is None or batch.tray != reply.tray or batch.answered + len(reply.answers) > len(batch.images):
+        if batch is None or batch.buffer != reply.buffer or batch.answered + len(reply.answers) > len(batch.images):
             raise ValueError("an answer to nothing")
-        tray = self.process.trays[batch.tray]
+        buffer = self.process.buffers[batch.buffer]
         for answer in reply.answers:
             image = batch.images[batch.answered]
             if isinstance(answer, Failure):
@@ -177,7 +177,7 @@ class Hands:
             else:
                 if answer.jpeg_length > max(self._most_jpeg_bytes, len(image.body)):
                     raise ValueError(f"a JPEG of {answer.jpeg_length} bytes")
-                image.settle(answer.with_jpeg(tray.get(batch.jpegs_end, answer.jpeg_length)))
+                image.settle(answer.with_jpeg(buffer.get(batch.jpegs_end, answer.jpeg_length)))
                 batch.jpegs_end += answer.jpeg_length
             batch.answered += 1
         self._is_slow = False
@@ -185,10 +185,10 @@ class Hands:
         if reply.is_last:
             if batch.answered < batch.kept:
                 raise ValueError("a batch ended before its last image")
-            tray.shed()
+            buffer.trim()
             self._batches.popleft()
             self._ended_batches += 1
-            self._acquit()
+            self._clear()
 
     def look(self) -> bool:
         """Called at intervals: whether it is slow, still at the image that it was at when somebody last looked."""
@@ -211,7 +211,7 @@ class Hands:
             return []
         return [image for batch in self._batches for image in self._cut(batch)]
 
-    def wreck(self, cause: Cause) -> Wreck:
+    def crash_report(self, cause: Cause) -> CrashReport:
         """What it has left behind, once it has ended."""
         unanswered = [image for batch in self._batches for image in batch.images[batch.answered : batch.kept]]
         at_work = self._at_work()
@@ -221,39 +221,39 @@ class Hands:
             if is_certain and cause is Cause.UNSEEN and self._suspects[0].spared < _MOST_SPARED:
                 self._suspects[0].spared += 1  # but not for ever, for it may itself be what silences the server
                 is_certain = False
-            return Wreck(at_work if is_certain else None, list(self._suspects)[is_certain:], [])
+            return CrashReport(at_work if is_certain else None, list(self._suspects)[is_certain:], [])
         if cause is Cause.NONSENSE:  # which it may have sent a while ago
-            return Wreck(None, unanswered, [])
-        innocents = [image for image in unanswered if image is not at_work]
+            return CrashReport(None, unanswered, [])
+        requeue = [image for image in unanswered if image is not at_work]
         if cause is Cause.OVERTIME:
-            return Wreck(at_work, [], innocents)
-        return Wreck(None, [at_work] if at_work else [], innocents)
+            return CrashReport(at_work, [], requeue)
+        return CrashReport(None, [at_work] if at_work else [], requeue)
 
     def _at_work(self) -> Image | None:
         """The image that it is working on, as far as that is its to answer."""
         if not self._batches:
             return None
         batch = self._batches[0]
-        number = self.process.trays[batch.tray].begun - 1
+        number = self.process.buffers[batch.buffer].begun - 1
         return batch.images[number] if batch.answered <= number < batch.kept else None
 
-    def _acquit(self) -> None:
+    def _clear(self) -> None:
         """Go on to the next suspect, now that this one has been answered."""
         if self._suspects:
             self._suspects.popleft()
-        self.begin_trial()
+        self.begin_isolation_run()
 
     def _progress(self) -> tuple[int, int]:
         """Grows with every image begun."""
-        return self._ended_batches, self.process.trays[self._batches[0].tray].begun
+        return self._ended_batches, self.process.buffers[self._batches[0].buffer].begun
 
     def _begun(self, batch: _Batch) -> int:
-        return max(self.process.trays[batch.tray].begun, batch.answered)
+        return max(self.process.buffers[batch.buffer].begun, batch.answered)
 
     def _cut(self, batch: _Batch) -> Sequence[Image]:
-        tray = self.process.trays[batch.tray]
+        buffer = self.process.buffers[batch.buffer]
         begun = self._begun(batch)
-        tray.allow(begun)
+        buffer.allow(begun)
         done = batch.images[max(batch.answered, batch.lent) : max(0, begun - 1)]
         batch.lent = max(batch.lent, begun - 1)
         rest = batch.images[begun : batch.kept]

@@ -69,7 +69,7 @@ def _write_shards(pictures: Path, out: Path, images: int) -> None:
     for shard in range(2):
         sink = PickleShardWriter(out, f"part-{shard:05d}")
         for number in range(images // 2):
-            sink.write_frame((encode_row(rows[number % len(rows)]),))
+            sink.copy_row((encode_row(rows[number % len(rows)]),))
         sink.finish()
         sink.close()
 

@@ -19,6 +19,7 @@ import PIL
 import pytest
 import uvloop
 from blockbuster import BlockBuster, blockbuster_ctx
+from hypothesis import settings
 from PIL import Image
 
 from datafetch.demo import pictures as painting
@@ -31,6 +32,10 @@ _PATIENCE_S = 20.0
 _ROOT = Path(__file__).parent.parent
 _SLICES = 6  # of the matrix, some 180 tests each
 _PICTURES, _PICTURES_SEED = 66, 7
+
+# How long an example takes depends on what else the machine does.
+settings.register_profile("datafetch", deadline=None)
+settings.load_profile("datafetch")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

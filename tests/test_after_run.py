@@ -35,7 +35,7 @@ def publish(layout: OutputLayout, folder: Path, shard: str, rows: Versions, own:
         with closing(PickleShardWriter(folder, shard)) as sink:
             for position, version in enumerate(rows):
                 if own[position]:
-                    sink.write_frame((encode_row({"key": f"{shard}/{position}", "version": version}),))
+                    sink.copy_row((encode_row({"key": f"{shard}/{position}", "version": version}),))
             sink.finish()
     with LedgerWriter(layout.ledger(shard), shard) as ledger:
         ledger.finish(
@@ -59,7 +59,7 @@ SHARDS = st.lists(st.lists(st.integers(0, 1), max_size=12), min_size=1, max_size
 )
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(first=SHARDS, data=st.data(), shuffle=st.sampled_from([None, 0, 7]))
 def test_after_retries_as_if_there_had_been_none(
     tmp_path_factory: pytest.TempPathFactory, first: list[list[int]], data: st.DataObject, shuffle: int | None

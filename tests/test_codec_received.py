@@ -74,7 +74,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("received")
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(kind=st.sampled_from(list(KINDS)), missing=st.integers(1, 24) | st.integers(1, 100_000))
 def test_what_is_cut_off_is_kept_where_the_trainer_takes_it_and_nowhere_else(
     folder: Path, kind: str, missing: int

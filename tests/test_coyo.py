@@ -85,7 +85,7 @@ def test_without_ids_the_published_choice(tmp_path: Path) -> None:
     assert manifest.selection([], {}) is None
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(50, 70), max_size=60))
 def test_the_published_choice_for_any_similarities(
     tmp_path_factory: pytest.TempPathFactory, hundredths: list[int]

@@ -22,7 +22,7 @@ from datafetch.datasets import DATASETS, find_dataset
 from datafetch.datasets.choices import Choices
 from datafetch.errors import ConfigurationError
 from datafetch.model.interfaces import Dataset, Manifest
-from datafetch.model.kinds import Loader, OutputKind, Payload
+from datafetch.model.kinds import Loader, Payload
 from datafetch.model.outcome import Encoded, Failure, FailureKind, Outcome
 from datafetch.model.sample import Record, Sample
 from datafetch.verify.rows import EXAMINERS
@@ -122,6 +122,23 @@ def test_its_rows_are_total_and_what_the_loader_reads(name: str, tmp_path: Path)
             check(chosen, rows, sample)
 
 
+@every_dataset
+def test_a_sample_is_lost_exactly_where_it_gives_no_row(name: str, tmp_path: Path) -> None:
+    """For each set of images that failed, the others having arrived."""
+    dataset, manifest = bind(name, tmp_path)
+    for choices in (Choices(), *([Choices(keep_at_least=1)] if "keep_at_least" in dataset.supported_options else [])):
+        chosen = find_dataset(name, choices)
+        for _, sample in samples(manifest):
+            for failed in itertools.product((False, True), repeat=len(sample.urls)):
+                mix = tuple(
+                    Failure(FailureKind.TIMEOUT) if is_failed else arrived(url)
+                    for is_failed, url in zip(failed, sample.urls, strict=True)
+                )
+                row = chosen.to_row(Record(sample, mix), min(dataset.payloads))
+                numbers = [number for number, is_failed in enumerate(failed) if is_failed]
+                assert chosen.is_lost(sample, numbers) == (row is None)
+
+
 def check(dataset: Dataset, rows: list[Any], sample: Sample) -> None:
     """The first has all images, the last none."""
     if sample.urls:
@@ -129,7 +146,7 @@ def check(dataset: Dataset, rows: list[Any], sample: Sample) -> None:
     assert rows[-1] is None
     for row in filter(None, rows):
         assert pickle.loads(pickle.dumps(row)) == row
-        if dataset.output_kind is OutputKind.SHARDS:
+        if dataset.output_format == "pickle":
             assert not [part.fault for part in EXAMINERS[dataset.loader](row) if part.fault]
         else:
             assert set(row) == {"name", "content", "sample"}
@@ -141,7 +158,7 @@ def test_it_pickles_and_says_what_decides_its_rows(name: str, tmp_path: Path) ->
     dataset, manifest = bind(name, tmp_path)
     assert pickle.loads(pickle.dumps(dataset)) == dataset
     assert orjson.loads(orjson.dumps(manifest.identity_fields())) == manifest.identity_fields()
-    assert dataset.output_kind is OutputKind.SHARDS or dataset.loader is Loader.TORCH
+    assert dataset.output_format == "pickle" or dataset.loader is Loader.TORCH
 
 
 def test_what_a_dataset_does_not_take_is_refused_by_name() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -64,7 +64,6 @@ def sample_of(record: dict[str, Any], choices: Choices | None = None) -> Sample:
     return Sample(0, "0", parsed.urls, parsed.row)
 
 
-@settings(deadline=None)
 @given(
     outcomes=st.lists(st.booleans(), min_size=1, max_size=15),
     least=st.none() | st.integers(1, 16),

@@ -127,7 +127,7 @@ def test_a_document_that_is_lost_stops_fetching(job: Job, web: Web, tmp_path: Pa
     assert report.totals.notes == {"not_asked": 1}
     first, second, _ = read_ledger(job)
     assert (first["outcome"], first["status"], first["attempts"]) == ("http_status", 404, 0)
-    assert first["detail"] == "not asked for: the document was lost with image 1"
+    assert first["detail"] == "skipped: without image 1, the document cannot become a row"
     assert (second["outcome"], second["attempts"]) == ("http_status", 1)
     assert [row["n"] for row in read_rows(job)] == [1]
 
@@ -220,7 +220,7 @@ def test_a_document_larger_than_a_sample_may_be_stops_fetching(job: Job, web: We
     assert report.totals.outcomes == {"too_large": 3}
     assert report.totals.notes == {"not_asked": 1}
     called_off, crossing, alone = read_ledger(job)
-    assert called_off["detail"] == "not asked for: the document was lost with image 1"
+    assert called_off["detail"] == "skipped: without image 1, the document cannot become a row"
     assert all("--max-sample" in line["detail"] and line["attempts"] == 1 for line in (crossing, alone))
     assert read_rows(job) == []
 

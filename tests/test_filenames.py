@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from datafetch.datasets import find_dataset
@@ -32,7 +32,6 @@ def test_an_ordinary_name_is_taken(name: str) -> None:
     assert not why_refused(name)
 
 
-@settings(deadline=None)
 @given(st.text())
 def test_no_name_leads_out_of_the_folder(name: str) -> None:
     """Whatever passes is a relative path that stays below where it starts."""
@@ -41,7 +40,6 @@ def test_no_name_leads_out_of_the_folder(name: str) -> None:
         assert "\0" not in name
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from(["a", "A", "b", "a/b", "A/c", "c", "ß", "SS", "ss", "é", "e\u0301"]), max_size=12))
 def test_no_two_names_lead_to_one_file(names: list[str]) -> None:
     """Not where case or composition does not count either, nor to a folder of another."""

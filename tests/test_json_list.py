@@ -24,7 +24,6 @@ VALUES = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(values=st.lists(VALUES, max_size=6), chunk_chars=st.integers(1, 40), cut=st.integers(1, 50), plain=st.booleans())
 def test_records_are_those_of_the_whole_list(
     tmp_path_factory: pytest.TempPathFactory, values: list[Any], chunk_chars: int, cut: int, plain: bool
@@ -43,7 +42,7 @@ def test_records_are_those_of_the_whole_list(
     assert read == values[: len(read)]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     records=st.lists(RECORDS, max_size=8),
     chunk_chars=st.sampled_from([1, 2, 3, 7, 1000]),
@@ -88,7 +87,7 @@ def test_what_is_wrong_further_on_is_found(tmp_path: Path) -> None:
         list(RecordReader(path, start_bytes=reader.offset_bytes()))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(records=st.lists(RECORDS, max_size=8), chunk_chars=st.sampled_from([1, 3, 1000]), count=st.integers(1, 3))
 def test_slices_one_after_the_other_are_the_whole_list(
     tmp_path_factory: pytest.TempPathFactory, records: list[object], chunk_chars: int, count: int
@@ -135,7 +134,6 @@ def test_a_record_without_an_end_is_given_up(tmp_path: Path) -> None:
     assert 64 << 20 < reader.take_bytes() < 160 << 20
 
 
-@settings(deadline=None)
 @given(
     members=st.lists(st.tuples(st.text(), VALUES), max_size=6),
     chunk_chars=st.integers(1, 40),

@@ -86,7 +86,7 @@ def test_blank_lines_count_and_ends_do_not_matter(tmp_path: Path, pack: Callable
     assert list(LineFile(path).lines()) == [b"a", b"", b"", b"b ", b"\xef\xbb\xbfc"]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.binary(max_size=300), st.sampled_from(sorted(PACKS)))
 def test_any_bytes_come_back(tmp_path_factory: pytest.TempPathFactory, text: bytes, name: str) -> None:
     """Whatever lies in a file of lines, lines joined again are the text."""

@@ -13,9 +13,9 @@ from PIL import Image
 from datafetch.engine.ownership import locked_output
 from datafetch.errors import ConfigurationError, ManifestError
 from datafetch.model.kinds import Loader
-from datafetch.output.formats import ImageFilesWriter, encode_row
-from datafetch.output.publish import put_files_in_place
+from datafetch.output.formats.image_files import ImageFilesWriter, put_files_in_place
 from datafetch.output.reshard.folder import Request, reshard
+from datafetch.output.row import OutputRow
 from datafetch.store.layout import OutputLayout
 from datafetch.verify import Check, run_check
 
@@ -100,7 +100,7 @@ def test_images_are_not_written_through_links(tmp_path: Path, elsewhere: Path) -
     ready.mkdir()
     sink = ImageFilesWriter(ready, "part-00000")
     for name in ("b/1.jpg", "a/1.jpg"):
-        sink.write_frame((encode_row({"name": name, "content": b"an image", "sample": 0}),))
+        sink.write_row(OutputRow({"name": name, "content": b"an image", "sample": 0}))
     sink.finish()
     sink.close()
     (layout.out / "b").mkdir(parents=True)

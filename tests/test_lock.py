@@ -171,7 +171,7 @@ def test_equal_shards_can_be_made_without_a_lock(tmp_path: Path, capfd: pytest.C
     (tmp_path / "rows").mkdir()
     with closing(PickleShardWriter(tmp_path / "rows", "part-00000")) as sink:
         for _ in range(4):
-            sink.write_frame((encode_row({"image": "aGk=", "text": "a cat"}),))
+            sink.copy_row((encode_row({"image": "aGk=", "text": "a cat"}),))
         sink.finish()
     arguments = ["reshard", str(tmp_path / "rows"), str(tmp_path / "out"), "--world-size", "2", "--batch", "1"]
     arguments += ["--group", "1"]

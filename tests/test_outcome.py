@@ -50,6 +50,7 @@ def test_of_the_statuses_only_the_servers_passing_ones_may_pass(status: int) -> 
         ENCODED,
         replace(ENCODED, is_original=True),
         Failure(FailureKind.TRUNCATED, "cut", 200, 2, "http://example.org/b.jpg", 12.5, "ab12"),
+        Failure(FailureKind.TRUNCATED, "skipped", 200, 2, "http://example.org/b.jpg", 12.5, is_skipped=True),
     ],
 )
 def test_a_ledger_line_keeps_the_outcome(sample: Sample, outcome: Outcome) -> None:
@@ -60,11 +61,30 @@ def test_a_ledger_line_keeps_the_outcome(sample: Sample, outcome: Outcome) -> No
     assert (line.body_bytes, line.status, line.attempts, line.fetch_ms) == (5, 200, 2, 12.5)
 
 
-@pytest.mark.parametrize(("is_original", "detail"), [(True, "kept as received"), (False, "")])
-def test_a_ledger_says_which_images_were_not_encoded_again(sample: Sample, is_original: bool, detail: str) -> None:
-    """Of an image that arrived there is nothing else to say in words."""
+@pytest.mark.parametrize("is_original", [True, False])
+def test_a_ledger_says_which_images_were_not_encoded_again(sample: Sample, is_original: bool) -> None:
+    """In a column of its own; ``detail`` has nothing to say of an image that arrived."""
     line = LedgerLine.of(sample, 0, Body(b"body!"), replace(ENCODED, is_original=is_original))
-    assert (line.outcome, line.detail) == ("ok", detail)
+    assert (line.outcome, line.detail, line.is_original) == ("ok", "", is_original)
+
+
+@pytest.mark.parametrize(
+    ("detail", "is_original", "is_skipped"),
+    [
+        ("kept as received", True, False),
+        ("not asked for: the document was lost with image 2", False, True),
+        ("HTTP 404", False, False),
+    ],
+)
+def test_what_earlier_ledgers_told_in_words_is_understood(
+    sample: Sample, detail: str, is_original: bool, is_skipped: bool
+) -> None:
+    """They have none of the columns for it."""
+    fields = asdict(LedgerLine.of(sample, 0, Body(b"body!"), ENCODED)) | {"detail": detail}
+    for later in ("permitted", "is_original", "is_skipped"):
+        del fields[later]
+    line = LedgerLine.from_fields(fields)
+    assert (line.is_original, line.is_skipped, line.permitted) == (is_original, is_skipped, ())
 
 
 def test_a_ledger_line_of_a_failed_fetch_has_no_size(sample: Sample) -> None:

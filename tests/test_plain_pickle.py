@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from datafetch.output.formats.plain_pickle import load_row, load_whole
@@ -89,7 +89,6 @@ VALUES = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(value=VALUES, protocol=st.integers(0, pickle.HIGHEST_PROTOCOL))
 def test_plain_values_are_read_as_by_the_unpickler(value: object, protocol: int) -> None:
     """What Python's own unpickler makes of a pickle of plain values, this one does."""

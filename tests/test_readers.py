@@ -85,7 +85,7 @@ def write(path: Path, rows: int, row_group: int) -> ParquetFile:
     return ParquetFile(path, COLUMNS)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.sets(st.integers(0, 29_999)), st.sampled_from([700, 9_000, 30_000]))
 def test_the_wanted_rows_in_order(tmp_path_factory: pytest.TempPathFactory, wanted: set[int], row_group: int) -> None:
     """Whatever is wanted, and however the file is cut, exactly those rows come, in order."""
@@ -217,7 +217,7 @@ def test_a_list_with_a_line_without_an_end_is_refused(tmp_path: Path, read: Call
         tracemalloc.stop()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.text("0123456789\n", max_size=30)))
 def test_ids_are_the_same_however_the_list_is_read(tmp_path_factory: pytest.TempPathFactory, parts: list[str]) -> None:
     """Across the borders of what is read at a time, with a mark of UTF-8 and without an end of the last line."""

@@ -2,7 +2,7 @@
 
 import random
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from datafetch.engine.recent import RecentUrlIndex
@@ -10,7 +10,6 @@ from datafetch.engine.recent import RecentUrlIndex
 KEYS = st.integers(-(2**63), 2**63 - 1) | st.sampled_from([0, 1, -1, 8, 16, 24])
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(KEYS, st.integers(1, 2**64 - 1)), max_size=100), st.sampled_from([8, 16, 64]))
 def test_the_newest_are_found(puts: list[tuple[int, int]], places: int) -> None:
     """Eight keys have their last numbers, whatever bucket they share; of more, some may not be found."""

@@ -46,7 +46,7 @@ def write_shards(folder: Path, rows: Sequence[Row], sizes: Sequence[int]) -> Pat
     for number, size in enumerate(sizes):
         with closing(PickleShardWriter(folder, f"part-{number:05d}")) as sink:
             for _ in range(size):
-                sink.write_frame((encode_row(next(left)),))
+                sink.copy_row((encode_row(next(left)),))
             sink.finish()
     return folder
 
@@ -85,7 +85,7 @@ def undisturbed(tmp_path: Path, source: Path) -> dict[str, bytes]:
     return files_of(tmp_path / "undisturbed")
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     sizes=st.lists(st.integers(0, 60), min_size=1, max_size=5),
     ranks=st.builds(Ranks, st.integers(1, 6), st.integers(1, 3), st.integers(1, 4)),
@@ -521,7 +521,7 @@ def _cut(folder: Path) -> None:
 
 def _no_pairs(folder: Path) -> None:
     with closing(PickleShardWriter(folder, "part-00000")) as sink:
-        sink.write_frame((encode_row({"url": "x"}),))
+        sink.copy_row((encode_row({"url": "x"}),))
         sink.finish()
 
 

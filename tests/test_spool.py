@@ -108,7 +108,7 @@ async def test_a_run_goes_on_where_the_last_one_ended(tmp_path: Path) -> None:
     assert [one.record(jpeg_of).sample for one in await read(path)] == [whole, half]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_damage_loses_only_what_it_touched(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     """Cut the file anywhere, or change any bytes: every other entry is there, and none is invented."""

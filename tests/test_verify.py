@@ -90,7 +90,7 @@ def write_shard(folder: Path, rows: list[Row], name: str = "part-00000") -> Path
     folder.mkdir(exist_ok=True)
     sink = PickleShardWriter(folder, name)
     for row in rows:
-        sink.write_frame((encode_row(row),))
+        sink.copy_row((encode_row(row),))
     sink.finish()
     sink.close()
     return folder / f"{name}.pkl"

@@ -8,7 +8,7 @@ each file with the highest CLIP similarity, as far as it is above 0.6; the short
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -81,6 +81,10 @@ class Coyo(Description):
             case (Encoded(jpeg=jpeg),) if metadata["text"] is not None:
                 return {**metadata, IMAGE_FIELDS[payload]: pack(jpeg, payload)}
         return None
+
+    def is_lost(self, sample: Sample, failed: Collection[int]) -> bool:
+        """Whether a pair's image failed, or it has no text, or could not be read."""
+        return bool(failed) or sample.row.get("text") is None
 
 
 class CoyoManifest:

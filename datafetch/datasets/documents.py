@@ -7,7 +7,7 @@ into ``text_list``, which nothing is taken from.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from datafetch.datasets.urls import askable, is_too_long
 from datafetch.errors import ManifestError
 from datafetch.model.kinds import CounterName, Payload
 from datafetch.model.outcome import Encoded
-from datafetch.model.sample import Record, Row
+from datafetch.model.sample import Record, Row, Sample
 
 TAKES = frozenset(
     {
@@ -139,6 +139,18 @@ def document_row(record: Record, keep_at_least: int | None) -> Row | None:
         ],
         "similarity_matrix": [similarities[place] for place, _ in arrived],
     }
+
+
+def is_document_lost(sample: Sample, failed: Collection[int], keep_at_least: int | None) -> bool:
+    """Whether ``document_row`` gives no row for a document, whatever the images that did not fail come to.
+
+    Args:
+        sample: The document.
+        failed: Positions of the images that failed.
+        keep_at_least: As there.
+    """
+    left = len(sample.urls) - len(failed)
+    return left <= 0 or left < (len(sample.urls) if keep_at_least is None else keep_at_least)
 
 
 def _list(value: object) -> Sequence[Any]:

@@ -6,15 +6,16 @@ published, so they are detected.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from datafetch.datasets.description import Description
-from datafetch.datasets.documents import TAKES, DocumentReader, document_row
+from datafetch.datasets.documents import TAKES, DocumentReader, document_row, is_document_lost
 from datafetch.datasets.jsonl_manifest import JsonObject, LinesManifest, first_records, open_folder
 from datafetch.datasets.key_detection import URL_KEYS, choose_key, say_keys
 from datafetch.model.kinds import Loader, Payload
-from datafetch.model.sample import Record, Row
+from datafetch.model.sample import Record, Row, Sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +44,10 @@ class LlmJpInterleaved(Description):
     def to_row(self, record: Record, payload: Payload) -> Row | None:  # noqa: ARG002 - the loader knows one alone
         """The document as published with its images, or None where too few of them arrived."""
         return document_row(record, self.choices.keep_at_least)
+
+    def is_lost(self, sample: Sample, failed: Collection[int]) -> bool:
+        """Whether too few of a document's images may still arrive."""
+        return is_document_lost(sample, failed, self.choices.keep_at_least)
 
 
 def _images(records: list[JsonObject]) -> list[JsonObject]:

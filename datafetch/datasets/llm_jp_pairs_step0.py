@@ -22,7 +22,7 @@ from datafetch.datasets.readers import LineFile, RecordReader
 from datafetch.datasets.urls import askable
 from datafetch.errors import ManifestError, raise_want
 from datafetch.model.interfaces import Samples
-from datafetch.model.kinds import Loader, OutputKind, Payload
+from datafetch.model.kinds import Loader, Payload
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.sample import IdListResult, Record, Row, Sample, Shard
 from datafetch.model.untrusted import is_utf8
@@ -42,7 +42,7 @@ class LlmJpPairsStep0(Description):
     name: str = "llm-jp-pairs-step0"
     path: str = "alt_pair_ja/image_step0"
     loader: Loader = Loader.TORCH
-    output_kind: OutputKind = OutputKind.FILES
+    output_format: str = "image_files"
     list_name: str | None = _LIST
     supported_options: frozenset[str] = frozenset({"url_key"})
     keeps_bodies: bool = True

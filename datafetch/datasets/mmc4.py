@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,14 +17,14 @@ import numpy as np
 
 from datafetch.datasets.choices import IdsIndex
 from datafetch.datasets.description import Description
-from datafetch.datasets.documents import TAKES, DocumentReader, document_row
+from datafetch.datasets.documents import TAKES, DocumentReader, document_row, is_document_lost
 from datafetch.datasets.id_pairs import IndexKindDetector, Indices
 from datafetch.datasets.jsonl_manifest import SUFFIXES, IdFilter, LineSamples, LinesManifest, first_records
 from datafetch.datasets.readers import LineFile, list_files, read_id_pairs
 from datafetch.errors import ManifestError
 from datafetch.model.kinds import CounterName, Loader, Payload
 from datafetch.model.ledger_line import ShardCounts
-from datafetch.model.sample import IdListResult, Record, Row, Shard
+from datafetch.model.sample import IdListResult, Record, Row, Sample, Shard
 
 _NAME = re.compile(r"docs(?P<no_face>_no_face)?_shard_(?P<number>\d{1,5})_v3\.jsonl(?:\.gz|\.zst|\.zip)?")
 
@@ -71,6 +71,10 @@ class Mmc4Core(Description):
     def to_row(self, record: Record, payload: Payload) -> Row | None:  # noqa: ARG002 - the loader knows one alone
         """The document as published with its images, or None where too few of them arrived."""
         return document_row(record, self.choices.keep_at_least)
+
+    def is_lost(self, sample: Sample, failed: Collection[int]) -> bool:
+        """Whether too few of a document's images may still arrive."""
+        return is_document_lost(sample, failed, self.choices.keep_at_least)
 
 
 @dataclass(frozen=True, slots=True)

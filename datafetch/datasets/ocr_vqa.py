@@ -20,7 +20,7 @@ from datafetch.datasets.readers import LineFile, MemberReader, RecordReader
 from datafetch.datasets.urls import askable, is_too_long
 from datafetch.errors import ManifestError, raise_want
 from datafetch.model.interfaces import Samples
-from datafetch.model.kinds import Loader, OutputKind, Payload
+from datafetch.model.kinds import Loader, Payload
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.sample import MOST_URL_CHARS, IdListResult, Record, Row, Sample, Shard
 
@@ -35,7 +35,7 @@ class OcrVqa(Description):
     name: str = "ocr-vqa"
     path: str = str(_FOLDER)
     loader: Loader = Loader.TORCH
-    output_kind: OutputKind = OutputKind.FILES
+    output_format: str = "image_files"
     supported_options: frozenset[str] = frozenset({"only_referenced"})
     keeps_bodies: bool = True
     least_pixels: int = 2

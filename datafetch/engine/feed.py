@@ -22,7 +22,7 @@ from typing import TypeVar
 from datafetch.model.interfaces import ShardSource
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.sample import Sample, Shard
-from datafetch.output.publish import is_in_place, salvage, shard_files
+from datafetch.output.formats import format_of
 from datafetch.store.atomic import publish
 from datafetch.store.layout import OutputLayout
 from datafetch.store.ledger import read_shard_counts
@@ -294,18 +294,17 @@ def _read_published(layout: OutputLayout, shard: Shard) -> ShardCounts | None:
     ledger = layout.ledger(shard.name)
     if shard.source == ledger or not ledger.exists():  # a shard that is its own source is there to be made again
         return None
-    if not is_in_place(layout, shard.name) and not layout.equal.exists():
+    output_format = format_of(layout)
+    if not output_format.is_intact(layout, shard.name) and not layout.equal.exists():
         # To be made again, from what is left of it. The ledger goes first: that must not look published after a crash.
-        index = layout.saved(shard.name)
-        files = [ledger, index]
-        if index.exists():
+        if (salvaged := output_format.salvage(layout, shard.name)) is not None:
             _log.warning("%s lacks files of %s: they are fetched again", layout.out, shard.name)
             begun = layout.spool(shard.name).with_suffix(".begun")
-            write_spool(begun, salvage(layout, shard.name))
+            write_spool(begun, salvaged)
             publish(begun, layout.spool(shard.name))
-        else:
-            files += shard_files(layout, shard.name)
-        for path in (*files, *layout.all_spools.glob(f"{layout.job_hash}-retry-*/{shard.name}.spool")):
+        ledger.unlink(missing_ok=True)
+        output_format.unpublish(layout, shard.name)
+        for path in layout.all_spools.glob(f"{layout.job_hash}-retry-*/{shard.name}.spool"):
             path.unlink(missing_ok=True)
         return None
     layout.spool(shard.name).unlink(missing_ok=True)  # a run that ended between publishing and this

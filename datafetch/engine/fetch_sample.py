@@ -10,6 +10,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from operator import itemgetter
 
 from datafetch.engine.dedup import UrlDeduplicator
 from datafetch.engine.feed import OpenShard
@@ -18,7 +19,7 @@ from datafetch.model.interfaces import ImageTranscoder
 from datafetch.model.ledger_line import LedgerLine
 from datafetch.model.outcome import OK, Encoded, Failure, FailureKind, Fetched, Outcome
 from datafetch.model.sample import Sample
-from datafetch.output.merge import Output, may_become_row
+from datafetch.output.merge import Output
 from datafetch.store.spool_format import ImageResult
 
 
@@ -126,7 +127,7 @@ class _DocumentTask:
         self._shard = shard
         self._sample = sample
         self._output = output
-        self._failures: list[Failure | None] = [None] * len(sample.urls)
+        self._failures: dict[int, Failure] = {}
         self._asked: dict[_ImageTask, asyncio.Task[None]] = {}
         self._jpeg_bytes = 0
         self._is_lost = False
@@ -139,7 +140,7 @@ class _DocumentTask:
             jpeg_bytes: What these take together.
         """
         for image, line in ended.items():
-            self._note(image, line.to_outcome(b""))
+            self._note(image, line.failure)
         if ended:
             self._note_bytes(max(ended), jpeg_bytes)
         missing = [image for image in range(len(self._sample.urls)) if image not in ended]
@@ -158,7 +159,7 @@ class _DocumentTask:
 
     async def _end_one(self, number: int, image: _ImageTask) -> None:
         end = await image.end()
-        self._note(number, end.line.to_outcome(b""))
+        self._note(number, end.line.failure)
         self._note_bytes(number, end.jpeg_bytes)
         if self._is_lost:
             for other, task in self._asked.items():
@@ -172,7 +173,7 @@ class _DocumentTask:
         """
         if not left:
             return
-        causes = [(image, failure) for image, failure in enumerate(self._failures) if failure is not None]
+        causes = sorted(self._failures.items(), key=itemgetter(0))
         cause, failure = next((pair for pair in causes if pair[1].may_pass), causes[0])
         called_off = failure.for_sibling(cause)
         ends = [ImageResult(LedgerLine.of(self._sample, image, called_off, called_off), b"") for image in left]
@@ -180,11 +181,11 @@ class _DocumentTask:
             self._delivery.count(end.line.outcome)
         await self._shard.spool.append(*ends)
 
-    def _note(self, image: int, outcome: Outcome) -> None:
-        """Take an outcome into account, and see whether the document is lost with it."""
-        if isinstance(outcome, Failure):
-            self._failures[image] = outcome
-            self._is_lost = self._is_lost or not may_become_row(self._output, self._sample, self._failures)
+    def _note(self, image: int, failure: Failure | None) -> None:
+        """Take a failure into account, and see whether the document can still become a row."""
+        if failure is not None:
+            self._failures[image] = failure
+            self._is_lost = self._is_lost or self._output.dataset.is_lost(self._sample, self._failures)
 
     def _note_bytes(self, image: int, jpeg_bytes: int) -> None:
         """Take the size of an image that arrived into account.

@@ -19,10 +19,9 @@ from typing import Any, TypeAlias
 import orjson
 
 from datafetch.errors import ConfigurationError, ResourceError, raise_want
-from datafetch.model.kinds import OutputKind
 from datafetch.model.untrusted import is_plain_name
 from datafetch.output.commit import complete_commits
-from datafetch.output.publish import shard_files
+from datafetch.output.formats import format_of
 from datafetch.output.reshard.record import read_reshard_record
 from datafetch.output.reshard.swap import finish
 from datafetch.store.atomic import make_folder, refuse_links, refuse_unpublishable, write_atomically
@@ -207,7 +206,7 @@ def refuse_foreign_files(layout: OutputLayout, identity: Identity) -> None:
         raise ConfigurationError(f"{layout.out} is not a folder; choose another --root")
     if layout.out.is_symlink() and not layout.out.exists():
         raise ConfigurationError(f"{layout.out} is a broken link; create the folder that it points to")
-    if layout.output_kind is OutputKind.FILES:
+    if format_of(layout).allows_other_files:
         return
     ours = {path.name for path in _shard_files(layout, identity)} if layout.job.exists() else set()
     _refuse_others(layout.out, ours)
@@ -237,7 +236,7 @@ def _shard_files(layout: OutputLayout, identity: Identity) -> list[Path]:
     """The files that the output may have, counts first."""
     arrangement = read_reshard_record(layout)
     shards = {*identity.get("shards", ()), *(arrangement.files if arrangement else ())}
-    return [layout.out / f"{shard}{suffix}" for suffix in (".count", ".pkl") for shard in sorted(shards)]
+    return [path for shard in sorted(shards) for path in format_of(layout).files_of(layout, shard)]
 
 
 def _files_to_delete(layout: OutputLayout) -> list[Path]:
@@ -247,9 +246,9 @@ def _files_to_delete(layout: OutputLayout) -> list[Path]:
         ConfigurationError: There is something else as well.
     """
     identity = read_identity(layout)
-    if layout.saved_folder.exists():
-        shards = [shard for shard in identity["shards"] if layout.saved(shard).exists()]
-        return [path for shard in shards for path in shard_files(layout, shard)]
+    written = format_of(layout)
+    if written.allows_other_files:
+        return [path for shard in identity["shards"] for path in written.files_of(layout, shard)]
     try:
         ours = _shard_files(layout, identity)
     except ConfigurationError:

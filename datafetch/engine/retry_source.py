@@ -119,7 +119,7 @@ class RetriedSamples(Samples):
         wanted = self._retry.wanted
         for failed in self._failed():
             sample, lines = failed.kept.sample, failed.lines
-            if wanted.wants_any(lines) and could_have_row(self._output, sample, lines, wanted.wants):
+            if wanted.wants_any(lines) and could_have_row(self._output.dataset, sample, lines, wanted.wants):
                 yield failed
 
     def _failed(self) -> Iterator[_Failed]:

@@ -37,8 +37,8 @@ from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.report import Report
 from datafetch.model.sample import IdListResult
 from datafetch.monitor.heartbeat import refuse_at_work
+from datafetch.output.formats import format_of
 from datafetch.output.merge import Output
-from datafetch.output.publish import is_in_place
 from datafetch.output.reshard.record import read_reshard_record
 from datafetch.output.training_list import keep_published, published_source
 from datafetch.process.event_loop import run_to_end
@@ -235,9 +235,12 @@ def _published(layout: OutputLayout, shards: list[str]) -> ShardCounts:
 
 def _layout_of(out: Path, job: Job, identity: Identity) -> OutputLayout:
     """Where everything lies, also when the folder that a command stands in is moved under its feet."""
-    output_kind = find_dataset(job.dataset).output_kind
+    output_format = find_dataset(job.dataset).output_format
     return OutputLayout(
-        resolve_parent(out), resolve_parent(Path(job.scratch)) if job.scratch else None, hash_of(identity), output_kind
+        resolve_parent(out),
+        resolve_parent(Path(job.scratch)) if job.scratch else None,
+        hash_of(identity),
+        output_format,
     )
 
 
@@ -262,7 +265,7 @@ def _take_for_retry(layout: OutputLayout, identity: Identity) -> None:
         is_complete &= all(layout.ledger(shard).exists() for shard in arrangement.samples)
     else:
         published = [shard for shard in identity["shards"] if layout.ledger(shard).exists()]
-        is_complete &= all(is_in_place(layout, shard) for shard in published)
+        is_complete &= all(format_of(layout).is_intact(layout, shard) for shard in published)
         is_complete &= _are_all(layout, identity, published)
     if not is_complete:
         raise ConfigurationError(f"{layout.out} is not complete; run the command that started it again, and then retry")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from datafetch.model.kinds import Loader, OutputKind, Payload
+from datafetch.model.kinds import Loader, Payload
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.outcome import Fetched, Outcome
 from datafetch.model.sample import IdListResult, Record, Row, Sample, Shard
@@ -105,8 +105,8 @@ class Dataset(Protocol):
         ...
 
     @property
-    def output_kind(self) -> OutputKind:
-        """What its output folder holds."""
+    def output_format(self) -> str:
+        """The name of the format of its output (``datafetch.output.formats``)."""
         ...
 
     @property
@@ -147,6 +147,17 @@ class Dataset(Protocol):
         """
         ...
 
+    def is_lost(self, sample: Sample, failed: Collection[int]) -> bool:
+        """Whether a sample can no longer become a row, whatever its other images come to.
+
+        It is true exactly where ``to_row`` gives None though all other images arrive.
+
+        Args:
+            sample: Which one.
+            failed: Positions of its images that cannot be had.
+        """
+        ...
+
     def to_row(self, record: Record, payload: Payload) -> Row | None:
         """The row for a finished sample, or None to drop it. Total: defined for every mix of outcomes.
 
@@ -154,33 +165,4 @@ class Dataset(Protocol):
             record: The sample with its outcomes.
             payload: How the row holds its images.
         """
-        ...
-
-
-class Sink(Protocol):
-    """Writes one shard to files that are not published yet."""
-
-    @property
-    def written_bytes(self) -> int:
-        """Of what it will have published, once it is finished; what an earlier commit of the shard left included."""
-        ...
-
-    def write_frame(self, frame: Iterable[bytes]) -> None:
-        """Append a row in the form in which it lies in a file, piece by piece. Rows come in manifest order."""
-        ...
-
-    def finish(self) -> None:
-        """Complete the files."""
-        ...
-
-    def check(self, rows: int) -> None:
-        """See that the files can be read and hold so many rows; without a row there are none.
-
-        Raises:
-            ResourceError: They are not what was written.
-        """
-        ...
-
-    def close(self) -> None:
-        """Let go of the files, finished or not. May be called twice."""
         ...

@@ -25,15 +25,6 @@ class Payload(StrEnum):
     """As it is, a quarter smaller."""
 
 
-class OutputKind(StrEnum):
-    """What an output folder holds."""
-
-    SHARDS = "shards"
-    """Pickle shards and nothing else: the trainer counts every file."""
-    FILES = "files"
-    """Images under names of their own; others may lie beside them."""
-
-
 class CounterName(StrEnum):
     """What is counted besides samples and images. Reports and ledgers use these very strings."""
 

@@ -9,8 +9,6 @@ from typing import Any
 
 from datafetch.model.outcome import (
     HTTP_OK,
-    KEPT_AS_RECEIVED,
-    NOT_ASKED,
     OK,
     Body,
     Encoded,
@@ -23,6 +21,9 @@ from datafetch.model.outcome import (
 )
 from datafetch.model.sample import Sample
 
+SKIPPED_BEFORE = "not asked for: "
+"""How ``detail`` began of a skipped image, in ledgers and spools from before there was ``is_skipped``."""
+_ORIGINAL_BEFORE = "kept as received"  # what it was of an original image, likewise
 _MOST_DETAIL_CHARACTERS = 1000  # a reason may quote what a server said, which may be a URL of 60 KB
 
 
@@ -46,12 +47,18 @@ class LedgerLine:
     fetch_ms: float
     detail: str
     permitted: Permissions = ()
+    is_original: bool = False
+    is_skipped: bool = False
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> LedgerLine:
-        """The line as a ledger or a spool has it; those of earlier versions say nothing of permissions."""
-        permitted = tuple(map(Permission, fields.get("permitted") or ()))
-        return cls(**{**fields, "permitted": permitted})
+        """The line as a ledger or a spool has it; earlier ones lack the last columns, and told two in ``detail``."""
+        later = {
+            "permitted": tuple(map(Permission, fields.get("permitted") or ())),
+            "is_original": fields.get("is_original", fields["detail"] == _ORIGINAL_BEFORE),
+            "is_skipped": fields.get("is_skipped", fields["detail"].startswith(SKIPPED_BEFORE)),
+        }
+        return cls(**{**fields, **later})
 
     @classmethod
     def of(cls, sample: Sample, image: int, fetched: Fetched, outcome: Outcome) -> LedgerLine:
@@ -80,21 +87,17 @@ class LedgerLine:
             format=encoded.source_format if encoded else "",
             sha256=outcome.sha256,
             fetch_ms=fetched.fetch_ms,
-            detail=_detail(outcome)[:_MOST_DETAIL_CHARACTERS],
+            detail=failure.detail[:_MOST_DETAIL_CHARACTERS] if failure else "",
             permitted=tuple(sorted({*fetched.permitted, *outcome.permitted})),
+            is_original=encoded is not None and encoded.is_original,
+            is_skipped=failure is not None and failure.is_skipped,
         )
 
     @property
-    def is_asked(self) -> bool:
-        """Whether the image was asked for, as far as its document was not lost before."""
-        return not self.detail.startswith(NOT_ASKED)
-
-    def to_outcome(self, jpeg: bytes) -> Outcome:
-        """The outcome that this line tells of, given the JPEG kept beside it (empty for a failure)."""
+    def failure(self) -> Failure | None:
+        """Why the image could not be had; None where it arrived."""
         if self.outcome == OK:
-            is_original = self.detail == KEPT_AS_RECEIVED
-            size_px = self.width or 0, self.height or 0
-            return Encoded(jpeg, *size_px, self.format, self.sha256, is_original, self.permitted)
+            return None
         return Failure(
             FailureKind(self.outcome),
             self.detail,
@@ -104,13 +107,17 @@ class LedgerLine:
             self.fetch_ms,
             self.sha256,
             self.permitted,
+            self.is_skipped,
         )
 
+    def to_outcome(self, jpeg: bytes) -> Outcome:
+        """The outcome that this line records.
 
-def _detail(outcome: Outcome) -> str:
-    if isinstance(outcome, Failure):
-        return outcome.detail
-    return KEPT_AS_RECEIVED if outcome.is_original else ""
+        Args:
+            jpeg: The file of an image that arrived; of no account for a failure.
+        """
+        size_px = self.width or 0, self.height or 0
+        return self.failure or Encoded(jpeg, *size_px, self.format, self.sha256, self.is_original, self.permitted)
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,14 +78,6 @@ OK = "ok"
 HTTP_OK = 200
 
 
-KEPT_AS_RECEIVED = "kept as received"
-"""What a ledger says in ``detail`` of an image that was not encoded again."""
-
-
-NOT_ASKED = "not asked for: "
-"""What a ledger says in ``detail``, first, of an image that was not asked for since its document was lost already."""
-
-
 _KINDS_THAT_MAY_PASS = frozenset(
     {
         FailureKind.DNS_FAILED,
@@ -114,6 +106,7 @@ class Failure:
         fetch_ms: Wall-clock milliseconds of the last attempt, without queueing.
         sha256: Of the body, hex, where one arrived whole.
         permitted: What was taken by the operator's permission alone, as far as the image came.
+        is_skipped: Whether it was not tried, or given up, because its document could no longer become a row.
     """
 
     kind: FailureKind
@@ -124,6 +117,7 @@ class Failure:
     fetch_ms: float = 0.0
     sha256: str = ""
     permitted: Permissions = ()
+    is_skipped: bool = False
 
     @property
     def may_pass(self) -> bool:
@@ -138,15 +132,15 @@ class Failure:
         return is_damaged and bool(self.sha256) and self.sha256 == before.sha256
 
     def for_sibling(self, image: int) -> Failure:
-        """Why another image of the same document is not asked for, when this failure of an image has lost it.
+        """The failure of another image of the same document, which is skipped because of this one.
 
-        It has the same kind and status, and so is tried again if and only if this one is.
+        It has the same kind and status, and so is retried if and only if this one is.
 
         Args:
-            image: 0-based place in the sample of the image that failed.
+            image: 0-based position in the sample of the image that failed.
         """
-        detail = f"{NOT_ASKED}the document was lost with image {image}"
-        return Failure(self.kind, detail, self.status)
+        detail = f"skipped: without image {image}, the document cannot become a row"
+        return Failure(self.kind, detail, self.status, is_skipped=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import os
 import struct
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,15 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from datafetch.datasets import find_dataset
 from datafetch.errors import ConfigurationError, raise_want
-from datafetch.model.outcome import NOT_ASKED, OK
+from datafetch.model.outcome import OK
 from datafetch.model.sample import Sample
 from datafetch.monitor.heartbeat import ProgressSnapshot, read_beat
 from datafetch.monitor.host_failures import FailingHost, FailingHosts
-from datafetch.output.publish import is_in_place, shard_files
+from datafetch.output.formats import format_of
 from datafetch.store.layout import OutputLayout, not_a_job, output_of
-from datafetch.store.ledger import not_a_ledger, read_columns, read_shard_counts
+from datafetch.store.ledger import not_a_ledger, read_columns, read_shard_counts, without_skipped
 from datafetch.store.spool_format import SpoolRecord, read_heads, read_marker
 
 _MOST_HOSTS = 20
@@ -158,6 +159,7 @@ def read_status(out: Path | str) -> Status:
     """
     state = OutputLayout(output_of(Path(out)))
     job = _read_job(state)
+    state = replace(state, output_format=find_dataset(job.dataset).output_format)
     last_beat = read_beat(state.progress)
     beat = last_beat if last_beat is not None and last_beat.is_at_work() else None
     counted = _count(state, job, last_beat)
@@ -323,7 +325,7 @@ def _count_heads(books: _ShardsOnDisk, heads: Iterator[SpoolRecord]) -> None:
         line = ended.line
         books.outcomes[str(line.outcome)] += 1
         books.fetched_bytes += line.body_bytes
-        if line.outcome != OK and line.is_asked:
+        if line.outcome != OK and not line.is_skipped:
             urls.append(line.url)
             outcomes.append(line.outcome)
         if len(urls) == _LINES_AT_A_TIME:
@@ -350,15 +352,15 @@ def _read_ledger(state: OutputLayout, shard: str) -> _ShardsOnDisk | None:
     books = _ShardsOnDisk()
     try:
         totals = read_shard_counts(path)
-        if not _is_in_place(state, shard, totals.written_bytes):
+        if not _is_in_place(state, shard):
             return None
         books.samples, books.rows, books.outcomes = totals.samples, totals.rows, Counter(totals.outcomes)
         books.written_bytes = totals.written_bytes
-        for batch in read_columns(path, ("url", "outcome", "body_bytes", "detail")):
+        for batch in read_columns(path, ("url", "outcome", "body_bytes", "detail", "is_skipped")):
             body_bytes: Any = pc.sum(batch["body_bytes"])
             books.fetched_bytes += body_bytes.as_py() or 0
-            asked = batch.filter(pc.invert(pc.starts_with(batch["detail"], NOT_ASKED)))
-            books.hosts.count(asked["url"], asked["outcome"])
+            tried = without_skipped(batch)
+            books.hosts.count(tried["url"], tried["outcome"])
     except (ConfigurationError, OSError, ValueError) as error:
         if isinstance(error, FileNotFoundError) or isinstance(error.__cause__, FileNotFoundError):
             return None
@@ -367,12 +369,13 @@ def _read_ledger(state: OutputLayout, shard: str) -> _ShardsOnDisk | None:
     return books
 
 
-def _is_in_place(state: OutputLayout, shard: str, written_bytes: int) -> bool:
+def _is_in_place(state: OutputLayout, shard: str) -> bool:
     """Whether the shard's files are there, or are on their way, or have become part of equal shards."""
-    if state.saved(shard).exists():
-        return is_in_place(state, shard)
-    if sum(map(_size_bytes, shard_files(state, shard))) == written_bytes:
+    output_format = format_of(state)
+    if output_format.is_intact(state, shard):
         return True
+    if output_format.allows_other_files:
+        return False
     moving = (state.equal, state.resharded, state.replaced, state.retry, state.ready / shard)
     return any(path.exists() for path in moving)
 

@@ -33,12 +33,11 @@ from datafetch.errors import (
     ResourceError,
     is_want,
 )
-from datafetch.model.interfaces import Sink
-from datafetch.model.kinds import CounterName, OutputKind
+from datafetch.model.kinds import CounterName
 from datafetch.model.ledger_line import ShardCounts
-from datafetch.output.formats import INDEX_SUFFIX, ImageFilesWriter, PickleShardWriter
+from datafetch.output.formats import format_of
 from datafetch.output.merge import CommittedSample, Output, merge_retry, merge_spool
-from datafetch.output.publish import put_files_in_place
+from datafetch.output.row import OutputRow
 from datafetch.process.child import child_command, why_not_started
 from datafetch.store.atomic import make_folder, publish, sync
 from datafetch.store.layout import OutputLayout
@@ -180,8 +179,8 @@ def commit_shard(commit: Commit) -> ShardCounts:
         make_folder(folder)
         totals = _write(commit, folder)
         if not totals.rows:
-            for suffix in (".count", ".pkl"):  # of an earlier run, whose ledger is gone
-                (layout.out / f"{commit.shard}{suffix}").unlink(missing_ok=True)
+            for path in format_of(layout).files_of(layout, commit.shard):  # of an earlier run, whose ledger is gone
+                path.unlink(missing_ok=True)
         for path in folder.iterdir():
             sync(path)
         sync(folder)
@@ -195,28 +194,14 @@ def commit_shard(commit: Commit) -> ShardCounts:
 
 
 def put_in_place(layout: OutputLayout, shard: str) -> None:
-    """Publish what is ready of a shard: all of it, or what a run that was killed here left of it.
-
-    In between there is at most a ``.pkl`` without its ``.count``.
-    """
+    """Publish what is ready of a shard, the ledger last: all of it, or what a run that was killed here left of it."""
     ready = layout.ready / shard
-    index = ready / f"{shard}{INDEX_SUFFIX}"
-    if index.exists():
-        put_files_in_place(layout, ready, index)
     rows = layout.added if layout.equal.exists() else layout.out
-    places = {
-        f"{shard}.pkl": rows,
-        f"{shard}.count": rows,
-        index.name: layout.saved_folder,
-        f"{shard}.spool": layout.failed(shard).parent,
-        f"{shard}.parquet": layout.ledgers,
-    }
-    if (ready / f"{shard}.pkl").exists():
-        (rows / f"{shard}.count").unlink(missing_ok=True)  # of the rows that these take the place of
-    for name, folder in places.items():
+    format_of(layout).publish(layout, shard, ready, rows)
+    for name, path in ((f"{shard}.spool", layout.failed(shard)), (f"{shard}.parquet", layout.ledger(shard))):
         if (ready / name).exists():
-            make_folder(folder)
-            publish(ready / name, folder / name)
+            make_folder(path.parent)
+            publish(ready / name, path)
     ready.rmdir()
 
 
@@ -232,9 +217,9 @@ def _write(commit: Commit, folder: Path) -> ShardCounts:
     wanted = output.retry and output.retry.wanted
     samples = merge_retry(output, shard, wanted) if wanted else merge_spool(output, shard)
     bookkeeper = _Bookkeeper(commit)
-    sink = _sink(output, folder, shard)
+    writer = format_of(output.layout).open_writer(output.layout, shard, folder, is_retry=output.retry is not None)
     with (
-        closing(sink),
+        closing(writer),
         LedgerWriter(folder / f"{shard}.parquet", shard) as ledger,
         SpoolWriter(folder / f"{shard}.spool") as failed,
     ):
@@ -242,20 +227,15 @@ def _write(commit: Commit, folder: Path) -> ShardCounts:
             bookkeeper.enter(committed)
             ledger.write(committed.lines)
             failed.write(*committed.failed)
-            if committed.frame is not None:
-                sink.write_frame(committed.frame)
-        sink.finish()
-        sink.check(bookkeeper.own_rows)
-        books = bookkeeper.balance(sink.written_bytes, ledger.lines)
+            if isinstance(committed.row, OutputRow):
+                writer.write_row(committed.row)
+            elif committed.row is not None:
+                writer.copy_row(committed.row)
+        writer.finish()
+        writer.check(bookkeeper.own_rows)
+        books = bookkeeper.balance(writer.written_bytes, ledger.lines)
         ledger.finish(books)
     return books.totals
-
-
-def _sink(output: Output, folder: Path, shard: str) -> Sink:
-    if output.dataset.output_kind is OutputKind.SHARDS:
-        return PickleShardWriter(folder, shard)
-    before = output.layout.saved(shard)
-    return ImageFilesWriter(folder, shard, before if output.retry and before.exists() else None)
 
 
 def _wanted(samples: Iterable[CommittedSample], row_numbers: frozenset[int] | None) -> Iterator[CommittedSample]:
@@ -267,7 +247,7 @@ def _wanted(samples: Iterable[CommittedSample], row_numbers: frozenset[int] | No
     for committed in samples:
         is_wanted = not committed.has_row or rows in row_numbers
         rows += committed.has_row
-        yield committed if is_wanted else replace(committed, frame=None, has_row=False, failed=())
+        yield committed if is_wanted else replace(committed, row=None, has_row=False, failed=())
 
 
 class _Bookkeeper:
@@ -279,7 +259,7 @@ class _Bookkeeper:
         self._has_row: list[bool] = []
         self._is_own: list[bool] = []
         self._lines = 0
-        self._not_asked = 0
+        self._skipped = 0
         self._bad_lines = 0
         self._outcomes: Counter[str] = Counter()
 
@@ -289,11 +269,11 @@ class _Bookkeeper:
         if committed.position != position:
             raise ConservationError(f"shard {self._commit.shard}: sample {position} is missing or there twice")
         self._has_row.append(committed.has_row)
-        self._is_own.append(committed.frame is not None)
-        self.own_rows += committed.frame is not None
+        self._is_own.append(committed.row is not None)
+        self.own_rows += committed.row is not None
         self._lines += len(committed.lines)
         self._outcomes.update(line.outcome for line in committed.lines)
-        self._not_asked += sum(not line.is_asked for line in committed.lines)
+        self._skipped += sum(line.is_skipped for line in committed.lines)
         self._bad_lines += committed.is_bad_line
 
     def balance(self, written_bytes: int, ledger_lines: int) -> ShardSummary:
@@ -321,6 +301,6 @@ class _Bookkeeper:
         if output.retry is not None:
             notes = read_shard_counts(output.layout.ledger(self._commit.shard)).notes
         counted = Counter({name: count for name, count in notes.items() if name != CounterName.NOT_ASKED})
-        counted[CounterName.NOT_ASKED.value] = self._not_asked
+        counted[CounterName.NOT_ASKED.value] = self._skipped
         counted[CounterName.BAD_LINES.value] += self._bad_lines
         return {str(name): count for name, count in counted.items() if count}

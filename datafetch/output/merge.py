@@ -12,11 +12,12 @@ from typing import Generic, TypeAlias, TypeVar
 
 from datafetch.errors import ConservationError
 from datafetch.model.interfaces import Dataset
-from datafetch.model.kinds import OutputKind, Payload
+from datafetch.model.kinds import Payload
 from datafetch.model.ledger_line import LedgerLine
-from datafetch.model.outcome import OK, Encoded, Failure, FailureKind, Outcome, Permission
-from datafetch.model.sample import BAD_LINE, Record, Sample
-from datafetch.output.formats import row_frame, stand_in, stream_frames
+from datafetch.model.outcome import OK, Failure, FailureKind, Permission
+from datafetch.model.sample import BAD_LINE, Sample
+from datafetch.output.formats import PublishedRow, format_of
+from datafetch.output.row import OutputRow, placeholder
 from datafetch.store.layout import OutputLayout
 from datafetch.store.ledger import read_samples, read_shard_summary
 from datafetch.store.retry_filter import Retry, RetryFilter
@@ -29,9 +30,6 @@ MAX_SAMPLE_BYTES = 256 * 1024 * 1024
 """What the images of one sample may take together, by default."""
 
 _Found = TypeVar("_Found")
-
-# Stands for an image that may yet arrive, where only a row's being there or not is asked for.
-_SOME_IMAGE = Encoded(b"\xff\xd8\xff\xd9", 1, 1, "JPEG")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +58,8 @@ class CommittedSample:
     Attributes:
         position: Its place in the shard.
         lines: For the ledger.
-        frame: Its row, in pieces that are to be taken before the next sample is asked for; None where there is none,
-            or where it lies in the equal shards, or as a file, and stays.
+        row: Its row, new or as it was published, to be written before the next sample is taken; None where there is
+            none, or where it lies in the equal shards, or as a file, and stays.
         has_row: Whether there is a row, here or there.
         failed: Its entries among the failed samples; none when all of its images arrived.
         is_bad_line: Whether it stands for a row of the manifest that could not be read.
@@ -69,34 +67,18 @@ class CommittedSample:
 
     position: int
     lines: tuple[LedgerLine, ...]
-    frame: Iterable[bytes] | None
+    row: OutputRow | PublishedRow | None
     has_row: bool
     failed: tuple[Stored, ...]
     is_bad_line: bool = False
 
 
 def could_have_row(
-    output: Output, sample: Sample, lines: tuple[LedgerLine, ...], may_arrive: Callable[[Failure], bool]
+    dataset: Dataset, sample: Sample, lines: tuple[LedgerLine, ...], may_arrive: Callable[[Failure], bool]
 ) -> bool:
     """Whether a sample would be a row if the images that failed in that way arrived."""
-    outcomes = (line.to_outcome(b"") for line in lines)
-    return may_become_row(
-        output,
-        sample,
-        [outcome if isinstance(outcome, Failure) and not may_arrive(outcome) else None for outcome in outcomes],
-    )
-
-
-def may_become_row(output: Output, sample: Sample, failures: Sequence[Failure | None]) -> bool:
-    """Whether a sample may still become a row.
-
-    Args:
-        output: How rows are made.
-        sample: Which one.
-        failures: Of each of its images why it can't be had; None where it is there or may arrive.
-    """
-    outcomes: tuple[Outcome, ...] = tuple(_SOME_IMAGE if failure is None else failure for failure in failures)
-    return output.dataset.to_row(Record(sample, outcomes), output.payload) is not None
+    failed = {line.image for line in lines if line.failure is not None and not may_arrive(line.failure)}
+    return not dataset.is_lost(sample, failed)
 
 
 def merge_spool(output: Output, shard: str) -> Iterator[CommittedSample]:
@@ -109,28 +91,26 @@ def merge_retry(output: Output, shard: str, wanted: RetryFilter) -> Iterator[Com
     """The samples of a shard of which some were tried again, in its spool, and the others stay as they are."""
     layout = output.layout
     books = read_shard_summary(layout.ledger(shard))
-    frames: Iterator[Iterable[bytes]] = iter(())
-    if books.totals.rows and output.dataset.output_kind is OutputKind.SHARDS and not layout.equal.exists():
-        frames = stream_frames(layout.out / f"{shard}.pkl")
+    rows: Iterator[PublishedRow] = format_of(layout).read_rows(layout, shard) if books.totals.rows else iter(())
     lines = _ByPosition(read_samples(layout.ledger(shard)), lambda lines: lines[0].sample)
     failed = _ByPosition(SpoolReader(layout.failed(shard)).samples(), _position)
     retried = _ByPosition(SpoolReader(layout.spool(shard)).samples(), _position)
     for position in range(books.totals.samples):
         has_row = bool(books.has_row[position])
         before = lines.take(position) or ()
-        frame = next(frames, None) if has_row else None
+        row = next(rows, None) if has_row else None
         kept = failed.take(position)
         spooled = retried.take(position)
         if spooled is None:
-            yield CommittedSample(position, before, frame, has_row, () if kept is None else (*kept.images, kept.sample))
+            yield CommittedSample(position, before, row, has_row, () if kept is None else (*kept.images, kept.sample))
         else:
             assert kept is not None, "what is tried again was kept"
             stayed = wanted.carried_over(kept, before)
             there = frozenset(end.line.image for end in stayed if end.line.outcome == OK)
             committed = _settle(output, _add_what_was(spooled, before, stayed), there)
             # A row that nothing came to stays where it is.
-            yield replace(committed, frame=frame) if has_row and not _is_better(committed.lines, before) else committed
-    if not lines.is_empty or not failed.is_empty or not retried.is_empty or next(frames, None) is not None:
+            yield replace(committed, row=row) if has_row and not _is_better(committed.lines, before) else committed
+    if not lines.is_empty or not failed.is_empty or not retried.is_empty or next(rows, None) is not None:
         raise ConservationError(f"shard {shard}: the retry has samples that the shard has not")
 
 
@@ -143,13 +123,12 @@ def _settle(output: Output, whole: SpooledSample, there: frozenset[int] = frozen
         there: Those that a row of it has already, which it does not lose.
     """
     spooled = SpooledSample(whole.sample, _within(whole.images, output.max_sample_bytes, there))
-    record = spooled.record(lambda end: stand_in(end.line.image) if end.jpeg_bytes else b"")
-    row = output.dataset.to_row(record, output.payload)
-    # The images themselves are loaded one by one as the row is written.
-    frame = None if row is None else row_frame(row, spooled.images)
-    failed = _keep_for_retry(output, spooled, has_row=frame is not None)
+    record = spooled.record(lambda end: placeholder(end.line.image) if end.jpeg_bytes else b"")
+    values = output.dataset.to_row(record, output.payload)
+    row = None if values is None else OutputRow(values, spooled.images)
+    failed = _keep_for_retry(output, spooled, has_row=row is not None)
     is_bad_line = not record.sample.urls and record.sample.row.keys() == {BAD_LINE}
-    return CommittedSample(record.sample.position, spooled.lines, frame, frame is not None, failed, is_bad_line)
+    return CommittedSample(record.sample.position, spooled.lines, row, row is not None, failed, is_bad_line)
 
 
 def _within(images: Sequence[SpooledImage], most_bytes: int, there: frozenset[int]) -> tuple[SpooledImage, ...]:
@@ -182,11 +161,11 @@ def _keep_for_retry(output: Output, spooled: SpooledSample, *, has_row: bool) ->
 
     Where the output holds files, a sample of which nothing could be asked for is kept as well: it tells why.
     """
-    if not spooled.sample.urls and output.dataset.output_kind is OutputKind.FILES:
+    if not spooled.sample.urls and format_of(output.layout).allows_other_files:
         return (spooled.sample,)
     if all(line.outcome == OK for line in spooled.lines):
         return ()
-    if has_row or could_have_row(output, spooled.sample, spooled.lines, lambda failure: failure.may_pass):
+    if has_row or could_have_row(output.dataset, spooled.sample, spooled.lines, lambda failure: failure.may_pass):
         return (*(end for end in spooled.images if end.jpeg_bytes), spooled.sample)
     return (spooled.sample,)
 
@@ -206,8 +185,8 @@ def _add_what_was(
 def _tried_again(line: LedgerLine, before: LedgerLine) -> LedgerLine:
     """What the ledger says of an image that was asked for once more, after what it said before."""
     line = replace(line, attempts=min(_MOST_ATTEMPTS, line.attempts + before.attempts))
-    now, then = line.to_outcome(b""), before.to_outcome(b"")
-    is_corrupt = isinstance(now, Failure) and isinstance(then, Failure) and now.is_as_damaged_as(then)
+    now, then = line.failure, before.failure
+    is_corrupt = now is not None and then is not None and now.is_as_damaged_as(then)
     return replace(line, outcome=FailureKind.CORRUPT.value) if is_corrupt else line
 
 

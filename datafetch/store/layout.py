@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datafetch.errors import ConfigurationError
-from datafetch.model.kinds import OutputKind
 
 SUFFIX = ".datafetch"
 
@@ -26,13 +25,13 @@ class OutputLayout:
         out: What the trainer reads, and nothing else.
         scratch: Where spools lie; None puts them into the state folder.
         job_hash: Of what decides the rows. A spool of another job is never taken for one of this job.
-        holds: What lies in ``out``.
+        output_format: The name of the format of what lies in ``out``.
     """
 
     out: Path
     scratch: Path | None = None
     job_hash: str = ""
-    output_kind: OutputKind = OutputKind.SHARDS
+    output_format: str = "pickle"
 
     @property
     def folder(self) -> Path:

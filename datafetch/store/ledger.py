@@ -24,8 +24,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from datafetch.errors import ConfigurationError, raise_want
-from datafetch.model.ledger_line import LedgerLine, ShardCounts
-from datafetch.model.outcome import NOT_ASKED, FailureKind, Permission
+from datafetch.model.ledger_line import SKIPPED_BEFORE, LedgerLine, ShardCounts
+from datafetch.model.outcome import FailureKind, Permission
 
 SCHEMA = pa.schema(
     [
@@ -46,9 +46,12 @@ SCHEMA = pa.schema(
         ("fetch_ms", pa.float32()),
         ("detail", pa.string()),
         ("permitted", pa.list_(pa.string())),
+        ("is_original", pa.bool_()),
+        ("is_skipped", pa.bool_()),
     ]
 )
 _LINE_COLUMNS = SCHEMA.names[1:]
+_LATER_COLUMNS = frozenset({"permitted", "is_original", "is_skipped"})  # which ledgers of earlier versions lack
 _TOTALS_KEY = b"datafetch.totals"
 _ROWS_KEY = b"datafetch.rows"
 _OWN_ROWS_KEY = b"datafetch.own_rows"
@@ -228,17 +231,25 @@ def read_outcomes(path: Path) -> set[tuple[str, int | None]]:
 
 
 def count_unpermitted(path: Path, kind: FailureKind, permission: Permission) -> int:
-    """How many images that were asked for failed in one way without a permission having been used."""
+    """How many images failed in one way without a permission having been used; skipped ones are not counted."""
     count = 0
     with pq.ParquetFile(path) as file:
-        names = [name for name in ("outcome", "detail", "permitted") if name in file.schema_arrow.names]
-        for batch in _batches(file, names):
-            lines = batch.filter(pc.equal(batch["outcome"], kind.value)).to_pylist()
-            count += sum(
-                not line["detail"].startswith(NOT_ASKED) and permission not in (line.get("permitted") or ())
-                for line in lines
-            )
+        for batch in _batches(file, ["outcome", "detail", "permitted", "is_skipped"]):
+            tried = without_skipped(batch)
+            lines = tried.filter(pc.equal(tried["outcome"], kind.value)).to_pylist()
+            count += sum(permission not in (line.get("permitted") or ()) for line in lines)
     return count
+
+
+def without_skipped(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The lines of images that were tried.
+
+    Args:
+        batch: Lines with the columns ``detail`` and, where the ledger has it, ``is_skipped``.
+    """
+    if "is_skipped" in batch.schema.names:
+        return batch.filter(pc.invert(batch["is_skipped"]))
+    return batch.filter(pc.invert(pc.starts_with(batch["detail"], SKIPPED_BEFORE)))
 
 
 def _totals(path: Path, metadata: Mapping[bytes, bytes]) -> ShardCounts:
@@ -279,7 +290,7 @@ def read_columns(path: Path, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
     """
     try:
         with pq.ParquetFile(path) as file:
-            if not {SCHEMA.field(name) for name in names} <= set(file.schema_arrow):
+            if not {SCHEMA.field(name) for name in names if name not in _LATER_COLUMNS} <= set(file.schema_arrow):
                 raise pa.ArrowInvalid("other columns")
             yield from _batches(file, list(names))
     except FileNotFoundError:

@@ -60,12 +60,11 @@ class RetryFilter:
         return tuple(
             replace(arrived[line.image], line=line) if line.image in arrived else ImageResult(line, b"")
             for line in lines
-            if line.image in arrived or (isinstance(line.to_outcome(b""), Failure) and not self._wants_line(line))
+            if line.image in arrived or (line.failure is not None and not self._wants_line(line))
         )
 
     def _wants_line(self, line: LedgerLine) -> bool:
-        outcome = line.to_outcome(b"")
-        return isinstance(outcome, Failure) and self.wants(outcome)
+        return line.failure is not None and self.wants(line.failure)
 
 
 @dataclass(frozen=True, slots=True)

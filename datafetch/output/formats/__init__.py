@@ -1,24 +1,33 @@
-"""Rows to final files and back: they know nothing of shards in progress, crashes or renames."""
+"""Output formats: from rows to files and back. They know nothing of fetching and of other shards."""
 
-from datafetch.output.formats.image_files import INDEX_SUFFIX, ImageFilesWriter, SavedFile, read_index
-from datafetch.output.formats.pickle import PickleShardWriter
-from datafetch.output.formats.pickle_form import MOST_FRAME_BYTES, ListLayout, encode_row, row_frame, stand_in
-from datafetch.output.formats.pickle_rows import decode_row, frame_sizes, read_count, read_frames, stream_frames
+from __future__ import annotations
+
+from datafetch.output.formats.image_files import ImageFilesFormat
+from datafetch.output.formats.output_format import OutputFormat, PublishedRow, ShardFormat, ShardWriter
+from datafetch.output.formats.pickle import PickleFormat, PickleShardWriter
+from datafetch.output.formats.pickle_form import MOST_FRAME_BYTES, ListLayout, encode_row
+from datafetch.output.formats.pickle_rows import decode_row, frame_sizes, read_count, read_frames
+from datafetch.store.layout import OutputLayout
 
 __all__ = [
-    "INDEX_SUFFIX",
     "MOST_FRAME_BYTES",
-    "ImageFilesWriter",
     "ListLayout",
+    "OutputFormat",
     "PickleShardWriter",
-    "SavedFile",
+    "PublishedRow",
+    "ShardFormat",
+    "ShardWriter",
     "decode_row",
     "encode_row",
+    "format_of",
     "frame_sizes",
     "read_count",
     "read_frames",
-    "read_index",
-    "row_frame",
-    "stand_in",
-    "stream_frames",
 ]
+
+FORMATS = {one.name: one for one in (PickleFormat(), ImageFilesFormat())}
+
+
+def format_of(layout: OutputLayout) -> OutputFormat:
+    """The format of an output, by the name that its dataset gives it."""
+    return FORMATS[layout.output_format]

@@ -4,14 +4,33 @@ from __future__ import annotations
 
 import pickle
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from datafetch.errors import ManifestError, ResourceError
-from datafetch.output.formats.pickle_form import BETWEEN, END, PREAMBLE, ROWS_AT_ONCE
-from datafetch.output.formats.pickle_rows import frame_sizes
+from datafetch.output.formats.output_format import ShardFormat
+from datafetch.output.formats.pickle_form import BETWEEN, END, PREAMBLE, ROWS_AT_ONCE, row_frame
+from datafetch.output.formats.pickle_rows import frame_sizes, stream_frames
+from datafetch.output.row import OutputRow
+from datafetch.store.layout import OutputLayout
 
 _PIECE_BYTES = 1 << 20
+
+
+class PickleFormat(ShardFormat):
+    """Pickle shards."""
+
+    name = "pickle"
+    suffixes = (".pkl", ".count")
+
+    def open_writer(self, layout: OutputLayout, shard: str, folder: Path, *, is_retry: bool) -> PickleShardWriter:
+        """Begin a shard; one that a retry adds to is written as a whole."""
+        del layout, is_retry
+        return PickleShardWriter(folder, shard)
+
+    def read_rows(self, layout: OutputLayout, shard: str) -> Iterator[Iterable[bytes]]:
+        """The rows of a shard, each in pieces; none where they have become part of equal shards, and stay there."""
+        return iter(()) if layout.equal.exists() else stream_frames(layout.out / f"{shard}.pkl")
 
 
 class PickleShardWriter:
@@ -24,11 +43,15 @@ class PickleShardWriter:
         self._checksum = 0
         self._put(PREAMBLE)
 
-    def write_frame(self, frame: Iterable[bytes]) -> None:
+    def write_row(self, row: OutputRow) -> None:
+        """Append a row, its images one at a time."""
+        self.copy_row(row_frame(row))
+
+    def copy_row(self, row: Iterable[bytes]) -> None:
         """Append a row in the form in which it stands in a shard, piece by piece."""
         if self._rows % ROWS_AT_ONCE == 0:
             self._put(BETWEEN if self._rows else pickle.MARK)
-        for piece in frame:
+        for piece in row:
             self._put(piece)
         self._rows += 1
 

@@ -11,20 +11,27 @@ opcodes). A frame carries its length, so that rows are found, counted and copied
 
 from __future__ import annotations
 
-import os
 import pickle
 import re
-from base64 import b64decode, b64encode
+from base64 import b64decode
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Protocol, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 import pybase64
 
 from datafetch.model.sample import Row
+from datafetch.output.row import (
+    NUMBER_BYTES,
+    PLACEHOLDER_BYTES,
+    PLACEHOLDER_PREFIX,
+    PLACEHOLDER_PREFIX_TEXT,
+    OutputRow,
+    StoredImage,
+)
 
 PREAMBLE = pickle.PROTO + bytes([4]) + pickle.EMPTY_LIST
 FRAME_HEADER_BYTES = 9  # the opcode and a length of 8 bytes
@@ -51,45 +58,10 @@ def encode_row(row: Row) -> bytes:
     return b"".join((pickle.FRAME, len(body).to_bytes(8, "little"), body))
 
 
-class StoredImage(Protocol):
-    """An image that lies somewhere, its size being known."""
-
-    @property
-    def jpeg_bytes(self) -> int:
-        """The size of the JPEG."""
-        ...
-
-    def load(self) -> LoadedImage:
-        """The image with its JPEG."""
-        ...
-
-
-class LoadedImage(Protocol):
-    """An image in memory."""
-
-    @property
-    def jpeg(self) -> bytes:
-        """The JPEG."""
-        ...
-
-
-def stand_in(image: int) -> bytes:
-    """What stands for a sample's image in a row, until ``row_frame`` puts the image itself in its place.
-
-    It is random, so that nothing from the web can be taken for one, and as long as base64 leaves no remainder of.
-    """
-    return _STAND_IN + image.to_bytes(_NUMBER_BYTES, "big")
-
-
-def row_frame(row: Row, images: Sequence[StoredImage]) -> Iterable[bytes]:
-    """One row as ``encode_row`` would give it, in pieces, so that one image at a time is in memory.
-
-    Args:
-        row: With ``stand_in(n)``, as bytes or as base64 of them, where ``images[n]`` belongs.
-        images: Those of the row's sample.
-    """
-    template = encode_row(row)[FRAME_HEADER_BYTES:]
-    places = [_ImagePlace.of(match, images) for match in _STAND_INS.finditer(template)]
+def row_frame(row: OutputRow) -> Iterable[bytes]:
+    """One row as ``encode_row`` would give it with its images, in pieces, so that one image at a time is in memory."""
+    template = encode_row(row.values)[FRAME_HEADER_BYTES:]
+    places = [_ImagePlace.of(match, row.images) for match in _PLACEHOLDERS.finditer(template)]
     body_bytes = len(template) + sum(place.grows_by_bytes for place in places)
     return _pieces(template, places, body_bytes)
 
@@ -105,18 +77,15 @@ def _pieces(template: bytes, places: Sequence[_ImagePlace], body_bytes: int) -> 
     yield template[copied:]
 
 
-_NUMBER_BYTES = 3
-_STAND_IN = os.urandom(21)
-_STAND_IN_BYTES = len(_STAND_IN) + _NUMBER_BYTES
 # As they lie in a pickle: text of base64 with its length in four bytes, or bytes with theirs in one.
-_STAND_INS = re.compile(
-    re.escape(pickle.BINUNICODE + (_STAND_IN_BYTES * 4 // 3).to_bytes(4, "little"))
+_PLACEHOLDERS = re.compile(
+    re.escape(pickle.BINUNICODE + (PLACEHOLDER_BYTES * 4 // 3).to_bytes(4, "little"))
     + rb"(?P<text>"
-    + re.escape(b64encode(_STAND_IN))
+    + re.escape(PLACEHOLDER_PREFIX_TEXT)
     + rb"[A-Za-z0-9+/]{4})|"
-    + re.escape(pickle.SHORT_BINBYTES + bytes([_STAND_IN_BYTES]))
+    + re.escape(pickle.SHORT_BINBYTES + bytes([PLACEHOLDER_BYTES]))
     + rb"(?P<bytes>"
-    + re.escape(_STAND_IN)
+    + re.escape(PLACEHOLDER_PREFIX)
     + rb".{3})",
     re.DOTALL,
 )
@@ -135,7 +104,7 @@ class _ImagePlace:
     def of(cls, match: re.Match[bytes], images: Sequence[StoredImage]) -> Self:
         is_text = match["text"] is not None
         content = b64decode(match["text"]) if is_text else match["bytes"]
-        return cls(match.start(), match.end(), images[int.from_bytes(content[-_NUMBER_BYTES:], "big")], is_text)
+        return cls(match.start(), match.end(), images[int.from_bytes(content[-NUMBER_BYTES:], "big")], is_text)
 
     @property
     def content_bytes(self) -> int:

@@ -106,9 +106,9 @@ FAULTS = (
     ),
     Fault(
         "the count of a shard is published before its rows",
-        "output/commit.py",
-        '        f"{shard}.pkl": rows,\n        f"{shard}.count": rows,\n',
-        '        f"{shard}.count": rows,\n        f"{shard}.pkl": rows,\n',
+        "output/formats/output_format.py",
+        "        for name in names:\n",
+        "        for name in reversed(names):\n",
         ("commit", "kills"),
     ),
     Fault(
@@ -134,14 +134,14 @@ FAULTS = (
     ),
     Fault(
         "a shard that lost a file counts as published",
-        "output/publish.py",
-        "    return read_shard_counts(layout.ledger(shard)).written_bytes == there_bytes\n",
-        "    return True\n",
+        "output/formats/output_format.py",
+        "        return read_shard_counts(layout.ledger(shard)).written_bytes == found_bytes\n",
+        "        return True\n",
         ("job", "retry"),
     ),
     Fault(
         "an index leads out of the output",
-        "output/publish.py",
+        "output/formats/image_files.py",
         'if not parts or ".." in parts or ',
         "if not parts or ",
         ("image_files",),
@@ -198,15 +198,15 @@ FAULTS = (
     Fault(
         "a URL is fetched once more for each who asks",
         "engine/dedup.py",
-        "        return end if end is not None and end.line.url == url else None\n",
+        "        return result if result is not None and result.line.url == url else None\n",
         "        return None\n",
         ("fetch_sample", "conservation"),
     ),
     Fault(
         "two URLs of one hash get the same image",
         "engine/dedup.py",
-        "        return end if end is not None and end.line.url == url else None\n",
-        "        return end\n",
+        "        return result if result is not None and result.line.url == url else None\n",
+        "        return result\n",
         ("fetch_sample",),
     ),
     Fault(

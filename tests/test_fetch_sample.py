@@ -173,7 +173,7 @@ def test_what_failed_first_makes_no_difference_to_a_retry(
     write_documents(tmp_path / "source" / "docs_shard_0_v3.jsonl", [urls])
     run(replace(job, choices=Choices(keep_at_least=3)))
     before = web.asked(urls)
-    statuses = [line["status"] for line in read_ledger(job) if line["detail"].startswith("not asked")]
+    statuses = [line["status"] for line in read_ledger(job) if line["is_skipped"]]
     assert set(statuses) == {500}
     report = retry(job.out, change=lambda old: replace(old, fetch=replace(old.fetch, timeout_s=0.3)))
     now = web.asked(urls)
@@ -345,7 +345,7 @@ def test_the_first_who_asks_may_be_called_off(job: Job, web: Web, tmp_path: Path
 async def test_no_more_is_known_than_is_allowed(tmp_path: Path) -> None:
     """The newest URLs are, older ones make room; of spools that are let go of nothing is known."""
     sample = make_sample(0, images=1)
-    dedup = UrlDeduplicator(most_urls=8, most_held_bytes=0)
+    dedup = UrlDeduplicator(max_urls=8, max_retained_bytes=0)
     spool = await Spool.open(tmp_path / "x.spool")
 
     def end_of(number: int) -> ImageResult:

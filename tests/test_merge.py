@@ -4,7 +4,7 @@ import asyncio
 import pickle
 import random
 import tracemalloc
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,10 @@ class Documents(Coyo):
         """The JPEGs that arrived, if they are enough."""
         jpegs = [outcome.jpeg for outcome in record.outcomes if isinstance(outcome, Encoded)]
         return {"key": record.sample.key, "jpegs": jpegs} if len(jpegs) >= self.least_images else None
+
+    def is_lost(self, sample: Sample, failed: Collection[int]) -> bool:
+        """Whether too few are left."""
+        return len(sample.urls) - len(failed) < self.least_images
 
 
 def image(name: str) -> Encoded:

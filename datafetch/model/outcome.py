@@ -70,13 +70,10 @@ _CURES = {
 Permissions: TypeAlias = tuple[Permission, ...]
 """Each at most once, in alphabetical order."""
 
-
 OK = "ok"
 """The outcome of an image that arrived, as ledgers and reports spell it."""
 
-
 HTTP_OK = 200
-
 
 _KINDS_THAT_MAY_PASS = frozenset(
     {

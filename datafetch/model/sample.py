@@ -14,10 +14,8 @@ from datafetch.model.outcome import (
 Row: TypeAlias = Mapping[str, object]
 """What is written for one sample, or a sample's metadata: names to JSON-like values."""
 
-
 BAD_LINE = "bad_line"
 """The only key in the row of a sample whose line or row could not be read and was skipped; it has the reason."""
-
 
 MOST_URL_CHARS = 65_536
 """Of a URL that is requested: no server takes a longer one, and a spool and a ledger would have it several times."""

@@ -5,12 +5,7 @@ and some bytes for each row, of which a file may have no more than its own size 
 a file is a ``ManifestError``, which names it.
 """
 
-from datafetch.datasets.readers.ids import INDEX_BITS, IdList, pack_pair, read_id_pairs, read_ids
-from datafetch.datasets.readers.json_list import Member, MemberReader, RecordReader
-from datafetch.datasets.readers.jsonl import MAX_LINE_BYTES, LineFile, stem_of
-from datafetch.datasets.readers.listing import list_files
-from datafetch.datasets.readers.parquet import BadRow, ColumnType, ParquetFile, matching_rows
-from datafetch.datasets.readers.words import (
+from datafetch.datasets.readers.bounds import (
     MOST_NESTING,
     Int64s,
     is_nested_deeply,
@@ -18,6 +13,11 @@ from datafetch.datasets.readers.words import (
     parsed_bytes,
     why_too_long,
 )
+from datafetch.datasets.readers.ids import INDEX_BITS, IdList, pack_pair, read_id_pairs, read_ids
+from datafetch.datasets.readers.json_list import Member, MemberReader, RecordReader
+from datafetch.datasets.readers.jsonl import MAX_LINE_BYTES, LineFile, stem_of
+from datafetch.datasets.readers.listing import list_files
+from datafetch.datasets.readers.parquet import BadRow, ColumnType, ParquetFile, matching_rows
 
 __all__ = [
     "INDEX_BITS",

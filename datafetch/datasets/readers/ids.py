@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from datafetch.datasets.readers.words import Int64s, reason
+from datafetch.datasets.readers.bounds import Int64s, reason
 from datafetch.errors import ManifestError, raise_want
 
 INDEX_BITS = 32

@@ -13,7 +13,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TextIO
 
-from datafetch.datasets.readers.words import MOST_NESTING, is_nested_deeply, parsed_bytes, why_too_long
+from datafetch.datasets.readers.bounds import MOST_NESTING, is_nested_deeply, parsed_bytes, why_too_long
 from datafetch.errors import ManifestError
 
 _MOST_RECORDS = 2**20  # whatever the size of a file; published ones have half as many

@@ -14,7 +14,8 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from datafetch.datasets.readers.words import most_rows, reason, what_it_is, what_text_it_is
+from datafetch.datasets.readers.bounds import most_rows, reason
+from datafetch.datasets.readers.file_kind import what_it_is, what_text_it_is
 from datafetch.errors import ManifestError, raise_want
 
 if sys.version_info >= (3, 14):

@@ -22,8 +22,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from datafetch.datasets.readers.bounds import Int64s, most_rows, reason
+from datafetch.datasets.readers.file_kind import what_is_no_parquet
 from datafetch.datasets.readers.parquet_pages import DamagedPageError, Page, read_pages
-from datafetch.datasets.readers.words import Int64s, most_rows, reason, what_is_no_parquet
 from datafetch.errors import ManifestError, raise_want
 
 _BATCH_ROWS = 8192  # at COYO's 200 bytes of url and text a row, about 2 MB as Arrow and 8 MB as Python objects

@@ -1,4 +1,4 @@
-"""What all readers say and hold alike."""
+"""Bounds on what a file may claim to have, and what its values may take in memory."""
 
 from __future__ import annotations
 
@@ -16,13 +16,10 @@ limit of those is 1,000 for all that is under way."""
 
 _MOST_ROWS = 2**24  # whatever the size of a file; the largest published one has 6 million
 _ROW_BYTES = 8  # of URL and text, compressed as well as may be
-_SHOWN_BYTES = 40
 _MOST_TEXT_FACTOR = 4  # a text takes four bytes a character where one of its characters is rare
 _VALUE_BYTES = 64  # of a number, a short text or an empty list as an object, with its place in a list
 _MEMBER_BYTES = 128  # of a name and its place in a dict
-_CHARACTER_BYTES = 4  # the last one may be cut
 _DIGITS_LIMIT = "set_int_max_str_digits"  # in Python's message
-_SPACE = b" \t\r\n"
 
 
 def reason(error: BaseException) -> str:
@@ -84,38 +81,3 @@ def is_nested_deeply(value: object, brackets: int) -> bool:
 
 def _has_escape(text: bytes | str) -> bool:
     return "\\u" in text if isinstance(text, str) else b"\\u" in text
-
-
-def what_it_is(start: bytes) -> str:
-    """What a file is, by its first bytes, where that is no data: nothing where it may be.
-
-    Servers answer with a page that says why there is no file, and that is saved under the file's name.
-    """
-    text = start.removeprefix(b"\xef\xbb\xbf").lstrip(_SPACE)
-    if not start:
-        return "it is empty (0 bytes)"
-    if text.startswith(b"version https://git-lfs"):
-        return "it is a pointer of Git LFS ('git lfs pull' gets the file itself)"
-    if text.startswith(b"<"):
-        return f"it is a page of HTML or XML that begins with {_shown(text)}"
-    return ""
-
-
-def what_text_it_is(start: bytes) -> str:
-    """What a file is, by its first bytes, that should be no text and is one."""
-    kind = "JSON" if start.lstrip(_SPACE).startswith((b"{", b"[")) else "text"
-    return what_it_is(start) or f"it is {kind} that begins with {_shown(start.lstrip(_SPACE))}"
-
-
-def what_is_no_parquet(start: bytes) -> str:
-    """What a file is, by its first bytes, that should be parquet; nothing where that can't be told."""
-    if start.startswith(b"PAR"):
-        return ""
-    text = start.decode("utf-8", "ignore")
-    is_text = len(text.encode()) > len(start) - _CHARACTER_BYTES and not any(ord(one) < ord("\t") for one in text)
-    return what_text_it_is(start) if is_text else ""
-
-
-def _shown(start: bytes) -> str:
-    text = start[:_SHOWN_BYTES].decode("utf-8", "replace")
-    return repr("".join(character if character.isprintable() else " " for character in text))

@@ -5,7 +5,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datafetch.engine.recent import RecentUrlIndex
+from datafetch.engine.dedup import RecentUrlIndex
 
 KEYS = st.integers(-(2**63), 2**63 - 1) | st.sampled_from([0, 1, -1, 8, 16, 24])
 

@@ -3,10 +3,15 @@
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 from pkgutil import iter_modules
 
-import datafetch
+import pytest
 
+import datafetch
+from datafetch.process.child import child_command
+
+ROOT = Path(__file__).parent.parent
 PATIENCE_S = 60
 
 
@@ -32,3 +37,14 @@ def test_importing_the_package_loads_nothing() -> None:
         [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=PATIENCE_S
     )
     assert loaded.stdout.split() == ["datafetch"]
+
+
+def test_a_child_imports_the_same_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has the folder that holds the package before all others, and no folder of the package itself."""
+    (tmp_path / "child_under_test.py").write_text("def main(): import sys; print(*sys.path, sep='\\n')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    command = child_command("child_under_test")
+    finished = subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE_S)
+    first, *others = finished.stdout.splitlines()
+    assert Path(first) == ROOT
+    assert str(ROOT / "datafetch") not in others

@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-_PACKAGE_PARENT = str(Path(__file__).resolve().parent.parent)
+_PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
 
 
 def child_command(module: str) -> list[str]:

@@ -60,7 +60,7 @@ class Machine:
             memory_gib=round(memory_bytes / 1024**3, 1),
             system=platform.platform(),
             python=platform.python_version(),
-            packages={name: version(name) for name in ("datafetch", "pillow", "pyarrow", "aiohttp", "uvloop")},
+            packages={name: version(name) for name in ("vlm-datafetch", "pillow", "pyarrow", "aiohttp", "uvloop")},
         )
 
 

@@ -1,8 +1,11 @@
 """What a user of the library imports, and what that costs them."""
 
+import re
 import subprocess
 import sys
+import tomllib
 from importlib import import_module
+from importlib.metadata import distribution
 from pathlib import Path
 from pkgutil import iter_modules
 
@@ -48,3 +51,19 @@ def test_a_child_imports_the_same_package(tmp_path: Path, monkeypatch: pytest.Mo
     first, *others = finished.stdout.splitlines()
     assert Path(first) == ROOT
     assert str(ROOT / "datafetch") not in others
+
+
+def test_instructions_install_this_project() -> None:
+    """The package index has another project called datafetch, so that every instruction must name ours."""
+    name = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["name"]
+    assert [point.value for point in distribution(name).entry_points] == ["datafetch.__main__:main"]
+    folders = [ROOT / folder for folder in ("benchmarks", "datafetch", "docs", "scripts")]
+    texts = [ROOT / "README.md", *(path for folder in folders for path in folder.rglob("*") if path.suffix != ".pyc")]
+    named = [
+        word
+        for path in texts
+        if path.is_file()
+        for word in re.findall(r"pip install [^\n]*?([\w-]*datafetch)\b", path.read_text())
+    ]
+    assert len(named) >= 3
+    assert set(named) == {name}

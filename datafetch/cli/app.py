@@ -173,7 +173,7 @@ def _after_ctrl_c(words: Sequence[str]) -> str:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"datafetch {version('datafetch')}")
+        typer.echo(f"datafetch {version('vlm-datafetch')}")
         raise typer.Exit
 
 

@@ -29,7 +29,7 @@ class TokenCounter:
             from tokenizers import Tokenizer  # noqa: PLC0415 - an extra, needed only to count tokens
         except ImportError as error:
             raise ConfigurationError(
-                "--max-tokens needs the library tokenizers; install it with: pip install 'datafetch[tokens]'"
+                "--max-tokens needs the library tokenizers; install it with: pip install 'vlm-datafetch[tokens]'"
             ) from error
         try:
             content = path.read_bytes()

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from yarl import URL
 
 PROJECT_URL = "https://github.com/datafetch/datafetch"
-_VERSION = version("datafetch")  # read once, while nothing is waiting for a loop: it opens a file
+_VERSION = version("vlm-datafetch")  # read once, while nothing is waiting for a loop: it opens a file
 
 
 def user_agent(contact: str = "") -> str:

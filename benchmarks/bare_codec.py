@@ -1,4 +1,4 @@
-"""The codec alone, in processes that have the bodies in their memory: a child of ``codec_ways``.
+"""The codec alone, in processes that have the bodies in their memory: a child of ``codec_ways`` and ``verify_speed``.
 
 Rules: it runs in any environment that has Pillow and what ``datafetch.transcode`` imports; it prints one JSON object.
 Its clock starts when every process has worked already.
@@ -33,6 +33,7 @@ SPECS: Mapping[str, ImageSpec] = {
 KEPT = "ok, kept"
 """The outcome of an image that stayed as it was."""
 
+_ROOT = str(Path(__file__).resolve().parents[1])
 _CHUNK_IMAGES = 4  # handed out one chunk at a time, so that the processes end together
 _WARM_UP_IMAGES = 16  # a process
 
@@ -40,8 +41,14 @@ _bodies: list[bytes] = []
 """In a bare process: the pictures."""
 
 
+def bare_codec_command(python: str, way: str, images: int, processes: int, folder: Path) -> list[str]:
+    """Make the command that runs ``main`` on the pictures of a folder; ``way`` is a key of ``SPECS``."""
+    code = f"import sys; sys.path.insert(0, {_ROOT!r}); from benchmarks.bare_codec import main; main()"
+    return [python, "-c", code, way, str(images), str(processes), str(folder)]
+
+
 def main() -> None:
-    """Do what the command line says: the way, how many images, how many processes, the folder of the pictures."""
+    """Transcode as the command line asks: the way, the number of images and of processes, the folder of pictures."""
     way, images, processes, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
     work = partial(_transcode, SPECS[way])
     with multiprocessing.get_context("spawn").Pool(processes, _load, (sorted(folder.iterdir()),)) as pool:

@@ -1,24 +1,23 @@
-"""What the benchmarks of hostile webs hold the fetcher to."""
+"""The targets that the benchmarks of hostile webs set for the fetcher."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mixture import OBTAINABLE
-from record import Record, Run
-
+from benchmarks.record import Record, Run
+from benchmarks.url_mix import OBTAINABLE
 from datafetch.model.outcome import OK
 
 _MOST_RATIO = 1.25
 
 
 def lost(runs: Sequence[Run]) -> int:
-    """Images that could be had and were not, of runs whose outcomes are told apart by manner (``good ok``)."""
+    """Count the images that could be had and were not; outcomes start with the behaviour (``good ok``)."""
     count = 0
     for run in runs:
         for label, urls in run.outcomes.items():
-            manner, _, outcome = label.partition(" ")
-            count += urls if manner in OBTAINABLE and outcome != OK else 0
+            behaviour, _, outcome = label.partition(" ")
+            count += urls if behaviour in OBTAINABLE and outcome != OK else 0
     return count
 
 

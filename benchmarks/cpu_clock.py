@@ -1,7 +1,7 @@
 """CpuClock: what this process, those below it and the rest of the machine spend from one moment to another.
 
 Rules: nothing is sampled, the kernel's counters are read at the start and at the end; a process that ended in between
-counts as well, if it was waited for by whoever started it.
+counts as well if its parent waited for it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import psutil
-from meter import busy_s
+
+from benchmarks.meter import busy_s
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Hosts that nobody can connect to: some refuse, some never accept."""
+"""Hosts that can't be connected to: some refuse connections, some never accept one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class DeadEnds:
 
     Attributes:
         refusing: They answer a SYN with a reset.
-        silent: They don't answer it: the queue of whoever should accept is full.
+        silent: They don't answer it: the queue of connections to accept is full.
     """
 
     refusing: Sequence[str]
@@ -37,9 +37,9 @@ class DeadEnds:
 
 @contextmanager
 def dead_ends(refusing: int, silent: int) -> Iterator[DeadEnds]:
-    """Hold so many of either kind, at most 250, for as long as the context lasts."""
+    """Hold these numbers of hosts, each at most 250, for as long as the context lasts."""
     with ExitStack() as resources:
-        # Bound and not listening: nobody else gets the port, and a connection to it is refused at every address.
+        # Bound and not listening: no other process gets the port, and a connection to it is refused at every address.
         closed = resources.enter_context(socket.socket())
         closed.bind(("", 0))
         port = closed.getsockname()[1]

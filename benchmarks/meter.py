@@ -1,4 +1,4 @@
-"""Meter: what processes cost, told apart by what they do; watch(): a command, measured while it runs.
+"""Meter: the CPU time of processes by role; watch(): run a command and measure it.
 
 Rules: numbers come from the kernel's own counters, read a few times a second, so that measuring costs next to nothing
 and a reading is late by one interval at most. What the rest of the machine did meanwhile is part of the result: it is
@@ -37,7 +37,7 @@ class Role(StrEnum):
 
 _ROLE_BY_COMMAND = {
     "datafetch.demo.origin": Role.ORIGIN,
-    "from swarm import main": Role.ORIGIN,
+    "from benchmarks.host_farm import main": Role.ORIGIN,
     "datafetch.transcode.pool.forkserver": Role.CODEC,
     "datafetch.output.commit": Role.COMMIT,
     "multiprocessing.spawn": Role.CODEC,
@@ -140,7 +140,7 @@ class _Peaks:
     def sample(self, parent: psutil.Process) -> None:
         with suppress(psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
             # Not wait4's ru_maxrss: that is the largest of the process, of the descendants it waited for, and of
-            # whoever started it (the kernel counts the image before exec). This mark is the process's alone.
+            # its parent (the kernel counts the image before exec). This mark is the process's alone.
             self.parent_bytes = max(self.parent_bytes, _peak_rss_bytes(parent.pid))
             self.descriptors = max(self.descriptors, parent.num_fds())
             self.total_bytes = max(self.total_bytes, sum(_rss_bytes(process) for process in _family(parent)))

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from meter import Role, Usage, watch
 
+from benchmarks.meter import Role, Usage, watch
 from datafetch.demo.manifest import CoyoSource
 
 

@@ -22,10 +22,11 @@ from rich.console import Console
 from rich.table import Table
 
 OTHERS_SHARE = "others_cpu_percent"
-"""The detail that says how much of the machine's CPU time went to anybody else during a run."""
+"""The detail that holds the share of the machine's CPU time that other processes took during a run."""
 
 _NOISY_PERCENT = 10.0
-RESULTS = Path(__file__).resolve().parent / "results"
+NEW_RESULTS = Path(__file__).resolve().parent / "results" / "new"
+"""Where new records go; git ignores it. Those that README.md states are kept in the folder above."""
 
 
 class RunKind(StrEnum):
@@ -48,7 +49,7 @@ class Machine:
 
     @classmethod
     def this(cls) -> Self:
-        """The facts about this machine, as far as this process may use it."""
+        """Describe this machine, as far as this process may use it."""
         try:
             cpu_model = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
         except OSError:
@@ -161,7 +162,7 @@ class Record:
             )
         return table
 
-    def save(self, folder: Path = RESULTS) -> Path:
+    def save(self, folder: Path = NEW_RESULTS) -> Path:
         """Write the record as JSON under a name of its own, and return the path."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.name}-{re.sub(r'[^0-9T]', '', self.ended_at.partition('+')[0])}.json"

@@ -14,11 +14,11 @@ _KEPT_BYTES = 16 * 1024 * 1024
 def give_memory_back() -> None:
     """Tell the allocators of this process not to hoard. For a command's own process: a library has no say in that.
 
-    Arrow's default allocator keeps what it once had, 40 MB of the 200 MB of a run (benchmarks/manifest_memory.py); it
-    is chosen when Arrow is loaded, so this comes before. glibc takes the size of the largest block that was ever freed
-    for what is common, and from then on cuts blocks of that size out of its heap, where gaps are left: bodies of 30 MB
-    within a budget of 256 MiB then take up to 450. It also trims its heap for 128 KiB, as much as an image brings
-    and takes away again: up to a dozen page faults each.
+    Arrow's default allocator keeps what it once had, 40 MB of the 200 MB of a run
+    (benchmarks/durability/manifest_memory.py); it is chosen when Arrow is loaded, so this comes before. glibc takes the
+    size of the largest block that was ever freed for what is common, and from then on cuts blocks of that size out of
+    its heap, where gaps are left: bodies of 30 MB within a budget of 256 MiB then take up to 450. It also trims its
+    heap for 128 KiB, as much as an image brings and takes away again: up to a dozen page faults each.
     """
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     with suppress(OSError, AttributeError):  # another C library

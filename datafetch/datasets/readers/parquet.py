@@ -136,7 +136,7 @@ class ParquetFile:
         for batch in file.iter_batches(rows, row_groups=[group], columns=list(columns), use_threads=False):
             yield batch
             # Or the heap keeps the pages of every row group: 20 MB more for a million rows
-            # (benchmarks/manifest_memory.py).
+            # (benchmarks/durability/manifest_memory.py).
             pa.default_memory_pool().release_unused()
 
     def _rows_at_once(self, file: Any, group: int, name: str) -> int:

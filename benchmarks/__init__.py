@@ -1,0 +1,1 @@
+"""What datafetch costs and how fast it is, measured on this machine."""

@@ -1,0 +1,96 @@
+"""How much later do 200 good images arrive beside hosts that send bodies in chunks of a few bytes?
+
+The good ones alone, from one host, as many at once as a host gets; and shuffled with as many bodies of 8 to 30 MB in
+chunks of one byte or of two to six, from a few hosts or from one each. Every such chunk costs CPU: a client that keeps
+reading has none left for the good ones, and blames their host for it. Every good image must arrive, and the last of
+them may come 1.5 times as late as without.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+from collections.abc import Mapping, Sequence
+
+from benchmarks.claims import lost
+from benchmarks.fetch.subprocess_client import Workload, run_in_subprocess
+from benchmarks.host_farm import Behaviour, HostFarm
+from benchmarks.record import OTHERS_SHARE, Record, Run, RunKind, kinds
+from benchmarks.url_mix import behaviour_of
+from datafetch.fetch import FetchPolicy
+
+_ALONE = "alone"
+_MOST_RATIO = 1.5
+_FIRST_COSTLY_HOST = 1 << 20
+_CHUNKS = {Behaviour.ONE_BYTE_CHUNKS: "beside chunks of 1 byte", Behaviour.SMALL_CHUNKS: "beside chunks of 2 to 6"}
+_COSTLY_BYTES = (8_000_000, 30_000_000)
+_DETAILS = ("elapsed_s", "cpu_us", "requests", "peak_mib", OTHERS_SHARE)
+
+
+def main() -> int:
+    """Measure, print, keep; 1 when a good image did not arrive."""
+    arguments = _arguments()
+    policy = FetchPolicy(connections=arguments.connections or None, allow_net=("127.0.0.0/8",))
+    with HostFarm(tuple(arguments.delay_ms)) as farm:
+        cases = _cases(farm, arguments)
+        runs = [
+            _measure(case, kind, Workload(urls, policy))
+            for kind in kinds(arguments.warm_ups, arguments.runs)
+            for case, urls in cases.items()
+        ]
+    record = Record("tiny_chunks", "the last good image", "s", vars(arguments), runs)
+    claims = [_claim(record, case) for case in cases if case != _ALONE]
+    record.show(_DETAILS, [*claims, f"images that could be had and were not: {lost(runs)}"])
+    return 1 if lost(runs) else 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=1, help="measured runs of each case")
+    parser.add_argument("--warm-ups", type=int, default=0, help="runs of each before that")
+    parser.add_argument("--good", type=int, default=200, help="good images")
+    parser.add_argument("--costly", type=int, default=200, help="bodies in chunks of one byte")
+    parser.add_argument("--costly-hosts", type=int, default=8, help="hosts of them, where they are few")
+    parser.add_argument("--connections", type=int, default=0, help="requests open at once; 0 for auto")
+    parser.add_argument(
+        "--delay-ms", type=float, nargs=2, default=(200.0, 300.0), help="the server's shortest and longest latency"
+    )
+    return parser.parse_args()
+
+
+def _cases(farm: HostFarm, arguments: argparse.Namespace) -> Mapping[str, Sequence[str]]:
+    chance = random.Random(0)
+    good = [farm.url(Behaviour.GOOD, host=0, size_bytes=50_000, number=number) for number in range(arguments.good)]
+    cases = {_ALONE: good}
+    for hosts in (arguments.costly_hosts, arguments.costly):
+        for behaviour, chunks in _CHUNKS.items():
+            costly = [
+                farm.url(
+                    behaviour,
+                    host=_FIRST_COSTLY_HOST + number % hosts,
+                    size_bytes=chance.randint(*_COSTLY_BYTES),
+                    number=number,
+                )
+                for number in range(arguments.costly)
+            ]
+            urls = good + costly
+            chance.shuffle(urls)
+            cases[f"{chunks}, {hosts} hosts"] = urls
+    return cases
+
+
+def _measure(case: str, kind: RunKind, workload: Workload) -> Run:
+    done = run_in_subprocess("benchmarks.fetch.client_datafetch", workload)
+    return Run(case, kind, done.last_ok_s(), done.details(), done.outcomes(behaviour_of))
+
+
+def _claim(record: Record, case: str) -> str:
+    ratio = record.ratio(case, _ALONE)
+    missing = lost([run for run in record.runs if run.case == case])
+    verdict = "holds" if ratio <= _MOST_RATIO and not missing else "MISSED"
+    return f"{case}: {ratio:.2f} × {_ALONE}, {missing} good ones lost (target: at most {_MOST_RATIO}, none; {verdict})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,242 @@
+"""HostFarm: one small, fast server process that is thousands of hosts at once, good ones and bad ones.
+
+Rules: every address of 127.0.0.0/8 is a host of its own, all behind one port; only the loopback device is listened on.
+The path says how the host treats a request: ``/<behaviour>/<bytes>/<anything>``. A request costs the server next to
+nothing, because it shares the machine with what is measured. It ends with the process that started it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import random
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
+from typing import Self, cast
+
+import uvloop
+
+from benchmarks.host_farm_tls import Identities, TlsConnection
+from datafetch.process.child import child_command
+
+_BACKLOG = 4096  # a thousand clients may connect in the same instant
+_DRIP_S = 1.0
+_PIECE_BYTES = 10_000  # of a body in small chunks
+_ONE_BYTE_PIECE = b"1\r\n.\r\n" * _PIECE_BYTES
+_SMALL_PIECE = b"".join(b"%x\r\n%b\r\n" % (size, b"." * size) for size in (2, 5, 3, 4, 6)) * (_PIECE_BYTES // 20)
+_HOSTS_PER_NETWORK = 1 << 16
+_NETWORKS = 250
+
+
+class Behaviour(StrEnum):
+    """How a host behaves; ``GONE`` and those after it never bring an image, ``BUSY`` does the second time."""
+
+    GOOD = "good"
+    ONCE = "once"
+    BUSY = "busy"
+    GONE = "gone"
+    TARPIT = "tarpit"
+    RESET = "reset"
+    DRIP = "drip"
+    ONE_BYTE_CHUNKS = "one_byte_chunks"
+    SMALL_CHUNKS = "small_chunks"
+
+
+class HostFarm:
+    """The server as a process, for as long as the ``with`` block lasts; ``url`` names what its hosts serve.
+
+    Args:
+        delay_ms: Each answer waits for a time between these two, at random.
+        authority: Where to leave the certificate that clients must trust (``SSL_CERT_FILE``). With it, all hosts speak
+            TLS, and nothing else.
+    """
+
+    def __init__(self, delay_ms: tuple[float, float] = (0.0, 0.0), authority: Path | None = None) -> None:
+        self._delay_ms = delay_ms
+        self._authority = authority
+        self._process: subprocess.Popen[bytes] | None = None
+        self._port = 0
+
+    def __enter__(self) -> Self:
+        # Its standard input stays open as long as we live: the end of it ends the server.
+        authority = [str(self._authority)] if self._authority else []
+        self._process = subprocess.Popen(
+            [*child_command("benchmarks.host_farm"), *map(str, self._delay_ms), *authority],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
+        assert self._process.stdout is not None, "it is a pipe"
+        self._port = int(self._process.stdout.readline())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._process is not None:
+            self._process.communicate()
+
+    def url(self, behaviour: Behaviour, *, host: int, size_bytes: int, number: int) -> str:
+        """Where a host serves an image of this many bytes; another number is another image."""
+        scheme = "https" if self._authority else "http"
+        return f"{scheme}://{address(host)}:{self._port}/{behaviour}/{size_bytes}/{number}"
+
+
+def address(host: int) -> str:
+    """The loopback address that is this host; 127.0.0.0/16 and the last networks stay free for others."""
+    network, rest = divmod(host % (_NETWORKS * _HOSTS_PER_NETWORK), _HOSTS_PER_NETWORK)
+    return f"127.{network + 1}.{rest >> 8}.{rest & 255}"
+
+
+class _Connection(asyncio.Protocol):
+    """One connection. A request is a GET that arrives in one piece, and the next one comes after the answer."""
+
+    def __init__(self, server: _Server) -> None:
+        self._server = server
+        self._transport: asyncio.Transport | None = None
+        self._target = b""
+        self._piece = b""
+        self._pieces_left = 0
+        self._is_paused = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's own class fits it without deriving from it
+
+    def connection_lost(self, error: Exception | None) -> None:  # noqa: ARG002 - the protocol's signature
+        self._transport = None
+
+    def data_received(self, data: bytes) -> None:
+        self._target = data[4 : data.index(b" ", 4)]
+        delay_s = self._server.delay_s()
+        if delay_s:
+            asyncio.get_running_loop().call_later(delay_s, self._answer)
+        else:
+            self._answer()
+
+    def pause_writing(self) -> None:
+        self._is_paused = True
+
+    def resume_writing(self) -> None:
+        self._is_paused = False
+        self._send_chunks()
+
+    def _answer(self) -> None:
+        transport = self._transport
+        if transport is not None:  # the client may have left during the delay
+            behaviour, size = self._target.split(b"/", 3)[1:3]
+            _ANSWERS[behaviour](self, transport, int(size))
+
+    def _good(self, transport: asyncio.Transport, size_bytes: int) -> None:
+        transport.write(_response(size_bytes, ""))
+
+    def _once(self, transport: asyncio.Transport, size_bytes: int) -> None:
+        transport.write(_response(size_bytes, "Connection: close\r\n"))
+        transport.close()
+
+    def _busy(self, transport: asyncio.Transport, size_bytes: int) -> None:
+        if self._target in self._server.turned_away:
+            self._server.turned_away.remove(self._target)
+            self._good(transport, size_bytes)
+        else:
+            self._server.turned_away.add(self._target)
+            transport.write(b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n")
+
+    def _gone(self, transport: asyncio.Transport, _: int) -> None:
+        transport.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+
+    def _tarpit(self, _: asyncio.Transport, __: int) -> None:
+        """Never answer; the client's deadline ends it."""
+
+    def _reset(self, transport: asyncio.Transport, _: int) -> None:
+        connection: socket.socket = transport.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        transport.abort()
+
+    def _drip(self, transport: asyncio.Transport, size_bytes: int) -> None:
+        transport.write(b"HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % size_bytes)
+        self._drop()
+
+    def _drop(self) -> None:
+        if self._transport is not None:
+            self._transport.write(b"\xff")
+            asyncio.get_running_loop().call_later(_DRIP_S, self._drop)
+
+    def _one_byte_chunks(self, transport: asyncio.Transport, size_bytes: int) -> None:
+        """Send chunks of one byte."""
+        self._begin_chunks(transport, _ONE_BYTE_PIECE, size_bytes)
+
+    def _small_chunks(self, transport: asyncio.Transport, size_bytes: int) -> None:
+        """Send chunks of some bytes, no two of a size behind one another."""
+        self._begin_chunks(transport, _SMALL_PIECE, size_bytes)
+
+    def _begin_chunks(self, transport: asyncio.Transport, piece: bytes, size_bytes: int) -> None:
+        transport.write(b"HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\nTransfer-Encoding: chunked\r\n\r\n")
+        self._piece, self._pieces_left = piece, size_bytes // _PIECE_BYTES
+        self._send_chunks()
+
+    def _send_chunks(self) -> None:
+        """As fast as the client takes them."""
+        while self._transport is not None and self._pieces_left and not self._is_paused:
+            self._pieces_left -= 1
+            self._transport.write(self._piece if self._pieces_left else self._piece + b"0\r\n\r\n")
+
+
+_ANSWERS: Mapping[bytes, Callable[[_Connection, asyncio.Transport, int], None]] = {
+    behaviour.encode(): getattr(_Connection, f"_{behaviour}") for behaviour in Behaviour
+}
+
+
+class _Server:
+    """The state that all connections share, and the loop that accepts them."""
+
+    def __init__(self, least_delay_ms: float, most_delay_ms: float, authority: Path | None) -> None:
+        self._least_delay_s = least_delay_ms / 1000
+        self._range_s = (most_delay_ms - least_delay_ms) / 1000
+        self._identities = Identities(authority) if authority else None
+        self.turned_away: set[bytes] = set()
+        """Targets that got a 429 and will get their image when asked for again."""
+
+    def delay_s(self) -> float:
+        """How long the next answer waits."""
+        return self._least_delay_s + self._range_s * random.random()
+
+    async def serve(self) -> None:
+        """Serve until standard input ends."""
+        listener = socket.create_server(("0.0.0.0", 0), backlog=_BACKLOG)  # noqa: S104 - bound to the loopback device
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
+        await asyncio.get_running_loop().create_server(self._connect, sock=listener, backlog=_BACKLOG)
+        sys.stdout.write(f"{listener.getsockname()[1]}\n")
+        sys.stdout.flush()
+        while await asyncio.to_thread(os.read, 0, 1):
+            pass
+        os._exit(0)  # whatever connections are open
+
+    def _connect(self) -> asyncio.Protocol:
+        connection = _Connection(self)
+        return TlsConnection(self._identities, connection) if self._identities else connection
+
+
+@lru_cache(maxsize=256)
+def _response(size_bytes: int, header: str) -> bytes:
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\n{header}Content-Length: {size_bytes}\r\n\r\n"
+    return head.encode() + random.Random(size_bytes).randbytes(size_bytes)
+
+
+def main() -> None:
+    """Serve, with the shortest and the longest delay, and the authority's file over TLS, from the command line."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("least_delay_ms", type=float)
+    parser.add_argument("most_delay_ms", type=float)
+    parser.add_argument("authority", type=Path, nargs="?")
+    arguments = parser.parse_args()
+    server = _Server(arguments.least_delay_ms, arguments.most_delay_ms, arguments.authority)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(server.serve())

@@ -1,0 +1,1 @@
+"""Whole commands, from URLs to published shards."""

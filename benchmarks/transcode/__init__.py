@@ -1,0 +1,1 @@
+"""The codec alone, and what handing images to codec processes costs."""

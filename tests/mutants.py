@@ -27,7 +27,10 @@ from enum import StrEnum
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-_COPIED = ("datafetch", "tests", "scripts", "docs", "benchmarks", "pyproject.toml", "README.md", "constraints.txt")
+_COPIED = (
+    *("datafetch", "tests", "scripts", "docs", "benchmarks"),
+    *("pyproject.toml", "README.md", "CONTRIBUTING.md", "constraints.txt"),
+)
 _PATIENCE_S = 1800
 _MOST_MISSED_BY_DEFAULT = 5
 _DEFAULT_SET = "--default-set"

@@ -1,6 +1,8 @@
 # Sourced by the fetch scripts: finds the command. $DATAFETCH, where set, is the one to use.
 # shellcheck shell=bash
 
+source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
+
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)
 datafetch=${DATAFETCH:-$root/.venv/bin/datafetch}
 

@@ -2,6 +2,8 @@
 # Sets root and venv. $PYTHON, where set, is the interpreter that a new environment is made with.
 # shellcheck shell=bash
 
+source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
+
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)
 venv=$root/.venv
 

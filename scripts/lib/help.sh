@@ -1,0 +1,7 @@
+# Sourced first by every script: with --help the script prints the comment that it begins with, and ends.
+# shellcheck shell=bash
+
+if [[ ${1:-} == -h || ${1:-} == --help ]]; then
+    sed -n '2,/^[^#]/s/^#\( \|$\)//p' "$0"
+    exit
+fi

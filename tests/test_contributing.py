@@ -1,0 +1,97 @@
+"""What CONTRIBUTING.md shows works: its examples are applied to a copy of the package, which is then run for real."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from datafetch.demo.manifest import write_coyo_source
+from datafetch.demo.origin import Origin
+from datafetch.demo.pictures import write_pictures
+
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "CONTRIBUTING.md").read_text()
+SCRIPTS = sorted(path for path in (ROOT / "scripts").iterdir() if path.is_file())
+EXAMPLE = re.compile(r"^```(?:diff|python)\n# (\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PATIENCE_S = 100.0
+
+
+@pytest.fixture(scope="module")
+def origin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Origin]:
+    """The demo's server, with one picture."""
+    folder = tmp_path_factory.mktemp("pictures")
+    (folder / "picture.jpg").write_bytes((folder / "painted" / write_pictures(folder / "painted", 1)[0]).read_bytes())
+    with Origin(folder) as running:
+        yield running
+
+
+def apply_section(heading: str, copy: Path) -> None:
+    """Copy the project, and apply the examples of one section to it: hunks of a diff, or a whole new file."""
+    shutil.copytree(ROOT / "datafetch", copy / "datafetch", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "docs", copy / "docs")
+    section = PAGE.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    examples = EXAMPLE.findall(section)
+    assert examples, heading
+    for name, example in examples:
+        path = copy / name
+        if path.exists():
+            text = path.read_text()
+            for hunk in example.split("@@\n"):
+                before = "".join(line[1:] for line in hunk.splitlines(keepends=True) if line[0] in " -")
+                after = "".join(line[1:] for line in hunk.splitlines(keepends=True) if line[0] in " +")
+                assert text.count(before) == 1, f"{name} does not have once:\n{before}"
+                text = text.replace(before, after)
+            path.write_text(text)
+        else:
+            path.write_text(example)
+
+
+def prepare(copy: Path, urls: list[str], *options: str) -> Mapping[str, int]:
+    """Fetch these URLs with the copy of the package, and return the failures by kind."""
+    source = write_coyo_source(copy / "source", urls)
+    finished = subprocess.run(
+        [
+            *(sys.executable, "-m", "datafetch", "prepare", "coyo", "--json", "--no-reshard", *options),
+            *("--source", str(source.folder), "--ids", str(source.ids), "--root", str(copy / "root")),
+            *("--allow-net", "127.0.0.0/8", "--processes", "1", "--retries", "0"),
+        ],
+        cwd=copy,  # where the interpreter looks for the package first
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE_S,
+    )
+    assert finished.returncode == 0, finished.stderr
+    kinds: dict[str, int] = json.loads(finished.stdout)["images"]["by_kind"]
+    return kinds
+
+
+def test_a_failure_kind_is_added(tmp_path: Path, origin: Origin) -> None:
+    """An image fails as the new kind, which the demo's table expects of it."""
+    apply_section("Add a failure kind", tmp_path)
+    assert prepare(tmp_path, [origin.url("html", "picture.jpg"), origin.url("well", "picture.jpg")]) == {"web_page": 1}
+    table = "from datafetch.demo.behaviours import BEHAVIOURS; print(BEHAVIOURS['html'].expected)"
+    said = subprocess.run(
+        [sys.executable, "-c", table], cwd=tmp_path, check=True, capture_output=True, text=True, timeout=PATIENCE_S
+    )
+    assert said.stdout.strip() == "web_page"
+
+
+def test_an_option_is_added(tmp_path: Path, origin: Origin) -> None:
+    """The command takes it, and the fetcher obeys."""
+    apply_section("Add an option", tmp_path)
+    urls = [origin.url("moved", "picture.jpg"), origin.url("well", "picture.jpg")]
+    assert prepare(tmp_path, urls, "--max-redirects", "0") == {"too_many_redirects": 1}
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+def test_every_script_is_listed_and_says_what_it_does(script: Path) -> None:
+    """``--help`` begins with one line that is a sentence."""
+    said = subprocess.run([script, "--help"], check=True, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert re.fullmatch(r"[A-Z][a-z]+s .+\.", said.stdout.splitlines()[0])
+    assert f"`{script.name}`" in PAGE

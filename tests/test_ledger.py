@@ -16,6 +16,7 @@ from datafetch.model.ledger_line import LedgerLine, ShardCounts
 from datafetch.store.ledger import (
     LedgerWriter,
     ShardSummary,
+    pack_bools,
     read_columns,
     read_keys,
     read_samples,
@@ -116,3 +117,27 @@ def test_counts_that_no_shard_can_have_are_refused(tmp_path: Path, totals: objec
     for read in (read_shard_counts, read_shard_summary):
         with pytest.raises(ConfigurationError, match="is not a ledger"):
             read(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {b"datafetch.retry": b"once"},
+        {b"datafetch.retry": b"-1"},
+        {b"datafetch.rows": b"garbage"},
+        {b"datafetch.own_rows": b""},
+        {b"datafetch.own_rows": pack_bools(np.zeros(9, np.bool_))},
+        {b"datafetch.totals": b'{"samples": 4611686018427387904}'},
+    ],
+)
+def test_a_summary_of_other_samples_than_were_counted_is_refused(tmp_path: Path, change: dict[bytes, bytes]) -> None:
+    """A damaged number or bit for each sample, more or fewer bits than samples: nothing is made up, nor unpacked."""
+    path = tmp_path / "part-00000.parquet"
+    none = np.zeros(2, np.bool_)
+    with LedgerWriter(path, "part-00000") as ledger:
+        ledger.finish(ShardSummary(ShardCounts(2, 0, {}), none, none, retry=3))
+    assert read_shard_summary(path).retry == 3
+    said = {**(pq.read_metadata(path).metadata or {}), **change}
+    pq.write_table(pq.read_table(path).replace_schema_metadata(said), path)
+    with pytest.raises(ConfigurationError, match="is not a ledger"):
+        read_shard_summary(path)

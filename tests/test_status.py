@@ -165,7 +165,7 @@ def write_job(state: OutputLayout, *shards: str, limit: int | None = None) -> No
     """A job with these shards."""
     state.folder.mkdir(parents=True)
     shards_of_job = {shard: [f"{shard}.parquet", 10, "fingerprint"] for shard in shards}
-    state.job.write_bytes(orjson.dumps({"dataset": "coyo", "shards": shards_of_job, "limit": limit}))
+    state.job.write_bytes(orjson.dumps({"format": 1, "dataset": "coyo", "shards": shards_of_job, "limit": limit}))
 
 
 def publish(state: OutputLayout, shard: str, lines: list[LedgerLine]) -> None:
@@ -335,11 +335,11 @@ def _broken_job(state: OutputLayout) -> None:
 
 
 def _other_job(state: OutputLayout) -> None:
-    state.job.write_bytes(b'{"dataset": 7, "shards": {}, "limit": null}')
+    state.job.write_bytes(b'{"format": 1, "dataset": 7, "shards": {}, "limit": null}')
 
 
 def _job_that_leaves_the_folder(state: OutputLayout) -> None:
-    state.job.write_bytes(b'{"dataset": "coyo", "shards": {"../a": []}, "limit": null}')
+    state.job.write_bytes(b'{"format": 1, "dataset": "coyo", "shards": {"../a": []}, "limit": null}')
 
 
 def _broken_ledger(state: OutputLayout) -> None:

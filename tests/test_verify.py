@@ -457,7 +457,7 @@ def test_the_job_tells_the_loader_and_what_is_left(tmp_path: Path) -> None:
     write_shard(tmp_path / "out", [document()])
     state = tmp_path / "out.datafetch"
     state.mkdir()
-    job: Row = {"dataset": "coyo", "limit": None, "shards": {"part-00000": [], "part-00001": []}}
+    job: Row = {"format": 1, "dataset": "coyo", "limit": None, "shards": {"part-00000": [], "part-00001": []}}
     (state / "job.json").write_text(json.dumps(job))
     verdict = verified(tmp_path / "out")
     assert verdict.loader is Loader.COYO

@@ -11,7 +11,7 @@ import orjson
 
 from datafetch.datasets import find_dataset
 from datafetch.datasets.choices import Choices
-from datafetch.engine.ownership import FORMAT, Identity, read_asked, read_identity
+from datafetch.engine.ownership import Identity, read_asked, read_identity
 from datafetch.errors import ConfigurationError, refuse_outside
 from datafetch.fetch import MOST_BYTES, FetchPolicy, OptOut
 from datafetch.model.interfaces import Dataset, Manifest
@@ -20,6 +20,7 @@ from datafetch.model.untrusted import is_utf8
 from datafetch.output.merge import MAX_SAMPLE_BYTES
 from datafetch.output.reshard.copy import Plan
 from datafetch.output.reshard.ranks import GROUP_OF, SHUFFLE_OF, Ranks
+from datafetch.store.job_file import FORMAT
 from datafetch.store.layout import OutputLayout
 from datafetch.transcode import DEFAULT_MAX_PIXELS, MOST_PROCESSES, Encoding, ImageSpec, Resize
 

@@ -19,19 +19,18 @@ from typing import Any, TypeAlias
 import orjson
 
 from datafetch.errors import ConfigurationError, ResourceError, raise_want
-from datafetch.model.untrusted import is_plain_name
 from datafetch.output.commit import complete_commits
 from datafetch.output.formats import format_of
 from datafetch.output.reshard.record import read_reshard_record
 from datafetch.output.reshard.swap import finish
 from datafetch.store.atomic import make_folder, refuse_links, refuse_unpublishable, write_atomically
-from datafetch.store.layout import OutputLayout, not_a_job
+from datafetch.store.job_file import not_a_job, read_job_fields
+from datafetch.store.layout import OutputLayout
 from datafetch.store.lock import Lock
 
 Identity: TypeAlias = dict[str, Any]
 """What decides the rows, as JSON: names to values; ``shards`` has the manifest files by shard."""
 
-FORMAT = 1  # of job.json
 _EQUAL_SHARD = re.compile(r"part-\d{5,}\.(pkl|count)")
 _ASKED = "asked"  # in job.json beside the identity: what was asked for, for ``retry`` to ask the same way
 # Also what was part of the identity in earlier versions, though it only permits what would not be taken otherwise.
@@ -112,7 +111,7 @@ def read_identity(layout: OutputLayout) -> Identity:
     Raises:
         ConfigurationError: The file is not of this version; nothing beside it is touched.
     """
-    return {name: value for name, value in _read(layout).items() if name not in _NO_IDENTITY}
+    return {name: value for name, value in read_job_fields(layout).items() if name not in _NO_IDENTITY}
 
 
 def read_asked(layout: OutputLayout) -> dict[str, Any]:
@@ -121,7 +120,7 @@ def read_asked(layout: OutputLayout) -> dict[str, Any]:
     Raises:
         ConfigurationError: There has been none, or the file is not of this version.
     """
-    asked = _read(layout).get(_ASKED)
+    asked = read_job_fields(layout).get(_ASKED)
     if not isinstance(asked, dict):
         raise not_a_job(layout)
     return asked
@@ -129,7 +128,7 @@ def read_asked(layout: OutputLayout) -> dict[str, Any]:
 
 def write_asked(layout: OutputLayout, asked: Mapping[str, object]) -> None:
     """Remember that an output is asked for in another way from now on; its job stays what it is."""
-    write_atomically(layout.job, orjson.dumps({**_read(layout), _ASKED: asked}, option=orjson.OPT_INDENT_2))
+    write_atomically(layout.job, orjson.dumps({**read_job_fields(layout), _ASKED: asked}, option=orjson.OPT_INDENT_2))
 
 
 def refuse_left_spools(layout: OutputLayout, scratch: Path | None, *, otherwise: str) -> None:
@@ -152,23 +151,9 @@ def refuse_left_spools(layout: OutputLayout, scratch: Path | None, *, otherwise:
 
 def _scratch_before(layout: OutputLayout) -> Path | None:
     """Where the last run had its spools; an older version did not say."""
-    asked = _read(layout).get(_ASKED)
+    asked = read_job_fields(layout).get(_ASKED)
     scratch = asked.get("scratch") if isinstance(asked, dict) else None
     return Path(scratch) if isinstance(scratch, str) else None
-
-
-def _read(layout: OutputLayout) -> dict[str, Any]:
-    try:
-        job = orjson.loads(layout.job.read_bytes())
-    except (orjson.JSONDecodeError, IsADirectoryError):
-        job = None
-    if not isinstance(job, dict) or job.get("format") != FORMAT or not isinstance(job.get("shards"), dict):
-        raise not_a_job(layout)
-    if not all(
-        is_plain_name(shard) and isinstance(identity_fields, list) for shard, identity_fields in job["shards"].items()
-    ):
-        raise not_a_job(layout)
-    return job
 
 
 _ID_LISTS = {

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from datafetch.engine.job import Job, asked_of, read_job
 from datafetch.engine.ownership import write_asked
 from datafetch.errors import ConfigurationError
-from datafetch.fetch import FetchPolicy, OptOut
+from datafetch.fetch import OptOut
 from datafetch.fetch.policy import DEFAULT_MAX_BODY_BYTES
+from datafetch.model.bounds import Count
 from datafetch.model.outcome import FailureKind, Permission
 from datafetch.output.merge import MAX_SAMPLE_BYTES
 from datafetch.store.layout import OutputLayout
@@ -30,11 +31,15 @@ class Permitted:
     """What a job permits. Field names are those of ``retry.json``."""
 
     insecure: bool
-    opt_out: str
+    opt_out: OptOut
     allow_net: tuple[str, ...]
-    max_body_bytes: int
-    max_pixels: int
-    max_sample_bytes: int
+    max_body_bytes: Count
+    max_pixels: Count
+    max_sample_bytes: Count
+
+    def __post_init__(self) -> None:
+        """Refuse what no job can permit."""
+        self.given_to(Job("", "", ""))
 
     @classmethod
     def of(cls, job: Job) -> Self:
@@ -44,24 +49,6 @@ class Permitted:
             fetch.insecure, fetch.opt_out, fetch.allow_net, fetch.max_body_bytes, image.max_pixels, job.max_sample_bytes
         )
 
-    @classmethod
-    def read(cls, found: Mapping[str, Any]) -> Self:
-        """What a file says.
-
-        Raises:
-            ValueError: It does not say what is permitted.
-            KeyError: Nor this.
-            TypeError: Nor this.
-        """
-        fetch = FetchPolicy(
-            insecure=bool(found["insecure"]),
-            opt_out=OptOut(found["opt_out"]),
-            allow_net=tuple(found["allow_net"]),
-            max_body_bytes=int(found["max_body_bytes"]),
-        )
-        image = ImageSpec(max_pixels=int(found["max_pixels"]))
-        return cls.of(Job("", "", "", fetch=fetch, image=image, max_sample_bytes=int(found["max_sample_bytes"])))
-
     def given_to(self, job: Job) -> Job:
         """The job with these permissions in place of its own."""
         return replace(
@@ -69,7 +56,7 @@ class Permitted:
             fetch=replace(
                 job.fetch,
                 insecure=self.insecure,
-                opt_out=OptOut(self.opt_out),
+                opt_out=self.opt_out,
                 allow_net=self.allow_net,
                 max_body_bytes=self.max_body_bytes,
             ),

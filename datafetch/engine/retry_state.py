@@ -19,15 +19,17 @@ import orjson
 from datafetch.engine.job import Job
 from datafetch.engine.ownership import refuse_left_spools
 from datafetch.engine.permissions import Permitted
-from datafetch.errors import ConfigurationError, raise_want
+from datafetch.errors import ConfigurationError
+from datafetch.model.bounds import Count, PathText, PlainName
 from datafetch.model.outcome import FailureKind
 from datafetch.store.atomic import write_atomically
 from datafetch.store.layout import OutputLayout
 from datafetch.store.ledger import read_shard_summary
 from datafetch.store.retry_filter import Retry, RetryFilter
+from datafetch.store.state_file import read_state_file
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RetryState:
     """What is noted of a retry. Field names are those of the file.
 
@@ -40,17 +42,16 @@ class RetryState:
         permitted: What it may take; None where an earlier version noted it.
     """
 
-    number: int
-    kinds: list[str] | None
-    also: list[str]
-    scratch: str | None
-    token: str
-    permitted: Permitted | None
+    number: Count
+    kinds: tuple[FailureKind, ...] | None
+    also: tuple[FailureKind, ...] = ()
+    scratch: PathText | None
+    token: PlainName
+    permitted: Permitted | None = None
 
     def wanted(self) -> RetryFilter:
         """Which failures it tries again."""
-        kinds = None if self.kinds is None else frozenset(map(FailureKind, self.kinds))
-        return RetryFilter(kinds, frozenset(map(FailureKind, self.also)))
+        return RetryFilter(None if self.kinds is None else frozenset(self.kinds), frozenset(self.also))
 
     def resumed(self, job: Job) -> Job:
         """The job with what the retry had of its own."""
@@ -81,10 +82,15 @@ def begin_retry(layout: OutputLayout, wanted: RetryFilter, shards: Sequence[str]
         earlier = Path(note.scratch) if note.scratch else None
         refuse_left_spools(spools_of(layout, retry), earlier, otherwise="delete that folder to fetch them again")
     scratch = None if layout.scratch is None else str(layout.scratch)
-    kinds = None if retry.wanted.kinds is None else sorted(kind.value for kind in retry.wanted.kinds)
-    also = sorted(kind.value for kind in retry.wanted.also)
-    identity_fields = RetryState(retry.number, kinds, also, scratch, retry.token, permitted)
-    write_atomically(layout.retry, orjson.dumps(identity_fields, option=orjson.OPT_INDENT_2))
+    state = RetryState(
+        number=retry.number,
+        kinds=None if retry.wanted.kinds is None else tuple(sorted(retry.wanted.kinds)),
+        also=tuple(sorted(retry.wanted.also)),
+        scratch=scratch,
+        token=retry.token,
+        permitted=permitted,
+    )
+    write_atomically(layout.retry, orjson.dumps(state, option=orjson.OPT_INDENT_2))
     return retry
 
 
@@ -107,24 +113,7 @@ def read_retry_state(layout: OutputLayout) -> RetryState | None:
     Raises:
         ConfigurationError: The note is damaged.
     """
-    try:
-        found = orjson.loads(layout.retry.read_bytes())
-        permitted = found.get("permitted")
-        note = RetryState(
-            int(found["number"]),
-            found["kinds"],
-            found.get("also", []),
-            found["scratch"],
-            found["token"],
-            None if permitted is None else Permitted.read(permitted),
-        )
-        ",".join((note.token, note.scratch or ""))  # they are what they are used as
-        note.wanted()
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigurationError) as error:
-        raise_want(error)
-        raise ConfigurationError(
-            f"{layout.retry} is damaged; delete it, and what the interrupted retry had fetched is fetched again"
-        ) from error
-    return note
+    damaged = ConfigurationError(
+        f"{layout.retry} is damaged; delete it, and what the interrupted retry had fetched is fetched again"
+    )
+    return read_state_file(layout.retry, RetryState, damaged)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from datafetch.model.bounds import Count
 from datafetch.model.outcome import (
     HTTP_OK,
     OK,
@@ -132,11 +133,11 @@ class ShardCounts:
         notes: What else was counted, by ``CounterName``.
     """
 
-    samples: int = 0
-    rows: int = 0
-    outcomes: Mapping[str, int] = field(default_factory=dict)
-    written_bytes: int = 0
-    notes: Mapping[str, int] = field(default_factory=dict)
+    samples: Count = 0
+    rows: Count = 0
+    outcomes: Mapping[str, Count] = field(default_factory=dict)
+    written_bytes: Count = 0
+    notes: Mapping[str, Count] = field(default_factory=dict)
 
     @property
     def images(self) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from datafetch.model.bounds import Amount, Count
+
 
 class Stage(StrEnum):
     """What is being done."""
@@ -26,9 +28,9 @@ class Progress:
     """
 
     stage: Stage
-    rows: int
-    total_rows: int
-    copied_bytes: int = 0
+    rows: Count
+    total_rows: Count
+    copied_bytes: Count = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +51,14 @@ class Statistics:
         resharding: How far the shards are made equal, once that has begun.
     """
 
-    expected_images: int | None
-    ok: int
-    failed: int
-    earlier: int
-    shards: int
-    shards_published: int
-    fetched_bytes: int
-    connections: int
-    open_requests: int
-    elapsed_s: float
+    expected_images: Count | None
+    ok: Count
+    failed: Count
+    earlier: Count
+    shards: Count
+    shards_published: Count
+    fetched_bytes: Count
+    connections: Count
+    open_requests: Count
+    elapsed_s: Amount
     resharding: Progress | None = None

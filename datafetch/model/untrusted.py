@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
+PLAIN_NAME = r"\A(?!\.{0,2}\Z)[^/\0]+\Z"
+"""A regular expression for the name of a file that leads nowhere else."""
+_PLAIN_NAME = re.compile(PLAIN_NAME)
+
 
 def is_plain_name(name: object) -> bool:
     """Whether this is the name of a file and leads nowhere else."""
-    return isinstance(name, str) and name not in ("", ".", "..") and "/" not in name and "\0" not in name
+    return isinstance(name, str) and _PLAIN_NAME.search(name) is not None
 
 
 def is_utf8(name: str) -> bool:

@@ -2,7 +2,6 @@
 
 Rules: it is for observers, and nothing depends on it. So it is replaced in one step but not forced onto the
 disk, and whatever keeps it from being written is no reason to end a run: a disk that is full has better witnesses.
-What is read is a file, and anything may be in it.
 """
 
 from __future__ import annotations
@@ -14,23 +13,23 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import orjson
+from msgspec import Meta
 
 from datafetch.errors import ConfigurationError
+from datafetch.model.bounds import Amount, PathText
 from datafetch.model.observers import SafeObserver
-from datafetch.model.statistics import Progress, Stage, Statistics
+from datafetch.model.statistics import Statistics
 from datafetch.monitor.throughput import Throughput
 from datafetch.store.layout import OutputLayout
+from datafetch.store.state_file import read_if_sound
 
 INTERVAL_S = 2.0
 _SILENCE_S = 30.0  # a loop that is busy, or a filesystem that is slow, may miss a few beats
-_MOST_BYTES = 65_536  # of a beat that is read; one has less than a thousand
-_PID_END = 1 << 31
-_END = 1 << 63  # of any number that Python, JSON and a table agree on
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +47,13 @@ class ProgressSnapshot:
         statistics: How it stood.
     """
 
-    pid: int
+    pid: Annotated[int, Meta(ge=1, lt=1 << 31)]
     host: str
-    started_unix_s: float
-    updated_unix_s: float
+    started_unix_s: Amount
+    updated_unix_s: Amount
     is_ended: bool
-    spools: str
-    images_per_s: float
+    spools: PathText
+    images_per_s: Amount
     statistics: Statistics
 
     def is_at_work(self) -> bool:
@@ -129,62 +128,12 @@ def refuse_at_work(layout: OutputLayout) -> None:
 
 
 def read_beat(path: Path) -> ProgressSnapshot | None:
-    """The last beat of the run that is at work, or was; None where there is none, or something else."""
-    try:
-        with path.open("rb") as file:
-            return _checked(orjson.loads(file.read(_MOST_BYTES)))
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
-
-
-def _checked(found: Any) -> ProgressSnapshot:
-    """A beat whose values are of the kinds they must be.
+    """The last beat of the run that is at work, or was; None where there is none, or something else.
 
     Raises:
-        ValueError: One is not. Or ``TypeError``, ``KeyError``: it has another form altogether.
+        ResourceError: This machine has no descriptor or memory left to read it.
     """
-    numbers = {field.name: found["statistics"][field.name] for field in fields(Statistics)}
-    expected_images, elapsed_s = numbers.pop("expected_images"), numbers.pop("elapsed_s")
-    resharding = numbers.pop("resharding")
-    return ProgressSnapshot(
-        pid=_count(found["pid"], start=1, end=_PID_END),
-        host=_text(found["host"]),
-        started_unix_s=_number(found["started_unix_s"]),
-        updated_unix_s=_number(found["updated_unix_s"]),
-        is_ended=found["is_ended"] is not False,
-        spools=_text(found["spools"]),
-        images_per_s=_number(found["images_per_s"]),
-        statistics=Statistics(
-            expected_images=None if expected_images is None else _count(expected_images),
-            elapsed_s=_number(elapsed_s),
-            resharding=None if resharding is None else _progress(resharding),
-            **{name: _count(value) for name, value in numbers.items()},
-        ),
-    )
-
-
-def _progress(found: Any) -> Progress:
-    return Progress(
-        Stage(found["stage"]), _count(found["rows"]), _count(found["total_rows"]), _count(found["copied_bytes"])
-    )
-
-
-def _count(value: object, *, start: int = 0, end: int = _END) -> int:
-    if type(value) is not int or not start <= value < end:
-        raise ValueError(value)
-    return value
-
-
-def _number(value: object) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < _END:
-        raise ValueError(value)
-    return float(value)
-
-
-def _text(value: object) -> str:
-    if type(value) is not str or "\0" in value:
-        raise ValueError(value)
-    return value
+    return read_if_sound(path, ProgressSnapshot)
 
 
 def _is_there(pid: int) -> bool:

@@ -16,20 +16,22 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from datafetch.datasets import find_dataset
 from datafetch.errors import ConfigurationError, raise_want
+from datafetch.model.bounds import Amount
 from datafetch.model.outcome import OK
 from datafetch.model.sample import Sample
 from datafetch.monitor.heartbeat import ProgressSnapshot, read_beat
 from datafetch.monitor.host_failures import FailingHost, FailingHosts
 from datafetch.output.formats import format_of
-from datafetch.store.layout import OutputLayout, not_a_job, output_of
+from datafetch.store.job_file import JobFile, read_job_file
+from datafetch.store.layout import OutputLayout, output_of
 from datafetch.store.ledger import not_a_ledger, read_columns, read_shard_counts, without_skipped
 from datafetch.store.spool_format import SpoolRecord, read_heads, read_marker
+from datafetch.store.state_file import read_if_sound
 
 _MOST_HOSTS = 20
 _LINES_AT_A_TIME = 16_384  # of a spool, in memory
@@ -166,7 +168,7 @@ def read_status(out: Path | str) -> Status:
     # Shards may be published and a step still be missing: equal shards, or what a retry was to bring.
     has_open_retry = state.retry.exists()
     has_ended = state.report.exists() and not has_open_retry
-    is_complete = has_ended and job.is_done(counted.shards_published, counted.rows + counted.dropped)
+    is_complete = has_ended and _is_done(job, counted.shards_published, counted.rows + counted.dropped)
     run_state = RunState.RUNNING if beat else RunState.COMPLETE if is_complete else RunState.INTERRUPTED
     rate = _rate(state, beat, last_beat)
     books = counted.books
@@ -192,19 +194,6 @@ def read_status(out: Path | str) -> Status:
         beat=beat,
         has_open_retry=has_open_retry,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """What ``job.json`` says, as far as it matters here."""
-
-    dataset: str
-    shards: tuple[str, ...]
-    limit: int | None
-
-    def is_done(self, published: int, samples: int) -> bool:
-        """Whether nothing is left to do; what lies beyond the limit is never begun."""
-        return published == len(self.shards) or (self.limit is not None and samples >= self.limit)
 
 
 @dataclass(slots=True)
@@ -244,8 +233,8 @@ class _Counted:
 
 @dataclass(frozen=True, slots=True)
 class _Rate:
-    images_per_s: float
-    elapsed_s: float
+    images_per_s: Amount
+    elapsed_s: Amount
 
 
 def _published_bytes(state: OutputLayout, counted: _Counted) -> int:
@@ -255,25 +244,21 @@ def _published_bytes(state: OutputLayout, counted: _Counted) -> int:
     return sum(_size_bytes(path) for path in _files(state.out))
 
 
-def _read_job(state: OutputLayout) -> _Job:
-    try:
-        found = orjson.loads(state.job.read_bytes())
-    except OSError as error:
-        raise_want(error)
+def _read_job(state: OutputLayout) -> JobFile:
+    job = read_job_file(state)
+    if job is None:
         raise ConfigurationError(
-            f"there is no run in {state.out}: cannot read {state.job} ({error.strerror or error}); "
-            "give the folder that a run writes to"
-        ) from error
-    except ValueError:
-        found = None
-    match found:
-        case {"dataset": str(dataset), "shards": dict(shards), "limit": int() | None as limit}:
-            if not any("/" in shard or "\0" in shard for shard in shards):
-                return _Job(dataset, tuple(shards), limit)
-    raise not_a_job(state)
+            f"there is no run in {state.out}: {state.job} is missing; give the folder that a run writes to"
+        )
+    return job
 
 
-def _count(state: OutputLayout, job: _Job, last_beat: ProgressSnapshot | None) -> _Counted:
+def _is_done(job: JobFile, published: int, samples: int) -> bool:
+    """Whether nothing is left to do; what lies beyond the limit is never begun."""
+    return published == len(job.shards) or (job.limit is not None and samples >= job.limit)
+
+
+def _count(state: OutputLayout, job: JobFile, last_beat: ProgressSnapshot | None) -> _Counted:
     # Spools before ledgers: a shard that is published meanwhile is then seen twice, and counted once. The other way
     # round it might be seen nowhere.
     looks = dict(_look_at_spools(state, job, last_beat))
@@ -286,7 +271,7 @@ def _count(state: OutputLayout, job: _Job, last_beat: ProgressSnapshot | None) -
 
 
 def _look_at_spools(
-    state: OutputLayout, job: _Job, beat: ProgressSnapshot | None
+    state: OutputLayout, job: JobFile, beat: ProgressSnapshot | None
 ) -> Iterator[tuple[str, _ShardsOnDisk]]:
     """Shards in progress, each with what its spool says."""
     shards = set(job.shards)
@@ -334,7 +319,7 @@ def _count_heads(books: _ShardsOnDisk, heads: Iterator[SpoolRecord]) -> None:
     books.hosts.count(pa.array(urls, pa.string()), pa.array(outcomes, pa.string()))
 
 
-def _read_ledgers(state: OutputLayout, job: _Job) -> tuple[_ShardsOnDisk, set[str]]:
+def _read_ledgers(state: OutputLayout, job: JobFile) -> tuple[_ShardsOnDisk, set[str]]:
     """What all ledgers say, and of which shards there is one."""
     books, published = _ShardsOnDisk(), set()
     there = {path.stem for path in _files(state.ledgers) if path.suffix == ".parquet"}
@@ -392,13 +377,9 @@ def _expected(done: int, run_state: RunState, beat: ProgressSnapshot | None) -> 
 def _rate(state: OutputLayout, beat: ProgressSnapshot | None, last_beat: ProgressSnapshot | None) -> _Rate | None:
     """Of the run at work, else of the last that came to its end, else of the last that did not."""
     if beat is None:
-        try:
-            report = orjson.loads(state.report.read_bytes())
-        except (OSError, ValueError):
-            report = None
-        match report:
-            case {"images_per_s": int() | float() as images_per_s, "elapsed_s": int() | float() as elapsed_s}:
-                return _Rate(images_per_s, elapsed_s)
+        reported = read_if_sound(state.report, _Rate)
+        if reported is not None:
+            return reported
     said = beat or last_beat
     return _Rate(said.images_per_s, said.statistics.elapsed_s) if said else None
 

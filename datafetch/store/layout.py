@@ -181,11 +181,3 @@ def output_of(path: Path) -> Path:
     if out.name.endswith(SUFFIX) and out.name != SUFFIX and not OutputLayout(out).folder.exists():
         return out.with_name(out.name.removesuffix(SUFFIX))
     return out
-
-
-def not_a_job(layout: OutputLayout) -> ConfigurationError:
-    """The error for a job file that is none."""
-    return ConfigurationError(
-        f"{layout.job} is not a job of this version of datafetch; put back a copy, or move {layout.folder} and what "
-        f"lies in {layout.out} away, and everything is fetched again"
-    )

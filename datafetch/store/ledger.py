@@ -9,13 +9,14 @@ from __future__ import annotations
 import base64
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import orjson
@@ -24,6 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from datafetch.errors import ConfigurationError, raise_want
+from datafetch.model.bounds import Count
 from datafetch.model.ledger_line import SKIPPED_BEFORE, LedgerLine, ShardCounts
 from datafetch.model.outcome import FailureKind, Permission
 
@@ -53,6 +55,7 @@ SCHEMA = pa.schema(
 _LINE_COLUMNS = SCHEMA.names[1:]
 _LATER_COLUMNS = frozenset({"permitted", "is_original", "is_skipped"})  # which ledgers of earlier versions lack
 _TOTALS_KEY = b"datafetch.totals"
+_COUNTS = frozenset(field.name for field in fields(ShardCounts))  # any other would be lost when a shard is merged
 _ROWS_KEY = b"datafetch.rows"
 _OWN_ROWS_KEY = b"datafetch.own_rows"
 _RETRY_KEY = b"datafetch.retry"
@@ -153,9 +156,19 @@ def pack_bools(values: Bools) -> bytes:
 
 
 def unpack_bools(packed: bytes | str, count: int) -> Bools:
-    """So many values again."""
-    bits = np.frombuffer(zlib.decompress(base64.b85decode(packed)), np.uint8)
-    return np.unpackbits(bits, count=count).astype(np.bool_)
+    """So many values again.
+
+    Raises:
+        ValueError: They are not so many.
+    """
+    size_bytes = -(-count // 8)
+    try:
+        bits = zlib.decompressobj().decompress(base64.b85decode(packed), size_bytes + 1)
+    except zlib.error as error:
+        raise ValueError(str(error)) from error
+    if len(bits) != size_bytes:
+        raise ValueError(f"{len(bits):,} bytes for {count:,} values")
+    return np.unpackbits(np.frombuffer(bits, np.uint8), count=count).astype(np.bool_)
 
 
 def read_shard_counts(path: Path) -> ShardCounts:
@@ -184,12 +197,15 @@ def read_shard_summary(path: Path) -> ShardSummary:
     """
     metadata = _read_metadata(path)
     totals = _totals(path, metadata)
-    return ShardSummary(
-        totals,
-        unpack_bools(metadata[_ROWS_KEY], totals.samples),
-        unpack_bools(metadata[_OWN_ROWS_KEY], totals.samples),
-        int(metadata[_RETRY_KEY]),
-    )
+    try:
+        return ShardSummary(
+            totals,
+            unpack_bools(metadata[_ROWS_KEY], totals.samples),
+            unpack_bools(metadata[_OWN_ROWS_KEY], totals.samples),
+            msgspec.json.decode(metadata[_RETRY_KEY], type=Count),
+        )
+    except ValueError as error:
+        raise not_a_ledger(path) from error
 
 
 def not_a_ledger(path: Path, of: str = "of datafetch") -> ConfigurationError:
@@ -254,22 +270,12 @@ def without_skipped(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 def _totals(path: Path, metadata: Mapping[bytes, bytes]) -> ShardCounts:
     try:
-        return _checked(ShardCounts(**orjson.loads(metadata[_TOTALS_KEY])))
-    except (TypeError, ValueError) as error:
+        found = msgspec.json.decode(metadata[_TOTALS_KEY], type=dict[str, Any])
+        totals = msgspec.convert(found, ShardCounts)
+    except (ValueError, RecursionError) as error:
         raise not_a_ledger(path) from error
-
-
-def _checked(totals: ShardCounts) -> ShardCounts:
-    """Books that are numbers throughout.
-
-    Raises:
-        ValueError: They are not. Or ``TypeError``: they have another form altogether.
-    """
-    outcomes = dict(totals.outcomes)
-    notes = dict(totals.notes)
-    counts = (totals.samples, totals.rows, totals.written_bytes, *outcomes.values(), *notes.values())
-    if not all(type(count) is int and count >= 0 for count in counts) or totals.rows > totals.samples:
-        raise ValueError(totals)
+    if found.keys() - _COUNTS or totals.rows > totals.samples:
+        raise not_a_ledger(path)
     return totals
 
 

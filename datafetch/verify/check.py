@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
-import orjson
-
 from datafetch.datasets import DATASETS, find_dataset
 from datafetch.errors import ConfigurationError, DatafetchError, raise_want, refuse_outside
 from datafetch.model.interfaces import Dataset
@@ -21,7 +19,9 @@ from datafetch.model.kinds import Loader
 from datafetch.model.observers import observing
 from datafetch.output.reshard.ranks import GROUP_OF, Ranks
 from datafetch.process.event_loop import run_to_end
+from datafetch.store.job_file import JobFile
 from datafetch.store.layout import OutputLayout
+from datafetch.store.state_file import read_if_sound
 from datafetch.transcode import MOST_PROCESSES, Encoding, ImageSpec, Transcoder
 from datafetch.transcode.pool.pool import available_cpus
 from datafetch.verify.findings import Examined, Findings, VerifyProgress, batched
@@ -203,8 +203,9 @@ def _image_root(path: Path) -> Path:
 
 def _dataset_of_job(out: Path) -> Dataset | None:
     """The dataset that the job beside a folder names, if that is a known one."""
+    job = _job(out)
     try:
-        return find_dataset(str(_job(out).get("dataset")))
+        return find_dataset(job.dataset) if job else None
     except ConfigurationError:
         return None
 
@@ -212,25 +213,20 @@ def _dataset_of_job(out: Path) -> Dataset | None:
 def _remarks(out: Path) -> tuple[str, ...]:
     """Whether the run that makes the output has more to do, as far as is plain."""
     job = _job(out)
-    shards = job.get("shards")
-    if not isinstance(shards, dict) or job.get("limit") is not None:  # a limit leaves shards out for good
+    if job is None or job.limit is not None:  # a limit leaves shards out for good
         return ()
     layout = OutputLayout(out.absolute())
     if layout.retry.exists():
         return ("a retry was interrupted; 'datafetch retry' completes it",)
     try:
-        left = sum(not layout.ledger(shard).exists() for shard in shards)
+        left = sum(not layout.ledger(shard).exists() for shard in job.shards)
     except OSError:
         return ()
     if left:
-        return (f"the run is not complete: {left:,} of {len(shards):,} shards of its manifest are not done",)
+        return (f"the run is not complete: {left:,} of {len(job.shards):,} shards of its manifest are not done",)
     return () if layout.report.exists() else ("the run is not complete: its last step was interrupted",)
 
 
-def _job(out: Path) -> dict[str, object]:
-    """What the job file beside an output says; nothing where there is none that can be read."""
-    try:
-        job = orjson.loads(OutputLayout(out.absolute()).job.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return job if isinstance(job, dict) else {}
+def _job(out: Path) -> JobFile | None:
+    """The job beside an output; None where there is none that can be read."""
+    return read_if_sound(OutputLayout(out.absolute()).job, JobFile)

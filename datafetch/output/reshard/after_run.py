@@ -8,7 +8,6 @@ led to that had those images from the start, byte for byte, though the shards of
 from __future__ import annotations
 
 import logging
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -120,7 +119,7 @@ def _samples_by_place(samples: _Samples, before: ReshardRecord) -> Int64s:
     """For each row of equal shards, in order, the sample that it was made of."""
     try:
         has_row = [unpack_bools(before.samples[shard], span.stop - span.start) for shard, span in samples.spans()]
-    except (KeyError, ValueError, zlib.error) as error:
+    except (KeyError, ValueError) as error:
         raise ConfigurationError("equal.json does not list its samples; --fresh starts over") from error
     of_row = np.flatnonzero(np.concatenate(has_row))
     by_place = np.empty(len(of_row), np.int64)

@@ -24,14 +24,16 @@ import numpy as np
 import orjson
 
 from datafetch.errors import ConservationError, ManifestError, ResourceError
+from datafetch.model.bounds import Count
 from datafetch.model.observers import SafeObserver
 from datafetch.model.statistics import Progress, Stage
 from datafetch.output.formats import MOST_FRAME_BYTES, decode_row, frame_sizes, read_frames
 from datafetch.output.reshard.ranks import Ranks, equal_sizes
 from datafetch.output.reshard.shard_writer import Int64s, ShardWriter, UInt32s
-from datafetch.output.reshard.swap import RECORD, REPLACES, SHARDS, decide, finish
+from datafetch.output.reshard.swap import RECORD, SHARDS, decide, finish
 from datafetch.store.atomic import write_atomically
 from datafetch.store.layout import OutputLayout
+from datafetch.store.state_file import read_if_sound
 
 _BUFFER_BYTES = 32 << 20  # rows of half the shards of a large set at once, so that files are not opened for one row
 _LOOK_ROWS = 10_000  # between two looks at whether to stop, while rows are measured
@@ -174,7 +176,7 @@ def rearrange(
             **plan.identity_fields(),
             "rows": targets.rows,
             "files": targets.files(),
-            REPLACES: replaces,
+            "replaces": replaces,
         }
         write_atomically(layout.resharding / RECORD, orjson.dumps(identity_fields, option=orjson.OPT_INDENT_2))
         decide(layout)
@@ -222,10 +224,18 @@ def _naming(path: Path) -> Iterator[None]:
         raise ManifestError(f"{path}: {error}") from error
 
 
+@dataclass(frozen=True, slots=True)
+class _JournalFile:
+    """What the journal holds: what decides every byte, and how many sources are in."""
+
+    made_of: dict[str, Any]
+    done: Count
+
+
 class _Journal:
     """Which sources are in. Work that was started with other sources or another plan is thrown away."""
 
-    def __init__(self, folder: Path, made_of: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, made_of: dict[str, Any]) -> None:
         self._path = folder / "journal.json"
         self.made_of = made_of
         done = self._read()
@@ -236,18 +246,13 @@ class _Journal:
             self.note(0)
 
     def _read(self) -> int | None:
-        try:
-            before = orjson.loads(self._path.read_bytes())
-        except (FileNotFoundError, orjson.JSONDecodeError):
-            return None
-        is_same = isinstance(before, dict) and before.get("made_of") == self.made_of
-        done = before.get("done") if is_same else None
-        return done if isinstance(done, int) else None
+        before = read_if_sound(self._path, _JournalFile)
+        return before.done if before is not None and before.made_of == self.made_of else None
 
     def note(self, done: int) -> None:
         """So many sources, the first ones, are in and on disk."""
         self.done = done
-        write_atomically(self._path, orjson.dumps({"made_of": self.made_of, "done": done}))
+        write_atomically(self._path, orjson.dumps(_JournalFile(self.made_of, done)))
 
 
 def _made_of(sources: Sequence[Source], plan: Plan) -> dict[str, Any]:

@@ -13,17 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from datafetch.errors import ConfigurationError, ManifestError, ResourceError, raise_want
 from datafetch.model.kinds import Loader
 from datafetch.output.formats import decode_row, read_count, read_frames
 from datafetch.output.reshard.copy import Plan, ProgressMonitor, Source, fingerprint, order, rearrange
 from datafetch.output.reshard.ranks import GROUP_OF, SHUFFLE_OF, Epoch, Ranks, epoch, equal_sizes
+from datafetch.output.reshard.record import ReshardRecord, read_reshard_record
 from datafetch.output.reshard.swap import finish
 from datafetch.store.atomic import FOLLOW_IT_YOURSELF, leads_out, make_folder, refuse_links
 from datafetch.store.layout import OutputLayout
 from datafetch.store.lock import Lock
+from datafetch.store.state_file import read_if_sound
 
 _SEED_END = 2**63
 _SHOWN_CHARS = 40
@@ -117,14 +117,17 @@ def reshard(request: Request, watch: ProgressMonitor | None = None) -> Resharded
         _refuse_taken(layout)
     with _claimed(layout, is_alone=request.no_lock):
         finish(layout)
-        if _is_made(layout, plan, made_from):
-            return _resharded(layout, plan, is_new=False)
+        made = _find_made(layout, plan, made_from)
+        if made is not None:
+            return _resharded(layout, made, is_new=False)
         _refuse_taken(layout)
         if not rearrange(
             layout, _sources(paths, counts, plan), plan=plan, record={"made_from": made_from}, watch=watch
         ):
             return None
-    return _resharded(layout, plan, is_new=True)
+    made = read_reshard_record(layout)
+    assert made is not None  # rearrange ends with it
+    return _resharded(layout, made, is_new=True)
 
 
 def _parse_seed(text: str) -> int | None:
@@ -232,29 +235,16 @@ def _claimed(layout: OutputLayout, *, is_alone: bool) -> Iterator[None]:
         lock.release()
 
 
-def _is_made(layout: OutputLayout, plan: Plan, made_from: list[list[str | int]]) -> bool:
-    """Whether the output is what this very request has made, and still is it."""
-    made = _read_record(layout)
-    asked = {**plan.identity_fields(), "made_from": made_from}
-    if {name: made.get(name) for name in asked} != asked:
-        return False
-    names = {f"{name}{suffix}" for name in made["files"] for suffix in (".pkl", ".count")}
-    return (
-        layout.out.is_dir()
-        and {path.name for path in layout.out.iterdir()} == names
-        and all(
-            (layout.out / f"{name}.pkl").stat().st_size == total_bytes
-            for name, (_, total_bytes) in made["files"].items()
-        )
+def _find_made(layout: OutputLayout, plan: Plan, made_from: list[list[str | int]]) -> ReshardRecord | None:
+    """The equal shards of the output, if this very request has made them and they are still as they were made."""
+    made = read_if_sound(layout.equal, ReshardRecord)
+    if made is None or (made.plan, made.made_from) != (plan, made_from) or not layout.out.is_dir():
+        return None
+    names = {f"{name}{suffix}" for name in made.files for suffix in (".pkl", ".count")}
+    is_whole = {path.name for path in layout.out.iterdir()} == names and all(
+        (layout.out / f"{name}.pkl").stat().st_size == file.pkl_bytes for name, file in made.files.items()
     )
-
-
-def _read_record(layout: OutputLayout) -> dict[str, Any]:
-    try:
-        made = orjson.loads(layout.equal.read_bytes())
-    except (FileNotFoundError, orjson.JSONDecodeError):
-        return {}
-    return made if isinstance(made, dict) else {}
+    return made if is_whole else None
 
 
 def _refuse_taken(layout: OutputLayout) -> None:
@@ -276,13 +266,12 @@ def _sources(paths: Sequence[Path], counts: Sequence[int], plan: Plan) -> list[S
     return sources
 
 
-def _resharded(layout: OutputLayout, plan: Plan, *, is_new: bool) -> Resharded:
-    files = _read_record(layout)["files"]
+def _resharded(layout: OutputLayout, made: ReshardRecord, *, is_new: bool) -> Resharded:
     return Resharded(
         out=layout.out,
-        plan=plan,
-        epoch=epoch([files[name][0] for name in sorted(files)], plan.ranks),
-        shards=len(files),
-        total_bytes=sum(total_bytes for _, total_bytes in files.values()),
+        plan=made.plan,
+        epoch=epoch([file.rows for file in made.files.values()], made.plan.ranks),
+        shards=len(made.files),
+        total_bytes=sum(file.pkl_bytes for file in made.files.values()),
         is_new=is_new,
     )

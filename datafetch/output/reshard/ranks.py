@@ -10,6 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated, TypeAlias
+
+from msgspec import Meta
 
 from datafetch.errors import ConfigurationError, refuse_outside
 from datafetch.model.kinds import Loader
@@ -21,6 +24,8 @@ SHUFFLE_OF: Mapping[Loader, int | None] = {Loader.COYO: 0, Loader.MMC4: None}
 """The seed of the order that its rows are given: pairs are read as they lie, so they are to lie shuffled."""
 
 _MOST_RANKS = 1_000_000  # beyond any cluster
+RankNumber: TypeAlias = Annotated[int, Meta(ge=1, le=_MOST_RANKS)]
+"""Ranks, or what one of them takes at once."""
 _SHARD_ROWS = 12_500  # as VILA's splitter cuts them, about: 400 MB of pairs
 _SHARD_BYTES = 1 << 30  # documents are larger, and the loader holds a shard in memory
 

@@ -5,42 +5,56 @@ Rules: ``equal.json`` is there if the output holds equal shards. Whatever of it 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, NamedTuple
 
-import orjson
+from msgspec import Meta
 
 from datafetch.errors import ConfigurationError, ManifestError, raise_want
+from datafetch.model.bounds import Count, PlainName
 from datafetch.model.report import EqualShards
-from datafetch.model.untrusted import is_plain_name
 from datafetch.output.formats import read_count
 from datafetch.output.reshard.copy import Plan
-from datafetch.output.reshard.ranks import Ranks, epoch
+from datafetch.output.reshard.ranks import RankNumber, Ranks, epoch
 from datafetch.store.layout import OutputLayout
+from datafetch.store.state_file import read_state_file
 
 
-@dataclass(frozen=True, slots=True)
-class EqualFile:
+class EqualFile(NamedTuple):
     """One of them: its rows, and the size of its ``.pkl``."""
 
-    rows: int
-    pkl_bytes: int
+    rows: Count
+    pkl_bytes: Count
 
 
 @dataclass(frozen=True, slots=True)
 class ReshardRecord:
-    """The equal shards of an output.
+    """The equal shards of an output. Field names are those of the file, which has further ones.
 
     Attributes:
-        plan: What they were made for.
+        world_size: Ranks that they were made for.
+        batch: Groups that a rank takes in one step.
+        group: Samples that the loader takes together.
+        shuffle: Seed of the order of their rows; None where rows kept theirs.
         files: By name, in order.
-        samples: Shard of the manifest → which of its samples have a row in them, packed (``ledger.pack_bools``).
+        samples: Shard of the manifest → which of its samples have a row in them, packed (``ledger.pack_bools``); of
+            shards that a run has made.
+        made_from: The source's shards (``copy.fingerprint``); of shards that ``reshard`` has made.
     """
 
-    plan: Plan
-    files: Mapping[str, EqualFile]
-    samples: Mapping[str, str]
+    world_size: RankNumber
+    batch: RankNumber
+    group: RankNumber
+    shuffle: Count | None
+    files: Annotated[dict[PlainName, EqualFile], Meta(min_length=1)]
+    samples: dict[PlainName, str] = field(default_factory=dict)
+    made_from: list[list[str | int]] = field(default_factory=list)
+
+    @property
+    def plan(self) -> Plan:
+        """What they were made for."""
+        return Plan(Ranks(self.world_size, self.batch, self.group), self.shuffle)
 
     @property
     def rows(self) -> int:
@@ -92,25 +106,6 @@ def read_reshard_record(layout: OutputLayout) -> ReshardRecord | None:
     Raises:
         ConfigurationError: The file that tells of them is damaged.
     """
-    if not layout.equal.exists():
-        return None
-    try:
-        identity_fields = orjson.loads(layout.equal.read_bytes())
-        ranks = Ranks(identity_fields["world_size"], identity_fields["batch"], identity_fields["group"])
-        files = {
-            name: EqualFile(int(rows), int(size)) for name, (rows, size) in sorted(identity_fields["files"].items())
-        }
-        samples = dict(identity_fields.get("samples", {}))
-        arrangement = ReshardRecord(Plan(ranks, identity_fields["shuffle"]), files, samples)
-        is_sound = identity_fields["shuffle"] is None or identity_fields["shuffle"] >= 0
-        is_sound &= (
-            bool(files)
-            and all(map(is_plain_name, (*files, *samples)))
-            and all(isinstance(one, str) for one in samples.values())
-        )
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise_want(error)
-        raise ConfigurationError(f"{layout.equal} is damaged; --fresh starts over") from error
-    if not is_sound:
-        raise ConfigurationError(f"{layout.equal} is damaged; --fresh starts over")
-    return arrangement
+    return read_state_file(
+        layout.equal, ReshardRecord, ConfigurationError(f"{layout.equal} is damaged; --fresh starts over")
+    )

@@ -18,21 +18,27 @@ from __future__ import annotations
 
 import errno
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
-import orjson
-
 from datafetch.errors import ConfigurationError, ResourceError
-from datafetch.model.untrusted import is_plain_name
+from datafetch.model.bounds import PlainName
 from datafetch.store.atomic import exchange, make_folder, publish, sync, write_atomically
 from datafetch.store.layout import OutputLayout
+from datafetch.store.state_file import read_state_file
 
 SHARDS = "shards"
 RECORD = "equal.json"
-REPLACES = "replaces"  # in the record: the shards whose place the new ones take
 _MOVING = "moving"
 _EXCHANGING = "exchanging"
 _CANT_RENAME = (errno.EXDEV, errno.EBUSY)
+
+
+@dataclass(frozen=True, slots=True)
+class _Replaced:
+    """What the record says of the shards whose place the new ones take."""
+
+    replaces: list[PlainName]
 
 
 def decide(layout: OutputLayout) -> None:
@@ -93,15 +99,13 @@ def _old_files(layout: OutputLayout, folder: Path) -> list[Path]:
     """The files of the shards that are replaced, as far as they are there; counts first, never to be without rows."""
     record = layout.resharded / RECORD
     path = record if record.exists() else layout.equal
-    try:
-        shards = orjson.loads(path.read_bytes())[REPLACES]
-        paths = [
-            folder / f"{shard}{suffix}" for suffix in (".count", ".pkl") for shard in shards if is_plain_name(shard)
-        ]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigurationError(
-            f"{path} does not say which shards the equal ones replace; move {layout.replaced} away"
-        ) from error
+    unknown = ConfigurationError(
+        f"{path} does not say which shards the equal ones replace; move {layout.replaced} away"
+    )
+    record_file = read_state_file(path, _Replaced, unknown)
+    if record_file is None:
+        raise unknown
+    paths = [folder / f"{shard}{suffix}" for suffix in (".count", ".pkl") for shard in record_file.replaces]
     return [path for path in paths if path.is_file()]
 
 

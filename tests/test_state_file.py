@@ -1,0 +1,205 @@
+"""State files are read whole and within bounds, or refused with one line that names the file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import orjson
+import pytest
+
+from datafetch.engine.permissions import Permitted
+from datafetch.engine.retry_state import RetryState, read_retry_state
+from datafetch.errors import ConfigurationError
+from datafetch.fetch import OptOut
+from datafetch.model.bounds import Amount, Count, PathText, PlainName
+from datafetch.model.outcome import FailureKind
+from datafetch.model.statistics import Progress, Stage
+from datafetch.model.untrusted import is_plain_name
+from datafetch.monitor.heartbeat import read_beat
+from datafetch.output.reshard.ranks import Ranks
+from datafetch.output.reshard.record import EqualFile, read_reshard_record
+from datafetch.store import state_file
+from datafetch.store.job_file import JobFile, read_job_fields, read_job_file
+from datafetch.store.layout import OutputLayout
+from datafetch.store.state_file import read_if_sound, read_state_file
+
+DAMAGED = ConfigurationError("value.json is damaged; delete it")
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """What the file of these tests holds."""
+
+    count: Count
+    amount: Amount = 0.0
+    name: PlainName = "part-00000"
+    path: PathText = ""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where the file lies."""
+    return tmp_path / "value.json"
+
+
+@pytest.mark.parametrize(
+    ("content", "value"),
+    [
+        (b'{"count": 7}', Value(7)),
+        (b'{"count": 9223372036854775807, "amount": 3}', Value((1 << 63) - 1, 3.0)),
+        (b'{"amount": 0.5, "count": 0, "name": "...", "path": "../a/b"}', Value(0, 0.5, "...", "../a/b")),
+        (b'{"count": 7, "of_a_later_version": [{"x": null}]}', Value(7)),
+    ],
+)
+def test_a_sound_file_is_its_value(path: Path, content: bytes, value: Value) -> None:
+    """Keys that the type does not have are skipped."""
+    path.write_bytes(content)
+    assert read_state_file(path, Value, DAMAGED) == read_if_sound(path, Value) == value
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"garbage", b"[]", b"{}", b"null", b"7", b"\xff", b'{"count": 7', b'{"count": 7} {}'),
+        *(b'{"count": %s}' % number for number in (b"-1", b"1.0", b"true", b'"7"', b"null", b"9223372036854775808")),
+        *(b'{"count": 7, "amount": %s}' % number for number in (b"-1", b"1e300", b"1e999", b"NaN", b"false", b'"1"')),
+        *(b'{"count": 7, "name": "%s"}' % name for name in (b"", b".", b"..", b"a/b", b"/a", b"a\\u0000", b"\\ud800")),
+        b'{"count": 7, "path": "a\\u0000"}',
+        b'{"count": 7, "later": ' + b"[" * 100_000,
+    ],
+)
+def test_what_is_out_of_bounds_is_refused(path: Path, content: bytes) -> None:
+    """With the error of that file, or as if there were none; never half of it."""
+    path.write_bytes(content)
+    with pytest.raises(ConfigurationError) as raised:
+        read_state_file(path, Value, DAMAGED)
+    assert raised.value is DAMAGED
+    assert read_if_sound(path, Value) is None
+
+
+def test_what_is_no_file(path: Path) -> None:
+    """A missing file is no damaged one; a folder in its place is, and a link that leads nowhere can't be read."""
+    for missing in (path, path.parent / "value.json" / "value.json"):
+        assert read_state_file(missing, Value, DAMAGED) is read_if_sound(missing, Value) is None
+    path.touch()
+    assert read_state_file(path / "value.json", Value, DAMAGED) is None
+    path.unlink()
+    path.symlink_to(path)
+    with pytest.raises(ConfigurationError, match=r"^cannot read .*value\.json \(Too many levels of symbolic links\); "):
+        read_state_file(path, Value, DAMAGED)
+    assert read_if_sound(path, Value) is None
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(ConfigurationError, match="is damaged"):
+        read_state_file(path, Value, DAMAGED)
+
+
+def test_no_more_is_read_than_a_state_file_may_have(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is larger is refused before it is decoded."""
+    path.write_bytes(b'{"count": 7}')
+    monkeypatch.setattr(state_file, "_MAX_BYTES", 12)
+    assert read_state_file(path, Value, DAMAGED) == Value(7)
+    monkeypatch.setattr(state_file, "_MAX_BYTES", 11)
+    with pytest.raises(ConfigurationError, match="is damaged"):
+        read_state_file(path, Value, DAMAGED)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "...", ".a", "a", "a b\n", "\n", "a/b", "/", "a\0", "ä", "..a"])
+def test_a_plain_name_is_one_everywhere(path: Path, name: str) -> None:
+    """Files are read by the rule that ``is_plain_name`` tells."""
+    path.write_bytes(orjson.dumps({"count": 7, "name": name}))
+    assert (read_if_sound(path, Value) is not None) is is_plain_name(name)
+    assert is_plain_name(name) is (name not in ("", ".", "..") and not {"/", "\0"} & set(name))
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> OutputLayout:
+    """Of an output with nothing in it yet."""
+    layout = OutputLayout(tmp_path / "out")
+    layout.folder.mkdir()
+    return layout
+
+
+def test_heartbeats_of_earlier_versions_are_read(layout: OutputLayout) -> None:
+    """With and without how far the shards are made equal."""
+    statistics = (
+        b'"expected_images":null,"ok":1,"failed":2,"earlier":3,"shards":4,"shards_published":1,"fetched_bytes":5,'
+        b'"connections":6,"open_requests":7,"elapsed_s":8.5'
+    )
+    beat = (
+        b'{"pid":1,"host":"here","started_unix_s":1e9,"updated_unix_s":1000000002,"is_ended":true,"spools":"/s",'
+        b'"images_per_s":0.0,"statistics":{%s}}'
+    )
+    layout.progress.write_bytes(beat % statistics)
+    before = read_beat(layout.progress)
+    assert before is not None
+    assert before.statistics.resharding is None
+    equal = b',"resharding":{"stage":"copying","rows":1,"total_rows":2,"copied_bytes":3}'
+    layout.progress.write_bytes(beat % (statistics + equal))
+    now = read_beat(layout.progress)
+    assert now is not None
+    assert now.statistics.resharding == Progress(Stage.COPY, 1, 2, 3)
+
+
+def test_retries_of_earlier_versions_are_read(layout: OutputLayout) -> None:
+    """Before there were permissions, and with them."""
+    layout.retry.write_text('{"number": 1, "kinds": ["timeout"], "scratch": null, "token": "abc"}')
+    state = RetryState(number=1, kinds=(FailureKind.TIMEOUT,), scratch=None, token=f"{0xABC:x}")
+    assert read_retry_state(layout) == state
+    layout.retry.write_text(
+        '{"number": 2, "kinds": null, "also": ["tls"], "scratch": "/s", "token": "abc", "permitted": {"insecure": true,'
+        '"opt_out": "ignore", "allow_net": ["10.0.0.0/8"], "max_body_bytes": 9, "max_pixels": 8, "max_sample_bytes": 7}'
+        "}"
+    )
+    permitted = Permitted(True, OptOut.IGNORE, ("10.0.0.0/8",), 9, 8, 7)
+    also = (FailureKind.TLS,)
+    assert read_retry_state(layout) == replace(
+        state, number=2, kinds=None, also=also, scratch="/s", permitted=permitted
+    )
+
+
+def test_equal_shards_of_earlier_versions_are_read(layout: OutputLayout) -> None:
+    """Those that ``reshard`` made, and those that a run did."""
+    ranks = b'"world_size":2,"batch":3,"group":4,"shuffle":null,"rows":9,"files":{"part-00000":[9,99]},"replaces":[]}'
+    layout.equal.write_bytes(b'{"made_from":[["/a/part-00000.pkl",9,1]],' + ranks)
+    resharded = read_reshard_record(layout)
+    assert resharded is not None
+    assert (resharded.plan.ranks, resharded.plan.shuffle) == (Ranks(2, 3, 4), None)
+    assert resharded.files == {"part-00000": EqualFile(9, 99)}
+    assert resharded.made_from == [["/a/part-00000.pkl", 9, 1]]
+    layout.equal.write_bytes(b'{"samples":{"a":"00"},' + ranks)
+    of_a_run = read_reshard_record(layout)
+    assert of_a_run is not None
+    assert (of_a_run.samples, of_a_run.made_from) == ({"a": "00"}, [])
+
+
+JOB = {"format": 1, "dataset": "coyo", "shards": {"a": ["a.parquet", 10, "f"]}, "limit": None, "quality": 75}
+
+
+def test_a_job_is_read_whole_and_in_part(layout: OutputLayout) -> None:
+    """What each job has is typed; the rest is what the dataset wrote."""
+    layout.job.write_bytes(orjson.dumps(JOB))
+    assert read_job_file(layout) == JobFile(1, "coyo", {"a": ["a.parquet", 10, "f"]}, None)
+    assert read_job_fields(layout) == JOB
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": 2},
+        {"format": "1"},
+        {"dataset": None},
+        {"shards": []},
+        {"shards": {"a": 7}},
+        {"shards": {"../a": []}},
+        {"limit": -1},
+        {"limit": 1.5},
+    ],
+)
+def test_what_is_no_job_is_refused(layout: OutputLayout, change: dict[str, object]) -> None:
+    """By whoever reads it."""
+    layout.job.write_bytes(orjson.dumps(JOB | change))
+    for read in (read_job_file, read_job_fields):
+        with pytest.raises(ConfigurationError, match=r"job\.json is not a job of this version of datafetch"):
+            read(layout)

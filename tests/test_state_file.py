@@ -20,7 +20,7 @@ from datafetch.monitor.heartbeat import read_beat
 from datafetch.output.reshard.ranks import Ranks
 from datafetch.output.reshard.record import EqualFile, read_reshard_record
 from datafetch.store import state_file
-from datafetch.store.job_file import JobFile, read_job_fields, read_job_file
+from datafetch.store.job_file import JobFile, LastRequest, read_job_fields, read_job_file
 from datafetch.store.layout import OutputLayout
 from datafetch.store.state_file import read_if_sound, read_state_file
 
@@ -182,6 +182,8 @@ def test_a_job_is_read_whole_and_in_part(layout: OutputLayout) -> None:
     layout.job.write_bytes(orjson.dumps(JOB))
     assert read_job_file(layout) == JobFile(1, "coyo", {"a": ["a.parquet", 10, "f"]}, None)
     assert read_job_fields(layout) == JOB
+    layout.job.write_bytes(orjson.dumps({**JOB, "asked": {"scratch": "/s", "source": "/a"}}))
+    assert read_job_file(layout) == JobFile(1, "coyo", {"a": ["a.parquet", 10, "f"]}, None, LastRequest("/s"))
 
 
 @pytest.mark.parametrize(
@@ -195,6 +197,9 @@ def test_a_job_is_read_whole_and_in_part(layout: OutputLayout) -> None:
         {"shards": {"../a": []}},
         {"limit": -1},
         {"limit": 1.5},
+        {"asked": ["scratch"]},
+        {"asked": {"scratch": 7}},
+        {"asked": {"scratch": "a\0"}},
     ],
 )
 def test_what_is_no_job_is_refused(layout: OutputLayout, change: dict[str, object]) -> None:

@@ -24,7 +24,7 @@ from datafetch.output.formats import format_of
 from datafetch.output.reshard.record import read_reshard_record
 from datafetch.output.reshard.swap import finish
 from datafetch.store.atomic import make_folder, refuse_links, refuse_unpublishable, write_atomically
-from datafetch.store.job_file import not_a_job, read_job_fields
+from datafetch.store.job_file import not_a_job, read_job_fields, read_job_file
 from datafetch.store.layout import OutputLayout
 from datafetch.store.lock import Lock
 
@@ -120,8 +120,8 @@ def read_asked(layout: OutputLayout) -> dict[str, Any]:
     Raises:
         ConfigurationError: There has been none, or the file is not of this version.
     """
-    asked = read_job_fields(layout).get(_ASKED)
-    if not isinstance(asked, dict):
+    asked: dict[str, Any] | None = read_job_fields(layout).get(_ASKED)
+    if asked is None:
         raise not_a_job(layout)
     return asked
 
@@ -151,9 +151,8 @@ def refuse_left_spools(layout: OutputLayout, scratch: Path | None, *, otherwise:
 
 def _scratch_before(layout: OutputLayout) -> Path | None:
     """Where the last run had its spools; an older version did not say."""
-    asked = read_job_fields(layout).get(_ASKED)
-    scratch = asked.get("scratch") if isinstance(asked, dict) else None
-    return Path(scratch) if isinstance(scratch, str) else None
+    job = read_job_file(layout)
+    return Path(job.asked.scratch) if job and job.asked and job.asked.scratch else None
 
 
 _ID_LISTS = {

@@ -17,12 +17,13 @@ from typing import BinaryIO
 import orjson
 
 from datafetch.datasets.readers import RecordReader
-from datafetch.errors import ConfigurationError, ConservationError, raise_want
+from datafetch.errors import ConfigurationError, ConservationError
 from datafetch.model.outcome import OK
 from datafetch.store.atomic import make_folder, publish, write_atomically
 from datafetch.store.layout import OutputLayout
 from datafetch.store.ledger import read_samples, read_shard_summary
 from datafetch.store.spool import SpoolReader
+from datafetch.store.state_file import read_if_sound
 
 _MADE = "made.json"
 
@@ -44,12 +45,8 @@ def published_source(layout: OutputLayout, source: Path, name: str) -> Path:
     ours, kept = trainers_list(layout, name), _kept(layout)
     if kept is None or not path.exists() or not ours.exists() or not path.samefile(ours):
         return source
-    try:
-        made: object = orjson.loads((layout.published_list / _MADE).read_bytes())
-    except (OSError, ValueError) as error:
-        raise_want(error)
-        return source
-    return kept if made == {"sha256": _sha256(path)} else source
+    made = read_if_sound(layout.published_list / _MADE, dict[str, str])
+    return kept if made is not None and made == {"sha256": _sha256(path)} else source
 
 
 def keep_published(layout: OutputLayout, path: Path) -> None:

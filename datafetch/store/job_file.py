@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from datafetch.errors import ConfigurationError
-from datafetch.model.bounds import Count, PlainName
+from datafetch.model.bounds import Count, PathText, PlainName
 from datafetch.store.layout import OutputLayout
 from datafetch.store.state_file import read_state_file
 
@@ -17,6 +17,17 @@ FORMAT = 1
 """Of the file; one of another format is not read."""
 
 _Format: TypeAlias = Annotated[int, Meta(ge=FORMAT, le=FORMAT)]
+
+
+@dataclass(frozen=True, slots=True)
+class LastRequest:
+    """How a job was asked for last, as far as its own output needs it.
+
+    Attributes:
+        scratch: Where its spools were to lie; None is the state folder, also where an earlier version did not say.
+    """
+
+    scratch: PathText | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +39,14 @@ class JobFile:
         dataset: Name of the dataset.
         shards: Of the manifest, by name: the manifest file that a shard is cut from, and what tells its content.
         limit: How many samples there are to be at most; None where all are wanted.
+        asked: How it was asked for last; None where that is not known.
     """
 
     format: _Format
     dataset: str
     shards: dict[PlainName, list[Any]]
     limit: Count | None
+    asked: LastRequest | None = None
 
 
 def read_job_file(layout: OutputLayout) -> JobFile | None:

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from datafetch.datasets.choices import Choices, IdsIndex
+    from datafetch.datasets.id_pairs import IdsIndex
     from datafetch.engine.job import Job
     from datafetch.engine.runner import fetch_dataset, retry, retry_failed, run
     from datafetch.fetch import Fetcher, FetchPolicy, FetchStatistics, OptOut
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Body",
     "Check",
-    "Choices",
     "Encoded",
     "Encoding",
     "Failure",
@@ -66,7 +65,6 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 _ROOMS = {
     "Body": "model.outcome",
     "Check": "verify",
-    "Choices": "datasets.choices",
     "Encoded": "model.outcome",
     "Encoding": "transcode",
     "Failure": "model.outcome",
@@ -74,7 +72,7 @@ _ROOMS = {
     "FetchPolicy": "fetch",
     "FetchStatistics": "fetch",
     "Fetcher": "fetch",
-    "IdsIndex": "datasets.choices",
+    "IdsIndex": "datasets.id_pairs",
     "ImageSpec": "transcode",
     "Job": "engine.job",
     "Loader": "model.kinds",

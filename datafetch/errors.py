@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 _MOST_SHOWN = 10**24
 _WANTS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOBUFS})
@@ -36,6 +38,13 @@ def refuse_outside(option: str, value: int, least: int, most: int) -> None:
     if not least <= value <= most:
         shown = f"{value:,}" if abs(value) < _MOST_SHOWN else "one of more than 24 digits"
         raise ConfigurationError(f"{option} must be from {least:,} to {most:,}, not {shown}")
+
+
+def unknown_name(what: str, name: str, known: Iterable[str]) -> ConfigurationError:
+    """The error for a name that there is not, with the nearest of those that there are, and all of them."""
+    names = list(known)
+    nearest = "".join(f"did you mean {str(match)!r}? " for match in get_close_matches(name, names, n=1))
+    return ConfigurationError(f"there is no {what} {name!r}; {nearest}there are: {', '.join(names)}")
 
 
 class ManifestError(DatafetchError):

@@ -18,7 +18,8 @@ from test_job import read_ledger, read_rows
 
 from datafetch import FailureKind, Job, RetryFilter
 from datafetch.datasets import find_dataset
-from datafetch.datasets.choices import Choices
+from datafetch.datasets.coyo import CoyoOptions
+from datafetch.datasets.mmc4 import Mmc4CoreOptions
 from datafetch.demo.origin import Origin
 from datafetch.errors import ManifestError
 from datafetch.fetch import FetchPolicy
@@ -103,11 +104,11 @@ def pairs(path: Path, **columns: Any) -> None:
     pq.write_table(pa.table({**usual, **columns}), path)
 
 
-def bind(folder: Path, *ids: int, **choices: Any) -> Manifest:
+def bind(folder: Path, *ids: int, **options: Any) -> Manifest:
     """The files of a folder; without ids the most similar rows."""
     listed = folder.parent / "ids.txt"
     listed.write_text("".join(f"{id_}\n" for id_ in ids))
-    return find_dataset("coyo", Choices(**choices)).bind(folder, listed if ids else None)
+    return find_dataset("coyo", CoyoOptions(**options)).bind(folder, listed if ids else None)
 
 
 def samples(manifest: Manifest) -> list[Sample]:
@@ -250,7 +251,7 @@ def test_rows_that_are_not_utf8_are_passed_over_and_counted(tmp_path: Path) -> N
     )
     with pytest.raises(ManifestError, match="row 1"):
         run(job)
-    report = run(replace(job, choices=Choices(skip_bad_lines=True)))
+    report = run(replace(job, options=CoyoOptions(skip_bad_lines=True)))
     assert (report.totals.samples, report.totals.rows, report.totals.images) == (3, 0, 1)
     assert report.totals.notes == {"bad_lines": 2}
     assert retry(job.out, RetryFilter(frozenset({FailureKind.BAD_URL}))).totals.notes == {"bad_lines": 2}
@@ -279,7 +280,7 @@ def test_a_page_in_place_of_lines_is_named(tmp_path: Path, name: str, content: b
     """What the file is, and what to do; it is never passed over line by line."""
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ManifestError) as caught:
-        samples(find_dataset("mmc4-core", Choices(skip_bad_lines=skips)).bind(tmp_path, None))
+        samples(find_dataset("mmc4-core", Mmc4CoreOptions(skip_bad_lines=skips)).bind(tmp_path, None))
     assert name in str(caught.value)
     assert reason in str(caught.value)
     assert "--skip-bad-lines" not in str(caught.value)
@@ -320,5 +321,5 @@ def test_a_line_that_is_not_utf8_is_named_or_counted(tmp_path: Path) -> None:
     (tmp_path / "docs_shard_0_v3.jsonl").write_bytes(b"\n" + line)
     with pytest.raises(ManifestError, match=r"line 2: not UTF-8 at byte \d+; .*--skip-bad-lines"):
         samples(find_dataset("mmc4-core").bind(tmp_path, None))
-    manifest = find_dataset("mmc4-core", Choices(skip_bad_lines=True)).bind(tmp_path, None)
+    manifest = find_dataset("mmc4-core", Mmc4CoreOptions(skip_bad_lines=True)).bind(tmp_path, None)
     assert manifest.samples(manifest.shards()[0]).notes == {"bad_lines": 1}

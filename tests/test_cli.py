@@ -21,7 +21,7 @@ import pytest
 from datafetch.cli import commands
 from datafetch.cli import render as show
 from datafetch.cli.app import main
-from datafetch.cli.options import RetryOptions, RunOptions, parse_bytes
+from datafetch.cli.options import PERMISSIONS, GivenOptions, parameters_of, parse_bytes
 from datafetch.cli.render import show_report
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
@@ -31,6 +31,7 @@ from datafetch.errors import ConfigurationError
 from datafetch.fetch import FetchPolicy, OptOut
 from datafetch.model.kinds import CounterName
 from datafetch.model.ledger_line import ShardCounts
+from datafetch.model.options import Effect, options_of
 from datafetch.model.outcome import FailureKind
 from datafetch.model.report import EqualShards, Report
 from datafetch.store.retry_filter import RetryFilter
@@ -287,7 +288,14 @@ def test_a_wrong_source_is_one_line_and_exit_2(
     ("arguments", "message"),
     [
         (["prepare", "coyo"], "Missing option '--source'"),
-        (["prepare", "imagenet", "--source", "x"], "no dataset 'imagenet'"),
+        (["prepare"], "name a dataset: coyo, mmc4-core"),
+        (["prepare", "imagenet"], "no dataset 'imagenet'; there are: coyo, mmc4-core"),
+        (["prepare", "mmc4"], "no dataset 'mmc4'; did you mean 'mmc4-core'? there are: coyo"),
+        (["prepare", "coyo", "mmc4-core", "--source", "x"], "mmc4-core"),
+        (["prepare", "coyo", "--url-key", "u"], "coyo does not take --url-key; it takes --ids, --skip-bad-lines"),
+        (["prepare", "--root", "coyo", "ocr-vqa", "--ids", "x"], "ocr-vqa does not take --ids; it takes --only-ref"),
+        (["prepare", "coyo", "--sorce", "x"], "--sorce (Possible options: --json, --short-side, --source)"),
+        (["retry", "x", "--kinds", "timout"], "no failure kind 'timout'; did you mean 'timeout'? there are: bad_url"),
         (["prepare", "coyo", "--source", "x", "--colour"], "--colour"),
         (["prepare", "coyo", "--source", "x", "--connections", "many"], "--connections"),
         (["prepare", "coyo", "--source", "x", "--short-side", "-3"], "--short-side"),
@@ -337,6 +345,92 @@ def test_help_is_no_error(arguments: list[str], capfd: pytest.CaptureFixture[str
     """Asked for, it goes to standard output."""
     assert main(arguments) == 0
     assert "datafetch" in capfd.readouterr().out
+
+
+COMMANDS = ("prepare", "retry", "demo", "reshard", "verify", "status")
+DATASETS = ("coyo", "mmc4-core", "llm-jp-pairs-step0", "llm-jp-pairs-step1", "llm-jp-interleaved", "ocr-vqa")
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS), *(["prepare", name] for name in DATASETS)])
+def test_help_fits_a_terminal_of_80_columns(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """By ``-h`` as by ``--help``, and no line is longer."""
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([*command, "-h"]) == 0
+    printed = capfd.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 80
+    assert main([*command, "--help"]) == 0
+    assert capfd.readouterr().out == printed
+
+
+def test_help_lists_the_datasets_and_options_under_titles(capfd: pytest.CaptureFixture[str]) -> None:
+    """Each dataset with a line, no option of one dataset among those of all, and the titles in their order."""
+    assert main(["prepare", "--help"]) == 0
+    printed = capfd.readouterr().out
+    titles = re.findall(r"^(\w.*):$", printed, re.MULTILINE)
+    assert titles == ["Datasets", "What to fetch", "Network", "Images", "Output", "Behaviour"]
+    assert [line.split()[0] for line in printed.partition("Datasets:\n")[2].splitlines()[: len(DATASETS)]] == [
+        *DATASETS
+    ]
+    assert "--keep-at-least" not in printed
+    assert "--ids" not in printed
+
+
+@pytest.mark.parametrize(
+    ("dataset", "own", "shown"),
+    [
+        ("coyo", {"--ids", "--skip-bad-lines"}, {"--payload", "--world-size"}),
+        ("ocr-vqa", {"--only-referenced"}, set()),
+        ("llm-jp-pairs-step1", {"--url-key", "--text-key", "--skip-bad-lines"}, {"--payload", "--world-size"}),
+    ],
+)
+def test_help_of_a_dataset_has_the_options_that_it_takes(
+    dataset: str, own: set[str], shown: set[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Those of others are not listed, nor what changes nothing for it."""
+    assert main(["prepare", dataset, "--help"]) == 0
+    listed = set(re.findall(r"^  (--[a-z-]+)", capfd.readouterr().out, re.MULTILINE))
+    assert main(["prepare", "--help"]) == 0
+    of_all = set(re.findall(r"^  (--[a-z-]+)", capfd.readouterr().out, re.MULTILINE))
+    assert listed - of_all == own
+    assert listed & {"--payload", "--world-size"} == shown
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        (["pre"], {"prepare"}),
+        (["--ver"], {"--version"}),
+        (["prepare", "llm-jp-p"], {"llm-jp-pairs-step0", "llm-jp-pairs-step1"}),
+        (["prepare", "ocr-vqa", "--on"], {"--only-referenced"}),
+        (["prepare", "coyo", "--on"], set()),
+        (["prepare", "coyo", "--pixels", ""], {"recipe", "correct"}),
+        (["retry", "out", "--kinds", "tim"], {"timeout"}),
+    ],
+)
+def test_a_shell_completes_what_is_typed(words: list[str], completed: set[str]) -> None:
+    """Commands, datasets, the options of the named dataset, and failure kinds."""
+    asked = {
+        "_DATAFETCH_COMPLETE": "complete_bash",
+        "COMP_WORDS": " ".join(["datafetch", *words]),
+        "COMP_CWORD": str(len(words)),
+    }
+    answer = subprocess.run(
+        [sys.executable, "-m", "datafetch"],
+        env={**os.environ, **asked},
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    assert set(answer.stdout.split()) == completed
+
+
+def test_every_permission_is_an_option_that_permits() -> None:
+    """What the ledger calls a permission can be given, and an option that permits is one of them."""
+    fields = [one for values in (Job, FetchPolicy, ImageSpec) for one in options_of(values)]
+    assert {one.name for one in fields if one.option.effect is Effect.PERMITS} == set(PERMISSIONS)
 
 
 def test_help_and_errors_come_without_what_they_do_not_need() -> None:
@@ -416,17 +510,21 @@ def test_the_demo_shows_that_it_works(tmp_path: Path) -> None:
 
 def test_each_option_about_images_reaches_the_spec() -> None:
     """What is said on the command line is what the codec is told; what is not said is the contract's default."""
-    assert RunOptions().image_spec(ImageSpec()) == ImageSpec()
-    options = RunOptions(
-        short_side="100",
-        quality=90,
-        resize=Resize.EXACT,
-        decode_timeout=3.5,
-        encode=Encoding.ORIGINAL,
-        pixels=Pixels.CORRECT,
-        max_pixels=1_000_000,
+    job = Job("coyo", "source", "out", image=ImageSpec(short_side_px=336))
+    assert GivenOptions({}).change(job) == job
+    options = GivenOptions(
+        {
+            "short_side": "100",
+            "quality": 90,
+            "resize": Resize.EXACT,
+            "decode_timeout": 3.5,
+            "encode": Encoding.ORIGINAL,
+            "pixels": Pixels.CORRECT,
+            "max_pixels": 1_000_000,
+        }
     )
-    assert options.image_spec(ImageSpec(short_side_px=336)) == ImageSpec(
+    assert options.values.keys() == {one.name for one in parameters_of([ImageSpec()])}
+    assert options.change(job).image == ImageSpec(
         short_side_px=100,
         quality=90,
         resize=Resize.EXACT,
@@ -439,21 +537,23 @@ def test_each_option_about_images_reaches_the_spec() -> None:
 
 def test_each_option_about_fetching_reaches_the_policy() -> None:
     """What is said on the command line is what the fetcher is told; what is not said is the contract's default."""
-    assert RunOptions().fetch_policy() == FetchPolicy()
-    options = RunOptions(
-        connections="12",
-        per_host=3,
-        timeout=4.5,
-        retries=1,
-        max_body="1MiB",
-        allow_net=["10.0.0.0/8"],
-        nameserver=["10.0.0.53"],
-        opt_out=OptOut.IGNORE,
-        user_agent="someone@example.org",
-        insecure=True,
-        trust_env=True,
+    options = GivenOptions(
+        {
+            "connections": "12",
+            "per_host": 3,
+            "timeout": 4.5,
+            "retries": 1,
+            "max_body": "1MiB",
+            "allow_net": ["10.0.0.0/8"],
+            "nameserver": ["10.0.0.53"],
+            "opt_out": OptOut.IGNORE,
+            "user_agent": "someone@example.org",
+            "insecure": True,
+            "trust_env": True,
+        }
     )
-    assert options.fetch_policy() == FetchPolicy(
+    assert options.values.keys() == {one.name for one in parameters_of([FetchPolicy()])}
+    assert options.change(Job("coyo", "source", "out")).fetch == FetchPolicy(
         connections=12,
         per_host=3,
         timeout_s=4.5,
@@ -525,7 +625,7 @@ def test_whoever_permits_something_wants_what_failed_for_want_of_it(
 def test_networks_are_added_to_those_of_the_run() -> None:
     """Or what was reached through them would be blocked again."""
     job = Job("coyo", "source", "out", fetch=FetchPolicy(allow_net=("10.0.0.0/8",)))
-    changed = RetryOptions({"allow_net": ["127.0.0.0/8", "10.0.0.0/8"]}).change(job)
+    changed = GivenOptions({"allow_net": ["127.0.0.0/8", "10.0.0.0/8"]}).change(job)
     assert changed.fetch.allow_net == ("10.0.0.0/8", "127.0.0.0/8")
 
 
@@ -577,9 +677,9 @@ def test_help_says_what_may_be_permitted_later(capfd: pytest.CaptureFixture[str]
 def test_what_a_sample_may_have_reaches_the_job() -> None:
     """The bound of a sample is taken by runs and retries; unsaid, it is the contract's."""
     job = Job("coyo", "source", "out")
-    assert RunOptions().max_sample_bytes() == job.max_sample_bytes == 256 << 20
-    assert RetryOptions({"max_sample": "1GiB"}).change(job).max_sample_bytes == 1 << 30
-    assert RetryOptions({}).change(replace(job, max_sample_bytes=5)).max_sample_bytes == 5
+    assert job.max_sample_bytes == 256 << 20
+    assert GivenOptions({"max_sample": "1GiB"}).change(job).max_sample_bytes == 1 << 30
+    assert GivenOptions({}).change(replace(job, max_sample_bytes=5)).max_sample_bytes == 5
     with pytest.raises(ConfigurationError, match="--max-sample"):
         replace(job, max_sample_bytes=3 << 30)
 

@@ -14,13 +14,15 @@ from conftest import LOOPBACK
 from in_process import run
 from PIL import Image
 
-from datafetch import Check, Choices, Job, Report, run_check
+from datafetch import Check, Job, Report, run_check
 from datafetch.datasets import find_dataset
+from datafetch.datasets.mmc4 import Mmc4CoreOptions
 from datafetch.demo.behaviours import BEHAVIOURS
 from datafetch.demo.manifest import write_coyo_source
 from datafetch.demo.origin import Origin
 from datafetch.demo.pictures import paint
 from datafetch.fetch import FetchPolicy
+from datafetch.model.options import DatasetOptions
 from datafetch.store.layout import OutputLayout
 
 _PICTURES = 50
@@ -117,18 +119,20 @@ def write_source(dataset: str, folder: Path, mix: Mix, samples: int) -> int:
 
 @pytest.mark.parametrize("samples", [300, pytest.param(2000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
-    ("dataset", "choices"),
+    ("dataset", "options"),
     [
-        ("coyo", Choices()),
-        ("mmc4-core", Choices()),
-        ("mmc4-core", Choices(keep_at_least=1)),
-        ("llm-jp-interleaved", Choices()),
-        ("llm-jp-pairs-step1", Choices()),
-        ("llm-jp-pairs-step0", Choices()),
-        ("ocr-vqa", Choices()),
+        ("coyo", None),
+        ("mmc4-core", None),
+        ("mmc4-core", Mmc4CoreOptions(keep_at_least=1)),
+        ("llm-jp-interleaved", None),
+        ("llm-jp-pairs-step1", None),
+        ("llm-jp-pairs-step0", None),
+        ("ocr-vqa", None),
     ],
 )
-def test_images_in_are_images_out(tmp_path: Path, web: Origin, dataset: str, choices: Choices, samples: int) -> None:
+def test_images_in_are_images_out(
+    tmp_path: Path, web: Origin, dataset: str, options: DatasetOptions | None, samples: int
+) -> None:
     """Images = ok + failed = ledger lines, samples = rows + dropped; no URL is asked for twice; the loader is happy."""
     images = write_source(dataset, tmp_path / "source", Mix(web, next(_numbers)), samples)
     job = Job(
@@ -139,7 +143,7 @@ def test_images_in_are_images_out(tmp_path: Path, web: Origin, dataset: str, cho
         fetch=FetchPolicy(allow_net=LOOPBACK, connections=64, per_host=64, retries=0, max_body_bytes=1 << 20),
         processes=2,
         world_size=4,
-        choices=choices,
+        options=options,
     )
     report = run(job)
     assert report.totals.samples == samples + (_BEYOND_A_SHARD if dataset == "llm-jp-pairs-step0" else 0)

@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datafetch.datasets import find_dataset
-from datafetch.datasets.choices import Choices
-from datafetch.datasets.coyo import Coyo
+from datafetch.datasets.coyo import Coyo, CoyoOptions
 from datafetch.datasets.payload import pack
 from datafetch.errors import ConfigurationError, ManifestError
 from datafetch.model.kinds import Payload
@@ -61,7 +60,7 @@ def test_the_ids_that_are_asked_for(tmp_path: Path) -> None:
         {"id": 10, "url": "http://example.org/1.jpg", "text": "text 1", "clip_sim": float(np.float32(0.8))},
     )
     assert manifest.expected_samples() == 4
-    assert manifest.selection(["30", "10", "60"], {}) == IdListResult(wanted=4, duplicates=2, not_found=1)
+    assert manifest.id_list_result(["30", "10", "60"], {}) == IdListResult(wanted=4, duplicates=2, not_found=1)
 
 
 def test_of_rows_that_share_an_id_the_first(tmp_path: Path) -> None:
@@ -82,7 +81,7 @@ def test_without_ids_the_published_choice(tmp_path: Path) -> None:
     manifest = COYO.bind(tmp_path, None)
     assert [sample.key for sample in manifest.samples(manifest.shards()[0])] == ["1", "4"]
     assert manifest.expected_samples() is None
-    assert manifest.selection([], {}) is None
+    assert manifest.id_list_result([], {}) is None
 
 
 @settings(max_examples=50)
@@ -131,7 +130,7 @@ def test_a_row_without_an_id_is_refused(tmp_path: Path) -> None:
 
 def test_a_row_without_an_id_is_skipped_and_counted(tmp_path: Path) -> None:
     """Where that was asked for, with an id list and without one."""
-    coyo = Coyo(choices=Choices(skip_bad_lines=True))
+    coyo = Coyo(options=CoyoOptions(skip_bad_lines=True))
     write(tmp_path / "a.parquet", [1, 2, 3, None, 1], [0.7, 0.8, 0.7, 0.9, 0.7])
     manifest = coyo.bind(tmp_path, write_ids(tmp_path / "ids", [1, 3]))
     samples = manifest.samples(manifest.shards()[0])

@@ -11,18 +11,26 @@ import itertools
 import json
 import pickle
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
-from sources import DATA, place_source
+from sources import DATA, TinySource, place_source
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from datafetch.datasets import DATASETS, find_dataset
-from datafetch.datasets.choices import Choices
+from datafetch.datasets.documents import DocumentOptions
+from datafetch.datasets.llm_jp_interleaved import LlmJpInterleavedOptions
+from datafetch.datasets.mmc4 import Mmc4CoreOptions
+from datafetch.datasets.ocr_vqa import OcrVqaOptions
+from datafetch.engine.job import Job, identify, own_spec
 from datafetch.errors import ConfigurationError
 from datafetch.model.interfaces import Dataset, Manifest
 from datafetch.model.kinds import Loader, Payload
+from datafetch.model.options import DatasetOptions, Effect, options_of
 from datafetch.model.outcome import Encoded, Failure, FailureKind, Outcome
 from datafetch.model.sample import Record, Sample
 from datafetch.verify.rows import EXAMINERS
@@ -113,8 +121,10 @@ def test_its_samples_are_the_same_each_time(name: str, tmp_path: Path) -> None:
 def test_its_rows_are_total_and_what_the_loader_reads(name: str, tmp_path: Path) -> None:
     """Whatever arrives and in whichever form, there is a row without a fault for the loader, or none."""
     dataset, manifest = bind(name, tmp_path)
-    for choices in (Choices(), *([Choices(keep_at_least=1)] if "keep_at_least" in dataset.supported_options else [])):
-        chosen = find_dataset(name, choices)
+    usual = dataset.options
+    partly = [replace(usual, keep_at_least=1)] if isinstance(usual, DocumentOptions) else []
+    for options in (usual, *partly):
+        chosen = find_dataset(name, options)
         for (_, sample), payload in itertools.product(samples(manifest), sorted(dataset.payloads)):
             assert len(sample.urls) <= _MOST_MIXED
             mixes = itertools.product(*(outcomes(url) for url in sample.urls))
@@ -126,17 +136,15 @@ def test_its_rows_are_total_and_what_the_loader_reads(name: str, tmp_path: Path)
 def test_a_sample_is_lost_exactly_where_it_gives_no_row(name: str, tmp_path: Path) -> None:
     """For each set of images that failed, the others having arrived."""
     dataset, manifest = bind(name, tmp_path)
-    for choices in (Choices(), *([Choices(keep_at_least=1)] if "keep_at_least" in dataset.supported_options else [])):
-        chosen = find_dataset(name, choices)
+    usual = dataset.options
+    partly = [replace(usual, keep_at_least=1)] if isinstance(usual, DocumentOptions) else []
+    for options in (usual, *partly):
+        chosen = find_dataset(name, options)
         for _, sample in samples(manifest):
-            for failed in itertools.product((False, True), repeat=len(sample.urls)):
-                mix = tuple(
-                    Failure(FailureKind.TIMEOUT) if is_failed else arrived(url)
-                    for is_failed, url in zip(failed, sample.urls, strict=True)
-                )
+            for mix in itertools.product(*(outcomes(url) for url in sample.urls)):
+                failed = [number for number, outcome in enumerate(mix) if isinstance(outcome, Failure)]
                 row = chosen.to_row(Record(sample, mix), min(dataset.payloads))
-                numbers = [number for number, is_failed in enumerate(failed) if is_failed]
-                assert chosen.is_lost(sample, numbers) == (row is None)
+                assert chosen.is_lost(sample, failed) == (row is None)
 
 
 def check(dataset: Dataset, rows: list[Any], sample: Sample) -> None:
@@ -146,7 +154,7 @@ def check(dataset: Dataset, rows: list[Any], sample: Sample) -> None:
     assert rows[-1] is None
     for row in filter(None, rows):
         assert pickle.loads(pickle.dumps(row)) == row
-        if dataset.output_format == "pickle":
+        if dataset.output_format == "pickle" and dataset.loader is not None:
             assert not [part.fault for part in EXAMINERS[dataset.loader](row) if part.fault]
         else:
             assert set(row) == {"name", "content", "sample"}
@@ -163,9 +171,85 @@ def test_it_pickles_and_says_what_decides_its_rows(name: str, tmp_path: Path) ->
 
 def test_what_a_dataset_does_not_take_is_refused_by_name() -> None:
     """An option that would do nothing is not passed over in silence."""
-    with pytest.raises(ConfigurationError, match="coyo does not take --max-images, --url-key; it takes --ids"):
-        find_dataset("coyo", Choices(max_images=3, url_key="u"))
+    with pytest.raises(ConfigurationError, match="coyo takes CoyoOptions, not Mmc4CoreOptions"):
+        find_dataset("coyo", Mmc4CoreOptions())
     with pytest.raises(ConfigurationError, match="ocr-vqa does not take --ids"):
-        find_dataset("ocr-vqa", Choices(), has_ids=True)
-    with pytest.raises(ConfigurationError, match="there is no dataset 'imagenet'"):
-        find_dataset("imagenet")
+        find_dataset("ocr-vqa", OcrVqaOptions(), has_ids=True)
+    with pytest.raises(ConfigurationError, match="there is no dataset 'mmc4'; did you mean 'mmc4-core'"):
+        find_dataset("mmc4")
+
+
+def set_option(name: str, folder: Path) -> dict[str, Any]:
+    """Fields of options that set one of them otherwise than ``usual_options`` does."""
+    tokenizer, training = folder / "other-tokenizer.json", folder / "training.json"
+    write_tokenizer(tokenizer, "other")
+    training.write_text(json.dumps([{"image": "ocr_vqa/images/140031996X.jpg"}]))
+    values: dict[str, Any] = {
+        "skip_bad_lines": True,
+        "fill_similarity": True,
+        "keep_at_least": 2,
+        "max_images": 2,
+        "min_similarity": 0.1,
+        "max_tokens": 8000,
+        "tokenizer": str(tokenizer),
+        "ids_index": "kept",
+        "url_key": "other",
+        "text_key": "other",
+        "only_referenced": str(training),
+    }
+    return {name: values[name]}
+
+
+def usual_options(options: DatasetOptions, folder: Path) -> DatasetOptions:
+    """The defaults, but that there is a tokenizer where one can be: it comes with a limit, and both can be changed."""
+    if not isinstance(options, DocumentOptions):
+        return options
+    write_tokenizer(folder / "tokenizer.json", "text")
+    return replace(options, max_tokens=9000, tokenizer=str(folder / "tokenizer.json"))
+
+
+def write_tokenizer(path: Path, word: str) -> None:
+    """A tokenizer that knows one word."""
+    Tokenizer(WordLevel({"[UNK]": 0, word: 1}, unk_token="[UNK]")).save(str(path))  # noqa: S106 - no password
+
+
+def rename_keys(folder: Path, before: str) -> None:
+    """Give a key of all records in a source another name."""
+    for path in folder.iterdir():
+        path.write_bytes(path.read_bytes().replace(f'"{before}":'.encode(), b'"other":'))
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [(name, one.name) for name, dataset in sorted(DATASETS.items()) for one in options_of(type(dataset.options))],
+)
+def test_an_option_that_decides_rows_is_part_of_the_identity(name: str, option: str, tmp_path: Path) -> None:
+    """And one that only permits something is not, or a run could not be resumed with it. No option is left out."""
+    usual = find_dataset(name, usual_options(find_dataset(name).options, tmp_path))
+    other = usual.with_options(replace(usual.options, **set_option(option, tmp_path)))
+    (effect,) = (one.option.effect for one in options_of(type(usual.options)) if one.name == option)
+    source = place_source(name, tmp_path / "usual")
+    identities = [identity_of(usual, source)]
+    if option.endswith("_key"):
+        rename_keys(source.folder, identities[0]["keys"][option.removesuffix("_key")])
+    identities.append(identity_of(other, source))
+    assert (identities[0] == identities[1]) == (effect is Effect.PERMITS)
+
+
+def identity_of(dataset: Dataset, source: TinySource) -> dict[str, Any]:
+    """What decides the rows, the content of the files aside."""
+    job = Job(
+        dataset.name, str(source.folder), "out", ids=str(source.ids) if source.ids else None, options=dataset.options
+    )
+    manifest = dataset.bind(source.folder, source.ids)
+    return {**identify(job, manifest, own_spec(dataset)), "shards": None}
+
+
+def test_numbers_that_no_dataset_can_mean_are_refused() -> None:
+    """By the option's name, whichever dataset's it is."""
+    with pytest.raises(ConfigurationError, match=r"--keep-at-least must be from 1 to 2,147,483,647, not 0"):
+        Mmc4CoreOptions(keep_at_least=0)
+    with pytest.raises(ConfigurationError, match=r"--min-similarity must be a number, not inf"):
+        LlmJpInterleavedOptions(min_similarity=float("inf"))
+    with pytest.raises(ConfigurationError, match=r"--ids-index must be document or kept, not 'rows'"):
+        Mmc4CoreOptions(ids_index="rows")  # type: ignore[arg-type]  # what a caller without types may do

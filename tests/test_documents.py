@@ -15,9 +15,9 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 from datafetch.datasets import find_dataset
-from datafetch.datasets.choices import Choices
-from datafetch.datasets.documents import DocumentReader, document_row
+from datafetch.datasets.documents import DocumentOptions, DocumentReader, document_row
 from datafetch.datasets.jsonl_manifest import BadRecordError
+from datafetch.datasets.mmc4 import Mmc4CoreOptions
 from datafetch.datasets.token_count import TokenCounter
 from datafetch.errors import ConfigurationError, ManifestError, ResourceError
 from datafetch.fetch.urls import BadUrlError, parse_url
@@ -52,15 +52,15 @@ def document(images: int, texts: int = 3, **more: object) -> dict[str, Any]:
     }
 
 
-def read(record: dict[str, Any], choices: Choices | None = None) -> Any:
+def read(record: dict[str, Any], options: DocumentOptions | None = None) -> Any:
     """A record as a sample, or None."""
-    form = DocumentReader.of("raw_url", choices or Choices())
+    form = DocumentReader.of("raw_url", options or DocumentOptions())
     return form.parsed(record) if form.wants(record) else None
 
 
-def sample_of(record: dict[str, Any], choices: Choices | None = None) -> Sample:
+def sample_of(record: dict[str, Any], options: DocumentOptions | None = None) -> Sample:
     """A record as the first sample of its shard."""
-    parsed = read(record, choices)
+    parsed = read(record, options)
     return Sample(0, "0", parsed.urls, parsed.row)
 
 
@@ -77,7 +77,7 @@ def test_an_image_takes_its_similarities_with_it(
     record = document(len(outcomes), texts)
     if is_filled:
         del record["similarity_matrix"]
-    sample = sample_of(record, Choices(keep_at_least=least, fill_similarity=is_filled))
+    sample = sample_of(record, DocumentOptions(keep_at_least=least, fill_similarity=is_filled))
     mix: list[Outcome] = [Encoded(str(n).encode(), 1, 1, "PNG") if ok else GONE for n, ok in enumerate(outcomes)]
     row = document_row(Record(sample, tuple(mix[: len(sample.urls)])), least)
     arrived = [n for n, ok in enumerate(outcomes) if ok]
@@ -164,7 +164,7 @@ def test_no_similarity_at_all_passes_no_filter() -> None:
     """NaN is not lower than anything, and not as high as anything either."""
     record = document(2)
     record["image_info"][1]["matched_sim"] = float("nan")
-    assert not read(record, Choices(min_similarity=-1.0))
+    assert not read(record, DocumentOptions(min_similarity=-1.0))
     assert read(record)
 
 
@@ -173,30 +173,30 @@ def test_a_document_without_similarities_is_refused_or_gets_zeros() -> None:
     record = broken(similarity_matrix=None)
     with pytest.raises(ManifestError, match=r"no similarity_matrix.*--fill-similarity"):
         read(record)
-    parsed = read(record, Choices(fill_similarity=True))
+    parsed = read(record, DocumentOptions(fill_similarity=True))
     assert parsed.row["similarity_matrix"] == [[0.0] * 3] * 2
     assert parsed.notes == (CounterName.FILLED_SIMILARITY,)
 
 
 def test_what_can_never_have_enough_images_is_not_asked_for() -> None:
     """A document of two images has not three; it ends as a sample without a row."""
-    assert read(document(2), Choices(keep_at_least=3)).urls == ()
+    assert read(document(2), DocumentOptions(keep_at_least=3)).urls == ()
     assert read(document(0)).urls == ()
 
 
 @pytest.mark.parametrize(
-    ("choices", "is_wanted"),
+    ("options", "is_wanted"),
     [
-        (Choices(max_images=3), True),
-        (Choices(max_images=2), False),
-        (Choices(min_similarity=0.3), True),
-        (Choices(min_similarity=0.31), False),
+        (DocumentOptions(max_images=3), True),
+        (DocumentOptions(max_images=2), False),
+        (DocumentOptions(min_similarity=0.3), True),
+        (DocumentOptions(min_similarity=0.31), False),
     ],
 )
-def test_filters_leave_out_whole_documents(choices: Choices, is_wanted: bool) -> None:
+def test_filters_leave_out_whole_documents(options: DocumentOptions, is_wanted: bool) -> None:
     """A filter never changes a document."""
     record = document(3)
-    parsed = read(record, choices)
+    parsed = read(record, options)
     assert (parsed is not None) == is_wanted
     if parsed is not None:
         assert parsed.row == record
@@ -207,7 +207,7 @@ def test_a_similarity_that_is_not_there_can_not_be_filtered_by() -> None:
     record = document(1)
     del record["image_info"][0]["matched_sim"]
     with pytest.raises(BadRecordError, match="matched_sim"):
-        read(record, Choices(min_similarity=0.2))
+        read(record, DocumentOptions(min_similarity=0.2))
 
 
 @pytest.fixture
@@ -225,14 +225,14 @@ def tokenizer(tmp_path: Path) -> str:
 def test_documents_fit_a_number_of_tokens(tokenizer: str, most: int, is_wanted: bool) -> None:
     """An image counts 729, and the text what the tokenizer makes of it."""
     record = document(2) | {"text_list": ["one two", "three four", "five"]}
-    assert (read(record, Choices(max_tokens=most, tokenizer=tokenizer)) is not None) == is_wanted
+    assert (read(record, DocumentOptions(max_tokens=most, tokenizer=tokenizer)) is not None) == is_wanted
 
 
 def test_texts_that_no_tokenizer_takes_are_counted_all_the_same(tokenizer: str) -> None:
     """A lone surrogate is one; a text of megabytes is longer than any number of tokens, unseen."""
-    choices = Choices(max_tokens=729 + 3, tokenizer=tokenizer)
-    assert read(document(1, 1) | {"text_list": ["one \ud83d two"]}, choices) is not None
-    assert read(document(1, 1) | {"text_list": ["one" * 10_000_000]}, choices) is None
+    options = DocumentOptions(max_tokens=729 + 3, tokenizer=tokenizer)
+    assert read(document(1, 1) | {"text_list": ["one \ud83d two"]}, options) is not None
+    assert read(document(1, 1) | {"text_list": ["one" * 10_000_000]}, options) is None
 
 
 def test_too_little_memory_for_a_tokenizer_is_not_a_fault_of_its_file(
@@ -249,7 +249,7 @@ def test_similarities_are_filled_in_within_reason() -> None:
     record = document(256, 5_000)
     del record["similarity_matrix"]
     with pytest.raises(BadRecordError, match="5,000 texts and 256 images are too many"):
-        read(record, Choices(fill_similarity=True))
+        read(record, DocumentOptions(fill_similarity=True))
 
 
 @pytest.mark.parametrize(("base", "url"), [("http://e.org/" + "a" * 70_000, "1.jpg"), (None, "http://" + "a" * 70_000)])
@@ -265,24 +265,23 @@ def test_urls_that_are_too_long_are_not_asked_for(base: str | None, url: str) ->
 
 def test_a_tokenizer_is_part_of_what_decides_the_rows(tokenizer: str, tmp_path: Path) -> None:
     """By its content; and one that is none is refused in one line."""
-    identity_fields = DocumentReader.of("raw_url", Choices(max_tokens=9, tokenizer=tokenizer)).identity_fields()
-    assert identity_fields["max_tokens"] == 9
+    identity_fields = DocumentReader.of("raw_url", DocumentOptions(max_tokens=9, tokenizer=tokenizer)).identity_fields()
     assert len(str(identity_fields["tokenizer"])) == 64
     (tmp_path / "none.json").write_text("{}")
     with pytest.raises(ConfigurationError, match=r"none\.json is not a tokenizer\.json"):
-        DocumentReader.of("raw_url", Choices(max_tokens=9, tokenizer=str(tmp_path / "none.json")))
+        DocumentReader.of("raw_url", DocumentOptions(max_tokens=9, tokenizer=str(tmp_path / "none.json")))
     with pytest.raises(ConfigurationError, match="cannot read the tokenizer"):
-        DocumentReader.of("raw_url", Choices(max_tokens=9, tokenizer=str(tmp_path / "nowhere")))
+        DocumentReader.of("raw_url", DocumentOptions(max_tokens=9, tokenizer=str(tmp_path / "nowhere")))
 
 
 @pytest.mark.parametrize(
     "wrong",
     [{"keep_at_least": 0}, {"max_images": -1}, {"max_tokens": 5}, {"tokenizer": "x"}, {"min_similarity": float("nan")}],
 )
-def test_choices_that_can_not_work_are_refused(wrong: dict[str, Any]) -> None:
+def test_options_that_can_not_work_are_refused(wrong: dict[str, Any]) -> None:
     """The operator hears of it before anything is read, by the option's name."""
     with pytest.raises(ConfigurationError, match=f"--{next(iter(wrong)).replace('_', '-')}"):
-        Choices(**wrong)
+        DocumentOptions(**wrong)
 
 
 def write_shards(folder: Path, shards: dict[int, int], name: str = "docs_shard") -> None:
@@ -293,11 +292,11 @@ def write_shards(folder: Path, shards: dict[int, int], name: str = "docs_shard")
         (folder / f"{name}_{number}_v3.jsonl").write_text("\n".join(lines) + "\n")
 
 
-def bind(folder: Path, ids: Sequence[str] | None = None, **choices: Any) -> Manifest:
+def bind(folder: Path, ids: Sequence[str] | None = None, **options: Any) -> Manifest:
     """mmc4-core's files as a manifest."""
     path = folder.with_suffix(".csv")
     path.write_text("\n".join(ids or ()))
-    return find_dataset("mmc4-core", Choices(**choices)).bind(folder, path if ids else None)
+    return find_dataset("mmc4-core", Mmc4CoreOptions(**options)).bind(folder, path if ids else None)
 
 
 def books_of(manifest: Manifest) -> dict[str, ShardCounts]:
@@ -316,7 +315,7 @@ def test_the_documents_that_an_id_list_names(tmp_path: Path) -> None:
     manifest = bind(tmp_path / "docs", ["10,2", "2,0", "2,3", "10,2", "2,4", "3,0", "3,1"])
     assert [shard.name for shard in manifest.shards()] == ["docs_shard_00002_v3", "docs_shard_00010_v3"]
     assert keys(manifest) == ["2,0", "2,3", "10,2"]
-    selection = manifest.selection(["2,0", "2,3", "10,2", "10,2"], books_of(manifest))
+    selection = manifest.id_list_result(["2,0", "2,3", "10,2", "10,2"], books_of(manifest))
     assert selection is not None
     assert (selection.wanted, selection.duplicates, selection.not_found, selection.missing_files) == (6, 1, 3, 1)
     assert (selection.out_of_range, selection.remark) == (1, "")
@@ -329,7 +328,7 @@ def test_indices_of_kept_documents_are_for_the_end(tmp_path: Path) -> None:
     (shard,) = manifest.shards()
     assert keys(manifest) == ["2,0", "2,1", "2,2", "2,3"]
     assert manifest.samples(shard).row_numbers == frozenset({0, 2})
-    selection = manifest.selection([], {shard.name: ShardCounts(rows=1)})
+    selection = manifest.id_list_result([], {shard.name: ShardCounts(rows=1)})
     assert selection is not None
     assert (selection.wanted, selection.not_found) == (2, 1)
     assert manifest.identity_fields()["ids_index"] == "kept"
@@ -344,7 +343,7 @@ def test_it_is_said_what_the_indices_look_like(tmp_path: Path, most: int, ids_in
     write_shards(tmp_path / "docs", dict.fromkeys(range(6), 100))
     ids = [f"{shard},{index}" for shard in range(6) for index in range(0, most, 2)]
     manifest = bind(tmp_path / "docs", ids, ids_index=ids_index)
-    selection = manifest.selection([], books_of(manifest))
+    selection = manifest.id_list_result([], books_of(manifest))
     assert selection is not None
     assert hint in selection.remark
     assert bool(hint) == bool(selection.remark)

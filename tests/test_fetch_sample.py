@@ -20,8 +20,9 @@ from in_process import retry, run
 from runs import PATIENCE_S, Run, dying_at_a_step
 from test_spool import make_end, make_outcome, make_sample
 
-from datafetch import Choices, IdsIndex, Job, Report
+from datafetch import IdsIndex, Job, Report
 from datafetch.datasets import find_dataset
+from datafetch.datasets.mmc4 import Mmc4CoreOptions
 from datafetch.demo.origin import Origin
 from datafetch.engine import dedup as room
 from datafetch.engine.dedup import UrlDeduplicator
@@ -139,7 +140,7 @@ def test_a_document_of_which_enough_may_arrive_goes_on(job: Job, web: Web, tmp_p
         [web.url(3, "missing"), web.url(4, "missing"), web.url(5, "stuck")],
     ]
     write_documents(tmp_path / "source" / "docs_shard_0_v3.jsonl", documents)
-    report = run(replace(job, choices=Choices(keep_at_least=2)))
+    report = run(replace(job, options=Mmc4CoreOptions(keep_at_least=2)))
     check_books(report, 6)
     assert report.totals.notes == {"not_asked": 1}
     (row,) = read_rows(job)
@@ -171,7 +172,7 @@ def test_what_failed_first_makes_no_difference_to_a_retry(
     """Where enough may still arrive, a retry asks for what may pass and for what was called off."""
     urls = [web.url(0, order[0]), web.url(1, order[1]), web.url(2, "stuck"), web.url(3)]
     write_documents(tmp_path / "source" / "docs_shard_0_v3.jsonl", [urls])
-    run(replace(job, choices=Choices(keep_at_least=3)))
+    run(replace(job, options=Mmc4CoreOptions(keep_at_least=3)))
     before = web.asked(urls)
     statuses = [line["status"] for line in read_ledger(job) if line["is_skipped"]]
     assert set(statuses) == {500}
@@ -244,7 +245,10 @@ def test_which_images_are_too_many_depends_on_their_order_alone(
     urls = [web.url(number, "slow" if number == late else "well") for number in range(4)]
     write_documents(tmp_path / "source" / "docs_shard_0_v3.jsonl", [urls])
     job = replace(
-        job, fetch=replace(POLICY, connections=connections), choices=Choices(keep_at_least=1), out=str(tmp_path / "all")
+        job,
+        fetch=replace(POLICY, connections=connections),
+        options=Mmc4CoreOptions(keep_at_least=1),
+        out=str(tmp_path / "all"),
     )
     run(job)
     sizes = [len(base64.b64decode(image["image_base64"])) for image in read_rows(job)[0]["image_info"]]
@@ -284,7 +288,7 @@ def test_a_url_is_asked_for_once_in_a_run(job: Job, web: Web, tmp_path: Path) ->
     for shard in range(10):
         documents = [[logo, own[shard * 3]], [own[shard * 3 + 1], logo, logo, banner], [gone, own[shard * 3 + 2]]]
         write_documents(tmp_path / "source" / f"docs_shard_{shard}_v3.jsonl", documents)
-    report = run(replace(job, choices=Choices(keep_at_least=1)))
+    report = run(replace(job, options=Mmc4CoreOptions(keep_at_least=1)))
     check_books(report, 80)
     assert web.asked([logo, banner, gone, *own]) == [1] * 33
     assert report.requests == 33
@@ -411,7 +415,7 @@ def test_a_bad_line_may_be_permitted_on_the_way(job: Job, web: Web, tmp_path: Pa
     with pytest.raises(ManifestError, match=r"docs_shard_9_v3\.jsonl, line 1: not JSON"):
         run(job)
     assert web.asked(urls[2]) == [0]
-    report = run(replace(job, choices=Choices(skip_bad_lines=True)))
+    report = run(replace(job, options=Mmc4CoreOptions(skip_bad_lines=True)))
     check_books(report, 3)
     assert report.totals.notes == {"bad_lines": 1}
     assert report.summary()["notes"] == {"bad_lines": 1}
@@ -424,7 +428,7 @@ def test_indices_of_kept_documents(job: Job, web: Web, tmp_path: Path) -> None:
     documents = [[web.url(0)], [web.url(1, "flaky")], [web.url(2)], [web.url(3)]]
     write_documents(tmp_path / "source" / "docs_shard_4_v3.jsonl", documents)
     (tmp_path / "ids").write_text("4,0\n4,2\n4,3\n")
-    kept = replace(job, ids=str(tmp_path / "ids"), choices=Choices(ids_index=IdsIndex.KEPT))
+    kept = replace(job, ids=str(tmp_path / "ids"), options=Mmc4CoreOptions(ids_index=IdsIndex.KEPT))
     report = run(kept)
     check_books(report, 4)
     assert [row["n"] for row in read_rows(job)] == [0, 3]

@@ -17,7 +17,8 @@ from in_process import retry, run
 from PIL import Image
 from runs import PATIENCE_S, Run, dying_at_a_step
 
-from datafetch import Check, Choices, Encoding, ImageSpec, Job, read_status, run_check
+from datafetch import Check, Encoding, ImageSpec, Job, read_status, run_check
+from datafetch.datasets.ocr_vqa import OcrVqaOptions
 from datafetch.demo.origin import Origin
 from datafetch.errors import ConfigurationError, ManifestError
 from datafetch.fetch import FetchPolicy
@@ -328,8 +329,8 @@ def test_only_the_covers_that_a_training_names(covers: Job, tmp_path: Path) -> N
         {"id": "4"},
     ]
     (tmp_path / "training.json").write_text(json.dumps(training))
-    choices = Choices(only_referenced=str(tmp_path / "training.json"))
-    report = run(replace(covers, choices=choices))
+    options = OcrVqaOptions(only_referenced=str(tmp_path / "training.json"))
+    report = run(replace(covers, options=options))
     assert sorted(path.name for path in Path(covers.out).iterdir()) == ["000000001X.jpg", "000000003X.jpg"]
     assert report.selection is not None
     assert (report.selection.wanted, report.selection.not_found) == (3, 1)
@@ -356,7 +357,7 @@ def test_lists_of_covers_that_are_none_are_refused(
     (tmp_path / "training.json").write_text('[{"image": "ocr_vqa/images/000000001X.jpg"}]')
     (tmp_path / name).write_text(text)
     with pytest.raises(ManifestError, match=reason):
-        run(replace(covers, choices=Choices(only_referenced=str(tmp_path / "training.json"))))
+        run(replace(covers, options=OcrVqaOptions(only_referenced=str(tmp_path / "training.json"))))
 
 
 def test_files_may_be_encoded_as_in_the_recipe(covers: Job) -> None:

@@ -25,10 +25,11 @@ from PIL import Image
 
 import datafetch
 from datafetch import Encoding, Job, Payload, Pixels, Report, Resize
+from datafetch.datasets.mmc4 import Mmc4CoreOptions
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
 from datafetch.demo.pictures import paint
-from datafetch.engine.job import hash_of
+from datafetch.engine.job import asked_of, hash_of, read_job
 from datafetch.engine.ownership import read_identity
 from datafetch.errors import ConfigurationError, ConservationError, ManifestError, ResourceError
 from datafetch.fetch import BodyBudget, Fetcher, FetchPolicy, OptOut
@@ -338,6 +339,23 @@ def test_a_job_of_an_earlier_version_goes_on(job: Job) -> None:
     assert {line.permitted for path in layout.ledgers.iterdir() for lines in read_samples(path) for line in lines} == {
         ()
     }
+
+
+def test_options_of_a_dataset_come_back_from_a_job_file_of_any_version(tmp_path: Path) -> None:
+    """Earlier versions wrote those of all datasets; one that was set and is none of this dataset's is not dropped."""
+    options = Mmc4CoreOptions(keep_at_least=2, skip_bad_lines=True)
+    job = Job("mmc4-core", "/source", str(tmp_path / "out"), image=VILA, options=options)
+    layout = OutputLayout(tmp_path / "out")
+    layout.folder.mkdir()
+    asked = asked_of(job, VILA)
+    earlier = {"url_key": None, "text_key": None, "only_referenced": None, **asked["choices"]}
+    for choices in (asked["choices"], earlier):
+        layout.job.write_bytes(orjson.dumps({"format": 1, "shards": {}, "asked": {**asked, "choices": choices}}))
+        assert read_job(layout)[0] == job
+    strange = {**asked, "choices": {**earlier, "url_key": "src"}}
+    layout.job.write_bytes(orjson.dumps({"format": 1, "shards": {}, "asked": strange}))
+    with pytest.raises(ConfigurationError, match="is not a job of this version of datafetch; run the command that"):
+        read_job(layout)
 
 
 def test_permissions_are_no_part_of_where_spools_lie(job: Job) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from datafetch.datasets import find_dataset
-from datafetch.datasets.choices import Choices
+from datafetch.datasets.llm_jp_pairs_step1 import LlmJpPairsStep1Options
 from datafetch.errors import ManifestError
 from datafetch.model.interfaces import Manifest
 from datafetch.model.kinds import Payload
@@ -19,12 +19,12 @@ from datafetch.output.formats import decode_row, encode_row
 from datafetch.store.spool_format import MARKER_BYTES, encode, read_entries
 
 
-def bind(folder: Path, files: dict[str, str], **choices: Any) -> Manifest:
+def bind(folder: Path, files: dict[str, str], **options: Any) -> Manifest:
     """Files of pairs as a manifest."""
     folder.mkdir(exist_ok=True)
     for name, text in files.items():
         (folder / name).write_text(text)
-    return find_dataset("llm-jp-pairs-step1", Choices(**choices)).bind(folder, None)
+    return find_dataset("llm-jp-pairs-step1", LlmJpPairsStep1Options(**options)).bind(folder, None)
 
 
 def samples(manifest: Manifest) -> list[Sample]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from datafetch.cli.app import main
-from datafetch.cli.options import RetryOptions
+from datafetch.cli.options import GivenOptions
 from datafetch.engine.job import Job, asked_of
 from datafetch.engine.ownership import locked_output
 from datafetch.errors import ConfigurationError, ResourceError
@@ -197,5 +197,5 @@ def test_being_alone_is_said_of_one_run(tmp_path: Path) -> None:
     """It is not remembered for the next, and a retry has to be told anew."""
     job = Job("coyo", str(tmp_path), str(tmp_path / "out"), no_lock=True)
     assert asked_of(job, ImageSpec())["no_lock"] is False
-    assert RetryOptions({"no_lock": True}).change(Job("coyo", "", "out")).no_lock
-    assert not RetryOptions({}).change(Job("coyo", "", "out")).no_lock
+    assert GivenOptions({"no_lock": True}).change(Job("coyo", "", "out")).no_lock
+    assert not GivenOptions({}).change(Job("coyo", "", "out")).no_lock

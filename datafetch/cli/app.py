@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from datafetch.cli import signals
+from datafetch.cli.command import SETTINGS
 from datafetch.cli.exit_code import ExitCode, complain
 from datafetch.errors import ConservationError, DatafetchError, ResourceError, is_want
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from typer._click import Command as ClickCommand  # typer has a click of its own, and exports no name for this
     from typer._click import Context
     from typer._click.formatting import HelpFormatter
+    from typer._click.shell_completion import CompletionItem
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +70,6 @@ _EXIT_CODES: Mapping[type[DatafetchError], ExitCode] = {
 # All errors of usage, by their common base: typer exports only this one of them, from a click of its own.
 _USAGE_ERRORS: tuple[type[typer.BadParameter], ...] = (cast("type[typer.BadParameter]", typer.BadParameter.__base__),)
 
-_SETTINGS: dict[str, Any] = {
-    "add_completion": False,
-    "rich_markup_mode": None,
-    "pretty_exceptions_enable": False,
-}
-
 
 class _Commands(typer.core.TyperGroup):
     """Loads a command when it is asked for, and lists all of them without loading any."""
@@ -92,11 +88,21 @@ class _Commands(typer.core.TyperGroup):
         if cmd_name not in _COMMANDS:
             return None
         _refuse_small_address_space()
-        command = getattr(import_module(f"datafetch.cli.commands.{cmd_name}"), cmd_name)
+        command: ClickCommand = import_module(f"datafetch.cli.commands.{cmd_name}").command
         signals.begin()
-        alone = typer.Typer(**_SETTINGS)
-        alone.command(cmd_name)(command)
-        return typer.main.get_command(alone)
+        return command
+
+    def shell_complete(self, ctx: Context, incomplete: str) -> list[CompletionItem]:
+        """Commands, or options, that begin as what was typed, for the shell."""
+        if incomplete.startswith("-"):
+            return super().shell_complete(ctx, incomplete)
+        from typer._click.shell_completion import CompletionItem  # noqa: PLC0415 - for the shell alone
+
+        return [
+            CompletionItem(name, help=command.help)
+            for name, command in _COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
 
     def format_commands(self, ctx: Context, formatter: HelpFormatter) -> None:  # noqa: ARG002 - typer's signature
         """Write the list of commands."""
@@ -107,7 +113,7 @@ class _Commands(typer.core.TyperGroup):
 app = typer.Typer(
     cls=_Commands,
     help="Fetch the images that vision-language models are trained on, into exactly the files the trainer loads.",
-    **_SETTINGS,
+    **SETTINGS,
 )
 
 

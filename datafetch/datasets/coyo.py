@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -29,11 +29,13 @@ from datafetch.datasets.readers import (
     matching_rows,
     read_ids,
 )
+from datafetch.datasets.shared_options import SKIP_BAD_LINES
 from datafetch.datasets.urls import askable, is_too_long
 from datafetch.errors import ManifestError
-from datafetch.model.interfaces import Samples
+from datafetch.model.interfaces import Manifest, Samples
 from datafetch.model.kinds import CounterName, Loader, Payload
 from datafetch.model.ledger_line import ShardCounts
+from datafetch.model.options import DatasetOptions, option
 from datafetch.model.outcome import Encoded
 from datafetch.model.sample import BAD_LINE, IdListResult, Record, Row, Sample, Shard
 
@@ -55,15 +57,28 @@ Bools: TypeAlias = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CoyoOptions(DatasetOptions):
+    """What may be set for ``coyo``.
+
+    Attributes:
+        skip_bad_lines: Whether rows that can't be read are skipped and counted.
+    """
+
+    skip_bad_lines: bool = option(False, SKIP_BAD_LINES)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Coyo(Description):
     """The dataset ``coyo``."""
 
     name: str = "coyo"
+    summary: str = "COYO-700M: 6M English pairs, step 1."
     path: str = "coyo-700m/pkl03-split"
     loader: Loader = Loader.COYO
     payloads: frozenset[Payload] = frozenset(Payload)
-    supported_options: frozenset[str] = frozenset({"ids", "skip_bad_lines"})
+    id_list: str | None = "id"
     short_side_px: int | None = 336
+    options: CoyoOptions = field(default_factory=CoyoOptions)
 
     def bind(self, source: Path, ids: Path | None) -> CoyoManifest:
         """Open the parquet files of a folder.
@@ -72,7 +87,7 @@ class Coyo(Description):
             ManifestError: No parquet file, a file that is none, a missing column, or an unreadable id list.
         """
         files = [ParquetFile(path, _COLUMNS) for path in list_files(source, ".parquet")]
-        return CoyoManifest(files, read_ids(ids) if ids else None, skips_bad_rows=self.choices.skip_bad_lines)
+        return CoyoManifest(files, read_ids(ids) if ids else None, skips_bad_rows=self.options.skip_bad_lines)
 
     def to_row(self, record: Record, payload: Payload) -> Row | None:
         """The row of one pair, or None when its image did not arrive or it has no text (the loader needs both)."""
@@ -87,7 +102,7 @@ class Coyo(Description):
         return bool(failed) or sample.row.get("text") is None
 
 
-class CoyoManifest:
+class CoyoManifest(Manifest):
     """COYO's parquet files, with the choice of rows.
 
     An id is taken once, from the first file that has it: there may be a copy of a file beside it, ``part (1).parquet``.
@@ -123,11 +138,7 @@ class CoyoManifest:
         chosen = self._choice.of_file(list(self._files).index(shard.name))
         return _CoyoSamples(self._files[shard.name], chosen, skips_bad_rows=self._skips_bad_rows)
 
-    def identity_fields(self) -> Mapping[str, object]:
-        """Nothing more than the files and the id list."""
-        return {}
-
-    def selection(self, keys: Iterable[str], books: Mapping[str, ShardCounts]) -> IdListResult | None:  # noqa: ARG002 - the protocol's
+    def id_list_result(self, keys: Iterable[str], counts: Mapping[str, ShardCounts]) -> IdListResult | None:  # noqa: ARG002 - the protocol's
         """What became of the id list."""
         if self._ids is None:
             return None

@@ -13,51 +13,92 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
 
-from datafetch.datasets.choices import Choices
 from datafetch.datasets.jsonl_manifest import BadRecordError, JsonObject, ParsedRecord, RecordFormat
 from datafetch.datasets.payload import pack
+from datafetch.datasets.shared_options import SKIP_BAD_LINES
 from datafetch.datasets.token_count import TokenCounter
 from datafetch.datasets.urls import askable, is_too_long
-from datafetch.errors import ManifestError
+from datafetch.errors import ConfigurationError, ManifestError
 from datafetch.model.kinds import CounterName, Payload
+from datafetch.model.options import DatasetOptions, Effect, Option, option
 from datafetch.model.outcome import Encoded
 from datafetch.model.sample import Record, Row, Sample
-
-TAKES = frozenset(
-    {
-        *("keep_at_least", "fill_similarity", "max_images", "min_similarity"),
-        *("max_tokens", "tokenizer", "skip_bad_lines"),
-    }
-)
-"""What may be chosen of any dataset of documents."""
 
 _MOST_ZEROS = 2**20  # published documents have some hundred similarities
 _MOST_TOKEN_CHARS = 1000  # no tokenizer makes fewer tokens of more; what it holds of a text is fifty times as large
 _MOST_IMAGES = 256  # published documents have 15; what a lost one costs grows with their square
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DocumentOptions(DatasetOptions):
+    """What may be set for any dataset of documents.
+
+    Attributes:
+        keep_at_least: Keep documents with so many images or more, without those that did not arrive; None asks for all.
+        fill_similarity: Whether documents without a similarity matrix get one of zeros.
+        max_images: Leave out documents with more images.
+        min_similarity: Leave out documents with an image whose ``matched_sim`` is lower, or NaN.
+        max_tokens: Leave out documents with more tokens: those of the text, and 729 an image.
+        tokenizer: File that counts them (``tokenizer.json``).
+        skip_bad_lines: Whether lines that are no record are skipped and counted.
+    """
+
+    keep_at_least: int | None = option(
+        None,
+        Option(help="Keep documents of which K images arrive, without the others.", metavar="K", unset="all", least=1),
+    )
+    fill_similarity: bool = option(
+        False, Option(help="Give documents without a similarity matrix one of zeros.", effect=Effect.PERMITS)
+    )
+    max_images: int | None = option(
+        None, Option(help="Leave out documents with more images.", metavar="N", unset="none", least=1)
+    )
+    min_similarity: float | None = option(
+        None, Option(help="Leave out documents with an image of lower similarity.", metavar="S", unset="none")
+    )
+    max_tokens: int | None = option(
+        None,
+        Option(
+            help="Leave out documents with more tokens: those of the text, and 729 an image.",
+            metavar="N",
+            unset="none",
+            least=1,
+        ),
+    )
+    tokenizer: str | None = option(
+        None, Option(help="A tokenizer.json, for --max-tokens.", metavar="FILE", unset="none", effect=Effect.MANIFEST)
+    )
+    skip_bad_lines: bool = option(False, SKIP_BAD_LINES)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work, before anything is read."""
+        DatasetOptions.__post_init__(self)  # not by super(), which dataclasses with slots can't have
+        if (self.max_tokens is None) != (self.tokenizer is None):
+            raise ConfigurationError("--max-tokens and --tokenizer are given together: what counts, and how many")
+
+
 @dataclass(frozen=True, slots=True)
 class DocumentReader(RecordFormat):
-    """From a record to a sample, for one dataset of documents and what was chosen of it.
+    """From a record to a sample, for one dataset of documents with its options.
 
     Attributes:
         url_key: Where an image has its URL.
-        choices: Which documents are wanted.
+        options: Which documents are wanted.
         tokens: Counts them; None where they are not limited.
     """
 
     url_key: str
-    choices: Choices
+    options: DocumentOptions
     tokens: TokenCounter | None
 
     @classmethod
-    def of(cls, url_key: str, choices: Choices) -> DocumentReader:
+    def of(cls, url_key: str, options: DocumentOptions) -> DocumentReader:
         """A reader; the tokenizer is loaded.
 
         Raises:
             ConfigurationError: It can't be.
         """
-        return cls(url_key, choices, TokenCounter(Path(choices.tokenizer)) if choices.tokenizer else None)
+        return cls(url_key, options, TokenCounter(Path(options.tokenizer)) if options.tokenizer else None)
 
     def parsed(self, record: JsonObject) -> ParsedRecord:
         """The document as a sample.
@@ -67,7 +108,7 @@ class DocumentReader(RecordFormat):
             ManifestError: It has no similarities, and is not to get any.
         """
         texts, images = _texts(record), _images(record)
-        if (self.choices.keep_at_least or 1) > len(images):
+        if (self.options.keep_at_least or 1) > len(images):
             return ParsedRecord((), record)
         urls = tuple(_url(record, image.get(self.url_key)) for image in images)
         similarities = record.get("similarity_matrix")
@@ -76,7 +117,7 @@ class DocumentReader(RecordFormat):
             if not is_matrix or len(similarities) != len(images):
                 raise BadRecordError(f"similarity_matrix is not a list of one row for each of the {len(images)} images")
             return ParsedRecord(urls, record)
-        if not self.choices.fill_similarity:
+        if not self.options.fill_similarity:
             raise ManifestError(
                 "the document has no similarity_matrix, and the trainer's loader needs one; "
                 "--fill-similarity puts zeros there"
@@ -89,29 +130,22 @@ class DocumentReader(RecordFormat):
         return ParsedRecord(urls, {**record, "similarity_matrix": zeros}, (CounterName.FILLED_SIMILARITY,))
 
     def identity_fields(self) -> dict[str, object]:
-        """What decides the rows, as JSON. That zeros may be filled in does not: without it there is no run."""
-        identity_fields = {
-            "keep_at_least": self.choices.keep_at_least,
-            "max_images": self.choices.max_images,
-            "min_similarity": self.choices.min_similarity,
-            "max_tokens": self.choices.max_tokens,
-            "tokenizer": self.tokens.sha256 if self.tokens else None,
-        }
-        return {name: value for name, value in identity_fields.items() if value is not None}
+        """The hash of the tokenizer; the other options are known by their values."""
+        return {} if self.tokens is None else {"tokenizer": self.tokens.sha256}
 
     def wants(self, record: JsonObject) -> bool:
         """Whether the filters leave a document in."""
-        texts, images, choices = _texts(record), _images(record), self.choices
-        if choices.max_images is not None and len(images) > choices.max_images:
+        texts, images, options = _texts(record), _images(record), self.options
+        if options.max_images is not None and len(images) > options.max_images:
             return False
-        if choices.min_similarity is not None:
+        if options.min_similarity is not None:
             similarities = [image.get("matched_sim") for image in images]
             if not all(isinstance(value, float | int) for value in similarities):
                 raise BadRecordError("an image has no matched_sim, which --min-similarity looks at")
             # Turned around, so that NaN, which is no similarity, passes no filter: as in COYO's published script.
-            if not all(value >= choices.min_similarity for value in similarities if value is not None):
+            if not all(value >= options.min_similarity for value in similarities if value is not None):
                 return False
-        return choices.max_tokens is None or self.tokens is None or self._fits(texts, images, choices.max_tokens)
+        return options.max_tokens is None or self.tokens is None or self._fits(texts, images, options.max_tokens)
 
     def _fits(self, texts: Sequence[str], images: Sequence[JsonObject], most_tokens: int) -> bool:
         assert self.tokens is not None, "it is asked where there is one"

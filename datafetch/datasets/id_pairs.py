@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import StrEnum
 
 import numpy as np
 
-from datafetch.datasets.choices import IdsIndex
 from datafetch.datasets.readers import INDEX_BITS, IdList, Int64s, pack_pair
 
 _TELLING_SHARDS = 5
 _TELLING_INDICES = 20  # of a shard: from so many on, the largest lies near the end of what they were drawn from
 _TELLING_DIFFERENCE = 0.1
+
+
+class IdsIndex(StrEnum):
+    """What the index in an id list counts."""
+
+    DOCUMENT = "document"
+    """The documents of a shard, as published."""
+    KEPT = "kept"
+    """Those of them that became a row."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -25,9 +25,9 @@ from datafetch.datasets.readers import (
 )
 from datafetch.errors import ManifestError
 from datafetch.model import exact_json
+from datafetch.model.interfaces import Manifest
 from datafetch.model.kinds import CounterName
-from datafetch.model.ledger_line import ShardCounts
-from datafetch.model.sample import IdListResult, Row, Sample, Shard
+from datafetch.model.sample import Row, Sample, Shard
 from datafetch.model.untrusted import is_plain_name
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".jsonl.zip")
@@ -60,7 +60,7 @@ class ParsedRecord:
 
 
 class RecordFormat(Protocol):
-    """From a record to a sample, for one dataset and what was chosen of it. What has no filter inherits ``wants``."""
+    """From a record to a sample, for one dataset with its options. What has no filter inherits ``wants``."""
 
     def wants(self, record: JsonObject) -> bool:  # noqa: ARG002 - for those that look at it
         """Whether the filters leave a record in; asked once, for it may cost more than reading.
@@ -131,7 +131,7 @@ def first_records(files: Iterable[LineFile]) -> FirstRecords:
 
 
 @dataclass(frozen=True, slots=True)
-class LinesManifest:
+class LinesManifest(Manifest):
     """Files of JSON lines, and how their lines are read.
 
     Attributes:
@@ -152,10 +152,6 @@ class LinesManifest:
         """One shard a file."""
         return [Shard(name, file.path, file.size_bytes, file.fingerprint) for name, file in self.files.items()]
 
-    def expected_samples(self) -> int | None:
-        """Not known before the files are opened."""
-        return None
-
     def max_samples(self) -> int:
         """About as many as there are lines, by the size of the files and of the first lines."""
         text_bytes = sum(
@@ -170,10 +166,6 @@ class LinesManifest:
     def samples(self, shard: Shard) -> LineSamples:
         """All samples of one file."""
         return LineSamples(self.files[shard.name], f"{shard.name}:", self.form, skips_bad_lines=self.skips_bad_lines)
-
-    def selection(self, keys: Iterable[str], books: Mapping[str, ShardCounts]) -> IdListResult | None:  # noqa: ARG002 - the protocol's
-        """There is no id list."""
-        return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ whose image is there (``record_list``). It wants exactly two turns, and ``<image
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,13 @@ from datafetch.datasets.filenames import DuplicateNames, why_refused
 from datafetch.datasets.image_files import SAMPLES_A_SHARD, find_file, saved_row, shard_name
 from datafetch.datasets.key_detection import URL_KEYS, choose_key, say_keys
 from datafetch.datasets.readers import LineFile, RecordReader
+from datafetch.datasets.shared_options import URL_KEY
 from datafetch.datasets.urls import askable
 from datafetch.errors import ManifestError, raise_want
-from datafetch.model.interfaces import Samples
+from datafetch.model.interfaces import Manifest, Samples
 from datafetch.model.kinds import Loader, Payload
-from datafetch.model.ledger_line import ShardCounts
-from datafetch.model.sample import IdListResult, Record, Row, Sample, Shard
+from datafetch.model.options import DatasetOptions, option
+from datafetch.model.sample import Record, Row, Sample, Shard
 from datafetch.model.untrusted import is_utf8
 
 _LIST = "llm-jp_mm_pair_step0_558k.json"
@@ -36,16 +37,28 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LlmJpPairsStep0Options(DatasetOptions):
+    """What may be set for ``llm-jp-pairs-step0``.
+
+    Attributes:
+        url_key: Where a record has its URL; None detects it.
+    """
+
+    url_key: str | None = option(None, URL_KEY)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LlmJpPairsStep0(Description):
     """The dataset ``llm-jp-pairs-step0``."""
 
     name: str = "llm-jp-pairs-step0"
+    summary: str = "llm-jp's Japanese pairs: 558K, step 0, images as files."
     path: str = "alt_pair_ja/image_step0"
     loader: Loader = Loader.TORCH
     output_format: str = "image_files"
     list_name: str | None = _LIST
-    supported_options: frozenset[str] = frozenset({"url_key"})
     keeps_bodies: bool = True
+    options: LlmJpPairsStep0Options = field(default_factory=LlmJpPairsStep0Options)
 
     def bind(self, source: Path, ids: Path | None) -> Step0Manifest:  # noqa: ARG002 - it takes none
         """Open the list, by itself or in a folder, and look through all of its names.
@@ -55,7 +68,7 @@ class LlmJpPairsStep0(Description):
         """
         path = find_file(source, _LIST)
         records = [record for record in islice(_read(path), _SNIFFED_RECORDS) if isinstance(record, dict)]
-        url_key = choose_key("url", self.choices.url_key, URL_KEYS, records)
+        url_key = choose_key("url", self.options.url_key, URL_KEYS, records)
         say_keys({"url": url_key})
         return Step0Manifest(path, url_key)
 
@@ -64,7 +77,7 @@ class LlmJpPairsStep0(Description):
         return saved_row(record)
 
 
-class Step0Manifest:
+class Step0Manifest(Manifest):
     """The published list, in shards of so many records; memory holds 8 bytes a record."""
 
     def __init__(self, path: Path, url_key: str) -> None:
@@ -88,10 +101,6 @@ class Step0Manifest:
         """All of the list."""
         return self._records
 
-    def max_samples(self) -> int:
-        """All of the list."""
-        return self._records
-
     def identity_fields(self) -> Mapping[str, object]:
         """Where a record has its URL."""
         return {"keys": {"url": self._url_key}}
@@ -100,10 +109,6 @@ class Step0Manifest:
         """One slice."""
         number = int(shard.name.rpartition("-")[2])
         return _Slice(self, number * SAMPLES_A_SHARD, self._offsets[number], shard.size)
-
-    def selection(self, keys: Iterable[str], books: Mapping[str, ShardCounts]) -> IdListResult | None:  # noqa: ARG002 - the protocol's
-        """There is no id list."""
-        return None
 
     def read(self, first: int, start_bytes: int, count: int) -> Iterator[Sample]:
         """Some records as samples; a record that the trainer can't use has no URL, and a reason in its row."""

@@ -6,7 +6,7 @@ out. The row is the record as published with ``image``, which takes the place of
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from datafetch.datasets.description import Description
@@ -21,10 +21,30 @@ from datafetch.datasets.jsonl_manifest import (
 )
 from datafetch.datasets.key_detection import TEXT_KEYS, URL_KEYS, choose_key, say_keys
 from datafetch.datasets.payload import IMAGE_FIELDS, pack
+from datafetch.datasets.shared_options import SKIP_BAD_LINES, URL_KEY
 from datafetch.datasets.urls import askable
 from datafetch.model.kinds import Loader, Payload
+from datafetch.model.options import DatasetOptions, Effect, Option, option
 from datafetch.model.outcome import Encoded
 from datafetch.model.sample import Record, Row
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LlmJpPairsStep1Options(DatasetOptions):
+    """What may be set for ``llm-jp-pairs-step1``.
+
+    Attributes:
+        url_key: Where a record has its URL; None detects it.
+        text_key: Where a record has its text; None detects it.
+        skip_bad_lines: Whether lines that are no record are skipped and counted.
+    """
+
+    url_key: str | None = option(None, URL_KEY)
+    text_key: str | None = option(
+        None,
+        Option(help="Key of the text in a record.", metavar="KEY", unset="detected", effect=Effect.MANIFEST),
+    )
+    skip_bad_lines: bool = option(False, SKIP_BAD_LINES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,10 +52,11 @@ class LlmJpPairsStep1(Description):
     """The dataset ``llm-jp-pairs-step1``."""
 
     name: str = "llm-jp-pairs-step1"
+    summary: str = "llm-jp's Japanese pairs: 6M, step 1."
     path: str = "alt_pair_ja/pkl02"
     loader: Loader = Loader.COYO
     payloads: frozenset[Payload] = frozenset(Payload)
-    supported_options: frozenset[str] = frozenset({"url_key", "text_key", "skip_bad_lines"})
+    options: LlmJpPairsStep1Options = field(default_factory=LlmJpPairsStep1Options)
 
     def bind(self, source: Path, ids: Path | None) -> LinesManifest:  # noqa: ARG002 - it takes none
         """Open the files of a folder.
@@ -45,15 +66,15 @@ class LlmJpPairsStep1(Description):
         """
         files = open_folder(source)
         first = first_records(files.values())
-        url_key = choose_key("url", self.choices.url_key, URL_KEYS, first.records)
-        text_key = choose_key("text", self.choices.text_key, TEXT_KEYS, first.records)
+        url_key = choose_key("url", self.options.url_key, URL_KEYS, first.records)
+        text_key = choose_key("text", self.options.text_key, TEXT_KEYS, first.records)
         keys = {"url": url_key, "text": text_key}
         say_keys(keys)
         return LinesManifest(
             files,
             _Pairs(url_key, text_key),
             {"keys": keys},
-            self.choices.skip_bad_lines,
+            self.options.skip_bad_lines,
             first.line_bytes,
         )
 

@@ -10,20 +10,21 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from datafetch.datasets.choices import IdsIndex
 from datafetch.datasets.description import Description
-from datafetch.datasets.documents import TAKES, DocumentReader, document_row, is_document_lost
-from datafetch.datasets.id_pairs import IndexKindDetector, Indices
+from datafetch.datasets.documents import DocumentOptions, DocumentReader, document_row, is_document_lost
+from datafetch.datasets.id_pairs import IdsIndex, IndexKindDetector, Indices
 from datafetch.datasets.jsonl_manifest import SUFFIXES, IdFilter, LineSamples, LinesManifest, first_records
 from datafetch.datasets.readers import LineFile, list_files, read_id_pairs
-from datafetch.errors import ManifestError
+from datafetch.errors import ConfigurationError, ManifestError
+from datafetch.model.interfaces import Manifest
 from datafetch.model.kinds import CounterName, Loader, Payload
 from datafetch.model.ledger_line import ShardCounts
+from datafetch.model.options import Effect, Option, option
 from datafetch.model.sample import IdListResult, Record, Row, Sample, Shard
 
 _NAME = re.compile(r"docs(?P<no_face>_no_face)?_shard_(?P<number>\d{1,5})_v3\.jsonl(?:\.gz|\.zst|\.zip)?")
@@ -34,14 +35,40 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Mmc4CoreOptions(DocumentOptions):
+    """What may be set for ``mmc4-core``.
+
+    Attributes:
+        ids_index: What the index in the id list counts; None is the documents as published.
+    """
+
+    ids_index: IdsIndex | None = option(
+        None,
+        Option(
+            help="What the index in the id list counts: documents as published, or those that were kept.",
+            unset="document",
+            effect=Effect.MANIFEST,
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work, before anything is read; the index may be given as its plain word."""
+        DocumentOptions.__post_init__(self)
+        if self.ids_index is not None and self.ids_index not in tuple(IdsIndex):
+            raise ConfigurationError(f"--ids-index must be {' or '.join(IdsIndex)}, not {self.ids_index!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Mmc4Core(Description):
     """The dataset ``mmc4-core``."""
 
     name: str = "mmc4-core"
+    summary: str = "mmc4-core: 6M English interleaved documents, step 1."
     path: str = "mmc4-core/pkl-core-limit-tokens"
     loader: Loader = Loader.MMC4
-    supported_options: frozenset[str] = TAKES | {"ids", "ids_index"}
+    id_list: str | None = "shard,index"
     short_side_px: int | None = 336
+    options: Mmc4CoreOptions = field(default_factory=Mmc4CoreOptions)
 
     def bind(self, source: Path, ids: Path | None) -> Mmc4Manifest:
         """Open the files of a folder that the id list names, or all of them.
@@ -59,26 +86,34 @@ class Mmc4Core(Description):
         paths = {_shard_name(numbers[number], number): numbers[number] for number in wanted}
         files = {name: LineFile(path) for name, path in sorted(paths.items())}
         _say_what_is_there(files, None if indices is None else indices.shards.tolist())
-        form = DocumentReader.of("raw_url", self.choices)
+        form = DocumentReader.of("raw_url", self.options)
         identity_fields = form.identity_fields()
         if indices is not None:
-            identity_fields["ids_index"] = self.choices.ids_index or IdsIndex.DOCUMENT
+            identity_fields["ids_index"] = self.options.ids_index or IdsIndex.DOCUMENT
         lines = LinesManifest(
-            files, form, identity_fields, self.choices.skip_bad_lines, first_records(files.values()).line_bytes
+            files, form, identity_fields, self.options.skip_bad_lines, first_records(files.values()).line_bytes
         )
-        return Mmc4Manifest(lines, indices, is_of_kept=self.choices.ids_index == IdsIndex.KEPT)
+        return Mmc4Manifest(lines, indices, is_of_kept=self.options.ids_index == IdsIndex.KEPT)
+
+    def refuse_retry(self) -> None:
+        """Refuse one where rows are counted: an image that arrives would move all rows behind its own."""
+        if self.options.ids_index == IdsIndex.KEPT:
+            raise ConfigurationError(
+                "--ids-index kept counts the documents that were kept, so that one more would move all behind it; "
+                "to retry, run the command that started it with --fresh"
+            )
 
     def to_row(self, record: Record, payload: Payload) -> Row | None:  # noqa: ARG002 - the loader knows one alone
         """The document as published with its images, or None where too few of them arrived."""
-        return document_row(record, self.choices.keep_at_least)
+        return document_row(record, self.options.keep_at_least)
 
     def is_lost(self, sample: Sample, failed: Collection[int]) -> bool:
         """Whether too few of a document's images may still arrive."""
-        return is_document_lost(sample, failed, self.choices.keep_at_least)
+        return is_document_lost(sample, failed, self.options.keep_at_least)
 
 
 @dataclass(frozen=True, slots=True)
-class Mmc4Manifest:
+class Mmc4Manifest(Manifest):
     """The files of mmc4-core, with the choice of documents.
 
     Attributes:
@@ -94,10 +129,6 @@ class Mmc4Manifest:
     def shards(self) -> list[Shard]:
         """One shard a file, in the order of their numbers; those with fewer faces, where there are both, come first."""
         return self.lines.shards()
-
-    def expected_samples(self) -> int | None:
-        """Unknown: of what is wanted, filters and missing files leave out some."""
-        return None
 
     def max_samples(self) -> int:
         """As many as there are ids, or about as many as there are lines."""
@@ -119,14 +150,14 @@ class Mmc4Manifest:
             listed=None if wanted is None else IdFilter(frozenset(wanted.tolist()), are_rows=self.is_of_kept),
         )
 
-    def selection(self, keys: Iterable[str], books: Mapping[str, ShardCounts]) -> IdListResult | None:
+    def id_list_result(self, keys: Iterable[str], counts: Mapping[str, ShardCounts]) -> IdListResult | None:
         """What became of the id list."""
         if self.indices is None:
             return None
         which = IndexKindDetector()
-        for shard, totals in books.items():
-            which.see(self.indices.of_shard(_number(shard)), totals.notes.get(CounterName.RECORDS.value, 0))
-        rows = sum(totals.rows for totals in books.values())
+        for shard, of_shard in counts.items():
+            which.see(self.indices.of_shard(_number(shard)), of_shard.notes.get(CounterName.RECORDS.value, 0))
+        rows = sum(of_shard.rows for of_shard in counts.values())
         found = rows if self.is_of_kept else self.indices.count(keys)
         there = {_number(name) for name in self.lines.files}
         return IdListResult(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
@@ -19,9 +19,10 @@ from datafetch.datasets.image_files import SAMPLES_A_SHARD, find_file, saved_row
 from datafetch.datasets.readers import LineFile, MemberReader, RecordReader
 from datafetch.datasets.urls import askable, is_too_long
 from datafetch.errors import ManifestError, raise_want
-from datafetch.model.interfaces import Samples
+from datafetch.model.interfaces import Manifest, Samples
 from datafetch.model.kinds import Loader, Payload
 from datafetch.model.ledger_line import ShardCounts
+from datafetch.model.options import DatasetOptions, Effect, Option, option
 from datafetch.model.sample import MOST_URL_CHARS, IdListResult, Record, Row, Sample, Shard
 
 _FILE = "dataset.json"
@@ -29,16 +30,36 @@ _FOLDER = PurePosixPath("ocr_vqa/images")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OcrVqaOptions(DatasetOptions):
+    """What may be set for ``ocr-vqa``.
+
+    Attributes:
+        only_referenced: JSON list of a training; only the covers that it names are fetched.
+    """
+
+    only_referenced: str | None = option(
+        None,
+        Option(
+            help="Only images that this JSON list of a training names.",
+            metavar="FILE",
+            unset="all",
+            effect=Effect.MANIFEST,
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OcrVqa(Description):
     """The dataset ``ocr-vqa``."""
 
     name: str = "ocr-vqa"
+    summary: str = "OCR-VQA's book covers: 207,572, images as files."
     path: str = str(_FOLDER)
     loader: Loader = Loader.TORCH
     output_format: str = "image_files"
-    supported_options: frozenset[str] = frozenset({"only_referenced"})
     keeps_bodies: bool = True
     least_pixels: int = 2
+    options: OcrVqaOptions = field(default_factory=OcrVqaOptions)
 
     def bind(self, source: Path, ids: Path | None) -> OcrVqaManifest:  # noqa: ARG002 - it takes none
         """Open ``dataset.json``, by itself or in a folder.
@@ -47,7 +68,7 @@ class OcrVqa(Description):
             ManifestError: There is none, it is not what was published, or the list of the training can't be read.
         """
         path = find_file(source, _FILE)
-        referenced = self.choices.only_referenced
+        referenced = self.options.only_referenced
         return OcrVqaManifest(path, None if referenced is None else _read_referenced(Path(referenced)))
 
     def to_row(self, record: Record, payload: Payload) -> Row | None:  # noqa: ARG002 - files hold bytes
@@ -63,7 +84,7 @@ class _Cover:
     url: str
 
 
-class OcrVqaManifest:
+class OcrVqaManifest(Manifest):
     """The covers, in shards of so many.
 
     Args:
@@ -99,10 +120,6 @@ class OcrVqaManifest:
         """All that are wanted."""
         return self._covers
 
-    def max_samples(self) -> int:
-        """All that are wanted."""
-        return self._covers
-
     def identity_fields(self) -> Mapping[str, object]:
         """How many are wanted of which list is told by the shards."""
         return {} if self._wanted is None else {"only_referenced": _digest(self._wanted)}
@@ -111,7 +128,7 @@ class OcrVqaManifest:
         """One slice."""
         return _Slice(self, int(shard.name.rpartition("-")[2]), shard.size)
 
-    def selection(self, keys: Iterable[str], books: Mapping[str, ShardCounts]) -> IdListResult | None:  # noqa: ARG002 - the protocol's
+    def id_list_result(self, keys: Iterable[str], counts: Mapping[str, ShardCounts]) -> IdListResult | None:  # noqa: ARG002 - the protocol's
         """Which covers the training names that are not published."""
         if self._wanted is None:
             return None

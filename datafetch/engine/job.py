@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from datafetch.datasets import find_dataset
-from datafetch.datasets.choices import Choices
 from datafetch.engine.ownership import Identity, read_asked, read_identity
 from datafetch.errors import ConfigurationError, refuse_outside
 from datafetch.fetch import MOST_BYTES, FetchPolicy, OptOut
 from datafetch.model.interfaces import Dataset, Manifest
 from datafetch.model.kinds import Loader, Payload
+from datafetch.model.options import DatasetOptions, Effect, Option, OptionGroup, option, options_of, row_options
 from datafetch.model.untrusted import is_utf8
 from datafetch.output.merge import MAX_SAMPLE_BYTES
 from datafetch.output.reshard.copy import Plan
@@ -25,8 +27,11 @@ from datafetch.store.layout import OutputLayout
 from datafetch.transcode import DEFAULT_MAX_PIXELS, MOST_PROCESSES, Encoding, ImageSpec, Resize
 
 GIB = 1024**3
+_OPTIONS_KEY = "choices"  # in job.json, under the name that it has had from the beginning
 _MOST_LIMIT = 2**63 - 1
 _MOST_SAMPLE_BYTES = 2 * GIB  # as base64, and with what else a row has, it stays below the 4 GiB that one can have
+
+_Setting = partial(Option, effect=Effect.NONE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +43,7 @@ class Job:
         source: Folder with the published manifest.
         out: Folder for what the trainer reads; the state folder becomes its sibling.
         ids: File with the wanted ids; None takes the dataset's own choice.
-        choices: What else is chosen of the dataset.
+        options: Of the dataset, by its own class; None sets none.
         limit: Only the first so many samples.
         image: What an image becomes; None is the dataset's own.
         payload: How a row holds it.
@@ -58,30 +63,72 @@ class Job:
     dataset: str
     source: str
     out: str
-    ids: str | None = None
-    limit: int | None = None
+    ids: str | None = option(
+        None,
+        Option(help="List of what is wanted, plain or gzipped.", metavar="FILE", unset="none", effect=Effect.MANIFEST),
+    )
+    limit: int | None = option(None, Option(help="Only the first N samples.", metavar="N", unset="none"))
     image: ImageSpec | None = None
-    payload: Payload = Payload.BASE64
+    payload: Payload = option(
+        Payload.BASE64,
+        Option(help="What a pickle row holds: image as base64 text, or rawbytes.", group=OptionGroup.OUTPUT),
+    )
     fetch: FetchPolicy = field(default_factory=FetchPolicy)
-    processes: int | None = None
-    memory_bytes: int = GIB
-    max_sample_bytes: int = MAX_SAMPLE_BYTES
-    scratch: str | None = None
-    world_size: int | None = 64
-    fresh: bool = False
-    no_lock: bool = False
-    choices: Choices = field(default_factory=Choices)
+    processes: int | None = option(
+        None, _Setting(help="Codec processes.", group=OptionGroup.IMAGES, metavar="N", unset="CPU count")
+    )
+    memory_bytes: int = option(
+        GIB,
+        _Setting(
+            name="memory",
+            help="Budget for bodies that wait for the codec; reading pauses above it.",
+            group=OptionGroup.NETWORK,
+            is_bytes=True,
+        ),
+    )
+    max_sample_bytes: int = option(
+        MAX_SAMPLE_BYTES,
+        Option(
+            name="max_sample",
+            help="Limit for all images of one sample together; an image that exceeds it fails as too_large.",
+            group=OptionGroup.IMAGES,
+            effect=Effect.PERMITS,
+            is_bytes=True,
+        ),
+    )
+    scratch: str | None = option(
+        None,
+        _Setting(
+            help="Folder for shards in progress.",
+            group=OptionGroup.OUTPUT,
+            metavar="DIR",
+            unset="in the state folder",
+        ),
+    )
+    world_size: int | None = option(
+        64,
+        _Setting(help="Number of ranks to make equal shards for.", group=OptionGroup.OUTPUT, metavar="N", unset="none"),
+    )
+    fresh: bool = option(False, _Setting(help="Start over instead of resuming.", group=OptionGroup.BEHAVIOUR))
+    no_lock: bool = option(
+        False,
+        _Setting(
+            help="Run without a lock, on filesystems that have none. Make sure that no other run uses this output.",
+            group=OptionGroup.BEHAVIOUR,
+        ),
+    )
+    options: DatasetOptions | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, before anything is read."""
-        for option, value, most in (
+        for flag, value, most in (
             ("--limit", self.limit, _MOST_LIMIT),
             ("--processes", self.processes, MOST_PROCESSES),
             ("--memory", self.memory_bytes, MOST_BYTES),
             ("--max-sample", self.max_sample_bytes, _MOST_SAMPLE_BYTES),
         ):
             if value is not None:
-                refuse_outside(option, value, 1, most)
+                refuse_outside(flag, value, 1, most)
         if self.world_size is not None:
             Ranks(self.world_size)
         if self.payload not in tuple(Payload):
@@ -101,13 +148,10 @@ def identify(job: Job, manifest: Manifest, spec: ImageSpec) -> Identity:
         "dataset": job.dataset,
         "shards": {shard.name: [shard.source.name, shard.size, shard.fingerprint] for shard in manifest.shards()},
         "ids": _sha256(Path(job.ids)) if job.ids else None,
-        "limit": job.limit,
-        "short_side": spec.short_side_px,
-        "quality": spec.quality,
-        "pixels": spec.pixels,
+        **row_options(job),
+        **row_options(spec),
         "resize": _resize(spec),
-        "encode": spec.encode,
-        "payload": job.payload,
+        **_set_row_options(job.options),
         **manifest.identity_fields(),
     }
     if spec.least_pixels > 1:
@@ -115,13 +159,21 @@ def identify(job: Job, manifest: Manifest, spec: ImageSpec) -> Identity:
     return identity
 
 
+def _set_row_options(options: DatasetOptions | None) -> dict[str, object]:
+    """Those of a dataset that decide rows and were set: a new option leaves the identities of earlier jobs alone."""
+    if options is None:
+        return {}
+    defaults = {one.name: one.default for one in options_of(type(options))}
+    return {name: value for name, value in row_options(options).items() if value != defaults[name]}
+
+
 def dataset_of(job: Job) -> Dataset:
-    """The dataset of a job, with what was chosen of it.
+    """The dataset of a job, with its options.
 
     Raises:
         ConfigurationError: There is none, or it does not go with what the job asks for.
     """
-    dataset = find_dataset(job.dataset, job.choices, has_ids=job.ids is not None)
+    dataset = find_dataset(job.dataset, job.options, has_ids=job.ids is not None)
     if job.payload not in dataset.payloads:
         raise ConfigurationError(f"{dataset.name} does not take --payload {job.payload}; its rows hold base64")
     return dataset
@@ -155,9 +207,9 @@ def hash_of(identity: Identity) -> str:
     return hashlib.sha256(orjson.dumps(identity_fields, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
 
 
-def equal_plan(job: Job, loader: Loader) -> Plan | None:
+def equal_plan(job: Job, loader: Loader | None) -> Plan | None:
     """For whom the shards are made equal; None if they are not."""
-    if job.world_size is None or loader not in GROUP_OF:
+    if job.world_size is None or loader is None or loader not in GROUP_OF:
         return None
     return Plan(Ranks(job.world_size, group=GROUP_OF[loader]), SHUFFLE_OF[loader])
 
@@ -168,7 +220,8 @@ def asked_of(job: Job, spec: ImageSpec) -> dict[str, Any]:
         name: None if path is None else str(Path(path).absolute())
         for name, path in (("source", job.source), ("ids", job.ids), ("scratch", job.scratch))
     }
-    return {**asdict(replace(job, image=spec, fresh=False, no_lock=False)), **paths}
+    values = {**asdict(replace(job, image=spec, fresh=False, no_lock=False)), **paths}
+    return {**values, _OPTIONS_KEY: values.pop("options") or {}}
 
 
 def read_job(layout: OutputLayout) -> tuple[Job, Identity]:
@@ -180,6 +233,7 @@ def read_job(layout: OutputLayout) -> tuple[Job, Identity]:
     if not layout.job.exists():
         raise ConfigurationError(f"{layout.out} is no output of datafetch: there is no {layout.job}")
     asked, identity = read_asked(layout), read_identity(layout)
+    set_options = asked.pop(_OPTIONS_KEY, {})
     try:
         fetch = {**asked["fetch"], "opt_out": OptOut(asked["fetch"]["opt_out"])}
         for name in ("allow_net", "nameservers"):
@@ -188,10 +242,21 @@ def read_job(layout: OutputLayout) -> tuple[Job, Identity]:
             **asked,
             "payload": Payload(asked["payload"]),
             "image": ImageSpec(**asked["image"]),
-            "choices": Choices(**asked.get("choices", {})),
+            "options": _read_options(asked["dataset"], set_options),
         }
         return Job(**{**values, "fetch": FetchPolicy(**fetch)}), identity
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigurationError(
             f"{layout.job} is not a job of this version of datafetch; run the command that started it again"
         ) from error
+
+
+def _read_options(dataset: str, found: Mapping[str, object]) -> DatasetOptions:
+    """The options of a dataset as a job file has them; earlier versions wrote those of all datasets, unset.
+
+    Raises:
+        TypeError: There is another one, and it is set.
+    """
+    cls = type(find_dataset(dataset).options)
+    own = {one.field for one in options_of(cls)}
+    return cls(**{name: value for name, value in found.items() if name in own or value not in (None, False)})

@@ -21,7 +21,6 @@ import orjson
 import uvloop
 
 from datafetch.datasets import find_dataset
-from datafetch.datasets.choices import IdsIndex
 from datafetch.engine.disk_estimate import DiskEstimate, log_disk_estimate
 from datafetch.engine.feed import MAX_OPEN_SAMPLES, MAX_OPEN_SHARDS, Feed
 from datafetch.engine.job import Job, asked_of, dataset_of, equal_plan, hash_of, identify, own_spec, read_job
@@ -162,11 +161,7 @@ async def retry_failed(
         job = note.resumed(job)
     job = replace((change or _unchanged)(job), out=out)
     dataset = dataset_of(job)
-    if job.choices.ids_index == IdsIndex.KEPT:
-        raise ConfigurationError(
-            "--ids-index kept counts the documents that were kept, so that one more would move all behind it; "
-            "to retry, run the command that started it with --fresh"
-        )
+    dataset.refuse_retry()
     shards = list(identity["shards"])
     layout = await asyncio.to_thread(_layout_of, folder, job, identity)
     if job.no_lock:
@@ -284,7 +279,7 @@ def _selection(manifest: Manifest, work: Session, limit: int | None) -> IdListRe
     layout = work.output.layout
     books = {shard: read_shard_counts(layout.ledger(shard)) for shard in work.published()}
     keys = chain.from_iterable(read_keys(layout.ledger(shard)) for shard in books)
-    selection = manifest.selection(keys, books)
+    selection = manifest.id_list_result(keys, books)
     if selection is None or limit is None:
         return selection
     return replace(selection, not_found=None)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
 from datafetch.errors import ConfigurationError, refuse_outside
+from datafetch.model.options import Effect, Option, OptionGroup, option
 
 _NAMESERVER = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<v4>[^:\[\]]+))(?::(?P<port>\d{1,5}))?")
 _MAX_PORT = 65_535
@@ -20,6 +22,8 @@ _MOST_CONNECTIONS = 1_000_000  # beyond the descriptors of any process
 _MOST_REDIRECTS = 1000
 _MAX_RETRIES = 60  # the ledger counts attempts in 8 bits, and a truncated image is asked for once more with its own
 _MAX_TIMEOUT_S = 86_400.0
+_Setting = partial(Option, group=OptionGroup.NETWORK, effect=Effect.NONE)
+_Permission = partial(Option, group=OptionGroup.NETWORK, effect=Effect.PERMITS)
 
 
 class OptOut(StrEnum):
@@ -51,21 +55,38 @@ class FetchPolicy:
         trust_env: Go through the proxies that the environment names (``HTTPS_PROXY``, ``NO_PROXY`` …).
     """
 
-    connections: int | None = None
-    per_host: int = 8
-    timeout_s: float = 30.0
+    connections: int | None = option(None, _Setting(help="Requests open at once.", metavar="N|auto", none_word="auto"))
+    per_host: int = option(8, _Setting(help="Requests open at once to one host.", metavar="N"))
+    timeout_s: float = option(
+        30.0, _Setting(name="timeout", help="Seconds for one attempt, from sending to the last byte.", metavar="S")
+    )
     connect_timeout_s: float = 10.0
     stall_timeout_s: float = 20.0
-    retries: int = 2
+    retries: int = option(2, _Setting(help="Further attempts after a failure that may be temporary.", metavar="N"))
     backoff_s: float = 0.5
-    max_body_bytes: int = DEFAULT_MAX_BODY_BYTES
+    max_body_bytes: int = option(
+        DEFAULT_MAX_BODY_BYTES, _Permission(name="max_body", help="Refuse larger bodies.", is_bytes=True)
+    )
     max_redirects: int = 10
-    allow_net: tuple[str, ...] = ()
-    nameservers: tuple[str, ...] = ()
-    opt_out: OptOut = OptOut.OBEY
-    contact: str = ""
-    insecure: bool = False
-    trust_env: bool = False
+    allow_net: tuple[str, ...] = option(
+        (),
+        _Permission(help="Non-public addresses that may be connected to. Repeatable.", metavar="CIDR", unset="none"),
+    )
+    nameservers: tuple[str, ...] = option(
+        (), _Setting(name="nameserver", help="Name server. Repeatable.", metavar="IP[:PORT]", unset="the system's")
+    )
+    opt_out: OptOut = option(
+        OptOut.OBEY,
+        _Permission(help="Whether a response may forbid the use of its image (X-Robots-Tag)."),
+    )
+    contact: str = option(
+        "", _Setting(name="user_agent", help="A contact, added to the User-Agent.", metavar="TEXT", unset="none")
+    )
+    insecure: bool = option(
+        False,
+        _Permission(help="Also accept invalid certificates and outdated TLS; the ledger marks these images."),
+    )
+    trust_env: bool = option(False, _Setting(help="Use the proxies that the environment names."))
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, before anything is fetched."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 from datafetch.model.kinds import Loader, Payload
 from datafetch.model.ledger_line import ShardCounts
+from datafetch.model.options import DatasetOptions
 from datafetch.model.outcome import Fetched, Outcome
 from datafetch.model.sample import IdListResult, Record, Row, Sample, Shard
 
@@ -66,28 +67,41 @@ class ShardSource(Protocol):
 
 
 class Manifest(ShardSource, Protocol):
-    """A dataset bound to a source folder."""
+    """A dataset bound to a source folder. It inherits what it has nothing of its own to say about."""
+
+    def expected_samples(self) -> int | None:
+        """How many samples there are about to be; None where that is not known without reading everything."""
+        return None
 
     def max_samples(self) -> int:
-        """About how many samples there may be at most; known without reading everything."""
-        ...
+        """About how many samples there may be at most; known without reading everything.
+
+        That is as many as are expected, or the sizes of all shards; a manifest whose shards are measured in bytes
+        estimates it.
+        """
+        expected = self.expected_samples()
+        return sum(shard.size for shard in self.shards()) if expected is None else expected
 
     def identity_fields(self) -> Mapping[str, object]:
-        """What decides the rows besides the files and the id list, as JSON: how they are read."""
-        ...
+        """What decides the rows besides the files, the id list and the values of options, as JSON.
 
-    def selection(self, keys: Iterable[str], books: Mapping[str, ShardCounts]) -> IdListResult | None:
+        Of each option whose effect is ``Effect.MANIFEST`` that is what it came to: the key that was detected, the hash
+        of the file that was named.
+        """
+        return {}
+
+    def id_list_result(self, keys: Iterable[str], counts: Mapping[str, ShardCounts]) -> IdListResult | None:  # noqa: ARG002 - for those with a list
         """What became of the id list; None without a list.
 
         Args:
             keys: Of every sample there was, some perhaps several times.
-            books: Of every shard that is published.
+            counts: Of every shard that is published.
         """
-        ...
+        return None
 
 
 class Dataset(Protocol):
-    """What one published dataset is, and what was chosen of it. Instances are stateless and pickle."""
+    """What one published dataset is, with its options. Instances are stateless and pickle."""
 
     @property
     def name(self) -> str:
@@ -100,8 +114,13 @@ class Dataset(Protocol):
         ...
 
     @property
-    def loader(self) -> Loader:
-        """Which of the trainer's loaders reads it."""
+    def summary(self) -> str:
+        """What it is, in a line of help."""
+        ...
+
+    @property
+    def loader(self) -> Loader | None:
+        """Which of the trainer's loaders reads it; None where that is not known, and nothing is done for it."""
         ...
 
     @property
@@ -120,8 +139,13 @@ class Dataset(Protocol):
         ...
 
     @property
-    def supported_options(self) -> frozenset[str]:
-        """What may be chosen of it: fields of ``Choices``, and ``ids``."""
+    def id_list(self) -> str | None:
+        """What a line of its id list holds; None where it takes no list."""
+        ...
+
+    @property
+    def options(self) -> DatasetOptions:
+        """What was set for it; the class says what can be."""
         ...
 
     @property
@@ -155,6 +179,22 @@ class Dataset(Protocol):
         Args:
             sample: Which one.
             failed: Positions of its images that cannot be had.
+        """
+        ...
+
+    def with_options(self, options: DatasetOptions) -> Self:
+        """The same dataset with other options.
+
+        Raises:
+            ConfigurationError: They are another dataset's.
+        """
+        ...
+
+    def refuse_retry(self) -> None:
+        """See that failed images may be fetched again and added to the rows that there are.
+
+        Raises:
+            ConfigurationError: An option makes other rows depend on them.
         """
         ...
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import TypeVar
 
 from datafetch.errors import ConfigurationError, refuse_outside
+from datafetch.model.options import Effect, Option, OptionGroup, option
 
 _MAX_DECODE_TIMEOUT_S = 3600.0
 _MOST_SIDE_PX = 2**31 - 1  # Pillow's sizes are C integers; images are never enlarged
 _MOST_PIXELS = 2**32  # what a JPEG can hold
 _MAX_QUALITY = 95  # above it libjpeg-turbo only makes files larger (Pillow's documentation)
+
+_Setting = partial(Option, group=OptionGroup.IMAGES)
 
 
 class Pixels(StrEnum):
@@ -78,14 +82,48 @@ class ImageSpec:
             not where the question is what the trainer's own Pillow would say.
     """
 
-    short_side_px: int | None = None
-    quality: int = 75
-    pixels: Pixels = Pixels.RECIPE
-    resize: Resize | None = None
-    encode: Encoding = Encoding.RECIPE
-    max_pixels: int = DEFAULT_MAX_PIXELS
+    short_side_px: int | None = option(
+        None,
+        _Setting(
+            name="short_side",
+            help="Shrink so that the shorter side is PX; never enlarge.",
+            metavar="PX|none",
+            none_word="none",
+        ),
+    )
+    quality: int = option(75, _Setting(help="JPEG quality, 1 to 95.", metavar="Q"))
+    pixels: Pixels = option(
+        Pixels.RECIPE,
+        _Setting(help="The recipe's, or correct ones: upright, over white, sRGB, 16 bits scaled."),
+    )
+    resize: Resize | None = option(
+        None,
+        _Setting(
+            help=(
+                "Shrink from all pixels, or decode large JPEGs at reduced size first "
+                "(photographs: median 53 dB, at least 39)."
+            ),
+            unset="exact for recipe pixels, else fast",
+        ),
+    )
+    encode: Encoding = option(
+        Encoding.RECIPE,
+        _Setting(help="Encode every image again, keep JPEGs that need no change, or keep every image that decodes."),
+    )
+    max_pixels: int = option(
+        DEFAULT_MAX_PIXELS,
+        _Setting(help="Refuse larger images, from their header.", effect=Effect.PERMITS, metavar="N"),
+    )
     least_pixels: int = 1
-    decode_timeout_s: float = 20.0
+    decode_timeout_s: float = option(
+        20.0,
+        _Setting(
+            name="decode_timeout",
+            help="CPU seconds one image may take in the codec.",
+            effect=Effect.NONE,
+            metavar="S",
+        ),
+    )
     mends: bool = True
 
     def __post_init__(self) -> None:

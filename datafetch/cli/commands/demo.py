@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from datafetch.cli.command import as_command
 from datafetch.cli.exit_code import ExitCode
 from datafetch.cli.progress import ProgressConsole, show_progress, show_remarks
 from datafetch.cli.render import show_report
@@ -30,3 +31,6 @@ def demo(
     show_report(result.report, as_json=json)
     (err if json else Console()).print(result.table())
     return ExitCode.COMPLETE if result.is_right else ExitCode.BUG
+
+
+command = as_command(demo)

@@ -1,57 +1,194 @@
-"""``datafetch prepare``: build a dataset where the trainer expects it."""
+"""``datafetch prepare``: build a dataset where the trainer expects it.
+
+The command takes the options of the dataset that is named: it is made anew for it when it is called. Without one there
+is the help that lists the datasets.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
+from inspect import Parameter
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from datafetch.cli.options import ChoiceOptions, RunOptions, with_choice_options, with_run_options
+from datafetch.cli.command import Command, as_command, with_options
+from datafetch.cli.options import PERMISSIONS, GivenOptions, Json, MinSuccess, parameters_of
 from datafetch.cli.outcome import report_outcome
 from datafetch.cli.progress import ProgressConsole, show_progress, show_remarks
-from datafetch.datasets import find_dataset
-from datafetch.engine.job import Job, own_spec
+from datafetch.datasets import DATASETS, find_dataset
+from datafetch.engine.job import Job, equal_plan, own_spec
 from datafetch.engine.runner import run
 from datafetch.errors import ConfigurationError
+from datafetch.fetch import FetchPolicy
+from datafetch.model.interfaces import Dataset
+from datafetch.model.options import OptionField, OptionGroup, options_of
+
+if TYPE_CHECKING:
+    from typer._click import Context
+    from typer._click.formatting import HelpFormatter
 
 
-@with_choice_options
-@with_run_options
+_UNSET = Job("", "", "")
+
+
+def _complete_dataset(incomplete: str) -> list[tuple[str, str]]:
+    return [(name, dataset.summary) for name, dataset in DATASETS.items() if name.startswith(incomplete)]
+
+
 def prepare(  # noqa: PLR0913 - one parameter an option
-    target: Annotated[str, typer.Argument(help="A dataset, such as coyo.")],
+    target: Annotated[str, typer.Argument(metavar="DATASET", hidden=True, autocompletion=_complete_dataset)],
     *,
-    source: Annotated[Path, typer.Option(metavar="PATH", help="The published manifest, or the folder it lies in.")],
-    root: Annotated[Path, typer.Option(help="The trainer's data folder.")] = Path("playground/data"),
-    ids: Annotated[Path | None, typer.Option(metavar="FILE", help="Wanted ids, one a line, plain or gzipped.")] = None,
-    limit: Annotated[int | None, typer.Option(metavar="N", help="Only the first N samples.")] = None,
-    choice_options: ChoiceOptions,
-    options: RunOptions,
+    source: Annotated[
+        Path,
+        typer.Option(
+            metavar="PATH",
+            help="The published manifest, or the folder it lies in.",
+            rich_help_panel=OptionGroup.SELECTION,
+        ),
+    ],
+    root: Annotated[
+        Path, typer.Option(metavar="DIR", help="The trainer's data folder.", rich_help_panel=OptionGroup.OUTPUT)
+    ] = Path("playground/data"),
+    no_reshard: Annotated[
+        bool,
+        typer.Option(
+            "--no-reshard",
+            help="Keep the manifest's shards and row order instead of making equal shards.",
+            rich_help_panel=OptionGroup.OUTPUT,
+        ),
+    ] = False,
+    min_success: MinSuccess = 0.0,
+    json: Json = False,
+    given: GivenOptions,
 ) -> int:
     """Build a dataset where the trainer expects it, resuming an earlier run."""
     dataset = find_dataset(target)
-    if not 0 <= options.min_success <= 1:
-        raise ConfigurationError(f"--min-success is a share from 0 to 1, not {options.min_success}")
-    job = Job(
-        dataset=target,
-        source=str(source),
-        out=str(root / dataset.path),
-        ids=str(ids) if ids else None,
-        limit=limit,
-        image=options.image_spec(own_spec(dataset)),
-        payload=options.payload,
-        fetch=options.fetch_policy(),
-        processes=options.processes,
-        memory_bytes=options.memory_bytes(),
-        max_sample_bytes=options.max_sample_bytes(),
-        scratch=options.scratch,
-        world_size=options.ranks(),
-        fresh=options.fresh,
-        no_lock=options.no_lock,
-        choices=choice_options.choices(),
+    if not 0 <= min_success <= 1:
+        raise ConfigurationError(f"--min-success is a share from 0 to 1, not {min_success}")
+    job = given.change(
+        Job(target, str(source), str(root / dataset.path), image=own_spec(dataset), options=dataset.options)
     )
+    if no_reshard:
+        job = replace(job, world_size=None)
     console = ProgressConsole()
     with show_remarks(console):
         report = run(job, observe=partial(show_progress, console=console))
-    return report_outcome(report, options)
+    return report_outcome(report, as_json=json, min_success=min_success)
+
+
+class _PrepareDataset(Command):
+    """The command for one dataset."""
+
+    dataset: Dataset
+
+    def collect_usage_pieces(self, ctx: Context) -> list[str]:  # noqa: ARG002 - typer's signature
+        """The dataset, in the place of the argument that names it."""
+        return [self.dataset.name, "[OPTIONS]"]
+
+    def format_help_text(self, ctx: Context, formatter: HelpFormatter) -> None:
+        """Write what the command does, and what the dataset is."""
+        super().format_help_text(ctx, formatter)
+        with formatter.indentation():
+            formatter.write_text(self.dataset.summary)
+
+
+class _Prepare(Command):
+    """The command before it is known which dataset is named: it knows the options of all of them."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: Context | None = None, **extra: Any
+    ) -> Context:
+        """Read which dataset is named, and leave everything else to the command for it.
+
+        Raises:
+            ConfigurationError: There is no such dataset, or it does not take an option that is given.
+        """
+        ctx = self.context_class(self, info_name=info_name, parent=parent, **extra)
+        given, *_ = self.make_parser(ctx).parse_args(args=list(args))
+        target = given.get("target")
+        if ctx.resilient_parsing and target not in DATASETS:  # the shell asks what may follow
+            return super().make_context(info_name, args, parent, **extra)
+        if isinstance(target, str):
+            return _command_for(find_dataset(target), given).make_context(info_name, args, parent, **extra)
+        if "help" not in given:
+            ctx.fail(f"name a dataset: {', '.join(DATASETS)}")
+        return _WITHOUT_DATASET.make_context(info_name, args, parent, **extra)
+
+
+class _PrepareHelp(Command):
+    """The command without a dataset, for its help."""
+
+    def format_options(self, ctx: Context, formatter: HelpFormatter) -> None:
+        """Write the datasets, and the options that all of them take."""
+        with formatter.section("Datasets"):
+            formatter.write_dl([(name, dataset.summary) for name, dataset in DATASETS.items()])
+        formatter.write_paragraph()
+        formatter.write_text("Options of every dataset; those of one are listed by 'datafetch prepare DATASET --help'.")
+        super().format_options(ctx, formatter)
+
+
+def _command_for(dataset: Dataset, given: Mapping[str, object]) -> Command:
+    """The command for a dataset.
+
+    Raises:
+        ConfigurationError: An option is given that only other datasets take.
+    """
+    own = [*(["ids"] if dataset.id_list else []), *(one.name for one in options_of(type(dataset.options)))]
+    if strange := [_flag(name) for name in given if name in _OF_SOME and name not in own]:
+        known = ", ".join(map(_flag, sorted(own))) or "none of these options"
+        raise ConfigurationError(f"{dataset.name} does not take {', '.join(strange)}; it takes {known}")
+    options = [*_run_parameters(dataset), *parameters_of([dataset.options])]
+    command = cast("_PrepareDataset", as_command(with_options(prepare, options, GivenOptions), _PrepareDataset))
+    command.dataset = dataset
+    for one in command.params:
+        if one.name in _idle_options(dataset):
+            one.hidden = True  # type: ignore[attr-defined]  # they are options, and not arguments
+    return command
+
+
+def _run_parameters(dataset: Dataset | None) -> list[Parameter]:
+    """The options of a run, with the defaults of a dataset, or else of those that have the same."""
+    datasets = list(DATASETS.values()) if dataset is None else [dataset]
+
+    def is_taken(one: OptionField) -> bool:
+        return one.name != "ids" or (dataset is not None and dataset.id_list is not None)
+
+    def add_help(one: OptionField) -> str:
+        if one.name == "ids" and dataset is not None:
+            return f"One {dataset.id_list} a line."
+        return "May be given to retry later." if one.name in PERMISSIONS else ""
+
+    return [
+        *parameters_of([FetchPolicy()], add_help=add_help),
+        *parameters_of([own_spec(dataset) for dataset in datasets], add_help=add_help),
+        *parameters_of([_UNSET], wanted=is_taken, add_help=add_help),
+    ]
+
+
+def _idle_options(dataset: Dataset) -> set[str]:
+    """Options of every run that change nothing for a dataset; they are taken, and not listed."""
+    idle = {"payload"} if len(dataset.payloads) == 1 else set()
+    return idle if equal_plan(_UNSET, dataset.loader) else idle | {"world_size", "no_reshard"}
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+_ALL_OPTIONS = {
+    one.name: one
+    for one in (
+        *parameters_of([_UNSET]),
+        *parameters_of([FetchPolicy()]),
+        *parameters_of([own_spec(dataset) for dataset in DATASETS.values()]),
+        *(one for dataset in DATASETS.values() for one in parameters_of([dataset.options])),
+    )
+}
+_WITHOUT_DATASET = as_command(with_options(prepare, _run_parameters(None), GivenOptions), _PrepareHelp)
+_OF_SOME = _ALL_OPTIONS.keys() - {one.name for one in _run_parameters(None)}
+
+command = as_command(with_options(prepare, list(_ALL_OPTIONS.values()), GivenOptions), _Prepare)

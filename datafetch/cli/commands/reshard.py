@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from datafetch.cli.command import as_command
 from datafetch.cli.exit_code import ExitCode
 from datafetch.cli.progress import ProgressConsole, show_remarks
 from datafetch.cli.render import show_resharded
@@ -56,3 +57,6 @@ def reshard(  # noqa: PLR0913 - one parameter an option
     assert made is not None, "it was stopped by a signal, which is raised"
     show_resharded(made, as_json=json)
     return ExitCode.COMPLETE
+
+
+command = as_command(reshard)

@@ -9,41 +9,60 @@ from typing import Annotated
 
 import typer
 
-from datafetch.cli.options import RetryOptions, with_retry_options
+from datafetch.cli.command import as_command, with_options
+from datafetch.cli.options import PERMISSIONS, GivenOptions, Json, MinSuccess, may_differ_later, parameters_of
 from datafetch.cli.outcome import report_outcome
 from datafetch.cli.progress import ProgressConsole, show_progress, show_remarks
+from datafetch.engine.job import Job
 from datafetch.engine.runner import retry as retry_run
-from datafetch.errors import ConfigurationError
+from datafetch.errors import ConfigurationError, unknown_name
+from datafetch.fetch import FetchPolicy
+from datafetch.model.options import OptionField, OptionGroup
 from datafetch.model.outcome import FailureKind
 from datafetch.store.retry_filter import RetryFilter
+from datafetch.transcode import ImageSpec
+
+_OF_PREPARE = frozenset({"fresh", "world_size"})
 
 
-@with_retry_options
+def _complete_kind(incomplete: str) -> list[str]:
+    return [kind.value for kind in FailureKind if kind.startswith(incomplete)]
+
+
 def retry(
-    out: Annotated[Path, typer.Argument(help="The folder that prepare filled.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder that prepare filled.")],
     *,
     kinds: Annotated[
         list[str] | None,
-        typer.Option(metavar="KIND,…", help="Failures of these kinds. Repeatable.", show_default="temporary ones"),
+        typer.Option(
+            metavar="KIND,…",
+            help="Failures of these kinds. Repeatable.  [default: temporary ones]",
+            rich_help_panel=OptionGroup.SELECTION,
+            autocompletion=_complete_kind,
+        ),
     ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="All failures.")] = False,
-    options: RetryOptions,
+    everything: Annotated[
+        bool, typer.Option("--all", help="All failures.", rich_help_panel=OptionGroup.SELECTION)
+    ] = False,
+    min_success: MinSuccess = 0.0,
+    json: Json = False,
+    given: GivenOptions,
 ) -> int:
     """Retry failures that may be temporary, and add the images that arrive to the shards.
 
     A retry that was interrupted is completed first, as it was begun. Options that permit what is refused by default
     (--insecure, --allow-net, --opt-out ignore, --max-body, --max-pixels, --max-sample) also retry the images that
-    failed for want of them, and hold for later retries too.
+    failed for want of them, and hold for later retries too. All other options are as in the run, unless they are given.
     """
     console = ProgressConsole()
     with show_remarks(console):
         report = retry_run(
             str(out),
-            _wanted(kinds, everything=everything, cured=options.cured),
-            change=options.change,
+            _wanted(kinds, everything=everything, cured=given.cured),
+            change=given.change,
             observe=partial(show_progress, console=console),
         )
-    return report_outcome(report, options)
+    return report_outcome(report, as_json=json, min_success=min_success)
 
 
 def _wanted(kinds: Sequence[str] | None, *, everything: bool, cured: frozenset[FailureKind]) -> RetryFilter:
@@ -56,5 +75,23 @@ def _wanted(kinds: Sequence[str] | None, *, everything: bool, cured: frozenset[F
     named = [kind.strip() for part in kinds for kind in part.split(",")]
     for kind in named:
         if kind not in tuple(FailureKind):
-            raise ConfigurationError(f"there is no failure kind {kind!r}; there are: {', '.join(FailureKind)}")
+            raise unknown_name("failure kind", kind, FailureKind)
     return RetryFilter(frozenset(map(FailureKind, named)))
+
+
+def _is_taken(one: OptionField) -> bool:
+    return may_differ_later(one) and one.name not in _OF_PREPARE
+
+
+def _which_cures(one: OptionField) -> str:
+    permission = PERMISSIONS.get(one.name)
+    return "" if permission is None else f"Also retries {permission.cures}, unless --kinds is given."
+
+
+_OPTIONS = [
+    option
+    for values in (FetchPolicy(), ImageSpec(), Job("", "", ""))
+    for option in parameters_of([values], wanted=_is_taken, add_help=_which_cures, shows_defaults=False)
+]
+
+command = as_command(with_options(retry, _OPTIONS, GivenOptions))

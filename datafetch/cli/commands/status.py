@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from datafetch.cli.command import as_command
 from datafetch.cli.exit_code import ExitCode
 from datafetch.cli.render import show_status
 from datafetch.monitor.status import read_status
@@ -20,3 +21,6 @@ def status(
     """Show the progress of a run, without disturbing it."""
     show_status(read_status(out), as_json=json)
     return ExitCode.COMPLETE
+
+
+command = as_command(status)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from datafetch.cli.command import as_command
 from datafetch.cli.exit_code import ExitCode
 from datafetch.cli.progress import ProgressConsole, show_remarks, show_verifying
 from datafetch.cli.render import show_verdict
@@ -16,7 +17,7 @@ from datafetch.verify import Check, run_check
 
 
 def verify(  # noqa: PLR0913 - each is an option of the command line
-    out: Annotated[Path, typer.Argument(help="A folder of shards, or a JSON list of records.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A folder of shards, or a JSON list of records.")],
     *,
     loader: Annotated[
         Loader | None, typer.Option(help="Loader to check for.", show_default="the job's, or by the first row")
@@ -49,3 +50,6 @@ def verify(  # noqa: PLR0913 - each is an option of the command line
         verdict = run_check(check, observe=partial(show_verifying, console=console))
     show_verdict(verdict, as_json=json)
     return ExitCode.COMPLETE if verdict.is_sound else ExitCode.NOT_SOUND
+
+
+command = as_command(verify)

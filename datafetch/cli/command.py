@@ -1,0 +1,79 @@
+"""Commands made of functions, with their options under titles."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import typer
+
+from datafetch.model.options import OptionGroup
+
+if TYPE_CHECKING:
+    from typer._click import Context  # typer has a click of its own, and exports no names for these
+    from typer._click.formatting import HelpFormatter
+
+SETTINGS: dict[str, Any] = {
+    "rich_markup_mode": None,
+    "pretty_exceptions_enable": False,
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+}
+"""Of typer, for every command: its rich help takes twice as long to load, and says less in 80 columns."""
+
+_GIVEN = "given"
+_OTHERS = "Options"
+_MOST_NAME_COLUMNS = 26
+
+
+class Command(typer.core.TyperCommand):
+    """A command whose help lists options under the titles of ``OptionGroup``, in one column."""
+
+    def format_options(self, ctx: Context, formatter: HelpFormatter) -> None:
+        """Write the arguments, then the options of each group; help itself belongs to the last of them."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        panels = [getattr(one, "rich_help_panel", None) for one in self.params]
+        others = OptionGroup.BEHAVIOUR.value if any(panels) else _OTHERS
+        for one in self.get_params(ctx):
+            if record := one.get_help_record(ctx):
+                is_argument = one.param_type_name == "argument"
+                title = "Arguments" if is_argument else getattr(one, "rich_help_panel", None) or others
+                sections.setdefault(title, []).append(record)
+        names = [name for records in sections.values() for name, _ in records]
+        columns = max((len(name) for name in names if len(name) <= _MOST_NAME_COLUMNS), default=0)
+        titles = [title.value for title in OptionGroup]
+        for title in sorted(sections, key=lambda title: titles.index(title) if title in titles else -1):
+            with formatter.section(title):
+                records = [(name.ljust(columns), text) for name, text in sections[title]]
+                formatter.write_dl(records, col_max=columns)
+
+
+def as_command(function: Callable[..., int], cls: type[Command] = Command) -> Command:
+    """A command of a function's name, its help the function's docstring."""
+    alone = typer.Typer(add_completion=False, **SETTINGS)
+    alone.command(function.__name__, cls=cls)(function)
+    return cast("Command", typer.main.get_command(alone))
+
+
+def with_options(
+    function: Callable[..., int], options: Sequence[inspect.Parameter], gather: Callable[[dict[str, Any]], object]
+) -> Callable[..., int]:
+    """A function with options of the command line in the place of its parameter ``given``.
+
+    Args:
+        function: What the command does.
+        options: Its options besides those that it has as parameters; all of them may be left out.
+        gather: Makes of those that are given, by name, what the function gets.
+    """
+    own = [one for one in inspect.signature(function, eval_str=True).parameters.values() if one.name != _GIVEN]
+    names = [one.name for one in options]
+
+    @functools.wraps(function)
+    def wrapped(**values: Any) -> int:
+        given = {name: value for name in names if (value := values.pop(name)) is not None}
+        return function(**values, **{_GIVEN: gather(given)})
+
+    wrapped.__signature__ = inspect.Signature([*own, *options])  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {one.name: one.annotation for one in (*own, *options)}
+    return wrapped

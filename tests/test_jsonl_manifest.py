@@ -9,6 +9,14 @@ from typing import Any
 import pytest
 
 from datafetch.datasets import find_dataset
+from datafetch.datasets.jsonl_manifest import (
+    BadRecordError,
+    JsonObject,
+    LinesManifest,
+    ParsedRecord,
+    RecordFormat,
+    open_folder,
+)
 from datafetch.datasets.llm_jp_pairs_step1 import LlmJpPairsStep1Options
 from datafetch.errors import ManifestError
 from datafetch.model.interfaces import Manifest
@@ -172,3 +180,32 @@ def test_a_copy_of_a_file_is_refused(tmp_path: Path, dataset: str) -> None:
     message = str(caught.value)
     assert message.isprintable()
     assert all(str(tmp_path / name) in message for name in ("pairs_00.jsonl", "pairs_00 (1).jsonl"))
+
+
+class Tabbed(RecordFormat):
+    """Lines of a URL, a tab and a text."""
+
+    def record(self, line: bytes) -> JsonObject:
+        """Its two halves."""
+        url, tab, text = line.decode().partition("\t")
+        if not tab:
+            raise BadRecordError("there is no tab")
+        return {"url": url, "text": text}
+
+    def parsed(self, record: JsonObject) -> ParsedRecord:
+        """A pair."""
+        return ParsedRecord((record["url"],), record)
+
+
+def test_lines_need_not_be_json(tmp_path: Path) -> None:
+    """A dataset of other lines says how one is read, and has the rest: names, keys, what is said of a bad line."""
+    (tmp_path / "a.tsv").write_text("http://e.org/1.jpg\tone\n\nhttp://e.org/2.jpg\ttwo\n")
+    manifest = LinesManifest(open_folder(tmp_path, (".tsv", ".tsv.gz")), Tabbed())
+    assert [shard.name for shard in manifest.shards()] == ["a"]
+    assert [(sample.key, sample.urls, sample.row["text"]) for sample in samples(manifest)] == [
+        ("a:0", ("http://e.org/1.jpg",), "one"),
+        ("a:2", ("http://e.org/2.jpg",), "two"),
+    ]
+    (tmp_path / "a.tsv").write_text("http://e.org/1.jpg\tone\nhttp://e.org/2.jpg\n")
+    with pytest.raises(ManifestError, match=r"a\.tsv, line 2: there is no tab; fix it, or skip such lines with"):
+        samples(LinesManifest(open_folder(tmp_path, (".tsv",)), Tabbed()))

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from datafetch.datasets.description import Description
-from datafetch.datasets.payload import IMAGE_FIELDS, pack
+from datafetch.datasets.payload import pair_row
 from datafetch.datasets.readers import (
     BadRow,
     ColumnType,
@@ -36,7 +36,6 @@ from datafetch.model.interfaces import Manifest, Samples
 from datafetch.model.kinds import CounterName, Loader, Payload
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.options import DatasetOptions, option
-from datafetch.model.outcome import Encoded
 from datafetch.model.sample import BAD_LINE, IdListResult, Record, Row, Sample, Shard
 
 _SIMILARITIES = ("clip_similarity_vitb32", "clip_similarity_vitl14")
@@ -91,11 +90,7 @@ class Coyo(Description):
 
     def to_row(self, record: Record, payload: Payload) -> Row | None:
         """The row of one pair, or None when its image did not arrive or it has no text (the loader needs both)."""
-        metadata = record.sample.row
-        match record.outcomes:
-            case (Encoded(jpeg=jpeg),) if metadata["text"] is not None:
-                return {**metadata, IMAGE_FIELDS[payload]: pack(jpeg, payload)}
-        return None
+        return None if record.sample.row["text"] is None else pair_row(record, payload)
 
     def is_lost(self, sample: Sample, failed: Collection[int]) -> bool:
         """Whether a pair's image failed, or it has no text, or could not be read."""

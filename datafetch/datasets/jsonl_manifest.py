@@ -1,4 +1,4 @@
-"""Datasets that are published as JSON lines: a folder of files, each of them a shard.
+"""Datasets that are published as lines, JSON unless their format says otherwise: a folder of files, each a shard.
 
 Rules: a file is read twice, as it is opened: once to see that every line is a record and which of them are wanted, and
 once, line by line, for the samples. Memory holds a byte a line. What is wrong with a line is known before anything of
@@ -8,8 +8,9 @@ its file is fetched.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -36,6 +37,7 @@ _SNIFFED_BYTES = 4 * 1024 * 1024  # a hundred of the longest lines would be giga
 _MOST_PARSED_BYTES = 512 * 1024 * 1024  # of one record; a line of 64 MiB can make two gigabytes of empty lists
 _SHORT_LINE_BYTES = 1024 * 1024  # what is shorter can't come near that
 _COMPRESSION = 4.0  # of text, about
+_USUAL_LINE_BYTES = 1000.0  # where no line has been seen
 
 JsonObject: TypeAlias = dict[str, Any]
 
@@ -60,7 +62,18 @@ class ParsedRecord:
 
 
 class RecordFormat(Protocol):
-    """From a record to a sample, for one dataset with its options. What has no filter inherits ``wants``."""
+    """From a line to a record to a sample, for one dataset with its options.
+
+    What is JSON inherits ``record``, and what has no filter ``wants``.
+    """
+
+    def record(self, line: bytes) -> JsonObject:
+        """The record of a line.
+
+        Raises:
+            BadRecordError: It is none.
+        """
+        return parse_json_line(line)
 
     def wants(self, record: JsonObject) -> bool:  # noqa: ARG002 - for those that look at it
         """Whether the filters leave a record in; asked once, for it may cost more than reading.
@@ -80,8 +93,12 @@ class RecordFormat(Protocol):
         ...
 
 
-def open_folder(source: Path) -> dict[str, LineFile]:
-    """All files of JSON lines in a folder, by stem, in the order of the stems.
+def open_folder(source: Path, suffixes: Sequence[str] = SUFFIXES) -> dict[str, LineFile]:
+    """All files of lines in a folder, by stem, in the order of the stems.
+
+    Args:
+        source: The folder; a single file stands for itself.
+        suffixes: What the names of the files end with.
 
     Raises:
         ManifestError: There is none, one can't be read, two have the same stem, or one is a copy of another: there are
@@ -89,8 +106,8 @@ def open_folder(source: Path) -> dict[str, LineFile]:
     """
     files: dict[str, LineFile] = {}
     by_content: dict[str, Path] = {}
-    for path in list_files(source, *SUFFIXES):
-        stem = stem_of(path)
+    for path in list_files(source, *suffixes):
+        stem = reduce(str.removesuffix, suffixes, stem_of(path))
         if not is_plain_name(stem) or not stem.isprintable():
             raise ManifestError(f"{path} has a name that no shard can have; give it another")
         if stem in files:
@@ -109,17 +126,23 @@ class FirstRecords:
     """The first records of a folder, and how long a line is, about."""
 
     records: list[JsonObject] = field(default_factory=list)
-    line_bytes: float = 1000.0
+    line_bytes: float = _USUAL_LINE_BYTES
 
 
-def first_records(files: Iterable[LineFile]) -> FirstRecords:
-    """The records of the first file that has any; lines that are no record are skipped."""
+def first_records(files: Iterable[LineFile], parse: Callable[[bytes], JsonObject] | None = None) -> FirstRecords:
+    """The records of the first file that has any; lines that are no record are skipped.
+
+    Args:
+        files: In order.
+        parse: Makes a record of a line, as ``RecordFormat.record``; None for JSON.
+    """
+    parse = parse or parse_json_line
     for file in files:
         found: list[JsonObject] = []
         read_bytes = 0
         for line in islice(file.lines(), _SNIFFED_LINES):
             try:
-                found.append(_parse(line))
+                found.append(parse(line))
                 read_bytes += len(line)
             except BadRecordError:
                 continue
@@ -132,7 +155,7 @@ def first_records(files: Iterable[LineFile]) -> FirstRecords:
 
 @dataclass(frozen=True, slots=True)
 class LinesManifest(Manifest):
-    """Files of JSON lines, and how their lines are read.
+    """Files of lines, and how their lines are read.
 
     Attributes:
         files: By shard.
@@ -144,9 +167,9 @@ class LinesManifest(Manifest):
 
     files: Mapping[str, LineFile]
     form: RecordFormat
-    reading: Mapping[str, object]
-    skips_bad_lines: bool
-    line_bytes: float
+    reading: Mapping[str, object] = field(default_factory=dict)
+    skips_bad_lines: bool = False
+    line_bytes: float = _USUAL_LINE_BYTES
 
     def shards(self) -> list[Shard]:
         """One shard a file."""
@@ -182,7 +205,7 @@ class IdFilter:
 
 
 class LineSamples:
-    """The samples of one file of JSON lines.
+    """The samples of one file of lines.
 
     Args:
         file: The file.
@@ -242,7 +265,7 @@ class LineSamples:
     def _draft_again(self, number: int, line: bytes) -> ParsedRecord:
         """The sample that a line became when the file was looked through."""
         try:
-            return self._form.parsed(_parse(line))
+            return self._form.parsed(self._form.record(line))
         except (BadRecordError, ManifestError) as error:
             raise self._has_changed(number) from error
 
@@ -265,7 +288,7 @@ class LineSamples:
     def _take(self, number: int, line: bytes) -> bool:
         """Whether a line becomes a sample."""
         try:
-            record = _parse(line)
+            record = self._form.record(line)
             parsed = self._form.parsed(record) if self._form.wants(record) else None
         except BadRecordError as error:
             if b"\1" not in self._is_sample and (what := self._file.explain_bad_line()):
@@ -285,8 +308,8 @@ class LineSamples:
         return True
 
 
-def _parse(line: bytes) -> JsonObject:
-    """The record of a line.
+def parse_json_line(line: bytes) -> JsonObject:
+    """The record of a line of JSON.
 
     Raises:
         BadRecordError: It is none, takes too much memory, or is nested too deeply for every parser and writer that

@@ -20,12 +20,11 @@ from datafetch.datasets.jsonl_manifest import (
     open_folder,
 )
 from datafetch.datasets.key_detection import TEXT_KEYS, URL_KEYS, choose_key, say_keys
-from datafetch.datasets.payload import IMAGE_FIELDS, pack
+from datafetch.datasets.payload import pair_row
 from datafetch.datasets.shared_options import SKIP_BAD_LINES, URL_KEY
 from datafetch.datasets.urls import askable
 from datafetch.model.kinds import Loader, Payload
 from datafetch.model.options import DatasetOptions, Effect, Option, option
-from datafetch.model.outcome import Encoded
 from datafetch.model.sample import Record, Row
 
 
@@ -80,11 +79,7 @@ class LlmJpPairsStep1(Description):
 
     def to_row(self, record: Record, payload: Payload) -> Row | None:
         """The row of one pair, or None when its image did not arrive or it has no text (the loader needs both)."""
-        match record.outcomes:
-            case (Encoded(jpeg=jpeg),):
-                metadata = {key: value for key, value in record.sample.row.items() if key not in IMAGE_FIELDS.values()}
-                return {**metadata, IMAGE_FIELDS[payload]: pack(jpeg, payload)}
-        return None
+        return pair_row(record, payload)
 
 
 @dataclass(frozen=True, slots=True)

@@ -287,7 +287,7 @@ def test_a_wrong_source_is_one_line_and_exit_2(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["prepare", "coyo"], "Missing option '--source'"),
+        (["prepare", "coyo"], "Missing option '--source'. (see 'datafetch prepare coyo --help')"),
         (["prepare"], "name a dataset: coyo, mmc4-core"),
         (["prepare", "imagenet"], "no dataset 'imagenet'; there are: coyo, mmc4-core"),
         (["prepare", "mmc4"], "no dataset 'mmc4'; did you mean 'mmc4-core'? there are: coyo"),

@@ -140,7 +140,7 @@ def parameters_of(
     parameters = []
     for one in filter(wanted, options_of(cls)):
         texts = {_default_text(one, getattr(values, one.field)) for values in candidates}
-        default = texts.pop() if len(texts) == 1 else "the dataset's own"
+        default = texts.pop() if len(texts) == 1 else "(the dataset's own)"
         sentences = [one.option.help, add_help(one), f" [default: {default}]" if shows_defaults and default else ""]
         declared = typer.Option(
             one.flag,
@@ -170,9 +170,12 @@ def _kind(one: OptionField, hint: Any) -> Any:
 
 
 def _default_text(one: OptionField, value: object) -> str:
-    """What holds where an option is not given, as help says it; nothing for a switch that is off."""
+    """What holds where an option is not given, as help says it; nothing for a switch that is off.
+
+    What could not be given as it stands there is in parentheses, as typer has it.
+    """
     if value is None or value in ((), ""):
-        return one.option.unset or one.option.none_word or ""
+        return one.option.none_word or (f"({one.option.unset})" if one.option.unset else "")
     if isinstance(value, bool):
         return ""
     if one.option.is_bytes and isinstance(value, int):

@@ -67,7 +67,7 @@ class Job:
         None,
         Option(help="List of what is wanted, plain or gzipped.", metavar="FILE", unset="none", effect=Effect.MANIFEST),
     )
-    limit: int | None = option(None, Option(help="Only the first N samples.", metavar="N", unset="none"))
+    limit: int | None = option(None, Option(help="Only the first N samples.", metavar="N", unset="all"))
     image: ImageSpec | None = None
     payload: Payload = option(
         Payload.BASE64,

@@ -17,7 +17,9 @@ from datafetch.demo import run_demo
 
 
 def demo(
-    images: Annotated[int, typer.Option(help="Number of images, faulty ones included.", min=50, max=20_000)] = 500,
+    images: Annotated[
+        int, typer.Option(metavar="N", help="Number of images, faulty ones included.", min=50, max=20_000)
+    ] = 500,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Output folder, empty or new.", show_default="a new folder")
     ] = None,

@@ -86,8 +86,8 @@ class _PrepareDataset(Command):
     dataset: Dataset
 
     def collect_usage_pieces(self, ctx: Context) -> list[str]:  # noqa: ARG002 - typer's signature
-        """The dataset, in the place of the argument that names it."""
-        return [self.dataset.name, "[OPTIONS]"]
+        """Options alone: the dataset is part of what the command is called."""
+        return ["[OPTIONS]"]
 
     def format_help_text(self, ctx: Context, formatter: HelpFormatter) -> None:
         """Write what the command does, and what the dataset is."""
@@ -113,7 +113,8 @@ class _Prepare(Command):
         if ctx.resilient_parsing and target not in DATASETS:  # the shell asks what may follow
             return super().make_context(info_name, args, parent, **extra)
         if isinstance(target, str):
-            return _command_for(find_dataset(target), given).make_context(info_name, args, parent, **extra)
+            command = _command_for(find_dataset(target), given)
+            return command.make_context(f"{info_name} {target}", args, parent, **extra)
         if "help" not in given:
             ctx.fail(f"name a dataset: {', '.join(DATASETS)}")
         return _WITHOUT_DATASET.make_context(info_name, args, parent, **extra)

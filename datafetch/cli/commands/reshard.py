@@ -23,11 +23,13 @@ def reshard(  # noqa: PLR0913 - one parameter an option
     source: Annotated[Path, typer.Argument(metavar="SRC", help="A folder of .pkl and .count files; never changed.")],
     out: Annotated[Path, typer.Argument(metavar="DST", help="Output folder, empty or new.")],
     *,
-    world_size: Annotated[int, typer.Option(help="Ranks of the training.")] = 64,
-    batch: Annotated[int, typer.Option(help="Groups that a rank takes in one step.")] = 2,
+    world_size: Annotated[int, typer.Option(metavar="N", help="Ranks of the training.")] = 64,
+    batch: Annotated[int, typer.Option(metavar="N", help="Groups that a rank takes in one step.")] = 2,
     group: Annotated[
         int | None,
-        typer.Option(help="Samples that the loader takes together.", show_default="4 for pairs, 1 for documents"),
+        typer.Option(
+            metavar="N", help="Samples that the loader takes together.", show_default="4 for pairs, 1 for documents"
+        ),
     ] = None,
     shuffle: Annotated[
         str | None,

@@ -36,7 +36,7 @@ def retry(
         list[str] | None,
         typer.Option(
             metavar="KIND,…",
-            help="Failures of these kinds. Repeatable.  [default: temporary ones]",
+            help="Failures of these kinds. Repeatable.  [default: (temporary ones)]",
             rich_help_panel=OptionGroup.SELECTION,
             autocompletion=_complete_kind,
         ),

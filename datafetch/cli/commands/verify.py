@@ -26,13 +26,17 @@ def verify(  # noqa: PLR0913 - each is an option of the command line
         Path | None,
         typer.Option(metavar="DIR", help="Base of the paths in a JSON list.", show_default="the list's folder"),
     ] = None,
-    world_size: Annotated[int, typer.Option(help="Ranks that will read the shards.")] = 64,
-    batch: Annotated[int, typer.Option(help="Groups of samples that a rank takes in one step.")] = 2,
+    world_size: Annotated[int, typer.Option(metavar="N", help="Ranks that will read the shards.")] = 64,
+    batch: Annotated[int, typer.Option(metavar="N", help="Groups of samples that a rank takes in one step.")] = 2,
     group: Annotated[
         int | None,
-        typer.Option(help="Samples that the loader takes together.", show_default="4 for coyo, 1 for mmc4"),
+        typer.Option(
+            metavar="N", help="Samples that the loader takes together.", show_default="4 for coyo, 1 for mmc4"
+        ),
     ] = None,
-    processes: Annotated[int | None, typer.Option(help="Codec processes.", show_default="CPU count")] = None,
+    processes: Annotated[
+        int | None, typer.Option(metavar="N", help="Codec processes.", show_default="CPU count")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output at the end.")] = False,
 ) -> int:
     """Check an output as the trainer's loader will read it, decoding every image; exit 1 if there are problems."""

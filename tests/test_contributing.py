@@ -1,6 +1,7 @@
 """What CONTRIBUTING.md shows works: its examples are applied to a copy of the package, which is then run for real."""
 
 import json
+import pickle
 import re
 import shutil
 import subprocess
@@ -52,12 +53,17 @@ def apply_section(heading: str, copy: Path) -> None:
 
 
 def prepare(copy: Path, urls: list[str], *options: str) -> Mapping[str, int]:
-    """Fetch these URLs with the copy of the package, and return the failures by kind."""
+    """Fetch these URLs as COYO's, and return the failures by kind."""
     source = write_coyo_source(copy / "source", urls)
+    return prepare_dataset(copy, "coyo", source.folder, "--ids", str(source.ids), *options)
+
+
+def prepare_dataset(copy: Path, dataset: str, source: Path, *options: str) -> Mapping[str, int]:
+    """Prepare a dataset with the copy of the package, and return the failures by kind."""
     finished = subprocess.run(
         [
-            *(sys.executable, "-m", "datafetch", "prepare", "coyo", "--json", "--no-reshard", *options),
-            *("--source", str(source.folder), "--ids", str(source.ids), "--root", str(copy / "root")),
+            *(sys.executable, "-m", "datafetch", "prepare", dataset, "--source", str(source), *options),
+            *("--root", str(copy / "root"), "--json", "--no-reshard"),
             *("--allow-net", "127.0.0.0/8", "--processes", "1", "--retries", "0"),
         ],
         cwd=copy,  # where the interpreter looks for the package first
@@ -87,6 +93,19 @@ def test_an_option_is_added(tmp_path: Path, origin: Origin) -> None:
     apply_section("Add an option", tmp_path)
     urls = [origin.url("moved", "picture.jpg"), origin.url("well", "picture.jpg")]
     assert prepare(tmp_path, urls, "--max-redirects", "0") == {"too_many_redirects": 1}
+
+
+def test_a_dataset_is_added(tmp_path: Path, origin: Origin) -> None:
+    """It fills a pickle for each of its files; the page's limit is 80 lines."""
+    apply_section("Add a dataset", tmp_path)
+    urls = [origin.url("well", "picture.jpg"), origin.url("missing", "picture.jpg")]
+    source = tmp_path / "tsv"
+    source.mkdir()
+    (source / "pairs.tsv").write_text("".join(f"{url}\tcaption {number}\n" for number, url in enumerate(urls)))
+    assert prepare_dataset(tmp_path, "tsv-pairs", source) == {"http_status": 1}
+    (row,) = pickle.loads((tmp_path / "root" / "tsv-pairs" / "pairs.pkl").read_bytes())
+    assert row["text"] == "caption 0"
+    assert len((tmp_path / "datafetch" / "datasets" / "tsv_pairs.py").read_text().splitlines()) <= 80
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)

@@ -1,5 +1,6 @@
 """What CONTRIBUTING.md shows works: its examples are applied to a copy of the package, which is then run for real."""
 
+import base64
 import json
 import pickle
 import re
@@ -106,6 +107,27 @@ def test_a_dataset_is_added(tmp_path: Path, origin: Origin) -> None:
     (row,) = pickle.loads((tmp_path / "root" / "tsv-pairs" / "pairs.pkl").read_bytes())
     assert row["text"] == "caption 0"
     assert len((tmp_path / "datafetch" / "datasets" / "tsv_pairs.py").read_text().splitlines()) <= 80
+
+
+def test_an_output_format_is_added(tmp_path: Path, origin: Origin) -> None:
+    """Its files lie where the trainer reads, a second run finds them there, and a retry adds to them."""
+    apply_section("Add an output format", tmp_path)
+    urls = [origin.url("well", "picture.jpg"), origin.url("flaky", "picture.jpg")]
+    source = write_coyo_source(tmp_path / "source", urls)
+    for _ in range(2):
+        failures = prepare_dataset(tmp_path, "coyo", source.folder, "--ids", str(source.ids))
+        assert failures == {"http_status": 1}
+    shards = list((tmp_path / "root" / "coyo-700m" / "pkl03-split").iterdir())
+    assert [path.suffix for path in shards] == [".jsonl"]
+    subprocess.run(
+        [sys.executable, "-m", "datafetch", "retry", shards[0].parent, "--json"],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        timeout=PATIENCE_S,
+    )
+    images = [base64.b64decode(json.loads(line)["image"]) for line in shards[0].read_bytes().splitlines()]
+    assert [image[:2] for image in images] == [b"\xff\xd8"] * len(urls)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)

@@ -16,9 +16,10 @@ from datafetch.engine.ownership import Identity, read_asked, read_identity
 from datafetch.errors import ConfigurationError, refuse_outside
 from datafetch.fetch import MOST_BYTES, FetchPolicy, OptOut
 from datafetch.model.interfaces import Dataset, Manifest
-from datafetch.model.kinds import Loader, Payload
+from datafetch.model.kinds import Payload
 from datafetch.model.options import DatasetOptions, Effect, Option, OptionGroup, option, options_of, row_options
 from datafetch.model.untrusted import is_utf8
+from datafetch.output.formats import FORMATS
 from datafetch.output.merge import MAX_SAMPLE_BYTES
 from datafetch.output.reshard.copy import Plan
 from datafetch.output.reshard.ranks import GROUP_OF, SHUFFLE_OF, Ranks
@@ -207,9 +208,10 @@ def hash_of(identity: Identity) -> str:
     return hashlib.sha256(orjson.dumps(identity_fields, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
 
 
-def equal_plan(job: Job, loader: Loader | None) -> Plan | None:
+def equal_plan(job: Job, dataset: Dataset) -> Plan | None:
     """For whom the shards are made equal; None if they are not."""
-    if job.world_size is None or loader is None or loader not in GROUP_OF:
+    loader, output_format = dataset.loader, FORMATS[dataset.output_format]
+    if job.world_size is None or loader is None or loader not in GROUP_OF or not output_format.can_be_resharded:
         return None
     return Plan(Ranks(job.world_size, group=GROUP_OF[loader]), SHUFFLE_OF[loader])
 

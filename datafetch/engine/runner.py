@@ -205,7 +205,7 @@ def _log_disk_estimate(layout: OutputLayout, job: Job, manifest: Manifest, spec:
     if job.limit is not None:
         samples = min(samples, job.limit)
     shards = manifest.shards()
-    plan = equal_plan(job, find_dataset(job.dataset).loader)
+    plan = equal_plan(job, find_dataset(job.dataset))
     need = DiskEstimate(
         samples=samples,
         spec=spec,

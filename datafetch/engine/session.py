@@ -180,7 +180,7 @@ class Session:
     def _plan(self) -> Plan | None:
         """For whom the shards are made equal, if they are; those that are stay so."""
         layout = self.output.layout
-        plan = equal_plan(self._job, self.output.dataset.loader)
+        plan = equal_plan(self._job, self.output.dataset)
         if plan is None:
             shutil.rmtree(layout.resharding, ignore_errors=True)  # begun by a run that was asked for other things
             arrangement = read_reshard_record(layout)

@@ -173,7 +173,7 @@ def _run_parameters(dataset: Dataset | None) -> list[Parameter]:
 def _idle_options(dataset: Dataset) -> set[str]:
     """Options of every run that change nothing for a dataset; they are taken, and not listed."""
     idle = {"payload"} if len(dataset.payloads) == 1 else set()
-    return idle if equal_plan(_UNSET, dataset.loader) else idle | {"world_size", "no_reshard"}
+    return idle if equal_plan(_UNSET, dataset) else idle | {"world_size", "no_reshard"}
 
 
 def _flag(name: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from datafetch.output.formats.image_files import ImageFilesFormat
 from datafetch.output.formats.output_format import OutputFormat, PublishedRow, ShardFormat, ShardWriter
 from datafetch.output.formats.pickle import PickleFormat, PickleShardWriter
@@ -10,6 +12,7 @@ from datafetch.output.formats.pickle_rows import decode_row, frame_sizes, read_c
 from datafetch.store.layout import OutputLayout
 
 __all__ = [
+    "FORMATS",
     "MOST_FRAME_BYTES",
     "ListLayout",
     "OutputFormat",
@@ -25,7 +28,7 @@ __all__ = [
     "read_frames",
 ]
 
-FORMATS = {one.name: one for one in (PickleFormat(), ImageFilesFormat())}
+FORMATS: Mapping[str, OutputFormat] = {one.name: one for one in (PickleFormat(), ImageFilesFormat())}
 
 
 def format_of(layout: OutputLayout) -> OutputFormat:

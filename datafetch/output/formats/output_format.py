@@ -61,10 +61,12 @@ class OutputFormat(ABC):
     Attributes:
         name: What datasets and job files call it.
         allows_other_files: Whether files of others may lie in the output folder; the trainer counts those of shards.
+        can_be_resharded: Whether ``datafetch.output.reshard`` can make equal shards of it.
     """
 
     name: ClassVar[str]
     allows_other_files: ClassVar[bool]
+    can_be_resharded: ClassVar[bool] = False
 
     @abstractmethod
     def open_writer(self, layout: OutputLayout, shard: str, folder: Path, *, is_retry: bool) -> ShardWriter:

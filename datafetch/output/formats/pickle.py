@@ -10,7 +10,7 @@ from pathlib import Path
 from datafetch.errors import ManifestError, ResourceError
 from datafetch.output.formats.output_format import ShardFormat
 from datafetch.output.formats.pickle_form import BETWEEN, END, PREAMBLE, ROWS_AT_ONCE, row_frame
-from datafetch.output.formats.pickle_rows import frame_sizes, stream_frames
+from datafetch.output.formats.pickle_rows import frame_sizes, read_count, stream_frames
 from datafetch.output.row import OutputRow
 from datafetch.store.layout import OutputLayout
 
@@ -22,6 +22,7 @@ class PickleFormat(ShardFormat):
 
     name = "pickle"
     suffixes = (".pkl", ".count")
+    can_be_resharded = True
 
     def open_writer(self, layout: OutputLayout, shard: str, folder: Path, *, is_retry: bool) -> PickleShardWriter:
         """Begin a shard; one that a retry adds to is written as a whole."""
@@ -75,11 +76,13 @@ class PickleShardWriter:
                 file.unlink()
             return
         try:
-            found = sum(1 for _ in frame_sizes(path))
+            found, counted = sum(1 for _ in frame_sizes(path)), read_count(self.files[1])
         except ManifestError as error:
             raise ResourceError(f"{path.name} was not written as it should be ({error}); check the disk") from error
         if found != rows:
             raise ResourceError(f"{path.name} has {found} rows of {rows} that were written; check the disk")
+        if counted != rows:
+            raise ResourceError(f"{self.files[1].name} says {counted} and not {rows}; check the disk")
         if _checksum(path) != self._checksum:
             raise ResourceError(f"{path.name} has other bytes than were written; check the disk")
 

@@ -1,0 +1,115 @@
+"""Every output format does what the commit and a later run need of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from datafetch.errors import DatafetchError
+from datafetch.model.ledger_line import ShardCounts
+from datafetch.output.formats import FORMATS, OutputFormat, ShardWriter
+from datafetch.output.row import OutputRow
+from datafetch.store.layout import OutputLayout
+from datafetch.store.ledger import LedgerWriter, ShardSummary
+
+SHARD = "part-00000"
+ROWS = [{"name": f"{number}.jpg", "content": bytes([number]) * 1000, "sample": number} for number in range(5)]
+every_format = pytest.mark.parametrize("output_format", FORMATS.values(), ids=FORMATS)
+
+
+@pytest.fixture
+def layout(tmp_path: Path, output_format: OutputFormat) -> OutputLayout:
+    """An output that has the format."""
+    layout = OutputLayout(tmp_path / "out", output_format=output_format.name)
+    for folder in (layout.out, layout.ledgers, layout.ready / SHARD):
+        folder.mkdir(parents=True)
+    return layout
+
+
+@contextmanager
+def written(output_format: OutputFormat, layout: OutputLayout, rows: list[OutputRow]) -> Iterator[ShardWriter]:
+    """A writer that has these rows, until it is to be closed."""
+    ready = layout.ready / SHARD
+    with closing(output_format.open_writer(layout, SHARD, ready, is_retry=False)) as writer:
+        for row in rows:
+            writer.write_row(row)
+        writer.finish()
+        yield writer
+
+
+def published(output_format: OutputFormat, layout: OutputLayout) -> int:
+    """Publish a shard and its ledger; returns its size in bytes."""
+    with written(output_format, layout, [OutputRow(row) for row in ROWS]) as writer:
+        writer.check(len(ROWS))
+        written_bytes = writer.written_bytes
+    output_format.publish(layout, SHARD, layout.ready / SHARD, layout.out)
+    has_row = np.ones(len(ROWS), np.bool_)
+    with LedgerWriter(layout.ledger(SHARD), SHARD) as ledger:
+        ledger.finish(ShardSummary(ShardCounts(len(ROWS), len(ROWS), {}, written_bytes), has_row, has_row))
+    return written_bytes
+
+
+@every_format
+def test_a_published_shard_is_intact_until_a_file_is_cut(output_format: OutputFormat, layout: OutputLayout) -> None:
+    """All of its files are where the trainer reads them, with the sizes that were counted."""
+    written_bytes = published(output_format, layout)
+    files = output_format.files_of(layout, SHARD)
+    assert sum(path.stat().st_size for path in files) == written_bytes
+    assert {path.parent for path in files} == {layout.out}
+    assert output_format.is_intact(layout, SHARD)
+    files[0].write_bytes(files[0].read_bytes()[:-1])
+    assert not output_format.is_intact(layout, SHARD)
+
+
+@every_format
+def test_publishing_can_be_repeated_after_a_kill(output_format: OutputFormat, layout: OutputLayout) -> None:
+    """What an interrupted call left is put in place by the next, and there is nothing to do for a third."""
+    published(output_format, layout)
+    before = {path: path.read_bytes() for path in output_format.files_of(layout, SHARD)}
+    for _ in range(2):
+        output_format.publish(layout, SHARD, layout.ready / SHARD, layout.out)
+    assert {path: path.read_bytes() for path in output_format.files_of(layout, SHARD)} == before
+    assert not list((layout.ready / SHARD).iterdir())
+
+
+@every_format
+def test_rows_that_are_read_back_are_written_as_they_were(output_format: OutputFormat, layout: OutputLayout) -> None:
+    """A retry copies them; a format whose rows stay in place has none to copy."""
+    published(output_format, layout)
+    before = [path.read_bytes() for path in output_format.files_of(layout, SHARD)]
+    rows = 0
+    with closing(output_format.open_writer(layout, SHARD, layout.ready / SHARD, is_retry=True)) as writer:
+        for row in output_format.read_rows(layout, SHARD):
+            writer.copy_row(row)
+            rows += 1
+        writer.finish()
+        writer.check(rows)
+    output_format.publish(layout, SHARD, layout.ready / SHARD, layout.out)
+    assert rows == (0 if output_format.allows_other_files else len(ROWS))
+    assert [path.read_bytes() for path in output_format.files_of(layout, SHARD)] == before
+
+
+@every_format
+def test_a_file_that_the_disk_has_damaged_is_not_published(output_format: OutputFormat, layout: OutputLayout) -> None:
+    """Whichever of the files it is, the check before the publication fails."""
+    with written(output_format, layout, [OutputRow(row) for row in ROWS]) as writer:
+        for path in sorted((layout.ready / SHARD).iterdir()):
+            content = path.read_bytes()
+            path.write_bytes(content[: len(content) // 2])
+            with pytest.raises(DatafetchError):
+                writer.check(len(ROWS))
+            path.write_bytes(content)
+        writer.check(len(ROWS))
+
+
+@every_format
+def test_a_shard_without_a_row_has_no_file(output_format: OutputFormat, layout: OutputLayout) -> None:
+    """The trainer would count it."""
+    with written(output_format, layout, []) as writer:
+        writer.check(0)
+    output_format.publish(layout, SHARD, layout.ready / SHARD, layout.out)
+    assert list(layout.out.iterdir()) == []

@@ -23,6 +23,7 @@ from datafetch.cli import render as show
 from datafetch.cli.app import main
 from datafetch.cli.options import PERMISSIONS, GivenOptions, parameters_of, parse_bytes
 from datafetch.cli.render import show_report
+from datafetch.datasets import registry
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
 from datafetch.engine.job import Job
@@ -431,6 +432,17 @@ def test_every_permission_is_an_option_that_permits() -> None:
     """What the ledger calls a permission can be given, and an option that permits is one of them."""
     fields = [one for values in (Job, FetchPolicy, ImageSpec) for one in options_of(values)]
     assert {one.name for one in fields if one.option.effect is Effect.PERMITS} == set(PERMISSIONS)
+
+
+def test_no_option_hides_another() -> None:
+    """Names are told apart whichever part of a job an option is a field of, and mean the same for all datasets."""
+    of_runs = [one.name for values in (Job, FetchPolicy, ImageSpec) for one in options_of(values)]
+    assert len(of_runs) == len(set(of_runs))
+    takes_value: dict[str, bool] = {}
+    for dataset in registry.DATASETS.values():
+        for one in options_of(type(dataset.options)):
+            assert one.name not in of_runs
+            assert takes_value.setdefault(one.name, one.default is not False) == (one.default is not False)
 
 
 def test_help_and_errors_come_without_what_they_do_not_need() -> None:

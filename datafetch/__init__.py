@@ -9,11 +9,21 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from datafetch.datasets.id_pairs import IdsIndex
     from datafetch.engine.job import Job
-    from datafetch.engine.runner import fetch_dataset, retry, retry_failed, run
+    from datafetch.engine.retry import retry_failed
+    from datafetch.engine.runner import (
+        fetch_dataset,
+        fetch_dataset_shards,
+        fetch_shards,
+        finish,
+        finish_dataset,
+        retry,
+        run,
+        shard_names,
+    )
     from datafetch.fetch import Fetcher, FetchPolicy, FetchStatistics, OptOut
     from datafetch.model.kinds import Loader, Payload
     from datafetch.model.outcome import Body, Encoded, Failure, FailureKind
-    from datafetch.model.report import Report
+    from datafetch.model.report import FetchedShards, Report
     from datafetch.monitor.status import RunState, Status, read_status
     from datafetch.output.reshard.folder import Request as ReshardRequest
     from datafetch.output.reshard.folder import Resharded
@@ -31,6 +41,7 @@ __all__ = [
     "FailureKind",
     "FetchPolicy",
     "FetchStatistics",
+    "FetchedShards",
     "Fetcher",
     "IdsIndex",
     "ImageSpec",
@@ -49,12 +60,17 @@ __all__ = [
     "Transcoder",
     "Verdict",
     "fetch_dataset",
+    "fetch_dataset_shards",
+    "fetch_shards",
+    "finish",
+    "finish_dataset",
     "make_equal_shards",
     "read_status",
     "retry",
     "retry_failed",
     "run",
     "run_check",
+    "shard_names",
     "verify_output",
 ]
 
@@ -71,6 +87,7 @@ _ROOMS = {
     "FailureKind": "model.outcome",
     "FetchPolicy": "fetch",
     "FetchStatistics": "fetch",
+    "FetchedShards": "model.report",
     "Fetcher": "fetch",
     "IdsIndex": "datasets.id_pairs",
     "ImageSpec": "transcode",
@@ -89,12 +106,17 @@ _ROOMS = {
     "Verdict": "verify",
     "RetryFilter": "store.retry_filter",
     "fetch_dataset": "engine.runner",
+    "fetch_dataset_shards": "engine.runner",
+    "fetch_shards": "engine.runner",
+    "finish": "engine.runner",
+    "finish_dataset": "engine.runner",
     "make_equal_shards": "output.reshard.folder",
     "read_status": "monitor.status",
     "retry": "engine.runner",
-    "retry_failed": "engine.runner",
+    "retry_failed": "engine.retry",
     "run": "engine.runner",
     "run_check": "verify",
+    "shard_names": "engine.runner",
     "verify_output": "verify",
 }
 

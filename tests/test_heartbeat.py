@@ -50,7 +50,7 @@ async def test_a_run_says_how_it_stands_and_that_it_has_ended(tmp_path: Path) ->
     """A beat is there at once, with everything in it, and the last one says that no other comes."""
     layout = OutputLayout(tmp_path / "out", job_hash="0123456789abcdef")
     layout.folder.mkdir()
-    beating = asyncio.create_task(beat(lambda: STATISTICS, layout))
+    beating = asyncio.create_task(beat(lambda: STATISTICS, layout, layout.progress))
     await until(layout.progress.exists)
     first = await asyncio.to_thread(read_beat, layout.progress)
     assert first is not None
@@ -78,7 +78,8 @@ async def test_a_beat_that_cannot_be_written_ends_nothing(tmp_path: Path) -> Non
         asked += 1
         return STATISTICS
 
-    beating = asyncio.create_task(beat(ask, OutputLayout(tmp_path / "nowhere" / "out")))
+    layout = OutputLayout(tmp_path / "nowhere" / "out")
+    beating = asyncio.create_task(beat(ask, layout, layout.progress))
     await until(lambda: asked == 1)
     beating.cancel()
     await asyncio.wait([beating])
@@ -103,7 +104,7 @@ async def test_a_beat_that_fails_is_said_once_and_tried_again(
             raise RuntimeError("can't start new thread")
         return STATISTICS
 
-    beating = asyncio.create_task(beat(ask, layout))
+    beating = asyncio.create_task(beat(ask, layout, layout.progress))
     await until(layout.progress.exists)
     beating.cancel()
     await asyncio.wait([beating])

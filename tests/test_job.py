@@ -224,7 +224,7 @@ async def test_on_the_callers_loop(job: Job) -> None:
             seen.append(ask())
             await asyncio.sleep(0.01)
 
-    report = await fetch_dataset(job, watch)
+    report = await fetch_dataset(job, [watch])
     assert report.totals.ok == 66
     assert seen[-1].expected_images == 66 + 5
     assert all(before.ok <= after.ok for before, after in pairwise(seen))
@@ -482,7 +482,7 @@ async def test_two_runs_on_one_output_are_refused(job: Job) -> None:
         started.set()
         ask()
 
-    first = asyncio.create_task(fetch_dataset(job, watch))
+    first = asyncio.create_task(fetch_dataset(job, [watch]))
     await started.wait()
     with pytest.raises(ConfigurationError, match="another run"):
         await fetch_dataset(job)
@@ -728,7 +728,7 @@ def test_an_observer_that_fails_ends_no_run(job: Job, caplog: pytest.LogCaptureF
     async def observe(_: Callable[[], Statistics]) -> NoReturn:
         raise OSError(errno.EMFILE, "Too many open files")
 
-    assert run(job, observe).totals.ok
+    assert run(job, [observe]).totals.ok
     errors = [record for record in caplog.records if record.levelno == logging.ERROR]
     message = "an observer failed (OSError: [Errno 24] Too many open files); the work itself continues"
     assert [error.message for error in errors] == [message]

@@ -13,18 +13,18 @@ import pytest
 from datafetch.cli.app import main
 from datafetch.cli.options import GivenOptions
 from datafetch.engine.job import Job, asked_of
-from datafetch.engine.ownership import locked_output
+from datafetch.engine.ownership import locked_output, locked_shards
 from datafetch.errors import ConfigurationError, ResourceError
 from datafetch.output.formats import encode_row
 from datafetch.output.formats.pickle import PickleShardWriter
 from datafetch.store.layout import OutputLayout, resolve_parent
-from datafetch.store.lock import Lock
+from datafetch.store.lock import Lock, ShardLocks
 from datafetch.transcode import ImageSpec
 
 HOLD = """
 import sys
 from pathlib import Path
-from datafetch.lock import Lock
+from datafetch.store.lock import Lock
 lock = Lock(Path(sys.argv[1]), Path("out"))
 lock.acquire()
 print("held", flush=True)
@@ -47,6 +47,95 @@ def test_a_lock_dies_with_its_holder(tmp_path: Path) -> None:
         holder.wait()
         lock.acquire()
         lock.release()
+
+
+def test_several_may_hold_an_output_together(tmp_path: Path) -> None:
+    """Nobody has it alone meanwhile; and beside one who has it alone, nobody."""
+    one, other, alone = (Lock(tmp_path / "lock", tmp_path / "out") for _ in range(3))
+    one.acquire_shared()
+    other.acquire_shared()
+    one.release()
+    with pytest.raises(ConfigurationError, match="another run is working on"):
+        alone.acquire()
+    other.release()
+    alone.acquire()
+    with pytest.raises(ConfigurationError, match="another run is working on"):
+        one.acquire_shared()
+    alone.release()
+
+
+HOLD_SHARDS = """
+import sys
+from pathlib import Path
+from datafetch.store.lock import ShardLocks
+locks = ShardLocks(Path(sys.argv[1]), Path("out"))
+assert locks.take_turn()
+locks.acquire(["a", "b"])
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_shard_has_one_process_and_loses_it_with_its_death(tmp_path: Path) -> None:
+    """Others are free, and the turn to prepare the output is taken by one at a time."""
+    path = tmp_path / "shards.lock"
+    with (
+        subprocess.Popen(
+            [sys.executable, "-c", HOLD_SHARDS, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as holder,
+        closing(_Releasing(path, tmp_path / "out")) as locks,
+    ):
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        locks.acquire(["c"])
+        assert not locks.take_turn()
+        with pytest.raises(ConfigurationError, match=r"another process is fetching shard b of .*out"):
+            locks.acquire(["d", "b", "a"])
+        holder.kill()
+        holder.wait()
+        assert locks.take_turn()
+        locks.acquire(["a", "b"])
+
+
+class _Releasing(ShardLocks):
+    """Locks that ``closing`` gives back."""
+
+    close = ShardLocks.release
+
+
+def test_two_calls_of_one_process_refuse_each_other(tmp_path: Path) -> None:
+    """The locks are not the process's: what one gives back, the other does not lose, and gets."""
+    path, out = tmp_path / "shards.lock", tmp_path / "out"
+    with closing(_Releasing(path, out)) as one:
+        with closing(_Releasing(path, out)) as other:
+            one.acquire(["a"])
+            assert one.take_turn()
+            with pytest.raises(ConfigurationError, match="fetching shard a"):
+                other.acquire(["a"])
+        with closing(_Releasing(path, out)) as third:
+            assert not third.take_turn()
+            one.end_turn()
+            assert third.take_turn()
+            with pytest.raises(ConfigurationError, match="fetching shard a"):
+                third.acquire(["a"])
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOLCK])
+async def test_without_range_locks_shards_are_not_fetched_apart(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the filesystem has none, it is said; who is alone does without."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, "no locks here")
+
+    monkeypatch.setattr(fcntl, "fcntl", refuse)
+    layout = OutputLayout(tmp_path / "out")
+    with pytest.raises(ResourceError, match="has no locks"):
+        async with locked_shards(layout, ["a"], _nothing):
+            pass
+    async with locked_shards(layout, ["a"], _nothing, is_alone=True):
+        assert layout.folder.is_dir()
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])

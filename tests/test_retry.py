@@ -369,7 +369,7 @@ def test_a_file_put_among_the_shards_meanwhile_is_kept(cut_job: Job) -> None:
         await asyncio.Event().wait()
 
     with pytest.raises(ConfigurationError, match=r"mine\.pkl lay among the shards and is not one of them"):
-        run(equal(cut_job), put)
+        run(equal(cut_job), [put])
     mine = layout.replaced / "mine.pkl"
     assert mine.read_text() == "mine"
     with pytest.raises(ConfigurationError, match=r"mine\.pkl"):

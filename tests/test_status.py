@@ -94,7 +94,7 @@ def check_consistency(status: Status) -> None:
     assert status.rows + status.dropped <= status.samples <= status.done
     assert status.shards_published + status.shards_open <= status.shards
     assert status.expected_images is None or status.expected_images == status.done + (status.open_images or 0)
-    assert (status.beat is not None) is (status.state is RunState.RUNNING)
+    assert bool(status.at_work) is (status.state is RunState.RUNNING)
 
 
 def test_a_run_is_followed_to_its_end(tmp_path: Path, run_at_work: subprocess.Popen[str]) -> None:
@@ -112,7 +112,7 @@ def test_a_run_is_followed_to_its_end(tmp_path: Path, run_at_work: subprocess.Po
     running = [status for status in seen if status.state is RunState.RUNNING]
     assert states[states.index(RunState.RUNNING) :] == [RunState.RUNNING] * len(running) + [RunState.COMPLETE]
     assert len({status.done for status in running}) > 5
-    assert any(status.beat and status.beat.pid == run_at_work.pid for status in running)
+    assert any(beat.pid == run_at_work.pid for status in running for beat in status.at_work)
     assert all(status.shards_open for status in running if status.done not in (0, IMAGES))
     assert any(status.spooled_bytes for status in running)
     run_at_work.communicate(timeout=PATIENCE_S)  # the report comes after the last shard

@@ -46,6 +46,7 @@ _CURES: dict[str, str] = {
     FailureKind.TOO_MANY_PIXELS: "'{retry} --max-pixels N' fetches them with a higher limit",
 }
 _HOST_COLUMNS = 40
+_SHOWN_PROCESSES = 4
 _MOST_S = 1e9  # thirty years; what is divided by next to nothing has no end
 
 
@@ -198,19 +199,26 @@ def _facts(status: Status) -> Table:
 
 
 def _state(status: Status) -> Text:
-    if status.beat is None and status.has_open_retry:
+    if not status.at_work and status.has_open_retry:
         return Text(f"{status.state} in a retry; 'datafetch retry' completes it")
-    if status.beat is None:
+    if not status.at_work:
         return Text(status.state)
-    return _plain(f"{status.state} (process {status.beat.pid} on {status.beat.host})")
+    processes = [f"process {beat.pid} on {beat.host}" for beat in status.at_work[:_SHOWN_PROCESSES]]
+    others = len(status.at_work) - len(processes)
+    return _plain(f"{status.state} ({', '.join(processes)}{f' and {others:,} others' if others else ''})")
 
 
 def _pace(status: Status, images_per_s: float, elapsed_s: float) -> str:
-    parts = [f"{images_per_s:.1f} images/s", f"{_clock(elapsed_s)} {'so far' if status.beat else 'in the last run'}"]
-    if status.beat is not None:
+    parts = [f"{images_per_s:.1f} images/s", f"{_clock(elapsed_s)} {'so far' if status.at_work else 'in the last run'}"]
+    if status.at_work:
         if status.open_images is not None and images_per_s > 0:
             parts.append(f"ETA {_clock(status.open_images / images_per_s)}")
-        parts.append(f"{status.beat.statistics.open_requests:,}/{status.beat.statistics.connections:,} requests open")
+        statistics = [beat.statistics for beat in status.at_work]
+        open_requests, connections = (
+            sum(one.open_requests for one in statistics),
+            sum(one.connections for one in statistics),
+        )
+        parts.append(f"{open_requests:,}/{connections:,} requests open")
     return ", ".join(parts)
 
 

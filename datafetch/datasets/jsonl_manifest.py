@@ -26,7 +26,7 @@ from datafetch.datasets.readers import (
 )
 from datafetch.errors import ManifestError
 from datafetch.model import exact_json
-from datafetch.model.interfaces import Manifest
+from datafetch.model.interfaces import Manifest, Samples
 from datafetch.model.kinds import CounterName
 from datafetch.model.sample import Row, Sample, Shard
 from datafetch.model.untrusted import is_plain_name
@@ -204,7 +204,7 @@ class IdFilter:
     are_rows: bool
 
 
-class LineSamples:
+class LineSamples(Samples):
     """The samples of one file of lines.
 
     Args:

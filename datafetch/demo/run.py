@@ -6,6 +6,7 @@ Rules: what is shown is the real thing: the same job, over real HTTP, as ``dataf
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,13 +63,13 @@ class DemoResult:
         return table
 
 
-def run_demo(images: int, folder: Path | None = None, observe: Observer | None = None) -> DemoResult:
+def run_demo(images: int, folder: Path | None = None, observers: Iterable[Observer] = ()) -> DemoResult:
     """Paint pictures, serve them with faults, fetch them, and check what came out.
 
     Args:
         images: How many, faulty ones included.
         folder: Where to; a new or empty folder, or that of an earlier demo. Default: ``datafetch-demo``.
-        observe: Watches the run.
+        observers: Each watches the run.
 
     Raises:
         ConfigurationError: The folder holds something else.
@@ -88,7 +89,7 @@ def run_demo(images: int, folder: Path | None = None, observe: Observer | None =
             fetch=FetchPolicy(allow_net=("127.0.0.0/8",), per_host=64, backoff_s=0.2),
             world_size=None,
         )
-        report = run(job, observe)
+        report = run(job, observers)
     return DemoResult(report, (*check_outcomes(job, urls), *check_files(job, report, source)))
 
 

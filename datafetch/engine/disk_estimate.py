@@ -9,18 +9,21 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from datafetch.model.kinds import Payload
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.store.layout import OutputLayout
+from datafetch.store.ledger import sum_shard_counts
 from datafetch.transcode import ImageSpec
 
 _log = logging.getLogger(__name__)
 _TYPICAL_PIXELS = 640_000  # of an image of the web that is not shrunk; mean of 4,000 photographs
 _TYPICAL_SHAPE = 1.4  # long side by short side
 _BYTES_A_PIXEL = 0.17  # of a JPEG of quality 75
+_SHARDS_LOOKED_AT = 64
 _UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
 _BYTES_A_ROW = 300  # its text, its URL, and what they are wrapped in
 
@@ -32,6 +35,7 @@ class DiskEstimate:
     Attributes:
         samples: At most so many.
         images_a_sample: About.
+        is_part: Whether it is a part of the output, that one of several processes writes.
         spec: What an image becomes.
         payload: How a row holds it.
         is_made_equal: Whether all rows are written once more.
@@ -44,6 +48,17 @@ class DiskEstimate:
     is_made_equal: bool
     open_samples: int
     images_a_sample: float = 1.0
+    is_part: bool = False
+
+    def part(self, share: float) -> DiskEstimate:
+        """What a process will write that fetches a share of the shards; others make them equal."""
+        return replace(
+            self,
+            samples=round(self.samples * share),
+            open_samples=min(self.open_samples, round(self.samples * share)),
+            is_made_equal=False,
+            is_part=True,
+        )
 
 
 def log_disk_estimate(layout: OutputLayout, need: DiskEstimate, published: ShardCounts) -> None:
@@ -63,20 +78,35 @@ def log_disk_estimate(layout: OutputLayout, need: DiskEstimate, published: Shard
     spool_bytes = min(left, need.open_samples) * row_bytes
     spools = layout.scratch or layout.folder
     is_shared = _device(spools) == _device(layout.folder)
-    _say(layout.folder, result_bytes, out_bytes + (spool_bytes if is_shared else 0), is_twice=need.is_made_equal)
+    _say(layout.folder, need, result_bytes, out_bytes + (spool_bytes if is_shared else 0))
     free_bytes = _free_bytes(spools)
     if not is_shared and free_bytes < spool_bytes:
         _log.warning("spools may take up to %s in %s, where %s are free", _size(spool_bytes), spools, _size(free_bytes))
 
 
-def _say(folder: Path, result_bytes: float, needed_bytes: float, *, is_twice: bool) -> None:
+def count_published(layout: OutputLayout, shards: Sequence[str]) -> ShardCounts:
+    """About what is there already of some shards, by the ledgers of a few of them: there may be tens of thousands."""
+    published = [shard for shard in shards if layout.ledger(shard).exists()]
+    looked_at = sum_shard_counts(map(layout.ledger, published[:_SHARDS_LOOKED_AT]))
+    scale = len(published) / max(1, min(len(published), _SHARDS_LOOKED_AT))
+    return ShardCounts(
+        samples=round(looked_at.samples * scale),
+        rows=round(looked_at.rows * scale),
+        written_bytes=round(looked_at.written_bytes * scale),
+    )
+
+
+def _say(folder: Path, need: DiskEstimate, result_bytes: float, needed_bytes: float) -> None:
     free_bytes = _free_bytes(folder)
     is_enough = free_bytes >= needed_bytes
     _log.log(
         logging.INFO if is_enough else logging.WARNING,
-        "the output will take up to about %s%s; %s more are needed and %s are free%s",
+        "%s will take up to about %s%s; %s more are needed and %s are free%s",
+        "this part of the output" if need.is_part else "the output",
         _size(result_bytes),
-        ", and its shards lie there twice while they are made equal (not with --no-reshard)" if is_twice else "",
+        ", and its shards lie there twice while they are made equal (not with --no-reshard)"
+        if need.is_made_equal
+        else "",
         _size(needed_bytes),
         _size(free_bytes),
         "" if is_enough else ": the run may stop for lack of space, and can be resumed once there is enough",

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import sys
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -48,8 +48,9 @@ class OpenShard:
     Attributes:
         shard: Which one.
         spool: Where its images go.
-        samples: How many it has.
-        left: How many have not ended.
+        samples: How many of its samples are handed out.
+        committed_before: How many others it has, which were committed before and stay as they are.
+        left: How many of those handed out have not ended.
         notes: What was counted when they were looked through, by ``CounterName``.
         row_numbers: Which of its rows are wanted; None is all.
     """
@@ -57,6 +58,7 @@ class OpenShard:
     shard: Shard
     spool: Spool
     samples: int
+    committed_before: int
     left: int
     notes: Mapping[str, int]
     row_numbers: frozenset[int] | None
@@ -89,17 +91,25 @@ class Feed:
         source: What to read.
         layout: What is there already.
         limit: Hand out no more than the first so many samples.
+        shards: Of these shards alone; None is all. The samples of others count towards the limit.
     """
 
-    def __init__(self, source: ShardSource, layout: OutputLayout, limit: int | None = None) -> None:
+    def __init__(
+        self,
+        source: ShardSource,
+        layout: OutputLayout,
+        limit: int | None = None,
+        shards: Collection[str] | None = None,
+    ) -> None:
         self.open: set[OpenShard] = set()
         self.published: dict[str, ShardCounts] = {}
         self.reused: Counter[str] = Counter()
         self._source = source
         self._layout = layout
         self._limit = limit
-        self._shards = source.shards()
-        self._unopened = deque(self._shards)
+        self._all_shards = source.shards()
+        self._shards = {shard.name: shard for shard in self._all_shards if shards is None or shard.name in shards}
+        self._unopened = deque(self._shards.values() if limit is None else self._all_shards)
         self._counted_size = 0
         self._counted_samples = 0
         self._seen = _Seen()
@@ -114,7 +124,7 @@ class Feed:
 
     @property
     def shards(self) -> int:
-        """How many shards there are."""
+        """How many shards there are to hand out samples of."""
         return len(self._shards)
 
     async def pull(self) -> NextSample | None:
@@ -129,7 +139,8 @@ class Feed:
                 if self._reading is not None:
                     await self._read_on(*self._reading)
                 elif self._unopened and self._counted_samples != self._limit:
-                    await self._open_next(self._unopened.popleft())
+                    shard = self._unopened.popleft()
+                    await (self._open_next(shard) if shard.name in self._shards else self._count_samples(shard))
                 else:
                     return None
             await self._wait_for_room(self._ready[0].held_bytes)
@@ -169,9 +180,11 @@ class Feed:
 
     def expected_samples(self) -> int | None:
         """How many samples there are about to be: known, or judged by the shards that were counted so far."""
+        size = sum(shard.size for shard in self._shards.values())
         expected = self._source.expected_samples()
-        if expected is None and self._counted_size:
-            size = sum(shard.size for shard in self._shards)
+        if expected is not None and len(self._shards) < len(self._all_shards):
+            expected = round(expected * size / max(1, sum(shard.size for shard in self._all_shards)))
+        elif expected is None and self._counted_size:
             expected = round(self._counted_samples * size / self._counted_size)
         if expected is None or self._limit is None:
             return expected
@@ -181,6 +194,14 @@ class Feed:
         """How many images there are about to be, judged by the samples that were seen so far."""
         samples = self.expected_samples()
         return None if samples is None else round(samples * self._seen.images_a_sample)
+
+    async def _count_samples(self, shard: Shard) -> None:
+        """Count the samples of a shard that another process fetches; its files may change at any moment."""
+        samples = await self._read(self._source.samples, shard)
+        self._count(shard, self._within_limit(len(samples)))
+
+    def _within_limit(self, samples: int) -> int:
+        return samples if self._limit is None else min(samples, self._limit - self._counted_samples)
 
     async def _open_next(self, shard: Shard) -> None:
         published = await asyncio.to_thread(_read_published, self._layout, shard)
@@ -194,12 +215,12 @@ class Feed:
             self._one_closed.clear()
             await self._one_closed.wait()
         samples = await self._read(self._source.samples, shard)
-        wanted = len(samples) if self._limit is None else min(len(samples), self._limit - self._counted_samples)
+        wanted = self._within_limit(len(samples))
         self._count(shard, wanted)
         spool = await Spool.open(self._layout.spool(shard.name))
         self.reused.update(spool.recovered.outcomes)
         left = wanted - len(spool.recovered.samples)
-        opened = OpenShard(shard, spool, wanted, left, samples.notes, samples.row_numbers)
+        opened = OpenShard(shard, spool, wanted, samples.committed_before, left, samples.notes, samples.row_numbers)
         self.open.add(opened)
         if opened.left:
             self._reading = opened, islice(iter(samples), wanted)

@@ -1,8 +1,9 @@
-"""An output belongs to one job, and to one run at a time.
+"""An output belongs to one job, and to one run at a time, or to several processes that each fetch shards of it.
 
 Rules: nothing is deleted or begun before it is sure that datafetch made the output and no other run works on it. What
 decides the rows is a job's identity, recorded in ``job.json``; a run with another identity is refused, and the
 difference is named. What killed runs left complete is put in its place first; what they left incomplete is deleted.
+Processes that hold an output together prepare it in turn, and of its shards each touches its own alone.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import re
 import shutil
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -26,11 +27,12 @@ from datafetch.output.reshard.swap import finish
 from datafetch.store.atomic import make_folder, refuse_links, refuse_unpublishable, write_atomically
 from datafetch.store.job_file import not_a_job, read_job_fields, read_job_file
 from datafetch.store.layout import OutputLayout
-from datafetch.store.lock import Lock
+from datafetch.store.lock import Lock, ShardLocks, locks_where_possible
 
 Identity: TypeAlias = dict[str, Any]
 """What decides the rows, as JSON: names to values; ``shards`` has the manifest files by shard."""
 
+_TURN_INTERVAL_S = 0.05  # another process takes milliseconds, or as long as the list of a dataset takes to be copied
 _EQUAL_SHARD = re.compile(r"part-\d{5,}\.(pkl|count)")
 _ASKED = "asked"  # in job.json beside the identity: what was asked for, for ``retry`` to ask the same way
 # Also what was part of the identity in earlier versions, though it only permits what would not be taken otherwise.
@@ -54,34 +56,110 @@ async def locked_output(
         ResourceError: It can't be written.
     """
     lock = await asyncio.to_thread(lambda: Lock(layout.lock, layout.out, layout.real_lock))
-    acquire = lock.acquire_where_possible if is_alone else lock.acquire
     try:
-        await asyncio.to_thread(_claim, layout, acquire, prepare, goes_on=goes_on)
-        yield
-    except OSError as error:
-        raise_want(error)
-        raise ResourceError.of_disk(error, f"write beside {layout.out}") from error
+        with _disk_errors(layout):
+            await asyncio.to_thread(_lock_output, layout, lock, is_alone=is_alone)
+            await asyncio.to_thread(_prepare_output, layout, prepare, goes_on=goes_on)
+            yield
     finally:
         await asyncio.to_thread(lock.release)
 
 
-def _claim(layout: OutputLayout, acquire: Callable[[], None], prepare: Callable[[], None], *, goes_on: bool) -> None:
+@asynccontextmanager
+async def locked_shards(
+    layout: OutputLayout, shards: Collection[str], prepare: Callable[[], None], *, is_alone: bool = False
+) -> AsyncIterator[None]:
+    """Hold some shards of an output, while other processes may hold others of them.
+
+    Args:
+        layout: Of the output.
+        shards: Names of the shards.
+        prepare: Called with the locks held, with everything that was complete of these shards in its place, and by one
+            process at a time; it may refuse.
+        is_alone: The operator knows that no other process works on the output.
+
+    Raises:
+        ConfigurationError: A run holds the output, or another process one of the shards, or it was refused.
+        ResourceError: It can't be written.
+    """
+    async with AsyncExitStack() as held:
+        held.enter_context(_disk_errors(layout))
+        lock = await asyncio.to_thread(lambda: Lock(layout.lock, layout.out, layout.real_lock))
+        held.push_async_callback(asyncio.to_thread, lock.release)
+        await asyncio.to_thread(_lock_output_shared, layout, lock, is_alone=is_alone)
+        locks = await asyncio.to_thread(ShardLocks, layout.shard_locks, layout.out)
+        held.push_async_callback(asyncio.to_thread, locks.release)
+        with locks_where_possible(is_alone=is_alone):
+            while not await asyncio.to_thread(locks.take_turn):  # noqa: ASYNC110 - another process has it
+                await asyncio.sleep(_TURN_INTERVAL_S)
+            await asyncio.to_thread(locks.acquire, shards)
+        await asyncio.to_thread(_prepare_shards, layout, shards, prepare)
+        with locks_where_possible(is_alone=is_alone):
+            await asyncio.to_thread(locks.end_turn)
+        yield
+
+
+@contextmanager
+def _disk_errors(layout: OutputLayout) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise_want(error)
+        raise ResourceError.of_disk(error, f"write beside {layout.out}") from error
+
+
+def _lock_output(layout: OutputLayout, lock: Lock, *, is_alone: bool) -> None:
+    _make_state_folder(layout)
+    with locks_where_possible(is_alone=is_alone):
+        lock.acquire()
+
+
+def _lock_output_shared(layout: OutputLayout, lock: Lock, *, is_alone: bool) -> None:
+    _make_state_folder(layout)
+    with locks_where_possible(is_alone=is_alone):
+        lock.acquire_shared()
+
+
+def _make_state_folder(layout: OutputLayout) -> None:
     if not layout.folder.exists():
         refuse_foreign_files(layout, {})  # before a trace is left
         make_folder(layout.folder)
-    acquire()
-    for ours in (layout.folder, layout.all_spools):
-        refuse_links(ours)
-    refuse_unpublishable(layout.folder, layout.out)
+
+
+def _prepare_output(layout: OutputLayout, prepare: Callable[[], None], *, goes_on: bool) -> None:
+    _refuse_unwritable(layout)
     if goes_on:
         finish(layout)
         complete_commits(layout)
     prepare()
-    shutil.rmtree(layout.unpublished, ignore_errors=True)
+    for left in (layout.unpublished, layout.shard_progress_folder):
+        shutil.rmtree(left, ignore_errors=True)
 
 
-def take_for_job(layout: OutputLayout, identity: Identity, asked: Mapping[str, object], *, fresh: bool) -> None:
+def _prepare_shards(layout: OutputLayout, shards: Collection[str], prepare: Callable[[], None]) -> None:
+    _refuse_unwritable(layout)
+    finish(layout)  # which no process has begun to work beside: each of them has been here first
+    complete_commits(layout, frozenset(shards))
+    prepare()
+
+
+def _refuse_unwritable(layout: OutputLayout) -> None:
+    for ours in (layout.folder, layout.all_spools):
+        refuse_links(ours)
+    refuse_unpublishable(layout.folder, layout.out)
+
+
+def take_for_job(
+    layout: OutputLayout, identity: Identity, asked: Mapping[str, object], shards: Collection[str], *, fresh: bool
+) -> None:
     """Make an output that of a job, or make sure that it is.
+
+    Args:
+        layout: Of the output.
+        identity: Of the job.
+        asked: How the job was asked for.
+        shards: Names of the shards that are to be fetched.
+        fresh: Delete what an earlier run left.
 
     Raises:
         ConfigurationError: It is that of another job, or holds files that are not ours.
@@ -94,7 +172,7 @@ def take_for_job(layout: OutputLayout, identity: Identity, asked: Mapping[str, o
         _start_over(layout)
     if layout.job.exists():  # first: otherwise shards of a missing manifest file would be taken for another program's
         _refuse_other_job(layout, read_identity(layout), identity)
-        refuse_left_spools(layout, _scratch_before(layout), otherwise="start over with --fresh")
+        refuse_left_spools(layout, _scratch_before(layout), shards, otherwise="start over with --fresh")
     refuse_foreign_files(layout, identity)
     refuse_missing_files(layout)
     if asked["world_size"] is None and layout.equal.exists():
@@ -131,19 +209,22 @@ def write_asked(layout: OutputLayout, asked: Mapping[str, object]) -> None:
     write_atomically(layout.job, orjson.dumps({**read_job_fields(layout), _ASKED: asked}, option=orjson.OPT_INDENT_2))
 
 
-def refuse_left_spools(layout: OutputLayout, scratch: Path | None, *, otherwise: str) -> None:
+def refuse_left_spools(layout: OutputLayout, scratch: Path | None, shards: Collection[str], *, otherwise: str) -> None:
     """See that what an earlier run kept is not fetched once more because this one looks for it elsewhere.
 
     Args:
         layout: As it is for this run.
         scratch: Of the earlier run.
+        shards: Names of the shards that this run fetches.
         otherwise: What else can be done than to give the same scratch again.
 
     Raises:
         ConfigurationError: There are spools of this very job in the earlier run's scratch, and this run has another.
     """
     before = replace(layout, scratch=scratch)
-    if before.all_spools.resolve() == layout.all_spools.resolve() or not any(before.spool("").parent.glob("*.spool")):
+    if before.all_spools.resolve() == layout.all_spools.resolve():
+        return
+    if not any(before.spool(shard).exists() for shard in shards):
         return
     again = "leave out --scratch" if scratch is None else f"give --scratch {scratch} again"
     raise ConfigurationError(f"images fetched for {layout.out} lie in {before.all_spools}; {again}, or {otherwise}")
@@ -262,6 +343,7 @@ def _start_over(layout: OutputLayout) -> None:
         layout.resharded,
         layout.replaced,
         layout.quarantine,
+        layout.shard_progress_folder,
     ):
         shutil.rmtree(folder, ignore_errors=True)
     for file in (layout.retry, layout.progress, layout.report, layout.equal, layout.dropped, layout.job):

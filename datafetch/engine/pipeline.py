@@ -138,8 +138,7 @@ class Pipeline:
 
     async def _publish(self, shard: OpenShard) -> None:
         await shard.spool.sync()
-        # A retry's shard has other samples besides those that were handed out.
-        samples = shard.samples if self._output.retry is None else shard.shard.size
+        samples = shard.samples + shard.committed_before
         commit = Commit(self._output, shard.shard.name, samples, shard.notes, shard.row_numbers)
         async with self._committing:
             totals = await self._commit(commit)

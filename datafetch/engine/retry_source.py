@@ -51,7 +51,7 @@ class FailedSamples:
     def samples(self, shard: Shard) -> RetriedSamples:
         """The samples of one shard of which an image is tried again; its spool is begun where it was not."""
         spool = self._output.layout.spool(shard.name)
-        samples = RetriedSamples(self._output, self._retry, shard.name)
+        samples = RetriedSamples(self._output, self._retry, shard)
         marker = _marker(self._retry, shard.source)
         if not has_marker(spool, marker):
             begun = spool.with_suffix(".begun")
@@ -95,10 +95,11 @@ class _Failed:
 class RetriedSamples(Samples):
     """The samples of one shard that are tried again; memory holds 8 bytes for each."""
 
-    def __init__(self, output: Output, retry: Retry, shard: str) -> None:
+    def __init__(self, output: Output, retry: Retry, shard: Shard) -> None:
         self._output = output
         self._retry = retry
-        self._shard = shard
+        self._shard = shard.name
+        self._all_samples = shard.size
         self._positions = array("q", (failed.kept.sample.position for failed in self._wanted()))
 
     def __len__(self) -> int:
@@ -109,6 +110,11 @@ class RetriedSamples(Samples):
         for spooled in SpoolReader(self._output.layout.failed(self._shard)).samples():
             if spooled.sample.position in wanted:
                 yield spooled.sample
+
+    @property
+    def committed_before(self) -> int:
+        """How many samples of the shard are not tried again."""
+        return self._all_samples - len(self)
 
     def carried_over(self) -> Iterator[ImageResult | StoredImage]:
         """Those of their images that are not tried again."""

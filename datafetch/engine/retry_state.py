@@ -80,7 +80,9 @@ def begin_retry(layout: OutputLayout, wanted: RetryFilter, shards: Sequence[str]
             )
         retry = Retry(note.number, note.wanted(), note.token)
         earlier = Path(note.scratch) if note.scratch else None
-        refuse_left_spools(spools_of(layout, retry), earlier, otherwise="delete that folder to fetch them again")
+        refuse_left_spools(
+            spools_of(layout, retry), earlier, shards, otherwise="delete that folder to fetch them again"
+        )
     scratch = None if layout.scratch is None else str(layout.scratch)
     state = RetryState(
         number=retry.number,

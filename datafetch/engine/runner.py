@@ -1,8 +1,8 @@
-"""run(job): run or resume a job; retry(out): fetch failed images again.
+"""run(job): run or resume a job, or its two halves apart; retry(out): fetch failed images again.
 
-Rules: what can be wrong with a job is found before anything is written. One run at a time works on an output. uvloop
-lives here and nowhere else; a caller with a loop of their own uses ``fetch_dataset`` and ``retry_failed`` and keeps
-theirs.
+Rules: what can be wrong with a job is found before anything is written. One run at a time works on an output; or
+several processes do ``fetch_shards``, each with shards of its own, and then one does ``finish``. uvloop lives here and
+nowhere else; a caller with a loop of their own uses the coroutines (``fetch_dataset`` …) and keeps theirs.
 """
 
 from __future__ import annotations
@@ -10,58 +10,44 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
-from pathlib import Path
-from typing import TypeAlias
 
-import orjson
 import uvloop
 
-from datafetch.datasets import find_dataset
-from datafetch.engine.disk_estimate import DiskEstimate, log_disk_estimate
-from datafetch.engine.feed import MAX_OPEN_SAMPLES, MAX_OPEN_SHARDS, Feed
-from datafetch.engine.job import Job, asked_of, dataset_of, equal_plan, hash_of, identify, own_spec, read_job
-from datafetch.engine.ownership import Identity, locked_output, refuse_foreign_files, refuse_missing_files, take_for_job
-from datafetch.engine.permissions import Permitted, read_permitted, remember
-from datafetch.engine.retry_source import FailedSamples
-from datafetch.engine.retry_state import begin_retry, end_retry, read_retry_state, spools_of
-from datafetch.engine.session import CHILD_PROCESSES, Backends, Observer, Session
+from datafetch.engine.bound_job import BoundJob, bind
+from datafetch.engine.completeness import unpublished_shards
+from datafetch.engine.disk_estimate import count_published, log_disk_estimate
+from datafetch.engine.feed import Feed
+from datafetch.engine.job import Job
+from datafetch.engine.ownership import locked_output, locked_shards
+from datafetch.engine.permissions import Permitted, read_permitted
+from datafetch.engine.retry import Change, retry_failed
+from datafetch.engine.session import CHILD_PROCESSES, Backends, Observer, Session, write_report
 from datafetch.errors import ConfigurationError
 from datafetch.fetch import Fetcher
-from datafetch.model.interfaces import Dataset, Manifest
+from datafetch.model.interfaces import Manifest
 from datafetch.model.ledger_line import ShardCounts
-from datafetch.model.report import Report
+from datafetch.model.report import FetchedShards, Report
 from datafetch.model.sample import IdListResult
 from datafetch.monitor.heartbeat import refuse_at_work
-from datafetch.output.formats import format_of
-from datafetch.output.merge import Output
-from datafetch.output.reshard.record import read_reshard_record
-from datafetch.output.training_list import keep_published, published_source
 from datafetch.process.event_loop import run_to_end
-from datafetch.store.atomic import write_atomically
-from datafetch.store.layout import OutputLayout, output_of, resolve_parent
-from datafetch.store.ledger import read_keys, read_shard_counts, sum_shard_counts
+from datafetch.store.ledger import read_keys, read_shard_counts
 from datafetch.store.retry_filter import RetryFilter
-from datafetch.transcode import ImageSpec
 
-_SHARDS_LOOKED_AT = 64  # to say what a run will need of the disk
 _SAMPLES_LOOKED_AT = 256  # before an earlier output is deleted; they are read together anyway
 
 _log = logging.getLogger(__name__)
 
-Change: TypeAlias = Callable[[Job], Job]
-"""What is to be done otherwise than in an earlier run: its job in, the new one out."""
 
-
-def run(job: Job, observe: Observer | None = None, *, backends: Backends = CHILD_PROCESSES) -> Report:
+def run(job: Job, observers: Iterable[Observer] = (), *, backends: Backends = CHILD_PROCESSES) -> Report:
     """Do a job, on an event loop of its own.
 
     Args:
         job: What to do.
-        observe: Watches while it runs.
+        observers: Each watches while it runs.
         backends: What transcodes images and commits shards.
 
     Returns:
@@ -71,48 +57,122 @@ def run(job: Job, observe: Observer | None = None, *, backends: Backends = CHILD
         DatafetchError: The job or its manifest is wrong, or this machine ran out of something.
         KeyboardInterrupt: Ctrl-C; running the same job again resumes it.
     """
-    return run_to_end(fetch_dataset(job, observe, backends=backends), uvloop.new_event_loop)
+    return run_to_end(fetch_dataset(job, observers, backends=backends), uvloop.new_event_loop)
 
 
-async def fetch_dataset(job: Job, observe: Observer | None = None, *, backends: Backends = CHILD_PROCESSES) -> Report:
+async def fetch_dataset(
+    job: Job, observers: Iterable[Observer] = (), *, backends: Backends = CHILD_PROCESSES
+) -> Report:
     """Do a job inside a running event loop, of any kind; otherwise like ``run``."""
-    dataset = dataset_of(job)
-    source = await asyncio.to_thread(_source_of, job, dataset)
-    manifest = await asyncio.to_thread(dataset.bind, source, Path(job.ids) if job.ids else None)
-    spec = job.image or own_spec(dataset)
-    identity = await asyncio.to_thread(identify, job, manifest, spec)
-    layout = await asyncio.to_thread(_layout_of, Path(job.out), job, identity)
-    take = partial(take_for_job, layout, identity, asked_of(job, spec), fresh=job.fresh)
+    bound = await asyncio.to_thread(bind, job)
+    layout, shards = bound.layout, bound.shards
     if job.no_lock:
         await asyncio.to_thread(refuse_at_work, layout)
     if job.fresh:
-        await _refuse_what_would_stop_at_once(job, manifest)
+        await _refuse_what_would_stop_at_once(bound)
     before = None if job.fresh else await asyncio.to_thread(read_permitted, layout)
+    take = partial(bound.take_output, shards)
     async with locked_output(layout, take, goes_on=not job.fresh, is_alone=job.no_lock):
-        lost = () if before is None else before.without(Permitted.of(job))
-        if lost:
-            _log.info("no longer permitted, also for retries, unless given again: %s", " ".join(lost))
-        shards = [shard.name for shard in manifest.shards()]
-        if dataset.list_name is not None:
-            await asyncio.to_thread(keep_published, layout, manifest.shards()[0].source)
-        await asyncio.to_thread(_log_disk_estimate, layout, job, manifest, spec)
-        await asyncio.to_thread(layout.report.unlink, missing_ok=True)  # it speaks of a run that is complete
-        work = Session(
-            job,
-            spec,
-            Feed(manifest, layout, job.limit),
-            Output(dataset, layout, job.payload, max_sample_bytes=job.max_sample_bytes),
-            shards,
-            backends,
-        )
+        _log_no_longer_permitted(before, job)
+        await asyncio.to_thread(_begin, bound)
+        session = Session(job, bound.output, shards, observers)
+        feed = Feed(bound.manifest, layout, job.limit)
+        return await session.fetch(feed, bound.spec, backends, partial(_finish, bound, session))
 
-        async def conclude(report: Report) -> Report:
-            report = replace(report, selection=await asyncio.to_thread(_selection, manifest, work, job.limit))
-            await asyncio.to_thread(write_atomically, layout.report, _json(report.summary()))
-            await asyncio.to_thread(layout.forget_spools)
-            return report
 
-        return await work.do(observe, conclude)
+def fetch_shards(
+    job: Job,
+    shards: Iterable[str] | None = None,
+    observers: Iterable[Observer] = (),
+    *,
+    backends: Backends = CHILD_PROCESSES,
+) -> FetchedShards:
+    """Fetch and publish some shards of a job, on an event loop of its own; ``finish`` does the rest after the last one.
+
+    Several processes, on this machine and on others, may do so at the same time, each with shards of its own, if the
+    filesystem has locks. Each of them needs the manifest and the id list. URLs are deduplicated within a process alone.
+
+    Args:
+        job: What to do, the same in every process; ``fresh`` is refused.
+        shards: Names of the shards, as ``shard_names`` gives them; None is all.
+        observers: Each watches while it runs.
+        backends: What transcodes images and commits shards.
+
+    Returns:
+        What was done for these shards.
+
+    Raises:
+        DatafetchError: The job or its manifest is wrong, another process has one of the shards, or this machine ran
+            out of something.
+        KeyboardInterrupt: Ctrl-C; the same call resumes it, as it does after a kill.
+    """
+    return run_to_end(fetch_dataset_shards(job, shards, observers, backends=backends), uvloop.new_event_loop)
+
+
+async def fetch_dataset_shards(
+    job: Job,
+    shards: Iterable[str] | None = None,
+    observers: Iterable[Observer] = (),
+    *,
+    backends: Backends = CHILD_PROCESSES,
+) -> FetchedShards:
+    """Fetch shards inside a running event loop, of any kind; otherwise like ``fetch_shards``."""
+    _refuse_fresh(job)
+    bound = await asyncio.to_thread(bind, job)
+    layout, given = bound.layout, _in_order(bound, shards)
+    if not given:
+        return FetchedShards(ShardCounts())
+    if job.no_lock:
+        await asyncio.to_thread(refuse_at_work, layout)
+    before = await asyncio.to_thread(read_permitted, layout)
+    async with locked_shards(layout, given, partial(_prepare_shards, bound, given), is_alone=job.no_lock):
+        _log_no_longer_permitted(before, job)
+        session = Session(job, bound.output, given, observers, layout.shard_progress(given[0]))
+        feed = Feed(bound.manifest, layout, job.limit, frozenset(given))
+        return await session.fetch(feed, bound.spec, backends, _as_fetched)
+
+
+def finish(job: Job, observers: Iterable[Observer] = ()) -> Report:
+    """Complete a job all of whose shards ``fetch_shards`` has published, on an event loop of its own.
+
+    Shards are made equal for the ranks, the list that the trainer reads is written, and the report.
+
+    Args:
+        job: As the shards were fetched; ``fresh`` is refused.
+        observers: Each watches while it runs.
+
+    Returns:
+        How the output stands. No image was fetched by this call.
+
+    Raises:
+        ConfigurationError: Shards are not published, or a process is still fetching some.
+        DatafetchError: The job or its manifest is wrong, or this machine ran out of something.
+        KeyboardInterrupt: Ctrl-C; the same call resumes it, as it does after a kill.
+    """
+    return run_to_end(finish_dataset(job, observers), uvloop.new_event_loop)
+
+
+async def finish_dataset(job: Job, observers: Iterable[Observer] = ()) -> Report:
+    """Complete a job inside a running event loop, of any kind; otherwise like ``finish``."""
+    _refuse_fresh(job)
+    bound = await asyncio.to_thread(bind, job)
+    layout, shards = bound.layout, bound.shards
+    if not await asyncio.to_thread(layout.job.exists):
+        raise _not_published(bound, shards)  # before a trace is left
+    if job.no_lock:
+        await asyncio.to_thread(refuse_at_work, layout)
+    async with locked_output(layout, partial(_prepare_finish, bound), is_alone=job.no_lock):
+        session = Session(job, bound.output, shards, observers)
+        return await session.finalize(partial(_finish, bound, session))
+
+
+def shard_names(job: Job) -> list[str]:
+    """Names of all shards of a job, in order, for several processes to share; nothing is written.
+
+    Raises:
+        DatafetchError: The job or its manifest is wrong.
+    """
+    return bind(job).shards
 
 
 def retry(
@@ -120,7 +180,7 @@ def retry(
     wanted: RetryFilter | None = None,
     *,
     change: Change | None = None,
-    observe: Observer | None = None,
+    observers: Iterable[Observer] = (),
     backends: Backends = CHILD_PROCESSES,
 ) -> Report:
     """Try again what failed, on an event loop of its own.
@@ -130,7 +190,7 @@ def retry(
         wanted: Which failures; None is those that may pass, or those of the retry that was interrupted.
         change: What is to be done otherwise than in that run, as far as the rows don't depend on it. What it permits
             is remembered for later retries, but that a network is left out.
-        observe: Watches while it runs.
+        observers: Each watches while it runs.
         backends: What transcodes images and commits shards.
 
     Returns:
@@ -140,59 +200,108 @@ def retry(
         DatafetchError: There is no such run, or this machine ran out of something.
         KeyboardInterrupt: Ctrl-C; the same call resumes the retry, and so does one without ``wanted`` and ``change``.
     """
-    work = retry_failed(out, wanted, change=change, observe=observe, backends=backends)
+    work = retry_failed(out, wanted, change=change, observers=observers, backends=backends)
     return run_to_end(work, uvloop.new_event_loop)
 
 
-async def retry_failed(
-    out: str,
-    wanted: RetryFilter | None = None,
-    *,
-    change: Change | None = None,
-    observe: Observer | None = None,
-    backends: Backends = CHILD_PROCESSES,
-) -> Report:
-    """Try again what failed, inside a running event loop, of any kind; otherwise like ``retry``."""
-    wanted = wanted or RetryFilter()
-    folder = await asyncio.to_thread(output_of, Path(out))
-    job, identity = await asyncio.to_thread(read_job, OutputLayout(folder))
-    note = await asyncio.to_thread(read_retry_state, OutputLayout(folder))
-    if note is not None:
-        job = note.resumed(job)
-    job = replace((change or _unchanged)(job), out=out)
-    dataset = dataset_of(job)
-    dataset.refuse_retry()
-    shards = list(identity["shards"])
-    layout = await asyncio.to_thread(_layout_of, folder, job, identity)
-    if job.no_lock:
-        await asyncio.to_thread(refuse_at_work, layout)
-    async with locked_output(layout, partial(_take_for_retry, layout, identity), is_alone=job.no_lock):
-        permitted = Permitted.of(job)
-        again = await asyncio.to_thread(begin_retry, layout, wanted, shards, permitted)
-        # Before anything is fetched, or a retry that was interrupted would have its images fail in the next one.
-        await asyncio.to_thread(remember, layout, permitted)
-        if permitted.options():
-            _log.info("permitted, and remembered for later retries: %s", " ".join(permitted.options()))
-        output = Output(dataset, spools_of(layout, again), job.payload, again, job.max_sample_bytes)
-        source = await asyncio.to_thread(FailedSamples, output, again, shards)
-        work = Session(job, job.image or ImageSpec(), Feed(source, output.layout), output, shards, backends)
-
-        async def conclude(report: Report) -> Report:
-            await asyncio.to_thread(write_atomically, layout.report, _json(report.summary()))
-            await asyncio.to_thread(end_retry, layout)
-            return report
-
-        return await work.do(observe, conclude)
+async def _as_fetched(fetched: FetchedShards) -> FetchedShards:
+    return fetched
 
 
-async def _refuse_what_would_stop_at_once(job: Job, manifest: Manifest) -> None:
+async def _finish(bound: BoundJob, session: Session, fetched: FetchedShards) -> Report:
+    """Do what comes after the last shard, and write the report."""
+    report = await session.finish(fetched)
+    return await asyncio.to_thread(_complete, bound, session, report)
+
+
+def _complete(bound: BoundJob, session: Session, report: Report) -> Report:
+    layout = bound.layout
+    whole = replace(report, selection=_selection(bound, session.published()), has_open_retry=layout.retry.exists())
+    write_report(layout, whole)
+    layout.forget_spools()
+    return whole
+
+
+def _in_order(bound: BoundJob, shards: Iterable[str] | None) -> list[str]:
+    """The shards that are to be fetched, in the order of the manifest.
+
+    Raises:
+        ConfigurationError: The manifest does not have one of them.
+    """
+    names = bound.shards
+    if shards is None:
+        return names
+    wanted = frozenset(shards)
+    unknown = min(wanted.difference(names), default=None)
+    if unknown is not None:
+        raise ConfigurationError(
+            f"{bound.job.source} has no shard {unknown!r}; it has {len(names):,}, from {names[0]} to {names[-1]}"
+        )
+    return [name for name in names if name in wanted]
+
+
+def _refuse_fresh(job: Job) -> None:
+    if job.fresh:
+        raise ConfigurationError(
+            f"shards that are fetched apart can't start over, for other processes may be at work; to start over, "
+            f"delete {job.out} and its state folder first"
+        )
+
+
+def _begin(bound: BoundJob) -> None:
+    """Do what comes before the first shard of a run."""
+    layout = bound.layout
+    bound.keep_published_list()
+    log_disk_estimate(layout, bound.disk_estimate(), count_published(layout, bound.shards))
+    layout.report.unlink(missing_ok=True)  # it speaks of a run that is complete
+
+
+def _prepare_shards(bound: BoundJob, shards: list[str]) -> None:
+    """Make the output ready for some shards; other processes may be fetching others."""
+    layout = bound.layout
+    bound.take_output(shards)
+    bound.keep_published_list()
+    sizes = {shard.name: shard.size for shard in bound.manifest.shards()}
+    share = sum(sizes[shard] for shard in shards) / max(1, sum(sizes.values()))
+    log_disk_estimate(layout, bound.disk_estimate().part(share), count_published(layout, shards))
+    if not all(layout.ledger(shard).exists() for shard in shards):
+        layout.report.unlink(missing_ok=True)  # it speaks of a run that is complete
+
+
+def _prepare_finish(bound: BoundJob) -> None:
+    """See that all shards are published, and forget the spools from which they were."""
+    layout = bound.layout
+    bound.take_output(())
+    missing = unpublished_shards(layout, bound.shards, bound.job.limit)
+    if missing:
+        raise _not_published(bound, missing)
+    log_disk_estimate(layout, bound.disk_estimate(), count_published(layout, bound.shards))
+    layout.report.unlink(missing_ok=True)
+    for shard in bound.shards:
+        layout.spool(shard).unlink(missing_ok=True)  # of a process that was killed between publishing and this
+
+
+def _not_published(bound: BoundJob, missing: list[str]) -> ConfigurationError:
+    return ConfigurationError(
+        f"{len(missing):,} of {len(bound.shards):,} shards of {bound.layout.out} are not published, the first is "
+        f"{missing[0]}; fetch them before the run is finished"
+    )
+
+
+def _log_no_longer_permitted(before: Permitted | None, job: Job) -> None:
+    lost = () if before is None else before.without(Permitted.of(job))
+    if lost:
+        _log.info("no longer permitted, also for retries, unless given again: %s", " ".join(lost))
+
+
+async def _refuse_what_would_stop_at_once(bound: BoundJob) -> None:
     """See that a run gets as far as its first samples, before it deletes what an earlier one left.
 
     Raises:
         DatafetchError: What the run would have ended with: too few descriptors, a proxy that is none, a bad record.
     """
-    async with Fetcher(job.fetch):
-        await asyncio.to_thread(_read_first_samples, manifest)
+    async with Fetcher(bound.job.fetch):
+        await asyncio.to_thread(_read_first_samples, bound.manifest)
 
 
 def _read_first_samples(manifest: Manifest) -> None:
@@ -200,94 +309,12 @@ def _read_first_samples(manifest: Manifest) -> None:
     deque(islice(samples, _SAMPLES_LOOKED_AT), maxlen=0)
 
 
-def _log_disk_estimate(layout: OutputLayout, job: Job, manifest: Manifest, spec: ImageSpec) -> None:
-    samples = manifest.max_samples()
-    if job.limit is not None:
-        samples = min(samples, job.limit)
-    shards = manifest.shards()
-    plan = equal_plan(job, find_dataset(job.dataset))
-    need = DiskEstimate(
-        samples=samples,
-        spec=spec,
-        payload=job.payload,
-        is_made_equal=plan is not None and samples >= plan.ranks.least_rows,
-        open_samples=max(samples * MAX_OPEN_SHARDS // max(1, len(shards)), min(samples, MAX_OPEN_SAMPLES)),
-    )
-    log_disk_estimate(layout, need, _published(layout, [shard.name for shard in shards]))
-
-
-def _published(layout: OutputLayout, shards: list[str]) -> ShardCounts:
-    """About what is there already, by the books of some shards: there may be tens of thousands."""
-    published = [shard for shard in shards if layout.ledger(shard).exists()]
-    looked_at = sum_shard_counts(map(layout.ledger, published[:_SHARDS_LOOKED_AT]))
-    scale = len(published) / max(1, min(len(published), _SHARDS_LOOKED_AT))
-    return ShardCounts(
-        samples=round(looked_at.samples * scale),
-        rows=round(looked_at.rows * scale),
-        written_bytes=round(looked_at.written_bytes * scale),
-    )
-
-
-def _layout_of(out: Path, job: Job, identity: Identity) -> OutputLayout:
-    """Where everything lies, also when the folder that a command stands in is moved under its feet."""
-    output_format = find_dataset(job.dataset).output_format
-    return OutputLayout(
-        resolve_parent(out),
-        resolve_parent(Path(job.scratch)) if job.scratch else None,
-        hash_of(identity),
-        output_format,
-    )
-
-
-def _source_of(job: Job, dataset: Dataset) -> Path:
-    source = Path(job.source)
-    if dataset.list_name is None:
-        return source
-    return published_source(OutputLayout(resolve_parent(Path(job.out))), source, dataset.list_name)
-
-
-def _take_for_retry(layout: OutputLayout, identity: Identity) -> None:
-    """See that there is a complete run whose failures can be tried again, before anything is fetched.
-
-    Raises:
-        ConfigurationError: There is none, shards of it are missing, or there are files that are not ours.
-    """
-    refuse_foreign_files(layout, identity)
-    refuse_missing_files(layout)
-    arrangement = read_reshard_record(layout)
-    is_complete = layout.report.exists() or layout.retry.exists()
-    if arrangement is not None:
-        is_complete &= all(layout.ledger(shard).exists() for shard in arrangement.samples)
-    else:
-        published = [shard for shard in identity["shards"] if layout.ledger(shard).exists()]
-        is_complete &= all(format_of(layout).is_intact(layout, shard) for shard in published)
-        is_complete &= _are_all(layout, identity, published)
-    if not is_complete:
-        raise ConfigurationError(f"{layout.out} is not complete; run the command that started it again, and then retry")
-
-
-def _are_all(layout: OutputLayout, identity: Identity, published: list[str]) -> bool:
-    """Whether no shard lacks its ledger; those beyond a limit never had one."""
-    if len(published) == len(identity["shards"]):
-        return True
-    limit = identity.get("limit")
-    return limit is not None and sum_shard_counts(map(layout.ledger, published)).samples == limit
-
-
-def _selection(manifest: Manifest, work: Session, limit: int | None) -> IdListResult | None:
+def _selection(bound: BoundJob, published: list[str]) -> IdListResult | None:
     """What became of the id list, by the ledgers; a limited run has not looked everywhere."""
-    layout = work.output.layout
-    books = {shard: read_shard_counts(layout.ledger(shard)) for shard in work.published()}
+    layout = bound.layout
+    books = {shard: read_shard_counts(layout.ledger(shard)) for shard in published}
     keys = chain.from_iterable(read_keys(layout.ledger(shard)) for shard in books)
-    selection = manifest.id_list_result(keys, books)
-    if selection is None or limit is None:
+    selection = bound.manifest.id_list_result(keys, books)
+    if selection is None or bound.job.limit is None:
         return selection
     return replace(selection, not_found=None)
-
-
-def _unchanged(job: Job) -> Job:
-    return job
-
-
-def _json(value: object) -> bytes:
-    return orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)

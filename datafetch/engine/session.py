@@ -1,4 +1,8 @@
-"""Work: what a run and a retry have in common: fetch what a feed hands out, make the shards equal, and report."""
+"""A session on an output: what a feed hands out is fetched, the shards are made equal, and the result is reported.
+
+Rules: what is fetched, a manifest or the failures of an earlier run, is the feed's matter, and how it becomes part of a
+shard the output's; nothing here tells one from the other.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,13 @@ import asyncio
 import shutil
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
+
+import orjson
 
 from datafetch.engine.feed import Feed
 from datafetch.engine.job import Job, equal_plan
@@ -23,7 +28,7 @@ from datafetch.model.interfaces import ImageTranscoder
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.observers import observing
 from datafetch.model.outcome import OK
-from datafetch.model.report import Report
+from datafetch.model.report import FetchedShards, Report
 from datafetch.model.statistics import Progress, Statistics
 from datafetch.monitor.heartbeat import beat
 from datafetch.output.commit import CommitShard, commit_in_process
@@ -32,6 +37,8 @@ from datafetch.output.reshard.after_run import make_equal
 from datafetch.output.reshard.copy import Plan, ProgressMonitor
 from datafetch.output.reshard.record import read_reshard_record
 from datafetch.output.training_list import write_trainers_list
+from datafetch.store.atomic import write_atomically
+from datafetch.store.layout import OutputLayout
 from datafetch.store.ledger import read_shard_counts
 from datafetch.transcode import ImageSpec, Transcoder
 
@@ -63,95 +70,169 @@ class Backends:
 
 CHILD_PROCESSES = Backends()
 
+_Result = TypeVar("_Result")
+
 
 class Session:
-    """What a run and a retry have in common: fetch what the feed hands out, then make the shards equal."""
+    """Work on an output that is locked: shards are fetched, and what comes after the last of them is done.
+
+    Args:
+        job: What to do.
+        output: How records become rows, and where they go.
+        shards: Names of the shards that it goes through, in order: all, where they are made equal.
+        observers: Each watches the work; none of them affects it, or another.
+        progress: Where the heartbeats go; None is the run's own file.
+    """
 
     def __init__(
-        self, job: Job, spec: ImageSpec, feed: Feed, output: Output, shards: list[str], backends: Backends
+        self,
+        job: Job,
+        output: Output,
+        shards: Sequence[str],
+        observers: Iterable[Observer],
+        progress: Path | None = None,
     ) -> None:
-        self.shards = shards
         self.output = output
+        self._shards = shards
         self._job = job
-        self._spec = spec
-        self._feed = feed
-        self._backends = backends
+        self._observers = observers
+        self._progress = progress or output.layout.progress
         self._started_s = time.monotonic()
+        self._counts: dict[str, ShardCounts] = {}
         self._resharding: Progress | None = None
 
-    async def do(self, observe: Observer | None, conclude: Callable[[Report], Coroutine[None, None, Report]]) -> Report:
-        """Work until the output is as the job wants it.
+    async def fetch(
+        self,
+        feed: Feed,
+        spec: ImageSpec,
+        backends: Backends,
+        finalize: Callable[[FetchedShards], Coroutine[None, None, _Result]],
+    ) -> _Result:
+        """Fetch and publish what a feed hands out.
 
         Args:
-            observe: Watches meanwhile.
-            conclude: Completes the report and does what is left to do; until then the run counts as being at work.
+            feed: Where the samples come from.
+            spec: What their images become.
+            backends: What transcodes images and commits shards.
+            finalize: Does what is left to do; until it has returned the run counts as being at work.
         """
-        job, layout = self._job, self.output.layout
+        job = self._job
         budget = BodyBudget(job.memory_bytes)
         async with (
             Fetcher(job.fetch, budget=budget) as fetch,
-            self._backends.open_transcoder(job, self._spec, layout.quarantine) as transcode,
+            backends.open_transcoder(job, spec, self.output.layout.quarantine) as transcode,
         ):
             pipeline = Pipeline(
-                self._feed,
-                self.output,
-                fetch=fetch,
-                transcode=transcode,
-                commit=self._backends.commit,
-                budget=budget,
+                feed, self.output, fetch=fetch, transcode=transcode, commit=backends.commit, budget=budget
             )
-            with _one_error():
-                async with asyncio.TaskGroup() as group:
-                    statistics = partial(self._statistics, pipeline)
-                    watching = [group.create_task(beat(statistics, layout))]
-                    if observe is not None:
-                        watching.append(group.create_task(observing(observe, statistics)))
-                    await pipeline.run()
-                    await self._make_equal()
-                    await self._write_list()
-                    report = await conclude(await asyncio.to_thread(self._report, pipeline, fetch.statistics()))
-                    for watch in watching:
-                        watch.cancel()
-        return report
+            async with self._watched(pipeline.statistics):
+                await pipeline.run()
+                self._counts = feed.published
+                return await finalize(self._fetched(feed, pipeline, fetch.statistics()))
 
-    def _report(self, pipeline: Pipeline, fetched: FetchStatistics) -> Report:
-        """What was done, and how the output stands."""
-        known, layout = self._feed.published, self.output.layout
-        totals = {shard: known.get(shard) or read_shard_counts(layout.ledger(shard)) for shard in self.published()}
+    async def finalize(self, finalize: Callable[[FetchedShards], Coroutine[None, None, _Result]]) -> _Result:
+        """Do what is left to do once others have published all shards.
+
+        Args:
+            finalize: Does it; until it has returned the run counts as being at work.
+        """
+        counts = await asyncio.to_thread(self._read_counts)
+        totals = ShardCounts.sum(counts.values())
+        self._counts = counts
+        async with self._watched(lambda: self._statistics_of(totals)):
+            return await finalize(FetchedShards(totals, reused=totals.ok))
+
+    async def finish(self, fetched: FetchedShards) -> Report:
+        """Make the shards equal, where that was asked for, and write the list that the trainer reads.
+
+        Args:
+            fetched: What was fetched before in this call.
+
+        Returns:
+            How the output stands, and what this call did.
+        """
+        await self._make_equal()
+        await self._write_list()
+        return await asyncio.to_thread(self._report, fetched)
+
+    def published(self) -> list[str]:
+        """The shards that have a ledger: all, unless a limit left some out."""
+        return [shard for shard in self._shards if self.output.layout.ledger(shard).exists()]
+
+    @asynccontextmanager
+    async def _watched(self, statistics: Callable[[], Statistics]) -> AsyncIterator[None]:
+        """Write heartbeats and let observers watch; of several errors, raise the one that stopped the work."""
+
+        def ask() -> Statistics:
+            return replace(statistics(), resharding=self._resharding)
+
+        with _one_error():
+            async with asyncio.TaskGroup() as group:
+                watching = [group.create_task(beat(ask, self.output.layout, self._progress))]
+                watching += [group.create_task(observing(observe, ask)) for observe in self._observers]
+                yield
+                for watch in watching:
+                    watch.cancel()
+
+    def _fetched(self, feed: Feed, pipeline: Pipeline, fetching: FetchStatistics) -> FetchedShards:
+        return FetchedShards(
+            totals=ShardCounts.sum(feed.published.values()),
+            ended=pipeline.ended,
+            arrived=pipeline.arrived,
+            reused=feed.reused[OK] + pipeline.repeated,
+            repeated=pipeline.repeated,
+            fetched_bytes=fetching.fetched_bytes,
+            written_bytes=pipeline.published_bytes,
+            requests=fetching.attempts,
+            connections=fetching.connections,
+            elapsed_s=time.monotonic() - self._started_s,
+        )
+
+    def _statistics_of(self, totals: ShardCounts) -> Statistics:
+        """A snapshot where nothing is fetched."""
+        return Statistics(
+            expected_images=totals.images,
+            ok=totals.ok,
+            failed=totals.failed,
+            earlier=totals.images,
+            shards=len(self._counts),
+            shards_published=len(self._counts),
+            fetched_bytes=0,
+            connections=0,
+            open_requests=0,
+            elapsed_s=time.monotonic() - self._started_s,
+        )
+
+    def _read_counts(self) -> dict[str, ShardCounts]:
+        """The counts of all published shards, read where they are not known."""
+        layout = self.output.layout
+        return {shard: self._counts.get(shard) or read_shard_counts(layout.ledger(shard)) for shard in self.published()}
+
+    def _report(self, fetched: FetchedShards) -> Report:
+        counts, layout = self._read_counts(), self.output.layout
         equal = read_reshard_record(layout)
-        whole = ShardCounts.sum(totals.values())
+        whole = ShardCounts.sum(counts.values())
         if equal is not None and equal.rows != whole.rows:
             raise ConservationError(
                 f"{layout.out}: the equal shards hold {equal.rows:,} rows, and the ledgers list {whole.rows:,}"
             )
-        is_retry = self.output.retry is not None
         return Report(
             dataset=self.output.dataset.name,
             out=self._job.out,
             totals=whole,
-            shards=len(equal.files) if equal else sum(part.rows > 0 for part in totals.values()),
-            # What a retry finds in its spools, the ledgers may have counted or not.
-            reused=max(0, whole.ok - pipeline.arrived) if is_retry else self._feed.reused[OK] + pipeline.repeated,
-            repeated=pipeline.repeated,
+            shards=len(equal.files) if equal else sum(part.rows > 0 for part in counts.values()),
+            reused=fetched.reused,
+            repeated=fetched.repeated,
             fetched_bytes=fetched.fetched_bytes,
-            written_bytes=pipeline.published_bytes,
-            requests=fetched.attempts,
+            written_bytes=fetched.written_bytes,
+            requests=fetched.requests,
             connections=fetched.connections,
             elapsed_s=time.monotonic() - self._started_s,
-            retried=pipeline.ended if is_retry else None,
             equal=None if equal is None else equal.for_ranks(),
             curable=curable(
-                self._job, whole.outcomes, [layout.ledger(shard) for shard, part in totals.items() if part.failed]
+                self._job, whole.outcomes, [layout.ledger(shard) for shard, part in counts.items() if part.failed]
             ),
-            has_open_retry=not is_retry and layout.retry.exists(),
         )
-
-    def published(self) -> list[str]:
-        """The shards that have a ledger: all, unless a limit left some out."""
-        return [shard for shard in self.shards if self.output.layout.ledger(shard).exists()]
-
-    def _statistics(self, pipeline: Pipeline) -> Statistics:
-        return replace(pipeline.statistics(), resharding=self._resharding)
 
     async def _make_equal(self) -> None:
         """Make the shards equal in a thread, and stop it when this is cancelled: its work is kept."""
@@ -189,6 +270,12 @@ class Session:
 
     def _tell(self, progress: Progress) -> None:
         self._resharding = progress
+
+
+def write_report(layout: OutputLayout, report: Report) -> None:
+    """Write the report beside the output; from then on the run is complete."""
+    options = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
+    write_atomically(layout.report, orjson.dumps(report.summary(), option=options))
 
 
 @contextmanager

@@ -28,7 +28,7 @@ class ImageTranscoder(Protocol):
 class Samples(Protocol):
     """The samples of one shard: their number is known, they themselves are read as they are asked for.
 
-    A dataset with nothing to note that wants every row inherits the two properties.
+    A dataset with nothing to note that wants every row inherits the properties.
     """
 
     def __len__(self) -> int: ...
@@ -44,6 +44,11 @@ class Samples(Protocol):
     def row_numbers(self) -> frozenset[int] | None:
         """Which of the rows that they become are wanted, counted from 0 in their order; None is all."""
         return None
+
+    @property
+    def committed_before(self) -> int:
+        """How many other samples the shard has, which were committed before and stay as they are."""
+        return 0
 
 
 class ShardSource(Protocol):

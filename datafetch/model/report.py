@@ -26,6 +26,35 @@ class EqualShards:
 
 
 @dataclass(frozen=True, slots=True)
+class FetchedShards:
+    """What one process did for the shards that it was given.
+
+    Attributes:
+        totals: What these shards hold now, whichever process fetched them.
+        ended: Images that ended in this call, well or not.
+        arrived: Of them, those that were fetched.
+        reused: Images of the shards that were not fetched in this call; ``repeated`` ones included.
+        repeated: Images that have the URL of another one that was fetched.
+        fetched_bytes: Body bytes received.
+        written_bytes: Size of the files that were published.
+        requests: Requests, as in the ledger's ``attempts``.
+        connections: How many requests might be open at the end.
+        elapsed_s: Wall-clock time.
+    """
+
+    totals: ShardCounts
+    ended: int = 0
+    arrived: int = 0
+    reused: int = 0
+    repeated: int = 0
+    fetched_bytes: int = 0
+    written_bytes: int = 0
+    requests: int = 0
+    connections: int = 0
+    elapsed_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """What a run did, and how its output stands.
 

@@ -42,7 +42,7 @@ class Statistics:
         ok: Images that arrived, earlier runs included.
         failed: Images that did not.
         earlier: Images of ``ok`` and ``failed`` that ended in earlier runs.
-        shards: Shards of the manifest.
+        shards: Shards that the run goes through: those of the manifest, or those that a process was given.
         shards_published: Of them, those that are where the trainer reads them.
         fetched_bytes: Body bytes received in this run.
         connections: Requests that may be open now; where the number is found, those that hang come on top.

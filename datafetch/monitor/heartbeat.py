@@ -66,12 +66,13 @@ class ProgressSnapshot:
         return self.host != socket.gethostname() or _is_there(self.pid)
 
 
-async def beat(statistics: Callable[[], Statistics], layout: OutputLayout) -> None:
+async def beat(statistics: Callable[[], Statistics], layout: OutputLayout, path: Path) -> None:
     """Write heartbeats until cancelled, and a last one then, which says that the run has ended.
 
     Args:
         statistics: Asked for a snapshot each time.
-        layout: Where they go.
+        layout: Of the output.
+        path: Where they go: the run's file, or that of a process that fetches some of the shards.
     """
     pace, started_unix_s = Throughput(), time.time()
     # One thread of its own: a slow write delays nobody, and the last beat comes behind the one before.
@@ -89,7 +90,7 @@ async def beat(statistics: Callable[[], Statistics], layout: OutputLayout) -> No
             images_per_s=pace.images_per_s(now),
             statistics=now,
         )
-        await asyncio.get_running_loop().run_in_executor(writer, _write, layout.progress, told)
+        await asyncio.get_running_loop().run_in_executor(writer, _write, path, told)
 
     unheeded = SafeObserver("the heartbeat")
     try:
@@ -108,6 +109,7 @@ async def beat(statistics: Callable[[], Statistics], layout: OutputLayout) -> No
 def _write(path: Path, told: ProgressSnapshot) -> None:
     unfinished = path.with_name(path.name + ".tmp")
     with suppress(OSError):
+        path.parent.mkdir(exist_ok=True)
         unfinished.write_bytes(orjson.dumps(told))
         unfinished.replace(path)
 
@@ -118,13 +120,26 @@ def refuse_at_work(layout: OutputLayout) -> None:
     Raises:
         ConfigurationError: One does.
     """
-    last = read_beat(layout.progress)
-    if last is not None and last.is_at_work():
-        raise ConfigurationError(
-            f"a run is working on {layout.out} (process {last.pid} on {last.host}), and --no-lock is for outputs that "
-            "no other run uses; wait for it, or stop it first; if it was killed, run the same command again in "
-            f"{_SILENCE_S:.0f} seconds"
-        )
+    for last in read_beats(layout):
+        if last.is_at_work():
+            raise ConfigurationError(
+                f"a run is working on {layout.out} (process {last.pid} on {last.host}), and --no-lock is for outputs "
+                "that no other run uses; wait for it, or stop it first; if it was killed, run the same command again "
+                f"in {_SILENCE_S:.0f} seconds"
+            )
+
+
+def read_beats(layout: OutputLayout) -> tuple[ProgressSnapshot, ...]:
+    """The last beats of those that are at work on an output, or were: the run's, or one of each of several processes.
+
+    The files of processes that fetched shards go with the next run, so where there are any they are newer than its own.
+    """
+    try:
+        paths = sorted(layout.shard_progress_folder.glob("*.json"))
+    except OSError:
+        paths = []
+    beats = (read_beat(path) for path in paths or [layout.progress])
+    return tuple(beat for beat in beats if beat is not None)
 
 
 def read_beat(path: Path) -> ProgressSnapshot | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import struct
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -24,7 +24,7 @@ from datafetch.errors import ConfigurationError, raise_want
 from datafetch.model.bounds import Amount
 from datafetch.model.outcome import OK
 from datafetch.model.sample import Sample
-from datafetch.monitor.heartbeat import ProgressSnapshot, read_beat
+from datafetch.monitor.heartbeat import ProgressSnapshot, read_beats
 from datafetch.monitor.host_failures import FailingHost, FailingHosts
 from datafetch.output.formats import format_of
 from datafetch.store.job_file import JobFile, read_job_file
@@ -69,9 +69,10 @@ class Status:
         published_bytes: Size of what lies in the output.
         spooled_bytes: Size of the open shards' spools.
         fetched_bytes: Of the bodies of all images that ended.
-        images_per_s: Of the last moments of a run at work, else of the last run that came to its end.
-        elapsed_s: Of that run.
-        beat: What the run at work said last; None when none is.
+        images_per_s: Of the last moments of the run at work, of all its processes together; else of the last run that
+            came to its end.
+        elapsed_s: Of that run; of several processes, of the one that began first.
+        at_work: What each process at work said last: that of a run, or those that fetch shards apart.
         has_open_retry: Whether a retry is at work, or was interrupted.
     """
 
@@ -93,7 +94,7 @@ class Status:
     fetched_bytes: int
     images_per_s: float | None
     elapsed_s: float | None
-    beat: ProgressSnapshot | None
+    at_work: tuple[ProgressSnapshot, ...]
     has_open_retry: bool = False
 
     @property
@@ -162,15 +163,15 @@ def read_status(out: Path | str) -> Status:
     state = OutputLayout(output_of(Path(out)))
     job = _read_job(state)
     state = replace(state, output_format=find_dataset(job.dataset).output_format)
-    last_beat = read_beat(state.progress)
-    beat = last_beat if last_beat is not None and last_beat.is_at_work() else None
-    counted = _count(state, job, last_beat)
+    beats = read_beats(state)
+    at_work = tuple(beat for beat in beats if beat.is_at_work())
+    counted = _count(state, job, beats)
     # Shards may be published and a step still be missing: equal shards, or what a retry was to bring.
     has_open_retry = state.retry.exists()
     has_ended = state.report.exists() and not has_open_retry
     is_complete = has_ended and _is_done(job, counted.shards_published, counted.rows + counted.dropped)
-    run_state = RunState.RUNNING if beat else RunState.COMPLETE if is_complete else RunState.INTERRUPTED
-    rate = _rate(state, beat, last_beat)
+    run_state = RunState.RUNNING if at_work else RunState.COMPLETE if is_complete else RunState.INTERRUPTED
+    rate = _rate(state, at_work, beats)
     books = counted.books
     return Status(
         dataset=job.dataset,
@@ -183,7 +184,7 @@ def read_status(out: Path | str) -> Status:
         rows=counted.rows,
         dropped=counted.dropped,
         outcomes=dict(books.outcomes),
-        expected_images=_expected(books.outcomes.total(), run_state, last_beat),
+        expected_images=_expected(state, len(job.shards), books.outcomes.total(), run_state, beats),
         hosts=books.hosts.top(_MOST_HOSTS),
         is_pruned=books.hosts.is_pruned,
         published_bytes=_published_bytes(state, counted),
@@ -191,7 +192,7 @@ def read_status(out: Path | str) -> Status:
         fetched_bytes=books.fetched_bytes,
         images_per_s=rate.images_per_s if rate else None,
         elapsed_s=rate.elapsed_s if rate else None,
-        beat=beat,
+        at_work=at_work,
         has_open_retry=has_open_retry,
     )
 
@@ -258,10 +259,10 @@ def _is_done(job: JobFile, published: int, samples: int) -> bool:
     return published == len(job.shards) or (job.limit is not None and samples >= job.limit)
 
 
-def _count(state: OutputLayout, job: JobFile, last_beat: ProgressSnapshot | None) -> _Counted:
+def _count(state: OutputLayout, job: JobFile, beats: Sequence[ProgressSnapshot]) -> _Counted:
     # Spools before ledgers: a shard that is published meanwhile is then seen twice, and counted once. The other way
     # round it might be seen nowhere.
-    looks = dict(_look_at_spools(state, job, last_beat))
+    looks = dict(_look_at_spools(state, job, beats))
     books, published = _read_ledgers(state, job)
     rows, dropped = books.rows, books.samples - books.rows
     still_open = [look for shard, look in looks.items() if shard not in published]
@@ -271,12 +272,12 @@ def _count(state: OutputLayout, job: JobFile, last_beat: ProgressSnapshot | None
 
 
 def _look_at_spools(
-    state: OutputLayout, job: JobFile, beat: ProgressSnapshot | None
+    state: OutputLayout, job: JobFile, beats: Sequence[ProgressSnapshot]
 ) -> Iterator[tuple[str, _ShardsOnDisk]]:
     """Shards in progress, each with what its spool says."""
     shards = set(job.shards)
-    folders = [Path(beat.spools)] if beat else [path for path in _files(state.all_spools) if path.is_dir()]
-    for folder in folders:
+    folders = {Path(beat.spools) for beat in beats} or {path for path in _files(state.all_spools) if path.is_dir()}
+    for folder in sorted(folders):
         for path in _files(folder):
             if path.suffix == ".spool" and path.stem in shards and path.is_file():
                 look = _look(path)
@@ -365,23 +366,33 @@ def _is_in_place(state: OutputLayout, shard: str) -> bool:
     return any(path.exists() for path in moving)
 
 
-def _expected(done: int, run_state: RunState, beat: ProgressSnapshot | None) -> int | None:
-    """How many images there will be; what was said while shards had not been counted may have been too few."""
+def _expected(
+    state: OutputLayout, shards: int, done: int, run_state: RunState, beats: Sequence[ProgressSnapshot]
+) -> int | None:
+    """How many images there will be; what was said while shards had not been counted may have been too few.
+
+    Of processes that fetch shards apart, each speaks of its own shards alone: it is known while they speak of all.
+    """
     if run_state is RunState.COMPLETE:
         return done
-    if beat is None or beat.statistics.expected_images is None:
+    expected = [beat.statistics.expected_images for beat in beats if beat.statistics.expected_images is not None]
+    if not expected or len(expected) < len(beats):
         return None
-    return max(done, beat.statistics.expected_images)
+    if state.shard_progress_folder.exists() and sum(beat.statistics.shards for beat in beats) != shards:
+        return None
+    return max(done, sum(expected))
 
 
-def _rate(state: OutputLayout, beat: ProgressSnapshot | None, last_beat: ProgressSnapshot | None) -> _Rate | None:
+def _rate(state: OutputLayout, at_work: Sequence[ProgressSnapshot], beats: Sequence[ProgressSnapshot]) -> _Rate | None:
     """Of the run at work, else of the last that came to its end, else of the last that did not."""
-    if beat is None:
+    if not at_work:
         reported = read_if_sound(state.report, _Rate)
         if reported is not None:
             return reported
-    said = beat or last_beat
-    return _Rate(said.images_per_s, said.statistics.elapsed_s) if said else None
+    said = at_work or beats
+    if not said:
+        return None
+    return _Rate(sum(beat.images_per_s for beat in said), max(beat.statistics.elapsed_s for beat in said))
 
 
 def _files(folder: Path) -> list[Path]:

@@ -16,7 +16,7 @@ import shutil
 import signal
 import sys
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -205,11 +205,12 @@ def put_in_place(layout: OutputLayout, shard: str) -> None:
     ready.rmdir()
 
 
-def complete_commits(layout: OutputLayout) -> None:
-    """Put in place what runs that were killed had ready."""
+def complete_commits(layout: OutputLayout, shards: Collection[str] | None = None) -> None:
+    """Put in place what runs that were killed had ready of these shards; None is all."""
     if layout.ready.exists():
         for folder in sorted(layout.ready.iterdir()):
-            put_in_place(layout, folder.name)
+            if shards is None or folder.name in shards:
+                put_in_place(layout, folder.name)
 
 
 def _write(commit: Commit, folder: Path) -> ShardCounts:

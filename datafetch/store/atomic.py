@@ -123,7 +123,11 @@ def refuse_links(folder: Path) -> None:
 
 
 def _links(folder: Path | str) -> Iterator[str]:
-    with os.scandir(folder) as entries:
+    try:
+        entries = os.scandir(folder)
+    except FileNotFoundError:  # another process has just moved it to its place
+        return
+    with entries:
         for entry in entries:
             if entry.is_symlink():
                 yield entry.path

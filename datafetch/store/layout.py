@@ -50,8 +50,13 @@ class OutputLayout:
 
     @property
     def lock(self) -> Path:
-        """Held by the run that works on this output."""
+        """Held by the run that works on this output, or by all processes that fetch shards of it."""
         return self.folder / "lock"
+
+    @property
+    def shard_locks(self) -> Path:
+        """Says which process fetches which shards, where several do."""
+        return self.folder / "shards.lock"
 
     @property
     def real_lock(self) -> Path | None:
@@ -63,6 +68,15 @@ class OutputLayout:
     def progress(self) -> Path:
         """How the run that is at work stands; seconds old while it is."""
         return self.folder / "progress.json"
+
+    @property
+    def shard_progress_folder(self) -> Path:
+        """The folder of ``shard_progress``; there from when shards are fetched apart to the next run."""
+        return self.folder / "progress"
+
+    def shard_progress(self, first_shard: str) -> Path:
+        """How a process that fetches some of the shards stands, named by the first of them."""
+        return self.shard_progress_folder / f"{first_shard}.json"
 
     @property
     def retry(self) -> Path:

@@ -29,7 +29,7 @@ def demo(
     err = ProgressConsole()
     err.print("painting pictures, starting an image server on this machine, fetching from it …", soft_wrap=True)
     with show_remarks(err):
-        result = run_demo(images, out, observe=partial(show_progress, console=err))
+        result = run_demo(images, out, observers=[partial(show_progress, console=err)])
     show_report(result.report, as_json=json)
     (err if json else Console()).print(result.table())
     return ExitCode.COMPLETE if result.is_right else ExitCode.BUG

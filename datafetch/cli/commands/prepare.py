@@ -76,7 +76,7 @@ def prepare(  # noqa: PLR0913 - one parameter an option
         job = replace(job, world_size=None)
     console = ProgressConsole()
     with show_remarks(console):
-        report = run(job, observe=partial(show_progress, console=console))
+        report = run(job, observers=[partial(show_progress, console=console)])
     return report_outcome(report, as_json=json, min_success=min_success)
 
 

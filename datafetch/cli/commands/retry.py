@@ -60,7 +60,7 @@ def retry(
             str(out),
             _wanted(kinds, everything=everything, cured=given.cured),
             change=given.change,
-            observe=partial(show_progress, console=console),
+            observers=[partial(show_progress, console=console)],
         )
     return report_outcome(report, as_json=json, min_success=min_success)
 

@@ -22,7 +22,7 @@ from datafetch.output.reshard.record import ReshardRecord, read_reshard_record
 from datafetch.output.reshard.swap import finish
 from datafetch.store.atomic import FOLLOW_IT_YOURSELF, leads_out, make_folder, refuse_links
 from datafetch.store.layout import OutputLayout
-from datafetch.store.lock import Lock
+from datafetch.store.lock import Lock, locks_where_possible
 from datafetch.store.state_file import read_if_sound
 
 _SEED_END = 2**63
@@ -223,9 +223,7 @@ def _claimed(layout: OutputLayout, *, is_alone: bool) -> Iterator[None]:
     lock = Lock(layout.lock, layout.out, layout.real_lock)
     try:
         make_folder(layout.folder)
-        if is_alone:
-            lock.acquire_where_possible()
-        else:
+        with locks_where_possible(is_alone=is_alone):
             lock.acquire()
         refuse_links(layout.folder)
         yield

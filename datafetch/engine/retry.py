@@ -1,0 +1,101 @@
+"""retry_failed(out): fetch images again that failed, and add what arrives to the shards of a complete output.
+
+Rules: the output's own ``job.json`` says how; nothing is asked of the manifest. A retry is a source of samples, those
+with such an image, and a merge of what becomes of them with what the shard has; everything else is as in a run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TypeAlias
+
+from datafetch.engine.bound_job import layout_of
+from datafetch.engine.completeness import unpublished_shards
+from datafetch.engine.feed import Feed
+from datafetch.engine.job import Job, dataset_of, read_job
+from datafetch.engine.ownership import Identity, locked_output, refuse_foreign_files, refuse_missing_files
+from datafetch.engine.permissions import Permitted, remember
+from datafetch.engine.retry_source import FailedSamples
+from datafetch.engine.retry_state import begin_retry, end_retry, read_retry_state, spools_of
+from datafetch.engine.session import CHILD_PROCESSES, Backends, Observer, Session, write_report
+from datafetch.errors import ConfigurationError
+from datafetch.model.report import FetchedShards, Report
+from datafetch.monitor.heartbeat import refuse_at_work
+from datafetch.output.merge import Output
+from datafetch.store.layout import OutputLayout, output_of
+from datafetch.store.retry_filter import RetryFilter
+from datafetch.transcode import ImageSpec
+
+_log = logging.getLogger(__name__)
+
+Change: TypeAlias = Callable[[Job], Job]
+"""What is to be done otherwise than in an earlier run: its job in, the new one out."""
+
+
+async def retry_failed(
+    out: str,
+    wanted: RetryFilter | None = None,
+    *,
+    change: Change | None = None,
+    observers: Iterable[Observer] = (),
+    backends: Backends = CHILD_PROCESSES,
+) -> Report:
+    """Try again what failed, inside a running event loop, of any kind; otherwise like ``retry``."""
+    wanted = wanted or RetryFilter()
+    folder = await asyncio.to_thread(output_of, Path(out))
+    job, identity = await asyncio.to_thread(read_job, OutputLayout(folder))
+    note = await asyncio.to_thread(read_retry_state, OutputLayout(folder))
+    if note is not None:
+        job = note.resumed(job)
+    job = replace((change or _unchanged)(job), out=out)
+    dataset = dataset_of(job)
+    dataset.refuse_retry()
+    shards = list(identity["shards"])
+    layout = await asyncio.to_thread(layout_of, folder, job, identity)
+    if job.no_lock:
+        await asyncio.to_thread(refuse_at_work, layout)
+    async with locked_output(layout, partial(_take_for_retry, layout, identity), is_alone=job.no_lock):
+        permitted = Permitted.of(job)
+        again = await asyncio.to_thread(begin_retry, layout, wanted, shards, permitted)
+        # Before anything is fetched, or a retry that was interrupted would have its images fail in the next one.
+        await asyncio.to_thread(remember, layout, permitted)
+        if permitted.options():
+            _log.info("permitted, and remembered for later retries: %s", " ".join(permitted.options()))
+        output = Output(dataset, spools_of(layout, again), job.payload, again, job.max_sample_bytes)
+        source = await asyncio.to_thread(FailedSamples, output, again, shards)
+        session = Session(job, output, shards, observers)
+        feed = Feed(source, output.layout)
+        return await session.fetch(feed, job.image or ImageSpec(), backends, partial(_finish_retry, layout, session))
+
+
+async def _finish_retry(layout: OutputLayout, session: Session, fetched: FetchedShards) -> Report:
+    """Do what comes after the last shard of a retry, which has only seen the images that it tried again."""
+    report = await session.finish(fetched)
+    # What it finds in its spools, the ledgers may have counted or not.
+    reused = max(0, report.totals.ok - fetched.arrived)
+    report = replace(report, retried=fetched.ended, reused=reused)
+    await asyncio.to_thread(write_report, layout, report)
+    await asyncio.to_thread(end_retry, layout)
+    return report
+
+
+def _take_for_retry(layout: OutputLayout, identity: Identity) -> None:
+    """See that there is a complete run whose failures can be tried again, before anything is fetched.
+
+    Raises:
+        ConfigurationError: There is none, shards of it are missing, or there are files that are not ours.
+    """
+    refuse_foreign_files(layout, identity)
+    refuse_missing_files(layout)
+    is_complete = layout.report.exists() or layout.retry.exists()
+    if not is_complete or unpublished_shards(layout, list(identity["shards"]), identity.get("limit")):
+        raise ConfigurationError(f"{layout.out} is not complete; run the command that started it again, and then retry")
+
+
+def _unchanged(job: Job) -> Job:
+    return job

@@ -1,0 +1,421 @@
+"""A job in two: processes that fetch shards of it, at the same time or one after another, and then a finish."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import random
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from functools import partial
+from itertools import count
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import orjson
+import pyarrow.parquet as pq
+import pytest
+from conftest import LOOPBACK, until
+from in_process import THREADS, fetch_dataset, run
+from runs import Place, Run, ShardSummary, Trial, dying_at_a_step, serve_trial
+from sources import place_source
+
+import datafetch
+from datafetch import Job, RunState, finish, read_status, shard_names
+from datafetch.datasets import DATASETS
+from datafetch.demo.manifest import CoyoSource, write_coyo_source
+from datafetch.demo.origin import Origin
+from datafetch.demo.pictures import write_pictures
+from datafetch.engine.retry import retry_failed
+from datafetch.engine.runner import fetch_dataset_shards, finish_dataset
+from datafetch.engine.session import Backends, Observer
+from datafetch.errors import ConfigurationError
+from datafetch.fetch import FetchPolicy
+from datafetch.model.ledger_line import ShardCounts
+from datafetch.monitor.heartbeat import read_beats
+from datafetch.output.commit import Commit, complete_commits
+from datafetch.store.layout import OutputLayout
+
+POLICY = FetchPolicy(allow_net=LOOPBACK, backoff_s=0.01, connections=32, per_host=32, retries=0)
+Pictures = tuple[Path, list[str]]
+_numbers = count()
+_KILLED = -9
+_FETCH_SHARDS = """
+import pickle, sys
+from pathlib import Path
+from datafetch import fetch_shards
+fetch_shards(pickle.loads(Path(sys.argv[1]).read_bytes()), sys.argv[2:])
+"""
+
+fetch_shards = partial(datafetch.fetch_shards, backends=THREADS)
+
+
+@pytest.fixture(scope="module")
+def trial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trial]:
+    """A dataset of three shards on an origin of its own, and what an undisturbed run makes of it."""
+    with serve_trial(tmp_path_factory.mktemp("trial")) as served:
+        yield served
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    """Where it is fetched to."""
+    return Place(tmp_path / "root")
+
+
+@pytest.fixture
+def trial_job(trial: Trial, place: Place) -> Job:
+    """The job that the trial's command does."""
+    return Job(
+        dataset="coyo",
+        source=str(trial.source.folder),
+        ids=str(trial.source.ids),
+        out=str(place.layout.out),
+        fetch=FetchPolicy(allow_net=LOOPBACK, connections=8, per_host=8, retries=0),
+        processes=1,
+        world_size=None,
+    )
+
+
+def command(job: Job, *shards: str) -> list[str]:
+    """A process that fetches shards."""
+    file = Path(job.out).parent.parent.with_suffix(".job")
+    file.write_bytes(pickle.dumps(job))
+    return [sys.executable, "-c", _FETCH_SHARDS, str(file), *shards]
+
+
+def check_like_one_run(trial: Trial, place: Place) -> None:
+    """Outputs are equal to the byte, and ledgers and the report but for what says how long something took."""
+    undisturbed = Place(trial.source.folder.parent.parent / "undisturbed")
+    trial.check_complete(place)
+    assert ledger_of(place.layout) == ledger_of(undisturbed.layout)
+    reports = [orjson.loads(one.layout.report.read_bytes()) for one in (place, undisturbed)]
+    for name in ("samples", "shards", "ids", "complete", "dataset"):
+        assert reports[0][name] == reports[1][name]
+    assert reports[0]["images"] == reports[1]["images"] | {"reused": reports[0]["images"]["ok"]}
+    assert read_status(place.layout.out).state is RunState.COMPLETE
+
+
+def ledger_of(layout: OutputLayout) -> list[dict[str, Any]]:
+    """All lines, without what they say of time."""
+    lines = [line for path in sorted(layout.ledgers.glob("*.parquet")) for line in pq.read_table(path).to_pylist()]
+    return [{name: value for name, value in line.items() if name != "fetch_ms"} for line in lines]
+
+
+def test_two_processes_and_a_finish_make_what_one_run_makes(trial: Trial, place: Place, trial_job: Job) -> None:
+    """Both at work at the same time, each with shards of its own; no URL is asked for twice."""
+    books = ShardSummary(trial, place)
+    first, second, third = shard_names(trial_job)
+    with Run(command(trial_job, third, first)) as one, Run(command(trial_job, second)) as other:
+        assert (one.end(), other.end()) == (0, 0), one.said() + other.said()
+    books.check()
+    with pytest.raises(ConfigurationError, match="is not complete"):
+        datafetch.retry(trial_job.out)
+    finish(trial_job)
+    check_like_one_run(trial, place)
+    assert not place.layout.shard_progress_folder.exists()
+
+
+def test_a_process_that_is_killed_is_called_again(trial: Trial, place: Place, trial_job: Job, tmp_path: Path) -> None:
+    """Killed before some step, and one further on, and so on to the end, beside one that is not; nothing is lost."""
+    first, *others = shard_names(trial_job)
+    books = ShardSummary(trial, place)
+    rng = random.Random(6)
+    steps, kills, code = 8, 0, _KILLED
+    with Run(command(trial_job, *others)) as undisturbed:
+        while code != 0:
+            with Run(command(trial_job, first), dying_at_a_step(tmp_path, "fetch_shards", steps, place.root)) as run:
+                code = run.end()
+                assert code in (0, _KILLED), run.said()
+            kills += code != 0
+            steps += rng.randrange(4, 9)
+        assert undisturbed.end() == 0, undisturbed.said()
+    assert kills >= 3
+    books.check()
+    finish(trial_job)
+    check_like_one_run(trial, place)
+
+
+@pytest.fixture
+def source(tmp_path: Path, origin: Origin, pictures: Pictures) -> CoyoSource:
+    """A manifest of three files, with URLs that no other test asks for."""
+    number = next(_numbers)
+    names = pictures[1] * 2
+    urls = [origin.url("well", name, f"shards-{number}-{place}") for place, name in enumerate(names)]
+    return write_coyo_source(tmp_path / "source", urls, files=3, rows=600)
+
+
+@pytest.fixture
+def job(tmp_path: Path, source: CoyoSource) -> Job:
+    """A job for it."""
+    return Job(
+        dataset="coyo",
+        source=str(source.folder),
+        ids=str(source.ids),
+        out=str(tmp_path / "apart" / "out"),
+        fetch=POLICY,
+        world_size=None,
+    )
+
+
+def files_of(job: Job) -> dict[str, bytes]:
+    """What the trainer sees."""
+    return {path.name: path.read_bytes() for path in sorted(Path(job.out).iterdir())}
+
+
+@pytest.mark.parametrize("settings", [{"world_size": 4}, {"limit": 70}, {"limit": 20}, {"limit": 10_000}])
+def test_shards_in_any_order_make_the_same(tmp_path: Path, job: Job, settings: dict[str, Any]) -> None:
+    """Made equal at the end; and under a limit, which counts the samples of shards that another call fetches."""
+    job = replace(job, **settings)
+    whole = replace(job, out=str(tmp_path / "whole" / "out"))
+    expected = run(whole)
+    names = shard_names(job)
+    for shards in ([names[1]], [names[2]], [names[0]]):
+        fetch_shards(job, shards)
+    report = finish(job)
+    assert files_of(job) == files_of(whole)
+    assert ledger_of(OutputLayout(Path(job.out))) == ledger_of(OutputLayout(Path(whole.out)))
+    assert (report.totals, report.selection, report.equal) == (expected.totals, expected.selection, expected.equal)
+    assert (report.shards, report.requests, report.reused) == (expected.shards, 0, expected.totals.ok)
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Host and port of an origin with the pictures that the tiny sources name."""
+    folder = tmp_path_factory.mktemp("tiny")
+    for number, name in enumerate(write_pictures(folder / "painted", 10)):
+        (folder / f"{number:05d}.png").write_bytes((folder / "painted" / name).read_bytes())
+    with Origin(folder) as origin:
+        yield urlsplit(origin.url("", "")).netloc
+
+
+@pytest.mark.parametrize("name", sorted(DATASETS))
+def test_every_dataset_can_be_fetched_apart(tmp_path: Path, authority: str, name: str) -> None:
+    """Its files and the list that the trainer reads are those of one run, with the last shard fetched first."""
+    source = place_source(name, tmp_path, authority)
+    ids = None if source.ids is None else str(source.ids)
+    whole = Job(name, str(source.folder), str(tmp_path / "whole" / "out"), ids=ids, fetch=POLICY)
+    apart = replace(whole, out=str(tmp_path / "apart" / "out"))
+    expected = run(whole)
+    for shard in reversed(shard_names(apart)):
+        fetch_shards(apart, [shard])
+    report = finish(apart)
+    assert (report.totals.samples, report.totals.rows) == (expected.totals.samples, expected.totals.rows)
+    assert expected.totals.rows > 0
+    assert (report.selection, report.shards, report.equal) == (expected.selection, expected.shards, expected.equal)
+    assert tree_of(tmp_path / "apart") == tree_of(tmp_path / "whole")
+    layouts = [OutputLayout(Path(one.out)) for one in (apart, whole)]
+    assert layouts[0].dropped.exists() == layouts[1].dropped.exists()
+    if layouts[0].dropped.exists():
+        assert layouts[0].dropped.read_bytes() == layouts[1].dropped.read_bytes()
+
+
+def tree_of(folder: Path) -> dict[str, bytes]:
+    """All files below a folder, state folders left out."""
+    paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    return {str(path): (folder / path).read_bytes() for path in paths if not path.parts[0].endswith(".datafetch")}
+
+
+def test_all_shards_are_fetched_where_none_are_named(tmp_path: Path, job: Job) -> None:
+    """What is said of them is what a run says; a second call finds them there, and so does a run."""
+    fetched = fetch_shards(job)
+    assert (fetched.totals.ok, fetched.arrived, fetched.requests, fetched.reused) == (132, 132, 132, 0)
+    again = fetch_shards(job)
+    assert (again.totals, again.requests, again.reused) == (fetched.totals, 0, 132)
+    report = run(job)
+    assert (report.totals, report.requests) == (fetched.totals, 0)
+    layout = OutputLayout(Path(job.out))
+    before = layout.report.read_bytes()
+    fetch_shards(job, shard_names(job)[:1])
+    assert layout.report.read_bytes() == before
+    assert fetch_shards(replace(job, out=str(tmp_path / "none" / "out")), []).totals == ShardCounts()
+    assert not (tmp_path / "none").exists()
+
+
+def test_one_that_is_named_twice_is_fetched_once(job: Job, origin: Origin) -> None:
+    """However often the list has it."""
+    name = shard_names(job)[1]
+    before = sum(origin.requests().values())
+    fetched = fetch_shards(job, [name, name])
+    assert 0 < fetched.totals.samples == fetched.requests == sum(origin.requests().values()) - before
+
+
+class HeldBackends:
+    """Backends that commit no shard before they are let go."""
+
+    def __init__(self) -> None:
+        self.is_held = False
+        self._go = asyncio.Event()
+        self.backends = Backends(THREADS.open_transcoder, self._commit)
+
+    def let_go(self) -> None:
+        """Commit what waits."""
+        self._go.set()
+
+    async def _commit(self, commit: Commit) -> ShardCounts:
+        self.is_held = True
+        await self._go.wait()
+        return await THREADS.commit(commit)
+
+
+@asynccontextmanager
+async def at_work(work: Callable[[Backends], Any]) -> AsyncIterator[asyncio.Task[Any]]:
+    """Work that has fetched a shard, and stays at work for as long as the block."""
+    held = HeldBackends()
+    task = asyncio.create_task(work(held.backends))
+    await until(lambda: held.is_held or task.done())
+    assert not task.done(), task
+    yield task
+    held.let_go()
+    await task
+
+
+async def test_who_may_work_beside_a_process_that_fetches_shards(job: Job) -> None:
+    """One with other shards; not one with the same, nor anything that needs the whole output. Nothing is lost."""
+    first, second, third = await asyncio.to_thread(shard_names, job)
+    layout = OutputLayout(Path(job.out))
+    async with at_work(lambda backends: fetch_dataset_shards(job, [first], backends=backends)):
+        before = await asyncio.to_thread(layout.job.read_bytes)
+        unpublished = layout.unpublished / first
+        await asyncio.to_thread(unpublished.mkdir, parents=True)
+        with pytest.raises(ConfigurationError, match=f"another process is fetching shard {first} of .*out"):
+            await fetch_dataset_shards(job, [first, second], backends=THREADS)
+        needs_all: list[Callable[[], Coroutine[Any, Any, object]]] = [
+            partial(fetch_dataset, job),
+            partial(fetch_dataset, replace(job, fresh=True)),
+            partial(finish_dataset, job),
+            partial(retry_failed, job.out),
+        ]
+        for refused in needs_all:
+            with pytest.raises(ConfigurationError, match="another run is working on"):
+                await refused()
+        with pytest.raises(ConfigurationError, match="was started with different settings"):
+            await fetch_dataset_shards(replace(job, limit=7), [second], backends=THREADS)
+        with pytest.raises(ConfigurationError, match=r"is working on .*, and --no-lock is for"):
+            await fetch_dataset_shards(replace(job, no_lock=True), [second], backends=THREADS)
+        assert await asyncio.to_thread(layout.job.read_bytes) == before
+        await fetch_dataset_shards(job, [second, third], backends=THREADS)
+        assert await asyncio.to_thread(unpublished.exists)
+    report = await finish_dataset(job)
+    assert report.totals.ok == 132
+
+
+async def test_a_run_at_work_has_the_output_for_itself(job: Job) -> None:
+    """Shards can't be fetched beside it, and it can't be finished."""
+    async with at_work(lambda backends: fetch_dataset(job, backends=backends)):
+        for work in (fetch_dataset_shards(job, backends=THREADS), finish_dataset(job)):
+            with pytest.raises(ConfigurationError, match="another run is working on"):
+                await work
+
+
+async def test_status_knows_all_processes_at_work(job: Job) -> None:
+    """How many images there will be is known while they speak of all shards; afterwards a run is interrupted."""
+    first, second, third = await asyncio.to_thread(shard_names, job)
+    out = Path(job.out)
+    async with at_work(lambda backends: fetch_dataset_shards(job, [first], backends=backends)):
+        alone = await asyncio.to_thread(read_status, out)
+        assert (alone.state, len(alone.at_work), alone.expected_images) == (RunState.RUNNING, 1, None)
+        async with at_work(lambda backends: fetch_dataset_shards(job, [third, second], backends=backends)):
+            both = await asyncio.to_thread(read_status, out)
+            assert (both.state, len(both.at_work), both.shards) == (RunState.RUNNING, 2, 3)
+            assert both.shards_open >= 2
+            assert both.expected_images is not None
+            assert both.ok <= both.expected_images
+    beats = await asyncio.to_thread(read_beats, OutputLayout(out))
+    assert sorted((beat.statistics.shards, beat.is_ended) for beat in beats) == [(1, True), (2, True)]
+    left = await asyncio.to_thread(read_status, out)
+    assert (left.state, left.shards_published, left.at_work) == (RunState.INTERRUPTED, 3, ())
+    await finish_dataset(job)
+    done = await asyncio.to_thread(read_status, out)
+    assert (done.state, done.expected_images) == (RunState.COMPLETE, 132)
+
+
+def test_finish_says_how_many_shards_are_missing(job: Job) -> None:
+    """And which is the first; before anything is fetched, it leaves no trace."""
+    names = shard_names(job)
+    with pytest.raises(ConfigurationError, match=rf"3 of 3 shards of .*out are not published, the first is {names[0]}"):
+        finish(job)
+    assert not Path(job.out).parent.exists()
+    fetch_shards(job, names[:1])
+    for limit in (None, 10_000):
+        with pytest.raises(ConfigurationError, match=rf"2 of 3 shards of .* the first is {names[1]}; fetch them"):
+            finish(replace(job, limit=limit) if limit else job)
+        if limit is None:
+            job = replace(job, out=job.out + "-limited", limit=10_000)
+            fetch_shards(job, names[:1])
+    fetch_shards(job, names[1:])
+    (Path(job.out) / f"{names[2]}.pkl").unlink()
+    with pytest.raises(ConfigurationError, match=rf"1 of 3 shards of .* the first is {names[2]}"):
+        finish(job)
+    fetch_shards(job, names[2:])
+    assert finish(job).totals.ok == 132
+
+
+def test_what_a_killed_process_left_complete_waits_for_its_own(job: Job) -> None:
+    """A shard that lies ready is put in its place by a process that was given it, and by no other."""
+    first, second, _ = shard_names(job)
+    layout = OutputLayout(Path(job.out))
+    (layout.ready / second).mkdir(parents=True)
+    (layout.ready / second / f"{second}.count").write_text("1")
+    complete_commits(layout, {first})
+    assert (layout.ready / second).exists()
+    complete_commits(layout, {first, second})
+    assert not (layout.ready / second).exists()
+    assert (layout.out / f"{second}.count").exists()
+
+
+def test_what_cannot_be_fetched_apart_is_refused(job: Job) -> None:
+    """Shards that the manifest has not, and starting over while others may be at work; no trace is left."""
+    names = shard_names(job)
+    with pytest.raises(ConfigurationError, match=rf"has no shard 'part-9'; it has 3, from {names[0]} to {names[2]}"):
+        fetch_shards(job, ["part-9", names[0]])
+    for work in (fetch_shards, finish):
+        with pytest.raises(ConfigurationError, match=r"can't start over.*delete .*out and its state folder"):
+            work(replace(job, fresh=True))
+    assert not Path(job.out).parent.exists()
+
+
+def test_shards_are_not_fetched_again_because_spools_lie_elsewhere(job: Job, tmp_path: Path) -> None:
+    """The scratch of a shard that was interrupted must be given again; that of other shards is no matter."""
+    first, second, _ = shard_names(job)
+    with_scratch = replace(job, scratch=str(tmp_path / "scratch"))
+
+    async def interrupt() -> None:
+        async with at_work(lambda backends: fetch_dataset_shards(with_scratch, [first], backends=backends)) as task:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+            raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(interrupt())
+    with pytest.raises(ConfigurationError, match=r"images fetched for .* lie in .*; give --scratch .* again"):
+        fetch_shards(job, [first])
+    assert fetch_shards(with_scratch, [first]).requests == 0
+    assert fetch_shards(job, [second]).requests > 0
+
+
+def test_several_observers_watch_and_none_affects_another(job: Job, caplog: pytest.LogCaptureFixture) -> None:
+    """One that fails is logged, the others see the work to its end, also that of a finish."""
+    seen: list[tuple[str, int]] = []
+
+    async def fail(_: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    async def watch(name: str, ask: Any) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            seen.append((name, ask().shards_published))
+
+    observers: list[Observer] = [partial(watch, "one"), fail, partial(watch, "other")]
+    fetch_shards(job, observers=observers)
+    finish(job, observers)
+    assert sorted(seen, key=itemgetter(0)) == [("one", 3)] * 2 + [("other", 3)] * 2
+    assert [record.name for record in caplog.records if "an observer failed" in record.message] == [
+        "datafetch.model.observers"
+    ] * 2

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from datafetch.model.kinds import Loader, Payload
     from datafetch.model.outcome import Body, Encoded, Failure, FailureKind
     from datafetch.model.report import FetchedShards, Report
+    from datafetch.model.request import ByteRange, Request
     from datafetch.monitor.status import RunState, Status, read_status
     from datafetch.output.reshard.folder import Request as ReshardRequest
     from datafetch.output.reshard.folder import Resharded
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Body",
+    "ByteRange",
     "Check",
     "Encoded",
     "Encoding",
@@ -51,6 +53,7 @@ __all__ = [
     "Payload",
     "Pixels",
     "Report",
+    "Request",
     "ReshardRequest",
     "Resharded",
     "Resize",
@@ -80,6 +83,7 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 # Lazy, so that a codec process, which imports one submodule, does not load the network stack with it.
 _ROOMS = {
     "Body": "model.outcome",
+    "ByteRange": "model.request",
     "Check": "verify",
     "Encoded": "model.outcome",
     "Encoding": "transcode",
@@ -97,6 +101,7 @@ _ROOMS = {
     "Payload": "model.kinds",
     "Pixels": "transcode",
     "Report": "model.report",
+    "Request": "model.request",
     "ReshardRequest": "output.reshard.folder",
     "Resharded": "output.reshard.folder",
     "Resize": "transcode",

@@ -234,7 +234,7 @@ FAULTS = (
         ("fetch_sample",),
     ),
     Fault(
-        "a cancelled wish keeps its bytes",
+        "a cancelled waiter keeps its bytes",
         "fetch/memory.py",
         "                self._change(-size_bytes)\n            self._grant()\n            raise\n",
         "                pass\n            self._grant()\n            raise\n",
@@ -257,8 +257,8 @@ FAULTS = (
     Fault(
         "an address inside another one is not judged",
         "fetch/dns/address_guard.py",
-        "        faces = tuple(_embedded(parsed))\n",
-        "        faces = ()\n",
+        "        embedded = tuple(_embedded(parsed))\n",
+        "        embedded = ()\n",
         ("address_guard",),
     ),
     Fault(
@@ -271,15 +271,15 @@ FAULTS = (
     Fault(
         "surplus bytes become the next response",
         "fetch/response_parser.py",
-        "head.keeps_alive and body.is_sound and not self.has_surplus",
-        "head.keeps_alive and body.is_sound",
+        "head.keeps_alive and body.is_conformant and not self.has_surplus",
+        "head.keeps_alive and body.is_conformant",
         ("response_parser", "misbehaviours"),
     ),
     Fault(
         "a host is given up one failure late",
         "fetch/hosts.py",
-        "host.faults >= _FAULTS_IN_A_ROW",
-        "host.faults > _FAULTS_IN_A_ROW",
+        "host.consecutive_failures >= _MAX_CONSECUTIVE_FAILURES",
+        "host.consecutive_failures > _MAX_CONSECUTIVE_FAILURES",
         ("hosts",),
     ),
     Fault(

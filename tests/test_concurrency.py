@@ -20,12 +20,12 @@ class _World:
         """Let requests end for a while."""
         end_s, owed = self.now_s + seconds, 0.0
         while self.now_s < end_s:
-            request = self.concurrency.started(is_full=full)
+            request = self.concurrency.request_started(is_saturated=full)
             self.now_s += 1 / answers_per_s(self.concurrency.connections)
             owed += overloads
             is_overload = owed >= 1
             owed -= is_overload
-            self.concurrency.ended(request, is_answered=not is_overload, is_overload=is_overload)
+            self.concurrency.request_ended(request, is_answered=not is_overload, is_overload=is_overload)
 
 
 def _auto(clock: Callable[[], float]) -> Concurrency:
@@ -46,7 +46,9 @@ def test_the_knee_is_found(knee: int) -> None:
     assert world.concurrency.connections == 64
     world.live(lambda connections: 10.0 * min(connections, knee), seconds=20)
     reached = world.concurrency.connections
-    assert min(knee, world.concurrency.most) / 2 <= reached <= min(2 * knee, world.concurrency.most)
+    assert (
+        min(knee, world.concurrency.max_connections) / 2 <= reached <= min(2 * knee, world.concurrency.max_connections)
+    )
 
 
 def test_nothing_is_learnt_while_something_else_is_the_limit() -> None:
@@ -59,13 +61,13 @@ def test_nothing_is_learnt_while_something_else_is_the_limit() -> None:
 def test_a_request_that_hangs_gives_its_place_to_another() -> None:
     """Tarpits hold descriptors, and neither our CPU nor our bandwidth."""
     world = _World(_auto)
-    hanging = [world.concurrency.started(is_full=True) for _ in range(40)]
-    assert world.concurrency.places == 64
+    hanging = [world.concurrency.request_started(is_saturated=True) for _ in range(40)]
+    assert world.concurrency.slots == 64
     world.now_s += 5
-    assert world.concurrency.places == 64 + 40
+    assert world.concurrency.slots == 64 + 40
     for request in hanging:
-        world.concurrency.ended(request, is_answered=False, is_overload=False)
-    assert (world.concurrency.places, world.concurrency.connections) == (64, 64)
+        world.concurrency.request_ended(request, is_answered=False, is_overload=False)
+    assert (world.concurrency.slots, world.concurrency.connections) == (64, 64)
 
 
 def test_our_own_failures_slow_us_down() -> None:
@@ -103,7 +105,7 @@ def test_descriptor_pressure_takes_effect_at_once_and_passes(wanted: int | None)
     before = world.concurrency.connections
     for _ in range(3):
         for _ in range(10):
-            world.concurrency.pressed()  # by ten requests, in one moment
+            world.concurrency.sockets_exhausted()  # by ten requests, in one moment
         world.now_s += 1
     pressed = world.concurrency.connections
     assert before * 0.3 <= pressed <= before * 0.4

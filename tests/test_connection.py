@@ -50,7 +50,7 @@ async def _outcome(pieces: Sequence[bytes]) -> tuple[object, object, bool]:
     """What comes of a response that arrives in these pieces before the server closes the connection.
 
     Returns:
-        The head or the error in its place, the same of the body, and whether another request might have followed.
+        The head or the error in its position, the same of the body, and whether another request might have followed.
     """
     transport, protocol = _Transport(), ResponseProtocol(asyncio.get_running_loop())
     protocol.connection_made(cast("asyncio.Transport", transport))
@@ -61,12 +61,12 @@ async def _outcome(pieces: Sequence[bytes]) -> tuple[object, object, bool]:
         if transport.is_closing():
             break
         protocol.data_received(piece)
-    is_fit = protocol.is_fit
+    is_reusable = protocol.is_reusable
     if not transport.is_closing():
         await transport.is_read.wait()
         protocol.eof_received()
     protocol.connection_lost(None)
-    return *await taking, is_fit
+    return *await taking, is_reusable
 
 
 async def _take(protocol: ResponseProtocol) -> tuple[object, object]:
@@ -83,12 +83,12 @@ async def _take(protocol: ResponseProtocol) -> tuple[object, object]:
 
 def _cuts(data: bytes) -> Iterator[Sequence[bytes]]:
     """Byte by byte; and in two, where head and body meet, near both ends, and at places in between."""
-    yield [data[place : place + 1] for place in range(len(data))]
+    yield [data[position : position + 1] for position in range(len(data))]
     places = set(range(0, len(data), len(data) // _EVENLY + 1))
     for edge in (0, data.find(b"\r\n\r\n") + 4, len(data)):
         places.update(range(max(0, edge - _NEAR), min(len(data), edge + _NEAR)))
-    for place in sorted(places):
-        yield [data[:place], data[place:]] if place else [data]
+    for position in sorted(places):
+        yield [data[:position], data[position:]] if position else [data]
 
 
 @pytest.mark.parametrize("buffer_bytes", [connection._READ_BUFFER_BYTES, 16], ids=["at once", "with pauses"])
@@ -108,9 +108,9 @@ async def test_how_an_answer_is_cut_makes_no_difference_to_its_reader(
 async def test_a_head_is_one_though_its_body_is_none(pieces: int) -> None:
     """A page that is gone is gone, and a redirect leads on, also where the same read shows that the body is broken."""
     head, body = b"HTTP/1.1 404 Gone\r\nTransfer-Encoding: chunked\r\n\r\n", b"no size\r\n"
-    found, content, is_fit = await _outcome([head + body] if pieces == 1 else [head, body])
+    found, content, is_reusable = await _outcome([head + body] if pieces == 1 else [head, body])
     assert isinstance(found, ResponseHead)
-    assert (found.status, content, is_fit) == (404, ProtocolError, False)
+    assert (found.status, content, is_reusable) == (404, ProtocolError, False)
 
 
 @pytest.mark.both_loops
@@ -124,9 +124,9 @@ async def test_what_comes_before_a_request_is_not_its_answer(unasked: bytes) -> 
         endpoint = Endpoint("127.0.0.1", listening.getsockname()[1], is_tls=False)
         connection = await connections.connect(endpoint)
         peer, _ = listening.accept()
-        connections.keep(connection)
+        connections.release(connection)
         assert connections.take_idle(endpoint) is connection
-        connections.keep(connection)
+        connections.release(connection)
         with peer:
             peer.sendall(unasked)
             peer.shutdown(socket.SHUT_WR)

@@ -277,7 +277,7 @@ async def test_calling_off_leaves_nothing_behind(web: Web) -> None:
                 task.cancel()
             await asyncio.wait(tasks)
         now = fetch.statistics()
-        assert (now.open, now.waiting, now.held_bytes) == (0, 0, 0)
+        assert (now.open_requests, now.waiting_requests, now.held_bytes) == (0, 0, 0)
         assert not isinstance(await fetch(web.url(999)), Failure)
 
 

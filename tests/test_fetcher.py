@@ -15,7 +15,7 @@ from conftest import LOOPBACK, until
 from datafetch.demo.origin import Origin
 from datafetch.errors import ConfigurationError, ResourceError
 from datafetch.fetch import Fetcher, FetchPolicy
-from datafetch.fetch.classify import PressureError, classify
+from datafetch.fetch.classify import SocketsExhaustedError, classify
 from datafetch.fetch.concurrency import affordable_connections
 from datafetch.fetch.happy_eyeballs import connect_to_first
 from datafetch.model.outcome import Body, Failure, FailureKind
@@ -208,11 +208,11 @@ async def test_leaving_ends_every_request(origin: Origin, pictures: Pictures) ->
     """A cancelled fetch leaves no request open."""
     async with Fetcher(QUICK) as fetch:
         stuck = asyncio.create_task(fetch(origin.url("stuck", pictures[1][0])))
-        await until(lambda: fetch.statistics().open == 1)
+        await until(lambda: fetch.statistics().open_requests == 1)
         stuck.cancel()
         with pytest.raises(asyncio.CancelledError):
             await stuck
-        assert fetch.statistics().open == 0
+        assert fetch.statistics().open_requests == 0
 
 
 @pytest.mark.both_loops
@@ -248,7 +248,7 @@ async def test_descriptors_that_run_out_at_one_of_several_addresses_are_our_faul
 
     with pytest.raises(OSError, match="Too many open files") as raised:
         await connect_to_first([*errors], connect, lambda _: None)
-    with pytest.raises(PressureError, match="ulimit"):
+    with pytest.raises(SocketsExhaustedError, match="ulimit"):
         classify(raised.value)
 
 

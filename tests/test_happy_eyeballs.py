@@ -22,7 +22,7 @@ from runs import OPTIONS, Place, Run
 
 from datafetch.demo.manifest import write_coyo_source
 from datafetch.fetch import Fetcher, FetchPolicy, concurrency, happy_eyeballs
-from datafetch.fetch.happy_eyeballs import connect_to_first, mix_families
+from datafetch.fetch.happy_eyeballs import connect_to_first, interleave_families
 from datafetch.model.outcome import Failure, FailureKind
 
 _HOLES = tuple(str(IPv4Address("127.9.0.1") + number) for number in range(60))
@@ -34,7 +34,7 @@ _SOCKETS = 2  # of a request
 def _is_in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """The next address is tried after an instant."""
     monkeypatch.setattr(happy_eyeballs, "_NEXT_ADDRESS_DELAY_S", 0.01)
-    monkeypatch.setattr(happy_eyeballs, "_TURN_S", 0.02)
+    monkeypatch.setattr(happy_eyeballs, "_SECOND_SOCKET_S", 0.02)
 
 
 @dataclass
@@ -93,7 +93,7 @@ async def test_addresses_that_swallow_everything_hold_two_sockets(count: int) ->
     host = _Host()
     reaching = asyncio.create_task(host.reach(*_HOLES[:count]))
     await until(lambda: len(host.tried) == min(count, _TRIED) and host.open == _SOCKETS)
-    assert host.most_open == _SOCKETS == happy_eyeballs.SOCKETS
+    assert host.most_open == _SOCKETS == happy_eyeballs.MAX_SOCKETS
     reaching.cancel()
     await asyncio.gather(reaching, return_exceptions=True)
     await until(lambda: host.open == 0)
@@ -179,12 +179,12 @@ async def test_what_this_machine_lacks_is_what_is_raised() -> None:
 
 def test_families_take_turns() -> None:
     """The first one's family first, so that one that leads nowhere costs one address (RFC 8305, 4)."""
-    assert mix_families(["::1", "::2", "::3", "127.0.0.1"]) == ["::1", "127.0.0.1", "::2", "::3"]
+    assert interleave_families(["::1", "::2", "::3", "127.0.0.1"]) == ["::1", "127.0.0.1", "::2", "::3"]
 
 
 def test_room_is_kept_for_as_many_sockets_as_a_request_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     """One number says it in both places."""
-    assert concurrency._DESCRIPTORS_PER_REQUEST == happy_eyeballs.SOCKETS
+    assert concurrency._DESCRIPTORS_PER_REQUEST == happy_eyeballs.MAX_SOCKETS
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 1024))
     monkeypatch.setattr(resource, "setrlimit", lambda *_: None)
     assert concurrency.affordable_connections(1000) == (1024 - concurrency._RESERVED_DESCRIPTORS) // _SOCKETS

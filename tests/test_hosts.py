@@ -56,13 +56,13 @@ async def test_a_refusal_pauses_the_host_and_no_other() -> None:
     """429 and 503 hold for all of the host's images, as long as it says."""
     hosts = Hosts(4, 30.0)
     async with hosts.slot(HOST, 0) as slot:
-        slot.refused(30.0)
+        slot.throttled(30.0)
     async with hosts.slot("example.com:80", 1):
         assert hosts.statistics().paused == 1
     hosts = Hosts(4, 30.0)
     loop = asyncio.get_running_loop()
     async with hosts.slot(HOST, 0) as slot:
-        slot.refused(0.2)
+        slot.throttled(0.2)
         refused_at_s = loop.time()
     async with hosts.slot(HOST, 2):
         assert loop.time() - refused_at_s >= 0.19
@@ -73,30 +73,30 @@ async def test_a_host_delays_us_so_much_in_all(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(room, "_MAX_DELAY_S", 0.3)
     hosts = Hosts(4, 30.0)
     number = 0
-    monkeypatch.setattr(room, "_DELAY_EARNED_BY_ANSWER_S", 0.01)
-    while hosts.is_patient_with(HOST):
+    monkeypatch.setattr(room, "_DELAY_RETURNED_PER_ANSWER_S", 0.01)
+    while hosts.may_wait_for(HOST):
         async with hosts.slot(HOST, number) as slot:
-            slot.refused(0.1)
+            slot.throttled(0.1)
         async with hosts.slot(HOST, number + 1) as slot:
             slot.answered()
         number += 2
         assert number < 20
     async with hosts.slot(HOST, number) as slot:
-        slot.refused(30.0)
+        slot.throttled(30.0)
     assert hosts.statistics().paused == 0
-    assert hosts.is_patient_with("example.com:80")
+    assert hosts.may_wait_for("example.com:80")
 
 
 async def test_what_a_host_delayed_us_is_not_forgotten_with_its_last_request(monkeypatch: pytest.MonkeyPatch) -> None:
     """One image after the other, each refused once and never asked for again: that, too, is bounded."""
     monkeypatch.setattr(room, "_MAX_DELAY_S", 0.05)
-    monkeypatch.setattr(room, "_DELAY_EARNED_BY_ANSWER_S", 0.0)
+    monkeypatch.setattr(room, "_DELAY_RETURNED_PER_ANSWER_S", 0.0)
     hosts = Hosts(4, 30.0)
     async with hosts.slot(HOST, 0) as slot:
-        slot.refused(0.06)
+        slot.throttled(0.06)
     async with hosts.slot(HOST, 0) as slot:  # the pause is over, and nothing else is to be remembered
         slot.answered()
-    assert not hosts.is_patient_with(HOST)
+    assert not hosts.may_wait_for(HOST)
 
 
 async def test_a_host_that_delivers_may_ask_for_pauses_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,10 +105,10 @@ async def test_a_host_that_delivers_may_ask_for_pauses_for_ever(monkeypatch: pyt
     hosts = Hosts(4, 30.0)
     for number in range(20):
         async with hosts.slot(HOST, number) as slot:
-            slot.refused(0.001)
+            slot.throttled(0.001)
         async with hosts.slot(HOST, number) as slot:
             slot.answered()
-        assert hosts.is_patient_with(HOST), number
+        assert hosts.may_wait_for(HOST), number
 
 
 async def test_whoever_waits_is_told_of() -> None:
@@ -127,7 +127,7 @@ async def test_a_host_that_refuses_an_image_again_gets_one_request_at_a_time() -
     hosts = Hosts(8, 0.0)
     for _ in range(2):
         async with hosts.slot(HOST, 0) as slot:
-            slot.refused(0.0)
+            slot.throttled(0.0)
     async with hosts.slot(HOST, 1) as slot:
         second = asyncio.create_task(hosts.slot(HOST, 2).__aenter__())
         await until(lambda: hosts.waiting == 1)
@@ -141,7 +141,7 @@ async def test_a_refusal_without_a_time_pauses_for_a_while(pause_s: float | None
     hosts = Hosts(4, 0.1)
     loop = asyncio.get_running_loop()
     async with hosts.slot(HOST, 0) as slot:
-        slot.refused(pause_s)
+        slot.throttled(pause_s)
         refused_at_s = loop.time()
     async with hosts.slot(HOST, 1) as slot:
         assert loop.time() - refused_at_s >= 0.09
@@ -153,7 +153,7 @@ async def test_refusals_of_one_moment_count_once() -> None:
     hosts = Hosts(8, 0.01)
     async with _slots(hosts, 8) as slots:
         for slot in slots:
-            slot.refused(None)
+            slot.throttled(None)
     async with hosts.slot(HOST, 9) as slot:
         slot.answered()
     assert hosts.statistics().down == 0
@@ -164,7 +164,7 @@ async def test_a_host_that_only_refuses_is_given_up() -> None:
     hosts = Hosts(8, 0.0)
     for number in range(6):
         async with hosts.slot(HOST, number) as slot:
-            slot.refused(None)
+            slot.throttled(None)
     with pytest.raises(HostDownError, match="refused 6 times in a row"):
         async with hosts.slot(HOST, 7):
             pytest.fail("must not be asked")
@@ -218,7 +218,7 @@ async def test_images_that_are_always_refused_do_not_stand_in_the_others_way() -
     for _ in range(2):
         for number in range(8):
             async with hosts.slot(HOST, number) as slot:
-                slot.refused(None)
+                slot.throttled(None)
             async with hosts.slot(HOST, 100) as slot:
                 slot.answered()
     order = []
@@ -284,7 +284,7 @@ async def test_who_is_cancelled_takes_no_turn() -> None:
 
 async def test_hosts_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     """A million hosts with a failure each are not all remembered, and those that are well not at all."""
-    monkeypatch.setattr(room, "_KNOWN_HOSTS", 10)
+    monkeypatch.setattr(room, "_MAX_KNOWN_HOSTS", 10)
     hosts = Hosts(1, 0.01)
     for number in range(100):
         async with hosts.slot(f"{number}.example:80", number) as slot:

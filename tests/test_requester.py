@@ -245,7 +245,7 @@ async def test_images_of_a_host_that_delayed_enough_are_not_waited_for(monkeypat
     """Once its pauses have taken what is granted, what it refuses fails as that, at once, and others still arrive."""
     monkeypatch.setattr(hosts, "_MAX_DELAY_S", 0.3)
     monkeypatch.setattr(hosts, "_MAX_PAUSE_S", 0.2)  # in place of a minute, so that two use it up
-    monkeypatch.setattr(hosts, "_DELAY_EARNED_BY_ANSWER_S", 0.001)
+    monkeypatch.setattr(hosts, "_DELAY_RETURNED_PER_ANSWER_S", 0.001)
     heads: list[bytes] = []
 
     async def answer(head: bytes, writer: asyncio.StreamWriter) -> None:
@@ -500,11 +500,11 @@ async def test_statistics_tell_what_was_done() -> None:
             await fetch(f"http://dog.example:{port}/")
             await fetch("no url")
             after = fetch.statistics()
-    assert (before.requests, before.fetched_bytes, before.outcomes, before.names.asked) == (0, 0, {}, 0)
+    assert (before.requests, before.fetched_bytes, before.outcomes, before.names.queried) == (0, 0, {}, 0)
     assert (after.attempts, after.requests, after.fetched_bytes) == (3, 4, 2 * len(b"picture"))
     assert after.outcomes == {"ok": 2, "opted_out": 1, "dns_not_found": 1, "bad_url": 1}
-    assert (after.connections, after.open, after.waiting, after.held_bytes) == (5, 0, 0, 0)
-    assert (after.names.cached, after.names.asked, after.names.found, after.names.not_found) == (2, 2, 1, 1)
+    assert (after.connections, after.open_requests, after.waiting_requests, after.held_bytes) == (5, 0, 0, 0)
+    assert (after.names.cached, after.names.queried, after.names.found, after.names.not_found) == (2, 2, 1, 1)
     assert after.names.hits >= 3
     assert (after.hosts.known, after.hosts.waiting, after.hosts.paused, after.hosts.down) == (0, 0, 0, 0)
 
@@ -522,7 +522,7 @@ async def test_a_paused_host_does_not_stop_the_others() -> None:
     arrived = 0
     policy = replace(QUICK, connections=2, retries=1)
     async with _server(refuse) as paused, _server(answer) as well, Fetcher(policy) as fetch:
-        places = fetch.look_ahead(2)
+        places = fetch.call_limiter(2)
 
         async def deliver(url: str) -> None:
             nonlocal arrived
@@ -592,7 +592,7 @@ import asyncio, hashlib, re, sys
 from datafetch.cli.allocator import give_memory_back
 from datafetch.demo.origin import Origin
 from datafetch.fetch import BodyBudget, Fetcher, FetchPolicy, Limiter
-from datafetch.model import Body
+from datafetch.model.outcome import Body
 
 def peak_mib() -> int:
     return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) // 1024
@@ -604,7 +604,7 @@ async def main() -> None:
 
     async def deliver(number: int) -> None:
         nonlocal arrived
-        with budget.allotment() as memory:
+        with budget.reservation() as memory:
             fetched = await fetch(f"{sys.argv[1]}/{number}", memory=memory)
             async with codec:
                 arrived += isinstance(fetched, Body) and len(fetched.content) == 30_000_000
@@ -644,7 +644,7 @@ async def test_large_bodies_stay_within_the_memory_budget() -> None:
 _PRESSED = """
 import asyncio, os, resource, sys
 from datafetch.fetch import Fetcher, FetchPolicy
-from datafetch.model import Body
+from datafetch.model.outcome import Body
 
 async def main() -> None:
     policy = FetchPolicy(allow_net=("127.0.0.0/8",), connections=64, per_host=64, backoff_s=0.01, retries=0)

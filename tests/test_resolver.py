@@ -56,8 +56,8 @@ class _Clock:
 @pytest.fixture(autouse=True)
 def _haste(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait a fifth of the usual time for a server that has not answered yet, and hardly at all between rounds."""
-    monkeypatch.setattr(nameservers, "_FIRST_TIMEOUT_S", 0.2)
-    monkeypatch.setattr(nameservers, "_WAIT", wait_fixed(0.01))
+    monkeypatch.setattr(nameservers, "_INITIAL_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(nameservers, "_ROUND_PAUSE", wait_fixed(0.01))
 
 
 @pytest.fixture
@@ -157,7 +157,7 @@ async def test_addresses_need_no_lookup() -> None:
                 with pytest.raises(BlockedAddressError):
                     await resolver.lookup(private)
             assert await _addresses(resolver, "localhost") >= {"127.0.0.1"}
-            assert resolver.statistics().asked == 1
+            assert resolver.statistics().queried == 1
         assert not server.asked("localhost")
 
 
@@ -218,8 +218,8 @@ _ASK_FOR_MANY = """
 import asyncio, resource, sys
 from ipaddress import ip_network
 
-from datafetch.fetch.address import AddressGuard
-from datafetch.fetch.resolver import Resolver
+from datafetch.fetch.dns.address_guard import AddressGuard
+from datafetch.fetch.dns.resolver import Resolver
 
 async def main():
     resolver = Resolver(AddressGuard((ip_network("127.0.0.0/8"),)), (sys.argv[1],))
@@ -276,8 +276,8 @@ async def test_lookups_of_one_name_share_one_question() -> None:
             await resolver.lookup("cat.example")
             statistics = resolver.statistics()
         assert server.asked("cat.example", Type.A) == server.asked("cat.example", Type.AAAA) == 1
-    assert (statistics.asked, statistics.coalesced, statistics.hits, statistics.cached) == (1, 49, 1, 1)
-    assert (statistics.found, statistics.rounds, statistics.asking, statistics.waiting) == (1, 1, 0, 0)
+    assert (statistics.queried, statistics.coalesced, statistics.hits, statistics.cached) == (1, 49, 1, 1)
+    assert (statistics.found, statistics.rounds, statistics.in_progress, statistics.waiting) == (1, 1, 0, 0)
 
 
 @pytest.mark.both_loops
@@ -289,11 +289,11 @@ async def test_who_stops_waiting_stops_nobody_else() -> None:
             first, second, third = (
                 asyncio.create_task(resolver.lookup(host)) for host in ("one.example", "one.example", "both.example")
             )
-            await until(lambda: resolver.statistics().asking == 2)
+            await until(lambda: resolver.statistics().in_progress == 2)
             first.cancel()
             third.cancel()
             await second
-            await until(lambda: resolver.statistics().asking == 0)
+            await until(lambda: resolver.statistics().in_progress == 0)
             assert first.cancelled()
             assert third.cancelled()
             await resolver.lookup("both.example")
@@ -320,7 +320,7 @@ async def test_an_answer_lasts_as_long_as_its_ttl(clock: _Clock) -> None:
             for later_s, asked in ((29, 2), (2, 3), (3560, 4), (20, 5)):
                 clock.now_s += later_s
                 await asyncio.gather(*map(resolver.lookup, script))
-                assert resolver.statistics().asked == asked
+                assert resolver.statistics().queried == asked
         assert server.asked("brief.example", Type.A) == 3
 
 
@@ -339,7 +339,7 @@ async def test_failures_are_remembered_for_a_while(
                     await resolver.lookup("cat.example")
                 with pytest.raises(error):
                     await resolver.addresses("cat.example")
-            assert resolver.statistics().asked == 1
+            assert resolver.statistics().queried == 1
             server.script["cat.example"] = _HERE
             clock.now_s += lasts_s + 1
             assert await _addresses(resolver, "cat.example") == {"127.0.0.1"}
@@ -353,10 +353,10 @@ async def test_a_connection_takes_an_answer_that_expired_while_it_queued(clock: 
             for later_s, asked in ((320, 1), (20, 2)):
                 clock.now_s += later_s
                 assert await resolver.addresses("cat.example")
-                assert resolver.statistics().asked == asked
+                assert resolver.statistics().queried == asked
             clock.now_s += 40
             await resolver.lookup("cat.example")
-            assert resolver.statistics().asked == 3
+            assert resolver.statistics().queried == 3
 
 
 async def test_an_expired_answer_serves_while_no_server_answers(clock: _Clock) -> None:
@@ -367,7 +367,7 @@ async def test_an_expired_answer_serves_while_no_server_answers(clock: _Clock) -
             clock.now_s += 40
             for _ in range(2):
                 assert await _addresses(resolver, "cat.example") == {"127.0.0.1"}
-            assert resolver.statistics().asked == 2
+            assert resolver.statistics().queried == 2
             assert resolver.statistics().stale == 1
             clock.now_s += 300
             with pytest.raises(NameServerError):
@@ -394,9 +394,9 @@ async def test_the_cache_is_bounded() -> None:
                 await resolver.lookup(f"{number}.example")
                 await resolver.lookup("0.example")
             statistics = resolver.statistics()
-            assert (statistics.cached, statistics.asked, statistics.hits) == (10, 15, 15)
+            assert (statistics.cached, statistics.queried, statistics.hits) == (10, 15, 15)
             await resolver.lookup("1.example")
-            assert resolver.statistics().asked == 16
+            assert resolver.statistics().queried == 16
 
 
 @pytest.mark.both_loops
@@ -410,18 +410,18 @@ async def test_lost_packets_blame_no_name(monkeypatch: pytest.MonkeyPatch) -> No
             await asyncio.gather(*map(resolver.lookup, names))
             statistics = resolver.statistics()
         assert server.dropped > len(names) * 0.4
-    assert statistics.rounds > statistics.asked
-    assert (statistics.found, statistics.asked) == (len(names), len(names))
+    assert statistics.rounds > statistics.queried
+    assert (statistics.found, statistics.queried) == (len(names), len(names))
 
 
 async def test_no_more_names_are_asked_for_at_once_than_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the bound names wait for their turn, and are found in it."""
-    monkeypatch.setattr(nameservers, "_MAX_ASKED", 4)
+    monkeypatch.setattr(nameservers, "_MAX_CONCURRENT_NAMES", 4)
     with NameServer(otherwise=SILENCE) as server:
         async with _resolver(server.address) as resolver:
             lookups = [asyncio.create_task(resolver.lookup(f"{number}.example")) for number in range(10)]
             await until(lambda: server.asked("3.example") > 0)
-            assert (resolver.statistics().asking, resolver.statistics().waiting) == (10, 6)
+            assert (resolver.statistics().in_progress, resolver.statistics().waiting) == (10, 6)
             assert not server.asked("4.example")
             server.script |= {f"{number}.example": _HERE for number in range(10)}
             await asyncio.gather(*lookups)
@@ -499,13 +499,13 @@ async def test_a_worn_channel_serves_on_while_descriptors_are_scarce(monkeypatch
     monkeypatch.setattr(nameservers, "_LOOKUPS_PER_CHANNEL", 1)
     with NameServer(otherwise=_HERE) as server:
         async with _resolver(server.address) as resolver:
-            worn = resolver._servers._channels[0]
+            old = resolver._servers._channels[0]
             with monkeypatch.context() as scarcity:
                 scarcity.setattr(nameservers, "_check_free_descriptors", _refuse)
                 await asyncio.gather(*(resolver.lookup(f"{number}.example") for number in range(10)))
-                assert resolver._servers._channels == [worn]
+                assert resolver._servers._channels == [old]
             await resolver.lookup("10.example")
-            assert resolver._servers._channels != [worn]
+            assert resolver._servers._channels != [old]
             assert resolver.statistics().found == 11
 
 

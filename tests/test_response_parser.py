@@ -236,15 +236,15 @@ def test_a_status_beyond_the_classes_there_are_is_taken_and_ends_the_connection(
     assert (parser.head.status, parser.is_complete, parser.keeps_alive) == (999, True, False)
 
 
-def test_blanks_before_a_head_are_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whitespace_before_a_head_are_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """However they come: 64 KB byte by byte took seconds of CPU when each read began anew."""
-    blanks = _CountedPattern(response_parser._BLANKS)
-    monkeypatch.setattr(response_parser, "_BLANKS", blanks)
+    whitespace = _CountedPattern(response_parser._WHITESPACE)
+    monkeypatch.setattr(response_parser, "_WHITESPACE", whitespace)
     parser = ResponseParser()
     for _ in range(1000):
         parser.feed(b"\n")
     assert parser.feed(_WHOLE) == _BODY
-    assert blanks.matched_bytes == 1000
+    assert whitespace.matched_bytes == 1000
 
 
 class _CountedPattern:
@@ -335,8 +335,8 @@ def test_chunks_of_a_byte_are_cheap_and_not_counted() -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_how_chunks_are_cut_makes_no_difference_to_what_is_counted(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that are there as a whole are taken another way than those that are cut; the bounds are the same."""
-    monkeypatch.setattr(response_parser, "_FRAMING_BYTES", 250)
-    monkeypatch.setattr(response_parser, "_CHUNKS", 20)
+    monkeypatch.setattr(response_parser, "_MAX_FRAMING_BYTES", 250)
+    monkeypatch.setattr(response_parser, "_MAX_CHUNKS", 20)
     chance = random.Random(seed)
     plain = [b"1\r\n.\r\n", b"2\r\n\r\n\r\n", b"1\r\n\n\r\n", b"28\r\n%b\r\n" % (b"\n" * 40)]
     odd = [

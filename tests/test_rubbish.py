@@ -88,4 +88,9 @@ async def test_no_response_ends_more_than_its_own_image(seed: int) -> None:
         statistics = fetch.statistics()
     assert sum(statistics.outcomes.values()) == _REQUESTS
     assert len(statistics.outcomes) > 4  # or the rubbish has lost its variety
-    assert (statistics.open, statistics.waiting, statistics.held_bytes, statistics.hosts.waiting) == (0, 0, 0, 0)
+    assert (statistics.open_requests, statistics.waiting_requests, statistics.held_bytes, statistics.hosts.waiting) == (
+        0,
+        0,
+        0,
+        0,
+    )

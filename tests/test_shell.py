@@ -18,7 +18,7 @@ from datafetch.cli.exit_code import one_line
 from datafetch.cli.progress import ProgressConsole, show_remarks
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.errors import ConfigurationError, ConservationError, DatafetchError, ManifestError, ResourceError
-from datafetch.fetch.classify import PressureError
+from datafetch.fetch.classify import SocketsExhaustedError
 from datafetch.output.commit import _refusal
 
 PATIENCE_S = 60
@@ -97,7 +97,7 @@ def test_a_small_address_space_is_one_line(command: list[str], limit_mib: int, m
     ("error", "code"),
     [
         (ResourceError("a disk"), 4),
-        (PressureError("descriptors"), 4),
+        (SocketsExhaustedError("descriptors"), 4),
         (pa.ArrowMemoryError("malloc of size 64 failed"), 4),
         (MemoryError(), 4),
         (RuntimeError("can't start new thread"), 4),
@@ -168,7 +168,7 @@ def test_a_bug_is_not_taken_for_a_want_of_memory(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize(
-    ("error", "kind"), [(PressureError("x"), "ResourceError"), (ManifestError("x"), "ManifestError")]
+    ("error", "kind"), [(SocketsExhaustedError("x"), "ResourceError"), (ManifestError("x"), "ManifestError")]
 )
 def test_a_commit_tells_the_kind_of_its_error(error: DatafetchError, kind: str) -> None:
     """A kind that its parent does not know by name is told as the one that it is made of."""

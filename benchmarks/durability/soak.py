@@ -130,7 +130,7 @@ class _Soak:
         """Fetch until the time is up, and what the process looked like."""
         async with Fetcher(self._policy) as fetch, asyncio.TaskGroup() as group:
             urls = self._until_the_end()
-            for _ in range(fetch.most_connections * WORKERS_PER_CONNECTION):
+            for _ in range(fetch.max_connections * WORKERS_PER_CONNECTION):
                 group.create_task(self._work(fetch, urls))
             return await self._watch(fetch)
 
@@ -161,7 +161,7 @@ class _Soak:
                     tasks=len(asyncio.all_tasks()),
                     threads=process.num_threads(),
                     images_per_s=round((ended - ended_before) / since_s),
-                    open_requests=fetch.statistics().open,
+                    open_requests=fetch.statistics().open_requests,
                 )
             )
             ended_before = ended

@@ -27,9 +27,9 @@ async def _drive(workload: Workload) -> Tally:
     async with Fetcher(workload.policy) as fetch:
         stopwatch = Stopwatch(len(workload.urls))
         urls = iter(enumerate(workload.urls))  # a free task takes the next: that is the whole look-ahead
-        in_flight = fetch.look_ahead(WORKERS_PER_CONNECTION)
+        in_flight = fetch.call_limiter(WORKERS_PER_CONNECTION)
         async with asyncio.TaskGroup() as group:
-            for _ in range(fetch.most_connections * WORKERS_PER_CONNECTION):
+            for _ in range(fetch.max_connections * WORKERS_PER_CONNECTION):
                 group.create_task(_work(fetch, in_flight, urls, stopwatch))
         return stopwatch.tally(fetch.statistics().requests)
 

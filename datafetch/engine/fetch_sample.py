@@ -14,8 +14,8 @@ from operator import itemgetter
 
 from datafetch.engine.dedup import UrlDeduplicator
 from datafetch.engine.feed import OpenShard
-from datafetch.fetch import BodyBudget, Fetcher
-from datafetch.model.interfaces import ImageTranscoder
+from datafetch.fetch import BodyBudget, Reservation
+from datafetch.model.interfaces import Fetch, ImageTranscoder
 from datafetch.model.ledger_line import LedgerLine
 from datafetch.model.outcome import OK, Encoded, Failure, FailureKind, Fetched, Outcome
 from datafetch.model.sample import Sample
@@ -37,7 +37,9 @@ class SampleFetcher:
         repeated: Of them, those that arrived as what another had asked for.
     """
 
-    def __init__(self, output: Output, *, fetch: Fetcher, transcode: ImageTranscoder, budget: BodyBudget) -> None:
+    def __init__(
+        self, output: Output, *, fetch: Fetch[Reservation], transcode: ImageTranscoder, budget: BodyBudget
+    ) -> None:
         self.outcomes: Counter[str] = Counter()
         self.repeated = 0
         self.dedup = UrlDeduplicator()
@@ -60,7 +62,7 @@ class SampleFetcher:
         """Fetch and transcode one image; whatever comes of it is its outcome."""
         url = sample.urls[image]
         fetched, outcome = await self._deliver(url)
-        if isinstance(outcome, Failure) and outcome.kind is FailureKind.TRUNCATED and self._fetch.policy.retries:
+        if isinstance(outcome, Failure) and outcome.kind is FailureKind.TRUNCATED and self._fetch.retries:
             # Perhaps the transfer was cut and not the file; a response without a length can't tell. Ask once more.
             attempts, before = fetched.attempts, outcome
             fetched, outcome = await self._deliver(url)

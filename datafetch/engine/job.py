@@ -14,7 +14,7 @@ import orjson
 from datafetch.datasets import find_dataset
 from datafetch.engine.ownership import Identity, read_asked, read_identity
 from datafetch.errors import ConfigurationError, refuse_outside
-from datafetch.fetch import MOST_BYTES, FetchPolicy, OptOut
+from datafetch.fetch import MAX_BYTES, FetchPolicy, OptOut
 from datafetch.model.interfaces import Dataset, Manifest
 from datafetch.model.kinds import Payload
 from datafetch.model.options import DatasetOptions, Effect, Option, OptionGroup, option, options_of, row_options
@@ -125,7 +125,7 @@ class Job:
         for flag, value, most in (
             ("--limit", self.limit, _MOST_LIMIT),
             ("--processes", self.processes, MOST_PROCESSES),
-            ("--memory", self.memory_bytes, MOST_BYTES),
+            ("--memory", self.memory_bytes, MAX_BYTES),
             ("--max-sample", self.max_sample_bytes, _MOST_SAMPLE_BYTES),
         ):
             if value is not None:

@@ -12,8 +12,8 @@ import time
 from datafetch.engine.feed import MAX_OPEN_SHARDS, Feed, OpenShard
 from datafetch.engine.fetch_sample import SampleFetcher
 from datafetch.errors import ConservationError
-from datafetch.fetch import BodyBudget, Fetcher
-from datafetch.model.interfaces import ImageTranscoder
+from datafetch.fetch import BodyBudget, Reservation
+from datafetch.model.interfaces import Fetch, ImageTranscoder
 from datafetch.model.outcome import OK
 from datafetch.model.statistics import Statistics
 from datafetch.output.commit import Commit, CommitShard
@@ -41,7 +41,7 @@ class Pipeline:
         feed: Feed,
         output: Output,
         *,
-        fetch: Fetcher,
+        fetch: Fetch[Reservation],
         transcode: ImageTranscoder,
         commit: CommitShard,
         budget: BodyBudget,
@@ -53,7 +53,7 @@ class Pipeline:
         self._transcode = transcode
         self._commit = commit
         self._fetcher = SampleFetcher(output, fetch=fetch, transcode=transcode, budget=budget)
-        self._in_flight = fetch.look_ahead(WORKERS_PER_CONNECTION)
+        self._in_flight = fetch.call_limiter(WORKERS_PER_CONNECTION)
         self._committing = asyncio.Semaphore(MAX_OPEN_SHARDS)
         self._started_s = time.monotonic()
 
@@ -64,7 +64,7 @@ class Pipeline:
             DatafetchError: What stops a run. Images that ended are in their spools, for the next run.
             ConservationError: The manifest gave fewer samples than it had counted.
         """
-        workers = max(_LEAST_WORKERS, self._fetch.most_connections * WORKERS_PER_CONNECTION)
+        workers = max(_LEAST_WORKERS, self._fetch.max_connections * WORKERS_PER_CONNECTION)
         try:
             async with asyncio.TaskGroup() as group:
                 syncing = group.create_task(self._sync_spools())
@@ -108,7 +108,7 @@ class Pipeline:
             shards_published=len(self._feed.published),
             fetched_bytes=fetching.fetched_bytes,
             connections=fetching.connections,
-            open_requests=fetching.open,
+            open_requests=fetching.open_requests,
             elapsed_s=time.monotonic() - self._started_s,
         )
 

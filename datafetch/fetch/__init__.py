@@ -3,7 +3,7 @@
 from datafetch.fetch.fetcher import Fetcher
 from datafetch.fetch.limiter import Limiter
 from datafetch.fetch.memory import BodyBudget, Reservation
-from datafetch.fetch.policy import MOST_BYTES, FetchPolicy, OptOut
+from datafetch.fetch.policy import MAX_BYTES, FetchPolicy, OptOut
 from datafetch.fetch.statistics import FetchStatistics
 
-__all__ = ["MOST_BYTES", "BodyBudget", "FetchPolicy", "FetchStatistics", "Fetcher", "Limiter", "OptOut", "Reservation"]
+__all__ = ["MAX_BYTES", "BodyBudget", "FetchPolicy", "FetchStatistics", "Fetcher", "Limiter", "OptOut", "Reservation"]

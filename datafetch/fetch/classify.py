@@ -49,7 +49,7 @@ _KINDS: Mapping[type[Exception], FailureKind] = {
 _WORDS: Mapping[type[Exception], str] = {TimeoutError: "the deadline passed before the last byte"}
 
 
-class PressureError(ResourceError):
+class SocketsExhaustedError(ResourceError):
     """This machine has no descriptor, or no memory, for another socket. That passes when requests end."""
 
 
@@ -63,10 +63,10 @@ def classify(error: Exception) -> Failure:
         A failure without attempts, URL or time; the caller knows those.
 
     Raises:
-        PressureError: The fault is this machine's, and no image is to blame.
+        SocketsExhaustedError: The fault is this machine's, and no image is to blame.
     """
     if isinstance(error, OSError) and error.errno in _OUR_ERRNOS:
-        raise PressureError(
+        raise SocketsExhaustedError(
             f"this machine ran out of sockets or memory for them ({os.strerror(error.errno)}); "
             "lower --connections or raise 'ulimit -n', then run the same command again"
         ) from error

@@ -1,8 +1,9 @@
-"""One request and its response, over a kept connection or a new one.
+"""Sends one request and waits for the head of its response, over a kept connection or a new one.
 
-Rules: a connection that ends before anything was answered on it, after an earlier response, ended by the server's own
-timeout: the request is made once more on a new one (RFC 9112, 9.3.1), and nobody is told. The same goes for one that
-brings something other than a response: that stood behind the earlier body, and came late.
+Rules: a server may close a kept connection at any moment, also while the next request is on its way. So when a kept
+connection ends before anything was answered on it, the request is sent once more over a new one (RFC 9112, 9.3.1), and
+this does not count as a failure. The same holds when a kept connection brings something that is no response: those
+bytes belonged to the response before, and came late.
 """
 
 from __future__ import annotations
@@ -16,22 +17,22 @@ from yarl import URL
 
 from datafetch.fetch.connection import Connection, Endpoint
 from datafetch.fetch.connections import Connections
+from datafetch.fetch.hop import Hop
 from datafetch.fetch.policy import FetchPolicy
 from datafetch.fetch.request_writer import RequestWriter
 from datafetch.fetch.response_parser import ProtocolError
-from datafetch.model.outcome import Permission
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A response whose headers have come, and whose body may be under way.
+    """A response whose head has arrived, and whose body may still be on its way.
 
     Attributes:
-        url: What was asked for, without credentials.
-        status: Of HTTP.
-        headers: Theirs.
-        content_length: Bytes that the body will have, where that is said.
-        body: Its bytes as they arrive.
+        url: The URL that was requested, without credentials.
+        status: The HTTP status.
+        headers: The header fields that the fetcher looks at.
+        content_length: Size of the body in bytes, where the server gives it.
+        body: Yields the body's bytes as they arrive.
     """
 
     url: URL
@@ -42,11 +43,11 @@ class Response:
 
 
 class Client:
-    """Asks for URLs: ``async with client.get(url, proxy) as response: …``.
+    """Sends requests: ``async with client.send(hop, proxy) as response: …``.
 
     Args:
-        policy: Whom to name as a contact, and how long a silence may be.
-        connections: Where connections come from and go to.
+        policy: Gives the contact to name in requests, and how long a server may be silent.
+        connections: The pool that connections are taken from and returned to.
     """
 
     def __init__(self, policy: FetchPolicy, connections: Connections) -> None:
@@ -54,41 +55,40 @@ class Client:
         self._stall_timeout_s = policy.stall_timeout_s
         self._connections = connections
 
-    def get(
-        self, url: URL, proxy: URL | None = None, cookie: str = "", permitted: set[Permission] | None = None
-    ) -> Exchange:
-        """Ask for a URL.
+    def send(self, hop: Hop, proxy: URL | None = None) -> ResponseContext:
+        """Send a request when the returned context is entered, and take its connection back when that is left.
 
         Entering raises what ``Connections.connect`` does, and aiohttp's exceptions for what comes through a connection.
+        Permissions that the connection needs are added to the hop's deadline, also where it fails.
 
         Args:
-            url: Of http or https.
+            hop: What to request.
             proxy: The proxy to go through.
-            cookie: What the Cookie header is to have.
-            permitted: Gets the permissions that it takes, also where it fails.
         """
-        return Exchange(self, url, proxy, cookie, set() if permitted is None else permitted)
+        return ResponseContext(self, hop, proxy)
 
-    async def begin(self, exchange: Exchange) -> Response:
-        """Send the request, and wait for the response's headers."""
-        endpoint = Endpoint.of(exchange.url, exchange.proxy)
-        request = self._writer.get(exchange.url, exchange.proxy, exchange.cookie)
-        exchange.connection = self._connections.take_idle(endpoint)
-        if exchange.connection is not None:
-            exchange.permitted |= exchange.connection.permitted
+    async def open_response(self, context: ResponseContext) -> Response:
+        """Send the request of a context, and wait for the head of the response."""
+        hop = context.hop
+        endpoint = Endpoint.of(hop.url, context.proxy)
+        request = self._writer.request(hop, context.proxy)
+        permitted = hop.deadline.permitted
+        context.connection = self._connections.take_idle(endpoint)
+        if context.connection is not None:
+            permitted |= context.connection.permitted
             try:
-                return await self._converse(exchange.connection, request, exchange.url)
+                return await self._exchange(context.connection, request, hop.url)
             except (ServerDisconnectedError, ClientOSError, ProtocolError):
-                exchange.connection.drop()
-        exchange.connection = await self._connections.connect(endpoint, exchange.permitted)
-        exchange.permitted |= exchange.connection.permitted
-        return await self._converse(exchange.connection, request, exchange.url)
+                context.connection.drop()
+        context.connection = await self._connections.connect(endpoint, permitted)
+        permitted |= context.connection.permitted
+        return await self._exchange(context.connection, request, hop.url)
 
-    def end(self, connection: Connection) -> None:
+    def release(self, connection: Connection) -> None:
         """Take a connection back, whatever state it is in."""
-        self._connections.keep(connection)
+        self._connections.release(connection)
 
-    async def _converse(self, connection: Connection, request: bytes, url: URL) -> Response:
+    async def _exchange(self, connection: Connection, request: bytes, url: URL) -> Response:
         protocol = connection.protocol
         protocol.expect_response(self._stall_timeout_s)
         connection.transport.write(request)
@@ -103,22 +103,20 @@ class Client:
         )
 
 
-class Exchange:
-    """A request and its response."""
+class ResponseContext:
+    """The context in which a response may be read; its connection is the client's again afterwards."""
 
-    __slots__ = ("_client", "connection", "cookie", "permitted", "proxy", "url")
+    __slots__ = ("_client", "connection", "hop", "proxy")
 
-    def __init__(self, client: Client, url: URL, proxy: URL | None, cookie: str, permitted: set[Permission]) -> None:
+    def __init__(self, client: Client, hop: Hop, proxy: URL | None) -> None:
         self._client = client
-        self.url = url
+        self.hop = hop
         self.proxy = proxy
-        self.cookie = cookie
-        self.permitted = permitted
         self.connection: Connection | None = None
 
     async def __aenter__(self) -> Response:
         try:
-            return await self._client.begin(self)
+            return await self._client.open_response(self)
         except BaseException:
             if self.connection is not None:
                 self.connection.drop()
@@ -128,4 +126,4 @@ class Exchange:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self.connection is not None, "it has been entered"
-        self._client.end(self.connection)
+        self._client.release(self.connection)

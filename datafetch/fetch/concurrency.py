@@ -16,28 +16,30 @@ from dataclasses import dataclass
 from datafetch.errors import ResourceError
 from datafetch.fetch import happy_eyeballs
 
-_START = 64
-_MOST = 1024
-_LEAST = 8
-_STEP_UP = 2.0  # while it is sought; the knee is then known within a factor that _FINE_STEP narrows
+_INITIAL_CONNECTIONS = 64
+_MAX_CONNECTIONS = 1024
+_MIN_CONNECTIONS = 8
+_COARSE_STEP = 2.0  # while it is sought; the knee is then known within a factor that _FINE_STEP narrows
 _FINE_STEP = 1.25
-_BACK_OFF = 0.7
-_WORTHWHILE = 0.4  # a step is kept when it brings this share of what it would bring if every request counted the same
-_WINDOW_S = 0.5
-_LONGEST_WINDOW_S = 4.0
-_LEAST_WINDOW_REQUESTS = 50
+_BACK_OFF_FACTOR = 0.7
+_MIN_GAIN_SHARE = (
+    0.4  # a step is kept when it brings this share of what it would bring if every request counted the same
+)
+_MIN_WINDOW_S = 0.5
+_MAX_WINDOW_S = 4.0
+_MIN_WINDOW_REQUESTS = 50
 _WINDOW_REQUESTS = 200  # fewer say nothing: the web's noise is as large as what a step brings
-_REST_WINDOWS = 5  # after a step that brought nothing; it doubles with each such step
-_MOST_REST_WINDOWS = 40
-_SHARE_THAT_HURTS = 0.1  # of the requests, beyond what was usual before
-_USUAL_WEIGHT = 0.1
-_HELPED = 3 / 4  # of the share before is left, or less
+_HOLD_WINDOWS = 5  # after a step that brought nothing; it doubles with each such step
+_MAX_HOLD_WINDOWS = 40
+_EXCESS_OVERLOAD_SHARE = 0.1  # of the requests, beyond what was usual before
+_BASELINE_WEIGHT = 0.1
+_IMPROVEMENT_RATIO = 3 / 4  # of the share before is left, or less
 HANGING_S = 2.0
 """Most answers begin within a second; what takes longer uses neither our CPU nor our bandwidth."""
 
-_ONE_SHORTAGE_S = 0.5
-_REGAINED_BY_REQUEST = 1 / 64  # of the connections that a shortage took
-_DESCRIPTORS_PER_REQUEST = happy_eyeballs.SOCKETS
+_SHORTAGE_S = 0.5
+_RECOVERY_PER_REQUEST = 1 / 64  # of the connections that a shortage took
+_DESCRIPTORS_PER_REQUEST = happy_eyeballs.MAX_SOCKETS
 _RESERVED_DESCRIPTORS = 384  # idle connections 128, spools in progress 128 and held 32, the codec's pipes, manifests
 
 
@@ -47,13 +49,13 @@ class OpenRequest:
 
     Attributes:
         started_s: When, by the clock.
-        was_full: Whether others waited for a place when it began.
+        was_saturated: Whether others waited for a place when it began.
         has_ended: Whether it is over.
         is_hanging: Whether it has been counted as one that hangs.
     """
 
     started_s: float
-    was_full: bool
+    was_saturated: bool
     has_ended: bool = False
     is_hanging: bool = False
 
@@ -66,7 +68,7 @@ class _Window:
     requests: int = 0
     answers: int = 0
     overloads: int = 0
-    was_full: bool = False
+    was_saturated: bool = False
 
 
 class Concurrency:
@@ -89,54 +91,54 @@ class Concurrency:
     def __init__(
         self, wanted: int | None, hanging_s: float = HANGING_S, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.most = affordable_connections(wanted or _MOST)
+        self.max_connections = affordable_connections(wanted or _MAX_CONNECTIONS)
         self.is_fixed = wanted is not None
-        self._found = self.most if self.is_fixed else min(_START, self.most)
-        self._ceiling = float(self.most)
-        self._pressed_until_s = -math.inf
+        self._target = self.max_connections if self.is_fixed else min(_INITIAL_CONNECTIONS, self.max_connections)
+        self._ceiling = float(self.max_connections)
+        self._shortage_until_s = -math.inf
         self._hanging_s = hanging_s
         self._clock = clock
-        self._young: deque[OpenRequest] = deque()
+        self._recent: deque[OpenRequest] = deque()
         self._hanging = 0
         self._window = _Window(clock())
-        self._usual_overload = 0.0
-        self._step = _STEP_UP
-        self._before: tuple[int, float] | None = None  # connections and answers a second before the last step
+        self._baseline_overload_share = 0.0
+        self._step = _COARSE_STEP
+        self._before_step: tuple[int, float] | None = None  # connections and answers a second before the last step
         self._before_back_off: tuple[int, float] | None = None  # connections, and the share of our own failures
-        self._is_settling = False
-        self._rest = 0
-        self._next_rest = _REST_WINDOWS
+        self._skips_window = False
+        self._hold_windows = 0
+        self._next_hold_windows = _HOLD_WINDOWS
 
     @property
     def connections(self) -> int:
         """How many requests may be open now, those that hang not counted."""
-        return max(1, min(self._found, int(self._ceiling)))
+        return max(1, min(self._target, int(self._ceiling)))
 
     @property
-    def places(self) -> int:
+    def slots(self) -> int:
         """How many requests may be open now, those that hang counted."""
         if self.is_fixed:
             return self.connections
         oldest_s = self._clock() - self._hanging_s
-        while self._young and (self._young[0].has_ended or self._young[0].started_s <= oldest_s):
-            request = self._young.popleft()
+        while self._recent and (self._recent[0].has_ended or self._recent[0].started_s <= oldest_s):
+            request = self._recent.popleft()
             if not request.has_ended:
                 request.is_hanging = True
                 self._hanging += 1
-        return max(1, min(self.connections + self._hanging, self.most, int(self._ceiling)))
+        return max(1, min(self.connections + self._hanging, self.max_connections, int(self._ceiling)))
 
-    def started(self, *, is_full: bool) -> OpenRequest:
+    def request_started(self, *, is_saturated: bool) -> OpenRequest:
         """Count a request that begins.
 
         Args:
-            is_full: Somebody else waits for a place.
+            is_saturated: Somebody else waits for a place.
         """
-        request = OpenRequest(self._clock(), is_full)
+        request = OpenRequest(self._clock(), is_saturated)
         if not self.is_fixed:
-            self._young.append(request)
+            self._recent.append(request)
         return request
 
-    def ended(self, request: OpenRequest, *, is_answered: bool, is_overload: bool) -> None:
+    def request_ended(self, request: OpenRequest, *, is_answered: bool, is_overload: bool) -> None:
         """Count a request that is over.
 
         Args:
@@ -146,77 +148,77 @@ class Concurrency:
         """
         request.has_ended = True
         self._hanging -= request.is_hanging
-        self._ceiling = min(self._ceiling + _REGAINED_BY_REQUEST, self.most)
+        self._ceiling = min(self._ceiling + _RECOVERY_PER_REQUEST, self.max_connections)
         window = self._window
         window.requests += 1
         window.answers += is_answered
         window.overloads += is_overload
-        window.was_full |= request.was_full
-        if self.is_fixed or window.requests < _LEAST_WINDOW_REQUESTS:
+        window.was_saturated |= request.was_saturated
+        if self.is_fixed or window.requests < _MIN_WINDOW_REQUESTS:
             return
         passed_s = self._clock() - window.started_s
-        is_enough = window.requests >= max(_WINDOW_REQUESTS, 2 * self._found) and passed_s >= _WINDOW_S
-        if is_enough or passed_s >= _LONGEST_WINDOW_S:
+        is_enough = window.requests >= max(_WINDOW_REQUESTS, 2 * self._target) and passed_s >= _MIN_WINDOW_S
+        if is_enough or passed_s >= _MAX_WINDOW_S:
             self._decide(window, window.answers / passed_s)
             self._window = _Window(self._clock())
 
-    def failed_to_resolve(self) -> None:
+    def lookup_failed(self) -> None:
         """Count a name that no name server answered for."""
         self._window.requests += 1
         self._window.overloads += 1
 
-    def pressed(self) -> None:
+    def sockets_exhausted(self) -> None:
         """Descriptors, or memory for sockets, ran out: fewer, at once. What fails in one moment is one shortage."""
         now_s = self._clock()
-        if now_s >= self._pressed_until_s:
-            self._pressed_until_s = now_s + _ONE_SHORTAGE_S
-            self._ceiling = max(1.0, self.connections * _BACK_OFF)
+        if now_s >= self._shortage_until_s:
+            self._shortage_until_s = now_s + _SHORTAGE_S
+            self._ceiling = max(1.0, self.connections * _BACK_OFF_FACTOR)
 
     def _decide(self, window: _Window, answers_per_s: float) -> None:
-        if self._is_settling:  # this window saw the step happen, not yet what it brings
-            self._is_settling = False
+        if self._skips_window:  # this window saw the step happen, not yet what it brings
+            self._skips_window = False
             return
         share = window.overloads / window.requests
         if self._before_back_off is not None:
             self._judge_back_off(*self._before_back_off, share)
-        elif share > self._usual_overload + _SHARE_THAT_HURTS:
-            self._before_back_off = self._found, share
-            self._found = max(min(_LEAST, self.most), int(self._found * _BACK_OFF))
-            self._before = None
-            self._is_settling = True
+        elif share > self._baseline_overload_share + _EXCESS_OVERLOAD_SHARE:
+            self._before_back_off = self._target, share
+            self._target = max(min(_MIN_CONNECTIONS, self.max_connections), int(self._target * _BACK_OFF_FACTOR))
+            self._before_step = None
+            self._skips_window = True
             return
-        self._usual_overload += (share - self._usual_overload) * _USUAL_WEIGHT
-        if self._before is not None:
-            self._judge_step(*self._before, answers_per_s)
-        if self._rest:
-            self._rest -= 1
-        elif window.was_full and self._found < self.most:
-            self._before = self._found, answers_per_s
-            self._found = min(self.most, int(self._found * self._step) + 1)
-            self._is_settling = True
+        self._baseline_overload_share += (share - self._baseline_overload_share) * _BASELINE_WEIGHT
+        if self._before_step is not None:
+            self._judge_step(*self._before_step, answers_per_s)
+        if self._hold_windows:
+            self._hold_windows -= 1
+        elif window.was_saturated and self._target < self.max_connections:
+            self._before_step = self._target, answers_per_s
+            self._target = min(self.max_connections, int(self._target * self._step) + 1)
+            self._skips_window = True
 
     def _judge_step(self, connections: int, answers_per_s_before: float, answers_per_s: float) -> None:
         """Keep the last step, or take it back."""
-        self._before = None
-        gain_if_all_count = self._found / connections - 1
-        if answers_per_s >= answers_per_s_before * (1 + gain_if_all_count * _WORTHWHILE):
-            self._next_rest = _REST_WINDOWS
+        self._before_step = None
+        gain_if_all_count = self._target / connections - 1
+        if answers_per_s >= answers_per_s_before * (1 + gain_if_all_count * _MIN_GAIN_SHARE):
+            self._next_hold_windows = _HOLD_WINDOWS
         else:
-            self._found = connections
-            self._rest_a_while()
+            self._target = connections
+            self._hold()
 
     def _judge_back_off(self, connections: int, share_before: float, share: float) -> None:
         """Keep the last back-off if it helped; if not, it is the web that is so, and not we who are too many."""
         self._before_back_off = None
-        if share < share_before * _HELPED:
-            self._rest_a_while()
+        if share < share_before * _IMPROVEMENT_RATIO:
+            self._hold()
         else:
-            self._found = connections
-            self._usual_overload = share
+            self._target = connections
+            self._baseline_overload_share = share
 
-    def _rest_a_while(self) -> None:
-        self._rest = self._next_rest
-        self._next_rest = min(2 * self._next_rest, _MOST_REST_WINDOWS)
+    def _hold(self) -> None:
+        self._hold_windows = self._next_hold_windows
+        self._next_hold_windows = min(2 * self._next_hold_windows, _MAX_HOLD_WINDOWS)
         self._step = _FINE_STEP
 
 

@@ -46,11 +46,11 @@ class ResponseProtocol(asyncio.Protocol):
         self._socket: asyncio.Transport | None = None
         self._parser: ResponseParser | None = None
         self._head: asyncio.Future[ResponseHead] | None = None
-        self._is_spoilt = False
+        self._is_broken = False
         self._reading_paused = False  # StreamReader looks here
         self._stall_timeout_s = 0.0
-        self._heard_s = 0.0
-        self._alarm: asyncio.TimerHandle | None = None
+        self._last_received_s = 0.0
+        self._timer: asyncio.TimerHandle | None = None
 
     @property
     def connected(self) -> bool:
@@ -58,11 +58,11 @@ class ResponseProtocol(asyncio.Protocol):
         return self.transport is not None
 
     @property
-    def is_fit(self) -> bool:
+    def is_reusable(self) -> bool:
         """Whether another request may be sent: the last response is over, and nothing has come since."""
         parser = self._parser
         is_over = parser is None or parser.keeps_alive
-        return is_over and not self._is_spoilt and self.transport is not None and not self.transport.is_closing()
+        return is_over and not self._is_broken and self.transport is not None and not self.transport.is_closing()
 
     def expect_response(self, stall_timeout_s: float) -> None:
         """Get ready for the response to a request that is about to be sent.
@@ -74,8 +74,8 @@ class ResponseProtocol(asyncio.Protocol):
         self._head = self._loop.create_future()
         self.body = None
         self._stall_timeout_s = stall_timeout_s
-        self._heard_s = self._loop.time()
-        self._watch()
+        self._last_received_s = self._loop.time()
+        self._start_stall_timer()
 
     async def read_head(self) -> ResponseHead:
         """Wait for the head of the response.
@@ -91,7 +91,7 @@ class ResponseProtocol(asyncio.Protocol):
 
     def forget_response(self) -> None:
         """What comes next belongs to no response, and what came is no longer held: it holds this protocol in turn."""
-        self._stop_watching()
+        self._cancel_stall_timer()
         self._parser = self._head = self.body = None
 
     def use_tls(self, transport: asyncio.Transport) -> None:
@@ -104,32 +104,34 @@ class ResponseProtocol(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take what came."""
-        self._heard_s = self._loop.time()
+        self._last_received_s = self._loop.time()
         parser = self._parser
         if parser is None or parser.is_complete:  # nobody has asked for anything
-            self._is_spoilt = True
+            self._is_broken = True
             self._abort()
             return
         try:
             content = parser.feed(data)
         except (ProtocolError, FramingTooLargeError) as error:
-            self._begin_body_if_due(parser)  # a status is one, however much of the body came in the same read
+            self._start_body_if_head_is_complete(
+                parser
+            )  # a status is one, however much of the body came in the same read
             self._fail(error)
             self._abort()
             return
-        self._begin_body_if_due(parser)
+        self._start_body_if_head_is_complete(parser)
         if self.body is not None:
             self.body.feed_data(content)
-            self._end_body_if_complete(parser)
+            self._finish_body_if_complete(parser)
 
     def eof_received(self) -> None:
         """The server will send no more; ``connection_lost`` follows."""
-        self._stop_watching()
+        self._cancel_stall_timer()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """See whether the response is whole without what will never come."""
         self.transport = self._socket = None
-        self._stop_watching()
+        self._cancel_stall_timer()
         parser = self._parser
         if parser is not None and not parser.is_complete:
             if parser.head is None:
@@ -143,7 +145,7 @@ class ResponseProtocol(asyncio.Protocol):
                 except IncompleteBodyError as error:
                     self._fail(ClientPayloadError(str(error)))
                 else:
-                    self._end_body()
+                    self._finish_body()
         if not self.closed.done():
             self.closed.set_result(None)
 
@@ -151,7 +153,7 @@ class ResponseProtocol(asyncio.Protocol):
         """Let what is not read yet stay in the network; StreamReader asks for it."""
         if not self._reading_paused:
             self._reading_paused = True
-            self._stop_watching()  # the silence that follows is ours
+            self._cancel_stall_timer()  # the silence that follows is ours
             if self._socket is not None and not self._socket.is_closing():
                 self._socket.pause_reading()
 
@@ -162,11 +164,11 @@ class ResponseProtocol(asyncio.Protocol):
             self._reading_paused = False
             if self._socket is not None and not self._socket.is_closing():
                 self._socket.resume_reading()
-                self._heard_s = self._loop.time()
+                self._last_received_s = self._loop.time()
                 if self._parser is not None and not self._parser.is_complete:
-                    self._watch()
+                    self._start_stall_timer()
 
-    def _begin_body_if_due(self, parser: ResponseParser) -> None:
+    def _start_body_if_head_is_complete(self, parser: ResponseParser) -> None:
         head = parser.head
         if self.body is not None or head is None:
             return
@@ -174,19 +176,19 @@ class ResponseProtocol(asyncio.Protocol):
         if self._head is not None and not self._head.done():
             self._head.set_result(head)
 
-    def _end_body_if_complete(self, parser: ResponseParser) -> None:
+    def _finish_body_if_complete(self, parser: ResponseParser) -> None:
         if parser.is_complete:
-            self._end_body()
+            self._finish_body()
 
-    def _end_body(self) -> None:
-        self._stop_watching()
+    def _finish_body(self) -> None:
+        self._cancel_stall_timer()
         if self.body is not None:
             self.body.feed_eof()
 
     def _fail(self, error: BaseException) -> None:
         """End the response with an error. The first one counts, because later ones follow from it."""
-        self._is_spoilt = True
-        self._stop_watching()
+        self._is_broken = True
+        self._cancel_stall_timer()
         if self.body is not None:
             if self.body.exception() is None:
                 self.body.set_exception(error)
@@ -198,22 +200,22 @@ class ResponseProtocol(asyncio.Protocol):
         if self.transport is not None:
             self.transport.abort()
 
-    def _watch(self) -> None:
+    def _start_stall_timer(self) -> None:
         """See to it that a silence ends the response. One timer looks again and again, instead of one for each read."""
-        self._stop_watching()
-        self._alarm = self._loop.call_at(self._heard_s + self._stall_timeout_s, self._look)
+        self._cancel_stall_timer()
+        self._timer = self._loop.call_at(self._last_received_s + self._stall_timeout_s, self._check_stall)
 
-    def _look(self) -> None:
-        self._alarm = None
-        if self._loop.time() < self._heard_s + self._stall_timeout_s:
-            self._watch()
+    def _check_stall(self) -> None:
+        self._timer = None
+        if self._loop.time() < self._last_received_s + self._stall_timeout_s:
+            self._start_stall_timer()
         else:
             self._fail(TimeoutError(f"nothing came for {self._stall_timeout_s:g} s"))
 
-    def _stop_watching(self) -> None:
-        if self._alarm is not None:
-            self._alarm.cancel()
-            self._alarm = None
+    def _cancel_stall_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
 
 @dataclass(frozen=True, slots=True)

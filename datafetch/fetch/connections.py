@@ -73,31 +73,31 @@ class Connections:
         self._loop = asyncio.get_running_loop()
         self._idle: OrderedDict[Connection, float] = OrderedDict()  # since when; the oldest stands first
         self._idle_at: dict[Endpoint, list[Connection]] = {}
-        self._alarm: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._is_closed = False
 
     def take_idle(self, endpoint: Endpoint) -> Connection | None:
         """A kept connection to this endpoint, the one used last, if there is one."""
         while kept := self._idle_at.get(endpoint):
             connection = kept[-1]
-            self._forget(connection)
+            self._remove_idle(connection)
             # What came by now belongs to no request, and the loop may be too busy to have noticed.
-            if connection.protocol.is_fit and not connection.has_unread:
+            if connection.protocol.is_reusable and not connection.has_unread:
                 return connection
             connection.drop()
         return None
 
-    def keep(self, connection: Connection) -> None:
+    def release(self, connection: Connection) -> None:
         """Keep a connection for the next request, if it is fit for one."""
-        if self._is_closed or not connection.protocol.is_fit:
+        if self._is_closed or not connection.protocol.is_reusable:
             connection.drop()
             return
         self._idle[connection] = self._loop.time()
         self._idle_at.setdefault(connection.endpoint, []).append(connection)
         if len(self._idle) > _MAX_IDLE:
             self._drop_idle(next(iter(self._idle)))
-        if self._alarm is None:
-            self._alarm = self._loop.call_later(_MAX_IDLE_S, self._drop_old)
+        if self._timer is None:
+            self._timer = self._loop.call_later(_MAX_IDLE_S, self._drop_expired)
 
     def drop_idle(self) -> None:
         """End all connections that are idle."""
@@ -109,8 +109,8 @@ class Connections:
         self._is_closed = True
         closing = [connection.protocol.closed for connection in self._idle]
         self.drop_idle()
-        if self._alarm is not None:
-            self._alarm.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         await asyncio.gather(*closing)
 
     async def connect(self, endpoint: Endpoint, permitted: set[Permission] | None = None) -> Connection:
@@ -132,7 +132,7 @@ class Connections:
         try:
             return await self._connect(endpoint, self._tls, permitted)
         except (TlsError, NoConnectionError) as error:
-            if self._lax_tls is None or not endpoint.is_tls or not _is_of_tls(error):
+            if self._lax_tls is None or not endpoint.is_tls or not _failed_in_tls(error):
                 raise
         # Only now: it is by this that a ledger can tell which images the permission was needed for.
         try:
@@ -185,7 +185,7 @@ class Connections:
             connection = await connect_to_first(
                 addresses, lambda address: self._open_plain(endpoint, address, port), Connection.drop
             )
-        return connection if tls is None else await self._over_tls(connection, tls)
+        return connection if tls is None else await self._start_tls(connection, tls)
 
     async def _open_plain(self, endpoint: Endpoint, address: str, port: int) -> Connection:
         transport, protocol = await self._loop.create_connection(self._new_protocol, address, port)
@@ -193,7 +193,7 @@ class Connections:
         is_exception = endpoint.proxy is None and self._resolver.is_exception(address)
         return Connection(endpoint, transport, protocol, _ALLOWED_NET if is_exception else frozenset())
 
-    async def _over_tls(self, connection: Connection, tls: ssl.SSLContext) -> Connection:
+    async def _start_tls(self, connection: Connection, tls: ssl.SSLContext) -> Connection:
         """Speak TLS on a connection from now on."""
         try:
             transport = await self._loop.start_tls(
@@ -214,17 +214,17 @@ class Connections:
         try:
             connection.protocol.expect_response(self._policy.stall_timeout_s)
             connection.transport.write(connect_request(endpoint.host, endpoint.port, endpoint.proxy))
-            _check_tunnel((await connection.protocol.read_head()).status)
+            _require_tunnel((await connection.protocol.read_head()).status)
         except BaseException:
             connection.drop()
             raise
         connection.protocol.forget_response()
-        return await self._over_tls(connection, tls)
+        return await self._start_tls(connection, tls)
 
     def _new_protocol(self) -> ResponseProtocol:
         return ResponseProtocol(self._loop)
 
-    def _forget(self, connection: Connection) -> None:
+    def _remove_idle(self, connection: Connection) -> None:
         del self._idle[connection]
         kept = self._idle_at[connection.endpoint]
         kept.remove(connection)
@@ -232,26 +232,26 @@ class Connections:
             del self._idle_at[connection.endpoint]
 
     def _drop_idle(self, connection: Connection) -> None:
-        self._forget(connection)
+        self._remove_idle(connection)
         connection.drop()
 
-    def _drop_old(self) -> None:
-        self._alarm = None
+    def _drop_expired(self) -> None:
+        self._timer = None
         oldest_s = self._loop.time() - _MAX_IDLE_S
         while self._idle:
             connection, since_s = next(iter(self._idle.items()))
             if since_s > oldest_s:
-                self._alarm = self._loop.call_at(since_s + _MAX_IDLE_S, self._drop_old)
+                self._timer = self._loop.call_at(since_s + _MAX_IDLE_S, self._drop_expired)
                 break
             self._drop_idle(connection)
 
 
-def _is_of_tls(error: TlsError | NoConnectionError) -> bool:
+def _failed_in_tls(error: TlsError | NoConnectionError) -> bool:
     """Whether a connection failed in the TLS handshake; some servers close it when they dislike the ClientHello."""
     return isinstance(error, TlsError) or isinstance(error.__cause__, ConnectionResetError | ConnectionAbortedError)
 
 
-def _check_tunnel(status: int) -> None:
+def _require_tunnel(status: int) -> None:
     if status != HTTP_OK:
         raise ConnectionRefusedError(f"the proxy says {status}")
 

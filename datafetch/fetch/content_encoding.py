@@ -34,7 +34,7 @@ _ZLIB_WINDOW = 15
 _DEFLATE_WINDOW = -15
 _ZSTD_WINDOW_LOG = 23  # RFC 9659: a content coding's window is 8 MiB at most
 _MAX_CODINGS = 3
-_MAX_PARTS = 64
+_MAX_MEMBERS = 64
 _PIECE_BYTES = 64 * 1024
 
 
@@ -75,7 +75,7 @@ def decode(body: bytes, codings: Iterable[str], max_bytes: int) -> bytes:
 
 def _gunzip(body: bytes, max_bytes: int) -> bytes:
     try:
-        return _undo_parts(body, _GZIP_MAGIC, partial(zlib.decompressobj, _GZIP_WINDOW), max_bytes)
+        return _decompress_members(body, _GZIP_MAGIC, partial(zlib.decompressobj, _GZIP_WINDOW), max_bytes)
     except CodingError:
         content = _without_trailer(body, max_bytes)
         if content is None:
@@ -89,7 +89,7 @@ def _without_trailer(body: bytes, max_bytes: int) -> bytes | None:
     if start is None:
         return None
     decompressor = zlib.decompressobj(_DEFLATE_WINDOW)
-    content = _bounded(decompressor.decompress(memoryview(body)[start:], max_bytes + 1), max_bytes)
+    content = _check_size(decompressor.decompress(memoryview(body)[start:], max_bytes + 1), max_bytes)
     return content if decompressor.eof and len(decompressor.unused_data) < _GZIP_TRAILER_BYTES else None
 
 
@@ -111,7 +111,7 @@ def _inflate(body: bytes, max_bytes: int) -> bytes:
     # RFC 9110 means the zlib format by "deflate"; servers that send the bare one are as old as the name.
     is_zlib = _is_zlib(body)
     decompressor = zlib.decompressobj(_ZLIB_WINDOW if is_zlib else _DEFLATE_WINDOW)
-    content = _bounded(decompressor.decompress(body, max_bytes + 1), max_bytes)
+    content = _check_size(decompressor.decompress(body, max_bytes + 1), max_bytes)
     if not decompressor.eof and not (is_zlib and _lacks_checksum_alone(body, content)):
         raise CodingError("the deflate data ends early")
     return content
@@ -132,20 +132,20 @@ def _is_zlib(body: bytes) -> bool:
 
 def _unbrotli(body: bytes, max_bytes: int) -> bytes:
     decompressor = brotli.Decompressor()
-    parts = [decompressor.process(body, output_buffer_limit=max_bytes + 1)]
-    size_bytes = len(parts[0])
+    members = [decompressor.process(body, output_buffer_limit=max_bytes + 1)]
+    size_bytes = len(members[0])
     while not decompressor.is_finished() and size_bytes <= max_bytes:
-        part = decompressor.process(b"", output_buffer_limit=max_bytes + 1)
-        if not part:
+        member = decompressor.process(b"", output_buffer_limit=max_bytes + 1)
+        if not member:
             raise CodingError("the brotli data ends early")
-        parts.append(part)
-        size_bytes += len(part)
-    return _bounded(b"".join(parts), max_bytes)
+        members.append(member)
+        size_bytes += len(member)
+    return _check_size(b"".join(members), max_bytes)
 
 
 def _unzstd(body: bytes, max_bytes: int) -> bytes:
     options: dict[int, int] = {zstd.DecompressionParameter.window_log_max: _ZSTD_WINDOW_LOG}
-    return _undo_parts(body, _ZSTD_MAGIC, partial(zstd.ZstdDecompressor, options=options), max_bytes)
+    return _decompress_members(body, _ZSTD_MAGIC, partial(zstd.ZstdDecompressor, options=options), max_bytes)
 
 
 class _Decompressor(Protocol):
@@ -160,7 +160,7 @@ class _Decompressor(Protocol):
     def decompress(self, data: memoryview, max_length: int) -> bytes: ...
 
 
-def _undo_parts(body: bytes, magic: bytes, new: Callable[[], Any], max_bytes: int) -> bytes:
+def _decompress_members(body: bytes, magic: bytes, new: Callable[[], Any], max_bytes: int) -> bytes:
     """Undo members or frames that follow one another (RFC 1952, 2.2; RFC 8878, 3); other bytes are padding.
 
     They are fed piece by piece, for what a decompressor leaves over is a copy: a small body of very many empty members
@@ -169,25 +169,25 @@ def _undo_parts(body: bytes, magic: bytes, new: Callable[[], Any], max_bytes: in
     if not body.startswith(magic):
         return body
     content = BytesIO()
-    view, place, parts = memoryview(body), 0, 0
-    while body.startswith(magic, place):
-        parts += 1
-        if parts > _MAX_PARTS:
-            raise CodingError(f"over {_MAX_PARTS} members or frames")
+    view, offset, members = memoryview(body), 0, 0
+    while body.startswith(magic, offset):
+        members += 1
+        if members > _MAX_MEMBERS:
+            raise CodingError(f"over {_MAX_MEMBERS} members or frames")
         decompressor: _Decompressor = new()
         while not decompressor.eof:
-            piece = view[place : place + _PIECE_BYTES]
+            piece = view[offset : offset + _PIECE_BYTES]
             if not piece:
                 raise CodingError("the compressed data ends early")
             content.write(decompressor.decompress(piece, max_bytes - content.tell() + 1))
             if content.tell() > max_bytes:
                 raise BodyTooLargeError(f"over {max_bytes} bytes when decompressed")
-            place += len(piece)
-        place -= len(decompressor.unused_data)
+            offset += len(piece)
+        offset -= len(decompressor.unused_data)
     return content.getvalue()
 
 
-def _bounded(content: bytes, max_bytes: int) -> bytes:
+def _check_size(content: bytes, max_bytes: int) -> bytes:
     if len(content) > max_bytes:
         raise BodyTooLargeError(f"over {max_bytes} bytes when decompressed")
     return content

@@ -1,7 +1,7 @@
-"""Cookies, for as long as the redirects of one image take.
+"""Cookies, kept for one attempt only.
 
-Some sites set a cookie, redirect to the same URL, and give the image to whoever brings the cookie. Nothing is kept
-beyond that image, and no cookie goes where the rules of RFC 6265 would not have it go.
+Some sites set a cookie, redirect to the same URL, and serve the image to clients that send the cookie back. So cookies
+are kept over the redirects of one attempt, and sent only where RFC 6265 would have them sent.
 """
 
 from __future__ import annotations
@@ -10,25 +10,25 @@ from aiohttp import CookieJar
 from multidict import CIMultiDictProxy
 from yarl import URL
 
-_MAX_HEADER_CHARS = 8192  # servers take no more; what a site sets beyond that is not sent
+_MAX_HEADER_CHARS = 8192  # servers accept no longer header, so a site that sets more gets none back
 
 
 class Cookies:
-    """The cookies of one image."""
+    """The cookies of one attempt."""
 
     def __init__(self) -> None:
-        self._jar: CookieJar | None = None  # made for the few images that need one
+        self._jar: CookieJar | None = None  # most images need none
 
-    def note(self, headers: CIMultiDictProxy[str], url: URL) -> None:
-        """Take the cookies that a response sets."""
+    def store(self, headers: CIMultiDictProxy[str], url: URL) -> None:
+        """Store the cookies that the response to a URL sets."""
         fields = headers.getall("Set-Cookie", ())
         if fields:
-            # Unsafe is aiohttp's word for hosts that are addresses; a cookie then goes back to that very address.
+            # "unsafe" is aiohttp's word for hosts that are addresses; a cookie then goes back to that very address.
             self._jar = self._jar or CookieJar(unsafe=True)
             self._jar.update_cookies_from_headers(list(fields), url)
 
     def header(self, url: URL) -> str:
-        """What a request for a URL has in its Cookie header; nothing without cookies for it."""
+        """The value of the Cookie header of a request for a URL, printable ASCII; empty if there are no cookies."""
         if self._jar is None:
             return ""
         pairs = [f"{name}={morsel.coded_value}" for name, morsel in self._jar.filter_cookies(url).items()]

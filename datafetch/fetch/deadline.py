@@ -1,6 +1,6 @@
-"""Stopwatch: the wall clock of one attempt, which stands still while we wait for something of our own.
+"""The clock of one attempt, which is paused while the attempt waits for this machine.
 
-It goes with the attempt through all of its redirects, and so keeps what was permitted under way as well.
+It accompanies the attempt through all of its hops, and so collects the permissions that they use as well.
 """
 
 from __future__ import annotations
@@ -17,50 +17,50 @@ _Result = TypeVar("_Result")
 
 
 class Deadline:
-    """Runs inside ``async with``, more than once if need be, and raises TimeoutError there when it has run out.
+    """Runs inside ``async with``, which raises TimeoutError when the time is up. It may be entered again and again.
 
     Args:
-        limit_s: Seconds that it may run, over all its runs.
+        limit_s: Seconds that it may run in all.
 
     Attributes:
-        permitted: What was taken so far by the operator's permission alone.
+        permitted: What has been taken so far by the operator's permission alone.
     """
 
-    __slots__ = ("_limit_s", "_passed_s", "_started_s", "_timeout", "permitted")
+    __slots__ = ("_elapsed_s", "_limit_s", "_started_s", "_timeout", "permitted")
 
     def __init__(self, limit_s: float) -> None:
         self._limit_s = limit_s
-        self._passed_s = 0.0
+        self._elapsed_s = 0.0
         self.permitted: set[Permission] = set()
 
     @property
     def has_run(self) -> bool:
-        """Whether anything was requested under it."""
-        return self._passed_s > 0
+        """Whether any request was made under it."""
+        return self._elapsed_s > 0
 
     @property
-    def passed_s(self) -> float:
-        """Seconds that it ran before the present run."""
-        return self._passed_s
+    def elapsed_s(self) -> float:
+        """Seconds that it has run, not counting the time since it was last entered or resumed."""
+        return self._elapsed_s
 
     async def __aenter__(self) -> Self:
-        self._started_s = time.perf_counter()  # uvloop's own clock ticks in milliseconds
-        self._timeout = asyncio.timeout(self._limit_s - self._passed_s)
+        self._started_s = time.perf_counter()  # the clock of uvloop ticks in milliseconds only
+        self._timeout = asyncio.timeout(self._limit_s - self._elapsed_s)
         await self._timeout.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._passed_s += time.perf_counter() - self._started_s
+        self._elapsed_s += time.perf_counter() - self._started_s
         await self._timeout.__aexit__(kind, error, trace)
 
-    async def paused(self, own_affair: Awaitable[_Result]) -> _Result:
-        """Wait for something while the clock stands still."""
-        self._passed_s += time.perf_counter() - self._started_s
+    async def paused(self, awaitable: Awaitable[_Result]) -> _Result:
+        """Await something while the clock is stopped."""
+        self._elapsed_s += time.perf_counter() - self._started_s
         self._timeout.reschedule(None)
         try:
-            return await own_affair
+            return await awaitable
         finally:
             self._started_s = time.perf_counter()
-            self._timeout.reschedule(asyncio.get_running_loop().time() + self._limit_s - self._passed_s)
+            self._timeout.reschedule(asyncio.get_running_loop().time() + self._limit_s - self._elapsed_s)

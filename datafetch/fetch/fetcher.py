@@ -1,7 +1,7 @@
-"""url → body or Failure: attempts, the redirects of each, and the pauses between them.
+"""Fetches URLs: makes the attempts, follows the redirects of each, and pauses between them.
 
-Rules: faults of the web come back as ``Failure``; what is raised is ours. A pause holds nothing that another image
-could use.
+Rules: faults of the web are returned as ``Failure``; only faults of this machine are raised. A call that pauses before
+its next attempt holds no slot, no connection and no memory.
 """
 
 from __future__ import annotations
@@ -25,53 +25,58 @@ from yarl import URL
 from datafetch.fetch.classify import classify
 from datafetch.fetch.cookies import Cookies
 from datafetch.fetch.deadline import Deadline
+from datafetch.fetch.hop import Hop
 from datafetch.fetch.limiter import Limiter
 from datafetch.fetch.memory import BodyBudget, Reservation
 from datafetch.fetch.policy import FetchPolicy
-from datafetch.fetch.requester import HTTP_TOO_MANY_REQUESTS, HTTP_UNAVAILABLE, Request, Requester
+from datafetch.fetch.requester import HTTP_TOO_MANY_REQUESTS, HTTP_UNAVAILABLE, Requester
 from datafetch.fetch.statistics import FetchStatistics
 from datafetch.fetch.urls import BadUrlError, authority, parse_url
 from datafetch.model.outcome import OK, Body, Failure, FailureKind, Fetched
+from datafetch.model.request import Request
 
 _MAX_BACKOFF_S = 30.0
 _DEFAULT_BUDGET_BYTES = 1024**3
 _MS_PER_S = 1000.0
 _RETRIED_ELSEWHERE = frozenset({FailureKind.DNS_FAILED, FailureKind.HOST_DOWN})
-"""The resolver has asked again on its own clock; a host that is down is asked again when its time has come."""
+"""The resolver has already repeated its queries; a host that is down is probed again when its time has come."""
 
 
 @dataclass(slots=True, eq=False)
 class _Call:
-    """One image on its way.
+    """One call of the fetcher, with all of its attempts.
 
     Attributes:
-        url: Where it is.
-        memory: What its body is held against.
-        attempts: Attempts made for it; what is refused before anything is sent is none.
-        failure: Of the last of them.
+        url: The request's URL, parsed.
+        request: What the caller wants.
+        memory: The reservation that the body's bytes are counted against.
+        attempts: Number of attempts so far. One that was refused before anything was sent does not count.
+        failure: The failure of the latest attempt.
     """
 
     url: URL
+    request: Request
     memory: Reservation
     attempts: int = 0
     failure: Failure | None = None
 
 
 class Fetcher:
-    """url → body or Failure, from any number of tasks of one event loop.
+    """Fetches URLs, from any number of tasks of one event loop.
 
-    Use it as ``async with Fetcher(policy) as fetch: body = await fetch(url)``.
+    Use it as ``async with Fetcher(policy) as fetch: fetched = await fetch(url)``.
 
     Args:
-        policy: What the operator may set.
-        budget: What bodies are held against, for a caller who keeps holding them; 1 GiB by default.
+        policy: The operator's settings.
+        budget: The memory budget that bodies are counted against, for a caller who holds bodies after the call; by
+            default the fetcher has a budget of 1 GiB of its own.
     """
 
     def __init__(self, policy: FetchPolicy | None = None, *, budget: BodyBudget | None = None) -> None:
-        self.policy = policy or FetchPolicy()
+        self._policy = policy or FetchPolicy()
         self._budget = budget or BodyBudget(_DEFAULT_BUDGET_BYTES)
-        self._requester = Requester(self.policy)
-        backoff_s = self.policy.backoff_s
+        self._requester = Requester(self._policy)
+        backoff_s = self._policy.backoff_s
         self._backoff = wait_exponential(multiplier=backoff_s, max=_MAX_BACKOFF_S) + wait_random(0, backoff_s)
         self._outcomes: Counter[str] = Counter()
         self._attempts = 0
@@ -87,25 +92,33 @@ class Fetcher:
         await self._resources.aclose()
 
     @property
+    def retries(self) -> int:
+        """Number of further attempts after a failure that may pass."""
+        return self._policy.retries
+
+    @property
     def connections(self) -> int:
-        """Requests that may be open now, hanging ones aside; without a fixed number, as many as serve best."""
+        """Number of requests that may be in flight now, hanging ones not counted.
+
+        Unless the operator fixed it, this is the number that has been found to serve best so far.
+        """
         return self._requester.concurrency.connections
 
     @property
-    def most_connections(self) -> int:
-        """Requests that may be open at any time."""
-        return self._requester.concurrency.most
+    def max_connections(self) -> int:
+        """Number of requests that may be in flight at any time."""
+        return self._requester.concurrency.max_connections
 
-    def look_ahead(self, per_connection: int) -> Limiter:
-        """Places for calls, for a caller with more URLs than it will have in the air: ``async with places: …``.
+    def call_limiter(self, calls_per_connection: int) -> Limiter:
+        """Make a limiter for calls, for a caller with more URLs than it should hold at once.
 
-        There are so many for each connection, and one more for each call that waits for its host's turn: it holds
-        nothing, and others go on meanwhile.
+        It has ``calls_per_connection`` slots for each connection, and one more for each call that waits for its host:
+        such a call holds nothing, so that others may proceed in the meantime. Use it as ``async with limiter: …``.
         """
-        return self._requester.look_ahead(per_connection)
+        return self._requester.call_limiter(calls_per_connection)
 
     def statistics(self) -> FetchStatistics:
-        """How it stands now; only inside ``async with``."""
+        """Take a snapshot; only inside ``async with``."""
         requester = self._requester
         return FetchStatistics(
             attempts=self._attempts,
@@ -113,32 +126,41 @@ class Fetcher:
             fetched_bytes=requester.received_bytes,
             outcomes=dict(self._outcomes),
             connections=self.connections,
-            open=requester.limiter.open,
-            waiting=requester.limiter.waiting,
+            open_requests=requester.limiter.open,
+            waiting_requests=requester.limiter.waiting,
             held_bytes=self._budget.held_bytes,
             hosts=requester.hosts.statistics(),
             names=requester.resolver.statistics(),
         )
 
-    async def __call__(self, url: str, *, memory: Reservation | None = None) -> Fetched:
-        """Fetch one image.
+    async def __call__(self, request: str | Request, *, memory: Reservation | None = None) -> Fetched:
+        """Fetch one file, or one range of its bytes.
 
         Args:
-            url: As published.
-            memory: What the body is held against, for a caller who keeps holding it.
+            request: A URL as published, or a request with more to say than a URL.
+            memory: The reservation that the body is counted against, for a caller who holds the body after the call.
 
         Returns:
-            The body, at most ``max_body_bytes`` bytes and at least one, or the failure of the last attempt. Both
-            carry the number of attempts.
+            A ``Body`` of at least one byte and at most ``max_body_bytes``, or the ``Failure`` of the last attempt. Both
+            carry the number of attempts. Any status but 200 is a failure of kind HTTP_STATUS.
+
+            With a byte range, the body is that range, or as much of it as the file has, and ``Body.part`` tells which
+            bytes it holds. Any status but 206 is then a failure of kind HTTP_STATUS: 200 where the server ignores
+            ranges or the file is no longer the one of ``if_range``, 416 where the range begins behind the end of the
+            file. So is, with status 206, a response without a ``Content-Range``, with one for other bytes than those
+            requested, or with a content coding. A body that is shorter than its ``Content-Range`` says is
+            DISCONNECTED, a longer one is TOO_LARGE.
 
         Raises:
             ResourceError: This machine has had no descriptors for sockets, or no memory for them, for a minute.
         """
         if memory is None:
             with self._budget.reservation() as own_memory:
-                return await self(url, memory=own_memory)
+                return await self(request, memory=own_memory)
+        if isinstance(request, str):
+            request = Request(request)
         try:
-            call = _Call(parse_url(url), memory)
+            call = _Call(parse_url(request.url), request, memory)
         except BadUrlError as error:
             fetched: Fetched = classify(error)
         else:
@@ -148,23 +170,23 @@ class Fetcher:
 
     async def _fetch(self, call: _Call) -> Fetched:
         fetched = await self._attempt(call)
-        if self.policy.retries and self._is_worth_a_retry(fetched):
+        if self.retries and self._is_worth_a_retry(fetched):
             fetched = await self._retry(call, fetched)
         if isinstance(fetched, Failure) and fetched.kind is FailureKind.HOST_DOWN and call.failure:
-            return call.failure  # what was tried says more than that nothing more was
+            return call.failure  # why the earlier attempt failed says more than that no other was made
         return fetched
 
     async def _retry(self, call: _Call, first: Fetched) -> Fetched:
-        """Make the further attempts, with tenacity as the clock between them."""
+        """Make the further attempts; tenacity schedules them."""
         made = [first]
 
         async def attempt() -> Fetched:
-            # tenacity's first attempt is the one that was made: most images need no other, and its clock costs 35 µs.
+            # tenacity's first attempt is the one already made: most images need no other, and tenacity costs 35 µs.
             return made.pop() if made else await self._attempt(call)
 
-        # One AsyncRetrying a call: a shared one mixes up concurrent calls (jd/tenacity#93).
+        # One AsyncRetrying for each call: a shared one mixes up concurrent calls (jd/tenacity#93).
         retrying = AsyncRetrying(
-            stop=stop_after_attempt(self.policy.retries + 1),
+            stop=stop_after_attempt(self.retries + 1),
             wait=self._pause_s,
             retry=retry_if_result(self._is_worth_a_retry),
             retry_error_callback=_last_result,
@@ -173,47 +195,47 @@ class Fetcher:
         return fetched
 
     def _pause_s(self, state: RetryCallState) -> float:
-        """Between two attempts. After 429 the host itself is paused, and those it refused come first then."""
+        """Seconds to wait before the next attempt: none after a 429, since ``Hosts`` then pauses the whole host."""
         failure = _last_result(state)
-        is_paused = isinstance(failure, Failure) and failure.status == HTTP_TOO_MANY_REQUESTS
-        return 0.0 if is_paused else self._backoff(state)
+        is_host_paused = isinstance(failure, Failure) and failure.status == HTTP_TOO_MANY_REQUESTS
+        return 0.0 if is_host_paused else self._backoff(state)
 
     def _is_worth_a_retry(self, fetched: Fetched) -> bool:
         if not isinstance(fetched, Failure) or not fetched.may_pass or fetched.kind in _RETRIED_ELSEWHERE:
             return False
-        is_refused = fetched.status in (HTTP_TOO_MANY_REQUESTS, HTTP_UNAVAILABLE)
-        return not is_refused or self._requester.hosts.is_patient_with(authority(URL(fetched.final_url, encoded=True)))
+        is_throttled = fetched.status in (HTTP_TOO_MANY_REQUESTS, HTTP_UNAVAILABLE)
+        return not is_throttled or self._requester.hosts.may_wait_for(authority(URL(fetched.final_url, encoded=True)))
 
     async def _attempt(self, call: _Call) -> Fetched:
-        """Ask once, redirects and all."""
-        watch = Deadline(self.policy.timeout_s)
-        fetched = await self._follow(call, watch)
+        """Make one attempt, redirects included."""
+        deadline = Deadline(self._policy.timeout_s)
+        fetched = await self._follow_redirects(call, deadline)
         if isinstance(fetched, Failure):
-            call.memory.shrink(0)  # what was received is gone, before any pause
+            call.memory.shrink(0)  # what was received is gone, so it must not be held during a pause
             if fetched.kind is FailureKind.HOST_DOWN:
                 return fetched
-        if watch.has_run:  # otherwise the host's name or address was refused, and no request was sent
+        if deadline.has_run:  # otherwise the host's name or address was refused, and no request was sent
             self._attempts += 1
             call.attempts += 1
         fetched = replace(
             fetched,
             attempts=call.attempts,
-            fetch_ms=watch.passed_s * _MS_PER_S,
-            permitted=tuple(sorted(watch.permitted)),
+            fetch_ms=deadline.elapsed_s * _MS_PER_S,
+            permitted=tuple(sorted(deadline.permitted)),
         )
         call.failure = fetched if isinstance(fetched, Failure) else None
         return fetched
 
-    async def _follow(self, call: _Call, watch: Deadline) -> Fetched:
-        answer: Fetched | URL = call.url
+    async def _follow_redirects(self, call: _Call, deadline: Deadline) -> Fetched:
         cookies = Cookies()
-        for _ in range(self.policy.max_redirects + 1):
-            assert isinstance(answer, URL), "anything else has been returned"
-            answer = await self._requester.ask(Request(answer, call.memory, watch, cookies))
+        url = call.url
+        for _ in range(self._policy.max_redirects + 1):
+            answer = await self._requester.request(Hop(url, call.request, call.memory, deadline, cookies))
             if not isinstance(answer, URL):
                 return answer
-        detail = f"more than {self.policy.max_redirects}, the next to {answer}"
-        return Failure(FailureKind.TOO_MANY_REDIRECTS, detail[:200], final_url=str(answer))
+            url = answer
+        detail = f"more than {self._policy.max_redirects}, the next to {url}"
+        return Failure(FailureKind.TOO_MANY_REDIRECTS, detail[:200], final_url=str(url))
 
 
 def _last_result(state: RetryCallState) -> Fetched:

@@ -17,21 +17,23 @@ from itertools import count, islice
 from types import TracebackType
 from typing import Self
 
-_FAULTS_IN_A_ROW = 5  # one image alone has three attempts by default, so it takes two of them to give up a host
-_REFUSALS_IN_A_ROW = 6  # with the pauses between them about a minute
-_REGAINED_BY_ANSWER = 1 / 8  # of the requests open at once that a host lost when it failed or refused
+_MAX_CONSECUTIVE_FAILURES = (
+    5  # one image alone has three attempts by default, so it takes two of them to give up a host
+)
+_MAX_CONSECUTIVE_REFUSALS = 6  # with the pauses between them about a minute
+_RECOVERY_PER_ANSWER = 1 / 8  # of the requests open at once that a host lost when it failed or refused
 _DOWN_S = 30.0
 _MAX_DOWN_S = 300.0
-_MOST_DOUBLINGS = 8
-_ALIVE_S = 60.0  # so long after an answer a host counts as there, whatever times out
+_MAX_DOUBLINGS = 8
+_RECENT_ANSWER_S = 60.0  # so long after an answer a host counts as there, whatever times out
 _JITTER = 1.2
-_LAST = 1 << 60  # more than there are images
+_LOW_PRIORITY_OFFSET = 1 << 60  # more than there are images
 _MAX_PAUSE_S = 60.0  # what Retry-After may ask for; past that, a later run is the better retry
 _MAX_DELAY_S = 300.0  # by all pauses of one host together, for an open shard waits for them …
-_DELAY_EARNED_BY_ANSWER_S = 1.0  # … and so much more for each image that it answered
-_KNOWN_HOSTS = 20_000  # that are remembered although nothing is under way: some 10 MB
-_REFUSED_IMAGES = 1000  # that are remembered of a host
-_LOOKED_AT = 64  # of those used the longest ago, for one that is idle
+_DELAY_RETURNED_PER_ANSWER_S = 1.0  # … and so much more for each image that it answered
+_MAX_KNOWN_HOSTS = 20_000  # that are remembered although nothing is under way: some 10 MB
+_MAX_REFUSED_IMAGES = 1000  # that are remembered of a host
+_EVICTION_CANDIDATES = 64  # of those used the longest ago, for one that is idle
 
 
 class HostDownError(OSError):
@@ -72,19 +74,19 @@ class _Host:
     name: str
     limit: float
     open: int = 0
-    faults: int = 0
-    refusals: int = 0
-    outages: int = 0
-    paused_from: int = -1
+    consecutive_failures: int = 0
+    consecutive_refusals: int = 0
+    consecutive_outages: int = 0
+    paused_at_serial: int = -1
     resume_at_s: float = 0.0
     delay_s: float = 0.0
-    down_from: int = -1
+    down_at_serial: int = -1
     retry_at_s: float = 0.0
     answered_at_s: float = -math.inf
     reason: str = ""
     waiting: list[_Waiter] = field(default_factory=list)
     refused: dict[int, int] = field(default_factory=dict)
-    alarm: asyncio.TimerHandle | None = None
+    timer: asyncio.TimerHandle | None = None
 
     @property
     def is_idle(self) -> bool:
@@ -121,7 +123,7 @@ class Hosts:
             host: Name and port.
             number: Of the image; lower ones come first.
         """
-        return HostSlot(self, self._find(host), number)
+        return HostSlot(self, self._get_or_create(host), number)
 
     def statistics(self) -> HostStatistics:
         """How it stands now."""
@@ -130,89 +132,91 @@ class Hosts:
             known=len(self._hosts),
             waiting=self.waiting,
             paused=sum(host.resume_at_s > now_s for host in self._hosts.values()),
-            down=sum(host.outages > 0 for host in self._hosts.values()),
+            down=sum(host.consecutive_outages > 0 for host in self._hosts.values()),
         )
 
-    async def begin(self, slot: HostSlot) -> None:
+    async def acquire(self, slot: HostSlot) -> None:
         """Wait until it is this turn."""
         host, now_s = slot.host, self._loop.time()
-        if host.outages and (host.open or now_s < host.retry_at_s):
+        if host.consecutive_outages and (host.open or now_s < host.retry_at_s):
             raise HostDownError(host.name, host.reason)
-        if not host.outages and (host.waiting or host.open >= int(host.limit) or now_s < host.resume_at_s):
+        if not host.consecutive_outages and (host.waiting or host.open >= int(host.limit) or now_s < host.resume_at_s):
             # Who was refused once is the first to be asked for again; who was refused again lets all others go before.
-            await self._wait(host, slot.number + _LAST if host.refused.get(slot.number, 0) > 1 else slot.number)
+            await self._wait(
+                host, slot.number + _LOW_PRIORITY_OFFSET if host.refused.get(slot.number, 0) > 1 else slot.number
+            )
         else:
             host.open += 1
         slot.serial = next(self._serials)
 
-    def end(self, slot: HostSlot) -> None:
+    def release(self, slot: HostSlot) -> None:
         """Let others have their turn."""
         self._leave(slot.host)
 
     def answered(self, slot: HostSlot) -> None:
         """The host gave this image its answer: it is there, and content."""
         host = slot.host
-        host.faults = host.refusals = host.outages = 0
+        host.consecutive_failures = host.consecutive_refusals = host.consecutive_outages = 0
         host.answered_at_s = self._loop.time()
         host.refused.pop(slot.number, None)
-        host.limit = min(host.limit + _REGAINED_BY_ANSWER, self._per_host)
-        host.delay_s = max(0.0, host.delay_s - _DELAY_EARNED_BY_ANSWER_S)
+        host.limit = min(host.limit + _RECOVERY_PER_ANSWER, self._per_host)
+        host.delay_s = max(0.0, host.delay_s - _DELAY_RETURNED_PER_ANSWER_S)
 
     def timed_out(self, slot: HostSlot, reason: str) -> None:
         """The answer did not come in time. That is a matter of the URL, as long as the host answers others."""
-        if not self.is_alive(slot):
+        if not self.answered_recently(slot):
             self.failed(slot, reason)
 
-    def is_alive(self, slot: HostSlot) -> bool:
+    def answered_recently(self, slot: HostSlot) -> bool:
         """Whether the host has answered a moment ago."""
-        return self._loop.time() - slot.host.answered_at_s < _ALIVE_S
+        return self._loop.time() - slot.host.answered_at_s < _RECENT_ANSWER_S
 
     def failed(self, slot: HostSlot, reason: str) -> None:
         """There was no connection; the reason in words."""
         host = slot.host
-        host.faults += 1
+        host.consecutive_failures += 1
         host.limit = max(1.0, host.limit / 2)  # it may be no more than slow, and is found dead with fewer requests
-        is_probe = host.outages > 0 and slot.serial > host.down_from
-        if is_probe or (not host.outages and host.faults >= _FAULTS_IN_A_ROW):
-            self._give_up(host, f"failed {host.faults} times in a row ({reason})")
+        is_probe = host.consecutive_outages > 0 and slot.serial > host.down_at_serial
+        if is_probe or (not host.consecutive_outages and host.consecutive_failures >= _MAX_CONSECUTIVE_FAILURES):
+            self._open_circuit(host, f"failed {host.consecutive_failures} times in a row ({reason})")
 
-    def refused(self, slot: HostSlot, pause_s: float | None) -> None:
+    def throttled(self, slot: HostSlot, pause_s: float | None) -> None:
         """The host asked us to come back later (429, 503): so much later, where it says so.
 
         Once, that is a matter of waiting; when it refuses the same image again, there were too many of us.
         """
         host, now_s = slot.host, self._loop.time()
-        host.faults = 0
-        if len(host.refused) > _REFUSED_IMAGES:
+        host.consecutive_failures = 0
+        if len(host.refused) > _MAX_REFUSED_IMAGES:
             host.refused.clear()
         times = host.refused[slot.number] = host.refused.get(slot.number, 0) + 1
         if times > 1:
             host.limit = 1.0
-        if slot.serial > host.paused_from:  # the answers to requests of before the pause are one refusal together
-            host.refusals += times == 1  # one image that is always refused says nothing of the others
-            host.paused_from = next(self._serials)
-            if host.outages or host.refusals >= _REFUSALS_IN_A_ROW:
-                self._give_up(host, f"refused {host.refusals} times in a row")
+        if slot.serial > host.paused_at_serial:  # the answers to requests of before the pause are one refusal together
+            host.consecutive_refusals += times == 1  # one image that is always refused says nothing of the others
+            host.paused_at_serial = next(self._serials)
+            if host.consecutive_outages or host.consecutive_refusals >= _MAX_CONSECUTIVE_REFUSALS:
+                self._open_circuit(host, f"refused {host.consecutive_refusals} times in a row")
                 return
-        if not self.is_patient_with(host.name):
+        if not self.may_wait_for(host.name):
             return
         if not pause_s:  # "now" was not true a moment ago
-            pause_s = self._backoff_s * 2 ** max(0, host.refusals - 1)
+            pause_s = self._backoff_s * 2 ** max(0, host.consecutive_refusals - 1)
         pause_s *= random.uniform(1.0, _JITTER)  # noqa: S311 - no secret
         began_s = max(host.resume_at_s, now_s)
         host.resume_at_s = max(began_s, now_s + min(pause_s, _MAX_PAUSE_S))
         host.delay_s += host.resume_at_s - began_s
 
-    def is_patient_with(self, host: str) -> bool:
+    def may_wait_for(self, host: str) -> bool:
         """Whether an image that a host refuses is worth a wait: it has not held us up for too long already."""
         known = self._hosts.get(host)
         return known is None or known.delay_s < _MAX_DELAY_S
 
-    def _find(self, name: str) -> _Host:
+    def _get_or_create(self, name: str) -> _Host:
         host = self._hosts.pop(name, None) or _Host(name, self._per_host)
         self._hosts[name] = host
-        if len(self._hosts) > _KNOWN_HOSTS:
-            for oldest in islice(self._hosts.values(), _LOOKED_AT):
+        if len(self._hosts) > _MAX_KNOWN_HOSTS:
+            for oldest in islice(self._hosts.values(), _EVICTION_CANDIDATES):
                 if oldest.is_idle:
                     del self._hosts[oldest.name]
                     break
@@ -240,14 +244,20 @@ class Hosts:
     def _leave(self, host: _Host) -> None:
         host.open -= 1
         self._admit(host)
-        if host.is_idle and not (host.faults or host.refusals or host.outages or host.refused or host.delay_s):
+        if host.is_idle and not (
+            host.consecutive_failures
+            or host.consecutive_refusals
+            or host.consecutive_outages
+            or host.refused
+            or host.delay_s
+        ):
             self._hosts.pop(host.name, None)
 
     def _admit(self, host: _Host) -> None:
         """Let in who may, and come back when a pause ends."""
         if host.waiting and self._loop.time() < host.resume_at_s:
-            if host.alarm is None:
-                host.alarm = self._loop.call_at(host.resume_at_s, self._wake, host)
+            if host.timer is None:
+                host.timer = self._loop.call_at(host.resume_at_s, self._wake, host)
             return
         while host.waiting and host.open < int(host.limit):
             waiter = heapq.heappop(host.waiting)
@@ -256,13 +266,15 @@ class Hosts:
                 waiter.granted.set_result(None)
 
     def _wake(self, host: _Host) -> None:
-        host.alarm = None
+        host.timer = None
         self._admit(host)
 
-    def _give_up(self, host: _Host, reason: str) -> None:
-        host.retry_at_s = self._loop.time() + min(_DOWN_S * 2 ** min(host.outages, _MOST_DOUBLINGS), _MAX_DOWN_S)
-        host.outages += 1
-        host.down_from = next(self._serials)
+    def _open_circuit(self, host: _Host, reason: str) -> None:
+        host.retry_at_s = self._loop.time() + min(
+            _DOWN_S * 2 ** min(host.consecutive_outages, _MAX_DOUBLINGS), _MAX_DOWN_S
+        )
+        host.consecutive_outages += 1
+        host.down_at_serial = next(self._serials)
         host.reason = reason
         for waiter in host.waiting:
             if not waiter.granted.done():
@@ -282,23 +294,23 @@ class HostSlot:
         self.serial = -1
 
     async def __aenter__(self) -> Self:
-        await self._hosts.begin(self)
+        await self._hosts.acquire(self)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._hosts.end(self)
+        self._hosts.release(self)
 
     @property
-    def host_was_sound(self) -> bool:
+    def host_was_healthy(self) -> bool:
         """Whether the host has not failed of late."""
-        return not self.host.faults
+        return not self.host.consecutive_failures
 
     @property
-    def host_is_alive(self) -> bool:
+    def host_answered_recently(self) -> bool:
         """Whether the host has answered a moment ago."""
-        return self._hosts.is_alive(self)
+        return self._hosts.answered_recently(self)
 
     def answered(self) -> None:
         """The host gave an answer."""
@@ -312,6 +324,6 @@ class HostSlot:
         """The answer did not come in time."""
         self._hosts.timed_out(self, reason)
 
-    def refused(self, pause_s: float | None) -> None:
+    def throttled(self, pause_s: float | None) -> None:
         """The host asked us to come back later."""
-        self._hosts.refused(self, pause_s)
+        self._hosts.throttled(self, pause_s)

@@ -1,6 +1,7 @@
-"""Limiter: places for so many at once, a number that may change under way.
+"""Limiter: a semaphore whose capacity may change while it is in use.
 
-Rules: first come, first served. Whoever waits here has sent nothing yet, so the wait counts against no host.
+Rules: slots are given first come, first served. A task that waits here has sent nothing yet, so the wait counts against
+no host.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from types import TracebackType
 
 
 class Limiter:
-    """Places: ``async with limiter: …``, from any number of tasks of one event loop.
+    """Has a slot for each task that is inside ``async with limiter: …``, for any number of tasks of one event loop.
 
     Args:
-        capacity: Says how many there are now. Asked whenever somebody comes or leaves, and by ``admit``; when it falls,
-            those who are in stay in.
+        capacity: Returns the number of slots. It is called whenever a task comes or leaves, and by ``admit``. When it
+            falls, tasks that have a slot keep it.
     """
 
     def __init__(self, capacity: Callable[[], int]) -> None:
@@ -27,26 +28,26 @@ class Limiter:
 
     @property
     def open(self) -> int:
-        """Places taken now."""
+        """Number of slots taken."""
         return self._open
 
     @property
     def waiting(self) -> int:
-        """Callers that wait for a place."""
+        """Number of tasks that wait for a slot."""
         return self._waiting
 
     async def __aenter__(self) -> None:
         if self._open < self._capacity() and not self._queue:
             self._open += 1
             return
-        place = asyncio.get_running_loop().create_future()
-        self._queue.append(place)
+        granted = asyncio.get_running_loop().create_future()
+        self._queue.append(granted)
         self._waiting += 1
-        self.admit()  # the capacity may have grown since anybody left
+        self.admit()  # the capacity may have grown since a task last left
         try:
-            await place
+            await granted
         except asyncio.CancelledError:
-            if not place.cancelled():  # the place came in the same instant
+            if not granted.cancelled():  # the slot was granted in the same iteration of the loop
                 self._leave()
             raise
         finally:
@@ -62,9 +63,9 @@ class Limiter:
         self.admit()
 
     def admit(self) -> None:
-        """Let in whoever fits now; for whoever knows that the capacity has grown."""
+        """Give slots to tasks that wait, as far as the capacity allows; call it when the capacity has grown."""
         while self._queue and self._open < self._capacity():
-            place = self._queue.popleft()
-            if not place.done():  # cancelled, and about to leave
+            granted = self._queue.popleft()
+            if not granted.done():  # otherwise its task was cancelled, and has yet to notice
                 self._open += 1
-                place.set_result(None)
+                granted.set_result(None)

@@ -1,8 +1,17 @@
-"""BodyBudget: how many bytes of bodies are in hand, received or on their way.
+"""BodyBudget: bounds the memory that bodies take, from their first byte until the codec is done with them.
 
-Rules: bytes are asked for before they are read, so what is over the budget stays in the network. The oldest image that
-had to wait may go over it, so that bodies which are all half there can't block one another: the most that is ever held
-is the budget and one body.
+Theory of operation. Each body has a ``Reservation``, which grows before the bytes it is for are read and is released
+when the body is no longer needed. While a reservation waits to grow, its body is not read; TCP's flow control then
+holds the sender back, so what does not fit stays in the network. Two things are regulated separately:
+
+* New requests. ``wait_for_room`` holds them back while anything waits to grow or the budget is used up, because every
+  further response would only add another half-read body.
+* Growth. Waiting reservations are served oldest first. If many bodies are half-read and all of the budget is taken,
+  none could ever be completed. So the oldest waiting reservation becomes the over-budget holder: it may grow beyond the
+  budget until it is released or empty, and only then may another one. There is never more than one such holder, so
+  at most the budget and one body are held, and every body is completed in the end.
+
+Reservations are numbered in the order in which they were made, and "oldest" means the lowest number.
 """
 
 from __future__ import annotations
@@ -17,6 +26,8 @@ from typing import Self
 
 @dataclass(order=True, slots=True)
 class _Waiter:
+    """A reservation that waits for bytes."""
+
     number: int
     size_bytes: int = field(compare=False)
     granted: asyncio.Future[None] = field(compare=False)
@@ -24,65 +35,71 @@ class _Waiter:
 
 
 class BodyBudget:
-    """Bounds the bytes of bodies from their first byte until the codec is done with them.
+    """Bounds the memory that bodies take.
 
     Args:
-        budget_bytes: How many there may be.
+        budget_bytes: Bytes that all bodies together may take; one of them may go beyond that.
     """
 
     def __init__(self, budget_bytes: int) -> None:
         self._budget_bytes = budget_bytes
         self._held_bytes = 0
         self._numbers = count()
-        self._wishes: list[_Waiter] = []  # a heap: the oldest image first, so that bodies get finished
+        self._waiters: list[_Waiter] = []  # a heap, the oldest reservation first, so that bodies get completed
         self._over_budget_holder: Reservation | None = None
         self._room = asyncio.Event()
         self._room.set()
 
     @property
     def held_bytes(self) -> int:
-        """Bytes in hand, promised ones included."""
+        """Bytes that reservations hold, whether they have been received yet or not."""
         return self._held_bytes
 
     @property
     def waiting(self) -> int:
-        """Bodies that wait for room in the middle of their transfer."""
-        return len(self._wishes)
+        """Number of bodies whose transfer is held up until there are bytes for them."""
+        return len(self._waiters)
 
     def reservation(self) -> Reservation:
-        """One image's part of the budget, nothing at first."""
+        """Make a reservation, which holds nothing at first."""
         return Reservation(self, next(self._numbers))
 
     async def wait_for_room(self) -> None:
-        """Wait until another request makes sense: nobody waits for bytes, and there are some left."""
+        """Wait until another request makes sense: no reservation waits for bytes, and some are left."""
         await self._room.wait()
 
-    def take_at_once(self, size_bytes: int, reservation: Reservation) -> bool:
-        """Take bytes if there is room, or if this image may go over the budget."""
-        if not (self._fits(size_bytes) and not self._wishes) and reservation is not self._over_budget_holder:
+    def try_acquire(self, size_bytes: int, reservation: Reservation) -> bool:
+        """Take bytes if there are enough, or if this reservation may go over the budget; else return False."""
+        if not (self._fits(size_bytes) and not self._waiters) and reservation is not self._over_budget_holder:
             return False
         self._change(size_bytes)
         return True
 
-    async def take(self, size_bytes: int, reservation: Reservation) -> None:
+    async def acquire(self, size_bytes: int, reservation: Reservation) -> None:
         """Wait for bytes, and take them."""
-        wish = _Waiter(reservation.number, size_bytes, asyncio.get_running_loop().create_future(), reservation)
-        heapq.heappush(self._wishes, wish)
+        waiter = _Waiter(reservation.number, size_bytes, asyncio.get_running_loop().create_future(), reservation)
+        heapq.heappush(self._waiters, waiter)
         self._grant()
         try:
-            await wish.granted
+            await waiter.granted
         except asyncio.CancelledError:
-            if wish in self._wishes:
-                self._wishes.remove(wish)
-                heapq.heapify(self._wishes)
-            elif not wish.granted.cancelled():  # granted in the same instant
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)
+                heapq.heapify(self._waiters)
+            elif not waiter.granted.cancelled():  # the bytes were granted in the same iteration of the loop
                 self._change(-size_bytes)
             self._grant()
             raise
 
-    def give_back(self, size_bytes: int, reservation: Reservation, *, ended: bool) -> None:
-        """Return bytes; an image that has ended, or begins anew, lets the next one go over the budget."""
-        if ended and reservation is self._over_budget_holder:
+    def release(self, size_bytes: int, reservation: Reservation, *, is_empty: bool) -> None:
+        """Return bytes.
+
+        Args:
+            size_bytes: How many.
+            reservation: Which one held them.
+            is_empty: It holds nothing any more, so that another reservation may go over the budget.
+        """
+        if is_empty and reservation is self._over_budget_holder:
             self._over_budget_holder = None
         self._change(-size_bytes)
         self._grant()
@@ -91,31 +108,35 @@ class BodyBudget:
         return self._held_bytes + size_bytes <= self._budget_bytes
 
     def _grant(self) -> None:
-        while self._wishes:
-            oldest = self._wishes[0]
-            if oldest.granted.done():  # cancelled, and about to leave
-                heapq.heappop(self._wishes)
+        while self._waiters:
+            oldest = self._waiters[0]
+            if oldest.granted.done():  # its task was cancelled, and has yet to notice
+                heapq.heappop(self._waiters)
                 continue
             if not self._fits(oldest.size_bytes):
                 if self._over_budget_holder is None:
                     self._over_budget_holder = oldest.reservation
                 if oldest.reservation is not self._over_budget_holder:
                     break
-            heapq.heappop(self._wishes)
+            heapq.heappop(self._waiters)
             self._change(oldest.size_bytes)
             oldest.granted.set_result(None)
         self._change(0)
 
     def _change(self, size_bytes: int) -> None:
         self._held_bytes += size_bytes
-        if self._held_bytes < self._budget_bytes and not self._wishes:
+        if self._held_bytes < self._budget_bytes and not self._waiters:
             self._room.set()
         else:
             self._room.clear()
 
 
 class Reservation:
-    """The bytes that one image holds: ``with budget.allotment() as memory: …`` returns them all at the end."""
+    """The bytes that one body holds: ``with budget.reservation() as memory: …`` returns them all at the end.
+
+    Attributes:
+        number: Its place in the order in which reservations were made.
+    """
 
     __slots__ = ("_budget", "_held_bytes", "number")
 
@@ -131,35 +152,35 @@ class Reservation:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         held_bytes, self._held_bytes = self._held_bytes, 0
-        self._budget.give_back(held_bytes, self, ended=True)
+        self._budget.release(held_bytes, self, is_empty=True)
 
     @property
     def held_bytes(self) -> int:
-        """Bytes that this image holds."""
+        """Bytes that this reservation holds."""
         return self._held_bytes
 
     async def wait_for_room(self) -> None:
-        """Wait until a request for this image makes sense."""
+        """Wait until a request for this body makes sense."""
         await self._budget.wait_for_room()
 
-    def grow_at_once(self, to_bytes: int) -> bool:
-        """Hold this many bytes, or more as before, if that can be had without waiting."""
+    def try_grow(self, to_bytes: int) -> bool:
+        """Hold at least this many bytes if that is possible without waiting; else return False."""
         missing_bytes = to_bytes - self._held_bytes
         if missing_bytes > 0:
-            if not self._budget.take_at_once(missing_bytes, self):
+            if not self._budget.try_acquire(missing_bytes, self):
                 return False
             self._held_bytes = to_bytes
         return True
 
     async def grow(self, to_bytes: int) -> None:
-        """Hold this many bytes, waiting until there is room for them."""
-        if not self.grow_at_once(to_bytes):
-            await self._budget.take(to_bytes - self._held_bytes, self)
+        """Hold at least this many bytes, waiting until there are enough."""
+        if not self.try_grow(to_bytes):
+            await self._budget.acquire(to_bytes - self._held_bytes, self)
             self._held_bytes = to_bytes
 
     def shrink(self, to_bytes: int) -> None:
-        """Hold no more than this many bytes: what was promised for a body turned out smaller, or came to nothing."""
+        """Hold at most this many bytes: the body turned out smaller than reserved for, or its attempt failed."""
         excess_bytes = self._held_bytes - to_bytes
         if excess_bytes > 0:
             self._held_bytes = to_bytes
-            self._budget.give_back(excess_bytes, self, ended=to_bytes == 0)
+            self._budget.release(excess_bytes, self, is_empty=to_bytes == 0)

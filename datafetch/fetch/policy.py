@@ -16,10 +16,10 @@ _MAX_PORT = 65_535
 MIB = 1024 * 1024
 DEFAULT_MAX_BODY_BYTES = 32 * MIB
 """A larger body is taken by the operator's permission alone."""
-MOST_BYTES = 2**50
+MAX_BYTES = 2**50
 """Of a body, or of a budget for bodies: beyond any machine."""
-_MOST_CONNECTIONS = 1_000_000  # beyond the descriptors of any process
-_MOST_REDIRECTS = 1000
+_MAX_CONNECTIONS = 1_000_000  # beyond the descriptors of any process
+_MAX_REDIRECTS = 1000
 _MAX_RETRIES = 60  # the ledger counts attempts in 8 bits, and a truncated image is asked for once more with its own
 _MAX_TIMEOUT_S = 86_400.0
 _Setting = partial(Option, group=OptionGroup.NETWORK, effect=Effect.NONE)
@@ -91,11 +91,11 @@ class FetchPolicy:
     def __post_init__(self) -> None:
         """Refuse what cannot work, before anything is fetched."""
         if self.connections is not None:
-            refuse_outside("--connections", self.connections, 1, _MOST_CONNECTIONS)
-        refuse_outside("--per-host", self.per_host, 1, _MOST_CONNECTIONS)
+            refuse_outside("--connections", self.connections, 1, _MAX_CONNECTIONS)
+        refuse_outside("--per-host", self.per_host, 1, _MAX_CONNECTIONS)
         refuse_outside("--retries", self.retries, 0, _MAX_RETRIES)
-        refuse_outside("--max-body", self.max_body_bytes, 1, MOST_BYTES)
-        refuse_outside("max_redirects", self.max_redirects, 0, _MOST_REDIRECTS)
+        refuse_outside("--max-body", self.max_body_bytes, 1, MAX_BYTES)
+        refuse_outside("max_redirects", self.max_redirects, 0, _MAX_REDIRECTS)
         if not 0 < self.timeout_s <= _MAX_TIMEOUT_S:
             raise ConfigurationError(f"--timeout must be above 0 seconds and at most a day, not {self.timeout_s}")
         if not (self.connect_timeout_s > 0 and self.stall_timeout_s > 0 and self.backoff_s >= 0):

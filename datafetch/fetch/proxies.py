@@ -14,8 +14,8 @@ from datafetch.errors import ConfigurationError, raise_want
 from datafetch.fetch.dns.address_guard import AddressGuard, BlockedAddressError
 
 _HOSTS_FILE = Path("/etc/hosts")
-_ITS_OWN_DOMAIN = ".localhost"  # RFC 6761, 6.3
-_ITS_OWN = frozenset(  # what systems call themselves in /etc/hosts; the proxy's file need not be like ours
+_LOOPBACK_DOMAIN = ".localhost"  # RFC 6761, 6.3
+_LOOPBACK_NAMES = frozenset(  # what systems call themselves in /etc/hosts; the proxy's file need not be like ours
     {
         *("localhost", "localhost.localdomain", "localhost4", "localhost4.localdomain4"),
         *("localhost6", "localhost6.localdomain6", "ip6-localhost", "ip6-loopback"),
@@ -58,7 +58,7 @@ class Proxies:
                 ) from error
             self.addresses[url] = tuple(dict.fromkeys(str(endpoint[0]) for *_, endpoint in answers))
 
-    def find(self, url: URL) -> URL | None:
+    def proxy_for(self, url: URL) -> URL | None:
         """The proxy for a URL, or None to go straight."""
         proxy = self._by_scheme.get(url.scheme)
         if proxy is None or proxy_bypass_environment(f"{url.raw_host}:{url.port}", self._environment):
@@ -75,7 +75,7 @@ class Proxies:
         Raises:
             BlockedAddressError: It is the proxy's own, or leads to an address here that may not be connected to.
         """
-        if name in _ITS_OWN or name.endswith(_ITS_OWN_DOMAIN):
+        if name in _LOOPBACK_NAMES or name.endswith(_LOOPBACK_DOMAIN):
             raise BlockedAddressError(name)
         for address in self._hosts.get(name, ()):
             guard.check(address)

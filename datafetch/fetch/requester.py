@@ -1,15 +1,16 @@
-"""One request, from its host's turn to its answer, and everything that all requests share.
+"""Makes one HTTP request, from its host's slot to its answer, and owns everything that all requests share.
 
-Rules: a request first waits for whatever is ours or its host's (a turn, a name, a place, room for a body), and only
-then does the clock run: no host is blamed for our queue, and whoever waits holds no connection. Whatever stops a
-response early drops its connection.
+A request passes four gates, in this order: a slot at its host, the address of its host, a slot among all open
+requests, and room in the memory budget. Only then does its deadline start to run.
+
+Rules: no host is blamed for time that a request spends at a gate, and a request at a gate holds no connection.
+Anything that ends a response early drops its connection.
 """
 
 from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -22,21 +23,19 @@ from tenacity import (
 )
 from yarl import URL
 
-from datafetch.fetch.classify import WEB_FAULTS, PressureError, classify
+from datafetch.fetch.classify import WEB_FAULTS, SocketsExhaustedError, classify
 from datafetch.fetch.client import Client, Response
 from datafetch.fetch.concurrency import HANGING_S, Concurrency
 from datafetch.fetch.connections import Connections, ConnectTimeoutError
-from datafetch.fetch.cookies import Cookies
-from datafetch.fetch.deadline import Deadline
 from datafetch.fetch.dns.address_guard import AddressGuard, is_address
 from datafetch.fetch.dns.resolver import Resolver, host_name
 from datafetch.fetch.headers import retry_after_s
+from datafetch.fetch.hop import Hop
 from datafetch.fetch.hosts import Hosts, HostSlot
 from datafetch.fetch.limiter import Limiter
-from datafetch.fetch.memory import Reservation
 from datafetch.fetch.policy import FetchPolicy
 from datafetch.fetch.proxies import Proxies
-from datafetch.fetch.response import Receiver
+from datafetch.fetch.response import BodyReader
 from datafetch.fetch.response_parser import FramingTooLargeError
 from datafetch.fetch.tls import lax_tls_context, tls_context
 from datafetch.fetch.urls import authority, join_url
@@ -46,41 +45,22 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 HTTP_TOO_MANY_REQUESTS = 429
 HTTP_UNAVAILABLE = 503
 
-_MOST_ATTEMPTS_UNDER_PRESSURE = 60  # a minute: when nobody frees a descriptor for so long, something else holds them
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One request of an image's.
-
-    Attributes:
-        url: Of http or https.
-        memory: What its body will be held against; images take their turns in the order of their allotments.
-        watch: The attempt's clock; it runs while the request is under way.
-        cookies: Of the redirects so far.
-    """
-
-    url: URL
-    memory: Reservation
-    watch: Deadline
-    cookies: Cookies
+_MAX_ATTEMPTS_WITHOUT_SOCKETS = 60  # about a minute; if no descriptor is freed in that time, something else holds them
 
 
 class Requester:
-    """Makes requests.
-
-    Used as ``async with Requester(policy) as requester: await requester.ask(Request(url, memory, watch, cookies))``.
+    """Makes requests: ``async with Requester(policy) as requester: answer = await requester.request(hop)``.
 
     Args:
-        policy: What the operator may set.
+        policy: The operator's settings.
 
     Attributes:
-        requests: Requests sent so far, redirects included.
-        received_bytes: Body bytes received so far, as they came.
-        concurrency: How many may be open.
-        limiter: The places of the open ones.
-        hosts: Whose turn it is.
-        resolver: Names to addresses.
+        requests: Number of requests sent so far, redirects included.
+        received_bytes: Body bytes received so far, before decompression.
+        concurrency: Decides how many requests may be open.
+        limiter: Has a slot for each of the open requests.
+        hosts: Has the slots of each host.
+        resolver: Finds the addresses of hosts.
     """
 
     def __init__(self, policy: FetchPolicy) -> None:
@@ -88,12 +68,12 @@ class Requester:
         self.received_bytes = 0
         self._hanging_s = min(HANGING_S, policy.timeout_s / 4)
         self.concurrency = Concurrency(policy.connections, self._hanging_s)
-        self.limiter = Limiter(lambda: self.concurrency.places)
+        self.limiter = Limiter(lambda: self.concurrency.slots)
         self._policy = policy
-        self._receiver = Receiver(policy, self._count_bytes)
-        self._names_failed = 0
-        self._ahead: list[Limiter] = []
-        self._alarm: asyncio.TimerHandle | None = None
+        self._body_reader = BodyReader(policy, self._count_bytes)
+        self._failed_lookups = 0
+        self._call_limiters: list[Limiter] = []
+        self._hanging_timer: asyncio.TimerHandle | None = None
         self._resources = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -102,14 +82,14 @@ class Requester:
             await self._proxies.resolve()
         tls = await asyncio.to_thread(tls_context)
         lax_tls = await asyncio.to_thread(lax_tls_context) if self._policy.insecure else None
-        self.hosts = Hosts(self._policy.per_host, self._policy.backoff_s, self._admit_ahead)
+        self.hosts = Hosts(self._policy.per_host, self._policy.backoff_s, self._admit_calls)
         self._guard = AddressGuard(self._policy.networks())
         self.resolver = Resolver(self._guard, self._policy.nameservers)
         self._resources.push_async_callback(self.resolver.close)
         self._connections = Connections(self._policy, self.resolver, tls=tls, lax_tls=lax_tls, proxies=self._proxies)
         self._resources.push_async_callback(self._connections.close)
-        self._resources.callback(self._stop_watching)
-        self._resources.callback(self._receiver.close)
+        self._resources.callback(self._cancel_hanging_timer)
+        self._resources.callback(self._body_reader.close)
         self._client = Client(self._policy, self._connections)
         return self
 
@@ -118,143 +98,147 @@ class Requester:
     ) -> None:
         await self._resources.aclose()
 
-    def look_ahead(self, per_connection: int) -> Limiter:
-        """Places for calls: so many for each connection, those not counted that wait for their host's turn."""
-        limiter = Limiter(lambda: self.concurrency.connections * per_connection + self.hosts.waiting)
-        self._ahead.append(limiter)
+    def call_limiter(self, calls_per_connection: int) -> Limiter:
+        """Make a limiter for calls; those that wait for a slot at their host don't count against it."""
+        limiter = Limiter(lambda: self.concurrency.connections * calls_per_connection + self.hosts.waiting)
+        self._call_limiters.append(limiter)
         return limiter
 
-    async def ask(self, request: Request) -> Fetched | URL:
-        """Make one request, as soon as it is its turn and this machine can make it.
+    async def request(self, hop: Hop) -> Fetched | URL:
+        """Make one request, as soon as its host and this machine have room for it.
 
         Returns:
-            The body, the failure, or where the response redirects to.
+            The body, the failure, or the URL that the response redirects to.
 
         Raises:
-            PressureError: There was no descriptor or no memory for a socket, for a minute.
+            SocketsExhaustedError: For a minute there was no descriptor, or no memory, for a socket.
         """
         try:
-            return await self._ask_in_slot(request)
-        except PressureError as error:
-            return await self._ask_under_pressure(error, request)
+            return await self._request_in_slot(hop)
+        except SocketsExhaustedError as error:
+            return await self._retry_until_sockets(error, hop)
 
-    async def _ask_under_pressure(self, first: PressureError, request: Request) -> Fetched | URL:
-        """Ask again and again, with tenacity as the clock between, until there is a descriptor."""
+    async def _retry_until_sockets(self, first: SocketsExhaustedError, hop: Hop) -> Fetched | URL:
+        """Repeat a request, with pauses that tenacity times, until there is a descriptor for it."""
         made = [first]
 
-        async def ask() -> Fetched | URL:
+        async def request() -> Fetched | URL:
             if made:
                 raise made.pop()
-            return await self._ask_in_slot(request)
+            return await self._request_in_slot(hop)
 
         retrying = AsyncRetrying(
-            stop=stop_after_attempt(_MOST_ATTEMPTS_UNDER_PRESSURE),
+            stop=stop_after_attempt(_MAX_ATTEMPTS_WITHOUT_SOCKETS),
             wait=wait_random_exponential(multiplier=0.1, max=2.0),
-            retry=retry_if_exception_type(PressureError),
-            before_sleep=self._relieve,
+            retry=retry_if_exception_type(SocketsExhaustedError),
+            before_sleep=self._reduce_load,
             reraise=True,
         )
-        answer: Fetched | URL = await retrying(ask)
+        answer: Fetched | URL = await retrying(request)
         return answer
 
-    async def _ask_in_slot(self, request: Request) -> Fetched | URL:
+    async def _request_in_slot(self, hop: Hop) -> Fetched | URL:
         try:
-            async with self.hosts.slot(authority(request.url), request.memory.number) as slot:
-                proxy = await self._find_way(request.url)
+            async with self.hosts.slot(authority(hop.url), hop.memory.number) as slot:
+                proxy = await self._resolve_route(hop.url)
                 async with self.limiter:
-                    # With the place in hand, for whoever passed while waiting for one would still bring a body.
-                    await request.memory.wait_for_room()
-                    return await self._exchange(request, proxy, slot)
+                    # Memory comes last: while a request waited for a slot, others could use up what there was before.
+                    await hop.memory.wait_for_room()
+                    return await self._send(hop, proxy, slot)
         except WEB_FAULTS as error:
             failure = classify(error)
             if failure.kind is FailureKind.DNS_FAILED:
-                self._note_failed_name()
+                self._report_failed_lookup()
             return failure
 
-    def _relieve(self, _: RetryCallState) -> None:
-        self.concurrency.pressed()
+    def _reduce_load(self, _: RetryCallState) -> None:
+        self.concurrency.sockets_exhausted()
         self._connections.drop_idle()
 
-    def _note_failed_name(self) -> None:
-        """Tell of a name that was asked for in vain; not of the same one again, for the cache has that answer."""
-        names_failed = self.resolver.statistics().failed
-        if names_failed > self._names_failed:
-            self._names_failed = names_failed
-            self.concurrency.failed_to_resolve()
+    def _report_failed_lookup(self) -> None:
+        """Report a name that no server answered for, but only once: later lookups get the failure from the cache."""
+        failed_lookups = self.resolver.statistics().failed
+        if failed_lookups > self._failed_lookups:
+            self._failed_lookups = failed_lookups
+            self.concurrency.lookup_failed()
 
-    async def _find_way(self, url: URL) -> URL | None:
-        """Make sure that the host may be asked and has an address; returns the proxy that leads there, if one does.
+    async def _resolve_route(self, url: URL) -> URL | None:
+        """Make sure that the host may be connected to and has an address, and find the proxy to go through, if any.
 
-        A name that goes through a proxy is the proxy's to resolve, and to judge, unless it is known to lead inside.
+        A name that goes through a proxy is left to the proxy to resolve and to judge, unless this machine knows that
+        it leads to an address that may not be connected to.
         """
         host = url.raw_host or ""
-        proxy = self._proxies.find(url) if self._proxies else None
+        proxy = self._proxies.proxy_for(url) if self._proxies else None
         if proxy is None or is_address(host):
             await self.resolver.lookup(host)
         elif self._proxies is not None:
             self._proxies.check(host_name(host), self._guard)
         return proxy
 
-    async def _exchange(self, request: Request, proxy: URL | None, slot: HostSlot) -> Fetched | URL:
-        """Send the request, and take in what comes."""
+    async def _send(self, hop: Hop, proxy: URL | None, slot: HostSlot) -> Fetched | URL:
+        """Send the request, read the response, and report how it went to the host's slot and to ``concurrency``."""
         self.requests += 1
-        under_way = self.concurrency.started(is_full=self.limiter.waiting > 0)
-        if self._alarm is None and not self.concurrency.is_fixed:
-            self._watch_for_hanging()
+        open_request = self.concurrency.request_started(is_saturated=self.limiter.waiting > 0)
+        if self._hanging_timer is None and not self.concurrency.is_fixed:
+            self._make_up_for_hanging_requests()
         is_answered = is_overload = False
         try:
-            cookie = request.cookies.header(request.url)
-            async with request.watch, self._client.get(request.url, proxy, cookie, request.watch.permitted) as response:
+            async with hop.deadline, self._client.send(hop, proxy) as response:
                 is_answered = True
-                answer = await self._read(request, response)
-                _tell(slot, response)
+                answer = await self._read(hop, response)
+                _report_to_host(slot, response)
                 return answer
         except WEB_FAULTS as error:
             failure = classify(error)
             is_timeout = isinstance(error, TimeoutError | ConnectTimeoutError)
-            is_overload = is_timeout and not is_answered and slot.host_was_sound
+            is_overload = is_timeout and not is_answered and slot.host_was_healthy
             if failure.kind is FailureKind.TIMEOUT:
                 slot.timed_out(failure.detail)
             elif isinstance(error, FramingTooLargeError) or (failure.kind is FailureKind.CONNECT and proxy is None):
-                # A proxy's fault is not the host's. A body that is mostly framing is, and takes the CPU of many images.
+                # A proxy's fault is not the host's. A body that is mostly framing is: it costs the CPU of many images.
                 slot.failed(failure.detail)
             return failure
         finally:
-            self.concurrency.ended(under_way, is_answered=is_answered, is_overload=is_overload)
+            self.concurrency.request_ended(open_request, is_answered=is_answered, is_overload=is_overload)
 
-    async def _read(self, request: Request, response: Response) -> Fetched | URL:
+    async def _read(self, hop: Hop, response: Response) -> Fetched | URL:
         location = response.headers.get("Location") if response.status in _REDIRECTS else None
         if location:
-            request.cookies.note(response.headers, request.url)
-            return join_url(request.url, location)
-        return await self._receiver.receive(response, request.memory, request.watch)
+            hop.cookies.store(response.headers, hop.url)
+            return join_url(hop.url, location)
+        return await self._body_reader.read(response, hop)
 
-    def _admit_ahead(self) -> None:
-        for limiter in self._ahead:
+    def _admit_calls(self) -> None:
+        for limiter in self._call_limiters:
             limiter.admit()
 
-    def _watch_for_hanging(self) -> None:
-        """Requests that begin to hang make room for others, though nobody comes or leaves."""
-        self.limiter.admit()
-        self._admit_ahead()
-        self._alarm = None
-        if self.limiter.open:
-            self._alarm = asyncio.get_running_loop().call_later(self._hanging_s / 4, self._watch_for_hanging)
+    def _make_up_for_hanging_requests(self) -> None:
+        """Let others in for requests that have begun to hang, and repeat that while any request is open.
 
-    def _stop_watching(self) -> None:
-        if self._alarm is not None:
-            self._alarm.cancel()
+        The limiters look at their capacity only when a request comes or leaves, and no event marks that one hangs.
+        """
+        self.limiter.admit()
+        self._admit_calls()
+        self._hanging_timer = None
+        if self.limiter.open:
+            self._hanging_timer = asyncio.get_running_loop().call_later(
+                self._hanging_s / 4, self._make_up_for_hanging_requests
+            )
+
+    def _cancel_hanging_timer(self) -> None:
+        if self._hanging_timer is not None:
+            self._hanging_timer.cancel()
 
     def _count_bytes(self, received_bytes: int) -> None:
         self.received_bytes += received_bytes
 
 
-def _tell(slot: HostSlot, response: Response) -> None:
-    """Tell the host's turn what came of it."""
+def _report_to_host(slot: HostSlot, response: Response) -> None:
     if response.status not in (HTTP_TOO_MANY_REQUESTS, HTTP_UNAVAILABLE):
         slot.answered()
         return
     pause_s = retry_after_s(response.headers)
-    # A URL may well be unavailable for ever on a host that is not.
-    if response.status == HTTP_TOO_MANY_REQUESTS or pause_s is not None or not slot.host_is_alive:
-        slot.refused(pause_s)
+    # A 503 without a Retry-After may be about one URL for good, while the host answers others.
+    if response.status == HTTP_TOO_MANY_REQUESTS or pause_s is not None or not slot.host_answered_recently:
+        slot.throttled(pause_s)

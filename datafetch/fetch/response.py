@@ -1,6 +1,6 @@
-"""A response to a body or a failure: its status, its opinion on being used, its size, its bytes.
+"""Turns a response into a body or a failure, by its status, its headers and its bytes.
 
-Rules: nothing is read that is not wanted, and no more of it than there is room for.
+Rules: no byte of a body is read that is not wanted, or for which no memory has been reserved.
 """
 
 from __future__ import annotations
@@ -14,78 +14,91 @@ from io import BytesIO
 from datafetch.fetch.client import Response
 from datafetch.fetch.content_encoding import BodyTooLargeError, decode
 from datafetch.fetch.deadline import Deadline
-from datafetch.fetch.headers import content_codings, opt_out
+from datafetch.fetch.headers import content_codings, opt_out, partial_content
+from datafetch.fetch.hop import Hop
 from datafetch.fetch.memory import Reservation
 from datafetch.fetch.policy import DEFAULT_MAX_BODY_BYTES, FetchPolicy, OptOut
-from datafetch.model.outcome import HTTP_OK, Body, Failure, FailureKind, Fetched, Permission
+from datafetch.model.outcome import HTTP_OK, Body, Failure, FailureKind, Fetched, PartialContent, Permission
 
-_FIRST_HOLD_BYTES = 256 * 1024  # most images are smaller; a larger one's share doubles as it proves to be there
+_INITIAL_RESERVATION_BYTES = 256 * 1024  # most images are smaller; for a larger one it doubles as the bytes arrive
 _DECODERS = 2
 
 
-class Receiver:
-    """Takes responses in.
+class BodyReader:
+    """Reads the bodies of responses.
 
     Args:
-        policy: What may be taken.
-        count: Told of each piece that arrives, in bytes.
+        policy: Says which bodies may be taken.
+        count: Called with the size in bytes of each piece that arrives.
     """
 
     def __init__(self, policy: FetchPolicy, count: Callable[[int], None]) -> None:
         self._policy = policy
         self._count = count
-        # Of its own: the shared threads write the spool, and a bomb takes some tenths of a second.
+        # Threads of its own: the loop's default threads write the spool, and a bomb takes some tenths of a second.
         self._decoder = ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode")
 
     def close(self) -> None:
-        """Let go of the threads."""
+        """Release the threads."""
         self._decoder.shutdown(wait=False, cancel_futures=True)
 
-    async def receive(self, response: Response, memory: Reservation, watch: Deadline) -> Fetched:
-        """Take one response in.
+    async def read(self, response: Response, hop: Hop) -> Fetched:
+        """Read one response.
 
         Args:
-            response: Its headers have come, its body may be under way.
-            memory: What the body is held against, from before its bytes are read.
-            watch: Running; it stands still while there is no room.
+            response: Its head has arrived; its body may still be on its way.
+            hop: The hop that it answers. The deadline is running, and is paused while there is no memory for the body.
+
+        Returns:
+            The body, or the failure that ``Fetcher`` names for this response.
 
         Raises:
             CodingError: The body's compression is damaged.
         """
         final_url = str(response.url)
-        if response.status != HTTP_OK:
-            return Failure(FailureKind.HTTP_STATUS, f"HTTP {response.status}", response.status, final_url=final_url)
-        failure = self._refusal(response, watch)
+        if response.status != hop.request.expected_status:
+            return Failure(FailureKind.HTTP_STATUS, _status_detail(response), response.status, final_url=final_url)
+        part = partial_content(response.headers, hop.request.byte_range)
+        failure = self._rejection(response, hop, part)
         if failure is None:
+            limit_bytes = self._policy.max_body_bytes if part is None else part.size_bytes
             try:
-                content = await self._read(response, memory, watch)
+                content = await self._read_body(response, hop, limit_bytes)
             except BodyTooLargeError as error:
                 failure = Failure(FailureKind.TOO_LARGE, str(error))
             else:
-                if content:
-                    return Body(content, final_url)
-                failure = Failure(FailureKind.EMPTY, "200 without a body")
-        return replace(failure, status=HTTP_OK, final_url=final_url)
+                failure = _incomplete(content, part)
+                if failure is None:
+                    return Body(content, final_url, part=part)
+        return replace(failure, status=response.status, final_url=final_url)
 
-    def _refusal(self, response: Response, watch: Deadline) -> Failure | None:
-        """What the headers alone say against it."""
+    def _rejection(self, response: Response, hop: Hop, part: PartialContent | None) -> Failure | None:
+        """The failure that the headers alone amount to, if they do."""
+        if part is None and hop.request.byte_range is not None:
+            return Failure(FailureKind.HTTP_STATUS, "HTTP 206 without a Content-Range that matches the requested range")
+        if part is not None and content_codings(response.headers):
+            return Failure(FailureKind.HTTP_STATUS, "HTTP 206 with a content coding, which a part can't be rid of")
         directive = opt_out(response.headers)
         if directive is not None:
             if self._policy.opt_out == OptOut.OBEY:
                 return Failure(FailureKind.OPTED_OUT, f"X-Robots-Tag: {directive}")
-            watch.permitted.add(Permission.OPT_OUT)
-        if (response.content_length or 0) > self._policy.max_body_bytes:
+            hop.deadline.permitted.add(Permission.OPT_OUT)
+        max_bytes = self._policy.max_body_bytes
+        if part is not None and part.size_bytes > max_bytes:
+            return Failure(FailureKind.TOO_LARGE, f"Content-Range is {part.size_bytes} bytes")
+        if (response.content_length or 0) > max_bytes:
             return Failure(FailureKind.TOO_LARGE, f"Content-Length is {response.content_length} bytes")
         return None
 
-    async def _read(self, response: Response, memory: Reservation, watch: Deadline) -> bytes:
-        reader, limit_bytes = response.body, self._policy.max_body_bytes
-        most_bytes = limit_bytes if response.content_length is None else response.content_length
-        buffer = BytesIO()  # grows in place and gives its bytes away uncopied; joined chunks would be there twice
+    async def _read_body(self, response: Response, hop: Hop, limit_bytes: int) -> bytes:
+        reader, memory, deadline = response.body, hop.memory, hop.deadline
+        expected_bytes = limit_bytes if response.content_length is None else min(response.content_length, limit_bytes)
+        buffer = BytesIO()  # grows in place and yields its bytes without a copy; joining chunks would hold them twice
         received_bytes = 0
         while not reader.at_eof():
             if received_bytes >= memory.held_bytes:
-                await _hold(min(max(2 * received_bytes, _FIRST_HOLD_BYTES), most_bytes), memory, watch)
+                size_bytes = min(max(2 * received_bytes, _INITIAL_RESERVATION_BYTES), expected_bytes)
+                await _reserve(size_bytes, memory, deadline)
             chunk = await reader.readany()
             received_bytes += len(chunk)
             self._count(len(chunk))
@@ -95,15 +108,28 @@ class Receiver:
         content = buffer.getvalue()
         codings = content_codings(response.headers)
         if codings:
-            await _hold(len(content) + limit_bytes, memory, watch)
+            await _reserve(len(content) + limit_bytes, memory, deadline)
             decoding = asyncio.get_running_loop().run_in_executor(self._decoder, decode, content, codings, limit_bytes)
-            content = await watch.paused(decoding)
+            content = await deadline.paused(decoding)
         if max(received_bytes, len(content)) > DEFAULT_MAX_BODY_BYTES:
-            watch.permitted.add(Permission.MAX_BODY)
+            deadline.permitted.add(Permission.MAX_BODY)
         memory.shrink(len(content))
         return content
 
 
-async def _hold(size_bytes: int, memory: Reservation, watch: Deadline) -> None:
-    if not memory.grow_at_once(size_bytes):
-        await watch.paused(memory.grow(size_bytes))
+def _status_detail(response: Response) -> str:
+    if response.status == HTTP_OK:
+        return "HTTP 200: the whole file instead of the requested range"
+    return f"HTTP {response.status}"
+
+
+def _incomplete(content: bytes, part: PartialContent | None) -> Failure | None:
+    """The failure that a body which is too short amounts to."""
+    if part is not None and len(content) < part.size_bytes:
+        return Failure(FailureKind.DISCONNECTED, f"received {len(content)} of {part.size_bytes} bytes of the range")
+    return None if content else Failure(FailureKind.EMPTY, "200 without a body")
+
+
+async def _reserve(size_bytes: int, memory: Reservation, deadline: Deadline) -> None:
+    if not memory.try_grow(size_bytes):
+        await deadline.paused(memory.grow(size_bytes))

@@ -24,43 +24,45 @@ from multidict import CIMultiDict, CIMultiDictProxy
 MAX_HEAD_BYTES = 256 * 1024  # of all heads of a response together, interim ones included; browsers stop there, too
 MAX_HEAD_LINES = 5000  # of them, again; curl's bound
 MAX_INTERIM_RESPONSES = 20
-_FRAMING_BYTES = 512 * 1024  # chunk sizes, extensions, line ends and trailers may take so much …
-_FRAMING_SHARE = 8  # … and one of so many bytes of the body: chunks of 64 bytes have it, chunks of one byte have not
+_MAX_FRAMING_BYTES = 512 * 1024  # chunk sizes, extensions, line ends and trailers may take so much …
+_BODY_BYTES_PER_FRAMING_BYTE = (
+    8  # … and one of so many bytes of the body: chunks of 64 bytes have it, chunks of one byte have not
+)
 # A chunk or a trailer takes most of a microsecond. Chunks of one byte, which servers send that hand on byte by byte
 # what they get, take next to nothing if all are written alike, and are not counted.
-_CHUNKS = 8192
-_BYTES_A_CHUNK = 64  # there may be one more for each so many bytes of the body
+_MAX_CHUNKS = 8192
+_BYTES_PER_EXTRA_CHUNK = 64  # there may be one more for each so many bytes of the body
 _MAX_LENGTH_DIGITS = 18  # of a number that fits 63 bits
 
 # In these alone the fetcher looks; the others are not even decoded.
 _HEADERS = frozenset(
     {
-        *(b"connection", b"content-encoding", b"content-length", b"location", b"retry-after", b"set-cookie"),
-        *(b"transfer-encoding", b"x-robots-tag"),
+        *(b"connection", b"content-encoding", b"content-length", b"content-range", b"etag", b"location"),
+        *(b"retry-after", b"set-cookie", b"transfer-encoding", b"x-robots-tag"),
     }
 )
-_BLANKS = re.compile(rb"[\r\n \t]*+")
+_WHITESPACE = re.compile(rb"[\r\n \t]*+")
 _END_OF_HEAD = re.compile(rb"\n\r*\n")
 _STATUS_LINE = re.compile(rb"[ \t]*http/(\S+)[ \t]+([0-9]{3})(?![0-9])", re.IGNORECASE)
-_START = b"http/"
+_HTTP_PREFIX = b"http/"
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
 _TEXT = rb"[^\x00-\x08\n-\x1f\x7f]*+"  # what may stand in a line: no control characters but tabs
 # All of a head that is as RFC 9112 has it, and in it the fields that matter: that is nearly every head, and C is fast.
-_SOUND_HEAD = re.compile(
+_STRICT_HEAD = re.compile(
     rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: " + _TEXT + rb")?\r\n(?:" + _TOKEN + rb":" + _TEXT + rb"\r\n)*+\r\n"
 )
-_SOUND_FIELD = re.compile(rb"\n(" + b"|".join(sorted(_HEADERS)) + rb"):[ \t]*([^\r]*)\r", re.IGNORECASE)
-_MAX_QUICK_HEAD_BYTES = 16 * 1024  # so much is looked at before it is known whether it is a head
+_STRICT_FIELD = re.compile(rb"\n(" + b"|".join(sorted(_HEADERS)) + rb"):[ \t]*([^\r]*)\r", re.IGNORECASE)
+_MAX_ONE_MATCH_HEAD_BYTES = 16 * 1024  # so much is looked at before it is known whether it is a head
 _LENGTH = re.compile(r"\+?([0-9]+)(?:\.[0-9]*)?")
-_SOUND_CHUNK_SIZE = re.compile(rb"([0-9a-fA-F]{1,15})(?:[ \t]*;" + _TEXT + rb")?\r")
+_STRICT_CHUNK_SIZE = re.compile(rb"([0-9a-fA-F]{1,15})(?:[ \t]*;" + _TEXT + rb")?\r")
 _CHUNK_SIZE = re.compile(rb"([0-9a-fA-F]{1,15})(?:[;\s].*)?\Z", re.DOTALL)
-_SOUND_SIZE_LINE = re.compile(_SOUND_CHUNK_SIZE.pattern + rb"\n")
-_CHUNKS_OF_A_BYTE = re.compile(rb"(?:1\r\n[\s\S]\r\n)++")
-_SOUND_TRAILER = re.compile(rb"(?:" + _TOKEN + rb":" + _TEXT + rb")?\r")  # or the empty line behind the last one
-_PLAIN_SIZE_OF_A_BYTE, _PLAIN_LINE_END = b"1\r\n", b"\r\n"
+_STRICT_SIZE_LINE = re.compile(_STRICT_CHUNK_SIZE.pattern + rb"\n")
+_ONE_BYTE_CHUNKS = re.compile(rb"(?:1\r\n[\s\S]\r\n)++")
+_STRICT_TRAILER = re.compile(rb"(?:" + _TOKEN + rb":" + _TEXT + rb")?\r")  # or the empty line behind the last one
+_ONE_BYTE_SIZE_LINE, _CRLF = b"1\r\n", b"\r\n"
 _FIRST_FINAL_STATUS, _SWITCHING_PROTOCOLS, _FIRST_STATUS = 200, 101, 100
 _WITHOUT_BODY = (204, 304)
-_NO_WISHES: frozenset[str] = frozenset()
+_NO_OPTIONS: frozenset[str] = frozenset()
 
 
 class ProtocolError(ValueError):
@@ -99,7 +101,7 @@ class _Body(Protocol):
     """What comes behind a head."""
 
     surplus: bytes
-    is_sound: bool
+    is_conformant: bool
 
     @property
     def is_complete(self) -> bool: ...
@@ -121,8 +123,8 @@ class ResponseParser:
         self.head: ResponseHead | None = None
         self.has_surplus = False
         self._unread = bytearray()
-        self._searched = 0
-        self._blanks = 0
+        self._search_from = 0
+        self._whitespace_end = 0
         self._head_bytes = 0
         self._head_lines = 0
         self._interim_responses = 0
@@ -139,7 +141,7 @@ class ResponseParser:
         body, head = self._body, self.head
         if body is None or head is None or not body.is_complete:
             return False
-        return head.keeps_alive and body.is_sound and not self.has_surplus
+        return head.keeps_alive and body.is_conformant and not self.has_surplus
 
     def feed(self, data: bytes) -> bytes:
         """Take what came, and return what of it belongs to the body.
@@ -172,31 +174,35 @@ class ResponseParser:
 
     def _feed_head(self, data: bytes) -> bytes:
         """Take what may be some of the head; returns what comes behind it, once that is so."""
-        if not self._unread and (quick := _SOUND_HEAD.match(data, 0, _MAX_QUICK_HEAD_BYTES)) is not None:
-            head = _sound_head(quick)
-            if head.status >= _FIRST_FINAL_STATUS and self._has_room_for(data, quick.end()):
+        if not self._unread and (match := _STRICT_HEAD.match(data, 0, _MAX_ONE_MATCH_HEAD_BYTES)) is not None:
+            head = _head_of_strict_match(match)
+            if head.status >= _FIRST_FINAL_STATUS and self._has_room_for(data, match.end()):
                 self.head, self._body = head, _body_of(head)
-                return data[quick.end() :]
+                return data[match.end() :]
         self._unread += data
         while self.head is None:
-            blanks = _BLANKS.match(self._unread, self._blanks)  # from where the last read left off, or it is quadratic
-            assert blanks is not None, "it matches nothing, too"
-            start = self._blanks = blanks.end()
-            if self._searched <= start and not _START.startswith(self._unread[start : start + len(_START)].lower()):
+            whitespace = _WHITESPACE.match(
+                self._unread, self._whitespace_end
+            )  # from where the last read left off, or it is quadratic
+            assert whitespace is not None, "it matches nothing, too"
+            start = self._whitespace_end = whitespace.end()
+            if self._search_from <= start and not _HTTP_PREFIX.startswith(
+                self._unread[start : start + len(_HTTP_PREFIX)].lower()
+            ):
                 raise ProtocolError(f"no response of HTTP: {bytes(self._unread[start : start + 40])!r}")
-            end = _END_OF_HEAD.search(self._unread, max(start, self._searched))
+            end = _END_OF_HEAD.search(self._unread, max(start, self._search_from))
             length = len(self._unread) if end is None else end.end()
             if self._head_bytes + length > MAX_HEAD_BYTES:
                 raise ProtocolError(f"over {MAX_HEAD_BYTES} bytes of headers")
             if end is None:
-                self._searched = max(0, self._unread.rfind(b"\n"))
+                self._search_from = max(0, self._unread.rfind(b"\n"))
                 return b""
             self._head_bytes += length
-            self._searched = self._blanks = 0
+            self._search_from = self._whitespace_end = 0
             self._head_lines += self._unread.count(b"\n", start, length)
             if self._head_lines > MAX_HEAD_LINES:
                 raise ProtocolError(f"over {MAX_HEAD_LINES} lines of headers")
-            self.head = self._read_head(bytes(self._unread[start : end.end()]), is_sound=not start)
+            self.head = self._read_head(bytes(self._unread[start : end.end()]), is_conformant=not start)
             del self._unread[: end.end()]
         self._body = _body_of(self.head)
         rest = bytes(self._unread)
@@ -210,9 +216,9 @@ class ResponseParser:
         lines = self._head_lines + data.count(b"\n", 0, head_bytes)
         return self._head_bytes + head_bytes <= MAX_HEAD_BYTES and lines <= MAX_HEAD_LINES
 
-    def _read_head(self, head: bytes, *, is_sound: bool) -> ResponseHead | None:
+    def _read_head(self, head: bytes, *, is_conformant: bool) -> ResponseHead | None:
         """The head of a final response; None for one that announces another."""
-        found = read_head(head, is_sound=is_sound)
+        found = read_head(head, is_conformant=is_conformant)
         if found.status >= _FIRST_FINAL_STATUS:
             return found
         self._interim_responses += 1
@@ -223,18 +229,18 @@ class ResponseParser:
         return None
 
 
-def read_head(head: bytes, *, is_sound: bool = True) -> ResponseHead:
+def read_head(head: bytes, *, is_conformant: bool = True) -> ResponseHead:
     """Read a head, from its status line to the empty line.
 
     Args:
         head: All of it.
-        is_sound: Whether what came before it is as RFC 9112 has it, which is nothing.
+        is_conformant: Whether what came before it is as RFC 9112 has it, which is nothing.
 
     Raises:
         ProtocolError: It is none, or there is more than one way to read it.
     """
-    if is_sound and (sound := _SOUND_HEAD.fullmatch(head)) is not None:
-        return _sound_head(sound)
+    if is_conformant and (strict := _STRICT_HEAD.fullmatch(head)) is not None:
+        return _head_of_strict_match(strict)
     if b"\0" in head:
         raise ProtocolError("a NUL in the head")
     status_line, *lines = head.split(b"\n")
@@ -242,20 +248,20 @@ def read_head(head: bytes, *, is_sound: bool = True) -> ResponseHead:
     status = int(match[2]) if match else 0
     if match is None or status < _FIRST_STATUS:
         raise ProtocolError(f"no status line of HTTP: {status_line[:40]!r}")
-    return _head_of(status, _lenient_fields(lines), is_1_1=match[1] == b"1.1", is_sound=False)
+    return _head_of(status, _lenient_fields(lines), is_1_1=match[1] == b"1.1", is_conformant=False)
 
 
-def _sound_head(match: re.Match[bytes]) -> ResponseHead:
-    """The head that ``_SOUND_HEAD`` matched."""
-    fields = CIMultiDict(map(_decoded, _SOUND_FIELD.findall(match[0])))
-    return _head_of(int(match[2]), fields, is_1_1=match[1] == b"1", is_sound=True)
+def _head_of_strict_match(match: re.Match[bytes]) -> ResponseHead:
+    """The head that ``_STRICT_HEAD`` matched."""
+    fields = CIMultiDict(map(_decoded, _STRICT_FIELD.findall(match[0])))
+    return _head_of(int(match[2]), fields, is_1_1=match[1] == b"1", is_conformant=True)
 
 
 def _decoded(field: tuple[bytes, bytes]) -> tuple[str, str]:
     return field[0].decode("ascii"), field[1].strip().decode("utf-8", "surrogateescape")
 
 
-def _head_of(status: int, headers: CIMultiDict[str], *, is_1_1: bool, is_sound: bool) -> ResponseHead:
+def _head_of(status: int, headers: CIMultiDict[str], *, is_1_1: bool, is_conformant: bool) -> ResponseHead:
     """The head, by its status and its fields.
 
     Raises:
@@ -264,17 +270,19 @@ def _head_of(status: int, headers: CIMultiDict[str], *, is_1_1: bool, is_sound: 
     coding_fields = headers.getall("Transfer-Encoding", None)
     codings = ",".join(coding_fields) if coding_fields else ""
     is_chunked = bool(codings) and "chunked" in [coding.strip().lower() for coding in codings.split(",")]
-    length, is_plain = _content_length(headers)
+    length, is_unambiguous = _content_length(headers)
     # RFC 9112, 6.1: in HTTP/1.0 nobody knows of codings, and of those besides "chunked" nobody knows the end.
-    is_plain = is_plain and (coding_fields is None or (codings.lower() == "chunked" and codings.isascii() and is_1_1))
+    is_unambiguous = is_unambiguous and (
+        coding_fields is None or (codings.lower() == "chunked" and codings.isascii() and is_1_1)
+    )
     if is_chunked or status in _WITHOUT_BODY:
-        is_plain = is_plain and length is None
+        is_unambiguous = is_unambiguous and length is None
         length = None if is_chunked else 0
-    wishes = _NO_WISHES
+    options = _NO_OPTIONS
     if connection := ",".join(headers.getall("Connection", ())):
-        wishes = frozenset(wish.strip().lower() for wish in connection.split(","))
-        is_plain = is_plain and connection.isascii()
-    keeps_alive = is_sound and is_plain and "close" not in wishes and (is_1_1 or "keep-alive" in wishes)
+        options = frozenset(option.strip().lower() for option in connection.split(","))
+        is_unambiguous = is_unambiguous and connection.isascii()
+    keeps_alive = is_conformant and is_unambiguous and "close" not in options and (is_1_1 or "keep-alive" in options)
     return ResponseHead(status, CIMultiDictProxy(headers), length, is_chunked, keeps_alive)
 
 
@@ -323,7 +331,7 @@ def _content_length(headers: CIMultiDict[str]) -> tuple[int | None, bool]:
 def _body_of(head: ResponseHead) -> _Body:
     if head.is_chunked:
         return _ChunkedBody()
-    return _OpenBody() if head.content_length is None else _LengthBody(head.content_length)
+    return _UntilCloseBody() if head.content_length is None else _LengthBody(head.content_length)
 
 
 class _LengthBody:
@@ -331,32 +339,32 @@ class _LengthBody:
 
     def __init__(self, length: int) -> None:
         self.surplus = b""
-        self.is_sound = True
+        self.is_conformant = True
         self._length = length
-        self._left = length
+        self._remaining = length
 
     @property
     def is_complete(self) -> bool:
-        return not self._left
+        return not self._remaining
 
     def feed(self, data: bytes) -> bytes:
-        if len(data) <= self._left:
-            self._left -= len(data)
+        if len(data) <= self._remaining:
+            self._remaining -= len(data)
             return data
-        content, self.surplus = data[: self._left], data[self._left :]
-        self._left = 0
+        content, self.surplus = data[: self._remaining], data[self._remaining :]
+        self._remaining = 0
         return content
 
     def feed_eof(self) -> None:
-        raise IncompleteBodyError(f"received {self._length - self._left} of {self._length} bytes")
+        raise IncompleteBodyError(f"received {self._length - self._remaining} of {self._length} bytes")
 
 
-class _OpenBody:
+class _UntilCloseBody:
     """A body that ends with the connection."""
 
     def __init__(self) -> None:
         self.is_complete = False
-        self.is_sound = True
+        self.is_conformant = True
         self.surplus = b""
 
     def feed(self, data: bytes) -> bytes:
@@ -375,31 +383,31 @@ class _ChunkedBody:
 
     def __init__(self) -> None:
         self.is_complete = False
-        self.is_sound = True
+        self.is_conformant = True
         self.surplus = b""
-        self._left = 0
+        self._remaining = 0
         self._line = bytearray()
         self._read_line = self._read_size
         self._content_bytes = 0
         self._framing_bytes = 0
-        self._has_plain_size_of_a_byte = False
+        self._is_one_byte_chunk = False
         self._chunks = 0
 
     def feed(self, data: bytes) -> bytes:
         pieces: list[bytes] = []
-        place = 0
-        while place < len(data) and not self.is_complete:
-            if self._left:
-                piece = data[place : place + self._left]
+        position = 0
+        while position < len(data) and not self.is_complete:
+            if self._remaining:
+                piece = data[position : position + self._remaining]
                 pieces.append(piece)
-                place += len(piece)
-                self._left -= len(piece)
+                position += len(piece)
+                self._remaining -= len(piece)
                 self._content_bytes += len(piece)
             else:
                 if self._read_line == self._read_size and not self._line:
-                    place = self._feed_whole_chunks(data, place, pieces)
-                place = self._feed_line(data, place)
-        self.surplus = data[place:]
+                    position = self._feed_whole_chunks(data, position, pieces)
+                position = self._feed_line(data, position)
+        self.surplus = data[position:]
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def feed_eof(self) -> None:
@@ -407,47 +415,47 @@ class _ChunkedBody:
             raise IncompleteBodyError("the connection ended before the last chunk")
         self.is_complete = True
 
-    def _feed_whole_chunks(self, data: bytes, place: int, pieces: list[bytes]) -> int:
+    def _feed_whole_chunks(self, data: bytes, position: int, pieces: list[bytes]) -> int:
         """Take the chunks that are there from their size to their line end; returns where the rest begins.
 
         Only those that are as RFC 9112 has them; what deviates is read line by line.
         """
-        while (size := _SOUND_SIZE_LINE.match(data, place)) is not None:
+        while (size := _STRICT_SIZE_LINE.match(data, position)) is not None:
             start = size.end()
             end = start + int(size[1], 16)
-            if end == start or not data.startswith(_PLAIN_LINE_END, end):  # the last chunk, or it goes on, or deviates
+            if end == start or not data.startswith(_CRLF, end):  # the last chunk, or it goes on, or deviates
                 break
-            if size[0] == _PLAIN_SIZE_OF_A_BYTE:
-                place = self._feed_chunks_of_a_byte(data, place, pieces)
+            if size[0] == _ONE_BYTE_SIZE_LINE:
+                position = self._feed_one_byte_chunks(data, position, pieces)
                 continue
-            self._count_framing(start - place)
+            self._count_framing(start - position)
             pieces.append(data[start:end])
             self._content_bytes += end - start
-            place = end + len(_PLAIN_LINE_END)
-            self._count_framing(place - end)
+            position = end + len(_CRLF)
+            self._count_framing(position - end)
             self._count_chunk()
-        return place
+        return position
 
-    def _feed_chunks_of_a_byte(self, data: bytes, place: int, pieces: list[bytes]) -> int:
+    def _feed_one_byte_chunks(self, data: bytes, position: int, pieces: list[bytes]) -> int:
         """Take those, of which there is one at least, in a hundredth of the time.
 
         Each has more around it than the budget grows by, so it is overdrawn behind the last if it is behind any.
         """
-        chunks = _CHUNKS_OF_A_BYTE.match(data, place)
+        chunks = _ONE_BYTE_CHUNKS.match(data, position)
         assert chunks is not None, "there is one"
-        before, step = len(_PLAIN_SIZE_OF_A_BYTE), len(_PLAIN_SIZE_OF_A_BYTE + b"." + _PLAIN_LINE_END)
-        content = data[place + before : chunks.end() : step]
+        before, step = len(_ONE_BYTE_SIZE_LINE), len(_ONE_BYTE_SIZE_LINE + b"." + _CRLF)
+        content = data[position + before : chunks.end() : step]
         pieces.append(content)
         self._content_bytes += len(content)
-        self._count_framing(chunks.end() - place - len(content))
+        self._count_framing(chunks.end() - position - len(content))
         return chunks.end()
 
-    def _feed_line(self, data: bytes, place: int) -> int:
+    def _feed_line(self, data: bytes, position: int) -> int:
         """Take what there is of a line; returns where the rest begins."""
-        end = data.find(b"\n", place)
+        end = data.find(b"\n", position)
         stop = len(data) if end < 0 else end + 1
-        self._count_framing(stop - place)
-        self._line += data[place:stop]
+        self._count_framing(stop - position)
+        self._line += data[position:stop]
         if end >= 0:
             line = bytes(self._line[:-1])
             self._line.clear()
@@ -456,34 +464,34 @@ class _ChunkedBody:
 
     def _count_framing(self, size_bytes: int) -> None:
         self._framing_bytes += size_bytes
-        if self._framing_bytes > _FRAMING_BYTES + self._content_bytes // _FRAMING_SHARE:
+        if self._framing_bytes > _MAX_FRAMING_BYTES + self._content_bytes // _BODY_BYTES_PER_FRAMING_BYTE:
             raise FramingTooLargeError(f"{self._framing_bytes} bytes around {self._content_bytes} bytes of a body")
 
     def _count_chunk(self) -> None:
         self._chunks += 1
-        if self._chunks > _CHUNKS + self._content_bytes // _BYTES_A_CHUNK:
+        if self._chunks > _MAX_CHUNKS + self._content_bytes // _BYTES_PER_EXTRA_CHUNK:
             raise FramingTooLargeError(f"{self._chunks} chunks and trailers for {self._content_bytes} bytes of a body")
 
     def _read_size(self, line: bytes) -> None:
-        match = _SOUND_CHUNK_SIZE.fullmatch(line)
+        match = _STRICT_CHUNK_SIZE.fullmatch(line)
         if match is None:
-            self.is_sound = False
+            self.is_conformant = False
             match = _CHUNK_SIZE.match(line)
         if match is None:
             raise ProtocolError(f"no size of a chunk: {line[:40]!r}")
-        self._left = int(match[1], 16)
-        self._has_plain_size_of_a_byte = line + b"\n" == _PLAIN_SIZE_OF_A_BYTE
-        self._read_line = self._read_end_of_chunk if self._left else self._read_trailer
+        self._remaining = int(match[1], 16)
+        self._is_one_byte_chunk = line + b"\n" == _ONE_BYTE_SIZE_LINE
+        self._read_line = self._read_end_of_chunk if self._remaining else self._read_trailer
 
     def _read_end_of_chunk(self, line: bytes) -> None:
         if line.strip(b"\r"):
             raise ProtocolError(f"no line end behind a chunk: {line[:40]!r}")
-        self.is_sound = self.is_sound and line == b"\r"
+        self.is_conformant = self.is_conformant and line == b"\r"
         self._read_line = self._read_size
-        if not self._has_plain_size_of_a_byte or line + b"\n" != _PLAIN_LINE_END:
+        if not self._is_one_byte_chunk or line + b"\n" != _CRLF:
             self._count_chunk()
 
     def _read_trailer(self, line: bytes) -> None:
         self.is_complete = not line.strip(b"\r")
-        self.is_sound = self.is_sound and _SOUND_TRAILER.fullmatch(line) is not None
+        self.is_conformant = self.is_conformant and _STRICT_TRAILER.fullmatch(line) is not None
         self._count_chunk()

@@ -1,4 +1,4 @@
-"""FetchStatistics: how a fetcher stands, as a frozen snapshot."""
+"""FetchStatistics: a frozen snapshot of a fetcher."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from datafetch.fetch.hosts import HostStatistics
 
 @dataclass(frozen=True, slots=True)
 class FetchStatistics:
-    """A snapshot of a fetcher.
+    """A snapshot of a fetcher. Counts are since the fetcher was entered.
 
     Attributes:
-        attempts: Attempts that have ended, retries included; an attempt follows redirects.
-        requests: Requests sent so far, redirects included.
-        fetched_bytes: Body bytes received so far, as they came.
-        outcomes: Calls that have ended, by ``ok`` or failure kind.
-        connections: Requests that may be open now; where the number is found, those that hang come on top.
-        open: Requests open now.
-        waiting: Requests that wait for a place among the open ones.
-        held_bytes: Bytes of bodies in hand, promised ones included.
-        hosts: How the hosts stand.
-        names: How the resolver stands.
+        attempts: Number of attempts that have ended, retries included. An attempt includes its redirects.
+        requests: Number of requests sent, redirects included.
+        fetched_bytes: Body bytes received, before decompression.
+        outcomes: Number of calls that have ended, by ``ok`` or failure kind.
+        connections: Number of requests that may be in flight now, hanging ones not counted.
+        open_requests: Number of requests in flight now.
+        waiting_requests: Number of requests that wait for a slot among those in flight.
+        held_bytes: Bytes of bodies in memory, including those reserved for bytes still to come.
+        hosts: A snapshot of the hosts.
+        names: A snapshot of the resolver.
     """
 
     attempts: int
@@ -31,8 +31,8 @@ class FetchStatistics:
     fetched_bytes: int
     outcomes: Mapping[str, int]
     connections: int
-    open: int
-    waiting: int
+    open_requests: int
+    waiting_requests: int
     held_bytes: int
     hosts: HostStatistics
     names: ResolverStatistics

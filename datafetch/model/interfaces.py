@@ -3,14 +3,77 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Protocol, Self, TypeVar
 
 from datafetch.model.kinds import Loader, Payload
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.options import DatasetOptions
 from datafetch.model.outcome import Fetched, Outcome
+from datafetch.model.request import Request
 from datafetch.model.sample import IdListResult, Record, Row, Sample, Shard
+
+_Reservation_contra = TypeVar("_Reservation_contra", contravariant=True)
+
+
+class FetchActivity(Protocol):
+    """A snapshot of what is being fetched, as far as a run shows it."""
+
+    @property
+    def fetched_bytes(self) -> int:
+        """Body bytes received so far, before decompression."""
+        ...
+
+    @property
+    def connections(self) -> int:
+        """Number of requests that may be in flight now, hanging ones not counted."""
+        ...
+
+    @property
+    def open_requests(self) -> int:
+        """Number of requests in flight now."""
+        ...
+
+
+class Fetch(Protocol[_Reservation_contra]):
+    """Fetches URLs, from any number of tasks of one event loop.
+
+    It is generic in the kind of memory reservation that it counts bodies against.
+    """
+
+    @property
+    def retries(self) -> int:
+        """Number of further attempts after a failure that may pass."""
+        ...
+
+    @property
+    def max_connections(self) -> int:
+        """Number of requests that may be in flight at any time."""
+        ...
+
+    def call_limiter(self, calls_per_connection: int) -> AbstractAsyncContextManager[None]:
+        """Make a limiter that admits this many calls for each connection; enter it around each call."""
+        ...
+
+    def statistics(self) -> FetchActivity:
+        """Take a snapshot."""
+        ...
+
+    async def __call__(self, request: str | Request, *, memory: _Reservation_contra | None = None) -> Fetched:
+        """Fetch one file, or one range of its bytes.
+
+        Args:
+            request: A URL as published, or a request with more to say than a URL.
+            memory: The reservation that the body is counted against, for a caller who holds the body after the call.
+
+        Returns:
+            The body, or the failure of the last attempt; faults of the web are never raised.
+
+        Raises:
+            ResourceError: This machine has no descriptors or no memory for connections.
+        """
+        ...
 
 
 class ImageTranscoder(Protocol):

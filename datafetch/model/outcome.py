@@ -141,6 +141,28 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
+class PartialContent:
+    """Which part of a file a body is.
+
+    Attributes:
+        start: Offset of its first byte in the file.
+        stop: Offset behind its last byte.
+        total_bytes: Size of the whole file; None where the server does not know it.
+        etag: The file's strong entity tag, for ``Request.if_range``; empty where the server sent none.
+    """
+
+    start: int
+    stop: int
+    total_bytes: int | None
+    etag: str
+
+    @property
+    def size_bytes(self) -> int:
+        """Number of bytes in the part."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True)
 class Body:
     """A response body that arrived whole.
 
@@ -150,6 +172,7 @@ class Body:
         attempts: Requests made for it, at least 1.
         fetch_ms: Wall-clock milliseconds of the attempt that succeeded, without queueing.
         permitted: What was taken by the operator's permission alone.
+        part: Which bytes of the file it holds, where a byte range was requested; None for a whole file.
     """
 
     content: bytes
@@ -157,6 +180,7 @@ class Body:
     attempts: int = 1
     fetch_ms: float = 0.0
     permitted: Permissions = ()
+    part: PartialContent | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ _NOT_PUBLIC = (  # though some Python takes them for global
     IPv6Network("fec0::/10"),  # RFC 3879: site-local
     IPv4Network("192.88.99.0/24"),  # RFC 7526: relays of 6to4
 )
-_REMEMBERED = 16_384
+_CACHED_ADDRESSES = 16_384
 
 
 def is_address(host: str) -> bool:
@@ -60,7 +60,7 @@ class AddressGuard:
     def __init__(self, allowed: Sequence[IPv4Network | IPv6Network]) -> None:
         self._allowed = tuple(allowed)
         # Parsing an address takes 20 µs, and each is judged more than once: literals twice a hop, names by each answer.
-        self._verdict = lru_cache(maxsize=_REMEMBERED)(self._judge)
+        self._verdict = lru_cache(maxsize=_CACHED_ADDRESSES)(self._judge)
 
     def permits(self, address: str) -> bool:
         """Whether an IPv4 or IPv6 address may be connected to."""
@@ -75,13 +75,13 @@ class AddressGuard:
             parsed = ip_address(address.partition("%")[0])
         except ValueError:
             return _Verdict.BLOCKED
-        faces = tuple(_embedded(parsed))
-        if all(map(_is_public, faces or (parsed,))) and not (faces and _is_named_not_public(parsed)):
+        embedded = tuple(_embedded(parsed))
+        if all(map(_is_public, embedded or (parsed,))) and not (embedded and _is_named_not_public(parsed)):
             return _Verdict.PUBLIC
         if self._is_allowed(parsed):
             return _Verdict.EXCEPTION
-        is_allowed = bool(faces) and not _is_named_not_public(parsed)
-        is_allowed = is_allowed and all(_is_public(face) or self._is_allowed(face) for face in faces)
+        is_allowed = bool(embedded) and not _is_named_not_public(parsed)
+        is_allowed = is_allowed and all(_is_public(inner) or self._is_allowed(inner) for inner in embedded)
         return _Verdict.EXCEPTION if is_allowed else _Verdict.BLOCKED
 
     def check(self, address: str) -> None:

@@ -34,13 +34,13 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt,
 _ROUNDS = 4
 _ROUND_S = 4.5
 _TRIES = 4
-_FIRST_TIMEOUT_S = 1.0  # while c-ares does not know yet how fast a server is
-_WAIT = wait_random_exponential(multiplier=0.5, max=1.0)
+_INITIAL_TIMEOUT_S = 1.0  # while c-ares does not know yet how fast a server is
+_ROUND_PAUSE = wait_random_exponential(multiplier=0.5, max=1.0)
 
 # Two questions a name, so 512 in the air. Fewer, and names that nobody answers (18 s each) would hold up the others:
 # this lets 14 such names a second pass. More would only add to what small forwarders refuse (dnsmasq takes 150
 # questions at once); what is refused is asked again, in rounds up to a second apart.
-_MAX_ASKED = 256
+_MAX_CONCURRENT_NAMES = 256
 # 512 answers may come at once, and a small packet takes 768 to 1,280 bytes of it; Linux gives 208 KiB by default.
 _RECEIVE_BUFFER_BYTES = 1024 * 1024
 
@@ -51,17 +51,17 @@ _RECORDS_PER_LOOKUP = 4  # what more an answer has counts as further lookups
 MAX_ADDRESSES = 8
 """Of each family, that are kept of a name."""
 
-_MAX_ASKED_BY_TCP = 4
-_MAX_BY_TCP_S = 60.0  # the wait for one of these places and all rounds together
+_MAX_CONCURRENT_TCP_NAMES = 4
+_TCP_DEADLINE_S = 60.0  # the wait for one of these places and all rounds together
 _SILENT_S = 60.0  # so long a zone is not asked by TCP after it gave no answer
-_SILENT_ZONES = 1000  # that are remembered
+_MAX_SILENT_ZONES = 1000  # that are remembered
 _ZONE_LABELS = 2  # the last ones of a name: about what somebody registered
 
 _DESCRIPTORS_PER_CHANNEL = 6  # epoll, inotify, a pipe's two ends, /etc/resolv.conf, a first socket
 
 # Search domains and $HOSTALIASES are for people at a keyboard; EDNS is c-ares's default and lifts its 512 bytes.
 _FLAGS = pycares.ARES_FLAG_NOSEARCH | pycares.ARES_FLAG_NOALIASES | pycares.ARES_FLAG_EDNS
-_TRUNCATED_WILL_DO = pycares.ARES_FLAG_IGNTC
+_ACCEPT_TRUNCATED = pycares.ARES_FLAG_IGNTC
 _UNSORTED = 1 << 7  # ARES_AI_NOSORT of <ares.h>, which pycares lacks; sorting opens a socket for each address
 _NO_SUCH_NAME = frozenset({aiodns.error.ARES_ENOTFOUND, aiodns.error.ARES_EBADNAME, aiodns.error.ARES_ENONAME})
 _ADDRESS_TYPES = {"A": pycares.QUERY_TYPE_A, "AAAA": pycares.QUERY_TYPE_AAAA}
@@ -80,7 +80,7 @@ class _NoAnswerError(NameServerError):
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class NameAnswer:
     """Where a name leads.
 
     Attributes:
@@ -95,7 +95,7 @@ class Found:
     records: int
 
 
-_Answer = TypeVar("_Answer", bound="Found | None")
+_Answer = TypeVar("_Answer", bound="NameAnswer | None")
 _Ask: TypeAlias = Callable[[aiodns.DNSResolver, str], Coroutine[Any, Any, _Answer]]
 
 
@@ -113,18 +113,18 @@ class NameServers:
     def __init__(self, addresses: Sequence[str] = ()) -> None:
         # c-ares's own rotation picks a server at random, dead ones too; within a channel it prefers the living.
         orders = [(*addresses[first:], *addresses[:first]) for first in range(len(addresses))] or [()]
-        self._channels = [_Channel(order, _TRUNCATED_WILL_DO) for order in orders]
+        self._channels = [_Channel(order, _ACCEPT_TRUNCATED) for order in orders]
         self._tcp_channels: list[_Channel] = []  # made when the first name needs it
         self._retired: list[_Channel] = []
-        self._places = asyncio.Semaphore(_MAX_ASKED)
-        self._tcp_places = asyncio.Semaphore(_MAX_ASKED_BY_TCP)
+        self._slots = asyncio.Semaphore(_MAX_CONCURRENT_NAMES)
+        self._tcp_slots = asyncio.Semaphore(_MAX_CONCURRENT_TCP_NAMES)
         self._silent_until_s: dict[str, float] = {}  # zones; the one that was silent last stands last
         self.waiting = 0
         """Names that wait for a place among those asked for at once."""
         self.rounds = 0
         """Rounds of questions so far; one a name where nothing is lost."""
 
-    async def ask(self, name: str) -> Found:
+    async def resolve(self, name: str) -> NameAnswer:
         """Ask for the addresses of a name.
 
         Args:
@@ -136,11 +136,11 @@ class NameServers:
             OSError: With its ``errno``, when this process has no descriptors left to ask with.
         """
         found = await self._in_rounds(name, self._round)
-        if found is not None and any(":" not in address or _has_way_to(address) for address in found.addresses):
+        if found is not None and any(":" not in address or _has_route_to(address) for address in found.addresses):
             return found
         try:
-            async with asyncio.timeout(_MAX_BY_TCP_S):
-                return await self._in_rounds(name, self._round_by_tcp)
+            async with asyncio.timeout(_TCP_DEADLINE_S):
+                return await self._in_rounds(name, self._round_over_tcp)
         except (TimeoutError, NameServerError) as error:
             if found is not None:
                 return found
@@ -162,50 +162,50 @@ class NameServers:
             # The second follows at once, for it may be another server's turn.
             retrying = AsyncRetrying(
                 stop=stop_after_attempt(_ROUNDS - 1),
-                wait=_WAIT,
+                wait=_ROUND_PAUSE,
                 retry=retry_if_exception_type(NameServerError),
                 reraise=True,
             )
             return await retrying(ask, name)
 
-    async def _round(self, name: str) -> Found | None:
+    async def _round(self, name: str) -> NameAnswer | None:
         """What a packet has of the answer; None where that is no address."""
         self.waiting += 1
         try:
-            await self._places.acquire()
+            await self._slots.acquire()
         finally:
             self.waiting -= 1
         self.rounds += 1
         try:
-            return await self._asked(name, self._channels, _ask)
+            return await self._query(name, self._channels, _query_udp)
         finally:
-            self._places.release()
-            await self._close_idle()
+            self._slots.release()
+            await self._close_retired()
 
-    async def _round_by_tcp(self, name: str) -> Found:
+    async def _round_over_tcp(self, name: str) -> NameAnswer:
         """The whole answer, by TCP where it does not fit a packet."""
-        async with self._tcp_places:
+        async with self._tcp_slots:
             zone = ".".join(name.split(".")[-_ZONE_LABELS:])
             if time.monotonic() < self._silent_until_s.get(zone, 0.0):
                 raise NameServerError(f"{name}: {zone} was asked by TCP a moment ago, and gave no answer")
             if not self._tcp_channels:
                 self._tcp_channels.append(_Channel(self._channels[0].servers, 0))
             try:
-                return await self._asked(name, self._tcp_channels, _ask_whole)
+                return await self._query(name, self._tcp_channels, _query_tcp)
             except _NoAnswerError:
-                self._remember_silent(zone)
+                self._mark_silent(zone)
                 raise
             finally:
-                await self._close_idle()
+                await self._close_retired()
 
-    def _remember_silent(self, zone: str) -> None:
+    def _mark_silent(self, zone: str) -> None:
         self._silent_until_s.pop(zone, None)
         self._silent_until_s[zone] = time.monotonic() + _SILENT_S
-        if len(self._silent_until_s) > _SILENT_ZONES:
+        if len(self._silent_until_s) > _MAX_SILENT_ZONES:
             del self._silent_until_s[next(iter(self._silent_until_s))]
 
-    async def _asked(self, name: str, channels: list[_Channel], ask: _Ask[_Answer]) -> _Answer:
-        channel = self._next_of(channels)
+    async def _query(self, name: str, channels: list[_Channel], ask: _Ask[_Answer]) -> _Answer:
+        channel = self._next_channel(channels)
         channel.open += 1
         try:
             async with asyncio.timeout(_ROUND_S):
@@ -217,27 +217,27 @@ class NameServers:
             _check_socket()
             raise _NoAnswerError(f"{name}: no answer") from error
         except aiodns.error.DNSError as error:
-            raise _translated(name, error) from error
+            raise _classify(name, error) from error
         finally:
             channel.open -= 1
 
-    def _next_of(self, channels: list[_Channel]) -> _Channel:
+    def _next_channel(self, channels: list[_Channel]) -> _Channel:
         channel = channels.pop(0)
         if channel.lookups >= _LOOKUPS_PER_CHANNEL:
-            channel = self._renewed(channel)
+            channel = self._replace(channel)
         channel.lookups += 1
         channels.append(channel)
         return channel
 
-    def _renewed(self, worn: _Channel) -> _Channel:
+    def _replace(self, old: _Channel) -> _Channel:
         try:
-            fresh = _Channel(worn.servers, worn.flags)
-        except OSError:  # no descriptors to spare: the worn one does for as long as that lasts
-            return worn
-        self._retired.append(worn)
-        return fresh
+            new = _Channel(old.servers, old.flags)
+        except OSError:  # no descriptors to spare: the old one does for as long as that lasts
+            return old
+        self._retired.append(old)
+        return new
 
-    async def _close_idle(self) -> None:
+    async def _close_retired(self) -> None:
         """Close the retired channels on which nothing is under way any more."""
         idle = [channel for channel in self._retired if not channel.open]
         if idle:
@@ -260,7 +260,7 @@ class _Channel:
             self.resolver = aiodns.DNSResolver(
                 nameservers=servers or None,
                 flags=_FLAGS | flags,
-                timeout=_FIRST_TIMEOUT_S,
+                timeout=_INITIAL_TIMEOUT_S,
                 tries=_TRIES,
                 socket_receive_buffer_size=_RECEIVE_BUFFER_BYTES,
             )
@@ -270,7 +270,7 @@ class _Channel:
         self.open = 0
 
 
-async def _ask(resolver: aiodns.DNSResolver, name: str) -> Found | None:
+async def _query_udp(resolver: aiodns.DNSResolver, name: str) -> NameAnswer | None:
     """What a packet has of the answer; None where that is no address, which may not have fitted."""
     try:
         return await _addresses(resolver, name)
@@ -280,7 +280,7 @@ async def _ask(resolver: aiodns.DNSResolver, name: str) -> Found | None:
         raise
 
 
-async def _ask_whole(resolver: aiodns.DNSResolver, name: str) -> Found:
+async def _query_tcp(resolver: aiodns.DNSResolver, name: str) -> NameAnswer:
     """The answer, by TCP where it does not fit a packet."""
     try:
         return await _addresses(resolver, name)
@@ -290,17 +290,19 @@ async def _ask_whole(resolver: aiodns.DNSResolver, name: str) -> Found:
         raise
 
 
-async def _addresses(resolver: aiodns.DNSResolver, name: str) -> Found:
+async def _addresses(resolver: aiodns.DNSResolver, name: str) -> NameAnswer:
     result = await resolver.getaddrinfo(name, type=socket.SOCK_STREAM, flags=_UNSORTED)
     nodes = result.nodes
     if not nodes:
         raise aiodns.error.DNSError(aiodns.error.ARES_ENODATA, "answer without an address")
-    addresses = _in_order(dict.fromkeys(node.addr[0].decode("ascii") for node in _some(nodes)))
+    addresses = _preferred_family_first(
+        dict.fromkeys(node.addr[0].decode("ascii") for node in _limit_per_family(nodes))
+    )
     ttl_s = min([node.ttl for node in nodes] + [alias.ttl for alias in result.cnames])
-    return Found(addresses, ttl_s, len(nodes) + len(result.cnames))
+    return NameAnswer(addresses, ttl_s, len(nodes) + len(result.cnames))
 
 
-def _some(nodes: Sequence[Any]) -> Sequence[Any]:
+def _limit_per_family(nodes: Sequence[Any]) -> Sequence[Any]:
     """So many addresses of each family as are ever tried; an answer may have thousands."""
     families: dict[int, list[Any]] = {}
     for node in nodes:
@@ -311,16 +313,16 @@ def _some(nodes: Sequence[Any]) -> Sequence[Any]:
     return [node for node in nodes if id(node) in chosen]
 
 
-def _in_order(addresses: Iterable[str]) -> tuple[str, ...]:
+def _preferred_family_first(addresses: Iterable[str]) -> tuple[str, ...]:
     """First those of the family that there is a way to."""
     families: tuple[list[str], list[str]] = ([], [])  # IPv6, IPv4
     for address in addresses:
         families[":" not in address].append(address)
     v6, v4 = families
-    return (*v6, *v4) if not v4 or (v6 and _has_way_to(v6[0])) else (*v4, *v6)
+    return (*v6, *v4) if not v4 or (v6 and _has_route_to(v6[0])) else (*v4, *v6)
 
 
-def _has_way_to(address: str) -> bool:
+def _has_route_to(address: str) -> bool:
     """Whether this machine has a route to an IPv6 address. Nothing is sent."""
     try:
         with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
@@ -348,7 +350,7 @@ async def _confirm_no_address(resolver: aiodns.DNSResolver, name: str) -> None:
                 raise aiodns.error.DNSError(aiodns.error.ARES_ETIMEOUT, "an answer was lost on the way")
 
 
-def _translated(name: str, error: aiodns.error.DNSError) -> OSError:
+def _classify(name: str, error: aiodns.error.DNSError) -> OSError:
     """Say whose fault it is.
 
     Raises:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from datafetch.fetch.dns.address_guard import AddressGuard, BlockedAddressError, is_address
-from datafetch.fetch.dns.nameservers import Found, NameNotFoundError, NameServerError, NameServers
+from datafetch.fetch.dns.nameservers import NameAnswer, NameNotFoundError, NameServerError, NameServers
 
 __all__ = ["NameNotFoundError", "NameServerError", "Resolver", "ResolverStatistics"]
 
@@ -38,7 +38,7 @@ class ResolverStatistics:
 
     Attributes:
         cached: Names in the cache now, those that are not there or failed included.
-        hits: Lookups that a fresh answer in the cache settled.
+        hits: Lookups that a new answer in the cache settled.
         coalesced: Lookups that joined one that was under way.
         asked: Names that were asked of the name servers.
         found: Of them, those with an address that may be connected to.
@@ -54,29 +54,29 @@ class ResolverStatistics:
     cached: int
     hits: int
     coalesced: int
-    asked: int
+    queried: int
     found: int
     not_found: int
     blocked: int
     failed: int
     stale: int
     rounds: int
-    asking: int
+    in_progress: int
     waiting: int
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
+class _CacheEntry:
     """What is known of a name: addresses, or the fault to raise."""
 
     addresses: tuple[str, ...]
-    fault: Callable[[], OSError] | None
+    error: Callable[[], OSError] | None
     fresh_until_s: float
     usable_until_s: float
 
     def check(self) -> None:
-        if self.fault is not None:
-            raise self.fault()  # a new one each time: a kept exception would collect tracebacks, and frames with them
+        if self.error is not None:
+            raise self.error()  # a new one each time: a kept exception would collect tracebacks, and frames with them
 
 
 class Resolver:
@@ -107,9 +107,9 @@ class Resolver:
         self._servers = NameServers(nameservers)
         self._max_names = max_names
         self._now_s = clock
-        self._cache: OrderedDict[str, _Known] = OrderedDict()
-        self._asking: dict[str, asyncio.Task[_Known]] = {}
-        self._hits = self._coalesced = self._asked = 0
+        self._cache: OrderedDict[str, _CacheEntry] = OrderedDict()
+        self._queries: dict[str, asyncio.Task[_CacheEntry]] = {}
+        self._hits = self._coalesced = self._queried = 0
         self._found = self._not_found = self._blocked = self._failed = self._stale = 0
 
     def statistics(self) -> ResolverStatistics:
@@ -118,19 +118,19 @@ class Resolver:
             cached=len(self._cache),
             hits=self._hits,
             coalesced=self._coalesced,
-            asked=self._asked,
+            queried=self._queried,
             found=self._found,
             not_found=self._not_found,
             blocked=self._blocked,
             failed=self._failed,
             stale=self._stale,
             rounds=self._servers.rounds,
-            asking=len(self._asking),
+            in_progress=len(self._queries),
             waiting=self._servers.waiting,
         )
 
     async def lookup(self, host: str) -> None:
-        """Make sure that the cache has a fresh answer for a host; an address needs none.
+        """Make sure that the cache has a new answer for a host; an address needs none.
 
         Takes microseconds when it has; else as long as the name servers need, 20 seconds when all of them are silent,
         plus the wait for a turn.
@@ -167,25 +167,25 @@ class Resolver:
 
     async def close(self) -> None:
         """End all lookups that are under way; whoever still waits for one is told so."""
-        asking = tuple(self._asking.values())
+        asking = tuple(self._queries.values())
         for task in asking:
             task.cancel()
         await asyncio.gather(*asking, return_exceptions=True)
-        self._asking.clear()  # of those that had not even begun
+        self._queries.clear()  # of those that had not even begun
         await self._servers.close()
 
-    async def _lookup(self, host: str) -> _Known:
+    async def _lookup(self, host: str) -> _CacheEntry:
         name = host_name(host)
         entry = self._cache.get(name)
         if entry is not None and entry.fresh_until_s >= self._now_s():
             self._hits += 1
             self._cache.move_to_end(name)
             return entry
-        task = self._asking.get(name)
+        task = self._queries.get(name)
         if task is None:
-            task = asyncio.create_task(self._ask(name), name=f"look up {name}")
+            task = asyncio.create_task(self._query(name), name=f"look up {name}")
             if not task.done():  # it may be, where tasks begin at once
-                self._asking[name] = task
+                self._queries[name] = task
         else:
             self._coalesced += 1
         try:
@@ -195,36 +195,36 @@ class Resolver:
                 raise NameServerError(f"{name}: the resolver was closed") from None
             raise
 
-    async def _ask(self, name: str) -> _Known:
+    async def _query(self, name: str) -> _CacheEntry:
         """Ask, and remember what was said. Raises nothing, for there may be nobody left to hear it."""
-        self._asked += 1
+        self._queried += 1
         try:
-            return self._remember(name, self._permitted(await self._servers.ask(name)))
+            return self._store(name, self._entry_of(await self._servers.resolve(name)))
         except NameNotFoundError as error:
             self._not_found += 1
-            return self._remember(name, self._faulty(error, _NO_NAME_TTL_S))
+            return self._store(name, self._error_entry(error, _NO_NAME_TTL_S))
         except NameServerError as error:
             self._failed += 1
-            return self._remember(name, self._still_usable(name) or self._faulty(error, _FAILURE_TTL_S))
+            return self._store(name, self._stale_entry(name) or self._error_entry(error, _FAILURE_TTL_S))
         except OSError as error:  # ours, so nothing is remembered of the name
-            return _Known((), partial(OSError, error.errno, error.strerror), 0.0, 0.0)
+            return _CacheEntry((), partial(OSError, error.errno, error.strerror), 0.0, 0.0)
         finally:
-            self._asking.pop(name, None)
+            self._queries.pop(name, None)
 
-    def _permitted(self, found: Found) -> _Known:
+    def _entry_of(self, found: NameAnswer) -> _CacheEntry:
         addresses = tuple(filter(self._guard.permits, found.addresses))
         fresh_until_s = self._now_s() + min(max(found.ttl_s, _MIN_TTL_S), _MAX_TTL_S)
         if not addresses:
             self._blocked += 1
-            return _Known((), partial(BlockedAddressError, found.addresses[0]), fresh_until_s, fresh_until_s)
+            return _CacheEntry((), partial(BlockedAddressError, found.addresses[0]), fresh_until_s, fresh_until_s)
         self._found += 1
-        return _Known(addresses, None, fresh_until_s, fresh_until_s + _MAX_STALE_S)
+        return _CacheEntry(addresses, None, fresh_until_s, fresh_until_s + _MAX_STALE_S)
 
-    def _faulty(self, error: NameNotFoundError | NameServerError, ttl_s: float) -> _Known:
+    def _error_entry(self, error: NameNotFoundError | NameServerError, ttl_s: float) -> _CacheEntry:
         until_s = self._now_s() + ttl_s
-        return _Known((), partial(type(error), *error.args), until_s, until_s)
+        return _CacheEntry((), partial(type(error), *error.args), until_s, until_s)
 
-    def _still_usable(self, name: str) -> _Known | None:
+    def _stale_entry(self, name: str) -> _CacheEntry | None:
         """The expired addresses of a name for which no server answers now, if they expired not long ago."""
         old = self._cache.get(name)
         now_s = self._now_s()
@@ -233,7 +233,7 @@ class Resolver:
         self._stale += 1
         return replace(old, fresh_until_s=min(now_s + _STALE_TTL_S, old.usable_until_s))
 
-    def _remember(self, name: str, entry: _Known) -> _Known:
+    def _store(self, name: str, entry: _CacheEntry) -> _CacheEntry:
         self._cache[name] = entry
         self._cache.move_to_end(name)
         if len(self._cache) > self._max_names:

@@ -1,0 +1,32 @@
+"""One HTTP request on the way to a file: the first one, or one that a redirect led to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from yarl import URL
+
+from datafetch.fetch.cookies import Cookies
+from datafetch.fetch.deadline import Deadline
+from datafetch.fetch.memory import Reservation
+from datafetch.model.request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """Everything that one HTTP request depends on, from its host's slot to the last byte of its body.
+
+    Attributes:
+        url: The http or https URL that this hop requests; it differs from the request's after a redirect.
+        request: What the caller wants of it.
+        memory: The reservation that the body's bytes are counted against. Its number decides which of several hops
+            to one host goes first.
+        deadline: The attempt's clock, which runs while the request is in flight.
+        cookies: The cookies that earlier hops of this attempt have set.
+    """
+
+    url: URL
+    request: Request
+    memory: Reservation
+    deadline: Deadline
+    cookies: Cookies

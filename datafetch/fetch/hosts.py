@@ -1,8 +1,32 @@
-"""Hosts: how many requests each gets at once, when it wants us to wait, and whether it is there at all.
+"""Hosts: the slots of each host, the pauses that hosts ask for, and a circuit breaker for hosts that are down.
 
-Rules: whoever waits here has sent nothing and holds no place among the open requests, so a slow host costs the others
-nothing. The image that came first is asked for first, its retries included. A host that keeps failing is left alone for
-a while; then one request finds out whether it is back.
+Theory of operation. A request enters its host's slot before anything else and leaves it with its outcome. A host is in
+one of three states:
+
+* Open. Up to ``limit`` requests are in flight, and others wait. A failure halves the limit and each answer returns a
+  little of it, because a host that fails may just be slow.
+* Paused, after a 429 or a 503. Nothing is sent until ``resume_at_s``. The pause is the one that the host asks for, or
+  else an exponential back-off. All answers to requests sent before the pause began count as one refusal.
+* Down: the circuit is open. ``_MAX_CONSECUTIVE_FAILURES`` failures or ``_MAX_CONSECUTIVE_REFUSALS`` refusals with no
+  answer in between lead here. All waiting requests fail at once with HostDownError, and so do new ones until
+  ``retry_at_s``. Then one request is let through as a probe. If it is answered, the host is open again with all counts
+  at zero; if it fails, the host stays down for twice as long.
+
+Any answer that is no refusal, even 404, shows that the host is there, so it resets the counts of failures and refusals.
+Outcomes arrive in another order than their requests were sent in, and clocks tick too slowly to tell which came first.
+So slots and state changes draw serial numbers from one counter: what happened to a request with a lower serial than
+the state it meets is old news and changes nothing.
+
+Requests of one host go in the order in which their images came, retries included, so that no image waits for ever.
+The one exception is an image that the host has refused twice: it goes behind all others, so that they can show whether
+the host answers at all.
+
+Pauses of all lengths together are bounded by ``_MAX_DELAY_S`` for each host, because open shards wait for their images;
+every answer returns a second of that. A host that has used it up is no longer paused for, and ``may_wait_for`` tells
+the fetcher not to retry what it refuses.
+
+Rules: a request that waits here has sent nothing and holds no slot among the requests in flight, so that a slow host
+costs the others nothing.
 """
 
 from __future__ import annotations
@@ -17,30 +41,28 @@ from itertools import count, islice
 from types import TracebackType
 from typing import Self
 
-_MAX_CONSECUTIVE_FAILURES = (
-    5  # one image alone has three attempts by default, so it takes two of them to give up a host
-)
-_MAX_CONSECUTIVE_REFUSALS = 6  # with the pauses between them about a minute
-_RECOVERY_PER_ANSWER = 1 / 8  # of the requests open at once that a host lost when it failed or refused
+_MAX_CONSECUTIVE_FAILURES = 5  # an image has three attempts by default, so it takes at least two images
+_MAX_CONSECUTIVE_REFUSALS = 6  # about a minute, with the pauses between them
+_RECOVERY_PER_ANSWER = 1 / 8  # of a slot that a host lost when it failed or refused
 _DOWN_S = 30.0
 _MAX_DOWN_S = 300.0
 _MAX_DOUBLINGS = 8
-_RECENT_ANSWER_S = 60.0  # so long after an answer a host counts as there, whatever times out
+_RECENT_ANSWER_S = 60.0  # within this time after an answer, timeouts don't count as failures of the host
 _JITTER = 1.2
 _LOW_PRIORITY_OFFSET = 1 << 60  # more than there are images
-_MAX_PAUSE_S = 60.0  # what Retry-After may ask for; past that, a later run is the better retry
-_MAX_DELAY_S = 300.0  # by all pauses of one host together, for an open shard waits for them …
-_DELAY_RETURNED_PER_ANSWER_S = 1.0  # … and so much more for each image that it answered
-_MAX_KNOWN_HOSTS = 20_000  # that are remembered although nothing is under way: some 10 MB
-_MAX_REFUSED_IMAGES = 1000  # that are remembered of a host
-_EVICTION_CANDIDATES = 64  # of those used the longest ago, for one that is idle
+_MAX_PAUSE_S = 60.0  # the longest Retry-After that is obeyed; beyond it a later run is the better retry
+_MAX_DELAY_S = 300.0
+_DELAY_RETURNED_PER_ANSWER_S = 1.0
+_MAX_KNOWN_HOSTS = 20_000  # remembered while no request is in flight; about 10 MB
+_MAX_REFUSED_IMAGES = 1000  # remembered for one host
+_EVICTION_CANDIDATES = 64  # least recently used hosts that are searched for an idle one
 
 
 class HostDownError(OSError):
-    """The host failed repeatedly a moment ago, so it was not asked."""
+    """The host failed repeatedly a moment ago, so nothing was sent to it."""
 
     def __init__(self, host: str, reason: str) -> None:
-        super().__init__(f"{host} {reason}; not asked again for a while")
+        super().__init__(f"{host} {reason}; no request is sent to it for a while")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +70,10 @@ class HostStatistics:
     """A snapshot of the hosts.
 
     Attributes:
-        known: Hosts with requests under way, or with something to remember.
-        waiting: Requests that wait for their host's turn.
-        paused: Hosts that asked us to wait.
-        down: Hosts that are left alone because they failed.
+        known: Number of hosts with requests in flight, or with a history that is still needed.
+        waiting: Number of requests that wait for a slot at their host.
+        paused: Number of hosts that are paused because they asked for it.
+        down: Number of hosts that are down.
     """
 
     known: int
@@ -62,14 +84,35 @@ class HostStatistics:
 
 @dataclass(order=True, slots=True)
 class _Waiter:
-    number: int
-    tie: int
+    """A request that waits for a slot; the lowest priority number goes first, then the lowest serial."""
+
+    priority: int
+    serial: int
     granted: asyncio.Future[None] = field(compare=False)
 
 
 @dataclass(slots=True, eq=False)
 class _Host:
-    """What is known of one host. Times are the loop's, in seconds; turns have serials, for clocks tick too slowly."""
+    """The state of one host. Times are the event loop's, in seconds; see the module for serials.
+
+    Attributes:
+        name: Host and port.
+        limit: Slots that it has now; fractions count up to a whole one.
+        open: Slots that are taken.
+        consecutive_failures: Failures since its last answer.
+        consecutive_refusals: Pauses it asked for since its last answer.
+        consecutive_outages: How often its circuit has opened since its last answer; 0 unless it is down.
+        paused_at_serial: Serial of its latest refusal.
+        resume_at_s: When the pause ends.
+        delay_s: How much of ``_MAX_DELAY_S`` its pauses have used up.
+        down_at_serial: Serial of the moment in which its circuit last opened.
+        retry_at_s: From when on a probe may be sent.
+        answered_at_s: When it last answered.
+        reason: Why it is down, in words.
+        waiting: A heap of the requests that wait for a slot.
+        refused: For each image that it refused and has not answered since, how often.
+        timer: Runs while requests wait for the end of a pause.
+    """
 
     name: str
     limit: float
@@ -94,15 +137,15 @@ class _Host:
 
 
 class Hosts:
-    """All hosts there are, to one fetcher; from any number of tasks of one event loop.
+    """All hosts that one fetcher deals with, for any number of tasks of one event loop.
 
     Args:
-        per_host: Requests open at once to one host.
-        backoff_s: The first pause after a 429 or 503 that names none; it doubles from one to the next.
-        on_wait: Told when a request begins to wait for its host's turn.
+        per_host: Number of requests in flight to one host at once.
+        backoff_s: Length of the first pause after a 429 or 503 that names none; it doubles with each further one.
+        on_wait: Called when a request begins to wait for a slot.
 
     Attributes:
-        waiting: Requests that wait for their host's turn.
+        waiting: Number of requests that wait for a slot at their host.
     """
 
     def __init__(self, per_host: int, backoff_s: float, on_wait: Callable[[], None] = lambda: None) -> None:
@@ -110,23 +153,23 @@ class Hosts:
         self._backoff_s = backoff_s
         self._on_wait = on_wait
         self.waiting = 0
-        self._hosts: dict[str, _Host] = {}  # the one used last stands last
+        self._hosts: dict[str, _Host] = {}  # in order of use, the most recently used one last
         self._serials = count()
         self._loop = asyncio.get_running_loop()
 
     def slot(self, host: str, number: int) -> HostSlot:
-        """A turn to ask a host: ``async with hosts.turn(host, number) as turn: …``.
+        """Make a slot at a host: ``async with hosts.slot(host, number) as slot: …`` waits until it is granted.
 
-        Entering raises HostDownError while the host is left alone.
+        Entering raises HostDownError while the host is down.
 
         Args:
-            host: Name and port.
-            number: Of the image; lower ones come first.
+            host: Host and port.
+            number: The image's number; images with lower ones go first.
         """
         return HostSlot(self, self._get_or_create(host), number)
 
     def statistics(self) -> HostStatistics:
-        """How it stands now."""
+        """Take a snapshot."""
         now_s = self._loop.time()
         return HostStatistics(
             known=len(self._hosts),
@@ -136,25 +179,29 @@ class Hosts:
         )
 
     async def acquire(self, slot: HostSlot) -> None:
-        """Wait until it is this turn."""
+        """Wait until a slot is granted.
+
+        Raises:
+            HostDownError: The host is down, or goes down while the slot is waited for.
+        """
         host, now_s = slot.host, self._loop.time()
-        if host.consecutive_outages and (host.open or now_s < host.retry_at_s):
+        is_down = host.consecutive_outages > 0
+        if is_down and (host.open or now_s < host.retry_at_s):
             raise HostDownError(host.name, host.reason)
-        if not host.consecutive_outages and (host.waiting or host.open >= int(host.limit) or now_s < host.resume_at_s):
-            # Who was refused once is the first to be asked for again; who was refused again lets all others go before.
-            await self._wait(
-                host, slot.number + _LOW_PRIORITY_OFFSET if host.refused.get(slot.number, 0) > 1 else slot.number
-            )
+        if not is_down and (host.waiting or host.open >= int(host.limit) or now_s < host.resume_at_s):
+            # An image that was refused once keeps its place at the front; one refused again lets all others go first.
+            is_last = host.refused.get(slot.number, 0) > 1
+            await self._wait(host, slot.number + _LOW_PRIORITY_OFFSET if is_last else slot.number)
         else:
             host.open += 1
         slot.serial = next(self._serials)
 
     def release(self, slot: HostSlot) -> None:
-        """Let others have their turn."""
+        """Give a slot back, to the next request that waits."""
         self._leave(slot.host)
 
     def answered(self, slot: HostSlot) -> None:
-        """The host gave this image its answer: it is there, and content."""
+        """Record that the host answered, whatever it said, and did not ask for a pause."""
         host = slot.host
         host.consecutive_failures = host.consecutive_refusals = host.consecutive_outages = 0
         host.answered_at_s = self._loop.time()
@@ -163,27 +210,37 @@ class Hosts:
         host.delay_s = max(0.0, host.delay_s - _DELAY_RETURNED_PER_ANSWER_S)
 
     def timed_out(self, slot: HostSlot, reason: str) -> None:
-        """The answer did not come in time. That is a matter of the URL, as long as the host answers others."""
+        """Record that no answer came in time. While the host answers others, that is the fault of the URL alone."""
         if not self.answered_recently(slot):
             self.failed(slot, reason)
 
     def answered_recently(self, slot: HostSlot) -> bool:
-        """Whether the host has answered a moment ago."""
+        """Whether the host has answered within the last minute."""
         return self._loop.time() - slot.host.answered_at_s < _RECENT_ANSWER_S
 
     def failed(self, slot: HostSlot, reason: str) -> None:
-        """There was no connection; the reason in words."""
+        """Record that the host could not be connected to, or did not behave as a web server.
+
+        Args:
+            slot: The request's slot.
+            reason: What happened, in words.
+        """
         host = slot.host
         host.consecutive_failures += 1
-        host.limit = max(1.0, host.limit / 2)  # it may be no more than slow, and is found dead with fewer requests
+        host.limit = max(1.0, host.limit / 2)  # it may just be slow; if it is dead, one request finds out as well
         is_probe = host.consecutive_outages > 0 and slot.serial > host.down_at_serial
         if is_probe or (not host.consecutive_outages and host.consecutive_failures >= _MAX_CONSECUTIVE_FAILURES):
             self._open_circuit(host, f"failed {host.consecutive_failures} times in a row ({reason})")
 
     def throttled(self, slot: HostSlot, pause_s: float | None) -> None:
-        """The host asked us to come back later (429, 503): so much later, where it says so.
+        """Record that the host asked for a pause (429 or 503).
 
-        Once, that is a matter of waiting; when it refuses the same image again, there were too many of us.
+        The first refusal of an image is answered by waiting. When the host refuses the same image again, it had too
+        many requests at once, and gets only one at a time.
+
+        Args:
+            slot: The request's slot.
+            pause_s: How long a pause the host asked for, if it said.
         """
         host, now_s = slot.host, self._loop.time()
         host.consecutive_failures = 0
@@ -192,23 +249,23 @@ class Hosts:
         times = host.refused[slot.number] = host.refused.get(slot.number, 0) + 1
         if times > 1:
             host.limit = 1.0
-        if slot.serial > host.paused_at_serial:  # the answers to requests of before the pause are one refusal together
-            host.consecutive_refusals += times == 1  # one image that is always refused says nothing of the others
+        if slot.serial > host.paused_at_serial:  # requests sent before the pause are one refusal together
+            host.consecutive_refusals += times == 1  # an image that is always refused says nothing about the others
             host.paused_at_serial = next(self._serials)
             if host.consecutive_outages or host.consecutive_refusals >= _MAX_CONSECUTIVE_REFUSALS:
                 self._open_circuit(host, f"refused {host.consecutive_refusals} times in a row")
                 return
         if not self.may_wait_for(host.name):
             return
-        if not pause_s:  # "now" was not true a moment ago
+        if not pause_s:  # "Retry-After: 0" counts as none: a request was sent just now, and refused
             pause_s = self._backoff_s * 2 ** max(0, host.consecutive_refusals - 1)
         pause_s *= random.uniform(1.0, _JITTER)  # noqa: S311 - no secret
-        began_s = max(host.resume_at_s, now_s)
-        host.resume_at_s = max(began_s, now_s + min(pause_s, _MAX_PAUSE_S))
-        host.delay_s += host.resume_at_s - began_s
+        paused_until_s = max(host.resume_at_s, now_s)
+        host.resume_at_s = max(paused_until_s, now_s + min(pause_s, _MAX_PAUSE_S))
+        host.delay_s += host.resume_at_s - paused_until_s
 
     def may_wait_for(self, host: str) -> bool:
-        """Whether an image that a host refuses is worth a wait: it has not held us up for too long already."""
+        """Whether a request that a host refuses may be repeated after a pause: it has not caused too much delay yet."""
         known = self._hosts.get(host)
         return known is None or known.delay_s < _MAX_DELAY_S
 
@@ -222,9 +279,9 @@ class Hosts:
                     break
         return host
 
-    async def _wait(self, host: _Host, number: int) -> None:
-        """Wait for a turn; at the end it is counted among the open ones."""
-        waiter = _Waiter(number, next(self._serials), self._loop.create_future())
+    async def _wait(self, host: _Host, priority: int) -> None:
+        """Wait for a slot, which is counted as open when this returns."""
+        waiter = _Waiter(priority, next(self._serials), self._loop.create_future())
         heapq.heappush(host.waiting, waiter)
         self._admit(host)
         self.waiting += 1
@@ -236,7 +293,7 @@ class Hosts:
                 host.waiting.remove(waiter)
                 heapq.heapify(host.waiting)
             elif not waiter.granted.cancelled() and waiter.granted.exception() is None:
-                self._leave(host)  # the turn came in the same instant
+                self._leave(host)  # the slot was granted in the same iteration of the loop
             raise
         finally:
             self.waiting -= 1
@@ -244,35 +301,29 @@ class Hosts:
     def _leave(self, host: _Host) -> None:
         host.open -= 1
         self._admit(host)
-        if host.is_idle and not (
-            host.consecutive_failures
-            or host.consecutive_refusals
-            or host.consecutive_outages
-            or host.refused
-            or host.delay_s
-        ):
+        has_failed = host.consecutive_failures or host.consecutive_refusals or host.consecutive_outages
+        if host.is_idle and not (has_failed or host.refused or host.delay_s):
             self._hosts.pop(host.name, None)
 
     def _admit(self, host: _Host) -> None:
-        """Let in who may, and come back when a pause ends."""
+        """Grant free slots to requests that wait, or set a timer to do so when the host's pause ends."""
         if host.waiting and self._loop.time() < host.resume_at_s:
             if host.timer is None:
-                host.timer = self._loop.call_at(host.resume_at_s, self._wake, host)
+                host.timer = self._loop.call_at(host.resume_at_s, self._end_pause, host)
             return
         while host.waiting and host.open < int(host.limit):
             waiter = heapq.heappop(host.waiting)
-            if not waiter.granted.done():  # cancelled, and about to leave
+            if not waiter.granted.done():  # otherwise its task was cancelled, and has yet to notice
                 host.open += 1
                 waiter.granted.set_result(None)
 
-    def _wake(self, host: _Host) -> None:
+    def _end_pause(self, host: _Host) -> None:
         host.timer = None
         self._admit(host)
 
     def _open_circuit(self, host: _Host, reason: str) -> None:
-        host.retry_at_s = self._loop.time() + min(
-            _DOWN_S * 2 ** min(host.consecutive_outages, _MAX_DOUBLINGS), _MAX_DOWN_S
-        )
+        down_s = min(_DOWN_S * 2 ** min(host.consecutive_outages, _MAX_DOUBLINGS), _MAX_DOWN_S)
+        host.retry_at_s = self._loop.time() + down_s
         host.consecutive_outages += 1
         host.down_at_serial = next(self._serials)
         host.reason = reason
@@ -283,7 +334,7 @@ class Hosts:
 
 
 class HostSlot:
-    """One request's turn at its host, and what came of it."""
+    """One request's slot at its host, through which its outcome is reported."""
 
     __slots__ = ("_hosts", "host", "number", "serial")
 
@@ -304,26 +355,26 @@ class HostSlot:
 
     @property
     def host_was_healthy(self) -> bool:
-        """Whether the host has not failed of late."""
+        """Whether the host has not failed since its last answer."""
         return not self.host.consecutive_failures
 
     @property
     def host_answered_recently(self) -> bool:
-        """Whether the host has answered a moment ago."""
+        """Whether the host has answered within the last minute."""
         return self._hosts.answered_recently(self)
 
     def answered(self) -> None:
-        """The host gave an answer."""
+        """Report an answer that is no refusal."""
         self._hosts.answered(self)
 
     def failed(self, reason: str) -> None:
-        """There was no connection."""
+        """Report that there was no connection, or that what answered is no web server."""
         self._hosts.failed(self, reason)
 
     def timed_out(self, reason: str) -> None:
-        """The answer did not come in time."""
+        """Report that no answer came in time."""
         self._hosts.timed_out(self, reason)
 
     def throttled(self, pause_s: float | None) -> None:
-        """The host asked us to come back later."""
+        """Report that the host asked for a pause, and for how long if it said."""
         self._hosts.throttled(self, pause_s)

@@ -1,4 +1,4 @@
-"""url → body or Failure. aiohttp, aiodns, tenacity and their like live here and nowhere else."""
+"""Fetches URLs over HTTP. Only this package touches the network, and only here are the libraries for that used."""
 
 from datafetch.fetch.fetcher import Fetcher
 from datafetch.fetch.limiter import Limiter

@@ -1,4 +1,4 @@
-"""Foreign exceptions to failures, in one place."""
+"""Translates exceptions of the network into failures. This is the only place that does."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from datafetch.fetch.urls import BadUrlError
 from datafetch.model.outcome import Failure, FailureKind
 
 WEB_FAULTS = (aiohttp.ClientError, OSError, BadUrlError, CodingError, FramingTooLargeError, ProtocolError)
-"""What is raised for faults of the web."""
+"""The exceptions by which faults of the web are raised."""
 
-# Not EADDRNOTAVAIL: it is also what a machine without IPv6 says about an address of IPv6.
+# EADDRNOTAVAIL is not among them: a machine without IPv6 reports it for every IPv6 address.
 _OUR_ERRNOS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _MAX_DETAIL_CHARS = 200
 
@@ -37,9 +37,9 @@ _OURS: Mapping[type[Exception], FailureKind] = {
     TlsError: FailureKind.TLS,
     NoConnectionError: FailureKind.CONNECT,
 }
-"""Raised in this package: their text needs no class's name before it."""
+"""Exceptions of this package; their messages say enough without the name of the class."""
 
-# In order: the first class that fits decides, so subclasses stand before their bases.
+# The first class that fits decides, so subclasses come before their bases.
 _KINDS: Mapping[type[Exception], FailureKind] = {
     **_OURS,
     TimeoutError: FailureKind.TIMEOUT,
@@ -50,20 +50,20 @@ _WORDS: Mapping[type[Exception], str] = {TimeoutError: "the deadline passed befo
 
 
 class SocketsExhaustedError(ResourceError):
-    """This machine has no descriptor, or no memory, for another socket. That passes when requests end."""
+    """This machine has no descriptor, or no memory, for another socket. That passes as other requests end."""
 
 
 def classify(error: Exception) -> Failure:
-    """Name the kind of failure behind an exception of aiohttp, aiodns or the operating system.
+    """Make a failure of an exception that aiohttp, the operating system or this package raised.
 
     Args:
         error: One of ``WEB_FAULTS``, as raised by a request.
 
     Returns:
-        A failure without attempts, URL or time; the caller knows those.
+        A failure without attempts, URL or time, which the caller adds.
 
     Raises:
-        SocketsExhaustedError: The fault is this machine's, and no image is to blame.
+        SocketsExhaustedError: The fault is this machine's, so no image may be blamed for it.
     """
     if isinstance(error, OSError) and error.errno in _OUR_ERRNOS:
         raise SocketsExhaustedError(
@@ -77,7 +77,7 @@ def classify(error: Exception) -> Failure:
 
 
 def _describe(error: Exception) -> str:
-    """An exception in at most 200 printable characters; it may quote the web."""
+    """Describe an exception, which may quote a server, in at most 200 printable characters."""
     text = str(error)
     if not isinstance(error, tuple(_OURS)):
         text = f"{type(error).__name__}: {text}" if text else _WORDS.get(type(error), type(error).__name__)

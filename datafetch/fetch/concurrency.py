@@ -12,9 +12,9 @@ counted over a window, and each window ends in a decision (``_decide``):
   is cut by a third. The next full window shows whether that helped. If it did not, the failures come from the web and
   not from us, so the number goes back and their share becomes the new average.
 
-The window after a step up or a back-off is skipped, for it contains requests from before the change. While no request waits for a
-slot, something else is the bottleneck (the codec, the hosts), the rate says nothing about the number, and it is left
-alone.
+The window after a step up or a back-off is skipped, for it contains requests from before the change. While no request
+waits for a slot, something else is the bottleneck (the codec, the hosts), the rate says nothing about the number, and
+it is left alone.
 
 An overload is a failure that speaks of this machine or its network rather than of a host: a connection that times out
 although its host had been healthy, or a name that no name server answers for. Descriptors that run out are certain to

@@ -1,10 +1,13 @@
-"""One connection, and the responses that come through it one after another.
+"""One connection, and the responses that arrive over it one after another.
 
-A connection is idle, or a response is under way on it: ``expect_response`` begins one, ``read_head`` waits for its
-head, and ``body`` has its bytes. What arrives on an idle connection ends it.
+Theory of operation. A connection is idle, or a response is expected on it. ``expect_response`` leaves the idle state
+just before a request is written; ``read_head`` waits for the head; ``body`` then yields the bytes. The connection is
+reusable once the response is complete, and broken by any error and by any byte that arrives while nothing is expected.
+A timer ends the response with TimeoutError when the server is silent for too long. It does not run while this side has
+paused reading, since the silence is then our own.
 
-Rules: reading pauses when the body's reader falls behind. It is the socket that pauses and not TLS on top of it, for
-uvloop's TLS throws away what it holds back when the peer closes the connection; so nothing is held back there.
+Rules: reading is paused when the reader of the body falls behind. It is paused at the socket and not at the TLS layer
+above it: uvloop's TLS discards what it has buffered when the peer closes the connection, so nothing may stay there.
 """
 
 from __future__ import annotations
@@ -27,15 +30,16 @@ from datafetch.fetch.response_parser import (
 )
 from datafetch.model.outcome import Permission
 
-_READ_BUFFER_BYTES = 128 * 1024  # reading pauses at twice that: after most photographs, and before a thousand add up
+_READ_BUFFER_BYTES = 128 * 1024  # reading pauses at twice that: most photographs fit, and a thousand stay affordable
 
 
 class ResponseProtocol(asyncio.Protocol):
-    """Takes in what comes through a connection.
+    """Receives the responses of one connection.
 
     Attributes:
-        body: Of the response under way, once its head is there.
-        transport: What requests are written to; None once the connection has ended.
+        body: Yields the body of the current response; None until its head has arrived.
+        transport: The transport that requests are written to; None once the connection has ended.
+        closed: Is done once the connection has ended.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -47,28 +51,28 @@ class ResponseProtocol(asyncio.Protocol):
         self._parser: ResponseParser | None = None
         self._head: asyncio.Future[ResponseHead] | None = None
         self._is_broken = False
-        self._reading_paused = False  # StreamReader looks here
+        self._reading_paused = False  # StreamReader reads this attribute
         self._stall_timeout_s = 0.0
         self._last_received_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
     @property
     def connected(self) -> bool:
-        """Whether there is a connection; StreamReader asks."""
+        """Whether the connection is open; StreamReader reads this."""
         return self.transport is not None
 
     @property
     def is_reusable(self) -> bool:
-        """Whether another request may be sent: the last response is over, and nothing has come since."""
+        """Whether another request may be sent: the last response is complete, and nothing has arrived since."""
         parser = self._parser
         is_over = parser is None or parser.keeps_alive
         return is_over and not self._is_broken and self.transport is not None and not self.transport.is_closing()
 
     def expect_response(self, stall_timeout_s: float) -> None:
-        """Get ready for the response to a request that is about to be sent.
+        """Prepare for the response to a request that is about to be sent.
 
         Args:
-            stall_timeout_s: How long the server may be silent before the end of it.
+            stall_timeout_s: How many seconds the server may be silent while the response is incomplete.
         """
         self._parser = ResponseParser()
         self._head = self._loop.create_future()
@@ -81,41 +85,40 @@ class ResponseProtocol(asyncio.Protocol):
         """Wait for the head of the response.
 
         Raises:
-            ServerDisconnectedError: The server closed the connection before.
-            ClientOSError: It was reset before.
+            ServerDisconnectedError: The server closed the connection before the head was complete.
+            ClientOSError: The connection was reset before the head was complete.
             TimeoutError: The server is silent.
-            ProtocolError: What comes is no response.
+            ProtocolError: What arrives is no HTTP response.
         """
         assert self._head is not None, "expect_response comes first"
         return await self._head
 
     def forget_response(self) -> None:
-        """What comes next belongs to no response, and what came is no longer held: it holds this protocol in turn."""
+        """Expect nothing any more, and drop the references to the response, which form a cycle with this object."""
         self._cancel_stall_timer()
         self._parser = self._head = self.body = None
 
     def use_tls(self, transport: asyncio.Transport) -> None:
-        """Go on over TLS, which lies on top of the connection that there is."""
+        """Write to a TLS transport from now on, which lies on top of the connection."""
         self.transport = transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take the connection."""
+        """Remember the transport; the event loop calls this."""
         self.transport = self._socket = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
-        """Take what came."""
+        """Parse the bytes and pass on those of the body; the event loop calls this."""
         self._last_received_s = self._loop.time()
         parser = self._parser
-        if parser is None or parser.is_complete:  # nobody has asked for anything
+        if parser is None or parser.is_complete:  # nothing is expected
             self._is_broken = True
             self._abort()
             return
         try:
             content = parser.feed(data)
         except (ProtocolError, FramingTooLargeError) as error:
-            self._start_body_if_head_is_complete(
-                parser
-            )  # a status is one, however much of the body came in the same read
+            # A status counts, even if a body that can't be parsed came in the same read.
+            self._start_body_if_head_is_complete(parser)
             self._fail(error)
             self._abort()
             return
@@ -129,7 +132,7 @@ class ResponseProtocol(asyncio.Protocol):
         self._cancel_stall_timer()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """See whether the response is whole without what will never come."""
+        """End the response, with an error unless it is complete; the event loop calls this."""
         self.transport = self._socket = None
         self._cancel_stall_timer()
         parser = self._parser
@@ -150,16 +153,16 @@ class ResponseProtocol(asyncio.Protocol):
             self.closed.set_result(None)
 
     def pause_reading(self) -> None:
-        """Let what is not read yet stay in the network; StreamReader asks for it."""
+        """Stop reading from the socket, so that flow control holds the server back; StreamReader calls this."""
         if not self._reading_paused:
             self._reading_paused = True
-            self._cancel_stall_timer()  # the silence that follows is ours
+            self._cancel_stall_timer()  # the silence that follows is our own
             if self._socket is not None and not self._socket.is_closing():
                 self._socket.pause_reading()
 
     def resume_reading(self, *, resume_parser: bool = True) -> None:
-        """Go on reading; StreamReader asks for it."""
-        del resume_parser  # nothing is held back
+        """Resume reading; StreamReader calls this."""
+        del resume_parser  # the parser holds nothing back
         if self._reading_paused:
             self._reading_paused = False
             if self._socket is not None and not self._socket.is_closing():
@@ -186,7 +189,7 @@ class ResponseProtocol(asyncio.Protocol):
             self.body.feed_eof()
 
     def _fail(self, error: BaseException) -> None:
-        """End the response with an error. The first one counts, because later ones follow from it."""
+        """End the response with an error. Only the first error counts, because later ones follow from it."""
         self._is_broken = True
         self._cancel_stall_timer()
         if self.body is not None:
@@ -194,14 +197,17 @@ class ResponseProtocol(asyncio.Protocol):
                 self.body.set_exception(error)
         elif self._head is not None and not self._head.done():
             self._head.set_exception(error)
-            self._head.exception()  # it may be that nobody waits any more
+            self._head.exception()  # marks it as retrieved, for the task that waited may have been cancelled
 
     def _abort(self) -> None:
         if self.transport is not None:
             self.transport.abort()
 
     def _start_stall_timer(self) -> None:
-        """See to it that a silence ends the response. One timer looks again and again, instead of one for each read."""
+        """Start the timer that ends the response after a silence.
+
+        When it fires, it is set again for the rest of the time; restarting it after each read would cost more.
+        """
         self._cancel_stall_timer()
         self._timer = self._loop.call_at(self._last_received_s + self._stall_timeout_s, self._check_stall)
 
@@ -210,7 +216,7 @@ class ResponseProtocol(asyncio.Protocol):
         if self._loop.time() < self._last_received_s + self._stall_timeout_s:
             self._start_stall_timer()
         else:
-            self._fail(TimeoutError(f"nothing came for {self._stall_timeout_s:g} s"))
+            self._fail(TimeoutError(f"no data for {self._stall_timeout_s:g} s"))
 
     def _cancel_stall_timer(self) -> None:
         if self._timer is not None:
@@ -220,7 +226,7 @@ class ResponseProtocol(asyncio.Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a connection leads: two requests with the same one may share it."""
+    """The far end of a connection. Requests to the same endpoint may use the same connection."""
 
     host: str
     port: int
@@ -235,7 +241,7 @@ class Endpoint:
 
 @dataclass(slots=True, eq=False)
 class Connection:
-    """A connection, what takes in its responses, and which permissions it took to make it."""
+    """An open connection, the protocol that receives its responses, and the permissions that making it took."""
 
     endpoint: Endpoint
     transport: asyncio.Transport
@@ -244,12 +250,12 @@ class Connection:
 
     @property
     def has_unread(self) -> bool:
-        """Whether something has come, or the end, that the loop had no time to read yet."""
+        """Whether data or the end of the connection has arrived that the event loop has not read yet."""
         unread = select.poll()
         unread.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
         return bool(unread.poll(0))
 
     def drop(self) -> None:
-        """End it at once. Closed politely, a TLS connection is read on for 30 s by uvloop (MagicStack/uvloop#471)."""
+        """Close it abruptly: after a clean close, uvloop reads on from a TLS peer for 30 s (MagicStack/uvloop#471)."""
         self.protocol.forget_response()
         self.transport.abort()

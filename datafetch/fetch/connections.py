@@ -1,12 +1,11 @@
-"""Connections: made, kept for the next request, dropped.
+"""A pool of connections: makes them, keeps a few for the next request, and drops the rest.
 
-Rules: a connection goes to an address that the resolver has found permitted, and to no other. What is not plainly fit
-for another request is dropped, at once and without a goodbye. Few connections are kept idle: URLs of a web dataset
-rarely share a host, and keep-alive to thousands of hosts once used up 20,000 descriptors in a benchmark, at a third of
-the speed.
+Rules: a connection is made only to an address that the resolver or the address guard has permitted. A connection that
+is not certain to be reusable is dropped, abruptly. Few connections are kept idle: the URLs of a web dataset rarely
+share a host, and keep-alive to thousands of hosts used up 20,000 descriptors in a benchmark, at a third of the speed.
 
-This stands in for aiohttp's connector and session: they take 150 µs of CPU more for each image, and connect twice (a
-socket first, a transport then), for another 100 µs under uvloop.
+This replaces aiohttp's connector and session, which take 150 µs more CPU for each image and connect in two steps (first
+a socket, then a transport), for another 100 µs under uvloop.
 """
 
 from __future__ import annotations
@@ -27,33 +26,33 @@ from datafetch.fetch.request_writer import connect_request
 from datafetch.fetch.response_parser import ProtocolError
 from datafetch.model.outcome import HTTP_OK, Permission
 
-_MAX_IDLE = 128  # enough for the few hosts that a manifest does ask again and again
+_MAX_IDLE = 128  # enough for the few hosts that a manifest has many images of
 _MAX_IDLE_S = 5.0
 
 _ALLOWED_NET = frozenset({Permission.ALLOW_NET})
 
 
 class NoConnectionError(OSError):
-    """The host refused, or there is no way to it."""
+    """The host refused the connection, or can't be reached."""
 
 
 class ConnectTimeoutError(NoConnectionError):
-    """There was no connection in time."""
+    """The connection was not established in time."""
 
 
 class TlsError(OSError):
-    """The host did not prove that it is who its name says, or does not speak TLS as it is spoken today."""
+    """The TLS handshake failed: the certificate is not valid for the host, or the host's TLS is outdated."""
 
 
 class Connections:
-    """Makes connections, and keeps a few of those that are free.
+    """Makes connections, and keeps a few idle ones.
 
     Args:
-        policy: How long making one may take.
-        resolver: Names to addresses, to permitted ones alone.
-        tls: The context that all share.
-        lax_tls: The context for those that refuse that one or are refused by it; None gives them up.
-        proxies: Where proxies lie; None when there are none.
+        policy: Says how long making a connection may take.
+        resolver: Finds the permitted addresses of hosts.
+        tls: The TLS context for all connections.
+        lax_tls: A second context to try where a handshake fails with the first; None to fail.
+        proxies: Has the addresses of proxies; None if none are used.
     """
 
     def __init__(
@@ -71,24 +70,24 @@ class Connections:
         self._lax_tls = lax_tls
         self._proxies = proxies
         self._loop = asyncio.get_running_loop()
-        self._idle: OrderedDict[Connection, float] = OrderedDict()  # since when; the oldest stands first
+        self._idle: OrderedDict[Connection, float] = OrderedDict()  # since when, the longest idle one first
         self._idle_at: dict[Endpoint, list[Connection]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._is_closed = False
 
     def take_idle(self, endpoint: Endpoint) -> Connection | None:
-        """A kept connection to this endpoint, the one used last, if there is one."""
+        """Take the most recently used idle connection to an endpoint, if there is one."""
         while kept := self._idle_at.get(endpoint):
             connection = kept[-1]
             self._remove_idle(connection)
-            # What came by now belongs to no request, and the loop may be too busy to have noticed.
+            # Whatever has arrived belongs to no request, and the event loop may not have got round to reading it.
             if connection.protocol.is_reusable and not connection.has_unread:
                 return connection
             connection.drop()
         return None
 
     def release(self, connection: Connection) -> None:
-        """Keep a connection for the next request, if it is fit for one."""
+        """Take back a connection after a response, and keep it if it is reusable."""
         if self._is_closed or not connection.protocol.is_reusable:
             connection.drop()
             return
@@ -100,12 +99,12 @@ class Connections:
             self._timer = self._loop.call_later(_MAX_IDLE_S, self._drop_expired)
 
     def drop_idle(self) -> None:
-        """End all connections that are idle."""
+        """Close all idle connections."""
         for connection in list(self._idle):
             self._drop_idle(connection)
 
     async def close(self) -> None:
-        """End all connections that are idle, and wait until they are closed."""
+        """Close all idle connections, and wait until that is done."""
         self._is_closed = True
         closing = [connection.protocol.closed for connection in self._idle]
         self.drop_idle()
@@ -117,14 +116,16 @@ class Connections:
         """Make a new connection, TLS included.
 
         Args:
-            endpoint: Where to.
-            permitted: Gets the permissions that were used, where there is no connection.
+            endpoint: Where to connect to.
+            permitted: The permissions that the attempt used are added here if it fails; if it succeeds, the connection
+                has them.
 
         Raises:
-            ConnectTimeoutError: Not in time.
-            NoConnectionError: Refused, unreachable, or the proxy won't. It bears the system's ``errno``.
+            ConnectTimeoutError: The connection was not established in time.
+            NoConnectionError: It was refused, the host is unreachable, or the proxy declined. Has the system's
+                ``errno``, if there is one.
             TlsError: The handshake failed.
-            BlockedAddressError: The host is at an address that may not be connected to.
+            BlockedAddressError: The host's addresses are not public and not allowed.
             NameNotFoundError: The host has no address.
             NameServerError: No name server answered.
         """
@@ -134,7 +135,7 @@ class Connections:
         except (TlsError, NoConnectionError) as error:
             if self._lax_tls is None or not endpoint.is_tls or not _failed_in_tls(error):
                 raise
-        # Only now: it is by this that a ledger can tell which images the permission was needed for.
+        # Only after the verified attempt has failed, so that the ledger marks only images that needed the permission.
         try:
             connection = await self._connect(endpoint, self._lax_tls, permitted)
         except BaseException:
@@ -147,7 +148,9 @@ class Connections:
         addresses = await self._addresses(endpoint)
         try:
             return await self._connect_to(addresses, endpoint, tls)
-        except BaseException:  # the deadline of the attempt, too, is one that the host has missed
+        except (
+            BaseException
+        ):  # also when cancelled by the deadline of the attempt: the permission was used all the same
             if endpoint.proxy is None and any(map(self._resolver.is_exception, addresses)):
                 permitted.add(Permission.ALLOW_NET)
             raise
@@ -162,17 +165,17 @@ class Connections:
         except TimeoutError as error:
             raise ConnectTimeoutError(f"no connection within {self._policy.connect_timeout_s:g} s") from error
         except (ClientError, ProtocolError) as error:
-            raise NoConnectionError(f"the proxy: {error}") from error
+            raise NoConnectionError(f"proxy: {error}") from error
         except ssl.SSLError as error:
             raise TlsError(f"{type(error).__name__}: {error}") from error
-        except (OSError, RuntimeError, UnicodeError) as error:  # uvloop says some of it with a RuntimeError
+        except (OSError, RuntimeError, UnicodeError) as error:  # uvloop raises RuntimeError in some cases
             failure = NoConnectionError(str(error) or type(error).__name__)
             failure.errno = getattr(error, "errno", None)
             raise failure from error
 
     async def _addresses(self, endpoint: Endpoint) -> Sequence[str]:
         if endpoint.proxy is not None:
-            assert self._proxies is not None, "they named the proxy"
+            assert self._proxies is not None, "the endpoint's proxy came from there"
             return self._proxies.addresses[endpoint.proxy]
         return await self._resolver.addresses(endpoint.host)
 
@@ -194,7 +197,7 @@ class Connections:
         return Connection(endpoint, transport, protocol, _ALLOWED_NET if is_exception else frozenset())
 
     async def _start_tls(self, connection: Connection, tls: ssl.SSLContext) -> Connection:
-        """Speak TLS on a connection from now on."""
+        """Make the TLS handshake on a connection."""
         try:
             transport = await self._loop.start_tls(
                 connection.transport, connection.protocol, tls, server_hostname=_tls_name(connection.endpoint)
@@ -208,9 +211,9 @@ class Connections:
         return Connection(connection.endpoint, transport, connection.protocol, connection.permitted)
 
     async def _tunnel(self, connection: Connection, tls: ssl.SSLContext) -> Connection:
-        """Have the proxy connect on to the host, and speak TLS with that."""
+        """Make the proxy connect to the host, and make the TLS handshake with the host."""
         endpoint = connection.endpoint
-        assert endpoint.proxy is not None, "there is a proxy to ask"
+        assert endpoint.proxy is not None, "a tunnel goes through a proxy"
         try:
             connection.protocol.expect_response(self._policy.stall_timeout_s)
             connection.transport.write(connect_request(endpoint.host, endpoint.port, endpoint.proxy))
@@ -247,13 +250,13 @@ class Connections:
 
 
 def _failed_in_tls(error: TlsError | NoConnectionError) -> bool:
-    """Whether a connection failed in the TLS handshake; some servers close it when they dislike the ClientHello."""
+    """Whether it was the TLS handshake that failed; some servers just close the connection on a ClientHello."""
     return isinstance(error, TlsError) or isinstance(error.__cause__, ConnectionResetError | ConnectionAbortedError)
 
 
 def _require_tunnel(status: int) -> None:
     if status != HTTP_OK:
-        raise ConnectionRefusedError(f"the proxy says {status}")
+        raise ConnectionRefusedError(f"proxy: HTTP {status}")
 
 
 def _tls_name(endpoint: Endpoint) -> str:

@@ -1,7 +1,8 @@
-"""Bodies that come compressed although they were asked for as they are.
+"""Decompresses bodies that servers compress although the request asks for no compression.
 
-Rules: pure functions, bounded by the bytes they may give, so a bomb costs no more than an image of the size that is
-allowed. A coding that is named in the header but was not applied is common on the web, and no fault.
+Rules: these are pure functions with a bound on the bytes they return, so that a decompression bomb costs no more than
+an image of the largest size allowed. A coding that is named in the header but was not applied is common on the web,
+and no fault.
 """
 
 from __future__ import annotations
@@ -24,14 +25,12 @@ _GZIP_MAGIC = b"\x1f\x8b"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _IMAGE_MAGICS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*")
 _AVIF_MAGIC = b"ftypavi"  # behind a length of four bytes
-_BMP_MAGIC = b"BM"  # with which compressed data may begin as well
+_BMP_MAGIC = b"BM"  # compressed data may begin with these bytes as well
 _GZIP_HAS_CHECKSUM, _GZIP_HAS_EXTRA, _GZIP_HAS_NAME, _GZIP_HAS_COMMENT = 2, 4, 8, 16  # RFC 1952, 2.3.1
 _GZIP_HEADER_BYTES, _GZIP_TRAILER_BYTES = 10, 8
 _ZLIB_HEADER_BYTES = 2  # RFC 1950, 2.2
-_GZIP_WINDOW = 31  # zlib's words for the three formats
-_LARGEST_ZLIB_WINDOW = 7  # 2 to the power of 7 + 8
-_ZLIB_WINDOW = 15
-_DEFLATE_WINDOW = -15
+_GZIP_WINDOW, _ZLIB_WINDOW, _DEFLATE_WINDOW = 31, 15, -15  # the values of wbits by which zlib knows the three formats
+_MAX_ZLIB_WINDOW_CODE = 7  # RFC 1950, 2.2: stands for a window of 2 to the power of 7 + 8 bytes
 _ZSTD_WINDOW_LOG = 23  # RFC 9659: a content coding's window is 8 MiB at most
 _MAX_CODINGS = 3
 _MAX_MEMBERS = 64
@@ -43,24 +42,24 @@ class CodingError(ValueError):
 
 
 class BodyTooLargeError(ValueError):
-    """The body is larger than is allowed, as it came or decompressed."""
+    """The body is larger than allowed, before or after decompression."""
 
 
 def decode(body: bytes, codings: Iterable[str], max_bytes: int) -> bytes:
-    """Undo the codings of a body, in this order.
+    """Undo the content codings of a body, in the given order.
 
     Args:
-        body: As received.
-        codings: As ``Content-Encoding`` names them, lower case; unknown ones are taken as not applied.
-        max_bytes: The most that any step may give.
+        body: The body as received.
+        codings: Names of codings as in ``Content-Encoding``, in lower case. Unknown ones count as not applied.
+        max_bytes: Size that the body may have after each step.
 
     Raises:
-        CodingError: It ends early, is damaged, or was coded over and over.
-        BodyTooLargeError: It is larger than ``max_bytes``.
+        CodingError: The compressed data ends early or is damaged, or there are too many codings.
+        BodyTooLargeError: The body is larger than ``max_bytes``.
     """
     known = [_DECODERS[coding] for coding in codings if coding in _DECODERS]
     if len(known) > _MAX_CODINGS:
-        raise CodingError(f"{len(known)} codings upon one another")
+        raise CodingError(f"{len(known)} content codings on top of one another")
     for decoder in known:
         if body.startswith(_IMAGE_MAGICS) or body[4:].startswith(_AVIF_MAGIC):  # named, and not applied
             continue
@@ -84,7 +83,7 @@ def _gunzip(body: bytes, max_bytes: int) -> bytes:
 
 
 def _without_trailer(body: bytes, max_bytes: int) -> bytes | None:
-    """What one gzip member holds whose data is whole, and whose trailer is not; browsers take it. Else None."""
+    """Decompress a gzip member whose data is complete but whose trailer is not, as browsers do; else return None."""
     start = _end_of_gzip_header(body)
     if start is None:
         return None
@@ -108,7 +107,7 @@ def _end_of_gzip_header(body: bytes) -> int | None:
 
 
 def _inflate(body: bytes, max_bytes: int) -> bytes:
-    # RFC 9110 means the zlib format by "deflate"; servers that send the bare one are as old as the name.
+    # By "deflate" RFC 9110 means the zlib format, but there have always been servers that send bare deflate data.
     is_zlib = _is_zlib(body)
     decompressor = zlib.decompressobj(_ZLIB_WINDOW if is_zlib else _DEFLATE_WINDOW)
     content = _check_size(decompressor.decompress(body, max_bytes + 1), max_bytes)
@@ -118,29 +117,29 @@ def _inflate(body: bytes, max_bytes: int) -> bytes:
 
 
 def _lacks_checksum_alone(body: bytes, content: bytes) -> bool:
-    """Whether what is missing of zlib's format is no more than its checksum, or some bytes of it; curl takes it."""
+    """Whether nothing but the checksum at the end, or part of it, is missing; curl accepts that."""
     decompressor = zlib.decompressobj(_DEFLATE_WINDOW)
     decompressor.decompress(memoryview(body)[_ZLIB_HEADER_BYTES:], len(content) + 1)
     return decompressor.eof
 
 
 def _is_zlib(body: bytes) -> bool:
-    # RFC 1950, 2.2: the method and its window, of at most 32 KiB, and the header's checksum.
-    is_deflate = bool(body) and body[0] & 0x0F == zlib.DEFLATED and body[0] >> 4 <= _LARGEST_ZLIB_WINDOW
+    # RFC 1950, 2.2: the method, the window of at most 32 KiB, and the check bits of the header.
+    is_deflate = bool(body) and body[0] & 0x0F == zlib.DEFLATED and body[0] >> 4 <= _MAX_ZLIB_WINDOW_CODE
     return is_deflate and int.from_bytes(body[:2], "big") % 31 == 0
 
 
 def _unbrotli(body: bytes, max_bytes: int) -> bytes:
     decompressor = brotli.Decompressor()
-    members = [decompressor.process(body, output_buffer_limit=max_bytes + 1)]
-    size_bytes = len(members[0])
+    pieces = [decompressor.process(body, output_buffer_limit=max_bytes + 1)]
+    size_bytes = len(pieces[0])
     while not decompressor.is_finished() and size_bytes <= max_bytes:
-        member = decompressor.process(b"", output_buffer_limit=max_bytes + 1)
-        if not member:
+        piece = decompressor.process(b"", output_buffer_limit=max_bytes + 1)
+        if not piece:
             raise CodingError("the brotli data ends early")
-        members.append(member)
-        size_bytes += len(member)
-    return _check_size(b"".join(members), max_bytes)
+        pieces.append(piece)
+        size_bytes += len(piece)
+    return _check_size(b"".join(pieces), max_bytes)
 
 
 def _unzstd(body: bytes, max_bytes: int) -> bytes:
@@ -149,7 +148,7 @@ def _unzstd(body: bytes, max_bytes: int) -> bytes:
 
 
 class _Decompressor(Protocol):
-    """Of one gzip member or one zstd frame."""
+    """Decompresses one gzip member or one zstd frame."""
 
     @property
     def eof(self) -> bool: ...
@@ -161,10 +160,10 @@ class _Decompressor(Protocol):
 
 
 def _decompress_members(body: bytes, magic: bytes, new: Callable[[], Any], max_bytes: int) -> bytes:
-    """Undo members or frames that follow one another (RFC 1952, 2.2; RFC 8878, 3); other bytes are padding.
+    """Decompress consecutive members or frames (RFC 1952, 2.2; RFC 8878, 3); anything after them is padding.
 
-    They are fed piece by piece, for what a decompressor leaves over is a copy: a small body of very many empty members
-    would take hours.
+    The body is fed in small pieces, because a decompressor copies the input that it leaves unused: with one big piece,
+    a small body of very many empty members would take hours.
     """
     if not body.startswith(magic):
         return body

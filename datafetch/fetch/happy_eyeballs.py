@@ -1,7 +1,9 @@
-"""Connecting to a host that has several addresses, some of which may lead nowhere (RFC 8305).
+"""Connects to a host that has several addresses, some of which may not respond ("Happy Eyeballs", RFC 8305).
 
-The first address keeps its socket until it fails. A moment later the next one is tried beside it, on a second socket,
-which the others take turns at. So a request holds two descriptors at most, however many addresses swallow packets.
+Theory of operation. The first address keeps its socket until it succeeds or fails. If it takes longer than a moment, a
+second socket tries the next address at the same time. If that takes longer than a second, it is given up for the
+address after it, and so on. So the preferred address has all the time there is, every other one gets its chance, and a
+request holds at most two descriptors however many addresses swallow packets.
 """
 
 from __future__ import annotations
@@ -14,11 +16,11 @@ from typing import Any, Generic, TypeVar
 from datafetch.errors import is_want
 
 MAX_SOCKETS = 2
-"""That one call holds at most."""
+"""Number of sockets that one call holds at most."""
 
-_MAX_ADDRESSES = 4  # that are tried; a host that can be reached at none of them is down
+_MAX_ADDRESSES = 4  # tried at most; a host that can be reached at none of them counts as down
 _NEXT_ADDRESS_DELAY_S = 0.25  # RFC 8305, 8
-_SECOND_SOCKET_S = 1.0  # at the second socket; one round trip to anywhere takes less
+_SECOND_SOCKET_S = 1.0  # for each address on the second socket; a round trip to anywhere takes less
 
 _Connection = TypeVar("_Connection")
 
@@ -28,15 +30,16 @@ async def connect_to_first(
     connect: Callable[[str], Coroutine[Any, Any, _Connection]],
     drop: Callable[[_Connection], None],
 ) -> _Connection:
-    """Connect to whichever of some addresses answers first.
+    """Connect to the first of several addresses that answers.
 
     Args:
-        addresses: IPv4 and IPv6, at least one, the preferred ones first. For one alone there is nothing to race.
-        connect: Connects to one.
-        drop: Ends a connection that is not needed after all.
+        addresses: IPv4 and IPv6 addresses, at least one, in order of preference.
+        connect: Connects to one address.
+        drop: Closes a connection that turns out not to be needed.
 
     Raises:
-        OSError: What the first one failed with, when all have failed; where this machine lacked something, that.
+        OSError: All addresses failed. It is the first error, unless another says that this machine is out of
+            descriptors or memory.
     """
     race = _Race(addresses, connect, drop)
     try:
@@ -57,11 +60,11 @@ class _Race(Generic[_Connection]):
         self._waiting = deque(interleave_families(addresses)[:_MAX_ADDRESSES])
         self._connect = connect
         self._drop = drop
-        self._trying: list[asyncio.Task[_Connection]] = []  # the one that keeps its socket first
+        self._trying: list[asyncio.Task[_Connection]] = []  # the one that keeps its socket comes first
         self._errors: list[OSError] = []
 
     async def run(self) -> _Connection:
-        """Try them until one is connected."""
+        """Try the addresses until one is connected."""
         while self._waiting or self._trying:
             if self._waiting and len(self._trying) < MAX_SOCKETS:
                 self._trying.append(asyncio.create_task(self._connect(self._waiting.popleft())))
@@ -79,7 +82,7 @@ class _Race(Generic[_Connection]):
         raise next(filter(is_want, self._errors), self._errors[0])
 
     def close(self) -> None:
-        """Give up what is still being tried."""
+        """Cancel all attempts that are still in progress."""
         for task in self._trying:
             self._cancel(task)
 
@@ -98,8 +101,8 @@ class _Race(Generic[_Connection]):
 
 
 def interleave_families(addresses: Sequence[str]) -> list[str]:
-    """Addresses of both families in turn, the first one's family first, each in its order (RFC 8305, 4)."""
-    families: dict[bool, list[str]] = {}  # in the order in which they come
+    """Alternate between the address families, starting with that of the first address (RFC 8305, 4)."""
+    families: dict[bool, list[str]] = {}  # in order of first appearance
     for address in addresses:
         families.setdefault(":" in address, []).append(address)
     longest = max(map(len, families.values()))

@@ -15,12 +15,14 @@ _NAMESERVER = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<v4>[^:\[\]]+))(?::(?P<port>
 _MAX_PORT = 65_535
 MIB = 1024 * 1024
 DEFAULT_MAX_BODY_BYTES = 32 * MIB
-"""A larger body is taken by the operator's permission alone."""
+"""A larger body is accepted only by the operator's permission."""
 MAX_BYTES = 2**50
-"""Of a body, or of a budget for bodies: beyond any machine."""
-_MAX_CONNECTIONS = 1_000_000  # beyond the descriptors of any process
+"""Upper bound for the size of a body and for the memory budget; no machine has as much."""
+_MAX_CONNECTIONS = 1_000_000  # no process has as many descriptors
 _MAX_REDIRECTS = 1000
-_MAX_RETRIES = 60  # the ledger counts attempts in 8 bits, and a truncated image is asked for once more with its own
+_MAX_RETRIES = (
+    60  # the ledger counts attempts in 8 bits, and a truncated image is fetched again with retries of its own
+)
 _MAX_TIMEOUT_S = 86_400.0
 _Setting = partial(Option, group=OptionGroup.NETWORK, effect=Effect.NONE)
 _Permission = partial(Option, group=OptionGroup.NETWORK, effect=Effect.PERMITS)
@@ -35,24 +37,24 @@ class OptOut(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class FetchPolicy:
-    """How to ask the web for images. Checked when made.
+    """How the fetcher behaves. The values are checked when it is made.
 
     Attributes:
-        connections: Requests open at once; None lets the fetcher find how many serve best.
-        per_host: Of them, to one host (name and port).
-        timeout_s: Wall clock for one attempt, from sending to the last byte. Queueing never counts.
-        connect_timeout_s: Part of it that making the connection may take, TLS included.
-        stall_timeout_s: Part of it that may pass without a byte.
-        retries: Further attempts after a failure that may pass.
-        backoff_s: Mean wait before the first retry; it doubles from one to the next, with jitter.
-        max_body_bytes: Larger bodies are refused, by header and by count, decompressed.
-        max_redirects: Hops before giving up.
-        allow_net: CIDR blocks that are not public but allowed.
-        nameservers: ``ADDRESS`` or ``ADDRESS:PORT``; empty uses the system's.
+        connections: Number of requests in flight at once; None lets the fetcher find the number that serves best.
+        per_host: Number of requests in flight at once to one host (name and port).
+        timeout_s: Seconds for one attempt, from connecting to the last byte. Time spent in queues does not count.
+        connect_timeout_s: How much of it connecting may take, TLS included.
+        stall_timeout_s: How much of it may pass without a byte.
+        retries: Number of further attempts after a failure that may pass.
+        backoff_s: Mean pause before the first retry. It doubles from one retry to the next, with jitter.
+        max_body_bytes: Larger bodies are refused, before and after decompression.
+        max_redirects: Number of redirects that are followed.
+        allow_net: CIDR blocks of addresses that are not public but may be connected to.
+        nameservers: ``ADDRESS`` or ``ADDRESS:PORT`` each; empty uses the system's name servers.
         opt_out: Whether a response may forbid the use of its image.
-        contact: Added to the User-Agent, so that a site's owner knows whom to ask.
+        contact: Added to the User-Agent, so that the owner of a site knows whom to write to.
         insecure: Also accept invalid certificates and outdated TLS.
-        trust_env: Go through the proxies that the environment names (``HTTPS_PROXY``, ``NO_PROXY`` …).
+        trust_env: Use the proxies that environment variables name (``HTTPS_PROXY``, ``NO_PROXY`` …).
     """
 
     connections: int | None = option(None, _Setting(help="Requests open at once.", metavar="N|auto", none_word="auto"))
@@ -89,7 +91,7 @@ class FetchPolicy:
     trust_env: bool = option(False, _Setting(help="Use the proxies that the environment names."))
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work, before anything is fetched."""
+        """Refuse values that cannot work, before anything is fetched."""
         if self.connections is not None:
             refuse_outside("--connections", self.connections, 1, _MAX_CONNECTIONS)
         refuse_outside("--per-host", self.per_host, 1, _MAX_CONNECTIONS)

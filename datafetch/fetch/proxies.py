@@ -1,4 +1,4 @@
-"""Proxies that the environment names, for operators who ask for them."""
+"""The proxies that environment variables name, for operators who turn on ``--trust-env``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from datafetch.fetch.dns.address_guard import AddressGuard, BlockedAddressError
 
 _HOSTS_FILE = Path("/etc/hosts")
 _LOOPBACK_DOMAIN = ".localhost"  # RFC 6761, 6.3
-_LOOPBACK_NAMES = frozenset(  # what systems call themselves in /etc/hosts; the proxy's file need not be like ours
+_LOOPBACK_NAMES = frozenset(  # by convention in /etc/hosts; the proxy's own file may have them even if ours does not
     {
         *("localhost", "localhost.localdomain", "localhost4", "localhost4.localdomain4"),
         *("localhost6", "localhost6.localdomain6", "ip6-localhost", "ip6-loopback"),
@@ -24,10 +24,11 @@ _LOOPBACK_NAMES = frozenset(  # what systems call themselves in /etc/hosts; the 
 
 
 class Proxies:
-    """Which proxy a URL goes through. The environment is read once, when this is made.
+    """Knows which proxy a URL goes through. The environment is read once, when this is made.
 
     Attributes:
-        addresses: Of each proxy, after ``resolve``. Naming a proxy allows its address, public or not.
+        addresses: The addresses of each proxy, once ``resolve`` has been awaited. By naming a proxy, the operator has
+            allowed its address, public or not.
     """
 
     def __init__(self) -> None:
@@ -41,10 +42,10 @@ class Proxies:
                 self._by_scheme[scheme] = _proxy_url(scheme, text)
 
     async def resolve(self) -> None:
-        """Find the addresses of all proxies, by the system's resolver, and read /etc/hosts.
+        """Find the addresses of all proxies by the system's resolver, and read /etc/hosts.
 
         Raises:
-            ConfigurationError: One of them has none.
+            ConfigurationError: One of the proxies has no address.
         """
         loop = asyncio.get_running_loop()
         self._hosts = await asyncio.to_thread(_read_hosts)
@@ -59,21 +60,21 @@ class Proxies:
             self.addresses[url] = tuple(dict.fromkeys(str(endpoint[0]) for *_, endpoint in answers))
 
     def proxy_for(self, url: URL) -> URL | None:
-        """The proxy for a URL, or None to go straight."""
+        """The proxy for a URL, or None to connect directly."""
         proxy = self._by_scheme.get(url.scheme)
         if proxy is None or proxy_bypass_environment(f"{url.raw_host}:{url.port}", self._environment):
             return None
         return proxy
 
     def check(self, name: str, guard: AddressGuard) -> None:
-        """Raise if a name is known to lead to an address that is not permitted, as far as /etc/hosts tells.
+        """Raise if a name is known to lead to an address that may not be connected to, before a proxy is asked for it.
 
         Args:
-            name: In lower case, without a last dot.
-            guard: Judges the addresses that /etc/hosts has for it.
+            name: A host name in lower case, without a trailing dot.
+            guard: Judges the addresses that /etc/hosts has for the name.
 
         Raises:
-            BlockedAddressError: It is the proxy's own, or leads to an address here that may not be connected to.
+            BlockedAddressError: The name means the proxy itself, or /etc/hosts has such an address for it.
         """
         if name in _LOOPBACK_NAMES or name.endswith(_LOOPBACK_DOMAIN):
             raise BlockedAddressError(name)
@@ -82,7 +83,7 @@ class Proxies:
 
 
 def _read_hosts() -> Mapping[str, Sequence[str]]:
-    """The names that /etc/hosts has, and their addresses; none where it can't be read."""
+    """The names in /etc/hosts and their addresses; empty if the file can't be read."""
     hosts: dict[str, list[str]] = {}
     try:
         lines = _HOSTS_FILE.read_bytes().decode("ascii", "replace").splitlines()

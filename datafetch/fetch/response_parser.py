@@ -1,15 +1,25 @@
-"""Responses of HTTP/1, read as browsers and curl read them: bytes in, a head and a body out.
+"""Parses HTTP/1 responses as leniently as browsers and curl do: bytes go in, a head and the body's bytes come out.
 
-A response is a head, which ends with an empty line, and a body, whose end one of three things tells: a length, chunks,
-or the end of the connection. ``ResponseParser.feed`` takes bytes as they come and gives back what of them is body;
-where they were cut makes no difference to the outcome.
+Theory of operation. A response is one head after another until one is final (a status from 200 on), and then a body.
+``ResponseParser.feed`` takes bytes as they arrive and returns those that belong to the body. How the network has cut
+them makes no difference to the outcome. There are two states:
 
-Rules: no I/O. What can be made sense of is taken, as long as there is one way to make sense of it; what deviates from
-RFC 9112 costs the connection and not the image, for a response after which the connection is closed can smuggle
-nothing in. Everything that the server sends is counted: head, chunk sizes, extensions and trailers have budgets, by
-their bytes and, for each costs CPU, by their number; none of it is kept beyond the head.
+* In the head. Nearly all heads conform to RFC 9112 and arrive in one read; one regular expression matches such a head
+  in C. Any other head is collected until its empty line has come, and is then read line by line.
+* In the body. The head decides which of three bodies it is: one of a known length, one in chunks, or one that lasts
+  until the connection ends. The chunked one is a small state machine of its own, which reads a size line, that many
+  bytes and a line end, and after a size of 0 trailers up to an empty line. Chunks that arrived whole are taken by
+  regular expressions as well.
 
-Source: RFC 9112; what curl 7.88 takes was tried for each deviation (tests/test_response_parser.py names it).
+A response is accepted if there is exactly one way to understand it, whether it conforms or not. Where two are possible
+(two different lengths, a NUL in the head), it is refused. A response that is read leniently may end elsewhere than its
+server meant, and what follows would be taken for the next response (response smuggling). So the connection is not
+used again unless every byte of a response conforms: ``keeps_alive`` is false.
+
+Rules: no I/O. Everything that a server sends has a bound. Heads, and the framing around chunks, are bounded in bytes
+and, because each line costs CPU, in number. Nothing but the head is kept.
+
+Source: RFC 9112. For each deviation, it was tried what curl 7.88 accepts; tests/test_response_parser.py names it.
 """
 
 from __future__ import annotations
@@ -21,20 +31,21 @@ from typing import Protocol
 
 from multidict import CIMultiDict, CIMultiDictProxy
 
-MAX_HEAD_BYTES = 256 * 1024  # of all heads of a response together, interim ones included; browsers stop there, too
-MAX_HEAD_LINES = 5000  # of them, again; curl's bound
+MAX_HEAD_BYTES = 256 * 1024  # of all heads of a response, interim ones included; browsers have the same bound
+MAX_HEAD_LINES = 5000  # of all heads of a response; curl's bound
 MAX_INTERIM_RESPONSES = 20
-_MAX_FRAMING_BYTES = 512 * 1024  # chunk sizes, extensions, line ends and trailers may take so much …
-_BODY_BYTES_PER_FRAMING_BYTE = (
-    8  # … and one of so many bytes of the body: chunks of 64 bytes have it, chunks of one byte have not
-)
-# A chunk or a trailer takes most of a microsecond. Chunks of one byte, which servers send that hand on byte by byte
-# what they get, take next to nothing if all are written alike, and are not counted.
+# Chunk sizes, extensions, line ends and trailers may take this much, and one byte more for every 8 bytes of the body.
+# Chunks of 64 bytes stay within that however many there are; chunks of one byte don't.
+_MAX_FRAMING_BYTES = 512 * 1024
+_BODY_BYTES_PER_FRAMING_BYTE = 8
+# There may be this many chunks and trailers, and one more for every 64 bytes of the body. Each takes most of a
+# microsecond. Chunks of one byte are not counted: they come from servers that pass on each byte as they get it, and
+# cost next to nothing as long as all are written alike.
 _MAX_CHUNKS = 8192
-_BYTES_PER_EXTRA_CHUNK = 64  # there may be one more for each so many bytes of the body
-_MAX_LENGTH_DIGITS = 18  # of a number that fits 63 bits
+_BYTES_PER_EXTRA_CHUNK = 64
+_MAX_LENGTH_DIGITS = 18  # any such number fits into 63 bits
 
-# In these alone the fetcher looks; the others are not even decoded.
+# The fields that the fetcher looks at; others are not even decoded.
 _HEADERS = frozenset(
     {
         *(b"connection", b"content-encoding", b"content-length", b"content-range", b"etag", b"location"),
@@ -46,19 +57,21 @@ _END_OF_HEAD = re.compile(rb"\n\r*\n")
 _STATUS_LINE = re.compile(rb"[ \t]*http/(\S+)[ \t]+([0-9]{3})(?![0-9])", re.IGNORECASE)
 _HTTP_PREFIX = b"http/"
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
-_TEXT = rb"[^\x00-\x08\n-\x1f\x7f]*+"  # what may stand in a line: no control characters but tabs
-# All of a head that is as RFC 9112 has it, and in it the fields that matter: that is nearly every head, and C is fast.
+_TEXT = rb"[^\x00-\x08\n-\x1f\x7f]*+"  # the only control character that a line may contain is the tab
+# "Strict" patterns match what conforms to RFC 9112, which nearly every response does.
 _STRICT_HEAD = re.compile(
     rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: " + _TEXT + rb")?\r\n(?:" + _TOKEN + rb":" + _TEXT + rb"\r\n)*+\r\n"
 )
 _STRICT_FIELD = re.compile(rb"\n(" + b"|".join(sorted(_HEADERS)) + rb"):[ \t]*([^\r]*)\r", re.IGNORECASE)
-_MAX_ONE_MATCH_HEAD_BYTES = 16 * 1024  # so much is looked at before it is known whether it is a head
+_MAX_ONE_MATCH_HEAD_BYTES = 16 * 1024  # bounds the work that is lost where it turns out to be no strict head
 _LENGTH = re.compile(r"\+?([0-9]+)(?:\.[0-9]*)?")
 _STRICT_CHUNK_SIZE = re.compile(rb"([0-9a-fA-F]{1,15})(?:[ \t]*;" + _TEXT + rb")?\r")
 _CHUNK_SIZE = re.compile(rb"([0-9a-fA-F]{1,15})(?:[;\s].*)?\Z", re.DOTALL)
 _STRICT_SIZE_LINE = re.compile(_STRICT_CHUNK_SIZE.pattern + rb"\n")
 _ONE_BYTE_CHUNKS = re.compile(rb"(?:1\r\n[\s\S]\r\n)++")
-_STRICT_TRAILER = re.compile(rb"(?:" + _TOKEN + rb":" + _TEXT + rb")?\r")  # or the empty line behind the last one
+_STRICT_TRAILER = re.compile(
+    rb"(?:" + _TOKEN + rb":" + _TEXT + rb")?\r"
+)  # the empty line behind the last trailer also matches
 _ONE_BYTE_SIZE_LINE, _CRLF = b"1\r\n", b"\r\n"
 _FIRST_FINAL_STATUS, _SWITCHING_PROTOCOLS, _FIRST_STATUS = 200, 101, 100
 _WITHOUT_BODY = (204, 304)
@@ -66,11 +79,11 @@ _NO_OPTIONS: frozenset[str] = frozenset()
 
 
 class ProtocolError(ValueError):
-    """What came is no answer to what was asked."""
+    """What came is no HTTP response, or one that can be understood in more than one way."""
 
 
 class FramingTooLargeError(ValueError):
-    """A response has more around its body than any server needs."""
+    """The framing of a body takes more bytes or more chunks than any server needs."""
 
 
 class IncompleteBodyError(ProtocolError):
@@ -79,15 +92,15 @@ class IncompleteBodyError(ProtocolError):
 
 @dataclass(frozen=True, slots=True)
 class ResponseHead:
-    """The head of a response that is final.
+    """The head of a final response.
 
     Attributes:
-        status: From 200 on.
-        headers: Those that the fetcher looks at; what is no UTF-8 in them is escaped by surrogates.
-        content_length: Bytes of the body, where a length tells; None where chunks or the connection's end do.
+        status: The HTTP status, 200 to 999.
+        headers: The fields that the fetcher looks at. Bytes that are not UTF-8 are escaped as surrogates.
+        content_length: Size of the body in bytes; None where chunks or the end of the connection delimit it.
         is_chunked: Whether the body comes in chunks.
-        keeps_alive: Whether another request may follow on the connection: the server says so, and all of the head is
-            as RFC 9112 has it. A body in chunks has a say of its own, in ``ResponseParser.keeps_alive``.
+        keeps_alive: Whether, as far as the head tells, another request may follow on the connection: the server allows
+            it, and all of the head conforms. ``ResponseParser.keeps_alive`` takes the body into account as well.
     """
 
     status: int
@@ -98,7 +111,7 @@ class ResponseHead:
 
 
 class _Body(Protocol):
-    """What comes behind a head."""
+    """What follows a head. ``feed`` returns the bytes that belong to the body and leaves the rest in ``surplus``."""
 
     surplus: bytes
     is_conformant: bool
@@ -112,11 +125,11 @@ class _Body(Protocol):
 
 
 class ResponseParser:
-    """One response.
+    """Parses one response.
 
     Attributes:
-        head: Once all of it is there.
-        has_surplus: Whether something came behind the body. Nobody asked for it, and it tells nothing of the response.
+        head: The final head, once all of it has arrived.
+        has_surplus: Whether anything came after the end of the body. It belongs to no request and is dropped.
     """
 
     def __init__(self) -> None:
@@ -137,18 +150,18 @@ class ResponseParser:
 
     @property
     def keeps_alive(self) -> bool:
-        """Whether another request may follow: the response is complete, and all of it was as RFC 9112 has it."""
+        """Whether another request may follow: the response is complete, and every byte of it conforms to RFC 9112."""
         body, head = self._body, self.head
         if body is None or head is None or not body.is_complete:
             return False
         return head.keeps_alive and body.is_conformant and not self.has_surplus
 
     def feed(self, data: bytes) -> bytes:
-        """Take what came, and return what of it belongs to the body.
+        """Take bytes that arrived, and return those of them that belong to the body.
 
         Raises:
-            ProtocolError: It is no response, or its chunks can't be told apart.
-            FramingTooLargeError: There is far more around the body than it needs.
+            ProtocolError: They are no response, or its chunks can't be told apart.
+            FramingTooLargeError: The framing of the body is over its bounds.
         """
         if self._body is None:
             data = self._feed_head(data)
@@ -162,10 +175,10 @@ class ResponseParser:
         return content
 
     def feed_eof(self) -> None:
-        """The connection has ended, in order.
+        """Record that the connection was closed in an orderly way.
 
         Raises:
-            IncompleteBodyError: Before the response did.
+            IncompleteBodyError: The response is not complete.
         """
         if self._body is None:
             raise IncompleteBodyError("the connection ended before the head of a response did")
@@ -173,7 +186,7 @@ class ResponseParser:
             self._body.feed_eof()
 
     def _feed_head(self, data: bytes) -> bytes:
-        """Take what may be some of the head; returns what comes behind it, once that is so."""
+        """Take bytes while the head is not complete; once it is, return those that follow it."""
         if not self._unread and (match := _STRICT_HEAD.match(data, 0, _MAX_ONE_MATCH_HEAD_BYTES)) is not None:
             head = _head_of_strict_match(match)
             if head.status >= _FIRST_FINAL_STATUS and self._has_room_for(data, match.end()):
@@ -181,15 +194,13 @@ class ResponseParser:
                 return data[match.end() :]
         self._unread += data
         while self.head is None:
-            whitespace = _WHITESPACE.match(
-                self._unread, self._whitespace_end
-            )  # from where the last read left off, or it is quadratic
-            assert whitespace is not None, "it matches nothing, too"
+            # From where the last read left off, or the time would grow with the square of the number of reads.
+            whitespace = _WHITESPACE.match(self._unread, self._whitespace_end)
+            assert whitespace is not None, "it matches the empty string, too"
             start = self._whitespace_end = whitespace.end()
-            if self._search_from <= start and not _HTTP_PREFIX.startswith(
-                self._unread[start : start + len(_HTTP_PREFIX)].lower()
-            ):
-                raise ProtocolError(f"no response of HTTP: {bytes(self._unread[start : start + 40])!r}")
+            prefix = self._unread[start : start + len(_HTTP_PREFIX)].lower()
+            if self._search_from <= start and not _HTTP_PREFIX.startswith(prefix):
+                raise ProtocolError(f"not an HTTP response: {bytes(self._unread[start : start + 40])!r}")
             end = _END_OF_HEAD.search(self._unread, max(start, self._search_from))
             length = len(self._unread) if end is None else end.end()
             if self._head_bytes + length > MAX_HEAD_BYTES:
@@ -210,20 +221,23 @@ class ResponseParser:
         return rest
 
     def _has_room_for(self, data: bytes, head_bytes: int) -> bool:
-        """Whether a head that is read at once is within bounds, with the interim ones before it; alone it always is."""
+        """Whether a head of this size is within the bounds, together with the interim ones before it.
+
+        A single head that one match has found is always within them.
+        """
         if not self._head_bytes:
             return True
         lines = self._head_lines + data.count(b"\n", 0, head_bytes)
         return self._head_bytes + head_bytes <= MAX_HEAD_BYTES and lines <= MAX_HEAD_LINES
 
     def _read_head(self, head: bytes, *, is_conformant: bool) -> ResponseHead | None:
-        """The head of a final response; None for one that announces another."""
+        """Read a head; return None for one that announces another."""
         found = read_head(head, is_conformant=is_conformant)
         if found.status >= _FIRST_FINAL_STATUS:
             return found
         self._interim_responses += 1
         if found.status == _SWITCHING_PROTOCOLS:
-            raise ProtocolError("101: it speaks another protocol now")
+            raise ProtocolError("101: the server switched to another protocol")
         if self._interim_responses > MAX_INTERIM_RESPONSES:
             raise ProtocolError(f"over {MAX_INTERIM_RESPONSES} interim responses")
         return None
@@ -234,25 +248,25 @@ def read_head(head: bytes, *, is_conformant: bool = True) -> ResponseHead:
 
     Args:
         head: All of it.
-        is_conformant: Whether what came before it is as RFC 9112 has it, which is nothing.
+        is_conformant: Whether what came before it conforms to RFC 9112, which allows nothing there.
 
     Raises:
-        ProtocolError: It is none, or there is more than one way to read it.
+        ProtocolError: It is no head, or can be understood in more than one way.
     """
     if is_conformant and (strict := _STRICT_HEAD.fullmatch(head)) is not None:
         return _head_of_strict_match(strict)
     if b"\0" in head:
-        raise ProtocolError("a NUL in the head")
+        raise ProtocolError("NUL byte in the headers")
     status_line, *lines = head.split(b"\n")
     match = _STATUS_LINE.match(status_line)
     status = int(match[2]) if match else 0
     if match is None or status < _FIRST_STATUS:
-        raise ProtocolError(f"no status line of HTTP: {status_line[:40]!r}")
+        raise ProtocolError(f"not an HTTP status line: {status_line[:40]!r}")
     return _head_of(status, _lenient_fields(lines), is_1_1=match[1] == b"1.1", is_conformant=False)
 
 
 def _head_of_strict_match(match: re.Match[bytes]) -> ResponseHead:
-    """The head that ``_STRICT_HEAD`` matched."""
+    """The head of a match of ``_STRICT_HEAD``."""
     fields = CIMultiDict(map(_decoded, _STRICT_FIELD.findall(match[0])))
     return _head_of(int(match[2]), fields, is_1_1=match[1] == b"1", is_conformant=True)
 
@@ -262,16 +276,16 @@ def _decoded(field: tuple[bytes, bytes]) -> tuple[str, str]:
 
 
 def _head_of(status: int, headers: CIMultiDict[str], *, is_1_1: bool, is_conformant: bool) -> ResponseHead:
-    """The head, by its status and its fields.
+    """Make a head of its status and its fields.
 
     Raises:
-        ProtocolError: It says two lengths.
+        ProtocolError: It has two different lengths.
     """
     coding_fields = headers.getall("Transfer-Encoding", None)
     codings = ",".join(coding_fields) if coding_fields else ""
     is_chunked = bool(codings) and "chunked" in [coding.strip().lower() for coding in codings.split(",")]
     length, is_unambiguous = _content_length(headers)
-    # RFC 9112, 6.1: in HTTP/1.0 nobody knows of codings, and of those besides "chunked" nobody knows the end.
+    # RFC 9112, 6.1: HTTP/1.0 has no transfer codings, and a body whose coding is not "chunked" has no defined end.
     is_unambiguous = is_unambiguous and (
         coding_fields is None or (codings.lower() == "chunked" and codings.isascii() and is_1_1)
     )
@@ -287,12 +301,12 @@ def _head_of(status: int, headers: CIMultiDict[str], *, is_1_1: bool, is_conform
 
 
 def _lenient_fields(lines: list[bytes]) -> CIMultiDict[str]:
-    """The fields that matter, by what browsers and curl make of lines that deviate."""
+    """The fields that the fetcher looks at, read from lines that need not conform as browsers and curl read them."""
     return CIMultiDict(_decoded(field) for field in _unfolded(lines) if field[0] in _HEADERS)
 
 
 def _unfolded(lines: list[bytes]) -> Iterator[tuple[bytes, bytes]]:
-    """Names in lower case and values, lines that continue another joined to it (RFC 9112, 5.2: obsolete)."""
+    """Names in lower case and values, with continuation lines joined (obsolete line folding, RFC 9112, 5.2)."""
     name, value = b"", b""
     for line in lines:
         if line[:1] in (b" ", b"\t") and name:
@@ -307,14 +321,17 @@ def _unfolded(lines: list[bytes]) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _content_length(headers: CIMultiDict[str]) -> tuple[int | None, bool]:
-    """The length that is said, None where none is or it is no number; and whether it is said as RFC 9110 has it.
+    """Read the body's length.
+
+    Returns:
+        The length, None where there is none or it is no number; and whether the fields conform to RFC 9110.
 
     Raises:
-        ProtocolError: Two lengths are said.
+        ProtocolError: There are two different lengths.
     """
     fields = headers.getall("Content-Length", ())
     if len(fields) == 1 and len(fields[0]) <= _MAX_LENGTH_DIGITS and fields[0].isascii() and fields[0].isdigit():
-        return int(fields[0]), True  # the usual, in a third of the time
+        return int(fields[0]), True  # the usual case, in a third of the time
     if not fields:
         return None, True
     values = [value.strip() for field in fields for value in field.split(",")]
@@ -324,7 +341,7 @@ def _content_length(headers: CIMultiDict[str]) -> tuple[int | None, bool]:
         if match is not None and len(match[1]) <= _MAX_LENGTH_DIGITS:
             lengths.add(int(match[1]))
     if len(lengths) > 1:
-        raise ProtocolError(f"two lengths: {', '.join(values)[:100]}")
+        raise ProtocolError(f"two different lengths: {', '.join(values)[:100]}")
     return (lengths.pop() if lengths else None), False
 
 
@@ -335,7 +352,7 @@ def _body_of(head: ResponseHead) -> _Body:
 
 
 class _LengthBody:
-    """A body of so many bytes."""
+    """A body of a known length."""
 
     def __init__(self, length: int) -> None:
         self.surplus = b""
@@ -360,7 +377,7 @@ class _LengthBody:
 
 
 class _UntilCloseBody:
-    """A body that ends with the connection."""
+    """A body that lasts until the connection ends."""
 
     def __init__(self) -> None:
         self.is_complete = False
@@ -375,10 +392,10 @@ class _UntilCloseBody:
 
 
 class _ChunkedBody:
-    """A body in chunks: a line with the size, as many bytes and a line end; a size of 0, trailers, an empty line.
+    """A body in chunks.
 
-    Only the line at hand is held, and the trailers are dropped line by line. What is there as a whole is not read line
-    by line, which takes several times as long; how it was cut makes no difference to what is counted.
+    Only the current line is held, and trailers are dropped line by line. Chunks that arrive whole are not read line by
+    line, which would take several times as long; what is counted against the bounds is the same either way.
     """
 
     def __init__(self) -> None:
@@ -416,15 +433,12 @@ class _ChunkedBody:
         self.is_complete = True
 
     def _feed_whole_chunks(self, data: bytes, position: int, pieces: list[bytes]) -> int:
-        """Take the chunks that are there from their size to their line end; returns where the rest begins.
-
-        Only those that are as RFC 9112 has them; what deviates is read line by line.
-        """
+        """Take the chunks that have arrived whole and conform to RFC 9112; return the position behind the last."""
         while (size := _STRICT_SIZE_LINE.match(data, position)) is not None:
             start = size.end()
             end = start + int(size[1], 16)
-            if end == start or not data.startswith(_CRLF, end):  # the last chunk, or it goes on, or deviates
-                break
+            if end == start or not data.startswith(_CRLF, end):
+                break  # it is the last chunk, has not arrived whole, or does not conform
             if size[0] == _ONE_BYTE_SIZE_LINE:
                 position = self._feed_one_byte_chunks(data, position, pieces)
                 continue
@@ -437,12 +451,12 @@ class _ChunkedBody:
         return position
 
     def _feed_one_byte_chunks(self, data: bytes, position: int, pieces: list[bytes]) -> int:
-        """Take those, of which there is one at least, in a hundredth of the time.
+        """Take a run of chunks of one byte, in a hundredth of the time; return the position behind the last.
 
-        Each has more around it than the budget grows by, so it is overdrawn behind the last if it is behind any.
+        Each adds more framing than the bound for framing grows by, so if any of them exceeds it, the last one does.
         """
         chunks = _ONE_BYTE_CHUNKS.match(data, position)
-        assert chunks is not None, "there is one"
+        assert chunks is not None, "the caller has found one"
         before, step = len(_ONE_BYTE_SIZE_LINE), len(_ONE_BYTE_SIZE_LINE + b"." + _CRLF)
         content = data[position + before : chunks.end() : step]
         pieces.append(content)
@@ -451,7 +465,7 @@ class _ChunkedBody:
         return chunks.end()
 
     def _feed_line(self, data: bytes, position: int) -> int:
-        """Take what there is of a line; returns where the rest begins."""
+        """Take as much of a line as has arrived; return the position behind it."""
         end = data.find(b"\n", position)
         stop = len(data) if end < 0 else end + 1
         self._count_framing(stop - position)
@@ -478,14 +492,14 @@ class _ChunkedBody:
             self.is_conformant = False
             match = _CHUNK_SIZE.match(line)
         if match is None:
-            raise ProtocolError(f"no size of a chunk: {line[:40]!r}")
+            raise ProtocolError(f"not a chunk size: {line[:40]!r}")
         self._remaining = int(match[1], 16)
         self._is_one_byte_chunk = line + b"\n" == _ONE_BYTE_SIZE_LINE
         self._read_line = self._read_end_of_chunk if self._remaining else self._read_trailer
 
     def _read_end_of_chunk(self, line: bytes) -> None:
         if line.strip(b"\r"):
-            raise ProtocolError(f"no line end behind a chunk: {line[:40]!r}")
+            raise ProtocolError(f"no line end after a chunk: {line[:40]!r}")
         self.is_conformant = self.is_conformant and line == b"\r"
         self._read_line = self._read_size
         if not self._is_one_byte_chunk or line + b"\n" != _CRLF:

@@ -1,30 +1,30 @@
-"""The TLS contexts that all connections share.
+"""Makes the TLS contexts that all connections share.
 
-Both read files or take a while, so they are not made on the event loop.
+Making one reads files and takes a while, so it must not be done on the event loop.
 """
 
 from __future__ import annotations
 
 import ssl
 
-_LEGACY_SERVER_CONNECT = 0x4  # ssl.OP_LEGACY_SERVER_CONNECT, which Python has a name for from 3.12 on
+_LEGACY_SERVER_CONNECT = 0x4  # ssl.OP_LEGACY_SERVER_CONNECT, which has a name in Python from 3.12 on
 
 
 def tls_context() -> ssl.SSLContext:
-    """Make the context for servers that prove who they are, as browsers ask for it."""
+    """Make the context that verifies servers as browsers do."""
     context = ssl.create_default_context()
-    # Servers without secure renegotiation (RFC 5746) are old and not rare; browsers still talk to them. What it guards
-    # against is somebody else's request in front of ours, and ours ask for public pictures.
+    # Servers without secure renegotiation (RFC 5746) are old but not rare, and browsers accept them. It protects
+    # against an attacker who prepends a request of his own to ours, which matters little where all images are public.
     context.options |= _LEGACY_SERVER_CONNECT
     context.set_alpn_protocols(["http/1.1"])
     return context
 
 
 def lax_tls_context() -> ssl.SSLContext:
-    """Make the context for servers that prove nothing, or that speak TLS as it was spoken long ago.
+    """Make the context that verifies nothing and accepts outdated TLS.
 
-    It takes TLS 1.0 and 1.1, hashes by SHA-1 and keys of any length, which security level 0 of OpenSSL stands for, as
-    far as the OpenSSL at hand has them.
+    It accepts TLS 1.0 and 1.1, SHA-1 and keys of any length (OpenSSL's security level 0), as far as the installed
+    OpenSSL still supports them.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False

@@ -1,7 +1,7 @@
-"""URLs as published to URLs that can be asked, as a browser would read them.
+"""Parses URLs as published into URLs that can be requested, as a browser would.
 
-Rules: the WHATWG's URL standard decides, through ada; what is encoded already is never encoded again. Manifests are cut
-out of pages, so an ampersand may still be written as HTML writes it.
+Rules: the WHATWG URL standard decides, implemented by ada. What is percent-encoded already is never encoded again.
+Manifests are extracted from HTML pages, so an ampersand may still be escaped as in HTML.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ _ASCII = bytes(range(128))
 
 
 class BadUrlError(ValueError):
-    """This is no URL of a web server."""
+    """It is not the URL of a web server."""
 
 
 def parse_url(text: str) -> URL:
-    """Read a URL as a manifest has it.
+    """Parse a URL as it stands in a manifest.
 
-    Surrounding blanks and a fragment are dropped; ``&amp;`` is read as ``&``; backslashes, blanks, IDN and non-ASCII
-    paths become what a browser would send. ``//host/…`` is asked over http: a host that only speaks TLS redirects from
-    there, and one that speaks none answers nowhere else.
+    Surrounding blanks and the fragment are dropped, and ``&amp;`` is read as ``&``. Backslashes, blanks, international
+    host names and non-ASCII paths become what a browser would send. ``//host/…`` becomes http: a host that only speaks
+    TLS redirects from there, and a host without TLS can't be reached otherwise.
 
     Raises:
-        BadUrlError: Not http or https, no host, not to be parsed, or longer than ``MOST_URL_CHARS``.
+        BadUrlError: It is not http or https, has no host, can't be parsed, or is longer than ``MOST_URL_CHARS``.
     """
     if len(text) > MOST_URL_CHARS:
         raise BadUrlError(f"longer than {MOST_URL_CHARS:,} characters")
@@ -45,14 +45,14 @@ def parse_url(text: str) -> URL:
 
 
 def join_url(base: URL, location: str) -> URL:
-    """Where a redirect leads.
+    """Find the URL that a redirect leads to.
 
-    Credentials of the base go along only while the location is relative, and so on the same host (WHATWG URL, "relative
+    Credentials of the base are kept only if the location is relative, and so on the same host (WHATWG URL, "relative
     state").
 
     Args:
-        base: The URL that was asked.
-        location: The header's value as aiohttp gives it: bytes that are not UTF-8 are surrogates.
+        base: The URL that was requested.
+        location: The value of the Location header, in which bytes that are not UTF-8 are escaped as surrogates.
 
     Raises:
         BadUrlError: It leads to something other than a web server.
@@ -65,7 +65,7 @@ def join_url(base: URL, location: str) -> URL:
 
 
 def authority(url: URL) -> str:
-    """Host and port: what per-host limits are about."""
+    """The host and port of a URL, which per-host limits apply to."""
     return f"{url.raw_host}:{url.port}"
 
 

@@ -1,1 +1,1 @@
-"""Names to addresses, and which of these may be connected to."""
+"""Resolves host names, and decides which addresses may be connected to."""

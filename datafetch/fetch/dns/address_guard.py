@@ -1,8 +1,8 @@
-"""Which addresses may be connected to.
+"""Decides which addresses may be connected to.
 
-Rules: what is not plainly public is refused, so that a manifest from the web can't make this machine talk to its own
-network (server-side request forgery). An address that carries another one inside (mapped, 6to4, NAT64, Teredo) is
-judged by that one, for that is where it may end up.
+Rules: an address that is not certain to be public is refused, so that a manifest from the web can't make this machine
+send requests into its own network (server-side request forgery). An IPv6 address that embeds an IPv4 address (mapped,
+6to4, NAT64, Teredo) is judged by the embedded one, because that is where packets to it may end up.
 """
 
 from __future__ import annotations
@@ -15,51 +15,53 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 _NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052
 _IPV4_COMPATIBLE = IPv6Network("::/96")  # RFC 4291, deprecated, still routed by some stacks
 _LOW_32_BITS = 0xFFFFFFFF
-_ISATAP = (0x00005EFE, 0x02005EFE)  # RFC 5214, 6.1: the upper half of the interface's identifier
-_NOT_PUBLIC = (  # though some Python takes them for global
-    # IETF protocol assignments (RFC 6890). IANA calls two of them reachable (.9 and .10, RFC 7723 and 8155), which are
-    # anycast addresses of the nearest NAT and relay, and so of one's own network; Oracle's metadata were at .192.
+_ISATAP = (0x00005EFE, 0x02005EFE)  # RFC 5214, 6.1: the upper half of the interface identifier
+_NOT_PUBLIC = (  # some versions of Python report these as global
+    # IETF protocol assignments (RFC 6890). IANA lists .9 and .10 as globally reachable (RFC 7723 and 8155), but they
+    # are anycast addresses of the nearest NAT and relay, and so of the own network; Oracle's metadata were at .192.
     IPv4Network("192.0.0.0/24"),
     IPv6Network("2001:1::/32"),  # the same in IPv6: RFC 7723, 8155, 9665
-    IPv4Network("168.63.129.16/32"),  # Azure's wire server: keys and certificates of the machine
-    IPv4Network("192.80.8.124/32"),  # metadata of Packet, later Equinix Metal
-    IPv6Network("64:ff9b:1::/48"),  # RFC 8215: a NAT64 of somebody's own, with the IPv4 address anywhere in it
+    IPv4Network("168.63.129.16/32"),  # Azure's WireServer, which has keys and certificates of the machine
+    IPv4Network("192.80.8.124/32"),  # the metadata service of Packet, later Equinix Metal
+    IPv6Network("64:ff9b:1::/48"),  # RFC 8215: local-use NAT64, which may embed the IPv4 address anywhere
     IPv6Network("3fff::/20"),  # RFC 9637: documentation
     IPv6Network("fec0::/10"),  # RFC 3879: site-local
-    IPv4Network("192.88.99.0/24"),  # RFC 7526: relays of 6to4
+    IPv4Network("192.88.99.0/24"),  # RFC 7526: 6to4 relays
 )
 _CACHED_ADDRESSES = 16_384
 
 
 def is_address(host: str) -> bool:
-    """Whether a host is written as an address (in the form that parse_url gives it) and not as a name."""
+    """Whether a URL's host, in the form that ``parse_url`` gives it, is an address and not a name."""
     last = host.rpartition(".")[2]
     return ":" in host or last.isdecimal()
 
 
 class BlockedAddressError(OSError):
-    """The address is not public and was not allowed."""
+    """The address is not public, and the operator has not allowed it."""
 
     def __init__(self, address: str) -> None:
         super().__init__(f"{address} is not a public address; --allow-net would allow it")
 
 
 class _Verdict(Enum):
+    """EXCEPTION is an address that is not public and that the operator has allowed."""
+
     PUBLIC = auto()
     EXCEPTION = auto()
     BLOCKED = auto()
 
 
 class AddressGuard:
-    """Says which addresses may be connected to: public ones, and those that the operator named.
+    """Permits public addresses, and those that the operator has allowed.
 
     Args:
-        allowed: What the operator named.
+        allowed: The networks that the operator has allowed.
     """
 
     def __init__(self, allowed: Sequence[IPv4Network | IPv6Network]) -> None:
         self._allowed = tuple(allowed)
-        # Parsing an address takes 20 µs, and each is judged more than once: literals twice a hop, names by each answer.
+        # Parsing an address takes 20 µs, and each is judged repeatedly: twice for each hop if it stands in the URL.
         self._verdict = lru_cache(maxsize=_CACHED_ADDRESSES)(self._judge)
 
     def permits(self, address: str) -> bool:
@@ -67,7 +69,7 @@ class AddressGuard:
         return self._verdict(address) is not _Verdict.BLOCKED
 
     def is_exception(self, address: str) -> bool:
-        """Whether it may only because the operator named it."""
+        """Whether an address may be connected to only because the operator has allowed it."""
         return self._verdict(address) is _Verdict.EXCEPTION
 
     def _judge(self, address: str) -> _Verdict:
@@ -88,7 +90,7 @@ class AddressGuard:
         """Raise unless the address may be connected to.
 
         Raises:
-            BlockedAddressError: It may not.
+            BlockedAddressError: The address is not public, and the operator has not allowed it.
         """
         if not self.permits(address):
             raise BlockedAddressError(address)
@@ -110,7 +112,7 @@ def _is_named_not_public(address: IPv4Address | IPv6Address) -> bool:
 
 
 def _embedded(address: IPv4Address | IPv6Address) -> Iterator[IPv4Address | IPv6Address]:
-    """The addresses that an IPv6 address may end up at, where that is not just itself."""
+    """The addresses that packets to an IPv6 address may end up at, if not just at that address itself."""
     if isinstance(address, IPv4Address):
         return
     for inner in (address.ipv4_mapped, address.sixtofour):

@@ -1,12 +1,19 @@
-"""NameServers: one name asked of the name servers, with patience, until there is an answer or no server gives one.
+"""Queries the name servers for one name, again and again, until one of them answers or all have had their chance.
 
-Rules: a lost packet is nobody's fault and is asked again, here and on no one else's clock. A name is blamed only on a
-server's word about all of its addresses. What c-ares keeps in memory is bounded by making its channels again.
+Theory of operation. c-ares does the queries. It repeats them itself, several times within a round, and a round that
+brings no answer is followed by another one, up to four. Each channel of c-ares has the servers in another order, and
+the channels take turns, so that each server is the first choice for its share of the names.
 
-An answer over TCP may have 4,000 addresses, which cost 20 ms and 2 MB. So names are asked for over UDP, and what a
-packet has of an answer that does not fit is enough; only a name that has no address there that this machine has a way
-to is asked for again with TCP allowed, few at a time. A zone that leaves such a question unanswered is not asked any
-more for a while, or its names would take the places of all others.
+Rounds go over UDP at first. If an answer does not fit into a packet, what the packet holds of it is enough: an answer
+over TCP may have 4,000 addresses, which take 20 ms and 2 MB. Only if the packet holds no address that this machine has
+a route to is the name queried again with TCP allowed, a few names at a time. A zone that is silent over TCP is then
+not queried over TCP for a minute, because its names would otherwise occupy all of the few slots.
+
+c-ares never drops anything from the cache that each of its channels has. So a channel that has answered some thousand
+names is replaced by a new one, retired, and closed once its last query is over.
+
+Rules: a lost packet is nobody's fault, so repeating queries costs no attempt of an image. A name counts as missing only
+if a server has said so about both types of address. What c-ares keeps in memory is bounded.
 """
 
 from __future__ import annotations
@@ -27,42 +34,42 @@ import aiodns
 import pycares
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-# Four rounds of at most 4.5 s and the waits between them: a name whose servers are all silent ends within 20 s. Four
-# tries a round are 16 in all, so with 30 % of all packets lost four questions in a thousand million are never heard.
-# c-ares waits 250 ms for the first try (five times what a server usually takes, if that is more) and doubles that from
-# try to try, so a round of lost packets takes 3 s. A round of SERVFAILs takes none: four of them end within 2 s.
+# Four rounds of at most 4.5 s and the pauses between them: a name whose servers are all silent fails within 20 s. Four
+# tries in each round are 16 in all, so if 30 % of all packets are lost, four queries in a billion are never received.
+# c-ares waits 250 ms for the first try (or five times what the server usually takes, if that is more) and doubles that
+# from try to try, so a round of lost packets takes 3 s. A round of SERVFAILs takes no time; four of them end in 2 s.
 _ROUNDS = 4
 _ROUND_S = 4.5
 _TRIES = 4
-_INITIAL_TIMEOUT_S = 1.0  # while c-ares does not know yet how fast a server is
+_INITIAL_TIMEOUT_S = 1.0  # until c-ares has measured how fast a server is
 _ROUND_PAUSE = wait_random_exponential(multiplier=0.5, max=1.0)
 
-# Two questions a name, so 512 in the air. Fewer, and names that nobody answers (18 s each) would hold up the others:
-# this lets 14 such names a second pass. More would only add to what small forwarders refuse (dnsmasq takes 150
-# questions at once); what is refused is asked again, in rounds up to a second apart.
+# A name takes two queries, so 512 are in flight. With fewer, names that no server answers for (18 s each) would hold
+# up the others; this lets 14 of them pass each second. With more, small forwarders would refuse more of them (dnsmasq
+# takes 150 at once); refused queries are repeated in rounds up to a second apart.
 _MAX_CONCURRENT_NAMES = 256
-# 512 answers may come at once, and a small packet takes 768 to 1,280 bytes of it; Linux gives 208 KiB by default.
+# 512 answers may arrive at once, each of which takes 768 to 1,280 bytes of the buffer; Linux's default is 208 KiB.
 _RECEIVE_BUFFER_BYTES = 1024 * 1024
 
-# c-ares caches each answer for its TTL, up to an hour (an empty one for an hour), bounds that cache by nothing, and
-# pycares has no switch for it: 2.2 KB a name were measured, 440 MB for 200,000 names.
+# c-ares caches each answer for its TTL of up to an hour, an empty one for an hour. The cache has no bound, and pycares
+# can't turn it off. It was measured to take 2.2 KB for each name, or 440 MB for 200,000 names.
 _LOOKUPS_PER_CHANNEL = 5_000
-_RECORDS_PER_LOOKUP = 4  # what more an answer has counts as further lookups
+_RECORDS_PER_LOOKUP = 4  # an answer with more records counts as several lookups
 MAX_ADDRESSES = 8
-"""Of each family, that are kept of a name."""
+"""Number of addresses of each family that are kept for a name."""
 
 _MAX_CONCURRENT_TCP_NAMES = 4
-_TCP_DEADLINE_S = 60.0  # the wait for one of these places and all rounds together
-_SILENT_S = 60.0  # so long a zone is not asked by TCP after it gave no answer
-_MAX_SILENT_ZONES = 1000  # that are remembered
-_ZONE_LABELS = 2  # the last ones of a name: about what somebody registered
+_TCP_DEADLINE_S = 60.0  # for the wait for a slot and all rounds together
+_SILENT_S = 60.0  # how long a zone is not queried over TCP after it was silent
+_MAX_SILENT_ZONES = 1000  # remembered at most
+_ZONE_LABELS = 2  # the last two labels of a name are, roughly, the registered domain
 
 _DESCRIPTORS_PER_CHANNEL = 6  # epoll, inotify, a pipe's two ends, /etc/resolv.conf, a first socket
 
-# Search domains and $HOSTALIASES are for people at a keyboard; EDNS is c-ares's default and lifts its 512 bytes.
+# Search domains and $HOSTALIASES are for interactive use. EDNS, which allows more than 512 bytes, is c-ares's default.
 _FLAGS = pycares.ARES_FLAG_NOSEARCH | pycares.ARES_FLAG_NOALIASES | pycares.ARES_FLAG_EDNS
 _ACCEPT_TRUNCATED = pycares.ARES_FLAG_IGNTC
-_UNSORTED = 1 << 7  # ARES_AI_NOSORT of <ares.h>, which pycares lacks; sorting opens a socket for each address
+_UNSORTED = 1 << 7  # ARES_AI_NOSORT in <ares.h>, missing in pycares; sorting would open a socket for each address
 _NO_SUCH_NAME = frozenset({aiodns.error.ARES_ENOTFOUND, aiodns.error.ARES_EBADNAME, aiodns.error.ARES_ENONAME})
 _ADDRESS_TYPES = {"A": pycares.QUERY_TYPE_A, "AAAA": pycares.QUERY_TYPE_AAAA}
 
@@ -72,22 +79,23 @@ class NameNotFoundError(OSError):
 
 
 class NameServerError(OSError):
-    """No name server gave an answer."""
+    """No name server gave an answer, or only errors."""
 
 
 class _NoAnswerError(NameServerError):
-    """Every name server was silent."""
+    """All name servers were silent."""
 
 
 @dataclass(frozen=True, slots=True)
 class NameAnswer:
-    """Where a name leads.
+    """The addresses of a name.
 
     Attributes:
-        addresses: IPv4 and IPv6, at least one and at most ``MAX_ADDRESSES`` of each: the family that this machine has
-            a way to first (RFC 6724, rule 1), IPv6 where it has to both; within it as the server has them.
-        ttl_s: How long that holds, by the shortest of the records that led there.
-        records: How many there were in the answer.
+        addresses: IPv4 and IPv6, at least one and at most ``MAX_ADDRESSES`` of each family. The family that this
+            machine has a route to comes first (RFC 6724, rule 1), IPv6 if it has routes to both. Within a family they
+            are in the order of the answer.
+        ttl_s: How long the answer is valid: the shortest TTL of its records.
+        records: Number of records in the answer.
     """
 
     addresses: tuple[str, ...]
@@ -100,40 +108,42 @@ _Ask: TypeAlias = Callable[[aiodns.DNSResolver, str], Coroutine[Any, Any, _Answe
 
 
 class NameServers:
-    """The servers to ask: each in turn goes first, and the others stand in for it when it fails.
+    """Queries name servers. They take turns at being the first choice, and stand in for one another.
 
     Args:
-        addresses: ``ADDRESS``, ``ADDRESS:PORT`` or ``[V6]:PORT``; empty for the system's, in the system's order.
+        addresses: ``ADDRESS``, ``ADDRESS:PORT`` or ``[V6]:PORT`` each; empty uses the system's, in the system's order.
+
+    Attributes:
+        waiting: Number of names that wait for a slot.
+        rounds: Number of rounds of queries so far; one for each name if nothing is lost.
 
     Raises:
-        OSError: This process has no descriptors left for them.
-        NameServerError: c-ares can do nothing with such addresses.
+        OSError: This process has no descriptors left.
+        NameServerError: c-ares does not accept the addresses.
     """
 
     def __init__(self, addresses: Sequence[str] = ()) -> None:
-        # c-ares's own rotation picks a server at random, dead ones too; within a channel it prefers the living.
+        # c-ares's own rotation picks servers at random, dead ones included. Without it, a channel prefers live ones.
         orders = [(*addresses[first:], *addresses[:first]) for first in range(len(addresses))] or [()]
         self._channels = [_Channel(order, _ACCEPT_TRUNCATED) for order in orders]
         self._tcp_channels: list[_Channel] = []  # made when the first name needs it
         self._retired: list[_Channel] = []
         self._slots = asyncio.Semaphore(_MAX_CONCURRENT_NAMES)
         self._tcp_slots = asyncio.Semaphore(_MAX_CONCURRENT_TCP_NAMES)
-        self._silent_until_s: dict[str, float] = {}  # zones; the one that was silent last stands last
+        self._silent_until_s: dict[str, float] = {}  # by zone, the one that was silent last in the last position
         self.waiting = 0
-        """Names that wait for a place among those asked for at once."""
         self.rounds = 0
-        """Rounds of questions so far; one a name where nothing is lost."""
 
     async def resolve(self, name: str) -> NameAnswer:
-        """Ask for the addresses of a name.
+        """Find the addresses of a name.
 
         Args:
-            name: A host name in ASCII, without search domains; /etc/hosts goes first.
+            name: A fully qualified host name in ASCII. What /etc/hosts has for it takes precedence.
 
         Raises:
-            NameNotFoundError: It does not exist or has no address.
-            NameServerError: No server said so or otherwise, in four rounds.
-            OSError: With its ``errno``, when this process has no descriptors left to ask with.
+            NameNotFoundError: The name does not exist or has no address.
+            NameServerError: In four rounds no server gave an answer.
+            OSError: This process has no descriptors left for a query; has the system's ``errno``.
         """
         found = await self._in_rounds(name, self._round)
         if found is not None and any(":" not in address or _has_route_to(address) for address in found.addresses):
@@ -146,10 +156,10 @@ class NameServers:
                 return found
             if isinstance(error, NameServerError):
                 raise
-            raise NameServerError(f"{name}: too many other names take TCP to be asked for") from error
+            raise NameServerError(f"{name}: too many other names need TCP for their answers") from error
 
     async def close(self) -> None:
-        """End all that is being asked."""
+        """Cancel all queries and close all channels."""
         for channel in (*self._channels, *self._tcp_channels, *self._retired):
             await channel.resolver.close()
         self._retired.clear()
@@ -158,8 +168,8 @@ class NameServers:
         try:
             return await ask(name)
         except NameServerError:
-            # One round is enough for most, and tenacity costs 150 µs: more than c-ares does for question and answer.
-            # The second follows at once, for it may be another server's turn.
+            # One round is enough for most names, and tenacity costs 150 µs, more than c-ares does for query and answer.
+            # The second round follows at once, since the next channel may have another server as its first choice.
             retrying = AsyncRetrying(
                 stop=stop_after_attempt(_ROUNDS - 1),
                 wait=_ROUND_PAUSE,
@@ -169,7 +179,7 @@ class NameServers:
             return await retrying(ask, name)
 
     async def _round(self, name: str) -> NameAnswer | None:
-        """What a packet has of the answer; None where that is no address."""
+        """Make one round over UDP; return None if no address fits into a packet."""
         self.waiting += 1
         try:
             await self._slots.acquire()
@@ -183,11 +193,11 @@ class NameServers:
             await self._close_retired()
 
     async def _round_over_tcp(self, name: str) -> NameAnswer:
-        """The whole answer, by TCP where it does not fit a packet."""
+        """Make one round with TCP allowed, which brings the whole answer."""
         async with self._tcp_slots:
             zone = ".".join(name.split(".")[-_ZONE_LABELS:])
             if time.monotonic() < self._silent_until_s.get(zone, 0.0):
-                raise NameServerError(f"{name}: {zone} was asked by TCP a moment ago, and gave no answer")
+                raise NameServerError(f"{name}: {zone} did not answer over TCP a moment ago")
             if not self._tcp_channels:
                 self._tcp_channels.append(_Channel(self._channels[0].servers, 0))
             try:
@@ -232,26 +242,33 @@ class NameServers:
     def _replace(self, old: _Channel) -> _Channel:
         try:
             new = _Channel(old.servers, old.flags)
-        except OSError:  # no descriptors to spare: the old one does for as long as that lasts
+        except OSError:  # there are no descriptors to spare now, so the old one stays in use
             return old
         self._retired.append(old)
         return new
 
     async def _close_retired(self) -> None:
-        """Close the retired channels on which nothing is under way any more."""
+        """Close the retired channels whose queries are over."""
         idle = [channel for channel in self._retired if not channel.open]
         if idle:
-            # All at once, for others come here while one is being closed.
+            # All are removed before the first one is closed, since other tasks get here while that is awaited.
             self._retired = [channel for channel in self._retired if channel.open]
             for channel in idle:
                 await channel.resolver.close()
 
 
 class _Channel:
-    """A c-ares channel with its thread, its sockets and its cache, and what it has been used for."""
+    """A c-ares channel, which has a thread, sockets and a cache of its own, and how much it has been used.
+
+    Attributes:
+        servers: Its name servers, the first choice first; empty for the system's.
+        flags: Its flags besides those that all channels have.
+        lookups: Number of lookups so far.
+        open: Number of lookups in progress.
+    """
 
     def __init__(self, servers: tuple[str, ...], flags: int) -> None:
-        # Without descriptors c-ares would not read /etc/resolv.conf and ask 127.0.0.1 from then on.
+        # Without a free descriptor c-ares can't read /etc/resolv.conf, and would query 127.0.0.1 from then on.
         _check_free_descriptors(_DESCRIPTORS_PER_CHANNEL)
         _check_socket()
         self.servers = servers
@@ -265,13 +282,13 @@ class _Channel:
                 socket_receive_buffer_size=_RECEIVE_BUFFER_BYTES,
             )
         except pycares.AresError as error:
-            raise NameServerError(f"no channel to {servers or 'the name servers'}: {error}") from error
+            raise NameServerError(f"cannot use {servers or 'the name servers'}: {error}") from error
         self.lookups = 0
         self.open = 0
 
 
 async def _query_udp(resolver: aiodns.DNSResolver, name: str) -> NameAnswer | None:
-    """What a packet has of the answer; None where that is no address, which may not have fitted."""
+    """Query over UDP; return None if the packet holds no address, since there may be some that did not fit."""
     try:
         return await _addresses(resolver, name)
     except aiodns.error.DNSError as error:
@@ -281,7 +298,7 @@ async def _query_udp(resolver: aiodns.DNSResolver, name: str) -> NameAnswer | No
 
 
 async def _query_tcp(resolver: aiodns.DNSResolver, name: str) -> NameAnswer:
-    """The answer, by TCP where it does not fit a packet."""
+    """Query over UDP, and over TCP if the answer does not fit into a packet."""
     try:
         return await _addresses(resolver, name)
     except aiodns.error.DNSError as error:
@@ -303,7 +320,7 @@ async def _addresses(resolver: aiodns.DNSResolver, name: str) -> NameAnswer:
 
 
 def _limit_per_family(nodes: Sequence[Any]) -> Sequence[Any]:
-    """So many addresses of each family as are ever tried; an answer may have thousands."""
+    """The first addresses of each family, as many as are kept; an answer may have thousands."""
     families: dict[int, list[Any]] = {}
     for node in nodes:
         family = families.setdefault(node.family, [])
@@ -314,7 +331,7 @@ def _limit_per_family(nodes: Sequence[Any]) -> Sequence[Any]:
 
 
 def _preferred_family_first(addresses: Iterable[str]) -> tuple[str, ...]:
-    """First those of the family that there is a way to."""
+    """Put the family first that this machine has a route to, and IPv6 if it has routes to both."""
     families: tuple[list[str], list[str]] = ([], [])  # IPv6, IPv4
     for address in addresses:
         families[":" not in address].append(address)
@@ -334,10 +351,10 @@ def _has_route_to(address: str) -> bool:
 
 
 async def _confirm_no_address(resolver: aiodns.DNSResolver, name: str) -> None:
-    """Return when each type of address is missing on a server's word; raise what stands against it otherwise.
+    """Return if a server has said of both types of address that there are none; otherwise raise DNSError.
 
-    c-ares reports the later of its two questions: "no AAAA" hides an A that nobody answered. What it does know comes
-    from its cache here.
+    A lookup makes two queries, and c-ares reports the result of the later one. So "no AAAA" may hide that no server
+    answered for A. What c-ares does know is in its cache, so this sends only the query whose answer is missing.
     """
     for kind, number in _ADDRESS_TYPES.items():
         try:
@@ -347,15 +364,15 @@ async def _confirm_no_address(resolver: aiodns.DNSResolver, name: str) -> None:
                 raise
         else:
             if any(record.type == number for record in result.answer):
-                raise aiodns.error.DNSError(aiodns.error.ARES_ETIMEOUT, "an answer was lost on the way")
+                raise aiodns.error.DNSError(aiodns.error.ARES_ETIMEOUT, "an answer was lost")
 
 
 def _classify(name: str, error: aiodns.error.DNSError) -> OSError:
-    """Say whose fault it is.
+    """Translate an error of c-ares by whose fault it is: the name's, or its servers'.
 
     Raises:
-        OSError: Ours: this process has no descriptors left. c-ares says of its socket "connection refused", as it does
-            of a server that is not there, so we ask the system for one ourselves.
+        OSError: It is our own: this process has no descriptors left. c-ares then reports "connection refused", as it
+            does for a server that is not there, so this tries to open a socket itself.
     """
     code, text = error.args[0], error.args[1]
     if code in _NO_SUCH_NAME or code == aiodns.error.ARES_ENODATA:
@@ -366,14 +383,14 @@ def _classify(name: str, error: aiodns.error.DNSError) -> OSError:
 
 
 def _check_socket() -> None:
-    """Raise what the system says against one more socket, if it says anything."""
+    """Raise OSError if the system does not allow one more socket."""
     socket.socket(socket.AF_INET, socket.SOCK_DGRAM).close()
 
 
 def _check_free_descriptors(wanted: int) -> None:
     """Raise EMFILE unless this process can still open this many descriptors.
 
-    They are counted and not opened, not even for an instant: another thread may need the last of them just then.
+    They are counted without opening any, because another thread may need the last of them at that moment.
     """
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     free = filter(_is_free, range(limit) if limit != resource.RLIM_INFINITY else count())

@@ -1,8 +1,15 @@
-"""DNS: names to addresses that may be connected to, from the one cache that there is.
+"""Resolves host names to addresses that may be connected to, with a cache.
 
-Rules: a name that does not exist is the web's fault and final; a name server that does not answer is not the name's
-fault and may pass. An answer never leads to an address that is not public. Whoever waits for a name waits for the same
-question, and whoever stops waiting stops nobody else.
+Theory of operation. The cache has one entry for each name: its addresses, or the error to raise. An entry goes through
+three ages. While it is fresh, it is the answer. After that it is stale: ``lookup`` queries the name servers again,
+``addresses`` still uses it for requests that were queued since their lookup, and if no server answers now, its
+addresses serve for a while longer (RFC 8767). Past ``usable_until_s`` it is worthless.
+
+A query runs in a task of its own that all concurrent lookups of the name share. A lookup that is cancelled does not
+cancel the query, because others may wait for it and the answer goes into the cache anyway.
+
+Rules: that a name does not exist is final, and the web's fault; that no name server answers is nobody's fault, and may
+pass. No address leaves the resolver that the address guard does not permit.
 """
 
 from __future__ import annotations
@@ -20,35 +27,35 @@ from datafetch.fetch.dns.nameservers import NameAnswer, NameNotFoundError, NameS
 
 __all__ = ["NameNotFoundError", "NameServerError", "Resolver", "ResolverStatistics"]
 
-_MAX_CACHED_NAMES = 50_000  # 390 bytes each, so 20 MB; images of one host tend to lie close together in a manifest
-_MIN_TTL_S = 30.0  # names that change by the second do so for balance; their old address serves as well
-_MAX_TTL_S = 3600.0  # a day-old address of a host that has moved would cost its images
-_NO_NAME_TTL_S = 300.0  # RFC 2308 allows hours, but a name may be about to exist; within one shard it won't
-_FAILURE_TTL_S = 30.0  # RFC 9520: from 1 s to 5 min; the name has been asked for in four rounds already
-_MAX_STALE_S = 300.0  # a request may queue that long between its lookup and its connection; also RFC 8767's stale data
-_STALE_TTL_S = 30.0  # RFC 8767: so long before servers that failed are asked again
+_MAX_CACHED_NAMES = 50_000  # 390 bytes each, so 20 MB; images of one host tend to be close together in a manifest
+_MIN_TTL_S = 30.0  # shorter TTLs are for load balancing, and the address before serves as well
+_MAX_TTL_S = 3600.0  # with a day-old address of a host that has moved, its images would be lost
+_NO_NAME_TTL_S = 300.0  # RFC 2308 allows hours, but a missing name may be registered soon; not within one shard
+_FAILURE_TTL_S = 30.0  # RFC 9520 allows 1 s to 5 min; the name has been queried in four rounds already
+_MAX_STALE_S = 300.0  # a request may be queued this long between lookup and connection; RFC 8767 allows it
+_STALE_TTL_S = 30.0  # RFC 8767: time before servers that failed are queried again
 
-_HOST_NAME = re.compile(r"(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}")  # with the underscores that the web does use
+_HOST_NAME = re.compile(r"(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}")  # underscores are not allowed, but in use
 _MAX_NAME_CHARS = 253
 
 
 @dataclass(frozen=True, slots=True)
 class ResolverStatistics:
-    """A snapshot of a resolver. The counts are of names since it was made.
+    """A snapshot of a resolver. Counts are since it was made.
 
     Attributes:
-        cached: Names in the cache now, those that are not there or failed included.
-        hits: Lookups that a new answer in the cache settled.
-        coalesced: Lookups that joined one that was under way.
-        asked: Names that were asked of the name servers.
-        found: Of them, those with an address that may be connected to.
-        not_found: Of them, those that do not exist or have no address.
-        blocked: Of them, those with addresses of which none is permitted.
-        failed: Of them, those that no server answered for.
-        stale: Of the failed ones, those whose expired address serves for a while longer.
-        rounds: Rounds of questions; what exceeds ``asked`` are repetitions.
-        asking: Names being asked for now.
-        waiting: Of them, those that wait for their turn.
+        cached: Number of names in the cache now, including those without an address.
+        hits: Number of lookups that a fresh entry of the cache answered.
+        coalesced: Number of lookups that joined a query already in progress.
+        queried: Number of names that the name servers were queried for.
+        found: How many of them have an address that may be connected to.
+        not_found: How many of them do not exist or have no address.
+        blocked: How many of them only have addresses that may not be connected to.
+        failed: How many of them no server answered for.
+        stale: How many of the failed ones were answered from an expired entry.
+        rounds: Number of rounds of queries; what exceeds ``queried`` are repetitions.
+        in_progress: Number of names that are being queried for now.
+        waiting: How many of these wait for a slot.
     """
 
     cached: int
@@ -67,7 +74,7 @@ class ResolverStatistics:
 
 @dataclass(frozen=True, slots=True)
 class _CacheEntry:
-    """What is known of a name: addresses, or the fault to raise."""
+    """What is known of a name: its addresses, or how to make the error to raise."""
 
     addresses: tuple[str, ...]
     error: Callable[[], OSError] | None
@@ -76,23 +83,23 @@ class _CacheEntry:
 
     def check(self) -> None:
         if self.error is not None:
-            raise self.error()  # a new one each time: a kept exception would collect tracebacks, and frames with them
+            raise self.error()  # a new one each time, since a kept exception would collect tracebacks and their frames
 
 
 class Resolver:
-    """Names to addresses, for any number of tasks of one event loop; make it inside that loop.
+    """Resolves host names, for any number of tasks of one event loop, in which it must be made.
 
-    Await ``lookup`` before a request's clock starts; ``addresses`` then finds the answer in the cache.
+    Await ``lookup`` before the deadline of a request starts to run; ``addresses`` then finds the answer in the cache.
 
     Args:
-        guard: Says which addresses may be connected to; others are dropped from answers.
-        nameservers: ``ADDRESS``, ``ADDRESS:PORT`` or ``[V6]:PORT``; empty uses the system's.
-        max_names: The cache's bound; the name that was used the longest ago goes first.
-        clock: Seconds that never go back.
+        guard: Decides which addresses may be connected to; all others are dropped from answers.
+        nameservers: ``ADDRESS``, ``ADDRESS:PORT`` or ``[V6]:PORT`` each; empty uses the system's name servers.
+        max_names: Size of the cache, from which the least recently used name is dropped.
+        clock: In seconds, monotonic.
 
     Raises:
         OSError: This process has no descriptors left.
-        NameServerError: c-ares can do nothing with such addresses.
+        NameServerError: c-ares does not accept the addresses of the name servers.
     """
 
     def __init__(
@@ -113,7 +120,7 @@ class Resolver:
         self._found = self._not_found = self._blocked = self._failed = self._stale = 0
 
     def statistics(self) -> ResolverStatistics:
-        """How it stands now."""
+        """Take a snapshot."""
         return ResolverStatistics(
             cached=len(self._cache),
             hits=self._hits,
@@ -130,16 +137,19 @@ class Resolver:
         )
 
     async def lookup(self, host: str) -> None:
-        """Make sure that the cache has a new answer for a host; an address needs none.
+        """Make sure that the cache has a fresh entry for a host, and that the host may be connected to.
 
-        Takes microseconds when it has; else as long as the name servers need, 20 seconds when all of them are silent,
-        plus the wait for a turn.
+        With a fresh entry this takes microseconds. Otherwise it takes as long as the name servers need, up to 20
+        seconds if all of them are silent, and the wait for a slot.
+
+        Args:
+            host: A name, or an address, which needs no entry.
 
         Raises:
-            NameNotFoundError: The name does not exist, has no address or is no host name at all.
+            NameNotFoundError: The name does not exist, has no address, or can't be a host name.
             NameServerError: No name server answered.
-            BlockedAddressError: It has addresses, none of them permitted, or is such an address.
-            OSError: With the system's ``errno``, when this process has no descriptors left to ask with.
+            BlockedAddressError: None of the host's addresses may be connected to.
+            OSError: This process has no descriptors left for a query; has the system's ``errno``.
         """
         if is_address(host):
             self._guard.check(host)
@@ -147,31 +157,31 @@ class Resolver:
             (await self._lookup(host)).check()
 
     async def addresses(self, host: str) -> Sequence[str]:
-        """Say which addresses may be connected to, also when the answer expired up to 5 minutes ago.
+        """The addresses of a host that may be connected to; the cache's entry may have expired up to 5 minutes ago.
 
         Raises:
-            OSError: As ``lookup`` does, which it awaits when the cache has nothing.
+            OSError: In the same cases as ``lookup``, which is awaited if the cache has no entry.
         """
         if is_address(host):
             self._guard.check(host)
             return (host,)
-        entry = self._cache.get(host)  # hosts of URLs are in their final form already
+        entry = self._cache.get(host)  # a URL's host is in the form of the cache's keys already
         if entry is None or entry.usable_until_s < self._now_s():
             entry = await self._lookup(host)
         entry.check()
         return entry.addresses
 
     def is_exception(self, address: str) -> bool:
-        """Whether an address is not public, and the operator allowed it all the same."""
+        """Whether an address is not public but allowed by the operator."""
         return self._guard.is_exception(address)
 
     async def close(self) -> None:
-        """End all lookups that are under way; whoever still waits for one is told so."""
-        asking = tuple(self._queries.values())
-        for task in asking:
+        """Cancel all queries in progress; lookups that wait for one raise NameServerError."""
+        queries = tuple(self._queries.values())
+        for task in queries:
             task.cancel()
-        await asyncio.gather(*asking, return_exceptions=True)
-        self._queries.clear()  # of those that had not even begun
+        await asyncio.gather(*queries, return_exceptions=True)
+        self._queries.clear()  # tasks that were cancelled before they began have not removed themselves
         await self._servers.close()
 
     async def _lookup(self, host: str) -> _CacheEntry:
@@ -184,7 +194,7 @@ class Resolver:
         task = self._queries.get(name)
         if task is None:
             task = asyncio.create_task(self._query(name), name=f"look up {name}")
-            if not task.done():  # it may be, where tasks begin at once
+            if not task.done():  # with an eager task factory it may be
                 self._queries[name] = task
         else:
             self._coalesced += 1
@@ -196,7 +206,7 @@ class Resolver:
             raise
 
     async def _query(self, name: str) -> _CacheEntry:
-        """Ask, and remember what was said. Raises nothing, for there may be nobody left to hear it."""
+        """Query the name servers and cache the result. Raises nothing, since no lookup may be left to receive it."""
         self._queried += 1
         try:
             return self._store(name, self._entry_of(await self._servers.resolve(name)))
@@ -206,7 +216,7 @@ class Resolver:
         except NameServerError as error:
             self._failed += 1
             return self._store(name, self._stale_entry(name) or self._error_entry(error, _FAILURE_TTL_S))
-        except OSError as error:  # ours, so nothing is remembered of the name
+        except OSError as error:  # a fault of this machine, which says nothing about the name
             return _CacheEntry((), partial(OSError, error.errno, error.strerror), 0.0, 0.0)
         finally:
             self._queries.pop(name, None)
@@ -225,7 +235,7 @@ class Resolver:
         return _CacheEntry((), partial(type(error), *error.args), until_s, until_s)
 
     def _stale_entry(self, name: str) -> _CacheEntry | None:
-        """The expired addresses of a name for which no server answers now, if they expired not long ago."""
+        """The expired addresses of a name that no server answers for now, unless they expired too long ago."""
         old = self._cache.get(name)
         now_s = self._now_s()
         if old is None or not old.addresses or old.usable_until_s < now_s:
@@ -247,11 +257,11 @@ def _is_being_cancelled() -> bool:
 
 
 def host_name(host: str) -> str:
-    """A host in the one form under which it is asked for and kept: ASCII, lower case, without the last dot.
+    """Bring a host into the form in which it is queried for and cached: ASCII, lower case, without a trailing dot.
 
     Raises:
-        NameNotFoundError: No such name can exist. Some are refused because c-ares would read another name into them: a
-            NUL ends it there, a backslash begins a number.
+        NameNotFoundError: It can't be a host name. That includes names that c-ares would take for others: it ends a
+            name at a NUL, and reads a backslash as the start of a number.
     """
     name = host.removesuffix(".").lower()
     if not name.isascii() and len(name) <= _MAX_NAME_CHARS:

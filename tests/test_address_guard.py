@@ -1,4 +1,4 @@
-"""Which addresses may be connected to."""
+"""The address guard, which decides which addresses may be connected to."""
 
 from ipaddress import ip_network
 
@@ -16,7 +16,7 @@ PUBLIC = [
     "2606:4700::5efe:8.8.8.8",
 ]
 NOT_PUBLIC = [
-    "0.0.0.0",  # noqa: S104 - nobody binds to it here
+    "0.0.0.0",  # noqa: S104 - nothing binds to it here
     "10.1.2.3",
     "100.64.0.1",
     "127.0.0.1",
@@ -84,7 +84,7 @@ METADATA = {  # where clouds tell a machine its secrets
 
 @pytest.mark.parametrize("address", PUBLIC)
 def test_public_addresses_are_permitted(address: str) -> None:
-    """The web is there to be fetched, also through an address that carries a public one."""
+    """This includes addresses that embed a public one."""
     AddressGuard(()).check(address)
 
 
@@ -96,20 +96,20 @@ def test_everything_else_is_refused(address: str) -> None:
 
 
 @pytest.mark.parametrize("cloud", METADATA)
-def test_no_cloud_tells_its_secrets(cloud: str) -> None:
-    """Where a cloud answers its machines is refused, also where that is an address like any other."""
+def test_metadata_services_of_clouds_are_refused(cloud: str) -> None:
+    """This includes those whose address looks public."""
     assert not AddressGuard(()).permits(METADATA[cloud])
 
 
 @pytest.mark.parametrize("address", ["10.1.2.3", "::ffff:10.1.2.3", "64:ff9b::a01:203"])
-def test_a_named_network_is_permitted_in_every_form(address: str) -> None:
-    """Who allows 10.0.0.0/8 allows it however it is written."""
+def test_an_allowed_network_is_permitted_in_every_form(address: str) -> None:
+    """If 10.0.0.0/8 is allowed, so is every way to write an address in it."""
     assert AddressGuard([ip_network("10.0.0.0/8")]).permits(address)
 
 
 @pytest.mark.parametrize("address", ["11.0.0.1", "127.0.0.1", "10.1.2.3"])
-def test_a_named_network_opens_nothing_else(address: str) -> None:
-    """Allowing one private block leaves the others shut."""
+def test_an_allowed_network_opens_no_other(address: str) -> None:
+    """Other private networks stay refused."""
     assert AddressGuard([ip_network("10.9.0.0/16")]).permits(address) == (address == "11.0.0.1")
 
 
@@ -125,5 +125,5 @@ def test_a_named_network_opens_nothing_else(address: str) -> None:
     ],
 )
 def test_an_exception_is_what_only_the_operator_permits(address: str, is_exception: bool) -> None:
-    """What is public anyway needs nobody's permission, and what is not permitted is none."""
+    """An address that is public or refused is not an exception."""
     assert AddressGuard([ip_network("10.9.0.0/16"), ip_network("9.0.0.0/8")]).is_exception(address) == is_exception

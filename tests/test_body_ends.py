@@ -1,4 +1,4 @@
-"""Every way in which a body can end, while reading is paused or not: it arrives whole, or not at all."""
+"""Every way in which a body can end, whether reading is paused or not: it arrives whole, or not at all."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _PATIENCE_S = 20.0
 
 
 class Framing(StrEnum):
-    """What tells the body's end."""
+    """How the response marks the end of its body."""
 
     LENGTH = "length"
     CHUNKS = "chunks"
@@ -38,7 +38,7 @@ class Framing(StrEnum):
 
 
 class Ending(StrEnum):
-    """How the server ends the connection, right behind the body."""
+    """How the server ends the connection right after the body."""
 
     PLAIN = "plain"
     PLAIN_RESET = "plain, reset"
@@ -68,7 +68,7 @@ class _Server:
         self._thread.start()
 
     def close(self) -> None:
-        """End it, once all conversations have ended."""
+        """Close the server, once all of its connections have ended."""
         self._listener.shutdown(socket.SHUT_RDWR)
         self._thread.join()
         self._listener.close()
@@ -147,7 +147,7 @@ async def test_a_body_arrives_whole_however_it_ends(
 ) -> None:
     """Several at once, so that reading pauses: by the buffer, and where memory is tight by the budget as well.
 
-    A body that ends with the connection is not whole when that is reset: nobody can tell what is missing.
+    A body that lasts until the connection ends is not whole if that is reset, since something may be missing.
     """
     body = hashlib.shake_128(b"a picture").digest(size_bytes)
     policy = FetchPolicy(

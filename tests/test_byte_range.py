@@ -167,7 +167,7 @@ async def test_another_part_than_the_requested_one_is_refused(fields: list[str])
 async def test_a_body_of_another_size_than_its_range_is_refused(
     size_bytes: int, kind: FailureKind, *, has_length: bool
 ) -> None:
-    """Whether a length says so beforehand or the bytes are counted."""
+    """Whether a length announces the size or the bytes are counted."""
 
     def answer(*_: object) -> bytes:
         length = f"Content-Length: {size_bytes}" if has_length else "Connection: close"

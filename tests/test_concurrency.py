@@ -1,4 +1,4 @@
-"""How many requests are open: found by climbing, and never at the hosts' expense."""
+"""The number of requests in flight, which is found by hill climbing."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from datafetch.fetch.concurrency import Concurrency
 
 
 class _World:
-    """A stand-in for the clock: a web that answers at a rate that depends on how many requests are open."""
+    """A simulated web that answers at a rate that depends on the number of connections."""
 
     def __init__(self, concurrency: Callable[[Callable[[], float]], Concurrency]) -> None:
         self.now_s = 0.0
@@ -17,7 +17,7 @@ class _World:
     def live(
         self, answers_per_s: Callable[[int], float], *, seconds: float, overloads: float = 0.0, full: bool = True
     ) -> None:
-        """Let requests end for a while."""
+        """Let requests begin and end for some seconds."""
         end_s, owed = self.now_s + seconds, 0.0
         while self.now_s < end_s:
             request = self.concurrency.request_started(is_saturated=full)
@@ -33,7 +33,7 @@ def _auto(clock: Callable[[], float]) -> Concurrency:
 
 
 def test_a_fixed_number_is_kept() -> None:
-    """The operator's word counts, whatever happens."""
+    """The operator's number stays, whatever happens."""
     world = _World(lambda clock: Concurrency(64, clock=clock))
     world.live(lambda _: 500, seconds=30, overloads=0.5)
     assert world.concurrency.connections == 64
@@ -41,7 +41,7 @@ def test_a_fixed_number_is_kept() -> None:
 
 @pytest.mark.parametrize("knee", [64, 100, 300, 5000])
 def test_the_knee_is_found(knee: int) -> None:
-    """It climbs while that brings more, stays near where it stops doing so, and never above the most."""
+    """The number climbs while that brings more answers, stays near where it no longer does, and has a bound."""
     world = _World(_auto)
     assert world.concurrency.connections == 64
     world.live(lambda connections: 10.0 * min(connections, knee), seconds=20)
@@ -51,15 +51,15 @@ def test_the_knee_is_found(knee: int) -> None:
     )
 
 
-def test_nothing_is_learnt_while_something_else_is_the_limit() -> None:
-    """With the codec as the limit nobody waits for a place, and the number stays."""
+def test_the_number_stays_while_something_else_is_the_bottleneck() -> None:
+    """If the codec is the bottleneck, no request waits for a slot, and the rate says nothing about the number."""
     world = _World(_auto)
     world.live(lambda _: 200, seconds=20, full=False)
     assert world.concurrency.connections == 64
 
 
-def test_a_request_that_hangs_gives_its_place_to_another() -> None:
-    """Tarpits hold descriptors, and neither our CPU nor our bandwidth."""
+def test_a_request_that_hangs_makes_room_for_another() -> None:
+    """Tarpits take descriptors, but neither CPU nor bandwidth."""
     world = _World(_auto)
     hanging = [world.concurrency.request_started(is_saturated=True) for _ in range(40)]
     assert world.concurrency.slots == 64
@@ -70,8 +70,8 @@ def test_a_request_that_hangs_gives_its_place_to_another() -> None:
     assert (world.concurrency.slots, world.concurrency.connections) == (64, 64)
 
 
-def test_our_own_failures_slow_us_down() -> None:
-    """When connections begin to time out across hosts that were sound, and fewer help, fewer are opened."""
+def test_overloads_lower_the_number() -> None:
+    """If connections time out on hosts that were healthy, and fewer connections help, fewer are used."""
     world = _World(_auto)
     world.live(lambda connections: 10.0 * min(connections, 400), seconds=20)
     before = world.concurrency.connections
@@ -89,7 +89,7 @@ def test_a_web_that_always_fails_a_little_is_not_our_fault() -> None:
 
 
 def test_a_web_that_comes_to_fail_a_lot_is_not_our_fault() -> None:
-    """When fewer connections don't lessen the failures, as many are opened as before."""
+    """If fewer connections don't make for fewer failures, the number goes back to what it was."""
     world = _World(_auto)
     world.live(lambda connections: 10.0 * min(connections, 300), seconds=20)
     before = world.concurrency.connections
@@ -99,7 +99,7 @@ def test_a_web_that_comes_to_fail_a_lot_is_not_our_fault() -> None:
 
 @pytest.mark.parametrize("wanted", [None, 256])
 def test_descriptor_pressure_takes_effect_at_once_and_passes(wanted: int | None) -> None:
-    """Also for a fixed number; what was taken comes back slowly."""
+    """A fixed number is lowered too, and what was taken returns slowly."""
     world = _World(lambda clock: Concurrency(wanted, clock=clock))
     world.live(lambda connections: 10.0 * connections, seconds=30)
     before = world.concurrency.connections

@@ -1,4 +1,4 @@
-"""A connection's responses, however the network cuts them: what its reader gets, and what may follow."""
+"""The responses of a connection, however the network cuts them, and whether it can be used again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from datafetch.fetch.dns.address_guard import AddressGuard
 from datafetch.fetch.dns.resolver import Resolver
 from datafetch.fetch.response_parser import FramingTooLargeError, ProtocolError, ResponseHead
 
-_EVENLY = 40  # places that an answer is cut at, besides those where something begins or ends
+_EVENLY = 40  # positions at which a response is cut, besides those near its edges
 _NEAR = 4
 
 
@@ -47,10 +47,10 @@ class _Transport:
 
 
 async def _outcome(pieces: Sequence[bytes]) -> tuple[object, object, bool]:
-    """What comes of a response that arrives in these pieces before the server closes the connection.
+    """Read a response that arrives in these pieces before the server closes the connection.
 
     Returns:
-        The head or the error in its position, the same of the body, and whether another request might have followed.
+        The head or the type of its error, the same of the body, and whether another request could have followed.
     """
     transport, protocol = _Transport(), ResponseProtocol(asyncio.get_running_loop())
     protocol.connection_made(cast("asyncio.Transport", transport))
@@ -82,18 +82,18 @@ async def _take(protocol: ResponseProtocol) -> tuple[object, object]:
 
 
 def _cuts(data: bytes) -> Iterator[Sequence[bytes]]:
-    """Byte by byte; and in two, where head and body meet, near both ends, and at places in between."""
+    """Cut byte by byte; and in two, near both ends, near the end of the head, and at positions in between."""
     yield [data[position : position + 1] for position in range(len(data))]
-    places = set(range(0, len(data), len(data) // _EVENLY + 1))
+    positions = set(range(0, len(data), len(data) // _EVENLY + 1))
     for edge in (0, data.find(b"\r\n\r\n") + 4, len(data)):
-        places.update(range(max(0, edge - _NEAR), min(len(data), edge + _NEAR)))
-    for position in sorted(places):
+        positions.update(range(max(0, edge - _NEAR), min(len(data), edge + _NEAR)))
+    for position in sorted(positions):
         yield [data[:position], data[position:]] if position else [data]
 
 
 @pytest.mark.parametrize("buffer_bytes", [connection._READ_BUFFER_BYTES, 16], ids=["at once", "with pauses"])
 @pytest.mark.parametrize("name", sorted(name for name, row in BEHAVIOURS.items() if not row.waits))
-async def test_how_an_answer_is_cut_makes_no_difference_to_its_reader(
+async def test_how_a_response_is_cut_makes_no_difference_to_its_reader(
     monkeypatch: pytest.MonkeyPatch, name: str, buffer_bytes: int
 ) -> None:
     """Head, body or error, and whether the connection can be kept, also where its reader is slower than the network."""
@@ -105,8 +105,8 @@ async def test_how_an_answer_is_cut_makes_no_difference_to_its_reader(
 
 
 @pytest.mark.parametrize("pieces", [1, 2])
-async def test_a_head_is_one_though_its_body_is_none(pieces: int) -> None:
-    """A page that is gone is gone, and a redirect leads on, also where the same read shows that the body is broken."""
+async def test_a_head_counts_even_if_its_body_is_broken(pieces: int) -> None:
+    """A 404 is a 404, also where the same read shows that the body can't be parsed."""
     head, body = b"HTTP/1.1 404 Gone\r\nTransfer-Encoding: chunked\r\n\r\n", b"no size\r\n"
     found, content, is_reusable = await _outcome([head + body] if pieces == 1 else [head, body])
     assert isinstance(found, ResponseHead)
@@ -115,8 +115,8 @@ async def test_a_head_is_one_though_its_body_is_none(pieces: int) -> None:
 
 @pytest.mark.both_loops
 @pytest.mark.parametrize("unasked", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwrong"], ids=["end", "answer"])
-async def test_what_comes_before_a_request_is_not_its_answer(unasked: bytes) -> None:
-    """A connection on which something has come, or the end, is not used, though the loop has had no time to read it."""
+async def test_data_that_arrives_before_a_request_is_not_its_response(unasked: bytes) -> None:
+    """A kept connection with unread data, or that has ended, is not used, even if the loop has not noticed yet."""
     resolver = Resolver(AddressGuard((ip_network("127.0.0.0/8"),)))
     tls = ssl.create_default_context()
     connections = Connections(FetchPolicy(), resolver, tls=tls, lax_tls=None, proxies=None)

@@ -1,4 +1,4 @@
-"""Compressed bodies: decoded under the cap, whatever they hold."""
+"""Compressed bodies, which are decompressed within a bound whatever they hold."""
 
 import gzip
 import random
@@ -40,22 +40,22 @@ CODERS: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.mark.parametrize("coding", CODERS)
 def test_each_coding_is_undone(coding: str) -> None:
-    """All that HTTP knows, for a picture and for the shortest bodies."""
+    """Every coding of HTTP, for a picture and for the shortest bodies."""
     for data in (PICTURE, b"x", b""):
         assert decode(CODERS[coding](data), [coding], CAP_BYTES) == data
 
 
 def test_deflate_may_be_bare() -> None:
-    """Servers have sent it without its wrapper for as long as there is the name."""
+    """There have always been servers that send it without the zlib format around it."""
     assert decode(_bare_deflate(PICTURE), ["deflate"], CAP_BYTES) == PICTURE
 
 
-def test_codings_may_lie_upon_one_another() -> None:
+def test_several_codings_are_undone() -> None:
     """The one applied last is undone first."""
     assert decode(brotli.compress(gzip.compress(PICTURE)), ["br", "gzip"], CAP_BYTES) == PICTURE
 
 
-def test_members_and_frames_may_follow_one_another() -> None:
+def test_consecutive_members_and_frames_are_one_body() -> None:
     """Concatenated gzip members and zstd frames are one body (RFC 1952, RFC 8878)."""
     assert decode(gzip.compress(b"a") + gzip.compress(b"b"), ["gzip"], CAP_BYTES) == b"ab"
     assert decode(zstd.compress(b"a") + zstd.compress(b"b"), ["zstd"], CAP_BYTES) == b"ab"
@@ -63,14 +63,14 @@ def test_members_and_frames_may_follow_one_another() -> None:
 
 @pytest.mark.parametrize("coding", [*CODERS, "utf-8", "none", "image/jpeg"])
 def test_a_coding_that_was_not_applied_is_no_fault(coding: str) -> None:
-    """The header names it, the body is the picture: the picture is what there is."""
+    """The header names a coding, but the body is the picture itself."""
     assert decode(PICTURE, [coding], CAP_BYTES) == PICTURE
 
 
 @pytest.mark.parametrize("coding", CODERS)
 @pytest.mark.parametrize("size_bytes", [CAP_BYTES + 1, 20 * CAP_BYTES])
 def test_a_bomb_is_too_large(coding: str, size_bytes: int) -> None:
-    """Never more than the cap is unpacked, and one byte over it is over it."""
+    """The bound holds to the byte."""
     with pytest.raises(BodyTooLargeError):
         decode(CODERS[coding](bytes(size_bytes)), [coding], CAP_BYTES)
     assert len(decode(CODERS[coding](bytes(CAP_BYTES)), [coding], CAP_BYTES)) == CAP_BYTES
@@ -78,14 +78,14 @@ def test_a_bomb_is_too_large(coding: str, size_bytes: int) -> None:
 
 @pytest.mark.parametrize("window_bits", range(9, 16))
 def test_deflate_may_have_any_window(window_bits: int) -> None:
-    """The header of zlib's format says how large it is; curl and browsers take all."""
+    """The header of the zlib format gives its size; curl and browsers accept all."""
     coder = zlib.compressobj(wbits=window_bits)
     assert decode(coder.compress(PICTURE) + coder.flush(), ["deflate"], CAP_BYTES) == PICTURE
 
 
 @pytest.mark.parametrize("coding", CODERS)
 def test_a_bomb_is_not_unpacked_beyond_the_cap(coding: str) -> None:
-    """However much it would come to: memory holds the cap a few times over at most."""
+    """However large the result would be, memory holds a few times the bound at most."""
     bomb = CODERS[coding](bytes(50 * CAP_BYTES))
     tracemalloc.start()
     try:
@@ -97,7 +97,7 @@ def test_a_bomb_is_not_unpacked_beyond_the_cap(coding: str) -> None:
 
 
 def test_bombs_in_many_members_are_too_large() -> None:
-    """The cap is on all members together."""
+    """The bound is for all members together."""
     with pytest.raises(BodyTooLargeError):
         decode(gzip.compress(bytes(CAP_BYTES // 2)) * 3, ["gzip"], CAP_BYTES)
 
@@ -111,7 +111,7 @@ def test_members_without_content_cost_nothing(coding: str) -> None:
 
 @pytest.mark.parametrize("coding", CODERS)
 def test_a_body_cut_short_is_damaged(coding: str) -> None:
-    """Half a picture is none, even if the transfer was whole."""
+    """Half a picture is an error, even if the transfer was complete."""
     coded = CODERS[coding](PICTURE)
     # Without its trailer it is whole all the same; zstd's decoder can't tell a missing checksum from missing data.
     trailer_bytes = 8 if coding.endswith("gzip") else 4 if coding == "deflate" else 0
@@ -122,7 +122,7 @@ def test_a_body_cut_short_is_damaged(coding: str) -> None:
 
 @pytest.mark.parametrize("missing_bytes", range(9))
 def test_gzip_may_end_without_its_trailer(missing_bytes: int) -> None:
-    """Browsers show what is whole but for checksum and length, or some bytes of them."""
+    """Browsers accept data of which only the checksum and the length, or part of them, are missing."""
     coded = gzip.compress(PICTURE)
     head = coded[:3] + bytes([2 + 4 + 8 + 16]) + coded[4:10] + b"\x03\0abc" + b"cat.jpg\0" + b"a comment\0"
     in_full = head + (zlib.crc32(head) & 0xFFFF).to_bytes(2, "little") + coded[10:]
@@ -133,13 +133,13 @@ def test_gzip_may_end_without_its_trailer(missing_bytes: int) -> None:
 @pytest.mark.parametrize("missing_bytes", range(5))
 @pytest.mark.parametrize("data", [PICTURE, b"x", b""], ids=["picture", "a byte", "nothing"])
 def test_deflate_may_end_without_its_checksum(missing_bytes: int, data: bytes) -> None:
-    """Or with some bytes of it: curl takes what is whole but for them."""
+    """Or with only part of it, as curl accepts."""
     coded = zlib.compress(data)
     assert decode(coded[: len(coded) - missing_bytes], ["deflate"], CAP_BYTES) == data
 
 
 def test_a_checksum_that_is_there_must_be_right() -> None:
-    """A picture whose bytes changed on the way is asked for again."""
+    """A picture whose bytes changed in transit must be fetched again."""
     coded = zlib.compress(PICTURE)
     with pytest.raises(CodingError):
         decode(coded[:-4] + bytes(4), ["deflate"], CAP_BYTES)
@@ -149,20 +149,20 @@ def test_a_checksum_that_is_there_must_be_right() -> None:
 @pytest.mark.parametrize(
     "start", [b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x1cftypavif", b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF"]
 )
-def test_a_coding_that_was_not_applied_is_passed_over(coding: str, start: bytes) -> None:
-    """Whatever format the image has."""
+def test_a_coding_that_was_not_applied_is_skipped(coding: str, start: bytes) -> None:
+    """This holds for every image format."""
     body = start + bytes(range(256)) * 4
     assert decode(body, [coding], CAP_BYTES) == body
 
 
-def test_codings_upon_codings_are_refused() -> None:
-    """Nobody sends that in earnest."""
+def test_too_many_codings_are_refused() -> None:
+    """No real server applies so many."""
     with pytest.raises(CodingError):
         decode(PICTURE, ["gzip"] * 4, CAP_BYTES)
 
 
 @given(body=st.binary(max_size=300), coding=st.sampled_from(sorted(CODERS)))
 def test_nothing_else_is_raised(body: bytes, coding: str) -> None:
-    """Whatever the bytes: data within the cap, or one of the two faults."""
+    """Whatever the bytes, there is data within the bound or one of the two errors."""
     with suppress(CodingError, BodyTooLargeError):
         assert len(decode(body, [coding], 1000)) <= 1000

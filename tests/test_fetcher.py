@@ -1,4 +1,4 @@
-"""The fetcher against a real server: what can be had is had, and everything else has its one reason."""
+"""The fetcher against a real server: what can be fetched is fetched, and everything else has one reason."""
 
 import asyncio
 import errno
@@ -28,7 +28,7 @@ Pictures = tuple[Path, list[str]]
 
 @pytest.fixture
 def unique() -> Iterator[str]:
-    """Something no other test puts into a URL, so that the origin's counts are this test's own."""
+    """Parts of URLs that no other test uses, so that the origin's counts are for this test alone."""
     return iter(lambda: os.urandom(8).hex(), "")
 
 
@@ -56,7 +56,7 @@ def unique() -> Iterator[str]:
     ],
 )
 async def test_urls_that_lead_nowhere(url: str, kind: FailureKind) -> None:
-    """A URL that can't or mustn't be asked is a failure like any other, and nothing is raised."""
+    """A URL that can't or mustn't be requested is a failure like any other, and nothing is raised."""
     async with Fetcher(FetchPolicy(allow_net=LOOPBACK, retries=0)) as fetch:
         fetched = await fetch(url)
     assert isinstance(fetched, Failure)
@@ -64,10 +64,8 @@ async def test_urls_that_lead_nowhere(url: str, kind: FailureKind) -> None:
 
 
 @pytest.mark.parametrize("behaviour", ["well", "until_close", "chunked"])
-async def test_a_body_of_the_greatest_size_is_taken_and_one_byte_more_is_not(
-    origin: Origin, pictures: Pictures, behaviour: str
-) -> None:
-    """Whether a length says so beforehand or the bytes are counted."""
+async def test_the_bound_for_bodies_holds_to_the_byte(origin: Origin, pictures: Pictures, behaviour: str) -> None:
+    """Whether a length announces the size or the bytes are counted."""
     folder, names = pictures
     size_bytes = (folder / names[0]).stat().st_size
     url = origin.url(behaviour, names[0])
@@ -82,7 +80,7 @@ async def test_a_body_of_the_greatest_size_is_taken_and_one_byte_more_is_not(
     assert refused.kind is FailureKind.TOO_LARGE
 
 
-async def test_loopback_is_refused_unless_it_is_named(origin: Origin, pictures: Pictures) -> None:
+async def test_loopback_is_refused_unless_it_is_allowed(origin: Origin, pictures: Pictures) -> None:
     """Without ``allow_net`` not even a request is sent."""
     before = await asyncio.to_thread(origin.requests)
     async with Fetcher(FetchPolicy()) as fetch:
@@ -92,10 +90,10 @@ async def test_loopback_is_refused_unless_it_is_named(origin: Origin, pictures: 
     assert await asyncio.to_thread(origin.requests) == before
 
 
-async def test_what_may_pass_is_tried_again_and_nothing_else(
+async def test_only_failures_that_may_pass_are_retried(
     origin: Origin, pictures: Pictures, unique: Iterator[str]
 ) -> None:
-    """The server sees as many requests as the failure's kind deserves."""
+    """The server sees as many requests as that calls for."""
     missing, broken, flaky = (
         origin.url(behaviour, pictures[1][0], next(unique)) for behaviour in ("missing", "broken", "flaky")
     )
@@ -115,8 +113,8 @@ async def test_queueing_does_not_count_against_the_host(origin: Origin, pictures
     assert sum(one.fetch_ms for one in fetched) > 2500
 
 
-async def test_a_retry_waits_without_a_place(origin: Origin, pictures: Pictures, unique: Iterator[str]) -> None:
-    """While one image waits for its second attempt, the only place goes to the others."""
+async def test_a_retry_waits_without_a_slot(origin: Origin, pictures: Pictures, unique: Iterator[str]) -> None:
+    """While one image waits for its second attempt, the only slot goes to the others."""
     policy = FetchPolicy(allow_net=LOOPBACK, connections=1, backoff_s=30.0, retries=1)
     async with Fetcher(policy) as fetch:
         waiting = asyncio.create_task(fetch(origin.url("flaky", pictures[1][0], next(unique))))
@@ -128,7 +126,7 @@ async def test_a_retry_waits_without_a_place(origin: Origin, pictures: Pictures,
 
 
 @pytest.mark.both_loops
-async def test_the_server_loses_the_connection_of_a_body_that_is_too_large() -> None:
+async def test_the_connection_of_a_body_that_is_too_large_is_dropped() -> None:
     """Refusing a body means dropping the connection, not reading on."""
     lost = asyncio.Event()
 
@@ -154,7 +152,7 @@ async def test_the_server_loses_the_connection_of_a_body_that_is_too_large() -> 
 
 @pytest.mark.both_loops
 async def test_idle_connections_are_few() -> None:
-    """After 300 hosts were asked once each, no more than the bound of connections stays open."""
+    """After one request to each of 300 hosts, no more connections than the bound stay open."""
     open_now = 0
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -178,8 +176,8 @@ async def test_idle_connections_are_few() -> None:
             await until(lambda: 0 < open_now <= 130)
 
 
-async def test_who_we_are_and_what_we_want() -> None:
-    """The request names the project, the operator's contact, and asks for an image as it is; there are no cookies."""
+async def test_requests_name_the_project_and_the_contact() -> None:
+    """They accept images without compression, and have no cookies."""
     heads: list[bytes] = []
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -216,8 +214,8 @@ async def test_leaving_ends_every_request(origin: Origin, pictures: Pictures) ->
 
 
 @pytest.mark.both_loops
-async def test_headers_of_real_sites_are_long() -> None:
-    """A response whose security policy fills 30 KB is a response."""
+async def test_long_headers_are_accepted() -> None:
+    """Real sites have security policies of 30 KB."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -233,14 +231,14 @@ async def test_headers_of_real_sites_are_long() -> None:
 
 
 @pytest.mark.parametrize("error", [OSError(24, "Too many open files"), aiohttp.ClientOSError(24, "Too many")])
-def test_a_bare_errno_of_ours_is_our_fault(error: OSError) -> None:
-    """However it comes out of the libraries."""
+def test_running_out_of_descriptors_is_not_a_failure(error: OSError) -> None:
+    """Whichever exception reports it."""
     with pytest.raises(ResourceError, match="ulimit"):
         classify(error)
 
 
-async def test_descriptors_that_run_out_at_one_of_several_addresses_are_our_fault() -> None:
-    """Whatever the others said: the host may well be there."""
+async def test_running_out_of_descriptors_at_one_of_several_addresses_is_not_a_failure() -> None:
+    """Whatever the other addresses report, the host may be fine."""
     errors = {"192.0.2.1": errno.ENETUNREACH, "192.0.2.2": errno.EMFILE, "192.0.2.3": errno.ECONNREFUSED}
 
     async def connect(address: str) -> None:
@@ -280,6 +278,6 @@ def test_connections_fit_the_descriptors() -> None:
     ],
 )
 def test_a_policy_that_cannot_work_is_refused(wrong: dict[str, object]) -> None:
-    """The operator hears of it before anything is fetched."""
+    """It is refused before anything is fetched."""
     with pytest.raises(ConfigurationError):
         FetchPolicy(**wrong)  # type: ignore[arg-type]

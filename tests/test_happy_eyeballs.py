@@ -1,4 +1,4 @@
-"""Hosts with several addresses: whichever answers, with two sockets at most, whatever the others swallow."""
+"""Hosts with several addresses, some of which don't answer: two sockets at most find the one that does."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _SOCKETS = 2  # of a request
 
 @pytest.fixture(autouse=True)
 def _is_in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next address is tried after an instant."""
+    """Shorten the delays before the next address is tried."""
     monkeypatch.setattr(happy_eyeballs, "_NEXT_ADDRESS_DELAY_S", 0.01)
     monkeypatch.setattr(happy_eyeballs, "_SECOND_SOCKET_S", 0.02)
 
@@ -88,8 +88,8 @@ def _fails(number: int) -> Callable[[], Awaitable[str]]:
 
 
 @pytest.mark.parametrize("count", [2, _TRIED, 60])
-async def test_addresses_that_swallow_everything_hold_two_sockets(count: int) -> None:
-    """However many there are, and none once nobody waits any more."""
+async def test_silent_addresses_take_two_sockets(count: int) -> None:
+    """However many there are; and none once the call is cancelled."""
     host = _Host()
     reaching = asyncio.create_task(host.reach(*_HOLES[:count]))
     await until(lambda: len(host.tried) == min(count, _TRIED) and host.open == _SOCKETS)
@@ -101,7 +101,7 @@ async def test_addresses_that_swallow_everything_hold_two_sockets(count: int) ->
 
 
 async def test_a_host_that_fails_at_four_addresses_is_not_tried_at_a_fifth() -> None:
-    """It is down, and what the first of them failed with says so."""
+    """It counts as down, and the error is that of the first address."""
     host = _Host({address: _fails(errno.ECONNREFUSED) for address in _HOLES[1:_TRIED]})
     host.answers |= {_HOLES[0]: _fails(errno.ENETUNREACH), _HOLES[_TRIED]: _connects("the fifth")}
     with pytest.raises(OSError, match=os.strerror(errno.ENETUNREACH)):
@@ -109,24 +109,24 @@ async def test_a_host_that_fails_at_four_addresses_is_not_tried_at_a_fifth() -> 
     assert host.tried == list(_HOLES[:_TRIED])
 
 
-async def test_the_last_of_four_is_reached_behind_three_that_swallow_everything() -> None:
-    """The others take turns at the second socket."""
+async def test_the_last_of_four_is_reached_if_three_are_silent() -> None:
+    """All but the first share the second socket."""
     host = _Host({_HOLES[3]: _connects("the last")})
     assert await host.reach(*_HOLES[:_TRIED]) == "the last"
     await until(lambda: host.open == 0)
     assert (host.tried, host.most_open, host.dropped) == (list(_HOLES[:_TRIED]), _SOCKETS, [])
 
 
-async def test_an_address_that_fails_makes_room_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is waited for, however long an address would be given."""
+async def test_after_a_failure_the_next_address_is_tried_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The delays apply only to addresses that are silent."""
     monkeypatch.setattr(happy_eyeballs, "_NEXT_ADDRESS_DELAY_S", 3600)
     host = _Host({_HOLES[0]: _fails(errno.ECONNREFUSED), _HOLES[1]: _connects("the second")})
     assert await host.reach(*_HOLES[:3]) == "the second"
     assert host.tried == list(_HOLES[:2])
 
 
-async def test_a_slow_first_address_is_waited_for_beside_the_others() -> None:
-    """It keeps its socket: an answer that comes after all others were tried is as good."""
+async def test_a_slow_first_address_is_waited_for() -> None:
+    """It keeps its socket while the others are tried, and may answer after them."""
     is_awake = asyncio.Event()
 
     async def answer_late() -> str:
@@ -141,7 +141,7 @@ async def test_a_slow_first_address_is_waited_for_beside_the_others() -> None:
 
 
 async def test_a_connection_that_comes_too_late_is_dropped() -> None:
-    """When another was faster, and when it was given up in that very moment."""
+    """Also if it is established in the very moment in which it is given up."""
 
     async def answer_all_the_same() -> str:
         try:
@@ -170,20 +170,20 @@ async def test_a_connection_that_comes_too_late_is_dropped() -> None:
     await until(lambda: [taken, *host.dropped] in (["a", "b"], ["b", "a"]))
 
 
-async def test_what_this_machine_lacks_is_what_is_raised() -> None:
-    """Whatever else failed: no host is to blame for it."""
+async def test_running_out_of_descriptors_is_raised() -> None:
+    """Whatever the other addresses failed with, since no host is to blame for it."""
     host = _Host({_HOLES[0]: _fails(errno.ECONNREFUSED), _HOLES[1]: _fails(errno.EMFILE)})
     with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
         await host.reach(*_HOLES[:2])
 
 
-def test_families_take_turns() -> None:
-    """The first one's family first, so that one that leads nowhere costs one address (RFC 8305, 4)."""
+def test_address_families_alternate() -> None:
+    """The family of the first address comes first, and an unreachable family costs one address (RFC 8305, 4)."""
     assert interleave_families(["::1", "::2", "::3", "127.0.0.1"]) == ["::1", "127.0.0.1", "::2", "::3"]
 
 
-def test_room_is_kept_for_as_many_sockets_as_a_request_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One number says it in both places."""
+def test_descriptors_are_reserved_for_all_sockets_of_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both modules use the same number."""
     assert concurrency._DESCRIPTORS_PER_REQUEST == happy_eyeballs.MAX_SOCKETS
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 1024))
     monkeypatch.setattr(resource, "setrlimit", lambda *_: None)
@@ -191,8 +191,8 @@ def test_room_is_kept_for_as_many_sockets_as_a_request_takes(monkeypatch: pytest
 
 
 @pytest.mark.both_loops
-async def test_names_of_sixty_black_holes_take_two_descriptors_each() -> None:
-    """Fifty requests at once, each to a name that has sixty addresses none of which answers."""
+async def test_names_with_sixty_silent_addresses_take_two_descriptors_each() -> None:
+    """Fifty concurrent requests, each to a name with sixty addresses of which none answers."""
     requests = 50
     with NameServer(otherwise=Answer(_HOLES)) as names, black_holes(_HOLES) as port:
         policy = FetchPolicy(
@@ -216,8 +216,8 @@ def _descriptors(process: int | str = "self") -> int:
 
 
 @pytest.mark.slow
-def test_a_run_on_black_holes_alone_ends_with_their_failures(tmp_path: Path) -> None:
-    """With 1,024 descriptors and 150 names of 60 addresses: each image has its failure, and the run is a success."""
+def test_a_run_of_silent_addresses_succeeds_with_their_failures(tmp_path: Path) -> None:
+    """With 1,024 descriptors and 150 names of 60 addresses, each image fails by itself and the run is a success."""
     count = 150
     with NameServer(otherwise=Answer(_HOLES)) as names, black_holes(_HOLES) as port:
         urls = [f"http://{number}.example:{port}/cat.jpg" for number in range(count)]

@@ -1,4 +1,4 @@
-"""What headers ask of us."""
+"""The headers that tell what a server wants."""
 
 from datetime import UTC, datetime
 
@@ -50,7 +50,7 @@ def _headers(name: str, *values: str) -> CIMultiDictProxy[str]:
     ],
 )
 def test_an_opt_out_is_found_in_every_form(values: list[str], directive: str | None) -> None:
-    """Alone, among others, in any case, with a bot's name; and nothing else is taken for one."""
+    """Alone, among others, in any case, after a bot's name; and nothing else is mistaken for one."""
     assert opt_out(_headers("x-robots-tag", *values)) == directive
 
 
@@ -76,12 +76,12 @@ def test_an_opt_out_is_found_in_every_form(values: list[str], directive: str | N
     ],
 )
 def test_retry_after_is_seconds_or_a_date(value: str, seconds: float | None) -> None:
-    """Both forms of RFC 9110, and rubbish is nothing."""
+    """Both forms of RFC 9110 are read, and anything else is ignored."""
     assert retry_after_s(_headers("Retry-After", value), NOW) == seconds
 
 
 def test_no_retry_after_is_none() -> None:
-    """A header that is not there asks for nothing."""
+    """A header that is not there means no pause."""
     assert retry_after_s(_headers("Retry-After")) is None
 
 
@@ -102,7 +102,7 @@ def test_codings_are_undone_from_the_last(values: list[str], codings: list[str])
 
 
 @given(st.text(max_size=60))
-def test_whatever_the_header_says_nothing_is_raised(value: str) -> None:
+def test_no_header_raises_an_exception(value: str) -> None:
     """A server's header must not end a run."""
     seconds = retry_after_s(_headers("Retry-After", value), NOW)
     assert seconds is None or seconds >= 0

@@ -1,4 +1,4 @@
-"""Turns at hosts: so many at once, pauses they ask for, hosts that are down."""
+"""Slots at hosts, the pauses that hosts ask for, and hosts that are down."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 from conftest import until
 
-from datafetch.fetch import hosts as room
+from datafetch.fetch import hosts as hosts_module
 from datafetch.fetch.hosts import HostDownError, Hosts, HostSlot
 
 HOST = "example.org:80"
@@ -15,7 +15,7 @@ HOST = "example.org:80"
 
 @asynccontextmanager
 async def _slots(hosts: Hosts, count: int) -> AsyncIterator[list[HostSlot]]:
-    """So many turns at once, held until the end."""
+    """Slots that are all held until the end."""
     slots = [hosts.slot(HOST, number) for number in range(count)]
     for slot in slots:
         await slot.__aenter__()
@@ -24,8 +24,8 @@ async def _slots(hosts: Hosts, count: int) -> AsyncIterator[list[HostSlot]]:
         await slot.__aexit__(None, None, None)
 
 
-async def test_a_host_gets_so_many_requests_at_once() -> None:
-    """And another host is not held up by it."""
+async def test_requests_in_flight_to_one_host_are_limited() -> None:
+    """Further ones wait, and those to another host don't."""
     hosts = Hosts(2, 0.01)
     async with _slots(hosts, 2):
         third = asyncio.create_task(hosts.slot(HOST, 3).__aenter__())
@@ -36,8 +36,8 @@ async def test_a_host_gets_so_many_requests_at_once() -> None:
     assert hosts.statistics().known == 0
 
 
-async def test_the_image_that_came_first_is_asked_for_first() -> None:
-    """So that retries, whose images came early, are not put behind everybody who came since."""
+async def test_the_image_that_came_first_goes_first() -> None:
+    """Retries, whose images came early, are not put behind all that came since."""
     hosts = Hosts(1, 0.01)
     order: list[int] = []
 
@@ -53,7 +53,7 @@ async def test_the_image_that_came_first_is_asked_for_first() -> None:
 
 
 async def test_a_refusal_pauses_the_host_and_no_other() -> None:
-    """429 and 503 hold for all of the host's images, as long as it says."""
+    """A 429 or 503 pauses all of the host's images, for as long as it says."""
     hosts = Hosts(4, 30.0)
     async with hosts.slot(HOST, 0) as slot:
         slot.throttled(30.0)
@@ -68,12 +68,12 @@ async def test_a_refusal_pauses_the_host_and_no_other() -> None:
         assert loop.time() - refused_at_s >= 0.19
 
 
-async def test_a_host_delays_us_so_much_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Though it answers others in between, beyond that it pauses nothing, and what it refuses is not waited for."""
-    monkeypatch.setattr(room, "_MAX_DELAY_S", 0.3)
+async def test_the_delay_that_a_host_may_cause_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the bound it is no longer paused for, nor are its refusals waited for, even if it answers in between."""
+    monkeypatch.setattr(hosts_module, "_MAX_DELAY_S", 0.3)
     hosts = Hosts(4, 30.0)
     number = 0
-    monkeypatch.setattr(room, "_DELAY_RETURNED_PER_ANSWER_S", 0.01)
+    monkeypatch.setattr(hosts_module, "_DELAY_RETURNED_PER_ANSWER_S", 0.01)
     while hosts.may_wait_for(HOST):
         async with hosts.slot(HOST, number) as slot:
             slot.throttled(0.1)
@@ -87,21 +87,21 @@ async def test_a_host_delays_us_so_much_in_all(monkeypatch: pytest.MonkeyPatch) 
     assert hosts.may_wait_for("example.com:80")
 
 
-async def test_what_a_host_delayed_us_is_not_forgotten_with_its_last_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One image after the other, each refused once and never asked for again: that, too, is bounded."""
-    monkeypatch.setattr(room, "_MAX_DELAY_S", 0.05)
-    monkeypatch.setattr(room, "_DELAY_RETURNED_PER_ANSWER_S", 0.0)
+async def test_the_delay_of_a_host_outlives_its_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images that come one after the other, each refused once, are bounded too."""
+    monkeypatch.setattr(hosts_module, "_MAX_DELAY_S", 0.05)
+    monkeypatch.setattr(hosts_module, "_DELAY_RETURNED_PER_ANSWER_S", 0.0)
     hosts = Hosts(4, 30.0)
     async with hosts.slot(HOST, 0) as slot:
         slot.throttled(0.06)
-    async with hosts.slot(HOST, 0) as slot:  # the pause is over, and nothing else is to be remembered
+    async with hosts.slot(HOST, 0) as slot:  # the pause is over, and nothing but its length is left to remember
         slot.answered()
     assert not hosts.may_wait_for(HOST)
 
 
-async def test_a_host_that_delivers_may_ask_for_pauses_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each answer earns it a second, so one with a limit of requests a minute is obeyed to the end of the run."""
-    monkeypatch.setattr(room, "_MAX_DELAY_S", 0.01)
+async def test_a_host_that_answers_may_ask_for_any_number_of_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each answer returns a second, so a host with a rate limit is obeyed to the end of the run."""
+    monkeypatch.setattr(hosts_module, "_MAX_DELAY_S", 0.01)
     hosts = Hosts(4, 30.0)
     for number in range(20):
         async with hosts.slot(HOST, number) as slot:
@@ -111,19 +111,19 @@ async def test_a_host_that_delivers_may_ask_for_pauses_for_ever(monkeypatch: pyt
         assert hosts.may_wait_for(HOST), number
 
 
-async def test_whoever_waits_is_told_of() -> None:
-    """So that others may be let in meanwhile."""
-    told = []
-    hosts = Hosts(1, 0.01, on_wait=lambda: told.append(hosts.waiting))
+async def test_a_request_that_begins_to_wait_is_reported() -> None:
+    """Others can then be let in."""
+    reported = []
+    hosts = Hosts(1, 0.01, on_wait=lambda: reported.append(hosts.waiting))
     async with hosts.slot(HOST, 0):
         waiting = asyncio.create_task(hosts.slot(HOST, 1).__aenter__())
         await until(lambda: hosts.waiting == 1)
     await (await waiting).__aexit__(None, None, None)
-    assert (told, hosts.waiting) == ([1], 0)
+    assert (reported, hosts.waiting) == ([1], 0)
 
 
-async def test_a_host_that_refuses_an_image_again_gets_one_request_at_a_time() -> None:
-    """Then there were too many of us, and each answer brings only a little back."""
+async def test_a_host_that_refuses_an_image_twice_gets_one_request_at_a_time() -> None:
+    """It had too many at once; each answer returns only a part of a slot."""
     hosts = Hosts(8, 0.0)
     for _ in range(2):
         async with hosts.slot(HOST, 0) as slot:
@@ -136,8 +136,8 @@ async def test_a_host_that_refuses_an_image_again_gets_one_request_at_a_time() -
 
 
 @pytest.mark.parametrize("pause_s", [None, 0.0])
-async def test_a_refusal_without_a_time_pauses_for_a_while(pause_s: float | None) -> None:
-    """The back-off is the first pause, and the least: a host that says "now" is not taken at its word."""
+async def test_a_refusal_without_a_time_pauses_for_the_back_off(pause_s: float | None) -> None:
+    """A Retry-After of 0 counts as none."""
     hosts = Hosts(4, 0.1)
     loop = asyncio.get_running_loop()
     async with hosts.slot(HOST, 0) as slot:
@@ -148,8 +148,8 @@ async def test_a_refusal_without_a_time_pauses_for_a_while(pause_s: float | None
         slot.answered()
 
 
-async def test_refusals_of_one_moment_count_once() -> None:
-    """Eight answers to requests of before the pause are one refusal, not the end of the host."""
+async def test_refusals_of_concurrent_requests_count_once() -> None:
+    """Eight refusals of requests sent before the pause are one, and don't take the host down."""
     hosts = Hosts(8, 0.01)
     async with _slots(hosts, 8) as slots:
         for slot in slots:
@@ -159,19 +159,19 @@ async def test_refusals_of_one_moment_count_once() -> None:
     assert hosts.statistics().down == 0
 
 
-async def test_a_host_that_only_refuses_is_given_up() -> None:
-    """It is not worth a pause for each of its images."""
+async def test_a_host_that_only_refuses_goes_down() -> None:
+    """Its images are not worth a pause each."""
     hosts = Hosts(8, 0.0)
     for number in range(6):
         async with hosts.slot(HOST, number) as slot:
             slot.throttled(None)
     with pytest.raises(HostDownError, match="refused 6 times in a row"):
         async with hosts.slot(HOST, 7):
-            pytest.fail("must not be asked")
+            pytest.fail("no request may be sent")
 
 
-async def test_a_host_that_fails_is_left_alone_and_those_who_wait_are_told() -> None:
-    """Five failures in a row; whoever waits for its turn hears at once."""
+async def test_a_host_that_fails_goes_down_and_fails_waiting_requests() -> None:
+    """After five failures in a row, requests that wait for a slot fail at once."""
     hosts = Hosts(5, 0.01)
     async with _slots(hosts, 5) as slots:
         waiting = asyncio.create_task(hosts.slot(HOST, 6).__aenter__())
@@ -185,8 +185,8 @@ async def test_a_host_that_fails_is_left_alone_and_those_who_wait_are_told() -> 
     assert hosts.statistics().down == 1
 
 
-async def test_an_answer_between_failures_starts_the_count_anew() -> None:
-    """A host that answers now and then is there."""
+async def test_an_answer_resets_the_count_of_failures() -> None:
+    """A host that answers now and then is not down."""
     hosts = Hosts(5, 0.01)
     for number in range(40):
         async with hosts.slot(HOST, number) as slot:
@@ -197,8 +197,8 @@ async def test_an_answer_between_failures_starts_the_count_anew() -> None:
     assert hosts.statistics().down == 0
 
 
-async def test_a_host_that_answers_others_is_not_given_up_for_what_times_out() -> None:
-    """A URL that hangs is a matter of the URL, however many of them there are at once."""
+async def test_timeouts_do_not_take_down_a_host_that_answers_others() -> None:
+    """A URL that hangs is the URL's fault, however many of them hang at once."""
     hosts = Hosts(8, 0.01)
     async with hosts.slot(HOST, 0) as slot:
         slot.answered()
@@ -208,12 +208,12 @@ async def test_a_host_that_answers_others_is_not_given_up_for_what_times_out() -
     assert hosts.statistics().down == 0
     async with _slots(hosts, 5) as slots:
         for other in slots:
-            other.failed("refused")  # that is another matter
+            other.failed("refused")  # a refused connection is the host's fault
     assert hosts.statistics().down == 1
 
 
-async def test_images_that_are_always_refused_do_not_stand_in_the_others_way() -> None:
-    """After two refusals of its own an image lets the others go before it, and they show that the host is there."""
+async def test_images_that_are_always_refused_do_not_hold_up_the_others() -> None:
+    """An image that was refused twice goes behind the others, and they show that the host answers."""
     hosts = Hosts(1, 0.0)
     for _ in range(2):
         for number in range(8):
@@ -234,9 +234,9 @@ async def test_images_that_are_always_refused_do_not_stand_in_the_others_way() -
     assert order == [50, 60, 0, 1]
 
 
-async def test_one_probe_finds_out_whether_the_host_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One at a time; when it fails the host stays down, when it is answered all may ask again."""
-    monkeypatch.setattr(room, "_DOWN_S", 0.0)
+async def test_one_probe_decides_whether_a_host_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is one at a time. If it fails the host stays down; if it is answered, the host is open again."""
+    monkeypatch.setattr(hosts_module, "_DOWN_S", 0.0)
     hosts = Hosts(5, 0.01)
     async with _slots(hosts, 5) as slots:
         for slot in slots:
@@ -254,7 +254,7 @@ async def test_one_probe_finds_out_whether_the_host_is_back(monkeypatch: pytest.
 
 
 async def test_late_failures_do_not_lengthen_an_outage() -> None:
-    """Requests of before count once; the host is asked again when the first while is over."""
+    """Failures of requests sent before the host went down change nothing about when it is probed."""
     hosts = Hosts(8, 0.01)
     async with _slots(hosts, 8) as slots:
         for slot in slots[:5]:
@@ -265,8 +265,8 @@ async def test_late_failures_do_not_lengthen_an_outage() -> None:
         assert hosts._hosts[HOST].retry_at_s == first
 
 
-async def test_who_is_cancelled_takes_no_turn() -> None:
-    """Neither while waiting nor in the instant of the turn."""
+async def test_a_cancelled_request_takes_no_slot() -> None:
+    """Neither while it waits nor in the very moment in which the slot is granted."""
     hosts = Hosts(1, 0.01)
     async with hosts.slot(HOST, 0):
         waiting = asyncio.create_task(hosts.slot(HOST, 1).__aenter__())
@@ -282,9 +282,9 @@ async def test_who_is_cancelled_takes_no_turn() -> None:
     assert hosts.statistics().known == 0
 
 
-async def test_hosts_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A million hosts with a failure each are not all remembered, and those that are well not at all."""
-    monkeypatch.setattr(room, "_MAX_KNOWN_HOSTS", 10)
+async def test_the_number_of_remembered_hosts_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hosts with failures are remembered up to a bound, and hosts without any are not remembered at all."""
+    monkeypatch.setattr(hosts_module, "_MAX_KNOWN_HOSTS", 10)
     hosts = Hosts(1, 0.01)
     for number in range(100):
         async with hosts.slot(f"{number}.example:80", number) as slot:

@@ -1,4 +1,4 @@
-"""Places for so many at once."""
+"""The limiter, whose capacity may change."""
 
 import asyncio
 
@@ -8,8 +8,8 @@ from conftest import until
 from datafetch.fetch.limiter import Limiter
 
 
-async def test_no_more_are_in_than_there_are_places() -> None:
-    """And all get in, first come, first served."""
+async def test_no_more_tasks_are_admitted_than_there_are_slots() -> None:
+    """All are admitted in the end, first come, first served."""
     limiter = Limiter(lambda: 3)
     peak, order = 0, []
 
@@ -28,8 +28,8 @@ async def test_no_more_are_in_than_there_are_places() -> None:
     assert (limiter.open, limiter.waiting) == (0, 0)
 
 
-async def test_the_number_of_places_may_change() -> None:
-    """More are let in when it grows, and nobody is put out when it falls."""
+async def test_the_capacity_may_change() -> None:
+    """More tasks are admitted when it grows, and none loses its slot when it falls."""
     capacity, leave = 1, asyncio.Event()
     limiter = Limiter(lambda: capacity)
 
@@ -50,8 +50,8 @@ async def test_the_number_of_places_may_change() -> None:
     assert limiter.open == 0
 
 
-async def test_who_is_cancelled_takes_no_place() -> None:
-    """Neither while waiting nor in the instant in which a place is given."""
+async def test_a_cancelled_task_takes_no_slot() -> None:
+    """Neither while it waits nor in the very moment in which the slot is granted."""
     limiter = Limiter(lambda: 1)
 
     async def work() -> None:

@@ -1,4 +1,4 @@
-"""The budget for bodies in hand."""
+"""The memory budget for bodies."""
 
 import asyncio
 
@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from datafetch.fetch.memory import BodyBudget
 
 
-async def test_what_is_held_is_given_back_at_the_end() -> None:
-    """An image's bytes count from when they are asked for until it has ended."""
+async def test_a_reservation_returns_its_bytes_at_the_end() -> None:
+    """They count from when they are reserved until the reservation ends."""
     budget = BodyBudget(100)
     with budget.reservation() as memory:
         await memory.grow(60)
@@ -25,13 +25,13 @@ async def test_what_is_held_is_given_back_at_the_end() -> None:
 
 
 async def test_a_body_waits_for_room() -> None:
-    """What is over the budget is read when others have ended."""
+    """A body over the budget is read once others have ended, except for the one that may go over it."""
     budget = BodyBudget(100)
     with budget.reservation() as first, budget.reservation() as second, budget.reservation() as third:
         await first.grow(90)
-        favourite = asyncio.create_task(second.grow(50))
+        over_budget = asyncio.create_task(second.grow(50))
         waiting = asyncio.create_task(third.grow(50))
-        await favourite
+        await over_budget
         await until(lambda: budget.waiting == 1)
         assert budget.held_bytes == 140
         second.shrink(0)
@@ -42,7 +42,7 @@ async def test_a_body_waits_for_room() -> None:
 
 
 async def test_half_bodies_do_not_block_one_another() -> None:
-    """When all of the budget is in bodies that want more, one goes over it and ends; then the next."""
+    """If half-read bodies hold the whole budget, one may go over it and be completed; then the next one."""
     budget = BodyBudget(100)
     ended: list[int] = []
     peak_bytes = 0
@@ -65,7 +65,7 @@ async def test_half_bodies_do_not_block_one_another() -> None:
 
 
 async def test_no_request_is_sent_while_bytes_are_short() -> None:
-    """Whoever asks whether another request makes sense waits until somebody has ended."""
+    """A new request waits until a body has ended."""
     budget = BodyBudget(100)
     with budget.reservation() as other:
         with budget.reservation() as memory:
@@ -76,12 +76,12 @@ async def test_no_request_is_sent_while_bytes_are_short() -> None:
         await asking
 
 
-async def test_who_is_cancelled_while_waiting_holds_nothing() -> None:
-    """Neither before its wish is granted nor in the same instant."""
+async def test_a_cancelled_reservation_holds_nothing() -> None:
+    """Neither while it waits nor in the very moment in which its bytes are granted."""
     budget = BodyBudget(100)
     with budget.reservation() as first, budget.reservation() as second, budget.reservation() as third:
         await first.grow(100)
-        await second.grow(10)  # the favourite
+        await second.grow(10)  # the over-budget holder
         waiting = asyncio.create_task(third.grow(10))
         await until(lambda: budget.waiting == 1)
         waiting.cancel()
@@ -101,7 +101,7 @@ async def test_who_is_cancelled_while_waiting_holds_nothing() -> None:
 
 @given(sizes=st.lists(st.integers(1, 300), min_size=1, max_size=30), budget_bytes=st.integers(1, 300))
 def test_every_body_ends_within_the_budget_and_one_body(sizes: list[int], budget_bytes: int) -> None:
-    """Whatever the sizes: nobody waits for ever, and the most that is held is the budget and the largest body."""
+    """Whatever the sizes: every body is completed, and at most the budget and the largest body are held."""
 
     async def receive(budget: BodyBudget, size_bytes: int) -> None:
         with budget.reservation() as memory:

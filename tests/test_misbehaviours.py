@@ -26,7 +26,7 @@ POLICY = FetchPolicy(
     backoff_s=0.01,
     retries=1,
     max_body_bytes=1 << 20,
-    nameservers=("127.0.0.1:1",),  # nobody is there: whatever is taken for a name, no question leaves this machine
+    nameservers=("127.0.0.1:1",),  # does not exist, so that no query leaves this machine, whatever is taken for a name
 )
 _SOON_S = 5.0  # where uvloop would go on reading for 30
 _CONNECTIONS = 64
@@ -40,25 +40,25 @@ Pictures = tuple[Path, list[str]]
 
 @pytest.fixture(scope="session")
 def web(pictures: Pictures, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
-    """A web with every misbehaviour."""
+    """A web that has every misbehaviour."""
     with Web(pictures[0], tmp_path_factory.mktemp("certificates")) as running:
         yield running
 
 
 @pytest.fixture(autouse=True)
 def _trusts_the_web(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The certificate authority that OpenSSL trusts by default is the web's."""
+    """OpenSSL trusts the certificate authority of the web by default."""
     monkeypatch.setenv("SSL_CERT_FILE", str(web.authority))
 
 
 @pytest.fixture
 def wanted(pictures: Pictures) -> RetryFilter:
-    """A picture at a URL that nobody has asked for."""
+    """A picture with a URL that has not been requested yet."""
     return RetryFilter(pictures[1][0], os.urandom(8).hex())
 
 
 def _complaint(row: Misbehaviour, fetched: Fetched, picture: bytes) -> str:
-    """What is wrong with how a row ended; nothing, when it ended as it must."""
+    """What is wrong with the result of a row; empty if nothing is."""
     attempts = row.attempts or 1 + POLICY.retries
     if isinstance(fetched, Failure):
         if fetched.kind is not row.expected:
@@ -75,8 +75,8 @@ def _complaint(row: Misbehaviour, fetched: Fetched, picture: bytes) -> str:
 
 
 @pytest.mark.parametrize("name", sorted(name for name, row in MISBEHAVIOURS.items() if not row.waits))
-async def test_each_misbehaviour_has_one_end(web: Web, pictures: Pictures, wanted: RetryFilter, name: str) -> None:
-    """Every row of the table ends as the table says, after as many attempts as make sense."""
+async def test_each_misbehaviour_has_one_outcome(web: Web, pictures: Pictures, wanted: RetryFilter, name: str) -> None:
+    """Every row has the outcome that the table gives, after the number of attempts that the table gives."""
     row = MISBEHAVIOURS[name]
     async with Fetcher(POLICY) as fetch:
         fetched = await fetch(row.url(web, wanted))
@@ -85,8 +85,8 @@ async def test_each_misbehaviour_has_one_end(web: Web, pictures: Pictures, wante
 
 
 @pytest.mark.both_loops
-async def test_all_at_once_end_as_they_do_alone(web: Web, pictures: Pictures, wanted: RetryFilter) -> None:
-    """No host's misbehaviour changes the end of another's image, nor does a clock that must run out first."""
+async def test_all_at_once_have_the_same_outcomes_as_alone(web: Web, pictures: Pictures, wanted: RetryFilter) -> None:
+    """The misbehaviour of one host does not change the outcome of another's image, nor does a timeout."""
     picture = (pictures[0] / wanted.picture).read_bytes()
     async with Fetcher(replace(POLICY, connections=_CONNECTIONS)) as fetch:
         # A query of its own for each: the origin counts requests by path, whether they come over TLS or not.
@@ -98,8 +98,8 @@ async def test_all_at_once_end_as_they_do_alone(web: Web, pictures: Pictures, wa
 
 @pytest.mark.both_loops
 @pytest.mark.parametrize("listener", ["http", "https"])
-async def test_the_server_loses_the_connection_at_once(web: Web, wanted: RetryFilter, listener: str) -> None:
-    """Whatever ends a request early, its server sees the client go soon."""
+async def test_connections_are_dropped_at_once(web: Web, wanted: RetryFilter, listener: str) -> None:
+    """Whatever ends a request early, the server sees the connection close soon."""
 
     async def is_left_in_time(behaviour: str) -> bool:
         url = web.origin.url(behaviour, wanted.picture, wanted.query, listener=listener)
@@ -124,10 +124,10 @@ async def _times_lost(web: Web, url: str) -> int:
 @pytest.mark.both_loops
 @pytest.mark.parametrize("behaviour", ["stale", "stale_reset"])
 @pytest.mark.parametrize("listener", ["http", "https"])
-async def test_a_connection_that_went_stale_costs_no_attempt(
+async def test_a_stale_connection_costs_no_attempt(
     web: Web, wanted: RetryFilter, behaviour: str, listener: str
 ) -> None:
-    """A server may close a kept-alive connection whenever it likes; the next request just goes over another."""
+    """A server may close a kept connection at any time; the next request then goes over a new one."""
     async with Fetcher(POLICY) as fetch:
         for number in range(3):
             url = web.origin.url(behaviour, wanted.picture, f"{wanted.query}{number}", listener=listener)
@@ -138,10 +138,8 @@ async def test_a_connection_that_went_stale_costs_no_attempt(
 
 @pytest.mark.both_loops
 @pytest.mark.parametrize("behaviour", ["unasked", "short_length"])
-async def test_bytes_that_nobody_asked_for_are_nobodys_answer(
-    web: Web, pictures: Pictures, wanted: RetryFilter, behaviour: str
-) -> None:
-    """What a server sends beyond the end of a body does not become the next body on that connection."""
+async def test_surplus_bytes_are_no_response(web: Web, pictures: Pictures, wanted: RetryFilter, behaviour: str) -> None:
+    """Bytes after the end of a body do not become the next response on that connection."""
     folder, names = pictures
     async with Fetcher(POLICY) as fetch:
         for name in names[:5]:
@@ -157,15 +155,15 @@ async def test_bytes_that_nobody_asked_for_are_nobodys_answer(
     "certificate", ["expired", "not_yet", "wrong_host", "unknown_authority", "self_signed", "incomplete_chain"]
 )
 async def test_insecure_takes_any_certificate(web: Web, wanted: RetryFilter, certificate: str) -> None:
-    """Who asks for it gets the image of a server that can't prove who it is."""
+    """With --insecure, images of servers without a valid certificate are fetched."""
     async with Fetcher(FetchPolicy(allow_net=LOOPBACK, insecure=True)) as fetch:
         fetched = await fetch(web.origin.url("well", wanted.picture, wanted.query, listener=certificate))
     assert isinstance(fetched, Body), fetched
     assert fetched.permitted == (Permission.ALLOW_NET, Permission.INSECURE)
 
 
-async def test_what_was_permitted_on_the_way_is_not_forgotten(web: Web, wanted: RetryFilter) -> None:
-    """A redirect from a server that nobody vouches for may lead anywhere, however the image itself comes."""
+async def test_permissions_used_by_a_redirect_are_recorded(web: Web, wanted: RetryFilter) -> None:
+    """A redirect from an unverified server may lead anywhere, however well verified the image's own server is."""
     async with Fetcher(FetchPolicy(allow_net=LOOPBACK, insecure=True)) as fetch:
         fetched = await fetch(web.origin.url("moved_to_plain", wanted.picture, wanted.query, listener="self_signed"))
     assert isinstance(fetched, Body), fetched
@@ -174,7 +172,7 @@ async def test_what_was_permitted_on_the_way_is_not_forgotten(web: Web, wanted: 
 
 
 async def test_an_opt_out_can_be_ignored(web: Web, wanted: RetryFilter) -> None:
-    """Who has another agreement with the sites gets the image."""
+    """An operator with an agreement of his own gets the image."""
     async with Fetcher(FetchPolicy(allow_net=LOOPBACK, opt_out=OptOut.IGNORE)) as fetch:
         fetched = await fetch(web.origin.url("noai", wanted.picture, wanted.query))
         other = await fetch(web.origin.url("well", wanted.picture, wanted.query))

@@ -1,4 +1,4 @@
-"""One request against servers made for the purpose: whom it goes to, what it carries, what it leaves behind."""
+"""Requests to servers made for the purpose: where they go, what they contain, and what they leave behind."""
 
 import asyncio
 import base64
@@ -27,14 +27,14 @@ from datafetch.model.outcome import Body, Failure, FailureKind, Permission
 QUICK = FetchPolicy(allow_net=LOOPBACK, timeout_s=10.0, backoff_s=0.01, retries=0, max_body_bytes=1 << 20)
 OK_HEAD = b"HTTP/1.1 200 OK\r\n"
 NOWHERE = ("127.0.0.1:1",)
-"""A name server that is not there: names don't resolve, and nobody outside is asked."""
+"""A name server that does not exist, so that names don't resolve and no query leaves this machine."""
 
 Answer = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
 
 
 @asynccontextmanager
 async def _server(answer: Answer, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1") -> AsyncIterator[int]:
-    """A server that hands each request's head to a function; gives its port."""
+    """A server that passes the head of each request to a function; yields its port."""
 
     async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(ConnectionError, asyncio.IncompleteReadError):
@@ -55,7 +55,7 @@ def _whole(body: bytes, *headers: str) -> bytes:
 
 @pytest.fixture(scope="module")
 def authority() -> trustme.CA:
-    """Somebody who signs certificates."""
+    """A certificate authority."""
     return trustme.CA()
 
 
@@ -71,8 +71,8 @@ def tls(authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.both_loops
 @pytest.mark.parametrize("behaviour", ["too large", "endless", "drip", "silent"])
-async def test_a_server_loses_the_connection_within_a_second(tls: ssl.SSLContext, behaviour: str) -> None:
-    """Over TLS too, where uvloop would read on for 30 s after a polite goodbye (uvloop#471)."""
+async def test_a_connection_is_dropped_within_a_second(tls: ssl.SSLContext, behaviour: str) -> None:
+    """This holds over TLS too, where uvloop would read on for 30 s after a clean close (uvloop#471)."""
     lost = asyncio.Event()
 
     async def answer(_: bytes, writer: asyncio.StreamWriter) -> None:
@@ -100,8 +100,8 @@ async def test_a_server_loses_the_connection_within_a_second(tls: ssl.SSLContext
 
 
 @pytest.mark.both_loops
-async def test_certificates_are_verified_unless_told_otherwise(authority: trustme.CA) -> None:
-    """A server that nobody vouches for is refused; --insecure takes it."""
+async def test_certificates_are_verified_unless_insecure_is_set(authority: trustme.CA) -> None:
+    """A certificate of an unknown authority fails, and is accepted with --insecure."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(context)
 
@@ -118,8 +118,8 @@ async def test_certificates_are_verified_unless_told_otherwise(authority: trustm
     assert isinstance(taken, Body)
 
 
-async def test_a_body_that_takes_the_permission_for_its_size_says_so() -> None:
-    """More than is taken by default: it is noted; a smaller one is not, whatever is permitted."""
+async def test_a_body_that_needs_the_permission_for_its_size_is_marked() -> None:
+    """A body over the default bound is marked; a smaller one is not, whatever the bound is."""
     length = DEFAULT_MAX_BODY_BYTES + 1
 
     async def answer(_: bytes, writer: asyncio.StreamWriter) -> None:
@@ -134,7 +134,7 @@ async def test_a_body_that_takes_the_permission_for_its_size_says_so() -> None:
 
 
 async def test_credentials_stay_with_their_host() -> None:
-    """They are sent where the URL says, along relative redirects, and to nobody else; so are an image's cookies."""
+    """They are sent to the URL's host, also after relative redirects, and to no other; so are cookies."""
     heads: list[bytes] = []
     elsewhere: list[bytes] = []
 
@@ -163,8 +163,8 @@ async def test_credentials_stay_with_their_host() -> None:
     assert not any(b"referer" in head.lower() for head in [*heads, *elsewhere])
 
 
-async def test_cookies_beyond_reason_are_not_sent_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server may set what a server takes in a header, and no more, whether or not aiohttp has a bound of its own."""
+async def test_cookies_that_are_too_long_are_not_sent_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bound is what servers accept in a header, whether or not aiohttp has one of its own."""
     monkeypatch.setattr(cookiejar, "_MAX_COOKIE_HEADER_LENGTH", 1 << 20, raising=False)
     heads: list[bytes] = []
 
@@ -185,8 +185,8 @@ async def test_cookies_beyond_reason_are_not_sent_back(monkeypatch: pytest.Monke
     assert [b"\r\nCookie: a=xxx" in head for head in heads] == [False, True, False, False]
 
 
-async def test_each_hop_is_judged() -> None:
-    """A redirect into a network that is not public is refused however the address is written."""
+async def test_each_redirect_is_checked_by_the_address_guard() -> None:
+    """A redirect to an address that is not public is refused however it is written."""
     targets = iter(["http://10.0.0.1/", "http://0xa.1/", "http://[::ffff:10.0.0.1]/", "http://169.254.169.254/latest/"])
 
     async def answer(_: bytes, writer: asyncio.StreamWriter) -> None:
@@ -199,16 +199,16 @@ async def test_each_hop_is_judged() -> None:
             assert fetched.kind is FailureKind.BLOCKED_ADDRESS, fetched
 
 
-async def test_a_host_gets_no_more_than_its_share() -> None:
-    """Though there are places for all, so many requests are open to one host, and its neighbour has its own."""
+async def test_requests_in_flight_to_one_host_are_bounded() -> None:
+    """Each host has a bound of its own, even if there are connections for all requests."""
     open_now, peaks = [0, 0], [0, 0]
 
-    def counting(place: int) -> Answer:
+    def counting(server: int) -> Answer:
         async def answer(_: bytes, writer: asyncio.StreamWriter) -> None:
-            open_now[place] += 1
-            peaks[place] = max(peaks[place], open_now[place])
+            open_now[server] += 1
+            peaks[server] = max(peaks[server], open_now[server])
             await asyncio.sleep(0.01)
-            open_now[place] -= 1
+            open_now[server] -= 1
             writer.write(_whole(b"picture"))
 
         return answer
@@ -221,8 +221,8 @@ async def test_a_host_gets_no_more_than_its_share() -> None:
     assert peaks == [3, 3]
 
 
-async def test_retry_after_holds_for_all_of_a_host() -> None:
-    """After a 429 nobody asks the host before its time; then every image arrives."""
+async def test_retry_after_pauses_the_whole_host() -> None:
+    """After a 429 no request is sent to the host before the time it gives; then every image arrives."""
     loop = asyncio.get_running_loop()
     asked_at_s: list[float] = []
 
@@ -241,10 +241,10 @@ async def test_retry_after_holds_for_all_of_a_host() -> None:
     assert sorted(one.attempts for one in fetched) == [1, 1, 1, 1, 2]
 
 
-async def test_images_of_a_host_that_delayed_enough_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once its pauses have taken what is granted, what it refuses fails as that, at once, and others still arrive."""
+async def test_a_host_that_has_used_up_its_delay_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images that it refuses then fail at once, and others still arrive."""
     monkeypatch.setattr(hosts, "_MAX_DELAY_S", 0.3)
-    monkeypatch.setattr(hosts, "_MAX_PAUSE_S", 0.2)  # in place of a minute, so that two use it up
+    monkeypatch.setattr(hosts, "_MAX_PAUSE_S", 0.2)  # instead of a minute, so that two pauses use up the delay
     monkeypatch.setattr(hosts, "_DELAY_RETURNED_PER_ANSWER_S", 0.001)
     heads: list[bytes] = []
 
@@ -259,15 +259,15 @@ async def test_images_of_a_host_that_delayed_enough_are_not_waited_for(monkeypat
     async with _server(answer) as port, Fetcher(policy) as fetch:
         fetched = [await fetch(f"http://127.0.0.1:{port}/{number}") for number in range(20)]
     refused = [one for one in fetched if isinstance(one, Failure)]
-    # The second image is waited for and asked for again. The second pause uses up what is granted: no other is.
+    # The second image is retried after a pause. The next pause uses up the delay, so no other image is retried.
     assert len(heads) == 21
     assert [one.attempts for one in fetched] == [1, 2, *[1] * 18]
     assert len(refused) == 9
     assert {(one.kind, one.status, one.may_pass) for one in refused} == {(FailureKind.HTTP_STATUS, 429, True)}
 
 
-async def test_a_dead_host_is_not_asked_for_each_of_its_images() -> None:
-    """After five refused connections the rest fail fast, with the failure's own name."""
+async def test_a_dead_host_gets_few_requests() -> None:
+    """After five refused connections the rest fail fast, with kind host_down."""
     policy = FetchPolicy(allow_net=LOOPBACK, per_host=2, backoff_s=0.01)
     async with Fetcher(policy) as fetch:
         fetched = await asyncio.gather(*(fetch(f"http://127.0.0.1:1/{number}") for number in range(100)))
@@ -281,8 +281,8 @@ async def test_a_dead_host_is_not_asked_for_each_of_its_images() -> None:
     assert (down.attempts, down.may_pass) == (0, True)
 
 
-async def test_a_host_whose_bodies_are_mostly_framing_is_given_up() -> None:
-    """Each costs the CPU of many images. Its images fail like those of a host that is down; its neighbour goes on."""
+async def test_a_host_whose_bodies_are_mostly_framing_goes_down() -> None:
+    """Each costs the CPU of many images. The host counts as down, and another one is not affected."""
     requests = 0
 
     async def bomb(_: bytes, writer: asyncio.StreamWriter) -> None:
@@ -302,8 +302,8 @@ async def test_a_host_whose_bodies_are_mostly_framing_is_given_up() -> None:
     assert kinds.count(FailureKind.HOST_DOWN) == 50 - requests
 
 
-async def test_an_opt_out_is_obeyed_unless_told_otherwise() -> None:
-    """And its body is not even read."""
+async def test_an_opt_out_is_obeyed_unless_it_is_to_be_ignored() -> None:
+    """If it is obeyed, the body is not even read."""
 
     async def answer(_: bytes, writer: asyncio.StreamWriter) -> None:
         writer.write(_whole(b"picture", "X-Robots-Tag: examplebot: noai"))
@@ -320,8 +320,8 @@ async def test_an_opt_out_is_obeyed_unless_told_otherwise() -> None:
 
 
 @pytest.mark.both_loops
-async def test_proxies_are_used_when_asked_for_and_only_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The proxy may lie in a private network, the image may not; a name is the proxy's to resolve."""
+async def test_proxies_are_used_only_with_trust_env(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The proxy may be in a private network, but the image may not; names are resolved by the proxy."""
     seen: list[bytes] = []
 
     async def answer(head: bytes, writer: asyncio.StreamWriter) -> None:
@@ -350,10 +350,10 @@ async def test_proxies_are_used_when_asked_for_and_only_then(monkeypatch: pytest
 
 
 @pytest.mark.parametrize("is_redirect", [False, True], ids=["by URL", "by redirect"])
-async def test_a_proxy_is_not_asked_for_what_is_its_own(
+async def test_a_proxy_is_not_asked_for_local_names(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, is_redirect: bool
 ) -> None:
-    """Nor for names that /etc/hosts maps inside, however they are written; it hears nothing of them."""
+    """These are its own names, and names that /etc/hosts maps to private addresses, however they are written."""
     own = (
         *("localhost", "LOCALHOST.", "localhost:8080", "a.localhost", "localhost.localdomain", "ip6-localhost"),
         *(
@@ -405,10 +405,10 @@ async def test_a_proxy_is_not_asked_for_what_is_its_own(
 
 @pytest.mark.both_loops
 @pytest.mark.parametrize("behaviour", ["connects", "refuses", "hangs up"])
-async def test_tls_goes_through_a_proxy_by_a_tunnel(
+async def test_tls_goes_through_a_proxy_in_a_tunnel(
     authority: trustme.CA, tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch, behaviour: str
 ) -> None:
-    """The proxy is told the host and our credentials for itself, and sees nothing else; the host proves who it is."""
+    """The proxy learns the host and its own credentials, and nothing else; the host's certificate is verified."""
     authority.issue_cert("images.invalid").configure_cert(tls)
     heads: list[bytes] = []
 
@@ -441,7 +441,7 @@ async def test_tls_goes_through_a_proxy_by_a_tunnel(
 
 
 async def _join(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: int) -> None:
-    """Pass on what comes from either side, until one of them ends."""
+    """Relay bytes in both directions, until one side ends."""
     far_reader, far_writer = await asyncio.open_connection("127.0.0.1", port)
 
     async def pass_on(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
@@ -455,8 +455,8 @@ async def _join(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port
 
 
 @pytest.mark.both_loops
-async def test_a_host_with_a_dead_address_is_reached_at_its_other() -> None:
-    """Whichever of several addresses answers, and at once."""
+async def test_a_host_with_a_dead_address_is_reached_at_another() -> None:
+    """The address that answers is used, without a long wait for the other."""
 
     async def answer(_: bytes, writer: asyncio.StreamWriter) -> None:
         writer.write(_whole(b"picture"))
@@ -468,8 +468,8 @@ async def test_a_host_with_a_dead_address_is_reached_at_its_other() -> None:
     assert isinstance(fetched, Body), fetched
 
 
-async def test_what_is_refused_before_anything_is_sent_is_no_attempt() -> None:
-    """An address that may not be connected to, and a name that nobody has, cost no request; a redirect to one did."""
+async def test_a_refusal_before_anything_is_sent_is_not_an_attempt() -> None:
+    """A blocked address or an unknown name takes no request; a redirect to one took the request before."""
 
     async def answer(_: bytes, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 302 Found\r\nLocation: http://10.0.0.1/\r\nContent-Length: 0\r\n\r\n")
@@ -482,8 +482,8 @@ async def test_what_is_refused_before_anything_is_sent_is_no_attempt() -> None:
     assert attempts == [0, 0, 1]
 
 
-async def test_statistics_tell_what_was_done() -> None:
-    """Attempts, requests, bytes, ends by kind, and how names and hosts stand; a snapshot stays as it was."""
+async def test_statistics_count_what_was_done() -> None:
+    """Attempts, requests, bytes, outcomes, names and hosts are counted; a snapshot does not change later."""
 
     async def answer(head: bytes, writer: asyncio.StreamWriter) -> None:
         if head.startswith(b"GET /moved"):
@@ -510,7 +510,7 @@ async def test_statistics_tell_what_was_done() -> None:
 
 
 async def test_a_paused_host_does_not_stop_the_others() -> None:
-    """While calls wait for one host's turn, others begin: the look-ahead does not count who waits."""
+    """While calls wait for one host, others begin: those that wait don't count against the limiter of calls."""
     paused_for_s = 30
 
     async def refuse(_: bytes, writer: asyncio.StreamWriter) -> None:
@@ -522,11 +522,11 @@ async def test_a_paused_host_does_not_stop_the_others() -> None:
     arrived = 0
     policy = replace(QUICK, connections=2, retries=1)
     async with _server(refuse) as paused, _server(answer) as well, Fetcher(policy) as fetch:
-        places = fetch.call_limiter(2)
+        calls = fetch.call_limiter(2)
 
         async def deliver(url: str) -> None:
             nonlocal arrived
-            async with places:
+            async with calls:
                 fetched = await fetch(url)
             arrived += isinstance(fetched, Body)
 
@@ -539,7 +539,7 @@ async def test_a_paused_host_does_not_stop_the_others() -> None:
 
 
 async def test_hanging_requests_do_not_stop_the_others(origin: Origin, pictures: tuple[Path, list[str]]) -> None:
-    """With the number of connections to be found, tarpits have their places filled by others."""
+    """If the number of connections is not fixed, other requests take the slots of those that hang."""
     arrived = 0
     policy = replace(QUICK, timeout_s=60.0, stall_timeout_s=60.0, per_host=200)
     async with Fetcher(policy) as fetch:
@@ -559,7 +559,7 @@ async def test_hanging_requests_do_not_stop_the_others(origin: Origin, pictures:
 
 @pytest.mark.both_loops
 async def test_a_wait_for_memory_does_not_count_against_the_host() -> None:
-    """A body held back for longer than the deadline arrives when there is room."""
+    """A body that is held back for longer than the timeout arrives once there is memory for it."""
     body = os.urandom(2_000_000)
     asked, go_on = asyncio.Event(), asyncio.Event()
 
@@ -575,7 +575,7 @@ async def test_a_wait_for_memory_does_not_count_against_the_host() -> None:
             asking = asyncio.create_task(fetch(f"http://127.0.0.1:{port}/"))
             await asked.wait()
             await first.grow(900_000)
-            await second.grow(900_000)  # goes over the budget, and nobody else may
+            await second.grow(900_000)  # goes over the budget, which only one may
             go_on.set()
             await until(lambda: budget.waiting == 1)
             with pytest.raises(TimeoutError):
@@ -667,8 +667,8 @@ asyncio.run(main())
 
 
 @pytest.mark.both_loops
-async def test_descriptors_that_run_out_slow_us_down_and_blame_no_image() -> None:
-    """With room for a dozen sockets and sixty-four wanted, all images arrive."""
+async def test_running_out_of_descriptors_costs_no_image() -> None:
+    """With descriptors for a dozen sockets and 64 connections, all images arrive."""
 
     async def answer(_: bytes, writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(0.002)
@@ -684,8 +684,8 @@ async def test_descriptors_that_run_out_slow_us_down_and_blame_no_image() -> Non
 
 
 @pytest.mark.both_loops
-async def test_a_head_in_pieces_is_a_head_however_much_body_comes_with_it() -> None:
-    """What is bounded is the head alone; what one read brings beyond it is body."""
+async def test_the_bound_for_heads_does_not_count_the_body() -> None:
+    """A head that comes in pieces may be followed by any number of bytes in the same read."""
     body = os.urandom(600_000)
 
     async def answer(_: bytes, writer: asyncio.StreamWriter) -> None:
@@ -704,7 +704,7 @@ async def test_a_head_in_pieces_is_a_head_however_much_body_comes_with_it() -> N
 
 
 @pytest.mark.both_loops
-async def test_endless_headers_end() -> None:
+async def test_endless_headers_are_cut_off() -> None:
     """All headers of a response together are bounded, interim responses included."""
 
     async def answer(_: bytes, writer: asyncio.StreamWriter) -> None:

@@ -1,4 +1,4 @@
-"""Names to addresses, with a real name server that says what it is told to."""
+"""The resolver, with a real name server that answers as told."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _NOWHERE_TO_ASK = "127.0.0.1:9"  # nothing listens there: "connection refused"
 
 
 class _Clock:
-    """Seconds that pass when they are told to."""
+    """A clock that is set by the test."""
 
     def __init__(self) -> None:
         self.now_s = 1000.0
@@ -62,7 +62,7 @@ def _haste(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def clock() -> _Clock:
-    """A clock of the test's own."""
+    """A clock that the test sets."""
     return _Clock()
 
 
@@ -91,7 +91,7 @@ async def _addresses(resolver: Resolver, host: str) -> set[str]:
     ],
 )
 async def test_each_answer_has_its_kind(answer: Answer, kind: FailureKind) -> None:
-    """A name that is not there is final; a server that fails is not the name's fault; a private answer is refused."""
+    """A missing name is final, a server that fails may pass, and a private address is refused."""
     with NameServer(otherwise=answer) as server:
         async with Fetcher(FetchPolicy(nameservers=(server.address,), allow_net=LOOPBACK, retries=0)) as fetch:
             fetched = await fetch("http://cat.example:1/cat.jpg")
@@ -101,8 +101,8 @@ async def test_each_answer_has_its_kind(answer: Answer, kind: FailureKind) -> No
 
 
 @pytest.mark.parametrize("answer", [SERVFAIL, REFUSED])
-async def test_servers_that_fail_are_given_up_soon(answer: Answer) -> None:
-    """A server that says that it can't is asked again, each time by every try, but not for as long as a silent one."""
+async def test_servers_that_report_failures_are_given_up_soon(answer: Answer) -> None:
+    """They are queried again in every try and round, but that does not take as long as with a silent server."""
     with NameServer(otherwise=answer) as server:
         async with asyncio.timeout(5), _resolver(server.address) as resolver:
             with pytest.raises(NameServerError):
@@ -112,8 +112,8 @@ async def test_servers_that_fail_are_given_up_soon(answer: Answer) -> None:
 
 
 @pytest.mark.both_loops
-async def test_a_name_server_that_is_not_there_blames_no_name() -> None:
-    """A closed port is our failure to ask, and may pass."""
+async def test_a_missing_name_server_may_pass() -> None:
+    """A closed port says nothing about the name."""
     async with asyncio.timeout(5), _resolver(_NOWHERE_TO_ASK) as resolver:
         with pytest.raises(NameServerError):
             await resolver.lookup("cat.example")
@@ -127,8 +127,8 @@ async def test_a_name_server_that_is_not_there_blames_no_name() -> None:
         *("\N{IDEOGRAPHIC FULL STOP}", "a\N{ZERO WIDTH JOINER}b.example", "\n"),
     ],
 )
-async def test_what_is_no_host_name_is_not_found(host: str) -> None:
-    """Rubbish ends as a name that does not exist, whether before a server is asked or by its word."""
+async def test_an_impossible_host_name_is_not_found(host: str) -> None:
+    """It counts as a name that does not exist, whether it is recognised here or by a server."""
     with NameServer() as server:
         async with _resolver(server.address) as resolver:
             with pytest.raises(NameNotFoundError):
@@ -140,15 +140,15 @@ async def test_what_is_no_host_name_is_not_found(host: str) -> None:
 @pytest.mark.parametrize(
     "host", ["a_b.example", "_a.example", "-a-.example", "cat", "CAT.Example.", "b\xfccher.example"]
 )
-async def test_odd_names_are_asked_for(host: str) -> None:
-    """Underscores, single labels, capitals, a last dot and other alphabets are all in use."""
+async def test_unusual_names_are_queried(host: str) -> None:
+    """Underscores, single labels, capitals, a trailing dot and other alphabets are all in use."""
     with NameServer(otherwise=_HERE) as server:
         async with _resolver(server.address) as resolver:
             assert await _addresses(resolver, host) == {"127.0.0.1"}
 
 
 async def test_addresses_need_no_lookup() -> None:
-    """A literal is judged at once, and nobody is asked; the names of /etc/hosts come before the servers'."""
+    """An address is judged without a query; names in /etc/hosts take precedence over name servers."""
     with NameServer(otherwise=SILENCE) as server:
         async with _resolver(server.address) as resolver:
             await resolver.lookup("127.0.0.1")
@@ -168,7 +168,7 @@ async def test_both_families_are_found() -> None:
             assert await _addresses(resolver, "cat.example") == {"127.0.0.1", "127.0.0.2", "::1"}
 
 
-async def test_one_family_may_be_all_there_is() -> None:
+async def test_one_family_is_enough() -> None:
     """A host with IPv6 alone is found."""
     with NameServer({"six.example": Answer(("::1",))}) as server:
         async with _resolver(server.address) as resolver:
@@ -188,8 +188,8 @@ async def test_aliases_and_long_answers_are_followed() -> None:
             assert len(await _addresses(resolver, "long.example")) == nameservers.MAX_ADDRESSES
 
 
-async def test_of_a_name_with_thousands_of_addresses_a_few_are_kept() -> None:
-    """Some of each family, so that a zone can take neither memory nor time."""
+async def test_few_of_thousands_of_addresses_are_kept() -> None:
+    """A few of each family are, so that no zone can use up memory or time."""
     many = Answer(
         (*(f"127.0.{n // 250}.{n % 250 + 1}" for n in range(2000)), *(f"::ffff:127.0.1.{n}" for n in range(50)))
     )
@@ -202,7 +202,7 @@ async def test_of_a_name_with_thousands_of_addresses_a_few_are_kept() -> None:
 
 
 async def test_names_with_thousands_of_addresses_take_no_memory_and_cost_no_image() -> None:
-    """Over UDP comes the news that they do not fit, over TCP a few at a time; all are found, in a child."""
+    """Over UDP they don't fit; a few at a time are queried over TCP, and all are found. Measured in a child process."""
     many = Answer(tuple(f"127.1.{n // 250}.{n % 250 + 1}" for n in range(4000)), ttl_s=3600, is_truncated=True)
     with NameServer(otherwise=many) as server:
         child = await asyncio.create_subprocess_exec(
@@ -233,8 +233,8 @@ asyncio.run(main())
 """
 
 
-async def test_a_zone_that_is_silent_over_tcp_delays_its_own_names_alone() -> None:
-    """It says that its answers do not fit, and gives none: a few of its names are asked for, and then no more.
+async def test_a_zone_that_is_silent_over_tcp_delays_only_its_own_names() -> None:
+    """Its answers don't fit into a packet, and over TCP it is silent: after a few of its names no more are queried.
 
     Names of other zones are found, those that lack an address for certain too, and an address of IPv6 does.
     """
@@ -251,10 +251,12 @@ async def test_a_zone_that_is_silent_over_tcp_delays_its_own_names_alone() -> No
             assert all(isinstance(said[name], NameServerError) for name in script)
             assert said["six.example"] is said["many.invalid"] is None
             assert isinstance(said["empty.test"], NameNotFoundError)
-        assert len(server.asked_by_tcp & script.keys()) < 10  # at once, and for a place that another zone's name left
+        assert (
+            len(server.asked_by_tcp & script.keys()) < 10
+        )  # some at once, and some in slots that names of other zones left
 
 
-async def test_answers_that_are_not_permitted_are_dropped() -> None:
+async def test_addresses_that_are_not_permitted_are_dropped() -> None:
     """Of a public and a private address the public one remains; with private ones alone the name is blocked."""
     script = {"mixed.example": Answer(("10.0.0.7", "127.0.0.1", "fd00::1")), "inner.example": Answer(("10.0.0.7",))}
     with NameServer(script) as server:
@@ -268,7 +270,7 @@ async def test_answers_that_are_not_permitted_are_dropped() -> None:
             assert resolver.statistics().blocked == 1
 
 
-async def test_lookups_of_one_name_share_one_question() -> None:
+async def test_lookups_of_one_name_share_one_query() -> None:
     """Fifty at once are one query of each type; the fifty-first is answered from the cache."""
     with NameServer({"cat.example": _HERE}) as server:
         async with _resolver(server.address) as resolver:
@@ -281,7 +283,7 @@ async def test_lookups_of_one_name_share_one_question() -> None:
 
 
 @pytest.mark.both_loops
-async def test_who_stops_waiting_stops_nobody_else() -> None:
+async def test_a_cancelled_lookup_cancels_no_other() -> None:
     """Cancelling one of two lookups of a name leaves the other its answer; cancelling both leaves it to the cache."""
     lost_once = (SILENCE, _HERE)
     with NameServer({"one.example": lost_once, "both.example": lost_once}) as server:
@@ -301,8 +303,8 @@ async def test_who_stops_waiting_stops_nobody_else() -> None:
 
 
 @pytest.mark.both_loops
-async def test_closing_ends_lookups_under_way() -> None:
-    """Whoever waits for a silent server is let go when the resolver is closed."""
+async def test_closing_ends_lookups_in_progress() -> None:
+    """A lookup that waits for a silent server fails when the resolver is closed."""
     with NameServer(otherwise=SILENCE) as server:
         async with _resolver(server.address) as resolver:
             waiting = asyncio.create_task(resolver.lookup("cat.example"))
@@ -311,8 +313,8 @@ async def test_closing_ends_lookups_under_way() -> None:
             await waiting
 
 
-async def test_an_answer_lasts_as_long_as_its_ttl(clock: _Clock) -> None:
-    """It is asked for again when its TTL has passed, which counts for at least 30 s and at most an hour."""
+async def test_an_answer_is_cached_for_its_ttl(clock: _Clock) -> None:
+    """The TTL is at least 30 s and at most an hour; then the name is queried again."""
     script = {"brief.example": _FLEETING, "long.example": Answer(("127.0.0.1",), ttl_s=10**6)}
     with NameServer(script) as server:
         async with _resolver(server.address, clock=clock) as resolver:
@@ -328,10 +330,10 @@ async def test_an_answer_lasts_as_long_as_its_ttl(clock: _Clock) -> None:
     ("answer", "error", "lasts_s"),
     [(NXDOMAIN, NameNotFoundError, 300), (SERVFAIL, NameServerError, 30), (_PRIVATE, BlockedAddressError, 30)],
 )
-async def test_failures_are_remembered_for_a_while(
+async def test_failures_are_cached_for_a_while(
     answer: Answer, error: type[OSError], lasts_s: int, clock: _Clock
 ) -> None:
-    """A name that is not there is not asked for again for 5 minutes, a failed one for 30 s; then its address is."""
+    """A missing name is queried again after 5 minutes, a failed one after 30 s."""
     with NameServer({"cat.example": answer}) as server:
         async with _resolver(server.address, clock=clock) as resolver:
             for _ in range(2):
@@ -345,8 +347,8 @@ async def test_failures_are_remembered_for_a_while(
             assert await _addresses(resolver, "cat.example") == {"127.0.0.1"}
 
 
-async def test_a_connection_takes_an_answer_that_expired_while_it_queued(clock: _Clock) -> None:
-    """A connection is answered from the cache for 5 minutes after an answer's end; the next lookup asks again."""
+async def test_a_connection_uses_an_answer_that_expired_in_the_queue(clock: _Clock) -> None:
+    """``addresses`` uses the cache for 5 minutes after the TTL; ``lookup`` queries again."""
     with NameServer({"cat.example": _FLEETING}) as server:
         async with _resolver(server.address, clock=clock) as resolver:
             await resolver.lookup("cat.example")
@@ -359,8 +361,8 @@ async def test_a_connection_takes_an_answer_that_expired_while_it_queued(clock: 
             assert resolver.statistics().queried == 3
 
 
-async def test_an_expired_answer_serves_while_no_server_answers(clock: _Clock) -> None:
-    """Failing servers leave a name its last address for 5 minutes, and are asked again every 30 s (RFC 8767)."""
+async def test_an_expired_answer_is_used_while_no_server_answers(clock: _Clock) -> None:
+    """A name keeps its last address for 5 minutes, and failing servers are queried every 30 s (RFC 8767)."""
     with NameServer({"cat.example": (_FLEETING, SERVFAIL)}) as server:
         async with _resolver(server.address, clock=clock) as resolver:
             await resolver.lookup("cat.example")
@@ -374,8 +376,8 @@ async def test_an_expired_answer_serves_while_no_server_answers(clock: _Clock) -
                 await resolver.lookup("cat.example")
 
 
-async def test_a_name_that_moves_inside_is_blocked(clock: _Clock) -> None:
-    """A name that answers with a private address the second time (rebinding) leads nowhere from then on."""
+async def test_dns_rebinding_is_blocked(clock: _Clock) -> None:
+    """A name that has a private address the second time is blocked from then on."""
     with NameServer({"cat.example": (_FLEETING, _PRIVATE)}) as server:
         async with _resolver(server.address, clock=clock) as resolver:
             await resolver.lookup("cat.example")
@@ -387,7 +389,7 @@ async def test_a_name_that_moves_inside_is_blocked(clock: _Clock) -> None:
 
 
 async def test_the_cache_is_bounded() -> None:
-    """The names that were used the longest ago make room."""
+    """The least recently used names are dropped."""
     with NameServer(otherwise=_HERE) as server:
         async with _resolver(server.address, max_names=10) as resolver:
             for number in range(15):
@@ -400,8 +402,8 @@ async def test_the_cache_is_bounded() -> None:
 
 
 @pytest.mark.both_loops
-async def test_lost_packets_blame_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With three queries in ten lost every name is found, by c-ares's tries and by further rounds of ours."""
+async def test_lost_packets_fail_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If 30 % of all queries are lost, the tries of c-ares and our own rounds still find every name."""
     monkeypatch.setattr(nameservers, "_TRIES", 2)  # the same 16 queries of each type, in more rounds that end sooner
     monkeypatch.setattr(nameservers, "_ROUNDS", 8)
     names = [f"host-{number}.example" for number in range(1000)]
@@ -414,8 +416,8 @@ async def test_lost_packets_blame_no_name(monkeypatch: pytest.MonkeyPatch) -> No
     assert (statistics.found, statistics.queried) == (len(names), len(names))
 
 
-async def test_no_more_names_are_asked_for_at_once_than_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond the bound names wait for their turn, and are found in it."""
+async def test_concurrent_queries_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names beyond the bound wait for a slot, and are found then."""
     monkeypatch.setattr(nameservers, "_MAX_CONCURRENT_NAMES", 4)
     with NameServer(otherwise=SILENCE) as server:
         async with _resolver(server.address) as resolver:
@@ -427,8 +429,8 @@ async def test_no_more_names_are_asked_for_at_once_than_the_bound(monkeypatch: p
             await asyncio.gather(*lookups)
 
 
-async def test_half_an_answer_blames_no_name() -> None:
-    """A server that has no IPv6 address and fails about IPv4 has failed, whichever of the two it says last."""
+async def test_half_an_answer_is_no_missing_name() -> None:
+    """If a server has no IPv6 address and fails for IPv4, the lookup has failed, whichever result comes last."""
     with NameServer() as server:
         server.script_by_type = {("cat.example", Type.A): SERVFAIL, ("cat.example", Type.AAAA): (SILENCE, NO_DATA)}
         async with _resolver(server.address) as resolver:
@@ -438,7 +440,7 @@ async def test_half_an_answer_blames_no_name() -> None:
 
 @pytest.mark.parametrize("is_silent", [True, False])
 async def test_other_servers_stand_in_for_a_dead_one(is_silent: bool) -> None:
-    """With the first server dead every name is found, and only the first ones are asked of it."""
+    """If the first server is dead, every name is found, and only the first few are sent to it."""
     names = [f"{number}.example" for number in range(100)]
     with NameServer(otherwise=SILENCE) as dead, NameServer(otherwise=_HERE) as alive:
         async with _resolver(dead.address if is_silent else _NOWHERE_TO_ASK, alive.address) as resolver:
@@ -451,7 +453,7 @@ async def test_other_servers_stand_in_for_a_dead_one(is_silent: bool) -> None:
 
 
 async def test_several_servers_take_turns() -> None:
-    """Each of them goes first for its share of the names; an IPv6 address in brackets is one of them."""
+    """Each is the first choice for its share of the names; one of them has an IPv6 address in brackets."""
     names = [f"{number}.example" for number in range(30)]
     with NameServer(otherwise=_HERE) as one, NameServer(otherwise=_HERE) as other:
         async with _resolver(one.address, other.address_v6 or other.address) as resolver:
@@ -460,8 +462,8 @@ async def test_several_servers_take_turns() -> None:
 
 
 @pytest.mark.both_loops
-async def test_channels_are_renewed_and_no_question_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After so many names a new channel takes over, for c-ares's cache has no bound; what is under way ends well."""
+async def test_channels_are_replaced_without_losing_a_query(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache of c-ares has no bound, so a channel is replaced after some names; its queries still succeed."""
     monkeypatch.setattr(nameservers, "_LOOKUPS_PER_CHANNEL", 20)
     script = {f"{number}.example": (_HERE if number % 7 else SILENCE, _HERE) for number in range(200)}
     with NameServer(script) as server:
@@ -472,15 +474,15 @@ async def test_channels_are_renewed_and_no_question_is_lost(monkeypatch: pytest.
             assert not resolver._servers._retired
 
 
-async def test_a_name_server_without_an_address_is_refused() -> None:
-    """What is no address is told when the resolver is made, and not by names that fail."""
+async def test_a_name_server_must_be_an_address() -> None:
+    """It is checked when the resolver is made, not by names that fail."""
     with pytest.raises(NameServerError, match=r"dns\.example"):
         Resolver(_GUARD, ("dns.example",))
 
 
 @pytest.mark.both_loops
-async def test_running_out_of_descriptors_blames_no_name() -> None:
-    """Without a descriptor for the question it is our fault, told by its errno; with one the same name is found."""
+async def test_running_out_of_descriptors_fails_no_name() -> None:
+    """The error has the errno and is not cached: once there are descriptors, the same name is found."""
     with NameServer({"cat.example": _HERE}) as server:
         async with _resolver(server.address) as resolver:
             async with _no_descriptors_left():
@@ -494,8 +496,8 @@ async def test_running_out_of_descriptors_blames_no_name() -> None:
                     Resolver(_GUARD, (server.address,))
 
 
-async def test_a_worn_channel_serves_on_while_descriptors_are_scarce(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A new channel, which takes six descriptors, is done without."""
+async def test_a_channel_stays_in_use_while_descriptors_are_scarce(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new channel would take six."""
     monkeypatch.setattr(nameservers, "_LOOKUPS_PER_CHANNEL", 1)
     with NameServer(otherwise=_HERE) as server:
         async with _resolver(server.address) as resolver:

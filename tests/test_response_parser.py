@@ -1,4 +1,4 @@
-"""Responses as browsers and curl read them, however the network cuts them."""
+"""The parser of responses: what it accepts and refuses, however the network cuts them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _MOST_BYTES = 3000
 
 @dataclass
 class _Recorder:
-    """Stands where a connection's writer is, and keeps what is written to it."""
+    """Stands in for the writer of a connection, and records what is written."""
 
     written: bytearray = field(default_factory=bytearray)
     is_over: bool = False
@@ -64,7 +64,7 @@ class _Recorder:
 
 
 def answer_of(name: str) -> tuple[bytes, bool]:
-    """What a behaviour of the origin sends, and whether it then closes the connection."""
+    """The bytes that a behaviour of the origin sends, and whether it then closes the connection."""
     recorder = _Recorder()
     request = Request(f"GET /{name}/cat.jpg HTTP/1.1\r\nHost: 127.0.0.1:80\r\n\r\n".encode())
     exchange = Exchange(request, {"http": 80, "https": 443}, recorder)  # type: ignore[arg-type]
@@ -80,7 +80,7 @@ def answer_of(name: str) -> tuple[bytes, bool]:
 
 
 def _outcome(pieces: Sequence[bytes], *, has_end: bool) -> object:
-    """What comes of a response that arrives in these pieces."""
+    """The result of parsing a response that arrives in these pieces."""
     parser = ResponseParser()
     body = bytearray()
     try:
@@ -94,14 +94,14 @@ def _outcome(pieces: Sequence[bytes], *, has_end: bool) -> object:
 
 
 def _cuts(data: bytes) -> Iterator[Sequence[bytes]]:
-    yield [data[place : place + 1] for place in range(len(data))]
-    for place in range(len(data)):
-        yield [data[:place], data[place:]]
+    yield [data[position : position + 1] for position in range(len(data))]
+    for position in range(len(data)):
+        yield [data[:position], data[position:]]
 
 
 @pytest.mark.parametrize("name", sorted(name for name, row in BEHAVIOURS.items() if not row.waits))
-def test_how_an_answer_is_cut_makes_no_difference(name: str) -> None:
-    """Whole, byte by byte, and cut in two at every place, each answer of the table comes to the same."""
+def test_how_a_response_is_cut_makes_no_difference(name: str) -> None:
+    """Each response of the table gives the same result whole, byte by byte, and cut in two anywhere."""
     data, has_end = answer_of(name)
     whole = _outcome([data], has_end=has_end)
     assert all(_outcome(pieces, has_end=has_end) == whole for pieces in _cuts(data))
@@ -162,8 +162,8 @@ def test_how_an_answer_is_cut_makes_no_difference(name: str) -> None:
         ),
     ],
 )
-def test_what_can_be_made_sense_of_is_taken(data: bytes, keeps_alive: bool) -> None:
-    """The body is whole, and the connection goes on only after what RFC 9112 allows."""
+def test_what_can_be_understood_in_one_way_is_accepted(data: bytes, keeps_alive: bool) -> None:
+    """The body is complete, and the connection is reused only after what RFC 9112 allows."""
     parser = ResponseParser()
     assert parser.feed(data) == _BODY
     assert parser.is_complete
@@ -172,8 +172,8 @@ def test_what_can_be_made_sense_of_is_taken(data: bytes, keeps_alive: bool) -> N
 
 
 @pytest.mark.parametrize("length", ["-1", "plenty", "", "9" * 30])
-def test_a_length_that_is_none_leaves_the_end_to_the_connection(length: str) -> None:
-    """As in Chromium; curl takes the last of these so, and refuses the others."""
+def test_an_invalid_length_is_ignored(length: str) -> None:
+    """The body then lasts until the connection ends, as in Chromium; curl does so for the last of these alone."""
     parser = ResponseParser()
     assert parser.feed(_OK + f"Content-Length: {length}\r\n\r\n".encode() + _BODY) == _BODY
     assert not parser.is_complete
@@ -182,8 +182,8 @@ def test_a_length_that_is_none_leaves_the_end_to_the_connection(length: str) -> 
 
 
 @pytest.mark.parametrize("behind", [b"\0", b"<!-- cached -->", b"\xff\xd9", b"HTTP/1.1 200 OK\r\n\r\n"])
-def test_what_comes_behind_a_body_changes_nothing(behind: bytes) -> None:
-    """In the same read or in another, it is known to be there, and belongs to nothing."""
+def test_what_follows_a_body_is_dropped(behind: bytes) -> None:
+    """Whether it comes in the same read or in another, it is noticed, and belongs to no response."""
     for pieces in ([_WHOLE + behind], [_WHOLE, behind], [_WHOLE[:-2], _WHOLE[-2:] + behind]):
         assert _outcome(pieces, has_end=True) == (*_outcome([_WHOLE], has_end=True)[:3], True)  # type: ignore[index]
         parser = ResponseParser()
@@ -214,13 +214,13 @@ def test_what_comes_behind_a_body_changes_nothing(behind: bytes) -> None:
         (b"HTTP/1.1 103 Early Hints\r\n" + b"x:\n" * (MAX_HEAD_LINES // 4) + b"\r\n") * 4,
     ],
 )
-def test_what_has_no_one_meaning_is_refused(data: bytes) -> None:
-    """As curl refuses it, or because two readers could take it for two things."""
+def test_what_is_ambiguous_or_no_response_is_refused(data: bytes) -> None:
+    """Either curl refuses it too, or two parsers could understand it in two ways."""
     assert _outcome([data], has_end=False) is ProtocolError
 
 
 def test_lines_of_interim_responses_count_wherever_the_read_ends() -> None:
-    """The last head is as it should be, and comes with a read of its own."""
+    """The final head conforms, and comes in a read of its own."""
     interim = b"HTTP/1.1 103 Early Hints\r\n" + b"x:\r\n" * (MAX_HEAD_LINES // 3) + b"\r\n"
     parser = ResponseParser()
     parser.feed(interim * 2)
@@ -228,16 +228,16 @@ def test_lines_of_interim_responses_count_wherever_the_read_ends() -> None:
         parser.feed(_OK + b"x:\r\n" * (MAX_HEAD_LINES // 3) + b"Content-Length: 5\r\n\r\nhello")
 
 
-def test_a_status_beyond_the_classes_there_are_is_taken_and_ends_the_connection() -> None:
-    """LinkedIn sends 999, for one."""
+def test_a_status_of_an_unknown_class_is_accepted_and_ends_the_connection() -> None:
+    """LinkedIn, for example, sends 999."""
     parser = ResponseParser()
     parser.feed(b"HTTP/1.1 999 No\r\nContent-Length: 5\r\n\r\nhello")
     assert parser.head is not None
     assert (parser.head.status, parser.is_complete, parser.keeps_alive) == (999, True, False)
 
 
-def test_whitespace_before_a_head_are_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However they come: 64 KB byte by byte took seconds of CPU when each read began anew."""
+def test_whitespace_before_a_head_is_scanned_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 KB that came byte by byte took seconds of CPU when each read scanned them from the start."""
     whitespace = _CountedPattern(response_parser._WHITESPACE)
     monkeypatch.setattr(response_parser, "_WHITESPACE", whitespace)
     parser = ResponseParser()
@@ -248,21 +248,21 @@ def test_whitespace_before_a_head_are_looked_at_once(monkeypatch: pytest.MonkeyP
 
 
 class _CountedPattern:
-    """A pattern, and how many bytes it has matched."""
+    """A pattern that counts the bytes it has matched."""
 
     def __init__(self, pattern: re.Pattern[bytes]) -> None:
         self._pattern = pattern
         self.matched_bytes = 0
 
-    def match(self, data: bytes, place: int) -> re.Match[bytes] | None:
-        """Match there."""
-        match = self._pattern.match(data, place)
+    def match(self, data: bytes, position: int) -> re.Match[bytes] | None:
+        """Match at a position."""
+        match = self._pattern.match(data, position)
         self.matched_bytes += len(match[0]) if match else 0
         return match
 
 
-def test_interim_responses_count_into_the_head() -> None:
-    """What is announced again and again has the same bound as what is said once."""
+def test_interim_responses_count_towards_the_bound_for_heads() -> None:
+    """Many small heads have the same bound as one large head."""
     interim = b"HTTP/1.1 103 Early Hints\r\nLink: " + b"." * 20_000 + b"\r\n\r\n"
     parser = ResponseParser()
     parser.feed(interim * 12)
@@ -275,14 +275,14 @@ def test_interim_responses_count_into_the_head() -> None:
     [b"1\r\n.\r\n", b"5;" + b"." * 5000 + b"\r\nhello\r\n", b"." * 1000],
     ids=["chunks of a byte", "extensions", "a size without an end"],
 )
-def test_what_stands_around_a_body_is_counted(endless: bytes) -> None:
-    """Chunks of a byte, extensions and lines without an end take a bounded number of bytes, and nothing is kept."""
+def test_the_framing_of_a_body_is_bounded(endless: bytes) -> None:
+    """Chunks of one byte, extensions and endless lines are read up to a bound, and none of it is kept."""
     start = b"5;" if not endless.endswith(b"\n") else b""
     _expect_a_bound(_OK + b"Transfer-Encoding: chunked\r\n\r\n" + start, endless)
 
 
-def test_trailers_are_counted() -> None:
-    """They take a bounded number of bytes as well."""
+def test_trailers_are_bounded() -> None:
+    """They count as framing."""
     _expect_a_bound(_OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n", b"X-Trailer: and another one\r\n")
 
 
@@ -291,8 +291,8 @@ def _expect_a_bound(start: bytes, endless: bytes) -> None:
     assert _outcome([start, *[endless] * pieces], has_end=False) is FramingTooLargeError
 
 
-def test_a_body_in_small_chunks_has_room_for_their_sizes() -> None:
-    """However large a body is, chunks of 64 bytes are no bomb."""
+def test_a_body_in_chunks_of_64_bytes_is_within_the_bounds() -> None:
+    """This holds however large the body is."""
     parser = ResponseParser()
     parser.feed(_OK + b"Transfer-Encoding: chunked\r\n\r\n")
     chunk = b"40\r\n" + b"." * 64 + b"\r\n"
@@ -304,22 +304,22 @@ def test_a_body_in_small_chunks_has_room_for_their_sizes() -> None:
     [b"2\r\n..\r\n", b"01\r\n.\r\n", b"1\n.\n", b"1;\r\n.\r\n", b"1\r\n.\r\r\n", b"1\r\n.\r\n2\r\n..\r\n"],
     ids=["of two bytes", "a zero before the size", "without CR", "an extension", "CR CR LF", "of one byte and of two"],
 )
-def test_small_chunks_are_counted(many: bytes) -> None:
-    """Each costs CPU, so that a host that sends them could leave none for the others; long before their bytes count."""
+def test_the_number_of_small_chunks_is_bounded(many: bytes) -> None:
+    """Each costs CPU, and they would use it up long before they reach the bound for bytes."""
     begun = _OK + b"Transfer-Encoding: chunked\r\n\r\n"
     assert isinstance(_outcome([begun, many * 8000], has_end=False), tuple)
     assert _outcome([begun, many * 10_000], has_end=False) is FramingTooLargeError
 
 
-def test_trailers_are_counted_like_chunks() -> None:
-    """They may be of a byte as well."""
+def test_the_number_of_trailers_is_bounded() -> None:
+    """They may be as short as chunks."""
     begun = _OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n"
     assert isinstance(_outcome([begun, b"a\n" * 8000], has_end=False), tuple)
     assert _outcome([begun, b"a\n" * 10_000], has_end=False) is FramingTooLargeError
 
 
-def test_chunks_of_a_byte_are_cheap_and_not_counted() -> None:
-    """Servers that hand on what they get byte by byte send a whole picture in them."""
+def test_chunks_of_one_byte_are_cheap_and_not_counted() -> None:
+    """Servers that pass on each byte as they get it send whole pictures in them."""
     body = bytes(range(256)) * 350
     chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in body)
     for pieces in (
@@ -333,8 +333,8 @@ def test_chunks_of_a_byte_are_cheap_and_not_counted() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_how_chunks_are_cut_makes_no_difference_to_what_is_counted(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that are there as a whole are taken another way than those that are cut; the bounds are the same."""
+def test_how_chunks_are_cut_makes_no_difference_to_the_bounds(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks that arrive whole are parsed in another way than those that are cut, with the same bounds."""
     monkeypatch.setattr(response_parser, "_MAX_FRAMING_BYTES", 250)
     monkeypatch.setattr(response_parser, "_MAX_CHUNKS", 20)
     chance = random.Random(seed)
@@ -353,25 +353,25 @@ def test_how_chunks_are_cut_makes_no_difference_to_what_is_counted(seed: int, mo
         chunks = chance.choices(plain + odd, [20, 5, 5, 3, 2, 2, 2, 2, 2, 0.1, 0.1], k=chance.randint(20, 90))
         data = b"".join([_OK, b"Transfer-Encoding: chunked\r\n\r\n", *chunks, b"0\r\n\r\n"])
         whole = _outcome([data], has_end=True)
-        places = sorted(chance.choices(range(len(data)), k=chance.randint(1, 20)))
-        cut = [data[start:end] for start, end in pairwise([0, *places, len(data)])]
-        by_byte = [data[place : place + 1] for place in range(len(data))]
+        positions = sorted(chance.choices(range(len(data)), k=chance.randint(1, 20)))
+        cut = [data[start:end] for start, end in pairwise([0, *positions, len(data)])]
+        by_byte = [data[position : position + 1] for position in range(len(data))]
         assert _outcome(cut, has_end=True) == _outcome(by_byte, has_end=True) == whole
         outcomes.add(whole if isinstance(whole, type) else tuple)
     assert {tuple, FramingTooLargeError} <= outcomes
 
 
 @pytest.mark.parametrize("number", range(len(_WHOLE)))
-def test_an_end_before_its_time_is_known(number: int) -> None:
-    """A response that is cut anywhere is not taken for a whole one."""
+def test_an_early_end_is_noticed(number: int) -> None:
+    """A response that is cut off anywhere does not count as complete."""
     outcome = _outcome([_WHOLE[:number]], has_end=True)
     assert isinstance(outcome, type)
     assert issubclass(outcome, ProtocolError)
 
 
 def test_the_end_of_a_body_in_chunks_is_its_last_chunk() -> None:
-    """Without it the body is cut; what is missing behind it is not."""
+    """Without it the body is incomplete; what is missing after it does not matter."""
     chunked = _OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
-    ends = [isinstance(_outcome([chunked[:place]], has_end=True), type) for place in range(len(chunked) + 1)]
+    ends = [isinstance(_outcome([chunked[:position]], has_end=True), type) for position in range(len(chunked) + 1)]
     assert [before and not after for before, after in pairwise(ends)].count(True) == 1
     assert not any(ends[-3:])

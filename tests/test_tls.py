@@ -1,4 +1,4 @@
-"""TLS as it was spoken long ago, and certificates that are worth nothing: refused, unless it is permitted."""
+"""Outdated TLS and invalid certificates, which are accepted only with --insecure."""
 
 import socket
 import socketserver
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.both_loops
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A key and a certificate that it has signed itself."""
+    """A key and a self-signed certificate."""
     path = tmp_path_factory.mktemp("certificate") / "own.pem"
     leaf = trustme.CA().issue_cert("127.0.0.1")
     path.write_bytes(leaf.private_key_and_cert_chain_pem.bytes())
@@ -153,8 +153,8 @@ def _hashes_by_sha1(context: ssl.SSLContext) -> None:
     ids=["TLS 1.0", "TLS 1.1", "TLS 1.2", "TLS 1.2 by SHA-1"],
 )
 @pytest.mark.parametrize("key", ["certificate", "weak_certificate"])
-async def test_old_servers_are_had_by_permission_alone(key: str, tune: Tune, request: pytest.FixtureRequest) -> None:
-    """Old versions, old ciphers and short keys: refused as TLS, taken with --insecure, and then it is recorded."""
+async def test_outdated_servers_need_the_permission(key: str, tune: Tune, request: pytest.FixtureRequest) -> None:
+    """Old versions, old ciphers and short keys fail with kind tls; with --insecure they are accepted and recorded."""
     with _Server(request.getfixturevalue(key), tune) as server:
         async with Fetcher(STRICT) as fetch:
             refused = await fetch(server.url)
@@ -166,10 +166,10 @@ async def test_old_servers_are_had_by_permission_alone(key: str, tune: Tune, req
     assert (taken.content, taken.permitted) == (b"picture", PERMITTED)
 
 
-async def test_what_would_have_been_taken_anyway_is_not_marked(
+async def test_an_image_that_needed_no_permission_is_not_marked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, certificate: Path
 ) -> None:
-    """With --insecure, too: a certificate that is valid needs no permission."""
+    """A valid certificate is not recorded as an exception even if --insecure is on."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(tmp_path / "authority.pem")
     sound = tmp_path / "sound.pem"
@@ -181,8 +181,8 @@ async def test_what_would_have_been_taken_anyway_is_not_marked(
     assert permitted == [(Permission.ALLOW_NET,), PERMITTED, (Permission.ALLOW_NET,)]
 
 
-async def test_a_server_that_hangs_up_on_a_hello_is_asked_once_more(certificate: Path) -> None:
-    """There are servers that say nothing when a hello is not to their taste; without the permission nobody tries."""
+async def test_a_server_that_closes_on_a_client_hello_is_tried_again(certificate: Path) -> None:
+    """Some servers just close the connection on a ClientHello that they reject; --insecure tries again."""
     with _Server(certificate, hang_ups=1) as server:
         async with Fetcher(LAX) as fetch:
             taken = await fetch(server.url)
@@ -195,8 +195,8 @@ async def test_a_server_that_hangs_up_on_a_hello_is_asked_once_more(certificate:
     assert taken.permitted == PERMITTED
 
 
-async def test_nobody_listening_is_no_matter_of_tls() -> None:
-    """A connection that is refused is refused once, permission or not; that to get there took one is noted."""
+async def test_a_refused_connection_is_not_a_failure_of_tls() -> None:
+    """It is not tried a second time with --insecure; that its address needed a permission is recorded."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     async with Fetcher(LAX) as fetch:
@@ -205,8 +205,8 @@ async def test_nobody_listening_is_no_matter_of_tls() -> None:
     assert (failure.kind, failure.permitted) == (FailureKind.CONNECT, (Permission.ALLOW_NET,))
 
 
-async def test_what_failed_without_verification_too_is_marked(certificate: Path) -> None:
-    """Of such an image it is known that --insecure does not bring it."""
+async def test_an_image_that_failed_without_verification_too_is_marked(certificate: Path) -> None:
+    """The record shows that --insecure does not help it."""
     with _Server(certificate, hang_ups=2) as server:
         async with Fetcher(replace(LAX, retries=0)) as fetch:
             failure = await fetch(server.url)

@@ -1,4 +1,4 @@
-"""What a browser would fetch is what is asked for."""
+"""URLs are parsed as a browser would."""
 
 import pytest
 from yarl import URL
@@ -41,8 +41,8 @@ from datafetch.fetch.urls import BadUrlError, authority, join_url, parse_url
         ("http://user:secret@example.org/", "http://user:secret@example.org/"),
     ],
 )
-def test_a_published_url_is_asked_as_a_browser_would(published: str, asked: str) -> None:
-    """Blanks, IDN, entities, numbers for addresses: all that manifests hold; nothing is encoded twice."""
+def test_a_published_url_is_parsed_as_by_a_browser(published: str, asked: str) -> None:
+    """Blanks, IDN, entities and numeric addresses all occur in manifests; nothing is encoded twice."""
     url = parse_url(published)
     assert str(url) == asked
     assert str(parse_url(asked)) == asked
@@ -56,14 +56,14 @@ def test_a_published_url_is_asked_as_a_browser_would(published: str, asked: str)
         *("http://example.org:99999/", "http://256.1.1.1/", "http://%00.example/", "http://exa<mple.org/", "\ud800"),
     ],
 )
-def test_what_no_browser_would_fetch_is_no_url(text: str) -> None:
-    """It is refused with the one exception that becomes bad_url."""
+def test_what_no_browser_would_fetch_is_refused(text: str) -> None:
+    """BadUrlError, which becomes bad_url, is the only exception."""
     with pytest.raises(BadUrlError):
         parse_url(text)
 
 
-def test_a_url_that_is_too_long_is_refused_for_that() -> None:
-    """The reason is its length; one character less is fetched."""
+def test_a_url_that_is_too_long_is_refused() -> None:
+    """The error gives the reason; one character less is accepted."""
     longest = "http://e.org/" + "a" * (65_536 - 13)
     assert parse_url(longest).host == "e.org"
     with pytest.raises(BadUrlError, match="longer than 65,536 characters"):
@@ -85,7 +85,7 @@ def test_a_url_that_is_too_long_is_refused_for_that() -> None:
     ],
 )
 def test_a_redirect_leads_where_a_browser_would_go(location: str, reached: str) -> None:
-    """Relative or not, in whatever bytes; credentials stay with their host."""
+    """Whether it is relative or not, and whatever bytes it has; credentials stay with their host."""
     assert str(join_url(URL("http://user:secret@example.org:8080/a/cat.jpg"), location)) == reached
 
 
@@ -93,12 +93,12 @@ def test_a_redirect_leads_where_a_browser_would_go(location: str, reached: str) 
     "location", ["ftp://example.org/", "data:,", "javascript:alert(1)", "http://", "file:///etc", "//\ud800/"]
 )
 def test_a_redirect_out_of_the_web_is_refused(location: str) -> None:
-    """To http and https, and nowhere else."""
+    """Only http and https are followed."""
     with pytest.raises(BadUrlError, match="redirected"):
         join_url(URL("http://example.org/"), location)
 
 
 def test_a_host_is_a_name_and_a_port() -> None:
-    """The default port counts like one that is written."""
+    """The default port is added where none is given."""
     assert authority(parse_url("http://Example.org/")) == authority(parse_url("http://example.org:80/x"))
     assert authority(parse_url("http://example.org/")) != authority(parse_url("https://example.org/"))

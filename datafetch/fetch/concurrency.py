@@ -153,9 +153,9 @@ class Concurrency:
         if self.is_fixed:
             return self.connections
         hanging_since_s = self._clock() - self._hanging_s
-        waiting = self._not_hanging
-        while waiting and (waiting[0].has_ended or waiting[0].started_s <= hanging_since_s):
-            request = waiting.popleft()
+        oldest_first = self._not_hanging
+        while oldest_first and (oldest_first[0].has_ended or oldest_first[0].started_s <= hanging_since_s):
+            request = oldest_first.popleft()
             if not request.has_ended:
                 request.is_hanging = True
                 self._hanging += 1

@@ -104,7 +104,7 @@ class NameAnswer:
 
 
 _Answer = TypeVar("_Answer", bound="NameAnswer | None")
-_Ask: TypeAlias = Callable[[aiodns.DNSResolver, str], Coroutine[Any, Any, _Answer]]
+_QueryFunction: TypeAlias = Callable[[aiodns.DNSResolver, str], Coroutine[Any, Any, _Answer]]
 
 
 class NameServers:
@@ -145,15 +145,15 @@ class NameServers:
             NameServerError: In four rounds no server gave an answer.
             OSError: This process has no descriptors left for a query; has the system's ``errno``.
         """
-        found = await self._in_rounds(name, self._round)
-        if found is not None and any(":" not in address or _has_route_to(address) for address in found.addresses):
-            return found
+        answer = await self._in_rounds(name, self._round)
+        if answer is not None and any(":" not in address or _has_route_to(address) for address in answer.addresses):
+            return answer
         try:
             async with asyncio.timeout(_TCP_DEADLINE_S):
                 return await self._in_rounds(name, self._round_over_tcp)
         except (TimeoutError, NameServerError) as error:
-            if found is not None:
-                return found
+            if answer is not None:
+                return answer
             if isinstance(error, NameServerError):
                 raise
             raise NameServerError(f"{name}: too many other names need TCP for their answers") from error
@@ -164,9 +164,9 @@ class NameServers:
             await channel.resolver.close()
         self._retired.clear()
 
-    async def _in_rounds(self, name: str, ask: Callable[[str], Awaitable[_Answer]]) -> _Answer:
+    async def _in_rounds(self, name: str, make_round: Callable[[str], Awaitable[_Answer]]) -> _Answer:
         try:
-            return await ask(name)
+            return await make_round(name)
         except NameServerError:
             # One round is enough for most names, and tenacity costs 150 µs, more than c-ares does for query and answer.
             # The second round follows at once, since the next channel may have another server as its first choice.
@@ -176,7 +176,7 @@ class NameServers:
                 retry=retry_if_exception_type(NameServerError),
                 reraise=True,
             )
-            return await retrying(ask, name)
+            return await retrying(make_round, name)
 
     async def _round(self, name: str) -> NameAnswer | None:
         """Make one round over UDP; return None if no address fits into a packet."""
@@ -214,15 +214,15 @@ class NameServers:
         if len(self._silent_until_s) > _MAX_SILENT_ZONES:
             del self._silent_until_s[next(iter(self._silent_until_s))]
 
-    async def _query(self, name: str, channels: list[_Channel], ask: _Ask[_Answer]) -> _Answer:
+    async def _query(self, name: str, channels: list[_Channel], query: _QueryFunction[_Answer]) -> _Answer:
         channel = self._next_channel(channels)
         channel.open += 1
         try:
             async with asyncio.timeout(_ROUND_S):
-                found = await ask(channel.resolver, name)
-                if found is not None:
-                    channel.lookups += found.records // _RECORDS_PER_LOOKUP
-                return found
+                answer = await query(channel.resolver, name)
+                if answer is not None:
+                    channel.lookups += answer.records // _RECORDS_PER_LOOKUP
+                return answer
         except TimeoutError as error:
             _check_socket()
             raise _NoAnswerError(f"{name}: no answer") from error

@@ -8,8 +8,8 @@ addresses serve for a while longer (RFC 8767). Past ``usable_until_s`` it is wor
 A query runs in a task of its own that all concurrent lookups of the name share. A lookup that is cancelled does not
 cancel the query, because others may wait for it and the answer goes into the cache anyway.
 
-Rules: that a name does not exist is final, and the web's fault; that no name server answers is nobody's fault, and may
-pass. No address leaves the resolver that the address guard does not permit.
+Rules: a name that does not exist is a final failure. If no name server answers, that says nothing about the name, and
+may pass. No address leaves the resolver that the address guard does not permit.
 """
 
 from __future__ import annotations
@@ -221,12 +221,12 @@ class Resolver:
         finally:
             self._queries.pop(name, None)
 
-    def _entry_of(self, found: NameAnswer) -> _CacheEntry:
-        addresses = tuple(filter(self._guard.permits, found.addresses))
-        fresh_until_s = self._now_s() + min(max(found.ttl_s, _MIN_TTL_S), _MAX_TTL_S)
+    def _entry_of(self, answer: NameAnswer) -> _CacheEntry:
+        addresses = tuple(filter(self._guard.permits, answer.addresses))
+        fresh_until_s = self._now_s() + min(max(answer.ttl_s, _MIN_TTL_S), _MAX_TTL_S)
         if not addresses:
             self._blocked += 1
-            return _CacheEntry((), partial(BlockedAddressError, found.addresses[0]), fresh_until_s, fresh_until_s)
+            return _CacheEntry((), partial(BlockedAddressError, answer.addresses[0]), fresh_until_s, fresh_until_s)
         self._found += 1
         return _CacheEntry(addresses, None, fresh_until_s, fresh_until_s + _MAX_STALE_S)
 

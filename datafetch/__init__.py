@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     from datafetch.model.report import FetchedShards, Report
     from datafetch.model.request import ByteRange, Request
     from datafetch.monitor.status import RunState, Status, read_status
-    from datafetch.output.reshard.folder import Request as ReshardRequest
-    from datafetch.output.reshard.folder import Resharded
+    from datafetch.output.reshard.folder import Resharded, ReshardRequest
     from datafetch.output.reshard.folder import reshard as make_equal_shards
     from datafetch.store.retry_filter import RetryFilter
     from datafetch.transcode import Encoding, ImageSpec, Pixels, Resize, Transcoder
@@ -126,7 +125,7 @@ _ROOMS = {
 }
 
 # A function may not be called what a room is called: importing the room would put that in its place.
-_NAMES_THERE = {"ReshardRequest": "Request", "make_equal_shards": "reshard"}
+_NAMES_THERE = {"make_equal_shards": "reshard"}
 
 
 def __getattr__(name: str) -> object:

@@ -14,20 +14,21 @@ from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
-from datafetch.output.reshard import copy as rearrange
-from datafetch.output.reshard import swap as takeover
+from datafetch.output.reshard import copy, swap
 from datafetch.output.reshard.copy import ProgressMonitor
-from datafetch.output.reshard.folder import Request, reshard
-from datafetch.output.reshard.swap import finish
+from datafetch.output.reshard.folder import ReshardRequest, reshard
+from datafetch.output.reshard.swap import complete_swap
 from datafetch.store.layout import OutputLayout
 
 SMALL_BUFFER_BYTES = 600
 _OPERATIONS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree"}
 
 
-def equal_shards(source: Path, out: Path, watch: ProgressMonitor | None = None) -> None:
+def equal_shards(source: Path, out: Path, monitor: ProgressMonitor | None = None) -> None:
     """What is done to SRC: pairs for four ranks."""
-    reshard(Request(source, out, world_size=4, batch=1, group=2), watch or ProgressMonitor(journal_interval_s=0))
+    reshard(
+        ReshardRequest(source, out, world_size=4, batch=1, group=2), monitor or ProgressMonitor(journal_interval_s=0)
+    )
 
 
 def _die_at(operation: int) -> None:
@@ -53,15 +54,15 @@ def _lives(errand: Callable[[], object], operation: int) -> bool:
 
 def main() -> None:
     """Do the errand of the command line, a few rows at a time."""
-    rearrange._BUFFER_BYTES = SMALL_BUFFER_BYTES
+    copy._BUFFER_BYTES = SMALL_BUFFER_BYTES
     errand, given, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
     if errand == "finish-apart":
-        vars(takeover)["exchange"] = lambda *_: False
+        vars(swap)["exchange"] = lambda *_: False
     for operation in count(1, int(sys.argv[4])):
         place = folder / str(operation)
         if errand.startswith("finish"):
             shutil.copytree(given, place, symlinks=True)
-            lives = _lives(lambda out=place / "out": finish(OutputLayout(out)), operation)  # type: ignore[misc]
+            lives = _lives(lambda out=place / "out": complete_swap(OutputLayout(out)), operation)  # type: ignore[misc]
         else:
             lives = _lives(lambda out=place / "out": equal_shards(given, out), operation)  # type: ignore[misc]
         if lives:

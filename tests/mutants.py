@@ -68,22 +68,22 @@ FAULTS = (
     Fault(
         "a spool's payload is taken without its checksum",
         "store/spool_format.py",
-        "    return payload if zlib.crc32(payload) == front.crc else None\n",
+        "    return payload if zlib.crc32(payload) == header.crc else None\n",
         "    return payload\n",
         ("spool",),
     ),
     Fault(
         "behind a damaged entry nothing is looked for",
         "store/spool_format.py",
-        "            offset = _find(file, marker, offset + 1)\n",
+        "            offset = _find_marker(file, marker, offset + 1)\n",
         "            offset = -1\n",
         ("spool",),
     ),
     Fault(
         "a sample whose image is missing from the spool is taken",
         "store/spool.py",
-        "        if places != expected:\n",
-        "        if len(places) > len(expected):\n",
+        "        if found != expected:\n",
+        "        if len(found) > len(expected):\n",
         ("spool", "commit"),
     ),
     Fault(
@@ -194,8 +194,8 @@ FAULTS = (
     Fault(
         "a retry forgets the attempts before it",
         "output/merge.py",
-        "min(_MOST_ATTEMPTS, line.attempts + before.attempts)",
-        "min(_MOST_ATTEMPTS, line.attempts)",
+        "min(_MAX_ATTEMPTS, line.attempts + line_before.attempts)",
+        "min(_MAX_ATTEMPTS, line.attempts)",
         ("retry", "merge"),
     ),
     Fault(

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from datafetch.errors import DatafetchError
-from datafetch.output.formats.pickle_form import END, PREAMBLE
-from datafetch.output.reshard.folder import Request, reshard
+from datafetch.output.formats.pickle_form import LIST_END, PREAMBLE
+from datafetch.output.reshard.folder import ReshardRequest, reshard
 from datafetch.verify.shards import ShardFolder
 
 _ROWS = [
@@ -74,7 +74,7 @@ def _seeds() -> list[bytes]:
         body = buffer.getvalue()[2:-1]
         frames += pickle.FRAME + len(body).to_bytes(8, "little") + body
     whole = [pickle.dumps(_ROWS, protocol) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)]
-    return [*whole, *[PREAMBLE + pickle.MARK + frames + END] * 3]
+    return [*whole, *[PREAMBLE + pickle.MARK + frames + LIST_END] * 3]
 
 
 def _mutated(content: bytes, chance: random.Random) -> bytes:
@@ -122,7 +122,7 @@ def main(folder: Path, seed: int, mutants: int) -> None:
         for _ in ShardFolder(source).examine():
             pass
         with suppress(DatafetchError):
-            reshard(Request(source, out, world_size=1, batch=1, group=1))
+            reshard(ReshardRequest(source, out, world_size=1, batch=1, group=1))
             for path in out.glob("*.pkl"):
                 for row in pickle.loads(path.read_bytes()):  # as the trainer does, with NumPy
                     repr(row)

@@ -29,7 +29,7 @@ from datafetch.demo.origin import Origin
 from datafetch.demo.pictures import paint
 from datafetch.model.ledger_line import LedgerLine
 from datafetch.store.layout import OutputLayout
-from datafetch.store.spool_format import START_BYTES, ImageResult, read_heads, read_marker
+from datafetch.store.spool_format import FILE_HEADER_BYTES, ImageResult, read_marker, scan_records
 
 OPTIONS = (
     *("--allow-net", "127.0.0.0/8", "--connections", "8", "--per-host", "8"),
@@ -85,7 +85,7 @@ class Place:
         for path in self.layout.ledgers.glob("*.parquet"):
             urls.update(pq.read_table(path, columns=["url"])["url"].to_pylist())
         for path in self.spools():
-            if path.stat().st_size >= START_BYTES:  # or it was only just begun
+            if path.stat().st_size >= FILE_HEADER_BYTES:  # or it was only just begun
                 urls.update(line.url for line in read_lines(path))
         return urls
 
@@ -93,7 +93,7 @@ class Place:
 def read_lines(path: Path) -> list[LedgerLine]:
     """The ledger lines of a spool's images; the spool may be written to meanwhile."""
     with path.open("rb") as file:
-        return [ended.line for ended in read_heads(file, read_marker(file)) if isinstance(ended, ImageResult)]
+        return [ended.line for ended in scan_records(file, read_marker(file)) if isinstance(ended, ImageResult)]
 
 
 def listed(folder: Path) -> list[Path]:

@@ -55,7 +55,7 @@ def rows_of(layout: OutputLayout) -> list[tuple[str, int]]:
 
 
 SHARDS = st.lists(st.lists(st.integers(0, 1), max_size=12), min_size=1, max_size=4).filter(
-    lambda shards: sum(map(sum, shards)) >= PLAN.ranks.least_rows
+    lambda shards: sum(map(sum, shards)) >= PLAN.ranks.min_rows
 )
 
 
@@ -123,11 +123,11 @@ def test_too_few_rows_stay_as_they_are(tmp_path: Path, caplog: pytest.LogCapture
 
 def test_a_stopped_one_goes_on(tmp_path: Path) -> None:
     """Asked to stop, it leaves the output as it was; asked again, it ends as if it had not been stopped."""
-    layout, watch = OutputLayout(tmp_path / "out"), ProgressMonitor()
+    layout, monitor = OutputLayout(tmp_path / "out"), ProgressMonitor()
     publish(layout, layout.out, "part-00000", [1] * 40)
     before = contents(layout)
-    watch.stop.set()
-    assert not make_equal(layout, ["part-00000"], PLAN, watch)
+    monitor.stop.set()
+    assert not make_equal(layout, ["part-00000"], PLAN, monitor)
     assert contents(layout) == before
     assert make_equal(layout, ["part-00000"], PLAN, ProgressMonitor())
     assert len(rows_of(layout)) == 40

@@ -76,7 +76,7 @@ def test_a_folder_that_is_there_is_no_fault(tmp_path: Path) -> None:
 @pytest.fixture
 def _nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a process that has not met such a filesystem yet."""
-    monkeypatch.setattr(durable, "_is_said", Event())
+    monkeypatch.setattr(durable, "_has_warned", Event())
 
 
 @pytest.mark.usefixtures("_nothing_said")

@@ -229,7 +229,7 @@ def test_no_index_leads_out_of_the_folder(pairs: Pairs) -> None:
     run(pairs.job())
     victim = pairs.root / "victim"
     victim.write_bytes(b"precious")
-    index = pairs.layout.saved("part-00000")
+    index = pairs.layout.image_index("part-00000")
     index.write_bytes(orjson.dumps({"name": "../../victim", "size_bytes": 8, "number": "0.image", "sample": 0}) + b"\n")
     with pytest.raises(ConfigurationError, match="names a file outside"):
         run(pairs.job(fresh=True))

@@ -128,7 +128,7 @@ def test_a_record_that_is_as_deep_as_may_be_passes_every_step(tmp_path: Path) ->
         assert decode_row(encode_row(sample.row)) == sample.row
     finally:
         sys.setrecursionlimit(before)
-    assert entry.ended == sample
+    assert entry.record == sample
 
 
 @pytest.mark.parametrize("later", ['{"url"\n', ""])

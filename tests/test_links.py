@@ -13,8 +13,8 @@ from PIL import Image
 from datafetch.engine.ownership import locked_output
 from datafetch.errors import ConfigurationError, ManifestError
 from datafetch.model.kinds import Loader
-from datafetch.output.formats.image_files import ImageFilesWriter, put_files_in_place
-from datafetch.output.reshard.folder import Request, reshard
+from datafetch.output.formats.image_files import ImageFilesWriter, publish_image_files
+from datafetch.output.reshard.folder import ReshardRequest, reshard
 from datafetch.output.row import OutputRow
 from datafetch.store.layout import OutputLayout
 from datafetch.verify import Check, run_check
@@ -67,7 +67,7 @@ def test_reshard_does_not_write_through_links(tmp_path: Path, elsewhere: Path, p
     write_shard(tmp_path / "rows")
     put_link(OutputLayout(tmp_path / "out").folder / place, elsewhere)
     with pytest.raises(ConfigurationError, match="is a symbolic link, and datafetch does not write through links"):
-        reshard(Request(tmp_path / "rows", tmp_path / "out", world_size=2, batch=1, group=1))
+        reshard(ReshardRequest(tmp_path / "rows", tmp_path / "out", world_size=2, batch=1, group=1))
     check_untouched(elsewhere)
 
 
@@ -107,10 +107,10 @@ def test_images_are_not_written_through_links(tmp_path: Path, elsewhere: Path) -
     (layout.out / "b" / "1.jpg").symlink_to(elsewhere / "mine")
     (layout.out / "a").symlink_to(elsewhere)
     with pytest.raises(ConfigurationError, match="a is a symbolic link, and datafetch does not write through links"):
-        put_files_in_place(layout, ready, sink.files[0])
+        publish_image_files(layout, ready, sink.files[0])
     check_untouched(elsewhere)
     (layout.out / "a").unlink()
-    put_files_in_place(layout, ready, sink.files[0])
+    publish_image_files(layout, ready, sink.files[0])
     assert (layout.out / "a" / "1.jpg").read_bytes() == (layout.out / "b" / "1.jpg").read_bytes() == b"an image"
     assert not (layout.out / "b" / "1.jpg").is_symlink()
     check_untouched(elsewhere)
@@ -161,7 +161,7 @@ def test_verify_does_not_follow_links_out(
 def test_reshard_does_not_follow_links_out(tmp_path: Path, elsewhere: Path) -> None:
     """As ``verify``: refused with what to do, before anything is made; a folder that is itself a link is read."""
     out = _in_shards(tmp_path / "rows", elsewhere)
-    wanted = Request(out, tmp_path / "out", world_size=2, batch=1, group=1)
+    wanted = ReshardRequest(out, tmp_path / "out", world_size=2, batch=1, group=1)
     with pytest.raises(ManifestError, match=r"part-00001\.pkl is a link that leads out of its folder.*hard links"):
         reshard(wanted)
     assert not (tmp_path / "out").exists()

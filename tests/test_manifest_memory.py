@@ -18,7 +18,7 @@ from bombs import (
 from datafetch.datasets import find_dataset
 from datafetch.datasets.readers import LineFile, ParquetFile, read_ids
 from datafetch.errors import ManifestError
-from datafetch.model.sample import MOST_URL_CHARS
+from datafetch.model.sample import MAX_URL_CHARS
 
 _READ = """
 manifest = find_dataset({name!r}).bind(path, None)
@@ -47,7 +47,7 @@ def test_rows_that_share_a_long_text_come_a_few_at_a_time(tmp_path: Path, rows: 
     assert grown_mib(_READ.format(name="coyo"), path) < 160
     manifest = find_dataset("coyo").bind(path, None)
     first = next(iter(manifest.samples(manifest.shards()[0])))
-    assert [len(url) for url in first.urls] == [MOST_URL_CHARS + 1]
+    assert [len(url) for url in first.urls] == [MAX_URL_CHARS + 1]
 
 
 @pytest.mark.slow

@@ -116,7 +116,7 @@ def retry(output: Output, wanted: RetryFilter, arrived: dict[tuple[int, int], Ou
 def _begun(output: Output) -> list[LedgerLine]:
     with output.layout.spool(SHARD).open("rb") as file:
         entries = read_entries(file, read_marker(file))
-        return [entry.ended.line for entry in entries if isinstance(entry.ended, ImageResult)]
+        return [entry.record.line for entry in entries if isinstance(entry.record, ImageResult)]
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:

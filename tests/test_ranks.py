@@ -18,7 +18,7 @@ from datafetch.output.reshard.ranks import Ranks, epoch, equal_sizes
 def test_equal_shards_obey_the_loader(rows: int, world_size: int, batch: int, group: int, row_bytes: int) -> None:
     """Nothing is lost, every rank reads the same whole steps, and less than one step of all ranks is not read."""
     ranks = Ranks(world_size, batch, group)
-    if rows < ranks.least_rows:
+    if rows < ranks.min_rows:
         with pytest.raises(ConfigurationError, match="too few"):
             equal_sizes(rows, ranks)
         return
@@ -29,13 +29,13 @@ def test_equal_shards_obey_the_loader(rows: int, world_size: int, batch: int, gr
     seen = epoch(sizes, ranks)
     assert seen.unread == 0
     assert seen.is_aligned
-    assert 0 <= rows - seen.used < ranks.least_rows
+    assert 0 <= rows - seen.used < ranks.min_rows
     shards_a_rank = len(sizes) // world_size
     whole = [
         sum(sizes[rank * shards_a_rank : (rank + 1) * shards_a_rank]) // ranks.step * ranks.step
         for rank in range(world_size)
     ]
-    assert min(whole) == rows // ranks.least_rows * ranks.step
+    assert min(whole) == rows // ranks.min_rows * ranks.step
 
 
 def test_six_million_pairs_for_64_ranks() -> None:

@@ -21,12 +21,12 @@ from datafetch.cli.app import main
 from datafetch.errors import ConfigurationError, ConservationError, ManifestError, ResourceError
 from datafetch.model.statistics import Progress, Stage
 from datafetch.output.formats import PickleShardWriter, encode_row
-from datafetch.output.reshard import copy as rearrange
-from datafetch.output.reshard.copy import Plan, ProgressMonitor, Source, order
-from datafetch.output.reshard.folder import Request, reshard
+from datafetch.output.reshard import copy
+from datafetch.output.reshard.copy import Plan, ProgressMonitor, Source, permutation
+from datafetch.output.reshard.folder import ReshardRequest, reshard
 from datafetch.output.reshard.ranks import Ranks, epoch
-from datafetch.output.reshard.shard_writer import ShardWriter, shard_name
-from datafetch.output.reshard.swap import finish
+from datafetch.output.reshard.shard_writer import EqualShardWriter, shard_name
+from datafetch.output.reshard.swap import complete_swap
 from datafetch.store.layout import OutputLayout
 from datafetch.store.lock import Lock
 
@@ -69,7 +69,7 @@ def read_shards(folder: Path) -> list[list[Row]]:
 @pytest.fixture(autouse=True)
 def _few_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let small shards take several buffers."""
-    monkeypatch.setattr(rearrange, "_BUFFER_BYTES", SMALL_BUFFER_BYTES)
+    monkeypatch.setattr(copy, "_BUFFER_BYTES", SMALL_BUFFER_BYTES)
 
 
 @pytest.fixture
@@ -100,24 +100,24 @@ def test_nothing_is_lost_and_every_rank_reads_the_same(
     rows = pairs(sum(sizes))
     source = write_shards(folder / "source", rows, sizes)
     before = files_of(source)
-    request = Request(
+    request = ReshardRequest(
         source, folder / "out", ranks.world_size, ranks.batch, ranks.group, "none" if seed is None else str(seed)
     )
-    if not rows or len(rows) < ranks.least_rows:
+    if not rows or len(rows) < ranks.min_rows:
         with pytest.raises((ConfigurationError, ManifestError), match=r"too few|holds no row"):
             reshard(request)
         assert sorted(path.name for path in folder.iterdir()) == ["source"]
         return
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rearrange, "_BUFFER_BYTES", buffer_bytes)
+        patch.setattr(copy, "_BUFFER_BYTES", buffer_bytes)
         made = reshard(request)
     shards = read_shards(folder / "out")
     seen = epoch([len(shard) for shard in shards], ranks)
     assert made is not None
     assert made.epoch == seen
     assert (seen.unread, seen.is_aligned or ranks.world_size == 1) == (0, True)
-    assert seen.samples - seen.used < ranks.least_rows
-    placed = [rows[place] for place in np.argsort(order(len(rows), seed))]
+    assert seen.samples - seen.used < ranks.min_rows
+    placed = [rows[place] for place in np.argsort(permutation(len(rows), seed))]
     assert [row for shard in shards for row in shard] == placed
     assert files_of(source) == before
     assert [path.name for path in OutputLayout(folder / "out").folder.iterdir() if path.name != "lock"] == [
@@ -127,17 +127,17 @@ def test_nothing_is_lost_and_every_rank_reads_the_same(
 
 def test_the_order_of_a_seed_is_for_ever() -> None:
     """A seed's order is the one that it was when this was written, and no other's."""
-    assert order(8, 0).tolist() == [3, 2, 1, 6, 0, 7, 4, 5]
-    assert order(5, None).tolist() == [0, 1, 2, 3, 4]
-    assert sorted(order(1000, 1)) == list(range(1000))
-    assert order(1000, 1).tolist() != order(1000, 2).tolist()
+    assert permutation(8, 0).tolist() == [3, 2, 1, 6, 0, 7, 4, 5]
+    assert permutation(5, None).tolist() == [0, 1, 2, 3, 4]
+    assert sorted(permutation(1000, 1)) == list(range(1000))
+    assert permutation(1000, 1).tolist() != permutation(1000, 2).tolist()
 
 
 def test_shards_of_more_than_a_thousand_rows_are_as_a_sink_writes_them(tmp_path: Path) -> None:
     """Written in any order, a shard is byte for byte what it would be if written row by row."""
     rows = pairs(5003)
     source = write_shards(tmp_path / "source", rows, [2500, 2503])
-    reshard(Request(source, tmp_path / "out", world_size=2, batch=1, group=1, shuffle="3"))
+    reshard(ReshardRequest(source, tmp_path / "out", world_size=2, batch=1, group=1, shuffle="3"))
     shards = read_shards(tmp_path / "out")
     assert [len(shard) for shard in shards] == [2502, 2501]
     again = write_shards(tmp_path / "again", [row for shard in shards for row in shard], [2502, 2501])
@@ -182,7 +182,7 @@ def test_what_the_journal_has_is_not_copied_again(tmp_path: Path, source: Path, 
         if progress.stage is Stage.COPY and progress.rows > 23:
             stop.set()
 
-    request = Request(source, out, world_size=4, batch=1, group=2)
+    request = ReshardRequest(source, out, world_size=4, batch=1, group=2)
     assert reshard(request, ProgressMonitor(stop_in_the_last_shard, stop, journal_interval_s=0)) is None
     assert not out.exists()
     told: list[Progress] = []
@@ -205,7 +205,7 @@ def test_it_can_be_stopped_at_any_stage(
         if progress.stage is stage:
             stop.set()
 
-    request = Request(source, tmp_path / "out", world_size=4, batch=1, group=2)
+    request = ReshardRequest(source, tmp_path / "out", world_size=4, batch=1, group=2)
     assert reshard(request, ProgressMonitor(stop_there, stop)) is None
     assert not (tmp_path / "out").exists()
     reshard(request)
@@ -215,18 +215,18 @@ def test_it_can_be_stopped_at_any_stage(
 def test_half_made_shards_of_something_else_are_thrown_away(tmp_path: Path, source: Path) -> None:
     """What was begun with other parameters, or of other rows, leaves no trace in what is made now."""
     out, stop = tmp_path / "out", Event()
-    watch = ProgressMonitor(lambda progress: stop.set() if progress.stage is Stage.CHECK else None, stop)
-    assert reshard(Request(source, out, world_size=6, batch=1, group=1), watch) is None
+    monitor = ProgressMonitor(lambda progress: stop.set() if progress.stage is Stage.CHECK else None, stop)
+    assert reshard(ReshardRequest(source, out, world_size=6, batch=1, group=1), monitor) is None
     shutil.rmtree(source)
     write_shards(source, pairs(40), [40])
-    reshard(Request(source, out, world_size=2, batch=1, group=1, shuffle="none"))
+    reshard(ReshardRequest(source, out, world_size=2, batch=1, group=1, shuffle="none"))
     assert read_shards(out) == [pairs(40)[:20], pairs(40)[20:]]
 
 
 def test_damaged_half_made_shards_are_noticed(tmp_path: Path, source: Path, undisturbed: dict[str, bytes]) -> None:
     """A disk that did not keep what it took is said to be unsound; nothing is published, and all is written again."""
     out, stop = tmp_path / "out", Event()
-    request = Request(source, out, world_size=4, batch=1, group=2)
+    request = ReshardRequest(source, out, world_size=4, batch=1, group=2)
     assert reshard(request, ProgressMonitor(lambda now: stop.set() if now.stage is Stage.CHECK else None, stop)) is None
     shard = OutputLayout(out).resharding / "shards" / "part-00001.pkl"
     content = shard.read_bytes()
@@ -279,7 +279,7 @@ def test_a_takeover_can_be_killed_anywhere(
         }
         assert there == new or (layout.resharded / "equal.json").exists()
         for _ in range(2):
-            finish(layout)
+            complete_swap(layout)
             assert files_of(layout.out) == new
             assert [path.name for path in layout.folder.iterdir()] == ["equal.json"]
             assert json.loads(layout.equal.read_bytes())["rows"] == 50
@@ -390,11 +390,11 @@ def test_what_others_put_in_the_outputs_place_is_left_alone(tmp_path: Path, sour
     layout.out.mkdir()
     (layout.out / "mine").touch()
     with pytest.raises(ConfigurationError, match="holds something else; move that away"):
-        finish(layout)
+        complete_swap(layout)
     assert files_of(layout.out) == {"mine": b""}
     assert files_of(layout.resharded / "shards") == new
     (layout.out / "mine").unlink()
-    finish(layout)
+    complete_swap(layout)
     assert files_of(layout.out) == new
 
 
@@ -405,11 +405,11 @@ def test_folders_that_were_copied_in_midst_of_it_are_not_mixed_up(tmp_path: Path
     note = layout.resharded / "exchanging"
     note.write_text("0")
     with pytest.raises(ConfigurationError, match=f"if {layout.out} does, delete"):
-        finish(layout)
+        complete_swap(layout)
     assert files_of(layout.out) == old
     assert files_of(layout.resharded / "shards") == new
     note.unlink()
-    finish(layout)
+    complete_swap(layout)
     assert files_of(layout.out) == new
 
 
@@ -419,12 +419,12 @@ def test_the_outputs_own_shards_can_be_its_source(tmp_path: Path) -> None:
     layout = OutputLayout(tmp_path / "out")
     write_shards(layout.out, rows, [41, 9])
     layout.folder.mkdir()
-    places = order(50, 7)
+    places = permutation(50, 7)
     sources = [
         Source(layout.out / "part-00000.pkl", 41, places[:41]),
         Source(layout.out / "part-00001.pkl", 9, places[41:]),
     ]
-    assert rearrange.rearrange(layout, sources, plan=Plan(Ranks(5, 1, 1), 7), record={"of": "a run"})
+    assert copy.write_equal_shards(layout, sources, plan=Plan(Ranks(5, 1, 1), 7), record={"of": "a run"})
     assert [row for shard in read_shards(layout.out) for row in shard] == [rows[at] for at in np.argsort(places)]
     record = json.loads(layout.equal.read_bytes())
     assert {name: record[name] for name in ("of", "world_size", "batch", "group", "shuffle", "rows")} == {
@@ -449,7 +449,7 @@ def test_other_peoples_shards_are_taken(tmp_path: Path, protocol: int) -> None:
     source.mkdir()
     (source / "a.pkl").write_bytes(pickle.dumps(rows, protocol))
     (source / "a.count").write_text("20\n")
-    reshard(Request(source, tmp_path / "out", world_size=2, batch=1, group=1, shuffle="none"))
+    reshard(ReshardRequest(source, tmp_path / "out", world_size=2, batch=1, group=1, shuffle="none"))
     assert read_shards(tmp_path / "out") == [rows[:10], rows[10:]]
 
 
@@ -673,7 +673,7 @@ def test_ctrl_c_says_how_to_go_on(
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ShardWriter, "write", interrupt)
+        patch.setattr(EqualShardWriter, "write", interrupt)
         assert main(arguments) == 130
     assert "run the same command again" in capfd.readouterr().err
     assert main(arguments) == 0
@@ -692,7 +692,7 @@ def test_a_source_that_changes_meanwhile_is_refused(tmp_path: Path, source: Path
             )
 
     with pytest.raises(ManifestError, match="changed while it was read"):
-        reshard(Request(source, tmp_path / "out", world_size=2, batch=1), ProgressMonitor(rewrite))
+        reshard(ReshardRequest(source, tmp_path / "out", world_size=2, batch=1), ProgressMonitor(rewrite))
     assert not (tmp_path / "out").exists()
 
 
@@ -704,5 +704,5 @@ def test_two_rows_of_one_place_are_a_bug(tmp_path: Path, source: Path) -> None:
     layout.folder.mkdir()
     plan = Plan(Ranks(2, 1, 1), None)
     with pytest.raises(ConservationError, match="the same place"):
-        rearrange.rearrange(layout, [Source(source / "part-00000.pkl", 20, places)], plan=plan, record={})
+        copy.write_equal_shards(layout, [Source(source / "part-00000.pkl", 20, places)], plan=plan, record={})
     assert not layout.out.exists()

@@ -49,7 +49,7 @@ def test_whoever_is_told_and_fails_is_told_no_more(caplog: pytest.LogCaptureFixt
         told.append(progress)
         raise OSError("the terminal is gone")
 
-    watch = ProgressMonitor(tell)
+    monitor = ProgressMonitor(tell)
     for rows in range(3):
-        watch.look(Progress(Stage.COPY, rows, 3))
+        monitor.report(Progress(Stage.COPY, rows, 3))
     assert len(told) == len(caplog.records) == 1

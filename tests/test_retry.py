@@ -368,7 +368,7 @@ def test_a_file_put_among_the_shards_meanwhile_is_kept(cut_job: Job) -> None:
         await asyncio.to_thread((layout.out / "mine.pkl").write_text, "mine")  # the claim has looked at the folder
         await asyncio.Event().wait()
 
-    with pytest.raises(ConfigurationError, match=r"mine\.pkl lay among the shards and is not one of them"):
+    with pytest.raises(ConfigurationError, match=r"mine\.pkl is not a file of the shards that were replaced"):
         run(equal(cut_job), [put])
     mine = layout.replaced / "mine.pkl"
     assert mine.read_text() == "mine"

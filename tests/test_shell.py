@@ -19,7 +19,7 @@ from datafetch.cli.progress import ProgressConsole, show_remarks
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.errors import ConfigurationError, ConservationError, DatafetchError, ManifestError, ResourceError
 from datafetch.fetch.classify import SocketsExhaustedError
-from datafetch.output.commit import _refusal
+from datafetch.output.commit import _error_fields
 
 PATIENCE_S = 60
 EVIL = "\x1b]0;mine now\x07\x1b[2J\r\u202etxt\u2028"
@@ -172,7 +172,7 @@ def test_a_bug_is_not_taken_for_a_want_of_memory(tmp_path: Path, monkeypatch: py
 )
 def test_a_commit_tells_the_kind_of_its_error(error: DatafetchError, kind: str) -> None:
     """A kind that its parent does not know by name is told as the one that it is made of."""
-    assert _refusal(error) == {"error": kind, "message": "x"}
+    assert _error_fields(error) == {"error": kind, "message": "x"}
 
 
 def write_shard(folder: Path, row: dict[str, object]) -> Path:

@@ -20,15 +20,15 @@ from datafetch.model.sample import Record, Sample
 from datafetch.store.spool import Recovered, Spool, SpooledSample, SpoolReader, write_spool
 from datafetch.store.spool_format import (
     _HEADER_BYTES,
-    START_BYTES,
+    FILE_HEADER_BYTES,
     ImageResult,
     StoredImage,
-    begin,
     encode,
+    file_header,
     read_entries,
-    read_heads,
     read_marker,
     read_stored,
+    scan_records,
 )
 
 FAILURE = Failure(FailureKind.TIMEOUT, "too slow", None, 3, "", 30_000.0)
@@ -152,12 +152,12 @@ def test_damage_loses_only_what_it_touched(tmp_path_factory: pytest.TempPathFact
         (sample, image) for sample, image in images if sample not in ended
     }
     with path.open("rb") as file:
-        assert [entry.ended for entry in read_entries(file, read_marker(file))] == [*left, make_sample(99, 0)]
+        assert [entry.record for entry in read_entries(file, read_marker(file))] == [*left, make_sample(99, 0)]
 
 
 def whole_spool(path: Path, ended: Sequence[ImageResult | Sample]) -> int:
     """Write a spool in which every entry begins where it did in the one before, and return its size."""
-    start = path.read_bytes()[:START_BYTES] if path.exists() else begin()
+    start = path.read_bytes()[:FILE_HEADER_BYTES] if path.exists() else file_header()
     path.write_bytes(start + b"".join(piece for one in ended for piece in encode(one, start[-8:])))
     return path.stat().st_size
 
@@ -187,7 +187,7 @@ def test_no_image_passes_for_an_entry(tmp_path: Path) -> None:
     path = tmp_path / "outer.spool"
     size = whole_spool(path, [make_end(sample, 0, encoded)])
     content = bytearray(path.read_bytes())
-    content[START_BYTES + 9] ^= 1
+    content[FILE_HEADER_BYTES + 9] ^= 1
     path.write_bytes(content)
     with path.open("rb") as file:
         assert list(read_entries(file, read_marker(file))) == []
@@ -199,10 +199,10 @@ def test_an_entry_whose_lengths_contradict_each_other_is_none(tmp_path: Path) ->
     path = tmp_path / "x.spool"
     whole_spool(path, [make_end(make_sample(0), 0, Encoded(b"jpeg", 4, 3, "JPEG"))])
     content = bytearray(path.read_bytes())
-    content[START_BYTES + _HEADER_BYTES + 4] ^= 1  # the highest byte of the length, behind a byte for the kind
+    content[FILE_HEADER_BYTES + _HEADER_BYTES + 4] ^= 1  # the highest byte of the length, behind a byte for the kind
     path.write_bytes(content)
     with path.open("rb") as file:
-        assert read_stored(file, read_marker(file), START_BYTES) is None
+        assert read_stored(file, read_marker(file), FILE_HEADER_BYTES) is None
 
 
 async def test_a_spool_can_be_looked_at_while_it_is_written(tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ def test_a_quick_look_reads_no_more_than_an_entry_has(tmp_path: Path) -> None:
     path.write_bytes(content)
     os.truncate(path, 64 << 20)
     with _WatchedFile(path) as file:
-        assert list(read_heads(file, read_marker(file))) == [make_sample(0)]
+        assert list(scan_records(file, read_marker(file))) == [make_sample(0)]
         assert file.most_bytes < 1000
 
 
@@ -259,7 +259,7 @@ async def test_what_is_synced_is_on_disk_once(tmp_path: Path) -> None:
 async def test_a_spool_torn_in_its_first_line_begins_anew(tmp_path: Path, size: int) -> None:
     """A machine may die in the very first write."""
     path = tmp_path / "x.spool"
-    await asyncio.to_thread(path.write_bytes, begin()[:size])
+    await asyncio.to_thread(path.write_bytes, file_header()[:size])
     await write(path, [make_sample(0)])
     assert len(await read(path)) == 1
 

@@ -23,7 +23,7 @@ from datafetch.model.interfaces import Manifest, Samples
 from datafetch.model.kinds import Loader, Payload
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.options import DatasetOptions, Effect, Option, option
-from datafetch.model.sample import MOST_URL_CHARS, IdListResult, Record, Row, Sample, Shard
+from datafetch.model.sample import MAX_URL_CHARS, IdListResult, Record, Row, Sample, Shard
 
 _FILE = "dataset.json"
 _FOLDER = PurePosixPath("ocr_vqa/images")
@@ -197,7 +197,7 @@ class _Slice(Samples):
 def _why_refused(cover: _Cover) -> str:
     """Why a cover is not asked for; nothing where it is."""
     if not cover.url or is_too_long(cover.url):
-        return f"there is no imageURL, or it is longer than {MOST_URL_CHARS:,} characters"
+        return f"there is no imageURL, or it is longer than {MAX_URL_CHARS:,} characters"
     if not cover.id_ or "/" in cover.id_:
         return "its id can't be the name of a file"
     return why_refused(f"{cover.id_}.jpg")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datafetch.model.sample import MOST_URL_CHARS
+from datafetch.model.sample import MAX_URL_CHARS
 
 
 def askable(url: object) -> str:
@@ -11,9 +11,9 @@ def askable(url: object) -> str:
     Of one that is too long, the first characters, one more than a URL can have: it fails as ``bad_url`` for its length,
     and the ledger tells which it was.
     """
-    return url[: MOST_URL_CHARS + 1] if isinstance(url, str) else ""
+    return url[: MAX_URL_CHARS + 1] if isinstance(url, str) else ""
 
 
 def is_too_long(url: str) -> bool:
     """Whether it is longer than a URL that is requested."""
-    return len(url) > MOST_URL_CHARS
+    return len(url) > MAX_URL_CHARS

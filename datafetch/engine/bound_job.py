@@ -74,7 +74,7 @@ class BoundJob:
             samples=samples,
             spec=self.spec,
             payload=self.job.payload,
-            is_made_equal=plan is not None and samples >= plan.ranks.least_rows,
+            is_made_equal=plan is not None and samples >= plan.ranks.min_rows,
             open_samples=max(
                 samples * MAX_OPEN_SHARDS // max(1, len(self.manifest.shards())), min(samples, MAX_OPEN_SAMPLES)
             ),

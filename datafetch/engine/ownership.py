@@ -23,7 +23,7 @@ from datafetch.errors import ConfigurationError, ResourceError, raise_want
 from datafetch.output.commit import complete_commits
 from datafetch.output.formats import format_of
 from datafetch.output.reshard.record import read_reshard_record
-from datafetch.output.reshard.swap import finish
+from datafetch.output.reshard.swap import complete_swap
 from datafetch.store.atomic import make_folder, refuse_links, refuse_unpublishable, write_atomically
 from datafetch.store.job_file import not_a_job, read_job_fields, read_job_file
 from datafetch.store.layout import OutputLayout
@@ -129,7 +129,7 @@ def _make_state_folder(layout: OutputLayout) -> None:
 def _prepare_output(layout: OutputLayout, prepare: Callable[[], None], *, goes_on: bool) -> None:
     _refuse_unwritable(layout)
     if goes_on:
-        finish(layout)
+        complete_swap(layout)
         complete_commits(layout)
     prepare()
     for left in (layout.unpublished, layout.shard_progress_folder):
@@ -138,7 +138,7 @@ def _prepare_output(layout: OutputLayout, prepare: Callable[[], None], *, goes_o
 
 def _prepare_shards(layout: OutputLayout, shards: Collection[str], prepare: Callable[[], None]) -> None:
     _refuse_unwritable(layout)
-    finish(layout)  # which no process has begun to work beside: each of them has been here first
+    complete_swap(layout)  # which no process has begun to work beside: each of them has been here first
     complete_commits(layout, frozenset(shards))
     prepare()
 
@@ -337,7 +337,7 @@ def _start_over(layout: OutputLayout) -> None:
         layout.unpublished,
         layout.ready,
         layout.failed("").parent,
-        layout.saved_folder,
+        layout.image_index_folder,
         layout.added,
         layout.resharding,
         layout.resharded,

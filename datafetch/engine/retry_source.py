@@ -55,7 +55,7 @@ class FailedSamples:
         marker = _marker(self._retry, shard.source)
         if not has_marker(spool, marker):
             begun = spool.with_suffix(".begun")
-            write_spool(begun, samples.carried_over(), marker)
+            write_spool(begun, samples.images_to_keep(), marker)
             publish(begun, spool)
         return samples
 
@@ -67,7 +67,7 @@ class FailedSamples:
         failures = (
             Failure(FailureKind(outcome), status=status) for outcome, status in read_outcomes(ledger) if outcome != OK
         )
-        if books.retry == self._retry.number or not any(map(self._retry.wanted.wants, failures)):
+        if books.retry == self._retry.number or not any(map(self._retry.retry_filter.matches, failures)):
             return None
         return Shard(name, ledger, books.totals.samples, "")
 
@@ -116,16 +116,16 @@ class RetriedSamples(Samples):
         """How many samples of the shard are not tried again."""
         return self._all_samples - len(self)
 
-    def carried_over(self) -> Iterator[ImageResult | StoredImage]:
+    def images_to_keep(self) -> Iterator[ImageResult | StoredImage]:
         """Those of their images that are not tried again."""
         for failed in self._wanted():
-            yield from self._retry.wanted.carried_over(failed.kept, failed.lines)
+            yield from self._retry.retry_filter.images_to_keep(failed.kept, failed.lines)
 
     def _wanted(self) -> Iterator[_Failed]:
-        wanted = self._retry.wanted
+        wanted = self._retry.retry_filter
         for failed in self._failed():
             sample, lines = failed.kept.sample, failed.lines
-            if wanted.wants_any(lines) and could_have_row(self._output.dataset, sample, lines, wanted.wants):
+            if wanted.matches_any(lines) and could_have_row(self._output.dataset, sample, lines, wanted.matches):
                 yield failed
 
     def _failed(self) -> Iterator[_Failed]:

@@ -72,7 +72,7 @@ def begin_retry(layout: OutputLayout, wanted: RetryFilter, shards: Sequence[str]
         number = 1 + max((read_shard_summary(path).retry for path in ledgers), default=0)
         retry = Retry(number, wanted, secrets.token_hex(4))
     else:
-        if not wanted.goes_with(note.wanted()):
+        if not wanted.is_compatible_with(note.wanted()):
             others = [*(["temporary ones"] if note.kinds is None else note.kinds), *note.also]
             raise ConfigurationError(
                 f"a retry of other failures ({', '.join(others)}) was interrupted; "
@@ -86,8 +86,8 @@ def begin_retry(layout: OutputLayout, wanted: RetryFilter, shards: Sequence[str]
     scratch = None if layout.scratch is None else str(layout.scratch)
     state = RetryState(
         number=retry.number,
-        kinds=None if retry.wanted.kinds is None else tuple(sorted(retry.wanted.kinds)),
-        also=tuple(sorted(retry.wanted.also)),
+        kinds=None if retry.retry_filter.kinds is None else tuple(sorted(retry.retry_filter.kinds)),
+        also=tuple(sorted(retry.retry_filter.also)),
         scratch=scratch,
         token=retry.token,
         permitted=permitted,
@@ -105,7 +105,7 @@ def end_retry(layout: OutputLayout) -> None:
     """Forget a retry that is complete, and the spools that runs which were killed left of it."""
     for spools in layout.all_spools.glob(f"{layout.job_hash}-retry-*"):
         shutil.rmtree(spools)
-    layout.forget_spools()
+    layout.remove_empty_spool_folders()
     layout.retry.unlink()
 
 

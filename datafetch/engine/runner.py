@@ -218,7 +218,7 @@ def _complete(bound: BoundJob, session: Session, report: Report) -> Report:
     layout = bound.layout
     whole = replace(report, selection=_selection(bound, session.published()), has_open_retry=layout.retry.exists())
     write_report(layout, whole)
-    layout.forget_spools()
+    layout.remove_empty_spool_folders()
     return whole
 
 

@@ -239,14 +239,14 @@ class Session:
         plan = await asyncio.to_thread(self._plan)
         if plan is None:
             return
-        watch = ProgressMonitor(tell=self._tell, stop=threading.Event())
+        monitor = ProgressMonitor(on_progress=self._tell, stop=threading.Event())
         work = asyncio.create_task(
-            asyncio.to_thread(lambda: make_equal(self.output.layout, self.published(), plan, watch))
+            asyncio.to_thread(lambda: make_equal(self.output.layout, self.published(), plan, monitor))
         )
         try:
             await asyncio.shield(work)
         except asyncio.CancelledError:
-            watch.stop.set()
+            monitor.stop.set()
             while not work.done():
                 with suppress(asyncio.CancelledError):  # the thread must end before the lock does; raised again below
                     await asyncio.wait([work])

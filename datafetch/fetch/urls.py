@@ -12,7 +12,7 @@ from urllib.parse import quote_from_bytes
 import ada_url
 from yarl import URL
 
-from datafetch.model.sample import MOST_URL_CHARS
+from datafetch.model.sample import MAX_URL_CHARS
 
 _SCHEMES = ("http://", "https://")
 _AMPERSAND = re.compile(r"&(?:(?:amp|#0{0,5}38|#x0{0,5}26);)+", re.IGNORECASE)
@@ -31,10 +31,10 @@ def parse_url(text: str) -> URL:
     TLS redirects from there, and a host without TLS can't be reached otherwise.
 
     Raises:
-        BadUrlError: It is not http or https, has no host, can't be parsed, or is longer than ``MOST_URL_CHARS``.
+        BadUrlError: It is not http or https, has no host, can't be parsed, or is longer than ``MAX_URL_CHARS``.
     """
-    if len(text) > MOST_URL_CHARS:
-        raise BadUrlError(f"longer than {MOST_URL_CHARS:,} characters")
+    if len(text) > MAX_URL_CHARS:
+        raise BadUrlError(f"longer than {MAX_URL_CHARS:,} characters")
     text = _AMPERSAND.sub("&", text.strip())
     if text.startswith("//"):
         text = f"http:{text}"

@@ -1,1 +1,1 @@
-"""The types that all packages share: frozen values that know nothing but themselves."""
+"""The types that all packages share: frozen values that depend on nothing else."""

@@ -1,7 +1,7 @@
-"""JSON that comes out as it went in: whatever Python's ``json`` reads, ``NaN`` and integers beyond 64 bits included.
+"""JSON that round-trips exactly: everything that Python's ``json`` reads, including ``NaN`` and large integers.
 
-Rules: orjson does the work, for it is ten times as fast; where it would refuse or change a value, the standard library
-does it. Published rows are read with that library, so its idea of JSON is the one that counts.
+Rules: orjson does the work, because it is ten times as fast. Where it would refuse or change a value, the standard
+library is used instead; published rows are read with that library, so its idea of JSON is the one that counts.
 """
 
 from __future__ import annotations
@@ -10,33 +10,33 @@ import json
 
 import orjson
 
-_MANY_DIGITS = b"0" * 19  # an integer of fewer is held by 64 bits; of others orjson makes floating-point numbers
+_MANY_DIGITS = b"0" * 19  # shorter integers fit into 64 bits; of others orjson makes floating-point numbers
 _DIGITS_AS_ZEROS = bytes(ord("0") if code in b"0123456789" else ord(" ") for code in range(256))
-_SURROGATES = "surrogatepass"  # as ``json.loads`` reads bytes: a lone surrogate is kept
+_SURROGATES = "surrogatepass"  # as ``json.loads`` decodes bytes: lone surrogates are kept
 
 
 def parse(text: bytes) -> object:
-    """A value of JSON, as ``json.loads`` gives it.
+    """Parse JSON into the value that ``json.loads`` returns.
 
     Raises:
-        ValueError: It is not JSON, or not UTF-8.
-        RecursionError: It is nested more deeply than can be read.
+        ValueError: The text is not JSON, or not UTF-8.
+        RecursionError: It is nested too deeply.
     """
     if not _has_long_integer(text):
         try:
             return orjson.loads(text)
         except orjson.JSONDecodeError:
-            pass  # the other one decides, and says what is wrong
+            pass  # the standard library decides, and describes the error
     value: object = json.loads(text.decode("utf-8", _SURROGATES))
     return value
 
 
 def _has_long_integer(text: bytes) -> bool:
-    """Whether there may be one; a search for a regular expression would take twenty times as long as the parser."""
+    """Whether an integer may exceed 64 bits. A regular expression would take 20 times as long as the parser."""
     zeros = text.translate(_DIGITS_AS_ZEROS)
     start = zeros.find(_MANY_DIGITS)
     while start >= 0:
-        if text[start - 1 : start] != b".":  # of a fraction, any number of digits is read alike
+        if text[start - 1 : start] != b".":  # orjson reads fractions with any number of digits correctly
             return True
         end = zeros.find(b" ", start)
         start = zeros.find(_MANY_DIGITS, end) if end >= 0 else -1
@@ -44,16 +44,16 @@ def _has_long_integer(text: bytes) -> bool:
 
 
 def write(value: object) -> bytes:
-    """A value of dicts, lists, texts, numbers, truths and None as JSON that ``parse`` reads as the same again.
+    """Write a value of dicts, lists, strings, numbers, booleans and None as JSON that ``parse`` restores exactly.
 
     Raises:
-        RecursionError: It is nested more deeply than can be written.
+        RecursionError: The value is nested too deeply.
     """
     try:
         text = orjson.dumps(value)
     except TypeError:
         return _write_slowly(value)
-    # ``null`` may be what has become of a number that is none, or has no bound.
+    # orjson writes NaN and infinities as ``null``.
     if b"null" in text and orjson.loads(text) != value:
         return _write_slowly(value)
     return text

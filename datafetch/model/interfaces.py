@@ -1,4 +1,4 @@
-"""What the rooms promise one another, as types: where samples come from, what a dataset is, where rows go."""
+"""Interfaces between packages: where samples come from, what a dataset is, and where rows go."""
 
 from __future__ import annotations
 
@@ -77,19 +77,19 @@ class Fetch(Protocol[_Reservation_contra]):
 
 
 class ImageTranscoder(Protocol):
-    """Turns bodies into JPEGs, several at a time."""
+    """Encodes response bodies as JPEGs, several at a time."""
 
     async def __call__(self, body: Fetched | bytes) -> Outcome:
-        """Decode one image and encode it as JPEG; a failure comes straight back.
+        """Decode one image and encode it as JPEG; a failure to fetch it is returned unchanged.
 
         Raises:
-            ResourceError: This machine can't transcode any more.
+            ResourceError: This machine can no longer transcode images.
         """
         ...
 
 
 class Samples(Protocol):
-    """The samples of one shard: their number is known, they themselves are read as they are asked for.
+    """The samples of one shard: their number is known, and they are read on demand.
 
     A dataset with nothing to note that wants every row inherits the properties.
     """
@@ -100,12 +100,12 @@ class Samples(Protocol):
 
     @property
     def notes(self) -> Mapping[str, int]:
-        """What was counted when they were looked through, by ``CounterName``."""
+        """What was counted while the manifest was scanned, by ``CounterName``."""
         return {}
 
     @property
     def row_numbers(self) -> frozenset[int] | None:
-        """Which of the rows that they become are wanted, counted from 0 in their order; None is all."""
+        """Which of the rows that they become are selected, counted from 0 in their order; None selects all."""
         return None
 
     @property
@@ -115,21 +115,21 @@ class Samples(Protocol):
 
 
 class ShardSource(Protocol):
-    """Where shards and their samples come from."""
+    """A source of shards and their samples."""
 
     def shards(self) -> Sequence[Shard]:
         """All shards, in order; their names sort the same way."""
         ...
 
     def expected_samples(self) -> int | None:
-        """How many samples there are about to be, as far as is known without reading everything."""
+        """The approximate number of samples; None if it is not known without reading everything."""
         ...
 
     def samples(self, shard: Shard) -> Samples:
-        """The samples of one shard; the same ones on every call.
+        """The samples of one shard; the same on every call.
 
         Raises:
-            ManifestError: The shard's file is not what it should be.
+            ManifestError: The manifest file is damaged, or not of the expected form.
         """
         ...
 

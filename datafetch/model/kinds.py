@@ -1,4 +1,4 @@
-"""Closed lists that several packages know: loaders, payloads, kinds of output, what is counted."""
+"""Enumerations that several packages use: loaders, payloads, and names of counters."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class Loader(StrEnum):
-    """Which of the trainer's loaders reads a dataset, and so what it demands."""
+    """The trainer's loader that reads a dataset, which decides what the output must look like."""
 
     COYO = "coyo"
     """Pairs: shards of rows with a text and an image."""
@@ -20,23 +20,23 @@ class Payload(StrEnum):
     """How a row holds an image."""
 
     BASE64 = "base64"
-    """As text, for loaders that know nothing else."""
+    """As base64 text, the only form that some loaders accept."""
     BYTES = "bytes"
-    """As it is, a quarter smaller."""
+    """As bytes, a quarter smaller."""
 
 
 class CounterName(StrEnum):
-    """What is counted besides samples and images. Reports and ledgers use these very strings."""
+    """What is counted besides samples and images. The strings are part of the formats of reports and ledgers."""
 
     BAD_LINES = "bad_lines"
-    """Lines or rows of a manifest that are no sample, skipped because that was asked for."""
+    """Lines or rows of a manifest that are not valid samples, skipped because an option permits it."""
     FILTERED = "filtered"
-    """Records that a filter left out."""
+    """Records that a filter excluded."""
     FILLED_SIMILARITY = "filled_similarity"
-    """Documents without similarities, which got zeros because that was asked for."""
+    """Documents without similarities, which were filled with zeros because an option permits it."""
     RECORDS = "records"
-    """Records of a shard, wanted or not, where an id list counts them."""
+    """All records of a shard, selected or not, in datasets whose id list numbers them."""
     REPEATED_IDS = "repeated_ids"
-    """Rows that were left out because an earlier one has the same id, in the same file or in another."""
+    """Rows that were skipped because an earlier row, in the same file or in another, has the same id."""
     NOT_ASKED = "not_asked"
-    """Images that were not requested, or whose request was cancelled, because their document was lost already."""
+    """Images that were not requested, or whose request was cancelled, because their document was already lost."""

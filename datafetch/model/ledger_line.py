@@ -1,4 +1,4 @@
-"""One line of a ledger, and the sums of a shard."""
+"""One line of a ledger, and the counts of a shard."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from datafetch.model.outcome import (
 )
 from datafetch.model.sample import Sample
 
-SKIPPED_BEFORE = "not asked for: "
-"""How ``detail`` began of a skipped image, in ledgers and spools from before there was ``is_skipped``."""
-_ORIGINAL_BEFORE = "kept as received"  # what it was of an original image, likewise
-_MOST_DETAIL_CHARACTERS = 1000  # a reason may quote what a server said, which may be a URL of 60 KB
+LEGACY_SKIPPED_PREFIX = "not asked for: "
+"""The prefix of ``detail`` for a skipped image in ledgers and spools of earlier versions, which lack ``is_skipped``."""
+_LEGACY_ORIGINAL = "kept as received"  # likewise, the ``detail`` of an image that was not re-encoded
+_MAX_DETAIL_CHARACTERS = 1000  # a reason may quote what a server said, which may be a URL of 60 KB
 
 
 @dataclass(frozen=True, slots=True)
 class LedgerLine:
-    """What became of one image, for ever. Field names are the ledger's columns (docs/files.md)."""
+    """The permanent record of one image. The fields are the ledger's columns, which docs/files.md describes."""
 
     sample: int
     key: str
@@ -53,11 +53,11 @@ class LedgerLine:
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> LedgerLine:
-        """The line as a ledger or a spool has it; earlier ones lack the last columns, and told two in ``detail``."""
+        """Read a line of a ledger or spool. Earlier versions lack the last columns, two of which were in ``detail``."""
         later = {
             "permitted": tuple(map(Permission, fields.get("permitted") or ())),
-            "is_original": fields.get("is_original", fields["detail"] == _ORIGINAL_BEFORE),
-            "is_skipped": fields.get("is_skipped", fields["detail"].startswith(SKIPPED_BEFORE)),
+            "is_original": fields.get("is_original", fields["detail"] == _LEGACY_ORIGINAL),
+            "is_skipped": fields.get("is_skipped", fields["detail"].startswith(LEGACY_SKIPPED_PREFIX)),
         }
         return cls(**{**fields, **later})
 
@@ -67,9 +67,9 @@ class LedgerLine:
 
         Args:
             sample: The sample it belongs to.
-            image: 0-based place in ``sample.urls``.
-            fetched: What the fetcher brought.
-            outcome: What became of it; the same failure again when nothing was fetched.
+            image: 0-based position in ``sample.urls``.
+            fetched: The result of fetching.
+            outcome: The final outcome; if fetching failed, the same failure.
         """
         encoded = outcome if isinstance(outcome, Encoded) else None
         failure = outcome if isinstance(outcome, Failure) else None
@@ -88,7 +88,7 @@ class LedgerLine:
             format=encoded.source_format if encoded else "",
             sha256=outcome.sha256,
             fetch_ms=fetched.fetch_ms,
-            detail=failure.detail[:_MOST_DETAIL_CHARACTERS] if failure else "",
+            detail=failure.detail[:_MAX_DETAIL_CHARACTERS] if failure else "",
             permitted=tuple(sorted({*fetched.permitted, *outcome.permitted})),
             is_original=encoded is not None and encoded.is_original,
             is_skipped=failure is not None and failure.is_skipped,
@@ -96,7 +96,7 @@ class LedgerLine:
 
     @property
     def failure(self) -> Failure | None:
-        """Why the image could not be had; None where it arrived."""
+        """Why the image failed; None if it arrived."""
         if self.outcome == OK:
             return None
         return Failure(
@@ -115,7 +115,7 @@ class LedgerLine:
         """The outcome that this line records.
 
         Args:
-            jpeg: The file of an image that arrived; of no account for a failure.
+            jpeg: The JPEG of an image that arrived; ignored for a failure.
         """
         size_px = self.width or 0, self.height or 0
         return self.failure or Encoded(jpeg, *size_px, self.format, self.sha256, self.is_original, self.permitted)
@@ -123,14 +123,14 @@ class LedgerLine:
 
 @dataclass(frozen=True, slots=True)
 class ShardCounts:
-    """The books of one shard, or of several added up.
+    """The counts of one shard, or the sums of several.
 
     Attributes:
-        samples: Samples that ended, each as a row or dropped.
-        rows: Samples that became a row.
-        outcomes: Images by outcome: ``ok`` or a failure kind.
-        written_bytes: Size of the published files.
-        notes: What else was counted, by ``CounterName``.
+        samples: The number of samples, whether they became a row or were dropped.
+        rows: The number of samples that became a row.
+        outcomes: The number of images by outcome: ``ok`` or a failure kind.
+        written_bytes: The size of the published files.
+        notes: Everything else that was counted, by ``CounterName``.
     """
 
     samples: Count = 0
@@ -141,22 +141,22 @@ class ShardCounts:
 
     @property
     def images(self) -> int:
-        """Images that ended, well or not."""
+        """The number of images, whether they arrived or failed."""
         return sum(self.outcomes.values())
 
     @property
     def ok(self) -> int:
-        """Images that arrived."""
+        """The number of images that arrived."""
         return self.outcomes.get(OK, 0)
 
     @property
     def failed(self) -> int:
-        """Images that did not arrive."""
+        """The number of images that failed."""
         return self.images - self.ok
 
     @classmethod
     def sum(cls, parts: Iterable[ShardCounts]) -> ShardCounts:
-        """Add up the books of several shards."""
+        """Add up the counts of several shards."""
         total = cls()
         for part in parts:
             total = cls(

@@ -1,4 +1,4 @@
-"""Observers never affect the work: an exception of theirs is logged, and what they watch continues."""
+"""Isolate observers from the work that they observe: their exceptions are logged, and the work continues."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ _Snapshot = TypeVar("_Snapshot")
 
 
 class SafeObserver:
-    """``with unheeded: …`` suppresses what an observer raises, and logs the first exception with its traceback.
+    """A context manager that suppresses the exceptions of an observer, and logs the first one with its traceback.
 
-    Being cancelled, Ctrl-C and the like are no failures of the observer, and are raised.
+    Cancellation, ``KeyboardInterrupt`` and the like are not failures of the observer, and are not suppressed.
 
     Args:
-        who: The observer, as the log is to name it.
+        name: The observer's name in the log.
 
     Attributes:
         has_failed: Whether an exception was suppressed.
     """
 
-    def __init__(self, who: str) -> None:
+    def __init__(self, name: str) -> None:
         self.has_failed = False
-        self._who = who
+        self._name = name
 
     def __enter__(self) -> None:
         pass
@@ -37,8 +37,8 @@ class SafeObserver:
         if not isinstance(error, Exception):
             return False
         if not self.has_failed:
-            what = f"{type(error).__name__}: {error}"
-            _log.error("%s failed (%s); the work itself continues", self._who, what, exc_info=error)
+            cause = f"{type(error).__name__}: {error}"
+            _log.error("%s failed (%s); the work itself continues", self._name, cause, exc_info=error)
         self.has_failed = True
         return True
 
@@ -46,11 +46,11 @@ class SafeObserver:
 async def observing(
     observe: Callable[[Callable[[], _Snapshot]], Coroutine[None, None, None]], ask: Callable[[], _Snapshot]
 ) -> None:
-    """Let an observer watch until it is cancelled; when it fails, there is none any more.
+    """Run an observer until it is cancelled or fails; a failure is logged and not raised.
 
     Args:
         observe: The observer.
-        ask: What it asks for snapshots.
+        ask: Returns the current snapshot; passed to the observer.
     """
     with SafeObserver("an observer"):
         await observe(ask)

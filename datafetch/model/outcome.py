@@ -1,6 +1,6 @@
-"""What becomes of one image: a body, an encoded image, or why there is none.
+"""The outcome of one image: a body, an encoded image, or the reason why there is none.
 
-A failure of the web is a value here; ``errors`` has everything that is not.
+Failures of the web are values, defined here; faults of this machine or of the operator are exceptions (``errors``).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 
 class FailureKind(StrEnum):
-    """Why an image could not be had. The list is closed; ledgers and reports use these very strings."""
+    """Why an image failed. The list is closed, and its strings are part of the formats of ledgers and reports."""
 
     BAD_URL = "bad_url"
     BLOCKED_ADDRESS = "blocked_address"
@@ -36,24 +36,24 @@ class FailureKind(StrEnum):
 
 
 class Permission(StrEnum):
-    """Options by which an operator accepts images that are refused by default. Ledgers use these very strings."""
+    """Options by which an operator accepts images that are refused by default. The strings are part of the ledger."""
 
     INSECURE = "insecure"
-    """The server's TLS, or its certificate, would have been refused."""
+    """The server's TLS version or certificate would have been refused."""
     OPT_OUT = "opt-out"
     """The response forbids the use of its image."""
     ALLOW_NET = "allow-net"
-    """It came from an address that is not public, or a redirect to it did."""
+    """The image, or a redirect to it, came from an address that is not public."""
     MAX_BODY = "max-body"
-    """The body is larger than is taken by default."""
+    """The body is larger than the default limit."""
     MAX_PIXELS = "max-pixels"
-    """The image has more pixels than are taken by default."""
+    """The image has more pixels than the default limit."""
     MAX_SAMPLE = "max-sample"
-    """With it the images of its sample take more together than they may by default."""
+    """With this image, the images of its sample are larger together than the default limit."""
 
     @property
     def cures(self) -> FailureKind:
-        """What an image fails as that this permission may bring."""
+        """The failure kind of images that this permission may let through."""
         return _CURES[self]
 
 
@@ -92,18 +92,18 @@ _STATUSES_THAT_MAY_PASS = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why one image could not be had.
+    """Why one image failed.
 
     Attributes:
-        kind: Which of the closed list.
+        kind: The kind of failure.
         detail: The reason in words, for a human; its form may change.
-        status: The final HTTP status, where a response arrived.
-        attempts: Requests made for this image.
-        final_url: Where redirects ended, where a response arrived.
+        status: The final HTTP status, if a response arrived.
+        attempts: The number of attempts made for this image.
+        final_url: The URL at the end of redirects, if a response arrived.
         fetch_ms: Wall-clock milliseconds of the last attempt, without queueing.
-        sha256: Of the body, hex, where one arrived whole.
-        permitted: What was taken by the operator's permission alone, as far as the image came.
-        is_skipped: Whether it was not tried, or given up, because its document could no longer become a row.
+        sha256: Hex digest of the body, if one arrived completely.
+        permitted: The permissions that were used before the image failed.
+        is_skipped: Whether it was not requested, or cancelled, because its document could no longer become a row.
     """
 
     kind: FailureKind
@@ -118,13 +118,13 @@ class Failure:
 
     @property
     def may_pass(self) -> bool:
-        """Whether the same URL may well succeed later."""
+        """Whether the failure is temporary, so that the same URL may succeed later."""
         if self.kind is FailureKind.HTTP_STATUS:
             return self.status in _STATUSES_THAT_MAY_PASS
         return self.kind in _KINDS_THAT_MAY_PASS
 
     def is_as_damaged_as(self, before: Failure) -> bool:
-        """Whether an image came damaged twice, with the same bytes: then it lies damaged where it comes from."""
+        """Whether two downloads were truncated with the same bytes, so that the file on the server must be damaged."""
         is_damaged = self.kind is before.kind is FailureKind.TRUNCATED
         return is_damaged and bool(self.sha256) and self.sha256 == before.sha256
 
@@ -164,14 +164,14 @@ class PartialContent:
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """A response body that arrived whole.
+    """A response body that arrived completely.
 
     Attributes:
         content: The bytes, decompressed.
-        final_url: Where redirects ended.
-        attempts: Requests made for it, at least 1.
+        final_url: The URL at the end of redirects.
+        attempts: The number of attempts, at least 1.
         fetch_ms: Wall-clock milliseconds of the attempt that succeeded, without queueing.
-        permitted: What was taken by the operator's permission alone.
+        permitted: The permissions without which it would have been refused.
         part: Which bytes of the file it holds, where a byte range was requested; None for a whole file.
     """
 
@@ -191,10 +191,10 @@ class Encoded:
         jpeg: The JPEG file.
         width_px: Width as written.
         height_px: Height as written.
-        source_format: Format as received, in Pillow's names (``JPEG``, ``WEBP`` …).
-        sha256: Of the body it came from, hex.
-        is_original: Whether the file is the body itself, byte for byte.
-        permitted: What was taken by the operator's permission alone.
+        source_format: Format of the received image, by Pillow's name (``JPEG``, ``WEBP`` …).
+        sha256: Hex digest of the body that it was made from.
+        is_original: Whether the file is the received body, byte for byte.
+        permitted: The permissions without which it would have been refused.
     """
 
     jpeg: bytes

@@ -1,4 +1,4 @@
-"""Report: what a run did, as a value and as the JSON that ``--json`` prints."""
+"""The report of a run, as a value and as the JSON that ``--json`` prints."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from datafetch.model.sample import IdListResult
 
 @dataclass(frozen=True, slots=True)
 class EqualShards:
-    """What the ranks of a training make of shards that were made equal for them.
+    """What the ranks of a training read of equal shards.
 
     Attributes:
-        world_size: Ranks.
-        samples_per_rank: That each of them reads in an epoch.
-        used: Samples that an epoch reads, of all that there are.
+        world_size: The number of ranks.
+        samples_per_rank: The number of samples that each rank reads in an epoch.
+        used: The number of samples that all ranks read together.
     """
 
     world_size: int
@@ -56,13 +56,25 @@ class FetchedShards:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a run did, and how its output stands.
+    """What a run did, and what its output holds.
 
-    ``totals`` and ``shards`` speak of the output as it is now; everything else of this run alone. ``reused`` images
-    were not fetched in this run; of these, ``repeated`` have the URL of one that was. ``connections`` is how many
-    requests might be open at its end: what was asked for, or what was found to serve best. ``retried`` is how many
-    images were tried again, where it was a retry; ``equal`` is there where the shards were made equal. ``curable`` says
-    how many images failed that a permission might bring, by kind; ``has_open_retry`` whether a retry was interrupted.
+    Attributes:
+        dataset: Name of the dataset.
+        out: The output folder.
+        totals: The counts of the output as it is now, including earlier runs.
+        shards: The number of shards in the output.
+        reused: Images that were not fetched in this run, ``repeated`` ones included.
+        repeated: Images with the URL of another image, whose result they share.
+        fetched_bytes: The size of the bodies received in this run.
+        written_bytes: The size of the files written in this run.
+        requests: The number of requests of this run.
+        connections: The limit of open requests at the end of the run, set by the operator or found automatically.
+        elapsed_s: Wall-clock time of this run.
+        selection: The result of the id list; None without one.
+        retried: The number of images that were fetched again; None if the run was not a retry.
+        equal: What the ranks read; None if the shards were not made equal.
+        curable: The number of failed images that a permission might let through, by failure kind.
+        has_open_retry: Whether a retry of the output was interrupted and is not complete.
     """
 
     dataset: str
@@ -84,7 +96,7 @@ class Report:
 
     @property
     def images_per_s(self) -> float:
-        """Images that arrived in this run, over its wall-clock time."""
+        """Images that arrived in this run, per second of wall-clock time."""
         return (self.totals.ok - self.reused) / self.elapsed_s if self.elapsed_s > 0 else 0.0
 
     def summary(self) -> dict[str, object]:

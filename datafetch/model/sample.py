@@ -1,4 +1,4 @@
-"""Samples and shards, as a manifest has them."""
+"""Samples and shards of a manifest."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from datafetch.model.outcome import (
 )
 
 Row: TypeAlias = Mapping[str, object]
-"""What is written for one sample, or a sample's metadata: names to JSON-like values."""
+"""The row that is written for a sample, or a sample's metadata: names → JSON-like values."""
 
 BAD_LINE = "bad_line"
-"""The only key in the row of a sample whose line or row could not be read and was skipped; it has the reason."""
+"""The only key in the metadata of a sample whose line could not be read and was skipped; its value is the reason."""
 
-MOST_URL_CHARS = 65_536
-"""Of a URL that is requested: no server takes a longer one, and a spool and a ledger would have it several times."""
+MAX_URL_CHARS = 65_536
+"""The length limit for URLs. No server accepts longer ones, and spools and ledgers store each URL several times."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +26,10 @@ class Sample:
     """One record of a manifest.
 
     Attributes:
-        position: 0-based place in its shard.
+        position: 0-based position in its shard.
         key: The dataset's own id, as text.
-        urls: One image URL or more, as published; none where the sample can't become a row whatever arrives.
-        row: The metadata that ``Dataset.to_row`` needs; JSON-like values only, for the spool keeps it.
+        urls: The image URLs, as published; empty if the sample can't become a row whatever arrives.
+        row: The metadata that ``Dataset.to_row`` needs; JSON-like values only, because it is stored in the spool.
     """
 
     position: int
@@ -40,7 +40,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A sample with what became of its images, in the order of ``sample.urls``."""
+    """A sample with the outcomes of its images, in the order of ``sample.urls``."""
 
     sample: Sample
     outcomes: tuple[Outcome, ...]
@@ -52,10 +52,10 @@ class Shard:
 
     Attributes:
         name: File name without suffix; names sort as the manifest orders them.
-        source: The manifest file it is cut from.
-        size: Of its part of the manifest, wanted or not: rows, or bytes where rows are not counted beforehand; all
-            shards of a manifest have the same unit.
-        fingerprint: Differs for a file with other content, as far as that can be told without reading it all.
+        source: The manifest file that it is a part of.
+        size: The size of its part of the manifest, whether samples are selected or not: in rows, or in bytes if rows
+            are not counted in advance. The unit is the same for all shards of a manifest.
+        fingerprint: Identifies the content of the source, as well as possible without reading all of it.
     """
 
     name: str
@@ -66,15 +66,15 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class IdListResult:
-    """What became of the list of wanted ids.
+    """How the ids of an id list were found in the manifest.
 
     Attributes:
-        wanted: Distinct ids in the list.
-        duplicates: Lines of the list that repeat an earlier one.
-        not_found: Distinct ids that no manifest file has; None while a limit keeps the run from looking.
-        missing_files: Manifest files that ids name and that are not there.
-        out_of_range: Ids that lie beyond the end of their manifest files.
-        remark: What the list looks like, for the operator; empty where there is nothing to say.
+        wanted: The number of distinct ids in the list.
+        duplicates: The number of lines that repeat an earlier one.
+        not_found: The number of distinct ids that no manifest file has; None if a limit kept the run from searching.
+        missing_files: The number of manifest files that ids refer to and that do not exist.
+        out_of_range: The number of ids beyond the end of their manifest files.
+        remark: An observation about the list for the operator; empty if there is none.
     """
 
     wanted: int

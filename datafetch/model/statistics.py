@@ -1,4 +1,4 @@
-"""Snapshots of a run, for those who watch it."""
+"""Snapshots of a run, for observers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from datafetch.model.bounds import Amount, Count
 
 
 class Stage(StrEnum):
-    """What is being done."""
+    """The stages of making equal shards, in order; each goes through all rows."""
 
     MEASURE = "measuring"
     COPY = "copying"
@@ -18,13 +18,13 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far it is.
+    """The progress of making equal shards.
 
     Attributes:
-        stage: Of three, each of which goes through all rows.
-        rows: Done in this stage, by an earlier process too.
-        total_rows: To do.
-        copied_bytes: Written by this process.
+        stage: The current stage.
+        rows: The number of rows completed in this stage, including those of an interrupted process.
+        total_rows: The number of rows in this stage.
+        copied_bytes: The bytes written by this process.
     """
 
     stage: Stage
@@ -38,17 +38,17 @@ class Statistics:
     """A snapshot of a run.
 
     Attributes:
-        expected_images: About how many images there will be, once that can be said.
-        ok: Images that arrived, earlier runs included.
-        failed: Images that did not.
-        earlier: Images of ``ok`` and ``failed`` that ended in earlier runs.
-        shards: Shards that the run goes through: those of the manifest, or those that a process was given.
-        shards_published: Of them, those that are where the trainer reads them.
+        expected_images: The approximate number of images in total; None until it can be estimated.
+        ok: Images that arrived, including earlier runs.
+        failed: Images that failed, including earlier runs.
+        earlier: The number of ``ok`` and ``failed`` images that belong to earlier runs.
+        shards: The shards of the run: those of the manifest, or those that a process was given.
+        shards_published: The number of these shards that are published.
         fetched_bytes: Body bytes received in this run.
-        connections: Requests that may be open now; where the number is found, those that hang come on top.
-        open_requests: Requests open now.
-        elapsed_s: Since the run began.
-        resharding: How far the shards are made equal, once that has begun.
+        connections: The current limit of open requests; if it is found automatically, hanging requests don't count.
+        open_requests: The number of requests open now.
+        elapsed_s: Seconds since the run started.
+        resharding: The progress of making equal shards; None before that.
     """
 
     expected_images: Count | None

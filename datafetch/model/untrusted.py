@@ -1,4 +1,4 @@
-"""Checks of names and texts that come from elsewhere."""
+"""Checks of names and texts from untrusted sources."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ _PLAIN_NAME = re.compile(PLAIN_NAME)
 
 
 def is_plain_name(name: object) -> bool:
-    """Whether this is the name of a file and leads nowhere else."""
+    """Whether this is a file name that does not lead to another folder."""
     return isinstance(name, str) and _PLAIN_NAME.search(name) is not None
 
 
 def is_utf8(name: str) -> bool:
-    """Whether a text can be written: JSON can hold a lone surrogate."""
+    """Whether a text can be encoded as UTF-8; JSON may contain lone surrogates, which can't."""
     try:
         name.encode()
     except UnicodeEncodeError:

@@ -30,7 +30,7 @@ from datafetch.output.formats import format_of
 from datafetch.store.job_file import JobFile, read_job_file
 from datafetch.store.layout import OutputLayout, output_of
 from datafetch.store.ledger import not_a_ledger, read_columns, read_shard_counts, without_skipped
-from datafetch.store.spool_format import SpoolRecord, read_heads, read_marker
+from datafetch.store.spool_format import SpoolRecord, read_marker, scan_records
 from datafetch.store.state_file import read_if_sound
 
 _MOST_HOSTS = 20
@@ -240,7 +240,7 @@ class _Rate:
 
 def _published_bytes(state: OutputLayout, counted: _Counted) -> int:
     """What the output takes; of half a million files by the books, for each of them was looked at already."""
-    if state.saved_folder.exists():
+    if state.image_index_folder.exists():
         return counted.written_bytes
     return sum(_size_bytes(path) for path in _files(state.out))
 
@@ -292,7 +292,7 @@ def _look(path: Path) -> _ShardsOnDisk | None:
         with path.open("rb") as file:
             marker = read_marker(file)
             books.spool_bytes = os.fstat(file.fileno()).st_size
-            _count_heads(books, read_heads(file, marker))
+            _count_heads(books, scan_records(file, marker))
     except (OSError, ConfigurationError) as error:
         raise_want(error)
         return None

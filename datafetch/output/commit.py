@@ -1,9 +1,17 @@
-"""Commit: a finished shard goes from its spool to the files that the trainer reads.
+"""Commit a shard: turn its complete spool into the files that the trainer reads.
 
-Rules: it runs in a process of its own, for it is CPU work of many seconds. What it writes is a function of the spool
-alone (and, after a retry, of what the shard was), so doing it again after a crash gives the same bytes. A shard's files
-are written, checked and on disk before the folder they lie in is renamed to ``ready``; from then on the shard is
-committed, and this process or the next run puts the rest in place: the rows first, then the count, the ledger last.
+A commit is many seconds of CPU work, so it runs in a process of its own.
+
+Theory of operation: a shard goes through three states, each of which is entered by one rename.
+
+1. *In progress*: the files are written to ``unpublished/<shard>``, checked and brought to disk. They are a function of
+   the spool alone (after a retry, of the spool and the published shard), so if the process is killed, the next run
+   discards them and writes the same bytes again.
+2. *Committed*: the folder is renamed to ``ready/<shard>``. From here on there is no way back: this process, or the next
+   run (``complete_commits``), moves its files to their final paths. A file that is no longer in ``ready`` has been
+   moved already and is skipped, so this can be interrupted and resumed anywhere.
+3. *Published*: all files have been moved, in an order that is safe at each moment: rows before their count, and the
+   ledger last. The existence of the ledger marks the shard as published, and only then may its spool be deleted.
 """
 
 from __future__ import annotations
@@ -44,21 +52,22 @@ from datafetch.store.layout import OutputLayout
 from datafetch.store.ledger import LedgerWriter, ShardSummary, read_shard_counts
 from datafetch.store.spool import SpoolWriter
 
-_BEGUN = b"\n"  # in front of the answer, which is JSON
-_AGAIN = "free resources or raise the limit ('ulimit -a' shows them), and run the same command again"
+_STARTED = b"\n"  # sent before the result, which is JSON
+_ADVICE = "free resources or raise the limit ('ulimit -a' shows them), and run the same command again"
 _ERRORS = {error.__name__: error for error in (ConfigurationError, ConservationError, ManifestError, ResourceError)}
 
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """Which shard to commit.
+    """A shard to commit.
 
     Attributes:
-        output: How records become rows, and where they go.
-        shard: Its name.
-        samples: How many it must have: all that the manifest gives it, retried or not.
-        notes: What was counted when its manifest was looked through; a retry keeps what was.
-        row_numbers: Which of its rows are wanted, counted from 0 in their order; None is all.
+        output: How records become rows, and where they are written.
+        shard: The shard's name.
+        samples: The number of samples that the shard must have, whether they are retried or not.
+        notes: What was counted while the manifest was scanned, by ``CounterName``; ignored in a retry, which keeps what
+            the ledger has.
+        row_numbers: Which of the shard's rows are selected, counted from 0; None selects all.
     """
 
     output: Output
@@ -69,76 +78,76 @@ class Commit:
 
 
 CommitShard: TypeAlias = Callable[[Commit], Awaitable[ShardCounts]]
-"""Writes a finished shard and returns its counts; raises what ``commit_shard`` raises."""
+"""Commits a shard and returns its counts; raises the errors of ``commit_shard``."""
 
 
 async def commit_in_process(commit: Commit) -> ShardCounts:
-    """Commit a shard in a process of its own and return its books.
+    """Commit a shard in a process of its own and return its counts.
 
     Raises:
-        ResourceError: The disk is full or can't be written.
-        ConservationError: The books do not balance; nothing was published.
+        ResourceError: The disk is full or can't be written, or the process could not start or was killed.
+        ConservationError: Samples or images were lost or counted twice; nothing was published.
     """
     try:
         process = await asyncio.create_subprocess_exec(
             *child_command("datafetch.output.commit"),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C at the terminal is for the parent alone
+            start_new_session=True,  # Ctrl-C in the terminal is handled by the parent alone
         )
     except OSError as error:
         raise ResourceError(
-            f"cannot start the process that writes shards: {why_not_started(error)}; {_AGAIN}"
+            f"cannot start the process that writes shards: {why_not_started(error)}; {_ADVICE}"
         ) from error
     assert process.stdin is not None and process.stdout is not None  # noqa: PT018 - both are pipes
     try:
-        # Standard input stays open: its end tells the child that its parent is gone.
-        order = pickle.dumps(commit)
-        process.stdin.write(len(order).to_bytes(4, "little") + order)
-        answer = await process.stdout.read()
+        # Standard input stays open: when it is closed, the child knows that its parent has ended.
+        request = pickle.dumps(commit)
+        process.stdin.write(len(request).to_bytes(4, "little") + request)
+        response = await process.stdout.read()
     finally:
         if process.returncode is None and not process.stdout.at_eof():
             process.kill()
         process.stdin.close()
         await process.wait()
-    return _decode_answer(answer, process.returncode)
+    return _decode_response(response, process.returncode)
 
 
-def _decode_answer(answer: bytes, status: int | None) -> ShardCounts:
-    if answer in (b"", _BEGUN) and status is not None and status < 0:
+def _decode_response(response: bytes, status: int | None) -> ShardCounts:
+    if response in (b"", _STARTED) and status is not None and status < 0:
         raise ResourceError(
             f"the process that writes shards was killed by signal {-status}; if it ran out of memory, "
             "free some and run the same command again"
         )
-    if not answer:  # not even the sign that it has started
-        raise ResourceError(f"the process that writes shards could not start (see the messages above); {_AGAIN}")
-    if answer == _BEGUN:
+    if not response:  # it did not even start
+        raise ResourceError(f"the process that writes shards could not start (see the messages above); {_ADVICE}")
+    if response == _STARTED:
         raise RuntimeError(f"the process that writes shards ended with status {status}; its traceback is above")
-    fields: dict[str, Any] = orjson.loads(answer)
+    fields: dict[str, Any] = orjson.loads(response)
     if "error" in fields:
         raise _ERRORS[fields["error"]](fields["message"])
     return ShardCounts(**fields)
 
 
 def main() -> None:
-    """Commit the shard that standard input names, and answer on standard output."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # for the parent alone, also where all of its processes get them
+    """Commit the shard that is requested on standard input, and write the result to standard output."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # handled by the parent, even if sent to all of its processes
         signal.signal(number, signal.SIG_IGN)
     stdin = sys.stdin.buffer
     length = int.from_bytes(stdin.read(4), "little")
-    order = stdin.read(length)
-    if not order or len(order) < length:  # the parent is gone already
+    request = stdin.read(length)
+    if not request or len(request) < length:  # the parent has ended
         return
-    commit: Commit = pickle.loads(order)  # noqa: S301 - our parent's
-    with suppress(BrokenPipeError):  # the parent is gone, and this process about to be
-        os.write(sys.stdout.fileno(), _BEGUN)
-        os.write(sys.stdout.fileno(), _answer(commit))
+    commit: Commit = pickle.loads(request)  # noqa: S301 - it comes from our parent
+    with suppress(BrokenPipeError):  # the parent has ended, and this process is about to
+        os.write(sys.stdout.fileno(), _STARTED)
+        os.write(sys.stdout.fileno(), _respond(commit))
 
 
-def _answer(commit: Commit) -> bytes:
-    """Commit, and say in JSON what came of it."""
+def _respond(commit: Commit) -> bytes:
+    """Commit the shard, and return the result or the error as JSON."""
     try:
-        # Not threading.Thread, whose start waits for ever for a thread that finds no memory for its first step.
+        # Not threading.Thread, whose start() blocks forever if the new thread runs out of memory before it signals.
         _thread.start_new_thread(_end_with_parent, ())
         return orjson.dumps(commit_shard(commit))
     except DatafetchError as error:
@@ -147,30 +156,30 @@ def _answer(commit: Commit) -> bytes:
         if not is_want(error):
             raise
         failure = ResourceError.of_want(error)
-    return orjson.dumps(_refusal(failure))
+    return orjson.dumps(_error_fields(failure))
 
 
-def _refusal(error: DatafetchError) -> dict[str, str]:
-    """An error as its parent raises it again: of the kind that decides the exit code."""
+def _error_fields(error: DatafetchError) -> dict[str, str]:
+    """An error with the name of its class, which decides the exit code, so that the parent can raise it again."""
     kind = next(name for name, kind in _ERRORS.items() if isinstance(error, kind))
     return {"error": kind, "message": str(error)}
 
 
 def _end_with_parent() -> None:
-    # Unbuffered: a thread that holds the lock of sys.stdin would trip the interpreter's shutdown.
+    # Unbuffered, because the interpreter aborts at shutdown if a daemon thread holds the lock of sys.stdin.
     while os.read(0, 1):
         pass
     os._exit(1)
 
 
 def commit_shard(commit: Commit) -> ShardCounts:
-    """Write a finished shard from its spool, check the books, and publish it.
+    """Write a shard from its complete spool, check it, and publish it.
 
-    A shard without a row leaves nothing but its ledger: the trainer would count an empty pickle as a shard.
+    A shard without rows consists of its ledger alone, because the trainer would count an empty pickle as a shard.
 
     Raises:
-        ResourceError: The disk is full or can't be written. The spool is untouched.
-        ConservationError: The books do not balance. Nothing is published.
+        ResourceError: The disk is full or can't be written. The spool is unchanged.
+        ConservationError: Samples or images were lost or counted twice. Nothing is published.
     """
     layout = commit.output.layout
     try:
@@ -179,7 +188,7 @@ def commit_shard(commit: Commit) -> ShardCounts:
         make_folder(folder)
         totals = _write(commit, folder)
         if not totals.rows:
-            for path in format_of(layout).files_of(layout, commit.shard):  # of an earlier run, whose ledger is gone
+            for path in format_of(layout).files_of(layout, commit.shard):  # left over, without a ledger
                 path.unlink(missing_ok=True)
         for path in folder.iterdir():
             sync(path)
@@ -187,14 +196,14 @@ def commit_shard(commit: Commit) -> ShardCounts:
         make_folder(layout.ready)
         folder.rename(layout.ready / commit.shard)
         sync(layout.ready)
-        put_in_place(layout, commit.shard)
+        publish_ready(layout, commit.shard)
     except OSError as error:
         raise ResourceError.of_disk(error, f"write shard {commit.shard} to {layout.out}") from error
     return totals
 
 
-def put_in_place(layout: OutputLayout, shard: str) -> None:
-    """Publish what is ready of a shard, the ledger last: all of it, or what a run that was killed here left of it."""
+def publish_ready(layout: OutputLayout, shard: str) -> None:
+    """Publish the files of a committed shard, the ledger last; those that were published before a kill are skipped."""
     ready = layout.ready / shard
     rows = layout.added if layout.equal.exists() else layout.out
     format_of(layout).publish(layout, shard, ready, rows)
@@ -206,26 +215,26 @@ def put_in_place(layout: OutputLayout, shard: str) -> None:
 
 
 def complete_commits(layout: OutputLayout, shards: Collection[str] | None = None) -> None:
-    """Put in place what runs that were killed had ready of these shards; None is all."""
+    """Publish those of these shards that earlier runs had committed when they were killed; None is all."""
     if layout.ready.exists():
         for folder in sorted(layout.ready.iterdir()):
             if shards is None or folder.name in shards:
-                put_in_place(layout, folder.name)
+                publish_ready(layout, folder.name)
 
 
 def _write(commit: Commit, folder: Path) -> ShardCounts:
     output, shard = commit.output, commit.shard
-    wanted = output.retry and output.retry.wanted
-    samples = merge_retry(output, shard, wanted) if wanted else merge_spool(output, shard)
-    bookkeeper = _Bookkeeper(commit)
+    retry_filter = output.retry and output.retry.retry_filter
+    samples = merge_retry(output, shard, retry_filter) if retry_filter else merge_spool(output, shard)
+    tally = _ShardTally(commit)
     writer = format_of(output.layout).open_writer(output.layout, shard, folder, is_retry=output.retry is not None)
     with (
         closing(writer),
         LedgerWriter(folder / f"{shard}.parquet", shard) as ledger,
         SpoolWriter(folder / f"{shard}.spool") as failed,
     ):
-        for committed in _wanted(samples, commit.row_numbers):
-            bookkeeper.enter(committed)
+        for committed in _select_rows(samples, commit.row_numbers):
+            tally.add(committed)
             ledger.write(committed.lines)
             failed.write(*committed.failed)
             if isinstance(committed.row, OutputRow):
@@ -233,26 +242,26 @@ def _write(commit: Commit, folder: Path) -> ShardCounts:
             elif committed.row is not None:
                 writer.copy_row(committed.row)
         writer.finish()
-        writer.check(bookkeeper.own_rows)
-        books = bookkeeper.balance(writer.written_bytes, ledger.lines)
-        ledger.finish(books)
-    return books.totals
+        writer.check(tally.own_rows)
+        summary = tally.summarize(writer.written_bytes, ledger.lines)
+        ledger.finish(summary)
+    return summary.totals
 
 
-def _wanted(samples: Iterable[CommittedSample], row_numbers: frozenset[int] | None) -> Iterator[CommittedSample]:
-    """The samples, those without a row whose rows are not wanted."""
+def _select_rows(samples: Iterable[CommittedSample], row_numbers: frozenset[int] | None) -> Iterator[CommittedSample]:
+    """All samples, but without the rows that are not selected."""
     if row_numbers is None:
         yield from samples
         return
     rows = 0
     for committed in samples:
-        is_wanted = not committed.has_row or rows in row_numbers
+        is_selected = not committed.has_row or rows in row_numbers
         rows += committed.has_row
-        yield committed if is_wanted else replace(committed, row=None, has_row=False, failed=())
+        yield committed if is_selected else replace(committed, row=None, has_row=False, failed=())
 
 
-class _Bookkeeper:
-    """Counts samples and images as they are settled, and sees that nothing was lost and nothing counted twice."""
+class _ShardTally:
+    """Counts the samples and images of a shard, and checks that none was lost or counted twice."""
 
     def __init__(self, commit: Commit) -> None:
         self.own_rows = 0
@@ -264,8 +273,12 @@ class _Bookkeeper:
         self._bad_lines = 0
         self._outcomes: Counter[str] = Counter()
 
-    def enter(self, committed: CommittedSample) -> None:
-        """Take the next sample into the books."""
+    def add(self, committed: CommittedSample) -> None:
+        """Count the next sample.
+
+        Raises:
+            ConservationError: It is not the next sample of the shard.
+        """
         position = len(self._has_row)
         if committed.position != position:
             raise ConservationError(f"shard {self._commit.shard}: sample {position} is missing or there twice")
@@ -277,19 +290,25 @@ class _Bookkeeper:
         self._skipped += sum(line.is_skipped for line in committed.lines)
         self._bad_lines += committed.is_bad_line
 
-    def balance(self, written_bytes: int, ledger_lines: int) -> ShardSummary:
-        """Close the books.
+    def summarize(self, written_bytes: int, ledger_lines: int) -> ShardSummary:
+        """The summary of the shard, once all samples have been added.
+
+        Args:
+            written_bytes: The size of the shard's files.
+            ledger_lines: The number of lines that were written to the ledger.
 
         Raises:
-            ConservationError: They do not balance: samples or images were lost or counted twice.
+            ConservationError: Samples or images were lost or counted twice.
         """
         shard, expected = self._commit.shard, self._commit.samples
         totals = ShardCounts(len(self._has_row), sum(self._has_row), dict(self._outcomes), written_bytes, self._notes())
         if totals.samples != expected:
-            raise ConservationError(f"shard {shard}: {totals.samples} samples ended of {expected} in the manifest")
+            raise ConservationError(
+                f"shard {shard}: {totals.samples} of the manifest's {expected} samples were processed"
+            )
         if not totals.images == totals.ok + totals.failed == self._lines == ledger_lines:
             raise ConservationError(
-                f"shard {shard}: {totals.images} images ended, {totals.ok} arrived, {totals.failed} failed, "
+                f"shard {shard}: {totals.images} images were processed, {totals.ok} arrived, {totals.failed} failed, "
                 f"{ledger_lines} lines in the ledger"
             )
         retry = self._commit.output.retry
@@ -297,7 +316,7 @@ class _Bookkeeper:
         return ShardSummary(totals, np.array(self._has_row, np.bool_), np.array(self._is_own, np.bool_), number)
 
     def _notes(self) -> dict[str, int]:
-        """What was counted besides; a retry has not looked through the manifest again."""
+        """The counts besides samples and images; a retry takes those of the manifest's scan from the ledger."""
         output, notes = self._commit.output, self._commit.notes
         if output.retry is not None:
             notes = read_shard_counts(output.layout.ledger(self._commit.shard)).notes

@@ -1,14 +1,29 @@
-"""The samples of a shard as they are to stand: from its spool alone, or, after a retry, from what stood there and that.
+"""Merge a spool into the samples of a shard: of a new shard, or of a published one after a retry.
 
-Rules: everything is streamed in the order of positions; a sample's fate is decided here and nowhere else. What a retry
-did not touch is handed on as it lies there, byte for byte.
+Rules: everything is streamed in the order of positions. What a sample becomes is decided here and nowhere else.
+
+Theory of operation: ``merge_spool`` turns each sample of a spool into ledger lines, a row (unless the dataset drops the
+sample) and, if an image failed, the entries that a later retry needs: the sample, and those of its images that arrived.
+
+``merge_retry`` reads four sequences side by side, each in the order of positions: the rows and the ledger of the
+published shard, the stored samples with failed images, and the spool of the retry. For each position of the shard:
+
+* A sample that is not in the retry's spool keeps its ledger lines, its row, byte for byte, and its stored entries.
+* A sample in the spool is built anew from all of its images. The spool begins with the results that the retry did not
+  fetch again (``RetryFilter.images_to_keep``), so it holds every image of the sample. For images that were fetched
+  again, the attempts add up, and an image that was truncated twice with the same bytes is final (``corrupt``).
+* A row never becomes worse. An image that the row holds is counted against ``--max-sample`` before new ones, so new
+  images can't displace it, and the old row is kept unless an image arrived that had failed before.
+
+The result is a function of these four inputs alone, so a merge that was interrupted can be repeated with the same
+bytes. A sample that is in one of the sequences, but not in the shard, means that state was lost, and stops the merge.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Generic, TypeAlias, TypeVar
+from typing import Generic, TypeVar
 
 from datafetch.errors import ConservationError
 from datafetch.model.interfaces import Dataset
@@ -22,26 +37,25 @@ from datafetch.store.layout import OutputLayout
 from datafetch.store.ledger import read_samples, read_shard_summary
 from datafetch.store.retry_filter import Retry, RetryFilter
 from datafetch.store.spool import SpooledSample, SpoolReader
-from datafetch.store.spool_format import ImageResult, Stored, StoredImage
+from datafetch.store.spool_format import ImageResult, LazySpoolRecord, SpooledImage
 
-SpooledImage: TypeAlias = ImageResult | StoredImage
-_MOST_ATTEMPTS = 127  # as the ledger's column holds them
+_MAX_ATTEMPTS = 127  # the ledger's column has 8 bits with a sign
 MAX_SAMPLE_BYTES = 256 * 1024 * 1024
-"""What the images of one sample may take together, by default."""
+"""How large the images of one sample may be together, by default."""
 
-_Found = TypeVar("_Found")
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What all shards of a run have in common: how records become rows, and where they go.
+    """What all shards of a run have in common: how records become rows, and where they are written.
 
     Attributes:
-        dataset: Whose rows they are.
-        layout: Where everything lies.
+        dataset: The dataset, which builds the rows.
+        layout: The paths of the output.
         payload: How a row holds its images.
-        retry: What is tried again; None for a first run.
-        max_sample_bytes: What the images of one sample may take together.
+        retry: The retry that the run is; None for a run that is not one.
+        max_sample_bytes: How large the images of one sample may be together.
     """
 
     dataset: Dataset
@@ -53,167 +67,183 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class CommittedSample:
-    """A sample as its shard is to have it.
+    """What a shard is to hold of one sample.
 
     Attributes:
-        position: Its place in the shard.
-        lines: For the ledger.
-        row: Its row, new or as it was published, to be written before the next sample is taken; None where there is
-            none, or where it lies in the equal shards, or as a file, and stays.
-        has_row: Whether there is a row, here or there.
-        failed: Its entries among the failed samples; none when all of its images arrived.
-        is_bad_line: Whether it stands for a row of the manifest that could not be read.
+        position: Its 0-based position in the shard.
+        lines: Its lines of the ledger.
+        row: The row to write, new or copied; it must be written before the next sample is taken. None if there is no
+            row, or if a published row stays where it is, in equal shards or as a file.
+        has_row: Whether the sample has a row, to be written or already published.
+        failed: What is stored for a later retry; empty if all of its images arrived.
+        is_bad_line: Whether the sample represents a record of the manifest that could not be read.
     """
 
     position: int
     lines: tuple[LedgerLine, ...]
     row: OutputRow | PublishedRow | None
     has_row: bool
-    failed: tuple[Stored, ...]
+    failed: tuple[LazySpoolRecord, ...]
     is_bad_line: bool = False
 
 
 def could_have_row(
     dataset: Dataset, sample: Sample, lines: tuple[LedgerLine, ...], may_arrive: Callable[[Failure], bool]
 ) -> bool:
-    """Whether a sample would be a row if the images that failed in that way arrived."""
+    """Whether a sample would become a row if those failed images arrived of which ``may_arrive`` is true."""
     failed = {line.image for line in lines if line.failure is not None and not may_arrive(line.failure)}
     return not dataset.is_lost(sample, failed)
 
 
 def merge_spool(output: Output, shard: str) -> Iterator[CommittedSample]:
-    """The samples of a shard that was fetched for the first time."""
+    """The samples of a shard that is committed from its spool alone."""
     for spooled in SpoolReader(output.layout.spool(shard)).samples():
-        yield _settle(output, spooled)
+        yield _merge_sample(output, spooled)
 
 
-def merge_retry(output: Output, shard: str, wanted: RetryFilter) -> Iterator[CommittedSample]:
-    """The samples of a shard of which some were tried again, in its spool, and the others stay as they are."""
+def merge_retry(output: Output, shard: str, retry_filter: RetryFilter) -> Iterator[CommittedSample]:
+    """The samples of a published shard after a retry, whose spool holds those that were retried.
+
+    Raises:
+        ConservationError: The retry or the stored state has samples that the shard lacks.
+    """
     layout = output.layout
-    books = read_shard_summary(layout.ledger(shard))
-    rows: Iterator[PublishedRow] = format_of(layout).read_rows(layout, shard) if books.totals.rows else iter(())
+    summary = read_shard_summary(layout.ledger(shard))
+    rows: Iterator[PublishedRow] = format_of(layout).read_rows(layout, shard) if summary.totals.rows else iter(())
     lines = _ByPosition(read_samples(layout.ledger(shard)), lambda lines: lines[0].sample)
     failed = _ByPosition(SpoolReader(layout.failed(shard)).samples(), _position)
     retried = _ByPosition(SpoolReader(layout.spool(shard)).samples(), _position)
-    for position in range(books.totals.samples):
-        has_row = bool(books.has_row[position])
-        before = lines.take(position) or ()
+    for position in range(summary.totals.samples):
+        has_row = bool(summary.has_row[position])
+        lines_before = lines.take(position) or ()
         row = next(rows, None) if has_row else None
-        kept = failed.take(position)
+        stored = failed.take(position)
         spooled = retried.take(position)
         if spooled is None:
-            yield CommittedSample(position, before, row, has_row, () if kept is None else (*kept.images, kept.sample))
+            stored_records = () if stored is None else (*stored.images, stored.sample)
+            yield CommittedSample(position, lines_before, row, has_row, stored_records)
         else:
-            assert kept is not None, "what is tried again was kept"
-            stayed = wanted.carried_over(kept, before)
-            there = frozenset(end.line.image for end in stayed if end.line.outcome == OK)
-            committed = _settle(output, _add_what_was(spooled, before, stayed), there)
-            # A row that nothing came to stays where it is.
-            yield replace(committed, row=row) if has_row and not _is_better(committed.lines, before) else committed
+            assert stored is not None, "every sample that can be retried was stored"
+            kept = retry_filter.images_to_keep(stored, lines_before)
+            in_row = frozenset(image.line.image for image in kept if image.line.outcome == OK)
+            committed = _merge_sample(output, _add_history(spooled, lines_before, kept), in_row)
+            keeps_row = has_row and not _has_new_image(committed.lines, lines_before)
+            yield replace(committed, row=row) if keeps_row else committed
     if not lines.is_empty or not failed.is_empty or not retried.is_empty or next(rows, None) is not None:
-        raise ConservationError(f"shard {shard}: the retry has samples that the shard has not")
+        raise ConservationError(f"shard {shard}: the retry has samples that the shard lacks")
 
 
-def _settle(output: Output, whole: SpooledSample, there: frozenset[int] = frozenset()) -> CommittedSample:
-    """Decide on a sample.
+def _merge_sample(output: Output, complete: SpooledSample, in_row: frozenset[int] = frozenset()) -> CommittedSample:
+    """Turn a sample with the results of all of its images into what the shard is to hold of it.
 
     Args:
         output: How rows are made.
-        whole: The sample, with all of its images.
-        there: Those that a row of it has already, which it does not lose.
+        complete: The sample, with all of its images.
+        in_row: Images that its published row holds already, by number; they are never removed from it.
     """
-    spooled = SpooledSample(whole.sample, _within(whole.images, output.max_sample_bytes, there))
-    record = spooled.record(lambda end: placeholder(end.line.image) if end.jpeg_bytes else b"")
+    spooled = SpooledSample(complete.sample, _enforce_size_limit(complete.images, output.max_sample_bytes, in_row))
+    record = spooled.record(lambda image: placeholder(image.line.image) if image.jpeg_bytes else b"")
     values = output.dataset.to_row(record, output.payload)
     row = None if values is None else OutputRow(values, spooled.images)
-    failed = _keep_for_retry(output, spooled, has_row=row is not None)
+    failed = _records_for_retry(output, spooled, has_row=row is not None)
     is_bad_line = not record.sample.urls and record.sample.row.keys() == {BAD_LINE}
     return CommittedSample(record.sample.position, spooled.lines, row, row is not None, failed, is_bad_line)
 
 
-def _within(images: Sequence[SpooledImage], most_bytes: int, there: frozenset[int]) -> tuple[SpooledImage, ...]:
-    """Images of a sample; those with which it would be larger than it may be have failed.
+def _enforce_size_limit(
+    images: Sequence[SpooledImage], max_bytes: int, in_row: frozenset[int]
+) -> tuple[SpooledImage, ...]:
+    """Turn those images into failures that would make their sample larger than the limit.
 
-    They are counted in their order, after those that are there already: so what came of a sample depends neither on
-    which of its images was faster, nor on how often a run was interrupted.
+    Images of a published row are counted first, then the others in the order of the sample. So the result depends
+    neither on which image arrived first nor on how often the run was interrupted.
     """
-    held_bytes = sum(end.jpeg_bytes for end in images if end.line.image in there)
-    within: list[SpooledImage] = []
-    for end in images:
-        is_there = end.line.image in there
-        if is_there or held_bytes + end.jpeg_bytes <= most_bytes or not end.jpeg_bytes:
-            held_bytes += 0 if is_there else end.jpeg_bytes
-            needs_permission = held_bytes > MAX_SAMPLE_BYTES and end.jpeg_bytes and not is_there
-            within.append(_permitted(end, Permission.MAX_SAMPLE) if needs_permission else end)
+    total_bytes = sum(image.jpeg_bytes for image in images if image.line.image in in_row)
+    limited: list[SpooledImage] = []
+    for image in images:
+        is_in_row = image.line.image in in_row
+        if is_in_row or total_bytes + image.jpeg_bytes <= max_bytes or not image.jpeg_bytes:
+            total_bytes += 0 if is_in_row else image.jpeg_bytes
+            needs_permission = total_bytes > MAX_SAMPLE_BYTES and image.jpeg_bytes and not is_in_row
+            limited.append(_add_permission(image, Permission.MAX_SAMPLE) if needs_permission else image)
             continue
-        detail = f"with it the images of its sample are larger than {most_bytes:,} bytes together (--max-sample)"
-        line = replace(end.line, outcome=FailureKind.TOO_LARGE.value, width=None, height=None, format="", detail=detail)
-        within.append(ImageResult(line, b""))
-    return tuple(within)
+        detail = f"with it the images of its sample are larger than {max_bytes:,} bytes together (--max-sample)"
+        line = replace(
+            image.line, outcome=FailureKind.TOO_LARGE.value, width=None, height=None, format="", detail=detail
+        )
+        limited.append(ImageResult(line, b""))
+    return tuple(limited)
 
 
-def _permitted(end: SpooledImage, permission: Permission) -> SpooledImage:
-    return replace(end, line=replace(end.line, permitted=tuple(sorted({*end.line.permitted, permission}))))
+def _add_permission(image: SpooledImage, permission: Permission) -> SpooledImage:
+    return replace(image, line=replace(image.line, permitted=tuple(sorted({*image.line.permitted, permission}))))
 
 
-def _keep_for_retry(output: Output, spooled: SpooledSample, *, has_row: bool) -> tuple[Stored, ...]:
-    """A sample with a failed image, and its other images where there is a row with them or a retry may make one.
+def _records_for_retry(output: Output, spooled: SpooledSample, *, has_row: bool) -> tuple[LazySpoolRecord, ...]:
+    """What a retry needs of a sample with a failed image; nothing if all images arrived.
 
-    Where the output holds files, a sample of which nothing could be asked for is kept as well: it tells why.
+    That is the sample, and its other images if they are in a row or if a retry with default options could complete
+    one. If the output holds image files, a sample without URLs is stored as well, because it has the reason why.
     """
     if not spooled.sample.urls and format_of(output.layout).allows_other_files:
         return (spooled.sample,)
     if all(line.outcome == OK for line in spooled.lines):
         return ()
     if has_row or could_have_row(output.dataset, spooled.sample, spooled.lines, lambda failure: failure.may_pass):
-        return (*(end for end in spooled.images if end.jpeg_bytes), spooled.sample)
+        return (*(image for image in spooled.images if image.jpeg_bytes), spooled.sample)
     return (spooled.sample,)
 
 
-def _add_what_was(
-    spooled: SpooledSample, before: tuple[LedgerLine, ...], committed: tuple[SpooledImage, ...]
+def _add_history(
+    spooled: SpooledSample, lines_before: tuple[LedgerLine, ...], kept: tuple[SpooledImage, ...]
 ) -> SpooledSample:
-    """The sample with what the ledger said of its images before: all requests ever made, and the same damage."""
-    stayed = {end.line.image for end in committed}
+    """Combine the results of a retry with the ledger lines from before it.
+
+    Args:
+        spooled: The sample with the results of all of its images.
+        lines_before: The ledger lines of the same images.
+        kept: Those of the images that were not fetched again.
+    """
+    kept_numbers = {image.line.image for image in kept}
     images = tuple(
-        end if end.line.image in stayed else replace(end, line=_tried_again(end.line, line))
-        for end, line in zip(spooled.images, before, strict=True)
+        image if image.line.image in kept_numbers else replace(image, line=_add_line_history(image.line, line_before))
+        for image, line_before in zip(spooled.images, lines_before, strict=True)
     )
     return SpooledSample(spooled.sample, images)
 
 
-def _tried_again(line: LedgerLine, before: LedgerLine) -> LedgerLine:
-    """What the ledger says of an image that was asked for once more, after what it said before."""
-    line = replace(line, attempts=min(_MOST_ATTEMPTS, line.attempts + before.attempts))
-    now, then = line.failure, before.failure
-    is_corrupt = now is not None and then is not None and now.is_as_damaged_as(then)
+def _add_line_history(line: LedgerLine, line_before: LedgerLine) -> LedgerLine:
+    """The ledger line of an image that was fetched again: with all attempts, and final if damaged in the same way."""
+    line = replace(line, attempts=min(_MAX_ATTEMPTS, line.attempts + line_before.attempts))
+    failure, failure_before = line.failure, line_before.failure
+    is_corrupt = failure is not None and failure_before is not None and failure.is_as_damaged_as(failure_before)
     return replace(line, outcome=FailureKind.CORRUPT.value) if is_corrupt else line
 
 
-def _is_better(lines: tuple[LedgerLine, ...], before: tuple[LedgerLine, ...]) -> bool:
-    """Whether an image arrived that had not."""
-    return any(now.outcome == OK != line.outcome for now, line in zip(lines, before, strict=True))
+def _has_new_image(lines: tuple[LedgerLine, ...], lines_before: tuple[LedgerLine, ...]) -> bool:
+    """Whether an image arrived that had failed before."""
+    return any(now.outcome == OK != before.outcome for now, before in zip(lines, lines_before, strict=True))
 
 
 def _position(spooled: SpooledSample) -> int:
     return spooled.sample.position
 
 
-class _ByPosition(Generic[_Found]):
-    """Values in the order of their positions, taken by position."""
+class _ByPosition(Generic[_Value]):
+    """A sequence of values in ascending order of position, which need not have one for each position."""
 
-    def __init__(self, values: Iterable[_Found], position: Callable[[_Found], int]) -> None:
+    def __init__(self, values: Iterable[_Value], position: Callable[[_Value], int]) -> None:
         self._values = iter(values)
         self._position = position
         self._next = next(self._values, None)
 
     @property
     def is_empty(self) -> bool:
-        """Whether all have been taken."""
+        """Whether all values have been taken."""
         return self._next is None
 
-    def take(self, position: int) -> _Found | None:
-        """The value at a position, or None; positions come in ascending order."""
+    def take(self, position: int) -> _Value | None:
+        """Take the value at a position; None if there is none. To be called in ascending order of position."""
         if self._next is None or self._position(self._next) != position:
             return None
         taken, self._next = self._next, next(self._values, None)

@@ -1,7 +1,7 @@
-"""Rows on their way into a shard: complete but for their images, which stay in the spool until they are written.
+"""Rows to be written, whose images stay in the spool until the moment of writing.
 
-A dataset builds a row from a sample and its images, and a sample may have 256 MiB of images. So the row is built with a
-placeholder for each image, and whoever writes the row puts the images in the placeholders' place, one at a time.
+A dataset builds a row from a sample and its images, and the images of one sample may take 256 MiB. So the row is built
+with a placeholder for each image, and the writer replaces the placeholders by the images, one at a time.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import pybase64
 from datafetch.model.sample import Row
 
 NUMBER_BYTES = 3
-# Random, so that nothing from the web can be taken for one; 24 bytes with the number, of which base64 leaves no rest.
+# Random, so that nothing from the web can be mistaken for one; with the number 24 bytes, for base64 without padding.
 PLACEHOLDER_PREFIX = os.urandom(21)
 PLACEHOLDER_BYTES = len(PLACEHOLDER_PREFIX) + NUMBER_BYTES
 PLACEHOLDER_PREFIX_TEXT = b64encode(PLACEHOLDER_PREFIX)
 
 
-class StoredImage(Protocol):
+class LazyImage(Protocol):
     """An image whose size is known and whose bytes are loaded when they are needed."""
 
     @property
@@ -32,7 +32,7 @@ class StoredImage(Protocol):
         ...
 
     def load(self) -> LoadedImage:
-        """The image with its JPEG."""
+        """Load the image."""
         ...
 
 
@@ -46,7 +46,7 @@ class LoadedImage(Protocol):
 
 
 def placeholder(image: int) -> bytes:
-    """What a row holds in place of a sample's image, as bytes or as the base64 of them.
+    """What a row holds in place of a sample's image, as bytes or as their base64.
 
     Args:
         image: The image's 0-based position in its sample.
@@ -64,22 +64,22 @@ class OutputRow:
     """
 
     values: Row
-    images: Sequence[StoredImage] = ()
+    images: Sequence[LazyImage] = ()
 
     def load(self) -> Row:
-        """The row with its images, all of them in memory at once; for formats that cannot be written in pieces."""
-        return {name: self._filled(value) for name, value in self.values.items()}
+        """The row with all of its images in memory at once, for formats that can't be written in pieces."""
+        return {name: self._fill(value) for name, value in self.values.items()}
 
-    def _filled(self, value: object) -> object:
+    def _fill(self, value: object) -> object:
         if isinstance(value, bytes) and len(value) == PLACEHOLDER_BYTES and value.startswith(PLACEHOLDER_PREFIX):
             return self._jpeg(value)
         if isinstance(value, str) and value.isascii() and value.encode().startswith(PLACEHOLDER_PREFIX_TEXT):
             return pybase64.b64encode(self._jpeg(pybase64.b64decode(value))).decode("ascii")
         if isinstance(value, Mapping):
-            return {name: self._filled(one) for name, one in value.items()}
+            return {name: self._fill(element) for name, element in value.items()}
         if isinstance(value, list | tuple):
-            return type(value)(map(self._filled, value))
+            return type(value)(map(self._fill, value))
         return value
 
-    def _jpeg(self, found: bytes) -> bytes:
-        return self.images[int.from_bytes(found[-NUMBER_BYTES:], "big")].load().jpeg
+    def _jpeg(self, found_placeholder: bytes) -> bytes:
+        return self.images[int.from_bytes(found_placeholder[-NUMBER_BYTES:], "big")].load().jpeg

@@ -1,7 +1,14 @@
-"""Files that are whole and on disk, or not there.
+"""Atomic, durable file operations: a file is either complete and on disk, or absent.
 
-Rules: a file that others look at gets its name when it is complete, and a name counts when it is on disk. Whatever runs
-out in between (the disk, the power, the process) leaves what was there before.
+Rules: a file that others read gets its name only when it is complete, and the name counts only when it is on disk too.
+A full disk, a power failure or a kill at any moment leaves what was there before.
+
+Theory of operation: within a filesystem, a file is written under a temporary name, synced, renamed to its final name,
+and its folder is synced; the rename replaces an older file in one step. A rename can't cross filesystems, as when the
+output folder is a mount point. There, the content is copied into an unnamed file on the target filesystem
+(``O_TMPFILE``), synced, and then linked to its final name. A reader therefore never sees an incomplete file. Linking
+can't replace a file, so an older one is deleted first; if the process is killed between the two steps, neither is
+there, and the source file, which is deleted last, is published again by the next run.
 """
 
 from __future__ import annotations
@@ -22,11 +29,11 @@ _CANT_EXCHANGE = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)  # NFS, before L
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # <fcntl.h>, <linux/fs.h>
 
 _log = logging.getLogger(__name__)
-_is_said = Event()  # once a process is enough: it is said of every file otherwise
+_has_warned = Event()  # one warning per process is enough
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder, and those above it, where they are missing; their names are on disk when this returns."""
+    """Create a folder and its missing parents; their names are on disk when this returns."""
     missing = [path for path in (folder, *folder.parents) if not path.is_dir()]
     folder.mkdir(parents=True, exist_ok=True)
     for path in reversed(missing):
@@ -34,7 +41,7 @@ def make_folder(folder: Path) -> None:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file in one step, on disk when this returns."""
+    """Create or replace a file in one step; it is on disk when this returns."""
     make_folder(path.parent)
     unfinished = path.with_name(path.name + ".tmp")
     unfinished.write_bytes(content)
@@ -42,14 +49,14 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def publish(unfinished: Path, final: Path) -> None:
-    """Move a complete file to its place in one step; file and name are on disk when this returns."""
+    """Sync a complete file and rename it in one step; content and name are on disk when this returns."""
     sync(unfinished)
     move(unfinished, final)
     sync(final.parent)
 
 
 def move(complete: Path, final: Path) -> None:
-    """Move a file that is on disk to its place in one step; its name is on disk once the folder is."""
+    """Rename a file that is on disk in one step, even to another filesystem; the caller syncs the target folder."""
     try:
         complete.replace(final)
     except OSError as error:
@@ -59,33 +66,33 @@ def move(complete: Path, final: Path) -> None:
 
 
 def refuse_unpublishable(folder: Path, final: Path) -> None:
-    """See that files can be published from one folder to another, which may lie on another filesystem.
+    """Check that files can be published from one folder to another, which may be on another filesystem.
 
     Raises:
-        ResourceError: They can't be.
+        ResourceError: The target is on another filesystem that has no unnamed files.
     """
     if final.is_dir() and (final.is_mount() or final.stat().st_dev != folder.stat().st_dev):
         os.close(_open_nameless(final, folder))
 
 
 def _publish_across(unfinished: Path, final: Path) -> None:
-    """Publish from another filesystem: a file without a name is filled, and named when it is complete."""
+    """Publish to another filesystem: fill an unnamed file, and name it when it is complete."""
     nameless = _open_nameless(final.parent, unfinished.parent)
     with os.fdopen(nameless, "wb") as target, unfinished.open("rb") as source:
         shutil.copyfileobj(source, target, 1 << 20)
         target.flush()
         sync_open(nameless, final)
         final.unlink(missing_ok=True)
-        # Only with a folder's descriptor, which an absolute path makes nothing of, does Python follow the link.
+        # Python follows the link only if it is given a folder's descriptor, which is ignored for an absolute path.
         os.link(f"/proc/self/fd/{nameless}", final, src_dir_fd=nameless, follow_symlinks=True)
     unfinished.unlink()
 
 
 def _open_nameless(folder: Path, source: Path) -> int:
-    """A new file without a name.
+    """Create a file without a name.
 
     Raises:
-        ResourceError: The filesystem has no such files (NFS).
+        ResourceError: The filesystem does not support unnamed files, as NFS.
     """
     try:
         return os.open(folder, os.O_TMPFILE | os.O_WRONLY, 0o666)
@@ -98,18 +105,23 @@ def _open_nameless(folder: Path, source: Path) -> int:
         ) from error
 
 
-FOLLOW_IT_YOURSELF = "give the folder that the files lie in, or put copies or hard links in the place of links"
-"""What to do about a link that leads out of a folder that is read."""
+LINK_ADVICE = "give the folder that the files lie in, or put copies or hard links in the place of links"
+"""Advice in messages about a link that leads out of a folder that is read."""
 
 
 def leads_out(path: Path, real_root: str) -> bool:
-    """Whether a file or folder lies, by some link, elsewhere than in a folder; of that the path has no links."""
+    """Whether a path leads out of a folder through a link.
+
+    Args:
+        path: A file or folder.
+        real_root: The folder, with all links resolved.
+    """
     real = os.path.realpath(path)
     return os.path.commonpath([real, real_root]) != real_root
 
 
 def refuse_links(folder: Path) -> None:
-    """Check that no link lies below a folder of datafetch's own, as files written there would land elsewhere.
+    """Check that a folder of datafetch's own contains no links, through which files would be written elsewhere.
 
     Raises:
         ConfigurationError: There is a link.
@@ -136,14 +148,14 @@ def _links(folder: Path | str) -> Iterator[str]:
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Let two folders change their names in one step; False where the system can't, and nothing was done.
+    """Exchange the names of two folders in one step; False if the system does not support it.
 
     Raises:
-        OSError: It could, and these two can't be renamed.
+        OSError: The system supports it, but these two folders can't be renamed.
     """
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    except (OSError, AttributeError):  # another C library
+    except (OSError, AttributeError):  # a C library without this function
         return False
     if renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
         return True
@@ -154,7 +166,7 @@ def exchange(one: Path, other: Path) -> bool:
 
 
 def sync(path: Path) -> None:
-    """Return when a file, or the names in a folder, are on disk."""
+    """Return when the content of a file, or the names in a folder, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         sync_open(descriptor, path)
@@ -163,26 +175,26 @@ def sync(path: Path) -> None:
 
 
 def sync_open(descriptor: int, path: Path) -> None:
-    """Return when what is written to an open file, or the names in an open folder, are on disk.
+    """Return when the content of an open file, or the names in an open folder, are on disk.
 
-    If the filesystem does not support that, one warning is logged and the work continues. It still survives a kill, for
-    the kernel holds what was written.
+    If the filesystem does not support this, one warning is logged and the work continues: a killed process still loses
+    nothing, because the kernel holds what was written.
     """
     try:
         os.fsync(descriptor)
     except OSError as error:
         if error.errno not in _CANT_SYNC:
             raise
-        _say_unsynced(path if path.is_dir() else path.parent, os.strerror(error.errno))
+        _warn_unsynced(path if path.is_dir() else path.parent, os.strerror(error.errno))
 
 
-def _say_unsynced(folder: Path, why: str) -> None:
-    if _is_said.is_set():
+def _warn_unsynced(folder: Path, reason: str) -> None:
+    if _has_warned.is_set():
         return
-    _is_said.set()
+    _has_warned.set()
     _log.warning(
         "the filesystem of %s does not support fsync (%s): a killed run can still be resumed, but after a power "
         "failure check the output with 'datafetch verify'",
         folder,
-        why,
+        reason,
     )

@@ -1,7 +1,7 @@
-"""The state folder: what a run knows, beside what it leaves.
+"""The paths of an output and of its state folder.
 
-Rules: it is the sibling ``<out>.datafetch`` of the output, because the trainer counts the files of the output folder.
-Paths are made here and nowhere else.
+Rules: the state folder is ``<out>.datafetch``, next to the output and not inside it, because the trainer counts the
+files of the output folder. All paths are defined here and nowhere else.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ SUFFIX = ".datafetch"
 
 @dataclass(frozen=True, slots=True)
 class OutputLayout:
-    """Where everything of one output lies.
+    """The paths of one output.
 
     Attributes:
-        out: What the trainer reads, and nothing else.
-        scratch: Where spools lie; None puts them into the state folder.
-        job_hash: Of what decides the rows. A spool of another job is never taken for one of this job.
-        output_format: The name of the format of what lies in ``out``.
+        out: The output folder, which holds what the trainer reads and nothing else.
+        scratch: The folder for spools; None puts them into the state folder.
+        job_hash: Hash of everything that decides the rows, so that a spool of a different job is never used for this
+            one.
+        output_format: Name of the format of the files in ``out`` (``datafetch.output.formats``).
     """
 
     out: Path
@@ -40,12 +41,12 @@ class OutputLayout:
 
     @property
     def job(self) -> Path:
-        """What the run is."""
+        """The settings of the run."""
         return self.folder / "job.json"
 
     @property
     def report(self) -> Path:
-        """What the last run did."""
+        """The report of the last run."""
         return self.folder / "report.json"
 
     @property
@@ -60,13 +61,13 @@ class OutputLayout:
 
     @property
     def real_lock(self) -> Path | None:
-        """Held by a run that names the folder which this output is a link to; None where it is none."""
+        """The lock of a run that uses the folder that this output is a link to; None if it is not a link."""
         real = self.out.resolve()
         return OutputLayout(real).lock if real.name and real != self.out else None
 
     @property
     def progress(self) -> Path:
-        """How the run that is at work stands; seconds old while it is."""
+        """The progress of the current run, at most a few seconds old while there is one."""
         return self.folder / "progress.json"
 
     @property
@@ -80,70 +81,70 @@ class OutputLayout:
 
     @property
     def retry(self) -> Path:
-        """What the retry that is under way tries again; there until it is complete."""
+        """The settings of the retry in progress; the file exists until the retry is complete."""
         return self.folder / "retry.json"
 
     @property
     def unpublished(self) -> Path:
-        """Where files are written before they are published. What lies here counts for nothing."""
+        """The folder for files that are being written. Its content is discarded after an interruption."""
         return self.folder / "unpublished"
 
     @property
     def ready(self) -> Path:
-        """Where a shard's files lie once they are complete, until each is in its place: a folder a shard."""
+        """The folder for the complete files of committed shards, a folder for each, until they are published."""
         return self.folder / "ready"
 
     def failed(self, shard: str) -> Path:
-        """Samples of a published shard with a failed image, and their other images, for ``retry``; a spool."""
+        """A spool of a published shard's samples with a failed image, and of their other images, for a retry."""
         return self.folder / "failed" / f"{shard}.spool"
 
     @property
-    def saved_folder(self) -> Path:
-        """The folder of ``saved``; there if and only if the output holds files."""
+    def image_index_folder(self) -> Path:
+        """The folder of ``image_index``; it exists if and only if the output holds images as files."""
         return self.folder / "saved"
 
-    def saved(self, shard: str) -> Path:
-        """Which files of the output are those of a published shard, where the output holds files."""
-        return self.saved_folder / f"{shard}.files"
+    def image_index(self, shard: str) -> Path:
+        """The list of a published shard's image files, if the output holds images as files."""
+        return self.image_index_folder / f"{shard}.files"
 
     @property
     def published_list(self) -> Path:
-        """Where the published JSON list is kept, under its own name, of which the trainer's list is a part."""
+        """The folder for a copy of the dataset's published JSON list, from which the trainer's list is made."""
         return self.folder / "published"
 
     @property
     def dropped(self) -> Path:
-        """Which records of the published list are not in the trainer's, and why; a line of JSON each."""
+        """JSON lines: the records of the published list that the trainer's list lacks, each with the reason."""
         return self.folder / "dropped.jsonl"
 
     @property
     def added(self) -> Path:
-        """Where rows that a retry brought wait to be made part of the equal shards."""
+        """The folder for shards of rows that a retry added, until they have been merged into the equal shards."""
         return self.folder / "added"
 
     @property
     def resharding(self) -> Path:
-        """Where equal shards are being made."""
+        """The folder in which equal shards are being written."""
         return self.folder / "resharding"
 
     @property
     def resharded(self) -> Path:
-        """Where equal shards lie once they are complete, until they are the output."""
+        """The folder for complete equal shards, until they have become the output."""
         return self.folder / "resharded"
 
     @property
     def replaced(self) -> Path:
-        """Where an output lies that equal shards take the place of, until they have."""
+        """The old output while equal shards replace it."""
         return self.folder / "replaced"
 
     @property
     def equal(self) -> Path:
-        """What the equal shards in the output are made of, and how; there if and only if they are."""
+        """How the equal shards in the output were made and from what; exists if and only if the output holds such."""
         return self.folder / "equal.json"
 
     @property
     def quarantine(self) -> Path:
-        """Where bodies that ended a codec process are kept for a look."""
+        """The folder for response bodies that crashed a codec process, kept for inspection."""
         return self.folder / "quarantine"
 
     @property
@@ -157,16 +158,16 @@ class OutputLayout:
 
     @property
     def all_spools(self) -> Path:
-        """The folder of all jobs' spools; under a shared scratch its name tells outputs of the same name apart."""
+        """The folder for the spools of all jobs; in a shared scratch folder its name is unique to the output."""
         if self.scratch is None:
             return self.folder / "spool"
-        whose = hashlib.sha256(os.fsencode(self.out.absolute())).hexdigest()[:12]
-        return self.scratch / f"{self.folder.name}-{whose}"
+        path_hash = hashlib.sha256(os.fsencode(self.out.absolute())).hexdigest()[:12]
+        return self.scratch / f"{self.folder.name}-{path_hash}"
 
-    def forget_spools(self) -> None:
-        """Leave no empty folders where spools lay; those of other jobs stay."""
+    def remove_empty_spool_folders(self) -> None:
+        """Remove the spool folders if they are empty; the spools of other jobs stay."""
         for folder in (self.spool("").parent, self.all_spools):
-            with suppress(OSError):  # there is something in it, or it is not there
+            with suppress(OSError):  # it is not empty, or does not exist
                 folder.rmdir()
 
     def spool(self, shard: str) -> Path:
@@ -175,19 +176,19 @@ class OutputLayout:
 
 
 def resolve_parent(path: Path) -> Path:
-    """The same place by a path that holds wherever one stands, even in a folder that is moved.
+    """The absolute path of an output, with all links resolved but one at its end.
 
-    A link at its end stays one: the state lies beside it, and not beside what it leads to.
+    A final link is kept because the state folder is next to the link, and not next to its target.
     """
     path = path.absolute()
     return path.resolve() if path.name in ("", "..") else path.parent.resolve() / path.name
 
 
 def output_of(path: Path) -> Path:
-    """The output folder that a path names, be it by its state folder, as an absolute path.
+    """The output folder, as an absolute path, for the path of an output folder or of its state folder.
 
     Raises:
-        ConfigurationError: It has no name.
+        ConfigurationError: The path has no final component, such as ``/``.
     """
     out = resolve_parent(path)
     if not out.name:

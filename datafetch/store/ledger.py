@@ -1,7 +1,7 @@
-"""One line per image, for ever: what became of it, as a parquet file a shard.
+"""The ledger: the permanent record of what became of each image, as one parquet file per shard with a line per image.
 
-Rules: a ledger file exists if and only if its shard is published. The shard's books stand in the file's metadata, so
-that a report reads footers and not millions of lines.
+Rules: a ledger file exists if and only if its shard is published. The shard's summary is in the file's metadata, so a
+report reads the footers of the files and not millions of lines.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from datafetch.errors import ConfigurationError, raise_want
 from datafetch.model.bounds import Count
-from datafetch.model.ledger_line import SKIPPED_BEFORE, LedgerLine, ShardCounts
+from datafetch.model.ledger_line import LEGACY_SKIPPED_PREFIX, LedgerLine, ShardCounts
 from datafetch.model.outcome import FailureKind, Permission
 
 SCHEMA = pa.schema(
@@ -53,31 +53,31 @@ SCHEMA = pa.schema(
     ]
 )
 _LINE_COLUMNS = SCHEMA.names[1:]
-_LATER_COLUMNS = frozenset({"permitted", "is_original", "is_skipped"})  # which ledgers of earlier versions lack
+_LATER_COLUMNS = frozenset({"permitted", "is_original", "is_skipped"})  # missing in ledgers of earlier versions
 _TOTALS_KEY = b"datafetch.totals"
 _COUNTS = frozenset(field.name for field in fields(ShardCounts))  # any other would be lost when a shard is merged
 _ROWS_KEY = b"datafetch.rows"
 _OWN_ROWS_KEY = b"datafetch.own_rows"
 _RETRY_KEY = b"datafetch.retry"
 Bools: TypeAlias = npt.NDArray[np.bool_]
-# Lines wait in memory until they are a row group, and a row group is read at a time. What they take is counted: a URL,
-# or where its redirects lead to, may have 60 KB and more.
-_LINES_A_ROW_GROUP = 16_384
-_BYTES_A_ROW_GROUP = 8 * 1024 * 1024
-_LINE_BYTES = 256  # of a line, besides its texts
-_LINES_AT_ONCE = 4096  # as Python objects
+# Lines are buffered until they fill a row group, and are read by row group. A row group is bounded in bytes as well,
+# because a URL, or the URL that its redirects lead to, may have 60 KB and more.
+_ROW_GROUP_LINES = 16_384
+_ROW_GROUP_BYTES = 8 * 1024 * 1024
+_LINE_BYTES = 256  # about what a line takes besides its texts
+_BATCH_LINES = 4096  # converted to Python objects at a time
 
 
 @dataclass(frozen=True, slots=True)
 class ShardSummary:
-    """What a shard came to.
+    """The result of a published shard.
 
     Attributes:
-        totals: Counts.
-        has_row: For each sample, by position, whether it became a row.
-        own_rows: Of these, the rows that were written with this ledger into the shard's own file. After a retry of
-            what lies in equal shards, only those that it brought.
-        retry: Which retry the shard has last been part of; 0 before the first.
+        totals: Its counts.
+        has_row: Whether each sample became a row, by position.
+        own_rows: Whether each sample's row is in the shard's own file. If the rows are in equal shards, only rows that
+            a retry has added are in a file of the shard.
+        retry: Number of the last retry that the shard was part of; 0 before the first.
     """
 
     totals: ShardCounts
@@ -87,7 +87,7 @@ class ShardSummary:
 
 
 class LedgerWriter:
-    """Writes one shard's ledger to a file that is not published yet; use it as a context manager."""
+    """Writes the ledger of one shard to a file that is not published yet; a context manager."""
 
     def __init__(self, path: Path, shard: str) -> None:
         self.lines = 0
@@ -105,24 +105,24 @@ class LedgerWriter:
         self._writer.close()
 
     def write(self, lines: Sequence[LedgerLine]) -> None:
-        """Append lines. They come in the order of samples and images."""
+        """Append lines, in the order of samples and images."""
         self.lines += len(lines)
         for line in lines:
             columns: dict[str, object] = {name: getattr(line, name) for name in _LINE_COLUMNS}
             self._pending.append({"shard": self._shard, **columns})
             self._pending_bytes += _LINE_BYTES + _text_bytes(line)
-            if len(self._pending) >= _LINES_A_ROW_GROUP or self._pending_bytes >= _BYTES_A_ROW_GROUP:
+            if len(self._pending) >= _ROW_GROUP_LINES or self._pending_bytes >= _ROW_GROUP_BYTES:
                 self._flush()
 
-    def finish(self, books: ShardSummary) -> None:
-        """Write what is pending, and the shard's books."""
+    def finish(self, summary: ShardSummary) -> None:
+        """Write what is pending, and the shard's summary."""
         self._flush()
         self._writer.add_key_value_metadata(
             {
-                _TOTALS_KEY: orjson.dumps(books.totals),
-                _ROWS_KEY: pack_bools(books.has_row),
-                _OWN_ROWS_KEY: pack_bools(books.own_rows),
-                _RETRY_KEY: str(books.retry).encode(),
+                _TOTALS_KEY: orjson.dumps(summary.totals),
+                _ROWS_KEY: pack_bools(summary.has_row),
+                _OWN_ROWS_KEY: pack_bools(summary.own_rows),
+                _RETRY_KEY: str(summary.retry).encode(),
             }
         )
 
@@ -138,20 +138,20 @@ def _text_bytes(line: LedgerLine) -> int:
 
 
 def _table(lines: Sequence[Mapping[str, object]]) -> pa.Table:
-    """Lines as Arrow holds them: a lone surrogate, which JSON can hold and UTF-8 can't, becomes its escape."""
+    """Lines as an Arrow table. A lone surrogate, which JSON allows and UTF-8 does not, is replaced by its escape."""
     try:
         return pa.Table.from_pylist(lines, schema=SCHEMA)
     except UnicodeEncodeError:
-        whole = [{name: _whole(value) for name, value in line.items()} for line in lines]
-        return pa.Table.from_pylist(whole, schema=SCHEMA)
+        valid = [{name: _escaped(value) for name, value in line.items()} for line in lines]
+        return pa.Table.from_pylist(valid, schema=SCHEMA)
 
 
-def _whole(value: object) -> object:
+def _escaped(value: object) -> object:
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
 def pack_bools(values: Bools) -> bytes:
-    """A bit for each value, compressed, as text."""
+    """Pack truth values into compressed text, one bit each."""
     return base64.b85encode(zlib.compress(np.packbits(values).tobytes()))
 
 
@@ -181,7 +181,7 @@ def read_shard_counts(path: Path) -> ShardCounts:
 
 
 def sum_shard_counts(paths: Iterable[Path]) -> ShardCounts:
-    """The counts of all those shards that are published.
+    """The summed counts of those shards that are published.
 
     Raises:
         ConfigurationError: A file is not a ledger.
@@ -190,7 +190,7 @@ def sum_shard_counts(paths: Iterable[Path]) -> ShardCounts:
 
 
 def read_shard_summary(path: Path) -> ShardSummary:
-    """What a published shard came to.
+    """The summary of a published shard.
 
     Raises:
         ConfigurationError: The file is not a ledger.
@@ -209,11 +209,11 @@ def read_shard_summary(path: Path) -> ShardSummary:
 
 
 def not_a_ledger(path: Path, of: str = "of datafetch") -> ConfigurationError:
-    """The error for a file that is no ledger, with the least that mends it: no other shard needs to be made again.
+    """The error for a file that is not a ledger. Its advice affects no other shard.
 
     Args:
         path: The file.
-        of: What it is no ledger of.
+        of: Whose ledger it is not.
     """
     return ConfigurationError(
         f"{path} is not a ledger {of}; put back a copy, or delete it and run 'datafetch prepare' as before, which "
@@ -233,7 +233,7 @@ def _read_metadata(path: Path) -> dict[bytes, bytes]:
 
 
 def read_samples(path: Path) -> Iterator[tuple[LedgerLine, ...]]:
-    """The lines of each sample that has any, in the order of samples and images."""
+    """The lines of each sample that has images, in the order of samples and images."""
     with pq.ParquetFile(path) as file:
         lines = (LedgerLine.from_fields(line) for batch in _batches(file, _LINE_COLUMNS) for line in batch.to_pylist())
         for _, sample in groupby(lines, attrgetter("sample")):
@@ -241,31 +241,31 @@ def read_samples(path: Path) -> Iterator[tuple[LedgerLine, ...]]:
 
 
 def read_outcomes(path: Path) -> set[tuple[str, int | None]]:
-    """Which outcomes there are, with their statuses."""
+    """The distinct outcomes of a ledger, each with its HTTP status."""
     table = pq.read_table(path, columns=["outcome", "status"]).group_by(["outcome", "status"]).aggregate([])
     return {(line["outcome"], line["status"]) for line in table.to_pylist()}
 
 
 def count_unpermitted(path: Path, kind: FailureKind, permission: Permission) -> int:
-    """How many images failed in one way without a permission having been used; skipped ones are not counted."""
+    """The number of images that failed with a kind although a permission was not used; skipped images don't count."""
     count = 0
     with pq.ParquetFile(path) as file:
         for batch in _batches(file, ["outcome", "detail", "permitted", "is_skipped"]):
-            tried = without_skipped(batch)
-            lines = tried.filter(pc.equal(tried["outcome"], kind.value)).to_pylist()
+            requested = without_skipped(batch)
+            lines = requested.filter(pc.equal(requested["outcome"], kind.value)).to_pylist()
             count += sum(permission not in (line.get("permitted") or ()) for line in lines)
     return count
 
 
 def without_skipped(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The lines of images that were tried.
+    """The lines of images that were not skipped.
 
     Args:
-        batch: Lines with the columns ``detail`` and, where the ledger has it, ``is_skipped``.
+        batch: Lines with the columns ``detail`` and, if the ledger has it, ``is_skipped``.
     """
     if "is_skipped" in batch.schema.names:
         return batch.filter(pc.invert(batch["is_skipped"]))
-    return batch.filter(pc.invert(pc.starts_with(batch["detail"], SKIPPED_BEFORE)))
+    return batch.filter(pc.invert(pc.starts_with(batch["detail"], LEGACY_SKIPPED_PREFIX)))
 
 
 def _totals(path: Path, metadata: Mapping[bytes, bytes]) -> ShardCounts:
@@ -280,7 +280,7 @@ def _totals(path: Path, metadata: Mapping[bytes, bytes]) -> ShardCounts:
 
 
 def read_keys(path: Path) -> Iterator[str]:
-    """The key of every image's sample, in order; a sample with several images comes several times."""
+    """The key of each image's sample, in order; a sample with several images is repeated."""
     with pq.ParquetFile(path) as file:
         for batch in _batches(file, ["key"]):
             column: Any = batch.column("key")
@@ -288,10 +288,10 @@ def read_keys(path: Path) -> Iterator[str]:
 
 
 def read_columns(path: Path, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """Some columns of all lines, in order, some thousands of lines at a time and a few megabytes at most.
+    """Some columns of all lines, in order, in batches of at most a few thousand lines and a few megabytes.
 
     Raises:
-        FileNotFoundError: There is no such ledger (any more).
+        FileNotFoundError: There is no such ledger, or no longer.
         ConfigurationError: The file is not a ledger.
     """
     try:
@@ -307,6 +307,6 @@ def read_columns(path: Path, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
 
 
 def _batches(file: pq.ParquetFile, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """Some columns of all lines, none of the batches having more than a row group has."""
+    """Some columns of all lines, in batches that do not extend beyond a row group."""
     for group in range(file.num_row_groups):
-        yield from file.iter_batches(_LINES_AT_ONCE, row_groups=[group], columns=columns, use_threads=False)
+        yield from file.iter_batches(_BATCH_LINES, row_groups=[group], columns=columns, use_threads=False)

@@ -1,6 +1,6 @@
-"""Which failures are tried again.
+"""Which failures a retry fetches again.
 
-Rules: said once, for those who hand out the images and for those who write down what became of them.
+Rules: both the source of a retry's samples and the merge of its results decide by this module, so they can't disagree.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from dataclasses import dataclass, replace
 from datafetch.model.ledger_line import LedgerLine
 from datafetch.model.outcome import Failure, FailureKind
 from datafetch.store.spool import SpooledSample
-from datafetch.store.spool_format import ImageResult, StoredImage
+from datafetch.store.spool_format import ImageResult, SpooledImage
 
 
 @dataclass(frozen=True, slots=True)
 class RetryFilter:
-    """Failures that are to be tried again.
+    """Selects the failures that are fetched again.
 
     Attributes:
-        kinds: Of these kinds; None for those that may pass, and those of ``also``.
-        also: Kinds that are tried again besides those that may pass, because something is permitted now.
+        kinds: The failure kinds; None selects temporary failures (``Failure.may_pass``) and those of ``also``.
+        also: Failure kinds that are fetched again besides the temporary ones, because an option now permits them.
     """
 
     kinds: frozenset[FailureKind] | None = None
@@ -27,56 +27,57 @@ class RetryFilter:
 
     @classmethod
     def all(cls) -> RetryFilter:
-        """Whatever failed."""
+        """A filter that selects every failure."""
         return cls(frozenset(FailureKind))
 
-    def wants(self, failure: Failure) -> bool:
-        """Whether to try again after this failure."""
+    def matches(self, failure: Failure) -> bool:
+        """Whether an image that failed like this is fetched again."""
         if self.kinds is not None:
             return failure.kind in self.kinds
         return failure.may_pass or failure.kind in self.also
 
-    def goes_with(self, interrupted: RetryFilter) -> bool:
-        """Whether who wants this may be given an interrupted retry to complete: it tries no other kinds than it says.
+    def is_compatible_with(self, interrupted: RetryFilter) -> bool:
+        """Whether a retry with this filter may complete an interrupted one instead.
 
-        Without kinds, it says nothing of those that the interrupted one has.
+        With explicit kinds, the interrupted retry must have the same. Without them any interrupted retry will do, as
+        long as it covers the kinds of ``also``.
         """
         if self.kinds is not None:
             return self.kinds == interrupted.kinds
         return self.also <= (interrupted.also if interrupted.kinds is None else interrupted.kinds)
 
-    def wants_any(self, lines: tuple[LedgerLine, ...]) -> bool:
-        """Whether one of a sample's images is to be tried again."""
-        return any(self._wants_line(line) for line in lines)
+    def matches_any(self, lines: tuple[LedgerLine, ...]) -> bool:
+        """Whether one of a sample's images is fetched again."""
+        return any(self._matches_line(line) for line in lines)
 
-    def carried_over(self, kept: SpooledSample, lines: tuple[LedgerLine, ...]) -> tuple[ImageResult | StoredImage, ...]:
-        """Those images of a sample that are not fetched again, as they were.
+    def images_to_keep(self, stored: SpooledSample, lines: tuple[LedgerLine, ...]) -> tuple[SpooledImage, ...]:
+        """The results of those of a sample's images that are not fetched again, unchanged.
 
         Args:
-            kept: The sample, and those of its images that were kept.
-            lines: What the ledger says of all of its images.
+            stored: The sample and its images that arrived, as they were stored for a retry.
+            lines: The ledger lines of all of its images.
         """
-        arrived = {end.line.image: end for end in kept.images}
+        arrived = {image.line.image: image for image in stored.images}
         return tuple(
             replace(arrived[line.image], line=line) if line.image in arrived else ImageResult(line, b"")
             for line in lines
-            if line.image in arrived or (line.failure is not None and not self._wants_line(line))
+            if line.image in arrived or (line.failure is not None and not self._matches_line(line))
         )
 
-    def _wants_line(self, line: LedgerLine) -> bool:
-        return line.failure is not None and self.wants(line.failure)
+    def _matches_line(self, line: LedgerLine) -> bool:
+        return line.failure is not None and self.matches(line.failure)
 
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """A retry.
+    """A retry of an output's failures.
 
     Attributes:
-        number: Which one of this output's, counting from 1.
-        wanted: Which failures it tries again.
-        token: What tells its spools from those of any other, also of one that has the same number.
+        number: Counts the retries of this output, from 1.
+        retry_filter: Which failures are fetched again.
+        token: Random text that distinguishes its spools from those of any other retry, even one with the same number.
     """
 
     number: int
-    wanted: RetryFilter
+    retry_filter: RetryFilter
     token: str = ""

@@ -1,9 +1,21 @@
-"""The crash-safe log of a shard in progress: samples and images, in the order in which they end.
+"""The crash-safe log of a shard in progress: results of images and samples, in the order in which they complete.
 
-Rules: append only, one writer. What has been appended, the operating system has, so that a killed process loses nothing
-of it; every few seconds it is put on disk, so that a machine that dies loses no more than those. After a crash each
-whole entry counts, a torn tail is cut off, and what is damaged is skipped and made again. Nothing is decided here:
-what the entries say is what happened. How they lie on disk is the matter of ``entries``.
+Rules: append-only, one writer. Nothing is decided here; the log records what happened, and ``output.merge`` decides
+what becomes of it. ``spool_format`` defines the bytes.
+
+Theory of operation: ``Spool.append`` returns once the operating system has the entry, so a killed process loses nothing
+that it was told was written. ``Spool.sync``, called every few seconds, brings the entries to disk, so a machine that
+loses power loses only the last few seconds. Entries are in no particular order, and a sample's own
+entry may be there twice: if the entry of one of its images is damaged, the next run fetches that image again and
+completes the sample again. Recovery (``_recover``) reads the file from start to end:
+
+* every intact entry counts, and a damaged one is skipped, so that its image is fetched again;
+* bytes after the last intact entry are a torn write and are cut off, so that new entries follow intact ones;
+* a sample is complete if and only if its own entry and those of all of its images are intact. An image of an
+  incomplete sample is not fetched again if its entry is intact.
+
+A file header that is incomplete means that the machine died while the spool was created: it is written again. A failed
+write may have left half an entry, so a spool refuses all further writes after one; the next run recovers it.
 """
 
 from __future__ import annotations
@@ -28,21 +40,22 @@ from datafetch.model.ledger_line import LedgerLine
 from datafetch.model.sample import Record, Sample
 from datafetch.store.atomic import make_folder, sync, sync_open
 from datafetch.store.spool_format import (
-    START_BYTES,
+    FILE_HEADER_BYTES,
     ImageResult,
+    LazySpoolRecord,
+    SpooledImage,
     SpoolRecord,
-    Stored,
     StoredImage,
-    begin,
     encode,
-    is_torn_beginning,
+    file_header,
+    is_torn_file_header,
     read_entries,
     read_entry,
     read_marker,
     read_stored,
 )
 
-_SAMPLE_ENTRY = -1  # in the index, where an image has its place in the sample; sorts before them
+_SAMPLE_ENTRY = -1  # the sample's own entry in the index of entries; sorts before those of its images
 
 
 @dataclass(slots=True)
@@ -50,12 +63,12 @@ class Recovered:
     """What a spool held when it was opened.
 
     Attributes:
-        samples: Positions of the samples that ended, all their images being there.
-        images: Samples that have not ended → the images of theirs that have, and what became of them.
-        jpeg_bytes: The same samples → what these images take together.
-        outcomes: Images by outcome.
-        marker: What entries begin with.
-        end: Bytes up to the end of the last whole entry.
+        samples: Positions of the complete samples.
+        images: For each incomplete sample, by position: image number → ledger line of the images that have a result.
+        jpeg_bytes: For each incomplete sample, by position: the size of the JPEGs of these images.
+        outcomes: Number of images by outcome.
+        marker: The spool's marker.
+        end_offset: The end of the last intact entry, in bytes.
     """
 
     samples: set[int] = field(default_factory=set)
@@ -63,18 +76,18 @@ class Recovered:
     jpeg_bytes: Counter[int] = field(default_factory=Counter)
     outcomes: Counter[str] = field(default_factory=Counter)
     marker: bytes = b""
-    end: int = 0
+    end_offset: int = 0
 
 
 class Spool:
-    """The writing end, for one shard and any number of tasks of one event loop."""
+    """The spool of one shard, open for appending; shared by any number of tasks of one event loop."""
 
     def __init__(self, path: Path, file: AsyncFileIO, recovered: Recovered) -> None:
         self.path = path
         self.recovered = recovered
         self.entries = WrittenEntries(path, recovered.marker)
         self._file = file
-        self._end = recovered.end
+        self._end_offset = recovered.end_offset
         self._pending: list[bytes] = []
         self._writing = asyncio.Lock()
         self._syncing = asyncio.Lock()
@@ -83,11 +96,11 @@ class Spool:
 
     @classmethod
     async def open(cls, path: Path) -> Self:
-        """Open a shard's spool, or begin it; a torn tail is cut off.
+        """Open a shard's spool or create it, and recover what it holds.
 
         Raises:
             ConfigurationError: The file is not a spool of this version.
-            ResourceError: The disk refused it.
+            ResourceError: The file can't be read or written.
         """
         try:
             recovered = await asyncio.to_thread(_recover, path)
@@ -96,23 +109,23 @@ class Spool:
         except OSError as error:
             raise ResourceError.of_disk(error, f"open the spool {path}") from error
 
-    async def append(self, *ended: SpoolRecord) -> int:
+    async def append(self, *records: SpoolRecord) -> int:
         """Append entries and return when the operating system has them.
 
-        Whoever holds the lock writes for everybody who came meanwhile; a caller waits for at most two writes, so
-        what is pending is bounded by the number of callers.
+        The caller that holds the lock writes the entries of all callers that arrived in the meantime. A caller waits
+        for two writes at most, so the entries that are pending are bounded by the number of callers.
 
         Returns:
-            Where the first of them lies, for ``entries``.
+            The offset of the first entry, for ``entries.image``.
 
         Raises:
-            ResourceError: The disk refused them.
+            ResourceError: They can't be written, for example because the disk is full.
         """
-        offset = self._end
-        for one in ended:
-            pieces = encode(one, self.recovered.marker)
+        offset = self._end_offset
+        for record in records:
+            pieces = encode(record, self.recovered.marker)
             self._pending += pieces
-            self._end += sum(map(len, pieces))
+            self._end_offset += sum(map(len, pieces))
         async with self._writing:
             await self._flush()
         return offset
@@ -121,7 +134,7 @@ class Spool:
         """Return when everything that was appended before is on disk.
 
         Raises:
-            ResourceError: The disk refused it.
+            ResourceError: It can't be written.
         """
         async with self._syncing:
             if self._is_on_disk or self._file.closed:
@@ -134,7 +147,7 @@ class Spool:
                 raise self._failure from error
 
     async def close(self) -> None:
-        """Write what is pending and let go of the file, which stays."""
+        """Write what is pending and close the file, which stays on disk."""
         async with self._syncing, self._writing:
             try:
                 await self._flush()
@@ -143,7 +156,7 @@ class Spool:
                 self.entries.release()
 
     async def _flush(self) -> None:
-        if self._failure is not None:  # a torn entry may be the last, and what the disk has of the others is unknown
+        if self._failure is not None:  # the last entry may be torn, so nothing may be appended after it
             raise self._failure
         unwritten = memoryview(b"".join(self._pending))
         self._pending.clear()
@@ -158,34 +171,35 @@ class Spool:
 
 
 class WrittenEntries:
-    """What a spool holds, for whoever asks for an entry again: readable as long as somebody holds it.
+    """Random access to the entries of a spool, reference-counted.
 
-    It outlives the name of its file: what was unlinked meanwhile is on disk until the last holder lets go.
+    The entries remain readable after the spool has been deleted, until the last reference is released: the file stays
+    on disk for as long as it is open.
     """
 
     def __init__(self, path: Path, marker: bytes) -> None:
         self._file = path.open("rb", buffering=0)
         self._marker = marker
-        self._holders = 1
+        self._references = 1
 
     def retain(self) -> None:
-        """Keep it readable until ``release``."""
-        self._holders += 1
+        """Add a reference."""
+        self._references += 1
 
     def release(self) -> None:
-        """Let go of it."""
-        self._holders -= 1
-        if not self._holders:
+        """Drop a reference, and close the file with the last one."""
+        self._references -= 1
+        if not self._references:
             self._file.close()
 
     @property
     def size_bytes(self) -> int:
-        """What it takes of the disk."""
+        """The size of the spool."""
         return os.fstat(self._file.fileno()).st_size
 
     async def image(self, offset: int) -> ImageResult | None:
-        """The image at this place; None where there is none, or nobody holds this any more."""
-        if not self._holders:
+        """The image whose entry is at an offset; None if there is none, or if the file has been closed."""
+        if not self._references:
             return None
         self.retain()
         try:
@@ -194,10 +208,10 @@ class WrittenEntries:
             self.release()
 
     def _read(self, offset: int) -> ImageResult | None:
-        # A descriptor of its own: the file's place is shared by all who read.
+        # A descriptor of its own, because concurrent readers would share the position of this one.
         with os.fdopen(os.open(f"/proc/self/fd/{self._file.fileno()}", os.O_RDONLY), "rb") as file:
             entry = read_entry(file, self._marker, offset)
-        return entry.ended if entry is not None and isinstance(entry.ended, ImageResult) else None
+        return entry.record if entry is not None and isinstance(entry.record, ImageResult) else None
 
 
 def _recover(path: Path) -> Recovered:
@@ -205,54 +219,61 @@ def _recover(path: Path) -> Recovered:
     recovered = Recovered()
     with path.open("a+b") as file:
         file.seek(0)
-        if is_torn_beginning(file.read(START_BYTES)):
+        if is_torn_file_header(file.read(FILE_HEADER_BYTES)):
             file.truncate(0)
-            file.write(begin())
+            file.write(file_header())
             file.flush()
             sync_open(file.fileno(), path)
             sync(path.parent)
         file.seek(0)
         recovered.marker = read_marker(file)
-        recovered.end = file.tell()
-        urls: dict[int, int] = {}
+        recovered.end_offset = file.tell()
+        image_counts: dict[int, int] = {}
         for entry in read_entries(file, recovered.marker):
-            _note(recovered, urls, entry.ended)
-            recovered.end = entry.end
-        file.truncate(recovered.end)
+            _count_record(recovered, image_counts, entry.record)
+            recovered.end_offset = entry.end_offset
+        file.truncate(recovered.end_offset)
     return recovered
 
 
-def _note(recovered: Recovered, urls: dict[int, int], ended: SpoolRecord) -> None:
-    """Take an entry into account; ``urls``: samples that said to have ended → how many images they have."""
-    if isinstance(ended, Sample):
-        position = ended.position
-        urls[position] = len(ended.urls)
+def _count_record(recovered: Recovered, image_counts: dict[int, int], record: SpoolRecord) -> None:
+    """Take the record of an intact entry into account.
+
+    Args:
+        recovered: What the spool holds; updated.
+        image_counts: Number of images of the samples whose own entry has been read but which are incomplete, by
+            position; updated.
+        record: The entry's content.
+    """
+    if isinstance(record, Sample):
+        position = record.position
+        image_counts[position] = len(record.urls)
     else:
-        position = ended.line.sample
-        recovered.images.setdefault(position, {})[ended.line.image] = ended.line
-        recovered.jpeg_bytes[position] += ended.jpeg_bytes
-        recovered.outcomes[ended.line.outcome] += 1
-    # An image may be missing all the same, where its entry was damaged.
-    if len(recovered.images.get(position, ())) == urls.get(position):
+        position = record.line.sample
+        recovered.images.setdefault(position, {})[record.line.image] = record.line
+        recovered.jpeg_bytes[position] += record.jpeg_bytes
+        recovered.outcomes[record.line.outcome] += 1
+    # The sample's own entry does not prove that its images are there: their entries may be damaged.
+    if len(recovered.images.get(position, ())) == image_counts.get(position):
         recovered.samples.add(position)
         recovered.images.pop(position, None)
         recovered.jpeg_bytes.pop(position, None)
-        del urls[position]
+        del image_counts[position]
 
 
 class SpoolWriter:
-    """Makes a whole spool at once; use it as a context manager, and it is on disk afterwards.
+    """Writes a spool from start to end; a context manager, after which the spool is on disk.
 
     Args:
-        path: Of the file.
-        marker: What its entries begin with, ``MARKER_BYTES`` that nobody on the web can know; None makes one.
+        path: The file, which is replaced.
+        marker: The spool's marker, ``MARKER_BYTES`` that can't be predicted from outside; None chooses one.
     """
 
     def __init__(self, path: Path, marker: bytes | None = None) -> None:
         make_folder(path.parent)
         self._path = path
         self._file = path.open("w+b", buffering=1 << 20)
-        self._file.write(begin(marker))
+        self._file.write(file_header(marker))
         self._file.seek(0)
         self._marker = read_marker(self._file)
 
@@ -268,28 +289,28 @@ class SpoolWriter:
         finally:
             self._file.close()
 
-    def write(self, *ended: Stored) -> None:
-        """Append entries; a JPEG that lies in another spool is in memory while it is copied."""
-        for one in ended:
-            self._file.writelines(encode(one, self._marker))
+    def write(self, *records: LazySpoolRecord) -> None:
+        """Append entries. JPEGs that are still in another spool are loaded one at a time."""
+        for record in records:
+            self._file.writelines(encode(record, self._marker))
 
 
-def write_spool(path: Path, ended: Iterable[Stored], marker: bytes | None = None) -> None:
-    """Make a spool of these entries, as ``SpoolWriter`` does; it is on disk when this returns."""
+def write_spool(path: Path, records: Iterable[LazySpoolRecord], marker: bytes | None = None) -> None:
+    """Write a spool of these records, as ``SpoolWriter`` does; it is on disk when this returns."""
     with SpoolWriter(path, marker) as spool:
-        for one in ended:
-            spool.write(one)
+        for record in records:
+            spool.write(record)
 
 
 def has_marker(path: Path, marker: bytes) -> bool:
-    """Whether there is a spool at this path, with this marker.
+    """Whether there is a spool with this marker at a path.
 
     Raises:
-        ConfigurationError: The file is not a spool of this version.
+        ConfigurationError: There is a file that is not a spool of this version.
     """
     try:
         with path.open("rb") as file:
-            if is_torn_beginning(file.read(START_BYTES)):
+            if is_torn_file_header(file.read(FILE_HEADER_BYTES)):
                 return False
             file.seek(0)
             return read_marker(file) == marker
@@ -299,45 +320,46 @@ def has_marker(path: Path, marker: bytes) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class SpooledSample:
-    """A sample as a spool has it, with those of its images that are there, in their order."""
+    """A sample and the results of its images that a spool holds, in the order of the images."""
 
     sample: Sample
-    images: tuple[ImageResult | StoredImage, ...]
+    images: tuple[SpooledImage, ...]
 
     @property
     def lines(self) -> tuple[LedgerLine, ...]:
-        """What the ledger will say of them."""
-        return tuple(end.line for end in self.images)
+        """The ledger lines of these images."""
+        return tuple(image.line for image in self.images)
 
-    def record(self, jpeg: Callable[[ImageResult | StoredImage], bytes]) -> Record:
-        """The finished sample.
+    def record(self, jpeg: Callable[[SpooledImage], bytes]) -> Record:
+        """The sample with the outcomes of all of its images.
 
         Args:
-            jpeg: What the record is to have as the JPEG of an image that arrived.
+            jpeg: Returns what the record is to hold as the JPEG of an image that arrived.
 
         Raises:
             ConservationError: An image is missing or there twice.
         """
-        places = [(end.line.sample, end.line.image) for end in self.images]
+        found = [(image.line.sample, image.line.image) for image in self.images]
         expected = [(self.sample.position, image) for image in range(len(self.sample.urls))]
-        if places != expected:
-            raise ConservationError(f"the spool has images {places} for sample {self.sample.position}, not {expected}")
-        return Record(self.sample, tuple(end.line.to_outcome(jpeg(end)) for end in self.images))
+        if found != expected:
+            raise ConservationError(f"the spool has images {found} for sample {self.sample.position}, not {expected}")
+        return Record(self.sample, tuple(image.line.to_outcome(jpeg(image)) for image in self.images))
 
 
 class SpoolReader:
-    """The reading end, for a shard all of whose samples have ended; 8 bytes an entry, and 56 while it is made.
+    """Reads a spool in manifest order, once all samples of its shard are complete.
 
-    JPEGs stay in the spool, of which a sample may have hundreds, until somebody loads one. The file is open as long as
-    there is anybody who may.
+    Memory holds 8 bytes per entry, and 56 while the spool is opened. JPEGs, of which a sample may have hundreds, stay
+    in the spool until they are loaded; the file remains open until neither this reader nor any of its images is
+    referenced.
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = _HeldFile(io.FileIO(path))
+        self._file = _FileOfImages(io.FileIO(path))
         self._marker = read_marker(self._file)
         samples, images, offsets = array("q"), array("q"), array("q")
         for entry in read_entries(self._file, self._marker):
-            sample, image = _place(entry.ended)
+            sample, image = _sort_key(entry.record)
             samples.append(sample)
             images.append(image)
             offsets.append(entry.offset)
@@ -345,42 +367,42 @@ class SpoolReader:
         self._offsets = np.array(offsets, np.int64)[order]
 
     def samples(self) -> Iterator[SpooledSample]:
-        """Every sample that ended with those of its images that are there, in manifest order.
+        """All samples with the results of their images, in manifest order.
 
         Raises:
-            ConservationError: There are images of a sample that has not ended.
+            ConservationError: There are images without the entry of their sample.
         """
         current: SpooledSample | None = None
         images: list[StoredImage] = []
-        for ended in self._in_order():
-            if isinstance(ended, StoredImage):
-                if current is None or current.sample.position != ended.line.sample:
-                    raise ConservationError(f"the spool has an image of sample {ended.line.sample} alone")
-                images.append(ended)
+        for record in self._in_order():
+            if isinstance(record, StoredImage):
+                if current is None or current.sample.position != record.line.sample:
+                    raise ConservationError(f"the spool has images, but no entry, of sample {record.line.sample}")
+                images.append(record)
                 continue
-            # A sample is there twice where it ended again because an image of it was damaged.
-            if current is not None and current.sample.position != ended.position:
+            # A sample is there twice if the entry of one of its images was damaged and the image was fetched again.
+            if current is not None and current.sample.position != record.position:
                 yield SpooledSample(current.sample, tuple(images))
-            current, images = SpooledSample(ended, ()), []
+            current, images = SpooledSample(record, ()), []
         if current is not None:
             yield SpooledSample(current.sample, tuple(images))
 
     def _in_order(self) -> Iterator[Sample | StoredImage]:
         for offset in self._offsets:
-            ended = read_stored(self._file, self._marker, int(offset))
-            if ended is None:
+            record = read_stored(self._file, self._marker, int(offset))
+            if record is None:
                 raise ConservationError(f"{self._file.name} changed while it was read")
-            yield ended
+            yield record
 
 
-class _HeldFile(io.BufferedReader):
-    """A file that is closed when nobody holds it any more."""
+class _FileOfImages(io.BufferedReader):
+    """A file that closes itself when it is no longer referenced, as the last of its images may outlive the reader."""
 
     def __del__(self) -> None:
         self.close()
 
 
-def _place(ended: SpoolRecord) -> tuple[int, int]:
-    if isinstance(ended, Sample):
-        return ended.position, _SAMPLE_ENTRY
-    return ended.line.sample, ended.line.image
+def _sort_key(record: SpoolRecord) -> tuple[int, int]:
+    if isinstance(record, Sample):
+        return record.position, _SAMPLE_ENTRY
+    return record.line.sample, record.line.image

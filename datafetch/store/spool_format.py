@@ -1,15 +1,18 @@
-"""How a spool lies on disk: entries that are found again whatever happened to their neighbours.
+r"""The on-disk format of a spool: self-delimiting entries that can be recovered even if their neighbours are damaged.
 
-The file is a line ``datafetch spool 2`` and a marker of 8 random bytes, then entries::
+A file header is followed by entries; all integers are little-endian::
 
-    marker · u32 length of payload · u32 CRC-32 of payload · u32 CRC-32 of the three · payload
-    payload: u8 kind · u32 length of head · head (JSON) · JPEG bytes
+    file header:  "datafetch spool 2\n" · marker (8 random bytes)
+    entry:        marker · u32 payload length · u32 CRC-32 of the payload · u32 CRC-32 of these three · payload
+    payload:      u8 kind · u32 metadata length · metadata (JSON) · JPEG
 
-Kind ``I`` is an image that ended, its head a ``LedgerLine``; kind ``S`` a sample all of whose images ended. The JSON is
-that of ``exact_json``: a row comes back as it was published, whatever its numbers and texts.
+Kind ``I`` is the result of one image, with a ``LedgerLine`` as its metadata. Kind ``S`` is a sample whose images all
+have results. The JSON is written by ``exact_json``, so a row of metadata comes back exactly as it was published.
 
-Rules: an entry is whole or it counts for nothing. Behind a damaged one the marker is looked for; being random, no image
-from the web can hold it and pass for an entry.
+Theory of operation: a crash or a bad disk block can damage an entry anywhere. An entry counts only if both checksums
+match; its header has a checksum of its own, so that a damaged length is never trusted. After a damaged entry, the
+reader searches for the next occurrence of the marker and continues there. The marker is chosen at random for each
+spool, so nothing that was fetched from the web can contain it and be mistaken for an entry.
 """
 
 from __future__ import annotations
@@ -30,43 +33,43 @@ from datafetch.model.sample import Sample
 
 _MAGIC = b"datafetch spool 2\n"
 MARKER_BYTES = 8
-START_BYTES = len(_MAGIC) + MARKER_BYTES
-_FRONT = struct.Struct(f"<{MARKER_BYTES}sII")  # marker, length, CRC of the payload
-_CRC = struct.Struct("<I")  # of the front
-_KIND_AND_HEAD_LENGTH = struct.Struct("<BI")
-_HEADER_BYTES = _FRONT.size + _CRC.size
+FILE_HEADER_BYTES = len(_MAGIC) + MARKER_BYTES
+_ENTRY_HEADER = struct.Struct(f"<{MARKER_BYTES}sII")  # marker, length of the payload, its CRC
+_HEADER_CRC = struct.Struct("<I")
+_KIND_AND_LENGTH = struct.Struct("<BI")  # kind, length of the metadata
+_HEADER_BYTES = _ENTRY_HEADER.size + _HEADER_CRC.size
 _IMAGE = ord("I")
 _SAMPLE = ord("S")
-_SEARCH_BYTES = 1 << 20  # of a damaged stretch, at a time
+_SEARCH_BYTES = 1 << 20  # read at a time while searching for the next marker
 
 
 @dataclass(frozen=True, slots=True)
 class ImageResult:
-    """An image that ended: what the ledger will say, and the JPEG (empty where it did not arrive)."""
+    """The result of one image: its ledger line, and its JPEG, which is empty if the image failed."""
 
     line: LedgerLine
     jpeg: bytes
 
     @property
     def jpeg_bytes(self) -> int:
-        """The size of the JPEG."""
+        """The size of the JPEG; 0 if the image failed."""
         return len(self.jpeg)
 
     def load(self) -> ImageResult:
-        """The same; for whoever has one that may still lie in a spool."""
+        """Return itself: the JPEG of this result is in memory already, unlike that of a ``StoredImage``."""
         return self
 
 
 @dataclass(frozen=True, slots=True)
 class StoredImage:
-    """An image that ended, the JPEG being left in its spool until it is asked for.
+    """The result of one image, whose JPEG stays in the spool until it is loaded.
 
     Attributes:
-        line: What the ledger will say.
-        jpeg_bytes: The size of the JPEG; 0 where it did not arrive.
-        file: The spool, open.
-        marker: What its entries begin with.
-        offset: Where the entry lies.
+        line: The image's ledger line.
+        jpeg_bytes: The size of the JPEG; 0 if the image failed.
+        file: The open spool.
+        marker: The spool's marker.
+        offset: The offset of the entry in the spool, in bytes.
     """
 
     line: LedgerLine
@@ -76,10 +79,10 @@ class StoredImage:
     offset: int
 
     def load(self) -> ImageResult:
-        """The image with its JPEG.
+        """Read the JPEG.
 
         Raises:
-            ConservationError: The spool no longer holds it.
+            ConservationError: The spool no longer holds the entry.
         """
         payload = _read_payload(self.file, self.marker, self.offset)
         if payload is None or len(payload) < self.jpeg_bytes:
@@ -87,45 +90,54 @@ class StoredImage:
         return ImageResult(self.line, payload[len(payload) - self.jpeg_bytes :])
 
 
-SpoolRecord: TypeAlias = ImageResult | Sample
-"""What an entry tells."""
+SpooledImage: TypeAlias = ImageResult | StoredImage
+"""The result of one image, whose JPEG is in memory or still in a spool."""
 
-Stored: TypeAlias = SpoolRecord | StoredImage
-"""The same, where JPEGs may be left in a spool."""
+SpoolRecord: TypeAlias = ImageResult | Sample
+"""The content of an entry."""
+
+LazySpoolRecord: TypeAlias = SpooledImage | Sample
+"""The content of an entry, where the JPEG may still be in a spool."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A whole entry and where it lies."""
+    """An intact entry.
+
+    Attributes:
+        offset: Where it begins in the file, in bytes.
+        end_offset: Where it ends.
+        record: Its content.
+    """
 
     offset: int
-    end: int
-    ended: SpoolRecord
+    end_offset: int
+    record: SpoolRecord
 
 
-def begin(marker: bytes | None = None) -> bytes:
-    """The first bytes of a new spool, with this marker or one that nobody has had."""
+def file_header(marker: bytes | None = None) -> bytes:
+    """The file header of a new spool, with the given marker or a new random one."""
     return _MAGIC + (os.urandom(MARKER_BYTES) if marker is None else marker)
 
 
-def is_begun(start: bytes) -> bool:
-    """Whether these first bytes of a file are those of a spool, all of them there."""
-    return start.startswith(_MAGIC) and len(start) >= START_BYTES
+def has_file_header(start: bytes) -> bool:
+    """Whether the first bytes of a file are a complete file header."""
+    return start.startswith(_MAGIC) and len(start) >= FILE_HEADER_BYTES
 
 
-def is_torn_beginning(start: bytes) -> bool:
-    """Whether this is all that was written of a new spool before its machine died."""
-    return len(start) < START_BYTES and (start.startswith(_MAGIC) or _MAGIC.startswith(start))
+def is_torn_file_header(start: bytes) -> bool:
+    """Whether a file holds nothing but an incomplete file header, because the machine died while it was written."""
+    return len(start) < FILE_HEADER_BYTES and (start.startswith(_MAGIC) or _MAGIC.startswith(start))
 
 
 def read_marker(file: BinaryIO) -> bytes:
-    """The marker of a spool, the file being left behind it.
+    """Read the file header and return the marker; the file is left at the first entry.
 
     Raises:
-        ConfigurationError: It is not a spool of this version.
+        ConfigurationError: The file is not a spool of this version.
     """
-    start = file.read(START_BYTES)
-    if not is_begun(start):
+    start = file.read(FILE_HEADER_BYTES)
+    if not has_file_header(start):
         raise ConfigurationError(
             f"{file.name} is not a spool of this version of datafetch; move it away, and the images that it held are "
             "fetched again"
@@ -133,17 +145,17 @@ def read_marker(file: BinaryIO) -> bytes:
     return start[len(_MAGIC) :]
 
 
-def encode(ended: Stored, marker: bytes) -> tuple[bytes, ...]:
-    """One entry, in pieces."""
-    if isinstance(ended, Sample):
-        kind, head, jpeg = _SAMPLE, _encode_sample(ended), b""
+def encode(record: LazySpoolRecord, marker: bytes) -> tuple[bytes, ...]:
+    """Encode one entry, as pieces that are to be written one after another."""
+    if isinstance(record, Sample):
+        kind, metadata, jpeg = _SAMPLE, _encode_sample(record), b""
     else:
-        kind, head, jpeg = _IMAGE, _encode_line(ended.line), ended.load().jpeg
-    start = _KIND_AND_HEAD_LENGTH.pack(kind, len(head))
-    # The pieces stay apart: a head may have a hundred megabytes.
-    crc = zlib.crc32(jpeg, zlib.crc32(head, zlib.crc32(start)))
-    front = _FRONT.pack(marker, len(start) + len(head) + len(jpeg), crc)
-    return front, _CRC.pack(zlib.crc32(front)), start, head, jpeg
+        kind, metadata, jpeg = _IMAGE, _encode_line(record.line), record.load().jpeg
+    start = _KIND_AND_LENGTH.pack(kind, len(metadata))
+    # The pieces are not joined here, because the metadata alone may have a hundred megabytes.
+    crc = zlib.crc32(jpeg, zlib.crc32(metadata, zlib.crc32(start)))
+    header = _ENTRY_HEADER.pack(marker, len(start) + len(metadata) + len(jpeg), crc)
+    return header, _HEADER_CRC.pack(zlib.crc32(header)), start, metadata, jpeg
 
 
 def _encode_line(line: LedgerLine) -> bytes:
@@ -160,105 +172,110 @@ def _encode_sample(sample: Sample) -> bytes:
 
 
 def read_entries(file: BinaryIO, marker: bytes) -> Iterator[Entry]:
-    """All whole entries from here to the end of the file, as it is now."""
+    """All intact entries from the current position to the end that the file has now; damaged ones are skipped."""
     offset, size = file.tell(), os.fstat(file.fileno()).st_size
     while offset < size:
         entry = read_entry(file, marker, offset)
         if entry is None:
-            offset = _find(file, marker, offset + 1)
+            offset = _find_marker(file, marker, offset + 1)
             if offset < 0:
                 return
         else:
             yield entry
-            offset = entry.end
+            offset = entry.end_offset
 
 
 def read_entry(file: BinaryIO, marker: bytes, offset: int) -> Entry | None:
-    """The entry at this place, or None where there is no whole one."""
+    """The entry at an offset; None if there is no intact one."""
     payload = _read_payload(file, marker, offset)
     return None if payload is None else Entry(offset, file.tell(), _decode(payload))
 
 
 def _read_payload(file: BinaryIO, marker: bytes, offset: int) -> bytes | None:
-    """What the entry at this place holds, or None where there is no whole one."""
-    front = _read_front(file, marker, offset)
-    if front is None or offset + _HEADER_BYTES + front.payload_bytes > os.fstat(file.fileno()).st_size:
+    """The payload of the entry at an offset; None if there is no intact one."""
+    header = _read_header(file, marker, offset)
+    if header is None or offset + _HEADER_BYTES + header.payload_bytes > os.fstat(file.fileno()).st_size:
         return None
-    payload = file.read(front.payload_bytes)
-    return payload if zlib.crc32(payload) == front.crc else None
+    payload = file.read(header.payload_bytes)
+    return payload if zlib.crc32(payload) == header.crc else None
 
 
 def read_stored(file: BinaryIO, marker: bytes, offset: int) -> Sample | StoredImage | None:
-    """The sample or image at this place, its JPEG being left where it is; None where there is none.
+    """The sample or image at an offset, without reading the JPEG; None if there is no such entry.
 
-    Only the entry's front is checked where a JPEG is left behind: it was read whole when the spool was opened.
+    For an image with a JPEG only the entry's header is checked: the whole entry was checked when the spool was opened,
+    and it is checked again when the JPEG is loaded.
     """
-    front = _read_front(file, marker, offset)
-    if front is None:
+    header = _read_header(file, marker, offset)
+    if header is None:
         return None
-    start = file.read(_KIND_AND_HEAD_LENGTH.size)
-    kind, head_bytes = _KIND_AND_HEAD_LENGTH.unpack(start)
-    jpeg_bytes = front.payload_bytes - len(start) - head_bytes
+    start = file.read(_KIND_AND_LENGTH.size)
+    kind, metadata_bytes = _KIND_AND_LENGTH.unpack(start)
+    jpeg_bytes = header.payload_bytes - len(start) - metadata_bytes
     if jpeg_bytes < 0:
         return None
     if kind == _IMAGE and jpeg_bytes:
-        ended = _decode(start + file.read(head_bytes))
+        record = _decode(start + file.read(metadata_bytes))
     else:
         entry = read_entry(file, marker, offset)
         if entry is None:
             return None
-        ended = entry.ended
-    return ended if isinstance(ended, Sample) else StoredImage(ended.line, jpeg_bytes, file, marker, offset)
+        record = entry.record
+    return record if isinstance(record, Sample) else StoredImage(record.line, jpeg_bytes, file, marker, offset)
 
 
-def read_heads(file: BinaryIO, marker: bytes) -> Iterator[SpoolRecord]:
-    """What the entries say, without the images, up to the first that is not whole: a quick look, nothing is checked."""
+def scan_records(file: BinaryIO, marker: bytes) -> Iterator[SpoolRecord]:
+    """A quick pass over the records, without their JPEGs, up to the first entry that is incomplete.
+
+    Payload checksums are not verified, so this is for statistics of a spool that another process may be writing.
+    """
     offset, size = file.tell(), os.fstat(file.fileno()).st_size
-    while (front := _read_front(file, marker, offset)) is not None:
-        end = offset + _HEADER_BYTES + front.payload_bytes
-        if end > size:
+    while (header := _read_header(file, marker, offset)) is not None:
+        end_offset = offset + _HEADER_BYTES + header.payload_bytes
+        if end_offset > size:
             return
-        start = file.read(_KIND_AND_HEAD_LENGTH.size)
-        _, head_bytes = _KIND_AND_HEAD_LENGTH.unpack(start)
-        if len(start) + head_bytes > front.payload_bytes:  # or one flipped byte would have gigabytes read
+        start = file.read(_KIND_AND_LENGTH.size)
+        _, metadata_bytes = _KIND_AND_LENGTH.unpack(start)
+        if len(start) + metadata_bytes > header.payload_bytes:  # one flipped bit must not make us read gigabytes
             return
-        yield _decode(start + file.read(head_bytes))
-        offset = end
+        yield _decode(start + file.read(metadata_bytes))
+        offset = end_offset
 
 
 @dataclass(frozen=True, slots=True)
-class _Front:
+class _EntryHeader:
     payload_bytes: int
     crc: int
 
 
-def _read_front(file: BinaryIO, marker: bytes, offset: int) -> _Front | None:
-    """What the entry at this place says of its payload, the file being left before that; None if there is no entry."""
+def _read_header(file: BinaryIO, marker: bytes, offset: int) -> _EntryHeader | None:
+    """Read the header of the entry at an offset, leaving the file at its payload; None if there is no entry."""
     file.seek(offset)
     header = file.read(_HEADER_BYTES)
-    if len(header) != _HEADER_BYTES or _CRC.pack(zlib.crc32(header[: _FRONT.size])) != header[_FRONT.size :]:
+    fields, crc_field = header[: _ENTRY_HEADER.size], header[_ENTRY_HEADER.size :]
+    if len(header) != _HEADER_BYTES or _HEADER_CRC.pack(zlib.crc32(fields)) != crc_field:
         return None
-    found, payload_bytes, crc = _FRONT.unpack_from(header)
-    return _Front(payload_bytes, crc) if found == marker and payload_bytes >= _KIND_AND_HEAD_LENGTH.size else None
+    found, payload_bytes, crc = _ENTRY_HEADER.unpack(fields)
+    return _EntryHeader(payload_bytes, crc) if found == marker and payload_bytes >= _KIND_AND_LENGTH.size else None
 
 
-def _find(file: BinaryIO, marker: bytes, offset: int) -> int:
-    """Where the marker stands next, from this place on; -1 if nowhere."""
+def _find_marker(file: BinaryIO, marker: bytes, offset: int) -> int:
+    """The offset of the next marker at or after an offset; -1 if there is none."""
     while True:
         file.seek(offset)
-        stretch = file.read(_SEARCH_BYTES)
-        place = stretch.find(marker)
-        if place >= 0:
-            return offset + place
-        if len(stretch) < _SEARCH_BYTES:
+        chunk = file.read(_SEARCH_BYTES)
+        index = chunk.find(marker)
+        if index >= 0:
+            return offset + index
+        if len(chunk) < _SEARCH_BYTES:
             return -1
-        offset += len(stretch) - MARKER_BYTES + 1
+        offset += len(chunk) - MARKER_BYTES + 1  # a marker may straddle two chunks
 
 
 def _decode(payload: bytes) -> SpoolRecord:
-    kind, head_bytes = _KIND_AND_HEAD_LENGTH.unpack_from(payload)
-    behind = _KIND_AND_HEAD_LENGTH.size + head_bytes
-    fields: Any = exact_json.parse(payload[_KIND_AND_HEAD_LENGTH.size : behind])
+    kind, metadata_bytes = _KIND_AND_LENGTH.unpack_from(payload)
+    metadata_end = _KIND_AND_LENGTH.size + metadata_bytes
+    fields: Any = exact_json.parse(payload[_KIND_AND_LENGTH.size : metadata_end])
     if kind == _SAMPLE:
         return Sample(fields["position"], fields["key"], tuple(fields["urls"]), fields["row"])
-    return ImageResult(LedgerLine.from_fields(fields), payload[behind:])
+    return ImageResult(LedgerLine.from_fields(fields), payload[metadata_end:])

@@ -12,7 +12,7 @@ from pathlib import Path
 from datafetch.errors import ConfigurationError, ManifestError, raise_want
 from datafetch.model.kinds import Loader
 from datafetch.output.formats import decode_row, read_count, read_frames
-from datafetch.store.atomic import FOLLOW_IT_YOURSELF, leads_out
+from datafetch.store.atomic import LINK_ADVICE, leads_out
 from datafetch.verify.findings import Examined, FoundImage, Place, Problem
 from datafetch.verify.rows import EXAMINERS, key_of, loader_of
 
@@ -66,9 +66,7 @@ class ShardFolder:
     def examine(self) -> Iterator[Examined]:
         """Examine the folder, then the shards in order, row by row."""
         for name in self._leading_out:
-            yield _file_problem(
-                name, f"is a link that leads out of its folder, and is not followed; {FOLLOW_IT_YOURSELF}"
-            )
+            yield _file_problem(name, f"is a link that leads out of its folder, and is not followed; {LINK_ADVICE}")
         for name in self._strange:
             yield _file_problem(name, "is no file of a shard, and the trainer counts it")
         for name in self._halves:

@@ -69,7 +69,7 @@ class EpochUsage:
                 f"{self.shards:,} shards are not a multiple of {ranks.world_size:,}: "
                 f"{left_over:,} with {seen.unread:,} samples are never read"
             )
-        best = seen.samples - seen.samples % ranks.least_rows
+        best = seen.samples - seen.samples % ranks.min_rows
         if self.shards_per_rank and best - seen.used > _MUCH * seen.samples:
             yield f"'datafetch reshard SRC DST --world-size {ranks.world_size}' makes shards that lose next to nothing"
 

@@ -14,7 +14,7 @@ from datafetch.cli.progress import ProgressConsole, show_remarks
 from datafetch.cli.render import show_resharded
 from datafetch.cli.reshard_progress import show_resharding
 from datafetch.output.reshard.copy import ProgressMonitor
-from datafetch.output.reshard.folder import Request
+from datafetch.output.reshard.folder import ReshardRequest
 from datafetch.output.reshard.folder import reshard as make_equal_shards
 from datafetch.process.interrupts import in_force
 
@@ -54,7 +54,7 @@ def reshard(  # noqa: PLR0913 - one parameter an option
         interrupts.calling(stop.set),
     ):
         made = make_equal_shards(
-            Request(source, out, world_size, batch, group, shuffle, no_lock), ProgressMonitor(tell, stop)
+            ReshardRequest(source, out, world_size, batch, group, shuffle, no_lock), ProgressMonitor(tell, stop)
         )
     assert made is not None, "it was stopped by a signal, which is raised"
     show_resharded(made, as_json=json)

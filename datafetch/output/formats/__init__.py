@@ -1,4 +1,4 @@
-"""Output formats: from rows to files and back. They know nothing of fetching and of other shards."""
+"""Output formats: from rows to files and back. They know nothing about fetching or about other shards."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from datafetch.output.formats.image_files import ImageFilesFormat
 from datafetch.output.formats.output_format import OutputFormat, PublishedRow, ShardFormat, ShardWriter
 from datafetch.output.formats.pickle import PickleFormat, PickleShardWriter
-from datafetch.output.formats.pickle_form import MOST_FRAME_BYTES, ListLayout, encode_row
+from datafetch.output.formats.pickle_form import MAX_FRAME_BYTES, ListLayout, encode_row
 from datafetch.output.formats.pickle_rows import decode_row, frame_sizes, read_count, read_frames
 from datafetch.store.layout import OutputLayout
 
 __all__ = [
     "FORMATS",
-    "MOST_FRAME_BYTES",
+    "MAX_FRAME_BYTES",
     "ListLayout",
     "OutputFormat",
     "PickleShardWriter",
@@ -32,5 +32,5 @@ FORMATS: Mapping[str, OutputFormat] = {one.name: one for one in (PickleFormat(),
 
 
 def format_of(layout: OutputLayout) -> OutputFormat:
-    """The format of an output, by the name that its dataset gives it."""
+    """The format of an output."""
     return FORMATS[layout.output_format]

@@ -1,8 +1,10 @@
-"""Images as files under names of their own: written under numbers, with an index that says what each is to be called.
+"""The output format of image files: each image is a file with a name of its own.
 
-Rules: a row is ``{"name": …, "content": …, "sample": …}``, its name one that ``datasets.filenames`` lets pass. Nothing
-has its own name before its whole shard is on disk. The index lies in the state folder, and anything may be in it by the
-time it is read: no name of an index leads out of the output.
+The files of a shard are first written under numbers, with an index that has the final name of each. When the whole
+shard is on disk, they are renamed, and the index goes to the state folder.
+
+Rules: a row is ``{"name": …, "content": …, "sample": …}`` with a name that ``datasets.filenames`` accepts. An index is
+a file of the state folder and not trusted: a name that leads out of the output folder is refused.
 """
 
 from __future__ import annotations
@@ -27,56 +29,56 @@ _SUFFIX = ".image"
 
 
 class ImageFilesFormat(OutputFormat):
-    """Images as files."""
+    """One file per image."""
 
     name = "image_files"
     allows_other_files = True
 
     def open_writer(self, layout: OutputLayout, shard: str, folder: Path, *, is_retry: bool) -> ImageFilesWriter:
-        """Begin a shard; the files that it has already stay where they are."""
-        before = layout.saved(shard)
-        return ImageFilesWriter(folder, shard, before if is_retry and before.exists() else None)
+        """Open a writer; files that a retried shard has already published stay where they are."""
+        index = layout.image_index(shard)
+        return ImageFilesWriter(folder, shard, index if is_retry and index.exists() else None)
 
     def read_rows(self, layout: OutputLayout, shard: str) -> Iterator[PublishedRow]:
-        """None: published files stay where they are."""
+        """No rows, because published files stay where they are."""
         del layout, shard
         return iter(())
 
     def publish(self, layout: OutputLayout, shard: str, ready: Path, folder: Path) -> None:
-        """Give the files their names, and then the index its place."""
+        """Rename the files to their final names, then publish the index."""
         del folder
         index = ready / f"{shard}{INDEX_SUFFIX}"
         if index.exists():
-            put_files_in_place(layout, ready, index)
-            make_folder(layout.saved_folder)
-            publish(index, layout.saved(shard))
+            publish_image_files(layout, ready, index)
+            make_folder(layout.image_index_folder)
+            publish(index, layout.image_index(shard))
 
     def files_of(self, layout: OutputLayout, shard: str) -> list[Path]:
-        """The files of a shard that has an index."""
-        return [place for place, _ in _saved_files(layout, shard)]
+        """The files of a shard; none if it has no index."""
+        return [path for path, _ in _published_files(layout, shard)]
 
     def is_intact(self, layout: OutputLayout, shard: str) -> bool:
-        """Whether all files are there with the sizes that they were written with."""
-        return all(size_bytes(place) == saved.size_bytes for place, saved in _saved_files(layout, shard))
+        """Whether all files exist with the sizes with which they were written."""
+        return all(size_bytes(path) == file.size_bytes for path, file in _published_files(layout, shard))
 
     def unpublish(self, layout: OutputLayout, shard: str) -> None:
-        """Forget which files are the shard's; they stay, and are replaced one by one."""
-        layout.saved(shard).unlink(missing_ok=True)
+        """Delete the index; the files stay until they are replaced one by one."""
+        layout.image_index(shard).unlink(missing_ok=True)
 
     def salvage(self, layout: OutputLayout, shard: str) -> Iterator[ImageResult] | None:
-        """The images whose files are still there as they were written; the others are deleted."""
-        return _salvaged(layout, shard) if layout.saved(shard).exists() else None
+        """The images whose files still have the size with which they were written; damaged files are deleted."""
+        return _salvage(layout, shard) if layout.image_index(shard).exists() else None
 
 
 @dataclass(frozen=True, slots=True)
-class SavedFile:
-    """A file of a shard.
+class ImageFile:
+    """A line of an index: one file of a shard. Field names are those of the index.
 
     Attributes:
-        name: What it is called, under the output folder.
+        name: Its path, relative to the output folder.
         size_bytes: Its size.
-        number: What it is called before it is published.
-        sample: Whose image it is, by its position in the shard.
+        number: Its file name before it is published.
+        sample: Position of its sample in the shard.
     """
 
     name: str
@@ -86,25 +88,25 @@ class SavedFile:
 
 
 class ImageFilesWriter:
-    """Writes one shard as numbered files in a folder, and ``<shard>.files``, which has a line of JSON for each.
+    """Writes a shard as numbered files, and their index ``<shard>.files``, which has a line of JSON for each file.
 
     Args:
-        folder: Where to.
-        shard: Which one.
-        before: The index of an earlier commit of the shard, whose files stay where they are.
+        folder: The folder to write to.
+        shard: The shard's name.
+        published_index: The index of files that are published already; they are listed again and stay where they are.
     """
 
-    def __init__(self, folder: Path, shard: str, before: Path | None = None) -> None:
+    def __init__(self, folder: Path, shard: str, published_index: Path | None = None) -> None:
         self.files = (folder / f"{shard}{INDEX_SUFFIX}",)
         self.written_bytes = 0
         self._folder = folder
         self._count = 0
         self._index = self.files[0].open("wb")
-        for saved in read_index(before) if before is not None else ():
-            self._enter(saved)
+        for file in read_index(published_index) if published_index is not None else ():
+            self._add_to_index(file)
 
     def write_row(self, row: OutputRow) -> None:
-        """Write one file, of a row with one image."""
+        """Write the file of a row."""
         values = row.load()
         name, content, sample = values["name"], values["content"], values["sample"]
         assert isinstance(name, str), "names are text"
@@ -112,10 +114,10 @@ class ImageFilesWriter:
         assert isinstance(sample, int), "samples are numbered"
         number = f"{self._count}{_SUFFIX}"
         (self._folder / number).write_bytes(content)
-        self._enter(SavedFile(name, len(content), number, sample))
+        self._add_to_index(ImageFile(name, len(content), number, sample))
 
     def copy_row(self, row: PublishedRow) -> None:
-        """Never called, for files that are published stay where they are."""
+        """Never called, because ``read_rows`` returns no rows."""
         raise AssertionError(row)
 
     def finish(self) -> None:
@@ -123,85 +125,93 @@ class ImageFilesWriter:
         self._index.flush()
 
     def check(self, rows: int) -> None:
-        """See that the files are there as they were written.
+        """Check that the new files exist with the sizes that the index has.
+
+        Args:
+            rows: The number of rows that were written.
 
         Raises:
-            ResourceError: They are not.
+            ResourceError: The files are not what was written.
         """
         numbered = {path.name: path.stat().st_size for path in self._folder.glob(f"*{_SUFFIX}")}
-        own = {saved.number: saved.size_bytes for saved in read_index(self.files[0]) if saved.number in numbered}
-        if len(own) != rows or own != numbered:
-            raise ResourceError(f"{len(numbered)} files of {rows} were written as they should be; check the disk")
+        indexed = {file.number: file.size_bytes for file in read_index(self.files[0]) if file.number in numbered}
+        if len(indexed) != rows or indexed != numbered:
+            raise ResourceError(
+                f"{rows} files were written, and {len(numbered)} were found when they were read back; check the disk"
+            )
 
     def close(self) -> None:
-        """Let go of the index, finished or not."""
+        """Close the index, finished or not."""
         self._index.close()
 
-    def _enter(self, saved: SavedFile) -> None:
-        self._index.write(orjson.dumps(saved, option=orjson.OPT_APPEND_NEWLINE))
+    def _add_to_index(self, file: ImageFile) -> None:
+        self._index.write(orjson.dumps(file, option=orjson.OPT_APPEND_NEWLINE))
         self._count += 1
-        self.written_bytes += saved.size_bytes
+        self.written_bytes += file.size_bytes
 
 
-def read_index(path: Path) -> Iterator[SavedFile]:
-    """The files of a shard.
+def read_index(path: Path) -> Iterator[ImageFile]:
+    """The files that an index lists.
 
     Raises:
-        ConfigurationError: It is no index.
+        ConfigurationError: The file is not an index.
     """
     with path.open("rb") as lines:
         for line in lines:
             try:
-                yield SavedFile(**orjson.loads(line))
+                yield ImageFile(**orjson.loads(line))
             except (ValueError, TypeError) as error:
                 raise ConfigurationError(f"{path} is damaged; --fresh starts over") from error
 
 
-def _salvaged(layout: OutputLayout, shard: str) -> Iterator[ImageResult]:
-    sound = {}
-    for place, saved in _saved_files(layout, shard):
-        if size_bytes(place) == saved.size_bytes:
-            sound[saved.sample] = place
+def _salvage(layout: OutputLayout, shard: str) -> Iterator[ImageResult]:
+    intact = {}
+    for path, file in _published_files(layout, shard):
+        if size_bytes(path) == file.size_bytes:
+            intact[file.sample] = path
         else:
-            place.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
     for lines in read_samples(layout.ledger(shard)):
         for line in lines:
-            if line.outcome == OK and line.sample in sound:
-                yield ImageResult(line, sound[line.sample].read_bytes())
+            if line.outcome == OK and line.sample in intact:
+                yield ImageResult(line, intact[line.sample].read_bytes())
 
 
-def _saved_files(layout: OutputLayout, shard: str) -> Iterator[tuple[Path, SavedFile]]:
-    """The files of a shard, each with its place; none where it has no index."""
-    if layout.saved(shard).exists():
-        for saved in read_index(layout.saved(shard)):
-            yield _place(layout, saved), saved
+def _published_files(layout: OutputLayout, shard: str) -> Iterator[tuple[Path, ImageFile]]:
+    """The files of a published shard, each with its final path; none if the shard has no index."""
+    if layout.image_index(shard).exists():
+        for file in read_index(layout.image_index(shard)):
+            yield _final_path(layout, file), file
 
 
-def put_files_in_place(layout: OutputLayout, ready: Path, index: Path) -> None:
-    """Give files their names: all of them, or those that a run that was killed here left.
+def publish_image_files(layout: OutputLayout, ready: Path, index: Path) -> None:
+    """Move the numbered files of a shard to their final paths; files that are no longer there are skipped.
 
     Args:
-        layout: Of the output.
-        ready: Where they lie, under their numbers.
-        index: What each is called.
+        layout: The paths of the output.
+        ready: The folder of the numbered files.
+        index: The index with their final names.
+
+    Raises:
+        ConfigurationError: A name leads out of the output folder, or one of its folders is a link.
     """
     folders = set()
-    for saved in read_index(index):
-        numbered = ready / saved.number
+    for file in read_index(index):
+        numbered = ready / file.number
         if numbered.exists():
-            place = _place(layout, saved)
-            if place.parent not in folders:
-                _refuse_links_above(place, layout.out)
-                make_folder(place.parent)
-            move(numbered, place)
-            folders.add(place.parent)
+            final = _final_path(layout, file)
+            if final.parent not in folders:
+                _refuse_links_above(final, layout.out)
+                make_folder(final.parent)
+            move(numbered, final)
+            folders.add(final.parent)
     for folder in folders:
         sync(folder)
 
 
-def _refuse_links_above(place: Path, out: Path) -> None:
-    """Check that a file's folders in the output are folders, and not links that lead out of it."""
-    for folder in place.parents:
+def _refuse_links_above(path: Path, out: Path) -> None:
+    """Check that no folder between the output folder and a file is a link."""
+    for folder in path.parents:
         if folder == out:
             return
         if folder.is_symlink():
@@ -210,8 +220,10 @@ def _refuse_links_above(place: Path, out: Path) -> None:
             )
 
 
-def _place(layout: OutputLayout, saved: SavedFile) -> Path:
-    parts = PurePosixPath(saved.name).parts
-    if not parts or ".." in parts or parts[0] == "/" or "\0" in saved.name or "/" in saved.number:
-        raise ConfigurationError(f"{layout.saved_folder} names a file outside of {layout.out}; --fresh starts over")
+def _final_path(layout: OutputLayout, file: ImageFile) -> Path:
+    parts = PurePosixPath(file.name).parts
+    if not parts or ".." in parts or parts[0] == "/" or "\0" in file.name or "/" in file.number:
+        raise ConfigurationError(
+            f"{layout.image_index_folder} names a file outside of {layout.out}; --fresh starts over"
+        )
     return layout.out.joinpath(*parts)

@@ -1,7 +1,7 @@
-"""What an output format is: how the rows of a shard become files, and how they are found, checked and read again.
+"""The interface of output formats: how the rows of a shard become files, and how these are found, checked and read.
 
-To add one, write a module with a subclass of ``ShardFormat`` (suffixes, ``open_writer``, ``read_rows``) and list it in
-``datafetch.output.formats``; a dataset names the format that its output has.
+To add a format, write a module with a subclass of ``ShardFormat`` (``suffixes``, ``open_writer``, ``read_rows``) and
+list it in ``datafetch.output.formats``. A dataset selects its format by name.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from datafetch.store.ledger import read_shard_counts
 from datafetch.store.spool_format import ImageResult
 
 PublishedRow: TypeAlias = Any
-"""A row of a published shard, in a form that only its format knows; taken back by ``ShardWriter.copy_row``."""
+"""A row of a published shard, as its format reads it; opaque to everyone but ``ShardWriter.copy_row``."""
 
 
 class ShardWriter(Protocol):
@@ -27,7 +27,7 @@ class ShardWriter(Protocol):
 
     @property
     def written_bytes(self) -> int:
-        """The size of what will be published, known once it is finished; what an earlier commit left is included."""
+        """The size of the shard's files, including those that an earlier commit published; valid after ``finish``."""
         ...
 
     def write_row(self, row: OutputRow) -> None:
@@ -35,7 +35,7 @@ class ShardWriter(Protocol):
         ...
 
     def copy_row(self, row: PublishedRow) -> None:
-        """Append a row of the shard as it was before a retry, which ``OutputFormat.read_rows`` gave."""
+        """Append a row that ``OutputFormat.read_rows`` has read from the shard that is replaced."""
         ...
 
     def finish(self) -> None:
@@ -43,10 +43,15 @@ class ShardWriter(Protocol):
         ...
 
     def check(self, rows: int) -> None:
-        """See that the files can be read and hold this number of rows; without a row there are none.
+        """Read the finished files back and check that they hold what was written.
+
+        Without rows, files that the trainer would count are deleted instead.
+
+        Args:
+            rows: The number of rows that were written.
 
         Raises:
-            ResourceError: They are not what was written.
+            ResourceError: The files do not hold what was written.
         """
         ...
 
@@ -59,8 +64,9 @@ class OutputFormat(ABC):
     """How rows become files. Instances are stateless.
 
     Attributes:
-        name: What datasets and job files call it.
-        allows_other_files: Whether files of others may lie in the output folder; the trainer counts those of shards.
+        name: Its name in datasets and job files.
+        allows_other_files: Whether the output folder may contain files that datafetch did not write. With shards it
+            may not, because the trainer counts the files of the folder.
         can_be_resharded: Whether ``datafetch.output.reshard`` can make equal shards of it.
     """
 
@@ -70,44 +76,44 @@ class OutputFormat(ABC):
 
     @abstractmethod
     def open_writer(self, layout: OutputLayout, shard: str, folder: Path, *, is_retry: bool) -> ShardWriter:
-        """Begin to write a shard.
+        """Open a writer for the files of a shard.
 
         Args:
-            layout: Of the output.
-            shard: Its name.
-            folder: Where to write; nothing else is in it.
-            is_retry: Whether the shard is published, and rows are added to it.
+            layout: The paths of the output.
+            shard: The shard's name.
+            folder: An empty folder to write to.
+            is_retry: Whether the shard is already published and the retry's rows are added to it.
         """
 
     @abstractmethod
     def read_rows(self, layout: OutputLayout, shard: str) -> Iterator[PublishedRow]:
-        """The rows of a published shard, each to be used before the next; none where published rows stay in place."""
+        """The rows of a published shard, each valid until the next is read; none if they stay where they are."""
 
     @abstractmethod
     def publish(self, layout: OutputLayout, shard: str, ready: Path, folder: Path) -> None:
-        """Move what is ready of a shard to where it belongs: all of it, or what an interrupted call left.
+        """Move the finished files of a shard to their final paths; files that are no longer there are skipped.
 
         Args:
-            layout: Of the output.
-            shard: Its name.
-            ready: Where its finished files lie.
-            folder: Where the trainer reads them.
+            layout: The paths of the output.
+            shard: The shard's name.
+            ready: The folder of its finished files.
+            folder: The folder to move them to.
         """
 
     @abstractmethod
     def files_of(self, layout: OutputLayout, shard: str) -> list[Path]:
-        """All files of a published shard, in the order in which they may be deleted."""
+        """The files of a published shard, in an order in which they can be deleted safely."""
 
     @abstractmethod
     def is_intact(self, layout: OutputLayout, shard: str) -> bool:
-        """Whether the files of a published shard are there with the sizes that they were written with."""
+        """Whether all files of a published shard exist with the sizes with which they were written."""
 
     @abstractmethod
     def unpublish(self, layout: OutputLayout, shard: str) -> None:
-        """Delete what would be published of a shard a second time when it is made again."""
+        """Delete what a published shard would leave behind if it were committed again."""
 
     def salvage(self, layout: OutputLayout, shard: str) -> Iterator[ImageResult] | None:
-        """The images that can be kept of a published shard that lost a file, damaged files being deleted; or None."""
+        """The intact images of a published shard that lost a file, its damaged files being deleted; or None."""
         del layout, shard
         return None
 
@@ -117,16 +123,16 @@ class ShardFormat(OutputFormat):
     """A format with a fixed number of files for each shard, ``<shard><suffix>``.
 
     Attributes:
-        suffixes: Of a shard's files, in the order in which they are published.
+        suffixes: The suffixes of a shard's files, in the order in which they are published.
     """
 
     suffixes: ClassVar[Sequence[str]]
     allows_other_files: ClassVar[bool] = False
 
     def publish(self, layout: OutputLayout, shard: str, ready: Path, folder: Path) -> None:
-        """Publish one file after the other.
+        """Publish the files one after another.
 
-        When the first is replaced, the later ones are gone already: files of different commits never lie together.
+        The later files are deleted before the first is replaced, so files of different commits are never combined.
         """
         del layout
         names = [f"{shard}{suffix}" for suffix in self.suffixes]
@@ -139,7 +145,7 @@ class ShardFormat(OutputFormat):
                 publish(ready / name, folder / name)
 
     def files_of(self, layout: OutputLayout, shard: str) -> list[Path]:
-        """The files of a shard, the one published last first."""
+        """The files of a shard, in the reverse order of publication."""
         return [layout.out / f"{shard}{suffix}" for suffix in reversed(self.suffixes)]
 
     def unpublish(self, layout: OutputLayout, shard: str) -> None:
@@ -148,13 +154,13 @@ class ShardFormat(OutputFormat):
             path.unlink(missing_ok=True)
 
     def is_intact(self, layout: OutputLayout, shard: str) -> bool:
-        """Whether its files have the size that the ledger says."""
+        """Whether the files have the total size that the ledger recorded."""
         found_bytes = sum(size_bytes(path) for path in self.files_of(layout, shard))
         return read_shard_counts(layout.ledger(shard)).written_bytes == found_bytes
 
 
 def size_bytes(path: Path) -> int:
-    """The size of a file, 0 where there is none."""
+    """The size of a file; 0 if it does not exist."""
     try:
         return path.stat().st_size
     except FileNotFoundError:

@@ -1,12 +1,13 @@
-"""The form of the pickle shards that VILA's loaders read: a list of dicts that can be written as it grows.
+"""The byte format of pickle shards: a pickled list of dicts, as VILA's loaders read it, that is written row by row.
 
-Rules: never more than one row in memory. A pickle of a list can be written as it grows::
+Theory of operation: a pickle of a list can be written before the number of its elements is known, because the list is
+extended in batches (``pickletools`` documents the opcodes)::
 
     PROTO 4 · EMPTY_LIST · MARK · row … row · APPENDS · MARK · row … row · APPENDS · STOP
 
-so many rows between MARK and APPENDS (``ROWS_AT_ONCE``), each in a FRAME of its own (pickletools documents the
-opcodes). A frame carries its length, so that rows are found, counted and copied without being read
-(``pickle_rows``). Where a row lies follows from the lengths of the rows before it: ``ListLayout``.
+Each batch has ``ROWS_PER_BATCH`` rows, and each row is a FRAME of its own. A frame starts with its length, so rows can
+be found, counted and copied without being decoded (``pickle_rows``). The offset of a row depends only on the lengths of
+the rows before it, so rows can also be written in any order (``ListLayout``). Never more than one row is in memory.
 """
 
 from __future__ import annotations
@@ -29,26 +30,26 @@ from datafetch.output.row import (
     PLACEHOLDER_BYTES,
     PLACEHOLDER_PREFIX,
     PLACEHOLDER_PREFIX_TEXT,
+    LazyImage,
     OutputRow,
-    StoredImage,
 )
 
 PREAMBLE = pickle.PROTO + bytes([4]) + pickle.EMPTY_LIST
 FRAME_HEADER_BYTES = 9  # the opcode and a length of 8 bytes
-MOST_FRAME_BYTES = 2**32 - 1  # whoever moves rows keeps 4 bytes for each one's length, for millions of rows
-ROWS_AT_ONCE = 1000  # as the standard library does: the reader's stack holds this many before they join the list
+MAX_FRAME_BYTES = 2**32 - 1  # resharding holds the lengths of millions of rows, in 4 bytes each
+ROWS_PER_BATCH = 1000  # as in the standard library; the reader's stack holds a batch before it joins the list
 
-# Protocol 3 puts no frames of its own into a row, and whatever it writes is valid in protocol 4.
+# Protocol 3 has no frames of its own that would be nested in ours, and all of its output is valid in protocol 4.
 _ROW_PROTOCOL = 3
 _ROW_PREAMBLE_BYTES = 2
-BETWEEN = pickle.APPENDS + pickle.MARK
-END = pickle.APPENDS + pickle.STOP
+BATCH_SEPARATOR = pickle.APPENDS + pickle.MARK
+LIST_END = pickle.APPENDS + pickle.STOP
 
 
 def encode_row(row: Row) -> bytes:
-    """One row as it stands in a shard: its frame.
+    """The frame of a row.
 
-    Without a memo: what a row's bytes are depends on its values alone, and not on which of them are the same object.
+    No memo is used, so the bytes depend on the row's values alone, and not on which of them are the same object.
     """
     buffer = BytesIO()
     pickler = pickle.Pickler(buffer, _ROW_PROTOCOL)
@@ -59,25 +60,25 @@ def encode_row(row: Row) -> bytes:
 
 
 def row_frame(row: OutputRow) -> Iterable[bytes]:
-    """One row as ``encode_row`` would give it with its images, in pieces, so that one image at a time is in memory."""
+    """The frame of a row with its images, as from ``encode_row``, in pieces, with one image in memory at a time."""
     template = encode_row(row.values)[FRAME_HEADER_BYTES:]
-    places = [_ImagePlace.of(match, row.images) for match in _PLACEHOLDERS.finditer(template)]
-    body_bytes = len(template) + sum(place.grows_by_bytes for place in places)
-    return _pieces(template, places, body_bytes)
+    slots = [_ImageSlot.of(match, row.images) for match in _PLACEHOLDERS.finditer(template)]
+    body_bytes = len(template) + sum(slot.grows_by_bytes for slot in slots)
+    return _pieces(template, slots, body_bytes)
 
 
-def _pieces(template: bytes, places: Sequence[_ImagePlace], body_bytes: int) -> Iterator[bytes]:
+def _pieces(template: bytes, slots: Sequence[_ImageSlot], body_bytes: int) -> Iterator[bytes]:
     yield pickle.FRAME + body_bytes.to_bytes(8, "little")
     copied = 0
-    for place in places:
-        yield template[copied : place.start]
-        yield place.header
-        yield place.content()
-        copied = place.end
+    for slot in slots:
+        yield template[copied : slot.start]
+        yield slot.header
+        yield slot.content()
+        copied = slot.end
     yield template[copied:]
 
 
-# As they lie in a pickle: text of base64 with its length in four bytes, or bytes with theirs in one.
+# A placeholder in a pickle: base64 text with its length in four bytes, or bytes with their length in one.
 _PLACEHOLDERS = re.compile(
     re.escape(pickle.BINUNICODE + (PLACEHOLDER_BYTES * 4 // 3).to_bytes(4, "little"))
     + rb"(?P<text>"
@@ -92,16 +93,16 @@ _PLACEHOLDERS = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class _ImagePlace:
-    """Where in a row an image belongs: what stands there, opcode and length included, and what is to stand there."""
+class _ImageSlot:
+    """A placeholder in a pickled row, and the image that replaces it; offsets include the opcode and the length."""
 
     start: int
     end: int
-    image: StoredImage
+    image: LazyImage
     is_text: bool
 
     @classmethod
-    def of(cls, match: re.Match[bytes], images: Sequence[StoredImage]) -> Self:
+    def of(cls, match: re.Match[bytes], images: Sequence[LazyImage]) -> Self:
         is_text = match["text"] is not None
         content = b64decode(match["text"]) if is_text else match["bytes"]
         return cls(match.start(), match.end(), images[int.from_bytes(content[-NUMBER_BYTES:], "big")], is_text)
@@ -116,7 +117,7 @@ class _ImagePlace:
         size = self.content_bytes
         if self.is_text:
             return pickle.BINUNICODE + size.to_bytes(4, "little")
-        if size <= _MOST_SHORT_BYTES:
+        if size <= _MAX_SHORT_BYTES:
             return pickle.SHORT_BINBYTES + bytes([size])
         return pickle.BINBYTES + size.to_bytes(4, "little")
 
@@ -129,38 +130,38 @@ class _ImagePlace:
         return pybase64.b64encode(jpeg) if self.is_text else jpeg
 
 
-_MOST_SHORT_BYTES = 255
+_MAX_SHORT_BYTES = 255
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Bytes at a place of a file."""
+    """Bytes at an offset of a file."""
 
     offset: int
     content: bytes
 
 
 class ListLayout:
-    """Where the frames of a shard lie, so that they can be written in any order.
+    """The offsets of the frames of a shard, so that they can be written in any order.
 
     Args:
-        frame_bytes: The lengths of the frames, in order; one at least.
+        frame_bytes: The lengths of the frames in order; at least one.
     """
 
     def __init__(self, frame_bytes: npt.NDArray[np.int64]) -> None:
         rows = len(frame_bytes)
         before = np.concatenate(([0], np.cumsum(frame_bytes[:-1], dtype=np.int64)))
-        breaks = np.arange(rows, dtype=np.int64) // ROWS_AT_ONCE
-        self.offsets = len(PREAMBLE) + len(pickle.MARK) + len(BETWEEN) * breaks + before
+        breaks = np.arange(rows, dtype=np.int64) // ROWS_PER_BATCH
+        self.offsets = len(PREAMBLE) + len(pickle.MARK) + len(BATCH_SEPARATOR) * breaks + before
         self._end = int(self.offsets[-1] + frame_bytes[-1])
 
     @property
     def total_bytes(self) -> int:
         """The size of the file."""
-        return self._end + len(END)
+        return self._end + len(LIST_END)
 
     def pieces(self) -> list[Piece]:
         """Everything in the file that is not a frame."""
-        breaks = self.offsets[ROWS_AT_ONCE::ROWS_AT_ONCE]
-        between = (Piece(int(offset) - len(BETWEEN), BETWEEN) for offset in breaks)
-        return [Piece(0, PREAMBLE + pickle.MARK), *between, Piece(self._end, END)]
+        breaks = self.offsets[ROWS_PER_BATCH::ROWS_PER_BATCH]
+        between = (Piece(int(offset) - len(BATCH_SEPARATOR), BATCH_SEPARATOR) for offset in breaks)
+        return [Piece(0, PREAMBLE + pickle.MARK), *between, Piece(self._end, LIST_END)]

@@ -1,8 +1,8 @@
-"""Rows back from pickle shards, ours and others', one at a time and without trusting them.
+"""Read rows from pickle shards, whether written by datafetch or by a third party, without trusting them.
 
-Rules: what a pickle wants is for ``plain_pickle`` to judge, which makes plain values of it and nothing else. A shard of
-ours is read frame by frame, a frame never being larger than what is left of the file, nor than a row can be; any other
-pickle of a list is loaded whole, which takes as much memory as its values.
+Rules: no pickle is loaded except by ``plain_pickle``, which only builds plain values. A shard written by datafetch is
+read frame by frame, and a frame is never larger than the rest of the file or than a row may be. Any other pickled list
+is loaded as a whole, which takes as much memory as its values.
 """
 
 from __future__ import annotations
@@ -14,83 +14,83 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from datafetch.errors import ManifestError
-from datafetch.output.formats.pickle_form import FRAME_HEADER_BYTES, MOST_FRAME_BYTES, PREAMBLE, encode_row
+from datafetch.output.formats.pickle_form import FRAME_HEADER_BYTES, MAX_FRAME_BYTES, PREAMBLE, encode_row
 from datafetch.output.formats.plain_pickle import load_row, load_whole
 
-# A row may be larger than the file it came from, where it holds the same thing more than once.
+# A row can be larger than its third-party file, where values that are the same object are stored once.
 _SPARE_ROW_BYTES = 64 * 1024 * 1024
-_PIECE_BYTES = 1 << 20
-_MOST_COUNT_BYTES = 100
+_CHUNK_BYTES = 1 << 20
+_MAX_COUNT_BYTES = 100
 
 
 def read_count(path: Path) -> int:
-    """What a ``.count`` file says, as the trainer's loader reads it.
+    """The number in a ``.count`` file, parsed as by the trainer's loader.
 
     Raises:
-        ManifestError: It is not a number.
+        ManifestError: The file does not contain a number.
     """
     try:
         with path.open("rb") as file:
-            text = file.read(_MOST_COUNT_BYTES + 1)
-        return int(text.decode("ascii").strip() if len(text) <= _MOST_COUNT_BYTES else "too long")
+            text = file.read(_MAX_COUNT_BYTES + 1)
+        return int(text.decode("ascii").strip() if len(text) <= _MAX_COUNT_BYTES else "too long")
     except ValueError as error:
         raise ManifestError(f"{path} is not a number") from error
 
 
 def read_frames(path: Path) -> Iterator[bytes]:
-    """The rows of a shard as they stand in it; rows of a third-party pickle as they would stand in datafetch's own.
+    """The frames of a shard's rows; the rows of a third-party pickle are encoded as datafetch would write them.
 
     Raises:
-        ManifestError: It is not a pickled list of dicts, or is cut short.
+        ManifestError: The file is not a pickled list of dicts, or is truncated.
     """
     with path.open("rb", buffering=1 << 20) as file:
-        if _is_ours(file):
+        if _is_datafetch_shard(file):
             yield from _frames(path, file)
             return
-    yield from _foreign_frames(path)
+    yield from _third_party_frames(path)
 
 
 def stream_frames(path: Path) -> Iterator[Iterable[bytes]]:
-    """The rows of a shard written by datafetch, each in pieces that have to be taken before the next row is asked for.
+    """The frames of a shard written by datafetch, each as chunks that must be consumed before the next frame is read.
 
     Raises:
-        ManifestError: It is not laid out as ``PickleShardWriter`` does it, or is cut short.
+        ManifestError: The file was not written by ``PickleShardWriter``, or is truncated.
     """
     with path.open("rb", buffering=1 << 20) as file:
-        if not _is_ours(file):
-            raise ManifestError(f"{path} is no shard of datafetch any more; --fresh starts over")
+        if not _is_datafetch_shard(file):
+            raise ManifestError(f"{path} is no longer a shard written by datafetch; start over with --fresh")
         size = os.fstat(file.fileno()).st_size
         while header := _next_header(path, file, size):
             end = file.tell() + int.from_bytes(header[1:], "little")
-            yield _pieces(header, file, end)
+            yield _chunks(header, file, end)
             file.seek(end)
 
 
-def _pieces(header: bytes, file: BinaryIO, end: int) -> Iterator[bytes]:
+def _chunks(header: bytes, file: BinaryIO, end: int) -> Iterator[bytes]:
     yield header
-    while piece := file.read(min(_PIECE_BYTES, end - file.tell())):
-        yield piece
+    while chunk := file.read(min(_CHUNK_BYTES, end - file.tell())):
+        yield chunk
 
 
 def frame_sizes(path: Path) -> Iterator[int]:
-    """The lengths of what ``read_frames`` yields; of a shard written by datafetch no row is read for it.
+    """The lengths of the frames of ``read_frames``; the rows of a shard written by datafetch are not read for this.
 
     Raises:
         ManifestError: As ``read_frames``.
     """
     with path.open("rb", buffering=0) as file:
-        if _is_ours(file):
+        if _is_datafetch_shard(file):
             yield from _sizes(path, file)
             return
-    for frame in _foreign_frames(path):
+    for frame in _third_party_frames(path):
         yield len(frame)
 
 
 def decode_row(frame: bytes) -> dict[str, Any]:
-    """The row that a frame holds.
+    """Decode the row in a frame.
 
     Raises:
-        ValueError: It holds something other than a dict of plain values.
+        ValueError: The frame holds something other than a dict of plain values.
     """
     row = load_row(frame)
     if not isinstance(row, dict):
@@ -98,15 +98,18 @@ def decode_row(frame: bytes) -> dict[str, Any]:
     return row
 
 
-class _Meter:
-    """Takes what is written, and keeps nothing of it.
+class _SizeLimit:
+    """A file that discards what is written to it, and fails beyond a size.
+
+    Args:
+        max_bytes: The size.
 
     Raises:
-        ValueError: It is more than so many bytes.
+        ValueError: In ``write``, once more bytes have been written.
     """
 
-    def __init__(self, most_bytes: int) -> None:
-        self._left_bytes = most_bytes
+    def __init__(self, max_bytes: int) -> None:
+        self._left_bytes = max_bytes
 
     def write(self, content: bytes) -> int:
         self._left_bytes -= len(content)
@@ -115,21 +118,21 @@ class _Meter:
         return len(content)
 
 
-def _foreign_frames(path: Path) -> Iterator[bytes]:
-    """The rows of a third-party pickle, as they would stand in a shard written by datafetch.
+def _third_party_frames(path: Path) -> Iterator[bytes]:
+    """The rows of a third-party pickle, encoded as datafetch would write them.
 
     Raises:
-        ManifestError: It is not a pickled list of dicts, or they can't be written one by one.
+        ManifestError: The file is not a pickled list of dicts, or a row can't be encoded by itself.
     """
     rows = _load_whole(path)
-    most_bytes = path.stat().st_size + _SPARE_ROW_BYTES
+    max_bytes = path.stat().st_size + _SPARE_ROW_BYTES
     for row in rows:
         try:
-            # What a row shares with itself is written as often as it is there. This protocol is written out as it
-            # comes, so that a row that would never end is detected early.
-            meter = pickle.Pickler(_Meter(most_bytes), 4)
-            meter.fast = True
-            meter.dump(row)
+            # Without a memo, an object that a row refers to several times is written several times, so a small
+            # pickle may describe an enormous row. Protocol 4 is written in frames, so the limit stops it early.
+            pickler = pickle.Pickler(_SizeLimit(max_bytes), 4)
+            pickler.fast = True
+            pickler.dump(row)
             frame = encode_row(row)
         except (ValueError, TypeError, AttributeError, RecursionError, MemoryError, pickle.PicklingError) as error:
             raise ManifestError(f"{path}: has rows that are not plain values ({error})") from error
@@ -147,13 +150,13 @@ def _load_whole(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _is_ours(file: BinaryIO) -> bool:
-    """Whether it is laid out as ``PickleShardWriter`` does it; leaves the file behind its first MARK if so."""
+def _is_datafetch_shard(file: BinaryIO) -> bool:
+    """Whether a file was written by ``PickleShardWriter``; if so, it is left at the first frame."""
     start = file.read(len(PREAMBLE) + 2)
-    is_ours = start == PREAMBLE + pickle.MARK + pickle.FRAME
-    if is_ours:
+    is_datafetch_shard = start == PREAMBLE + pickle.MARK + pickle.FRAME
+    if is_datafetch_shard:
         file.seek(len(PREAMBLE) + len(pickle.MARK))
-    return is_ours
+    return is_datafetch_shard
 
 
 def _frames(path: Path, file: BinaryIO) -> Iterator[bytes]:
@@ -172,7 +175,7 @@ def _sizes(path: Path, file: BinaryIO) -> Iterator[int]:
 
 
 def _next_header(path: Path, file: BinaryIO, size: int) -> bytes:
-    """The header of the next frame, which lies whole in a file of that size; nothing at the proper end of the list."""
+    """Read the header of the next frame, checking that the frame is in the file; empty at the end of the list."""
     position = file.tell()
     head = file.read(FRAME_HEADER_BYTES)
     if head.startswith(pickle.APPENDS + pickle.MARK):
@@ -184,6 +187,6 @@ def _next_header(path: Path, file: BinaryIO, size: int) -> bytes:
     frame_bytes = FRAME_HEADER_BYTES + int.from_bytes(head[1:], "little")
     if not head.startswith(pickle.FRAME) or frame_bytes > size - position:
         raise ManifestError(f"{path} is damaged or cut short at byte {position}")
-    if frame_bytes > MOST_FRAME_BYTES:
-        raise ManifestError(f"{path} has a row of {frame_bytes:,} bytes, and {MOST_FRAME_BYTES:,} are the most")
+    if frame_bytes > MAX_FRAME_BYTES:
+        raise ManifestError(f"{path} has a row of {frame_bytes:,} bytes; the limit is {MAX_FRAME_BYTES:,}")
     return head

@@ -1,10 +1,21 @@
-"""Pickles of plain values, from sources that are not trusted.
+"""A safe loader for pickles of plain values from sources that are not trusted.
 
-Rules: a pickle is a program, and Python's own unpickler obeys it. Here it never sees a name, a note or a state: rows as
-we write them are looked over before it gets them, and everything else is carried out here, opcode by opcode. Nothing
-is imported, called or set up; NumPy's numbers become Python's at once. The keys of a dict are text, whose hashes can't
-be foreseen: a million numbers whose hashes collide would take hours to put into one. What is made of a pickle takes no
-more memory than some twenty times its own bytes, besides the first million of its lists and dicts.
+Rules: nothing that a pickle names is imported or called, and no object is given a state. A loaded value takes at most
+about twenty times the memory of its pickle, plus that of a million lists and dicts.
+
+Theory of operation: a pickle is a program for a stack machine, and Python's unpickler executes it: it imports, calls
+and modifies whatever the program says. There are two ways through this module.
+
+* A row as datafetch writes it uses a handful of opcodes, which only push values and put them into containers.
+  ``_is_plain`` checks in one pass that a frame has no others and leaves exactly one value; then Python's fast unpickler
+  can't do harm.
+* Everything else is executed by ``_Interpreter``, which implements the opcodes of plain values and refuses all others.
+  The few functions that pickles of rows need, such as those of NumPy's scalars, are reimplemented here; NumPy itself is
+  not called, because from a crafted state it builds objects that read and write memory that is not theirs.
+
+Both ways refuse what would exhaust the machine: containers, of which each byte of a pickle can create one, are limited
+in proportion to its size, memo indices to the number of opcodes, and dict keys must be text. The hashes of text are
+unpredictable; inserting a million numbers with colliding hashes into a dict would take hours.
 """
 
 from __future__ import annotations
@@ -17,49 +28,49 @@ from collections.abc import Callable, Mapping
 from io import BytesIO
 from typing import Any, BinaryIO
 
-_MOST_PROTOCOL = 5
-# An empty dict is one byte of a pickle and 64 of memory, 250 with a key. Rows of images have one in some kilobytes.
+_MAX_PROTOCOL = 5
+# An empty dict takes 1 byte in a pickle and 64 in memory, 250 with a key. Rows with images have one in several KB.
 _SPARE_CONTAINERS = 1_000_000
-_BYTES_A_CONTAINER = 32
-# The indices of notes count up from 0 as things are noted down; other writers may leave some out.
-_SPARE_NOTES = 1 << 16
+_BYTES_PER_CONTAINER = 32
+# Memo indices count up from 0; some writers leave gaps.
+_SPARE_MEMO_INDICES = 1 << 16
 
-# Rows as we write them have these opcodes alone: some bring a value, with so many bytes behind the opcode or so many
-# that say how many follow; the others put values that were brought into something.
+# The opcodes of rows that datafetch writes. Some push a value: their argument has a fixed length, or begins with a
+# count of its bytes. The others pop values and put them into a container.
 _TEXT, _FRAME, _MARK = ord(pickle.BINUNICODE), ord(pickle.FRAME), ord(pickle.MARK)
 _TUPLES = {ord(pickle.TUPLE1): 1, ord(pickle.TUPLE2): 2, ord(pickle.TUPLE3): 3}
-_TAKEN = {ord(pickle.APPEND): 1, ord(pickle.SETITEM): 2, **_TUPLES}
-"""Opcode → how many values it takes, where no mark says so."""
+_POPS = {ord(pickle.APPEND): 1, ord(pickle.SETITEM): 2, **_TUPLES}
+"""Opcode → number of values that it pops, if it does not pop down to the last mark."""
 _MAKES_TUPLE = frozenset({*_TUPLES, ord(pickle.TUPLE)})
 _SETS_KEYS = frozenset(map(ord, (pickle.SETITEM, pickle.SETITEMS)))
 _CONTAINERS = frozenset({*map(ord, (pickle.EMPTY_DICT, pickle.EMPTY_LIST)), *_MAKES_TUPLE})
-_ALONE = (pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE, pickle.EMPTY_DICT, pickle.EMPTY_LIST, pickle.EMPTY_TUPLE)
+_NO_ARGUMENT = (pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE, pickle.EMPTY_DICT, pickle.EMPTY_LIST, pickle.EMPTY_TUPLE)
 _FIXED = {pickle.BININT: 4, pickle.BININT1: 1, pickle.BININT2: 2, pickle.BINFLOAT: 8}
 _COUNTED = {pickle.BINUNICODE: 4, pickle.BINBYTES: 4, pickle.SHORT_BINBYTES: 1, pickle.LONG1: 1}
-_BRINGS: list[bool | None] = [None] * 256
-"""Opcode → whether what it brings is text; None where it brings nothing from outside."""
-_STEPS = [0] * 256
-"""Opcode → the bytes from it to the next, as far as that is fixed; the bytes of its count, negative; 0 of any other."""
-for _name in (*_ALONE, *_FIXED, *_COUNTED):
-    _BRINGS[ord(_name)] = _name == pickle.BINUNICODE
-    _STEPS[ord(_name)] = -_COUNTED[_name] if _name in _COUNTED else 1 + _FIXED.get(_name, 0)
+_PUSHES_TEXT: list[bool | None] = [None] * 256
+"""Opcode → whether the value that it pushes is text; None if it pushes none."""
+_LENGTHS = [0] * 256
+"""Opcode → its length in bytes with its argument; for an argument with a count, minus the bytes of the count."""
+for _name in (*_NO_ARGUMENT, *_FIXED, *_COUNTED):
+    _PUSHES_TEXT[ord(_name)] = _name == pickle.BINUNICODE
+    _LENGTHS[ord(_name)] = -_COUNTED[_name] if _name in _COUNTED else 1 + _FIXED.get(_name, 0)
 for _code in (*_MAKES_TUPLE, *_SETS_KEYS, *map(ord, (pickle.APPEND, pickle.APPENDS, pickle.MARK))):
-    _STEPS[_code] = 1
-_STEPS[_FRAME] = 9
+    _LENGTHS[_code] = 1
+_LENGTHS[_FRAME] = 9
 _ROW_START = pickle.PROTO + bytes([4])
 
 
 def load_row(frame: bytes) -> object:
-    """The one value that a frame of a shard written by datafetch holds.
+    """Load the one value in a frame of a shard written by datafetch.
 
     Raises:
-        ValueError: It holds something other than plain values, or other than one, or is damaged.
+        ValueError: The frame is damaged, or holds something other than exactly one plain value.
     """
     content = b"".join((_ROW_START, frame, pickle.STOP))
     if not _is_plain(frame):
-        return _load(BytesIO(content), len(content), has_notes=False)
+        return _load(BytesIO(content), len(content), allows_memo=False)
     try:
-        return pickle.loads(content)  # noqa: S301 - it has values alone, and no name in it
+        return pickle.loads(content)  # noqa: S301 - _is_plain has checked every opcode
     except (pickle.UnpicklingError, ValueError, TypeError, AttributeError, EOFError) as error:
         raise ValueError(f"not a pickle of plain values ({error})") from error
     except (OverflowError, MemoryError) as error:
@@ -67,21 +78,21 @@ def load_row(frame: bytes) -> object:
 
 
 def load_whole(file: BinaryIO, file_bytes: int) -> object:
-    """The value that a third-party pickle holds.
+    """Load a third-party pickle.
 
     Args:
-        file: At its beginning.
-        file_bytes: How long it is.
+        file: The file, at its beginning.
+        file_bytes: The size of the file.
 
     Raises:
-        ValueError: It holds something other than plain values, or is damaged.
+        ValueError: The pickle is damaged, or holds something other than plain values.
     """
-    return _load(file, file_bytes, has_notes=True)
+    return _load(file, file_bytes, allows_memo=True)
 
 
-def _load(file: BinaryIO, file_bytes: int, *, has_notes: bool) -> object:
+def _load(file: BinaryIO, file_bytes: int, *, allows_memo: bool) -> object:
     try:
-        return _Machine(file_bytes, has_notes=has_notes).run(file)
+        return _Interpreter(file_bytes, allows_memo=allows_memo).run(file)
     except ValueError as error:
         raise ValueError(f"not a pickle of plain values ({error})") from error
     except (OverflowError, MemoryError) as error:
@@ -89,35 +100,35 @@ def _load(file: BinaryIO, file_bytes: int, *, has_notes: bool) -> object:
 
 
 def _is_plain(frame: bytes) -> bool:
-    """Whether it has the form of datafetch's own rows: one value, made of values alone, and with text for keys."""
-    place, end = 0, len(frame)
-    is_text: list[bool] = []  # of each value that waits to be put somewhere
+    """Whether a frame is a row as datafetch writes it: one plain value, in which all dict keys are text."""
+    offset, end = 0, len(frame)
+    is_text: list[bool] = []  # for each value on the stack
     marks: list[int] = []
     containers = 0
-    while place < end:
-        code = frame[place]
-        step = _STEPS[code]
-        if not step:
+    while offset < end:
+        code = frame[offset]
+        length = _LENGTHS[code]
+        if not length:
             return False
         containers += code in _CONTAINERS
-        brings = _BRINGS[code]
-        if brings is not None:
-            is_text.append(brings)
+        pushes_text = _PUSHES_TEXT[code]
+        if pushes_text is not None:
+            is_text.append(pushes_text)
         elif code == _MARK:
             marks.append(len(is_text))
-        elif code != _FRAME and not _put(code, is_text, marks):
+        elif code != _FRAME and not _apply(code, is_text, marks):
             return False
-        if step < 0:
-            step = 1 - step + int.from_bytes(frame[place + 1 : place + 1 - step], "little")
-        place += step
-    return place == end and len(is_text) == 1 and not marks and containers <= _most_containers(end)
+        if length < 0:
+            length = 1 - length + int.from_bytes(frame[offset + 1 : offset + 1 - length], "little")
+        offset += length
+    return offset == end and len(is_text) == 1 and not marks and containers <= _max_containers(end)
 
 
-def _put(code: int, is_text: list[bool], marks: list[int]) -> bool:
-    """Take values as an opcode does that puts them somewhere; whether they are there, and its keys are text."""
-    if code not in _TAKEN and not marks:
+def _apply(code: int, is_text: list[bool], marks: list[int]) -> bool:
+    """Pop values as an opcode does that puts them into a container; False if they are missing or a key is not text."""
+    if code not in _POPS and not marks:
         return False
-    first = len(is_text) - _TAKEN[code] if code in _TAKEN else marks.pop()
+    first = len(is_text) - _POPS[code] if code in _POPS else marks.pop()
     if first < (marks[-1] if marks else 0) or (code in _SETS_KEYS and not all(is_text[first::2])):
         return False
     del is_text[first:]
@@ -126,33 +137,33 @@ def _put(code: int, is_text: list[bool], marks: list[int]) -> bool:
     return bool(is_text)
 
 
-def _most_containers(pickle_bytes: int) -> int:
-    return _SPARE_CONTAINERS + pickle_bytes // _BYTES_A_CONTAINER
+def _max_containers(pickle_bytes: int) -> int:
+    return _SPARE_CONTAINERS + pickle_bytes // _BYTES_PER_CONTAINER
 
 
-class _Machine:
-    """Carries out the opcodes of one pickle.
+class _Interpreter:
+    """Executes the opcodes of one pickle; each public method but ``run`` implements one opcode.
 
     Args:
-        pickle_bytes: How long it is.
-        has_notes: Whether it may use the memo, which rows written by datafetch don't.
+        pickle_bytes: The size of the pickle.
+        allows_memo: Whether the pickle may use the memo; rows written by datafetch don't.
     """
 
-    def __init__(self, pickle_bytes: int, *, has_notes: bool) -> None:
-        self._left_containers = _most_containers(pickle_bytes)
-        self._has_notes = has_notes
+    def __init__(self, pickle_bytes: int, *, allows_memo: bool) -> None:
+        self._remaining_containers = _max_containers(pickle_bytes)
+        self._allows_memo = allows_memo
         self._pickle_bytes = pickle_bytes
         self._opcodes = 0
         self._end = 0
         self._stack: list[Any] = []
         self._marks: list[int] = []
-        self._notes: list[Any] = []
+        self._memo: list[Any] = []
 
     def run(self, file: BinaryIO) -> object:
-        """The value that comes of it.
+        """Execute the pickle and return its value.
 
         Raises:
-            ValueError: It uses anything that plain values don't need, or is damaged.
+            ValueError: The pickle is damaged, or uses something that plain values don't need.
         """
         for opcode, argument, position in pickletools.genops(file):
             name = opcode.name
@@ -168,144 +179,144 @@ class _Machine:
             else:
                 raise ValueError(f"opcode {name} is not allowed")
         (value,) = self._pop(1)
-        # What lies behind the end of a row would be the next values of its list.
-        if self._stack or self._marks or (not self._has_notes and self._end != self._pickle_bytes):
+        # In a row written by datafetch, anything after its end would become further elements of the shard's list.
+        if self._stack or self._marks or (not self._allows_memo and self._end != self._pickle_bytes):
             raise ValueError("it holds more than one value")
-        return _placed(value)
+        return _require_plain(value)
 
     def proto(self, protocol: int) -> None:
-        """The protocol; those to come may have other meanings."""
-        if protocol > _MOST_PROTOCOL:
-            raise ValueError(f"protocol {protocol} is not known")
+        """Check the protocol, because later ones may change the meaning of opcodes."""
+        if protocol > _MAX_PROTOCOL:
+            raise ValueError(f"protocol {protocol} is not supported")
 
     def frame(self, frame_bytes: int) -> None:
-        """Only a hint how much to read at once."""
+        """Do nothing: the length of a frame is only a hint for buffering."""
 
     def mark(self, _: object) -> None:
-        """Begin values that belong together."""
+        """Push a mark."""
         self._marks.append(len(self._stack))
 
     def pop(self, _: object) -> None:
-        """Drop the last value, or mark."""
+        """Drop the last value or mark."""
         if self._marks and self._marks[-1] == len(self._stack):
             self._marks.pop()
         else:
             self._pop(1)
 
     def pop_mark(self, _: object) -> None:
-        """Drop the values from the last mark on."""
+        """Drop the values above the last mark."""
         self._pop_to_mark()
 
     def dup(self, _: object) -> None:
-        """Bring the last value once more."""
+        """Push the last value again."""
         self._stack.append(self._top())
 
     def text(self, text: str) -> None:
-        """Text of Python 2, which has no encoding."""
+        """Push a string of Python 2, whose encoding is unknown."""
         if not text.isascii():
             raise ValueError("it has a Python 2 string that is not ASCII")
         self._stack.append(text)
 
     def new_list(self, _: object) -> None:
-        """An empty list."""
+        """Push an empty list."""
         self._make([])
 
     def new_dict(self, _: object) -> None:
-        """An empty dict."""
+        """Push an empty dict."""
         self._make({})
 
     def list_of(self, _: object) -> None:
-        """A list of the values from the last mark on."""
-        self._make([_placed(value) for value in self._pop_to_mark()])
+        """Replace the values above the last mark by a list of them."""
+        self._make([_require_plain(value) for value in self._pop_to_mark()])
 
     def dict_of(self, _: object) -> None:
-        """A dict of the keys and values from the last mark on."""
+        """Replace the keys and values above the last mark by a dict of them."""
         found: dict[str, object] = {}
         _set_items(found, self._pop_to_mark())
         self._make(found)
 
     def tuple_of(self, _: object) -> None:
-        """A tuple of the values from the last mark on."""
+        """Replace the values above the last mark by a tuple of them."""
         self._make(_tuple(self._pop_to_mark()))
 
     def tuple_1(self, _: object) -> None:
-        """A tuple of the last value."""
+        """Replace the last value by a tuple of it."""
         self._make(_tuple(self._pop(1)))
 
     def tuple_2(self, _: object) -> None:
-        """A tuple of the last two values."""
+        """Replace the last two values by a tuple of them."""
         self._make(_tuple(self._pop(2)))
 
     def tuple_3(self, _: object) -> None:
-        """A tuple of the last three values."""
+        """Replace the last three values by a tuple of them."""
         self._make(_tuple(self._pop(3)))
 
     def append(self, _: object) -> None:
-        """Put the last value into the list before it."""
+        """Append the last value to the list below it."""
         values = self._pop(1)
-        self._list().append(_placed(values[0]))
+        self._list().append(_require_plain(values[0]))
 
     def appends(self, _: object) -> None:
-        """Put the values from the last mark on into the list before it."""
+        """Append the values above the last mark to the list below it."""
         values = self._pop_to_mark()
-        self._list().extend(map(_placed, values))
+        self._list().extend(map(_require_plain, values))
 
     def set_item(self, _: object) -> None:
-        """Put the last key and value into the dict before them."""
+        """Put the last key and value into the dict below them."""
         values = self._pop(2)
         _set_items(self._top(), values)
 
     def set_items(self, _: object) -> None:
-        """Put the keys and values from the last mark on into the dict before it."""
+        """Put the keys and values above the last mark into the dict below it."""
         values = self._pop_to_mark()
         _set_items(self._top(), values)
 
     def put(self, index: int) -> None:
-        """Note the last value down; the place of its note is the pickle's own choice."""
-        if not self._has_notes or not 0 <= index <= self._opcodes + _SPARE_NOTES:
+        """Store the last value in the memo, at an index that the pickle chooses."""
+        if not self._allows_memo or not 0 <= index <= self._opcodes + _SPARE_MEMO_INDICES:
             raise ValueError(f"memo index {index} is out of range")
-        if index >= len(self._notes):
-            self._notes.extend([_NO_NOTE] * (index + 1 - len(self._notes)))
-        self._notes[index] = self._top()
+        if index >= len(self._memo):
+            self._memo.extend([_UNSET] * (index + 1 - len(self._memo)))
+        self._memo[index] = self._top()
 
     def memoize(self, _: object) -> None:
-        """Note the last value down behind all other notes."""
-        self.put(len(self._notes))
+        """Store the last value in the memo, at the next index."""
+        self.put(len(self._memo))
 
     def get(self, index: int) -> None:
-        """Bring what was noted down."""
-        if not 0 <= index < len(self._notes) or self._notes[index] is _NO_NOTE:
+        """Push a value from the memo."""
+        if not 0 <= index < len(self._memo) or self._memo[index] is _UNSET:
             raise ValueError(f"memo index {index} was never set")
-        self._stack.append(self._notes[index])
+        self._stack.append(self._memo[index])
 
     def global_name(self, name: str) -> None:
-        """Bring what a module has under a name."""
+        """Push the function with a name, given as an argument."""
         module, _, attribute = name.partition(" ")
-        self._stack.append(_Named.of(module, attribute))
+        self._stack.append(_Function.of(module, attribute))
 
     def stack_global(self, _: object) -> None:
-        """The same, module and name being the last two values."""
+        """Push the function with a name, given as the last two values."""
         module, attribute = self._pop(2)
-        self._stack.append(_Named.of(module, attribute))
+        self._stack.append(_Function.of(module, attribute))
 
     def reduce(self, _: object) -> None:
-        """Replace a call by the value that the known function would return."""
-        named, arguments = self._pop(2)
-        if not isinstance(named, _Named) or not isinstance(arguments, tuple):
+        """Replace a function and its arguments by the result of the call."""
+        function, arguments = self._pop(2)
+        if not isinstance(function, _Function) or not isinstance(arguments, tuple):
             raise ValueError("it calls something other than a known function")  # noqa: TRY004 - the pickle's fault
-        self._stack.append(named.make(arguments))
+        self._stack.append(function.call(arguments))
 
     def build(self, _: object) -> None:
-        """Set the state of a NumPy dtype; no other object may be given one."""
-        (layout,) = self._pop(1)
-        number_type = self._top()
-        if not isinstance(number_type, _NumberType):
+        """Set the state of a NumPy dtype; all other objects are refused."""
+        (state,) = self._pop(1)
+        dtype = self._top()
+        if not isinstance(dtype, _Dtype):
             raise ValueError("it sets the state of an object")  # noqa: TRY004 - the pickle's fault
-        number_type.set_up(layout)
+        dtype.set_state(state)
 
     def _make(self, container: object) -> None:
-        self._left_containers -= 1
-        if self._left_containers < 0:
+        self._remaining_containers -= 1
+        if self._remaining_containers < 0:
             raise ValueError("it has too many containers for its size")
         self._stack.append(container)
 
@@ -321,7 +332,7 @@ class _Machine:
         return found
 
     def _pop(self, count: int) -> list[Any]:
-        """The last values, none of which lies before the last mark."""
+        """Pop the last values, all of which must be above the last mark."""
         first = len(self._stack) - count
         if first < (self._marks[-1] if self._marks else 0):
             raise ValueError("stack underflow")
@@ -338,7 +349,7 @@ class _Machine:
         return values
 
 
-_NO_NOTE = object()
+_UNSET = object()
 _VALUES = frozenset(
     {
         *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
@@ -347,90 +358,90 @@ _VALUES = frozenset(
     }
 )
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-_ACTIONS: Mapping[str, Callable[[_Machine, Any], None]] = {
-    "PROTO": _Machine.proto,
-    "FRAME": _Machine.frame,
-    "MARK": _Machine.mark,
-    "POP": _Machine.pop,
-    "POP_MARK": _Machine.pop_mark,
-    "DUP": _Machine.dup,
-    **dict.fromkeys(("STRING", "BINSTRING", "SHORT_BINSTRING"), _Machine.text),
-    "EMPTY_LIST": _Machine.new_list,
-    "EMPTY_DICT": _Machine.new_dict,
-    "LIST": _Machine.list_of,
-    "DICT": _Machine.dict_of,
-    "TUPLE": _Machine.tuple_of,
-    "TUPLE1": _Machine.tuple_1,
-    "TUPLE2": _Machine.tuple_2,
-    "TUPLE3": _Machine.tuple_3,
-    "APPEND": _Machine.append,
-    "APPENDS": _Machine.appends,
-    "SETITEM": _Machine.set_item,
-    "SETITEMS": _Machine.set_items,
-    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), _Machine.put),
-    "MEMOIZE": _Machine.memoize,
-    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _Machine.get),
-    "GLOBAL": _Machine.global_name,
-    "STACK_GLOBAL": _Machine.stack_global,
-    "REDUCE": _Machine.reduce,
-    "BUILD": _Machine.build,
+_ACTIONS: Mapping[str, Callable[[_Interpreter, Any], None]] = {
+    "PROTO": _Interpreter.proto,
+    "FRAME": _Interpreter.frame,
+    "MARK": _Interpreter.mark,
+    "POP": _Interpreter.pop,
+    "POP_MARK": _Interpreter.pop_mark,
+    "DUP": _Interpreter.dup,
+    **dict.fromkeys(("STRING", "BINSTRING", "SHORT_BINSTRING"), _Interpreter.text),
+    "EMPTY_LIST": _Interpreter.new_list,
+    "EMPTY_DICT": _Interpreter.new_dict,
+    "LIST": _Interpreter.list_of,
+    "DICT": _Interpreter.dict_of,
+    "TUPLE": _Interpreter.tuple_of,
+    "TUPLE1": _Interpreter.tuple_1,
+    "TUPLE2": _Interpreter.tuple_2,
+    "TUPLE3": _Interpreter.tuple_3,
+    "APPEND": _Interpreter.append,
+    "APPENDS": _Interpreter.appends,
+    "SETITEM": _Interpreter.set_item,
+    "SETITEMS": _Interpreter.set_items,
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), _Interpreter.put),
+    "MEMOIZE": _Interpreter.memoize,
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _Interpreter.get),
+    "GLOBAL": _Interpreter.global_name,
+    "STACK_GLOBAL": _Interpreter.stack_global,
+    "REDUCE": _Interpreter.reduce,
+    "BUILD": _Interpreter.build,
 }
 
 
 def _set_items(found: object, values: list[Any]) -> None:
-    """Put keys and values, in turn, into a dict."""
+    """Put alternating keys and values into a dict."""
     if type(found) is not dict or len(values) % 2:
         raise ValueError("it sets items of something other than a dict")
     for key, value in zip(values[::2], values[1::2], strict=True):
         if type(key) is not str:
             raise ValueError(f"a key is a {type(key).__name__}, not a str")
-        found[key] = _placed(value)
+        found[key] = _require_plain(value)
 
 
 class _Arguments(tuple[Any, ...]):
-    """A tuple with something in it that is no plain value: it can be called with, and put nowhere."""
+    """A tuple that contains a function or dtype: it may be the arguments of a call, and nothing else."""
 
     __slots__ = ()
 
 
 def _tuple(values: list[Any]) -> tuple[Any, ...]:
-    return _Arguments(values) if any(type(value) in _NOT_PLAIN for value in values) else tuple(values)
+    return _Arguments(values) if any(type(value) in _INTERNAL_TYPES for value in values) else tuple(values)
 
 
-def _placed(value: Any) -> Any:
-    """The value, which is a plain one and so may stand in a row."""
-    if type(value) in _NOT_PLAIN:
+def _require_plain(value: Any) -> Any:
+    """Return a value that may be part of a row, and refuse functions and dtypes."""
+    if type(value) in _INTERNAL_TYPES:
         raise ValueError("it has a function or a dtype where a value should be")
     return value
 
 
-class _Named:
-    """What a name that rows need stands for: something that makes a value."""
+class _Function:
+    """One of the functions that rows need, as it is reimplemented here."""
 
-    __slots__ = ("make",)
+    __slots__ = ("call",)
 
-    def __init__(self, make: Callable[[tuple[Any, ...]], object]) -> None:
-        self.make = make
+    def __init__(self, call: Callable[[tuple[Any, ...]], object]) -> None:
+        self.call = call
 
     @classmethod
-    def of(cls, module: object, name: object) -> _Named:
-        """What stands for a name.
+    def of(cls, module: object, name: object) -> _Function:
+        """The reimplementation of a function.
 
         Raises:
-            ValueError: No row needs it.
+            ValueError: It is not one that rows need.
         """
         if not isinstance(module, str) or not isinstance(name, str):
             raise ValueError("it calls something other than a known function")  # noqa: TRY004 - the pickle's fault
-        if (module, name) not in _MAKERS:
+        if (module, name) not in _FUNCTIONS:
             raise ValueError(f"it calls {ascii(f'{module:.80}.{name:.80}')[1:-1]}, which is not allowed")
-        return cls(_MAKERS[module, name])
+        return cls(_FUNCTIONS[module, name])
 
 
-class _NumberType:
-    """A type of NumPy's numbers or texts, as far as rows have them: its kind, its size, the order of its bytes.
+class _Dtype:
+    """A NumPy dtype of a number or text: its kind, its size and its byte order.
 
     Args:
-        arguments: What NumPy's type would be made with.
+        arguments: The arguments that the pickle passes to ``numpy.dtype``.
     """
 
     __slots__ = ("_bytes", "_format", "_kind", "_order")
@@ -445,26 +456,26 @@ class _NumberType:
         self._bytes = struct.calcsize(self._format) if self._format else characters * _CHARACTER_BYTES[self._kind]
         self._order = ""
 
-    def set_up(self, layout: object) -> None:
-        """Take the order of bytes.
+    def set_state(self, state: object) -> None:
+        """Take the byte order from a pickled state.
 
         Raises:
-            ValueError: The state is another than NumPy gives such a type.
+            ValueError: NumPy does not give such a dtype this state.
         """
-        order = layout[1] if isinstance(layout, tuple) and len(layout) > 1 else None
+        order = state[1] if isinstance(state, tuple) and len(state) > 1 else None
         has_order = self._kind == "U" or (self._format is not None and self._bytes > 1)
         sizes = (-1, -1) if self._format else (self._bytes, _CHARACTER_BYTES[self._kind])
-        # The last is for flags, of which text has one that older versions of NumPy did not set.
+        # The last field has flags; text has one, which older versions of NumPy did not set.
         states = [(3, order, None, None, None, *sizes, flags) for flags in ((0, 8) if self._kind == "U" else (0,))]
-        if order not in (("<", ">") if has_order else ("|",)) or layout not in states:
+        if order not in (("<", ">") if has_order else ("|",)) or state not in states:
             raise ValueError("it gives a NumPy dtype an unexpected state")
         self._order = str(order)
 
     def value(self, content: object) -> object:
-        """The value of these bytes.
+        """Decode the bytes of a scalar.
 
         Raises:
-            ValueError: They are not of this type.
+            ValueError: They do not have the size of this dtype.
         """
         if not isinstance(content, bytes) or len(content) != self._bytes or not self._order:
             raise ValueError("a NumPy scalar has other bytes than its dtype")
@@ -490,22 +501,22 @@ _FORMATS = {
     "u4": "I",
     "u8": "Q",
 }
-"""NumPy's types of numbers that Python has as well, as ``struct`` calls them."""
+"""NumPy's numeric types that Python has as well → their ``struct`` format."""
 _TEXT_TYPE = re.compile(r"[US][0-9]{1,10}")
 _CHARACTER_BYTES = {"U": 4, "S": 1}
-_NOT_PLAIN = frozenset({_Named, _NumberType, _Arguments})
+_INTERNAL_TYPES = frozenset({_Function, _Dtype, _Arguments})
 
 
 def _scalar(arguments: tuple[Any, ...]) -> object:
-    """A number of NumPy, or a text, as Python has it."""
+    """``numpy.core.multiarray.scalar``: a NumPy scalar, as the equivalent Python value."""
     match arguments:
-        case (_NumberType() as number_type, content):
-            return number_type.value(content)
+        case (_Dtype() as dtype, content):
+            return dtype.value(content)
     raise ValueError("it has a NumPy scalar without a dtype")
 
 
 def _latin1(arguments: tuple[Any, ...]) -> bytes:
-    """Bytes, as protocols before 3 have them; other encodings, one upon the other, make gigabytes of a few bytes."""
+    """``codecs.encode``: bytes before protocol 3. Other encodings, repeated, turn a few bytes into gigabytes."""
     match arguments:
         case (str(text), "latin1"):
             return text.encode("latin1")
@@ -513,15 +524,15 @@ def _latin1(arguments: tuple[Any, ...]) -> bytes:
 
 
 def _no_bytes(arguments: tuple[Any, ...]) -> bytes:
-    """Empty bytes, as protocols before 3 have them; with arguments it would make as many as a number says."""
+    """``bytes()``: empty bytes before protocol 3. With an argument it could create any number of bytes."""
     if arguments:
         raise ValueError("it calls bytes with arguments")
     return b""
 
 
 # The package was renamed in NumPy 2.
-_MAKERS: Mapping[tuple[str, str], Callable[[tuple[Any, ...]], object]] = {
-    ("numpy", "dtype"): _NumberType,
+_FUNCTIONS: Mapping[tuple[str, str], Callable[[tuple[Any, ...]], object]] = {
+    ("numpy", "dtype"): _Dtype,
     ("numpy.core.multiarray", "scalar"): _scalar,
     ("numpy._core.multiarray", "scalar"): _scalar,
     ("_codecs", "encode"): _latin1,

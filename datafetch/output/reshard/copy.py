@@ -1,9 +1,21 @@
-"""Rows of some pickle shards into others, equal ones, in another order, without ever holding a shard.
+"""Copy the rows of pickle shards into equal shards, in a different order, without ever holding a shard in memory.
 
-Rules: sources are read once to measure their rows and once to copy them, in order, and are never changed. Where a row
-goes follows from the lengths of all rows, so each is written to its place at once, whatever comes before it. Memory
-holds 20 bytes a row and one buffer. A journal says which sources are in; what a killed process wrote after that is
-written again, byte for byte. All of it happens in ``state.resharding``.
+Rules: the sources are never changed. Memory holds 20 bytes per row and one buffer of rows.
+
+Theory of operation: the caller gives each row of each source its position among all rows of the new set; a row with a
+negative position is left out. The sources are read twice, from the first to the last:
+
+1. *Measure*: the lengths of all frames are read. They determine the sizes of the new shards, and with them the file and
+   offset of every row (``EqualShardWriter``).
+2. *Copy*: each row is written directly to its offset, whatever has been written around it. Rows are buffered and
+   written shard by shard, so that a file is not opened for each row.
+3. *Check*: the new shards are read back and compared with the measured lengths.
+
+All of this happens in the folder ``resharding``, which the trainer does not see, until ``swap.mark_complete`` renames
+it. A journal records how many sources are copied and on disk. After an interruption, the work resumes with the first
+source that the journal does not list, and rows that were written already are written again: the same bytes to the same
+offsets. The journal also identifies the sources, the plan and the positions. If any of them differs, it is a different
+set, and the folder is emptied first; if a source changes while it is copied, the copy stops with an error.
 """
 
 from __future__ import annotations
@@ -27,45 +39,45 @@ from datafetch.errors import ConservationError, ManifestError, ResourceError
 from datafetch.model.bounds import Count
 from datafetch.model.observers import SafeObserver
 from datafetch.model.statistics import Progress, Stage
-from datafetch.output.formats import MOST_FRAME_BYTES, decode_row, frame_sizes, read_frames
+from datafetch.output.formats import MAX_FRAME_BYTES, decode_row, frame_sizes, read_frames
 from datafetch.output.reshard.ranks import Ranks, equal_sizes
-from datafetch.output.reshard.shard_writer import Int64s, ShardWriter, UInt32s
-from datafetch.output.reshard.swap import RECORD, SHARDS, decide, finish
+from datafetch.output.reshard.shard_writer import EqualShardWriter, Int64s, UInt32s
+from datafetch.output.reshard.swap import RECORD, SHARDS, complete_swap, mark_complete
 from datafetch.store.atomic import write_atomically
 from datafetch.store.layout import OutputLayout
 from datafetch.store.state_file import read_if_sound
 
-_BUFFER_BYTES = 32 << 20  # rows of half the shards of a large set at once, so that files are not opened for one row
-_LOOK_ROWS = 10_000  # between two looks at whether to stop, while rows are measured
+_BUFFER_BYTES = 32 << 20  # rows for half the shards of a large set, so that few files are opened for one row
+_ROWS_PER_REPORT = 10_000  # between two reports while rows are measured
 
 
 @dataclass(frozen=True, slots=True)
 class ProgressMonitor:
-    """Who looks on from outside.
+    """Observes the work from outside, and can stop it.
 
     Attributes:
-        tell: Is called with every buffer, from the thread that works; when it raises something, that is logged as an
-            error, and it is not called any more.
-        stop: Once it is set, the work ends with the buffer in hand; what is done is kept.
-        journal_interval_s: Between two notes in the journal, at least: for each, all shards are brought to disk.
+        on_progress: Called for every buffer, in the thread that does the work. If it raises an exception, that is
+            logged, and it is not called again.
+        stop: Once it is set, the work stops after the current buffer; what has been done is kept.
+        journal_interval_s: The least time between two updates of the journal, each of which syncs all shards to disk.
     """
 
-    tell: Callable[[Progress], None] = lambda _: None
+    on_progress: Callable[[Progress], None] = lambda _: None
     stop: threading.Event = field(default_factory=threading.Event)
     journal_interval_s: float = 10.0
-    _unheeded: SafeObserver = field(
+    _observer_guard: SafeObserver = field(
         default_factory=lambda: SafeObserver("an observer"), init=False, repr=False, compare=False
     )
 
-    def look(self, progress: Progress) -> None:
-        """Tell how far it is.
+    def report(self, progress: Progress) -> None:
+        """Report progress, and stop if that was requested.
 
         Raises:
-            _StoppedError: It is to end here.
+            _StoppedError: ``stop`` is set.
         """
-        if not self._unheeded.has_failed:
-            with self._unheeded:
-                self.tell(progress)
+        if not self._observer_guard.has_failed:
+            with self._observer_guard:
+                self.on_progress(progress)
         if self.stop.is_set():
             raise _StoppedError
 
@@ -80,34 +92,34 @@ class Source:
 
     Attributes:
         path: The ``.pkl`` file.
-        rows: How many it must hold.
-        places: For each row, where it goes, from 0 among all rows of all sources; -1 passes it over.
+        rows: The number of rows that it must hold.
+        positions: The position of each row among all rows of the new set, from 0; negative if the row is left out.
     """
 
     path: Path
     rows: int
-    places: Int64s
+    positions: Int64s
 
     @property
-    def taken_rows(self) -> int:
-        """How many of them go anywhere."""
-        return int((self.places >= 0).sum())
+    def copied_rows(self) -> int:
+        """The number of rows that are not left out."""
+        return int((self.positions >= 0).sum())
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the equal shards are to be.
+    """How equal shards are made.
 
     Attributes:
-        ranks: Who will read them.
-        shuffle: Seed of the order that the places were made with; None where rows kept theirs.
+        ranks: The ranks that will read them.
+        shuffle: The seed of the permutation of the rows; None keeps their order.
     """
 
     ranks: Ranks
     shuffle: int | None
 
     def identity_fields(self) -> dict[str, Any]:
-        """The same, for JSON."""
+        """The fields of ``equal.json`` that describe the plan."""
         return {
             "world_size": self.ranks.world_size,
             "batch": self.ranks.batch,
@@ -116,11 +128,11 @@ class Plan:
         }
 
 
-def order(rows: int, seed: int | None) -> Int64s:
-    """The place of each row: its own, or with a seed a random one.
+def permutation(rows: int, seed: int | None) -> Int64s:
+    """The new position of each row: its own, or with a seed a random one.
 
-    The same for ever: NumPy promises the raw numbers of a bit generator, and what a stable sort makes of them; of
-    ``Generator.permutation`` it promises nothing (NEP 19).
+    The result for a seed will never change. NumPy guarantees the raw output of a bit generator and the result of a
+    stable sort, but not the output of ``Generator.permutation`` (NEP 19).
     """
     if seed is None:
         return np.arange(rows, dtype=np.int64)
@@ -128,96 +140,97 @@ def order(rows: int, seed: int | None) -> Int64s:
 
 
 def fingerprint(path: Path) -> list[str | int]:
-    """What tells a source from another, for JSON: name, size, and time of the last change in nanoseconds."""
+    """Identifies a source and its content, for JSON: path, size, and time of the last change in nanoseconds."""
     status = path.stat()
     name = os.fsencode(path.absolute()).decode("utf-8", "backslashreplace")
     return [name, status.st_size, status.st_mtime_ns]
 
 
-def rearrange(
+def write_equal_shards(
     layout: OutputLayout,
     sources: Sequence[Source],
     *,
     plan: Plan,
     record: Mapping[str, object],
-    watch: ProgressMonitor | None = None,
+    monitor: ProgressMonitor | None = None,
 ) -> bool:
-    """Make equal shards of all rows, and let them take the place of the output.
+    """Write equal shards of the rows of all sources, and replace the output by them.
 
     Args:
-        layout: Of the output; its lock is held, and ``takeover.finish`` was called.
-        sources: What to read. They may be the output's own shards. Their places together are 0 to N - 1.
-        plan: What to make.
-        record: JSON-able, written to ``state.equal`` beside the plan, ``rows``, and ``files``: of each shard's name
-            its rows and the bytes of its ``.pkl``.
-        watch: Is told how far it is, and may stop it.
+        layout: The paths of the output; its lock is held, and ``swap.complete_swap`` has been called.
+        sources: The shards to read, which may be those of the output itself. Together, their positions that are not
+            negative are the numbers 0 to N - 1.
+        plan: How the shards are made.
+        record: JSON values to be stored in ``equal.json``, besides the plan, ``rows``, and ``files``, which has for
+            each shard the number of its rows and the size of its ``.pkl``.
+        monitor: Observes the work, and can stop it.
 
     Returns:
-        Whether it is done; False if it was stopped. The same call resumes it.
+        True when it is done; False if it was stopped. The same call resumes it.
 
     Raises:
-        ConfigurationError: There are too few rows for so many ranks.
+        ConfigurationError: There are too few rows for this number of ranks.
         ManifestError: A source is damaged, or does not hold as many rows as it should.
-        ResourceError: The disk is full or can't be written; the same call resumes it.
+        ResourceError: The disk is full or can't be written; the same call resumes the work.
     """
-    watch = watch or ProgressMonitor()
-    equal_sizes(sum(source.taken_rows for source in sources), plan.ranks)  # refused before all rows are measured
+    monitor = monitor or ProgressMonitor()
+    equal_sizes(sum(source.copied_rows for source in sources), plan.ranks)  # refuse too few rows early
     try:
         made_of = _made_of(sources, plan)
-        targets = ShardWriter(layout.resharding / SHARDS, _measure(sources, watch), plan.ranks)
+        writer = EqualShardWriter(layout.resharding / SHARDS, _measure(sources, monitor), plan.ranks)
         journal = _Journal(layout.resharding, made_of)
-        _refuse_full_disk(layout, targets)
-        targets.lay_out()
-        _copy(sources, targets, journal, watch)
-        _check(targets, journal, watch)
+        _refuse_full_disk(layout, writer)
+        writer.write_layout()
+        _copy(sources, writer, journal, monitor)
+        _check(writer, journal, monitor)
         replaces = [source.path.stem for source in sources if source.path.parent == layout.out]
         identity_fields = {
             **record,
             **plan.identity_fields(),
-            "rows": targets.rows,
-            "files": targets.files(),
+            "rows": writer.rows,
+            "files": writer.files(),
             "replaces": replaces,
         }
         write_atomically(layout.resharding / RECORD, orjson.dumps(identity_fields, option=orjson.OPT_INDENT_2))
-        decide(layout)
+        mark_complete(layout)
     except _StoppedError:
         return False
     except OSError as error:
         raise ResourceError.of_disk(error, "make equal shards") from error
-    finish(layout)
+    complete_swap(layout)
     return True
 
 
-def _measure(sources: Sequence[Source], watch: ProgressMonitor) -> UInt32s:
-    """The length of each row as it will be written, by its place."""
+def _measure(sources: Sequence[Source], monitor: ProgressMonitor) -> UInt32s:
+    """The length of each row's frame, by the row's new position."""
     total_rows = sum(source.rows for source in sources)
-    frame_bytes = np.zeros(sum(source.taken_rows for source in sources), np.uint32)
+    frame_bytes = np.zeros(sum(source.copied_rows for source in sources), np.uint32)
     measured = 0
     for source in sources:
-        lengths = np.fromiter(_looking(source, measured, total_rows, watch), np.int64)
+        lengths = np.fromiter(_measured_lengths(source, measured, total_rows, monitor), np.int64)
         if len(lengths) != source.rows:
             raise ManifestError(f"{source.path} holds {len(lengths):,} rows, its .count says {source.rows:,}")
-        if source.rows and lengths.max() > MOST_FRAME_BYTES:
+        if source.rows and lengths.max() > MAX_FRAME_BYTES:
             raise ManifestError(f"{source.path} holds a row of more than 4 GiB")
-        is_taken = source.places >= 0
-        frame_bytes[source.places[is_taken]] = lengths[is_taken]
+        is_copied = source.positions >= 0
+        frame_bytes[source.positions[is_copied]] = lengths[is_copied]
         measured += source.rows
     if not frame_bytes.all():
-        raise ConservationError("two rows were given the same place in the equal shards")
+        raise ConservationError("two rows were given the same position in the equal shards")
     return frame_bytes
 
 
-def _looking(source: Source, before: int, total_rows: int, watch: ProgressMonitor) -> Iterator[int]:
-    with _naming(source.path):
+def _measured_lengths(source: Source, before: int, total_rows: int, monitor: ProgressMonitor) -> Iterator[int]:
+    with _naming_source(source.path):
         for row, length in enumerate(frame_sizes(source.path)):
-            if row % _LOOK_ROWS == 0:
-                watch.look(Progress(Stage.MEASURE, before + row, total_rows))
+            if row % _ROWS_PER_REPORT == 0:
+                monitor.report(Progress(Stage.MEASURE, before + row, total_rows))
             yield length
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Faults of a source that only show when its rows are rewritten become errors that name it."""
+def _naming_source(path: Path) -> Iterator[None]:
+    """Turn faults of a source that show only when its rows are decoded into errors that name it."""
     try:
         yield
     except (ValueError, RecursionError, OverflowError, pickle.PicklingError) as error:
@@ -233,7 +246,7 @@ class _JournalFile:
 
 
 class _Journal:
-    """Which sources are in. Work that was started with other sources or another plan is thrown away."""
+    """How many sources have been copied. Work on other sources or with another plan is discarded."""
 
     def __init__(self, folder: Path, made_of: dict[str, Any]) -> None:
         self._path = folder / "journal.json"
@@ -243,39 +256,39 @@ class _Journal:
         if done is None:
             if folder.exists():
                 shutil.rmtree(folder)
-            self.note(0)
+            self.record(0)
 
     def _read(self) -> int | None:
         before = read_if_sound(self._path, _JournalFile)
         return before.done if before is not None and before.made_of == self.made_of else None
 
-    def note(self, done: int) -> None:
-        """So many sources, the first ones, are in and on disk."""
+    def record(self, done: int) -> None:
+        """Record that the first ``done`` sources are copied and on disk."""
         self.done = done
         write_atomically(self._path, orjson.dumps(_JournalFile(self.made_of, done)))
 
 
 def _made_of(sources: Sequence[Source], plan: Plan) -> dict[str, Any]:
-    """What decides every byte that is written."""
-    places = hashlib.sha256()
+    """Everything that decides the bytes that are written, for the journal."""
+    digest = hashlib.sha256()
     for source in sources:
-        places.update(np.ascontiguousarray(source.places).data)
+        digest.update(np.ascontiguousarray(source.positions).data)
     return {
         "format": 1,
         **plan.identity_fields(),
         "sources": [fingerprint(source.path) for source in sources],
-        "places": places.hexdigest(),
+        "places": digest.hexdigest(),
     }
 
 
-def _refuse_full_disk(layout: OutputLayout, targets: ShardWriter) -> None:
-    _refuse_too_small(layout.folder, targets.total_bytes - _taken_bytes(targets.folder))
+def _refuse_full_disk(layout: OutputLayout, writer: EqualShardWriter) -> None:
+    _refuse_too_small(layout.folder, writer.total_bytes - _taken_bytes(writer.folder))
     if layout.out.exists() and layout.out.stat().st_dev != layout.folder.stat().st_dev:
-        _refuse_too_small(layout.out, targets.total_bytes - _taken_bytes(layout.out))
+        _refuse_too_small(layout.out, writer.total_bytes - _taken_bytes(layout.out))
 
 
 def _taken_bytes(folder: Path) -> int:
-    """What the files in a folder take of the disk: shards that are being made have holes."""
+    """The disk space that the files in a folder take; unfinished shards are sparse."""
     return sum(path.stat().st_blocks * 512 for path in folder.glob("*"))
 
 
@@ -283,31 +296,31 @@ def _refuse_too_small(folder: Path, needed_bytes: int) -> None:
     free_bytes = shutil.disk_usage(folder).free
     if needed_bytes > free_bytes:
         raise ResourceError(
-            f"equal shards need {needed_bytes:,} bytes more in {folder}, where {free_bytes:,} are free; "
-            "make room, or choose an output on another filesystem, and run the same command again"
+            f"equal shards need {needed_bytes:,} more bytes in {folder}, where {free_bytes:,} are free; "
+            "free some space, or choose an output on another filesystem, and run the same command again"
         )
 
 
-def _copy(sources: Sequence[Source], targets: ShardWriter, journal: _Journal, watch: ProgressMonitor) -> None:
-    rows = sum(source.taken_rows for source in sources[: journal.done])
+def _copy(sources: Sequence[Source], writer: EqualShardWriter, journal: _Journal, monitor: ProgressMonitor) -> None:
+    rows = sum(source.copied_rows for source in sources[: journal.done])
     copied_bytes = 0
-    noted_s = time.monotonic()
+    journal_time_s = time.monotonic()
     for number, source in enumerate(sources[journal.done :], journal.done):
-        for frames, places in _buffers(source):
-            if not targets.have_lengths(places, frames):
+        for frames, positions in _buffers(source):
+            if not writer.have_lengths(positions, frames):
                 raise _changed(source)
-            targets.write(frames, places)
+            writer.write(frames, positions)
             rows += len(frames)
             copied_bytes += sum(map(len, frames))
-            watch.look(Progress(Stage.COPY, rows, targets.rows, copied_bytes))
+            monitor.report(Progress(Stage.COPY, rows, writer.rows, copied_bytes))
         if fingerprint(source.path) != journal.made_of["sources"][number]:
             raise _changed(source)
-        if time.monotonic() - noted_s >= watch.journal_interval_s:
-            targets.sync()
-            journal.note(number + 1)
-            noted_s = time.monotonic()
-    targets.sync()
-    journal.note(len(sources))
+        if time.monotonic() - journal_time_s >= monitor.journal_interval_s:
+            writer.sync()
+            journal.record(number + 1)
+            journal_time_s = time.monotonic()
+    writer.sync()
+    journal.record(len(sources))
 
 
 def _changed(source: Source) -> ManifestError:
@@ -317,38 +330,37 @@ def _changed(source: Source) -> ManifestError:
 
 
 def _buffers(source: Source) -> Iterator[tuple[list[bytes], Int64s]]:
-    """The rows of a source that go anywhere, some at a time, each with its place."""
-    places = source.places[source.places >= 0]
+    """The frames of a source that are not left out, in buffers, with their positions."""
+    positions = source.positions[source.positions >= 0]
     frames: list[bytes] = []
     first = held_bytes = 0
-    with _naming(source.path):
-        for frame, place in zip(read_frames(source.path), source.places, strict=True):
-            if place < 0:
+    with _naming_source(source.path):
+        for frame, position in zip(read_frames(source.path), source.positions, strict=True):
+            if position < 0:
                 continue
-            decode_row(frame)  # the trainer will load it: a row that is none, or calls something, goes no further
+            decode_row(frame)  # the trainer will unpickle it, so anything but plain values must not get further
             frames.append(frame)
             held_bytes += len(frame)
             if held_bytes >= _BUFFER_BYTES:
-                yield frames, places[first : first + len(frames)]
+                yield frames, positions[first : first + len(frames)]
                 first += len(frames)
                 frames, held_bytes = [], 0
     if frames:
-        yield frames, places[first:]
+        yield frames, positions[first:]
 
 
-def _check(targets: ShardWriter, journal: _Journal, watch: ProgressMonitor) -> None:
-    """See that the shards are as planned, by reading what was written.
+def _check(writer: EqualShardWriter, journal: _Journal, monitor: ProgressMonitor) -> None:
+    """Read the new shards back, and check that they are as planned.
 
     Raises:
-        ResourceError: One is not.
+        ResourceError: One is not; the journal is reset, so that all rows are copied again.
     """
     rows = 0
-    for target in range(len(targets)):
-        if not targets.is_right(target):
-            journal.note(0)
+    for shard in range(len(writer)):
+        if not writer.is_correct(shard):
+            journal.record(0)
             raise ResourceError(
-                f"{targets.folder} does not hold what was written to it; see whether its disk is sound, and run the "
-                "same command again"
+                f"{writer.folder} does not hold what was written to it; check the disk, and run the same command again"
             )
-        rows += targets.rows_of(target)
-        watch.look(Progress(Stage.CHECK, rows, targets.rows))
+        rows += writer.rows_of(shard)
+        monitor.report(Progress(Stage.CHECK, rows, writer.rows))

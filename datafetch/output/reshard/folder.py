@@ -1,7 +1,7 @@
-"""The command ``reshard``: a folder of pickle shards to a folder of equal ones.
+"""The command ``reshard``: write a folder of pickle shards as a folder of equal shards.
 
-Rules: the source is never changed, and what is there already is never written over. What a pair or a document needs
-is told by the first row.
+Rules: the source is never changed, and an existing output is never overwritten. The first row tells whether the rows
+are pairs or documents, and so which loader reads them and which defaults apply.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from typing import Any
 from datafetch.errors import ConfigurationError, ManifestError, ResourceError, raise_want
 from datafetch.model.kinds import Loader
 from datafetch.output.formats import decode_row, read_count, read_frames
-from datafetch.output.reshard.copy import Plan, ProgressMonitor, Source, fingerprint, order, rearrange
+from datafetch.output.reshard.copy import Plan, ProgressMonitor, Source, fingerprint, permutation, write_equal_shards
 from datafetch.output.reshard.ranks import GROUP_OF, SHUFFLE_OF, Epoch, Ranks, epoch, equal_sizes
 from datafetch.output.reshard.record import ReshardRecord, read_reshard_record
-from datafetch.output.reshard.swap import finish
-from datafetch.store.atomic import FOLLOW_IT_YOURSELF, leads_out, make_folder, refuse_links
+from datafetch.output.reshard.swap import complete_swap
+from datafetch.store.atomic import LINK_ADVICE, leads_out, make_folder, refuse_links
 from datafetch.store.layout import OutputLayout
 from datafetch.store.lock import Lock, locks_where_possible
 from datafetch.store.state_file import read_if_sound
 
 _SEED_END = 2**63
-_SHOWN_CHARS = 40
+_MAX_SHOWN_CHARS = 40
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """What to make equal shards of, and for whom.
+class ReshardRequest:
+    """A request to make equal shards.
 
     Attributes:
-        source: Folder of shards, ours or VILA's own scripts'.
-        out: Where to; empty, new, or made by this very request.
-        world_size: Ranks.
-        batch: Groups that a rank takes in one step.
-        group: Samples that the loader takes together; None is as the rows need.
-        shuffle: A seed, or ``none``; None is as the rows need.
+        source: A folder of shards, written by datafetch or by VILA's own scripts.
+        out: The output folder: new, empty, or written for an equal request.
+        world_size: The number of ranks.
+        batch: The number of groups that a rank takes in one step.
+        group: The number of samples that the loader takes together; None for the default of the rows' loader.
+        shuffle: A seed, or ``none`` to keep the order; None for the default of the rows' loader.
         no_lock: Run without a lock; the operator makes sure that no other run uses the output.
     """
 
@@ -52,10 +52,10 @@ class Request:
     no_lock: bool = False
 
     def plan(self, loader: Loader) -> Plan:
-        """What was asked for, and for the rest what such rows need.
+        """The plan for rows that a loader reads, whose defaults are used for what was not set.
 
         Raises:
-            ConfigurationError: It can't be carried out.
+            ConfigurationError: A value is out of range or not a seed.
         """
         ranks = Ranks(self.world_size, self.batch, GROUP_OF[loader] if self.group is None else self.group)
         return Plan(ranks, SHUFFLE_OF[loader] if self.shuffle is None else _parse_seed(self.shuffle))
@@ -63,15 +63,15 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Resharded:
-    """Equal shards, and what their readers make of them.
+    """The equal shards of a request, and what their ranks read.
 
     Attributes:
-        out: Where they lie.
-        plan: What they were made for.
+        out: The folder that holds them.
+        plan: How they were made.
         epoch: What the ranks read in one epoch.
-        shards: How many.
-        total_bytes: Of all ``.pkl`` files.
-        is_new: They were not there before.
+        shards: The number of shards.
+        total_bytes: The size of all ``.pkl`` files.
+        is_new: Whether this call made them; False if they existed already.
     """
 
     out: Path
@@ -82,7 +82,7 @@ class Resharded:
     is_new: bool
 
     def summary(self) -> dict[str, Any]:
-        """As ``--json`` prints it."""
+        """The JSON object that ``--json`` prints."""
         return {
             "out": str(self.out),
             "rows": self.epoch.samples,
@@ -95,98 +95,102 @@ class Resharded:
         }
 
 
-def reshard(request: Request, watch: ProgressMonitor | None = None) -> Resharded | None:
-    """Make equal shards of a folder of shards, resuming an earlier attempt.
+def reshard(request: ReshardRequest, monitor: ProgressMonitor | None = None) -> Resharded | None:
+    """Make equal shards of a folder of shards; an interrupted attempt is resumed.
+
+    Args:
+        request: What to make.
+        monitor: Observes the work, and can stop it.
 
     Returns:
-        What was made; None if ``watch`` stopped it, and the same request resumes it.
+        The shards; None if ``monitor`` stopped the work, which the same request resumes.
 
     Raises:
-        ConfigurationError: It can't be carried out as asked, or the output holds something else.
-        ManifestError: The source is not a folder of whole shards.
-        ResourceError: The disk is full or can't be written; the same request resumes it.
+        ConfigurationError: The request is not possible, or the output holds something else.
+        ManifestError: The source is not a folder of complete shards.
+        ResourceError: The disk is full or can't be written; the same request resumes the work.
     """
     layout = OutputLayout(_absolute(request.out))
-    _refuse_entangled(request.source, layout)
+    _refuse_overlap(request.source, layout)
     paths = _shards(request.source)
     counts = [_count(path) for path in paths]
     plan = request.plan(_loader(paths, counts))
     made_from = [fingerprint(path) for path in paths]
     equal_sizes(sum(counts), plan.ranks)  # refuses too few before anything is written
     if not layout.folder.exists():
-        _refuse_taken(layout)
-    with _claimed(layout, is_alone=request.no_lock):
-        finish(layout)
+        _refuse_existing(layout)
+    with _locked_output(layout, is_alone=request.no_lock):
+        complete_swap(layout)
         made = _find_made(layout, plan, made_from)
         if made is not None:
             return _resharded(layout, made, is_new=False)
-        _refuse_taken(layout)
-        if not rearrange(
-            layout, _sources(paths, counts, plan), plan=plan, record={"made_from": made_from}, watch=watch
+        _refuse_existing(layout)
+        if not write_equal_shards(
+            layout, _sources(paths, counts, plan), plan=plan, record={"made_from": made_from}, monitor=monitor
         ):
             return None
     made = read_reshard_record(layout)
-    assert made is not None  # rearrange ends with it
+    assert made is not None  # write_equal_shards ends with it
     return _resharded(layout, made, is_new=True)
 
 
 def _parse_seed(text: str) -> int | None:
     if text == "none":
         return None
-    if not (text.isascii() and text.isdigit() and len(text) <= _SHOWN_CHARS and int(text) < _SEED_END):
+    if not (text.isascii() and text.isdigit() and len(text) <= _MAX_SHOWN_CHARS and int(text) < _SEED_END):
         raise ConfigurationError(
             f"--shuffle takes a seed, a whole number from 0 to {_SEED_END - 1:,}, or 'none', "
-            f"not {text[:_SHOWN_CHARS]!r}"
+            f"not {text[:_MAX_SHOWN_CHARS]!r}"
         )
     return int(text)
 
 
 def _absolute(path: Path) -> Path:
-    # Not resolved: the state folder is the sibling of a link, as it is of a folder.
+    # Links are not resolved, because the state folder of a link is next to the link.
     absolute = Path(os.path.abspath(path))  # noqa: PTH100 - Path.absolute keeps ".."
     if not absolute.name:
         raise ConfigurationError(f"{path} can't be an output; choose a folder below it")
     return absolute
 
 
-def _refuse_entangled(source: Path, layout: OutputLayout) -> None:
-    """The source is not to be changed, and its own folder would be if the output or its state lay in it."""
+def _refuse_overlap(source: Path, layout: OutputLayout) -> None:
+    """Refuse an output or state folder inside of the source, or the reverse, because the source must not change."""
     read = source.resolve()
     for written in (layout.out.resolve(), layout.folder.resolve()):
         if read.is_relative_to(written) or written.is_relative_to(read):
-            raise ConfigurationError(f"{layout.out} is not apart from {source}; choose an output that is")
+            raise ConfigurationError(f"{layout.out} and {source} overlap; choose an output outside of the source")
 
 
 def _shards(folder: Path) -> list[Path]:
-    """The ``.pkl`` files of a folder of whole shards, in the order in which the loader takes them.
+    """The ``.pkl`` files of a folder of shards, in the order in which the loader takes them.
 
     Raises:
-        ManifestError: There is no such folder, or it holds anything else.
+        ManifestError: The folder does not exist, or does not consist of complete shards alone.
     """
     try:
         names = {path.name for path in folder.iterdir()}
     except OSError as error:
         raise_want(error)
-        raise ManifestError(f"cannot read the folder {folder}: {error.strerror}; name a folder of shards") from error
+        raise ManifestError(f"cannot read the folder {folder}: {error.strerror}; give a folder of shards") from error
     if not names:
-        raise ManifestError(f"{folder} is empty; name a folder of .pkl and .count files")
+        raise ManifestError(f"{folder} is empty; give a folder of .pkl and .count files")
     real_folder = os.path.realpath(folder)
     for name in sorted(names):
         stem, _, suffix = name.rpartition(".")
         if suffix not in ("pkl", "count"):
-            raise ManifestError(f"{folder / name} is no part of a shard; move it away")
+            raise ManifestError(f"{folder / name} is not part of a shard; move it away")
         for path in (folder / f"{stem}.pkl", folder / f"{stem}.count"):
             if not path.is_file():
-                raise ManifestError(f"{path} is missing or no file; shards are pairs of .pkl and .count")
+                raise ManifestError(f"{path} is missing or not a file; a shard is a pair of a .pkl and a .count file")
             if leads_out(path, real_folder):
                 raise ManifestError(
-                    f"{path} is a link that leads out of its folder, and is not followed; {FOLLOW_IT_YOURSELF}"
+                    f"{path} is a link that leads out of its folder, and is not followed; {LINK_ADVICE}"
                 )
     return [folder / name for name in sorted(names) if name.endswith(".pkl")]
 
 
 def _count(path: Path) -> int:
-    """How many rows a shard should hold, which nothing is made for before it is plausible."""
+    """The number of rows that a shard should hold, checked against its size before memory is allocated for it."""
     count = path.with_suffix(".count")
     try:
         rows = read_count(count)
@@ -194,7 +198,7 @@ def _count(path: Path) -> int:
     except OSError as error:
         raise_want(error)
         raise ManifestError(f"cannot read {count}: {error.strerror}") from error
-    if not 0 <= rows <= total_bytes:  # a row has one byte at least
+    if not 0 <= rows <= total_bytes:  # a row has at least one byte
         raise ManifestError(f"{count} says {rows:,} rows, which {path.name} can't hold; recreate it")
     return rows
 
@@ -202,7 +206,7 @@ def _count(path: Path) -> int:
 def _loader(paths: Sequence[Path], counts: Sequence[int]) -> Loader:
     path = next((path for path, rows in zip(paths, counts, strict=True) if rows), None)
     if path is None:
-        raise ManifestError(f"{paths[0].parent} holds no row")
+        raise ManifestError(f"the shards in {paths[0].parent} have no rows; give a folder of shards with rows")
     try:
         row = decode_row(next(read_frames(path), b""))
     except (ValueError, RecursionError) as error:
@@ -218,8 +222,8 @@ def _loader(paths: Sequence[Path], counts: Sequence[int]) -> Loader:
 
 
 @contextmanager
-def _claimed(layout: OutputLayout, *, is_alone: bool) -> Iterator[None]:
-    """Hold the output for this process alone, unless the operator knows that it is."""
+def _locked_output(layout: OutputLayout, *, is_alone: bool) -> Iterator[None]:
+    """Hold the lock of the output; if the filesystem has no locks, ``is_alone`` allows to do without."""
     lock = Lock(layout.lock, layout.out, layout.real_lock)
     try:
         make_folder(layout.folder)
@@ -245,21 +249,21 @@ def _find_made(layout: OutputLayout, plan: Plan, made_from: list[list[str | int]
     return made if is_whole else None
 
 
-def _refuse_taken(layout: OutputLayout) -> None:
+def _refuse_existing(layout: OutputLayout) -> None:
     if layout.job.exists():
         raise ConfigurationError(f"{layout.out} belongs to a run of datafetch prepare; choose another folder")
     if layout.out.is_dir() and not any(layout.out.iterdir()):
         return
     if layout.out.exists() or layout.out.is_symlink():
-        raise ConfigurationError(f"{layout.out} is there already; choose another folder, or delete it to start over")
+        raise ConfigurationError(f"{layout.out} exists already; choose another folder, or delete it to start over")
 
 
 def _sources(paths: Sequence[Path], counts: Sequence[int], plan: Plan) -> list[Source]:
-    places = order(sum(counts), plan.shuffle)
+    positions = permutation(sum(counts), plan.shuffle)
     sources = []
     first = 0
     for path, rows in zip(paths, counts, strict=True):
-        sources.append(Source(path, rows, places[first : first + rows]))
+        sources.append(Source(path, rows, positions[first : first + rows]))
         first += rows
     return sources
 

@@ -1,6 +1,6 @@
-"""The equal shards that an output holds: for whom they were made, and of which samples.
+"""The record of the equal shards that an output holds: how they were made, and of which samples.
 
-Rules: ``equal.json`` is there if the output holds equal shards. Whatever of it speaks of a run is read here alone.
+Rules: ``equal.json`` exists if and only if the output holds equal shards.
 """
 
 from __future__ import annotations
@@ -58,28 +58,28 @@ class ReshardRecord:
 
     @property
     def rows(self) -> int:
-        """Of all of them."""
+        """The number of rows in all of them."""
         return sum(file.rows for file in self.files.values())
 
     def for_ranks(self) -> EqualShards:
-        """What the ranks make of them."""
+        """What each rank reads of them, for the report."""
         ranks = self.plan.ranks
         seen = epoch([file.rows for file in self.files.values()], ranks)
         return EqualShards(ranks.world_size, seen.groups * ranks.group, seen.used)
 
     def refuse_missing(self, layout: OutputLayout) -> None:
-        """See that they are all there, and the ledgers of all their samples.
+        """Check that all of them exist, and the ledgers of all of their samples.
 
-        Which samples a lost shard had can't be told from its name. A shard of the manifest without a ledger would be
-        fetched and written again, in the place of the equal shard of the same name.
+        A lost equal shard can't be made again, because its name does not tell which samples it had. A shard of the
+        manifest without a ledger would be fetched again, and would overwrite the equal shard of the same name.
 
         Raises:
-            ConfigurationError: One is missing, or has another size than it was made with; or a ledger is missing.
+            ConfigurationError: A shard or a ledger is missing, or a shard has a different size than when it was made.
         """
         for shard in self.samples:
             if not layout.ledger(shard).is_file():
                 raise ConfigurationError(
-                    f"{layout.ledger(shard)} is missing, and the rows of its samples lie in equal shards, which "
+                    f"{layout.ledger(shard)} is missing, and the rows of its samples are in equal shards, which "
                     "can't be made again one by one; put it back, or start over with --fresh (again, if one was "
                     "interrupted)"
                 )
@@ -87,8 +87,8 @@ class ReshardRecord:
             pkl, count = layout.out / f"{name}.pkl", layout.out / f"{name}.count"
             if not _is_whole(pkl, count, file):
                 raise ConfigurationError(
-                    f"{pkl} or its .count is missing, or not as it was made; put them back, or start over with "
-                    "--fresh (again, if one was interrupted)"
+                    f"{pkl} or its .count is missing, or has changed since it was made; put them back, or start over "
+                    "with --fresh (again, if one was interrupted)"
                 )
 
 

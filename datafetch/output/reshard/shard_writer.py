@@ -1,6 +1,6 @@
-"""The equal shards that are being made: where each row goes, and what is not on disk yet.
+"""Write equal shards in any order of their rows.
 
-Rules: where a row lies in its shard follows from the lengths of the rows before it, so rows are written in any order,
+Rules: the file and offset of a row follow from the lengths of all rows before it. So rows can be written in any order,
 and writing one again changes nothing. One file is open at a time, however many shards there are.
 """
 
@@ -25,20 +25,25 @@ UInt32s: TypeAlias = npt.NDArray[np.uint32]
 
 
 def shard_name(number: int, shards: int) -> str:
-    """The name of one of so many shards. All have as many digits, for the loader sorts names as text."""
+    """The name of a shard. All names have the same number of digits, because the loader sorts them as text.
+
+    Args:
+        number: The shard's number, from 0.
+        shards: The number of shards.
+    """
     return f"part-{number:0{max(5, len(str(shards - 1)))}d}"
 
 
-class ShardWriter:
-    """Equal shards in a folder; memory holds 12 bytes a row.
+class EqualShardWriter:
+    """Writes a set of equal shards; memory holds 12 bytes per row.
 
     Args:
-        folder: Where they are made.
-        frame_bytes: The length of each row as it stands in a shard, by its place among all rows.
-        ranks: Who will read them.
+        folder: The folder of the shards.
+        frame_bytes: The length of each row's frame, by the row's position among all rows of the set.
+        ranks: The ranks that will read them.
 
     Raises:
-        ConfigurationError: There are too few rows for so many ranks.
+        ConfigurationError: There are too few rows for this number of ranks.
     """
 
     def __init__(self, folder: Path, frame_bytes: UInt32s, ranks: Ranks) -> None:
@@ -49,9 +54,9 @@ class ShardWriter:
         self._ends = np.cumsum(sizes, dtype=np.int64)
         self._offsets = np.empty(self.rows, np.int64)
         self._file_bytes: list[int] = []
-        for target in range(len(sizes)):
-            layout = self._layout(target)
-            self._offsets[self._span(target)] = layout.offsets
+        for shard in range(len(sizes)):
+            layout = self._layout(shard)
+            self._offsets[self._span(shard)] = layout.offsets
             self._file_bytes.append(layout.total_bytes)
         self._unsynced: set[int] = set()
 
@@ -60,74 +65,73 @@ class ShardWriter:
 
     @property
     def total_bytes(self) -> int:
-        """Of all ``.pkl`` files."""
+        """The size of all ``.pkl`` files."""
         return sum(self._file_bytes)
 
-    def rows_of(self, target: int) -> int:
-        """How many rows a shard holds."""
-        span = self._span(target)
+    def rows_of(self, shard: int) -> int:
+        """The number of rows in a shard."""
+        span = self._span(shard)
         return int(span.stop - span.start)
 
     def files(self) -> dict[str, list[int]]:
-        """By the shard's name: its rows, and the bytes of its ``.pkl``."""
+        """Shard name → the number of its rows, and the size of its ``.pkl``."""
         return {
-            shard_name(target, len(self)): [self.rows_of(target), self._file_bytes[target]]
-            for target in range(len(self))
+            shard_name(shard, len(self)): [self.rows_of(shard), self._file_bytes[shard]] for shard in range(len(self))
         }
 
-    def lay_out(self) -> None:
-        """Write everything that is not a row; done again, it changes nothing."""
+    def write_layout(self) -> None:
+        """Write everything but the rows: pickle opcodes and ``.count`` files. Repeating it changes nothing."""
         make_folder(self.folder)
-        for target in range(len(self)):
-            with self._opened(target) as descriptor:
-                for piece in self._layout(target).pieces():
+        for shard in range(len(self)):
+            with self._opened(shard) as descriptor:
+                for piece in self._layout(shard).pieces():
                     _write_at(descriptor, piece.content, piece.offset)
-            self._path(target).with_suffix(".count").write_text(str(self.rows_of(target)), encoding="ascii")
+            self._path(shard).with_suffix(".count").write_text(str(self.rows_of(shard)), encoding="ascii")
 
-    def write(self, frames: Sequence[bytes], places: Int64s) -> None:
-        """Write rows to their places."""
-        by_place = np.argsort(places, kind="stable")
-        targets = np.searchsorted(self._ends, places[by_place], side="right")
-        firsts = np.flatnonzero(np.diff(targets, prepend=-1))
-        offsets = self._offsets[places].tolist()
-        for target, members in zip(targets[firsts].tolist(), np.split(by_place, firsts[1:]), strict=True):
-            with self._opened(target) as descriptor:
-                for member in members.tolist():
-                    _write_at(descriptor, frames[member], offsets[member])
+    def write(self, frames: Sequence[bytes], positions: Int64s) -> None:
+        """Write frames to the offsets of their positions, one shard after another."""
+        by_position = np.argsort(positions, kind="stable")
+        shards = np.searchsorted(self._ends, positions[by_position], side="right")
+        firsts = np.flatnonzero(np.diff(shards, prepend=-1))
+        offsets = self._offsets[positions].tolist()
+        for shard, rows in zip(shards[firsts].tolist(), np.split(by_position, firsts[1:]), strict=True):
+            with self._opened(shard) as descriptor:
+                for row in rows.tolist():
+                    _write_at(descriptor, frames[row], offsets[row])
 
     def sync(self) -> None:
-        """Return when all that was written is on disk."""
-        for target in sorted(self._unsynced):
-            sync(self._path(target))
-            sync(self._path(target).with_suffix(".count"))
+        """Return when everything that has been written is on disk."""
+        for shard in sorted(self._unsynced):
+            sync(self._path(shard))
+            sync(self._path(shard).with_suffix(".count"))
         sync(self.folder)
         self._unsynced.clear()
 
-    def have_lengths(self, places: Int64s, frames: Sequence[bytes]) -> bool:
-        """Whether rows are as long as they were when they were measured, and so fit into their places."""
-        return bool(np.array_equal(self._frame_bytes[places], [len(frame) for frame in frames]))
+    def have_lengths(self, positions: Int64s, frames: Sequence[bytes]) -> bool:
+        """Whether frames have the lengths that were measured at their positions, and so fit there."""
+        return bool(np.array_equal(self._frame_bytes[positions], [len(frame) for frame in frames]))
 
-    def is_right(self, target: int) -> bool:
-        """Whether a shard holds rows of the right lengths up to its proper end, as whoever reads it will see."""
+    def is_correct(self, shard: int) -> bool:
+        """Whether a shard, read back as any reader would, is complete and has frames of the measured lengths."""
         try:
-            lengths = np.fromiter(frame_sizes(self._path(target)), np.int64)
+            lengths = np.fromiter(frame_sizes(self._path(shard)), np.int64)
         except ManifestError:
             return False
-        return bool(np.array_equal(lengths, self._frame_bytes[self._span(target)]))
+        return bool(np.array_equal(lengths, self._frame_bytes[self._span(shard)]))
 
-    def _span(self, target: int) -> slice:
-        return slice(int(self._ends[target - 1]) if target else 0, int(self._ends[target]))
+    def _span(self, shard: int) -> slice:
+        return slice(int(self._ends[shard - 1]) if shard else 0, int(self._ends[shard]))
 
-    def _layout(self, target: int) -> ListLayout:
-        return ListLayout(self._frame_bytes[self._span(target)].astype(np.int64))
+    def _layout(self, shard: int) -> ListLayout:
+        return ListLayout(self._frame_bytes[self._span(shard)].astype(np.int64))
 
-    def _path(self, target: int) -> Path:
-        return self.folder / f"{shard_name(target, len(self))}.pkl"
+    def _path(self, shard: int) -> Path:
+        return self.folder / f"{shard_name(shard, len(self))}.pkl"
 
     @contextmanager
-    def _opened(self, target: int) -> Iterator[int]:
-        self._unsynced.add(target)
-        descriptor = os.open(self._path(target), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    def _opened(self, shard: int) -> Iterator[int]:
+        self._unsynced.add(shard)
+        descriptor = os.open(self._path(shard), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             yield descriptor
         finally:
@@ -136,5 +140,5 @@ class ShardWriter:
 
 def _write_at(descriptor: int, content: bytes, offset: int) -> None:
     written = 0
-    while written < len(content):  # a disk that fills up takes a part, and then says so
+    while written < len(content):  # a disk that is almost full writes a part first, and then fails
         written += os.pwrite(descriptor, memoryview(content)[written:], offset + written)

@@ -1,17 +1,29 @@
-"""Equal shards that are complete take the place of the output.
+"""Replace the output by a complete set of equal shards.
 
-Rules: complete shards are decided on by one rename, and from then on there is no way back: ``finish`` resumes from
-wherever it was interrupted, and ends the same. The output holds the old shards or the new ones, never some of both;
-until the new ones are in it, every row lies in the state folder. Where the system can let two folders change places,
-there is an output at every moment.
+Rules: the output holds the old shards or the new ones, and never a mixture. Until it holds all of the new ones, every
+row is also in the state folder.
 
-What lies there meanwhile::
+Theory of operation: ``mark_complete`` renames ``resharding`` to ``resharded``. This is the point of no return: from
+then on, ``complete_swap`` only goes forward. It can be interrupted anywhere and called again, by the next process, with
+the same result, because the files say how far it got::
 
     resharded/shards/      the new shards; gone once they are the output
-    resharded/equal.json   what they are made of; gone once it is the state's
-    resharded/exchanging   which of two folders is the new one, while it and the output change places
-    resharded/moving       the old shards are gone from an output that takes its new ones file by file
-    replaced/              the old output
+    resharded/equal.json   their record; gone once it has been published to the state folder
+    resharded/exchanging   inode number of the new folder, written before it is exchanged with the output
+    resharded/moving       the old shards have been deleted from an output whose files are replaced one by one
+    replaced/              the old output, until its shards are deleted
+
+There are three ways to replace the output, from the best to the one that always works:
+
+1. Its folder is exchanged with that of the new shards in one step, so there is an output at every moment. The inode
+   number in ``exchanging`` tells which folder is the new one, so an interrupted process does not exchange them twice.
+2. Where the system can't exchange folders, the old one is renamed to ``replaced``, and then the new one to the output.
+   For a moment there is no output. ``replaced`` exists only if the second rename is still to be done.
+3. If the output is a mount point, a link, or on another filesystem, its folder can't be renamed. The old shards are
+   deleted, ``moving`` is written, and then each new file is published. The trainer sees a part of the new shards
+   meanwhile, but never old and new ones together.
+
+Of the old output only files of shards are deleted. Any other file stops the swap with a message.
 """
 
 from __future__ import annotations
@@ -36,39 +48,39 @@ _CANT_RENAME = (errno.EXDEV, errno.EBUSY)
 
 @dataclass(frozen=True, slots=True)
 class _Replaced:
-    """What the record says of the shards whose place the new ones take."""
+    """The field of the record with the names of the shards that are replaced."""
 
     replaces: list[PlainName]
 
 
-def decide(layout: OutputLayout) -> None:
-    """Declare the shards in ``state.resharding`` complete; everything in there is on disk when this is called."""
+def mark_complete(layout: OutputLayout) -> None:
+    """Declare the shards in ``resharding`` complete; everything in it must be on disk already."""
     sync(layout.resharding)
     layout.resharding.rename(layout.resharded)
     sync(layout.folder)
 
 
-def finish(layout: OutputLayout) -> None:
-    """Let complete equal shards become the output, if there are any; resume where that was interrupted.
+def complete_swap(layout: OutputLayout) -> None:
+    """Replace the output by complete equal shards, if there are any; an interrupted swap is resumed.
 
-    To be called, under the lock of the output, before anything else looks at it.
+    To be called under the lock of the output, before anything else reads it.
 
     Raises:
         ResourceError: The output can't be written; nothing is lost.
-        ConfigurationError: Others have put files where the output is to be.
+        ConfigurationError: There are third-party files where the output is to be.
     """
     if not layout.resharded.is_dir():
         return
     try:
-        _finish(layout)
+        _complete_swap(layout)
     except OSError as error:
         raise ResourceError.of_disk(error, f"put equal shards into {layout.out}") from error
 
 
-def _finish(layout: OutputLayout) -> None:
+def _complete_swap(layout: OutputLayout) -> None:
     shards = layout.resharded / SHARDS
     if shards.is_dir():
-        if _must_stay(layout) or not _swap(layout, shards):
+        if _must_move_files(layout) or not _swap(layout, shards):
             _move_files(layout, shards)
         sync(layout.resharded)
     record = layout.resharded / RECORD
@@ -82,21 +94,22 @@ def _finish(layout: OutputLayout) -> None:
 
 
 def _delete_replaced(layout: OutputLayout) -> None:
-    """Delete the old shards, and no other file in their folder."""
+    """Delete the old output's shards and its folder, but no other file."""
     if not layout.replaced.exists():
         return
     for path in _old_files(layout, layout.replaced):
         path.unlink()
-    others = sorted(layout.replaced.iterdir())
-    if others:
+    other_files = sorted(layout.replaced.iterdir())
+    if other_files:
         raise ConfigurationError(
-            f"{others[0]} lay among the shards and is not one of them; move it away and run the same command again"
+            f"{other_files[0]} is not a file of the shards that were replaced; move it away and run the same command "
+            "again"
         )
     layout.replaced.rmdir()
 
 
 def _old_files(layout: OutputLayout, folder: Path) -> list[Path]:
-    """The files of the shards that are replaced, as far as they are there; counts first, never to be without rows."""
+    """The existing files of the replaced shards; counts come first, so that none is left without its rows."""
     record = layout.resharded / RECORD
     path = record if record.exists() else layout.equal
     unknown = ConfigurationError(
@@ -109,13 +122,13 @@ def _old_files(layout: OutputLayout, folder: Path) -> list[Path]:
     return [path for path in paths if path.is_file()]
 
 
-def _must_stay(layout: OutputLayout) -> bool:
-    """Whether the output's folder can't be replaced by another, for it is a mount point or a link."""
+def _must_move_files(layout: OutputLayout) -> bool:
+    """Whether the files must be moved one by one, because the output folder is a mount point or a link."""
     return (layout.resharded / _MOVING).exists() or layout.out.is_symlink() or layout.out.is_mount()
 
 
 def _swap(layout: OutputLayout, shards: Path) -> bool:
-    """Put one folder in the other's place; False if they lie on different filesystems, and nothing was done."""
+    """Replace the output folder as a whole; False if that is impossible across filesystems, and nothing was done."""
     try:
         if not layout.out.exists() or layout.replaced.exists():
             shards.rename(layout.out)
@@ -129,7 +142,7 @@ def _swap(layout: OutputLayout, shards: Path) -> bool:
             return False
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise ConfigurationError(
-                f"{layout.out} is where equal shards from {shards} are to be, and holds something else; "
+                f"the equal shards in {shards} can't become {layout.out}, because it holds something else; "
                 "move that away and run the same command again"
             ) from error
         raise
@@ -138,21 +151,21 @@ def _swap(layout: OutputLayout, shards: Path) -> bool:
 
 
 def _exchange(layout: OutputLayout, shards: Path) -> bool:
-    """Let the new shards and the output change places; False where that can't be.
+    """Exchange the new folder with the output; False if the system can't.
 
-    A run that was killed may have done it: the number of the new folder in its filesystem tells which of the two it is.
+    A killed process may have exchanged them already: the inode number of the new folder tells which of the two it is.
     """
-    note = layout.resharded / _EXCHANGING
-    if not note.exists():
-        write_atomically(note, _number(shards))
-    new = note.read_bytes()
-    if new not in (_number(shards), _number(layout.out)):
+    inode_file = layout.resharded / _EXCHANGING
+    if not inode_file.exists():
+        write_atomically(inode_file, _inode(shards))
+    new = inode_file.read_bytes()
+    if new not in (_inode(shards), _inode(layout.out)):
         raise ConfigurationError(
             f"{layout.out} and {shards} seem to have been copied while a swap was in progress, so it is unclear which "
-            f"holds the new shards: if {shards} does, delete {note}; if {layout.out} does, delete {shards}; then run "
-            "the same command again"
+            f"holds the new shards: if {shards} does, delete {inode_file}; if {layout.out} does, delete {shards}; then "
+            "run the same command again"
         )
-    if new == _number(shards):
+    if new == _inode(shards):
         if not exchange(shards, layout.out):
             return False
         sync(layout.out.parent)
@@ -161,7 +174,7 @@ def _exchange(layout: OutputLayout, shards: Path) -> bool:
     return True
 
 
-def _number(folder: Path) -> bytes:
+def _inode(folder: Path) -> bytes:
     return str(folder.stat().st_ino).encode()
 
 

@@ -1,9 +1,10 @@
-"""Does an errand again and again, each time in a process that SIGKILL ends some file operations later.
+"""Repeat a task in processes that are each killed (SIGKILL) some file operations later than the one before.
 
-``python killing.py reshard SRC FOLDER STEP`` makes equal shards of SRC in FOLDER/<n>/out; ``python killing.py finish
-PREPARED FOLDER STEP`` finishes copies of the folder PREPARED as FOLDER/<n>, ``finish-apart`` the same on a system that
-can't let two folders change places. n is the file operation that the process does not live to see, from 1 in steps; the
-last process lives to the end. Processes are forked from one without threads, so that each costs milliseconds.
+``python killing.py reshard SRC FOLDER STEP`` makes equal shards of SRC in FOLDER/<n>/out. ``python killing.py swap
+PREPARED FOLDER STEP`` completes the swap in copies of the folder PREPARED, FOLDER/<n>; ``swap-apart`` does the same
+as if the system could not exchange two folders. n is the number of the file operation before which the process is
+killed: 1, 1 + STEP, and so on, until a process runs to the end. The processes are forked from one without threads, so
+each costs milliseconds.
 """
 
 import os
@@ -25,7 +26,7 @@ _OPERATIONS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil
 
 
 def equal_shards(source: Path, out: Path, monitor: ProgressMonitor | None = None) -> None:
-    """What is done to SRC: pairs for four ranks."""
+    """Make equal shards of SRC for four ranks."""
     reshard(
         ReshardRequest(source, out, world_size=4, batch=1, group=2), monitor or ProgressMonitor(journal_interval_s=0)
     )
@@ -34,18 +35,18 @@ def equal_shards(source: Path, out: Path, monitor: ProgressMonitor | None = None
 def _die_at(operation: int) -> None:
     left = count(operation, -1)
 
-    def look(event: str, _: object) -> None:
+    def count_down(event: str, _: object) -> None:
         if event in _OPERATIONS and next(left) == 1:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    sys.addaudithook(look)
+    sys.addaudithook(count_down)
 
 
-def _lives(errand: Callable[[], object], operation: int) -> bool:
+def _survives(task: Callable[[], object], operation: int) -> bool:
     child = os.fork()
     if not child:
         _die_at(operation)
-        errand()
+        task()
         os._exit(0)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     assert status in (0, -signal.SIGKILL), status
@@ -53,19 +54,19 @@ def _lives(errand: Callable[[], object], operation: int) -> bool:
 
 
 def main() -> None:
-    """Do the errand of the command line, a few rows at a time."""
+    """Repeat the task of the command line, with a buffer of a few rows."""
     copy._BUFFER_BYTES = SMALL_BUFFER_BYTES
-    errand, given, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
-    if errand == "finish-apart":
+    task, given, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+    if task == "swap-apart":
         vars(swap)["exchange"] = lambda *_: False
     for operation in count(1, int(sys.argv[4])):
-        place = folder / str(operation)
-        if errand.startswith("finish"):
-            shutil.copytree(given, place, symlinks=True)
-            lives = _lives(lambda out=place / "out": complete_swap(OutputLayout(out)), operation)  # type: ignore[misc]
+        copied = folder / str(operation)
+        if task.startswith("swap"):
+            shutil.copytree(given, copied, symlinks=True)
+            survives = _survives(lambda out=copied / "out": complete_swap(OutputLayout(out)), operation)  # type: ignore[misc]
         else:
-            lives = _lives(lambda out=place / "out": equal_shards(given, out), operation)  # type: ignore[misc]
-        if lives:
+            survives = _survives(lambda out=copied / "out": equal_shards(given, out), operation)  # type: ignore[misc]
+        if survives:
             return
 
 

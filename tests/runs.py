@@ -1,7 +1,7 @@
-"""A small dataset on an origin of its own, and runs of the command on it that are watched, stopped and gone on with.
+"""A small dataset with its own origin, and runs of the command on it that are observed, stopped and resumed.
 
-Rules: the command is seen from outside: its exit code, what it says, the files it leaves, and what the origin was asked
-for. Whatever stopped a run, what it left is looked at before the next one begins.
+Rules: the command is observed from outside: its exit code, its messages, its files, and the requests that the origin
+received. After a run was stopped, its files are checked before the next run starts.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ OPTIONS = (
     *("--allow-net", "127.0.0.0/8", "--connections", "8", "--per-host", "8"),
     *("--processes", "1", "--retries", "0", "--no-reshard"),
 )
-"""What every run here is told besides what to fetch and where to."""
+"""The options of every run, besides the source and the output."""
 
 IMAGES = 240
 SHARDS = 3
@@ -43,17 +43,17 @@ PATIENCE_S = 30.0
 _PICTURES = 40
 _READING_MS = 1
 _MARK = "DATAFETCH_TEST_RUN"
-# Of every twenty URLs these fail, and so would be seen to be asked for again.
+# Of every twenty URLs these fail, so that repeated requests for failures would be noticed, too.
 _FAULTS = {3: "missing", 8: "broken", 13: "html"}
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a run leaves what it makes.
+    """The folders of a run.
 
     Attributes:
         root: The trainer's data folder.
-        scratch: Where its spools lie; None is the state folder.
+        scratch: The folder for its spools; None is the state folder.
     """
 
     root: Path
@@ -61,43 +61,43 @@ class Place:
 
     @property
     def layout(self) -> OutputLayout:
-        """Where everything lies."""
+        """The paths of the output."""
         return OutputLayout(self.root / "coyo-700m" / "pkl03-split", self.scratch)
 
     def spools(self) -> list[Path]:
         """All spools of shards in progress."""
         try:
             return [*(self.scratch or self.layout.all_spools).glob("**/*.spool")]
-        except FileNotFoundError:  # the folder goes with the last of them
+        except FileNotFoundError:  # the folder is removed with the last spool
             return []
 
     def bytes_kept(self) -> int:
-        """How much lies in spools and in published files."""
+        """The size of all spools and published files."""
         total = 0
         for path in (*self.spools(), *listed(self.layout.out)):
-            with suppress(FileNotFoundError):  # a spool goes when its shard is published
+            with suppress(FileNotFoundError):  # a spool is deleted when its shard is published
                 total += path.stat().st_size
         return total
 
     def urls_kept(self) -> set[str]:
-        """The URLs of all images that a ledger or a spool has."""
+        """The URLs of all images in ledgers and spools."""
         urls: set[str] = set()
         for path in self.layout.ledgers.glob("*.parquet"):
             urls.update(pq.read_table(path, columns=["url"])["url"].to_pylist())
         for path in self.spools():
-            if path.stat().st_size >= FILE_HEADER_BYTES:  # or it was only just begun
+            if path.stat().st_size >= FILE_HEADER_BYTES:  # otherwise it has only just been created
                 urls.update(line.url for line in read_lines(path))
         return urls
 
 
 def read_lines(path: Path) -> list[LedgerLine]:
-    """The ledger lines of a spool's images; the spool may be written to meanwhile."""
+    """The ledger lines of a spool's images; the spool may be written to at the same time."""
     with path.open("rb") as file:
-        return [ended.line for ended in scan_records(file, read_marker(file)) if isinstance(ended, ImageResult)]
+        return [record.line for record in scan_records(file, read_marker(file)) if isinstance(record, ImageResult)]
 
 
 def listed(folder: Path) -> list[Path]:
-    """What is in a folder, which may not be there, or go in this very moment."""
+    """The entries of a folder, which may not exist, or may be removed at this moment."""
     try:
         return sorted(folder.iterdir())
     except (FileNotFoundError, NotADirectoryError):
@@ -106,12 +106,12 @@ def listed(folder: Path) -> list[Path]:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """The dataset, and the files that an undisturbed run makes of it.
+    """The dataset, and the files that an undisturbed run writes.
 
     Attributes:
-        origin: Who serves it.
+        origin: The server of its images.
         source: Its manifest.
-        files: Name → content of what the trainer reads.
+        files: Name → content of the output's files.
     """
 
     origin: Origin
@@ -119,7 +119,7 @@ class Trial:
     files: Mapping[str, bytes] = field(repr=False)
 
     def command(self, place: Place) -> list[str]:
-        """The command that fetches it."""
+        """The command that fetches the dataset."""
         scratch = ("--scratch", str(place.scratch)) if place.scratch else ()
         return [
             *(sys.executable, "-m", "datafetch", "prepare", "coyo"),
@@ -129,26 +129,26 @@ class Trial:
         ]
 
     def check_files(self, place: Place) -> None:
-        """The trainer's folder holds whole files alone, and no count whose rows are not there."""
+        """The output holds complete files alone, and no count without its rows."""
         names = {path.name for path in listed(place.layout.out)}
         for name in names:
-            assert (place.layout.out / name).read_bytes() == self.files[name], f"{name} is not what it must become"
+            assert (place.layout.out / name).read_bytes() == self.files[name], f"{name} is not as undisturbed"
         assert {name.replace(".count", ".pkl") for name in names if name.endswith(".count")} <= names
 
     def check_complete(self, place: Place) -> None:
-        """The trainer's folder is that of an undisturbed run, byte for byte, and the ledgers have every image."""
+        """The output is that of an undisturbed run, byte for byte, and the ledgers have every image."""
         assert {path.name: path.read_bytes() for path in listed(place.layout.out)} == self.files
         assert place.urls_kept() == set(self.source.urls.values())
         assert not place.spools()
 
     def requests(self) -> dict[str, int]:
-        """URL → how often it was asked for."""
+        """URL → the number of requests for it."""
         by_path = self.origin.requests()
         return {url: by_path.get("/" + url.split("/", 3)[3], 0) for url in self.source.urls.values()}
 
 
 class ShardSummary:
-    """What was kept at one place when a run last stopped, and how often the origin had been asked for it."""
+    """What was stored when a run last stopped, and how often each URL had been requested by then."""
 
     def __init__(self, trial: Trial, place: Place) -> None:
         self._trial = trial
@@ -157,12 +157,12 @@ class ShardSummary:
         self._asked = trial.requests()
 
     def check(self) -> None:
-        """Nothing half-written looks finished; nothing that was kept is lost, or was asked for again."""
+        """No incomplete file looks complete; nothing that was stored is lost, or was requested again."""
         self._trial.check_files(self._place)
         kept, asked = self._place.urls_kept(), self._trial.requests()
         assert self._kept <= kept, f"lost: {self._kept - kept}"
         again = {url for url in self._kept if asked[url] != self._asked[url]}
-        assert not again, f"asked for again: {again}"
+        assert not again, f"requested again: {again}"
         self._kept, self._asked = kept, asked
 
 
@@ -193,7 +193,7 @@ def serve_trial(folder: Path, *, side_px: int = 48) -> Iterator[Trial]:
 
 
 class Run:
-    """The command at work; use it as a context manager, which leaves none of its processes behind."""
+    """A running command; a context manager that leaves none of its processes behind."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
         self._mark = uuid.uuid4().hex
@@ -218,14 +218,14 @@ class Run:
         self._said.close()
 
     def readings(self) -> Iterator[None]:
-        """Again and again, until the command has ended; the caller looks at something in between."""
+        """Yield repeatedly until the command has ended, so that the caller can check something in between."""
         poll = select.poll()
         poll.register(self._ended, select.POLLIN)
         while not poll.poll(_READING_MS):
             yield
 
     def family(self, role: str = "") -> list[psutil.Process]:
-        """All living processes of the command, children of children too, whose command line has this in it."""
+        """All running processes of the command, descendants included, whose command line contains ``role``."""
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
@@ -234,14 +234,14 @@ class Run:
         return found
 
     def end(self) -> int:
-        """Wait for the command's end and that of all its processes, and return its exit code."""
+        """Wait for the command and all of its processes to end, and return its exit code."""
         code = self.process.wait(PATIENCE_S)
         _, left = psutil.wait_procs(self.family(), timeout=PATIENCE_S)
         assert not left, f"still there: {left}"
         return code
 
     def abort(self) -> None:
-        """Let all its processes say where each of their threads is, if they have faulthandler, and end."""
+        """Abort all processes; those with faulthandler print the stacks of their threads."""
         family = self.family()
         for process in family:
             with suppress(psutil.NoSuchProcess):
@@ -250,13 +250,13 @@ class Run:
         assert not left, f"still there: {left}"
 
     def said(self) -> list[str]:
-        """The lines on standard error, those of progress left out."""
+        """The lines on standard error, without those of progress."""
         self._said.seek(0)
         return [line for line in self._said.read().splitlines() if " images/s" not in line]
 
 
 def check_out_of_resources(run: Run, code: int) -> str:
-    """The command stopped with exit 4 and one line that says what to do; returns that line."""
+    """Check that the command stopped with exit code 4 and one line that says what to do; returns that line."""
     said = run.said()
     assert code == 4, said
     assert "Traceback" not in "\n".join(said), said
@@ -283,13 +283,13 @@ if os.environ["DATAFETCH_TEST_VICTIM"] in " ".join(sys.orig_argv) + " ":
 
 
 def dying_at_a_step(tmp_path: Path, victim: str, step: int, folder: Path) -> dict[str, str]:
-    """An environment in which a process is killed right before it does the so-manieth thing to a file.
+    """An environment in which a process is killed right before a given file operation.
 
     Args:
-        tmp_path: For the hook that does it.
-        victim: What the command line of the process has in it.
-        step: Before which one, counted from 1.
-        folder: Only what is done below it counts.
+        tmp_path: A folder for the hook that kills it.
+        victim: A part of the command line of the process.
+        step: The number of the file operation, counted from 1.
+        folder: Only file operations below this folder are counted.
     """
     (tmp_path / "sitecustomize.py").write_text(_DIES_AT_A_STEP)
     return {

@@ -1,4 +1,4 @@
-"""Equal shards are a function of the rows that there are, however many retries brought them."""
+"""Equal shards are a function of the rows, however many retries added them."""
 
 from collections.abc import Sequence
 from contextlib import closing
@@ -22,21 +22,21 @@ from datafetch.store.ledger import LedgerWriter, ShardSummary
 
 PLAN = Plan(Ranks(2, 2, 1), 7)
 Versions = Sequence[int]
-"""For each sample of a shard the version of its row; 0 is none."""
+"""For each sample of a shard, the version of its row; 0 for no row."""
 
 
 def publish(layout: OutputLayout, folder: Path, shard: str, rows: Versions, own: Sequence[bool] | None = None) -> None:
-    """Leave a shard as a commit leaves it, those rows in its file that are its own."""
+    """Write the files of a committed shard; its own file holds the rows of ``own``."""
     has_row = [version > 0 for version in rows]
     own = has_row if own is None else own
     folder.mkdir(parents=True, exist_ok=True)
     layout.ledgers.mkdir(parents=True, exist_ok=True)
     if any(own):
-        with closing(PickleShardWriter(folder, shard)) as sink:
+        with closing(PickleShardWriter(folder, shard)) as writer:
             for position, version in enumerate(rows):
                 if own[position]:
-                    sink.copy_row((encode_row({"key": f"{shard}/{position}", "version": version}),))
-            sink.finish()
+                    writer.copy_row((encode_row({"key": f"{shard}/{position}", "version": version}),))
+            writer.finish()
     with LedgerWriter(layout.ledger(shard), shard) as ledger:
         ledger.finish(
             ShardSummary(ShardCounts(len(rows), sum(has_row)), np.array(has_row, np.bool_), np.array(own, np.bool_))
@@ -44,7 +44,7 @@ def publish(layout: OutputLayout, folder: Path, shard: str, rows: Versions, own:
 
 
 def contents(layout: OutputLayout) -> dict[str, bytes]:
-    """What the trainer sees."""
+    """The files of the output."""
     return {path.name: path.read_bytes() for path in sorted(layout.out.iterdir())}
 
 
@@ -64,7 +64,7 @@ SHARDS = st.lists(st.lists(st.integers(0, 1), max_size=12), min_size=1, max_size
 def test_after_retries_as_if_there_had_been_none(
     tmp_path_factory: pytest.TempPathFactory, first: list[list[int]], data: st.DataObject, shuffle: int | None
 ) -> None:
-    """Rows that come later, or anew, lie where they would have lain had they been there at once, byte for byte."""
+    """Rows that are added or replaced later give the same bytes as if all had been there from the start."""
     folder = tmp_path_factory.mktemp("equal")
     layout, plan = OutputLayout(folder / "out"), replace(PLAN, shuffle=shuffle)
     shards = {f"part-{number:05d}": rows for number, rows in enumerate(first)}
@@ -92,13 +92,13 @@ def test_after_retries_as_if_there_had_been_none(
     assert sorted(found) == sorted((key, version) for key, version in expected if version)
     if shuffle is None:
         assert found == [(key, version) for key, version in expected if version]
-    arrangement = read_reshard_record(layout)
-    assert arrangement is not None
-    assert epoch([file.rows for file in arrangement.files.values()], plan.ranks).is_aligned
+    record = read_reshard_record(layout)
+    assert record is not None
+    assert epoch([file.rows for file in record.files.values()], plan.ranks).is_aligned
 
 
-def test_for_other_ranks_they_are_made_again(tmp_path: Path) -> None:
-    """The same rows for another world size; for the same one nothing is done."""
+def test_for_other_ranks_the_shards_are_made_again(tmp_path: Path) -> None:
+    """For another world size, the same rows are divided again; for the same one, nothing is done."""
     layout = OutputLayout(tmp_path / "out")
     publish(layout, layout.out, "part-00000", [1] * 40)
     make_equal(layout, ["part-00000"], PLAN, ProgressMonitor())
@@ -111,7 +111,7 @@ def test_for_other_ranks_they_are_made_again(tmp_path: Path) -> None:
 
 
 def test_too_few_rows_stay_as_they_are(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A handful of rows for 64 ranks is no error of the run, but it is said."""
+    """Too few rows for the ranks are not an error; a warning is logged."""
     layout = OutputLayout(tmp_path / "out")
     publish(layout, layout.out, "part-00000", [1, 0, 1])
     before = contents(layout)
@@ -121,8 +121,8 @@ def test_too_few_rows_stay_as_they_are(tmp_path: Path, caplog: pytest.LogCapture
     assert "2 rows are too few for 64 ranks, which take at least 512" in caplog.text
 
 
-def test_a_stopped_one_goes_on(tmp_path: Path) -> None:
-    """Asked to stop, it leaves the output as it was; asked again, it ends as if it had not been stopped."""
+def test_stopped_work_is_resumed(tmp_path: Path) -> None:
+    """When it is stopped, the output is unchanged; the next call completes the work."""
     layout, monitor = OutputLayout(tmp_path / "out"), ProgressMonitor()
     publish(layout, layout.out, "part-00000", [1] * 40)
     before = contents(layout)
@@ -133,17 +133,17 @@ def test_a_stopped_one_goes_on(tmp_path: Path) -> None:
     assert len(rows_of(layout)) == 40
 
 
-def test_shards_that_are_missing_are_not_gone_on_with(tmp_path: Path) -> None:
-    """Which samples a lost shard had can't be told from its name, so nothing is done without it."""
+def test_missing_shards_are_refused(tmp_path: Path) -> None:
+    """The samples of a lost shard are unknown, so the run is refused."""
     layout = OutputLayout(tmp_path / "out")
     publish(layout, layout.out, "part-00000", [1] * 40)
     make_equal(layout, ["part-00000"], PLAN, ProgressMonitor())
-    arrangement = read_reshard_record(layout)
-    assert arrangement is not None
-    arrangement.refuse_missing(layout)
+    record = read_reshard_record(layout)
+    assert record is not None
+    record.refuse_missing(layout)
     (layout.out / "part-00001.pkl").write_bytes(b"short")
     with pytest.raises(ConfigurationError, match=r"part-00001\.pkl or its \.count is missing"):
-        arrangement.refuse_missing(layout)
+        record.refuse_missing(layout)
     layout.equal.write_bytes(b'{"world_size": 2}')
     with pytest.raises(ConfigurationError, match="is damaged"):
         read_reshard_record(layout)

@@ -1,4 +1,4 @@
-"""Files get their names when they are complete, on the same filesystem or another."""
+"""A file gets its name when it is complete, on the same filesystem or another."""
 
 import errno
 import logging
@@ -15,7 +15,7 @@ from test_commit import spool
 from test_spool import make_outcome
 
 from datafetch.output.commit import commit_shard
-from datafetch.store import atomic as durable
+from datafetch.store import atomic
 from datafetch.store.atomic import exchange, make_folder, publish, sync, write_atomically
 from datafetch.store.layout import OutputLayout
 
@@ -33,7 +33,7 @@ def elsewhere(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_file_is_published_across_filesystems(tmp_path: Path, elsewhere: Path) -> None:
-    """It is there under its name alone, takes an old one's place, and is gone from where it was."""
+    """It exists under its final name alone, and replaces an older file."""
     for content in (b"first", b"second"):
         (tmp_path / "made").write_bytes(content)
         publish(tmp_path / "made", elsewhere / "shard.pkl")
@@ -43,7 +43,7 @@ def test_a_file_is_published_across_filesystems(tmp_path: Path, elsewhere: Path)
 
 
 def test_a_shard_is_committed_to_another_filesystem(tmp_path: Path, elsewhere: Path) -> None:
-    """Where the output is a link to it: the state stays where it is, and the trainer's folder holds the pair alone."""
+    """If the output is a link to it, the state folder stays, and the output holds nothing but the shard."""
     (tmp_path / "out").symlink_to(elsewhere)
     here = OutputLayout(tmp_path / "here")
     layout = OutputLayout(tmp_path / "out")
@@ -56,7 +56,7 @@ def test_a_shard_is_committed_to_another_filesystem(tmp_path: Path, elsewhere: P
 
 
 def test_what_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> None:
-    """A file that others look at is replaced as a whole or not at all."""
+    """A file is replaced completely or not at all."""
     path = tmp_path / "new" / "folder" / "job.json"
     write_atomically(path, b"{}")
     (path.parent / "job.json.tmp").mkdir()
@@ -65,8 +65,8 @@ def test_what_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> None:
     assert path.read_bytes() == b"{}"
 
 
-def test_a_folder_that_is_there_is_no_fault(tmp_path: Path) -> None:
-    """Folders are made as far as they are missing."""
+def test_an_existing_folder_is_accepted(tmp_path: Path) -> None:
+    """Only missing folders are created."""
     make_folder(tmp_path / "a" / "b")
     make_folder(tmp_path / "a" / "b" / "c")
     make_folder(tmp_path / "a" / "b" / "c")
@@ -75,13 +75,13 @@ def test_a_folder_that_is_there_is_no_fault(tmp_path: Path) -> None:
 
 @pytest.fixture
 def _nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a process that has not met such a filesystem yet."""
-    monkeypatch.setattr(durable, "_has_warned", Event())
+    """As in a process that has not logged the warning yet."""
+    monkeypatch.setattr(atomic, "_has_warned", Event())
 
 
 @pytest.mark.usefixtures("_nothing_said")
-def test_what_cannot_be_forced_onto_the_disk_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    """The kernel's own filesystem refuses it for folders, a device for files: the work goes on, one line says so."""
+def test_missing_support_for_fsync_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    """If a filesystem does not support fsync, the work continues and one warning is logged."""
     for path in ("/proc", "/proc", "/dev/null"):
         sync(Path(path))
     (remark,) = caplog.records
@@ -94,7 +94,7 @@ def test_what_cannot_be_forced_onto_the_disk_is_said_once(caplog: pytest.LogCapt
 def test_a_shard_is_committed_where_folders_cannot_be_synced(
     tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Spool, rows, ledger and renames: none of them needs it."""
+    """Spool, rows, ledger and renames all work without it."""
     fsync = os.fsync
 
     def refuse_folders(descriptor: int) -> None:
@@ -109,8 +109,8 @@ def test_a_shard_is_committed_where_folders_cannot_be_synced(
 
 
 @pytest.mark.usefixtures("_nothing_said")
-def test_a_disk_that_fails_is_no_such_filesystem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An error of the disk is raised as before."""
+def test_a_failing_disk_is_not_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real error of the disk is raised."""
 
     def fail(_: int) -> None:
         raise OSError(errno.EIO, "the disk is broken")
@@ -154,7 +154,7 @@ class Disk:
 
 @pytest.mark.parametrize("what", ["publish", "write_atomically", "commit"])
 def test_what_has_its_name_survives_a_power_cut(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Content is on disk before it gets its name, and the name before anybody is told."""
+    """Content is on disk before it gets its name, and the name before the call returns."""
     layout = OutputLayout(tmp_path / "out")
     commit = spool(layout, [make_outcome(number) for number in range(3)])
     (tmp_path / "made").write_bytes(b"content")
@@ -170,7 +170,7 @@ def test_what_has_its_name_survives_a_power_cut(what: str, tmp_path: Path, monke
 
 
 def test_two_folders_change_places_in_one_step(tmp_path: Path, elsewhere: Path) -> None:
-    """Each has the other's name afterwards; across filesystems it is said that they can't be renamed."""
+    """Each has the other's name afterwards; across filesystems an error is raised."""
     for name in "ab":
         (tmp_path / name).mkdir()
         (tmp_path / name / f"was {name}").touch()

@@ -1,4 +1,4 @@
-"""A finished shard becomes the trainer's files, whole or not at all."""
+"""A complete spool becomes the trainer's files, completely or not at all."""
 
 import asyncio
 import base64
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from test_spool import make_end, make_outcome, make_sample
+from test_spool import make_outcome, make_result, make_sample
 
 from datafetch.datasets import find_dataset
 from datafetch.errors import ConfigurationError, ConservationError, ResourceError
@@ -33,13 +33,13 @@ def coyo_sample(position: int) -> Sample:
 
 
 def spool(layout: OutputLayout, outcomes: Sequence[Outcome], shard: str = "part-00000") -> Commit:
-    """Spool samples that ended like this, last first, and say how to commit them."""
+    """Spool samples with these outcomes, the last one first, and return the commit."""
 
     async def write() -> None:
         spool = await Spool.open(layout.spool(shard))
         for position in reversed(range(len(outcomes))):
             sample = coyo_sample(position)
-            await spool.append(make_end(sample, 0, outcomes[position]), sample)
+            await spool.append(make_result(sample, 0, outcomes[position]), sample)
         await spool.close()
 
     asyncio.run(write())
@@ -48,12 +48,12 @@ def spool(layout: OutputLayout, outcomes: Sequence[Outcome], shard: str = "part-
 
 @pytest.fixture
 def layout(tmp_path: Path) -> OutputLayout:
-    """An output that is not there yet."""
+    """An output that does not exist yet."""
     return OutputLayout(tmp_path / "out")
 
 
 def test_a_commit_leaves_rows_and_ledger(layout: OutputLayout) -> None:
-    """Rows in manifest order, one ledger line an image, nothing else in the data folder, and books that balance."""
+    """Rows are in manifest order, with a ledger line per image and consistent counts, and there are no other files."""
     outcomes = [make_outcome(number) for number in range(30)]
     totals = commit_shard(spool(layout, outcomes))
     assert sorted(path.name for path in layout.out.iterdir()) == ["part-00000.count", "part-00000.pkl"]
@@ -90,8 +90,8 @@ def test_a_shard_without_rows_leaves_only_its_ledger(layout: OutputLayout) -> No
     assert read_shard_counts(layout.ledger("part-00000")) == totals
 
 
-def test_a_shard_without_rows_takes_old_files_away(layout: OutputLayout) -> None:
-    """Made again, and this time without a row, it leaves nothing of what it once was."""
+def test_a_shard_without_rows_deletes_old_files(layout: OutputLayout) -> None:
+    """A shard that is committed again, now without a row, leaves none of its earlier files."""
     commit_shard(spool(layout, [make_outcome(0)]))
     layout.spool("part-00000").unlink()
     commit_shard(spool(layout, [GONE]))
@@ -99,7 +99,7 @@ def test_a_shard_without_rows_takes_old_files_away(layout: OutputLayout) -> None
 
 
 def test_with_bytes_instead_of_base64_a_shard_is_a_quarter_smaller(layout: OutputLayout) -> None:
-    """The same rows in the same order, the image under the loader's other name for it."""
+    """The rows and their order are the same; the image has the loader's other name for it."""
     jpegs = [bytes([number]) * 30_000 for number in range(20)]
     commit = spool(layout, [Encoded(jpeg, 4, 3, "PNG") for jpeg in jpegs])
     as_text = commit_shard(commit)
@@ -113,8 +113,8 @@ def test_with_bytes_instead_of_base64_a_shard_is_a_quarter_smaller(layout: Outpu
 
 
 @pytest.mark.parametrize("samples", [2, 4])
-def test_books_that_do_not_balance_publish_nothing(layout: OutputLayout, samples: int) -> None:
-    """A sample too few or too many stops the commit before anything is seen."""
+def test_inconsistent_counts_publish_nothing(layout: OutputLayout, samples: int) -> None:
+    """A missing or an extra sample stops the commit before anything is published."""
     commit = replace(spool(layout, [GONE, make_outcome(0), make_outcome(1)]), samples=samples)
     with pytest.raises(ConservationError, match="part-00000"):
         commit_shard(commit)
@@ -122,8 +122,8 @@ def test_books_that_do_not_balance_publish_nothing(layout: OutputLayout, samples
     assert not layout.ledgers.exists()
 
 
-def test_a_data_folder_that_cannot_be_written_is_our_fault(layout: OutputLayout) -> None:
-    """The run stops with a word on what to do, and the spool is still there."""
+def test_an_output_that_cannot_be_written_stops_the_run(layout: OutputLayout) -> None:
+    """The error says what to do, and the spool is kept."""
     commit = spool(layout, [make_outcome(0)])
     layout.out.write_text("in the way")
     with pytest.raises(ResourceError, match="run the same command again"):
@@ -132,7 +132,7 @@ def test_a_data_folder_that_cannot_be_written_is_our_fault(layout: OutputLayout)
 
 
 async def test_in_a_process_of_its_own(layout: OutputLayout) -> None:
-    """The process answers with the books, or with the error that it met."""
+    """The process returns the counts, or the error that occurred."""
     commit = await asyncio.to_thread(lambda: asyncio.run(asyncio.to_thread(spool, layout, [make_outcome(0), GONE])))
     totals = await commit_in_process(commit)
     assert (totals.samples, totals.rows, totals.failed) == (2, 1, 1)
@@ -142,19 +142,19 @@ async def test_in_a_process_of_its_own(layout: OutputLayout) -> None:
         await commit_in_process(replace(commit, shard="part-00009"))
 
 
-def test_a_ledger_that_is_none_is_refused(tmp_path: Path) -> None:
-    """A foreign file in the ledger folder is named."""
+def test_a_file_that_is_not_a_ledger_is_refused(tmp_path: Path) -> None:
+    """The error names the file and says what to do."""
     path = tmp_path / "part-00000.parquet"
     path.write_bytes(b"something else")
     with pytest.raises(ConfigurationError, match="--fresh"):
         read_shard_counts(path)
 
 
-def test_a_process_answers_what_the_commit_comes_to(layout: OutputLayout, tmp_path: Path) -> None:
-    """Nothing is lost on the way back from a commit process, the notes of the manifest included."""
+def test_a_process_returns_the_counts_of_the_commit(layout: OutputLayout, tmp_path: Path) -> None:
+    """The counts of a commit process are complete, including those of the manifest's scan."""
     commit = replace(spool(layout, [make_outcome(number) for number in range(5)]), notes={"bad_lines": 3})
-    answered = asyncio.run(commit_in_process(commit))
+    returned = asyncio.run(commit_in_process(commit))
     other = OutputLayout(tmp_path / "other" / "out")
     same = replace(spool(other, [make_outcome(number) for number in range(5)]), notes={"bad_lines": 3})
-    assert answered == commit_shard(same)
-    assert answered.notes == {"bad_lines": 3}
+    assert returned == commit_shard(same)
+    assert returned.notes == {"bad_lines": 3}

@@ -1,4 +1,4 @@
-"""JSON comes out as it went in, whatever Python's own reads."""
+"""Everything that Python's own JSON parser reads is restored exactly."""
 
 import json
 import math
@@ -20,7 +20,7 @@ NUMBERS = st.from_regex(r"-?(0|[1-9][0-9]{0,40})(\.[0-9]{1,40})?([eE][+-]?[0-9]{
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two values are the same, types and numbers that are none included."""
+    """Whether two values are the same, including their types and NaN."""
     return repr(one) == repr(other)
 
 
@@ -30,13 +30,13 @@ def same(one: Any, other: Any) -> bool:
 @example("\ud83d")
 @example("\ud83d\ude00")
 def test_whatever_is_written_is_read_again(value: Any) -> None:
-    """As the very same value."""
+    """A value that is written is restored exactly."""
     assert same(exact_json.parse(exact_json.write(value)), value)
 
 
 @given(VALUES, st.booleans())
 def test_whatever_json_writes_is_read_alike(value: Any, is_ascii: bool) -> None:
-    """As the standard library reads it."""
+    """JSON of the standard library is read as by the standard library."""
     text = json.dumps(value, ensure_ascii=is_ascii).encode("utf-8", "surrogatepass")
     assert same(exact_json.parse(text), json.loads(text))
 
@@ -45,14 +45,14 @@ def test_whatever_json_writes_is_read_alike(value: Any, is_ascii: bool) -> None:
     NUMBERS, st.sampled_from(["{}", "[{}]", '{{"a":{}, "b": 0.12345678901234567890}}', "[0.00012345678901234567, {}]"])
 )
 def test_numbers_of_any_length_are_read_alike(number: str, around: str) -> None:
-    """Integers stay integers; behind a point any number of digits may stand."""
+    """Integers stay integers of any length; fractions may have any number of digits."""
     text = around.format(number)
     assert same(exact_json.parse(text.encode()), json.loads(text))
 
 
 @given(st.text(st.sampled_from('{}[]":,\\u0d8e1-.NaIfinty \t\n'), max_size=12))
-def test_what_is_no_json_is_none_here_either(text: str) -> None:
-    """The two take the same for JSON."""
+def test_invalid_json_is_refused(text: str) -> None:
+    """Both parsers accept the same texts as JSON."""
     try:
         expected = json.loads(text)
     except ValueError:
@@ -63,7 +63,7 @@ def test_what_is_no_json_is_none_here_either(text: str) -> None:
 
 
 def test_deep_nesting_is_read_and_written() -> None:
-    """As far as records may have it, and what can't be read is told."""
+    """Nesting is supported as deep as in the standard library, and beyond that an error is raised."""
     deep = b"[" * 600 + b"]" * 600
     assert exact_json.write(exact_json.parse(deep)) == deep
     with pytest.raises(RecursionError):

@@ -51,7 +51,7 @@ class Phase(IntEnum):
 
 @pytest.fixture(scope="module")
 def trial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trial]:
-    """A dataset on an origin of its own, for its counts."""
+    """A dataset with its own origin, which counts requests."""
     with serve_trial(tmp_path_factory.mktemp("trial")) as served:
         yield served
 
@@ -104,7 +104,7 @@ class Faults:
 
 @pytest.fixture(autouse=True)
 def _without_coverage(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Or its own files would fail."""
+    """Disable coverage, whose own files would fail as well."""
     for variable in ("COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START"):
         monkeypatch.delenv(variable, raising=False)
 
@@ -201,7 +201,7 @@ def check_old_or_new(
 
 
 def check_tidy(place: Healing, undisturbed: Healing) -> None:
-    """Beside the output lies what an undisturbed run leaves there, and nothing else."""
+    """The state folder holds what an undisturbed run leaves in it, and nothing else."""
     left, expected = (
         {str(path.relative_to(one.out.parent)) for path in one.out.parent.rglob("*")}
         - {str(OutputLayout(one.out).unpublished.relative_to(one.out.parent))}  # an empty one is as good as none
@@ -211,7 +211,7 @@ def check_tidy(place: Healing, undisturbed: Healing) -> None:
 
 
 def complete_until_nothing_fails(complete: Callable[[int], list[str]]) -> list[str]:
-    """Begin again and again, until no new fault is met, and return what failed meanwhile."""
+    """Repeat until no new fault occurs, and return the calls that failed."""
     failed: list[str] = []
     for number in range(_MOST_PLACES):
         new = complete(number)
@@ -222,7 +222,7 @@ def complete_until_nothing_fails(complete: Callable[[int], list[str]]) -> list[s
 
 
 def run_until_complete(command: Sequence[str], faults: Faults, check: Callable[[], None]) -> list[str]:
-    """Run a command until it is complete, checking what each run leaves, and return what failed meanwhile."""
+    """Run a command until it is complete, checking the files after each run, and return the calls that failed."""
     failed: list[str] = []
     for number in range(_MOST_RUNS):
         faults.begin(Phase.LOCK if number else Phase.REQUEST)
@@ -256,7 +256,7 @@ def _end(run: Run, calls: str) -> int | None:
 
 
 def check_stopped(run: Run, code: int, failed: list[str]) -> None:
-    """The command has stopped with exit 4 and a line that says what to do, and without a traceback of ours."""
+    """Check that the command stopped with exit code 4 and a line that says what to do, without a traceback."""
     said = _SAID_BY_UVLOOP.sub("", "\n".join(run.said())).splitlines()
     assert code == 4, (failed, said)
     assert "Traceback" not in "\n".join(said), (failed, said)

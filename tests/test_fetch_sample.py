@@ -18,7 +18,7 @@ import pytest
 from conftest import LOOPBACK, until
 from in_process import retry, run
 from runs import PATIENCE_S, Run, dying_at_a_step
-from test_spool import make_end, make_outcome, make_sample
+from test_spool import make_outcome, make_result, make_sample
 
 from datafetch import IdsIndex, Job, Report
 from datafetch.datasets import find_dataset
@@ -200,7 +200,7 @@ def test_a_run_goes_on_with_documents_that_were_lost(job: Job, web: Web, tmp_pat
 
     async def begin() -> None:
         begun = await Spool.open(path)
-        await begun.append(make_end(spool.sample, 0, lost))
+        await begun.append(make_result(spool.sample, 0, lost))
         await begun.close()
 
     asyncio.run(begin())
@@ -353,7 +353,7 @@ async def test_no_more_is_known_than_is_allowed(tmp_path: Path) -> None:
     spool = await Spool.open(tmp_path / "x.spool")
 
     def end_of(number: int) -> ImageResult:
-        return make_end(replace(sample, urls=(f"http://e.org/{number}",)), 0, make_outcome(0))
+        return make_result(replace(sample, urls=(f"http://e.org/{number}",)), 0, make_outcome(0))
 
     for number in range(35):
         dedup.record(end_of(number), spool, await spool.append(end_of(number)))
@@ -374,7 +374,7 @@ async def test_a_url_of_the_same_hash_is_another_url(tmp_path: Path, monkeypatch
     monkeypatch.setattr(room, "hash", lambda _: 7, raising=False)
     dedup = room.UrlDeduplicator()
     spool = await Spool.open(tmp_path / "x.spool")
-    known = make_end(replace(make_sample(0, images=1), urls=("http://e.org/1",)), 0, make_outcome(0))
+    known = make_result(replace(make_sample(0, images=1), urls=("http://e.org/1",)), 0, make_outcome(0))
     dedup.record(known, spool, await spool.append(known))
     assert await dedup.lookup("http://e.org/1") == known
     assert await dedup.lookup("http://e.org/2") is None

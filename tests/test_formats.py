@@ -1,4 +1,4 @@
-"""What every sink must do, and what the trainer's loader reads."""
+"""What every output format must do, and what the trainer's loader reads."""
 
 import pickle
 import pickletools
@@ -43,18 +43,18 @@ ROWS = st.lists(st.dictionaries(st.sampled_from(["id", "text", "image", "image_i
 
 def write(folder: Path, rows: list[dict[str, object]]) -> tuple[Path, Path]:
     """Write rows as a pickle shard."""
-    with closing(PickleShardWriter(folder, "part-00000")) as sink:
+    with closing(PickleShardWriter(folder, "part-00000")) as writer:
         for row in rows:
-            sink.copy_row((encode_row(row),))
-        sink.finish()
-    data, count = sink.files
+            writer.copy_row((encode_row(row),))
+        writer.finish()
+    data, count = writer.files
     return data, count
 
 
 @given(rows=ROWS)
 def test_the_shard_is_the_pickled_list(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, object]]) -> None:
-    """``pickle.load`` gives exactly the rows, though they were never together in memory."""
-    data, count = write(tmp_path_factory.mktemp("sink"), rows)
+    """``pickle.load`` returns exactly the rows, although they were never together in memory."""
+    data, count = write(tmp_path_factory.mktemp("writer"), rows)
     assert pickle.loads(data.read_bytes()) == rows
     assert count.read_text() == str(len(rows))
 
@@ -77,18 +77,18 @@ def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
     assert [path.read_bytes() for path in write(tmp_path, rows)] == first
 
 
-def test_an_unfinished_sink_can_be_closed(tmp_path: Path) -> None:
-    """Letting go of a shard that was not finished raises nothing, twice."""
-    sink = PickleShardWriter(tmp_path, "part-00000")
-    sink.copy_row((encode_row({"id": 1}),))
-    sink.close()
-    sink.close()
+def test_an_unfinished_writer_can_be_closed(tmp_path: Path) -> None:
+    """An unfinished shard can be closed, even twice."""
+    writer = PickleShardWriter(tmp_path, "part-00000")
+    writer.copy_row((encode_row({"id": 1}),))
+    writer.close()
+    writer.close()
 
 
 @given(rows=ROWS)
 def test_rows_come_back_one_at_a_time(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, object]]) -> None:
-    """A shard's frames hold its rows, their sizes are known without reading them, and they are what a sink writes."""
-    data, count = write(tmp_path_factory.mktemp("sink"), rows)
+    """A shard's frames hold its rows, their sizes are known without reading them, and they are what a writer writes."""
+    data, count = write(tmp_path_factory.mktemp("writer"), rows)
     frames = list(read_frames(data))
     assert [decode_row(frame) for frame in frames] == rows
     assert frames == [encode_row(row) for row in rows]
@@ -98,7 +98,7 @@ def test_rows_come_back_one_at_a_time(tmp_path_factory: pytest.TempPathFactory, 
 
 @pytest.mark.parametrize("rows", [1, 999, 1000, 1001, 2000, 2001])
 def test_a_shard_can_be_written_in_any_order(tmp_path: Path, rows: int) -> None:
-    """Frames at the places that the layout gives them, and what belongs between them, are the very same file."""
+    """Frames at the offsets of the layout, with the pieces between them, are the same file."""
     data, _ = write(tmp_path, [{"id": number, "text": "x" * (number % 7)} for number in range(rows)])
     frames = list(read_frames(data))
     layout = ListLayout(np.array([len(frame) for frame in frames], np.int64))
@@ -110,8 +110,8 @@ def test_a_shard_can_be_written_in_any_order(tmp_path: Path, rows: int) -> None:
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_other_peoples_pickles_are_read(tmp_path: Path, protocol: int) -> None:
-    """Whatever protocol a script wrote its list with, and with the numbers of NumPy in it."""
+def test_third_party_pickles_are_read(tmp_path: Path, protocol: int) -> None:
+    """Lists of any pickle protocol are read, also with NumPy numbers."""
     rows = [{"text": "同じ", "image": "abc", "clip_sim": np.float32(0.5)}, {"text": "同じ", "image": "def"}]
     path = tmp_path / "theirs.pkl"
     path.write_bytes(pickle.dumps(rows, protocol))
@@ -121,7 +121,7 @@ def test_other_peoples_pickles_are_read(tmp_path: Path, protocol: int) -> None:
 
 
 def test_a_pickle_that_calls_something_is_refused(tmp_path: Path) -> None:
-    """Reading rows runs nobody's code: neither that of a whole file nor that of a frame."""
+    """Reading rows executes no code, neither from a whole file nor from a frame."""
     trap = tmp_path / "sprung"
     attack = b"cposix\nmkdir\n" + pickle.dumps((str(trap),), 2)[2:-1] + b"R"
     path = tmp_path / "hostile.pkl"
@@ -136,7 +136,7 @@ def test_a_pickle_that_calls_something_is_refused(tmp_path: Path) -> None:
 
 
 def _laughing() -> list[Any]:
-    """A row of a hundred things that is written as a hundred millions of them."""
+    """A row of a hundred objects that is written as a hundred million."""
     laughs: list[Any] = ["ha"]
     for _ in range(8):
         laughs = [laughs] * 10
@@ -160,7 +160,7 @@ def _deep() -> list[Any]:
 def test_rows_that_would_never_end_are_refused(
     tmp_path: Path, make: Callable[[], list[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is shared is written as often as it is there, but no row becomes far larger than its file."""
+    """Shared values are written once per reference, but no row may become much larger than its file."""
     monkeypatch.setattr("datafetch.output.formats.pickle_rows._SPARE_ROW_BYTES", 100_000)
     path = tmp_path / "theirs.pkl"
     path.write_bytes(pickle.dumps(make()))
@@ -173,7 +173,7 @@ def test_rows_that_would_never_end_are_refused(
 
 
 def test_what_a_row_shares_is_written_twice(tmp_path: Path) -> None:
-    """A row that is larger than its file, and deep, is a row like any other."""
+    """A row that is somewhat larger than its file, and deeply nested, is accepted."""
     image = "x" * 200_000
     rows = [{"image_info": [image] * 5}, *_deep()]
     path = tmp_path / "theirs.pkl"
@@ -181,9 +181,9 @@ def test_what_a_row_shares_is_written_twice(tmp_path: Path) -> None:
     assert [decode_row(frame) for frame in read_frames(path)] == rows
 
 
-MEGABYTES_OF_NOTES = (4 << 20).to_bytes(4, "little")  # an index, for which the unpickler would make room
+MEGABYTES_OF_MEMO = (4 << 20).to_bytes(4, "little")  # an index, for which the unpickler would make room
 BOMBS = [
-    b"Nr" + MEGABYTES_OF_NOTES,
+    b"Nr" + MEGABYTES_OF_MEMO,
     b"Np4194304\n",
     b"cnumpy.core.multiarray\nscalar\ncnumpy\ndtype\nX\x09\0\0\0S64000000\x85R\x85R",
     b"c_codecs\nencode\nX\x01\0\0\0a" + b"X\x03\0\0\0hex\x86R",
@@ -192,7 +192,7 @@ BOMBS = [
 
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_a_pickle_gets_no_more_memory_than_it_has_bytes(tmp_path: Path, bomb: bytes) -> None:
-    """A few bytes that claim millions are refused before anything is made of them, in whole files and in frames."""
+    """A few bytes that claim a large size are refused before memory is allocated, in whole files and in frames."""
     value = b"}X\x04\0\0\0text" + bomb + b"s"
     path = tmp_path / "hostile.pkl"
     path.write_bytes(b"\x80\x04](" + value + b"e.")
@@ -207,9 +207,9 @@ def test_a_pickle_gets_no_more_memory_than_it_has_bytes(tmp_path: Path, bomb: by
 
 @given(cut=st.integers(0, 400), data=st.data())
 def test_a_damaged_shard_is_refused(tmp_path_factory: pytest.TempPathFactory, cut: int, data: st.DataObject) -> None:
-    """Cut short anywhere it is refused; with any byte changed nothing but a refusal is ever raised."""
+    """A shard that is cut anywhere is refused; if any byte changes, it is read or refused."""
     rows = [{"id": number, "text": "text" * number} for number in range(8)]
-    path, _ = write(tmp_path_factory.mktemp("sink"), list(rows))
+    path, _ = write(tmp_path_factory.mktemp("writer"), list(rows))
     content = path.read_bytes()
     path.write_bytes(content[: min(cut, len(content) - 1)])
     with pytest.raises(ManifestError):
@@ -237,7 +237,7 @@ def images(jpegs: list[bytes]) -> list[ImageResult]:
     payload=st.sampled_from(Payload),
 )
 def test_a_row_in_pieces_is_the_row(metadata: dict[str, object], jpegs: list[bytes], payload: Payload) -> None:
-    """A row whose images are put in one at a time has the bytes that it has when it is pickled whole."""
+    """A row written with one image at a time has the same bytes as when it is pickled as a whole."""
 
     def row(contents: list[bytes]) -> dict[str, object]:
         packed = [pack(content, payload) for content in contents]
@@ -263,8 +263,8 @@ def test_an_image_of_any_length_has_its_opcode(size: int) -> None:
 def test_rows_are_streamed_as_they_stand(
     tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, object]]
 ) -> None:
-    """Frames in pieces are the frames, also where some of them are passed over."""
-    data, _ = write(tmp_path_factory.mktemp("sink"), rows)
+    """Streamed frames are the frames, also if some of them are skipped."""
+    data, _ = write(tmp_path_factory.mktemp("writer"), rows)
     frames = list(read_frames(data))
     assert [b"".join(frame) for frame in stream_frames(data)] == frames
     every_other = [b"".join(frame) for number, frame in enumerate(stream_frames(data)) if number % 2]
@@ -272,21 +272,21 @@ def test_rows_are_streamed_as_they_stand(
 
 
 def test_a_shard_that_is_not_as_it_was_written_is_noticed(tmp_path: Path) -> None:
-    """A byte that changed on the way to the disk fails the check, wherever it is."""
-    sink = PickleShardWriter(tmp_path, "part-00000")
-    with closing(sink):
-        sink.copy_row((encode_row({"id": 1, "image": "A" * 100}),))
-        sink.finish()
-        sink.check(1)
-        content = bytearray(sink.files[0].read_bytes())
+    """If any byte changes on the way to the disk, the check fails."""
+    writer = PickleShardWriter(tmp_path, "part-00000")
+    with closing(writer):
+        writer.copy_row((encode_row({"id": 1, "image": "A" * 100}),))
+        writer.finish()
+        writer.check(1)
+        content = bytearray(writer.files[0].read_bytes())
         content[60] ^= 1
-        sink.files[0].write_bytes(content)
+        writer.files[0].write_bytes(content)
         with pytest.raises(ResourceError, match="check the disk"):
-            sink.check(1)
+            writer.check(1)
 
 
-def test_a_row_that_no_row_can_be_is_refused(tmp_path: Path) -> None:
-    """A file with holes claims a row of terabytes, for which nothing is read."""
+def test_a_row_of_impossible_size_is_refused(tmp_path: Path) -> None:
+    """A sparse file that claims a row of terabytes is refused without reading it."""
     path = tmp_path / "hostile.pkl"
     with path.open("wb") as file:
         file.write(b"\x80\x04](\x95" + (1 << 40).to_bytes(8, "little"))
@@ -298,7 +298,7 @@ def test_a_row_that_no_row_can_be_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "x", "9" * 101, " " * 1000 + "7"])
 def test_a_count_is_a_short_number(tmp_path: Path, text: str) -> None:
-    """A count that is none is refused, and a long file is not read for it."""
+    """A count that is not a number is refused, and a long file is not read for it."""
     path = tmp_path / "a.count"
     path.write_text(text)
     with pytest.raises(ManifestError, match="is not a number"):

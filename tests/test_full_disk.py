@@ -26,7 +26,7 @@ _NAMESPACE = ("--mount",) if os.geteuid() == 0 else ("--user", "--map-root-user"
 
 @pytest.fixture(scope="module")
 def trial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trial]:
-    """A dataset on an origin of its own, for its counts."""
+    """A dataset with its own origin, which counts requests."""
     with serve_trial(tmp_path_factory.mktemp("trial")) as served:
         yield served
 
@@ -86,7 +86,7 @@ def hold_disk(mounted_at: Path, options: str) -> Iterator[Disk]:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What lies on the small disk, and what there is too little of.
+    """Which folders are on the small disk, and which resource it runs out of.
 
     Attributes:
         place: Where the run leaves things, given the disk and another folder, in this order.
@@ -123,7 +123,7 @@ LAYOUTS = {
     "name", [name if name == "scratch" else pytest.param(name, marks=pytest.mark.slow) for name in LAYOUTS]
 )
 def test_a_disk_that_is_full_again_and_again_costs_nothing(trial: Trial, tmp_path: Path, name: str) -> None:
-    """Each time the run says so and stops; with some more space it goes on, and what comes out is the same."""
+    """Each time, the run reports it and stops; with more space it is resumed, and the output is the same."""
     layout = LAYOUTS[name]
     rng = random.Random(name)
     amount, strikes = layout.first, []
@@ -154,7 +154,7 @@ def run_until_full(trial: Trial, disk: Disk, told: Place) -> str | None:
 
 
 def test_a_full_disk_is_told_in_the_same_words_by_all() -> None:
-    """Arrow says it in a longwinded way of its own, Python as the system does: the operator reads the same."""
+    """Arrow has its own wording and Python has the system's; the operator reads the same message."""
     with pytest.raises(OSError, match="28") as by_arrow, pa.OSFile("/dev/full", "wb") as file:
         file.write(bytes(100_000))
     with pytest.raises(OSError, match="28") as by_python, Path("/dev/full").open("wb", buffering=0) as raw:
@@ -165,7 +165,7 @@ def test_a_full_disk_is_told_in_the_same_words_by_all() -> None:
 
 
 def test_a_disk_that_turns_read_only_costs_nothing(trial: Trial, tmp_path: Path) -> None:
-    """In the midst of a run, and before one: it stops and says so, and goes on when the disk can be written again."""
+    """During and before a run: it reports it, stops, and is resumed when the disk is writable again."""
     with hold_disk(tmp_path / "disk", "size=16m") as disk:
         told, place = Place(disk.mounted_at / "root"), Place(disk.seen_here(disk.mounted_at) / "root")
         out = str(told.layout.out)
@@ -190,7 +190,7 @@ def test_a_disk_that_turns_read_only_costs_nothing(trial: Trial, tmp_path: Path)
 
 
 def test_permission_that_is_lost_costs_nothing(trial: Trial, tmp_path: Path) -> None:
-    """In the midst of a run, and before one: it stops and says so, and goes on when it may write again."""
+    """During and before a run: it reports it, stops, and is resumed when it has permission again."""
     place = Place(tmp_path / "root")
     command = [*_without_privileges(), *trial.command(place)]
     books = ShardSummary(trial, place)
@@ -214,7 +214,7 @@ def test_permission_that_is_lost_costs_nothing(trial: Trial, tmp_path: Path) -> 
 
 
 def wait_for_bytes(run: Run, place: Place) -> None:
-    """Return when the run has kept some images."""
+    """Return when the run has stored some images."""
     assert any(place.bytes_kept() >= _SOME_BYTES for _ in run.readings()), run.said()
 
 

@@ -117,7 +117,7 @@ ARRIVING = [0, 1, 3, 4, 6, 8, 10, 11]
 
 
 def test_images_are_saved_as_received(pairs: Pairs) -> None:
-    """Byte for byte, whatever their format and whatever their names say, and nothing else is there."""
+    """Files are the received bytes, whatever their format or suffix, and there are no others."""
     report = run(pairs.job())
     assert pairs.files() == pairs.expected(ARRIVING)
     assert len({Image.open(BytesIO(content)).format for content in pairs.files().values()}) > 2
@@ -127,7 +127,7 @@ def test_images_are_saved_as_received(pairs: Pairs) -> None:
 
 
 def test_the_trainers_list_has_the_records_whose_image_is_there(pairs: Pairs) -> None:
-    """In published order; the published list is kept, and beside it what was dropped and why."""
+    """The list is in published order; the published one is kept, with a list of what was dropped and why."""
     run(pairs.job())
     assert json.loads(pairs.trainers.read_text()) == [pairs.records[number] for number in ARRIVING]
     kept = pairs.layout.published_list / LIST
@@ -144,7 +144,7 @@ def test_the_trainers_list_has_the_records_whose_image_is_there(pairs: Pairs) ->
 
 
 def test_what_comes_out_verifies(pairs: Pairs) -> None:
-    """By the folder or by the list, and an image that is spoilt is found."""
+    """``verify`` accepts the folder and the list, and finds a damaged image."""
     run(pairs.job())
     for out in (pairs.out, pairs.trainers):
         verdict = run_check(Check(str(out)))
@@ -158,7 +158,7 @@ def test_what_comes_out_verifies(pairs: Pairs) -> None:
 
 
 def test_a_retry_brings_what_arrives_into_the_list(pairs: Pairs) -> None:
-    """Without the source, and the other files are not touched."""
+    """A retry needs no source, and does not change the other files."""
     run(pairs.job())
     before = {path: path.stat().st_mtime_ns for path in pairs.out.rglob("*.jpg")}
     (pairs.source / LIST).unlink()
@@ -176,7 +176,7 @@ def test_a_retry_brings_what_arrives_into_the_list(pairs: Pairs) -> None:
 
 
 def test_the_published_list_may_lie_where_the_trainers_comes(pairs: Pairs) -> None:
-    """It is kept before anything takes its place, and found again by the next run, also by one that starts over."""
+    """It is copied before it is overwritten, and the copy is found by the next run, also with --fresh."""
     pairs.trainers.parent.mkdir(parents=True)
     published = (pairs.source / LIST).read_bytes()
     (pairs.source / LIST).rename(pairs.trainers)
@@ -196,7 +196,7 @@ def test_the_published_list_may_lie_where_the_trainers_comes(pairs: Pairs) -> No
 
 
 def test_files_of_others_stay(pairs: Pairs) -> None:
-    """An image folder may hold more than this job's images; starting over takes away its own alone."""
+    """An image folder may hold third-party files; starting over deletes only this job's images."""
     (pairs.out / "a").mkdir(parents=True)
     (pairs.out / "a" / "others.jpg").write_bytes(b"others")
     run(pairs.job())
@@ -211,7 +211,7 @@ def test_files_of_others_stay(pairs: Pairs) -> None:
 
 
 def test_a_file_that_is_gone_is_fetched_again(pairs: Pairs) -> None:
-    """And one that is damaged; with what failed in that shard, but none of those that are sound."""
+    """A missing or damaged file is fetched again, with the failures of its shard, but no intact file is."""
     run(pairs.job())
     (pairs.out / "a" / "000000003.jpg").unlink()
     (pairs.out / "000000004.jpg").write_bytes(b"")
@@ -225,7 +225,7 @@ def test_a_file_that_is_gone_is_fetched_again(pairs: Pairs) -> None:
 
 
 def test_no_index_leads_out_of_the_folder(pairs: Pairs) -> None:
-    """What lies in the state folder is files; nothing outside is looked at or deleted for what they say."""
+    """No file outside of the output is read or deleted because of what an index contains."""
     run(pairs.job())
     victim = pairs.root / "victim"
     victim.write_bytes(b"precious")
@@ -240,7 +240,7 @@ def test_no_index_leads_out_of_the_folder(pairs: Pairs) -> None:
     "step", [35, *(pytest.param(step, marks=pytest.mark.slow) for step in (3, 11, 19, 27, 43, 51, 59))]
 )
 def test_a_run_killed_at_any_step_goes_on(tmp_path: Path, origin: Origin, pictures: Pictures, step: int) -> None:
-    """Files are whole or not there, and what comes out is what an undisturbed run leaves."""
+    """Files are complete or absent, and the output is that of an undisturbed run."""
     pairs = publish(tmp_path, origin, pictures, {2: "missing", 5: "html"})
     arriving = [number for number in range(12) if number not in (2, 5)]
     command = [
@@ -272,7 +272,7 @@ def test_a_run_killed_at_any_step_goes_on(tmp_path: Path, origin: Origin, pictur
     ],
 )
 def test_a_list_that_is_none_is_refused(tmp_path: Path, text: str, reason: str) -> None:
-    """In one line that says what to do, before anything is written."""
+    """The error is one line that says what to do, before anything is written."""
     (tmp_path / LIST).write_text(text)
     with pytest.raises(ManifestError, match=reason):
         run(Job("llm-jp-pairs-step0", str(tmp_path), str(tmp_path / "root" / "out"), fetch=POLICY))
@@ -281,7 +281,7 @@ def test_a_list_that_is_none_is_refused(tmp_path: Path, text: str, reason: str) 
 
 @pytest.fixture
 def covers(tmp_path: Path, origin: Origin, pictures: Pictures) -> Job:
-    """A job for OCR-VQA, of six covers of which one is a stand-in of one pixel."""
+    """A job for OCR-VQA, with six covers, one of which is a placeholder of one pixel."""
     folder, names = pictures
     gif = BytesIO()
     Image.new("P", (1, 1)).save(gif, "GIF")
@@ -294,7 +294,7 @@ def covers(tmp_path: Path, origin: Origin, pictures: Pictures) -> Job:
 
 
 def test_covers_are_saved_under_the_trainers_names(covers: Job, pictures: Pictures) -> None:
-    """As received, always called .jpg; a stand-in of one pixel is none."""
+    """Covers are saved as received and always named .jpg; a placeholder of one pixel is not saved."""
     report = run(covers)
     folder, names = pictures
     files = {path.name: path.read_bytes() for path in Path(covers.out).iterdir()}
@@ -309,7 +309,7 @@ def test_covers_are_saved_under_the_trainers_names(covers: Job, pictures: Pictur
 
 
 def test_covers_of_odd_ids_are_refused(covers: Job, tmp_path: Path) -> None:
-    """What could not be found under its name again, and what has no URL, is not asked for; the others are."""
+    """Covers with unusable names or without a URL are not requested; the others are."""
     published = json.loads((tmp_path / "dataset.json").read_text())
     url = published["000000000X"]
     (tmp_path / "dataset.json").write_text(json.dumps({"1": url, "": url, "a/b": url, "2": {}, "3": 5}))
@@ -319,7 +319,7 @@ def test_covers_of_odd_ids_are_refused(covers: Job, tmp_path: Path) -> None:
 
 
 def test_only_the_covers_that_a_training_names(covers: Job, tmp_path: Path) -> None:
-    """Named once or often, alone or among others; one that is not published is counted."""
+    """Ids may be repeated; an id that is not published is counted."""
     images = [f"ocr_vqa/images/{n:09d}X.jpg" for n in (1, 3, 77)]
     training = [
         {"id": "0", "image": images[0]},
@@ -353,7 +353,7 @@ def test_only_the_covers_that_a_training_names(covers: Job, tmp_path: Path) -> N
 def test_lists_of_covers_that_are_none_are_refused(
     covers: Job, tmp_path: Path, name: str, text: str, reason: str
 ) -> None:
-    """In one line that says what to do."""
+    """The error is one line that says what to do."""
     (tmp_path / "training.json").write_text('[{"image": "ocr_vqa/images/000000001X.jpg"}]')
     (tmp_path / name).write_text(text)
     with pytest.raises(ManifestError, match=reason):
@@ -361,6 +361,6 @@ def test_lists_of_covers_that_are_none_are_refused(
 
 
 def test_files_may_be_encoded_as_in_the_recipe(covers: Job) -> None:
-    """Where that was asked for."""
+    """With the option, covers are encoded as in the recipe."""
     run(replace(covers, image=ImageSpec(encode=Encoding.RECIPE, least_pixels=2)))
     assert {Image.open(BytesIO(path.read_bytes())).format for path in Path(covers.out).iterdir()} == {"JPEG"}

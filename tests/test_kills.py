@@ -1,4 +1,4 @@
-"""Runs that are killed again and again lose nothing, and end as if nobody had touched them."""
+"""Runs that are killed repeatedly lose nothing, and produce the same files as an undisturbed run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def trial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trial]:
 
 
 class Victim(StrEnum):
-    """Which process is killed, by what its command line has in it."""
+    """The process to kill, by a part of its command line."""
 
     PARENT = " prepare coyo "
     CODEC = "datafetch.transcode.pool.forkserver"
@@ -34,7 +34,7 @@ class Victim(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """Whom to kill, and when: so many bytes were kept in this run, or files that were not there before were seen.
+    """The process to kill, and the progress of the run at which it is killed.
 
     Attributes:
         victim: Who.
@@ -49,13 +49,13 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run is, as can be seen from outside."""
+    """The progress of a run, as seen from outside."""
 
     kept_bytes: int = 0
     files: frozenset[tuple[str, int]] = frozenset()
 
     def since(self, before: Progress) -> int:
-        """How much has come since then."""
+        """The progress since then."""
         return self.kept_bytes - before.kept_bytes + len(self.files - before.files)
 
     def joined_with(self, earlier: Progress) -> Progress:
@@ -64,22 +64,22 @@ class Progress:
 
 
 def begun(place: Place) -> Progress:
-    """What the state folder has in it."""
+    """The files of the state folder."""
     return _files(listed(place.layout.folder))
 
 
 def kept(place: Place) -> Progress:
-    """What is in spools and published files."""
+    """The size of spools and published files."""
     return Progress(kept_bytes=place.bytes_kept())
 
 
 def being_written(place: Place) -> Progress:
-    """Files of shards that are being written, or wait to be published."""
+    """Files of shards that are being written, or are about to be published."""
     return _files([*listed(place.layout.unpublished), *place.layout.ready.glob("**/*")])
 
 
 def published(place: Place) -> Progress:
-    """Files that are in their place."""
+    """Published files."""
     return _files([*listed(place.layout.out), *listed(place.layout.ledgers)])
 
 
@@ -108,7 +108,7 @@ def draw_moments(seed: int) -> list[Moment]:
 
 
 def wait_and_kill(run: Run, place: Place, moment: Moment) -> bool:
-    """Kill the victim at its moment; False where the command ended before."""
+    """Kill the victim at its moment; False if the command ended before."""
     now = before = moment.sign(place)
     for _ in run.readings():
         now = moment.sign(place).joined_with(now)
@@ -118,7 +118,7 @@ def wait_and_kill(run: Run, place: Place, moment: Moment) -> bool:
 
 
 def find_victims(run: Run, victim: Victim) -> list[psutil.Process]:
-    """The processes that may be meant, any order."""
+    """The processes that may be killed, in any order."""
     if victim is Victim.PARENT:
         return [psutil.Process(run.process.pid)]
     found = run.family(victim)
@@ -138,7 +138,7 @@ def _kill(process: psutil.Process) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_a_run_killed_at_any_moment_ends_as_if_undisturbed(trial: Trial, tmp_path: Path, seed: int) -> None:
-    """Whichever process dies and when: no image that was kept is asked for again, and the files are the same bytes."""
+    """Whichever process is killed and when, no stored image is requested again, and the files are the same."""
     moments = draw_moments(seed)
     runs = 0
     while moments:
@@ -157,7 +157,7 @@ def test_a_run_killed_at_any_moment_ends_as_if_undisturbed(trial: Trial, tmp_pat
 
 
 def disturb(run: Run, place: Place, moments: list[Moment]) -> Victim | None:
-    """Kill at the moments that are due in this run, striking them off; returns the last victim."""
+    """Kill at the moments that occur in this run, removing them from the list; returns the last victim."""
     victim = None
     while moments and wait_and_kill(run, place, moments[0]):
         victim = moments.pop(0).victim
@@ -168,7 +168,7 @@ def disturb(run: Run, place: Place, moments: list[Moment]) -> Victim | None:
 
 
 def check_end(run: Run, code: int, victim: Victim | None) -> None:
-    """How a run ends follows from who was killed: a codec process is missed by nobody."""
+    """The exit code follows from the process that was killed; a codec process is simply replaced."""
     if victim is Victim.PARENT:
         assert code == _KILLED
     elif victim is Victim.COMMIT and code != 0:
@@ -181,7 +181,7 @@ def check_end(run: Run, code: int, victim: Victim | None) -> None:
 def test_a_process_that_dies_before_any_of_its_steps_leaves_nothing_half(
     trial: Trial, tmp_path: Path, victim: Victim
 ) -> None:
-    """Killed before the first file it opens, renames or deletes, before one further on, and so on to the end."""
+    """A process is killed before the first file operation, then before a later one, and so on to the last."""
     place = Place(tmp_path / "root")
     books = ShardSummary(trial, place)
     rng = random.Random(17)

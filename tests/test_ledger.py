@@ -1,4 +1,4 @@
-"""A ledger holds in memory what its lines take, and not so and so many lines."""
+"""The memory of writing and reading a ledger is bounded in bytes, and not only in lines."""
 
 import json
 import tracemalloc
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from test_spool import FAILURE, make_end, make_sample
+from test_spool import FAILURE, make_result, make_sample
 
 from datafetch.errors import ConfigurationError
 from datafetch.model.ledger_line import LedgerLine, ShardCounts
@@ -31,7 +31,7 @@ MOST_BYTES = 60_000_000  # a row group as lines, several times over; all lines h
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Where a ledger of very long lines is."""
+    """The path of a ledger of very long lines."""
     path = tmp_path / "part-00000.parquet"
     write(path)
     return path
@@ -40,12 +40,12 @@ def path(tmp_path: Path) -> Path:
 def long_lines() -> Iterator[LedgerLine]:
     """Lines of images whose redirects led to URLs as long as a response's head may be."""
     for number in range(LINES):
-        line = make_end(make_sample(number), 0, FAILURE).line
+        line = make_result(make_sample(number), 0, FAILURE).line
         yield replace(line, final_url=f"http://example.org/{number}?" + "x" * URL_BYTES, detail="y" * URL_BYTES)
 
 
 def write(path: Path) -> None:
-    """Write them."""
+    """Write a ledger of these lines."""
     with LedgerWriter(path, "part-00000") as ledger:
         for line in long_lines():
             ledger.write((line,))
@@ -54,7 +54,7 @@ def write(path: Path) -> None:
 
 
 def peak_bytes(work: Callable[[], object]) -> int:
-    """What work takes of Python's memory at most."""
+    """The peak of Python's memory during the work."""
     tracemalloc.start()
     work()
     peak = tracemalloc.get_traced_memory()[1]
@@ -73,7 +73,7 @@ def test_long_lines_are_written_some_megabytes_at_a_time(tmp_path: Path) -> None
 
 
 def test_long_lines_are_read_some_megabytes_at_a_time(path: Path) -> None:
-    """Whoever reads a ledger has no more of it in memory than whoever wrote it."""
+    """Reading a ledger takes no more memory than writing it."""
 
     def read() -> None:
         assert sum(len(lines) for lines in read_samples(path)) == LINES
@@ -106,7 +106,7 @@ def test_all_lines_come_back_in_order(path: Path) -> None:
     ],
 )
 def test_counts_that_no_shard_can_have_are_refused(tmp_path: Path, totals: object) -> None:
-    """More rows than samples, less than none, numbers that are none: such a file is not believed."""
+    """More rows than samples, negative counts, or other types: such a file is refused."""
     path = tmp_path / "part-00000.parquet"
     none = np.zeros(2, np.bool_)
     with LedgerWriter(path, "part-00000") as ledger:

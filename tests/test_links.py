@@ -1,4 +1,4 @@
-"""Links that somebody has put into an output are neither written through nor, by verify, followed out of it."""
+"""Links in an output are neither written through nor, by verify, followed out of it."""
 
 import pickle
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from datafetch.verify import Check, run_check
 
 @pytest.fixture
 def elsewhere(tmp_path: Path) -> Path:
-    """A folder of somebody else's, with a file."""
+    """A folder outside of the output, with a file."""
     folder = tmp_path / "elsewhere"
     folder.mkdir()
     (folder / "mine").write_text("mine")
@@ -37,7 +37,7 @@ def write_shard(folder: Path, name: str = "part-00000") -> None:
 
 
 def picture() -> bytes:
-    """A small one."""
+    """A small job."""
     file = BytesIO()
     Image.new("RGB", (4, 4)).save(file, "PNG")
     return file.getvalue()
@@ -63,7 +63,7 @@ async def test_a_run_does_not_write_through_links(tmp_path: Path, elsewhere: Pat
 
 @pytest.mark.parametrize("place", PLACES)
 def test_reshard_does_not_write_through_links(tmp_path: Path, elsewhere: Path, place: str) -> None:
-    """The same where equal shards are made."""
+    """``reshard`` refuses links in the state folder as well."""
     write_shard(tmp_path / "rows")
     put_link(OutputLayout(tmp_path / "out").folder / place, elsewhere)
     with pytest.raises(ConfigurationError, match="is a symbolic link, and datafetch does not write through links"):
@@ -72,7 +72,7 @@ def test_reshard_does_not_write_through_links(tmp_path: Path, elsewhere: Path, p
 
 
 async def test_links_in_a_scratch_folder_are_not_written_through(tmp_path: Path, elsewhere: Path) -> None:
-    """Nor where spools lie elsewhere."""
+    """Links in a folder for spools are refused as well."""
     layout = OutputLayout(tmp_path / "out", tmp_path / "scratch", "1234")
     put_link(layout.spool("part-00000"), elsewhere)
     with pytest.raises(ConfigurationError, match=r"part-00000\.spool is a symbolic link"):
@@ -82,19 +82,19 @@ async def test_links_in_a_scratch_folder_are_not_written_through(tmp_path: Path,
 
 
 def put_link(path: Path, elsewhere: Path) -> None:
-    """A link to the file or the folder of somebody else's."""
+    """Create a link to the outside file or folder."""
     path.parent.mkdir(parents=True)
     path.symlink_to(elsewhere if "." not in path.name else elsewhere / "mine")
 
 
 def check_untouched(elsewhere: Path) -> None:
-    """It is as it was."""
+    """Check that the outside folder is unchanged."""
     assert [path.name for path in elsewhere.iterdir()] == ["mine"]
     assert (elsewhere / "mine").read_text() == "mine"
 
 
 def test_images_are_not_written_through_links(tmp_path: Path, elsewhere: Path) -> None:
-    """A folder of the output that is a link is refused; a file that is one gives way to the image of its name."""
+    """A folder of the output that is a link is refused; a file that is a link is replaced by the image."""
     layout = OutputLayout(tmp_path / "out")
     ready = tmp_path / "ready"
     ready.mkdir()

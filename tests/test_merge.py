@@ -1,4 +1,4 @@
-"""What a retry brings is merged into its shard, sample by sample, also where samples have several images."""
+"""The results of a retry are merged into its shard, sample by sample, for samples of several images."""
 
 import asyncio
 import pickle
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_spool import make_end
+from test_spool import make_result
 
 from datafetch.datasets.coyo import Coyo
 from datafetch.engine.retry_source import FailedSamples
@@ -18,7 +18,7 @@ from datafetch.model.kinds import Payload
 from datafetch.model.ledger_line import LedgerLine
 from datafetch.model.outcome import Encoded, Failure, FailureKind, Outcome, Permission
 from datafetch.model.sample import Record, Row, Sample
-from datafetch.output import merge as committed
+from datafetch.output import merge
 from datafetch.output.commit import Commit, commit_shard
 from datafetch.output.merge import Output
 from datafetch.store.layout import OutputLayout
@@ -34,12 +34,12 @@ LATE = Failure(FailureKind.TIMEOUT, "too slow", None, 3)
 
 @dataclass(frozen=True, slots=True)
 class Documents(Coyo):
-    """Documents of several images; a row as soon as so many of them arrived."""
+    """Documents of several images, which become a row if ``least_images`` of them arrived."""
 
     least_images: int = 1
 
-    def to_row(self, record: Record, payload: Payload) -> Row | None:  # noqa: ARG002 - as the protocol has it
-        """The JPEGs that arrived, if they are enough."""
+    def to_row(self, record: Record, payload: Payload) -> Row | None:  # noqa: ARG002 - part of the interface
+        """A row of the JPEGs that arrived, if there are enough."""
         jpegs = [outcome.jpeg for outcome in record.outcomes if isinstance(outcome, Encoded)]
         return {"key": record.sample.key, "jpegs": jpegs} if len(jpegs) >= self.least_images else None
 
@@ -54,7 +54,7 @@ def image(name: str) -> Encoded:
 
 
 def document(position: int, images: int) -> Sample:
-    """A document with so many images."""
+    """A document with a number of images."""
     return Sample(
         position, f"k{position}", tuple(f"http://example.org/{position}/{n}" for n in range(images)), {"n": 1}
     )
@@ -67,13 +67,13 @@ def output(tmp_path: Path) -> Output:
 
 
 def spool(output: Output, ended: Sequence[tuple[Sample, Sequence[Outcome]]]) -> None:
-    """Spool samples that ended like this, as a pipeline does: what the spool has already is not fetched."""
+    """Spool samples with these outcomes, but not the images that the spool has already, as the pipeline does."""
 
     async def write() -> None:
         spool = await Spool.open(output.layout.spool(SHARD))
         for sample, outcomes in ended:
             there = spool.recovered.images.get(sample.position, {})
-            ends = [make_end(sample, n, outcome) for n, outcome in enumerate(outcomes) if n not in there]
+            ends = [make_result(sample, n, outcome) for n, outcome in enumerate(outcomes) if n not in there]
             await spool.append(*ends, sample)
         await spool.close()
 
@@ -81,22 +81,22 @@ def spool(output: Output, ended: Sequence[tuple[Sample, Sequence[Outcome]]]) -> 
 
 
 def first_run(output: Output, documents: Sequence[Sequence[Outcome]]) -> None:
-    """Publish a shard of documents whose images ended like this."""
+    """Publish a shard of documents whose images have these outcomes."""
     samples = [document(position, len(outcomes)) for position, outcomes in enumerate(documents)]
     spool(output, list(zip(samples, documents, strict=True)))
     commit_shard(Commit(output, SHARD, len(documents)))
 
 
-def retry(output: Output, wanted: RetryFilter, arrived: dict[tuple[int, int], Outcome]) -> dict[int, set[int]]:
-    """Try again; returns which images of which samples were asked for.
+def retry(output: Output, retry_filter: RetryFilter, arrived: dict[tuple[int, int], Outcome]) -> dict[int, set[int]]:
+    """Retry, and return which images were requested: position of the sample → numbers of its images.
 
     Args:
-        output: Whose failures.
-        wanted: Which.
-        arrived: (sample, image) → what became of it now.
+        output: The output to retry.
+        retry_filter: The failures to retry.
+        arrived: (sample, image) → the image's outcome in this retry; all others are gone.
     """
     number = read_shard_summary(output.layout.ledger(SHARD)).retry + 1
-    again = replace(output, layout=replace(output.layout, job_hash="again"), retry=Retry(number, wanted))
+    again = replace(output, layout=replace(output.layout, job_hash="again"), retry=Retry(number, retry_filter))
     assert again.retry is not None
     source = FailedSamples(again, again.retry, [SHARD])
     asked: dict[int, set[int]] = {}
@@ -127,7 +127,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_a_document_gets_the_image_that_it_lacked(output: Output) -> None:
-    """Its other images are neither asked for nor lost, and every other document stays as it was."""
+    """Its other images are neither requested nor lost, and every other document stays unchanged."""
     first_run(output, [[image("a0"), LATE], [image("b0")], [LATE, GONE], [GONE], [], [image("f0"), image("f1")]])
     assert [row["key"] for row in rows(output.layout.out)] == ["k0", "k1", "k5"]
     assert retry(output, RetryFilter(), {(0, 1): image("a1"), (2, 0): image("c0")}) == {0: {1}, 2: {0}}
@@ -164,8 +164,8 @@ def test_a_row_never_loses_an_image_to_a_retry(output: Output) -> None:
     assert rows(output.layout.out)[0]["jpegs"] == [b"a0", b"a1"]
 
 
-def test_what_can_make_no_row_is_not_asked_for(output: Output) -> None:
-    """A document that needs all of its images, one of which is gone for good, is left alone; unless all is wanted."""
+def test_a_sample_that_is_lost_is_not_requested(output: Output) -> None:
+    """A document that needs an image that is gone for good is retried only if all failures are selected."""
     strict = replace(output, dataset=Documents(least_images=2))
     first_run(strict, [[GONE, LATE], [image("b0"), LATE]])
     assert not (strict.layout.out / f"{SHARD}.pkl").exists()
@@ -178,8 +178,8 @@ def test_what_can_make_no_row_is_not_asked_for(output: Output) -> None:
     assert list(SpoolReader(strict.layout.failed(SHARD)).samples()) == []
 
 
-def test_beside_equal_shards_only_new_rows_are_written(output: Output) -> None:
-    """While the output holds equal shards, a retry's rows wait beside them, those that were made anew among them."""
+def test_with_equal_shards_only_new_rows_are_written(output: Output) -> None:
+    """If the output holds equal shards, the new and changed rows of a retry are written to a folder of their own."""
     first_run(output, [[image("a0"), LATE], [LATE], [image("c0")]])
     before = {path.name: path.read_bytes() for path in output.layout.out.iterdir()}
     output.layout.equal.write_text("{}")
@@ -192,17 +192,17 @@ def test_beside_equal_shards_only_new_rows_are_written(output: Output) -> None:
 
 
 def outcomes_of(output: Output) -> list[list[str]]:
-    """What the ledger says of each sample's images."""
+    """The outcomes in the ledger, for each sample."""
     return [[line.outcome for line in lines] for lines in read_samples(output.layout.ledger(SHARD))]
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_images_beyond_what_a_sample_may_have_are_too_large(output: Output, seed: int) -> None:
-    """Those that cross the bound, counted in their order whichever came first, fail; smaller ones behind them fit."""
+    """Images that exceed the limit fail, counted in manifest order; smaller images after them may still fit."""
     output = replace(output, max_sample_bytes=10)
     sample = document(0, 5)
     images = [image(text) for text in ("aaaa", "bbbbb", "cc", "d", "e")]
-    ends = [make_end(sample, number, encoded) for number, encoded in enumerate(images)]
+    ends = [make_result(sample, number, encoded) for number, encoded in enumerate(images)]
     random.Random(seed).shuffle(ends)
 
     async def write() -> None:
@@ -221,7 +221,7 @@ def test_images_beyond_what_a_sample_may_have_are_too_large(output: Output, seed
 
 
 def test_one_image_may_be_too_large_alone(output: Output) -> None:
-    """A sample of one image has the same bound; at the bound itself it is a row."""
+    """The limit also applies to a sample of one image, which may be exactly as large."""
     output = replace(output, max_sample_bytes=3)
     first_run(output, [[image("abc")], [image("abcd")]])
     assert outcomes_of(output) == [["ok"], ["too_large"]]
@@ -229,7 +229,7 @@ def test_one_image_may_be_too_large_alone(output: Output) -> None:
 
 
 def test_what_was_too_large_arrives_with_a_larger_bound(output: Output) -> None:
-    """A retry that permits more brings the image, and what the row had is not fetched again."""
+    """A retry with a larger limit adds the image, without fetching the others again."""
     small = replace(output, max_sample_bytes=10)
     first_run(small, [[image("aaaaaa"), image("bbbbbb"), image("cc")]])
     assert outcomes_of(small) == [["ok", "too_large", "ok"]]
@@ -238,18 +238,16 @@ def test_what_was_too_large_arrives_with_a_larger_bound(output: Output) -> None:
     assert rows(output.layout.out)[0]["jpegs"] == [b"aaaaaa", b"bbbbbb", b"cc"]
 
 
-def test_images_beyond_the_default_bound_say_that_it_was_raised(
-    output: Output, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In the ledger, and those alone that needed it; which bound was given makes no difference."""
-    monkeypatch.setattr(committed, "MAX_SAMPLE_BYTES", 8)
+def test_images_beyond_the_default_limit_have_the_permission(output: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ledger marks exactly the images that needed it, whatever limit was set."""
+    monkeypatch.setattr(merge, "MAX_SAMPLE_BYTES", 8)
     first_run(replace(output, max_sample_bytes=100), [[image("aaaaaa"), image("bb"), image("c"), LATE], [image("d")]])
     said = [[line.permitted for line in lines] for lines in read_samples(output.layout.ledger(SHARD))]
     assert said == [[(), (), (Permission.MAX_SAMPLE,), ()], [()]]
 
 
 def test_what_a_retry_brings_takes_no_images_place(output: Output) -> None:
-    """An image that comes late and is too many is too large; those that the row has stay in it, in any order."""
+    """A new image that exceeds the limit fails; the images that the row already has stay, in any order."""
     output = replace(output, max_sample_bytes=10)
     first_run(output, [[LATE, image("bbbbbb"), image("cc")]])
     assert retry(output, RetryFilter(), {(0, 0): image("aaa")}) == {0: {0}}
@@ -258,7 +256,7 @@ def test_what_a_retry_brings_takes_no_images_place(output: Output) -> None:
 
 
 def test_a_commit_holds_an_image_and_not_its_document(output: Output) -> None:
-    """The memory of a commit, and of a retry's, is some images' and not that of a document with hundreds of them."""
+    """The memory of a commit, also of a retry, is that of some images, and not of a document with hundreds of them."""
     image_bytes = 200_000
     noise = random.Random(0).randbytes(image_bytes)
     many: list[Outcome] = [replace(image("x"), jpeg=noise[number:] + noise[:number]) for number in range(200)]

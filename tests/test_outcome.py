@@ -1,4 +1,4 @@
-"""The words of the project as values."""
+"""Outcomes, failures and counts as values."""
 
 from dataclasses import asdict, replace
 
@@ -32,7 +32,7 @@ def test_what_may_pass_is_a_property_of_the_kind(kind: FailureKind) -> None:
     ],
 )
 def test_the_same_damage_twice_is_that_of_the_file(before: tuple[str, str], now: tuple[str, str], is_so: bool) -> None:
-    """The same bytes, and not merely damage again: another transfer may be cut at another place."""
+    """Only the same bytes prove damage on the server; another transfer may be truncated elsewhere."""
     first, second = (Failure(FailureKind(kind), sha256=sha256) for kind, sha256 in (before, now))
     assert second.is_as_damaged_as(first) == is_so
 
@@ -54,7 +54,7 @@ def test_of_the_statuses_only_the_servers_passing_ones_may_pass(status: int) -> 
     ],
 )
 def test_a_ledger_line_keeps_the_outcome(sample: Sample, outcome: Outcome) -> None:
-    """What the ledger says of an image that was received is all that its outcome says."""
+    """An outcome that is written to a ledger line is restored from it."""
     body = Body(b"body!", "http://example.org/b.jpg", 2, 12.5)
     line = LedgerLine.of(sample, 0, body, outcome)
     assert line.to_outcome(b"jpeg" if isinstance(outcome, Encoded) else b"") == outcome
@@ -63,7 +63,7 @@ def test_a_ledger_line_keeps_the_outcome(sample: Sample, outcome: Outcome) -> No
 
 @pytest.mark.parametrize("is_original", [True, False])
 def test_a_ledger_says_which_images_were_not_encoded_again(sample: Sample, is_original: bool) -> None:
-    """In a column of its own; ``detail`` has nothing to say of an image that arrived."""
+    """They are marked in a column of their own; ``detail`` is empty for an image that arrived."""
     line = LedgerLine.of(sample, 0, Body(b"body!"), replace(ENCODED, is_original=is_original))
     assert (line.outcome, line.detail, line.is_original) == ("ok", "", is_original)
 
@@ -76,10 +76,10 @@ def test_a_ledger_says_which_images_were_not_encoded_again(sample: Sample, is_or
         ("HTTP 404", False, False),
     ],
 )
-def test_what_earlier_ledgers_told_in_words_is_understood(
+def test_the_details_of_earlier_ledgers_are_understood(
     sample: Sample, detail: str, is_original: bool, is_skipped: bool
 ) -> None:
-    """They have none of the columns for it."""
+    """Ledgers of earlier versions lack the columns and have the facts in ``detail``."""
     fields = asdict(LedgerLine.of(sample, 0, Body(b"body!"), ENCODED)) | {"detail": detail}
     for later in ("permitted", "is_original", "is_skipped"):
         del fields[later]
@@ -88,7 +88,7 @@ def test_what_earlier_ledgers_told_in_words_is_understood(
 
 
 def test_a_ledger_line_of_a_failed_fetch_has_no_size(sample: Sample) -> None:
-    """Nothing arrived, so there are no bytes, pixels or hash to speak of."""
+    """Nothing arrived, so there are no bytes, pixels or hash."""
     failure = Failure(FailureKind.HTTP_STATUS, "HTTP 404", 404, 1, "http://example.org/cat.jpg", 3.0)
     line = LedgerLine.of(sample, 0, failure, failure)
     assert (line.outcome, line.status, line.body_bytes, line.width, line.height, line.sha256) == (
@@ -106,8 +106,8 @@ OUTCOMES = st.dictionaries(st.sampled_from([OK, *(kind.value for kind in Failure
 
 
 @given(st.lists(st.builds(ShardCounts, st.integers(0, 10**9), st.integers(0, 10**9), OUTCOMES, st.integers(0, 10**12))))
-def test_books_add_up(parts: list[ShardCounts]) -> None:
-    """Nothing is lost when the books of shards are added up, in sum and in the summary."""
+def test_counts_add_up(parts: list[ShardCounts]) -> None:
+    """Nothing is lost when the counts of shards are added up, in the sum and in the summary."""
     total = ShardCounts.sum(parts)
     assert total.images == sum(part.images for part in parts)
     assert total.ok + total.failed == total.images
@@ -134,7 +134,7 @@ def test_books_add_up(parts: list[ShardCounts]) -> None:
 
 
 def test_a_line_of_an_earlier_version_was_taken_without_permissions(sample: Sample) -> None:
-    """Spools and ledgers of then lack the column, or have nothing in it."""
+    """Spools and ledgers of earlier versions lack the column, or have null in it."""
     line = LedgerLine.of(sample, 0, Body(b"body!"), ENCODED)
     fields = asdict(line)
     assert LedgerLine.from_fields(fields) == line
@@ -144,14 +144,14 @@ def test_a_line_of_an_earlier_version_was_taken_without_permissions(sample: Samp
 
 
 def test_a_line_has_the_permissions_of_fetching_and_decoding(sample: Sample) -> None:
-    """Each once, in alphabetical order, whoever had to make use of it."""
+    """Each permission is there once, in alphabetical order, whether fetching or decoding used it."""
     body = Body(b"body!", permitted=(Permission.ALLOW_NET, Permission.OPT_OUT))
     line = LedgerLine.of(sample, 0, body, replace(ENCODED, permitted=(Permission.MAX_PIXELS,)))
     assert line.permitted == (Permission.ALLOW_NET, Permission.MAX_PIXELS, Permission.OPT_OUT)
     assert LedgerLine.from_fields({**asdict(line), "permitted": ["allow-net", "max-pixels", "opt-out"]}) == line
 
 
-def test_a_reason_is_cut_to_what_somebody_reads(sample: Sample) -> None:
-    """What a server said of itself takes no more of a ledger than a line."""
+def test_a_long_reason_is_truncated(sample: Sample) -> None:
+    """A long message from a server is truncated."""
     failure = Failure(FailureKind.TOO_MANY_REDIRECTS, "x" * 100_000)
     assert len(LedgerLine.of(sample, 0, failure, failure).detail) == 1000

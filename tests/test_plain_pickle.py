@@ -1,4 +1,4 @@
-"""Foreign pickles make plain values and nothing else: they call nothing, set nothing up, and take what is theirs."""
+"""Untrusted pickles become plain values and nothing else: nothing is called, and memory is bounded."""
 
 import pickle
 import subprocess
@@ -24,17 +24,17 @@ NUMBERS = [
 
 
 def whole(content: bytes) -> object:
-    """What a pickle of somebody else holds."""
+    """Load a third-party pickle."""
     return load_whole(BytesIO(content), len(content))
 
 
 def frame(body: bytes) -> bytes:
-    """A row of a shard of ours, as it would be with this body."""
+    """A frame, as in a shard written by datafetch, with this body."""
     return b"\x95" + len(body).to_bytes(8, "little") + body
 
 
 def as_frame(value: object) -> bytes:
-    """A value as it would lie in a shard of ours."""
+    """A value as a frame of a shard written by datafetch."""
     buffer = BytesIO()
     pickler = pickle.Pickler(buffer, 3)
     pickler.fast = True
@@ -43,17 +43,17 @@ def as_frame(value: object) -> bytes:
 
 
 def body_of(value: object) -> bytes:
-    """The opcodes that make a value, without notes."""
+    """The opcodes of a value, without a memo."""
     return as_frame(value)[9:]
 
 
 def read_both_ways(body: bytes) -> list[Callable[[], object]]:
-    """The readers of a shard as somebody else's, and as one of ours."""
+    """The two readers: of a third-party pickle, and of a shard written by datafetch."""
     return [lambda: whole(b"\x80\x04" + body + b"."), lambda: load_row(frame(body))]
 
 
 def refused(body: bytes, match: str = "not a pickle") -> None:
-    """See that a body is refused, whoever's shard it lies in."""
+    """Check that both readers refuse a body."""
     for read in read_both_ways(body):
         with pytest.raises(ValueError, match=match):
             read()
@@ -62,7 +62,7 @@ def refused(body: bytes, match: str = "not a pickle") -> None:
 @pytest.mark.parametrize("number", NUMBERS, ids=repr)
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_numbers_of_numpy_become_plain_ones(number: np.generic, protocol: int) -> None:
-    """Whatever NumPy's type, its value comes out as Python's own."""
+    """A scalar of any NumPy type is read as the Python value."""
     rows = whole(pickle.dumps([{"a": number, "b": number}, {"a": number}], protocol))
     assert rows == [{"a": number.item(), "b": number.item()}, {"a": number.item()}]
     assert isinstance(rows, list)
@@ -71,8 +71,8 @@ def test_numbers_of_numpy_become_plain_ones(number: np.generic, protocol: int) -
 
 
 def test_the_order_of_bytes_is_read() -> None:
-    """Numbers of a machine of the other kind have their values."""
-    body = _scalar(_number_type("f8", (3, ">", None, None, None, -1, -1, 0)), b"\x40\0\0\0\0\0\0\0")
+    """Numbers of either byte order are read correctly."""
+    body = _scalar(_dtype("f8", (3, ">", None, None, None, -1, -1, 0)), b"\x40\0\0\0\0\0\0\0")
     assert [read() for read in read_both_ways(body)] == [2.0, 2.0]
 
 
@@ -91,55 +91,55 @@ VALUES = st.recursive(
 
 @given(value=VALUES, protocol=st.integers(0, pickle.HIGHEST_PROTOCOL))
 def test_plain_values_are_read_as_by_the_unpickler(value: object, protocol: int) -> None:
-    """What Python's own unpickler makes of a pickle of plain values, this one does."""
+    """Pickles of plain values are read as by Python's own unpickler."""
     assert whole(pickle.dumps(value, protocol)) == value
     assert load_row(as_frame(value)) == value
 
 
-def test_what_shares_or_holds_itself_is_read() -> None:
-    """Notes lead to the very same thing, also to one that holds itself."""
+def test_shared_and_recursive_values_are_read() -> None:
+    """The memo restores shared objects, and objects that contain themselves."""
     row: dict[str, Any] = {"text": "x"}
     row["self"] = [row]
     found: Any = whole(pickle.dumps([row, row]))
     assert found[0] is found[1] is found[0]["self"][0]
 
 
-def _number_type(name: str, state: object, *, is_copied: bool = True) -> bytes:
+def _dtype(name: str, state: object, *, is_copied: bool = True) -> bytes:
     return b"cnumpy\ndtype\n" + body_of((name, False, is_copied)) + b"R" + body_of(state) + b"b"
 
 
-def _scalar(number_type: bytes, content: object) -> bytes:
-    return b"cnumpy.core.multiarray\nscalar\n(" + number_type + body_of(content) + b"tR"
+def _scalar(dtype: bytes, content: object) -> bytes:
+    return b"cnumpy.core.multiarray\nscalar\n(" + dtype + body_of(content) + b"tR"
 
 
 PLAIN = (3, "<", None, None, None, -1, -1, 0)
 OBJECTS = (3, "|", None, None, None, -1, -1, 0)
 FIELDS = (3, "|", None, ("a",), {"a": ("f8", 100_000)}, 8, 1, 16)
 ATTACKS = {
-    "a pointer": _scalar(_number_type("O8", OBJECTS), b"A" * 8),
-    "a pointer, by state": _scalar(_number_type("i8", (3, "O", None, None, None, -1, -1, 63)), b"A" * 8),
-    "fields beyond the end": _scalar(_number_type("V8", FIELDS), b"A" * 8),
-    "a structure": _scalar(_number_type("i8", FIELDS), b"A" * 8),
-    "another size": _scalar(_number_type("S8", (3, "|", None, None, None, 200_000, 1, 0)), b"A" * 8),
-    "another size of text": _scalar(_number_type("U2", (3, "<", None, None, None, 200_000, 4, 8)), b"A" * 8),
-    "a size of a number": _scalar(_number_type("f8", (3, "<", None, None, None, 200_000, -1, 0)), b"A" * 8),
-    "an array": _scalar(_number_type("f8", (3, "<", ("f8", (1 << 20,)), None, None, -1, -1, 0)), b"A" * 8),
-    "flags": _scalar(_number_type("f8", (3, "<", None, None, None, -1, -1, 1)), b"A" * 8),
-    "a state of another version": _scalar(_number_type("f8", (4, "<", None, None, None, -1, -1, 0, {})), b"A" * 8),
-    "a state that is none": _scalar(_number_type("f8", {"a": 1}), b"A" * 8),
+    "a pointer": _scalar(_dtype("O8", OBJECTS), b"A" * 8),
+    "a pointer, by state": _scalar(_dtype("i8", (3, "O", None, None, None, -1, -1, 63)), b"A" * 8),
+    "fields beyond the end": _scalar(_dtype("V8", FIELDS), b"A" * 8),
+    "a structure": _scalar(_dtype("i8", FIELDS), b"A" * 8),
+    "another size": _scalar(_dtype("S8", (3, "|", None, None, None, 200_000, 1, 0)), b"A" * 8),
+    "another size of text": _scalar(_dtype("U2", (3, "<", None, None, None, 200_000, 4, 8)), b"A" * 8),
+    "a size of a number": _scalar(_dtype("f8", (3, "<", None, None, None, 200_000, -1, 0)), b"A" * 8),
+    "an array": _scalar(_dtype("f8", (3, "<", ("f8", (1 << 20,)), None, None, -1, -1, 0)), b"A" * 8),
+    "flags": _scalar(_dtype("f8", (3, "<", None, None, None, -1, -1, 1)), b"A" * 8),
+    "a state of another version": _scalar(_dtype("f8", (4, "<", None, None, None, -1, -1, 0, {})), b"A" * 8),
+    "a state that is none": _scalar(_dtype("f8", {"a": 1}), b"A" * 8),
     "a type without a state": b"cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\n"
     + body_of(("f8", False, True))
     + b"R"
     + body_of(b"A" * 8)
     + b"tR",
-    "too few bytes": _scalar(_number_type("f8", PLAIN), b"A"),
-    "too many bytes": _scalar(_number_type("f8", PLAIN), b"A" * 9),
-    "no bytes": _scalar(_number_type("f8", PLAIN), None),
-    "a type that is shared": _scalar(_number_type("f8", PLAIN, is_copied=False), b"A" * 8),
-    "a date": _scalar(_number_type("M8", PLAIN), b"A" * 8),
-    "a type where a value should be": b"}" + body_of("a") + _number_type("f8", PLAIN) + b"s",
-    "a type in a tuple": b"}" + body_of("a") + _number_type("f8", PLAIN) + b"\x85s",
-    "a type alone": _number_type("f8", PLAIN),
+    "too few bytes": _scalar(_dtype("f8", PLAIN), b"A"),
+    "too many bytes": _scalar(_dtype("f8", PLAIN), b"A" * 9),
+    "no bytes": _scalar(_dtype("f8", PLAIN), None),
+    "a type that is shared": _scalar(_dtype("f8", PLAIN, is_copied=False), b"A" * 8),
+    "a date": _scalar(_dtype("M8", PLAIN), b"A" * 8),
+    "a type where a value should be": b"}" + body_of("a") + _dtype("f8", PLAIN) + b"s",
+    "a type in a tuple": b"}" + body_of("a") + _dtype("f8", PLAIN) + b"\x85s",
+    "a type alone": _dtype("f8", PLAIN),
     "a name as a value": b"}" + body_of("a") + b"cnumpy\ndtype\ns",
     "a name that is set up": b"cnumpy.core.multiarray\nscalar\n" + body_of((None, {"__defaults__": (1,)})) + b"b",
     "a dict that is set up": b"}" + body_of({"a": 1}) + b"b",
@@ -161,19 +161,19 @@ ATTACKS = {
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_nothing_is_set_up_or_called(attack: str) -> None:
-    """Only types of numbers and text are taken, in the one state that NumPy gives them, and only to read a value."""
+def test_no_state_is_set_and_nothing_is_called(attack: str) -> None:
+    """Only dtypes of numbers and text are accepted, in the state that NumPy gives them, and only for a scalar."""
     refused(ATTACKS[attack])
 
 
 def test_a_row_ends_where_its_frame_does() -> None:
-    """What follows an end within a frame would be the next thing in the trainer's list."""
+    """Anything after the end of a row in a frame would become the next element of the trainer's list."""
     with pytest.raises(ValueError, match="more than one value"):
         load_row(frame(b"}.}"))
 
 
-def test_a_row_of_ours_has_no_notes() -> None:
-    """Notes go from row to row where the trainer loads them, and would be others than those that were looked at."""
+def test_a_frame_has_no_memo() -> None:
+    """The trainer loads all rows with one memo, so a row that used it might differ from the one that was checked."""
     for body in (b"}q\0", b"}\x94", b"h\0"):
         with pytest.raises(ValueError, match="memo index"):
             load_row(frame(body))
@@ -191,7 +191,7 @@ COLLIDING: dict[str, list[Any]] = {
 @pytest.mark.parametrize("keys", COLLIDING)
 @pytest.mark.parametrize("how", ["at once", "one by one", "made of them"])
 def test_keys_are_text(keys: str, how: str) -> None:
-    """Keys whose hashes can be foreseen are refused before a dict has them, in a row and deep in it."""
+    """Keys with predictable hashes are refused before they are put into a dict, at any depth."""
     pairs = [body_of(key) + b"N" for key in COLLIDING[keys]]
     body = {
         "at once": b"}(" + b"".join(pairs) + b"u",
@@ -203,13 +203,13 @@ def test_keys_are_text(keys: str, how: str) -> None:
 
 
 def test_a_deep_key_is_refused() -> None:
-    """To hash a tuple in a tuple in a tuple … takes the whole stack of a process, and ends it."""
+    """Hashing deeply nested tuples would overflow the stack of the process."""
     refused(b"})" + b"\x85" * 200_000 + b"Ns", match="a key is a tuple")
 
 
 @pytest.mark.parametrize("opcode", [b"}", b"]", b")\x85", b"(l", b"(d"])
-def test_few_bytes_make_no_millions_of_lists(opcode: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lists and dicts, which are one byte of a pickle and hundreds of memory, are counted."""
+def test_containers_are_limited(opcode: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lists and dicts, which take one byte in a pickle and hundreds in memory, are limited."""
     monkeypatch.setattr("datafetch.output.formats.plain_pickle._SPARE_CONTAINERS", 1000)
     body = b"](" + opcode * 20_000 + b"e"
     tracemalloc.start()
@@ -218,8 +218,8 @@ def test_few_bytes_make_no_millions_of_lists(opcode: bytes, monkeypatch: pytest.
     tracemalloc.stop()
 
 
-def test_notes_take_no_more_than_they_are() -> None:
-    """A note far off makes no room for all before it, time and again."""
+def test_memo_indices_are_limited() -> None:
+    """A memo index far away does not allocate memory for all indices before it."""
     notes = b"".join(b"r" + (60_000 * number).to_bytes(4, "little") for number in range(1, 500))
     tracemalloc.start()
     refused(b"N" + notes)
@@ -237,7 +237,7 @@ def _fuzz(folder: Path, seed: int, mutants: int) -> None:
 
 
 def test_no_mutant_ends_a_process(tmp_path: Path) -> None:
-    """Mutated shards with NumPy's numbers are read or refused by both commands, in a process that lives on."""
+    """Mutated shards with NumPy numbers are read or refused by both commands, and the process survives."""
     _fuzz(tmp_path, seed=1, mutants=300)
 
 

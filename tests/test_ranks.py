@@ -1,4 +1,4 @@
-"""Shards for ranks: the loader's arithmetic, and shards that it loses nothing of."""
+"""The arithmetic of the trainer's loader, and shards of which it loses nothing."""
 
 import pytest
 from hypothesis import given
@@ -52,19 +52,19 @@ def test_six_million_pairs_for_64_ranks() -> None:
 
 
 def test_fewer_shards_than_ranks_are_not_read() -> None:
-    """A loader with nothing for a rank reads nothing."""
+    """If one rank has no shard, no rank reads anything."""
     seen = epoch([1000] * 63, Ranks())
     assert (seen.used, seen.unread, seen.lost_share) == (0, 63_000, 1.0)
 
 
 def test_a_length_that_is_no_multiple_of_the_batch_is_noticed() -> None:
-    """27 groups a rank in batches of 2: later ranks would read the wrong samples."""
+    """With 27 groups per rank in batches of 2, later ranks would read the wrong samples."""
     assert not epoch([27 * 4] * 4, Ranks(4)).is_aligned
     assert epoch([28 * 4 + 3] * 4, Ranks(4)).is_aligned
 
 
 @pytest.mark.parametrize("change", [{"world_size": 0}, {"batch": -1}, {"group": 10**9}])
 def test_impossible_ranks_are_refused(change: dict[str, int]) -> None:
-    """Before anything is read."""
+    """They are refused before anything is read."""
     with pytest.raises(ConfigurationError, match="must be from 1"):
         Ranks(**change)

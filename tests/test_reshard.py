@@ -1,4 +1,4 @@
-"""Equal shards: nothing is lost, whatever happens meanwhile, and nothing else is touched."""
+"""Equal shards: nothing is lost, whatever happens during the work, and no other file changes."""
 
 import json
 import pickle
@@ -44,10 +44,10 @@ def write_shards(folder: Path, rows: Sequence[Row], sizes: Sequence[int]) -> Pat
     folder.mkdir(parents=True)
     left = iter(rows)
     for number, size in enumerate(sizes):
-        with closing(PickleShardWriter(folder, f"part-{number:05d}")) as sink:
+        with closing(PickleShardWriter(folder, f"part-{number:05d}")) as writer:
             for _ in range(size):
-                sink.copy_row((encode_row(next(left)),))
-            sink.finish()
+                writer.copy_row((encode_row(next(left)),))
+            writer.finish()
     return folder
 
 
@@ -80,7 +80,7 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def undisturbed(tmp_path: Path, source: Path) -> dict[str, bytes]:
-    """What becomes of them in one go."""
+    """The equal shards that an uninterrupted run makes."""
     equal_shards(source, tmp_path / "undisturbed")
     return files_of(tmp_path / "undisturbed")
 
@@ -95,7 +95,7 @@ def undisturbed(tmp_path: Path, source: Path) -> dict[str, bytes]:
 def test_nothing_is_lost_and_every_rank_reads_the_same(
     tmp_path_factory: pytest.TempPathFactory, sizes: list[int], ranks: Ranks, seed: int | None, buffer_bytes: int
 ) -> None:
-    """All rows are there once, in the order of the seed, in shards that obey the loader's laws."""
+    """Every row is there once, in the order of the seed, in shards that satisfy the loader."""
     folder = tmp_path_factory.mktemp("reshard")
     rows = pairs(sum(sizes))
     source = write_shards(folder / "source", rows, sizes)
@@ -104,7 +104,7 @@ def test_nothing_is_lost_and_every_rank_reads_the_same(
         source, folder / "out", ranks.world_size, ranks.batch, ranks.group, "none" if seed is None else str(seed)
     )
     if not rows or len(rows) < ranks.min_rows:
-        with pytest.raises((ConfigurationError, ManifestError), match=r"too few|holds no row"):
+        with pytest.raises((ConfigurationError, ManifestError), match=r"too few|have no rows"):
             reshard(request)
         assert sorted(path.name for path in folder.iterdir()) == ["source"]
         return
@@ -126,7 +126,7 @@ def test_nothing_is_lost_and_every_rank_reads_the_same(
 
 
 def test_the_order_of_a_seed_is_for_ever() -> None:
-    """A seed's order is the one that it was when this was written, and no other's."""
+    """The permutation of a seed is the same as when this test was written."""
     assert permutation(8, 0).tolist() == [3, 2, 1, 6, 0, 7, 4, 5]
     assert permutation(5, None).tolist() == [0, 1, 2, 3, 4]
     assert sorted(permutation(1000, 1)) == list(range(1000))
@@ -134,7 +134,7 @@ def test_the_order_of_a_seed_is_for_ever() -> None:
 
 
 def test_shards_of_more_than_a_thousand_rows_are_as_a_sink_writes_them(tmp_path: Path) -> None:
-    """Written in any order, a shard is byte for byte what it would be if written row by row."""
+    """A shard that is written in any order has the same bytes as one written row by row."""
     rows = pairs(5003)
     source = write_shards(tmp_path / "source", rows, [2500, 2503])
     reshard(ReshardRequest(source, tmp_path / "out", world_size=2, batch=1, group=1, shuffle="3"))
@@ -146,18 +146,18 @@ def test_shards_of_more_than_a_thousand_rows_are_as_a_sink_writes_them(tmp_path:
 
 @pytest.mark.parametrize(("shards", "last"), [(1, "part-00000"), (100_000, "part-99999"), (100_001, "part-100000")])
 def test_names_sort_as_numbers_do(shards: int, last: str) -> None:
-    """However many there are, the loader's order of names is the order of the shards."""
+    """For any number of shards, the order of their names is the order of the shards."""
     names = [shard_name(number, shards) for number in range(shards)]
     assert names == sorted(names)
     assert names[-1] == last
 
 
-def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path: Path, source: Path, undisturbed: dict[str, bytes]) -> None:
-    """Killed before any of its file operations, and run again, it makes what an undisturbed run makes."""
+def test_a_killed_run_resumes_with_the_same_bytes(tmp_path: Path, source: Path, undisturbed: dict[str, bytes]) -> None:
+    """A run that is killed before any file operation, and run again, makes what an uninterrupted run makes."""
     before = files_of(source)
     folder = tmp_path / "killed"
-    errand = ["reshard", str(source), str(folder), "7"]
-    subprocess.run([sys.executable, str(KILLING), *errand], check=True, timeout=100)
+    task = ["reshard", str(source), str(folder), "7"]
+    subprocess.run([sys.executable, str(KILLING), *task], check=True, timeout=100)
     places = sorted(folder.iterdir(), key=lambda place: int(place.name))
     assert len(places) > 12
     assert files_of(places.pop() / "out") == undisturbed
@@ -175,7 +175,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path: Path, source: Path, un
 
 
 def test_what_the_journal_has_is_not_copied_again(tmp_path: Path, source: Path, undisturbed: dict[str, bytes]) -> None:
-    """Stopped, it keeps what it has, and the next run copies only the rest."""
+    """A stopped run keeps what it has, and the next one copies only the rest."""
     out, stop = tmp_path / "out", Event()
 
     def stop_in_the_last_shard(progress: Progress) -> None:
@@ -198,7 +198,7 @@ def test_what_the_journal_has_is_not_copied_again(tmp_path: Path, source: Path, 
 def test_it_can_be_stopped_at_any_stage(
     tmp_path: Path, source: Path, undisturbed: dict[str, bytes], stage: Stage
 ) -> None:
-    """Whatever it is at, it stops when asked to, and goes on."""
+    """It can be stopped in each stage, and is resumed."""
     stop = Event()
 
     def stop_there(progress: Progress) -> None:
@@ -212,8 +212,8 @@ def test_it_can_be_stopped_at_any_stage(
     assert files_of(tmp_path / "out") == undisturbed
 
 
-def test_half_made_shards_of_something_else_are_thrown_away(tmp_path: Path, source: Path) -> None:
-    """What was begun with other parameters, or of other rows, leaves no trace in what is made now."""
+def test_unfinished_shards_of_another_request_are_discarded(tmp_path: Path, source: Path) -> None:
+    """Unfinished work with other parameters, or on other rows, is discarded."""
     out, stop = tmp_path / "out", Event()
     monitor = ProgressMonitor(lambda progress: stop.set() if progress.stage is Stage.CHECK else None, stop)
     assert reshard(ReshardRequest(source, out, world_size=6, batch=1, group=1), monitor) is None
@@ -223,8 +223,8 @@ def test_half_made_shards_of_something_else_are_thrown_away(tmp_path: Path, sour
     assert read_shards(out) == [pairs(40)[:20], pairs(40)[20:]]
 
 
-def test_damaged_half_made_shards_are_noticed(tmp_path: Path, source: Path, undisturbed: dict[str, bytes]) -> None:
-    """A disk that did not keep what it took is said to be unsound; nothing is published, and all is written again."""
+def test_damaged_unfinished_shards_are_detected(tmp_path: Path, source: Path, undisturbed: dict[str, bytes]) -> None:
+    """If the disk lost what was written, an error says so; nothing is published, and all is written again."""
     out, stop = tmp_path / "out", Event()
     request = ReshardRequest(source, out, world_size=4, batch=1, group=2)
     assert reshard(request, ProgressMonitor(lambda now: stop.set() if now.stage is Stage.CHECK else None, stop)) is None
@@ -252,28 +252,28 @@ def _nothing(_: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make_old", "errand"),
-    [(_folder, "finish"), (_folder, "finish-apart"), (_link, "finish"), (_nothing, "finish")],
+    ("make_old", "task"),
+    [(_folder, "swap"), (_folder, "swap-apart"), (_link, "swap"), (_nothing, "swap")],
 )
-def test_a_takeover_can_be_killed_anywhere(
-    tmp_path: Path, source: Path, make_old: Callable[[Path], None], errand: str
+def test_a_swap_can_be_killed_anywhere(
+    tmp_path: Path, source: Path, make_old: Callable[[Path], None], task: str
 ) -> None:
-    """Killed before each of its steps and begun again it ends the same; the output never holds a mixture.
+    """A swap that is killed before each of its steps is completed by the next one; the output never holds a mixture.
 
     Where two folders can change places, there is an output at every moment.
     """
     prepared = tmp_path / "prepared"
     prepared.mkdir()
-    old, new = _prepare_takeover(prepared, source, make_old)
+    old, new = _prepare_swap(prepared, source, make_old)
     folder = tmp_path / "killed"
-    subprocess.run([sys.executable, str(KILLING), errand, str(prepared), str(folder), "1"], check=True, timeout=100)
+    subprocess.run([sys.executable, str(KILLING), task, str(prepared), str(folder), "1"], check=True, timeout=100)
     places = sorted(folder.iterdir(), key=lambda place: int(place.name))
     assert len(places) > 5
     for place in places:
         layout = OutputLayout(place / "out")
         there = files_of(layout.out) if layout.out.exists() else {}
         assert there.items() <= old.items() or there.items() <= new.items()
-        assert there in (old, new) or (make_old, errand) != (_folder, "finish")
+        assert there in (old, new) or (make_old, task) != (_folder, "swap")
         assert {name for name in there if name.endswith(".count")} <= {
             name.replace(".pkl", ".count") for name in there if name.endswith(".pkl")
         }
@@ -286,10 +286,10 @@ def test_a_takeover_can_be_killed_anywhere(
         assert layout.out.is_symlink() == (make_old is _link)
 
 
-def _prepare_takeover(
+def _prepare_swap(
     folder: Path, source: Path, make_old: Callable[[Path], None]
 ) -> tuple[dict[str, bytes], dict[str, bytes]]:
-    """Equal shards that are complete, beside an old output and rows that were added to it."""
+    """Complete equal shards, with an old output and rows that were added to it."""
     layout = OutputLayout(folder / "out")
     equal_shards(source, folder / "made")
     layout.resharded.mkdir(parents=True)
@@ -317,10 +317,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run([umount, "--lazy", str(folder)], check=True)
 
 
-def test_a_full_disk_stops_it_and_it_goes_on(
+def test_a_full_disk_stops_it_until_there_is_space(
     tmp_path: Path, source: Path, undisturbed: dict[str, bytes], small_disk: Path
 ) -> None:
-    """Filled up in the midst of a row it stops with a line; with space again it ends as if nothing had been."""
+    """A disk that fills up in the middle of a row stops the run with one line; with more space, it is resumed."""
     out, filler = small_disk / "out", small_disk / "filler"
 
     def fill(progress: Progress) -> None:
@@ -333,7 +333,7 @@ def test_a_full_disk_stops_it_and_it_goes_on(
     with pytest.raises(ResourceError, match="No space left"):
         equal_shards(tmp_path / "large", out, ProgressMonitor(fill))
     assert not out.exists()
-    with pytest.raises(ResourceError, match=r"equal shards need .* bytes more in"):
+    with pytest.raises(ResourceError, match=r"equal shards need .* more bytes in"):
         equal_shards(tmp_path / "large", out)
     filler.unlink()
     equal_shards(tmp_path / "large", out)
@@ -343,15 +343,15 @@ def test_a_full_disk_stops_it_and_it_goes_on(
     assert files_of(small_disk / "other") == undisturbed
 
 
-def test_too_little_space_is_said_before_anything_is_written(
+def test_too_little_space_is_reported_before_anything_is_written(
     tmp_path: Path, small_disk: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Both numbers are named, the exit code is 4, and nothing is there."""
+    """The message has both numbers, the exit code is 4, and nothing is written."""
     source = write_shards(tmp_path / "source", [{**row, "image": "y" * 9000} for row in pairs(50)], [50])
     assert main(["reshard", str(source), str(small_disk / "out"), "--world-size", "2"]) == 4
     printed = capfd.readouterr()
     assert "equal shards need 4" in printed.err
-    assert "are free; make room" in printed.err
+    assert "are free; free some space" in printed.err
     assert printed.err.count("\n") == 1
     layout = OutputLayout(small_disk / "out")
     assert not layout.out.exists()
@@ -361,7 +361,7 @@ def test_too_little_space_is_said_before_anything_is_written(
 def test_an_output_on_another_filesystem_gets_its_files_one_by_one(
     tmp_path: Path, source: Path, undisturbed: dict[str, bytes], small_disk: Path
 ) -> None:
-    """A folder that is a mount point, and one behind a link to another filesystem, hold the same in the end."""
+    """A folder that is a mount point, or behind a link to another filesystem, gets the same files."""
     equal_shards(source, small_disk)
     assert files_of(small_disk) == undisturbed
     for path in small_disk.iterdir():
@@ -374,7 +374,7 @@ def test_an_output_on_another_filesystem_gets_its_files_one_by_one(
 def test_a_state_folder_on_another_filesystem_is_no_hindrance(
     tmp_path: Path, source: Path, undisturbed: dict[str, bytes], small_disk: Path
 ) -> None:
-    """Where folders can't be renamed, files are moved, and the old ones are gone."""
+    """If folders can't be renamed, files are moved, and the old ones are deleted."""
     layout = OutputLayout(tmp_path / "out")
     layout.folder.symlink_to(small_disk)
     equal_shards(source, layout.out)
@@ -383,8 +383,8 @@ def test_a_state_folder_on_another_filesystem_is_no_hindrance(
 
 
 def test_what_others_put_in_the_outputs_place_is_left_alone(tmp_path: Path, source: Path) -> None:
-    """Files that appear where the output was a moment ago stay, and so do all shards, until they are moved away."""
-    _, new = _prepare_takeover(tmp_path, source, _folder)
+    """Third-party files that appear at the output's path stay, and so do all shards, until they are moved away."""
+    _, new = _prepare_swap(tmp_path, source, _folder)
     layout = OutputLayout(tmp_path / "out")
     layout.out.rename(layout.replaced)
     layout.out.mkdir()
@@ -399,8 +399,8 @@ def test_what_others_put_in_the_outputs_place_is_left_alone(tmp_path: Path, sour
 
 
 def test_folders_that_were_copied_in_midst_of_it_are_not_mixed_up(tmp_path: Path, source: Path) -> None:
-    """Where it can't be told which of the two folders is the new one, nothing is done, and it is said what to do."""
-    old, new = _prepare_takeover(tmp_path, source, _folder)
+    """If it is unclear which of two folders is the new one, nothing is done, and the message says what to do."""
+    old, new = _prepare_swap(tmp_path, source, _folder)
     layout = OutputLayout(tmp_path / "out")
     note = layout.resharded / "exchanging"
     note.write_text("0")
@@ -414,7 +414,7 @@ def test_folders_that_were_copied_in_midst_of_it_are_not_mixed_up(tmp_path: Path
 
 
 def test_the_outputs_own_shards_can_be_its_source(tmp_path: Path) -> None:
-    """Shards as they came give way to equal ones of the same rows, in one step."""
+    """The output's shards are replaced by equal ones of the same rows, in one step."""
     rows = pairs(50)
     layout = OutputLayout(tmp_path / "out")
     write_shards(layout.out, rows, [41, 9])
@@ -441,8 +441,8 @@ def test_the_outputs_own_shards_can_be_its_source(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_other_peoples_shards_are_taken(tmp_path: Path, protocol: int) -> None:
-    """Whatever protocol a script wrote its list with, and though rows share their values, all of it comes over."""
+def test_third_party_shards_are_accepted(tmp_path: Path, protocol: int) -> None:
+    """Shards of any pickle protocol are copied completely, also if their rows share values."""
     same = "the same text, object for object"
     rows = [{"text": same, "image": f"{number}", "clip_sim": np.float32(0.5)} for number in range(20)]
     source = tmp_path / "source"
@@ -467,7 +467,7 @@ def _hostile_frame(folder: Path, attack: bytes) -> None:
 
 @pytest.mark.parametrize("poison", [_hostile_whole, _hostile_frame])
 def test_a_hostile_shard_is_refused(tmp_path: Path, source: Path, poison: Callable[[Path, bytes], None]) -> None:
-    """A pickle that would call something is neither obeyed nor handed on, hidden among rows or not."""
+    """A pickle that would call something is neither executed nor copied, even if it is hidden among rows."""
     trap = tmp_path / "sprung"
     poison(source, b"cposix\nmkdir\n" + pickle.dumps((str(trap),), 2)[2:-1] + b"R")
     with pytest.raises(ManifestError, match=r"part-00000\.pkl.*posix\.mkdir"):
@@ -520,9 +520,9 @@ def _cut(folder: Path) -> None:
 
 
 def _no_pairs(folder: Path) -> None:
-    with closing(PickleShardWriter(folder, "part-00000")) as sink:
-        sink.copy_row((encode_row({"url": "x"}),))
-        sink.finish()
+    with closing(PickleShardWriter(folder, "part-00000")) as writer:
+        writer.copy_row((encode_row({"url": "x"}),))
+        writer.finish()
 
 
 def _cycle(folder: Path) -> None:
@@ -541,8 +541,8 @@ def _cycle(folder: Path) -> None:
         (_no_number, "is not a number"),
         (_no_count, "part-00000.count is missing"),
         (_no_rows, "part-00000.pkl is missing"),
-        (_something_else, "_SUCCESS is no part of a shard"),
-        (_a_folder, "more.pkl is missing or no file"),
+        (_something_else, "_SUCCESS is not part of a shard"),
+        (_a_folder, "more.pkl is missing or not a file"),
         (_emptied, "is empty"),
         (shutil.rmtree, "cannot read the folder"),
         (_cut, "damaged or cut short"),
@@ -575,7 +575,7 @@ def test_a_wrong_source_is_one_line_and_exit_2(
         (["--shuffle", "9" * 30], "--shuffle takes a seed"),
     ],
 )
-def test_what_cannot_be_made_is_said_before_anything_is_written(
+def test_impossible_requests_are_refused_before_anything_is_written(
     tmp_path: Path, source: Path, arguments: list[str], message: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """One line, exit 2, and not even a state folder."""
@@ -588,8 +588,8 @@ def test_what_cannot_be_made_is_said_before_anything_is_written(
 
 
 @pytest.mark.parametrize("name", ["source", "source/inner", ".", "source/../source", "link", "taken", "file", "gone"])
-def test_nothing_is_written_over(tmp_path: Path, source: Path, name: str, capfd: pytest.CaptureFixture[str]) -> None:
-    """An output in, above or at the source, or one that is there, is refused, and everything stays as it was."""
+def test_nothing_is_overwritten(tmp_path: Path, source: Path, name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """An output in, above or at the source, or one that exists, is refused, and everything stays unchanged."""
     (tmp_path / "link").symlink_to(source)
     (tmp_path / "gone").symlink_to("nowhere")
     (tmp_path / "taken").mkdir()
@@ -601,8 +601,8 @@ def test_nothing_is_written_over(tmp_path: Path, source: Path, name: str, capfd:
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_the_same_again_is_said_to_be_there(tmp_path: Path, source: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """The same command finds its work done; another, or one after a shard was lost, is refused."""
+def test_the_same_command_finds_its_shards(tmp_path: Path, source: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The same command finds its work done; a different one, or one after a shard was lost, is refused."""
     out = tmp_path / "out"
     out.mkdir()
     arguments = ["reshard", str(source), str(out), "--world-size", "2", "--batch", "1"]
@@ -613,13 +613,13 @@ def test_the_same_again_is_said_to_be_there(tmp_path: Path, source: Path, capfd:
     assert "as they were already" in capfd.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
     assert main([*arguments, "--shuffle", "1"]) == 2
-    assert "is there already" in capfd.readouterr().err
+    assert "exists already" in capfd.readouterr().err
     (out / "part-00001.pkl").unlink()
     assert main(arguments) == 2
 
 
 def test_json_says_what_the_ranks_read(tmp_path: Path, source: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """``--json`` prints one object with all that was decided, and what an epoch makes of it."""
+    """``--json`` prints one object with the plan and what an epoch reads."""
     arguments = ["reshard", str(source), str(tmp_path / "out"), "--world-size", "3", "--batch", "2", "--json"]
     assert main(arguments) == 0
     total_bytes = sum(path.stat().st_size for path in (tmp_path / "out").glob("*.pkl"))
@@ -639,7 +639,7 @@ def test_json_says_what_the_ranks_read(tmp_path: Path, source: Path, capfd: pyte
 
 
 def test_documents_keep_their_order(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """The first row tells documents, which are not grouped and not shuffled unless that is asked for."""
+    """Documents are detected by the first row, and not grouped or shuffled unless an option says so."""
     rows: list[Row] = [{"image_info": [], "text_list": [str(number)]} for number in range(10)]
     source = write_shards(tmp_path / "source", rows, [10])
     arguments = ["reshard", str(source), str(tmp_path / "out"), "--world-size", "2", "--batch", "1", "--json"]
@@ -650,7 +650,7 @@ def test_documents_keep_their_order(tmp_path: Path, capfd: pytest.CaptureFixture
 
 
 def test_two_at_once_are_refused(tmp_path: Path, source: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """While one works on an output, another is told so."""
+    """While one process works on an output, another is refused."""
     layout = OutputLayout(tmp_path / "out")
     layout.folder.mkdir()
     lock = Lock(layout.lock, layout.out)
@@ -663,10 +663,10 @@ def test_two_at_once_are_refused(tmp_path: Path, source: Path, capfd: pytest.Cap
     assert main(["reshard", str(source), str(layout.out), "--world-size", "2"]) == 0
 
 
-def test_ctrl_c_says_how_to_go_on(
+def test_ctrl_c_says_how_to_resume(
     tmp_path: Path, source: Path, undisturbed: dict[str, bytes], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Interrupted in the midst of copying it exits with 130, and the same command makes the same shards."""
+    """Interrupted while copying, it exits with 130, and the same command makes the same shards."""
     arguments = ["reshard", str(source), str(tmp_path / "out"), "--world-size", "4", "--batch", "1", "--group", "2"]
 
     def interrupt(_: object, *__: object) -> None:
@@ -681,8 +681,8 @@ def test_ctrl_c_says_how_to_go_on(
 
 
 @pytest.mark.parametrize("text", ["longer than it was", ""], ids=["other lengths", "the same lengths"])
-def test_a_source_that_changes_meanwhile_is_refused(tmp_path: Path, source: Path, text: str) -> None:
-    """Rows that are not the ones that were measured are not taken for them, though they may be as long."""
+def test_a_source_that_changes_is_refused(tmp_path: Path, source: Path, text: str) -> None:
+    """Rows that changed after they were measured are detected, even if they are as long."""
 
     def rewrite(progress: Progress) -> None:
         if progress.stage is Stage.COPY and progress.rows < 24:
@@ -696,13 +696,13 @@ def test_a_source_that_changes_meanwhile_is_refused(tmp_path: Path, source: Path
     assert not (tmp_path / "out").exists()
 
 
-def test_two_rows_of_one_place_are_a_bug(tmp_path: Path, source: Path) -> None:
-    """A plan that would write one over the other, and leave a gap elsewhere, is refused before anything is written."""
+def test_two_rows_at_one_position_are_a_bug(tmp_path: Path, source: Path) -> None:
+    """Positions that would overwrite a row, and leave a gap elsewhere, are refused before anything is written."""
     places = np.arange(20, dtype=np.int64)
     places[7] = 6
     layout = OutputLayout(tmp_path / "out")
     layout.folder.mkdir()
     plan = Plan(Ranks(2, 1, 1), None)
-    with pytest.raises(ConservationError, match="the same place"):
+    with pytest.raises(ConservationError, match="the same position"):
         copy.write_equal_shards(layout, [Source(source / "part-00000.pkl", 20, places)], plan=plan, record={})
     assert not layout.out.exists()

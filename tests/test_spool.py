@@ -1,4 +1,4 @@
-"""The log of a shard in progress loses nothing that it once had."""
+"""A spool loses nothing that was appended to it, whatever happens to the process or to other entries."""
 
 import asyncio
 import os
@@ -22,7 +22,7 @@ from datafetch.store.spool_format import (
     _HEADER_BYTES,
     FILE_HEADER_BYTES,
     ImageResult,
-    StoredImage,
+    SpooledImage,
     encode,
     file_header,
     read_entries,
@@ -35,103 +35,104 @@ FAILURE = Failure(FailureKind.TIMEOUT, "too slow", None, 3, "", 30_000.0)
 
 
 def make_sample(position: int, images: int = 1) -> Sample:
-    """A sample with so many images."""
+    """A sample with a number of images."""
     urls = tuple(f"http://example.org/{position}/{image}.jpg" for image in range(images))
     return Sample(position, str(position), urls, {"text": f"第{position}号", "numbers": [1, 2.5, None]})
 
 
-def jpeg_of(end: ImageResult | StoredImage) -> bytes:
-    """The JPEG of an image, wherever it lies."""
-    return end.load().jpeg
+def jpeg_of(image: SpooledImage) -> bytes:
+    """The JPEG of an image, in memory or in a spool."""
+    return image.load().jpeg
 
 
-def make_end(sample: Sample, image: int, outcome: Outcome) -> ImageResult:
-    """An image that ended like this."""
+def make_result(sample: Sample, image: int, outcome: Outcome) -> ImageResult:
+    """The result of an image with an outcome."""
     if isinstance(outcome, Encoded):
         return ImageResult(LedgerLine.of(sample, image, Body(b"body", sample.urls[image]), outcome), outcome.jpeg)
     return ImageResult(LedgerLine.of(sample, image, outcome, outcome), b"")
 
 
 def make_outcome(seed: int) -> Outcome:
-    """Every third one a failure, every seventh of the others kept as received."""
+    """Every third outcome is a failure, and every seventh of the others is an original."""
     if seed % 3 == 2:
         return FAILURE
     return Encoded(bytes([seed % 256]) * (seed * 37 % 5000), 4, 3, "PNG", "ab", is_original=seed % 7 == 6)
 
 
 async def read(path: Path) -> list[SpooledSample]:
-    """All records of a spool."""
+    """All samples of a spool."""
     return await asyncio.to_thread(
         lambda: [
-            SpooledSample(spooled.sample, tuple(end.load() for end in spooled.images))
+            SpooledSample(spooled.sample, tuple(image.load() for image in spooled.images))
             for spooled in SpoolReader(path).samples()
         ]
     )
 
 
 async def write(path: Path, samples: list[Sample]) -> None:
-    """Spool these samples, last first, all at once."""
+    """Spool samples concurrently, the last one first."""
     spool = await Spool.open(path)
     async with asyncio.TaskGroup() as group:
         for sample in reversed(samples):
-            ends = [make_end(sample, image, make_outcome(sample.position + image)) for image in range(len(sample.urls))]
-            group.create_task(spool.append(*ends, sample))
+            outcomes = [make_outcome(sample.position + image) for image in range(len(sample.urls))]
+            results = [make_result(sample, image, outcome) for image, outcome in enumerate(outcomes)]
+            group.create_task(spool.append(*results, sample))
     await spool.close()
 
 
-async def test_records_come_back_in_manifest_order(tmp_path: Path) -> None:
-    """Whatever the order in which images end, samples, images and outcomes come as the manifest has them."""
+async def test_samples_come_back_in_manifest_order(tmp_path: Path) -> None:
+    """Samples, images and outcomes are in manifest order, whatever the order in which they were appended."""
     samples = [make_sample(position, images=position % 4) for position in range(200)]
     await write(tmp_path / "x.spool", samples)
     spooled = await read(tmp_path / "x.spool")
-    assert [one.record(jpeg_of) for one in spooled] == [
+    assert [sample.record(jpeg_of) for sample in spooled] == [
         Record(sample, tuple(make_outcome(sample.position + image) for image in range(len(sample.urls))))
         for sample in samples
     ]
-    assert all(line.key == one.sample.key for one in spooled for line in one.lines)
+    assert all(line.key == complete.sample.key for complete in spooled for line in complete.lines)
 
 
-async def test_a_run_goes_on_where_the_last_one_ended(tmp_path: Path) -> None:
-    """Opened again, a spool says which samples and images it has, and takes the others."""
+async def test_a_run_resumes_where_the_last_one_stopped(tmp_path: Path) -> None:
+    """A spool that is opened again lists its samples and images, and accepts the others."""
     path = tmp_path / "spools" / "x.spool"
     whole, half = make_sample(0), make_sample(1, images=3)
     spool = await Spool.open(path)
-    await spool.append(make_end(whole, 0, FAILURE), whole)
-    await spool.append(make_end(half, 2, make_outcome(0)))
+    await spool.append(make_result(whole, 0, FAILURE), whole)
+    await spool.append(make_result(half, 2, make_outcome(0)))
     await spool.close()
     spool = await Spool.open(path)
     assert spool.recovered.samples == {0}
-    assert spool.recovered.images == {1: {2: make_end(half, 2, make_outcome(0)).line}}
+    assert spool.recovered.images == {1: {2: make_result(half, 2, make_outcome(0)).line}}
     assert spool.recovered.outcomes == {"timeout": 1, "ok": 1}
-    await spool.append(make_end(half, 0, FAILURE), make_end(half, 1, FAILURE), half)
+    await spool.append(make_result(half, 0, FAILURE), make_result(half, 1, FAILURE), half)
     await spool.close()
-    assert [one.record(jpeg_of).sample for one in await read(path)] == [whole, half]
+    assert [sample.record(jpeg_of).sample for sample in await read(path)] == [whole, half]
 
 
 @settings(max_examples=150)
 @given(data=st.data())
 def test_damage_loses_only_what_it_touched(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
-    """Cut the file anywhere, or change any bytes: every other entry is there, and none is invented."""
+    """If the file is cut anywhere, or any bytes change, all other entries are recovered and no entry is invented."""
     path = tmp_path_factory.mktemp("spool") / "x.spool"
     written: list[ImageResult | Sample] = []
     for position in range(8):
         sample = make_sample(position, 2)
-        written += [make_end(sample, image, make_outcome(position + image)) for image in range(2)]
+        written += [make_result(sample, image, make_outcome(position + image)) for image in range(2)]
         written.append(sample)
-    ends = [whole_spool(path, written[:number]) for number in range(len(written) + 1)]
+    ends = [write_same_spool(path, written[:number]) for number in range(len(written) + 1)]
     content = bytearray(path.read_bytes())
     if data.draw(st.booleans()):
-        place = data.draw(st.integers(ends[0], len(content) - 1))
-        del content[place:]
-        touched = {number for number, end in enumerate(ends[1:]) if end > place}
+        offset = data.draw(st.integers(ends[0], len(content) - 1))
+        del content[offset:]
+        touched = {number for number, end in enumerate(ends[1:]) if end > offset}
     else:
-        places = data.draw(st.sets(st.integers(ends[0], len(content) - 1), min_size=1, max_size=4))
-        for place in places:
-            content[place] ^= data.draw(st.integers(1, 255))
+        offsets = data.draw(st.sets(st.integers(ends[0], len(content) - 1), min_size=1, max_size=4))
+        for offset in offsets:
+            content[offset] ^= data.draw(st.integers(1, 255))
         touched = {
             number
-            for number, (begins, end) in enumerate(pairwise(ends))
-            if any(begins <= place < end for place in places)
+            for number, (start, end) in enumerate(pairwise(ends))
+            if any(start <= offset < end for offset in offsets)
         }
     path.write_bytes(content)
 
@@ -155,18 +156,18 @@ def test_damage_loses_only_what_it_touched(tmp_path_factory: pytest.TempPathFact
         assert [entry.record for entry in read_entries(file, read_marker(file))] == [*left, make_sample(99, 0)]
 
 
-def whole_spool(path: Path, ended: Sequence[ImageResult | Sample]) -> int:
-    """Write a spool in which every entry begins where it did in the one before, and return its size."""
+def write_same_spool(path: Path, records: Sequence[ImageResult | Sample]) -> int:
+    """Write a spool with the marker of the one that it replaces, and return its size."""
     start = path.read_bytes()[:FILE_HEADER_BYTES] if path.exists() else file_header()
-    path.write_bytes(start + b"".join(piece for one in ended for piece in encode(one, start[-8:])))
+    path.write_bytes(start + b"".join(piece for record in records for piece in encode(record, start[-8:])))
     return path.stat().st_size
 
 
-async def test_a_sample_that_lost_an_image_ends_again(tmp_path: Path) -> None:
-    """Where an image of it was damaged, the sample is handed out again, and its second end is no contradiction."""
+async def test_a_sample_that_lost_an_image_is_completed_again(tmp_path: Path) -> None:
+    """If an image was damaged, its sample is incomplete; completing it a second time is not an error."""
     path = tmp_path / "x.spool"
     sample = make_sample(0, 2)
-    ends = [make_end(sample, image, make_outcome(image)) for image in range(2)]
+    ends = [make_result(sample, image, make_outcome(image)) for image in range(2)]
     await asyncio.to_thread(write_spool, path, [ends[1], sample])
     spool = await Spool.open(path)
     assert (spool.recovered.samples, spool.recovered.images) == (set(), {0: {1: ends[1].line}})
@@ -180,12 +181,12 @@ async def test_a_sample_that_lost_an_image_ends_again(tmp_path: Path) -> None:
 
 
 def test_no_image_passes_for_an_entry(tmp_path: Path) -> None:
-    """An image that holds a whole spool, its own enclosing entry being damaged, invents nothing."""
-    whole_spool(tmp_path / "inner.spool", [make_sample(7, 0)])
+    """An image whose bytes are a complete spool adds no entries, even if the entry around it is damaged."""
+    write_same_spool(tmp_path / "inner.spool", [make_sample(7, 0)])
     sample = make_sample(0)
     encoded = Encoded((tmp_path / "inner.spool").read_bytes(), 4, 3, "JPEG", is_original=True)
     path = tmp_path / "outer.spool"
-    size = whole_spool(path, [make_end(sample, 0, encoded)])
+    size = write_same_spool(path, [make_result(sample, 0, encoded)])
     content = bytearray(path.read_bytes())
     content[FILE_HEADER_BYTES + 9] ^= 1
     path.write_bytes(content)
@@ -195,18 +196,18 @@ def test_no_image_passes_for_an_entry(tmp_path: Path) -> None:
 
 
 def test_an_entry_whose_lengths_contradict_each_other_is_none(tmp_path: Path) -> None:
-    """One flipped bit in the length of the head, behind the front with its checksum, is damage and no bug."""
+    """A flipped bit in the metadata length, which the header's checksum does not cover, is treated as damage."""
     path = tmp_path / "x.spool"
-    whole_spool(path, [make_end(make_sample(0), 0, Encoded(b"jpeg", 4, 3, "JPEG"))])
+    write_same_spool(path, [make_result(make_sample(0), 0, Encoded(b"jpeg", 4, 3, "JPEG"))])
     content = bytearray(path.read_bytes())
-    content[FILE_HEADER_BYTES + _HEADER_BYTES + 4] ^= 1  # the highest byte of the length, behind a byte for the kind
+    content[FILE_HEADER_BYTES + _HEADER_BYTES + 4] ^= 1  # the highest byte of the metadata length, after the kind
     path.write_bytes(content)
     with path.open("rb") as file:
         assert read_stored(file, read_marker(file), FILE_HEADER_BYTES) is None
 
 
-async def test_a_spool_can_be_looked_at_while_it_is_written(tmp_path: Path) -> None:
-    """The lines of its images are read without their JPEGs, up to what is being written just now."""
+async def test_a_spool_can_be_scanned_while_it_is_written(tmp_path: Path) -> None:
+    """The lines of its images are read without their JPEGs, up to an entry that is incomplete."""
     path = tmp_path / "x.spool"
     await write(path, [make_sample(position, 2) for position in range(5)])
     lines = await asyncio.to_thread(read_lines, path)
@@ -218,32 +219,32 @@ async def test_a_spool_can_be_looked_at_while_it_is_written(tmp_path: Path) -> N
 
 
 class _WatchedFile(FileIO):
-    """A file that knows how much was asked of it at once."""
+    """A file that records the size of its largest read."""
 
-    most_bytes = 0
+    largest_read_bytes = 0
 
     def read(self, size: int | None = -1, /) -> bytes:
-        self.most_bytes = max(self.most_bytes, size or 0)
+        self.largest_read_bytes = max(self.largest_read_bytes, size or 0)
         return super().read(size)
 
 
-def test_a_quick_look_reads_no_more_than_an_entry_has(tmp_path: Path) -> None:
-    """A head that claims to be longer than its entry is where a look ends, however much lies behind it."""
+def test_a_scan_reads_no_more_than_an_entry_has(tmp_path: Path) -> None:
+    """A scan stops at metadata that claims to be longer than its entry, even if the file is long enough."""
     path = tmp_path / "x.spool"
     write_spool(path, [make_sample(0)])
     whole_bytes = path.stat().st_size
     write_spool(path, [make_sample(0), make_sample(1), make_sample(2)])
     content = bytearray(path.read_bytes())
-    content[whole_bytes + _HEADER_BYTES + 1 + 3] ^= 2  # the highest byte of the head's length: 32 MiB more
+    content[whole_bytes + _HEADER_BYTES + 1 + 3] ^= 2  # the highest byte of the metadata length: 32 MiB more
     path.write_bytes(content)
     os.truncate(path, 64 << 20)
     with _WatchedFile(path) as file:
         assert list(scan_records(file, read_marker(file))) == [make_sample(0)]
-        assert file.most_bytes < 1000
+        assert file.largest_read_bytes < 1000
 
 
 async def test_what_is_synced_is_on_disk_once(tmp_path: Path) -> None:
-    """Syncing may be asked for at any time, by several, before and after closing."""
+    """``sync`` may be called at any time, concurrently, and before and after closing."""
     spool = await Spool.open(tmp_path / "x.spool")
     await spool.append(make_sample(0, 0))
     async with asyncio.TaskGroup() as group:
@@ -256,8 +257,8 @@ async def test_what_is_synced_is_on_disk_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", range(26))
-async def test_a_spool_torn_in_its_first_line_begins_anew(tmp_path: Path, size: int) -> None:
-    """A machine may die in the very first write."""
+async def test_a_spool_with_a_torn_file_header_is_started_again(tmp_path: Path, size: int) -> None:
+    """A machine may die during the very first write."""
     path = tmp_path / "x.spool"
     await asyncio.to_thread(path.write_bytes, file_header()[:size])
     await write(path, [make_sample(0)])
@@ -265,7 +266,7 @@ async def test_a_spool_torn_in_its_first_line_begins_anew(tmp_path: Path, size: 
 
 
 async def test_another_file_is_not_touched(tmp_path: Path) -> None:
-    """What is not a spool is refused, and left as it is."""
+    """A file that is not a spool is refused and left unchanged."""
     path = tmp_path / "x.spool"
     await asyncio.to_thread(path.write_bytes, b"somebody's thesis")
     with pytest.raises(ConfigurationError, match="move it away"):
@@ -274,10 +275,10 @@ async def test_another_file_is_not_touched(tmp_path: Path) -> None:
 
 
 async def test_an_image_that_is_there_twice_is_a_bug(tmp_path: Path) -> None:
-    """Every image ends in exactly one outcome; two are not averaged away."""
+    """Every image has exactly one outcome, so a second one is not ignored."""
     sample = make_sample(0)
     spool = await Spool.open(tmp_path / "x.spool")
-    await spool.append(make_end(sample, 0, FAILURE), make_end(sample, 0, make_outcome(0)), sample)
+    await spool.append(make_result(sample, 0, FAILURE), make_result(sample, 0, make_outcome(0)), sample)
     await spool.close()
     (spooled,) = await read(tmp_path / "x.spool")
     with pytest.raises(ConservationError, match="for sample 0"):
@@ -285,24 +286,24 @@ async def test_an_image_that_is_there_twice_is_a_bug(tmp_path: Path) -> None:
 
 
 async def test_an_image_that_is_missing_is_a_bug(tmp_path: Path) -> None:
-    """A sample has not ended while an image of it has not."""
+    """A sample is not complete while one of its images has no result."""
     sample = make_sample(0, images=2)
     spool = await Spool.open(tmp_path / "x.spool")
-    await spool.append(make_end(sample, 0, FAILURE), sample)
+    await spool.append(make_result(sample, 0, FAILURE), sample)
     await spool.close()
     (spooled,) = await read(tmp_path / "x.spool")
     with pytest.raises(ConservationError, match="for sample 0"):
         spooled.record(jpeg_of)
 
 
-async def test_a_disk_that_takes_nothing_is_our_fault(tmp_path: Path) -> None:
-    """A full device stops the run with a word on what to do."""
+async def test_a_full_disk_stops_the_run(tmp_path: Path) -> None:
+    """The error says what to do, and whose fault it is: not the image's."""
     sample = make_sample(0)
     full = await aiofiles.open("/dev/full", "wb", buffering=0)
     (tmp_path / "x.spool").touch()
     spool = Spool(tmp_path / "x.spool", full, Recovered())
     with pytest.raises(ResourceError, match=r"No space left on device.*run the same command again"):
-        await spool.append(make_end(sample, 0, FAILURE), sample)
+        await spool.append(make_result(sample, 0, FAILURE), sample)
     spool.entries.release()
     await full.close()
     with pytest.raises(ResourceError, match="run the same command again"):

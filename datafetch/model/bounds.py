@@ -1,7 +1,7 @@
-"""Types of values that files may hold: numbers within a range, and texts that can be used as names or paths.
+"""Types for the fields of files: numbers within a range, and strings that can be used as names or paths.
 
-Rules: the bounds are data of the type. ``store.state_file`` enforces them when a file is read; a value made by the
-program itself is not checked.
+Rules: the bounds are part of the type. ``store.state_file`` enforces them when a file is read; values that the program
+creates itself are not checked.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from msgspec import Meta
 
 from datafetch.model.untrusted import PLAIN_NAME
 
-_END = 1 << 63  # of any number that Python, JSON and a table agree on
+_END = 1 << 63  # integers below it are the same in Python, JSON and parquet
 
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=_END - 1)]
-"""A whole number from 0 that fits into 64 bits with a sign."""
+"""A non-negative integer that fits into a signed 64-bit integer."""
 
 Amount: TypeAlias = Annotated[float, Meta(ge=0, lt=float(_END))]
-"""A finite number from 0: seconds, or a rate."""
+"""A finite non-negative number, such as seconds or a rate."""
 
 PlainName: TypeAlias = Annotated[str, Meta(pattern=PLAIN_NAME)]
-"""The name of a file that leads to no other folder."""
+"""A file name that does not lead to another folder."""
 
 PathText: TypeAlias = Annotated[str, Meta(pattern=r"\A[^\0]*\Z")]
-"""A text that the system takes as a path."""
+"""A string that the operating system accepts as a path."""

@@ -91,7 +91,7 @@ class ImageTranscoder(Protocol):
 class Samples(Protocol):
     """The samples of one shard: their number is known, and they are read on demand.
 
-    A dataset with nothing to note that wants every row inherits the properties.
+    A class that counts nothing and selects every row inherits the properties.
     """
 
     def __len__(self) -> int: ...
@@ -135,60 +135,60 @@ class ShardSource(Protocol):
 
 
 class Manifest(ShardSource, Protocol):
-    """A dataset bound to a source folder. It inherits what it has nothing of its own to say about."""
+    """A dataset bound to a source folder. Methods with a default need not be implemented."""
 
     def expected_samples(self) -> int | None:
-        """How many samples there are about to be; None where that is not known without reading everything."""
+        """The approximate number of samples; None if it is not known without reading everything."""
         return None
 
     def max_samples(self) -> int:
-        """About how many samples there may be at most; known without reading everything.
+        """An approximate upper bound of the number of samples, known without reading everything.
 
-        That is as many as are expected, or the sizes of all shards; a manifest whose shards are measured in bytes
-        estimates it.
+        By default it is the expected number, or else the sum of the sizes of all shards. A manifest whose shards are
+        measured in bytes overrides it with an estimate.
         """
         expected = self.expected_samples()
         return sum(shard.size for shard in self.shards()) if expected is None else expected
 
     def identity_fields(self) -> Mapping[str, object]:
-        """What decides the rows besides the files, the id list and the values of options, as JSON.
+        """Everything that decides the rows besides the files, the id list and the values of options, as JSON values.
 
-        Of each option whose effect is ``Effect.MANIFEST`` that is what it came to: the key that was detected, the hash
-        of the file that was named.
+        For each option whose effect is ``Effect.MANIFEST``, this is its result: the key that was detected, or the hash
+        of the file that was given.
         """
         return {}
 
     def id_list_result(self, keys: Iterable[str], counts: Mapping[str, ShardCounts]) -> IdListResult | None:  # noqa: ARG002 - for those with a list
-        """What became of the id list; None without a list.
+        """How the ids of the id list were found in the manifest; None without a list.
 
         Args:
-            keys: Of every sample there was, some perhaps several times.
-            counts: Of every shard that is published.
+            keys: The keys of all samples; a key may be repeated.
+            counts: The counts of all published shards, by name.
         """
         return None
 
 
 class Dataset(Protocol):
-    """What one published dataset is, with its options. Instances are stateless and pickle."""
+    """A published dataset with its options. Instances are stateless and can be pickled."""
 
     @property
     def name(self) -> str:
-        """As on the command line."""
+        """Its name on the command line."""
         ...
 
     @property
     def path(self) -> str:
-        """Where the trainer expects it, under the root."""
+        """The path at which the trainer expects it, below its data root."""
         ...
 
     @property
     def summary(self) -> str:
-        """What it is, in a line of help."""
+        """A one-line description for the help."""
         ...
 
     @property
     def loader(self) -> Loader | None:
-        """Which of the trainer's loaders reads it; None where that is not known, and nothing is done for it."""
+        """The trainer's loader that reads it; None if it is unknown, and the output is not adapted to one."""
         ...
 
     @property
@@ -198,55 +198,59 @@ class Dataset(Protocol):
 
     @property
     def list_name(self) -> str | None:
-        """The JSON list beside the output folder that the trainer reads, where there is one."""
+        """File name of the JSON list next to the output folder that the trainer reads; None if there is none."""
         ...
 
     @property
     def payloads(self) -> frozenset[Payload]:
-        """How a row may hold images."""
+        """The ways in which its rows may hold images."""
         ...
 
     @property
     def id_list(self) -> str | None:
-        """What a line of its id list holds; None where it takes no list."""
+        """What a line of its id list contains; None if it takes no list."""
         ...
 
     @property
     def options(self) -> DatasetOptions:
-        """What was set for it; the class says what can be."""
+        """The values of its options; their class declares which options it has."""
         ...
 
     @property
     def short_side_px(self) -> int | None:
-        """The recipe's limit for an image's short side; None leaves sizes alone."""
+        """The recipe's limit for the short side of an image; None keeps the sizes."""
         ...
 
     @property
     def keeps_bodies(self) -> bool:
-        """Whether images are kept as received, whatever their format."""
+        """Whether images are kept as received, in any format."""
         ...
 
     @property
     def least_pixels(self) -> int:
-        """Images with fewer are stand-ins for images that are gone."""
+        """Images with fewer pixels are placeholders that sites serve for images that are gone."""
         ...
 
     def bind(self, source: Path, ids: Path | None) -> Manifest:
-        """Open a manifest.
+        """Open the manifest in a source folder.
+
+        Args:
+            source: The source folder or file.
+            ids: The id list; None without one.
 
         Raises:
-            ManifestError: Something that every run would trip over: no files, wrong files, missing columns.
+            ManifestError: No run with it could succeed, because files or columns are missing or wrong.
         """
         ...
 
     def is_lost(self, sample: Sample, failed: Collection[int]) -> bool:
-        """Whether a sample can no longer become a row, whatever its other images come to.
+        """Whether a sample can no longer become a row, even if all of its other images arrive.
 
-        It is true exactly where ``to_row`` gives None though all other images arrive.
+        This is true if and only if ``to_row`` returns None when all other images have arrived.
 
         Args:
-            sample: Which one.
-            failed: Positions of its images that cannot be had.
+            sample: The sample.
+            failed: The positions of its images that failed.
         """
         ...
 
@@ -254,20 +258,20 @@ class Dataset(Protocol):
         """The same dataset with other options.
 
         Raises:
-            ConfigurationError: They are another dataset's.
+            ConfigurationError: The options belong to another dataset.
         """
         ...
 
     def refuse_retry(self) -> None:
-        """See that failed images may be fetched again and added to the rows that there are.
+        """Check that a retry can add failed images without changing other rows.
 
         Raises:
-            ConfigurationError: An option makes other rows depend on them.
+            ConfigurationError: With one of the options, other rows depend on which images arrived.
         """
         ...
 
     def to_row(self, record: Record, payload: Payload) -> Row | None:
-        """The row for a finished sample, or None to drop it. Total: defined for every mix of outcomes.
+        """Build the row of a sample; None drops the sample. Defined for every combination of outcomes.
 
         Args:
             record: The sample with its outcomes.

@@ -1,7 +1,8 @@
 """Options, declared once: fields of frozen dataclasses that say how the command line offers them.
 
-Rules: the command line, the identity of a job and the library all iterate over these fields, so that an option can't be
-forgotten in one of them. An option that does not say otherwise decides the rows: to forget that would mix them.
+Rules: the command line, the identity of a job and the library all iterate over these fields, so an option can't be
+forgotten in one of them. By default, an option is assumed to decide the rows, because forgetting that would mix rows of
+different settings.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TypeVar
 from datafetch.errors import ConfigurationError, refuse_outside
 
 MOST_COUNT = 2**31 - 1
-"""Of any option of a dataset that is a whole number."""
+"""The maximum of every integer option of a dataset."""
 _METADATA_KEY = "datafetch.option"
 _Value = TypeVar("_Value")
 
@@ -31,16 +32,16 @@ class OptionGroup(StrEnum):
 
 
 class Effect(Enum):
-    """What an option has to do with the rows of an output."""
+    """How an option affects the rows of an output."""
 
     ROWS = auto()
-    """Its value decides them, and is part of a job's identity."""
+    """Its value decides the rows, and is part of a job's identity."""
     MANIFEST = auto()
-    """It decides them by what the manifest makes of it, which ``Manifest.identity_fields`` has."""
+    """It decides the rows by a value that the manifest derives from it (``Manifest.identity_fields``)."""
     PERMITS = auto()
-    """It permits what would fail or stop the run without it, and changes no row that there would be anyway."""
+    """It permits what would otherwise fail or stop the run, and changes no other row."""
     NONE = auto()
-    """None: how fast, from where, by which way."""
+    """It does not affect the rows, only for example the speed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,15 +49,15 @@ class Option:
     """How a field is offered on the command line.
 
     Attributes:
-        help: What it does, in a sentence.
-        group: Under which title it is listed.
-        effect: What it has to do with the rows.
-        name: What it is called, with underscores and without dashes before it; None is the field's name.
-        metavar: What help shows for its value; None is derived from the field's type.
-        unset: What no value stands for, as help shows it.
-        none_word: The word that stands for None, for a whole number that may be left open.
-        is_bytes: Whether it is a number of bytes, which may be given as ``32MiB``.
-        least: The smallest whole number that a dataset takes; None checks nothing.
+        help: What it does, in one sentence.
+        group: The title under which it is listed.
+        effect: How it affects the rows.
+        name: Its name, with underscores and without leading dashes; None for the field's name.
+        metavar: The placeholder for its value in the help; None derives it from the field's type.
+        unset: What the help shows as the default if the default is no value.
+        none_word: The word for None, for an integer that may be unset.
+        is_bytes: Whether it is a size in bytes, which may be given as ``32MiB``.
+        least: The minimum of an integer option of a dataset; None for no check.
     """
 
     help: str
@@ -71,19 +72,19 @@ class Option:
 
 
 def option(default: _Value, declared: Option) -> _Value:
-    """A field of a dataclass that is an option, to be written in the place of its default."""
+    """Declare a field of a dataclass as an option; used in place of the field's default."""
     return field(default=default, metadata={_METADATA_KEY: declared})
 
 
 @dataclass(frozen=True, slots=True)
 class OptionField:
-    """An option with the field that it is.
+    """An option and the field that declares it.
 
     Attributes:
         field: The field's name.
-        name: What the option is called, with underscores.
+        name: The option's name, with underscores.
         default: The field's default.
-        option: How it is offered.
+        option: How the field is offered on the command line.
     """
 
     field: str
@@ -93,7 +94,7 @@ class OptionField:
 
     @property
     def flag(self) -> str:
-        """As on the command line."""
+        """The option as it is written on the command line."""
         return f"--{self.name.replace('_', '-')}"
 
 
@@ -107,7 +108,7 @@ def options_of(cls: type) -> Iterator[OptionField]:
 
 
 def row_options(values: object) -> dict[str, object]:
-    """The values of those options that decide the rows, by the options' names."""
+    """The values of the options that decide the rows, by the options' names."""
     return {
         one.name: getattr(values, one.field) for one in options_of(type(values)) if one.option.effect is Effect.ROWS
     }
@@ -115,16 +116,16 @@ def row_options(values: object) -> dict[str, object]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetOptions:
-    """What may be set for one dataset besides its source and id list; a dataset with options derives its own.
+    """The options of a dataset besides its source and id list; a dataset with options defines a subclass.
 
-    Frozen, checked when made, and picklable.
+    Frozen, validated when created, and picklable.
     """
 
     def __post_init__(self) -> None:
-        """Refuse numbers that can't be meant, before anything is read.
+        """Check all numbers before anything is read.
 
         Raises:
-            ConfigurationError: One is out of its bounds, or not a number at all; it names the option.
+            ConfigurationError: An option is out of its bounds, or not a number; the message names it.
         """
         for one in options_of(type(self)):
             value, least = getattr(self, one.field), one.option.least

@@ -1,4 +1,4 @@
-"""``job.json``: what the run on an output is. Whatever decides the rows stands there, and what was asked for last."""
+"""``job.json``: the settings of the run on an output, with everything that decides the rows."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from datafetch.store.layout import OutputLayout
 from datafetch.store.state_file import read_state_file
 
 FORMAT = 1
-"""Of the file; one of another format is not read."""
+"""The version of the file format; files of another version are refused."""
 
 _Format: TypeAlias = Annotated[int, Meta(ge=FORMAT, le=FORMAT)]
 
 
 @dataclass(frozen=True, slots=True)
 class LastRequest:
-    """How a job was asked for last, as far as its own output needs it.
+    """Those settings of the last run that the next one needs although they don't decide the rows.
 
     Attributes:
-        scratch: Where its spools were to lie; None is the state folder, also where an earlier version did not say.
+        scratch: The folder for spools; None is the state folder, and the default for files of earlier versions.
     """
 
     scratch: PathText | None = None
@@ -32,14 +32,14 @@ class LastRequest:
 
 @dataclass(frozen=True, slots=True)
 class JobFile:
-    """What every job has; each dataset adds fields of its own.
+    """The fields that every job file has; each dataset adds its own.
 
     Attributes:
-        format: Of the file.
+        format: The version of the file format.
         dataset: Name of the dataset.
-        shards: Of the manifest, by name: the manifest file that a shard is cut from, and what tells its content.
-        limit: How many samples there are to be at most; None where all are wanted.
-        asked: How it was asked for last; None where that is not known.
+        shards: The manifest's shards by name: for each, the manifest file and the fingerprint of its content.
+        limit: The maximum number of samples; None for all.
+        asked: Settings of the last run; None in files of earlier versions.
     """
 
     format: _Format
@@ -50,7 +50,7 @@ class JobFile:
 
 
 def read_job_file(layout: OutputLayout) -> JobFile | None:
-    """What the job of an output is; None where there is none.
+    """The job of an output; None if there is none.
 
     Raises:
         ConfigurationError: The file is not a job of this version, or can't be read.
@@ -59,22 +59,22 @@ def read_job_file(layout: OutputLayout) -> JobFile | None:
 
 
 def read_job_fields(layout: OutputLayout) -> dict[str, Any]:
-    """Everything that the job file of an output says.
+    """All fields of the job file of an output.
 
     Raises:
-        ConfigurationError: There is none, or it is not a job of this version, or it can't be read.
+        ConfigurationError: There is no job file, or it is not a job of this version, or can't be read.
     """
     fields = read_state_file(layout.job, dict[str, Any], not_a_job(layout))
     try:
         msgspec.convert(fields, JobFile)
     except ValueError as error:
         raise not_a_job(layout) from error
-    assert fields is not None  # which is no job
+    assert fields is not None  # None would have been refused as not a job
     return fields
 
 
 def not_a_job(layout: OutputLayout) -> ConfigurationError:
-    """The error for a job file that is none."""
+    """The error for a file that is not a job."""
     return ConfigurationError(
         f"{layout.job} is not a job of this version of datafetch; put back a copy, or move {layout.folder} and what "
         f"lies in {layout.out} away, and everything is fetched again"

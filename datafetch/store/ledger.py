@@ -55,7 +55,7 @@ SCHEMA = pa.schema(
 _LINE_COLUMNS = SCHEMA.names[1:]
 _LATER_COLUMNS = frozenset({"permitted", "is_original", "is_skipped"})  # missing in ledgers of earlier versions
 _TOTALS_KEY = b"datafetch.totals"
-_COUNTS = frozenset(field.name for field in fields(ShardCounts))  # any other would be lost when a shard is merged
+_COUNTS = frozenset(field.name for field in fields(ShardCounts))  # a count that we don't know would be lost in a retry
 _ROWS_KEY = b"datafetch.rows"
 _OWN_ROWS_KEY = b"datafetch.own_rows"
 _RETRY_KEY = b"datafetch.retry"
@@ -156,10 +156,14 @@ def pack_bools(values: Bools) -> bytes:
 
 
 def unpack_bools(packed: bytes | str, count: int) -> Bools:
-    """So many values again.
+    """Unpack the values of ``pack_bools``.
+
+    Args:
+        packed: The compressed text.
+        count: The number of values.
 
     Raises:
-        ValueError: They are not so many.
+        ValueError: The text does not hold this number of values.
     """
     size_bytes = -(-count // 8)
     try:

@@ -1,7 +1,7 @@
-"""How files of the state folder are read: whole, and into a type that says what may be in them.
+"""Read JSON files of the state folder into typed, validated values.
 
-Rules: what lies in the state folder is files, and anything may be in them. The type's bounds are checked before a
-value is passed on; keys that it does not have, which a later version may have written, are skipped.
+Rules: files of the state folder may contain anything, so a value is checked against the bounds of its type before it is
+used. Keys that the type does not have, which a later version may have written, are ignored.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ import msgspec
 from datafetch.errors import ConfigurationError, raise_want
 
 _T = TypeVar("_T")
-_MAX_BYTES = 1 << 30  # equal.json has a bit and a quarter for each sample, and nothing else grows like it
+_MAX_BYTES = 1 << 30  # equal.json has 1.25 bits per sample; no other state file grows with the samples
 
 
 def read_state_file(path: Path, kind: type[_T], damaged: ConfigurationError) -> _T | None:
-    """The value that a JSON file holds.
+    """Read the value in a JSON file.
 
     Args:
         path: The file.
-        kind: Type of the value, with its bounds (``model.bounds``).
-        damaged: Raised where the file holds something else; says which file it is and what to do.
+        kind: The type of the value, with its bounds (``model.bounds``).
+        damaged: The error to raise if the file holds anything else; its message names the file and what to do.
 
     Returns:
-        The value; None where there is no such file.
+        The value; None if the file does not exist.
 
     Raises:
         ConfigurationError: The file is damaged, or can't be read.
-        ResourceError: This machine has no descriptor or memory left to read it.
+        ResourceError: This machine has run out of descriptors or memory.
     """
     try:
         return _decode(path, kind)
@@ -46,10 +46,10 @@ def read_state_file(path: Path, kind: type[_T], damaged: ConfigurationError) -> 
 
 
 def read_if_sound(path: Path, kind: type[_T]) -> _T | None:
-    """The value that a JSON file holds, where the work goes on without it; None where there is none.
+    """Read the value in a JSON file that the work can do without; None if it is missing or damaged.
 
     Raises:
-        ResourceError: This machine has no descriptor or memory left to read it.
+        ResourceError: This machine has run out of descriptors or memory.
     """
     try:
         return _decode(path, kind)

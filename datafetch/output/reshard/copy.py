@@ -239,7 +239,7 @@ def _naming_source(path: Path) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class _JournalFile:
-    """What the journal holds: what decides every byte, and how many sources are in."""
+    """The journal: everything that decides the bytes, and the number of sources that are copied."""
 
     made_of: dict[str, Any]
     done: Count

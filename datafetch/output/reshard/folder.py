@@ -238,7 +238,7 @@ def _locked_output(layout: OutputLayout, *, is_alone: bool) -> Iterator[None]:
 
 
 def _find_made(layout: OutputLayout, plan: Plan, made_from: list[list[str | int]]) -> ReshardRecord | None:
-    """The equal shards of the output, if this very request has made them and they are still as they were made."""
+    """The equal shards of the output if an equal request made them and they have not changed since; else None."""
     made = read_if_sound(layout.equal, ReshardRecord)
     if made is None or (made.plan, made.made_from) != (plan, made_from) or not layout.out.is_dir():
         return None

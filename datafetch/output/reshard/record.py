@@ -101,7 +101,7 @@ def _is_whole(pkl: Path, count: Path, file: EqualFile) -> bool:
 
 
 def read_reshard_record(layout: OutputLayout) -> ReshardRecord | None:
-    """The equal shards of an output; None while there are none.
+    """The equal shards of an output; None if there are none.
 
     Raises:
         ConfigurationError: The file that tells of them is damaged.

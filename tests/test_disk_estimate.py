@@ -44,6 +44,12 @@ def test_what_does_not_fit_is_warned_of(layout: OutputLayout, caplog: pytest.Log
     assert "the run may stop for lack of space" in record.getMessage()
 
 
+def test_a_part_takes_its_share(layout: OutputLayout, caplog: pytest.LogCaptureFixture) -> None:
+    """A process that fetches a quarter of the shards speaks of these alone, and makes nothing equal."""
+    log_disk_estimate(layout, PAIRS.part(0.25), ShardCounts())
+    assert "this part of the output will take up to about 9.0 MB; 12.6 MB more are needed" in caplog.text
+
+
 def test_published_rows_are_counted_with(layout: OutputLayout, caplog: pytest.LogCaptureFixture) -> None:
     """Half of the samples took 10 kB a row, so the other half will, and only they are still to be written."""
     need = replace(PAIRS, is_made_equal=False, open_samples=0)

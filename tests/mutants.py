@@ -290,11 +290,11 @@ FAULTS = (
         ("codec", "codec_header"),
     ),
     Fault(
-        "an image that ended its process once is convicted",
+        "an image that crashed its worker once is blamed",
         "transcode/pool/pool.py",
-        "            worker = await self._spawn([image for image in crash_report.suspects if not image.is_settled])\n",
+        "            worker = await self._spawn([image for image in crash_report.suspects if not image.is_resolved])\n",
         "            for image in crash_report.suspects:\n"
-        "                self._start(self._blame(image, 'died'))\n"
+        "                self._run_in_background(self._blame(image, 'died'))\n"
         "            worker = await self._spawn()\n",
         ("pool", "worker_handle"),
     ),
@@ -371,7 +371,7 @@ FAULTS = (
         ("lock",),
     ),
     Fault(
-        "a codec process keeps its files",
+        "a worker can still open files",
         "transcode/pool/sandbox.py",
         "        _deny_files_and_tcp()\n",
         "",

@@ -1,4 +1,4 @@
-"""Codecs for the pool's tests that misbehave on demand; codec processes import them from here."""
+"""Codecs for the pool's tests that misbehave on demand; workers import them from this module."""
 
 import os
 import signal
@@ -12,17 +12,17 @@ from datafetch.transcode.spec import ImageSpec
 
 
 def echo(body: bytes, _: ImageSpec) -> Outcome:
-    """The body itself, unless it tells the process to do something else first."""
+    """Return the body itself, after doing what the body asks for."""
     if body in _MISDEEDS:
         _MISDEEDS[body]()
     match body.partition(b" "):
         case b"pid", _, _:
             return Encoded(str(os.getpid()).encode(), 1, 1, "ECHO")
-        case b"until", _, path:  # not before that file is there
+        case b"until", _, path:  # wait until that file exists
             while not Path(os.fsdecode(path)).exists():
                 time.sleep(0.001)
-        case b"doom", _, path:  # end the process, but only the first one that comes here
-            _end_the_first(path)
+        case b"crash-once", _, path:
+            _crash_once(path)
     return Encoded(body, 1, 1, "ECHO")
 
 
@@ -37,17 +37,17 @@ def _spin() -> None:
         pass
 
 
-def _devour() -> None:
-    hoard = []
+def _exhaust_memory() -> None:
+    allocated = []
     while True:
-        hoard.append(bytes(1 << 26))
+        allocated.append(bytes(1 << 26))
 
 
 def _raise() -> None:
     raise RuntimeError("a bug in the codec")
 
 
-def _mutter() -> None:
+def _write_stderr() -> None:
     os.write(2, b"libtiff: what a file!\n")
 
 
@@ -60,15 +60,15 @@ def _close_channel() -> None:
         time.sleep(60)
 
 
-def _bear() -> None:
+def _leave_child() -> None:
     if os.fork() == 0:
         time.sleep(3)
         os._exit(0)
     os._exit(3)
 
 
-def _blow_up() -> None:
-    for fd in _descriptors("datafetch-tray"):
+def _enlarge_buffers() -> None:
+    for fd in _descriptors("datafetch-buffer"):
         os.ftruncate(fd, 2**62)
 
 
@@ -77,42 +77,42 @@ def _descriptors(kind: str) -> list[int]:
     return [int(link.name) for link in links if link.is_symlink() and kind in str(link.readlink())]
 
 
-def _regicide() -> None:
-    _babble()
+def _kill_server() -> None:
+    _reply_invalid()
     os.kill(os.getppid(), signal.SIGKILL)
 
 
-def _silence() -> None:
+def _stop_server() -> None:
     os.kill(os.getppid(), signal.SIGSTOP)
     os._exit(7)
 
 
-def _babble() -> None:
+def _reply_invalid() -> None:
     for fd in _descriptors("socket:"):
         os.write(fd, b"\x03\0\0\0[]]")
 
 
-# What bad images do to the process that decodes them.
+# What hostile images may do to the process that decodes them.
 _MISDEEDS: Mapping[bytes, Callable[[], object]] = {
     b"exit": lambda: os._exit(7),
     b"segfault": lambda: os.kill(os.getpid(), signal.SIGSEGV),
     b"spin": _spin,
     b"sleep": _sleep,
-    b"devour": _devour,
-    b"babble": _babble,
+    b"exhaust memory": _exhaust_memory,
+    b"invalid reply": _reply_invalid,
     b"raise": _raise,
     b"unnamed signal": lambda: os.kill(os.getpid(), 40),
     b"stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
     b"close": _close_channel,
-    b"bear": _bear,
-    b"blow up": _blow_up,
-    b"regicide": _regicide,
-    b"silence": _silence,
-    b"mutter": _mutter,
+    b"leave child": _leave_child,
+    b"enlarge buffers": _enlarge_buffers,
+    b"kill server": _kill_server,
+    b"stop server": _stop_server,
+    b"write stderr": _write_stderr,
 }
 
 
-def _end_the_first(path: bytes) -> None:
+def _crash_once(path: bytes) -> None:
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL))
     except FileExistsError:
@@ -121,14 +121,14 @@ def _end_the_first(path: bytes) -> None:
 
 
 def poisoned(body: bytes, spec: ImageSpec) -> Outcome:
-    """The real codec, except for bodies that end their process at once."""
+    """Transcode like the real codec, except for bodies that end their process at once."""
     if body == b"exit":
         os._exit(7)
     return transcode(body, spec)
 
 
 def unloadable(body: bytes, spec: ImageSpec) -> Outcome:
-    """A codec that pickles here and can't be loaded there, once its name is gone from the module."""
+    """Stand for a codec that pickles in the parent and can't be loaded in the fork server."""
     raise AssertionError(body, spec)
 
 

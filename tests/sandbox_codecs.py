@@ -1,4 +1,4 @@
-"""A codec that tries what somebody would try who has taken over a decoder, and tells how it went."""
+"""A codec that does what an attacker would do after compromising a decoder, and returns how it went."""
 
 import ctypes
 import mmap
@@ -18,14 +18,14 @@ DONE = b"done"
 
 
 def attempt(body: bytes, spec: ImageSpec) -> Outcome:
-    """Try what the body names; its argument stands behind a blank."""
+    """Make the attempt that the body names; its argument follows after a space."""
     del spec
     name, _, argument = body.partition(b" ")
     try:
-        said = ATTEMPTS[name](os.fsdecode(argument))
+        answer = ATTEMPTS[name](os.fsdecode(argument))
     except (OSError, ValueError) as error:
-        said = type(error).__name__.encode()
-    return Encoded(said if isinstance(said, bytes) else DONE, 1, 1, "ECHO")
+        answer = type(error).__name__.encode()
+    return Encoded(answer if isinstance(answer, bytes) else DONE, 1, 1, "ECHO")
 
 
 def _connect(family: socket.AddressFamily, address: tuple[str, int] | str) -> None:
@@ -43,16 +43,16 @@ def _link_to(path: str) -> None:
     Path(path).with_suffix(".link").symlink_to(path)
 
 
-def _hoard_descriptors(_: str) -> None:
+def _open_many_descriptors(_: str) -> None:
     for _number in range(100):
         os.dup(0)
 
 
 def _grow(_: str) -> None:
-    os.ftruncate(os.memfd_create("hoard"), 1 << 40)
+    os.ftruncate(os.memfd_create("test"), 1 << 40)
 
 
-def _rights(_: str) -> bytes:
+def _capabilities(_: str) -> bytes:
     data = ctypes.create_string_buffer(24)
     ctypes.CDLL(None).capget(struct.pack("=Ii", 0x20080522, 0), data)
     return b"%d" % sum(data.raw)
@@ -115,7 +115,7 @@ ATTEMPTS: Mapping[bytes, Callable[[str], object]] = {
     b"abstract": lambda name: _connect(socket.AF_UNIX, f"\0{name}"),
     b"signal": lambda pid: os.kill(int(pid), 0),
     b"more-limits": lambda _: resource.setrlimit(resource.RLIMIT_NOFILE, (1000, 1000)),
-    b"descriptors": _hoard_descriptors,
+    b"descriptors": _open_many_descriptors,
     b"grow": _grow,
     b"limit-of-parent": _limit_of_parent,
     b"fork": _fork,
@@ -123,7 +123,7 @@ ATTEMPTS: Mapping[bytes, Callable[[str], object]] = {
     b"shared-memory": _call(29 if _IS_X86 else 194, 0, 4096, 0o1600),  # shmget, private
     b"keyring": _call(250 if _IS_X86 else 219, 0, -4, 1),  # keyctl: the user's keyring
     b"namespace": _call(272 if _IS_X86 else 97, 0x10000000),  # unshare: a user's
-    b"rights": _rights,
+    b"capabilities": _capabilities,
     b"environment": _environment,
     b"own-environ": lambda _: Path("/proc/self/environ").read_bytes(),
     b"privileges": _privileges,

@@ -1,4 +1,4 @@
-"""The pool of codec processes survives its processes."""
+"""The pool survives the crash of any of its workers."""
 
 import asyncio
 import gc
@@ -27,7 +27,7 @@ from datafetch.errors import ResourceError
 from datafetch.model.outcome import Body, Encoded, Failure, FailureKind, Outcome
 from datafetch.process.child import child_command
 from datafetch.transcode import ImageSpec, Transcoder
-from datafetch.transcode.pool.forkserver import DESCRIPTORS
+from datafetch.transcode.pool.forkserver import DESCRIPTORS_PER_FORK
 from datafetch.transcode.pool.quarantine import Quarantine
 from datafetch.transcode.pool.spawner import UNKNOWN_STATUS, Spawner
 
@@ -37,39 +37,39 @@ IMPATIENT = ImageSpec(decode_timeout_s=0.2, max_pixels=1)
 
 
 def content(outcome: Outcome) -> bytes:
-    """What the echo gave back."""
+    """Return what the echo codec returned as a JPEG."""
     assert isinstance(outcome, Encoded), outcome
     return outcome.jpeg
 
 
 async def transcode_all(transcode: Transcoder, bodies: Sequence[bytes]) -> list[Outcome]:
-    """The outcomes of all bodies, asked for at once."""
+    """Transcode all bodies at once, and return their outcomes in order."""
     return list(await asyncio.gather(*(transcode(body) for body in bodies)))
 
 
 class Family:
-    """The processes below this one that the test has started; other tests' servers live on beside them."""
+    """The descendants of this process that the test has started; servers of other fixtures keep running."""
 
     def __init__(self) -> None:
         self._others = set(psutil.Process().children(recursive=True))
 
     def members(self) -> list[psutil.Process]:
-        """All of them, the fork server first."""
+        """Return all of them, the fork server first."""
         return [process for process in psutil.Process().children(recursive=True) if process not in self._others]
 
     def pids(self) -> set[int]:
-        """Their numbers."""
+        """Return their process IDs."""
         return {process.pid for process in self.members()}
 
 
 @pytest.fixture
 def family() -> Family:
-    """The processes that the test starts."""
+    """Track the processes that the test starts."""
     return Family()
 
 
 def alive(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
-    """Those that still run; one that has ended may wait for a moment until init takes note of it."""
+    """Return those that still run; one that has ended may stay a zombie until init reaps it."""
     return [process for process in processes if process.is_running() and _status(process) != psutil.STATUS_ZOMBIE]
 
 
@@ -82,15 +82,15 @@ def _status(process: psutil.Process) -> str:
 
 @pytest.mark.both_loops
 async def test_every_caller_gets_the_outcome_of_its_own_body() -> None:
-    """Images are handed over many at a time; none is mixed up with another."""
+    """Images travel in batches, and no outcome is mixed up with another."""
     bodies = [os.urandom(number % 5000) + b"." for number in range(2000)]
     async with Transcoder(processes=2, codec=echo) as transcode:
         outcomes = await transcode_all(transcode, bodies)
     assert [content(outcome) for outcome in outcomes] == bodies
 
 
-async def test_bodies_of_the_fetcher_and_its_failures_pass() -> None:
-    """A body is transcoded, a failure comes straight back."""
+async def test_a_fetched_body_is_transcoded_and_a_failure_returned() -> None:
+    """A ``Body`` of the fetcher is transcoded, and its ``Failure`` is returned unchanged."""
     failure = Failure(FailureKind.TIMEOUT)
     async with Transcoder(processes=1, codec=echo) as transcode:
         assert content(await transcode(Body(b"cat"))) == b"cat"
@@ -99,7 +99,7 @@ async def test_bodies_of_the_fetcher_and_its_failures_pass() -> None:
 
 @pytest.mark.both_loops
 async def test_large_bodies_pass() -> None:
-    """A body larger than any tray arrives whole, among small ones and empty ones."""
+    """A body larger than a shared buffer arrives whole, among small and empty ones."""
     large = os.urandom(33 * 1024 * 1024)
     async with Transcoder(processes=2, codec=echo) as transcode:
         outcomes = await transcode_all(transcode, [large, *[b"small", b""] * 25, large])
@@ -108,46 +108,46 @@ async def test_large_bodies_pass() -> None:
 
 
 @pytest.mark.parametrize(
-    ("poison", "why"),
+    ("hostile", "detail"),
     [
-        (b"exit", "with status 7"),
-        (b"segfault", "by SIGSEGV"),
+        (b"exit", "(exit status 7)"),
+        (b"segfault", "(SIGSEGV)"),
         (b"spin", "more than 0.2 s of CPU time"),
         (b"sleep", "hung for 1 s"),
-        (b"devour", "more memory"),
-        (b"babble", "nonsense"),
-        (b"unnamed signal", "by signal 40"),
-        (b"stop", "by SIGKILL"),
-        (b"close", "by SIGKILL"),
-        (b"bear", "with status 3"),
+        (b"exhaust memory", "more memory"),
+        (b"invalid reply", "an invalid reply"),
+        (b"unnamed signal", "(signal 40)"),
+        (b"stop", "(SIGKILL)"),
+        (b"close", "(SIGKILL)"),
+        (b"leave child", "(exit status 3)"),
     ],
 )
-async def test_a_poison_costs_one_image_among_2000(
-    poison: bytes, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_a_hostile_image_costs_one_image_among_2000(
+    hostile: bytes, detail: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of many images in flight exactly the guilty one fails, however it ends its process, and its body is kept."""
+    """Of many images in flight only the culprit fails, however it ends its worker, and its body is kept."""
     bodies = [b"%d" % number for number in range(2000)]
-    bodies[1000] = poison
+    bodies[1000] = hostile
     monkeypatch.setattr("datafetch.transcode.pool.pool._SILENCE_MARGIN_S", 0.2)
-    monkeypatch.setattr("datafetch.transcode.pool.spawner._LAST_WORDS_S", 0.05)
-    needs_more = poison in (b"babble", b"close", b"bear")  # descriptors in /proc, a child
+    monkeypatch.setattr("datafetch.transcode.pool.spawner._DRAIN_S", 0.05)
+    needs_more = hostile in (b"invalid reply", b"close", b"leave child")  # they read /proc, or fork
     kept_in = tmp_path / "quarantine"
     async with Transcoder(
-        IMPATIENT, processes=2, codec=echo, quarantine=kept_in, is_shut_in=not needs_more
+        IMPATIENT, processes=2, codec=echo, quarantine=kept_in, is_sandboxed=not needs_more
     ) as transcode:
         outcomes = await transcode_all(transcode, bodies)
-    guilty = outcomes.pop(1000)
-    assert isinstance(guilty, Failure)
-    assert guilty.kind is FailureKind.WORKER_CRASHED
-    assert why in guilty.detail
+    culprit = outcomes.pop(1000)
+    assert isinstance(culprit, Failure)
+    assert culprit.kind is FailureKind.WORKER_CRASHED
+    assert detail in culprit.detail
     assert [content(outcome) for outcome in outcomes] == bodies[:1000] + bodies[1001:]
     (kept,) = kept_in.iterdir()
-    assert kept.read_bytes() == poison
-    assert kept.stem == guilty.sha256 == hashlib.sha256(poison).hexdigest()
+    assert kept.read_bytes() == hostile
+    assert kept.stem == culprit.sha256 == hashlib.sha256(hostile).hexdigest()
 
 
-async def test_a_poison_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """Whoever looks after the run is told what happened, and to which body."""
+async def test_a_crash_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """A warning tells the operator how the worker ended, and by which body."""
     async with Transcoder(processes=1, codec=echo) as transcode:
         await transcode(b"segfault")
     (record,) = caplog.records
@@ -156,43 +156,43 @@ async def test_a_poison_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     assert hashlib.sha256(b"segfault").hexdigest() in record.getMessage()
 
 
-async def test_what_libraries_say_of_a_file_is_not_shown(capfd: pytest.CaptureFixture[str]) -> None:
-    """They write to standard error past Python; the outcome says it."""
+async def test_what_libraries_write_to_standard_error_is_not_shown(capfd: pytest.CaptureFixture[str]) -> None:
+    """C libraries write remarks about a file past Python; the outcome says all that matters."""
     async with Transcoder(processes=1, codec=echo) as transcode:
-        assert content(await transcode(b"mutter")) == b"mutter"
+        assert content(await transcode(b"write stderr")) == b"write stderr"
     assert capfd.readouterr().err == ""
 
 
 async def test_a_bug_in_the_codec_is_shown(capfd: pytest.CaptureFixture[str]) -> None:
-    """An exception that a codec should not have raised is its image's failure, and whoever looks sees its traceback."""
+    """An exception that the codec should not have raised fails its image, and its traceback is printed."""
     async with Transcoder(processes=1, codec=echo) as transcode:
         assert isinstance(await transcode(b"raise"), Failure)
     assert "RuntimeError: a bug in the codec" in capfd.readouterr().err
 
 
-async def test_the_same_poison_again_is_not_news(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A thousand copies of one bad image don't flood whoever looks after the run."""
+async def test_copies_of_one_hostile_image_are_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A thousand copies of one bad image don't flood the log."""
     async with Transcoder(processes=1, codec=echo, quarantine=tmp_path) as transcode:
         await transcode_all(transcode, [b"exit"] * 3)
     assert len(caplog.records) == 1
 
 
 @pytest.mark.both_loops
-async def test_many_poisons_cost_only_themselves(family: Family) -> None:
-    """Images that kill their process don't wear the pool out."""
+async def test_many_hostile_images_cost_only_themselves(family: Family) -> None:
+    """However many images crash their worker, the pool keeps its number of workers."""
     bodies = [b"exit" if number % 20 == 0 else b"%d" % number for number in range(400)]
     async with Transcoder(processes=2, codec=echo) as transcode:
         outcomes = await transcode_all(transcode, bodies)
-        await until(lambda: len(family.members()) == 3)  # the fork server and two codec processes
+        await until(lambda: len(family.members()) == 3)  # the fork server and two workers
     for body, outcome in zip(bodies, outcomes, strict=True):
         assert isinstance(outcome, Failure) if body == b"exit" else content(outcome) == body
 
 
-async def test_an_image_that_dies_once_is_not_to_blame(tmp_path: Path) -> None:
-    """What ended a process may have been somebody's kill: only an image that does it again, alone, is convicted."""
+async def test_an_image_that_crashes_once_is_not_blamed(tmp_path: Path) -> None:
+    """An operator may have killed the worker, so only an image that crashes a second one, alone, is blamed."""
     bodies = [b"%d" % number for number in range(100)]
-    bodies[50] = b"doom " + os.fsencode(tmp_path / "done")
-    async with Transcoder(processes=2, codec=echo, is_shut_in=False) as transcode:
+    bodies[50] = b"crash-once " + os.fsencode(tmp_path / "done")
+    async with Transcoder(processes=2, codec=echo, is_sandboxed=False) as transcode:
         outcomes = await transcode_all(transcode, bodies)
     assert [content(outcome) for outcome in outcomes] == bodies
 
@@ -200,12 +200,12 @@ async def test_an_image_that_dies_once_is_not_to_blame(tmp_path: Path) -> None:
 @pytest.mark.both_loops
 @pytest.mark.parametrize("images", [1, 20])
 async def test_a_process_killed_from_outside_costs_no_image(images: int, tmp_path: Path) -> None:
-    """An operator's kill, with one image in hand or with several, is survived by all of them."""
+    """A worker that an operator kills loses none of its images, be it one or several."""
     done = tmp_path / "done"
     async with Transcoder(processes=1, codec=echo) as transcode:
         pid = int(content(await transcode(b"pid")))
         waits = [asyncio.create_task(transcode(b"until " + os.fsencode(done))) for _ in range(images)]
-        await until(lambda: transcode.waiting < len(waits))
+        await until(lambda: transcode.queued < len(waits))
         os.kill(pid, signal.SIGKILL)
         done.touch()
         assert len({content(outcome) for outcome in await asyncio.gather(*waits)}) == 1
@@ -225,27 +225,27 @@ async def test_a_message_to_a_process_that_has_ended_raises_nothing() -> None:
 
 @pytest.mark.both_loops
 async def test_a_killed_fork_server_costs_no_image(family: Family, tmp_path: Path) -> None:
-    """When the process that forks codec processes is killed, they end with it, and others do their work."""
+    """When the fork server is killed, its workers end with it, and new ones process all images."""
     done = tmp_path / "done"
     async with Transcoder(processes=2, codec=echo) as transcode:
         before = family.pids()
         waits = [asyncio.create_task(transcode(b"until " + os.fsencode(done))) for _ in range(20)]
-        await until(lambda: transcode.waiting < len(waits))
+        await until(lambda: transcode.queued < len(waits))
         family.members()[0].kill()
         await until(lambda: not before & family.pids())
         done.touch()
         assert len({content(outcome) for outcome in await asyncio.gather(*waits)}) == 1
 
 
-@pytest.mark.parametrize("place", [0, 5, 15, 59])
-async def test_a_slow_image_does_not_hold_up_others(tmp_path: Path, place: int) -> None:
-    """Images that were handed over together with a slow one, before or behind it, are answered long before it is."""
+@pytest.mark.parametrize("position", [0, 5, 15, 59])
+async def test_a_slow_image_does_not_hold_up_others(tmp_path: Path, position: int) -> None:
+    """Images in the same batch as a slow one, before or behind it, are answered long before it is."""
     done = tmp_path / "done"
     bodies = [b"%d" % number for number in range(60)]
     async with Transcoder(processes=2, codec=echo) as transcode:
-        before = [asyncio.create_task(transcode(body)) for body in bodies[:place]]
+        before = [asyncio.create_task(transcode(body)) for body in bodies[:position]]
         slow = asyncio.create_task(transcode(b"until " + os.fsencode(done)))
-        behind = [asyncio.create_task(transcode(body)) for body in bodies[place:]]
+        behind = [asyncio.create_task(transcode(body)) for body in bodies[position:]]
         outcomes = await asyncio.gather(*before, *behind)
         assert not slow.done()
         done.touch()
@@ -253,8 +253,8 @@ async def test_a_slow_image_does_not_hold_up_others(tmp_path: Path, place: int) 
     assert [content(outcome) for outcome in outcomes] == bodies
 
 
-async def test_after_a_slow_image_its_process_works_on(tmp_path: Path) -> None:
-    """A process that was slow once is given images again when it is done."""
+async def test_a_worker_is_used_again_after_a_slow_image(tmp_path: Path) -> None:
+    """A worker that was slow once is given images again when it has finished the slow one."""
     done = tmp_path / "done"
     async with Transcoder(processes=2, codec=echo) as transcode:
         slow = asyncio.create_task(transcode(b"until " + os.fsencode(done)))
@@ -267,12 +267,12 @@ async def test_after_a_slow_image_its_process_works_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.both_loops
-async def test_a_cancelled_caller_disturbs_nobody(tmp_path: Path) -> None:
-    """Cancelling one image leaves the others as they are."""
+async def test_a_cancelled_caller_affects_no_other(tmp_path: Path) -> None:
+    """When one caller is cancelled, all others still get their outcomes."""
     done = tmp_path / "done"
     async with Transcoder(processes=1, codec=echo) as transcode:
         tasks = [asyncio.create_task(transcode(b"until " + os.fsencode(done))) for _ in range(40)]
-        await until(lambda: transcode.waiting < len(tasks))
+        await until(lambda: transcode.queued < len(tasks))
         for task in tasks[::2]:
             task.cancel()
         done.touch()
@@ -281,10 +281,10 @@ async def test_a_cancelled_caller_disturbs_nobody(tmp_path: Path) -> None:
 
 
 @pytest.mark.both_loops
-async def test_closing_leaves_no_process_no_descriptor_and_no_waiter(family: Family) -> None:
-    """After the pool is closed its processes are gone, and callers that still waited are cancelled."""
+async def test_closing_leaves_no_process_no_descriptor_and_no_waiting_caller(family: Family) -> None:
+    """After the pool is closed its processes are gone, and callers that were still waiting are cancelled."""
     async with Transcoder(processes=1, codec=echo):
-        pass  # what a loop opens for its first child process stays with it
+        pass  # a loop keeps open what it needs for child processes
     descriptors = psutil.Process().num_fds()
     async with Transcoder(processes=2, codec=echo) as transcode:
         await transcode_all(transcode, [b"pid"] * 20)
@@ -301,7 +301,7 @@ async def test_closing_leaves_no_process_no_descriptor_and_no_waiter(family: Fam
 @pytest.mark.both_loops
 @pytest.mark.parametrize("turns", range(8))
 async def test_cancelling_while_the_pool_closes_leaves_no_process(family: Family, turns: int) -> None:
-    """Whoever is in a hurry and cancels twice still leaves nothing behind."""
+    """Nothing is left even if the caller is cancelled a second time while the pool closes."""
 
     async def work() -> None:
         async with Transcoder(processes=2, codec=echo) as transcode:
@@ -321,7 +321,7 @@ async def test_cancelling_while_the_pool_closes_leaves_no_process(family: Family
 @pytest.mark.both_loops
 @pytest.mark.parametrize("turns", range(0, 40, 3))
 async def test_cancelling_while_the_pool_starts_leaves_no_process(family: Family, turns: int) -> None:
-    """At whichever moment of its start it is cancelled, nothing is left."""
+    """Nothing is left, at whichever moment of its start the pool is cancelled."""
 
     async def work() -> None:
         async with Transcoder(processes=2, codec=echo):
@@ -339,11 +339,11 @@ async def test_cancelling_while_the_pool_starts_leaves_no_process(family: Family
 
 @pytest.mark.both_loops
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-async def test_a_fork_of_the_users_program_does_not_hold_up_the_end(
+async def test_a_fork_of_the_users_program_does_not_delay_closing(
     family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A process that the user has forked holds copies of the pool's descriptors, and closing it works all the same."""
-    monkeypatch.setattr("datafetch.transcode.pool.spawner._GRACE_S", PATIENCE_S)
+    """A process that the user has forked holds copies of the pool's descriptors, and closing still works."""
+    monkeypatch.setattr("datafetch.transcode.pool.spawner._SHUTDOWN_TIMEOUT_S", PATIENCE_S)
     read, write = os.pipe()
     async with Transcoder(processes=2, codec=echo) as transcode:
         await transcode(b"cat")
@@ -359,8 +359,8 @@ async def test_a_fork_of_the_users_program_does_not_hold_up_the_end(
     await asyncio.to_thread(os.waitpid, child, 0)
 
 
-async def test_outside_of_its_lifetime_a_pool_takes_nothing() -> None:
-    """Before it is entered and after it is closed, a call is refused instead of left waiting."""
+async def test_a_pool_refuses_calls_outside_of_its_lifetime() -> None:
+    """Before it is entered and after it is closed, a call raises instead of waiting for ever."""
     transcode = Transcoder(processes=1, codec=echo)
     with pytest.raises(RuntimeError, match="async with"):
         await transcode(b"early")
@@ -371,41 +371,41 @@ async def test_outside_of_its_lifetime_a_pool_takes_nothing() -> None:
 
 
 @pytest.mark.both_loops
-async def test_a_process_that_spoils_its_trays_is_replaced() -> None:
-    """What a decoder's bug may do to the shared memory costs a process, and no image that came well."""
+async def test_a_worker_that_breaks_its_buffers_is_replaced() -> None:
+    """A worker whose shared buffers can't be used any more is replaced, and no later image fails."""
     large = os.urandom(9 * 1024 * 1024)
-    async with Transcoder(processes=1, codec=echo, is_shut_in=False) as transcode:
-        await transcode(b"blow up")
+    async with Transcoder(processes=1, codec=echo, is_sandboxed=False) as transcode:
+        await transcode(b"enlarge buffers")
         assert content(await transcode(large)) == large
 
 
 @pytest.mark.both_loops
-async def test_a_process_that_kills_the_fork_server_costs_itself(tmp_path: Path) -> None:
-    """Even an image that ends what forks the processes, and does so again, is one failure."""
+async def test_an_image_that_kills_the_fork_server_costs_only_itself(tmp_path: Path) -> None:
+    """Even an image that ends the fork server, again and again, is one failure."""
     bodies = [b"%d" % number for number in range(100)]
-    bodies[50] = b"regicide"
-    async with Transcoder(processes=2, codec=echo, quarantine=tmp_path, is_shut_in=False) as transcode:
+    bodies[50] = b"kill server"
+    async with Transcoder(processes=2, codec=echo, quarantine=tmp_path, is_sandboxed=False) as transcode:
         outcomes = await transcode_all(transcode, bodies)
     assert isinstance(outcomes.pop(50), Failure)
     assert [content(outcome) for outcome in outcomes] == bodies[:50] + bodies[51:]
 
 
-async def test_a_slow_quarantine_holds_up_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The state folder may lie on a slow disk; others' answers don't wait for it."""
-    go_on = threading.Event()
-    monkeypatch.setattr(Quarantine, "keep", lambda *_: go_on.wait() and None)
+async def test_a_slow_quarantine_delays_no_other_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state folder may be on a slow disk; other images don't wait for it."""
+    is_written = threading.Event()
+    monkeypatch.setattr(Quarantine, "keep", lambda *_: is_written.wait() and None)
     async with Transcoder(processes=1, codec=echo, quarantine=tmp_path) as transcode:
-        guilty = asyncio.create_task(transcode(b"exit"))
+        culprit = asyncio.create_task(transcode(b"exit"))
         assert content(await transcode(b"cat")) == b"cat"
-        assert not guilty.done()
-        go_on.set()
-        assert isinstance(await guilty, Failure)
+        assert not culprit.done()
+        is_written.set()
+        assert isinstance(await culprit, Failure)
 
 
 @pytest.mark.both_loops
-async def test_a_stopped_fork_server_does_not_hold_up_the_end(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even when somebody stopped the process that forks, closing the pool ends it and all it has forked."""
-    monkeypatch.setattr("datafetch.transcode.pool.spawner._GRACE_S", 0.1)
+async def test_a_stopped_fork_server_does_not_prevent_closing(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even when somebody has stopped the fork server, closing the pool ends it and all of its workers."""
+    monkeypatch.setattr("datafetch.transcode.pool.spawner._SHUTDOWN_TIMEOUT_S", 0.1)
     async with Transcoder(processes=2, codec=echo):
         processes = family.members()
         processes[0].suspend()
@@ -416,12 +416,12 @@ async def test_a_stopped_fork_server_does_not_hold_up_the_end(family: Family, mo
 async def test_a_stopped_fork_server_costs_no_image(
     family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """When the process that forks is stopped and its processes are killed, it is replaced, and others do their work."""
-    monkeypatch.setattr("datafetch.transcode.pool.spawner._SILENCE_S", SOON_S)
+    """When the fork server is stopped and its workers are killed, it is replaced, and new workers take over."""
+    monkeypatch.setattr("datafetch.transcode.pool.spawner._RESPONSE_TIMEOUT_S", SOON_S)
     done = tmp_path / "done"
     async with Transcoder(processes=2, codec=echo) as transcode:
         waits = [asyncio.create_task(transcode(b"until " + os.fsencode(done))) for _ in range(20)]
-        await until(lambda: transcode.waiting < len(waits))
+        await until(lambda: transcode.queued < len(waits))
         server, *processes = family.members()
         server.suspend()
         for process in processes:
@@ -429,19 +429,19 @@ async def test_a_stopped_fork_server_costs_no_image(
         done.touch()
         assert len({content(outcome) for outcome in await asyncio.gather(*waits)}) == 1
     assert not alive([server, *processes])
-    assert "did not answer; it is replaced" in caplog.text
+    assert "did not respond; it is replaced" in caplog.text
 
 
 @pytest.mark.both_loops
 async def test_a_fork_server_that_does_not_fork_is_replaced(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process comes up all the same, of another server."""
-    monkeypatch.setattr("datafetch.transcode.pool.spawner._SILENCE_S", SOON_S / 4)
-    spawner = Spawner(echo, ImageSpec(), is_shut_in=False)
+    """If the fork server is stopped, another one starts the worker."""
+    monkeypatch.setattr("datafetch.transcode.pool.spawner._RESPONSE_TIMEOUT_S", SOON_S / 4)
+    spawner = Spawner(echo, ImageSpec(), is_sandboxed=False)
     try:
-        first = await spawner.launch()
+        first = await spawner.spawn()
         server = family.members()[0]
         server.suspend()
-        second = await spawner.launch()
+        second = await spawner.spawn()
         assert await first.status == UNKNOWN_STATUS
         assert not second.status.done()
         assert not alive([server])
@@ -452,23 +452,21 @@ async def test_a_fork_server_that_does_not_fork_is_replaced(family: Family, monk
 
 
 @pytest.mark.slow
-async def test_an_image_that_stops_the_fork_server_is_found_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nobody sees what it dies of, so it is tried again, but not for ever; it costs no other image."""
-    monkeypatch.setattr("datafetch.transcode.pool.spawner._SILENCE_S", SOON_S / 2)
+async def test_an_image_that_stops_the_fork_server_is_blamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How its worker ended is unknown, so it is tried again, but not for ever; it costs no other image."""
+    monkeypatch.setattr("datafetch.transcode.pool.spawner._RESPONSE_TIMEOUT_S", SOON_S / 2)
     bodies = [b"%d" % number for number in range(100)]
-    bodies[50] = b"silence"
+    bodies[50] = b"stop server"
     async with Transcoder(processes=2, codec=echo, quarantine=tmp_path) as transcode:
         outcomes = await transcode_all(transcode, bodies)
-    guilty = outcomes.pop(50)
-    assert isinstance(guilty, Failure)
-    assert guilty.kind is FailureKind.WORKER_CRASHED
+    culprit = outcomes.pop(50)
+    assert isinstance(culprit, Failure)
+    assert culprit.kind is FailureKind.WORKER_CRASHED
     assert [content(outcome) for outcome in outcomes] == bodies[:50] + bodies[51:]
 
 
-async def test_a_codec_that_cannot_be_loaded_is_our_fault(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where no codec process comes up, the run stops and no image is blamed."""
+async def test_a_codec_that_cannot_be_loaded_fails_the_pool(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If no worker can start, the pool raises and no image is blamed."""
     monkeypatch.setenv("DATAFETCH_TEST_UNLOADABLE", "1")
     with pytest.raises(ResourceError, match="codec process ended"):
         async with Transcoder(processes=1, codec=unloadable):
@@ -477,19 +475,19 @@ async def test_a_codec_that_cannot_be_loaded_is_our_fault(family: Family, monkey
 
 
 def _room_for(process: psutil.Process, descriptors: int) -> int:
-    """The limit that lets a process open so many more."""
+    """Return the descriptor limit that lets a process open N more."""
     used = {int(path.name) for path in Path(f"/proc/{process.pid}/fd").iterdir()}
     return [number for number in range(1000) if number not in used][descriptors - 1] + 1
 
 
-async def test_a_codec_process_that_finds_no_descriptor_at_its_start_says_so(
+async def test_a_worker_that_has_too_few_descriptors_to_start_says_so(
     family: Family, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """It is tried again, and what stops the run then is the want, in one line; it is no fault of the installation."""
+    """It is tried again, and then the run stops with one line that names the lack, and not the installation."""
     async with Transcoder(processes=1, codec=echo) as transcode:
         server, worker = family.members()
-        most = _room_for(server, DESCRIPTORS)  # so it can be told to fork, and the child can open nothing
-        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (most, most))
+        limit = _room_for(server, DESCRIPTORS_PER_FORK)  # the server can receive a command, the child open nothing
+        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (limit, limit))
         worker.kill()
         await asyncio.to_thread(worker.wait)
         with pytest.raises(ResourceError, match=r"too few descriptors.*run the same command again"):
@@ -498,13 +496,13 @@ async def test_a_codec_process_that_finds_no_descriptor_at_its_start_says_so(
 
 
 @pytest.mark.both_loops
-async def test_a_pool_that_cannot_go_on_tells_every_caller(
+async def test_a_pool_that_fails_raises_in_every_caller(
     family: Family, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """When a process is lost and none can be started any more, everybody who waits hears of it."""
+    """When a worker is lost and no other can be started, every waiting and every later call raises."""
     async with Transcoder(processes=1, codec=echo) as transcode:
         waits = [asyncio.create_task(transcode(b"until " + os.fsencode(tmp_path / "never"))) for _ in range(40)]
-        await until(lambda: transcode.waiting < len(waits))
+        await until(lambda: transcode.queued < len(waits))
         monkeypatch.setenv("PATH", "")
         monkeypatch.setattr(sys, "executable", "/nonexistent/python")
         for process in family.members():
@@ -517,7 +515,7 @@ async def test_a_pool_that_cannot_go_on_tells_every_caller(
 
 
 async def test_mutated_images_cost_at_most_themselves() -> None:
-    """Thousands of damaged files go through real codec processes, between sound ones that all arrive."""
+    """Thousands of damaged files go through real workers, between intact ones that all succeed."""
     rng = random.Random(11)
     sound = [_encoded(paint((48, 40), seed), name) for seed, name in enumerate(("JPEG", "PNG", "WEBP", "GIF", "TIFF"))]
     bodies = [_mutated(rng.choice(sound), rng) if number % 4 else sound[number % 5] for number in range(4000)]
@@ -528,8 +526,8 @@ async def test_mutated_images_cost_at_most_themselves() -> None:
     assert not [outcome for outcome in outcomes if getattr(outcome, "kind", None) is FailureKind.WORKER_CRASHED]
 
 
-async def test_poison_among_real_images() -> None:
-    """With the real codec, too, an image that ends its process costs itself alone."""
+async def test_hostile_images_among_real_ones() -> None:
+    """With the real codec, too, an image that crashes its worker costs itself alone."""
     body = _encoded(paint((48, 40), 1), "JPEG")
     bodies = [b"exit" if number % 50 == 49 else body for number in range(500)]
     async with Transcoder(processes=2, codec=poisoned) as transcode:
@@ -551,8 +549,8 @@ def _mutated(body: bytes, rng: random.Random) -> bytes:
     return bytes(mutated[: rng.choice([None, rng.randrange(len(mutated))])])
 
 
-def test_a_codec_process_imports_no_network_stack() -> None:
-    """A codec process costs the memory of Pillow, not of aiohttp and the rest."""
+def test_a_worker_imports_no_network_stack() -> None:
+    """A worker costs the memory of Pillow, not of aiohttp and the rest."""
     code = "import sys, datafetch.transcode.pool.forkserver, datafetch.transcode.codec; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert "PIL.Image" in modules
@@ -568,7 +566,7 @@ async def main():
     async with Transcoder(ImageSpec(decode_timeout_s=600), processes=2, codec=echo) as transcode:
         await transcode(b"ready")
         busy = asyncio.create_task(transcode({body!r}))
-        while transcode.waiting:
+        while transcode.queued:
             await asyncio.sleep(0.001)
         print(flush=True)
         await busy
@@ -578,7 +576,7 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("body", [b"spin", b"sleep"])
 def test_a_killed_parent_leaves_no_process(body: bytes) -> None:
-    """Two seconds after a SIGKILL nothing is left, though a codec process was busy with an image that never ends."""
+    """Two seconds after a SIGKILL nothing is left, although a worker was busy with an image that never ends."""
     code = PARENT.format(tests=str(Path(__file__).parent), body=body)
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
@@ -593,7 +591,7 @@ def test_a_killed_parent_leaves_no_process(body: bytes) -> None:
 
 
 def test_ctrl_c_leaves_no_process_and_no_warning() -> None:
-    """Ctrl-C in the middle of an image ends everything, and says no more than that it was interrupted."""
+    """Ctrl-C in the middle of an image ends everything, and prints nothing but the interrupt."""
     code = PARENT.format(tests=str(Path(__file__).parent), body=b"spin")
     with subprocess.Popen(
         [sys.executable, "-X", "dev", "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, process_group=0
@@ -609,8 +607,8 @@ def test_ctrl_c_leaves_no_process_and_no_warning() -> None:
     assert b"never" not in stderr
 
 
-def test_a_child_finds_what_its_parent_finds() -> None:
-    """A child process imports from where its parent does, whatever its working directory."""
+def test_a_child_imports_what_its_parent_imports() -> None:
+    """A child process imports from the same places as its parent, whatever its working directory."""
     command = child_command("datafetch.transcode.pool.forkserver")
     ended = subprocess.run(
         command, cwd="/", capture_output=True, stdin=subprocess.PIPE, check=False, timeout=PATIENCE_S

@@ -1,11 +1,11 @@
-"""What a codec process and its parent say to each other."""
+"""The messages between a worker and its parent."""
 
 import pytest
 
 from datafetch.model.outcome import Encoded, Failure, FailureKind, Permission
 from datafetch.transcode.pool.protocol import (
-    Arrival,
-    Request,
+    BatchRequest,
+    EncodedInBuffer,
     decode_reply,
     decode_request,
     encode_reply,
@@ -18,19 +18,19 @@ FAILURE = Failure(FailureKind.TRUNCATED, "it ends early", sha256="cd34")
 
 @pytest.mark.parametrize("lengths", [[], [0], [1, 2**32 - 1, 3]])
 def test_a_request_arrives(lengths: list[int]) -> None:
-    """The lengths of a batch arrive as they were."""
-    request = decode_request(encode_request(Request(1, lengths)))
+    """The number of the buffer and the lengths survive encoding and decoding."""
+    request = decode_request(encode_request(BatchRequest(1, lengths)))
     assert (request.buffer, list(request.lengths)) == (1, lengths)
 
 
 @pytest.mark.parametrize("is_last", [True, False])
 def test_a_reply_arrives(is_last: bool) -> None:
-    """Outcomes arrive as they were, without their JPEGs, which lie in the tray."""
+    """Outcomes survive encoding and decoding, except for their JPEGs, which are in the shared buffer."""
     reply = decode_reply(encode_reply(1, [ENCODED, FAILURE], is_last=is_last))
-    arrival, failure = reply.answers
-    assert isinstance(arrival, Arrival)
-    assert arrival.jpeg_length == len(ENCODED.jpeg)
-    assert arrival.with_jpeg(ENCODED.jpeg) == ENCODED
+    encoded, failure = reply.answers
+    assert isinstance(encoded, EncodedInBuffer)
+    assert encoded.jpeg_length == len(ENCODED.jpeg)
+    assert encoded.with_jpeg(ENCODED.jpeg) == ENCODED
     assert failure == FAILURE
     assert (reply.buffer, reply.is_last) == (1, is_last)
 
@@ -52,7 +52,7 @@ def test_a_reply_arrives(is_last: bool) -> None:
         b"[" * 10_000,
     ],
 )
-def test_nonsense_is_refused(payload: bytes) -> None:
-    """A process that a decoder's bug has overwhelmed may say anything; nothing else is raised than ValueError."""
-    with pytest.raises(ValueError):  # noqa: PT011 - what it says is not ours alone to say
+def test_an_invalid_reply_is_refused(payload: bytes) -> None:
+    """A compromised worker may send anything, and nothing but ValueError is raised."""
+    with pytest.raises(ValueError):  # noqa: PT011 - orjson and the enums word some of the messages
         decode_reply(payload)

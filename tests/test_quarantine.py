@@ -1,4 +1,4 @@
-"""Bodies kept for a look."""
+"""Bodies that crashed a worker are kept for inspection."""
 
 import hashlib
 import logging
@@ -15,7 +15,7 @@ def keep(quarantine: Quarantine, body: bytes) -> Path | None:
 
 
 def test_a_body_is_kept_under_its_hash(tmp_path: Path) -> None:
-    """Whoever has a ledger line finds the body; one that comes again is there already."""
+    """A ledger line leads to the body; a body that comes again is there already."""
     folder = tmp_path / "a" / "quarantine"
     quarantine = Quarantine(folder)
     path = folder / f"{hashlib.sha256(b'bad').hexdigest()}.body"
@@ -24,8 +24,8 @@ def test_a_body_is_kept_under_its_hash(tmp_path: Path) -> None:
     assert path.read_bytes() == b"bad"
 
 
-def test_so_many_bodies_and_no_more(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A web full of poison does not fill the disk; the first ones stay, and that there is no more room is said once."""
+def test_the_number_of_bodies_is_bounded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Many hostile images don't fill the disk; the first ones stay, and that the folder is full is logged once."""
     quarantine = Quarantine(tmp_path)
     kept = [keep(quarantine, b"%d" % number) for number in range(103)]
     assert None not in kept[:100]
@@ -35,8 +35,8 @@ def test_so_many_bodies_and_no_more(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert "is full" in record.getMessage()
 
 
-def test_so_many_bytes_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Large bodies are not kept beyond the bound, smaller ones still are."""
+def test_the_size_of_the_bodies_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A body that would exceed the bound is not kept; smaller ones still are."""
     monkeypatch.setattr("datafetch.transcode.pool.quarantine._MAX_BYTES", 10)
     quarantine = Quarantine(tmp_path)
     assert keep(quarantine, b"seven77") is not None
@@ -44,8 +44,8 @@ def test_so_many_bytes_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert keep(quarantine, b"333") is not None
 
 
-def test_a_disk_that_refuses_stops_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """What can't be kept is said, and nothing is raised."""
+def test_a_disk_that_refuses_a_body_stops_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A warning is logged, and nothing is raised."""
     (tmp_path / "file").touch()
     assert keep(Quarantine(tmp_path / "file" / "quarantine"), b"bad") is None
     (record,) = caplog.records

@@ -25,7 +25,7 @@ from datafetch.output.reshard.copy import Plan
 from datafetch.output.reshard.ranks import GROUP_OF, SHUFFLE_OF, Ranks
 from datafetch.store.job_file import FORMAT
 from datafetch.store.layout import OutputLayout
-from datafetch.transcode import DEFAULT_MAX_PIXELS, MOST_PROCESSES, Encoding, ImageSpec, Resize
+from datafetch.transcode import DEFAULT_MAX_PIXELS, MAX_PROCESSES, Encoding, ImageSpec, Resize
 
 GIB = 1024**3
 _OPTIONS_KEY = "choices"  # in job.json, under the name that it has had from the beginning
@@ -124,7 +124,7 @@ class Job:
         """Refuse what cannot work, before anything is read."""
         for flag, value, most in (
             ("--limit", self.limit, _MOST_LIMIT),
-            ("--processes", self.processes, MOST_PROCESSES),
+            ("--processes", self.processes, MAX_PROCESSES),
             ("--memory", self.memory_bytes, MAX_BYTES),
             ("--max-sample", self.max_sample_bytes, _MOST_SAMPLE_BYTES),
         ):

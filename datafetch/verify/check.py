@@ -22,7 +22,7 @@ from datafetch.process.event_loop import run_to_end
 from datafetch.store.job_file import JobFile
 from datafetch.store.layout import OutputLayout
 from datafetch.store.state_file import read_if_sound
-from datafetch.transcode import MOST_PROCESSES, Encoding, ImageSpec, Transcoder
+from datafetch.transcode import MAX_PROCESSES, Encoding, ImageSpec, Transcoder
 from datafetch.transcode.pool.pool import available_cpus
 from datafetch.verify.findings import Examined, Findings, VerifyProgress, batched
 from datafetch.verify.folder import ImageFolder
@@ -75,7 +75,7 @@ class Check:
         if not all(character.isprintable() for character in self.out):
             raise ConfigurationError(f"paths must be printable, and valid UTF-8, not {self.out!a}")
         if self.processes is not None:
-            refuse_outside("--processes", self.processes, 1, MOST_PROCESSES)
+            refuse_outside("--processes", self.processes, 1, MAX_PROCESSES)
 
     def ranks(self, loader: Loader) -> Ranks:
         """Who will read the shards, and how."""

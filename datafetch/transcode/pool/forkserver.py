@@ -1,15 +1,24 @@
-"""The fork server: one small process that has loaded the codec, and forks a codec process of it whenever asked.
+"""The fork server: a small process that has loaded the codec, and forks a worker whenever the parent asks for one.
 
-Rules: it imports Pillow and never the network, has one thread, and touches no image. It ends when its parent does,
-however that ends, and its codec processes end when it does. So replacing a codec process takes milliseconds, not the
-third of a second of a fresh interpreter, and there are no orphans.
+Theory of operation. A worker must be replaced within milliseconds, and a fresh interpreter with Pillow takes a third of
+a second. Forking the parent itself is no option: it has threads, an event loop, and the network stack. So the parent
+starts this server once, and the server forks all workers.
 
-Standard input is the socket to the parent. It begins with the orders: a u32 length and a pickle. From then on::
+The server goes through three states. It is *starting* until it has read its ``Startup`` message and loaded Pillow. Then
+it is *serving*: it waits for commands and for the end of its workers, and touches no image. It *ends* when its standard
+input does. That is the socket to the parent, which carries a u32 length and the pickled ``Startup``, and then::
 
-    parent   F + u32 number, with three descriptors: fork a codec process, with this channel and these two trays
-             K + u32 number: kill that one
-    server   u32 number + i32 status: that one ended; positive is an exit status, negative a signal, from
-             FORK_FAILED on an errno: it never began
+    parent   F + u32 number, with three descriptors: fork a worker with this channel and these two shared buffers
+             K + u32 number: kill that worker
+    server   u32 number + i32 status: that worker ended. A status from 0 on is an exit status, a negative one is a
+             signal, and from FORK_FAILED on it is an errno: the fork failed
+
+The parent chooses the numbers and never uses one twice. For each F it gets exactly one status, unless the server ends
+first. A K for a worker that has ended is ignored, so the parent may send it at any time. Commands and statuses have a
+fixed size and are sent one at a time, so the stream can't get out of step.
+
+Rules: the server imports Pillow but not the network stack, and has one thread, so that forking is safe. It dies with
+its parent, however that ends, and its workers die with it, so there are no orphans.
 """
 
 from __future__ import annotations
@@ -31,37 +40,37 @@ from typing import NoReturn
 from datafetch.errors import is_want
 from datafetch.transcode.pool.protocol import U32, Startup
 from datafetch.transcode.pool.shared_buffer import SharedBuffer
-from datafetch.transcode.pool.worker import OUT_OF_MEMORY_STATUS, CodecProcess
+from datafetch.transcode.pool.worker import OUT_OF_MEMORY_STATUS, Worker
 
 COMMAND = struct.Struct("<cI")
 FORK, KILL = b"F", b"K"
-END = struct.Struct("<Ii")
+STATUS = struct.Struct("<Ii")
 FORK_FAILED = 10_000
-DESCRIPTORS = 3
+DESCRIPTORS_PER_FORK = 3
 
 _STDERR = 2
-_DESCRIPTORS_WITHOUT_PROC = 4096
+_MAX_DESCRIPTORS_WITHOUT_PROC = 4096
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
 def main() -> None:
-    """Serve the parent that left its socket as standard input, until that closes it or ends."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # for the parent alone, also where all of its processes get them
+    """Serve the parent, whose socket is standard input, until it closes the socket or ends."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # the parent handles them, even if the whole group receives them
         signal.signal(number, signal.SIG_IGN)
-    # uvloop leaves duplicates of standard input open in its children; a copy of a socket keeps it from ever ending.
-    _close_inherited()
+    # uvloop leaves duplicates of standard input open in its children; with a copy of a socket, its end is never seen.
+    _close_inherited_descriptors()
     _open_standard_streams()
     with socket.socket(fileno=os.dup(0)) as control:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         try:
             length = U32.unpack(_receive_exactly(control, U32.size))[0]
-            orders: Startup = pickle.loads(_receive_exactly(control, length))  # noqa: S301 - our own parent wrote it
+            startup: Startup = pickle.loads(_receive_exactly(control, length))  # noqa: S301 - our own parent wrote it
         except (EOFError, ConnectionError):  # the parent is gone already
             return
-        _die_with(orders.parent_pid)
+        _die_with(startup.parent_pid)
         _prepare_pillow()
-        gc.freeze()  # what is there now stays shared between all that are forked
-        server = ForkServer(control, orders)
+        gc.freeze()  # keeps the pages of what is loaded now shared between all workers
+        server = ForkServer(control, startup)
         try:
             server.run()
         finally:
@@ -69,16 +78,16 @@ def main() -> None:
 
 
 class ForkServer:
-    """Forks codec processes, and tells how they end.
+    """Forks workers, and reports how they end.
 
     Args:
         control: The socket to the parent.
-        orders: What the codec processes do.
+        startup: What the workers do.
     """
 
-    def __init__(self, control: socket.socket, orders: Startup) -> None:
+    def __init__(self, control: socket.socket, startup: Startup) -> None:
         self._control = control
-        self._orders = orders
+        self._startup = startup
         self._pid = os.getpid()
         self._pids: dict[int, int] = {}
         self._wake_reader, self._wake_writer = socket.socketpair()
@@ -98,65 +107,65 @@ class ForkServer:
                     self._wake_reader.recv(4096)
                     self._reap()
                 if self._control.fileno() in ready:
-                    self._obey()
+                    self._handle_command()
 
     def end_all(self) -> None:
-        """Kill every codec process and see it gone."""
+        """Kill every worker and wait until it is gone."""
         for pid in self._pids.values():
             os.kill(pid, signal.SIGKILL)
         for pid in self._pids.values():
             os.waitpid(pid, 0)
 
-    def _obey(self) -> None:
-        command, descriptors, _, _ = socket.recv_fds(self._control, COMMAND.size, DESCRIPTORS)
+    def _handle_command(self) -> None:
+        command, descriptors, _, _ = socket.recv_fds(self._control, COMMAND.size, DESCRIPTORS_PER_FORK)
         if len(command) < COMMAND.size:
             raise EOFError
         kind, number = COMMAND.unpack(command)
         if kind == FORK:
             self._fork(number, descriptors)
-        elif number in self._pids:  # or it ended meanwhile
+        elif number in self._pids:  # otherwise it has ended meanwhile
             os.kill(self._pids[number], signal.SIGKILL)
 
     def _fork(self, number: int, descriptors: list[int]) -> None:
-        if len(descriptors) < DESCRIPTORS:  # the kernel drops what this process has no room for
-            self._tell(number, FORK_FAILED + errno.EMFILE)
+        if len(descriptors) < DESCRIPTORS_PER_FORK:  # the kernel drops those that exceed this process's limit
+            self._report(number, FORK_FAILED + errno.EMFILE)
         else:
             try:
                 pid = os.fork()
             except OSError as error:
-                self._tell(number, FORK_FAILED + (error.errno or 0))
+                self._report(number, FORK_FAILED + (error.errno or 0))
             else:
                 if pid == 0:
-                    self._be_codec_process(descriptors)
+                    self._run_worker(descriptors)
                 self._pids[number] = pid
         for descriptor in descriptors:
             os.close(descriptor)
 
-    def _be_codec_process(self, descriptors: list[int]) -> NoReturn:
-        """Work as a codec process, and never return."""
+    def _run_worker(self, descriptors: list[int]) -> NoReturn:
+        """Be a worker, in the forked process, and never return."""
         status = 1
-        complaints = None
+        original_stderr = None
         try:
             _die_with(self._pid)
-            complaints = os.dup(2)
-            # Libraries below Pillow write what they think of a stranger's file there; the outcome says it.
+            original_stderr = os.dup(2)
+            # The libraries below Pillow write remarks about the file there; the outcome says all that matters.
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            for ours in (self._control, self._wake_reader, self._wake_writer):
-                ours.close()
+            for server_socket in (self._control, self._wake_reader, self._wake_writer):
+                server_socket.close()
             channel, *memory = descriptors
             buffers = [SharedBuffer(fd) for fd in memory]
             for fd in memory:
                 os.close(fd)
-            CodecProcess(socket.socket(fileno=channel), buffers, self._orders).run()
+            Worker(socket.socket(fileno=channel), buffers, self._startup).run()
             status = 0
-        except BaseException as error:  # noqa: BLE001 - whatever it is, it must not run the server's loop a second time
+        except BaseException as error:  # noqa: BLE001 - no exception may continue in the server's code
             if is_want(error):
                 status = OUT_OF_MEMORY_STATUS
             else:
-                if complaints is not None:
-                    os.dup2(complaints, 2)
+                if original_stderr is not None:
+                    os.dup2(original_stderr, 2)
                 traceback.print_exc()
         finally:
             os._exit(status)
@@ -166,26 +175,29 @@ class ForkServer:
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:
                 del self._pids[number]
-                self._tell(number, os.waitstatus_to_exitcode(status))
+                self._report(number, os.waitstatus_to_exitcode(status))
 
-    def _tell(self, number: int, status: int) -> None:
-        self._control.sendall(END.pack(number, status))
+    def _report(self, number: int, status: int) -> None:
+        self._control.sendall(STATUS.pack(number, status))
 
 
-def _close_inherited() -> None:
-    """Close every descriptor but the standard ones."""
+def _close_inherited_descriptors() -> None:
+    """Close every descriptor except the standard streams."""
     try:
         numbers = [int(name) for name in os.listdir("/proc/self/fd")]  # noqa: PTH208 - numbers of descriptors
     except OSError:
-        numbers = list(range(_DESCRIPTORS_WITHOUT_PROC))
+        numbers = list(range(_MAX_DESCRIPTORS_WITHOUT_PROC))
     for fd in numbers:
         if fd > _STDERR:
-            with suppress(OSError):  # the listing's own is closed already
+            with suppress(OSError):  # the descriptor of the listing itself is closed already
                 os.close(fd)
 
 
 def _open_standard_streams() -> None:
-    """Have something under the numbers of standard output and error, even where the parent had them closed."""
+    """Open /dev/null as standard output and error where the parent had closed them.
+
+    Otherwise the next descriptor gets the number: a socket with number 2, for example, would receive tracebacks.
+    """
     for fd in (1, 2):
         try:
             os.fstat(fd)
@@ -194,7 +206,7 @@ def _open_standard_streams() -> None:
 
 
 def _die_with(parent_pid: int) -> None:
-    """Have the kernel end this process when that one ends, even if it is killed; it may be gone already."""
+    """Have the kernel kill this process when its parent ends, even if that is killed; it may be gone already."""
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:
@@ -204,10 +216,10 @@ def _die_with(parent_pid: int) -> None:
 def _prepare_pillow() -> None:
     from PIL import AvifImagePlugin, Image  # noqa: PLC0415 - a parent that imports this module stays free of Pillow
 
-    Image.MAX_IMAGE_PIXELS = None  # the spec's own limit is checked from the header
+    Image.MAX_IMAGE_PIXELS = None  # the spec has its own limit, which is checked from the header
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # there is a process for each core already
     Image.init()
-    warnings.simplefilter("ignore")  # Pillow's remarks on strangers' files are nobody's news; the outcome says it
+    warnings.simplefilter("ignore")  # Pillow's warnings about a file add nothing to the outcome
 
 
 def _receive_exactly(control: socket.socket, length: int) -> bytes:

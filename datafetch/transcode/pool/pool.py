@@ -1,9 +1,21 @@
-"""Transcoder: a pool of codec processes that survives its processes.
+"""Transcoder: a pool of workers (codec processes) that survives the crash of any of them.
 
-Rules: images are handed over several at a time, but nobody waits for a batch to fill, nor for long behind a slow image.
-When a process dies, the image that it was working on is tried again alone in a fresh one, for somebody may have killed
-it; if that one dies as well, the image is to blame. All others go to whoever is free. A process that can't even start
-is our fault, and stops the run.
+Theory of operation. An image waits in ``_queue`` until a worker has room. Dispatch is deferred to the end of the
+current round of the event loop, so that images that arrive together travel together, but no image ever waits for a
+batch to fill. A batch is an even share of the queue, within bounds. It goes to the worker with the fewest batches.
+
+From then on an image can take four ways:
+
+* The worker answers it, and its caller gets the outcome.
+* The worker is slow, that is, still at the same image after a whole interval of ``_watch``. What is behind that image
+  is reclaimed and goes back to the head of the queue. The same happens when other workers are idle.
+* The worker ends. Its ``CrashReport`` requeues the image, makes it a suspect, or blames it. Suspects go to the worker
+  that replaces the ended one, each alone (see worker_handle.py).
+* The caller is cancelled. The image is skipped if it is still in the queue, and otherwise its answer is dropped.
+
+One task per worker (``_supervise``) receives its replies and replaces it when it ends. It ends by itself, or because
+``_terminate`` killed it: for an invalid reply, for hanging, or because no batch could be given to it. A worker that
+can't even start is no image's fault. It fails the whole pool: every pending and every later call raises the error.
 """
 
 from __future__ import annotations
@@ -24,47 +36,47 @@ from datafetch.model.outcome import Body, Failure, FailureKind, Fetched, Outcome
 from datafetch.transcode.codec import transcode
 from datafetch.transcode.pool.protocol import Codec
 from datafetch.transcode.pool.quarantine import Quarantine
-from datafetch.transcode.pool.sandbox import gaps
-from datafetch.transcode.pool.shared_buffer import ORDINARY_BYTES
+from datafetch.transcode.pool.sandbox import missing_protections
+from datafetch.transcode.pool.shared_buffer import USUAL_BYTES
 from datafetch.transcode.pool.spawner import UNKNOWN_STATUS, Spawner, signal_name
 from datafetch.transcode.pool.worker import OUT_OF_MEMORY_STATUS, WALL_CLOCK_FACTOR
-from datafetch.transcode.pool.worker_handle import Cause, Image, WorkerHandle
+from datafetch.transcode.pool.worker_handle import Cause, PendingImage, WorkerHandle
 from datafetch.transcode.spec import ImageSpec
 
-# A batch costs the parent a message there and a few back, whatever its size (docs/design.md, decision 7).
+# A batch costs the parent one message there and a few back, whatever its size (docs/design.md, decision 7).
 _MAX_BATCH_IMAGES = 16
-_MAX_BATCH_BYTES = ORDINARY_BYTES // 2  # the other half is for what is made of them
-# An image that is in hand for one to two of these is slow; what lies behind it goes to another process.
+_MAX_BATCH_BYTES = USUAL_BYTES // 2  # the other half is for the JPEGs
+# An image that is at work for one to two intervals is slow.
 _WATCH_INTERVAL_S = 0.1
-_PAUSE_S = 0.1
+_RESTART_PAUSE_S = 0.1
 _SILENCE_MARGIN_S = 5.0
-_MAX_FAILED_GIVES = 3
-_JPEG_BYTES_PER_PIXEL = 4  # noise, at the best quality, in three channels
-_JPEG_HEAD_BYTES = 1024 * 1024
-MAX_BODY_BYTES = 2**32 - 1  # what a request can tell of
+_MAX_FAILED_ASSIGNMENTS = 3
+_JPEG_BYTES_PER_PIXEL = 4  # noise at the best quality, in three channels
+_JPEG_HEADER_BYTES = 1024 * 1024
+MAX_BODY_BYTES = 2**32 - 1  # a request stores lengths as u32
 
 _log = logging.getLogger(__name__)
-MOST_PROCESSES = 1024
-"""Each takes 60 MB, and no machine has more CPUs than that."""
+MAX_PROCESSES = 1024
+"""More than any machine has CPUs; each process takes 60 MB."""
 
 
 def available_cpus() -> int:
-    """How many CPUs this process may use."""
+    """Return how many CPUs this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 class Transcoder:
-    """body → Encoded or Failure, in processes of its own, from any number of tasks of one event loop.
+    """body → Encoded or Failure, in processes of its own, for any number of tasks of one event loop.
 
     Use it as ``async with Transcoder(spec, processes=8) as transcode: outcome = await transcode(body)``.
 
     Args:
-        spec: What comes out.
-        processes: How many; None takes one for each CPU this process may use.
-        codec: What to do with a body; a module-level function, for it travels to the processes.
-        quarantine: Folder for bodies that ended a process, at most 100 of 256 MiB in all; None keeps none.
-        is_shut_in: Whether the processes get neither files nor network (docs/design.md, decision 9). Only a codec of
-            one's own that needs them has a reason to say False.
+        spec: What an image becomes.
+        processes: How many codec processes; None takes one for each CPU this process may use.
+        codec: What to do with a body; a module-level function, because it is sent to the processes.
+        quarantine: Folder for bodies that crashed a process, at most 100 and 256 MiB in all; None keeps none.
+        is_sandboxed: Whether the processes have no access to files and the network (docs/design.md, decision 9). Only
+            a custom codec that needs them has a reason to turn this off.
     """
 
     def __init__(
@@ -74,32 +86,32 @@ class Transcoder:
         processes: int | None = None,
         codec: Codec = transcode,
         quarantine: Path | None = None,
-        is_shut_in: bool = True,
+        is_sandboxed: bool = True,
     ) -> None:
         self._spec = spec or ImageSpec()
-        self._spawner = Spawner(codec, self._spec, is_shut_in=is_shut_in)
-        self._is_shut_in = is_shut_in
+        self._spawner = Spawner(codec, self._spec, is_sandboxed=is_sandboxed)
+        self._is_sandboxed = is_sandboxed
         self._processes = processes or available_cpus()
         self._quarantine = Quarantine(quarantine) if quarantine else None
-        self._owed: set[Image] = set()
-        self._waiting: deque[Image] = deque()
+        self._pending: set[PendingImage] = set()
+        self._queue: deque[PendingImage] = deque()
         self._workers: list[WorkerHandle] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._next_dispatch: asyncio.Handle | None = None
         self._next_watch: asyncio.Handle | None = None
-        self._failed_gives = 0
-        self._refusal: BaseException | None = RuntimeError("a Transcoder works inside `async with`")
+        self._failed_assignments = 0
+        self._unusable: BaseException | None = RuntimeError("a Transcoder works only inside `async with`")
 
     async def __aenter__(self) -> Self:
-        if self._is_shut_in and (missing := gaps()):
-            _log.info("a decoder that is taken over could still reach: %s", "; ".join(missing))
+        if self._is_sandboxed and (missing := missing_protections()):
+            _log.info("a compromised decoder could still reach: %s", "; ".join(missing))
         try:
             for _ in range(self._processes):
-                self._start(self._supervise(await self._spawn()))
+                self._run_in_background(self._supervise(await self._spawn()))
         except BaseException:
             await self._close()
             raise
-        self._refusal = None
+        self._unusable = None
         self._watch()
         return self
 
@@ -109,18 +121,18 @@ class Transcoder:
         await self._close()
 
     @property
-    def waiting(self) -> int:
-        """Images that no process has yet."""
-        return len(self._waiting)
+    def queued(self) -> int:
+        """How many images no worker has been given yet."""
+        return len(self._queue)
 
     async def __call__(self, body: Fetched | bytes) -> Outcome:
-        """Decode one image and encode it as JPEG, or keep it.
+        """Decode one image and encode it as JPEG, or keep it as it is where the spec says so.
 
         Args:
-            body: What the fetcher brought, or plain bytes. A failure comes straight back.
+            body: What the fetcher returned, or plain bytes. A failure is returned unchanged.
 
         Returns:
-            ``Encoded`` or ``Failure``; WORKER_CRASHED when this image, alone in a process, ended it.
+            ``Encoded`` or ``Failure``; WORKER_CRASHED if this image, alone in a process, crashed it.
 
         Raises:
             ResourceError: No codec process can be started any more.
@@ -134,189 +146,190 @@ class Transcoder:
                 content = body
         if len(content) > MAX_BODY_BYTES:
             return Failure(FailureKind.TOO_LARGE, f"{len(content)} bytes are more than the codec takes")
-        if self._refusal is not None:
-            raise self._refusal
-        image = Image(content, asyncio.get_running_loop().create_future())
-        self._owed.add(image)
-        self._waiting.append(image)
+        if self._unusable is not None:
+            raise self._unusable
+        image = PendingImage(content, asyncio.get_running_loop().create_future())
+        self._pending.add(image)
+        self._queue.append(image)
         self._dispatch_soon()
         try:
             return await image.outcome
         finally:
-            self._owed.discard(image)
+            self._pending.discard(image)
 
     def _dispatch_soon(self) -> None:
-        """Hand out what is waiting when this round of the loop is over, so that what comes in it goes together."""
+        """Dispatch at the end of this round of the event loop, so that images that arrive in it travel together."""
         if self._next_dispatch is None:
             self._next_dispatch = asyncio.get_running_loop().call_soon(self._dispatch)
 
     def _dispatch(self) -> None:
-        """Hand out what is waiting to whoever has room, the least busy first."""
+        """Assign the queue to the workers that have room, those with the fewest batches first."""
         self._next_dispatch = None
-        share = -(-len(self._waiting) // max(1, len(self._workers)))
-        while self._waiting:
-            worker = min((one for one in self._workers if one.has_room), key=lambda one: one.batches, default=None)
+        share = -(-len(self._queue) // max(1, len(self._workers)))
+        while self._queue:
+            available = (worker for worker in self._workers if worker.has_room)
+            worker = min(available, key=lambda worker: worker.batches, default=None)
             if worker is None:
                 return
             if batch := self._take_batch(share):
-                self._give(worker, batch)
+                self._assign(worker, batch)
 
-    def _take_batch(self, share: int) -> list[Image]:
-        """The next images: an even share of what waits, within the bounds."""
-        batch: list[Image] = []
+    def _take_batch(self, share: int) -> list[PendingImage]:
+        """Take the next images from the queue: at most this share, within the bounds of a batch."""
+        batch: list[PendingImage] = []
         batch_bytes = 0
-        while self._waiting and len(batch) < min(share, _MAX_BATCH_IMAGES):
-            batch_bytes += len(self._waiting[0].body)
+        while self._queue and len(batch) < min(share, _MAX_BATCH_IMAGES):
+            batch_bytes += len(self._queue[0].body)
             if batch and batch_bytes > _MAX_BATCH_BYTES:
                 break
-            image = self._waiting.popleft()
-            if not image.is_settled:
+            image = self._queue.popleft()
+            if not image.is_resolved:
                 batch.append(image)
         return batch
 
-    def _give(self, worker: WorkerHandle, batch: Sequence[Image]) -> None:
-        """Hand a batch to a process; one that can't be handed anything is replaced, for it may have seen to that."""
+    def _assign(self, worker: WorkerHandle, batch: Sequence[PendingImage]) -> None:
+        """Give a batch to a worker; one that can't take it is replaced, because it may have broken its own buffer."""
         try:
-            worker.give(batch)
+            worker.assign(batch)
         except OSError as error:
             self._terminate(worker)
-            self._put_back(batch)
-            self._failed_gives += 1
-            if self._failed_gives > _MAX_FAILED_GIVES:  # in a row, so it is this machine that has no memory
-                self._break(ResourceError(f"no memory to hand images to a codec process: {error.strerror}"))
+            self._requeue(batch)
+            self._failed_assignments += 1
+            if self._failed_assignments > _MAX_FAILED_ASSIGNMENTS:  # in a row, so this machine has no memory left
+                self._fail(ResourceError(f"not enough memory to pass images to a codec process: {error.strerror}"))
         else:
-            self._failed_gives = 0
+            self._failed_assignments = 0
 
     def _watch(self) -> None:
-        """See to it that nobody waits for long behind a slow image, and that no process is silent for ever."""
-        slow = [worker for worker in self._workers if worker.look()]
-        if len(slow) < len(self._workers):  # or there is nobody to hand anything to
+        """Move images away from slow workers and towards idle ones, and end workers that hang."""
+        slow = [worker for worker in self._workers if worker.check_slow()]
+        if len(slow) < len(self._workers):  # otherwise there is no worker to move them to
             for worker in slow:
-                self._put_back(worker.hand_on())
-        if not self._waiting and any(worker.is_idle for worker in self._workers):
-            busiest = max(self._workers, key=lambda worker: worker.unbegun)
-            if busiest.unbegun:
-                self._put_back(busiest.hand_on())
-        # The kernel ends a process whose image hangs, unless a decoder's bug has seen to that.
+                self._requeue(worker.reclaim())
+        if not self._queue and any(worker.is_idle for worker in self._workers):
+            busiest = max(self._workers, key=lambda worker: worker.unstarted)
+            if busiest.unstarted:
+                self._requeue(busiest.reclaim())
+        # The kernel ends a worker whose image hangs, unless a bug in the decoder has disabled the timers.
         for worker in self._workers:
             if (
-                not worker.is_ended
-                and worker.silent_s() > self._spec.decode_timeout_s * WALL_CLOCK_FACTOR + _SILENCE_MARGIN_S
+                not worker.is_terminated
+                and worker.silence_s() > self._spec.decode_timeout_s * WALL_CLOCK_FACTOR + _SILENCE_MARGIN_S
             ):
                 self._terminate(worker)
-        # Where processes share CPUs, each of them takes that much longer for any image.
+        # Where workers share CPUs, each takes proportionally longer for any image.
         interval_s = _WATCH_INTERVAL_S * max(1.0, self._processes / available_cpus())
         self._next_watch = asyncio.get_running_loop().call_later(interval_s, self._watch)
 
     def _terminate(self, worker: WorkerHandle) -> None:
-        """End a process; its keeper finds what it has left behind."""
-        worker.is_ended = True
+        """Kill a worker; ``_supervise`` takes care of the images that it leaves behind."""
+        worker.is_terminated = True
         self._spawner.kill(worker.process)
 
-    def _put_back(self, images: Sequence[Image]) -> None:
-        """Let images be the next ones, in their order."""
+    def _requeue(self, images: Sequence[PendingImage]) -> None:
+        """Put images at the head of the queue, in their order."""
         if images:
-            self._waiting.extendleft(reversed(images))
+            self._queue.extendleft(reversed(images))
             self._dispatch_soon()
 
-    async def _spawn(self, suspects: Sequence[Image] = ()) -> WorkerHandle:
-        """Start a process, with images that may end it or for those that wait."""
-        most_jpeg_bytes = self._spec.max_pixels * _JPEG_BYTES_PER_PIXEL + _JPEG_HEAD_BYTES
-        worker = WorkerHandle(await self._spawner.launch(), most_jpeg_bytes, suspects)
+    async def _spawn(self, suspects: Sequence[PendingImage] = ()) -> WorkerHandle:
+        """Start a worker, and its isolation run where there are suspects."""
+        max_jpeg_bytes = self._spec.max_pixels * _JPEG_BYTES_PER_PIXEL + _JPEG_HEADER_BYTES
+        worker = WorkerHandle(await self._spawner.spawn(), max_jpeg_bytes, suspects)
         self._workers.append(worker)
         try:
-            worker.begin_isolation_run()
+            worker.start_isolation_run()
         except OSError:
-            self._terminate(worker)  # and its keeper begins once more
+            self._terminate(worker)  # and ``_supervise`` tries again with another
         self._dispatch_soon()
         return worker
 
     async def _supervise(self, worker: WorkerHandle) -> None:
-        """Take a process's replies until it ends, replace it, and so on."""
+        """Receive a worker's replies until it ends, then replace it, over and over."""
         while True:
-            cause = await self._serve(worker)
-            self._terminate(worker)  # for it may have closed its channel and live on
+            cause = await self._receive_until_end(worker)
+            self._terminate(worker)  # it may have closed its channel and still be running
             status = await worker.process.status
-            if status == -signal.SIGPROF:  # the kernel's, and nobody else's
-                cause = Cause.OVERTIME
+            if status == -signal.SIGPROF:  # only the kernel's timer sends it
+                cause = Cause.CPU_LIMIT
             if status == UNKNOWN_STATUS and cause is Cause.UNKNOWN:
-                cause = Cause.UNSEEN
+                cause = Cause.SERVER_LOST
             crash_report = worker.crash_report(cause)
             self._workers.remove(worker)
             worker.process.close()
-            self._put_back(crash_report.requeue)
+            self._requeue(crash_report.requeue)
             if crash_report.culprit is not None:
-                self._start(self._blame(crash_report.culprit, self._verdict(status, cause)))
+                self._run_in_background(self._blame(crash_report.culprit, self._crash_detail(status, cause)))
             elif status == -signal.SIGKILL or not crash_report.suspects:
-                await asyncio.sleep(_PAUSE_S)  # whatever killed it without a reason of its own may do so again at once
-            worker = await self._spawn([image for image in crash_report.suspects if not image.is_settled])
+                await asyncio.sleep(_RESTART_PAUSE_S)  # what killed it without cause may do so again at once
+            worker = await self._spawn([image for image in crash_report.suspects if not image.is_resolved])
 
-    async def _serve(self, worker: WorkerHandle) -> Cause:
-        """Take its replies until it ends, and say why it did, as far as is known."""
+    async def _receive_until_end(self, worker: WorkerHandle) -> Cause:
+        """Receive replies until the worker ends or has to be ended, and return why, as far as it is known."""
         try:
             while True:
                 await worker.receive()
-                if self._waiting:
+                if self._queue:
                     self._dispatch_soon()
         except (EOFError, OSError):
             return Cause.UNKNOWN
         except ValueError as error:
-            _log.warning("a codec process answered nonsense and was ended: %s", error)
-            return Cause.NONSENSE
+            _log.warning("a codec process sent an invalid reply and was killed: %s", error)
+            return Cause.INVALID_REPLY
 
-    async def _blame(self, image: Image, why: str) -> None:
-        """Say that an image ended its process, and keep its body for a look."""
+    async def _blame(self, image: PendingImage, detail: str) -> None:
+        """Resolve an image as the one that crashed its worker, and keep its body for inspection."""
         sha256 = await asyncio.to_thread(lambda: hashlib.sha256(image.body).hexdigest())
         kept = await asyncio.to_thread(self._quarantine.keep, image.body, sha256) if self._quarantine else None
-        # The same image a thousand times, or a web full of poison, is not to flood whoever looks after the run.
+        # Thousands of copies of one image, or of hostile ones, must not flood the log.
         level = logging.WARNING if kept or self._quarantine is None else logging.DEBUG
-        _log.log(level, "an image %s: sha256 %s, %s", why, sha256, f"kept as {kept}" if kept else "not kept")
-        image.settle(Failure(FailureKind.WORKER_CRASHED, why, sha256=sha256))
+        _log.log(level, "an image %s: sha256 %s, %s", detail, sha256, f"kept as {kept}" if kept else "not kept")
+        image.resolve(Failure(FailureKind.WORKER_CRASHED, detail, sha256=sha256))
 
-    def _verdict(self, status: int, cause: Cause) -> str:
-        """What a death says of the image."""
+    def _crash_detail(self, status: int, cause: Cause) -> str:
+        """Describe how an image ended its worker; for the ledger and the log."""
         limit_s = self._spec.decode_timeout_s
-        if cause is Cause.NONSENSE:
-            return "made its codec process answer nonsense"
+        if cause is Cause.INVALID_REPLY:
+            return "made its codec process send an invalid reply"
         if status == -signal.SIGPROF:
             return f"took more than {limit_s:g} s of CPU time"
         if status == -signal.SIGALRM:
             return f"hung for {limit_s * WALL_CLOCK_FACTOR:g} s"
         if status == OUT_OF_MEMORY_STATUS:
-            return "took more memory than an image may"
+            return "needed more memory than an image may use"
         if status == UNKNOWN_STATUS:
-            return "ended its codec process again and again, for an unknown reason"
-        return "ended its codec process " + (f"by {signal_name(-status)}" if status < 0 else f"with status {status}")
+            return "ended its codec process several times, for an unknown reason"
+        return f"crashed its codec process ({signal_name(-status) if status < 0 else f'exit status {status}'})"
 
-    def _start(self, work: Coroutine[None, None, None]) -> None:
-        """Have something done beside, until the pool is closed; what it raises is the end of the pool."""
+    def _run_in_background(self, work: Coroutine[None, None, None]) -> None:
+        """Run a coroutine until the pool is closed; an exception in it fails the pool."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._end_of_task)
+        task.add_done_callback(self._on_task_done)
 
-    def _end_of_task(self, task: asyncio.Task[None]) -> None:
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._break(error)
+            self._fail(error)
 
-    def _break(self, error: BaseException) -> None:
-        """Let every caller have the error that ended the pool, for no image will be answered any more."""
-        self._refusal = error
-        self._waiting.clear()
-        for image in self._owed:
-            if not image.is_settled:
+    def _fail(self, error: BaseException) -> None:
+        """Raise this error in every pending and every later call: no image will be answered any more."""
+        self._unusable = error
+        self._queue.clear()
+        for image in self._pending:
+            if not image.is_resolved:
                 image.outcome.set_exception(error)
 
     async def _close(self) -> None:
-        """End everything; being cancelled meanwhile is for afterwards."""
-        self._refusal = RuntimeError("the Transcoder is closed")
-        self._waiting.clear()
+        """End everything. A cancellation that comes meanwhile is raised only when that is done."""
+        self._unusable = RuntimeError("the Transcoder is closed")
+        self._queue.clear()
         for handle in (self._next_watch, self._next_dispatch):
             if handle is not None:
                 handle.cancel()
-        for image in self._owed:
+        for image in self._pending:
             image.outcome.cancel()
-        ending = asyncio.create_task(self._end())
+        ending = asyncio.create_task(self._end_workers())
         is_cancelled = False
         while not ending.done():
             try:
@@ -327,7 +340,7 @@ class Transcoder:
         if is_cancelled:
             raise asyncio.CancelledError
 
-    async def _end(self) -> None:
+    async def _end_workers(self) -> None:
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

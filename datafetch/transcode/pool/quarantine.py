@@ -1,7 +1,7 @@
-"""Quarantine: bodies that ended a codec process, kept for a look.
+"""Quarantine: a folder for bodies that crashed a worker, so that somebody can inspect them.
 
-Rules: what lies here is hostile; it is named by its hash, never opened, and there is a bound to it. It is a help for
-whoever looks into a crash, so a disk that won't take it is no reason to stop a run.
+Rules: the files are hostile. They are named by their hash, never opened by datafetch, and bounded in number and size.
+The folder only helps to investigate a crash, so a disk that refuses a file does not stop the run.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ _log = logging.getLogger(__name__)
 
 
 class Quarantine:
-    """A folder for such bodies. The first ones stay; when there is no room, that is said once, and no more are kept.
+    """The folder. The first bodies stay; once it is full, that is logged once and no more are kept.
 
     Args:
-        folder: Made when there is something to keep.
+        folder: Created when there is something to keep.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -27,7 +27,12 @@ class Quarantine:
         self._has_given_up = False
 
     def keep(self, body: bytes, sha256: str) -> Path | None:
-        """Keep a body, and say where; None where it lies there already, or has no room. Blocks while it writes."""
+        """Write a body and return its path; None if it is there already, or there is no room. Blocks while it writes.
+
+        Args:
+            body: The body.
+            sha256: Its hash in hex, which names the file.
+        """
         if self._has_given_up:
             return None
         path = self._folder / f"{sha256}.body"
@@ -47,7 +52,7 @@ class Quarantine:
             return None
         return path
 
-    def _give_up(self, why: str) -> None:
+    def _give_up(self, reason: str) -> None:
         if not self._has_given_up:
             self._has_given_up = True
-            _log.warning("bodies that end codec processes are no longer kept in %s: %s", self._folder, why)
+            _log.warning("bodies that crash codec processes are no longer kept in %s: %s", self._folder, reason)

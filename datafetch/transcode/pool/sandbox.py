@@ -1,12 +1,12 @@
-"""The sandbox of a codec process: whoever takes over a decoder finds no files, no network, and no rights.
+"""The sandbox of a worker: an image that compromises a decoder gains no files, no network, and no privileges.
 
-Rules: it is closed when everything that the codec needs is loaded, and before the first stranger's body is there; it
-can't be opened again. What the kernel lacks is left out, for images that can be had are to be had on old systems, too.
-Landlock (Linux 5.13) denies files, and by its version TCP, abstract sockets and signals to others; seccomp denies what
-is not Landlock's to deny.
+Rules: a worker enters the sandbox after everything that the codec needs is loaded, and before it receives its first
+body, and can't leave it. Protections that the kernel lacks are left out, so that datafetch runs on old systems, too.
+Landlock (Linux 5.13) denies access to files and, depending on its version, TCP, abstract sockets and signals to other
+processes. seccomp denies what Landlock does not cover.
 
-No library: those for Landlock on PyPI are young or not released, and those for seccomp need libseccomp on the machine;
-what is used here of both is a few system calls.
+No library is used: those for Landlock on PyPI are young or unreleased, those for seccomp need libseccomp on the
+machine, and only a few system calls of both are needed.
 """
 
 from __future__ import annotations
@@ -22,40 +22,40 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 MAX_DESCRIPTORS = 64
-"""So many descriptors may a codec process have; it needs a dozen."""
+"""How many descriptors a worker may have open; it needs a dozen."""
 
 KEPT_VARIABLES = frozenset({"LANG", "LANGUAGE"})
 KEPT_PREFIXES = ("PYTHON", "LC_", "LD_", "MALLOC_", "GLIBC_TUNABLES", "PILLOW_", "COVERAGE_", "DATAFETCH_")
-"""What of the environment Python, its libraries and their allocator go by; nothing else comes to a codec process."""
+"""The environment variables that Python, its libraries and their allocator use; a worker gets no others."""
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_GET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 21, 38, 47, 4  # <linux/prctl.h>
 _CAPABILITIES_V3 = 0x20080522  # <linux/capability.h>
 
 _CREATE_RULESET, _RESTRICT_SELF, _GET_VERSION = 444, 446, 1  # <linux/landlock.h>; the same numbers on every machine
-# From which version on each word of the rules is known, and what of it is denied.
+# Landlock's version that first knows the rights, and the bits of the rights that are denied.
 _DENIED_FILES = ((1, 0x1FFF), (2, 1 << 13), (3, 1 << 14), (5, 1 << 15))
 _DENIED_TCP = (4, 0b11)  # bind, connect
 _SCOPED = (6, 0b11)  # abstract sockets and signals of processes outside
 
-_SET_MODE_FILTER, _SPEC_ALLOW = 1, 4  # <linux/seccomp.h>: without the flag, older kernels slow the decoder down
+_SET_MODE_FILTER, _SPEC_ALLOW = 1, 4  # <linux/seccomp.h>; without the flag, older kernels slow down the decoder
 _LOAD, _EQUAL, _AT_LEAST, _HAS_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06  # <linux/bpf_common.h>
-_CALL_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16  # struct seccomp_data; of an argument, the lower half
-_ALLOW, _DENY, _MISSING = 0x7FFF0000, 0x00050000 | errno.EPERM, 0x00050000 | errno.ENOSYS
+_CALL_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16  # offsets in struct seccomp_data; an argument's lower half
+_ALLOW, _DENY, _NO_SUCH_CALL = 0x7FFF0000, 0x00050000 | errno.EPERM, 0x00050000 | errno.ENOSYS
 _CLONE_THREAD = 0x10000  # <linux/sched.h>
 _OTHER_ABI = 0x40000000  # x32: the same calls by other numbers
 
 
 @dataclass(frozen=True, slots=True)
 class _Machine:
-    """How a kind of machine numbers its system calls.
+    """The numbers of system calls on one architecture.
 
     Attributes:
-        architecture: Its number in seccomp's words.
+        architecture: The architecture's own number (``AUDIT_ARCH_*`` in <linux/audit.h>).
         seccomp: The call that sets a filter.
         prlimit: The call that sets limits, of any process of the same user.
-        clone: The call that makes threads and processes.
-        denied: What only somebody who has taken over a decoder would call, by what it reaches.
+        clone: The call that creates threads and processes.
+        denied: The calls that only a compromised decoder would make, by what they reach.
     """
 
     architecture: int
@@ -65,7 +65,7 @@ class _Machine:
     denied: Mapping[str, tuple[int, ...]]
 
 
-_CLONE3 = 435  # its flags lie in memory, where a filter can't look; C libraries fall back to clone
+_CLONE3 = 435  # its flags are in memory, which a filter can't read; C libraries fall back to clone
 _MACHINES = {
     "x86_64": _Machine(
         architecture=0xC000003E,
@@ -76,30 +76,16 @@ _MACHINES = {
             "network": (41, 425),  # socket, io_uring_setup
             "programs": (59, 322),  # execve, execveat
             "processes": (57, 58),  # fork, vfork
-            "others' memory": (
-                101,
-                310,
-                311,
-                312,
-                440,
-                256,
-                279,
-            ),  # ptrace, process_vm_*, kcmp, process_madvise
+            # ptrace, process_vm_*, kcmp, process_madvise, migrate_pages, move_pages
+            "others' memory": (101, 310, 311, 312, 440, 256, 279),
             "others' descriptors": (434, 424, 438),  # pidfd_open, pidfd_send_signal, pidfd_getfd
             "others' scheduling": (141, 142, 144, 203, 314, 251),  # setpriority, sched_set*, ioprio_set
             "System V": (29, 30, 31, 64, 65, 66, 220, 68, 69, 70, 71),  # shm*, sem*, msg*
             "POSIX queues": (240, 241),  # mq_open, mq_unlink
             "keyrings": (248, 249, 250),  # add_key, request_key, keyctl
             "namespaces": (272, 308, 155, 161, 165, 166),  # unshare, setns, pivot_root, chroot, mount, umount2
-            "the kernel": (
-                321,
-                298,
-                323,
-                304,
-                175,
-                313,
-                246,
-            ),  # bpf, perf_event_open, userfaultfd, modules
+            # bpf, perf_event_open, userfaultfd, open_by_handle_at, init_module, finit_module, kexec_load
+            "the kernel": (321, 298, 323, 304, 175, 313, 246),
         },
     ),
     "aarch64": _Machine(
@@ -128,17 +114,17 @@ class _Program(ctypes.Structure):
 
 
 def kept_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """What of an environment comes to processes that decode: no keys to clouds, no proxies, no agents."""
+    """Return the part of an environment that workers get: no cloud credentials, no proxies, no agents."""
     return {
         name: value for name, value in environment.items() if name in KEPT_VARIABLES or name.startswith(KEPT_PREFIXES)
     }
 
 
-def shut_in(max_file_bytes: int) -> None:
-    """Close the sandbox around this process, for good.
+def enter_sandbox(max_file_bytes: int) -> None:
+    """Put this process into the sandbox, for good.
 
     Args:
-        max_file_bytes: The most that its shared memory may grow to.
+        max_file_bytes: How large its shared buffers may grow.
     """
     _lower(resource.RLIMIT_NOFILE, MAX_DESCRIPTORS)
     _lower(resource.RLIMIT_FSIZE, max_file_bytes)
@@ -149,9 +135,9 @@ def shut_in(max_file_bytes: int) -> None:
         _deny_calls()
 
 
-def _lower(limit: int, most: int) -> None:
+def _lower(limit: int, value: int) -> None:
     _, hard = resource.getrlimit(limit)
-    value = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
     resource.setrlimit(limit, (value, value))
 
 
@@ -160,8 +146,8 @@ def _drop_capabilities() -> None:
     _LIBC.capset(struct.pack("=Ii", _CAPABILITIES_V3, 0), bytes(24))
 
 
-def gaps() -> tuple[str, ...]:
-    """What a decoder in the sandbox could still reach, for this machine has no means against it; for the log."""
+def missing_protections() -> tuple[str, ...]:
+    """Describe what a compromised decoder could still reach, because this machine can't deny it; for the log."""
     version = _landlock_version()
     found = []
     if version < 1:
@@ -209,7 +195,8 @@ def _deny_calls() -> None:
     if machine is None:
         return
     denied = [number for numbers in machine.denied.values() for number in numbers]
-    steps: list[tuple[int, int, str, str]] = [  # code, value, and where to go on if it is so, and if not
+    # The filter as BPF instructions: code, value, and the label to jump to if the test is true and if it is false.
+    steps: list[tuple[int, int, str, str]] = [
         (_LOAD, _ARCHITECTURE, "", ""),
         (_EQUAL, machine.architecture, "", "deny"),
         (_LOAD, _CALL_NUMBER, "", ""),
@@ -228,7 +215,7 @@ def _deny_calls() -> None:
         (_HAS_BIT, _CLONE_THREAD, "allow", "deny"),
         (_RETURN, _ALLOW, "", ""),
         (_RETURN, _DENY, "", ""),
-        (_RETURN, _MISSING, "", ""),
+        (_RETURN, _NO_SUCH_CALL, "", ""),
     ]
     labels |= {"deny": len(steps) - 2, "missing": len(steps) - 1}
     code = b"".join(

@@ -1,9 +1,23 @@
-"""Tray: memory that a codec process and its parent share, for one batch of images on its way there and back.
+"""SharedBuffer: memory that a worker and its parent share, which carries one batch of images there and back.
 
-Rules: a batch's bodies lie one after the other, and behind them the JPEGs that are made of them, or the
-bodies once more that are kept as they are. What lies in a tray is
-hostile data or made of it: each side believes lengths only as far as the tray reaches. A tray can't shrink, for whoever
-reads beyond the end of shared memory is killed.
+Theory of operation. A buffer is a header of two counters, the bodies of a batch one after the other, and behind them
+the JPEGs that the worker makes of them (or copies of the bodies that are kept as received)::
+
+    u32 started   written by the worker   how many images it has started; the last of them is the one at work
+    u32 limit     written by the parent   how many images it may start
+
+A buffer is *free* until the parent calls ``load`` and sends a request over the socket. From then on it is *in use*,
+until the worker's last reply for the batch has been read. While it is in use the worker calls ``try_start`` before each
+image, and the parent may call ``set_limit`` at any moment to take back the images that have not been started.
+
+There is no lock, and none is needed. Each counter has a single writer while the buffer is in use, and a batch is so
+small that only its lowest byte ever changes, so no half-written value can be read. The one race is that the worker
+starts an image in the very instant in which the parent lowers the limit. Then two workers decode that image, and the
+first answer counts. The messages on the socket order everything else: bodies are written before the request is sent,
+and JPEGs before the reply.
+
+Rules: the content of a buffer is hostile, or derived from hostile data, so each side trusts a length only as far as the
+buffer reaches. A buffer can't be shrunk: reading beyond the end of shared memory kills the reader.
 """
 
 from __future__ import annotations
@@ -14,25 +28,25 @@ import os
 import struct
 from collections.abc import Sequence
 
-ORDINARY_BYTES = 8 * 1024 * 1024
-"""What a tray keeps from batch to batch; more is given back after the batch that needed it."""
+USUAL_BYTES = 8 * 1024 * 1024
+"""What a buffer keeps from batch to batch; memory beyond it is released after the batch that needed it."""
 
-_MAX_IMAGE_BYTES = 2**32 - 1  # what a request can tell of
-_HEADER = struct.Struct("<II")  # images begun, written by the codec process; images that may be begun, by the parent
-_COUNT = struct.Struct("<I")
-_BEGUN_AT, _ALLOWED_AT = 0, 4
+_MAX_IMAGE_BYTES = 2**32 - 1  # a request stores lengths as u32
+_HEADER = struct.Struct("<II")
+_COUNTER = struct.Struct("<I")
+_STARTED_OFFSET, _LIMIT_OFFSET = 0, 4
 
 
 def open_shared_buffer() -> int:
-    """A descriptor of memory for a tray of ordinary size.
+    """Create the memory of a buffer of the usual size, and return its descriptor.
 
     Raises:
-        OSError: No descriptor or no memory for it.
+        OSError: No descriptor or no memory is left.
     """
-    fd = os.memfd_create("datafetch-tray", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    fd = os.memfd_create("datafetch-buffer", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
-        os.ftruncate(fd, _HEADER.size + ORDINARY_BYTES)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)  # and no others, by nobody
+        os.ftruncate(fd, _HEADER.size + USUAL_BYTES)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)  # no seal can be added later
     except BaseException:
         os.close(fd)
         raise
@@ -40,7 +54,7 @@ def open_shared_buffer() -> int:
 
 
 class SharedBuffer:
-    """One batch in shared memory; each of the two processes makes its own from the same descriptor.
+    """One side's view of a buffer; the worker and its parent each map the same descriptor.
 
     Args:
         fd: From ``open_shared_buffer``; it may be closed afterwards.
@@ -50,12 +64,12 @@ class SharedBuffer:
         self._memory = mmap.mmap(fd, os.fstat(fd).st_size)
 
     @property
-    def begun(self) -> int:
-        """How many images of the batch the codec process has begun; the last of them is the one in its hands."""
-        return int(_COUNT.unpack_from(self._memory, _BEGUN_AT)[0])
+    def started(self) -> int:
+        """How many images of the batch the worker has started; the last of them is the one at work."""
+        return int(_COUNTER.unpack_from(self._memory, _STARTED_OFFSET)[0])
 
     def load(self, bodies: Sequence[bytes]) -> None:
-        """Put a batch in, on the parent's side; all of it may be begun."""
+        """Write a batch into a free buffer; the worker may start all of it. Called by the parent."""
         self._ensure_size(sum(map(len, bodies)))
         _HEADER.pack_into(self._memory, 0, 0, len(bodies))
         start = _HEADER.size
@@ -63,62 +77,62 @@ class SharedBuffer:
             self._memory[start : start + len(body)] = body
             start += len(body)
 
-    def allow(self, images: int) -> None:
-        """Let the codec process begin only the first so many images; it may have begun another this very instant."""
-        _COUNT.pack_into(self._memory, _ALLOWED_AT, images)
+    def set_limit(self, images: int) -> None:
+        """Let the worker start only the first N images; it may be starting one more in this very instant."""
+        _COUNTER.pack_into(self._memory, _LIMIT_OFFSET, images)
 
-    def begin(self, image: int) -> bool:
-        """Say that the image of this number is begun now; False when it is not to be begun any more."""
-        if image >= _COUNT.unpack_from(self._memory, _ALLOWED_AT)[0]:
+    def try_start(self, image: int) -> bool:
+        """Record that the image with this 0-based number is started; False if the parent has taken it back."""
+        if image >= _COUNTER.unpack_from(self._memory, _LIMIT_OFFSET)[0]:
             return False
-        _COUNT.pack_into(self._memory, _BEGUN_AT, image + 1)
+        _COUNTER.pack_into(self._memory, _STARTED_OFFSET, image + 1)
         return True
 
     def put(self, start: int, jpeg: bytes) -> None:
-        """Put a JPEG in, so many bytes from the beginning, on the side of the codec process."""
+        """Write a JPEG at this offset from the first body. Called by the worker."""
         self._ensure_size(start + len(jpeg))
         start += _HEADER.size
         self._memory[start : start + len(jpeg)] = jpeg
 
     def get(self, start: int, length: int) -> bytes:
-        """So many bytes, so far from the beginning.
+        """Read N bytes at this offset from the first body.
 
         Raises:
-            ValueError: The tray does not reach so far.
+            ValueError: The buffer does not reach that far.
         """
         end = _HEADER.size + start + length
         if start < 0 or length < 0 or length > _MAX_IMAGE_BYTES:
-            raise ValueError(f"{length} bytes from {start} on are not to be had from a tray")
+            raise ValueError(f"a shared buffer can't hold {length} bytes at offset {start}")
         if end > len(self._memory):
             self._remap(end)
         return self._memory[_HEADER.size + start : end]
 
     def trim(self) -> None:
-        """Give the memory of an extraordinary batch back to the system."""
-        ordinary_bytes = -(-(_HEADER.size + ORDINARY_BYTES) // mmap.PAGESIZE) * mmap.PAGESIZE
-        if len(self._memory) > ordinary_bytes:
-            self._memory.madvise(mmap.MADV_REMOVE, ordinary_bytes, len(self._memory) - ordinary_bytes)
+        """Return the memory beyond the usual size to the system."""
+        usual_bytes = -(-(_HEADER.size + USUAL_BYTES) // mmap.PAGESIZE) * mmap.PAGESIZE
+        if len(self._memory) > usual_bytes:
+            self._memory.madvise(mmap.MADV_REMOVE, usual_bytes, len(self._memory) - usual_bytes)
 
     def close(self) -> None:
-        """Let go of it."""
+        """Unmap the memory."""
         self._memory.close()
 
     def _remap(self, end: int) -> None:
-        """See as much of it as the other side has made of it, if that reaches so far.
+        """Map what the other side has added, if the buffer now reaches this end.
 
         Raises:
-            ValueError: It does not.
+            ValueError: It does not, or it is too large to be mapped.
         """
         size = self._memory.size()
         if end > size:
-            raise ValueError(f"up to {end} bytes are not to be had from a tray of {size}")
+            raise ValueError(f"a shared buffer of {size} bytes does not reach to byte {end}")
         try:
             self._memory.resize(size)
         except OSError as error:
-            raise ValueError(f"a tray of {size} bytes") from error
+            raise ValueError(f"a shared buffer of {size} bytes can't be mapped") from error
 
     def _ensure_size(self, length: int) -> None:
-        """Make it as large as that, if it is not."""
+        """Enlarge the buffer until it holds N bytes behind its header."""
         needed_bytes = _HEADER.size + length
         if needed_bytes > len(self._memory):
             self._memory.resize(max(needed_bytes, self._memory.size()))

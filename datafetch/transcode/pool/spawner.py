@@ -1,7 +1,17 @@
-"""Where the pool gets its codec processes from: a fork server of its own, and a channel to each process.
+"""Spawner: starts workers, through a fork server of its own (see forkserver.py), and opens a channel to each.
 
-Rules: a process that can't be started is our fault and never an image's. Nothing that is started here outlives
-``Spawner.close``.
+Theory of operation. ``spawn`` starts the fork server if there is none, has it fork, and waits until the new worker says
+that it is ready. Each worker has a future, ``Process.status``, which is resolved exactly once:
+
+* with the status that the server reports, when the worker ends;
+* with ``-SIGKILL``, if the server itself ends: the kernel ends its workers with it;
+* with ``UNKNOWN_STATUS``, if the server does not report in time after a kill, or does not fork in time. Somebody may
+  have stopped it. It is then killed, its workers die with it, and the next ``spawn`` starts another server.
+
+So whoever kills a worker can await its status without a timeout.
+
+Rules: a worker that can't be started is the machine's or the installation's fault, never an image's. Nothing that is
+started here outlives ``Spawner.close``.
 """
 
 from __future__ import annotations
@@ -19,28 +29,28 @@ from typing import Self
 
 from datafetch.errors import ResourceError
 from datafetch.process.child import child_command, why_not_started
-from datafetch.transcode.pool.forkserver import COMMAND, END, FORK, FORK_FAILED, KILL
+from datafetch.transcode.pool.forkserver import COMMAND, FORK, FORK_FAILED, KILL, STATUS
 from datafetch.transcode.pool.protocol import U32, Codec, Startup, encode_message
 from datafetch.transcode.pool.sandbox import kept_environment
 from datafetch.transcode.pool.shared_buffer import SharedBuffer, open_shared_buffer
 from datafetch.transcode.pool.worker import OUT_OF_MEMORY_STATUS
 from datafetch.transcode.spec import ImageSpec
 
-TRAYS = 2
-"""Batches that a codec process may have in hand: it works on the second while the first one's replies are read."""
+BUFFERS_PER_WORKER = 2
+"""How many batches a worker may have: it works on the second while the parent reads the replies for the first."""
 
 _MAX_REPLY_BYTES = 1024 * 1024
-_TRIES = 3
-_PAUSE_S = 0.2  # between them
-_LAST_WORDS_S = 0.5
-_GRACE_S = 5.0  # for a fork server to end its processes and itself, which takes it milliseconds
-_SILENCE_S = 10.0  # for it to fork, or to say how a process ended, which takes it milliseconds as well
-_START_S = 60.0  # and for its first process, for it has to be loaded, perhaps from a slow disk
+_ATTEMPTS = 3
+_RETRY_PAUSE_S = 0.2
+_DRAIN_S = 0.5  # for replies that a worker sent just before it ended
+_SHUTDOWN_TIMEOUT_S = 5.0  # for the fork server to end its workers and itself, which takes milliseconds
+_RESPONSE_TIMEOUT_S = 10.0  # for it to fork or to report a status, which takes milliseconds as well
+_FIRST_SPAWN_TIMEOUT_S = 60.0  # the first fork waits until Pillow is loaded, perhaps from a slow disk
 
 UNKNOWN_STATUS = -10_000
-"""Stands for how a process ended whose fork server said nothing about it and was killed for that."""
+"""The status of a worker whose fork server did not report how it ended."""
 
-_AGAIN = (
+_REMEDY = (
     "free some memory, raise a limit ('ulimit -n', 'ulimit -u') or reduce --processes, and run the same command again "
     "(nothing written so far is lost)"
 )
@@ -50,13 +60,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True, eq=False)
 class Process:
-    """A codec process, as its parent sees it.
+    """A worker's process, as its parent sees it.
 
     Attributes:
-        number: Its own among all of one fork server.
-        trays: For its batches.
-        reader: Brings its replies.
-        writer: Takes its requests.
+        number: Unique among all workers of one spawner.
+        buffers: The shared buffers for its batches.
+        reader: Its replies.
+        writer: Its requests.
         status: How it ended, once that is known: an exit status, a negative signal, or ``UNKNOWN_STATUS``.
     """
 
@@ -67,17 +77,17 @@ class Process:
     status: asyncio.Future[int]
 
     def send(self, payload: bytes) -> None:
-        """Send a message. Does nothing once the process has ended; its reader reports the end."""
+        """Send a message. Does nothing once the worker has ended; ``receive`` reports the end."""
         if not self.writer.transport.is_closing():  # uvloop raises where asyncio's own loop ignores the write
             self.writer.write(encode_message(payload))
 
     async def receive(self) -> bytes:
-        """The payload of its next message.
+        """Wait for the next message, and return its payload.
 
         Raises:
-            EOFError: It ended.
-            ConnectionError: It ended.
-            ValueError: It sends nonsense.
+            EOFError: The worker ended.
+            ConnectionError: The worker ended.
+            ValueError: The message is longer than any valid one.
         """
         (length,) = U32.unpack(await self.reader.readexactly(U32.size))
         if length > _MAX_REPLY_BYTES:
@@ -85,82 +95,82 @@ class Process:
         return await self.reader.readexactly(length)
 
     def close(self) -> None:
-        """Let go of its channel and trays."""
+        """Close its channel and shared buffers."""
         self.writer.transport.abort()
         for buffer in self.buffers:
             buffer.close()
 
 
 class Spawner:
-    """Starts codec processes, of one event loop.
+    """Starts the workers of one pool.
 
     Args:
-        codec: What they do with a body; a module-level function, for it travels to them.
-        spec: What comes out.
-        is_shut_in: Whether they are shut into a sandbox.
+        codec: What workers do with a body; a module-level function, because it is sent to them.
+        spec: What an image becomes.
+        is_sandboxed: Whether workers enter the sandbox.
     """
 
-    def __init__(self, codec: Codec, spec: ImageSpec, *, is_shut_in: bool) -> None:
+    def __init__(self, codec: Codec, spec: ImageSpec, *, is_sandboxed: bool) -> None:
         self._codec = codec
         self._spec = spec
-        self._is_shut_in = is_shut_in
-        self._server: _Server | None = None
-        self._starting = asyncio.Lock()
-        self._launched = 0
+        self._is_sandboxed = is_sandboxed
+        self._server: _ForkServerHandle | None = None
+        self._spawning = asyncio.Lock()
+        self._spawned = 0
 
-    async def launch(self) -> Process:
-        """Start a codec process and wait until it is ready.
+    async def spawn(self) -> Process:
+        """Start a worker and wait until it is ready.
 
         Raises:
-            ResourceError: It can't be started.
+            ResourceError: No worker can be started.
         """
-        async with self._starting:
-            for _ in range(_TRIES - 1):
+        async with self._spawning:
+            for _ in range(_ATTEMPTS - 1):
                 try:
-                    return await self._launch()
-                except _PassingError:
-                    await asyncio.sleep(_PAUSE_S)
-            return await self._launch()
+                    return await self._try_spawn()
+                except _TransientError:
+                    await asyncio.sleep(_RETRY_PAUSE_S)
+            return await self._try_spawn()
 
     def kill(self, process: Process) -> None:
-        """End a process, if it has not ended; its status is known soon, whatever has become of the fork server."""
+        """Kill a worker unless it has ended. Its status is resolved soon, whatever state the fork server is in."""
         if self._server is not None and not process.status.done():
-            with suppress(OSError):  # the server has ended, and its processes with it
+            with suppress(OSError):  # the server has ended, and its workers with it
                 self._server.send(KILL, process.number)
-            self._server.expect_word(process.status)
+            self._server.require_status(process.status)
 
     async def close(self) -> None:
-        """End every process, and see them gone."""
+        """End the fork server and all workers, and wait until they are gone."""
         if self._server is not None:
             await self._server.close()
 
-    async def _launch(self) -> Process:
+    async def _try_spawn(self) -> Process:
         if self._server is not None and self._server.is_gone:
             await self._server.close()
             self._server = None
         if self._server is None:
-            self._server = await _Server.start()
-            await self._server.order(Startup(self._codec, self._spec, os.getpid(), self._is_shut_in))
-        self._launched += 1
-        server, process = self._server, await _fork(self._server, self._launched)
+            self._server = await _ForkServerHandle.start()
+            await self._server.send_startup(Startup(self._codec, self._spec, os.getpid(), self._is_sandboxed))
+        self._spawned += 1
+        server, process = self._server, await _fork(self._server, self._spawned)
         try:
-            async with asyncio.timeout(_SILENCE_S if server.is_tried else _START_S):
-                await self._see_ready(process)
+            async with asyncio.timeout(_RESPONSE_TIMEOUT_S if server.has_spawned else _FIRST_SPAWN_TIMEOUT_S):
+                await self._wait_until_ready(process)
         except TimeoutError as error:
-            server.end_for_silence()
+            server.kill_unresponsive()
             process.close()
-            raise _PassingError(f"the process that forks codec processes does not answer; {_AGAIN}") from error
+            raise _TransientError(f"the fork server for codec processes does not respond; {_REMEDY}") from error
         except BaseException:
             process.close()
             raise
-        server.is_tried = True
+        server.has_spawned = True
         return process
 
-    async def _see_ready(self, process: Process) -> None:
-        """Wait until a process says that it is ready.
+    async def _wait_until_ready(self, process: Process) -> None:
+        """Wait until a worker says that it is ready.
 
         Raises:
-            ResourceError: It ended before.
+            ResourceError: It ended before that.
         """
         try:
             await process.receive()
@@ -168,17 +178,17 @@ class Spawner:
             raise await self._start_error(await process.status) from error
 
     async def _start_error(self, status: int) -> ResourceError:
-        """Why a process ended before its first image."""
+        """The error for a worker that ended before its first image."""
         if status >= FORK_FAILED:
-            return _PassingError(f"cannot start a codec process: {os.strerror(status - FORK_FAILED)}; {_AGAIN}")
+            return _TransientError(f"cannot start a codec process: {os.strerror(status - FORK_FAILED)}; {_REMEDY}")
         if self._server is not None and self._server.is_gone:
             status = await self._server.wait()
         if status < 0:
-            return _PassingError(
-                f"a codec process was killed by {signal_name(-status)} before its first image; {_AGAIN}"
+            return _TransientError(
+                f"a codec process was killed by {signal_name(-status)} before its first image; {_REMEDY}"
             )
         if status == OUT_OF_MEMORY_STATUS:
-            return _PassingError(f"a codec process found too few descriptors, or too little memory, to begin; {_AGAIN}")
+            return _TransientError(f"a codec process had too few descriptors or too little memory to start; {_REMEDY}")
         return ResourceError(
             f"a codec process ended with status {status} before its first image; "
             "check that this Python can import PIL.Image, see the messages above, and run the same command again"
@@ -186,23 +196,23 @@ class Spawner:
 
 
 def signal_name(number: int) -> str:
-    """``SIGSEGV``, or ``signal 40`` for one that has no name."""
+    """Return the name of a signal, such as ``SIGSEGV``, or ``signal 40`` if it has none."""
     try:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
 
 
-class _PassingError(ResourceError):
-    """A process could not be started for a temporary reason: it was killed from outside, or there are too many now."""
+class _TransientError(ResourceError):
+    """A worker could not be started for a reason that may pass: it was killed, or a resource is exhausted."""
 
 
-class _Server:
+class _ForkServerHandle:
     """The fork server, as its parent sees it.
 
     Attributes:
-        is_gone: Whether it has ended, or is not to be asked for anything any more.
-        is_tried: Whether a process of its has come up.
+        is_gone: Whether it has ended, or must not be used any more.
+        has_spawned: Whether one of its workers has been ready, so that everything is loaded.
     """
 
     def __init__(
@@ -213,18 +223,18 @@ class _Server:
         control: socket.socket,
     ) -> None:
         self.is_gone = False
-        self.is_tried = False
-        self._last_word = -signal.SIGKILL  # the kernel ends its processes with it
+        self.has_spawned = False
+        self._status_when_gone = -signal.SIGKILL  # the kernel ends its workers with it
         self._process = process
         self._reader = reader
-        self._writer = writer  # kept, for it closes the stream when it goes
+        self._writer = writer  # kept, because its deallocation closes the stream
         self._control = control
-        self._ends: dict[int, asyncio.Future[int]] = {}
-        self._listening = asyncio.create_task(self._listen())
+        self._statuses: dict[int, asyncio.Future[int]] = {}
+        self._receiving = asyncio.create_task(self._receive_statuses())
 
     @classmethod
     async def start(cls) -> Self:
-        """Start a fork server; whether it works shows with its first process.
+        """Start a fork server. Only its first worker shows whether it works.
 
         Raises:
             ResourceError: This machine can't start a process.
@@ -234,12 +244,12 @@ class _Server:
                 ours, theirs = socket.socketpair()
                 undo.callback(_close, ours)
                 with theirs:
-                    # Descriptors are sent past the stream, on a descriptor of its own to the same socket.
+                    # asyncio's streams can't send descriptors, so commands use a duplicate of the same socket.
                     control = undo.enter_context(ours.dup())
                     control.setblocking(False)
                     reader, writer = await asyncio.open_unix_connection(sock=ours)
                     undo.callback(writer.transport.abort)
-                    # A session of its own: Ctrl-C at the terminal is for the parent alone, even while the child starts.
+                    # In a session of its own, it never receives a Ctrl-C at the terminal, not even while it starts.
                     process = await asyncio.create_subprocess_exec(
                         *child_command("datafetch.transcode.pool.forkserver"),
                         stdin=theirs.fileno(),
@@ -248,24 +258,24 @@ class _Server:
                         start_new_session=True,
                     )
             except OSError as error:
-                raise ResourceError(f"cannot start a codec process: {why_not_started(error)}; {_AGAIN}") from error
+                raise ResourceError(f"cannot start a codec process: {why_not_started(error)}; {_REMEDY}") from error
             undo.pop_all()
         return cls(process, reader, writer, control)
 
-    async def order(self, orders: Startup) -> None:
-        """Tell it what its processes are to do."""
-        message = encode_message(pickle.dumps(orders))
-        with suppress(ConnectionError):  # it may be gone already; its first process will tell why
+    async def send_startup(self, startup: Startup) -> None:
+        """Send what its workers have to do; the first message it gets."""
+        message = encode_message(pickle.dumps(startup))
+        with suppress(ConnectionError):  # it may have ended already; the first fork then reports why
             await asyncio.get_running_loop().sock_sendall(self._control, message)
 
-    def expect(self, number: int) -> asyncio.Future[int]:
-        """How the process of this number will have ended."""
-        end = asyncio.get_running_loop().create_future()
-        self._ends[number] = end
-        return end
+    def expect_status(self, number: int) -> asyncio.Future[int]:
+        """Create the future that is resolved with the status of the worker with this number."""
+        status = asyncio.get_running_loop().create_future()
+        self._statuses[number] = status
+        return status
 
     def send(self, command: bytes, number: int, descriptors: Sequence[int] = ()) -> None:
-        """Send a command, with descriptors.
+        """Send a command, and the descriptors that belong to it.
 
         Raises:
             OSError: The server is gone.
@@ -276,59 +286,59 @@ class _Server:
             self.is_gone = True
             raise
 
-    def expect_word(self, status: asyncio.Future[int]) -> None:
-        """Give it a while to say how a process has ended that was killed; if it does not, it is of no use any more."""
-        deadline = asyncio.get_running_loop().call_later(_SILENCE_S, self.end_for_silence)
+    def require_status(self, status: asyncio.Future[int]) -> None:
+        """Kill the server unless it reports this status, of a worker that was killed, in time."""
+        deadline = asyncio.get_running_loop().call_later(_RESPONSE_TIMEOUT_S, self.kill_unresponsive)
         status.add_done_callback(lambda _: deadline.cancel())
 
-    def end_for_silence(self) -> None:
-        """Kill it, for it was stopped from outside, or worse; its processes end with it."""
+    def kill_unresponsive(self) -> None:
+        """Kill the server, which somebody may have stopped; its workers die with it."""
         if self.is_gone:
             return
-        _log.warning("the process that forks codec processes did not answer; it is replaced")
+        _log.warning("the fork server for codec processes did not respond; it is replaced")
         self.is_gone = True
-        self._last_word = UNKNOWN_STATUS
+        self._status_when_gone = UNKNOWN_STATUS
         with suppress(ProcessLookupError):
             self._process.kill()
         self._writer.transport.abort()
 
     async def wait(self) -> int:
-        """Wait for its end, and say how it came."""
+        """Wait until the server ends, and return its status."""
         return await self._process.wait()
 
     async def close(self) -> None:
-        """End it and its processes, and see them gone."""
-        with suppress(OSError):  # it ended by itself
-            # Closing alone would not tell it, where the user's program has forked and holds copies of the socket.
+        """End the server and its workers, and wait until they are gone."""
+        with suppress(OSError):  # it has ended by itself
+            # Closing is not enough if the user's program has forked, because its child holds a copy of the socket.
             self._control.shutdown(socket.SHUT_RDWR)
         self._writer.transport.abort()
         self._control.close()
         try:
-            async with asyncio.timeout(_GRACE_S):
+            async with asyncio.timeout(_SHUTDOWN_TIMEOUT_S):
                 await self._process.wait()
-        except TimeoutError:  # it was stopped from outside; its processes die with it all the same
+        except TimeoutError:  # somebody has stopped it; its workers die with it all the same
             self._process.kill()
             await self._process.wait()
-        await self._listening
+        await self._receiving
 
-    async def _listen(self) -> None:
-        """Take note of how processes end, until the server itself is gone."""
+    async def _receive_statuses(self) -> None:
+        """Resolve the statuses that the server reports, and the remaining ones when it is gone."""
         with suppress(EOFError, ConnectionError):
             while True:
-                number, status = END.unpack(await self._reader.readexactly(END.size))
-                _set(self._ends.pop(number), status)
+                number, status = STATUS.unpack(await self._reader.readexactly(STATUS.size))
+                _set_status(self._statuses.pop(number), status)
         self.is_gone = True
-        for end in self._ends.values():
-            _set(end, self._last_word)
+        for pending in self._statuses.values():
+            _set_status(pending, self._status_when_gone)
 
 
-async def _fork(server: _Server, number: int) -> Process:
-    """Have a codec process forked; it is not ready yet.
+async def _fork(server: _ForkServerHandle, number: int) -> Process:
+    """Have a worker forked; it is not ready yet.
 
     Raises:
-        ResourceError: This machine has no descriptor or no memory for it, or the server is gone.
+        ResourceError: This machine has no descriptor or no memory left for it, or the server is gone.
     """
-    status = server.expect(number)
+    status = server.expect_status(number)
     try:
         ours, theirs = socket.socketpair()
         with ExitStack() as undo:
@@ -338,20 +348,21 @@ async def _fork(server: _Server, number: int) -> Process:
             reader, writer = await asyncio.open_unix_connection(sock=ours)
             undo.pop_all()
     except ConnectionError as error:
-        raise _PassingError(f"the process that forks codec processes has ended; {_AGAIN}") from error
+        raise _TransientError(f"the fork server for codec processes has ended; {_REMEDY}") from error
     except OSError as error:
-        raise _PassingError(f"cannot start a codec process: {error.strerror}; {_AGAIN}") from error
-    # It may have ended and left a child of its own that holds the channel. What is still in it gets a moment.
+        raise _TransientError(f"cannot start a codec process: {error.strerror}; {_REMEDY}") from error
+    # A worker that ended may have left a child that keeps the channel open, so the channel is closed from this side,
+    # after a moment for the replies that are still in it.
     loop = asyncio.get_running_loop()
-    status.add_done_callback(lambda _: loop.call_later(_LAST_WORDS_S, writer.transport.abort))
+    status.add_done_callback(lambda _: loop.call_later(_DRAIN_S, writer.transport.abort))
     return Process(number, buffers, reader, writer, status)
 
 
-def _send_fork(server: _Server, number: int, channel: socket.socket) -> list[SharedBuffer]:
+def _send_fork(server: _ForkServerHandle, number: int, channel: socket.socket) -> list[SharedBuffer]:
     buffers = []
     with ExitStack() as sent:
         descriptors = [channel.fileno()]
-        for _ in range(TRAYS):
+        for _ in range(BUFFERS_PER_WORKER):
             fd = open_shared_buffer()
             sent.callback(os.close, fd)
             descriptors.append(fd)
@@ -361,10 +372,10 @@ def _send_fork(server: _Server, number: int, channel: socket.socket) -> list[Sha
 
 
 def _close(channel: socket.socket) -> None:
-    with suppress(OSError):  # uvloop before 0.22 has closed it when the connection was cancelled
+    with suppress(OSError):  # uvloop before 0.22 closes it itself when connecting is cancelled
         channel.close()
 
 
-def _set(end: asyncio.Future[int], status: int) -> None:
-    if not end.done():
-        end.set_result(status)
+def _set_status(pending: asyncio.Future[int], status: int) -> None:
+    if not pending.done():
+        pending.set_result(status)

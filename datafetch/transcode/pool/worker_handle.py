@@ -1,7 +1,29 @@
-"""What is in whose hands: the batches that one codec process works on.
+"""WorkerHandle: the parent's record of one worker, its batches, and what is left of them when it ends.
 
-Rules: every image that was given to a process is answered by it, handed on to another, or found in its wreck. A process
-that strangers' data overwhelmed may say anything; what doesn't answer a question is refused.
+Theory of operation. A worker has two shared buffers, so it can process one batch while the replies for the previous one
+are read. Of each batch the handle knows four counts, which only grow, except for ``assigned``, which only shrinks::
+
+    answered ≤ started ≤ assigned ≤ all images of the batch      (started may pass assigned by one: see below)
+
+Images before ``answered`` are resolved. Those up to ``started`` were begun by the worker, and the last of them is at
+work; the worker itself counts them in the buffer, so the count is exact even after a crash. Those up to ``assigned``
+are still this worker's to answer; those behind have been reclaimed for other workers. An image that the worker starts
+in the instant of a reclaim is decoded twice, and its first answer counts.
+
+When a worker ends, ``crash_report`` sorts its unanswered images by what ended it:
+
+* It ended for an unknown reason: the image at work is a *suspect*, all others are requeued. It is no more than a
+  suspect, because an operator or the kernel's OOM killer may have ended the process.
+* The kernel ended it for its CPU time: the image at work is the *culprit*.
+* It sent an invalid reply: any of its images may have corrupted it, so all of them are suspects.
+
+Suspects then get an *isolation run*: the worker that replaces the ended one receives them one at a time, before
+anything else. A suspect is the culprit if a fresh worker ends on it. If the worker had already finished another
+suspect, that one may have left the damage behind, so the suspect is tried again in the next fresh worker. When all
+suspects have been answered, the worker is like any other.
+
+Rules: every image that was assigned to a worker is answered by it, reclaimed, or in its crash report. A compromised
+worker may send anything; a reply that answers no open request is rejected.
 """
 
 from __future__ import annotations
@@ -13,249 +35,252 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from datafetch.model.outcome import Failure, Outcome
-from datafetch.transcode.pool.protocol import Request, decode_reply, encode_request
-from datafetch.transcode.pool.spawner import TRAYS, Process
+from datafetch.transcode.pool.protocol import BatchRequest, decode_reply, encode_request
+from datafetch.transcode.pool.spawner import BUFFERS_PER_WORKER, Process
 
-_MOST_SPARED = 2
+_MAX_UNEXPLAINED_ENDS = 2
 
 
 @dataclass(slots=True, eq=False)
-class Image:
-    """One image on its way through the pool.
+class PendingImage:
+    """An image whose outcome a caller awaits.
 
     Attributes:
-        body: As it was received.
-        outcome: What became of it, for whoever waits.
-        spared: How often it was not blamed for a death that nobody has seen.
+        body: The body as received.
+        outcome: Resolved with what became of the image.
+        unexplained_ends: How often a worker ended on it, alone, together with the fork server that knew the reason.
     """
 
     body: bytes
     outcome: asyncio.Future[Outcome]
-    spared: int = 0
+    unexplained_ends: int = 0
 
     @property
-    def is_settled(self) -> bool:
-        """Whether nobody waits for it any more; its task may have been cancelled."""
+    def is_resolved(self) -> bool:
+        """Whether there is an outcome, or the caller's task was cancelled."""
         return self.outcome.done()
 
-    def settle(self, outcome: Outcome) -> None:
-        """Say what became of it; the first word counts, for two processes may have had it."""
+    def resolve(self, outcome: Outcome) -> None:
+        """Set the outcome; the first one counts, because two workers may have had the image."""
         if not self.outcome.done():
             self.outcome.set_result(outcome)
 
 
 class Cause(Enum):
-    """What ended a process."""
+    """Why a worker ended."""
 
     UNKNOWN = auto()
-    """It, or somebody else; or we, for it hung."""
-    OVERTIME = auto()
-    """Nobody but the image at work: it used up its CPU time."""
-    NONSENSE = auto()
-    """We did, for what it sent."""
-    UNSEEN = auto()
-    """It ended with the fork server, which was killed for its silence; perhaps before, of something else."""
+    """It crashed or was killed, by the image, by an operator, or by the pool because it hung."""
+    CPU_LIMIT = auto()
+    """The kernel ended it, because the image at work used up its CPU time."""
+    INVALID_REPLY = auto()
+    """The pool ended it, because of what it sent."""
+    SERVER_LOST = auto()
+    """It ended with the fork server, which was killed because it did not respond. Perhaps it had ended before."""
 
 
 @dataclass(frozen=True, slots=True)
 class CrashReport:
-    """The images that a process has left unanswered.
+    """The images that a worker left unanswered when it ended.
 
     Attributes:
-        culprit: The one that ended it, where that is certain.
-        suspects: Those that may have.
-        innocents: The others, in order.
+        culprit: The image that ended it, where that is certain.
+        suspects: The images that may have ended it; they get an isolation run.
+        requeue: All others, in order.
     """
 
-    culprit: Image | None
-    suspects: Sequence[Image]
-    requeue: Sequence[Image]
+    culprit: PendingImage | None
+    suspects: Sequence[PendingImage]
+    requeue: Sequence[PendingImage]
 
 
 @dataclass(slots=True, eq=False)
 class _Batch:
-    """Images in one tray.
+    """The images in one shared buffer.
 
     Attributes:
-        buffer: Its number.
+        buffer: The number of the buffer.
         images: In the order of their bodies.
-        kept: How many of them are this process's to answer; those behind were handed on.
-        jpegs_end: Where in the tray the next JPEG begins.
-        answered: How many images have been.
-        lent: How many of those that are done, but not told of yet, were given to others as well.
+        assigned: How many of them this worker has to answer; those behind have been reclaimed.
+        next_jpeg_start: The offset in the buffer at which the next JPEG begins.
+        answered: How many have been answered.
+        duplicated: Up to which image finished but unreported ones were given to other workers as well.
     """
 
     buffer: int
-    images: Sequence[Image]
-    kept: int
-    jpegs_end: int
+    images: Sequence[PendingImage]
+    assigned: int
+    next_jpeg_start: int
     answered: int = 0
-    lent: int = 0
+    duplicated: int = 0
 
 
 class WorkerHandle:
-    """One codec process, and what it has in hand.
+    """One worker, as the pool sees it.
 
     Args:
-        process: Ready, and with nothing in hand yet.
-        most_jpeg_bytes: No JPEG of an image of the permitted size is longer, unless its body is and was kept.
-        suspects: Images that may end it. It gets them one at a time, and others when it has survived them.
+        process: Ready, with no images assigned.
+        max_jpeg_bytes: The longest JPEG that an image of the permitted size can become. Bodies that are kept as
+            received may be longer.
+        suspects: Images that may end the worker. It gets them one at a time, and other images once it has survived
+            them.
     """
 
-    def __init__(self, process: Process, most_jpeg_bytes: int, suspects: Sequence[Image] = ()) -> None:
+    def __init__(self, process: Process, max_jpeg_bytes: int, suspects: Sequence[PendingImage] = ()) -> None:
         self.process = process
-        self.is_ended = False
-        self._most_jpeg_bytes = most_jpeg_bytes
+        self.is_terminated = False
+        self._max_jpeg_bytes = max_jpeg_bytes
         self._suspects = deque(suspects)
         self._batches: deque[_Batch] = deque()
-        self._ended_batches = 0
-        self._progress_seen = (-1, 0)  # nothing yet, so that a first batch has its time as any other
-        self._heard_s = 0.0
+        self._finished_batches = 0
+        self._last_progress = (-1, 0)  # equals no real progress, so the first batch gets a whole interval
+        self._last_reply_s = 0.0
         self._is_slow = False
 
     @property
     def batches(self) -> int:
-        """How many it has in hand."""
+        """How many batches it has."""
         return len(self._batches)
 
     @property
     def has_room(self) -> bool:
-        """Whether it may be given another batch."""
-        return not (self.is_ended or self._is_slow or self._suspects) and len(self._batches) < TRAYS
+        """Whether it can be assigned another batch."""
+        is_available = not (self.is_terminated or self._is_slow or self._suspects)
+        return is_available and len(self._batches) < BUFFERS_PER_WORKER
 
     @property
     def is_idle(self) -> bool:
-        """Whether it could work on something at once."""
+        """Whether it would start on a new batch at once."""
         return self.has_room and not self._batches
 
     @property
-    def unbegun(self) -> int:
-        """Images that it might hand on."""
-        return sum(max(0, batch.kept - self._begun(batch)) for batch in self._batches)
+    def unstarted(self) -> int:
+        """How many of its images could be reclaimed."""
+        return sum(max(0, batch.assigned - self._started(batch)) for batch in self._batches)
 
-    def begin_isolation_run(self) -> None:
-        """Hand it the first of its suspects, if it has any.
+    def start_isolation_run(self) -> None:
+        """Assign it the first of its suspects, if it has any.
 
         Raises:
-            OSError: There is no memory for it.
+            OSError: There is not enough memory.
         """
         if self._suspects:
-            self.give([self._suspects[0]])
+            self.assign([self._suspects[0]])
 
-    def give(self, images: Sequence[Image]) -> None:
-        """Hand it a batch.
+    def assign(self, images: Sequence[PendingImage]) -> None:
+        """Give it a batch.
 
         Raises:
-            OSError: There is no memory for it, or the process has made its tray useless.
+            OSError: There is not enough memory, or the worker has made its buffer unusable.
         """
         if not self._batches:
-            self._heard_s = asyncio.get_running_loop().time()
-        busy = {batch.buffer for batch in self._batches}
-        buffer = next(number for number in range(TRAYS) if number not in busy)
+            self._last_reply_s = asyncio.get_running_loop().time()
+        in_use = {batch.buffer for batch in self._batches}
+        buffer = next(number for number in range(BUFFERS_PER_WORKER) if number not in in_use)
         self.process.buffers[buffer].load([image.body for image in images])
         lengths = [len(image.body) for image in images]
-        self._batches.append(_Batch(buffer, images, kept=len(images), jpegs_end=sum(lengths)))
-        self.process.send(encode_request(Request(buffer, lengths)))
+        self._batches.append(_Batch(buffer, images, assigned=len(images), next_jpeg_start=sum(lengths)))
+        self.process.send(encode_request(BatchRequest(buffer, lengths)))
 
     async def receive(self) -> None:
-        """Wait for its next reply, and settle the images that it answers.
+        """Wait for the next reply, and resolve the images that it answers.
 
         Raises:
-            EOFError: It ended.
-            ConnectionError: It ended.
-            ValueError: It sends nonsense.
+            EOFError: The worker ended.
+            ConnectionError: The worker ended.
+            ValueError: The reply is invalid.
         """
         reply = decode_reply(await self.process.receive())
         batch = self._batches[0] if self._batches else None
         if batch is None or batch.buffer != reply.buffer or batch.answered + len(reply.answers) > len(batch.images):
-            raise ValueError("an answer to nothing")
+            raise ValueError("it answers no open request")
         buffer = self.process.buffers[batch.buffer]
         for answer in reply.answers:
             image = batch.images[batch.answered]
             if isinstance(answer, Failure):
-                image.settle(answer)
+                image.resolve(answer)
             else:
-                if answer.jpeg_length > max(self._most_jpeg_bytes, len(image.body)):
+                if answer.jpeg_length > max(self._max_jpeg_bytes, len(image.body)):
                     raise ValueError(f"a JPEG of {answer.jpeg_length} bytes")
-                image.settle(answer.with_jpeg(buffer.get(batch.jpegs_end, answer.jpeg_length)))
-                batch.jpegs_end += answer.jpeg_length
+                image.resolve(answer.with_jpeg(buffer.get(batch.next_jpeg_start, answer.jpeg_length)))
+                batch.next_jpeg_start += answer.jpeg_length
             batch.answered += 1
         self._is_slow = False
-        self._heard_s = asyncio.get_running_loop().time()
+        self._last_reply_s = asyncio.get_running_loop().time()
         if reply.is_last:
-            if batch.answered < batch.kept:
+            if batch.answered < batch.assigned:
                 raise ValueError("a batch ended before its last image")
             buffer.trim()
             self._batches.popleft()
-            self._ended_batches += 1
+            self._finished_batches += 1
             self._clear()
 
-    def look(self) -> bool:
-        """Called at intervals: whether it is slow, still at the image that it was at when somebody last looked."""
+    def check_slow(self) -> bool:
+        """Return whether it is still at the same image as at the previous check; called at regular intervals."""
         if self._batches:
-            progress_before, self._progress_seen = self._progress_seen, self._progress()
-            self._is_slow = self._progress_seen == progress_before
+            previous, self._last_progress = self._last_progress, self._progress()
+            self._is_slow = self._last_progress == previous
         return self._is_slow
 
-    def silent_s(self) -> float:
-        """For how long it has had images in hand and said nothing."""
-        return asyncio.get_running_loop().time() - self._heard_s if self._batches else 0.0
+    def silence_s(self) -> float:
+        """Return how long it has had images without sending a reply, in seconds."""
+        return asyncio.get_running_loop().time() - self._last_reply_s if self._batches else 0.0
 
-    def hand_on(self) -> list[Image]:
-        """Take from it what it has not begun, and lend what it has done and will not tell of before the image at work.
+    def reclaim(self) -> list[PendingImage]:
+        """Return the images that other workers can process now, instead of waiting for the one at work.
 
-        Both sides write to the tray without a lock, so it may begin one image that is handed on this very instant; then
-        two processes have it, and the first answer counts. A suspect is never handed on.
+        These are the ones it has not started, which it will skip, and those it has finished but will report only after
+        the image at work; the latter it keeps as well, and the first answer counts. A suspect is never reclaimed.
         """
         if self._suspects:
             return []
-        return [image for batch in self._batches for image in self._cut(batch)]
+        return [image for batch in self._batches for image in self._reclaim_from(batch)]
 
     def crash_report(self, cause: Cause) -> CrashReport:
-        """What it has left behind, once it has ended."""
-        unanswered = [image for batch in self._batches for image in batch.images[batch.answered : batch.kept]]
+        """Sort the images that it has left unanswered, once it has ended."""
+        unanswered = [image for batch in self._batches for image in batch.images[batch.answered : batch.assigned]]
         at_work = self._at_work()
         if self._suspects:
-            # Only a process that had nothing before says who is to blame, and only if it had begun.
-            is_certain = at_work is self._suspects[0] and self._ended_batches == 0
-            if is_certain and cause is Cause.UNSEEN and self._suspects[0].spared < _MOST_SPARED:
-                self._suspects[0].spared += 1  # but not for ever, for it may itself be what silences the server
+            # Only a fresh worker proves who is to blame, and only if it had started the image.
+            is_certain = at_work is self._suspects[0] and self._finished_batches == 0
+            if is_certain and cause is Cause.SERVER_LOST and self._suspects[0].unexplained_ends < _MAX_UNEXPLAINED_ENDS:
+                self._suspects[0].unexplained_ends += 1  # bounded, because the image itself may stop the server
                 is_certain = False
             return CrashReport(at_work if is_certain else None, list(self._suspects)[is_certain:], [])
-        if cause is Cause.NONSENSE:  # which it may have sent a while ago
+        if cause is Cause.INVALID_REPLY:  # an earlier image may have corrupted the process
             return CrashReport(None, unanswered, [])
         requeue = [image for image in unanswered if image is not at_work]
-        if cause is Cause.OVERTIME:
+        if cause is Cause.CPU_LIMIT:
             return CrashReport(at_work, [], requeue)
         return CrashReport(None, [at_work] if at_work else [], requeue)
 
-    def _at_work(self) -> Image | None:
-        """The image that it is working on, as far as that is its to answer."""
+    def _at_work(self) -> PendingImage | None:
+        """The image that it is working on; None if there is none, or it has been reclaimed."""
         if not self._batches:
             return None
         batch = self._batches[0]
-        number = self.process.buffers[batch.buffer].begun - 1
-        return batch.images[number] if batch.answered <= number < batch.kept else None
+        number = self.process.buffers[batch.buffer].started - 1
+        return batch.images[number] if batch.answered <= number < batch.assigned else None
 
     def _clear(self) -> None:
-        """Go on to the next suspect, now that this one has been answered."""
+        """Clear the current suspect, which has been answered, and assign the next one."""
         if self._suspects:
             self._suspects.popleft()
-        self.begin_isolation_run()
+        self.start_isolation_run()
 
     def _progress(self) -> tuple[int, int]:
-        """Grows with every image begun."""
-        return self._ended_batches, self.process.buffers[self._batches[0].buffer].begun
+        """A pair that grows with every image started."""
+        return self._finished_batches, self.process.buffers[self._batches[0].buffer].started
 
-    def _begun(self, batch: _Batch) -> int:
-        return max(self.process.buffers[batch.buffer].begun, batch.answered)
+    def _started(self, batch: _Batch) -> int:
+        return max(self.process.buffers[batch.buffer].started, batch.answered)
 
-    def _cut(self, batch: _Batch) -> Sequence[Image]:
+    def _reclaim_from(self, batch: _Batch) -> Sequence[PendingImage]:
         buffer = self.process.buffers[batch.buffer]
-        begun = self._begun(batch)
-        buffer.allow(begun)
-        done = batch.images[max(batch.answered, batch.lent) : max(0, begun - 1)]
-        batch.lent = max(batch.lent, begun - 1)
-        rest = batch.images[begun : batch.kept]
-        batch.kept = min(batch.kept, begun)
-        return [*done, *rest]
+        started = self._started(batch)
+        buffer.set_limit(started)
+        finished = batch.images[max(batch.answered, batch.duplicated) : max(0, started - 1)]
+        batch.duplicated = max(batch.duplicated, started - 1)
+        unstarted = batch.images[started : batch.assigned]
+        batch.assigned = min(batch.assigned, started)
+        return [*finished, *unstarted]

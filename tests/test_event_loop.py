@@ -1,4 +1,4 @@
-"""Coroutines on a loop of their own, and what Ctrl-C does to them."""
+"""Running a coroutine on an event loop of its own, and interrupting it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import threading
 import pytest
 
 from datafetch.process.event_loop import run_to_end
-from datafetch.process.interrupts import Interrupts, in_force
+from datafetch.process.interrupts import Interrupts, active_interrupts
 
 PATIENCE_S = 20.0
 
-# A signal comes at the very beginning of the callback that a task group waits for, as it may under load.
+# Under load, a signal may come at the very beginning of the callback that a task group waits for.
 SIGNALLED_IN_A_CALLBACK = """
 import asyncio, signal, sys, uvloop
-from datafetch.own_loop import run_to_end
+from datafetch.process.event_loop import run_to_end
 
 def interrupt(frame, event, _):
     if event == "call" and frame.f_code.co_name == "_on_task_done":
@@ -49,8 +49,8 @@ assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.parametrize("loop", ["uvloop.new_event_loop", "None"])
-def test_a_second_ctrl_c_tears_nothing_apart(loop: str) -> None:
-    """It comes in the midst of the work of ending, which is done to its end all the same."""
+def test_a_second_ctrl_c_does_not_disturb_the_shutdown(loop: str) -> None:
+    """It comes while the tasks are being ended, and all of them still end."""
     program = SIGNALLED_IN_A_CALLBACK.format(loop=loop)
     ended = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=PATIENCE_S
@@ -59,8 +59,8 @@ def test_a_second_ctrl_c_tears_nothing_apart(loop: str) -> None:
     assert ended.stdout.split() == ["ended", "interrupted"]
 
 
-def test_what_a_coroutine_comes_to_is_returned_or_raised() -> None:
-    """Without a signal it is as if it had been awaited, also in another thread."""
+def test_the_result_or_exception_of_a_coroutine_is_passed_on() -> None:
+    """Without a signal it is as if the coroutine had been awaited, also in another thread."""
 
     async def echo(value: str) -> str:
         await asyncio.sleep(0)
@@ -78,8 +78,8 @@ def test_what_a_coroutine_comes_to_is_returned_or_raised() -> None:
         run_to_end(fail())
 
 
-def test_ctrl_c_is_not_lost_when_the_work_ends_well_all_the_same() -> None:
-    """Who presses it while the last step is done wants what comes after to stop as well."""
+def test_ctrl_c_is_raised_even_if_the_work_completes() -> None:
+    """A user who presses it during the last step wants what follows to stop as well."""
 
     async def work() -> int:
         signal.raise_signal(signal.SIGINT)
@@ -89,8 +89,8 @@ def test_ctrl_c_is_not_lost_when_the_work_ends_well_all_the_same() -> None:
         run_to_end(work())
 
 
-def test_a_handler_of_the_caller_is_left_in_force() -> None:
-    """The library puts none in the place of anybody's."""
+def test_a_handler_of_the_caller_is_kept() -> None:
+    """The library replaces no handler but Python's default."""
     seen = []
 
     async def work() -> int:
@@ -107,7 +107,7 @@ def test_a_handler_of_the_caller_is_left_in_force() -> None:
 
 
 def test_interrupts_are_counted_and_the_third_is_raised() -> None:
-    """The first calls what stops the work, the second has no effect; whoever sends a third has waited."""
+    """The first signal calls the function that stops the work, the second has no effect, and the third raises."""
     stopped: list[int] = []
 
     def work(interrupts: Interrupts) -> None:
@@ -117,7 +117,8 @@ def test_interrupts_are_counted_and_the_third_is_raised() -> None:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
 
-    with in_force() as interrupts, pytest.raises(KeyboardInterrupt), interrupts.calling(lambda: stopped.append(1)):
+    handler = active_interrupts()
+    with handler as interrupts, pytest.raises(KeyboardInterrupt), interrupts.stopping_with(lambda: stopped.append(1)):
         work(interrupts)
     assert stopped == [1]
     assert not isinstance(signal.getsignal(signal.SIGINT), Interrupts)

@@ -25,7 +25,6 @@ from pool_codecs import echo, poisoned, unloadable
 from datafetch.demo.pictures import paint
 from datafetch.errors import ResourceError
 from datafetch.model.outcome import Body, Encoded, Failure, FailureKind, Outcome
-from datafetch.process.child import child_command
 from datafetch.transcode import ImageSpec, Transcoder
 from datafetch.transcode.pool.forkserver import DESCRIPTORS_PER_FORK
 from datafetch.transcode.pool.quarantine import Quarantine
@@ -605,13 +604,3 @@ def test_ctrl_c_leaves_no_process_and_no_warning() -> None:
     assert stderr.splitlines()[-1] == b"KeyboardInterrupt"
     assert b"Warning" not in stderr
     assert b"never" not in stderr
-
-
-def test_a_child_imports_what_its_parent_imports() -> None:
-    """A child process imports from the same places as its parent, whatever its working directory."""
-    command = child_command("datafetch.transcode.pool.forkserver")
-    ended = subprocess.run(
-        command, cwd="/", capture_output=True, stdin=subprocess.PIPE, check=False, timeout=PATIENCE_S
-    )
-    assert b"ModuleNotFoundError" not in ended.stderr
-    assert b"on non-socket" in ended.stderr

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: at any moment of any command, once, twice or more often."""
+"""Ctrl-C and SIGTERM, once or several times, at any moment of any command."""
 
 from __future__ import annotations
 
@@ -23,38 +23,38 @@ from datafetch.store.lock import Lock
 
 INTERRUPTED = "datafetch: interrupted"
 PATIENCE_ASKED = "datafetch: stopping, one moment; another signal or Ctrl-C stops it at once (nothing fetched is lost)"
-_MOST_GAP_S = 0.5
+_MAX_GAP_S = 0.5
 _WORLD = ("--world-size", "8")
 
 
 @pytest.fixture(scope="module")
 def trial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trial]:
-    """A dataset on an origin of its own."""
+    """Serve a dataset from an origin of its own."""
     with serve_trial(tmp_path_factory.mktemp("trial")) as served:
         yield served
 
 
-def takes_signals(run: Run) -> bool:
-    """Whether the command has its own handlers; before, Python has its own."""
+def has_handlers(run: Run) -> bool:
+    """Return whether the command has installed its own signal handlers."""
     lines = Path(f"/proc/{run.process.pid}/status").read_text().splitlines()
     caught = next(line for line in lines if line.startswith("SigCgt:"))
     return bool(int(caught.split()[1], 16) & 1 << signal.SIGTERM - 1)
 
 
 def wait_until(run: Run, is_so: Callable[[], bool]) -> bool:
-    """Wait until something is so; False where the command has ended before."""
+    """Wait until a condition holds; return False if the command ends before."""
     return any(is_so() for _ in run.readings())
 
 
 def fork_server(run: Run) -> psutil.Process:
-    """The process that codec processes are forked from."""
+    """Return the process from which codec processes are forked."""
     return next(
         process for process in run.family("datafetch.transcode.pool.forkserver") if process.ppid() == run.process.pid
     )
 
 
 def is_free(layout: OutputLayout) -> bool:
-    """Whether nobody holds the output."""
+    """Check that no process holds the lock of the output."""
     if layout.folder.exists():
         lock = Lock(layout.lock, layout.out)
         lock.acquire()
@@ -66,7 +66,7 @@ def is_free(layout: OutputLayout) -> bool:
 def test_the_second_signal_is_answered_and_the_third_ends_it_at_once(
     trial: Trial, tmp_path: Path, signal_number: signal.Signals
 ) -> None:
-    """While the run takes its time to stop: a line at the second, 130 at the third, and the next run goes on."""
+    """While a run is stopping, the second signal prints a line and the third exits with 130; the next run resumes."""
     place = Place(tmp_path)
     with Run(trial.command(place)) as run:
         assert wait_until(run, lambda: place.bytes_kept() > 10_000)
@@ -84,7 +84,7 @@ def test_the_second_signal_is_answered_and_the_third_ends_it_at_once(
 
 
 def test_sigterm_stops_a_run_that_ignores_ctrl_c(trial: Trial, tmp_path: Path) -> None:
-    """As a command does that a script has started in the background."""
+    """A command that a script started in the background ignores Ctrl-C."""
     place = Place(tmp_path)
     command = [sys.executable, "-c", _IGNORING, *trial.command(place)]
     with Run(command) as run:
@@ -105,10 +105,10 @@ os.execv(sys.argv[1], sys.argv[1:])
 """
 
 
-def test_a_command_that_is_still_loading_is_left_at_once(trial: Trial, tmp_path: Path) -> None:
-    """Nothing has begun, and nothing is left."""
+def test_a_command_that_is_still_loading_exits_at_once(trial: Trial, tmp_path: Path) -> None:
+    """Nothing has been started, and nothing is left behind."""
     with Run(trial.command(Place(tmp_path))) as run:
-        assert wait_until(run, lambda: takes_signals(run))
+        assert wait_until(run, lambda: has_handlers(run))
         run.process.send_signal(signal.SIGTERM)
         assert run.end() == 130
         assert run.said() == ["datafetch: interrupted before it began"]
@@ -116,9 +116,9 @@ def test_a_command_that_is_still_loading_is_left_at_once(trial: Trial, tmp_path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("is_ended", [False, True], ids=["goes on", "SIGTERM"])
-def test_a_stopped_fork_server_hangs_no_run(trial: Trial, tmp_path: Path, is_ended: bool) -> None:
-    """Its codec processes are killed, and it says nothing about them: it is replaced, and SIGTERM does not wait."""
+@pytest.mark.parametrize("is_ended", [False, True], ids=["continues", "SIGTERM"])
+def test_a_stopped_fork_server_does_not_hang_a_run(trial: Trial, tmp_path: Path, is_ended: bool) -> None:
+    """Its workers are killed and it reports nothing, so it is replaced; SIGTERM does not wait for it."""
     place = Place(tmp_path)
     with Run(trial.command(place)) as run:
         assert wait_until(run, lambda: place.bytes_kept() > 10_000)
@@ -136,27 +136,27 @@ def test_a_stopped_fork_server_hangs_no_run(trial: Trial, tmp_path: Path, is_end
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A command at one of its phases.
+    """A command in one of its phases.
 
     Attributes:
-        command: Its words behind ``datafetch``.
-        output: What it holds the lock of.
-        has_come: Whether the phase is reached.
+        command: The arguments after ``datafetch``.
+        output: The output whose lock it holds.
+        is_reached: Whether the phase is reached.
     """
 
     command: Sequence[str]
     output: OutputLayout
-    has_come: Callable[[Run], bool]
+    is_reached: Callable[[Run], bool]
 
 
-def _prepare(trial: Trial, folder: Path, has_come: Callable[[Place], bool], *options: str) -> Scene:
+def _prepare(trial: Trial, folder: Path, is_reached: Callable[[Place], bool], *options: str) -> Scene:
     place = Place(folder / "root")
     command = [word for word in trial.command(place)[3:] if word != "--no-reshard"]
-    return Scene([*command, *options], place.layout, lambda _: has_come(place))
+    return Scene([*command, *options], place.layout, lambda _: is_reached(place))
 
 
 def _complete(trial: Trial, folder: Path) -> Place:
-    """The output of a run that is complete, made once."""
+    """Copy the output of a complete run, which is made once."""
     first = Place(trial.source.folder.parent / "complete")
     if not first.root.exists():
         subprocess.run(trial.command(first), check=True, capture_output=True, timeout=PATIENCE_S)
@@ -211,14 +211,14 @@ SCENES: Mapping[str, Callable[[Trial, Path], Scene]] = {
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 @pytest.mark.parametrize("scene", SCENES)
 def test_signals_at_any_moment_of_any_command(trial: Trial, tmp_path: Path, scene: str, number: signal.Signals) -> None:
-    """Several commands at once, which is the load, get one to three signals with gaps of 0 to 500 ms.
+    """Several commands at once, to create load, get one to three signals with gaps of 0 to 500 ms.
 
-    Each ends in time with 130, or as it would have if it was done already, says so in a line, leaves no process and no
-    lock, and shows no traceback.
+    Each ends in time, with 130 and a line that says so, or with 0 if it was complete already. It leaves no process and
+    no lock, and prints no traceback.
     """
     rng = random.Random(f"{scene} {number}")
     scenes = [SCENES[scene](trial, _folder(tmp_path, attempt)) for attempt in range(_ATTEMPTS)]
-    gaps_s = [[rng.uniform(0, _MOST_GAP_S) for _ in range(rng.randrange(1, 4))] for _ in scenes]
+    gaps_s = [[rng.uniform(0, _MAX_GAP_S) for _ in range(rng.randrange(1, 4))] for _ in scenes]
     gaps_s[0][0] = 0
     with ThreadPoolExecutor(_ATTEMPTS) as together:
         list(together.map(partial(_disturb, number=number), scenes, gaps_s))
@@ -226,14 +226,14 @@ def test_signals_at_any_moment_of_any_command(trial: Trial, tmp_path: Path, scen
 
 def _disturb(scene: Scene, gaps_s: Sequence[float], number: signal.Signals) -> None:
     with Run([sys.executable, "-m", "datafetch", *scene.command]) as run:
-        if wait_until(run, lambda: takes_signals(run) and scene.has_come(run)):
+        if wait_until(run, lambda: has_handlers(run) and scene.is_reached(run)):
             _send(run, number, gaps_s)
         code = run.end()
-        said = run.said()
-        assert "Traceback" not in "\n".join(said), said
-        assert code in (0, 130), said
+        stderr_lines = run.said()
+        assert "Traceback" not in "\n".join(stderr_lines), stderr_lines
+        assert code in (0, 130), stderr_lines
         ends = (INTERRUPTED, "datafetch: stopped at once (nothing fetched is lost)")
-        assert code == 0 or any(line.startswith(ends) for line in said), said
+        assert code == 0 or any(line.startswith(ends) for line in stderr_lines), stderr_lines
         assert is_free(scene.output)
 
 
@@ -248,5 +248,5 @@ def _folder(tmp_path: Path, attempt: int) -> Path:
 
 def _send(run: Run, number: signal.Signals, gaps_s: Sequence[float]) -> None:
     for gap_s in gaps_s:
-        time.sleep(gap_s)  # the one thing here that is not waited for: how fast a person is
+        time.sleep(gap_s)  # simulates a person's speed; everything else in this file waits for conditions
         run.process.send_signal(number)

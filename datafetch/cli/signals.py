@@ -68,7 +68,7 @@ class CommandInterrupts(Interrupts):
             return
         super().__call__(*of_python)
 
-    def again(self) -> None:
+    def on_further_signal(self) -> None:
         """Ask for patience at the second signal, and end the process at the third."""
         if self.count == 2:  # noqa: PLR2004 - the second
             _say("stopping, one moment; another signal or Ctrl-C stops it at once (nothing fetched is lost)")

@@ -46,7 +46,7 @@ from datafetch.model.ledger_line import ShardCounts
 from datafetch.output.formats import format_of
 from datafetch.output.merge import CommittedSample, Output, merge_retry, merge_spool
 from datafetch.output.row import OutputRow
-from datafetch.process.child import child_command, why_not_started
+from datafetch.process.child import child_command, start_failure
 from datafetch.store.atomic import make_folder, publish, sync
 from datafetch.store.layout import OutputLayout
 from datafetch.store.ledger import LedgerWriter, ShardSummary, read_shard_counts
@@ -96,9 +96,7 @@ async def commit_in_process(commit: Commit) -> ShardCounts:
             start_new_session=True,  # Ctrl-C in the terminal is handled by the parent alone
         )
     except OSError as error:
-        raise ResourceError(
-            f"cannot start the process that writes shards: {why_not_started(error)}; {_ADVICE}"
-        ) from error
+        raise ResourceError(f"cannot start the process that writes shards: {start_failure(error)}; {_ADVICE}") from error
     assert process.stdin is not None and process.stdout is not None  # noqa: PT018 - both are pipes
     try:
         # Standard input stays open: when it is closed, the child knows that its parent has ended.

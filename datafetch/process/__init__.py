@@ -1,1 +1,1 @@
-"""What each process of this project needs: how it is started, how signals reach it, how it runs an event loop."""
+"""What every process of datafetch needs: starting a child, handling signals, and running an event loop."""

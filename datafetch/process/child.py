@@ -1,7 +1,7 @@
-"""How this project starts a process of its own: a fresh interpreter that runs one module's ``main()``.
+"""How datafetch starts a child process: a fresh interpreter that runs the ``main()`` of one module.
 
-Not ``multiprocessing``: its spawn runs the caller's ``__main__`` again, so that a notebook or a script without a guard
-breaks, and every codec process would load the whole command line. Here a child imports what it needs and nothing else.
+``multiprocessing`` is not used: its spawn method runs the caller's ``__main__`` again, so that a notebook or a script
+without a guard breaks, and every child would load the whole command line. Here a child imports only what it needs.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ _PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
 
 
 def child_command(module: str) -> list[str]:
-    """The command that runs ``main()`` of a module with this process's interpreter and import path.
+    """Return the command that runs a module's ``main()`` with this process's interpreter and import path.
 
     Args:
-        module: Dotted name; it must be importable and have a ``main()`` without parameters.
+        module: The dotted name of a module that has a ``main()`` without parameters.
     """
     import_path = [_PACKAGE_PARENT, *(entry for entry in sys.path if entry not in ("", _PACKAGE_PARENT))]
     return [
@@ -27,7 +27,7 @@ def child_command(module: str) -> list[str]:
     ]
 
 
-def why_not_started(error: OSError) -> str:
-    """Why no process could be started, in the system's words; uvloop has no number for want of descriptors."""
+def start_failure(error: OSError) -> str:
+    """Describe why no process could be started. uvloop gives no errno if descriptors or memory are lacking."""
     number = error.errno or 0
     return os.strerror(number) if number > 0 else "too few descriptors, or too little memory"

@@ -1,4 +1,4 @@
-"""run_to_end(): a coroutine on an event loop of its own, that Ctrl-C cancels cleanly."""
+"""run_to_end(): run a coroutine on an event loop of its own, so that Ctrl-C cancels it cleanly."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import closing, suppress
 from typing import Any, TypeVar
 
-from datafetch.process.interrupts import in_force
+from datafetch.process.interrupts import active_interrupts
 
 _Result = TypeVar("_Result")
 
@@ -19,55 +19,59 @@ def run_to_end(
 
     The first Ctrl-C cancels it. A second one disturbs neither its cleanup nor the closing of the loop.
 
+    Args:
+        work: The coroutine.
+        loop_factory: Creates the event loop; None takes asyncio's default.
+
     Raises:
-        KeyboardInterrupt: Ctrl-C; by then the coroutine has ended, and so has everything that it started.
+        KeyboardInterrupt: Ctrl-C was pressed. By then the coroutine and everything that it started have ended.
     """
-    cancelling = _Cancelling()
+    cancellable = _CancellableRun()
     try:
         with (
-            in_force() as interrupts,
-            interrupts.calling(cancelling.cancel),
+            active_interrupts() as interrupts,
+            interrupts.stopping_with(cancellable.cancel),
             closing((loop_factory or asyncio.new_event_loop)()) as loop,
         ):
-            return loop.run_until_complete(cancelling.run(work))
+            return loop.run_until_complete(cancellable.run(work))
     except asyncio.CancelledError:
-        if cancelling.is_wanted:
+        if cancellable.is_cancelled:
             raise KeyboardInterrupt from None
         raise
     finally:
-        work.close()  # for it may never have started
+        work.close()  # it may never have started
 
 
-class _Cancelling:
-    """Cancels a coroutine, from the moment on that there is a task for it."""
+class _CancellableRun:
+    """Runs a coroutine that can be cancelled from a signal handler, even before its task exists."""
 
     def __init__(self) -> None:
-        self.is_wanted = False
+        self.is_cancelled = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[Any] | None = None
 
     async def run(self, work: Coroutine[Any, Any, _Result]) -> _Result:
-        """Run the coroutine in this task."""
+        """Run the coroutine in the current task."""
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
         try:
-            if self.is_wanted:
+            if self.is_cancelled:
                 raise asyncio.CancelledError
             return await work
         finally:
-            await _end_the_rest()
+            await _finish_remaining()
 
     def cancel(self) -> None:
-        """Cancel it soon; in a signal handler, so that it happens between two steps of the loop and wakes it up."""
-        self.is_wanted = True
+        """Cancel the coroutine. Safe in a signal handler: it is done between two steps of the loop, which it wakes."""
+        self.is_cancelled = True
         if self._loop is not None and self._task is not None:
-            with suppress(RuntimeError):  # the loop is closed, the work done
+            with suppress(RuntimeError):  # the loop is closed, so the work is done
                 self._loop.call_soon_threadsafe(self._task.cancel)
 
 
-async def _end_the_rest() -> None:
-    """End what is left on this loop, as ``asyncio.Runner`` does, but before the loop stops.
+async def _finish_remaining() -> None:
+    """End everything that is left on this loop, as ``asyncio.Runner`` does, but before the loop stops.
 
-    To start it once more takes uvloop descriptors; where there are none, the loop can't even be closed any more.
+    Starting a uvloop again takes descriptors. If none are left, it could not even be closed any more.
     """
     loop = asyncio.get_running_loop()
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
@@ -75,5 +79,5 @@ async def _end_the_rest() -> None:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     await loop.shutdown_asyncgens()
-    with suppress(RuntimeError):  # no thread to wait in for the others; closing the loop tells them to end
+    with suppress(RuntimeError):  # no thread can be started to wait for the others; closing the loop ends them
         await loop.shutdown_default_executor()

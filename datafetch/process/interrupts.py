@@ -1,8 +1,9 @@
-"""A signal handler that counts: the first signal stops the work, the second is ignored, the third raises.
+"""A signal handler that counts: the first signal stops the work, the second is ignored, and the third raises.
 
-Rules: ``KeyboardInterrupt`` is raised wherever the interpreter happens to be. Inside an event loop that may be a
-callback that a task group or a future depends on; the callback then never completes, and its waiter, or the closing of
-the loop, hangs. So the first signal cancels a task instead, and the second does not disturb the shutdown.
+Rules: Python raises ``KeyboardInterrupt`` wherever the interpreter happens to be. Within an event loop, that may be a
+callback on which a task group or a future depends. The callback then never completes, and the task that waits for it,
+or the closing of the loop, hangs. So the first signal cancels a task instead, and the second does not disturb the
+shutdown.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_PATIENT = 2  # signals; who sends a third has waited long enough
+_TOLERATED_SIGNALS = 2  # whoever sends a third one has waited long enough
 
 
 class Interrupts:
     """A signal handler that counts.
 
     Attributes:
-        count: Signals so far.
+        count: How many signals have been received.
     """
 
     def __init__(self) -> None:
@@ -28,33 +29,33 @@ class Interrupts:
         self._stop: Callable[[], object] | None = None
 
     def __call__(self, *_: object) -> None:
-        """Stop the work, the first time; called by Python, in the main thread."""
+        """Handle a signal. Python calls this in the main thread."""
         self.count += 1
         if self.count > 1:
-            self.again()
+            self.on_further_signal()
         elif self._stop is None:
             raise KeyboardInterrupt
         else:
             self._stop()
 
-    def again(self) -> None:
-        """Called for each signal after the first: the second has no effect, from the third on all are raised.
+    def on_further_signal(self) -> None:
+        """Handle each signal after the first: ignore the second, and raise from the third on.
 
         Raises:
-            KeyboardInterrupt: From the third on.
+            KeyboardInterrupt: This is the third signal or a later one.
         """
-        if self.count > _PATIENT:
+        if self.count > _TOLERATED_SIGNALS:
             raise KeyboardInterrupt
 
     @contextmanager
-    def calling(self, stop: Callable[[], object]) -> Iterator[None]:
-        """Within this context the first signal calls ``stop`` instead of raising.
+    def stopping_with(self, stop: Callable[[], object]) -> Iterator[None]:
+        """Have the first signal within this context call ``stop`` instead of raising.
 
         Args:
-            stop: Makes the work stop soon; it may be called at any point of the program and must not raise.
+            stop: Makes the work stop soon. It may be called at any point of the program, and must not raise.
 
         Raises:
-            KeyboardInterrupt: A signal came meanwhile, and the work has ended, complete or not.
+            KeyboardInterrupt: On leaving the context, if a signal was received; the work may be complete or not.
         """
         before, self._stop = self._stop, stop
         count_before = self.count
@@ -67,10 +68,10 @@ class Interrupts:
 
 
 @contextmanager
-def in_force() -> Iterator[Interrupts]:
-    """The handler that counts signals: the program's, or else one that takes the place of Python's own meanwhile.
+def active_interrupts() -> Iterator[Interrupts]:
+    """Provide the counting handler: the program's own, or else one that temporarily replaces Python's default.
 
-    Where neither is in force, or in another thread than the main one, it is one that is never called.
+    If the program has another handler for Ctrl-C, or this is not the main thread, the handler provided is never called.
     """
     interrupts = next((one for one in map(signal.getsignal, SIGNALS) if isinstance(one, Interrupts)), None)
     if interrupts is not None:
@@ -81,7 +82,7 @@ def in_force() -> Iterator[Interrupts]:
     if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield interrupts
         return
-    signal.signal(signal.SIGINT, interrupts)  # as asyncio.Runner would put one of its own there, which raises
+    signal.signal(signal.SIGINT, interrupts)  # like asyncio.Runner, whose handler raises, though
     try:
         yield interrupts
     finally:

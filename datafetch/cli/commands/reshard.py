@@ -16,7 +16,7 @@ from datafetch.cli.reshard_progress import show_resharding
 from datafetch.output.reshard.copy import ProgressMonitor
 from datafetch.output.reshard.folder import ReshardRequest
 from datafetch.output.reshard.folder import reshard as make_equal_shards
-from datafetch.process.interrupts import in_force
+from datafetch.process.interrupts import active_interrupts
 
 
 def reshard(  # noqa: PLR0913 - one parameter an option
@@ -50,8 +50,8 @@ def reshard(  # noqa: PLR0913 - one parameter an option
     with (
         show_remarks(console),
         show_resharding(console) as tell,
-        in_force() as interrupts,
-        interrupts.calling(stop.set),
+        active_interrupts() as interrupts,
+        interrupts.stopping_with(stop.set),
     ):
         made = make_equal_shards(
             ReshardRequest(source, out, world_size, batch, group, shuffle, no_lock), ProgressMonitor(tell, stop)

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from datafetch.errors import ResourceError
-from datafetch.process.child import child_command, why_not_started
+from datafetch.process.child import child_command, start_failure
 from datafetch.transcode.pool.forkserver import COMMAND, FORK, FORK_FAILED, KILL, STATUS
 from datafetch.transcode.pool.protocol import U32, Codec, Startup, encode_message
 from datafetch.transcode.pool.sandbox import kept_environment
@@ -258,7 +258,7 @@ class _ForkServerHandle:
                         start_new_session=True,
                     )
             except OSError as error:
-                raise ResourceError(f"cannot start a codec process: {why_not_started(error)}; {_REMEDY}") from error
+                raise ResourceError(f"cannot start a codec process: {start_failure(error)}; {_REMEDY}") from error
             undo.pop_all()
         return cls(process, reader, writer, control)
 

@@ -342,7 +342,7 @@ FAULTS = (
         ("filenames",),
     ),
     Fault(
-        "verify takes an image outside of its root",
+        "verify reads an image outside of its root",
         "verify/torch.py",
         '            raise ValueError("leads out of the image root")\n',
         "            pass\n",

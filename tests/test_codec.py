@@ -1,4 +1,4 @@
-"""One image in, one outcome out."""
+"""One body in, one outcome out."""
 
 import base64
 import struct
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.simd, pytest.mark.usefixtures("_as_in_the_codecs_proce
 
 
 def test_the_recipe_byte_for_byte_on_photographs(pictures: tuple[Path, list[str]]) -> None:
-    """Photograph-like pictures in the mix of the web, EXIF-free, come out as the snippet gives them."""
+    """Photograph-like pictures without EXIF, in the web's mix of formats, give the recipe's JPEG."""
     folder, names = pictures
     for name in names:
         body = (folder / name).read_bytes()
@@ -35,8 +35,8 @@ def test_the_recipe_byte_for_byte_on_photographs(pictures: tuple[Path, list[str]
 
 
 @pytest.mark.parametrize("name", ["GIF", "WEBP", "PNG", "TIFF"])
-def test_of_an_animation_the_first_frame(name: str) -> None:
-    """Only the first frame counts, as ``Image.open`` shows it."""
+def test_an_animation_gives_its_first_frame(name: str) -> None:
+    """Only the first frame is used, as with ``Image.open``."""
     first, second = paint((60, 50), 1), paint((60, 50), 2)
     body = saved(first, name, save_all=True, append_images=[second])
     outcome = transcode(body, VILA)
@@ -62,8 +62,8 @@ def test_of_an_animation_the_first_frame(name: str) -> None:
         saved(paint((20, 20), 1), "TGA"),
     ],
 )
-def test_what_is_not_on_the_list_is_not_an_image(body: bytes) -> None:
-    """Formats off the allow-list are not even tried, whatever Pillow could make of them."""
+def test_a_format_off_the_allow_list_is_not_an_image(body: bytes) -> None:
+    """Such formats are not even tried, although Pillow could read some of them."""
     outcome = transcode(body, VILA)
     assert isinstance(outcome, Failure)
     assert outcome.kind is FailureKind.NOT_AN_IMAGE
@@ -82,7 +82,7 @@ def test_half_an_image_is_truncated(name: str, tenths: int) -> None:
 
 @pytest.mark.parametrize("spec", [VILA, RECEIVED])
 def test_too_many_pixels_are_refused_from_the_header(spec: ImageSpec) -> None:
-    """A bomb is refused before its pixels are allocated: its size alone decides."""
+    """A decompression bomb is refused by its size, before its pixels are allocated."""
     bomb = saved(Image.new("1", (30_000, 30_000)), "PNG")
     assert len(bomb) < 200_000
     outcome = transcode(bomb, spec)
@@ -111,7 +111,7 @@ def _webp_canvas(width_px: int, height_px: int) -> bytes:
 )
 @pytest.mark.parametrize("spec", [VILA, RECEIVED])
 def test_a_webp_is_refused_before_it_is_opened(body: bytes, spec: ImageSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Opening one allocates its canvas."""
+    """Opening it would allocate its canvas."""
     monkeypatch.setattr(Image, "open", None)
     outcome = transcode(body, spec)
     assert isinstance(outcome, Failure)
@@ -139,7 +139,7 @@ def test_a_tiff_with_huge_tiles_is_refused(spec: ImageSpec) -> None:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("spec", [ImageSpec(), ImageSpec(pixels=Pixels.CORRECT), RECEIVED])
 def test_the_limit_holds_for_every_kind_of_image(spec: ImageSpec) -> None:
-    """One pixel too many is too many in every format, and as many as allowed are not."""
+    """In every format, exactly ``max_pixels`` are accepted, and one more is refused."""
     for kind, make in KINDS.items():
         body = make(paint((20, 15), 1))
         width_px, height_px = Image.open(BytesIO(body)).size
@@ -150,20 +150,20 @@ def test_the_limit_holds_for_every_kind_of_image(spec: ImageSpec) -> None:
 
 @pytest.mark.parametrize(("max_pixels", "arrives"), [(300, True), (299, False)])
 def test_the_pixel_limit_is_the_specs(max_pixels: int, arrives: bool) -> None:
-    """As many pixels as allowed are allowed, one more is not."""
+    """Exactly ``max_pixels`` are accepted, and one more is refused."""
     outcome = transcode(saved(paint((20, 15), 1), "PNG"), ImageSpec(max_pixels=max_pixels))
     assert isinstance(outcome, Encoded) == arrives
 
 
-def test_an_image_that_no_jpeg_can_hold_is_a_failure() -> None:
-    """A JPEG has at most 65,500 pixels a side."""
+def test_an_image_too_long_for_a_jpeg_is_a_failure() -> None:
+    """A JPEG has at most 65,500 pixels per side."""
     outcome = transcode(saved(Image.new("L", (1, 65_501)), "PNG"), VILA)
     assert isinstance(outcome, Failure)
     assert outcome.kind is FailureKind.TOO_MANY_PIXELS
 
 
 def test_quality_is_the_specs() -> None:
-    """Less quality makes a smaller file, and 75 is Pillow's default."""
+    """Lower quality gives a smaller file, and 75 is Pillow's default."""
     body = saved(paint((320, 240), 5), "PNG")
     sizes = [len(base64.b64encode(_jpeg(body, quality))) for quality in (40, 75, 90)]
     assert sizes == sorted(set(sizes))
@@ -193,7 +193,7 @@ def _jpeg(body: bytes, quality: int) -> bytes:
     ],
 )
 def test_a_spec_that_cannot_work_is_refused(wrong: dict[str, Any]) -> None:
-    """The operator hears of it before anything is fetched, by the option's name."""
+    """The error names the option, before anything is fetched."""
     option = "--" + next(iter(wrong)).removesuffix("_px").removesuffix("_s").replace("_", "-")
     with pytest.raises(ConfigurationError, match=option):
         ImageSpec(**wrong)
@@ -204,14 +204,14 @@ def test_a_spec_that_cannot_work_is_refused(wrong: dict[str, Any]) -> None:
     [("pixels", "recipe or correct"), ("resize", "exact or fast"), ("encode", "recipe or original or received")],
 )
 @pytest.mark.parametrize("wrong", ["best", "", 1])
-def test_a_choice_that_there_is_not_is_refused(name: str, choices: str, wrong: Any) -> None:
-    """With the option, and what there is to choose from."""
+def test_an_unknown_choice_is_refused(name: str, choices: str, wrong: Any) -> None:
+    """The error names the option and the available choices."""
     with pytest.raises(ConfigurationError, match=f"--{name} must be {choices}, not {wrong!r}"):
         ImageSpec(**{name: wrong})
 
 
-def test_a_choice_may_be_a_plain_word() -> None:
-    """It means what the enumeration means, and is compared as such."""
+def test_a_choice_may_be_a_plain_string() -> None:
+    """It is converted to the enumeration, and compares equal to it."""
     words: dict[str, Any] = {"pixels": "correct", "resize": "fast", "encode": "original"}
     spec = ImageSpec(**words)
     assert spec == ImageSpec(pixels=Pixels.CORRECT, resize=Resize.FAST, encode=Encoding.ORIGINAL)
@@ -221,14 +221,14 @@ def test_a_choice_may_be_a_plain_word() -> None:
 
 @pytest.mark.parametrize("length", [6, 10, 14, 20, 40])
 def test_a_bmp_that_is_cut_off_in_its_header_is_truncated(length: int) -> None:
-    """It is an image that ended early, and no text."""
+    """It is an image that ended early, and not text."""
     outcome = transcode(saved(paint((20, 15), 1), "BMP")[:length], VILA)
     assert isinstance(outcome, Failure)
     assert outcome.kind is FailureKind.TRUNCATED
 
 
-def test_a_refusal_is_told_in_words() -> None:
-    """The ledger is read by people: it names what was too much, and not a class."""
+def test_a_refusal_is_described_in_words() -> None:
+    """People read the ledger: it states the excessive size, and not the class of an exception."""
     outcome = transcode(saved(paint((20, 15), 1), "PNG"), ImageSpec(max_pixels=299))
     assert isinstance(outcome, Failure)
     assert outcome.detail == "20x15 pixels"
@@ -242,16 +242,16 @@ def test_a_refusal_is_told_in_words() -> None:
         (OSError(), FailureKind.TRUNCATED),
     ],
 )
-def test_an_error_without_words_is_told_in_words(error: Exception, kind: FailureKind) -> None:
-    """Some exceptions say nothing but their name."""
+def test_an_error_without_a_message_is_described_in_words(error: Exception, kind: FailureKind) -> None:
+    """Some exceptions have no message."""
     failure = classify(error, b"", "")
     assert failure.kind is kind
     assert failure.detail.startswith(f"{type(error).__name__}: ")
     assert len(failure.detail.split(": ")[1].split()) > 2
 
 
-def test_an_image_that_takes_the_permission_for_its_pixels_says_so() -> None:
-    """More than are taken by default: it is noted; what would be taken anyway is not, whatever is permitted."""
+def test_an_image_that_needs_permission_for_its_pixels_reports_it() -> None:
+    """The permission is recorded for an image above the default limit, and for no other."""
     large, small = (saved(Image.new("L", (9_500, side_px)), "JPEG") for side_px in (9_500, 95))
     assert isinstance(transcode(large, ImageSpec(encode=Encoding.ORIGINAL)), Failure)
     spec = ImageSpec(encode=Encoding.ORIGINAL, max_pixels=100_000_000)

@@ -1,4 +1,4 @@
-"""The correct pixels: what a viewer shows, held to arithmetic that is not Pillow's."""
+"""The correct pixels are those that a viewer shows, compared with arithmetic that is independent of Pillow."""
 
 import struct
 from io import BytesIO
@@ -30,7 +30,7 @@ from PIL import Image, TiffImagePlugin, features
 from datafetch.demo.pictures import paint
 from datafetch.model.outcome import Encoded
 from datafetch.transcode.codec import pixels, supported_formats, transcode
-from datafetch.transcode.image.icc import _transform, has_own_colours
+from datafetch.transcode.image.icc import _transform, differs_from_srgb
 from datafetch.transcode.spec import ImageSpec, Pixels, Resize
 
 CORRECT = ImageSpec(pixels=Pixels.CORRECT)
@@ -40,13 +40,13 @@ SIZE_PX = (21, 13)
 pytestmark = [
     pytest.mark.simd,
     pytest.mark.usefixtures("_as_in_the_codecs_processes"),
-    pytest.mark.filterwarnings("ignore"),  # Pillow's remarks on odd files, which worker.py silences as well
+    pytest.mark.filterwarnings("ignore"),  # Pillow's warnings about odd files, which forkserver.py silences as well
 ]
 needs_profiles = pytest.mark.skipif(not features.check("littlecms2"), reason="this Pillow has no Little CMS")
 
 
 def written(body: bytes, spec: ImageSpec = CORRECT) -> npt.NDArray[np.int64]:
-    """The pixels before they become a JPEG; that the JPEG is of these is checked along the way."""
+    """Return the pixels before they are encoded as JPEG, and check that the JPEG is made of them."""
     with Image.open(BytesIO(body)) as source:
         picture = pixels(source, spec)
     assert picture.mode == "RGB"
@@ -58,18 +58,18 @@ def written(body: bytes, spec: ImageSpec = CORRECT) -> npt.NDArray[np.int64]:
 
 
 def grey_as_rgb(values: Array) -> npt.NDArray[np.int64]:
-    """The same value in each channel."""
+    """Repeat the values in each channel."""
     return np.repeat(values.astype(np.int64)[..., None], 3, axis=-1)
 
 
 def over_white(colour: Array, alpha: Array) -> npt.NDArray[np.int64]:
-    """Composed over white and rounded, of 8 bits."""
+    """Composite 8-bit values over white, rounded."""
     exact = colour * (alpha[..., None] / 255) + 255 * (1 - alpha[..., None] / 255)
     return (exact + 0.5).astype(np.int64)
 
 
-def turned(stored: npt.NDArray[np.int64], orientation: int) -> npt.NDArray[np.int64]:
-    """What EXIF says of rows and columns: where the stored first row and first column are seen."""
+def oriented(stored: npt.NDArray[np.int64], orientation: int) -> npt.NDArray[np.int64]:
+    """Apply an EXIF orientation: it says on which sides the stored first row and first column are shown."""
     mirrored = stored[:, ::-1]
     shown = {
         1: stored,
@@ -84,10 +84,10 @@ def turned(stored: npt.NDArray[np.int64], orientation: int) -> npt.NDArray[np.in
     return shown[orientation]
 
 
-def noise(channels: int, most: int, seed: int = 0) -> npt.NDArray[np.int64]:
-    """Random samples of SIZE_PX, 0 and ``most`` among them."""
-    samples = np.random.default_rng(seed).integers(0, most + 1, (SIZE_PX[1], SIZE_PX[0], channels))
-    samples[0, 0], samples[0, 1] = 0, most
+def noise(channels: int, max_value: int, seed: int = 0) -> npt.NDArray[np.int64]:
+    """Create random samples of SIZE_PX, which include 0 and ``max_value``."""
+    samples = np.random.default_rng(seed).integers(0, max_value + 1, (SIZE_PX[1], SIZE_PX[0], channels))
+    samples[0, 0], samples[0, 1] = 0, max_value
     return samples
 
 
@@ -98,7 +98,7 @@ def noise(channels: int, most: int, seed: int = 0) -> npt.NDArray[np.int64]:
     "name", [name for name in ("JPEG", "PNG", "WEBP", "TIFF", "AVIF") if name in supported_formats()]
 )
 def test_an_image_is_shown_upright(name: str, orientation: int, order: str, spec: ImageSpec) -> None:
-    """For each of EXIF's eight orientations, in every format that has EXIF, and shrunk as well."""
+    """This holds for all eight EXIF orientations, in every format that has EXIF, also if the image is shrunk."""
     picture = paint(SIZE_PX, orientation)
     options = {"lossless": True} if name == "WEBP" else {}
     plain = saved(picture, name, **options)
@@ -109,8 +109,8 @@ def test_an_image_is_shown_upright(name: str, orientation: int, order: str, spec
     else:
         body = saved(picture, name, **options, exif=exif(orientation, order))
     shown = written(body, spec)
-    # Pillow turns a TIFF before it is shrunk; rows and columns are shrunk one after the other, rounded in between.
-    assert np.abs(shown - turned(written(plain, spec), orientation)).max() <= 2 * (
+    # Pillow rotates a TIFF before it is shrunk. Rows and columns are shrunk in turn, with rounding in between.
+    assert np.abs(shown - oriented(written(plain, spec), orientation)).max() <= 2 * (
         name == "TIFF" and spec is not CORRECT
     )
 
@@ -129,8 +129,8 @@ def test_an_image_is_shown_upright(name: str, orientation: int, order: str, spec
     ],
 )
 @pytest.mark.parametrize("name", ["JPEG", "PNG", "WEBP"])
-def test_corrupt_exif_loses_no_image(name: str, content: bytes) -> None:
-    """Where EXIF is cut off, points nowhere, or says what it can't, the image is upright."""
+def test_corrupt_exif_does_not_fail_an_image(name: str, content: bytes) -> None:
+    """If EXIF is cut off, points nowhere or has an impossible value, the image counts as upright."""
     picture = paint(SIZE_PX, 2)
     body = with_segment(saved(picture, name), 0xE1, content) if name == "JPEG" else saved(picture, name, exif=content)
     assert np.array_equal(written(body), written(saved(picture, name)))
@@ -141,14 +141,14 @@ def test_exif_after_the_pixels_counts() -> None:
     samples = noise(3, 255)
     plain = png(samples, 8, 2)
     body = plain[:-12] + png(samples, 8, 2, [(b"eXIf", exif(6)[6:])])[33:-12].split(b"IDAT")[0][:-4] + plain[-12:]
-    assert np.array_equal(written(body), turned(samples, 6))
+    assert np.array_equal(written(body), oriented(samples, 6))
 
 
 @pytest.mark.parametrize("interlaced", [False, True])
 @pytest.mark.parametrize("colour", [4, 6])
 @pytest.mark.parametrize("depth", [8, 16])
-def test_alpha_is_composed_over_white(depth: int, colour: int, interlaced: bool) -> None:
-    """Grey and colour, exactly for 8 bits; of 16 Pillow keeps the upper 8, which is at most one less than rounding."""
+def test_alpha_is_composited_over_white(depth: int, colour: int, interlaced: bool) -> None:
+    """Exact for 8 bits; of 16 Pillow keeps the upper 8, which is at max_value one less than rounding."""
     samples = noise({4: 2, 6: 4}[colour], 2**depth - 1)
     kept = samples >> (depth - 8)
     shown = kept[..., [0, 0, 0]] if colour == 4 else kept[..., :3]
@@ -158,7 +158,7 @@ def test_alpha_is_composed_over_white(depth: int, colour: int, interlaced: bool)
 
 @pytest.mark.parametrize("name", ["PNG", "WEBP", "TIFF"])
 def test_alpha_in_other_formats(name: str) -> None:
-    """RGBA that Pillow writes without loss."""
+    """RGBA in formats that Pillow writes without loss is composited over white."""
     picture = in_mode(paint(SIZE_PX, 4), "RGBA")
     options = {"lossless": True, "exact": True} if name == "WEBP" else {}
     samples = np.asarray(picture, np.int64)
@@ -166,8 +166,8 @@ def test_alpha_in_other_formats(name: str) -> None:
 
 
 @pytest.mark.skipif(("La", "La") not in TiffImagePlugin.OPEN_INFO.values(), reason="this Pillow does not read it")
-def test_grey_with_alpha_already_in_it() -> None:
-    """A TIFF whose grey is multiplied with its alpha is divided by it, and composed."""
+def test_premultiplied_grey_is_composited_over_white() -> None:
+    """A TIFF whose grey is premultiplied is divided by its alpha first."""
     samples = noise(2, 255)
     samples[..., 0] = samples[..., 0] * samples[..., 1] // 255
     tags: Tags = {
@@ -185,8 +185,8 @@ def test_grey_with_alpha_already_in_it() -> None:
 
 @pytest.mark.parametrize("interlaced", [False, True])
 @pytest.mark.parametrize("depth", [1, 2, 4, 8])
-def test_a_palette_with_alphas_is_composed(depth: int, interlaced: bool) -> None:
-    """Each colour of a palette may have an alpha; those past the list have none."""
+def test_a_palette_with_alphas_is_composited(depth: int, interlaced: bool) -> None:
+    """Each palette entry may have an alpha; entries past the end of the list are opaque."""
     indices = noise(1, 2**depth - 1)
     palette = np.random.default_rng(depth).integers(0, 256, (2**depth, 3))
     alphas = np.full(2**depth, 255)
@@ -197,22 +197,22 @@ def test_a_palette_with_alphas_is_composed(depth: int, interlaced: bool) -> None
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4, 8])
-def test_a_palette_that_is_missing_loses_no_image(depth: int) -> None:
+def test_a_missing_palette_does_not_fail_an_image(depth: int) -> None:
     """The recipe keeps a PNG without its palette, and so do the correct pixels."""
     body = png(noise(1, 2**depth - 1), depth, 3)
     assert isinstance(transcode(body, ImageSpec()), Encoded)
     assert written(body).shape == (SIZE_PX[1], SIZE_PX[0], 3)
 
 
-def test_a_clear_colour_beyond_the_palette_is_none() -> None:
-    """A list of alphas may be longer than a palette, and its only transparent one stand past the end."""
+def test_a_transparent_index_beyond_the_palette_is_ignored() -> None:
+    """A list of alphas may be longer than the palette, with its only transparent entry past the end."""
     indices, palette = noise(1, 255), np.arange(768).astype(np.uint8)
     body = png(indices, 8, 3, [(b"PLTE", palette.tobytes()), (b"tRNS", b"\xff" * 280 + b"\0")])
     assert np.array_equal(written(body), palette.reshape(256, 3)[indices[..., 0]])
 
 
-def test_of_a_clear_colour_of_8_bits_the_lower_8_count() -> None:
-    """It stands in 16, of which a writer may have set the upper ones."""
+def test_only_the_lower_8_bits_of_a_transparent_colour_count() -> None:
+    """It is stored in 16 bits, of which a writer may have set the upper ones."""
     samples = noise(3, 255)
     expected = samples.copy()
     expected[3, 3] = 255
@@ -220,16 +220,16 @@ def test_of_a_clear_colour_of_8_bits_the_lower_8_count() -> None:
     assert np.array_equal(written(body), expected)
 
 
-def test_a_palette_with_too_many_alphas() -> None:
-    """What stands after the last colour's alpha is ignored."""
+def test_excess_alphas_of_a_palette_are_ignored() -> None:
+    """Alphas after that of the last palette entry have no effect."""
     indices, palette = noise(1, 255), np.arange(768).astype(np.uint8)
     body = png(indices, 8, 3, [(b"PLTE", palette.tobytes()), (b"tRNS", bytes(range(256)) + b"\1\2\3")])
     assert np.array_equal(written(body), over_white(palette.reshape(-1, 3), np.arange(256))[indices[..., 0]])
 
 
 @pytest.mark.parametrize("clear", [0, 5, 255])
-def test_a_clear_colour_of_a_gif_is_white(clear: int) -> None:
-    """A GIF has at most one."""
+def test_the_transparent_colour_of_a_gif_becomes_white(clear: int) -> None:
+    """A GIF has at max_value one."""
     picture = paint(SIZE_PX, 3).convert("P", palette=Image.Palette.ADAPTIVE)
     picture.putpixel((3, 4), clear)
     body = saved(picture, "GIF", transparency=clear, optimize=False)
@@ -238,8 +238,8 @@ def test_a_clear_colour_of_a_gif_is_white(clear: int) -> None:
     assert np.array_equal(written(body), expected)
 
 
-def test_a_gif_whose_frame_leaves_some_of_the_canvas_bare() -> None:
-    """What no frame covers is transparent, so white."""
+def test_the_uncovered_canvas_of_a_gif_becomes_white() -> None:
+    """The part that no frame covers is transparent."""
     picture = paint(SIZE_PX, 3).convert("P")
     expected = np.full((SIZE_PX[1] + 9, SIZE_PX[0] + 9, 3), 255)
     expected[4:-5, 2:-7] = np.asarray(picture.convert("RGB"))
@@ -248,8 +248,8 @@ def test_a_gif_whose_frame_leaves_some_of_the_canvas_bare() -> None:
 
 @pytest.mark.parametrize("clear", [0, 1])
 @pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
-def test_a_clear_grey_is_white(depth: int, clear: int) -> None:
-    """In the depth of the file: 1 of 15 is another grey than 1 of 255."""
+def test_a_transparent_grey_becomes_white(depth: int, clear: int) -> None:
+    """It is compared at the depth of the file: 1 of 15 is another grey than 1 of 255."""
     samples = noise(1, 2**depth - 1)
     samples[3, 3:6] = clear
     expected = (samples[..., 0] * 255 + (2**depth - 1) // 2) // (2**depth - 1)
@@ -259,8 +259,8 @@ def test_a_clear_grey_is_white(depth: int, clear: int) -> None:
 
 
 @pytest.mark.parametrize("depth", [8, 16])
-def test_a_clear_colour_is_white(depth: int) -> None:
-    """Of 16 bits a channel, Pillow keeps the upper 8, and so does the comparison."""
+def test_a_transparent_colour_becomes_white(depth: int) -> None:
+    """Pillow keeps the upper 8 of 16 bits per channel, and so does the comparison."""
     samples = noise(3, 2**depth - 1)
     clear = samples[3, 3]
     samples[4, 4:8] = clear
@@ -272,7 +272,7 @@ def test_a_clear_colour_is_white(depth: int) -> None:
 
 @pytest.mark.parametrize("interlaced", [False, True])
 def test_grey_of_16_bits_is_scaled(interlaced: bool) -> None:
-    """Every one of 65,536 greys, rounded to the nearest of 256."""
+    """Each of the 65,536 greys is rounded to the nearest of 256."""
     samples = np.arange(65_536).reshape(256, 256)
     expected = grey_as_rgb((samples * 255 / 65_535).round())
     assert np.array_equal(written(png(samples, 16, 0, interlaced=interlaced)), expected)
@@ -281,15 +281,15 @@ def test_grey_of_16_bits_is_scaled(interlaced: bool) -> None:
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("shape", ["plain", "tiff_lzw", "tiff_adobe_deflate"])
 def test_grey_of_16_bits_in_a_tiff(order: str, shape: str) -> None:
-    """In both byte orders, packed and not."""
+    """This covers both byte orders, compressed and not."""
     samples = np.arange(65_536).reshape(256, 256)
     picture = Image.fromarray(samples.astype(f"{order}u2"))
     body = saved(picture, "TIFF") if shape == "plain" else saved(picture, "TIFF", compression=shape)
     assert np.array_equal(written(body), grey_as_rgb((samples * 255 / 65_535).round()))
 
 
-def test_a_negative_of_16_bits_is_turned_over() -> None:
-    """A TIFF may say that 0 is white."""
+def test_a_16_bit_tiff_in_which_0_is_white_is_inverted() -> None:
+    """A TIFF may declare that 0 is white."""
     samples = np.arange(65_536).reshape(256, 256)
     tags: Tags = {256: 256, 257: 256, 258: 16, 259: 1, 262: 0, 277: 1}
     body = tiff(samples.astype("<u2").tobytes(), tags)
@@ -297,7 +297,7 @@ def test_a_negative_of_16_bits_is_turned_over() -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "least", "most"),
+    ("dtype", "least", "max_value"),
     [
         ("<i4", 0, 65_535),
         ("<f4", 0.0, 1.0),
@@ -306,25 +306,25 @@ def test_a_negative_of_16_bits_is_turned_over() -> None:
         ("<f4", 0.0, 65_535.0),
     ],
 )
-def test_numbers_are_stretched_to_greys(dtype: str, least: float, most: float) -> None:
-    """Whole numbers of 16 bits and fractions by their own range, everything else from its least to its greatest."""
-    samples = np.linspace(least, most, 256).astype(dtype).reshape(16, 16)
-    exact = (samples.astype(float) - least) / (most - least) * 255
+def test_numbers_are_stretched_to_greys(dtype: str, least: float, max_value: float) -> None:
+    """16-bit integers and fractions use their own range; other numbers are stretched from minimum to maximum."""
+    samples = np.linspace(least, max_value, 256).astype(dtype).reshape(16, 16)
+    exact = (samples.astype(float) - least) / (max_value - least) * 255
     shown = written(saved(Image.fromarray(samples), "TIFF"))
     assert np.abs(shown - grey_as_rgb(exact.round())).max() <= 1
     assert np.abs(shown[..., 0] - exact).max() <= 0.501
 
 
 @pytest.mark.parametrize("value", [0.25, np.nan, np.inf])
-def test_numbers_without_a_range_lose_no_image(value: float) -> None:
-    """All the same, no number at all, or infinite: there are pixels of some kind."""
+def test_numbers_without_a_range_do_not_fail_an_image(value: float) -> None:
+    """All values equal, NaN, or infinite: the result is still an image."""
     samples = np.full((4, 4), value, "<f4")
     samples[0, 0] = 0.5
     assert written(saved(Image.fromarray(samples), "TIFF")).shape == (4, 4, 3)
 
 
-def test_inks_without_a_profile_are_mixed_as_pillow_does() -> None:
-    """(255 - ink) of (255 - black), in a JPEG, where Adobe's inks are negatives, and in a TIFF."""
+def test_cmyk_without_a_profile_is_converted_like_pillow() -> None:
+    """(255 - ink) × (255 - black) / 255, for a JPEG, in which Adobe stores inks inverted, and for a TIFF."""
     samples = noise(4, 255).astype(np.uint8)
     light = 255 - samples.astype(np.int64)
     expected = (light[..., :3] * light[..., 3:] / 255 + 0.5).astype(np.int64)
@@ -333,9 +333,9 @@ def test_inks_without_a_profile_are_mixed_as_pillow_does() -> None:
     assert np.abs(written(saved(flat, "JPEG", quality=95)) - [189, 145, 84]).max() <= 2
 
 
-def test_inks_in_ycck() -> None:
-    """Brightness, two colours and black: libjpeg makes inks of them, and Pillow turns them over."""
-    brightness, blue, red, black = 180, 110, 150, 200  # as stored; Pillow's inks are 255 less that
+def test_ycck_is_converted_like_cmyk() -> None:
+    """The CMYK that libjpeg makes of it is inverted by Pillow."""
+    brightness, blue, red, black = 180, 110, 150, 200  # as stored; Pillow inverts them
     body = ycck(Image.new("CMYK", (16, 16), (255 - brightness, 255 - blue, 255 - red, 255 - black)), quality=95)
     seen = np.array([1.402 * (red - 128), -0.344136 * (blue - 128) - 0.714136 * (red - 128), 1.772 * (blue - 128)])
     stored_ink = 255 - (brightness + seen)
@@ -344,10 +344,10 @@ def test_inks_in_ycck() -> None:
 
 @needs_profiles
 class TestProfiles:
-    """Colours of other spaces, by their profiles."""
+    """ICC profiles are applied to images in other colour spaces."""
 
     def test_swapped_colourants_swap_the_channels(self) -> None:
-        """A profile whose red is sRGB's green says that the first channel is green."""
+        """A profile that exchanges sRGB's red and green exchanges the channels."""
         samples = noise(3, 255)
         profile = rgb_profile(SRGB_COLOURANTS[[1, 0, 2]])
         body = saved(Image.fromarray(samples.astype(np.uint8)), "PNG", icc_profile=profile)
@@ -355,7 +355,7 @@ class TestProfiles:
 
     @pytest.mark.parametrize("name", ["PNG", "TIFF", "WEBP"])
     def test_display_p3(self, name: str) -> None:
-        """By colorimetry: to linear light, to XYZ, to sRGB's primaries, cut, and back."""
+        """The result is the colorimetric one: linear light, XYZ, sRGB's primaries, clipped, and back."""
         samples = noise(3, 255)
         options = {"lossless": True} if name == "WEBP" else {}
         profile = rgb_profile(P3_COLOURANTS)
@@ -365,15 +365,15 @@ class TestProfiles:
 
     @pytest.mark.parametrize("mode", ["L", "LA", "I;16"])
     def test_grey_with_a_curve(self, mode: str) -> None:
-        """Linear grey becomes sRGB's; transparency is composed before."""
+        """Linear grey is converted to sRGB's curve, after transparency has been composited."""
         picture = in_mode(paint(SIZE_PX, 3), mode)
         body = saved(picture, "PNG", icc_profile=grey_profile(lambda value: value))
         plain = written(saved(picture, "PNG"))
         assert np.abs(written(body) - linear_to_srgb(plain / 255) * 255).max() <= 1
 
     @pytest.mark.parametrize("name", ["JPEG", "TIFF"])
-    def test_inks_with_a_profile(self, name: str) -> None:
-        """The profile says that black alone is seen: L* from 100 to 0."""
+    def test_cmyk_with_a_profile(self, name: str) -> None:
+        """The test's profile maps black alone to lightness, from L* 100 to 0."""
         inks = [(0, 0, 0, 0), (255, 255, 255, 0), (0, 0, 0, 255), (90, 10, 200, 128), (0, 50, 0, 51)]
         for ink in inks:
             body = saved(Image.new("CMYK", (16, 16), ink), name, icc_profile=cmyk_profile())
@@ -381,10 +381,10 @@ class TestProfiles:
             luminance = ((lightness + 16) / 116) ** 3 if lightness > 8 else lightness / 903.3
             assert np.abs(written(body) - linear_to_srgb(np.array(luminance)) * 255).max() <= 3, ink
 
-    def test_colours_are_shrunk_before_they_are_changed(self) -> None:
-        """Shrunk, turned and changed, an image is about what it is when it is shrunk last."""
+    def test_shrinking_before_colour_conversion_is_close_to_after(self) -> None:
+        """Shrinking first gives about the same pixels as shrinking last."""
         profile = rgb_profile(P3_COLOURANTS)
-        picture = paint((90, 60), 3).point(lambda value: 64 + value // 2)  # what is cut off depends on the order
+        picture = paint((90, 60), 3).point(lambda value: 64 + value // 2)  # clipping depends on the order
         small = written(saved(picture, "PNG", icc_profile=profile, exif=exif(6)), SMALL)
         large = Image.fromarray(written(saved(picture, "PNG", icc_profile=profile, exif=exif(6))).astype(np.uint8))
         assert small.shape == (36, 24, 3)
@@ -393,48 +393,48 @@ class TestProfiles:
     @pytest.mark.parametrize(
         "kind", ["JPEG sRGB", "JPEG with a broken profile", "JPEG with a profile of another space"]
     )
-    def test_what_changes_nothing_or_cannot_be_used_is_ignored(self, kind: str) -> None:
-        """The pixels are those without a profile, to the last bit."""
+    def test_an_ineffective_or_unusable_profile_is_ignored(self, kind: str) -> None:
+        """The pixels equal those without a profile exactly."""
         picture = paint(SIZE_PX, 3)
         assert np.array_equal(written(KINDS[kind](picture)), written(saved(picture, "JPEG")))
 
     @pytest.mark.parametrize("mode", ["RGB", "L"])
-    def test_a_rough_srgb_is_srgb(self, mode: str) -> None:
-        """A profile that moves no colour by more than 1 of 255 is taken for sRGB's own."""
+    def test_a_profile_close_to_srgb_counts_as_srgb(self, mode: str) -> None:
+        """It changes no colour by more than 1 of 255."""
         samples = noise(3 if mode == "RGB" else 1, 255).squeeze()
         rough = rgb_profile(SRGB_COLOURANTS + 0.0001) if mode == "RGB" else grey_profile(srgb_to_linear)
         body = saved(Image.fromarray(samples.astype(np.uint8)), "PNG", icc_profile=rough)
         assert np.array_equal(written(body), samples if mode == "RGB" else grey_as_rgb(samples))
 
     @pytest.mark.parametrize("name", [b"\xffGB ", b"\x80\x81\x82\x83"])
-    def test_a_profile_whose_space_has_no_name_is_ignored(self, name: bytes) -> None:
-        """A name of bytes that are no letters loses no image."""
+    def test_a_profile_with_an_invalid_colour_space_is_ignored(self, name: bytes) -> None:
+        """A colour space that is not ASCII does not fail the image."""
         picture = paint(SIZE_PX, 3)
         profile = rgb_profile(P3_COLOURANTS)
         nameless = profile[:16] + name + profile[20:]
         assert np.array_equal(written(saved(picture, "PNG", icc_profile=nameless)), np.asarray(picture))
 
-    def test_of_two_tables_the_perceptual_one_counts(self) -> None:
-        """Where a profile has another for colorimetry."""
+    def test_the_perceptual_table_of_a_profile_is_used(self) -> None:
+        """This holds even if the profile also has a colorimetric table."""
         picture = Image.new("CMYK", (16, 16), (0, 0, 0, 60))
         expected = written(saved(picture, "TIFF", icc_profile=cmyk_profile()))
         assert np.array_equal(written(saved(picture, "TIFF", icc_profile=cmyk_profile(colorimetric=True))), expected)
 
     def test_a_profile_that_moves_greys_by_two_is_applied(self) -> None:
-        """What is seen to differ from sRGB is corrected, however little it is."""
+        """A difference from sRGB that exceeds rounding is corrected, however small."""
         samples = np.arange(256).reshape(16, 16)
         profile = grey_profile(lambda value: srgb_to_linear((value + 2 / 255).clip(0, 1)))
         shown = written(saved(Image.fromarray(samples.astype(np.uint8)), "PNG", icc_profile=profile))
         assert np.abs(shown - grey_as_rgb(samples)).max() == 2
 
-    def test_few_profiles_are_remembered(self) -> None:
-        """A crawl meets any number of them."""
+    def test_few_profiles_are_cached(self) -> None:
+        """A crawl contains any number of them."""
         for step in range(40):
-            assert has_own_colours("RGB", rgb_profile(P3_COLOURANTS + step / 10_000))
+            assert differs_from_srgb("RGB", rgb_profile(P3_COLOURANTS + step / 10_000))
         assert _transform.cache_info().currsize <= 16
 
     def test_a_huge_profile_is_ignored(self) -> None:
-        """Beyond 4 MiB nobody looks."""
+        """Profiles above 4 MiB are not applied."""
         picture = paint(SIZE_PX, 3)
         profile = rgb_profile(P3_COLOURANTS) + bytes(4 * 1024 * 1024)
         assert np.array_equal(written(saved(picture, "TIFF", icc_profile=profile)), np.asarray(picture))
@@ -443,7 +443,7 @@ class TestProfiles:
 @pytest.mark.matrix
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_has_correct_pixels(kind: str) -> None:
-    """Whatever it is, it arrives, in its own size or turned, and its JPEG says nothing but pixels."""
+    """Every kind of file succeeds, in its own size or rotated, and its JPEG contains no metadata."""
     body = KINDS[kind](paint((61, 47), 3))
     outcome = transcode(body, SMALL)
     assert isinstance(outcome, Encoded), outcome
@@ -475,8 +475,8 @@ def test_every_kind_has_correct_pixels(kind: str) -> None:
         *("TIFF LAB", "TIFF turned 5", "TIFF in tiles <", "TIFF jpeg CMYK"),
     ],
 )
-def test_where_nothing_is_to_be_corrected_the_pixels_are_the_recipes(kind: str) -> None:
-    """Opaque, upright, of 8 bits, in sRGB: both ways give the same bytes."""
+def test_pixels_that_need_no_correction_equal_the_recipes(kind: str) -> None:
+    """For an opaque, upright 8-bit image in sRGB, both settings give the same bytes."""
     body = KINDS[kind](paint((61, 47), 3))
     correct = transcode(body, ImageSpec(pixels=Pixels.CORRECT, short_side_px=24, resize=Resize.EXACT))
     assert isinstance(correct, Encoded)

@@ -1,4 +1,4 @@
-"""What a body claims before it is opened, judged by hand."""
+"""Sizes that a body claims are checked before it is opened."""
 
 import struct
 
@@ -10,14 +10,14 @@ from PIL import Image
 from datafetch.demo.pictures import paint
 from datafetch.model.outcome import Encoded, Failure, FailureKind, Outcome
 from datafetch.transcode.codec import supported_formats, transcode
-from datafetch.transcode.image.size_claims import has_crowded_tags, tiff_tile_pixels
+from datafetch.transcode.image.size_claims import has_oversized_tags, tiff_tile_pixels
 from datafetch.transcode.spec import Encoding, ImageSpec
 
 PLAIN = ImageSpec()
 RECEIVED = ImageSpec(encode=Encoding.RECEIVED)
 JPEG = saved(paint((20, 15), 1), "JPEG")
 SHARED_BYTES = 20_000
-CROWD = 400  # tags that share them: 8 MB in a file of 25 KB
+MANY = 400  # tags that refer to them: 8 MB in a file of 25 KB
 
 pytestmark = [
     pytest.mark.simd,
@@ -27,7 +27,7 @@ pytestmark = [
 
 
 def tags(count: int, order: str = "<", *, big: bool = False, rational: bool = False) -> bytes:
-    """A TIFF that is a directory whose tags share the same bytes, and nothing else."""
+    """Create a TIFF that consists of one directory, whose tags all refer to the same bytes."""
     mark = b"II" if order == "<" else b"MM"
     head = struct.pack(f"{order}HHHQQ", 43, 8, 0, 16, count) if big else struct.pack(f"{order}HIH", 42, 8, count)
     row = f"{order}HHQQ" if big else f"{order}HHII"
@@ -37,85 +37,85 @@ def tags(count: int, order: str = "<", *, big: bool = False, rational: bool = Fa
 
 
 def in_exif(file: bytes) -> bytes:
-    """A JPEG whose EXIF is spread over two segments."""
+    """Create a JPEG whose EXIF, this TIFF, is spread over two segments."""
     rear = with_segment(JPEG, 0xE1, b"Exif\0\0" + file[9_000:])
     return with_segment(rear, 0xE1, b"Exif\0\0" + file[:9_000])
 
 
-def with_directory_below(file: bytes, tag: int) -> bytes:
-    """A TIFF whose first directory leads to that of another one."""
+def with_subdirectory(file: bytes, tag: int) -> bytes:
+    """Create a TIFF whose first directory refers to that of another one."""
     first = struct.pack("<HHHII", 1, tag, 4, 1, 26) + bytes(4)
     return b"II*\0" + struct.pack("<I", 8) + first + file[8:]
 
 
 def assert_refused(outcome: Outcome) -> None:
-    """By our own rule, and not by Pillow."""
+    """Check that the outcome is a refusal by datafetch's own rule, and not by Pillow."""
     assert isinstance(outcome, Failure)
     assert outcome.kind is FailureKind.CORRUPT
-    assert outcome.detail == "the tags have more bytes of values than there are in the file"
+    assert outcome.detail == "its metadata tags refer to more bytes than the file has"
 
 
 @pytest.mark.parametrize(
     "body",
     [
-        tags(CROWD),
-        tags(CROWD, ">"),
-        tags(CROWD, big=True),
-        tags(CROWD, rational=True),
-        with_directory_below(tags(CROWD), 34_665),
-        in_exif(tags(CROWD)),
-        in_exif(tags(CROWD, ">")),
-        with_segment(JPEG, 0xE1, b"Exif\0\0" * 3 + tags(CROWD)),
-        with_segment(JPEG, 0xE2, b"MPF\0" + tags(CROWD)),
-        with_segment(with_segment(JPEG, 0xE2, b"MPF\0" + tags(CROWD)), 0xE1, exif(1)),
-        JPEG[:2] + b"\xff\xff\0\xff\xd0" + with_segment(JPEG, 0xE2, b"MPF\0" + tags(CROWD))[2:],
+        tags(MANY),
+        tags(MANY, ">"),
+        tags(MANY, big=True),
+        tags(MANY, rational=True),
+        with_subdirectory(tags(MANY), 34_665),
+        in_exif(tags(MANY)),
+        in_exif(tags(MANY, ">")),
+        with_segment(JPEG, 0xE1, b"Exif\0\0" * 3 + tags(MANY)),
+        with_segment(JPEG, 0xE2, b"MPF\0" + tags(MANY)),
+        with_segment(with_segment(JPEG, 0xE2, b"MPF\0" + tags(MANY)), 0xE1, exif(1)),
+        JPEG[:2] + b"\xff\xff\0\xff\xd0" + with_segment(JPEG, 0xE2, b"MPF\0" + tags(MANY))[2:],
     ],
 )
 def test_tags_that_share_their_bytes_are_refused_before_they_are_copied(
     body: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the first directory of a TIFF and what it leads to, and in the EXIF and the MPF of a JPEG."""
+    """This covers the first directory of a TIFF and its subdirectories, and the EXIF and MPF of a JPEG."""
     monkeypatch.setattr(Image, "open", None)
     assert_refused(transcode(body, PLAIN))
     assert_refused(transcode(body, RECEIVED))
 
 
 @pytest.mark.skipif("AVIF" not in supported_formats(), reason="this Pillow reads no AVIF")
-def test_crowded_exif_of_an_avif_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pillow reads it as the file is opened."""
+def test_oversized_exif_of_an_avif_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow reads it while the file is opened."""
     body = saved(paint((20, 15), 1), "AVIF", speed=10)
     at = body.index(b"mdat") + 4
     monkeypatch.setattr(Image, "open", None)
-    assert_refused(transcode(body[:at] + tags(CROWD) + body[at:], PLAIN))
+    assert_refused(transcode(body[:at] + tags(MANY) + body[at:], PLAIN))
 
 
 @pytest.mark.parametrize("count", [2, 40])
 def test_a_few_tags_may_share_their_bytes(count: int) -> None:
-    """Up to a MiB more than there is: no editor's carelessness costs an image."""
+    """Up to 1 MiB more than the file has is accepted: careless editors write such files."""
     assert isinstance(transcode(in_exif(tags(count)), PLAIN), Encoded)
-    assert not has_crowded_tags(tags(count))
+    assert not has_oversized_tags(tags(count))
 
 
 def test_values_beyond_the_end_are_not_counted() -> None:
-    """A corrupt length is what Pillow stops at, and reads the image all the same."""
+    """Pillow stops reading tags at a corrupt length, and still reads the image."""
     lies = exif(1)[:-16] + struct.pack("<HHII", 0x0112, 7, 0xFFFFFFFF, 0xFFFFFFF0) + bytes(4)
     assert isinstance(transcode(with_segment(JPEG, 0xE1, lies), PLAIN), Encoded)
 
 
-def test_no_kind_of_image_has_crowded_tags() -> None:
-    """Nor has any when it is cut off, and nothing raises."""
+def test_no_kind_of_image_has_oversized_tags() -> None:
+    """Neither complete nor cut-off files of any kind are refused, and nothing raises."""
     for kind, make in KINDS.items():
         body = make(paint((20, 15), 1))
         for length in (*range(0, min(len(body), 400), 7), len(body)):
-            assert not has_crowded_tags(body[:length]), kind
+            assert not has_oversized_tags(body[:length]), kind
             assert tiff_tile_pixels(body[:length]) in {0, 16 * 16}, kind
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("huge_first", [False, True])
 @pytest.mark.parametrize("side", [322, 323])
-def test_of_a_tile_named_twice_the_largest_counts(order: str, huge_first: bool, side: int) -> None:
-    """One reader takes the first, another the last."""
+def test_the_larger_of_two_tile_sizes_counts(order: str, huge_first: bool, side: int) -> None:
+    """One reader uses the first, another the last."""
     named: Tags = {256: 16, 257: 16, 258: 8, 259: 5, 262: 1, 277: 1, 322: 16, 323: 16}
     body = tiff(bytes(1000), named, order)
     row = struct.pack(f"{order}HHII", side, 4, 1, 16)

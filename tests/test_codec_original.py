@@ -1,4 +1,4 @@
-"""JPEGs that stay as they are, byte for byte, and those that can't."""
+"""JPEGs that are kept byte for byte with --encode original, and those that are encoded again."""
 
 from dataclasses import replace
 
@@ -30,8 +30,8 @@ pytestmark = [
 
 @pytest.mark.parametrize("kind", JPEGS)
 @pytest.mark.parametrize("spec", [ORIGINAL, CORRECT], ids=["recipe", "correct"])
-def test_a_sound_jpeg_is_kept_byte_for_byte(kind: str, spec: ImageSpec) -> None:
-    """Grey or in colour, whatever it is turned by and coloured with; unless the pixels have to be corrected."""
+def test_an_intact_jpeg_is_kept_byte_for_byte(kind: str, spec: ImageSpec) -> None:
+    """JPEGs in grey or RGB are kept, whatever their orientation and profile, unless their pixels must be corrected."""
     body = KINDS[kind](paint(SIZE_PX, 3))
     outcome = transcode(body, spec)
     assert isinstance(outcome, Encoded)
@@ -46,8 +46,8 @@ def test_a_sound_jpeg_is_kept_byte_for_byte(kind: str, spec: ImageSpec) -> None:
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.startswith("JPEG")])
-def test_everything_else_goes_the_normal_way(kind: str) -> None:
-    """No other format is kept, not even an MPO, which is two JPEGs."""
+def test_every_other_format_is_encoded_again(kind: str) -> None:
+    """No other format is kept, not even MPO, which consists of two JPEGs."""
     body = KINDS[kind](paint(SIZE_PX, 3))
     outcome = transcode(body, ORIGINAL)
     assert isinstance(outcome, Encoded)
@@ -59,7 +59,7 @@ def test_everything_else_goes_the_normal_way(kind: str) -> None:
     ("size_px", "kept"), [((48, 48), True), ((30, 300), True), ((49, 49), False), ((300, 49), False)]
 )
 def test_a_larger_jpeg_is_shrunk(size_px: tuple[int, int], kept: bool) -> None:
-    """A file is kept only where its shorter side is no longer than asked for."""
+    """A file is kept only if its shorter side does not exceed the requested one."""
     body = saved(paint(size_px, 3), "JPEG")
     outcome = transcode(body, ORIGINAL)
     assert isinstance(outcome, Encoded)
@@ -69,7 +69,7 @@ def test_a_larger_jpeg_is_shrunk(size_px: tuple[int, int], kept: bool) -> None:
 
 @pytest.mark.parametrize("size_px", [(1, 1), (1, 40), (7, 9), (8, 8), (400, 300)])
 def test_without_a_short_side_every_size_is_kept(size_px: tuple[int, int]) -> None:
-    """A JPEG smaller than a block, and a large one."""
+    """This includes a JPEG smaller than a block, and a large one."""
     body = saved(paint(size_px, 3), "JPEG")
     outcome = transcode(body, ImageSpec(encode=Encoding.ORIGINAL))
     assert isinstance(outcome, Encoded)
@@ -77,8 +77,8 @@ def test_without_a_short_side_every_size_is_kept(size_px: tuple[int, int]) -> No
 
 
 @pytest.mark.parametrize("kind", [kind for kind in JPEGS if "more after" not in kind])
-def test_a_cut_off_jpeg_is_no_original(kind: str) -> None:
-    """Cut at every tenth, and short by one byte and by two, it is the failure that it is the normal way."""
+def test_a_cut_off_jpeg_is_not_kept(kind: str) -> None:
+    """Cut off at any tenth, or by one or two bytes, it gives the same failure as with ``--encode recipe``."""
     body = KINDS[kind](paint(SIZE_PX, 5))
     for length in [*(len(body) * tenths // 10 for tenths in range(1, 10)), len(body) - 2, len(body) - 1]:
         outcome = transcode(body[:length], ORIGINAL)
@@ -88,8 +88,8 @@ def test_a_cut_off_jpeg_is_no_original(kind: str) -> None:
 
 
 @pytest.mark.parametrize("spec", [ORIGINAL, CORRECT], ids=["recipe", "correct"])
-def test_a_damaged_huffman_table_is_found_out_by_decoding(spec: ImageSpec) -> None:
-    """The header is whole, and the end stands where it belongs; only what reads the scan can tell."""
+def test_a_damaged_huffman_table_is_detected_by_decoding(spec: ImageSpec) -> None:
+    """The header and the end marker are intact, so only reading the scan reveals the damage."""
     body = saved(paint(SIZE_PX, 3), "JPEG")
     counts = body.index(b"\xff\xc4") + 5
     outcome = transcode(body[:counts] + b"\xff" * 16 + body[counts + 16 :], spec)
@@ -101,8 +101,8 @@ def test_a_damaged_huffman_table_is_found_out_by_decoding(spec: ImageSpec) -> No
 @pytest.mark.parametrize(
     "tail", [b"\0\0\0\x18ftypmp42" + bytes(range(256)) * 40, b"\xff\xda", b"\xff\xd9\xff\xda\0", b"\xff" * 99, b"\0"]
 )
-def test_what_stands_behind_the_end_is_kept_with_it(tail: bytes, progressive: bool) -> None:
-    """The video of a motion photo, whatever bytes it has: the file is kept as it was received, tail and all."""
+def test_data_behind_the_end_is_kept(tail: bytes, progressive: bool) -> None:
+    """The file is kept as received with its tail, such as the video of a motion photo, whatever bytes that has."""
     body = saved(paint(SIZE_PX, 3), "JPEG", progressive=progressive) + tail
     outcome = transcode(body, ORIGINAL)
     assert isinstance(outcome, Encoded)
@@ -110,8 +110,8 @@ def test_what_stands_behind_the_end_is_kept_with_it(tail: bytes, progressive: bo
     assert outcome.jpeg == body
 
 
-def test_an_end_that_stands_in_a_segment_is_none() -> None:
-    """A thumbnail in EXIF is a whole JPEG of its own; and what stands behind a cut-off image does not complete it."""
+def test_an_end_marker_within_a_segment_does_not_count() -> None:
+    """A thumbnail in EXIF is a complete JPEG, and data behind a cut-off image does not complete it."""
     thumbnail = b"Exif\0\0" + saved(paint((16, 12), 3), "JPEG")
     body = with_segment(saved(paint(SIZE_PX, 3), "JPEG"), 0xE1, thumbnail)
     kept = transcode(body, ORIGINAL)
@@ -123,13 +123,13 @@ def test_an_end_that_stands_in_a_segment_is_none() -> None:
 
 
 def test_a_long_run_of_fill_bytes_is_read_once() -> None:
-    """Megabytes of 0xFF, which no marker ends: a search that began at each of them anew would take hours."""
+    """Searching from each of millions of 0xFF bytes again, in a run that no marker ends, would take hours."""
     body = saved(paint(SIZE_PX, 3), "JPEG")[:-2] + b"\xff" * (4 << 20)
     assert transcode(body, ORIGINAL) == transcode(body, replace(ORIGINAL, encode=Encoding.RECIPE))
 
 
-def test_half_a_jpeg_with_the_marker_of_the_end_counts_as_whole() -> None:
-    """As it does for the snippet: libjpeg fills in the rest, and Pillow hides its warning (docs/fidelity.md)."""
+def test_half_a_jpeg_with_an_end_marker_counts_as_intact() -> None:
+    """The snippet accepts it, too: libjpeg fills in the rest, and Pillow hides its warning (docs/fidelity.md)."""
     whole = saved(paint((320, 240), 3), "JPEG")
     body = whole[: len(whole) // 2] + b"\xff\xd9"
     kept = transcode(body, ImageSpec(encode=Encoding.ORIGINAL))
@@ -141,8 +141,8 @@ def test_half_a_jpeg_with_the_marker_of_the_end_counts_as_whole() -> None:
 
 @pytest.mark.parametrize("size_px", [(1, 8), (16, 16), (320, 240), (1500, 1000)])
 @pytest.mark.parametrize("progressive", [False, True])
-def test_soundness_is_found_out_at_every_size(size_px: tuple[int, int], progressive: bool) -> None:
-    """However much is read at once, a JPEG without its last bytes is not kept, and fails where it does otherwise."""
+def test_missing_bytes_are_detected_at_every_size(size_px: tuple[int, int], progressive: bool) -> None:
+    """A JPEG without its last bytes is not kept, and fails where it fails with ``--encode recipe``."""
     body = saved(paint(size_px, 5), "JPEG", progressive=progressive)
     spec = ImageSpec(encode=Encoding.ORIGINAL)
     assert isinstance(transcode(body, spec), Encoded)

@@ -1,4 +1,4 @@
-"""PNGs that Pillow refuses for their texts or their profile, and what else no second request would mend."""
+"""PNGs that Pillow refuses for their texts or their profile, and other faults that a second request can't fix."""
 
 import struct
 import zlib
@@ -28,7 +28,7 @@ pytestmark = [
 
 
 def _padded(profile: bytes, size_bytes: int) -> bytes:
-    """A profile that has bytes behind its tags, which its length counts."""
+    """Extend a profile with bytes behind its tags, which its length includes."""
     return struct.pack(">I", size_bytes) + profile[4:].ljust(size_bytes - 4, b"\0")
 
 
@@ -43,11 +43,11 @@ TEXTS = {
     "iTXt": [(b"iTXt", b"Comment\0\1\0\0\0" + LARGE)],
     "XMP": [(b"iTXt", b"XML:com.adobe.xmp\0\1\0en\0a key\0" + LARGE)],
     "many": [(b"zTXt", b"part\0\0" + FULL)] * 65,
-    "of a method that there is not": [(b"zTXt", b"Comment\0\1" + FULL)],
+    "of an unknown method": [(b"zTXt", b"Comment\0\1" + FULL)],
 }
 PROFILES = {
     "over 4 MiB": [_profile_chunk(_padded(PROFILE, 4 * MIB + 1))],
-    "of a method that there is not": [(b"iCCP", b"a name\0\1" + zlib.compress(PROFILE))],
+    "of an unknown method": [(b"iCCP", b"a name\0\1" + zlib.compress(PROFILE))],
     "without a name": [(b"iCCP", b"")],
 }
 
@@ -62,23 +62,23 @@ def _outcome(body: bytes, spec: ImageSpec) -> Encoded:
     "spec", [RECIPE, CORRECT, ImageSpec(encode=Encoding.ORIGINAL)], ids=["recipe", "correct", "kept"]
 )
 @pytest.mark.parametrize("chunks", [*TEXTS.values(), *PROFILES.values()], ids=[*TEXTS, *PROFILES])
-def test_what_stands_beside_the_pixels_loses_no_image(chunks: list[tuple[bytes, bytes]], spec: ImageSpec) -> None:
-    """Texts and profiles for which Pillow refuses a file are left out, and the pixels are those of the file without."""
+def test_refused_texts_and_profiles_do_not_fail_an_image(chunks: list[tuple[bytes, bytes]], spec: ImageSpec) -> None:
+    """They are left out, and the pixels are those of the file without them."""
     body = png(SAMPLES, 8, 2, chunks)
     with pytest.raises((ValueError, SyntaxError, OSError, IndexError)):
         recipe(body, None)
     assert _outcome(body, spec).jpeg == _outcome(PLAIN, spec).jpeg
 
 
-def test_a_text_behind_the_pixels_loses_no_image_either() -> None:
-    """There it is read only when the pixels have been."""
+def test_a_refused_text_behind_the_pixels_does_not_fail_an_image() -> None:
+    """Pillow reads such a text only after the pixels."""
     end = chunk(b"IEND", b"")
     body = PLAIN.removesuffix(end) + chunk(b"zTXt", b"Comment\0\0" + LARGE) + end
     assert _outcome(body, CORRECT).jpeg == _outcome(PLAIN, CORRECT).jpeg
 
 
-def test_other_texts_stay() -> None:
-    """A comment that Pillow would carry into the recipe's JPEG is carried all the same."""
+def test_other_texts_are_kept() -> None:
+    """A comment that Pillow would copy into the recipe's JPEG is still copied."""
     comment = (b"tEXt", b"comment\0a comment")
     body = png(SAMPLES, 8, 2, [comment, *TEXTS["zTXt"]])
     assert _outcome(body, RECIPE).jpeg == recipe(png(SAMPLES, 8, 2, [comment]), 24)
@@ -87,31 +87,31 @@ def test_other_texts_stay() -> None:
 @pytest.mark.skipif(not features.check("littlecms2"), reason="this Pillow has no Little CMS")
 @pytest.mark.parametrize("size_bytes", [MIB + 1, 3 * MIB, 4 * MIB])
 def test_a_profile_over_pillows_limit_is_applied(size_bytes: int) -> None:
-    """Up to 4 MiB, as docs/fidelity.md has it, though Pillow refuses to inflate more than one."""
+    """Profiles up to 4 MiB are applied (docs/fidelity.md), although Pillow refuses to inflate more than 1 MiB."""
     body = png(SAMPLES, 8, 2, [_profile_chunk(_padded(PROFILE, size_bytes))])
     applied = _outcome(body, CORRECT).jpeg
     assert applied == _outcome(png(SAMPLES, 8, 2, [_profile_chunk(PROFILE)]), CORRECT).jpeg
     assert applied != _outcome(PLAIN, CORRECT).jpeg
 
 
-def test_what_the_trainer_would_not_open_is_not_kept() -> None:
-    """Kept as received it would stop the trainer, whose Pillow has the same limits; and asking again is no use."""
+def test_a_png_that_the_trainer_cannot_open_is_not_kept() -> None:
+    """The trainer's Pillow has the same limits. The kind is ``corrupt``, because another request can't help."""
     outcome = transcode(png(SAMPLES, 8, 2, TEXTS["zTXt"]), ImageSpec(encode=Encoding.RECEIVED))
     assert isinstance(outcome, Failure)
     assert outcome.kind is FailureKind.CORRUPT
 
 
 @pytest.mark.parametrize("tenths", range(1, 10))
-def test_a_cut_off_png_stays_truncated(tenths: int) -> None:
-    """Also where it has such a text: what is missing may come with the next request."""
+def test_a_cut_off_png_is_truncated(tenths: int) -> None:
+    """This also holds if it has such a text: the next request may bring the missing part."""
     body = png(SAMPLES, 8, 2, TEXTS["zTXt"])
     outcome = transcode(body[: len(body) * tenths // 10], CORRECT)
     assert isinstance(outcome, Failure)
     assert outcome.kind is FailureKind.TRUNCATED
 
 
-def test_a_variant_that_is_not_read_is_corrupt() -> None:
-    """A JPEG of 12 bits, one of two components, a BMP of 5 bits: no other request brings another file."""
+def test_an_unsupported_variant_is_corrupt() -> None:
+    """A JPEG of 12 bits, one of two components, a BMP of 5 bits: another request brings the same file."""
     jpeg, bmp = saved(paint((20, 15), 1), "JPEG"), saved(paint((20, 15), 1), "BMP")
     frame = jpeg.index(b"\xff\xc0")
     for body in (

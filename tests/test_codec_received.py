@@ -1,4 +1,4 @@
-"""Images that are kept byte for byte as they came, and those that the trainer would trip over."""
+"""Images that are kept byte for byte as received, and those that the trainer could not open."""
 
 import asyncio
 import functools
@@ -26,7 +26,7 @@ from datafetch.transcode.codec import supported_formats, transcode
 from datafetch.transcode.spec import Encoding, ImageSpec, Pixels, Resize
 
 RECEIVED = ImageSpec(encode=Encoding.RECEIVED)
-COVERS = replace(RECEIVED, least_pixels=2)
+COVERS = replace(RECEIVED, min_pixels=2)
 SIZES_PX = [(1, 1), (1, 53), (5, 3), (61, 47)]
 MIB = 1024 * 1024
 BASELINE = "JPEG RGB"
@@ -34,11 +34,11 @@ BASELINE = "JPEG RGB"
 pytestmark = [
     pytest.mark.simd,
     pytest.mark.filterwarnings("ignore"),
-]  # Pillow's remarks on odd files, which forkserver.py silences as well
+]  # Pillow's warnings about odd files, which forkserver.py silences as well
 
 
 def assert_kept(outcome: Outcome, body: bytes) -> Encoded:
-    """The body itself, as an original."""
+    """Check that the outcome is the body itself, marked as original."""
     assert isinstance(outcome, Encoded), outcome
     assert outcome.jpeg == body
     assert outcome.is_original
@@ -49,7 +49,7 @@ def assert_kept(outcome: Outcome, body: bytes) -> Encoded:
 @pytest.mark.matrix
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_image_is_kept_byte_for_byte(kind: str, tmp_path: Path) -> None:
-    """Whatever its format, its mode and its size; and the trainer takes it, in the size that is told of."""
+    """Every format, mode and size is kept, and the trainer can open it with the reported size."""
     for seed, size_px in enumerate(SIZES_PX):
         body = KINDS[kind](paint(size_px, seed))
         kept = assert_kept(transcode(body, RECEIVED), body)
@@ -58,8 +58,8 @@ def test_every_kind_of_image_is_kept_byte_for_byte(kind: str, tmp_path: Path) ->
         assert kept.source_format == kind.split(maxsplit=1)[0]
 
 
-def test_every_format_on_the_list_is_among_the_kinds() -> None:
-    """So that the tests here are about all of them."""
+def test_the_kinds_cover_every_format_on_the_allow_list() -> None:
+    """The tests in this file cover every format."""
     assert {kind.split(maxsplit=1)[0] for kind in KINDS} == {*supported_formats(), "MPO"}  # opened as a JPEG
 
 
@@ -70,16 +70,14 @@ def _whole(kind: str) -> bytes:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for what the trainer opens."""
+    """Create a folder for the files that the trainer opens."""
     return tmp_path_factory.mktemp("received")
 
 
 @settings(max_examples=600)
 @given(kind=st.sampled_from(list(KINDS)), missing=st.integers(1, 24) | st.integers(1, 100_000))
-def test_what_is_cut_off_is_kept_where_the_trainer_takes_it_and_nowhere_else(
-    folder: Path, kind: str, missing: int
-) -> None:
-    """Any beginning of any kind of file: a failure, or a file that opens and converts."""
+def test_a_cut_off_file_is_kept_exactly_if_the_trainer_can_open_it(folder: Path, kind: str, missing: int) -> None:
+    """Any prefix of any kind of file is a failure, or a file that opens and converts."""
     whole = _whole(kind)
     part = whole[: -(missing % len(whole)) or None]
     outcome = transcode(part, RECEIVED)
@@ -95,7 +93,7 @@ def test_what_is_cut_off_is_kept_where_the_trainer_takes_it_and_nowhere_else(
 @pytest.mark.parametrize("tenths", range(1, 10))
 @pytest.mark.parametrize("name", supported_formats())
 def test_half_an_image_is_never_kept(name: str, tenths: int) -> None:
-    """Cut off at any tenth it is truncated, in every format."""
+    """In every format, a file that is cut off at any tenth is truncated."""
     body = saved(paint((61, 47), 5), name)
     outcome = transcode(body[: len(body) * tenths // 10], RECEIVED)
     assert isinstance(outcome, Failure)
@@ -104,8 +102,8 @@ def test_half_an_image_is_never_kept(name: str, tenths: int) -> None:
 
 
 @pytest.mark.parametrize("missing", [1, 2, 3])
-def test_a_jpeg_without_the_marker_of_its_end_is_kept_where_pillow_lets_it_pass(missing: int, tmp_path: Path) -> None:
-    """One Pillow reads all of its pixels, and another does not; as an original it would have been encoded again."""
+def test_a_jpeg_without_its_end_marker_is_kept_if_pillow_accepts_it(missing: int, tmp_path: Path) -> None:
+    """Versions of Pillow differ. With ``--encode original`` such a JPEG is encoded again."""
     body = _whole(BASELINE)[:-missing]
     is_kept = trainers_size(body, tmp_path / "image") is not None
     outcome = transcode(body, RECEIVED)
@@ -115,8 +113,8 @@ def test_a_jpeg_without_the_marker_of_its_end_is_kept_where_pillow_lets_it_pass(
 
 
 @pytest.mark.parametrize("name", ["GIF", "TIFF", "PNG"])
-def test_of_an_animation_the_first_frame_has_to_decode(name: str, tmp_path: Path) -> None:
-    """That is all the trainer looks at, so one whose second frame is cut off is kept."""
+def test_only_the_first_frame_of_an_animation_has_to_decode(name: str, tmp_path: Path) -> None:
+    """The trainer reads only that one, so an animation whose second frame is cut off is kept."""
     first, second = (paint((61, 47), seed) for seed in (1, 2))
     whole = saved(first, name, save_all=True, append_images=[second])
     part = whole[: len(whole) * 19 // 20]
@@ -136,10 +134,8 @@ def _grey_tiff_with_premultiplied_alpha() -> bytes:
         pytest.param(png(np.zeros((3, 4), int), 8, 3, [(b"tRNS", b"\xff\0")]), id="PNG that lacks its palette"),
     ],
 )
-def test_what_loads_and_does_not_convert_is_kept_only_where_the_trainer_converts_it(
-    body: bytes, tmp_path: Path
-) -> None:
-    """Decoding is half of what the trainer does; Pillow can't bring everything that it loads to RGB."""
+def test_a_file_that_loads_but_does_not_convert_is_not_kept(body: bytes, tmp_path: Path) -> None:
+    """The trainer converts to RGB after decoding, which Pillow can't do for every image that it loads."""
     taken = trainers_size(body, tmp_path / "image") is not None
     outcome = transcode(body, RECEIVED)
     assert isinstance(outcome, Encoded) == taken
@@ -148,8 +144,8 @@ def test_what_loads_and_does_not_convert_is_kept_only_where_the_trainer_converts
 
 @pytest.mark.parametrize("size_px", [(1, 65_501), (70_000, 1)])
 @pytest.mark.parametrize("name", ["PNG", "BMP", "TIFF"])
-def test_an_image_that_no_jpeg_can_hold_is_kept(name: str, size_px: tuple[int, int]) -> None:
-    """The 65,500 pixels a side are the limit of what would be written."""
+def test_an_image_too_long_for_a_jpeg_is_kept(name: str, size_px: tuple[int, int]) -> None:
+    """The limit of 65,500 pixels per side applies only to images that are encoded."""
     body = saved(Image.new("L", size_px), name)
     kept = assert_kept(transcode(body, RECEIVED), body)
     assert (kept.width_px, kept.height_px) == size_px
@@ -157,38 +153,38 @@ def test_an_image_that_no_jpeg_can_hold_is_kept(name: str, size_px: tuple[int, i
 
 
 @pytest.mark.parametrize("body", [b"", b"<!doctype html>", b"%PDF-1.7", saved(paint((20, 20), 1), "PPM")])
-def test_what_is_not_on_the_list_is_not_kept(body: bytes) -> None:
-    """Not even where the trainer's Pillow could read it."""
+def test_a_format_off_the_allow_list_is_not_kept(body: bytes) -> None:
+    """It is refused even if the trainer's Pillow could read it."""
     outcome = transcode(body, RECEIVED)
     assert isinstance(outcome, Failure)
     assert outcome.kind is FailureKind.NOT_AN_IMAGE
 
 
-def test_how_a_jpeg_would_be_written_changes_nothing() -> None:
-    """Quality and the way to shrink are for what is written."""
+def test_options_for_encoding_change_nothing() -> None:
+    """Quality and resizing only apply to images that are encoded."""
     body = _whole(BASELINE)
     assert transcode(body, replace(RECEIVED, quality=1, resize=Resize.FAST)) == transcode(body, RECEIVED)
 
 
 @pytest.mark.parametrize("wrong", [{"short_side_px": 336}, {"pixels": Pixels.CORRECT}, {"pixels": "correct"}])
-def test_pixels_that_would_have_to_change_are_refused(wrong: dict[str, Any]) -> None:
-    """In one line that names the options, before anything is fetched."""
-    said = "--encode received keeps images as they are: it takes --short-side none and --pixels recipe"
-    with pytest.raises(ConfigurationError, match=f"^{said}$"):
+def test_options_that_change_pixels_are_refused(wrong: dict[str, Any]) -> None:
+    """One line names the options, before anything is fetched."""
+    message = "--encode received keeps images as they are: it takes --short-side none and --pixels recipe"
+    with pytest.raises(ConfigurationError, match=f"^{message}$"):
         ImageSpec(encode=Encoding.RECEIVED, **wrong)
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 11, True, 1.0, "2", None])
-def test_the_least_pixels_are_a_number_up_to_the_most(wrong: Any) -> None:
-    """Whole, and such that some image has as many."""
-    with pytest.raises(ConfigurationError, match="least_pixels must be"):
-        ImageSpec(max_pixels=10, least_pixels=wrong)
-    assert ImageSpec(max_pixels=10, least_pixels=10).least_pixels == 10
+def test_min_pixels_is_an_integer_up_to_max_pixels(wrong: Any) -> None:
+    """Other values are refused when the spec is created."""
+    with pytest.raises(ConfigurationError, match="min_pixels must be"):
+        ImageSpec(max_pixels=10, min_pixels=wrong)
+    assert ImageSpec(max_pixels=10, min_pixels=10).min_pixels == 10
 
 
 @pytest.mark.parametrize("spec", [COVERS, replace(COVERS, encode=Encoding.RECIPE)], ids=["received", "recipe"])
-def test_an_image_of_one_pixel_is_a_stand_in_whatever_its_kind(spec: ImageSpec) -> None:
-    """It is refused by its own size, before it is decoded; and two pixels, in either direction, are an image."""
+def test_an_image_of_one_pixel_is_a_placeholder_in_every_format(spec: ImageSpec) -> None:
+    """It is refused by its size, before it is decoded. Two pixels, in either direction, are an image."""
     for kind, make in KINDS.items():
         for size_px in ((1, 1), (1, 2), (2, 1)):
             body = make(paint(size_px, 1))
@@ -196,17 +192,17 @@ def test_an_image_of_one_pixel_is_a_stand_in_whatever_its_kind(spec: ImageSpec) 
             outcome = transcode(body, spec)
             if width_px * height_px > 1:
                 assert isinstance(outcome, Encoded), kind
-                assert isinstance(transcode(body, replace(spec, least_pixels=width_px * height_px + 1)), Failure), kind
+                assert isinstance(transcode(body, replace(spec, min_pixels=width_px * height_px + 1)), Failure), kind
             else:
                 assert isinstance(outcome, Failure), kind
                 assert outcome.kind is FailureKind.PLACEHOLDER
-                assert outcome.detail == "1x1 pixels, a stand-in for an image that is gone"
+                assert outcome.detail == "1x1 pixels, a placeholder for an image that is gone"
                 assert outcome.sha256 == hashlib.sha256(body).hexdigest()
 
 
 @pytest.mark.parametrize("name", supported_formats())
-def test_a_stand_in_is_refused_without_decoding_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the header alone."""
+def test_a_placeholder_is_refused_without_decoding_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The header alone decides."""
     body = saved(paint((1, 1), 1), name)
     monkeypatch.setattr(Image.Image, "convert", None)
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", None)
@@ -215,33 +211,33 @@ def test_a_stand_in_is_refused_without_decoding_it(name: str, monkeypatch: pytes
     assert outcome.kind is FailureKind.PLACEHOLDER
 
 
-async def test_stand_ins_are_refused_by_the_pool() -> None:
-    """Among sound images of every format, which codec processes keep as they are."""
+async def test_placeholders_are_refused_by_the_pool() -> None:
+    """Intact images of every format, between the placeholders, are kept."""
     names = supported_formats() * 5
     sound = [saved(paint((48, 40), seed), name) for seed, name in enumerate(names)]
     gone = [saved(paint((1, 1), seed), name) for seed, name in enumerate(names)]
     async with Transcoder(COVERS, processes=2) as transcoder:
-        for body, stand_in in zip(sound, gone, strict=True):
+        for body, placeholder in zip(sound, gone, strict=True):
             assert_kept(await transcoder(Body(body)), body)
-            outcome = await transcoder(Body(stand_in))
+            outcome = await transcoder(Body(placeholder))
             assert isinstance(outcome, Failure)
             assert outcome.kind is FailureKind.PLACEHOLDER
-            assert outcome.sha256 == hashlib.sha256(stand_in).hexdigest()
+            assert outcome.sha256 == hashlib.sha256(placeholder).hexdigest()
 
 
 def _large_bmp() -> bytes:
-    """As much as the fetcher lets through: 32 MiB, less 7 KB."""
+    """Create the largest body that the fetcher accepts: 32 MiB, less 7 KB."""
     return saved(Image.frombytes("RGBA", (2896, 2896), random.Random(3).randbytes(2896 * 2896 * 4)), "BMP")
 
 
 def _long_png() -> bytes:
-    """A few pixels, and behind them more bytes than any JPEG of as many would have."""
+    """Create a small image followed by more bytes than a JPEG of its size could have."""
     return saved(paint((48, 40), 4), "PNG") + random.Random(4).randbytes(12 * MIB)
 
 
 @pytest.mark.parametrize(("large", "max_pixels"), [(_large_bmp, 2896 * 2896), (_long_png, 48 * 40)])
 async def test_a_large_body_is_kept_whole_by_the_pool(large: Callable[[], bytes], max_pixels: int) -> None:
-    """It lies in its tray twice, larger than a tray is and than a JPEG of the most pixels; small ones come through."""
+    """The shared buffer holds it twice, beyond its usual size and the longest JPEG; small bodies pass as well."""
     body, small = large(), saved(paint((48, 40), 1), "GIF")
     bodies = [small, body, *[small] * 20, body, small]
     async with Transcoder(replace(RECEIVED, max_pixels=max_pixels), processes=2) as transcoder:

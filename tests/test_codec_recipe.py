@@ -1,4 +1,4 @@
-"""The recipe's pixels: the snippet's, byte for byte."""
+"""The recipe's pixels give the same JPEG as the recipe's snippet, byte for byte."""
 
 import hashlib
 from io import BytesIO
@@ -13,7 +13,7 @@ from datafetch.model.outcome import Encoded, Failure
 from datafetch.transcode.codec import supported_formats, transcode
 from datafetch.transcode.spec import ImageSpec
 
-# One pixel, one row, one column, odd, wide, at and around the limit below.
+# One pixel, one row, one column, odd and wide sizes, and sizes at and around the limit below.
 SIZES_PX = [(1, 1), (1, 53), (53, 1), (7, 3), (24, 24), (25, 25), (25, 24), (24, 25), (61, 47), (90, 31), (48, 145)]
 LIMIT_PX = 24
 CUT_SIZE_PX = (61, 47)
@@ -21,19 +21,19 @@ CUT_SIZE_PX = (61, 47)
 pytestmark = [
     pytest.mark.simd,
     pytest.mark.usefixtures("_as_in_the_codecs_processes"),
-    pytest.mark.filterwarnings("ignore"),  # Pillow's remarks on odd files, which worker.py silences as well
+    pytest.mark.filterwarnings("ignore"),  # Pillow's warnings about odd files, which forkserver.py silences as well
 ]
 
 
 def test_there_are_more_than_a_thousand_images() -> None:
-    """Kinds times sizes: what the next test goes through."""
+    """The next test covers this many combinations of kind and size."""
     assert len(KINDS) * len(SIZES_PX) > 1000
 
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_recipe_byte_for_byte(kind: str) -> None:
-    """For every kind of file and every size the JPEG is the one that the snippet gives with the same Pillow."""
+    """For every kind of file and every size, the JPEG equals that of the recipe's snippet with the same Pillow."""
     for seed, size_px in enumerate(SIZES_PX):
         body = KINDS[kind](paint(size_px, seed))
         for limit_px in (None, LIMIT_PX):
@@ -49,8 +49,8 @@ def test_the_recipe_byte_for_byte(kind: str) -> None:
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_cut_off_fails_where_the_snippet_does(kind: str) -> None:
-    """Cut at every tenth, an image fails if the snippet raises, and else is what the snippet makes of it."""
+def test_a_cut_off_image_fails_exactly_if_the_snippet_raises(kind: str) -> None:
+    """Cut off at any tenth, an image fails if the snippet raises, and otherwise gives the snippet's JPEG."""
     body = KINDS[kind](paint(CUT_SIZE_PX, 5))
     for tenths in range(10):
         part = body[: len(body) * tenths // 10]
@@ -77,8 +77,8 @@ MODES = {
 @pytest.mark.parametrize(
     ("name", "mode"), [(name, mode) for name in supported_formats() for mode in MODES.get(name, [])]
 )
-def test_vilas_rule_at_its_own_size(name: str, mode: str, size_px: tuple[int, int]) -> None:
-    """Around 336 pixels, and well beyond, sizes are cut as the snippet cuts them."""
+def test_vilas_resize_rule_at_its_own_size(name: str, mode: str, size_px: tuple[int, int]) -> None:
+    """Around 336 pixels and well beyond, sizes are truncated as in the snippet."""
     body = saved(paint(size_px, 3).convert(mode), name)
     outcome = transcode(body, ImageSpec(short_side_px=336))
     assert isinstance(outcome, Encoded)

@@ -155,7 +155,7 @@ def check(dataset: Dataset, rows: list[Any], sample: Sample) -> None:
     for row in filter(None, rows):
         assert pickle.loads(pickle.dumps(row)) == row
         if dataset.output_format == "pickle" and dataset.loader is not None:
-            assert not [part.fault for part in EXAMINERS[dataset.loader](row) if part.fault]
+            assert not [part.problem for part in EXAMINERS[dataset.loader](row) if part.problem]
         else:
             assert set(row) == {"name", "content", "sample"}
 

@@ -90,7 +90,7 @@ def test_an_image_takes_its_similarities_with_it(
     assert [base64.b64decode(image["image_base64"]) for image in info] == [str(n).encode() for n in arrived]
     assert row["similarity_matrix"] == [[0.0 if is_filled else float(n)] * texts for n in arrived]
     assert row["text_list"] == record["text_list"]
-    assert not [part.fault for part in examine_document(row) if part.fault]
+    assert not [part.problem for part in examine_document(row) if part.problem]
     assert {key: row[key] for key in row if key not in ("image_info", "similarity_matrix")} == {
         "text_list": record["text_list"],
         "url": "http://e.org/",

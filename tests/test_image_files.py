@@ -304,7 +304,7 @@ def test_covers_are_saved_under_the_trainers_names(covers: Job, pictures: Pictur
     assert (verdict.is_sound, verdict.loader, verdict.images) == (True, "torch", 5)
     (Path(covers.out) / "000000002X.jpg").write_bytes(b"GIF89a")
     assert run_check(Check(covers.out)).problems == (
-        "000000002X.jpg: the image does not decode (truncated: the header is cut off or corrupt)",
+        "000000002X.jpg: the image can't be decoded (truncated: the header is cut off or corrupt)",
     )
 
 
@@ -362,5 +362,5 @@ def test_lists_of_covers_that_are_none_are_refused(
 
 def test_files_may_be_encoded_as_in_the_recipe(covers: Job) -> None:
     """With the option, covers are encoded as in the recipe."""
-    run(replace(covers, image=ImageSpec(encode=Encoding.RECIPE, least_pixels=2)))
+    run(replace(covers, image=ImageSpec(encode=Encoding.RECIPE, min_pixels=2)))
     assert {Image.open(BytesIO(path.read_bytes())).format for path in Path(covers.out).iterdir()} == {"JPEG"}

@@ -1,4 +1,4 @@
-"""What the trainer would trip over, found; and nothing else."""
+"""Verification finds everything on which the trainer would fail, and nothing else."""
 
 import asyncio
 import base64
@@ -31,8 +31,17 @@ from datafetch.model.outcome import Encoded, Outcome
 from datafetch.output.formats import PickleShardWriter, encode_row
 from datafetch.output.formats.pickle_form import PREAMBLE
 from datafetch.verify import Check, Verdict, VerifyProgress, run_check, verify_output
-from datafetch.verify.findings import BATCH_BYTES, MOST_KEPT, Examined, Findings, FoundImage, Place, Problem, batched
-from datafetch.verify.images import PROCESS_BYTES, Decoding
+from datafetch.verify.findings import (
+    BATCH_BYTES,
+    MAX_KEPT_PROBLEMS,
+    Examination,
+    Findings,
+    ImageToDecode,
+    Location,
+    Problem,
+    batched,
+)
+from datafetch.verify.images import MAX_BYTES_PER_PROCESS, ImageDecoder
 from datafetch.verify.torch import RecordList
 
 Row: TypeAlias = dict[str, Any]
@@ -43,8 +52,8 @@ GONE: Any = object()
 """Stands for a key that is not there."""
 
 
-class Mine:
-    """A pickle of it makes a folder when it is loaded by somebody who trusts it."""
+class HostileValue:
+    """Unpickling it with Python's own loader creates a folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -54,12 +63,12 @@ class Mine:
 
 
 def pair(**changes: Any) -> Row:
-    """A row of pairs."""
+    """Create a row of pairs."""
     return changed({"id": 7, "text": "a cat", "image": JPEG_BASE64}, changes)
 
 
 def document(**changes: Any) -> Row:
-    """A row of documents, with two images."""
+    """Create a row of documents, with two images."""
     row = {
         "url": "http://x.org/",
         "text_list": ["one", "two"],
@@ -70,23 +79,23 @@ def document(**changes: Any) -> Row:
 
 
 def picture(**changes: Any) -> Row:
-    """An image of a document."""
+    """Create an image of a document."""
     return changed({"image_base64": JPEG_BASE64, "matched_text_index": 0}, changes)
 
 
 def record(**changes: Any) -> Row:
-    """A record of a JSON list."""
+    """Create a record of a JSON list."""
     turns = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "a cat"}]
     return changed({"id": "7", "image": "a/cat.jpg", "conversations": turns}, changes)
 
 
 def changed(row: Row, changes: Mapping[str, Any]) -> Row:
-    """The row with other values, and without what is gone."""
+    """Return the row with other values, and without those that are ``GONE``."""
     return {name: value for name, value in {**row, **changes}.items() if value is not GONE}
 
 
 def write_shard(folder: Path, rows: list[Row], name: str = "part-00000") -> Path:
-    """A shard of ours; its rows' file."""
+    """Write a shard in datafetch's format, and return its rows file."""
     folder.mkdir(exist_ok=True)
     sink = PickleShardWriter(folder, name)
     for row in rows:
@@ -97,7 +106,7 @@ def write_shard(folder: Path, rows: list[Row], name: str = "part-00000") -> Path
 
 
 def write_list(folder: Path, records: object) -> Path:
-    """A JSON list beside the one image that all of its records may have."""
+    """Write a JSON list next to the one image that all of its records may have."""
     (folder / "a").mkdir(exist_ok=True)
     (folder / "a" / "cat.jpg").write_bytes(JPEG)
     path = folder / "list.json"
@@ -106,12 +115,12 @@ def write_list(folder: Path, records: object) -> Path:
 
 
 def verified(out: Path, **options: Any) -> Verdict:
-    """The verdict, for one rank unless said otherwise."""
+    """Verify an output, for one rank unless the options say otherwise."""
     return run_check(Check(str(out), **({"world_size": 1, "batch": 1, "group": 1, "processes": 1} | options)))
 
 
-def by_the_trainer(body: bytes) -> bool:
-    """Whether what the trainer does with an image goes well."""
+def trainer_can_open(body: bytes) -> bool:
+    """Return whether the trainer could open and convert an image."""
     try:
         Image.open(BytesIO(body)).convert("RGB")
     except (OSError, SyntaxError, struct.error):
@@ -119,18 +128,18 @@ def by_the_trainer(body: bytes) -> bool:
     return True
 
 
-@pytest.mark.parametrize("ours", [True, False])
-def test_sound_shards_are_sound(tmp_path: Path, pictures: tuple[Path, list[str]], ours: bool) -> None:
-    """Pictures of every format and mode pass, as text and as bytes, whoever pickled them."""
+@pytest.mark.parametrize("by_datafetch", [True, False])
+def test_intact_shards_pass(tmp_path: Path, pictures: tuple[Path, list[str]], by_datafetch: bool) -> None:
+    """Pictures of every format and mode pass, as base64 and as bytes, in shards of datafetch and of others."""
     bodies = [(pictures[0] / name).read_bytes() for name in pictures[1][:44]]
     deep = saved(Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64)), "PNG")
     rows = [pair(image=base64.b64encode(body).decode()) for body in [*bodies[::2], deep]]
     rows += [pair(image=GONE, rawbytes=body, text=GONE, caption="a dog") for body in bodies[1::2]]
-    rows.append(pair(image=base64.encodebytes(JPEG).decode()))  # with line breaks, which the trainer passes over
+    rows.append(pair(image=base64.encodebytes(JPEG).decode()))  # with line breaks, which the trainer ignores
     path = write_shard(tmp_path / "out", rows)
-    if not ours:
+    if not by_datafetch:
         path.write_bytes(pickle.dumps(rows))
-    assert all(by_the_trainer(body) for body in [*bodies, deep])
+    assert all(trainer_can_open(body) for body in [*bodies, deep])
     verdict = verified(tmp_path / "out")
     assert verdict.problems == ()
     assert (verdict.is_sound, verdict.loader, verdict.shards) == (True, Loader.COYO, 1)
@@ -138,7 +147,7 @@ def test_sound_shards_are_sound(tmp_path: Path, pictures: tuple[Path, list[str]]
 
 
 async def test_a_callers_own_loop_is_not_blocked(tmp_path: Path) -> None:
-    """Documents pass as well, verified inside a running loop that nothing blocks."""
+    """Documents pass as well, verified inside a running loop, which nothing blocks."""
     await asyncio.to_thread(write_shard, tmp_path / "out", [document()] * 3)
     verdict = await verify_output(Check(str(tmp_path / "out"), world_size=1, processes=1, batch=3))
     assert verdict.problems == ()
@@ -146,7 +155,7 @@ async def test_a_callers_own_loop_is_not_blocked(tmp_path: Path) -> None:
 
 
 WRONG_PAIRS: list[tuple[Row, str]] = [
-    (pair(text=GONE), "there is neither text nor caption"),
+    (pair(text=GONE), "has neither text nor caption"),
     (pair(text=None), "text is missing or None, not a str"),
     (pair(text=GONE, caption=5), "caption is of type int, not a str"),
     (pair(image=GONE), "has no image"),
@@ -156,18 +165,18 @@ WRONG_PAIRS: list[tuple[Row, str]] = [
     (pair(image="!" + JPEG_BASE64), "image is not base64"),
     (pair(image=JPEG_BASE64[:-5]), "image is not base64"),
     (pair(image="桜"), "image is not base64"),
-    (pair(image=""), "the image does not decode (not_an_image"),
-    (pair(image=base64.b64encode(b"<html>no</html>").decode()), "the image does not decode (not_an_image"),
-    # Pillow would read it; the codec does not, and says why.
+    (pair(image=""), "the image can't be decoded (not_an_image"),
+    (pair(image=base64.b64encode(b"<html>no</html>").decode()), "the image can't be decoded (not_an_image"),
+    # Pillow could read it, but the codec refuses it.
     (
         pair(image=base64.b64encode(saved(Image.new("RGB", (9, 9)), "PPM")).decode()),
-        "the image does not decode (not_an_image: no format on the allow-list)",
+        "the image can't be decoded (not_an_image: no format on the allow-list)",
     ),
 ]
 
 
-def test_what_is_wrong_with_a_pair_is_named(tmp_path: Path) -> None:
-    """Each fault is one line with the file, the row and its id, and sound rows beside them are not touched by it."""
+def test_problems_of_pairs_are_named(tmp_path: Path) -> None:
+    """Each problem is one line with the file, the row and its id, and intact rows next to it are not affected."""
     write_shard(tmp_path / "out", [row for wrong, _ in WRONG_PAIRS for row in (pair(), wrong)])
     verdict = verified(tmp_path / "out")
     assert len(verdict.problems) == verdict.problem_count == len(WRONG_PAIRS)
@@ -185,24 +194,36 @@ WRONG_DOCUMENTS: list[tuple[Row, list[str]]] = [
     (document(similarity_matrix=GONE), [": similarity_matrix is missing or None, not a list"]),
     (document(similarity_matrix=[[0.1]]), [": similarity_matrix has 1 rows for 2 images"]),
     (document(image_info=[picture(), 5]), [" image 1: is of type int, not a dict"]),
-    (document(image_info=[picture(), picture(matched_text_index=2)]), [" image 1: matched_text_index does not point"]),
+    (
+        document(image_info=[picture(), picture(matched_text_index=2)]),
+        [" image 1: matched_text_index does not point"],
+    ),
     (
         document(image_info=[picture(matched_text_index=-1)] * 2),
         [" image 0: matched_text_index does not point", " image 1: matched_text_index does not point"],
     ),
-    (document(image_info=[picture(), picture(matched_text_index=True)]), [" image 1: matched_text_index is of type"]),
-    (document(image_info=[picture(), picture(matched_text_index=GONE)]), [" image 1: matched_text_index is missing"]),
-    (document(image_info=[picture(), picture(image_base64=GONE)]), [" image 1: image_base64 is missing or None"]),
+    (
+        document(image_info=[picture(), picture(matched_text_index=True)]),
+        [" image 1: matched_text_index is of type"],
+    ),
+    (
+        document(image_info=[picture(), picture(matched_text_index=GONE)]),
+        [" image 1: matched_text_index is missing"],
+    ),
+    (
+        document(image_info=[picture(), picture(image_base64=GONE)]),
+        [" image 1: image_base64 is missing or None"],
+    ),
     (document(image_info=[picture(), picture(image_base64="?")]), [" image 1: image_base64 is not base64"]),
     (
         document(image_info=[picture(), picture(image_base64=base64.b64encode(JPEG[:300]).decode())]),
-        [" image 1: the image does not decode (truncated"],
+        [" image 1: the image can't be decoded (truncated"],
     ),
 ]
 
 
-def test_what_is_wrong_with_a_document_is_named(tmp_path: Path) -> None:
-    """Each fault is one line with the file, the row, where it comes from and which of its images it is."""
+def test_problems_of_documents_are_named(tmp_path: Path) -> None:
+    """Each problem is one line with the file, the row, its URL and the image."""
     write_shard(tmp_path / "out", [document(), *(row for row, _ in WRONG_DOCUMENTS)])
     verdict = verified(tmp_path / "out")
     assert verdict.loader is Loader.MMC4
@@ -216,35 +237,35 @@ def test_what_is_wrong_with_a_document_is_named(tmp_path: Path) -> None:
         assert found.startswith(start)
 
 
-def test_a_truncated_image_is_found_as_by_the_trainer(tmp_path: Path, pictures: tuple[Path, list[str]]) -> None:
-    """Pictures of every format that are cut in the middle do not pass, and would not pass the trainer."""
+def test_truncated_images_are_found(tmp_path: Path, pictures: tuple[Path, list[str]]) -> None:
+    """Pictures of every format that are cut in the middle do not pass, and would stop the trainer."""
     bodies = [(pictures[0] / name).read_bytes() for name in pictures[1][:22]]
     cut = [body[: len(body) // 2] for body in bodies]
-    agreed = [number for number, body in enumerate(cut) if not by_the_trainer(body)]
+    agreed = [number for number, body in enumerate(cut) if not trainer_can_open(body)]
     assert len(agreed) >= 20
     write_shard(tmp_path / "out", [pair(image=base64.b64encode(body).decode()) for body in cut])
     problems = verified(tmp_path / "out").problems
     assert [int(line.split()[2]) for line in problems] == agreed
-    assert all("the image does not decode (truncated: " in line for line in problems)
+    assert all("the image can't be decoded (truncated: " in line for line in problems)
 
 
-def test_what_the_trainers_pillow_refuses_for_its_texts_is_found(tmp_path: Path) -> None:
-    """A run takes such a PNG without them; in somebody's shard it stands with them, and stops the trainer."""
+def test_a_png_that_the_trainers_pillow_refuses_is_found(tmp_path: Path) -> None:
+    """A run removes the texts of such a PNG; in a third-party shard it still has them, and stops the trainer."""
     text = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(2 << 20)))
     body = saved(Image.new("RGB", (16, 12), "teal"), "PNG")
     body = body[:33] + text + body[33:]
     with pytest.raises(ValueError, match="too large"):
-        by_the_trainer(body)
+        trainer_can_open(body)
     write_shard(tmp_path / "out", [pair(image=base64.b64encode(body).decode())])
     (problem,) = verified(tmp_path / "out").problems
-    assert "the image does not decode (corrupt: " in problem
+    assert "the image can't be decoded (corrupt: " in problem
 
 
-def _strange_file(out: Path) -> None:
+def _foreign_file(out: Path) -> None:
     (out / "README").touch()
 
 
-def _strange_folder(out: Path) -> None:
+def _foreign_folder(out: Path) -> None:
     (out / "old.pkl").mkdir()
 
 
@@ -310,15 +331,15 @@ def _circle(out: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "problem"),
     [
-        (_strange_file, "README: is no file of a shard"),
-        (_strange_folder, "old.pkl: is no file of a shard"),
-        (_pipe, "pipe.count: is no file of a shard"),
-        (_link_to_nothing, "link.pkl: is no file of a shard"),
-        (_no_count, "part-00000.pkl: stands alone, there is no part-00000.count"),
-        (_no_rows_file, "part-00000.count: stands alone, there is no part-00000.pkl"),
+        (_foreign_file, "README: does not belong to a shard"),
+        (_foreign_folder, "old.pkl: does not belong to a shard"),
+        (_pipe, "pipe.count: does not belong to a shard"),
+        (_link_to_nothing, "link.pkl: does not belong to a shard"),
+        (_no_count, "part-00000.pkl: has no counterpart part-00000.count"),
+        (_no_rows_file, "part-00000.count: has no counterpart part-00000.pkl"),
         (_count_of_words, "part-00000.count: is not a number"),
         (_huge_count, "part-00000.count: is not a number"),
-        (_wrong_count, "part-00000.count: says 3, part-00000.pkl has 2 rows"),
+        (_wrong_count, "part-00000.count: says 3, but part-00000.pkl has 2 rows"),
         (_empty_shard, "part-00000.pkl: has no rows"),
         (_cut_short, "part-00000.pkl: is damaged or cut short at byte"),
         (_no_pickle, "part-00000.pkl: not a pickle"),
@@ -327,8 +348,8 @@ def _circle(out: Path) -> None:
         (_circle, "part-00000.pkl: has rows that are not plain values"),
     ],
 )
-def test_what_is_wrong_with_a_folder_is_named(tmp_path: Path, harm: Callable[[Path], None], problem: str) -> None:
-    """Each fault of a file is one line that names it, and the shard beside it is examined all the same."""
+def test_problems_of_a_folder_are_named(tmp_path: Path, harm: Callable[[Path], None], problem: str) -> None:
+    """Each problem of a file is one line that names it, and the shard next to it is still examined."""
     out = tmp_path / "out"
     write_shard(out, [pair(), pair()])
     write_shard(out, [pair()], "part-00001")
@@ -339,20 +360,20 @@ def test_what_is_wrong_with_a_folder_is_named(tmp_path: Path, harm: Callable[[Pa
     assert verdict.images >= 1
 
 
-@pytest.mark.parametrize("ours", [True, False])
-def test_a_hostile_shard_calls_nothing(tmp_path: Path, ours: bool) -> None:
+@pytest.mark.parametrize("by_datafetch", [True, False])
+def test_a_hostile_shard_calls_nothing(tmp_path: Path, by_datafetch: bool) -> None:
     """A pickle that calls a function is a problem, and the function is not called."""
-    path = write_shard(tmp_path / "out", [pair(), pair(trap=Mine(tmp_path / "made"))])
-    if not ours:
-        path.write_bytes(pickle.dumps([pair(), pair(trap=Mine(tmp_path / "made"))]))
+    path = write_shard(tmp_path / "out", [pair(), pair(trap=HostileValue(tmp_path / "made"))])
+    if not by_datafetch:
+        path.write_bytes(pickle.dumps([pair(), pair(trap=HostileValue(tmp_path / "made"))]))
     verdict = verified(tmp_path / "out")
     assert len(verdict.problems) == 1
     assert "calls builtins.eval, which is not allowed" in verdict.problems[0]
     assert not (tmp_path / "made").exists()
 
 
-def test_what_a_problem_quotes_breaks_no_line(tmp_path: Path) -> None:
-    """An id of control characters and a million others is cut to size, and is no other line."""
+def test_an_untrusted_id_does_not_break_a_line(tmp_path: Path) -> None:
+    """Control characters are replaced, and a million characters are shortened."""
     write_shard(tmp_path / "out", [pair(id="\x1b[2J\n\ud800" + "x" * 1_000_000, text=None)])
     (problem,) = verified(tmp_path / "out").problems
     assert len(problem) < 200
@@ -364,14 +385,14 @@ def test_what_a_problem_quotes_breaks_no_line(tmp_path: Path) -> None:
     ("counts", "options", "problem"),
     [
         ([8], {"world_size": 2}, "1 shard is fewer than 2 ranks"),
-        ([8, 3], {"world_size": 2, "group": 4}, "the poorest rank has not even one group of 4 samples"),
+        ([8, 3], {"world_size": 2, "group": 4}, "the rank with the fewest samples has less than one group of 4"),
         ([12, 12], {"world_size": 2, "group": 4, "batch": 2}, "each rank reads 3 groups of 4"),
     ],
 )
-def test_what_the_ranks_would_trip_over_is_a_problem(
+def test_shards_that_the_ranks_cannot_read_are_a_problem(
     tmp_path: Path, counts: list[int], options: dict[str, int], problem: str
 ) -> None:
-    """Too few shards, a rank without a group and a number of groups that no batch divides are named."""
+    """Too few shards, a rank without a group, and a number of groups that is no multiple of the batch are named."""
     for number, rows in enumerate(counts):
         write_shard(tmp_path / "out", [pair()] * rows, f"{number}")
     (found,) = verified(tmp_path / "out", **options).problems
@@ -379,8 +400,8 @@ def test_what_the_ranks_would_trip_over_is_a_problem(
     assert "datafetch reshard" in found
 
 
-def test_what_an_epoch_loses_is_told_and_is_no_problem(tmp_path: Path) -> None:
-    """Shards that no rank reads are counted, and a reshard is advised."""
+def test_what_an_epoch_loses_is_reported_but_no_problem(tmp_path: Path) -> None:
+    """Shards that no rank reads are counted, and a reshard is suggested."""
     for number, rows in enumerate([8, 8, 16]):
         write_shard(tmp_path / "out", [pair()] * rows, f"{number}")
     verdict = verified(tmp_path / "out", world_size=2, group=4, batch=2)
@@ -391,48 +412,48 @@ def test_what_an_epoch_loses_is_told_and_is_no_problem(tmp_path: Path) -> None:
     lines = list(verdict.lines())
     assert "3 shards are not a multiple of 2: 1 with 16 samples are never read" in lines
     assert any("datafetch reshard" in line for line in lines)
-    assert lines[-1] == "sound"
+    assert lines[-1] == "all checks passed"
 
 
-def test_a_group_is_the_loaders_own(tmp_path: Path) -> None:
-    """Pairs are taken four by four and documents one by one unless something else is asked for."""
+def test_the_default_group_is_that_of_the_loader(tmp_path: Path) -> None:
+    """Pairs are grouped by four and documents by one unless the options say otherwise."""
     write_shard(tmp_path / "pairs", [pair()] * 8)
     write_shard(tmp_path / "documents", [document()] * 8)
     for folder, group in (("pairs", 4), ("documents", 1)):
         assert verified(tmp_path / folder, group=None).summary()["group"] == group
 
 
-def test_problems_take_no_more_than_they_show() -> None:
-    """What is kept of problems is a thousand lines, however long the keys and texts of the rows are."""
+def test_kept_problems_take_bounded_memory() -> None:
+    """Only what is shown is kept, however long the keys and texts of the rows are."""
     huge = "x" * 1_000_000
     findings = Findings()
     tracemalloc.start()
     for number in range(100):
-        place = Place("part-00000.pkl", number, key=f"url {number}{huge}")
-        findings.add(Examined(1, (Problem(place, f"{huge}{number}"),)))
+        location = Location("part-00000.pkl", number, key=f"url {number}{huge}")
+        findings.add(Examination(1, (Problem(location, f"{huge}{number}"),)))
     assert tracemalloc.get_traced_memory()[1] < 10_000_000
     tracemalloc.stop()
-    assert len(findings.kept) == 100
-    assert all(len(line) < 600 for line in findings.kept)
+    assert len(findings.kept_problems) == 100
+    assert all(len(line) < 600 for line in findings.kept_problems)
 
 
-def test_a_document_of_a_million_nothings_has_few_problems(tmp_path: Path) -> None:
-    """What is said about a row is bounded, though a byte of it may be something that is wrong."""
+def test_the_problems_of_one_document_are_bounded(tmp_path: Path) -> None:
+    """An invalid image takes a byte in the row, but hundreds in a problem."""
     write_shard(tmp_path / "out", [document(image_info=[None] * 1_000_000)])
     verdict = verified(tmp_path / "out")
     assert verdict.problem_count < 5000
-    assert any("of which the first 4,096 are looked at" in problem for problem in verdict.problems)
+    assert any("only the first 4,096 were checked" in problem for problem in verdict.problems)
 
 
-def test_problems_of_rows_are_handed_over_a_few_megabytes_at_a_time() -> None:
-    """A batch is bounded by what is wrong as well as by its images."""
-    problems = tuple(Problem(Place("a"), "b") for _ in range(4000))
-    sizes = [len(batch) for batch in batched(Examined(1, problems) for _ in range(50))]
+def test_batches_are_bounded_by_their_problems() -> None:
+    """A batch is bounded by its problems as well as by its images."""
+    problems = tuple(Problem(Location("a"), "b") for _ in range(4000))
+    sizes = [len(batch) for batch in batched(Examination(1, problems) for _ in range(50))]
     assert max(sizes) <= 2
 
 
-def test_the_images_of_a_record_are_handed_over_one_by_one(tmp_path: Path) -> None:
-    """A record may name any number of images, of which one at a time is in memory."""
+def test_the_images_of_a_record_are_examined_one_by_one(tmp_path: Path) -> None:
+    """A record may have any number of images, of which one at a time is in memory."""
     names = [f"{number}.jpg" for number in range(5)]
     for name in names:
         (tmp_path / name).write_bytes(JPEG)
@@ -443,17 +464,17 @@ def test_the_images_of_a_record_are_handed_over_one_by_one(tmp_path: Path) -> No
 
 
 def test_all_problems_are_counted_and_some_are_kept(tmp_path: Path) -> None:
-    """Of thousands the first thousand are kept, a hundred are shown, and the rest is a number."""
-    write_shard(tmp_path / "out", [pair(text=None, image=GONE)] * MOST_KEPT)
+    """Of thousands of problems the first thousand are kept, a hundred are shown, and the others are counted."""
+    write_shard(tmp_path / "out", [pair(text=None, image=GONE)] * MAX_KEPT_PROBLEMS)
     verdict = verified(tmp_path / "out")
-    assert (len(verdict.problems), verdict.problem_count) == (MOST_KEPT, 2 * MOST_KEPT)
+    assert (len(verdict.problems), verdict.problem_count) == (MAX_KEPT_PROBLEMS, 2 * MAX_KEPT_PROBLEMS)
     lines = list(verdict.lines())
-    assert lines[-2:] == [f"and {2 * MOST_KEPT - 100:,} more", "not sound: 2,000 problems"]
+    assert lines[-2:] == [f"and {2 * MAX_KEPT_PROBLEMS - 100:,} more", "2,000 problems found"]
     assert len(lines) == 104
 
 
-def test_the_job_tells_the_loader_and_what_is_left(tmp_path: Path) -> None:
-    """Without --loader the dataset of the job beside it decides, and a run with more to do is mentioned."""
+def test_the_job_determines_the_loader_and_the_remarks(tmp_path: Path) -> None:
+    """Without ``--loader`` the dataset of the job decides, and an incomplete run is mentioned."""
     write_shard(tmp_path / "out", [document()])
     state = tmp_path / "out.datafetch"
     state.mkdir()
@@ -461,7 +482,7 @@ def test_the_job_tells_the_loader_and_what_is_left(tmp_path: Path) -> None:
     (state / "job.json").write_text(json.dumps(job))
     verdict = verified(tmp_path / "out")
     assert verdict.loader is Loader.COYO
-    assert verdict.remarks == ("the run is not complete: 2 of 2 shards of its manifest are not done",)
+    assert verdict.remarks == ("the run is not complete: 2 of 2 shards of its manifest are missing",)
     assert len(verdict.problems) == 2
 
 
@@ -493,10 +514,10 @@ def _broken(folder: Path) -> Row:
 WRONG_RECORDS: list[tuple[Callable[[Path], Row], str]] = [
     (_escape, "leads out of the image root"),
     (_absolute, "leads out of the image root"),
-    (_named_pipe, "is not an ordinary file"),
+    (_named_pipe, "is not a regular file"),
     (_huge, "has more than 268,435,456 bytes"),
-    (_broken, "the image does not decode (truncated"),
-    (lambda _: record(image="a"), "is not an ordinary file"),
+    (_broken, "the image can't be decoded (truncated"),
+    (lambda _: record(image="a"), "is not a regular file"),
     (lambda _: record(image="missing.jpg"), "No such file or directory"),
     (lambda _: record(image="x" * 5000), "File name too long"),
     (lambda _: record(image="a\0b"), "embedded null"),
@@ -511,12 +532,12 @@ WRONG_RECORDS: list[tuple[Callable[[Path], Row], str]] = [
     (lambda _: record(conversations=[{"from": "cat", "value": "<image>"}]), "turn 0 is from neither human nor gpt"),
     (lambda _: record(conversations=[{"from": [], "value": "<image>"}]), "turn 0 is from neither human nor gpt"),
     (lambda _: record(conversations=[{"from": "gpt"}], image=GONE), "turn 0 has a value that is not a str"),
-    (lambda _: record(conversations=[{"from": "gpt", "value": "?"}]), "has an image, and <image> in none"),
+    (lambda _: record(conversations=[{"from": "gpt", "value": "?"}]), "has an image, but <image> in none"),
 ]
 
 
-def test_what_is_wrong_with_a_record_is_named(tmp_path: Path) -> None:
-    """Each fault is one line with the file, the place in the list and the id."""
+def test_problems_of_records_are_named(tmp_path: Path) -> None:
+    """Each problem is one line with the file, the position in the list and the id."""
     (tmp_path / "root").mkdir()
     path = write_list(tmp_path / "root", [make(tmp_path / "root") for make, _ in WRONG_RECORDS])
     problems = verified(path).problems
@@ -527,14 +548,14 @@ def test_what_is_wrong_with_a_record_is_named(tmp_path: Path) -> None:
 
 
 def test_a_record_that_is_no_dict_is_named(tmp_path: Path) -> None:
-    """What stands in a record's place is said, and the others are examined."""
+    """The type found in location of a record is named, and the other records are examined."""
     verdict = verified(write_list(tmp_path, [5, record()]))
-    assert verdict.problems == ("list.json row 0: is a int, not a dict",)
+    assert verdict.problems == ("list.json row 0: is of type int, not a dict",)
     assert (verdict.samples, verdict.images) == (2, 1)
 
 
-def test_sound_records_are_sound(tmp_path: Path) -> None:
-    """Text alone, several images, one that many share (decoded once) and an image root elsewhere pass."""
+def test_intact_records_pass(tmp_path: Path) -> None:
+    """Text alone, several images, a shared image (decoded once) and an image root elsewhere pass."""
     path = write_list(tmp_path, [record(), record(image=GONE), record(image=["a/cat.jpg", "./b.gif"])])
     (tmp_path / "b.gif").write_bytes(saved(Image.new("P", (9, 9)), "GIF"))
     verdict = verified(path)
@@ -562,39 +583,39 @@ def test_sound_records_are_sound(tmp_path: Path) -> None:
         (b"[" * 200_000, "has a record that is nested more than 200 levels deep"),
     ],
 )
-def test_what_is_no_json_list_is_named(tmp_path: Path, text: bytes, problem: str) -> None:
+def test_an_invalid_json_list_is_named(tmp_path: Path, text: bytes, problem: str) -> None:
     """A file that the trainer could not load is a problem, however deep it is nested."""
     (tmp_path / "list.json").write_bytes(text)
     found = verified(tmp_path / "list.json").problems
     assert any(line.startswith(f"list.json: {problem}") for line in found)
 
 
-async def test_images_in_hand_are_bounded() -> None:
-    """No more bytes than the bound are being decoded at once, and an image that is larger goes alone."""
-    held = most_held = 0
+async def test_images_in_flight_are_bounded() -> None:
+    """No more bytes than the bound are in flight, and a larger image goes alone."""
+    held = max_held = 0
 
     async def transcode(body: bytes) -> Outcome:
-        nonlocal held, most_held
+        nonlocal held, max_held
         held += len(body)
-        most_held = max(most_held, held if len(body) < PROCESS_BYTES else 0)
-        assert held == len(body) or held <= PROCESS_BYTES
+        max_held = max(max_held, held if len(body) < MAX_BYTES_PER_PROCESS else 0)
+        assert held == len(body) or held <= MAX_BYTES_PER_PROCESS
         await asyncio.sleep(0)
         held -= len(body)
         return Encoded(body, 1, 1, "JPEG")
 
     findings = Findings()
     async with asyncio.TaskGroup() as group:
-        decoding = Decoding(transcode, findings, group, processes=1)
-        for size in [1 << 20] * 30 + [PROCESS_BYTES + 1, 5, PROCESS_BYTES + 1]:
-            await decoding.take(FoundImage(Place(), bytes(size)))
+        decoder = ImageDecoder(transcode, findings, group, processes=1)
+        for size in [1 << 20] * 30 + [MAX_BYTES_PER_PROCESS + 1, 5, MAX_BYTES_PER_PROCESS + 1]:
+            await decoder.submit(ImageToDecode(Location(), bytes(size)))
     assert findings.images == 33
-    assert most_held > PROCESS_BYTES // 2
+    assert max_held > MAX_BYTES_PER_PROCESS // 2
 
 
-def test_rows_are_read_a_few_megabytes_ahead() -> None:
+def test_batches_are_bounded_by_their_images() -> None:
     """A batch holds a bounded number of bytes, and of rows without images, and all come in order."""
-    image = FoundImage(Place(), bytes(300_000))
-    examined = [Examined(1, images=(image,) * (number % 3), read_bytes=number) for number in range(2000)]
+    image = ImageToDecode(Location(), bytes(300_000))
+    examined = [Examination(1, images=(image,) * (number % 3), read_bytes=number) for number in range(2000)]
     batches = list(batched(examined))
     assert [one for batch in batches for one in batch] == examined
     for batch in batches:
@@ -603,7 +624,7 @@ def test_rows_are_read_a_few_megabytes_ahead() -> None:
     assert all(len(batch) + len(after) > 20 for batch, after in pairwise(batches[:-1]))
 
 
-def test_an_observers_error_ends_no_check(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_observers_error_does_not_end_a_check(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """It is logged, and the verdict is the same."""
 
     async def observe(_: Callable[[], VerifyProgress]) -> NoReturn:
@@ -616,25 +637,25 @@ def test_an_observers_error_ends_no_check(tmp_path: Path, caplog: pytest.LogCapt
     assert record.exc_info is not None
 
 
-def test_the_line_tells_how_far_it_is() -> None:
-    """The line of progress has the share, the counts, the pace and the time left."""
+def test_the_progress_line() -> None:
+    """It shows the share, the counts, the rate and the remaining time."""
     line = verifying_line(VerifyProgress(1000, 900, 3, read_bytes=25, total_bytes=100, elapsed_s=10))
     assert line == "25.0%  1,000 samples  900 images  3 problems  90.0 images/s  ETA 0:00:30"
     assert verifying_line(VerifyProgress(0, 0, 0, 0, 0, 0.0)) == "0.0%  0 samples  0 images  0 problems"
 
 
-def test_the_command_says_it_by_exit_code(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """0 and a last line for what is sound; 1, the problems and JSON for what is not."""
+def test_the_exit_code_and_output_of_the_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """0 if all checks passed; otherwise 1, with the problems as lines and as JSON."""
     write_shard(tmp_path / "out", [pair()] * 8)
     arguments = ["verify", str(tmp_path / "out"), "--world-size", "1", "--processes", "1"]
     assert main(arguments) == 0
-    assert capfd.readouterr().out.splitlines()[-1] == "sound"
+    assert capfd.readouterr().out.splitlines()[-1] == "all checks passed"
     write_shard(tmp_path / "out", [pair()] * 7 + [pair(text=None)])
     assert main(arguments) == 1
     printed = capfd.readouterr()
     assert printed.out.splitlines()[-2:] == [
         "part-00000.pkl row 7 (id 7): text is missing or None, not a str",
-        "not sound: 1 problem",
+        "1 problem found",
     ]
     assert printed.err == ""
     assert main([*arguments, "--json"]) == 1
@@ -679,7 +700,7 @@ def _wrong_commands(folder: Path) -> Iterator[list[str]]:
 def test_a_wrong_command_is_one_line_and_exit_2(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """What can't be verified is said in one line, and is not taken for unsound."""
+    """What can't be verified is reported in one line, and differs from an output with problems."""
     monkeypatch.chdir(tmp_path)
     for words in _wrong_commands(tmp_path):
         assert main(["verify", *words]) == 2, words
@@ -689,15 +710,15 @@ def test_a_wrong_command_is_one_line_and_exit_2(
         assert printed.err.startswith("datafetch: ")
 
 
-def test_the_folder_one_stands_in_can_be_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A path without a name of its own is no reason to fail."""
+def test_the_current_folder_can_be_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path ``.`` works, although it contains no name."""
     write_shard(tmp_path / "out", [pair()])
     monkeypatch.chdir(tmp_path / "out")
     assert verified(Path()).is_sound
 
 
-def test_ctrl_c_ends_it(tmp_path: Path) -> None:
-    """Ctrl-C ends a check at work with 130 and without a traceback, and no process is left."""
+def test_ctrl_c_ends_the_command(tmp_path: Path) -> None:
+    """Ctrl-C during a check ends it with 130 and without a traceback, and leaves no process."""
     slow = base64.b64encode(saved(Image.new("RGB", (1500, 1500)), "PNG")).decode()
     write_shard(tmp_path / "out", [pair(image=slow)] * 3000)
     command = [sys.executable, "-m", "datafetch", "verify", str(tmp_path / "out"), "--processes", "2"]

@@ -27,7 +27,7 @@ class Description:
         id_list: What a line of its id list holds; None where it takes no list.
         short_side_px: The recipe's limit for an image's short side; None leaves sizes alone.
         keeps_bodies: Whether images are kept as received, whatever their format.
-        least_pixels: Images with fewer are stand-ins for images that are gone.
+        min_pixels: Images with fewer are placeholders for images that are gone.
         options: What was set for it.
     """
 
@@ -41,7 +41,7 @@ class Description:
     id_list: str | None = None
     short_side_px: int | None = None
     keeps_bodies: bool = False
-    least_pixels: int = 1
+    min_pixels: int = 1
     options: DatasetOptions = field(default_factory=DatasetOptions)
 
     def with_options(self, options: DatasetOptions) -> Self:

@@ -58,7 +58,7 @@ class OcrVqa(Description):
     loader: Loader = Loader.TORCH
     output_format: str = "image_files"
     keeps_bodies: bool = True
-    least_pixels: int = 2
+    min_pixels: int = 2
     options: OcrVqaOptions = field(default_factory=OcrVqaOptions)
 
     def bind(self, source: Path, ids: Path | None) -> OcrVqaManifest:  # noqa: ARG002 - it takes none

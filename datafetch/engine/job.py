@@ -155,8 +155,8 @@ def identify(job: Job, manifest: Manifest, spec: ImageSpec) -> Identity:
         **_set_row_options(job.options),
         **manifest.identity_fields(),
     }
-    if spec.least_pixels > 1:
-        identity["least_pixels"] = spec.least_pixels
+    if spec.min_pixels > 1:
+        identity["least_pixels"] = spec.min_pixels
     return identity
 
 
@@ -185,7 +185,7 @@ def own_spec(dataset: Dataset) -> ImageSpec:
     return ImageSpec(
         short_side_px=dataset.short_side_px,
         encode=Encoding.RECEIVED if dataset.keeps_bodies else Encoding.RECIPE,
-        least_pixels=dataset.least_pixels,
+        min_pixels=dataset.min_pixels,
     )
 
 
@@ -193,7 +193,7 @@ def _resize(spec: ImageSpec) -> Resize | None:
     """How images are shrunk, whether that was said or follows from the pixels; None where none is."""
     if spec.short_side_px is None:
         return None
-    return Resize.FAST if spec.shrinks_fast else Resize.EXACT
+    return Resize.FAST if spec.uses_fast_resize else Resize.EXACT
 
 
 def _sha256(path: Path) -> str:

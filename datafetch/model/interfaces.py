@@ -227,7 +227,7 @@ class Dataset(Protocol):
         ...
 
     @property
-    def least_pixels(self) -> int:
+    def min_pixels(self) -> int:
         """Images with fewer pixels are placeholders that sites serve for images that are gone."""
         ...
 

@@ -1,4 +1,7 @@
-"""body → Encoded or Failure. Pillow lives here, and in the demo that paints pictures, and nowhere else."""
+"""body → Encoded or Failure: the codec, and the pool of processes that it runs in.
+
+Apart from the demo, which paints pictures, no other package imports Pillow.
+"""
 
 from datafetch.transcode.pool.pool import MAX_PROCESSES, Transcoder
 from datafetch.transcode.spec import DEFAULT_MAX_PIXELS, Encoding, ImageSpec, Pixels, Resize

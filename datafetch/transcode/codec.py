@@ -1,8 +1,8 @@
-"""transcode(): one image, no I/O, nothing remembered.
+"""transcode(): turn one body into an outcome, without I/O and without state.
 
-Rules: the recipe's pixels, shrunk exactly, are the bytes that the recipe's snippet gives with the same Pillow
-(docs/fidelity.md). What is kept as received has gone through all that the trainer does with it. Only formats on the
-list are tried, and the header is judged before pixels are allocated.
+Rules: with exact resizing, the recipe's pixels give the same bytes as the recipe's own snippet with the same Pillow
+(docs/fidelity.md). An image that is kept as received has passed everything that the trainer does with it. Only formats
+on the allow-list are tried, and the header is checked before pixels are allocated.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from io import BytesIO
 from PIL import Image, ImageFile, JpegImagePlugin, UnidentifiedImageError, features
 
 from datafetch.model.outcome import Encoded, Failure, FailureKind, Outcome, Permission, Permissions
-from datafetch.transcode.image.passthrough import is_sound, may_stay
-from datafetch.transcode.image.png import lightened
-from datafetch.transcode.image.resize import decode_smaller, shrink, shrunk_size_px
-from datafetch.transcode.image.size_claims import has_crowded_tags, tiff_tile_pixels, webp_canvas_pixels
+from datafetch.transcode.image.passthrough import can_pass_through, is_intact
+from datafetch.transcode.image.png import remove_refused_chunks
+from datafetch.transcode.image.resize import reduce_decoding, shrink, shrunk_size_px
+from datafetch.transcode.image.size_claims import has_oversized_tags, tiff_tile_pixels, webp_canvas_pixels
 from datafetch.transcode.image.viewer_pixels import correct_pixels
 from datafetch.transcode.spec import DEFAULT_MAX_PIXELS, Encoding, ImageSpec, Pixels
 
@@ -28,81 +28,81 @@ _MAX_JPEG_SIDE_PX = 65_500  # libjpeg's JPEG_MAX_DIMENSION
 _MAX_DETAIL_CHARS = 200
 _MAGIC_BYTES = re.compile(
     rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|II\*\0|MM\0\*|RIFF.{4}WEBP|.{4}ftypavi[fs]"
-    # Text may begin with BM, too; but no length of the file that reads as text is below 150 MB.
+    # Text may begin with BM, too, but a file length that consists of text characters is above 150 MB.
     rb"|BM.{3}[\0-\x08](?:\0{4}|\0{0,3}\Z)|BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0",
     re.DOTALL,
 )
-_START_OF_JPEG = b"\xff\xd8\xff"
-# Of the plugins of BMP (from its header, once that is there), JPEG (from the start of its frame) and PNG.
-_FINAL_WORDS = re.compile(r"^Unsupported BMP |^cannot handle \d+-(?:bit|layer) |\bMAX_TEXT_(?:CHUNK|MEMORY)\b")
-_UNSAID = {"AssertionError": "the data is inconsistent", "MemoryError": "there was no memory for the image"}
+_JPEG_SIGNATURE = b"\xff\xd8\xff"
+# Messages of Pillow's BMP plugin (about a complete header), JPEG plugin (about the frame header) and PNG plugin.
+_PERMANENT_FAULTS = re.compile(r"^Unsupported BMP |^cannot handle \d+-(?:bit|layer) |\bMAX_TEXT_(?:CHUNK|MEMORY)\b")
+_MESSAGES = {"AssertionError": "the data is inconsistent", "MemoryError": "there was not enough memory"}
 
 
 class _RefusedError(Exception):
-    """Refused for what the header promises, before anything is decoded. The text is what the ledger says."""
+    """An image refused for what its header claims, before it is decoded. The message goes into the ledger."""
 
     def __init__(self, kind: FailureKind, text: str) -> None:
         super().__init__(text)
         self.kind = kind
 
 
-def _too_many(text: str) -> _RefusedError:
+def _too_many_pixels(text: str) -> _RefusedError:
     return _RefusedError(FailureKind.TOO_MANY_PIXELS, text)
 
 
 def transcode(body: bytes, spec: ImageSpec) -> Outcome:
-    """Decode one image and encode it again as JPEG, or keep it as it is where the spec says so.
+    """Decode one image and encode it again as JPEG, or keep it as received where the spec says so.
 
     Args:
         body: The response body as received.
-        spec: What the image becomes, and the most pixels allowed.
+        spec: What the image becomes, and how many pixels it may have.
 
     Returns:
-        ``Encoded`` with width × height in pixels and whether the body was kept as it is, or ``Failure`` of kind
-        NOT_AN_IMAGE, TRUNCATED, CORRUPT, TOO_MANY_PIXELS, PLACEHOLDER, or, where there was no memory for the image,
-        WORKER_CRASHED. Both carry the body's sha256. Never raises for a bad body.
+        ``Encoded`` with width × height in pixels and whether the body was kept, or ``Failure`` of kind NOT_AN_IMAGE,
+        TRUNCATED, CORRUPT, TOO_MANY_PIXELS, PLACEHOLDER, or WORKER_CRASHED if there was not enough memory. Both carry
+        the body's sha256. Never raises for a bad body.
     """
     sha256 = hashlib.sha256(body).hexdigest()
     try:
         return _transcode(body, spec, sha256)
-    except Exception as error:  # noqa: BLE001 - on hostile data Pillow raises anything; classify() names it
-        return _without_ballast(body, spec, sha256) or classify(error, body, sha256)
+    except Exception as error:  # noqa: BLE001 - for hostile data Pillow may raise anything; classify() sorts it
+        return _transcode_repaired(body, spec, sha256) or classify(error, body, sha256)
 
 
-def _without_ballast(body: bytes, spec: ImageSpec, sha256: str) -> Outcome | None:
-    """What comes of a PNG without the texts and the profile for which Pillow refused it; None for anything else.
+def _transcode_repaired(body: bytes, spec: ImageSpec, sha256: str) -> Outcome | None:
+    """Transcode a PNG without the texts and the profile for which Pillow refused it; None if there are none.
 
-    What is kept as received is for the trainer to open, and its Pillow refuses it as well.
+    This does not apply to images that are kept as received, because the trainer's Pillow would refuse them as well.
     """
-    light = lightened(body) if spec.mends and spec.encode is not Encoding.RECEIVED else None
-    if light is None:
+    repaired = remove_refused_chunks(body) if spec.repairs_png and spec.encode is not Encoding.RECEIVED else None
+    if repaired is None:
         return None
     try:
-        with _open(light.body, spec) as source:
-            if light.profile is not None:
-                source.info["icc_profile"] = light.profile
-            permitted = _permitted(source, light.body, spec)
-            return replace(_encoded(source, spec, sha256), permitted=permitted)
+        with _open_checked(repaired.body, spec) as source:
+            if repaired.profile is not None:
+                source.info["icc_profile"] = repaired.profile
+            permitted = _permitted(source, repaired.body, spec)
+            return replace(_encode(source, spec, sha256), permitted=permitted)
     except Exception as error:  # noqa: BLE001 - as above
-        return classify(error, light.body, sha256)
+        return classify(error, repaired.body, sha256)
 
 
 def _transcode(body: bytes, spec: ImageSpec, sha256: str) -> Encoded:
-    with _open(body, spec) as source:
+    with _open_checked(body, spec) as source:
         permitted = _permitted(source, body, spec)
         if spec.encode is Encoding.RECEIVED:
-            return replace(_received(source, body, sha256), permitted=permitted)
-        if not may_stay(source, spec):
-            return replace(_encoded(source, spec, sha256), permitted=permitted)
+            return replace(_keep(source, body, sha256), permitted=permitted)
+        if not can_pass_through(source, spec):
+            return replace(_encode(source, spec, sha256), permitted=permitted)
         width_px, height_px = source.size
-        if is_sound(source, body):
+        if is_intact(source, body):
             return Encoded(body, width_px, height_px, str(source.format), sha256, is_original=True, permitted=permitted)
-    with _open(body, spec) as source:
-        return replace(_encoded(source, spec, sha256), permitted=permitted)
+    with _open_checked(body, spec) as source:
+        return replace(_encode(source, spec, sha256), permitted=permitted)
 
 
 def _permitted(source: ImageFile.ImageFile, body: bytes, spec: ImageSpec) -> Permissions:
-    """Which permissions an opened image is taken by, and would not be without."""
+    """Return the permissions of the operator without which this opened image would be refused."""
     if spec.max_pixels <= DEFAULT_MAX_PIXELS:
         return ()
     width_px, height_px = source.size
@@ -110,44 +110,49 @@ def _permitted(source: ImageFile.ImageFile, body: bytes, spec: ImageSpec) -> Per
     return (Permission.MAX_PIXELS,) if claimed > DEFAULT_MAX_PIXELS else ()
 
 
-def _received(source: ImageFile.ImageFile, body: bytes, sha256: str) -> Encoded:
-    """The body itself, once it has been decoded as the trainer will decode it: all pixels, in mode RGB.
+def _keep(source: ImageFile.ImageFile, body: bytes, sha256: str) -> Encoded:
+    """Keep the body, after decoding it the way the trainer will: all pixels, in mode RGB.
 
-    Each half may fail alone: there are files that load, and that Pillow can't convert.
+    Loading and converting may fail independently: there are files that Pillow can load, but not convert.
     """
     width_px, height_px = source.size
     source_format = str(source.format)
     source.load()
-    if source.mode != "RGB":  # or it would be copied, which finds nothing out
+    if source.mode != "RGB":  # converting RGB only copies, and can't fail
         source.convert("RGB")
     return Encoded(body, width_px, height_px, source_format, sha256, is_original=True)
 
 
-def _open(body: bytes, spec: ImageSpec) -> ImageFile.ImageFile:
-    """Open an image, if its header promises no more than the spec allows."""
+def _open_checked(body: bytes, spec: ImageSpec) -> ImageFile.ImageFile:
+    """Open an image and check its header against the limits of the spec.
+
+    Raises:
+        _RefusedError: It exceeds a limit.
+        Exception: Whatever else Pillow raises for the data.
+    """
     if (canvas := webp_canvas_pixels(body)) > spec.max_pixels:
-        raise _too_many(f"a canvas of {canvas} pixels")
-    if has_crowded_tags(body):
-        raise _RefusedError(FailureKind.CORRUPT, "the tags have more bytes of values than there are in the file")
+        raise _too_many_pixels(f"a canvas of {canvas} pixels")
+    if has_oversized_tags(body):
+        raise _RefusedError(FailureKind.CORRUPT, "its metadata tags refer to more bytes than the file has")
     source = Image.open(BytesIO(body), formats=supported_formats())
     width_px, height_px = source.size
     if width_px * height_px > spec.max_pixels:
-        raise _too_many(f"{width_px}x{height_px} pixels")
-    if width_px * height_px < spec.least_pixels:
+        raise _too_many_pixels(f"{width_px}x{height_px} pixels")
+    if width_px * height_px < spec.min_pixels:
         raise _RefusedError(
-            FailureKind.PLACEHOLDER, f"{width_px}x{height_px} pixels, a stand-in for an image that is gone"
+            FailureKind.PLACEHOLDER, f"{width_px}x{height_px} pixels, a placeholder for an image that is gone"
         )
     if (tile := tiff_tile_pixels(body)) > spec.max_pixels:
-        raise _too_many(f"tiles of {tile} pixels")
+        raise _too_many_pixels(f"tiles of {tile} pixels")
     if spec.encode is Encoding.RECEIVED:
         return source
     written_px = shrunk_size_px(source.size, spec.short_side_px)
     if max(written_px) > _MAX_JPEG_SIDE_PX:
-        raise _too_many(f"{written_px[0]}x{written_px[1]}, a JPEG has at most {_MAX_JPEG_SIDE_PX} a side")
+        raise _too_many_pixels(f"{written_px[0]}x{written_px[1]} pixels, over the {_MAX_JPEG_SIDE_PX} of a JPEG's side")
     return source
 
 
-def _encoded(source: ImageFile.ImageFile, spec: ImageSpec, sha256: str) -> Encoded:
+def _encode(source: ImageFile.ImageFile, spec: ImageSpec, sha256: str) -> Encoded:
     source_format = str(source.format)
     image = pixels(source, spec)
     jpeg = BytesIO()
@@ -156,42 +161,42 @@ def _encoded(source: ImageFile.ImageFile, spec: ImageSpec, sha256: str) -> Encod
 
 
 def pixels(source: ImageFile.ImageFile, spec: ImageSpec) -> Image.Image:
-    """The pixels that are written for an opened image, in mode RGB, before they become a JPEG.
+    """Return the pixels to be written for an opened image, in mode RGB, before they are encoded as JPEG.
 
     Raises:
         Exception: Whatever Pillow raises for the data.
     """
     size_px = shrunk_size_px(source.size, spec.short_side_px)
-    box = decode_smaller(source, size_px) if spec.shrinks_fast else None
+    box = reduce_decoding(source, size_px) if spec.uses_fast_resize else None
     if spec.pixels is Pixels.CORRECT:
         return correct_pixels(source, size_px, box)
     source.load()
-    # The snippet copies what is RGB already; the copy is the same image, at 5 to 15 % of the time that decoding takes.
+    # The recipe's snippet also converts RGB, which only copies it and costs 5 to 15 % of the decoding time.
     return shrink(source if source.mode == "RGB" else source.convert("RGB"), size_px, box)
 
 
 @functools.cache
 def supported_formats() -> tuple[str, ...]:
-    """The formats of the allow-list that this build of Pillow reads."""
+    """Return the formats of the allow-list that this build of Pillow can read."""
     Image.init()
-    # The plugin of AVIF is there even where the library behind it is missing or too old.
+    # The AVIF plugin is there even if the library behind it is missing or too old.
     missing = () if features.check("avif") else ("AVIF",)
     return tuple(name for name in ALLOWED_FORMATS if name in Image.OPEN and name not in missing)
 
 
 def _is_unknown(error: OSError, body: bytes) -> bool:
-    """Whether a body is of no format on the list. Pillow takes all that begins with BM for one."""
-    doubtful = isinstance(error, UnidentifiedImageError) or body.startswith(b"BM")
-    return doubtful and not _MAGIC_BYTES.match(body)
+    """Return whether a body has no format on the allow-list. Pillow takes everything that begins with BM for a BMP."""
+    is_doubtful = isinstance(error, UnidentifiedImageError) or body.startswith(b"BM")
+    return is_doubtful and not _MAGIC_BYTES.match(body)
 
 
 def classify(error: Exception, body: bytes, sha256: str) -> Failure:
-    """Name the kind of failure behind an exception of Pillow.
+    """Determine the failure that an exception of Pillow stands for.
 
     Args:
         error: What ``Image.open``, ``convert``, ``resize`` or ``save`` raised.
-        body: The body it was raised for.
-        sha256: Of the body, hex.
+        body: The body for which it was raised.
+        sha256: The body's hash in hex.
     """
     match error:
         case _RefusedError():
@@ -201,10 +206,10 @@ def classify(error: Exception, body: bytes, sha256: str) -> Failure:
         case MemoryError():
             kind = FailureKind.WORKER_CRASHED
         case OSError() if _is_unknown(error, body):
-            # Pillow's own message quotes the buffer's memory address; the same outcome must read the same.
+            # Pillow's own message contains a memory address, but equal bodies must give equal outcomes.
             return Failure(FailureKind.NOT_AN_IMAGE, "no format on the allow-list", sha256=sha256)
-        case _ if says := _final_words(error, body):
-            return Failure(FailureKind.CORRUPT, says, sha256=sha256)
+        case _ if reason := _permanent_fault(error, body):
+            return Failure(FailureKind.CORRUPT, reason, sha256=sha256)
         case UnidentifiedImageError():
             return Failure(FailureKind.TRUNCATED, "the header is cut off or corrupt", sha256=sha256)
         case _:
@@ -212,20 +217,21 @@ def classify(error: Exception, body: bytes, sha256: str) -> Failure:
     return Failure(kind, _describe(error), sha256=sha256)
 
 
-def _final_words(error: Exception, body: bytes) -> str:
-    """Why a body will never do: what it has whole is a variant that Pillow does not read, or over a limit of Pillow's.
+def _permanent_fault(error: Exception, body: bytes) -> str:
+    """Describe why a body can never be decoded: it is a variant that Pillow doesn't read, or exceeds a limit of Pillow.
 
-    Everything else may be for want of what was not received. Empty where that can't be ruled out.
+    Returns:
+        The description, or an empty string if the fault may come from data that was not received.
     """
-    if isinstance(error, UnidentifiedImageError) and body.startswith(_START_OF_JPEG):
-        try:  # Image.open keeps to itself why it refused
+    if isinstance(error, UnidentifiedImageError) and body.startswith(_JPEG_SIGNATURE):
+        try:  # Image.open doesn't tell why it refused the body
             JpegImagePlugin.JpegImageFile(BytesIO(body))
         except Exception as reason:  # noqa: BLE001 - as in transcode()
             error = reason
-    return _describe(error) if _FINAL_WORDS.search(str(error)) else ""
+    return _describe(error) if _PERMANENT_FAULTS.search(str(error)) else ""
 
 
 def _describe(error: Exception) -> str:
-    said = str(error) or _UNSAID.get(type(error).__name__, "no reason is given")
-    text = f"{type(error).__name__}: {said}".encode("utf-8", "replace").decode()
+    message = str(error) or _MESSAGES.get(type(error).__name__, "no reason is given")
+    text = f"{type(error).__name__}: {message}".encode("utf-8", "replace").decode()
     return " ".join(text.split())[:_MAX_DETAIL_CHARS]

@@ -1,4 +1,4 @@
-"""ImageSpec: what comes out of the codec."""
+"""ImageSpec: what the codec makes of an image."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from datafetch.errors import ConfigurationError, refuse_outside
 from datafetch.model.options import Effect, Option, OptionGroup, option
 
 _MAX_DECODE_TIMEOUT_S = 3600.0
-_MOST_SIDE_PX = 2**31 - 1  # Pillow's sizes are C integers; images are never enlarged
-_MOST_PIXELS = 2**32  # what a JPEG can hold
-_MAX_QUALITY = 95  # above it libjpeg-turbo only makes files larger (Pillow's documentation)
+_MAX_SIDE_PX = 2**31 - 1  # Pillow's sizes are C integers; images are never enlarged
+_MAX_PIXELS = 2**32  # what a JPEG can hold
+_MAX_QUALITY = 95  # higher values only make files larger (Pillow's documentation)
 
 _Setting = partial(Option, group=OptionGroup.IMAGES)
 
 
 class Pixels(StrEnum):
-    """Whose pixels are written."""
+    """Which pixels are written."""
 
     RECIPE = "recipe"
     """Those of the published recipe, whatever a viewer would show."""
     CORRECT = "correct"
-    """Those that a viewer shows: upright, over white, in sRGB, 16 bits scaled."""
+    """Those that a viewer shows: upright, over white, in sRGB, with 16 bits scaled to 8."""
 
 
 class Resize(StrEnum):
@@ -33,53 +33,53 @@ class Resize(StrEnum):
     EXACT = "exact"
     """From all of its pixels."""
     FAST = "fast"
-    """A JPEG from a half, a quarter or an eighth of its pixels a side, where that serves (docs/fidelity.md)."""
+    """A JPEG from a half, a quarter or an eighth of its pixels per side, where that is enough (docs/fidelity.md)."""
 
 
 class Encoding(StrEnum):
-    """What becomes of an image that could stay as it is."""
+    """Which images are encoded again, and which are kept byte for byte."""
 
     RECIPE = "recipe"
-    """Everything is encoded again."""
+    """Every image is encoded again."""
     ORIGINAL = "original"
-    """A sound 8-bit JPEG, grey or in colour, that needs no change is kept byte for byte."""
+    """An intact 8-bit JPEG in grey or RGB that needs no change is kept; all others are encoded again."""
     RECEIVED = "received"
-    """Whatever decodes as the trainer decodes it is kept byte for byte, in any format on the list."""
+    """Every image that decodes the way the trainer decodes it is kept, in any format on the allow-list."""
 
 
 DEFAULT_MAX_PIXELS = 89_478_485
-"""Pillow's own, from which on it warns. An image with more is taken by the operator's permission alone."""
+"""The size from which on Pillow warns. Larger images are accepted only if the operator permits them."""
 
 _Choice = TypeVar("_Choice", bound=StrEnum)
 
 
-def _choice(choices: type[_Choice], option: str, word: str) -> _Choice:
+def _choice(choices: type[_Choice], option: str, value: str) -> _Choice:
     try:
-        return choices(word)
+        return choices(value)
     except ValueError:
-        raise ConfigurationError(f"{option} must be {' or '.join(choices)}, not {word!r}") from None
+        raise ConfigurationError(f"{option} must be {' or '.join(choices)}, not {value!r}") from None
 
 
-def _whole(option: str, number: object) -> None:
+def _require_int(option: str, number: object) -> None:
     if isinstance(number, bool) or not isinstance(number, int):
         raise ConfigurationError(f"{option} must be a whole number, not {number!r}")
 
 
 @dataclass(frozen=True, slots=True)
 class ImageSpec:
-    """What an image becomes. Checked when made; it pickles, for the codec's processes get it.
+    """What an image becomes. Validated when created, and picklable, because it is sent to the codec processes.
 
     Attributes:
-        short_side_px: Shrink so that the shorter side has this many pixels, never enlarge; None leaves sizes alone.
-        quality: JPEG quality, 1 to 95; 75 is Pillow's default and the recipe's.
-        pixels: Whose pixels are written.
-        resize: How an image is shrunk; None is exact for the recipe's pixels and fast for others.
-        encode: What becomes of an image that could stay as it is.
-        max_pixels: Images with more are refused from their header.
-        least_pixels: Images with fewer are refused from their header, as stand-ins for images that are gone.
+        short_side_px: Shrink so that the shorter side has this many pixels; None keeps the size. Never enlarges.
+        quality: JPEG quality, 1 to 95; 75 is the default of Pillow and of the recipe.
+        pixels: Which pixels are written.
+        resize: How an image is shrunk; None means exact for the recipe's pixels, and fast for others.
+        encode: Which images are encoded again, and which are kept.
+        max_pixels: Images with more are refused, judging by their header.
+        min_pixels: Images with fewer are refused, judging by their header, as placeholders for images that are gone.
         decode_timeout_s: CPU seconds that one image may take.
-        mends: Whether an image is taken without its ancillary chunks, where Pillow refuses it for those alone;
-            not where the question is what the trainer's own Pillow would say.
+        repairs_png: Whether a PNG that Pillow refuses only for its ancillary chunks is decoded without them. Off where
+            the question is what the trainer's own Pillow would do.
     """
 
     short_side_px: int | None = option(
@@ -114,7 +114,7 @@ class ImageSpec:
         DEFAULT_MAX_PIXELS,
         _Setting(help="Refuse larger images, from their header.", effect=Effect.PERMITS, metavar="N"),
     )
-    least_pixels: int = 1
+    min_pixels: int = 1
     decode_timeout_s: float = option(
         20.0,
         _Setting(
@@ -124,25 +124,25 @@ class ImageSpec:
             metavar="S",
         ),
     )
-    mends: bool = True
+    repairs_png: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work, before anything is fetched; a choice may be given as its plain word."""
+        """Refuse invalid values before anything is fetched. A choice may be given as a plain string."""
         object.__setattr__(self, "pixels", _choice(Pixels, "--pixels", self.pixels))
         object.__setattr__(self, "encode", _choice(Encoding, "--encode", self.encode))
         if self.resize is not None:
             object.__setattr__(self, "resize", _choice(Resize, "--resize", self.resize))
         if self.short_side_px is not None:
-            _whole("--short-side", self.short_side_px)
-        _whole("--quality", self.quality)
-        _whole("--max-pixels", self.max_pixels)
-        _whole("least_pixels", self.least_pixels)
+            _require_int("--short-side", self.short_side_px)
+        _require_int("--quality", self.quality)
+        _require_int("--max-pixels", self.max_pixels)
+        _require_int("min_pixels", self.min_pixels)
         if self.short_side_px is not None:
-            refuse_outside("--short-side", self.short_side_px, 1, _MOST_SIDE_PX)
+            refuse_outside("--short-side", self.short_side_px, 1, _MAX_SIDE_PX)
         refuse_outside("--quality", self.quality, 1, _MAX_QUALITY)
-        refuse_outside("--max-pixels", self.max_pixels, 1, _MOST_PIXELS)
-        if not 1 <= self.least_pixels <= self.max_pixels:
-            raise ConfigurationError(f"least_pixels must be from 1 to --max-pixels, not {self.least_pixels}")
+        refuse_outside("--max-pixels", self.max_pixels, 1, _MAX_PIXELS)
+        if not 1 <= self.min_pixels <= self.max_pixels:
+            raise ConfigurationError(f"min_pixels must be from 1 to --max-pixels, not {self.min_pixels}")
         if self.encode is Encoding.RECEIVED and (self.short_side_px is not None or self.pixels is not Pixels.RECIPE):
             raise ConfigurationError(
                 "--encode received keeps images as they are: it takes --short-side none and --pixels recipe"
@@ -156,8 +156,8 @@ class ImageSpec:
             raise ConfigurationError(f"--decode-timeout must be above 0 seconds and at most an hour, not {seconds!r}")
 
     @property
-    def shrinks_fast(self) -> bool:
-        """Whether a JPEG may be shrunk from fewer than all of its pixels."""
+    def uses_fast_resize(self) -> bool:
+        """Whether a JPEG may be shrunk from a reduced decode."""
         if self.resize is None:
             return self.pixels is not Pixels.RECIPE
         return self.resize is Resize.FAST

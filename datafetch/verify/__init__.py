@@ -1,4 +1,4 @@
-"""An output → what the trainer's loader would trip over. Reads, and changes nothing."""
+"""Verification: examines an output for everything on which the trainer's loader would fail. It only reads."""
 
 from datafetch.verify.check import Check, run_check, verify_output
 from datafetch.verify.findings import VerifyProgress

@@ -1,7 +1,7 @@
 """Check: what to verify, as a value; run_check(check): verify it.
 
-Rules: nothing is written. Files are read and rows examined in a thread, a batch ahead of the codec; what is in memory
-is a batch of rows and the images that wait, whatever the size of the output.
+Rules: nothing is written. A thread reads the files and examines the rows, one batch ahead of the codec. Whatever the
+size of the output, only a batch of rows and the images that wait for the codec are in memory.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from datafetch.store.layout import OutputLayout
 from datafetch.store.state_file import read_if_sound
 from datafetch.transcode import MAX_PROCESSES, Encoding, ImageSpec, Transcoder
 from datafetch.transcode.pool.pool import available_cpus
-from datafetch.verify.findings import Examined, Findings, VerifyProgress, batched
+from datafetch.verify.findings import Examination, Findings, VerifyProgress, batched
 from datafetch.verify.folder import ImageFolder
-from datafetch.verify.images import Decoding
+from datafetch.verify.images import ImageDecoder
 from datafetch.verify.shards import ShardFolder
 from datafetch.verify.torch import RecordList
 from datafetch.verify.verdict import EpochUsage, Verdict
 
-# Twice Pillow's limit is where the trainer's ``Image.open`` refuses. In shards a sound JPEG is decoded in a fraction of
-# the time that all of its pixels take; files are of any format, and are decoded as the trainer does.
-_MOST_PIXELS = 2 * 89_478_485
-_IN_SHARDS = ImageSpec(encode=Encoding.ORIGINAL, max_pixels=_MOST_PIXELS, mends=False)
-_AS_FILES = ImageSpec(encode=Encoding.RECEIVED, max_pixels=_MOST_PIXELS)
+# The trainer's ``Image.open`` refuses images above twice Pillow's limit. Shards hold JPEGs, which can be checked in a
+# fraction of the time that decoding all pixels takes. Files may have any format, and are decoded like in the trainer.
+_MAX_PIXELS = 2 * 89_478_485
+_SHARD_SPEC = ImageSpec(encode=Encoding.ORIGINAL, max_pixels=_MAX_PIXELS, repairs_png=False)
+_FILE_SPEC = ImageSpec(encode=Encoding.RECEIVED, max_pixels=_MAX_PIXELS)
 
 Subject: TypeAlias = ShardFolder | RecordList | ImageFolder
 
 Observer: TypeAlias = Callable[[Callable[[], VerifyProgress]], Coroutine[None, None, None]]
-"""Watches: a coroutine function that may ask how it stands as often as it likes, until it is cancelled.
+"""A coroutine function that observes the check: it may call its argument for a snapshot until it is cancelled.
 
 What it raises is logged as an error under ``datafetch.model.observers``, and the check continues without it.
 """
@@ -48,17 +48,18 @@ What it raises is logged as an error under ``datafetch.model.observers``, and th
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What to verify. Checked when made.
+    """What to verify. Validated when created.
 
     Attributes:
-        out: Folder of shards or of images, or JSON file of records.
-        loader: Whose demands; None is that of the job, else what the first row is like.
-        image_root: What the paths in a JSON file start from; None is the folder that a run made beside it for that,
-            or its own folder.
-        world_size: Ranks that will read the shards.
-        batch: Groups that a rank takes in one step.
-        group: Samples that the loader takes together; None is its own number, 4 of pairs and 1 of documents.
-        processes: Codec processes; None takes one for each CPU.
+        out: A folder of shards or of images, or a JSON file of records.
+        loader: The loader whose requirements are checked; None takes that of the job, or else determines it from the
+            first row.
+        image_root: The folder to which the paths in a JSON file are relative; None takes the output folder next to it,
+            if a run created both, or else the folder of the file.
+        world_size: How many ranks will read the shards.
+        batch: How many groups a rank takes in one step.
+        group: How many samples the loader groups; None takes the loader's own number, 4 pairs or 1 document.
+        processes: How many codec processes; None takes one for each CPU.
     """
 
     out: str
@@ -70,7 +71,7 @@ class Check:
     processes: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work, before anything is read."""
+        """Refuse invalid values before anything is read."""
         self.ranks(Loader.COYO)
         if not all(character.isprintable() for character in self.out):
             raise ConfigurationError(f"paths must be printable, and valid UTF-8, not {self.out!a}")
@@ -78,7 +79,7 @@ class Check:
             refuse_outside("--processes", self.processes, 1, MAX_PROCESSES)
 
     def ranks(self, loader: Loader) -> Ranks:
-        """Who will read the shards, and how."""
+        """Return how many ranks will read the shards, and in which groups."""
         return Ranks(self.world_size, self.batch, GROUP_OF[loader] if self.group is None else self.group)
 
 
@@ -87,10 +88,10 @@ def run_check(check: Check, observe: Observer | None = None) -> Verdict:
 
     Args:
         check: What to verify.
-        observe: Watches meanwhile.
+        observe: Observes the progress.
 
     Returns:
-        What was found. Faults of the output are in it, not raised.
+        The verdict, which contains the problems of the output; they are not raised.
 
     Raises:
         DatafetchError: There is nothing to verify, or this machine ran out of something.
@@ -106,63 +107,63 @@ async def verify_output(check: Check, observe: Observer | None = None) -> Verdic
         findings = Findings(await asyncio.to_thread(lambda: subject.total_bytes))
     except OSError as error:
         raise_want(error)
-        raise ConfigurationError(f"{check.out} can't be looked into: {error.strerror or error}") from error
+        raise ConfigurationError(f"can't read {check.out}: {error.strerror or error}") from error
     try:
         async with asyncio.TaskGroup() as group:
-            watching = None if observe is None else group.create_task(observing(observe, findings.standing))
+            observer = None if observe is None else group.create_task(observing(observe, findings.progress))
             await _examine(subject, findings, check.processes or available_cpus())
-            if watching is not None:
-                watching.cancel()
+            if observer is not None:
+                observer.cancel()
     except BaseExceptionGroup as errors:
-        raise _first(errors) from errors
-    reading = None
+        raise _root_error(errors) from errors
+    usage = None
     if isinstance(subject, ShardFolder) and subject.shards:
-        reading = EpochUsage.of(subject.row_counts, check.ranks(subject.loader))
-    of_ranks = tuple(reading.problems()) if reading else ()
+        usage = EpochUsage.from_row_counts(subject.row_counts, check.ranks(subject.loader))
+    usage_problems = tuple(usage.problems()) if usage else ()
     return Verdict(
         out=check.out,
         loader=subject.loader,
         shards=subject.shards if isinstance(subject, ShardFolder) else None,
         samples=findings.samples,
         images=findings.images,
-        problems=(*of_ranks, *findings.kept),
-        problem_count=findings.problems + len(of_ranks),
+        problems=(*usage_problems, *findings.kept_problems),
+        problem_count=findings.problems + len(usage_problems),
         remarks=await asyncio.to_thread(_remarks, Path(check.out)),
-        reading=reading,
+        epoch_usage=usage,
     )
 
 
 async def _examine(subject: Subject, findings: Findings, processes: int) -> None:
-    """Read and decode everything; the next batch of rows is read as soon as the images of the last are handed over."""
+    """Read and decode everything; the next batch of rows is read as soon as all images of the last are submitted."""
     batches = batched(subject.examine())
-    spec = _AS_FILES if subject.loader is Loader.TORCH else _IN_SHARDS
+    spec = _FILE_SPEC if subject.loader is Loader.TORCH else _SHARD_SPEC
     async with Transcoder(spec, processes=processes) as transcode, asyncio.TaskGroup() as group:
-        decoding = Decoding(transcode, findings, group, processes)
+        decoder = ImageDecoder(transcode, findings, group, processes)
         while (batch := await asyncio.to_thread(_next, batches)) is not None:
-            for examined in batch:
-                findings.add(examined)
-                for image in examined.images:
-                    await decoding.take(image)
+            for examination in batch:
+                findings.add(examination)
+                for image in examination.images:
+                    await decoder.submit(image)
 
 
-def _next(batches: Iterator[list[Examined]]) -> list[Examined] | None:
+def _next(batches: Iterator[list[Examination]]) -> list[Examination] | None:
     return next(batches, None)
 
 
-def _first(errors: BaseExceptionGroup) -> BaseException:
-    """Task groups raise groups; a caller wants the one error that stopped it, ours rather than what came of it."""
-    ours, others = errors.split(DatafetchError)
-    error: BaseException = ours or others or errors
+def _root_error(errors: BaseExceptionGroup) -> BaseException:
+    """Return the one error of a task group that stopped the check: one of datafetch's own, if there is any."""
+    own, others = errors.split(DatafetchError)
+    error: BaseException = own or others or errors
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
 
 
 def _open(check: Check) -> Subject:
-    """What there is to verify.
+    """Open what is to be verified.
 
     Raises:
-        ConfigurationError: There is nothing, or it does not fit the loader.
+        ConfigurationError: There is nothing to verify, or it does not fit the loader.
     """
     out = Path(check.out)
     if out.is_dir():
@@ -179,10 +180,10 @@ def _open_folder(check: Check, out: Path) -> Subject:
     if dataset is not None and dataset.list_name is not None and check.loader in {None, dataset.loader}:
         path = out.absolute().parent / dataset.list_name
         if not path.is_file():
-            raise ConfigurationError(f"{path} is not there; the run that makes it is not complete")
+            raise ConfigurationError(f"{path} does not exist; the run that creates it is not complete")
         return RecordList(path, out if check.image_root is None else Path(check.image_root))
     if check.image_root is not None:
-        raise ConfigurationError("--image-root is for a JSON file; the images of shards are in them")
+        raise ConfigurationError("--image-root is only for a JSON file; shards contain their images")
     loader = check.loader or (None if dataset is None else dataset.loader)
     if loader is not Loader.TORCH:
         return ShardFolder(out, loader)
@@ -192,7 +193,7 @@ def _open_folder(check: Check, out: Path) -> Subject:
 
 
 def _image_root(path: Path) -> Path:
-    """Where the images of a JSON list lie: in the output beside it of the run that made it, or in its own folder."""
+    """Find the images of a JSON list: in the output folder next to it, if a run created both, or in its own folder."""
     for dataset in DATASETS.values():
         if dataset.list_name == path.name:
             images = path.parent / PurePosixPath(dataset.path).name
@@ -202,7 +203,7 @@ def _image_root(path: Path) -> Path:
 
 
 def _dataset_of_job(out: Path) -> Dataset | None:
-    """The dataset that the job beside a folder names, if that is a known one."""
+    """Return the dataset that the job of an output names; None if there is no job, or the dataset is unknown."""
     job = _job(out)
     try:
         return find_dataset(job.dataset) if job else None
@@ -211,22 +212,22 @@ def _dataset_of_job(out: Path) -> Dataset | None:
 
 
 def _remarks(out: Path) -> tuple[str, ...]:
-    """Whether the run that makes the output has more to do, as far as is plain."""
+    """Remark that the run that creates the output is not complete, as far as its state folder shows it."""
     job = _job(out)
-    if job is None or job.limit is not None:  # a limit leaves shards out for good
+    if job is None or job.limit is not None:  # with a limit, some shards are never made
         return ()
     layout = OutputLayout(out.absolute())
     if layout.retry.exists():
         return ("a retry was interrupted; 'datafetch retry' completes it",)
     try:
-        left = sum(not layout.ledger(shard).exists() for shard in job.shards)
+        missing = sum(not layout.ledger(shard).exists() for shard in job.shards)
     except OSError:
         return ()
-    if left:
-        return (f"the run is not complete: {left:,} of {len(job.shards):,} shards of its manifest are not done",)
+    if missing:
+        return (f"the run is not complete: {missing:,} of {len(job.shards):,} shards of its manifest are missing",)
     return () if layout.report.exists() else ("the run is not complete: its last step was interrupted",)
 
 
 def _job(out: Path) -> JobFile | None:
-    """The job beside an output; None where there is none that can be read."""
+    """Read the job file of an output; None if there is none that can be read."""
     return read_if_sound(OutputLayout(out.absolute()).job, JobFile)

@@ -1,7 +1,7 @@
-"""What is found on the way: problems with their places, images that are still to be decoded, and the books.
+"""What verification finds: problems with their locations, images that remain to be decoded, and counts.
 
-Rules: every problem is counted, the first thousand are kept. What a problem quotes comes from files of other people,
-so it is cut to size and stripped of whatever could break its line.
+Rules: every problem is counted, and the first thousand are kept. What a problem quotes comes from untrusted files, so
+it is shortened, and characters that could break its line are replaced.
 """
 
 from __future__ import annotations
@@ -10,24 +10,24 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-MOST_KEPT = 1000  # nobody reads on, and six million rows may all be wrong
-_MOST_CHARS = 300
-_MOST_KEY_CHARS = 80
-PROBLEM_BYTES = 1024  # what one costs until it is counted
-# What a sample costs beside its images, roughly, so that one bound holds for many small ones and for a few large ones.
+MAX_KEPT_PROBLEMS = 1000  # nobody reads more, and all of six million rows may be wrong
+_MAX_CHARS = 300
+_MAX_KEY_CHARS = 80
+PROBLEM_BYTES = 1024  # what a problem takes until it is counted
+# What a sample takes apart from its images, roughly, so that one bound fits many small samples and a few large ones.
 SAMPLE_BYTES = 16 * 1024
 BATCH_BYTES = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Place:
-    """Where in an output something is. Places sort as files do, and a file as a whole comes before its rows.
+class Location:
+    """A location in an output. Locations sort like file names, and a file as a whole comes before its rows.
 
     Attributes:
-        file: Its name; empty for the output as a whole.
-        row: 0-based; -1 is the file as a whole.
-        image: 0-based, in a row that may have several; -1 where there is no need to say.
-        key: The dataset's own id of the row, where it has one.
+        file: The file's name; empty for the output as a whole.
+        row: 0-based; -1 for the file as a whole.
+        image: 0-based, in a row that may have several images; -1 otherwise.
+        key: The dataset's own ID of the row, if it has one.
     """
 
     file: str = ""
@@ -39,63 +39,63 @@ class Place:
         if not self.file:
             return ""
         row = f" row {self.row}" if self.row >= 0 else ""
-        key = f" ({clean(self.key, _MOST_KEY_CHARS)})" if self.key else ""
+        key = f" ({clean(self.key, _MAX_KEY_CHARS)})" if self.key else ""
         image = f" image {self.image}" if self.image >= 0 else ""
         return f"{clean(self.file)}{row}{key}{image}: "
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Problem:
-    """Something that the trainer would trip over."""
+    """Something on which the trainer would fail."""
 
-    place: Place
-    what: str
+    location: Location
+    message: str
 
     def __str__(self) -> str:
-        return f"{self.place}{clean(self.what)}"
+        return f"{self.location}{clean(self.message)}"
 
     def shortened(self) -> Problem:
-        """The same without what is not shown of it: the key of a row may have megabytes."""
-        place = replace(self.place, key=clean(self.place.key, _MOST_KEY_CHARS))
-        return Problem(place, clean(self.what))
+        """Return the problem without the parts that are never shown: the key of a row may have megabytes."""
+        location = replace(self.location, key=clean(self.location.key, _MAX_KEY_CHARS))
+        return Problem(location, clean(self.message))
 
 
 @dataclass(frozen=True, slots=True)
-class FoundImage:
-    """An image that is to be decoded, as it stands in its file."""
+class ImageToDecode:
+    """An encoded image whose decoding is still to be checked."""
 
-    place: Place
+    location: Location
     body: bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Examined:
-    """What the examination of a sample, or of a file, came to.
+class Examination:
+    """The result of examining a sample, or a file.
 
     Attributes:
-        samples: How many it was.
-        problems: What is wrong with it, its images' pixels aside.
-        images: Those that are to be decoded.
-        read_bytes: How much was read for it.
+        samples: How many samples were examined, 0 or 1.
+        problems: What is wrong, apart from images that can't be decoded.
+        images: The images that remain to be decoded.
+        read_bytes: How many bytes were read for it.
     """
 
     samples: int = 0
     problems: tuple[Problem, ...] = ()
-    images: tuple[FoundImage, ...] = ()
+    images: tuple[ImageToDecode, ...] = ()
     read_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class VerifyProgress:
-    """How the examination stands.
+    """A snapshot of the progress of a verification.
 
     Attributes:
-        samples: Examined.
-        images: Decoded, or found not to decode.
-        problems: Found.
-        read_bytes: Of the files that hold the samples.
-        total_bytes: Of these files.
-        elapsed_s: Since it began.
+        samples: Samples examined.
+        images: Images that were decoded, or could not be.
+        problems: Problems found.
+        read_bytes: Bytes read of the files that hold the samples.
+        total_bytes: The size of these files.
+        elapsed_s: Time since the start.
     """
 
     samples: int
@@ -107,59 +107,60 @@ class VerifyProgress:
 
 
 class Findings:
-    """The books of an examination.
+    """Collects the problems and counts of a verification.
 
     Args:
-        total_bytes: Of the files that are going to be read.
+        total_bytes: The size of the files that will be read.
     """
 
     def __init__(self, total_bytes: int = 0) -> None:
         self.samples = 0
         self.images = 0
         self.problems = 0
-        self._kept: list[Problem] = []
+        self._kept_problems: list[Problem] = []
         self._read_bytes = 0
         self._total_bytes = total_bytes
         self._started_s = time.monotonic()
 
-    def add(self, examined: Examined) -> None:
-        """Enter what was examined; its images are entered as they are decoded."""
-        self.samples += examined.samples
-        self._read_bytes += examined.read_bytes
-        for problem in examined.problems:
+    def add(self, examination: Examination) -> None:
+        """Add the result of an examination; its images are counted when they are decoded."""
+        self.samples += examination.samples
+        self._read_bytes += examination.read_bytes
+        for problem in examination.problems:
             self.add_problem(problem)
 
     def add_problem(self, problem: Problem) -> None:
-        """Count a problem, and keep it while there is room."""
+        """Count a problem, and keep it if it is among the first thousand."""
         self.problems += 1
-        if len(self._kept) < MOST_KEPT:
-            self._kept.append(problem.shortened())
+        if len(self._kept_problems) < MAX_KEPT_PROBLEMS:
+            self._kept_problems.append(problem.shortened())
 
     @property
-    def kept(self) -> tuple[str, ...]:
-        """The problems that were kept, in the order of their places."""
-        return tuple(map(str, sorted(self._kept)))
+    def kept_problems(self) -> tuple[str, ...]:
+        """The problems that were kept, as lines in the order of their locations."""
+        return tuple(map(str, sorted(self._kept_problems)))
 
-    def standing(self) -> VerifyProgress:
-        """How it stands now."""
+    def progress(self) -> VerifyProgress:
+        """Return a snapshot of the progress."""
         elapsed_s = time.monotonic() - self._started_s
         return VerifyProgress(self.samples, self.images, self.problems, self._read_bytes, self._total_bytes, elapsed_s)
 
 
-def batched(examined: Iterable[Examined]) -> Iterator[list[Examined]]:
-    """The same, several at a time and a few megabytes at most, for going from thread to thread costs as much as ten."""
-    batch: list[Examined] = []
+def batched(examinations: Iterable[Examination]) -> Iterator[list[Examination]]:
+    """Group examinations into batches of a few megabytes, because handing over each alone costs as much as ten."""
+    batch: list[Examination] = []
     batch_bytes = 0
-    for one in examined:
-        batch.append(one)
-        batch_bytes += SAMPLE_BYTES + sum(len(image.body) for image in one.images) + PROBLEM_BYTES * len(one.problems)
+    for examination in examinations:
+        batch.append(examination)
+        image_bytes = sum(len(image.body) for image in examination.images)
+        batch_bytes += SAMPLE_BYTES + image_bytes + PROBLEM_BYTES * len(examination.problems)
         if batch_bytes >= BATCH_BYTES:
             yield batch
             batch, batch_bytes = [], 0
     yield batch
 
 
-def clean(text: str, most_chars: int = _MOST_CHARS) -> str:
-    """Text of other people as it can stand in a line: printable, UTF-8, and not too long."""
-    cut = text[:most_chars] + ("…" if len(text) > most_chars else "")
+def clean(text: str, max_chars: int = _MAX_CHARS) -> str:
+    """Make untrusted text safe to show in a line: printable, valid UTF-8, and at most this long."""
+    cut = text[:max_chars] + ("…" if len(text) > max_chars else "")
     return "".join(character if character.isprintable() else "�" for character in cut)

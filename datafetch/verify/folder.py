@@ -1,6 +1,6 @@
-"""A folder of images that some list names, or will name: every file in it is one that the trainer can open.
+"""A folder of images that a JSON list refers to, or will: the trainer must be able to open every file in it.
 
-Rules: nothing is followed out of the folder, and only ordinary files are opened.
+Rules: no link is followed out of the folder, and only regular files are opened.
 """
 
 from __future__ import annotations
@@ -11,41 +11,44 @@ from pathlib import Path
 
 from datafetch.errors import ConfigurationError, raise_want
 from datafetch.model.kinds import Loader
-from datafetch.verify.findings import Examined, FoundImage, Place, Problem
+from datafetch.verify.findings import Examination, ImageToDecode, Location, Problem
 from datafetch.verify.torch import read_image
 
 
 class ImageFolder:
-    """The images of a folder and of those in it.
+    """The images of a folder and its subfolders.
+
+    Args:
+        folder: The folder.
 
     Raises:
-        ConfigurationError: There is none.
+        ConfigurationError: There is no file in it.
     """
 
     def __init__(self, folder: Path) -> None:
         self.loader = Loader.TORCH
         self._folder = folder
         self._real_folder = os.path.realpath(folder)
-        # The sizes are not asked for beforehand: half a million files take longer to be asked than to be counted.
+        # Unknown: reading the sizes of half a million files beforehand would take longer than it is worth.
         self.total_bytes = 0
         if next(self._files(), None) is None:
             raise ConfigurationError(f"{folder} holds no file; give a folder of images")
 
-    def examine(self) -> Iterator[Examined]:
-        """Examine the files, folder by folder, in the order of their names; a link to a folder is a problem."""
+    def examine(self) -> Iterator[Examination]:
+        """Examine the files, folder by folder, in the order of their names. A link to a folder is a problem."""
         for path in self._files():
-            place = Place(str(path.relative_to(self._folder)))
+            location = Location(str(path.relative_to(self._folder)))
             try:
                 body = read_image(path, self._real_folder)
             except (OSError, ValueError) as error:
                 raise_want(error)
                 reason = (isinstance(error, OSError) and error.strerror) or str(error)
-                yield Examined(1, (Problem(place, f"can't be read: {reason}"),))
+                yield Examination(1, (Problem(location, f"can't be read: {reason}"),))
             else:
-                yield Examined(1, images=(FoundImage(place, body),), read_bytes=len(body))
+                yield Examination(1, images=(ImageToDecode(location, body),), read_bytes=len(body))
 
     def _files(self) -> Iterator[Path]:
         for folder, folders, files in os.walk(self._folder, onerror=raise_want):
             folders.sort()
-            links = [name for name in folders if (Path(folder) / name).is_symlink()]  # which are not walked into
+            links = [name for name in folders if (Path(folder) / name).is_symlink()]  # os.walk does not follow them
             yield from (Path(folder) / name for name in sorted([*files, *links]))

@@ -1,4 +1,4 @@
-"""Decodes images in the codec's processes, a bounded number of bytes of them at a time."""
+"""ImageDecoder: decodes images in the codec processes, with a bounded number of bytes in flight."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from datafetch.model.outcome import Failure, Outcome
-from datafetch.verify.findings import SAMPLE_BYTES, Findings, FoundImage, Problem
+from datafetch.verify.findings import SAMPLE_BYTES, Findings, ImageToDecode, Problem
 
-# Enough for two batches in each process's hands, and as much again that waits while the next rows are read.
-PROCESS_BYTES = 8 * 1024 * 1024
+# Enough for the two batches of each process, and as much again that waits while the next rows are read.
+MAX_BYTES_PER_PROCESS = 8 * 1024 * 1024
 
 
-class Decoding:
-    """Decodes images beside whoever brings them.
+class ImageDecoder:
+    """Decodes images concurrently with the task that submits them.
 
     Args:
-        transcode: What decodes them; a ``Transcoder``.
-        findings: Where they are entered.
-        group: Where the tasks live.
-        processes: How many processes there are.
+        transcode: Decodes one image; a ``Transcoder``.
+        findings: Receives the counts and problems.
+        group: Owns the tasks.
+        processes: The number of codec processes.
     """
 
     def __init__(
@@ -32,24 +32,24 @@ class Decoding:
         self._transcode = transcode
         self._findings = findings
         self._group = group
-        self._most_bytes = processes * PROCESS_BYTES
+        self._max_bytes = processes * MAX_BYTES_PER_PROCESS
         self._held_bytes = 0
         self._freed = asyncio.Event()
 
-    async def take(self, image: FoundImage) -> None:
-        """Have an image decoded; waits while there are too many, but any image is taken when it is the only one."""
+    async def submit(self, image: ImageToDecode) -> None:
+        """Start decoding an image. Waits while too many bytes are in flight; an image of any size may go alone."""
         image_bytes = len(image.body) + SAMPLE_BYTES
-        while self._held_bytes and self._held_bytes + image_bytes > self._most_bytes:
+        while self._held_bytes and self._held_bytes + image_bytes > self._max_bytes:
             self._freed.clear()
             await self._freed.wait()
         self._held_bytes += image_bytes
         self._group.create_task(self._decode(image, image_bytes))
 
-    async def _decode(self, image: FoundImage, image_bytes: int) -> None:
+    async def _decode(self, image: ImageToDecode, image_bytes: int) -> None:
         outcome = await self._transcode(image.body)
         self._findings.images += 1
         if isinstance(outcome, Failure):
             reason = f"{outcome.kind.value}: {outcome.detail}" if outcome.detail else outcome.kind.value
-            self._findings.add_problem(Problem(image.place, f"the image does not decode ({reason})"))
+            self._findings.add_problem(Problem(image.location, f"the image can't be decoded ({reason})"))
         self._held_bytes -= image_bytes
         self._freed.set()

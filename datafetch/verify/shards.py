@@ -1,6 +1,6 @@
-"""A folder of pickle shards, as the trainer's loader sees it: every file counts, and every row.
+"""A folder of pickle shards as the trainer's loader sees it, in which every file and every row matters.
 
-Rules: one row in memory at a time, of shards written by datafetch. Nothing in a shard is trusted or called.
+Rules: of shards written by datafetch, one row at a time is in memory. Nothing in a shard is trusted or called.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from datafetch.errors import ConfigurationError, ManifestError, raise_want
 from datafetch.model.kinds import Loader
 from datafetch.output.formats import decode_row, read_count, read_frames
 from datafetch.store.atomic import LINK_ADVICE, leads_out
-from datafetch.verify.findings import Examined, FoundImage, Place, Problem
-from datafetch.verify.rows import EXAMINERS, key_of, loader_of
+from datafetch.verify.findings import Examination, ImageToDecode, Location, Problem
+from datafetch.verify.rows import EXAMINERS, detect_loader, row_key
 
-_ROWS, _COUNT = ".pkl", ".count"
+_ROWS_SUFFIX, _COUNT_SUFFIX = ".pkl", ".count"
 
 
 class ShardFolder:
-    """What lies in a folder.
+    """The files of a folder of shards.
 
     Args:
-        folder: With the shards.
-        loader: Whose demands are looked at; None takes what the first row is like.
+        folder: The folder.
+        loader: The loader whose requirements are checked; None determines it from the first row.
 
     Attributes:
-        row_counts: Rows of each shard that was examined so far, in the order of the names.
+        row_counts: The number of rows of each shard examined so far, in the order of the names.
 
     Raises:
-        ConfigurationError: There is nothing in it, or it can't be looked into.
+        ConfigurationError: The folder is empty, or can't be read.
     """
 
     def __init__(self, folder: Path, loader: Loader | None = None) -> None:
@@ -39,45 +39,48 @@ class ShardFolder:
             paths = sorted(folder.iterdir(), key=lambda path: path.name)
         except OSError as error:
             raise_want(error)
-            raise ConfigurationError(f"{folder} can't be looked into: {error.strerror or error}") from error
+            raise ConfigurationError(f"can't read {folder}: {error.strerror or error}") from error
         if not paths:
             raise ConfigurationError(f"{folder} is empty; give a folder of shards")
         real_folder = os.path.realpath(folder)
-        self._leading_out = [path.name for path in paths if leads_out(path, real_folder)]
-        leading_out = set(self._leading_out)
-        inside = [path for path in paths if path.name not in leading_out]
-        self._strange = [path.name for path in inside if path.suffix not in {_ROWS, _COUNT} or not _is_file(path)]
-        names = {path.name for path in inside} - set(self._strange)
-        self._halves = sorted(name for name in names if _other_half(name) not in names)
-        self._shards = [Path(name).stem for name in sorted(names - set(self._halves)) if name.endswith(_ROWS)]
+        self._outside_links = [path.name for path in paths if leads_out(path, real_folder)]
+        outside_links = set(self._outside_links)
+        inside = [path for path in paths if path.name not in outside_links]
+        suffixes = {_ROWS_SUFFIX, _COUNT_SUFFIX}
+        self._foreign = [path.name for path in inside if path.suffix not in suffixes or not _is_file(path)]
+        names = {path.name for path in inside} - set(self._foreign)
+        self._unpaired = sorted(name for name in names if _counterpart(name) not in names)
+        self._shards = [Path(name).stem for name in sorted(names - set(self._unpaired)) if name.endswith(_ROWS_SUFFIX)]
         self.loader = loader or self._loader_of_first_row()
         self.row_counts: list[int] = []
 
     @property
     def shards(self) -> int:
-        """Pairs of files."""
+        """The number of complete shards: pairs of a rows file and a count."""
         return len(self._shards)
 
     @property
     def total_bytes(self) -> int:
-        """The size of all rows' files."""
-        return sum((self._folder / f"{shard}{_ROWS}").stat().st_size for shard in self._shards)
+        """The size of all rows files."""
+        return sum((self._folder / f"{shard}{_ROWS_SUFFIX}").stat().st_size for shard in self._shards)
 
-    def examine(self) -> Iterator[Examined]:
+    def examine(self) -> Iterator[Examination]:
         """Examine the folder, then the shards in order, row by row."""
-        for name in self._leading_out:
-            yield _file_problem(name, f"is a link that leads out of its folder, and is not followed; {LINK_ADVICE}")
-        for name in self._strange:
-            yield _file_problem(name, "is no file of a shard, and the trainer counts it")
-        for name in self._halves:
-            yield _file_problem(name, f"stands alone, there is no {_other_half(name)}")
+        for name in self._outside_links:
+            yield _file_problem(
+                name, f"is a link that leads out of its folder and is not followed; {LINK_ADVICE}"
+            )
+        for name in self._foreign:
+            yield _file_problem(name, "does not belong to a shard, but the trainer's loader counts every file")
+        for name in self._unpaired:
+            yield _file_problem(name, f"has no counterpart {_counterpart(name)}")
         if not self._shards:
-            yield _file_problem("", "there is no shard, that is a .pkl and a .count of the same name")
+            yield _file_problem("", "there is no shard, which is a .pkl file and a .count file of the same name")
         for shard in self._shards:
             yield from self._examine_shard(shard)
 
-    def _examine_shard(self, shard: str) -> Iterator[Examined]:
-        rows, file = 0, f"{shard}{_ROWS}"
+    def _examine_shard(self, shard: str) -> Iterator[Examination]:
+        rows, file = 0, f"{shard}{_ROWS_SUFFIX}"
         is_whole = True
         try:
             for frame in _frames(self._folder / file):
@@ -91,39 +94,38 @@ class ShardFolder:
                 yield _file_problem(file, "has no rows")
         count = rows
         try:
-            count = self._count(shard)
+            count = self._read_count(shard)
         except ManifestError as error:
-            yield _file_problem(f"{shard}{_COUNT}", str(error))
+            yield _file_problem(f"{shard}{_COUNT_SUFFIX}", str(error))
         if is_whole and count != rows:
-            yield _file_problem(f"{shard}{_COUNT}", f"says {count:,}, {file} has {rows:,} rows")
-        # That a damaged shard has few rows is to be no second problem: the loader goes by what the count says.
+            yield _file_problem(f"{shard}{_COUNT_SUFFIX}", f"says {count:,}, but {file} has {rows:,} rows")
+        # The loader uses the count, so the missing rows of a damaged shard must not cause a second problem.
         self.row_counts.append(rows if is_whole else max(rows, count))
 
-    def _examine_row(self, file: str, number: int, frame: bytes) -> Examined:
+    def _examine_row(self, file: str, number: int, frame: bytes) -> Examination:
         try:
             row = decode_row(frame)
         except ValueError as error:
-            return Examined(1, (Problem(Place(file, number), str(error)),), read_bytes=len(frame))
-        key = key_of(row)
-        parts = list(EXAMINERS[self.loader](row))
-        return Examined(
-            samples=1,
-            problems=tuple(
-                Problem(Place(file, number, part.image, key), part.fault) for part in parts if part.body is None
-            ),
-            images=tuple(
-                FoundImage(Place(file, number, part.image, key), part.body) for part in parts if part.body is not None
-            ),
-            read_bytes=len(frame),
-        )
+            return Examination(1, (Problem(Location(file, number), str(error)),), read_bytes=len(frame))
+        key = row_key(row)
 
-    def _count(self, shard: str) -> int:
-        """What a shard's ``.count`` says.
+        problems: list[Problem] = []
+        images: list[ImageToDecode] = []
+        for part in EXAMINERS[self.loader](row):
+            location = Location(file, number, part.image, key)
+            if part.body is None:
+                problems.append(Problem(location, part.problem))
+            else:
+                images.append(ImageToDecode(location, part.body))
+        return Examination(1, tuple(problems), tuple(images), read_bytes=len(frame))
+
+    def _read_count(self, shard: str) -> int:
+        """Read a shard's ``.count`` file.
 
         Raises:
-            ManifestError: It says nothing; the message says why, without the path.
+            ManifestError: It can't be read, or is not a number; the message does not contain the path.
         """
-        path = self._folder / f"{shard}{_COUNT}"
+        path = self._folder / f"{shard}{_COUNT_SUFFIX}"
         try:
             return read_count(path)
         except ManifestError as error:
@@ -133,21 +135,21 @@ class ShardFolder:
             raise ManifestError(f"can't be read: {error.strerror or error}") from error
 
     def _loader_of_first_row(self) -> Loader:
-        """What the first row that can be read is like; of a folder without one, nothing depends on it."""
+        """Determine the loader by the first readable row. Without one it does not matter."""
         for shard in self._shards:
             try:
-                for frame in _frames(self._folder / f"{shard}{_ROWS}"):
-                    return loader_of(decode_row(frame))
+                for frame in _frames(self._folder / f"{shard}{_ROWS_SUFFIX}"):
+                    return detect_loader(decode_row(frame))
             except (ManifestError, ValueError):
                 continue
         return Loader.COYO
 
 
 def _frames(path: Path) -> Iterator[bytes]:
-    """The rows as they stand in a shard.
+    """Yield the rows of a shard, each still pickled.
 
     Raises:
-        ManifestError: It can't be read; the message says why, without the path.
+        ManifestError: The shard can't be read; the message does not contain the path.
     """
     try:
         yield from read_frames(path)
@@ -159,17 +161,17 @@ def _frames(path: Path) -> Iterator[bytes]:
 
 
 def _is_file(path: Path) -> bool:
-    """Whether it is an ordinary file, or leads to one; opening anything else may never return."""
+    """Return whether it is a regular file, or a link to one; opening anything else may block for ever."""
     try:
         return path.is_file()
     except OSError:
         return False
 
 
-def _other_half(name: str) -> str:
+def _counterpart(name: str) -> str:
     stem, dot, suffix = name.rpartition(".")
-    return f"{stem}{_COUNT if dot + suffix == _ROWS else _ROWS}"
+    return f"{stem}{_COUNT_SUFFIX if dot + suffix == _ROWS_SUFFIX else _ROWS_SUFFIX}"
 
 
-def _file_problem(file: str, what: str) -> Examined:
-    return Examined(problems=(Problem(Place(file), what),))
+def _file_problem(file: str, message: str) -> Examination:
+    return Examination(problems=(Problem(Location(file), message),))

@@ -1,4 +1,4 @@
-"""Verdict: what verifying an output came to, as a value, as JSON, and for a person."""
+"""Verdict: the result of verifying an output, as a value, as JSON, and as lines for people."""
 
 from __future__ import annotations
 
@@ -8,86 +8,86 @@ from dataclasses import dataclass
 from datafetch.model.kinds import Loader
 from datafetch.output.reshard.ranks import Epoch, Ranks, epoch
 
-_MOST_SHOWN = 100
-_MUCH = 0.01  # of the samples; so much is worth a reshard
+_MAX_SHOWN_PROBLEMS = 100
+_NOTABLE_LOSS = 0.01  # the share of unused samples from which on a reshard is suggested
 
 
 @dataclass(frozen=True, slots=True)
 class EpochUsage:
-    """What the ranks read of the shards in one epoch."""
+    """What all ranks together read of the shards in one epoch."""
 
     shards: int
     ranks: Ranks
     epoch: Epoch
 
     @classmethod
-    def of(cls, counts: Sequence[int], ranks: Ranks) -> EpochUsage:
-        """What they read of shards of so many rows."""
-        return cls(len(counts), ranks, epoch(counts, ranks))
+    def from_row_counts(cls, row_counts: Sequence[int], ranks: Ranks) -> EpochUsage:
+        """Compute the usage of shards with these numbers of rows."""
+        return cls(len(row_counts), ranks, epoch(row_counts, ranks))
 
     @property
     def shards_per_rank(self) -> int:
-        """Shards that each rank takes."""
+        """How many shards each rank reads."""
         return self.shards // self.ranks.world_size
 
     @property
     def samples_per_rank(self) -> int:
-        """Samples that each rank reads: those of the poorest."""
+        """How many samples each rank reads: as many as the rank with the fewest."""
         return self.epoch.groups * self.ranks.group
 
     @property
     def lost_share(self) -> float:
-        """The share of the samples that no rank uses."""
+        """The share of the samples that no rank reads."""
         return self.epoch.lost_share
 
     def problems(self) -> Iterator[str]:
-        """What the loader or its sampler would trip over."""
+        """Yield the problems on which the loader or its sampler would fail."""
         ranks, groups = self.ranks, self.epoch.groups
-        fix = f"'datafetch reshard' makes equal ones for --world-size {ranks.world_size}"
+        fix = f"'datafetch reshard' makes equal shards for --world-size {ranks.world_size}"
         if not self.shards_per_rank:
             shards = "1 shard is" if self.shards == 1 else f"{self.shards:,} shards are"
-            yield f"{shards} fewer than {ranks.world_size:,} ranks, and the loader crashes; {fix}"
+            yield f"{shards} fewer than {ranks.world_size:,} ranks, so the loader crashes; {fix}"
         elif not groups:
-            yield f"the poorest rank has not even one group of {ranks.group:,} samples; {fix}"
+            yield f"the rank with the fewest samples has less than one group of {ranks.group:,}; {fix}"
         elif not self.epoch.is_aligned:
             yield (
                 f"each rank reads {groups:,} groups of {ranks.group:,}, which is not a multiple of the batch of "
-                f"{ranks.batch:,}, so that later ranks read the wrong samples; {fix}"
+                f"{ranks.batch:,}, so later ranks read the wrong samples; {fix}"
             )
 
     def lines(self) -> Iterator[str]:
-        """The arithmetic in words."""
-        ranks, seen = self.ranks, self.epoch
+        """Yield lines that describe the usage to people."""
+        ranks, used = self.ranks, self.epoch
         yield (
             f"{ranks.world_size:,} ranks, batch {ranks.batch:,}, group {ranks.group:,}: {self.shards_per_rank:,} "
-            f"shards and {self.samples_per_rank:,} samples a rank; an epoch uses {seen.used:,} of {seen.samples:,} "
-            f"samples, {self.lost_share:.2%} are lost"
+            f"shards and {self.samples_per_rank:,} samples per rank; an epoch uses {used.used:,} of {used.samples:,} "
+            f"samples and loses {self.lost_share:.2%}"
         )
         left_over = self.shards % ranks.world_size
         if self.shards_per_rank and left_over:
             yield (
                 f"{self.shards:,} shards are not a multiple of {ranks.world_size:,}: "
-                f"{left_over:,} with {seen.unread:,} samples are never read"
+                f"{left_over:,} with {used.unread:,} samples are never read"
             )
-        best = seen.samples - seen.samples % ranks.min_rows
-        if self.shards_per_rank and best - seen.used > _MUCH * seen.samples:
-            yield f"'datafetch reshard SRC DST --world-size {ranks.world_size}' makes shards that lose next to nothing"
+        best = used.samples - used.samples % ranks.min_rows
+        if self.shards_per_rank and best - used.used > _NOTABLE_LOSS * used.samples:
+            yield f"'datafetch reshard SRC DST --world-size {ranks.world_size}' makes shards that lose almost nothing"
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What verifying an output came to.
+    """The result of verifying an output.
 
     Attributes:
         out: What was verified.
-        loader: Whose demands were looked at.
-        shards: Whole pairs of files; None where there are no shards.
-        samples: Rows or records examined.
-        images: Images decoded, or found not to decode; those that share a file count once.
-        problems: The first thousand, in the order of their places.
-        problem_count: All of them.
-        remarks: What is no problem by itself.
-        reading: What an epoch would read; None where there are no shards.
+        loader: The loader whose requirements were checked.
+        shards: The number of complete shards; None for an output without shards.
+        samples: The number of rows or records examined.
+        images: The number of images that were decoded, or could not be; a file that several records share counts once.
+        problems: The first thousand problems, in the order of their locations.
+        problem_count: The number of all problems.
+        remarks: What is worth knowing, but no problem by itself.
+        epoch_usage: What an epoch would read; None for an output without shards.
     """
 
     out: str
@@ -98,16 +98,16 @@ class Verdict:
     problems: tuple[str, ...]
     problem_count: int
     remarks: tuple[str, ...] = ()
-    reading: EpochUsage | None = None
+    epoch_usage: EpochUsage | None = None
 
     @property
     def is_sound(self) -> bool:
-        """Whether the trainer would trip over nothing."""
+        """Whether no problem was found."""
         return not self.problem_count
 
     def summary(self) -> dict[str, object]:
-        """The verdict as the JSON object that ``--json`` prints."""
-        reading = self.reading
+        """Return the verdict as the JSON object that ``--json`` prints."""
+        usage = self.epoch_usage
         return {
             "out": self.out,
             "loader": self.loader.value,
@@ -118,27 +118,27 @@ class Verdict:
             "problems": list(self.problems),
             "problem_count": self.problem_count,
             "remarks": list(self.remarks),
-            "world_size": reading and reading.ranks.world_size,
-            "batch": reading and reading.ranks.batch,
-            "group": reading and reading.ranks.group,
-            "shards_per_rank": reading and reading.shards_per_rank,
-            "samples_per_rank": reading and reading.samples_per_rank,
-            "used": reading and reading.epoch.used,
-            "lost_share": reading and round(reading.lost_share, 6),
+            "world_size": usage and usage.ranks.world_size,
+            "batch": usage and usage.ranks.batch,
+            "group": usage and usage.ranks.group,
+            "shards_per_rank": usage and usage.shards_per_rank,
+            "samples_per_rank": usage and usage.samples_per_rank,
+            "used": usage and usage.epoch.used,
+            "lost_share": usage and round(usage.lost_share, 6),
         }
 
     def lines(self) -> Iterator[str]:
-        """The verdict for a person: what was looked at, what an epoch uses, the problems, and the last word."""
+        """Yield the verdict as lines for people: what was verified, what an epoch uses, the problems, the result."""
         shards = "" if self.shards is None else f"{self.shards:,} shards, "
-        yield f"{self.out} for the loader {self.loader.value}: {shards}{self.samples:,} samples, {self.images:,} images"
+        yield f"{self.out} for loader {self.loader.value}: {shards}{self.samples:,} samples, {self.images:,} images"
         yield from self.remarks
-        if self.reading is not None:
-            yield from self.reading.lines()
-        shown = self.problems[:_MOST_SHOWN]
+        if self.epoch_usage is not None:
+            yield from self.epoch_usage.lines()
+        shown = self.problems[:_MAX_SHOWN_PROBLEMS]
         yield from shown
         if self.problem_count > len(shown):
             yield f"and {self.problem_count - len(shown):,} more"
-        yield "sound" if self.is_sound else f"not sound: {_problems(self.problem_count)}"
+        yield "all checks passed" if self.is_sound else f"{_problems(self.problem_count)} found"
 
 
 def _problems(count: int) -> str:

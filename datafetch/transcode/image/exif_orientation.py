@@ -1,7 +1,7 @@
-"""Which way up an image is, by its EXIF.
+"""EXIF orientation: how an image must be rotated or mirrored to be upright.
 
-Rules: a dozen bytes are read by hand. Pillow's reader copies every value that the EXIF names, and 65,535 tags may all
-name the same megabytes; and it raises on EXIF that is corrupt, for which no image shall be lost.
+Rules: the one tag is read by hand. Pillow's reader copies every value that the EXIF refers to, and 65,535 tags may all
+refer to the same megabytes. It also raises on corrupt EXIF, and no image may fail for that.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import struct
 from PIL import Image
 
 UPRIGHT = 1
-_TURNS = {
+_TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -21,16 +21,17 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_PREFIX = re.compile(rb"(?:Exif\0\0){0,2}")  # of JPEG's segment; some writers of WebP and PNG keep it, or double it
+_PREFIX = re.compile(rb"(?:Exif\0\0){0,2}")  # belongs to JPEG; some writers of WebP and PNG keep it, or double it
 _TAG_BYTES = 12
 _ORIENTATION = 0x0112
 _SHORT = 3
 
 
 def orientation(image: Image.Image) -> int:
-    """The EXIF orientation of an opened image, 1 to 8; 1 (upright) where there is none to be read.
+    """Return the EXIF orientation of an opened image, 1 to 8; 1 (upright) if there is none or it can't be read.
 
-    A TIFF is 1: Pillow turns it while it decodes. For AVIF, Pillow has made one of the file's rotation and mirror.
+    It is always 1 for a TIFF, which Pillow rotates while it decodes. For AVIF, Pillow derives it from the file's
+    rotation and mirroring.
     """
     exif = image.info.get("exif")
     if not isinstance(exif, bytes):
@@ -50,13 +51,13 @@ def _orientation(exif: memoryview) -> int:
     (start,) = struct.unpack_from(f"{order}I", tiff, 4)
     (tags,) = struct.unpack_from(f"{order}H", tiff, start)
     directory = tiff[start + 2 :][: tags * _TAG_BYTES]
-    whole = directory[: len(directory) // _TAG_BYTES * _TAG_BYTES]  # of a directory that is cut off, what there is
+    whole = directory[: len(directory) // _TAG_BYTES * _TAG_BYTES]  # the complete tags of one that is cut off
     for tag, kind, count, value in struct.iter_unpack(f"{order}HHIHxx", whole):
         if (tag, kind, count) == (_ORIENTATION, _SHORT, 1):
-            return value if value in _TURNS else UPRIGHT
+            return value if value in _TRANSPOSITIONS else UPRIGHT
     return UPRIGHT
 
 
-def turned_upright(image: Image.Image, orientation: int) -> Image.Image:
-    """The image as a viewer shows it."""
-    return image if orientation == UPRIGHT else image.transpose(_TURNS[orientation])
+def apply_orientation(image: Image.Image, orientation: int) -> Image.Image:
+    """Rotate and mirror an image as its orientation, 1 to 8, demands."""
+    return image if orientation == UPRIGHT else image.transpose(_TRANSPOSITIONS[orientation])

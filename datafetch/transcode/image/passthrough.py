@@ -1,4 +1,4 @@
-"""JPEGs that can stay as they are."""
+"""Which JPEGs can be kept byte for byte, instead of being encoded again."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from datafetch.transcode.image.viewer_pixels import is_correct
 from datafetch.transcode.spec import Encoding, ImageSpec, Pixels
 
 _START_OF_SCAN, _END = 0xDA, 0xD9  # where entropy-coded data starts, and where the image ends
-_WITHOUT_SEGMENT = frozenset({0x01, 0xD8})
-# Within entropy-coded data, zeros are stuffed behind what would be a marker, and restarts are part of it.
+_MARKERS_WITHOUT_SEGMENT = frozenset({0x01, 0xD8})
+# Entropy-coded data contains restart markers, and a zero is stuffed behind each 0xff byte in it.
 _MARKER = re.compile(rb"\xff([^\0\xff\xd0-\xd7])")
-_COARSEST = 8  # what libjpeg can decode at least: one pixel of 64
+_MAX_REDUCTION = 8  # libjpeg can decode an eighth of the pixels per side, but no less
 
 
-def may_stay(source: ImageFile.ImageFile, spec: ImageSpec) -> bool:
-    """Whether an opened image is a JPEG of the size and the pixels that are asked for, by its header.
+def can_pass_through(source: ImageFile.ImageFile, spec: ImageSpec) -> bool:
+    """Return whether, by its header, an opened image is a JPEG of the requested size and pixels.
 
-    Grey or in colour: with four components it is CMYK, which other readers take for its negative. Pillow opens no
-    JPEG of other than 8 bits.
+    It must be grey or RGB: readers disagree on whether a JPEG with four components (CMYK) is stored inverted. Pillow
+    opens only JPEGs of 8 bits.
     """
     return (
         spec.encode is Encoding.ORIGINAL
@@ -32,32 +32,32 @@ def may_stay(source: ImageFile.ImageFile, spec: ImageSpec) -> bool:
     )
 
 
-def is_sound(source: ImageFile.ImageFile, body: bytes) -> bool:
-    """Whether an opened JPEG can be read to its end. Afterwards it is no use for anything else.
+def is_intact(source: ImageFile.ImageFile, body: bytes) -> bool:
+    """Return whether an opened JPEG can be read to its end. It can't be used for anything else afterwards.
 
-    All entropy-coded data is read, as ever; what is spared is most of the arithmetic that turns it into pixels. What
-    stands behind the end, as the video of a motion photo does, is not looked at.
+    All entropy-coded data is decoded, but into an eighth of the pixels per side, which saves most of the arithmetic.
+    Data behind the end of the image, such as the video of a motion photo, is not examined.
 
     Args:
-        source: The JPEG, not loaded yet.
+        source: The JPEG, opened but not loaded.
         body: The file.
     """
-    # Pillow lets some files pass that end right before the marker of their end.
-    if not _has_end(body):
+    # Pillow accepts some files that are cut off right before their end marker.
+    if not _has_end_marker(body):
         return False
     width_px, height_px = source.size
-    source.draft(None, (max(1, width_px // _COARSEST), max(1, height_px // _COARSEST)))
+    source.draft(None, (max(1, width_px // _MAX_REDUCTION), max(1, height_px // _MAX_REDUCTION)))
     try:
         source.load()
-    except OSError:  # truncated or corrupt: the normal way has the last word, and the failure's text
+    except OSError:  # truncated or corrupt; the caller decodes it in full, which decides and words the failure
         return False
     return True
 
 
-def _has_end(jpeg: bytes) -> bool:
-    """Whether the marker of the end stands behind a scan, where a reader comes to it from the start.
+def _has_end_marker(jpeg: bytes) -> bool:
+    """Return whether there is an end marker behind a scan, reading the file from its start.
 
-    Looked for from the file's end it would not be told from the bytes of whatever was put behind the image.
+    Searching backwards from the end of the file could find a marker in data that was appended to the image.
     """
     at, has_scan = len(b"\xff\xd8"), False
     while found := _MARKER.search(jpeg, at):
@@ -65,6 +65,6 @@ def _has_end(jpeg: bytes) -> bool:
         if marker == _END:
             return has_scan
         has_scan |= marker == _START_OF_SCAN
-        if marker not in _WITHOUT_SEGMENT:
+        if marker not in _MARKERS_WITHOUT_SEGMENT:
             at += int.from_bytes(jpeg[at : at + 2], "big")
     return False

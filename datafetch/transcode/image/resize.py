@@ -1,7 +1,7 @@
 """How an image is shrunk: to which size, and from which of its pixels.
 
-Rules: the size comes from the file's own size and never from a smaller decode of it, so exact and fast give the same
-one; nothing is enlarged.
+Rules: the target size is computed from the size of the file, never from that of a reduced decode, so exact and fast
+resizing give the same size. Nothing is enlarged.
 """
 
 from __future__ import annotations
@@ -16,21 +16,22 @@ Size: TypeAlias = tuple[int, int]
 Box: TypeAlias = tuple[float, float, float, float]
 """Left, top, right and bottom in pixels, as Pillow has them."""
 
-# Less, and lettering suffers: it keeps 23 dB of the exact way at 1, and 30 dB here; more, and images of 1,080 lines are
-# no longer decoded at a half when 336 are asked for (docs/fidelity.md).
-_PIXELS_LEFT_TO_SHRINK = 1.6
-# Where colours are halved in one direction alone (4:2:2, 4:4:0), libjpeg decodes them at half the scale of the grey in
-# that direction, and they need as many pixels left; in 4:2:0 and 4:4:4 it decodes them at the same.
-_MORE_FOR_UNEVEN_COLOURS = 2
+# How many times the target size a reduced decode must have per side. With less, text suffers: its PSNR against exact
+# resizing is 23 dB at 1, and 30 dB here. With more, images of 1,080 lines are no longer decoded at half their size for
+# a target of 336 (docs/fidelity.md).
+_MIN_REDUCED_RATIO = 1.6
+# Where chroma is halved in one direction only (4:2:2, 4:4:0), libjpeg decodes it in that direction at half the scale of
+# the luma, so it needs twice as many pixels. In 4:2:0 and 4:4:4 it decodes both at the same scale.
+_UNEVEN_SUBSAMPLING_FACTOR = 2
 
 
 def shrunk_size_px(size_px: Size, short_side_px: int | None) -> Size:
-    """Width and height with the shorter side shrunk to ``short_side_px``; an image at or under that keeps its own.
+    """Return width and height with the shorter side shrunk to ``short_side_px``; a smaller image keeps its size.
 
-    Turning an image by a quarter before or after makes no difference to the size.
+    Rotating the image by 90 degrees before or after this gives the same size.
 
     Source:
-        VILA's data_prepare/coyo/coyo_downloader.py: the long side is cut to a whole number, not rounded.
+        VILA's data_prepare/coyo/coyo_downloader.py: the long side is truncated to an integer, not rounded.
     """
     short_px, long_px = sorted(size_px)
     if short_side_px is None or short_px <= short_side_px:
@@ -40,39 +41,39 @@ def shrunk_size_px(size_px: Size, short_side_px: int | None) -> Size:
     return (long_side_px, short_side_px) if height_px < width_px else (short_side_px, long_side_px)
 
 
-def decode_smaller(source: ImageFile.ImageFile, size_px: Size) -> Box | None:
-    """Have a JPEG decoded at 1/2, 1/4 or 1/8, as far as it keeps 1.6 times the pixels a side that are asked for.
+def reduce_decoding(source: ImageFile.ImageFile, size_px: Size) -> Box | None:
+    """Have a JPEG decoded at 1/2, 1/4 or 1/8 of its size, if that leaves 1.6 times the target size per side.
 
-    In 4:2:2 and 4:4:0 it keeps 3.2 times as many.
+    JPEGs in 4:2:2 and 4:4:0 must keep 3.2 times the target size.
 
     Args:
-        source: Opened, and not loaded yet.
-        size_px: What it will be shrunk to.
+        source: Opened but not loaded.
+        size_px: The target size.
 
     Returns:
-        What the whole image is in the pixels that will be decoded; None where they are all decoded.
+        The box that the whole image fills within the pixels that will be decoded; None if all pixels are decoded.
     """
     if not isinstance(source, JpegImagePlugin.JpegImageFile) or source.size == size_px:
         return None
-    left = _PIXELS_LEFT_TO_SHRINK * (_MORE_FOR_UNEVEN_COLOURS if _has_uneven_colours(source) else 1)
-    drafted = source.draft(None, (math.ceil(size_px[0] * left), math.ceil(size_px[1] * left)))
-    # The box ends within the last pixels where the size is no multiple of 2, 4 or 8.
+    ratio = _MIN_REDUCED_RATIO * (_UNEVEN_SUBSAMPLING_FACTOR if _has_uneven_subsampling(source) else 1)
+    drafted = source.draft(None, (math.ceil(size_px[0] * ratio), math.ceil(size_px[1] * ratio)))
+    # The box ends inside the last pixels if the size is not a multiple of 2, 4 or 8.
     return drafted[1] if drafted else None
 
 
-def _has_uneven_colours(source: JpegImagePlugin.JpegImageFile) -> bool:
-    """Whether the components of a JPEG have fewer samples than the first in one direction, but not in the other."""
+def _has_uneven_subsampling(source: JpegImagePlugin.JpegImageFile) -> bool:
+    """Return whether a component of a JPEG has fewer samples than the first in one direction only."""
     _, width, height, _ = source.layer[0]
     return any(width * high != height * wide for _, wide, high, _ in source.layer)
 
 
 def shrink(image: Image.Image, size_px: Size, box: Box | None = None) -> Image.Image:
-    """The image at this size, by Pillow's default filter, as the recipe has it.
+    """Shrink an image with Pillow's default filter, like the recipe.
 
     Args:
-        image: Its pixels.
-        size_px: What to make of it; its own size gives the image itself.
-        box: The part of ``image`` that holds the picture, from ``decode_smaller``.
+        image: The decoded pixels.
+        size_px: The target size; the image's own size returns the image itself.
+        box: The part of ``image`` that holds the picture, from ``reduce_decoding``.
     """
     if image.size == size_px:
         return image

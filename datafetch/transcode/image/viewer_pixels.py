@@ -1,36 +1,36 @@
-"""The pixels that a viewer shows: upright, over white, in sRGB, of 8 bits."""
+"""The pixels that a viewer shows: upright, over white, in sRGB, with 8 bits per channel."""
 
 from __future__ import annotations
 
 from PIL import Image, ImageFile
 
-from datafetch.transcode.image.exif_orientation import UPRIGHT, orientation, turned_upright
-from datafetch.transcode.image.flatten_alpha import opaque
-from datafetch.transcode.image.icc import has_own_colours, to_srgb
+from datafetch.transcode.image.exif_orientation import UPRIGHT, apply_orientation, orientation
+from datafetch.transcode.image.flatten_alpha import flatten_alpha
+from datafetch.transcode.image.icc import differs_from_srgb, to_srgb
 from datafetch.transcode.image.resize import Box, Size, shrink
 
 
 def is_correct(source: Image.Image) -> bool:
-    """Whether the pixels of an opened JPEG, grey or in colour, are the correct ones already."""
-    return orientation(source) == UPRIGHT and not has_own_colours(source.mode, _profile(source))
+    """Return whether an opened JPEG in mode L or RGB already has the pixels that a viewer shows."""
+    return orientation(source) == UPRIGHT and not differs_from_srgb(source.mode, _profile(source))
 
 
 def correct_pixels(source: ImageFile.ImageFile, size_px: Size, box: Box | None) -> Image.Image:
     """Decode an opened image to what a viewer shows, in mode RGB, without metadata.
 
     Args:
-        source: Opened, and not loaded yet.
-        size_px: What to shrink it to, before it is turned.
-        box: The picture within the decoded pixels, from ``decode_smaller``.
+        source: Opened but not loaded.
+        size_px: The target size, before the orientation is applied.
+        box: The part of the decoded pixels that holds the picture, from ``reduce_decoding``.
     """
-    image = opaque(source)
+    image = flatten_alpha(source)
     profile = _profile(source)
-    if image.mode == "CMYK" and not has_own_colours(image.mode, profile):
-        image = image.convert("RGB")  # Pillow's inks mix otherwise than they shrink, so in the recipe's order
-    # Turning and colours come last, for they cost by the pixel.
-    image = turned_upright(shrink(image, size_px, box), orientation(source))
+    if image.mode == "CMYK" and not differs_from_srgb(image.mode, profile):
+        image = image.convert("RGB")  # CMYK gives other pixels if it is shrunk first, so in the recipe's order
+    # Orientation and colours come last, because their cost is per pixel.
+    image = apply_orientation(shrink(image, size_px, box), orientation(source))
     image = to_srgb(image, profile)
-    image.info = {}  # Pillow writes comments, and older ones XMP, of the source into the JPEG
+    image.info = {}  # otherwise Pillow writes the source's comments, and older versions its XMP, into the JPEG
     return image
 
 

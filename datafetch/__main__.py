@@ -7,7 +7,7 @@ import sys
 
 from datafetch.cli.exit_code import ExitCode, complain
 from datafetch.cli.signals import CommandInterrupts
-from datafetch.errors import ResourceError, is_want
+from datafetch.errors import ResourceError, is_exhaustion
 
 _STANDARD_DESCRIPTORS = (0, 1, 2)
 _NO_MEMORY = b"datafetch: out of memory; raise the limit ('ulimit -v') and run the same command again\n"
@@ -26,7 +26,7 @@ def main() -> int:
 
         code = run_command()
     except (MemoryError, ImportError) as error:  # as app has it, if there was no memory to load even that
-        if not is_want(error):
+        if not is_exhaustion(error):
             raise
         code = _complain_of_memory(error)
     return interrupts.end(code)
@@ -34,7 +34,7 @@ def main() -> int:
 
 def _complain_of_memory(error: MemoryError | ImportError) -> ExitCode:
     try:
-        return complain(str(ResourceError.of_want(error)), ExitCode.OUT_OF_RESOURCES)
+        return complain(str(ResourceError.from_exhaustion(error)), ExitCode.OUT_OF_RESOURCES)
     except MemoryError:  # not even for that line
         os.write(_STANDARD_DESCRIPTORS[-1], _NO_MEMORY)
         return ExitCode.OUT_OF_RESOURCES

@@ -1,7 +1,7 @@
-"""What goes wrong on our side or the operator's; the web's faults are ``Failure`` values.
+"""Errors that stop a run: datafetch's own, the operator's and the machine's. Faults of the web are ``Failure`` values.
 
-Rules: every error's message is one line that tells the operator what to do. The command line turns the class into an
-exit code; nothing else looks at it.
+Rules: the message of every error is one line that tells the operator what to do. The command line turns the class into
+an exit code; nothing else depends on it.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import os
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-_MOST_SHOWN = 10**24
-_WANTS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOBUFS})
-_SIGNS_OF_WANT = (  # in the words of Python, of the dynamic loader, and of Arrow
+_MAX_SHOWN = 10**24
+_EXHAUSTION_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOBUFS})
+_EXHAUSTION_MESSAGES = (  # of Python, the dynamic loader and Arrow, whose exceptions have no errno
     "can't start new thread",
     "failed to map segment from shared object",
     "cannot allocate memory in static TLS block",
@@ -22,22 +22,28 @@ _SIGNS_OF_WANT = (  # in the words of Python, of the dynamic loader, and of Arro
 
 
 class DatafetchError(Exception):
-    """Anything that stops a run: a wrong command, a broken manifest, a full disk."""
+    """Base class of everything that stops a run, such as a wrong command, a broken manifest or a full disk."""
 
 
 class ConfigurationError(DatafetchError):
-    """An option, a path or a job that cannot be carried out as asked (exit 2)."""
+    """An option, a path or a job that can't be carried out as requested (exit 2)."""
 
 
-def refuse_outside(option: str, value: int, least: int, most: int) -> None:
-    """Check a number that the operator gave.
+def require_in_range(option: str, value: int, minimum: int, maximum: int) -> None:
+    """Check a number that the operator has set.
+
+    Args:
+        option: The name of the option, for the message.
+        value: The number.
+        minimum: The smallest permitted value.
+        maximum: The largest permitted value.
 
     Raises:
-        ConfigurationError: It is below ``least`` or above ``most``, both of which are named.
+        ConfigurationError: It is out of range; the message states the range.
     """
-    if not least <= value <= most:
-        shown = f"{value:,}" if abs(value) < _MOST_SHOWN else "one of more than 24 digits"
-        raise ConfigurationError(f"{option} must be from {least:,} to {most:,}, not {shown}")
+    if not minimum <= value <= maximum:
+        shown = f"{value:,}" if abs(value) < _MAX_SHOWN else "one of more than 24 digits"
+        raise ConfigurationError(f"{option} must be from {minimum:,} to {maximum:,}, not {shown}")
 
 
 def unknown_name(what: str, name: str, known: Iterable[str]) -> ConfigurationError:
@@ -48,26 +54,31 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> ConfigurationErr
 
 
 class ManifestError(DatafetchError):
-    """A manifest or an id list that is missing, unreadable or lacks what its dataset needs (exit 2)."""
+    """A manifest or an ID list that is missing, unreadable, or lacks what its dataset needs (exit 2)."""
 
 
 class ResourceError(DatafetchError):
-    """This machine ran out of something: disk, descriptors, processes (exit 4)."""
+    """This machine has run out of something: disk space, descriptors, memory or processes (exit 4)."""
 
     @classmethod
-    def of_disk(cls, error: OSError, doing: str) -> ResourceError:
-        """The error for a file that could not be written: the disk is full, read-only or over quota."""
+    def from_disk_error(cls, error: OSError, doing: str) -> ResourceError:
+        """Create the error for a file that can't be written because the disk is full, read-only or over quota.
+
+        Args:
+            error: What the system raised.
+            doing: What was attempted, such as "write the ledger".
+        """
         where = f" ({error.filename})" if error.filename else ""
-        why = os.strerror(error.errno) if error.errno else error  # Arrow has words of its own, and the number in them
+        why = os.strerror(error.errno) if error.errno else error  # Arrow's message contains the errno
         return cls(
             f"cannot {doing}{where}: {why}; fix this and run the same command again (nothing written so far is lost)"
         )
 
     @classmethod
-    def of_want(cls, error: BaseException) -> ResourceError:
-        """The error for what ``is_want`` is true of."""
+    def from_exhaustion(cls, error: BaseException) -> ResourceError:
+        """Create the error for an exception for which ``is_exhaustion`` is true."""
         why = "out of memory" if isinstance(error, MemoryError) else str(error)
-        if isinstance(error, OSError) and error.errno in _WANTS:
+        if isinstance(error, OSError) and error.errno in _EXHAUSTION_ERRNOS:
             why = os.strerror(error.errno) + (f" ({error.filename})" if error.filename else "")
         return cls(
             f"out of system resources: {why}; free some, raise a limit ('ulimit -n', 'ulimit -v') or reduce --memory "
@@ -76,28 +87,28 @@ class ResourceError(DatafetchError):
 
 
 class ConservationError(DatafetchError):
-    """The books do not balance: an image or a sample was lost or counted twice. Always a bug (exit 1)."""
+    """The counts don't agree: an image or a sample was lost or counted twice. This is always a bug (exit 1)."""
 
 
-def is_want(error: BaseException) -> bool:
-    """Whether an error says that this machine has no more descriptors, memory, threads or processes to give.
+def is_exhaustion(error: BaseException) -> bool:
+    """Return whether an exception means that this machine has no descriptors, memory, threads or processes left.
 
-    Such an error says nothing of what was being looked at, so nothing may be called missing or damaged for it.
+    Such an exception says nothing about the file that was being read, so it must not be reported as missing or damaged.
     """
     if isinstance(error, OSError):
-        return error.errno in _WANTS
-    if isinstance(error, MemoryError) or any(sign in str(error) for sign in _SIGNS_OF_WANT):
+        return error.errno in _EXHAUSTION_ERRNOS
+    if isinstance(error, MemoryError) or any(sign in str(error) for sign in _EXHAUSTION_MESSAGES):
         return True
-    # Arrow's thread pool has no class of error of its own for it, and ends in the system's words.
-    is_arrows = type(error).__module__.partition(".")[0] == "pyarrow"
-    return is_arrows and any(str(error).endswith(os.strerror(number)) for number in _WANTS)
+    # Arrow's thread pool has no exception class for it, but its message ends with that of the system.
+    is_from_arrow = type(error).__module__.partition(".")[0] == "pyarrow"
+    return is_from_arrow and any(str(error).endswith(os.strerror(number)) for number in _EXHAUSTION_ERRNOS)
 
 
-def raise_want(error: BaseException) -> None:
-    """To be called before an error is taken for a fault of a file.
+def raise_if_exhausted(error: BaseException) -> None:
+    """Rule out exhaustion, before an exception is reported as a fault of a file.
 
     Raises:
-        ResourceError: It says that this machine ran out of something.
+        ResourceError: The exception means that this machine has run out of something.
     """
-    if is_want(error):
-        raise ResourceError.of_want(error) from error
+    if is_exhaustion(error):
+        raise ResourceError.from_exhaustion(error) from error

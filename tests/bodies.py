@@ -1,4 +1,4 @@
-"""Image files for the codec's tests, by Pillow where it can write them and else by hand; and the recipe's snippet."""
+"""Image files for the codec's tests, written by Pillow where it can, and else by hand; and the recipe's snippet."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ Chunk: TypeAlias = tuple[bytes, bytes]
 Tags: TypeAlias = dict[int, int | list[int] | bytes]
 
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
-# Adam7: first column and row of each pass, and its steps.
+# Adam7: the first column and row of each pass, and its steps.
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 
 
 def saved(picture: Image.Image, name: str, **options: object) -> bytes:
-    """The picture as a file of Pillow's."""
+    """Encode a picture with Pillow."""
     file = BytesIO()
     picture.save(file, format=name, **options)
     return file.getvalue()
 
 
 def recipe(body: bytes, size_limit: int | None) -> bytes:
-    """The recipe's snippet: VILA's for a size limit of 336, the Japanese sets' without."""
+    """Run the recipe's snippet: VILA's for a size limit of 336, and that of the Japanese sets without a limit."""
     img = Image.open(BytesIO(body)).convert("RGB")
     if size_limit is not None and min(img.size) > size_limit:
         w, h = img.size
@@ -45,7 +45,7 @@ def recipe(body: bytes, size_limit: int | None) -> bytes:
 
 
 def png(samples: Array, depth: int, colour: int, chunks: Iterable[Chunk] = (), *, interlaced: bool = False) -> bytes:
-    """A PNG of these samples.
+    """Create a PNG of these samples.
 
     Args:
         samples: Height × width, or height × width × channels, each below 2 ** ``depth``.
@@ -63,7 +63,7 @@ def png(samples: Array, depth: int, colour: int, chunks: Iterable[Chunk] = (), *
 
 
 def chunk(name: bytes, content: bytes) -> bytes:
-    """A chunk of PNG."""
+    """Create a PNG chunk."""
     return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
 
@@ -78,7 +78,7 @@ def _scanlines(samples: Array, depth: int) -> bytes:
 
 
 def tiff(strip: bytes, tags: Tags, order: str = "<") -> bytes:
-    """A TIFF with one strip, or the tiles of equal size that ``strip`` is divided into.
+    """Create a TIFF with one strip, or with the tiles of equal size into which ``strip`` is divided.
 
     Args:
         strip: The pixels as they stand in the file.
@@ -112,7 +112,7 @@ def _tiles(tags: Tags) -> int:
 
 
 def exif(orientation: int, order: str = "<", kind: int = 3) -> bytes:
-    """EXIF that names an orientation, and an artist before it."""
+    """Create EXIF that contains an orientation, and another tag before it."""
     head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", 8)
     artist = struct.pack(f"{order}HHI", 0x0100, 3, 1) + struct.pack(f"{order}HH", 6, 6)
     turn = struct.pack(f"{order}HHI", 0x0112, kind, 1) + struct.pack(f"{order}HH", orientation, 0)
@@ -120,12 +120,12 @@ def exif(orientation: int, order: str = "<", kind: int = 3) -> bytes:
 
 
 def with_segment(jpeg: bytes, marker: int, content: bytes) -> bytes:
-    """The JPEG with one more segment, right after its start."""
+    """Insert a segment right after the start of a JPEG."""
     return jpeg[:2] + struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content + jpeg[2:]
 
 
 def trainers_size(body: bytes, path: Path) -> tuple[int, int] | None:
-    """The size in pixels of what the trainer makes of a body, or None where it raises.
+    """Return the size in pixels that a body has for the trainer, or None if the trainer's code raises.
 
     Args:
         body: What was, or was not, kept.
@@ -144,14 +144,14 @@ def trainers_size(body: bytes, path: Path) -> tuple[int, int] | None:
 
 
 def ycck(picture: Image.Image, **options: object) -> bytes:
-    """A JPEG in YCCK: the four bands are written as they are, and Adobe's marker says what they mean."""
+    """Create a JPEG in YCCK: the four bands are written unchanged, and Adobe's marker declares their meaning."""
     jpeg = saved(picture, "JPEG", **options)
     at = jpeg.index(b"Adobe") + 11
     return jpeg[:at] + b"\2" + jpeg[at + 1 :]
 
 
 def framed_gif(picture: Image.Image, left: int, top: int, canvas: tuple[int, int]) -> bytes:
-    """A GIF whose only frame covers a part of its canvas."""
+    """Create a GIF whose only frame covers a part of its canvas."""
     gif = bytearray(saved(picture.convert("P"), "GIF", interlace=0))
     gif[6:10] = struct.pack("<HH", *canvas)
     at = gif.index(b",\0\0\0\0" + struct.pack("<HH", *picture.size)) + 1
@@ -171,30 +171,30 @@ Curve: TypeAlias = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
 
 
 def srgb_to_linear(value: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """IEC 61966-2-1's curve, from 0 to 1."""
+    """Apply the curve of IEC 61966-2-1, from 0 to 1."""
     return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
 
 
 def linear_to_srgb(value: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Its inverse, cut to what sRGB can show."""
+    """Apply the inverse curve, clipped to what sRGB can show."""
     value = value.clip(0, 1)
     return np.where(value <= 0.0031308, value * 12.92, 1.055 * value ** (1 / 2.4) - 0.055)
 
 
 def rgb_profile(colourants: npt.NDArray[np.float64], curve: Curve = srgb_to_linear) -> bytes:
-    """A display's profile, by its colourants and the curve that all three share."""
+    """Create the profile of a display from its colourants and the curve that all three share."""
     tags = {name: _xyz(row) for name, row in zip((b"rXYZ", b"gXYZ", b"bXYZ"), colourants, strict=True)}
     tags |= dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), _curve(curve))
     return _profile(b"mntr", b"RGB ", b"XYZ ", tags)
 
 
 def grey_profile(curve: Curve) -> bytes:
-    """A grey display's profile."""
+    """Create the profile of a grey display."""
     return _profile(b"mntr", b"GRAY", b"XYZ ", {b"kTRC": _curve(curve)})
 
 
 def cmyk_profile(*, colorimetric: bool = False) -> bytes:
-    """A printer's profile whose black is ink and whose other inks are water: L* falls from 100 to 0 with K.
+    """Create a printer's profile in which only black has an effect: L* falls from 100 to 0 with K.
 
     Args:
         colorimetric: Add a second table, for the colorimetric intent, by which L* rises with K.

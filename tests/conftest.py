@@ -109,8 +109,8 @@ def _nothing_blocks_the_loop() -> Iterator[BlockBuster]:
 
 
 @pytest.fixture
-def _as_in_the_codecs_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without Pillow's own limit, as forkserver.py has it: the spec's is the one that refuses."""
+def _pillow_as_in_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Disable Pillow's own limit on pixels, as forkserver.py does, so that only that of the spec applies."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
 
 

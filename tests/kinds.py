@@ -1,4 +1,4 @@
-"""Every kind of image file that the codec is held to, by name: a painted picture in, a body out."""
+"""Every kind of image file that the codec is tested with, by name: a function from a picture to a body."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from PIL import Image
 from datafetch.transcode.codec import supported_formats
 
 Kind: TypeAlias = Callable[[Image.Image], bytes]
-"""Makes a body of an RGB picture."""
+"""Encodes an RGB picture as a body."""
 
 TURNS = range(1, 9)
 _XMP = b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta tiff:Orientation='1'/>"
 
 
 def in_mode(picture: Image.Image, mode: str) -> Image.Image:
-    """The picture in any mode; transparency, where the mode has it, runs from left to right."""
+    """Convert a picture to any mode; if the mode has transparency, it varies from left to right."""
     if mode in {"RGBA", "LA"}:
         picture = picture.convert(mode.removesuffix("A"))
         picture.putalpha(Image.linear_gradient("L").rotate(90).resize(picture.size))

@@ -516,7 +516,7 @@ def test_the_demo_shows_that_it_works(tmp_path: Path) -> None:
         summary = json.loads(finished.stdout)
         assert summary["images"]["total"] == 90
         assert summary["images"]["failed"] == 12
-        assert "all as it must be" in finished.stderr
+        assert "all checks passed" in finished.stderr
         assert finished.stderr.count("served ") == 10
 
 

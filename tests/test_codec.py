@@ -21,7 +21,7 @@ from datafetch.transcode.spec import Encoding, ImageSpec, Pixels, Resize
 VILA = ImageSpec(short_side_px=336)
 RECEIVED = ImageSpec(encode=Encoding.RECEIVED)
 
-pytestmark = [pytest.mark.simd, pytest.mark.usefixtures("_as_in_the_codecs_processes")]
+pytestmark = [pytest.mark.simd, pytest.mark.usefixtures("_pillow_as_in_workers")]
 
 
 def test_the_recipe_byte_for_byte_on_photographs(pictures: tuple[Path, list[str]]) -> None:

@@ -39,7 +39,7 @@ SIZE_PX = (21, 13)
 
 pytestmark = [
     pytest.mark.simd,
-    pytest.mark.usefixtures("_as_in_the_codecs_processes"),
+    pytest.mark.usefixtures("_pillow_as_in_workers"),
     pytest.mark.filterwarnings("ignore"),  # Pillow's warnings about odd files, which forkserver.py silences as well
 ]
 needs_profiles = pytest.mark.skipif(not features.check("littlecms2"), reason="this Pillow has no Little CMS")

@@ -51,7 +51,7 @@ def mutated(body: bytes, rng: random.Random) -> bytes:
 
 
 @pytest.mark.matrix
-@pytest.mark.usefixtures("_as_in_the_codecs_processes")
+@pytest.mark.usefixtures("_pillow_as_in_workers")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 @pytest.mark.parametrize("kind", KINDS)

@@ -21,7 +21,7 @@ MANY = 400  # tags that refer to them: 8 MB in a file of 25 KB
 
 pytestmark = [
     pytest.mark.simd,
-    pytest.mark.usefixtures("_as_in_the_codecs_processes"),
+    pytest.mark.usefixtures("_pillow_as_in_workers"),
     pytest.mark.filterwarnings("ignore"),
 ]
 

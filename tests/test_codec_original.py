@@ -23,7 +23,7 @@ if features.check("littlecms2"):
 
 pytestmark = [
     pytest.mark.simd,
-    pytest.mark.usefixtures("_as_in_the_codecs_processes"),
+    pytest.mark.usefixtures("_pillow_as_in_workers"),
     pytest.mark.filterwarnings("ignore"),
 ]
 

@@ -22,7 +22,7 @@ PROFILE = rgb_profile(P3_COLOURANTS)
 
 pytestmark = [
     pytest.mark.simd,
-    pytest.mark.usefixtures("_as_in_the_codecs_processes"),
+    pytest.mark.usefixtures("_pillow_as_in_workers"),
     pytest.mark.filterwarnings("ignore"),
 ]
 

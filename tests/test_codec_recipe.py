@@ -20,7 +20,7 @@ CUT_SIZE_PX = (61, 47)
 
 pytestmark = [
     pytest.mark.simd,
-    pytest.mark.usefixtures("_as_in_the_codecs_processes"),
+    pytest.mark.usefixtures("_pillow_as_in_workers"),
     pytest.mark.filterwarnings("ignore"),  # Pillow's warnings about odd files, which forkserver.py silences as well
 ]
 

@@ -22,7 +22,7 @@ PHOTOGRAPHS = ["astronaut", "brick", "camera", "chelsea", "coffee", "grass", "gr
 # Widths and heights as multiples of the limit, around those at which decoding switches to a half, quarter and eighth.
 RATIOS = [(3.22, 3.22), (3.25, 4.3), (3.6, 3.5), (6.3, 4.1), (6.45, 6.45), (7.4, 6.6), (12.9, 13.0), (16.0, 16.1)]
 
-pytestmark = [pytest.mark.simd, pytest.mark.usefixtures("_as_in_the_codecs_processes")]
+pytestmark = [pytest.mark.simd, pytest.mark.usefixtures("_pillow_as_in_workers")]
 
 Picture = Callable[[tuple[int, int]], Image.Image]
 

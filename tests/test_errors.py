@@ -1,4 +1,4 @@
-"""What this machine lacks is told from what is wrong with a file."""
+"""Exhausted resources of the machine are distinguished from faults of files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from datafetch.datasets.readers import list_files, read_ids
 from datafetch.datasets.readers.jsonl import LineFile
 from datafetch.datasets.readers.parquet import ParquetFile
 from datafetch.engine.retry_state import read_retry_state
-from datafetch.errors import ResourceError, is_want
+from datafetch.errors import ResourceError, is_exhaustion
 from datafetch.monitor.status import read_status
 from datafetch.output.reshard.record import read_reshard_record
 from datafetch.store.layout import OutputLayout
@@ -30,7 +30,7 @@ _STANDARD_STREAMS = 3
 
 @contextmanager
 def no_descriptors() -> Iterator[None]:
-    """Meanwhile, this process can open nothing."""
+    """Prevent this process from opening anything."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (_STANDARD_STREAMS, hard))
     try:
@@ -57,8 +57,8 @@ READS: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("name", READS)
-def test_nothing_is_called_damaged_for_want_of_descriptors(name: str, tmp_path: Path) -> None:
-    """Nor missing: whoever would begin anew for that lost what is there."""
+def test_exhausted_descriptors_are_not_reported_as_damage(name: str, tmp_path: Path) -> None:
+    """A file must not be reported as damaged or missing, because starting over would lose what is there."""
     (tmp_path / "file").write_bytes(b"[]")
     layout = OutputLayout(tmp_path / "out").folder
     layout.mkdir()
@@ -68,8 +68,8 @@ def test_nothing_is_called_damaged_for_want_of_descriptors(name: str, tmp_path: 
         READS[name](tmp_path)
 
 
-def test_covers_are_not_called_unreadable_for_want_of_descriptors(tmp_path: Path) -> None:
-    """Neither while they are read, slice by slice, after the file was found sound."""
+def test_exhausted_descriptors_are_not_reported_as_unreadable_covers(tmp_path: Path) -> None:
+    """This also holds while the file is read slice by slice, after it was checked."""
     (tmp_path / "dataset.json").write_bytes(b'{"1": {"imageURL": "http://example.com/1.jpg"}}')
     manifest = find_dataset("ocr-vqa").bind(tmp_path / "dataset.json", None)
     shard = manifest.shards()[0]
@@ -92,6 +92,6 @@ def test_covers_are_not_called_unreadable_for_want_of_descriptors(tmp_path: Path
         (RuntimeError("a bug"), False),
     ],
 )
-def test_what_this_machine_lacks_is_known(error: Exception, is_so: bool) -> None:
-    """By number, by class, and where there is neither by the system's words."""
-    assert is_want(error) is is_so
+def test_exhaustion_is_recognized(error: Exception, is_so: bool) -> None:
+    """By errno, by class, or else by the message."""
+    assert is_exhaustion(error) is is_so

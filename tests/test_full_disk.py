@@ -160,7 +160,7 @@ def test_a_full_disk_is_told_in_the_same_words_by_all() -> None:
     with pytest.raises(OSError, match="28") as by_python, Path("/dev/full").open("wb", buffering=0) as raw:
         raw.write(bytes(100_000))
     errors = (by_arrow.value, by_python.value)
-    told = {str(ResourceError.of_disk(error, "write")).partition(";")[0] for error in errors}
+    told = {str(ResourceError.from_disk_error(error, "write")).partition(";")[0] for error in errors}
     assert told == {"cannot write: No space left on device"}
 
 

@@ -130,7 +130,7 @@ def test_an_error_has_the_exit_code_of_its_kind(
     ("error", "code"),
     [
         (KeyboardInterrupt(), 130),
-        (ResourceError.of_disk(OSError(28, "No space left on device"), "write"), 4),
+        (ResourceError.from_disk_error(OSError(28, "No space left on device"), "write"), 4),
         (MemoryError(), 4),
         (OSError(5, "Input/output error"), 4),
     ],

@@ -20,7 +20,7 @@ import typer
 from datafetch.cli import signals
 from datafetch.cli.command import SETTINGS
 from datafetch.cli.exit_code import ExitCode, complain
-from datafetch.errors import ConservationError, DatafetchError, ResourceError, is_want
+from datafetch.errors import ConservationError, DatafetchError, ResourceError, is_exhaustion
 
 if TYPE_CHECKING:
     from typer._click import Command as ClickCommand  # typer has a click of its own, and exports no name for this
@@ -130,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = error.ctx.command_path if error.ctx else "datafetch"
         return complain(f"{error.format_message()} (see '{command} --help')", ExitCode.WRONG_COMMAND)
     except Exception as error:
-        if not (is_want(error) or isinstance(error, OSError)):
+        if not (is_exhaustion(error) or isinstance(error, OSError)):
             raise
         return _complain_of_machine(error, words)
     if code == ExitCode.INTERRUPTED:  # typer itself makes this of Ctrl-C, without a word
@@ -165,11 +165,11 @@ def _resuming(message: str, words: Sequence[str]) -> str:
 
 def _complain_of_machine(error: Exception, words: Sequence[str]) -> ExitCode:
     """Say what this machine lacks, or which file it could not do something with."""
-    if is_want(error) or not isinstance(error, OSError):
-        return complain(_resuming(str(ResourceError.of_want(error)), words), ExitCode.OUT_OF_RESOURCES)
+    if is_exhaustion(error) or not isinstance(error, OSError):
+        return complain(_resuming(str(ResourceError.from_exhaustion(error)), words), ExitCode.OUT_OF_RESOURCES)
     is_wrong_path = error.errno in (errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP)
     code = ExitCode.WRONG_COMMAND if is_wrong_path else ExitCode.OUT_OF_RESOURCES
-    return complain(_resuming(str(ResourceError.of_disk(error, "continue")), words), code)
+    return complain(_resuming(str(ResourceError.from_disk_error(error, "continue")), words), code)
 
 
 def _after_ctrl_c(words: Sequence[str]) -> str:

@@ -267,4 +267,4 @@ def _say(text: str) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it closes it
     except OSError as error:
-        raise ResourceError.of_disk(error, "write the summary to standard output") from error
+        raise ResourceError.from_disk_error(error, "write the summary to standard output") from error

@@ -21,7 +21,7 @@ from datafetch.datasets.key_detection import URL_KEYS, choose_key, say_keys
 from datafetch.datasets.readers import LineFile, RecordReader
 from datafetch.datasets.shared_options import URL_KEY
 from datafetch.datasets.urls import askable
-from datafetch.errors import ManifestError, raise_want
+from datafetch.errors import ManifestError, raise_if_exhausted
 from datafetch.model.interfaces import Manifest, Samples
 from datafetch.model.kinds import Loader, Payload
 from datafetch.model.options import DatasetOptions, option
@@ -166,7 +166,7 @@ def _said(path: Path, reader: RecordReader) -> Iterator[object]:
     except ManifestError as error:
         raise ManifestError(f"{path} {error}; --source takes the published list") from error
     except OSError as error:
-        raise_want(error)
+        raise_if_exhausted(error)
         raise ManifestError(f"cannot read {path}: {error.strerror or error}") from error
 
 

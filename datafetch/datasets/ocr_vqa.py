@@ -18,7 +18,7 @@ from datafetch.datasets.filenames import DuplicateNames, why_refused
 from datafetch.datasets.image_files import SAMPLES_A_SHARD, find_file, saved_row, shard_name
 from datafetch.datasets.readers import LineFile, MemberReader, RecordReader
 from datafetch.datasets.urls import askable, is_too_long
-from datafetch.errors import ManifestError, raise_want
+from datafetch.errors import ManifestError, raise_if_exhausted
 from datafetch.model.interfaces import Manifest, Samples
 from datafetch.model.kinds import Loader, Payload
 from datafetch.model.ledger_line import ShardCounts
@@ -177,7 +177,7 @@ class OcrVqaManifest(Manifest):
         except ManifestError as error:
             raise ManifestError(f"{self._path} {error}; --source takes the published {_FILE}") from error
         except OSError as error:
-            raise_want(error)
+            raise_if_exhausted(error)
             raise ManifestError(f"cannot read {self._path}: {error.strerror or error}") from error
 
 
@@ -219,7 +219,7 @@ def _read_referenced(path: Path) -> frozenset[str]:
     except ManifestError as error:
         raise ManifestError(f"{path} {error}; --only-referenced takes a JSON list of the training") from error
     except OSError as error:
-        raise_want(error)
+        raise_if_exhausted(error)
         raise ManifestError(f"cannot read {path}: {error.strerror or error}") from error
     if not ids:
         raise ManifestError(f"{path} names no image in {_FOLDER}; --only-referenced takes a JSON list of the training")

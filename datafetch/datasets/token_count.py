@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from datafetch.errors import ConfigurationError, raise_want
+from datafetch.errors import ConfigurationError, raise_if_exhausted
 
 TOKENS_AN_IMAGE = 729  # 27 × 27 patches, as the recipe's vision tower has them
 
@@ -35,10 +35,10 @@ class TokenCounter:
             content = path.read_bytes()
             self._tokenizer = Tokenizer.from_str(content.decode())
         except OSError as error:
-            raise_want(error)
+            raise_if_exhausted(error)
             raise ConfigurationError(f"cannot read the tokenizer {path}: {error.strerror or error}") from error
         except Exception as error:  # tokenizers raises a bare Exception for a file that is none
-            raise_want(error)
+            raise_if_exhausted(error)
             raise ConfigurationError(f"{path} is not a tokenizer.json: {error}") from error
         # What the file says of its model's longest input would cut off what is to be counted.
         self._tokenizer.no_truncation()

@@ -1,4 +1,4 @@
-"""The demo: an image server on this machine, with faults, and the real pipeline at work on it."""
+"""The demo: runs the real pipeline against an image server on this machine that simulates the faults of the web."""
 
 from datafetch.demo.run import DemoResult, run_demo
 

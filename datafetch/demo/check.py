@@ -1,4 +1,4 @@
-"""What must come out of the demo, compared with what did."""
+"""Checks of the demo: compares its results with the expected ones."""
 
 from __future__ import annotations
 
@@ -27,32 +27,39 @@ _SHORT_SIDE_PX = 336
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was checked."""
+    """The result of one check.
 
-    what: str
+    Attributes:
+        check: What was checked.
+        number: How many images, rows or files it covers.
+        expected: What the result must be.
+        actual: What the result is.
+    """
+
+    check: str
     number: int
     expected: str
-    seen: str
+    actual: str
 
     @property
-    def is_right(self) -> bool:
-        """Whether it is as it must be."""
-        return self.expected == self.seen
+    def is_passed(self) -> bool:
+        """Whether the actual result is the expected one."""
+        return self.expected == self.actual
 
 
 def check_outcomes(job: Job, urls: Sequence[str]) -> Iterator[Finding]:
-    """Whether every image ended as its server's behaviour demands, by the ledger.
+    """Check by the ledger that every image had the outcome that the server's behaviour must cause.
 
     Args:
-        job: What was run.
-        urls: What was asked for; the behaviour stands in the path.
+        job: The job that was run.
+        urls: The URLs of all images; each path starts with the behaviour.
     """
-    seen: dict[str, Counter[str]] = {}
+    actual: dict[str, Counter[str]] = {}
     for ledger in sorted(OutputLayout(Path(job.out)).ledgers.glob("*.parquet")):
         for line in pq.read_table(ledger, columns=["url", "outcome"]).to_pylist():
-            seen.setdefault(_behaviour(line["url"]), Counter())[line["outcome"]] += 1
+            actual.setdefault(_behaviour(line["url"]), Counter())[line["outcome"]] += 1
     for behaviour, images in Counter(map(_behaviour, urls)).items():
-        outcomes = seen.get(behaviour, Counter())
+        outcomes = actual.get(behaviour, Counter())
         yield Finding(
             f"served {behaviour}",
             images,
@@ -66,35 +73,34 @@ def _behaviour(url: str) -> str:
 
 
 def check_files(job: Job, report: Report, source: CoyoSource) -> Iterator[Finding]:
-    """Whether the files are what the trainer's loader demands, and the books balance."""
+    """Check that the files are what the trainer's loader requires, and that the counts agree."""
     out = Path(job.out)
     shards = sorted(path.stem for path in out.glob("*.pkl"))
+    names = {path.name for path in out.iterdir()}
+    shard_names = {f"{shard}{suffix}" for shard in shards for suffix in (".pkl", ".count")}
+    shards_only = "a .pkl and a .count per shard"
     yield Finding(
-        "files in the data folder",
-        len(list(out.iterdir())),
-        "a .pkl and a .count each shard",
-        "a .pkl and a .count each shard"
-        if {path.name for path in out.iterdir()} == {f"{shard}{end}" for shard in shards for end in (".pkl", ".count")}
-        else "others",
+        "files in the data folder", len(names), shards_only, shards_only if names == shard_names else "other files"
     )
     rows: list[dict[str, Any]] = []
     for shard in shards:
         shard_rows = pickle.loads((out / f"{shard}.pkl").read_bytes())  # noqa: S301 - we wrote it a moment ago
         yield Finding(f"rows in {shard}", len(shard_rows), (out / f"{shard}.count").read_text(), str(len(shard_rows)))
         rows += shard_rows
-    order = {number: place for place, number in enumerate(source.urls)}
-    places = [order[row["id"]] for row in rows]
-    yield Finding("rows in manifest order", len(rows), "all", "all" if places == sorted(set(places)) else "not all")
-    sound = sum(_is_sound(row["image"]) for row in rows)
-    yield Finding("images that decode, short side 336 at most", sound, str(report.totals.ok), str(sound))
-    assert report.selection is not None, "the demo's job has an id list"
+    position_of = {row_id: position for position, row_id in enumerate(source.urls)}
+    positions = [position_of[row["id"]] for row in rows]
+    is_ordered = positions == sorted(set(positions))
+    yield Finding("rows in manifest order", len(rows), "all", "all" if is_ordered else "not all")
+    intact = sum(_is_intact(row["image"]) for row in rows)
+    yield Finding("images that decode, short side at most 336", intact, str(report.totals.ok), str(intact))
+    assert report.selection is not None, "the demo's job has an ID list"
     yield Finding(
-        "ids listed twice", report.selection.duplicates, str(source.duplicates), str(report.selection.duplicates)
+        "IDs listed twice", report.selection.duplicates, str(source.duplicates), str(report.selection.duplicates)
     )
-    yield Finding("ids not found", source.not_found, str(source.not_found), str(report.selection.not_found))
+    yield Finding("IDs not found", source.not_found, str(source.not_found), str(report.selection.not_found))
 
 
-def _is_sound(image_base64: str) -> bool:
+def _is_intact(image_base64: str) -> bool:
     with Image.open(BytesIO(base64.b64decode(image_base64))) as image:
         image.load()
         return image.format == "JPEG" and image.mode == "RGB" and min(image.size) <= _SHORT_SIDE_PX

@@ -1,4 +1,4 @@
-"""A small manifest in COYO's form: parquet files and a list of wanted ids."""
+"""A small manifest in COYO's format: parquet files, and a list of wanted IDs."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-_ROWS_AT_ONCE = 100_000
-_PARTITION_BITS = 33  # as Spark numbers rows: partition << 33 | row
+_ROWS_PER_TABLE = 100_000
+_PARTITION_BITS = 33  # Spark numbers rows as partition << 33 | row
 _UNWANTED_URL = "http://unwanted.invalid/{}.jpg"
 
 
 @dataclass(frozen=True, slots=True)
 class CoyoSource:
-    """A source folder and an id list.
+    """A source folder and an ID list.
 
     Attributes:
-        folder: With the parquet files.
-        ids: The list.
-        urls: Wanted id → URL.
-        duplicates: Lines of the list that repeat an earlier one.
-        not_found: Ids of the list that are in no file.
+        folder: The folder of the parquet files.
+        ids: The ID list.
+        urls: Wanted ID → URL.
+        duplicates: How many lines of the list repeat an earlier one.
+        not_found: How many IDs of the list are in no file.
     """
 
     folder: Path
@@ -35,28 +35,28 @@ class CoyoSource:
 
 
 def write_coyo_source(folder: Path, urls: Sequence[str], *, files: int = 1, rows: int = 0, seed: int = 0) -> CoyoSource:
-    """Write a manifest in which these URLs are wanted.
+    """Write a manifest whose ID list selects these URLs.
 
     Args:
-        folder: Made where it is missing.
-        urls: Wanted, spread evenly over the files.
+        folder: Created if it is missing.
+        urls: The wanted URLs, spread evenly over the files.
         files: How many parquet files.
-        rows: Rows over all files; the rest of them is not wanted. At least the wanted ones.
-        seed: Where the wanted rows lie.
+        rows: How many rows all files have together, including those that are not wanted; at least as many as URLs.
+        seed: Determines the positions of the wanted rows.
     """
     (folder / "data").mkdir(parents=True)
     rows = max(rows, len(urls))
     rng = np.random.default_rng(seed)
-    places = np.sort(rng.choice(rows, len(urls), replace=False))
+    positions = np.sort(rng.choice(rows, len(urls), replace=False))
     wanted: dict[int, str] = {}
     bounds = np.linspace(0, rows, files + 1).astype(int)
     for number in range(files):
         first, end = int(bounds[number]), int(bounds[number + 1])
-        mine = {int(place) - first: urls[index] for index, place in enumerate(places) if first <= place < end}
-        wanted |= {_row_id(number, row): url for row, url in mine.items()}
+        in_file = {int(row) - first: urls[index] for index, row in enumerate(positions) if first <= row < end}
+        wanted |= {_row_id(number, row): url for row, url in in_file.items()}
         path = folder / "data" / f"part-{number:05d}-demo-c000.snappy.parquet"
         with pq.ParquetWriter(path, _SCHEMA, compression="snappy") as writer:
-            for table in _tables(number, end - first, mine):
+            for table in _tables(number, end - first, in_file):
                 writer.write_table(table)
     ids = rng.permutation(np.fromiter(wanted, np.int64))
     repeated = ids[:3]
@@ -85,8 +85,8 @@ def _row_id(file: int, row: int) -> int:
 
 
 def _tables(file: int, rows: int, wanted: dict[int, str]) -> Iterator[pa.Table]:
-    for first in range(0, rows, _ROWS_AT_ONCE):
-        numbers = range(first, min(first + _ROWS_AT_ONCE, rows))
+    for first in range(0, rows, _ROWS_PER_TABLE):
+        numbers = range(first, min(first + _ROWS_PER_TABLE, rows))
         similarity = pa.array([0.35 if number in wanted else 0.2 for number in numbers], pa.float32())
         yield pa.table(
             {

@@ -1,9 +1,9 @@
-"""An image server on loopback that misbehaves on request: the demo's, the tests' and the benchmarks' origin.
+"""An image server on loopback that misbehaves on request, for the demo, the tests and the benchmarks.
 
-Rules: it runs in a process of its own, on free ports of every address of 127.0.0.0/8 (each of them a host to a client)
-and of no other, and ends when whoever started it does. What it does with a request stands in the path:
-``/<behaviour>/<picture>``, with the behaviours of ``BEHAVIOURS``. ``/requests`` answers with a JSON object of path →
-number of requests, ``/lost`` with one of path → number of answers that lost their client.
+Rules: it runs in a process of its own, on free ports. It serves every address of 127.0.0.0/8, each of which is a host
+of its own to a client, and no other address. It ends when its parent does. The path of a request determines what it
+does: ``/<behaviour>/<picture>``, with the behaviours of ``BEHAVIOURS``. ``/requests`` returns a JSON object of path →
+number of requests, and ``/lost`` one of path → number of responses whose client disconnected before their end.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ import orjson
 from datafetch.demo.behaviours import BEHAVIOURS, Exchange, Request
 from datafetch.process.child import child_command
 
-_BACKLOG = 4096  # a thousand clients may connect in the same instant
-_EVERY_ADDRESS = "0.0.0.0"  # noqa: S104 - Linux binds no block of addresses; connections to others are dropped
-_OUR_ADDRESSES = "127."
+_BACKLOG = 4096  # a thousand clients may connect at the same moment
+_EVERY_ADDRESS = "0.0.0.0"  # noqa: S104 - Linux can't bind 127.0.0.0/8 alone; connections to others are dropped
+_LOOPBACK_PREFIX = "127."
 _PLAIN = "http"
 
 
@@ -40,9 +40,9 @@ class Origin:
     """The server as a process: ``with Origin(folder) as origin: origin.url("well", "00001.jpg")``.
 
     Args:
-        pictures: The folder with the pictures.
-        certificates: TLS listener → PEM file with the private key and the certificate chain; the name ``https`` is
-            the one that redirects from http lead to.
+        pictures: The folder of the pictures.
+        certificates: Name of a TLS listener → PEM file with the private key and the certificate chain. Redirects from
+            http lead to the listener that is named ``https``.
     """
 
     def __init__(self, pictures: Path, certificates: Mapping[str, Path] | None = None) -> None:
@@ -53,7 +53,7 @@ class Origin:
 
     def __enter__(self) -> Self:
         listeners = [f"{name}={path}" for name, path in self._certificates.items()]
-        # Its standard input stays open as long as we live: the end of it ends the server.
+        # Its standard input stays open as long as this process lives; the server exits when it ends.
         self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
             [*child_command("datafetch.demo.origin"), str(self._pictures), *listeners],
             stdin=subprocess.PIPE,
@@ -73,69 +73,69 @@ class Origin:
     def url(
         self, behaviour: str, picture: str, query: object = "", *, host: str = "127.0.0.1", listener: str = _PLAIN
     ) -> str:
-        """The URL of a picture under a behaviour.
+        """Return the URL of a picture with a behaviour.
 
         Args:
             behaviour: One of ``BEHAVIOURS``.
-            picture: Name of a file in the folder.
-            query: Another query is another image to the client.
-            host: Any address of 127.0.0.0/8, or a name that leads to one.
-            listener: ``http``, or the name of a certificate.
+            picture: The name of a file in the folder.
+            query: Makes the URL different, so that it is another image to the client.
+            host: Any address of 127.0.0.0/8, or a name that resolves to one.
+            listener: ``http``, or the name of a TLS listener.
         """
         scheme = _PLAIN if listener == _PLAIN else "https"
         path = f"/{behaviour}/{picture}" + (f"?{query}" if query != "" else "")
         return f"{scheme}://{host}:{self._ports[listener]}{path}"
 
     def requests(self) -> dict[str, int]:
-        """How often each path was asked for, query included."""
-        return self._books("requests")
+        """Return how often each path, including its query, was requested."""
+        return self._counts("requests")
 
     def lost(self) -> dict[str, int]:
-        """How often the client went away while the answer to a path, query included, was being given."""
-        return self._books("lost")
+        """Return how often the client disconnected before the end of the response, for each path with its query."""
+        return self._counts("lost")
 
-    def _books(self, name: str) -> dict[str, int]:
+    def _counts(self, name: str) -> dict[str, int]:
         with urlopen(f"http://127.0.0.1:{self._ports[_PLAIN]}/{name}") as response:
             counts: dict[str, int] = orjson.loads(response.read())
         return counts
 
 
 class _Connection(asyncio.StreamReaderProtocol):
-    """A connection whose end is noticed while an answer is being given, too."""
+    """A connection that reports when its client disconnects, even while a response is being sent."""
 
     def __init__(
         self,
-        meet: Callable[[asyncio.StreamReader, asyncio.StreamWriter], asyncio.Task[None] | None],
-        lose: Callable[[asyncio.Task[None]], None],
+        accept: Callable[[asyncio.StreamReader, asyncio.StreamWriter], asyncio.Task[None] | None],
+        on_disconnect: Callable[[asyncio.Task[None]], None],
     ) -> None:
         super().__init__(asyncio.StreamReader(), self._begin)
-        self._meet = meet
-        self._lose = lose
-        self._conversation: asyncio.Task[None] | None = None
+        self._accept = accept
+        self._on_disconnect = on_disconnect
+        self._serving: asyncio.Task[None] | None = None
 
     def _begin(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._conversation = self._meet(reader, writer)
+        self._serving = self._accept(reader, writer)
 
     def eof_received(self) -> bool:
         super().eof_received()
         self._end()
-        return False  # whoever hangs up gets no answer, and the transport closes
+        return False  # closes the transport: a client that disconnects gets no response
 
     def connection_lost(self, error: Exception | None) -> None:
         super().connection_lost(error)
         self._end()
 
     def _end(self) -> None:
-        if self._conversation is not None:
-            self._lose(self._conversation)
-            self._conversation = None
+        if self._serving is not None:
+            self._on_disconnect(self._serving)
+            self._serving = None
 
 
 class _Server:
     def __init__(self, pictures: Path) -> None:
         self._ports: dict[str, int] = {}
-        self._books: dict[str, Counter[str]] = {"/requests": Counter(), "/lost": Counter()}
-        self._answering: dict[asyncio.Task[None], Exchange] = {}
+        self._counts: dict[str, Counter[str]] = {"/requests": Counter(), "/lost": Counter()}
+        self._exchanges: dict[asyncio.Task[None], Exchange] = {}
         self._read = lru_cache(maxsize=4096)(lambda name: (pictures / name).read_bytes())
 
     async def serve(self, certificates: Mapping[str, str]) -> None:
@@ -145,65 +145,65 @@ class _Server:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(path)
             await self._listen(name, context)
-        with suppress(BrokenPipeError):  # whoever wanted it is gone already
+        with suppress(BrokenPipeError):  # the parent is gone already
             os.write(sys.stdout.fileno(), orjson.dumps(self._ports) + b"\n")
         while await asyncio.to_thread(os.read, 0, 1):
             pass
-        os._exit(0)  # whatever connections are open
+        os._exit(0)  # without waiting for open connections
 
     async def _listen(self, name: str, context: ssl.SSLContext | None) -> None:
         loop = asyncio.get_running_loop()
         server = await loop.create_server(
-            lambda: _Connection(self._meet, self._lose), _EVERY_ADDRESS, 0, ssl=context, backlog=_BACKLOG
+            lambda: _Connection(self._accept, self._on_disconnect), _EVERY_ADDRESS, 0, ssl=context, backlog=_BACKLOG
         )
         self._ports[name] = server.sockets[0].getsockname()[1]
 
-    def _meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> asyncio.Task[None] | None:
-        if not writer.get_extra_info("sockname")[0].startswith(_OUR_ADDRESSES):
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> asyncio.Task[None] | None:
+        if not writer.get_extra_info("sockname")[0].startswith(_LOOPBACK_PREFIX):
             writer.transport.abort()
             return None
-        # An answer is given when the kernel has all of it, not when a buffer of ours has.
-        # (Not a limit of 0: asyncio's TLS transport then waits for an empty buffer to become emptier.)
+        # A response counts as sent when the kernel has all of it, and not when asyncio's buffer has.
+        # The limit is not 0, because asyncio's TLS transport would then never resume writing.
         writer.transport.set_write_buffer_limits(high=1, low=0)
-        return asyncio.get_running_loop().create_task(self._converse(reader, writer))
+        return asyncio.get_running_loop().create_task(self._serve_connection(reader, writer))
 
-    def _lose(self, task: asyncio.Task[None]) -> None:
-        exchange = self._answering.get(task)
+    def _on_disconnect(self, task: asyncio.Task[None]) -> None:
+        exchange = self._exchanges.get(task)
         if exchange is None:
             return
-        if not exchange.over:
-            self._books["/lost"][exchange.request.target] += 1
+        if not exchange.is_closed:
+            self._counts["/lost"][exchange.request.target] += 1
         task.cancel()
 
-    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None, "every coroutine runs in one"
-        turn = 0
+        number = 0
         try:
             while not writer.is_closing():
-                turn += 1
-                request = Request(await reader.readuntil(b"\r\n\r\n"), turn=turn)
-                exchange = self._answering[task] = Exchange(self._counted(request), self._ports, writer)
-                await self._answer(exchange)
+                number += 1
+                request = Request(await reader.readuntil(b"\r\n\r\n"), number=number)
+                exchange = self._exchanges[task] = Exchange(self._counted(request), self._ports, writer)
+                await self._respond(exchange)
                 await exchange.drain()
-                del self._answering[task]
+                del self._exchanges[task]
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            pass  # the client has gone, or speaks something else
+            pass  # the client has disconnected, or does not speak HTTP
         finally:
-            self._answering.pop(task, None)
+            self._exchanges.pop(task, None)
             writer.close()
 
     def _counted(self, request: Request) -> Request:
-        if request.target in self._books:
+        if request.target in self._counts:
             return request
-        counts = self._books["/requests"]
+        counts = self._counts["/requests"]
         counts[request.target] += 1
-        return replace(request, seen=counts[request.target])
+        return replace(request, times_requested=counts[request.target])
 
-    async def _answer(self, exchange: Exchange) -> None:
+    async def _respond(self, exchange: Exchange) -> None:
         request = exchange.request
-        if request.target in self._books:
-            exchange.whole(orjson.dumps(self._books[request.target]), "Content-Type: application/json")
+        if request.target in self._counts:
+            exchange.send_ok(orjson.dumps(self._counts[request.target]), "Content-Type: application/json")
             return
         behaviour = BEHAVIOURS.get(request.parts[0])
         try:
@@ -211,13 +211,13 @@ class _Server:
         except OSError:
             behaviour = None
         if behaviour is None:
-            exchange.head(HTTPStatus.NOT_FOUND, 0)
+            exchange.send_head(HTTPStatus.NOT_FOUND, 0)
             return
         await behaviour.answer(exchange)
 
 
 def main() -> None:
-    """Serve the pictures of the folder that the command line names, and at the certificates it names after that."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # for the parent alone, also where all of its processes get them
+    """Serve the folder that is the first argument, with the TLS listeners given as NAME=PEM in the other arguments."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # the parent handles them, even if the whole group receives them
         signal.signal(number, signal.SIG_IGN)
     asyncio.run(_Server(Path(sys.argv[1])).serve(dict(argument.split("=", 1) for argument in sys.argv[2:])))

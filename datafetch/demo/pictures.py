@@ -1,4 +1,4 @@
-"""Pictures that compress like photographs, painted from noise: the same ones for the same seed."""
+"""Pictures that compress like photographs, painted from noise; the same seed gives the same pictures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-# Grid cells a side, contrast: light from coarse shapes to fine grain, colour in coarse ones alone, as in a photograph.
+# Grid cells per side, and contrast. As in a photograph, brightness varies from coarse shapes to fine grain, and colour
+# only in coarse shapes.
 _LIGHT = ((3, 80.0), (9, 60.0), (30, 35.0), (90, 22.0), (250, 14.0))
 _COLOUR = ((2, 45.0), (7, 35.0))
 _SIZES_PX = ((640, 480), (480, 640), (800, 600), (1024, 683), (336, 336), (300, 200), (500, 375), (720, 1080))
@@ -18,7 +19,7 @@ _SIZES_PX = ((640, 480), (480, 640), (800, 600), (1024, 683), (336, 336), (300, 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A file format and a pixel mode that the web has."""
+    """A file format and pixel mode that occur on the web."""
 
     suffix: str
     format: str
@@ -26,7 +27,7 @@ class Kind:
     quality: int = 85
 
 
-# In the proportions of a web crawl: four of five are JPEG.
+# In the proportions of a web crawl, in which four of five images are JPEGs.
 KINDS = (
     *(Kind(".jpg", "JPEG", "RGB"),) * 15,
     Kind(".jpg", "JPEG", "L"),
@@ -43,9 +44,9 @@ def write_pictures(folder: Path, count: int, seed: int = 0) -> list[str]:
     """Paint pictures into a folder, and return their file names.
 
     Args:
-        folder: Made where it is missing.
-        count: How many; kinds and sizes take turns.
-        seed: Other pictures for another seed.
+        folder: Created if it is missing.
+        count: How many pictures; kinds and sizes alternate.
+        seed: Another seed gives other pictures.
     """
     folder.mkdir(parents=True, exist_ok=True)
     names = []
@@ -59,7 +60,7 @@ def write_pictures(folder: Path, count: int, seed: int = 0) -> list[str]:
 
 
 def paint(size_px: tuple[int, int], seed: int) -> Image.Image:
-    """An RGB picture of this width and height: noise of several scales, the coarse strong, the fine weak."""
+    """Paint an RGB picture of this width and height: noise of several scales, strong if coarse and weak if fine."""
     rng = np.random.default_rng(seed)
     canvas: npt.NDArray[np.float32] = np.full((size_px[1], size_px[0], 3), 128, np.float32)
     for channels, octaves in ((1, _LIGHT), (3, _COLOUR)):
@@ -72,7 +73,7 @@ def paint(size_px: tuple[int, int], seed: int) -> Image.Image:
 
 
 def encode(picture: Image.Image, kind: Kind) -> bytes:
-    """The picture as a file of this kind; transparency, where the mode has it, runs from left to right."""
+    """Encode a picture as a file of this kind; if the mode has transparency, it varies from left to right."""
     if kind.mode == "RGBA":
         picture = picture.copy()
         picture.putalpha(Image.linear_gradient("L").rotate(90).resize(picture.size))

@@ -1,6 +1,6 @@
-"""run_demo(): paint, serve, fetch, check.
+"""run_demo(): paint pictures, serve them, fetch them, and check the result.
 
-Rules: what is shown is the real thing: the same job, over real HTTP, as ``datafetch prepare coyo`` would do it.
+Rules: the demo shows the real thing: the same job, over real HTTP, that ``datafetch prepare coyo`` would run.
 """
 
 from __future__ import annotations
@@ -26,39 +26,39 @@ from datafetch.model.report import Report
 
 DEFAULT_FOLDER = Path("datafetch-demo")
 _MARKER = "made-by-datafetch-demo"
-_PICTURES = 220  # ten of each kind; beyond that, URLs share pictures
+_PICTURES = 220  # ten of each kind; with more images, URLs share pictures
 _FAULTS = ("missing", "flaky", "slow", "moved", "truncated", "cut", "reset", "html", "inside")
-_FAULTY_SHARE = 0.02  # of each fault
+_FAULTY_SHARE = 0.02  # for each fault
 _FILES = 2
 _UNWANTED_ROWS_PER_IMAGE = 9
 
 
 @dataclass(frozen=True, slots=True)
 class DemoResult:
-    """What the demo did and found."""
+    """The report of the demo's run, and the results of its checks."""
 
     report: Report
     findings: tuple[Finding, ...]
 
     @property
-    def is_right(self) -> bool:
-        """Whether everything came out as it must."""
-        return all(finding.is_right for finding in self.findings)
+    def is_passed(self) -> bool:
+        """Whether all checks passed."""
+        return all(finding.is_passed for finding in self.findings)
 
     def table(self) -> Table:
-        """The findings, for a person."""
-        table = Table(title=f"demo: {'all as it must be' if self.is_right else 'NOT as it must be'}")
-        table.add_column("what")
+        """Return the results of the checks as a table for people."""
+        table = Table(title=f"demo: {'all checks passed' if self.is_passed else 'SOME CHECKS FAILED'}")
+        table.add_column("check")
         table.add_column("number", justify="right")
-        table.add_column("must be")
-        table.add_column("is")
+        table.add_column("expected")
+        table.add_column("actual")
         for finding in self.findings:
             table.add_row(
-                finding.what,
+                finding.check,
                 f"{finding.number:,}",
                 finding.expected,
-                finding.seen,
-                style=None if finding.is_right else "bold red",
+                finding.actual,
+                style=None if finding.is_passed else "bold red",
             )
         return table
 
@@ -72,10 +72,10 @@ def run_demo(images: int, folder: Path | None = None, observers: Iterable[Observ
         observers: Each watches the run.
 
     Raises:
-        ConfigurationError: The folder holds something else.
+        ConfigurationError: The folder contains something else.
     """
     folder = folder or DEFAULT_FOLDER
-    _make_room(folder)
+    _prepare_folder(folder)
     pictures = write_pictures(folder / "pictures", min(images, _PICTURES))
     dataset = find_dataset("coyo")
     with Origin(folder / "pictures") as origin:
@@ -95,23 +95,23 @@ def run_demo(images: int, folder: Path | None = None, observers: Iterable[Observ
 
 def _url(origin: Origin, number: int, pictures: list[str], images: int) -> str:
     faulty = max(1, round(images * _FAULTY_SHARE))
-    fault, place = number % len(_FAULTS), number // len(_FAULTS)
-    behaviour = _FAULTS[fault] if place < faulty else "well"
+    fault, repetition = number % len(_FAULTS), number // len(_FAULTS)
+    behaviour = _FAULTS[fault] if repetition < faulty else "well"
     picture = pictures[number % len(pictures)]
     if behaviour == "truncated":
-        # Of the formats of the web it is JPEG that shows half a picture when it is cut; that must not pass for one.
+        # A cut-off JPEG still shows half a picture, unlike other formats, and must not be accepted.
         picture = next(name for name in pictures if name.endswith(".jpg"))
     return origin.url(behaviour, picture, number)
 
 
-def _make_room(folder: Path) -> None:
+def _prepare_folder(folder: Path) -> None:
     try:
-        _empty(folder)
+        _clear(folder)
     except OSError as error:
-        raise ResourceError.of_disk(error, f"make the folder {folder}") from error
+        raise ResourceError.from_disk_error(error, f"create the folder {folder}") from error
 
 
-def _empty(folder: Path) -> None:
+def _clear(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise ConfigurationError(f"{folder} is not a folder; give --out a new one")
     if folder.exists() and any(folder.iterdir()):

@@ -13,7 +13,7 @@ import orjson
 
 from datafetch.datasets import find_dataset
 from datafetch.engine.ownership import Identity, read_asked, read_identity
-from datafetch.errors import ConfigurationError, refuse_outside
+from datafetch.errors import ConfigurationError, require_in_range
 from datafetch.fetch import MAX_BYTES, FetchPolicy, OptOut
 from datafetch.model.interfaces import Dataset, Manifest
 from datafetch.model.kinds import Payload
@@ -129,7 +129,7 @@ class Job:
             ("--max-sample", self.max_sample_bytes, _MOST_SAMPLE_BYTES),
         ):
             if value is not None:
-                refuse_outside(flag, value, 1, most)
+                require_in_range(flag, value, 1, most)
         if self.world_size is not None:
             Ranks(self.world_size)
         if self.payload not in tuple(Payload):

@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 
 import orjson
 
-from datafetch.errors import ConfigurationError, ResourceError, raise_want
+from datafetch.errors import ConfigurationError, ResourceError, raise_if_exhausted
 from datafetch.output.commit import complete_commits
 from datafetch.output.formats import format_of
 from datafetch.output.reshard.record import read_reshard_record
@@ -104,8 +104,8 @@ def _disk_errors(layout: OutputLayout) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise_want(error)
-        raise ResourceError.of_disk(error, f"write beside {layout.out}") from error
+        raise_if_exhausted(error)
+        raise ResourceError.from_disk_error(error, f"write beside {layout.out}") from error
 
 
 def _lock_output(layout: OutputLayout, lock: Lock, *, is_alone: bool) -> None:

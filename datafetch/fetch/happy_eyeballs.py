@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Generic, TypeVar
 
-from datafetch.errors import is_want
+from datafetch.errors import is_exhaustion
 
 MAX_SOCKETS = 2
 """Number of sockets that one call holds at most."""
@@ -79,7 +79,7 @@ class _Race(Generic[_Connection]):
                 if not isinstance(error, OSError):
                     raise error
                 self._errors.append(error)
-        raise next(filter(is_want, self._errors), self._errors[0])
+        raise next(filter(is_exhaustion, self._errors), self._errors[0])
 
     def close(self) -> None:
         """Cancel all attempts that are still in progress."""

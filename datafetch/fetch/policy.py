@@ -8,7 +8,7 @@ from enum import StrEnum
 from functools import partial
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
-from datafetch.errors import ConfigurationError, refuse_outside
+from datafetch.errors import ConfigurationError, require_in_range
 from datafetch.model.options import Effect, Option, OptionGroup, option
 
 _NAMESERVER = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<v4>[^:\[\]]+))(?::(?P<port>\d{1,5}))?")
@@ -93,11 +93,11 @@ class FetchPolicy:
     def __post_init__(self) -> None:
         """Refuse values that cannot work, before anything is fetched."""
         if self.connections is not None:
-            refuse_outside("--connections", self.connections, 1, _MAX_CONNECTIONS)
-        refuse_outside("--per-host", self.per_host, 1, _MAX_CONNECTIONS)
-        refuse_outside("--retries", self.retries, 0, _MAX_RETRIES)
-        refuse_outside("--max-body", self.max_body_bytes, 1, MAX_BYTES)
-        refuse_outside("max_redirects", self.max_redirects, 0, _MAX_REDIRECTS)
+            require_in_range("--connections", self.connections, 1, _MAX_CONNECTIONS)
+        require_in_range("--per-host", self.per_host, 1, _MAX_CONNECTIONS)
+        require_in_range("--retries", self.retries, 0, _MAX_RETRIES)
+        require_in_range("--max-body", self.max_body_bytes, 1, MAX_BYTES)
+        require_in_range("max_redirects", self.max_redirects, 0, _MAX_REDIRECTS)
         if not 0 < self.timeout_s <= _MAX_TIMEOUT_S:
             raise ConfigurationError(f"--timeout must be above 0 seconds and at most a day, not {self.timeout_s}")
         if not (self.connect_timeout_s > 0 and self.stall_timeout_s > 0 and self.backoff_s >= 0):

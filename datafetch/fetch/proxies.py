@@ -10,7 +10,7 @@ from urllib.request import getproxies_environment, proxy_bypass_environment  # t
 
 from yarl import URL
 
-from datafetch.errors import ConfigurationError, raise_want
+from datafetch.errors import ConfigurationError, raise_if_exhausted
 from datafetch.fetch.dns.address_guard import AddressGuard, BlockedAddressError
 
 _HOSTS_FILE = Path("/etc/hosts")
@@ -53,7 +53,7 @@ class Proxies:
             try:
                 answers = await loop.getaddrinfo(url.raw_host, url.port, type=socket.SOCK_STREAM)
             except OSError as error:
-                raise_want(error)
+                raise_if_exhausted(error)
                 raise ConfigurationError(
                     f"the proxy {url.raw_host} of the environment has no address: {error}"
                 ) from error
@@ -88,7 +88,7 @@ def _read_hosts() -> Mapping[str, Sequence[str]]:
     try:
         lines = _HOSTS_FILE.read_bytes().decode("ascii", "replace").splitlines()
     except OSError as error:
-        raise_want(error)
+        raise_if_exhausted(error)
         return {}
     for line in lines:
         address, *names = line.partition("#")[0].split() or [""]

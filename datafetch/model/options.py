@@ -13,7 +13,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from enum import Enum, StrEnum, auto
 from typing import TypeVar
 
-from datafetch.errors import ConfigurationError, refuse_outside
+from datafetch.errors import ConfigurationError, require_in_range
 
 MOST_COUNT = 2**31 - 1
 """The maximum of every integer option of a dataset."""
@@ -130,6 +130,6 @@ class DatasetOptions:
         for one in options_of(type(self)):
             value, least = getattr(self, one.field), one.option.least
             if isinstance(value, int) and least is not None:
-                refuse_outside(one.flag, value, least, MOST_COUNT)
+                require_in_range(one.flag, value, least, MOST_COUNT)
             if isinstance(value, float) and not math.isfinite(value):
                 raise ConfigurationError(f"{one.flag} must be a number, not {value}")

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datafetch.datasets import find_dataset
-from datafetch.errors import ConfigurationError, raise_want
+from datafetch.errors import ConfigurationError, raise_if_exhausted
 from datafetch.model.bounds import Amount
 from datafetch.model.outcome import OK
 from datafetch.model.sample import Sample
@@ -294,7 +294,7 @@ def _look(path: Path) -> _ShardsOnDisk | None:
             books.spool_bytes = os.fstat(file.fileno()).st_size
             _count_heads(books, scan_records(file, marker))
     except (OSError, ConfigurationError) as error:
-        raise_want(error)
+        raise_if_exhausted(error)
         return None
     except (ValueError, TypeError, KeyError, struct.error):
         pass  # these bytes were not checked; what came before them counts
@@ -350,7 +350,7 @@ def _read_ledger(state: OutputLayout, shard: str) -> _ShardsOnDisk | None:
     except (ConfigurationError, OSError, ValueError) as error:
         if isinstance(error, FileNotFoundError) or isinstance(error.__cause__, FileNotFoundError):
             return None
-        raise_want(error)
+        raise_if_exhausted(error)
         raise not_a_ledger(path) from error
     return books
 

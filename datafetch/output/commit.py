@@ -39,7 +39,7 @@ from datafetch.errors import (
     DatafetchError,
     ManifestError,
     ResourceError,
-    is_want,
+    is_exhaustion,
 )
 from datafetch.model.kinds import CounterName
 from datafetch.model.ledger_line import ShardCounts
@@ -96,7 +96,8 @@ async def commit_in_process(commit: Commit) -> ShardCounts:
             start_new_session=True,  # Ctrl-C in the terminal is handled by the parent alone
         )
     except OSError as error:
-        raise ResourceError(f"cannot start the process that writes shards: {start_failure(error)}; {_ADVICE}") from error
+        reason = start_failure(error)
+        raise ResourceError(f"cannot start the process that writes shards: {reason}; {_ADVICE}") from error
     assert process.stdin is not None and process.stdout is not None  # noqa: PT018 - both are pipes
     try:
         # Standard input stays open: when it is closed, the child knows that its parent has ended.
@@ -151,9 +152,9 @@ def _respond(commit: Commit) -> bytes:
     except DatafetchError as error:
         failure = error
     except Exception as error:
-        if not is_want(error):
+        if not is_exhaustion(error):
             raise
-        failure = ResourceError.of_want(error)
+        failure = ResourceError.from_exhaustion(error)
     return orjson.dumps(_error_fields(failure))
 
 
@@ -196,7 +197,7 @@ def commit_shard(commit: Commit) -> ShardCounts:
         sync(layout.ready)
         publish_ready(layout, commit.shard)
     except OSError as error:
-        raise ResourceError.of_disk(error, f"write shard {commit.shard} to {layout.out}") from error
+        raise ResourceError.from_disk_error(error, f"write shard {commit.shard} to {layout.out}") from error
     return totals
 
 

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from datafetch.errors import ConfigurationError, raise_want
+from datafetch.errors import ConfigurationError, raise_if_exhausted
 from datafetch.model.bounds import Count
 from datafetch.model.ledger_line import LEGACY_SKIPPED_PREFIX, LedgerLine, ShardCounts
 from datafetch.model.outcome import FailureKind, Permission
@@ -229,7 +229,7 @@ def _read_metadata(path: Path) -> dict[bytes, bytes]:
     try:
         metadata: dict[bytes, bytes] = pq.read_metadata(path).metadata or {}
     except (OSError, pa.ArrowException) as error:
-        raise_want(error)
+        raise_if_exhausted(error)
         raise not_a_ledger(path) from error
     if not metadata.keys() >= {_TOTALS_KEY, _ROWS_KEY, _OWN_ROWS_KEY, _RETRY_KEY}:
         raise not_a_ledger(path, "of this version of datafetch")
@@ -306,7 +306,7 @@ def read_columns(path: Path, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
     except FileNotFoundError:
         raise
     except (OSError, pa.ArrowException) as error:
-        raise_want(error)
+        raise_if_exhausted(error)
         raise not_a_ledger(path) from error
 
 

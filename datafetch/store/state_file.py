@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import msgspec
 
-from datafetch.errors import ConfigurationError, raise_want
+from datafetch.errors import ConfigurationError, raise_if_exhausted
 
 _T = TypeVar("_T")
 _MAX_BYTES = 1 << 30  # equal.json has 1.25 bits per sample; no other state file grows with the samples
@@ -39,7 +39,7 @@ def read_state_file(path: Path, kind: type[_T], damaged: ConfigurationError) -> 
     except (ValueError, RecursionError, IsADirectoryError, ConfigurationError) as error:
         raise damaged from error
     except OSError as error:
-        raise_want(error)
+        raise_if_exhausted(error)
         raise ConfigurationError(
             f"cannot read {path} ({error.strerror or error}); fix this and run the same command again"
         ) from error
@@ -54,7 +54,7 @@ def read_if_sound(path: Path, kind: type[_T]) -> _T | None:
     try:
         return _decode(path, kind)
     except (ValueError, RecursionError, OSError, ConfigurationError) as error:
-        raise_want(error)
+        raise_if_exhausted(error)
         return None
 
 

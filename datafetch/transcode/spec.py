@@ -7,7 +7,7 @@ from enum import StrEnum
 from functools import partial
 from typing import TypeVar
 
-from datafetch.errors import ConfigurationError, refuse_outside
+from datafetch.errors import ConfigurationError, require_in_range
 from datafetch.model.options import Effect, Option, OptionGroup, option
 
 _MAX_DECODE_TIMEOUT_S = 3600.0
@@ -138,9 +138,9 @@ class ImageSpec:
         _require_int("--max-pixels", self.max_pixels)
         _require_int("min_pixels", self.min_pixels)
         if self.short_side_px is not None:
-            refuse_outside("--short-side", self.short_side_px, 1, _MAX_SIDE_PX)
-        refuse_outside("--quality", self.quality, 1, _MAX_QUALITY)
-        refuse_outside("--max-pixels", self.max_pixels, 1, _MAX_PIXELS)
+            require_in_range("--short-side", self.short_side_px, 1, _MAX_SIDE_PX)
+        require_in_range("--quality", self.quality, 1, _MAX_QUALITY)
+        require_in_range("--max-pixels", self.max_pixels, 1, _MAX_PIXELS)
         if not 1 <= self.min_pixels <= self.max_pixels:
             raise ConfigurationError(f"min_pixels must be from 1 to --max-pixels, not {self.min_pixels}")
         if self.encode is Encoding.RECEIVED and (self.short_side_px is not None or self.pixels is not Pixels.RECIPE):

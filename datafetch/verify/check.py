@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
 from datafetch.datasets import DATASETS, find_dataset
-from datafetch.errors import ConfigurationError, DatafetchError, raise_want, refuse_outside
+from datafetch.errors import ConfigurationError, DatafetchError, raise_if_exhausted, require_in_range
 from datafetch.model.interfaces import Dataset
 from datafetch.model.kinds import Loader
 from datafetch.model.observers import observing
@@ -76,7 +76,7 @@ class Check:
         if not all(character.isprintable() for character in self.out):
             raise ConfigurationError(f"paths must be printable, and valid UTF-8, not {self.out!a}")
         if self.processes is not None:
-            refuse_outside("--processes", self.processes, 1, MAX_PROCESSES)
+            require_in_range("--processes", self.processes, 1, MAX_PROCESSES)
 
     def ranks(self, loader: Loader) -> Ranks:
         """Return how many ranks will read the shards, and in which groups."""
@@ -106,7 +106,7 @@ async def verify_output(check: Check, observe: Observer | None = None) -> Verdic
         subject = await asyncio.to_thread(_open, check)
         findings = Findings(await asyncio.to_thread(lambda: subject.total_bytes))
     except OSError as error:
-        raise_want(error)
+        raise_if_exhausted(error)
         raise ConfigurationError(f"can't read {check.out}: {error.strerror or error}") from error
     try:
         async with asyncio.TaskGroup() as group:

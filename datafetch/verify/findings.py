@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-MAX_KEPT_PROBLEMS = 1000  # nobody reads more, and all of six million rows may be wrong
+MAX_KEPT_PROBLEMS = 1000  # more would not be read, and all of six million rows may be wrong
 _MAX_CHARS = 300
 _MAX_KEY_CHARS = 80
 PROBLEM_BYTES = 1024  # what a problem takes until it is counted

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from datafetch.errors import ConfigurationError, raise_want
+from datafetch.errors import ConfigurationError, raise_if_exhausted
 from datafetch.model.kinds import Loader
 from datafetch.verify.findings import Examination, ImageToDecode, Location, Problem
 from datafetch.verify.torch import read_image
@@ -41,14 +41,14 @@ class ImageFolder:
             try:
                 body = read_image(path, self._real_folder)
             except (OSError, ValueError) as error:
-                raise_want(error)
+                raise_if_exhausted(error)
                 reason = (isinstance(error, OSError) and error.strerror) or str(error)
                 yield Examination(1, (Problem(location, f"can't be read: {reason}"),))
             else:
                 yield Examination(1, images=(ImageToDecode(location, body),), read_bytes=len(body))
 
     def _files(self) -> Iterator[Path]:
-        for folder, folders, files in os.walk(self._folder, onerror=raise_want):
+        for folder, folders, files in os.walk(self._folder, onerror=raise_if_exhausted):
             folders.sort()
             links = [name for name in folders if (Path(folder) / name).is_symlink()]  # os.walk does not follow them
             yield from (Path(folder) / name for name in sorted([*files, *links]))

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from datafetch.errors import ConfigurationError, ManifestError, raise_want
+from datafetch.errors import ConfigurationError, ManifestError, raise_if_exhausted
 from datafetch.model.kinds import Loader
 from datafetch.output.formats import decode_row, read_count, read_frames
 from datafetch.store.atomic import LINK_ADVICE, leads_out
@@ -38,7 +38,7 @@ class ShardFolder:
         try:
             paths = sorted(folder.iterdir(), key=lambda path: path.name)
         except OSError as error:
-            raise_want(error)
+            raise_if_exhausted(error)
             raise ConfigurationError(f"can't read {folder}: {error.strerror or error}") from error
         if not paths:
             raise ConfigurationError(f"{folder} is empty; give a folder of shards")
@@ -67,9 +67,7 @@ class ShardFolder:
     def examine(self) -> Iterator[Examination]:
         """Examine the folder, then the shards in order, row by row."""
         for name in self._outside_links:
-            yield _file_problem(
-                name, f"is a link that leads out of its folder and is not followed; {LINK_ADVICE}"
-            )
+            yield _file_problem(name, f"is a link that leads out of its folder and is not followed; {LINK_ADVICE}")
         for name in self._foreign:
             yield _file_problem(name, "does not belong to a shard, but the trainer's loader counts every file")
         for name in self._unpaired:
@@ -131,7 +129,7 @@ class ShardFolder:
         except ManifestError as error:
             raise ManifestError("is not a number") from error
         except OSError as error:
-            raise_want(error)
+            raise_if_exhausted(error)
             raise ManifestError(f"can't be read: {error.strerror or error}") from error
 
     def _loader_of_first_row(self) -> Loader:
@@ -156,7 +154,7 @@ def _frames(path: Path) -> Iterator[bytes]:
     except ManifestError as error:
         raise ManifestError(str(error).removeprefix(str(path)).lstrip(": ")) from error
     except OSError as error:
-        raise_want(error)
+        raise_if_exhausted(error)
         raise ManifestError(f"can't be read: {error.strerror or error}") from error
 
 

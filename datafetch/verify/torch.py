@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 from datafetch.datasets.readers import RecordReader
-from datafetch.errors import ConfigurationError, ManifestError, raise_want
+from datafetch.errors import ConfigurationError, ManifestError, raise_if_exhausted
 from datafetch.model.kinds import Loader
 from datafetch.store.atomic import leads_out
 from datafetch.verify.findings import Examination, ImageToDecode, Location, Problem, clean
@@ -61,7 +61,7 @@ class RecordList:
         except ManifestError as error:
             problem = f"{error}; {number:,} records could be read"
         except OSError as error:
-            raise_want(error)
+            raise_if_exhausted(error)
             problem = f"can't be read: {error.strerror or error}"
         if problem or not number:
             yield Examination(problems=(Problem(Location(file), problem or "has no records"),))
@@ -85,7 +85,7 @@ class RecordList:
             try:
                 yield Examination(images=self._new_image(location, name))
             except (OSError, ValueError) as error:
-                raise_want(error)
+                raise_if_exhausted(error)
                 reason = error.strerror if isinstance(error, OSError) else error
                 message = f"image {clean(name, _MAX_SHOWN_CHARS)!r}: {reason}"
                 yield Examination(problems=(Problem(location, message),))

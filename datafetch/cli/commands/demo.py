@@ -32,7 +32,7 @@ def demo(
         result = run_demo(images, out, observers=[partial(show_progress, console=err)])
     show_report(result.report, as_json=json)
     (err if json else Console()).print(result.table())
-    return ExitCode.COMPLETE if result.is_right else ExitCode.BUG
+    return ExitCode.COMPLETE if result.is_passed else ExitCode.BUG
 
 
 command = as_command(demo)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from datafetch.datasets.readers.bounds import Int64s, reason
-from datafetch.errors import ManifestError, raise_want
+from datafetch.errors import ManifestError, raise_if_exhausted
 
 INDEX_BITS = 32
 """Of a packed pair; the shard's number stands above them."""
@@ -87,7 +87,7 @@ def _read(
             ids.add(_parse(path, lines, first_line, parse, (what, form)))
             first_line += len(chunk)
     except (OSError, EOFError, zlib.error) as error:
-        raise_want(error)
+        raise_if_exhausted(error)
         raise ManifestError(f"cannot read the id list {path}: {reason(error)}") from error
     listed = ids.listed()
     if not len(listed.ids):

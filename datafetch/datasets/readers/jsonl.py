@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from datafetch.datasets.readers.bounds import most_rows, reason
 from datafetch.datasets.readers.file_kind import what_it_is, what_text_it_is
-from datafetch.errors import ManifestError, raise_want
+from datafetch.errors import ManifestError, raise_if_exhausted
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -197,5 +197,5 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except _DAMAGES as error:
-        raise_want(error)
+        raise_if_exhausted(error)
         raise ManifestError(f"cannot read {path}: {reason(error)}") from error

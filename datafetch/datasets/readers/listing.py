@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from datafetch.datasets.readers.bounds import reason
-from datafetch.errors import ManifestError, raise_want
+from datafetch.errors import ManifestError, raise_if_exhausted
 
 
 def list_files(folder: Path, *suffixes: str) -> list[Path]:
@@ -18,7 +18,7 @@ def list_files(folder: Path, *suffixes: str) -> list[Path]:
     try:
         return _list_files(folder, suffixes)
     except OSError as error:
-        raise_want(error)
+        raise_if_exhausted(error)
         raise ManifestError(f"cannot read the folder {folder}: {reason(error)}") from error
 
 

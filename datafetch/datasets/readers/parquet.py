@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from datafetch.datasets.readers.bounds import Int64s, most_rows, reason
 from datafetch.datasets.readers.file_kind import what_is_no_parquet
 from datafetch.datasets.readers.parquet_pages import DamagedPageError, Page, read_pages
-from datafetch.errors import ManifestError, raise_want
+from datafetch.errors import ManifestError, raise_if_exhausted
 
 _BATCH_ROWS = 8192  # at COYO's 200 bytes of url and text a row, about 2 MB as Arrow and 8 MB as Python objects
 _BATCH_BYTES = 8 << 20  # of a column's texts; a batch costs 20 µs, so that small ones are no matter
@@ -253,5 +253,5 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, UnicodeError, DamagedPageError, pa.ArrowException) as error:
-        raise_want(error)
+        raise_if_exhausted(error)
         raise ManifestError(f"cannot read {path} as parquet: {reason(error)}") from error

@@ -1,7 +1,7 @@
-"""What the origin can do with a request, and what must become of the image: one flat table.
+"""The behaviours of the origin, and the outcomes that they must cause, in one flat table.
 
-Rules: a behaviour is a function from an exchange to bytes on the wire; what a client must make of it stands beside it
-in the table. Names are paths: ``/<behaviour>/<picture>``.
+Rules: a behaviour sends a response for one exchange. The table also says what outcome a client must arrive at. Its keys
+are part of URLs: ``/<behaviour>/<picture>``.
 """
 
 from collections.abc import Mapping

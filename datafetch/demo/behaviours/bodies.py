@@ -1,4 +1,4 @@
-"""Bodies: whole, short, long, slow, cut, empty, and in every framing that HTTP/1 knows."""
+"""Bodies: complete, short, long, slow, cut off, empty, and in every framing that HTTP/1 knows."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from datafetch.model.outcome import FailureKind
 
 _SLOW_PIECES = 5
 _SLOW_PAUSE_S = 0.2
-_DRIP_PAUSE_S = 0.25  # between two bytes: no stall, and no end either
+_DRIP_PAUSE_S = 0.25  # between two bytes, so that the body never stalls, but never ends in time
 _REST_PAUSE_S = 0.05
 _SMALL_CHUNKS = 50_000
 _GIBIBYTE = 1 << 30
 _HTML = b"<!doctype html><title>Gone</title><p>This picture has moved."
-_UNASKED = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwrong"
+_UNSOLICITED = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwrong"
 _BOUNDARY = b"--frame\r\nContent-Type: image/jpeg\r\n\r\n"
 
 
@@ -22,7 +22,7 @@ def _half(picture: bytes) -> bytes:
     return picture[: len(picture) // 2]
 
 
-def _most(picture: bytes) -> bytes:
+def _first_60_percent(picture: bytes) -> bytes:
     return picture[: len(picture) * 6 // 10]
 
 
@@ -35,18 +35,18 @@ def _chunk(data: bytes) -> bytes:
 
 
 def _begin(exchange: Exchange, *framing: str) -> None:
-    """Send a head whose framing is all in these lines."""
+    """Send a head with this framing, and no other."""
     lines = ["HTTP/1.1 200 OK", exchange.content_type, *framing, "", ""]
     exchange.send("\r\n".join(lines).encode("latin-1"))
 
 
 async def _well(exchange: Exchange) -> None:
-    exchange.whole(exchange.picture)
+    exchange.send_ok(exchange.picture)
 
 
 async def _slow(exchange: Exchange) -> None:
     picture = exchange.picture
-    exchange.head(200, len(picture), exchange.content_type)
+    exchange.send_head(200, len(picture), exchange.content_type)
     step = len(picture) // _SLOW_PIECES + 1
     for start in range(0, len(picture), step):
         await exchange.pause(_SLOW_PAUSE_S)
@@ -54,15 +54,15 @@ async def _slow(exchange: Exchange) -> None:
 
 
 async def _truncated(exchange: Exchange) -> None:
-    exchange.whole(_most(exchange.picture))
+    exchange.send_ok(_first_60_percent(exchange.picture))
 
 
 async def _html(exchange: Exchange) -> None:
-    exchange.whole(_HTML, "Content-Type: image/jpeg")
+    exchange.send_ok(_HTML, "Content-Type: image/jpeg")
 
 
 async def _until_close(exchange: Exchange) -> None:
-    exchange.head(200, None, exchange.content_type)
+    exchange.send_head(200, None, exchange.content_type)
     exchange.send(exchange.picture)
     await exchange.drain()
     exchange.close()
@@ -75,43 +75,43 @@ async def _chunked(exchange: Exchange) -> None:
 
 
 async def _chunked_in_full(exchange: Exchange) -> None:
-    """Use what hardly anybody does: a chunk extension, upper-case digits, a trailer."""
+    """Use rare features: a chunk extension, upper-case digits, and a trailer."""
     _begin(exchange, "Transfer-Encoding: chunked", "Trailer: X-Checksum")
     size = f"{len(exchange.picture):X}".encode()
     exchange.send(size + b';name="value"\r\n' + exchange.picture + b"\r\n0\r\nX-Checksum: 17\r\n\r\n")
 
 
 async def _short_length(exchange: Exchange) -> None:
-    """Promise half of what comes in the end; the promise counts."""
+    """Announce half of the length that is sent; the announced length counts."""
     half = len(exchange.picture) // 2
-    exchange.head(200, half, exchange.content_type)
+    exchange.send_head(200, half, exchange.content_type)
     exchange.send(exchange.picture)
 
 
 async def _unasked(exchange: Exchange) -> None:
-    """Send a second answer right after the first; nobody may take it for one."""
-    exchange.head(200, len(exchange.picture), exchange.content_type)
-    exchange.send(exchange.picture + _UNASKED)
+    """Send a second response right after the first; the client must not use it for its next request."""
+    exchange.send_head(200, len(exchange.picture), exchange.content_type)
+    exchange.send(exchange.picture + _UNSOLICITED)
 
 
 async def _stale(exchange: Exchange) -> None:
-    """Keep the connection alive, and close it when the next request comes."""
-    if exchange.request.turn > 1:
+    """Keep the connection alive, but close it when the next request comes."""
+    if exchange.request.number > 1:
         exchange.close()
     else:
-        exchange.whole(exchange.picture)
+        exchange.send_ok(exchange.picture)
 
 
 async def _stale_reset(exchange: Exchange) -> None:
-    """Keep the connection alive, and reset it when the next request comes."""
-    if exchange.request.turn > 1:
+    """Keep the connection alive, but reset it when the next request comes."""
+    if exchange.request.number > 1:
         exchange.reset()
     else:
-        exchange.whole(exchange.picture)
+        exchange.send_ok(exchange.picture)
 
 
 async def _empty(exchange: Exchange) -> None:
-    exchange.whole(b"")
+    exchange.send_ok(b"")
 
 
 async def _empty_chunked(exchange: Exchange) -> None:
@@ -120,22 +120,22 @@ async def _empty_chunked(exchange: Exchange) -> None:
 
 
 async def _empty_until_close(exchange: Exchange) -> None:
-    exchange.head(200, None, exchange.content_type)
+    exchange.send_head(200, None, exchange.content_type)
     exchange.close()
 
 
 async def _cut(exchange: Exchange) -> None:
-    exchange.head(200, len(exchange.picture), exchange.content_type)
+    exchange.send_head(200, len(exchange.picture), exchange.content_type)
     exchange.send(_half(exchange.picture))
     exchange.close()
 
 
 async def _broken_off(exchange: Exchange) -> None:
-    """Cut, and over TLS without its good-bye."""
-    exchange.head(200, len(exchange.picture), exchange.content_type)
+    """Cut off the body, and over TLS also omit the close_notify."""
+    exchange.send_head(200, len(exchange.picture), exchange.content_type)
     exchange.send(_half(exchange.picture))
     await exchange.drain()
-    exchange.break_off()
+    exchange.abort()
 
 
 async def _reset(exchange: Exchange) -> None:
@@ -143,7 +143,7 @@ async def _reset(exchange: Exchange) -> None:
 
 
 async def _reset_in_body(exchange: Exchange) -> None:
-    exchange.head(200, len(exchange.picture), exchange.content_type)
+    exchange.send_head(200, len(exchange.picture), exchange.content_type)
     exchange.send(_half(exchange.picture))
     await exchange.drain()
     exchange.reset()
@@ -154,14 +154,14 @@ async def _closed(exchange: Exchange) -> None:
 
 
 async def _long_length(exchange: Exchange) -> None:
-    """Promise a hundred bytes more than come."""
-    exchange.head(200, len(exchange.picture) + 100, exchange.content_type)
+    """Announce a hundred bytes more than are sent."""
+    exchange.send_head(200, len(exchange.picture) + 100, exchange.content_type)
     exchange.send(exchange.picture)
     exchange.close()
 
 
-def _framed(*framing: str) -> Answer:
-    """The whole picture and the end of the connection, under a framing that is odd; {} is the picture's size."""
+def _whole_body_framed(*framing: str) -> Answer:
+    """Send the whole picture with an odd framing, and close the connection; {} stands for the picture's size."""
 
     async def answer(exchange: Exchange) -> None:
         _begin(exchange, *(line.format(len(exchange.picture)) for line in framing))
@@ -179,38 +179,38 @@ async def _two_lengths(exchange: Exchange) -> None:
 
 
 def _followed_by(data: bytes) -> Answer:
-    """The picture, and something right behind it."""
+    """Send the picture, and data right behind it."""
 
     async def answer(exchange: Exchange) -> None:
-        exchange.head(200, len(exchange.picture), exchange.content_type)
+        exchange.send_head(200, len(exchange.picture), exchange.content_type)
         exchange.send(exchange.picture + data)
 
     return answer
 
 
 async def _length_and_chunks(exchange: Exchange) -> None:
-    """Say how long it is, and something else; the chunks count."""
+    """Send a wrong Content-Length together with chunks; the chunks count."""
     _begin(exchange, "Content-Length: 5", "Transfer-Encoding: chunked")
     exchange.send(_chunk(exchange.picture) + _chunk(b""))
 
 
 async def _chunked_in_c(exchange: Exchange) -> None:
-    """Write the size as programs in C do, which makes it the size 0 and rubbish."""
+    """Write chunk sizes like a C literal (0x…), which reads as the size 0 followed by garbage."""
     _begin(exchange, "Transfer-Encoding: chunked")
     exchange.send(b"0x" + _chunk(exchange.picture) + _chunk(b""))
     exchange.close()
 
 
 async def _chunked_in_bytes(exchange: Exchange) -> None:
-    """Send chunks of a single byte, as long as that is still cheap for a client, and the rest in one."""
+    """Send single-byte chunks, as many as are still cheap for a client, and the rest in one chunk."""
     _begin(exchange, "Transfer-Encoding: chunked")
     few = min(len(exchange.picture), _SMALL_CHUNKS)
-    exchange.send(b"".join(_chunk(exchange.picture[place : place + 1]) for place in range(few)))
+    exchange.send(b"".join(_chunk(exchange.picture[start : start + 1]) for start in range(few)))
     exchange.send((_chunk(exchange.picture[few:]) if exchange.picture[few:] else b"") + _chunk(b""))
 
 
 async def _chunk_bomb(exchange: Exchange) -> None:
-    """Send chunks of a single byte without end."""
+    """Send single-byte chunks without end."""
     _begin(exchange, "Transfer-Encoding: chunked")
     await exchange.send_without_end(_chunk(b".") * 1000)
 
@@ -234,7 +234,7 @@ async def _chunked_badly(exchange: Exchange) -> None:
 
 
 async def _chunked_badly_later(exchange: Exchange) -> None:
-    """Break the framing when the client has long begun to read the body."""
+    """Break the framing after the client has started to read the body."""
     _begin(exchange, "Transfer-Encoding: chunked")
     exchange.send(_chunk(_half(exchange.picture)))
     await exchange.pause(_REST_PAUSE_S)
@@ -250,7 +250,7 @@ async def _chunked_hugely(exchange: Exchange) -> None:
 
 
 async def _chunked_cut(exchange: Exchange) -> None:
-    """Send everything but the last chunk, so that only its absence tells."""
+    """Send everything except the last chunk, whose absence is the only sign of the cut."""
     _begin(exchange, "Transfer-Encoding: chunked")
     exchange.send(_chunk(exchange.picture))
     exchange.close()
@@ -263,40 +263,40 @@ async def _chunked_cut_inside(exchange: Exchange) -> None:
 
 
 async def _stuck(exchange: Exchange) -> None:
-    """Accept and never answer."""
+    """Accept the request, and never respond."""
     await exchange.hang()
 
 
 async def _stalled(exchange: Exchange) -> None:
-    """Send half, and nothing more."""
-    exchange.head(200, len(exchange.picture), exchange.content_type)
+    """Send half of the body, and nothing more."""
+    exchange.send_head(200, len(exchange.picture), exchange.content_type)
     exchange.send(_half(exchange.picture))
     await exchange.hang()
 
 
 async def _headless(exchange: Exchange) -> None:
     """Send the head, and nothing more."""
-    exchange.head(200, len(exchange.picture), exchange.content_type)
+    exchange.send_head(200, len(exchange.picture), exchange.content_type)
     await exchange.hang()
 
 
 async def _drip(exchange: Exchange) -> None:
     """Send byte after byte, slowly."""
-    exchange.head(200, len(exchange.picture), exchange.content_type)
+    exchange.send_head(200, len(exchange.picture), exchange.content_type)
     for byte in exchange.picture:
         exchange.send(bytes([byte]))
         await exchange.pause(_DRIP_PAUSE_S)
 
 
 async def _large(exchange: Exchange) -> None:
-    """Promise a gibibyte, and send it."""
-    exchange.head(200, _GIBIBYTE, exchange.content_type)
+    """Announce a gibibyte, and send without end."""
+    exchange.send_head(200, _GIBIBYTE, exchange.content_type)
     await exchange.send_without_end(exchange.picture)
 
 
 async def _endless(exchange: Exchange) -> None:
-    """Send without end and without having said how much."""
-    exchange.head(200, None, exchange.content_type)
+    """Send without end, and without a length."""
+    exchange.send_head(200, None, exchange.content_type)
     await exchange.send_without_end(exchange.picture)
 
 
@@ -306,8 +306,8 @@ async def _endless_chunks(exchange: Exchange) -> None:
 
 
 async def _camera(exchange: Exchange) -> None:
-    """Send picture after picture, as a web camera does (MJPEG)."""
-    exchange.head(200, None, "Content-Type: multipart/x-mixed-replace; boundary=frame")
+    """Send picture after picture, like a web camera (MJPEG)."""
+    exchange.send_head(200, None, "Content-Type: multipart/x-mixed-replace; boundary=frame")
     await exchange.send_without_end(_BOUNDARY + exchange.picture + b"\r\n")
 
 
@@ -322,22 +322,22 @@ _WELL: Mapping[str, Behaviour] = {
     "nul_behind": Behaviour(_followed_by(b"\0")),
     "comment_behind": Behaviour(_followed_by(b"<!-- cached -->")),
     "end_behind": Behaviour(_followed_by(b"\xff\xd9")),
-    "negative_length": Behaviour(_framed("Content-Length: -1")),
-    "worded_length": Behaviour(_framed("Content-Length: plenty")),
-    "huge_length": Behaviour(_framed("Content-Length: 99999999999999999999999")),
-    "length_with_plus": Behaviour(_framed("Content-Length: +{}")),
-    "length_with_point": Behaviour(_framed("Content-Length: {}.0")),
-    "length_twice": Behaviour(_framed("Content-Length: {}", "Content-Length: {}")),
-    "length_twice_in_one": Behaviour(_framed("Content-Length: {0}, {0}")),
+    "negative_length": Behaviour(_whole_body_framed("Content-Length: -1")),
+    "worded_length": Behaviour(_whole_body_framed("Content-Length: plenty")),
+    "huge_length": Behaviour(_whole_body_framed("Content-Length: 99999999999999999999999")),
+    "length_with_plus": Behaviour(_whole_body_framed("Content-Length: +{}")),
+    "length_with_point": Behaviour(_whole_body_framed("Content-Length: {}.0")),
+    "length_twice": Behaviour(_whole_body_framed("Content-Length: {}", "Content-Length: {}")),
+    "length_twice_in_one": Behaviour(_whole_body_framed("Content-Length: {0}, {0}")),
     "length_and_chunks": Behaviour(_length_and_chunks),
-    "transferred_as_it_is": Behaviour(_framed("Transfer-Encoding: identity", "Content-Length: {}")),
-    "transferred_somehow": Behaviour(_framed("Transfer-Encoding: whatever")),
+    "transferred_as_it_is": Behaviour(_whole_body_framed("Transfer-Encoding: identity", "Content-Length: {}")),
+    "transferred_somehow": Behaviour(_whole_body_framed("Transfer-Encoding: whatever")),
     "chunked_in_bytes": Behaviour(_chunked_in_bytes),
     "stale": Behaviour(_stale),
     "stale_reset": Behaviour(_stale_reset),
 }
 _FOR_THE_CODEC_TO_FIND: Mapping[str, Behaviour] = {
-    "truncated": Behaviour(_truncated, FailureKind.CORRUPT, delivers=_most),
+    "truncated": Behaviour(_truncated, FailureKind.CORRUPT, delivers=_first_60_percent),
     "html": Behaviour(_html, FailureKind.NOT_AN_IMAGE, delivers=_html_page),
 }
 _DISCONNECTED: Mapping[str, Answer] = {

@@ -1,4 +1,4 @@
-"""Compressed bodies, though none was asked for: well, cut, lied about, and as bombs."""
+"""Compressed bodies that were not requested: valid, cut off, mislabelled, and decompression bombs."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ else:
 
 Compress = Callable[[bytes], bytes]
 
-_BOMB_BYTES = 64 << 20  # over any cap that a client for pictures has
-_RAW_DEFLATE = -15  # zlib's word for "no header, no checksum"
+_BOMB_BYTES = 64 << 20  # exceeds the limit of any client for pictures
+_RAW_DEFLATE = -15  # makes zlib write neither header nor checksum
 
 
 def _gzip(data: bytes) -> bytes:
@@ -34,8 +34,8 @@ def _raw_deflate(data: bytes) -> bytes:
 
 
 def _brotli(data: bytes) -> bytes:
-    packed: bytes = brotli.compress(data, quality=1)
-    return packed
+    compressed: bytes = brotli.compress(data, quality=1)
+    return compressed
 
 
 def _zstd(data: bytes) -> bytes:
@@ -56,11 +56,11 @@ def _gzip_then_rubbish(data: bytes) -> bytes:
 
 
 def _cut(compress: Compress) -> Compress:
-    def packed(data: bytes) -> bytes:
+    def compressed(data: bytes) -> bytes:
         whole = compress(data)
         return whole[: len(whole) // 2]
 
-    return packed
+    return compressed
 
 
 def _gzip_without_trailer(data: bytes) -> bytes:
@@ -80,27 +80,27 @@ def _bomb(compress: Compress) -> bytes:
     return compress(bytes(_BOMB_BYTES))
 
 
-def _packed(encoding: str, compress: Compress) -> Answer:
+def _response(encoding: str, compress: Compress) -> Answer:
     async def answer(exchange: Exchange) -> None:
-        exchange.whole(compress(exchange.picture), exchange.content_type, f"Content-Encoding: {encoding}")
+        exchange.send_ok(compress(exchange.picture), exchange.content_type, f"Content-Encoding: {encoding}")
 
     return answer
 
 
-def _exploding(encoding: str, compress: Compress) -> Answer:
+def _bomb_response(encoding: str, compress: Compress) -> Answer:
     async def answer(exchange: Exchange) -> None:
-        exchange.whole(_bomb(compress), exchange.content_type, f"Content-Encoding: {encoding}")
+        exchange.send_ok(_bomb(compress), exchange.content_type, f"Content-Encoding: {encoding}")
 
     return answer
 
 
 async def _gzip_chunked(exchange: Exchange) -> None:
-    packed = _gzip(exchange.picture)
+    compressed = _gzip(exchange.picture)
     fields = (exchange.content_type, "Content-Encoding: gzip", "Transfer-Encoding: chunked")
     exchange.send("\r\n".join(["HTTP/1.1 200 OK", *fields, "", ""]).encode())
-    for byte in packed[:20]:  # the header, in the smallest pieces there are
+    for byte in compressed[:20]:  # the header, in the smallest possible chunks
         exchange.send(b"1\r\n%c\r\n" % byte)
-    exchange.send(b"%x\r\n%s\r\n0\r\n\r\n" % (len(packed) - 20, packed[20:]))
+    exchange.send(b"%x\r\n%s\r\n0\r\n\r\n" % (len(compressed) - 20, compressed[20:]))
 
 
 _ARRIVES: Mapping[str, tuple[str, Compress]] = {
@@ -142,12 +142,15 @@ _BOMBS: Mapping[str, tuple[str, Compress]] = {
 
 ENCODINGS: Mapping[str, Behaviour] = {
     "gzip_chunked": Behaviour(_gzip_chunked),
-    **{name: Behaviour(_packed(*packing)) for name, packing in _ARRIVES.items()},
+    **{name: Behaviour(_response(*encoding)) for name, encoding in _ARRIVES.items()},
     **{
-        name: Behaviour(_packed(*packing), FailureKind.EMPTY, status=200, attempts=None)
-        for name, packing in _EMPTY.items()
+        name: Behaviour(_response(*encoding), FailureKind.EMPTY, status=200, attempts=None)
+        for name, encoding in _EMPTY.items()
     },
-    **{name: Behaviour(_packed(*packing), FailureKind.DISCONNECTED, attempts=None) for name, packing in _CUT.items()},
-    **{name: Behaviour(_exploding(*packing), FailureKind.TOO_LARGE) for name, packing in _BOMBS.items()},
+    **{
+        name: Behaviour(_response(*encoding), FailureKind.DISCONNECTED, attempts=None)
+        for name, encoding in _CUT.items()
+    },
+    **{name: Behaviour(_bomb_response(*encoding), FailureKind.TOO_LARGE) for name, encoding in _BOMBS.items()},
 }
-"""Name in the path → how the body is packed."""
+"""Name in the path → how the body is encoded."""

@@ -1,4 +1,4 @@
-"""Status lines and headers: old, odd, long, slow, endless, and none at all."""
+"""Status lines and headers: outdated, odd, long, slow, endless, and missing."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from datafetch.model.outcome import FailureKind
 
 _DRIP_PAUSE_S = 0.25
 _HINT_PAUSE_S = 0.01
-_MANY = 200  # beyond what libraries take by default, far below what browsers do
-_THOUSANDS = 10_000  # 300 KB of headers; browsers give up at 256 KiB
-_LONG_BYTES = 30_000  # security policies of real sites come near it
+_MANY_HEADERS = 200  # above the default limits of libraries, but far below those of browsers
+_EXCESSIVE_HEADERS = 10_000  # 300 KB of headers; browsers give up at 256 KiB
+_LONG_BYTES = 30_000  # about the longest security policies of real sites
 _HUGE_BYTES = 300_000
 
 
-def _begun(*lines: str) -> Answer:
-    """The whole picture, after these lines and a length."""
+def _start_with(*lines: str) -> Answer:
+    """Send these lines and a length, and then the whole picture."""
 
     async def answer(exchange: Exchange) -> None:
         head = [*lines, f"Content-Length: {len(exchange.picture)}", exchange.content_type, "", ""]
@@ -26,11 +26,11 @@ def _begun(*lines: str) -> Answer:
 
 
 def _with(*fields: str) -> Answer:
-    return _begun("HTTP/1.1 200 OK", *fields)
+    return _start_with("HTTP/1.1 200 OK", *fields)
 
 
 def _raw(data: bytes) -> Answer:
-    """These bytes, and the end of the connection."""
+    """Send these bytes, and close the connection."""
 
     async def answer(exchange: Exchange) -> None:
         exchange.send(data)
@@ -40,7 +40,7 @@ def _raw(data: bytes) -> Answer:
 
 
 async def _http_1_0(exchange: Exchange) -> None:
-    """Answer as a server of 1996: the body ends with the connection, and nothing says so."""
+    """Respond like a server of 1996: the body ends with the connection, and no header says so."""
     exchange.send(f"HTTP/1.0 200 OK\r\n{exchange.content_type}\r\n\r\n".encode() + exchange.picture)
     await exchange.drain()
     exchange.close()
@@ -93,7 +93,7 @@ async def _drip_head(exchange: Exchange) -> None:
 
 
 async def _endless_hints(exchange: Exchange) -> None:
-    """Announce an answer again and again."""
+    """Send interim responses without end."""
     while True:
         exchange.send(b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>; rel=preload\r\n\r\n")
         await exchange.pause(_HINT_PAUSE_S)
@@ -102,23 +102,23 @@ async def _endless_hints(exchange: Exchange) -> None:
 _ARRIVES: Mapping[str, Answer] = {
     "http_1_0": _http_1_0,
     "bare_line_feeds": _bare_line_feeds,
-    "without_reason": _begun("HTTP/1.1 200"),
-    "continued": _begun("HTTP/1.1 100 Continue", "", "HTTP/1.1 200 OK"),
-    "early_hints": _begun("HTTP/1.1 103 Early Hints", "Link: </style.css>; rel=preload", "", "HTTP/1.1 200 OK"),
+    "without_reason": _start_with("HTTP/1.1 200"),
+    "continued": _start_with("HTTP/1.1 100 Continue", "", "HTTP/1.1 200 OK"),
+    "early_hints": _start_with("HTTP/1.1 103 Early Hints", "Link: </style.css>; rel=preload", "", "HTTP/1.1 200 OK"),
     "long_header": _with("Content-Security-Policy: " + "a" * _LONG_BYTES),
-    "many_headers": _with(*(f"X-Header-{number}: and another one" for number in range(_MANY))),
+    "many_headers": _with(*(f"X-Header-{number}: and another one" for number in range(_MANY_HEADERS))),
     "folded_header": _with("X-Header: one line", "  and its continuation"),
-    "small_letters": _begun("http/1.1 200 ok"),
-    "version_unknown": _begun("HTTP/x 200 OK"),
-    "status_after_blanks": _begun("HTTP/1.1  200  OK"),
-    "status_without_blank": _begun("HTTP/1.1 200OK"),
+    "small_letters": _start_with("http/1.1 200 ok"),
+    "version_unknown": _start_with("HTTP/x 200 OK"),
+    "status_after_blanks": _start_with("HTTP/1.1  200  OK"),
+    "status_without_blank": _start_with("HTTP/1.1 200OK"),
     "blank_before_header": _with(" X-Header: y"),
     "blank_behind_header": _with("X-Header : y"),
     "blank_in_header": _with("X Header: y"),
     "odd_header": _with("X@Header(\xff): y"),
     "without_colon": _with("This is no header"),
     "returns": _returns,
-    "empty_line_first": _begun("", "HTTP/1.1 200 OK"),
+    "empty_line_first": _start_with("", "HTTP/1.1 200 OK"),
     "latin_1_header": _with("X-Header: gr\xfcn"),
     "utf_8_header": _with("X-Header: " + "緑".encode().decode("latin-1")),
 }
@@ -126,12 +126,12 @@ _DISCONNECTED: Mapping[str, Answer] = {
     "http_0_9": _http_0_9,
     "garbage": _raw(b"NONSENSE\r\n\r\n"),
     "empty_line_then_garbage": _raw(b"\r\nNONSENSE"),
-    "worded_status": _begun("HTTP/1.1 FINE 200"),
-    "status_too_long": _begun("HTTP/1.1 2000 OK"),
-    "status_000": _begun("HTTP/1.1 000 OK"),
+    "worded_status": _start_with("HTTP/1.1 FINE 200"),
+    "status_too_long": _start_with("HTTP/1.1 2000 OK"),
+    "status_000": _start_with("HTTP/1.1 000 OK"),
     "nul_in_header": _with("X-Header: a\0b"),
     "huge_header": _with("X-Header: " + "a" * _HUGE_BYTES),
-    "thousands_of_headers": _with(*(f"X-Header-{number}: and another one" for number in range(_THOUSANDS))),
+    "thousands_of_headers": _with(*(f"X-Header-{number}: and another one" for number in range(_EXCESSIVE_HEADERS))),
     "endless_head": _endless_head,
     "endless_header": _endless_header,
     "endless_hints": _endless_hints,

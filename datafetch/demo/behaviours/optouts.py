@@ -1,4 +1,4 @@
-"""Answers that forbid the use of the image for training, and answers that only look like it."""
+"""Responses that forbid using the image for training, and responses that only look like it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from datafetch.model.outcome import FailureKind
 def _tagged(*values: str) -> Answer:
     async def answer(exchange: Exchange) -> None:
         tags = [f"X-Robots-Tag: {value}" for value in values]
-        exchange.whole(exchange.picture, exchange.content_type, *tags)
+        exchange.send_ok(exchange.picture, exchange.content_type, *tags)
 
     return answer
 
 
 async def _forbidden_at_length(exchange: Exchange) -> None:
-    """Forbid the use, and send without end; a client that obeys has no reason to read on."""
-    exchange.head(200, None, exchange.content_type, "X-Robots-Tag: noai")
+    """Forbid the use, and send without end; a client that obeys has no reason to keep reading."""
+    exchange.send_head(200, None, exchange.content_type, "X-Robots-Tag: noai")
     await exchange.send_without_end(exchange.picture)
 
 

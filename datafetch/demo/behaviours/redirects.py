@@ -1,4 +1,4 @@
-"""Redirects: well, strangely spelt, far, in circles, and to where nobody should follow."""
+"""Redirects: valid ones, oddly written ones, long chains, loops, and ones that a client must not follow."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Callable, Mapping
 from datafetch.demo.behaviours.exchange import Answer, Behaviour, Exchange
 from datafetch.model.outcome import FailureKind
 
-Place = Callable[[Exchange], str]
+Target = Callable[[Exchange], str]
 
 _ANOTHER_HOST = "127.99.99.99"
 
 
-def _to(place: Place, status: int = 302) -> Answer:
+def _to(target: Target, status: int = 302) -> Answer:
     async def answer(exchange: Exchange) -> None:
-        exchange.head(status, 0, f"Location: {place(exchange)}")
+        exchange.send_head(status, 0, f"Location: {target(exchange)}")
 
     return answer
 
 
-def _straight_to(location: str) -> Answer:
+def _to_url(location: str) -> Answer:
     return _to(lambda _: location)
 
 
@@ -31,86 +31,86 @@ def _authority(exchange: Exchange, listener: str = "http") -> str:
     return f"{exchange.host}:{exchange.ports[listener]}"
 
 
-def _spelt(sent: bytes, expected: str) -> Answer:
-    """Redirect to a step spelt like this, and give the picture to who asks for it as a browser would."""
+def _to_step(sent: bytes, expected: str) -> Answer:
+    """Redirect to a step written like this, and send the picture if it is requested as browsers do."""
 
     async def answer(exchange: Exchange) -> None:
         match exchange.request.steps:
             case []:
-                exchange.head(302, 0, f"Location: {exchange.again(sent.decode('latin-1'))}")
+                exchange.send_head(302, 0, f"Location: {exchange.next_path(sent.decode('latin-1'))}")
             case [step] if step == expected:
-                exchange.whole(exchange.picture)
+                exchange.send_ok(exchange.picture)
             case _:
-                exchange.head(404, 0)
+                exchange.send_head(404, 0)
 
     return answer
 
 
 def _chain(hops: int) -> Answer:
-    """So many redirects, and the picture at their end."""
+    """Redirect N times, and then send the picture."""
 
     async def answer(exchange: Exchange) -> None:
         hop = len(exchange.request.steps)
         if hop < hops:
-            exchange.head(302, 0, f"Location: {exchange.again(*['on'] * (hop + 1))}")
+            exchange.send_head(302, 0, f"Location: {exchange.next_path(*['on'] * (hop + 1))}")
         else:
-            exchange.whole(exchange.picture)
+            exchange.send_ok(exchange.picture)
 
     return answer
 
 
 async def _circle(exchange: Exchange) -> None:
-    exchange.head(302, 0, f"Location: {exchange.request.target}")
+    exchange.send_head(302, 0, f"Location: {exchange.request.target}")
 
 
 async def _nowhere(exchange: Exchange) -> None:
-    exchange.head(302, 0)
+    exchange.send_head(302, 0)
 
 
 async def _moved_at_length(exchange: Exchange) -> None:
-    """Redirect, and talk about it without end."""
-    exchange.head(302, None, f"Location: {_well(exchange)}", "Content-Type: text/html")
+    """Redirect with an endless body."""
+    exchange.send_head(302, None, f"Location: {_well(exchange)}", "Content-Type: text/html")
     await exchange.send_without_end(b"<p>It has moved. " * 100)
 
 
 async def _cookie_wall(exchange: Exchange) -> None:
-    """Ask everyone to come back with a cookie."""
+    """Redirect to the same URL until the client sends a cookie."""
     if exchange.request.header("cookie"):
-        exchange.whole(exchange.picture)
+        exchange.send_ok(exchange.picture)
     else:
-        exchange.head(302, 0, f"Location: {exchange.request.target}", "Set-Cookie: seen=1; Path=/")
+        exchange.send_head(302, 0, f"Location: {exchange.request.target}", "Set-Cookie: seen=1; Path=/")
 
 
 async def _cookie_for_one_host(exchange: Exchange) -> None:
-    """Set a cookie, lead to another host, and refuse whoever shows it there."""
+    """Set a cookie, redirect to another host, and refuse a client that sends the cookie there."""
     if exchange.request.steps:
-        exchange.head(400, 0) if exchange.request.header("cookie") else exchange.whole(exchange.picture)
+        exchange.send_head(400, 0) if exchange.request.header("cookie") else exchange.send_ok(exchange.picture)
     else:
-        place = f"http://{_ANOTHER_HOST}:{exchange.ports['http']}{exchange.again('on')}"
-        exchange.head(302, 0, f"Location: {place}", "Set-Cookie: seen=1; Path=/")
+        target = f"http://{_ANOTHER_HOST}:{exchange.ports['http']}{exchange.next_path('on')}"
+        exchange.send_head(302, 0, f"Location: {target}", "Set-Cookie: seen=1; Path=/")
 
 
 async def _moved_with_words(exchange: Exchange) -> None:
-    """Promise no body, and send one."""
-    exchange.head(302, 0, f"Location: {_well(exchange)}")
+    """Announce no body, and send one."""
+    exchange.send_head(302, 0, f"Location: {_well(exchange)}")
     exchange.send(b"<p>It has moved.")
 
 
 async def _moved_with_more_words(exchange: Exchange) -> None:
-    """Promise a body, and send a longer one."""
-    exchange.head(302, len(b"<p>It"), f"Location: {_well(exchange)}")
+    """Announce a body, and send a longer one."""
+    exchange.send_head(302, len(b"<p>It"), f"Location: {_well(exchange)}")
     exchange.send(b"<p>It has moved.")
 
 
 async def _moved_to_another_host(exchange: Exchange) -> None:
-    """Redirect to another host, and refuse whoever shows it the first one's credentials."""
+    """Redirect to another host, and refuse a client that sends it the credentials for the first one."""
     if exchange.request.header("authorization") and exchange.request.steps:
-        exchange.head(400, 0)
+        exchange.send_head(400, 0)
     elif exchange.request.steps:
-        exchange.whole(exchange.picture)
+        exchange.send_ok(exchange.picture)
     else:
         port = exchange.ports["http"]
-        exchange.head(302, 0, f"Location: http://{_ANOTHER_HOST}:{port}{exchange.again('on')}")
+        exchange.send_head(302, 0, f"Location: http://{_ANOTHER_HOST}:{port}{exchange.next_path('on')}")
 
 
 _ARRIVES: Mapping[str, Answer] = {
@@ -123,11 +123,11 @@ _ARRIVES: Mapping[str, Answer] = {
     "moved_to_fragment": _to(lambda exchange: _well(exchange) + "#top"),
     "moved_between_blanks": _to(lambda exchange: f"  \t{_well(exchange)}  "),
     "moved_to_another_host": _moved_to_another_host,
-    "moved_to_utf_8": _spelt("grün".encode(), "gr%C3%BCn"),
-    "moved_to_latin_1": _spelt(b"gr\xfcn", "gr%FCn"),
-    "moved_to_blanks": _spelt(b"two words", "two%20words"),
-    "moved_to_escapes": _spelt(b"a%2Fb%20c+d%7Ee%C3%BC", "a%2Fb%20c+d%7Ee%C3%BC"),
-    "moved_to_brackets": _spelt(b"[1]|{2}'!(3)$,;:@&=*", "[1]|%7B2%7D'!(3)$,;:@&=*"),
+    "moved_to_utf_8": _to_step("grün".encode(), "gr%C3%BCn"),
+    "moved_to_latin_1": _to_step(b"gr\xfcn", "gr%FCn"),
+    "moved_to_blanks": _to_step(b"two words", "two%20words"),
+    "moved_to_escapes": _to_step(b"a%2Fb%20c+d%7Ee%C3%BC", "a%2Fb%20c+d%7Ee%C3%BC"),
+    "moved_to_brackets": _to_step(b"[1]|{2}'!(3)$,;:@&=*", "[1]|%7B2%7D'!(3)$,;:@&=*"),
     "moved_at_length": _moved_at_length,
     "chain_of_10": _chain(10),
     "cookie_wall": _cookie_wall,
@@ -153,7 +153,7 @@ _BAD_URL: Mapping[str, str] = {
 _BLOCKED: Mapping[str, str] = {
     "inside": "http://10.255.255.1/secret",
     "moved_to_metadata": "http://169.254.169.254/latest/meta-data/",
-    "moved_to_decimal": "http://184549121/secret",  # 10.255.255.1, as the next ones
+    "moved_to_decimal": "http://184549121/secret",  # 10.255.255.1, like the next ones
     "moved_to_hex": "http://0x0affff01/secret",
     "moved_to_octal": "http://012.0377.0377.01/secret",
     "moved_to_trailing_dot": "http://10.255.255.1./secret",
@@ -167,10 +167,10 @@ _BLOCKED: Mapping[str, str] = {
 REDIRECTS: Mapping[str, Behaviour] = {
     **{name: Behaviour(answer) for name, answer in {**_ARRIVES, **_OVER_TLS}.items()},
     "nowhere": Behaviour(_nowhere, FailureKind.HTTP_STATUS, 302),
-    "nowhere_in_words": Behaviour(_straight_to(""), FailureKind.HTTP_STATUS, 302),
+    "nowhere_in_words": Behaviour(_to_url(""), FailureKind.HTTP_STATUS, 302),
     **{name: Behaviour(answer, FailureKind.TOO_MANY_REDIRECTS) for name, answer in _TOO_MANY.items()},
-    **{name: Behaviour(_straight_to(url), FailureKind.BAD_URL) for name, url in _BAD_URL.items()},
-    **{name: Behaviour(_straight_to(url), FailureKind.BLOCKED_ADDRESS) for name, url in _BLOCKED.items()},
-    "moved_to_closed_port": Behaviour(_straight_to("http://127.0.0.1:1/"), FailureKind.CONNECT, attempts=None),
+    **{name: Behaviour(_to_url(url), FailureKind.BAD_URL) for name, url in _BAD_URL.items()},
+    **{name: Behaviour(_to_url(url), FailureKind.BLOCKED_ADDRESS) for name, url in _BLOCKED.items()},
+    "moved_to_closed_port": Behaviour(_to_url("http://127.0.0.1:1/"), FailureKind.CONNECT, attempts=None),
 }
-"""Name in the path → where it leads to. ``moved_to_tls`` needs an origin with a certificate."""
+"""Name in the path → where it redirects to. ``moved_to_tls`` needs an origin with a certificate."""

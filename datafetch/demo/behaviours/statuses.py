@@ -1,4 +1,4 @@
-"""Statuses: the final ones, the ones that may pass, and the ones that do after a while."""
+"""HTTP statuses: permanent ones, ones that may pass, and ones that do pass after a while."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FINAL = (
 )
 _MAY_PASS = (408, 425, 429, 500, 502, 503, 504)
 _BODILESS = (204, 304)
-_SAYS_WHY = b"<!doctype html><title>Sorry</title><p>There is no picture here."
+_ERROR_PAGE = b"<!doctype html><title>Sorry</title><p>There is no picture here."
 
 
 def _always(status: int) -> Answer:
@@ -24,20 +24,20 @@ def _always(status: int) -> Answer:
         if status in _BODILESS:
             exchange.send(f"HTTP/1.1 {status} Nothing\r\n\r\n".encode())
             return
-        exchange.head(status, len(_SAYS_WHY), "Content-Type: text/html")
-        exchange.send(_SAYS_WHY)
+        exchange.send_head(status, len(_ERROR_PAGE), "Content-Type: text/html")
+        exchange.send(_ERROR_PAGE)
 
     return answer
 
 
 def _first(status: int, *fields: str) -> Answer:
-    """This status once, the picture after that."""
+    """Send this status once, and the picture from then on."""
 
     async def answer(exchange: Exchange) -> None:
-        if exchange.request.seen == 1:
-            exchange.head(status, 0, *fields)
+        if exchange.request.times_requested == 1:
+            exchange.send_head(status, 0, *fields)
         else:
-            exchange.whole(exchange.picture)
+            exchange.send_ok(exchange.picture)
 
     return answer
 
@@ -48,9 +48,9 @@ async def _retry_after_date(exchange: Exchange) -> None:
 
 
 async def _missing_at_length(exchange: Exchange) -> None:
-    """Say 404, and why, without end."""
-    exchange.head(404, None, "Content-Type: text/html")
-    await exchange.send_without_end(_SAYS_WHY * 100)
+    """Send 404 with an endless error page."""
+    exchange.send_head(404, None, "Content-Type: text/html")
+    await exchange.send_without_end(_ERROR_PAGE * 100)
 
 
 _PASSES: Mapping[str, Answer] = {
@@ -86,4 +86,4 @@ STATUSES: Mapping[str, Behaviour] = {
         for name, (answer, status) in _NOT_YET.items()
     },
 }
-"""Name in the path → the status it gets."""
+"""Name in the path → which status is sent."""

@@ -196,7 +196,7 @@ def write_equal_shards(
     except _StoppedError:
         return False
     except OSError as error:
-        raise ResourceError.of_disk(error, "make equal shards") from error
+        raise ResourceError.from_disk_error(error, "make equal shards") from error
     complete_swap(layout)
     return True
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datafetch.errors import ConfigurationError, ManifestError, ResourceError, raise_want
+from datafetch.errors import ConfigurationError, ManifestError, ResourceError, raise_if_exhausted
 from datafetch.model.kinds import Loader
 from datafetch.output.formats import decode_row, read_count, read_frames
 from datafetch.output.reshard.copy import Plan, ProgressMonitor, Source, fingerprint, permutation, write_equal_shards
@@ -170,7 +170,7 @@ def _shards(folder: Path) -> list[Path]:
     try:
         names = {path.name for path in folder.iterdir()}
     except OSError as error:
-        raise_want(error)
+        raise_if_exhausted(error)
         raise ManifestError(f"cannot read the folder {folder}: {error.strerror}; give a folder of shards") from error
     if not names:
         raise ManifestError(f"{folder} is empty; give a folder of .pkl and .count files")
@@ -196,7 +196,7 @@ def _count(path: Path) -> int:
         rows = read_count(count)
         total_bytes = path.stat().st_size
     except OSError as error:
-        raise_want(error)
+        raise_if_exhausted(error)
         raise ManifestError(f"cannot read {count}: {error.strerror}") from error
     if not 0 <= rows <= total_bytes:  # a row has at least one byte
         raise ManifestError(f"{count} says {rows:,} rows, which {path.name} can't hold; recreate it")
@@ -232,7 +232,7 @@ def _locked_output(layout: OutputLayout, *, is_alone: bool) -> Iterator[None]:
         refuse_links(layout.folder)
         yield
     except OSError as error:
-        raise ResourceError.of_disk(error, f"write beside {layout.out}") from error
+        raise ResourceError.from_disk_error(error, f"write beside {layout.out}") from error
     finally:
         lock.release()
 

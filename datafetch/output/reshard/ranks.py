@@ -14,7 +14,7 @@ from typing import Annotated, TypeAlias
 
 from msgspec import Meta
 
-from datafetch.errors import ConfigurationError, refuse_outside
+from datafetch.errors import ConfigurationError, require_in_range
 from datafetch.model.kinds import Loader
 
 GROUP_OF: Mapping[Loader, int] = {Loader.COYO: 4, Loader.MMC4: 1}
@@ -51,7 +51,7 @@ class Ranks:
             ConfigurationError: One of them is out of range.
         """
         for option, value in (("--world-size", self.world_size), ("--batch", self.batch), ("--group", self.group)):
-            refuse_outside(option, value, 1, _MAX_RANKS)
+            require_in_range(option, value, 1, _MAX_RANKS)
 
     @property
     def step(self) -> int:

@@ -11,7 +11,7 @@ from typing import Annotated, NamedTuple
 
 from msgspec import Meta
 
-from datafetch.errors import ConfigurationError, ManifestError, raise_want
+from datafetch.errors import ConfigurationError, ManifestError, raise_if_exhausted
 from datafetch.model.bounds import Count, PlainName
 from datafetch.model.report import EqualShards
 from datafetch.output.formats import read_count
@@ -96,7 +96,7 @@ def _is_whole(pkl: Path, count: Path, file: EqualFile) -> bool:
     try:
         return pkl.stat().st_size == file.pkl_bytes and read_count(count) == file.rows
     except (OSError, ManifestError) as error:
-        raise_want(error)
+        raise_if_exhausted(error)
         return False
 
 

@@ -74,7 +74,7 @@ def complete_swap(layout: OutputLayout) -> None:
     try:
         _complete_swap(layout)
     except OSError as error:
-        raise ResourceError.of_disk(error, f"put equal shards into {layout.out}") from error
+        raise ResourceError.from_disk_error(error, f"put equal shards into {layout.out}") from error
 
 
 def _complete_swap(layout: OutputLayout) -> None:

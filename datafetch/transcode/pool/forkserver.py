@@ -37,7 +37,7 @@ import warnings
 from contextlib import suppress
 from typing import NoReturn
 
-from datafetch.errors import is_want
+from datafetch.errors import is_exhaustion
 from datafetch.transcode.pool.protocol import U32, Startup
 from datafetch.transcode.pool.shared_buffer import SharedBuffer
 from datafetch.transcode.pool.worker import OUT_OF_MEMORY_STATUS, Worker
@@ -161,7 +161,7 @@ class ForkServer:
             Worker(socket.socket(fileno=channel), buffers, self._startup).run()
             status = 0
         except BaseException as error:  # noqa: BLE001 - no exception may continue in the server's code
-            if is_want(error):
+            if is_exhaustion(error):
                 status = OUT_OF_MEMORY_STATUS
             else:
                 if original_stderr is not None:

@@ -1,4 +1,4 @@
-"""Quarantine: a folder for bodies that crashed a worker, so that somebody can inspect them.
+"""Quarantine: a folder for bodies that crashed a worker, so that an operator can inspect them.
 
 Rules: the files are hostile. They are named by their hash, never opened by datafetch, and bounded in number and size.
 The folder only helps to investigate a crash, so a disk that refuses a file does not stop the run.

@@ -77,9 +77,9 @@ _MACHINES = {
             "programs": (59, 322),  # execve, execveat
             "processes": (57, 58),  # fork, vfork
             # ptrace, process_vm_*, kcmp, process_madvise, migrate_pages, move_pages
-            "others' memory": (101, 310, 311, 312, 440, 256, 279),
-            "others' descriptors": (434, 424, 438),  # pidfd_open, pidfd_send_signal, pidfd_getfd
-            "others' scheduling": (141, 142, 144, 203, 314, 251),  # setpriority, sched_set*, ioprio_set
+            "memory of other processes": (101, 310, 311, 312, 440, 256, 279),
+            "descriptors of other processes": (434, 424, 438),  # pidfd_open, pidfd_send_signal, pidfd_getfd
+            "scheduling of other processes": (141, 142, 144, 203, 314, 251),  # setpriority, sched_set*, ioprio_set
             "System V": (29, 30, 31, 64, 65, 66, 220, 68, 69, 70, 71),  # shm*, sem*, msg*
             "POSIX queues": (240, 241),  # mq_open, mq_unlink
             "keyrings": (248, 249, 250),  # add_key, request_key, keyctl
@@ -96,9 +96,9 @@ _MACHINES = {
         denied={
             "network": (198, 425),
             "programs": (221, 281),
-            "others' memory": (117, 270, 271, 272, 440, 238, 239),
-            "others' descriptors": (434, 424, 438),
-            "others' scheduling": (140, 118, 119, 122, 274, 30),
+            "memory of other processes": (117, 270, 271, 272, 440, 238, 239),
+            "descriptors of other processes": (434, 424, 438),
+            "scheduling of other processes": (140, 118, 119, 122, 274, 30),
             "System V": (194, 196, 195, 190, 193, 191, 192, 186, 189, 188, 187),
             "POSIX queues": (180, 181),
             "keyrings": (217, 218, 219),

@@ -8,7 +8,7 @@ that it is ready. Each worker has a future, ``Process.status``, which is resolve
 * with ``UNKNOWN_STATUS``, if the server does not report in time after a kill, or does not fork in time. Somebody may
   have stopped it. It is then killed, its workers die with it, and the next ``spawn`` starts another server.
 
-So whoever kills a worker can await its status without a timeout.
+So the caller that kills a worker can await its status without a timeout.
 
 Rules: a worker that can't be started is the machine's or the installation's fault, never an image's. Nothing that is
 started here outlives ``Spawner.close``.
@@ -292,7 +292,7 @@ class _ForkServerHandle:
         status.add_done_callback(lambda _: deadline.cancel())
 
     def kill_unresponsive(self) -> None:
-        """Kill the server, which somebody may have stopped; its workers die with it."""
+        """Kill the server, which may have been stopped; its workers die with it."""
         if self.is_gone:
             return
         _log.warning("the fork server for codec processes did not respond; it is replaced")
@@ -316,7 +316,7 @@ class _ForkServerHandle:
         try:
             async with asyncio.timeout(_SHUTDOWN_TIMEOUT_S):
                 await self._process.wait()
-        except TimeoutError:  # somebody has stopped it; its workers die with it all the same
+        except TimeoutError:  # it was stopped; its workers die with it all the same
             self._process.kill()
             await self._process.wait()
         await self._receiving

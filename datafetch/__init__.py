@@ -80,7 +80,7 @@ __all__ = [
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 # Lazy, so that a codec process, which imports one submodule, does not load the network stack with it.
-_ROOMS = {
+_MODULES = {
     "Body": "model.outcome",
     "ByteRange": "model.request",
     "Check": "verify",
@@ -129,9 +129,9 @@ _NAMES_THERE = {"make_equal_shards": "reshard"}
 
 
 def __getattr__(name: str) -> object:
-    if name not in _ROOMS:
+    if name not in _MODULES:
         raise AttributeError(f"module 'datafetch' has no attribute {name!r}")
-    return getattr(import_module(f"datafetch.{_ROOMS[name]}"), _NAMES_THERE.get(name, name))
+    return getattr(import_module(f"datafetch.{_MODULES[name]}"), _NAMES_THERE.get(name, name))
 
 
 def __dir__() -> list[str]:

@@ -348,12 +348,13 @@ def test_options_of_a_dataset_come_back_from_a_job_file_of_any_version(tmp_path:
     layout = OutputLayout(tmp_path / "out")
     layout.folder.mkdir()
     asked = asked_of(job, VILA)
+    identity = {"format": 1, "dataset": job.dataset, "limit": None, "shards": {}}
     earlier = {"url_key": None, "text_key": None, "only_referenced": None, **asked["choices"]}
     for choices in (asked["choices"], earlier):
-        layout.job.write_bytes(orjson.dumps({"format": 1, "shards": {}, "asked": {**asked, "choices": choices}}))
+        layout.job.write_bytes(orjson.dumps({**identity, "asked": {**asked, "choices": choices}}))
         assert read_job(layout)[0] == job
     strange = {**asked, "choices": {**earlier, "url_key": "src"}}
-    layout.job.write_bytes(orjson.dumps({"format": 1, "shards": {}, "asked": strange}))
+    layout.job.write_bytes(orjson.dumps({**identity, "asked": strange}))
     with pytest.raises(ConfigurationError, match="is not a job of this version of datafetch; run the command that"):
         read_job(layout)
 

@@ -33,7 +33,7 @@ assert report.totals.outcomes == {"blocked_address": report.totals.samples}, rep
 """
 
 _IDS = """
-from datafetch.readers import read_ids
+from datafetch.datasets.readers import read_ids
 assert read_ids(path).ids.tolist() == [7]
 """
 

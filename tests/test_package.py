@@ -53,6 +53,37 @@ def test_a_child_imports_the_same_package(tmp_path: Path, monkeypatch: pytest.Mo
     assert str(ROOT / "datafetch") not in others
 
 
+def test_the_package_is_a_house_of_few_rooms() -> None:
+    """At most 13 folders and files, held apart by six layers above ``errors`` and ``process``, none left out."""
+    entries = {path.name for path in (ROOT / "datafetch").iterdir()} - {
+        "__init__.py",
+        "__main__.py",
+        "py.typed",
+        "__pycache__",
+    }
+    assert len(entries) <= 13
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (house,) = [one for one in contracts if one.get("containers") == ["datafetch"]]
+    *layers, _ = house["layers"]
+    assert len(layers) == 6
+    assert house["exhaustive"]
+    assert {name for layer in house["layers"] for name in re.split(r" [|:] ", layer)} == {
+        Path(entry).stem for entry in entries
+    }
+
+
+def test_the_map_names_every_module_and_no_other() -> None:
+    """``docs/design.md`` has them all, but for the commands and the demo's behaviours, which are named as folders."""
+    page = (ROOT / "docs" / "design.md").read_text()
+    modules = {
+        path.name
+        for path in (ROOT / "datafetch").rglob("*.py")
+        if not path.name.startswith("__") and path.parent.name not in ("commands", "behaviours")
+    }
+    named = set(re.findall(r"\b[a-z]\w*\.py\b", page.partition("## The map")[2].partition("\n## ")[0]))
+    assert modules == named
+
+
 def test_instructions_install_this_project() -> None:
     """The package index has another project called datafetch, so that every instruction must name ours."""
     name = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["name"]

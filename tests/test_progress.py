@@ -179,7 +179,7 @@ def test_nothing_is_imported_to_show_a_line() -> None:
 import asyncio, sys
 import datafetch.cli.progress
 from datafetch.cli.progress import ProgressConsole, show_remarks, verifying_line, _show_lines
-from datafetch.verify import Standing
+from datafetch.verify import VerifyProgress
 import logging
 console = ProgressConsole()
 console._force_terminal = {is_terminal}
@@ -188,7 +188,7 @@ before = set(sys.modules)
 async def show():
     try:
         async with asyncio.timeout(0.3):
-            await _show_lines(lambda: verifying_line(Standing(1000, 900, 3, 25, 100, 10)), console)
+            await _show_lines(lambda: verifying_line(VerifyProgress(1000, 900, 3, 25, 100, 10)), console)
     except TimeoutError:
         pass
 with show_remarks(console):

@@ -90,7 +90,7 @@ class Coyo(Description):
 
     def to_row(self, record: Record, payload: Payload) -> Row | None:
         """The row of one pair, or None when its image did not arrive or it has no text (the loader needs both)."""
-        return None if record.sample.row["text"] is None else pair_row(record, payload)
+        return None if record.sample.row.get("text") is None else pair_row(record, payload)
 
     def is_lost(self, sample: Sample, failed: Collection[int]) -> bool:
         """Whether a pair's image failed, or it has no text, or could not be read."""

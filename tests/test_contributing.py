@@ -78,6 +78,7 @@ def prepare_dataset(copy: Path, dataset: str, source: Path, *options: str) -> Ma
     return kinds
 
 
+@pytest.mark.slow
 def test_a_failure_kind_is_added(tmp_path: Path, origin: Origin) -> None:
     """An image fails as the new kind, which the demo's table expects of it."""
     apply_section("Add a failure kind", tmp_path)
@@ -109,6 +110,7 @@ def test_a_dataset_is_added(tmp_path: Path, origin: Origin) -> None:
     assert len((tmp_path / "datafetch" / "datasets" / "tsv_pairs.py").read_text().splitlines()) <= 80
 
 
+@pytest.mark.slow
 def test_an_output_format_is_added(tmp_path: Path, origin: Origin) -> None:
     """Its files lie where the trainer reads, a second run finds them there, and a retry adds to them."""
     apply_section("Add an output format", tmp_path)

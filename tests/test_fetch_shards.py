@@ -120,6 +120,7 @@ def test_two_processes_and_a_finish_make_what_one_run_makes(trial: Trial, place:
     assert not place.layout.shard_progress_folder.exists()
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_is_called_again(trial: Trial, place: Place, trial_job: Job, tmp_path: Path) -> None:
     """Killed before some step, and one further on, and so on to the end, beside one that is not; nothing is lost."""
     first, *others = shard_names(trial_job)
@@ -167,7 +168,15 @@ def files_of(job: Job) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(Path(job.out).iterdir())}
 
 
-@pytest.mark.parametrize("settings", [{"world_size": 4}, {"limit": 70}, {"limit": 20}, {"limit": 10_000}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"world_size": 4},
+        {"limit": 70},
+        pytest.param({"limit": 20}, marks=pytest.mark.slow),
+        pytest.param({"limit": 10_000}, marks=pytest.mark.slow),
+    ],
+)
 def test_shards_in_any_order_make_the_same(tmp_path: Path, job: Job, settings: dict[str, Any]) -> None:
     """Made equal at the end; and under a limit, which counts the samples of shards that another call fetches."""
     job = replace(job, **settings)

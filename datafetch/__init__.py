@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     from datafetch.model.report import FetchedShards, Report
     from datafetch.model.request import ByteRange, Request
     from datafetch.monitor.status import RunState, Status, read_status
-    from datafetch.output.reshard.folder import Resharded, ReshardRequest
-    from datafetch.output.reshard.folder import reshard as make_equal_shards
+    from datafetch.output.reshard.folder import Resharded, ReshardRequest, reshard
     from datafetch.store.retry_filter import RetryFilter
     from datafetch.transcode import Encoding, ImageSpec, Pixels, Resize, Transcoder
     from datafetch.verify import Check, Verdict, run_check, verify_output
@@ -66,8 +65,8 @@ __all__ = [
     "fetch_shards",
     "finish",
     "finish_dataset",
-    "make_equal_shards",
     "read_status",
+    "reshard",
     "retry",
     "retry_failed",
     "run",
@@ -104,18 +103,18 @@ _MODULES = {
     "ReshardRequest": "output.reshard.folder",
     "Resharded": "output.reshard.folder",
     "Resize": "transcode",
+    "RetryFilter": "store.retry_filter",
     "RunState": "monitor.status",
     "Status": "monitor.status",
     "Transcoder": "transcode",
     "Verdict": "verify",
-    "RetryFilter": "store.retry_filter",
     "fetch_dataset": "engine.runner",
     "fetch_dataset_shards": "engine.runner",
     "fetch_shards": "engine.runner",
     "finish": "engine.runner",
     "finish_dataset": "engine.runner",
-    "make_equal_shards": "output.reshard.folder",
     "read_status": "monitor.status",
+    "reshard": "output.reshard.folder",
     "retry": "engine.runner",
     "retry_failed": "engine.retry",
     "run": "engine.runner",
@@ -124,14 +123,11 @@ _MODULES = {
     "verify_output": "verify",
 }
 
-# A function may not be called what a room is called: importing the room would put that in its place.
-_NAMES_THERE = {"make_equal_shards": "reshard"}
-
 
 def __getattr__(name: str) -> object:
     if name not in _MODULES:
         raise AttributeError(f"module 'datafetch' has no attribute {name!r}")
-    return getattr(import_module(f"datafetch.{_MODULES[name]}"), _NAMES_THERE.get(name, name))
+    return getattr(import_module(f"datafetch.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -1,7 +1,7 @@
-"""Would the tests notice? Plants some thirty faults, one at a time, and runs the tests that should fail.
+"""Would the tests notice? Plants 44 faults, one at a time, and runs the tests that should fail.
 
 Each fault is one edit of one line or two, in a copy of the project: an off-by-one in a bound, a swallowed error, a
-skipped fsync, a check that is gone. It is run against the tests of its room, by all marks, and where those find
+skipped fsync, a check that is gone. It is run against the tests of its package, by all marks, and where those find
 nothing, against the default set. Not a test, for it takes long; test_mutants.py holds the faults to the code as it is.
 
     .venv/bin/python tests/mutants.py [--jobs 2] [--only WORD]

@@ -207,7 +207,7 @@ def test_the_command_shows_what_the_library_logs(
     ("command", "works_in", "told"),
     [
         ("retry", "retry_run", RESUME),
-        ("reshard", "make_equal_shards", RESUME),
+        ("reshard", "folder.reshard", RESUME),
         ("verify", "run_check", "interrupted; nothing was changed; run the same command to start over"),
         ("status", "read_status", "interrupted; nothing was changed"),
     ],

@@ -2,7 +2,7 @@
 
 Source: gitlab.llm-jp.nii.ac.jp/datasets/llm-jp-japanese-image-text-pairs, ``llm-jp_mm_pair_step0_558k.json``. The
 trainer dies of the first image that is missing or does not decode, so the list that it reads holds those records alone
-whose image is there (``record_list``). It wants exactly two turns, and ``<image>`` in the first.
+whose image is there (``output.training_list``). It wants exactly two turns, and ``<image>`` in the first.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""Delivery: one image, or all of a sample, from URL to spool.
+"""Fetch the images of one sample: from URL to spool.
 
-Rules: every image gets exactly one outcome, and it is in the spool before anybody is told. What has an outcome is never
-called off; what has none is, once its document is lost.
+Every image gets exactly one outcome, and the outcome is in the spool before anything else learns of it. Images of a
+document are fetched at the same time. As soon as the dataset says that the document can no longer become a row, the
+requests that are still in flight are cancelled, and their images get an outcome that says so; an image that has an
+outcome already is never cancelled.
 """
 
 from __future__ import annotations
@@ -24,17 +26,17 @@ from datafetch.store.spool_format import ImageResult
 
 
 class SampleFetcher:
-    """Brings images to their ends.
+    """Fetches and transcodes the images of samples.
 
     Args:
-        output: How records become rows.
+        output: How records become rows, and where they go.
         fetch: url → body or Failure.
         transcode: body → Encoded or Failure.
-        budget: What bodies in hand are held against.
+        budget: The memory budget for bodies.
 
     Attributes:
-        outcomes: Images that ended, by outcome.
-        repeated: Of them, those that arrived as what another had asked for.
+        outcomes: Number of images by outcome.
+        repeated: Number of images that reused the result of an earlier request for the same URL.
     """
 
     def __init__(
@@ -48,24 +50,24 @@ class SampleFetcher:
         self._transcode = transcode
         self._budget = budget
 
-    async def end_sample(self, shard: OpenShard, sample: Sample) -> None:
-        """Bring all images of a sample to their end, as far as an earlier run has not."""
+    async def fetch_sample(self, shard: OpenShard, sample: Sample) -> None:
+        """Fetch those images of a sample that have no outcome from an earlier run, and complete the sample."""
         recovered = shard.spool.recovered
         ended = recovered.images.get(sample.position, {})
         if len(sample.urls) == 1 and not ended:
-            await _ImageTask(self, shard, sample, 0).end(sample)
+            await _ImageTask(self, shard, sample, 0).run(sample)
             return
-        await _DocumentTask(self, shard, sample, self._output).end(ended, recovered.jpeg_bytes[sample.position])
+        await _DocumentTask(self, shard, sample, self._output).run(ended, recovered.jpeg_bytes[sample.position])
         await shard.spool.append(sample)
 
-    async def ask(self, sample: Sample, image: int) -> ImageResult:
-        """Fetch and transcode one image; whatever comes of it is its outcome."""
+    async def fetch_image(self, sample: Sample, image: int) -> ImageResult:
+        """Fetch and transcode one image, whatever the outcome."""
         url = sample.urls[image]
-        fetched, outcome = await self._deliver(url)
+        fetched, outcome = await self._fetch_once(url)
         if isinstance(outcome, Failure) and outcome.kind is FailureKind.TRUNCATED and self._fetch.retries:
-            # Perhaps the transfer was cut and not the file; a response without a length can't tell. Ask once more.
+            # Perhaps the transfer was cut and not the file; a response without a length can't tell. Try once more.
             attempts, before = fetched.attempts, outcome
-            fetched, outcome = await self._deliver(url)
+            fetched, outcome = await self._fetch_once(url)
             fetched = replace(fetched, attempts=fetched.attempts + attempts)
             if isinstance(outcome, Failure) and outcome.is_as_damaged_as(before):
                 outcome = replace(outcome, kind=FailureKind.CORRUPT)
@@ -73,131 +75,133 @@ class SampleFetcher:
         return ImageResult(line, outcome.jpeg if isinstance(outcome, Encoded) else b"")
 
     def count(self, outcome: str, *, is_repeated: bool = False) -> None:
-        """Take an image that ended into account."""
+        """Count an image that has an outcome."""
         self.outcomes[outcome] += 1
         self.repeated += is_repeated and outcome == OK
 
-    async def _deliver(self, url: str) -> tuple[Fetched, Outcome]:
+    async def _fetch_once(self, url: str) -> tuple[Fetched, Outcome]:
         with self._budget.reservation() as memory:
             fetched = await self._fetch(url, memory=memory)
             return fetched, await self._transcode(fetched)
 
 
 class _ImageTask:
-    """One image on its way.
+    """Fetches one image.
 
     Attributes:
-        is_ended: Whether there is an outcome; from then on it must not be called off.
+        has_outcome: Whether the image has its outcome; from then on the task must not be cancelled.
     """
 
-    def __init__(self, fetch_samples: SampleFetcher, shard: OpenShard, sample: Sample, image: int) -> None:
-        self.is_ended = False
-        self._delivery = fetch_samples
+    def __init__(self, fetcher: SampleFetcher, shard: OpenShard, sample: Sample, image: int) -> None:
+        self.has_outcome = False
+        self._fetcher = fetcher
         self._shard = shard
         self._sample = sample
         self._image = image
 
-    async def end(self, *then: Sample) -> ImageResult:
-        """Bring it to its end.
+    async def run(self, *then: Sample) -> ImageResult:
+        """Fetch the image, or reuse the result of its URL, and append the result to the spool.
 
         Args:
-            then: What the spool is to have right behind it.
+            then: What to append together with the result, right behind it.
         """
-        dedup, spool = self._delivery.dedup, self._shard.spool
+        dedup, spool = self._fetcher.dedup, self._shard.spool
         url = self._sample.urls[self._image]
         async with dedup.lock_url(url):
             known = await dedup.lookup(url)
-            end = await self._delivery.ask(self._sample, self._image) if known is None else self._like(known)
-            self.is_ended = True
-            self._delivery.count(end.line.outcome, is_repeated=known is not None)
-            offset = await spool.append(end, *then)
-            dedup.record(end, spool, offset)
-        return end
+            if known is None:
+                result = await self._fetcher.fetch_image(self._sample, self._image)
+            else:
+                result = self._reused(known)
+            self.has_outcome = True
+            self._fetcher.count(result.line.outcome, is_repeated=known is not None)
+            offset = await spool.append(result, *then)
+            dedup.record(result, spool, offset)
+        return result
 
-    def _like(self, known: ImageResult) -> ImageResult:
-        """The end of an image that came with another's request."""
+    def _reused(self, known: ImageResult) -> ImageResult:
+        """The result of this image, taken from that of another image with the same URL."""
         sample = self._sample
         line = replace(known.line, sample=sample.position, key=sample.key, image=self._image, attempts=0, fetch_ms=0.0)
         return replace(known, line=line)
 
 
 class _DocumentTask:
-    """All images of one sample, fetched together until it is plain that it can't become a row."""
+    """Fetches all images of one sample at the same time, until it is certain that it can't become a row."""
 
-    def __init__(self, fetch_samples: SampleFetcher, shard: OpenShard, sample: Sample, output: Output) -> None:
-        self._delivery = fetch_samples
+    def __init__(self, fetcher: SampleFetcher, shard: OpenShard, sample: Sample, output: Output) -> None:
+        self._fetcher = fetcher
         self._shard = shard
         self._sample = sample
         self._output = output
         self._failures: dict[int, Failure] = {}
-        self._asked: dict[_ImageTask, asyncio.Task[None]] = {}
+        self._tasks: dict[_ImageTask, asyncio.Task[None]] = {}
         self._jpeg_bytes = 0
         self._is_lost = False
 
-    async def end(self, ended: dict[int, LedgerLine], jpeg_bytes: int) -> None:
-        """Bring them to their ends.
+    async def run(self, ended: dict[int, LedgerLine], jpeg_bytes: int) -> None:
+        """Give every image its outcome.
 
         Args:
-            ended: Those that an earlier run has brought there.
-            jpeg_bytes: What these take together.
+            ended: Images that have one from an earlier run.
+            jpeg_bytes: The size of those of them that arrived.
         """
         for image, line in ended.items():
-            self._note(image, line.failure)
+            self._add_failure(image, line.failure)
         if ended:
-            self._note_bytes(max(ended), jpeg_bytes)
-        missing = [image for image in range(len(self._sample.urls)) if image not in ended]
-        left: Sequence[int] = missing
+            self._add_size(max(ended), jpeg_bytes)
+        missing: Sequence[int] = [image for image in range(len(self._sample.urls)) if image not in ended]
         if not self._is_lost:
-            left = await self._ask(missing)
-        await self._call_off(left)
+            missing = await self._fetch(missing)
+        await self._skip(missing)
 
-    async def _ask(self, missing: Sequence[int]) -> list[int]:
-        """Ask for images; returns those that have no outcome, because the document was lost meanwhile."""
-        images = {image: _ImageTask(self._delivery, self._shard, self._sample, image) for image in missing}
+    async def _fetch(self, images: Sequence[int]) -> list[int]:
+        """Fetch images, and return those that have no outcome because the document was lost before they had one."""
+        tasks = {image: _ImageTask(self._fetcher, self._shard, self._sample, image) for image in images}
         async with asyncio.TaskGroup() as group:
-            for number, image in images.items():
-                self._asked[image] = group.create_task(self._end_one(number, image))
-        return [number for number, image in images.items() if not image.is_ended]
+            for image, task in tasks.items():
+                self._tasks[task] = group.create_task(self._run(image, task))
+        return [image for image, task in tasks.items() if not task.has_outcome]
 
-    async def _end_one(self, number: int, image: _ImageTask) -> None:
-        end = await image.end()
-        self._note(number, end.line.failure)
-        self._note_bytes(number, end.jpeg_bytes)
+    async def _run(self, image: int, task: _ImageTask) -> None:
+        result = await task.run()
+        self._add_failure(image, result.line.failure)
+        self._add_size(image, result.jpeg_bytes)
         if self._is_lost:
-            for other, task in self._asked.items():
-                if not other.is_ended:
-                    task.cancel()
+            for other, running in self._tasks.items():
+                if not other.has_outcome:
+                    running.cancel()
 
-    async def _call_off(self, left: Sequence[int]) -> None:
-        """Give those that have no outcome that of an image that the document was lost with.
+    async def _skip(self, images: Sequence[int]) -> None:
+        """Give images that have no outcome that of an image which the document was lost with.
 
-        One that may pass comes first, so that what happened in which order makes no difference to a retry.
+        A failure that may be temporary goes first, so that the order of events makes no difference to a retry.
         """
-        if not left:
+        if not images:
             return
         causes = sorted(self._failures.items(), key=itemgetter(0))
         cause, failure = next((pair for pair in causes if pair[1].may_pass), causes[0])
-        called_off = failure.for_sibling(cause)
-        ends = [ImageResult(LedgerLine.of(self._sample, image, called_off, called_off), b"") for image in left]
-        for end in ends:
-            self._delivery.count(end.line.outcome)
-        await self._shard.spool.append(*ends)
+        skipped = failure.for_sibling(cause)
+        results = [ImageResult(LedgerLine.of(self._sample, image, skipped, skipped), b"") for image in images]
+        for result in results:
+            self._fetcher.count(result.line.outcome)
+        await self._shard.spool.append(*results)
 
-    def _note(self, image: int, failure: Failure | None) -> None:
-        """Take a failure into account, and see whether the document can still become a row."""
+    def _add_failure(self, image: int, failure: Failure | None) -> None:
+        """Record that an image failed, and ask the dataset whether the sample can still become a row."""
         if failure is not None:
             self._failures[image] = failure
             self._is_lost = self._is_lost or self._output.dataset.is_lost(self._sample, self._failures)
 
-    def _note_bytes(self, image: int, jpeg_bytes: int) -> None:
-        """Take the size of an image that arrived into account.
+    def _add_size(self, image: int, jpeg_bytes: int) -> None:
+        """Add the size of an image that arrived to that of its sample.
 
-        Which images are too many is decided when all are there, in their order (``settled``); that there is one is
-        plain as soon as those that arrived are larger than a sample may be, whichever came last.
+        Which images exceed ``--max-sample`` is decided in the commit, in the order of the images. That there is one is
+        certain as soon as those that arrived are larger than the limit together, whichever came last.
         """
-        most_bytes = self._output.max_sample_bytes
-        was_within = self._jpeg_bytes <= most_bytes
+        max_bytes = self._output.max_sample_bytes
+        was_within = self._jpeg_bytes <= max_bytes
         self._jpeg_bytes += jpeg_bytes
-        if was_within and self._jpeg_bytes > most_bytes:
-            detail = f"the images of the sample are larger than {most_bytes:,} bytes together (--max-sample)"
-            self._note(image, Failure(FailureKind.TOO_LARGE, detail))
+        if was_within and self._jpeg_bytes > max_bytes:
+            detail = f"the images of the sample are larger than {max_bytes:,} bytes together (--max-sample)"
+            self._add_failure(image, Failure(FailureKind.TOO_LARGE, detail))

@@ -1,7 +1,7 @@
-"""The whole route of a sample: workers pull samples, fetch and transcode their images, and publish finished shards.
+"""Workers pull samples, fetch and transcode their images, and publish complete shards.
 
-Rules: no queue between stages; a free worker takes the next sample, and that is the backpressure. A worker that waits
-for a place, a retry, memory or the codec holds no connection, which is why there are several workers to a connection.
+There is no queue between the stages: a free worker pulls the next sample, and that is the backpressure. A worker that
+waits for a host slot, a retry, memory or the codec holds no connection, so there are several workers per connection.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Pipeline:
         fetch: url → body or Failure.
         transcode: body → Encoded or Failure.
         commit: Writes a finished shard's files.
-        budget: What bodies in hand are held against.
+        budget: The memory budget for bodies.
     """
 
     def __init__(
@@ -81,21 +81,21 @@ class Pipeline:
 
     @property
     def ended(self) -> int:
-        """Images that ended in this run, well or not."""
+        """Number of images that got an outcome in this run."""
         return self._fetcher.outcomes.total()
 
     @property
     def arrived(self) -> int:
-        """Images that were fetched in this run."""
+        """Number of images that were fetched in this run."""
         return self._fetcher.outcomes[OK] - self._fetcher.repeated
 
     @property
     def repeated(self) -> int:
-        """Images that arrived in this run as what another had asked for."""
+        """Number of images in this run that reused the result of an earlier request for the same URL."""
         return self._fetcher.repeated
 
     def statistics(self) -> Statistics:
-        """How it stands now."""
+        """A snapshot of the run."""
         fetching = self._fetch.statistics()
         outcomes = self._fetcher.outcomes + self._feed.reused
         expected = self._feed.expected_images()
@@ -116,24 +116,24 @@ class Pipeline:
         is_there_more = True
         while is_there_more:
             async with self._in_flight:
-                is_there_more = await self._end_next()
+                is_there_more = await self._process_next()
 
     async def _sync_spools(self) -> None:
         while True:
             await asyncio.sleep(_SYNC_INTERVAL_S)
             await self._feed.sync()
 
-    async def _end_next(self) -> bool:
-        """Bring the next sample to its end, and with the last one of a shard the shard; False when there is none."""
-        pulled = await self._feed.pull()
-        if pulled is None:
+    async def _process_next(self) -> bool:
+        """Process the next sample, and publish its shard if it was the last; return False if there is none."""
+        following = await self._feed.pull()
+        if following is None:
             return False
-        if pulled.sample is None:
-            await self._publish(pulled.shard)
+        if following.sample is None:
+            await self._publish(following.shard)
             return True
-        await self._fetcher.end_sample(pulled.shard, pulled.sample)
-        if self._feed.settle(pulled):
-            await self._publish(pulled.shard)
+        await self._fetcher.fetch_sample(following.shard, following.sample)
+        if self._feed.settle(following):
+            await self._publish(following.shard)
         return True
 
     async def _publish(self, shard: OpenShard) -> None:

@@ -1,4 +1,4 @@
-"""Interfaces between packages: where samples come from, what a dataset is, and where rows go."""
+"""Interfaces between packages: how images are fetched and transcoded, where samples come from, what a dataset is."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The paths of an output and of its state folder.
 
 Rules: the state folder is ``<out>.datafetch``, next to the output and not inside it, because the trainer counts the
-files of the output folder. All paths are defined here and nowhere else.
+files of the output folder. What has a name of its own in either is named here; shards are named by their formats.
 """
 
 from __future__ import annotations

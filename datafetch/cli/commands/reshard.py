@@ -13,9 +13,9 @@ from datafetch.cli.exit_code import ExitCode
 from datafetch.cli.progress import ProgressConsole, show_remarks
 from datafetch.cli.render import show_resharded
 from datafetch.cli.reshard_progress import show_resharding
+from datafetch.output.reshard import folder
 from datafetch.output.reshard.copy import ProgressMonitor
 from datafetch.output.reshard.folder import ReshardRequest
-from datafetch.output.reshard.folder import reshard as make_equal_shards
 from datafetch.process.interrupts import active_interrupts
 
 
@@ -53,7 +53,7 @@ def reshard(  # noqa: PLR0913 - one parameter an option
         active_interrupts() as interrupts,
         interrupts.stopping_with(stop.set),
     ):
-        made = make_equal_shards(
+        made = folder.reshard(
             ReshardRequest(source, out, world_size, batch, group, shuffle, no_lock), ProgressMonitor(tell, stop)
         )
     assert made is not None, "it was stopped by a signal, which is raised"

@@ -29,6 +29,10 @@ def main() -> int:
         if not is_exhaustion(error):
             raise
         code = _complain_of_memory(error)
+    except SystemError as error:  # CPython may lose the MemoryError of an import
+        if "without exception set" not in str(error):
+            raise
+        code = _complain_of_memory(MemoryError())
     return interrupts.end(code)
 
 

@@ -49,7 +49,7 @@ class Machine:
 
     @classmethod
     def this(cls) -> Self:
-        """Describe this machine, as far as this process may use it."""
+        """Describe this machine: the CPUs and the memory that this process may use."""
         try:
             cpu_model = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
         except OSError:

@@ -705,7 +705,8 @@ def test_a_lost_ledger_of_equal_shards_is_not_papered_over(job: Job, origin: Ori
     run(job)
     (Path(job.out + ".datafetch") / "ledger" / "part-00000.parquet").unlink()
     before, asked = files_of(job), origin.requests()
-    with pytest.raises(ConfigurationError, match=r"part-00000\.parquet is missing.*can't be made again one by one"):
+    told = r"part-00000\.parquet is missing.*can't be made again one by one.*--fresh \(again, if one was interrupted\)"
+    with pytest.raises(ConfigurationError, match=told):
         run(job)
     assert (files_of(job), origin.requests()) == (before, asked)
 

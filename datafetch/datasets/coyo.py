@@ -2,7 +2,7 @@
 
 Source: huggingface.co/datasets/kakaobrain/coyo-700m (CC-BY-4.0): 128 files ``part-*.snappy.parquet`` of 5.8M rows each.
 Rows and selection follow VILA's data_prepare/coyo/coyo_downloader.py: the ids that are asked for, or else the fifth of
-each file with the highest CLIP similarity, as far as it is above 0.6; the short side 336 pixels.
+each file with the highest CLIP similarity, where it is above 0.6; the short side 336 pixels.
 """
 
 from __future__ import annotations
@@ -274,7 +274,7 @@ class _Listed(_Choice):
 
 
 class _Similar(_Choice):
-    """The fifth of each file with the highest CLIP similarity, as far as it is above 0.6; 8 bytes a row that is taken.
+    """The fifth of each file with the highest CLIP similarity, where it is above 0.6; 8 bytes a row that is taken.
 
     Rows that tie for the last place are taken in the order of the file.
     """

@@ -41,7 +41,7 @@ class FailedSamples:
         self._shards = [shard for shard in map(self._shard_of, shards) if shard is not None]
 
     def shards(self) -> Sequence[Shard]:
-        """Those in which something is to be tried again, as far as this retry has not been through them."""
+        """Shards with failures to retry that this retry has not completed yet."""
         return self._shards
 
     def expected_samples(self) -> int | None:

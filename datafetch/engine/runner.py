@@ -188,7 +188,7 @@ def retry(
     Args:
         out: The output of an earlier run that is complete.
         wanted: Which failures; None is those that may pass, or those of the retry that was interrupted.
-        change: What is to be done otherwise than in that run, as far as the rows don't depend on it. What it permits
+        change: Settings that differ from those of that run; none that the rows depend on. What it permits
             is remembered for later retries, but that a network is left out.
         observers: Each watches while it runs.
         backends: What transcodes images and commits shards.
@@ -295,7 +295,7 @@ def _log_no_longer_permitted(before: Permitted | None, job: Job) -> None:
 
 
 async def _refuse_what_would_stop_at_once(bound: BoundJob) -> None:
-    """See that a run gets as far as its first samples, before it deletes what an earlier one left.
+    """Check that a run can read its first samples, before it deletes what an earlier run left.
 
     Raises:
         DatafetchError: What the run would have ended with: too few descriptors, a proxy that is none, a bad record.

@@ -63,7 +63,7 @@ class Limiter:
         self.admit()
 
     def admit(self) -> None:
-        """Give slots to tasks that wait, as far as the capacity allows; call it when the capacity has grown."""
+        """Give free slots to tasks that wait; call it when the capacity has grown."""
         while self._queue and self._open < self._capacity():
             granted = self._queue.popleft()
             if not granted.done():  # otherwise its task was cancelled, and has yet to notice

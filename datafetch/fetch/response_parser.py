@@ -99,7 +99,7 @@ class ResponseHead:
         headers: The fields that the fetcher looks at. Bytes that are not UTF-8 are escaped as surrogates.
         content_length: Size of the body in bytes; None where chunks or the end of the connection delimit it.
         is_chunked: Whether the body comes in chunks.
-        keeps_alive: Whether, as far as the head tells, another request may follow on the connection: the server allows
+        keeps_alive: Whether the head allows another request on the connection: the server allows
             it, and all of the head conforms. ``ResponseParser.keeps_alive`` takes the body into account as well.
     """
 

@@ -88,7 +88,7 @@ class Lock:
         self._acquire(fcntl.LOCK_SH)
 
     def release(self) -> None:
-        """Give it back, as far as it was taken."""
+        """Release whatever part of it is held."""
         while self._descriptors:
             os.close(self._descriptors.pop())
 

@@ -1,7 +1,7 @@
 """``datafetch prepare``: build a dataset where the trainer expects it.
 
-The command takes the options of the dataset that is named: it is made anew for it when it is called. Without one there
-is the help that lists the datasets.
+The command takes the options of the dataset that is named, so it is built when it is called. Without a dataset, its
+help lists all of them.
 """
 
 from __future__ import annotations

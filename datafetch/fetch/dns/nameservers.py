@@ -12,7 +12,7 @@ not queried over TCP for a minute, because its names would otherwise occupy all 
 c-ares never drops anything from the cache that each of its channels has. So a channel that has answered some thousand
 names is replaced by a new one, retired, and closed once its last query is over.
 
-Rules: a lost packet is nobody's fault, so repeating queries costs no attempt of an image. A name counts as missing only
+Rules: packets get lost, so repeating a query costs no attempt of an image. A name counts as missing only
 if a server has said so about both types of address. What c-ares keeps in memory is bounded.
 """
 

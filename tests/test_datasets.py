@@ -36,7 +36,7 @@ from datafetch.model.sample import Record, Sample
 from datafetch.verify.rows import EXAMINERS
 
 _GONE = Failure(FailureKind.HTTP_STATUS, "404", 404, 1)
-_MOST_MIXED = 6
+_MAX_MIXED = 6
 
 every_dataset = pytest.mark.parametrize("name", sorted(DATASETS))
 
@@ -126,7 +126,7 @@ def test_its_rows_are_total_and_what_the_loader_reads(name: str, tmp_path: Path)
     for options in (usual, *partly):
         chosen = find_dataset(name, options)
         for (_, sample), payload in itertools.product(samples(manifest), sorted(dataset.payloads)):
-            assert len(sample.urls) <= _MOST_MIXED
+            assert len(sample.urls) <= _MAX_MIXED
             mixes = itertools.product(*(outcomes(url) for url in sample.urls))
             rows = [chosen.to_row(Record(sample, mix), payload) for mix in mixes]
             check(chosen, rows, sample)

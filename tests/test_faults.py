@@ -29,8 +29,8 @@ _FILE_CALLS = [
 ]  # making shards equal adds files to what a run does, and nothing else
 _STATE_BYTES = 1 << 19
 _LOG_BEGINS = 8 + 4096 * 8
-_MOST_RUNS = 200  # until one is complete
-_MOST_PLACES = 20
+_MAX_RUNS = 200  # until one is complete
+_MAX_PLACES = 20
 
 _WAITS_FOR_ITS_THREAD = re.compile(
     r'threading\.py", line \d+ in wait\n\s*File "[^"\n]*threading\.py", line \d+ in start\n'
@@ -213,7 +213,7 @@ def check_tidy(place: Healing, undisturbed: Healing) -> None:
 def complete_until_nothing_fails(complete: Callable[[int], list[str]]) -> list[str]:
     """Repeat until no new fault occurs, and return the calls that failed."""
     failed: list[str] = []
-    for number in range(_MOST_PLACES):
+    for number in range(_MAX_PLACES):
         new = complete(number)
         failed += new
         if not new:
@@ -224,7 +224,7 @@ def complete_until_nothing_fails(complete: Callable[[int], list[str]]) -> list[s
 def run_until_complete(command: Sequence[str], faults: Faults, check: Callable[[], None]) -> list[str]:
     """Run a command until it is complete, checking the files after each run, and return the calls that failed."""
     failed: list[str] = []
-    for number in range(_MOST_RUNS):
+    for number in range(_MAX_RUNS):
         faults.begin(Phase.LOCK if number else Phase.REQUEST)
         with Run(command, faults.environment) as run:
             code = _end(run, faults.calls)

@@ -19,7 +19,7 @@ from datafetch.errors import ResourceError
 
 _PAGE = 4096
 _SOME_BYTES = 20_000
-_MOST_STRIKES = 40
+_MAX_STRIKES = 40
 # A mount namespace of its own: whatever becomes of the test, its mounts are gone with the last process in it.
 _NAMESPACE = ("--mount",) if os.geteuid() == 0 else ("--user", "--map-root-user", "--mount")
 
@@ -133,7 +133,7 @@ def test_a_disk_that_is_full_again_and_again_costs_nothing(trial: Trial, tmp_pat
         books = ShardSummary(trial, place)
         while (complaint := run_until_full(trial, disk, told)) is not None:
             strikes.append(complaint)
-            assert len(strikes) < _MOST_STRIKES, strikes
+            assert len(strikes) < _MAX_STRIKES, strikes
             books.check()
             amount = layout.enlarged(amount, rng)
             disk.remount(f"{layout.option}={amount}")

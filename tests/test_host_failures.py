@@ -60,7 +60,7 @@ def test_hosts_with_the_most_failures_come_first() -> None:
 
 def test_of_very_many_hosts_the_small_ones_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory stays bounded, the large ones stay, and it is said that not all were counted."""
-    monkeypatch.setattr(failing_hosts, "_MOST_PAIRS", 100)
+    monkeypatch.setattr(failing_hosts, "_MAX_PAIRS", 100)
     monkeypatch.setattr(failing_hosts, "_KEPT_PAIRS", 50)
     hosts = FailingHosts()
     for batch in range(50):

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from runs import Place, Run, ShardSummary, Trial, check_out_of_resources, dying_at_a_step, listed, serve_trial
 
-_MOST_RUNS = 40
+_MAX_RUNS = 40
 _KILLED = -9
 
 
@@ -147,7 +147,7 @@ def test_a_run_killed_at_any_moment_ends_as_if_undisturbed(trial: Trial, tmp_pat
         code = _KILLED
         while code != 0:
             runs += 1
-            assert runs < _MOST_RUNS, f"never came to pass: {moments}"
+            assert runs < _MAX_RUNS, f"never came to pass: {moments}"
             with Run(trial.command(place)) as run:
                 victim = disturb(run, place, moments)
                 code = run.end()

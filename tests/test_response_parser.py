@@ -29,7 +29,7 @@ _OK = b"HTTP/1.1 200 OK\r\n"
 _WHOLE = _OK + b"Content-Length: 5\r\n\r\nhello"
 _PICTURE = bytes(range(256))
 # What an answer of the table ends with, and how much of it is looked at: some have no end.
-_MOST_BYTES = 3000
+_MAX_BYTES = 3000
 
 
 @dataclass
@@ -43,7 +43,7 @@ class _Recorder:
         self.written += data
 
     async def drain(self) -> None:
-        if len(self.written) > _MOST_BYTES:
+        if len(self.written) > _MAX_BYTES:
             raise EOFError
 
     def close(self) -> None:
@@ -76,7 +76,7 @@ def answer_of(name: str) -> tuple[bytes, bool]:
 
     with suppress(EOFError):
         asyncio.run(answer())
-    return bytes(recorder.written[:_MOST_BYTES]), recorder.is_over and len(recorder.written) <= _MOST_BYTES
+    return bytes(recorder.written[:_MAX_BYTES]), recorder.is_over and len(recorder.written) <= _MAX_BYTES
 
 
 def _outcome(pieces: Sequence[bytes], *, has_end: bool) -> object:

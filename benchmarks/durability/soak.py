@@ -32,7 +32,7 @@ from datafetch.fetch import Fetcher, FetchPolicy
 from datafetch.model.outcome import OK, Body
 
 _WARM_UP_SHARE = 0.1
-_MOST_GROWTH = 1.1
+_MAX_GROWTH = 1.1
 _SHOWN_SAMPLES = 20
 _S_PER_HOUR = 3600
 
@@ -70,7 +70,7 @@ class _Level:
     @property
     def holds(self) -> bool:
         """The second half goes no higher than the first, or hardly."""
-        return self.last <= self.first * _MOST_GROWTH
+        return self.last <= self.first * _MAX_GROWTH
 
 
 def main() -> int:

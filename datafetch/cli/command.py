@@ -24,7 +24,7 @@ SETTINGS: dict[str, Any] = {
 
 _GIVEN = "given"
 _OTHERS = "Options"
-_MOST_NAME_COLUMNS = 26
+_MAX_NAME_COLUMNS = 26
 
 
 class Command(typer.core.TyperCommand):
@@ -41,7 +41,7 @@ class Command(typer.core.TyperCommand):
                 title = "Arguments" if is_argument else getattr(one, "rich_help_panel", None) or others
                 sections.setdefault(title, []).append(record)
         names = [name for records in sections.values() for name, _ in records]
-        columns = max((len(name) for name in names if len(name) <= _MOST_NAME_COLUMNS), default=0)
+        columns = max((len(name) for name in names if len(name) <= _MAX_NAME_COLUMNS), default=0)
         titles = [title.value for title in OptionGroup]
         for title in sorted(sections, key=lambda title: titles.index(title) if title in titles else -1):
             with formatter.section(title):

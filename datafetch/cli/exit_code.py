@@ -6,7 +6,7 @@ import sys
 from contextlib import suppress
 from enum import IntEnum
 
-_MOST_CHARS = 2000
+_MAX_CHARS = 2000
 _END_CHARS = 500  # of them, what to do about it included
 
 
@@ -36,6 +36,6 @@ def one_line(text: str) -> str:
     cursor, hide what stands before it, or bury it under a megabyte. The end is kept, for it says what to do.
     """
     words = " ".join("".join(character if character.isprintable() else " " for character in text).split())
-    if len(words) <= _MOST_CHARS:
+    if len(words) <= _MAX_CHARS:
         return words
-    return f"{words[: _MOST_CHARS - _END_CHARS - 3]} … {words[-_END_CHARS:]}"
+    return f"{words[: _MAX_CHARS - _END_CHARS - 3]} … {words[-_END_CHARS:]}"

@@ -47,7 +47,7 @@ _CURES: dict[str, str] = {
 }
 _HOST_COLUMNS = 40
 _SHOWN_PROCESSES = 4
-_MOST_S = 1e9  # thirty years; what is divided by next to nothing has no end
+_MAX_S = 1e9  # thirty years; what is divided by next to nothing has no end
 
 
 def show_report(report: Report, *, as_json: bool) -> None:
@@ -252,7 +252,7 @@ def _plain(text: str) -> Text:
 
 
 def _clock(seconds: float) -> str:
-    return str(timedelta(seconds=round(max(0.0, min(seconds, _MOST_S)))))
+    return str(timedelta(seconds=round(max(0.0, min(seconds, _MAX_S)))))
 
 
 def _say_lines(lines: Iterable[str]) -> None:

@@ -48,7 +48,7 @@ _COLUMNS = {
 _LEAST_SIMILARITY = np.float32(0.6)
 _KEPT_SHARE = 0.2
 _HALF_BITS = 16
-_MOST_BITS = 2**32
+_MAX_BITS = 2**32
 _NO_FILE = -1
 _NO_ID = "column id is empty"
 _PART_NAME = re.compile(r"part-\d{5}(?=[-.])")
@@ -342,7 +342,7 @@ def _last_kept(file: ParquetFile, kept: int) -> _Last:
         if shift and counts.sum() <= kept:
             return _Last(0, 0)  # all of them
         if not kept:
-            return _Last(_MOST_BITS, 0)  # none
+            return _Last(_MAX_BITS, 0)  # none
         above = np.cumsum(counts[::-1])[::-1] - counts
         half = int(np.flatnonzero(above < left)[0])
         prefix, left = prefix << _HALF_BITS | half, left - int(above[half])

@@ -24,9 +24,9 @@ from datafetch.model.options import DatasetOptions, Effect, Option, option
 from datafetch.model.outcome import Encoded
 from datafetch.model.sample import Record, Row, Sample
 
-_MOST_ZEROS = 2**20  # published documents have some hundred similarities
-_MOST_TOKEN_CHARS = 1000  # no tokenizer makes fewer tokens of more; what it holds of a text is fifty times as large
-_MOST_IMAGES = 256  # published documents have 15; what a lost one costs grows with their square
+_MAX_ZEROS = 2**20  # published documents have some hundred similarities
+_MAX_TOKEN_CHARS = 1000  # no tokenizer makes fewer tokens of more; what it holds of a text is fifty times as large
+_MAX_IMAGES = 256  # published documents have 15; what a lost one costs grows with their square
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +122,7 @@ class DocumentReader(RecordFormat):
                 "the document has no similarity_matrix, and the trainer's loader needs one; "
                 "--fill-similarity puts zeros there"
             )
-        if len(texts) * len(images) > _MOST_ZEROS:
+        if len(texts) * len(images) > _MAX_ZEROS:
             raise BadRecordError(
                 f"{len(texts):,} texts and {len(images):,} images are too many to fill in similarities"
             )
@@ -147,11 +147,11 @@ class DocumentReader(RecordFormat):
                 return False
         return options.max_tokens is None or self.tokens is None or self._fits(texts, images, options.max_tokens)
 
-    def _fits(self, texts: Sequence[str], images: Sequence[JsonObject], most_tokens: int) -> bool:
+    def _fits(self, texts: Sequence[str], images: Sequence[JsonObject], max_tokens: int) -> bool:
         assert self.tokens is not None, "it is asked where there is one"
-        if sum(map(len, texts)) > most_tokens * _MOST_TOKEN_CHARS:
+        if sum(map(len, texts)) > max_tokens * _MAX_TOKEN_CHARS:
             return False
-        return self.tokens.count(texts, len(images)) <= most_tokens
+        return self.tokens.count(texts, len(images)) <= max_tokens
 
 
 def document_row(record: Record, keep_at_least: int | None) -> Row | None:
@@ -203,8 +203,8 @@ def _images(record: JsonObject) -> list[JsonObject]:
     images, texts = record.get("image_info"), record["text_list"]
     if not isinstance(images, list) or not all(isinstance(image, dict) for image in images):
         raise BadRecordError("image_info is not a list of objects")
-    if len(images) > _MOST_IMAGES:
-        raise BadRecordError(f"{len(images):,} images are more than a document can have ({_MOST_IMAGES:,})")
+    if len(images) > _MAX_IMAGES:
+        raise BadRecordError(f"{len(images):,} images are more than a document can have ({_MAX_IMAGES:,})")
     for number, image in enumerate(images):
         index = image.get("matched_text_index")
         if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(texts):

@@ -14,9 +14,9 @@ import numpy as np
 
 from datafetch.model.untrusted import is_utf8
 
-_MOST_NAME_BYTES = 240  # of 255, so that a temporary name has room
-_MOST_PATH_BYTES = 1000
-_MOST_FOLDERS = 8
+_MAX_NAME_BYTES = 240  # of 255, so that a temporary name has room
+_MAX_PATH_BYTES = 1000
+_MAX_FOLDERS = 8
 _RESERVED = frozenset({"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))})
 _FORBIDDEN = frozenset('\\:*?"<>|')
 
@@ -30,13 +30,13 @@ def why_refused(name: object) -> str:
     parts = name.split("/")
     if {"", ".", ".."} & set(parts):
         return "the name of its file leads out of the folder, or nowhere"
-    if len(name.encode()) > _MOST_PATH_BYTES or len(parts) > _MOST_FOLDERS + 1:
+    if len(name.encode()) > _MAX_PATH_BYTES or len(parts) > _MAX_FOLDERS + 1:
         return "the name of its file is too long"
     return next(filter(None, map(_why_part_refused, parts)), "")
 
 
 def _why_part_refused(part: str) -> str:
-    if len(part.encode()) > _MOST_NAME_BYTES:
+    if len(part.encode()) > _MAX_NAME_BYTES:
         return "the name of its file is too long"
     if _FORBIDDEN & set(part) or part[-1] in ". " or part[0] == " ":
         return "the name of its file can't be had on every filesystem"

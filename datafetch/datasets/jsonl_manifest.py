@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 from datafetch.datasets.readers import (
-    MOST_NESTING,
+    MAX_NESTING,
     LineFile,
     is_nested_deeply,
     list_files,
@@ -34,7 +34,7 @@ from datafetch.model.untrusted import is_plain_name
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".jsonl.zip")
 _SNIFFED_LINES = 100
 _SNIFFED_BYTES = 4 * 1024 * 1024  # a hundred of the longest lines would be gigabytes
-_MOST_PARSED_BYTES = 512 * 1024 * 1024  # of one record; a line of 64 MiB can make two gigabytes of empty lists
+_MAX_PARSED_BYTES = 512 * 1024 * 1024  # of one record; a line of 64 MiB can make two gigabytes of empty lists
 _SHORT_LINE_BYTES = 1024 * 1024  # what is shorter can't come near that
 _COMPRESSION = 4.0  # of text, about
 _USUAL_LINE_BYTES = 1000.0  # where no line has been seen
@@ -315,8 +315,8 @@ def parse_json_line(line: bytes) -> JsonObject:
         BadRecordError: It is none, takes too much memory, or is nested too deeply for every parser and writer that
             handles rows.
     """
-    if len(line) > _SHORT_LINE_BYTES and parsed_bytes(line) > _MOST_PARSED_BYTES:
-        raise BadRecordError(f"it may take more than {_MOST_PARSED_BYTES:,} bytes of memory when it is parsed")
+    if len(line) > _SHORT_LINE_BYTES and parsed_bytes(line) > _MAX_PARSED_BYTES:
+        raise BadRecordError(f"it may take more than {_MAX_PARSED_BYTES:,} bytes of memory when it is parsed")
     try:
         record = exact_json.parse(line)
     except UnicodeDecodeError as error:
@@ -324,9 +324,9 @@ def parse_json_line(line: bytes) -> JsonObject:
     except ValueError as error:
         raise BadRecordError(why_too_long(error) or f"not JSON ({error})") from error
     except RecursionError as error:
-        raise BadRecordError(f"nested more than {MOST_NESTING} levels deep") from error
+        raise BadRecordError(f"nested more than {MAX_NESTING} levels deep") from error
     if not isinstance(record, dict):
         raise BadRecordError("not a JSON object")
     if is_nested_deeply(record, line.count(b"[") + line.count(b"{")):
-        raise BadRecordError(f"nested more than {MOST_NESTING} levels deep")
+        raise BadRecordError(f"nested more than {MAX_NESTING} levels deep")
     return record

@@ -10,8 +10,8 @@ from datafetch.errors import ManifestError
 
 URL_KEYS = ("url", "image_url", "raw_url", "img_url", "src")
 TEXT_KEYS = ("text", "caption")
-_MOST_SHOWN_KEYS = 30
-_MOST_SHOWN_CHARS = 40
+_MAX_SHOWN_KEYS = 30
+_MAX_SHOWN_CHARS = 40
 _URL_STARTS = ("http://", "https://", "//")
 
 _log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ def choose_key(what: str, said: str | None, candidates: Sequence[str], records: 
     if counts[best]:
         return best
     there = sorted({_shown(key) for record in records for key in record})
-    shown = ", ".join(there[:_MOST_SHOWN_KEYS]) or "none"
+    shown = ", ".join(there[:_MAX_SHOWN_KEYS]) or "none"
     tried = " or ".join(names)
     raise ManifestError(
         f"the first records have no {what} under {tried}; name the key with --{what}-key; there are: {shown}"
@@ -44,7 +44,7 @@ def choose_key(what: str, said: str | None, candidates: Sequence[str], records: 
 
 def _shown(key: str) -> str:
     """A key of other people as it can stand in a line: nothing in it steers the terminal."""
-    return "".join(character if character.isprintable() else "�" for character in key[:_MOST_SHOWN_CHARS])
+    return "".join(character if character.isprintable() else "�" for character in key[:_MAX_SHOWN_CHARS])
 
 
 def say_keys(keys: Mapping[str, str]) -> None:

@@ -31,7 +31,7 @@ from datafetch.model.untrusted import is_utf8
 _LIST = "llm-jp_mm_pair_step0_558k.json"
 _TURNS = 2
 _SNIFFED_RECORDS = 100
-_MOST_KEY_CHARS = 200
+_MAX_KEY_CHARS = 200
 
 _log = logging.getLogger(__name__)
 
@@ -191,5 +191,5 @@ def _key(value: object, number: int) -> str:
     if isinstance(value, str | int) and not isinstance(value, bool):
         text = str(value) if isinstance(value, str) or abs(value) < 2**63 else ""
         if text and text.isprintable():
-            return text[:_MOST_KEY_CHARS]
+            return text[:_MAX_KEY_CHARS]
     return str(number)

@@ -29,7 +29,7 @@ from datafetch.model.sample import IdListResult, Record, Row, Sample, Shard
 
 _NAME = re.compile(r"docs(?P<no_face>_no_face)?_shard_(?P<number>\d{1,5})_v3\.jsonl(?:\.gz|\.zst|\.zip)?")
 
-_MOST_SHOWN = 20
+_MAX_SHOWN = 20
 
 _log = logging.getLogger(__name__)
 
@@ -200,7 +200,7 @@ def _say_what_is_there(files: Mapping[str, LineFile], wanted: Sequence[int] | No
     there = {_number(name) for name in files}
     missing = [number for number in wanted or range(max(there) + 1) if number not in there]
     if missing:
-        shown = ", ".join(map(str, missing[:_MOST_SHOWN])) + (" …" if len(missing) > _MOST_SHOWN else "")
+        shown = ", ".join(map(str, missing[:_MAX_SHOWN])) + (" …" if len(missing) > _MAX_SHOWN else "")
         _log.warning("%d shards are missing: %s", len(missing), shown)
 
 

@@ -38,7 +38,7 @@ _Asked = TypeVar("_Asked")
 _Found = TypeVar("_Found")
 _CHUNK_SAMPLES = 256  # a second's work: a chunk costs a thread hop and, in a sparse manifest, the decoding of many rows
 _CHUNK_BYTES = 16 * 1024 * 1024  # 256 published documents have some ten; a line of a manifest may have 64 MiB
-_MOST_HANDED_BYTES = 128 * 1024 * 1024  # four thousand published documents
+_MAX_HANDED_BYTES = 128 * 1024 * 1024  # four thousand published documents
 
 
 @dataclass(slots=True, eq=False)
@@ -229,7 +229,7 @@ class Feed:
 
     async def _wait_for_room(self, wanted_bytes: int) -> None:
         """Wait until what is handed out leaves room for so much more, or nothing is."""
-        while self._handed_bytes and self._handed_bytes + wanted_bytes > _MOST_HANDED_BYTES:
+        while self._handed_bytes and self._handed_bytes + wanted_bytes > _MAX_HANDED_BYTES:
             self._one_settled.clear()
             await self._one_settled.wait()
 

@@ -29,8 +29,8 @@ from datafetch.transcode import DEFAULT_MAX_PIXELS, MAX_PROCESSES, Encoding, Ima
 
 GIB = 1024**3
 _OPTIONS_KEY = "choices"  # in job.json, under the name that it has had from the beginning
-_MOST_LIMIT = 2**63 - 1
-_MOST_SAMPLE_BYTES = 2 * GIB  # as base64, and with what else a row has, it stays below the 4 GiB that one can have
+_MAX_LIMIT = 2**63 - 1
+_MAX_SAMPLE_BYTES = 2 * GIB  # as base64, and with what else a row has, it stays below the 4 GiB that one can have
 
 _Setting = partial(Option, effect=Effect.NONE)
 
@@ -123,10 +123,10 @@ class Job:
     def __post_init__(self) -> None:
         """Refuse what cannot work, before anything is read."""
         for flag, value, most in (
-            ("--limit", self.limit, _MOST_LIMIT),
+            ("--limit", self.limit, _MAX_LIMIT),
             ("--processes", self.processes, MAX_PROCESSES),
             ("--memory", self.memory_bytes, MAX_BYTES),
-            ("--max-sample", self.max_sample_bytes, _MOST_SAMPLE_BYTES),
+            ("--max-sample", self.max_sample_bytes, _MAX_SAMPLE_BYTES),
         ):
             if value is not None:
                 require_in_range(flag, value, 1, most)

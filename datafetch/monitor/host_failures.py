@@ -15,9 +15,9 @@ import pyarrow.compute as pc
 
 from datafetch.model.outcome import OK
 
-_MOST_PAIRS = 200_000  # of host and kind, about 40 MB
+_MAX_PAIRS = 200_000  # of host and kind, about 40 MB
 _KEPT_PAIRS = 100_000
-_MOST_CHARACTERS = 255
+_MAX_CHARACTERS = 255
 # As a browser finds it: either slash, credentials before the last @, a port behind. RE2, so no URL takes it long.
 _HOST = r"^\s*(?:(?i:https?):[/\\]*|[/\\]{2,})(?:[^/\\?#]*@)?(?P<host>\[[^\]/\\?#]*\]|[^:/\\?#]*)"
 
@@ -74,7 +74,7 @@ class FailingHosts:
 
     def _add(self, pairs: Counter[tuple[str, str]]) -> None:
         self._pairs.update(pairs)
-        if len(self._pairs) > _MOST_PAIRS:
+        if len(self._pairs) > _MAX_PAIRS:
             self.is_pruned = True
             self._pairs = Counter(dict(self._pairs.most_common(_KEPT_PAIRS)))
 
@@ -82,7 +82,7 @@ class FailingHosts:
 def _hosts(urls: pa.Array) -> pa.Array:
     """The host of each URL, in lower case and without its port; empty where there is none."""
     hosts: Any = pc.struct_field(pc.extract_regex(urls, _HOST), "host")
-    return pc.utf8_slice_codeunits(pc.utf8_lower(pc.fill_null(hosts, "")), 0, _MOST_CHARACTERS)
+    return pc.utf8_slice_codeunits(pc.utf8_lower(pc.fill_null(hosts, "")), 0, _MAX_CHARACTERS)
 
 
 def _printable(host: str) -> str:

@@ -33,7 +33,7 @@ from datafetch.store.ledger import not_a_ledger, read_columns, read_shard_counts
 from datafetch.store.spool_format import SpoolRecord, read_marker, scan_records
 from datafetch.store.state_file import read_if_sound
 
-_MOST_HOSTS = 20
+_MAX_HOSTS = 20
 _LINES_AT_A_TIME = 16_384  # of a spool, in memory
 
 
@@ -185,7 +185,7 @@ def read_status(out: Path | str) -> Status:
         dropped=counted.dropped,
         outcomes=dict(books.outcomes),
         expected_images=_expected(state, len(job.shards), books.outcomes.total(), run_state, beats),
-        hosts=books.hosts.top(_MOST_HOSTS),
+        hosts=books.hosts.top(_MAX_HOSTS),
         is_pruned=books.hosts.is_pruned,
         published_bytes=_published_bytes(state, counted),
         spooled_bytes=books.spool_bytes,

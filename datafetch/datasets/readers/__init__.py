@@ -6,10 +6,10 @@ a file is a ``ManifestError``, which names it.
 """
 
 from datafetch.datasets.readers.bounds import (
-    MOST_NESTING,
+    MAX_NESTING,
     Int64s,
     is_nested_deeply,
-    most_rows,
+    max_rows,
     parsed_bytes,
     why_too_long,
 )
@@ -22,7 +22,7 @@ from datafetch.datasets.readers.parquet import BadRow, ColumnType, ParquetFile, 
 __all__ = [
     "INDEX_BITS",
     "MAX_LINE_BYTES",
-    "MOST_NESTING",
+    "MAX_NESTING",
     "BadRow",
     "ColumnType",
     "IdList",
@@ -35,7 +35,7 @@ __all__ = [
     "is_nested_deeply",
     "list_files",
     "matching_rows",
-    "most_rows",
+    "max_rows",
     "pack_pair",
     "parsed_bytes",
     "read_id_pairs",

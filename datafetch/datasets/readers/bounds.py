@@ -10,13 +10,13 @@ import numpy.typing as npt
 
 Int64s: TypeAlias = npt.NDArray[np.int64]
 
-MOST_NESTING = 200
+MAX_NESTING = 200
 """Levels of a record. Published ones have five. Pickling takes two of Python's stack frames for each level, and the
 limit of those is 1,000 for all that is under way."""
 
-_MOST_ROWS = 2**24  # whatever the size of a file; the largest published one has 6 million
+_MAX_ROWS = 2**24  # whatever the size of a file; the largest published one has 6 million
 _ROW_BYTES = 8  # of URL and text, compressed as well as may be
-_MOST_TEXT_FACTOR = 4  # a text takes four bytes a character where one of its characters is rare
+_MAX_TEXT_FACTOR = 4  # a text takes four bytes a character where one of its characters is rare
 _VALUE_BYTES = 64  # of a number, a short text or an empty list as an object, with its place in a list
 _MEMBER_BYTES = 128  # of a name and its place in a dict
 _DIGITS_LIMIT = "set_int_max_str_digits"  # in Python's message
@@ -28,13 +28,13 @@ def reason(error: BaseException) -> str:
     return text.splitlines()[0]
 
 
-def most_rows(size_bytes: int) -> int:
+def max_rows(size_bytes: int) -> int:
     """So many rows, records or lines a file of this size may claim to have; a few bytes can claim any number.
 
     What is held for each of them (8 bytes, or 1) is then no more than what the file itself takes, beyond a hundred
     megabytes or so.
     """
-    return max(_MOST_ROWS, size_bytes // _ROW_BYTES)
+    return max(_MAX_ROWS, size_bytes // _ROW_BYTES)
 
 
 def parsed_bytes(text: bytes | str) -> int:
@@ -47,7 +47,7 @@ def parsed_bytes(text: bytes | str) -> int:
         commas, opening, colons = text.count(","), text.count("[") + text.count("{"), text.count(":")
     else:
         commas, opening, colons = text.count(b","), text.count(b"[") + text.count(b"{"), text.count(b":")
-    factor = 1 if text.isascii() and not _has_escape(text) else _MOST_TEXT_FACTOR
+    factor = 1 if text.isascii() and not _has_escape(text) else _MAX_TEXT_FACTOR
     return len(text) * factor + (commas + opening) * _VALUE_BYTES + (opening + colons) * _MEMBER_BYTES
 
 
@@ -60,16 +60,16 @@ def why_too_long(error: ValueError) -> str:
 
 
 def is_nested_deeply(value: object, brackets: int) -> bool:
-    """Whether a value of JSON has more than ``MOST_NESTING`` levels, so that not every later step could handle it.
+    """Whether a value of JSON has more than ``MAX_NESTING`` levels, so that not every later step could handle it.
 
     Args:
         value: As it was parsed.
         brackets: How many brackets and braces its text opens. Most values have too few of them to be looked through.
     """
-    if brackets <= MOST_NESTING:
+    if brackets <= MAX_NESTING:
         return False
     level = [value] if isinstance(value, dict | list) else []
-    for _ in range(MOST_NESTING):
+    for _ in range(MAX_NESTING):
         level = [
             inner
             for outer in level

@@ -17,17 +17,17 @@ from datafetch.errors import ManifestError, raise_if_exhausted
 
 INDEX_BITS = 32
 """Of a packed pair; the shard's number stands above them."""
-_MOST_PART = 2**31
+_MAX_PART = 2**31
 # Two words, as they head a table; a single one, or one beside a number, is a mistake that must be told.
 _PAIR_HEADER = re.compile(rb"""\s*(["']?)[a-z_][a-z0-9_ ]*\1\s*,\s*(["']?)[a-z_][a-z0-9_ ]*\2\s*""", re.IGNORECASE)
-_PAIR_FORM = f"shard,index on a line, both below {_MOST_PART:,}"
+_PAIR_FORM = f"shard,index on a line, both below {_MAX_PART:,}"
 _GZIP_MAGIC = b"\x1f\x8b"
 _BOM = b"\xef\xbb\xbf"
 _CHUNK_BYTES = 1 << 20
-_MOST_LINE_BYTES = 1000
-_MOST_SHOWN_CHARS = 40
+_MAX_LINE_BYTES = 1000
+_MAX_SHOWN_CHARS = 40
 _MERGED_IDS = 2**20  # so many wait, at least, before they are joined to those that are known
-_MOST_IDS = 2**25  # of a compressed list of any size: 256 MB; the published ones have 6 million
+_MAX_IDS = 2**25  # of a compressed list of any size: 256 MB; the published ones have 6 million
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ class _DistinctIds:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._most = max(_MOST_IDS, path.stat().st_size)
+        self._most = max(_MAX_IDS, path.stat().st_size)
         self._known = np.empty(0, np.int64)
         self._waiting: list[Int64s] = []
         self._waiting_count = 0
@@ -138,8 +138,8 @@ def _chunks(path: Path) -> Iterator[list[bytes]]:
         block = file.read(_CHUNK_BYTES).removeprefix(_BOM)
         while block:
             *lines, rest = block.split(b"\n")
-            if len(rest) > _MOST_LINE_BYTES:  # a compressed list may claim a line of any length
-                raise ManifestError(f"{path} has a line of more than {_MOST_LINE_BYTES:,} bytes, and is no id list")
+            if len(rest) > _MAX_LINE_BYTES:  # a compressed list may claim a line of any length
+                raise ManifestError(f"{path} has a line of more than {_MAX_LINE_BYTES:,} bytes, and is no id list")
             more = file.read(_CHUNK_BYTES)
             yield lines if more else [*lines, rest]
             block = rest + more if more else b""
@@ -152,7 +152,7 @@ def _parse(
         return np.array([parse(line) for line in lines if line], dtype=np.int64)
     except (ValueError, OverflowError):
         number, line = next((n, line) for n, line in enumerate(lines, first_line) if line and not _fits(parse, line))
-        shown = line[:_MOST_SHOWN_CHARS].decode("utf-8", "replace")
+        shown = line[:_MAX_SHOWN_CHARS].decode("utf-8", "replace")
         what, form = words
         raise ManifestError(f"{path}, line {number}: {shown!r} is not {what}; the list takes {form}") from None
 
@@ -166,7 +166,7 @@ def _parse_pair(line: bytes) -> int:
     if not all(map(bytes.isdigit, fields)):  # int() takes signs and 1_000 as well
         raise ValueError(line)
     shard, index = map(int, fields)
-    if not (shard < _MOST_PART and index < _MOST_PART):
+    if not (shard < _MAX_PART and index < _MAX_PART):
         raise ValueError(line)
     return pack_pair(shard, index)
 

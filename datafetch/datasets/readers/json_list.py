@@ -13,14 +13,14 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TextIO
 
-from datafetch.datasets.readers.bounds import MOST_NESTING, is_nested_deeply, parsed_bytes, why_too_long
+from datafetch.datasets.readers.bounds import MAX_NESTING, is_nested_deeply, parsed_bytes, why_too_long
 from datafetch.errors import ManifestError
 
-_MOST_RECORDS = 2**20  # whatever the size of a file; published ones have half as many
+_MAX_RECORDS = 2**20  # whatever the size of a file; published ones have half as many
 _RECORD_BYTES = 16  # where there are more: a name or a URL takes as many
-_MOST_RECORD_CHARS = 64 << 20  # conversations are a few thousand
-_MOST_PARSED_BYTES = 256 << 20  # 64 MiB of text can make two gigabytes of empty lists
-_TOO_DEEP = f"has a record that is nested more than {MOST_NESTING} levels deep"
+_MAX_RECORD_CHARS = 64 << 20  # conversations are a few thousand
+_MAX_PARSED_BYTES = 256 << 20  # 64 MiB of text can make two gigabytes of empty lists
+_TOO_DEEP = f"has a record that is nested more than {MAX_NESTING} levels deep"
 _DECODER = json.JSONDecoder()
 _SPACE = " \t\n\r"
 _AFTER_NUMBER = {",", "]", "}", *_SPACE}
@@ -72,7 +72,7 @@ class _Reader:
     def _records(self) -> Iterator[TextIO]:
         """Comes to each record in turn: it begins at the next character that is no space."""
         ends = {",", self._CLOSING}
-        left = max(_MOST_RECORDS, self._path.stat().st_size // _RECORD_BYTES)
+        left = max(_MAX_RECORDS, self._path.stat().st_size // _RECORD_BYTES)
         with self._path.open("rb") as raw, TextIOWrapper(raw, encoding="utf-8", newline="") as file:
             raw.seek(self._start_bytes)
             mark = self._mark(file)
@@ -117,9 +117,9 @@ class _Reader:
         while True:
             self._peek(file)
             text_chars = len(self._text) - self._at
-            is_all = self._is_end or text_chars > _MOST_RECORD_CHARS
-            if text_chars > 2 * self._chunk_chars and parsed_bytes(self._text) > _MOST_PARSED_BYTES:
-                raise ManifestError(f"has a record that may take more than {_MOST_PARSED_BYTES:,} bytes of memory")
+            is_all = self._is_end or text_chars > _MAX_RECORD_CHARS
+            if text_chars > 2 * self._chunk_chars and parsed_bytes(self._text) > _MAX_PARSED_BYTES:
+                raise ManifestError(f"has a record that may take more than {_MAX_PARSED_BYTES:,} bytes of memory")
             try:
                 value, end = _DECODER.raw_decode(self._text, self._at)
             except RecursionError as error:

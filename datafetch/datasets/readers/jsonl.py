@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from datafetch.datasets.readers.bounds import most_rows, reason
+from datafetch.datasets.readers.bounds import max_rows, reason
 from datafetch.datasets.readers.file_kind import what_it_is, what_text_it_is
 from datafetch.errors import ManifestError, raise_if_exhausted
 
@@ -41,7 +41,7 @@ _SEEN_BYTES = 4096  # of a file's beginning and of its end; there may be tens of
 _DAMAGES = (OSError, EOFError, ValueError, NotImplementedError, zlib.error, zipfile.BadZipFile, zstd.ZstdError)
 _COMPRESSED_SUFFIXES = (".gz", ".zst", ".zip")
 _SUFFIXES = (*_COMPRESSED_SUFFIXES, ".jsonl", ".json")
-_MOST_DIRECTORY_BYTES = 1 << 20  # of a zip; zipfile makes twenty times as much of it
+_MAX_DIRECTORY_BYTES = 1 << 20  # of a zip; zipfile makes twenty times as much of it
 
 
 _AGAIN = "download it again, or move it away"
@@ -104,14 +104,14 @@ class LineFile:
             ManifestError: It can't be read, is cut short or damaged, a line is longer than ``MAX_LINE_BYTES``, or there
                 are more of them than a file of its size can have.
         """
-        most_lines = most_rows(self.size_bytes)
+        max_lines = max_rows(self.size_bytes)
         with _reading(self.path), self._open(self.path) as file:
             number = 0
             while line := file.readline(MAX_LINE_BYTES + len(b"\r\n")):
                 number += 1
-                if number > most_lines:
+                if number > max_lines:
                     raise ManifestError(
-                        f"{self.path} has more than {most_lines:,} lines in {self.size_bytes:,} bytes, more than is "
+                        f"{self.path} has more than {max_lines:,} lines in {self.size_bytes:,} bytes, more than is "
                         "accepted; --source takes JSON lines"
                     )
                 line = line.removesuffix(b"\n").removesuffix(b"\r")
@@ -173,7 +173,7 @@ class _BoundedFile(io.BufferedReader):
     """A file that refuses large reads: zipfile reads the central directory of a zip in one piece."""
 
     def read(self, size: int | None = -1, /) -> bytes:
-        if size is not None and size > _MOST_DIRECTORY_BYTES:
+        if size is not None and size > _MAX_DIRECTORY_BYTES:
             raise zipfile.BadZipFile("its central directory is too large for a zip with one file")
         return super().read(size)
 

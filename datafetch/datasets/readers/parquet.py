@@ -22,15 +22,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from datafetch.datasets.readers.bounds import Int64s, most_rows, reason
+from datafetch.datasets.readers.bounds import Int64s, max_rows, reason
 from datafetch.datasets.readers.file_kind import what_is_no_parquet
 from datafetch.datasets.readers.parquet_pages import DamagedPageError, Page, read_pages
 from datafetch.errors import ManifestError, raise_if_exhausted
 
 _BATCH_ROWS = 8192  # at COYO's 200 bytes of url and text a row, about 2 MB as Arrow and 8 MB as Python objects
 _BATCH_BYTES = 8 << 20  # of a column's texts; a batch costs 20 µs, so that small ones are no matter
-_MOST_FOOTER_BYTES = 16 << 20  # published ones have some hundred kilobytes; Arrow makes ten times as much of it
-_MOST_PAGE_BYTES = 64 << 20  # writers make them of one, or of one text
+_MAX_FOOTER_BYTES = 16 << 20  # published ones have some hundred kilobytes; Arrow makes ten times as much of it
+_MAX_PAGE_BYTES = 64 << 20  # writers make them of one, or of one text
 _BUFFER_BYTES = 1 << 16  # stream a column chunk's pages instead of reading the chunk whole
 _FOOTER_END = struct.Struct("<I4s")  # length of the footer, PAR1
 _MARK = b"PAR1"
@@ -89,7 +89,7 @@ class ParquetFile:
                 groups = map(metadata.row_group, range(metadata.num_row_groups))
                 self.rows = sum(int(group.num_rows) for group in groups)
             size_bytes = os.fstat(raw.fileno()).st_size
-        if self.rows > most_rows(size_bytes):
+        if self.rows > max_rows(size_bytes):
             raise ManifestError(
                 f"{path} claims to have {self.rows:,} rows in {size_bytes:,} bytes, more than is accepted"
             )
@@ -147,7 +147,7 @@ class ParquetFile:
         """
         row_bytes, has_dictionary = 1, False
         for page in self._pages(file, group, name):
-            if page.size_bytes > _MOST_PAGE_BYTES:
+            if page.size_bytes > _MAX_PAGE_BYTES:
                 raise ManifestError(
                     f"{self.path}: column {name} has a page of {page.size_bytes:,} bytes, more than is accepted"
                 )
@@ -220,7 +220,7 @@ def _fingerprint(path: Path, file: BinaryIO) -> str:
         raise ManifestError(
             f"{path} is cut short, or not parquet: it has no footer; download it again, or move it away"
         )
-    if footer_bytes > _MOST_FOOTER_BYTES:
+    if footer_bytes > _MAX_FOOTER_BYTES:
         raise ManifestError(f"{path} has a footer of {footer_bytes:,} bytes, more than is accepted")
     file.seek(-_FOOTER_END.size - footer_bytes, os.SEEK_END)
     return hashlib.sha256(b"%d " % size_bytes + file.read(footer_bytes)).hexdigest()[:16]

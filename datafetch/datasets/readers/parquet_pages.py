@@ -18,11 +18,11 @@ _ENCODING_FIELDS = {5: 2, 8: 4}  # of a page of either version: where it says ho
 _VALUES_FIELD = 1
 _DICTIONARY_ENCODINGS = frozenset({2, 8})
 _REPEATING_ENCODING = 7  # a value takes its beginning from the one before, of any length
-_MOST_DEPTH = 8
-_MOST_FIELDS = 1000  # of a header, those of structs in it included; the format knows some thirty
-_MOST_LIST = 1000
+_MAX_DEPTH = 8
+_MAX_FIELDS = 1000  # of a header, those of structs in it included; the format knows some thirty
+_MAX_LIST = 1000
 _LONG_LIST = 15
-_MOST_VARINT_BITS = 63
+_MAX_VARINT_BITS = 63
 _BOOLEANS, _BYTE, _INTEGERS, _DOUBLE, _BINARY, _LISTS, _STRUCT = (1, 2), 3, (4, 5, 6), 7, 8, (9, 10), 12
 
 
@@ -61,7 +61,7 @@ def read_pages(file: BinaryIO, start: int, size_bytes: int) -> Iterator[Page]:
     end = min(start + size_bytes, os.fstat(file.fileno()).st_size)
     while start < end:
         file.seek(start)
-        header = _read_struct(file, 0, iter(range(_MOST_FIELDS)))
+        header = _read_struct(file, 0, iter(range(_MAX_FIELDS)))
         size, stored = header.get(_SIZE), header.get(_STORED_SIZE)
         if not isinstance(size, int) or not isinstance(stored, int) or size < 0 or stored < 0:
             raise DamagedPageError("a page does not say how large it is")
@@ -91,7 +91,7 @@ def _read_struct(file: BinaryIO, depth: int, fields_left: Iterator[int]) -> dict
         depth: Structs and lists that it lies in.
         fields_left: One is taken for each field, whatever struct of the header it lies in.
     """
-    if depth > _MOST_DEPTH:
+    if depth > _MAX_DEPTH:
         raise DamagedPageError("the header of a page is nested too deeply")
     fields: dict[int, Any] = {}
     number = 0
@@ -126,7 +126,7 @@ def _read_value(file: BinaryIO, kind: int, depth: int, fields_left: Iterator[int
 def _pass_list(file: BinaryIO, depth: int, fields_left: Iterator[int]) -> None:
     mark = _read_byte(file)
     count = mark >> 4 if mark >> 4 != _LONG_LIST else _read_varint(file)
-    if count > _MOST_LIST:
+    if count > _MAX_LIST:
         raise DamagedPageError("the header of a page is damaged")
     for _ in range(count):
         # In a list a truth is a byte of its own.
@@ -142,7 +142,7 @@ def _read_byte(file: BinaryIO) -> int:
 
 def _read_varint(file: BinaryIO) -> int:
     value = 0
-    for shift in range(0, _MOST_VARINT_BITS, 7):
+    for shift in range(0, _MAX_VARINT_BITS, 7):
         byte = _read_byte(file)
         value |= (byte & 0x7F) << shift
         if not byte & 0x80:

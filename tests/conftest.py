@@ -152,6 +152,13 @@ def sample() -> Sample:
     return Sample(0, "17", ("http://example.org/cat.jpg",), {"id": 17, "text": "a cat", "clip_sim": 0.7})
 
 
+@pytest.fixture
+def without_coverage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Don't measure coverage in the processes that this test starts."""
+    for variable in ("COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START"):
+        monkeypatch.delenv(variable, raising=False)
+
+
 async def until(is_so: Callable[[], bool]) -> None:
     """Wait until something is so, and fail when it is not so in time."""
     async with asyncio.timeout(_PATIENCE_S):

@@ -91,7 +91,7 @@ def start_and_wait_for_images(command: list[str], tmp_path: Path) -> subprocess.
     return process
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interrupted_run_goes_on(
     tmp_path: Path, command: list[str], source: CoyoSource, slow_origin: Origin, signal_number: signal.Signals
 ) -> None:
@@ -505,11 +505,12 @@ def test_sizes_are_read(text: str, size_bytes: int) -> None:
     assert parse_bytes("--memory", text) == size_bytes
 
 
-def test_the_demo_shows_that_it_works(tmp_path: Path) -> None:
-    """From another folder, twice: the summary alone on standard output, the table on standard error."""
+@pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_the_demo_shows_that_it_works(tmp_path: Path, times: int) -> None:
+    """From another folder, once and again: the summary alone on standard output, the table on standard error."""
     command = [sys.executable, "-m", "datafetch", "demo", "--images", "90", "--json"]
     environment = {**os.environ, "COLUMNS": "200"}
-    for _ in range(2):
+    for _ in range(times):
         finished = subprocess.run(
             command, check=True, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=PATIENCE_S
         )

@@ -177,9 +177,16 @@ def check_end(run: Run, code: int, victim: Victim | None) -> None:
         assert code == 0, run.said()
 
 
-@pytest.mark.parametrize("victim", [pytest.param(Victim.PARENT, marks=pytest.mark.slow), Victim.COMMIT])
+@pytest.mark.parametrize(
+    ("victim", "steps_between"),
+    [
+        pytest.param(Victim.PARENT, (1, 7), marks=pytest.mark.slow),
+        pytest.param(Victim.COMMIT, (2, 6), marks=pytest.mark.slow),
+        (Victim.COMMIT, (5, 9)),
+    ],
+)
 def test_a_process_that_dies_before_any_of_its_steps_leaves_nothing_half(
-    trial: Trial, tmp_path: Path, victim: Victim
+    trial: Trial, tmp_path: Path, victim: Victim, steps_between: tuple[int, int]
 ) -> None:
     """A process is killed before the first file operation, then before a later one, and so on to the last."""
     place = Place(tmp_path / "root")
@@ -187,7 +194,7 @@ def test_a_process_that_dies_before_any_of_its_steps_leaves_nothing_half(
     rng = random.Random(17)
     steps, kills, code = 0, 0, _KILLED
     while code != 0:
-        steps += rng.randrange(*((1, 7) if victim is Victim.PARENT else (2, 6)))
+        steps += rng.randrange(*steps_between)
         with Run(trial.command(place), dying_at_a_step(tmp_path, victim, steps, place.root)) as run:
             code = run.end()
             kills += code != 0

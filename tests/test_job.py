@@ -29,7 +29,7 @@ from datafetch.datasets.mmc4 import Mmc4CoreOptions
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
 from datafetch.demo.pictures import paint
-from datafetch.engine.job import asked_of, hash_of, read_job
+from datafetch.engine.job import hash_of, read_job, settings_of
 from datafetch.engine.ownership import read_identity
 from datafetch.errors import ConfigurationError, ConservationError, ManifestError, ResourceError
 from datafetch.fetch import BodyBudget, Fetcher, FetchPolicy, OptOut
@@ -347,16 +347,22 @@ def test_options_of_a_dataset_come_back_from_a_job_file_of_any_version(tmp_path:
     job = Job("mmc4-core", "/source", str(tmp_path / "out"), image=VILA, options=options)
     layout = OutputLayout(tmp_path / "out")
     layout.folder.mkdir()
-    asked = asked_of(job, VILA)
+    settings = settings_of(job, VILA)
     identity = {"format": 1, "dataset": job.dataset, "limit": None, "shards": {}}
-    earlier = {"url_key": None, "text_key": None, "only_referenced": None, **asked["choices"]}
-    for choices in (asked["choices"], earlier):
-        layout.job.write_bytes(orjson.dumps({**identity, "asked": {**asked, "choices": choices}}))
+    earlier = {"url_key": None, "text_key": None, "only_referenced": None, **settings["choices"]}
+    for choices in (settings["choices"], earlier):
+        layout.job.write_bytes(orjson.dumps({**identity, "asked": {**settings, "choices": choices}}))
         assert read_job(layout)[0] == job
-    strange = {**asked, "choices": {**earlier, "url_key": "src"}}
-    layout.job.write_bytes(orjson.dumps({**identity, "asked": strange}))
-    with pytest.raises(ConfigurationError, match="is not a job of this version of datafetch; run the command that"):
-        read_job(layout)
+    for strange in (
+        {"choices": {**earlier, "url_key": "src"}},
+        {"choices": {"keep_at_least": "2"}},
+        {"fetch": {**settings["fetch"], "of_a_later_version": 1}},
+        {"image": {**settings["image"], "pixels": "of a later version"}},
+        {"payload": None},
+    ):
+        layout.job.write_bytes(orjson.dumps({**identity, "asked": settings | strange}))
+        with pytest.raises(ConfigurationError, match="is not a job of this version of datafetch; run the command that"):
+            read_job(layout)
 
 
 def test_permissions_are_no_part_of_where_spools_lie(job: Job) -> None:

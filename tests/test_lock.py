@@ -12,7 +12,7 @@ import pytest
 
 from datafetch.cli.app import main
 from datafetch.cli.options import GivenOptions
-from datafetch.engine.job import Job, asked_of
+from datafetch.engine.job import Job, settings_of
 from datafetch.engine.ownership import locked_output, locked_shards
 from datafetch.errors import ConfigurationError, ResourceError
 from datafetch.output.formats import encode_row
@@ -285,6 +285,6 @@ async def test_a_lock_that_is_held_is_respected_whatever_was_said(tmp_path: Path
 def test_being_alone_is_said_of_one_run(tmp_path: Path) -> None:
     """It is not remembered for the next, and a retry has to be told anew."""
     job = Job("coyo", str(tmp_path), str(tmp_path / "out"), no_lock=True)
-    assert asked_of(job, ImageSpec())["no_lock"] is False
+    assert settings_of(job, ImageSpec())["no_lock"] is False
     assert GivenOptions({"no_lock": True}).change(Job("coyo", "", "out")).no_lock
     assert not GivenOptions({}).change(Job("coyo", "", "out")).no_lock

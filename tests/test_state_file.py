@@ -20,7 +20,7 @@ from datafetch.monitor.heartbeat import read_beat
 from datafetch.output.reshard.ranks import Ranks
 from datafetch.output.reshard.record import EqualFile, read_reshard_record
 from datafetch.store import state_file
-from datafetch.store.job_file import JobFile, LastRequest, read_job_fields, read_job_file
+from datafetch.store.job_file import JobFile, LastSettings, read_job_fields, read_job_file
 from datafetch.store.layout import OutputLayout
 from datafetch.store.state_file import read_if_sound, read_state_file
 
@@ -183,7 +183,7 @@ def test_a_job_is_read_whole_and_in_part(layout: OutputLayout) -> None:
     assert read_job_file(layout) == JobFile(1, "coyo", {"a": ["a.parquet", 10, "f"]}, None)
     assert read_job_fields(layout) == JOB
     layout.job.write_bytes(orjson.dumps({**JOB, "asked": {"scratch": "/s", "source": "/a"}}))
-    assert read_job_file(layout) == JobFile(1, "coyo", {"a": ["a.parquet", 10, "f"]}, None, LastRequest("/s"))
+    assert read_job_file(layout) == JobFile(1, "coyo", {"a": ["a.parquet", 10, "f"]}, None, LastSettings("/s"))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 from datafetch.datasets import find_dataset
 from datafetch.engine.disk_estimate import DiskEstimate
 from datafetch.engine.feed import MAX_OPEN_SAMPLES, MAX_OPEN_SHARDS
-from datafetch.engine.job import Job, asked_of, dataset_of, equal_plan, hash_of, identify, own_spec
+from datafetch.engine.job import Job, dataset_of, equal_plan, hash_of, identify, own_spec, settings_of
 from datafetch.engine.ownership import Identity, take_for_job
 from datafetch.model.interfaces import Dataset, Manifest
 from datafetch.output.merge import Output
@@ -57,7 +57,7 @@ class BoundJob:
         Raises:
             ConfigurationError: It is that of another job, or holds files that are not datafetch's.
         """
-        take_for_job(self.layout, self.identity, asked_of(self.job, self.spec), shards, fresh=self.job.fresh)
+        take_for_job(self.layout, self.identity, settings_of(self.job, self.spec), shards, fresh=self.job.fresh)
 
     def keep_published_list(self) -> None:
         """Keep a copy of the published list, of which the trainer's is made at the end, where there is one."""

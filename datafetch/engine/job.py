@@ -7,14 +7,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_type_hints
 
+import msgspec
 import orjson
 
 from datafetch.datasets import find_dataset
-from datafetch.engine.ownership import Identity, read_asked, read_identity
+from datafetch.engine.ownership import Identity, read_identity, read_settings
 from datafetch.errors import ConfigurationError, require_in_range
-from datafetch.fetch import MAX_BYTES, FetchPolicy, OptOut
+from datafetch.fetch import MAX_BYTES, FetchPolicy
 from datafetch.model.interfaces import Dataset, Manifest
 from datafetch.model.kinds import Payload
 from datafetch.model.options import DatasetOptions, Effect, Option, OptionGroup, option, options_of, row_options
@@ -33,6 +34,7 @@ _MAX_LIMIT = 2**63 - 1
 _MAX_SAMPLE_BYTES = 2 * GIB  # as base64, and with what else a row has, it stays below the 4 GiB that one can have
 
 _Setting = partial(Option, effect=Effect.NONE)
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +218,7 @@ def equal_plan(job: Job, dataset: Dataset) -> Plan | None:
     return Plan(Ranks(job.world_size, group=GROUP_OF[loader]), SHUFFLE_OF[loader])
 
 
-def asked_of(job: Job, spec: ImageSpec) -> dict[str, Any]:
+def settings_of(job: Job, spec: ImageSpec) -> dict[str, Any]:
     """The job as JSON, for ``retry`` to use; paths are given so that they hold from anywhere."""
     paths = {
         name: None if path is None else str(Path(path).absolute())
@@ -234,31 +236,40 @@ def read_job(layout: OutputLayout) -> tuple[Job, Identity]:
     """
     if not layout.job.exists():
         raise ConfigurationError(f"{layout.out} is no output of datafetch: there is no {layout.job}")
-    asked, identity = read_asked(layout), read_identity(layout)
-    set_options = asked.pop(_OPTIONS_KEY, {})
+    settings, identity = read_settings(layout), read_identity(layout)
+    options = settings.pop(_OPTIONS_KEY, {})
     try:
-        fetch = {**asked["fetch"], "opt_out": OptOut(asked["fetch"]["opt_out"])}
-        for name in ("allow_net", "nameservers"):
-            fetch[name] = tuple(fetch[name])
         values = {
-            **asked,
-            "payload": Payload(asked["payload"]),
-            "image": ImageSpec(**asked["image"]),
-            "options": _read_options(asked["dataset"], set_options),
+            **settings,
+            "image": _from_json(ImageSpec, settings["image"]),
+            "fetch": _from_json(FetchPolicy, settings["fetch"]),
         }
-        return Job(**{**values, "fetch": FetchPolicy(**fetch)}), identity
+        job = _from_json(Job, values)
+        return replace(job, options=_read_options(job.dataset, options)), identity
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigurationError(
             f"{layout.job} is not a job of this version of datafetch; run the command that started it again"
         ) from error
 
 
-def _read_options(dataset: str, found: Mapping[str, object]) -> DatasetOptions:
-    """The options of a dataset as a job file has them; earlier versions wrote those of all datasets, unset.
+def _read_options(dataset: str, values: Mapping[str, object]) -> DatasetOptions:
+    """The options of a dataset. Earlier versions wrote those of all datasets: the unset ones of others are ignored.
 
     Raises:
-        TypeError: There is another one, and it is set.
+        KeyError: An option that the dataset does not have is set.
+        ValueError: A value is not of its option's type.
     """
     cls = type(find_dataset(dataset).options)
     own = {one.field for one in options_of(cls)}
-    return cls(**{name: value for name, value in found.items() if name in own or value not in (None, False)})
+    return _from_json(cls, {name: value for name, value in values.items() if name in own or value not in (None, False)})
+
+
+def _from_json(cls: type[_T], values: Mapping[str, object]) -> _T:
+    """An instance of a dataclass. A field that it lacks is refused, unlike by msgspec alone: it may decide rows.
+
+    Raises:
+        KeyError: There is such a field.
+        ValueError: A value is not of its field's type.
+    """
+    types = get_type_hints(cls)
+    return cls(**{name: msgspec.convert(value, types[name]) for name, value in values.items()})

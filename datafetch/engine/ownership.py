@@ -192,7 +192,7 @@ def read_identity(layout: OutputLayout) -> Identity:
     return {name: value for name, value in read_job_fields(layout).items() if name not in _NO_IDENTITY}
 
 
-def read_asked(layout: OutputLayout) -> dict[str, Any]:
+def read_settings(layout: OutputLayout) -> dict[str, Any]:
     """What the last run on an output was asked for.
 
     Raises:
@@ -204,7 +204,7 @@ def read_asked(layout: OutputLayout) -> dict[str, Any]:
     return asked
 
 
-def write_asked(layout: OutputLayout, asked: Mapping[str, object]) -> None:
+def write_settings(layout: OutputLayout, asked: Mapping[str, object]) -> None:
     """Remember that an output is asked for in another way from now on; its job stays what it is."""
     write_atomically(layout.job, orjson.dumps({**read_job_fields(layout), _ASKED: asked}, option=orjson.OPT_INDENT_2))
 

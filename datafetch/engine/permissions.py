@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from datafetch.engine.job import Job, asked_of, read_job
-from datafetch.engine.ownership import write_asked
+from datafetch.engine.job import Job, read_job, settings_of
+from datafetch.engine.ownership import write_settings
 from datafetch.errors import ConfigurationError
 from datafetch.fetch import OptOut
 from datafetch.fetch.policy import DEFAULT_MAX_BODY_BYTES
@@ -103,7 +103,7 @@ def remember(layout: OutputLayout, permitted: Permitted) -> None:
     now = permitted.after(before)
     if now != before:
         now_job = now.given_to(job)
-        write_asked(layout, asked_of(now_job, now_job.image or ImageSpec()))
+        write_settings(layout, settings_of(now_job, now_job.image or ImageSpec()))
 
 
 def curable(job: Job, outcomes: Mapping[str, int], ledgers: Iterable[Path]) -> dict[str, int]:

@@ -20,7 +20,7 @@ _Format: TypeAlias = Annotated[int, Meta(ge=FORMAT, le=FORMAT)]
 
 
 @dataclass(frozen=True, slots=True)
-class LastRequest:
+class LastSettings:
     """Those settings of the last run that the next one needs although they don't decide the rows.
 
     Attributes:
@@ -46,7 +46,7 @@ class JobFile:
     dataset: str
     shards: dict[PlainName, list[Any]]
     limit: Count | None
-    asked: LastRequest | None = None
+    asked: LastSettings | None = None
 
 
 def read_job_file(layout: OutputLayout) -> JobFile | None:

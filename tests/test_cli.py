@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -21,19 +21,21 @@ import pytest
 from datafetch.cli import commands
 from datafetch.cli import render as show
 from datafetch.cli.app import main
+from datafetch.cli.commands.retry import retry
 from datafetch.cli.options import PERMISSIONS, GivenOptions, parameters_of, parse_bytes
 from datafetch.cli.render import show_report
 from datafetch.datasets import registry
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
 from datafetch.engine.job import Job
+from datafetch.engine.permissions import PERMITTING_OPTIONS, Permitted
 from datafetch.engine.pipeline import WORKERS_PER_CONNECTION
 from datafetch.errors import ConfigurationError
 from datafetch.fetch import FetchPolicy, OptOut
 from datafetch.model.kinds import CounterName
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.options import Effect, options_of
-from datafetch.model.outcome import FailureKind
+from datafetch.model.outcome import FailureKind, Permission
 from datafetch.model.report import EqualShards, Report
 from datafetch.store.retry_filter import RetryFilter
 from datafetch.transcode import Encoding, ImageSpec, Pixels, Resize
@@ -656,25 +658,25 @@ def test_the_report_says_how_to_have_what_failed(capfd: pytest.CaptureFixture[st
         requests=0,
         connections=8,
         elapsed_s=1.0,
-        curable={"tls": 1, "opted_out": 5},
+        permittable={"tls": 1, "opted_out": 5},
     )
     retry = "datafetch retry 'my out'"
-    cures = [
+    advice = [
         f"1 image failed as tls: '{retry} --insecure' also accepts invalid certificates and outdated TLS",
         f"5 images failed as opted_out: '{retry} --opt-out ignore' fetches them too",
     ]
     show_report(report, as_json=False)
-    assert capfd.readouterr().out.splitlines()[3:] == cures
+    assert capfd.readouterr().out.splitlines()[3:] == advice
     show_report(replace(report, retried=0), as_json=False)
     assert capfd.readouterr().out.splitlines()[3:] == [
         (
             "this retry had nothing to request: what failed is of other kinds; "
             "--kinds http_status,opted_out,tls (or some of them) requests those as well"
         ),
-        *cures,
+        *advice,
     ]
     show_report(replace(report, has_open_retry=True), as_json=False)
-    assert capfd.readouterr().out.splitlines()[3:] == [f"a retry was interrupted: '{retry}' completes it", *cures]
+    assert capfd.readouterr().out.splitlines()[3:] == [f"a retry was interrupted: '{retry}' completes it", *advice]
 
 
 def test_help_says_what_may_be_permitted_later(capfd: pytest.CaptureFixture[str]) -> None:
@@ -685,6 +687,13 @@ def test_help_says_what_may_be_permitted_later(capfd: pytest.CaptureFixture[str]
     printed = " ".join(capfd.readouterr().out.split())
     for kind in ("tls", "blocked_address", "opted_out", "too_large", "too_many_pixels"):
         assert f"Also retries {kind}, unless --kinds is given." in printed
+
+
+def test_no_permission_is_forgotten() -> None:
+    """Each option that permits something is remembered for later retries, and advised where images lack it."""
+    assert {field.name for field in fields(Permitted)} == set(PERMITTING_OPTIONS)
+    assert set(show._ADVICE) == {permission.failure_kind for permission in Permission}
+    assert all(f"--{permission}" in (retry.__doc__ or "") for permission in Permission)
 
 
 def test_what_a_sample_may_have_reaches_the_job() -> None:

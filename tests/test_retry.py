@@ -490,7 +490,7 @@ def test_images_behind_bad_certificates_come_with_a_retry(
         before = web.origin.requests()
         lax = replace(POLICY, insecure=True)
         again = run(replace(job, fetch=lax))  # it goes on, and there is nothing left to do
-        assert (again.requests, again.curable) == (0, {"tls": 4})
+        assert (again.requests, again.permittable) == (0, {"tls": 4})
         assert retry(out, RetryFilter(frozenset({FailureKind.TLS}))).totals.ok == len(urls)
         assert len(asked_since(web.origin, before)) == 4
     permitted = [line["permitted"] for line in read_ledger(job)]
@@ -532,13 +532,13 @@ def test_permissions_add_up_and_limits_are_the_last() -> None:
     job = Job("coyo", "source", "out", fetch=replace(POLICY, insecure=True, allow_net=("10.0.0.0/8",)))
     policy = FetchPolicy(allow_net=("10.0.0.0/8", "127.0.0.0/8"), opt_out=OptOut.IGNORE, max_body_bytes=1 << 30)
     later = Permitted.of(replace(job, fetch=policy, max_sample_bytes=5))
-    both = later.after(Permitted.of(job))
-    assert both.given_to(job).fetch == replace(
+    both = later.added_to(Permitted.of(job))
+    assert both.apply_to(job).fetch == replace(
         job.fetch, allow_net=policy.allow_net, opt_out=OptOut.IGNORE, max_body_bytes=1 << 30
     )
-    assert both.given_to(job).max_sample_bytes == 5
+    assert both.apply_to(job).max_sample_bytes == 5
     assert both.options() == (
-        *("--allow-net 10.0.0.0/8", "--allow-net 127.0.0.0/8", "--insecure", "--opt-out ignore"),
+        *("--insecure", "--opt-out ignore", "--allow-net 10.0.0.0/8", "--allow-net 127.0.0.0/8"),
         "--max-body 1073741824",
     )
 
@@ -569,10 +569,10 @@ def test_an_interrupted_retry_is_completed_as_it_was_begun(blocked_job: Job, cap
 
 def test_images_that_a_permission_may_bring_are_counted(blocked_job: Job) -> None:
     """At the end of a run and of a retry, by kind; kinds that a permission brings come with those that may pass."""
-    assert run(blocked_job).curable == {"blocked_address": IMAGES}
-    assert retry(blocked_job.out).curable == {"blocked_address": IMAGES}
+    assert run(blocked_job).permittable == {"blocked_address": IMAGES}
+    assert retry(blocked_job.out).permittable == {"blocked_address": IMAGES}
     report = retry(blocked_job.out, RetryFilter(also=BLOCKED.kinds or frozenset()), change=allow_loopback)
-    assert (report.retried, report.curable) == (IMAGES, {})
+    assert (report.retried, report.permittable) == (IMAGES, {})
     assert retry(blocked_job.out, RetryFilter(also=frozenset({FailureKind.TLS}))).retried == len(FLAKY)
 
 

@@ -98,10 +98,10 @@ class GivenOptions:
         return replace(job, **changes)
 
     @property
-    def cured(self) -> frozenset[FailureKind]:
-        """The failure kinds that the permissions given here can cure; a retry requests those as well."""
+    def permitted_kinds(self) -> frozenset[FailureKind]:
+        """The failure kinds of images that the permissions given here may let through; a retry requests those too."""
         return frozenset(
-            permission.cures
+            permission.failure_kind
             for name, permission in PERMISSIONS.items()
             if self.values.get(name) and self.values[name] != OptOut.OBEY
         )

@@ -38,7 +38,7 @@ _NOTES: dict[str, tuple[str, str]] = {
 }
 """What is counted, for one of them, and what became of it."""
 
-_CURES: dict[str, str] = {
+_ADVICE: dict[FailureKind, str] = {
     FailureKind.TLS: "'{retry} --insecure' also accepts invalid certificates and outdated TLS",
     FailureKind.BLOCKED_ADDRESS: "'{retry} --allow-net CIDR' fetches those in a network that you trust",
     FailureKind.OPTED_OUT: "'{retry} --opt-out ignore' fetches them too",
@@ -106,8 +106,8 @@ def _advice(report: Report) -> Iterator[str]:
             "this retry had nothing to request: what failed is of other kinds; "
             f"--kinds {','.join(failed)}{' (or some of them)' if len(failed) > 1 else ''} requests those as well"
         )
-    for kind, fix in _CURES.items():
-        count = report.curable.get(kind, 0)
+    for kind, fix in _ADVICE.items():
+        count = report.permittable.get(kind, 0)
         if count:
             yield f"{counted(count, 'image')} failed as {kind}: {fix.format(retry=retry)}"
 

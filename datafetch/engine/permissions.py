@@ -1,34 +1,40 @@
 """What a job permits that is refused by default, and how a retry's permissions are remembered.
 
-Rules: permissions are no part of a job's identity. What a retry was given holds for all later ones, or an image that it
-came close to would fail in the next for want of a permission, for good. ``prepare`` says anew what is permitted.
+Rules: permissions are not part of a job's identity. What a retry permits also holds for all later ones. Otherwise an
+image that needs a permission, and failed for another reason, would be refused for good by the next retry. ``prepare``
+replaces everything that is permitted. Which options permit something is declared at the options (``Effect.PERMITS``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from datafetch.engine.job import Job, read_job, settings_of
 from datafetch.engine.ownership import write_settings
 from datafetch.errors import ConfigurationError
-from datafetch.fetch import OptOut
-from datafetch.fetch.policy import DEFAULT_MAX_BODY_BYTES
+from datafetch.fetch import FetchPolicy, OptOut
 from datafetch.model.bounds import Count
+from datafetch.model.options import Effect, OptionField, options_of
 from datafetch.model.outcome import FailureKind, Permission
-from datafetch.output.merge import MAX_SAMPLE_BYTES
 from datafetch.store.layout import OutputLayout
 from datafetch.store.ledger import count_unpermitted
-from datafetch.transcode import DEFAULT_MAX_PIXELS, ImageSpec
+from datafetch.transcode import ImageSpec
 
-_CURABLE = frozenset(permission.cures for permission in Permission)
+PERMITTING_OPTIONS: Mapping[str, OptionField] = {
+    one.field: one
+    for cls in (FetchPolicy, ImageSpec, Job)
+    for one in options_of(cls)
+    if one.option.effect is Effect.PERMITS
+}
+"""The options that permit something, by field. There is one for each ``Permission``, of the same name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Permitted:
-    """What a job permits. Field names are those of ``retry.json``."""
+    """What a job permits: the values of ``PERMITTING_OPTIONS``. Field names are those of ``retry.json``."""
 
     insecure: bool
     opt_out: OptOut
@@ -38,58 +44,64 @@ class Permitted:
     max_sample_bytes: Count
 
     def __post_init__(self) -> None:
-        """Refuse what no job can permit."""
-        self.given_to(Job("", "", ""))
+        """Refuse values that no job can have."""
+        self.apply_to(Job("", "", ""))
 
     @classmethod
     def of(cls, job: Job) -> Self:
         """What a job permits."""
-        fetch, image = job.fetch, job.image or ImageSpec()
-        return cls(
-            fetch.insecure, fetch.opt_out, fetch.allow_net, fetch.max_body_bytes, image.max_pixels, job.max_sample_bytes
-        )
+        values = (job.fetch, job.image or ImageSpec(), job)
+        return cls(**{name: getattr(part, name) for part in values for name in _names_in(type(part))})
 
-    def given_to(self, job: Job) -> Job:
+    def apply_to(self, job: Job) -> Job:
         """The job with these permissions in place of its own."""
         return replace(
             job,
-            fetch=replace(
-                job.fetch,
-                insecure=self.insecure,
-                opt_out=self.opt_out,
-                allow_net=self.allow_net,
-                max_body_bytes=self.max_body_bytes,
-            ),
-            image=replace(job.image or ImageSpec(), max_pixels=self.max_pixels),
-            max_sample_bytes=self.max_sample_bytes,
+            fetch=replace(job.fetch, **self._values_in(FetchPolicy)),
+            image=replace(job.image or ImageSpec(), **self._values_in(ImageSpec)),
+            **self._values_in(Job),
         )
 
-    def after(self, earlier: Self) -> Self:
-        """What is permitted from now on: networks add up, and of opt-outs and limits the last word counts."""
+    def added_to(self, earlier: Self) -> Self:
+        """What holds once these permissions follow earlier ones.
+
+        Networks add up, and ``--insecure`` stays. Of a choice or a limit the later value holds.
+        """
         networks = tuple(dict.fromkeys((*earlier.allow_net, *self.allow_net)))
         return replace(self, insecure=self.insecure or earlier.insecure, allow_net=networks)
 
     def without(self, now: Self) -> tuple[str, ...]:
-        """Options of these that are not given now, a limit that is another one aside."""
+        """The options that permit something here and not in ``now``; one with another value there still does."""
         given = {option.partition(" ")[0] for option in now.options() if not option.startswith("--allow-net")}
         return tuple(
             option for option in self.options() if option not in now.options() and option.partition(" ")[0] not in given
         )
 
     def options(self) -> tuple[str, ...]:
-        """What goes beyond the defaults, as it is said to a command."""
-        return (
-            *(f"--allow-net {network}" for network in self.allow_net),
-            *(("--insecure",) if self.insecure else ()),
-            *((f"--opt-out {self.opt_out}",) if self.opt_out != OptOut.OBEY else ()),
-            *((f"--max-body {self.max_body_bytes}",) if self.max_body_bytes > DEFAULT_MAX_BODY_BYTES else ()),
-            *((f"--max-pixels {self.max_pixels}",) if self.max_pixels > DEFAULT_MAX_PIXELS else ()),
-            *((f"--max-sample {self.max_sample_bytes}",) if self.max_sample_bytes > MAX_SAMPLE_BYTES else ()),
+        """The options that permit more than the defaults do, as they are given to a command."""
+        return tuple(
+            text for one in fields(self) for text in _as_given(PERMITTING_OPTIONS[one.name], getattr(self, one.name))
         )
+
+    def _values_in(self, cls: type) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in _names_in(cls)}
+
+
+def _names_in(cls: type) -> Iterator[str]:
+    return (one.field for one in options_of(cls) if one.field in PERMITTING_OPTIONS)
+
+
+def _as_given(one: OptionField, value: Any) -> Iterator[str]:
+    """An option as it is given to a command; nothing where it permits no more than its default."""
+    default: Any = one.default
+    if isinstance(value, tuple):
+        yield from (f"{one.flag} {part}" for part in value)
+    elif value > default if isinstance(value, int) else value != default:
+        yield one.flag if value is True else f"{one.flag} {value}"
 
 
 def read_permitted(layout: OutputLayout) -> Permitted | None:
-    """What was permitted last on an output; None where that is not known."""
+    """What the last run on an output permitted; None if that is not known."""
     try:
         return Permitted.of(read_job(layout)[0])
     except ConfigurationError:
@@ -97,26 +109,28 @@ def read_permitted(layout: OutputLayout) -> Permitted | None:
 
 
 def remember(layout: OutputLayout, permitted: Permitted) -> None:
-    """Have later retries permit this as well, without being told; the job stays what it is."""
+    """Have later retries permit this as well, without being told. The job's identity stays what it is."""
     job, _ = read_job(layout)
     before = Permitted.of(job)
-    now = permitted.after(before)
+    now = permitted.added_to(before)
     if now != before:
-        now_job = now.given_to(job)
-        write_settings(layout, settings_of(now_job, now_job.image or ImageSpec()))
+        new_job = now.apply_to(job)
+        write_settings(layout, settings_of(new_job, new_job.image or ImageSpec()))
 
 
-def curable(job: Job, outcomes: Mapping[str, int], ledgers: Iterable[Path]) -> dict[str, int]:
-    """How many images failed that a permission might bring, by kind.
+def count_permittable(job: Job, outcomes: Mapping[str, int], ledgers: Iterable[Path]) -> dict[str, int]:
+    """The number of failed images that a further permission might let through, by failure kind.
 
-    Of a TLS failure that the job would permit, the ledger knows whether it was: then there is nothing more to permit.
+    If the job permits ``--insecure``, the TLS failures that had this permission are not counted: they need something
+    else. The ledger knows which those are.
 
     Args:
-        job: Under which they failed, or would be tried again.
-        outcomes: Of all images.
-        ledgers: Where they stand.
+        job: The job under which they failed, or would be retried.
+        outcomes: The number of images by outcome.
+        ledgers: The ledgers that hold the failures.
     """
-    counts = {kind.value: outcomes[kind] for kind in FailureKind if kind in _CURABLE and outcomes.get(kind)}
+    kinds = {permission.failure_kind for permission in Permission}
+    counts = {kind.value: outcomes[kind] for kind in FailureKind if kind in kinds and outcomes.get(kind)}
     if job.fetch.insecure and FailureKind.TLS in counts:
         counts[FailureKind.TLS] = sum(count_unpermitted(path, FailureKind.TLS, Permission.INSECURE) for path in ledgers)
     return {kind: count for kind, count in counts.items() if count}

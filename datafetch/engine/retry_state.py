@@ -56,7 +56,7 @@ class RetryState:
     def resumed(self, job: Job) -> Job:
         """The job with what the retry had of its own."""
         if self.permitted is not None:
-            job = self.permitted.after(Permitted.of(job)).given_to(job)
+            job = self.permitted.added_to(Permitted.of(job)).apply_to(job)
         return replace(job, scratch=self.scratch)
 
 

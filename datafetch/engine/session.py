@@ -20,7 +20,7 @@ import orjson
 
 from datafetch.engine.feed import Feed
 from datafetch.engine.job import Job, equal_plan
-from datafetch.engine.permissions import curable
+from datafetch.engine.permissions import count_permittable
 from datafetch.engine.pipeline import Pipeline
 from datafetch.errors import ConservationError, DatafetchError
 from datafetch.fetch import BodyBudget, Fetcher, FetchStatistics
@@ -229,7 +229,7 @@ class Session:
             connections=fetched.connections,
             elapsed_s=time.monotonic() - self._started_s,
             equal=None if equal is None else equal.for_ranks(),
-            curable=curable(
+            permittable=count_permittable(
                 self._job, whole.outcomes, [layout.ledger(shard) for shard, part in counts.items() if part.failed]
             ),
         )

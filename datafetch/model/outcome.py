@@ -52,19 +52,19 @@ class Permission(StrEnum):
     """With this image, the images of its sample are larger together than the default limit."""
 
     @property
-    def cures(self) -> FailureKind:
-        """The failure kind of images that this permission may let through."""
-        return _CURES[self]
-
-
-_CURES = {
-    Permission.INSECURE: FailureKind.TLS,
-    Permission.OPT_OUT: FailureKind.OPTED_OUT,
-    Permission.ALLOW_NET: FailureKind.BLOCKED_ADDRESS,
-    Permission.MAX_BODY: FailureKind.TOO_LARGE,
-    Permission.MAX_PIXELS: FailureKind.TOO_MANY_PIXELS,
-    Permission.MAX_SAMPLE: FailureKind.TOO_LARGE,
-}
+    def failure_kind(self) -> FailureKind:
+        """The failure kind of images that lack this permission."""
+        match self:  # mypy sees when one is forgotten
+            case Permission.INSECURE:
+                return FailureKind.TLS
+            case Permission.OPT_OUT:
+                return FailureKind.OPTED_OUT
+            case Permission.ALLOW_NET:
+                return FailureKind.BLOCKED_ADDRESS
+            case Permission.MAX_BODY | Permission.MAX_SAMPLE:
+                return FailureKind.TOO_LARGE
+            case Permission.MAX_PIXELS:
+                return FailureKind.TOO_MANY_PIXELS
 
 
 Permissions: TypeAlias = tuple[Permission, ...]

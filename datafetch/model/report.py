@@ -73,7 +73,7 @@ class Report:
         selection: The result of the id list; None without one.
         retried: The number of images that were fetched again; None if the run was not a retry.
         equal: What the ranks read; None if the shards were not made equal.
-        curable: The number of failed images that a permission might let through, by failure kind.
+        permittable: The number of failed images that a permission might let through, by failure kind.
         has_open_retry: Whether a retry of the output was interrupted and is not complete.
     """
 
@@ -91,7 +91,7 @@ class Report:
     selection: IdListResult | None = None
     retried: int | None = None
     equal: EqualShards | None = None
-    curable: Mapping[str, int] = field(default_factory=dict)
+    permittable: Mapping[str, int] = field(default_factory=dict)
     has_open_retry: bool = False
 
     @property

@@ -58,20 +58,20 @@ def retry(
     with show_remarks(console):
         report = retry_run(
             str(out),
-            _wanted(kinds, everything=everything, cured=given.cured),
+            _wanted(kinds, everything=everything, permitted=given.permitted_kinds),
             change=given.change,
             observers=[partial(show_progress, console=console)],
         )
     return report_outcome(report, as_json=json, min_success=min_success)
 
 
-def _wanted(kinds: Sequence[str] | None, *, everything: bool, cured: frozenset[FailureKind]) -> RetryFilter:
+def _wanted(kinds: Sequence[str] | None, *, everything: bool, permitted: frozenset[FailureKind]) -> RetryFilter:
     if everything and kinds:
         raise ConfigurationError("give --kinds or --all, not both")
     if everything:
         return RetryFilter.all()
     if not kinds:
-        return RetryFilter(also=cured)
+        return RetryFilter(also=permitted)
     named = [kind.strip() for part in kinds for kind in part.split(",")]
     for kind in named:
         if kind not in tuple(FailureKind):
@@ -83,15 +83,15 @@ def _is_taken(one: OptionField) -> bool:
     return may_differ_later(one) and one.name not in _OF_PREPARE
 
 
-def _which_cures(one: OptionField) -> str:
+def _also_retried(one: OptionField) -> str:
     permission = PERMISSIONS.get(one.name)
-    return "" if permission is None else f"Also retries {permission.cures}, unless --kinds is given."
+    return "" if permission is None else f"Also retries {permission.failure_kind}, unless --kinds is given."
 
 
 _OPTIONS = [
     option
     for values in (FetchPolicy(), ImageSpec(), Job("", "", ""))
-    for option in parameters_of([values], wanted=_is_taken, add_help=_which_cures, shows_defaults=False)
+    for option in parameters_of([values], wanted=_is_taken, add_help=_also_retried, shows_defaults=False)
 ]
 
 command = as_command(with_options(retry, _OPTIONS, GivenOptions))

@@ -15,7 +15,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 from datafetch.datasets import find_dataset
-from datafetch.datasets.documents import DocumentOptions, DocumentReader, document_row
+from datafetch.datasets.documents import DocumentFormat, DocumentOptions, document_row
 from datafetch.datasets.jsonl_manifest import BadRecordError
 from datafetch.datasets.mmc4 import Mmc4CoreOptions
 from datafetch.datasets.token_count import TokenCounter
@@ -54,7 +54,7 @@ def document(images: int, texts: int = 3, **more: object) -> dict[str, Any]:
 
 def read(record: dict[str, Any], options: DocumentOptions | None = None) -> Any:
     """A record as a sample, or None."""
-    form = DocumentReader.of("raw_url", options or DocumentOptions())
+    form = DocumentFormat.load("raw_url", options or DocumentOptions())
     return form.parsed(record) if form.wants(record) else None
 
 
@@ -265,13 +265,15 @@ def test_urls_that_are_too_long_are_not_asked_for(base: str | None, url: str) ->
 
 def test_a_tokenizer_is_part_of_what_decides_the_rows(tokenizer: str, tmp_path: Path) -> None:
     """By its content; and one that is none is refused in one line."""
-    identity_fields = DocumentReader.of("raw_url", DocumentOptions(max_tokens=9, tokenizer=tokenizer)).identity_fields()
+    identity_fields = DocumentFormat.load(
+        "raw_url", DocumentOptions(max_tokens=9, tokenizer=tokenizer)
+    ).identity_fields()
     assert len(str(identity_fields["tokenizer"])) == 64
     (tmp_path / "none.json").write_text("{}")
     with pytest.raises(ConfigurationError, match=r"none\.json is not a tokenizer\.json"):
-        DocumentReader.of("raw_url", DocumentOptions(max_tokens=9, tokenizer=str(tmp_path / "none.json")))
+        DocumentFormat.load("raw_url", DocumentOptions(max_tokens=9, tokenizer=str(tmp_path / "none.json")))
     with pytest.raises(ConfigurationError, match="cannot read the tokenizer"):
-        DocumentReader.of("raw_url", DocumentOptions(max_tokens=9, tokenizer=str(tmp_path / "nowhere")))
+        DocumentFormat.load("raw_url", DocumentOptions(max_tokens=9, tokenizer=str(tmp_path / "nowhere")))
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ def test_a_record_without_an_end_is_given_up(tmp_path: Path) -> None:
     reader = RecordReader(path)
     with pytest.raises(ManifestError, match="is not JSON, or is cut short"):
         list(reader)
-    assert 64 << 20 < reader.take_bytes() < 160 << 20
+    assert 64 << 20 < reader.pop_read_bytes() < 160 << 20
 
 
 @given(

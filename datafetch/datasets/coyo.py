@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from datafetch.datasets.description import Description
+from datafetch.datasets.dataset_defaults import DatasetDefaults
 from datafetch.datasets.payload import pair_row
 from datafetch.datasets.readers import (
     BadRow,
@@ -30,7 +30,7 @@ from datafetch.datasets.readers import (
     read_ids,
 )
 from datafetch.datasets.shared_options import SKIP_BAD_LINES
-from datafetch.datasets.urls import askable, is_too_long
+from datafetch.datasets.url_length import bounded_url, is_too_long
 from datafetch.errors import ManifestError
 from datafetch.model.interfaces import Manifest, Samples
 from datafetch.model.kinds import CounterName, Loader, Payload
@@ -67,7 +67,7 @@ class CoyoOptions(DatasetOptions):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Coyo(Description):
+class Coyo(DatasetDefaults):
     """The dataset ``coyo``."""
 
     name: str = "coyo"
@@ -206,7 +206,7 @@ def _bad_row(file: ParquetFile, row: BadRow) -> ManifestError:
 
 
 def _sample(position: int, row: Mapping[str, Any]) -> Sample:
-    key, url = str(row["id"]), askable(row["url"])
+    key, url = str(row["id"]), bounded_url(row["url"])
     if not url or is_too_long(url):  # nothing can come of it, and what it was may have megabytes
         return Sample(position, key, (url,), {"id": row["id"], "text": None})
     # A number that is not there is no number to the published script's data frame, which adds as float32.

@@ -17,7 +17,7 @@ from datafetch.datasets.jsonl_manifest import BadRecordError, JsonObject, Parsed
 from datafetch.datasets.payload import pack
 from datafetch.datasets.shared_options import SKIP_BAD_LINES
 from datafetch.datasets.token_count import TokenCounter
-from datafetch.datasets.urls import askable, is_too_long
+from datafetch.datasets.url_length import bounded_url, is_too_long
 from datafetch.errors import ConfigurationError, ManifestError
 from datafetch.model.kinds import CounterName, Payload
 from datafetch.model.options import DatasetOptions, Effect, Option, option
@@ -78,7 +78,7 @@ class DocumentOptions(DatasetOptions):
 
 
 @dataclass(frozen=True, slots=True)
-class DocumentReader(RecordFormat):
+class DocumentFormat(RecordFormat):
     """From a record to a sample, for one dataset of documents with its options.
 
     Attributes:
@@ -92,7 +92,7 @@ class DocumentReader(RecordFormat):
     tokens: TokenCounter | None
 
     @classmethod
-    def of(cls, url_key: str, options: DocumentOptions) -> DocumentReader:
+    def load(cls, url_key: str, options: DocumentOptions) -> DocumentFormat:
         """A reader; the tokenizer is loaded.
 
         Raises:
@@ -214,7 +214,7 @@ def _images(record: JsonObject) -> list[JsonObject]:
 
 def _url(record: Mapping[str, Any], url: object) -> str:
     """An image's URL, from where the document was found; what can't be joined is left for the fetcher to refuse."""
-    url = askable(url)
+    url = bounded_url(url)
     if not url.strip():  # or the document itself would be asked for
         return ""
     base = record.get("url")
@@ -222,6 +222,6 @@ def _url(record: Mapping[str, Any], url: object) -> str:
         return url
     try:
         # Each image has its document's address before its own, so that a long one would be there many times.
-        return askable(urljoin(base.strip(), url.strip()))
+        return bounded_url(urljoin(base.strip(), url.strip()))
     except ValueError:
         return url

@@ -25,14 +25,14 @@ class IdsIndex(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Indices:
+class ShardIndices:
     """The wanted indices by shard; 8 bytes each."""
 
     ids: IdList
     shards: Int64s
 
     @classmethod
-    def of(cls, ids: IdList) -> Indices:
+    def of(cls, ids: IdList) -> ShardIndices:
         """Those of a list."""
         return cls(ids, np.unique(ids.ids >> INDEX_BITS))
 

@@ -18,11 +18,11 @@ from typing import Any, Protocol, TypeAlias
 from datafetch.datasets.readers import (
     MAX_NESTING,
     LineFile,
+    explain_digit_limit,
     is_nested_deeply,
     list_files,
-    parsed_bytes,
+    max_parsed_bytes,
     stem_of,
-    why_too_long,
 )
 from datafetch.errors import ManifestError
 from datafetch.model import exact_json
@@ -234,7 +234,7 @@ class LineSamples(Samples):
         self._skips_bad_lines = skips_bad_lines
         self._notes: Counter[str] = Counter()
         self._is_sample = bytearray()
-        self._look_through()
+        self._scan()
         self._samples = sum(self._is_sample)
 
     @property
@@ -256,13 +256,13 @@ class LineSamples(Samples):
             if number >= len(self._is_sample):
                 break
             if self._is_sample[number]:
-                parsed = self._draft_again(number, line)
+                parsed = self._parse_again(number, line)
                 yield Sample(position, f"{self._key_prefix}{number}", parsed.urls, parsed.row)
                 position += 1
         if position < self._samples:
             raise self._has_changed(len(self._is_sample))
 
-    def _draft_again(self, number: int, line: bytes) -> ParsedRecord:
+    def _parse_again(self, number: int, line: bytes) -> ParsedRecord:
         """The sample that a line became when the file was looked through."""
         try:
             return self._form.parsed(self._form.record(line))
@@ -275,17 +275,17 @@ class LineSamples(Samples):
             "start over with --fresh"
         )
 
-    def _look_through(self) -> None:
+    def _scan(self) -> None:
         wanted = self._listed.numbers if self._listed is not None and not self._listed.are_rows else None
         records = 0
         for number, line in enumerate(self._file.lines()):
             records = number + 1 if line.strip() else records
-            is_sample = (wanted is None or number in wanted) and bool(line.strip()) and self._take(number, line)
+            is_sample = (wanted is None or number in wanted) and bool(line.strip()) and self._scan_line(number, line)
             self._is_sample.append(is_sample)
         if self._listed is not None:
             self._notes[CounterName.RECORDS.value] = records
 
-    def _take(self, number: int, line: bytes) -> bool:
+    def _scan_line(self, number: int, line: bytes) -> bool:
         """Whether a line becomes a sample."""
         try:
             record = self._form.record(line)
@@ -315,14 +315,14 @@ def parse_json_line(line: bytes) -> JsonObject:
         BadRecordError: It is none, takes too much memory, or is nested too deeply for every parser and writer that
             handles rows.
     """
-    if len(line) > _SHORT_LINE_BYTES and parsed_bytes(line) > _MAX_PARSED_BYTES:
+    if len(line) > _SHORT_LINE_BYTES and max_parsed_bytes(line) > _MAX_PARSED_BYTES:
         raise BadRecordError(f"it may take more than {_MAX_PARSED_BYTES:,} bytes of memory when it is parsed")
     try:
         record = exact_json.parse(line)
     except UnicodeDecodeError as error:
         raise BadRecordError(f"not UTF-8 at byte {error.start:,}") from error
     except ValueError as error:
-        raise BadRecordError(why_too_long(error) or f"not JSON ({error})") from error
+        raise BadRecordError(explain_digit_limit(error) or f"not JSON ({error})") from error
     except RecursionError as error:
         raise BadRecordError(f"nested more than {MAX_NESTING} levels deep") from error
     if not isinstance(record, dict):

@@ -47,7 +47,7 @@ def _shown(key: str) -> str:
     return "".join(character if character.isprintable() else "�" for character in key[:_MAX_SHOWN_CHARS])
 
 
-def say_keys(keys: Mapping[str, str]) -> None:
+def log_keys(keys: Mapping[str, str]) -> None:
     """Say which keys were taken, for the operator to see whether they are right."""
     _log.info("%s", ", ".join(f"{what} key: {key}" for what, key in keys.items()))
 

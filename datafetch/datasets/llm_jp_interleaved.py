@@ -10,10 +10,10 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from datafetch.datasets.description import Description
-from datafetch.datasets.documents import DocumentOptions, DocumentReader, document_row, is_document_lost
+from datafetch.datasets.dataset_defaults import DatasetDefaults
+from datafetch.datasets.documents import DocumentFormat, DocumentOptions, document_row, is_document_lost
 from datafetch.datasets.jsonl_manifest import JsonObject, LinesManifest, first_records, open_folder
-from datafetch.datasets.key_detection import URL_KEYS, choose_key, say_keys
+from datafetch.datasets.key_detection import URL_KEYS, choose_key, log_keys
 from datafetch.datasets.shared_options import URL_KEY
 from datafetch.model.kinds import Loader, Payload
 from datafetch.model.options import option
@@ -32,7 +32,7 @@ class LlmJpInterleavedOptions(DocumentOptions):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LlmJpInterleaved(Description):
+class LlmJpInterleaved(DatasetDefaults):
     """The dataset ``llm-jp-interleaved``."""
 
     name: str = "llm-jp-interleaved"
@@ -50,8 +50,8 @@ class LlmJpInterleaved(Description):
         files = open_folder(source)
         first = first_records(files.values())
         url_key = choose_key("url", self.options.url_key, URL_KEYS, _images(first.records) or first.records)
-        say_keys({"url": url_key})
-        form = DocumentReader.of(url_key, self.options)
+        log_keys({"url": url_key})
+        form = DocumentFormat.load(url_key, self.options)
         identity_fields = {"keys": {"url": url_key}, **form.identity_fields()}
         return LinesManifest(files, form, identity_fields, self.options.skip_bad_lines, first.line_bytes)
 

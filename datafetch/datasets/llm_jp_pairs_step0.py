@@ -14,13 +14,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from datafetch.datasets.description import Description
+from datafetch.datasets.dataset_defaults import DatasetDefaults
 from datafetch.datasets.filenames import DuplicateNames, why_refused
-from datafetch.datasets.image_files import SAMPLES_A_SHARD, find_file, saved_row, shard_name
-from datafetch.datasets.key_detection import URL_KEYS, choose_key, say_keys
+from datafetch.datasets.key_detection import URL_KEYS, choose_key, log_keys
+from datafetch.datasets.named_images import SAMPLES_PER_SHARD, find_file, image_file_row, slice_name
 from datafetch.datasets.readers import LineFile, RecordReader
 from datafetch.datasets.shared_options import URL_KEY
-from datafetch.datasets.urls import askable
+from datafetch.datasets.url_length import bounded_url
 from datafetch.errors import ManifestError, raise_if_exhausted
 from datafetch.model.interfaces import Manifest, Samples
 from datafetch.model.kinds import Loader, Payload
@@ -48,7 +48,7 @@ class LlmJpPairsStep0Options(DatasetOptions):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LlmJpPairsStep0(Description):
+class LlmJpPairsStep0(DatasetDefaults):
     """The dataset ``llm-jp-pairs-step0``."""
 
     name: str = "llm-jp-pairs-step0"
@@ -69,12 +69,12 @@ class LlmJpPairsStep0(Description):
         path = find_file(source, _LIST)
         records = [record for record in islice(_read(path), _SNIFFED_RECORDS) if isinstance(record, dict)]
         url_key = choose_key("url", self.options.url_key, URL_KEYS, records)
-        say_keys({"url": url_key})
+        log_keys({"url": url_key})
         return Step0Manifest(path, url_key)
 
     def to_row(self, record: Record, payload: Payload) -> Row | None:  # noqa: ARG002 - files hold bytes
         """The file of one record, or None where its image did not arrive or the record was refused."""
-        return saved_row(record)
+        return image_file_row(record)
 
 
 class Step0Manifest(Manifest):
@@ -93,7 +93,7 @@ class Step0Manifest(Manifest):
     def shards(self) -> list[Shard]:
         """Slices of the list."""
         return [
-            Shard(shard_name(number), self._path, self._size(number), self._fingerprint)
+            Shard(slice_name(number), self._path, self._size(number), self._fingerprint)
             for number in range(len(self._offsets))
         ]
 
@@ -108,7 +108,7 @@ class Step0Manifest(Manifest):
     def samples(self, shard: Shard) -> _Slice:
         """One slice."""
         number = int(shard.name.rpartition("-")[2])
-        return _Slice(self, number * SAMPLES_A_SHARD, self._offsets[number], shard.size)
+        return _Slice(self, number * SAMPLES_PER_SHARD, self._offsets[number], shard.size)
 
     def read(self, first: int, start_bytes: int, count: int) -> Iterator[Sample]:
         """Some records as samples; a record that the trainer can't use has no URL, and a reason in its row."""
@@ -119,12 +119,12 @@ class Step0Manifest(Manifest):
             if reason:
                 yield Sample(position, key, (), {"refused": reason})
             else:
-                url = askable(identity_fields.get(self._url_key))
+                url = bounded_url(identity_fields.get(self._url_key))
                 urls = (url if is_utf8(url) else "",)
                 yield Sample(position, key, urls, {"image": identity_fields["image"]})
 
     def _size(self, number: int) -> int:
-        return min(SAMPLES_A_SHARD, self._records - number * SAMPLES_A_SHARD)
+        return min(SAMPLES_PER_SHARD, self._records - number * SAMPLES_PER_SHARD)
 
     def _names(self) -> Iterator[str | None]:
         """The names of all records, None where one can't be used; notes where the shards begin."""
@@ -132,7 +132,7 @@ class Step0Manifest(Manifest):
         records = _said(self._path, reader)
         while True:
             offset = reader.offset_bytes() if self._records else 0
-            chunk = list(islice(records, SAMPLES_A_SHARD))
+            chunk = list(islice(records, SAMPLES_PER_SHARD))
             if not chunk:
                 return
             self._offsets.append(offset)

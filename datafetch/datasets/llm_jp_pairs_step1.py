@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from datafetch.datasets.description import Description
+from datafetch.datasets.dataset_defaults import DatasetDefaults
 from datafetch.datasets.jsonl_manifest import (
     BadRecordError,
     JsonObject,
@@ -19,10 +19,10 @@ from datafetch.datasets.jsonl_manifest import (
     first_records,
     open_folder,
 )
-from datafetch.datasets.key_detection import TEXT_KEYS, URL_KEYS, choose_key, say_keys
+from datafetch.datasets.key_detection import TEXT_KEYS, URL_KEYS, choose_key, log_keys
 from datafetch.datasets.payload import pair_row
 from datafetch.datasets.shared_options import SKIP_BAD_LINES, URL_KEY
-from datafetch.datasets.urls import askable
+from datafetch.datasets.url_length import bounded_url
 from datafetch.model.kinds import Loader, Payload
 from datafetch.model.options import DatasetOptions, Effect, Option, option
 from datafetch.model.sample import Record, Row
@@ -47,7 +47,7 @@ class LlmJpPairsStep1Options(DatasetOptions):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LlmJpPairsStep1(Description):
+class LlmJpPairsStep1(DatasetDefaults):
     """The dataset ``llm-jp-pairs-step1``."""
 
     name: str = "llm-jp-pairs-step1"
@@ -68,7 +68,7 @@ class LlmJpPairsStep1(Description):
         url_key = choose_key("url", self.options.url_key, URL_KEYS, first.records)
         text_key = choose_key("text", self.options.text_key, TEXT_KEYS, first.records)
         keys = {"url": url_key, "text": text_key}
-        say_keys(keys)
+        log_keys(keys)
         return LinesManifest(
             files,
             _Pairs(url_key, text_key),
@@ -99,4 +99,4 @@ class _Pairs(RecordFormat):
         # The loader takes ``text`` where it is there, and else ``caption``.
         seen = "text" if "text" in record else "caption"
         row = record if seen == self.text_key else {**record, "text": text}
-        return ParsedRecord((askable(url),), row)
+        return ParsedRecord((bounded_url(url),), row)

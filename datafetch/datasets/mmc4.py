@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from datafetch.datasets.description import Description
-from datafetch.datasets.documents import DocumentOptions, DocumentReader, document_row, is_document_lost
-from datafetch.datasets.id_pairs import IdsIndex, IndexKindDetector, Indices
+from datafetch.datasets.dataset_defaults import DatasetDefaults
+from datafetch.datasets.documents import DocumentFormat, DocumentOptions, document_row, is_document_lost
+from datafetch.datasets.id_pairs import IdsIndex, IndexKindDetector, ShardIndices
 from datafetch.datasets.jsonl_manifest import SUFFIXES, IdFilter, LineSamples, LinesManifest, first_records
 from datafetch.datasets.readers import LineFile, list_files, read_id_pairs
 from datafetch.errors import ConfigurationError, ManifestError
@@ -59,7 +59,7 @@ class Mmc4CoreOptions(DocumentOptions):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Mmc4Core(Description):
+class Mmc4Core(DatasetDefaults):
     """The dataset ``mmc4-core``."""
 
     name: str = "mmc4-core"
@@ -76,7 +76,7 @@ class Mmc4Core(Description):
         Raises:
             ManifestError: No file of the published names, one that can't be read, or an unreadable id list.
         """
-        indices = Indices.of(read_id_pairs(ids)) if ids else None
+        indices = ShardIndices.of(read_id_pairs(ids)) if ids else None
         numbers = _files_by_number(source)
         wanted = [number for number in sorted(numbers) if indices is None or number in indices]
         if indices is not None and not wanted:
@@ -85,8 +85,8 @@ class Mmc4Core(Description):
             )
         paths = {_shard_name(numbers[number], number): numbers[number] for number in wanted}
         files = {name: LineFile(path) for name, path in sorted(paths.items())}
-        _say_what_is_there(files, None if indices is None else indices.shards.tolist())
-        form = DocumentReader.of("raw_url", self.options)
+        _log_variant_and_gaps(files, None if indices is None else indices.shards.tolist())
+        form = DocumentFormat.load("raw_url", self.options)
         identity_fields = form.identity_fields()
         if indices is not None:
             identity_fields["ids_index"] = self.options.ids_index or IdsIndex.DOCUMENT
@@ -123,7 +123,7 @@ class Mmc4Manifest(Manifest):
     """
 
     lines: LinesManifest
-    indices: Indices | None
+    indices: ShardIndices | None
     is_of_kept: bool
 
     def shards(self) -> list[Shard]:
@@ -193,7 +193,7 @@ def _files_by_number(source: Path) -> dict[int, Path]:
     return files
 
 
-def _say_what_is_there(files: Mapping[str, LineFile], wanted: Sequence[int] | None) -> None:
+def _log_variant_and_gaps(files: Mapping[str, LineFile], wanted: Sequence[int] | None) -> None:
     """Say which variant it is, and how many shards are missing: those of the id list, or gaps in the numbers."""
     if any("no_face" in name for name in files):
         _log.info("the source is mmc4-core-ff, the variant with fewer faces, in place of mmc4-core")

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
-from datafetch.datasets.description import Description
+from datafetch.datasets.dataset_defaults import DatasetDefaults
 from datafetch.datasets.filenames import DuplicateNames, why_refused
-from datafetch.datasets.image_files import SAMPLES_A_SHARD, find_file, saved_row, shard_name
+from datafetch.datasets.named_images import SAMPLES_PER_SHARD, find_file, image_file_row, slice_name
 from datafetch.datasets.readers import LineFile, MemberReader, RecordReader
-from datafetch.datasets.urls import askable, is_too_long
+from datafetch.datasets.url_length import bounded_url, is_too_long
 from datafetch.errors import ManifestError, raise_if_exhausted
 from datafetch.model.interfaces import Manifest, Samples
 from datafetch.model.kinds import Loader, Payload
@@ -49,7 +49,7 @@ class OcrVqaOptions(DatasetOptions):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OcrVqa(Description):
+class OcrVqa(DatasetDefaults):
     """The dataset ``ocr-vqa``."""
 
     name: str = "ocr-vqa"
@@ -73,7 +73,7 @@ class OcrVqa(Description):
 
     def to_row(self, record: Record, payload: Payload) -> Row | None:  # noqa: ARG002 - files hold bytes
         """The file of one cover, or None where it did not arrive."""
-        return saved_row(record)
+        return image_file_row(record)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ class OcrVqaManifest(Manifest):
     def shards(self) -> list[Shard]:
         """Slices of the covers that are wanted."""
         return [
-            Shard(shard_name(number), self._path, self._size(number), self._fingerprint)
+            Shard(slice_name(number), self._path, self._size(number), self._fingerprint)
             for number in range(len(self._offsets))
         ]
 
@@ -136,7 +136,7 @@ class OcrVqaManifest(Manifest):
 
     def read(self, number: int) -> Iterator[Sample]:
         """The samples of one slice; a cover that can't be saved has no URL, and a reason in its row."""
-        first = number * SAMPLES_A_SHARD
+        first = number * SAMPLES_PER_SHARD
         covers = self._covers_of(MemberReader(self._path, start_bytes=self._offsets[number]))
         for position, cover in enumerate(islice(covers, self._size(number))):
             refusal = _why_refused(cover) or self._duplicates.why_refused(first + position)
@@ -146,14 +146,14 @@ class OcrVqaManifest(Manifest):
                 yield Sample(position, cover.id_, (cover.url,), {"image": f"{cover.id_}.jpg"})
 
     def _size(self, number: int) -> int:
-        return min(SAMPLES_A_SHARD, self._covers - number * SAMPLES_A_SHARD)
+        return min(SAMPLES_PER_SHARD, self._covers - number * SAMPLES_PER_SHARD)
 
     def _names(self) -> Iterator[str | None]:
         """The names of all files, None where there can't be one; notes where the shards begin."""
         reader = MemberReader(self._path)
         covers = self._covers_of(reader)
         offset = 0
-        while chunk := list(islice(covers, SAMPLES_A_SHARD)):
+        while chunk := list(islice(covers, SAMPLES_PER_SHARD)):
             self._offsets.append(offset)
             self._covers += len(chunk)
             offset = reader.offset_bytes()
@@ -173,7 +173,7 @@ class OcrVqaManifest(Manifest):
                 if self._wanted is None or member.name in self._wanted:
                     if self._wanted is not None:
                         self._found.add(member.name)
-                    yield _Cover(member.name, askable(url))
+                    yield _Cover(member.name, bounded_url(url))
         except ManifestError as error:
             raise ManifestError(f"{self._path} {error}; --source takes the published {_FILE}") from error
         except OSError as error:

@@ -56,7 +56,7 @@ class RecordList:
         problem = ""
         try:
             for record in reader:
-                yield from self._examine_record(Location(file, number), record, reader.take_bytes())
+                yield from self._examine_record(Location(file, number), record, reader.pop_read_bytes())
                 number += 1
         except ManifestError as error:
             problem = f"{error}; {number:,} records could be read"

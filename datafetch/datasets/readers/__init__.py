@@ -5,17 +5,17 @@ and some bytes for each row, of which a file may have no more than its own size 
 a file is a ``ManifestError``, which names it.
 """
 
-from datafetch.datasets.readers.bounds import (
-    MAX_NESTING,
-    Int64s,
-    is_nested_deeply,
-    max_rows,
-    parsed_bytes,
-    why_too_long,
-)
 from datafetch.datasets.readers.ids import INDEX_BITS, IdList, pack_pair, read_id_pairs, read_ids
 from datafetch.datasets.readers.json_list import Member, MemberReader, RecordReader
 from datafetch.datasets.readers.jsonl import MAX_LINE_BYTES, LineFile, stem_of
+from datafetch.datasets.readers.limits import (
+    MAX_NESTING,
+    Int64s,
+    explain_digit_limit,
+    is_nested_deeply,
+    max_parsed_bytes,
+    max_rows,
+)
 from datafetch.datasets.readers.listing import list_files
 from datafetch.datasets.readers.parquet import BadRow, ColumnType, ParquetFile, matching_rows
 
@@ -32,14 +32,14 @@ __all__ = [
     "MemberReader",
     "ParquetFile",
     "RecordReader",
+    "explain_digit_limit",
     "is_nested_deeply",
     "list_files",
     "matching_rows",
+    "max_parsed_bytes",
     "max_rows",
     "pack_pair",
-    "parsed_bytes",
     "read_id_pairs",
     "read_ids",
     "stem_of",
-    "why_too_long",
 ]

@@ -7,7 +7,7 @@ _CHARACTER_BYTES = 4  # the last one may be cut
 _SPACE = b" \t\r\n"
 
 
-def what_it_is(start: bytes) -> str:
+def describe_non_data(start: bytes) -> str:
     """What a file is, by its first bytes, where that is no data: nothing where it may be.
 
     Servers answer with a page that says why there is no file, and that is saved under the file's name.
@@ -22,19 +22,19 @@ def what_it_is(start: bytes) -> str:
     return ""
 
 
-def what_text_it_is(start: bytes) -> str:
+def describe_text(start: bytes) -> str:
     """What a file is, by its first bytes, that should be no text and is one."""
     kind = "JSON" if start.lstrip(_SPACE).startswith((b"{", b"[")) else "text"
-    return what_it_is(start) or f"it is {kind} that begins with {_shown(start.lstrip(_SPACE))}"
+    return describe_non_data(start) or f"it is {kind} that begins with {_shown(start.lstrip(_SPACE))}"
 
 
-def what_is_no_parquet(start: bytes) -> str:
+def describe_non_parquet(start: bytes) -> str:
     """What a file is, by its first bytes, that should be parquet; nothing where that can't be told."""
     if start.startswith(b"PAR"):
         return ""
     text = start.decode("utf-8", "ignore")
     is_text = len(text.encode()) > len(start) - _CHARACTER_BYTES and not any(ord(one) < ord("\t") for one in text)
-    return what_text_it_is(start) if is_text else ""
+    return describe_text(start) if is_text else ""
 
 
 def _shown(start: bytes) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from datafetch.datasets.readers.bounds import Int64s, reason
+from datafetch.datasets.readers.limits import Int64s, reason
 from datafetch.errors import ManifestError, raise_if_exhausted
 
 INDEX_BITS = 32
@@ -100,7 +100,7 @@ class _DistinctIds:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._most = max(_MAX_IDS, path.stat().st_size)
+        self._max_ids = max(_MAX_IDS, path.stat().st_size)
         self._known = np.empty(0, np.int64)
         self._waiting: list[Int64s] = []
         self._waiting_count = 0
@@ -127,8 +127,8 @@ class _DistinctIds:
         self._known = np.unique(np.concatenate((self._known, *self._waiting)))
         self._waiting.clear()
         self._waiting_count = 0
-        if len(self._known) > self._most:
-            raise ManifestError(f"{self._path} has more than {self._most:,} ids, the limit for a file of its size")
+        if len(self._known) > self._max_ids:
+            raise ManifestError(f"{self._path} has more than {self._max_ids:,} ids, the limit for a file of its size")
 
 
 def _chunks(path: Path) -> Iterator[list[bytes]]:

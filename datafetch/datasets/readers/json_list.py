@@ -13,7 +13,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TextIO
 
-from datafetch.datasets.readers.bounds import MAX_NESTING, is_nested_deeply, parsed_bytes, why_too_long
+from datafetch.datasets.readers.limits import MAX_NESTING, explain_digit_limit, is_nested_deeply, max_parsed_bytes
 from datafetch.errors import ManifestError
 
 _MAX_RECORDS = 2**20  # whatever the size of a file; published ones have half as many
@@ -57,7 +57,7 @@ class _Reader:
         self._is_end = False
         self._taken_bytes = 0
 
-    def take_bytes(self) -> int:
+    def pop_read_bytes(self) -> int:
         """How much of the file was read since this was asked last."""
         taken, self._taken_bytes = self._taken_bytes, 0
         return taken
@@ -118,14 +118,14 @@ class _Reader:
             self._peek(file)
             text_chars = len(self._text) - self._at
             is_all = self._is_end or text_chars > _MAX_RECORD_CHARS
-            if text_chars > 2 * self._chunk_chars and parsed_bytes(self._text) > _MAX_PARSED_BYTES:
+            if text_chars > 2 * self._chunk_chars and max_parsed_bytes(self._text) > _MAX_PARSED_BYTES:
                 raise ManifestError(f"has a record that may take more than {_MAX_PARSED_BYTES:,} bytes of memory")
             try:
                 value, end = _DECODER.raw_decode(self._text, self._at)
             except RecursionError as error:
                 raise ManifestError(_TOO_DEEP) from error
             except ValueError as error:
-                if too_long := why_too_long(error):
+                if too_long := explain_digit_limit(error):
                     raise ManifestError(f"has a record that can't be read: {too_long}") from error
                 if is_all:
                     raise ManifestError("is not JSON, or is cut short") from error

@@ -14,8 +14,8 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from datafetch.datasets.readers.bounds import max_rows, reason
-from datafetch.datasets.readers.file_kind import what_it_is, what_text_it_is
+from datafetch.datasets.readers.file_kind import describe_non_data, describe_text
+from datafetch.datasets.readers.limits import max_rows, reason
 from datafetch.errors import ManifestError, raise_if_exhausted
 
 if sys.version_info >= (3, 14):
@@ -85,7 +85,7 @@ class LineFile:
         """What a line that is no record says of the whole file: that it is not what its name says; else nothing."""
         if self.is_compressed or not self.path.name.endswith(_COMPRESSED_SUFFIXES):
             return ""
-        return f"{self.path} is not compressed as its name says: {what_text_it_is(self._start)}; {_AGAIN}"
+        return f"{self.path} is not compressed as its name says: {describe_text(self._start)}; {_AGAIN}"
 
     def _refuse_what_is_no_data(self) -> None:
         """See that it is no page of a server, and not empty where that can't be.
@@ -93,7 +93,7 @@ class LineFile:
         Raises:
             ManifestError: It is.
         """
-        is_it = what_it_is(self._start)
+        is_it = describe_non_data(self._start)
         if is_it and (self._start or self.path.name.endswith(_COMPRESSED_SUFFIXES)):
             raise ManifestError(f"{self.path} holds no JSON lines: {is_it}; {_AGAIN}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from datafetch.datasets.readers.bounds import reason
+from datafetch.datasets.readers.limits import reason
 from datafetch.errors import ManifestError, raise_if_exhausted
 
 

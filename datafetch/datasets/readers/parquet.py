@@ -22,8 +22,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from datafetch.datasets.readers.bounds import Int64s, max_rows, reason
-from datafetch.datasets.readers.file_kind import what_is_no_parquet
+from datafetch.datasets.readers.file_kind import describe_non_parquet
+from datafetch.datasets.readers.limits import Int64s, max_rows, reason
 from datafetch.datasets.readers.parquet_pages import DamagedPageError, Page, read_pages
 from datafetch.errors import ManifestError, raise_if_exhausted
 
@@ -210,7 +210,7 @@ def _fingerprint(path: Path, file: BinaryIO) -> str:
         ManifestError: It is something else.
     """
     size_bytes = os.fstat(file.fileno()).st_size
-    if what := what_is_no_parquet(file.read(_SEEN_BYTES)):
+    if what := describe_non_parquet(file.read(_SEEN_BYTES)):
         raise ManifestError(f"{path} is not parquet: {what}; download it again, or move it away")
     if size_bytes < _FOOTER_END.size:
         raise ManifestError(f"{path} is not parquet: it has {size_bytes} bytes; download it again, or move it away")

@@ -111,7 +111,7 @@ def _read_value(file: BinaryIO, kind: int, depth: int, fields_left: Iterator[int
     if kind == _STRUCT:
         return _read_struct(file, depth + 1, fields_left)
     if kind in _LISTS:
-        _pass_list(file, depth, fields_left)
+        _skip_list(file, depth, fields_left)
         return None
     sizes: dict[int, Callable[[], int]] = {_BYTE: lambda: 1, _DOUBLE: lambda: 8, _BINARY: lambda: _read_varint(file)}
     if kind not in sizes:
@@ -123,7 +123,7 @@ def _read_value(file: BinaryIO, kind: int, depth: int, fields_left: Iterator[int
     return None
 
 
-def _pass_list(file: BinaryIO, depth: int, fields_left: Iterator[int]) -> None:
+def _skip_list(file: BinaryIO, depth: int, fields_left: Iterator[int]) -> None:
     mark = _read_byte(file)
     count = mark >> 4 if mark >> 4 != _LONG_LIST else _read_varint(file)
     if count > _MAX_LIST:

@@ -8,11 +8,11 @@ from datafetch.errors import ManifestError
 from datafetch.model.outcome import Encoded
 from datafetch.model.sample import Record, Row
 
-SAMPLES_A_SHARD = 2000
+SAMPLES_PER_SHARD = 2000
 """What is committed at once: some 200 MB of images. A shard that lacks a file is fetched again as a whole."""
 
 
-def saved_row(record: Record) -> Row | None:
+def image_file_row(record: Record) -> Row | None:
     """The file of a sample with one image: its name, its content, whose it is; None where it did not arrive.
 
     The sample's row has the name as ``image``.
@@ -23,7 +23,7 @@ def saved_row(record: Record) -> Row | None:
     return None
 
 
-def shard_name(number: int) -> str:
+def slice_name(number: int) -> str:
     """The name of a slice of a list."""
     return f"part-{number:05d}"
 

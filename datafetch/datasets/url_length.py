@@ -5,7 +5,7 @@ from __future__ import annotations
 from datafetch.model.sample import MAX_URL_CHARS
 
 
-def askable(url: object) -> str:
+def bounded_url(url: object) -> str:
     """The URL itself; nothing, which fails as ``bad_url``, where it is no text.
 
     Of one that is too long, the first characters, one more than a URL can have: it fails as ``bad_url`` for its length,

@@ -13,7 +13,7 @@ from datafetch.model.sample import Sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Description:
+class DatasetDefaults:
     """The facts of ``model.interfaces.Dataset``, and the options that were set.
 
     Attributes:

@@ -37,7 +37,7 @@ def max_rows(size_bytes: int) -> int:
     return max(_MAX_ROWS, size_bytes // _ROW_BYTES)
 
 
-def parsed_bytes(text: bytes | str) -> int:
+def max_parsed_bytes(text: bytes | str) -> int:
     """The memory that a text of JSON may take when it is parsed, at most: its marks say how many values it has.
 
     A list of empty lists takes thirty times as much as its text. Marks inside of texts count as well, which makes the
@@ -51,7 +51,7 @@ def parsed_bytes(text: bytes | str) -> int:
     return len(text) * factor + (commas + opening) * _VALUE_BYTES + (opening + colons) * _MEMBER_BYTES
 
 
-def why_too_long(error: ValueError) -> str:
+def explain_digit_limit(error: ValueError) -> str:
     """What is wrong with an integer that Python refuses to read for its length; nothing for any other error.
 
     Python's own message advises to call a function, which nobody who runs a command can do.

@@ -13,7 +13,15 @@ import pytest
 from conftest import until
 from rich.console import Console
 
-from datafetch.cli.progress import ProgressConsole, progress_line, show_progress, show_remarks
+from datafetch.cli import progress
+from datafetch.cli.progress import (
+    ProgressConsole,
+    progress_line,
+    resharding_line,
+    show_progress,
+    show_remarks,
+    show_resharding,
+)
 from datafetch.model.statistics import Progress, Stage, Statistics
 from datafetch.monitor.throughput import Throughput
 
@@ -171,6 +179,36 @@ async def test_progress_that_cannot_be_written_ends_no_run(monkeypatch: pytest.M
 class _Full(io.BytesIO):
     def write(self, _: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_line_on_equal_shards_says_how_far_they_are() -> None:
+    """Rows of all rows, and while they are copied how fast."""
+    assert resharding_line(Progress(Stage.MEASURE, 1000, 20_000), 2.0) == "measuring 1,000/20,000 rows"
+    assert resharding_line(Progress(Stage.COPY, 5, 10, 30_000_000), 2.0) == "copying 5/10 rows  15 MB/s"
+
+
+def test_the_last_state_of_equal_shards_stays_on_a_terminal() -> None:
+    """However soon it is done, a terminal shows the end."""
+    console = Console(file=io.StringIO(), force_terminal=True)
+    with show_resharding(console) as report:
+        report(Progress(Stage.COPY, 10, 10))
+        report(Progress(Stage.CHECK, 10, 10))
+    assert isinstance(console.file, io.StringIO)
+    assert "checking 10/10 rows" in console.file.getvalue()
+
+
+def test_elsewhere_a_line_on_equal_shards_is_printed_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not every buffer is a line in a log file, but once in a while one is."""
+    console = Console(file=io.StringIO(), force_terminal=False)
+    assert isinstance(console.file, io.StringIO)
+    with show_resharding(console) as report:
+        report(Progress(Stage.COPY, 5, 10))
+    assert console.file.getvalue() == ""
+    monkeypatch.setattr(progress, "_PLAIN_INTERVAL_S", 0.0)
+    with show_resharding(console) as report:
+        report(Progress(Stage.COPY, 6, 10))
+        report(Progress(Stage.COPY, 7, 10))
+    assert console.file.getvalue() == "copying 6/10 rows\ncopying 7/10 rows\n"
 
 
 def test_nothing_is_imported_to_show_a_line() -> None:

@@ -212,6 +212,20 @@ def test_it_can_be_stopped_at_any_stage(
     assert files_of(tmp_path / "out") == undisturbed
 
 
+def test_an_observer_that_fails_is_not_called_again(caplog: pytest.LogCaptureFixture) -> None:
+    """The work continues, and the failure is logged once."""
+    seen = []
+
+    def observe(progress: Progress) -> None:
+        seen.append(progress)
+        raise OSError("the terminal is gone")
+
+    monitor = ProgressMonitor(observe)
+    for rows in range(3):
+        monitor.report(Progress(Stage.COPY, rows, 3))
+    assert len(seen) == len(caplog.records) == 1
+
+
 def test_unfinished_shards_of_another_request_are_discarded(tmp_path: Path, source: Path) -> None:
     """Unfinished work with other parameters, or on other rows, is discarded."""
     out, stop = tmp_path / "out", Event()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -16,7 +17,7 @@ from rich.live import Live
 from rich.text import Text
 
 from datafetch.cli.exit_code import one_line
-from datafetch.model.statistics import Statistics
+from datafetch.model.statistics import Progress, Statistics
 from datafetch.monitor.throughput import Throughput
 from datafetch.verify import VerifyProgress
 
@@ -122,6 +123,19 @@ def verifying_line(now: VerifyProgress) -> str:
     return "  ".join(parts)
 
 
+def resharding_line(now: Progress, elapsed_s: float) -> str:
+    """One line: the stage, rows done of all rows, and while copying how fast.
+
+    Args:
+        now: How far it is.
+        elapsed_s: Time since the stage began.
+    """
+    parts = [f"{now.stage} {now.rows:,}/{now.total_rows:,} rows"]
+    if now.copied_bytes and elapsed_s > 0:
+        parts.append(f"{now.copied_bytes / elapsed_s / 1e6:.0f} MB/s")
+    return "  ".join(parts)
+
+
 async def show_progress(statistics: Callable[[], Statistics], console: Console) -> None:
     """Show how a run stands, until cancelled; the last state stays on the screen.
 
@@ -143,15 +157,85 @@ async def show_verifying(standing: Callable[[], VerifyProgress], console: Consol
     await _show_lines(lambda: verifying_line(standing()), console)
 
 
+@contextmanager
+def show_resharding(console: Console) -> Iterator[Callable[[Progress], None]]:
+    """Show the progress of making equal shards; yields the function to call with each new state.
+
+    Args:
+        console: Where to; its being a terminal decides the form.
+    """
+    latest = _LatestProgress()
+    with _open_display(latest.line, console) as display:
+
+        def report(now: Progress) -> None:
+            latest.update(now)
+            display.show_if_due()
+
+        yield report
+
+
+class _LatestProgress:
+    """The latest state of making equal shards, and since when its stage has lasted."""
+
+    def __init__(self) -> None:
+        self._progress: Progress | None = None
+        self._stage_began_s = 0.0
+
+    def update(self, now: Progress) -> None:
+        if self._progress is None or self._progress.stage != now.stage:
+            self._stage_began_s = time.monotonic()
+        self._progress = now
+
+    def line(self) -> str:
+        if self._progress is None:
+            return ""
+        return resharding_line(self._progress, time.monotonic() - self._stage_began_s)
+
+
 async def _show_lines(line: Callable[[], str], console: Console) -> None:
-    if not console.is_terminal:
+    with _open_display(line, console) as display:
         while True:
-            await asyncio.sleep(_PLAIN_INTERVAL_S)
-            console.print(Text(line()), soft_wrap=True, highlight=False)
+            await asyncio.sleep(display.interval_s)
+            display.show()
+
+
+@contextmanager
+def _open_display(line: Callable[[], str], console: Console) -> Iterator[_Display]:
+    """Open a display. On a terminal it shows a line from the beginning, and leaves the last one on the screen."""
+    if not console.is_terminal:
+        yield _Display(line, lambda text: console.print(Text(text), soft_wrap=True, highlight=False), _PLAIN_INTERVAL_S)
+        return
     with Live(console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False) as live:
+        display = _Display(line, lambda text: live.update(Text(text, no_wrap=True), refresh=True), _LIVE_INTERVAL_S)
         try:
-            while True:
-                live.update(Text(line(), no_wrap=True), refresh=True)
-                await asyncio.sleep(_LIVE_INTERVAL_S)
+            display.show()
+            yield display
         finally:
-            live.update(Text(line(), no_wrap=True), refresh=True)
+            display.show()
+
+
+class _Display:
+    """Where lines of progress are shown, and how often.
+
+    Args:
+        line: Asked for the current line; an empty one is not shown.
+        write: Shows a line.
+        interval_s: The time between two lines.
+    """
+
+    def __init__(self, line: Callable[[], str], write: Callable[[str], None], interval_s: float) -> None:
+        self.interval_s = interval_s
+        self._line = line
+        self._write = write
+        self._shown_s = time.monotonic()
+
+    def show(self) -> None:
+        """Show the current line."""
+        self._shown_s = time.monotonic()
+        if text := self._line():
+            self._write(text)
+
+    def show_if_due(self) -> None:
+        """Show the current line unless the last one was shown less than the interval ago."""
+        if time.monotonic() - self._shown_s >= self.interval_s:
+            self.show()

@@ -10,9 +10,8 @@ import typer
 
 from datafetch.cli.command import as_command
 from datafetch.cli.exit_code import ExitCode
-from datafetch.cli.progress import ProgressConsole, show_remarks
+from datafetch.cli.progress import ProgressConsole, show_remarks, show_resharding
 from datafetch.cli.render import show_resharded
-from datafetch.cli.reshard_progress import show_resharding
 from datafetch.output.reshard import folder
 from datafetch.output.reshard.copy import ProgressMonitor
 from datafetch.output.reshard.folder import ReshardRequest
@@ -49,12 +48,13 @@ def reshard(  # noqa: PLR0913 - one parameter an option
     stop = threading.Event()
     with (
         show_remarks(console),
-        show_resharding(console) as tell,
+        show_resharding(console) as report_progress,
         active_interrupts() as interrupts,
         interrupts.stopping_with(stop.set),
     ):
         made = folder.reshard(
-            ReshardRequest(source, out, world_size, batch, group, shuffle, no_lock), ProgressMonitor(tell, stop)
+            ReshardRequest(source, out, world_size, batch, group, shuffle, no_lock),
+            ProgressMonitor(report_progress, stop),
         )
     assert made is not None, "it was stopped by a signal, which is raised"
     show_resharded(made, as_json=json)

@@ -343,7 +343,7 @@ FAULTS = (
     ),
     Fault(
         "verify reads an image outside of its root",
-        "verify/torch.py",
+        "verify/record_list.py",
         '            raise ValueError("leads out of the image root")\n',
         "            pass\n",
         ("verify",),

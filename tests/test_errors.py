@@ -21,9 +21,9 @@ from datafetch.monitor.status import read_status
 from datafetch.output.reshard.record import read_reshard_record
 from datafetch.store.layout import OutputLayout
 from datafetch.store.ledger import read_columns, read_shard_summary
-from datafetch.verify.folder import ImageFolder
+from datafetch.verify.image_folder import ImageFolder
+from datafetch.verify.record_list import RecordList
 from datafetch.verify.shards import ShardFolder
-from datafetch.verify.torch import RecordList
 
 _STANDARD_STREAMS = 3
 

@@ -42,7 +42,7 @@ from datafetch.verify.findings import (
     batched,
 )
 from datafetch.verify.images import MAX_BYTES_PER_PROCESS, ImageDecoder
-from datafetch.verify.torch import RecordList
+from datafetch.verify.record_list import RecordList
 
 Row: TypeAlias = dict[str, Any]
 JPEG = saved(Image.new("RGB", (16, 12), "teal"), "JPEG")

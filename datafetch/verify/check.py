@@ -25,10 +25,10 @@ from datafetch.store.state_file import read_if_sound
 from datafetch.transcode import MAX_PROCESSES, Encoding, ImageSpec, Transcoder
 from datafetch.transcode.pool.pool import available_cpus
 from datafetch.verify.findings import Examination, Findings, VerifyProgress, batched
-from datafetch.verify.folder import ImageFolder
+from datafetch.verify.image_folder import ImageFolder
 from datafetch.verify.images import ImageDecoder
+from datafetch.verify.record_list import RecordList
 from datafetch.verify.shards import ShardFolder
-from datafetch.verify.torch import RecordList
 from datafetch.verify.verdict import EpochUsage, Verdict
 
 # The trainer's ``Image.open`` refuses images above twice Pillow's limit. Shards hold JPEGs, which can be checked in a

@@ -12,7 +12,7 @@ from pathlib import Path
 from datafetch.errors import ConfigurationError, raise_if_exhausted
 from datafetch.model.kinds import Loader
 from datafetch.verify.findings import Examination, ImageToDecode, Location, Problem
-from datafetch.verify.torch import read_image
+from datafetch.verify.record_list import read_image
 
 
 class ImageFolder:

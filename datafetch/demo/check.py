@@ -20,6 +20,7 @@ from datafetch.demo.manifest import CoyoSource
 from datafetch.engine.job import Job
 from datafetch.model.outcome import OK
 from datafetch.model.report import Report
+from datafetch.output.formats import COUNT_SUFFIX, ROWS_SUFFIX
 from datafetch.store.layout import OutputLayout
 
 _SHORT_SIDE_PX = 336
@@ -75,17 +76,18 @@ def _behaviour(url: str) -> str:
 def check_files(job: Job, report: Report, source: CoyoSource) -> Iterator[Finding]:
     """Check that the files are what the trainer's loader requires, and that the counts agree."""
     out = Path(job.out)
-    shards = sorted(path.stem for path in out.glob("*.pkl"))
+    shards = sorted(path.stem for path in out.glob(f"*{ROWS_SUFFIX}"))
     names = {path.name for path in out.iterdir()}
-    shard_names = {f"{shard}{suffix}" for shard in shards for suffix in (".pkl", ".count")}
-    shards_only = "a .pkl and a .count per shard"
+    shard_names = {f"{shard}{suffix}" for shard in shards for suffix in (ROWS_SUFFIX, COUNT_SUFFIX)}
+    shards_only = f"a {ROWS_SUFFIX} and a {COUNT_SUFFIX} per shard"
     yield Finding(
         "files in the data folder", len(names), shards_only, shards_only if names == shard_names else "other files"
     )
     rows: list[dict[str, Any]] = []
     for shard in shards:
-        shard_rows = pickle.loads((out / f"{shard}.pkl").read_bytes())  # noqa: S301 - we wrote it a moment ago
-        yield Finding(f"rows in {shard}", len(shard_rows), (out / f"{shard}.count").read_text(), str(len(shard_rows)))
+        shard_rows = pickle.loads((out / f"{shard}{ROWS_SUFFIX}").read_bytes())  # noqa: S301 - we wrote it a moment ago
+        count = (out / f"{shard}{COUNT_SUFFIX}").read_text()
+        yield Finding(f"rows in {shard}", len(shard_rows), count, str(len(shard_rows)))
         rows += shard_rows
     position_of = {row_id: position for position, row_id in enumerate(source.urls)}
     positions = [position_of[row["id"]] for row in rows]

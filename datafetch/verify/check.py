@@ -17,6 +17,7 @@ from datafetch.errors import ConfigurationError, DatafetchError, raise_if_exhaus
 from datafetch.model.interfaces import Dataset
 from datafetch.model.kinds import Loader
 from datafetch.model.observers import observing
+from datafetch.output.formats import ROWS_SUFFIX
 from datafetch.output.reshard.ranks import GROUP_OF, Ranks
 from datafetch.process.event_loop import run_to_end
 from datafetch.store.job_file import JobFile
@@ -187,7 +188,7 @@ def _open_folder(check: Check, out: Path) -> Subject:
     loader = check.loader or (None if dataset is None else dataset.loader)
     if loader is not Loader.TORCH:
         return ShardFolder(out, loader)
-    if any(out.glob("*.pkl")):
+    if any(out.glob(f"*{ROWS_SUFFIX}")):
         raise ConfigurationError(f"{out} holds shards; --loader torch takes a JSON file or a folder of images")
     return ImageFolder(out)
 

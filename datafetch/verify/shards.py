@@ -11,12 +11,10 @@ from pathlib import Path
 
 from datafetch.errors import ConfigurationError, ManifestError, raise_if_exhausted
 from datafetch.model.kinds import Loader
-from datafetch.output.formats import decode_row, read_count, read_frames
+from datafetch.output.formats import COUNT_SUFFIX, ROWS_SUFFIX, decode_row, read_count, read_frames
 from datafetch.store.atomic import LINK_ADVICE, leads_out
 from datafetch.verify.findings import Examination, ImageToDecode, Location, Problem
 from datafetch.verify.rows import EXAMINERS, detect_loader, row_key
-
-_ROWS_SUFFIX, _COUNT_SUFFIX = ".pkl", ".count"
 
 
 class ShardFolder:
@@ -46,11 +44,11 @@ class ShardFolder:
         self._outside_links = [path.name for path in paths if leads_out(path, real_folder)]
         outside_links = set(self._outside_links)
         inside = [path for path in paths if path.name not in outside_links]
-        suffixes = {_ROWS_SUFFIX, _COUNT_SUFFIX}
+        suffixes = {ROWS_SUFFIX, COUNT_SUFFIX}
         self._foreign = [path.name for path in inside if path.suffix not in suffixes or not _is_file(path)]
         names = {path.name for path in inside} - set(self._foreign)
         self._unpaired = sorted(name for name in names if _counterpart(name) not in names)
-        self._shards = [Path(name).stem for name in sorted(names - set(self._unpaired)) if name.endswith(_ROWS_SUFFIX)]
+        self._shards = [Path(name).stem for name in sorted(names - set(self._unpaired)) if name.endswith(ROWS_SUFFIX)]
         self.loader = loader or self._loader_of_first_row()
         self.row_counts: list[int] = []
 
@@ -62,7 +60,7 @@ class ShardFolder:
     @property
     def total_bytes(self) -> int:
         """The size of all rows files."""
-        return sum((self._folder / f"{shard}{_ROWS_SUFFIX}").stat().st_size for shard in self._shards)
+        return sum((self._folder / f"{shard}{ROWS_SUFFIX}").stat().st_size for shard in self._shards)
 
     def examine(self) -> Iterator[Examination]:
         """Examine the folder, then the shards in order, row by row."""
@@ -73,12 +71,14 @@ class ShardFolder:
         for name in self._unpaired:
             yield _file_problem(name, f"has no counterpart {_counterpart(name)}")
         if not self._shards:
-            yield _file_problem("", "there is no shard, which is a .pkl file and a .count file of the same name")
+            yield _file_problem(
+                "", f"there is no shard, which is a {ROWS_SUFFIX} file and a {COUNT_SUFFIX} file of the same name"
+            )
         for shard in self._shards:
             yield from self._examine_shard(shard)
 
     def _examine_shard(self, shard: str) -> Iterator[Examination]:
-        rows, file = 0, f"{shard}{_ROWS_SUFFIX}"
+        rows, file = 0, f"{shard}{ROWS_SUFFIX}"
         is_whole = True
         try:
             for frame in _frames(self._folder / file):
@@ -94,9 +94,9 @@ class ShardFolder:
         try:
             count = self._read_count(shard)
         except ManifestError as error:
-            yield _file_problem(f"{shard}{_COUNT_SUFFIX}", str(error))
+            yield _file_problem(f"{shard}{COUNT_SUFFIX}", str(error))
         if is_whole and count != rows:
-            yield _file_problem(f"{shard}{_COUNT_SUFFIX}", f"says {count:,}, but {file} has {rows:,} rows")
+            yield _file_problem(f"{shard}{COUNT_SUFFIX}", f"says {count:,}, but {file} has {rows:,} rows")
         # The loader uses the count, so the missing rows of a damaged shard must not cause a second problem.
         self.row_counts.append(rows if is_whole else max(rows, count))
 
@@ -123,7 +123,7 @@ class ShardFolder:
         Raises:
             ManifestError: It can't be read, or is not a number; the message does not contain the path.
         """
-        path = self._folder / f"{shard}{_COUNT_SUFFIX}"
+        path = self._folder / f"{shard}{COUNT_SUFFIX}"
         try:
             return read_count(path)
         except ManifestError as error:
@@ -136,7 +136,7 @@ class ShardFolder:
         """Determine the loader by the first readable row. Without one it does not matter."""
         for shard in self._shards:
             try:
-                for frame in _frames(self._folder / f"{shard}{_ROWS_SUFFIX}"):
+                for frame in _frames(self._folder / f"{shard}{ROWS_SUFFIX}"):
                     return detect_loader(decode_row(frame))
             except (ManifestError, ValueError):
                 continue
@@ -167,8 +167,8 @@ def _is_file(path: Path) -> bool:
 
 
 def _counterpart(name: str) -> str:
-    stem, dot, suffix = name.rpartition(".")
-    return f"{stem}{_COUNT_SUFFIX if dot + suffix == _ROWS_SUFFIX else _ROWS_SUFFIX}"
+    path = Path(name)
+    return f"{path.stem}{COUNT_SUFFIX if path.suffix == ROWS_SUFFIX else ROWS_SUFFIX}"
 
 
 def _file_problem(file: str, message: str) -> Examination:

@@ -14,6 +14,7 @@ from datafetch.output.formats.pickle_rows import frame_sizes, read_count, stream
 from datafetch.output.row import OutputRow
 from datafetch.store.layout import OutputLayout
 
+ROWS_SUFFIX, COUNT_SUFFIX = ".pkl", ".count"
 _CHUNK_BYTES = 1 << 20
 
 
@@ -21,7 +22,7 @@ class PickleFormat(ShardFormat):
     """Pickle shards."""
 
     name = "pickle"
-    suffixes = (".pkl", ".count")
+    suffixes = (ROWS_SUFFIX, COUNT_SUFFIX)
     can_be_resharded = True
 
     def open_writer(self, layout: OutputLayout, shard: str, folder: Path, *, is_retry: bool) -> PickleShardWriter:
@@ -31,14 +32,14 @@ class PickleFormat(ShardFormat):
 
     def read_rows(self, layout: OutputLayout, shard: str) -> Iterator[Iterable[bytes]]:
         """The rows of a shard, each as pieces of its frame; none if the rows are in equal shards, where they stay."""
-        return iter(()) if layout.equal.exists() else stream_frames(layout.out / f"{shard}.pkl")
+        return iter(()) if layout.equal.exists() else stream_frames(layout.out / f"{shard}{ROWS_SUFFIX}")
 
 
 class PickleShardWriter:
     """Writes one shard as ``<name>.pkl`` and ``<name>.count``; rows are written as they come and never held."""
 
     def __init__(self, folder: Path, name: str) -> None:
-        self.files = (folder / f"{name}.pkl", folder / f"{name}.count")
+        self.files = (folder / f"{name}{ROWS_SUFFIX}", folder / f"{name}{COUNT_SUFFIX}")
         self._rows = 0
         self._file = self.files[0].open("wb", buffering=1 << 20)
         self._checksum = 0

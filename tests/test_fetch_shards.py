@@ -36,7 +36,7 @@ from datafetch.engine.session import Backends, Observer
 from datafetch.errors import ConfigurationError
 from datafetch.fetch import FetchPolicy
 from datafetch.model.ledger_line import ShardCounts
-from datafetch.monitor.heartbeat import read_beats
+from datafetch.monitor.heartbeat import read_snapshots
 from datafetch.output.commit import Commit, complete_commits
 from datafetch.store.layout import OutputLayout
 
@@ -334,8 +334,8 @@ async def test_status_knows_all_processes_at_work(job: Job) -> None:
             assert both.shards_open >= 2
             assert both.expected_images is not None
             assert both.ok <= both.expected_images
-    beats = await asyncio.to_thread(read_beats, OutputLayout(out))
-    assert sorted((beat.statistics.shards, beat.is_ended) for beat in beats) == [(1, True), (2, True)]
+    snapshots = await asyncio.to_thread(read_snapshots, OutputLayout(out))
+    assert sorted((one.statistics.shards, one.is_ended) for one in snapshots) == [(1, True), (2, True)]
     left = await asyncio.to_thread(read_status, out)
     assert (left.state, left.shards_published, left.at_work) == (RunState.INTERRUPTED, 3, ())
     await finish_dataset(job)

@@ -21,7 +21,7 @@ from datafetch.engine.job import Job
 from datafetch.errors import ConfigurationError
 from datafetch.fetch import FetchPolicy
 from datafetch.model.statistics import Statistics
-from datafetch.monitor.heartbeat import ProgressSnapshot, beat, read_beat
+from datafetch.monitor.heartbeat import ProgressSnapshot, read_snapshot, write_heartbeats
 from datafetch.store.layout import OutputLayout
 
 STATISTICS = Statistics(
@@ -38,8 +38,8 @@ STATISTICS = Statistics(
 )
 
 
-def a_beat() -> ProgressSnapshot:
-    """One of a run in this process, just now."""
+def recent_snapshot() -> ProgressSnapshot:
+    """A heartbeat of a run in this process, just now."""
     now_unix_s = time.time()
     return ProgressSnapshot(
         os.getpid(), socket.gethostname(), now_unix_s - 10, now_unix_s, False, "/spools", 100.0, STATISTICS
@@ -47,21 +47,21 @@ def a_beat() -> ProgressSnapshot:
 
 
 async def test_a_run_says_how_it_stands_and_that_it_has_ended(tmp_path: Path) -> None:
-    """A beat is there at once, with everything in it, and the last one says that no other comes."""
+    """A heartbeat is there at once, with everything in it, and the last one says that no other comes."""
     layout = OutputLayout(tmp_path / "out", job_hash="0123456789abcdef")
     layout.folder.mkdir()
-    beating = asyncio.create_task(beat(lambda: STATISTICS, layout, layout.progress))
+    writing = asyncio.create_task(write_heartbeats(lambda: STATISTICS, layout, layout.progress))
     await until(layout.progress.exists)
-    first = await asyncio.to_thread(read_beat, layout.progress)
+    first = await asyncio.to_thread(read_snapshot, layout.progress)
     assert first is not None
     assert (first.pid, first.host, first.statistics) == (os.getpid(), socket.gethostname(), STATISTICS)
     assert first.spools == str(tmp_path / "out.datafetch" / "spool" / "0123456789abcdef")
     assert first.images_per_s == 100
     assert first.started_unix_s <= first.updated_unix_s <= time.time()
     assert first.is_at_work()
-    beating.cancel()
-    await asyncio.wait([beating])
-    last = await asyncio.to_thread(read_beat, layout.progress)
+    writing.cancel()
+    await asyncio.wait([writing])
+    last = await asyncio.to_thread(read_snapshot, layout.progress)
     assert last is not None
     assert last.is_ended
     assert not last.is_at_work()
@@ -69,7 +69,7 @@ async def test_a_run_says_how_it_stands_and_that_it_has_ended(tmp_path: Path) ->
     assert await asyncio.to_thread(os.listdir, layout.folder) == ["progress.json"]
 
 
-async def test_a_beat_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:
+async def test_a_heartbeat_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:
     """Without a folder to write to it is tried again until it is cancelled, in vain."""
     asked = 0
 
@@ -79,16 +79,16 @@ async def test_a_beat_that_cannot_be_written_ends_nothing(tmp_path: Path) -> Non
         return STATISTICS
 
     layout = OutputLayout(tmp_path / "nowhere" / "out")
-    beating = asyncio.create_task(beat(ask, layout, layout.progress))
+    writing = asyncio.create_task(write_heartbeats(ask, layout, layout.progress))
     await until(lambda: asked == 1)
-    beating.cancel()
-    await asyncio.wait([beating])
-    assert beating.cancelled()
+    writing.cancel()
+    await asyncio.wait([writing])
+    assert writing.cancelled()
     assert asked == 2
     assert not await asyncio.to_thread(os.listdir, tmp_path)
 
 
-async def test_a_beat_that_fails_is_said_once_and_tried_again(
+async def test_a_heartbeat_that_fails_is_logged_once_and_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whatever it fails of; when that has passed, the run is seen to be at work again."""
@@ -104,11 +104,11 @@ async def test_a_beat_that_fails_is_said_once_and_tried_again(
             raise RuntimeError("can't start new thread")
         return STATISTICS
 
-    beating = asyncio.create_task(beat(ask, layout, layout.progress))
+    writing = asyncio.create_task(write_heartbeats(ask, layout, layout.progress))
     await until(layout.progress.exists)
-    beating.cancel()
-    await asyncio.wait([beating])
-    assert beating.cancelled()
+    writing.cancel()
+    await asyncio.wait([writing])
+    assert writing.cancelled()
     messages = [record.message for record in caplog.records]
     assert messages == ["the heartbeat failed (RuntimeError: can't start new thread); the work itself continues"]
 
@@ -127,13 +127,13 @@ async def test_a_beat_that_fails_is_said_once_and_tried_again(
 )
 def test_who_is_at_work(change: dict[str, Any], is_at_work: bool) -> None:
     """One that said so a moment ago and whose process is there, or can't be seen from here."""
-    assert replace(a_beat(), **change).is_at_work() is is_at_work
+    assert replace(recent_snapshot(), **change).is_at_work() is is_at_work
 
 
 def test_a_process_that_was_killed_is_not_at_work() -> None:
     """However short a time ago it wrote."""
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    mine = replace(a_beat(), pid=process.pid)
+    mine = replace(recent_snapshot(), pid=process.pid)
     assert mine.is_at_work()
     process.kill()
     process.communicate()
@@ -147,7 +147,7 @@ def test_who_is_at_work_is_believed_where_there_may_be_no_lock(tmp_path: Path, w
     job = Job("coyo", str(source.folder), str(tmp_path / "out"), no_lock=True)
     run(replace(job, fetch=FetchPolicy(allow_net=("127.0.0.0/8",), retries=0)))
     layout = OutputLayout(tmp_path / "out")
-    layout.progress.write_bytes(orjson.dumps(a_beat()))
+    layout.progress.write_bytes(orjson.dumps(recent_snapshot()))
     before = layout.job.read_bytes()
     with pytest.raises(ConfigurationError, match=r"a run is working on .*out \(process"):
         work(replace(job, fresh=True))
@@ -155,19 +155,22 @@ def test_who_is_at_work_is_believed_where_there_may_be_no_lock(tmp_path: Path, w
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
-    """A beat comes back as it was, also where nothing is expected yet."""
-    for told in (a_beat(), replace(a_beat(), statistics=replace(STATISTICS, expected_images=None))):
-        (tmp_path / "beat").write_bytes(orjson.dumps(told))
-        assert read_beat(tmp_path / "beat") == told
+    """A heartbeat comes back as it was, also where nothing is expected yet."""
+    for written in (
+        recent_snapshot(),
+        replace(recent_snapshot(), statistics=replace(STATISTICS, expected_images=None)),
+    ):
+        (tmp_path / "progress.json").write_bytes(orjson.dumps(written))
+        assert read_snapshot(tmp_path / "progress.json") == written
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", b"[]", b"{}", b"null", b"[" * 100_000, b'{"pid": 1}', b"\xff"])
-def test_what_is_no_beat_is_none(tmp_path: Path, content: bytes) -> None:
+def test_what_is_no_heartbeat_is_none(tmp_path: Path, content: bytes) -> None:
     """Anything may be in a file; nothing of it is believed."""
-    (tmp_path / "beat").write_bytes(content)
-    assert read_beat(tmp_path / "beat") is None
-    assert read_beat(tmp_path / "missing") is None
-    assert read_beat(tmp_path) is None
+    (tmp_path / "progress.json").write_bytes(content)
+    assert read_snapshot(tmp_path / "progress.json") is None
+    assert read_snapshot(tmp_path / "missing") is None
+    assert read_snapshot(tmp_path) is None
 
 
 @pytest.mark.parametrize(
@@ -191,10 +194,10 @@ def test_what_is_no_beat_is_none(tmp_path: Path, content: bytes) -> None:
         ("statistics.elapsed_s", "10"),
     ],
 )
-def test_a_beat_with_a_wrong_value_is_none(tmp_path: Path, name: str, value: object) -> None:
+def test_a_heartbeat_with_a_wrong_value_is_none(tmp_path: Path, name: str, value: object) -> None:
     """A value of another kind than its own is not passed on."""
-    told = orjson.loads(orjson.dumps(a_beat()))
+    written = orjson.loads(orjson.dumps(recent_snapshot()))
     folder, _, field = name.rpartition(".")
-    (told[folder] if folder else told)[field] = value
-    (tmp_path / "beat").write_bytes(orjson.dumps(told))
-    assert read_beat(tmp_path / "beat") is None
+    (written[folder] if folder else written)[field] = value
+    (tmp_path / "progress.json").write_bytes(orjson.dumps(written))
+    assert read_snapshot(tmp_path / "progress.json") is None

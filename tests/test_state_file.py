@@ -16,7 +16,7 @@ from datafetch.model.bounds import Amount, Count, PathText, PlainName
 from datafetch.model.outcome import FailureKind
 from datafetch.model.statistics import Progress, Stage
 from datafetch.model.untrusted import is_plain_name
-from datafetch.monitor.heartbeat import read_beat
+from datafetch.monitor.heartbeat import read_snapshot
 from datafetch.output.reshard.ranks import Ranks
 from datafetch.output.reshard.record import EqualFile, read_reshard_record
 from datafetch.store import state_file
@@ -132,12 +132,12 @@ def test_heartbeats_of_earlier_versions_are_read(layout: OutputLayout) -> None:
         b'"images_per_s":0.0,"statistics":{%s}}'
     )
     layout.progress.write_bytes(beat % statistics)
-    before = read_beat(layout.progress)
+    before = read_snapshot(layout.progress)
     assert before is not None
     assert before.statistics.resharding is None
     equal = b',"resharding":{"stage":"copying","rows":1,"total_rows":2,"copied_bytes":3}'
     layout.progress.write_bytes(beat % (statistics + equal))
-    now = read_beat(layout.progress)
+    now = read_snapshot(layout.progress)
     assert now is not None
     assert now.statistics.resharding == Progress(Stage.COPY, 1, 2, 3)
 

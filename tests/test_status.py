@@ -112,7 +112,7 @@ def test_a_run_is_followed_to_its_end(tmp_path: Path, run_at_work: subprocess.Po
     running = [status for status in seen if status.state is RunState.RUNNING]
     assert states[states.index(RunState.RUNNING) :] == [RunState.RUNNING] * len(running) + [RunState.COMPLETE]
     assert len({status.done for status in running}) > 5
-    assert any(beat.pid == run_at_work.pid for status in running for beat in status.at_work)
+    assert any(one.pid == run_at_work.pid for status in running for one in status.at_work)
     assert all(status.shards_open for status in running if status.done not in (0, IMAGES))
     assert any(status.spooled_bytes for status in running)
     run_at_work.communicate(timeout=PATIENCE_S)  # the report comes after the last shard
@@ -161,50 +161,50 @@ def line(sample: int, url: str, outcome: str = "ok") -> LedgerLine:
     return LedgerLine(sample, str(sample), 0, url, url, outcome, 200, 1, 1000, 10, 10, "JPEG", "", 1.0, "")
 
 
-def write_job(state: OutputLayout, *shards: str, limit: int | None = None) -> None:
+def write_job(layout: OutputLayout, *shards: str, limit: int | None = None) -> None:
     """A job with these shards."""
-    state.folder.mkdir(parents=True)
+    layout.folder.mkdir(parents=True)
     shards_of_job = {shard: [f"{shard}.parquet", 10, "fingerprint"] for shard in shards}
-    state.job.write_bytes(orjson.dumps({"format": 1, "dataset": "coyo", "shards": shards_of_job, "limit": limit}))
+    layout.job.write_bytes(orjson.dumps({"format": 1, "dataset": "coyo", "shards": shards_of_job, "limit": limit}))
 
 
-def publish(state: OutputLayout, shard: str, lines: list[LedgerLine]) -> None:
+def publish(layout: OutputLayout, shard: str, lines: list[LedgerLine]) -> None:
     """A published shard with these images, its files being a hundred bytes large."""
     outcomes = Counter(one.outcome for one in lines)
-    state.ledgers.mkdir(exist_ok=True)
-    with LedgerWriter(state.ledger(shard), shard) as ledger:
+    layout.ledgers.mkdir(exist_ok=True)
+    with LedgerWriter(layout.ledger(shard), shard) as ledger:
         ledger.write(lines)
         has_row = np.array([one.outcome == "ok" for one in lines], np.bool_)
         ledger.finish(ShardSummary(ShardCounts(len(lines), outcomes["ok"], dict(outcomes), 100), has_row, has_row))
-    state.out.mkdir(exist_ok=True)
-    (state.out / f"{shard}.pkl").write_bytes(b"x" * 99)
-    (state.out / f"{shard}.count").write_bytes(b"x")
+    layout.out.mkdir(exist_ok=True)
+    (layout.out / f"{shard}.pkl").write_bytes(b"x" * 99)
+    (layout.out / f"{shard}.count").write_bytes(b"x")
 
 
-def spool(state: OutputLayout, shard: str, lines: list[LedgerLine]) -> None:
+def spool(layout: OutputLayout, shard: str, lines: list[LedgerLine]) -> None:
     """A shard in progress with these images."""
     ended: list[SpoolRecord] = []
     for one in lines:
         ended += [ImageResult(one, b"jpeg"), Sample(one.sample, one.key, (one.url,), {})]
-    write_spool(replace(state, job_hash="anything").spool(shard), ended)
+    write_spool(replace(layout, job_hash="anything").spool(shard), ended)
 
 
-def beat_of(state: OutputLayout, **numbers: int) -> None:
+def write_heartbeat(layout: OutputLayout, **numbers: int) -> None:
     """A heartbeat of this process, just now."""
     nothing: dict[str, Any] = dict.fromkeys(Statistics.__slots__, 0)
     statistics = Statistics(
         **(nothing | {"resharding": None, "elapsed_s": 83.0, "open_requests": 500, "connections": 512} | numbers)
     )
-    spools = str(replace(state, job_hash="anything").spool("").parent)
-    told = ProgressSnapshot(
+    spools = str(replace(layout, job_hash="anything").spool("").parent)
+    snapshot = ProgressSnapshot(
         os.getpid(), socket.gethostname(), time.time(), time.time(), False, spools, 123.45, statistics
     )
-    state.progress.write_bytes(orjson.dumps(told))
+    layout.progress.write_bytes(orjson.dumps(snapshot))
 
 
 @pytest.fixture
-def state(tmp_path: Path) -> OutputLayout:
-    """A state with a published shard, one in progress, and one that has not been begun."""
+def layout(tmp_path: Path) -> OutputLayout:
+    """An output with a published shard, one in progress, and one that has not been begun."""
     made = OutputLayout(tmp_path / "out")
     write_job(made, "a", "b", "c")
     lines = [line(0, "http://x.org/"), line(1, "http://y.org/", "timeout"), line(2, "http://Y.org:81/", "tls")]
@@ -213,15 +213,15 @@ def state(tmp_path: Path) -> OutputLayout:
     return made
 
 
-def test_the_json_object(state: OutputLayout, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_json_object(layout: OutputLayout, capfd: pytest.CaptureFixture[str]) -> None:
     """Exactly what the contract of the command says, nothing on standard error, and nothing written."""
-    before = {path: path.stat().st_mtime_ns for path in state.out.parent.rglob("*")}
-    assert main(["status", str(state.out), "--json"]) == 0
+    before = {path: path.stat().st_mtime_ns for path in layout.out.parent.rglob("*")}
+    assert main(["status", str(layout.out), "--json"]) == 0
     printed = capfd.readouterr()
     assert printed.err == ""
     assert json.loads(printed.out) == {
         "dataset": "coyo",
-        "out": str(state.out),
+        "out": str(layout.out),
         "state": "interrupted",
         "shards": {"total": 3, "published": 1, "open": 1},
         "samples": {"rows": 1, "dropped": 2, "ended": 5},
@@ -236,48 +236,48 @@ def test_the_json_object(state: OutputLayout, capfd: pytest.CaptureFixture[str])
         "hosts": [{"host": "y.org", "failed": 3, "by_kind": {"timeout": 2, "tls": 1}}],
         "bytes": {
             "published": 100,
-            "spooled": next(state.all_spools.glob("*/b.spool")).stat().st_size,
+            "spooled": next(layout.all_spools.glob("*/b.spool")).stat().st_size,
             "fetched": 5000,
         },
         "images_per_s": None,
         "elapsed_s": None,
     }
-    assert {path: path.stat().st_mtime_ns for path in state.out.parent.rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in layout.out.parent.rglob("*")} == before
 
 
-def test_the_output_may_be_named_in_several_ways(state: OutputLayout, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_output_may_be_named_in_several_ways(layout: OutputLayout, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a slash behind it, by its state folder, or from inside."""
-    expected = read_status(state.out)
-    assert read_status(Path(f"{state.out}/")) == expected
-    assert read_status(state.folder) == expected
-    monkeypatch.chdir(state.out)
+    expected = read_status(layout.out)
+    assert read_status(Path(f"{layout.out}/")) == expected
+    assert read_status(layout.folder) == expected
+    monkeypatch.chdir(layout.out)
     assert read_status(Path()) == expected
     assert read_status(Path("../out")).done == expected.done
 
 
-def test_a_shard_with_a_ledger_counts_by_it_alone(state: OutputLayout) -> None:
+def test_a_shard_with_a_ledger_counts_by_it_alone(layout: OutputLayout) -> None:
     """Its spool may still be there, for a moment or since a crash."""
-    before = read_status(state.out)
-    spool(state, "a", [line(0, "http://x.org/")])
-    assert read_status(state.out) == before
+    before = read_status(layout.out)
+    spool(layout, "a", [line(0, "http://x.org/")])
+    assert read_status(layout.out) == before
 
 
-def test_a_shard_whose_files_are_gone_is_not_published(state: OutputLayout) -> None:
+def test_a_shard_whose_files_are_gone_is_not_published(layout: OutputLayout) -> None:
     """A run would make it again; but not while equal shards have taken its place."""
-    (state.out / "a.pkl").unlink()
-    assert read_status(state.out).shards_published == 0
-    state.equal.touch()
-    assert read_status(state.out).shards_published == 1
+    (layout.out / "a.pkl").unlink()
+    assert read_status(layout.out).shards_published == 0
+    layout.equal.touch()
+    assert read_status(layout.out).shards_published == 1
 
 
-def test_complete_is_what_has_nothing_left_to_do(tmp_path: Path, state: OutputLayout) -> None:
+def test_complete_is_what_has_nothing_left_to_do(tmp_path: Path, layout: OutputLayout) -> None:
     """All shards are published, or as many samples as were asked for, and no step is missing."""
-    publish(state, "b", [])
-    assert read_status(state.out).state is RunState.INTERRUPTED
-    publish(state, "c", [])
-    assert read_status(state.out).state is RunState.INTERRUPTED
-    state.report.write_text("{}")
-    complete = read_status(state.out)
+    publish(layout, "b", [])
+    assert read_status(layout.out).state is RunState.INTERRUPTED
+    publish(layout, "c", [])
+    assert read_status(layout.out).state is RunState.INTERRUPTED
+    layout.report.write_text("{}")
+    complete = read_status(layout.out)
     assert (complete.state, complete.expected_images, complete.open_images) == (RunState.COMPLETE, 3, 0)
     limited = OutputLayout(tmp_path / "limited")
     write_job(limited, "a", "b", limit=2)
@@ -288,76 +288,76 @@ def test_complete_is_what_has_nothing_left_to_do(tmp_path: Path, state: OutputLa
     assert read_status(limited.out).state is RunState.INTERRUPTED
 
 
-def test_a_run_at_work_says_how_much_there_is(state: OutputLayout) -> None:
+def test_a_run_at_work_says_how_much_there_is(layout: OutputLayout) -> None:
     """How many images, how fast, since when; never fewer than there are."""
-    beat_of(state, expected_images=1000)
-    status = read_status(state.out)
+    write_heartbeat(layout, expected_images=1000)
+    status = read_status(layout.out)
     assert (status.state, status.expected_images, status.open_images) == (RunState.RUNNING, 1000, 995)
     assert (status.images_per_s, status.elapsed_s) == (123.45, 83.0)
-    beat_of(state, expected_images=3)
-    assert read_status(state.out).open_images == 0
+    write_heartbeat(layout, expected_images=3)
+    assert read_status(layout.out).open_images == 0
 
 
 @pytest.mark.parametrize("report", [b"garbage", b"[]", b'{"images_per_s": "fast", "elapsed_s": 3}'])
-def test_garbage_beside_the_books_is_passed_over(state: OutputLayout, report: bytes) -> None:
+def test_garbage_in_the_state_folder_is_ignored(layout: OutputLayout, report: bytes) -> None:
     """Foreign files, damaged spools, reports and heartbeats that are none, files that vanish: nothing of it counts."""
-    before = read_status(state.out)
-    state.report.write_bytes(report)
-    state.progress.write_bytes(report)
-    folder = next(state.all_spools.iterdir())
+    before = read_status(layout.out)
+    layout.report.write_bytes(report)
+    layout.progress.write_bytes(report)
+    folder = next(layout.all_spools.iterdir())
     (folder / "c.spool").write_bytes(b"garbage")
     (folder / "stranger.spool").write_bytes((folder / "b.spool").read_bytes())
     (folder / "a.spool").mkdir()
-    (state.all_spools / "file").touch()
-    (state.ledgers / "stranger.parquet").write_bytes(b"garbage")
-    (state.ledgers / "c.parquet").symlink_to("/nowhere")  # listed, and gone when it is read
+    (layout.all_spools / "file").touch()
+    (layout.ledgers / "stranger.parquet").write_bytes(b"garbage")
+    (layout.ledgers / "c.parquet").symlink_to("/nowhere")  # listed, and gone when it is read
     with (folder / "b.spool").open("ab") as file:
         file.write(b"half an entry")
-    after = read_status(state.out)
+    after = read_status(layout.out)
     assert replace(after, spooled_bytes=before.spooled_bytes) == before
 
 
-def test_of_a_damaged_spool_counts_what_comes_before(state: OutputLayout) -> None:
+def test_of_a_damaged_spool_counts_what_comes_before(layout: OutputLayout) -> None:
     """Wherever a byte is flipped (every fifth, here), the status neither fails nor invents images."""
-    path = next(state.all_spools.glob("*/b.spool"))
+    path = next(layout.all_spools.glob("*/b.spool"))
     whole = path.read_bytes()
     for place in range(0, len(whole), 5):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
-        assert 3 <= read_status(state.out).done <= 5
+        assert 3 <= read_status(layout.out).done <= 5
 
 
-def _no_job(state: OutputLayout) -> None:
-    state.job.unlink()
+def _no_job(layout: OutputLayout) -> None:
+    layout.job.unlink()
 
 
-def _broken_job(state: OutputLayout) -> None:
-    state.job.write_bytes(b"garbage")
+def _broken_job(layout: OutputLayout) -> None:
+    layout.job.write_bytes(b"garbage")
 
 
-def _other_job(state: OutputLayout) -> None:
-    state.job.write_bytes(b'{"format": 1, "dataset": 7, "shards": {}, "limit": null}')
+def _other_job(layout: OutputLayout) -> None:
+    layout.job.write_bytes(b'{"format": 1, "dataset": 7, "shards": {}, "limit": null}')
 
 
-def _job_that_leaves_the_folder(state: OutputLayout) -> None:
-    state.job.write_bytes(b'{"format": 1, "dataset": "coyo", "shards": {"../a": []}, "limit": null}')
+def _job_that_leaves_the_folder(layout: OutputLayout) -> None:
+    layout.job.write_bytes(b'{"format": 1, "dataset": "coyo", "shards": {"../a": []}, "limit": null}')
 
 
-def _broken_ledger(state: OutputLayout) -> None:
-    state.ledger("a").write_bytes(b"garbage")
+def _broken_ledger(layout: OutputLayout) -> None:
+    layout.ledger("a").write_bytes(b"garbage")
 
 
-def _ledger_without_books(state: OutputLayout) -> None:
-    pq.write_table(pa.table({"url": ["x"]}), state.ledger("a"))
+def _ledger_without_counts(layout: OutputLayout) -> None:
+    pq.write_table(pa.table({"url": ["x"]}), layout.ledger("a"))
 
 
-def _ledger_with_other_books(state: OutputLayout) -> None:
-    books = {b"datafetch.totals": b'{"samples": "x"}'}
-    pq.write_table(pa.table({"url": ["x"]}).replace_schema_metadata(books), state.ledger("a"))
+def _ledger_with_other_counts(layout: OutputLayout) -> None:
+    metadata = {b"datafetch.totals": b'{"samples": "x"}'}
+    pq.write_table(pa.table({"url": ["x"]}).replace_schema_metadata(metadata), layout.ledger("a"))
 
 
-def _ledger_with_other_columns(state: OutputLayout) -> None:
-    books = {b"datafetch.totals": b'{"written_bytes": 100}'}
-    pq.write_table(pa.table({"url": [7]}).replace_schema_metadata(books), state.ledger("a"))
+def _ledger_with_other_columns(layout: OutputLayout) -> None:
+    metadata = {b"datafetch.totals": b'{"written_bytes": 100}'}
+    pq.write_table(pa.table({"url": [7]}).replace_schema_metadata(metadata), layout.ledger("a"))
 
 
 @pytest.mark.parametrize(
@@ -368,17 +368,17 @@ def _ledger_with_other_columns(state: OutputLayout) -> None:
         (_other_job, "job.json is not a job"),
         (_job_that_leaves_the_folder, "job.json is not a job"),
         (_broken_ledger, "a.parquet is not a ledger"),
-        (_ledger_without_books, "a.parquet is not a ledger"),
-        (_ledger_with_other_books, "a.parquet is not a ledger"),
+        (_ledger_without_counts, "a.parquet is not a ledger"),
+        (_ledger_with_other_counts, "a.parquet is not a ledger"),
         (_ledger_with_other_columns, "a.parquet is not a ledger"),
     ],
 )
 def test_what_is_no_run_is_one_line_and_exit_2(
-    state: OutputLayout, spoil: Any, message: str, capfd: pytest.CaptureFixture[str]
+    layout: OutputLayout, spoil: Any, message: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The line says what is wrong with which file."""
-    spoil(state)
-    assert main(["status", str(state.out)]) == 2
+    spoil(layout)
+    assert main(["status", str(layout.out)]) == 2
     printed = capfd.readouterr()
     assert printed.out == ""
     assert printed.err.startswith("datafetch: ")
@@ -395,15 +395,15 @@ def test_a_place_without_a_run(out: str) -> None:
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_table_for_people(
-    state: OutputLayout, width: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    layout: OutputLayout, width: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Everything is said, no line is wider than the terminal, and the web does not steer it."""
     monkeypatch.setenv("COLUMNS", str(width))
-    beat_of(state, expected_images=6_000_000)
+    write_heartbeat(layout, expected_images=6_000_000)
     hosts = [f"http://{'very-' * 12}long-name-{number}\x1b[31m[red].example.org/" for number in range(30)]
     kinds = ["timeout", "disconnected", "http_status", "dns_not_found", "too_many_redirects"]
-    publish(state, "c", [line(number, url, kind) for number, url in enumerate(hosts) for kind in kinds])
-    assert main(["status", str(state.out)]) == 0
+    publish(layout, "c", [line(number, url, kind) for number, url in enumerate(hosts) for kind in kinds])
+    assert main(["status", str(layout.out)]) == 0
     printed = capfd.readouterr().out
     assert "\x1b" not in printed
     assert max(cell_len(text) for text in printed.splitlines()) <= width

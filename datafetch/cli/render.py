@@ -203,7 +203,7 @@ def _state(status: Status) -> Text:
         return Text(f"{status.state} in a retry; 'datafetch retry' completes it")
     if not status.at_work:
         return Text(status.state)
-    processes = [f"process {beat.pid} on {beat.host}" for beat in status.at_work[:_SHOWN_PROCESSES]]
+    processes = [f"process {one.pid} on {one.host}" for one in status.at_work[:_SHOWN_PROCESSES]]
     others = len(status.at_work) - len(processes)
     return _plain(f"{status.state} ({', '.join(processes)}{f' and {others:,} others' if others else ''})")
 
@@ -213,7 +213,7 @@ def _pace(status: Status, images_per_s: float, elapsed_s: float) -> str:
     if status.at_work:
         if status.open_images is not None and images_per_s > 0:
             parts.append(f"ETA {_clock(status.open_images / images_per_s)}")
-        statistics = [beat.statistics for beat in status.at_work]
+        statistics = [one.statistics for one in status.at_work]
         open_requests, connections = (
             sum(one.open_requests for one in statistics),
             sum(one.connections for one in statistics),

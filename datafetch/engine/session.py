@@ -30,7 +30,7 @@ from datafetch.model.observers import observing
 from datafetch.model.outcome import OK
 from datafetch.model.report import FetchedShards, Report
 from datafetch.model.statistics import Progress, Statistics
-from datafetch.monitor.heartbeat import beat
+from datafetch.monitor.heartbeat import write_heartbeats
 from datafetch.output.commit import CommitShard, commit_in_process
 from datafetch.output.merge import Output
 from datafetch.output.reshard.after_run import make_equal
@@ -168,7 +168,7 @@ class Session:
 
         with _one_error():
             async with asyncio.TaskGroup() as group:
-                watching = [group.create_task(beat(ask, self.output.layout, self._progress))]
+                watching = [group.create_task(write_heartbeats(ask, self.output.layout, self._progress))]
                 watching += [group.create_task(observing(observe, ask)) for observe in self._observers]
                 yield
                 for watch in watching:

@@ -1,7 +1,7 @@
-"""The heartbeat of a run: a small file, rewritten every two seconds, that says how it stands.
+"""The heartbeat of a run: a small file with a snapshot of its progress, replaced every two seconds.
 
-Rules: it is for observers, and nothing depends on it. So it is replaced in one step but not forced onto the
-disk, and whatever keeps it from being written is no reason to end a run: a disk that is full has better witnesses.
+Rules: it is for observers, and no run depends on its own. So the file is replaced atomically but not synced to disk,
+and a failure to write it never ends a run: if the disk is full, the run's own files will show it.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from datafetch.store.layout import OutputLayout
 from datafetch.store.state_file import read_if_sound
 
 INTERVAL_S = 2.0
-_SILENCE_S = 30.0  # a loop that is busy, or a filesystem that is slow, may miss a few beats
+_MAX_AGE_S = 30.0  # a busy event loop or a slow filesystem may delay a few heartbeats
 
 
 @dataclass(frozen=True, slots=True)
 class ProgressSnapshot:
-    """What a run at work says of itself. Field names are those of the file.
+    """One heartbeat. The names of the fields are those in the file.
 
     Attributes:
-        pid: Its process.
-        host: The machine that the process is on.
-        started_unix_s: When the run began.
-        updated_unix_s: When this was so.
-        is_ended: Whether this is the last beat of a run that could still say so.
+        pid: The process of the run.
+        host: The machine on which the process runs.
+        started_unix_s: When the run started.
+        updated_unix_s: When the snapshot was taken.
+        is_ended: Whether this is the last heartbeat, which a run that is killed does not write.
         spools: The folder with the spools of its job.
-        images_per_s: Images that ended, over the last quarter of a minute.
-        statistics: How it stood.
+        images_per_s: Images that ended per second, over the last 15 seconds.
+        statistics: The statistics of the run.
     """
 
     pid: Annotated[int, Meta(ge=1, lt=1 << 31)]
@@ -57,105 +57,105 @@ class ProgressSnapshot:
     statistics: Statistics
 
     def is_at_work(self) -> bool:
-        """Whether the run is at work: it said so a moment ago, and its process exists, as far as can be seen from here.
+        """Whether the run is at work: the snapshot is recent, and its process exists.
 
-        A process on another machine can't be seen; then its word counts alone.
+        Whether a process on another machine exists is unknown, so there only the age of the snapshot counts.
         """
-        if self.is_ended or abs(time.time() - self.updated_unix_s) > _SILENCE_S:
+        if self.is_ended or abs(time.time() - self.updated_unix_s) > _MAX_AGE_S:
             return False
-        return self.host != socket.gethostname() or _is_there(self.pid)
+        return self.host != socket.gethostname() or _process_exists(self.pid)
 
 
-async def beat(statistics: Callable[[], Statistics], layout: OutputLayout, path: Path) -> None:
-    """Write heartbeats until cancelled, and a last one then, which says that the run has ended.
+async def write_heartbeats(statistics: Callable[[], Statistics], layout: OutputLayout, path: Path) -> None:
+    """Write heartbeats until cancelled, and then a last one, which says that the run has ended.
 
     Args:
-        statistics: Asked for a snapshot each time.
-        layout: Of the output.
-        path: Where they go: the run's file, or that of a process that fetches some of the shards.
+        statistics: Called for the statistics of each heartbeat.
+        layout: The paths of the output.
+        path: The file: that of the run, or of a process that fetches some of the shards.
     """
-    pace, started_unix_s = Throughput(), time.time()
-    # One thread of its own: a slow write delays nobody, and the last beat comes behind the one before.
+    throughput, started_unix_s = Throughput(), time.time()
+    # A single thread of its own: a slow write delays no other task, and the last heartbeat is written last.
     writer = ThreadPoolExecutor(1, thread_name_prefix="heartbeat")
 
-    async def tell(*, is_ended: bool) -> None:
+    async def write_one(*, is_ended: bool) -> None:
         now = statistics()
-        told = ProgressSnapshot(
+        snapshot = ProgressSnapshot(
             pid=os.getpid(),
             host=socket.gethostname(),
             started_unix_s=started_unix_s,
             updated_unix_s=time.time(),
             is_ended=is_ended,
             spools=str((layout.all_spools / layout.job_hash).absolute()),
-            images_per_s=pace.images_per_s(now),
+            images_per_s=throughput.images_per_s(now),
             statistics=now,
         )
-        await asyncio.get_running_loop().run_in_executor(writer, _write, path, told)
+        await asyncio.get_running_loop().run_in_executor(writer, _write, path, snapshot)
 
-    unheeded = SafeObserver("the heartbeat")
+    guard = SafeObserver("the heartbeat")
     try:
         while True:
-            with unheeded:
-                await tell(is_ended=False)
+            with guard:
+                await write_one(is_ended=False)
             await asyncio.sleep(INTERVAL_S)
     finally:
         try:
-            with unheeded:
-                await tell(is_ended=True)
+            with guard:
+                await write_one(is_ended=True)
         finally:
             writer.shutdown(wait=False)
 
 
-def _write(path: Path, told: ProgressSnapshot) -> None:
+def _write(path: Path, snapshot: ProgressSnapshot) -> None:
     unfinished = path.with_name(path.name + ".tmp")
     with suppress(OSError):
         path.parent.mkdir(exist_ok=True)
-        unfinished.write_bytes(orjson.dumps(told))
+        unfinished.write_bytes(orjson.dumps(snapshot))
         unfinished.replace(path)
 
 
 def refuse_at_work(layout: OutputLayout) -> None:
-    """See that no run says that it works on an output, for a run that may have no lock to tell.
+    """Refuse to start a run on an output on which another is at work by its heartbeat, as there may be no lock.
 
     Raises:
-        ConfigurationError: One does.
+        ConfigurationError: Another run is at work.
     """
-    for last in read_beats(layout):
-        if last.is_at_work():
+    for snapshot in read_snapshots(layout):
+        if snapshot.is_at_work():
             raise ConfigurationError(
-                f"a run is working on {layout.out} (process {last.pid} on {last.host}), and --no-lock is for outputs "
-                "that no other run uses; wait for it, or stop it first; if it was killed, run the same command again "
-                f"in {_SILENCE_S:.0f} seconds"
+                f"a run is working on {layout.out} (process {snapshot.pid} on {snapshot.host}), and --no-lock is for "
+                "outputs that no other run uses; wait for it, or stop it first; if it was killed, run the same command "
+                f"again in {_MAX_AGE_S:.0f} seconds"
             )
 
 
-def read_beats(layout: OutputLayout) -> tuple[ProgressSnapshot, ...]:
-    """The last beats of those that are at work on an output, or were: the run's, or one of each of several processes.
+def read_snapshots(layout: OutputLayout) -> tuple[ProgressSnapshot, ...]:
+    """The last heartbeats of an output: that of the run, or one of each process that fetches some of the shards.
 
-    The files of processes that fetched shards go with the next run, so where there are any they are newer than its own.
+    A run deletes the files of such processes when it starts, so if there are any they are newer than the run's file.
     """
     try:
         paths = sorted(layout.shard_progress_folder.glob("*.json"))
     except OSError:
         paths = []
-    beats = (read_beat(path) for path in paths or [layout.progress])
-    return tuple(beat for beat in beats if beat is not None)
+    snapshots = (read_snapshot(path) for path in paths or [layout.progress])
+    return tuple(one for one in snapshots if one is not None)
 
 
-def read_beat(path: Path) -> ProgressSnapshot | None:
-    """The last beat of the run that is at work, or was; None where there is none, or something else.
+def read_snapshot(path: Path) -> ProgressSnapshot | None:
+    """The last heartbeat in a file; None if the file is missing, or holds something else.
 
     Raises:
-        ResourceError: This machine has no descriptor or memory left to read it.
+        ResourceError: This machine has run out of descriptors or memory.
     """
     return read_if_sound(path, ProgressSnapshot)
 
 
-def _is_there(pid: int) -> bool:
+def _process_exists(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # somebody else's, and so there
+    except PermissionError:  # it exists, and belongs to another user
         return True
     return True

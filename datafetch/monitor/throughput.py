@@ -1,4 +1,4 @@
-"""How fast a run is now: images a second over the last quarter of a minute."""
+"""Throughput: the current pace of a run."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class _Moment:
 
 
 class Throughput:
-    """Images a second over the last quarter of a minute: neither jumpy nor slow to notice."""
+    """Computes images per second over the last 15 seconds, which is steady, but follows changes soon."""
 
     def __init__(self) -> None:
         self._moments: deque[_Moment] = deque([_Moment(0.0, 0)])
 
     def images_per_s(self, now: Statistics) -> float:
-        """The pace up to this snapshot, counting images that ended in this run."""
+        """Add a snapshot, and return the pace up to it, counting only images that ended in this run."""
         newest = _Moment(now.elapsed_s, now.ok + now.failed - now.earlier)
         self._moments.append(newest)
         while self._moments[1].elapsed_s <= newest.elapsed_s - _WINDOW_S:

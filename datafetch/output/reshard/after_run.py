@@ -17,6 +17,7 @@ import numpy as np
 
 from datafetch.datasets.readers import Int64s
 from datafetch.errors import ConfigurationError, ConservationError
+from datafetch.output.formats import ROWS_SUFFIX
 from datafetch.output.reshard.copy import Plan, ProgressMonitor, Source, permutation, write_equal_shards
 from datafetch.output.reshard.record import ReshardRecord, read_reshard_record
 from datafetch.store.layout import OutputLayout
@@ -76,7 +77,7 @@ def make_equal(layout: OutputLayout, shards: Sequence[str], plan: Plan, monitor:
         ResourceError: The disk is full or can't be written; the same call resumes the work.
     """
     before = read_reshard_record(layout)
-    if before is not None and before.plan == plan and not any(layout.added.glob("*.pkl")):
+    if before is not None and before.plan == plan and not any(layout.added.glob(f"*{ROWS_SUFFIX}")):
         return True
     samples = _Samples.read(layout, shards)
     rows = int(samples.has_row.sum())
@@ -102,19 +103,19 @@ def _sources(
     is_in_file = np.copy(samples.is_own)
     folder = layout.out if before is None else layout.added
     for shard, span in samples.spans():
-        if not (folder / f"{shard}.pkl").exists():
+        if not (folder / f"{shard}{ROWS_SUFFIX}").exists():
             is_in_file[span] = False
     if before is not None:
         sample_of_row = _samples_by_position(samples, before)
         positions = np.where(is_in_file[sample_of_row], -1, position_of_sample[sample_of_row])
         first = 0
         for name, file in before.files.items():
-            yield Source(layout.out / f"{name}.pkl", file.rows, positions[first : first + file.rows])
+            yield Source(layout.out / f"{name}{ROWS_SUFFIX}", file.rows, positions[first : first + file.rows])
             first += file.rows
     for shard, span in samples.spans():
         positions = position_of_sample[span][is_in_file[span]]
         if len(positions):
-            yield Source(folder / f"{shard}.pkl", len(positions), positions)
+            yield Source(folder / f"{shard}{ROWS_SUFFIX}", len(positions), positions)
 
 
 def _samples_by_position(samples: _Samples, before: ReshardRecord) -> Int64s:

@@ -39,7 +39,7 @@ from datafetch.errors import ConservationError, ManifestError, ResourceError
 from datafetch.model.bounds import Count
 from datafetch.model.observers import SafeObserver
 from datafetch.model.statistics import Progress, Stage
-from datafetch.output.formats import MAX_FRAME_BYTES, decode_row, frame_sizes, read_frames
+from datafetch.output.formats import COUNT_SUFFIX, MAX_FRAME_BYTES, decode_row, frame_sizes, read_frames
 from datafetch.output.reshard.ranks import Ranks, equal_sizes
 from datafetch.output.reshard.shard_writer import EqualShardWriter, Int64s, UInt32s
 from datafetch.output.reshard.swap import RECORD, SHARDS, complete_swap, mark_complete
@@ -91,7 +91,7 @@ class Source:
     """A pickle shard to read.
 
     Attributes:
-        path: The ``.pkl`` file.
+        path: The file of its rows.
         rows: The number of rows that it must hold.
         positions: The position of each row among all rows of the new set, from 0; negative if the row is left out.
     """
@@ -162,7 +162,7 @@ def write_equal_shards(
             negative are the numbers 0 to N - 1.
         plan: How the shards are made.
         record: JSON values to be stored in ``equal.json``, besides the plan, ``rows``, and ``files``, which has for
-            each shard the number of its rows and the size of its ``.pkl``.
+            each shard the number of its rows and the size of the file that holds them.
         monitor: Observes the work, and can stop it.
 
     Returns:
@@ -209,7 +209,7 @@ def _measure(sources: Sequence[Source], monitor: ProgressMonitor) -> UInt32s:
     for source in sources:
         lengths = np.fromiter(_measured_lengths(source, measured, total_rows, monitor), np.int64)
         if len(lengths) != source.rows:
-            raise ManifestError(f"{source.path} holds {len(lengths):,} rows, its .count says {source.rows:,}")
+            raise ManifestError(f"{source.path} holds {len(lengths):,} rows, its {COUNT_SUFFIX} says {source.rows:,}")
         if source.rows and lengths.max() > MAX_FRAME_BYTES:
             raise ManifestError(f"{source.path} holds a row of more than 4 GiB")
         is_copied = source.positions >= 0

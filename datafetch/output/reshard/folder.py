@@ -15,7 +15,7 @@ from typing import Any
 
 from datafetch.errors import ConfigurationError, ManifestError, ResourceError, raise_if_exhausted
 from datafetch.model.kinds import Loader
-from datafetch.output.formats import decode_row, read_count, read_frames
+from datafetch.output.formats import COUNT_SUFFIX, ROWS_SUFFIX, decode_row, read_count, read_frames
 from datafetch.output.reshard.copy import Plan, ProgressMonitor, Source, fingerprint, permutation, write_equal_shards
 from datafetch.output.reshard.ranks import GROUP_OF, SHUFFLE_OF, Epoch, Ranks, epoch, equal_sizes
 from datafetch.output.reshard.record import ReshardRecord, read_reshard_record
@@ -70,7 +70,7 @@ class Resharded:
         plan: How they were made.
         epoch: What the ranks read in one epoch.
         shards: The number of shards.
-        total_bytes: The size of all ``.pkl`` files.
+        total_bytes: The size of all shards, without their counts.
         is_new: Whether this call made them; False if they existed already.
     """
 
@@ -162,7 +162,7 @@ def _refuse_overlap(source: Path, layout: OutputLayout) -> None:
 
 
 def _shards(folder: Path) -> list[Path]:
-    """The ``.pkl`` files of a folder of shards, in the order in which the loader takes them.
+    """The files with the rows of a folder of shards, in the order in which the loader takes them.
 
     Raises:
         ManifestError: The folder does not exist, or does not consist of complete shards alone.
@@ -173,25 +173,27 @@ def _shards(folder: Path) -> list[Path]:
         raise_if_exhausted(error)
         raise ManifestError(f"cannot read the folder {folder}: {error.strerror}; give a folder of shards") from error
     if not names:
-        raise ManifestError(f"{folder} is empty; give a folder of .pkl and .count files")
+        raise ManifestError(f"{folder} is empty; give a folder of {ROWS_SUFFIX} and {COUNT_SUFFIX} files")
     real_folder = os.path.realpath(folder)
     for name in sorted(names):
-        stem, _, suffix = name.rpartition(".")
-        if suffix not in ("pkl", "count"):
+        stem, dot, suffix = name.rpartition(".")
+        if dot + suffix not in (ROWS_SUFFIX, COUNT_SUFFIX):
             raise ManifestError(f"{folder / name} is not part of a shard; move it away")
-        for path in (folder / f"{stem}.pkl", folder / f"{stem}.count"):
+        for path in (folder / f"{stem}{ROWS_SUFFIX}", folder / f"{stem}{COUNT_SUFFIX}"):
             if not path.is_file():
-                raise ManifestError(f"{path} is missing or not a file; a shard is a pair of a .pkl and a .count file")
+                raise ManifestError(
+                    f"{path} is missing or not a file; a shard is a pair of a {ROWS_SUFFIX} and a {COUNT_SUFFIX} file"
+                )
             if leads_out(path, real_folder):
                 raise ManifestError(
                     f"{path} is a link that leads out of its folder, and is not followed; {LINK_ADVICE}"
                 )
-    return [folder / name for name in sorted(names) if name.endswith(".pkl")]
+    return [folder / name for name in sorted(names) if name.endswith(ROWS_SUFFIX)]
 
 
 def _count(path: Path) -> int:
     """The number of rows that a shard should hold, checked against its size before memory is allocated for it."""
-    count = path.with_suffix(".count")
+    count = path.with_suffix(COUNT_SUFFIX)
     try:
         rows = read_count(count)
         total_bytes = path.stat().st_size
@@ -242,9 +244,9 @@ def _find_made(layout: OutputLayout, plan: Plan, made_from: list[list[str | int]
     made = read_if_sound(layout.equal, ReshardRecord)
     if made is None or (made.plan, made.made_from) != (plan, made_from) or not layout.out.is_dir():
         return None
-    names = {f"{name}{suffix}" for name in made.files for suffix in (".pkl", ".count")}
+    names = {f"{name}{suffix}" for name in made.files for suffix in (ROWS_SUFFIX, COUNT_SUFFIX)}
     is_whole = {path.name for path in layout.out.iterdir()} == names and all(
-        (layout.out / f"{name}.pkl").stat().st_size == file.pkl_bytes for name, file in made.files.items()
+        (layout.out / f"{name}{ROWS_SUFFIX}").stat().st_size == file.size_bytes for name, file in made.files.items()
     )
     return made if is_whole else None
 
@@ -274,6 +276,6 @@ def _resharded(layout: OutputLayout, made: ReshardRecord, *, is_new: bool) -> Re
         plan=made.plan,
         epoch=epoch([file.rows for file in made.files.values()], made.plan.ranks),
         shards=len(made.files),
-        total_bytes=sum(file.pkl_bytes for file in made.files.values()),
+        total_bytes=sum(file.size_bytes for file in made.files.values()),
         is_new=is_new,
     )

@@ -14,7 +14,7 @@ from msgspec import Meta
 from datafetch.errors import ConfigurationError, ManifestError, raise_if_exhausted
 from datafetch.model.bounds import Count, PlainName
 from datafetch.model.report import EqualShards
-from datafetch.output.formats import read_count
+from datafetch.output.formats import COUNT_SUFFIX, ROWS_SUFFIX, read_count
 from datafetch.output.reshard.copy import Plan
 from datafetch.output.reshard.ranks import RankNumber, Ranks, epoch
 from datafetch.store.layout import OutputLayout
@@ -22,10 +22,10 @@ from datafetch.store.state_file import read_state_file
 
 
 class EqualFile(NamedTuple):
-    """One of them: its rows, and the size of its ``.pkl``."""
+    """One of them: the number of its rows, and the size of the file that holds them."""
 
     rows: Count
-    pkl_bytes: Count
+    size_bytes: Count
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,17 +84,17 @@ class ReshardRecord:
                     "interrupted)"
                 )
         for name, file in self.files.items():
-            pkl, count = layout.out / f"{name}.pkl", layout.out / f"{name}.count"
-            if not _is_whole(pkl, count, file):
+            rows, count = layout.out / f"{name}{ROWS_SUFFIX}", layout.out / f"{name}{COUNT_SUFFIX}"
+            if not _is_whole(rows, count, file):
                 raise ConfigurationError(
-                    f"{pkl} or its .count is missing, or has changed since it was made; put them back, or start over "
-                    "with --fresh (again, if one was interrupted)"
+                    f"{rows} or its {COUNT_SUFFIX} is missing, or has changed since it was made; put them back, or "
+                    "start over with --fresh (again, if one was interrupted)"
                 )
 
 
-def _is_whole(pkl: Path, count: Path, file: EqualFile) -> bool:
+def _is_whole(rows: Path, count: Path, file: EqualFile) -> bool:
     try:
-        return pkl.stat().st_size == file.pkl_bytes and read_count(count) == file.rows
+        return rows.stat().st_size == file.size_bytes and read_count(count) == file.rows
     except (OSError, ManifestError) as error:
         raise_if_exhausted(error)
         return False

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from datafetch.errors import ManifestError
-from datafetch.output.formats import ListLayout, frame_sizes
+from datafetch.output.formats import COUNT_SUFFIX, ROWS_SUFFIX, ListLayout, frame_sizes
 from datafetch.output.reshard.ranks import Ranks, equal_sizes
 from datafetch.store.atomic import make_folder, sync
 
@@ -65,7 +65,7 @@ class EqualShardWriter:
 
     @property
     def total_bytes(self) -> int:
-        """The size of all ``.pkl`` files."""
+        """The size of all shards, without their counts."""
         return sum(self._file_bytes)
 
     def rows_of(self, shard: int) -> int:
@@ -74,19 +74,19 @@ class EqualShardWriter:
         return int(span.stop - span.start)
 
     def files(self) -> dict[str, list[int]]:
-        """Shard name → the number of its rows, and the size of its ``.pkl``."""
+        """Shard name → the number of its rows, and the size of the file that holds them."""
         return {
             shard_name(shard, len(self)): [self.rows_of(shard), self._file_bytes[shard]] for shard in range(len(self))
         }
 
     def write_layout(self) -> None:
-        """Write everything but the rows: pickle opcodes and ``.count`` files. Repeating it changes nothing."""
+        """Write everything but the rows: pickle opcodes and counts. Repeating it changes nothing."""
         make_folder(self.folder)
         for shard in range(len(self)):
             with self._opened(shard) as descriptor:
                 for piece in self._layout(shard).pieces():
                     _write_at(descriptor, piece.content, piece.offset)
-            self._path(shard).with_suffix(".count").write_text(str(self.rows_of(shard)), encoding="ascii")
+            self._path(shard).with_suffix(COUNT_SUFFIX).write_text(str(self.rows_of(shard)), encoding="ascii")
 
     def write(self, frames: Sequence[bytes], positions: Int64s) -> None:
         """Write frames to the offsets of their positions, one shard after another."""
@@ -103,7 +103,7 @@ class EqualShardWriter:
         """Return when everything that has been written is on disk."""
         for shard in sorted(self._unsynced):
             sync(self._path(shard))
-            sync(self._path(shard).with_suffix(".count"))
+            sync(self._path(shard).with_suffix(COUNT_SUFFIX))
         sync(self.folder)
         self._unsynced.clear()
 
@@ -126,7 +126,7 @@ class EqualShardWriter:
         return ListLayout(self._frame_bytes[self._span(shard)].astype(np.int64))
 
     def _path(self, shard: int) -> Path:
-        return self.folder / f"{shard_name(shard, len(self))}.pkl"
+        return self.folder / f"{shard_name(shard, len(self))}{ROWS_SUFFIX}"
 
     @contextmanager
     def _opened(self, shard: int) -> Iterator[int]:

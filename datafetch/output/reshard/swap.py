@@ -35,6 +35,7 @@ from pathlib import Path
 
 from datafetch.errors import ConfigurationError, ResourceError
 from datafetch.model.bounds import PlainName
+from datafetch.output.formats import COUNT_SUFFIX, ROWS_SUFFIX
 from datafetch.store.atomic import exchange, make_folder, publish, sync, write_atomically
 from datafetch.store.layout import OutputLayout
 from datafetch.store.state_file import read_state_file
@@ -118,7 +119,7 @@ def _old_files(layout: OutputLayout, folder: Path) -> list[Path]:
     record_file = read_state_file(path, _Replaced, unknown)
     if record_file is None:
         raise unknown
-    paths = [folder / f"{shard}{suffix}" for suffix in (".count", ".pkl") for shard in record_file.replaces]
+    paths = [folder / f"{shard}{suffix}" for suffix in (COUNT_SUFFIX, ROWS_SUFFIX) for shard in record_file.replaces]
     return [path for path in paths if path.is_file()]
 
 
@@ -187,7 +188,7 @@ def _move_files(layout: OutputLayout, shards: Path) -> None:
         sync(layout.out)
         write_atomically(moving, b"")
     for name in sorted({path.stem for path in shards.iterdir()}):
-        for path in (shards / f"{name}.pkl", shards / f"{name}.count"):
+        for path in (shards / f"{name}{ROWS_SUFFIX}", shards / f"{name}{COUNT_SUFFIX}"):
             if path.exists():
                 publish(path, layout.out / path.name)
     shards.rmdir()

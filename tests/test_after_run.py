@@ -14,7 +14,8 @@ from datafetch.errors import ConfigurationError
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.output.formats import PickleShardWriter, decode_row, encode_row, read_frames
 from datafetch.output.reshard.after_run import make_equal
-from datafetch.output.reshard.copy import Plan, ProgressMonitor
+from datafetch.output.reshard.copy import ProgressMonitor
+from datafetch.output.reshard.plan import Plan
 from datafetch.output.reshard.ranks import Ranks, epoch
 from datafetch.output.reshard.record import read_reshard_record
 from datafetch.store.layout import OutputLayout

@@ -22,8 +22,9 @@ from datafetch.errors import ConfigurationError, ConservationError, ManifestErro
 from datafetch.model.statistics import Progress, Stage
 from datafetch.output.formats import PickleShardWriter, encode_row
 from datafetch.output.reshard import copy
-from datafetch.output.reshard.copy import Plan, ProgressMonitor, Source, permutation
+from datafetch.output.reshard.copy import ProgressMonitor
 from datafetch.output.reshard.folder import ReshardRequest, reshard
+from datafetch.output.reshard.plan import Plan, Source, permutation
 from datafetch.output.reshard.ranks import Ranks, epoch
 from datafetch.output.reshard.shard_writer import EqualShardWriter, shard_name
 from datafetch.output.reshard.swap import complete_swap

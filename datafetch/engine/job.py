@@ -22,7 +22,7 @@ from datafetch.model.options import DatasetOptions, Effect, Option, OptionGroup,
 from datafetch.model.untrusted import is_utf8
 from datafetch.output.formats import FORMATS
 from datafetch.output.merge import MAX_SAMPLE_BYTES
-from datafetch.output.reshard.copy import Plan
+from datafetch.output.reshard.plan import Plan
 from datafetch.output.reshard.ranks import GROUP_OF, SHUFFLE_OF, Ranks
 from datafetch.store.job_file import FORMAT
 from datafetch.store.layout import OutputLayout

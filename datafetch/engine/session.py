@@ -34,7 +34,8 @@ from datafetch.monitor.heartbeat import write_heartbeats
 from datafetch.output.commit import CommitShard, commit_in_process
 from datafetch.output.merge import Output
 from datafetch.output.reshard.after_run import make_equal
-from datafetch.output.reshard.copy import Plan, ProgressMonitor
+from datafetch.output.reshard.copy import ProgressMonitor
+from datafetch.output.reshard.plan import Plan
 from datafetch.output.reshard.record import read_reshard_record
 from datafetch.output.training_list import write_trainers_list
 from datafetch.store.atomic import write_atomically

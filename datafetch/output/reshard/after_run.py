@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from datafetch.datasets.readers import Int64s
 from datafetch.errors import ConfigurationError, ConservationError
 from datafetch.output.formats import ROWS_SUFFIX
-from datafetch.output.reshard.copy import Plan, ProgressMonitor, Source, permutation, write_equal_shards
+from datafetch.output.reshard.copy import ProgressMonitor, write_equal_shards
+from datafetch.output.reshard.plan import Int64s, Plan, Source, permutation
 from datafetch.output.reshard.record import ReshardRecord, read_reshard_record
 from datafetch.store.layout import OutputLayout
 from datafetch.store.ledger import Bools, pack_bools, read_shard_summary, unpack_bools

@@ -20,8 +20,6 @@ set, and the folder is emptied first; if a source changes while it is copied, th
 
 from __future__ import annotations
 
-import hashlib
-import os
 import pickle
 import shutil
 import threading
@@ -30,22 +28,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import orjson
 
 from datafetch.errors import ConservationError, ManifestError, ResourceError
-from datafetch.model.bounds import Count
 from datafetch.model.observers import SafeObserver
 from datafetch.model.statistics import Progress, Stage
 from datafetch.output.formats import COUNT_SUFFIX, MAX_FRAME_BYTES, decode_row, frame_sizes, read_frames
-from datafetch.output.reshard.ranks import Ranks, equal_sizes
-from datafetch.output.reshard.shard_writer import EqualShardWriter, Int64s, UInt32s
+from datafetch.output.reshard.journal import Journal, copy_identity
+from datafetch.output.reshard.plan import Int64s, Plan, Source, fingerprint
+from datafetch.output.reshard.ranks import equal_sizes
+from datafetch.output.reshard.shard_writer import EqualShardWriter, UInt32s
 from datafetch.output.reshard.swap import RECORD, SHARDS, complete_swap, mark_complete
 from datafetch.store.atomic import write_atomically
 from datafetch.store.layout import OutputLayout
-from datafetch.store.state_file import read_if_sound
 
 _BUFFER_BYTES = 32 << 20  # rows for half the shards of a large set, so that few files are opened for one row
 _ROWS_PER_REPORT = 10_000  # between two reports while rows are measured
@@ -86,66 +83,6 @@ class _StoppedError(Exception):
     """The caller asked to stop."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Source:
-    """A pickle shard to read.
-
-    Attributes:
-        path: The file of its rows.
-        rows: The number of rows that it must hold.
-        positions: The position of each row among all rows of the new set, from 0; negative if the row is left out.
-    """
-
-    path: Path
-    rows: int
-    positions: Int64s
-
-    @property
-    def copied_rows(self) -> int:
-        """The number of rows that are not left out."""
-        return int((self.positions >= 0).sum())
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """How equal shards are made.
-
-    Attributes:
-        ranks: The ranks that will read them.
-        shuffle: The seed of the permutation of the rows; None keeps their order.
-    """
-
-    ranks: Ranks
-    shuffle: int | None
-
-    def identity_fields(self) -> dict[str, Any]:
-        """The fields of ``equal.json`` that describe the plan."""
-        return {
-            "world_size": self.ranks.world_size,
-            "batch": self.ranks.batch,
-            "group": self.ranks.group,
-            "shuffle": self.shuffle,
-        }
-
-
-def permutation(rows: int, seed: int | None) -> Int64s:
-    """The new position of each row: its own, or with a seed a random one.
-
-    The result for a seed will never change. NumPy guarantees the raw output of a bit generator and the result of a
-    stable sort, but not the output of ``Generator.permutation`` (NEP 19).
-    """
-    if seed is None:
-        return np.arange(rows, dtype=np.int64)
-    return np.argsort(np.random.PCG64(seed).random_raw(rows), kind="stable")
-
-
-def fingerprint(path: Path) -> list[str | int]:
-    """Identifies a source and its content, for JSON: path, size, and time of the last change in nanoseconds."""
-    status = path.stat()
-    name = os.fsencode(path.absolute()).decode("utf-8", "backslashreplace")
-    return [name, status.st_size, status.st_mtime_ns]
-
-
 def write_equal_shards(
     layout: OutputLayout,
     sources: Sequence[Source],
@@ -176,9 +113,9 @@ def write_equal_shards(
     monitor = monitor or ProgressMonitor()
     equal_sizes(sum(source.copied_rows for source in sources), plan.ranks)  # refuse too few rows early
     try:
-        made_of = _made_of(sources, plan)
+        made_of = copy_identity(sources, plan)  # first, to notice if a source changes while it is measured
         writer = EqualShardWriter(layout.resharding / SHARDS, _measure(sources, monitor), plan.ranks)
-        journal = _Journal(layout.resharding, made_of)
+        journal = Journal(layout.resharding, made_of)
         _refuse_full_disk(layout, writer)
         writer.write_layout()
         _copy(sources, writer, journal, monitor)
@@ -237,50 +174,6 @@ def _naming_source(path: Path) -> Iterator[None]:
         raise ManifestError(f"{path}: {error}") from error
 
 
-@dataclass(frozen=True, slots=True)
-class _JournalFile:
-    """The journal: everything that decides the bytes, and the number of sources that are copied."""
-
-    made_of: dict[str, Any]
-    done: Count
-
-
-class _Journal:
-    """How many sources have been copied. Work on other sources or with another plan is discarded."""
-
-    def __init__(self, folder: Path, made_of: dict[str, Any]) -> None:
-        self._path = folder / "journal.json"
-        self.made_of = made_of
-        done = self._read()
-        self.done = done or 0
-        if done is None:
-            if folder.exists():
-                shutil.rmtree(folder)
-            self.record(0)
-
-    def _read(self) -> int | None:
-        before = read_if_sound(self._path, _JournalFile)
-        return before.done if before is not None and before.made_of == self.made_of else None
-
-    def record(self, done: int) -> None:
-        """Record that the first ``done`` sources are copied and on disk."""
-        self.done = done
-        write_atomically(self._path, orjson.dumps(_JournalFile(self.made_of, done)))
-
-
-def _made_of(sources: Sequence[Source], plan: Plan) -> dict[str, Any]:
-    """Everything that decides the bytes that are written, for the journal."""
-    digest = hashlib.sha256()
-    for source in sources:
-        digest.update(np.ascontiguousarray(source.positions).data)
-    return {
-        "format": 1,
-        **plan.identity_fields(),
-        "sources": [fingerprint(source.path) for source in sources],
-        "places": digest.hexdigest(),
-    }
-
-
 def _refuse_full_disk(layout: OutputLayout, writer: EqualShardWriter) -> None:
     _refuse_too_small(layout.folder, writer.total_bytes - _taken_bytes(writer.folder))
     if layout.out.exists() and layout.out.stat().st_dev != layout.folder.stat().st_dev:
@@ -301,7 +194,7 @@ def _refuse_too_small(folder: Path, needed_bytes: int) -> None:
         )
 
 
-def _copy(sources: Sequence[Source], writer: EqualShardWriter, journal: _Journal, monitor: ProgressMonitor) -> None:
+def _copy(sources: Sequence[Source], writer: EqualShardWriter, journal: Journal, monitor: ProgressMonitor) -> None:
     rows = sum(source.copied_rows for source in sources[: journal.done])
     copied_bytes = 0
     journal_time_s = time.monotonic()
@@ -349,7 +242,7 @@ def _buffers(source: Source) -> Iterator[tuple[list[bytes], Int64s]]:
         yield frames, positions[first:]
 
 
-def _check(writer: EqualShardWriter, journal: _Journal, monitor: ProgressMonitor) -> None:
+def _check(writer: EqualShardWriter, journal: Journal, monitor: ProgressMonitor) -> None:
     """Read the new shards back, and check that they are as planned.
 
     Raises:

@@ -16,7 +16,8 @@ from typing import Any
 from datafetch.errors import ConfigurationError, ManifestError, ResourceError, raise_if_exhausted
 from datafetch.model.kinds import Loader
 from datafetch.output.formats import COUNT_SUFFIX, ROWS_SUFFIX, decode_row, read_count, read_frames
-from datafetch.output.reshard.copy import Plan, ProgressMonitor, Source, fingerprint, permutation, write_equal_shards
+from datafetch.output.reshard.copy import ProgressMonitor, write_equal_shards
+from datafetch.output.reshard.plan import Plan, Source, fingerprint, permutation
 from datafetch.output.reshard.ranks import GROUP_OF, SHUFFLE_OF, Epoch, Ranks, epoch, equal_sizes
 from datafetch.output.reshard.record import ReshardRecord, read_reshard_record
 from datafetch.output.reshard.swap import complete_swap

@@ -15,7 +15,7 @@ from datafetch.errors import ConfigurationError, ManifestError, raise_if_exhaust
 from datafetch.model.bounds import Count, PlainName
 from datafetch.model.report import EqualShards
 from datafetch.output.formats import COUNT_SUFFIX, ROWS_SUFFIX, read_count
-from datafetch.output.reshard.copy import Plan
+from datafetch.output.reshard.plan import Plan
 from datafetch.output.reshard.ranks import RankNumber, Ranks, epoch
 from datafetch.store.layout import OutputLayout
 from datafetch.store.state_file import read_state_file
@@ -40,7 +40,7 @@ class ReshardRecord:
         files: By name, in order.
         samples: Shard of the manifest → which of its samples have a row in them, packed (``ledger.pack_bools``); of
             shards that a run has made.
-        made_from: The source's shards (``copy.fingerprint``); of shards that ``reshard`` has made.
+        made_from: The source's shards (``plan.fingerprint``); of shards that ``reshard`` has made.
     """
 
     world_size: RankNumber

@@ -17,10 +17,10 @@ import numpy.typing as npt
 
 from datafetch.errors import ManifestError
 from datafetch.output.formats import COUNT_SUFFIX, ROWS_SUFFIX, ListLayout, frame_sizes
+from datafetch.output.reshard.plan import Int64s
 from datafetch.output.reshard.ranks import Ranks, equal_sizes
 from datafetch.store.atomic import make_folder, sync
 
-Int64s: TypeAlias = npt.NDArray[np.int64]
 UInt32s: TypeAlias = npt.NDArray[np.uint32]
 
 

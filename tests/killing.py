@@ -1,6 +1,6 @@
 """Repeat a task in processes that are each killed (SIGKILL) some file operations later than the one before.
 
-``python killing.py reshard SRC FOLDER STEP`` makes equal shards of SRC in FOLDER/<n>/out. ``python killing.py swap
+``python killing.py reshard SRC FOLDER STEP`` reshards SRC into FOLDER/<n>/out. ``python killing.py swap
 PREPARED FOLDER STEP`` completes the swap in copies of the folder PREPARED, FOLDER/<n>; ``swap-apart`` does the same
 as if the system could not exchange two folders. n is the number of the file operation before which the process is
 killed: 1, 1 + STEP, and so on, until a process runs to the end. The processes are forked from one without threads, so
@@ -25,8 +25,8 @@ SMALL_BUFFER_BYTES = 600
 _OPERATIONS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree"}
 
 
-def equal_shards(source: Path, out: Path, monitor: ProgressMonitor | None = None) -> None:
-    """Make equal shards of SRC for four ranks."""
+def reshard_for_four_ranks(source: Path, out: Path, monitor: ProgressMonitor | None = None) -> None:
+    """Reshard SRC for four ranks."""
     reshard(
         ReshardRequest(source, out, world_size=4, batch=1, group=2), monitor or ProgressMonitor(journal_interval_s=0)
     )
@@ -65,7 +65,7 @@ def main() -> None:
             shutil.copytree(given, copied, symlinks=True)
             survives = _survives(lambda out=copied / "out": complete_swap(OutputLayout(out)), operation)  # type: ignore[misc]
         else:
-            survives = _survives(lambda out=copied / "out": equal_shards(given, out), operation)  # type: ignore[misc]
+            survives = _survives(lambda out=copied / "out": reshard_for_four_ranks(given, out), operation)  # type: ignore[misc]
         if survives:
             return
 

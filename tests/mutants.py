@@ -185,7 +185,7 @@ FAULTS = (
         ("reshard",),
     ),
     Fault(
-        "two rows at one place of the equal shards are not noticed",
+        "two rows at one position of the new shards are not noticed",
         "output/reshard/copy.py",
         "    if not frame_bytes.all():\n",
         "    if not frame_bytes.any():\n",

@@ -1,4 +1,4 @@
-"""Equal shards are a function of the rows, however many retries added them."""
+"""Resharded output is a function of the rows, however many retries added them."""
 
 from collections.abc import Sequence
 from contextlib import closing
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from datafetch.errors import ConfigurationError
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.output.formats import PickleShardWriter, decode_row, encode_row, read_frames
-from datafetch.output.reshard.after_run import make_equal
+from datafetch.output.reshard.after_run import reshard_output
 from datafetch.output.reshard.copy import ProgressMonitor
 from datafetch.output.reshard.plan import Plan
 from datafetch.output.reshard.ranks import Ranks, epoch
@@ -71,7 +71,7 @@ def test_after_retries_as_if_there_had_been_none(
     shards = {f"part-{number:05d}": rows for number, rows in enumerate(first)}
     for shard, rows in shards.items():
         publish(layout, layout.out, shard, rows)
-    assert make_equal(layout, list(shards), plan, ProgressMonitor())
+    assert reshard_output(layout, list(shards), plan, ProgressMonitor())
     for _ in range(data.draw(st.integers(0, 3))):
         for shard, rows in shards.items():
             changed = data.draw(st.sets(st.integers(0, len(rows) - 1))) if rows else set()
@@ -79,12 +79,12 @@ def test_after_retries_as_if_there_had_been_none(
                 own = [position in changed for position in range(len(rows))]
                 shards[shard] = [version + 1 if mine else version for version, mine in zip(rows, own, strict=True)]
                 publish(layout, layout.added, shard, shards[shard], own)
-        assert make_equal(layout, list(shards), plan, ProgressMonitor())
+        assert reshard_output(layout, list(shards), plan, ProgressMonitor())
         assert not layout.added.exists()
     at_once = OutputLayout(folder / "at-once")
     for shard, rows in shards.items():
         publish(at_once, at_once.out, shard, rows)
-    assert make_equal(at_once, list(shards), plan, ProgressMonitor())
+    assert reshard_output(at_once, list(shards), plan, ProgressMonitor())
     assert contents(layout) == contents(at_once)
     expected = [
         (f"{shard}/{position}", version) for shard, rows in shards.items() for position, version in enumerate(rows)
@@ -102,11 +102,11 @@ def test_for_other_ranks_the_shards_are_made_again(tmp_path: Path) -> None:
     """For another world size, the same rows are divided again; for the same one, nothing is done."""
     layout = OutputLayout(tmp_path / "out")
     publish(layout, layout.out, "part-00000", [1] * 40)
-    make_equal(layout, ["part-00000"], PLAN, ProgressMonitor())
+    reshard_output(layout, ["part-00000"], PLAN, ProgressMonitor())
     before = {path: path.stat().st_ino for path in layout.out.iterdir()}
-    make_equal(layout, ["part-00000"], PLAN, ProgressMonitor())
+    reshard_output(layout, ["part-00000"], PLAN, ProgressMonitor())
     assert {path: path.stat().st_ino for path in layout.out.iterdir()} == before
-    make_equal(layout, ["part-00000"], Plan(Ranks(5, 2, 1), None), ProgressMonitor())
+    reshard_output(layout, ["part-00000"], Plan(Ranks(5, 2, 1), None), ProgressMonitor())
     assert len(list(layout.out.glob("*.pkl"))) == 5
     assert rows_of(layout) == [(f"part-00000/{position}", 1) for position in range(40)]
 
@@ -116,9 +116,9 @@ def test_too_few_rows_stay_as_they_are(tmp_path: Path, caplog: pytest.LogCapture
     layout = OutputLayout(tmp_path / "out")
     publish(layout, layout.out, "part-00000", [1, 0, 1])
     before = contents(layout)
-    assert make_equal(layout, ["part-00000"], Plan(Ranks(), 0), ProgressMonitor())
+    assert reshard_output(layout, ["part-00000"], Plan(Ranks(), 0), ProgressMonitor())
     assert contents(layout) == before
-    assert not layout.equal.exists()
+    assert not layout.reshard_record.exists()
     assert "2 rows are too few for 64 ranks, which take at least 512" in caplog.text
 
 
@@ -128,9 +128,9 @@ def test_stopped_work_is_resumed(tmp_path: Path) -> None:
     publish(layout, layout.out, "part-00000", [1] * 40)
     before = contents(layout)
     monitor.stop.set()
-    assert not make_equal(layout, ["part-00000"], PLAN, monitor)
+    assert not reshard_output(layout, ["part-00000"], PLAN, monitor)
     assert contents(layout) == before
-    assert make_equal(layout, ["part-00000"], PLAN, ProgressMonitor())
+    assert reshard_output(layout, ["part-00000"], PLAN, ProgressMonitor())
     assert len(rows_of(layout)) == 40
 
 
@@ -138,13 +138,13 @@ def test_missing_shards_are_refused(tmp_path: Path) -> None:
     """The samples of a lost shard are unknown, so the run is refused."""
     layout = OutputLayout(tmp_path / "out")
     publish(layout, layout.out, "part-00000", [1] * 40)
-    make_equal(layout, ["part-00000"], PLAN, ProgressMonitor())
+    reshard_output(layout, ["part-00000"], PLAN, ProgressMonitor())
     record = read_reshard_record(layout)
     assert record is not None
     record.refuse_missing(layout)
     (layout.out / "part-00001.pkl").write_bytes(b"short")
     with pytest.raises(ConfigurationError, match=r"part-00001\.pkl or its \.count is missing"):
         record.refuse_missing(layout)
-    layout.equal.write_bytes(b'{"world_size": 2}')
+    layout.reshard_record.write_bytes(b'{"world_size": 2}')
     with pytest.raises(ConfigurationError, match="is damaged"):
         read_reshard_record(layout)

@@ -60,7 +60,7 @@ def without_image(row: dict[str, Any]) -> str:
 
 
 def test_odd_values_come_out_as_they_went_in(tmp_path: Path, own_origin: Origin, pictures: Pictures) -> None:
-    """Through spool, ledger, failed samples, retry and equal shards, what Python's json reads stays what it is."""
+    """Through spool, ledger, failed samples, retry and resharding, what Python's json reads stays what it is."""
     name = next(name for name in pictures[1] if name.endswith(".jpg"))
     urls = [own_origin.url("flaky" if number == 1 else "well", name, f"odd-{number}") for number in range(3)]
     lines = [document(url, ODD) for url in (*urls, "http://e.org/\\ud800.jpg")]
@@ -72,10 +72,10 @@ def test_odd_values_come_out_as_they_went_in(tmp_path: Path, own_origin: Origin,
     expected = [without_image(json.loads(line)) for line in lines[:3]]
     assert [without_image(row) for row in read_rows(job)] == expected
     assert read_ledger(job)[3]["url"] == "http://e.org/\\ud800.jpg"
-    equal = replace(job, out=str(tmp_path / "equal" / "out"), world_size=1)
-    run(equal)
-    assert sorted(map(without_image, read_rows(equal))) == sorted(expected)
-    assert run_check(Check(equal.out, world_size=1, batch=1)).problems == ()
+    resharded = replace(job, out=str(tmp_path / "resharded" / "out"), world_size=1)
+    run(resharded)
+    assert sorted(map(without_image, read_rows(resharded))) == sorted(expected)
+    assert run_check(Check(resharded.out, world_size=1, batch=1)).problems == ()
 
 
 def test_covers_whose_titles_are_odd_are_had(tmp_path: Path, own_origin: Origin, pictures: Pictures) -> None:

@@ -36,7 +36,7 @@ from datafetch.model.kinds import CounterName
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.options import Effect, options_of
 from datafetch.model.outcome import FailureKind, Permission
-from datafetch.model.report import EqualShards, Report
+from datafetch.model.report import Report, ReshardedEpoch
 from datafetch.store.retry_filter import RetryFilter
 from datafetch.transcode import Encoding, ImageSpec, Pixels, Resize
 
@@ -760,7 +760,7 @@ def test_what_was_counted_is_said_in_the_right_number(
     report = Report(
         "coyo", "out", ShardCounts(count, count, {"ok": count}, 1, notes), count, 0, 0, 1, 1, count, count, 1.0
     )
-    show_report(replace(report, equal=EqualShards(count, count, count)), as_json=False)
+    show_report(replace(report, resharded=ReshardedEpoch(count, count, count)), as_json=False)
     printed = capfd.readouterr().out
     for said in (bad_lines, images, rows):
         assert said in printed

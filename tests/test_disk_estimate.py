@@ -12,7 +12,7 @@ from datafetch.model.ledger_line import ShardCounts
 from datafetch.store.layout import OutputLayout
 from datafetch.transcode import ImageSpec
 
-PAIRS = DiskEstimate(1_000, ImageSpec(short_side_px=336), Payload.BASE64, is_made_equal=True, open_samples=100)
+PAIRS = DiskEstimate(1_000, ImageSpec(short_side_px=336), Payload.BASE64, is_resharded=True, open_samples=100)
 
 
 @pytest.fixture
@@ -45,14 +45,14 @@ def test_what_does_not_fit_is_warned_of(layout: OutputLayout, caplog: pytest.Log
 
 
 def test_a_part_takes_its_share(layout: OutputLayout, caplog: pytest.LogCaptureFixture) -> None:
-    """A process that fetches a quarter of the shards speaks of these alone, and makes nothing equal."""
+    """A process that fetches a quarter of the shards speaks of these alone, and reshards nothing."""
     log_disk_estimate(layout, PAIRS.part(0.25), ShardCounts())
     assert "this part of the output will take up to about 9.0 MB; 12.6 MB more are needed" in caplog.text
 
 
 def test_published_rows_are_counted_with(layout: OutputLayout, caplog: pytest.LogCaptureFixture) -> None:
     """Half of the samples took 10 kB a row, so the other half will, and only they are still to be written."""
-    need = replace(PAIRS, is_made_equal=False, open_samples=0)
+    need = replace(PAIRS, is_resharded=False, open_samples=0)
     log_disk_estimate(layout, need, ShardCounts(500, 400, {"ok": 400, "http_status": 100}, 4_000_000))
     assert "up to about 9.0 MB; 5.0 MB more are needed" in caplog.text
 

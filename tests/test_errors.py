@@ -49,7 +49,7 @@ READS: dict[str, Callable[[Path], object]] = {
     "covers": lambda folder: find_dataset("ocr-vqa").bind(folder / "file", None),
     "note of a retry": lambda folder: read_retry_state(OutputLayout(folder / "out")),
     "status": lambda folder: read_status(folder / "out"),
-    "shards made equal": lambda folder: read_reshard_record(OutputLayout(folder / "out")),
+    "resharded": lambda folder: read_reshard_record(OutputLayout(folder / "out")),
     "folder of shards": ShardFolder,
     "folder of images": lambda folder: list(ImageFolder(folder).examine()),
     "list of records": lambda folder: list(RecordList(folder / "file", folder).examine()),

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from runs import PATIENCE_S, Place, Run, ShardSummary, Trial, serve_trial
-from test_retry_kills import AS_CUT, EQUAL, Healing, serve_healing
+from test_retry_kills import AS_CUT, RESHARDED, Healing, serve_healing
 
 from datafetch.store.layout import OutputLayout
 
@@ -26,7 +26,7 @@ _FILE_CALLS = [
     "write",
     "fsync",
     "rename",
-]  # making shards equal adds files to what a run does, and nothing else
+]  # resharding adds files to what a run does, and nothing else
 _STATE_BYTES = 1 << 19
 _LOG_BEGINS = 8 + 4096 * 8
 _MAX_RUNS = 200  # until one is complete
@@ -130,25 +130,25 @@ def test_each_call_fails_once_and_costs_nothing(trial: Trial, shim: Path, tmp_pa
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("calls", _FILE_CALLS)
-def test_each_call_fails_once_while_shards_are_made_equal(shim: Path, tmp_path: Path, calls: str) -> None:
-    """The output holds shards as the manifest cut them until it holds equal ones, as an undisturbed run makes them."""
+def test_each_call_fails_once_during_resharding(shim: Path, tmp_path: Path, calls: str) -> None:
+    """The output holds shards as the manifest cut them until it holds resharded ones, as of an undisturbed run."""
     faults = Faults(shim, tmp_path, calls)
-    with serve_healing(tmp_path, EQUAL) as healing:
-        cut, equal = replace(healing, root=tmp_path / "cut", layout=AS_CUT), healing
-        for command in (cut.prepare(), [*cut.prepare(), "--fresh"], equal.prepare()):  # once for the faults to heal
+    with serve_healing(tmp_path, RESHARDED) as healing:
+        cut, resharded = replace(healing, root=tmp_path / "cut", layout=AS_CUT), healing
+        for command in (cut.prepare(), [*cut.prepare(), "--fresh"], resharded.prepare()):  # once for the faults to heal
             subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE_S)
-        assert cut.files() != equal.files()
+        assert cut.files() != resharded.files()
 
         def complete(number: int) -> list[str]:
             place = replace(healing, root=tmp_path / str(number))
 
             def check() -> None:
                 files = place.files()
-                assert files == equal.files() or files.items() <= cut.files().items()
+                assert files == resharded.files() or files.items() <= cut.files().items()
 
             failed = run_until_complete(place.prepare(), faults, check)
-            assert place.files() == equal.files()
-            check_tidy(place, equal)
+            assert place.files() == resharded.files()
+            check_tidy(place, resharded)
             return failed
 
         assert complete_until_nothing_fails(complete)
@@ -160,11 +160,11 @@ def test_each_call_fails_once_while_shards_are_made_equal(shim: Path, tmp_path: 
     ("calls", "layout"),
     [
         *(pytest.param(calls, AS_CUT, id=f"{calls}-as cut") for calls in _CALLS),
-        *(pytest.param(calls, EQUAL, id=f"{calls}-equal") for calls in _FILE_CALLS),
+        *(pytest.param(calls, RESHARDED, id=f"{calls}-resharded") for calls in _FILE_CALLS),
     ],
 )
 def test_each_call_fails_once_in_a_retry(shim: Path, tmp_path: Path, calls: str, layout: tuple[str, ...]) -> None:
-    """The output holds what it held, until it holds what an undisturbed retry makes of it; equal shards all at once."""
+    """The output holds what it held, until it holds what an undisturbed retry makes; resharded ones all at once."""
     faults = Faults(shim, tmp_path, calls)
     with serve_healing(tmp_path, layout) as healing:
         subprocess.run(healing.prepare(), check=True, capture_output=True, timeout=PATIENCE_S)
@@ -190,8 +190,8 @@ def test_each_call_fails_once_in_a_retry(shim: Path, tmp_path: Path, calls: str,
 def check_old_or_new(
     files: Mapping[str, bytes], old: Mapping[str, bytes], new: Mapping[str, bytes], layout: Collection[str]
 ) -> None:
-    """All of an output's equal shards are old, or all are new; of others each is, and a count may be yet to come."""
-    if layout == EQUAL:
+    """All shards of a resharded output are old, or all are new; of others each is, and a count may be yet to come."""
+    if layout == RESHARDED:
         assert files in (old, new)
     else:
         assert {name for name in files if name.endswith(".pkl")} == {name for name in new if name.endswith(".pkl")}

@@ -178,7 +178,7 @@ def files_of(job: Job) -> dict[str, bytes]:
     ],
 )
 def test_shards_in_any_order_make_the_same(tmp_path: Path, job: Job, settings: dict[str, Any]) -> None:
-    """Made equal at the end; and under a limit, which counts the samples of shards that another call fetches."""
+    """Resharded at the end; and under a limit, which counts the samples of shards that another call fetches."""
     job = replace(job, **settings)
     whole = replace(job, out=str(tmp_path / "whole" / "out"))
     expected = run(whole)
@@ -188,7 +188,11 @@ def test_shards_in_any_order_make_the_same(tmp_path: Path, job: Job, settings: d
     report = finish(job)
     assert files_of(job) == files_of(whole)
     assert ledger_of(OutputLayout(Path(job.out))) == ledger_of(OutputLayout(Path(whole.out)))
-    assert (report.totals, report.selection, report.equal) == (expected.totals, expected.selection, expected.equal)
+    assert (report.totals, report.selection, report.resharded) == (
+        expected.totals,
+        expected.selection,
+        expected.resharded,
+    )
     assert (report.shards, report.requests, report.reused) == (expected.shards, 0, expected.totals.ok)
 
 
@@ -215,7 +219,11 @@ def test_every_dataset_can_be_fetched_apart(tmp_path: Path, authority: str, name
     report = finish(apart)
     assert (report.totals.samples, report.totals.rows) == (expected.totals.samples, expected.totals.rows)
     assert expected.totals.rows > 0
-    assert (report.selection, report.shards, report.equal) == (expected.selection, expected.shards, expected.equal)
+    assert (report.selection, report.shards, report.resharded) == (
+        expected.selection,
+        expected.shards,
+        expected.resharded,
+    )
     assert tree_of(tmp_path / "apart") == tree_of(tmp_path / "whole")
     layouts = [OutputLayout(Path(one.out)) for one in (apart, whole)]
     assert layouts[0].dropped.exists() == layouts[1].dropped.exists()

@@ -33,7 +33,7 @@ from datafetch.engine.job import hash_of, read_job, settings_of
 from datafetch.engine.ownership import read_identity
 from datafetch.errors import ConfigurationError, ConservationError, ManifestError, ResourceError
 from datafetch.fetch import BodyBudget, Fetcher, FetchPolicy, OptOut
-from datafetch.model.report import EqualShards
+from datafetch.model.report import ReshardedEpoch
 from datafetch.model.statistics import Statistics
 from datafetch.store.layout import OutputLayout
 from datafetch.store.ledger import read_samples, read_shard_counts
@@ -672,13 +672,13 @@ def test_jobs_and_reports_are_values(job: Job) -> None:
     assert summary["ids"] == {"wanted": 71, "duplicates": 3, "not_found": 5}
 
 
-def test_shards_are_made_equal_as_the_last_step(tmp_path: Path, job: Job, source: CoyoSource) -> None:
+def test_the_output_is_resharded_as_the_last_step(tmp_path: Path, job: Job, source: CoyoSource) -> None:
     """For so many ranks, with every row in one of them; again for others; the way back is a fresh start."""
     run(job)
     rows = read_rows(job)
     assert [row["id"] for row in rows] == list(source.urls)
     report = run(replace(job, world_size=4))
-    assert report.equal == EqualShards(4, 16, 64)
+    assert report.resharded == ReshardedEpoch(4, 16, 64)
     assert report.summary()["equal"] == {"world_size": 4, "samples_per_rank": 16, "used": 64}
     assert (report.shards, report.requests, len(files_of(job))) == (4, 0, 8)
     shuffled = read_rows(job)
@@ -690,11 +690,11 @@ def test_shards_are_made_equal_as_the_last_step(tmp_path: Path, job: Job, source
     assert run(replace(job, world_size=2)).shards == 2
     with pytest.raises(ConfigurationError, match="--no-reshard can't bring back"):
         run(job)
-    assert run(replace(job, fresh=True)).equal is None
+    assert run(replace(job, fresh=True)).resharded is None
     assert read_rows(job) == rows
 
 
-def test_a_lost_equal_shard_is_not_papered_over(job: Job) -> None:
+def test_a_lost_resharded_file_is_not_papered_over(job: Job) -> None:
     """A run that finds one missing says so, and touches nothing."""
     job = replace(job, world_size=2)
     run(job)
@@ -705,8 +705,8 @@ def test_a_lost_equal_shard_is_not_papered_over(job: Job) -> None:
     assert files_of(job) == before
 
 
-def test_a_lost_ledger_of_equal_shards_is_not_papered_over(job: Job, origin: Origin) -> None:
-    """A shard made again would take the place of an equal one of its name: refused, and nothing asked or touched."""
+def test_a_lost_ledger_of_a_resharded_output_is_not_papered_over(job: Job, origin: Origin) -> None:
+    """A shard made again would take the place of a resharded one of its name: refused, and nothing asked or touched."""
     job = replace(job, world_size=2)
     run(job)
     (Path(job.out + ".datafetch") / "ledger" / "part-00000.parquet").unlink()
@@ -717,7 +717,7 @@ def test_a_lost_ledger_of_equal_shards_is_not_papered_over(job: Job, origin: Ori
     assert (files_of(job), origin.requests()) == (before, asked)
 
 
-def test_equal_shards_have_the_rows_that_the_ledgers_list(job: Job) -> None:
+def test_a_resharded_output_has_the_rows_that_the_ledgers_list(job: Job) -> None:
     """Or there would be a report that an epoch uses more samples than there are."""
     job = replace(job, world_size=2)
     run(job)
@@ -726,7 +726,7 @@ def test_equal_shards_have_the_rows_that_the_ledgers_list(job: Job) -> None:
     (layout / "ledger" / "part-00001.parquet").write_bytes((layout / "ledger" / "part-00000.parquet").read_bytes())
     ours = sum(read_shard_counts(path).rows for path in (layout / "ledger").iterdir())
     assert ours != sum(rows for rows, _ in arranged["files"].values())
-    with pytest.raises(ConservationError, match="the equal shards hold"):
+    with pytest.raises(ConservationError, match="the resharded files hold"):
         run(job)
 
 

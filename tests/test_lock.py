@@ -189,7 +189,7 @@ async def test_a_folder_has_one_lock_whatever_it_is_called(by_name: dict[str, Ou
             pass
 
 
-async def test_equal_shards_take_the_place_of_a_locked_folder(tmp_path: Path) -> None:
+async def test_resharded_files_take_the_place_of_a_locked_folder(tmp_path: Path) -> None:
     """A run's folder gives way to another one meanwhile, and a link to it is refused all the same."""
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -255,7 +255,7 @@ async def test_who_is_alone_needs_no_lock(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("_no_locks")
-def test_equal_shards_can_be_made_without_a_lock(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_resharding_works_without_a_lock(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """The same for ``reshard``."""
     (tmp_path / "rows").mkdir()
     with closing(PickleShardWriter(tmp_path / "rows", "part-00000")) as sink:

@@ -16,7 +16,7 @@ from bombs import (
 )
 
 from datafetch.datasets import find_dataset
-from datafetch.datasets.readers import LineFile, ParquetFile, bounds, read_ids
+from datafetch.datasets.readers import LineFile, ParquetFile, limits, read_ids
 from datafetch.errors import ManifestError
 from datafetch.model.sample import MAX_URL_CHARS
 
@@ -114,7 +114,7 @@ def test_more_lines_than_a_file_of_its_size_can_have_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A byte is held for each, and blank lines are compressed to nothing."""
-    monkeypatch.setattr(bounds, "_MAX_ROWS", 1 << 16)
+    monkeypatch.setattr(limits, "_MAX_ROWS", 1 << 16)
     path = tmp_path / "a.jsonl.zst"
     write_blank_lines(path, 70_000)
     with pytest.raises(ManifestError, match=r"a\.jsonl\.zst has more than 65,536 lines in [\d,]+ bytes"):

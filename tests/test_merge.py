@@ -178,11 +178,11 @@ def test_a_sample_that_is_lost_is_not_requested(output: Output) -> None:
     assert list(SpoolReader(strict.layout.failed(SHARD)).samples()) == []
 
 
-def test_with_equal_shards_only_new_rows_are_written(output: Output) -> None:
-    """If the output holds equal shards, the new and changed rows of a retry are written to a folder of their own."""
+def test_of_a_resharded_output_only_new_rows_are_written(output: Output) -> None:
+    """If the output is resharded, the new and changed rows of a retry are written to a folder of their own."""
     first_run(output, [[image("a0"), LATE], [LATE], [image("c0")]])
     before = {path.name: path.read_bytes() for path in output.layout.out.iterdir()}
-    output.layout.equal.write_text("{}")
+    output.layout.reshard_record.write_text("{}")
     assert retry(output, RetryFilter(), {(0, 1): image("a1"), (1, 0): image("b0")}) == {0: {1}, 1: {0}}
     assert {path.name: path.read_bytes() for path in output.layout.out.iterdir()} == before
     assert [row["jpegs"] for row in rows(output.layout.added)] == [[b"a0", b"a1"], [b"b0"]]

@@ -50,11 +50,11 @@ def test_a_line_says_how_far_how_well_how_fast_how_long() -> None:
     assert line == "1,200/4,000 images  1,100 ok  100 failed  200.0 images/s  ETA 0:00:14  open 5/8  shards 1/4"
 
 
-def test_while_shards_are_made_equal_the_line_says_so() -> None:
+def test_during_resharding_the_line_says_so() -> None:
     """Fetching is over then; what counts is how many rows have gone their way."""
     now = replace(statistics(10, ok=3900, failed=100), resharding=Progress(Stage.COPY, 1500, 3900))
     line = progress_line(now, images_per_s=0.0)
-    assert line == "4,000/4,000 images  3,900 ok  100 failed  equal shards: copying 1,500/3,900 rows"
+    assert line == "4,000/4,000 images  3,900 ok  100 failed  resharding: copying 1,500/3,900 rows"
 
 
 def test_without_a_total_there_is_no_time_left() -> None:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datafetch.errors import ConfigurationError
-from datafetch.output.reshard.ranks import Ranks, epoch, equal_sizes
+from datafetch.output.reshard.ranks import Ranks, epoch, shard_sizes
 
 
 @given(
@@ -15,14 +15,14 @@ from datafetch.output.reshard.ranks import Ranks, epoch, equal_sizes
     group=st.integers(1, 8),
     row_bytes=st.integers(0, 3_000_000),
 )
-def test_equal_shards_obey_the_loader(rows: int, world_size: int, batch: int, group: int, row_bytes: int) -> None:
+def test_the_shard_sizes_obey_the_loader(rows: int, world_size: int, batch: int, group: int, row_bytes: int) -> None:
     """Nothing is lost, every rank reads the same whole steps, and less than one step of all ranks is not read."""
     ranks = Ranks(world_size, batch, group)
     if rows < ranks.min_rows:
         with pytest.raises(ConfigurationError, match="too few"):
-            equal_sizes(rows, ranks)
+            shard_sizes(rows, ranks)
         return
-    sizes = equal_sizes(rows, ranks, rows * row_bytes)
+    sizes = shard_sizes(rows, ranks, rows * row_bytes)
     assert sum(sizes) == rows
     assert len(sizes) % world_size == 0
     assert min(sizes) > 0
@@ -39,13 +39,13 @@ def test_equal_shards_obey_the_loader(rows: int, world_size: int, batch: int, gr
 
 
 def test_six_million_pairs_for_64_ranks() -> None:
-    """The published way loses 7.11 % of them, equal shards under a tenth of a percent."""
+    """The published way loses 7.11 % of them, resharding under a tenth of a percent."""
     ranks = Ranks()
     split = [12_440] * (6_000_000 // 12_440)
     assert len(split) == 482
     published = epoch(split, ranks)
     assert 1 - published.used / 6_000_000 == pytest.approx(0.0711, abs=5e-5)
-    sizes = equal_sizes(6_000_000, ranks)
+    sizes = shard_sizes(6_000_000, ranks)
     assert epoch(sizes, ranks).lost_share < 0.001
     assert len(sizes) == 512
     assert set(sizes) <= set(range(11_712, 11_736))

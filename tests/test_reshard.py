@@ -1,4 +1,4 @@
-"""Equal shards: nothing is lost, whatever happens during the work, and no other file changes."""
+"""Resharding: nothing is lost, whatever happens during the work, and no other file changes."""
 
 import json
 import pickle
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from killing import SMALL_BUFFER_BYTES, equal_shards
+from killing import SMALL_BUFFER_BYTES, reshard_for_four_ranks
 
 from datafetch.cli.app import main
 from datafetch.errors import ConfigurationError, ConservationError, ManifestError, ResourceError
@@ -26,7 +26,7 @@ from datafetch.output.reshard.copy import ProgressMonitor
 from datafetch.output.reshard.folder import ReshardRequest, reshard
 from datafetch.output.reshard.plan import Plan, Source, permutation
 from datafetch.output.reshard.ranks import Ranks, epoch
-from datafetch.output.reshard.shard_writer import EqualShardWriter, shard_name
+from datafetch.output.reshard.shard_writer import ReshardWriter, shard_name
 from datafetch.output.reshard.swap import complete_swap
 from datafetch.store.layout import OutputLayout
 from datafetch.store.lock import Lock
@@ -81,8 +81,8 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def undisturbed(tmp_path: Path, source: Path) -> dict[str, bytes]:
-    """The equal shards that an uninterrupted run makes."""
-    equal_shards(source, tmp_path / "undisturbed")
+    """The shards that an uninterrupted run makes."""
+    reshard_for_four_ranks(source, tmp_path / "undisturbed")
     return files_of(tmp_path / "undisturbed")
 
 
@@ -168,7 +168,7 @@ def test_a_killed_run_resumes_with_the_same_bytes(tmp_path: Path, source: Path, 
         assert not out.exists() or files_of(out) == undisturbed
         journal = OutputLayout(out).resharding / "journal.json"
         seen_done.add(json.loads(journal.read_bytes())["done"] if journal.exists() else None)
-        equal_shards(source, out, ProgressMonitor())
+        reshard_for_four_ranks(source, out, ProgressMonitor())
         assert files_of(out) == undisturbed
         assert {path.name for path in OutputLayout(out).folder.iterdir()} == {"lock", "equal.json"}
     assert seen_done >= {None, 0, 3, 4}
@@ -297,23 +297,23 @@ def test_a_swap_can_be_killed_anywhere(
             complete_swap(layout)
             assert files_of(layout.out) == new
             assert [path.name for path in layout.folder.iterdir()] == ["equal.json"]
-            assert json.loads(layout.equal.read_bytes())["rows"] == 50
+            assert json.loads(layout.reshard_record.read_bytes())["rows"] == 50
         assert layout.out.is_symlink() == (make_old is _link)
 
 
 def _prepare_swap(
     folder: Path, source: Path, make_old: Callable[[Path], None]
 ) -> tuple[dict[str, bytes], dict[str, bytes]]:
-    """Complete equal shards, with an old output and rows that were added to it."""
+    """Complete new shards, with an old output and rows that were added to it."""
     layout = OutputLayout(folder / "out")
-    equal_shards(source, folder / "made")
+    reshard_for_four_ranks(source, folder / "made")
     layout.resharded.mkdir(parents=True)
     (folder / "made").rename(layout.resharded / "shards")
-    facts = json.loads(OutputLayout(folder / "made").equal.read_bytes())
+    facts = json.loads(OutputLayout(folder / "made").reshard_record.read_bytes())
     facts["replaces"] = ["part-00000", "part-00001"]  # what the old output has
     (layout.resharded / "equal.json").write_text(json.dumps(facts))
     shutil.rmtree(OutputLayout(folder / "made").folder)
-    layout.equal.write_text('{"rows": 5}')
+    layout.reshard_record.write_text('{"rows": 5}')
     write_shards(layout.added, pairs(3), [3])
     make_old(layout.out)
     return files_of(layout.out) if layout.out.exists() else {}, files_of(layout.resharded / "shards")
@@ -346,15 +346,15 @@ def test_a_full_disk_stops_it_until_there_is_space(
 
     write_shards(tmp_path / "large", [{**row, "image": "y" * 3000} for row in pairs(50)], [20, 30])
     with pytest.raises(ResourceError, match="No space left"):
-        equal_shards(tmp_path / "large", out, ProgressMonitor(fill))
+        reshard_for_four_ranks(tmp_path / "large", out, ProgressMonitor(fill))
     assert not out.exists()
-    with pytest.raises(ResourceError, match=r"equal shards need .* more bytes in"):
-        equal_shards(tmp_path / "large", out)
+    with pytest.raises(ResourceError, match=r"resharding needs .* more bytes in"):
+        reshard_for_four_ranks(tmp_path / "large", out)
     filler.unlink()
-    equal_shards(tmp_path / "large", out)
-    equal_shards(tmp_path / "large", tmp_path / "expected")
+    reshard_for_four_ranks(tmp_path / "large", out)
+    reshard_for_four_ranks(tmp_path / "large", tmp_path / "expected")
     assert files_of(out) == files_of(tmp_path / "expected")
-    equal_shards(source, small_disk / "other")
+    reshard_for_four_ranks(source, small_disk / "other")
     assert files_of(small_disk / "other") == undisturbed
 
 
@@ -365,7 +365,7 @@ def test_too_little_space_is_reported_before_anything_is_written(
     source = write_shards(tmp_path / "source", [{**row, "image": "y" * 9000} for row in pairs(50)], [50])
     assert main(["reshard", str(source), str(small_disk / "out"), "--world-size", "2"]) == 4
     printed = capfd.readouterr()
-    assert "equal shards need 4" in printed.err
+    assert "resharding needs 4" in printed.err
     assert "are free; free some space" in printed.err
     assert printed.err.count("\n") == 1
     layout = OutputLayout(small_disk / "out")
@@ -377,12 +377,12 @@ def test_an_output_on_another_filesystem_gets_its_files_one_by_one(
     tmp_path: Path, source: Path, undisturbed: dict[str, bytes], small_disk: Path
 ) -> None:
     """A folder that is a mount point, or behind a link to another filesystem, gets the same files."""
-    equal_shards(source, small_disk)
+    reshard_for_four_ranks(source, small_disk)
     assert files_of(small_disk) == undisturbed
     for path in small_disk.iterdir():
         path.unlink()
     (tmp_path / "link").symlink_to(small_disk)
-    equal_shards(source, tmp_path / "link")
+    reshard_for_four_ranks(source, tmp_path / "link")
     assert files_of(small_disk) == undisturbed
 
 
@@ -392,7 +392,7 @@ def test_a_state_folder_on_another_filesystem_is_no_hindrance(
     """If folders can't be renamed, files are moved, and the old ones are deleted."""
     layout = OutputLayout(tmp_path / "out")
     layout.folder.symlink_to(small_disk)
-    equal_shards(source, layout.out)
+    reshard_for_four_ranks(source, layout.out)
     assert files_of(layout.out) == undisturbed
     assert {path.name for path in layout.folder.iterdir()} == {"lock", "equal.json"}
 
@@ -429,7 +429,7 @@ def test_folders_that_were_copied_in_midst_of_it_are_not_mixed_up(tmp_path: Path
 
 
 def test_the_outputs_own_shards_can_be_its_source(tmp_path: Path) -> None:
-    """The output's shards are replaced by equal ones of the same rows, in one step."""
+    """The output's shards are replaced by new ones of the same rows, in one step."""
     rows = pairs(50)
     layout = OutputLayout(tmp_path / "out")
     write_shards(layout.out, rows, [41, 9])
@@ -439,9 +439,9 @@ def test_the_outputs_own_shards_can_be_its_source(tmp_path: Path) -> None:
         Source(layout.out / "part-00000.pkl", 41, places[:41]),
         Source(layout.out / "part-00001.pkl", 9, places[41:]),
     ]
-    assert copy.write_equal_shards(layout, sources, plan=Plan(Ranks(5, 1, 1), 7), record={"of": "a run"})
+    assert copy.reshard_rows(layout, sources, plan=Plan(Ranks(5, 1, 1), 7), record={"of": "a run"})
     assert [row for shard in read_shards(layout.out) for row in shard] == [rows[at] for at in np.argsort(places)]
-    record = json.loads(layout.equal.read_bytes())
+    record = json.loads(layout.reshard_record.read_bytes())
     assert {name: record[name] for name in ("of", "world_size", "batch", "group", "shuffle", "rows")} == {
         "of": "a run",
         "world_size": 5,
@@ -486,7 +486,7 @@ def test_a_hostile_shard_is_refused(tmp_path: Path, source: Path, poison: Callab
     trap = tmp_path / "sprung"
     poison(source, b"cposix\nmkdir\n" + pickle.dumps((str(trap),), 2)[2:-1] + b"R")
     with pytest.raises(ManifestError, match=r"part-00000\.pkl.*posix\.mkdir"):
-        equal_shards(source, tmp_path / "out")
+        reshard_for_four_ranks(source, tmp_path / "out")
     assert not trap.exists()
     assert not (tmp_path / "out").exists()
 
@@ -622,7 +622,7 @@ def test_the_same_command_finds_its_shards(tmp_path: Path, source: Path, capfd: 
     out.mkdir()
     arguments = ["reshard", str(source), str(out), "--world-size", "2", "--batch", "1"]
     assert main(arguments) == 0
-    assert "50 rows in 2 equal shards" in capfd.readouterr().out
+    assert "50 rows in 2 shards" in capfd.readouterr().out
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
     assert main(arguments) == 0
     assert "as they were already" in capfd.readouterr().out
@@ -688,7 +688,7 @@ def test_ctrl_c_says_how_to_resume(
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(EqualShardWriter, "write", interrupt)
+        patch.setattr(ReshardWriter, "write", interrupt)
         assert main(arguments) == 130
     assert "run the same command again" in capfd.readouterr().err
     assert main(arguments) == 0
@@ -719,5 +719,5 @@ def test_two_rows_at_one_position_are_a_bug(tmp_path: Path, source: Path) -> Non
     layout.folder.mkdir()
     plan = Plan(Ranks(2, 1, 1), None)
     with pytest.raises(ConservationError, match="the same position"):
-        copy.write_equal_shards(layout, [Source(source / "part-00000.pkl", 20, places)], plan=plan, record={})
+        copy.reshard_rows(layout, [Source(source / "part-00000.pkl", 20, places)], plan=plan, record={})
     assert not layout.out.exists()

@@ -60,9 +60,9 @@ def source(tmp_path: Path, own_origin: Origin, pictures: Pictures) -> CoyoSource
     return write_coyo_source(tmp_path / "source", urls, files=3)
 
 
-@pytest.fixture(params=[None, 2], ids=["as cut", "equal"])
+@pytest.fixture(params=[None, 2], ids=["as cut", "resharded"])
 def job(tmp_path: Path, source: CoyoSource, request: pytest.FixtureRequest) -> Job:
-    """A job for it, whose shards stay as the manifest cut them or are made equal for two ranks."""
+    """A job for it, whose shards stay as the manifest cut them or are resharded for two ranks."""
     return Job(
         dataset="coyo",
         source=str(source.folder),
@@ -208,8 +208,8 @@ def test_the_retry_asks_as_the_run_did(job: Job) -> None:
     assert retry(job.out, RetryFilter.all()).totals.ok == IMAGES - 2
 
 
-def equal(job: Job) -> Job:
-    """The same job with equal shards."""
+def resharded(job: Job) -> Job:
+    """The same job, whose output is resharded."""
     return replace(job, world_size=2)
 
 
@@ -220,17 +220,17 @@ def cut_job(tmp_path: Path, source: CoyoSource) -> Job:
     return Job("coyo", str(source.folder), out, str(source.ids), fetch=POLICY, processes=1, world_size=None)
 
 
-def test_equal_shards_stay_equal(cut_job: Job) -> None:
-    """A retry that was told nothing of ranks brings its rows into the equal shards that there are."""
-    run(equal(cut_job))
+def test_a_resharded_output_stays_resharded(cut_job: Job) -> None:
+    """A retry that was told nothing of ranks brings its rows into the resharded output."""
+    run(resharded(cut_job))
     retry(cut_job.out, change=lambda before: replace(before, world_size=None))
     assert len(read_rows(cut_job)) == IMAGES - 2
     assert not OutputLayout(Path(cut_job.out)).added.exists()
 
 
-def test_equal_shards_that_nothing_came_to_are_not_written_anew(cut_job: Job) -> None:
+def test_a_resharded_output_that_nothing_came_to_is_not_written_again(cut_job: Job) -> None:
     """Where all fails again, hundreds of gigabytes stay as they are."""
-    run(equal(cut_job))
+    run(resharded(cut_job))
     before = {path.name: path.stat().st_ino for path in Path(cut_job.out).iterdir()}
     report = retry(cut_job.out, change=lambda before: replace(before, fetch=replace(before.fetch, allow_net=())))
     assert report.retried == len(FLAKY)
@@ -257,17 +257,17 @@ def test_what_an_earlier_retry_left_is_not_taken_for_this_one(job: Job) -> None:
     assert not layout.all_spools.exists()
 
 
-def test_damaged_equal_shards_are_started_over(cut_job: Job, own_origin: Origin) -> None:
+def test_a_damaged_reshard_record_is_started_over(cut_job: Job, own_origin: Origin) -> None:
     """What the message says is what helps."""
-    run(equal(cut_job))
-    OutputLayout(Path(cut_job.out)).equal.write_text("garbage")
+    run(resharded(cut_job))
+    OutputLayout(Path(cut_job.out)).reshard_record.write_text("garbage")
     before = own_origin.requests()
     with pytest.raises(ConfigurationError, match="is damaged; --fresh starts over"):
         retry(cut_job.out)
     with pytest.raises(ConfigurationError, match="is damaged; --fresh starts over"):
-        run(equal(cut_job))
+        run(resharded(cut_job))
     assert own_origin.requests() == before
-    assert run(replace(equal(cut_job), fresh=True)).totals.ok == IMAGES - 2
+    assert run(replace(resharded(cut_job), fresh=True)).totals.ok == IMAGES - 2
 
 
 _NO_PERMISSIONS = (
@@ -340,8 +340,8 @@ def test_one_damaged_file_costs_its_shard_alone(cut_job: Job, own_origin: Origin
 
 
 def test_a_ledger_that_is_gone_is_said(cut_job: Job) -> None:
-    """Equal shards can't be put in order again without the books of all their samples."""
-    run(equal(cut_job))
+    """A resharded output can't be resharded again without the ledgers of all their samples."""
+    run(resharded(cut_job))
     OutputLayout(Path(cut_job.out)).ledger("part-00001").unlink()
     with pytest.raises(ConfigurationError, match=r"part-00001\.parquet is missing.*can't be made again one by one"):
         retry(cut_job.out)
@@ -349,7 +349,7 @@ def test_a_ledger_that_is_gone_is_said(cut_job: Job) -> None:
 
 def test_the_folder_may_move_under_ones_feet(cut_job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever stands in the output and names it by a relative path gets what others get."""
-    run(equal(cut_job))
+    run(resharded(cut_job))
     monkeypatch.chdir(cut_job.out)
     assert retry("../out").totals.ok == IMAGES - 2
     monkeypatch.chdir("/")
@@ -369,14 +369,14 @@ def test_a_file_put_among_the_shards_meanwhile_is_kept(cut_job: Job) -> None:
         await asyncio.Event().wait()
 
     with pytest.raises(ConfigurationError, match=r"mine\.pkl is not a file of the shards that were replaced"):
-        run(equal(cut_job), [put])
+        run(resharded(cut_job), [put])
     mine = layout.replaced / "mine.pkl"
     assert mine.read_text() == "mine"
     with pytest.raises(ConfigurationError, match=r"mine\.pkl"):
-        run(replace(equal(cut_job), fresh=True))
+        run(replace(resharded(cut_job), fresh=True))
     assert mine.exists()
     mine.unlink()
-    assert run(equal(cut_job)).shards == 2
+    assert run(resharded(cut_job)).shards == 2
 
 
 def test_a_fresh_start_deletes_nothing_before_it_is_sure(cut_job: Job) -> None:
@@ -405,10 +405,10 @@ def test_a_fresh_start_deletes_nothing_before_it_is_sure(cut_job: Job) -> None:
         {"batch": True},
     ],
 )
-def test_equal_shards_that_make_no_sense_are_damaged(cut_job: Job, change: dict[str, object]) -> None:
+def test_a_reshard_record_that_makes_no_sense_is_damaged(cut_job: Job, change: dict[str, object]) -> None:
     """Whatever somebody wrote into the file, it is one line."""
-    run(equal(cut_job))
-    path = OutputLayout(Path(cut_job.out)).equal
+    run(resharded(cut_job))
+    path = OutputLayout(Path(cut_job.out)).reshard_record
     path.write_bytes(orjson.dumps(orjson.loads(path.read_bytes()) | change))
     with pytest.raises(ConfigurationError, match="is damaged; --fresh starts over"):
         run(replace(cut_job, world_size=4))

@@ -1,4 +1,4 @@
-"""Retries, and the making of equal shards, that are killed again and again lose nothing of what was there."""
+"""Retries and resharding that are killed again and again lose nothing of what was there."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from datafetch.demo.origin import Origin
 from datafetch.demo.pictures import write_pictures
 
 IMAGES = 72
-AS_CUT, EQUAL = ("--no-reshard",), ("--world-size", "2")
+AS_CUT, RESHARDED = ("--no-reshard",), ("--world-size", "2")
 _FLAKY_EVERY = 6
 _KILLED = -9
 _RETRY = " retry "
@@ -70,10 +70,10 @@ class Healing:
         return {url: by_path.get("/" + url.split("/", 3)[3], 0) for url in self.source.urls.values()}
 
 
-@pytest.fixture(params=["as cut", pytest.param("equal", marks=pytest.mark.slow)])
+@pytest.fixture(params=["as cut", pytest.param("resharded", marks=pytest.mark.slow)])
 def healing(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Healing]:
     """The dataset on a server of its own, for its counts."""
-    layout = AS_CUT if request.param == "as cut" else EQUAL
+    layout = AS_CUT if request.param == "as cut" else RESHARDED
     with serve_healing(tmp_path, layout) as served:
         yield served
 
@@ -106,9 +106,9 @@ def kill_until_done(command: list[str], victim: str, healing: Healing, tmp_path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("healing", ["equal"], indirect=True)
-def test_a_run_killed_while_its_shards_are_made_equal(healing: Healing, tmp_path: Path) -> None:
-    """Before the shards are equal they lie as the manifest cut them; nothing is asked for again once it was kept."""
+@pytest.mark.parametrize("healing", ["resharded"], indirect=True)
+def test_a_run_killed_during_resharding(healing: Healing, tmp_path: Path) -> None:
+    """Until all are resharded, the shards lie as the manifest cut them; nothing that was kept is asked for again."""
     undisturbed = tmp_path / "undisturbed"
     for _ in range(2):  # once for the faults to heal
         subprocess.run([*healing.prepare(undisturbed), "--fresh"], check=True, capture_output=True, timeout=PATIENCE_S)

@@ -180,7 +180,7 @@ def _status(trial: Trial, folder: Path) -> Scene:
 
 
 def _reshard(trial: Trial, folder: Path) -> Scene:
-    layout = OutputLayout(folder / "equal")
+    layout = OutputLayout(folder / "resharded")
     source = _complete(trial, folder).layout.out
     return Scene(["reshard", str(source), str(layout.out), *_WORLD], layout, lambda _: layout.folder.exists())
 
@@ -195,8 +195,8 @@ SCENES: Mapping[str, Callable[[Trial, Path], Scene]] = {
     "beginning": lambda trial, folder: _prepare(trial, folder, lambda place: place.layout.lock.exists()),
     "fetching": lambda trial, folder: _prepare(trial, folder, lambda place: place.bytes_kept() > 0),
     "committing": lambda trial, folder: _prepare(trial, folder, lambda place: bool(listed(place.layout.unpublished))),
-    "making equal": lambda trial, folder: _prepare(
-        trial, folder, lambda place: place.layout.resharding.exists() or place.layout.equal.exists(), *_WORLD
+    "resharding": lambda trial, folder: _prepare(
+        trial, folder, lambda place: place.layout.resharding.exists() or place.layout.reshard_record.exists(), *_WORLD
     ),
     "retry": _retry,
     "verify": _verify,

@@ -18,7 +18,7 @@ from datafetch.model.statistics import Progress, Stage
 from datafetch.model.untrusted import is_plain_name
 from datafetch.monitor.heartbeat import read_snapshot
 from datafetch.output.reshard.ranks import Ranks
-from datafetch.output.reshard.record import EqualFile, read_reshard_record
+from datafetch.output.reshard.record import ReshardedFile, read_reshard_record
 from datafetch.store import state_file
 from datafetch.store.job_file import JobFile, LastSettings, read_job_fields, read_job_file
 from datafetch.store.layout import OutputLayout
@@ -122,7 +122,7 @@ def layout(tmp_path: Path) -> OutputLayout:
 
 
 def test_heartbeats_of_earlier_versions_are_read(layout: OutputLayout) -> None:
-    """With and without how far the shards are made equal."""
+    """With and without the progress of resharding."""
     statistics = (
         b'"expected_images":null,"ok":1,"failed":2,"earlier":3,"shards":4,"shards_published":1,"fetched_bytes":5,'
         b'"connections":6,"open_requests":7,"elapsed_s":8.5'
@@ -159,16 +159,16 @@ def test_retries_of_earlier_versions_are_read(layout: OutputLayout) -> None:
     )
 
 
-def test_equal_shards_of_earlier_versions_are_read(layout: OutputLayout) -> None:
+def test_reshard_records_of_earlier_versions_are_read(layout: OutputLayout) -> None:
     """Those that ``reshard`` made, and those that a run did."""
     ranks = b'"world_size":2,"batch":3,"group":4,"shuffle":null,"rows":9,"files":{"part-00000":[9,99]},"replaces":[]}'
-    layout.equal.write_bytes(b'{"made_from":[["/a/part-00000.pkl",9,1]],' + ranks)
+    layout.reshard_record.write_bytes(b'{"made_from":[["/a/part-00000.pkl",9,1]],' + ranks)
     resharded = read_reshard_record(layout)
     assert resharded is not None
     assert (resharded.plan.ranks, resharded.plan.shuffle) == (Ranks(2, 3, 4), None)
-    assert resharded.files == {"part-00000": EqualFile(9, 99)}
+    assert resharded.files == {"part-00000": ReshardedFile(9, 99)}
     assert resharded.made_from == [["/a/part-00000.pkl", 9, 1]]
-    layout.equal.write_bytes(b'{"samples":{"a":"00"},' + ranks)
+    layout.reshard_record.write_bytes(b'{"samples":{"a":"00"},' + ranks)
     of_a_run = read_reshard_record(layout)
     assert of_a_run is not None
     assert (of_a_run.samples, of_a_run.made_from) == ({"a": "00"}, [])

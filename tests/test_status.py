@@ -263,10 +263,10 @@ def test_a_shard_with_a_ledger_counts_by_it_alone(layout: OutputLayout) -> None:
 
 
 def test_a_shard_whose_files_are_gone_is_not_published(layout: OutputLayout) -> None:
-    """A run would make it again; but not while equal shards have taken its place."""
+    """A run would make it again; but not where the output is resharded."""
     (layout.out / "a.pkl").unlink()
     assert read_status(layout.out).shards_published == 0
-    layout.equal.touch()
+    layout.reshard_record.touch()
     assert read_status(layout.out).shards_published == 1
 
 

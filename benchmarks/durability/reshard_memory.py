@@ -1,4 +1,4 @@
-"""Does making equal shards of gigabytes stay within 300 MB, and how fast is it?
+"""Does resharding gigabytes stay within 300 MB, and how fast is it?
 
 Shards of random pairs, of 60 KB each like COYO's, are made in a temporary folder and resharded by the real command,
 shuffled and in order. What counts is the peak of its process's resident memory; the pages that the kernel keeps of

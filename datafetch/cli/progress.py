@@ -95,14 +95,14 @@ class _Remarks(logging.Handler):
 def progress_line(now: Statistics, images_per_s: float) -> str:
     """One line: images done of expected, how they ended, pace, time left, open requests of how many, shards.
 
-    Once the shards are made equal, how far that is.
+    During resharding, how far that is.
     """
     ended = now.ok + now.failed
     images = f"{ended:,}" if now.expected_images is None else f"{ended:,}/{now.expected_images:,}"
     parts = [f"{images} images", f"{now.ok:,} ok", f"{now.failed:,} failed"]
     if now.resharding is not None:
         made = now.resharding
-        return "  ".join([*parts, f"equal shards: {made.stage} {made.rows:,}/{made.total_rows:,} rows"])
+        return "  ".join([*parts, f"resharding: {made.stage} {made.rows:,}/{made.total_rows:,} rows"])
     parts.append(f"{images_per_s:.1f} images/s")
     if now.expected_images is not None and images_per_s > 0:
         left_s = max(0, now.expected_images - ended) / images_per_s
@@ -159,7 +159,7 @@ async def show_verifying(standing: Callable[[], VerifyProgress], console: Consol
 
 @contextmanager
 def show_resharding(console: Console) -> Iterator[Callable[[Progress], None]]:
-    """Show the progress of making equal shards; yields the function to call with each new state.
+    """Show the progress of resharding; yields the function to call with each new state.
 
     Args:
         console: Where to; its being a terminal decides the form.
@@ -175,7 +175,7 @@ def show_resharding(console: Console) -> Iterator[Callable[[Progress], None]]:
 
 
 class _LatestProgress:
-    """The latest state of making equal shards, and since when its stage has lasted."""
+    """The latest state of resharding, and since when its stage has lasted."""
 
     def __init__(self) -> None:
         self._progress: Progress | None = None

@@ -77,11 +77,11 @@ def show_report(report: Report, *, as_json: bool) -> None:
     ]
     if totals.notes:
         lines.append(", ".join(_note(name, count) for name, count in sorted(totals.notes.items())))
-    if report.equal is not None:
-        equal = report.equal
+    if report.resharded is not None:
+        epoch = report.resharded
         lines.append(
-            f"equal shards for {counted(equal.world_size, 'rank')} of "
-            f"{counted(equal.samples_per_rank, 'sample')} each: an epoch uses {equal.used / totals.rows:.3%} of all"
+            f"resharded for {counted(epoch.world_size, 'rank')} of "
+            f"{counted(epoch.samples_per_rank, 'sample')} each: an epoch uses {epoch.used / totals.rows:.3%} of all"
         )
     if report.selection is not None:
         found = report.selection
@@ -129,7 +129,7 @@ def _note(name: str, count: int) -> str:
 
 
 def show_resharded(made: Resharded, *, as_json: bool) -> None:
-    """Say on standard output what equal shards there are."""
+    """Say on standard output what was resharded."""
     if as_json:
         _say(orjson.dumps(made.summary()).decode())
         return
@@ -137,7 +137,7 @@ def show_resharded(made: Resharded, *, as_json: bool) -> None:
     _say_lines(
         [
             (
-                f"{made.out}: {counted(epoch.samples, 'row')} in {counted(made.shards, 'equal shard')}, "
+                f"{made.out}: {counted(epoch.samples, 'row')} in {counted(made.shards, 'shard')}, "
                 f"{made.total_bytes / 1e9:.2f} GB"
                 f"{'' if made.is_new else ', as they were already'}"
             ),

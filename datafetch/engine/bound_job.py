@@ -9,7 +9,7 @@ from pathlib import Path
 from datafetch.datasets import find_dataset
 from datafetch.engine.disk_estimate import DiskEstimate
 from datafetch.engine.feed import MAX_OPEN_SAMPLES, MAX_OPEN_SHARDS
-from datafetch.engine.job import Job, dataset_of, equal_plan, hash_of, identify, own_spec, settings_of
+from datafetch.engine.job import Job, dataset_of, hash_of, identify, own_spec, reshard_plan, settings_of
 from datafetch.engine.ownership import Identity, take_for_job
 from datafetch.model.interfaces import Dataset, Manifest
 from datafetch.output.merge import Output
@@ -69,12 +69,12 @@ class BoundJob:
         samples = self.manifest.max_samples()
         if self.job.limit is not None:
             samples = min(samples, self.job.limit)
-        plan = equal_plan(self.job, self.dataset)
+        plan = reshard_plan(self.job, self.dataset)
         return DiskEstimate(
             samples=samples,
             spec=self.spec,
             payload=self.job.payload,
-            is_made_equal=plan is not None and samples >= plan.ranks.min_rows,
+            is_resharded=plan is not None and samples >= plan.ranks.min_rows,
             open_samples=max(
                 samples * MAX_OPEN_SHARDS // max(1, len(self.manifest.shards())), min(samples, MAX_OPEN_SAMPLES)
             ),

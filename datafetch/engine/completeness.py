@@ -21,11 +21,11 @@ def unpublished_shards(layout: OutputLayout, shards: Sequence[str], limit: int |
     Raises:
         ConfigurationError: What should be a ledger is something else.
     """
-    are_equal = layout.equal.exists()
+    is_resharded = layout.reshard_record.exists()
     missing, samples = [], 0
     for shard in shards:
         ledger = layout.ledger(shard)
-        if ledger.exists() and (are_equal or format_of(layout).is_intact(layout, shard)):
+        if ledger.exists() and (is_resharded or format_of(layout).is_intact(layout, shard)):
             samples += read_shard_counts(ledger).samples if limit is not None else 0
         else:
             missing.append(shard)

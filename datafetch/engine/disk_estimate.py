@@ -38,25 +38,25 @@ class DiskEstimate:
         is_part: Whether it is a part of the output, that one of several processes writes.
         spec: What an image becomes.
         payload: How a row holds it.
-        is_made_equal: Whether all rows are written once more.
+        is_resharded: Whether all rows are written once more.
         open_samples: Samples in the spools at once, about.
     """
 
     samples: int
     spec: ImageSpec
     payload: Payload
-    is_made_equal: bool
+    is_resharded: bool
     open_samples: int
     images_a_sample: float = 1.0
     is_part: bool = False
 
     def part(self, share: float) -> DiskEstimate:
-        """What a process will write that fetches a share of the shards; others make them equal."""
+        """What a process will write that fetches a share of the shards; others reshard them."""
         return replace(
             self,
             samples=round(self.samples * share),
             open_samples=min(self.open_samples, round(self.samples * share)),
-            is_made_equal=False,
+            is_resharded=False,
             is_part=True,
         )
 
@@ -74,7 +74,7 @@ def log_disk_estimate(layout: OutputLayout, need: DiskEstimate, published: Shard
     left = max(0, need.samples - published.samples)
     row_bytes = published.written_bytes / published.rows if published.rows else _typical_row_bytes(need)
     result_bytes = published.written_bytes + left * row_bytes
-    out_bytes = left * row_bytes + (result_bytes if need.is_made_equal else 0)
+    out_bytes = left * row_bytes + (result_bytes if need.is_resharded else 0)
     spool_bytes = min(left, need.open_samples) * row_bytes
     spools = layout.scratch or layout.folder
     is_shared = _device(spools) == _device(layout.folder)
@@ -104,8 +104,8 @@ def _say(folder: Path, need: DiskEstimate, result_bytes: float, needed_bytes: fl
         "%s will take up to about %s%s; %s more are needed and %s are free%s",
         "this part of the output" if need.is_part else "the output",
         _size(result_bytes),
-        ", and its shards lie there twice while they are made equal (not with --no-reshard)"
-        if need.is_made_equal
+        ", and its shards lie there twice while they are resharded (not with --no-reshard)"
+        if need.is_resharded
         else "",
         _size(needed_bytes),
         _size(free_bytes),

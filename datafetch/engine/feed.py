@@ -316,7 +316,7 @@ def _read_published(layout: OutputLayout, shard: Shard) -> ShardCounts | None:
     if shard.source == ledger or not ledger.exists():  # a shard that is its own source is there to be made again
         return None
     output_format = format_of(layout)
-    if not output_format.is_intact(layout, shard.name) and not layout.equal.exists():
+    if not output_format.is_intact(layout, shard.name) and not layout.reshard_record.exists():
         # To be made again, from what is left of it. The ledger goes first: that must not look published after a crash.
         if (salvaged := output_format.salvage(layout, shard.name)) is not None:
             _log.warning("%s lacks files of %s: they are fetched again", layout.out, shard.name)

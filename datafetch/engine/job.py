@@ -56,7 +56,7 @@ class Job:
         max_sample_bytes: What the images of one sample may take together, as they are written; what goes beyond is
             too large.
         scratch: Folder for shards in progress; None is the state folder.
-        world_size: Ranks for which the shards are made equal at the end, where the dataset's loader counts them; None
+        world_size: Ranks for which the output is resharded at the end, where the dataset's loader counts them; None
             leaves them as the manifest cut them, rows in its order.
         fresh: Start over instead of resuming.
         no_lock: The operator knows that no other run works on the output. It is said of one run, and no part of what
@@ -110,7 +110,7 @@ class Job:
     )
     world_size: int | None = option(
         64,
-        _Setting(help="Number of ranks to make equal shards for.", group=OptionGroup.OUTPUT, metavar="N", unset="none"),
+        _Setting(help="Number of ranks to reshard for.", group=OptionGroup.OUTPUT, metavar="N", unset="none"),
     )
     fresh: bool = option(False, _Setting(help="Start over instead of resuming.", group=OptionGroup.BEHAVIOUR))
     no_lock: bool = option(
@@ -210,8 +210,8 @@ def hash_of(identity: Identity) -> str:
     return hashlib.sha256(orjson.dumps(identity_fields, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
 
 
-def equal_plan(job: Job, dataset: Dataset) -> Plan | None:
-    """For whom the shards are made equal; None if they are not."""
+def reshard_plan(job: Job, dataset: Dataset) -> Plan | None:
+    """How the output is resharded; None if it is not."""
     loader, output_format = dataset.loader, FORMATS[dataset.output_format]
     if job.world_size is None or loader is None or loader not in GROUP_OF or not output_format.can_be_resharded:
         return None

@@ -33,7 +33,7 @@ Identity: TypeAlias = dict[str, Any]
 """What decides the rows, as JSON: names to values; ``shards`` has the manifest files by shard."""
 
 _TURN_INTERVAL_S = 0.05  # another process takes milliseconds, or as long as the list of a dataset takes to be copied
-_EQUAL_SHARD = re.compile(r"part-\d{5,}\.(pkl|count)")
+_RESHARDED_FILE = re.compile(r"part-\d{5,}\.(pkl|count)")
 _ASKED = "asked"  # in job.json beside the identity: what was asked for, for ``retry`` to ask the same way
 # Also what was part of the identity in earlier versions, though it only permits what would not be taken otherwise.
 _NO_IDENTITY = frozenset({_ASKED, "max_pixels", "insecure", "opt_out"})
@@ -164,7 +164,7 @@ def take_for_job(
     Raises:
         ConfigurationError: It is that of another job, or holds files that are not ours.
     """
-    if layout.equal.exists() and not layout.job.exists():
+    if layout.reshard_record.exists() and not layout.job.exists():
         raise ConfigurationError(
             f"{layout.folder} belongs to shards made by 'datafetch reshard'; choose another --root, or move it away"
         )
@@ -175,9 +175,9 @@ def take_for_job(
         refuse_left_spools(layout, _scratch_before(layout), shards, otherwise="start over with --fresh")
     refuse_foreign_files(layout, identity)
     refuse_missing_files(layout)
-    if asked["world_size"] is None and layout.equal.exists():
+    if asked["world_size"] is None and layout.reshard_record.exists():
         raise ConfigurationError(
-            f"{layout.out} holds equal shards, and --no-reshard can't bring back those of the manifest; "
+            f"{layout.out} is resharded, and --no-reshard can't bring back those of the manifest; "
             "leave it out, or start over with --fresh"
         )
     write_atomically(layout.job, orjson.dumps({**identity, _ASKED: asked}, option=orjson.OPT_INDENT_2))
@@ -287,7 +287,7 @@ def _refuse_others(folder: Path, ours: Collection[str]) -> None:
 
 
 def refuse_missing_files(layout: OutputLayout) -> None:
-    """See that equal shards are all there.
+    """See that a resharded output has all of its shards.
 
     Raises:
         ConfigurationError: One is missing or not as it was made.
@@ -305,7 +305,7 @@ def _shard_files(layout: OutputLayout, identity: Identity) -> list[Path]:
 
 
 def _files_to_delete(layout: OutputLayout) -> list[Path]:
-    """All files of the output that datafetch wrote, also where it is no longer known which shards are equal ones.
+    """All files of the output that datafetch wrote, also where its record of resharding is damaged.
 
     Raises:
         ConfigurationError: There is something else as well.
@@ -317,7 +317,7 @@ def _files_to_delete(layout: OutputLayout) -> list[Path]:
     try:
         ours = _shard_files(layout, identity)
     except ConfigurationError:
-        ours = [path for path in layout.out.glob("part-*") if _EQUAL_SHARD.fullmatch(path.name)]
+        ours = [path for path in layout.out.glob("part-*") if _RESHARDED_FILE.fullmatch(path.name)]
     names = {path.name for path in ours}
     for folder in (layout.out, layout.replaced):
         _refuse_others(folder, names)
@@ -346,7 +346,7 @@ def _start_over(layout: OutputLayout) -> None:
         layout.shard_progress_folder,
     ):
         shutil.rmtree(folder, ignore_errors=True)
-    for file in (layout.retry, layout.progress, layout.report, layout.equal, layout.dropped, layout.job):
+    for file in (layout.retry, layout.progress, layout.report, layout.reshard_record, layout.dropped, layout.job):
         if file.is_dir():
             shutil.rmtree(file)
         file.unlink(missing_ok=True)

@@ -151,7 +151,7 @@ class RetriedSamples(Samples):
         layout = self._output.layout
         cure = (
             ""
-            if layout.equal.exists()
+            if layout.reshard_record.exists()
             else (
                 f"delete {layout.ledger(self._shard)} and run 'datafetch prepare' as before, which fetches the images "
                 "of that shard again; or "

@@ -135,7 +135,7 @@ async def fetch_dataset_shards(
 def finish(job: Job, observers: Iterable[Observer] = ()) -> Report:
     """Complete a job all of whose shards ``fetch_shards`` has published, on an event loop of its own.
 
-    Shards are made equal for the ranks, the list that the trainer reads is written, and the report.
+    The output is resharded for the ranks, the list that the trainer reads is written, and the report.
 
     Args:
         job: As the shards were fetched; ``fresh`` is refused.

@@ -1,4 +1,4 @@
-"""A session on an output: what a feed hands out is fetched, the shards are made equal, and the result is reported.
+"""A session on an output: what a feed hands out is fetched, the output is resharded, and the result is reported.
 
 Rules: what is fetched, a manifest or the failures of an earlier run, is the feed's matter, and how it becomes part of a
 shard the output's; nothing here tells one from the other.
@@ -19,7 +19,7 @@ from typing import TypeAlias, TypeVar
 import orjson
 
 from datafetch.engine.feed import Feed
-from datafetch.engine.job import Job, equal_plan
+from datafetch.engine.job import Job, reshard_plan
 from datafetch.engine.permissions import count_permittable
 from datafetch.engine.pipeline import Pipeline
 from datafetch.errors import ConservationError, DatafetchError
@@ -33,7 +33,7 @@ from datafetch.model.statistics import Progress, Statistics
 from datafetch.monitor.heartbeat import write_heartbeats
 from datafetch.output.commit import CommitShard, commit_in_process
 from datafetch.output.merge import Output
-from datafetch.output.reshard.after_run import make_equal
+from datafetch.output.reshard.after_run import reshard_output
 from datafetch.output.reshard.copy import ProgressMonitor
 from datafetch.output.reshard.plan import Plan
 from datafetch.output.reshard.record import read_reshard_record
@@ -80,7 +80,7 @@ class Session:
     Args:
         job: What to do.
         output: How records become rows, and where they go.
-        shards: Names of the shards that it goes through, in order: all, where they are made equal.
+        shards: Names of the shards that it goes through, in order: all, where they are resharded.
         observers: Each watches the work; none of them affects it, or another.
         progress: Where the heartbeats go; None is the run's own file.
     """
@@ -144,7 +144,7 @@ class Session:
             return await finalize(FetchedShards(totals, reused=totals.ok))
 
     async def finish(self, fetched: FetchedShards) -> Report:
-        """Make the shards equal, where that was asked for, and write the list that the trainer reads.
+        """Reshard the output, where that was asked for, and write the list that the trainer reads.
 
         Args:
             fetched: What was fetched before in this call.
@@ -152,7 +152,7 @@ class Session:
         Returns:
             How the output stands, and what this call did.
         """
-        await self._make_equal()
+        await self._reshard()
         await self._write_list()
         return await asyncio.to_thread(self._report, fetched)
 
@@ -211,17 +211,17 @@ class Session:
 
     def _report(self, fetched: FetchedShards) -> Report:
         counts, layout = self._read_counts(), self.output.layout
-        equal = read_reshard_record(layout)
+        resharded = read_reshard_record(layout)
         whole = ShardCounts.sum(counts.values())
-        if equal is not None and equal.rows != whole.rows:
+        if resharded is not None and resharded.rows != whole.rows:
             raise ConservationError(
-                f"{layout.out}: the equal shards hold {equal.rows:,} rows, and the ledgers list {whole.rows:,}"
+                f"{layout.out}: the resharded files hold {resharded.rows:,} rows, and the ledgers list {whole.rows:,}"
             )
         return Report(
             dataset=self.output.dataset.name,
             out=self._job.out,
             totals=whole,
-            shards=len(equal.files) if equal else sum(part.rows > 0 for part in counts.values()),
+            shards=len(resharded.files) if resharded else sum(part.rows > 0 for part in counts.values()),
             reused=fetched.reused,
             repeated=fetched.repeated,
             fetched_bytes=fetched.fetched_bytes,
@@ -229,20 +229,20 @@ class Session:
             requests=fetched.requests,
             connections=fetched.connections,
             elapsed_s=time.monotonic() - self._started_s,
-            equal=None if equal is None else equal.for_ranks(),
+            resharded=None if resharded is None else resharded.for_ranks(),
             permittable=count_permittable(
                 self._job, whole.outcomes, [layout.ledger(shard) for shard, part in counts.items() if part.failed]
             ),
         )
 
-    async def _make_equal(self) -> None:
-        """Make the shards equal in a thread, and stop it when this is cancelled: its work is kept."""
+    async def _reshard(self) -> None:
+        """Reshard the output in a thread, and stop it when this is cancelled: its work is kept."""
         plan = await asyncio.to_thread(self._plan)
         if plan is None:
             return
         monitor = ProgressMonitor(on_progress=self._tell, stop=threading.Event())
         work = asyncio.create_task(
-            asyncio.to_thread(lambda: make_equal(self.output.layout, self.published(), plan, monitor))
+            asyncio.to_thread(lambda: reshard_output(self.output.layout, self.published(), plan, monitor))
         )
         try:
             await asyncio.shield(work)
@@ -260,9 +260,9 @@ class Session:
             await asyncio.to_thread(lambda: write_trainers_list(self.output.layout, self.published(), name))
 
     def _plan(self) -> Plan | None:
-        """For whom the shards are made equal, if they are; those that are stay so."""
+        """How the output is resharded, if it is; one that is stays so."""
         layout = self.output.layout
-        plan = equal_plan(self._job, self.output.dataset)
+        plan = reshard_plan(self._job, self.output.dataset)
         if plan is None:
             shutil.rmtree(layout.resharding, ignore_errors=True)  # begun by a run that was asked for other things
             arrangement = read_reshard_record(layout)

@@ -11,12 +11,12 @@ from datafetch.model.sample import IdListResult
 
 
 @dataclass(frozen=True, slots=True)
-class EqualShards:
-    """What the ranks of a training read of equal shards.
+class ReshardedEpoch:
+    """What the ranks of a training read of a resharded output in one epoch.
 
     Attributes:
         world_size: The number of ranks.
-        samples_per_rank: The number of samples that each rank reads in an epoch.
+        samples_per_rank: The number of samples that each rank reads.
         used: The number of samples that all ranks read together.
     """
 
@@ -72,7 +72,7 @@ class Report:
         elapsed_s: Wall-clock time of this run.
         selection: The result of the id list; None without one.
         retried: The number of images that were fetched again; None if the run was not a retry.
-        equal: What the ranks read; None if the shards were not made equal.
+        resharded: What the ranks read; None if the output was not resharded.
         permittable: The number of failed images that a permission might let through, by failure kind.
         has_open_retry: Whether a retry of the output was interrupted and is not complete.
     """
@@ -90,7 +90,7 @@ class Report:
     elapsed_s: float
     selection: IdListResult | None = None
     retried: int | None = None
-    equal: EqualShards | None = None
+    resharded: ReshardedEpoch | None = None
     permittable: Mapping[str, int] = field(default_factory=dict)
     has_open_retry: bool = False
 
@@ -129,11 +129,11 @@ class Report:
         }
         if totals.notes:
             summary["notes"] = dict(sorted(totals.notes.items()))
-        if self.equal is not None:
+        if self.resharded is not None:
             summary["equal"] = {
-                "world_size": self.equal.world_size,
-                "samples_per_rank": self.equal.samples_per_rank,
-                "used": self.equal.used,
+                "world_size": self.resharded.world_size,
+                "samples_per_rank": self.resharded.samples_per_rank,
+                "used": self.resharded.used,
             }
         if self.retried is not None:
             summary["retried"] = self.retried

@@ -9,7 +9,7 @@ from datafetch.model.bounds import Amount, Count
 
 
 class Stage(StrEnum):
-    """The stages of making equal shards, in order; each goes through all rows."""
+    """The stages of resharding, in order; each goes through all rows."""
 
     MEASURE = "measuring"
     COPY = "copying"
@@ -18,7 +18,7 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """The progress of making equal shards.
+    """The progress of resharding.
 
     Attributes:
         stage: The current stage.
@@ -48,7 +48,7 @@ class Statistics:
         connections: The current limit of open requests; if it is found automatically, hanging requests don't count.
         open_requests: The number of requests open now.
         elapsed_s: Seconds since the run started.
-        resharding: The progress of making equal shards; None before that.
+        resharding: The progress of resharding; None before that.
     """
 
     expected_images: Count | None

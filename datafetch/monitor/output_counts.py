@@ -177,11 +177,11 @@ def _count_ledger(layout: OutputLayout, shard: str) -> OutputCounts | None:
 
 
 def _is_in_place(layout: OutputLayout, shard: str) -> bool:
-    """Whether the shard's files are in the output, are being moved there, or have become part of equal shards."""
+    """Whether the shard's files are in the output, are being moved there, or have been resharded."""
     output_format = format_of(layout)
     if output_format.is_intact(layout, shard):
         return True
     if output_format.allows_other_files:
         return False
-    moving = (layout.equal, layout.resharded, layout.replaced, layout.retry, layout.ready / shard)
+    moving = (layout.reshard_record, layout.resharded, layout.replaced, layout.retry, layout.ready / shard)
     return any(path.exists() for path in moving)

@@ -159,7 +159,7 @@ def read_status(out: Path | str) -> Status:
         state = RunState.RUNNING
     elif layout.report.exists() and not has_open_retry and _has_all_shards(job, counts):
         state = RunState.COMPLETE
-    else:  # without a report the last step is missing: equal shards, for example
+    else:  # without a report the last step is missing: resharding, for example
         state = RunState.INTERRUPTED
     images = counts.outcomes.total()
     pace = _pace(layout, at_work, snapshots)

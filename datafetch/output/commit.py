@@ -204,7 +204,7 @@ def commit_shard(commit: Commit) -> ShardCounts:
 def publish_ready(layout: OutputLayout, shard: str) -> None:
     """Publish the files of a committed shard, the ledger last; those that were published before a kill are skipped."""
     ready = layout.ready / shard
-    rows = layout.added if layout.equal.exists() else layout.out
+    rows = layout.added if layout.reshard_record.exists() else layout.out
     format_of(layout).publish(layout, shard, ready, rows)
     for name, path in ((f"{shard}.spool", layout.failed(shard)), (f"{shard}.parquet", layout.ledger(shard))):
         if (ready / name).exists():

@@ -73,7 +73,7 @@ class CommittedSample:
         position: Its 0-based position in the shard.
         lines: Its lines of the ledger.
         row: The row to write, new or copied; it must be written before the next sample is taken. None if there is no
-            row, or if a published row stays where it is, in equal shards or as a file.
+            row, or if a published row stays where it is, in a resharded file or as a file of its own.
         has_row: Whether the sample has a row, to be written or already published.
         failed: What is stored for a later retry; empty if all of its images arrived.
         is_bad_line: Whether the sample represents a record of the manifest that could not be read.

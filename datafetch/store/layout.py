@@ -119,27 +119,27 @@ class OutputLayout:
 
     @property
     def added(self) -> Path:
-        """The folder for shards of rows that a retry added, until they have been merged into the equal shards."""
+        """The folder for shards of rows that a retry added, until the output is resharded again to contain them."""
         return self.folder / "added"
 
     @property
     def resharding(self) -> Path:
-        """The folder in which equal shards are being written."""
+        """The folder in which the shards of an unfinished reshard are written."""
         return self.folder / "resharding"
 
     @property
     def resharded(self) -> Path:
-        """The folder for complete equal shards, until they have become the output."""
+        """The folder for complete resharded files, until they have become the output."""
         return self.folder / "resharded"
 
     @property
     def replaced(self) -> Path:
-        """The old output while equal shards replace it."""
+        """The old output while resharded files replace it."""
         return self.folder / "replaced"
 
     @property
-    def equal(self) -> Path:
-        """How the equal shards in the output were made and from what; exists if and only if the output holds such."""
+    def reshard_record(self) -> Path:
+        """How the output was resharded and from what; exists if and only if it was."""
         return self.folder / "equal.json"
 
     @property

@@ -75,8 +75,8 @@ class ShardSummary:
     Attributes:
         totals: Its counts.
         has_row: Whether each sample became a row, by position.
-        own_rows: Whether each sample's row is in the shard's own file. If the rows are in equal shards, only rows that
-            a retry has added are in a file of the shard.
+        own_rows: Whether each sample's row is in the shard's own file. If the output is resharded, only rows that a
+            retry has added are in a file of the shard.
         retry: Number of the last retry that the shard was part of; 0 before the first.
     """
 
@@ -221,7 +221,7 @@ def not_a_ledger(path: Path, of: str = "of datafetch") -> ConfigurationError:
     """
     return ConfigurationError(
         f"{path} is not a ledger {of}; put back a copy, or delete it and run 'datafetch prepare' as before, which "
-        "fetches the images of that shard again; if the shards were made equal, only a copy helps, or --fresh"
+        "fetches the images of that shard again; if the output is resharded, only a copy helps, or --fresh"
     )
 
 

@@ -43,7 +43,7 @@ class EpochUsage:
     def problems(self) -> Iterator[str]:
         """Yield the problems on which the loader or its sampler would fail."""
         ranks, groups = self.ranks, self.epoch.groups
-        fix = f"'datafetch reshard' makes equal shards for --world-size {ranks.world_size}"
+        fix = f"'datafetch reshard' makes shards that fit --world-size {ranks.world_size}"
         if not self.shards_per_rank:
             shards = "1 shard is" if self.shards == 1 else f"{self.shards:,} shards are"
             yield f"{shards} fewer than {ranks.world_size:,} ranks, so the loader crashes; {fix}"

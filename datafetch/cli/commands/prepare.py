@@ -20,7 +20,7 @@ from datafetch.cli.options import PERMISSIONS, GivenOptions, Json, MinSuccess, p
 from datafetch.cli.outcome import report_outcome
 from datafetch.cli.progress import ProgressConsole, show_progress, show_remarks
 from datafetch.datasets import DATASETS, find_dataset
-from datafetch.engine.job import Job, equal_plan, own_spec
+from datafetch.engine.job import Job, own_spec, reshard_plan
 from datafetch.engine.runner import run
 from datafetch.errors import ConfigurationError
 from datafetch.fetch import FetchPolicy
@@ -57,7 +57,7 @@ def prepare(  # noqa: PLR0913 - one parameter an option
         bool,
         typer.Option(
             "--no-reshard",
-            help="Keep the manifest's shards and row order instead of making equal shards.",
+            help="Keep the manifest's shards and row order; do not reshard.",
             rich_help_panel=OptionGroup.OUTPUT,
         ),
     ] = False,
@@ -173,7 +173,7 @@ def _run_parameters(dataset: Dataset | None) -> list[Parameter]:
 def _idle_options(dataset: Dataset) -> set[str]:
     """Options of every run that change nothing for a dataset; they are taken, and not listed."""
     idle = {"payload"} if len(dataset.payloads) == 1 else set()
-    return idle if equal_plan(_UNSET, dataset) else idle | {"world_size", "no_reshard"}
+    return idle if reshard_plan(_UNSET, dataset) else idle | {"world_size", "no_reshard"}
 
 
 def _flag(name: str) -> str:

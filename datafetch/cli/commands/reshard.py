@@ -1,4 +1,4 @@
-"""``datafetch reshard``: make equal shards of a folder of shards."""
+"""``datafetch reshard``: reshard a folder of shards for a number of ranks."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ class OutputFormat(ABC):
         name: Its name in datasets and job files.
         allows_other_files: Whether the output folder may contain files that datafetch did not write. With shards it
             may not, because the trainer counts the files of the folder.
-        can_be_resharded: Whether ``datafetch.output.reshard`` can make equal shards of it.
+        can_be_resharded: Whether ``datafetch.output.reshard`` can reshard it.
     """
 
     name: ClassVar[str]

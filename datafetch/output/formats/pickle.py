@@ -31,8 +31,8 @@ class PickleFormat(ShardFormat):
         return PickleShardWriter(folder, shard)
 
     def read_rows(self, layout: OutputLayout, shard: str) -> Iterator[Iterable[bytes]]:
-        """The rows of a shard, each as pieces of its frame; none if the rows are in equal shards, where they stay."""
-        return iter(()) if layout.equal.exists() else stream_frames(layout.out / f"{shard}{ROWS_SUFFIX}")
+        """The rows of a shard, each as pieces of its frame; none if the output is resharded, where they stay."""
+        return iter(()) if layout.reshard_record.exists() else stream_frames(layout.out / f"{shard}{ROWS_SUFFIX}")
 
 
 class PickleShardWriter:

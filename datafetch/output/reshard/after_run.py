@@ -1,10 +1,11 @@
-"""Make the shards of a run equal for the ranks that will read them, and again when a retry has added rows.
+"""Reshard the output of a run for the ranks that will read it, and again when a retry has added rows.
 
-Theory of operation: the rows are numbered in the order of the manifest's samples. Their order in equal shards is a
-permutation that depends on the number of rows and a seed alone. Once equal shards have replaced the manifest's shards,
-``equal.json`` has the samples that are in them. So the permutation can be inverted to find the sample of each row, and
-the rows that a retry added (in ``added``) can be combined with them in manifest order and permuted again. The result is
-byte for byte what a single run would have written that received all of these images at once.
+Theory of operation: the rows are numbered in the order of the manifest's samples. Their order in the resharded
+files is a permutation that depends on the number of rows and a seed alone. Once these files have replaced the
+manifest's shards, ``equal.json`` has the samples that are in them. So the permutation can be inverted to find the
+sample of each row, and the rows that a retry added (in ``added``) can be combined with them in manifest order and
+permuted again. The result is byte for byte what a single run would have written that received all of these images at
+once.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 
 from datafetch.errors import ConfigurationError, ConservationError
 from datafetch.output.formats import ROWS_SUFFIX
-from datafetch.output.reshard.copy import ProgressMonitor, write_equal_shards
+from datafetch.output.reshard.copy import ProgressMonitor, reshard_rows
 from datafetch.output.reshard.plan import Int64s, Plan, Source, permutation
 from datafetch.output.reshard.record import ReshardRecord, read_reshard_record
 from datafetch.store.layout import OutputLayout
@@ -59,13 +60,13 @@ class _Samples:
             yield shard, slice(int(start), int(end))
 
 
-def make_equal(layout: OutputLayout, shards: Sequence[str], plan: Plan, monitor: ProgressMonitor) -> bool:
-    """Make an output's shards equal, if they are not, and add the rows of a retry.
+def reshard_output(layout: OutputLayout, shards: Sequence[str], plan: Plan, monitor: ProgressMonitor) -> bool:
+    """Reshard an output, unless that is done and no retry has added rows since.
 
     Args:
         layout: The paths of the output. Every shard of the manifest is published, and the lock is held.
         shards: Names of the manifest's shards, in order.
-        plan: How equal shards are made.
+        plan: How it is resharded.
         monitor: Observes the work, and can stop it.
 
     Returns:
@@ -73,7 +74,7 @@ def make_equal(layout: OutputLayout, shards: Sequence[str], plan: Plan, monitor:
 
     Raises:
         ConservationError: The shards do not hold the rows that the ledgers list.
-        ConfigurationError: The output already holds equal shards, and there are too few rows for this number of ranks.
+        ConfigurationError: The output is resharded already, and there are too few rows for this number of ranks.
         ResourceError: The disk is full or can't be written; the same call resumes the work.
     """
     before = read_reshard_record(layout)
@@ -93,7 +94,7 @@ def make_equal(layout: OutputLayout, shards: Sequence[str], plan: Plan, monitor:
     if sum(source.copied_rows for source in sources) != rows:
         raise ConservationError(f"{layout.out}: the shards do not hold the {rows:,} rows that their ledgers list")
     packed = {shard: pack_bools(samples.has_row[span]).decode() for shard, span in samples.spans()}
-    return write_equal_shards(layout, sources, plan=plan, record={"samples": packed}, monitor=monitor)
+    return reshard_rows(layout, sources, plan=plan, record={"samples": packed}, monitor=monitor)
 
 
 def _sources(
@@ -119,7 +120,7 @@ def _sources(
 
 
 def _samples_by_position(samples: _Samples, before: ReshardRecord) -> Int64s:
-    """For each row of the existing equal shards, in order, the number of its sample: the inverse permutation."""
+    """For each row of the resharded files, in order, the number of its sample: the inverse permutation."""
     try:
         has_row = [unpack_bools(before.samples[shard], span.stop - span.start) for shard, span in samples.spans()]
     except (KeyError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Copy the rows of pickle shards into equal shards, in a different order, without ever holding a shard in memory.
+"""Copy the rows of pickle shards into new shards, in a different order, without ever holding a shard in memory.
 
 Rules: the sources are never changed. Memory holds 20 bytes per row and one buffer of rows.
 
@@ -6,7 +6,7 @@ Theory of operation: the caller gives each row of each source its position among
 negative position is left out. The sources are read twice, from the first to the last:
 
 1. *Measure*: the lengths of all frames are read. They determine the sizes of the new shards, and with them the file and
-   offset of every row (``EqualShardWriter``).
+   offset of every row (``ReshardWriter``).
 2. *Copy*: each row is written directly to its offset, whatever has been written around it. Rows are buffered and
    written shard by shard, so that a file is not opened for each row.
 3. *Check*: the new shards are read back and compared with the measured lengths.
@@ -38,8 +38,8 @@ from datafetch.model.statistics import Progress, Stage
 from datafetch.output.formats import COUNT_SUFFIX, MAX_FRAME_BYTES, decode_row, frame_sizes, read_frames
 from datafetch.output.reshard.journal import Journal, copy_identity
 from datafetch.output.reshard.plan import Int64s, Plan, Source, fingerprint
-from datafetch.output.reshard.ranks import equal_sizes
-from datafetch.output.reshard.shard_writer import EqualShardWriter, UInt32s
+from datafetch.output.reshard.ranks import shard_sizes
+from datafetch.output.reshard.shard_writer import ReshardWriter, UInt32s
 from datafetch.output.reshard.swap import RECORD, SHARDS, complete_swap, mark_complete
 from datafetch.store.atomic import write_atomically
 from datafetch.store.layout import OutputLayout
@@ -83,7 +83,7 @@ class _StoppedError(Exception):
     """The caller asked to stop."""
 
 
-def write_equal_shards(
+def reshard_rows(
     layout: OutputLayout,
     sources: Sequence[Source],
     *,
@@ -91,13 +91,13 @@ def write_equal_shards(
     record: Mapping[str, object],
     monitor: ProgressMonitor | None = None,
 ) -> bool:
-    """Write equal shards of the rows of all sources, and replace the output by them.
+    """Write the rows of all sources as new shards, and replace the output by them.
 
     Args:
         layout: The paths of the output; its lock is held, and ``swap.complete_swap`` has been called.
         sources: The shards to read, which may be those of the output itself. Together, their positions that are not
             negative are the numbers 0 to N - 1.
-        plan: How the shards are made.
+        plan: How they are resharded.
         record: JSON values to be stored in ``equal.json``, besides the plan, ``rows``, and ``files``, which has for
             each shard the number of its rows and the size of the file that holds them.
         monitor: Observes the work, and can stop it.
@@ -111,10 +111,10 @@ def write_equal_shards(
         ResourceError: The disk is full or can't be written; the same call resumes the work.
     """
     monitor = monitor or ProgressMonitor()
-    equal_sizes(sum(source.copied_rows for source in sources), plan.ranks)  # refuse too few rows early
+    shard_sizes(sum(source.copied_rows for source in sources), plan.ranks)  # refuse too few rows early
     try:
         made_of = copy_identity(sources, plan)  # first, to notice if a source changes while it is measured
-        writer = EqualShardWriter(layout.resharding / SHARDS, _measure(sources, monitor), plan.ranks)
+        writer = ReshardWriter(layout.resharding / SHARDS, _measure(sources, monitor), plan.ranks)
         journal = Journal(layout.resharding, made_of)
         _refuse_full_disk(layout, writer)
         writer.write_layout()
@@ -133,7 +133,7 @@ def write_equal_shards(
     except _StoppedError:
         return False
     except OSError as error:
-        raise ResourceError.from_disk_error(error, "make equal shards") from error
+        raise ResourceError.from_disk_error(error, "reshard the output") from error
     complete_swap(layout)
     return True
 
@@ -153,7 +153,7 @@ def _measure(sources: Sequence[Source], monitor: ProgressMonitor) -> UInt32s:
         frame_bytes[source.positions[is_copied]] = lengths[is_copied]
         measured += source.rows
     if not frame_bytes.all():
-        raise ConservationError("two rows were given the same position in the equal shards")
+        raise ConservationError("two rows were given the same position in the new shards")
     return frame_bytes
 
 
@@ -174,7 +174,7 @@ def _naming_source(path: Path) -> Iterator[None]:
         raise ManifestError(f"{path}: {error}") from error
 
 
-def _refuse_full_disk(layout: OutputLayout, writer: EqualShardWriter) -> None:
+def _refuse_full_disk(layout: OutputLayout, writer: ReshardWriter) -> None:
     _refuse_too_small(layout.folder, writer.total_bytes - _taken_bytes(writer.folder))
     if layout.out.exists() and layout.out.stat().st_dev != layout.folder.stat().st_dev:
         _refuse_too_small(layout.out, writer.total_bytes - _taken_bytes(layout.out))
@@ -189,12 +189,12 @@ def _refuse_too_small(folder: Path, needed_bytes: int) -> None:
     free_bytes = shutil.disk_usage(folder).free
     if needed_bytes > free_bytes:
         raise ResourceError(
-            f"equal shards need {needed_bytes:,} more bytes in {folder}, where {free_bytes:,} are free; "
+            f"resharding needs {needed_bytes:,} more bytes in {folder}, where {free_bytes:,} are free; "
             "free some space, or choose an output on another filesystem, and run the same command again"
         )
 
 
-def _copy(sources: Sequence[Source], writer: EqualShardWriter, journal: Journal, monitor: ProgressMonitor) -> None:
+def _copy(sources: Sequence[Source], writer: ReshardWriter, journal: Journal, monitor: ProgressMonitor) -> None:
     rows = sum(source.copied_rows for source in sources[: journal.done])
     copied_bytes = 0
     journal_time_s = time.monotonic()
@@ -242,7 +242,7 @@ def _buffers(source: Source) -> Iterator[tuple[list[bytes], Int64s]]:
         yield frames, positions[first:]
 
 
-def _check(writer: EqualShardWriter, journal: Journal, monitor: ProgressMonitor) -> None:
+def _check(writer: ReshardWriter, journal: Journal, monitor: ProgressMonitor) -> None:
     """Read the new shards back, and check that they are as planned.
 
     Raises:

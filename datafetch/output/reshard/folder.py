@@ -1,4 +1,4 @@
-"""The command ``reshard``: write a folder of pickle shards as a folder of equal shards.
+"""The command ``reshard``: write a folder of pickle shards again as shards for a number of ranks.
 
 Rules: the source is never changed, and an existing output is never overwritten. The first row tells whether the rows
 are pairs or documents, and so which loader reads them and which defaults apply.
@@ -16,9 +16,9 @@ from typing import Any
 from datafetch.errors import ConfigurationError, ManifestError, ResourceError, raise_if_exhausted
 from datafetch.model.kinds import Loader
 from datafetch.output.formats import COUNT_SUFFIX, ROWS_SUFFIX, decode_row, read_count, read_frames
-from datafetch.output.reshard.copy import ProgressMonitor, write_equal_shards
+from datafetch.output.reshard.copy import ProgressMonitor, reshard_rows
 from datafetch.output.reshard.plan import Plan, Source, fingerprint, permutation
-from datafetch.output.reshard.ranks import GROUP_OF, SHUFFLE_OF, Epoch, Ranks, epoch, equal_sizes
+from datafetch.output.reshard.ranks import GROUP_OF, SHUFFLE_OF, Epoch, Ranks, epoch, shard_sizes
 from datafetch.output.reshard.record import ReshardRecord, read_reshard_record
 from datafetch.output.reshard.swap import complete_swap
 from datafetch.store.atomic import LINK_ADVICE, leads_out, make_folder, refuse_links
@@ -32,7 +32,7 @@ _MAX_SHOWN_CHARS = 40
 
 @dataclass(frozen=True, slots=True)
 class ReshardRequest:
-    """A request to make equal shards.
+    """A request to reshard a folder.
 
     Attributes:
         source: A folder of shards, written by datafetch or by VILA's own scripts.
@@ -64,7 +64,7 @@ class ReshardRequest:
 
 @dataclass(frozen=True, slots=True)
 class Resharded:
-    """The equal shards of a request, and what their ranks read.
+    """The new shards of a request, and what the ranks read of them.
 
     Attributes:
         out: The folder that holds them.
@@ -97,7 +97,7 @@ class Resharded:
 
 
 def reshard(request: ReshardRequest, monitor: ProgressMonitor | None = None) -> Resharded | None:
-    """Make equal shards of a folder of shards; an interrupted attempt is resumed.
+    """Reshard a folder of shards; an interrupted attempt is resumed.
 
     Args:
         request: What to make.
@@ -117,7 +117,7 @@ def reshard(request: ReshardRequest, monitor: ProgressMonitor | None = None) -> 
     counts = [_count(path) for path in paths]
     plan = request.plan(_loader(paths, counts))
     made_from = [fingerprint(path) for path in paths]
-    equal_sizes(sum(counts), plan.ranks)  # refuses too few before anything is written
+    shard_sizes(sum(counts), plan.ranks)  # refuses too few before anything is written
     if not layout.folder.exists():
         _refuse_existing(layout)
     with _locked_output(layout, is_alone=request.no_lock):
@@ -126,12 +126,12 @@ def reshard(request: ReshardRequest, monitor: ProgressMonitor | None = None) -> 
         if made is not None:
             return _resharded(layout, made, is_new=False)
         _refuse_existing(layout)
-        if not write_equal_shards(
+        if not reshard_rows(
             layout, _sources(paths, counts, plan), plan=plan, record={"made_from": made_from}, monitor=monitor
         ):
             return None
     made = read_reshard_record(layout)
-    assert made is not None  # write_equal_shards ends with it
+    assert made is not None  # reshard_rows ends with it
     return _resharded(layout, made, is_new=True)
 
 
@@ -241,8 +241,8 @@ def _locked_output(layout: OutputLayout, *, is_alone: bool) -> Iterator[None]:
 
 
 def _find_made(layout: OutputLayout, plan: Plan, made_from: list[list[str | int]]) -> ReshardRecord | None:
-    """The equal shards of the output if an equal request made them and they have not changed since; else None."""
-    made = read_if_sound(layout.equal, ReshardRecord)
+    """The record of the output if an equal request made its shards and they have not changed since; else None."""
+    made = read_if_sound(layout.reshard_record, ReshardRecord)
     if made is None or (made.plan, made.made_from) != (plan, made_from) or not layout.out.is_dir():
         return None
     names = {f"{name}{suffix}" for name in made.files for suffix in (ROWS_SUFFIX, COUNT_SUFFIX)}

@@ -1,4 +1,4 @@
-"""What equal shards are made of: the plan, the sources, and the position of each row."""
+"""What a reshard is made of: the plan, the sources, and the new position of each row."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Int64s: TypeAlias = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How equal shards are made.
+    """How shards are resharded.
 
     Attributes:
-        ranks: The ranks that will read them.
+        ranks: The ranks that will read the new shards.
         shuffle: The seed of the permutation of the rows; None keeps their order.
     """
 

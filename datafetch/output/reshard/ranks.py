@@ -112,7 +112,7 @@ def epoch(counts: Sequence[int], ranks: Ranks) -> Epoch:
     )
 
 
-def equal_sizes(rows: int, ranks: Ranks, total_bytes: int = 0) -> list[int]:
+def shard_sizes(rows: int, ranks: Ranks, total_bytes: int = 0) -> list[int]:
     """The number of rows of each shard, in order, so that all ranks read the same number and lose hardly any.
 
     Every shard holds whole steps. The rows that are left over, which are fewer than one step of all ranks, are appended

@@ -1,6 +1,6 @@
-"""The record of the equal shards that an output holds: how they were made, and of which samples.
+"""The record of a resharded output: how its shards were made, and of which samples.
 
-Rules: ``equal.json`` exists if and only if the output holds equal shards.
+Rules: ``equal.json`` exists if and only if the output is resharded.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from datafetch.errors import ConfigurationError, ManifestError, raise_if_exhausted
 from datafetch.model.bounds import Count, PlainName
-from datafetch.model.report import EqualShards
+from datafetch.model.report import ReshardedEpoch
 from datafetch.output.formats import COUNT_SUFFIX, ROWS_SUFFIX, read_count
 from datafetch.output.reshard.plan import Plan
 from datafetch.output.reshard.ranks import RankNumber, Ranks, epoch
@@ -21,8 +21,8 @@ from datafetch.store.layout import OutputLayout
 from datafetch.store.state_file import read_state_file
 
 
-class EqualFile(NamedTuple):
-    """One of them: the number of its rows, and the size of the file that holds them."""
+class ReshardedFile(NamedTuple):
+    """A shard of a resharded output: the number of its rows, and the size of the file that holds them."""
 
     rows: Count
     size_bytes: Count
@@ -30,48 +30,48 @@ class EqualFile(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ReshardRecord:
-    """The equal shards of an output. Field names are those of the file, which has further ones.
+    """How an output was resharded. Field names are those of the file, which has further ones.
 
     Attributes:
-        world_size: Ranks that they were made for.
-        batch: Groups that a rank takes in one step.
-        group: Samples that the loader takes together.
-        shuffle: Seed of the order of their rows; None where rows kept theirs.
-        files: By name, in order.
-        samples: Shard of the manifest → which of its samples have a row in them, packed (``ledger.pack_bools``); of
-            shards that a run has made.
-        made_from: The source's shards (``plan.fingerprint``); of shards that ``reshard`` has made.
+        world_size: The number of ranks.
+        batch: The number of groups that a rank takes in one step.
+        group: The number of samples that the loader takes together.
+        shuffle: The seed of the permutation of the rows; None if they kept their order.
+        files: The shards by name, in order.
+        samples: Shard of the manifest → which of its samples have a row, packed (``ledger.pack_bools``). Empty if the
+            command ``reshard`` made the shards.
+        made_from: The source's shards (``plan.fingerprint``). Empty if a run made the shards.
     """
 
     world_size: RankNumber
     batch: RankNumber
     group: RankNumber
     shuffle: Count | None
-    files: Annotated[dict[PlainName, EqualFile], Meta(min_length=1)]
+    files: Annotated[dict[PlainName, ReshardedFile], Meta(min_length=1)]
     samples: dict[PlainName, str] = field(default_factory=dict)
     made_from: list[list[str | int]] = field(default_factory=list)
 
     @property
     def plan(self) -> Plan:
-        """What they were made for."""
+        """The plan by which the shards were made."""
         return Plan(Ranks(self.world_size, self.batch, self.group), self.shuffle)
 
     @property
     def rows(self) -> int:
-        """The number of rows in all of them."""
+        """The number of rows in all shards."""
         return sum(file.rows for file in self.files.values())
 
-    def for_ranks(self) -> EqualShards:
-        """What each rank reads of them, for the report."""
+    def for_ranks(self) -> ReshardedEpoch:
+        """What each rank reads in one epoch, for the report."""
         ranks = self.plan.ranks
         seen = epoch([file.rows for file in self.files.values()], ranks)
-        return EqualShards(ranks.world_size, seen.groups * ranks.group, seen.used)
+        return ReshardedEpoch(ranks.world_size, seen.groups * ranks.group, seen.used)
 
     def refuse_missing(self, layout: OutputLayout) -> None:
-        """Check that all of them exist, and the ledgers of all of their samples.
+        """Check that all shards exist, and the ledgers of all of their samples.
 
-        A lost equal shard can't be made again, because its name does not tell which samples it had. A shard of the
-        manifest without a ledger would be fetched again, and would overwrite the equal shard of the same name.
+        A lost shard can't be made again, because its name does not tell which samples it had. A shard of the manifest
+        without a ledger would be fetched again, and would overwrite the resharded one of the same name.
 
         Raises:
             ConfigurationError: A shard or a ledger is missing, or a shard has a different size than when it was made.
@@ -79,8 +79,8 @@ class ReshardRecord:
         for shard in self.samples:
             if not layout.ledger(shard).is_file():
                 raise ConfigurationError(
-                    f"{layout.ledger(shard)} is missing, and the rows of its samples are in equal shards, which "
-                    "can't be made again one by one; put it back, or start over with --fresh (again, if one was "
+                    f"{layout.ledger(shard)} is missing, and the rows of its samples are in resharded files, "
+                    "which can't be made again one by one; put it back, or start over with --fresh (again, if one was "
                     "interrupted)"
                 )
         for name, file in self.files.items():
@@ -92,7 +92,7 @@ class ReshardRecord:
                 )
 
 
-def _is_whole(rows: Path, count: Path, file: EqualFile) -> bool:
+def _is_whole(rows: Path, count: Path, file: ReshardedFile) -> bool:
     try:
         return rows.stat().st_size == file.size_bytes and read_count(count) == file.rows
     except (OSError, ManifestError) as error:
@@ -101,11 +101,13 @@ def _is_whole(rows: Path, count: Path, file: EqualFile) -> bool:
 
 
 def read_reshard_record(layout: OutputLayout) -> ReshardRecord | None:
-    """The equal shards of an output; None if there are none.
+    """How an output was resharded; None if it was not.
 
     Raises:
-        ConfigurationError: The file that tells of them is damaged.
+        ConfigurationError: The record is damaged.
     """
     return read_state_file(
-        layout.equal, ReshardRecord, ConfigurationError(f"{layout.equal} is damaged; --fresh starts over")
+        layout.reshard_record,
+        ReshardRecord,
+        ConfigurationError(f"{layout.reshard_record} is damaged; --fresh starts over"),
     )

@@ -1,4 +1,4 @@
-"""Write equal shards in any order of their rows.
+"""Write resharded files in any order of their rows.
 
 Rules: the file and offset of a row follow from the lengths of all rows before it. So rows can be written in any order,
 and writing one again changes nothing. One file is open at a time, however many shards there are.
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from datafetch.errors import ManifestError
 from datafetch.output.formats import COUNT_SUFFIX, ROWS_SUFFIX, ListLayout, frame_sizes
 from datafetch.output.reshard.plan import Int64s
-from datafetch.output.reshard.ranks import Ranks, equal_sizes
+from datafetch.output.reshard.ranks import Ranks, shard_sizes
 from datafetch.store.atomic import make_folder, sync
 
 UInt32s: TypeAlias = npt.NDArray[np.uint32]
@@ -34,8 +34,8 @@ def shard_name(number: int, shards: int) -> str:
     return f"part-{number:0{max(5, len(str(shards - 1)))}d}"
 
 
-class EqualShardWriter:
-    """Writes a set of equal shards; memory holds 12 bytes per row.
+class ReshardWriter:
+    """Writes a set of new shards; memory holds 12 bytes per row.
 
     Args:
         folder: The folder of the shards.
@@ -50,7 +50,7 @@ class EqualShardWriter:
         self.folder = folder
         self.rows = len(frame_bytes)
         self._frame_bytes = frame_bytes
-        sizes = equal_sizes(self.rows, ranks, int(frame_bytes.sum(dtype=np.int64)))
+        sizes = shard_sizes(self.rows, ranks, int(frame_bytes.sum(dtype=np.int64)))
         self._ends = np.cumsum(sizes, dtype=np.int64)
         self._offsets = np.empty(self.rows, np.int64)
         self._file_bytes: list[int] = []

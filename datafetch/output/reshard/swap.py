@@ -1,4 +1,4 @@
-"""Replace the output by a complete set of equal shards.
+"""Replace the output by a complete set of resharded files.
 
 Rules: the output holds the old shards or the new ones, and never a mixture. Until it holds all of the new ones, every
 row is also in the state folder.
@@ -62,7 +62,7 @@ def mark_complete(layout: OutputLayout) -> None:
 
 
 def complete_swap(layout: OutputLayout) -> None:
-    """Replace the output by complete equal shards, if there are any; an interrupted swap is resumed.
+    """Replace the output by complete new shards, if there are any; an interrupted swap is resumed.
 
     To be called under the lock of the output, before anything else reads it.
 
@@ -75,7 +75,7 @@ def complete_swap(layout: OutputLayout) -> None:
     try:
         _complete_swap(layout)
     except OSError as error:
-        raise ResourceError.from_disk_error(error, f"put equal shards into {layout.out}") from error
+        raise ResourceError.from_disk_error(error, f"put the resharded files into {layout.out}") from error
 
 
 def _complete_swap(layout: OutputLayout) -> None:
@@ -86,7 +86,7 @@ def _complete_swap(layout: OutputLayout) -> None:
         sync(layout.resharded)
     record = layout.resharded / RECORD
     if record.exists():
-        publish(record, layout.equal)
+        publish(record, layout.reshard_record)
     _delete_replaced(layout)
     for leftover in (layout.added, layout.resharded):
         if leftover.exists():
@@ -112,10 +112,8 @@ def _delete_replaced(layout: OutputLayout) -> None:
 def _old_files(layout: OutputLayout, folder: Path) -> list[Path]:
     """The existing files of the replaced shards; counts come first, so that none is left without its rows."""
     record = layout.resharded / RECORD
-    path = record if record.exists() else layout.equal
-    unknown = ConfigurationError(
-        f"{path} does not say which shards the equal ones replace; move {layout.replaced} away"
-    )
+    path = record if record.exists() else layout.reshard_record
+    unknown = ConfigurationError(f"{path} does not say which shards were resharded; move {layout.replaced} away")
     record_file = read_state_file(path, _Replaced, unknown)
     if record_file is None:
         raise unknown
@@ -143,7 +141,7 @@ def _swap(layout: OutputLayout, shards: Path) -> bool:
             return False
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise ConfigurationError(
-                f"the equal shards in {shards} can't become {layout.out}, because it holds something else; "
+                f"the resharded files in {shards} can't become {layout.out}, because it holds something else; "
                 "move that away and run the same command again"
             ) from error
         raise

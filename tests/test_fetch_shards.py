@@ -32,10 +32,12 @@ from datafetch.demo.origin import Origin
 from datafetch.demo.pictures import write_pictures
 from datafetch.engine.retry import retry_failed
 from datafetch.engine.runner import fetch_dataset_shards, finish_dataset
-from datafetch.engine.session import Backends, Observer
+from datafetch.engine.session import Backends
 from datafetch.errors import ConfigurationError
 from datafetch.fetch import FetchPolicy
 from datafetch.model.ledger_line import ShardCounts
+from datafetch.model.observers import Observer
+from datafetch.model.statistics import Statistics
 from datafetch.monitor.heartbeat import read_snapshots
 from datafetch.output.commit import Commit, complete_commits
 from datafetch.store.layout import OutputLayout
@@ -429,7 +431,7 @@ def test_several_observers_watch_and_none_affects_another(job: Job, caplog: pyte
         finally:
             seen.append((name, ask().shards_published))
 
-    observers: list[Observer] = [partial(watch, "one"), fail, partial(watch, "other")]
+    observers: list[Observer[Statistics]] = [partial(watch, "one"), fail, partial(watch, "other")]
     fetch_shards(job, observers=observers)
     finish(job, observers)
     assert sorted(seen, key=itemgetter(0)) == [("one", 3)] * 2 + [("other", 3)] * 2

@@ -631,7 +631,7 @@ def test_an_observers_error_does_not_end_a_check(tmp_path: Path, caplog: pytest.
         raise OSError(errno.EMFILE, "Too many open files")
 
     write_shard(tmp_path / "out", [pair()] * 8)
-    assert run_check(Check(str(tmp_path / "out"), world_size=1, processes=1), observe).is_sound
+    assert run_check(Check(str(tmp_path / "out"), world_size=1, processes=1), [observe]).is_sound
     (record,) = caplog.records
     assert record.message == "an observer failed (OSError: [Errno 24] Too many open files); the work itself continues"
     assert record.exc_info is not None

@@ -19,10 +19,11 @@ from datafetch.demo.origin import Origin
 from datafetch.demo.pictures import write_pictures
 from datafetch.engine.job import Job
 from datafetch.engine.runner import run
-from datafetch.engine.session import Observer
 from datafetch.errors import ConfigurationError, ResourceError
 from datafetch.fetch import FetchPolicy
+from datafetch.model.observers import Observer
 from datafetch.model.report import Report
+from datafetch.model.statistics import Statistics
 
 DEFAULT_FOLDER = Path("datafetch-demo")
 _MARKER = "made-by-datafetch-demo"
@@ -63,7 +64,7 @@ class DemoResult:
         return table
 
 
-def run_demo(images: int, folder: Path | None = None, observers: Iterable[Observer] = ()) -> DemoResult:
+def run_demo(images: int, folder: Path | None = None, observers: Iterable[Observer[Statistics]] = ()) -> DemoResult:
     """Paint pictures, serve them with faults, fetch them, and check what came out.
 
     Args:

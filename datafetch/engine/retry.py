@@ -22,9 +22,11 @@ from datafetch.engine.ownership import Identity, locked_output, refuse_foreign_f
 from datafetch.engine.permissions import Permitted, remember
 from datafetch.engine.retry_source import FailedSamples
 from datafetch.engine.retry_state import begin_retry, end_retry, read_retry_state, spools_of
-from datafetch.engine.session import CHILD_PROCESSES, Backends, Observer, Session, write_report
+from datafetch.engine.session import CHILD_PROCESSES, Backends, Session, write_report
 from datafetch.errors import ConfigurationError
+from datafetch.model.observers import Observer
 from datafetch.model.report import FetchedShards, Report
+from datafetch.model.statistics import Statistics
 from datafetch.monitor.heartbeat import refuse_at_work
 from datafetch.output.merge import Output
 from datafetch.store.layout import OutputLayout, output_of
@@ -42,7 +44,7 @@ async def retry_failed(
     wanted: RetryFilter | None = None,
     *,
     change: Change | None = None,
-    observers: Iterable[Observer] = (),
+    observers: Iterable[Observer[Statistics]] = (),
     backends: Backends = CHILD_PROCESSES,
 ) -> Report:
     """Try again what failed, inside a running event loop, of any kind; otherwise like ``retry``."""

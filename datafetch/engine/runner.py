@@ -25,13 +25,15 @@ from datafetch.engine.job import Job
 from datafetch.engine.ownership import locked_output, locked_shards
 from datafetch.engine.permissions import Permitted, read_permitted
 from datafetch.engine.retry import Change, retry_failed
-from datafetch.engine.session import CHILD_PROCESSES, Backends, Observer, Session, write_report
+from datafetch.engine.session import CHILD_PROCESSES, Backends, Session, write_report
 from datafetch.errors import ConfigurationError
 from datafetch.fetch import Fetcher
 from datafetch.model.interfaces import Manifest
 from datafetch.model.ledger_line import ShardCounts
+from datafetch.model.observers import Observer
 from datafetch.model.report import FetchedShards, Report
 from datafetch.model.sample import IdListResult
+from datafetch.model.statistics import Statistics
 from datafetch.monitor.heartbeat import refuse_at_work
 from datafetch.process.event_loop import run_to_end
 from datafetch.store.ledger import read_keys, read_shard_counts
@@ -42,7 +44,7 @@ _SAMPLES_LOOKED_AT = 256  # before an earlier output is deleted; they are read t
 _log = logging.getLogger(__name__)
 
 
-def run(job: Job, observers: Iterable[Observer] = (), *, backends: Backends = CHILD_PROCESSES) -> Report:
+def run(job: Job, observers: Iterable[Observer[Statistics]] = (), *, backends: Backends = CHILD_PROCESSES) -> Report:
     """Do a job, on an event loop of its own.
 
     Args:
@@ -61,7 +63,7 @@ def run(job: Job, observers: Iterable[Observer] = (), *, backends: Backends = CH
 
 
 async def fetch_dataset(
-    job: Job, observers: Iterable[Observer] = (), *, backends: Backends = CHILD_PROCESSES
+    job: Job, observers: Iterable[Observer[Statistics]] = (), *, backends: Backends = CHILD_PROCESSES
 ) -> Report:
     """Do a job inside a running event loop, of any kind; otherwise like ``run``."""
     bound = await asyncio.to_thread(bind, job)
@@ -83,7 +85,7 @@ async def fetch_dataset(
 def fetch_shards(
     job: Job,
     shards: Iterable[str] | None = None,
-    observers: Iterable[Observer] = (),
+    observers: Iterable[Observer[Statistics]] = (),
     *,
     backends: Backends = CHILD_PROCESSES,
 ) -> FetchedShards:
@@ -112,7 +114,7 @@ def fetch_shards(
 async def fetch_dataset_shards(
     job: Job,
     shards: Iterable[str] | None = None,
-    observers: Iterable[Observer] = (),
+    observers: Iterable[Observer[Statistics]] = (),
     *,
     backends: Backends = CHILD_PROCESSES,
 ) -> FetchedShards:
@@ -132,7 +134,7 @@ async def fetch_dataset_shards(
         return await session.fetch(feed, bound.spec, backends, _as_fetched)
 
 
-def finish(job: Job, observers: Iterable[Observer] = ()) -> Report:
+def finish(job: Job, observers: Iterable[Observer[Statistics]] = ()) -> Report:
     """Complete a job all of whose shards ``fetch_shards`` has published, on an event loop of its own.
 
     The output is resharded for the ranks, the list that the trainer reads is written, and the report.
@@ -152,7 +154,7 @@ def finish(job: Job, observers: Iterable[Observer] = ()) -> Report:
     return run_to_end(finish_dataset(job, observers), uvloop.new_event_loop)
 
 
-async def finish_dataset(job: Job, observers: Iterable[Observer] = ()) -> Report:
+async def finish_dataset(job: Job, observers: Iterable[Observer[Statistics]] = ()) -> Report:
     """Complete a job inside a running event loop, of any kind; otherwise like ``finish``."""
     _refuse_fresh(job)
     bound = await asyncio.to_thread(bind, job)
@@ -180,7 +182,7 @@ def retry(
     wanted: RetryFilter | None = None,
     *,
     change: Change | None = None,
-    observers: Iterable[Observer] = (),
+    observers: Iterable[Observer[Statistics]] = (),
     backends: Backends = CHILD_PROCESSES,
 ) -> Report:
     """Try again what failed, on an event loop of its own.

@@ -10,11 +10,12 @@ import asyncio
 import shutil
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import TypeVar
 
 import orjson
 
@@ -22,11 +23,11 @@ from datafetch.engine.feed import Feed
 from datafetch.engine.job import Job, reshard_plan
 from datafetch.engine.permissions import count_permittable
 from datafetch.engine.pipeline import Pipeline
-from datafetch.errors import ConservationError, DatafetchError
+from datafetch.errors import ConservationError
 from datafetch.fetch import BodyBudget, Fetcher, FetchStatistics
 from datafetch.model.interfaces import ImageTranscoder
 from datafetch.model.ledger_line import ShardCounts
-from datafetch.model.observers import observing
+from datafetch.model.observers import Observer, observed_by
 from datafetch.model.outcome import OK
 from datafetch.model.report import FetchedShards, Report
 from datafetch.model.statistics import Progress, Statistics
@@ -42,12 +43,6 @@ from datafetch.store.atomic import write_atomically
 from datafetch.store.layout import OutputLayout
 from datafetch.store.ledger import read_shard_counts
 from datafetch.transcode import ImageSpec, Transcoder
-
-Observer: TypeAlias = Callable[[Callable[[], Statistics]], Coroutine[None, None, None]]
-"""Watches a run: a coroutine function that may ask for statistics as often as it likes, until it is cancelled.
-
-What it raises is logged as an error under ``datafetch.model.observers``, and the run continues without it.
-"""
 
 
 def _open_transcoder(job: Job, spec: ImageSpec, quarantine: Path) -> AbstractAsyncContextManager[ImageTranscoder]:
@@ -90,7 +85,7 @@ class Session:
         job: Job,
         output: Output,
         shards: Sequence[str],
-        observers: Iterable[Observer],
+        observers: Iterable[Observer[Statistics]],
         progress: Path | None = None,
     ) -> None:
         self.output = output
@@ -162,18 +157,14 @@ class Session:
 
     @asynccontextmanager
     async def _watched(self, statistics: Callable[[], Statistics]) -> AsyncIterator[None]:
-        """Write heartbeats and let observers watch; of several errors, raise the one that stopped the work."""
+        """Write heartbeats and let the observers watch; of several errors, raise the one that stopped the work."""
 
-        def ask() -> Statistics:
+        def take_snapshot() -> Statistics:
             return replace(statistics(), resharding=self._resharding)
 
-        with _one_error():
-            async with asyncio.TaskGroup() as group:
-                watching = [group.create_task(write_heartbeats(ask, self.output.layout, self._progress))]
-                watching += [group.create_task(observing(observe, ask)) for observe in self._observers]
-                yield
-                for watch in watching:
-                    watch.cancel()
+        heartbeat = partial(write_heartbeats, layout=self.output.layout, path=self._progress)
+        async with observed_by((heartbeat, *self._observers), take_snapshot):
+            yield
 
     def _fetched(self, feed: Feed, pipeline: Pipeline, fetching: FetchStatistics) -> FetchedShards:
         return FetchedShards(
@@ -277,21 +268,3 @@ def write_report(layout: OutputLayout, report: Report) -> None:
     """Write the report beside the output; from then on the run is complete."""
     options = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
     write_atomically(layout.report, orjson.dumps(report.summary(), option=options))
-
-
-@contextmanager
-def _one_error() -> Iterator[None]:
-    """Task groups raise groups; a caller wants the one error that stopped the run."""
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        ours, others = group.split(DatafetchError)
-        raise next(_leaves(ours or others or group)) from group
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from _leaves(inner)
-    else:
-        yield error

@@ -1,15 +1,25 @@
-"""Isolate observers from the work that they observe: their exceptions are logged, and the work continues."""
+"""Observers watch a run or a check, and are isolated from it: their exceptions are logged, and the work continues."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
+
+from datafetch.errors import DatafetchError
 
 _log = logging.getLogger(__name__)
 
 _Snapshot = TypeVar("_Snapshot")
+
+Observer: TypeAlias = Callable[[Callable[[], _Snapshot]], Coroutine[None, None, None]]
+"""A coroutine function that observes work: it may call its argument for a snapshot at any time, until it is cancelled.
+
+What it raises is logged as an error under ``datafetch.model.observers``, and the work continues without it.
+"""
 
 
 class SafeObserver:
@@ -43,14 +53,38 @@ class SafeObserver:
         return True
 
 
-async def observing(
-    observe: Callable[[Callable[[], _Snapshot]], Coroutine[None, None, None]], ask: Callable[[], _Snapshot]
-) -> None:
-    """Run an observer until it is cancelled or fails; a failure is logged and not raised.
+@asynccontextmanager
+async def observed_by(
+    observers: Iterable[Observer[_Snapshot]], take_snapshot: Callable[[], _Snapshot]
+) -> AsyncIterator[None]:
+    """Let observers watch the work that is done in this context, and cancel them at its end.
 
     Args:
-        observe: The observer.
-        ask: Returns the current snapshot; passed to the observer.
+        observers: They run at the same time; none of them affects the work, or another.
+        take_snapshot: Returns how the work stands; passed to each observer.
+
+    Raises:
+        BaseException: The one error that stopped the work, also where task groups within it raised groups of several.
+            An error of datafetch's own goes first, because it tells the operator what to do.
     """
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(_run_safely(observer, take_snapshot)) for observer in observers]
+            yield
+            for task in tasks:
+                task.cancel()
+    except BaseExceptionGroup as errors:
+        raise _root_error(errors) from errors
+
+
+async def _run_safely(observer: Observer[_Snapshot], take_snapshot: Callable[[], _Snapshot]) -> None:
     with SafeObserver("an observer"):
-        await observe(ask)
+        await observer(take_snapshot)
+
+
+def _root_error(errors: BaseExceptionGroup) -> BaseException:
+    own, others = errors.split(DatafetchError)
+    error: BaseException = own or others or errors
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

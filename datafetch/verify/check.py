@@ -7,16 +7,16 @@ size of the output, only a batch of rows and the images that wait for the codec 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
 from datafetch.datasets import DATASETS, find_dataset
-from datafetch.errors import ConfigurationError, DatafetchError, raise_if_exhausted, require_in_range
+from datafetch.errors import ConfigurationError, raise_if_exhausted, require_in_range
 from datafetch.model.interfaces import Dataset
 from datafetch.model.kinds import Loader
-from datafetch.model.observers import observing
+from datafetch.model.observers import Observer, observed_by
 from datafetch.output.formats import ROWS_SUFFIX
 from datafetch.output.reshard.ranks import GROUP_OF, Ranks
 from datafetch.process.event_loop import run_to_end
@@ -39,12 +39,6 @@ _SHARD_SPEC = ImageSpec(encode=Encoding.ORIGINAL, max_pixels=_MAX_PIXELS, repair
 _FILE_SPEC = ImageSpec(encode=Encoding.RECEIVED, max_pixels=_MAX_PIXELS)
 
 Subject: TypeAlias = ShardFolder | RecordList | ImageFolder
-
-Observer: TypeAlias = Callable[[Callable[[], VerifyProgress]], Coroutine[None, None, None]]
-"""A coroutine function that observes the check: it may call its argument for a snapshot until it is cancelled.
-
-What it raises is logged as an error under ``datafetch.model.observers``, and the check continues without it.
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +78,12 @@ class Check:
         return Ranks(self.world_size, self.batch, GROUP_OF[loader] if self.group is None else self.group)
 
 
-def run_check(check: Check, observe: Observer | None = None) -> Verdict:
+def run_check(check: Check, observers: Iterable[Observer[VerifyProgress]] = ()) -> Verdict:
     """Verify an output, on an event loop of its own.
 
     Args:
         check: What to verify.
-        observe: Observes the progress.
+        observers: Each observes the progress.
 
     Returns:
         The verdict, which contains the problems of the output; they are not raised.
@@ -98,10 +92,10 @@ def run_check(check: Check, observe: Observer | None = None) -> Verdict:
         DatafetchError: There is nothing to verify, or this machine ran out of something.
         KeyboardInterrupt: Ctrl-C.
     """
-    return run_to_end(verify_output(check, observe))
+    return run_to_end(verify_output(check, observers))
 
 
-async def verify_output(check: Check, observe: Observer | None = None) -> Verdict:
+async def verify_output(check: Check, observers: Iterable[Observer[VerifyProgress]] = ()) -> Verdict:
     """Verify an output inside a running event loop, of any kind; otherwise like ``run_check``."""
     try:
         subject = await asyncio.to_thread(_open, check)
@@ -109,14 +103,8 @@ async def verify_output(check: Check, observe: Observer | None = None) -> Verdic
     except OSError as error:
         raise_if_exhausted(error)
         raise ConfigurationError(f"can't read {check.out}: {error.strerror or error}") from error
-    try:
-        async with asyncio.TaskGroup() as group:
-            observer = None if observe is None else group.create_task(observing(observe, findings.progress))
-            await _examine(subject, findings, check.processes or available_cpus())
-            if observer is not None:
-                observer.cancel()
-    except BaseExceptionGroup as errors:
-        raise _root_error(errors) from errors
+    async with observed_by(observers, findings.progress):
+        await _examine(subject, findings, check.processes or available_cpus())
     usage = None
     if isinstance(subject, ShardFolder) and subject.shards:
         usage = EpochUsage.from_row_counts(subject.row_counts, check.ranks(subject.loader))
@@ -149,15 +137,6 @@ async def _examine(subject: Subject, findings: Findings, processes: int) -> None
 
 def _next(batches: Iterator[list[Examination]]) -> list[Examination] | None:
     return next(batches, None)
-
-
-def _root_error(errors: BaseExceptionGroup) -> BaseException:
-    """Return the one error of a task group that stopped the check: one of datafetch's own, if there is any."""
-    own, others = errors.split(DatafetchError)
-    error: BaseException = own or others or errors
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 def _open(check: Check) -> Subject:

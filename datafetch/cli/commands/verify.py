@@ -51,7 +51,7 @@ def verify(  # noqa: PLR0913 - each is an option of the command line
     )
     console = ProgressConsole()
     with show_remarks(console):
-        verdict = run_check(check, observe=partial(show_verifying, console=console))
+        verdict = run_check(check, observers=[partial(show_verifying, console=console)])
     show_verdict(verdict, as_json=json)
     return ExitCode.COMPLETE if verdict.is_sound else ExitCode.NOT_SOUND
 

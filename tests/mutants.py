@@ -323,7 +323,7 @@ FAULTS = (
     Fault(
         "an image keeps its place when one before it goes",
         "datasets/documents.py",
-        '        "similarity_matrix": [similarities[place] for place, _ in arrived],\n',
+        '        "similarity_matrix": [similarities[position] for position, _ in arrived],\n',
         '        "similarity_matrix": similarities[: len(arrived)],\n',
         ("documents",),
     ),

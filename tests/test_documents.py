@@ -54,8 +54,8 @@ def document(images: int, texts: int = 3, **more: object) -> dict[str, Any]:
 
 def read(record: dict[str, Any], options: DocumentOptions | None = None) -> Any:
     """A record as a sample, or None."""
-    form = DocumentFormat.load("raw_url", options or DocumentOptions())
-    return form.parsed(record) if form.wants(record) else None
+    record_format = DocumentFormat.load("raw_url", options or DocumentOptions())
+    return record_format.parse_record(record) if record_format.selects(record) else None
 
 
 def sample_of(record: dict[str, Any], options: DocumentOptions | None = None) -> Sample:

@@ -435,7 +435,7 @@ def test_indices_of_kept_documents(job: Job, web: Web, tmp_path: Path) -> None:
     assert (report.totals.samples, report.totals.rows) == (4, 2)
     assert report.selection is not None
     assert (report.selection.wanted, report.selection.not_found) == (3, 1)
-    with pytest.raises(ConfigurationError, match="--ids-index kept counts the documents that were kept"):
+    with pytest.raises(ConfigurationError, match="an output with --ids-index kept can't be retried"):
         retry(job.out)
 
 

@@ -268,7 +268,7 @@ def test_a_run_killed_at_any_step_goes_on(tmp_path: Path, origin: Origin, pictur
         ("{}", "is not a JSON list; --source takes the published list"),
         ("[", "is cut short; --source takes"),
         ("[]", "no url under"),
-        ('[{"image": "a.jpg"}]', "no url under .* --url-key; there are: image"),
+        ('[{"image": "a.jpg"}]', "no url under .* --url-key; the keys that they have: image"),
     ],
 )
 def test_a_list_that_is_none_is_refused(tmp_path: Path, text: str, reason: str) -> None:

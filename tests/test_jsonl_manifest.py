@@ -78,11 +78,13 @@ def test_a_text_of_another_name_is_brought_where_the_loader_looks(tmp_path: Path
 def test_without_a_key_that_fits_it_is_said_which_there_are(tmp_path: Path) -> None:
     """And with which option one is named."""
     files = {"a.jsonl": lines({"link": "http://e.org/1.jpg", "text": "a"})}
-    with pytest.raises(ManifestError, match=r"no url under url or .* --url-key; there are: link, text"):
+    with pytest.raises(ManifestError, match=r"no url under url or .* --url-key; the keys that they have: link, text"):
         bind(tmp_path / "s", files)
-    with pytest.raises(ManifestError, match=r"no text under caption; .* --text-key; there are: link, text"):
+    with pytest.raises(
+        ManifestError, match=r"no text under caption; .* --text-key; the keys that they have: link, text"
+    ):
         bind(tmp_path / "s", files, url_key="link", text_key="caption")
-    with pytest.raises(ManifestError, match=r"there are: �\[2Jlink$"):
+    with pytest.raises(ManifestError, match=r"the keys that they have: �\[2Jlink$"):
         bind(tmp_path / "s", {"a.jsonl": lines({"\x1b[2Jlink": 1})})
 
 
@@ -185,14 +187,14 @@ def test_a_copy_of_a_file_is_refused(tmp_path: Path, dataset: str) -> None:
 class Tabbed(RecordFormat):
     """Lines of a URL, a tab and a text."""
 
-    def record(self, line: bytes) -> JsonObject:
+    def parse_line(self, line: bytes) -> JsonObject:
         """Its two halves."""
         url, tab, text = line.decode().partition("\t")
         if not tab:
             raise BadRecordError("there is no tab")
         return {"url": url, "text": text}
 
-    def parsed(self, record: JsonObject) -> ParsedRecord:
+    def parse_record(self, record: JsonObject) -> ParsedRecord:
         """A pair."""
         return ParsedRecord((record["url"],), record)
 

@@ -1,4 +1,4 @@
-"""One small file a dataset, and their registry."""
+"""The datasets that datafetch can prepare: a module for each, and their registry."""
 
 from datafetch.datasets.registry import DATASETS, find_dataset
 

@@ -1,4 +1,4 @@
-"""What is known of a dataset before anything is read: facts alone, with what is usual as their default."""
+"""What most datasets have in common: the base class of all datasets, with defaults that a dataset overrides."""
 
 from __future__ import annotations
 
@@ -14,21 +14,23 @@ from datafetch.model.sample import Sample
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetDefaults:
-    """The facts of ``model.interfaces.Dataset``, and the options that were set.
+    """The properties of ``model.interfaces.Dataset`` as fields, and its methods where most datasets agree.
+
+    A dataset derives from it, gives the fields new defaults, and adds ``bind`` and ``to_row``.
 
     Attributes:
-        name: As on the command line.
-        summary: What it is, in a line of help.
-        path: Where the trainer expects it, under the root.
-        loader: Which of the trainer's loaders reads it; None where that is not known.
+        name: Its name on the command line.
+        summary: A one-line description for the help.
+        path: The path at which the trainer expects it, below its data root.
+        loader: The trainer's loader that reads it; None if it is unknown.
         output_format: The name of the format of its output.
-        list_name: The JSON list beside the output folder that the trainer reads, where there is one.
-        payloads: How a row may hold images.
-        id_list: What a line of its id list holds; None where it takes no list.
-        short_side_px: The recipe's limit for an image's short side; None leaves sizes alone.
-        keeps_bodies: Whether images are kept as received, whatever their format.
-        min_pixels: Images with fewer are placeholders for images that are gone.
-        options: What was set for it.
+        list_name: File name of the JSON list next to the output folder that the trainer reads; None if there is none.
+        payloads: The ways in which its rows may hold images.
+        id_list: What a line of its id list contains; None if it takes no list.
+        short_side_px: The recipe's limit for the short side of an image; None keeps the sizes.
+        keeps_bodies: Whether images are kept as received, in any format.
+        min_pixels: Images with fewer pixels are placeholders that sites serve for images that are gone.
+        options: The values of its options.
     """
 
     name: str
@@ -48,15 +50,15 @@ class DatasetDefaults:
         """The same dataset with other options.
 
         Raises:
-            ConfigurationError: They are another dataset's.
+            ConfigurationError: The options belong to another dataset.
         """
         if type(options) is not type(self.options):
             raise ConfigurationError(f"{self.name} takes {type(self.options).__name__}, not {type(options).__name__}")
         return replace(self, options=options)
 
     def is_lost(self, sample: Sample, failed: Collection[int]) -> bool:
-        """Whether a sample can no longer become a row: here, because it needs all of its images."""
+        """Whether a sample can no longer become a row: by default, a row needs at least one image, and all of them."""
         return bool(failed) or not sample.urls
 
     def refuse_retry(self) -> None:
-        """Refuse nothing: a row depends on its own images alone."""
+        """Accept every retry: by default, a row depends only on its own images."""

@@ -1,8 +1,10 @@
-"""Interleaved documents, MMC4's form: texts, images that point at them, and a row of similarities an image.
+"""Interleaved documents in the form of MMC4: a list of texts, a list of images, and a matrix of their similarities.
 
-Source: github.com/allenai/mmc4. What the trainer's loader demands of a row is VILA's (docs/files.md): it zips
-``image_info`` with ``similarity_matrix``, so an image that goes takes its row with it; ``matched_text_index`` points
-into ``text_list``, which nothing is taken from.
+Each image refers to a text by ``matched_text_index``, and has one row of ``similarity_matrix``. VILA's loader, which
+decides what a row must look like (docs/files.md), iterates over images and matrix rows in parallel. So when an image is
+left out of a document, its matrix row is left out as well. Texts are never left out, so indices into them stay valid.
+
+Source: github.com/allenai/mmc4.
 """
 
 from __future__ import annotations
@@ -24,23 +26,25 @@ from datafetch.model.options import DatasetOptions, Effect, Option, option
 from datafetch.model.outcome import Encoded
 from datafetch.model.sample import Record, Row, Sample
 
-_MAX_ZEROS = 2**20  # published documents have some hundred similarities
-_MAX_TOKEN_CHARS = 1000  # no tokenizer makes fewer tokens of more; what it holds of a text is fifty times as large
-_MAX_IMAGES = 256  # published documents have 15; what a lost one costs grows with their square
+_MAX_ZEROS = 2**20  # published documents have a few hundred similarities
+_MAX_TOKEN_CHARS = 1000  # no token is longer; a longer text is not tokenized, which takes fifty times its memory
+_MAX_IMAGES = 256  # published documents have up to 15; the cost of a lost document grows with the square of the number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DocumentOptions(DatasetOptions):
-    """What may be set for any dataset of documents.
+    """The options of every dataset of documents.
 
     Attributes:
-        keep_at_least: Keep documents with so many images or more, without those that did not arrive; None asks for all.
+        keep_at_least: The number of images that have to arrive for a document to become a row, which is then without
+            the others; None requires all of them.
         fill_similarity: Whether documents without a similarity matrix get one of zeros.
-        max_images: Leave out documents with more images.
-        min_similarity: Leave out documents with an image whose ``matched_sim`` is lower, or NaN.
-        max_tokens: Leave out documents with more tokens: those of the text, and 729 an image.
-        tokenizer: File that counts them (``tokenizer.json``).
-        skip_bad_lines: Whether lines that are no record are skipped and counted.
+        max_images: Leave out documents with more images than this; None keeps them.
+        min_similarity: Leave out documents with an image whose ``matched_sim`` is lower, or NaN; None keeps them.
+        max_tokens: Leave out documents with more tokens than this: those of the texts, and 729 for each image. None
+            keeps them.
+        tokenizer: The path of the ``tokenizer.json`` that counts the tokens.
+        skip_bad_lines: Whether lines that are not valid records are skipped and counted.
     """
 
     keep_at_least: int | None = option(
@@ -71,20 +75,24 @@ class DocumentOptions(DatasetOptions):
     skip_bad_lines: bool = option(False, SKIP_BAD_LINES)
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work, before anything is read."""
-        DatasetOptions.__post_init__(self)  # not by super(), which dataclasses with slots can't have
+        """Check the options before anything is read.
+
+        Raises:
+            ConfigurationError: A number is out of its bounds, or only one of two options that belong together is given.
+        """
+        DatasetOptions.__post_init__(self)  # super() does not work in dataclasses with slots
         if (self.max_tokens is None) != (self.tokenizer is None):
-            raise ConfigurationError("--max-tokens and --tokenizer are given together: what counts, and how many")
+            raise ConfigurationError("--max-tokens and --tokenizer must be given together")
 
 
 @dataclass(frozen=True, slots=True)
 class DocumentFormat(RecordFormat):
-    """From a record to a sample, for one dataset of documents with its options.
+    """How records become samples in datasets of documents.
 
     Attributes:
-        url_key: Where an image has its URL.
-        options: Which documents are wanted.
-        tokens: Counts them; None where they are not limited.
+        url_key: The key under which an image has its URL.
+        options: The options of the dataset, which decide which documents are selected.
+        tokens: Counts a document's tokens; None if they are not limited.
     """
 
     url_key: str
@@ -93,19 +101,19 @@ class DocumentFormat(RecordFormat):
 
     @classmethod
     def load(cls, url_key: str, options: DocumentOptions) -> DocumentFormat:
-        """A reader; the tokenizer is loaded.
+        """Create a format, and load the tokenizer if the options name one.
 
         Raises:
-            ConfigurationError: It can't be.
+            ConfigurationError: The tokenizer can't be loaded.
         """
         return cls(url_key, options, TokenCounter(Path(options.tokenizer)) if options.tokenizer else None)
 
-    def parsed(self, record: JsonObject) -> ParsedRecord:
-        """The document as a sample.
+    def parse_record(self, record: JsonObject) -> ParsedRecord:
+        """Turn a document into a sample; one with too few images gets no URLs, and so nothing is requested for it.
 
         Raises:
-            BadRecordError: It is no document, or one that the loader would trip over.
-            ManifestError: It has no similarities, and is not to get any.
+            BadRecordError: The record is not a document, or is one that the trainer's loader can't read.
+            ManifestError: The document has no similarities, and ``--fill-similarity`` is not given.
         """
         texts, images = _texts(record), _images(record)
         if (self.options.keep_at_least or 1) > len(images):
@@ -119,76 +127,83 @@ class DocumentFormat(RecordFormat):
             return ParsedRecord(urls, record)
         if not self.options.fill_similarity:
             raise ManifestError(
-                "the document has no similarity_matrix, and the trainer's loader needs one; "
-                "--fill-similarity puts zeros there"
+                "the document has no similarity_matrix, which the trainer's loader needs; give --fill-similarity to "
+                "fill in zeros"
             )
         if len(texts) * len(images) > _MAX_ZEROS:
             raise BadRecordError(
-                f"{len(texts):,} texts and {len(images):,} images are too many to fill in similarities"
+                f"{len(texts):,} texts and {len(images):,} images are too many for filling in similarities"
             )
         zeros = [[0.0] * len(texts) for _ in images]
         return ParsedRecord(urls, {**record, "similarity_matrix": zeros}, (CounterName.FILLED_SIMILARITY,))
 
     def identity_fields(self) -> dict[str, object]:
-        """The hash of the tokenizer; the other options are known by their values."""
+        """The hash of the tokenizer; the other options are part of a job's identity by their values."""
         return {} if self.tokens is None else {"tokenizer": self.tokens.sha256}
 
-    def wants(self, record: JsonObject) -> bool:
-        """Whether the filters leave a document in."""
+    def selects(self, record: JsonObject) -> bool:
+        """Whether all filters select a document.
+
+        Raises:
+            BadRecordError: The record is not a document, or lacks a value that a filter needs.
+        """
         texts, images, options = _texts(record), _images(record), self.options
         if options.max_images is not None and len(images) > options.max_images:
             return False
         if options.min_similarity is not None:
             similarities = [image.get("matched_sim") for image in images]
             if not all(isinstance(value, float | int) for value in similarities):
-                raise BadRecordError("an image has no matched_sim, which --min-similarity looks at")
-            # Turned around, so that NaN, which is no similarity, passes no filter: as in COYO's published script.
+                raise BadRecordError("an image has no matched_sim, which --min-similarity needs")
+            # Not written as any(value < …), so that NaN passes no filter, as in COYO's published script.
             if not all(value >= options.min_similarity for value in similarities if value is not None):
                 return False
         return options.max_tokens is None or self.tokens is None or self._fits(texts, images, options.max_tokens)
 
     def _fits(self, texts: Sequence[str], images: Sequence[JsonObject], max_tokens: int) -> bool:
-        assert self.tokens is not None, "it is asked where there is one"
+        assert self.tokens is not None, "the caller has checked this"
         if sum(map(len, texts)) > max_tokens * _MAX_TOKEN_CHARS:
             return False
         return self.tokens.count(texts, len(images)) <= max_tokens
 
 
 def document_row(record: Record, keep_at_least: int | None) -> Row | None:
-    """The document with its images, or None where too few of them arrived.
+    """Build the row of a document: the document as published, with the images that arrived.
 
     Args:
-        record: The document and what became of its images.
-        keep_at_least: So many are enough; None asks for all. Those that did not arrive are left out.
+        record: The document with the outcomes of its images.
+        keep_at_least: The number of images that have to arrive; None requires all of them.
+
+    Returns:
+        The row, without the images that did not arrive; None if too few did.
     """
     outcomes, document = record.outcomes, record.sample.row
-    arrived = [(place, outcome) for place, outcome in enumerate(outcomes) if isinstance(outcome, Encoded)]
+    arrived = [(position, outcome) for position, outcome in enumerate(outcomes) if isinstance(outcome, Encoded)]
     if not arrived or len(arrived) < (len(outcomes) if keep_at_least is None else keep_at_least):
         return None
     images, similarities = _list(document["image_info"]), _list(document["similarity_matrix"])
     return {
         **document,
         "image_info": [
-            {**images[place], "image_base64": pack(outcome.jpeg, Payload.BASE64)} for place, outcome in arrived
+            {**images[position], "image_base64": pack(outcome.jpeg, Payload.BASE64)} for position, outcome in arrived
         ],
-        "similarity_matrix": [similarities[place] for place, _ in arrived],
+        "similarity_matrix": [similarities[position] for position, _ in arrived],
     }
 
 
 def is_document_lost(sample: Sample, failed: Collection[int], keep_at_least: int | None) -> bool:
-    """Whether ``document_row`` gives no row for a document, whatever the images that did not fail come to.
+    """Whether too many images of a document failed, so that ``document_row`` returns None even if all others arrive.
 
     Args:
         sample: The document.
-        failed: Positions of the images that failed.
-        keep_at_least: As there.
+        failed: The positions of the images that failed.
+        keep_at_least: The same as for ``document_row``.
     """
     left = len(sample.urls) - len(failed)
     return left <= 0 or left < (len(sample.urls) if keep_at_least is None else keep_at_least)
 
 
 def _list(value: object) -> Sequence[Any]:
-    assert isinstance(value, list), "a document that is read has it"
+    assert isinstance(value, list), "parse_record has checked this"
     return value
 
 
@@ -213,15 +228,15 @@ def _images(record: JsonObject) -> list[JsonObject]:
 
 
 def _url(record: Mapping[str, Any], url: object) -> str:
-    """An image's URL, from where the document was found; what can't be joined is left for the fetcher to refuse."""
+    """Resolve an image's URL against that of its document. One that can't be resolved is left to the fetcher."""
     url = bounded_url(url)
-    if not url.strip():  # or the document itself would be asked for
+    if not url.strip():  # it would resolve to the document itself
         return ""
     base = record.get("url")
     if not isinstance(base, str) or is_too_long(base):
         return url
     try:
-        # Each image has its document's address before its own, so that a long one would be there many times.
+        # A long URL of a document becomes part of those of all its images, so the result is bounded again.
         return bounded_url(urljoin(base.strip(), url.strip()))
     except ValueError:
         return url

@@ -1,7 +1,8 @@
-"""Names of files that come from the web's data: which of them may be written, and which would clash.
+"""Decides which file names from untrusted data may be written, and which would collide.
 
-Rules: a name leads to a place inside the output folder by its own words, on any filesystem: nothing is normalised, and
-what would need that is refused.
+Rules: a name must stay inside the output folder, and be valid and unambiguous on every common filesystem. Names are
+never repaired, because two repairs could give the same name; what would need a repair is refused. The reasons are part
+of ``dropped.jsonl``.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 
 from datafetch.model.untrusted import is_utf8
 
-_MAX_NAME_BYTES = 240  # of 255, so that a temporary name has room
+_MAX_NAME_BYTES = 240  # filesystems allow 255, and a temporary name is a little longer
 _MAX_PATH_BYTES = 1000
 _MAX_FOLDERS = 8
 _RESERVED = frozenset({"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))})
@@ -22,7 +23,7 @@ _FORBIDDEN = frozenset('\\:*?"<>|')
 
 
 def why_refused(name: object) -> str:
-    """Why no file may have this name; nothing where one may. Slashes part folders."""
+    """Return why no file may have this name, a relative path with slashes; an empty string if one may."""
     if not isinstance(name, str) or not name:
         return "the name of its file is not text"
     if not name.isprintable() or not is_utf8(name):
@@ -45,28 +46,36 @@ def _why_part_refused(part: str) -> str:
 
 
 class DuplicateNames:
-    """Which of many names lead to one and the same file on some filesystem, or to a folder of another; 8 bytes each.
+    """Finds names that would be the same file on some filesystem, or the folder of another file.
+
+    Memory holds 8 bytes for each name: a hash of the name as a filesystem sees it that ignores case and Unicode
+    composition.
 
     Args:
-        names: All names, in order; those that were refused as None.
+        names: All names, in order; None for those that are refused for another reason.
     """
 
     def __init__(self, names: Iterable[str | None]) -> None:
         folders: set[int] = set()
-        digests = np.fromiter((_NONE if name is None else _digest_and_note(name, folders) for name in names), np.int64)
+        digests = np.fromiter((_NONE if name is None else _add_name(name, folders) for name in names), np.int64)
         self._folders = folders
         order = np.argsort(digests, kind="stable")
-        is_again = np.concatenate(([False], digests[order][1:] == digests[order][:-1])) if len(order) else np.empty(0)
-        self._again = np.sort(order[is_again.astype(bool)])
+        is_repeated = (
+            np.concatenate(([False], digests[order][1:] == digests[order][:-1])) if len(order) else np.empty(0)
+        )
+        self._repeated = np.sort(order[is_repeated.astype(bool)])
         self._digests = digests
 
     def why_refused(self, number: int) -> str:
-        """Why the name of this number can't be had beside the others; nothing where it can, as the first can."""
+        """Return why the name with this number collides with another; an empty string if it does not.
+
+        Of several names for the same file, the first one is accepted.
+        """
         digest = int(self._digests[number])
         if digest == _NONE:
             return ""
-        place = int(np.searchsorted(self._again, number))
-        if place < len(self._again) and int(self._again[place]) == number:
+        index = int(np.searchsorted(self._repeated, number))
+        if index < len(self._repeated) and int(self._repeated[index]) == number:
             return "an earlier record has the name of its file, but perhaps for the case of letters"
         return "the name of its file is that of another's folder" if digest in self._folders else ""
 
@@ -74,7 +83,8 @@ class DuplicateNames:
 _NONE = -1
 
 
-def _digest_and_note(name: str, folders: set[int]) -> int:
+def _add_name(name: str, folders: set[int]) -> int:
+    """Return the digest of a name, and add those of its folders."""
     parts = name.split("/")
     for end in range(1, len(parts)):
         folders.add(_digest("/".join(parts[:end])))
@@ -82,6 +92,6 @@ def _digest_and_note(name: str, folders: set[int]) -> int:
 
 
 def _digest(name: str) -> int:
-    """Of a name as filesystems without case see it; never ``_NONE``."""
-    same = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
-    return int.from_bytes(hashlib.blake2b(same.encode(), digest_size=8).digest(), "little") >> 1
+    """Hash a name as filesystems that ignore case see it. The result is never negative, and so never ``_NONE``."""
+    folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+    return int.from_bytes(hashlib.blake2b(folded.encode(), digest_size=8).digest(), "little") >> 1

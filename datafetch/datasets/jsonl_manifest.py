@@ -1,8 +1,10 @@
-"""Datasets that are published as lines, JSON unless their format says otherwise: a folder of files, each a shard.
+"""Manifests of lines: a folder of files, each a shard, with one record a line. Lines are JSON by default.
 
-Rules: a file is read twice, as it is opened: once to see that every line is a record and which of them are wanted, and
-once, line by line, for the samples. Memory holds a byte a line. What is wrong with a line is known before anything of
-its file is fetched.
+Each file is read twice. When a shard is opened, ``LineSamples`` scans its file: it parses every line, applies the
+filters and the id list, and keeps one byte a line that says whether the line becomes a sample. When the samples are
+iterated over, only those lines are parsed again. So the number of samples and every bad line are known before anything
+of the file is fetched, and memory does not hold the records. A file that changes between the two passes is detected
+when a line no longer parses, or lines are missing.
 """
 
 from __future__ import annotations
@@ -34,26 +36,26 @@ from datafetch.model.untrusted import is_plain_name
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".jsonl.zip")
 _SNIFFED_LINES = 100
 _SNIFFED_BYTES = 4 * 1024 * 1024  # a hundred of the longest lines would be gigabytes
-_MAX_PARSED_BYTES = 512 * 1024 * 1024  # of one record; a line of 64 MiB can make two gigabytes of empty lists
-_SHORT_LINE_BYTES = 1024 * 1024  # what is shorter can't come near that
-_COMPRESSION = 4.0  # of text, about
-_USUAL_LINE_BYTES = 1000.0  # where no line has been seen
+_MAX_PARSED_BYTES = 512 * 1024 * 1024  # of one record; a line of 64 MiB can become two gigabytes of empty lists
+_SHORT_LINE_BYTES = 1024 * 1024  # a line of this length can't become so large
+_COMPRESSION_RATIO = 4.0  # typical of text
+_DEFAULT_LINE_BYTES = 1000.0  # assumed if there is no record to measure
 
 JsonObject: TypeAlias = dict[str, Any]
 
 
 class BadRecordError(ValueError):
-    """A record that is not of its dataset's form. The text says what is wrong with it."""
+    """A record is not of the form that its dataset requires. The message says why, without file and line."""
 
 
 @dataclass(frozen=True, slots=True)
 class ParsedRecord:
-    """A record as a sample that has no place yet.
+    """The parts of a sample that come from its record; its key and position follow from its line.
 
     Attributes:
-        urls: One image URL or more; none where it can't become a row.
-        row: Its metadata.
-        notes: What is to be counted of it.
+        urls: The image URLs; empty if the sample can't become a row whatever arrives.
+        row: The metadata.
+        notes: The counters that the record adds one to.
     """
 
     urls: tuple[str, ...]
@@ -62,79 +64,85 @@ class ParsedRecord:
 
 
 class RecordFormat(Protocol):
-    """From a line to a record to a sample, for one dataset with its options.
+    """How the lines of one dataset become records and samples, with the options of a run.
 
-    What is JSON inherits ``record``, and what has no filter ``wants``.
+    A format of JSON lines inherits ``parse_line``, and one without filters inherits ``selects``.
     """
 
-    def record(self, line: bytes) -> JsonObject:
-        """The record of a line.
+    def parse_line(self, line: bytes) -> JsonObject:
+        """Parse a line into a record.
 
         Raises:
-            BadRecordError: It is none.
+            BadRecordError: The line is not a record.
         """
         return parse_json_line(line)
 
-    def wants(self, record: JsonObject) -> bool:  # noqa: ARG002 - for those that look at it
-        """Whether the filters leave a record in; asked once, for it may cost more than reading.
+    def selects(self, record: JsonObject) -> bool:  # noqa: ARG002 - a filter looks at it
+        """Whether the filters select a record. Called only during the scan, because a filter may be slow.
 
         Raises:
-            BadRecordError: It is not of the form.
+            BadRecordError: The record is not of the required form.
         """
         return True
 
-    def parsed(self, record: JsonObject) -> ParsedRecord:
-        """The record as a sample.
+    def parse_record(self, record: JsonObject) -> ParsedRecord:
+        """Turn a record into the parts of a sample. The same record always gives the same result.
 
         Raises:
-            BadRecordError: It is not of the form.
-            ManifestError: It lacks something that can't be skipped.
+            BadRecordError: The record is not of the required form; ``--skip-bad-lines`` skips it.
+            ManifestError: The record lacks something, and must not be skipped.
         """
         ...
 
 
 def open_folder(source: Path, suffixes: Sequence[str] = SUFFIXES) -> dict[str, LineFile]:
-    """All files of lines in a folder, by stem, in the order of the stems.
+    """Open all files of lines in a folder.
 
     Args:
-        source: The folder; a single file stands for itself.
+        source: The folder, or a single file.
         suffixes: What the names of the files end with.
 
+    Returns:
+        The files by the names of their shards, which are the file names without suffixes, sorted by these.
+
     Raises:
-        ManifestError: There is none, one can't be read, two have the same stem, or one is a copy of another: there are
-            no ids that would tell which records come twice.
+        ManifestError: There is no such file, one can't be read, two would give the same shard, or one is a copy of
+            another. Copies are refused because records of lines have no ids that would reveal duplicates.
     """
     files: dict[str, LineFile] = {}
     by_content: dict[str, Path] = {}
     for path in list_files(source, *suffixes):
         stem = reduce(str.removesuffix, suffixes, stem_of(path))
         if not is_plain_name(stem) or not stem.isprintable():
-            raise ManifestError(f"{path} has a name that no shard can have; give it another")
+            raise ManifestError(f"{path} has a name that can't be the name of a shard; rename the file")
         if stem in files:
             raise ManifestError(f"{path} and {files[stem].path} would both become {stem}.pkl; move one of them away")
         file = files[stem] = LineFile(path)
         original = by_content.setdefault(file.fingerprint, path)
         if original != path and file.size_bytes:
-            raise ManifestError(
-                f"{path} is a copy of {original}: both have the same size, beginning and end; move one of them away"
-            )
+            raise ManifestError(f"{path} is a copy of {original} (same size, beginning and end); move one of them away")
     return dict(sorted(files.items()))
 
 
 @dataclass(frozen=True, slots=True)
 class FirstRecords:
-    """The first records of a folder, and how long a line is, about."""
+    """The first records of a folder, which show what all of them are like.
+
+    Attributes:
+        records: At most a hundred, from the first file that has any.
+        line_bytes: The mean length of their lines.
+    """
 
     records: list[JsonObject] = field(default_factory=list)
-    line_bytes: float = _USUAL_LINE_BYTES
+    line_bytes: float = _DEFAULT_LINE_BYTES
 
 
 def first_records(files: Iterable[LineFile], parse: Callable[[bytes], JsonObject] | None = None) -> FirstRecords:
-    """The records of the first file that has any; lines that are no record are skipped.
+    """Read the first records of the first file that has any; lines that are not records are skipped.
 
     Args:
-        files: In order.
-        parse: Makes a record of a line, as ``RecordFormat.record``; None for JSON.
+        files: The files, in order.
+        parse: Parses a line, as ``RecordFormat.parse_line`` does; None parses JSON.
     """
     parse = parse or parse_json_line
     for file in files:
@@ -155,49 +163,55 @@ def first_records(files: Iterable[LineFile], parse: Callable[[bytes], JsonObject
 
 @dataclass(frozen=True, slots=True)
 class LinesManifest(Manifest):
-    """Files of lines, and how their lines are read.
+    """Files of lines, all of one format.
 
     Attributes:
-        files: By shard.
-        form: From a record to a sample.
-        reading: What decides the rows of how they are read, as JSON.
-        skips_bad_lines: Whether lines that are no record are skipped.
-        line_bytes: Of a line, about.
+        files: The files by the names of their shards.
+        record_format: How lines become samples.
+        identity: What ``identity_fields`` returns.
+        skips_bad_lines: Whether lines that are not valid records are skipped.
+        line_bytes: The approximate length of a line.
     """
 
     files: Mapping[str, LineFile]
-    form: RecordFormat
-    reading: Mapping[str, object] = field(default_factory=dict)
+    record_format: RecordFormat
+    identity: Mapping[str, object] = field(default_factory=dict)
     skips_bad_lines: bool = False
-    line_bytes: float = _USUAL_LINE_BYTES
+    line_bytes: float = _DEFAULT_LINE_BYTES
 
     def shards(self) -> list[Shard]:
-        """One shard a file."""
+        """One shard for each file; its size is that of the file, in bytes."""
         return [Shard(name, file.path, file.size_bytes, file.fingerprint) for name, file in self.files.items()]
 
     def max_samples(self) -> int:
-        """About as many as there are lines, by the size of the files and of the first lines."""
+        """The approximate number of lines, estimated from the sizes of the files and the length of a line."""
         text_bytes = sum(
-            file.size_bytes * (_COMPRESSION if file.is_compressed else 1.0) for file in self.files.values()
+            file.size_bytes * (_COMPRESSION_RATIO if file.is_compressed else 1.0) for file in self.files.values()
         )
         return round(text_bytes / max(1.0, self.line_bytes))
 
     def identity_fields(self) -> Mapping[str, object]:
-        """How records are read."""
-        return self.reading
+        """What decides how records are read, such as the keys that were detected."""
+        return self.identity
 
     def samples(self, shard: Shard) -> LineSamples:
-        """All samples of one file."""
-        return LineSamples(self.files[shard.name], f"{shard.name}:", self.form, skips_bad_lines=self.skips_bad_lines)
+        """Scan one file for its samples.
+
+        Raises:
+            ManifestError: As ``LineSamples`` does.
+        """
+        return LineSamples(
+            self.files[shard.name], f"{shard.name}:", self.record_format, skips_bad_lines=self.skips_bad_lines
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class IdFilter:
-    """What an id list names of one file.
+    """What an id list selects from one file.
 
     Attributes:
-        numbers: Counted from 0.
-        are_rows: Whether it is the rows that are counted, and not the lines.
+        numbers: The selected numbers, counted from 0.
+        are_rows: Whether they count the rows of the finished shard; otherwise they count the lines of the file.
     """
 
     numbers: frozenset[int]
@@ -205,32 +219,32 @@ class IdFilter:
 
 
 class LineSamples(Samples):
-    """The samples of one file of lines.
+    """The samples of one file of lines, which is scanned when they are created.
 
     Args:
         file: The file.
-        key_prefix: What stands before the number of a record's line, counted from 0, in its key.
-        form: From a record to a sample.
-        skips_bad_lines: Whether lines that are no record are skipped and counted.
-        listed: What an id list names of it; None where there is no list. The number of records is noted then.
+        key_prefix: A sample's key is this prefix and the number of its line, counted from 0.
+        record_format: How lines become samples.
+        skips_bad_lines: Whether lines that are not valid records are skipped and counted.
+        id_filter: What an id list selects from the file; None without a list. With a list, all records are counted.
 
     Raises:
-        ManifestError: A line is no record, and bad lines are not skipped; or the file can't be read.
+        ManifestError: A line is not a valid record, and bad lines are not skipped; or the file can't be read.
     """
 
     def __init__(
         self,
         file: LineFile,
         key_prefix: str,
-        form: RecordFormat,
+        record_format: RecordFormat,
         *,
         skips_bad_lines: bool,
-        listed: IdFilter | None = None,
+        id_filter: IdFilter | None = None,
     ) -> None:
-        self._listed = listed
+        self._id_filter = id_filter
         self._file = file
         self._key_prefix = key_prefix
-        self._form = form
+        self._format = record_format
         self._skips_bad_lines = skips_bad_lines
         self._notes: Counter[str] = Counter()
         self._is_sample = bytearray()
@@ -239,12 +253,12 @@ class LineSamples(Samples):
 
     @property
     def row_numbers(self) -> frozenset[int] | None:
-        """Which of the rows that they become are wanted; None is all."""
-        return self._listed.numbers if self._listed is not None and self._listed.are_rows else None
+        """Which of the rows that they become are selected; None selects all."""
+        return self._id_filter.numbers if self._id_filter is not None and self._id_filter.are_rows else None
 
     @property
     def notes(self) -> Mapping[str, int]:
-        """What was counted."""
+        """What the scan counted, by ``CounterName``."""
         return dict(self._notes)
 
     def __len__(self) -> int:
@@ -256,43 +270,45 @@ class LineSamples(Samples):
             if number >= len(self._is_sample):
                 break
             if self._is_sample[number]:
-                parsed = self._parse_again(number, line)
+                parsed = self._parse_scanned(number, line)
                 yield Sample(position, f"{self._key_prefix}{number}", parsed.urls, parsed.row)
                 position += 1
         if position < self._samples:
-            raise self._has_changed(len(self._is_sample))
+            raise self._change_error(len(self._is_sample))
 
-    def _parse_again(self, number: int, line: bytes) -> ParsedRecord:
-        """The sample that a line became when the file was looked through."""
+    def _parse_scanned(self, number: int, line: bytes) -> ParsedRecord:
+        """Parse a line that was valid when the file was scanned."""
         try:
-            return self._form.parsed(self._form.record(line))
+            return self._format.parse_record(self._format.parse_line(line))
         except (BadRecordError, ManifestError) as error:
-            raise self._has_changed(number) from error
+            raise self._change_error(number) from error
 
-    def _has_changed(self, number: int) -> ManifestError:
+    def _change_error(self, number: int) -> ManifestError:
         return ManifestError(
-            f"{self._file.path}, line {number + 1}: the file has changed since it was opened; put back what it was, or "
-            "start over with --fresh"
+            f"{self._file.path}, line {number + 1}: the file has changed since it was opened; restore it, or start "
+            "over with --fresh"
         )
 
     def _scan(self) -> None:
-        wanted = self._listed.numbers if self._listed is not None and not self._listed.are_rows else None
+        id_filter = self._id_filter
+        selected = id_filter.numbers if id_filter is not None and not id_filter.are_rows else None
         records = 0
         for number, line in enumerate(self._file.lines()):
-            records = number + 1 if line.strip() else records
-            is_sample = (wanted is None or number in wanted) and bool(line.strip()) and self._scan_line(number, line)
-            self._is_sample.append(is_sample)
-        if self._listed is not None:
+            is_record = bool(line.strip())
+            records = number + 1 if is_record else records
+            is_selected = is_record and (selected is None or number in selected)
+            self._is_sample.append(is_selected and self._scan_line(number, line))
+        if id_filter is not None:
             self._notes[CounterName.RECORDS.value] = records
 
     def _scan_line(self, number: int, line: bytes) -> bool:
-        """Whether a line becomes a sample."""
+        """Return whether a line becomes a sample, and count what is to be counted."""
         try:
-            record = self._form.record(line)
-            parsed = self._form.parsed(record) if self._form.wants(record) else None
+            record = self._format.parse_line(line)
+            parsed = self._format.parse_record(record) if self._format.selects(record) else None
         except BadRecordError as error:
-            if b"\1" not in self._is_sample and (what := self._file.explain_bad_line()):
-                raise ManifestError(what) from error  # never skipped: nothing in the file is a record
+            if b"\1" not in self._is_sample and (problem := self._file.explain_bad_line()):
+                raise ManifestError(problem) from error  # not skipped, because the whole file is something else
             if not self._skips_bad_lines:
                 raise ManifestError(
                     f"{self._file.path}, line {number + 1}: {error}; fix it, or skip such lines with --skip-bad-lines"
@@ -309,11 +325,11 @@ class LineSamples(Samples):
 
 
 def parse_json_line(line: bytes) -> JsonObject:
-    """The record of a line of JSON.
+    """Parse a line of JSON into a record.
 
     Raises:
-        BadRecordError: It is none, takes too much memory, or is nested too deeply for every parser and writer that
-            handles rows.
+        BadRecordError: The line is not a JSON object, would take too much memory, or is nested too deeply for some
+            parser or writer that handles rows later.
     """
     if len(line) > _SHORT_LINE_BYTES and max_parsed_bytes(line) > _MAX_PARSED_BYTES:
         raise BadRecordError(f"it may take more than {_MAX_PARSED_BYTES:,} bytes of memory when it is parsed")

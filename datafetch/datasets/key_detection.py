@@ -1,4 +1,4 @@
-"""Detects and logs under which keys records have their URLs and texts, where that is not published."""
+"""Detects the keys under which records have their URLs and texts, for datasets that don't publish them."""
 
 from __future__ import annotations
 
@@ -17,38 +17,38 @@ _URL_STARTS = ("http://", "https://", "//")
 _log = logging.getLogger(__name__)
 
 
-def choose_key(what: str, said: str | None, candidates: Sequence[str], records: Sequence[JsonObject]) -> str:
-    """The key that was said, or else the candidate that most of the first records have.
+def choose_key(what: str, given: str | None, candidates: Sequence[str], records: Sequence[JsonObject]) -> str:
+    """Return the key that the operator gave, or else the candidate under which most of the first records have a value.
 
     Args:
         what: ``url`` or ``text``, as in ``--url-key``.
-        said: By the operator; None finds out.
-        candidates: In order of preference.
-        records: The first ones.
+        given: The key that the operator gave; None detects it.
+        candidates: The keys to try, in order of preference.
+        records: The first records of the dataset.
 
     Raises:
-        ManifestError: None of the first records has it. The message has the keys that are there.
+        ManifestError: None of the first records has such a value. The message lists the keys that they have.
     """
-    names = candidates if said is None else (said,)
-    counts = {name: sum(_fits(what, record.get(name)) for record in records) for name in names}
-    best = max(counts, key=lambda name: counts[name])
+    tried = candidates if given is None else (given,)
+    counts = {key: sum(_fits(what, record.get(key)) for record in records) for key in tried}
+    best = max(counts, key=lambda key: counts[key])
     if counts[best]:
         return best
-    there = sorted({_shown(key) for record in records for key in record})
-    shown = ", ".join(there[:_MAX_SHOWN_KEYS]) or "none"
-    tried = " or ".join(names)
+    found = sorted({_shown(key) for record in records for key in record})
+    shown = ", ".join(found[:_MAX_SHOWN_KEYS]) or "none"
     raise ManifestError(
-        f"the first records have no {what} under {tried}; name the key with --{what}-key; there are: {shown}"
+        f"the first records have no {what} under {' or '.join(tried)}; name the key with --{what}-key; "
+        f"the keys that they have: {shown}"
     )
 
 
 def _shown(key: str) -> str:
-    """A key of other people as it can stand in a line: nothing in it steers the terminal."""
+    """An untrusted key, made safe to print: short, and without control characters."""
     return "".join(character if character.isprintable() else "�" for character in key[:_MAX_SHOWN_CHARS])
 
 
 def log_keys(keys: Mapping[str, str]) -> None:
-    """Say which keys were taken, for the operator to see whether they are right."""
+    """Log which keys are used, so that the operator can see whether they are right."""
     _log.info("%s", ", ".join(f"{what} key: {key}" for what, key in keys.items()))
 
 

@@ -1,7 +1,8 @@
-"""llm-jp's Japanese interleaved documents: JSON lines in MMC4's form, each file of them a pickle.
+"""llm-jp's Japanese interleaved documents: files of JSON lines in the form of MMC4, each of which becomes a shard.
 
-Source: gitlab.llm-jp.nii.ac.jp/datasets/llm-jp-japanese-interleaved-data. Under which key an image has its URL is not
-published, so they are detected.
+The key under which an image has its URL is not documented, so it is detected from the first records.
+
+Source: gitlab.llm-jp.nii.ac.jp/datasets/llm-jp-japanese-interleaved-data.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from datafetch.model.sample import Record, Row, Sample
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LlmJpInterleavedOptions(DocumentOptions):
-    """What may be set for ``llm-jp-interleaved``.
+    """The options of ``llm-jp-interleaved``.
 
     Attributes:
-        url_key: Where an image has its URL; None detects it.
+        url_key: The key under which an image has its URL; None detects it.
     """
 
     url_key: str | None = option(None, URL_KEY)
@@ -41,26 +42,26 @@ class LlmJpInterleaved(DatasetDefaults):
     loader: Loader = Loader.MMC4
     options: LlmJpInterleavedOptions = field(default_factory=LlmJpInterleavedOptions)
 
-    def bind(self, source: Path, ids: Path | None) -> LinesManifest:  # noqa: ARG002 - it takes none
+    def bind(self, source: Path, ids: Path | None) -> LinesManifest:  # noqa: ARG002 - it takes no id list
         """Open the files of a folder.
 
         Raises:
-            ManifestError: No file of JSON lines, one that can't be read, or images without URLs.
+            ManifestError: There is no file of JSON lines, one can't be read, or images have no URLs.
         """
         files = open_folder(source)
         first = first_records(files.values())
         url_key = choose_key("url", self.options.url_key, URL_KEYS, _images(first.records) or first.records)
         log_keys({"url": url_key})
-        form = DocumentFormat.load(url_key, self.options)
-        identity_fields = {"keys": {"url": url_key}, **form.identity_fields()}
-        return LinesManifest(files, form, identity_fields, self.options.skip_bad_lines, first.line_bytes)
+        document_format = DocumentFormat.load(url_key, self.options)
+        identity = {"keys": {"url": url_key}, **document_format.identity_fields()}
+        return LinesManifest(files, document_format, identity, self.options.skip_bad_lines, first.line_bytes)
 
-    def to_row(self, record: Record, payload: Payload) -> Row | None:  # noqa: ARG002 - the loader knows one alone
-        """The document as published with its images, or None where too few of them arrived."""
+    def to_row(self, record: Record, payload: Payload) -> Row | None:  # noqa: ARG002 - the loader accepts only one
+        """The document as published, with its images; None if too few of them arrived."""
         return document_row(record, self.options.keep_at_least)
 
     def is_lost(self, sample: Sample, failed: Collection[int]) -> bool:
-        """Whether too few of a document's images may still arrive."""
+        """Whether too many of a document's images failed."""
         return is_document_lost(sample, failed, self.options.keep_at_least)
 
 

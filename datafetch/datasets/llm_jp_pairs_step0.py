@@ -1,8 +1,10 @@
-"""llm-jp's Japanese pairs of step 0: a JSON list in LLaVA's form whose images are saved under the names it gives.
+"""llm-jp's Japanese pairs of step 0: a JSON list in LLaVA's form, whose images become files with the names it gives.
 
-Source: gitlab.llm-jp.nii.ac.jp/datasets/llm-jp-japanese-image-text-pairs, ``llm-jp_mm_pair_step0_558k.json``. The
-trainer dies of the first image that is missing or does not decode, so the list that it reads holds those records alone
-whose image is there (``output.training_list``). It wants exactly two turns, and ``<image>`` in the first.
+The trainer's loader crashes on the first image that is missing or does not decode. So the list that the trainer reads
+has only the records whose image arrived (``output.training_list``). Of a record, the loader requires exactly two turns,
+with ``<image>`` in the first.
+
+Source: gitlab.llm-jp.nii.ac.jp/datasets/llm-jp-japanese-image-text-pairs, ``llm-jp_mm_pair_step0_558k.json``.
 """
 
 from __future__ import annotations
@@ -38,10 +40,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LlmJpPairsStep0Options(DatasetOptions):
-    """What may be set for ``llm-jp-pairs-step0``.
+    """The options of ``llm-jp-pairs-step0``.
 
     Attributes:
-        url_key: Where a record has its URL; None detects it.
+        url_key: The key under which a record has its URL; None detects it.
     """
 
     url_key: str | None = option(None, URL_KEY)
@@ -60,11 +62,11 @@ class LlmJpPairsStep0(DatasetDefaults):
     keeps_bodies: bool = True
     options: LlmJpPairsStep0Options = field(default_factory=LlmJpPairsStep0Options)
 
-    def bind(self, source: Path, ids: Path | None) -> Step0Manifest:  # noqa: ARG002 - it takes none
-        """Open the list, by itself or in a folder, and look through all of its names.
+    def bind(self, source: Path, ids: Path | None) -> Step0Manifest:  # noqa: ARG002 - it takes no id list
+        """Open the published list, given as a file or as the folder that holds it, and read all of it once.
 
         Raises:
-            ManifestError: There is none, it is not a JSON list of objects, or its records have no URLs.
+            ManifestError: There is no such file, it is not a JSON list, or its records have no URLs.
         """
         path = find_file(source, _LIST)
         records = [record for record in islice(_read(path), _SNIFFED_RECORDS) if isinstance(record, dict)]
@@ -73,12 +75,23 @@ class LlmJpPairsStep0(DatasetDefaults):
         return Step0Manifest(path, url_key)
 
     def to_row(self, record: Record, payload: Payload) -> Row | None:  # noqa: ARG002 - files hold bytes
-        """The file of one record, or None where its image did not arrive or the record was refused."""
+        """The file of one record; None if its image did not arrive, or the record was refused."""
         return image_file_row(record)
 
 
 class Step0Manifest(Manifest):
-    """The published list, in shards of so many records; memory holds 8 bytes a record."""
+    """The published list, in shards of ``SAMPLES_PER_SHARD`` records.
+
+    The list is read once when it is opened, to find names that collide and where each shard begins in the file. Memory
+    holds 8 bytes for each record.
+
+    Args:
+        path: The published list.
+        url_key: The key under which a record has its URL.
+
+    Raises:
+        ManifestError: The file is not a JSON list, or is empty.
+    """
 
     def __init__(self, path: Path, url_key: str) -> None:
         self._path = path
@@ -98,38 +111,46 @@ class Step0Manifest(Manifest):
         ]
 
     def expected_samples(self) -> int | None:
-        """All of the list."""
+        """The number of records."""
         return self._records
 
     def identity_fields(self) -> Mapping[str, object]:
-        """Where a record has its URL."""
+        """The key under which a record has its URL."""
         return {"keys": {"url": self._url_key}}
 
     def samples(self, shard: Shard) -> _Slice:
-        """One slice."""
+        """The samples of one slice."""
         number = int(shard.name.rpartition("-")[2])
         return _Slice(self, number * SAMPLES_PER_SHARD, self._offsets[number], shard.size)
 
     def read(self, first: int, start_bytes: int, count: int) -> Iterator[Sample]:
-        """Some records as samples; a record that the trainer can't use has no URL, and a reason in its row."""
+        """Read consecutive records as samples.
+
+        A record that the trainer can't use becomes a sample without URLs, with the reason in its metadata.
+
+        Args:
+            first: The number of the first record in the list.
+            start_bytes: The offset in the file at which it begins.
+            count: The number of records.
+        """
         for position, record in enumerate(islice(_read(self._path, start_bytes), count)):
             reason = _why_unusable(record) or self._duplicates.why_refused(first + position)
-            identity_fields: Mapping[str, Any] = record if isinstance(record, dict) else {}
-            key = _key(identity_fields.get("id"), first + position)
+            fields: Mapping[str, Any] = record if isinstance(record, dict) else {}
+            key = _key(fields.get("id"), first + position)
             if reason:
                 yield Sample(position, key, (), {"refused": reason})
             else:
-                url = bounded_url(identity_fields.get(self._url_key))
+                url = bounded_url(fields.get(self._url_key))
                 urls = (url if is_utf8(url) else "",)
-                yield Sample(position, key, urls, {"image": identity_fields["image"]})
+                yield Sample(position, key, urls, {"image": fields["image"]})
 
     def _size(self, number: int) -> int:
         return min(SAMPLES_PER_SHARD, self._records - number * SAMPLES_PER_SHARD)
 
     def _names(self) -> Iterator[str | None]:
-        """The names of all records, None where one can't be used; notes where the shards begin."""
+        """Read the file names of all records, None for unusable ones, and store the offsets at which shards begin."""
         reader = RecordReader(self._path)
-        records = _said(self._path, reader)
+        records = _records(self._path, reader)
         while True:
             offset = reader.offset_bytes() if self._records else 0
             chunk = list(islice(records, SAMPLES_PER_SHARD))
@@ -138,7 +159,7 @@ class Step0Manifest(Manifest):
             self._offsets.append(offset)
             self._records += len(chunk)
             for record in chunk:
-                yield None if _why_unusable(record) else record["image"]  # type: ignore[index]  # it has been looked at
+                yield None if _why_unusable(record) else record["image"]  # type: ignore[index]  # it was just checked
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,11 +177,15 @@ class _Slice(Samples):
 
 
 def _read(path: Path, start_bytes: int = 0) -> Iterator[object]:
-    return _said(path, RecordReader(path, start_bytes=start_bytes))
+    return _records(path, RecordReader(path, start_bytes=start_bytes))
 
 
-def _said(path: Path, reader: RecordReader) -> Iterator[object]:
-    """The records, what is wrong with the list being said with its name."""
+def _records(path: Path, reader: RecordReader) -> Iterator[object]:
+    """The records of a reader; errors name the file.
+
+    Raises:
+        ManifestError: The file can't be read, or is not a JSON list.
+    """
     try:
         yield from reader
     except ManifestError as error:
@@ -171,7 +196,7 @@ def _said(path: Path, reader: RecordReader) -> Iterator[object]:
 
 
 def _why_unusable(record: object) -> str:
-    """Why the trainer can't use a record, or no file may have its name; nothing where all is well."""
+    """Return why the trainer can't use a record, or no file may have its name; an empty string if it is usable."""
     if not isinstance(record, dict):
         return "the record is not an object"
     turns: object = record.get("conversations")
@@ -187,7 +212,7 @@ def _why_unusable(record: object) -> str:
 
 
 def _key(value: object, number: int) -> str:
-    """The record's own id, or its number in the list."""
+    """The record's own id if it can be printed, and otherwise its number in the list."""
     if isinstance(value, str | int) and not isinstance(value, bool):
         text = str(value) if isinstance(value, str) or abs(value) < 2**63 else ""
         if text and text.isprintable():

@@ -1,7 +1,9 @@
-"""llm-jp's Japanese pairs of step 1: JSON lines of URLs and texts, each file of them a pickle.
+"""llm-jp's Japanese pairs of step 1: files of JSON lines with a URL and a text each, each of which becomes a shard.
 
-Source: gitlab.llm-jp.nii.ac.jp/datasets/llm-jp-japanese-image-text-pairs. The keys are not published, so they are found
-out. The row is the record as published with ``image``, which takes the place of a name that may stand there.
+The keys of URL and text are not documented, so they are detected from the first records. A row is the record as
+published, with the image under ``image``, which replaces a field of that name.
+
+Source: gitlab.llm-jp.nii.ac.jp/datasets/llm-jp-japanese-image-text-pairs.
 """
 
 from __future__ import annotations
@@ -30,12 +32,12 @@ from datafetch.model.sample import Record, Row
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LlmJpPairsStep1Options(DatasetOptions):
-    """What may be set for ``llm-jp-pairs-step1``.
+    """The options of ``llm-jp-pairs-step1``.
 
     Attributes:
-        url_key: Where a record has its URL; None detects it.
-        text_key: Where a record has its text; None detects it.
-        skip_bad_lines: Whether lines that are no record are skipped and counted.
+        url_key: The key under which a record has its URL; None detects it.
+        text_key: The key under which a record has its text; None detects it.
+        skip_bad_lines: Whether lines that are not valid records are skipped and counted.
     """
 
     url_key: str | None = option(None, URL_KEY)
@@ -57,11 +59,11 @@ class LlmJpPairsStep1(DatasetDefaults):
     payloads: frozenset[Payload] = frozenset(Payload)
     options: LlmJpPairsStep1Options = field(default_factory=LlmJpPairsStep1Options)
 
-    def bind(self, source: Path, ids: Path | None) -> LinesManifest:  # noqa: ARG002 - it takes none
+    def bind(self, source: Path, ids: Path | None) -> LinesManifest:  # noqa: ARG002 - it takes no id list
         """Open the files of a folder.
 
         Raises:
-            ManifestError: No file of JSON lines, one that can't be read, or records without URLs or texts.
+            ManifestError: There is no file of JSON lines, one can't be read, or records have no URLs or no texts.
         """
         files = open_folder(source)
         first = first_records(files.values())
@@ -71,24 +73,24 @@ class LlmJpPairsStep1(DatasetDefaults):
         log_keys(keys)
         return LinesManifest(
             files,
-            _Pairs(url_key, text_key),
+            _PairFormat(url_key, text_key),
             {"keys": keys},
             self.options.skip_bad_lines,
             first.line_bytes,
         )
 
     def to_row(self, record: Record, payload: Payload) -> Row | None:
-        """The row of one pair, or None when its image did not arrive or it has no text (the loader needs both)."""
+        """The row of one pair; None if its image did not arrive, or was not requested for want of a text."""
         return pair_row(record, payload)
 
 
 @dataclass(frozen=True, slots=True)
-class _Pairs(RecordFormat):
+class _PairFormat(RecordFormat):
     url_key: str
     text_key: str
 
-    def parsed(self, record: JsonObject) -> ParsedRecord:
-        """A pair; without a text it can't become a row, and its image is not asked for."""
+    def parse_record(self, record: JsonObject) -> ParsedRecord:
+        """Turn a record into a pair; one without a text can't become a row, so its image is not requested."""
         url, text = record.get(self.url_key), record.get(self.text_key)
         if url is not None and not isinstance(url, str):
             raise BadRecordError(f"{self.url_key} is {type(url).__name__}, not text")
@@ -96,7 +98,7 @@ class _Pairs(RecordFormat):
             return ParsedRecord((), record)
         if not isinstance(text, str):
             raise BadRecordError(f"{self.text_key} is {type(text).__name__}, not text")
-        # The loader takes ``text`` where it is there, and else ``caption``.
-        seen = "text" if "text" in record else "caption"
-        row = record if seen == self.text_key else {**record, "text": text}
+        # The trainer's loader takes ``text`` if the row has it, and otherwise ``caption``.
+        key_of_loader = "text" if "text" in record else "caption"
+        row = record if key_of_loader == self.text_key else {**record, "text": text}
         return ParsedRecord((bounded_url(url),), row)

@@ -1,8 +1,10 @@
-"""mmc4-core: English documents from C4 with their images, as JSON lines, some 316 documents a file.
+"""mmc4-core: English documents from C4 with their images, as files of JSON lines with some 316 documents each.
 
-Source: github.com/allenai/mmc4. The original files ``docs_shard_{n}_v3.jsonl`` are no longer published; the variant
-with fewer faces, ``docs_no_face_shard_{n}_v3.jsonl``, may stand in and is then named as what it is. Numbers are not
-padded, and some are missing everywhere. Images are shrunk as in VILA's data_prepare/mmc4.
+The original files, ``docs_shard_{n}_v3.jsonl``, are no longer published. The variant with fewer faces,
+``docs_no_face_shard_{n}_v3.jsonl``, is accepted in their place, and a message says so. Their numbers are not padded,
+and some were never published. Images are shrunk as in VILA's data_prepare/mmc4.
+
+Source: github.com/allenai/mmc4.
 """
 
 from __future__ import annotations
@@ -36,10 +38,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mmc4CoreOptions(DocumentOptions):
-    """What may be set for ``mmc4-core``.
+    """The options of ``mmc4-core``.
 
     Attributes:
-        ids_index: What the index in the id list counts; None is the documents as published.
+        ids_index: What the index in the id list counts; None means the documents as published.
     """
 
     ids_index: IdsIndex | None = option(
@@ -52,7 +54,11 @@ class Mmc4CoreOptions(DocumentOptions):
     )
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work, before anything is read; the index may be given as its plain word."""
+        """Check the options before anything is read. ``ids_index`` may also be the plain string.
+
+        Raises:
+            ConfigurationError: An option is out of its bounds, or ``ids_index`` is neither of the two.
+        """
         DocumentOptions.__post_init__(self)
         if self.ids_index is not None and self.ids_index not in tuple(IdsIndex):
             raise ConfigurationError(f"--ids-index must be {' or '.join(IdsIndex)}, not {self.ids_index!r}")
@@ -74,52 +80,56 @@ class Mmc4Core(DatasetDefaults):
         """Open the files of a folder that the id list names, or all of them.
 
         Raises:
-            ManifestError: No file of the published names, one that can't be read, or an unreadable id list.
+            ManifestError: No file has a published name, one of them or the id list can't be read, or the id list names
+                none of the shards.
         """
         indices = ShardIndices.of(read_id_pairs(ids)) if ids else None
-        numbers = _files_by_number(source)
-        wanted = [number for number in sorted(numbers) if indices is None or number in indices]
-        if indices is not None and not wanted:
+        by_number = _files_by_number(source)
+        selected = [number for number in sorted(by_number) if indices is None or number in indices]
+        if indices is not None and not selected:
             raise ManifestError(
                 f"{source} has none of the shards that {ids} names; --source takes the folder that does"
             )
-        paths = {_shard_name(numbers[number], number): numbers[number] for number in wanted}
+        paths = {_shard_name(by_number[number], number): by_number[number] for number in selected}
         files = {name: LineFile(path) for name, path in sorted(paths.items())}
         _log_variant_and_gaps(files, None if indices is None else indices.shards.tolist())
-        form = DocumentFormat.load("raw_url", self.options)
-        identity_fields = form.identity_fields()
+        document_format = DocumentFormat.load("raw_url", self.options)
+        identity = document_format.identity_fields()
         if indices is not None:
-            identity_fields["ids_index"] = self.options.ids_index or IdsIndex.DOCUMENT
-        lines = LinesManifest(
-            files, form, identity_fields, self.options.skip_bad_lines, first_records(files.values()).line_bytes
-        )
+            identity["ids_index"] = self.options.ids_index or IdsIndex.DOCUMENT
+        line_bytes = first_records(files.values()).line_bytes
+        lines = LinesManifest(files, document_format, identity, self.options.skip_bad_lines, line_bytes)
         return Mmc4Manifest(lines, indices, is_of_kept=self.options.ids_index == IdsIndex.KEPT)
 
     def refuse_retry(self) -> None:
-        """Refuse one where rows are counted: an image that arrives would move all rows behind its own."""
+        """Refuse a retry if ids count rows, because a row that is added would renumber all rows after it.
+
+        Raises:
+            ConfigurationError: The option ``--ids-index kept`` is set.
+        """
         if self.options.ids_index == IdsIndex.KEPT:
             raise ConfigurationError(
-                "--ids-index kept counts the documents that were kept, so that one more would move all behind it; "
-                "to retry, run the command that started it with --fresh"
+                "an output with --ids-index kept can't be retried, because each document that is added would renumber "
+                "those after it; run the command that started it again with --fresh"
             )
 
-    def to_row(self, record: Record, payload: Payload) -> Row | None:  # noqa: ARG002 - the loader knows one alone
-        """The document as published with its images, or None where too few of them arrived."""
+    def to_row(self, record: Record, payload: Payload) -> Row | None:  # noqa: ARG002 - the loader accepts only one
+        """The document as published, with its images; None if too few of them arrived."""
         return document_row(record, self.options.keep_at_least)
 
     def is_lost(self, sample: Sample, failed: Collection[int]) -> bool:
-        """Whether too few of a document's images may still arrive."""
+        """Whether too many of a document's images failed."""
         return is_document_lost(sample, failed, self.options.keep_at_least)
 
 
 @dataclass(frozen=True, slots=True)
 class Mmc4Manifest(Manifest):
-    """The files of mmc4-core, with the choice of documents.
+    """The files of mmc4-core, with the documents that an id list selects.
 
     Attributes:
         lines: The files, and how they are read.
-        indices: Which documents are wanted; None is all.
-        is_of_kept: Whether they are counted among those that became a row.
+        indices: The selected documents; None selects all.
+        is_of_kept: Whether the indices count only the documents that became a row.
     """
 
     lines: LinesManifest
@@ -127,51 +137,51 @@ class Mmc4Manifest(Manifest):
     is_of_kept: bool
 
     def shards(self) -> list[Shard]:
-        """One shard a file, in the order of their numbers; those with fewer faces, where there are both, come first."""
+        """One shard for each file, in the order of their names: files with fewer faces first, then by number."""
         return self.lines.shards()
 
     def max_samples(self) -> int:
-        """As many as there are ids, or about as many as there are lines."""
+        """The number of ids; without an id list, the approximate number of lines."""
         return self.lines.max_samples() if self.indices is None else len(self.indices)
 
     def identity_fields(self) -> Mapping[str, object]:
-        """How documents are read, and what indices count."""
+        """How documents are read, and what the indices count."""
         return self.lines.identity_fields()
 
     def samples(self, shard: Shard) -> LineSamples:
-        """The wanted documents of one file; where it is the kept ones that are counted, all of them."""
+        """The selected documents of one file; all of them if the indices count only those that became a row."""
         file, number = self.lines.files[shard.name], _number(shard.name)
-        wanted = self.indices.of_shard(number) if self.indices is not None else None
+        selected = self.indices.of_shard(number) if self.indices is not None else None
         return LineSamples(
             file,
             f"{number},",
-            self.lines.form,
+            self.lines.record_format,
             skips_bad_lines=self.lines.skips_bad_lines,
-            listed=None if wanted is None else IdFilter(frozenset(wanted.tolist()), are_rows=self.is_of_kept),
+            id_filter=None if selected is None else IdFilter(frozenset(selected.tolist()), are_rows=self.is_of_kept),
         )
 
     def id_list_result(self, keys: Iterable[str], counts: Mapping[str, ShardCounts]) -> IdListResult | None:
-        """What became of the id list."""
+        """How the pairs of the id list were found in the files; None without a list."""
         if self.indices is None:
             return None
-        which = IndexKindDetector()
+        detector = IndexKindDetector()
         for shard, of_shard in counts.items():
-            which.see(self.indices.of_shard(_number(shard)), of_shard.notes.get(CounterName.RECORDS.value, 0))
+            detector.add_shard(self.indices.of_shard(_number(shard)), of_shard.notes.get(CounterName.RECORDS.value, 0))
         rows = sum(of_shard.rows for of_shard in counts.values())
-        found = rows if self.is_of_kept else self.indices.count(keys)
-        there = {_number(name) for name in self.lines.files}
+        found = rows if self.is_of_kept else self.indices.count_found(keys)
+        present = {_number(name) for name in self.lines.files}
         return IdListResult(
             wanted=len(self.indices),
             duplicates=self.indices.duplicates,
             not_found=len(self.indices) - found,
-            missing_files=int(np.sum([number not in there for number in self.indices.shards])),
-            out_of_range=which.out_of_range,
-            remark=which.remark(is_of_kept=self.is_of_kept),
+            missing_files=int(np.sum([number not in present for number in self.indices.shards])),
+            out_of_range=detector.out_of_range,
+            remark=detector.remark(is_of_kept=self.is_of_kept),
         )
 
 
 def _files_by_number(source: Path) -> dict[int, Path]:
-    """The files of a folder that have the published names.
+    """Find the files of a folder that have published names, by their numbers.
 
     Raises:
         ManifestError: There is none, or two have the same number.
@@ -187,27 +197,32 @@ def _files_by_number(source: Path) -> dict[int, Path]:
         files[number] = path
     if not files:
         raise ManifestError(
-            f"{source} has no file docs_shard_<number>_v3.jsonl (or .gz, .zip, .zst), nor docs_no_face_shard_…; "
-            "--source takes the folder that does"
+            f"{source} has no file docs_shard_<number>_v3.jsonl or docs_no_face_shard_<number>_v3.jsonl (plain, .gz, "
+            ".zip or .zst); --source takes the folder that does"
         )
     return files
 
 
-def _log_variant_and_gaps(files: Mapping[str, LineFile], wanted: Sequence[int] | None) -> None:
-    """Say which variant it is, and how many shards are missing: those of the id list, or gaps in the numbers."""
+def _log_variant_and_gaps(files: Mapping[str, LineFile], listed: Sequence[int] | None) -> None:
+    """Log whether the files are the variant with fewer faces, and which shards are missing.
+
+    Args:
+        files: The files by the names of their shards.
+        listed: The shards that the id list names; None, without a list, looks for gaps in the numbers.
+    """
     if any("no_face" in name for name in files):
         _log.info("the source is mmc4-core-ff, the variant with fewer faces, in place of mmc4-core")
-    there = {_number(name) for name in files}
-    missing = [number for number in wanted or range(max(there) + 1) if number not in there]
+    present = {_number(name) for name in files}
+    missing = [number for number in listed or range(max(present) + 1) if number not in present]
     if missing:
         shown = ", ".join(map(str, missing[:_MAX_SHOWN])) + (" …" if len(missing) > _MAX_SHOWN else "")
         _log.warning("%d shards are missing: %s", len(missing), shown)
 
 
 def _shard_name(path: Path, number: int) -> str:
-    """The published name with its number padded, so that names sort as numbers do."""
+    """The published name with its number padded, so that names sort by number."""
     match = _NAME.fullmatch(path.name)
-    assert match is not None, "it has been looked at"
+    assert match is not None, "_files_by_number has checked this"
     return f"docs{match['no_face'] or ''}_shard_{number:05d}_v3"
 
 

@@ -1,4 +1,7 @@
-"""Datasets whose images are saved as files under names of their own: what they have in common."""
+"""What datasets have in common whose images become files with names that the dataset gives.
+
+Such a dataset is published as one long list in one file. Its shards are slices of that list.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,15 @@ from datafetch.model.outcome import Encoded
 from datafetch.model.sample import Record, Row
 
 SAMPLES_PER_SHARD = 2000
-"""What is committed at once: some 200 MB of images. A shard that lacks a file is fetched again as a whole."""
+"""How many samples are committed at once, some 200 MB of images. If a file of a shard is lost, the whole shard is made
+again."""
 
 
 def image_file_row(record: Record) -> Row | None:
-    """The file of a sample with one image: its name, its content, whose it is; None where it did not arrive.
+    """Build the row of a sample with one image, whose file name the sample's metadata has under ``image``.
 
-    The sample's row has the name as ``image``.
+    Returns:
+        The file's name, its content and the sample's position; None if the image did not arrive.
     """
     match record.outcomes:
         case (Encoded(jpeg=content),):
@@ -24,15 +29,15 @@ def image_file_row(record: Record) -> Row | None:
 
 
 def slice_name(number: int) -> str:
-    """The name of a slice of a list."""
+    """Make the name of a shard from the number of its slice, counted from 0."""
     return f"part-{number:05d}"
 
 
 def find_file(source: Path, published: str) -> Path:
-    """The file itself, or that of the published name in a folder.
+    """Find the published file in the source folder; a source that is a file is taken for it.
 
     Raises:
-        ManifestError: There is none.
+        ManifestError: There is no such file.
     """
     path = source / published if source.is_dir() else source
     if not path.is_file():

@@ -1,8 +1,10 @@
-"""OCR-VQA: covers of books, one request each, saved under the name that the trainer's lists give them.
+"""OCR-VQA: book covers, saved as files with the names that the trainer's lists give them.
 
-Source: ocr-vqa.github.io, ``dataset.json``: an object of id → imageURL, questions, answers and more. All files are
-called ``<id>.jpg`` and hold what was received; many are GIFs. A cover that is gone comes as an image of 1 × 1 pixels.
-The file is read cover by cover; memory holds 8 bytes for each.
+The published file is a JSON object that maps ids to objects with ``imageURL``, questions, answers and more. Every image
+is saved as ``<id>.jpg`` with the bytes that were received, although many are GIFs. For a cover that is gone, the server
+sends an image of 1 × 1 pixels.
+
+Source: ocr-vqa.github.io, ``dataset.json``.
 """
 
 from __future__ import annotations
@@ -31,16 +33,16 @@ _FOLDER = PurePosixPath("ocr_vqa/images")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OcrVqaOptions(DatasetOptions):
-    """What may be set for ``ocr-vqa``.
+    """The options of ``ocr-vqa``.
 
     Attributes:
-        only_referenced: JSON list of a training; only the covers that it names are fetched.
+        only_referenced: The path of a JSON training list; only the covers that it names are fetched. None fetches all.
     """
 
     only_referenced: str | None = option(
         None,
         Option(
-            help="Only images that this JSON list of a training names.",
+            help="Fetch only the images that this JSON training list names.",
             metavar="FILE",
             unset="all",
             effect=Effect.MANIFEST,
@@ -61,81 +63,89 @@ class OcrVqa(DatasetDefaults):
     min_pixels: int = 2
     options: OcrVqaOptions = field(default_factory=OcrVqaOptions)
 
-    def bind(self, source: Path, ids: Path | None) -> OcrVqaManifest:  # noqa: ARG002 - it takes none
-        """Open ``dataset.json``, by itself or in a folder.
+    def bind(self, source: Path, ids: Path | None) -> OcrVqaManifest:  # noqa: ARG002 - it takes no id list
+        """Open ``dataset.json``, given as a file or as the folder that holds it, and read all of it once.
 
         Raises:
-            ManifestError: There is none, it is not what was published, or the list of the training can't be read.
+            ManifestError: There is no such file, it is not of the published form, or the training list can't be read.
         """
         path = find_file(source, _FILE)
         referenced = self.options.only_referenced
         return OcrVqaManifest(path, None if referenced is None else _read_referenced(Path(referenced)))
 
     def to_row(self, record: Record, payload: Payload) -> Row | None:  # noqa: ARG002 - files hold bytes
-        """The file of one cover, or None where it did not arrive."""
+        """The file of one cover; None if it did not arrive."""
         return image_file_row(record)
 
 
 @dataclass(frozen=True, slots=True)
 class _Cover:
-    """A cover as published; without a URL where there is none."""
+    """A cover as published; its URL is empty if it has none."""
 
     id_: str
     url: str
 
 
 class OcrVqaManifest(Manifest):
-    """The covers, in shards of so many.
+    """The selected covers, in shards of ``SAMPLES_PER_SHARD``.
+
+    The file is read once when it is opened, to find names that collide and where each shard begins. Memory holds 8
+    bytes for each cover, and the ids that were selected.
 
     Args:
         path: The published file.
-        wanted: Ids that a training names; None is all.
+        selected: The ids of the covers to fetch; None selects all.
 
     Raises:
-        ManifestError: It is not what was published, or has none of the covers that are wanted.
+        ManifestError: The file is not of the published form, or has none of the selected covers.
     """
 
-    def __init__(self, path: Path, wanted: frozenset[str] | None) -> None:
+    def __init__(self, path: Path, selected: frozenset[str] | None) -> None:
         self._path = path
         self._fingerprint = LineFile(path).fingerprint
-        self._wanted = wanted
+        self._selected = selected
         self._offsets: list[int] = []
         self._covers = 0
-        self._found: set[str] = set()  # of the wanted ones
+        self._found: set[str] = set()  # those of the selected ids that the file has
         self._has_url = False
         self._duplicates = DuplicateNames(self._names())
         if not self._has_url:
             raise ManifestError(f"{path}: no cover has an imageURL; --source takes the published {_FILE}")
         if not self._covers:
-            raise ManifestError(f"none of the covers in {path} is wanted; give another --only-referenced, or none")
+            raise ManifestError(
+                f"{path} has none of the covers that --only-referenced names; give another list, or none"
+            )
 
     def shards(self) -> list[Shard]:
-        """Slices of the covers that are wanted."""
+        """Slices of the selected covers."""
         return [
             Shard(slice_name(number), self._path, self._size(number), self._fingerprint)
             for number in range(len(self._offsets))
         ]
 
     def expected_samples(self) -> int | None:
-        """All that are wanted."""
+        """The number of selected covers."""
         return self._covers
 
     def identity_fields(self) -> Mapping[str, object]:
-        """How many are wanted of which list is told by the shards."""
-        return {} if self._wanted is None else {"only_referenced": _digest(self._wanted)}
+        """A hash of the selected ids."""
+        return {} if self._selected is None else {"only_referenced": _digest(self._selected)}
 
     def samples(self, shard: Shard) -> _Slice:
-        """One slice."""
+        """The samples of one slice."""
         return _Slice(self, int(shard.name.rpartition("-")[2]), shard.size)
 
     def id_list_result(self, keys: Iterable[str], counts: Mapping[str, ShardCounts]) -> IdListResult | None:  # noqa: ARG002 - the protocol's
-        """Which covers the training names that are not published."""
-        if self._wanted is None:
+        """How many of the ids in the training list are published; None without such a list."""
+        if self._selected is None:
             return None
-        return IdListResult(len(self._wanted), 0, len(self._wanted) - len(self._found))
+        return IdListResult(len(self._selected), 0, len(self._selected) - len(self._found))
 
     def read(self, number: int) -> Iterator[Sample]:
-        """The samples of one slice; a cover that can't be saved has no URL, and a reason in its row."""
+        """Read the samples of one slice.
+
+        A cover that can't be saved becomes a sample without URLs, with the reason in its metadata.
+        """
         first = number * SAMPLES_PER_SHARD
         covers = self._covers_of(MemberReader(self._path, start_bytes=self._offsets[number]))
         for position, cover in enumerate(islice(covers, self._size(number))):
@@ -149,7 +159,7 @@ class OcrVqaManifest(Manifest):
         return min(SAMPLES_PER_SHARD, self._covers - number * SAMPLES_PER_SHARD)
 
     def _names(self) -> Iterator[str | None]:
-        """The names of all files, None where there can't be one; notes where the shards begin."""
+        """Read the file names of all covers, None for those that can't be saved, and store where shards begin."""
         reader = MemberReader(self._path)
         covers = self._covers_of(reader)
         offset = 0
@@ -161,17 +171,17 @@ class OcrVqaManifest(Manifest):
                 yield None if _why_refused(cover) else f"{cover.id_}.jpg"
 
     def _covers_of(self, reader: MemberReader) -> Iterator[_Cover]:
-        """Those that are wanted.
+        """The selected covers of a reader.
 
         Raises:
-            ManifestError: The file is not what was published.
+            ManifestError: The file can't be read, or is not of the published form.
         """
         try:
             for member in reader:
                 url = member.value.get("imageURL") if isinstance(member.value, dict) else None
                 self._has_url = self._has_url or bool(url and isinstance(url, str))
-                if self._wanted is None or member.name in self._wanted:
-                    if self._wanted is not None:
+                if self._selected is None or member.name in self._selected:
+                    if self._selected is not None:
                         self._found.add(member.name)
                     yield _Cover(member.name, bounded_url(url))
         except ManifestError as error:
@@ -195,7 +205,7 @@ class _Slice(Samples):
 
 
 def _why_refused(cover: _Cover) -> str:
-    """Why a cover is not asked for; nothing where it is."""
+    """Return why a cover is not requested; an empty string if it is."""
     if not cover.url or is_too_long(cover.url):
         return f"there is no imageURL, or it is longer than {MAX_URL_CHARS:,} characters"
     if not cover.id_ or "/" in cover.id_:
@@ -204,25 +214,25 @@ def _why_refused(cover: _Cover) -> str:
 
 
 def _read_referenced(path: Path) -> frozenset[str]:
-    """The ids of all covers that a JSON list of a training names.
+    """Read the ids of all covers that a JSON training list names.
 
     Raises:
-        ManifestError: It can't be read, or names none.
+        ManifestError: The list can't be read, or names no cover.
     """
     ids = set()
     try:
         for record in RecordReader(path):
             named = record.get("image") if isinstance(record, dict) else None
             for name in named if isinstance(named, list) else [named]:
-                if isinstance(name, str) and (place := PurePosixPath(name)).parent == _FOLDER:
-                    ids.add(place.stem)
+                if isinstance(name, str) and (image := PurePosixPath(name)).parent == _FOLDER:
+                    ids.add(image.stem)
     except ManifestError as error:
-        raise ManifestError(f"{path} {error}; --only-referenced takes a JSON list of the training") from error
+        raise ManifestError(f"{path} {error}; --only-referenced takes a JSON training list") from error
     except OSError as error:
         raise_if_exhausted(error)
         raise ManifestError(f"cannot read {path}: {error.strerror or error}") from error
     if not ids:
-        raise ManifestError(f"{path} names no image in {_FOLDER}; --only-referenced takes a JSON list of the training")
+        raise ManifestError(f"{path} names no image in {_FOLDER}; --only-referenced takes a JSON training list")
     return frozenset(ids)
 
 

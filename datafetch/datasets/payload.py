@@ -1,4 +1,4 @@
-"""How rows hold images: the bytes of the file themselves, or base64 of them, for every dataset alike."""
+"""Puts images into rows, either as the bytes of the file or as their base64 text."""
 
 from __future__ import annotations
 
@@ -11,17 +11,21 @@ from datafetch.model.outcome import Encoded
 from datafetch.model.sample import Record, Row
 
 IMAGE_FIELDS: Mapping[Payload, str] = {Payload.BASE64: "image", Payload.BYTES: "rawbytes"}
-"""Where a pair has its image, as VILA's loader reads it: the first of the two that is there."""
+"""The field of a pair that holds its image. VILA's loader takes ``rawbytes`` only if there is no ``image``."""
 
 
 def pack(jpeg: bytes, payload: Payload) -> str | bytes:
-    """The value that stands for an image in a row; under which name is for the dataset to say."""
-    # 3 µs for 60 KB where the standard library takes 90, and the same text.
+    """Make the value of an image's field in a row."""
+    # 3 µs for 60 KB, where the standard library takes 90 µs for the same text.
     return pybase64.b64encode_as_string(jpeg) if payload == Payload.BASE64 else jpeg
 
 
 def pair_row(record: Record, payload: Payload) -> Row | None:
-    """The row of a pair: its metadata with the image, whatever stood there; None where the image did not arrive."""
+    """Build the row of a pair: its metadata and its image, which replaces any field of that name.
+
+    Returns:
+        The row, or None if the image did not arrive.
+    """
     match record.outcomes:
         case (Encoded(jpeg=jpeg),):
             metadata = {key: value for key, value in record.sample.row.items() if key not in IMAGE_FIELDS.values()}

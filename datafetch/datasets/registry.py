@@ -1,4 +1,4 @@
-"""The datasets that there are: a line each."""
+"""The registry of datasets."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ _ALL: tuple[Dataset, ...] = (
     OcrVqa(),
 )
 DATASETS = {dataset.name: dataset for dataset in _ALL}
-"""By name, each without options."""
+"""All datasets by name, with the default values of their options."""
 
 
 def find_dataset(name: str, options: DatasetOptions | None = None, *, has_ids: bool = False) -> Dataset:
-    """The dataset of this name, with its options.
+    """Return the dataset of a name, with its options.
 
     Args:
-        name: As on the command line.
-        options: Of the dataset's own class; None sets none.
-        has_ids: Whether there is an id list.
+        name: Its name on the command line.
+        options: Values for its options, of the dataset's own class; None keeps the defaults.
+        has_ids: Whether an id list is given.
 
     Raises:
-        ConfigurationError: There is none of this name, the options are another dataset's, or it takes no id list.
+        ConfigurationError: No dataset has this name, the options belong to another dataset, or an id list is given and
+            the dataset takes none.
     """
     dataset = DATASETS.get(name)
     if dataset is None:

@@ -1,4 +1,4 @@
-"""Options that several datasets have."""
+"""Declarations of options that several datasets have."""
 
 from __future__ import annotations
 

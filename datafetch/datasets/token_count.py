@@ -1,4 +1,4 @@
-"""How many tokens a document has: those of its texts, and a fixed number an image."""
+"""Counts the tokens of a document: those of its texts, and a fixed number for each image."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from pathlib import Path
 
 from datafetch.errors import ConfigurationError, raise_if_exhausted
 
-TOKENS_AN_IMAGE = 729  # 27 × 27 patches, as the recipe's vision tower has them
+TOKENS_PER_IMAGE = 729  # the recipe's vision tower cuts an image into 27 × 27 patches
 
 
 class TokenCounter:
-    """Counts with a tokenizer of Hugging Face's format.
+    """Counts tokens with a tokenizer in Hugging Face's format.
 
     Args:
-        path: Its ``tokenizer.json``.
+        path: The tokenizer's ``tokenizer.json``.
 
     Attributes:
-        sha256: Of the file, hex.
+        sha256: The hash of that file, in hex.
 
     Raises:
-        ConfigurationError: It can't be read, or the library for it is not installed.
+        ConfigurationError: The file can't be read, or the library ``tokenizers`` is not installed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -37,15 +37,20 @@ class TokenCounter:
         except OSError as error:
             raise_if_exhausted(error)
             raise ConfigurationError(f"cannot read the tokenizer {path}: {error.strerror or error}") from error
-        except Exception as error:  # tokenizers raises a bare Exception for a file that is none
+        except Exception as error:  # tokenizers raises a bare Exception if the file is not a tokenizer
             raise_if_exhausted(error)
             raise ConfigurationError(f"{path} is not a tokenizer.json: {error}") from error
-        # What the file says of its model's longest input would cut off what is to be counted.
+        # A file may limit the length of its model's input, which would cut off what is to be counted.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self.sha256 = hashlib.sha256(content).hexdigest()
 
     def count(self, texts: Sequence[str], images: int) -> int:
-        """The tokens of a document; a lone surrogate, which JSON can hold, counts as a question mark."""
-        whole = [text.encode("utf-8", "replace").decode() for text in texts]
-        return images * TOKENS_AN_IMAGE + sum(map(len, self._tokenizer.encode_batch(whole, add_special_tokens=False)))
+        """Count the tokens of a document. A lone surrogate, which JSON allows, counts as a question mark.
+
+        Args:
+            texts: The document's texts.
+            images: The number of its images.
+        """
+        valid = [text.encode("utf-8", "replace").decode() for text in texts]
+        return images * TOKENS_PER_IMAGE + sum(map(len, self._tokenizer.encode_batch(valid, add_special_tokens=False)))

@@ -275,7 +275,7 @@ async def test_a_dead_host_gets_few_requests() -> None:
     kinds = [one.kind for one in fetched if isinstance(one, Failure)]
     assert kinds.count(FailureKind.CONNECT) + kinds.count(FailureKind.HOST_DOWN) == 100
     assert kinds.count(FailureKind.HOST_DOWN) >= 90
-    assert statistics.requests <= 10
+    assert statistics.sent_requests <= 10
     assert statistics.outcomes == {kind: kinds.count(kind) for kind in set(kinds)}
     down = next(one for one in fetched if isinstance(one, Failure) and one.kind is FailureKind.HOST_DOWN)
     assert (down.attempts, down.may_pass) == (0, True)
@@ -500,8 +500,8 @@ async def test_statistics_count_what_was_done() -> None:
             await fetch(f"http://dog.example:{port}/")
             await fetch("no url")
             after = fetch.statistics()
-    assert (before.requests, before.fetched_bytes, before.outcomes, before.names.queried) == (0, 0, {}, 0)
-    assert (after.attempts, after.requests, after.fetched_bytes) == (3, 4, 2 * len(b"picture"))
+    assert (before.sent_requests, before.fetched_bytes, before.outcomes, before.names.queried) == (0, 0, {}, 0)
+    assert (after.attempts, after.sent_requests, after.fetched_bytes) == (3, 4, 2 * len(b"picture"))
     assert after.outcomes == {"ok": 2, "opted_out": 1, "dns_not_found": 1, "bad_url": 1}
     assert (after.connections, after.open_requests, after.waiting_requests, after.held_bytes) == (5, 0, 0, 0)
     assert (after.names.cached, after.names.queried, after.names.found, after.names.not_found) == (2, 2, 1, 1)

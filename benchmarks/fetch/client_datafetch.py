@@ -31,7 +31,7 @@ async def _drive(workload: Workload) -> Tally:
         async with asyncio.TaskGroup() as group:
             for _ in range(fetch.max_connections * WORKERS_PER_CONNECTION):
                 group.create_task(_work(fetch, in_flight, urls, stopwatch))
-        return stopwatch.tally(fetch.statistics().requests)
+        return stopwatch.tally(fetch.statistics().sent_requests)
 
 
 async def _work(fetch: Fetcher, in_flight: Limiter, urls: Iterator[tuple[int, str]], stopwatch: Stopwatch) -> None:

@@ -122,7 +122,7 @@ class Fetcher:
         requester = self._requester
         return FetchStatistics(
             attempts=self._attempts,
-            requests=requester.requests,
+            sent_requests=requester.sent_requests,
             fetched_bytes=requester.received_bytes,
             outcomes=dict(self._outcomes),
             connections=self.connections,

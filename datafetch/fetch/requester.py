@@ -64,7 +64,7 @@ class Requester:
     """
 
     def __init__(self, policy: FetchPolicy) -> None:
-        self.requests = 0
+        self.sent_requests = 0
         self.received_bytes = 0
         self._hanging_s = min(HANGING_S, policy.timeout_s / 4)
         self.concurrency = Concurrency(policy.connections, self._hanging_s)
@@ -178,7 +178,7 @@ class Requester:
 
     async def _send(self, hop: Hop, proxy: URL | None, slot: HostSlot) -> Fetched | URL:
         """Send the request, read the response, and report how it went to the host's slot and to ``concurrency``."""
-        self.requests += 1
+        self.sent_requests += 1
         open_request = self.concurrency.request_started(is_saturated=self.limiter.waiting > 0)
         if self._hanging_timer is None and not self.concurrency.is_fixed:
             self._make_up_for_hanging_requests()

@@ -15,7 +15,7 @@ class FetchStatistics:
 
     Attributes:
         attempts: Number of attempts that have ended, retries included. An attempt includes its redirects.
-        requests: Number of requests sent, redirects included.
+        sent_requests: Number of requests sent, one for each redirect included.
         fetched_bytes: Body bytes received, before decompression.
         outcomes: Number of calls that have ended, by ``ok`` or failure kind.
         connections: Number of requests that may be in flight now, hanging ones not counted.
@@ -27,7 +27,7 @@ class FetchStatistics:
     """
 
     attempts: int
-    requests: int
+    sent_requests: int
     fetched_bytes: int
     outcomes: Mapping[str, int]
     connections: int

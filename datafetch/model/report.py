@@ -37,7 +37,7 @@ class FetchedShards:
         repeated: Images that have the URL of another one that was fetched.
         fetched_bytes: Body bytes received.
         written_bytes: Size of the files that were published.
-        requests: Requests, as in the ledger's ``attempts``.
+        requests: The number of attempts; one with redirects counts once.
         connections: How many requests might be open at the end.
         elapsed_s: Wall-clock time.
     """
@@ -67,7 +67,7 @@ class Report:
         repeated: Images with the URL of another image, whose result they share.
         fetched_bytes: The size of the bodies received in this run.
         written_bytes: The size of the files written in this run.
-        requests: The number of requests of this run.
+        requests: The number of attempts of this run; one with redirects counts once.
         connections: The limit of open requests at the end of the run, set by the operator or found automatically.
         elapsed_s: Wall-clock time of this run.
         selection: The result of the id list; None without one.

@@ -39,7 +39,7 @@ _ROLE_BY_COMMAND = {
     "datafetch.demo.origin": Role.ORIGIN,
     "from benchmarks.host_farm import main": Role.ORIGIN,
     "datafetch.transcode.pool.forkserver": Role.CODEC,
-    "datafetch.output.commit": Role.COMMIT,
+    "datafetch.output.commit_process": Role.COMMIT,
     "multiprocessing.spawn": Role.CODEC,
 }
 _PEAK_RSS = re.compile(r"^VmHWM:\s*(\d+) kB$", re.MULTILINE)

@@ -62,7 +62,7 @@ __attribute__((constructor)) static void begin(void) {
   syscall(SYS_close, fd);
   begun_as = getpid();
   role = 'p';
-  if (length > 0 && memmem(line, length, "datafetch.output.commit", 23)) role = 'c';
+  if (length > 0 && memmem(line, length, "datafetch.output.commit_process", 31)) role = 'c';
   if (length > 0 && memmem(line, length, "forkserver", 10)) role = 'f';
   if (mapped != MAP_FAILED) shared = mapped;
 }

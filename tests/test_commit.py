@@ -16,7 +16,8 @@ from datafetch.errors import ConfigurationError, ConservationError, ResourceErro
 from datafetch.model.kinds import Payload
 from datafetch.model.outcome import Encoded, Failure, FailureKind, Outcome
 from datafetch.model.sample import Sample
-from datafetch.output.commit import Commit, commit_in_process, commit_shard
+from datafetch.output.commit import Commit, commit_shard
+from datafetch.output.commit_process import commit_in_process
 from datafetch.output.merge import Output
 from datafetch.store.layout import OutputLayout
 from datafetch.store.ledger import SCHEMA, read_keys, read_shard_counts

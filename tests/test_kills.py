@@ -29,7 +29,7 @@ class Victim(StrEnum):
 
     PARENT = " prepare coyo "
     CODEC = "datafetch.transcode.pool.forkserver"
-    COMMIT = "datafetch.output.commit"
+    COMMIT = "datafetch.output.commit_process"
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from datafetch.cli.progress import ProgressConsole, show_remarks
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.errors import ConfigurationError, ConservationError, DatafetchError, ManifestError, ResourceError
 from datafetch.fetch.classify import SocketsExhaustedError
-from datafetch.output.commit import _error_fields
+from datafetch.output.commit_process import _error_fields
 
 PATIENCE_S = 60
 EVIL = "\x1b]0;mine now\x07\x1b[2J\r\u202etxt\u2028"

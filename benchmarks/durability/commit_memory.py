@@ -27,7 +27,8 @@ from datafetch.datasets import find_dataset
 from datafetch.model.ledger_line import LedgerLine, ShardCounts
 from datafetch.model.outcome import Body, Encoded
 from datafetch.model.sample import Sample
-from datafetch.output.commit import Commit, commit_in_process
+from datafetch.output.commit import Commit
+from datafetch.output.commit_process import commit_in_process
 from datafetch.output.merge import Output
 from datafetch.store.layout import OutputLayout
 from datafetch.store.spool import write_spool
@@ -147,7 +148,7 @@ def _peak_bytes() -> int:
     """The high-water mark of the commit process's resident memory, while it is there."""
     for process in psutil.Process().children():
         with suppress(psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
-            if "datafetch.output.commit" in " ".join(process.cmdline()):
+            if "datafetch.output.commit_process" in " ".join(process.cmdline()):
                 match = _PEAK_RSS.search(Path(f"/proc/{process.pid}/status").read_text())
                 return int(match[1]) * 1024 if match else 0
     return 0

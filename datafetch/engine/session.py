@@ -32,7 +32,8 @@ from datafetch.model.outcome import OK
 from datafetch.model.report import FetchedShards, Report
 from datafetch.model.statistics import Progress, Statistics
 from datafetch.monitor.heartbeat import write_heartbeats
-from datafetch.output.commit import CommitShard, commit_in_process
+from datafetch.output.commit import CommitShard
+from datafetch.output.commit_process import commit_in_process
 from datafetch.output.merge import Output
 from datafetch.output.reshard.after_run import reshard_output
 from datafetch.output.reshard.copy import ProgressMonitor

@@ -1,7 +1,5 @@
 """Commit a shard: turn its complete spool into the files that the trainer reads.
 
-A commit is many seconds of CPU work, so it runs in a process of its own.
-
 Theory of operation: a shard goes through three states, each of which is entered by one rename.
 
 1. *In progress*: the files are written to ``unpublished/<shard>``, checked and brought to disk. They are a function of
@@ -16,45 +14,23 @@ Theory of operation: a shard goes through three states, each of which is entered
 
 from __future__ import annotations
 
-import _thread
-import asyncio
-import os
-import pickle
 import shutil
-import signal
-import sys
-from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-import numpy as np
-import orjson
-
-from datafetch.errors import (
-    ConfigurationError,
-    ConservationError,
-    DatafetchError,
-    ManifestError,
-    ResourceError,
-    is_exhaustion,
-)
-from datafetch.model.kinds import CounterName
+from datafetch.errors import ResourceError
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.output.formats import format_of
 from datafetch.output.merge import CommittedSample, Output, merge_retry, merge_spool
 from datafetch.output.row import OutputRow
-from datafetch.process.child import child_command, start_failure
+from datafetch.output.tally import ShardTally
 from datafetch.store.atomic import make_folder, publish, sync
 from datafetch.store.layout import OutputLayout
-from datafetch.store.ledger import LedgerWriter, ShardSummary, read_shard_counts
+from datafetch.store.ledger import LedgerWriter, read_shard_counts
 from datafetch.store.spool import SpoolWriter
-
-_STARTED = b"\n"  # sent before the result, which is JSON
-_ADVICE = "free resources or raise the limit ('ulimit -a' shows them), and run the same command again"
-_ERRORS = {error.__name__: error for error in (ConfigurationError, ConservationError, ManifestError, ResourceError)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,96 +55,6 @@ class Commit:
 
 CommitShard: TypeAlias = Callable[[Commit], Awaitable[ShardCounts]]
 """Commits a shard and returns its counts; raises the errors of ``commit_shard``."""
-
-
-async def commit_in_process(commit: Commit) -> ShardCounts:
-    """Commit a shard in a process of its own and return its counts.
-
-    Raises:
-        ResourceError: The disk is full or can't be written, or the process could not start or was killed.
-        ConservationError: Samples or images were lost or counted twice; nothing was published.
-    """
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *child_command("datafetch.output.commit"),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C in the terminal is handled by the parent alone
-        )
-    except OSError as error:
-        reason = start_failure(error)
-        raise ResourceError(f"cannot start the process that writes shards: {reason}; {_ADVICE}") from error
-    assert process.stdin is not None and process.stdout is not None  # noqa: PT018 - both are pipes
-    try:
-        # Standard input stays open: when it is closed, the child knows that its parent has ended.
-        request = pickle.dumps(commit)
-        process.stdin.write(len(request).to_bytes(4, "little") + request)
-        response = await process.stdout.read()
-    finally:
-        if process.returncode is None and not process.stdout.at_eof():
-            process.kill()
-        process.stdin.close()
-        await process.wait()
-    return _decode_response(response, process.returncode)
-
-
-def _decode_response(response: bytes, status: int | None) -> ShardCounts:
-    if response in (b"", _STARTED) and status is not None and status < 0:
-        raise ResourceError(
-            f"the process that writes shards was killed by signal {-status}; if it ran out of memory, "
-            "free some and run the same command again"
-        )
-    if not response:  # it did not even start
-        raise ResourceError(f"the process that writes shards could not start (see the messages above); {_ADVICE}")
-    if response == _STARTED:
-        raise RuntimeError(f"the process that writes shards ended with status {status}; its traceback is above")
-    fields: dict[str, Any] = orjson.loads(response)
-    if "error" in fields:
-        raise _ERRORS[fields["error"]](fields["message"])
-    return ShardCounts(**fields)
-
-
-def main() -> None:
-    """Commit the shard that is requested on standard input, and write the result to standard output."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # handled by the parent, even if sent to all of its processes
-        signal.signal(number, signal.SIG_IGN)
-    stdin = sys.stdin.buffer
-    length = int.from_bytes(stdin.read(4), "little")
-    request = stdin.read(length)
-    if not request or len(request) < length:  # the parent has ended
-        return
-    commit: Commit = pickle.loads(request)  # noqa: S301 - it comes from our parent
-    with suppress(BrokenPipeError):  # the parent has ended, and this process is about to
-        os.write(sys.stdout.fileno(), _STARTED)
-        os.write(sys.stdout.fileno(), _respond(commit))
-
-
-def _respond(commit: Commit) -> bytes:
-    """Commit the shard, and return the result or the error as JSON."""
-    try:
-        # Not threading.Thread, whose start() blocks forever if the new thread runs out of memory before it signals.
-        _thread.start_new_thread(_end_with_parent, ())
-        return orjson.dumps(commit_shard(commit))
-    except DatafetchError as error:
-        failure = error
-    except Exception as error:
-        if not is_exhaustion(error):
-            raise
-        failure = ResourceError.from_exhaustion(error)
-    return orjson.dumps(_error_fields(failure))
-
-
-def _error_fields(error: DatafetchError) -> dict[str, str]:
-    """An error with the name of its class, which decides the exit code, so that the parent can raise it again."""
-    kind = next(name for name, kind in _ERRORS.items() if isinstance(error, kind))
-    return {"error": kind, "message": str(error)}
-
-
-def _end_with_parent() -> None:
-    # Unbuffered, because the interpreter aborts at shutdown if a daemon thread holds the lock of sys.stdin.
-    while os.read(0, 1):
-        pass
-    os._exit(1)
 
 
 def commit_shard(commit: Commit) -> ShardCounts:
@@ -222,11 +108,14 @@ def complete_commits(layout: OutputLayout, shards: Collection[str] | None = None
 
 
 def _write(commit: Commit, folder: Path) -> ShardCounts:
-    output, shard = commit.output, commit.shard
-    retry_filter = output.retry and output.retry.retry_filter
-    samples = merge_retry(output, shard, retry_filter) if retry_filter else merge_spool(output, shard)
-    tally = _ShardTally(commit)
-    writer = format_of(output.layout).open_writer(output.layout, shard, folder, is_retry=output.retry is not None)
+    output, shard, retry = commit.output, commit.shard, commit.output.retry
+    if retry is None:
+        samples, notes = merge_spool(output, shard), commit.notes
+    else:
+        samples = merge_retry(output, shard, retry.retry_filter)
+        notes = read_shard_counts(output.layout.ledger(shard)).notes
+    tally = ShardTally(shard, commit.samples, notes=notes, retry=0 if retry is None else retry.number)
+    writer = format_of(output.layout).open_writer(output.layout, shard, folder, is_retry=retry is not None)
     with (
         closing(writer),
         LedgerWriter(folder / f"{shard}.parquet", shard) as ledger,
@@ -257,69 +146,3 @@ def _select_rows(samples: Iterable[CommittedSample], row_numbers: frozenset[int]
         is_selected = not committed.has_row or rows in row_numbers
         rows += committed.has_row
         yield committed if is_selected else replace(committed, row=None, has_row=False, failed=())
-
-
-class _ShardTally:
-    """Counts the samples and images of a shard, and checks that none was lost or counted twice."""
-
-    def __init__(self, commit: Commit) -> None:
-        self.own_rows = 0
-        self._commit = commit
-        self._has_row: list[bool] = []
-        self._is_own: list[bool] = []
-        self._lines = 0
-        self._skipped = 0
-        self._bad_lines = 0
-        self._outcomes: Counter[str] = Counter()
-
-    def add(self, committed: CommittedSample) -> None:
-        """Count the next sample.
-
-        Raises:
-            ConservationError: It is not the next sample of the shard.
-        """
-        position = len(self._has_row)
-        if committed.position != position:
-            raise ConservationError(f"shard {self._commit.shard}: sample {position} is missing or there twice")
-        self._has_row.append(committed.has_row)
-        self._is_own.append(committed.row is not None)
-        self.own_rows += committed.row is not None
-        self._lines += len(committed.lines)
-        self._outcomes.update(line.outcome for line in committed.lines)
-        self._skipped += sum(line.is_skipped for line in committed.lines)
-        self._bad_lines += committed.is_bad_line
-
-    def summarize(self, written_bytes: int, ledger_lines: int) -> ShardSummary:
-        """The summary of the shard, once all samples have been added.
-
-        Args:
-            written_bytes: The size of the shard's files.
-            ledger_lines: The number of lines that were written to the ledger.
-
-        Raises:
-            ConservationError: Samples or images were lost or counted twice.
-        """
-        shard, expected = self._commit.shard, self._commit.samples
-        totals = ShardCounts(len(self._has_row), sum(self._has_row), dict(self._outcomes), written_bytes, self._notes())
-        if totals.samples != expected:
-            raise ConservationError(
-                f"shard {shard}: {totals.samples} of the manifest's {expected} samples were processed"
-            )
-        if not totals.images == totals.ok + totals.failed == self._lines == ledger_lines:
-            raise ConservationError(
-                f"shard {shard}: {totals.images} images were processed, {totals.ok} arrived, {totals.failed} failed, "
-                f"{ledger_lines} lines in the ledger"
-            )
-        retry = self._commit.output.retry
-        number = 0 if retry is None else retry.number
-        return ShardSummary(totals, np.array(self._has_row, np.bool_), np.array(self._is_own, np.bool_), number)
-
-    def _notes(self) -> dict[str, int]:
-        """The counts besides samples and images; a retry takes those of the manifest's scan from the ledger."""
-        output, notes = self._commit.output, self._commit.notes
-        if output.retry is not None:
-            notes = read_shard_counts(output.layout.ledger(self._commit.shard)).notes
-        counted = Counter({name: count for name, count in notes.items() if name != CounterName.NOT_ASKED})
-        counted[CounterName.NOT_ASKED.value] = self._skipped
-        counted[CounterName.BAD_LINES.value] += self._bad_lines
-        return {str(name): count for name, count in counted.items() if count}

@@ -1,0 +1,88 @@
+"""Check the conservation law for a shard: no sample and no image is lost or counted twice."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+import numpy as np
+
+from datafetch.errors import ConservationError
+from datafetch.model.kinds import CounterName
+from datafetch.model.ledger_line import ShardCounts
+from datafetch.output.merge import CommittedSample
+from datafetch.store.ledger import ShardSummary
+
+
+class ShardTally:
+    """Counts the samples and images of a shard.
+
+    Args:
+        shard: The shard's name.
+        samples: The number of samples that the shard must have.
+        notes: What was counted while the manifest was scanned, by ``CounterName``.
+        retry: The number of the retry that is committed; 0 if it is not one.
+
+    Attributes:
+        own_rows: The number of rows that the commit writes.
+    """
+
+    def __init__(self, shard: str, samples: int, *, notes: Mapping[str, int], retry: int) -> None:
+        self.own_rows = 0
+        self._shard = shard
+        self._expected_samples = samples
+        self._scan_notes = notes
+        self._retry = retry
+        self._has_row: list[bool] = []
+        self._is_own: list[bool] = []
+        self._lines = 0
+        self._skipped = 0
+        self._bad_lines = 0
+        self._outcomes: Counter[str] = Counter()
+
+    def add(self, committed: CommittedSample) -> None:
+        """Count the next sample.
+
+        Raises:
+            ConservationError: It is not the next sample of the shard.
+        """
+        position = len(self._has_row)
+        if committed.position != position:
+            raise ConservationError(f"shard {self._shard}: sample {position} is missing or there twice")
+        self._has_row.append(committed.has_row)
+        self._is_own.append(committed.row is not None)
+        self.own_rows += committed.row is not None
+        self._lines += len(committed.lines)
+        self._outcomes.update(line.outcome for line in committed.lines)
+        self._skipped += sum(line.is_skipped for line in committed.lines)
+        self._bad_lines += committed.is_bad_line
+
+    def summarize(self, written_bytes: int, ledger_lines: int) -> ShardSummary:
+        """The summary of the shard, once all samples have been added.
+
+        Args:
+            written_bytes: The size of the shard's files.
+            ledger_lines: The number of lines that were written to the ledger.
+
+        Raises:
+            ConservationError: Samples or images were lost or counted twice.
+        """
+        shard, expected = self._shard, self._expected_samples
+        totals = ShardCounts(len(self._has_row), sum(self._has_row), dict(self._outcomes), written_bytes, self._notes())
+        if totals.samples != expected:
+            raise ConservationError(
+                f"shard {shard}: {totals.samples} of the manifest's {expected} samples were processed"
+            )
+        if not totals.images == totals.ok + totals.failed == self._lines == ledger_lines:
+            raise ConservationError(
+                f"shard {shard}: {totals.images} images were processed, {totals.ok} arrived, {totals.failed} failed, "
+                f"{ledger_lines} lines in the ledger"
+            )
+        return ShardSummary(totals, np.array(self._has_row, np.bool_), np.array(self._is_own, np.bool_), self._retry)
+
+    def _notes(self) -> dict[str, int]:
+        """The counts besides samples and images: of the manifest's scan, and of what is counted here."""
+        counted = Counter({name: count for name, count in self._scan_notes.items() if name != CounterName.NOT_ASKED})
+        counted[CounterName.NOT_ASKED.value] = self._skipped
+        counted[CounterName.BAD_LINES.value] += self._bad_lines
+        return {str(name): count for name, count in counted.items() if count}

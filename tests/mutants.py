@@ -81,7 +81,7 @@ FAULTS = (
     ),
     Fault(
         "a sample whose image is missing from the spool is taken",
-        "store/spool.py",
+        "store/spool_reader.py",
         "        if found != expected:\n",
         "        if len(found) > len(expected):\n",
         ("spool", "commit"),

@@ -37,8 +37,9 @@ from datafetch.model.outcome import Failure, FailureKind
 from datafetch.model.sample import Sample, Shard
 from datafetch.store.layout import OutputLayout
 from datafetch.store.retry_filter import RetryFilter
-from datafetch.store.spool import Spool, SpoolReader
+from datafetch.store.spool import Spool
 from datafetch.store.spool_format import ImageResult
+from datafetch.store.spool_reader import SpoolReader
 
 POLICY = FetchPolicy(allow_net=LOOPBACK, backoff_s=0.01, connections=32, per_host=32, retries=0)
 Pictures = tuple[Path, list[str]]

@@ -37,7 +37,7 @@ from datafetch.model.report import ReshardedEpoch
 from datafetch.model.statistics import Statistics
 from datafetch.store.layout import OutputLayout
 from datafetch.store.ledger import read_samples, read_shard_counts
-from datafetch.store.spool import write_spool
+from datafetch.store.spool_writer import write_spool
 from datafetch.transcode import ImageSpec
 
 POLICY = FetchPolicy(allow_net=LOOPBACK, backoff_s=0.01, connections=64, per_host=64)

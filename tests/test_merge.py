@@ -24,8 +24,9 @@ from datafetch.output.merge import Output
 from datafetch.store.layout import OutputLayout
 from datafetch.store.ledger import read_samples, read_shard_summary
 from datafetch.store.retry_filter import Retry, RetryFilter
-from datafetch.store.spool import Spool, SpoolReader
+from datafetch.store.spool import Spool
 from datafetch.store.spool_format import ImageResult, read_entries, read_marker
+from datafetch.store.spool_reader import SpoolReader
 
 SHARD = "part-00000"
 GONE = Failure(FailureKind.HTTP_STATUS, "HTTP 404", 404, 1)

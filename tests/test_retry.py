@@ -34,8 +34,9 @@ from datafetch.output.commit import Commit
 from datafetch.output.merge import Output
 from datafetch.store.layout import OutputLayout
 from datafetch.store.ledger import read_shard_summary
-from datafetch.store.spool import Spool, write_spool
+from datafetch.store.spool import Spool
 from datafetch.store.spool_format import ImageResult
+from datafetch.store.spool_writer import write_spool
 
 Pictures = tuple[Path, list[str]]
 IMAGES = 60

@@ -17,7 +17,7 @@ from datafetch.errors import ConfigurationError, ConservationError, ResourceErro
 from datafetch.model.ledger_line import LedgerLine
 from datafetch.model.outcome import Body, Encoded, Failure, FailureKind, Outcome
 from datafetch.model.sample import Record, Sample
-from datafetch.store.spool import Recovered, Spool, SpooledSample, SpoolReader, write_spool
+from datafetch.store.spool import Recovered, Spool
 from datafetch.store.spool_format import (
     _HEADER_BYTES,
     FILE_HEADER_BYTES,
@@ -30,6 +30,8 @@ from datafetch.store.spool_format import (
     read_stored,
     scan_records,
 )
+from datafetch.store.spool_reader import SpooledSample, SpoolReader
+from datafetch.store.spool_writer import write_spool
 
 FAILURE = Failure(FailureKind.TIMEOUT, "too slow", None, 3, "", 30_000.0)
 

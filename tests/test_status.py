@@ -32,8 +32,8 @@ from datafetch.monitor.heartbeat import ProgressSnapshot
 from datafetch.monitor.status import RunState, Status, read_status
 from datafetch.store.layout import OutputLayout
 from datafetch.store.ledger import LedgerWriter, ShardSummary
-from datafetch.store.spool import write_spool
 from datafetch.store.spool_format import ImageResult, SpoolRecord
+from datafetch.store.spool_writer import write_spool
 
 Pictures = tuple[Path, list[str]]
 IMAGES = 90

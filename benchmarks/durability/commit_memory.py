@@ -31,8 +31,8 @@ from datafetch.output.commit import Commit
 from datafetch.output.commit_process import commit_in_process
 from datafetch.output.merge import Output
 from datafetch.store.layout import OutputLayout
-from datafetch.store.spool import write_spool
 from datafetch.store.spool_format import ImageResult, SpoolRecord
+from datafetch.store.spool_writer import write_spool
 
 _SHARD = "part-00000"
 _INTERVAL_S = 0.02

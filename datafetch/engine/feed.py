@@ -26,7 +26,8 @@ from datafetch.output.formats import format_of
 from datafetch.store.atomic import publish
 from datafetch.store.layout import OutputLayout
 from datafetch.store.ledger import read_shard_counts
-from datafetch.store.spool import Spool, write_spool
+from datafetch.store.spool import Spool
+from datafetch.store.spool_writer import write_spool
 
 _log = logging.getLogger(__name__)
 MAX_OPEN_SHARDS = 4

@@ -22,8 +22,9 @@ from datafetch.output.merge import Output, could_have_row
 from datafetch.store.atomic import publish
 from datafetch.store.ledger import read_outcomes, read_samples, read_shard_summary
 from datafetch.store.retry_filter import Retry
-from datafetch.store.spool import SpooledSample, SpoolReader, has_marker, write_spool
 from datafetch.store.spool_format import MARKER_BYTES, ImageResult, StoredImage
+from datafetch.store.spool_reader import SpooledSample, SpoolReader
+from datafetch.store.spool_writer import has_marker, write_spool
 
 
 class FailedSamples:

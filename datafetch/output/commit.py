@@ -30,7 +30,7 @@ from datafetch.output.tally import ShardTally
 from datafetch.store.atomic import make_folder, publish, sync
 from datafetch.store.layout import OutputLayout
 from datafetch.store.ledger import LedgerWriter, read_shard_counts
-from datafetch.store.spool import SpoolWriter
+from datafetch.store.spool_writer import SpoolWriter
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,8 +36,8 @@ from datafetch.output.row import OutputRow, placeholder
 from datafetch.store.layout import OutputLayout
 from datafetch.store.ledger import read_samples, read_shard_summary
 from datafetch.store.retry_filter import Retry, RetryFilter
-from datafetch.store.spool import SpooledSample, SpoolReader
 from datafetch.store.spool_format import ImageResult, LazySpoolRecord, SpooledImage
+from datafetch.store.spool_reader import SpooledSample, SpoolReader
 
 _MAX_ATTEMPTS = 127  # the ledger's column has 8 bits with a sign
 MAX_SAMPLE_BYTES = 256 * 1024 * 1024

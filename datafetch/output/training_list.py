@@ -23,7 +23,7 @@ from datafetch.model.outcome import OK
 from datafetch.store.atomic import make_folder, publish, write_atomically
 from datafetch.store.layout import OutputLayout
 from datafetch.store.ledger import read_samples, read_shard_summary
-from datafetch.store.spool import SpoolReader
+from datafetch.store.spool_reader import SpoolReader
 from datafetch.store.state_file import read_if_sound
 
 _WRITTEN_LIST_HASH = "made.json"  # has the hash of the trainer's list as it was written

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 
 from datafetch.model.ledger_line import LedgerLine
 from datafetch.model.outcome import Failure, FailureKind
-from datafetch.store.spool import SpooledSample
 from datafetch.store.spool_format import ImageResult, SpooledImage
+from datafetch.store.spool_reader import SpooledSample
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,41 +21,30 @@ write may have left half an entry, so a spool refuses all further writes after o
 from __future__ import annotations
 
 import asyncio
-import io
 import os
-from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import aiofiles
-import numpy as np
 from aiofiles.threadpool.binary import AsyncFileIO
 
-from datafetch.errors import ConservationError, ResourceError
+from datafetch.errors import ResourceError
 from datafetch.model.ledger_line import LedgerLine
-from datafetch.model.sample import Record, Sample
+from datafetch.model.sample import Sample
 from datafetch.store.atomic import make_folder, sync, sync_open
 from datafetch.store.spool_format import (
     FILE_HEADER_BYTES,
     ImageResult,
-    LazySpoolRecord,
-    SpooledImage,
     SpoolRecord,
-    StoredImage,
     encode,
     file_header,
     is_torn_file_header,
     read_entries,
     read_entry,
     read_marker,
-    read_stored,
 )
-
-_SAMPLE_ENTRY = -1  # the sample's own entry in the index of entries; sorts before those of its images
 
 
 @dataclass(slots=True)
@@ -259,150 +248,3 @@ def _count_record(recovered: Recovered, image_counts: dict[int, int], record: Sp
         recovered.images.pop(position, None)
         recovered.jpeg_bytes.pop(position, None)
         del image_counts[position]
-
-
-class SpoolWriter:
-    """Writes a spool from start to end; a context manager, after which the spool is on disk.
-
-    Args:
-        path: The file, which is replaced.
-        marker: The spool's marker, ``MARKER_BYTES`` that can't be predicted from outside; None chooses one.
-    """
-
-    def __init__(self, path: Path, marker: bytes | None = None) -> None:
-        make_folder(path.parent)
-        self._path = path
-        self._file = path.open("w+b", buffering=1 << 20)
-        self._file.write(file_header(marker))
-        self._file.seek(0)
-        self._marker = read_marker(self._file)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            self._file.flush()
-            sync_open(self._file.fileno(), self._path)
-        finally:
-            self._file.close()
-
-    def write(self, *records: LazySpoolRecord) -> None:
-        """Append entries. JPEGs that are still in another spool are loaded one at a time."""
-        for record in records:
-            self._file.writelines(encode(record, self._marker))
-
-
-def write_spool(path: Path, records: Iterable[LazySpoolRecord], marker: bytes | None = None) -> None:
-    """Write a spool of these records, as ``SpoolWriter`` does; it is on disk when this returns."""
-    with SpoolWriter(path, marker) as spool:
-        for record in records:
-            spool.write(record)
-
-
-def has_marker(path: Path, marker: bytes) -> bool:
-    """Whether there is a spool with this marker at a path.
-
-    Raises:
-        ConfigurationError: There is a file that is not a spool of this version.
-    """
-    try:
-        with path.open("rb") as file:
-            if is_torn_file_header(file.read(FILE_HEADER_BYTES)):
-                return False
-            file.seek(0)
-            return read_marker(file) == marker
-    except FileNotFoundError:
-        return False
-
-
-@dataclass(frozen=True, slots=True)
-class SpooledSample:
-    """A sample and the results of its images that a spool holds, in the order of the images."""
-
-    sample: Sample
-    images: tuple[SpooledImage, ...]
-
-    @property
-    def lines(self) -> tuple[LedgerLine, ...]:
-        """The ledger lines of these images."""
-        return tuple(image.line for image in self.images)
-
-    def record(self, jpeg: Callable[[SpooledImage], bytes]) -> Record:
-        """The sample with the outcomes of all of its images.
-
-        Args:
-            jpeg: Returns what the record is to hold as the JPEG of an image that arrived.
-
-        Raises:
-            ConservationError: An image is missing or there twice.
-        """
-        found = [(image.line.sample, image.line.image) for image in self.images]
-        expected = [(self.sample.position, image) for image in range(len(self.sample.urls))]
-        if found != expected:
-            raise ConservationError(f"the spool has images {found} for sample {self.sample.position}, not {expected}")
-        return Record(self.sample, tuple(image.line.to_outcome(jpeg(image)) for image in self.images))
-
-
-class SpoolReader:
-    """Reads a spool in manifest order, once all samples of its shard are complete.
-
-    Memory holds 8 bytes per entry, and 56 while the spool is opened. JPEGs, of which a sample may have hundreds, stay
-    in the spool until they are loaded; the file remains open until neither this reader nor any of its images is
-    referenced.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._file = _FileOfImages(io.FileIO(path))
-        self._marker = read_marker(self._file)
-        samples, images, offsets = array("q"), array("q"), array("q")
-        for entry in read_entries(self._file, self._marker):
-            sample, image = _sort_key(entry.record)
-            samples.append(sample)
-            images.append(image)
-            offsets.append(entry.offset)
-        order = np.lexsort((np.array(images, np.int64), np.array(samples, np.int64)))
-        self._offsets = np.array(offsets, np.int64)[order]
-
-    def samples(self) -> Iterator[SpooledSample]:
-        """All samples with the results of their images, in manifest order.
-
-        Raises:
-            ConservationError: There are images without the entry of their sample.
-        """
-        current: SpooledSample | None = None
-        images: list[StoredImage] = []
-        for record in self._in_order():
-            if isinstance(record, StoredImage):
-                if current is None or current.sample.position != record.line.sample:
-                    raise ConservationError(f"the spool has images, but no entry, of sample {record.line.sample}")
-                images.append(record)
-                continue
-            # A sample is there twice if the entry of one of its images was damaged and the image was fetched again.
-            if current is not None and current.sample.position != record.position:
-                yield SpooledSample(current.sample, tuple(images))
-            current, images = SpooledSample(record, ()), []
-        if current is not None:
-            yield SpooledSample(current.sample, tuple(images))
-
-    def _in_order(self) -> Iterator[Sample | StoredImage]:
-        for offset in self._offsets:
-            record = read_stored(self._file, self._marker, int(offset))
-            if record is None:
-                raise ConservationError(f"{self._file.name} changed while it was read")
-            yield record
-
-
-class _FileOfImages(io.BufferedReader):
-    """A file that closes itself when it is no longer referenced, as the last of its images may outlive the reader."""
-
-    def __del__(self) -> None:
-        self.close()
-
-
-def _sort_key(record: SpoolRecord) -> tuple[int, int]:
-    if isinstance(record, Sample):
-        return record.position, _SAMPLE_ENTRY
-    return record.line.sample, record.line.image

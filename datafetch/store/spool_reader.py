@@ -1,0 +1,108 @@
+"""Reads a complete spool in manifest order, as a sequence of samples with the results of their images."""
+
+from __future__ import annotations
+
+import io
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from datafetch.errors import ConservationError
+from datafetch.model.ledger_line import LedgerLine
+from datafetch.model.sample import Record, Sample
+from datafetch.store.spool_format import SpooledImage, SpoolRecord, StoredImage, read_entries, read_marker, read_stored
+
+_SAMPLE_ENTRY = -1  # the sample's own entry in the index of entries; sorts before those of its images
+
+
+@dataclass(frozen=True, slots=True)
+class SpooledSample:
+    """A sample and the results of its images that a spool holds, in the order of the images."""
+
+    sample: Sample
+    images: tuple[SpooledImage, ...]
+
+    @property
+    def lines(self) -> tuple[LedgerLine, ...]:
+        """The ledger lines of these images."""
+        return tuple(image.line for image in self.images)
+
+    def record(self, jpeg: Callable[[SpooledImage], bytes]) -> Record:
+        """The sample with the outcomes of all of its images.
+
+        Args:
+            jpeg: Returns what the record is to hold as the JPEG of an image that arrived.
+
+        Raises:
+            ConservationError: An image is missing or there twice.
+        """
+        found = [(image.line.sample, image.line.image) for image in self.images]
+        expected = [(self.sample.position, image) for image in range(len(self.sample.urls))]
+        if found != expected:
+            raise ConservationError(f"the spool has images {found} for sample {self.sample.position}, not {expected}")
+        return Record(self.sample, tuple(image.line.to_outcome(jpeg(image)) for image in self.images))
+
+
+class SpoolReader:
+    """Reads a spool in manifest order, once all samples of its shard are complete.
+
+    Memory holds 8 bytes per entry, and 56 while the spool is opened. JPEGs, of which a sample may have hundreds, stay
+    in the spool until they are loaded; the file remains open until neither this reader nor any of its images is
+    referenced.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = _FileOfImages(io.FileIO(path))
+        self._marker = read_marker(self._file)
+        samples, images, offsets = array("q"), array("q"), array("q")
+        for entry in read_entries(self._file, self._marker):
+            sample, image = _sort_key(entry.record)
+            samples.append(sample)
+            images.append(image)
+            offsets.append(entry.offset)
+        order = np.lexsort((np.array(images, np.int64), np.array(samples, np.int64)))
+        self._offsets = np.array(offsets, np.int64)[order]
+
+    def samples(self) -> Iterator[SpooledSample]:
+        """All samples with the results of their images, in manifest order.
+
+        Raises:
+            ConservationError: There are images without the entry of their sample.
+        """
+        current: SpooledSample | None = None
+        images: list[StoredImage] = []
+        for record in self._in_order():
+            if isinstance(record, StoredImage):
+                if current is None or current.sample.position != record.line.sample:
+                    raise ConservationError(f"the spool has images, but no entry, of sample {record.line.sample}")
+                images.append(record)
+                continue
+            # A sample is there twice if the entry of one of its images was damaged and the image was fetched again.
+            if current is not None and current.sample.position != record.position:
+                yield SpooledSample(current.sample, tuple(images))
+            current, images = SpooledSample(record, ()), []
+        if current is not None:
+            yield SpooledSample(current.sample, tuple(images))
+
+    def _in_order(self) -> Iterator[Sample | StoredImage]:
+        for offset in self._offsets:
+            record = read_stored(self._file, self._marker, int(offset))
+            if record is None:
+                raise ConservationError(f"{self._file.name} changed while it was read")
+            yield record
+
+
+class _FileOfImages(io.BufferedReader):
+    """A file that closes itself when it is no longer referenced, as the last of its images may outlive the reader."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _sort_key(record: SpoolRecord) -> tuple[int, int]:
+    if isinstance(record, Sample):
+        return record.position, _SAMPLE_ENTRY
+    return record.line.sample, record.line.image

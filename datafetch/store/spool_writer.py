@@ -1,0 +1,75 @@
+"""Writes a spool whose records are all known, from start to end: what a retry needs, and what it begins with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from datafetch.store.atomic import make_folder, sync_open
+from datafetch.store.spool_format import (
+    FILE_HEADER_BYTES,
+    LazySpoolRecord,
+    encode,
+    file_header,
+    is_torn_file_header,
+    read_marker,
+)
+
+
+class SpoolWriter:
+    """Writes a spool from start to end; a context manager, after which the spool is on disk.
+
+    Args:
+        path: The file, which is replaced.
+        marker: The spool's marker, ``MARKER_BYTES`` that can't be predicted from outside; None chooses one.
+    """
+
+    def __init__(self, path: Path, marker: bytes | None = None) -> None:
+        make_folder(path.parent)
+        self._path = path
+        self._file = path.open("w+b", buffering=1 << 20)
+        self._file.write(file_header(marker))
+        self._file.seek(0)
+        self._marker = read_marker(self._file)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._file.flush()
+            sync_open(self._file.fileno(), self._path)
+        finally:
+            self._file.close()
+
+    def write(self, *records: LazySpoolRecord) -> None:
+        """Append entries. JPEGs that are still in another spool are loaded one at a time."""
+        for record in records:
+            self._file.writelines(encode(record, self._marker))
+
+
+def write_spool(path: Path, records: Iterable[LazySpoolRecord], marker: bytes | None = None) -> None:
+    """Write a spool of these records, as ``SpoolWriter`` does; it is on disk when this returns."""
+    with SpoolWriter(path, marker) as spool:
+        for record in records:
+            spool.write(record)
+
+
+def has_marker(path: Path, marker: bytes) -> bool:
+    """Whether there is a spool with this marker at a path.
+
+    Raises:
+        ConfigurationError: There is a file that is not a spool of this version.
+    """
+    try:
+        with path.open("rb") as file:
+            if is_torn_file_header(file.read(FILE_HEADER_BYTES)):
+                return False
+            file.seek(0)
+            return read_marker(file) == marker
+    except FileNotFoundError:
+        return False

@@ -69,7 +69,7 @@ import sys
 from pathlib import Path
 from datafetch.store.lock import ShardLocks
 locks = ShardLocks(Path(sys.argv[1]), Path("out"))
-assert locks.take_turn()
+assert locks.acquire_preparation()
 locks.acquire(["a", "b"])
 print("held", flush=True)
 sys.stdin.read()
@@ -77,7 +77,7 @@ sys.stdin.read()
 
 
 def test_a_shard_has_one_process_and_loses_it_with_its_death(tmp_path: Path) -> None:
-    """Others are free, and the turn to prepare the output is taken by one at a time."""
+    """Others are free, and one process at a time prepares the output."""
     path = tmp_path / "shards.lock"
     with (
         subprocess.Popen(
@@ -88,12 +88,12 @@ def test_a_shard_has_one_process_and_loses_it_with_its_death(tmp_path: Path) -> 
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         locks.acquire(["c"])
-        assert not locks.take_turn()
+        assert not locks.acquire_preparation()
         with pytest.raises(ConfigurationError, match=r"another process is fetching shard b of .*out"):
             locks.acquire(["d", "b", "a"])
         holder.kill()
         holder.wait()
-        assert locks.take_turn()
+        assert locks.acquire_preparation()
         locks.acquire(["a", "b"])
 
 
@@ -109,13 +109,13 @@ def test_two_calls_of_one_process_refuse_each_other(tmp_path: Path) -> None:
     with closing(_Releasing(path, out)) as one:
         with closing(_Releasing(path, out)) as other:
             one.acquire(["a"])
-            assert one.take_turn()
+            assert one.acquire_preparation()
             with pytest.raises(ConfigurationError, match="fetching shard a"):
                 other.acquire(["a"])
         with closing(_Releasing(path, out)) as third:
-            assert not third.take_turn()
-            one.end_turn()
-            assert third.take_turn()
+            assert not third.acquire_preparation()
+            one.release_preparation()
+            assert third.acquire_preparation()
             with pytest.raises(ConfigurationError, match="fetching shard a"):
                 third.acquire(["a"])
 

@@ -90,12 +90,12 @@ async def locked_shards(
         locks = await asyncio.to_thread(ShardLocks, layout.shard_locks, layout.out)
         held.push_async_callback(asyncio.to_thread, locks.release)
         with locks_where_possible(is_alone=is_alone):
-            while not await asyncio.to_thread(locks.take_turn):  # noqa: ASYNC110 - another process has it
+            while not await asyncio.to_thread(locks.acquire_preparation):  # noqa: ASYNC110 - another process has it
                 await asyncio.sleep(_TURN_INTERVAL_S)
             await asyncio.to_thread(locks.acquire, shards)
         await asyncio.to_thread(_prepare_shards, layout, shards, prepare)
         with locks_where_possible(is_alone=is_alone):
-            await asyncio.to_thread(locks.end_turn)
+            await asyncio.to_thread(locks.release_preparation)
         yield
 
 

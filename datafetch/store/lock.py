@@ -1,10 +1,11 @@
-"""Locks on an output, which die with the process that holds them.
+"""Locks on an output, which are released when the process that holds them ends, however it ends.
 
-Either one process holds all of an output, or several hold it together, each of them some of its shards.
+Either one process holds an output exclusively, or several share it and each of them holds some of its shards.
 
-Rules: the kernel keeps the locks, so a killed run leaves none behind, locally and on NFS. A file that stands for a lock
-by being there would outlive its holder, so where the kernel can't lock, nothing is done at all, unless the operator
-vouches for being alone. Where it can, the locks are respected all the same.
+Rules: the kernel keeps the locks, so a killed run leaves none behind, locally and on NFS. A lock that consists in the
+existence of a file would outlive its holder. So if the filesystem has no kernel locks, the run is refused, unless the
+operator says with ``--no-lock`` that no other run uses the output. Locks that the kernel does have are respected even
+then.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _NO_RANGE_LOCKS = (*_NO_LOCKS, errno.EINVAL)
 _HELD = (errno.EAGAIN, errno.EACCES)
 _RANGE = "hhqqi"  # struct flock of <fcntl.h>: type, whence, first byte, number of bytes, process
-_TURN = 0  # the byte of a range lock that stands for a turn to prepare the output
-_SHARD_BYTES = 2**62  # the bytes behind it, of which each shard has one
+_PREPARATION_BYTE = 0  # locked by the process that prepares the output
+_SHARD_BYTES = 2**62  # the bytes after it, of which each shard has one
 
 
 class NoLocksError(ResourceError):
@@ -33,7 +34,7 @@ class NoLocksError(ResourceError):
 
     @classmethod
     def of(cls, path: Path, out: Path) -> NoLocksError:
-        """The error for a file that can't be locked."""
+        """The error for a lock file that can't be locked."""
         return cls(
             f"the filesystem of {path.parent} has no locks, so two runs could spoil {out}; choose an "
             "output on another, mount it with locks, or give --no-lock if you know that no other run works on it"
@@ -41,26 +42,29 @@ class NoLocksError(ResourceError):
 
 
 def locks_where_possible(*, is_alone: bool) -> AbstractContextManager[None]:
-    """For a block that takes locks: where the filesystem has none, it ends there without an error, if that is said.
+    """A context for a block that takes locks.
 
     Args:
-        is_alone: The operator knows that no other run works on the output.
+        is_alone: The operator knows that no other run uses the output. If the filesystem has no locks, the block then
+            ends without an error; otherwise ``NoLocksError`` is raised.
     """
     return suppress(NoLocksError) if is_alone else nullcontext()
 
 
 class Lock:
-    """Held by the run that works on an output, or by all processes that fetch shards of it.
+    """The lock on an output: held by one run, or shared by all processes that fetch shards of it.
 
-    One thread may take it and another give it back. An output may go by several names: by links to its folder, and by
-    other places where that is mounted. So whoever works on it holds three locks: the file's, as runs by the same name
-    do; that of the run that names the folder behind a link, if there is one; and the folder's itself. Of the last the
-    kernel tells other machines nothing.
+    One thread may acquire it and another release it. The same output may have several paths: links to its folder, and
+    other places where its filesystem is mounted. So the lock consists of up to three:
+
+    * that of the lock file, which runs with the same path use as well;
+    * if ``out`` is a link, that of the lock file of runs that use the folder behind it;
+    * that of the output folder itself, which covers all other paths, but only on this machine.
 
     Args:
-        path: The lock's file; its folder is there.
-        out: The output, also for the messages.
-        real_path: The lock's file of a run that names the folder that ``out`` leads to, where that has another name.
+        path: The lock file; its folder exists.
+        out: The output, which is also named in messages.
+        real_path: The lock file of a run that uses the folder to which ``out`` is a link; None if it is not a link.
     """
 
     def __init__(self, path: Path, out: Path, real_path: Path | None = None) -> None:
@@ -70,40 +74,40 @@ class Lock:
         self._descriptors: list[int] = []
 
     def acquire(self) -> None:
-        """Take it for this run alone, without waiting.
+        """Acquire it exclusively, without waiting.
 
         Raises:
-            ConfigurationError: Another run holds it, or processes that fetch shards do.
+            ConfigurationError: Another run, or a process that fetches shards, holds it.
             NoLocksError: The filesystem has no locks.
         """
         self._acquire(fcntl.LOCK_EX)
 
     def acquire_shared(self) -> None:
-        """Take it together with others that take it so, without waiting.
+        """Acquire it together with other processes that share it, without waiting.
 
         Raises:
-            ConfigurationError: A run holds it alone.
+            ConfigurationError: A run holds it exclusively.
             NoLocksError: The filesystem has no locks.
         """
         self._acquire(fcntl.LOCK_SH)
 
     def release(self) -> None:
-        """Release whatever part of it is held."""
+        """Release what is held of it, if anything."""
         while self._descriptors:
             os.close(self._descriptors.pop())
 
     def _acquire(self, kind: int) -> None:
         try:
             self._acquire_file(self._path, kind)
-            if self._real_path is not None and self._is_of_others(self._real_path.parent):
+            if self._real_path is not None and self._is_other_folder(self._real_path.parent):
                 self._acquire_file(self._real_path, kind)
             self._acquire_folder(kind)
         except BaseException:
             self.release()
             raise
 
-    def _is_of_others(self, folder: Path) -> bool:
-        """Whether there is such a state folder, and it is not the one whose lock is held already."""
+    def _is_other_folder(self, folder: Path) -> bool:
+        """Whether a state folder exists and is not the one whose lock file is locked already."""
         return folder.is_dir() and not folder.samefile(self._path.parent)
 
     def _acquire_file(self, path: Path, kind: int) -> None:
@@ -116,19 +120,19 @@ class Lock:
             raise NoLocksError.of(path, self._out) from error
 
     def _acquire_folder(self, kind: int) -> None:
-        """Lock the folder itself, where it is there and can be: the trainer would count a file that lay in it."""
+        """Lock the output folder itself, if possible. A lock file in it would be counted by the trainer."""
         try:
             self._descriptors.append(os.open(self._out, os.O_RDONLY | os.O_DIRECTORY))
-        except (FileNotFoundError, NotADirectoryError, PermissionError):  # which is for others to refuse
+        except (FileNotFoundError, NotADirectoryError, PermissionError):  # refused later if it matters
             return
         try:
             self._flock(kind)
-        except OSError as error:  # a filesystem whose files can be locked, and not its folders
+        except OSError as error:  # some filesystems can lock files but not folders
             if error.errno not in (*_NO_LOCKS, errno.EBADF, errno.EINVAL):
                 raise
 
     def _flock(self, kind: int) -> None:
-        """Lock what was opened last."""
+        """Lock the file or folder that was opened last."""
         try:
             fcntl.flock(self._descriptors[-1], kind | fcntl.LOCK_NB)
         except OSError as error:
@@ -139,14 +143,15 @@ class Lock:
 
 
 class ShardLocks:
-    """Which shards a process fetches, of those that hold an output together; and whose turn it is to prepare it.
+    """Locks on single shards, and on the preparation of the output, for the processes that share an output.
 
-    All are bytes of one file, so that tens of thousands of shards take one descriptor; a shard's byte follows from its
-    name. The locks belong to the open file, and not to the process: two calls in one process refuse each other as well.
+    Each is a lock on one byte of the same file, so tens of thousands of shards take one descriptor. A shard's byte is
+    a hash of its name. The locks belong to the open file and not to the process, so they also exclude two calls in one
+    process from each other.
 
     Args:
-        path: The file; its folder is there, and the output's lock is held.
-        out: The output, for the messages.
+        path: The file; its folder exists, and the output's lock is held.
+        out: The output, for messages.
     """
 
     def __init__(self, path: Path, out: Path) -> None:
@@ -155,11 +160,11 @@ class ShardLocks:
         self._descriptor = _open(path)
 
     def acquire(self, shards: Iterable[str]) -> None:
-        """Take shards, without waiting.
+        """Lock shards, without waiting.
 
         Raises:
-            ConfigurationError: Another process has one of them.
-            NoLocksError: The filesystem has no such locks.
+            ConfigurationError: Another process holds one of them.
+            NoLocksError: The filesystem has no locks on bytes.
         """
         for shard in shards:
             if not self._set(fcntl.F_WRLCK, _byte_of(shard)):
@@ -167,20 +172,20 @@ class ShardLocks:
                     f"another process is fetching shard {shard} of {self._out}; give each process shards of its own"
                 )
 
-    def take_turn(self) -> bool:
-        """Take the turn to prepare the output, without waiting; False while another process has it.
+    def acquire_preparation(self) -> bool:
+        """Lock the preparation of the output, without waiting; False while another process holds it.
 
         Raises:
-            NoLocksError: The filesystem has no such locks.
+            NoLocksError: The filesystem has no locks on bytes.
         """
-        return self._set(fcntl.F_WRLCK, _TURN)
+        return self._set(fcntl.F_WRLCK, _PREPARATION_BYTE)
 
-    def end_turn(self) -> None:
-        """Give the turn back."""
-        self._set(fcntl.F_UNLCK, _TURN)
+    def release_preparation(self) -> None:
+        """Let another process prepare the output."""
+        self._set(fcntl.F_UNLCK, _PREPARATION_BYTE)
 
     def release(self) -> None:
-        """Give everything back."""
+        """Release all of these locks."""
         os.close(self._descriptor)
 
     def _set(self, kind: int, byte: int) -> bool:
@@ -197,7 +202,7 @@ class ShardLocks:
 
 def _byte_of(shard: str) -> int:
     digest = hashlib.sha256(shard.encode()).digest()
-    return _TURN + 1 + int.from_bytes(digest[:8], "little") % _SHARD_BYTES
+    return _PREPARATION_BYTE + 1 + int.from_bytes(digest[:8], "little") % _SHARD_BYTES
 
 
 def _open(path: Path) -> int:

@@ -19,7 +19,8 @@ from datafetch.fetch.connection import Endpoint, ResponseProtocol
 from datafetch.fetch.connections import Connections
 from datafetch.fetch.dns.address_guard import AddressGuard
 from datafetch.fetch.dns.resolver import Resolver
-from datafetch.fetch.response_parser import FramingTooLargeError, ProtocolError, ResponseHead
+from datafetch.fetch.response_body import FramingTooLargeError
+from datafetch.fetch.response_head import ProtocolError, ResponseHead
 
 _EVENLY = 40  # positions at which a response is cut, besides those near its edges
 _NEAR = 4

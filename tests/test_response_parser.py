@@ -13,15 +13,10 @@ from itertools import pairwise
 import pytest
 
 from datafetch.demo.behaviours import BEHAVIOURS, Exchange, Request
-from datafetch.fetch import response_parser
-from datafetch.fetch.response_parser import (
-    MAX_HEAD_BYTES,
-    MAX_HEAD_LINES,
-    MAX_INTERIM_RESPONSES,
-    FramingTooLargeError,
-    ProtocolError,
-    ResponseParser,
-)
+from datafetch.fetch import response_body, response_parser
+from datafetch.fetch.response_body import FramingTooLargeError
+from datafetch.fetch.response_head import ProtocolError
+from datafetch.fetch.response_parser import MAX_HEAD_BYTES, MAX_HEAD_LINES, MAX_INTERIM_RESPONSES, ResponseParser
 
 _BODY = b"hello"
 _OK_1_0 = b"HTTP/1.0 200 OK\r\n"
@@ -335,8 +330,8 @@ def test_chunks_of_one_byte_are_cheap_and_not_counted() -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_how_chunks_are_cut_makes_no_difference_to_the_bounds(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks that arrive whole are parsed in another way than those that are cut, with the same bounds."""
-    monkeypatch.setattr(response_parser, "_MAX_FRAMING_BYTES", 250)
-    monkeypatch.setattr(response_parser, "_MAX_CHUNKS", 20)
+    monkeypatch.setattr(response_body, "_MAX_FRAMING_BYTES", 250)
+    monkeypatch.setattr(response_body, "_MAX_CHUNKS", 20)
     chance = random.Random(seed)
     plain = [b"1\r\n.\r\n", b"2\r\n\r\n\r\n", b"1\r\n\n\r\n", b"28\r\n%b\r\n" % (b"\n" * 40)]
     odd = [

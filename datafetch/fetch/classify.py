@@ -14,7 +14,8 @@ from datafetch.fetch.content_encoding import CodingError
 from datafetch.fetch.dns.address_guard import BlockedAddressError
 from datafetch.fetch.dns.resolver import NameNotFoundError, NameServerError
 from datafetch.fetch.hosts import HostDownError
-from datafetch.fetch.response_parser import FramingTooLargeError, ProtocolError
+from datafetch.fetch.response_body import FramingTooLargeError
+from datafetch.fetch.response_head import ProtocolError
 from datafetch.fetch.urls import BadUrlError
 from datafetch.model.outcome import Failure, FailureKind
 

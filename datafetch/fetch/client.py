@@ -20,7 +20,7 @@ from datafetch.fetch.connections import Connections
 from datafetch.fetch.hop import Hop
 from datafetch.fetch.policy import FetchPolicy
 from datafetch.fetch.request_writer import RequestWriter
-from datafetch.fetch.response_parser import ProtocolError
+from datafetch.fetch.response_head import ProtocolError
 
 
 @dataclass(frozen=True, slots=True)

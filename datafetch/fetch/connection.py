@@ -21,13 +21,9 @@ from aiohttp import ClientOSError, ClientPayloadError, ServerDisconnectedError, 
 from aiohttp.base_protocol import BaseProtocol
 from yarl import URL
 
-from datafetch.fetch.response_parser import (
-    FramingTooLargeError,
-    IncompleteBodyError,
-    ProtocolError,
-    ResponseHead,
-    ResponseParser,
-)
+from datafetch.fetch.response_body import FramingTooLargeError, IncompleteBodyError
+from datafetch.fetch.response_head import ProtocolError, ResponseHead
+from datafetch.fetch.response_parser import ResponseParser
 from datafetch.model.outcome import Permission
 
 _READ_BUFFER_BYTES = 128 * 1024  # reading pauses at twice that: most photographs fit, and a thousand stay affordable

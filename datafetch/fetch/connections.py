@@ -23,7 +23,7 @@ from datafetch.fetch.happy_eyeballs import connect_to_first
 from datafetch.fetch.policy import FetchPolicy
 from datafetch.fetch.proxies import Proxies
 from datafetch.fetch.request_writer import connect_request
-from datafetch.fetch.response_parser import ProtocolError
+from datafetch.fetch.response_head import ProtocolError
 from datafetch.model.outcome import HTTP_OK, Permission
 
 _MAX_IDLE = 128  # enough for the few hosts that a manifest has many images of

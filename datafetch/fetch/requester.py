@@ -36,7 +36,7 @@ from datafetch.fetch.limiter import Limiter
 from datafetch.fetch.policy import FetchPolicy
 from datafetch.fetch.proxies import Proxies
 from datafetch.fetch.response import BodyReader
-from datafetch.fetch.response_parser import FramingTooLargeError
+from datafetch.fetch.response_body import FramingTooLargeError
 from datafetch.fetch.tls import lax_tls_context, tls_context
 from datafetch.fetch.urls import authority, join_url
 from datafetch.model.outcome import FailureKind, Fetched

@@ -351,10 +351,11 @@ def test_help_is_no_error(arguments: list[str], capfd: pytest.CaptureFixture[str
 
 
 COMMANDS = ("prepare", "retry", "demo", "reshard", "verify", "status")
-DATASETS = ("coyo", "mmc4-core", "llm-jp-pairs-step0", "llm-jp-pairs-step1", "llm-jp-interleaved", "ocr-vqa")
 
 
-@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS), *(["prepare", name] for name in DATASETS)])
+@pytest.mark.parametrize(
+    "command", [[], *([name] for name in COMMANDS), *(["prepare", name] for name in registry.DATASETS)]
+)
 def test_help_fits_a_terminal_of_80_columns(
     command: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -373,8 +374,8 @@ def test_help_lists_the_datasets_and_options_under_titles(capfd: pytest.CaptureF
     printed = capfd.readouterr().out
     titles = re.findall(r"^(\w.*):$", printed, re.MULTILINE)
     assert titles == ["Datasets", "What to fetch", "Network", "Images", "Output", "Behaviour"]
-    assert [line.split()[0] for line in printed.partition("Datasets:\n")[2].splitlines()[: len(DATASETS)]] == [
-        *DATASETS
+    assert [line.split()[0] for line in printed.partition("Datasets:\n")[2].splitlines()[: len(registry.DATASETS)]] == [
+        *registry.DATASETS
     ]
     assert "--keep-at-least" not in printed
     assert "--ids" not in printed

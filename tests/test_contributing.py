@@ -78,6 +78,16 @@ def prepare_dataset(copy: Path, dataset: str, source: Path, *options: str) -> Ma
     return kinds
 
 
+def check_contract(copy: Path, module: str, name: str) -> None:
+    """Run the tests that hold for every dataset, or for every output format, with the one that was added."""
+    shutil.copytree(ROOT / "tests", copy / "tests", ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
+    shutil.copy(ROOT / "pyproject.toml", copy)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/{module}", "-k", name]
+    finished = subprocess.run(command, cwd=copy, check=False, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert finished.returncode == 0, finished.stdout
+    assert re.search(r"\b[5-9] passed", finished.stdout), finished.stdout
+
+
 @pytest.mark.slow
 def test_a_failure_kind_is_added(tmp_path: Path, origin: Origin) -> None:
     """An image fails as the new kind, which the demo's table expects of it."""
@@ -103,11 +113,26 @@ def test_a_dataset_is_added(tmp_path: Path, origin: Origin) -> None:
     urls = [origin.url("well", "picture.jpg"), origin.url("missing", "picture.jpg")]
     source = tmp_path / "tsv"
     source.mkdir()
-    (source / "pairs.tsv").write_text("".join(f"{url}\tcaption {number}\n" for number, url in enumerate(urls)))
-    assert prepare_dataset(tmp_path, "tsv-pairs", source) == {"http_status": 1}
+    lines = [f"{url}\tcaption {number}\n" for number, url in enumerate(urls)]
+    (source / "pairs.tsv").write_text("".join([*lines, f"{urls[0]}\tshort\n", "bad\n"]))
+    options = ("--min-words", "2", "--skip-bad-lines")
+    assert prepare_dataset(tmp_path, "tsv-pairs", source, *options) == {"http_status": 1}
     (row,) = pickle.loads((tmp_path / "root" / "tsv-pairs" / "pairs.pkl").read_bytes())
     assert row["text"] == "caption 0"
     assert len((tmp_path / "datafetch" / "datasets" / "tsv_pairs.py").read_text().splitlines()) <= 80
+
+
+@pytest.mark.slow
+def test_a_dataset_that_is_added_fulfils_the_contract(tmp_path: Path) -> None:
+    """All that holds for the datasets that are there."""
+    apply_section("Add a dataset", tmp_path)
+    source = tmp_path / "tests" / "data" / "tsv-pairs" / "source"
+    source.mkdir(parents=True)
+    (source / "pairs.tsv").write_text(f"http://origin.invalid/well/00000.png\t{'cherry blossoms ' * 20}\n")
+    row = {"text": "cherry blossoms " * 20, "rawbytes": "http://origin.invalid/well/00000.png"}
+    expected = [{"shard": "pairs", "key": "pairs:0", "row": row}]
+    source.with_name("expected.json").write_text(json.dumps(expected))
+    check_contract(tmp_path, "test_datasets.py", "tsv-pairs")
 
 
 @pytest.mark.slow
@@ -130,6 +155,7 @@ def test_an_output_format_is_added(tmp_path: Path, origin: Origin) -> None:
     )
     images = [base64.b64decode(json.loads(line)["image"]) for line in shards[0].read_bytes().splitlines()]
     assert [image[:2] for image in images] == [b"\xff\xd8"] * len(urls)
+    check_contract(tmp_path, "test_output_formats.py", "jsonl")
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pytest
 
 from datafetch.errors import DatafetchError
 from datafetch.model.ledger_line import ShardCounts
+from datafetch.model.sample import Row
 from datafetch.output.formats import FORMATS, OutputFormat, ShardWriter
-from datafetch.output.row import OutputRow
+from datafetch.output.row import OutputRow, placeholder
 from datafetch.store.layout import OutputLayout
 from datafetch.store.ledger import LedgerWriter, ShardSummary
 
 SHARD = "part-00000"
-ROWS = [{"name": f"{number}.jpg", "content": bytes([number]) * 1000, "sample": number} for number in range(5)]
+FILES: list[Row] = [{"name": f"{number}.jpg", "content": placeholder(0), "sample": number} for number in range(3)]
+ROWS: list[Row] = [
+    {"text": "猫 \ud800", "clip_sim": float("nan"), "rawbytes": placeholder(0)},
+    {"text": None, "number": 2**70, "image": b64encode(placeholder(0)).decode()},
+    {"image_info": [{"image_base64": b64encode(placeholder(0)).decode()}], "text_list": []},
+]
 every_format = pytest.mark.parametrize("output_format", FORMATS.values(), ids=FORMATS)
 
 
@@ -28,6 +37,28 @@ def layout(tmp_path: Path, output_format: OutputFormat) -> OutputLayout:
     for folder in (layout.out, layout.ledgers, layout.ready / SHARD):
         folder.mkdir(parents=True)
     return layout
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image that is loaded when its row is written."""
+
+    jpeg: bytes
+
+    @property
+    def jpeg_bytes(self) -> int:
+        """Its size."""
+        return len(self.jpeg)
+
+    def load(self) -> Self:
+        """It is in memory."""
+        return self
+
+
+def rows_for(output_format: OutputFormat) -> list[OutputRow]:
+    """Rows of pairs and documents as every payload makes them; or files, for a format of files."""
+    rows = FILES if output_format.allows_other_files else ROWS
+    return [OutputRow(row, [Image(bytes([number]) * 1000)]) for number, row in enumerate(rows)]
 
 
 @contextmanager
@@ -43,7 +74,7 @@ def written(output_format: OutputFormat, layout: OutputLayout, rows: list[Output
 
 def published(output_format: OutputFormat, layout: OutputLayout) -> int:
     """Publish a shard and its ledger; returns its size in bytes."""
-    with written(output_format, layout, [OutputRow(row) for row in ROWS]) as writer:
+    with written(output_format, layout, rows_for(output_format)) as writer:
         writer.check(len(ROWS))
         written_bytes = writer.written_bytes
     output_format.publish(layout, SHARD, layout.ready / SHARD, layout.out)
@@ -96,7 +127,7 @@ def test_rows_that_are_read_back_are_written_as_they_were(output_format: OutputF
 @every_format
 def test_a_file_that_the_disk_has_damaged_is_not_published(output_format: OutputFormat, layout: OutputLayout) -> None:
     """Whichever of the files it is, the check before the publication fails."""
-    with written(output_format, layout, [OutputRow(row) for row in ROWS]) as writer:
+    with written(output_format, layout, rows_for(output_format)) as writer:
         for path in sorted((layout.ready / SHARD).iterdir()):
             content = path.read_bytes()
             path.write_bytes(content[: len(content) // 2])

@@ -66,19 +66,24 @@ class OutputRow:
     values: Row
     images: Sequence[LazyImage] = ()
 
-    def load(self) -> Row:
-        """The row with all of its images in memory at once, for formats that can't be written in pieces."""
-        return {name: self._fill(value) for name, value in self.values.items()}
+    def load(self, *, as_text: bool = False) -> Row:
+        """The row with all of its images in memory at once, for formats that can't be written in pieces.
 
-    def _fill(self, value: object) -> object:
+        Args:
+            as_text: Whether images that the row holds as bytes become base64, for formats without bytes.
+        """
+        return {name: self._fill(value, as_text) for name, value in self.values.items()}
+
+    def _fill(self, value: object, as_text: bool) -> object:
         if isinstance(value, bytes) and len(value) == PLACEHOLDER_BYTES and value.startswith(PLACEHOLDER_PREFIX):
-            return self._jpeg(value)
+            jpeg = self._jpeg(value)
+            return pybase64.b64encode_as_string(jpeg) if as_text else jpeg
         if isinstance(value, str) and value.isascii() and value.encode().startswith(PLACEHOLDER_PREFIX_TEXT):
-            return pybase64.b64encode(self._jpeg(pybase64.b64decode(value))).decode("ascii")
+            return pybase64.b64encode_as_string(self._jpeg(pybase64.b64decode(value)))
         if isinstance(value, Mapping):
-            return {name: self._fill(element) for name, element in value.items()}
+            return {name: self._fill(element, as_text) for name, element in value.items()}
         if isinstance(value, list | tuple):
-            return type(value)(map(self._fill, value))
+            return type(value)(self._fill(element, as_text) for element in value)
         return value
 
     def _jpeg(self, found_placeholder: bytes) -> bytes:

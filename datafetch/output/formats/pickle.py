@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pickle
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from datafetch.errors import ManifestError, ResourceError
+from datafetch.output.formats.checksummed_file import ChecksummedFile
 from datafetch.output.formats.output_format import ShardFormat
 from datafetch.output.formats.pickle_form import BATCH_SEPARATOR, LIST_END, PREAMBLE, ROWS_PER_BATCH, row_frame
 from datafetch.output.formats.pickle_rows import frame_sizes, read_count, stream_frames
@@ -15,7 +15,6 @@ from datafetch.output.row import OutputRow
 from datafetch.store.layout import OutputLayout
 
 ROWS_SUFFIX, COUNT_SUFFIX = ".pkl", ".count"
-_CHUNK_BYTES = 1 << 20
 
 
 class PickleFormat(ShardFormat):
@@ -41,9 +40,8 @@ class PickleShardWriter:
     def __init__(self, folder: Path, name: str) -> None:
         self.files = (folder / f"{name}{ROWS_SUFFIX}", folder / f"{name}{COUNT_SUFFIX}")
         self._rows = 0
-        self._file = self.files[0].open("wb", buffering=1 << 20)
-        self._checksum = 0
-        self._write(PREAMBLE)
+        self._file = ChecksummedFile(self.files[0])
+        self._file.write(PREAMBLE)
 
     def write_row(self, row: OutputRow) -> None:
         """Append a row, loading its images one at a time."""
@@ -52,19 +50,19 @@ class PickleShardWriter:
     def copy_row(self, row: Iterable[bytes]) -> None:
         """Append the pieces of a row's frame."""
         if self._rows % ROWS_PER_BATCH == 0:
-            self._write(BATCH_SEPARATOR if self._rows else pickle.MARK)
+            self._file.write(BATCH_SEPARATOR if self._rows else pickle.MARK)
         for piece in row:
-            self._write(piece)
+            self._file.write(piece)
         self._rows += 1
 
     def finish(self) -> None:
         """Complete both files."""
-        self._write(LIST_END if self._rows else pickle.STOP)
-        self._file.flush()
+        self._file.write(LIST_END if self._rows else pickle.STOP)
+        self._file.finish()
         self.files[1].write_text(str(self._rows), encoding="ascii")
 
     def check(self, rows: int) -> None:
-        """Read the shard back and compare it with what was written, by its checksum, as a row may not fit into memory.
+        """Read the shard back and compare it with what was written.
 
         Without rows, both files are deleted, because the trainer would count them as a shard.
 
@@ -89,8 +87,7 @@ class PickleShardWriter:
             raise ResourceError(f"{path.name} has {found} of the {rows} rows that were written; check the disk")
         if counted != rows:
             raise ResourceError(f"{self.files[1].name} says {counted} and not {rows}; check the disk")
-        if _checksum(path) != self._checksum:
-            raise ResourceError(f"{path.name} does not have the bytes that were written; check the disk")
+        self._file.check()
 
     @property
     def written_bytes(self) -> int:
@@ -100,15 +97,3 @@ class PickleShardWriter:
     def close(self) -> None:
         """Close the file, finished or not."""
         self._file.close()
-
-    def _write(self, piece: bytes) -> None:
-        self._file.write(piece)
-        self._checksum = zlib.crc32(piece, self._checksum)
-
-
-def _checksum(path: Path) -> int:
-    checksum = 0
-    with path.open("rb", buffering=0) as file:
-        while piece := file.read(_CHUNK_BYTES):
-            checksum = zlib.crc32(piece, checksum)
-    return checksum

@@ -1,0 +1,52 @@
+"""A file that is written from beginning to end, and then compared with what was written."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+from datafetch.errors import ResourceError
+
+_CHUNK_BYTES = 1 << 20
+
+
+class ChecksummedFile:
+    """A file of a shard. It is checked by its checksum, because it may not fit into memory.
+
+    Attributes:
+        path: The file.
+        written_bytes: The number of bytes that were written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.written_bytes = 0
+        self._file = path.open("wb", buffering=_CHUNK_BYTES)
+        self._checksum = 0
+
+    def write(self, piece: bytes) -> None:
+        """Append bytes."""
+        self._file.write(piece)
+        self.written_bytes += len(piece)
+        self._checksum = zlib.crc32(piece, self._checksum)
+
+    def finish(self) -> None:
+        """Write what is buffered; the commit syncs the file."""
+        self._file.flush()
+
+    def check(self) -> None:
+        """Read the finished file back.
+
+        Raises:
+            ResourceError: It does not have the bytes that were written.
+        """
+        checksum = 0
+        with self.path.open("rb", buffering=0) as file:
+            while piece := file.read(_CHUNK_BYTES):
+                checksum = zlib.crc32(piece, checksum)
+        if checksum != self._checksum or self.path.stat().st_size != self.written_bytes:
+            raise ResourceError(f"{self.path.name} does not have the bytes that were written; check the disk")
+
+    def close(self) -> None:
+        """Close the file, finished or not. May be called twice."""
+        self._file.close()

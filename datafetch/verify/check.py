@@ -17,7 +17,7 @@ from datafetch.errors import ConfigurationError, raise_if_exhausted, require_in_
 from datafetch.model.interfaces import Dataset
 from datafetch.model.kinds import Loader
 from datafetch.model.observers import Observer, observed_by
-from datafetch.output.formats import ROWS_SUFFIX
+from datafetch.output.formats import ROWS_SUFFIX, ImageFilesFormat, PickleFormat
 from datafetch.output.reshard.ranks import GROUP_OF, Ranks
 from datafetch.process.event_loop import run_to_end
 from datafetch.store.job_file import JobFile
@@ -34,6 +34,7 @@ from datafetch.verify.verdict import EpochUsage, Verdict
 
 # The trainer's ``Image.open`` refuses images above twice Pillow's limit. Shards hold JPEGs, which can be checked in a
 # fraction of the time that decoding all pixels takes. Files may have any format, and are decoded like in the trainer.
+_READABLE_FORMATS = (PickleFormat.name, ImageFilesFormat.name)
 _MAX_PIXELS = 2 * 89_478_485
 _SHARD_SPEC = ImageSpec(encode=Encoding.ORIGINAL, max_pixels=_MAX_PIXELS, repairs_png=False)
 _FILE_SPEC = ImageSpec(encode=Encoding.RECEIVED, max_pixels=_MAX_PIXELS)
@@ -157,6 +158,8 @@ def _open(check: Check) -> Subject:
 
 def _open_folder(check: Check, out: Path) -> Subject:
     dataset = _dataset_of_job(out)
+    if dataset is not None and dataset.output_format not in _READABLE_FORMATS:
+        raise ConfigurationError(f"verify can't read {dataset.output_format}, the output format of {dataset.name}")
     if dataset is not None and dataset.list_name is not None and check.loader in {None, dataset.loader}:
         path = out.absolute().parent / dataset.list_name
         if not path.is_file():

@@ -155,7 +155,7 @@ def test_an_output_format_is_added(tmp_path: Path, origin: Origin) -> None:
     )
     images = [base64.b64decode(json.loads(line)["image"]) for line in shards[0].read_bytes().splitlines()]
     assert [image[:2] for image in images] == [b"\xff\xd8"] * len(urls)
-    command = [sys.executable, "-m", "datafetch", "verify", shards[0].parent]
+    command = [sys.executable, "-m", "datafetch", "verify", str(shards[0].parent)]
     verified = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True, timeout=PATIENCE_S)
     assert (verified.returncode, verified.stderr) == (
         2,

@@ -1,9 +1,22 @@
-"""An output belongs to one job, and to one run at a time, or to several processes that each fetch shards of it.
+"""Who may write to an output: one job, and of it one run at a time, or several processes with shards of their own.
 
-Rules: nothing is deleted or begun before it is sure that datafetch made the output and no other run works on it. What
-decides the rows is a job's identity, recorded in ``job.json``; a run with another identity is refused, and the
-difference is named. What killed runs left complete is put in its place first; what they left incomplete is deleted.
-Processes that hold an output together prepare it in turn, and of its shards each touches its own alone.
+An output is in one of four states, which its state folder shows:
+
+* unused: it has no ``job.json``. A run may take it if its folder is empty, or its format allows files of others there.
+* of a job: ``job.json`` holds the job's identity, that is, everything that decides the rows. Only a run with the same
+  identity may take it; any other is refused, with the difference named. The settings recorded next to the identity may
+  differ from run to run.
+* of a job that starts over (``fresh``): everything that datafetch has written is deleted, ``job.json`` last, so that an
+  interrupted deletion is continued by the next such run, and then the output is unused.
+* of ``datafetch reshard``: it has an ``equal.json`` without a ``job.json``. No run may take it.
+
+Everything happens under a lock that dies with its holder, in this order: killed runs are recovered from (what they left
+complete is put in its place), the caller's ``prepare`` takes the output or refuses, and then what was left incomplete
+is deleted. A run holds the lock exclusively. Processes that fetch shards hold it shared, together with a lock on each
+of their shards, and so at most one of them writes anything of a shard. What they share, ``job.json`` among it, they
+prepare one after the other; none of them deletes what is incomplete, since another one may be writing it.
+
+Rules: nothing is deleted or created before it is certain that datafetch made the output and no other run works on it.
 """
 
 from __future__ import annotations
@@ -32,34 +45,35 @@ from datafetch.store.lock import Lock, ShardLocks, locks_where_possible
 Identity: TypeAlias = dict[str, Any]
 """What decides the rows, as JSON: names to values; ``shards`` has the manifest files by shard."""
 
-_TURN_INTERVAL_S = 0.05  # another process takes milliseconds, or as long as the list of a dataset takes to be copied
+_LOCK_INTERVAL_S = 0.05  # preparing takes milliseconds, or as long as it takes to copy the published list of a dataset
 _RESHARDED_FILE = re.compile(r"part-\d{5,}\.(pkl|count)")
-_ASKED = "asked"  # in job.json beside the identity: what was asked for, for ``retry`` to ask the same way
-# Also what was part of the identity in earlier versions, though it only permits what would not be taken otherwise.
-_NO_IDENTITY = frozenset({_ASKED, "max_pixels", "insecure", "opt_out"})
+_SETTINGS_KEY = "asked"  # in job.json, under the name that it has had from the beginning
+# Earlier versions counted some permissions as part of the identity.
+_NO_IDENTITY = frozenset({_SETTINGS_KEY, "max_pixels", "insecure", "opt_out"})
 
 
 @asynccontextmanager
 async def locked_output(
-    layout: OutputLayout, prepare: Callable[[], None], *, goes_on: bool = True, is_alone: bool = False
+    layout: OutputLayout, prepare: Callable[[], None], *, fresh: bool = False, is_alone: bool = False
 ) -> AsyncIterator[None]:
-    """Hold an output for one run alone.
+    """Hold the lock of an output for one run, and prepare the output.
 
     Args:
-        layout: Of the output.
-        prepare: Called with the lock held and everything that was complete in its place, before the run; it may refuse.
-        goes_on: Whether what killed runs left complete is still wanted.
-        is_alone: The operator knows that no other run works on it, so that it needs no lock where there are none.
+        layout: The paths of the output.
+        prepare: Called once the lock is held and killed runs are recovered from; it may refuse the output.
+        fresh: Whether the run starts over, so that what killed runs left need not be put in its place.
+        is_alone: The operator knows that no other run works on the output, so it needs no lock on a filesystem that has
+            none.
 
     Raises:
-        ConfigurationError: Another run holds it, or it was refused.
-        ResourceError: It can't be written.
+        ConfigurationError: Another run holds the lock, or the output was refused.
+        ResourceError: The output can't be written.
     """
     lock = await asyncio.to_thread(lambda: Lock(layout.lock, layout.out, layout.real_lock))
     try:
         with _disk_errors(layout):
             await asyncio.to_thread(_lock_output, layout, lock, is_alone=is_alone)
-            await asyncio.to_thread(_prepare_output, layout, prepare, goes_on=goes_on)
+            await asyncio.to_thread(_recover_output, layout, prepare, fresh=fresh)
             yield
     finally:
         await asyncio.to_thread(lock.release)
@@ -69,18 +83,19 @@ async def locked_output(
 async def locked_shards(
     layout: OutputLayout, shards: Collection[str], prepare: Callable[[], None], *, is_alone: bool = False
 ) -> AsyncIterator[None]:
-    """Hold some shards of an output, while other processes may hold others of them.
+    """Hold the locks of some shards, while other processes may hold those of others, and prepare the output for them.
 
     Args:
-        layout: Of the output.
+        layout: The paths of the output.
         shards: Names of the shards.
-        prepare: Called with the locks held, with everything that was complete of these shards in its place, and by one
-            process at a time; it may refuse.
+        prepare: Called once the locks are held and processes that were killed with these shards are recovered from, by
+            one process at a time; it may refuse the output.
         is_alone: The operator knows that no other process works on the output.
 
     Raises:
-        ConfigurationError: A run holds the output, or another process one of the shards, or it was refused.
-        ResourceError: It can't be written.
+        ConfigurationError: A run holds the lock of the output, another process that of one of the shards, or the output
+            was refused.
+        ResourceError: The output can't be written.
     """
     async with AsyncExitStack() as held:
         held.enter_context(_disk_errors(layout))
@@ -90,10 +105,10 @@ async def locked_shards(
         locks = await asyncio.to_thread(ShardLocks, layout.shard_locks, layout.out)
         held.push_async_callback(asyncio.to_thread, locks.release)
         with locks_where_possible(is_alone=is_alone):
-            while not await asyncio.to_thread(locks.acquire_preparation):  # noqa: ASYNC110 - another process has it
-                await asyncio.sleep(_TURN_INTERVAL_S)
+            while not await asyncio.to_thread(locks.acquire_preparation):  # noqa: ASYNC110 - no event crosses processes
+                await asyncio.sleep(_LOCK_INTERVAL_S)
             await asyncio.to_thread(locks.acquire, shards)
-        await asyncio.to_thread(_prepare_shards, layout, shards, prepare)
+        await asyncio.to_thread(_recover_shards, layout, shards, prepare)
         with locks_where_possible(is_alone=is_alone):
             await asyncio.to_thread(locks.release_preparation)
         yield
@@ -105,7 +120,7 @@ def _disk_errors(layout: OutputLayout) -> Iterator[None]:
         yield
     except OSError as error:
         raise_if_exhausted(error)
-        raise ResourceError.from_disk_error(error, f"write beside {layout.out}") from error
+        raise ResourceError.from_disk_error(error, f"write next to {layout.out}") from error
 
 
 def _lock_output(layout: OutputLayout, lock: Lock, *, is_alone: bool) -> None:
@@ -122,47 +137,50 @@ def _lock_output_shared(layout: OutputLayout, lock: Lock, *, is_alone: bool) -> 
 
 def _make_state_folder(layout: OutputLayout) -> None:
     if not layout.folder.exists():
-        refuse_foreign_files(layout, {})  # before a trace is left
+        refuse_foreign_files(layout, {})  # before anything is created
         make_folder(layout.folder)
 
 
-def _prepare_output(layout: OutputLayout, prepare: Callable[[], None], *, goes_on: bool) -> None:
+def _recover_output(layout: OutputLayout, prepare: Callable[[], None], *, fresh: bool) -> None:
+    """Put in its place what killed runs left complete, prepare the output, and delete what they left incomplete."""
     _refuse_unwritable(layout)
-    if goes_on:
+    if not fresh:
         complete_swap(layout)
         complete_commits(layout)
     prepare()
-    for left in (layout.unpublished, layout.shard_progress_folder):
-        shutil.rmtree(left, ignore_errors=True)
+    for folder in (layout.unpublished, layout.shard_progress_folder):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _prepare_shards(layout: OutputLayout, shards: Collection[str], prepare: Callable[[], None]) -> None:
+def _recover_shards(layout: OutputLayout, shards: Collection[str], prepare: Callable[[], None]) -> None:
+    """Put in its place what a killed process left complete of these shards, and prepare the output."""
     _refuse_unwritable(layout)
-    complete_swap(layout)  # which no process has begun to work beside: each of them has been here first
+    # No other process is fetching shards while there is still something to swap: each completes the swap first.
+    complete_swap(layout)
     complete_commits(layout, frozenset(shards))
     prepare()
 
 
 def _refuse_unwritable(layout: OutputLayout) -> None:
-    for ours in (layout.folder, layout.all_spools):
-        refuse_links(ours)
+    for folder in (layout.folder, layout.all_spools):
+        refuse_links(folder)
     refuse_unpublishable(layout.folder, layout.out)
 
 
 def take_for_job(
-    layout: OutputLayout, identity: Identity, asked: Mapping[str, object], shards: Collection[str], *, fresh: bool
+    layout: OutputLayout, identity: Identity, settings: Mapping[str, object], shards: Collection[str], *, fresh: bool
 ) -> None:
-    """Make an output that of a job, or make sure that it is.
+    """Take an unused output for a job, or check that it is the job's already. Its lock is held.
 
     Args:
-        layout: Of the output.
-        identity: Of the job.
-        asked: How the job was asked for.
+        layout: The paths of the output.
+        identity: The job's identity.
+        settings: The job as JSON (``job.settings_of``).
         shards: Names of the shards that are to be fetched.
-        fresh: Delete what an earlier run left.
+        fresh: Delete what an earlier run has written.
 
     Raises:
-        ConfigurationError: It is that of another job, or holds files that are not ours.
+        ConfigurationError: The output belongs to another job, or holds files that datafetch has not written.
     """
     if layout.reshard_record.exists() and not layout.job.exists():
         raise ConfigurationError(
@@ -170,56 +188,57 @@ def take_for_job(
         )
     if fresh:
         _start_over(layout)
-    if layout.job.exists():  # first: otherwise shards of a missing manifest file would be taken for another program's
+    if layout.job.exists():  # checked first, or shards of a missing manifest file would be taken for foreign files
         _refuse_other_job(layout, read_identity(layout), identity)
         refuse_left_spools(layout, _scratch_before(layout), shards, otherwise="start over with --fresh")
     refuse_foreign_files(layout, identity)
     refuse_missing_files(layout)
-    if asked["world_size"] is None and layout.reshard_record.exists():
+    if settings["world_size"] is None and layout.reshard_record.exists():
         raise ConfigurationError(
-            f"{layout.out} is resharded, and --no-reshard can't bring back those of the manifest; "
-            "leave it out, or start over with --fresh"
+            f"{layout.out} is resharded, and --no-reshard can't bring back the shards of the manifest; "
+            "leave out --no-reshard, or start over with --fresh"
         )
-    write_atomically(layout.job, orjson.dumps({**identity, _ASKED: asked}, option=orjson.OPT_INDENT_2))
+    write_atomically(layout.job, orjson.dumps({**identity, _SETTINGS_KEY: settings}, option=orjson.OPT_INDENT_2))
 
 
 def read_identity(layout: OutputLayout) -> Identity:
-    """What the job of an output is.
+    """The identity of the job of an output.
 
     Raises:
-        ConfigurationError: The file is not of this version; nothing beside it is touched.
+        ConfigurationError: There is no job, or its file is not of this version.
     """
     return {name: value for name, value in read_job_fields(layout).items() if name not in _NO_IDENTITY}
 
 
 def read_settings(layout: OutputLayout) -> dict[str, Any]:
-    """What the last run on an output was asked for.
+    """The settings of the last run on an output, as ``job.settings_of`` made them.
 
     Raises:
-        ConfigurationError: There has been none, or the file is not of this version.
+        ConfigurationError: There is no job, or its file is not of this version.
     """
-    asked: dict[str, Any] | None = read_job_fields(layout).get(_ASKED)
-    if asked is None:
+    settings: dict[str, Any] | None = read_job_fields(layout).get(_SETTINGS_KEY)
+    if settings is None:
         raise not_a_job(layout)
-    return asked
+    return settings
 
 
-def write_settings(layout: OutputLayout, asked: Mapping[str, object]) -> None:
-    """Remember that an output is asked for in another way from now on; its job stays what it is."""
-    write_atomically(layout.job, orjson.dumps({**read_job_fields(layout), _ASKED: asked}, option=orjson.OPT_INDENT_2))
+def write_settings(layout: OutputLayout, settings: Mapping[str, object]) -> None:
+    """Replace the settings in the job file of an output; the identity stays."""
+    fields = {**read_job_fields(layout), _SETTINGS_KEY: settings}
+    write_atomically(layout.job, orjson.dumps(fields, option=orjson.OPT_INDENT_2))
 
 
 def refuse_left_spools(layout: OutputLayout, scratch: Path | None, shards: Collection[str], *, otherwise: str) -> None:
-    """See that what an earlier run kept is not fetched once more because this one looks for it elsewhere.
+    """Check that no images would be fetched again because this run has another scratch folder than the one before.
 
     Args:
-        layout: As it is for this run.
-        scratch: Of the earlier run.
+        layout: The paths for this run.
+        scratch: The scratch folder of the earlier run.
         shards: Names of the shards that this run fetches.
-        otherwise: What else can be done than to give the same scratch again.
+        otherwise: What the operator can do instead of giving the same scratch folder again.
 
     Raises:
-        ConfigurationError: There are spools of this very job in the earlier run's scratch, and this run has another.
+        ConfigurationError: The earlier run left spools of these shards in another folder.
     """
     before = replace(layout, scratch=scratch)
     if before.all_spools.resolve() == layout.all_spools.resolve():
@@ -231,7 +250,7 @@ def refuse_left_spools(layout: OutputLayout, scratch: Path | None, shards: Colle
 
 
 def _scratch_before(layout: OutputLayout) -> Path | None:
-    """Where the last run had its spools; an older version did not say."""
+    """The scratch folder of the last run; None for the state folder, and for files of earlier versions."""
     job = read_job_file(layout)
     return Path(job.asked.scratch) if job and job.asked and job.asked.scratch else None
 
@@ -241,7 +260,7 @@ _ID_LISTS = {
     (True, False): "with an id list, now without",
     (False, True): "without an id list, now with one",
 }
-"""Whether there was a list before and is now → how to put the difference; hashes would tell a reader nothing."""
+"""The difference in words, by whether there was a list before and is one now; their hashes would tell nobody more."""
 
 
 def _refuse_other_job(layout: OutputLayout, before: Identity, now: Identity) -> None:
@@ -259,27 +278,31 @@ def _refuse_other_job(layout: OutputLayout, before: Identity, now: Identity) -> 
 
 
 def _first_difference(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """The first manifest file that is not what it was, or not there any more."""
+    """The first manifest file that has changed, or is missing now."""
     changed = {source for shard, (source, *_) in now.items() if before.get(shard) != now[shard]}
     gone = {source for shard, (source, *_) in before.items() if shard not in now} - changed
     return str(min(changed)) if changed else f"{min(gone)} is missing"
 
 
 def refuse_foreign_files(layout: OutputLayout, identity: Identity) -> None:
-    """The trainer counts every file in a folder of shards, so nothing but this job's may lie there."""
+    """Check that a folder of shards holds only files of this job, because the trainer counts every file in it.
+
+    Raises:
+        ConfigurationError: It holds another file, or is not a folder.
+    """
     if layout.out.exists() and not layout.out.is_dir():
         raise ConfigurationError(f"{layout.out} is not a folder; choose another --root")
     if layout.out.is_symlink() and not layout.out.exists():
         raise ConfigurationError(f"{layout.out} is a broken link; create the folder that it points to")
     if format_of(layout).allows_other_files:
         return
-    ours = {path.name for path in _shard_files(layout, identity)} if layout.job.exists() else set()
-    _refuse_others(layout.out, ours)
+    own_names = {path.name for path in _shard_files(layout, identity)} if layout.job.exists() else set()
+    _refuse_other_names(layout.out, own_names)
 
 
-def _refuse_others(folder: Path, ours: Collection[str]) -> None:
+def _refuse_other_names(folder: Path, own_names: Collection[str]) -> None:
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.name not in ours:
+        if path.name not in own_names:
             raise ConfigurationError(
                 f"{path} was not written by this job, and the trainer would count it; "
                 "move it away or choose another --root"
@@ -287,45 +310,45 @@ def _refuse_others(folder: Path, ours: Collection[str]) -> None:
 
 
 def refuse_missing_files(layout: OutputLayout) -> None:
-    """See that a resharded output has all of its shards.
+    """Check that a resharded output has all of its shards.
 
     Raises:
-        ConfigurationError: One is missing or not as it was made.
+        ConfigurationError: One is missing, or has another size than when it was made.
     """
-    arrangement = read_reshard_record(layout)
-    if arrangement is not None:
-        arrangement.refuse_missing(layout)
+    record = read_reshard_record(layout)
+    if record is not None:
+        record.refuse_missing(layout)
 
 
 def _shard_files(layout: OutputLayout, identity: Identity) -> list[Path]:
-    """The files that the output may have, counts first."""
-    arrangement = read_reshard_record(layout)
-    shards = {*identity.get("shards", ()), *(arrangement.files if arrangement else ())}
+    """The files that the output may have; of each shard the count first."""
+    record = read_reshard_record(layout)
+    shards = {*identity.get("shards", ()), *(record.files if record else ())}
     return [path for shard in sorted(shards) for path in format_of(layout).files_of(layout, shard)]
 
 
 def _files_to_delete(layout: OutputLayout) -> list[Path]:
-    """All files of the output that datafetch wrote, also where its record of resharding is damaged.
+    """All files of the output that datafetch wrote, even if its record of resharding is damaged.
 
     Raises:
-        ConfigurationError: There is something else as well.
+        ConfigurationError: There are other files too.
     """
     identity = read_identity(layout)
-    written = format_of(layout)
-    if written.allows_other_files:
-        return [path for shard in identity["shards"] for path in written.files_of(layout, shard)]
+    output_format = format_of(layout)
+    if output_format.allows_other_files:
+        return [path for shard in identity["shards"] for path in output_format.files_of(layout, shard)]
     try:
-        ours = _shard_files(layout, identity)
+        files = _shard_files(layout, identity)
     except ConfigurationError:
-        ours = [path for path in layout.out.glob("part-*") if _RESHARDED_FILE.fullmatch(path.name)]
-    names = {path.name for path in ours}
+        files = [path for path in layout.out.glob("part-*") if _RESHARDED_FILE.fullmatch(path.name)]
+    own_names = {path.name for path in files}
     for folder in (layout.out, layout.replaced):
-        _refuse_others(folder, names)
-    return ours
+        _refuse_other_names(folder, own_names)
+    return files
 
 
 def _start_over(layout: OutputLayout) -> None:
-    """Delete what an earlier run left; a folder without its job file is not datafetch's to delete."""
+    """Delete what earlier runs have written; without a job file, nothing is known to be datafetch's."""
     if not layout.job.exists():
         return
     for path in _files_to_delete(layout):

@@ -21,7 +21,7 @@ from datafetch.output.merge import Output
 
 WORKERS_PER_CONNECTION = 4
 _SYNC_INTERVAL_S = 5.0  # a machine that dies costs no more than what arrived in these
-_LEAST_WORKERS = 1024  # so that the samples of one slow host don't fill the look-ahead, however few the connections
+_MIN_WORKERS = 1024  # so that the samples of one slow host don't fill the look-ahead, however few the connections
 
 
 class Pipeline:
@@ -32,7 +32,7 @@ class Pipeline:
         output: How records become rows, and where they go.
         fetch: url → body or Failure.
         transcode: body → Encoded or Failure.
-        commit: Writes a finished shard's files.
+        commit: Commits a shard whose images all have an outcome.
         budget: The memory budget for bodies.
     """
 
@@ -64,7 +64,7 @@ class Pipeline:
             DatafetchError: What stops a run. Images that ended are in their spools, for the next run.
             ConservationError: The manifest gave fewer samples than it had counted.
         """
-        workers = max(_LEAST_WORKERS, self._fetch.max_connections * WORKERS_PER_CONNECTION)
+        workers = max(_MIN_WORKERS, self._fetch.max_connections * WORKERS_PER_CONNECTION)
         try:
             async with asyncio.TaskGroup() as group:
                 syncing = group.create_task(self._sync_spools())

@@ -72,12 +72,12 @@ async def retry_failed(
         source = await asyncio.to_thread(FailedSamples, output, again, shards)
         session = Session(job, output, shards, observers)
         feed = Feed(source, output.layout)
-        return await session.fetch(feed, job.image or ImageSpec(), backends, partial(_finish_retry, layout, session))
+        return await session.fetch(feed, job.image or ImageSpec(), backends, partial(_complete_retry, layout, session))
 
 
-async def _finish_retry(layout: OutputLayout, session: Session, fetched: FetchedShards) -> Report:
+async def _complete_retry(layout: OutputLayout, session: Session, fetched: FetchedShards) -> Report:
     """Do what comes after the last shard of a retry, which has only seen the images that it tried again."""
-    report = await session.finish(fetched)
+    report = await session.complete_output(fetched)
     # What it finds in its spools, the ledgers may have counted or not.
     reused = max(0, report.totals.ok - fetched.arrived)
     report = replace(report, retried=fetched.ended, reused=reused)

@@ -1,8 +1,8 @@
-"""run(job): run or resume a job, or its two halves apart; retry(out): fetch failed images again.
+"""run(job): run or resume a job, or its two halves separately; retry(out): fetch failed images again.
 
-Rules: what can be wrong with a job is found before anything is written. One run at a time works on an output; or
-several processes do ``fetch_shards``, each with shards of its own, and then one does ``finish``. uvloop lives here and
-nowhere else; a caller with a loop of their own uses the coroutines (``fetch_dataset`` …) and keeps theirs.
+Rules: what is wrong with a job is found before anything is written. One run at a time works on an output; or several
+processes call ``fetch_shards``, each for shards of its own, and then one calls ``finish``. uvloop is used here and
+nowhere else: callers with an event loop of their own call the coroutines (``fetch_dataset`` …).
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ from datafetch.process.event_loop import run_to_end
 from datafetch.store.ledger import read_keys, read_shard_counts
 from datafetch.store.retry_filter import RetryFilter
 
-_SAMPLES_LOOKED_AT = 256  # before an earlier output is deleted; they are read together anyway
+_TRIED_SAMPLES = 256  # read before an earlier output is deleted; the feed reads as many at a time
 
 _log = logging.getLogger(__name__)
 
 
 def run(job: Job, observers: Iterable[Observer[Statistics]] = (), *, backends: Backends = CHILD_PROCESSES) -> Report:
-    """Do a job, on an event loop of its own.
+    """Run a job, or resume it, on an event loop of its own.
 
     Args:
         job: What to do.
@@ -53,7 +53,7 @@ def run(job: Job, observers: Iterable[Observer[Statistics]] = (), *, backends: B
         backends: What transcodes images and commits shards.
 
     Returns:
-        What was done. Faults of the web are in it, not raised.
+        What was done. Failures of the web are counted in it, and not raised.
 
     Raises:
         DatafetchError: The job or its manifest is wrong, or this machine ran out of something.
@@ -65,21 +65,21 @@ def run(job: Job, observers: Iterable[Observer[Statistics]] = (), *, backends: B
 async def fetch_dataset(
     job: Job, observers: Iterable[Observer[Statistics]] = (), *, backends: Backends = CHILD_PROCESSES
 ) -> Report:
-    """Do a job inside a running event loop, of any kind; otherwise like ``run``."""
+    """Run a job inside a running event loop, of any kind; otherwise like ``run``."""
     bound = await asyncio.to_thread(bind, job)
     layout, shards = bound.layout, bound.shards
     if job.no_lock:
         await asyncio.to_thread(refuse_at_work, layout)
     if job.fresh:
-        await _refuse_what_would_stop_at_once(bound)
+        await _try_to_start(bound)
     before = None if job.fresh else await asyncio.to_thread(read_permitted, layout)
     take = partial(bound.take_output, shards)
-    async with locked_output(layout, take, goes_on=not job.fresh, is_alone=job.no_lock):
+    async with locked_output(layout, take, fresh=job.fresh, is_alone=job.no_lock):
         _log_no_longer_permitted(before, job)
-        await asyncio.to_thread(_begin, bound)
+        await asyncio.to_thread(_begin_run, bound)
         session = Session(job, bound.output, shards, observers)
         feed = Feed(bound.manifest, layout, job.limit)
-        return await session.fetch(feed, bound.spec, backends, partial(_finish, bound, session))
+        return await session.fetch(feed, bound.spec, backends, partial(_complete_run, bound, session))
 
 
 def fetch_shards(
@@ -91,8 +91,8 @@ def fetch_shards(
 ) -> FetchedShards:
     """Fetch and publish some shards of a job, on an event loop of its own; ``finish`` does the rest after the last one.
 
-    Several processes, on this machine and on others, may do so at the same time, each with shards of its own, if the
-    filesystem has locks. Each of them needs the manifest and the id list. URLs are deduplicated within a process alone.
+    Several processes, on this machine and on others, may do so at the same time, each for shards of its own, if the
+    filesystem has locks. Each of them needs the manifest and the id list. URLs are deduplicated within a process only.
 
     Args:
         job: What to do, the same in every process; ``fresh`` is refused.
@@ -104,8 +104,8 @@ def fetch_shards(
         What was done for these shards.
 
     Raises:
-        DatafetchError: The job or its manifest is wrong, another process has one of the shards, or this machine ran
-            out of something.
+        DatafetchError: The job or its manifest is wrong, another process is fetching one of the shards, or this machine
+            ran out of something.
         KeyboardInterrupt: Ctrl-C; the same call resumes it, as it does after a kill.
     """
     return run_to_end(fetch_dataset_shards(job, shards, observers, backends=backends), uvloop.new_event_loop)
@@ -121,33 +121,33 @@ async def fetch_dataset_shards(
     """Fetch shards inside a running event loop, of any kind; otherwise like ``fetch_shards``."""
     _refuse_fresh(job)
     bound = await asyncio.to_thread(bind, job)
-    layout, given = bound.layout, _in_order(bound, shards)
-    if not given:
+    layout, names = bound.layout, _in_order(bound, shards)
+    if not names:
         return FetchedShards(ShardCounts())
     if job.no_lock:
         await asyncio.to_thread(refuse_at_work, layout)
     before = await asyncio.to_thread(read_permitted, layout)
-    async with locked_shards(layout, given, partial(_prepare_shards, bound, given), is_alone=job.no_lock):
+    async with locked_shards(layout, names, partial(_take_for_shards, bound, names), is_alone=job.no_lock):
         _log_no_longer_permitted(before, job)
-        session = Session(job, bound.output, given, observers, layout.shard_progress(given[0]))
-        feed = Feed(bound.manifest, layout, job.limit, frozenset(given))
-        return await session.fetch(feed, bound.spec, backends, _as_fetched)
+        session = Session(job, bound.output, names, observers, layout.shard_progress(names[0]))
+        feed = Feed(bound.manifest, layout, job.limit, frozenset(names))
+        return await session.fetch(feed, bound.spec, backends, _return_fetched)
 
 
 def finish(job: Job, observers: Iterable[Observer[Statistics]] = ()) -> Report:
-    """Complete a job all of whose shards ``fetch_shards`` has published, on an event loop of its own.
+    """Complete a job whose shards ``fetch_shards`` has published, on an event loop of its own.
 
-    The output is resharded for the ranks, the list that the trainer reads is written, and the report.
+    The output is resharded for the ranks, and the list that the trainer reads and the report are written.
 
     Args:
-        job: As the shards were fetched; ``fresh`` is refused.
+        job: The job that the shards were fetched for; ``fresh`` is refused.
         observers: Each watches while it runs.
 
     Returns:
-        How the output stands. No image was fetched by this call.
+        What the output holds. This call fetches no images.
 
     Raises:
-        ConfigurationError: Shards are not published, or a process is still fetching some.
+        ConfigurationError: Shards are not published yet, or a process is still fetching some.
         DatafetchError: The job or its manifest is wrong, or this machine ran out of something.
         KeyboardInterrupt: Ctrl-C; the same call resumes it, as it does after a kill.
     """
@@ -160,16 +160,16 @@ async def finish_dataset(job: Job, observers: Iterable[Observer[Statistics]] = (
     bound = await asyncio.to_thread(bind, job)
     layout, shards = bound.layout, bound.shards
     if not await asyncio.to_thread(layout.job.exists):
-        raise _not_published(bound, shards)  # before a trace is left
+        raise _not_published(bound, shards)  # before anything is created
     if job.no_lock:
         await asyncio.to_thread(refuse_at_work, layout)
-    async with locked_output(layout, partial(_prepare_finish, bound), is_alone=job.no_lock):
+    async with locked_output(layout, partial(_take_for_finish, bound), is_alone=job.no_lock):
         session = Session(job, bound.output, shards, observers)
-        return await session.finalize(partial(_finish, bound, session))
+        return await session.read_published(partial(_complete_run, bound, session))
 
 
 def shard_names(job: Job) -> list[str]:
-    """Names of all shards of a job, in order, for several processes to share; nothing is written.
+    """The names of all shards of a job, in order, to be divided among several processes. Writes nothing.
 
     Raises:
         DatafetchError: The job or its manifest is wrong.
@@ -185,13 +185,13 @@ def retry(
     observers: Iterable[Observer[Statistics]] = (),
     backends: Backends = CHILD_PROCESSES,
 ) -> Report:
-    """Try again what failed, on an event loop of its own.
+    """Fetch failed images again, on an event loop of its own, and add those that arrive to the shards.
 
     Args:
-        out: The output of an earlier run that is complete.
-        wanted: Which failures; None is those that may pass, or those of the retry that was interrupted.
-        change: Settings that differ from those of that run; none that the rows depend on. What it permits
-            is remembered for later retries, but that a network is left out.
+        out: The output of a complete run.
+        wanted: Which failures; None selects temporary ones, or those of the retry that was interrupted.
+        change: Changes settings of that run; none that the rows depend on. What it permits is remembered for later
+            retries. A network that it leaves out stays permitted.
         observers: Each watches while it runs.
         backends: What transcodes images and commits shards.
 
@@ -199,33 +199,35 @@ def retry(
         What was done.
 
     Raises:
-        DatafetchError: There is no such run, or this machine ran out of something.
+        DatafetchError: There is no complete run, or this machine ran out of something.
         KeyboardInterrupt: Ctrl-C; the same call resumes the retry, and so does one without ``wanted`` and ``change``.
     """
     work = retry_failed(out, wanted, change=change, observers=observers, backends=backends)
     return run_to_end(work, uvloop.new_event_loop)
 
 
-async def _as_fetched(fetched: FetchedShards) -> FetchedShards:
+async def _return_fetched(fetched: FetchedShards) -> FetchedShards:
     return fetched
 
 
-async def _finish(bound: BoundJob, session: Session, fetched: FetchedShards) -> Report:
+async def _complete_run(bound: BoundJob, session: Session, fetched: FetchedShards) -> Report:
     """Do what comes after the last shard, and write the report."""
-    report = await session.finish(fetched)
-    return await asyncio.to_thread(_complete, bound, session, report)
+    report = await session.complete_output(fetched)
+    return await asyncio.to_thread(_write_run_report, bound, session, report)
 
 
-def _complete(bound: BoundJob, session: Session, report: Report) -> Report:
+def _write_run_report(bound: BoundJob, session: Session, report: Report) -> Report:
+    """Add what only a run can report, and write the report."""
     layout = bound.layout
-    whole = replace(report, selection=_selection(bound, session.published()), has_open_retry=layout.retry.exists())
-    write_report(layout, whole)
+    id_list = _id_list_result(bound, session.published())
+    report = replace(report, selection=id_list, has_open_retry=layout.retry.exists())
+    write_report(layout, report)
     layout.remove_empty_spool_folders()
-    return whole
+    return report
 
 
 def _in_order(bound: BoundJob, shards: Iterable[str] | None) -> list[str]:
-    """The shards that are to be fetched, in the order of the manifest.
+    """The shards to fetch, in the order of the manifest; all if None were given.
 
     Raises:
         ConfigurationError: The manifest does not have one of them.
@@ -245,21 +247,21 @@ def _in_order(bound: BoundJob, shards: Iterable[str] | None) -> list[str]:
 def _refuse_fresh(job: Job) -> None:
     if job.fresh:
         raise ConfigurationError(
-            f"shards that are fetched apart can't start over, for other processes may be at work; to start over, "
+            "a part of the shards can't start over, because other processes may be fetching the others; to start over, "
             f"delete {job.out} and its state folder first"
         )
 
 
-def _begin(bound: BoundJob) -> None:
+def _begin_run(bound: BoundJob) -> None:
     """Do what comes before the first shard of a run."""
     layout = bound.layout
     bound.keep_published_list()
     log_disk_estimate(layout, bound.disk_estimate(), count_published(layout, bound.shards))
-    layout.report.unlink(missing_ok=True)  # it speaks of a run that is complete
+    layout.report.unlink(missing_ok=True)  # its existence means that the run is complete
 
 
-def _prepare_shards(bound: BoundJob, shards: list[str]) -> None:
-    """Make the output ready for some shards; other processes may be fetching others."""
+def _take_for_shards(bound: BoundJob, shards: list[str]) -> None:
+    """Prepare the output for some of its shards; other processes may be fetching others."""
     layout = bound.layout
     bound.take_output(shards)
     bound.keep_published_list()
@@ -267,11 +269,15 @@ def _prepare_shards(bound: BoundJob, shards: list[str]) -> None:
     share = sum(sizes[shard] for shard in shards) / max(1, sum(sizes.values()))
     log_disk_estimate(layout, bound.disk_estimate().part(share), count_published(layout, shards))
     if not all(layout.ledger(shard).exists() for shard in shards):
-        layout.report.unlink(missing_ok=True)  # it speaks of a run that is complete
+        layout.report.unlink(missing_ok=True)
 
 
-def _prepare_finish(bound: BoundJob) -> None:
-    """See that all shards are published, and forget the spools from which they were."""
+def _take_for_finish(bound: BoundJob) -> None:
+    """Check that all shards are published, and delete spools that are left of them.
+
+    Raises:
+        ConfigurationError: A shard is not published.
+    """
     layout = bound.layout
     bound.take_output(())
     missing = unpublished_shards(layout, bound.shards, bound.job.limit)
@@ -280,27 +286,28 @@ def _prepare_finish(bound: BoundJob) -> None:
     log_disk_estimate(layout, bound.disk_estimate(), count_published(layout, bound.shards))
     layout.report.unlink(missing_ok=True)
     for shard in bound.shards:
-        layout.spool(shard).unlink(missing_ok=True)  # of a process that was killed between publishing and this
+        # A process that is killed right after publishing a shard leaves its spool.
+        layout.spool(shard).unlink(missing_ok=True)
 
 
 def _not_published(bound: BoundJob, missing: list[str]) -> ConfigurationError:
     return ConfigurationError(
         f"{len(missing):,} of {len(bound.shards):,} shards of {bound.layout.out} are not published, the first is "
-        f"{missing[0]}; fetch them before the run is finished"
+        f"{missing[0]}; fetch them first"
     )
 
 
 def _log_no_longer_permitted(before: Permitted | None, job: Job) -> None:
-    lost = () if before is None else before.without(Permitted.of(job))
-    if lost:
-        _log.info("no longer permitted, also for retries, unless given again: %s", " ".join(lost))
+    revoked = () if before is None else before.without(Permitted.of(job))
+    if revoked:
+        _log.info("no longer permitted, also for retries, unless given again: %s", " ".join(revoked))
 
 
-async def _refuse_what_would_stop_at_once(bound: BoundJob) -> None:
-    """Check that a run can read its first samples, before it deletes what an earlier run left.
+async def _try_to_start(bound: BoundJob) -> None:
+    """Check that a run can open a fetcher and read its first samples, before it deletes an earlier output.
 
     Raises:
-        DatafetchError: What the run would have ended with: too few descriptors, a proxy that is none, a bad record.
+        DatafetchError: The error that would stop the run: too few descriptors, an invalid proxy, a bad record.
     """
     async with Fetcher(bound.job.fetch):
         await asyncio.to_thread(_read_first_samples, bound.manifest)
@@ -308,15 +315,15 @@ async def _refuse_what_would_stop_at_once(bound: BoundJob) -> None:
 
 def _read_first_samples(manifest: Manifest) -> None:
     samples = iter(manifest.samples(manifest.shards()[0]))
-    deque(islice(samples, _SAMPLES_LOOKED_AT), maxlen=0)
+    deque(islice(samples, _TRIED_SAMPLES), maxlen=0)
 
 
-def _selection(bound: BoundJob, published: list[str]) -> IdListResult | None:
-    """What became of the id list, by the ledgers; a limited run has not looked everywhere."""
+def _id_list_result(bound: BoundJob, published: list[str]) -> IdListResult | None:
+    """How the ids of the id list were found, by the ledgers; with a limit, those not found may be in other shards."""
     layout = bound.layout
-    books = {shard: read_shard_counts(layout.ledger(shard)) for shard in published}
-    keys = chain.from_iterable(read_keys(layout.ledger(shard)) for shard in books)
-    selection = bound.manifest.id_list_result(keys, books)
-    if selection is None or bound.job.limit is None:
-        return selection
-    return replace(selection, not_found=None)
+    counts = {shard: read_shard_counts(layout.ledger(shard)) for shard in published}
+    keys = chain.from_iterable(read_keys(layout.ledger(shard)) for shard in published)
+    result = bound.manifest.id_list_result(keys, counts)
+    if result is None or bound.job.limit is None:
+        return result
+    return replace(result, not_found=None)

@@ -1,7 +1,15 @@
-"""A session on an output: what a feed hands out is fetched, the output is resharded, and the result is reported.
+"""Session: one run or retry at work on a locked output.
 
-Rules: what is fetched, a manifest or the failures of an earlier run, is the feed's matter, and how it becomes part of a
-shard the output's; nothing here tells one from the other.
+A session has two parts. First, shards are published: either ``fetch`` does that, with everything that a feed hands out,
+or other processes have, and ``read_published`` counts what they did. Then ``complete_output`` does what depends on all
+shards: it reshards the output for the ranks, and writes the list that the trainer reads and the report. The second part
+runs inside the first, as its argument ``then``. So one heartbeat and one set of observers cover both, and ``status``
+does not take a run that is resharding for one that was interrupted. A process that fetches only some of the shards has
+no second part.
+
+Rules: whether the samples come from a manifest or are the failures of an earlier run, only the feed knows, and how they
+become part of a shard, only the output; nothing here tells a run from a retry. Everything that blocks runs in a thread.
+Whatever stops a session, what is in the spools and in complete resharded files is used by the next one.
 """
 
 from __future__ import annotations
@@ -54,11 +62,12 @@ def _open_transcoder(job: Job, spec: ImageSpec, quarantine: Path) -> AbstractAsy
 class Backends:
     """What transcodes images and commits shards.
 
-    The default starts child processes, so that a hostile image can't harm the caller and the event loop is not held up.
+    The default starts child processes: a hostile image can't harm the caller, and nothing blocks the event loop.
 
     Attributes:
-        open_transcoder: Opens a transcoder for a job, what its images become, and a folder for bodies that crash one.
-        commit: Writes a finished shard.
+        open_transcoder: Opens a transcoder. Its arguments are the job, what an image becomes, and the folder for bodies
+            that crash a codec process.
+        commit: Commits a shard whose images all have an outcome.
     """
 
     open_transcoder: Callable[[Job, ImageSpec, Path], AbstractAsyncContextManager[ImageTranscoder]] = _open_transcoder
@@ -71,14 +80,14 @@ _Result = TypeVar("_Result")
 
 
 class Session:
-    """Work on an output that is locked: shards are fetched, and what comes after the last of them is done.
+    """One run or retry at work on an output, whose lock is held.
 
     Args:
         job: What to do.
         output: How records become rows, and where they go.
-        shards: Names of the shards that it goes through, in order: all, where they are resharded.
+        shards: Names of the shards that it works on, in order; ``complete_output`` requires all of them.
         observers: Each watches the work; none of them affects it, or another.
-        progress: Where the heartbeats go; None is the run's own file.
+        progress: The file for the heartbeats; None is that of the run.
     """
 
     def __init__(
@@ -103,15 +112,21 @@ class Session:
         feed: Feed,
         spec: ImageSpec,
         backends: Backends,
-        finalize: Callable[[FetchedShards], Coroutine[None, None, _Result]],
+        then: Callable[[FetchedShards], Coroutine[None, None, _Result]],
     ) -> _Result:
-        """Fetch and publish what a feed hands out.
+        """Fetch and publish everything that a feed hands out.
 
         Args:
             feed: Where the samples come from.
             spec: What their images become.
             backends: What transcodes images and commits shards.
-            finalize: Does what is left to do; until it has returned the run counts as being at work.
+            then: Called with what was done, while the heartbeat and the observers still run.
+
+        Returns:
+            What ``then`` returned.
+
+        Raises:
+            DatafetchError: What stopped the work.
         """
         job = self._job
         budget = BodyBudget(job.memory_bytes)
@@ -125,35 +140,42 @@ class Session:
             async with self._watched(pipeline.statistics):
                 await pipeline.run()
                 self._counts = feed.published
-                return await finalize(self._fetched(feed, pipeline, fetch.statistics()))
+                return await then(self._fetched(feed, pipeline, fetch.statistics()))
 
-    async def finalize(self, finalize: Callable[[FetchedShards], Coroutine[None, None, _Result]]) -> _Result:
-        """Do what is left to do once others have published all shards.
+    async def read_published(self, then: Callable[[FetchedShards], Coroutine[None, None, _Result]]) -> _Result:
+        """Count what other processes have published, in place of ``fetch``.
 
         Args:
-            finalize: Does it; until it has returned the run counts as being at work.
+            then: Called with what there is, while the heartbeat and the observers run.
+
+        Returns:
+            What ``then`` returned.
         """
         counts = await asyncio.to_thread(self._read_counts)
         totals = ShardCounts.sum(counts.values())
         self._counts = counts
         async with self._watched(lambda: self._statistics_of(totals)):
-            return await finalize(FetchedShards(totals, reused=totals.ok))
+            return await then(FetchedShards(totals, reused=totals.ok))
 
-    async def finish(self, fetched: FetchedShards) -> Report:
-        """Reshard the output, where that was asked for, and write the list that the trainer reads.
+    async def complete_output(self, fetched: FetchedShards) -> Report:
+        """Reshard the output and write the list that the trainer reads, for a job and a dataset that want them.
 
         Args:
-            fetched: What was fetched before in this call.
+            fetched: What this session has fetched.
 
         Returns:
-            How the output stands, and what this call did.
+            What the output holds, and what this session did; for ``write_report``.
+
+        Raises:
+            ConservationError: The resharded files and the ledgers don't have the same number of rows.
+            ResourceError: The output can't be written.
         """
         await self._reshard()
         await self._write_list()
         return await asyncio.to_thread(self._report, fetched)
 
     def published(self) -> list[str]:
-        """The shards that have a ledger: all, unless a limit left some out."""
+        """The shards that have a ledger: all of them, or those within the job's limit."""
         return [shard for shard in self._shards if self.output.layout.ledger(shard).exists()]
 
     @asynccontextmanager
@@ -182,7 +204,7 @@ class Session:
         )
 
     def _statistics_of(self, totals: ShardCounts) -> Statistics:
-        """A snapshot where nothing is fetched."""
+        """A snapshot of a session that fetches nothing."""
         return Statistics(
             expected_images=totals.images,
             ok=totals.ok,
@@ -197,22 +219,22 @@ class Session:
         )
 
     def _read_counts(self) -> dict[str, ShardCounts]:
-        """The counts of all published shards, read where they are not known."""
+        """The counts of all published shards; those that this session has not published are read from the ledgers."""
         layout = self.output.layout
         return {shard: self._counts.get(shard) or read_shard_counts(layout.ledger(shard)) for shard in self.published()}
 
     def _report(self, fetched: FetchedShards) -> Report:
         counts, layout = self._read_counts(), self.output.layout
         resharded = read_reshard_record(layout)
-        whole = ShardCounts.sum(counts.values())
-        if resharded is not None and resharded.rows != whole.rows:
+        totals = ShardCounts.sum(counts.values())
+        if resharded is not None and resharded.rows != totals.rows:
             raise ConservationError(
-                f"{layout.out}: the resharded files hold {resharded.rows:,} rows, and the ledgers list {whole.rows:,}"
+                f"{layout.out}: the resharded files hold {resharded.rows:,} rows, and the ledgers list {totals.rows:,}"
             )
         return Report(
             dataset=self.output.dataset.name,
             out=self._job.out,
-            totals=whole,
+            totals=totals,
             shards=len(resharded.files) if resharded else sum(part.rows > 0 for part in counts.values()),
             reused=fetched.reused,
             repeated=fetched.repeated,
@@ -223,16 +245,16 @@ class Session:
             elapsed_s=time.monotonic() - self._started_s,
             resharded=None if resharded is None else resharded.for_ranks(),
             permittable=count_permittable(
-                self._job, whole.outcomes, [layout.ledger(shard) for shard, part in counts.items() if part.failed]
+                self._job, totals.outcomes, [layout.ledger(shard) for shard, part in counts.items() if part.failed]
             ),
         )
 
     async def _reshard(self) -> None:
-        """Reshard the output in a thread, and stop it when this is cancelled: its work is kept."""
+        """Reshard the output in a thread. A cancellation stops it; what it has done is used by the next session."""
         plan = await asyncio.to_thread(self._plan)
         if plan is None:
             return
-        monitor = ProgressMonitor(on_progress=self._tell, stop=threading.Event())
+        monitor = ProgressMonitor(on_progress=self._set_resharding, stop=threading.Event())
         work = asyncio.create_task(
             asyncio.to_thread(lambda: reshard_output(self.output.layout, self.published(), plan, monitor))
         )
@@ -241,31 +263,35 @@ class Session:
         except asyncio.CancelledError:
             monitor.stop.set()
             while not work.done():
-                with suppress(asyncio.CancelledError):  # the thread must end before the lock does; raised again below
+                # The thread must end before the lock is released. Further cancellations change nothing: see below.
+                with suppress(asyncio.CancelledError):
                     await asyncio.wait([work])
             raise
 
     async def _write_list(self) -> None:
-        """Write the list that the trainer reads, where there is one."""
+        """Write the JSON list that the trainer reads, if the dataset has one."""
         name = self.output.dataset.list_name
         if name is not None:
             await asyncio.to_thread(lambda: write_trainers_list(self.output.layout, self.published(), name))
 
     def _plan(self) -> Plan | None:
-        """How the output is resharded, if it is; one that is stays so."""
+        """How the output is to be resharded; None if it is not.
+
+        If the job says nothing of ranks, a resharded output keeps its plan, for rows may have been added.
+        """
         layout = self.output.layout
         plan = reshard_plan(self._job, self.output.dataset)
-        if plan is None:
-            shutil.rmtree(layout.resharding, ignore_errors=True)  # begun by a run that was asked for other things
-            arrangement = read_reshard_record(layout)
-            return None if arrangement is None else arrangement.plan
-        return plan
+        if plan is not None:
+            return plan
+        shutil.rmtree(layout.resharding, ignore_errors=True)  # left by an interrupted run that was to reshard
+        record = read_reshard_record(layout)
+        return None if record is None else record.plan
 
-    def _tell(self, progress: Progress) -> None:
+    def _set_resharding(self, progress: Progress) -> None:
         self._resharding = progress
 
 
 def write_report(layout: OutputLayout, report: Report) -> None:
-    """Write the report beside the output; from then on the run is complete."""
+    """Write the report to the state folder; from then on the run is complete."""
     options = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
     write_atomically(layout.report, orjson.dumps(report.summary(), option=options))

@@ -58,7 +58,7 @@ class _CancellableRun:
                 raise asyncio.CancelledError
             return await work
         finally:
-            await _finish_remaining()
+            await _end_remaining()
 
     def cancel(self) -> None:
         """Cancel the coroutine. Safe in a signal handler: it is done between two steps of the loop, which it wakes."""
@@ -68,7 +68,7 @@ class _CancellableRun:
                 self._loop.call_soon_threadsafe(self._task.cancel)
 
 
-async def _finish_remaining() -> None:
+async def _end_remaining() -> None:
     """End everything that is left on this loop, as ``asyncio.Runner`` does, but before the loop stops.
 
     Starting a uvloop again takes descriptors. If none are left, it could not even be closed any more.

@@ -453,11 +453,11 @@ async def test_small_shards_are_open_in_numbers(tmp_path: Path, documents: int, 
 
     async def pull() -> None:
         while await feed.pull() is not None:
-            opened.append(len(feed.open))
+            opened.append(len(feed.open_shards))
 
     pulling = asyncio.create_task(pull())
     await until(lambda: len(opened) == most_open * documents)
-    await feed.close_published(next(iter(feed.open)), ShardCounts())
+    await feed.close_published(next(iter(feed.open_shards)), ShardCounts())
     await until(lambda: len(opened) == (most_open + 1) * documents)
     assert max(opened) == most_open
     pulling.cancel()
@@ -526,7 +526,7 @@ async def test_samples_on_their_way_are_bounded_by_their_bytes(tmp_path: Path) -
             async with asyncio.timeout(0.5):  # for the others to come as well, if they can
                 await all_are_out.wait()
         with_workers -= 1
-        return feed.settle(pulled)
+        return feed.mark_ended(pulled)
 
     is_last = await asyncio.gather(*(work() for _ in range(6)))
     assert most == 2

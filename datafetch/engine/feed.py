@@ -1,9 +1,25 @@
-"""Feed: the samples of all shards, in manifest order, for workers with room for the next one.
+"""Feed: hands out the samples of all shards, in manifest order, to workers that are free for the next one.
 
-Rules: at most a few shards are open, or as many small ones as have few samples together, and a few hundred samples are
-read ahead, or as many as few megabytes hold; what is handed out and has not ended has a bound in bytes as well, but for
-a single sample that is beyond it alone. All that holds whatever the manifest's size. Reading happens in a thread.
-Shards that are published, and samples that a spool has, are not handed out.
+A shard passes through these states, and never back:
+
+* unopened. The feed opens the next one when it has handed out everything that it has read, and there is room for
+  another open shard. A shard that is published is counted and skipped. If it is published but lacks files, its ledger
+  is deleted and it is opened like a new one.
+* being read, at most one at a time. Its spool is open, and its samples are read in chunks, each when the one before is
+  handed out. Samples that ended in an earlier run are in the spool, and are not handed out.
+* fully handed out, and waiting for its last samples. ``mark_ended`` tells the worker that ends the last one, so that
+  exactly one worker publishes the shard. If the spool has all samples already, one worker gets the shard without a
+  sample, to the same end.
+* published and closed, which makes room for another shard.
+
+One worker at a time pulls; the others wait for a lock. So samples are handed out in order, and if there is no room,
+all workers wait. No deadlock can come of that: room is made by workers that have pulled already, and these never wait
+for the feed before their sample has ended and its shard, if it was the last, is published.
+
+Rules: memory is bounded whatever the size of the manifest: by the number of open shards (a few, or as many small ones
+as have few samples together), by the number and size of the samples that are read ahead, and by the size of those that
+are handed out and have not ended. Only a single sample that is larger by itself may exceed the bounds. Files are read
+in a thread.
 """
 
 from __future__ import annotations
@@ -31,15 +47,16 @@ from datafetch.store.spool_writer import write_spool
 
 _log = logging.getLogger(__name__)
 MAX_OPEN_SHARDS = 4
-"""Whatever their size: one that is read, one or two with stragglers, one that is being written."""
+"""Shards of any size that may be open: one being read, one or two waiting for stragglers, one being committed."""
 MAX_OPEN_SAMPLES = 16_384
-"""Of small shards as many are open as have fewer together: one of 300 documents is shorter than the look-ahead."""
-_MAX_OPEN_SMALL_SHARDS = 64  # each has two descriptors; of 300 samples no more are open anyway
-_Asked = TypeVar("_Asked")
-_Found = TypeVar("_Found")
+"""More shards may be open while they have fewer samples together; workers outnumber the documents of a small shard."""
+_MAX_OPEN_SMALL_SHARDS = 64  # of two descriptors each; shards of 300 samples reach the bound on samples before
 _CHUNK_SAMPLES = 256  # a second's work: a chunk costs a thread hop and, in a sparse manifest, the decoding of many rows
-_CHUNK_BYTES = 16 * 1024 * 1024  # 256 published documents have some ten; a line of a manifest may have 64 MiB
-_MAX_HANDED_BYTES = 128 * 1024 * 1024  # four thousand published documents
+_CHUNK_BYTES = 16 * 1024 * 1024  # 256 published documents have some 10 MiB; a line of a manifest may have 64
+_MAX_HANDED_OUT_BYTES = 128 * 1024 * 1024  # four thousand published documents
+
+_Argument = TypeVar("_Argument")
+_Result = TypeVar("_Result")
 
 
 @dataclass(slots=True, eq=False)
@@ -47,27 +64,27 @@ class OpenShard:
     """A shard in progress.
 
     Attributes:
-        shard: Which one.
-        spool: Where its images go.
-        samples: How many of its samples are handed out.
-        committed_before: How many others it has, which were committed before and stay as they are.
-        left: How many of those handed out have not ended.
-        notes: What was counted when they were looked through, by ``CounterName``.
-        row_numbers: Which of its rows are wanted; None is all.
+        shard: The shard.
+        spool: Its spool.
+        samples: The number of its samples that are to end, in this run or before.
+        committed_before: The number of other samples, which were committed before and stay as they are.
+        samples_left: The number of its samples that have not ended.
+        notes: What was counted while its samples were scanned, by ``CounterName``.
+        row_numbers: Which of its rows are selected; None selects all.
     """
 
     shard: Shard
     spool: Spool
     samples: int
     committed_before: int
-    left: int
+    samples_left: int
     notes: Mapping[str, int]
     row_numbers: frozenset[int] | None
 
-    def settle(self) -> bool:
-        """Count one sample as ended, and say whether it was the last."""
-        self.left -= 1
-        return self.left == 0
+    def mark_ended(self) -> bool:
+        """Count one more sample as ended; return whether it was the last."""
+        self.samples_left -= 1
+        return self.samples_left == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +92,9 @@ class NextSample:
     """The next sample and its shard.
 
     Attributes:
-        shard: Whose it is.
-        sample: It; None when the shard's spool already has them all.
-        held_bytes: The memory that it takes, about.
+        shard: The shard.
+        sample: The sample; None if the shard's spool has all samples already, so that it only has to be published.
+        held_bytes: About how much memory the sample takes.
     """
 
     shard: OpenShard
@@ -86,13 +103,21 @@ class NextSample:
 
 
 class Feed:
-    """Hands out samples; ``pull`` from any number of tasks of one event loop, and ``settle`` what has ended.
+    """Hands out samples to any number of tasks of one event loop.
+
+    A task pulls a sample, sees to it that it ends, and calls ``mark_ended``; if that returns True, the task publishes
+    the shard and calls ``close_published``.
 
     Args:
-        source: What to read.
-        layout: What is there already.
-        limit: Hand out no more than the first so many samples.
-        shards: Of these shards alone; None is all. The samples of others count towards the limit.
+        source: Where the shards and samples come from.
+        layout: The paths of the output.
+        limit: The number of samples, from the first of the manifest, after which no more are handed out; None for all.
+        shards: The names of the shards to hand out; None for all. The samples of others count towards the limit.
+
+    Attributes:
+        open_shards: The shards in progress.
+        published: The counts of the shards that are published, by name.
+        reused: The number of images that ended before this run, by outcome.
     """
 
     def __init__(
@@ -102,7 +127,7 @@ class Feed:
         limit: int | None = None,
         shards: Collection[str] | None = None,
     ) -> None:
-        self.open: set[OpenShard] = set()
+        self.open_shards: set[OpenShard] = set()
         self.published: dict[str, ShardCounts] = {}
         self.reused: Counter[str] = Counter()
         self._source = source
@@ -115,72 +140,72 @@ class Feed:
         self._counted_samples = 0
         self._seen = _Seen()
         self._reading: tuple[OpenShard, Iterator[Sample]] | None = None
-        self._ready: deque[NextSample] = deque()
+        self._read_ahead: deque[NextSample] = deque()
         # One thread of our own: on the shared ones each read leaves its fragments in another thread's arena.
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="manifest")
-        self._turn = asyncio.Lock()
-        self._one_closed = asyncio.Event()
-        self._handed_bytes = 0
-        self._one_settled = asyncio.Event()
+        self._pull_lock = asyncio.Lock()
+        self._shard_closed = asyncio.Event()
+        self._handed_out_bytes = 0
+        self._sample_ended = asyncio.Event()
 
     @property
     def shards(self) -> int:
-        """How many shards there are to hand out samples of."""
+        """The number of shards to hand out."""
         return len(self._shards)
 
     async def pull(self) -> NextSample | None:
-        """The next sample, or None when there is no other.
+        """Wait for the next sample, in manifest order; None if there are no more.
 
         Raises:
             ManifestError: A manifest file can't be read.
             ResourceError: A spool can't be opened.
         """
-        async with self._turn:
-            while not self._ready:
+        async with self._pull_lock:
+            while not self._read_ahead:
                 if self._reading is not None:
-                    await self._read_on(*self._reading)
+                    await self._read_next_chunk(*self._reading)
                 elif self._unopened and self._counted_samples != self._limit:
                     shard = self._unopened.popleft()
                     await (self._open_next(shard) if shard.name in self._shards else self._count_samples(shard))
                 else:
                     return None
-            await self._wait_for_room(self._ready[0].held_bytes)
-            pulled = self._ready.popleft()
-            self._handed_bytes += pulled.held_bytes
-            return pulled
+            await self._wait_for_memory(self._read_ahead[0].held_bytes)
+            following = self._read_ahead.popleft()
+            self._handed_out_bytes += following.held_bytes
+            return following
 
-    def settle(self, pulled: NextSample) -> bool:
-        """Take note that a sample has ended, and say whether it was the last of its shard."""
-        self._handed_bytes -= pulled.held_bytes
-        self._one_settled.set()
-        return pulled.shard.settle()
+    def mark_ended(self, pulled: NextSample) -> bool:
+        """Count a sample as ended; return whether it was the last of its shard, which is then to be published."""
+        self._handed_out_bytes -= pulled.held_bytes
+        self._sample_ended.set()
+        return pulled.shard.mark_ended()
 
     async def close_published(self, shard: OpenShard, totals: ShardCounts) -> None:
-        """Forget a shard that is published, and its spool, and make room for the next."""
+        """Delete the spool of a shard that has been published, and make room for another shard."""
         await shard.spool.close()
         await asyncio.to_thread(shard.spool.path.unlink)
         self.published[shard.shard.name] = totals
-        self.open.remove(shard)
-        self._one_closed.set()
+        self.open_shards.remove(shard)
+        self._shard_closed.set()
 
     async def sync(self) -> None:
-        """Put on disk what is in the spools.
+        """Force the content of all spools onto the disk.
 
         Raises:
-            ResourceError: The disk refused it.
+            ResourceError: A spool can't be written.
         """
-        for shard in tuple(self.open):
+        for shard in tuple(self.open_shards):
             await shard.spool.sync()
 
     async def close(self) -> None:
-        """Let go of every spool and of the source; the spools stay for the next run."""
+        """Close all spools, which stay for the next run, and the reading thread."""
         self._reader.shutdown(wait=False)
         async with AsyncExitStack() as spools:
-            for shard in self.open:
+            for shard in self.open_shards:
                 spools.push_async_callback(shard.spool.close)
 
     def expected_samples(self) -> int | None:
-        """How many samples there are about to be: known, or judged by the shards that were counted so far."""
+        """The approximate number of samples, extrapolated from the shards counted so far if it is not known."""
         size = sum(shard.size for shard in self._shards.values())
         expected = self._source.expected_samples()
         if expected is not None and len(self._shards) < len(self._all_shards):
@@ -192,12 +217,12 @@ class Feed:
         return min(expected, self._limit)
 
     def expected_images(self) -> int | None:
-        """How many images there are about to be, judged by the samples that were seen so far."""
+        """The approximate number of images, extrapolated from the samples that were read so far."""
         samples = self.expected_samples()
-        return None if samples is None else round(samples * self._seen.images_a_sample)
+        return None if samples is None else round(samples * self._seen.images_per_sample)
 
     async def _count_samples(self, shard: Shard) -> None:
-        """Count the samples of a shard that another process fetches; its files may change at any moment."""
+        """Count the samples of a shard that another process fetches, in the manifest: its files may change any time."""
         samples = await self._read(self._source.samples, shard)
         self._count(shard, self._within_limit(len(samples)))
 
@@ -212,48 +237,48 @@ class Feed:
             self._count(shard, published.samples)
             self._seen.add(published.samples, published.images)
             return
-        while not self._has_room():
-            self._one_closed.clear()
-            await self._one_closed.wait()
+        while not self._may_open_another():
+            self._shard_closed.clear()
+            await self._shard_closed.wait()
         samples = await self._read(self._source.samples, shard)
-        wanted = self._within_limit(len(samples))
-        self._count(shard, wanted)
+        size = self._within_limit(len(samples))
+        self._count(shard, size)
         spool = await Spool.open(self._layout.spool(shard.name))
         self.reused.update(spool.recovered.outcomes)
-        left = wanted - len(spool.recovered.samples)
-        opened = OpenShard(shard, spool, wanted, samples.committed_before, left, samples.notes, samples.row_numbers)
-        self.open.add(opened)
-        if opened.left:
-            self._reading = opened, islice(iter(samples), wanted)
+        left = size - len(spool.recovered.samples)
+        opened = OpenShard(shard, spool, size, samples.committed_before, left, samples.notes, samples.row_numbers)
+        self.open_shards.add(opened)
+        if opened.samples_left:
+            self._reading = opened, islice(iter(samples), size)
         else:
-            self._ready.append(NextSample(opened, None))
+            self._read_ahead.append(NextSample(opened, None))
 
-    async def _wait_for_room(self, wanted_bytes: int) -> None:
-        """Wait until what is handed out leaves room for so much more, or nothing is."""
-        while self._handed_bytes and self._handed_bytes + wanted_bytes > _MAX_HANDED_BYTES:
-            self._one_settled.clear()
-            await self._one_settled.wait()
+    async def _wait_for_memory(self, size_bytes: int) -> None:
+        """Wait until a sample of this size may be handed out: within the bound, or as the only one."""
+        while self._handed_out_bytes and self._handed_out_bytes + size_bytes > _MAX_HANDED_OUT_BYTES:
+            self._sample_ended.clear()
+            await self._sample_ended.wait()
 
-    async def _read_on(self, shard: OpenShard, samples: Iterator[Sample]) -> None:
+    async def _read_next_chunk(self, shard: OpenShard, samples: Iterator[Sample]) -> None:
         chunk = await self._read(_read_chunk, samples)
         if not chunk:
             self._reading = None
-        self._seen.add(len(chunk), sum(len(weighed.sample.urls) for weighed in chunk))
+        self._seen.add(len(chunk), sum(len(sized.sample.urls) for sized in chunk))
         ended = shard.spool.recovered.samples
-        self._ready.extend(
-            NextSample(shard, weighed.sample, weighed.held_bytes)
-            for weighed in chunk
-            if weighed.sample.position not in ended
+        self._read_ahead.extend(
+            NextSample(shard, sized.sample, sized.held_bytes) for sized in chunk if sized.sample.position not in ended
         )
 
-    async def _read(self, read: Callable[[_Asked], _Found], asked: _Asked) -> _Found:
-        return await asyncio.get_running_loop().run_in_executor(self._reader, read, asked)
+    async def _read(self, read: Callable[[_Argument], _Result], argument: _Argument) -> _Result:
+        return await asyncio.get_running_loop().run_in_executor(self._reader, read, argument)
 
-    def _has_room(self) -> bool:
-        """Whether another shard may be opened."""
-        if len(self.open) < MAX_OPEN_SHARDS:
+    def _may_open_another(self) -> bool:
+        if len(self.open_shards) < MAX_OPEN_SHARDS:
             return True
-        return len(self.open) < _MAX_OPEN_SMALL_SHARDS and sum(one.samples for one in self.open) < MAX_OPEN_SAMPLES
+        return (
+            len(self.open_shards) < _MAX_OPEN_SMALL_SHARDS
+            and sum(one.samples for one in self.open_shards) < MAX_OPEN_SAMPLES
+        )
 
     def _count(self, shard: Shard, samples: int) -> None:
         self._counted_size += shard.size
@@ -262,7 +287,7 @@ class Feed:
 
 @dataclass(slots=True)
 class _Seen:
-    """Samples that were read, or of published shards, and how many images they have."""
+    """The samples that were read or are in published shards, and the number of their images."""
 
     samples: int = 0
     images: int = 0
@@ -272,24 +297,24 @@ class _Seen:
         self.images += images
 
     @property
-    def images_a_sample(self) -> float:
+    def images_per_sample(self) -> float:
         return self.images / self.samples if self.samples else 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Weighed:
-    """A sample, and the memory that it takes, about."""
+class _SizedSample:
+    """A sample, and about how much memory it takes."""
 
     sample: Sample
     held_bytes: int
 
 
-def _read_chunk(samples: Iterator[Sample]) -> list[_Weighed]:
-    """The next samples: so many, or as many as there is room for, and one at least."""
-    chunk: list[_Weighed] = []
+def _read_chunk(samples: Iterator[Sample]) -> list[_SizedSample]:
+    """The next samples, bounded in number and in size, but at least one; empty at the end."""
+    chunk: list[_SizedSample] = []
     left_bytes = _CHUNK_BYTES
     for sample in islice(samples, _CHUNK_SAMPLES):
-        chunk.append(_Weighed(sample, _held_bytes(sample)))
+        chunk.append(_SizedSample(sample, _held_bytes(sample)))
         left_bytes -= chunk[-1].held_bytes
         if left_bytes <= 0:
             break
@@ -297,7 +322,7 @@ def _read_chunk(samples: Iterator[Sample]) -> list[_Weighed]:
 
 
 def _held_bytes(sample: Sample) -> int:
-    """The memory that a sample's values take; 40 µs for a published document."""
+    """About how much memory the values of a sample take; determined in 40 µs for a published document."""
     held_bytes = 0
     left: list[object] = [sample.urls, sample.row]
     while left:
@@ -312,13 +337,16 @@ def _held_bytes(sample: Sample) -> int:
 
 
 def _read_published(layout: OutputLayout, shard: Shard) -> ShardCounts | None:
-    """The books of a shard that an earlier run published, if all its files are still there."""
+    """The counts of a shard that an earlier run has published; None if there is none, or it has to be made again.
+
+    If it lacks files, whatever they still hold is salvaged into a spool, and the rest of it is deleted.
+    """
     ledger = layout.ledger(shard.name)
-    if shard.source == ledger or not ledger.exists():  # a shard that is its own source is there to be made again
+    if shard.source == ledger or not ledger.exists():  # a shard of a retry is read from its ledger, to be made again
         return None
     output_format = format_of(layout)
     if not output_format.is_intact(layout, shard.name) and not layout.reshard_record.exists():
-        # To be made again, from what is left of it. The ledger goes first: that must not look published after a crash.
+        # The ledger is deleted before the files, so that a crash leaves no shard that looks published.
         if (salvaged := output_format.salvage(layout, shard.name)) is not None:
             _log.warning("%s lacks files of %s: they are fetched again", layout.out, shard.name)
             begun = layout.spool(shard.name).with_suffix(".begun")
@@ -329,5 +357,5 @@ def _read_published(layout: OutputLayout, shard: Shard) -> ShardCounts | None:
         for path in layout.all_spools.glob(f"{layout.job_hash}-retry-*/{shard.name}.spool"):
             path.unlink(missing_ok=True)
         return None
-    layout.spool(shard.name).unlink(missing_ok=True)  # a run that ended between publishing and this
+    layout.spool(shard.name).unlink(missing_ok=True)  # left by a run that was killed right after publishing
     return read_shard_counts(ledger)

@@ -75,8 +75,8 @@ class Pipeline:
         finally:
             self._fetcher.dedup.close()
             await self._feed.close()
-        if self._feed.open:
-            names = ", ".join(sorted(shard.shard.name for shard in self._feed.open))
+        if self._feed.open_shards:
+            names = ", ".join(sorted(shard.shard.name for shard in self._feed.open_shards))
             raise ConservationError(f"the manifest ended before these shards were complete: {names}")
 
     @property
@@ -132,7 +132,7 @@ class Pipeline:
             await self._publish(following.shard)
             return True
         await self._fetcher.fetch_sample(following.shard, following.sample)
-        if self._feed.settle(following):
+        if self._feed.mark_ended(following):
             await self._publish(following.shard)
         return True
 

@@ -1,7 +1,8 @@
-"""retry_failed(out): fetch images again that failed, and add what arrives to the shards of a complete output.
+"""retry_failed(out): fetch failed images again, and add those that arrive to the shards of a complete output.
 
-Rules: the output's own ``job.json`` says how; nothing is asked of the manifest. A retry is a source of samples, those
-with such an image, and a merge of what becomes of them with what the shard has; everything else is as in a run.
+Rules: the settings are those in the output's ``job.json``, and the manifest is not read. Only two things are different
+from a run: the samples come from what the run kept of its failures (``retry_source``), and a commit merges them with
+the rows that the shard has already (``output.merge``).
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from datafetch.transcode import ImageSpec
 _log = logging.getLogger(__name__)
 
 Change: TypeAlias = Callable[[Job], Job]
-"""What is to be done otherwise than in an earlier run: its job in, the new one out."""
+"""Changes settings of an earlier run: takes its job, and returns the changed one."""
 
 
 async def retry_failed(
@@ -47,13 +48,12 @@ async def retry_failed(
     observers: Iterable[Observer[Statistics]] = (),
     backends: Backends = CHILD_PROCESSES,
 ) -> Report:
-    """Try again what failed, inside a running event loop, of any kind; otherwise like ``retry``."""
-    wanted = wanted or RetryFilter()
+    """Fetch failed images again inside a running event loop, of any kind; otherwise like ``retry``."""
     folder = await asyncio.to_thread(output_of, Path(out))
     job, identity = await asyncio.to_thread(read_job, OutputLayout(folder))
-    note = await asyncio.to_thread(read_retry_state, OutputLayout(folder))
-    if note is not None:
-        job = note.resumed(job)
+    interrupted = await asyncio.to_thread(read_retry_state, OutputLayout(folder))
+    if interrupted is not None:
+        job = interrupted.apply_to(job)
     job = replace((change or _unchanged)(job), out=out)
     dataset = dataset_of(job)
     dataset.refuse_retry()
@@ -63,22 +63,22 @@ async def retry_failed(
         await asyncio.to_thread(refuse_at_work, layout)
     async with locked_output(layout, partial(_take_for_retry, layout, identity), is_alone=job.no_lock):
         permitted = Permitted.of(job)
-        again = await asyncio.to_thread(begin_retry, layout, wanted, shards, permitted)
-        # Before anything is fetched, or a retry that was interrupted would have its images fail in the next one.
+        begun = await asyncio.to_thread(begin_retry, layout, wanted or RetryFilter(), shards, permitted)
+        # Before anything is fetched: the next retry must permit this too, even if this one is interrupted.
         await asyncio.to_thread(remember, layout, permitted)
         if permitted.options():
             _log.info("permitted, and remembered for later retries: %s", " ".join(permitted.options()))
-        output = Output(dataset, spools_of(layout, again), job.payload, again, job.max_sample_bytes)
-        source = await asyncio.to_thread(FailedSamples, output, again, shards)
+        output = Output(dataset, spools_of(layout, begun), job.payload, begun, job.max_sample_bytes)
+        source = await asyncio.to_thread(FailedSamples, output, begun, shards)
         session = Session(job, output, shards, observers)
         feed = Feed(source, output.layout)
         return await session.fetch(feed, job.image or ImageSpec(), backends, partial(_complete_retry, layout, session))
 
 
 async def _complete_retry(layout: OutputLayout, session: Session, fetched: FetchedShards) -> Report:
-    """Do what comes after the last shard of a retry, which has only seen the images that it tried again."""
+    """Do what comes after the last shard of a retry, and write the report."""
     report = await session.complete_output(fetched)
-    # What it finds in its spools, the ledgers may have counted or not.
+    # A retry sees only a part of the images, so its own count is too low: all others that have arrived are reused.
     reused = max(0, report.totals.ok - fetched.arrived)
     report = replace(report, retried=fetched.ended, reused=reused)
     await asyncio.to_thread(write_report, layout, report)
@@ -87,10 +87,10 @@ async def _complete_retry(layout: OutputLayout, session: Session, fetched: Fetch
 
 
 def _take_for_retry(layout: OutputLayout, identity: Identity) -> None:
-    """See that there is a complete run whose failures can be tried again, before anything is fetched.
+    """Check that the output is that of a complete run, before anything is fetched.
 
     Raises:
-        ConfigurationError: There is none, shards of it are missing, or there are files that are not ours.
+        ConfigurationError: The run is not complete, a shard is missing, or there are files of other programs.
     """
     refuse_foreign_files(layout, identity)
     refuse_missing_files(layout)

@@ -1,8 +1,21 @@
-"""What failed, as a manifest: the samples of which an image is to be tried again.
+"""FailedSamples: the shard source of a retry, which hands out the samples with a failed image that is fetched again.
 
-Rules: nothing is asked of the source that the run was made from; what a retry needs was kept when the shard was
-committed. A shard's spool begins with those images that are not tried again, so that the pipeline sees what a run sees
-that goes on: samples of which some images have ended.
+To the pipeline, a retry looks like an interrupted run. When a shard is committed, the samples with a failed image are
+kept in ``failed/<shard>.spool``, together with those of their images that arrived and may be needed. From them and the
+ledger a retry writes the spool of the shard: for each sample that it selects, the results of those images that it does
+not fetch again. The feed opens this spool like that of an interrupted run, and the pipeline fetches all images that
+have no result in it.
+
+A shard is in one of three states:
+
+* to begin: its spool is absent, or has another marker (``_marker``) than this retry and the present ledger give: then
+  the shard was committed again since. A spool is written anew. It gets its name only once it is complete and on disk,
+  so an image without a result in it was never fetched by this retry.
+* begun: its spool has this marker. It is used as it is, with all results that an interrupted retry has added to it.
+* done: its ledger has the number of this retry. The shard is not handed out again.
+
+Rules: the manifest is not read; everything that a retry needs was kept when the shard was committed. Which images are
+fetched again is decided by ``RetryFilter`` alone, here and in the merge.
 """
 
 from __future__ import annotations
@@ -28,11 +41,11 @@ from datafetch.store.spool_writer import has_marker, write_spool
 
 
 class FailedSamples:
-    """Where the samples of a retry come from.
+    """The shards and samples of a retry.
 
     Args:
-        output: Whose failures; its state knows the spools of this retry.
-        retry: Which one, and of what.
+        output: The output whose failures are fetched again; its layout has the spools of this retry.
+        retry: The retry.
         shards: Names of all shards of the output, in order.
     """
 
@@ -42,15 +55,15 @@ class FailedSamples:
         self._shards = [shard for shard in map(self._shard_of, shards) if shard is not None]
 
     def shards(self) -> Sequence[Shard]:
-        """Shards with failures to retry that this retry has not completed yet."""
+        """The shards with failures that this retry selects and has not fetched again yet."""
         return self._shards
 
     def expected_samples(self) -> int | None:
-        """Not known before the shards are opened."""
+        """None: the number is not known before the shards are opened."""
         return None
 
     def samples(self, shard: Shard) -> RetriedSamples:
-        """The samples of one shard of which an image is tried again; its spool is begun where it was not."""
+        """The samples of one shard of which an image is fetched again; writes its spool unless it is to be resumed."""
         spool = self._output.layout.spool(shard.name)
         samples = RetriedSamples(self._output, self._retry, shard)
         marker = _marker(self._retry, shard.source)
@@ -64,20 +77,20 @@ class FailedSamples:
         ledger = self._output.layout.ledger(name)
         if not ledger.exists():
             return None
-        books = read_shard_summary(ledger)
+        summary = read_shard_summary(ledger)
         failures = (
             Failure(FailureKind(outcome), status=status) for outcome, status in read_outcomes(ledger) if outcome != OK
         )
-        if books.retry == self._retry.number or not any(map(self._retry.retry_filter.matches, failures)):
+        if summary.retry == self._retry.number or not any(map(self._retry.retry_filter.matches, failures)):
             return None
-        return Shard(name, ledger, books.totals.samples, "")
+        return Shard(name, ledger, summary.totals.samples, "")
 
 
 def _marker(retry: Retry, ledger: Path) -> bytes:
-    """What the spool of a shard has as its marker when it was begun by this retry and from this very ledger.
+    """The marker of a shard's spool that this retry has begun from the present content of the ledger.
 
-    So a spool tells for itself whether the shard was made again since, whatever the clocks say. Like any marker it
-    can't be foreseen, for the retry's token is random.
+    So the spool itself shows whether the shard was committed again since, whatever the clocks say. Like any marker it
+    can't be foreseen, because the retry's token is random.
     """
     with ledger.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256")
@@ -86,71 +99,79 @@ def _marker(retry: Retry, ledger: Path) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class _Failed:
-    """A sample with a failed image, what was kept of it, and what its ledger says."""
+class _FailedSample:
+    """A sample with a failed image.
+
+    Attributes:
+        kept: The sample, and its images that arrived.
+        lines: The ledger lines of all of its images.
+    """
 
     kept: SpooledSample
     lines: tuple[LedgerLine, ...]
 
 
 class RetriedSamples(Samples):
-    """The samples of one shard that are tried again; memory holds 8 bytes for each."""
+    """The samples of one shard of which an image is fetched again; 8 bytes of memory for each."""
 
     def __init__(self, output: Output, retry: Retry, shard: Shard) -> None:
         self._output = output
         self._retry = retry
         self._shard = shard.name
         self._all_samples = shard.size
-        self._positions = array("q", (failed.kept.sample.position for failed in self._wanted()))
+        self._positions = array("q", (failed.kept.sample.position for failed in self._selected()))
 
     def __len__(self) -> int:
         return len(self._positions)
 
     def __iter__(self) -> Iterator[Sample]:
-        wanted = set(self._positions)
+        positions = set(self._positions)
         for spooled in SpoolReader(self._output.layout.failed(self._shard)).samples():
-            if spooled.sample.position in wanted:
+            if spooled.sample.position in positions:
                 yield spooled.sample
 
     @property
     def committed_before(self) -> int:
-        """How many samples of the shard are not tried again."""
+        """The number of samples of the shard that are not fetched again."""
         return self._all_samples - len(self)
 
     def images_to_keep(self) -> Iterator[ImageResult | StoredImage]:
-        """Those of their images that are not tried again."""
-        for failed in self._wanted():
+        """The results of those of their images that are not fetched again."""
+        for failed in self._selected():
             yield from self._retry.retry_filter.images_to_keep(failed.kept, failed.lines)
 
-    def _wanted(self) -> Iterator[_Failed]:
-        wanted = self._retry.retry_filter
+    def _selected(self) -> Iterator[_FailedSample]:
+        """The samples with an image that the retry selects, if they could become a row."""
+        retry_filter = self._retry.retry_filter
         for failed in self._failed():
             sample, lines = failed.kept.sample, failed.lines
-            if wanted.matches_any(lines) and could_have_row(self._output.dataset, sample, lines, wanted.matches):
+            if retry_filter.matches_any(lines) and could_have_row(
+                self._output.dataset, sample, lines, retry_filter.matches
+            ):
                 yield failed
 
-    def _failed(self) -> Iterator[_Failed]:
+    def _failed(self) -> Iterator[_FailedSample]:
         """All samples of the shard with a failed image.
 
         Raises:
-            ConfigurationError: They were not kept as the ledger has them.
+            ConfigurationError: The samples that were kept are not those that failed by the ledger.
         """
         path = self._output.layout.failed(self._shard)
         try:
             kept = (spooled for spooled in SpoolReader(path).samples() if spooled.sample.urls)
         except (FileNotFoundError, IsADirectoryError, ConfigurationError) as error:
-            raise self._not_as_kept(path) from error
+            raise self._not_as_in_ledger(path) from error
         for lines in read_samples(self._output.layout.ledger(self._shard)):
             if all(line.outcome == OK for line in lines):
                 continue
             spooled = next(kept, None)
             if spooled is None or spooled.sample.position != lines[0].sample:
-                raise self._not_as_kept(path)
-            yield _Failed(spooled, lines)
+                raise self._not_as_in_ledger(path)
+            yield _FailedSample(spooled, lines)
 
-    def _not_as_kept(self, path: Path) -> ConfigurationError:
+    def _not_as_in_ledger(self, path: Path) -> ConfigurationError:
         layout = self._output.layout
-        cure = (
+        way_out = (
             ""
             if layout.reshard_record.exists()
             else (
@@ -159,6 +180,6 @@ class RetriedSamples(Samples):
             )
         )
         return ConfigurationError(
-            f"{path} does not hold what failed in that shard, so it can't be tried again; put back a copy, or {cure}"
-            "start over with --fresh"
+            f"{path} does not hold what failed in that shard, so it can't be fetched again; "
+            f"put back a copy, or {way_out}start over with --fresh"
         )

@@ -1,8 +1,8 @@
-"""The retry of an output that is under way: which one it is, of what, and where it keeps what it has fetched.
+"""RetryState: the retry of an output that is under way, in ``retry.json``.
 
-Rules: ``retry.json`` is there from the beginning of a retry until it is complete, so that one which was interrupted is
-completed before another begins, and no URL is requested twice. It says what that one tries again and what it may take,
-so that completing it needs no option.
+Rules: the file exists from the beginning of a retry until it is complete. So an interrupted retry is completed before
+another one begins, and no URL is requested twice. It holds which failures the retry selects and what it permits, so
+that completing it needs no options.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from datafetch.store.state_file import read_state_file
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryState:
-    """What is noted of a retry. Field names are those of the file.
+    """A retry that is not complete. Field names are those of the file.
 
     Attributes:
-        number: Which one.
-        kinds: Failure kinds that it tries again; None for those that may pass.
-        also: Kinds that it tries again besides those that may pass.
-        scratch: Where its spools lie, as the option says it; None is the state folder.
-        token: As its spools have it.
-        permitted: What it may take; None where an earlier version noted it.
+        number: Counts the retries of the output, from 1.
+        kinds: The failure kinds that it selects; None selects temporary failures and those of ``also``.
+        also: Failure kinds that it selects besides temporary failures.
+        scratch: The folder for its spools, as the option gives it; None is the state folder.
+        token: Random text in the paths of its spools (``spools_of``).
+        permitted: What it permits; None in files of earlier versions.
     """
 
     number: Count
@@ -49,37 +49,44 @@ class RetryState:
     token: PlainName
     permitted: Permitted | None = None
 
-    def wanted(self) -> RetryFilter:
-        """Which failures it tries again."""
+    @property
+    def retry_filter(self) -> RetryFilter:
+        """The failures that it selects."""
         return RetryFilter(None if self.kinds is None else frozenset(self.kinds), frozenset(self.also))
 
-    def resumed(self, job: Job) -> Job:
-        """The job with what the retry had of its own."""
+    def apply_to(self, job: Job) -> Job:
+        """The job with the settings of the retry: its scratch folder, and what it permits beyond the job."""
         if self.permitted is not None:
             job = self.permitted.added_to(Permitted.of(job)).apply_to(job)
         return replace(job, scratch=self.scratch)
 
 
-def begin_retry(layout: OutputLayout, wanted: RetryFilter, shards: Sequence[str], permitted: Permitted) -> Retry:
+def begin_retry(layout: OutputLayout, retry_filter: RetryFilter, shards: Sequence[str], permitted: Permitted) -> Retry:
     """Begin a retry, or resume the one that was interrupted.
 
+    Args:
+        layout: The paths of the output, with the scratch folder of this call.
+        retry_filter: The failures to fetch again.
+        shards: Names of all shards of the output.
+        permitted: What is permitted now.
+
     Raises:
-        ConfigurationError: A retry of other failures was interrupted, or one that had its spools elsewhere.
+        ConfigurationError: A retry of other failures was interrupted, or one that has its spools in another folder.
     """
-    note = read_retry_state(layout)
-    if note is None:
+    interrupted = read_retry_state(layout)
+    if interrupted is None:
         ledgers = [path for path in map(layout.ledger, shards) if path.exists()]
         number = 1 + max((read_shard_summary(path).retry for path in ledgers), default=0)
-        retry = Retry(number, wanted, secrets.token_hex(4))
+        retry = Retry(number, retry_filter, secrets.token_hex(4))
     else:
-        if not wanted.is_compatible_with(note.wanted()):
-            others = [*(["temporary ones"] if note.kinds is None else note.kinds), *note.also]
+        if not retry_filter.is_compatible_with(interrupted.retry_filter):
+            others = [*(["temporary ones"] if interrupted.kinds is None else interrupted.kinds), *interrupted.also]
             raise ConfigurationError(
                 f"a retry of other failures ({', '.join(others)}) was interrupted; "
                 f"complete it first with 'datafetch retry {shlex.quote(str(layout.out))}'"
             )
-        retry = Retry(note.number, note.wanted(), note.token)
-        earlier = Path(note.scratch) if note.scratch else None
+        retry = Retry(interrupted.number, interrupted.retry_filter, interrupted.token)
+        earlier = Path(interrupted.scratch) if interrupted.scratch else None
         refuse_left_spools(
             spools_of(layout, retry), earlier, shards, otherwise="delete that folder to fetch them again"
         )
@@ -97,12 +104,12 @@ def begin_retry(layout: OutputLayout, wanted: RetryFilter, shards: Sequence[str]
 
 
 def spools_of(layout: OutputLayout, retry: Retry) -> OutputLayout:
-    """The same output, with the spools of a retry; those of another one are never taken for its own."""
+    """The paths of the same output, with spools that belong to this retry alone."""
     return replace(layout, job_hash=f"{layout.job_hash}-retry-{retry.number}-{retry.token}")
 
 
 def end_retry(layout: OutputLayout) -> None:
-    """Forget a retry that is complete, and the spools that runs which were killed left of it."""
+    """Delete the state of a complete retry, and spools that are left of this retry or of earlier ones."""
     for spools in layout.all_spools.glob(f"{layout.job_hash}-retry-*"):
         shutil.rmtree(spools)
     layout.remove_empty_spool_folders()
@@ -110,10 +117,10 @@ def end_retry(layout: OutputLayout) -> None:
 
 
 def read_retry_state(layout: OutputLayout) -> RetryState | None:
-    """What is known of the retry that was interrupted; None if none was.
+    """The state of the retry that was interrupted; None if there is none.
 
     Raises:
-        ConfigurationError: The note is damaged.
+        ConfigurationError: The file is damaged.
     """
     damaged = ConfigurationError(
         f"{layout.retry} is damaged; delete it, and what the interrupted retry had fetched is fetched again"

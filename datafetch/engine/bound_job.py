@@ -1,4 +1,4 @@
-"""A job with its manifest open: what every step of it needs to know before anything is written."""
+"""BoundJob: a job with its manifest opened, and everything that follows from the two before anything is written."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from datafetch.transcode import ImageSpec
 
 @dataclass(frozen=True, slots=True)
 class BoundJob:
-    """A job, its dataset's manifest, and its output.
+    """A job with its manifest and its output.
 
     Attributes:
         job: What to do.
-        dataset: Its dataset.
+        dataset: The dataset, with its options.
         manifest: The dataset bound to the job's source.
         spec: What an image becomes.
-        identity: What decides the rows.
-        layout: Where everything of the output lies.
+        identity: Everything that decides the rows.
+        layout: The paths of the output.
     """
 
     job: Job
@@ -40,7 +40,7 @@ class BoundJob:
 
     @property
     def shards(self) -> list[str]:
-        """Names of all shards, in order."""
+        """The names of all shards, in order."""
         return [shard.name for shard in self.manifest.shards()]
 
     @property
@@ -49,23 +49,23 @@ class BoundJob:
         return Output(self.dataset, self.layout, self.job.payload, max_sample_bytes=self.job.max_sample_bytes)
 
     def take_output(self, shards: Collection[str]) -> None:
-        """Make the output that of this job, or make sure that it is; its lock is held.
+        """Take an unused output for this job, or check that it is this job's already. Its lock is held.
 
         Args:
             shards: Names of the shards that are to be fetched.
 
         Raises:
-            ConfigurationError: It is that of another job, or holds files that are not datafetch's.
+            ConfigurationError: The output belongs to another job, or holds files that datafetch has not written.
         """
         take_for_job(self.layout, self.identity, settings_of(self.job, self.spec), shards, fresh=self.job.fresh)
 
     def keep_published_list(self) -> None:
-        """Keep a copy of the published list, of which the trainer's is made at the end, where there is one."""
+        """Copy the published JSON list to the state folder, if there is one; the trainer's list is made from it."""
         if self.dataset.list_name is not None:
             keep_published(self.layout, self.manifest.shards()[0].source)
 
     def disk_estimate(self) -> DiskEstimate:
-        """What all of the output will take."""
+        """What the whole output will take of the disk."""
         samples = self.manifest.max_samples()
         if self.job.limit is not None:
             samples = min(samples, self.job.limit)
@@ -82,7 +82,7 @@ class BoundJob:
 
 
 def bind(job: Job) -> BoundJob:
-    """Open a job's manifest, without writing anything.
+    """Open the manifest of a job, without writing anything.
 
     Raises:
         DatafetchError: The job or its manifest is wrong.
@@ -95,7 +95,7 @@ def bind(job: Job) -> BoundJob:
 
 
 def layout_of(out: Path, job: Job, identity: Identity) -> OutputLayout:
-    """Where everything of an output lies, also when the folder that a command stands in is moved under its feet."""
+    """The paths of an output, absolute, so that they still hold when the working directory is moved."""
     return OutputLayout(
         resolve_parent(out),
         resolve_parent(Path(job.scratch)) if job.scratch else None,

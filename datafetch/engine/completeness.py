@@ -1,4 +1,4 @@
-"""Whether all shards of an output are published: asked before what comes after the last of them."""
+"""Which shards of an output are not published yet: what comes after the last shard requires that there are none."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from datafetch.store.ledger import read_shard_counts
 
 
 def unpublished_shards(layout: OutputLayout, shards: Sequence[str], limit: int | None) -> list[str]:
-    """The shards that a run has yet to publish, in order; none once as many samples as its limit are published.
+    """The shards that are not published, in order; none if as many samples as the limit are published.
 
     Args:
-        layout: Of the output.
+        layout: The paths of the output.
         shards: Names of all shards of the manifest, in order.
-        limit: Of the job, in samples. Below it, shards that lie beyond it are among those that are returned: what the
-            missing ones hold is not known.
+        limit: The job's maximum number of samples; None for all. While fewer are published, shards beyond the limit are
+            returned too, because the number of samples in the missing ones is not known.
 
     Raises:
-        ConfigurationError: What should be a ledger is something else.
+        ConfigurationError: A file in the place of a ledger is not one.
     """
     is_resharded = layout.reshard_record.exists()
     missing, samples = [], 0

@@ -1,7 +1,7 @@
-"""What a run will need of the disk, said before it begins.
+"""DiskEstimate: how much disk space an output will take, logged before a run begins.
 
-Rules: an estimate from what is known without fetching anything: so many images at most, of about such a size. Once
-shards are published, their rows' real size is what is counted with.
+Rules: the estimate follows from what is known without fetching anything: the maximum number of samples and the typical
+size of an image. Once shards are published, the actual size of their rows is used instead.
 """
 
 from __future__ import annotations
@@ -20,26 +20,25 @@ from datafetch.store.ledger import sum_shard_counts
 from datafetch.transcode import ImageSpec
 
 _log = logging.getLogger(__name__)
-_TYPICAL_PIXELS = 640_000  # of an image of the web that is not shrunk; mean of 4,000 photographs
-_TYPICAL_SHAPE = 1.4  # long side by short side
-_BYTES_A_PIXEL = 0.17  # of a JPEG of quality 75
-_SHARDS_LOOKED_AT = 64
+_TYPICAL_PIXELS = 640_000  # of an image from the web that is not shrunk; the mean of 4,000 photographs
+_TYPICAL_ASPECT_RATIO = 1.4  # long side to short side
+_BYTES_PER_PIXEL = 0.17  # of a JPEG of quality 75
+_BYTES_PER_ROW = 300  # without its images: text, URL and the pickle around them
+_MAX_COUNTED_SHARDS = 64
 _UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
-_BYTES_A_ROW = 300  # its text, its URL, and what they are wrapped in
 
 
 @dataclass(frozen=True, slots=True)
 class DiskEstimate:
-    """What a run is going to write.
+    """What the size of an output, or of a part of it, is estimated from.
 
     Attributes:
-        samples: At most so many.
-        images_a_sample: About.
-        is_part: Whether it is a part of the output, that one of several processes writes.
+        samples: The maximum number of samples.
         spec: What an image becomes.
-        payload: How a row holds it.
-        is_resharded: Whether all rows are written once more.
-        open_samples: Samples in the spools at once, about.
+        payload: How a row holds its images.
+        is_made_equal: Whether the shards are made equal, so that all rows are written twice.
+        open_samples: About how many samples are in spools at the same time.
+        is_part: Whether this is the part of the output that one of several processes writes.
     """
 
     samples: int
@@ -47,11 +46,14 @@ class DiskEstimate:
     payload: Payload
     is_resharded: bool
     open_samples: int
-    images_a_sample: float = 1.0
     is_part: bool = False
 
     def part(self, share: float) -> DiskEstimate:
-        """What a process will write that fetches a share of the shards; others reshard them."""
+        """The estimate for a process that fetches a part of the shards and does not make them equal.
+
+        Args:
+            share: The size of the part, from 0 to 1.
+        """
         return replace(
             self,
             samples=round(self.samples * share),
@@ -61,51 +63,51 @@ class DiskEstimate:
         )
 
 
-def log_disk_estimate(layout: OutputLayout, need: DiskEstimate, published: ShardCounts) -> None:
-    """Log what the result will take of the disk; as a warning where it can't hold it.
+def log_disk_estimate(layout: OutputLayout, estimate: DiskEstimate, published: ShardCounts) -> None:
+    """Log how much disk space the output will take; a warning if the disk has less.
 
     Args:
-        layout: Of the output; its folder is there.
-        need: What all of it takes.
-        published: What is there already.
+        layout: The paths of the output; its state folder exists.
+        estimate: What the output will hold.
+        published: What it holds already.
     """
     if layout.report.exists():
-        return  # it was complete: whatever there is to do, hardly anything will be written
-    left = max(0, need.samples - published.samples)
-    row_bytes = published.written_bytes / published.rows if published.rows else _typical_row_bytes(need)
+        return  # the output was complete before, so hardly anything will be written
+    left = max(0, estimate.samples - published.samples)
+    row_bytes = published.written_bytes / published.rows if published.rows else _typical_row_bytes(estimate)
     result_bytes = published.written_bytes + left * row_bytes
-    out_bytes = left * row_bytes + (result_bytes if need.is_resharded else 0)
-    spool_bytes = min(left, need.open_samples) * row_bytes
+    out_bytes = left * row_bytes + (result_bytes if estimate.is_made_equal else 0)
+    spool_bytes = min(left, estimate.open_samples) * row_bytes
     spools = layout.scratch or layout.folder
     is_shared = _device(spools) == _device(layout.folder)
-    _say(layout.folder, need, result_bytes, out_bytes + (spool_bytes if is_shared else 0))
+    _log_space(layout.folder, estimate, result_bytes, out_bytes + (spool_bytes if is_shared else 0))
     free_bytes = _free_bytes(spools)
     if not is_shared and free_bytes < spool_bytes:
         _log.warning("spools may take up to %s in %s, where %s are free", _size(spool_bytes), spools, _size(free_bytes))
 
 
 def count_published(layout: OutputLayout, shards: Sequence[str]) -> ShardCounts:
-    """About what is there already of some shards, by the ledgers of a few of them: there may be tens of thousands."""
+    """Approximate counts of those shards that are published, extrapolated from at most 64 of their ledgers."""
     published = [shard for shard in shards if layout.ledger(shard).exists()]
-    looked_at = sum_shard_counts(map(layout.ledger, published[:_SHARDS_LOOKED_AT]))
-    scale = len(published) / max(1, min(len(published), _SHARDS_LOOKED_AT))
+    counted = sum_shard_counts(map(layout.ledger, published[:_MAX_COUNTED_SHARDS]))
+    scale = len(published) / max(1, min(len(published), _MAX_COUNTED_SHARDS))
     return ShardCounts(
-        samples=round(looked_at.samples * scale),
-        rows=round(looked_at.rows * scale),
-        written_bytes=round(looked_at.written_bytes * scale),
+        samples=round(counted.samples * scale),
+        rows=round(counted.rows * scale),
+        written_bytes=round(counted.written_bytes * scale),
     )
 
 
-def _say(folder: Path, need: DiskEstimate, result_bytes: float, needed_bytes: float) -> None:
+def _log_space(folder: Path, estimate: DiskEstimate, result_bytes: float, needed_bytes: float) -> None:
     free_bytes = _free_bytes(folder)
     is_enough = free_bytes >= needed_bytes
     _log.log(
         logging.INFO if is_enough else logging.WARNING,
         "%s will take up to about %s%s; %s more are needed and %s are free%s",
-        "this part of the output" if need.is_part else "the output",
+        "this part of the output" if estimate.is_part else "the output",
         _size(result_bytes),
-        ", and its shards lie there twice while they are resharded (not with --no-reshard)"
-        if need.is_resharded
+        ", and its shards lie there twice while they are made equal (not with --no-reshard)"
+        if estimate.is_made_equal
         else "",
         _size(needed_bytes),
         _size(free_bytes),
@@ -114,16 +116,18 @@ def _say(folder: Path, need: DiskEstimate, result_bytes: float, needed_bytes: fl
 
 
 def _size(size_bytes: float) -> str:
-    """In decimal units, as disks are sold and ``df -H`` prints them."""
+    """A size in decimal units, like those of ``df -H`` and of disk manufacturers."""
     thousands = min(int(math.log10(max(size_bytes, 1))) // 3, len(_UNITS) - 1)
     return f"{size_bytes / 1000**thousands:.{min(thousands, 1)}f} {_UNITS[thousands]}"
 
 
-def _typical_row_bytes(need: DiskEstimate) -> float:
-    short_side_px = need.spec.short_side_px
-    pixels = _TYPICAL_PIXELS if short_side_px is None else min(_TYPICAL_PIXELS, short_side_px**2 * _TYPICAL_SHAPE)
-    jpeg_bytes = pixels * _BYTES_A_PIXEL * need.images_a_sample
-    return _BYTES_A_ROW + jpeg_bytes * (4 / 3 if need.payload == Payload.BASE64 else 1)
+def _typical_row_bytes(estimate: DiskEstimate) -> float:
+    short_side_px = estimate.spec.short_side_px
+    pixels: float = _TYPICAL_PIXELS
+    if short_side_px is not None:
+        pixels = min(pixels, short_side_px**2 * _TYPICAL_ASPECT_RATIO)
+    jpeg_bytes = pixels * _BYTES_PER_PIXEL
+    return _BYTES_PER_ROW + jpeg_bytes * (4 / 3 if estimate.payload == Payload.BASE64 else 1)
 
 
 def _free_bytes(folder: Path) -> int:
@@ -135,5 +139,5 @@ def _device(folder: Path) -> int:
 
 
 def _existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there."""
+    """The folder, or its nearest ancestor that exists."""
     return next(path for path in (folder, *folder.absolute().parents) if path.exists())

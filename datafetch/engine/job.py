@@ -1,4 +1,4 @@
-"""Job: what to do, as a value; what of it decides the rows; and how it is found again beside its output."""
+"""Job: what to do, as a value. Its identity is the part that decides the rows; ``job.json`` keeps both for a retry."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from datafetch.transcode import DEFAULT_MAX_PIXELS, MAX_PROCESSES, Encoding, Ima
 GIB = 1024**3
 _OPTIONS_KEY = "choices"  # in job.json, under the name that it has had from the beginning
 _MAX_LIMIT = 2**63 - 1
-_MAX_SAMPLE_BYTES = 2 * GIB  # as base64, and with what else a row has, it stays below the 4 GiB that one can have
+_MAX_SAMPLE_BYTES = 2 * GIB  # a row has less than 4 GiB: these as base64, and its text
 
 _Setting = partial(Option, effect=Effect.NONE)
 _T = TypeVar("_T")
@@ -39,28 +39,27 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What to do. Frozen and picklable.
+    """What to do. Validated when created, and picklable.
 
     Attributes:
-        dataset: Its name, as in ``datafetch.datasets``.
-        source: Folder with the published manifest.
-        out: Folder for what the trainer reads; the state folder becomes its sibling.
-        ids: File with the wanted ids; None takes the dataset's own choice.
-        options: Of the dataset, by its own class; None sets none.
-        limit: Only the first so many samples.
-        image: What an image becomes; None is the dataset's own.
-        payload: How a row holds it.
-        fetch: How to ask the web.
-        processes: Codec processes; None takes one for each CPU.
-        memory_bytes: Budget for bodies that wait for the codec.
-        max_sample_bytes: What the images of one sample may take together, as they are written; what goes beyond is
-            too large.
-        scratch: Folder for shards in progress; None is the state folder.
-        world_size: Ranks for which the output is resharded at the end, where the dataset's loader counts them; None
-            leaves them as the manifest cut them, rows in its order.
+        dataset: The name of the dataset.
+        source: The folder with the published manifest.
+        out: The folder for what the trainer reads. The state folder is created next to it.
+        ids: A file with the ids of the samples to fetch; None selects those that the dataset selects by itself.
+        limit: The number of samples, from the first of the manifest, to fetch; None for all.
+        image: What an image becomes; None for the dataset's own specification.
+        payload: How a row holds its images.
+        fetch: How images are fetched.
+        processes: The number of codec processes; None for one per CPU.
+        memory_bytes: The budget for bodies that wait for the codec.
+        max_sample_bytes: The maximum size of all images of a sample together, as they are written; an image that
+            exceeds it fails as ``too_large``.
+        scratch: The folder for shards in progress; None for the state folder.
+        world_size: The number of ranks for which the shards are made equal at the end, if the dataset's loader counts
+            shards. None leaves the shards and the order of rows as in the manifest.
         fresh: Start over instead of resuming.
-        no_lock: The operator knows that no other run works on the output. It is said of one run, and no part of what
-            the job is.
+        no_lock: The operator knows that no other run works on the output. This holds for one run, and is not stored.
+        options: The options of the dataset, an instance of its own class; None sets none.
     """
 
     dataset: str
@@ -123,7 +122,7 @@ class Job:
     options: DatasetOptions | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work, before anything is read."""
+        """Refuse invalid values before anything is read."""
         for flag, value, most in (
             ("--limit", self.limit, _MAX_LIMIT),
             ("--processes", self.processes, MAX_PROCESSES),
@@ -142,9 +141,10 @@ class Job:
 
 
 def identify(job: Job, manifest: Manifest, spec: ImageSpec) -> Identity:
-    """What decides the rows. Where the source lies does not, nor how fast the web is asked.
+    """The identity of a job: everything that decides the rows, as JSON values.
 
-    Nor does what is only permitted: it can bring more rows, and no others in their place. The ledger has it by image.
+    Where the source lies is not part of it, nor is how images are fetched. Nor are permissions: they can add rows, but
+    replace none, and the ledger records for each image which ones it needed.
     """
     identity = {
         "format": FORMAT,
@@ -163,7 +163,7 @@ def identify(job: Job, manifest: Manifest, spec: ImageSpec) -> Identity:
 
 
 def _set_row_options(options: DatasetOptions | None) -> dict[str, object]:
-    """Those of a dataset that decide rows and were set: a new option leaves the identities of earlier jobs alone."""
+    """The options of a dataset that decide the rows and are set, so that new ones don't change older identities."""
     if options is None:
         return {}
     defaults = {one.name: one.default for one in options_of(type(options))}
@@ -174,7 +174,7 @@ def dataset_of(job: Job) -> Dataset:
     """The dataset of a job, with its options.
 
     Raises:
-        ConfigurationError: There is none, or it does not go with what the job asks for.
+        ConfigurationError: There is no such dataset, or it does not support what the job requests.
     """
     dataset = find_dataset(job.dataset, job.options, has_ids=job.ids is not None)
     if job.payload not in dataset.payloads:
@@ -183,7 +183,7 @@ def dataset_of(job: Job) -> Dataset:
 
 
 def own_spec(dataset: Dataset) -> ImageSpec:
-    """What an image of a dataset becomes where nothing else was said."""
+    """What an image of a dataset becomes unless the job specifies otherwise."""
     return ImageSpec(
         short_side_px=dataset.short_side_px,
         encode=Encoding.RECEIVED if dataset.keeps_bodies else Encoding.RECIPE,
@@ -192,7 +192,7 @@ def own_spec(dataset: Dataset) -> ImageSpec:
 
 
 def _resize(spec: ImageSpec) -> Resize | None:
-    """How images are shrunk, whether that was said or follows from the pixels; None where none is."""
+    """How images are shrunk, whether that is set or follows from the pixels; None if none are."""
     if spec.short_side_px is None:
         return None
     return Resize.FAST if spec.uses_fast_resize else Resize.EXACT
@@ -204,14 +204,14 @@ def _sha256(path: Path) -> str:
 
 
 def hash_of(identity: Identity) -> str:
-    """What tells the spools of one job from another's."""
-    # The limit of pixels was part of the identity once: this finds the spools that such a run has left.
+    """A hash that distinguishes the spools of one job from those of another."""
+    # --max-pixels was part of the identity once; its default is included so that spools of such runs are found.
     identity_fields = {**identity, "max_pixels": DEFAULT_MAX_PIXELS}
     return hashlib.sha256(orjson.dumps(identity_fields, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
 
 
 def reshard_plan(job: Job, dataset: Dataset) -> Plan | None:
-    """How the output is resharded; None if it is not."""
+    """For which ranks, and in which order, the shards are made equal; None if they are not."""
     loader, output_format = dataset.loader, FORMATS[dataset.output_format]
     if job.world_size is None or loader is None or loader not in GROUP_OF or not output_format.can_be_resharded:
         return None
@@ -219,7 +219,12 @@ def reshard_plan(job: Job, dataset: Dataset) -> Plan | None:
 
 
 def settings_of(job: Job, spec: ImageSpec) -> dict[str, Any]:
-    """The job as JSON, for ``retry`` to use; paths are given so that they hold from anywhere."""
+    """The job as JSON values, for ``retry`` to use; paths are made absolute.
+
+    Args:
+        job: The job.
+        spec: What an image becomes, also if the job leaves that to the dataset.
+    """
     paths = {
         name: None if path is None else str(Path(path).absolute())
         for name, path in (("source", job.source), ("ids", job.ids), ("scratch", job.scratch))
@@ -232,7 +237,7 @@ def read_job(layout: OutputLayout) -> tuple[Job, Identity]:
     """The last job on an output, and its identity.
 
     Raises:
-        ConfigurationError: There has been none.
+        ConfigurationError: There is no job, or its file is not of this version.
     """
     if not layout.job.exists():
         raise ConfigurationError(f"{layout.out} is no output of datafetch: there is no {layout.job}")

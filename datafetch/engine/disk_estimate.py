@@ -36,7 +36,7 @@ class DiskEstimate:
         samples: The maximum number of samples.
         spec: What an image becomes.
         payload: How a row holds its images.
-        is_made_equal: Whether the shards are made equal, so that all rows are written twice.
+        is_resharded: Whether the output is resharded, so that all rows are written twice.
         open_samples: About how many samples are in spools at the same time.
         is_part: Whether this is the part of the output that one of several processes writes.
     """
@@ -49,7 +49,7 @@ class DiskEstimate:
     is_part: bool = False
 
     def part(self, share: float) -> DiskEstimate:
-        """The estimate for a process that fetches a part of the shards and does not make them equal.
+        """The estimate for a process that fetches a part of the shards and does not reshard.
 
         Args:
             share: The size of the part, from 0 to 1.
@@ -76,7 +76,7 @@ def log_disk_estimate(layout: OutputLayout, estimate: DiskEstimate, published: S
     left = max(0, estimate.samples - published.samples)
     row_bytes = published.written_bytes / published.rows if published.rows else _typical_row_bytes(estimate)
     result_bytes = published.written_bytes + left * row_bytes
-    out_bytes = left * row_bytes + (result_bytes if estimate.is_made_equal else 0)
+    out_bytes = left * row_bytes + (result_bytes if estimate.is_resharded else 0)
     spool_bytes = min(left, estimate.open_samples) * row_bytes
     spools = layout.scratch or layout.folder
     is_shared = _device(spools) == _device(layout.folder)
@@ -106,8 +106,8 @@ def _log_space(folder: Path, estimate: DiskEstimate, result_bytes: float, needed
         "%s will take up to about %s%s; %s more are needed and %s are free%s",
         "this part of the output" if estimate.is_part else "the output",
         _size(result_bytes),
-        ", and its shards lie there twice while they are made equal (not with --no-reshard)"
-        if estimate.is_made_equal
+        ", and its shards lie there twice while they are resharded (not with --no-reshard)"
+        if estimate.is_resharded
         else "",
         _size(needed_bytes),
         _size(free_bytes),

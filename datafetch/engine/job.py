@@ -55,7 +55,7 @@ class Job:
         max_sample_bytes: The maximum size of all images of a sample together, as they are written; an image that
             exceeds it fails as ``too_large``.
         scratch: The folder for shards in progress; None for the state folder.
-        world_size: The number of ranks for which the shards are made equal at the end, if the dataset's loader counts
+        world_size: The number of ranks for which the output is resharded at the end, if the dataset's loader counts
             shards. None leaves the shards and the order of rows as in the manifest.
         fresh: Start over instead of resuming.
         no_lock: The operator knows that no other run works on the output. This holds for one run, and is not stored.
@@ -211,7 +211,7 @@ def hash_of(identity: Identity) -> str:
 
 
 def reshard_plan(job: Job, dataset: Dataset) -> Plan | None:
-    """For which ranks, and in which order, the shards are made equal; None if they are not."""
+    """How the output is to be resharded; None if it is not."""
     loader, output_format = dataset.loader, FORMATS[dataset.output_format]
     if job.world_size is None or loader is None or loader not in GROUP_OF or not output_format.can_be_resharded:
         return None

@@ -18,7 +18,7 @@ _Reservation_contra = TypeVar("_Reservation_contra", contravariant=True)
 
 
 class FetchActivity(Protocol):
-    """A snapshot of what is being fetched, as far as a run shows it."""
+    """A snapshot of what is being fetched: the part of the fetcher's statistics that a run's progress shows."""
 
     @property
     def fetched_bytes(self) -> int:
@@ -39,7 +39,7 @@ class FetchActivity(Protocol):
 class Fetch(Protocol[_Reservation_contra]):
     """Fetches URLs, from any number of tasks of one event loop.
 
-    It is generic in the kind of memory reservation that it counts bodies against.
+    Generic in the type of the memory reservation that bodies are counted against.
     """
 
     @property
@@ -64,8 +64,8 @@ class Fetch(Protocol[_Reservation_contra]):
         """Fetch one file, or one range of its bytes.
 
         Args:
-            request: A URL as published, or a request with more to say than a URL.
-            memory: The reservation that the body is counted against, for a caller who holds the body after the call.
+            request: A URL as published, or a ``Request`` for a part of a file or for an unchanged one.
+            memory: The reservation that the body is counted against, for a caller that holds the body after the call.
 
         Returns:
             The body, or the failure of the last attempt; faults of the web are never raised.

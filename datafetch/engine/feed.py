@@ -174,11 +174,11 @@ class Feed:
             self._handed_out_bytes += following.held_bytes
             return following
 
-    def mark_ended(self, pulled: NextSample) -> bool:
+    def mark_ended(self, following: NextSample) -> bool:
         """Count a sample as ended; return whether it was the last of its shard, which is then to be published."""
-        self._handed_out_bytes -= pulled.held_bytes
+        self._handed_out_bytes -= following.held_bytes
         self._sample_ended.set()
-        return pulled.shard.mark_ended()
+        return following.shard.mark_ended()
 
     async def close_published(self, shard: OpenShard, totals: ShardCounts) -> None:
         """Delete the spool of a shard that has been published, and make room for another shard."""

@@ -67,7 +67,9 @@ class Job:
     out: str
     ids: str | None = option(
         None,
-        Option(help="List of what is wanted, plain or gzipped.", metavar="FILE", unset="none", effect=Effect.MANIFEST),
+        Option(
+            help="List of the samples to fetch, plain or gzipped.", metavar="FILE", unset="none", effect=Effect.MANIFEST
+        ),
     )
     limit: int | None = option(None, Option(help="Only the first N samples.", metavar="N", unset="all"))
     image: ImageSpec | None = None

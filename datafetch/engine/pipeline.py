@@ -20,12 +20,12 @@ from datafetch.output.commit import Commit, CommitShard
 from datafetch.output.merge import Output
 
 WORKERS_PER_CONNECTION = 4
-_SYNC_INTERVAL_S = 5.0  # a machine that dies costs no more than what arrived in these
+_SYNC_INTERVAL_S = 5.0  # if the machine crashes, the results of these seconds are lost
 _MIN_WORKERS = 1024  # so that the samples of one slow host don't fill the look-ahead, however few the connections
 
 
 class Pipeline:
-    """One run of one dataset, from the manifest to published shards.
+    """Fetches, transcodes and publishes everything that a feed hands out.
 
     Args:
         feed: Where the samples come from.
@@ -58,11 +58,11 @@ class Pipeline:
         self._started_s = time.monotonic()
 
     async def run(self) -> None:
-        """Work until every shard is published.
+        """Work until all shards are published.
 
         Raises:
-            DatafetchError: What stops a run. Images that ended are in their spools, for the next run.
-            ConservationError: The manifest gave fewer samples than it had counted.
+            DatafetchError: What stopped the run. The results of images that have ended are in the spools.
+            ConservationError: The manifest yielded fewer samples than it had counted.
         """
         workers = max(_MIN_WORKERS, self._fetch.max_connections * WORKERS_PER_CONNECTION)
         try:

@@ -247,8 +247,8 @@ def _in_order(bound: BoundJob, shards: Iterable[str] | None) -> list[str]:
 def _refuse_fresh(job: Job) -> None:
     if job.fresh:
         raise ConfigurationError(
-            "a part of the shards can't start over, because other processes may be fetching the others; to start over, "
-            f"delete {job.out} and its state folder first"
+            "a job whose shards are fetched separately can't start over, because other processes may be at work; to "
+            f"start over, delete {job.out} and its state folder first"
         )
 
 

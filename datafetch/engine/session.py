@@ -263,7 +263,7 @@ class Session:
         except asyncio.CancelledError:
             monitor.stop.set()
             while not work.done():
-                # The thread must end before the lock is released. Further cancellations change nothing: see below.
+                # The thread must end before the lock is released, so further cancellations wait like the first.
                 with suppress(asyncio.CancelledError):
                     await asyncio.wait([work])
             raise

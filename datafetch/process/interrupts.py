@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_TOLERATED_SIGNALS = 2  # whoever sends a third one has waited long enough
+_TOLERATED_SIGNALS = 2  # a third one means that the user won't wait any longer
 
 
 class Interrupts:

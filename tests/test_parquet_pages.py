@@ -46,8 +46,8 @@ def test_all_values_are_in_pages(tmp_path: Path, version: str, compression: str,
     assert (
         sum(page.size_bytes for page in pages) < pq.read_metadata(path).row_group(0).column(0).total_uncompressed_size
     )
-    assert all(page.repeats == (encoding == "DELTA_BYTE_ARRAY") for page in pages)
-    assert any(page.is_of_dictionary for page in pages) == (encoding is None)
+    assert all(page.shares_prefixes == (encoding == "DELTA_BYTE_ARRAY") for page in pages)
+    assert any(page.is_dictionary_encoded for page in pages) == (encoding is None)
     assert len(pages) > 3
 
 

@@ -105,8 +105,8 @@ def test_matching_rows_counts_over_batches_and_groups(tmp_path: Path) -> None:
     ("table", "message"),
     [
         (pa.table({"id": [1]}), "has no column text; it has id"),
-        (pa.table({"id": ["1"], "text": ["a"]}), "column id holds string, where an integer is needed"),
-        (pa.table({"id": [1], "text": [2]}), "column text holds int64, where text is needed"),
+        (pa.table({"id": ["1"], "text": ["a"]}), "column id has the type string, where an integer is needed"),
+        (pa.table({"id": [1], "text": [2]}), "column text has the type int64, where text is needed"),
     ],
 )
 def test_a_file_with_other_columns_is_refused(tmp_path: Path, table: pa.Table, message: str) -> None:

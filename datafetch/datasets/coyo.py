@@ -1,8 +1,18 @@
 """COYO-700M: English pairs from the web, as parquet files of URLs and captions.
 
-Source: huggingface.co/datasets/kakaobrain/coyo-700m (CC-BY-4.0): 128 files ``part-*.snappy.parquet`` of 5.8M rows each.
-Rows and selection follow VILA's data_prepare/coyo/coyo_downloader.py: the ids that are asked for, or else the fifth of
-each file with the highest CLIP similarity, where it is above 0.6; the short side 336 pixels.
+Rows and selection follow VILA's data_prepare/coyo/coyo_downloader.py. It takes the ids of a list, or else the fifth of
+each file that has the highest CLIP similarity, if that is above 0.6, and shrinks images to a short side of 336 pixels.
+
+Rows are selected by similarity without holding all similarities, since positive 32-bit floats sort like their bits. Of
+the candidates, which are the rows above 0.6, one pass counts how many have each value of the upper 16 bits. That shows
+which of these values the last selected row has. A second pass counts the lower 16 bits of the candidates with that
+value, which gives the bits of the last selected row. A third pass selects all rows above it, and of the rows with
+exactly its bits the first ones, up to the required number.
+
+Each id is taken once, from the first row of the first file that has it, because a folder may hold copies of files. For
+this, the selection from a file depends on the files before it.
+
+Source: huggingface.co/datasets/kakaobrain/coyo-700m (CC-BY-4.0), 128 files ``part-*.snappy.parquet`` of 5.8M rows each.
 """
 
 from __future__ import annotations
@@ -45,7 +55,7 @@ _COLUMNS = {
     "text": ColumnType.STRING,
     **dict.fromkeys(_SIMILARITIES, ColumnType.FLOAT),
 }
-_LEAST_SIMILARITY = np.float32(0.6)
+_MIN_SIMILARITY = np.float32(0.6)  # rows have to exceed it
 _KEPT_SHARE = 0.2
 _HALF_BITS = 16
 _MAX_BITS = 2**32
@@ -57,7 +67,7 @@ Bools: TypeAlias = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CoyoOptions(DatasetOptions):
-    """What may be set for ``coyo``.
+    """The options of ``coyo``.
 
     Attributes:
         skip_bad_lines: Whether rows that can't be read are skipped and counted.
@@ -83,28 +93,27 @@ class Coyo(DatasetDefaults):
         """Open the parquet files of a folder.
 
         Raises:
-            ManifestError: No parquet file, a file that is none, a missing column, or an unreadable id list.
+            ManifestError: There is no parquet file, one of them is damaged or lacks a column, or the id list can't be
+                read.
         """
         files = [ParquetFile(path, _COLUMNS) for path in list_files(source, ".parquet")]
         return CoyoManifest(files, read_ids(ids) if ids else None, skips_bad_rows=self.options.skip_bad_lines)
 
     def to_row(self, record: Record, payload: Payload) -> Row | None:
-        """The row of one pair, or None when its image did not arrive or it has no text (the loader needs both)."""
+        """The row of one pair; None if its image did not arrive or it has no text, because the loader needs both."""
         return None if record.sample.row.get("text") is None else pair_row(record, payload)
 
     def is_lost(self, sample: Sample, failed: Collection[int]) -> bool:
-        """Whether a pair's image failed, or it has no text, or could not be read."""
+        """Whether a pair's image failed, or the pair has no text or could not be read."""
         return bool(failed) or sample.row.get("text") is None
 
 
 class CoyoManifest(Manifest):
-    """COYO's parquet files, with the choice of rows.
-
-    An id is taken once, from the first file that has it: there may be a copy of a file beside it, ``part (1).parquet``.
+    """COYO's parquet files, with the rows that are selected from them.
 
     Args:
-        files: In the order of their names.
-        ids: Which ones are wanted; None takes the most similar rows of each file.
+        files: The files, in the order of their names.
+        ids: The ids to select; None selects the rows of each file with the highest similarity.
         skips_bad_rows: Whether rows that can't be read are skipped and counted.
     """
 
@@ -112,45 +121,51 @@ class CoyoManifest(Manifest):
         self._ids = ids
         self._skips_bad_rows = skips_bad_rows
         self._files = dict(zip(_shard_names([file.path for file in files]), files, strict=True))
-        self._choice = _Similar(files) if ids is None else _Listed(files, ids, skips_bad_rows=skips_bad_rows)
+        self._selection: _Selection = (
+            _SelectionBySimilarity(files) if ids is None else _SelectionByIds(files, ids, skips_bad_rows=skips_bad_rows)
+        )
 
     def shards(self) -> list[Shard]:
-        """One shard a file, in the order of the files' names."""
+        """One shard for each file, in the order of the files' names; its size is in rows."""
         return [Shard(name, file.path, file.rows, file.fingerprint) for name, file in self._files.items()]
 
     def expected_samples(self) -> int | None:
-        """As many as there are ids; unknown where similarity decides."""
+        """The number of ids; None if rows are selected by similarity."""
         return None if self._ids is None else len(self._ids.ids)
 
     def max_samples(self) -> int:
-        """As many as there are ids, or the fifth of each file."""
+        """The number of ids, or a fifth of the rows of each file."""
         if self._ids is not None:
             return len(self._ids.ids)
         return sum(int(file.rows * _KEPT_SHARE) for file in self._files.values())
 
     def samples(self, shard: Shard) -> Samples:
-        """The chosen rows of one file."""
-        chosen = self._choice.of_file(list(self._files).index(shard.name))
-        return _CoyoSamples(self._files[shard.name], chosen, skips_bad_rows=self._skips_bad_rows)
+        """The selected rows of one file.
+
+        Raises:
+            ManifestError: The file, or one before it, can't be read.
+        """
+        selected = self._selection.select(list(self._files).index(shard.name))
+        return _CoyoSamples(self._files[shard.name], selected, skips_bad_rows=self._skips_bad_rows)
 
     def id_list_result(self, keys: Iterable[str], counts: Mapping[str, ShardCounts]) -> IdListResult | None:  # noqa: ARG002 - the protocol's
-        """What became of the id list."""
+        """How the ids of the id list were found in the files; None without a list."""
         if self._ids is None:
             return None
         found = np.zeros(len(self._ids.ids), np.bool_)
-        places, present = self._ids.find(np.fromiter((int(key) for key in keys), np.int64))
-        found[places[present]] = True
+        positions, is_present = self._ids.find(np.fromiter((int(key) for key in keys), np.int64))
+        found[positions[is_present]] = True
         return IdListResult(len(found), self._ids.duplicates, int(len(found) - found.sum()))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Chosen:
-    """Rows of a file.
+class _SelectedRows:
+    """The rows that are selected from one file.
 
     Attributes:
-        rows: Their numbers, ascending; 8 bytes each.
-        repeated: How many others were left out because an earlier row has the same id.
-        without_id: How many others were skipped because they have none.
+        rows: Their row numbers, ascending; 8 bytes each.
+        repeated: The number of rows that were left out because an earlier row has the same id.
+        without_id: The number of rows that were skipped because they have no id.
     """
 
     rows: Int64s
@@ -159,46 +174,46 @@ class _Chosen:
 
 
 class _CoyoSamples(Samples):
-    """The samples of one file; what is wrong with a row is detected when it is read.
+    """The samples of one file. Bad rows are found only while iterating, because texts are not read before.
 
     Raises:
-        ManifestError: A row can't be read, and bad rows are not skipped.
+        ManifestError: While iterating: a row can't be read, and bad rows are not skipped.
     """
 
-    def __init__(self, file: ParquetFile, chosen: _Chosen, *, skips_bad_rows: bool) -> None:
+    def __init__(self, file: ParquetFile, selected: _SelectedRows, *, skips_bad_rows: bool) -> None:
         self._file = file
-        self._chosen = chosen
+        self._selected = selected
         self._skips_bad_rows = skips_bad_rows
 
     @property
     def notes(self) -> Mapping[str, int]:
-        """How many rows were left out for their ids."""
+        """How many rows were left out because of their ids."""
         counts = {
-            CounterName.REPEATED_IDS.value: self._chosen.repeated,
-            CounterName.BAD_LINES.value: self._chosen.without_id,
+            CounterName.REPEATED_IDS.value: self._selected.repeated,
+            CounterName.BAD_LINES.value: self._selected.without_id,
         }
         return {name: count for name, count in counts.items() if count}
 
     def __len__(self) -> int:
-        return len(self._chosen.rows)
+        return len(self._selected.rows)
 
     def __iter__(self) -> Iterator[Sample]:
-        rows = self._file.select(self._chosen.rows, list(_COLUMNS))
-        for position, (number, row) in enumerate(zip(self._chosen.rows, rows, strict=True)):
+        rows = self._file.select(self._selected.rows, list(_COLUMNS))
+        for position, (number, row) in enumerate(zip(self._selected.rows, rows, strict=True)):
             if isinstance(row, BadRow):
-                yield self._bad(position, row)
+                yield self._bad_sample(position, row)
             elif row["id"] is None:
-                yield self._bad(position, BadRow(int(number), _NO_ID))
+                yield self._bad_sample(position, BadRow(int(number), _NO_ID))
             else:
                 yield _sample(position, row)
 
-    def _bad(self, position: int, row: BadRow) -> Sample:
+    def _bad_sample(self, position: int, row: BadRow) -> Sample:
         if not self._skips_bad_rows:
-            raise _bad_row(self._file, row)
+            raise _bad_row_error(self._file, row)
         return Sample(position, f"row {row.number}", (), {BAD_LINE: row.reason})
 
 
-def _bad_row(file: ParquetFile, row: BadRow) -> ManifestError:
+def _bad_row_error(file: ParquetFile, row: BadRow) -> ManifestError:
     return ManifestError(
         f"{file.path}, row {row.number:,} (counted from 0): {row.reason}; fix it, or skip such rows with "
         "--skip-bad-lines"
@@ -207,25 +222,28 @@ def _bad_row(file: ParquetFile, row: BadRow) -> ManifestError:
 
 def _sample(position: int, row: Mapping[str, Any]) -> Sample:
     key, url = str(row["id"]), bounded_url(row["url"])
-    if not url or is_too_long(url):  # nothing can come of it, and what it was may have megabytes
+    if not url or is_too_long(url):  # it can't become a row, and its other values may have megabytes
         return Sample(position, key, (url,), {"id": row["id"], "text": None})
-    # A number that is not there is no number to the published script's data frame, which adds as float32.
+    # The published script adds the similarities in a data frame, as float32, where a missing number is NaN.
     with np.errstate(all="ignore"):
         vitb32, vitl14 = (np.float32(np.nan if row[name] is None else row[name]) for name in _SIMILARITIES)
         clip_sim = float(vitb32 + vitl14)
     return Sample(position, key, (url,), {**{name: row[name] for name in ("id", "url", "text")}, "clip_sim": clip_sim})
 
 
-class _Choice(Protocol):
-    """Which rows of the files are taken."""
+class _Selection(Protocol):
+    """Decides which rows of the files are selected."""
 
-    def of_file(self, number: int) -> _Chosen:
-        """Those of one file; the same ones on every call, for which the files before it are looked through."""
+    def select(self, number: int) -> _SelectedRows:
+        """Select the rows of the file with this number, counted from 0; the same ones on every call.
+
+        Files before it that were not scanned yet are scanned first.
+        """
         ...
 
 
-class _Listed(_Choice):
-    """The rows whose id is wanted; 5 bytes an id."""
+class _SelectionByIds(_Selection):
+    """Selects the rows whose id is listed. Memory holds 5 bytes for each id, besides the list."""
 
     def __init__(self, files: Sequence[ParquetFile], ids: IdList, *, skips_bad_rows: bool) -> None:
         self._files = files
@@ -234,123 +252,133 @@ class _Listed(_Choice):
         self._first_files = np.full(len(ids.ids), _NO_FILE, np.int32)
         self._scanned = 0
 
-    def of_file(self, number: int) -> _Chosen:
-        """Those of which no file before has the id; of rows that share one, the first."""
+    def select(self, number: int) -> _SelectedRows:
+        """Select the rows with an id that no earlier file has; of rows that share an id, the first one."""
         while self._scanned < number:
             self._scan(self._scanned)
         return self._scan(number)
 
-    def _scan(self, number: int) -> _Chosen:
-        taken = np.zeros(len(self._ids.ids), np.bool_)
+    def _scan(self, number: int) -> _SelectedRows:
+        is_taken = np.zeros(len(self._ids.ids), np.bool_)  # by an earlier row of this file
         first_row = repeated = without_id = 0
 
         def matches(batch: Any) -> Bools:
             nonlocal first_row, repeated, without_id
             column = batch.column("id")
-            values, is_there = _integers(column)
+            values, has_id = _integers(column)
             if column.null_count and not self._skips_bad_rows:
-                raise _bad_row(self._files[number], BadRow(first_row + int(np.argmin(is_there)), _NO_ID))
+                raise _bad_row_error(self._files[number], BadRow(first_row + int(np.argmin(has_id)), _NO_ID))
             first_row += batch.num_rows
             without_id += column.null_count
-            places, present = self._ids.find(values)
-            present &= is_there
+            positions, is_listed = self._ids.find(values)
+            is_listed &= has_id
             if pa.types.is_unsigned_integer(column.type):
-                present &= values >= 0  # a list has no id from 2**63 on
-            candidates = np.flatnonzero(present)
-            _, first = np.unique(places[candidates], return_index=True)
+                is_listed &= values >= 0  # ids from 2**63 on are negative here, and a list has none of them
+            candidates = np.flatnonzero(is_listed)
+            _, first = np.unique(positions[candidates], return_index=True)
             first_ones = candidates[first]
-            owners = self._first_files[places[first_ones]]
-            is_new = ~taken[places[first_ones]] & ((owners == _NO_FILE) | (owners == number))
-            chosen = np.zeros(batch.num_rows, np.bool_)
-            chosen[first_ones[is_new]] = True
-            taken[places[candidates]] = True
-            self._first_files[places[first_ones[is_new]]] = number
+            owners = self._first_files[positions[first_ones]]
+            is_new = ~is_taken[positions[first_ones]] & ((owners == _NO_FILE) | (owners == number))
+            is_selected = np.zeros(batch.num_rows, np.bool_)
+            is_selected[first_ones[is_new]] = True
+            is_taken[positions[candidates]] = True
+            self._first_files[positions[first_ones[is_new]]] = number
             repeated += len(candidates) - int(is_new.sum())
-            return chosen
+            return is_selected
 
         rows = matching_rows(self._files[number], ("id",), matches)
         self._scanned = max(self._scanned, number + 1)
-        return _Chosen(rows, repeated, without_id)
+        return _SelectedRows(rows, repeated, without_id)
 
 
-class _Similar(_Choice):
-    """The fifth of each file with the highest CLIP similarity, where it is above 0.6; 8 bytes a row that is taken.
+class _SelectionBySimilarity(_Selection):
+    """Selects the fifth of each file with the highest CLIP similarity, if that is above 0.6.
 
-    Rows that tie for the last place are taken in the order of the file.
+    Of rows that tie for the last place, the first ones in the file are selected. Memory holds 8 bytes for each selected
+    row of all files.
     """
 
     def __init__(self, files: Sequence[ParquetFile]) -> None:
         self._files = files
-        self._ids: list[Int64s] = []  # of each file that was looked through, ascending
+        self._ids: list[Int64s] = []  # the ids taken from each scanned file, ascending
 
-    def of_file(self, number: int) -> _Chosen:
-        """Those of which no file before has taken the id; of rows that share one, the first."""
+    def select(self, number: int) -> _SelectedRows:
+        """Select the rows with an id that no earlier file has given; of rows that share an id, the first one."""
         while len(self._ids) < number:
-            self._choose(len(self._ids))
-        return self._choose(number)
+            self._scan(len(self._ids))
+        return self._scan(number)
 
-    def _choose(self, number: int) -> _Chosen:
+    def _scan(self, number: int) -> _SelectedRows:
         file = self._files[number]
         rows = _most_similar_rows(file)
-        ids, is_there = _ids_of(file, rows)
-        with_id = np.flatnonzero(is_there)  # what is wrong with the others is detected when they are read
+        ids, has_id = _ids_of(file, rows)
+        with_id = np.flatnonzero(has_id)  # rows without an id are selected too, and reported when they are read
         distinct, first = np.unique(ids[with_id], return_index=True)
         is_new = np.ones(len(distinct), np.bool_)
         for earlier in self._ids[:number]:
             is_new &= ~np.isin(distinct, earlier, assume_unique=True)
         if number == len(self._ids):
             self._ids.append(distinct[is_new])
-        kept = rows[np.sort(np.concatenate((with_id[first[is_new]], np.flatnonzero(~is_there))))]
-        return _Chosen(kept, len(rows) - len(kept))
+        kept = rows[np.sort(np.concatenate((with_id[first[is_new]], np.flatnonzero(~has_id))))]
+        return _SelectedRows(kept, len(rows) - len(kept))
 
 
 def _most_similar_rows(file: ParquetFile) -> Int64s:
-    """The numbers of the rows with the highest similarity; the file is read three times, and no similarity is held."""
+    """Return the numbers of the rows with the highest similarity, ascending. The file is read three times."""
     kept = int(file.rows * _KEPT_SHARE)
-    last = _last_kept(file, kept)
+    cutoff = _find_cutoff(file, kept)
 
     def matches(batch: Any) -> Bools:
-        nonlocal last
+        nonlocal cutoff
         bits = _candidate_bits(batch)
-        chosen = bits > last.bits
-        ties = np.flatnonzero(bits == last.bits)[: last.rows]
-        chosen[ties] = True
-        last = replace(last, rows=last.rows - len(ties))
-        return chosen
+        is_selected = bits > cutoff.bits
+        ties = np.flatnonzero(bits == cutoff.bits)[: cutoff.ties]
+        is_selected[ties] = True
+        cutoff = replace(cutoff, ties=cutoff.ties - len(ties))
+        return is_selected
 
     return matching_rows(file, _SIMILARITIES, matches)
 
 
 @dataclass(frozen=True, slots=True)
-class _Last:
-    """Up to where rows are kept.
+class _Cutoff:
+    """Which similarities are selected.
 
     Attributes:
-        bits: Of the similarity of the last one: positive numbers sort as their bits do.
-        rows: How many of the rows with exactly this similarity are kept.
+        bits: The similarity of the last selected row, as the bits of a float32; all higher ones are selected.
+        ties: How many of the rows with exactly this similarity are selected.
     """
 
     bits: int
-    rows: int
+    ties: int
 
 
-def _last_kept(file: ParquetFile, kept: int) -> _Last:
-    """The last of so many candidates with the highest similarities; two counts, of 16 bits each, find it."""
+def _find_cutoff(file: ParquetFile, kept: int) -> _Cutoff:
+    """Find the cutoff that selects this many candidates, or all if there are fewer."""
     prefix, left = 0, kept
     for shift in (_HALF_BITS, 0):
         counts = _count_halves(file, prefix, shift)
         if shift and counts.sum() <= kept:
-            return _Last(0, 0)  # all of them
+            return _Cutoff(0, 0)  # selects all candidates
         if not kept:
-            return _Last(_MAX_BITS, 0)  # none
+            return _Cutoff(_MAX_BITS, 0)  # selects none
         above = np.cumsum(counts[::-1])[::-1] - counts
         half = int(np.flatnonzero(above < left)[0])
         prefix, left = prefix << _HALF_BITS | half, left - int(above[half])
-    return _Last(prefix, left)
+    return _Cutoff(prefix, left)
 
 
 def _count_halves(file: ParquetFile, prefix: int, shift: int) -> Int64s:
-    """How many candidates there are for each value of the 16 bits at a place, behind a prefix."""
+    """Count the candidates for each value of one half of their bits.
+
+    Args:
+        file: The file.
+        prefix: Only candidates whose bits begin with this are counted; of the upper half, 0.
+        shift: 16 for the upper half of the bits, 0 for the lower.
+
+    Returns:
+        65,536 counts.
+    """
     counts = np.zeros(1 << _HALF_BITS, np.int64)
     for batch in file.batches(_SIMILARITIES):
         bits = _candidate_bits(batch)
@@ -360,36 +388,37 @@ def _count_halves(file: ParquetFile, prefix: int, shift: int) -> Int64s:
 
 
 def _candidate_bits(batch: Any) -> npt.NDArray[np.int64]:
-    """The bits of each row's similarity where it is high enough, and otherwise 0."""
+    """The bits of each row's similarity if that is high enough for a candidate, and otherwise 0."""
     columns = [batch.column(name) for name in _SIMILARITIES]
-    vitb32, vitl14 = (column.to_numpy(zero_copy_only=False).astype(np.float32) for column in columns)  # null is NaN
+    # A null becomes NaN, which is not high enough.
+    vitb32, vitl14 = (column.to_numpy(zero_copy_only=False).astype(np.float32) for column in columns)
     with np.errstate(all="ignore"):
         similarity = vitb32 + vitl14
     bits = similarity.view(np.uint32).astype(np.int64)
-    return np.where(similarity > _LEAST_SIMILARITY, bits, 0)
+    return np.where(similarity > _MIN_SIMILARITY, bits, 0)
 
 
 def _ids_of(file: ParquetFile, rows: Int64s) -> tuple[Int64s, Bools]:
-    """The ids of some rows, which tell rows apart, and whether each row has one."""
+    """Return the ids of the given rows, and whether each row has one."""
     parts: list[tuple[Int64s, Bools]] = [(np.empty(0, np.int64), np.empty(0, np.bool_))]
     first_row = 0
     for batch in file.batches(("id",)):
         start, stop = np.searchsorted(rows, (first_row, first_row + batch.num_rows))
         parts.append(_integers(batch.column("id").take(pa.array(rows[start:stop] - first_row))))
         first_row += batch.num_rows
-    ids, is_there = zip(*parts, strict=True)
-    return np.concatenate(ids), np.concatenate(is_there)
+    ids, has_id = zip(*parts, strict=True)
+    return np.concatenate(ids), np.concatenate(has_id)
 
 
 def _integers(column: Any) -> tuple[Int64s, Bools]:
-    """Ids as numbers of 64 bits, those from 2**63 on as negative ones, and whether each is there."""
-    is_there = np.asarray(column.is_valid().to_numpy(zero_copy_only=False))
+    """Return a column's ids as 64-bit integers, those from 2**63 on as negative ones, and whether each is not null."""
+    is_valid = np.asarray(column.is_valid().to_numpy(zero_copy_only=False))
     numbers = column.fill_null(0) if column.null_count else column
-    return np.asarray(numbers.to_numpy(zero_copy_only=False)).astype(np.int64), is_there
+    return np.asarray(numbers.to_numpy(zero_copy_only=False)).astype(np.int64), is_valid
 
 
 def _shard_names(paths: Sequence[Path]) -> list[str]:
-    """The files' own part numbers, as published; running numbers where a folder has other names."""
+    """The part numbers in the published file names; running numbers if the files have other names."""
     parts = [match.group() for path in paths if (match := _PART_NAME.match(path.name))]
     if len(set(parts)) == len(paths):
         return parts

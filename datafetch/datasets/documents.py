@@ -27,7 +27,9 @@ from datafetch.model.outcome import Encoded
 from datafetch.model.sample import Record, Row, Sample
 
 _MAX_ZEROS = 2**20  # published documents have a few hundred similarities
-_MAX_TOKEN_CHARS = 1000  # no token is longer; a longer text is not tokenized, which takes fifty times its memory
+# No token is longer, so a text with more characters for each permitted token has too many tokens. It is not tokenized,
+# because that would take fifty times its memory.
+_MAX_TOKEN_CHARS = 1000
 _MAX_IMAGES = 256  # published documents have up to 15; the cost of a lost document grows with the square of the number
 
 

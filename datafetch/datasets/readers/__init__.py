@@ -1,8 +1,8 @@
-"""Manifest files to rows, streaming.
+"""Stream manifest files as lines, rows or records.
 
-Rules: whatever the size of the file, and whatever it claims, memory holds one batch of it, which has a bound in bytes,
-and some bytes for each row, of which a file may have no more than its own size explains. Everything that is wrong with
-a file is a ``ManifestError``, which names it.
+Rules: memory is bounded whatever a file claims. It holds one batch of limited size, and a few bytes for each row, and
+the number of rows is limited in proportion to the size of the file. Everything that is wrong with a file is a
+``ManifestError`` that names the file; only ``json_list`` leaves the name to its caller.
 """
 
 from datafetch.datasets.readers.ids import INDEX_BITS, IdList, pack_pair, read_id_pairs, read_ids

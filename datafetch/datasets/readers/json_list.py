@@ -1,7 +1,14 @@
-"""A JSON list or object, record by record: half a gigabyte of records takes megabytes of memory.
+"""Reads a JSON list or object record by record, so that half a gigabyte of records takes megabytes of memory.
 
-Rules: the standard library's parser, as the trainer has it, so that both take the same for JSON. What is held is one
-record and a chunk of the file, and both have a bound in bytes.
+A reader holds a window of the file as text, and its position in it. It looks at the characters between records itself
+(brackets, commas, colons, blanks), and leaves each record to the standard library's parser, which the trainer uses as
+well, so both accept the same files. That parser can't resume: if a record does not end within the window, parsing
+fails, the reader appends twice as much text as the last time, and parses the record again from its beginning. So a
+record of n characters costs O(n) time. A number at the very end of the window is also parsed again, because its digits
+may continue.
+
+Rules: memory holds the window and one record. Both are bounded: the window by the longest record that is accepted, and
+a record by an upper bound of its memory that is computed from its text before it is parsed.
 """
 
 from __future__ import annotations
@@ -16,10 +23,10 @@ from typing import TextIO
 from datafetch.datasets.readers.limits import MAX_NESTING, explain_digit_limit, is_nested_deeply, max_parsed_bytes
 from datafetch.errors import ManifestError
 
-_MAX_RECORDS = 2**20  # whatever the size of a file; published ones have half as many
-_RECORD_BYTES = 16  # where there are more: a name or a URL takes as many
-_MAX_RECORD_CHARS = 64 << 20  # conversations are a few thousand
-_MAX_PARSED_BYTES = 256 << 20  # 64 MiB of text can make two gigabytes of empty lists
+_MAX_RECORDS = 2**20  # accepted in a file of any size; published ones have half as many
+_RECORD_BYTES = 16  # a larger file may have a record for each of these, the least that a name or a URL takes
+_MAX_RECORD_CHARS = 64 << 20  # a conversation has a few thousand
+_MAX_PARSED_BYTES = 256 << 20  # 64 MiB of text can become two gigabytes of empty lists
 _TOO_DEEP = f"has a record that is nested more than {MAX_NESTING} levels deep"
 _DECODER = json.JSONDecoder()
 _SPACE = " \t\n\r"
@@ -35,12 +42,12 @@ class Member:
 
 
 class _Reader:
-    """What reads the records of a file, whatever stands between them.
+    """Reads the records between an opening and a closing bracket; subclasses say what a record is.
 
     Args:
         path: The file, in UTF-8.
-        chunk_chars: How much is read at a time.
-        start_bytes: Where to begin: 0 is the file's beginning, anything else what ``offset_bytes`` said of this file.
+        chunk_chars: The number of characters to read at a time.
+        start_bytes: The offset at which to start: 0, or a value that ``offset_bytes`` returned for this file.
     """
 
     _OPENING: str
@@ -52,105 +59,113 @@ class _Reader:
         self._chunk_chars = chunk_chars
         self._start_bytes = start_bytes
         self._read_bytes = start_bytes
-        self._text = ""
-        self._at = 0
+        self._window = ""
+        self._position = 0  # in the window; everything before it is done with
         self._is_end = False
-        self._taken_bytes = 0
+        self._unreported_bytes = 0
 
     def pop_read_bytes(self) -> int:
-        """How much of the file was read since this was asked last."""
-        taken, self._taken_bytes = self._taken_bytes, 0
-        return taken
+        """Return how many bytes of the file were read since the last call."""
+        read_bytes, self._unreported_bytes = self._unreported_bytes, 0
+        return read_bytes
 
     def offset_bytes(self) -> int:
-        """Where the file continues behind the record that was yielded last: at the comma, the bracket or a space.
+        """Return the offset in the file just after the record that was yielded last.
 
-        Costs as much as a chunk is long.
+        Takes time in proportion to the length of a chunk.
         """
-        return self._read_bytes - len(self._text[self._at :].encode())
+        return self._read_bytes - len(self._window[self._position :].encode())
 
     def _records(self) -> Iterator[TextIO]:
-        """Comes to each record in turn: it begins at the next character that is no space."""
+        """Move to each record in turn, and yield the file to read it from; the caller reads exactly one record."""
         ends = {",", self._CLOSING}
         left = max(_MAX_RECORDS, self._path.stat().st_size // _RECORD_BYTES)
         with self._path.open("rb") as raw, TextIOWrapper(raw, encoding="utf-8", newline="") as file:
             raw.seek(self._start_bytes)
-            mark = self._mark(file)
+            character = self._next_character(file)
             if self._start_bytes == 0:
-                if mark != self._OPENING:
+                if character != self._OPENING:
                     raise ManifestError(f"is not a JSON {self._WHAT}")
-                mark = self._peek(file)
-                if mark == self._CLOSING:
-                    mark = self._mark(file)
-            elif mark not in ends:
+                character = self._peek(file)
+                if character == self._CLOSING:
+                    character = self._next_character(file)
+            elif character not in ends:
                 raise ManifestError(f"has changed since it was opened (no record at byte {self._start_bytes:,})")
-            while mark != self._CLOSING:
+            while character != self._CLOSING:
                 left -= 1
-                if left < 0:  # the reader holds some bytes for each
+                if left < 0:  # callers hold a few bytes for each record
                     raise ManifestError("has more records than a file of its size can have")
                 yield file
-                mark = self._mark(file)
-                if mark not in ends:
-                    raise ManifestError("has no comma between two records" if mark else "is cut short")
-            if self._mark(file):
+                character = self._next_character(file)
+                if character not in ends:
+                    raise ManifestError("has no comma between two records" if character else "is cut short")
+            if self._next_character(file):
                 raise ManifestError(f"has data after its {self._WHAT}")
 
-    def _mark(self, file: TextIO) -> str:
-        """The next character that is no space; nothing at the end."""
-        mark = self._peek(file)
-        self._at += len(mark)
-        return mark
+    def _next_character(self, file: TextIO) -> str:
+        """Consume the next character that is not a blank; an empty string at the end of the file."""
+        character = self._peek(file)
+        self._position += len(character)
+        return character
 
     def _peek(self, file: TextIO) -> str:
+        """Skip blanks, and return the next character without consuming it; an empty string at the end of the file."""
         while True:
-            while self._at < len(self._text):
-                if self._text[self._at] not in _SPACE:
-                    return self._text[self._at]
-                self._at += 1
+            while self._position < len(self._window):
+                if self._window[self._position] not in _SPACE:
+                    return self._window[self._position]
+                self._position += 1
             if self._is_end:
                 return ""
             self._fill(file, self._chunk_chars)
 
     def _value(self, file: TextIO) -> object:
-        """The next value. Most lie whole in the chunk at hand; for the others more and more is read."""
+        """Parse the next value. Most lie within the window; for others, more of the file is read into it.
+
+        Raises:
+            ManifestError: It is not valid JSON, or is beyond a limit.
+        """
         more_chars = self._chunk_chars
         while True:
             self._peek(file)
-            text_chars = len(self._text) - self._at
-            is_all = self._is_end or text_chars > _MAX_RECORD_CHARS
-            if text_chars > 2 * self._chunk_chars and max_parsed_bytes(self._text) > _MAX_PARSED_BYTES:
+            text_chars = len(self._window) - self._position
+            is_final = self._is_end or text_chars > _MAX_RECORD_CHARS  # no more text would be read
+            if text_chars > 2 * self._chunk_chars and max_parsed_bytes(self._window) > _MAX_PARSED_BYTES:
                 raise ManifestError(f"has a record that may take more than {_MAX_PARSED_BYTES:,} bytes of memory")
             try:
-                value, end = _DECODER.raw_decode(self._text, self._at)
+                value, end = _DECODER.raw_decode(self._window, self._position)
             except RecursionError as error:
                 raise ManifestError(_TOO_DEEP) from error
             except ValueError as error:
                 if too_long := explain_digit_limit(error):
                     raise ManifestError(f"has a record that can't be read: {too_long}") from error
-                if is_all:
+                if is_final:
                     raise ManifestError("is not JSON, or is cut short") from error
             else:
-                # A number may continue where nothing marks its end.
-                if is_all or not isinstance(value, int | float) or self._text[end : end + 1] in _AFTER_NUMBER:
-                    brackets = self._text.count("[", self._at, end) + self._text.count("{", self._at, end)
+                # The digits of a number may continue beyond the window.
+                if is_final or not isinstance(value, int | float) or self._window[end : end + 1] in _AFTER_NUMBER:
+                    brackets = self._window.count("[", self._position, end) + self._window.count(
+                        "{", self._position, end
+                    )
                     if is_nested_deeply(value, brackets):
                         raise ManifestError(_TOO_DEEP)
-                    self._at = end
+                    self._position = end
                     return value
             self._fill(file, more_chars)
             more_chars *= 2
 
     def _fill(self, file: TextIO, chars: int) -> None:
+        """Drop what was consumed from the window, and append text to it."""
         try:
             chunk = file.read(chars)
         except UnicodeDecodeError as error:
             raise ManifestError("is not UTF-8") from error
         chunk_bytes = len(chunk.encode())
-        self._taken_bytes += chunk_bytes
+        self._unreported_bytes += chunk_bytes
         self._read_bytes += chunk_bytes
         self._is_end = not chunk
-        self._text = self._text[self._at :] + chunk
-        self._at = 0
+        self._window = self._window[self._position :] + chunk
+        self._position = 0
 
 
 class RecordReader(_Reader):
@@ -162,8 +177,9 @@ class RecordReader(_Reader):
         """The records, in order.
 
         Raises:
-            ManifestError: It is not a JSON list, or ends early; the message says why, without the path.
-            OSError: It can't be read.
+            ManifestError: The file is not a JSON list, is cut short, or is beyond a limit. The message continues a
+                sentence that begins with the file's name.
+            OSError: The file can't be read.
         """
         for file in self._records():
             yield self._value(file)
@@ -175,14 +191,15 @@ class MemberReader(_Reader):
     _OPENING, _CLOSING, _WHAT = "{", "}", "object"
 
     def __iter__(self) -> Iterator[Member]:
-        """The members, in order; a name may come more than once.
+        """The members, in order; a name may be repeated.
 
         Raises:
-            ManifestError: It is not a JSON object, or ends early; the message says why, without the path.
-            OSError: It can't be read.
+            ManifestError: The file is not a JSON object, is cut short, or is beyond a limit. The message continues a
+                sentence that begins with the file's name.
+            OSError: The file can't be read.
         """
         for file in self._records():
             name = self._value(file)
-            if not isinstance(name, str) or self._mark(file) != ":":
+            if not isinstance(name, str) or self._next_character(file) != ":":
                 raise ManifestError("is not JSON, or is cut short")
             yield Member(name, self._value(file))

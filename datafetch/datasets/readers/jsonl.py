@@ -1,4 +1,15 @@
-"""Files of JSON lines to lines, plain or compressed: in constant memory, whatever a line or a file claims to hold."""
+"""Reads files of lines, plain or compressed, in constant memory.
+
+The compression is detected from a file's first bytes, because names are often wrong: gzip, Zstandard, or a zip with one
+file in it. Any of them can expand a few bytes to an endless line or to any number of lines, and a zip can claim a
+central directory of any size. So lines are read with a limit on their length, their number is limited in proportion to
+the file's size, and the file below ``zipfile`` refuses large reads. Of the compression methods of zip, only those that
+``zipfile`` decompresses piece by piece are accepted.
+
+Nothing is decompressed when a file is opened, except for the directory of a zip: a folder may hold tens of thousands
+of files. A fingerprint of size, beginning and end identifies the content, which is reliable for files that are
+downloaded or compressed as a whole, but misses a change in the middle of a plain file that leaves its size the same.
+"""
 
 from __future__ import annotations
 
@@ -24,85 +35,90 @@ else:
     from backports import zstd
 
 MAX_LINE_BYTES = 64 * 1024 * 1024
-"""Published lines have some kilobytes; a compressed file can claim any number. Reading one takes twice its length."""
+"""The maximum length of a line; published ones have a few kilobytes. Reading one takes twice its length in memory."""
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-_ZSTD_SKIPPABLE_MAGICS = tuple(bytes((low, 0x2A, 0x4D, 0x18)) for low in range(0x50, 0x60))  # pzstd begins with one
+_ZSTD_SKIPPABLE_MAGICS = tuple(bytes((low, 0x2A, 0x4D, 0x18)) for low in range(0x50, 0x60))  # pzstd writes one first
 _ZIP_MAGIC = b"PK\x03\x04"
 _EMPTY_ZIP_MAGIC = b"PK\x05\x06"
 _BOM = b"\xef\xbb\xbf"
 _ENCRYPTED = 0x1
-_BOUNDED_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # zipfile undoes the others without a bound
+_BOUNDED_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # zipfile decompresses the others without a limit
 _BUFFER_BYTES = 1 << 16
-_SEEN_BYTES = 4096  # of a file's beginning and of its end; there may be tens of thousands of files
-# A damaged zip raises ValueError, too: for names that are no text, and for places that no file can have; and
-# NotImplementedError, for methods and versions of the format that zipfile does not know.
-_DAMAGES = (OSError, EOFError, ValueError, NotImplementedError, zlib.error, zipfile.BadZipFile, zstd.ZstdError)
+_EDGE_BYTES = 4096  # read from a file's beginning and from its end
+# For a damaged zip, zipfile also raises ValueError (names that can't be decoded, impossible offsets) and
+# NotImplementedError (methods and versions of the format that it does not know).
+_READ_ERRORS = (OSError, EOFError, ValueError, NotImplementedError, zlib.error, zipfile.BadZipFile, zstd.ZstdError)
 _COMPRESSED_SUFFIXES = (".gz", ".zst", ".zip")
 _SUFFIXES = (*_COMPRESSED_SUFFIXES, ".jsonl", ".json")
-_MAX_DIRECTORY_BYTES = 1 << 20  # of a zip; zipfile makes twenty times as much of it
-
-
-_AGAIN = "download it again, or move it away"
+_MAX_DIRECTORY_BYTES = 1 << 20  # of a zip; zipfile takes twenty times as much memory for it
+_ADVICE = "download it again, or move it away"
 
 
 class LineFile:
-    """One file of lines, plain or compressed with gzip, Zstandard or as the one file in a zip, told by its content.
+    """One file of lines, plain or compressed.
+
+    Args:
+        path: The file.
 
     Attributes:
         path: The file.
-        size_bytes: Its size as it lies.
-        fingerprint: Differs for other content, as far as size, beginning and end tell.
+        size_bytes: Its size on disk.
+        fingerprint: A hash of its size, its beginning and its end.
 
     Raises:
-        ManifestError: It can't be read, is a page that a server sent in its place, is empty under a name that only a
-            compressed file has, or is a zip without exactly one file that can be unpacked here; folders in it, and what
-            macOS adds, don't count.
+        ManifestError: The file can't be read, or is a web page or a pointer of Git LFS; or it is empty, although its
+            name is that of a compressed file; or it is a zip that does not have exactly one file that can be unpacked
+            here, not counting folders and what macOS adds.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         with _reading(path), path.open("rb") as file:
             self.size_bytes = os.fstat(file.fileno()).st_size
-            start = file.read(_SEEN_BYTES)
-            file.seek(max(0, self.size_bytes - _SEEN_BYTES))
-            seen = b"%d " % self.size_bytes + start + file.read(_SEEN_BYTES)
+            start = file.read(_EDGE_BYTES)
+            file.seek(max(0, self.size_bytes - _EDGE_BYTES))
+            identifying = b"%d " % self.size_bytes + start + file.read(_EDGE_BYTES)
             self._open = _opener(start)
             self._start = start
-            self._refuse_what_is_no_data()
+            self._check_start()
             if self._open is _open_zip:
                 with _zip(path) as archive:
                     _only_member(path, archive)
-        self.fingerprint = hashlib.sha256(seen).hexdigest()[:16]
+        self.fingerprint = hashlib.sha256(identifying).hexdigest()[:16]
 
     @property
     def is_compressed(self) -> bool:
-        """Whether it holds more than its size tells."""
+        """Whether its content is larger than its size on disk."""
         return self._open is not _open_plain
 
     def explain_bad_line(self) -> str:
-        """What a line that is no record says of the whole file: that it is not what its name says; else nothing."""
+        """Explain a line that is not a record by the whole file, if that is not compressed as its name says.
+
+        Returns:
+            What the file is; an empty string if its name is right, so that the fault is in the line alone.
+        """
         if self.is_compressed or not self.path.name.endswith(_COMPRESSED_SUFFIXES):
             return ""
-        return f"{self.path} is not compressed as its name says: {describe_text(self._start)}; {_AGAIN}"
+        return f"{self.path} is not compressed as its name says: {describe_text(self._start)}; {_ADVICE}"
 
-    def _refuse_what_is_no_data(self) -> None:
-        """See that it is no page of a server, and not empty where that can't be.
+    def _check_start(self) -> None:
+        """Check the first bytes for something other than data. An empty file is accepted if it need not be compressed.
 
         Raises:
-            ManifestError: It is.
+            ManifestError: The file is not data.
         """
-        is_it = describe_non_data(self._start)
-        if is_it and (self._start or self.path.name.endswith(_COMPRESSED_SUFFIXES)):
-            raise ManifestError(f"{self.path} holds no JSON lines: {is_it}; {_AGAIN}")
+        description = describe_non_data(self._start)
+        if description and (self._start or self.path.name.endswith(_COMPRESSED_SUFFIXES)):
+            raise ManifestError(f"{self.path} has no JSON lines: {description}; {_ADVICE}")
 
     def lines(self) -> Iterator[bytes]:
-        """All lines, without their ends, in order; blank ones too, so that numbers hold.
+        """All lines in order, without line ends. Blank lines are included, so that line numbers are right.
 
         Raises:
-            ManifestError: It can't be read, is cut short or damaged, a line is longer than ``MAX_LINE_BYTES``, or there
-                are more of them than a file of its size can have.
+            ManifestError: The file can't be read, is cut short or damaged, has a line longer than ``MAX_LINE_BYTES``,
+                or has more lines than a file of its size may have.
         """
         max_lines = max_rows(self.size_bytes)
         with _reading(self.path), self._open(self.path) as file:
@@ -111,8 +127,8 @@ class LineFile:
                 number += 1
                 if number > max_lines:
                     raise ManifestError(
-                        f"{self.path} has more than {max_lines:,} lines in {self.size_bytes:,} bytes, more than is "
-                        "accepted; --source takes JSON lines"
+                        f"{self.path} has more than {max_lines:,} lines in {self.size_bytes:,} bytes, the limit for a "
+                        "file of its size; --source takes JSON lines"
                     )
                 line = line.removesuffix(b"\n").removesuffix(b"\r")
                 if len(line) > MAX_LINE_BYTES:
@@ -123,7 +139,7 @@ class LineFile:
 
 
 def stem_of(path: Path) -> str:
-    """A file's name without what tells of its form."""
+    """A file's name without the suffixes of its format and compression."""
     name = path.name
     while suffix := next((suffix for suffix in _SUFFIXES if name.endswith(suffix) and name != suffix), ""):
         name = name.removesuffix(suffix)
@@ -154,11 +170,11 @@ def _open_zstd(path: Path) -> Any:
 
 @contextmanager
 def _open_zip(path: Path) -> Iterator[IO[bytes]]:
-    # zipfile's own readline takes three times as long where it is given a limit.
+    # zipfile's own readline takes three times as long when it is given a limit.
     with (
         _zip(path) as archive,
         archive.open(_only_member(path, archive)) as member,
-        io.BufferedReader(member, _BUFFER_BYTES) as file,  # type: ignore[type-var]  # it has all of a raw file's methods
+        io.BufferedReader(member, _BUFFER_BYTES) as file,  # type: ignore[type-var]  # it has a raw file's methods
     ):
         yield file
 
@@ -170,7 +186,7 @@ def _zip(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 class _BoundedFile(io.BufferedReader):
-    """A file that refuses large reads: zipfile reads the central directory of a zip in one piece."""
+    """A file that refuses large reads, because zipfile reads the central directory of a zip in one piece."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is not None and size > _MAX_DIRECTORY_BYTES:
@@ -179,6 +195,11 @@ class _BoundedFile(io.BufferedReader):
 
 
 def _only_member(path: Path, archive: zipfile.ZipFile) -> zipfile.ZipInfo:
+    """Find the one file in a zip.
+
+    Raises:
+        ManifestError: There is not exactly one, or it can't be unpacked here.
+    """
     members = [
         member for member in archive.infolist() if not member.is_dir() and not member.filename.startswith("__MACOSX/")
     ]
@@ -186,9 +207,9 @@ def _only_member(path: Path, archive: zipfile.ZipFile) -> zipfile.ZipInfo:
         raise ManifestError(f"{path} holds {len(members):,} files; --source takes a zip with one")
     (member,) = members
     if member.flag_bits & _ENCRYPTED:
-        raise ManifestError(f"{path} is encrypted; unpack it")
+        raise ManifestError(f"{path} is encrypted; unpack it first")
     if member.compress_type not in _BOUNDED_METHODS:
-        raise ManifestError(f"{path} uses a compression method that is not supported in a zip; unpack it")
+        raise ManifestError(f"{path} uses a compression method that is not supported in a zip; unpack it first")
     return member
 
 
@@ -196,6 +217,6 @@ def _only_member(path: Path, archive: zipfile.ZipFile) -> zipfile.ZipInfo:
 def _reading(path: Path) -> Iterator[None]:
     try:
         yield
-    except _DAMAGES as error:
+    except _READ_ERRORS as error:
         raise_if_exhausted(error)
         raise ManifestError(f"cannot read {path}: {reason(error)}") from error

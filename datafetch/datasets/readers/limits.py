@@ -1,4 +1,4 @@
-"""Bounds on what a file may claim to have, and what its values may take in memory."""
+"""Limits for what a manifest file may claim to contain, and for the memory that its values may take."""
 
 from __future__ import annotations
 
@@ -11,37 +11,38 @@ import numpy.typing as npt
 Int64s: TypeAlias = npt.NDArray[np.int64]
 
 MAX_NESTING = 200
-"""Levels of a record. Published ones have five. Pickling takes two of Python's stack frames for each level, and the
-limit of those is 1,000 for all that is under way."""
+"""The maximum number of nested levels in a record. Published records have five. Pickling takes two of Python's stack
+frames for each level, and Python allows 1,000 frames in all."""
 
-_MAX_ROWS = 2**24  # whatever the size of a file; the largest published one has 6 million
-_ROW_BYTES = 8  # of URL and text, compressed as well as may be
-_MAX_TEXT_FACTOR = 4  # a text takes four bytes a character where one of its characters is rare
-_VALUE_BYTES = 64  # of a number, a short text or an empty list as an object, with its place in a list
-_MEMBER_BYTES = 128  # of a name and its place in a dict
-_DIGITS_LIMIT = "set_int_max_str_digits"  # in Python's message
+_MAX_ROWS = 2**24  # accepted in a file of any size; the largest published file has 6 million
+_ROW_BYTES = 8  # the least that a row with a URL and a text can take in a compressed file
+_MAX_TEXT_FACTOR = 4  # a text takes four bytes a character if any of its characters is beyond 16 bits
+_VALUE_BYTES = 64  # a number, a short text or an empty list as a Python object, with its reference in a list
+_MEMBER_BYTES = 128  # a key and its entry in a dict
+_DIGITS_LIMIT = "set_int_max_str_digits"  # part of Python's message
 
 
 def reason(error: BaseException) -> str:
-    """What went wrong, in one line."""
+    """Describe an exception in one line."""
     text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
     return text.splitlines()[0]
 
 
 def max_rows(size_bytes: int) -> int:
-    """So many rows, records or lines a file of this size may claim to have; a few bytes can claim any number.
+    """Return the maximum number of rows, records or lines that a file of this size may claim to have.
 
-    What is held for each of them (8 bytes, or 1) is then no more than what the file itself takes, beyond a hundred
-    megabytes or so.
+    A few compressed bytes can claim any number of rows, and readers hold up to 8 bytes for each. With this limit, that
+    is at most 128 MiB, or the size of the file if it is larger.
     """
     return max(_MAX_ROWS, size_bytes // _ROW_BYTES)
 
 
 def max_parsed_bytes(text: bytes | str) -> int:
-    """The memory that a text of JSON may take when it is parsed, at most: its marks say how many values it has.
+    """Return an upper bound of the memory that a JSON text takes when it is parsed.
 
-    A list of empty lists takes thirty times as much as its text. Marks inside of texts count as well, which makes the
-    result larger than it need be and never smaller.
+    Its commas, brackets and colons bound the number of its values. That matters for texts such as a list of empty
+    lists, which takes thirty times the memory of its text. Such characters inside of strings count as well, so the
+    bound may be too high, but never too low.
     """
     if isinstance(text, str):
         commas, opening, colons = text.count(","), text.count("[") + text.count("{"), text.count(":")
@@ -52,19 +53,20 @@ def max_parsed_bytes(text: bytes | str) -> int:
 
 
 def explain_digit_limit(error: ValueError) -> str:
-    """What is wrong with an integer that Python refuses to read for its length; nothing for any other error.
+    """Describe the error for an integer that is too long for Python; return an empty string for any other error.
 
-    Python's own message advises to call a function, which nobody who runs a command can do.
+    Python's own message recommends calling a function, which the user of a command can't do.
     """
     return f"an integer has more than {sys.get_int_max_str_digits():,} digits" if _DIGITS_LIMIT in str(error) else ""
 
 
 def is_nested_deeply(value: object, brackets: int) -> bool:
-    """Whether a value of JSON has more than ``MAX_NESTING`` levels, so that not every later step could handle it.
+    """Whether a JSON value has more than ``MAX_NESTING`` levels, so that a later step may fail on it.
 
     Args:
-        value: As it was parsed.
-        brackets: How many brackets and braces its text opens. Most values have too few of them to be looked through.
+        value: The parsed value.
+        brackets: The number of brackets and braces that its text opens. Most values have so few of them that they need
+            not be searched.
     """
     if brackets <= MAX_NESTING:
         return False

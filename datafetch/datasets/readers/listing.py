@@ -1,4 +1,4 @@
-"""The files of a source folder."""
+"""Lists the manifest files of a source folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from datafetch.errors import ManifestError, raise_if_exhausted
 
 
 def list_files(folder: Path, *suffixes: str) -> list[Path]:
-    """The files of a folder whose names end so, sorted by name; a single file stands for itself.
+    """List the files of a folder whose names end with one of the suffixes, sorted by name.
+
+    Hidden files are left out. If the path is that of a file, it is the only one.
 
     Raises:
         ManifestError: There is no such folder, or no such file in it.

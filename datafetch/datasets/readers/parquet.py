@@ -1,7 +1,10 @@
-"""Parquet manifest files to rows, by row group: memory holds one batch and the row numbers that are wanted.
+"""Reads parquet manifest files row by row. Memory holds one batch, and the numbers of the selected rows.
 
-Rules: a batch has a bound in bytes, for a dictionary can give thousands of rows one text of megabytes. What a file
-claims of itself (rows, sizes of its columns) is believed as far as its own size explains it.
+A small file can claim to be huge: its footer can claim any number of rows, and a dictionary can give thousands of rows
+the same text of megabytes. So the number of rows is limited in proportion to the size of the file. Before a row group
+is read, its page headers (``parquet_pages``) decide how many rows a batch may have, so that a column of it takes about
+``_BATCH_BYTES`` even if every value is as long as the longest text in the dictionary, or as the mean value of the page
+with the largest values. A page that is too large by itself is refused.
 """
 
 from __future__ import annotations
@@ -27,18 +30,18 @@ from datafetch.datasets.readers.limits import Int64s, max_rows, reason
 from datafetch.datasets.readers.parquet_pages import DamagedPageError, Page, read_pages
 from datafetch.errors import ManifestError, raise_if_exhausted
 
-_BATCH_ROWS = 8192  # at COYO's 200 bytes of url and text a row, about 2 MB as Arrow and 8 MB as Python objects
-_BATCH_BYTES = 8 << 20  # of a column's texts; a batch costs 20 µs, so that small ones are no matter
-_MAX_FOOTER_BYTES = 16 << 20  # published ones have some hundred kilobytes; Arrow makes ten times as much of it
-_MAX_PAGE_BYTES = 64 << 20  # writers make them of one, or of one text
-_BUFFER_BYTES = 1 << 16  # stream a column chunk's pages instead of reading the chunk whole
-_FOOTER_END = struct.Struct("<I4s")  # length of the footer, PAR1
-_MARK = b"PAR1"
-_SEEN_BYTES = 1024  # of a file's beginning, to say what it is
+_BATCH_ROWS = 8192  # at COYO's 200 bytes of URL and text a row, about 2 MB as Arrow and 8 MB as Python objects
+_BATCH_BYTES = 8 << 20  # of one column; a batch costs only 20 µs, so small ones are affordable
+_MAX_FOOTER_BYTES = 16 << 20  # published ones have some hundred kilobytes; Arrow takes ten times as much memory
+_MAX_PAGE_BYTES = 64 << 20  # writers make pages of 1 MiB, or of one text if that is larger
+_BUFFER_BYTES = 1 << 16  # a column chunk is streamed page by page instead of being read as a whole
+_FOOTER_END = struct.Struct("<I4s")  # the length of the footer, and the magic number
+_MAGIC = b"PAR1"
+_START_BYTES = 1024  # the first bytes of a file, which show what it is if it is not parquet
 
 
 class ColumnType(StrEnum):
-    """What a manifest's column must hold."""
+    """The type of values that a column of a manifest must have."""
 
     INTEGER = "an integer"
     FLOAT = "a floating-point number"
@@ -57,7 +60,7 @@ class BadRow:
     """A row that can't be read.
 
     Attributes:
-        number: In the file, counted from 0.
+        number: Its number in the file, counted from 0.
         reason: What is wrong with it.
     """
 
@@ -66,18 +69,24 @@ class BadRow:
 
 
 class ParquetFile:
-    """One parquet manifest file: its size, and its wanted rows."""
+    """One parquet manifest file.
+
+    Attributes:
+        path: The file.
+        rows: The number of its rows.
+        fingerprint: A hash of its size and its footer.
+    """
 
     def __init__(self, path: Path, columns: Mapping[str, ColumnType]) -> None:
-        """Open the file and look at its footer.
+        """Read the footer of a file.
 
         Args:
             path: The file.
-            columns: The columns that will be read, and what they must hold.
+            columns: The columns that will be read, and the types that they must have.
 
         Raises:
-            ManifestError: It can't be read, is no parquet file, lacks a column, has it twice or as another type, or
-                claims to hold more than a file of its size can.
+            ManifestError: The file can't be read, is not parquet, lacks a column, has it twice or with another type, or
+                claims to have more rows than a file of its size may have.
         """
         self.path = path
         self._texts = tuple(name for name, wanted in columns.items() if wanted is ColumnType.STRING)
@@ -85,7 +94,7 @@ class ParquetFile:
             self.fingerprint = _fingerprint(path, raw)
             with pq.ParquetFile(raw) as file:
                 schema, metadata = file.schema_arrow, file.metadata
-                # That of the whole file is a number of its own, which may say something else.
+                # The footer also has a number of rows for the whole file, which may be wrong.
                 groups = map(metadata.row_group, range(metadata.num_row_groups))
                 self.rows = sum(int(group.num_rows) for group in groups)
             size_bytes = os.fstat(raw.fileno()).st_size
@@ -102,20 +111,27 @@ class ParquetFile:
         for name, wanted in columns.items():
             found = schema.field(name).type
             if not _TYPE_CHECKS[wanted](found):
-                raise ManifestError(f"{path}: column {name} holds {found}, where {wanted.value} is needed")
+                raise ManifestError(f"{path}: column {name} has the type {found}, where {wanted.value} is needed")
 
     def batches(self, columns: Sequence[str]) -> Iterator[Any]:
-        """All rows as ``pyarrow.RecordBatch`` values of these columns, in order, one row group after the other."""
+        """All rows in order, as ``pyarrow.RecordBatch`` values of these columns.
+
+        Raises:
+            ManifestError: The file is damaged, or has a page that is too large.
+        """
         with _reading(self.path), self._open() as file:
             for group in range(file.metadata.num_row_groups):
                 yield from self._batches(file, group, columns)
 
     def select(self, wanted: Int64s, columns: Sequence[str]) -> Iterator[dict[str, Any] | BadRow]:
-        """The wanted rows, in order.
+        """The rows with these numbers, in order; a row that can't be read is a ``BadRow``.
 
         Args:
-            wanted: Row numbers in the file, ascending. Row groups without one are not read.
+            wanted: Row numbers in the file, counted from 0, ascending. Row groups without one are not read.
             columns: The columns to read.
+
+        Raises:
+            ManifestError: The file is damaged, or has a page that is too large.
         """
         with _reading(self.path), self._open() as file:
             first_row = 0
@@ -135,15 +151,15 @@ class ParquetFile:
         rows = min(_BATCH_ROWS, *(self._rows_at_once(file, group, name) for name in columns))
         for batch in file.iter_batches(rows, row_groups=[group], columns=list(columns), use_threads=False):
             yield batch
-            # Or the heap keeps the pages of every row group: 20 MB more for a million rows
+            # Otherwise the heap keeps the pages of all row groups, 20 MB more for a million rows
             # (benchmarks/durability/manifest_memory.py).
             pa.default_memory_pool().release_unused()
 
     def _rows_at_once(self, file: Any, group: int, name: str) -> int:
-        """How many rows of a column ``_BATCH_BYTES`` hold, about, by its densest page and its dictionary.
+        """Return how many rows of a column take about ``_BATCH_BYTES`` in the worst case.
 
         Raises:
-            ManifestError: A page claims to be larger than any can be.
+            ManifestError: A page is too large.
         """
         row_bytes, has_dictionary = 1, False
         for page in self._pages(file, group, name):
@@ -151,14 +167,16 @@ class ParquetFile:
                 raise ManifestError(
                     f"{self.path}: column {name} has a page of {page.size_bytes:,} bytes, more than is accepted"
                 )
-            has_dictionary = has_dictionary or page.is_of_dictionary
+            has_dictionary = has_dictionary or page.is_dictionary_encoded
             if page.values > 0:
-                row_bytes = max(row_bytes, page.size_bytes // (1 if page.repeats else page.values))
+                # If values share prefixes, each of them may be as long as the whole page.
+                row_bytes = max(row_bytes, page.size_bytes // (1 if page.shares_prefixes else page.values))
         if has_dictionary and name in self._texts:
             row_bytes = max(row_bytes, self._longest_in_dictionary(group, name))
         return max(1, _BATCH_BYTES // row_bytes)
 
     def _pages(self, file: Any, group: int, name: str) -> Iterator[Page]:
+        """The pages of a column in a row group, its dictionary included."""
         chunk = _chunk(file.metadata.row_group(group), name)
         start = chunk.data_page_offset
         if chunk.has_dictionary_page and 0 < chunk.dictionary_page_offset < start:
@@ -167,11 +185,11 @@ class ParquetFile:
             yield from read_pages(raw, start, chunk.total_compressed_size)
 
     def _longest_in_dictionary(self, group: int, name: str) -> int:
-        """The bytes of the longest text that rows of a row group can share."""
+        """The length in bytes of the longest text in a column's dictionary in a row group."""
         with self._open(read_dictionary=[name]) as file:
             for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=[name], use_threads=False):
                 texts = batch.column(0).dictionary
-                if len(texts):  # there is none before the first row that is not null
+                if len(texts):  # a batch that has only nulls comes without the dictionary
                     return int(pc.max(pc.binary_length(texts)).as_py() or 0)
         return 0
 
@@ -180,8 +198,8 @@ class ParquetFile:
 
 
 def _chunk(group: Any, name: str) -> Any:
-    """What the footer says of a column in a row group."""
-    chunks = (group.column(place) for place in range(group.num_columns))
+    """The metadata of a column in a row group."""
+    chunks = (group.column(number) for number in range(group.num_columns))
     return next(chunk for chunk in chunks if chunk.path_in_schema == name)
 
 
@@ -189,34 +207,34 @@ def _read_rows(batch: Any, numbers: Int64s) -> Iterator[dict[str, Any] | BadRow]
     try:
         yield from batch.to_pylist()
     except UnicodeDecodeError:
-        for place, number in enumerate(numbers.tolist()):
-            yield _read_row(batch, place, number)
+        for index, number in enumerate(numbers.tolist()):
+            yield _read_row(batch, index, number)
 
 
-def _read_row(batch: Any, place: int, number: int) -> dict[str, Any] | BadRow:
+def _read_row(batch: Any, index: int, number: int) -> dict[str, Any] | BadRow:
     row = {}
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         try:
-            row[name] = column[place].as_py()
+            row[name] = column[index].as_py()
         except UnicodeDecodeError as error:
             return BadRow(number, f"column {name} is not UTF-8 at byte {error.start:,} of its text")
     return row
 
 
 def _fingerprint(path: Path, file: BinaryIO) -> str:
-    """Of a parquet file: its size and its footer, which holds the place, size and statistics of every column chunk.
+    """Hash a file's size and its footer, which has the offset, size and statistics of every column chunk.
 
     Raises:
-        ManifestError: It is something else.
+        ManifestError: The file is not parquet, or its footer is too large.
     """
     size_bytes = os.fstat(file.fileno()).st_size
-    if what := describe_non_parquet(file.read(_SEEN_BYTES)):
-        raise ManifestError(f"{path} is not parquet: {what}; download it again, or move it away")
+    if description := describe_non_parquet(file.read(_START_BYTES)):
+        raise ManifestError(f"{path} is not parquet: {description}; download it again, or move it away")
     if size_bytes < _FOOTER_END.size:
         raise ManifestError(f"{path} is not parquet: it has {size_bytes} bytes; download it again, or move it away")
     file.seek(-_FOOTER_END.size, os.SEEK_END)
-    footer_bytes, mark = _FOOTER_END.unpack(file.read(_FOOTER_END.size))
-    if mark != _MARK or footer_bytes > size_bytes - _FOOTER_END.size:
+    footer_bytes, magic = _FOOTER_END.unpack(file.read(_FOOTER_END.size))
+    if magic != _MAGIC or footer_bytes > size_bytes - _FOOTER_END.size:
         raise ManifestError(
             f"{path} is cut short, or not parquet: it has no footer; download it again, or move it away"
         )
@@ -227,12 +245,15 @@ def _fingerprint(path: Path, file: BinaryIO) -> str:
 
 
 def matching_rows(file: ParquetFile, columns: Sequence[str], matches: Callable[[Any], npt.NDArray[np.bool_]]) -> Int64s:
-    """The numbers of the rows that match, ascending.
+    """Return the numbers of the rows that match, ascending.
 
     Args:
-        file: Where to look.
-        columns: The columns that the decision takes.
-        matches: From a record batch of these columns to one truth a row.
+        file: The file to search.
+        columns: The columns that ``matches`` needs.
+        matches: Takes a record batch of these columns, and returns whether each of its rows matches.
+
+    Raises:
+        ManifestError: The file is damaged, or has a page that is too large.
     """
     found: list[Int64s] = []
     first_row = 0

@@ -1,9 +1,17 @@
-"""Pages of a parquet file, by their headers: what Arrow will make room for before it knows whether it is there.
+"""Reads the headers of a parquet file's pages, to know how much memory Arrow would allocate for them.
 
-Rules: nothing but headers is read, and those in little memory. A footer says the same and may say something else; Arrow
-goes by the headers.
+A column chunk is a sequence of pages, each behind a header that claims the page's size before and after decompression.
+Arrow allocates the claimed size before it decompresses, so a header of a few bytes can make it allocate gigabytes. The
+footer has sizes as well, but Arrow relies on the headers, and the two may differ. pyarrow does not expose page headers,
+so they are parsed here.
 
-Source: github.com/apache/parquet-format (PageHeader), and Thrift's compact protocol.
+A header is a struct in Thrift's compact protocol: fields, each a byte with its type and the distance of its number from
+that of the field before, then its value; a zero byte ends the struct. Integers are variable-length and zigzag-coded.
+Only integers and nested structs are kept, and everything else is skipped. Headers are untrusted, so the number of
+fields, the nesting, and the lengths of lists and integers are limited, and no more than a header is read.
+
+Source: github.com/apache/parquet-format (``PageHeader``), and github.com/apache/thrift
+(doc/specs/thrift-compact-protocol.md).
 """
 
 from __future__ import annotations
@@ -13,50 +21,52 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-_SIZE, _STORED_SIZE = 2, 3  # fields of a header
-_ENCODING_FIELDS = {5: 2, 8: 4}  # of a page of either version: where it says how its values are written
-_VALUES_FIELD = 1
-_DICTIONARY_ENCODINGS = frozenset({2, 8})
-_REPEATING_ENCODING = 7  # a value takes its beginning from the one before, of any length
+_SIZE, _STORED_SIZE = 2, 3  # numbers of the header's fields: the sizes after and before decompression
+_ENCODING_FIELDS = {5: 2, 8: 4}  # the structs of data pages, versions 1 and 2, and the field with the encoding in each
+_VALUES_FIELD = 1  # in both structs, the number of values
+_DICTIONARY_ENCODINGS = frozenset({2, 8})  # PLAIN_DICTIONARY, RLE_DICTIONARY
+_PREFIX_ENCODING = 7  # DELTA_BYTE_ARRAY: a value shares a prefix of any length with the one before
 _MAX_DEPTH = 8
-_MAX_FIELDS = 1000  # of a header, those of structs in it included; the format knows some thirty
+_MAX_FIELDS = 1000  # of a header, including those of nested structs; the format has some thirty
 _MAX_LIST = 1000
-_LONG_LIST = 15
+_LONG_LIST = 15  # in place of a list's length: the length follows
 _MAX_VARINT_BITS = 63
+# The types of the compact protocol. A boolean's value is part of its type.
 _BOOLEANS, _BYTE, _INTEGERS, _DOUBLE, _BINARY, _LISTS, _STRUCT = (1, 2), 3, (4, 5, 6), 7, 8, (9, 10), 12
 
 
 class DamagedPageError(ValueError):
-    """The header of a page can't be read."""
+    """The header of a page can't be parsed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What the header of a page says.
+    """A page, as its header claims.
 
     Attributes:
-        size_bytes: Unpacked.
-        values: How many there are in it; 0 of a dictionary.
-        is_of_dictionary: Whether its values are places in the dictionary.
-        repeats: Whether its values may be longer than the page.
+        size_bytes: The size of its data after decompression.
+        values: The number of its values; 0 for a dictionary.
+        is_dictionary_encoded: Whether its values are indices into the dictionary.
+        shares_prefixes: Whether a value may share a prefix with the one before, so that each may be as long as the
+            page.
     """
 
     size_bytes: int
     values: int
-    is_of_dictionary: bool
-    repeats: bool
+    is_dictionary_encoded: bool
+    shares_prefixes: bool
 
 
 def read_pages(file: BinaryIO, start: int, size_bytes: int) -> Iterator[Page]:
-    """The pages of a column chunk.
+    """Read the page headers of a column chunk, in order.
 
     Args:
         file: A parquet file.
-        start: Where the chunk begins.
-        size_bytes: Its length in the file.
+        start: The offset of the chunk in the file.
+        size_bytes: The size of the chunk in the file.
 
     Raises:
-        DamagedPageError: It is not made up of pages.
+        DamagedPageError: A header can't be parsed, or lacks a size.
     """
     end = min(start + size_bytes, os.fstat(file.fileno()).st_size)
     while start < end:
@@ -64,42 +74,46 @@ def read_pages(file: BinaryIO, start: int, size_bytes: int) -> Iterator[Page]:
         header = _read_struct(file, 0, iter(range(_MAX_FIELDS)))
         size, stored = header.get(_SIZE), header.get(_STORED_SIZE)
         if not isinstance(size, int) or not isinstance(stored, int) or size < 0 or stored < 0:
-            raise DamagedPageError("a page does not say how large it is")
+            raise DamagedPageError("the header of a page has no size")
         yield _page(size, header)
         start = file.tell() + stored
 
 
 def _page(size_bytes: int, header: dict[int, Any]) -> Page:
     for field, encoding_field in _ENCODING_FIELDS.items():
-        if isinstance(identity_fields := header.get(field), dict):
-            encoding = identity_fields.get(encoding_field)
-            values = identity_fields.get(_VALUES_FIELD)
+        if isinstance(data_page := header.get(field), dict):
+            encoding = data_page.get(encoding_field)
+            values = data_page.get(_VALUES_FIELD)
             return Page(
                 size_bytes,
                 values if isinstance(values, int) else 0,
-                encoding in _DICTIONARY_ENCODINGS,
-                encoding == _REPEATING_ENCODING,
+                is_dictionary_encoded=encoding in _DICTIONARY_ENCODINGS,
+                shares_prefixes=encoding == _PREFIX_ENCODING,
             )
-    return Page(size_bytes, 0, is_of_dictionary=False, repeats=False)
+    return Page(size_bytes, 0, is_dictionary_encoded=False, shares_prefixes=False)
 
 
 def _read_struct(file: BinaryIO, depth: int, fields_left: Iterator[int]) -> dict[int, Any]:
-    """Fields by number: numbers, and structs of such; everything else is skipped.
+    """Parse a struct into its fields by number. Integers and nested structs are kept, everything else is None.
 
     Args:
-        file: Where the struct begins.
-        depth: Structs and lists that it lies in.
-        fields_left: One is taken for each field, whatever struct of the header it lies in.
+        file: The file, at the beginning of the struct.
+        depth: The number of structs and lists around it.
+        fields_left: Shared by all structs of a header; one element is consumed for each field.
+
+    Raises:
+        DamagedPageError: The struct is damaged, or is beyond a limit.
     """
     if depth > _MAX_DEPTH:
         raise DamagedPageError("the header of a page is nested too deeply")
     fields: dict[int, Any] = {}
     number = 0
-    while (mark := _read_byte(file)) != 0:
+    while (byte := _read_byte(file)) != 0:
         if next(fields_left, None) is None:
             raise DamagedPageError("the header of a page has too many fields")
-        number = number + (mark >> 4) if mark >> 4 else _zigzag(_read_varint(file))
-        fields[number] = _read_value(file, mark & 0xF, depth, fields_left)
+        distance, kind = byte >> 4, byte & 0xF
+        number = number + distance if distance else _zigzag(_read_varint(file))
+        fields[number] = _read_value(file, kind, depth, fields_left)
     return fields
 
 
@@ -117,20 +131,22 @@ def _read_value(file: BinaryIO, kind: int, depth: int, fields_left: Iterator[int
     if kind not in sizes:
         raise DamagedPageError("the header of a page is damaged")
     size_bytes = sizes[kind]()
-    if size_bytes > os.fstat(file.fileno()).st_size:  # a file can't even be asked for a place that far away
+    if size_bytes > os.fstat(file.fileno()).st_size:  # the offset may be one that seek() can't take
         raise DamagedPageError("the header of a page is damaged")
     file.seek(size_bytes, os.SEEK_CUR)
     return None
 
 
 def _skip_list(file: BinaryIO, depth: int, fields_left: Iterator[int]) -> None:
-    mark = _read_byte(file)
-    count = mark >> 4 if mark >> 4 != _LONG_LIST else _read_varint(file)
-    if count > _MAX_LIST:
+    byte = _read_byte(file)
+    length, kind = byte >> 4, byte & 0xF
+    if length == _LONG_LIST:
+        length = _read_varint(file)
+    if length > _MAX_LIST:
         raise DamagedPageError("the header of a page is damaged")
-    for _ in range(count):
-        # In a list a truth is a byte of its own.
-        _read_value(file, _BYTE if mark & 0xF in _BOOLEANS else mark & 0xF, depth + 1, fields_left)
+    for _ in range(length):
+        # In a list, a boolean is a byte of its own.
+        _read_value(file, _BYTE if kind in _BOOLEANS else kind, depth + 1, fields_left)
 
 
 def _read_byte(file: BinaryIO) -> int:

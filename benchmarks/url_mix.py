@@ -1,17 +1,19 @@
-"""The hostile mix: what a crawl of the open web meets, in shares, as a stream of URLs.
+"""The hostile mix: a stream of URLs whose hosts behave, in shares, as those that a crawl of the open web meets.
 
-Rules: a host that hangs does so for all its URLs. The good hosts, which also have what is gone, are many; those of each
-bad behaviour are a handful, or one a URL where they are spread. Seeded: the same seed gives the same URLs in the same
-order. A URL's behaviour stands in its path.
+Rules: a host that hangs does so for all its URLs. There are many good hosts, which also have the URLs that are gone,
+and a few hosts of each bad behaviour, or one for each bad URL. The same seed gives the same URLs in the same order. The
+path of a URL names the behaviour.
 """
 
 from __future__ import annotations
 
+import argparse
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from benchmarks.host_farm import Behaviour, HostFarm
+from datafetch.fetch import FetchPolicy
 
 DEAD = "dead"
 """The behaviour of a URL whose host can't be connected to."""
@@ -28,7 +30,7 @@ _SHARES = {
     Behaviour.RESET: 2,
     Behaviour.DRIP: 2,
 }
-_BUSY_HOSTS_PER_BAD_HOST = 16  # many good hosts ration now and then; a second of Retry-After holds for all of a host
+_BUSY_HOSTS_PER_BAD_HOST = 16  # many good hosts limit their rate at times; one Retry-After pauses all URLs of a host
 _FIRST_BAD_HOST = {
     Behaviour.TARPIT: 8 << 20,
     Behaviour.BUSY: 9 << 20,
@@ -39,13 +41,14 @@ _FIRST_BAD_HOST = {
 
 @dataclass(frozen=True, slots=True)
 class Web:
-    """The hosts.
+    """The hosts of the mix.
 
     Attributes:
-        farm: Serves all that can be connected to.
-        dead: The others, as ``address:port``.
-        good_hosts: How many serve well.
-        bad_hosts: The number of each bad behaviour, of busy ones 16 times as many; 0 gives each bad URL its own host.
+        farm: The server of all hosts that can be connected to.
+        dead: The other hosts, as ``address:port``.
+        good_hosts: The number of good hosts.
+        bad_hosts: The number of hosts of each bad behaviour, of which there are 16 times as many busy ones; 0 gives
+            each bad URL its own host.
     """
 
     farm: HostFarm
@@ -56,18 +59,46 @@ class Web:
 
 @dataclass(frozen=True, slots=True)
 class Bodies:
-    """How large the smallest and the largest image is."""
+    """The sizes of the smallest and the largest image."""
 
-    least_bytes: int
-    most_bytes: int
+    min_bytes: int
+    max_bytes: int
 
     def draw(self, chance: random.Random) -> int:
-        """A size, in full kilobytes."""
-        return chance.randint(self.least_bytes // 1000, self.most_bytes // 1000) * 1000
+        """Draw a size in bytes, in full kilobytes."""
+        return chance.randint(self.min_bytes // 1000, self.max_bytes // 1000) * 1000
+
+
+def add_options(parser: argparse.ArgumentParser, good_hosts: int) -> None:
+    """Add the command-line options of the benchmarks that fetch the mix.
+
+    Args:
+        parser: The parser to add them to.
+        good_hosts: The default number of good hosts.
+    """
+    parser.add_argument("--seed", type=int, default=0, help="seed of the mix and its order")
+    parser.add_argument("--connections", type=int, default=0, help="requests open at once; 0 for auto")
+    parser.add_argument("--timeout-s", type=float, default=5.0, help="deadline of an attempt")
+    parser.add_argument("--connect-timeout-s", type=float, default=2.0, help="part of it for making the connection")
+    parser.add_argument("--good-hosts", type=int, default=good_hosts, help="hosts of the good URLs and those gone")
+    parser.add_argument("--bad-hosts", type=int, default=8, help="hosts of each bad behaviour; 0 for one a URL")
+    parser.add_argument(
+        "--delay-ms", type=float, nargs=2, default=(50.0, 200.0), help="the server's shortest and longest latency"
+    )
+
+
+def policy_of(arguments: argparse.Namespace) -> FetchPolicy:
+    """Make the policy that the options of ``add_options`` ask for."""
+    return FetchPolicy(
+        connections=arguments.connections or None,
+        timeout_s=arguments.timeout_s,
+        connect_timeout_s=arguments.connect_timeout_s,
+        allow_net=("127.0.0.0/8",),
+    )
 
 
 def hostile_mix(web: Web, bodies: Bodies, seed: int = 0) -> Iterator[str]:
-    """URLs without end, each hundred of them with exactly the shares of the mix, shuffled."""
+    """Yield URLs without end; each hundred of them has exactly the shares of the mix, shuffled."""
     chance = random.Random(seed)
     hundred = [behaviour for behaviour, share in _SHARES.items() for _ in range(share)]
     number = 0
@@ -79,17 +110,17 @@ def hostile_mix(web: Web, bodies: Bodies, seed: int = 0) -> Iterator[str]:
 
 
 def good_url(web: Web, bodies: Bodies, number: int, chance: random.Random) -> str:
-    """A URL on one of the good hosts."""
+    """Make a URL on one of the good hosts."""
     return _url(web, Behaviour.GOOD, bodies.draw(chance), number, chance)
 
 
 def dead_url(hosts: Sequence[str], number: int) -> str:
-    """A URL on one of the dead hosts, each in turn."""
+    """Make a URL on one of the dead hosts, which take turns."""
     return f"http://{hosts[number % len(hosts)]}/{DEAD}/0/{number}"
 
 
 def behaviour_of(url: str) -> str:
-    """How the host of a URL behaves."""
+    """The behaviour of a URL's host."""
     return url.split("/", 4)[3]
 
 

@@ -1,8 +1,8 @@
-"""Do memory, descriptors, tasks and threads level off when the hostile mix goes on and on?
+"""Do memory, descriptors, tasks and threads level off when the hostile mix never ends?
 
-An endless stream of the hostile mix, over ever new hosts, through one fetcher under uvloop. Every few seconds the
-process is looked at. At the end each series must be level: in the second half of the time (the first tenth of the whole
-is warm-up) it may not go above its highest of the first half by more than a tenth.
+An endless stream of the hostile mix, on ever new hosts, goes through one fetcher under uvloop, and the process is
+sampled every few seconds. At the end each series must be level. The first tenth of the samples is warm-up; in the
+second half of the others, a series may exceed its maximum in the first half by a tenth at most.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.claims import lost
+from benchmarks.bad_hosts import lost
 from benchmarks.dead_ends import dead_ends
 from benchmarks.host_farm import HostFarm
 from benchmarks.meter import MIB
 from benchmarks.record import Record, Run, RunKind
-from benchmarks.url_mix import Bodies, Web, behaviour_of, hostile_mix
+from benchmarks.url_mix import Bodies, Web, add_options, behaviour_of, hostile_mix, policy_of
 from datafetch.engine.pipeline import WORKERS_PER_CONNECTION
-from datafetch.fetch import Fetcher, FetchPolicy
+from datafetch.fetch import Fetcher
 from datafetch.model.outcome import OK, Body
 
 _WARM_UP_SHARE = 0.1
@@ -39,7 +39,7 @@ _S_PER_HOUR = 3600
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """The process at one moment; the names carry the units."""
+    """The state of the process at one moment; the names carry the units."""
 
     at_s: float
     memory_mib: float
@@ -58,23 +58,23 @@ class _Level:
     """Whether a series levels off.
 
     Attributes:
-        first: The highest of the first half after the warm-up.
-        last: The highest of the second half.
-        slope_per_h: Of the line through the second half.
+        first_max: The maximum of the first half after the warm-up.
+        second_max: The maximum of the second half.
+        slope_per_h: The slope of the regression line through the second half.
     """
 
-    first: float
-    last: float
+    first_max: float
+    second_max: float
     slope_per_h: float
 
     @property
     def holds(self) -> bool:
-        """The second half goes no higher than the first, or hardly."""
-        return self.last <= self.first * _MAX_GROWTH
+        """Whether the second half exceeds the first by no more than is accepted."""
+        return self.second_max <= self.first_max * _MAX_GROWTH
 
 
 def main() -> int:
-    """Soak, print, keep; 1 when a series goes on growing or an image that can be had did not arrive."""
+    """Soak, print and save; return 1 if a series keeps growing, or an image that can be had did not arrive."""
     arguments = _arguments()
     with HostFarm(tuple(arguments.delay_ms)) as farm, dead_ends(refusing=4, silent=4) as dead:
         web = Web(farm, dead.hosts, arguments.good_hosts, arguments.bad_hosts)
@@ -83,8 +83,8 @@ def main() -> int:
             samples = runner.run(soak.run())
     levels = {name: _level(samples, name) for name in _LEVELLED}
     series = [asdict(sample) for sample in samples]
-    most_mib = max(sample.memory_mib for sample in samples)
-    run = Run("soak", RunKind.MEASURED, most_mib, outcomes=dict(soak.outcomes), series=series)
+    peak_mib = max(sample.memory_mib for sample in samples)
+    run = Run("soak", RunKind.MEASURED, peak_mib, outcomes=dict(soak.outcomes), series=series)
     _show_series(series)
     Record("soak", "most memory", "MiB", vars(arguments), [run]).show(
         remarks=[
@@ -97,17 +97,9 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=10.0, help="how long")
-    parser.add_argument("--interval-s", type=float, default=2.0, help="between two looks at the process")
-    parser.add_argument("--seed", type=int, default=0, help="of the mix")
-    parser.add_argument("--connections", type=int, default=0, help="requests open at once; 0 for auto")
-    parser.add_argument("--timeout-s", type=float, default=5.0, help="the deadline of an attempt")
-    parser.add_argument("--connect-timeout-s", type=float, default=2.0, help="part of it for making the connection")
-    parser.add_argument("--good-hosts", type=int, default=1_000_000, help="hosts with the good ones and what is gone")
-    parser.add_argument("--bad-hosts", type=int, default=8, help="hosts of each bad behaviour; 0 for ever new ones")
-    parser.add_argument(
-        "--delay-ms", type=float, nargs=2, default=(50.0, 200.0), help="the server's shortest and longest latency"
-    )
+    parser.add_argument("--minutes", type=float, default=10.0, help="how long to fetch")
+    parser.add_argument("--interval-s", type=float, default=2.0, help="time between two samples of the process")
+    add_options(parser, good_hosts=1_000_000)
     return parser.parse_args()
 
 
@@ -119,15 +111,10 @@ class _Soak:
         self._urls = hostile_mix(web, Bodies(10_000, 100_000), arguments.seed)
         self._interval_s = arguments.interval_s
         self._until_s = time.perf_counter() + arguments.minutes * 60
-        self._policy = FetchPolicy(
-            connections=arguments.connections or None,
-            timeout_s=arguments.timeout_s,
-            connect_timeout_s=arguments.connect_timeout_s,
-            allow_net=("127.0.0.0/8",),
-        )
+        self._policy = policy_of(arguments)
 
     async def run(self) -> list[_Sample]:
-        """Fetch until the time is up, and what the process looked like."""
+        """Fetch until the time is up, and return the samples of the process."""
         async with Fetcher(self._policy) as fetch, asyncio.TaskGroup() as group:
             urls = self._until_the_end()
             for _ in range(fetch.max_connections * WORKERS_PER_CONNECTION):
@@ -178,7 +165,7 @@ def _level(samples: Sequence[_Sample], name: str) -> _Level:
 
 def _remark(name: str, level: _Level) -> str:
     return (
-        f"{name.replace('_', ' ')}: at most {level.first:g} in the first half, {level.last:g} in the second, "
+        f"{name.replace('_', ' ')}: at most {level.first_max:g} in the first half, {level.second_max:g} in the second, "
         f"{level.slope_per_h:+.1f} an hour there ({'level' if level.holds else 'GROWS'})"
     )
 

@@ -1,8 +1,9 @@
-"""How much longer do 10,000 URLs take when 3,000 of them lie on three dead hosts?
+"""How much longer do 10,000 URLs take when 3,000 of them are on three dead hosts?
 
-The 7,000 good ones over many hosts alone; shuffled with 3,000 on three hosts that refuse connections; shuffled with
-3,000 on three hosts that never accept one. Every good image must arrive; and either may take 1.25 times what the good
-ones take, plus the one connect timeout before which no client can know that a host is dead.
+Three cases: 7,000 good URLs on many hosts; these shuffled with 3,000 URLs on three hosts that refuse connections; and
+shuffled with 3,000 on three hosts that never accept one. Every good image must arrive. Each of the last two cases may
+take 1.25 times as long as the good URLs alone, plus one connect timeout, before which no client can know that a host is
+dead.
 """
 
 from __future__ import annotations
@@ -12,12 +13,11 @@ import random
 import sys
 from collections.abc import Mapping, Sequence
 
-from benchmarks.claims import lost, time_claim
+from benchmarks.bad_hosts import lost, run_in_turn, time_claim
 from benchmarks.dead_ends import DeadEnds, dead_ends
-from benchmarks.fetch.subprocess_client import Workload, run_in_subprocess
 from benchmarks.host_farm import HostFarm
-from benchmarks.record import OTHERS_SHARE, Record, Run, RunKind, kinds
-from benchmarks.url_mix import Bodies, Web, behaviour_of, dead_url, good_url
+from benchmarks.record import OTHERS_SHARE, Record, kinds
+from benchmarks.url_mix import Bodies, Web, dead_url, good_url
 from datafetch.fetch import FetchPolicy
 
 _GOOD = "the good ones alone"
@@ -27,7 +27,7 @@ _DETAILS = ("last_ok_s", "requests", "cpu_us", "descriptors_peak", OTHERS_SHARE)
 
 
 def main() -> int:
-    """Measure, print, keep; 1 when a good image did not arrive."""
+    """Measure, print and save; return 1 if a good image did not arrive."""
     arguments = _arguments()
     policy = FetchPolicy(
         connections=arguments.connections or None,
@@ -36,12 +36,8 @@ def main() -> int:
     )
     hosts = arguments.dead_hosts
     with HostFarm(tuple(arguments.delay_ms)) as farm, dead_ends(refusing=hosts, silent=hosts) as dead:
-        cases = _cases(farm, dead, arguments)
-        runs = [
-            _measure(case, kind, Workload(urls, policy))
-            for kind in kinds(arguments.warm_ups, arguments.runs)
-            for case, urls in cases.items()
-        ]
+        rounds = kinds(arguments.warm_ups, arguments.runs)
+        runs = run_in_turn(_cases(farm, dead, arguments), policy, rounds, lambda done: done.tally.elapsed_s)
     record = Record("dead_hosts", "time", "s", vars(arguments), runs)
     claims = [time_claim(record, case, _GOOD, arguments.connect_timeout_s) for case in (_REFUSING, _SILENT)]
     record.show(_DETAILS, [*claims, f"images that could be had and were not: {lost(runs)}"])
@@ -75,11 +71,6 @@ def _cases(farm: HostFarm, dead: DeadEnds, arguments: argparse.Namespace) -> Map
         chance.shuffle(urls)
         cases[case] = urls
     return cases
-
-
-def _measure(case: str, kind: RunKind, workload: Workload) -> Run:
-    done = run_in_subprocess("benchmarks.fetch.client_datafetch", workload)
-    return Run(case, kind, done.tally.elapsed_s, done.details(), done.outcomes(behaviour_of))
 
 
 if __name__ == "__main__":

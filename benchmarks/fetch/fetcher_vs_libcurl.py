@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks.fetch.subprocess_client import Workload, run_in_subprocess
+from benchmarks.fetch.subprocess_client import DATAFETCH, Workload, run_in_subprocess
 from benchmarks.host_farm import Behaviour, HostFarm
 from benchmarks.profiling import show_costs
 from benchmarks.record import OTHERS_SHARE, Record, Run, RunKind, kinds
@@ -25,7 +25,7 @@ from datafetch.model.outcome import OK
 _MULTI = "libcurl, multi"
 _MULTI_SOCKET = "libcurl, multi_socket"
 _MODULES = {
-    "datafetch": "benchmarks.fetch.client_datafetch",
+    "datafetch": DATAFETCH,
     _MULTI: "benchmarks.fetch.client_libcurl_select",
     _MULTI_SOCKET: "benchmarks.fetch.client_libcurl_epoll",
 }
@@ -101,9 +101,7 @@ def _comparison(record: Record, way: str) -> str:
 def _profile(workload: Workload) -> None:
     with TemporaryDirectory(prefix="datafetch-benchmark-") as name:
         profile = Path(name) / "profile"
-        run_in_subprocess(
-            "benchmarks.fetch.client_datafetch", Workload(workload.urls, workload.policy, workload.is_fresh, profile)
-        )
+        run_in_subprocess(DATAFETCH, Workload(workload.urls, workload.policy, workload.is_fresh, profile))
         show_costs(profile, len(workload.urls), "the fetching process")
 
 

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks.fetch.subprocess_client import Workload, run_in_subprocess
+from benchmarks.fetch.subprocess_client import DATAFETCH, Workload, run_in_subprocess
 from benchmarks.host_farm import Behaviour, HostFarm
 from benchmarks.record import OTHERS_SHARE, Record, Run, RunKind, kinds
 from datafetch.fetch import FetchPolicy
@@ -95,7 +95,7 @@ class _Cases:
 
 
 def _measure(case: str, kind: RunKind, workload: Workload) -> Run:
-    done = run_in_subprocess("benchmarks.fetch.client_datafetch", workload)
+    done = run_in_subprocess(DATAFETCH, workload)
     details = done.details()
     return Run(case, kind, details["images_per_s"], details, done.outcomes())
 

@@ -1,7 +1,7 @@
-"""Fetch a list of URLs in a child process, by datafetch or another client, and measure what it costs.
+"""Fetch a list of URLs in a child process, with datafetch or another client, and measure what it costs.
 
-Rules: one workload, one child process, whichever client fetches it, so that CPU time, memory and descriptors are those
-of that client alone. The child's clocks start once it is loaded and has its URLs.
+Rules: each workload has a child process of its own, whichever client fetches it, so that CPU time, memory and
+descriptors are those of that client alone. The child's clocks start once it has loaded its modules and its URLs.
 """
 
 from __future__ import annotations
@@ -21,14 +21,17 @@ from datafetch.fetch import FetchPolicy
 from datafetch.model.outcome import OK
 from datafetch.process.child import child_command
 
+DATAFETCH = "benchmarks.fetch.client_datafetch"
+"""The module of datafetch's own client."""
+
 
 @dataclass(frozen=True, slots=True)
 class Workload:
     """What to fetch, and how.
 
     Attributes:
-        urls: One image each.
-        policy: As the operator would set it.
+        urls: The URLs, of one image each.
+        policy: The policy, as an operator would set it.
         is_fresh: Whether each URL gets a connection of its own.
         profile: The file for the output of ``cProfile``; None for a run at full speed.
     """
@@ -41,14 +44,14 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """The result for each URL.
+    """The result of a workload.
 
     Attributes:
-        outcomes: Of each URL, in their order: ``ok`` or the kind of failure.
-        ended_s: When each had ended, since the start.
-        requests: Sent, retries included.
-        elapsed_s: From the first URL to the end of the last.
-        cpu_s: Of the process in that time.
+        outcomes: The outcome of each URL, in the order of the URLs: ``ok`` or the kind of failure.
+        ended_s: When each URL ended, in seconds since the start.
+        requests: The number of requests that were sent, retries included.
+        elapsed_s: The time from the start to the end of the last URL.
+        cpu_s: The CPU time of the process in that time.
     """
 
     outcomes: Sequence[str]
@@ -72,7 +75,11 @@ class CompletedWorkload:
         return self.tally.cpu_s / len(self.workload.urls) * 1e6
 
     def outcomes(self, group: Callable[[str], str] | None = None) -> dict[str, int]:
-        """URLs by outcome; with a group, by that and their outcome: ``gone http_status``."""
+        """Count the URLs by outcome.
+
+        Args:
+            group: Gives the group of a URL. The URLs are then counted by group and outcome, as in ``gone http_status``.
+        """
         counts: dict[str, int] = {}
         for url, outcome in zip(self.workload.urls, self.tally.outcomes, strict=True):
             label = f"{group(url)} {outcome}" if group else outcome
@@ -80,12 +87,12 @@ class CompletedWorkload:
         return dict(sorted(counts.items()))
 
     def last_ok_s(self) -> float:
-        """When the last image had arrived."""
+        """When the last image arrived, in seconds since the start."""
         pairs = zip(self.tally.outcomes, self.tally.ended_s, strict=True)
         return max((ended_s for outcome, ended_s in pairs if outcome == OK), default=0.0)
 
     def details(self) -> Mapping[str, float]:
-        """What else is worth keeping of it."""
+        """The details to keep in a run's record."""
         return {
             "elapsed_s": self.tally.elapsed_s,
             "last_ok_s": self.last_ok_s(),
@@ -105,16 +112,16 @@ def run_in_subprocess(module: str, workload: Workload) -> CompletedWorkload:
         subprocess.CalledProcessError: The child failed.
     """
     with TemporaryDirectory(prefix="datafetch-benchmark-") as name:
-        order, result = Path(name) / "workload", Path(name) / "tally"
-        order.write_bytes(pickle.dumps(workload))
-        usage = watch([*child_command(module), str(order), str(result)])
+        request, result = Path(name) / "workload", Path(name) / "tally"
+        request.write_bytes(pickle.dumps(workload))
+        usage = watch([*child_command(module), str(request), str(result)])
         return CompletedWorkload(workload, pickle.loads(result.read_bytes()), usage)
 
 
 def client_main(fetch_all: Callable[[Workload], Tally]) -> None:
-    """In the child process: fetch the workload named on the command line, and write the tally next to it."""
-    order, result = map(Path, sys.argv[1:])
-    workload: Workload = pickle.loads(order.read_bytes())
+    """Fetch the workload named on the command line, and write the tally next to it; called in the child process."""
+    request, result = map(Path, sys.argv[1:])
+    workload: Workload = pickle.loads(request.read_bytes())
     profile = cProfile.Profile() if workload.profile else None
     tally = profile.runcall(fetch_all, workload) if profile else fetch_all(workload)
     if profile and workload.profile:

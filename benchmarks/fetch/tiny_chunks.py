@@ -1,9 +1,9 @@
-"""How much later do 200 good images arrive beside hosts that send bodies in chunks of a few bytes?
+"""How much later do 200 good images arrive when other hosts send bodies in chunks of a few bytes?
 
-The good ones alone, from one host, as many at once as a host gets; and shuffled with as many bodies of 8 to 30 MB in
-chunks of one byte or of two to six, from a few hosts or from one each. Every such chunk costs CPU: a client that keeps
-reading has none left for the good ones, and blames their host for it. Every good image must arrive, and the last of
-them may come 1.5 times as late as without.
+The good images come from one host, with the usual number of requests to a host. They are fetched alone, and shuffled
+with as many bodies of 8 to 30 MB, in chunks of one byte or of two to six, from a few hosts or from one host each. Every
+such chunk costs CPU time: a client that keeps reading has none left for the good images, and blames their host for the
+delay. Every good image must arrive, and the last one at most 1.5 times as late as when they are fetched alone.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ import random
 import sys
 from collections.abc import Mapping, Sequence
 
-from benchmarks.claims import lost
-from benchmarks.fetch.subprocess_client import Workload, run_in_subprocess
+from benchmarks.bad_hosts import lost, run_in_turn
+from benchmarks.fetch.subprocess_client import CompletedWorkload
 from benchmarks.host_farm import Behaviour, HostFarm
-from benchmarks.record import OTHERS_SHARE, Record, Run, RunKind, kinds
-from benchmarks.url_mix import behaviour_of
+from benchmarks.record import OTHERS_SHARE, Record, kinds
 from datafetch.fetch import FetchPolicy
 
 _ALONE = "alone"
@@ -29,16 +28,12 @@ _DETAILS = ("elapsed_s", "cpu_us", "requests", "peak_mib", OTHERS_SHARE)
 
 
 def main() -> int:
-    """Measure, print, keep; 1 when a good image did not arrive."""
+    """Measure, print and save; return 1 if a good image did not arrive."""
     arguments = _arguments()
     policy = FetchPolicy(connections=arguments.connections or None, allow_net=("127.0.0.0/8",))
     with HostFarm(tuple(arguments.delay_ms)) as farm:
         cases = _cases(farm, arguments)
-        runs = [
-            _measure(case, kind, Workload(urls, policy))
-            for kind in kinds(arguments.warm_ups, arguments.runs)
-            for case, urls in cases.items()
-        ]
+        runs = run_in_turn(cases, policy, kinds(arguments.warm_ups, arguments.runs), CompletedWorkload.last_ok_s)
     record = Record("tiny_chunks", "the last good image", "s", vars(arguments), runs)
     claims = [_claim(record, case) for case in cases if case != _ALONE]
     record.show(_DETAILS, [*claims, f"images that could be had and were not: {lost(runs)}"])
@@ -78,11 +73,6 @@ def _cases(farm: HostFarm, arguments: argparse.Namespace) -> Mapping[str, Sequen
             chance.shuffle(urls)
             cases[f"{chunks}, {hosts} hosts"] = urls
     return cases
-
-
-def _measure(case: str, kind: RunKind, workload: Workload) -> Run:
-    done = run_in_subprocess("benchmarks.fetch.client_datafetch", workload)
-    return Run(case, kind, done.last_ok_s(), done.details(), done.outcomes(behaviour_of))
 
 
 def _claim(record: Record, case: str) -> str:

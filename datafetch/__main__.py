@@ -17,15 +17,18 @@ def main() -> int:
     """Run the command and return its exit code."""
     _open_standard_streams()
     interrupts = CommandInterrupts()
-    interrupts.take_over()  # before what takes most of a second to load
+    interrupts.take_over()  # before the imports below, which take most of a second
     try:
-        from datafetch.cli.allocator import give_memory_back  # noqa: PLC0415
+        from datafetch.cli.allocator import return_freed_memory  # noqa: PLC0415
 
-        give_memory_back()  # before a command loads Arrow
+        return_freed_memory()  # before a command loads Arrow
         from datafetch.cli.app import main as run_command  # noqa: PLC0415
 
         code = run_command()
-    except (MemoryError, ImportError) as error:  # as app has it, if there was no memory to load even that
+    except (
+        MemoryError,
+        ImportError,
+    ) as error:  # app.main handles them, unless it could not be loaded for lack of memory
         if not is_exhaustion(error):
             raise
         code = _complain_of_memory(error)
@@ -39,7 +42,7 @@ def main() -> int:
 def _complain_of_memory(error: MemoryError | ImportError) -> ExitCode:
     try:
         return complain(str(ResourceError.from_exhaustion(error)), ExitCode.OUT_OF_RESOURCES)
-    except MemoryError:  # not even for that line
+    except MemoryError:  # not even enough for that line
         os.write(_STANDARD_DESCRIPTORS[-1], _NO_MEMORY)
         return ExitCode.OUT_OF_RESOURCES
 
@@ -54,10 +57,10 @@ def _open_standard_streams() -> None:
         try:
             os.fstat(descriptor)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it gets the lowest number that is free
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it gets the lowest free number
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # what Python makes of a closed one
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115 - open to the end
+        if getattr(sys, name) is None:  # Python's value for a closed stream
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115 - open until the process ends
 
 
 if __name__ == "__main__":

@@ -349,9 +349,9 @@ FAULTS = (
         ("verify",),
     ),
     Fault(
-        "what the library remarks is not shown",
+        "what the library logs is not shown",
         "cli/progress.py",
-        "        with suppress(Exception):  # that a remark can't be shown is no reason to end a run either\n"
+        "        with suppress(Exception):  # a message that can't be shown is no reason to end a run\n"
         "            self._console.print(line, soft_wrap=True, highlight=False)\n",
         "        del line\n",
         ("progress", "cli"),

@@ -169,7 +169,7 @@ def test_json_is_all_there_is_on_standard_output(
     assert "ids: 16 wanted, 5 not found, 3 duplicate lines" in printed.out
     remarks = printed.err.splitlines()
     assert "10 rows are too few for 64 ranks, which take at least 512" in remarks[0]
-    assert remarks[1:] == ["datafetch: 90.9% of the images arrived, --min-success asks for 95.0%"]
+    assert remarks[1:] == ["datafetch: 90.9% of the images arrived, but --min-success requires 95.0%"]
 
 
 RESUME = "interrupted; run the same command again to resume"
@@ -290,7 +290,7 @@ def test_a_wrong_source_is_one_line_and_exit_2(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["prepare", "coyo"], "Missing option '--source'. (see 'datafetch prepare coyo --help')"),
+        (["prepare", "coyo"], "missing option '--source' (see 'datafetch prepare coyo --help')"),
         (["prepare"], "name a dataset: coyo, mmc4-core"),
         (["prepare", "imagenet"], "no dataset 'imagenet'; there are: coyo, mmc4-core"),
         (["prepare", "mmc4"], "no dataset 'mmc4'; did you mean 'mmc4-core'? there are: coyo"),

@@ -18,8 +18,8 @@ from datafetch.cli.progress import (
     ProgressConsole,
     progress_line,
     resharding_line,
+    show_log_messages,
     show_progress,
-    show_remarks,
     show_resharding,
 )
 from datafetch.model.statistics import Progress, Stage, Statistics
@@ -109,7 +109,7 @@ async def test_remarks_stand_above_the_live_line(is_terminal: bool) -> None:
         return statistics(10, ok=1100)
 
     remark = "a codec process ended with status -9; its 3 images are tried again"
-    with show_remarks(console):
+    with show_log_messages(console):
         showing = asyncio.create_task(show_progress(ask, console))
         if is_terminal:
             await asked.wait()
@@ -129,7 +129,7 @@ async def test_remarks_stand_above_the_live_line(is_terminal: bool) -> None:
 def test_a_remark_is_one_clean_line() -> None:
     """No traceback, no markup, no colour, nothing of the web's that steers the terminal; of lesser levels, nothing."""
     screen = io.StringIO()
-    with show_remarks(Console(file=screen, force_terminal=True, width=40)):
+    with show_log_messages(Console(file=screen, force_terminal=True, width=40)):
         POOL.debug("all is well")
         POOL.error(
             "[red]%s[/red]\n  桜 12",
@@ -143,7 +143,7 @@ def test_remarks_are_shown_only_meanwhile(capfd: pytest.CaptureFixture[str]) -> 
     """Neither before nor after, and not twice when a command has run before in the same process."""
     before = list(logging.getLogger("datafetch").handlers)
     for _ in range(2):
-        with show_remarks(ProgressConsole()):
+        with show_log_messages(ProgressConsole()):
             POOL.warning("once")
     assert logging.getLogger("datafetch").handlers == before
     assert capfd.readouterr().err == "datafetch: once\n" * 2
@@ -153,7 +153,7 @@ def test_a_remark_that_cannot_be_written_ends_no_run() -> None:
     """A full disk behind standard error is no reason to lose days."""
     with Path("/dev/full").open("wb", buffering=0) as full:
         console = Console(file=io.TextIOWrapper(full, write_through=True))
-        with show_remarks(console):
+        with show_log_messages(console):
             POOL.warning("lost")
 
 
@@ -216,7 +216,7 @@ def test_nothing_is_imported_to_show_a_line() -> None:
     program = """
 import asyncio, sys
 import datafetch.cli.progress
-from datafetch.cli.progress import ProgressConsole, show_remarks, verifying_line, _show_lines
+from datafetch.cli.progress import ProgressConsole, show_log_messages, verifying_line, _show_lines
 from datafetch.verify import VerifyProgress
 import logging
 console = ProgressConsole()
@@ -229,7 +229,7 @@ async def show():
             await _show_lines(lambda: verifying_line(VerifyProgress(1000, 900, 3, 25, 100, 10)), console)
     except TimeoutError:
         pass
-with show_remarks(console):
+with show_log_messages(console):
     asyncio.run(show())
     logging.getLogger("datafetch.x").warning("桜")
 print(*(set(sys.modules) - before))

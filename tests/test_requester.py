@@ -589,7 +589,7 @@ async def test_a_wait_for_memory_does_not_count_against_the_host() -> None:
 
 _LARGE = """
 import asyncio, hashlib, re, sys
-from datafetch.cli.allocator import give_memory_back
+from datafetch.cli.allocator import return_freed_memory
 from datafetch.demo.origin import Origin
 from datafetch.fetch import BodyBudget, Fetcher, FetchPolicy, Limiter
 from datafetch.model.outcome import Body
@@ -615,7 +615,7 @@ async def main() -> None:
             group.create_task(deliver(number))
     print(arrived, peak_mib() - before_mib)
 
-give_memory_back()
+return_freed_memory()
 asyncio.run(main())
 """
 

@@ -15,7 +15,7 @@ import pytest
 
 from datafetch.cli.app import main
 from datafetch.cli.exit_code import one_line
-from datafetch.cli.progress import ProgressConsole, show_remarks
+from datafetch.cli.progress import ProgressConsole, show_log_messages
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.errors import ConfigurationError, ConservationError, DatafetchError, ManifestError, ResourceError
 from datafetch.fetch.classify import SocketsExhaustedError
@@ -195,7 +195,7 @@ def test_names_of_others_do_not_steer_the_terminal(tmp_path: Path, key: str, cap
     check_one_clean_line(capfd.readouterr().err)
     assert main([f"no{EVIL}"]) == 2
     check_one_clean_line(capfd.readouterr().err)
-    with show_remarks(ProgressConsole()):
+    with show_log_messages(ProgressConsole()):
         logging.getLogger("datafetch.test").warning("a column %s", key)
     check_one_clean_line(capfd.readouterr().err)
 

@@ -1,1 +1,1 @@
-"""The command line. Each command is loaded when it is run, so that help and errors come at once."""
+"""The command line. Each command is loaded when it is run, so that help and usage errors are printed at once."""

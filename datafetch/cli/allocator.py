@@ -1,4 +1,4 @@
-"""Memory that is let go of goes back to the system, while this process lives."""
+"""Settings of the memory allocators, so that a process returns freed memory to the system while it runs."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ _MMAP_THRESHOLD_BYTES = 1024 * 1024
 _KEPT_BYTES = 16 * 1024 * 1024
 
 
-def give_memory_back() -> None:
-    """Tell the allocators of this process not to hoard. For a command's own process: a library has no say in that.
+def return_freed_memory() -> None:
+    """Make the allocators of this process return freed memory. Only for commands: a library must not decide this.
 
-    Arrow's default allocator keeps what it once had, 40 MB of the 200 MB of a run
-    (benchmarks/durability/manifest_memory.py); it is chosen when Arrow is loaded, so this comes before. glibc takes the
-    size of the largest block that was ever freed for what is common, and from then on cuts blocks of that size out of
-    its heap, where gaps are left: bodies of 30 MB within a budget of 256 MiB then take up to 450. It also trims its
-    heap for 128 KiB, as much as an image brings and takes away again: up to a dozen page faults each.
+    Arrow's default allocator keeps freed memory, 40 MB of the 200 MB that a run takes
+    (benchmarks/durability/manifest_memory.py). It is chosen when Arrow is loaded, so call this before. glibc raises its
+    mmap threshold to the size of the largest block that was ever freed, and from then on cuts blocks of that size out
+    of its heap, which fragments: bodies of 30 MB within a budget of 256 MiB then take up to 450 MiB. It also trims its
+    heap as soon as 128 KiB are free, which each image allocates and frees again: up to a dozen page faults an image.
     """
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     with suppress(OSError, AttributeError):  # another C library

@@ -1,7 +1,7 @@
-"""Options → Job → run → exit code. Nothing is decided here.
+"""The command ``datafetch``: options → job → run → exit code. Nothing is decided here.
 
 Rules: standard output is for results, standard error for progress and for the one line that says what went wrong. This
-module imports neither the network stack nor Arrow: a command's own module does, once that command is the one to run.
+module imports neither the network stack nor Arrow: the module of a command does, when that command is run.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class _Summary:
-    """What is known of a command without loading it.
+    """What is known about a command without loading it.
 
     Attributes:
-        help: Its line in the list of commands: the first sentence of what its own help says.
-        after_ctrl_c: What to do once it was interrupted, or what it left; follows "interrupted; ".
+        help: Its line in the list of commands: the first sentence of its own help.
+        after_ctrl_c: What to do after an interruption, or what it left behind; follows "interrupted; ".
     """
 
     help: str
@@ -60,31 +60,31 @@ _COMMANDS = {
     "status": _Summary("Show the progress of a run, without disturbing it.", "nothing was changed"),
 }
 
-_LEAST_ADDRESS_SPACE_BYTES = 1 << 30  # most of it reserved for threads and never used
+_MIN_ADDRESS_SPACE_BYTES = 1 << 30  # most of it reserved for threads and never used
 
 _EXIT_CODES: Mapping[type[DatafetchError], ExitCode] = {
     ResourceError: ExitCode.OUT_OF_RESOURCES,
     ConservationError: ExitCode.BUG,
 }
 
-# All errors of usage, by their common base: typer exports only this one of them, from a click of its own.
+# The common base of usage errors, which typer does not export: it has its own copy of click.
 _USAGE_ERRORS: tuple[type[typer.BadParameter], ...] = (cast("type[typer.BadParameter]", typer.BadParameter.__base__),)
 
 
 class _Commands(typer.core.TyperGroup):
-    """Loads a command when it is asked for, and lists all of them without loading any."""
+    """The group of commands: loads a command when it is run, and lists all of them without loading any."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        # typer suggests of these names what may have been meant; the commands come from get_command.
+        # typer takes suggestions for mistyped names from here; the commands come from get_command.
         self.commands.update(cast("dict[str, ClickCommand]", dict.fromkeys(_COMMANDS)))
 
     def list_commands(self, ctx: Context) -> list[str]:  # noqa: ARG002 - typer's signature
-        """Their names, in the order of the list of commands."""
+        """Return the names of the commands, in the order in which help lists them."""
         return list(_COMMANDS)
 
     def get_command(self, ctx: Context, cmd_name: str) -> ClickCommand | None:  # noqa: ARG002 - typer's signature
-        """The command of a name; None when there is none."""
+        """Load the command with a name; None if there is none."""
         if cmd_name not in _COMMANDS:
             return None
         _refuse_small_address_space()
@@ -93,10 +93,10 @@ class _Commands(typer.core.TyperGroup):
         return command
 
     def shell_complete(self, ctx: Context, incomplete: str) -> list[CompletionItem]:
-        """Commands, or options, that begin as what was typed, for the shell."""
+        """Return the commands or options that begin with what was typed, for the shell."""
         if incomplete.startswith("-"):
             return super().shell_complete(ctx, incomplete)
-        from typer._click.shell_completion import CompletionItem  # noqa: PLC0415 - for the shell alone
+        from typer._click.shell_completion import CompletionItem  # noqa: PLC0415 - only for the shell
 
         return [
             CompletionItem(name, help=command.help)
@@ -128,28 +128,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return complain(_resuming(str(error), words), _exit_code(error))
     except _USAGE_ERRORS as error:
         command = error.ctx.command_path if error.ctx else "datafetch"
-        return complain(f"{error.format_message()} (see '{command} --help')", ExitCode.WRONG_COMMAND)
+        return complain(f"{_usage_message(error)} (see '{command} --help')", ExitCode.WRONG_COMMAND)
     except Exception as error:
         if not (is_exhaustion(error) or isinstance(error, OSError)):
             raise
         return _complain_of_machine(error, words)
-    if code == ExitCode.INTERRUPTED:  # typer itself makes this of Ctrl-C, without a word
+    if code == ExitCode.INTERRUPTED:  # typer returns this after Ctrl-C, without a message
         return complain(_resuming(f"interrupted{_after_ctrl_c(words)}", words), ExitCode.INTERRUPTED)
     return ExitCode.COMPLETE if code is None else code
 
 
 def _refuse_small_address_space() -> None:
-    """See that there is room for the libraries that a command loads; some of them end the process where there is not.
+    """Refuse to run without the address space for a command's libraries, some of which would abort the process.
 
     Raises:
-        ResourceError: There is too little.
+        ResourceError: The limit is too low.
     """
     limit_bytes, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if limit_bytes != resource.RLIM_INFINITY and limit_bytes < _LEAST_ADDRESS_SPACE_BYTES:
+    if limit_bytes != resource.RLIM_INFINITY and limit_bytes < _MIN_ADDRESS_SPACE_BYTES:
         raise ResourceError(
             f"the address space is limited to {limit_bytes >> 20:,} MiB ('ulimit -v'), and at least "
-            f"{_LEAST_ADDRESS_SPACE_BYTES >> 20:,} MiB are needed; raise the limit first"
+            f"{_MIN_ADDRESS_SPACE_BYTES >> 20:,} MiB are needed; raise the limit first"
         )
+
+
+def _usage_message(error: typer.BadParameter) -> str:
+    """Typer's message in the form of all others: no capital, no full stop, no prefix of the library behind it."""
+    message = error.format_message().removesuffix(".").replace("Value error, ", "")
+    return message[:1].lower() + message[1:]
 
 
 def _exit_code(error: DatafetchError) -> ExitCode:
@@ -157,14 +163,14 @@ def _exit_code(error: DatafetchError) -> ExitCode:
 
 
 def _resuming(message: str, words: Sequence[str]) -> str:
-    """A message that advises to run the same command again, for one that would delete what it has fetched so far."""
+    """Change the advice to run the same command again if that would delete what it has fetched so far."""
     if _FRESH not in words:
         return message
     return message.replace(_RESUME, _AGAIN).replace(_AGAIN, f"run the same command without {_FRESH} to resume")
 
 
 def _complain_of_machine(error: Exception, words: Sequence[str]) -> ExitCode:
-    """Say what this machine lacks, or which file it could not do something with."""
+    """Report which resource has run out, or which file can't be used."""
     if is_exhaustion(error) or not isinstance(error, OSError):
         return complain(_resuming(str(ResourceError.from_exhaustion(error)), words), ExitCode.OUT_OF_RESOURCES)
     is_wrong_path = error.errno in (errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP)

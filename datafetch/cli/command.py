@@ -1,4 +1,4 @@
-"""Commands made of functions, with their options under titles."""
+"""Makes commands of functions, with help that lists options in titled groups."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SETTINGS: dict[str, Any] = {
     "pretty_exceptions_enable": False,
     "context_settings": {"help_option_names": ["-h", "--help"]},
 }
-"""Of typer, for every command: its rich help takes twice as long to load, and says less in 80 columns."""
+"""typer's settings for every command. Its rich help takes twice as long to load, and fits less into 80 columns."""
 
 _GIVEN = "given"
 _OTHERS = "Options"
@@ -30,16 +30,22 @@ _MAX_NAME_COLUMNS = 26
 class Command(typer.core.TyperCommand):
     """A command whose help lists options under the titles of ``OptionGroup``, in one column."""
 
+    def collect_usage_pieces(self, ctx: Context) -> list[str]:
+        """Return the pieces of the usage line, without typer's braces around required arguments."""
+        return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
+
     def format_options(self, ctx: Context, formatter: HelpFormatter) -> None:
-        """Write the arguments, then the options of each group; help itself belongs to the last of them."""
+        """Write the arguments, and then the options of each group; ``--help`` is in the last one."""
         sections: dict[str, list[tuple[str, str]]] = {}
         panels = [getattr(one, "rich_help_panel", None) for one in self.params]
         others = OptionGroup.BEHAVIOUR.value if any(panels) else _OTHERS
         for one in self.get_params(ctx):
             if record := one.get_help_record(ctx):
-                is_argument = one.param_type_name == "argument"
-                title = "Arguments" if is_argument else getattr(one, "rich_help_panel", None) or others
-                sections.setdefault(title, []).append(record)
+                name, text = record
+                title = getattr(one, "rich_help_panel", None) or others
+                if one.param_type_name == "argument":
+                    title, name = "Arguments", name.partition(" ")[0]  # without its type
+                sections.setdefault(title, []).append((name, text))
         names = [name for records in sections.values() for name, _ in records]
         columns = max((len(name) for name in names if len(name) <= _MAX_NAME_COLUMNS), default=0)
         titles = [title.value for title in OptionGroup]
@@ -50,7 +56,7 @@ class Command(typer.core.TyperCommand):
 
 
 def as_command(function: Callable[..., int], cls: type[Command] = Command) -> Command:
-    """A command of a function's name, its help the function's docstring."""
+    """Make a command with the name of a function, and its docstring as help."""
     alone = typer.Typer(add_completion=False, **SETTINGS)
     alone.command(function.__name__, cls=cls)(function)
     return cast("Command", typer.main.get_command(alone))
@@ -59,12 +65,12 @@ def as_command(function: Callable[..., int], cls: type[Command] = Command) -> Co
 def with_options(
     function: Callable[..., int], options: Sequence[inspect.Parameter], gather: Callable[[dict[str, Any]], object]
 ) -> Callable[..., int]:
-    """A function with options of the command line in the place of its parameter ``given``.
+    """Replace the parameter ``given`` of a function by options of the command line.
 
     Args:
-        function: What the command does.
-        options: Its options besides those that it has as parameters; all of them may be left out.
-        gather: Makes of those that are given, by name, what the function gets.
+        function: The function of a command.
+        options: The options that it gets besides its own parameters; none of them is required.
+        gather: Turns the options that were given, by name, into the value of ``given``.
     """
     own = [one for one in inspect.signature(function, eval_str=True).parameters.values() if one.name != _GIVEN]
     names = [one.name for one in options]

@@ -1,4 +1,4 @@
-"""What the shell is told, and the one line on standard error that goes with it."""
+"""The exit codes, and the line on standard error that explains them."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from contextlib import suppress
 from enum import IntEnum
 
 _MAX_CHARS = 2000
-_END_CHARS = 500  # of them, what to do about it included
+_END_CHARS = 500  # kept from the end of a longer message, where it says what to do
 
 
 class ExitCode(IntEnum):
-    """What the shell is told."""
+    """The exit codes of commands."""
 
     COMPLETE = 0
     BUG = 1
-    NOT_SOUND = 1  # same number by contract; a bug is told by its traceback
+    NOT_SOUND = 1  # the same number by contract; a bug also prints a traceback
     WRONG_COMMAND = 2
     TOO_FEW_IMAGES = 3
     OUT_OF_RESOURCES = 4
@@ -23,17 +23,17 @@ class ExitCode(IntEnum):
 
 
 def complain(message: str, code: ExitCode) -> ExitCode:
-    """Write one line on standard error that says what is wrong, and return the exit code that goes with it."""
-    with suppress(OSError):  # the exit code counts, also where the line finds no room
+    """Write a message as one line on standard error, and return the exit code."""
+    with suppress(OSError):  # the exit code counts even if the line can't be written
         sys.stderr.write(f"datafetch: {one_line(message)}\n")
     return code
 
 
 def one_line(text: str) -> str:
-    """Text as it may stand in a line on a terminal: without control characters, and of bounded length.
+    """Make text safe for one line on a terminal: without control characters, and of bounded length.
 
-    Messages quote file names, columns, keys and names in pickles, which are other people's: none of them is to move the
-    cursor, hide what stands before it, or bury it under a megabyte. The end is kept, for it says what to do.
+    Messages quote file names, columns, keys and names in pickles, which are untrusted. None of them may move the
+    cursor, hide the text before it, or bury it under a megabyte. The end is kept, because it says what to do.
     """
     words = " ".join("".join(character if character.isprintable() else " " for character in text).split())
     if len(words) <= _MAX_CHARS:

@@ -1,6 +1,6 @@
-"""The options that fields of jobs declare, as the command line offers them: fields → parameters → a job.
+"""The options of the command line, which are fields of a job's values: fields → parameters → job.
 
-Rules: nothing is declared here. What an option is called, says, takes and decides stands at its field.
+Rules: no option is declared here. Its field declares its name, its help, its values and its effect.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from datafetch.model.options import Effect, OptionField, OptionGroup, options_of
 from datafetch.model.outcome import FailureKind, Permission
 from datafetch.transcode import ImageSpec
 
-# Numbers may be longer than any option takes: then its greatest value is named where that is known.
+# More digits than any option takes, so that a number that is too large is refused where its maximum is known.
 _SIZE = re.compile(r"([0-9]{1,100})(\.[0-9]{1,9})?\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
 _COUNT = re.compile(r"[0-9]{1,100}")
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
@@ -37,7 +37,7 @@ Json = Annotated[
         "--json", help="One JSON object on standard output at the end.", rich_help_panel=OptionGroup.BEHAVIOUR
     ),
 ]
-"""Of every command that does something."""
+"""The option of commands that run a job."""
 MinSuccess = Annotated[
     float,
     typer.Option(
@@ -47,11 +47,11 @@ MinSuccess = Annotated[
         rich_help_panel=OptionGroup.BEHAVIOUR,
     ),
 ]
-"""Of every command that fetches."""
+"""The option of commands that fetch."""
 
 
 def parse_bytes(flag: str, text: str) -> int:
-    """``33554432``, ``32M``, ``32MiB`` → bytes; the powers are those of 1024."""
+    """Parse a size, such as ``33554432``, ``32M`` or ``32MiB``, into bytes; units are powers of 1024."""
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise ConfigurationError(f"{flag} takes bytes, or a number with K, M, G or T, not {text!r}")
@@ -60,7 +60,7 @@ def parse_bytes(flag: str, text: str) -> int:
 
 
 def parse_count(flag: str, text: str, word: str) -> int | None:
-    """A whole number above 0, or None for the word that stands for no number."""
+    """Parse a whole number above 0; None for the word that stands for no number."""
     if text == word:
         return None
     if not (_COUNT.fullmatch(text) and int(text) > 0):
@@ -70,7 +70,7 @@ def parse_count(flag: str, text: str, word: str) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class GivenOptions:
-    """The options that were given to a command; whatever was not stays as the job has it.
+    """The options that were given to a command; all others stay as in the job.
 
     Attributes:
         values: By name, as typer reads them.
@@ -79,7 +79,7 @@ class GivenOptions:
     values: Mapping[str, Any]
 
     def change(self, job: Job) -> Job:
-        """The job with what was given. Networks are added to those that it allows already.
+        """Apply the options to a job. Networks are added to those that it already allows.
 
         Raises:
             ConfigurationError: A value can't be read, or is not allowed.
@@ -127,13 +127,13 @@ def parameters_of(
     add_help: Callable[[OptionField], str] = lambda _: "",
     shows_defaults: bool = True,
 ) -> list[inspect.Parameter]:
-    """The options among the fields of a dataclass, as parameters of a command.
+    """Turn the options among the fields of a dataclass into parameters of a command.
 
     Args:
         candidates: Instances of one dataclass, whose values are the defaults; where they differ, help says so.
-        wanted: Which options.
-        add_help: A sentence that is added to an option's own; empty for none.
-        shows_defaults: Whether help says what holds where an option is not given.
+        wanted: Selects the options.
+        add_help: Returns a sentence to add to the help of an option; empty for none.
+        shows_defaults: Whether help states the defaults.
     """
     cls = type(candidates[0])
     hints = get_type_hints(cls)
@@ -157,12 +157,12 @@ def parameters_of(
 
 
 def may_differ_later(one: OptionField) -> bool:
-    """Whether an option may be set otherwise when failures of a run are fetched again: no row depends on it."""
+    """Whether a retry may set an option to another value than the run, because no row depends on it."""
     return one.option.effect in {Effect.NONE, Effect.PERMITS}
 
 
 def _kind(one: OptionField, hint: Any) -> Any:
-    """The type that typer reads an option as, which also checks it."""
+    """The type with which typer parses and checks an option."""
     if one.option.is_bytes or one.option.none_word is not None:
         return str
     kind = next((kind for kind in get_args(hint) if kind is not NoneType), hint) if NoneType in get_args(hint) else hint
@@ -170,9 +170,9 @@ def _kind(one: OptionField, hint: Any) -> Any:
 
 
 def _default_text(one: OptionField, value: object) -> str:
-    """What holds where an option is not given, as help says it; nothing for a switch that is off.
+    """The default of an option as help states it; empty for a switch that is off.
 
-    What could not be given as it stands there is in parentheses, as typer has it.
+    A description that is not a value of the option is in parentheses, as in typer's own help.
     """
     if value is None or value in ((), ""):
         return one.option.none_word or (f"({one.option.unset})" if one.option.unset else "")
@@ -191,5 +191,5 @@ def _in_unit(number: int) -> Iterator[str]:
 
 
 def _annotated(kind: Any, declared: object) -> object:
-    """The same as writing it down, for a type that is only known when this runs."""
+    """Make an ``Annotated`` type from a type that is known only at run time."""
     return Annotated[kind, declared]

@@ -1,4 +1,4 @@
-"""The progress of a run on standard error: one live line on a terminal, plain lines elsewhere, remarks above them."""
+"""Progress on standard error: a live line on a terminal, plain lines elsewhere, with log messages above them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PLAIN_INTERVAL_S = 10.0
 
 
 class ProgressConsole(Console):
-    """A console on standard error. That it can't be written any more is no reason to end a run of days."""
+    """A console on standard error that ignores write errors, which are no reason to end a run of days."""
 
     def __init__(self) -> None:
         super().__init__(file=cast("IO[str]", _StandardError()))
@@ -34,7 +34,7 @@ class ProgressConsole(Console):
 
 
 class _StandardError:
-    """Standard error, without its errors: its reader has left, its disk is full, or its terminal is gone."""
+    """Standard error, whose errors are ignored: its reader has exited, its disk is full, or its terminal is gone."""
 
     def write(self, text: str) -> int:
         with suppress(OSError):
@@ -50,7 +50,7 @@ class _StandardError:
 
 
 def _load_rich() -> None:
-    """Have rich import now what it needs to show a line, which may fail in the midst of a run: it takes descriptors."""
+    """Have rich import now what it needs for a line; during a run there may be no descriptors left for an import."""
     for is_terminal in (True, False):
         console = Console(file=StringIO(), force_terminal=is_terminal)
         with Live(console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False) as live:
@@ -59,16 +59,16 @@ def _load_rich() -> None:
 
 
 @contextmanager
-def show_remarks(console: Console) -> Iterator[None]:
-    """Meanwhile, show what the library has to say, warnings or not, one line a record, above the live line.
+def show_log_messages(console: Console) -> Iterator[None]:
+    """Show the log messages of the library, from level INFO, above the live line, until the context is left.
 
-    For the command alone: a library has no business deciding where log records go.
+    Only for commands: a library must not decide where log records go.
 
     Args:
-        console: The one that the progress is shown on, or the live line and the remarks would tear each other.
+        console: The console on which the progress is shown; on another one, messages would break the live line.
     """
     logger = logging.getLogger("datafetch")
-    handler = _Remarks(console)
+    handler = _LogHandler(console)
     logger.addHandler(handler)
     level_before = logger.level
     logger.setLevel(logging.INFO)
@@ -79,7 +79,7 @@ def show_remarks(console: Console) -> Iterator[None]:
         logger.removeHandler(handler)
 
 
-class _Remarks(logging.Handler):
+class _LogHandler(logging.Handler):
     """Writes the message of each record, without its traceback, as one line."""
 
     def __init__(self, console: Console) -> None:
@@ -88,14 +88,14 @@ class _Remarks(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         line = Text(f"datafetch: {one_line(record.getMessage())}")
-        with suppress(Exception):  # that a remark can't be shown is no reason to end a run either
+        with suppress(Exception):  # a message that can't be shown is no reason to end a run
             self._console.print(line, soft_wrap=True, highlight=False)
 
 
 def progress_line(now: Statistics, images_per_s: float) -> str:
-    """One line: images done of expected, how they ended, pace, time left, open requests of how many, shards.
+    """Format the progress of a run: images, their outcomes, pace, time left, open requests and their limit, shards.
 
-    During resharding, how far that is.
+    During resharding, its progress takes the place of everything after the outcomes.
     """
     ended = now.ok + now.failed
     images = f"{ended:,}" if now.expected_images is None else f"{ended:,}/{now.expected_images:,}"
@@ -113,7 +113,7 @@ def progress_line(now: Statistics, images_per_s: float) -> str:
 
 
 def verifying_line(now: VerifyProgress) -> str:
-    """One line: the share of the files that is read, what was looked at, what was found, pace, time left."""
+    """Format the progress of a verification: the share of bytes read, what was checked and found, pace, time left."""
     share = now.read_bytes / now.total_bytes if now.total_bytes else 0.0
     parts = [f"{share:.1%}", f"{now.samples:,} samples", f"{now.images:,} images", f"{now.problems:,} problems"]
     if now.elapsed_s > 0:
@@ -124,10 +124,10 @@ def verifying_line(now: VerifyProgress) -> str:
 
 
 def resharding_line(now: Progress, elapsed_s: float) -> str:
-    """One line: the stage, rows done of all rows, and while copying how fast.
+    """Format the progress of making equal shards: the stage, its rows, and the speed of copying.
 
     Args:
-        now: How far it is.
+        now: The progress.
         elapsed_s: Time since the stage began.
     """
     parts = [f"{now.stage} {now.rows:,}/{now.total_rows:,} rows"]
@@ -137,11 +137,11 @@ def resharding_line(now: Progress, elapsed_s: float) -> str:
 
 
 async def show_progress(statistics: Callable[[], Statistics], console: Console) -> None:
-    """Show how a run stands, until cancelled; the last state stays on the screen.
+    """Show the progress of a run until cancelled; the last line stays on a terminal.
 
     Args:
-        statistics: Asked for a snapshot each time.
-        console: Where to; its being a terminal decides the form.
+        statistics: Called for a snapshot each time.
+        console: The console; whether it is a terminal decides the form.
     """
     pace = Throughput()
 
@@ -152,9 +152,9 @@ async def show_progress(statistics: Callable[[], Statistics], console: Console) 
     await _show_lines(line, console)
 
 
-async def show_verifying(standing: Callable[[], VerifyProgress], console: Console) -> None:
-    """Show how a verification stands; otherwise like ``show_progress``."""
-    await _show_lines(lambda: verifying_line(standing()), console)
+async def show_verifying(progress: Callable[[], VerifyProgress], console: Console) -> None:
+    """Show the progress of a verification; otherwise like ``show_progress``."""
+    await _show_lines(lambda: verifying_line(progress()), console)
 
 
 @contextmanager
@@ -162,7 +162,7 @@ def show_resharding(console: Console) -> Iterator[Callable[[Progress], None]]:
     """Show the progress of resharding; yields the function to call with each new state.
 
     Args:
-        console: Where to; its being a terminal decides the form.
+        console: The console; whether it is a terminal decides the form.
     """
     latest = _LatestProgress()
     with _open_display(latest.line, console) as display:
@@ -175,7 +175,7 @@ def show_resharding(console: Console) -> Iterator[Callable[[Progress], None]]:
 
 
 class _LatestProgress:
-    """The latest state of resharding, and since when its stage has lasted."""
+    """The latest progress of resharding, and when its stage began."""
 
     def __init__(self) -> None:
         self._progress: Progress | None = None
@@ -218,7 +218,7 @@ class _Display:
     """Where lines of progress are shown, and how often.
 
     Args:
-        line: Asked for the current line; an empty one is not shown.
+        line: Called for the current line; an empty one is not shown.
         write: Shows a line.
         interval_s: The time between two lines.
     """

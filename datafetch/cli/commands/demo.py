@@ -11,7 +11,7 @@ from rich.console import Console
 
 from datafetch.cli.command import as_command
 from datafetch.cli.exit_code import ExitCode
-from datafetch.cli.progress import ProgressConsole, show_progress, show_remarks
+from datafetch.cli.progress import ProgressConsole, show_log_messages, show_progress
 from datafetch.cli.render import show_report
 from datafetch.demo import run_demo
 
@@ -28,7 +28,7 @@ def demo(
     """Fetch a small dataset from a local image server with deliberate faults."""
     err = ProgressConsole()
     err.print("painting pictures, starting an image server on this machine, fetching from it …", soft_wrap=True)
-    with show_remarks(err):
+    with show_log_messages(err):
         result = run_demo(images, out, observers=[partial(show_progress, console=err)])
     show_report(result.report, as_json=json)
     (err if json else Console()).print(result.table())

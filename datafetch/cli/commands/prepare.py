@@ -18,7 +18,7 @@ import typer
 from datafetch.cli.command import Command, as_command, with_options
 from datafetch.cli.options import PERMISSIONS, GivenOptions, Json, MinSuccess, parameters_of
 from datafetch.cli.outcome import report_outcome
-from datafetch.cli.progress import ProgressConsole, show_progress, show_remarks
+from datafetch.cli.progress import ProgressConsole, show_log_messages, show_progress
 from datafetch.datasets import DATASETS, find_dataset
 from datafetch.engine.job import Job, own_spec, reshard_plan
 from datafetch.engine.runner import run
@@ -75,7 +75,7 @@ def prepare(  # noqa: PLR0913 - one parameter an option
     if no_reshard:
         job = replace(job, world_size=None)
     console = ProgressConsole()
-    with show_remarks(console):
+    with show_log_messages(console):
         report = run(job, observers=[partial(show_progress, console=console)])
     return report_outcome(report, as_json=json, min_success=min_success)
 

@@ -10,7 +10,7 @@ import typer
 
 from datafetch.cli.command import as_command
 from datafetch.cli.exit_code import ExitCode
-from datafetch.cli.progress import ProgressConsole, show_remarks, show_resharding
+from datafetch.cli.progress import ProgressConsole, show_log_messages, show_resharding
 from datafetch.cli.render import show_resharded
 from datafetch.output.reshard import folder
 from datafetch.output.reshard.copy import ProgressMonitor
@@ -47,7 +47,7 @@ def reshard(  # noqa: PLR0913 - one parameter an option
     console = ProgressConsole()
     stop = threading.Event()
     with (
-        show_remarks(console),
+        show_log_messages(console),
         show_resharding(console) as report_progress,
         active_interrupts() as interrupts,
         interrupts.stopping_with(stop.set),

@@ -12,7 +12,7 @@ import typer
 from datafetch.cli.command import as_command, with_options
 from datafetch.cli.options import PERMISSIONS, GivenOptions, Json, MinSuccess, may_differ_later, parameters_of
 from datafetch.cli.outcome import report_outcome
-from datafetch.cli.progress import ProgressConsole, show_progress, show_remarks
+from datafetch.cli.progress import ProgressConsole, show_log_messages, show_progress
 from datafetch.engine.job import Job
 from datafetch.engine.runner import retry as retry_run
 from datafetch.errors import ConfigurationError, unknown_name
@@ -55,7 +55,7 @@ def retry(
     failed for want of them, and hold for later retries too. All other options are as in the run, unless they are given.
     """
     console = ProgressConsole()
-    with show_remarks(console):
+    with show_log_messages(console):
         report = retry_run(
             str(out),
             _wanted(kinds, everything=everything, permitted=given.permitted_kinds),

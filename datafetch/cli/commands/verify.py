@@ -10,7 +10,7 @@ import typer
 
 from datafetch.cli.command import as_command
 from datafetch.cli.exit_code import ExitCode
-from datafetch.cli.progress import ProgressConsole, show_remarks, show_verifying
+from datafetch.cli.progress import ProgressConsole, show_log_messages, show_verifying
 from datafetch.cli.render import show_verdict
 from datafetch.model.kinds import Loader
 from datafetch.verify import Check, run_check
@@ -50,7 +50,7 @@ def verify(  # noqa: PLR0913 - each is an option of the command line
         processes=processes,
     )
     console = ProgressConsole()
-    with show_remarks(console):
+    with show_log_messages(console):
         verdict = run_check(check, observers=[partial(show_verifying, console=console)])
     show_verdict(verdict, as_json=json)
     return ExitCode.COMPLETE if verdict.is_sound else ExitCode.NOT_SOUND

@@ -25,10 +25,7 @@ def main() -> int:
         from datafetch.cli.app import main as run_command  # noqa: PLC0415
 
         code = run_command()
-    except (
-        MemoryError,
-        ImportError,
-    ) as error:  # app.main handles them, unless it could not be loaded for lack of memory
+    except (MemoryError, ImportError, OSError) as error:  # of an import; app.main handles those of a command
         if not is_exhaustion(error):
             raise
         code = _complain_of_memory(error)
@@ -39,7 +36,7 @@ def main() -> int:
     return interrupts.end(code)
 
 
-def _complain_of_memory(error: MemoryError | ImportError) -> ExitCode:
+def _complain_of_memory(error: MemoryError | ImportError | OSError) -> ExitCode:
     try:
         return complain(str(ResourceError.from_exhaustion(error)), ExitCode.OUT_OF_RESOURCES)
     except MemoryError:  # not even enough for that line

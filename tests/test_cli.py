@@ -671,7 +671,7 @@ def test_the_report_says_how_to_have_what_failed(capfd: pytest.CaptureFixture[st
     show_report(replace(report, retried=0), as_json=False)
     assert capfd.readouterr().out.splitlines()[3:] == [
         (
-            "this retry had nothing to request: what failed is of other kinds; "
+            "this retry had nothing to request, because all failures are of other kinds; "
             "--kinds http_status,opted_out,tls (or some of them) requests those as well"
         ),
         *advice,
@@ -709,7 +709,7 @@ def test_what_a_sample_may_have_reaches_the_job() -> None:
 
 def test_there_are_words_for_all_that_is_counted() -> None:
     """A person reads no name of the ledger's in a summary."""
-    assert set(show._NOTES) == set(CounterName)
+    assert set(show._COUNTERS) == set(CounterName)
 
 
 _HUGE = "1" + "0" * 40

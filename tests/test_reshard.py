@@ -625,7 +625,7 @@ def test_the_same_command_finds_its_shards(tmp_path: Path, source: Path, capfd: 
     assert "50 rows in 2 shards" in capfd.readouterr().out
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
     assert main(arguments) == 0
-    assert "as they were already" in capfd.readouterr().out
+    assert "which existed already" in capfd.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
     assert main([*arguments, "--shuffle", "1"]) == 2
     assert "exists already" in capfd.readouterr().err

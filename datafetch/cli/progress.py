@@ -124,7 +124,7 @@ def verifying_line(now: VerifyProgress) -> str:
 
 
 def resharding_line(now: Progress, elapsed_s: float) -> str:
-    """Format the progress of making equal shards: the stage, its rows, and the speed of copying.
+    """Format the progress of resharding: the stage, its rows, and the speed of copying.
 
     Args:
         now: The progress.

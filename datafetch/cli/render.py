@@ -1,6 +1,6 @@
-"""What commands say on standard output: for people, or as one JSON object.
+"""What commands print on standard output: lines for people, or one JSON object.
 
-Rules: nothing is worked out here. Text from the web, such as the name of a host, does not steer the terminal.
+Rules: nothing is computed here. Text from the web, such as the name of a host, can't control the terminal.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from datafetch.monitor.status import Status
 from datafetch.output.reshard.folder import Resharded
 from datafetch.verify import Verdict
 
-_NOTES: dict[str, tuple[str, str]] = {
+_COUNTERS: dict[str, tuple[str, str]] = {
     CounterName.BAD_LINES: ("bad line", "skipped"),
     CounterName.FILTERED: ("record", "left out by filters"),
     CounterName.FILLED_SIMILARITY: ("document", "got similarities of zero"),
@@ -36,7 +36,7 @@ _NOTES: dict[str, tuple[str, str]] = {
     CounterName.REPEATED_IDS: ("row", "left out because an earlier row has the same id"),
     CounterName.NOT_ASKED: ("image", "skipped because its document was lost"),
 }
-"""What is counted, for one of them, and what became of it."""
+"""By name of the counter: what it counts, in the singular, and what happened to that."""
 
 _ADVICE: dict[FailureKind, str] = {
     FailureKind.TLS: "'{retry} --insecure' also accepts invalid certificates and outdated TLS",
@@ -47,13 +47,13 @@ _ADVICE: dict[FailureKind, str] = {
 }
 _HOST_COLUMNS = 40
 _SHOWN_PROCESSES = 4
-_MAX_S = 1e9  # thirty years; what is divided by next to nothing has no end
+_MAX_S = 1e9  # thirty years; an ETA may be any number of them when the pace is close to zero
 
 
 def show_report(report: Report, *, as_json: bool) -> None:
-    """Say on standard output what was done."""
+    """Print the report of a run."""
     if as_json:
-        _say(orjson.dumps(report.summary()).decode())
+        _print(orjson.dumps(report.summary()).decode())
         return
     totals = report.totals
     failures = ", ".join(
@@ -76,7 +76,7 @@ def show_report(report: Report, *, as_json: bool) -> None:
         ),
     ]
     if totals.notes:
-        lines.append(", ".join(_note(name, count) for name, count in sorted(totals.notes.items())))
+        lines.append(", ".join(_counter_text(name, count) for name, count in sorted(totals.notes.items())))
     if report.resharded is not None:
         epoch = report.resharded
         lines.append(
@@ -92,18 +92,18 @@ def show_report(report: Report, *, as_json: bool) -> None:
         lines.append(f"ids: {found.wanted:,} wanted, {missing}{files}{beyond}, {duplicates}")
         if found.remark:
             lines.append(f"ids: {found.remark}")
-    _say_lines([*lines, *_advice(report)])
+    _print_lines([*lines, *_advice(report)])
 
 
 def _advice(report: Report) -> Iterator[str]:
-    """How images that failed can still be had."""
+    """Say how failed images can still be fetched."""
     retry = _retry_command(report.out)
     failed = sorted(kind for kind in report.totals.outcomes if kind != OK)
     if report.has_open_retry:
         yield f"a retry was interrupted: '{retry}' completes it"
     if report.retried == 0 and failed:
         yield (
-            "this retry had nothing to request: what failed is of other kinds; "
+            "this retry had nothing to request, because all failures are of other kinds; "
             f"--kinds {','.join(failed)}{' (or some of them)' if len(failed) > 1 else ''} requests those as well"
         )
     for kind, fix in _ADVICE.items():
@@ -117,29 +117,29 @@ def _retry_command(out: str) -> str:
 
 
 def counted(count: int, thing: str) -> str:
-    """So many things: ``1 shard``, ``2 shards``."""
+    """Format a count with its noun: ``1 shard``, ``2 shards``."""
     return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"
 
 
-def _note(name: str, count: int) -> str:
-    if name not in _NOTES:
+def _counter_text(name: str, count: int) -> str:
+    if name not in _COUNTERS:
         return f"{count:,} {name}"
-    thing, fate = _NOTES[name]
+    thing, fate = _COUNTERS[name]
     return f"{counted(count, thing)} {fate if count == 1 else fate.replace('its document', 'their document')}"
 
 
 def show_resharded(made: Resharded, *, as_json: bool) -> None:
-    """Say on standard output what was resharded."""
+    """Print how an output was resharded."""
     if as_json:
-        _say(orjson.dumps(made.summary()).decode())
+        _print(orjson.dumps(made.summary()).decode())
         return
     ranks, epoch = made.plan.ranks, made.epoch
-    _say_lines(
+    _print_lines(
         [
             (
                 f"{made.out}: {counted(epoch.samples, 'row')} in {counted(made.shards, 'shard')}, "
                 f"{made.total_bytes / 1e9:.2f} GB"
-                f"{'' if made.is_new else ', as they were already'}"
+                f"{'' if made.is_new else ', which existed already'}"
             ),
             (
                 f"{counted(ranks.world_size, 'rank')} of {counted(epoch.groups * ranks.group, 'sample')} each; "
@@ -150,17 +150,17 @@ def show_resharded(made: Resharded, *, as_json: bool) -> None:
 
 
 def show_verdict(verdict: Verdict, *, as_json: bool) -> None:
-    """Print what was checked, and which problems there are."""
+    """Print the verdict of a verification."""
     if as_json:
-        _say(orjson.dumps(verdict.summary()).decode())
+        _print(orjson.dumps(verdict.summary()).decode())
         return
-    _say_lines(verdict.lines())
+    _print_lines(verdict.lines())
 
 
 def show_status(status: Status, *, as_json: bool) -> None:
-    """Say on standard output where a run stands."""
+    """Print the status of a run."""
     if as_json:
-        _say(orjson.dumps(status.summary()).decode())
+        _print(orjson.dumps(status.summary()).decode())
         return
     console = Console(highlight=False)
     with console.capture() as captured:
@@ -169,11 +169,11 @@ def show_status(status: Status, *, as_json: bool) -> None:
             console.print(Padding(_kinds(status), (1, 0, 0, 0)))
         if status.hosts:
             console.print(Padding(_hosts(status), (1, 0, 0, 0)))
-    _say("\n".join(line.rstrip() for line in captured.get().splitlines()))
+    _print("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 def _facts(status: Status) -> Table:
-    """Everything that is one number, a line for each thing that is counted."""
+    """A table of single numbers, with one line for each thing that is counted."""
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
@@ -183,7 +183,8 @@ def _facts(status: Status) -> Table:
     left = "" if status.open_images is None else f", {status.open_images:,} open"
     table.add_row("images", f"{status.done:,}{expected}: {status.ok:,} ok, {status.failed:,} failed{left}")
     table.add_row(
-        "samples", f"{status.samples:,} ended; of published shards {status.rows:,} rows, {status.dropped:,} dropped"
+        "samples",
+        f"{status.samples:,} ended; published shards have {status.rows:,} rows, {status.dropped:,} were dropped",
     )
     table.add_row(
         "shards", f"{status.shards_published:,} of {status.shards:,} published, {status.shards_open:,} in progress"
@@ -247,7 +248,7 @@ def _why(host: FailingHost) -> Text:
 
 
 def _plain(text: str) -> Text:
-    """Text that is what it says: no markup, no control characters."""
+    """Text without markup and control characters."""
     return Text("".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text))
 
 
@@ -255,16 +256,16 @@ def _clock(seconds: float) -> str:
     return str(timedelta(seconds=round(max(0.0, min(seconds, _MAX_S)))))
 
 
-def _say_lines(lines: Iterable[str]) -> None:
-    _say("\n".join(map(one_line, lines)))
+def _print_lines(lines: Iterable[str]) -> None:
+    _print("\n".join(map(one_line, lines)))
 
 
-def _say(text: str) -> None:
-    """Write to standard output; the run is complete whether or not somebody still reads it."""
+def _print(text: str) -> None:
+    """Write to standard output. That its reader has exited is no error, because the work is done."""
     try:
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it closes it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # closing it would fail and print an error
     except OSError as error:
         raise ResourceError.from_disk_error(error, "write the summary to standard output") from error

@@ -1,9 +1,9 @@
-"""Ctrl-C and SIGTERM in the command's own process. The library installs no handler for them; this does.
+"""Handles Ctrl-C and SIGTERM in the process of a command; the library itself installs no signal handlers.
 
-Rules: a cluster's scheduler says SIGTERM where a person says Ctrl-C, and means the same. The first stops the run, the
-second is answered by a line, the third leaves at once: what was fetched is in the spools, the kernel gives the lock
-back, and every process of ours ends with this one. A Ctrl-C that is ignored, as in ``nohup`` or behind ``&`` in a
-script, stays ignored; SIGTERM never is.
+Rules: SIGTERM, which schedulers of clusters send, does the same as Ctrl-C. The first signal stops the run, the second
+prints a line, and the third ends the process at once: what was fetched is in the spools, the kernel releases the lock,
+and all child processes end with their parent. If Ctrl-C is ignored, as under ``nohup`` or after ``&`` in a script, it
+stays ignored; SIGTERM never is.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _SOON_S = 0.01
 
 class _Phase(Enum):
     LOADING = auto()
-    """Nothing has begun."""
+    """There is nothing to stop yet."""
     AT_WORK = auto()
     OVER = auto()
-    """Everything is said and done, but for threads that are waited for."""
+    """The work is done; the process only waits for threads."""
 
 
 class CommandInterrupts(Interrupts):
-    """What signals do to a command."""
+    """The signal handler of a command."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,25 +43,25 @@ class CommandInterrupts(Interrupts):
         self._code: int = ExitCode.INTERRUPTED
 
     def take_over(self) -> None:
-        """Be the handler, until the process ends."""
-        atexit.register(_ignore)  # the first to be registered comes last: what follows would end us by the signal
+        """Install the handler until the process ends."""
+        atexit.register(_ignore)  # registered first, so it runs last: after it a signal would kill the process
         sys.unraisablehook = self._raise_again
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, self)
         signal.signal(signal.SIGTERM, self)
 
     def begin(self) -> None:
-        """Say that everything is loaded: from now on there is something to stop."""
+        """Record that the command is loaded: from now on there is something to stop."""
         self._phase = _Phase.AT_WORK
 
     def end(self, code: int) -> int:
-        """Say that everything is done; a late signal has nothing left to stop."""
+        """Record that the work is done, so that a late signal stops nothing, and return the exit code."""
         self._phase, self._code = _Phase.OVER, code
         return code
 
     def __call__(self, *of_python: object) -> None:
-        """Do what is due."""
-        if self._phase is _Phase.LOADING:  # raised in an import it might be lost, or become another error
+        """Handle a signal."""
+        if self._phase is _Phase.LOADING:  # an exception raised in an import may be lost, or become another one
             self._leave("interrupted before it began")
         if self._phase is _Phase.OVER and not self.count:
             self.count += 1
@@ -69,7 +69,7 @@ class CommandInterrupts(Interrupts):
         super().__call__(*of_python)
 
     def on_further_signal(self) -> None:
-        """Ask for patience at the second signal, and end the process at the third."""
+        """Print a line at the second signal, and end the process at the third."""
         if self.count == 2:  # noqa: PLR2004 - the second
             _say("stopping, one moment; another signal or Ctrl-C stops it at once (nothing fetched is lost)")
         else:
@@ -80,7 +80,7 @@ class CommandInterrupts(Interrupts):
         os._exit(self._code)
 
     def _raise_again(self, lost: sys.UnraisableHookArgs) -> None:
-        """Have an interrupt raised once more that came where nothing can be raised, in a finalizer for instance."""
+        """Raise an interrupt again that was lost because it was raised in a finalizer, or the like."""
         if lost.exc_type is not KeyboardInterrupt:
             sys.__unraisablehook__(lost)
             return
@@ -89,14 +89,14 @@ class CommandInterrupts(Interrupts):
 
 
 def begin() -> None:
-    """Say that a command is loaded and begins; without effect where another handler has the signals."""
+    """Record that the command is loaded, if the handler of the signals is this one."""
     handler = signal.getsignal(signal.SIGTERM)
     if isinstance(handler, CommandInterrupts):
         handler.begin()
 
 
 def _say(message: str) -> None:
-    """Write a line on standard error, whatever was being written there when the signal came."""
+    """Write a line on standard error, even if the signal has interrupted the writing of another."""
     is_terminal = os.isatty(_STDERR)
     with suppress(OSError):
         os.write(_STDERR, f"{(_SHOW_CURSOR + _CLEAR_LINE) * is_terminal}datafetch: {message}\n".encode())

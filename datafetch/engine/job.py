@@ -75,11 +75,11 @@ class Job:
     image: ImageSpec | None = None
     payload: Payload = option(
         Payload.BASE64,
-        Option(help="What a pickle row holds: image as base64 text, or rawbytes.", group=OptionGroup.OUTPUT),
+        Option(help="Images in pickle rows: base64 text, or raw bytes.", group=OptionGroup.OUTPUT),
     )
     fetch: FetchPolicy = field(default_factory=FetchPolicy)
     processes: int | None = option(
-        None, _Setting(help="Codec processes.", group=OptionGroup.IMAGES, metavar="N", unset="CPU count")
+        None, _Setting(help="Number of codec processes.", group=OptionGroup.IMAGES, metavar="N", unset="CPU count")
     )
     memory_bytes: int = option(
         GIB,

@@ -57,8 +57,10 @@ class FetchPolicy:
         trust_env: Use the proxies that environment variables name (``HTTPS_PROXY``, ``NO_PROXY`` …).
     """
 
-    connections: int | None = option(None, _Setting(help="Requests open at once.", metavar="N|auto", none_word="auto"))
-    per_host: int = option(8, _Setting(help="Requests open at once to one host.", metavar="N"))
+    connections: int | None = option(
+        None, _Setting(help="Maximum number of open requests.", metavar="N|auto", none_word="auto")
+    )
+    per_host: int = option(8, _Setting(help="Maximum number of open requests to one host.", metavar="N"))
     timeout_s: float = option(
         30.0, _Setting(name="timeout", help="Seconds for one attempt, from sending to the last byte.", metavar="S")
     )
@@ -67,28 +69,28 @@ class FetchPolicy:
     retries: int = option(2, _Setting(help="Further attempts after a failure that may be temporary.", metavar="N"))
     backoff_s: float = 0.5
     max_body_bytes: int = option(
-        DEFAULT_MAX_BODY_BYTES, _Permission(name="max_body", help="Refuse larger bodies.", is_bytes=True)
+        DEFAULT_MAX_BODY_BYTES, _Permission(name="max_body", help="Refuse larger response bodies.", is_bytes=True)
     )
     max_redirects: int = 10
     allow_net: tuple[str, ...] = option(
         (),
-        _Permission(help="Non-public addresses that may be connected to. Repeatable.", metavar="CIDR", unset="none"),
+        _Permission(help="Also connect to these non-public addresses. Repeatable.", metavar="CIDR", unset="none"),
     )
     nameservers: tuple[str, ...] = option(
         (), _Setting(name="nameserver", help="Name server. Repeatable.", metavar="IP[:PORT]", unset="the system's")
     )
     opt_out: OptOut = option(
         OptOut.OBEY,
-        _Permission(help="Whether a response may forbid the use of its image (X-Robots-Tag)."),
+        _Permission(help="Whether to obey responses that forbid the use of their image (X-Robots-Tag)."),
     )
     contact: str = option(
-        "", _Setting(name="user_agent", help="A contact, added to the User-Agent.", metavar="TEXT", unset="none")
+        "", _Setting(name="user_agent", help="Contact to add to the User-Agent.", metavar="TEXT", unset="none")
     )
     insecure: bool = option(
         False,
         _Permission(help="Also accept invalid certificates and outdated TLS; the ledger marks these images."),
     )
-    trust_env: bool = option(False, _Setting(help="Use the proxies that the environment names."))
+    trust_env: bool = option(False, _Setting(help="Use the proxies named in the environment (HTTPS_PROXY …)."))
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, before anything is fetched."""

@@ -94,14 +94,14 @@ class ImageSpec:
     quality: int = option(75, _Setting(help="JPEG quality, 1 to 95.", metavar="Q"))
     pixels: Pixels = option(
         Pixels.RECIPE,
-        _Setting(help="The recipe's, or correct ones: upright, over white, sRGB, 16 bits scaled."),
+        _Setting(help="Pixels as in the recipe, or correct: upright, over white, sRGB, 16 bits scaled."),
     )
     resize: Resize | None = option(
         None,
         _Setting(
             help=(
                 "Shrink from all pixels, or decode large JPEGs at reduced size first "
-                "(photographs: median 53 dB, at least 39)."
+                "(PSNR of photographs: median 53 dB, at least 39)."
             ),
             unset="exact for recipe pixels, else fast",
         ),
@@ -112,14 +112,16 @@ class ImageSpec:
     )
     max_pixels: int = option(
         DEFAULT_MAX_PIXELS,
-        _Setting(help="Refuse larger images, from their header.", effect=Effect.PERMITS, metavar="N"),
+        _Setting(
+            help="Refuse images whose header says that they have more pixels.", effect=Effect.PERMITS, metavar="N"
+        ),
     )
     min_pixels: int = 1
     decode_timeout_s: float = option(
         20.0,
         _Setting(
             name="decode_timeout",
-            help="CPU seconds one image may take in the codec.",
+            help="CPU seconds that one image may take in the codec.",
             effect=Effect.NONE,
             metavar="S",
         ),

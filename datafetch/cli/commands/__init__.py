@@ -1,1 +1,1 @@
-"""One module a command, with a function of its name: options → what to do → exit code."""
+"""One module for each command, with a function of its name: options → work → exit code."""

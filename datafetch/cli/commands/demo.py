@@ -27,7 +27,7 @@ def demo(
 ) -> int:
     """Fetch a small dataset from a local image server with deliberate faults."""
     err = ProgressConsole()
-    err.print("painting pictures, starting an image server on this machine, fetching from it …", soft_wrap=True)
+    err.print("painting pictures, and fetching them from an image server on this machine …", soft_wrap=True)
     with show_log_messages(err):
         result = run_demo(images, out, observers=[partial(show_progress, console=err)])
     show_report(result.report, as_json=json)

@@ -1,7 +1,7 @@
 """``datafetch prepare``: build a dataset where the trainer expects it.
 
-The command takes the options of the dataset that is named, so it is built when it is called. Without a dataset, its
-help lists all of them.
+The options depend on the dataset, so the command is built once the dataset is known. Without a dataset, help lists all
+datasets.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def prepare(  # noqa: PLR0913 - one parameter an option
         Path,
         typer.Option(
             metavar="PATH",
-            help="The published manifest, or the folder it lies in.",
+            help="The published manifest, or its folder.",
             rich_help_panel=OptionGroup.SELECTION,
         ),
     ],
@@ -86,23 +86,23 @@ class _PrepareDataset(Command):
     dataset: Dataset
 
     def collect_usage_pieces(self, ctx: Context) -> list[str]:  # noqa: ARG002 - typer's signature
-        """Options alone: the dataset is part of what the command is called."""
+        """Return only the options: the dataset is part of the command's name."""
         return ["[OPTIONS]"]
 
     def format_help_text(self, ctx: Context, formatter: HelpFormatter) -> None:
-        """Write what the command does, and what the dataset is."""
+        """Write what the command does, and the summary of the dataset."""
         super().format_help_text(ctx, formatter)
         with formatter.indentation():
             formatter.write_text(self.dataset.summary)
 
 
 class _Prepare(Command):
-    """The command before it is known which dataset is named: it knows the options of all of them."""
+    """The command before the dataset is known, with the options of all datasets."""
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: Context | None = None, **extra: Any
     ) -> Context:
-        """Read which dataset is named, and leave everything else to the command for it.
+        """Parse the name of the dataset, and leave everything else to its command.
 
         Raises:
             ConfigurationError: There is no such dataset, or it does not take an option that is given.
@@ -110,7 +110,7 @@ class _Prepare(Command):
         ctx = self.context_class(self, info_name=info_name, parent=parent, **extra)
         given, *_ = self.make_parser(ctx).parse_args(args=list(args))
         target = given.get("target")
-        if ctx.resilient_parsing and target not in DATASETS:  # the shell asks what may follow
+        if ctx.resilient_parsing and target not in DATASETS:  # the shell completes a word
             return super().make_context(info_name, args, parent, **extra)
         if isinstance(target, str):
             command = _command_for(find_dataset(target), given)
@@ -121,22 +121,24 @@ class _Prepare(Command):
 
 
 class _PrepareHelp(Command):
-    """The command without a dataset, for its help."""
+    """The command without a dataset, which only shows help."""
 
     def format_options(self, ctx: Context, formatter: HelpFormatter) -> None:
         """Write the datasets, and the options that all of them take."""
         with formatter.section("Datasets"):
             formatter.write_dl([(name, dataset.summary) for name, dataset in DATASETS.items()])
         formatter.write_paragraph()
-        formatter.write_text("Options of every dataset; those of one are listed by 'datafetch prepare DATASET --help'.")
+        formatter.write_text(
+            "These options apply to every dataset; 'datafetch prepare DATASET --help' adds those of one dataset."
+        )
         super().format_options(ctx, formatter)
 
 
 def _command_for(dataset: Dataset, given: Mapping[str, object]) -> Command:
-    """The command for a dataset.
+    """Make the command for a dataset.
 
     Raises:
-        ConfigurationError: An option is given that only other datasets take.
+        ConfigurationError: An option was given that only other datasets take.
     """
     own = [*(["ids"] if dataset.id_list else []), *(one.name for one in options_of(type(dataset.options)))]
     if strange := [_flag(name) for name in given if name in _OF_SOME and name not in own]:
@@ -147,12 +149,12 @@ def _command_for(dataset: Dataset, given: Mapping[str, object]) -> Command:
     command.dataset = dataset
     for one in command.params:
         if one.name in _idle_options(dataset):
-            one.hidden = True  # type: ignore[attr-defined]  # they are options, and not arguments
+            one.hidden = True  # type: ignore[attr-defined]  # an option, not an argument
     return command
 
 
 def _run_parameters(dataset: Dataset | None) -> list[Parameter]:
-    """The options of a run, with the defaults of a dataset, or else of those that have the same."""
+    """The options of a run, with the defaults of a dataset; without one, with those on which all datasets agree."""
     datasets = list(DATASETS.values()) if dataset is None else [dataset]
 
     def is_taken(one: OptionField) -> bool:
@@ -160,7 +162,7 @@ def _run_parameters(dataset: Dataset | None) -> list[Parameter]:
 
     def add_help(one: OptionField) -> str:
         if one.name == "ids" and dataset is not None:
-            return f"One {dataset.id_list} a line."
+            return f"One {dataset.id_list} per line."
         return "May be given to retry later." if one.name in PERMISSIONS else ""
 
     return [
@@ -171,7 +173,7 @@ def _run_parameters(dataset: Dataset | None) -> list[Parameter]:
 
 
 def _idle_options(dataset: Dataset) -> set[str]:
-    """Options of every run that change nothing for a dataset; they are taken, and not listed."""
+    """Options of a run that have no effect on a dataset; they are accepted, but not listed."""
     idle = {"payload"} if len(dataset.payloads) == 1 else set()
     return idle if reshard_plan(_UNSET, dataset) else idle | {"world_size", "no_reshard"}
 

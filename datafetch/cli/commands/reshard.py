@@ -19,11 +19,13 @@ from datafetch.process.interrupts import active_interrupts
 
 
 def reshard(  # noqa: PLR0913 - one parameter an option
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="A folder of .pkl and .count files; never changed.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="SRC", help="A folder of shards (.pkl and .count files); never changed.")
+    ],
     out: Annotated[Path, typer.Argument(metavar="DST", help="Output folder, empty or new.")],
     *,
-    world_size: Annotated[int, typer.Option(metavar="N", help="Ranks of the training.")] = 64,
-    batch: Annotated[int, typer.Option(metavar="N", help="Groups that a rank takes in one step.")] = 2,
+    world_size: Annotated[int, typer.Option(metavar="N", help="Number of ranks of the training.")] = 64,
+    batch: Annotated[int, typer.Option(metavar="N", help="Groups of samples that a rank takes in one step.")] = 2,
     group: Annotated[
         int | None,
         typer.Option(
@@ -56,7 +58,7 @@ def reshard(  # noqa: PLR0913 - one parameter an option
             ReshardRequest(source, out, world_size, batch, group, shuffle, no_lock),
             ProgressMonitor(report_progress, stop),
         )
-    assert made is not None, "it was stopped by a signal, which is raised"
+    assert made is not None, "only a signal stops it, and that raises KeyboardInterrupt"
     show_resharded(made, as_json=json)
     return ExitCode.COMPLETE
 

@@ -36,13 +36,13 @@ def retry(
         list[str] | None,
         typer.Option(
             metavar="KIND,…",
-            help="Failures of these kinds. Repeatable.  [default: (temporary ones)]",
+            help="Retry failures of these kinds. Repeatable.  [default: (temporary ones)]",
             rich_help_panel=OptionGroup.SELECTION,
             autocompletion=_complete_kind,
         ),
     ] = None,
     everything: Annotated[
-        bool, typer.Option("--all", help="All failures.", rich_help_panel=OptionGroup.SELECTION)
+        bool, typer.Option("--all", help="Retry all failures.", rich_help_panel=OptionGroup.SELECTION)
     ] = False,
     min_success: MinSuccess = 0.0,
     json: Json = False,
@@ -50,9 +50,9 @@ def retry(
 ) -> int:
     """Retry failures that may be temporary, and add the images that arrive to the shards.
 
-    A retry that was interrupted is completed first, as it was begun. Options that permit what is refused by default
+    An interrupted retry is completed first, with its own options. Options that permit what is refused by default
     (--insecure, --allow-net, --opt-out ignore, --max-body, --max-pixels, --max-sample) also retry the images that
-    failed for want of them, and hold for later retries too. All other options are as in the run, unless they are given.
+    failed without them, and apply to later retries too. All other options are as in the run, unless they are given.
     """
     console = ProgressConsole()
     with show_log_messages(console):

@@ -17,7 +17,9 @@ from datafetch.verify import Check, run_check
 
 
 def verify(  # noqa: PLR0913 - each is an option of the command line
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="A folder of shards, or a JSON list of records.")],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="A folder of shards or images, or a JSON list of records.")
+    ],
     *,
     loader: Annotated[
         Loader | None, typer.Option(help="Loader to check for.", show_default="the job's, or by the first row")
@@ -26,7 +28,7 @@ def verify(  # noqa: PLR0913 - each is an option of the command line
         Path | None,
         typer.Option(metavar="DIR", help="Base of the paths in a JSON list.", show_default="the list's folder"),
     ] = None,
-    world_size: Annotated[int, typer.Option(metavar="N", help="Ranks that will read the shards.")] = 64,
+    world_size: Annotated[int, typer.Option(metavar="N", help="Number of ranks that will read the shards.")] = 64,
     batch: Annotated[int, typer.Option(metavar="N", help="Groups of samples that a rank takes in one step.")] = 2,
     group: Annotated[
         int | None,
@@ -35,7 +37,7 @@ def verify(  # noqa: PLR0913 - each is an option of the command line
         ),
     ] = None,
     processes: Annotated[
-        int | None, typer.Option(metavar="N", help="Codec processes.", show_default="CPU count")
+        int | None, typer.Option(metavar="N", help="Number of codec processes.", show_default="CPU count")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output at the end.")] = False,
 ) -> int:

@@ -1,1 +1,1 @@
-"""How a run is doing, for those who watch it."""
+"""The status of runs, for observers."""

@@ -1,7 +1,7 @@
-"""Which hosts the images that failed are on, and why they failed, out of millions of lines.
+"""Counts failures by host and kind, over millions of ledger lines.
 
-Rules: memory is bounded whatever the web's names are: host names are cut to what a name can be, and when there are very
-many, those with the fewest failures are forgotten. What is said of a host is then the least that it had.
+Rules: memory is bounded, whatever hosts the URLs name. Host names are cut at the length of the longest valid one. If
+there are very many hosts, those with the fewest failures are dropped, and the counts are lower bounds from then on.
 """
 
 from __future__ import annotations
@@ -15,38 +15,46 @@ import pyarrow.compute as pc
 
 from datafetch.model.outcome import OK
 
-_MAX_PAIRS = 200_000  # of host and kind, about 40 MB
+_MAX_PAIRS = 200_000  # of a host and a kind, about 40 MB
 _KEPT_PAIRS = 100_000
 _MAX_CHARACTERS = 255
-# As a browser finds it: either slash, credentials before the last @, a port behind. RE2, so no URL takes it long.
+# As browsers parse it: either slash, credentials before the last @, a port at the end. RE2 takes linear time.
 _HOST = r"^\s*(?:(?i:https?):[/\\]*|[/\\]{2,})(?:[^/\\?#]*@)?(?P<host>\[[^\]/\\?#]*\]|[^:/\\?#]*)"
 
 
 @dataclass(frozen=True, slots=True)
 class FailingHost:
-    """A host and its failures by kind; the name is empty for URLs that have none."""
+    """A host and its failures by kind; the name is empty for URLs without a host."""
 
     host: str
     by_kind: dict[str, int]
 
     @property
     def failed(self) -> int:
-        """Images on it that did not arrive."""
+        """The number of its images that failed."""
         return sum(self.by_kind.values())
 
 
 class FailingHosts:
-    """Failures, counted by host and kind."""
+    """Failures, counted by host and kind.
+
+    Attributes:
+        is_pruned: Whether hosts were dropped, so that the counts are lower bounds.
+    """
 
     def __init__(self) -> None:
         self.is_pruned = False
         self._pairs: Counter[tuple[str, str]] = Counter()
 
     def count(self, urls: pa.Array, outcomes: pa.Array) -> None:
-        """Take lines of a ledger into account; those of images that arrived count for nothing.
+        """Count ledger lines, ignoring those of images that arrived.
+
+        Args:
+            urls: The column ``url``.
+            outcomes: The column ``outcome``.
 
         Raises:
-            pa.ArrowException: These are not columns of text.
+            pa.ArrowException: The columns do not contain text.
         """
         failed: Any = pc.not_equal(outcomes, OK)
         kinds: Any = pc.filter(outcomes, failed)
@@ -56,12 +64,12 @@ class FailingHosts:
         self._add(Counter(dict(zip(zip(hosts, kinds, strict=True), counts, strict=True))))
 
     def merge(self, other: FailingHosts) -> None:
-        """Add what another has counted."""
+        """Add the counts of another instance."""
         self.is_pruned |= other.is_pruned
         self._add(other._pairs)
 
     def top(self, hosts: int) -> tuple[FailingHost, ...]:
-        """The hosts with the most failures, most first; of their names, what can be printed."""
+        """Return this many hosts with the most failures, most first; their names are safe to print."""
         by_host: Counter[str] = Counter()
         for (host, _), count in self._pairs.items():
             by_host[host] += count
@@ -80,7 +88,7 @@ class FailingHosts:
 
 
 def _hosts(urls: pa.Array) -> pa.Array:
-    """The host of each URL, in lower case and without its port; empty where there is none."""
+    """Return the host of each URL, in lower case and without its port; empty if it has none."""
     hosts: Any = pc.struct_field(pc.extract_regex(urls, _HOST), "host")
     return pc.utf8_slice_codeunits(pc.utf8_lower(pc.fill_null(hosts, "")), 0, _MAX_CHARACTERS)
 

@@ -1,4 +1,4 @@
-"""Check: what to verify, as a value; run_check(check): verify it.
+"""Check: what to verify, as a value. run_check(): verify it.
 
 Rules: nothing is written. A thread reads the files and examines the rows, one batch ahead of the codec. Whatever the
 size of the output, only a batch of rows and the images that wait for the codec are in memory.
@@ -195,7 +195,7 @@ def _dataset_of_job(out: Path) -> Dataset | None:
 
 
 def _remarks(out: Path) -> tuple[str, ...]:
-    """Remark that the run that creates the output is not complete, as far as its state folder shows it."""
+    """Remark that the run that creates the output is not complete, judging by its state folder."""
     job = _job(out)
     if job is None or job.limit is not None:  # with a limit, some shards are never made
         return ()

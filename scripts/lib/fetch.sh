@@ -1,4 +1,4 @@
-# Sourced by the fetch scripts: finds the command. $DATAFETCH, where set, is the one to use.
+# Sourced by the fetch scripts: finds the command; $DATAFETCH overrides it.
 # shellcheck shell=bash
 
 source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
@@ -6,7 +6,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)
 datafetch=${DATAFETCH:-$root/.venv/bin/datafetch}
 
-# usage TEXT: say how the script is called, and leave.
+# usage TEXT: print how to call the script, and exit.
 usage() {
     echo "usage: $(basename "$0") $*" >&2
     exit 2

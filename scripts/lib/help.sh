@@ -1,4 +1,4 @@
-# Sourced first by every script: with --help the script prints the comment that it begins with, and ends.
+# Sourced first by every script: with --help, the script prints its opening comment and exits.
 # shellcheck shell=bash
 
 if [[ ${1:-} == -h || ${1:-} == --help ]]; then

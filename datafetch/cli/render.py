@@ -79,9 +79,10 @@ def show_report(report: Report, *, as_json: bool) -> None:
         lines.append(", ".join(_counter_text(name, count) for name, count in sorted(totals.notes.items())))
     if report.resharded is not None:
         epoch = report.resharded
+        samples, used_share = counted(epoch.samples_per_rank, "sample"), epoch.used / totals.rows
         lines.append(
-            f"resharded for {counted(epoch.world_size, 'rank')} of "
-            f"{counted(epoch.samples_per_rank, 'sample')} each: an epoch uses {epoch.used / totals.rows:.3%} of all"
+            f"resharded for {counted(epoch.world_size, 'rank')} of {samples} each: "
+            f"an epoch uses {used_share:.3%} of all rows"
         )
     if report.selection is not None:
         found = report.selection
@@ -138,12 +139,11 @@ def show_resharded(made: Resharded, *, as_json: bool) -> None:
         [
             (
                 f"{made.out}: {counted(epoch.samples, 'row')} in {counted(made.shards, 'shard')}, "
-                f"{made.total_bytes / 1e9:.2f} GB"
-                f"{'' if made.is_new else ', which existed already'}"
+                f"{decimal(made.total_bytes)}{'' if made.is_new else ', which existed already'}"
             ),
             (
                 f"{counted(ranks.world_size, 'rank')} of {counted(epoch.groups * ranks.group, 'sample')} each; "
-                f"an epoch uses {1 - epoch.lost_share:.3%} of all"
+                f"an epoch uses {1 - epoch.lost_share:.3%} of all rows"
             ),
         ]
     )

@@ -59,9 +59,9 @@ class EpochUsage:
         """Yield lines that describe the usage to people."""
         ranks, used = self.ranks, self.epoch
         yield (
-            f"{ranks.world_size:,} ranks, batch {ranks.batch:,}, group {ranks.group:,}: {self.shards_per_rank:,} "
-            f"shards and {self.samples_per_rank:,} samples per rank; an epoch uses {used.used:,} of {used.samples:,} "
-            f"samples and loses {self.lost_share:.2%}"
+            f"{ranks.world_size:,} ranks, batch {ranks.batch:,}, group {ranks.group:,}: each rank reads "
+            f"{self.samples_per_rank:,} samples from {self.shards_per_rank:,} of {self.shards:,} shards; "
+            f"an epoch uses {used.used:,} of {used.samples:,} samples and loses {self.lost_share:.2%}"
         )
         left_over = self.shards % ranks.world_size
         if self.shards_per_rank and left_over:
@@ -86,7 +86,7 @@ class Verdict:
         images: The number of images that were decoded, or could not be; a file that several records share counts once.
         problems: The first thousand problems, in the order of their locations.
         problem_count: The number of all problems.
-        remarks: What is worth knowing, but no problem by itself.
+        remarks: What is worth knowing without being a problem.
         epoch_usage: What an epoch would read; None for an output without shards.
     """
 

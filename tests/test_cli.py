@@ -368,6 +368,14 @@ def test_help_fits_a_terminal_of_80_columns(
     assert capfd.readouterr().out == printed
 
 
+def test_usage_names_arguments_as_manuals_do(capfd: pytest.CaptureFixture[str]) -> None:
+    """Required ones stand by their names alone, in the usage line and in the list of arguments."""
+    assert main(["reshard", "--help"]) == 0
+    printed = capfd.readouterr().out
+    assert printed.startswith("Usage: datafetch reshard [OPTIONS] SRC DST\n")
+    assert re.findall(r"^  ([A-Z]+)  ", printed, re.MULTILINE) == ["SRC", "DST"]
+
+
 def test_help_lists_the_datasets_and_options_under_titles(capfd: pytest.CaptureFixture[str]) -> None:
     """Each dataset with a line, no option of one dataset among those of all, and the titles in their order."""
     assert main(["prepare", "--help"]) == 0

@@ -1,5 +1,5 @@
 """The demo: runs the real pipeline against an image server on this machine that simulates the faults of the web."""
 
-from datafetch.demo.run import DemoResult, run_demo
+from datafetch.demo.run import DEFAULT_FOLDER, DemoResult, run_demo
 
-__all__ = ["DemoResult", "run_demo"]
+__all__ = ["DEFAULT_FOLDER", "DemoResult", "run_demo"]

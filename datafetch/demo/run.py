@@ -64,18 +64,17 @@ class DemoResult:
         return table
 
 
-def run_demo(images: int, folder: Path | None = None, observers: Iterable[Observer[Statistics]] = ()) -> DemoResult:
+def run_demo(images: int, folder: Path = DEFAULT_FOLDER, observers: Iterable[Observer[Statistics]] = ()) -> DemoResult:
     """Paint pictures, serve them with faults, fetch them, and check what came out.
 
     Args:
-        images: How many, faulty ones included.
-        folder: Where to; a new or empty folder, or that of an earlier demo. Default: ``datafetch-demo``.
-        observers: Each watches the run.
+        images: The number of images, faulty ones included.
+        folder: The output folder: new, empty, or that of an earlier demo, which is replaced.
+        observers: Observe the run.
 
     Raises:
         ConfigurationError: The folder contains something else.
     """
-    folder = folder or DEFAULT_FOLDER
     _prepare_folder(folder)
     pictures = write_pictures(folder / "pictures", min(images, _PICTURES))
     dataset = find_dataset("coyo")

@@ -13,7 +13,7 @@ from datafetch.cli.command import as_command
 from datafetch.cli.exit_code import ExitCode
 from datafetch.cli.progress import ProgressConsole, show_log_messages, show_progress
 from datafetch.cli.render import show_report
-from datafetch.demo import run_demo
+from datafetch.demo import DEFAULT_FOLDER, run_demo
 
 
 def demo(
@@ -21,17 +21,17 @@ def demo(
         int, typer.Option(metavar="N", help="Number of images, faulty ones included.", min=50, max=20_000)
     ] = 500,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Output folder, empty or new.", show_default="a new folder")
-    ] = None,
+        Path, typer.Option(metavar="DIR", help="Output folder: new, empty, or that of an earlier demo.")
+    ] = DEFAULT_FOLDER,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output at the end.")] = False,
 ) -> int:
     """Fetch a small dataset from a local image server with deliberate faults."""
-    err = ProgressConsole()
-    err.print("painting pictures, and fetching them from an image server on this machine …", soft_wrap=True)
-    with show_log_messages(err):
-        result = run_demo(images, out, observers=[partial(show_progress, console=err)])
+    console = ProgressConsole()
+    console.print("painting pictures, and fetching them from an image server on this machine …", soft_wrap=True)
+    with show_log_messages(console):
+        result = run_demo(images, out, observers=[partial(show_progress, console=console)])
     show_report(result.report, as_json=json)
-    (err if json else Console()).print(result.table())
+    (console if json else Console()).print(result.table())
     return ExitCode.COMPLETE if result.is_passed else ExitCode.BUG
 
 

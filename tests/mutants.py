@@ -307,7 +307,7 @@ FAULTS = (
     ),
     Fault(
         "a pickle may name what is to be called",
-        "output/formats/plain_pickle.py",
+        "output/formats/pickle_interpreter.py",
         "            raise ValueError("
         """f"it calls {ascii(f'{module:.80}.{name:.80}')[1:-1]}, which is not allowed")\n""",
         "            return cls(lambda arguments: getattr(__import__(module), name)(*arguments))\n",

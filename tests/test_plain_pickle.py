@@ -210,7 +210,7 @@ def test_a_deep_key_is_refused() -> None:
 @pytest.mark.parametrize("opcode", [b"}", b"]", b")\x85", b"(l", b"(d"])
 def test_containers_are_limited(opcode: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lists and dicts, which take one byte in a pickle and hundreds in memory, are limited."""
-    monkeypatch.setattr("datafetch.output.formats.plain_pickle._SPARE_CONTAINERS", 1000)
+    monkeypatch.setattr("datafetch.output.formats.pickle_interpreter._SPARE_CONTAINERS", 1000)
     body = b"](" + opcode * 20_000 + b"e"
     tracemalloc.start()
     refused(body)

@@ -23,8 +23,8 @@ def tls_context() -> ssl.SSLContext:
 def lax_tls_context() -> ssl.SSLContext:
     """Make the context that verifies nothing and accepts outdated TLS.
 
-    It accepts TLS 1.0 and 1.1, SHA-1 and keys of any length (OpenSSL's security level 0), as far as the installed
-    OpenSSL still supports them.
+    It accepts TLS 1.0 and 1.1, SHA-1 and keys of any length (OpenSSL's security level 0), if the installed OpenSSL
+    still supports them.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False

@@ -1,6 +1,6 @@
 """Atomic, durable file operations: a file is either complete and on disk, or absent.
 
-Rules: a file that others read gets its name only when it is complete, and the name counts only when it is on disk too.
+Rules: a file that others read gets its name only when it is complete, and counts only when its name is on disk as well.
 A full disk, a power failure or a kill at any moment leaves what was there before.
 
 Theory of operation: within a filesystem, a file is written under a temporary name, synced, renamed to its final name,
@@ -24,8 +24,8 @@ from threading import Event
 
 from datafetch.errors import ConfigurationError, ResourceError
 
-_CANT_SYNC = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)  # shared folders of VirtualBox, some of FUSE
-_CANT_EXCHANGE = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)  # NFS, before Linux 3.15
+_CANT_SYNC = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)  # on shared folders of VirtualBox and some FUSE filesystems
+_CANT_EXCHANGE = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)  # on NFS, and before Linux 3.15
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # <fcntl.h>, <linux/fs.h>
 
 _log = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ def _open_nameless(folder: Path, source: Path) -> int:
     """Create a file without a name.
 
     Raises:
-        ResourceError: The filesystem does not support unnamed files, as NFS.
+        ResourceError: The filesystem does not support unnamed files; NFS is one.
     """
     try:
         return os.open(folder, os.O_TMPFILE | os.O_WRONLY, 0o666)
@@ -137,7 +137,7 @@ def refuse_links(folder: Path) -> None:
 def _links(folder: Path | str) -> Iterator[str]:
     try:
         entries = os.scandir(folder)
-    except FileNotFoundError:  # another process has just moved it to its place
+    except FileNotFoundError:  # another process has just moved it away
         return
     with entries:
         for entry in entries:

@@ -1,7 +1,8 @@
 """The paths of an output and of its state folder.
 
 Rules: the state folder is ``<out>.datafetch``, next to the output and not inside it, because the trainer counts the
-files of the output folder. What has a name of its own in either is named here; shards are named by their formats.
+files of the output folder. Every file and folder with a fixed name is named here; files of shards in the output are
+named by their format.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class OutputLayout:
 
     @property
     def shard_locks(self) -> Path:
-        """Says which process fetches which shards, where several do."""
+        """The lock file by which several processes that fetch shards of this output keep off each other's."""
         return self.folder / "shards.lock"
 
     @property
@@ -67,16 +68,16 @@ class OutputLayout:
 
     @property
     def progress(self) -> Path:
-        """The progress of the current run, at most a few seconds old while there is one."""
+        """The progress of the current run, which updates it every few seconds."""
         return self.folder / "progress.json"
 
     @property
     def shard_progress_folder(self) -> Path:
-        """The folder of ``shard_progress``; there from when shards are fetched apart to the next run."""
+        """The folder of ``shard_progress``, created by processes that fetch some of the shards; a run deletes it."""
         return self.folder / "progress"
 
     def shard_progress(self, first_shard: str) -> Path:
-        """How a process that fetches some of the shards stands, named by the first of them."""
+        """The progress of a process that fetches only some of the shards, of which this is the first."""
         return self.shard_progress_folder / f"{first_shard}.json"
 
     @property

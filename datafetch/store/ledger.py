@@ -55,16 +55,16 @@ SCHEMA = pa.schema(
 _LINE_COLUMNS = SCHEMA.names[1:]
 _LATER_COLUMNS = frozenset({"permitted", "is_original", "is_skipped"})  # missing in ledgers of earlier versions
 _TOTALS_KEY = b"datafetch.totals"
-_COUNTS = frozenset(field.name for field in fields(ShardCounts))  # a count that we don't know would be lost in a retry
+_COUNTS = frozenset(field.name for field in fields(ShardCounts))  # a retry would lose any other
 _ROWS_KEY = b"datafetch.rows"
 _OWN_ROWS_KEY = b"datafetch.own_rows"
 _RETRY_KEY = b"datafetch.retry"
 Bools: TypeAlias = npt.NDArray[np.bool_]
 # Lines are buffered until they fill a row group, and are read by row group. A row group is bounded in bytes as well,
-# because a URL, or the URL that its redirects lead to, may have 60 KB and more.
+# because a URL may have 60 KB or more, and so may the one that its redirects lead to.
 _ROW_GROUP_LINES = 16_384
 _ROW_GROUP_BYTES = 8 * 1024 * 1024
-_LINE_BYTES = 256  # about what a line takes besides its texts
+_LINE_BYTES = 256  # approximate size of a line without its texts
 _BATCH_LINES = 4096  # converted to Python objects at a time
 
 
@@ -212,15 +212,15 @@ def read_shard_summary(path: Path) -> ShardSummary:
         raise not_a_ledger(path) from error
 
 
-def not_a_ledger(path: Path, of: str = "of datafetch") -> ConfigurationError:
+def not_a_ledger(path: Path, kind: str = "a ledger of datafetch") -> ConfigurationError:
     """The error for a file that is not a ledger. Its advice affects no other shard.
 
     Args:
         path: The file.
-        of: Whose ledger it is not.
+        kind: What the file should have been.
     """
     return ConfigurationError(
-        f"{path} is not a ledger {of}; put back a copy, or delete it and run 'datafetch prepare' as before, which "
+        f"{path} is not {kind}; put back a copy, or delete it and run 'datafetch prepare' as before, which "
         "fetches the images of that shard again; if the output is resharded, only a copy helps, or --fresh"
     )
 
@@ -232,7 +232,7 @@ def _read_metadata(path: Path) -> dict[bytes, bytes]:
         raise_if_exhausted(error)
         raise not_a_ledger(path) from error
     if not metadata.keys() >= {_TOTALS_KEY, _ROWS_KEY, _OWN_ROWS_KEY, _RETRY_KEY}:
-        raise not_a_ledger(path, "of this version of datafetch")
+        raise not_a_ledger(path, "a ledger of this version of datafetch")
     return metadata
 
 
@@ -295,7 +295,7 @@ def read_columns(path: Path, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
     """Some columns of all lines, in order, in batches of at most a few thousand lines and a few megabytes.
 
     Raises:
-        FileNotFoundError: There is no such ledger, or no longer.
+        FileNotFoundError: The ledger does not exist, perhaps no longer.
         ConfigurationError: The file is not a ledger.
     """
     try:

@@ -3,10 +3,10 @@
 Rules: append-only, one writer. Nothing is decided here; the log records what happened, and ``output.merge`` decides
 what becomes of it. ``spool_format`` defines the bytes.
 
-Theory of operation: ``Spool.append`` returns once the operating system has the entry, so a killed process loses nothing
-that it was told was written. ``Spool.sync``, called every few seconds, brings the entries to disk, so a machine that
-loses power loses only the last few seconds. Entries are in no particular order, and a sample's own
-entry may be there twice: if the entry of one of its images is damaged, the next run fetches that image again and
+Theory of operation: ``Spool.append`` returns once the operating system has the entry, so everything that it has
+confirmed survives the death of the process. ``Spool.sync``, called every few seconds, brings the entries to disk, so if
+the machine loses power, only the last few seconds are lost. Entries are in no particular order, and a sample may have
+two entries of its own: if the entry of one of its images is damaged, the next run fetches that image again and
 completes the sample again. Recovery (``_recover``) reads the file from start to end:
 
 * every intact entry counts, and a damaged one is skipped, so that its image is fetched again;
@@ -14,8 +14,8 @@ completes the sample again. Recovery (``_recover``) reads the file from start to
 * a sample is complete if and only if its own entry and those of all of its images are intact. An image of an
   incomplete sample is not fetched again if its entry is intact.
 
-A file header that is incomplete means that the machine died while the spool was created: it is written again. A failed
-write may have left half an entry, so a spool refuses all further writes after one; the next run recovers it.
+An incomplete file header means that the machine died while the spool was created: it is written again. A write that
+fails may leave half an entry, so a spool refuses all writes after it; the next run recovers the spool.
 """
 
 from __future__ import annotations

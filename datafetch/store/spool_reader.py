@@ -37,7 +37,7 @@ class SpooledSample:
             jpeg: Returns what the record is to hold as the JPEG of an image that arrived.
 
         Raises:
-            ConservationError: An image is missing or there twice.
+            ConservationError: An image is missing, or the spool has it twice.
         """
         found = [(image.line.sample, image.line.image) for image in self.images]
         expected = [(self.sample.position, image) for image in range(len(self.sample.urls))]
@@ -80,7 +80,7 @@ class SpoolReader:
                     raise ConservationError(f"the spool has images, but no entry, of sample {record.line.sample}")
                 images.append(record)
                 continue
-            # A sample is there twice if the entry of one of its images was damaged and the image was fetched again.
+            # A sample has two entries if the entry of one of its images was damaged and the image was fetched again.
             if current is not None and current.sample.position != record.position:
                 yield SpooledSample(current.sample, tuple(images))
             current, images = SpooledSample(record, ()), []

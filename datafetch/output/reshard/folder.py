@@ -226,7 +226,7 @@ def _loader(paths: Sequence[Path], counts: Sequence[int]) -> Loader:
 
 @contextmanager
 def _locked_output(layout: OutputLayout, *, is_alone: bool) -> Iterator[None]:
-    """Hold the lock of the output; if the filesystem has no locks, ``is_alone`` allows to do without."""
+    """Hold the lock of the output; if the filesystem has none, ``is_alone`` allows the work to proceed without."""
     lock = Lock(layout.lock, layout.out, layout.real_lock)
     try:
         make_folder(layout.folder)

@@ -1,4 +1,4 @@
-"""The arithmetic of shards and ranks: what a trainer reads of a set of shards, and sizes with which it loses nothing.
+"""The arithmetic of shards and ranks: what a trainer reads of them, and with which sizes it loses hardly anything.
 
 Rules: pure functions of counts. The trainer's own rules, from VILA's datasets and samplers: with W ranks, each rank
 takes ``shards // W`` shards, in the order of their names, and the remaining shards are never read. A rank takes its
@@ -26,7 +26,7 @@ SHUFFLE_OF: Mapping[Loader, int | None] = {Loader.COYO: 0, Loader.MMC4: None}
 _MAX_RANKS = 1_000_000  # beyond any cluster
 RankNumber: TypeAlias = Annotated[int, Meta(ge=1, le=_MAX_RANKS)]
 """A number of ranks, or of what one rank takes at once."""
-_SHARD_ROWS = 12_500  # about as VILA's splitter cuts them: 400 MB of pairs
+_SHARD_ROWS = 12_500  # about 400 MB of pairs, as VILA's splitter makes them
 _SHARD_BYTES = 1 << 30  # documents are larger, and the loader holds a shard in memory
 
 
@@ -60,7 +60,7 @@ class Ranks:
 
     @property
     def min_rows(self) -> int:
-        """The least number of rows: one step for each rank."""
+        """The smallest number of rows that can be resharded: one step for each rank."""
         return self.world_size * self.step
 
 

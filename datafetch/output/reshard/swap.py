@@ -68,7 +68,7 @@ def complete_swap(layout: OutputLayout) -> None:
 
     Raises:
         ResourceError: The output can't be written; nothing is lost.
-        ConfigurationError: There are third-party files where the output is to be.
+        ConfigurationError: Other files are in the way of the output.
     """
     if not layout.resharded.is_dir():
         return

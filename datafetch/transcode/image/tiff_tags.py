@@ -1,6 +1,6 @@
 """Directories of tags, as in TIFF files, EXIF, and the MPF segments of JPEGs.
 
-Rules: nothing is copied. Nothing raises for corrupt data, which is read as far as Pillow reads it.
+Rules: nothing is copied. Corrupt data raises no exception; reading stops where Pillow stops.
 """
 
 from __future__ import annotations
@@ -80,12 +80,12 @@ def _layout(file: memoryview) -> _Layout | None:
 
 
 def _first_directory(file: memoryview, layout: _Layout) -> int:
-    start = layout.offset_bytes  # byte order and version in front of it are exactly as long
+    start = layout.offset_bytes  # byte order and version, before it, take as many bytes
     return int.from_bytes(file[start : start + layout.offset_bytes], layout.byte_order)
 
 
 def _tags(file: memoryview, layout: _Layout, start: int) -> Iterator[Tag]:
-    """Yield the tags up to the first whose values are not all within the file, where Pillow stops as well."""
+    """Yield the tags up to the first whose values extend beyond the end of the file, where Pillow stops as well."""
     first = start + layout.count_bytes
     count = int.from_bytes(file[start:first], layout.byte_order)
     tags = file[first : first + count * layout.tag.size]

@@ -4,9 +4,9 @@ Theory of operation. An image waits in ``_queue`` until a worker has room. Dispa
 current round of the event loop, so that images that arrive together travel together, but no image ever waits for a
 batch to fill. A batch is an even share of the queue, within bounds. It goes to the worker with the fewest batches.
 
-From then on an image can take four ways:
+From then on there are four cases:
 
-* The worker answers it, and its caller gets the outcome.
+* The worker answers, and the caller of the image gets the outcome.
 * The worker is slow, that is, still at the same image after a whole interval of ``_watch``. What is behind that image
   is reclaimed and goes back to the head of the queue. The same happens when other workers are idle.
 * The worker ends. Its ``CrashReport`` requeues the image, makes it a suspect, or blames it. Suspects go to the worker

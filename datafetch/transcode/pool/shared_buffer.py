@@ -16,8 +16,8 @@ starts an image in the very instant in which the parent lowers the limit. Then t
 first answer counts. The messages on the socket order everything else: bodies are written before the request is sent,
 and JPEGs before the reply.
 
-Rules: the content of a buffer is hostile, or derived from hostile data, so each side trusts a length only as far as the
-buffer reaches. A buffer can't be shrunk: reading beyond the end of shared memory kills the reader.
+Rules: the content of a buffer is hostile, or derived from hostile data, so each side checks every length and offset
+against the size of the buffer. A buffer can't be shrunk: reading beyond the end of shared memory kills the reader.
 """
 
 from __future__ import annotations

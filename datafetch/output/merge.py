@@ -9,7 +9,7 @@ sample) and, if an image failed, the entries that a later retry needs: the sampl
 published shard, the stored samples with failed images, and the spool of the retry. For each position of the shard:
 
 * A sample that is not in the retry's spool keeps its ledger lines, its row, byte for byte, and its stored entries.
-* A sample in the spool is built anew from all of its images. The spool begins with the results that the retry did not
+* A sample in the spool is built again from all of its images. The spool begins with the results that the retry did not
   fetch again (``RetryFilter.images_to_keep``), so it holds every image of the sample. For images that were fetched
   again, the attempts add up, and an image that was truncated twice with the same bytes is final (``corrupt``).
 * A row never becomes worse. An image that the row holds is counted against ``--max-sample`` before new ones, so new

@@ -1,4 +1,4 @@
-"""The journal of a copy: how many sources are in the new shards already, so that an interrupted copy can be resumed."""
+"""The journal of a copy: the number of sources that are copied already, so that the copy can be resumed."""
 
 from __future__ import annotations
 

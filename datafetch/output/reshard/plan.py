@@ -1,4 +1,4 @@
-"""What a reshard is made of: the plan, the sources, and the new position of each row."""
+"""What is resharded, and how: the sources, the plan, and the new position of each row."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from datafetch.demo.pictures import write_pictures
 from datafetch.model.sample import Sample
 
 LOOPBACK = ("127.0.0.0/8",)
-_PATIENCE_S = 20.0
+_PATIENCE_S = 60.0
 _ROOT = Path(__file__).parent.parent
 _SLICES = 6  # of the matrix, some 180 tests each
 _PICTURES, _PICTURES_SEED = 66, 7

@@ -43,7 +43,7 @@ from datafetch.transcode import Encoding, ImageSpec, Pixels, Resize
 Pictures = tuple[Path, list[str]]
 IMAGES = 200
 _CONNECTIONS = 24
-PATIENCE_S = 60
+PATIENCE_S = 120
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from datafetch.demo.pictures import write_pictures
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 OPTIONS = ("--allow-net", "127.0.0.0/8", "--connections", "8", "--processes", "1", "--retries", "0", "--no-reshard")
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import datafetch
 from datafetch.process.child import child_command
 
 ROOT = Path(__file__).parent.parent
-PATIENCE_S = 60
+PATIENCE_S = 120
 
 
 def test_every_name_is_there_and_none_is_a_submodules() -> None:

@@ -21,7 +21,7 @@ from datafetch.errors import ConfigurationError, ConservationError, DatafetchErr
 from datafetch.fetch.classify import SocketsExhaustedError
 from datafetch.output.commit_process import _error_fields
 
-PATIENCE_S = 60
+PATIENCE_S = 120
 EVIL = "\x1b]0;mine now\x07\x1b[2J\r\u202etxt\u2028"
 LONGEST_LINE = len("datafetch: ") + 2001
 

@@ -37,7 +37,7 @@ from datafetch.store.spool_writer import write_spool
 
 Pictures = tuple[Path, list[str]]
 IMAGES = 90
-PATIENCE_S = 60
+PATIENCE_S = 120
 
 
 @pytest.fixture(scope="module")

@@ -47,7 +47,7 @@ from datafetch.verify.record_list import RecordList
 Row: TypeAlias = dict[str, Any]
 JPEG = saved(Image.new("RGB", (16, 12), "teal"), "JPEG")
 JPEG_BASE64 = base64.b64encode(JPEG).decode()
-PATIENCE_S = 60
+PATIENCE_S = 120
 GONE: Any = object()
 """Stands for a key that is not there."""
 

@@ -505,7 +505,7 @@ def test_what_decides_the_rows_is_recorded(
     assert row["rawbytes"].startswith(b"\xff\xd8\xff")
     capfd.readouterr()
     assert main([*arguments, "--resize", "fast", "--encode", "original"]) == 2
-    assert "(payload: bytes, now base64)" in capfd.readouterr().err
+    assert "(--payload: bytes, now base64)" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

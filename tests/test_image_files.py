@@ -201,7 +201,7 @@ def test_files_of_others_stay(pairs: Pairs) -> None:
     (pairs.out / "a" / "others.jpg").write_bytes(b"others")
     run(pairs.job())
     assert pairs.files() == pairs.expected(ARRIVING) | {"a/others.jpg": b"others"}
-    with pytest.raises(ConfigurationError, match="encode: received, now recipe"):
+    with pytest.raises(ConfigurationError, match="--encode: received, now recipe"):
         run(pairs.job(image=ImageSpec()))
     run(pairs.job(image=ImageSpec(), fresh=True, limit=2))
     files = pairs.files()

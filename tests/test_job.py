@@ -257,13 +257,13 @@ def test_the_image_is_what_the_job_says(job: Job) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"limit": 10}, "limit: None, now 10"),
+        ({"limit": 10}, "--limit: not set, now 10"),
         ({"ids": None}, "with an id list, now without"),
-        ({"image": ImageSpec(short_side_px=100)}, "short_side: 336, now 100"),
-        ({"image": replace(VILA, quality=90)}, "quality: 75, now 90"),
-        ({"image": replace(VILA, pixels=Pixels.CORRECT)}, "pixels: recipe, now correct"),
-        ({"image": replace(VILA, resize=Resize.FAST)}, "resize: exact, now fast"),
-        ({"image": replace(VILA, encode=Encoding.ORIGINAL)}, "encode: recipe, now original"),
+        ({"image": ImageSpec(short_side_px=100)}, "--short-side: 336, now 100"),
+        ({"image": replace(VILA, quality=90)}, "--quality: 75, now 90"),
+        ({"image": replace(VILA, pixels=Pixels.CORRECT)}, "--pixels: recipe, now correct"),
+        ({"image": replace(VILA, resize=Resize.FAST)}, "--resize: exact, now fast"),
+        ({"image": replace(VILA, encode=Encoding.ORIGINAL)}, "--encode: recipe, now original"),
         ({"payload": Payload.BYTES}, "payload: base64, now bytes"),
     ],
 )

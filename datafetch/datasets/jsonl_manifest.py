@@ -294,7 +294,7 @@ class LineSamples(Samples):
         selected = id_filter.numbers if id_filter is not None and not id_filter.are_rows else None
         records = 0
         for number, line in enumerate(self._file.lines()):
-            is_record = bool(line.strip())
+            is_record = bool(line.strip(b" \r"))  # a line of tabs is one of empty columns
             records = number + 1 if is_record else records
             is_selected = is_record and (selected is None or number in selected)
             self._is_sample.append(is_selected and self._scan_line(number, line))

@@ -48,6 +48,7 @@ Identity: TypeAlias = dict[str, Any]
 _LOCK_INTERVAL_S = 0.05  # preparing takes milliseconds, or as long as it takes to copy the published list of a dataset
 _RESHARDED_FILE = re.compile(r"part-\d{5,}\.(pkl|count)")
 _SETTINGS_KEY = "asked"  # in job.json, under the name that it has had from the beginning
+_NO_OPTIONS = frozenset({"dataset", "format", "keys", "least_pixels"})  # parts of the identity that no option sets
 # Earlier versions counted some permissions as part of the identity.
 _NO_IDENTITY = frozenset({_SETTINGS_KEY, "max_pixels", "insecure", "opt_out"})
 
@@ -266,11 +267,14 @@ _ID_LISTS = {
 def _refuse_other_job(layout: OutputLayout, before: Identity, now: Identity) -> None:
     for name in now | before:
         if before.get(name) != now.get(name):
-            difference = f"{name}: {before.get(name)}, now {now.get(name)}"
             if name == "ids":
                 difference = _ID_LISTS[before.get(name) is not None, now.get(name) is not None]
             elif name == "shards":
                 difference = f"other manifest files: {_first_difference(before[name], now[name])}"
+            else:
+                setting = name if name in _NO_OPTIONS else f"--{name.replace('_', '-')}"
+                values = ("not set" if one.get(name) is None else one[name] for one in (before, now))
+                difference = f"{setting}: {', now '.join(map(str, values))}"
             raise ConfigurationError(
                 f"{layout.out} was started with different settings ({difference}); "
                 "use the same settings, choose another --root, or start over with --fresh"

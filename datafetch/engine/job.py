@@ -242,7 +242,7 @@ def read_job(layout: OutputLayout) -> tuple[Job, Identity]:
         ConfigurationError: There is no job, or its file is not of this version.
     """
     if not layout.job.exists():
-        raise ConfigurationError(f"{layout.out} is no output of datafetch: there is no {layout.job}")
+        raise ConfigurationError(f"{layout.out} is not an output of datafetch: there is no {layout.job}")
     settings, identity = read_settings(layout), read_identity(layout)
     options = settings.pop(_OPTIONS_KEY, {})
     try:

@@ -1,7 +1,7 @@
-"""The codec alone, in processes that have the bodies in their memory: a child of ``codec_ways`` and ``verify_speed``.
+"""The codec alone, in processes that have the bodies in memory; a child process of ``codec_ways`` and ``verify_speed``.
 
-Rules: it runs in any environment that has Pillow and what ``datafetch.transcode`` imports; it prints one JSON object.
-Its clock starts when every process has worked already.
+Rules: it runs in any environment that has Pillow and what ``datafetch.transcode`` imports, and prints one JSON object.
+Its clock starts when every process has warmed up.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ SPECS: Mapping[str, ImageSpec] = {
     ORIGINAL: ImageSpec(encode=Encoding.ORIGINAL),
 }
 KEPT = "ok, kept"
-"""The outcome of an image that stayed as it was."""
+"""The outcome of an image that was kept as received."""
 
 _ROOT = str(Path(__file__).resolve().parents[1])
 _CHUNK_IMAGES = 4  # handed out one chunk at a time, so that the processes end together
 _WARM_UP_IMAGES = 16  # a process
 
 _bodies: list[bytes] = []
-"""In a bare process: the pictures."""
+"""The pictures, in a bare process."""
 
 
 def bare_codec_command(python: str, way: str, images: int, processes: int, folder: Path) -> list[str]:
@@ -48,7 +48,7 @@ def bare_codec_command(python: str, way: str, images: int, processes: int, folde
 
 
 def main() -> None:
-    """Transcode as the command line asks: the way, the number of images and of processes, the folder of pictures."""
+    """Transcode as the command line says: a key of ``SPECS``, the numbers of images and processes, and the folder."""
     way, images, processes, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
     work = partial(_transcode, SPECS[way])
     with multiprocessing.get_context("spawn").Pool(processes, _load, (sorted(folder.iterdir()),)) as pool:

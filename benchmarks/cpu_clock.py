@@ -1,7 +1,7 @@
-"""CpuClock: what this process, those below it and the rest of the machine spend from one moment to another.
+"""CpuClock: the CPU time that this process, its descendants and the rest of the machine take between two moments.
 
-Rules: nothing is sampled, the kernel's counters are read at the start and at the end; a process that ended in between
-counts as well if its parent waited for it.
+Rules: nothing is sampled: the kernel's counters are read at the start and at the end. A process that ended in between
+is counted if its parent waited for it.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ class CpuSpent:
     """What was spent.
 
     Attributes:
-        elapsed_s: Wall clock.
-        own_s: CPU seconds of this process, all of its threads.
-        children_s: CPU seconds of all processes below it.
-        others_share: The share of the machine's CPU time that went to anybody else, 0 to 1.
+        elapsed_s: Wall-clock time.
+        own_s: CPU seconds of all threads of this process.
+        children_s: CPU seconds of all descendants of this process.
+        others_share: The share of the machine's CPU time that other processes took, 0 to 1.
     """
 
     elapsed_s: float
@@ -35,7 +35,7 @@ class CpuSpent:
 
 
 class CpuClock:
-    """Runs from the moment it is made."""
+    """A clock that runs from its creation."""
 
     def __init__(self) -> None:
         self._busy_s = busy_s()

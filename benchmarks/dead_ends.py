@@ -1,4 +1,4 @@
-"""Hosts that can't be connected to: some refuse connections, some never accept one."""
+"""Hosts that can't be connected to: some refuse connections, others never accept one."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class DeadEnds:
     """The hosts, each as ``address:port``.
 
     Attributes:
-        refusing: They answer a SYN with a reset.
-        silent: They don't answer it: the queue of connections to accept is full.
+        refusing: Hosts that answer a SYN with a reset.
+        silent: Hosts that don't answer it, because their queue of connections to accept is full.
     """
 
     refusing: Sequence[str]
@@ -29,7 +29,7 @@ class DeadEnds:
 
     @property
     def hosts(self) -> list[str]:
-        """All of them, the two kinds in turn as far as both last."""
+        """All hosts, the two kinds in turn; those that one kind has more of come last."""
         pairs = list(zip(self.refusing, self.silent, strict=False))
         rest = [*self.refusing[len(pairs) :], *self.silent[len(pairs) :]]
         return [host for pair in pairs for host in pair] + rest
@@ -37,9 +37,9 @@ class DeadEnds:
 
 @contextmanager
 def dead_ends(refusing: int, silent: int) -> Iterator[DeadEnds]:
-    """Hold these numbers of hosts, each at most 250, for as long as the context lasts."""
+    """Provide these numbers of hosts, each at most 250, for as long as the context lasts."""
     with ExitStack() as resources:
-        # Bound and not listening: no other process gets the port, and a connection to it is refused at every address.
+        # It is bound but does not listen, so no other process gets the port, and connections to it are refused.
         closed = resources.enter_context(socket.socket())
         closed.bind(("", 0))
         port = closed.getsockname()[1]
@@ -50,7 +50,7 @@ def dead_ends(refusing: int, silent: int) -> Iterator[DeadEnds]:
 
 
 def _silent_host(address: str, resources: ExitStack) -> str:
-    """Listen, and fill the queue of connections that wait to be accepted, so that the kernel drops each further SYN."""
+    """Listen, and fill the queue of connections to accept, so that the kernel drops every further SYN."""
     listener = resources.enter_context(socket.socket())
     listener.bind((address, 0))
     listener.listen(0)

@@ -1,8 +1,9 @@
-"""HostFarm: one small, fast server process that is thousands of hosts at once, good ones and bad ones.
+"""HostFarm: one small, fast server process that acts as thousands of hosts, good ones and bad ones.
 
-Rules: every address of 127.0.0.0/8 is a host of its own, all behind one port; only the loopback device is listened on.
-The path says how the host treats a request: ``/<behaviour>/<bytes>/<anything>``. A request costs the server next to
-nothing, because it shares the machine with what is measured. It ends with the process that started it.
+Rules: every address of 127.0.0.0/8 is a host of its own, and all have the same port; only the loopback device is
+listened on. The path says how the host treats a request: ``/<behaviour>/<bytes>/<anything>``. A request must cost the
+server next to nothing, because it shares the machine with what is measured. The server ends with the process that
+started it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from datafetch.process.child import child_command
 
 _BACKLOG = 4096  # a thousand clients may connect in the same instant
 _DRIP_S = 1.0
-_PIECE_BYTES = 10_000  # of a body in small chunks
+_PIECE_BYTES = 10_000  # a body in small chunks is written in pieces of this size
 _ONE_BYTE_PIECE = b"1\r\n.\r\n" * _PIECE_BYTES
 _SMALL_PIECE = b"".join(b"%x\r\n%b\r\n" % (size, b"." * size) for size in (2, 5, 3, 4, 6)) * (_PIECE_BYTES // 20)
 _HOSTS_PER_NETWORK = 1 << 16
@@ -37,7 +38,7 @@ _NETWORKS = 250
 
 
 class Behaviour(StrEnum):
-    """How a host behaves; ``GONE`` and those after it never bring an image, ``BUSY`` does the second time."""
+    """How a host behaves. ``GONE`` and those after it never deliver an image; ``BUSY`` does at the second request."""
 
     GOOD = "good"
     ONCE = "once"
@@ -51,12 +52,12 @@ class Behaviour(StrEnum):
 
 
 class HostFarm:
-    """The server as a process, for as long as the ``with`` block lasts; ``url`` names what its hosts serve.
+    """Runs the server in a process of its own while the ``with`` block lasts; ``url`` names what its hosts serve.
 
     Args:
-        delay_ms: Each answer waits for a time between these two, at random.
-        authority: Where to leave the certificate that clients must trust (``SSL_CERT_FILE``). With it, all hosts speak
-            TLS, and nothing else.
+        delay_ms: The minimum and the maximum of the random delay before each answer.
+        authority: The file to write the certificate to that clients must trust (``SSL_CERT_FILE``). If it is given, all
+            hosts speak TLS only.
     """
 
     def __init__(self, delay_ms: tuple[float, float] = (0.0, 0.0), authority: Path | None = None) -> None:
@@ -66,7 +67,7 @@ class HostFarm:
         self._port = 0
 
     def __enter__(self) -> Self:
-        # Its standard input stays open as long as we live: the end of it ends the server.
+        # The server ends when its standard input does, which is when this process ends at the latest.
         authority = [str(self._authority)] if self._authority else []
         self._process = subprocess.Popen(
             [*child_command("benchmarks.host_farm"), *map(str, self._delay_ms), *authority],
@@ -85,19 +86,19 @@ class HostFarm:
             self._process.communicate()
 
     def url(self, behaviour: Behaviour, *, host: int, size_bytes: int, number: int) -> str:
-        """Where a host serves an image of this many bytes; another number is another image."""
+        """The URL at which a host serves an image of this size; another number gives another image."""
         scheme = "https" if self._authority else "http"
         return f"{scheme}://{address(host)}:{self._port}/{behaviour}/{size_bytes}/{number}"
 
 
 def address(host: int) -> str:
-    """The loopback address that is this host; 127.0.0.0/16 and the last networks stay free for others."""
+    """The loopback address of a host; 127.0.0.0/16 and the last networks are left to others."""
     network, rest = divmod(host % (_NETWORKS * _HOSTS_PER_NETWORK), _HOSTS_PER_NETWORK)
     return f"127.{network + 1}.{rest >> 8}.{rest & 255}"
 
 
 class _Connection(asyncio.Protocol):
-    """One connection. A request is a GET that arrives in one piece, and the next one comes after the answer."""
+    """One connection. It expects each request to be a GET that arrives in one piece, after the previous answer."""
 
     def __init__(self, server: _Server) -> None:
         self._server = server
@@ -153,7 +154,7 @@ class _Connection(asyncio.Protocol):
         transport.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
 
     def _tarpit(self, _: asyncio.Transport, __: int) -> None:
-        """Never answer; the client's deadline ends it."""
+        """Never answer; the client's deadline ends the request."""
 
     def _reset(self, transport: asyncio.Transport, _: int) -> None:
         connection: socket.socket = transport.get_extra_info("socket")
@@ -174,7 +175,7 @@ class _Connection(asyncio.Protocol):
         self._begin_chunks(transport, _ONE_BYTE_PIECE, size_bytes)
 
     def _small_chunks(self, transport: asyncio.Transport, size_bytes: int) -> None:
-        """Send chunks of some bytes, no two of a size behind one another."""
+        """Send chunks of a few bytes, each of another size than the one before."""
         self._begin_chunks(transport, _SMALL_PIECE, size_bytes)
 
     def _begin_chunks(self, transport: asyncio.Transport, piece: bytes, size_bytes: int) -> None:
@@ -183,7 +184,7 @@ class _Connection(asyncio.Protocol):
         self._send_chunks()
 
     def _send_chunks(self) -> None:
-        """As fast as the client takes them."""
+        """Send chunks as fast as the client reads them."""
         while self._transport is not None and self._pieces_left and not self._is_paused:
             self._pieces_left -= 1
             self._transport.write(self._piece if self._pieces_left else self._piece + b"0\r\n\r\n")
@@ -197,16 +198,16 @@ _ANSWERS: Mapping[bytes, Callable[[_Connection, asyncio.Transport, int], None]] 
 class _Server:
     """The state that all connections share, and the loop that accepts them."""
 
-    def __init__(self, least_delay_ms: float, most_delay_ms: float, authority: Path | None) -> None:
-        self._least_delay_s = least_delay_ms / 1000
-        self._range_s = (most_delay_ms - least_delay_ms) / 1000
+    def __init__(self, min_delay_ms: float, max_delay_ms: float, authority: Path | None) -> None:
+        self._min_delay_s = min_delay_ms / 1000
+        self._range_s = (max_delay_ms - min_delay_ms) / 1000
         self._identities = Identities(authority) if authority else None
         self.turned_away: set[bytes] = set()
-        """Targets that got a 429 and will get their image when asked for again."""
+        """Targets that were answered with 429, and will be answered with their image next time."""
 
     def delay_s(self) -> float:
-        """How long the next answer waits."""
-        return self._least_delay_s + self._range_s * random.random()
+        """Draw the delay of the next answer, in seconds."""
+        return self._min_delay_s + self._range_s * random.random()
 
     async def serve(self) -> None:
         """Serve until standard input ends."""
@@ -217,7 +218,7 @@ class _Server:
         sys.stdout.flush()
         while await asyncio.to_thread(os.read, 0, 1):
             pass
-        os._exit(0)  # whatever connections are open
+        os._exit(0)  # without waiting for open connections
 
     def _connect(self) -> asyncio.Protocol:
         connection = _Connection(self)
@@ -231,12 +232,12 @@ def _response(size_bytes: int, header: str) -> bytes:
 
 
 def main() -> None:
-    """Serve, with the shortest and the longest delay, and the authority's file over TLS, from the command line."""
+    """Serve; the command line gives the minimum and the maximum delay, and the authority's file for TLS."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("least_delay_ms", type=float)
-    parser.add_argument("most_delay_ms", type=float)
+    parser.add_argument("min_delay_ms", type=float)
+    parser.add_argument("max_delay_ms", type=float)
     parser.add_argument("authority", type=Path, nargs="?")
     arguments = parser.parse_args()
-    server = _Server(arguments.least_delay_ms, arguments.most_delay_ms, arguments.authority)
+    server = _Server(arguments.min_delay_ms, arguments.max_delay_ms, arguments.authority)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(server.serve())

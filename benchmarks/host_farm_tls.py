@@ -1,8 +1,8 @@
-"""TLS for the farm: who its hosts are, and connections that end as those of web servers do.
+"""TLS for the farm: certificates for its hosts, and connections that close as those of web servers do.
 
-Rules: the end of a connection follows at once behind the last byte and TLS's goodbye, as with nginx, without waiting
-for the client's goodbye. asyncio's and uvloop's own TLS wait for it, and a client that loses what it has not read yet
-when the connection ends would lose nothing.
+Rules: a connection is closed right after the last byte and TLS's close_notify, as nginx does it, without waiting for
+the client's close_notify. asyncio's and uvloop's own TLS do wait for it, which would hide the fault of a client that
+loses unread data when a connection closes.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import Any, cast
 
 import trustme
 
-_HOSTS_PER_CERTIFICATE = 256  # the network of them: one each would cost the server more than their handshakes do
+_HOSTS_PER_CERTIFICATE = 256  # making one for each host would cost the server more than the handshakes do
 _READ_BYTES = 1 << 16
 
 
 class Identities:
-    """What the hosts prove who they are by: TLS 1.3, and certificates of an authority that is made here.
+    """The TLS contexts of the hosts, for TLS 1.3, with certificates of an authority that is created here.
 
     Args:
-        authority: Where to leave the certificate that clients must trust.
+        authority: The file to write the certificate to that clients must trust.
     """
 
     def __init__(self, authority: Path) -> None:
@@ -54,27 +54,27 @@ class TlsTransport(asyncio.Transport):
         self._encrypted = encrypted
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Send, as the socket takes it."""
+        """Encrypt and send data."""
         self._tls.write(data)
         self.flush()
 
     def flush(self) -> None:
-        """Send what TLS itself has to say."""
+        """Send what TLS has produced, including handshake messages."""
         self._socket.write(self._encrypted.read())
 
     def close(self) -> None:
-        """Say goodbye behind what was written, and end the connection."""
-        with suppress(ssl.SSLWantReadError):  # the client's goodbye
+        """Send close_notify after what was written, and close the connection."""
+        with suppress(ssl.SSLWantReadError):  # the client's close_notify is missing
             self._tls.unwrap()
         self.flush()
         self._socket.close()
 
     def abort(self) -> None:
-        """End the connection, whatever is not sent yet."""
+        """Close the connection at once, without sending what is buffered."""
         self._socket.abort()
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """What is known of the socket."""
+        """Return information about the socket."""
         return self._socket.get_extra_info(name, default)
 
 
@@ -94,7 +94,7 @@ class TlsConnection(asyncio.Protocol):
         self._transport: TlsTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take the connection; its address says who is to prove its identity."""
+        """Begin TLS with the certificate of the host that the client connected to."""
         encrypted = ssl.MemoryBIO()
         context = self._identities.of(transport.get_extra_info("sockname")[0])
         self._tls = context.wrap_bio(self._received, encrypted, server_side=True)
@@ -102,28 +102,28 @@ class TlsConnection(asyncio.Protocol):
         self._inner.connection_made(self._transport)
 
     def connection_lost(self, error: Exception | None) -> None:
-        """It has ended."""
+        """Tell the inner protocol that the connection is closed."""
         self._inner.connection_lost(error)
 
     def pause_writing(self) -> None:
-        """The socket takes no more for now."""
+        """Tell the inner protocol to stop writing."""
         self._inner.pause_writing()
 
     def resume_writing(self) -> None:
-        """It does again."""
+        """Tell the inner protocol to write again."""
         self._inner.resume_writing()
 
     def data_received(self, data: bytes) -> None:
-        """Take some of the handshake, or of what the client says."""
-        assert self._tls is not None, "the connection comes first"
-        assert self._transport is not None, "the same"
+        """Continue the handshake, or decrypt what the client sent."""
+        assert self._tls is not None, "set by connection_made"
+        assert self._transport is not None, "set by connection_made"
         self._received.write(data)
         plain = b""
         try:
-            plain = self._tls.read(_READ_BYTES)  # shakes hands first
+            plain = self._tls.read(_READ_BYTES)  # does the handshake first
         except ssl.SSLWantReadError:
             pass
-        except ssl.SSLError:  # the client refuses this identity, or takes its leave
+        except ssl.SSLError:  # the client rejects the certificate, or closes the connection
             self._transport.abort()
             return
         self._transport.flush()

@@ -1,8 +1,8 @@
 """Meter: the CPU time of processes by role; watch(): run a command and measure it.
 
-Rules: numbers come from the kernel's own counters, read a few times a second, so that measuring costs next to nothing
-and a reading is late by one interval at most. What the rest of the machine did meanwhile is part of the result: it is
-the noise.
+Rules: numbers come from the kernel's counters, which are read a few times a second, so that measuring costs next to
+nothing and a reading is late by one interval at most. The share of other processes is part of the result, because it
+tells how much noise there was.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _PEAK_RSS = re.compile(r"^VmHWM:\s*(\d+) kB$", re.MULTILINE)
 
 @dataclass(slots=True)
 class _Seen:
-    """The last that was read of a process."""
+    """The last reading of a process."""
 
     role: Role
     cpu_s: float
@@ -55,10 +55,10 @@ class _Seen:
 
 
 class Meter:
-    """Counts the CPU time of this process and of all below it, by role, from the moment it is made.
+    """Counts the CPU time of this process and its descendants, by role, since it was created.
 
     Args:
-        parent: The process that is the run's own; None where there is none.
+        parent: The id of the process that has the role ``PARENT``; None for none.
     """
 
     def __init__(self, parent: int | None = None) -> None:
@@ -86,7 +86,7 @@ class Meter:
         return spent
 
     def others_share(self) -> float:
-        """The share of the machine's CPU time, 0 to 1, that went to anybody else up to the last sample."""
+        """The share of the machine's CPU time, 0 to 1, that other processes took up to the last sample."""
         available_s = self._elapsed_s * (os.cpu_count() or 1)
         return max(0.0, self._busy_s - sum(self.cpu_s().values())) / available_s if available_s else 0.0
 
@@ -96,7 +96,7 @@ class Meter:
             cpu_s = times.user + times.system
             seen = self._seen.setdefault(process.pid, _Seen(Role.OTHER, cpu_s, 0.0 if is_new else cpu_s))
             seen.cpu_s = cpu_s
-            if seen.role is Role.OTHER:  # between fork and exec a process bears its parent's command line
+            if seen.role is Role.OTHER:  # between fork and exec, a process has its parent's command line
                 seen.role = self._role(process)
 
     def _role(self, process: psutil.Process) -> Role:
@@ -114,12 +114,12 @@ class Usage:
 
     Attributes:
         stdout: What it printed.
-        parent_peak_bytes: The high-water mark of its first process's resident memory, that process's alone.
-        total_peak_bytes: The most that its processes had resident together; shared pages count once a process.
-        descriptors_peak: The most descriptors that its first process had open.
-        cpu_s: CPU seconds by role, over the command's time.
-        others_share: The share of the machine's CPU time that went to anybody else meanwhile, 0 to 1.
-        elapsed_s: Wall clock from start to exit.
+        parent_peak_bytes: The peak resident memory of its first process alone.
+        total_peak_bytes: The peak resident memory of all its processes; shared pages count once for each process.
+        descriptors_peak: The maximum number of descriptors that its first process had open.
+        cpu_s: CPU seconds by role.
+        others_share: The share of the machine's CPU time that other processes took meanwhile, 0 to 1.
+        elapsed_s: Wall-clock time from start to exit.
     """
 
     stdout: bytes
@@ -139,25 +139,25 @@ class _Peaks:
 
     def sample(self, parent: psutil.Process) -> None:
         with suppress(psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
-            # Not wait4's ru_maxrss: that is the largest of the process, of the descendants it waited for, and of
-            # its parent (the kernel counts the image before exec). This mark is the process's alone.
+            # ru_maxrss of wait4 is not used: it also counts the descendants that the process waited for, and its
+            # parent's memory between fork and exec. VmHWM is that of the process alone.
             self.parent_bytes = max(self.parent_bytes, _peak_rss_bytes(parent.pid))
             self.descriptors = max(self.descriptors, parent.num_fds())
             self.total_bytes = max(self.total_bytes, sum(_rss_bytes(process) for process in _family(parent)))
 
 
 def watch(command: Sequence[str], *, interval_s: float = 0.1) -> Usage:
-    """Run a command to its end, measuring it.
+    """Run a command to its end, and measure it.
 
     Args:
         command: Program and arguments; what it prints must fit into a pipe (64 KiB).
-        interval_s: Between two readings.
+        interval_s: Time between two readings.
 
     Raises:
-        subprocess.CalledProcessError: Its exit status was not 0; the error carries what it said.
+        subprocess.CalledProcessError: Its exit status was not 0; the error has its standard error as a note.
     """
     started_s = time.perf_counter()
-    with TemporaryFile() as complaints, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=complaints) as process:
+    with TemporaryFile() as stderr, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr) as process:
         meter, peaks = Meter(process.pid), _Peaks()
         for _ in _readings(process, interval_s):
             meter.sample()
@@ -167,8 +167,8 @@ def watch(command: Sequence[str], *, interval_s: float = 0.1) -> Usage:
         meter.sample()
         stdout = process.stdout.read() if process.stdout else b""
         if status:
-            complaints.seek(0)
-            error = subprocess.CalledProcessError(status, command, stdout, complaints.read())
+            stderr.seek(0)
+            error = subprocess.CalledProcessError(status, command, stdout, stderr.read())
             error.add_note(error.stderr.decode("utf-8", "replace"))
             raise error
     return Usage(
@@ -183,7 +183,7 @@ def watch(command: Sequence[str], *, interval_s: float = 0.1) -> Usage:
 
 
 def _readings(process: subprocess.Popen[bytes], interval_s: float) -> Iterator[None]:
-    """Once an interval, until the process has ended; it stays a zombie, so its number stays its own."""
+    """Yield once an interval until the process has ended. It stays a zombie, so its id is not reused."""
     ended = os.pidfd_open(process.pid)
     try:
         poll = select.poll()
@@ -194,10 +194,10 @@ def _readings(process: subprocess.Popen[bytes], interval_s: float) -> Iterator[N
         os.close(ended)
 
 
-def _family(eldest: psutil.Process | None = None) -> list[psutil.Process]:
-    """A process and all below it; by default this one."""
-    eldest = eldest or psutil.Process()
-    return [eldest, *eldest.children(recursive=True)]
+def _family(process: psutil.Process | None = None) -> list[psutil.Process]:
+    """A process, by default this one, and its descendants."""
+    process = process or psutil.Process()
+    return [process, *process.children(recursive=True)]
 
 
 def _peak_rss_bytes(pid: int) -> int:
@@ -212,6 +212,6 @@ def _rss_bytes(process: psutil.Process) -> int:
 
 
 def busy_s() -> float:
-    """CPU seconds that the whole machine has worked since it was booted."""
+    """CPU seconds that the whole machine has been busy since it was booted."""
     times = psutil.cpu_times()
     return float(times.user + times.nice + times.system + times.irq + times.softirq)

@@ -29,12 +29,12 @@ class Preparation:
 
     @property
     def images(self) -> int:
-        """How many images ended, well or not."""
+        """The number of images that ended, successfully or not."""
         return int(self.summary["images"]["total"])
 
     @property
     def images_per_s(self) -> float:
-        """By the command's own clock, which starts when it is loaded and stops when everything is published."""
+        """The speed by the command's own clock, which starts when it is loaded and stops when all is published."""
         return self.images / float(self.summary["elapsed_s"])
 
     def outcomes(self) -> dict[str, int]:
@@ -63,7 +63,7 @@ def prepare(source: CoyoSource | LinesSource, root: Path, *options: str, interva
         source: What to fetch.
         root: Where to; must not exist.
         options: Further options of the command.
-        interval_s: Between two readings of the meter.
+        interval_s: Time between two readings of the meter.
 
     Raises:
         subprocess.CalledProcessError: The command failed.

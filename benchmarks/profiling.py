@@ -1,4 +1,4 @@
-"""Print a profile as a table: what each function costs an image."""
+"""Print a profile as a table of what each function costs for an image."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PATH_PREFIX = re.compile(r"^.*/(site-packages|python3\.\d+)/|^.*/(?=datafetch/)
 
 @dataclass(frozen=True, slots=True)
 class _Cost:
-    """What a function costs an image: calls, microseconds of its own, microseconds with all that it calls."""
+    """What a function costs for an image: calls, its own microseconds, and microseconds with all that it calls."""
 
     package: str
     function: str
@@ -40,8 +40,8 @@ def show_costs(profile: Path, images: int, title: str) -> None:
         table.add_row(cost.function, f"{cost.calls:.2f}", f"{cost.own_us:.1f}", f"{cost.with_callees_us:.1f}")
     console = Console(width=160)
     console.print(table)
-    dearest = sorted(packages.items(), key=itemgetter(1), reverse=True)[:_SHOWN_PACKAGES]
-    console.print(", ".join(f"{package} {own_us:.0f}" for package, own_us in dearest), highlight=False)
+    most_expensive = sorted(packages.items(), key=itemgetter(1), reverse=True)[:_SHOWN_PACKAGES]
+    console.print(", ".join(f"{package} {own_us:.0f}" for package, own_us in most_expensive), highlight=False)
 
 
 def _costs(stats: pstats.Stats, images: int) -> list[_Cost]:

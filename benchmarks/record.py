@@ -1,6 +1,6 @@
-"""Record: what a benchmark measured, as a typed value with its unit; kept as JSON, shown as a table.
+"""Record: what a benchmark measured, as a typed value with its unit; saved as JSON, shown as a table.
 
-Rules: every run is kept, warm-ups included, and marked as what it is. Medians are over the measured runs alone.
+Rules: every run is kept, including warm-ups, which are marked as such. Medians are over the measured runs only.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class RunKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Where it was measured."""
+    """The machine that was measured on."""
 
     cpu_model: str
     cores: int
@@ -49,7 +49,7 @@ class Machine:
 
     @classmethod
     def this(cls) -> Self:
-        """Describe this machine: the CPUs and the memory that this process may use."""
+        """Describe this machine, with the CPUs that this process may use."""
         try:
             cpu_model = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
         except OSError:
@@ -70,12 +70,12 @@ class Run:
     """One run of one case.
 
     Attributes:
-        case: What was run; the cases of a benchmark are what it compares.
+        case: The name of the case; a benchmark compares its cases.
         kind: Whether it counts.
         value: What was measured, in the record's unit.
         details: What else was measured; the names carry their units.
-        outcomes: Images by outcome.
-        series: What was sampled in the course of it, in order; the names carry their units.
+        outcomes: The number of images by outcome.
+        series: What was sampled during the run, in order; the names carry their units.
     """
 
     case: str
@@ -91,14 +91,14 @@ class Record:
     """All runs of one benchmark.
 
     Attributes:
-        name: Of the benchmark.
-        measure: What a run's value is.
-        unit: Of that value.
+        name: The name of the benchmark.
+        measure: What the value of a run is.
+        unit: The unit of that value.
         parameters: What decides the workload.
-        runs: In the order in which they were made.
-        machine: Where.
+        runs: The runs, in the order in which they were made.
+        machine: The machine that was measured on.
         ended_at: When the last run ended, UTC, ISO 8601.
-        subject: What was measured in particular, where the name leaves that open; the table's title has it.
+        subject: What was measured in particular, for the table's title; empty if the name says it.
     """
 
     name: str
@@ -116,7 +116,7 @@ class Record:
         return list(dict.fromkeys(run.case for run in self.runs))
 
     def quiet(self) -> Self:
-        """The same with the measured runs alone during which the machine was left to them."""
+        """The same record, with only the measured runs that other processes did not disturb."""
         quiet = [run for run in self.runs if run.kind is RunKind.MEASURED and not _is_noisy(run)]
         return replace(self, runs=quiet)
 
@@ -129,11 +129,11 @@ class Record:
         return statistics.median(self.values(case))
 
     def ratio(self, case: str, base: str) -> float:
-        """The median of a case over that of another."""
+        """The median of a case divided by that of another."""
         return self.median(case) / self.median(base)
 
     def quiet_percent(self, case: str, base: str) -> str:
-        """The ratio of the medians in words; where others disturbed some runs, of the undisturbed ones."""
+        """The ratio of the medians as a percentage, of undisturbed runs if both cases have any."""
         quiet = self.quiet()
         if case in quiet.cases and base in quiet.cases:
             return f"{quiet.ratio(case, base):.1%}"
@@ -144,7 +144,7 @@ class Record:
         return statistics.median(run.details.get(name, 0.0) for run in self._measured(case))
 
     def table(self, details: Sequence[str] = ()) -> Table:
-        """A line a case: the median and the range of the value, then the medians of these details."""
+        """Make a table with a line a case: the median and range of the value, and the medians of these details."""
         measured = sum(run.kind is RunKind.MEASURED for run in self.runs)
         title = f"{self.name}, {self.subject}" if self.subject else self.name
         table = Table(title=f"{title}: medians of {measured // len(self.cases)} runs each, cases in turn")
@@ -170,7 +170,7 @@ class Record:
         return path
 
     def show(self, details: Sequence[str] = (), remarks: Sequence[str] = ()) -> None:
-        """Keep the record, and print the table, the remarks, the machine and where the record lies."""
+        """Save the record, and print the table, the remarks, the machine and the path of the record."""
         console = Console(width=None if Console().is_terminal else 200)
         console.print(self.table(details))
         machine = self.machine
@@ -189,8 +189,8 @@ class Record:
             return []
         shares = [run.details[OTHERS_SHARE] for run in measured]
         remark = (
-            f"NOISE: others took {min(shares):.0f} to {max(shares):.0f} % of the machine's CPU time during the runs; "
-            "CPU times and memory hold, speeds are too low and their ratios unsure"
+            f"NOISE: other processes took {min(shares):.0f} to {max(shares):.0f} % of the machine's CPU time during "
+            "the runs; CPU times and memory are valid, but speeds are too low and their ratios uncertain"
         )
         return [remark]
 
@@ -206,7 +206,7 @@ class Record:
 
 
 def kinds(warm_ups: int, runs: int) -> list[RunKind]:
-    """What each round is for: first to warm up, then to measure."""
+    """The kinds of the rounds: first warm-ups, then measured ones."""
     return [RunKind.WARM_UP] * warm_ups + [RunKind.MEASURED] * runs
 
 

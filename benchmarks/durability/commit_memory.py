@@ -1,8 +1,8 @@
-"""How much memory does the process that writes a shard take, and how fast is it, when the shard has 2 GB?
+"""How much memory does the process that writes a shard of 2 GB take, and how fast is it?
 
-The spool is made directly, of random bytes in place of JPEGs, in an order that is not the manifest's; then the real
-commit process writes it. What counts is the peak of that process's resident memory; it must not grow with the shard, so
-a shard of a tenth of the size is committed in turn.
+The spool is written directly, with random bytes in place of JPEGs and not in manifest order; then the real commit
+process makes the shard from it. The peak of that process's resident memory is measured. It must not grow with the
+shard, so a shard of a tenth of the size is committed in turn.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _LIMIT_MIB = 300
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """The size of a shard in images and bytes an image; rows take four thirds of that."""
+    """The size of a shard: its images, and the bytes of each, of which base64 makes four thirds."""
 
     images: int
     image_bytes: int
@@ -55,7 +55,7 @@ class Size:
 
 
 def main() -> None:
-    """Measure, print, keep."""
+    """Measure, print and save."""
     arguments = _arguments()
     shard_bytes = int(arguments.shard_mib * MIB)
     cases = {
@@ -84,9 +84,9 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--runs", type=int, default=3, help="measured runs of each size")
-    parser.add_argument("--warm-ups", type=int, default=0, help="runs of each before that")
-    parser.add_argument("--shard-mib", type=float, default=2048, help="the shard, as the trainer gets it")
-    parser.add_argument("--image-bytes", type=int, default=30_000, help="one image, before base64")
+    parser.add_argument("--warm-ups", type=int, default=0, help="unmeasured runs of each before those")
+    parser.add_argument("--shard-mib", type=float, default=2048, help="size of the shard as the trainer reads it")
+    parser.add_argument("--image-bytes", type=int, default=30_000, help="size of an image, before base64")
     parser.add_argument("--folder", type=Path, help="where to work, instead of the system's temporary folder")
     return parser.parse_args()
 
@@ -103,10 +103,10 @@ def _measure(case: str, kind: RunKind, out: Path, size: Size) -> Run:
 
 
 def _ended(size: Size) -> Iterator[SpoolRecord]:
-    """Samples and their images, as they may come in: neighbours change places, and some images come far too late."""
+    """Yield samples and images as they may end in a run: neighbours out of order, and some images far too late."""
     rng = random.Random(0)
     noise = rng.randbytes(2 * size.image_bytes)
-    for position in sorted(range(size.images), key=lambda place: place + rng.expovariate(1 / 500)):
+    for position in sorted(range(size.images), key=lambda position: position + rng.expovariate(1 / 500)):
         url = f"https://images.example.org/{position:09d}.jpg"
         row = {
             "id": position,
@@ -145,7 +145,7 @@ async def _watch(case: str, kind: RunKind, commit: Commit) -> Run:
 
 
 def _peak_bytes() -> int:
-    """The high-water mark of the commit process's resident memory, while it is there."""
+    """The high-water mark of the commit process's resident memory; 0 if it is not running."""
     for process in psutil.Process().children():
         with suppress(psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
             if "datafetch.output.commit_process" in " ".join(process.cmdline()):

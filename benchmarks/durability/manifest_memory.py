@@ -1,10 +1,10 @@
-"""Does a manifest of 1,000,000 rows take more memory than one of 10,000, when 1,000 rows are wanted of either?
+"""Does a manifest of 1,000,000 rows take more memory than one of 10,000, if 1,000 rows are selected from each?
 
-The command under test is the real one; what counts is the peak of its parent process, the only one that reads the
-manifest. The large manifest comes in three forms: in row groups of 100,000 rows; in a single row group, as pyarrow's
-writer makes it by default; and in a single row group with captions of COYO's length, for large column chunks. One of
-100,000 rows, a full row group, stands between: reading takes some memory for a page of each column, which the small
-manifest is too small to fill, and that is no growth with the rows.
+The real command is measured: the peak memory of its parent process, the only one that reads the manifest. The large
+manifest comes in three forms: in row groups of 100,000 rows; in a single row group, as pyarrow writes it by default;
+and in a single row group with captions of COYO's length, for large column chunks. There is also one of 100,000 rows, a
+full row group: reading takes some memory for one page of each column, which the smallest manifest does not fill, and
+the difference is not growth with the number of rows.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from datafetch.demo.origin import Origin
 from datafetch.demo.pictures import write_pictures
 
 _PICTURES = 50
-_CAPTION_BYTES = 100  # about what COYO's captions have
+_CAPTION_BYTES = 100  # about the length of COYO's captions
 _INTERVAL_S = 0.02
 _DETAILS = ("total_peak_mib", "elapsed_s", OTHERS_SHARE)
 
 
 def main() -> None:
-    """Measure, print, keep."""
+    """Measure, print and save."""
     arguments = _arguments()
     with TemporaryDirectory(prefix="datafetch-benchmark-", dir=arguments.folder) as name:
         folder = Path(name)
@@ -60,12 +60,12 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--runs", type=int, default=7, help="measured runs of each manifest")
-    parser.add_argument("--warm-ups", type=int, default=1, help="runs of each before that")
-    parser.add_argument("--wanted", type=int, default=1000, help="rows that are wanted")
+    parser.add_argument("--warm-ups", type=int, default=1, help="unmeasured runs of each before those")
+    parser.add_argument("--wanted", type=int, default=1000, help="rows to select")
     parser.add_argument("--small", type=int, default=10_000, help="rows of the small manifest")
-    parser.add_argument("--middle", type=int, default=100_000, help="rows of the one between")
+    parser.add_argument("--middle", type=int, default=100_000, help="rows of the middle one")
     parser.add_argument("--large", type=int, default=1_000_000, help="rows of the large one")
-    parser.add_argument("--connections", default="64", help="as for datafetch prepare")
+    parser.add_argument("--connections", default="64", help="the option of datafetch prepare")
     parser.add_argument("--folder", type=Path, help="where to work, instead of the system's temporary folder")
     return parser.parse_args()
 
@@ -84,14 +84,14 @@ def _write_sources(folder: Path, urls: list[str], arguments: argparse.Namespace)
 
 
 def _rewritten(source: CoyoSource, folder: Path, *, caption_bytes: int) -> CoyoSource:
-    """The same rows in one row group, captions filled up with text that does not compress."""
+    """Write the same rows in one row group, with captions extended by text that does not compress."""
     folder.mkdir()
     for path in source.folder.glob("*.parquet"):
         table = pq.read_table(path)
         if caption_bytes:
             fillers = pa.array(secrets.token_hex(caption_bytes // 2) for _ in range(len(table)))
-            place = table.schema.get_field_index("text")
-            table = table.set_column(place, "text", pc.binary_join_element_wise(table["text"], fillers, " "))
+            column = table.schema.get_field_index("text")
+            table = table.set_column(column, "text", pc.binary_join_element_wise(table["text"], fillers, " "))
         pq.write_table(table, folder / path.name, row_group_size=len(table))
         assert pq.read_metadata(folder / path.name).num_row_groups == 1
     return replace(source, folder=folder)

@@ -1,8 +1,8 @@
-"""Does resharding gigabytes stay within 300 MB, and how fast is it?
+"""Does resharding gigabytes stay within 300 MB of memory, and how fast is it?
 
-Shards of random pairs, of 60 KB each like COYO's, are made in a temporary folder and resharded by the real command,
-shuffled and in order. What counts is the peak of its process's resident memory; the pages that the kernel keeps of
-files are not part of that. Memory holds 20 bytes of each row: ``--image-bytes 3000`` shows it with more of them.
+Shards of random pairs, of 60 KB each like COYO's, are written to a temporary folder and resharded by the real command,
+shuffled and in order. The peak of its process's resident memory is measured, which does not include the kernel's page
+cache. Memory holds 20 bytes for each row; ``--image-bytes 3000`` shows the effect of more rows.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _DETAILS = ("mb_per_s", "elapsed_s", "cpu_s", OTHERS_SHARE)
 
 
 def main() -> None:
-    """Measure, print, keep."""
+    """Measure, print and save."""
     arguments = _arguments()
     runs = []
     with TemporaryDirectory(prefix="datafetch-benchmark-", dir=arguments.folder) as name:
@@ -46,11 +46,11 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--gigabytes", type=float, default=5.0, help="of the shards, in 10**9 bytes")
-    parser.add_argument("--image-bytes", type=int, default=_IMAGE_BYTES, help="of a row's image, before base64")
-    parser.add_argument("--world-size", type=int, default=64, help="ranks")
+    parser.add_argument("--gigabytes", type=float, default=5.0, help="size of all shards, in 10**9 bytes")
+    parser.add_argument("--image-bytes", type=int, default=_IMAGE_BYTES, help="size of an image, before base64")
+    parser.add_argument("--world-size", type=int, default=64, help="number of ranks")
     parser.add_argument("--runs", type=int, default=1, help="measured runs of each case")
-    parser.add_argument("--warm-ups", type=int, default=0, help="runs of each before that")
+    parser.add_argument("--warm-ups", type=int, default=0, help="unmeasured runs of each before those")
     parser.add_argument("--folder", type=Path, help="where to work, with room for twice the shards")
     return parser.parse_args()
 

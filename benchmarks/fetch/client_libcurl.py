@@ -1,7 +1,7 @@
-"""libcurl's multi interface as a client; the two ways to drive it differ in how they learn which sockets are ready.
+"""libcurl's multi interface as a client. The two ways to drive it differ in how they learn which sockets are ready.
 
-Rules: what libcurl's authors advise for many transfers, and nothing that datafetch does not do either: easy handles are
-used again, a body is collected in memory and joined, timeouts and limits are the policy's.
+Rules: the client follows the advice of libcurl's authors for many transfers, and does no more work than datafetch. Easy
+handles are reused, a body is collected in memory and joined, and timeouts and limits are those of the policy.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from datafetch.fetch import FetchPolicy
 from datafetch.fetch.request_writer import user_agent
 from datafetch.model.outcome import HTTP_OK, OK, FailureKind
 
-_BUFFER_BYTES = 256 * 1024  # as the fetcher's read buffer
+_BUFFER_BYTES = 256 * 1024  # the size of the fetcher's read buffer
 _KINDS = {pycurl.E_COULDNT_CONNECT: FailureKind.CONNECT, pycurl.E_OPERATION_TIMEDOUT: FailureKind.TIMEOUT}
 
 
 class Transfer:
-    """An easy handle, used for one URL after the other, with the body that it is receiving."""
+    """An easy handle, which is used for one URL after the other, and the body that it is receiving."""
 
     def __init__(self, workload: Workload) -> None:
         self.easy = _easy(workload.policy, is_fresh=workload.is_fresh)
@@ -29,14 +29,14 @@ class Transfer:
         self.number = 0
         self._chunks: list[bytes] = []
 
-    def aim(self, number: int, url: str) -> None:
-        """Make it the transfer of this URL."""
+    def set_url(self, number: int, url: str) -> None:
+        """Prepare the handle for the next URL, which has this number in the workload."""
         self.number = number
         self._chunks.clear()
         self.easy.setopt(pycurl.URL, url)
 
     def outcome(self, error: int) -> str:
-        """What became of it."""
+        """The outcome of the transfer that ended with this error code of libcurl; 0 is success."""
         if error:
             return _KINDS.get(error, FailureKind.DISCONNECTED).value
         if self.easy.getinfo(pycurl.RESPONSE_CODE) != HTTP_OK:
@@ -48,7 +48,7 @@ class Transfer:
 
 
 class Multi(ABC):
-    """As many transfers at once as the policy's connections; each that ends takes the next URL."""
+    """Runs as many transfers at once as the policy has connections; each that ends starts with the next URL."""
 
     def __init__(self, workload: Workload) -> None:
         connections = workload.policy.connections
@@ -72,14 +72,14 @@ class Multi(ABC):
 
     @abstractmethod
     def step(self) -> None:
-        """Wait until a socket or a timer is ready, and let libcurl act on what is."""
+        """Wait until a socket or a timer is ready, and let libcurl act on it."""
 
     def _start_next(self, transfer: Transfer) -> None:
         following = next(self._urls, None)
         if following is None:
             del self._transfers[transfer.easy]
         else:
-            transfer.aim(*following)
+            transfer.set_url(*following)
             self._multi.add_handle(transfer.easy)
 
     def _reap(self) -> None:

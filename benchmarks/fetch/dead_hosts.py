@@ -47,7 +47,7 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=1, help="measured runs of each case")
-    parser.add_argument("--warm-ups", type=int, default=0, help="runs of each before that")
+    parser.add_argument("--warm-ups", type=int, default=0, help="unmeasured runs of each before those")
     parser.add_argument("--good", type=int, default=7000, help="URLs that serve")
     parser.add_argument("--dead", type=int, default=3000, help="URLs on dead hosts")
     parser.add_argument("--dead-hosts", type=int, default=3, help="hosts of either dead kind")

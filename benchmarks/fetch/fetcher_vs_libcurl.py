@@ -1,9 +1,9 @@
-"""What does an image cost the fetching process, next to libcurl's multi interface on the same URLs?
+"""What does an image cost the fetching process, compared with libcurl's multi interface on the same URLs?
 
-Each fetches the same images with as many transfers at once, in a process of its own, from a server in a third one:
-over connections of their own, each image from another host that closes afterwards, and over kept-alive ones to one
-host. libcurl is driven in both of its ways: by its multi interface, which is asked with select what is ready, and by
-multi_socket, the event-driven flavour of it, with epoll. What counts is CPU time, user and system.
+Each client fetches the same images with the same number of transfers at once, in a process of its own, from a server in
+another one: over a new connection for each image, to a host that closes it afterwards, and over kept-alive connections
+to one host. libcurl is driven in two ways: its multi interface with ``select``, and the event-driven variant of that,
+``multi_socket``, with epoll. User and system CPU time is measured.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _DETAILS = ("elapsed_s", "images_per_s", "descriptors_peak", "peak_mib", OTHERS_
 
 
 def main() -> int:
-    """Measure, print, keep; 1 when an image did not arrive."""
+    """Measure, print and save; return 1 if an image did not arrive."""
     arguments = _arguments()
     with HostFarm(tuple(arguments.delay_ms)) as farm:
         workloads = _workloads(farm, arguments)
@@ -55,14 +55,16 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5, help="measured runs of each case")
-    parser.add_argument("--warm-ups", type=int, default=1, help="runs of each before that")
+    parser.add_argument("--warm-ups", type=int, default=1, help="unmeasured runs of each before those")
     parser.add_argument("--images", type=int, default=5000, help="images a run")
     parser.add_argument("--connections", type=int, default=256, help="transfers at once")
     parser.add_argument("--body-kb", type=int, nargs=2, default=(10, 100), help="the smallest and the largest body")
     parser.add_argument(
         "--delay-ms", type=float, nargs=2, default=(50.0, 200.0), help="the server's shortest and longest latency"
     )
-    parser.add_argument("--profile", action="store_true", help="instead: what the fetcher's functions cost, fresh")
+    parser.add_argument(
+        "--profile", action="store_true", help="instead, show what the fetcher's functions cost with new connections"
+    )
     return parser.parse_args()
 
 

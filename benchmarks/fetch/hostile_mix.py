@@ -44,7 +44,7 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=1, help="measured runs of each case")
-    parser.add_argument("--warm-ups", type=int, default=0, help="runs of each before that")
+    parser.add_argument("--warm-ups", type=int, default=0, help="unmeasured runs of each before those")
     parser.add_argument("--urls", type=int, default=20_000, help="URLs in the mix")
     add_options(parser, good_hosts=2000)
     parser.add_argument("--dead-hosts", type=int, default=8, help="hosts that can't be connected to")

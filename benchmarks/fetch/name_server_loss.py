@@ -1,7 +1,7 @@
-"""Does every name resolve when the network loses questions, and what does a name cost in time, CPU and memory?
+"""Does every name resolve when the network loses queries, and what does a name cost in time, CPU and memory?
 
-Distinct names through ``Resolver`` and a local name server that answers each of them, or loses a share of all queries;
-no name is at fault, so none may be blamed. Each run is a process of its own, with the name server in another.
+``Resolver`` looks up distinct names with a local name server that answers each of them, or loses a share of all
+queries. No name is at fault, so none may fail. Each run has a process of its own, and the name server another.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ sys.path.append(str(_TESTS))
 
 from nameserver import SERVFAIL, SILENCE, Answer, NameServer  # noqa: E402 - found through the line above
 
-_TASKS = 1_024  # names requested at once: as many as a fetcher with 256 connections has images in flight
+_TASKS = 1_024  # lookups at once: the number of images that a fetcher with 256 connections has in flight
 _BARE_SLOTS = 256  # names in flight at once, as in Resolver
 _HITS = 100_000
 _DETAILS = (
@@ -47,7 +47,15 @@ _DETAILS = (
 
 @dataclass(frozen=True, slots=True)
 class _Case:
-    """A run: the number of names, and the share of all queries that the server loses."""
+    """A case.
+
+    Attributes:
+        name: Its name in the record.
+        names: The number of names to look up.
+        drop_share: The share of all queries that the server loses, 0 to 1.
+        is_bare: Whether to use c-ares alone instead of ``Resolver``.
+        otherwise: What a server in the same process answers to every name; None for a server in a process of its own.
+    """
 
     name: str
     names: int
@@ -57,7 +65,7 @@ class _Case:
 
 
 def main() -> int:
-    """Measure, print, keep; 1 when a name was blamed that is not at fault."""
+    """Measure, print and save; return 1 if a name that is not at fault failed."""
     arguments = _arguments()
     cases = [
         _Case(f"{arguments.names:,} names, none lost", arguments.names),
@@ -74,17 +82,17 @@ def main() -> int:
     blamed = sum(
         count for run in runs if run.case in innocent for outcome, count in run.outcomes.items() if outcome != OK
     )
-    record.show(_DETAILS, [f"names blamed without a fault: {blamed}"])
+    record.show(_DETAILS, [f"names that failed without a fault: {blamed}"])
     return 1 if blamed else 0
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--runs", type=int, default=3, help="measured runs of each case")
-    parser.add_argument("--warm-ups", type=int, default=0, help="runs of each before that")
+    parser.add_argument("--warm-ups", type=int, default=0, help="unmeasured runs of each before those")
     parser.add_argument("--names", type=int, default=20_000, help="distinct names a run")
     parser.add_argument("--drop-share", type=float, default=0.3, help="share of all queries that is lost, 0 to 1")
-    parser.add_argument("--many-names", type=int, default=200_000, help="names for what the caches keep")
+    parser.add_argument("--many-names", type=int, default=200_000, help="names in the cases that fill the caches")
     return parser.parse_args()
 
 
@@ -134,7 +142,7 @@ async def _resolved(case: _Case, kind: RunKind, address: str) -> Run:
 
 
 async def _bare(case: _Case, kind: RunKind, address: str) -> Run:
-    """c-ares through aiodns and nothing else: what its own cache keeps."""
+    """Look up the names with aiodns alone, which shows what the cache of c-ares keeps."""
     channel = aiodns.DNSResolver(nameservers=[address], timeout=1.0, tries=4)
     slots = asyncio.Semaphore(_BARE_SLOTS)
     outcomes: dict[str, int] = defaultdict(int)
@@ -150,7 +158,7 @@ async def _bare(case: _Case, kind: RunKind, address: str) -> Run:
 
 
 async def _work(names: int, look_up: Callable[[str], Awaitable[None]]) -> tuple[float, dict[str, float]]:
-    """Look all names up, and say how long that took and what it cost."""
+    """Look up all names, and return how long that took, in seconds, and what it cost."""
     process = psutil.Process()
     meter, cpu_before_s, resident_before_bytes = Meter(os.getpid()), _cpu_s(process), process.memory_info().rss
     numbers = iter(range(names))
@@ -193,7 +201,7 @@ class _NameServerProcess:
         self.address = self._process.stdout.readline().strip()
 
     def end(self) -> int:
-        """End it; returns how many queries it has lost."""
+        """End the server, and return how many queries it lost."""
         with self._process:
             return int(self._process.communicate()[0])
 

@@ -1,10 +1,11 @@
 """Does the fetcher lose an image when no host makes a mistake, and how many descriptors does it hold?
 
-20,000 images over more and more connections, and with as many as the fetcher finds right (auto): each from a host of
-its own, 20,000 loopback addresses that would all keep the connection; all from one host, with the usual number of
-requests to a host and with as many as there are connections; and from hosts that close the connection behind their
-answer, small images and a tenth as many large ones. With --tls the same over HTTPS, where the fetcher verifies each
-host's certificate. Every failure is ours, so there must be none, and no second attempt hides one.
+20,000 images are fetched over more and more connections, and over the number that the fetcher finds (auto). There are
+these cases: each image from its own host, 20,000 loopback addresses that would all keep the connection; all images
+from one host, with the usual number of requests to a host, and with the number of connections; and each image from a
+host that closes the connection after its answer, with small images and a tenth as many large ones. ``--tls`` does the
+same over HTTPS, and the fetcher verifies each host's certificate. Any failure would be ours, so there must be none, and
+no second attempt hides one.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _DETAILS = ("cpu_us", "descriptors_peak", "peak_mib", "elapsed_s", OTHERS_SHARE)
 
 
 def main() -> int:
-    """Measure, print, keep; 1 when an image failed."""
+    """Measure, print and save; return 1 if an image failed."""
     arguments = _arguments()
     with TemporaryDirectory(prefix="datafetch-benchmark-") as folder:
         authority = Path(folder) / "authority.pem" if arguments.tls else None
@@ -53,7 +54,7 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=1, help="measured runs of each case")
-    parser.add_argument("--warm-ups", type=int, default=0, help="runs of each before that")
+    parser.add_argument("--warm-ups", type=int, default=0, help="unmeasured runs of each before those")
     parser.add_argument("--images", type=int, default=20_000, help="images a run")
     parser.add_argument("--body-kb", type=int, default=20, help="size of each")
     parser.add_argument("--large-kb", type=int, default=1000, help="size of each large one")

@@ -43,7 +43,7 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=1, help="measured runs of each case")
-    parser.add_argument("--warm-ups", type=int, default=0, help="runs of each before that")
+    parser.add_argument("--warm-ups", type=int, default=0, help="unmeasured runs of each before those")
     parser.add_argument("--good", type=int, default=200, help="good images")
     parser.add_argument("--costly", type=int, default=200, help="bodies in chunks of one byte")
     parser.add_argument("--costly-hosts", type=int, default=8, help="hosts of them, where they are few")

@@ -1,8 +1,8 @@
-"""Do documents of five images each reach the speed of single images, and does their number cost memory?
+"""Are documents of five images each as fast as single images, and does their number cost memory?
 
-Speed: the same pictures go, in turn, through ``datafetch prepare coyo`` and ``prepare mmc4-core``, every URL once.
-Memory: files of JSON lines with ever more documents of tiny pictures; what counts is the peak of the parent process,
-the only one that reads the manifest.
+For speed, the same pictures go, in turn, through ``datafetch prepare coyo`` and ``prepare mmc4-core``, each URL once.
+For memory, files of JSON lines have more and more documents of tiny pictures, and the peak of the parent process is
+measured, the only one that reads the manifest.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
 from datafetch.demo.pictures import paint, write_pictures
 
-_IMAGES_A_DOCUMENT = 5
+_IMAGES_PER_DOCUMENT = 5
 _TINY_SIDE_PX = 16
 _TEXTS = ["When you lock the door with the power door lock master switch, all the other doors lock."] * 12
 _SPEED_DETAILS = ("parent_cpu_ms", "codec_cpu_ms", "commit_cpu_ms", OTHERS_SHARE)
@@ -34,7 +34,7 @@ Url = Callable[[int], str]
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _Invocation:
     """How the command is called."""
 
     root: Path
@@ -42,15 +42,15 @@ class _Asked:
 
 
 def main() -> None:
-    """Measure, print, keep."""
+    """Measure, print and save."""
     arguments = _arguments()
     with TemporaryDirectory(prefix="datafetch-benchmark-", dir=arguments.folder) as name:
         folder = Path(name)
-        asked = _Asked(folder / "root", ("--connections", arguments.connections, "--per-host", "1024"))
+        invocation = _Invocation(folder / "root", ("--connections", arguments.connections, "--per-host", "1024"))
         if "speed" in arguments.measures:
-            _measure_speed(folder, arguments, asked)
+            _measure_speed(folder, arguments, invocation)
         if "memory" in arguments.measures:
-            _measure_memory(folder, arguments, asked)
+            _measure_memory(folder, arguments, invocation)
 
 
 def _arguments() -> argparse.Namespace:
@@ -60,24 +60,24 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=4000, help="images a run of speed")
     parser.add_argument("--pictures", type=int, default=400, help="distinct pictures among them")
     parser.add_argument(
-        "--documents", type=int, nargs="+", default=[1000, 10_000, 100_000], help="of each file for memory"
+        "--documents", type=int, nargs="+", default=[1000, 10_000, 100_000], help="documents of each file for memory"
     )
     parser.add_argument("--memory-runs", type=int, default=1, help="runs of each case of memory")
-    parser.add_argument("--connections", default="64", help="as for datafetch prepare")
+    parser.add_argument("--connections", default="64", help="the option of datafetch prepare")
     parser.add_argument("--folder", type=Path, help="where to work, instead of the system's temporary folder")
     return parser.parse_args()
 
 
-def _measure_speed(folder: Path, arguments: argparse.Namespace, asked: _Asked) -> None:
+def _measure_speed(folder: Path, arguments: argparse.Namespace, invocation: _Invocation) -> None:
     names = write_pictures(folder / "pictures", arguments.pictures)
     with Origin(folder / "pictures") as origin:
         url = partial(_url, origin, names)
         cases: dict[str, CoyoSource | LinesSource] = {
             "coyo": write_coyo_source(folder / "coyo", [url(number) for number in range(arguments.images)]),
-            "documents": _write_documents(folder / "speed", url, arguments.images // _IMAGES_A_DOCUMENT),
+            "documents": _write_documents(folder / "speed", url, arguments.images // _IMAGES_PER_DOCUMENT),
         }
         runs = [
-            _run(case, kind, source, asked, is_speed=True)
+            _run(case, kind, source, invocation, is_speed=True)
             for kind in kinds(1, arguments.runs)
             for case, source in cases.items()
         ]
@@ -85,7 +85,7 @@ def _measure_speed(folder: Path, arguments: argparse.Namespace, asked: _Asked) -
     record.show(_SPEED_DETAILS, [f"documents reach {record.quiet_percent('documents', 'coyo')} of coyo's speed"])
 
 
-def _measure_memory(folder: Path, arguments: argparse.Namespace, asked: _Asked) -> None:
+def _measure_memory(folder: Path, arguments: argparse.Namespace, invocation: _Invocation) -> None:
     (folder / "tiny").mkdir()
     image: Image.Image = paint((_TINY_SIDE_PX, _TINY_SIDE_PX), 0)
     image.save(folder / "tiny" / "0.png")
@@ -95,7 +95,7 @@ def _measure_memory(folder: Path, arguments: argparse.Namespace, asked: _Asked) 
             f"{count:,} documents": _write_documents(folder / str(count), url, count) for count in arguments.documents
         }
         runs = [
-            _run(case, kind, source, asked, is_speed=False)
+            _run(case, kind, source, invocation, is_speed=False)
             for kind in kinds(0, arguments.memory_runs)
             for case, source in cases.items()
         ]
@@ -110,7 +110,7 @@ def _url(origin: Origin, names: list[str], number: int) -> str:
 
 
 def _write_documents(folder: Path, url: Url, count: int) -> LinesSource:
-    """One file of documents, each with images of its own."""
+    """Write one file of documents, each with its own images."""
     folder.mkdir()
     with (folder / "docs_shard_0_v3.jsonl").open("wb") as file:
         for line in _documents(url, count):
@@ -119,18 +119,18 @@ def _write_documents(folder: Path, url: Url, count: int) -> LinesSource:
 
 
 def _documents(url: Url, count: int) -> Iterator[bytes]:
-    matrix = [[0.2 + place / 100] * len(_TEXTS) for place in range(_IMAGES_A_DOCUMENT)]
+    matrix = [[0.2 + image / 100] * len(_TEXTS) for image in range(_IMAGES_PER_DOCUMENT)]
     for number in range(count):
         info = [
-            {"raw_url": url(number * _IMAGES_A_DOCUMENT + place), "matched_text_index": place, "matched_sim": 0.3}
-            for place in range(_IMAGES_A_DOCUMENT)
+            {"raw_url": url(number * _IMAGES_PER_DOCUMENT + image), "matched_text_index": image, "matched_sim": 0.3}
+            for image in range(_IMAGES_PER_DOCUMENT)
         ]
         record = {"url": f"http://e.org/{number}", "image_info": info, "similarity_matrix": matrix, "text_list": _TEXTS}
         yield orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
 
 
-def _run(case: str, kind: RunKind, source: CoyoSource | LinesSource, asked: _Asked, *, is_speed: bool) -> Run:
-    done = prepare(source, asked.root, *asked.options)
+def _run(case: str, kind: RunKind, source: CoyoSource | LinesSource, invocation: _Invocation, *, is_speed: bool) -> Run:
+    done = prepare(source, invocation.root, *invocation.options)
     usage = done.usage
     details = {
         **done.cpu_ms_per_image(),

@@ -1,7 +1,7 @@
-"""Does a server that makes no mistake lose an image, and what does an image cost when its pixels cost next to nothing?
+"""Is an image of a perfect server ever lost, and what does an image cost if its pixels cost next to nothing?
 
-Tiny pictures from a loopback origin through ``datafetch prepare coyo``, with more and more requests open at once. Every
-failure is ours, so there must be none; what is left of the time is the price of fetching and of the pipeline.
+Tiny pictures go from a loopback origin through ``datafetch prepare coyo``, with more and more requests open at once.
+Any failure would be ours, so there must be none. The time is that of fetching and of the pipeline.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _DETAILS = (
 
 
 def main() -> int:
-    """Measure, print, keep; 1 when an image failed."""
+    """Measure, print and save; return 1 if an image failed."""
     arguments = _arguments()
     with TemporaryDirectory(prefix="datafetch-benchmark-", dir=arguments.folder) as name:
         folder = Path(name)
@@ -57,13 +57,13 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--runs", type=int, default=5, help="measured runs of each case")
-    parser.add_argument("--warm-ups", type=int, default=1, help="runs of each before that")
+    parser.add_argument("--warm-ups", type=int, default=1, help="unmeasured runs of each before those")
     parser.add_argument("--images", type=int, default=20_000, help="images a run")
     parser.add_argument("--pictures", type=int, default=200, help="distinct pictures among them")
     parser.add_argument("--connections", type=int, nargs="+", default=[64, 256, 1024], help="requests open at once")
     parser.add_argument("--folder", type=Path, help="where to work, instead of the system's temporary folder")
     parser.add_argument(
-        "--profile", action="store_true", help="instead: one run under cProfile, and what its functions cost"
+        "--profile", action="store_true", help="instead, show what the functions cost in one run under cProfile"
     )
     return parser.parse_args()
 

@@ -1,9 +1,9 @@
-"""How near does the whole pipeline come to the codec's own speed on this machine?
+"""How close does the whole pipeline come to the codec's own speed on this machine?
 
-The same pictures go, in turn, through ``datafetch prepare coyo`` (from a loopback origin to published shards) and
-through as many bare processes that call the codec and do nothing else, with the bodies already in their memory: the
-ceiling. The origin, which the ceiling does without, works on the same cores; the CPU milliseconds an image, by role,
-say where the time goes.
+The same pictures go, in turn, through ``datafetch prepare coyo``, from a loopback origin to published shards, and
+through the ceiling: the same number of bare processes that have the bodies in memory and only call the codec. The
+origin, which the ceiling does not need, runs on the same cores. The CPU milliseconds of an image, by role, show where
+the time goes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _SPECS: Mapping[str, ImageSpec] = {"recipe": ImageSpec(), "short side 336": Imag
 _DETAILS = ("codec_cpu_ms", "parent_cpu_ms", "origin_cpu_ms", "commit_cpu_ms", "busy_percent", OTHERS_SHARE)
 
 _bodies: list[bytes] = []
-"""In a bare process: the pictures."""
+"""The pictures, in a bare process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class _Workload:
 
 
 def main() -> None:
-    """Measure, print, keep."""
+    """Measure, print and save."""
     arguments = _arguments()
     with TemporaryDirectory(prefix="datafetch-benchmark-", dir=arguments.folder) as name:
         folder = Path(name)
@@ -79,8 +79,8 @@ def _remarks(record: Record, once_cpu_s: Mapping[str, float]) -> Iterator[str]:
         spent_ms = sum(record.median_detail(pipeline, f"{role}_cpu_ms") for role in roles)
         share = record.median_detail(codec, "codec_cpu_ms") / spent_ms
         yield (
-            f"{spec}: the pipeline runs at {record.quiet_percent(pipeline, codec)} of the codec's own speed, the "
-            f"origin on the same cores; by CPU time an image, the origin's aside, at {share:.1%}"
+            f"{spec}: the pipeline runs at {record.quiet_percent(pipeline, codec)} of the codec's own speed, with the "
+            f"origin on the same cores; by the CPU time of an image, without the origin's, at {share:.1%}"
         )
     costs = ", ".join(f"{role} {cpu_s} s" for role, cpu_s in once_cpu_s.items())
     yield f"in the CPU times: {costs} for starting and ending, once a run (commit: once a shard)"
@@ -89,13 +89,13 @@ def _remarks(record: Record, once_cpu_s: Mapping[str, float]) -> Iterator[str]:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--runs", type=int, default=5, help="measured runs of each case")
-    parser.add_argument("--warm-ups", type=int, default=1, help="runs of each before that")
+    parser.add_argument("--warm-ups", type=int, default=1, help="unmeasured runs of each before those")
     parser.add_argument("--images", type=int, default=4000, help="images a run")
     parser.add_argument("--pictures", type=int, default=400, help="distinct pictures among them")
     parser.add_argument("--shards", type=int, default=2, help="parquet files of the manifest")
-    parser.add_argument("--connections", default="auto", help="as for datafetch prepare")
+    parser.add_argument("--connections", default="auto", help="the option of datafetch prepare")
     parser.add_argument(
-        "--processes", type=int, default=len(os.sched_getaffinity(0)), help="codec processes, here and there"
+        "--processes", type=int, default=len(os.sched_getaffinity(0)), help="codec processes, in both cases"
     )
     parser.add_argument("--folder", type=Path, help="where to work, instead of the system's temporary folder")
     return parser.parse_args()

@@ -1,7 +1,7 @@
-"""How fast is verify, and against the bare codec that keeps sound JPEGs?
+"""How fast is verify, compared with the bare codec that keeps sound JPEGs?
 
-A folder of shards is written once: pictures in the mix of a web crawl, as base64. Each round runs the bare codec in as
-many processes on the same pictures (``bare_codec``), then verify on the folder; so their ratio comes from one run.
+A folder of shards is written once, with pictures in the mix of a web crawl. Each round runs the bare codec on the same
+pictures, in the same number of processes (``bare_codec``), and then verify on the folder.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _CPU, _PARENT, _PEAK = "all_cpu_ms_an_image", "parent_cpu_us_an_image", "peak_pa
 
 
 def main() -> int:
-    """Measure, print, keep; 1 when an image did not decode."""
+    """Measure, print and save; return 1 if an image did not decode."""
     arguments = _arguments()
     with TemporaryDirectory(prefix="datafetch-benchmark-") as name:
         pictures, out = Path(name) / "pictures", Path(name) / "out"
@@ -51,7 +51,7 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--runs", type=int, default=3, help="measured runs of each case")
-    parser.add_argument("--warm-ups", type=int, default=1, help="runs of each before that")
+    parser.add_argument("--warm-ups", type=int, default=1, help="unmeasured runs of each before those")
     parser.add_argument("--images", type=int, default=2000, help="images in the folder")
     parser.add_argument("--pictures", type=int, default=200, help="distinct pictures among them")
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="codec processes")
@@ -59,7 +59,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _write_shards(pictures: Path, out: Path, images: int) -> None:
-    """Two shards of pairs, the pictures in turn."""
+    """Write two shards of pairs, in which the pictures take turns."""
     out.mkdir()
     rows = [
         {"id": number, "text": "a cat", "image": pybase64.b64encode_as_string(path.read_bytes())}

@@ -1,7 +1,7 @@
-"""The ceiling: bare processes that have the bodies in their memory already, and take numbers from a shared counter.
+"""The ceiling: bare processes that have the bodies in memory, and take numbers from a shared counter.
 
-Nothing is awaited, no JPEG comes back, and the parent sleeps: a pool of ``multiprocessing`` that hands out the numbers
-takes enough CPU time of its own to be overtaken by some of those whose ceiling it would be.
+Nothing is awaited, no JPEG is returned, and the parent sleeps. A ``multiprocessing`` pool that handed out the numbers
+would take so much CPU time that some of the machineries would be faster than this ceiling.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _CHUNK_IMAGES = 4  # taken one chunk at a time, so that the processes end togeth
 
 
 class _Bare:
-    """In a bare process: what it works on."""
+    """What a bare process works on."""
 
     taken: Synchronized[int]
     bodies: Sequence[bytes]
@@ -29,8 +29,8 @@ class _Bare:
 
 def main() -> None:
     """Transcode the workload."""
-    order, result = map(Path, sys.argv[1:])
-    workload: PoolWorkload = pickle.loads(order.read_bytes())
+    request, result = map(Path, sys.argv[1:])
+    workload: PoolWorkload = pickle.loads(request.read_bytes())
     context = multiprocessing.get_context("spawn")
     taken = context.Value("q", 0)
     with context.Pool(workload.processes, _load, (workload.paths, taken)) as pool:

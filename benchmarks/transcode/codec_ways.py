@@ -1,9 +1,8 @@
-"""How fast is the bare codec in each of its ways, with the Pillow at hand and, if asked, with others?
+"""How fast is the bare codec with each of its options, with the installed Pillow and with others?
 
-Processes that have the bodies in their memory call the codec and do nothing else, one for each core, each set up as
-the pool sets its own up. Each way and each interpreter has its turn in each round, so that their ratios come from one
-run. ``--python`` names the interpreter of another environment that datafetch's dependencies are installed in, one
-with Pillow-SIMD for instance.
+Processes that have the bodies in memory call the codec and do nothing else, one for each core, each set up as the pool
+sets up its own. In each round, all options and all interpreters take turns, so that their ratios come from one run.
+``--python`` names the interpreter of another environment with datafetch's dependencies, such as one with Pillow-SIMD.
 """
 
 from __future__ import annotations
@@ -51,13 +50,13 @@ class _Workload:
 
 
 def main() -> int:
-    """Measure, print, keep; 1 when an image failed."""
+    """Measure, print and save; return 1 if an image failed."""
     arguments = _arguments()
     with TemporaryDirectory(prefix="datafetch-benchmark-", dir=arguments.folder) as name:
         folder = Path(name)
         names = _write_pictures(folder, arguments)
         mean_bytes = sum((folder / name).stat().st_size for name in names) / len(names)
-        codecs = [_ask(python, folder) for python in (sys.executable, *arguments.python)]
+        codecs = [_probe(python, folder) for python in (sys.executable, *arguments.python)]
         work = _Workload(folder, arguments.images, arguments.processes)
         runs = [
             _measure(kind, way, codec, work)
@@ -78,7 +77,7 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--runs", type=int, default=3, help="measured runs of each case")
-    parser.add_argument("--warm-ups", type=int, default=1, help="runs of each before that")
+    parser.add_argument("--warm-ups", type=int, default=1, help="unmeasured runs of each before those")
     parser.add_argument("--images", type=int, default=1000, help="images a run")
     parser.add_argument("--pictures", type=int, default=200, help="distinct pictures among them")
     parser.add_argument(
@@ -97,7 +96,7 @@ def _arguments() -> argparse.Namespace:
         action="append",
         default=[],
         metavar="PATH",
-        help="another environment's interpreter, too; repeatable",
+        help="interpreter of another environment to measure as well; repeatable",
     )
     parser.add_argument("--folder", type=Path, help="where to work, instead of the system's temporary folder")
     return parser.parse_args()
@@ -119,8 +118,8 @@ def _run(python: str, way: str, work: _Workload) -> Mapping[str, Any]:
     return report
 
 
-def _ask(python: str, folder: Path) -> _Codec:
-    """Which Pillow it is; in passing this shows that the interpreter can do the work."""
+def _probe(python: str, folder: Path) -> _Codec:
+    """Find out which Pillow an interpreter has, by letting it encode one image."""
     report = _run(python, RECIPE, _Workload(folder, 1, 1))
     return _Codec(python, report["pillow"], report["jpeg_library"])
 

@@ -13,7 +13,7 @@ _STATUS = 66
 
 
 def transcode_or_die(body: bytes, spec: ImageSpec) -> Outcome:
-    """As ``transcode``; but poison ends this process at once, without a word."""
+    """Do the same as ``transcode``, except that poison ends this process at once."""
     if body == POISON:
         os._exit(_STATUS)
     return transcode(body, spec)

@@ -1,6 +1,6 @@
-"""Coalescer: images that are awaited one by one, handed over several at a time, as datafetch's Transcoder does it.
+"""Coalescer: hands over images in batches although they are awaited one by one, as datafetch's Transcoder does.
 
-Rules: an even share of what waits, at most 16 images or 4 MiB; no image waits for a batch to fill.
+Rules: a batch is an even share of the waiting images, at most 16 images or 4 MiB. No image waits for a batch to fill.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from typing import TypeAlias
 from datafetch.model.outcome import Outcome
 
 BATCHES_IN_HAND = 2
-"""For each process: it goes on with the second while the parent reads the first one's outcomes."""
+"""How many batches a process has: it works on the second while the parent reads the outcomes of the first."""
 
 MAX_BATCH_BYTES = 4 * 1024 * 1024
 _MAX_BATCH_IMAGES = 16
 
 HandOver: TypeAlias = Callable[[Sequence[bytes]], Awaitable[Sequence[Outcome]]]
-"""Takes a batch of bodies to a process, and its outcomes back."""
+"""Hands a batch of bodies to a process, and returns their outcomes."""
 
 
 class Coalescer:
-    """body → outcome, by way of batches.
+    """Turns one body at a time into its outcome, by way of batches.
 
     Args:
-        processes: The ways to hand a batch to each process; every one may have two at a time.
+        processes: For each process, a function that hands it a batch; each may have two at a time.
     """
 
     def __init__(self, processes: Sequence[HandOver]) -> None:
@@ -44,11 +44,11 @@ class Coalescer:
 
     def _dispatch(self) -> None:
         while self._waiting and self._idle:
-            task = asyncio.create_task(self._hand_over(self._idle.popleft(), self._take()))
+            task = asyncio.create_task(self._hand_over(self._idle.popleft(), self._next_batch()))
             self._busy.add(task)
             task.add_done_callback(self._busy.discard)
 
-    def _take(self) -> list[tuple[bytes, asyncio.Future[Outcome]]]:
+    def _next_batch(self) -> list[tuple[bytes, asyncio.Future[Outcome]]]:
         share = -(-len(self._waiting) // self._processes)
         batch = [self._waiting.popleft()]
         batch_bytes = len(batch[0][0])

@@ -1,9 +1,9 @@
-"""What does a crash cost, by the machinery that runs the codec?
+"""What does a crash cost, with each machinery that runs the codec?
 
-Each gets the same images twice: once all good, once with a body among every fifty that ends the process which works on
-it, as a hostile file may do to a decoder. Asked is how many images that had done nothing fail with it, how fast the
-good ones still go, and what is left behind. Executors that break are opened again, and what failed is tried again:
-three times at most, or one at a time in a process aside.
+Each machinery gets the same images twice: once all good, and once with one body in fifty that kills the process that
+works on it, as a hostile file may kill a decoder. It is measured how many innocent images fail as well, how fast the
+good ones still are, and which processes are left behind. Executors that break are reopened, and what failed is tried
+again: three times at most, or one at a time in a process of its own.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _DETAILS = ("innocent_failed", "elapsed_s", "left_behind", OTHERS_SHARE)
 
 
 def main() -> None:
-    """Measure, print, keep."""
+    """Measure, print and save."""
     arguments = _arguments()
     with TemporaryDirectory(prefix="datafetch-benchmark-", dir=arguments.folder) as name:
         folder = Path(name)
@@ -73,7 +73,7 @@ def _measure(kind: RunKind, workload: PoolWorkload) -> Run:
 
 
 def _outcomes(workload: PoolWorkload, tally: PoolTally) -> Mapping[str, int]:
-    """Images by outcome, those of the poison counted separately."""
+    """Count the images by outcome, and poison separately."""
     numbered = enumerate(tally.outcomes)
     return dict(Counter(f"poison {outcome}" if workload.is_poison(number) else outcome for number, outcome in numbered))
 
@@ -88,7 +88,7 @@ def _remarks(record: Record, case: str, good: int, poisons: int) -> Iterator[str
     remark = f"{case}: {failed:,.0f} of {good:,} innocent images fail"
     if record.median(poisoned) and record.median(case):
         remark += f"; the others go at {record.quiet_percent(poisoned, case)} of the speed without poison"
-    if not failed:  # where most fail at once, the time that is left says nothing
+    if not failed:  # if most images fail at once, the elapsed time says nothing
         lost_s = record.median_detail(poisoned, "elapsed_s") - good / record.median(case)
         remark += f", {lost_s / poisons * 1000:,.0f} ms a crash"
     yield remark

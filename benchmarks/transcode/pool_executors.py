@@ -1,8 +1,8 @@
-"""Pools for ``subprocess_pool``: the standard library's ProcessPoolExecutor, and by loky's, which shares its interface.
+"""Pools for ``subprocess_pool``: the standard library's ProcessPoolExecutor, and loky's, which shares its interface.
 
-Rules: when a process dies, an executor breaks, and everything that was in flight fails. Then it is opened again, and
-what failed is tried again: in the way that is written first, three times at most; or, to find out who is to blame, one
-image at a time in a process aside.
+Rules: if a process dies, an executor breaks, and everything in flight fails. The executor is then reopened, and what
+failed is tried again: three times at most, as most programs do it, or, to find out which image is to blame, one at a
+time in a process of its own.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def main() -> None:
     pool_main(
         {
             "executor": partial(_open, open_executor=_open_standard),
-            "executor, retried alone": _open_with_cell,
+            "executor, retried alone": _open_with_isolation,
             "executor, 16 a task": _open_coalesced,
             "loky": partial(_open, open_executor=_open_loky),
         }
@@ -38,22 +38,22 @@ def main() -> None:
 
 @asynccontextmanager
 async def _open(workload: PoolWorkload, open_executor: Callable[[int], Executor]) -> AsyncIterator[Transcode]:
-    renewed = _Renewed(workload, open_executor, workload.processes)
+    executor = _Reopening(workload, open_executor, workload.processes)
     try:
-        yield partial(renewed.transcode, tries=_TRIES)
+        yield partial(executor.transcode, tries=_TRIES)
     finally:
-        renewed.close()
+        executor.close()
 
 
 @asynccontextmanager
-async def _open_with_cell(workload: PoolWorkload) -> AsyncIterator[Transcode]:
-    together, alone = _Renewed(workload, _open_standard, workload.processes), _Renewed(workload, _open_standard, 1)
-    cell = asyncio.Lock()
+async def _open_with_isolation(workload: PoolWorkload) -> AsyncIterator[Transcode]:
+    together, alone = _Reopening(workload, _open_standard, workload.processes), _Reopening(workload, _open_standard, 1)
+    isolation = asyncio.Lock()
 
     async def transcode(body: bytes) -> Outcome:
         outcome = await together.transcode(body, tries=1)
         if isinstance(outcome, Failure) and outcome.kind is FailureKind.WORKER_CRASHED:
-            async with cell:
+            async with isolation:
                 return await alone.transcode(body, tries=1)
         return outcome
 
@@ -76,8 +76,8 @@ async def _open_coalesced(workload: PoolWorkload) -> AsyncIterator[Transcode]:
         yield Coalescer([hand_over] * workload.processes)
 
 
-class _Renewed:
-    """An executor, and after it breaks another one."""
+class _Reopening:
+    """An executor that is replaced by a new one when it breaks."""
 
     def __init__(self, workload: PoolWorkload, open_executor: Callable[[int], Executor], processes: int) -> None:
         self._workload = workload

@@ -1,9 +1,9 @@
 """Which machinery hands images to codec processes at the least cost?
 
-Each gets the same bodies, which lie in its memory as if they had been fetched, from as many tasks at once, and as many
-processes for the same codec; each works in a process of its own. The ceiling is what as many bare processes
-do that have the bodies in their memory already. The clocks start when all processes have worked already.
-``pool_crashes.py`` asks what a crash costs.
+Each machinery runs in a process of its own. It gets the same bodies, which are in memory as if they had been fetched,
+from the same number of tasks, and has the same number of processes for the same codec. The ceiling is the same number
+of bare processes that have the bodies in memory from the start. The clocks start when all processes have warmed up.
+``pool_crashes.py`` measures what a crash costs.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _DETAILS = ("parent_cpu_us", "codec_cpu_ms", OTHERS_SHARE)
 
 
 def main() -> int:
-    """Measure, print, keep; 1 when an image has no good outcome."""
+    """Measure, print and save; return 1 if an image has no good outcome."""
     arguments = _arguments()
     with TemporaryDirectory(prefix="datafetch-benchmark-", dir=arguments.folder) as name:
         folder = Path(name)

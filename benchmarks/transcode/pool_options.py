@@ -13,7 +13,12 @@ from datafetch.transcode import ImageSpec
 
 
 def parser(description: str | None, runs: int) -> argparse.ArgumentParser:
-    """The options that they share."""
+    """Make a parser with the options that they share.
+
+    Args:
+        description: The benchmark's docstring, whose first line becomes the description.
+        runs: The default number of runs.
+    """
     parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
     parser.add_argument("--runs", type=int, default=runs, help="measured runs of each case")
     parser.add_argument(
@@ -31,12 +36,12 @@ def parser(description: str | None, runs: int) -> argparse.ArgumentParser:
 
 
 def versions() -> dict[str, str]:
-    """Of the rivals that come as packages."""
+    """The versions of the packages that datafetch's pool is compared with."""
     return {name: version(name) for name in ("loky", "pebble")}
 
 
 def workload(machinery: str, paths: Sequence[Path], codec: Codec, arguments: argparse.Namespace) -> PoolWorkload:
-    """What the command line asks for, by this machinery."""
+    """Make the workload that the command line describes, for this machinery."""
     return PoolWorkload(
         machinery,
         paths,

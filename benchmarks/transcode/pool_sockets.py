@@ -1,7 +1,7 @@
 """Pools for ``subprocess_pool``: batches over a socket pair to each process, and no recovery from a crash.
 
-In one way bodies and JPEGs go through the sockets. In the other they are copied into memory that both sides share and
-only their lengths go through the sockets. The two differ in nothing else.
+In one variant, bodies and JPEGs go through the sockets. In the other, they are copied into shared memory, and only
+their lengths go through the sockets. Nothing else differs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from benchmarks.transcode.subprocess_pool import PoolWorkload, Transcode, pool_m
 from datafetch.model.outcome import Encoded, Outcome
 from datafetch.process.child import child_command
 
-_BUFFER_BYTES = 1024 * 1024  # of replies; at the usual 64 KiB the reader pauses and resumes several times a JPEG
+_BUFFER_BYTES = 1024 * 1024  # for replies; with the usual 64 KiB, the reader would pause several times a JPEG
 
 
 def main() -> None:
@@ -41,7 +41,7 @@ async def _open(workload: PoolWorkload, *, is_shared: bool) -> AsyncIterator[Tra
 
 
 class _Worker:
-    """One process; its batches are answered in the order in which it got them."""
+    """One process, which answers its batches in the order in which it received them."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, slots: Slots | None) -> None:
         self._reader = reader
@@ -79,13 +79,13 @@ class _Worker:
 async def _start(workload: PoolWorkload, is_shared: bool) -> AsyncIterator[_Worker]:
     memory = os.memfd_create("bodies")
     os.ftruncate(memory, SLOT_BYTES * BATCHES_IN_HAND)
-    ours, theirs = socket.socketpair()
-    reader, writer = await asyncio.open_unix_connection(sock=ours, limit=_BUFFER_BYTES)
-    with theirs:
+    parent_end, child_end = socket.socketpair()
+    reader, writer = await asyncio.open_unix_connection(sock=parent_end, limit=_BUFFER_BYTES)
+    with child_end:
         command = [*child_command("benchmarks.transcode.pool_sockets_worker"), str(memory if is_shared else -1)]
-        process = await asyncio.create_subprocess_exec(*command, stdin=theirs.fileno(), pass_fds=(memory,))
-    orders = pickle.dumps((workload.codec, workload.spec))
-    writer.writelines([U32.pack(len(orders)), orders])
+        process = await asyncio.create_subprocess_exec(*command, stdin=child_end.fileno(), pass_fds=(memory,))
+    startup = pickle.dumps((workload.codec, workload.spec))
+    writer.writelines([U32.pack(len(startup)), startup])
     worker = _Worker(reader, writer, Slots(mmap.mmap(memory, 0)) if is_shared else None)
     replies = asyncio.create_task(worker.read_replies())
     try:

@@ -1,8 +1,8 @@
-"""The other side of the minimal pool: a process that reads bodies and writes outcomes.
+"""The worker of the minimal pool (``pool_sockets``): a process that reads bodies and writes outcomes.
 
-A message is u32 + a pickled head + what the head gives the lengths of, here or in shared memory. The first is the
-orders: codec and spec. A request's head is the lengths of the bodies; a reply's, the outcomes without their JPEGs and
-the lengths of those.
+A message is the length of its head as a u32, the pickled head, and the parts whose lengths the head gives, unless these
+are in shared memory. The head of the first message is the codec and its spec. The head of a request is the lengths of
+the bodies; that of a reply is the outcomes without their JPEGs, and the lengths of the JPEGs.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from datafetch.model.outcome import Encoded
 
 U32 = struct.Struct("<I")
 SLOT_BYTES = 16 * 1024 * 1024
-"""Room for the bodies of a batch, then for the JPEGs made of them, which may be larger."""
+"""Space for the bodies of a batch, and later for their JPEGs, which may be larger."""
 
 
 class Slots:
-    """Shared memory in two slots, that batches use in turn; the JPEGs of a batch lie where its bodies lay.
+    """Shared memory in two slots that batches use in turn. The JPEGs of a batch replace its bodies in the same slot.
 
-    One side writes bodies and reads JPEGs, the other reads bodies and writes JPEGs; each counts for itself.
+    One side writes bodies and reads JPEGs, the other does the opposite. Both count the slots that they have used.
     """
 
     def __init__(self, memory: mmap.mmap) -> None:
@@ -48,7 +48,7 @@ class Slots:
             offset += len(part)
 
     def read(self, lengths: Sequence[int]) -> list[bytes]:
-        """Copy out of the next slot, for it will be filled again."""
+        """Copy the parts out of the next slot, which will be overwritten."""
         start = self._read % BATCHES_IN_HAND * SLOT_BYTES
         self._read += 1
         ends = accumulate(lengths, initial=start)
@@ -56,7 +56,7 @@ class Slots:
 
 
 def main() -> None:
-    """Serve the socket that the parent left as standard input, until it closes."""
+    """Serve the socket that the parent passed as standard input, until it closes."""
     memory = int(sys.argv[1])
     slots = Slots(mmap.mmap(memory, 0)) if memory >= 0 else None
     with suppress(ConnectionError), socket.socket(fileno=os.dup(0)) as channel, channel.makefile("rwb") as stream:

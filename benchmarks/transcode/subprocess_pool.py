@@ -1,7 +1,7 @@
 """Transcode bodies through one pool in a child process, and measure what it costs.
 
-Rules: one workload, one child process, so that CPU time and processes left behind are those of that pool alone. The
-clocks start when every codec process has worked already; the counters are the kernel's, read at start and end.
+Rules: each workload has a child process of its own, so that CPU time and processes left behind are those of that pool
+alone. The clocks start when every codec process has warmed up. The counters are the kernel's, read at start and end.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ Codec: TypeAlias = Callable[[bytes, ImageSpec], Outcome]
 """A module-level function that decodes and encodes one image."""
 
 Transcode: TypeAlias = Callable[[bytes], Awaitable[Outcome]]
-"""What a machinery is to its caller: one image, awaited."""
+"""A machinery, as its caller sees it: takes one body, and is awaited for its outcome."""
 
 UNFINISHED = "unfinished"
-"""The outcome of an image that had none when time was up."""
+"""The outcome of an image that had not ended at the deadline."""
 
-_GRACE_S = 2.0  # for processes to end after they were asked to, or after their parent has ended
-_CLOSING_S = 30.0  # a machinery that takes longer to close is taken to hang
+_GRACE_S = 2.0  # for processes to end after they were told to, or after their parent has ended
+_CLOSING_S = 30.0  # a machinery that takes longer to close is considered to hang
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -50,15 +50,15 @@ class PoolWorkload:
     """What to transcode, and how.
 
     Attributes:
-        machinery: What hands the bodies over, by its name in ``pool_machinery``.
-        paths: Of the pictures, which take turns.
-        images: How many; with the warm-up's, which is as many as are in flight.
-        processes: Of the codec.
-        in_flight: Tasks that await one image each.
-        codec: A module-level function.
-        spec: What comes out.
-        poison_every: Each body whose number is a multiple of this kills the process that works on it; 0 for none.
-        deadline_s: After which the run is given up.
+        machinery: The name in ``pool_machinery`` of the machinery that hands over the bodies.
+        paths: The pictures, which take turns.
+        images: The number of images, besides those of the warm-up, which are as many as are in flight.
+        processes: The number of codec processes.
+        in_flight: The number of tasks that await one image each.
+        codec: The codec, a module-level function.
+        spec: What the codec writes.
+        poison_every: One body in this many kills the process that works on it; 0 for none.
+        deadline_s: The time after which the run is given up.
     """
 
     machinery: str
@@ -85,10 +85,10 @@ class PoolTally:
     """The result for each image.
 
     Attributes:
-        outcomes: Of each image, in order: ``ok``, the kind of failure, or ``unfinished``.
-        spent: From the first image to the end of the last, by the process that hands over and by those below it.
-        children_left: Processes below it that were still there two seconds after the pool was closed.
-        orphans_left: Processes that were still there two seconds after the parent had ended.
+        outcomes: The outcome of each image, in order: ``ok``, the kind of failure, or ``unfinished``.
+        spent: What the pool's process and its children spent, from the first image to the end of the last.
+        children_left: The number of child processes that were still running two seconds after the pool was closed.
+        orphans_left: The number of processes that were still running two seconds after their parent had ended.
         is_closed: Whether the pool could be closed.
     """
 
@@ -99,7 +99,7 @@ class PoolTally:
     is_closed: bool = False
 
     def details(self) -> dict[str, float]:
-        """What else is worth keeping of it."""
+        """The details to keep in a run's record."""
         return {
             "parent_cpu_us": self.spent.own_s / len(self.outcomes) * 1e6,
             "codec_cpu_ms": self.spent.children_s / len(self.outcomes) * 1e3,
@@ -123,9 +123,9 @@ def run_in_subprocess(module: str, workload: PoolWorkload) -> PoolTally:
     # A process left without a parent becomes this process's child, so that it can be counted and ended.
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     with TemporaryDirectory(prefix="datafetch-benchmark-") as name:
-        order, result = Path(name) / "workload", Path(name) / "tally"
-        order.write_bytes(pickle.dumps(workload))
-        with subprocess.Popen([*child_command(module), str(order), str(result)]) as process:
+        request, result = Path(name) / "workload", Path(name) / "tally"
+        request.write_bytes(pickle.dumps(workload))
+        with subprocess.Popen([*child_command(module), str(request), str(result)]) as process:
             try:
                 status = process.wait(workload.deadline_s * 2 + _CLOSING_S)
             except subprocess.TimeoutExpired:
@@ -134,12 +134,12 @@ def run_in_subprocess(module: str, workload: PoolWorkload) -> PoolTally:
         orphans_left = _end_all()
         if status:
             raise subprocess.CalledProcessError(status, module)
-        tally = pickle.loads(result.read_bytes()) if result.exists() else _nothing(workload)
+        tally = pickle.loads(result.read_bytes()) if result.exists() else _unfinished(workload)
         return replace(tally, orphans_left=orphans_left)
 
 
-def _nothing(workload: PoolWorkload) -> PoolTally:
-    """The tally of a run that had to be killed before it had one."""
+def _unfinished(workload: PoolWorkload) -> PoolTally:
+    """Make the tally of a run that was killed before it wrote one."""
     return PoolTally([UNFINISHED] * workload.images, CpuSpent(math.inf, 0, 0, 0))
 
 
@@ -154,9 +154,9 @@ def _end_all() -> int:
 
 
 def pool_main(machineries: Mapping[str, Machinery]) -> None:
-    """In the child process: transcode the workload named on the command line, and write the tally next to it."""
-    order, result = map(Path, sys.argv[1:])
-    workload: PoolWorkload = pickle.loads(order.read_bytes())
+    """Transcode the workload named on the command line, and write the tally next to it; called in the child process."""
+    request, result = map(Path, sys.argv[1:])
+    workload: PoolWorkload = pickle.loads(request.read_bytes())
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         tally = runner.run(_transcode_all(machineries[workload.machinery], workload, partial(_keep, result)))
     processes = psutil.Process().children(recursive=True)
@@ -171,7 +171,7 @@ def _keep(result: Path, tally: PoolTally) -> None:
 
 
 def _is_tracker(process: psutil.Process) -> bool:
-    """Whether it is the one that cleans up semaphores when its parent ends, which stays until then by design."""
+    """Whether a process is multiprocessing's resource tracker, which by design runs until its parent ends."""
     with suppress(psutil.NoSuchProcess):
         return "resource_tracker" in " ".join(process.cmdline())
     return False
@@ -188,12 +188,12 @@ async def _transcode_all(machinery: Machinery, workload: PoolWorkload, keep: Cal
         clock = CpuClock()
         outcomes = await _pass(transcode, bodies, workload)
         tally = PoolTally(outcomes, clock.stop())
-        keep(tally)  # in case that the pool can't be closed
+        keep(tally)  # in case the pool can't be closed
     return tally
 
 
 async def _pass(transcode: Transcode, bodies: Sequence[bytes], workload: PoolWorkload) -> Sequence[str]:
-    """Each task takes the next image when it has its last one's outcome."""
+    """Transcode the bodies; each task takes the next one when it has the outcome of its last."""
     outcomes = [UNFINISHED] * len(bodies)
     numbered = iter(enumerate(bodies))
     with suppress(TimeoutError):
@@ -209,5 +209,5 @@ async def _work(transcode: Transcode, numbered: Iterator[tuple[int, bytes]], out
 
 
 def name_of(outcome: Outcome) -> str:
-    """``ok`` or the kind of failure."""
+    """The name of an outcome: ``ok`` or the kind of failure."""
     return OK if isinstance(outcome, Encoded) else outcome.kind.value

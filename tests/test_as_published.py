@@ -1,4 +1,4 @@
-"""Published data as people have it: odd values come out as they went in, and what can't be read is said and counted."""
+"""Published data as people have it: odd values come out unchanged, and what can't be read is reported and counted."""
 
 import json
 import math
@@ -78,8 +78,8 @@ def test_odd_values_come_out_as_they_went_in(tmp_path: Path, own_origin: Origin,
     assert run_check(Check(resharded.out, world_size=1, batch=1)).problems == ()
 
 
-def test_covers_whose_titles_are_odd_are_had(tmp_path: Path, own_origin: Origin, pictures: Pictures) -> None:
-    """One title makes no difference to the others."""
+def test_covers_with_odd_titles_are_fetched(tmp_path: Path, own_origin: Origin, pictures: Pictures) -> None:
+    """A title makes no difference to other covers."""
     url = own_origin.url("well", pictures[1][0], "cover")
     (tmp_path / "dataset.json").write_text(
         f'{{"100": {{"imageURL": "{url}", "title": "a\\ud83d", "split": NaN}}, "\\ud83d": {{"imageURL": "{url}"}}, '
@@ -117,7 +117,7 @@ def samples(manifest: Manifest) -> list[Sample]:
 
 
 def test_similarities_are_what_the_published_script_makes_of_them(tmp_path: Path) -> None:
-    """No number stays none, as does one that is not there; nothing becomes zero."""
+    """NaN stays NaN, a missing number becomes NaN, and nothing becomes zero."""
     similarities = pa.array([math.nan, math.inf, None], pa.float32())
     pairs(tmp_path / "data" / "a.parquet", clip_similarity_vitb32=similarities)
     found = samples(bind(tmp_path / "data", 10, 11, 12))
@@ -127,8 +127,8 @@ def test_similarities_are_what_the_published_script_makes_of_them(tmp_path: Path
     assert all(repr(sample.row["clip_sim"]) in ("nan", "-inf") for sample in samples(bind(tmp_path / "data", 11)))
 
 
-def test_no_similarity_is_not_chosen_and_an_infinite_one_is(tmp_path: Path) -> None:
-    """As in the published script, whose comparison no missing number passes."""
+def test_a_missing_similarity_is_not_selected_and_an_infinite_one_is(tmp_path: Path) -> None:
+    """The published script compares in the same way."""
     values = [math.nan, None, math.inf, 0.9, 0.1, 0.8, None, 0.2, 0.95, 0.3]
     pairs(
         tmp_path / "data" / "a.parquet",
@@ -142,7 +142,7 @@ def test_no_similarity_is_not_chosen_and_an_infinite_one_is(tmp_path: Path) -> N
 
 
 def test_odd_similarities_reach_the_pickle(tmp_path: Path, own_origin: Origin, pictures: Pictures) -> None:
-    """Through the spool, and after a retry."""
+    """They survive the spool, and a retry."""
     name = next(name for name in pictures[1] if name.endswith(".jpg"))
     urls = [own_origin.url("flaky" if number else "well", name, f"similar-{number}") for number in range(3)]
     odd = pa.array([math.nan, math.inf, None], pa.float32())
@@ -164,7 +164,7 @@ def test_odd_similarities_reach_the_pickle(tmp_path: Path, own_origin: Origin, p
 
 @pytest.mark.parametrize("ids", [(10, 11, 12, 13), ()])
 def test_an_id_is_taken_from_the_first_file_that_has_it(tmp_path: Path, ids: tuple[int, ...]) -> None:
-    """Of a file and its copies each row comes once, and the others are counted, in whatever order shards are asked."""
+    """Each row of a file and its copies comes once, and the others are counted, in whatever order shards are opened."""
     folder = tmp_path / "data"
     high = pa.array([0.9] * 20, pa.float32())
     many = {"url": pa.array(["u"] * 20), "text": pa.array(["t"] * 20)}
@@ -182,7 +182,7 @@ def test_an_id_is_taken_from_the_first_file_that_has_it(tmp_path: Path, ids: tup
 
 
 def test_rows_with_the_same_id_are_counted_in_the_summary(tmp_path: Path) -> None:
-    """And the books balance without them."""
+    """The sums of the report agree without them."""
     for name in ("a.parquet", "b.parquet"):
         pairs(tmp_path / "data" / name, id=pa.array([10, 11, 10], pa.int64()))
     (tmp_path / "ids.txt").write_text("10\n11\n")
@@ -195,7 +195,7 @@ def test_rows_with_the_same_id_are_counted_in_the_summary(tmp_path: Path) -> Non
 
 
 def test_ids_beyond_the_half_of_64_bits_are_themselves(tmp_path: Path) -> None:
-    """None is taken for a negative one of a list, and a row has it as it is."""
+    """None is taken for a negative id of a list, and a row has it unchanged."""
     large = 2**64 - 5
     pairs(tmp_path / "data" / "a.parquet", id=pa.array([large, 11, 2**63], pa.uint64()))
     assert [sample.key for sample in samples(bind(tmp_path / "data", -5, 11, -(2**63)))] == ["11"]
@@ -212,7 +212,7 @@ def test_ids_beyond_the_half_of_64_bits_are_themselves(tmp_path: Path) -> None:
 
 
 def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
-    """In one line: which of them was meant can't be known."""
+    """It is unknown which of them is meant."""
     pairs(tmp_path / "data" / "a.parquet")
     table = pq.read_table(tmp_path / "data" / "a.parquet")
     pq.write_table(table.append_column("url", table["url"]), tmp_path / "data" / "a.parquet")
@@ -226,7 +226,7 @@ def not_utf8(*texts: bytes) -> pa.Array:
 
 
 def test_a_text_that_is_not_utf8_is_named_by_its_row(tmp_path: Path) -> None:
-    """With the file and what to do; the rows before it are had."""
+    """The error names the file and says what to do. The rows before it are fetched."""
     pairs(tmp_path / "data" / "a.parquet", text=not_utf8(b"a", b"caf\xe9", b"c"))
     manifest = bind(tmp_path / "data", 10, 11, 12)
     found = iter(manifest.samples(manifest.shards()[0]))
@@ -236,8 +236,8 @@ def test_a_text_that_is_not_utf8_is_named_by_its_row(tmp_path: Path) -> None:
         next(found)
 
 
-def test_rows_that_are_not_utf8_are_passed_over_and_counted(tmp_path: Path) -> None:
-    """Where that was asked for, also in a run that goes on and after a retry."""
+def test_rows_that_are_not_utf8_are_skipped_and_counted(tmp_path: Path) -> None:
+    """This takes an option, and also works when a run is resumed, and in a retry."""
     pairs(tmp_path / "data" / "a.parquet", text=not_utf8(b"a", b"caf\xe9", b"c"), url=not_utf8(b"u", b"v", b"\xff"))
     (tmp_path / "ids.txt").write_text("10\n11\n12\n")
     job = Job(
@@ -277,7 +277,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
     ],
 )
 def test_a_page_in_place_of_lines_is_named(tmp_path: Path, name: str, content: bytes, reason: str, skips: bool) -> None:
-    """What the file is, and what to do; it is never passed over line by line."""
+    """The error says what the file is, and what to do. Its lines are never skipped one by one."""
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ManifestError) as caught:
         samples(find_dataset("mmc4-core", Mmc4CoreOptions(skip_bad_lines=skips)).bind(tmp_path, None))
@@ -286,8 +286,8 @@ def test_a_page_in_place_of_lines_is_named(tmp_path: Path, name: str, content: b
     assert "--skip-bad-lines" not in str(caught.value)
 
 
-def test_lines_that_are_not_compressed_as_their_name_says_are_taken(tmp_path: Path) -> None:
-    """What a file holds decides, and an empty list of lines is one."""
+def test_plain_lines_under_the_name_of_a_compressed_file_are_read(tmp_path: Path) -> None:
+    """The content of a file decides. An empty file is accepted."""
     (tmp_path / "docs_shard_0_v3.jsonl.zip").write_text(document("http://e.org/1.jpg", '"x": 1'))
     (tmp_path / "docs_shard_1_v3.jsonl").touch()
     assert [sample.key for sample in samples(find_dataset("mmc4-core").bind(tmp_path, None))] == ["0,0"]
@@ -306,7 +306,7 @@ def test_lines_that_are_not_compressed_as_their_name_says_are_taken(tmp_path: Pa
     ],
 )
 def test_a_page_in_place_of_parquet_is_named(tmp_path: Path, content: bytes, reason: str) -> None:
-    """What the file is, and what to do; nothing in it steers the terminal."""
+    """The error says what the file is, and what to do, without control characters from the file."""
     (tmp_path / "a.parquet").write_bytes(content)
     with pytest.raises(ManifestError) as caught:
         find_dataset("coyo").bind(tmp_path, None)
@@ -316,7 +316,7 @@ def test_a_page_in_place_of_parquet_is_named(tmp_path: Path, content: bytes, rea
 
 
 def test_a_line_that_is_not_utf8_is_named_or_counted(tmp_path: Path) -> None:
-    """By its byte."""
+    """The error names the byte."""
     line = document("http://e.org/1.jpg", '"x": "caf?"').encode().replace(b"?", b"\xe9")
     (tmp_path / "docs_shard_0_v3.jsonl").write_bytes(b"\n" + line)
     with pytest.raises(ManifestError, match=r"line 2: not UTF-8 at byte \d+; .*--skip-bad-lines"):

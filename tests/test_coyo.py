@@ -1,4 +1,4 @@
-"""COYO: which rows, in which order, as what."""
+"""COYO: which rows are selected, in which order, and what becomes of them."""
 
 import base64
 import pickle
@@ -43,8 +43,8 @@ def write_ids(path: Path, ids: list[int]) -> Path:
     return path
 
 
-def test_the_ids_that_are_asked_for(tmp_path: Path) -> None:
-    """Of every file the rows with a wanted id, in the file's order; ids listed twice or in no file are counted."""
+def test_rows_with_a_listed_id_are_selected(tmp_path: Path) -> None:
+    """They come in the order of each file. Ids that are listed twice, or in no file, are counted."""
     write(tmp_path / "part-00000-17da.snappy.parquet", [30, 10, 20, 50])
     write(tmp_path / "part-00001-17da.snappy.parquet", [70, 60])
     manifest = COYO.bind(tmp_path, write_ids(tmp_path / "ids", [60, 10, 99, 30, 10, 60]))
@@ -63,7 +63,7 @@ def test_the_ids_that_are_asked_for(tmp_path: Path) -> None:
     assert manifest.id_list_result(["30", "10", "60"], {}) == IdListResult(wanted=4, duplicates=2, not_found=1)
 
 
-def test_of_rows_that_share_an_id_the_first(tmp_path: Path) -> None:
+def test_of_rows_that_share_an_id_the_first_is_selected(tmp_path: Path) -> None:
     """Keys are unique in a shard, whatever the file repeats and wherever."""
     write(tmp_path / "a.parquet", [5, 7, 5, 5, 6, 7, 5])
     manifest = COYO.bind(tmp_path, write_ids(tmp_path / "ids", [5, 7]))
@@ -74,7 +74,7 @@ def test_of_rows_that_share_an_id_the_first(tmp_path: Path) -> None:
     ]
 
 
-def test_without_ids_the_published_choice(tmp_path: Path) -> None:
+def test_without_ids_the_published_selection_is_made(tmp_path: Path) -> None:
     """The fifth of the file's rows with the highest similarity, in the file's order."""
     similarities = [0.61, 0.9, 0.5, 0.7, 0.8, 0.62, 0.63, 0.1, 0.2, 0.3]
     write(tmp_path / "a.parquet", list(range(10)), similarities)
@@ -86,10 +86,10 @@ def test_without_ids_the_published_choice(tmp_path: Path) -> None:
 
 @settings(max_examples=50)
 @given(st.lists(st.integers(50, 70), max_size=60))
-def test_the_published_choice_for_any_similarities(
+def test_the_published_selection_for_any_similarities(
     tmp_path_factory: pytest.TempPathFactory, hundredths: list[int]
 ) -> None:
-    """Never a row at or under 0.6, never more than a fifth, and none better is left out."""
+    """No row at or below 0.6 is selected, never more than a fifth, and no better row is left out."""
     folder = tmp_path_factory.mktemp("coyo")
     similarities = [number / 100 for number in hundredths]
     write(folder / "a.parquet", list(range(len(similarities))), similarities)
@@ -129,7 +129,7 @@ def test_a_row_without_an_id_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_row_without_an_id_is_skipped_and_counted(tmp_path: Path) -> None:
-    """Where that was asked for, with an id list and without one."""
+    """This takes an option, and works with an id list and without one."""
     coyo = Coyo(options=CoyoOptions(skip_bad_lines=True))
     write(tmp_path / "a.parquet", [1, 2, 3, None, 1], [0.7, 0.8, 0.7, 0.9, 0.7])
     manifest = coyo.bind(tmp_path, write_ids(tmp_path / "ids", [1, 3]))
@@ -173,7 +173,7 @@ def test_base64_is_the_standard_librarys(jpeg: bytes) -> None:
 
 
 def test_the_registry() -> None:
-    """Datasets are found by name, pickle, and an unknown one is told with the names there are."""
+    """Datasets are found by name and can be pickled. The error for an unknown one lists the names."""
     dataset = find_dataset("coyo")
     assert pickle.loads(pickle.dumps(dataset)) == dataset
     with pytest.raises(ConfigurationError, match="coyo"):

@@ -78,7 +78,7 @@ def shown(row: object) -> Any:
 
 
 def test_each_has_a_tiny_source() -> None:
-    """No dataset is registered without one, and none is left over."""
+    """Every registered dataset has a source, and every source a dataset."""
     assert {path.name for path in DATA.iterdir()} == set(DATASETS)
 
 
@@ -102,7 +102,7 @@ def test_its_tiny_source_gives_the_expected_rows(name: str, tmp_path: Path) -> N
 
 @every_dataset
 def test_its_samples_are_the_same_each_time(name: str, tmp_path: Path) -> None:
-    """Keys are unique, positions count up, and a second reading, by another process perhaps, gives the same."""
+    """Keys are unique, positions count up, and reading again gives the same, even in another process."""
     _, manifest = bind(name, tmp_path / "once")
     _, again = bind(name, tmp_path / "again")
     first = list(samples(manifest))
@@ -121,7 +121,7 @@ def test_its_samples_are_the_same_each_time(name: str, tmp_path: Path) -> None:
 
 @every_dataset
 def test_its_rows_are_total_and_what_the_loader_reads(name: str, tmp_path: Path) -> None:
-    """Whatever arrives and in whichever form, there is a row without a fault for the loader, or none."""
+    """Whatever arrives, and in whichever form, there is no row, or one that the loader can read."""
     dataset, manifest = bind(name, tmp_path)
     usual = dataset.options
     partly = [replace(usual, keep_at_least=1)] if isinstance(usual, DocumentOptions) else []
@@ -136,7 +136,7 @@ def test_its_rows_are_total_and_what_the_loader_reads(name: str, tmp_path: Path)
 
 @every_dataset
 def test_a_sample_is_lost_exactly_where_it_gives_no_row(name: str, tmp_path: Path) -> None:
-    """For each set of images that failed, the others having arrived."""
+    """This is tested for each set of failed images, when all others arrived."""
     dataset, manifest = bind(name, tmp_path)
     usual = dataset.options
     partly = [replace(usual, keep_at_least=1)] if isinstance(usual, DocumentOptions) else []
@@ -163,16 +163,16 @@ def check(dataset: Dataset, rows: list[Any], sample: Sample) -> None:
 
 
 @every_dataset
-def test_it_pickles_and_says_what_decides_its_rows(name: str, tmp_path: Path) -> None:
-    """It travels to the process that commits; how its manifest is read is JSON, for the job's identity."""
+def test_it_can_be_pickled_and_its_identity_is_json(name: str, tmp_path: Path) -> None:
+    """It is sent to the commit process, and how its manifest is read is part of the job's identity."""
     dataset, manifest = bind(name, tmp_path)
     assert pickle.loads(pickle.dumps(dataset)) == dataset
     assert orjson.loads(orjson.dumps(manifest.identity_fields())) == manifest.identity_fields()
     assert dataset.output_format == "pickle" or dataset.loader is Loader.TORCH
 
 
-def test_what_a_dataset_does_not_take_is_refused_by_name() -> None:
-    """An option that would do nothing is not passed over in silence."""
+def test_what_a_dataset_does_not_take_is_refused() -> None:
+    """An option that would have no effect is not ignored silently."""
     with pytest.raises(ConfigurationError, match="coyo takes CoyoOptions, not Mmc4CoreOptions"):
         find_dataset("coyo", Mmc4CoreOptions())
     with pytest.raises(ConfigurationError, match="ocr-vqa does not take --ids"):
@@ -253,8 +253,8 @@ def identity_of(dataset: Dataset, source: TinySource) -> dict[str, Any]:
     return {**identify(job, manifest, own_spec(dataset)), "shards": None}
 
 
-def test_numbers_that_no_dataset_can_mean_are_refused() -> None:
-    """By the option's name, whichever dataset's it is."""
+def test_numbers_out_of_bounds_are_refused() -> None:
+    """The error names the option, whichever dataset has it."""
     with pytest.raises(ConfigurationError, match=r"--keep-at-least must be from 1 to 2,147,483,647, not 0"):
         Mmc4CoreOptions(keep_at_least=0)
     with pytest.raises(ConfigurationError, match=r"--min-similarity must be a number, not inf"):

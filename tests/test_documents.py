@@ -1,4 +1,4 @@
-"""Documents: which of them, as what, and that an image never parts from its similarities."""
+"""Documents: which of them are selected, what their rows are, and that images keep their similarities."""
 
 import base64
 import json
@@ -73,7 +73,7 @@ def sample_of(record: dict[str, Any], options: DocumentOptions | None = None) ->
 def test_an_image_takes_its_similarities_with_it(
     outcomes: list[bool], least: int | None, is_filled: bool, texts: int
 ) -> None:
-    """Whatever arrives: those that did, in their order, each with its own row and a text that is there."""
+    """Whichever images arrive, they keep their order, each with its own matrix row and an existing text."""
     record = document(len(outcomes), texts)
     if is_filled:
         del record["similarity_matrix"]
@@ -98,7 +98,7 @@ def test_an_image_takes_its_similarities_with_it(
 
 
 def test_a_whole_document_stays_as_published() -> None:
-    """Nothing but the images is added, and the published record is not touched."""
+    """Only the images are added, and the published record is not changed."""
     record = document(2, could_have_url_duplicate=0)
     before = json.dumps(record)
     row = find_dataset("mmc4-core").to_row(
@@ -127,7 +127,7 @@ def test_a_whole_document_stays_as_published() -> None:
     ],
 )
 def test_urls_start_from_their_document(base: object, url: object, joined: str) -> None:
-    """Relative ones are joined; what is no URL is left for the fetcher to say so."""
+    """Relative URLs are resolved. What is not a URL is left to the fetcher to reject."""
     record = document(1, url=base)
     record["image_info"][0]["raw_url"] = url
     assert sample_of(record).urls == (joined,)
@@ -154,14 +154,14 @@ def broken(**changes: object) -> dict[str, Any]:
         (broken(similarity_matrix={}), "one row for each of the 2 images"),
     ],
 )
-def test_what_the_loader_would_trip_over_is_no_document(record: dict[str, Any], reason: str) -> None:
-    """It is said what is wrong with it."""
+def test_a_document_that_the_loader_cannot_read_is_refused(record: dict[str, Any], reason: str) -> None:
+    """The error says what is wrong."""
     with pytest.raises(BadRecordError, match=reason):
         read(record)
 
 
-def test_no_similarity_at_all_passes_no_filter() -> None:
-    """NaN is not lower than anything, and not as high as anything either."""
+def test_nan_passes_no_filter() -> None:
+    """NaN is neither lower nor higher than any threshold."""
     record = document(2)
     record["image_info"][1]["matched_sim"] = float("nan")
     assert not read(record, DocumentOptions(min_similarity=-1.0))
@@ -169,7 +169,7 @@ def test_no_similarity_at_all_passes_no_filter() -> None:
 
 
 def test_a_document_without_similarities_is_refused_or_gets_zeros() -> None:
-    """Zeros only where they were asked for, and counted."""
+    """Zeros are filled in only with the option, and counted."""
     record = broken(similarity_matrix=None)
     with pytest.raises(ManifestError, match=r"no similarity_matrix.*--fill-similarity"):
         read(record)
@@ -178,8 +178,8 @@ def test_a_document_without_similarities_is_refused_or_gets_zeros() -> None:
     assert parsed.notes == (CounterName.FILLED_SIMILARITY,)
 
 
-def test_what_can_never_have_enough_images_is_not_asked_for() -> None:
-    """A document of two images has not three; it ends as a sample without a row."""
+def test_a_document_of_too_few_images_is_not_requested() -> None:
+    """It becomes a sample without URLs, and so without a row."""
     assert read(document(2), DocumentOptions(keep_at_least=3)).urls == ()
     assert read(document(0)).urls == ()
 
@@ -202,8 +202,8 @@ def test_filters_leave_out_whole_documents(options: DocumentOptions, is_wanted: 
         assert parsed.row == record
 
 
-def test_a_similarity_that_is_not_there_can_not_be_filtered_by() -> None:
-    """It is said, instead of leaving documents out."""
+def test_filtering_by_a_missing_similarity_is_refused() -> None:
+    """The error says so, instead of leaving out all documents."""
     record = document(1)
     del record["image_info"][0]["matched_sim"]
     with pytest.raises(BadRecordError, match="matched_sim"):
@@ -223,13 +223,13 @@ def tokenizer(tmp_path: Path) -> str:
 
 @pytest.mark.parametrize(("most", "is_wanted"), [(729 * 2 + 5, True), (729 * 2 + 4, False), (100, False)])
 def test_documents_fit_a_number_of_tokens(tokenizer: str, most: int, is_wanted: bool) -> None:
-    """An image counts 729, and the text what the tokenizer makes of it."""
+    """An image counts 729 tokens, and a text the number that the tokenizer gives."""
     record = document(2) | {"text_list": ["one two", "three four", "five"]}
     assert (read(record, DocumentOptions(max_tokens=most, tokenizer=tokenizer)) is not None) == is_wanted
 
 
-def test_texts_that_no_tokenizer_takes_are_counted_all_the_same(tokenizer: str) -> None:
-    """A lone surrogate is one; a text of megabytes is longer than any number of tokens, unseen."""
+def test_texts_that_a_tokenizer_refuses_are_counted(tokenizer: str) -> None:
+    """One has a lone surrogate; one of megabytes has too many tokens without being tokenized."""
     options = DocumentOptions(max_tokens=729 + 3, tokenizer=tokenizer)
     assert read(document(1, 1) | {"text_list": ["one \ud83d two"]}, options) is not None
     assert read(document(1, 1) | {"text_list": ["one" * 10_000_000]}, options) is None
@@ -245,7 +245,7 @@ def test_too_little_memory_for_a_tokenizer_is_not_a_fault_of_its_file(
 
 
 def test_similarities_are_filled_in_within_reason() -> None:
-    """A line can have millions of texts, and each image a similarity to each."""
+    """A line can have millions of texts, and each image has a similarity to each of them."""
     record = document(256, 5_000)
     del record["similarity_matrix"]
     with pytest.raises(BadRecordError, match="5,000 texts and 256 images are too many"):
@@ -253,8 +253,8 @@ def test_similarities_are_filled_in_within_reason() -> None:
 
 
 @pytest.mark.parametrize(("base", "url"), [("http://e.org/" + "a" * 70_000, "1.jpg"), (None, "http://" + "a" * 70_000)])
-def test_urls_that_are_too_long_are_not_asked_for(base: str | None, url: str) -> None:
-    """A document's own stands before that of each of its images. What is kept of one says why it is refused."""
+def test_urls_that_are_too_long_are_not_requested(base: str | None, url: str) -> None:
+    """The document's URL is part of that of each image. The beginning that is kept shows why it is refused."""
     record = document(1) | {"url": base}
     record["image_info"][0]["raw_url"] = url
     (asked,) = sample_of(record).urls
@@ -263,8 +263,8 @@ def test_urls_that_are_too_long_are_not_asked_for(base: str | None, url: str) ->
         parse_url(asked)
 
 
-def test_a_tokenizer_is_part_of_what_decides_the_rows(tokenizer: str, tmp_path: Path) -> None:
-    """By its content; and one that is none is refused in one line."""
+def test_the_tokenizer_is_part_of_the_identity(tokenizer: str, tmp_path: Path) -> None:
+    """Its content counts. A file that is not a tokenizer is refused in one line."""
     identity_fields = DocumentFormat.load(
         "raw_url", DocumentOptions(max_tokens=9, tokenizer=tokenizer)
     ).identity_fields()
@@ -281,7 +281,7 @@ def test_a_tokenizer_is_part_of_what_decides_the_rows(tokenizer: str, tmp_path: 
     [{"keep_at_least": 0}, {"max_images": -1}, {"max_tokens": 5}, {"tokenizer": "x"}, {"min_similarity": float("nan")}],
 )
 def test_options_that_can_not_work_are_refused(wrong: dict[str, Any]) -> None:
-    """The operator hears of it before anything is read, by the option's name."""
+    """The error names the option, before anything is read."""
     with pytest.raises(ConfigurationError, match=f"--{next(iter(wrong)).replace('_', '-')}"):
         DocumentOptions(**wrong)
 
@@ -312,7 +312,7 @@ def keys(manifest: Manifest) -> list[str]:
 
 
 def test_the_documents_that_an_id_list_names(tmp_path: Path) -> None:
-    """Those alone, of files that it names alone, in published order; what is not there is counted."""
+    """Only those are selected, from the listed files, in published order. Missing ones are counted."""
     write_shards(tmp_path / "docs", {2: 4, 10: 3, 11: 2})
     manifest = bind(tmp_path / "docs", ["10,2", "2,0", "2,3", "10,2", "2,4", "3,0", "3,1"])
     assert [shard.name for shard in manifest.shards()] == ["docs_shard_00002_v3", "docs_shard_00010_v3"]
@@ -323,8 +323,8 @@ def test_the_documents_that_an_id_list_names(tmp_path: Path) -> None:
     assert (selection.out_of_range, selection.remark) == (1, "")
 
 
-def test_indices_of_kept_documents_are_for_the_end(tmp_path: Path) -> None:
-    """All documents are fetched, and it is the rows that are counted."""
+def test_indices_of_kept_documents_select_rows(tmp_path: Path) -> None:
+    """All documents are fetched, and the indices count the rows."""
     write_shards(tmp_path / "docs", {2: 4})
     manifest = bind(tmp_path / "docs", ["2,0", "2,2"], ids_index="kept")
     (shard,) = manifest.shards()
@@ -340,8 +340,10 @@ def test_indices_of_kept_documents_are_for_the_end(tmp_path: Path) -> None:
     ("most", "ids_index", "hint"),
     [(100, None, ""), (60, None, "--ids-index kept"), (100, "kept", "--ids-index document"), (60, "kept", "")],
 )
-def test_it_is_said_what_the_indices_look_like(tmp_path: Path, most: int, ids_index: str | None, hint: str) -> None:
-    """Indices that end long before their shards do were counted among the documents that were kept."""
+def test_indices_that_look_like_the_other_kind_are_reported(
+    tmp_path: Path, most: int, ids_index: str | None, hint: str
+) -> None:
+    """Indices that end long before their shards count only the documents that were kept."""
     write_shards(tmp_path / "docs", dict.fromkeys(range(6), 100))
     ids = [f"{shard},{index}" for shard in range(6) for index in range(0, most, 2)]
     manifest = bind(tmp_path / "docs", ids, ids_index=ids_index)
@@ -351,8 +353,8 @@ def test_it_is_said_what_the_indices_look_like(tmp_path: Path, most: int, ids_in
     assert bool(hint) == bool(selection.remark)
 
 
-def test_the_variant_with_fewer_faces_is_named_as_what_it_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """In its shards' names, and in a remark."""
+def test_the_variant_with_fewer_faces_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Its name is in the shards' names and in a message."""
     write_shards(tmp_path / "docs", {3: 1}, "docs_no_face_shard")
     with caplog.at_level("INFO"):
         manifest = bind(tmp_path / "docs")
@@ -362,7 +364,7 @@ def test_the_variant_with_fewer_faces_is_named_as_what_it_is(tmp_path: Path, cap
 
 
 def test_a_folder_with_a_shard_twice_or_none_is_refused(tmp_path: Path) -> None:
-    """It would not be known which of the two is meant."""
+    """It is unknown which of the two is meant."""
     write_shards(tmp_path / "docs", {3: 1})
     write_shards(tmp_path / "docs", {3: 1}, "docs_no_face_shard")
     with pytest.raises(ManifestError, match="are both shard 3; move one of them away"):

@@ -1,4 +1,4 @@
-"""Names of files from the web's data: none leads out of its folder, and none takes another's place."""
+"""File names from untrusted data: none leads out of its folder, and no two give the same file."""
 
 import json
 import os
@@ -22,19 +22,19 @@ from datafetch.datasets.filenames import DuplicateNames, why_refused
     ],
 )
 def test_a_name_that_leads_elsewhere_is_refused(name: object) -> None:
-    """Out of the folder, to a device, to nowhere, or to what some filesystem takes for something else."""
+    """It leads out of the folder, to a device, to nowhere, or to another file on some filesystem."""
     assert why_refused(name)
 
 
 @pytest.mark.parametrize("name", ["000000001.jpg", "00453/004539375.jpg", "桜.png", "a.b.c", "x" * 240, "-", "a b.jpg"])
 def test_an_ordinary_name_is_taken(name: str) -> None:
-    """Folders that a name says, too."""
+    """Names with folders are accepted, too."""
     assert not why_refused(name)
 
 
 @given(st.text())
 def test_no_name_leads_out_of_the_folder(name: str) -> None:
-    """Whatever passes is a relative path that stays below where it starts."""
+    """Every accepted name is a relative path that stays below the folder."""
     if not why_refused(name):
         assert os.path.normpath(f"/out/{name}") == f"/out/{name}"
         assert "\0" not in name
@@ -42,7 +42,7 @@ def test_no_name_leads_out_of_the_folder(name: str) -> None:
 
 @given(st.lists(st.sampled_from(["a", "A", "b", "a/b", "A/c", "c", "ß", "SS", "ss", "é", "e\u0301"]), max_size=12))
 def test_no_two_names_lead_to_one_file(names: list[str]) -> None:
-    """Not where case or composition does not count either, nor to a folder of another."""
+    """This holds even if case or composition is ignored, and for the folders of other names."""
     clashes = DuplicateNames(names)
     kept = [name for number, name in enumerate(names) if not clashes.why_refused(number)]
     folded = [name.casefold() for name in kept]
@@ -56,7 +56,7 @@ def test_no_two_names_lead_to_one_file(names: list[str]) -> None:
 
 
 def test_records_that_the_trainer_could_not_use_are_not_fetched(tmp_path: Path) -> None:
-    """Each has a reason, which stays with it; the others keep their places, also beyond the first shard."""
+    """Each keeps its reason. The others keep their positions, even beyond the first shard."""
     turns = [{"from": "human", "value": "<image>\na"}, {"from": "gpt", "value": "b"}]
     good = [
         {"id": str(n), "image": f"{n}.jpg", "url": f"http://e.org/{n}", "conversations": turns} for n in range(2100)

@@ -1,4 +1,4 @@
-"""A JSON list is read from any of its records on."""
+"""JSON lists and objects are read record by record, from the beginning or from any record."""
 
 import json
 from itertools import islice
@@ -28,7 +28,7 @@ VALUES = st.recursive(
 def test_records_are_those_of_the_whole_list(
     tmp_path_factory: pytest.TempPathFactory, values: list[Any], chunk_chars: int, cut: int, plain: bool
 ) -> None:
-    """However little is read at a time, the records are those that the file has, and a cut is always noticed."""
+    """However little is read at a time, the records are those of the file, and truncation is always noticed."""
     path = tmp_path_factory.mktemp("lists") / "list.json"
     text = json.dumps(values, ensure_ascii=not plain, indent=None if plain else 2)
     path.write_text(text, encoding="utf-8", errors="surrogatepass")
@@ -49,7 +49,7 @@ def test_records_are_those_of_the_whole_list(
     indent=st.sampled_from([None, 0, 3]),
     is_escaped=st.booleans(),
 )
-def test_a_list_goes_on_where_it_was_left(
+def test_reading_continues_at_an_offset(
     tmp_path_factory: pytest.TempPathFactory,
     records: list[object],
     chunk_chars: int,
@@ -67,8 +67,8 @@ def test_a_list_goes_on_where_it_was_left(
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
-def test_ends_of_lines_do_not_move_anything(tmp_path: Path, newline: str) -> None:
-    """Bytes are counted as they lie, not as Python reads text."""
+def test_line_ends_do_not_change_offsets(tmp_path: Path, newline: str) -> None:
+    """Offsets count the bytes of the file, before line ends are translated."""
     path = tmp_path / "list.json"
     path.write_text('[\n{"a": "é"},\n\n{"b": 2}\n]\n', encoding="utf-8", newline=newline)
     reader = RecordReader(path)
@@ -77,8 +77,8 @@ def test_ends_of_lines_do_not_move_anything(tmp_path: Path, newline: str) -> Non
     assert list(RecordReader(path, start_bytes=reader.offset_bytes())) == [{"b": 2}]
 
 
-def test_what_is_wrong_further_on_is_found(tmp_path: Path) -> None:
-    """Also by whoever begins in the middle."""
+def test_a_fault_after_the_offset_is_found(tmp_path: Path) -> None:
+    """It is found even by a reader that begins in the middle."""
     path = tmp_path / "list.json"
     path.write_text("[1, 2, 3")
     reader = RecordReader(path)
@@ -89,10 +89,10 @@ def test_what_is_wrong_further_on_is_found(tmp_path: Path) -> None:
 
 @settings(max_examples=50)
 @given(records=st.lists(RECORDS, max_size=8), chunk_chars=st.sampled_from([1, 3, 1000]), count=st.integers(1, 3))
-def test_slices_one_after_the_other_are_the_whole_list(
+def test_consecutive_slices_are_the_whole_list(
     tmp_path_factory: pytest.TempPathFactory, records: list[object], chunk_chars: int, count: int
 ) -> None:
-    """Each begins where the one before, which began in the middle itself, says that it ended."""
+    """Each begins at the offset at which the one before, which began in the middle itself, ended."""
     path = tmp_path_factory.mktemp("list") / "list.json"
     path.write_text(json.dumps(records, ensure_ascii=False), encoding="utf-8")
     read: list[object] = []
@@ -106,24 +106,24 @@ def test_slices_one_after_the_other_are_the_whole_list(
 
 
 @pytest.mark.parametrize("start_bytes", [1, 2, 5, 10, 11])
-def test_a_list_that_has_changed_does_not_go_on(tmp_path: Path, start_bytes: int) -> None:
-    """Where no record ended no other begins: nothing comes that is no record."""
+def test_a_list_that_has_changed_is_refused(tmp_path: Path, start_bytes: int) -> None:
+    """An offset at which no record ends is refused, so that nothing else is taken for a record."""
     path = tmp_path / "list.json"
     path.write_text('[{"a": 1}, {"b": 2}]')
     with pytest.raises(ManifestError, match=rf"has changed since it was opened \(no record at byte {start_bytes}\)"):
         next(iter(RecordReader(path, start_bytes=start_bytes)))
 
 
-def test_a_mark_of_utf8_is_refused(tmp_path: Path) -> None:
-    """As the trainer refuses it."""
+def test_a_byte_order_mark_is_refused(tmp_path: Path) -> None:
+    """The trainer refuses it, too."""
     path = tmp_path / "list.json"
     path.write_bytes(b"\xef\xbb\xbf[1]")
     with pytest.raises(ManifestError, match="is not a JSON list"):
         list(RecordReader(path))
 
 
-def test_a_record_without_an_end_is_given_up(tmp_path: Path) -> None:
-    """After a hundred megabytes or so, however long the file goes on."""
+def test_an_endless_record_is_refused(tmp_path: Path) -> None:
+    """Reading stops after about a hundred megabytes, however long the file is."""
     path = tmp_path / "list.json"
     with path.open("wb") as file:
         file.write(b'[1, "')
@@ -143,7 +143,7 @@ def test_a_record_without_an_end_is_given_up(tmp_path: Path) -> None:
 def test_members_are_those_of_the_whole_object(
     tmp_path_factory: pytest.TempPathFactory, members: list[tuple[str, Any]], chunk_chars: int, plain: bool, taken: int
 ) -> None:
-    """In order, also where a name comes again, and from any of them on; a cut is always noticed."""
+    """They come in order, repeated names included, from any member on; truncation is always noticed."""
     path = tmp_path_factory.mktemp("objects") / "object.json"
     inner = ", ".join(f"{json.dumps(name)} : {json.dumps(value, ensure_ascii=not plain)}" for name, value in members)
     path.write_text(f" {{{inner}}}\n", encoding="utf-8")
@@ -170,16 +170,16 @@ def test_members_are_those_of_the_whole_object(
         ('{"a": ' + "[" * 100_000 + "}", "nested more than 200 levels"),
     ],
 )
-def test_an_object_that_is_none_is_refused(tmp_path: Path, text: str, reason: str) -> None:
-    """Wherever it stops being one."""
+def test_a_malformed_object_is_refused(tmp_path: Path, text: str, reason: str) -> None:
+    """The fault is found wherever it is."""
     path = tmp_path / "object.json"
     path.write_text(text)
     with pytest.raises(ManifestError, match=reason):
         list(MemberReader(path))
 
 
-def test_odd_values_of_members_are_pythons(tmp_path: Path) -> None:
-    """As the trainer reads them."""
+def test_odd_values_are_read_as_python_reads_them(tmp_path: Path) -> None:
+    """The trainer reads them in the same way."""
     path = tmp_path / "object.json"
     path.write_text('{"a": NaN, "\\ud83d": [Infinity, 99999999999999999999]}')
     assert repr([(member.name, member.value) for member in MemberReader(path)]) == repr(
@@ -188,7 +188,7 @@ def test_odd_values_of_members_are_pythons(tmp_path: Path) -> None:
 
 
 def test_a_record_that_would_be_gigabytes_of_objects_is_refused(tmp_path: Path) -> None:
-    """Before it is parsed."""
+    """It is refused before it is parsed."""
     path = tmp_path / "list.json"
     path.write_text("[[" + "[]," * 3_000_000 + "[]]]")
     with pytest.raises(ManifestError, match="has a record that may take more than 268,435,456 bytes of memory"):
@@ -196,7 +196,7 @@ def test_a_record_that_would_be_gigabytes_of_objects_is_refused(tmp_path: Path) 
 
 
 def test_more_records_than_a_file_of_its_size_can_have_are_refused(tmp_path: Path) -> None:
-    """Somebody holds some bytes for each."""
+    """The caller holds a few bytes for each."""
     path = tmp_path / "list.json"
     path.write_text("[" + "1," * (1 << 20) + "1]")
     with pytest.raises(ManifestError, match="has more records than a file of its size can have"):
@@ -213,7 +213,7 @@ def test_more_records_than_a_file_of_its_size_can_have_are_refused(tmp_path: Pat
     ],
 )
 def test_a_record_that_later_steps_could_not_handle_is_refused(tmp_path: Path, record: str, reason: str) -> None:
-    """The list says what is wrong, and what is just within the bound is read."""
+    """The error says what is wrong. A record just within the limit is read."""
     path = tmp_path / "list.json"
     path.write_text(f"[{record}]")
     with pytest.raises(ManifestError, match=reason):

@@ -73,7 +73,7 @@ def write(folder: Path, content: bytes) -> Path:
 
 @every_pack
 def test_lines_are_those_of_the_text(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
-    """What decides is the content of the file, not its name."""
+    """The content of the file decides, not its name."""
     path = write(tmp_path, pack(TEXT))
     assert list(LineFile(path).lines()) == TEXT.splitlines()
     assert LineFile(path).size_bytes == path.stat().st_size
@@ -81,7 +81,7 @@ def test_lines_are_those_of_the_text(tmp_path: Path, pack: Callable[[bytes], byt
 
 @every_pack
 def test_blank_lines_count_and_ends_do_not_matter(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
-    """So that the number of a line is that which an editor shows; a mark of UTF-8 is no part of the first."""
+    """Line numbers are those that an editor shows. A byte order mark is not part of the first line."""
     path = write(tmp_path, pack(b"\xef\xbb\xbfa\r\n\n\r\nb \n\xef\xbb\xbfc"))
     assert list(LineFile(path).lines()) == [b"a", b"", b"", b"b ", b"\xef\xbb\xbfc"]
 
@@ -89,7 +89,7 @@ def test_blank_lines_count_and_ends_do_not_matter(tmp_path: Path, pack: Callable
 @settings(max_examples=50)
 @given(st.binary(max_size=300), st.sampled_from(sorted(PACKS)))
 def test_any_bytes_come_back(tmp_path_factory: pytest.TempPathFactory, text: bytes, name: str) -> None:
-    """Whatever lies in a file of lines, lines joined again are the text."""
+    """Whatever a file contains, its lines joined again are the text."""
     text = b"x" + text.replace(b"\r", b"")  # or a plain text might begin as a compressed one does
     path = write(tmp_path_factory.mktemp("lines"), PACKS[name](text))
     lines = list(LineFile(path).lines())
@@ -99,7 +99,7 @@ def test_any_bytes_come_back(tmp_path_factory: pytest.TempPathFactory, text: byt
 @pytest.mark.parametrize("pack", [PACKS["gzip"], PACKS["zstd"], PACKS["zip"]])
 @pytest.mark.parametrize("share", [0.3, 0.9])
 def test_a_file_that_is_cut_short_is_named(tmp_path: Path, pack: Callable[[bytes], bytes], share: float) -> None:
-    """It does not pass for one that ends there."""
+    """It is not taken for a file that ends there."""
     packed = pack(TEXT)
     path = write(tmp_path, packed[: int(len(packed) * share)])
     with pytest.raises(ManifestError, match=r"cannot read .*a\.jsonl: "):
@@ -108,7 +108,7 @@ def test_a_file_that_is_cut_short_is_named(tmp_path: Path, pack: Callable[[bytes
 
 @pytest.mark.parametrize("pack", [PACKS["gzip"], PACKS["zip"]])
 def test_a_file_that_is_damaged_is_named(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
-    """Where a checksum tells."""
+    """The checksum reveals it."""
     packed = bytearray(pack(TEXT))
     packed[len(packed) // 2] ^= 0xFF
     with pytest.raises(ManifestError, match=r"cannot read .*a\.jsonl: "):
@@ -124,8 +124,8 @@ def test_a_file_that_is_damaged_is_named(tmp_path: Path, pack: Callable[[bytes],
         (encrypted(zipped(b"a\n")), "is encrypted; unpack it"),
     ],
 )
-def test_a_zip_that_holds_something_else_is_refused(tmp_path: Path, content: bytes, reason: str) -> None:
-    """Before anything of it is unpacked."""
+def test_a_zip_without_exactly_one_file_is_refused(tmp_path: Path, content: bytes, reason: str) -> None:
+    """It is refused before anything in it is unpacked."""
     with pytest.raises(ManifestError, match=reason):
         LineFile(write(tmp_path, content))
 
@@ -133,8 +133,8 @@ def test_a_zip_that_holds_something_else_is_refused(tmp_path: Path, content: byt
 @pytest.mark.parametrize(
     "pack", [gzip.compress, checked_zstd, lambda text: zipped(text, "猫.jsonl")], ids=["gzip", "zstd", "zip"]
 )
-def test_whatever_byte_is_damaged_no_other_lines_come(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
-    """Each byte behind the first four in turn: the lines are those of the text, or the file is named."""
+def test_a_damaged_byte_never_gives_other_lines(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
+    """For each byte after the first four: the lines are those of the text, or an error names the file."""
     text = TEXT[:400]
     packed = pack(text)
     refused = 0
@@ -149,8 +149,8 @@ def test_whatever_byte_is_damaged_no_other_lines_come(tmp_path: Path, pack: Call
 
 
 @pytest.mark.parametrize("end", [b"", b"\n", b"\r\n"])
-def test_the_longest_line_comes_whole(tmp_path: Path, end: bytes) -> None:
-    """Its end does not count; one byte more is too long."""
+def test_a_line_of_the_maximum_length_is_read(tmp_path: Path, end: bytes) -> None:
+    """The line end does not count. A line one byte longer is refused."""
     longest = bytes(MAX_LINE_BYTES)
     assert list(LineFile(write(tmp_path, longest + end)).lines()) == [longest]
     with pytest.raises(ManifestError, match="line 1: longer than 67,108,864 bytes"):
@@ -158,8 +158,8 @@ def test_the_longest_line_comes_whole(tmp_path: Path, end: bytes) -> None:
 
 
 @pytest.mark.parametrize("pack", [PACKS["gzip"], PACKS["zstd"], PACKS["zip"]], ids=["gzip", "zstd", "zip"])
-def test_a_line_without_an_end_costs_no_more_than_the_longest(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
-    """A file of a few hundred kilobytes may claim a line of any length; what is read is held twice for a moment."""
+def test_an_endless_line_costs_no_more_than_the_longest_one(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
+    """A few hundred kilobytes may have a line of any length. What is read of it is held twice for a moment."""
     path = write(tmp_path, pack(b"{}\n" + bytes(6 * MAX_LINE_BYTES)))
     assert path.stat().st_size < 1 << 20
     # Not by the resident set of a new process: that begins at the most that its parent ever had.
@@ -173,7 +173,7 @@ def test_a_line_without_an_end_costs_no_more_than_the_longest(tmp_path: Path, pa
 
 
 def test_other_content_has_another_fingerprint(tmp_path: Path) -> None:
-    """In its size, at its beginning, or at its end; the same content has the same."""
+    """A change of size, beginning or end changes the fingerprint; the same content has the same one."""
     path = write(tmp_path, TEXT)
     before = LineFile(path).fingerprint
     assert LineFile(write(tmp_path, TEXT)).fingerprint == before
@@ -183,7 +183,7 @@ def test_other_content_has_another_fingerprint(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    """As anything else that can't be read."""
+    """The error is the same as for any file that can't be read."""
     with pytest.raises(ManifestError, match=r"cannot read .*nowhere: No such file"):
         LineFile(tmp_path / "nowhere")
 
@@ -199,6 +199,6 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         (".jsonl", ".jsonl"),
     ],
 )
-def test_a_stem_is_a_name_without_its_form(name: str, stem: str) -> None:
-    """A shard is named so."""
+def test_a_stem_is_a_name_without_its_suffixes(name: str, stem: str) -> None:
+    """Shards are named after stems."""
     assert stem_of(Path(name)) == stem

@@ -1,4 +1,4 @@
-"""Datasets of JSON lines: which lines, by which keys, and what is said of those that are none."""
+"""Datasets of lines: which lines become samples, under which keys, and what is reported of bad ones."""
 
 import inspect
 import json
@@ -47,10 +47,10 @@ def lines(*records: object) -> str:
 
 @pytest.mark.parametrize("url_key", ["url", "image_url", "raw_url", "img_url", "src"])
 @pytest.mark.parametrize("text_key", ["text", "caption"])
-def test_keys_are_found_out_and_said(
+def test_keys_are_detected_and_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, url_key: str, text_key: str
 ) -> None:
-    """By what the first records have; the row is the record, its image in the place of a name."""
+    """The first records decide. The row is the record, with the image in place of a name."""
     record = {url_key: "https://e.org/桜.jpg", text_key: "満開の桜", "image": "x.jpg"}
     with caplog.at_level("INFO"):
         manifest = bind(tmp_path / "s", {"a.jsonl": lines(record)})
@@ -62,21 +62,21 @@ def test_keys_are_found_out_and_said(
     assert manifest.identity_fields() == {"keys": {"url": url_key, "text": text_key}}
 
 
-def test_the_key_that_more_records_have_is_taken(tmp_path: Path) -> None:
-    """A key that holds something else in most of them is not the one."""
+def test_the_key_that_most_records_have_is_used(tmp_path: Path) -> None:
+    """A key that has other values in most records is not used."""
     records = [{"url": "a page's id", "src": "http://e.org/1.jpg", "text": "a"}] * 3
     assert samples(bind(tmp_path / "s", {"a.jsonl": lines(*records)}))[0].urls == ("http://e.org/1.jpg",)
 
 
-def test_a_text_of_another_name_is_brought_where_the_loader_looks(tmp_path: Path) -> None:
-    """The loader takes text, or else caption."""
+def test_a_text_under_another_key_is_copied_to_the_key_of_the_loader(tmp_path: Path) -> None:
+    """The loader reads ``text``, or ``caption`` if there is none."""
     record = {"url": "http://e.org/1.jpg", "alt": "猫", "caption": None}
     (sample,) = samples(bind(tmp_path / "s", {"a.jsonl": lines(record)}, text_key="alt"))
     assert sample.row == {**record, "text": "猫"}
 
 
-def test_without_a_key_that_fits_it_is_said_which_there_are(tmp_path: Path) -> None:
-    """And with which option one is named."""
+def test_without_a_suitable_key_the_error_lists_those_that_records_have(tmp_path: Path) -> None:
+    """It also names the option that sets the key."""
     files = {"a.jsonl": lines({"link": "http://e.org/1.jpg", "text": "a"})}
     with pytest.raises(ManifestError, match=r"no url under url or .* --url-key; the keys that they have: link, text"):
         bind(tmp_path / "s", files)
@@ -100,8 +100,8 @@ def test_without_a_key_that_fits_it_is_said_which_there_are(tmp_path: Path) -> N
         ('{"url": "http://e.org/2.jpg", "text": 7}', "text is int, not text"),
     ],
 )
-def test_a_bad_line_stops_the_run_or_is_passed_over(tmp_path: Path, line: str, reason: str) -> None:
-    """With file and line, before anything of the file is fetched; or counted, and nothing else changes."""
+def test_a_bad_line_stops_the_run_or_is_skipped(tmp_path: Path, line: str, reason: str) -> None:
+    """The error names file and line, before anything of the file is fetched. If skipped, the line is counted."""
     good = lines({"url": "http://e.org/1.jpg", "text": "a"})
     files = {"a.jsonl": f"{good}\n{line}\n{good}"}
     manifest = bind(tmp_path / "s", files)
@@ -116,8 +116,8 @@ def test_a_bad_line_stops_the_run_or_is_passed_over(tmp_path: Path, line: str, r
 DEEPEST = '{"url": "http://e.org/1.jpg", "text": "a", "x": ' + "[" * 199 + "9" * 30 + "]" * 199 + "}\n"
 
 
-def test_a_record_that_is_as_deep_as_may_be_passes_every_step(tmp_path: Path) -> None:
-    """What reading accepts, the spool and the shard can hold, with room to spare in the interpreter's stack."""
+def test_a_record_of_the_maximum_depth_passes_every_step(tmp_path: Path) -> None:
+    """The spool and the shard can hold what reading accepts, with room to spare in the interpreter's stack."""
     manifest = bind(tmp_path / "s", {"a.jsonl": DEEPEST})
     marker, spool = b"m" * MARKER_BYTES, tmp_path / "spool"
     before = sys.getrecursionlimit()
@@ -135,7 +135,7 @@ def test_a_record_that_is_as_deep_as_may_be_passes_every_step(tmp_path: Path) ->
 
 @pytest.mark.parametrize("later", ['{"url"\n', ""])
 def test_a_file_that_changes_while_it_is_read_is_named(tmp_path: Path, later: str) -> None:
-    """What it was looked through as is not what is there any more."""
+    """The lines are no longer those that were scanned."""
     manifest = bind(tmp_path / "s", {"a.jsonl": lines({"url": "http://e.org/1.jpg", "text": "a"})})
     found = manifest.samples(manifest.shards()[0])
     (tmp_path / "s" / "a.jsonl").write_text(later)
@@ -143,8 +143,8 @@ def test_a_file_that_changes_while_it_is_read_is_named(tmp_path: Path, later: st
         list(found)
 
 
-def test_a_pair_without_a_text_is_not_asked_for(tmp_path: Path) -> None:
-    """It can't become a row; one without a URL fails as any bad URL does."""
+def test_the_image_of_a_pair_without_a_text_is_not_requested(tmp_path: Path) -> None:
+    """It can't become a row. A pair without a URL fails as any bad URL does."""
     url = "http://e.org/1.jpg"
     records = [{"url": url, "text": "a"}, {"url": url, "text": None}, {"url": url}, {"url": None, "text": "b"}]
     assert [sample.urls for sample in samples(bind(tmp_path / "s", {"a.jsonl": lines(*records)}))] == [
@@ -168,7 +168,7 @@ def test_shards_are_named_after_their_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dataset", ["llm-jp-pairs-step1", "llm-jp-interleaved"])
 def test_a_copy_of_a_file_is_refused(tmp_path: Path, dataset: str) -> None:
-    """What a browser leaves of a second download would give every record twice; files of nothing are no copies."""
+    """A second download would give every record twice. Empty files are not copies of each other."""
     image = {"url": "http://e.org/1.jpg", "matched_text_index": 0}
     text = lines({"url": "http://e.org/1.jpg", "text": "a", "text_list": ["a"], "image_info": [image]})
     for name, content in {"pairs_00.jsonl": text, "pairs_01.jsonl": text.replace("1.jpg", "2.jpg")}.items():
@@ -200,7 +200,7 @@ class Tabbed(RecordFormat):
 
 
 def test_lines_need_not_be_json(tmp_path: Path) -> None:
-    """A dataset of other lines says how one is read, and has the rest: names, keys, what is said of a bad line."""
+    """A dataset of other lines only says how a line is parsed; names, keys and errors are the same."""
     (tmp_path / "a.tsv").write_text("http://e.org/1.jpg\tone\n\nhttp://e.org/2.jpg\ttwo\n")
     manifest = LinesManifest(open_folder(tmp_path, (".tsv", ".tsv.gz")), Tabbed())
     assert [shard.name for shard in manifest.shards()] == ["a"]

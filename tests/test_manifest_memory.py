@@ -1,4 +1,4 @@
-"""What manifests may make a reader hold: bytes are counted, whatever a file claims of itself."""
+"""The memory that manifests make a reader take is bounded, whatever a file claims."""
 
 from pathlib import Path
 
@@ -44,8 +44,8 @@ def _children_without_coverage(without_coverage: None) -> None:
 
 
 @pytest.mark.parametrize("rows", [256, pytest.param(8192, marks=pytest.mark.slow)])
-def test_rows_that_share_a_long_text_come_a_few_at_a_time(tmp_path: Path, rows: int) -> None:
-    """A dictionary of one URL of 4 MiB makes gigabytes of a file of kilobytes; of a URL that long the start is kept."""
+def test_rows_that_share_a_long_text_are_read_a_few_at_a_time(tmp_path: Path, rows: int) -> None:
+    """With a dictionary of one URL of 4 MiB, kilobytes expand to gigabytes. Only the start of such a URL is kept."""
     path = tmp_path / "part-00000-a.parquet"
     write_shared_text(path, rows, 4 << 20)
     assert path.stat().st_size < 64_000
@@ -56,23 +56,23 @@ def test_rows_that_share_a_long_text_come_a_few_at_a_time(tmp_path: Path, rows: 
 
 
 @pytest.mark.slow
-def test_as_many_rows_as_are_believed_cost_little(tmp_path: Path) -> None:
-    """Similarities are counted, and not held; of the rows 8 bytes for each that is chosen."""
+def test_the_maximum_number_of_rows_costs_little(tmp_path: Path) -> None:
+    """Similarities are counted, not held. Each selected row takes 8 bytes."""
     path = tmp_path / "part-00000-a.parquet"
     write_constant_rows(path, 16_000_000)
     assert grown_mib(_READ.format(name="coyo"), path) < 300
 
 
 def test_more_rows_than_a_file_of_its_size_can_have_are_refused(tmp_path: Path) -> None:
-    """Some kilobytes can claim any number."""
+    """A few kilobytes can claim any number."""
     path = tmp_path / "part-00000-a.parquet"
     write_constant_rows(path, 20_000_000)
     with pytest.raises(ManifestError, match=r"claims to have 20,000,000 rows in [\d,]+ bytes"):
         find_dataset("coyo").bind(path, None)
 
 
-def test_a_page_beyond_any_use_is_refused(tmp_path: Path) -> None:
-    """One text may be larger than any batch should be, and a page is made room for before it is there."""
+def test_an_oversized_page_is_refused(tmp_path: Path) -> None:
+    """One text may be larger than a batch should be, and memory is allocated for a page before it is read."""
     path = tmp_path / "part-00000-a.parquet"
     write_shared_text(path, 10, 65 << 20)
     manifest = find_dataset("coyo").bind(path, None)
@@ -82,8 +82,8 @@ def test_a_page_beyond_any_use_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["PLAIN", "DELTA_BYTE_ARRAY"])
-def test_long_texts_among_many_short_ones_come_a_few_at_a_time(tmp_path: Path, encoding: str) -> None:
-    """Whatever the mean: some rows are thousands of times as long as the others, or share their beginnings."""
+def test_long_texts_among_many_short_ones_are_read_a_few_at_a_time(tmp_path: Path, encoding: str) -> None:
+    """Some rows are thousands of times as long as the mean, or share their beginnings."""
     path = tmp_path / "part-00000-a.parquet"
     write_some_long_texts(path, 150, 2 << 20, encoding)
     assert path.stat().st_size < 2_000_000
@@ -101,8 +101,8 @@ def test_long_lines_are_read_ahead_by_their_bytes(tmp_path: Path, lines: int, te
     assert grown_mib(_RUN, path) < 128 + 8 * text_bytes // (1 << 20) + 64
 
 
-def test_a_line_that_would_be_gigabytes_of_objects_is_no_record(tmp_path: Path) -> None:
-    """A line may have 64 MiB of text, and not thirty times that in empty lists."""
+def test_a_line_that_would_become_gigabytes_of_objects_is_refused(tmp_path: Path) -> None:
+    """A line of 64 MiB is accepted, but not one whose empty lists would take thirty times that."""
     path = tmp_path / "docs_shard_0_v3.jsonl"
     path.write_bytes(b'{"x":[' + b"[]," * 10_000_000 + b"0]}\n")
     manifest = find_dataset("mmc4-core").bind(path, None)
@@ -123,14 +123,14 @@ def test_more_lines_than_a_file_of_its_size_can_have_are_refused(
 
 @pytest.mark.parametrize("covers", [60_000, pytest.param(300_000, marks=pytest.mark.slow)])
 def test_a_list_of_covers_is_read_cover_by_cover(tmp_path: Path, covers: int) -> None:
-    """Memory holds a chunk of the file, and some bytes a cover."""
+    """Memory holds a chunk of the file, and a few bytes for each cover."""
     path = tmp_path / "dataset.json"
     write_covers(path, covers)
     assert grown_mib(_READ.format(name="ocr-vqa"), path) < 32 + covers // 20_000
 
 
-def test_an_id_that_is_listed_again_and_again_is_held_once(tmp_path: Path) -> None:
-    """A gzipped list of kilobytes can have any number of lines."""
+def test_a_repeated_id_is_held_once(tmp_path: Path) -> None:
+    """A gzipped list of a few kilobytes can have any number of lines."""
     path = tmp_path / "ids.txt.gz"
     write_repeated_ids(path, 5_000_000)
     assert path.stat().st_size < 64_000
@@ -138,8 +138,8 @@ def test_an_id_that_is_listed_again_and_again_is_held_once(tmp_path: Path) -> No
     assert read_ids(path).duplicates == 4_999_999
 
 
-def test_a_zip_of_many_members_is_not_looked_through(tmp_path: Path) -> None:
-    """Its list of members takes twenty times as much memory as it has bytes."""
+def test_the_directory_of_a_zip_with_many_members_is_not_read(tmp_path: Path) -> None:
+    """The list of members would take twenty times its size in memory."""
     path = tmp_path / "a.jsonl.zip"
     write_zip_of_many(path, 25_000)
     with pytest.raises(
@@ -148,8 +148,8 @@ def test_a_zip_of_many_members_is_not_looked_through(tmp_path: Path) -> None:
         LineFile(path)
 
 
-def test_a_footer_beyond_any_use_is_refused(tmp_path: Path) -> None:
-    """Arrow makes ten times as much of it as it has bytes."""
+def test_an_oversized_footer_is_refused(tmp_path: Path) -> None:
+    """Arrow would take ten times its size in memory."""
     path = tmp_path / "a.parquet"
     path.write_bytes(b"PAR1" + bytes(17 << 20) + (17 << 20).to_bytes(4, "little") + b"PAR1")
     with pytest.raises(ManifestError, match=r"has a footer of 17,825,792 bytes"):

@@ -1,4 +1,4 @@
-"""Pages of a parquet file, by their headers."""
+"""Headers of the pages of a parquet file."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def pages_of(path: Path) -> list[Page]:
 @pytest.mark.parametrize("compression", ["none", "snappy", "zstd", "gzip"])
 @pytest.mark.parametrize("encoding", [None, "PLAIN", "DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY"])
 def test_all_values_are_in_pages(tmp_path: Path, version: str, compression: str, encoding: str | None) -> None:
-    """Of either version of page, however they are packed: the sizes are those that the footer adds up."""
+    """For both page versions and all encodings, the sizes add up to those of the footer."""
     path = tmp_path / "x.parquet"
     pq.write_table(
         pa.table({"text": TEXTS}),
@@ -62,7 +62,7 @@ def varint(value: int) -> bytes:
 
 
 def test_a_page_that_claims_more_than_the_footer_is_refused(tmp_path: Path) -> None:
-    """Arrow goes by the page, and would make room for two gigabytes."""
+    """Arrow relies on the page header, and would allocate two gigabytes."""
     path = tmp_path / "x.parquet"
     pq.write_table(pa.table({"text": ["a" * 2_000_000] * 3}), path, compression="zstd", use_dictionary=False)
     content = path.read_bytes()
@@ -78,8 +78,8 @@ def test_a_page_that_claims_more_than_the_footer_is_refused(tmp_path: Path) -> N
 
 @example(b"\x01\x00(\x80\x80\x80\x80\x80\x80\x04")  # a text of 2**44 bytes
 @given(st.binary(max_size=60))
-def test_rubbish_is_damaged_and_nothing_else(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
-    """Whatever stands where a page should: pages, or that there are none."""
+def test_garbage_is_reported_as_damaged(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    """Any bytes in place of a page give pages or the error for damaged ones."""
     path = tmp_path_factory.mktemp("pages") / "x"
     path.write_bytes(content)
     with path.open("rb") as file:
@@ -91,16 +91,16 @@ def test_rubbish_is_damaged_and_nothing_else(tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.mark.parametrize("field", [b"\x11", b"\x1c\x11\x00", b"\x19\x3c\x11\x00\x11\x00\x11\x00"])
-def test_a_header_of_endless_fields_is_damaged(field: bytes, tmp_path: Path) -> None:
-    """Whatever struct or list they lie in: what is kept of a header does not grow with the file."""
+def test_a_header_with_endless_fields_is_refused(field: bytes, tmp_path: Path) -> None:
+    """In any struct or list, what is kept of a header does not grow with the file."""
     path = tmp_path / "x"
     path.write_bytes(field * 100_000)
     with path.open("rb") as file, pytest.raises(DamagedPageError, match="too many fields"):
         list(read_pages(file, 0, len(field) * 100_000))
 
 
-def test_a_header_of_endless_structs_is_damaged(tmp_path: Path) -> None:
-    """However deep it goes."""
+def test_a_header_with_endless_nesting_is_refused(tmp_path: Path) -> None:
+    """The depth makes no difference."""
     path = tmp_path / "x"
     path.write_bytes(b"\x1c" * 100_000)
     with path.open("rb") as file, pytest.raises(DamagedPageError, match="nested too deeply"):

@@ -30,7 +30,7 @@ INT64S = st.integers(-(2**63), 2**63 - 1)
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
 def test_ids_plain_or_gzipped(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
-    """What decides is the content, not the name; blank lines and repeated ids are no trouble."""
+    """The content decides, not the name. Blank lines and repeated ids are accepted."""
     path = tmp_path / "ids.txt"
     path.write_bytes(pack(b"5\r\n3\n\n5\n 841814333321 \n-1\n5"))
     ids = read_ids(path)
@@ -52,8 +52,8 @@ def test_ids_plain_or_gzipped(tmp_path: Path, pack: Callable[[bytes], bytes]) ->
         (gzip.compress(b"1\n" * 1000, mtime=0)[:12] + b"garbage garbage garbage", "cannot read"),
     ],
 )
-def test_an_id_list_that_is_none_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
-    """One line says which file and which line."""
+def test_a_file_that_is_not_an_id_list_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    """The error names the file and the line."""
     path = tmp_path / "ids"
     path.write_bytes(content)
     with pytest.raises(ManifestError, match=message) as caught:
@@ -87,8 +87,10 @@ def write(path: Path, rows: int, row_group: int) -> ParquetFile:
 
 @settings(max_examples=25)
 @given(st.sets(st.integers(0, 29_999)), st.sampled_from([700, 9_000, 30_000]))
-def test_the_wanted_rows_in_order(tmp_path_factory: pytest.TempPathFactory, wanted: set[int], row_group: int) -> None:
-    """Whatever is wanted, and however the file is cut, exactly those rows come, in order."""
+def test_selected_rows_come_in_order(
+    tmp_path_factory: pytest.TempPathFactory, wanted: set[int], row_group: int
+) -> None:
+    """Whatever is selected, and however the file is divided, exactly those rows come, in order."""
     file = write(tmp_path_factory.mktemp("parquet") / "x.parquet", 30_000, row_group)
     rows = list(file.select(np.array(sorted(wanted), np.int64), list(COLUMNS)))
     assert rows == [{"id": row, "text": f"text {row}"} for row in sorted(wanted)]
@@ -119,7 +121,7 @@ def test_a_file_with_other_columns_is_refused(tmp_path: Path, table: pa.Table, m
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"not parquet at all" * 10])
-def test_a_file_that_is_no_parquet_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_parquet_is_refused(tmp_path: Path, content: bytes) -> None:
     """Whatever is wrong with the bytes, the file is named."""
     path = tmp_path / "x.parquet"
     path.write_bytes(content)
@@ -128,7 +130,7 @@ def test_a_file_that_is_no_parquet_is_refused(tmp_path: Path, content: bytes) ->
 
 
 def test_a_file_that_breaks_while_it_is_read_is_named(tmp_path: Path) -> None:
-    """A manifest with a corrupt middle is the operator's to mend, not a crash."""
+    """A manifest that is damaged in the middle is an error for the operator, not a crash."""
     path = tmp_path / "x.parquet"
     file = write(path, 20_000, 20_000)
     content = bytearray(path.read_bytes())
@@ -139,7 +141,7 @@ def test_a_file_that_breaks_while_it_is_read_is_named(tmp_path: Path) -> None:
 
 
 def test_files_of_a_folder(tmp_path: Path) -> None:
-    """Sorted by name; other files and hidden ones don't count; a file stands for itself."""
+    """They are sorted by name, without other and hidden files. A path of a file gives that file."""
     for name in ("b.parquet", "a.parquet", "_SUCCESS", ".c.parquet", "d.json"):
         (tmp_path / name).touch()
     assert [path.name for path in list_files(tmp_path, ".parquet")] == ["a.parquet", "b.parquet"]
@@ -149,7 +151,7 @@ def test_files_of_a_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", "nowhere"])
 def test_a_folder_without_files_is_refused(tmp_path: Path, name: str) -> None:
-    """An empty folder and one that is not there are told before anything else happens."""
+    """An empty folder and a missing one are reported before anything else happens."""
     with pytest.raises(ManifestError, match="--source"):
         list_files(tmp_path / name, ".parquet")
 
@@ -157,7 +159,7 @@ def test_a_folder_without_files_is_refused(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
 @pytest.mark.parametrize("header", [b"", b"shard_number,index\n", b"shard, index \r\n"])
 def test_pairs_of_shard_and_index(tmp_path: Path, pack: Callable[[bytes], bytes], header: bytes) -> None:
-    """As numbers that sort as the pairs do; repeated ones are counted, and a header is none."""
+    """They become numbers that sort as the pairs do. Repeated pairs are counted, and a header is skipped."""
     path = tmp_path / "pairs"
     path.write_bytes(pack(header + b"7,0\n 12, 3 \r\n\n7,0\n0,9\n"))
     pairs = read_id_pairs(path)
@@ -169,8 +171,8 @@ def test_pairs_of_shard_and_index(tmp_path: Path, pack: Callable[[bytes], bytes]
     "line",
     [b"7", b"7,", b"7,1,2", b"-1,0", b"1_0,2", b"x,1", b"2147483648,0", b"0,2147483648", b"\xff,1", b"shard,index"],
 )
-def test_a_pair_that_is_none_is_named(tmp_path: Path, line: bytes) -> None:
-    """By its line, with what the list takes."""
+def test_a_line_that_is_not_a_pair_is_named(tmp_path: Path, line: bytes) -> None:
+    """The error names the line, and the form that the list takes."""
     path = tmp_path / "pairs"
     path.write_bytes(b"1,1\n" + line + b"\n")
     with pytest.raises(ManifestError, match=r"line 2: .* is not a shard and an index; the list takes shard,index"):
@@ -179,7 +181,7 @@ def test_a_pair_that_is_none_is_named(tmp_path: Path, line: bytes) -> None:
 
 @pytest.mark.parametrize("line", [b"oops", b"x,2", b"7,x", b"shard,index,url", b"7;1"])
 def test_only_two_words_are_a_header(tmp_path: Path, line: bytes) -> None:
-    """Anything else in the first line may be a pair that was meant to be one, and is not passed over."""
+    """Anything else in the first line may be a mistyped pair, and is reported."""
     path = tmp_path / "pairs"
     path.write_bytes(line + b"\n1,1\n")
     with pytest.raises(ManifestError, match="line 1: "):
@@ -187,8 +189,8 @@ def test_only_two_words_are_a_header(tmp_path: Path, line: bytes) -> None:
 
 
 @pytest.mark.parametrize("lines", [131_071, 131_072, 131_073])
-def test_a_header_further_down_is_named(tmp_path: Path, lines: int) -> None:
-    """Also at the beginning of the second mebibyte, where the reader begins a new chunk of the file."""
+def test_a_header_after_the_first_line_is_refused(tmp_path: Path, lines: int) -> None:
+    """This holds even at the beginning of the second MiB, where the reader begins a new chunk of the file."""
     path = tmp_path / "pairs"
     path.write_bytes(b"123,456\n" * lines + b"shard,index\n")
     with pytest.raises(ManifestError, match=f"line {lines + 1}: 'shard,index' is not a shard and an index"):
@@ -196,7 +198,7 @@ def test_a_header_further_down_is_named(tmp_path: Path, lines: int) -> None:
 
 
 def test_a_header_alone_is_an_empty_list(tmp_path: Path) -> None:
-    """It says what the list takes."""
+    """The error says what the list takes."""
     path = tmp_path / "pairs"
     path.write_bytes(b"shard,index\n")
     with pytest.raises(ManifestError, match="is empty; it takes shard,index on a line"):
@@ -204,8 +206,8 @@ def test_a_header_alone_is_an_empty_list(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("read", [read_ids, read_id_pairs])
-def test_a_list_with_a_line_without_an_end_is_refused(tmp_path: Path, read: Callable[[Path], IdList]) -> None:
-    """A compressed list may claim a line of any length; it is not read to its end."""
+def test_a_list_with_an_endless_line_is_refused(tmp_path: Path, read: Callable[[Path], IdList]) -> None:
+    """A compressed list may have a line of any length, which is not read to its end."""
     path = tmp_path / "ids"
     path.write_bytes(gzip.compress(b" " * (64 << 20), 1))
     tracemalloc.start()
@@ -220,7 +222,7 @@ def test_a_list_with_a_line_without_an_end_is_refused(tmp_path: Path, read: Call
 @settings(max_examples=30)
 @given(st.lists(st.text("0123456789\n", max_size=30)))
 def test_ids_are_the_same_however_the_list_is_read(tmp_path_factory: pytest.TempPathFactory, parts: list[str]) -> None:
-    """Across the borders of what is read at a time, with a mark of UTF-8 and without an end of the last line."""
+    """Chunk borders, a byte order mark and a missing last line end make no difference."""
     digits = "".join(parts).replace("\n\n", "\n")
     lines = [line[:18] for line in digits.split("\n") if line] * 3000
     text = "\n".join(lines)
@@ -232,6 +234,6 @@ def test_ids_are_the_same_however_the_list_is_read(tmp_path_factory: pytest.Temp
 
 @given(st.lists(st.tuples(st.integers(0, 2**31 - 1), st.integers(0, 2**31 - 1)), min_size=2))
 def test_packed_pairs_sort_as_pairs_do(pairs: list[tuple[int, int]]) -> None:
-    """And no two are packed alike."""
+    """Different pairs have different numbers."""
     assert [pack_pair(*pair) for pair in sorted(pairs)] == sorted(pack_pair(*pair) for pair in pairs)
     assert len({pack_pair(*pair) for pair in pairs}) == len(set(pairs))

@@ -34,7 +34,7 @@ import orjson
 
 from datafetch.errors import ConfigurationError, ResourceError, raise_if_exhausted
 from datafetch.output.commit import complete_commits
-from datafetch.output.formats import format_of
+from datafetch.output.formats import COUNT_SUFFIX, ROWS_SUFFIX, format_of
 from datafetch.output.reshard.record import read_reshard_record
 from datafetch.output.reshard.swap import complete_swap
 from datafetch.store.atomic import make_folder, refuse_links, refuse_unpublishable, write_atomically
@@ -46,7 +46,7 @@ Identity: TypeAlias = dict[str, Any]
 """What decides the rows, as JSON: names to values; ``shards`` has the manifest files by shard."""
 
 _LOCK_INTERVAL_S = 0.05  # preparing takes milliseconds, or as long as it takes to copy the published list of a dataset
-_RESHARDED_FILE = re.compile(r"part-\d{5,}\.(pkl|count)")
+_RESHARDED_FILE = re.compile(rf"part-\d{{5,}}({re.escape(ROWS_SUFFIX)}|{re.escape(COUNT_SUFFIX)})")
 _SETTINGS_KEY = "asked"  # in job.json, under the name that it has had from the beginning
 _NO_OPTIONS = frozenset({"dataset", "format", "keys", "least_pixels"})  # parts of the identity that no option sets
 # Earlier versions counted some permissions as part of the identity.

@@ -235,7 +235,7 @@ def _locked_output(layout: OutputLayout, *, is_alone: bool) -> Iterator[None]:
         refuse_links(layout.folder)
         yield
     except OSError as error:
-        raise ResourceError.from_disk_error(error, f"write beside {layout.out}") from error
+        raise ResourceError.from_disk_error(error, f"write next to {layout.out}") from error
     finally:
         lock.release()
 

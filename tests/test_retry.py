@@ -159,7 +159,7 @@ def test_everything_or_some_kinds_can_be_tried_again(job: Job, source: CoyoSourc
 
 def test_a_retry_needs_a_complete_run(job: Job, tmp_path: Path) -> None:
     """Without a run, or with one that was not completed, there is one clear line and nothing is touched."""
-    with pytest.raises(ConfigurationError, match="no output of datafetch"):
+    with pytest.raises(ConfigurationError, match="not an output of datafetch"):
         retry(str(tmp_path / "nowhere"))
     assert not list(tmp_path.glob("nowhere*"))
     run(job)

@@ -160,7 +160,7 @@ def test_shards_are_named_after_their_files(tmp_path: Path) -> None:
     good = lines({"url": "http://e.org/1.jpg", "text": "a"})
     manifest = bind(tmp_path / "s", {"b.jsonl": good, "a.b.jsonl": good + good, ".hidden.jsonl": "{", "notes.txt": "{"})
     assert [shard.name for shard in manifest.shards()] == ["a.b", "b"]
-    with pytest.raises(ManifestError, match=r"would both become the shard b;"):
+    with pytest.raises(ManifestError, match=r"would both become shard b;"):
         bind(tmp_path / "s", {"b.jsonl.gz": good})
     with pytest.raises(ManifestError, match=r"holds no \.jsonl file"):
         bind(tmp_path / "empty", {})

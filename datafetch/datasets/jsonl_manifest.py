@@ -116,7 +116,7 @@ def open_folder(source: Path, suffixes: Sequence[str] = SUFFIXES) -> dict[str, L
         if not is_plain_name(stem) or not stem.isprintable():
             raise ManifestError(f"{path} has a name that can't be the name of a shard; rename the file")
         if stem in files:
-            raise ManifestError(f"{path} and {files[stem].path} would both become the shard {stem}; move one of them away")
+            raise ManifestError(f"{path} and {files[stem].path} would both become shard {stem}; move one of them away")
         file = files[stem] = LineFile(path)
         original = by_content.setdefault(file.fingerprint, path)
         if original != path and file.size_bytes:

@@ -233,9 +233,9 @@ class Run:
                     found.append(process)
         return found
 
-    def end(self) -> int:
+    def end(self, patience_s: float = PATIENCE_S) -> int:
         """Wait for the command and all of its processes to end, and return its exit code."""
-        code = self.process.wait(PATIENCE_S)
+        code = self.process.wait(patience_s)
         _, left = psutil.wait_procs(self.family(), timeout=PATIENCE_S)
         assert not left, f"still there: {left}"
         return code

@@ -242,7 +242,7 @@ def test_no_mutant_ends_a_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(2, 32))
+@pytest.mark.parametrize("seed", range(2, 8))
 def test_no_mutant_of_many_ends_a_process(tmp_path: Path, seed: int) -> None:
     """The same, with thousands of mutants."""
     _fuzz(tmp_path, seed=seed, mutants=2000)

@@ -72,7 +72,8 @@ async def retry_failed(
         source = await asyncio.to_thread(FailedSamples, output, begun, shards)
         session = Session(job, output, shards, observers)
         feed = Feed(source, output.layout)
-        return await session.fetch(feed, job.image or ImageSpec(), backends, partial(_complete_retry, layout, session))
+        async with session.fetched(feed, job.image or ImageSpec(), backends) as fetched:
+            return await _complete_retry(layout, session, fetched)
 
 
 async def _complete_retry(layout: OutputLayout, session: Session, fetched: FetchedShards) -> Report:

@@ -79,7 +79,8 @@ async def fetch_dataset(
         await asyncio.to_thread(_begin_run, bound)
         session = Session(job, bound.output, shards, observers)
         feed = Feed(bound.manifest, layout, job.limit)
-        return await session.fetch(feed, bound.spec, backends, partial(_complete_run, bound, session))
+        async with session.fetched(feed, bound.spec, backends) as fetched:
+            return await _complete_run(bound, session, fetched)
 
 
 def fetch_shards(
@@ -131,7 +132,8 @@ async def fetch_dataset_shards(
         _log_no_longer_permitted(before, job)
         session = Session(job, bound.output, names, observers, layout.shard_progress(names[0]))
         feed = Feed(bound.manifest, layout, job.limit, frozenset(names))
-        return await session.fetch(feed, bound.spec, backends, _return_fetched)
+        async with session.fetched(feed, bound.spec, backends) as fetched:
+            return fetched
 
 
 def finish(job: Job, observers: Iterable[Observer[Statistics]] = ()) -> Report:
@@ -165,7 +167,8 @@ async def finish_dataset(job: Job, observers: Iterable[Observer[Statistics]] = (
         await asyncio.to_thread(refuse_at_work, layout)
     async with locked_output(layout, partial(_take_for_finish, bound), is_alone=job.no_lock):
         session = Session(job, bound.output, shards, observers)
-        return await session.read_published(partial(_complete_run, bound, session))
+        async with session.published_before() as fetched:
+            return await _complete_run(bound, session, fetched)
 
 
 def shard_names(job: Job) -> list[str]:
@@ -204,10 +207,6 @@ def retry(
     """
     work = retry_failed(out, wanted, change=change, observers=observers, backends=backends)
     return run_to_end(work, uvloop.new_event_loop)
-
-
-async def _return_fetched(fetched: FetchedShards) -> FetchedShards:
-    return fetched
 
 
 async def _complete_run(bound: BoundJob, session: Session, fetched: FetchedShards) -> Report:

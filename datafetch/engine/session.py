@@ -1,11 +1,11 @@
 """Session: one run or retry at work on a locked output.
 
-A session has two parts. First, shards are published: either ``fetch`` does that, with everything that a feed hands out,
-or other processes have, and ``read_published`` counts what they did. Then ``complete_output`` does what depends on all
-shards: it reshards the output for the ranks, and writes the list that the trainer reads and the report. The second part
-runs inside the first, as its argument ``then``. So one heartbeat and one set of observers cover both, and ``status``
-does not take a run that is resharding for one that was interrupted. A process that fetches only some of the shards has
-no second part.
+A session has two parts. First, shards are published: either ``fetched`` does that, with everything that a feed hands
+out, or other processes have, and ``published_before`` counts what they did. Then ``complete_output`` does what depends
+on all shards: it reshards the output for the ranks, and writes the list that the trainer reads and the report. The
+first part is a context manager, and the second part is its body. So one heartbeat and one set of observers cover both,
+and ``status`` does not take a run that is resharding for one that was interrupted. A process that fetches only some of
+the shards has no second part.
 
 Rules: whether the samples come from a manifest or are the failures of an earlier run, only the feed knows, and how they
 become part of a shard, only the output; nothing here tells a run from a retry. Everything that blocks runs in a thread.
@@ -18,12 +18,11 @@ import asyncio
 import shutil
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import orjson
 
@@ -76,8 +75,6 @@ class Backends:
 
 CHILD_PROCESSES = Backends()
 
-_Result = TypeVar("_Result")
-
 
 class Session:
     """One run or retry at work on an output, whose lock is held.
@@ -107,23 +104,17 @@ class Session:
         self._counts: dict[str, ShardCounts] = {}
         self._resharding: Progress | None = None
 
-    async def fetch(
-        self,
-        feed: Feed,
-        spec: ImageSpec,
-        backends: Backends,
-        then: Callable[[FetchedShards], Coroutine[None, None, _Result]],
-    ) -> _Result:
+    @asynccontextmanager
+    async def fetched(self, feed: Feed, spec: ImageSpec, backends: Backends) -> AsyncIterator[FetchedShards]:
         """Fetch and publish everything that a feed hands out.
 
         Args:
             feed: Where the samples come from.
             spec: What their images become.
             backends: What transcodes images and commits shards.
-            then: Called with what was done, while the heartbeat and the observers still run.
 
-        Returns:
-            What ``then`` returned.
+        Yields:
+            What was done; the heartbeat and the observers run until the context ends.
 
         Raises:
             DatafetchError: What stopped the work.
@@ -140,22 +131,20 @@ class Session:
             async with self._watched(pipeline.statistics):
                 await pipeline.run()
                 self._counts = feed.published
-                return await then(self._fetched(feed, pipeline, fetch.statistics()))
+                yield self._fetched(feed, pipeline, fetch.statistics())
 
-    async def read_published(self, then: Callable[[FetchedShards], Coroutine[None, None, _Result]]) -> _Result:
-        """Count what other processes have published, in place of ``fetch``.
+    @asynccontextmanager
+    async def published_before(self) -> AsyncIterator[FetchedShards]:
+        """Count what other processes have published, in place of ``fetched``.
 
-        Args:
-            then: Called with what there is, while the heartbeat and the observers run.
-
-        Returns:
-            What ``then`` returned.
+        Yields:
+            What there is; the heartbeat and the observers run until the context ends.
         """
         counts = await asyncio.to_thread(self._read_counts)
         totals = ShardCounts.sum(counts.values())
         self._counts = counts
         async with self._watched(lambda: self._statistics_of(totals)):
-            return await then(FetchedShards(totals, reused=totals.ok))
+            yield FetchedShards(totals, reused=totals.ok)
 
     async def complete_output(self, fetched: FetchedShards) -> Report:
         """Reshard the output and write the list that the trainer reads, for a job and a dataset that want them.

@@ -1,12 +1,18 @@
-"""Which shards of an output are not published yet: what comes after the last shard requires that there are none."""
+"""Which shards of an output are published with all of their files, and what becomes of one that lacks some."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
+from datafetch.model.ledger_line import ShardCounts
+from datafetch.model.sample import Shard
 from datafetch.output.formats import format_of
 from datafetch.store.layout import OutputLayout
 from datafetch.store.ledger import read_shard_counts
+from datafetch.store.spool_writer import write_spool
+
+_log = logging.getLogger(__name__)
 
 
 def unpublished_shards(layout: OutputLayout, shards: Sequence[str], limit: int | None) -> list[str]:
@@ -30,3 +36,26 @@ def unpublished_shards(layout: OutputLayout, shards: Sequence[str], limit: int |
         else:
             missing.append(shard)
     return [] if samples == limit else missing
+
+
+def recover_published(layout: OutputLayout, shard: Shard) -> ShardCounts | None:
+    """The counts of a shard that an earlier run has published; None if there is none, or it has to be made again.
+
+    If it lacks files, whatever they still hold is salvaged into a spool, and the rest of it is deleted.
+    """
+    ledger = layout.ledger(shard.name)
+    if shard.source == ledger or not ledger.exists():  # a shard of a retry is read from its ledger, to be made again
+        return None
+    output_format = format_of(layout)
+    if not output_format.is_intact(layout, shard.name) and not layout.reshard_record.exists():
+        # The ledger is deleted before the files, so that a crash leaves no shard that looks published.
+        if (salvaged := output_format.salvage(layout, shard.name)) is not None:
+            _log.warning("%s lacks files of %s: they are fetched again", layout.out, shard.name)
+            write_spool(layout.spool(shard.name), salvaged)
+        ledger.unlink(missing_ok=True)
+        output_format.unpublish(layout, shard.name)
+        for path in layout.all_spools.glob(f"{layout.job_hash}-retry-*/{shard.name}.spool"):
+            path.unlink(missing_ok=True)
+        return None
+    layout.spool(shard.name).unlink(missing_ok=True)  # left by a run that was killed right after publishing
+    return read_shard_counts(ledger)

@@ -25,7 +25,6 @@ in a thread.
 from __future__ import annotations
 
 import asyncio
-import logging
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -35,17 +34,13 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
 
+from datafetch.engine.completeness import recover_published
 from datafetch.model.interfaces import ShardSource
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.sample import Sample, Shard
-from datafetch.output.formats import format_of
-from datafetch.store.atomic import publish
 from datafetch.store.layout import OutputLayout
-from datafetch.store.ledger import read_shard_counts
 from datafetch.store.spool import Spool
-from datafetch.store.spool_writer import write_spool
 
-_log = logging.getLogger(__name__)
 MAX_OPEN_SHARDS = 4
 """Shards of any size that may be open: one being read, one or two waiting for stragglers, one being committed."""
 MAX_OPEN_SAMPLES = 16_384
@@ -230,7 +225,7 @@ class Feed:
         return samples if self._limit is None else min(samples, self._limit - self._counted_samples)
 
     async def _open_next(self, shard: Shard) -> None:
-        published = await asyncio.to_thread(_read_published, self._layout, shard)
+        published = await asyncio.to_thread(recover_published, self._layout, shard)
         if published is not None:
             self.published[shard.name] = published
             self.reused.update(published.outcomes)
@@ -334,28 +329,3 @@ def _held_bytes(sample: Sample) -> int:
         elif isinstance(value, list | tuple):
             left.extend(value)
     return held_bytes
-
-
-def _read_published(layout: OutputLayout, shard: Shard) -> ShardCounts | None:
-    """The counts of a shard that an earlier run has published; None if there is none, or it has to be made again.
-
-    If it lacks files, whatever they still hold is salvaged into a spool, and the rest of it is deleted.
-    """
-    ledger = layout.ledger(shard.name)
-    if shard.source == ledger or not ledger.exists():  # a shard of a retry is read from its ledger, to be made again
-        return None
-    output_format = format_of(layout)
-    if not output_format.is_intact(layout, shard.name) and not layout.reshard_record.exists():
-        # The ledger is deleted before the files, so that a crash leaves no shard that looks published.
-        if (salvaged := output_format.salvage(layout, shard.name)) is not None:
-            _log.warning("%s lacks files of %s: they are fetched again", layout.out, shard.name)
-            begun = layout.spool(shard.name).with_suffix(".begun")
-            write_spool(begun, salvaged)
-            publish(begun, layout.spool(shard.name))
-        ledger.unlink(missing_ok=True)
-        output_format.unpublish(layout, shard.name)
-        for path in layout.all_spools.glob(f"{layout.job_hash}-retry-*/{shard.name}.spool"):
-            path.unlink(missing_ok=True)
-        return None
-    layout.spool(shard.name).unlink(missing_ok=True)  # left by a run that was killed right after publishing
-    return read_shard_counts(ledger)

@@ -32,7 +32,6 @@ from datafetch.model.ledger_line import LedgerLine
 from datafetch.model.outcome import OK, Failure, FailureKind
 from datafetch.model.sample import Sample, Shard
 from datafetch.output.merge import Output, could_have_row
-from datafetch.store.atomic import publish
 from datafetch.store.ledger import read_outcomes, read_samples, read_shard_summary
 from datafetch.store.retry_filter import Retry
 from datafetch.store.spool_format import MARKER_BYTES, ImageResult, StoredImage
@@ -68,9 +67,7 @@ class FailedSamples:
         samples = RetriedSamples(self._output, self._retry, shard)
         marker = _marker(self._retry, shard.source)
         if not has_marker(spool, marker):
-            begun = spool.with_suffix(".begun")
-            write_spool(begun, samples.images_to_keep(), marker)
-            publish(begun, spool)
+            write_spool(spool, samples.images_to_keep(), marker)
         return samples
 
     def _shard_of(self, name: str) -> Shard | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from datafetch.store.atomic import make_folder, sync_open
+from datafetch.store.atomic import make_folder, publish, sync_open
 from datafetch.store.spool_format import (
     FILE_HEADER_BYTES,
     LazySpoolRecord,
@@ -53,10 +53,12 @@ class SpoolWriter:
 
 
 def write_spool(path: Path, records: Iterable[LazySpoolRecord], marker: bytes | None = None) -> None:
-    """Write a spool of these records, as ``SpoolWriter`` does; it is on disk when this returns."""
-    with SpoolWriter(path, marker) as spool:
+    """Create or replace a spool in one step, with these records; it is on disk when this returns."""
+    unfinished = path.with_suffix(".begun")
+    with SpoolWriter(unfinished, marker) as spool:
         for record in records:
             spool.write(record)
+    publish(unfinished, path)
 
 
 def has_marker(path: Path, marker: bytes) -> bool:

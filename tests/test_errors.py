@@ -60,7 +60,7 @@ READS: dict[str, Callable[[Path], object]] = {
 def test_exhausted_descriptors_are_not_reported_as_damage(name: str, tmp_path: Path) -> None:
     """A file must not be reported as damaged or missing, because starting over would lose what is there."""
     (tmp_path / "file").write_bytes(b"[]")
-    layout = OutputLayout(tmp_path / "out").folder
+    layout = OutputLayout(tmp_path / "out").state_folder
     layout.mkdir()
     for file in ("job.json", "retry.json", "equal.json"):
         (layout / file).write_bytes(b"{}")

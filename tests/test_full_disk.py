@@ -199,13 +199,13 @@ def test_permission_that_is_lost_costs_nothing(trial: Trial, tmp_path: Path) -> 
         for folder in (place.layout.out, place.layout.ledgers):
             folder.mkdir(exist_ok=True)
             folder.chmod(0o555)
-        place.layout.folder.chmod(0o555)
+        place.layout.state_folder.chmod(0o555)
         assert "Permission denied" in check_out_of_resources(run, run.end())
     books.check()
     with Run(command) as run:
         assert "Permission denied" in check_out_of_resources(run, run.end())
     books.check()
-    for folder in (place.layout.out, place.layout.ledgers, place.layout.folder):
+    for folder in (place.layout.out, place.layout.ledgers, place.layout.state_folder):
         folder.chmod(0o755)
     with Run(command) as run:
         assert run.end() == 0, run.said()

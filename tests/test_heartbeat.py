@@ -49,7 +49,7 @@ def recent_snapshot() -> ProgressSnapshot:
 async def test_a_run_says_how_it_stands_and_that_it_has_ended(tmp_path: Path) -> None:
     """A heartbeat is there at once, with everything in it, and the last one says that no other comes."""
     layout = OutputLayout(tmp_path / "out", job_hash="0123456789abcdef")
-    layout.folder.mkdir()
+    layout.state_folder.mkdir()
     writing = asyncio.create_task(write_heartbeats(lambda: STATISTICS, layout, layout.progress))
     await until(layout.progress.exists)
     first = await asyncio.to_thread(read_snapshot, layout.progress)
@@ -66,7 +66,7 @@ async def test_a_run_says_how_it_stands_and_that_it_has_ended(tmp_path: Path) ->
     assert last.is_ended
     assert not last.is_at_work()
     assert last.started_unix_s == first.started_unix_s
-    assert await asyncio.to_thread(os.listdir, layout.folder) == ["progress.json"]
+    assert await asyncio.to_thread(os.listdir, layout.state_folder) == ["progress.json"]
 
 
 async def test_a_heartbeat_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ async def test_a_heartbeat_that_fails_is_logged_once_and_tried_again(
     """Whatever it fails of; when that has passed, the run is seen to be at work again."""
     monkeypatch.setattr("datafetch.monitor.heartbeat.INTERVAL_S", 0.0)
     layout = OutputLayout(tmp_path / "out", job_hash="0123456789abcdef")
-    layout.folder.mkdir()
+    layout.state_folder.mkdir()
     asked = 0
 
     def ask() -> Statistics:

@@ -346,7 +346,7 @@ def test_options_of_a_dataset_come_back_from_a_job_file_of_any_version(tmp_path:
     options = Mmc4CoreOptions(keep_at_least=2, skip_bad_lines=True)
     job = Job("mmc4-core", "/source", str(tmp_path / "out"), image=VILA, options=options)
     layout = OutputLayout(tmp_path / "out")
-    layout.folder.mkdir()
+    layout.state_folder.mkdir()
     settings = settings_of(job, VILA)
     identity = {"format": 1, "dataset": job.dataset, "limit": None, "shards": {}}
     earlier = {"url_key": None, "text_key": None, "only_referenced": None, **settings["choices"]}

@@ -65,7 +65,7 @@ class Progress:
 
 def begun(place: Place) -> Progress:
     """The files of the state folder."""
-    return _files(listed(place.layout.folder))
+    return _files(listed(place.layout.state_folder))
 
 
 def kept(place: Place) -> Progress:

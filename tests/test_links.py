@@ -54,7 +54,7 @@ PLACES = [
 async def test_a_run_does_not_write_through_links(tmp_path: Path, elsewhere: Path, place: str) -> None:
     """A link anywhere in the state folder stops the run at its beginning; what it leads to stays as it was."""
     layout = OutputLayout(tmp_path / "out")
-    put_link(layout.folder / place, elsewhere)
+    put_link(layout.state_folder / place, elsewhere)
     with pytest.raises(ConfigurationError, match="is a symbolic link, and datafetch does not write through links"):
         async with locked_output(layout, lambda: None):
             pass
@@ -65,7 +65,7 @@ async def test_a_run_does_not_write_through_links(tmp_path: Path, elsewhere: Pat
 def test_reshard_does_not_write_through_links(tmp_path: Path, elsewhere: Path, place: str) -> None:
     """``reshard`` refuses links in the state folder as well."""
     write_shard(tmp_path / "rows")
-    put_link(OutputLayout(tmp_path / "out").folder / place, elsewhere)
+    put_link(OutputLayout(tmp_path / "out").state_folder / place, elsewhere)
     with pytest.raises(ConfigurationError, match="is a symbolic link, and datafetch does not write through links"):
         reshard(ReshardRequest(tmp_path / "rows", tmp_path / "out", world_size=2, batch=1, group=1))
     check_untouched(elsewhere)

@@ -135,7 +135,7 @@ async def test_without_range_locks_shards_are_not_fetched_apart(
         async with locked_shards(layout, ["a"], _nothing):
             pass
     async with locked_shards(layout, ["a"], _nothing, is_alone=True):
-        assert layout.folder.is_dir()
+        assert layout.state_folder.is_dir()
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
@@ -230,7 +230,7 @@ async def test_a_link_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="is a broken link"):
         async with locked_output(layout, _nothing):
             pass
-    assert not layout.folder.exists()
+    assert not layout.state_folder.exists()
 
 
 @pytest.fixture
@@ -251,7 +251,7 @@ async def test_who_is_alone_needs_no_lock(tmp_path: Path) -> None:
         async with locked_output(layout, _nothing):
             pass
     async with locked_output(layout, _nothing, is_alone=True):
-        assert layout.folder.is_dir()
+        assert layout.state_folder.is_dir()
 
 
 @pytest.mark.usefixtures("_no_locks")

@@ -121,7 +121,7 @@ def test_nothing_is_lost_and_every_rank_reads_the_same(
     placed = [rows[place] for place in np.argsort(permutation(len(rows), seed))]
     assert [row for shard in shards for row in shard] == placed
     assert files_of(source) == before
-    assert [path.name for path in OutputLayout(folder / "out").folder.iterdir() if path.name != "lock"] == [
+    assert [path.name for path in OutputLayout(folder / "out").state_folder.iterdir() if path.name != "lock"] == [
         "equal.json"
     ]
 
@@ -170,7 +170,7 @@ def test_a_killed_run_resumes_with_the_same_bytes(tmp_path: Path, source: Path, 
         seen_done.add(json.loads(journal.read_bytes())["done"] if journal.exists() else None)
         reshard_for_four_ranks(source, out, ProgressMonitor())
         assert files_of(out) == undisturbed
-        assert {path.name for path in OutputLayout(out).folder.iterdir()} == {"lock", "equal.json"}
+        assert {path.name for path in OutputLayout(out).state_folder.iterdir()} == {"lock", "equal.json"}
     assert seen_done >= {None, 0, 3, 4}
     assert files_of(source) == before
 
@@ -296,7 +296,7 @@ def test_a_swap_can_be_killed_anywhere(
         for _ in range(2):
             complete_swap(layout)
             assert files_of(layout.out) == new
-            assert [path.name for path in layout.folder.iterdir()] == ["equal.json"]
+            assert [path.name for path in layout.state_folder.iterdir()] == ["equal.json"]
             assert json.loads(layout.reshard_record.read_bytes())["rows"] == 50
         assert layout.out.is_symlink() == (make_old is _link)
 
@@ -312,7 +312,7 @@ def _prepare_swap(
     facts = json.loads(OutputLayout(folder / "made").reshard_record.read_bytes())
     facts["replaces"] = ["part-00000", "part-00001"]  # what the old output has
     (layout.resharded / "equal.json").write_text(json.dumps(facts))
-    shutil.rmtree(OutputLayout(folder / "made").folder)
+    shutil.rmtree(OutputLayout(folder / "made").state_folder)
     layout.reshard_record.write_text('{"rows": 5}')
     write_shards(layout.added, pairs(3), [3])
     make_old(layout.out)
@@ -391,10 +391,10 @@ def test_a_state_folder_on_another_filesystem_is_no_hindrance(
 ) -> None:
     """If folders can't be renamed, files are moved, and the old ones are deleted."""
     layout = OutputLayout(tmp_path / "out")
-    layout.folder.symlink_to(small_disk)
+    layout.state_folder.symlink_to(small_disk)
     reshard_for_four_ranks(source, layout.out)
     assert files_of(layout.out) == undisturbed
-    assert {path.name for path in layout.folder.iterdir()} == {"lock", "equal.json"}
+    assert {path.name for path in layout.state_folder.iterdir()} == {"lock", "equal.json"}
 
 
 def test_what_others_put_in_the_outputs_place_is_left_alone(tmp_path: Path, source: Path) -> None:
@@ -433,7 +433,7 @@ def test_the_outputs_own_shards_can_be_its_source(tmp_path: Path) -> None:
     rows = pairs(50)
     layout = OutputLayout(tmp_path / "out")
     write_shards(layout.out, rows, [41, 9])
-    layout.folder.mkdir()
+    layout.state_folder.mkdir()
     places = permutation(50, 7)
     sources = [
         Source(layout.out / "part-00000.pkl", 41, places[:41]),
@@ -667,7 +667,7 @@ def test_documents_keep_their_order(tmp_path: Path, capfd: pytest.CaptureFixture
 def test_two_at_once_are_refused(tmp_path: Path, source: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """While one process works on an output, another is refused."""
     layout = OutputLayout(tmp_path / "out")
-    layout.folder.mkdir()
+    layout.state_folder.mkdir()
     lock = Lock(layout.lock, layout.out)
     lock.acquire()
     try:
@@ -716,7 +716,7 @@ def test_two_rows_at_one_position_are_a_bug(tmp_path: Path, source: Path) -> Non
     places = np.arange(20, dtype=np.int64)
     places[7] = 6
     layout = OutputLayout(tmp_path / "out")
-    layout.folder.mkdir()
+    layout.state_folder.mkdir()
     plan = Plan(Ranks(2, 1, 1), None)
     with pytest.raises(ConservationError, match="the same position"):
         copy.reshard_rows(layout, [Source(source / "part-00000.pkl", 20, places)], plan=plan, record={})

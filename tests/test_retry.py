@@ -325,7 +325,7 @@ def test_one_damaged_file_costs_its_shard_alone(cut_job: Job, own_origin: Origin
     run(cut_job)
     before = files_of(cut_job)
     layout = OutputLayout(Path(cut_job.out))
-    (layout.folder / name).write_bytes(b"damaged")
+    (layout.state_folder / name).write_bytes(b"damaged")
     with pytest.raises(ConfigurationError, match=r"delete (it|\S*part-00001\.parquet) and run 'datafetch prepare'"):
         retry(cut_job.out, RetryFilter.all())
     layout.ledger("part-00001").unlink()

@@ -55,7 +55,7 @@ def fork_server(run: Run) -> psutil.Process:
 
 def is_free(layout: OutputLayout) -> bool:
     """Check that no process holds the lock of the output."""
-    if layout.folder.exists():
+    if layout.state_folder.exists():
         lock = Lock(layout.lock, layout.out)
         lock.acquire()
         lock.release()
@@ -182,7 +182,7 @@ def _status(trial: Trial, folder: Path) -> Scene:
 def _reshard(trial: Trial, folder: Path) -> Scene:
     layout = OutputLayout(folder / "resharded")
     source = _complete(trial, folder).layout.out
-    return Scene(["reshard", str(source), str(layout.out), *_WORLD], layout, lambda _: layout.folder.exists())
+    return Scene(["reshard", str(source), str(layout.out), *_WORLD], layout, lambda _: layout.state_folder.exists())
 
 
 def _demo(folder: Path, sign: str) -> Scene:

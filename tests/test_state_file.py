@@ -117,7 +117,7 @@ def test_a_plain_name_is_one_everywhere(path: Path, name: str) -> None:
 def layout(tmp_path: Path) -> OutputLayout:
     """Of an output with nothing in it yet."""
     layout = OutputLayout(tmp_path / "out")
-    layout.folder.mkdir()
+    layout.state_folder.mkdir()
     return layout
 
 

@@ -163,7 +163,7 @@ def line(sample: int, url: str, outcome: str = "ok") -> LedgerLine:
 
 def write_job(layout: OutputLayout, *shards: str, limit: int | None = None) -> None:
     """A job with these shards."""
-    layout.folder.mkdir(parents=True)
+    layout.state_folder.mkdir(parents=True)
     shards_of_job = {shard: [f"{shard}.parquet", 10, "fingerprint"] for shard in shards}
     layout.job.write_bytes(orjson.dumps({"format": 1, "dataset": "coyo", "shards": shards_of_job, "limit": limit}))
 
@@ -249,7 +249,7 @@ def test_the_output_may_be_named_in_several_ways(layout: OutputLayout, monkeypat
     """With a slash behind it, by its state folder, or from inside."""
     expected = read_status(layout.out)
     assert read_status(Path(f"{layout.out}/")) == expected
-    assert read_status(layout.folder) == expected
+    assert read_status(layout.state_folder) == expected
     monkeypatch.chdir(layout.out)
     assert read_status(Path()) == expected
     assert read_status(Path("../out")).done == expected.done

@@ -99,7 +99,7 @@ def _measure(case: str, kind: RunKind, out: Path, size: Size) -> Run:
         return asyncio.run(_watch(case, kind, commit))
     finally:
         shutil.rmtree(out, ignore_errors=True)
-        shutil.rmtree(state.folder, ignore_errors=True)
+        shutil.rmtree(state.state_folder, ignore_errors=True)
 
 
 def _ended(size: Size) -> Iterator[SpoolRecord]:

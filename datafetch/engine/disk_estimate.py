@@ -78,9 +78,9 @@ def log_disk_estimate(layout: OutputLayout, estimate: DiskEstimate, published: S
     result_bytes = published.written_bytes + left * row_bytes
     out_bytes = left * row_bytes + (result_bytes if estimate.is_resharded else 0)
     spool_bytes = min(left, estimate.open_samples) * row_bytes
-    spools = layout.scratch or layout.folder
-    is_shared = _device(spools) == _device(layout.folder)
-    _log_space(layout.folder, estimate, result_bytes, out_bytes + (spool_bytes if is_shared else 0))
+    spools = layout.scratch or layout.state_folder
+    is_shared = _device(spools) == _device(layout.state_folder)
+    _log_space(layout.state_folder, estimate, result_bytes, out_bytes + (spool_bytes if is_shared else 0))
     free_bytes = _free_bytes(spools)
     if not is_shared and free_bytes < spool_bytes:
         _log.warning("spools may take up to %s in %s, where %s are free", _size(spool_bytes), spools, _size(free_bytes))

@@ -137,9 +137,9 @@ def _lock_output_shared(layout: OutputLayout, lock: Lock, *, is_alone: bool) -> 
 
 
 def _make_state_folder(layout: OutputLayout) -> None:
-    if not layout.folder.exists():
+    if not layout.state_folder.exists():
         refuse_foreign_files(layout, {})  # before anything is created
-        make_folder(layout.folder)
+        make_folder(layout.state_folder)
 
 
 def _recover_output(layout: OutputLayout, prepare: Callable[[], None], *, fresh: bool) -> None:
@@ -163,9 +163,9 @@ def _recover_shards(layout: OutputLayout, shards: Collection[str], prepare: Call
 
 
 def _refuse_unwritable(layout: OutputLayout) -> None:
-    for folder in (layout.folder, layout.all_spools):
+    for folder in (layout.state_folder, layout.all_spools):
         refuse_links(folder)
-    refuse_unpublishable(layout.folder, layout.out)
+    refuse_unpublishable(layout.state_folder, layout.out)
 
 
 def take_for_job(
@@ -185,7 +185,8 @@ def take_for_job(
     """
     if layout.reshard_record.exists() and not layout.job.exists():
         raise ConfigurationError(
-            f"{layout.folder} belongs to shards made by 'datafetch reshard'; choose another --root, or move it away"
+            f"{layout.state_folder} belongs to shards made by 'datafetch reshard'; choose another --root, "
+            "or move it away"
         )
     if fresh:
         _start_over(layout)

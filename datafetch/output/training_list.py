@@ -82,7 +82,7 @@ def write_trainers_list(layout: OutputLayout, shards: Iterable[str], name: str) 
             f"{layout.published_list} no longer has a copy of the published list; put it back, or use --fresh"
         )
     final = trainers_list(layout, name)
-    unfinished = [layout.folder / f"{path.name}.tmp" for path in (final, layout.dropped)]
+    unfinished = [layout.state_folder / f"{path.name}.tmp" for path in (final, layout.dropped)]
     with unfinished[0].open("wb") as used, unfinished[1].open("wb") as dropped:
         digest = _Digest(used)
         _write(digest, dropped, copy, _results(layout, shards))

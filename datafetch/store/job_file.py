@@ -76,6 +76,6 @@ def read_job_fields(layout: OutputLayout) -> dict[str, Any]:
 def not_a_job(layout: OutputLayout) -> ConfigurationError:
     """The error for a file that is not a job."""
     return ConfigurationError(
-        f"{layout.job} is not a job of this version of datafetch; put back a copy, or move {layout.folder} and what "
-        f"lies in {layout.out} away, and everything is fetched again"
+        f"{layout.job} is not a job of this version of datafetch; put back a copy, or move {layout.state_folder} and "
+        f"what lies in {layout.out} away, and everything is fetched again"
     )

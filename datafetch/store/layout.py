@@ -36,29 +36,29 @@ class OutputLayout:
     output_format: str = "pickle"
 
     @property
-    def folder(self) -> Path:
+    def state_folder(self) -> Path:
         """The state folder."""
         return self.out.with_name(self.out.name + SUFFIX)
 
     @property
     def job(self) -> Path:
         """The settings of the run."""
-        return self.folder / "job.json"
+        return self.state_folder / "job.json"
 
     @property
     def report(self) -> Path:
         """The report of the last run."""
-        return self.folder / "report.json"
+        return self.state_folder / "report.json"
 
     @property
     def lock(self) -> Path:
         """Held by the run that works on this output, or by all processes that fetch shards of it."""
-        return self.folder / "lock"
+        return self.state_folder / "lock"
 
     @property
     def shard_locks(self) -> Path:
         """The lock file by which several processes that fetch shards of this output keep off each other's."""
-        return self.folder / "shards.lock"
+        return self.state_folder / "shards.lock"
 
     @property
     def real_lock(self) -> Path | None:
@@ -69,12 +69,12 @@ class OutputLayout:
     @property
     def progress(self) -> Path:
         """The progress of the current run, which updates it every few seconds."""
-        return self.folder / "progress.json"
+        return self.state_folder / "progress.json"
 
     @property
     def shard_progress_folder(self) -> Path:
         """The folder of ``shard_progress``, created by processes that fetch some of the shards; a run deletes it."""
-        return self.folder / "progress"
+        return self.state_folder / "progress"
 
     def shard_progress(self, first_shard: str) -> Path:
         """The progress of a process that fetches only some of the shards, of which this is the first."""
@@ -83,26 +83,26 @@ class OutputLayout:
     @property
     def retry(self) -> Path:
         """The settings of the retry in progress; the file exists until the retry is complete."""
-        return self.folder / "retry.json"
+        return self.state_folder / "retry.json"
 
     @property
     def unpublished(self) -> Path:
         """The folder for files that are being written. Its content is discarded after an interruption."""
-        return self.folder / "unpublished"
+        return self.state_folder / "unpublished"
 
     @property
     def ready(self) -> Path:
         """The folder for the complete files of committed shards, a folder for each, until they are published."""
-        return self.folder / "ready"
+        return self.state_folder / "ready"
 
     def failed(self, shard: str) -> Path:
         """A spool of a published shard's samples with a failed image, and of their other images, for a retry."""
-        return self.folder / "failed" / f"{shard}.spool"
+        return self.state_folder / "failed" / f"{shard}.spool"
 
     @property
     def image_index_folder(self) -> Path:
         """The folder of ``image_index``; it exists if and only if the output holds images as files."""
-        return self.folder / "saved"
+        return self.state_folder / "saved"
 
     def image_index(self, shard: str) -> Path:
         """The list of a published shard's image files, if the output holds images as files."""
@@ -111,47 +111,47 @@ class OutputLayout:
     @property
     def published_list(self) -> Path:
         """The folder for a copy of the dataset's published JSON list, from which the trainer's list is made."""
-        return self.folder / "published"
+        return self.state_folder / "published"
 
     @property
     def dropped(self) -> Path:
         """JSON lines: the records of the published list that the trainer's list lacks, each with the reason."""
-        return self.folder / "dropped.jsonl"
+        return self.state_folder / "dropped.jsonl"
 
     @property
     def added(self) -> Path:
         """The folder for shards of rows that a retry added, until the output is resharded again to contain them."""
-        return self.folder / "added"
+        return self.state_folder / "added"
 
     @property
     def resharding(self) -> Path:
         """The folder in which the shards of an unfinished reshard are written."""
-        return self.folder / "resharding"
+        return self.state_folder / "resharding"
 
     @property
     def resharded(self) -> Path:
         """The folder for complete resharded files, until they have become the output."""
-        return self.folder / "resharded"
+        return self.state_folder / "resharded"
 
     @property
     def replaced(self) -> Path:
         """The old output while resharded files replace it."""
-        return self.folder / "replaced"
+        return self.state_folder / "replaced"
 
     @property
     def reshard_record(self) -> Path:
         """How the output was resharded and from what; exists if and only if it was."""
-        return self.folder / "equal.json"
+        return self.state_folder / "equal.json"
 
     @property
     def quarantine(self) -> Path:
         """The folder for response bodies that crashed a codec process, kept for inspection."""
-        return self.folder / "quarantine"
+        return self.state_folder / "quarantine"
 
     @property
     def ledgers(self) -> Path:
         """The folder of the ledgers."""
-        return self.folder / "ledger"
+        return self.state_folder / "ledger"
 
     def ledger(self, shard: str) -> Path:
         """The ledger of a published shard."""
@@ -161,9 +161,9 @@ class OutputLayout:
     def all_spools(self) -> Path:
         """The folder for the spools of all jobs; in a shared scratch folder its name is unique to the output."""
         if self.scratch is None:
-            return self.folder / "spool"
+            return self.state_folder / "spool"
         path_hash = hashlib.sha256(os.fsencode(self.out.absolute())).hexdigest()[:12]
-        return self.scratch / f"{self.folder.name}-{path_hash}"
+        return self.scratch / f"{self.state_folder.name}-{path_hash}"
 
     def remove_empty_spool_folders(self) -> None:
         """Remove the spool folders if they are empty; the spools of other jobs stay."""
@@ -194,6 +194,6 @@ def output_of(path: Path) -> Path:
     out = resolve_parent(path)
     if not out.name:
         raise ConfigurationError(f"there is no run in {out}; give the folder that a run writes to")
-    if out.name.endswith(SUFFIX) and out.name != SUFFIX and not OutputLayout(out).folder.exists():
+    if out.name.endswith(SUFFIX) and out.name != SUFFIX and not OutputLayout(out).state_folder.exists():
         return out.with_name(out.name.removesuffix(SUFFIX))
     return out

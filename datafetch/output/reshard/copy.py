@@ -175,8 +175,8 @@ def _naming_source(path: Path) -> Iterator[None]:
 
 
 def _refuse_full_disk(layout: OutputLayout, writer: ReshardWriter) -> None:
-    _refuse_too_small(layout.folder, writer.total_bytes - _taken_bytes(writer.folder))
-    if layout.out.exists() and layout.out.stat().st_dev != layout.folder.stat().st_dev:
+    _refuse_too_small(layout.state_folder, writer.total_bytes - _taken_bytes(writer.folder))
+    if layout.out.exists() and layout.out.stat().st_dev != layout.state_folder.stat().st_dev:
         _refuse_too_small(layout.out, writer.total_bytes - _taken_bytes(layout.out))
 
 

@@ -118,7 +118,7 @@ def reshard(request: ReshardRequest, monitor: ProgressMonitor | None = None) -> 
     plan = request.plan(_loader(paths, counts))
     made_from = [fingerprint(path) for path in paths]
     shard_sizes(sum(counts), plan.ranks)  # refuses too few before anything is written
-    if not layout.folder.exists():
+    if not layout.state_folder.exists():
         _refuse_existing(layout)
     with _locked_output(layout, is_alone=request.no_lock):
         complete_swap(layout)
@@ -157,7 +157,7 @@ def _absolute(path: Path) -> Path:
 def _refuse_overlap(source: Path, layout: OutputLayout) -> None:
     """Refuse an output or state folder inside of the source, or the reverse, because the source must not change."""
     read = source.resolve()
-    for written in (layout.out.resolve(), layout.folder.resolve()):
+    for written in (layout.out.resolve(), layout.state_folder.resolve()):
         if read.is_relative_to(written) or written.is_relative_to(read):
             raise ConfigurationError(f"{layout.out} and {source} overlap; choose an output outside of the source")
 
@@ -229,10 +229,10 @@ def _locked_output(layout: OutputLayout, *, is_alone: bool) -> Iterator[None]:
     """Hold the lock of the output; if the filesystem has none, ``is_alone`` allows the work to proceed without."""
     lock = Lock(layout.lock, layout.out, layout.real_lock)
     try:
-        make_folder(layout.folder)
+        make_folder(layout.state_folder)
         with locks_where_possible(is_alone=is_alone):
             lock.acquire()
-        refuse_links(layout.folder)
+        refuse_links(layout.state_folder)
         yield
     except OSError as error:
         raise ResourceError.from_disk_error(error, f"write next to {layout.out}") from error

@@ -58,7 +58,7 @@ def mark_complete(layout: OutputLayout) -> None:
     """Declare the shards in ``resharding`` complete; everything in it must be on disk already."""
     sync(layout.resharding)
     layout.resharding.rename(layout.resharded)
-    sync(layout.folder)
+    sync(layout.state_folder)
 
 
 def complete_swap(layout: OutputLayout) -> None:
@@ -91,7 +91,7 @@ def _complete_swap(layout: OutputLayout) -> None:
     for leftover in (layout.added, layout.resharded):
         if leftover.exists():
             shutil.rmtree(leftover)
-    sync(layout.folder)
+    sync(layout.state_folder)
 
 
 def _delete_replaced(layout: OutputLayout) -> None:
@@ -133,7 +133,7 @@ def _swap(layout: OutputLayout, shards: Path) -> bool:
             shards.rename(layout.out)
         elif not _exchange(layout, shards):
             layout.out.rename(layout.replaced)
-            sync(layout.folder)
+            sync(layout.state_folder)
             sync(layout.out.parent)
             shards.rename(layout.out)
     except OSError as error:
@@ -169,7 +169,7 @@ def _exchange(layout: OutputLayout, shards: Path) -> bool:
             return False
         sync(layout.out.parent)
     shards.rename(layout.replaced)
-    sync(layout.folder)
+    sync(layout.state_folder)
     return True
 
 

@@ -24,7 +24,7 @@ from datafetch.engine.job import hash_of
 from datafetch.engine.ownership import read_identity
 from datafetch.engine.permissions import Permitted
 from datafetch.engine.retry_source import FailedSamples
-from datafetch.engine.retry_state import begin_retry, spools_of
+from datafetch.engine.retry_state import begin_retry
 from datafetch.errors import ConfigurationError, ResourceError
 from datafetch.fetch import FetchPolicy, OptOut
 from datafetch.model.ledger_line import LedgerLine, ShardCounts
@@ -593,7 +593,7 @@ def begun_retry(job: Job) -> Begun:
     layout = OutputLayout(Path(job.out), job_hash=hash_of(identity))
     shards = list(identity["shards"])
     again = begin_retry(layout, RetryFilter(), shards, Permitted.of(job))
-    output = Output(find_dataset("coyo"), spools_of(layout, again), retry=again)
+    output = Output(find_dataset("coyo"), layout.for_retry(again.number, again.token), retry=again)
 
     def source() -> FailedSamples:
         return FailedSamples(output, again, shards)

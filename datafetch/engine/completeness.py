@@ -54,8 +54,8 @@ def recover_published(layout: OutputLayout, shard: Shard) -> ShardCounts | None:
             write_spool(layout.spool(shard.name), salvaged)
         ledger.unlink(missing_ok=True)
         output_format.unpublish(layout, shard.name)
-        for path in layout.all_spools.glob(f"{layout.job_hash}-retry-*/{shard.name}.spool"):
-            path.unlink(missing_ok=True)
+        for folder in layout.retry_spools():
+            (folder / layout.spool(shard.name).name).unlink(missing_ok=True)
         return None
     layout.spool(shard.name).unlink(missing_ok=True)  # left by a run that was killed right after publishing
     return read_shard_counts(ledger)

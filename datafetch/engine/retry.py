@@ -22,7 +22,7 @@ from datafetch.engine.job import Job, dataset_of, read_job
 from datafetch.engine.ownership import Identity, locked_output, refuse_foreign_files, refuse_missing_files
 from datafetch.engine.permissions import Permitted, remember
 from datafetch.engine.retry_source import FailedSamples
-from datafetch.engine.retry_state import begin_retry, end_retry, read_retry_state, spools_of
+from datafetch.engine.retry_state import begin_retry, end_retry, read_retry_state
 from datafetch.engine.session import CHILD_PROCESSES, Backends, Session, write_report
 from datafetch.errors import ConfigurationError
 from datafetch.model.observers import Observer
@@ -68,7 +68,8 @@ async def retry_failed(
         await asyncio.to_thread(remember, layout, permitted)
         if permitted.options():
             _log.info("permitted, and remembered for later retries: %s", " ".join(permitted.options()))
-        output = Output(dataset, spools_of(layout, begun), job.payload, begun, job.max_sample_bytes)
+        spools = layout.for_retry(begun.number, begun.token)
+        output = Output(dataset, spools, job.payload, begun, job.max_sample_bytes)
         source = await asyncio.to_thread(FailedSamples, output, begun, shards)
         session = Session(job, output, shards, observers)
         feed = Feed(source, output.layout)

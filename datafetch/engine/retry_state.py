@@ -38,7 +38,7 @@ class RetryState:
         kinds: The failure kinds that it selects; None selects temporary failures and those of ``also``.
         also: Failure kinds that it selects besides temporary failures.
         scratch: The folder for its spools, as the option gives it; None is the state folder.
-        token: Random text in the paths of its spools (``spools_of``).
+        token: Random text in the paths of its spools (``OutputLayout.for_retry``).
         permitted: What it permits; None in files of earlier versions.
     """
 
@@ -88,7 +88,10 @@ def begin_retry(layout: OutputLayout, retry_filter: RetryFilter, shards: Sequenc
         retry = Retry(interrupted.number, interrupted.retry_filter, interrupted.token)
         earlier = Path(interrupted.scratch) if interrupted.scratch else None
         refuse_left_spools(
-            spools_of(layout, retry), earlier, shards, otherwise="delete that folder to fetch them again"
+            layout.for_retry(retry.number, retry.token),
+            earlier,
+            shards,
+            otherwise="delete that folder to fetch them again",
         )
     scratch = None if layout.scratch is None else str(layout.scratch)
     state = RetryState(
@@ -103,15 +106,10 @@ def begin_retry(layout: OutputLayout, retry_filter: RetryFilter, shards: Sequenc
     return retry
 
 
-def spools_of(layout: OutputLayout, retry: Retry) -> OutputLayout:
-    """The paths of the same output, with spools that belong to this retry alone."""
-    return replace(layout, job_hash=f"{layout.job_hash}-retry-{retry.number}-{retry.token}")
-
-
 def end_retry(layout: OutputLayout) -> None:
     """Delete the state of a complete retry, and spools that are left of this retry or of earlier ones."""
-    for spools in layout.all_spools.glob(f"{layout.job_hash}-retry-*"):
-        shutil.rmtree(spools)
+    for folder in layout.retry_spools():
+        shutil.rmtree(folder)
     layout.remove_empty_spool_folders()
     layout.retry.unlink()
 

@@ -92,10 +92,10 @@ def publish_ready(layout: OutputLayout, shard: str) -> None:
     ready = layout.ready / shard
     rows = layout.added if layout.reshard_record.exists() else layout.out
     format_of(layout).publish(layout, shard, ready, rows)
-    for name, path in ((f"{shard}.spool", layout.failed(shard)), (f"{shard}.parquet", layout.ledger(shard))):
-        if (ready / name).exists():
+    for path in (layout.failed(shard), layout.ledger(shard)):
+        if (ready / path.name).exists():
             make_folder(path.parent)
-            publish(ready / name, path)
+            publish(ready / path.name, path)
     ready.rmdir()
 
 
@@ -118,8 +118,8 @@ def _write(commit: Commit, folder: Path) -> ShardCounts:
     writer = format_of(output.layout).open_writer(output.layout, shard, folder, is_retry=retry is not None)
     with (
         closing(writer),
-        LedgerWriter(folder / f"{shard}.parquet", shard) as ledger,
-        SpoolWriter(folder / f"{shard}.spool") as failed,
+        LedgerWriter(folder / output.layout.ledger(shard).name, shard) as ledger,
+        SpoolWriter(folder / output.layout.failed(shard).name) as failed,
     ):
         for committed in _select_rows(samples, commit.row_numbers):
             tally.add(committed)

@@ -1,8 +1,9 @@
 """The paths of an output and of its state folder.
 
 Rules: the state folder is ``<out>.datafetch``, next to the output and not inside it, because the trainer counts the
-files of the output folder. Every file and folder with a fixed name is named here; files of shards in the output are
-named by their format.
+files of the output folder. Everything that lies directly in the state folder is named here. Files of shards are named
+by their format, and what lies within a folder that a single module reads and writes, such as the journal of a reshard,
+is named by that module.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from datafetch.errors import ConfigurationError
@@ -174,6 +175,14 @@ class OutputLayout:
     def spool(self, shard: str) -> Path:
         """The spool of a shard in progress."""
         return self.all_spools / self.job_hash / f"{shard}.spool"
+
+    def for_retry(self, number: int, token: str) -> OutputLayout:
+        """The paths of the same output, with spools that belong to one retry alone."""
+        return replace(self, job_hash=f"{self.job_hash}-retry-{number}-{token}")
+
+    def retry_spools(self) -> list[Path]:
+        """The folders with spools of retries, of this one or of earlier ones."""
+        return list(self.all_spools.glob(f"{self.job_hash}-retry-*"))
 
 
 def resolve_parent(path: Path) -> Path:

@@ -27,8 +27,7 @@ from datafetch.demo.origin import Origin
 from datafetch.engine import dedup as room
 from datafetch.engine.dedup import UrlDeduplicator
 from datafetch.engine.feed import Feed
-from datafetch.engine.job import hash_of
-from datafetch.engine.ownership import read_identity
+from datafetch.engine.job import hash_of, read_job
 from datafetch.errors import ConfigurationError, ManifestError
 from datafetch.fetch import BodyBudget, Fetcher, FetchPolicy
 from datafetch.model.interfaces import Samples
@@ -197,7 +196,7 @@ def test_a_run_goes_on_with_documents_that_were_lost(job: Job, web: Web, tmp_pat
     lost = Failure(FailureKind.HTTP_STATUS, "404", 404, 1)
     again = replace(job, out=str(tmp_path / "again" / "out"))
 
-    path = OutputLayout(Path(again.out), job_hash=hash_of(read_identity(layout))).spool("docs_shard_00000_v3")
+    path = OutputLayout(Path(again.out), job_hash=hash_of(read_job(layout)[1])).spool("docs_shard_00000_v3")
 
     async def begin() -> None:
         begun = await Spool.open(path)

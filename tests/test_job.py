@@ -30,7 +30,6 @@ from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
 from datafetch.demo.pictures import paint
 from datafetch.engine.job import hash_of, read_job, settings_of
-from datafetch.engine.ownership import read_identity
 from datafetch.errors import ConfigurationError, ConservationError, ManifestError, ResourceError
 from datafetch.fetch import BodyBudget, Fetcher, FetchPolicy, OptOut
 from datafetch.model.report import ReshardedEpoch
@@ -368,7 +367,7 @@ def test_options_of_a_dataset_come_back_from_a_job_file_of_any_version(tmp_path:
 def test_permissions_are_no_part_of_where_spools_lie(job: Job) -> None:
     """What an interrupted run has fetched is found again by one with more permissions, and by the same version's."""
     run(job)
-    identity = read_identity(OutputLayout(Path(job.out)))
+    identity = read_job(OutputLayout(Path(job.out)))[1]
     earlier = {**identity, "max_pixels": 89_478_485}
     as_it_was = hashlib.sha256(orjson.dumps(earlier, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
     assert hash_of(identity) == as_it_was
@@ -528,7 +527,7 @@ def test_a_run_that_looks_for_its_spools_elsewhere_is_refused(
 def left_spool(job: Job) -> Path:
     """A spool as an interrupted run leaves it in the job's scratch."""
     scratch = Path(job.scratch) if job.scratch else None
-    layout = OutputLayout(Path(job.out), scratch, hash_of(read_identity(OutputLayout(Path(job.out)))))
+    layout = OutputLayout(Path(job.out), scratch, hash_of(read_job(OutputLayout(Path(job.out)))[1]))
     write_spool(layout.spool("part-00001"), [])
     return layout.spool("part-00001")
 

@@ -20,8 +20,7 @@ from datafetch.cli.render import show_status
 from datafetch.datasets import find_dataset
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
-from datafetch.engine.job import hash_of
-from datafetch.engine.ownership import read_identity
+from datafetch.engine.job import hash_of, read_job
 from datafetch.engine.permissions import Permitted
 from datafetch.engine.retry_source import FailedSamples
 from datafetch.engine.retry_state import begin_retry
@@ -189,9 +188,7 @@ def test_an_interrupted_retry_goes_on_with_its_scratch(tmp_path: Path, job: Job)
     layout = OutputLayout(Path(job.out))
     wanted = RetryFilter(frozenset({FailureKind.TIMEOUT}))  # there are none, so that nothing is written
     layout.retry.write_text(f'{{"number": 1, "kinds": ["timeout"], "scratch": "{tmp_path}/a", "token": "abc"}}')
-    spool = OutputLayout(layout.out, tmp_path / "a", f"{hash_of(read_identity(layout))}-retry-1-abc").spool(
-        "part-00000"
-    )
+    spool = OutputLayout(layout.out, tmp_path / "a", f"{hash_of(read_job(layout)[1])}-retry-1-abc").spool("part-00000")
     write_spool(spool, [])
     with pytest.raises(ConfigurationError, match=rf"give --scratch {tmp_path}/a again, or delete"):
         retry(job.out, wanted, change=lambda before: replace(before, scratch=str(tmp_path / "b")))
@@ -252,7 +249,7 @@ def test_what_an_earlier_retry_left_is_not_taken_for_this_one(job: Job) -> None:
     """A spool that a killed retry left, whose images are in the shards by now, is passed over and goes."""
     run(job)
     retry(job.out, change=lambda before: replace(before, fetch=replace(before.fetch, allow_net=())))
-    layout = OutputLayout(Path(job.out), job_hash=f"{hash_of(read_identity(OutputLayout(Path(job.out))))}-retry-1-abc")
+    layout = OutputLayout(Path(job.out), job_hash=f"{hash_of(read_job(OutputLayout(Path(job.out)))[1])}-retry-1-abc")
     write_spool(layout.spool("part-00000"), [])
     assert retry(job.out, RetryFilter.all()).totals.ok == IMAGES - 2
     assert not layout.all_spools.exists()
@@ -517,10 +514,10 @@ def test_what_a_retry_permits_holds_for_the_next(blocked_job: Job, caplog: pytes
     caplog.set_level("INFO", "datafetch")
     layout = OutputLayout(Path(blocked_job.out))
     assert run(blocked_job).totals.outcomes == {"blocked_address": IMAGES}
-    identity = read_identity(layout)
+    identity = read_job(layout)[1]
     assert retry(blocked_job.out, BLOCKED, change=allow_loopback).totals.ok == IMAGES - len(FAULTS)
     assert retry(blocked_job.out).totals.outcomes == {"ok": IMAGES - 2, "http_status": 2}
-    assert read_identity(layout) == identity
+    assert read_job(layout)[1] == identity
     run(blocked_job)
     assert (
         caplog.messages[-1] == f"no longer permitted, also for retries, unless given again: --allow-net {LOOPBACK[0]}"
@@ -589,7 +586,7 @@ class Begun:
 
 def begun_retry(job: Job) -> Begun:
     """Begin a retry, and end the first image of its first shard: with a 404, as if the server had said so."""
-    identity = read_identity(OutputLayout(Path(job.out)))
+    identity = read_job(OutputLayout(Path(job.out)))[1]
     layout = OutputLayout(Path(job.out), job_hash=hash_of(identity))
     shards = list(identity["shards"])
     again = begin_retry(layout, RetryFilter(), shards, Permitted.of(job))

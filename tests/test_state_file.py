@@ -20,7 +20,7 @@ from datafetch.monitor.heartbeat import read_snapshot
 from datafetch.output.reshard.ranks import Ranks
 from datafetch.output.reshard.record import ReshardedFile, read_reshard_record
 from datafetch.store import state_file
-from datafetch.store.job_file import JobFile, LastSettings, read_job_fields, read_job_file
+from datafetch.store.job_file import JobFile, read_job_file
 from datafetch.store.layout import OutputLayout
 from datafetch.store.state_file import read_if_sound, read_state_file
 
@@ -180,10 +180,16 @@ JOB = {"format": 1, "dataset": "coyo", "shards": {"a": ["a.parquet", 10, "f"]}, 
 def test_a_job_is_read_whole_and_in_part(layout: OutputLayout) -> None:
     """What each job has is typed; the rest is what the dataset wrote."""
     layout.job.write_bytes(orjson.dumps(JOB))
-    assert read_job_file(layout) == JobFile(1, "coyo", {"a": ["a.parquet", 10, "f"]}, None)
-    assert read_job_fields(layout) == JOB
-    layout.job.write_bytes(orjson.dumps({**JOB, "asked": {"scratch": "/s", "source": "/a"}}))
-    assert read_job_file(layout) == JobFile(1, "coyo", {"a": ["a.parquet", 10, "f"]}, None, LastSettings("/s"))
+    job = read_job_file(layout)
+    assert job is not None
+    assert job == JobFile("coyo", {"a": ["a.parquet", 10, "f"]}, None, None, JOB)
+    assert (job.identity, job.settings) == (JOB, None)
+    settings = {"scratch": "/s", "source": "/a"}
+    layout.job.write_bytes(orjson.dumps({**JOB, "asked": settings}))
+    job = read_job_file(layout)
+    assert job is not None
+    assert job == JobFile("coyo", {"a": ["a.parquet", 10, "f"]}, None, Path("/s"), {**JOB, "asked": settings})
+    assert (job.identity, job.settings) == (JOB, settings)
 
 
 @pytest.mark.parametrize(
@@ -205,6 +211,5 @@ def test_a_job_is_read_whole_and_in_part(layout: OutputLayout) -> None:
 def test_what_is_no_job_is_refused(layout: OutputLayout, change: dict[str, object]) -> None:
     """By whoever reads it."""
     layout.job.write_bytes(orjson.dumps(JOB | change))
-    for read in (read_job_file, read_job_fields):
-        with pytest.raises(ConfigurationError, match=r"job\.json is not a job of this version of datafetch"):
-            read(layout)
+    with pytest.raises(ConfigurationError, match=r"job\.json is not a job of this version of datafetch"):
+        read_job_file(layout)

@@ -10,10 +10,11 @@ from datafetch.datasets import find_dataset
 from datafetch.engine.disk_estimate import DiskEstimate
 from datafetch.engine.feed import MAX_OPEN_SAMPLES, MAX_OPEN_SHARDS
 from datafetch.engine.job import Job, dataset_of, hash_of, identify, own_spec, reshard_plan, settings_of
-from datafetch.engine.ownership import Identity, take_for_job
+from datafetch.engine.ownership import take_for_job
 from datafetch.model.interfaces import Dataset, Manifest
 from datafetch.output.merge import Output
 from datafetch.output.training_list import keep_published, published_source
+from datafetch.store.job_file import Identity
 from datafetch.store.layout import OutputLayout, resolve_parent
 from datafetch.transcode import ImageSpec
 

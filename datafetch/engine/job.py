@@ -13,7 +13,6 @@ import msgspec
 import orjson
 
 from datafetch.datasets import find_dataset
-from datafetch.engine.ownership import Identity, read_identity, read_settings
 from datafetch.errors import ConfigurationError, require_in_range
 from datafetch.fetch import MAX_BYTES, FetchPolicy
 from datafetch.model.interfaces import Dataset, Manifest
@@ -24,7 +23,7 @@ from datafetch.output.formats import FORMATS
 from datafetch.output.merge import MAX_SAMPLE_BYTES
 from datafetch.output.reshard.plan import Plan
 from datafetch.output.reshard.ranks import GROUP_OF, SHUFFLE_OF, Ranks
-from datafetch.store.job_file import FORMAT
+from datafetch.store.job_file import FORMAT, Identity, not_a_job, read_job_file
 from datafetch.store.layout import OutputLayout
 from datafetch.transcode import DEFAULT_MAX_PIXELS, MAX_PROCESSES, Encoding, ImageSpec, Resize
 
@@ -241,9 +240,12 @@ def read_job(layout: OutputLayout) -> tuple[Job, Identity]:
     Raises:
         ConfigurationError: There is no job, or its file is not of this version.
     """
-    if not layout.job.exists():
+    file = read_job_file(layout)
+    if file is None:
         raise ConfigurationError(f"{layout.out} is not an output of datafetch: there is no {layout.job}")
-    settings, identity = read_settings(layout), read_identity(layout)
+    if file.settings is None:
+        raise not_a_job(layout)
+    settings = {**file.settings}
     options = settings.pop(_OPTIONS_KEY, {})
     try:
         values = {
@@ -252,7 +254,7 @@ def read_job(layout: OutputLayout) -> tuple[Job, Identity]:
             "fetch": _from_json(FetchPolicy, settings["fetch"]),
         }
         job = _from_json(Job, values)
-        return replace(job, options=_read_options(job.dataset, options)), identity
+        return replace(job, options=_read_options(job.dataset, options)), file.identity
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigurationError(
             f"{layout.job} is not a job of this version of datafetch; run the command that started it again"

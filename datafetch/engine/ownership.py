@@ -28,29 +28,21 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mappi
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
-
-import orjson
+from typing import Any
 
 from datafetch.errors import ConfigurationError, ResourceError, raise_if_exhausted
 from datafetch.output.commit import complete_commits
 from datafetch.output.formats import COUNT_SUFFIX, ROWS_SUFFIX, format_of
 from datafetch.output.reshard.record import read_reshard_record
 from datafetch.output.reshard.swap import complete_swap
-from datafetch.store.atomic import make_folder, refuse_links, refuse_unpublishable, write_atomically
-from datafetch.store.job_file import not_a_job, read_job_fields, read_job_file
+from datafetch.store.atomic import make_folder, refuse_links, refuse_unpublishable
+from datafetch.store.job_file import Identity, read_job_file, write_job_file
 from datafetch.store.layout import OutputLayout
 from datafetch.store.lock import Lock, ShardLocks, locks_where_possible
 
-Identity: TypeAlias = dict[str, Any]
-"""What decides the rows, as JSON: names to values; ``shards`` has the manifest files by shard."""
-
 _LOCK_INTERVAL_S = 0.05  # preparing takes milliseconds, or as long as it takes to copy the published list of a dataset
 _RESHARDED_FILE = re.compile(rf"part-\d{{5,}}({re.escape(ROWS_SUFFIX)}|{re.escape(COUNT_SUFFIX)})")
-_SETTINGS_KEY = "asked"  # in job.json, under the name that it has had from the beginning
 _NO_OPTIONS = frozenset({"dataset", "format", "keys", "least_pixels"})  # parts of the identity that no option sets
-# Earlier versions counted some permissions as part of the identity.
-_NO_IDENTITY = frozenset({_SETTINGS_KEY, "max_pixels", "insecure", "opt_out"})
 
 
 @asynccontextmanager
@@ -190,9 +182,10 @@ def take_for_job(
         )
     if fresh:
         _start_over(layout)
-    if layout.job.exists():  # checked first, or shards of a missing manifest file would be taken for foreign files
-        _refuse_other_job(layout, read_identity(layout), identity)
-        refuse_left_spools(layout, _scratch_before(layout), shards, otherwise="start over with --fresh")
+    before = read_job_file(layout)
+    if before is not None:  # checked first, or shards of a missing manifest file would be taken for foreign files
+        _refuse_other_job(layout, before.identity, identity)
+        refuse_left_spools(layout, before.scratch, shards, otherwise="start over with --fresh")
     refuse_foreign_files(layout, identity)
     refuse_missing_files(layout)
     if settings["world_size"] is None and layout.reshard_record.exists():
@@ -200,34 +193,7 @@ def take_for_job(
             f"{layout.out} is resharded, and --no-reshard can't bring back the shards of the manifest; "
             "leave out --no-reshard, or start over with --fresh"
         )
-    write_atomically(layout.job, orjson.dumps({**identity, _SETTINGS_KEY: settings}, option=orjson.OPT_INDENT_2))
-
-
-def read_identity(layout: OutputLayout) -> Identity:
-    """The identity of the job of an output.
-
-    Raises:
-        ConfigurationError: There is no job, or its file is not of this version.
-    """
-    return {name: value for name, value in read_job_fields(layout).items() if name not in _NO_IDENTITY}
-
-
-def read_settings(layout: OutputLayout) -> dict[str, Any]:
-    """The settings of the last run on an output, as ``job.settings_of`` made them.
-
-    Raises:
-        ConfigurationError: There is no job, or its file is not of this version.
-    """
-    settings: dict[str, Any] | None = read_job_fields(layout).get(_SETTINGS_KEY)
-    if settings is None:
-        raise not_a_job(layout)
-    return settings
-
-
-def write_settings(layout: OutputLayout, settings: Mapping[str, object]) -> None:
-    """Replace the settings in the job file of an output; the identity stays."""
-    fields = {**read_job_fields(layout), _SETTINGS_KEY: settings}
-    write_atomically(layout.job, orjson.dumps(fields, option=orjson.OPT_INDENT_2))
+    write_job_file(layout, identity, settings)
 
 
 def refuse_left_spools(layout: OutputLayout, scratch: Path | None, shards: Collection[str], *, otherwise: str) -> None:
@@ -249,12 +215,6 @@ def refuse_left_spools(layout: OutputLayout, scratch: Path | None, shards: Colle
         return
     again = "leave out --scratch" if scratch is None else f"give --scratch {scratch} again"
     raise ConfigurationError(f"images fetched for {layout.out} lie in {before.all_spools}; {again}, or {otherwise}")
-
-
-def _scratch_before(layout: OutputLayout) -> Path | None:
-    """The scratch folder of the last run; None for the state folder, and for files of earlier versions."""
-    job = read_job_file(layout)
-    return Path(job.asked.scratch) if job and job.asked and job.asked.scratch else None
 
 
 _ID_LISTS = {
@@ -332,13 +292,12 @@ def _shard_files(layout: OutputLayout, identity: Identity) -> list[Path]:
     return [path for shard in sorted(shards) for path in format_of(layout).files_of(layout, shard)]
 
 
-def _files_to_delete(layout: OutputLayout) -> list[Path]:
+def _files_to_delete(layout: OutputLayout, identity: Identity) -> list[Path]:
     """All files of the output that datafetch wrote, even if its record of resharding is damaged.
 
     Raises:
         ConfigurationError: There are other files too.
     """
-    identity = read_identity(layout)
     output_format = format_of(layout)
     if output_format.allows_other_files:
         return [path for shard in identity["shards"] for path in output_format.files_of(layout, shard)]
@@ -354,14 +313,15 @@ def _files_to_delete(layout: OutputLayout) -> list[Path]:
 
 def _start_over(layout: OutputLayout) -> None:
     """Delete what earlier runs have written; without a job file, nothing is known to be datafetch's."""
-    if not layout.job.exists():
+    job = read_job_file(layout)
+    if job is None:
         return
-    for path in _files_to_delete(layout):
+    for path in _files_to_delete(layout, job.identity):
         path.unlink(missing_ok=True)
     for folder in (
         layout.ledgers,
         layout.all_spools,
-        replace(layout, scratch=_scratch_before(layout)).all_spools,
+        replace(layout, scratch=job.scratch).all_spools,
         layout.unpublished,
         layout.ready,
         layout.failed("").parent,

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from datafetch.engine.job import Job, read_job, settings_of
-from datafetch.engine.ownership import write_settings
 from datafetch.errors import ConfigurationError
 from datafetch.fetch import FetchPolicy, OptOut
 from datafetch.model.bounds import Count
 from datafetch.model.options import Effect, OptionField, options_of
 from datafetch.model.outcome import FailureKind, Permission
+from datafetch.store.job_file import replace_settings
 from datafetch.store.layout import OutputLayout
 from datafetch.store.ledger import count_unpermitted
 from datafetch.transcode import ImageSpec
@@ -115,7 +115,7 @@ def remember(layout: OutputLayout, permitted: Permitted) -> None:
     now = permitted.added_to(before)
     if now != before:
         new_job = now.apply_to(job)
-        write_settings(layout, settings_of(new_job, new_job.image or ImageSpec()))
+        replace_settings(layout, settings_of(new_job, new_job.image or ImageSpec()))
 
 
 def count_permittable(job: Job, outcomes: Mapping[str, int], ledgers: Iterable[Path]) -> dict[str, int]:

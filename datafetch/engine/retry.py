@@ -19,7 +19,7 @@ from datafetch.engine.bound_job import layout_of
 from datafetch.engine.completeness import unpublished_shards
 from datafetch.engine.feed import Feed
 from datafetch.engine.job import Job, dataset_of, read_job
-from datafetch.engine.ownership import Identity, locked_output, refuse_foreign_files, refuse_missing_files
+from datafetch.engine.ownership import locked_output, refuse_foreign_files, refuse_missing_files
 from datafetch.engine.permissions import Permitted, remember
 from datafetch.engine.retry_source import FailedSamples
 from datafetch.engine.retry_state import begin_retry, end_retry, read_retry_state
@@ -30,6 +30,7 @@ from datafetch.model.report import FetchedShards, Report
 from datafetch.model.statistics import Statistics
 from datafetch.monitor.heartbeat import refuse_at_work
 from datafetch.output.merge import Output
+from datafetch.store.job_file import Identity
 from datafetch.store.layout import OutputLayout, output_of
 from datafetch.store.retry_filter import RetryFilter
 from datafetch.transcode import ImageSpec

@@ -1,52 +1,80 @@
-"""``job.json``: the settings of the run on an output, with everything that decides the rows."""
+"""``job.json``: what decides the rows of an output, and all settings of the last run on it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 import msgspec
+import orjson
 from msgspec import Meta
 
 from datafetch.errors import ConfigurationError
 from datafetch.model.bounds import Count, PathText, PlainName
+from datafetch.store.atomic import write_atomically
 from datafetch.store.layout import OutputLayout
 from datafetch.store.state_file import read_state_file
 
 FORMAT = 1
 """The version of the file format; files of another version are refused."""
 
+Identity: TypeAlias = dict[str, Any]
+"""What decides the rows, as JSON: names to values; ``shards`` has the manifest files by shard."""
+
 _Format: TypeAlias = Annotated[int, Meta(ge=FORMAT, le=FORMAT)]
+_SETTINGS_KEY = "asked"  # the name that it has had from the beginning
+# Earlier versions counted some permissions as part of the identity.
+_NO_IDENTITY = frozenset({_SETTINGS_KEY, "max_pixels", "insecure", "opt_out"})
 
 
 @dataclass(frozen=True, slots=True)
-class LastSettings:
-    """Those settings of the last run that the next one needs although they don't decide the rows.
+class JobFile:
+    """The job of an output, as its file has it.
 
     Attributes:
+        dataset: Name of the dataset.
+        shards: The manifest's shards by name: for each, the manifest file and the fingerprint of its content.
+        limit: The maximum number of samples; None for all.
         scratch: The folder for spools; None is the state folder, and the default for files of earlier versions.
+        fields: All fields of the file, as JSON values.
     """
+
+    dataset: str
+    shards: Mapping[str, list[Any]]
+    limit: int | None
+    scratch: Path | None
+    fields: Mapping[str, Any]
+
+    @property
+    def identity(self) -> Identity:
+        """Everything that decides the rows."""
+        return {name: value for name, value in self.fields.items() if name not in _NO_IDENTITY}
+
+    @property
+    def settings(self) -> Mapping[str, Any] | None:
+        """The settings of the last run, as ``engine.job.settings_of`` made them; None in files of earlier versions."""
+        settings: Mapping[str, Any] | None = self.fields.get(_SETTINGS_KEY)
+        return settings
+
+
+@dataclass(frozen=True, slots=True)
+class _CheckedSettings:
+    """Those settings that a later run needs as they are, with their bounds."""
 
     scratch: PathText | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class JobFile:
-    """The fields that every job file has; each dataset adds its own.
-
-    Attributes:
-        format: The version of the file format.
-        dataset: Name of the dataset.
-        shards: The manifest's shards by name: for each, the manifest file and the fingerprint of its content.
-        limit: The maximum number of samples; None for all.
-        asked: Settings of the last run; None in files of earlier versions.
-    """
+class _CheckedFields:
+    """The fields that every job file has, with their bounds; each dataset adds its own."""
 
     format: _Format
     dataset: str
     shards: dict[PlainName, list[Any]]
     limit: Count | None
-    asked: LastSettings | None = None
+    asked: _CheckedSettings | None = None
 
 
 def read_job_file(layout: OutputLayout) -> JobFile | None:
@@ -55,22 +83,38 @@ def read_job_file(layout: OutputLayout) -> JobFile | None:
     Raises:
         ConfigurationError: The file is not a job of this version, or can't be read.
     """
-    return read_state_file(layout.job, JobFile, not_a_job(layout))
+    fields = read_state_file(layout.job, dict[str, Any], not_a_job(layout))
+    if fields is None:
+        return None
+    try:
+        checked = msgspec.convert(fields, _CheckedFields)
+    except ValueError as error:
+        raise not_a_job(layout) from error
+    scratch = Path(checked.asked.scratch) if checked.asked and checked.asked.scratch else None
+    return JobFile(checked.dataset, checked.shards, checked.limit, scratch, fields)
 
 
-def read_job_fields(layout: OutputLayout) -> dict[str, Any]:
-    """All fields of the job file of an output.
+def write_job_file(layout: OutputLayout, identity: Identity, settings: Mapping[str, object]) -> None:
+    """Create or replace the job file of an output.
+
+    Args:
+        layout: The paths of the output.
+        identity: Everything that decides the rows.
+        settings: All settings, as JSON values (``engine.job.settings_of``).
+    """
+    write_atomically(layout.job, orjson.dumps({**identity, _SETTINGS_KEY: settings}, option=orjson.OPT_INDENT_2))
+
+
+def replace_settings(layout: OutputLayout, settings: Mapping[str, object]) -> None:
+    """Replace the settings in the job file of an output; all other fields stay.
 
     Raises:
         ConfigurationError: There is no job file, or it is not a job of this version, or can't be read.
     """
-    fields = read_state_file(layout.job, dict[str, Any], not_a_job(layout))
-    try:
-        msgspec.convert(fields, JobFile)
-    except ValueError as error:
-        raise not_a_job(layout) from error
-    assert fields is not None  # None would have been refused as not a job
-    return fields
+    job = read_job_file(layout)
+    if job is None:
+        raise not_a_job(layout)
+    write_job_file(layout, {**job.fields}, settings)
 
 
 def not_a_job(layout: OutputLayout) -> ConfigurationError:

@@ -20,9 +20,8 @@ from datafetch.model.observers import Observer, observed_by
 from datafetch.output.formats import ROWS_SUFFIX, ImageFilesFormat, PickleFormat
 from datafetch.output.reshard.ranks import GROUP_OF, Ranks
 from datafetch.process.event_loop import run_to_end
-from datafetch.store.job_file import JobFile
+from datafetch.store.job_file import JobFile, read_job_file
 from datafetch.store.layout import OutputLayout
-from datafetch.store.state_file import read_if_sound
 from datafetch.transcode import MAX_PROCESSES, Encoding, ImageSpec, Transcoder
 from datafetch.transcode.pool.pool import available_cpus
 from datafetch.verify.findings import Examination, Findings, VerifyProgress, batched
@@ -213,4 +212,7 @@ def _remarks(out: Path) -> tuple[str, ...]:
 
 def _job(out: Path) -> JobFile | None:
     """Read the job file of an output; None if there is none that can be read."""
-    return read_if_sound(OutputLayout(out.absolute()).job, JobFile)
+    try:
+        return read_job_file(OutputLayout(out.absolute()))
+    except ConfigurationError:
+        return None

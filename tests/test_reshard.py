@@ -439,11 +439,11 @@ def test_the_outputs_own_shards_can_be_its_source(tmp_path: Path) -> None:
         Source(layout.out / "part-00000.pkl", 41, places[:41]),
         Source(layout.out / "part-00001.pkl", 9, places[41:]),
     ]
-    assert copy.reshard_rows(layout, sources, plan=Plan(Ranks(5, 1, 1), 7), record={"of": "a run"})
+    assert copy.reshard_rows(layout, sources, plan=Plan(Ranks(5, 1, 1), 7), samples={"a": "00"})
     assert [row for shard in read_shards(layout.out) for row in shard] == [rows[at] for at in np.argsort(places)]
     record = json.loads(layout.reshard_record.read_bytes())
-    assert {name: record[name] for name in ("of", "world_size", "batch", "group", "shuffle", "rows")} == {
-        "of": "a run",
+    assert {name: record[name] for name in ("samples", "world_size", "batch", "group", "shuffle", "rows")} == {
+        "samples": {"a": "00"},
         "world_size": 5,
         "batch": 1,
         "group": 1,
@@ -719,5 +719,5 @@ def test_two_rows_at_one_position_are_a_bug(tmp_path: Path, source: Path) -> Non
     layout.state_folder.mkdir()
     plan = Plan(Ranks(2, 1, 1), None)
     with pytest.raises(ConservationError, match="the same position"):
-        copy.reshard_rows(layout, [Source(source / "part-00000.pkl", 20, places)], plan=plan, record={})
+        copy.reshard_rows(layout, [Source(source / "part-00000.pkl", 20, places)], plan=plan)
     assert not layout.out.exists()

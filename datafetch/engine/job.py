@@ -207,8 +207,8 @@ def _sha256(path: Path) -> str:
 def hash_of(identity: Identity) -> str:
     """A hash that distinguishes the spools of one job from those of another."""
     # --max-pixels was part of the identity once; its default is included so that spools of such runs are found.
-    identity_fields = {**identity, "max_pixels": DEFAULT_MAX_PIXELS}
-    return hashlib.sha256(orjson.dumps(identity_fields, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
+    hashed = {**identity, "max_pixels": DEFAULT_MAX_PIXELS}
+    return hashlib.sha256(orjson.dumps(hashed, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
 
 
 def reshard_plan(job: Job, dataset: Dataset) -> Plan | None:

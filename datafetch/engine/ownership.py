@@ -32,7 +32,7 @@ from typing import Any
 
 from datafetch.errors import ConfigurationError, ResourceError, raise_if_exhausted
 from datafetch.output.commit import complete_commits
-from datafetch.output.formats import COUNT_SUFFIX, ROWS_SUFFIX, format_of
+from datafetch.output.formats import PickleFormat, format_of
 from datafetch.output.reshard.record import read_reshard_record
 from datafetch.output.reshard.swap import complete_swap
 from datafetch.store.atomic import make_folder, refuse_links, refuse_unpublishable
@@ -41,7 +41,7 @@ from datafetch.store.layout import OutputLayout
 from datafetch.store.lock import Lock, ShardLocks, locks_where_possible
 
 _LOCK_INTERVAL_S = 0.05  # preparing takes milliseconds, or as long as it takes to copy the published list of a dataset
-_RESHARDED_FILE = re.compile(rf"part-\d{{5,}}({re.escape(ROWS_SUFFIX)}|{re.escape(COUNT_SUFFIX)})")
+_RESHARDED_FILE = re.compile(rf"part-\d{{5,}}({'|'.join(map(re.escape, PickleFormat.suffixes))})")
 _NO_OPTIONS = frozenset({"dataset", "format", "keys", "least_pixels"})  # parts of the identity that no option sets
 
 

@@ -94,7 +94,7 @@ def reshard_output(layout: OutputLayout, shards: Sequence[str], plan: Plan, moni
     if sum(source.copied_rows for source in sources) != rows:
         raise ConservationError(f"{layout.out}: the shards do not hold the {rows:,} rows that their ledgers list")
     packed = {shard: pack_bools(samples.has_row[span]).decode() for shard, span in samples.spans()}
-    return reshard_rows(layout, sources, plan=plan, record={"samples": packed}, monitor=monitor)
+    return reshard_rows(layout, sources, plan=plan, samples=packed, monitor=monitor)
 
 
 def _sources(

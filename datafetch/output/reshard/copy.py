@@ -39,6 +39,7 @@ from datafetch.output.formats import COUNT_SUFFIX, MAX_FRAME_BYTES, decode_row, 
 from datafetch.output.reshard.journal import Journal, copy_identity
 from datafetch.output.reshard.plan import Int64s, Plan, Source, fingerprint
 from datafetch.output.reshard.ranks import shard_sizes
+from datafetch.output.reshard.record import ReshardRecord
 from datafetch.output.reshard.shard_writer import ReshardWriter, UInt32s
 from datafetch.output.reshard.swap import RECORD, SHARDS, complete_swap, mark_complete
 from datafetch.store.atomic import write_atomically
@@ -88,7 +89,8 @@ def reshard_rows(
     sources: Sequence[Source],
     *,
     plan: Plan,
-    record: Mapping[str, object],
+    samples: Mapping[str, str] | None = None,
+    made_from: Sequence[list[str | int]] = (),
     monitor: ProgressMonitor | None = None,
 ) -> bool:
     """Write the rows of all sources as new shards, and replace the output by them.
@@ -98,8 +100,8 @@ def reshard_rows(
         sources: The shards to read, which may be those of the output itself. Together, their positions that are not
             negative are the numbers 0 to N - 1.
         plan: How they are resharded.
-        record: JSON values to be stored in ``equal.json``, besides the plan, ``rows``, and ``files``, which has for
-            each shard the number of its rows and the size of the file that holds them.
+        samples: What a run records of the samples (``ReshardRecord.samples``).
+        made_from: What the command ``reshard`` records of the source (``ReshardRecord.made_from``).
         monitor: Observes the work, and can stop it.
 
     Returns:
@@ -120,15 +122,14 @@ def reshard_rows(
         writer.write_layout()
         _copy(sources, writer, journal, monitor)
         _check(writer, journal, monitor)
-        replaces = [source.path.stem for source in sources if source.path.parent == layout.out]
-        identity_fields = {
-            **record,
+        record = ReshardRecord(
             **plan.identity_fields(),
-            "rows": writer.rows,
-            "files": writer.files(),
-            "replaces": replaces,
-        }
-        write_atomically(layout.resharding / RECORD, orjson.dumps(identity_fields, option=orjson.OPT_INDENT_2))
+            files=writer.files(),
+            samples=dict(samples or {}),
+            made_from=list(made_from),
+            replaces=[source.path.stem for source in sources if source.path.parent == layout.out],
+        )
+        write_atomically(layout.resharding / RECORD, orjson.dumps(record.to_json(), option=orjson.OPT_INDENT_2))
         mark_complete(layout)
     except _StoppedError:
         return False

@@ -126,9 +126,8 @@ def reshard(request: ReshardRequest, monitor: ProgressMonitor | None = None) -> 
         if made is not None:
             return _resharded(layout, made, is_new=False)
         _refuse_existing(layout)
-        if not reshard_rows(
-            layout, _sources(paths, counts, plan), plan=plan, record={"made_from": made_from}, monitor=monitor
-        ):
+        sources = _sources(paths, counts, plan)
+        if not reshard_rows(layout, sources, plan=plan, made_from=made_from, monitor=monitor):
             return None
     made = read_reshard_record(layout)
     assert made is not None  # reshard_rows ends with it

@@ -30,7 +30,7 @@ class ReshardedFile(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ReshardRecord:
-    """How an output was resharded. Field names are those of the file, which has further ones.
+    """How an output was resharded. Field names are those of the file.
 
     Attributes:
         world_size: The number of ranks.
@@ -41,6 +41,7 @@ class ReshardRecord:
         samples: Shard of the manifest → which of its samples have a row, packed (``ledger.pack_bools``). Empty if the
             command ``reshard`` made the shards.
         made_from: The source's shards (``plan.fingerprint``). Empty if a run made the shards.
+        replaces: Names of the shards of the output that these have replaced; None in files of earlier versions.
     """
 
     world_size: RankNumber
@@ -50,6 +51,7 @@ class ReshardRecord:
     files: Annotated[dict[PlainName, ReshardedFile], Meta(min_length=1)]
     samples: dict[PlainName, str] = field(default_factory=dict)
     made_from: list[list[str | int]] = field(default_factory=list)
+    replaces: list[PlainName] | None = None
 
     @property
     def plan(self) -> Plan:
@@ -60,6 +62,16 @@ class ReshardRecord:
     def rows(self) -> int:
         """The number of rows in all shards."""
         return sum(file.rows for file in self.files.values())
+
+    def to_json(self) -> dict[str, object]:
+        """The content of the file; of ``samples`` and ``made_from`` it has the one that is not empty."""
+        return {
+            **({"made_from": self.made_from} if self.made_from else {"samples": self.samples}),
+            **self.plan.identity_fields(),
+            "rows": self.rows,
+            "files": {name: list(file) for name, file in self.files.items()},
+            "replaces": self.replaces,
+        }
 
     def for_ranks(self) -> ReshardedEpoch:
         """What each rank reads in one epoch, for the report."""

@@ -19,6 +19,7 @@ from datafetch.errors import ManifestError
 from datafetch.output.formats import COUNT_SUFFIX, ROWS_SUFFIX, ListLayout, frame_sizes
 from datafetch.output.reshard.plan import Int64s
 from datafetch.output.reshard.ranks import Ranks, shard_sizes
+from datafetch.output.reshard.record import ReshardedFile
 from datafetch.store.atomic import make_folder, sync
 
 UInt32s: TypeAlias = npt.NDArray[np.uint32]
@@ -73,10 +74,11 @@ class ReshardWriter:
         span = self._span(shard)
         return int(span.stop - span.start)
 
-    def files(self) -> dict[str, list[int]]:
-        """Shard name → the number of its rows, and the size of the file that holds them."""
+    def files(self) -> dict[str, ReshardedFile]:
+        """The shards by name, in order."""
         return {
-            shard_name(shard, len(self)): [self.rows_of(shard), self._file_bytes[shard]] for shard in range(len(self))
+            shard_name(shard, len(self)): ReshardedFile(self.rows_of(shard), self._file_bytes[shard])
+            for shard in range(len(self))
         }
 
     def write_layout(self) -> None:

@@ -30,12 +30,11 @@ from __future__ import annotations
 
 import errno
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 from datafetch.errors import ConfigurationError, ResourceError
-from datafetch.model.bounds import PlainName
-from datafetch.output.formats import COUNT_SUFFIX, ROWS_SUFFIX
+from datafetch.output.formats import PickleFormat
+from datafetch.output.reshard.record import ReshardRecord
 from datafetch.store.atomic import exchange, make_folder, publish, sync, write_atomically
 from datafetch.store.layout import OutputLayout
 from datafetch.store.state_file import read_state_file
@@ -45,13 +44,6 @@ RECORD = "equal.json"
 _MOVING = "moving"
 _EXCHANGING = "exchanging"
 _CANT_RENAME = (errno.EXDEV, errno.EBUSY)
-
-
-@dataclass(frozen=True, slots=True)
-class _Replaced:
-    """The field of the record with the names of the shards that are replaced."""
-
-    replaces: list[PlainName]
 
 
 def mark_complete(layout: OutputLayout) -> None:
@@ -114,10 +106,11 @@ def _old_files(layout: OutputLayout, folder: Path) -> list[Path]:
     record = layout.resharded / RECORD
     path = record if record.exists() else layout.reshard_record
     unknown = ConfigurationError(f"{path} does not say which shards were resharded; move {layout.replaced} away")
-    record_file = read_state_file(path, _Replaced, unknown)
-    if record_file is None:
+    replacing = read_state_file(path, ReshardRecord, unknown)
+    if replacing is None or replacing.replaces is None:
         raise unknown
-    paths = [folder / f"{shard}{suffix}" for suffix in (COUNT_SUFFIX, ROWS_SUFFIX) for shard in record_file.replaces]
+    suffixes = reversed(PickleFormat.suffixes)
+    paths = [folder / f"{shard}{suffix}" for suffix in suffixes for shard in replacing.replaces]
     return [path for path in paths if path.is_file()]
 
 
@@ -186,7 +179,7 @@ def _move_files(layout: OutputLayout, shards: Path) -> None:
         sync(layout.out)
         write_atomically(moving, b"")
     for name in sorted({path.stem for path in shards.iterdir()}):
-        for path in (shards / f"{name}{ROWS_SUFFIX}", shards / f"{name}{COUNT_SUFFIX}"):
+        for path in (shards / f"{name}{suffix}" for suffix in PickleFormat.suffixes):
             if path.exists():
                 publish(path, layout.out / path.name)
     shards.rmdir()

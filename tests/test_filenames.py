@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from datafetch.datasets import find_dataset
 from datafetch.datasets.filenames import DuplicateNames, why_refused
+from datafetch.model.sample import REFUSED
 
 
 @pytest.mark.parametrize(
@@ -75,7 +76,7 @@ def test_records_that_the_trainer_could_not_use_are_not_fetched(tmp_path: Path) 
     shards = manifest.shards()
     assert [(shard.name, shard.size) for shard in shards] == [("part-00000", 2000), ("part-00001", 100)]
     first, second = (list(manifest.samples(shard)) for shard in shards)
-    refused = {sample.position: sample.row["refused"] for sample in first if not sample.urls}
+    refused = {sample.position: sample.row[REFUSED] for sample in first if not sample.urls}
     assert refused == {
         3: "the name of its file leads out of the folder, or nowhere",
         5: "the record has not 2 turns",

@@ -27,7 +27,7 @@ from datafetch.errors import ManifestError, raise_if_exhausted
 from datafetch.model.interfaces import Manifest, Samples
 from datafetch.model.kinds import Loader, Payload
 from datafetch.model.options import DatasetOptions, option
-from datafetch.model.sample import Record, Row, Sample, Shard
+from datafetch.model.sample import REFUSED, Record, Row, Sample, Shard
 from datafetch.model.untrusted import is_utf8
 
 _LIST = "llm-jp_mm_pair_step0_558k.json"
@@ -138,7 +138,7 @@ class Step0Manifest(Manifest):
             fields: Mapping[str, Any] = record if isinstance(record, dict) else {}
             key = _key(fields.get("id"), first + position)
             if reason:
-                yield Sample(position, key, (), {"refused": reason})
+                yield Sample(position, key, (), {REFUSED: reason})
             else:
                 url = bounded_url(fields.get(self._url_key))
                 urls = (url if is_utf8(url) else "",)

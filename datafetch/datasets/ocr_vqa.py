@@ -25,7 +25,7 @@ from datafetch.model.interfaces import Manifest, Samples
 from datafetch.model.kinds import Loader, Payload
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.options import DatasetOptions, Effect, Option, option
-from datafetch.model.sample import MAX_URL_CHARS, IdListResult, Record, Row, Sample, Shard
+from datafetch.model.sample import MAX_URL_CHARS, REFUSED, IdListResult, Record, Row, Sample, Shard
 
 _FILE = "dataset.json"
 _FOLDER = PurePosixPath("ocr_vqa/images")
@@ -151,7 +151,7 @@ class OcrVqaManifest(Manifest):
         for position, cover in enumerate(islice(covers, self._size(number))):
             refusal = _why_refused(cover) or self._duplicates.why_refused(first + position)
             if refusal:
-                yield Sample(position, cover.id_, (), {"refused": refusal})
+                yield Sample(position, cover.id_, (), {REFUSED: refusal})
             else:
                 yield Sample(position, cover.id_, (cover.url,), {"image": f"{cover.id_}.jpg"})
 

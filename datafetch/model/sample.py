@@ -17,6 +17,9 @@ Row: TypeAlias = Mapping[str, object]
 BAD_LINE = "bad_line"
 """The only key in the metadata of a sample whose line could not be read and was skipped; its value is the reason."""
 
+REFUSED = "refused"
+"""The key in the metadata of a sample without URLs under which a dataset stores why it refuses the record, as text."""
+
 MAX_URL_CHARS = 65_536
 """The length limit for URLs. No server accepts longer ones, and spools and ledgers store each URL several times."""
 

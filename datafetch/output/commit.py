@@ -110,11 +110,11 @@ def complete_commits(layout: OutputLayout, shards: Collection[str] | None = None
 def _write(commit: Commit, folder: Path) -> ShardCounts:
     output, shard, retry = commit.output, commit.shard, commit.output.retry
     if retry is None:
-        samples, notes = merge_spool(output, shard), commit.notes
+        samples, notes, retry_number = merge_spool(output, shard), commit.notes, 0
     else:
-        samples = merge_retry(output, shard, retry.retry_filter)
+        samples, retry_number = merge_retry(output, shard, retry.retry_filter), retry.number
         notes = read_shard_counts(output.layout.ledger(shard)).notes
-    tally = ShardTally(shard, commit.samples, notes=notes, retry=0 if retry is None else retry.number)
+    tally = ShardTally(shard, commit.samples, notes=notes, retry=retry_number)
     writer = format_of(output.layout).open_writer(output.layout, shard, folder, is_retry=retry is not None)
     with (
         closing(writer),

@@ -20,6 +20,7 @@ import orjson
 from datafetch.datasets.readers import RecordReader
 from datafetch.errors import ConfigurationError, ConservationError
 from datafetch.model.outcome import OK
+from datafetch.model.sample import REFUSED
 from datafetch.store.atomic import make_folder, publish, write_atomically
 from datafetch.store.layout import OutputLayout
 from datafetch.store.ledger import read_samples, read_shard_summary
@@ -153,7 +154,7 @@ def _results(layout: OutputLayout, shards: Iterable[str]) -> Iterator[_RecordRes
 def _dropped(layout: OutputLayout, shard: str) -> Iterator[tuple[int, _RecordResult]]:
     """The records of a shard that were dropped, by position."""
     for spooled in SpoolReader(layout.failed(shard)).samples():
-        refused = spooled.sample.row.get("refused")
+        refused = spooled.sample.row.get(REFUSED)
         if isinstance(refused, str):
             yield spooled.sample.position, _RecordResult(spooled.sample.key, refused)
     for lines in read_samples(layout.ledger(shard)):

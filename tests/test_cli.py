@@ -29,7 +29,7 @@ from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
 from datafetch.engine.job import Job
 from datafetch.engine.permissions import PERMITTING_OPTIONS, Permitted
-from datafetch.engine.pipeline import WORKERS_PER_CONNECTION
+from datafetch.engine.pipeline import TASKS_PER_CONNECTION
 from datafetch.errors import ConfigurationError
 from datafetch.fetch import FetchPolicy, OptOut
 from datafetch.model.kinds import CounterName
@@ -133,7 +133,7 @@ def finish_and_check(command: list[str], tmp_path: Path, source: CoyoSource, slo
     # Only what was in the air, or in the codec, when the run ended is asked for again.
     again = [path for path, times in asked.items() if times > 1]
     assert all(path in asked_before for path in again)
-    assert len(again) <= _CONNECTIONS * WORKERS_PER_CONNECTION < IMAGES
+    assert len(again) <= _CONNECTIONS * TASKS_PER_CONNECTION < IMAGES
     rows = [
         row for name, content in data_files(tmp_path).items() if name.endswith(".pkl") for row in pickle.loads(content)
     ]

@@ -27,7 +27,7 @@ from benchmarks.host_farm import HostFarm
 from benchmarks.meter import MIB
 from benchmarks.record import Record, Run, RunKind
 from benchmarks.url_mix import Bodies, Web, add_options, behaviour_of, hostile_mix, policy_of
-from datafetch.engine.pipeline import WORKERS_PER_CONNECTION
+from datafetch.engine.pipeline import TASKS_PER_CONNECTION
 from datafetch.fetch import Fetcher
 from datafetch.model.outcome import OK, Body
 
@@ -117,7 +117,7 @@ class _Soak:
         """Fetch until the time is up, and return the samples of the process."""
         async with Fetcher(self._policy) as fetch, asyncio.TaskGroup() as group:
             urls = self._until_the_end()
-            for _ in range(fetch.max_connections * WORKERS_PER_CONNECTION):
+            for _ in range(fetch.max_connections * TASKS_PER_CONNECTION):
                 group.create_task(self._work(fetch, urls))
             return await self._watch(fetch)
 

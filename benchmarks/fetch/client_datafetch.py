@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import uvloop
 
 from benchmarks.fetch.subprocess_client import Stopwatch, Tally, Workload, client_main
-from datafetch.engine.pipeline import WORKERS_PER_CONNECTION
+from datafetch.engine.pipeline import TASKS_PER_CONNECTION
 from datafetch.fetch import Fetcher, Limiter
 from datafetch.model.outcome import OK, Body
 
@@ -27,9 +27,9 @@ async def _drive(workload: Workload) -> Tally:
     async with Fetcher(workload.policy) as fetch:
         stopwatch = Stopwatch(len(workload.urls))
         urls = iter(enumerate(workload.urls))  # a free task takes the next: that is the whole look-ahead
-        in_flight = fetch.call_limiter(WORKERS_PER_CONNECTION)
+        in_flight = fetch.call_limiter(TASKS_PER_CONNECTION)
         async with asyncio.TaskGroup() as group:
-            for _ in range(fetch.max_connections * WORKERS_PER_CONNECTION):
+            for _ in range(fetch.max_connections * TASKS_PER_CONNECTION):
                 group.create_task(_work(fetch, in_flight, urls, stopwatch))
         return stopwatch.tally(fetch.statistics().sent_requests)
 

@@ -1,4 +1,4 @@
-"""Feed: hands out the samples of all shards, in manifest order, to workers that are free for the next one.
+"""Feed: hands out the samples of all shards, in manifest order, to tasks that are free for the next one.
 
 A shard passes through these states, and never back:
 
@@ -7,14 +7,14 @@ A shard passes through these states, and never back:
   is deleted and it is opened like a new one.
 * being read, at most one at a time. Its spool is open, and its samples are read in chunks, each when the one before is
   handed out. Samples that ended in an earlier run are in the spool, and are not handed out.
-* fully handed out, and waiting for its last samples. ``mark_ended`` tells the worker that ends the last one, so that
-  exactly one worker publishes the shard. If the spool has all samples already, one worker gets the shard without a
-  sample, to the same end.
+* fully handed out, and waiting for its last samples. ``mark_ended`` tells the task that ends the last one, so that
+  exactly one task publishes the shard. If the spool has all samples already, one task gets the shard without a sample,
+  to the same end.
 * published and closed, which makes room for another shard.
 
-One worker at a time pulls; the others wait for a lock. So samples are handed out in order, and if there is no room,
-all workers wait. No deadlock can come of that: room is made by workers that have pulled already, and these never wait
-for the feed before their sample has ended and its shard, if it was the last, is published.
+One task at a time pulls; the others wait for a lock. So samples are handed out in order, and if there is no room, all
+tasks wait. No deadlock can come of that: room is made by tasks that have pulled already, and these never wait for the
+feed before their sample has ended and its shard, if it was the last, is published.
 
 Rules: memory is bounded whatever the size of the manifest: by the number of open shards (a few, or as many small ones
 as have few samples together), by the number and size of the samples that are read ahead, and by the size of those that
@@ -44,7 +44,7 @@ from datafetch.store.spool import Spool
 MAX_OPEN_SHARDS = 4
 """Shards of any size that may be open: one being read, one or two waiting for stragglers, one being committed."""
 MAX_OPEN_SAMPLES = 16_384
-"""More shards may be open while they have fewer samples together; workers outnumber the documents of a small shard."""
+"""More shards may be open while they have fewer samples together; tasks outnumber the documents of a small shard."""
 _MAX_OPEN_SMALL_SHARDS = 64  # of two descriptors each; shards of 300 samples reach the bound on samples before
 _CHUNK_SAMPLES = 256  # a second's work: a chunk costs a thread hop and, in a sparse manifest, the decoding of many rows
 _CHUNK_BYTES = 16 * 1024 * 1024  # 256 published documents have some 10 MiB; a line of a manifest may have 64
@@ -165,15 +165,15 @@ class Feed:
                 else:
                     return None
             await self._wait_for_memory(self._read_ahead[0].held_bytes)
-            following = self._read_ahead.popleft()
-            self._handed_out_bytes += following.held_bytes
-            return following
+            next_sample = self._read_ahead.popleft()
+            self._handed_out_bytes += next_sample.held_bytes
+            return next_sample
 
-    def mark_ended(self, following: NextSample) -> bool:
+    def mark_ended(self, next_sample: NextSample) -> bool:
         """Count a sample as ended; return whether it was the last of its shard, which is then to be published."""
-        self._handed_out_bytes -= following.held_bytes
+        self._handed_out_bytes -= next_sample.held_bytes
         self._sample_ended.set()
-        return following.shard.mark_ended()
+        return next_sample.shard.mark_ended()
 
     async def close_published(self, shard: OpenShard, totals: ShardCounts) -> None:
         """Delete the spool of a shard that has been published, and make room for another shard."""

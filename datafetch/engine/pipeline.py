@@ -1,7 +1,7 @@
-"""Workers pull samples, fetch and transcode their images, and publish complete shards.
+"""Tasks pull samples, fetch and transcode their images, and publish complete shards.
 
-There is no queue between the stages: a free worker pulls the next sample, and that is the backpressure. A worker that
-waits for a host slot, a retry, memory or the codec holds no connection, so there are several workers per connection.
+There is no queue between the stages: a free task pulls the next sample, and that is the backpressure. A task that waits
+for a host slot, a retry, memory or the codec holds no connection, so there are several tasks per connection.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from datafetch.model.statistics import Statistics
 from datafetch.output.commit import Commit, CommitShard
 from datafetch.output.merge import Output
 
-WORKERS_PER_CONNECTION = 4
+TASKS_PER_CONNECTION = 4
 _SYNC_INTERVAL_S = 5.0  # if the machine crashes, the results of these seconds are lost
-_MIN_WORKERS = 1024  # so that the samples of one slow host don't fill the look-ahead, however few the connections
+_MIN_TASKS = 1024  # so that the samples of one slow host don't fill the look-ahead, however few the connections
 
 
 class Pipeline:
@@ -53,7 +53,7 @@ class Pipeline:
         self._transcode = transcode
         self._commit = commit
         self._fetcher = SampleFetcher(output, fetch=fetch, transcode=transcode, budget=budget)
-        self._in_flight = fetch.call_limiter(WORKERS_PER_CONNECTION)
+        self._in_flight = fetch.call_limiter(TASKS_PER_CONNECTION)
         self._committing = asyncio.Semaphore(MAX_OPEN_SHARDS)
         self._started_s = time.monotonic()
 
@@ -64,12 +64,12 @@ class Pipeline:
             DatafetchError: What stopped the run. The results of images that have ended are in the spools.
             ConservationError: The manifest yielded fewer samples than it had counted.
         """
-        workers = max(_MIN_WORKERS, self._fetch.max_connections * WORKERS_PER_CONNECTION)
+        tasks = max(_MIN_TASKS, self._fetch.max_connections * TASKS_PER_CONNECTION)
         try:
             async with asyncio.TaskGroup() as group:
                 syncing = group.create_task(self._sync_spools())
                 async with asyncio.TaskGroup() as working:
-                    for _ in range(workers):
+                    for _ in range(tasks):
                         working.create_task(self._work())
                 syncing.cancel()
         finally:
@@ -125,15 +125,15 @@ class Pipeline:
 
     async def _process_next(self) -> bool:
         """Process the next sample, and publish its shard if it was the last; return False if there is none."""
-        following = await self._feed.pull()
-        if following is None:
+        next_sample = await self._feed.pull()
+        if next_sample is None:
             return False
-        if following.sample is None:
-            await self._publish(following.shard)
+        if next_sample.sample is None:
+            await self._publish(next_sample.shard)
             return True
-        await self._fetcher.fetch_sample(following.shard, following.sample)
-        if self._feed.mark_ended(following):
-            await self._publish(following.shard)
+        await self._fetcher.fetch_sample(next_sample.shard, next_sample.sample)
+        if self._feed.mark_ended(next_sample):
+            await self._publish(next_sample.shard)
         return True
 
     async def _publish(self, shard: OpenShard) -> None:

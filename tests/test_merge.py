@@ -241,7 +241,7 @@ def test_what_was_too_large_arrives_with_a_larger_bound(output: Output) -> None:
 
 def test_images_beyond_the_default_limit_have_the_permission(output: Output, monkeypatch: pytest.MonkeyPatch) -> None:
     """The ledger marks exactly the images that needed it, whatever limit was set."""
-    monkeypatch.setattr(merge, "MAX_SAMPLE_BYTES", 8)
+    monkeypatch.setattr(merge, "DEFAULT_MAX_SAMPLE_BYTES", 8)
     first_run(replace(output, max_sample_bytes=100), [[image("aaaaaa"), image("bb"), image("c"), LATE], [image("d")]])
     said = [[line.permitted for line in lines] for lines in read_samples(output.layout.ledger(SHARD))]
     assert said == [[(), (), (Permission.MAX_SAMPLE,), ()], [()]]

@@ -22,7 +22,7 @@ from datafetch.cli.progress import (
     show_progress,
     show_resharding,
 )
-from datafetch.model.statistics import Progress, Stage, Statistics
+from datafetch.model.statistics import ReshardProgress, ReshardStage, Statistics
 from datafetch.monitor.throughput import Throughput
 
 POOL = logging.getLogger("datafetch.transcode")
@@ -52,7 +52,7 @@ def test_a_line_says_how_far_how_well_how_fast_how_long() -> None:
 
 def test_during_resharding_the_line_says_so() -> None:
     """Fetching is over then; what counts is how many rows have gone their way."""
-    now = replace(statistics(10, ok=3900, failed=100), resharding=Progress(Stage.COPY, 1500, 3900))
+    now = replace(statistics(10, ok=3900, failed=100), resharding=ReshardProgress(ReshardStage.COPY, 1500, 3900))
     line = progress_line(now, images_per_s=0.0)
     assert line == "4,000/4,000 images  3,900 ok  100 failed  resharding: copying 1,500/3,900 rows"
 
@@ -183,16 +183,16 @@ class _Full(io.BytesIO):
 
 def test_a_line_on_equal_shards_says_how_far_they_are() -> None:
     """Rows of all rows, and while they are copied how fast."""
-    assert resharding_line(Progress(Stage.MEASURE, 1000, 20_000), 2.0) == "measuring 1,000/20,000 rows"
-    assert resharding_line(Progress(Stage.COPY, 5, 10, 30_000_000), 2.0) == "copying 5/10 rows  15 MB/s"
+    assert resharding_line(ReshardProgress(ReshardStage.MEASURE, 1000, 20_000), 2.0) == "measuring 1,000/20,000 rows"
+    assert resharding_line(ReshardProgress(ReshardStage.COPY, 5, 10, 30_000_000), 2.0) == "copying 5/10 rows  15 MB/s"
 
 
 def test_the_last_state_of_equal_shards_stays_on_a_terminal() -> None:
     """However soon it is done, a terminal shows the end."""
     console = Console(file=io.StringIO(), force_terminal=True)
     with show_resharding(console) as report:
-        report(Progress(Stage.COPY, 10, 10))
-        report(Progress(Stage.CHECK, 10, 10))
+        report(ReshardProgress(ReshardStage.COPY, 10, 10))
+        report(ReshardProgress(ReshardStage.CHECK, 10, 10))
     assert isinstance(console.file, io.StringIO)
     assert "checking 10/10 rows" in console.file.getvalue()
 
@@ -202,12 +202,12 @@ def test_elsewhere_a_line_on_equal_shards_is_printed_now_and_then(monkeypatch: p
     console = Console(file=io.StringIO(), force_terminal=False)
     assert isinstance(console.file, io.StringIO)
     with show_resharding(console) as report:
-        report(Progress(Stage.COPY, 5, 10))
+        report(ReshardProgress(ReshardStage.COPY, 5, 10))
     assert console.file.getvalue() == ""
     monkeypatch.setattr(progress, "_PLAIN_INTERVAL_S", 0.0)
     with show_resharding(console) as report:
-        report(Progress(Stage.COPY, 6, 10))
-        report(Progress(Stage.COPY, 7, 10))
+        report(ReshardProgress(ReshardStage.COPY, 6, 10))
+        report(ReshardProgress(ReshardStage.COPY, 7, 10))
     assert console.file.getvalue() == "copying 6/10 rows\ncopying 7/10 rows\n"
 
 

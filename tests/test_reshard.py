@@ -19,7 +19,7 @@ from killing import SMALL_BUFFER_BYTES, reshard_for_four_ranks
 
 from datafetch.cli.app import main
 from datafetch.errors import ConfigurationError, ConservationError, ManifestError, ResourceError
-from datafetch.model.statistics import Progress, Stage
+from datafetch.model.statistics import ReshardProgress, ReshardStage
 from datafetch.output.formats import PickleShardWriter, encode_row
 from datafetch.output.reshard import copy
 from datafetch.output.reshard.copy import ProgressMonitor
@@ -179,30 +179,30 @@ def test_what_the_journal_has_is_not_copied_again(tmp_path: Path, source: Path, 
     """A stopped run keeps what it has, and the next one copies only the rest."""
     out, stop = tmp_path / "out", Event()
 
-    def stop_in_the_last_shard(progress: Progress) -> None:
-        if progress.stage is Stage.COPY and progress.rows > 23:
+    def stop_in_the_last_shard(progress: ReshardProgress) -> None:
+        if progress.stage is ReshardStage.COPY and progress.rows > 23:
             stop.set()
 
     request = ReshardRequest(source, out, world_size=4, batch=1, group=2)
     assert reshard(request, ProgressMonitor(stop_in_the_last_shard, stop, journal_interval_s=0)) is None
     assert not out.exists()
-    told: list[Progress] = []
+    told: list[ReshardProgress] = []
     assert reshard(request, ProgressMonitor(told.append)) is not None
     assert files_of(out) == undisturbed
-    copying = [progress for progress in told if progress.stage is Stage.COPY]
+    copying = [progress for progress in told if progress.stage is ReshardStage.COPY]
     assert copying[0].rows > 23
     assert copying[-1].rows == 50
     assert copying[-1].copied_bytes < (source / "part-00003.pkl").stat().st_size
 
 
-@pytest.mark.parametrize("stage", [Stage.MEASURE, Stage.CHECK])
+@pytest.mark.parametrize("stage", [ReshardStage.MEASURE, ReshardStage.CHECK])
 def test_it_can_be_stopped_at_any_stage(
-    tmp_path: Path, source: Path, undisturbed: dict[str, bytes], stage: Stage
+    tmp_path: Path, source: Path, undisturbed: dict[str, bytes], stage: ReshardStage
 ) -> None:
     """It can be stopped in each stage, and is resumed."""
     stop = Event()
 
-    def stop_there(progress: Progress) -> None:
+    def stop_there(progress: ReshardProgress) -> None:
         if progress.stage is stage:
             stop.set()
 
@@ -217,20 +217,20 @@ def test_an_observer_that_fails_is_not_called_again(caplog: pytest.LogCaptureFix
     """The work continues, and the failure is logged once."""
     seen = []
 
-    def observe(progress: Progress) -> None:
+    def observe(progress: ReshardProgress) -> None:
         seen.append(progress)
         raise OSError("the terminal is gone")
 
     monitor = ProgressMonitor(observe)
     for rows in range(3):
-        monitor.report(Progress(Stage.COPY, rows, 3))
+        monitor.report(ReshardProgress(ReshardStage.COPY, rows, 3))
     assert len(seen) == len(caplog.records) == 1
 
 
 def test_unfinished_shards_of_another_request_are_discarded(tmp_path: Path, source: Path) -> None:
     """Unfinished work with other parameters, or on other rows, is discarded."""
     out, stop = tmp_path / "out", Event()
-    monitor = ProgressMonitor(lambda progress: stop.set() if progress.stage is Stage.CHECK else None, stop)
+    monitor = ProgressMonitor(lambda progress: stop.set() if progress.stage is ReshardStage.CHECK else None, stop)
     assert reshard(ReshardRequest(source, out, world_size=6, batch=1, group=1), monitor) is None
     shutil.rmtree(source)
     write_shards(source, pairs(40), [40])
@@ -242,7 +242,10 @@ def test_damaged_unfinished_shards_are_detected(tmp_path: Path, source: Path, un
     """If the disk lost what was written, an error says so; nothing is published, and all is written again."""
     out, stop = tmp_path / "out", Event()
     request = ReshardRequest(source, out, world_size=4, batch=1, group=2)
-    assert reshard(request, ProgressMonitor(lambda now: stop.set() if now.stage is Stage.CHECK else None, stop)) is None
+    assert (
+        reshard(request, ProgressMonitor(lambda now: stop.set() if now.stage is ReshardStage.CHECK else None, stop))
+        is None
+    )
     shard = OutputLayout(out).resharding / "shards" / "part-00001.pkl"
     content = shard.read_bytes()
     shard.write_bytes(content[:4] + bytes(9) + content[13:])
@@ -338,8 +341,8 @@ def test_a_full_disk_stops_it_until_there_is_space(
     """A disk that fills up in the middle of a row stops the run with one line; with more space, it is resumed."""
     out, filler = small_disk / "out", small_disk / "filler"
 
-    def fill(progress: Progress) -> None:
-        if progress.stage is Stage.COPY and not filler.exists():
+    def fill(progress: ReshardProgress) -> None:
+        if progress.stage is ReshardStage.COPY and not filler.exists():
             with filler.open("wb", buffering=0) as file:
                 while file.write(bytes(4096)) == 4096:
                     pass
@@ -699,8 +702,8 @@ def test_ctrl_c_says_how_to_resume(
 def test_a_source_that_changes_is_refused(tmp_path: Path, source: Path, text: str) -> None:
     """Rows that changed after they were measured are detected, even if they are as long."""
 
-    def rewrite(progress: Progress) -> None:
-        if progress.stage is Stage.COPY and progress.rows < 24:
+    def rewrite(progress: ReshardProgress) -> None:
+        if progress.stage is ReshardStage.COPY and progress.rows < 24:
             shutil.rmtree(source)
             write_shards(
                 source, [{**row, "text": text or "梅" * len(row["text"])} for row in pairs(50)], [20, 0, 3, 27]

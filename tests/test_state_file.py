@@ -14,7 +14,7 @@ from datafetch.errors import ConfigurationError
 from datafetch.fetch import OptOut
 from datafetch.model.bounds import Amount, Count, PathText, PlainName
 from datafetch.model.outcome import FailureKind
-from datafetch.model.statistics import Progress, Stage
+from datafetch.model.statistics import ReshardProgress, ReshardStage
 from datafetch.model.untrusted import is_plain_name
 from datafetch.monitor.heartbeat import read_snapshot
 from datafetch.output.reshard.ranks import Ranks
@@ -139,7 +139,7 @@ def test_heartbeats_of_earlier_versions_are_read(layout: OutputLayout) -> None:
     layout.progress.write_bytes(beat % (statistics + equal))
     now = read_snapshot(layout.progress)
     assert now is not None
-    assert now.statistics.resharding == Progress(Stage.COPY, 1, 2, 3)
+    assert now.statistics.resharding == ReshardProgress(ReshardStage.COPY, 1, 2, 3)
 
 
 def test_retries_of_earlier_versions_are_read(layout: OutputLayout) -> None:

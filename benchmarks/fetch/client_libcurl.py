@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from http import HTTPStatus
 
 import pycurl
 
 from benchmarks.fetch.subprocess_client import Stopwatch, Tally, Workload
 from datafetch.fetch import FetchPolicy
 from datafetch.fetch.request_writer import user_agent
-from datafetch.model.outcome import HTTP_OK, OK, FailureKind
+from datafetch.model.outcome import OK, FailureKind
 
 _BUFFER_BYTES = 256 * 1024  # the size of the fetcher's read buffer
 _KINDS = {pycurl.E_COULDNT_CONNECT: FailureKind.CONNECT, pycurl.E_OPERATION_TIMEDOUT: FailureKind.TIMEOUT}
@@ -39,7 +40,7 @@ class Transfer:
         """The outcome of the transfer that ended with this error code of libcurl; 0 is success."""
         if error:
             return _KINDS.get(error, FailureKind.DISCONNECTED).value
-        if self.easy.getinfo(pycurl.RESPONSE_CODE) != HTTP_OK:
+        if self.easy.getinfo(pycurl.RESPONSE_CODE) != HTTPStatus.OK:
             return FailureKind.HTTP_STATUS.value
         return OK if b"".join(self._chunks) else FailureKind.EMPTY.value
 

@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.text import Text
 
 from datafetch.cli.exit_code import one_line
-from datafetch.model.statistics import Progress, Statistics
+from datafetch.model.statistics import ReshardProgress, Statistics
 from datafetch.monitor.throughput import Throughput
 from datafetch.verify import VerifyProgress
 
@@ -123,7 +123,7 @@ def verifying_line(now: VerifyProgress) -> str:
     return "  ".join(parts)
 
 
-def resharding_line(now: Progress, elapsed_s: float) -> str:
+def resharding_line(now: ReshardProgress, elapsed_s: float) -> str:
     """Format the progress of resharding: the stage, its rows, and the speed of copying.
 
     Args:
@@ -158,7 +158,7 @@ async def show_verifying(progress: Callable[[], VerifyProgress], console: Consol
 
 
 @contextmanager
-def show_resharding(console: Console) -> Iterator[Callable[[Progress], None]]:
+def show_resharding(console: Console) -> Iterator[Callable[[ReshardProgress], None]]:
     """Show the progress of resharding; yields the function to call with each new state.
 
     Args:
@@ -167,7 +167,7 @@ def show_resharding(console: Console) -> Iterator[Callable[[Progress], None]]:
     latest = _LatestProgress()
     with _open_display(latest.line, console) as display:
 
-        def report(now: Progress) -> None:
+        def report(now: ReshardProgress) -> None:
             latest.update(now)
             display.show_if_due()
 
@@ -178,10 +178,10 @@ class _LatestProgress:
     """The latest progress of resharding, and when its stage began."""
 
     def __init__(self) -> None:
-        self._progress: Progress | None = None
+        self._progress: ReshardProgress | None = None
         self._stage_began_s = 0.0
 
-    def update(self, now: Progress) -> None:
+    def update(self, now: ReshardProgress) -> None:
         if self._progress is None or self._progress.stage != now.stage:
             self._stage_began_s = time.monotonic()
         self._progress = now

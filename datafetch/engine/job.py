@@ -20,7 +20,7 @@ from datafetch.model.kinds import Payload
 from datafetch.model.options import DatasetOptions, Effect, Option, OptionGroup, option, options_of, row_options
 from datafetch.model.untrusted import is_utf8
 from datafetch.output.formats import FORMATS
-from datafetch.output.merge import MAX_SAMPLE_BYTES
+from datafetch.output.merge import DEFAULT_MAX_SAMPLE_BYTES
 from datafetch.output.reshard.plan import Plan
 from datafetch.output.reshard.ranks import GROUP_OF, SHUFFLE_OF, Ranks
 from datafetch.store.job_file import FORMAT, Identity, not_a_job, read_job_file
@@ -90,7 +90,7 @@ class Job:
         ),
     )
     max_sample_bytes: int = option(
-        MAX_SAMPLE_BYTES,
+        DEFAULT_MAX_SAMPLE_BYTES,
         Option(
             name="max_sample",
             help="Limit for all images of one sample together; an image that exceeds it fails as too_large.",

@@ -37,7 +37,7 @@ from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.observers import Observer, observed_by
 from datafetch.model.outcome import OK
 from datafetch.model.report import FetchedShards, Report
-from datafetch.model.statistics import Progress, Statistics
+from datafetch.model.statistics import ReshardProgress, Statistics
 from datafetch.monitor.heartbeat import write_heartbeats
 from datafetch.output.commit import CommitShard
 from datafetch.output.commit_process import commit_in_process
@@ -84,7 +84,7 @@ class Session:
         output: How records become rows, and where they go.
         shards: Names of the shards that it works on, in order; ``complete_output`` requires all of them.
         observers: Each watches the work; none of them affects it, or another.
-        progress: The file for the heartbeats; None is that of the run.
+        progress_file: The file for the heartbeats; None is that of the run.
     """
 
     def __init__(
@@ -93,16 +93,16 @@ class Session:
         output: Output,
         shards: Sequence[str],
         observers: Iterable[Observer[Statistics]],
-        progress: Path | None = None,
+        progress_file: Path | None = None,
     ) -> None:
         self.output = output
         self._shards = shards
         self._job = job
         self._observers = observers
-        self._progress = progress or output.layout.progress
+        self._progress_file = progress_file or output.layout.progress
         self._started_s = time.monotonic()
         self._counts: dict[str, ShardCounts] = {}
-        self._resharding: Progress | None = None
+        self._resharding: ReshardProgress | None = None
 
     @asynccontextmanager
     async def fetched(self, feed: Feed, spec: ImageSpec, backends: Backends) -> AsyncIterator[FetchedShards]:
@@ -174,7 +174,7 @@ class Session:
         def take_snapshot() -> Statistics:
             return replace(statistics(), resharding=self._resharding)
 
-        heartbeat = partial(write_heartbeats, layout=self.output.layout, path=self._progress)
+        heartbeat = partial(write_heartbeats, layout=self.output.layout, path=self._progress_file)
         async with observed_by((heartbeat, *self._observers), take_snapshot):
             yield
 
@@ -276,7 +276,7 @@ class Session:
         record = read_reshard_record(layout)
         return None if record is None else record.plan
 
-    def _set_resharding(self, progress: Progress) -> None:
+    def _set_resharding(self, progress: ReshardProgress) -> None:
         self._resharding = progress
 
 

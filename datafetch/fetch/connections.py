@@ -14,6 +14,7 @@ import asyncio
 import ssl
 from collections import OrderedDict
 from collections.abc import Sequence
+from http import HTTPStatus
 
 from aiohttp import ClientError
 
@@ -24,7 +25,7 @@ from datafetch.fetch.policy import FetchPolicy
 from datafetch.fetch.proxies import Proxies
 from datafetch.fetch.request_writer import connect_request
 from datafetch.fetch.response_head import ProtocolError
-from datafetch.model.outcome import HTTP_OK, Permission
+from datafetch.model.outcome import Permission
 
 _MAX_IDLE = 128  # enough for the few hosts that a manifest has many images of
 _MAX_IDLE_S = 5.0
@@ -255,7 +256,7 @@ def _failed_in_tls(error: TlsError | NoConnectionError) -> bool:
 
 
 def _require_tunnel(status: int) -> None:
-    if status != HTTP_OK:
+    if status != HTTPStatus.OK:
         raise ConnectionRefusedError(f"proxy: HTTP {status}")
 
 

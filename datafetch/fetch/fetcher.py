@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
+from http import HTTPStatus
 from types import TracebackType
 from typing import Self
 
@@ -29,7 +30,7 @@ from datafetch.fetch.hop import Hop
 from datafetch.fetch.limiter import Limiter
 from datafetch.fetch.memory import BodyBudget, Reservation
 from datafetch.fetch.policy import FetchPolicy
-from datafetch.fetch.requester import HTTP_TOO_MANY_REQUESTS, HTTP_UNAVAILABLE, Requester
+from datafetch.fetch.requester import Requester
 from datafetch.fetch.statistics import FetchStatistics
 from datafetch.fetch.urls import BadUrlError, authority, parse_url
 from datafetch.model.outcome import OK, Body, Failure, FailureKind, Fetched
@@ -197,13 +198,13 @@ class Fetcher:
     def _pause_s(self, state: RetryCallState) -> float:
         """Seconds to wait before the next attempt: none after a 429, since ``Hosts`` then pauses the whole host."""
         failure = _last_result(state)
-        is_host_paused = isinstance(failure, Failure) and failure.status == HTTP_TOO_MANY_REQUESTS
+        is_host_paused = isinstance(failure, Failure) and failure.status == HTTPStatus.TOO_MANY_REQUESTS
         return 0.0 if is_host_paused else self._backoff(state)
 
     def _is_worth_a_retry(self, fetched: Fetched) -> bool:
         if not isinstance(fetched, Failure) or not fetched.may_pass or fetched.kind in _RETRIED_ELSEWHERE:
             return False
-        is_throttled = fetched.status in (HTTP_TOO_MANY_REQUESTS, HTTP_UNAVAILABLE)
+        is_throttled = fetched.status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
         return not is_throttled or self._requester.hosts.may_wait_for(authority(URL(fetched.final_url, encoded=True)))
 
     async def _attempt(self, call: _Call) -> Fetched:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
+from http import HTTPStatus
 from types import TracebackType
 from typing import Self
 
@@ -42,8 +43,6 @@ from datafetch.fetch.urls import authority, join_url
 from datafetch.model.outcome import FailureKind, Fetched
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-HTTP_TOO_MANY_REQUESTS = 429
-HTTP_UNAVAILABLE = 503
 
 _MAX_ATTEMPTS_WITHOUT_SOCKETS = 60  # about a minute; if no descriptor is freed in that time, something else holds them
 
@@ -55,7 +54,7 @@ class Requester:
         policy: The operator's settings.
 
     Attributes:
-        requests: Number of requests sent so far, redirects included.
+        sent_requests: Number of requests sent so far, redirects included.
         received_bytes: Body bytes received so far, before decompression.
         concurrency: Decides how many requests may be open.
         limiter: Has a slot for each of the open requests.
@@ -235,10 +234,10 @@ class Requester:
 
 
 def _report_to_host(slot: HostSlot, response: Response) -> None:
-    if response.status not in (HTTP_TOO_MANY_REQUESTS, HTTP_UNAVAILABLE):
+    if response.status not in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
         slot.answered()
         return
     pause_s = retry_after_s(response.headers)
     # A 503 without a Retry-After may be about one URL for good, while the host answers others.
-    if response.status == HTTP_TOO_MANY_REQUESTS or pause_s is not None or not slot.host_answered_recently:
+    if response.status == HTTPStatus.TOO_MANY_REQUESTS or pause_s is not None or not slot.host_answered_recently:
         slot.throttled(pause_s)

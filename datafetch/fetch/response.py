@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from http import HTTPStatus
 from io import BytesIO
 
 from datafetch.fetch.client import Response
@@ -18,7 +19,7 @@ from datafetch.fetch.headers import content_codings, opt_out, partial_content
 from datafetch.fetch.hop import Hop
 from datafetch.fetch.memory import Reservation
 from datafetch.fetch.policy import DEFAULT_MAX_BODY_BYTES, FetchPolicy, OptOut
-from datafetch.model.outcome import HTTP_OK, Body, Failure, FailureKind, Fetched, PartialContent, Permission
+from datafetch.model.outcome import Body, Failure, FailureKind, Fetched, PartialContent, Permission
 
 _INITIAL_RESERVATION_BYTES = 256 * 1024  # most images are smaller; for a larger one it doubles as the bytes arrive
 _DECODERS = 2
@@ -118,7 +119,7 @@ class BodyReader:
 
 
 def _status_detail(response: Response) -> str:
-    if response.status == HTTP_OK:
+    if response.status == HTTPStatus.OK:
         return "HTTP 200: the whole file instead of the requested range"
     return f"HTTP {response.status}"
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any
 
 from datafetch.model.bounds import Count
 from datafetch.model.outcome import (
-    HTTP_OK,
     OK,
     Body,
     Encoded,
@@ -80,7 +80,7 @@ class LedgerLine:
             url=sample.urls[image],
             final_url=fetched.final_url,
             outcome=failure.kind.value if failure else OK,
-            status=HTTP_OK if isinstance(fetched, Body) else fetched.status,
+            status=HTTPStatus.OK.value if isinstance(fetched, Body) else fetched.status,
             attempts=fetched.attempts,
             body_bytes=len(fetched.content) if isinstance(fetched, Body) else 0,
             width=encoded.width_px if encoded else None,

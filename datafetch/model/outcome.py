@@ -73,8 +73,6 @@ Permissions: TypeAlias = tuple[Permission, ...]
 OK = "ok"
 """The outcome of an image that arrived, as ledgers and reports spell it."""
 
-HTTP_OK = 200
-
 _KINDS_THAT_MAY_PASS = frozenset(
     {
         FailureKind.DNS_FAILED,
@@ -207,5 +205,7 @@ class Encoded:
 
 
 Outcome: TypeAlias = Encoded | Failure
+"""The end of one image: the JPEG to write, or why there is none."""
 
 Fetched: TypeAlias = Body | Failure
+"""The end of one fetch: what was received, or why nothing was."""

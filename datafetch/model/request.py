@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from datafetch.model.outcome import HTTP_OK
-
-HTTP_PARTIAL_CONTENT = 206
+from http import HTTPStatus
 
 _MAX_OFFSET = 2**62
 _WEAK_VALIDATOR_PREFIX = "W/"
@@ -70,4 +67,4 @@ class Request:
     @property
     def expected_status(self) -> int:
         """The one HTTP status that brings what was requested: 200 for a whole file, 206 for a range."""
-        return HTTP_OK if self.byte_range is None else HTTP_PARTIAL_CONTENT
+        return HTTPStatus.OK if self.byte_range is None else HTTPStatus.PARTIAL_CONTENT

@@ -8,7 +8,7 @@ from enum import StrEnum
 from datafetch.model.bounds import Amount, Count
 
 
-class Stage(StrEnum):
+class ReshardStage(StrEnum):
     """The stages of resharding, in order; each goes through all rows."""
 
     MEASURE = "measuring"
@@ -17,7 +17,7 @@ class Stage(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class ReshardProgress:
     """The progress of resharding.
 
     Attributes:
@@ -27,7 +27,7 @@ class Progress:
         copied_bytes: The bytes written by this process.
     """
 
-    stage: Stage
+    stage: ReshardStage
     rows: Count
     total_rows: Count
     copied_bytes: Count = 0
@@ -61,4 +61,4 @@ class Statistics:
     connections: Count
     open_requests: Count
     elapsed_s: Amount
-    resharding: Progress | None = None
+    resharding: ReshardProgress | None = None

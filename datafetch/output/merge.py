@@ -40,8 +40,8 @@ from datafetch.store.spool_format import ImageResult, LazySpoolRecord, SpooledIm
 from datafetch.store.spool_reader import SpooledSample, SpoolReader
 
 _MAX_ATTEMPTS = 127  # the ledger's column has 8 bits with a sign
-MAX_SAMPLE_BYTES = 256 * 1024 * 1024
-"""How large the images of one sample may be together, by default."""
+DEFAULT_MAX_SAMPLE_BYTES = 256 * 1024 * 1024
+"""How large the images of one sample may be together by default; what exceeds it needs ``Permission.MAX_SAMPLE``."""
 
 _Value = TypeVar("_Value")
 
@@ -62,7 +62,7 @@ class Output:
     layout: OutputLayout
     payload: Payload = Payload.BASE64
     retry: Retry | None = None
-    max_sample_bytes: int = MAX_SAMPLE_BYTES
+    max_sample_bytes: int = DEFAULT_MAX_SAMPLE_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +164,7 @@ def _enforce_size_limit(
         is_in_row = image.line.image in in_row
         if is_in_row or total_bytes + image.jpeg_bytes <= max_bytes or not image.jpeg_bytes:
             total_bytes += 0 if is_in_row else image.jpeg_bytes
-            needs_permission = total_bytes > MAX_SAMPLE_BYTES and image.jpeg_bytes and not is_in_row
+            needs_permission = total_bytes > DEFAULT_MAX_SAMPLE_BYTES and image.jpeg_bytes and not is_in_row
             limited.append(_add_permission(image, Permission.MAX_SAMPLE) if needs_permission else image)
             continue
         detail = f"with it the images of its sample are larger than {max_bytes:,} bytes together (--max-sample)"

@@ -34,7 +34,7 @@ import orjson
 
 from datafetch.errors import ConservationError, ManifestError, ResourceError
 from datafetch.model.observers import SafeObserver
-from datafetch.model.statistics import Progress, Stage
+from datafetch.model.statistics import ReshardProgress, ReshardStage
 from datafetch.output.formats import COUNT_SUFFIX, MAX_FRAME_BYTES, decode_row, frame_sizes, read_frames
 from datafetch.output.reshard.journal import Journal, copy_identity
 from datafetch.output.reshard.plan import Int64s, Plan, Source, fingerprint
@@ -60,14 +60,14 @@ class ProgressMonitor:
         journal_interval_s: The least time between two updates of the journal, each of which syncs all shards to disk.
     """
 
-    on_progress: Callable[[Progress], None] = lambda _: None
+    on_progress: Callable[[ReshardProgress], None] = lambda _: None
     stop: threading.Event = field(default_factory=threading.Event)
     journal_interval_s: float = 10.0
     _observer_guard: SafeObserver = field(
         default_factory=lambda: SafeObserver("an observer"), init=False, repr=False, compare=False
     )
 
-    def report(self, progress: Progress) -> None:
+    def report(self, progress: ReshardProgress) -> None:
         """Report progress, and stop if that was requested.
 
         Raises:
@@ -162,7 +162,7 @@ def _measured_lengths(source: Source, before: int, total_rows: int, monitor: Pro
     with _naming_source(source.path):
         for row, length in enumerate(frame_sizes(source.path)):
             if row % _ROWS_PER_REPORT == 0:
-                monitor.report(Progress(Stage.MEASURE, before + row, total_rows))
+                monitor.report(ReshardProgress(ReshardStage.MEASURE, before + row, total_rows))
             yield length
 
 
@@ -206,7 +206,7 @@ def _copy(sources: Sequence[Source], writer: ReshardWriter, journal: Journal, mo
             writer.write(frames, positions)
             rows += len(frames)
             copied_bytes += sum(map(len, frames))
-            monitor.report(Progress(Stage.COPY, rows, writer.rows, copied_bytes))
+            monitor.report(ReshardProgress(ReshardStage.COPY, rows, writer.rows, copied_bytes))
         if fingerprint(source.path) != journal.made_of["sources"][number]:
             raise _changed(source)
         if time.monotonic() - journal_time_s >= monitor.journal_interval_s:
@@ -257,4 +257,4 @@ def _check(writer: ReshardWriter, journal: Journal, monitor: ProgressMonitor) ->
                 f"{writer.folder} does not hold what was written to it; check the disk, and run the same command again"
             )
         rows += writer.rows_of(shard)
-        monitor.report(Progress(Stage.CHECK, rows, writer.rows))
+        monitor.report(ReshardProgress(ReshardStage.CHECK, rows, writer.rows))

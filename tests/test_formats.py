@@ -20,7 +20,7 @@ from datafetch.model.ledger_line import LedgerLine
 from datafetch.model.outcome import Encoded, Failure, FailureKind
 from datafetch.model.sample import Sample
 from datafetch.output.formats import (
-    ListLayout,
+    FrameOffsets,
     PickleShardWriter,
     decode_row,
     encode_row,
@@ -98,13 +98,13 @@ def test_rows_come_back_one_at_a_time(tmp_path_factory: pytest.TempPathFactory, 
 
 @pytest.mark.parametrize("rows", [1, 999, 1000, 1001, 2000, 2001])
 def test_a_shard_can_be_written_in_any_order(tmp_path: Path, rows: int) -> None:
-    """Frames at the offsets of the layout, with the pieces between them, are the same file."""
+    """Frames at these offsets, with the pieces between them, are the same file."""
     data, _ = write(tmp_path, [{"id": number, "text": "x" * (number % 7)} for number in range(rows)])
     frames = list(read_frames(data))
-    layout = ListLayout(np.array([len(frame) for frame in frames], np.int64))
-    content = bytearray(layout.total_bytes)
-    pieces = [Piece(int(offset), frame) for offset, frame in zip(layout.offsets, frames, strict=True)]
-    for piece in [*reversed(pieces), *layout.pieces()]:
+    at = FrameOffsets(np.array([len(frame) for frame in frames], np.int64))
+    content = bytearray(at.total_bytes)
+    pieces = [Piece(int(offset), frame) for offset, frame in zip(at.offsets, frames, strict=True)]
+    for piece in [*reversed(pieces), *at.pieces()]:
         content[piece.offset : piece.offset + len(piece.content)] = piece.content
     assert bytes(content) == data.read_bytes()
 

@@ -242,10 +242,8 @@ def test_damaged_unfinished_shards_are_detected(tmp_path: Path, source: Path, un
     """If the disk lost what was written, an error says so; nothing is published, and all is written again."""
     out, stop = tmp_path / "out", Event()
     request = ReshardRequest(source, out, world_size=4, batch=1, group=2)
-    assert (
-        reshard(request, ProgressMonitor(lambda now: stop.set() if now.stage is ReshardStage.CHECK else None, stop))
-        is None
-    )
+    monitor = ProgressMonitor(lambda now: stop.set() if now.stage is ReshardStage.CHECK else None, stop)
+    assert reshard(request, monitor) is None
     shard = OutputLayout(out).resharding / "shards" / "part-00001.pkl"
     content = shard.read_bytes()
     shard.write_bytes(content[:4] + bytes(9) + content[13:])

@@ -34,7 +34,7 @@ _COUNTERS: dict[str, tuple[str, str]] = {
     CounterName.FILLED_SIMILARITY: ("document", "got similarities of zero"),
     CounterName.RECORDS: ("document", "in the shards of the list"),
     CounterName.REPEATED_IDS: ("row", "left out because an earlier row has the same id"),
-    CounterName.NOT_ASKED: ("image", "skipped because its document was lost"),
+    CounterName.SKIPPED: ("image", "skipped because its document was lost"),
 }
 """By name of the counter: what it counts, in the singular, and what happened to that."""
 

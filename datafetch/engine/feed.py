@@ -62,7 +62,7 @@ class OpenShard:
         shard: The shard.
         spool: Its spool.
         samples: The number of its samples that are to end, in this run or before.
-        committed_before: The number of other samples, which were committed before and stay as they are.
+        published_before: The number of other samples, which are published already and stay as they are.
         samples_left: The number of its samples that have not ended.
         notes: What was counted while its samples were scanned, by ``CounterName``.
         row_numbers: Which of its rows are selected; None selects all.
@@ -71,7 +71,7 @@ class OpenShard:
     shard: Shard
     spool: Spool
     samples: int
-    committed_before: int
+    published_before: int
     samples_left: int
     notes: Mapping[str, int]
     row_numbers: frozenset[int] | None
@@ -112,7 +112,7 @@ class Feed:
     Attributes:
         open_shards: The shards in progress.
         published: The counts of the shards that are published, by name.
-        reused: The number of images that ended before this run, by outcome.
+        ended_before: The number of images that ended before this run, by outcome.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class Feed:
     ) -> None:
         self.open_shards: set[OpenShard] = set()
         self.published: dict[str, ShardCounts] = {}
-        self.reused: Counter[str] = Counter()
+        self.ended_before: Counter[str] = Counter()
         self._source = source
         self._layout = layout
         self._limit = limit
@@ -228,7 +228,7 @@ class Feed:
         published = await asyncio.to_thread(recover_published, self._layout, shard)
         if published is not None:
             self.published[shard.name] = published
-            self.reused.update(published.outcomes)
+            self.ended_before.update(published.outcomes)
             self._count(shard, published.samples)
             self._seen.add(published.samples, published.images)
             return
@@ -239,9 +239,9 @@ class Feed:
         size = self._within_limit(len(samples))
         self._count(shard, size)
         spool = await Spool.open(self._layout.spool(shard.name))
-        self.reused.update(spool.recovered.outcomes)
+        self.ended_before.update(spool.recovered.outcomes)
         left = size - len(spool.recovered.samples)
-        opened = OpenShard(shard, spool, size, samples.committed_before, left, samples.notes, samples.row_numbers)
+        opened = OpenShard(shard, spool, size, samples.published_before, left, samples.notes, samples.row_numbers)
         self.open_shards.add(opened)
         if opened.samples_left:
             self._reading = opened, islice(iter(samples), size)

@@ -97,13 +97,13 @@ class Pipeline:
     def statistics(self) -> Statistics:
         """A snapshot of the run."""
         fetching = self._fetch.statistics()
-        outcomes = self._fetcher.outcomes + self._feed.reused
+        outcomes = self._fetcher.outcomes + self._feed.ended_before
         expected = self._feed.expected_images()
         return Statistics(
             expected_images=expected,
             ok=outcomes[OK],
             failed=outcomes.total() - outcomes[OK],
-            earlier=self._feed.reused.total(),
+            earlier=self._feed.ended_before.total(),
             shards=self._feed.shards,
             shards_published=len(self._feed.published),
             fetched_bytes=fetching.fetched_bytes,
@@ -138,7 +138,7 @@ class Pipeline:
 
     async def _publish(self, shard: OpenShard) -> None:
         await shard.spool.sync()
-        samples = shard.samples + shard.committed_before
+        samples = shard.samples + shard.published_before
         commit = Commit(self._output, shard.shard.name, samples, shard.notes, shard.row_numbers)
         async with self._committing:
             totals = await self._commit(commit)

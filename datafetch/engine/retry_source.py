@@ -128,7 +128,7 @@ class RetriedSamples(Samples):
                 yield spooled.sample
 
     @property
-    def committed_before(self) -> int:
+    def published_before(self) -> int:
         """The number of samples of the shard that are not fetched again."""
         return self._all_samples - len(self)
 

@@ -167,7 +167,7 @@ async def finish_dataset(job: Job, observers: Iterable[Observer[Statistics]] = (
         await asyncio.to_thread(refuse_at_work, layout)
     async with locked_output(layout, partial(_take_for_finish, bound), is_alone=job.no_lock):
         session = Session(job, bound.output, shards, observers)
-        async with session.published_before() as fetched:
+        async with session.published_by_others() as fetched:
             return await _complete_run(bound, session, fetched)
 
 

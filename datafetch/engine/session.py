@@ -1,11 +1,11 @@
 """Session: one run or retry at work on a locked output.
 
 A session has two parts. First, shards are published: either ``fetched`` does that, with everything that a feed hands
-out, or other processes have, and ``published_before`` counts what they did. Then ``complete_output`` does what depends
-on all shards: it reshards the output for the ranks, and writes the list that the trainer reads and the report. The
-first part is a context manager, and the second part is its body. So one heartbeat and one set of observers cover both,
-and ``status`` does not take a run that is resharding for one that was interrupted. A process that fetches only some of
-the shards has no second part.
+out, or other processes have, and ``published_by_others`` counts what they did. Then ``complete_output`` does what
+depends on all shards: it reshards the output for the ranks, and writes the list that the trainer reads and the report.
+The first part is a context manager, and the second part is its body. So one heartbeat and one set of observers cover
+both, and ``status`` does not take a run that is resharding for one that was interrupted. A process that fetches only
+some of the shards has no second part.
 
 Rules: whether the samples come from a manifest or are the failures of an earlier run, only the feed knows, and how they
 become part of a shard, only the output; nothing here tells a run from a retry. Everything that blocks runs in a thread.
@@ -134,7 +134,7 @@ class Session:
                 yield self._fetched(feed, pipeline, fetch.statistics())
 
     @asynccontextmanager
-    async def published_before(self) -> AsyncIterator[FetchedShards]:
+    async def published_by_others(self) -> AsyncIterator[FetchedShards]:
         """Count what other processes have published, in place of ``fetched``.
 
         Yields:
@@ -183,7 +183,7 @@ class Session:
             totals=ShardCounts.sum(feed.published.values()),
             ended=pipeline.ended,
             arrived=pipeline.arrived,
-            reused=feed.reused[OK] + pipeline.repeated,
+            reused=feed.ended_before[OK] + pipeline.repeated,
             repeated=pipeline.repeated,
             fetched_bytes=fetching.fetched_bytes,
             written_bytes=pipeline.published_bytes,

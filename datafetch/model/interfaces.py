@@ -109,8 +109,8 @@ class Samples(Protocol):
         return None
 
     @property
-    def committed_before(self) -> int:
-        """How many other samples the shard has, which were committed before and stay as they are."""
+    def published_before(self) -> int:
+        """How many other samples the shard has, which are published already and stay as they are."""
         return 0
 
 

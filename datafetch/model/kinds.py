@@ -38,5 +38,5 @@ class CounterName(StrEnum):
     """All records of a shard, selected or not, in datasets whose id list numbers them."""
     REPEATED_IDS = "repeated_ids"
     """Rows that were skipped because an earlier row, in the same file or in another, has the same id."""
-    NOT_ASKED = "not_asked"
+    SKIPPED = "not_asked"
     """Images that were not requested, or whose request was cancelled, because their document was already lost."""

@@ -24,7 +24,7 @@ from typing import TypeAlias
 from datafetch.errors import ResourceError
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.output.formats import format_of
-from datafetch.output.merge import CommittedSample, Output, merge_retry, merge_spool
+from datafetch.output.merge import MergedSample, Output, merge_retry, merge_spool
 from datafetch.output.row import OutputRow
 from datafetch.output.tally import ShardTally
 from datafetch.store.atomic import make_folder, publish, sync
@@ -121,14 +121,14 @@ def _write(commit: Commit, folder: Path) -> ShardCounts:
         LedgerWriter(folder / output.layout.ledger(shard).name, shard) as ledger,
         SpoolWriter(folder / output.layout.failed(shard).name) as failed,
     ):
-        for committed in _select_rows(samples, commit.row_numbers):
-            tally.add(committed)
-            ledger.write(committed.lines)
-            failed.write(*committed.failed)
-            if isinstance(committed.row, OutputRow):
-                writer.write_row(committed.row)
-            elif committed.row is not None:
-                writer.copy_row(committed.row)
+        for merged in _select_rows(samples, commit.row_numbers):
+            tally.add(merged)
+            ledger.write(merged.lines)
+            failed.write(*merged.kept_for_retry)
+            if isinstance(merged.row, OutputRow):
+                writer.write_row(merged.row)
+            elif merged.row is not None:
+                writer.copy_row(merged.row)
         writer.finish()
         writer.check(tally.own_rows)
         summary = tally.summarize(writer.written_bytes, ledger.lines)
@@ -136,13 +136,13 @@ def _write(commit: Commit, folder: Path) -> ShardCounts:
     return summary.totals
 
 
-def _select_rows(samples: Iterable[CommittedSample], row_numbers: frozenset[int] | None) -> Iterator[CommittedSample]:
+def _select_rows(samples: Iterable[MergedSample], row_numbers: frozenset[int] | None) -> Iterator[MergedSample]:
     """All samples, but without the rows that are not selected."""
     if row_numbers is None:
         yield from samples
         return
     rows = 0
-    for committed in samples:
-        is_selected = not committed.has_row or rows in row_numbers
-        rows += committed.has_row
-        yield committed if is_selected else replace(committed, row=None, has_row=False, failed=())
+    for merged in samples:
+        is_selected = not merged.has_row or rows in row_numbers
+        rows += merged.has_row
+        yield merged if is_selected else replace(merged, row=None, has_row=False, kept_for_retry=())

@@ -66,7 +66,7 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True)
-class CommittedSample:
+class MergedSample:
     """What a shard is to hold of one sample.
 
     Attributes:
@@ -75,7 +75,7 @@ class CommittedSample:
         row: The row to write, new or copied; it must be written before the next sample is taken. None if there is no
             row, or if a published row stays where it is, in a resharded file or as a file of its own.
         has_row: Whether the sample has a row, to be written or already published.
-        failed: What is stored for a later retry; empty if all of its images arrived.
+        kept_for_retry: What is kept for a later retry; empty if all of its images arrived.
         is_bad_line: Whether the sample represents a record of the manifest that could not be read.
     """
 
@@ -83,7 +83,7 @@ class CommittedSample:
     lines: tuple[LedgerLine, ...]
     row: OutputRow | PublishedRow | None
     has_row: bool
-    failed: tuple[LazySpoolRecord, ...]
+    kept_for_retry: tuple[LazySpoolRecord, ...]
     is_bad_line: bool = False
 
 
@@ -95,13 +95,13 @@ def could_have_row(
     return not dataset.is_lost(sample, failed)
 
 
-def merge_spool(output: Output, shard: str) -> Iterator[CommittedSample]:
+def merge_spool(output: Output, shard: str) -> Iterator[MergedSample]:
     """The samples of a shard that is committed from its spool alone."""
     for spooled in SpoolReader(output.layout.spool(shard)).samples():
         yield _merge_sample(output, spooled)
 
 
-def merge_retry(output: Output, shard: str, retry_filter: RetryFilter) -> Iterator[CommittedSample]:
+def merge_retry(output: Output, shard: str, retry_filter: RetryFilter) -> Iterator[MergedSample]:
     """The samples of a published shard after a retry, whose spool holds those that were retried.
 
     Raises:
@@ -121,19 +121,19 @@ def merge_retry(output: Output, shard: str, retry_filter: RetryFilter) -> Iterat
         spooled = retried.take(position)
         if spooled is None:
             stored_records = () if stored is None else (*stored.images, stored.sample)
-            yield CommittedSample(position, lines_before, row, has_row, stored_records)
+            yield MergedSample(position, lines_before, row, has_row, stored_records)
         else:
             assert stored is not None, "every sample that can be retried was stored"
             kept = retry_filter.images_to_keep(stored, lines_before)
             in_row = frozenset(image.line.image for image in kept if image.line.outcome == OK)
-            committed = _merge_sample(output, _add_history(spooled, lines_before, kept), in_row)
-            keeps_row = has_row and not _has_new_image(committed.lines, lines_before)
-            yield replace(committed, row=row) if keeps_row else committed
+            merged = _merge_sample(output, _add_history(spooled, lines_before, kept), in_row)
+            keeps_row = has_row and not _has_new_image(merged.lines, lines_before)
+            yield replace(merged, row=row) if keeps_row else merged
     if not lines.is_empty or not failed.is_empty or not retried.is_empty or next(rows, None) is not None:
         raise ConservationError(f"shard {shard}: the retry has samples that the shard lacks")
 
 
-def _merge_sample(output: Output, complete: SpooledSample, in_row: frozenset[int] = frozenset()) -> CommittedSample:
+def _merge_sample(output: Output, complete: SpooledSample, in_row: frozenset[int] = frozenset()) -> MergedSample:
     """Turn a sample with the results of all of its images into what the shard is to hold of it.
 
     Args:
@@ -145,9 +145,9 @@ def _merge_sample(output: Output, complete: SpooledSample, in_row: frozenset[int
     record = spooled.record(lambda image: placeholder(image.line.image) if image.jpeg_bytes else b"")
     values = output.dataset.to_row(record, output.payload)
     row = None if values is None else OutputRow(values, spooled.images)
-    failed = _records_for_retry(output, spooled, has_row=row is not None)
+    kept_for_retry = _records_for_retry(output, spooled, has_row=row is not None)
     is_bad_line = not record.sample.urls and record.sample.row.keys() == {BAD_LINE}
-    return CommittedSample(record.sample.position, spooled.lines, row, row is not None, failed, is_bad_line)
+    return MergedSample(record.sample.position, spooled.lines, row, row is not None, kept_for_retry, is_bad_line)
 
 
 def _enforce_size_limit(

@@ -10,7 +10,7 @@ import numpy as np
 from datafetch.errors import ConservationError
 from datafetch.model.kinds import CounterName
 from datafetch.model.ledger_line import ShardCounts
-from datafetch.output.merge import CommittedSample
+from datafetch.output.merge import MergedSample
 from datafetch.store.ledger import ShardSummary
 
 
@@ -40,22 +40,22 @@ class ShardTally:
         self._bad_lines = 0
         self._outcomes: Counter[str] = Counter()
 
-    def add(self, committed: CommittedSample) -> None:
+    def add(self, merged: MergedSample) -> None:
         """Count the next sample.
 
         Raises:
             ConservationError: It is not the next sample of the shard.
         """
         position = len(self._has_row)
-        if committed.position != position:
+        if merged.position != position:
             raise ConservationError(f"shard {self._shard}: sample {position} is missing or there twice")
-        self._has_row.append(committed.has_row)
-        self._is_own.append(committed.row is not None)
-        self.own_rows += committed.row is not None
-        self._lines += len(committed.lines)
-        self._outcomes.update(line.outcome for line in committed.lines)
-        self._skipped += sum(line.is_skipped for line in committed.lines)
-        self._bad_lines += committed.is_bad_line
+        self._has_row.append(merged.has_row)
+        self._is_own.append(merged.row is not None)
+        self.own_rows += merged.row is not None
+        self._lines += len(merged.lines)
+        self._outcomes.update(line.outcome for line in merged.lines)
+        self._skipped += sum(line.is_skipped for line in merged.lines)
+        self._bad_lines += merged.is_bad_line
 
     def summarize(self, written_bytes: int, ledger_lines: int) -> ShardSummary:
         """The summary of the shard, once all samples have been added.
@@ -82,7 +82,7 @@ class ShardTally:
 
     def _notes(self) -> dict[str, int]:
         """The counts besides samples and images: of the manifest's scan, and of what is counted here."""
-        counted = Counter({name: count for name, count in self._scan_notes.items() if name != CounterName.NOT_ASKED})
-        counted[CounterName.NOT_ASKED.value] = self._skipped
+        counted = Counter({name: count for name, count in self._scan_notes.items() if name != CounterName.SKIPPED})
+        counted[CounterName.SKIPPED.value] = self._skipped
         counted[CounterName.BAD_LINES.value] += self._bad_lines
         return {str(name): count for name, count in counted.items() if count}

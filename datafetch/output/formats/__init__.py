@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from datafetch.output.formats.image_files import ImageFilesFormat
 from datafetch.output.formats.output_format import OutputFormat, PublishedRow, ShardFormat, ShardWriter
 from datafetch.output.formats.pickle import COUNT_SUFFIX, ROWS_SUFFIX, PickleFormat, PickleShardWriter
-from datafetch.output.formats.pickle_form import MAX_FRAME_BYTES, ListLayout, encode_row
+from datafetch.output.formats.pickle_form import MAX_FRAME_BYTES, FrameOffsets, encode_row
 from datafetch.output.formats.pickle_rows import decode_row, frame_sizes, read_count, read_frames
 from datafetch.store.layout import OutputLayout
 
@@ -16,8 +16,8 @@ __all__ = [
     "FORMATS",
     "MAX_FRAME_BYTES",
     "ROWS_SUFFIX",
+    "FrameOffsets",
     "ImageFilesFormat",
-    "ListLayout",
     "OutputFormat",
     "PickleFormat",
     "PickleShardWriter",

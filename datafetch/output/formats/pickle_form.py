@@ -7,7 +7,7 @@ extended in batches (``pickletools`` documents the opcodes)::
 
 Each batch has ``ROWS_PER_BATCH`` rows, and each row is a FRAME of its own. A frame starts with its length, so rows can
 be found, counted and copied without being decoded (``pickle_rows``). The offset of a row depends only on the lengths of
-the rows before it, so rows can also be written in any order (``ListLayout``). Never more than one row is in memory.
+the rows before it, so rows can also be written in any order (``FrameOffsets``). Never more than one row is in memory.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ class Piece:
     content: bytes
 
 
-class ListLayout:
+class FrameOffsets:
     """The offsets of the frames of a shard, so that they can be written in any order.
 
     Args:

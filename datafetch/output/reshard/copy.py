@@ -119,7 +119,7 @@ def reshard_rows(
         writer = ReshardWriter(layout.resharding / SHARDS, _measure(sources, monitor), plan.ranks)
         journal = Journal(layout.resharding, made_of)
         _refuse_full_disk(layout, writer)
-        writer.write_layout()
+        writer.write_opcodes_and_counts()
         _copy(sources, writer, journal, monitor)
         _check(writer, journal, monitor)
         record = ReshardRecord(

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from datafetch.errors import ManifestError
-from datafetch.output.formats import COUNT_SUFFIX, ROWS_SUFFIX, ListLayout, frame_sizes
+from datafetch.output.formats import COUNT_SUFFIX, ROWS_SUFFIX, FrameOffsets, frame_sizes
 from datafetch.output.reshard.plan import Int64s
 from datafetch.output.reshard.ranks import Ranks, shard_sizes
 from datafetch.output.reshard.record import ReshardedFile
@@ -56,9 +56,9 @@ class ReshardWriter:
         self._offsets = np.empty(self.rows, np.int64)
         self._file_bytes: list[int] = []
         for shard in range(len(sizes)):
-            layout = self._layout(shard)
-            self._offsets[self._span(shard)] = layout.offsets
-            self._file_bytes.append(layout.total_bytes)
+            frames = self._frame_offsets(shard)
+            self._offsets[self._span(shard)] = frames.offsets
+            self._file_bytes.append(frames.total_bytes)
         self._unsynced: set[int] = set()
 
     def __len__(self) -> int:
@@ -81,12 +81,12 @@ class ReshardWriter:
             for shard in range(len(self))
         }
 
-    def write_layout(self) -> None:
+    def write_opcodes_and_counts(self) -> None:
         """Write everything but the rows: pickle opcodes and counts. Repeating it changes nothing."""
         make_folder(self.folder)
         for shard in range(len(self)):
             with self._opened(shard) as descriptor:
-                for piece in self._layout(shard).pieces():
+                for piece in self._frame_offsets(shard).pieces():
                     _write_at(descriptor, piece.content, piece.offset)
             self._path(shard).with_suffix(COUNT_SUFFIX).write_text(str(self.rows_of(shard)), encoding="ascii")
 
@@ -124,8 +124,8 @@ class ReshardWriter:
     def _span(self, shard: int) -> slice:
         return slice(int(self._ends[shard - 1]) if shard else 0, int(self._ends[shard]))
 
-    def _layout(self, shard: int) -> ListLayout:
-        return ListLayout(self._frame_bytes[self._span(shard)].astype(np.int64))
+    def _frame_offsets(self, shard: int) -> FrameOffsets:
+        return FrameOffsets(self._frame_bytes[self._span(shard)].astype(np.int64))
 
     def _path(self, shard: int) -> Path:
         return self.folder / f"{shard_name(shard, len(self))}{ROWS_SUFFIX}"

@@ -192,7 +192,7 @@ def test_a_run_goes_on_with_documents_that_were_lost(job: Job, web: Web, tmp_pat
     run(job)
     layout = OutputLayout(Path(job.out))
     before = read_ledger(job)
-    spool = next(iter(SpoolReader(layout.failed("docs_shard_00000_v3")).samples()))
+    spool = next(iter(SpoolReader(layout.kept_for_retry("docs_shard_00000_v3")).samples()))
     lost = Failure(FailureKind.HTTP_STATUS, "404", 404, 1)
     again = replace(job, out=str(tmp_path / "again" / "out"))
 

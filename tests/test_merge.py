@@ -170,13 +170,13 @@ def test_a_sample_that_is_lost_is_not_requested(output: Output) -> None:
     strict = replace(output, dataset=Documents(least_images=2))
     first_run(strict, [[GONE, LATE], [image("b0"), LATE]])
     assert not (strict.layout.out / f"{SHARD}.pkl").exists()
-    kept = {spooled.sample.position: spooled.images for spooled in SpoolReader(strict.layout.failed(SHARD)).samples()}
-    assert {position: len(images) for position, images in kept.items()} == {0: 0, 1: 1}
+    kept = SpoolReader(strict.layout.kept_for_retry(SHARD)).samples()
+    assert {spooled.sample.position: len(spooled.images) for spooled in kept} == {0: 0, 1: 1}
     assert retry(strict, RetryFilter(), {(1, 1): image("b1")}) == {1: {1}}
     assert [row["jpegs"] for row in rows(strict.layout.out)] == [[b"b0", b"b1"]]
     assert retry(strict, RetryFilter.all(), {(0, 0): image("a1"), (0, 1): image("a2")}) == {0: {0, 1}}
     assert [row["jpegs"] for row in rows(strict.layout.out)] == [[b"a1", b"a2"], [b"b0", b"b1"]]
-    assert list(SpoolReader(strict.layout.failed(SHARD)).samples()) == []
+    assert list(SpoolReader(strict.layout.kept_for_retry(SHARD)).samples()) == []
 
 
 def test_of_a_resharded_output_only_new_rows_are_written(output: Output) -> None:

@@ -310,7 +310,7 @@ def test_failed_samples_that_were_lost_are_said(job: Job, damage: Callable[[Path
     """What can't be tried again is not passed over in silence."""
     run(job)
     before = files_of(job)
-    damage(OutputLayout(Path(job.out)).failed("part-00000"))
+    damage(OutputLayout(Path(job.out)).kept_for_retry("part-00000"))
     with pytest.raises(ConfigurationError, match="does not hold what failed in that shard"):
         retry(job.out)
     assert files_of(job) == before

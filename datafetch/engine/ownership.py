@@ -324,7 +324,7 @@ def _start_over(layout: OutputLayout) -> None:
         replace(layout, scratch=job.scratch).all_spools,
         layout.unpublished,
         layout.ready,
-        layout.failed("").parent,
+        layout.kept_for_retry("").parent,
         layout.image_index_folder,
         layout.added,
         layout.resharding,

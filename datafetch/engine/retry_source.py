@@ -123,7 +123,7 @@ class RetriedSamples(Samples):
 
     def __iter__(self) -> Iterator[Sample]:
         positions = set(self._positions)
-        for spooled in SpoolReader(self._output.layout.failed(self._shard)).samples():
+        for spooled in SpoolReader(self._output.layout.kept_for_retry(self._shard)).samples():
             if spooled.sample.position in positions:
                 yield spooled.sample
 
@@ -153,7 +153,7 @@ class RetriedSamples(Samples):
         Raises:
             ConfigurationError: The samples that were kept are not those that failed by the ledger.
         """
-        path = self._output.layout.failed(self._shard)
+        path = self._output.layout.kept_for_retry(self._shard)
         try:
             kept = (spooled for spooled in SpoolReader(path).samples() if spooled.sample.urls)
         except (FileNotFoundError, IsADirectoryError, ConfigurationError) as error:

@@ -92,7 +92,7 @@ def publish_ready(layout: OutputLayout, shard: str) -> None:
     ready = layout.ready / shard
     rows = layout.added if layout.reshard_record.exists() else layout.out
     format_of(layout).publish(layout, shard, ready, rows)
-    for path in (layout.failed(shard), layout.ledger(shard)):
+    for path in (layout.kept_for_retry(shard), layout.ledger(shard)):
         if (ready / path.name).exists():
             make_folder(path.parent)
             publish(ready / path.name, path)
@@ -119,12 +119,12 @@ def _write(commit: Commit, folder: Path) -> ShardCounts:
     with (
         closing(writer),
         LedgerWriter(folder / output.layout.ledger(shard).name, shard) as ledger,
-        SpoolWriter(folder / output.layout.failed(shard).name) as failed,
+        SpoolWriter(folder / output.layout.kept_for_retry(shard).name) as kept,
     ):
         for merged in _select_rows(samples, commit.row_numbers):
             tally.add(merged)
             ledger.write(merged.lines)
-            failed.write(*merged.kept_for_retry)
+            kept.write(*merged.kept_for_retry)
             if isinstance(merged.row, OutputRow):
                 writer.write_row(merged.row)
             elif merged.row is not None:

@@ -111,13 +111,13 @@ def merge_retry(output: Output, shard: str, retry_filter: RetryFilter) -> Iterat
     summary = read_shard_summary(layout.ledger(shard))
     rows: Iterator[PublishedRow] = format_of(layout).read_rows(layout, shard) if summary.totals.rows else iter(())
     lines = _ByPosition(read_samples(layout.ledger(shard)), lambda lines: lines[0].sample)
-    failed = _ByPosition(SpoolReader(layout.failed(shard)).samples(), _position)
+    kept_samples = _ByPosition(SpoolReader(layout.kept_for_retry(shard)).samples(), _position)
     retried = _ByPosition(SpoolReader(layout.spool(shard)).samples(), _position)
     for position in range(summary.totals.samples):
         has_row = bool(summary.has_row[position])
         lines_before = lines.take(position) or ()
         row = next(rows, None) if has_row else None
-        stored = failed.take(position)
+        stored = kept_samples.take(position)
         spooled = retried.take(position)
         if spooled is None:
             stored_records = () if stored is None else (*stored.images, stored.sample)
@@ -129,7 +129,7 @@ def merge_retry(output: Output, shard: str, retry_filter: RetryFilter) -> Iterat
             merged = _merge_sample(output, _add_history(spooled, lines_before, kept), in_row)
             keeps_row = has_row and not _has_new_image(merged.lines, lines_before)
             yield replace(merged, row=row) if keeps_row else merged
-    if not lines.is_empty or not failed.is_empty or not retried.is_empty or next(rows, None) is not None:
+    if not lines.is_empty or not kept_samples.is_empty or not retried.is_empty or next(rows, None) is not None:
         raise ConservationError(f"shard {shard}: the retry has samples that the shard lacks")
 
 

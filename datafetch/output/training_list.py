@@ -153,7 +153,7 @@ def _results(layout: OutputLayout, shards: Iterable[str]) -> Iterator[_RecordRes
 
 def _dropped(layout: OutputLayout, shard: str) -> Iterator[tuple[int, _RecordResult]]:
     """The records of a shard that were dropped, by position."""
-    for spooled in SpoolReader(layout.failed(shard)).samples():
+    for spooled in SpoolReader(layout.kept_for_retry(shard)).samples():
         refused = spooled.sample.row.get(REFUSED)
         if isinstance(refused, str):
             yield spooled.sample.position, _RecordResult(spooled.sample.key, refused)

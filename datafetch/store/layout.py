@@ -96,7 +96,7 @@ class OutputLayout:
         """The folder for the complete files of committed shards, a folder for each, until they are published."""
         return self.state_folder / "ready"
 
-    def failed(self, shard: str) -> Path:
+    def kept_for_retry(self, shard: str) -> Path:
         """A spool of a published shard's samples with a failed image, and of their other images, for a retry."""
         return self.state_folder / "failed" / f"{shard}.spool"
 

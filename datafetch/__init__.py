@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from datafetch.model.request import ByteRange, Request
     from datafetch.monitor.status import RunState, Status, read_status
     from datafetch.output.reshard.folder import Resharded, ReshardRequest, reshard
-    from datafetch.store.retry_filter import RetryFilter
+    from datafetch.output.retry_filter import RetryFilter
     from datafetch.transcode import Encoding, ImageSpec, Pixels, Resize, Transcoder
     from datafetch.verify import Check, Verdict, run_check, verify_output
 
@@ -103,7 +103,7 @@ _MODULES = {
     "ReshardRequest": "output.reshard.folder",
     "Resharded": "output.reshard.folder",
     "Resize": "transcode",
-    "RetryFilter": "store.retry_filter",
+    "RetryFilter": "output.retry_filter",
     "RunState": "monitor.status",
     "Status": "monitor.status",
     "Transcoder": "transcode",

@@ -37,7 +37,7 @@ from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.options import Effect, options_of
 from datafetch.model.outcome import FailureKind, Permission
 from datafetch.model.report import Report, ReshardedEpoch
-from datafetch.store.retry_filter import RetryFilter
+from datafetch.output.retry_filter import RetryFilter
 from datafetch.transcode import Encoding, ImageSpec, Pixels, Resize
 
 Pictures = tuple[Path, list[str]]

@@ -34,8 +34,8 @@ from datafetch.model.interfaces import Samples
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.outcome import Failure, FailureKind
 from datafetch.model.sample import Sample, Shard
+from datafetch.output.retry_filter import RetryFilter
 from datafetch.store.layout import OutputLayout
-from datafetch.store.retry_filter import RetryFilter
 from datafetch.store.spool import Spool
 from datafetch.store.spool_format import ImageResult
 from datafetch.store.spool_reader import SpoolReader

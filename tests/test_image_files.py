@@ -22,8 +22,8 @@ from datafetch.datasets.ocr_vqa import OcrVqaOptions
 from datafetch.demo.origin import Origin
 from datafetch.errors import ConfigurationError, ManifestError
 from datafetch.fetch import FetchPolicy
+from datafetch.output.retry_filter import RetryFilter
 from datafetch.store.layout import OutputLayout
-from datafetch.store.retry_filter import RetryFilter
 
 POLICY = FetchPolicy(allow_net=LOOPBACK, backoff_s=0.01, connections=32, per_host=32, retries=0)
 LIST = "llm-jp_mm_pair_step0_558k.json"

@@ -107,10 +107,10 @@ def test_images_are_not_written_through_links(tmp_path: Path, elsewhere: Path) -
     (layout.out / "b" / "1.jpg").symlink_to(elsewhere / "mine")
     (layout.out / "a").symlink_to(elsewhere)
     with pytest.raises(ConfigurationError, match="a is a symbolic link, and datafetch does not write through links"):
-        publish_image_files(layout, ready, sink.files[0])
+        publish_image_files(layout, ready, ready / "part-00000.files")
     check_untouched(elsewhere)
     (layout.out / "a").unlink()
-    publish_image_files(layout, ready, sink.files[0])
+    publish_image_files(layout, ready, ready / "part-00000.files")
     assert (layout.out / "a" / "1.jpg").read_bytes() == (layout.out / "b" / "1.jpg").read_bytes() == b"an image"
     assert not (layout.out / "b" / "1.jpg").is_symlink()
     check_untouched(elsewhere)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import pytest
+from test_spool import make_result, make_sample
 
 from datafetch.errors import DatafetchError
 from datafetch.model.ledger_line import ShardCounts
+from datafetch.model.outcome import Encoded
 from datafetch.model.sample import Row
 from datafetch.output.formats import FORMATS, OutputFormat, ShardWriter
 from datafetch.output.row import OutputRow, placeholder
@@ -39,26 +39,11 @@ def layout(tmp_path: Path, output_format: OutputFormat) -> OutputLayout:
     return layout
 
 
-@dataclass(frozen=True, slots=True)
-class Image:
-    """An image that is loaded when its row is written."""
-
-    jpeg: bytes
-
-    @property
-    def jpeg_bytes(self) -> int:
-        """Its size."""
-        return len(self.jpeg)
-
-    def load(self) -> Self:
-        """It is in memory."""
-        return self
-
-
 def rows_for(output_format: OutputFormat) -> list[OutputRow]:
     """Rows of pairs and documents as every payload makes them; or files, for a format of files."""
     rows = FILES if output_format.allows_other_files else ROWS
-    return [OutputRow(row, [Image(bytes([number]) * 1000)]) for number, row in enumerate(rows)]
+    images = (Encoded(bytes([number]) * 1000, 1, 1, "JPEG") for number in range(len(rows)))
+    return [OutputRow(row, [make_result(make_sample(0), 0, image)]) for row, image in zip(rows, images, strict=True)]
 
 
 @contextmanager

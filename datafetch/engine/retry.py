@@ -30,9 +30,9 @@ from datafetch.model.report import FetchedShards, Report
 from datafetch.model.statistics import Statistics
 from datafetch.monitor.heartbeat import refuse_at_work
 from datafetch.output.merge import Output
+from datafetch.output.retry_filter import RetryFilter
 from datafetch.store.job_file import Identity
 from datafetch.store.layout import OutputLayout, output_of
-from datafetch.store.retry_filter import RetryFilter
 from datafetch.transcode import ImageSpec
 
 _log = logging.getLogger(__name__)

@@ -32,8 +32,8 @@ from datafetch.model.ledger_line import LedgerLine
 from datafetch.model.outcome import OK, Failure, FailureKind
 from datafetch.model.sample import Sample, Shard
 from datafetch.output.merge import Output, could_have_row
+from datafetch.output.retry_filter import Retry
 from datafetch.store.ledger import read_outcomes, read_samples, read_shard_summary
-from datafetch.store.retry_filter import Retry
 from datafetch.store.spool_format import MARKER_BYTES, ImageResult, StoredImage
 from datafetch.store.spool_reader import SpooledSample, SpoolReader
 from datafetch.store.spool_writer import has_marker, write_spool

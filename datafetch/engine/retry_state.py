@@ -22,10 +22,10 @@ from datafetch.engine.permissions import Permitted
 from datafetch.errors import ConfigurationError
 from datafetch.model.bounds import Count, PathText, PlainName
 from datafetch.model.outcome import FailureKind
+from datafetch.output.retry_filter import Retry, RetryFilter
 from datafetch.store.atomic import write_atomically
 from datafetch.store.layout import OutputLayout
 from datafetch.store.ledger import read_shard_summary
-from datafetch.store.retry_filter import Retry, RetryFilter
 from datafetch.store.state_file import read_state_file
 
 

@@ -35,9 +35,9 @@ from datafetch.model.report import FetchedShards, Report
 from datafetch.model.sample import IdListResult
 from datafetch.model.statistics import Statistics
 from datafetch.monitor.heartbeat import refuse_at_work
+from datafetch.output.retry_filter import RetryFilter
 from datafetch.process.event_loop import run_to_end
 from datafetch.store.ledger import read_keys, read_shard_counts
-from datafetch.store.retry_filter import RetryFilter
 
 _TRIED_SAMPLES = 256  # read before an earlier output is deleted; the feed reads as many at a time
 

@@ -32,10 +32,10 @@ from datafetch.model.ledger_line import LedgerLine
 from datafetch.model.outcome import OK, Failure, FailureKind, Permission
 from datafetch.model.sample import BAD_LINE, Sample
 from datafetch.output.formats import PublishedRow, format_of
+from datafetch.output.retry_filter import Retry, RetryFilter
 from datafetch.output.row import OutputRow, placeholder
 from datafetch.store.layout import OutputLayout
 from datafetch.store.ledger import read_samples, read_shard_summary
-from datafetch.store.retry_filter import Retry, RetryFilter
 from datafetch.store.spool_format import ImageResult, LazySpoolRecord, SpooledImage
 from datafetch.store.spool_reader import SpooledSample, SpoolReader
 

@@ -10,39 +10,17 @@ import os
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import pybase64
 
 from datafetch.model.sample import Row
+from datafetch.store.spool_format import SpooledImage
 
 NUMBER_BYTES = 3
 # Random, so that nothing from the web can be mistaken for one; with the number 24 bytes, for base64 without padding.
 PLACEHOLDER_PREFIX = os.urandom(21)
 PLACEHOLDER_BYTES = len(PLACEHOLDER_PREFIX) + NUMBER_BYTES
 PLACEHOLDER_PREFIX_TEXT = b64encode(PLACEHOLDER_PREFIX)
-
-
-class LazyImage(Protocol):
-    """An image whose size is known and whose bytes are loaded when they are needed."""
-
-    @property
-    def jpeg_bytes(self) -> int:
-        """The size of the JPEG."""
-        ...
-
-    def load(self) -> LoadedImage:
-        """Load the image."""
-        ...
-
-
-class LoadedImage(Protocol):
-    """An image in memory."""
-
-    @property
-    def jpeg(self) -> bytes:
-        """The JPEG."""
-        ...
 
 
 def placeholder(image: int) -> bytes:
@@ -64,7 +42,7 @@ class OutputRow:
     """
 
     values: Row
-    images: Sequence[LazyImage] = ()
+    images: Sequence[SpooledImage] = ()
 
     def load(self, *, as_text: bool = False) -> Row:
         """The row with all of its images in memory at once, for formats that can't be written in pieces.

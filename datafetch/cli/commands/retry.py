@@ -19,7 +19,7 @@ from datafetch.errors import ConfigurationError, unknown_name
 from datafetch.fetch import FetchPolicy
 from datafetch.model.options import OptionField, OptionGroup
 from datafetch.model.outcome import FailureKind
-from datafetch.store.retry_filter import RetryFilter
+from datafetch.output.retry_filter import RetryFilter
 from datafetch.transcode import ImageSpec
 
 _OF_PREPARE = frozenset({"fresh", "world_size"})

@@ -97,11 +97,11 @@ class ImageFilesWriter:
     """
 
     def __init__(self, folder: Path, shard: str, published_index: Path | None = None) -> None:
-        self.files = (folder / f"{shard}{INDEX_SUFFIX}",)
+        self._index_path = folder / f"{shard}{INDEX_SUFFIX}"
         self.written_bytes = 0
         self._folder = folder
         self._count = 0
-        self._index = self.files[0].open("wb")
+        self._index = self._index_path.open("wb")
         for file in read_index(published_index) if published_index is not None else ():
             self._add_to_index(file)
 
@@ -134,7 +134,7 @@ class ImageFilesWriter:
             ResourceError: The files are not what was written.
         """
         numbered = {path.name: path.stat().st_size for path in self._folder.glob(f"*{_SUFFIX}")}
-        indexed = {file.number: file.size_bytes for file in read_index(self.files[0]) if file.number in numbered}
+        indexed = {file.number: file.size_bytes for file in read_index(self._index_path) if file.number in numbered}
         if len(indexed) != rows or indexed != numbered:
             raise ResourceError(
                 f"{rows} files were written, and {len(numbered)} were found when they were read back; check the disk"

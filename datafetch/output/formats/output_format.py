@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeAlias
 
@@ -118,7 +117,6 @@ class OutputFormat(ABC):
         return None
 
 
-@dataclass(frozen=True, slots=True)
 class ShardFormat(OutputFormat):
     """A format with a fixed number of files for each shard, ``<shard><suffix>``.
 

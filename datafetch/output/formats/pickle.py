@@ -38,9 +38,9 @@ class PickleShardWriter:
     """Writes one shard as ``<name>.pkl`` and ``<name>.count``; rows are written as they come and never held."""
 
     def __init__(self, folder: Path, name: str) -> None:
-        self.files = (folder / f"{name}{ROWS_SUFFIX}", folder / f"{name}{COUNT_SUFFIX}")
+        self._rows_path, self._count_path = (folder / f"{name}{suffix}" for suffix in PickleFormat.suffixes)
         self._rows = 0
-        self._file = ChecksummedFile(self.files[0])
+        self._file = ChecksummedFile(self._rows_path)
         self._file.write(PREAMBLE)
 
     def write_row(self, row: OutputRow) -> None:
@@ -59,7 +59,7 @@ class PickleShardWriter:
         """Complete both files."""
         self._file.write(LIST_END if self._rows else pickle.STOP)
         self._file.finish()
-        self.files[1].write_text(str(self._rows), encoding="ascii")
+        self._count_path.write_text(str(self._rows), encoding="ascii")
 
     def check(self, rows: int) -> None:
         """Read the shard back and compare it with what was written.
@@ -72,27 +72,25 @@ class PickleShardWriter:
         Raises:
             ResourceError: The shard is not what was written.
         """
-        path = self.files[0]
         if not rows:
-            for file in self.files:
-                file.unlink()
+            self._rows_path.unlink()
+            self._count_path.unlink()
             return
+        name = self._rows_path.name
         try:
-            found, counted = sum(1 for _ in frame_sizes(path)), read_count(self.files[1])
+            found, counted = sum(1 for _ in frame_sizes(self._rows_path)), read_count(self._count_path)
         except ManifestError as error:
-            raise ResourceError(
-                f"{path.name} can't be read back after it was written ({error}); check the disk"
-            ) from error
+            raise ResourceError(f"{name} can't be read back after it was written ({error}); check the disk") from error
         if found != rows:
-            raise ResourceError(f"{path.name} has {found} of the {rows} rows that were written; check the disk")
+            raise ResourceError(f"{name} has {found} of the {rows} rows that were written; check the disk")
         if counted != rows:
-            raise ResourceError(f"{self.files[1].name} says {counted} and not {rows}; check the disk")
+            raise ResourceError(f"{self._count_path.name} says {counted} and not {rows}; check the disk")
         self._file.check()
 
     @property
     def written_bytes(self) -> int:
         """The size of both files."""
-        return sum(path.stat().st_size for path in self.files if path.exists())
+        return sum(path.stat().st_size for path in (self._rows_path, self._count_path) if path.exists())
 
     def close(self) -> None:
         """Close the file, finished or not."""

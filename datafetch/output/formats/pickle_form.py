@@ -30,9 +30,9 @@ from datafetch.output.row import (
     PLACEHOLDER_BYTES,
     PLACEHOLDER_PREFIX,
     PLACEHOLDER_PREFIX_TEXT,
-    LazyImage,
     OutputRow,
 )
+from datafetch.store.spool_format import SpooledImage
 
 PREAMBLE = pickle.PROTO + bytes([4]) + pickle.EMPTY_LIST
 FRAME_HEADER_BYTES = 9  # the opcode and a length of 8 bytes
@@ -98,11 +98,11 @@ class _ImageSlot:
 
     start: int
     end: int
-    image: LazyImage
+    image: SpooledImage
     is_text: bool
 
     @classmethod
-    def of(cls, match: re.Match[bytes], images: Sequence[LazyImage]) -> Self:
+    def of(cls, match: re.Match[bytes], images: Sequence[SpooledImage]) -> Self:
         is_text = match["text"] is not None
         content = b64decode(match["text"]) if is_text else match["bytes"]
         return cls(match.start(), match.end(), images[int.from_bytes(content[-NUMBER_BYTES:], "big")], is_text)

@@ -89,11 +89,11 @@ def polled(process: subprocess.Popen[str], out: Path) -> Iterator[Status]:
 
 def check_consistency(status: Status) -> None:
     """What holds at any time."""
-    assert status.done == status.ok + status.failed
+    assert status.ended == status.ok + status.failed
     assert status.failed == sum(status.by_kind.values()) == sum(host.failed for host in status.hosts)
-    assert status.rows + status.dropped <= status.samples <= status.done
+    assert status.rows + status.dropped <= status.samples <= status.ended
     assert status.shards_published + status.shards_open <= status.shards
-    assert status.expected_images is None or status.expected_images == status.done + (status.open_images or 0)
+    assert status.expected_images is None or status.expected_images == status.ended + (status.open_images or 0)
     assert bool(status.at_work) is (status.state is RunState.RUNNING)
 
 
@@ -111,9 +111,9 @@ def test_a_run_is_followed_to_its_end(tmp_path: Path, run_at_work: subprocess.Po
     states = [status.state for status in seen]
     running = [status for status in seen if status.state is RunState.RUNNING]
     assert states[states.index(RunState.RUNNING) :] == [RunState.RUNNING] * len(running) + [RunState.COMPLETE]
-    assert len({status.done for status in running}) > 5
+    assert len({status.ended for status in running}) > 5
     assert any(one.pid == run_at_work.pid for status in running for one in status.at_work)
-    assert all(status.shards_open for status in running if status.done not in (0, IMAGES))
+    assert all(status.shards_open for status in running if status.ended not in (0, IMAGES))
     assert any(status.spooled_bytes for status in running)
     run_at_work.communicate(timeout=PATIENCE_S)  # the report comes after the last shard
     last = read_status(out)
@@ -147,8 +147,8 @@ def test_a_run_that_was_stopped_is_interrupted(
     stopped = read_status(out)
     check_consistency(stopped)
     assert stopped.state is RunState.INTERRUPTED
-    assert stopped.done >= status.done > 10
-    assert stopped.samples == stopped.done
+    assert stopped.ended >= status.ended > 10
+    assert stopped.samples == stopped.ended
     assert stopped.shards_open >= 1
     assert stopped.expected_images == IMAGES + 5
     assert stopped.spooled_bytes > 0
@@ -252,7 +252,7 @@ def test_the_output_may_be_named_in_several_ways(layout: OutputLayout, monkeypat
     assert read_status(layout.state_folder) == expected
     monkeypatch.chdir(layout.out)
     assert read_status(Path()) == expected
-    assert read_status(Path("../out")).done == expected.done
+    assert read_status(Path("../out")).ended == expected.ended
 
 
 def test_a_shard_with_a_ledger_counts_by_it_alone(layout: OutputLayout) -> None:
@@ -323,7 +323,7 @@ def test_of_a_damaged_spool_counts_what_comes_before(layout: OutputLayout) -> No
     whole = path.read_bytes()
     for place in range(0, len(whole), 5):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
-        assert 3 <= read_status(layout.out).done <= 5
+        assert 3 <= read_status(layout.out).ended <= 5
 
 
 def _no_job(layout: OutputLayout) -> None:

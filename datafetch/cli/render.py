@@ -181,7 +181,7 @@ def _facts(status: Status) -> Table:
     table.add_row("state", _state(status))
     expected = "" if status.expected_images is None else f" of about {status.expected_images:,}"
     left = "" if status.open_images is None else f", {status.open_images:,} open"
-    table.add_row("images", f"{status.done:,}{expected}: {status.ok:,} ok, {status.failed:,} failed{left}")
+    table.add_row("images", f"{status.ended:,}{expected}: {status.ok:,} ok, {status.failed:,} failed{left}")
     table.add_row(
         "samples",
         f"{status.samples:,} ended; published shards have {status.rows:,} rows, {status.dropped:,} were dropped",
@@ -229,7 +229,7 @@ def _kinds(status: Status) -> Table:
     table.add_column("images", justify="right")
     table.add_column("of all", justify="right")
     for kind, count in status.by_kind.items():
-        table.add_row(_plain(kind), f"{count:,}", f"{count / status.done:.1%}")
+        table.add_row(_plain(kind), f"{count:,}", f"{count / status.ended:.1%}")
     return table
 
 

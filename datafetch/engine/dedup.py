@@ -115,7 +115,7 @@ class UrlDeduplicator:
 
 
 class RecentUrlIndex:
-    """A hash table of a fixed size that keeps the most recent entries, 17 bytes each.
+    """A hash table of a fixed size that keeps the most recent entries, 16 bytes each.
 
     It is organised like the cache of a processor: a key belongs to one bucket of 8 entries, and where that is full, the
     bucket's oldest entry is replaced. So nothing grows, nothing has to be cleaned up, and the entry that was added last

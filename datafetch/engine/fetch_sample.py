@@ -51,7 +51,7 @@ class SampleFetcher:
         self._budget = budget
 
     async def fetch_sample(self, shard: OpenShard, sample: Sample) -> None:
-        """Fetch those images of a sample that have no outcome from an earlier run, and complete the sample."""
+        """Fetch those images of a sample that have no outcome from an earlier run, and end the sample."""
         recovered = shard.spool.recovered
         ended = recovered.images.get(sample.position, {})
         if len(sample.urls) == 1 and not ended:

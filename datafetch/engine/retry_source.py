@@ -8,11 +8,11 @@ have no result in it.
 
 A shard is in one of three states:
 
-* to begin: its spool is absent, or has another marker (``_marker``) than this retry and the present ledger give: then
+* unopened: its spool is absent, or has another marker (``_marker``) than this retry and the present ledger give: then
   the shard was committed again since. A spool is written anew. It gets its name only once it is complete and on disk,
   so an image without a result in it was never fetched by this retry.
-* begun: its spool has this marker. It is used as it is, with all results that an interrupted retry has added to it.
-* done: its ledger has the number of this retry. The shard is not handed out again.
+* open: its spool has this marker. It is used as it is, with all results that an interrupted retry has added to it.
+* published: its ledger has the number of this retry. The shard is not handed out again.
 
 Rules: the manifest is not read; everything that a retry needs was kept when the shard was committed. Which images are
 fetched again is decided by ``RetryFilter`` alone, here and in the merge.

@@ -1,1 +1,1 @@
-"""The types that all packages share: frozen values that depend on nothing else."""
+"""What all packages share: values, interfaces, and how observers are run."""

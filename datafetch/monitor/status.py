@@ -85,7 +85,7 @@ class Status:
     has_open_retry: bool = False
 
     @property
-    def done(self) -> int:
+    def ended(self) -> int:
         """The number of images that ended, whether they arrived or failed."""
         return sum(self.outcomes.values())
 
@@ -97,12 +97,12 @@ class Status:
     @property
     def failed(self) -> int:
         """The number of images that failed."""
-        return self.done - self.ok
+        return self.ended - self.ok
 
     @property
     def open_images(self) -> int | None:
         """The number of images that have not ended; None while the total is unknown."""
-        return None if self.expected_images is None else self.expected_images - self.done
+        return None if self.expected_images is None else self.expected_images - self.ended
 
     @property
     def by_kind(self) -> dict[str, int]:
@@ -121,7 +121,7 @@ class Status:
             "samples": {"rows": self.rows, "dropped": self.dropped, "ended": self.samples},
             "images": {
                 "expected": self.expected_images,
-                "done": self.done,
+                "done": self.ended,
                 "ok": self.ok,
                 "failed": self.failed,
                 "open": self.open_images,

@@ -1,4 +1,4 @@
-"""The crash-safe log of a shard in progress: results of images and samples, in the order in which they complete.
+"""The crash-safe log of a shard in progress: results of images and samples, in the order in which they end.
 
 Rules: append-only, one writer. Nothing is decided here; the log records what happened, and ``output.merge`` decides
 what becomes of it. ``spool_format`` defines the bytes.
@@ -7,12 +7,12 @@ Theory of operation: ``Spool.append`` returns once the operating system has the 
 confirmed survives the death of the process. ``Spool.sync``, called every few seconds, brings the entries to disk, so if
 the machine loses power, only the last few seconds are lost. Entries are in no particular order, and a sample may have
 two entries of its own: if the entry of one of its images is damaged, the next run fetches that image again and
-completes the sample again. Recovery (``_recover``) reads the file from start to end:
+ends the sample again. Recovery (``_recover``) reads the file from start to end:
 
 * every intact entry counts, and a damaged one is skipped, so that its image is fetched again;
 * bytes after the last intact entry are a torn write and are cut off, so that new entries follow intact ones;
-* a sample is complete if and only if its own entry and those of all of its images are intact. An image of an
-  incomplete sample is not fetched again if its entry is intact.
+* a sample has ended if and only if its own entry and those of all of its images are intact. An image of a sample that
+  has not ended is not fetched again if its entry is intact.
 
 An incomplete file header means that the machine died while the spool was created: it is written again. A write that
 fails may leave half an entry, so a spool refuses all writes after it; the next run recovers the spool.
@@ -52,9 +52,9 @@ class Recovered:
     """What a spool held when it was opened.
 
     Attributes:
-        samples: Positions of the complete samples.
-        images: For each incomplete sample, by position: image number → ledger line of the images that have a result.
-        jpeg_bytes: For each incomplete sample, by position: the size of the JPEGs of these images.
+        samples: Positions of the samples that have ended.
+        images: For each other sample, by position: image number → ledger line of the images that have a result.
+        jpeg_bytes: For each other sample, by position: the size of the JPEGs of these images.
         outcomes: Number of images by outcome.
         marker: The spool's marker.
         end_offset: The end of the last intact entry, in bytes.
@@ -230,7 +230,7 @@ def _count_record(recovered: Recovered, image_counts: dict[int, int], record: Sp
 
     Args:
         recovered: What the spool holds; updated.
-        image_counts: Number of images of the samples whose own entry has been read but which are incomplete, by
+        image_counts: Number of images of the samples whose own entry has been read but which have not ended, by
             position; updated.
         record: The entry's content.
     """

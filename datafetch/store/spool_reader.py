@@ -1,4 +1,4 @@
-"""Reads a complete spool in manifest order, as a sequence of samples with the results of their images."""
+"""Reads the spool of a shard whose samples have all ended: samples in manifest order, with results of their images."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class SpooledSample:
 
 
 class SpoolReader:
-    """Reads a spool in manifest order, once all samples of its shard are complete.
+    """Reads a spool in manifest order, once all samples of its shard have ended.
 
     Memory holds 8 bytes per entry, and 56 while the spool is opened. JPEGs, of which a sample may have hundreds, stay
     in the spool until they are loaded; the file remains open until neither this reader nor any of its images is

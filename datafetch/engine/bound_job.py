@@ -10,7 +10,7 @@ from datafetch.datasets import find_dataset
 from datafetch.engine.disk_estimate import DiskEstimate
 from datafetch.engine.feed import MAX_OPEN_SAMPLES, MAX_OPEN_SHARDS
 from datafetch.engine.job import Job, dataset_of, hash_of, identify, own_spec, reshard_plan, settings_of
-from datafetch.engine.ownership import take_for_job
+from datafetch.engine.ownership import claim_for_job
 from datafetch.model.interfaces import Dataset, Manifest
 from datafetch.output.merge import Output
 from datafetch.output.training_list import keep_published, published_source
@@ -49,8 +49,8 @@ class BoundJob:
         """How records become rows, and where they go."""
         return Output(self.dataset, self.layout, self.job.payload, max_sample_bytes=self.job.max_sample_bytes)
 
-    def take_output(self, shards: Collection[str]) -> None:
-        """Take an unused output for this job, or check that it is this job's already. Its lock is held.
+    def claim_output(self, shards: Collection[str]) -> None:
+        """Claim an unused output for this job, or check that it is this job's already. Its lock is held.
 
         Args:
             shards: Names of the shards that are to be fetched.
@@ -58,7 +58,7 @@ class BoundJob:
         Raises:
             ConfigurationError: The output belongs to another job, or holds files that datafetch has not written.
         """
-        take_for_job(self.layout, self.identity, settings_of(self.job, self.spec), shards, fresh=self.job.fresh)
+        claim_for_job(self.layout, self.identity, settings_of(self.job, self.spec), shards, fresh=self.job.fresh)
 
     def keep_published_list(self) -> None:
         """Copy the published JSON list to the state folder, if there is one; the trainer's list is made from it."""

@@ -2,16 +2,16 @@
 
 An output is in one of four states, which its state folder shows:
 
-* unused: it has no ``job.json``. A run may take it if its folder is empty, or its format allows files of others there.
+* unused: it has no ``job.json``. A run may claim it if its folder is empty, or its format allows files of others there.
 * of a job: ``job.json`` holds the job's identity, that is, everything that decides the rows. Only a run with the same
-  identity may take it; any other is refused, with the difference named. The settings recorded next to the identity may
+  identity may claim it; any other is refused, with the difference named. The settings recorded next to the identity may
   differ from run to run.
 * of a job that starts over (``fresh``): everything that datafetch has written is deleted, ``job.json`` last, so that an
   interrupted deletion is continued by the next such run, and then the output is unused.
-* of ``datafetch reshard``: it has an ``equal.json`` without a ``job.json``. No run may take it.
+* of ``datafetch reshard``: it has an ``equal.json`` without a ``job.json``. No run may claim it.
 
 Everything happens under a lock that dies with its holder, in this order: killed runs are recovered from (what they left
-complete is put in its place), the caller's ``prepare`` takes the output or refuses, and then what was left incomplete
+complete is put in its place), the caller's ``prepare`` claims the output or refuses, and then what was left incomplete
 is deleted. A run holds the lock exclusively. Processes that fetch shards hold it shared, together with a lock on each
 of their shards, and so at most one of them writes anything of a shard. What they share, ``job.json`` among it, they
 prepare one after the other; none of them deletes what is incomplete, since another one may be writing it.
@@ -160,10 +160,10 @@ def _refuse_unwritable(layout: OutputLayout) -> None:
     refuse_unpublishable(layout.state_folder, layout.out)
 
 
-def take_for_job(
+def claim_for_job(
     layout: OutputLayout, identity: Identity, settings: Mapping[str, object], shards: Collection[str], *, fresh: bool
 ) -> None:
-    """Take an unused output for a job, or check that it is the job's already. Its lock is held.
+    """Claim an unused output for a job, or check that it is the job's already. Its lock is held.
 
     Args:
         layout: The paths of the output.

@@ -62,7 +62,7 @@ async def retry_failed(
     layout = await asyncio.to_thread(layout_of, folder, job, identity)
     if job.no_lock:
         await asyncio.to_thread(refuse_at_work, layout)
-    async with locked_output(layout, partial(_take_for_retry, layout, identity), is_alone=job.no_lock):
+    async with locked_output(layout, partial(_prepare_retry, layout, identity), is_alone=job.no_lock):
         permitted = Permitted.of(job)
         begun = await asyncio.to_thread(begin_retry, layout, wanted or RetryFilter(), shards, permitted)
         # Before anything is fetched: the next retry must permit this too, even if this one is interrupted.
@@ -89,7 +89,7 @@ async def _complete_retry(layout: OutputLayout, session: Session, fetched: Fetch
     return report
 
 
-def _take_for_retry(layout: OutputLayout, identity: Identity) -> None:
+def _prepare_retry(layout: OutputLayout, identity: Identity) -> None:
     """Check that the output is that of a complete run, before anything is fetched.
 
     Raises:

@@ -73,8 +73,8 @@ async def fetch_dataset(
     if job.fresh:
         await _try_to_start(bound)
     before = None if job.fresh else await asyncio.to_thread(read_permitted, layout)
-    take = partial(bound.take_output, shards)
-    async with locked_output(layout, take, fresh=job.fresh, is_alone=job.no_lock):
+    prepare = partial(bound.claim_output, shards)
+    async with locked_output(layout, prepare, fresh=job.fresh, is_alone=job.no_lock):
         _log_no_longer_permitted(before, job)
         await asyncio.to_thread(_begin_run, bound)
         session = Session(job, bound.output, shards, observers)
@@ -128,7 +128,7 @@ async def fetch_dataset_shards(
     if job.no_lock:
         await asyncio.to_thread(refuse_at_work, layout)
     before = await asyncio.to_thread(read_permitted, layout)
-    async with locked_shards(layout, names, partial(_take_for_shards, bound, names), is_alone=job.no_lock):
+    async with locked_shards(layout, names, partial(_prepare_for_shards, bound, names), is_alone=job.no_lock):
         _log_no_longer_permitted(before, job)
         session = Session(job, bound.output, names, observers, layout.shard_progress(names[0]))
         feed = Feed(bound.manifest, layout, job.limit, frozenset(names))
@@ -165,7 +165,7 @@ async def finish_dataset(job: Job, observers: Iterable[Observer[Statistics]] = (
         raise _not_published(bound, shards)  # before anything is created
     if job.no_lock:
         await asyncio.to_thread(refuse_at_work, layout)
-    async with locked_output(layout, partial(_take_for_finish, bound), is_alone=job.no_lock):
+    async with locked_output(layout, partial(_prepare_to_finish, bound), is_alone=job.no_lock):
         session = Session(job, bound.output, shards, observers)
         async with session.published_by_others() as fetched:
             return await _complete_run(bound, session, fetched)
@@ -259,10 +259,10 @@ def _begin_run(bound: BoundJob) -> None:
     layout.report.unlink(missing_ok=True)  # its existence means that the run is complete
 
 
-def _take_for_shards(bound: BoundJob, shards: list[str]) -> None:
+def _prepare_for_shards(bound: BoundJob, shards: list[str]) -> None:
     """Prepare the output for some of its shards; other processes may be fetching others."""
     layout = bound.layout
-    bound.take_output(shards)
+    bound.claim_output(shards)
     bound.keep_published_list()
     sizes = {shard.name: shard.size for shard in bound.manifest.shards()}
     share = sum(sizes[shard] for shard in shards) / max(1, sum(sizes.values()))
@@ -271,14 +271,14 @@ def _take_for_shards(bound: BoundJob, shards: list[str]) -> None:
         layout.report.unlink(missing_ok=True)
 
 
-def _take_for_finish(bound: BoundJob) -> None:
+def _prepare_to_finish(bound: BoundJob) -> None:
     """Check that all shards are published, and delete spools that are left of them.
 
     Raises:
         ConfigurationError: A shard is not published.
     """
     layout = bound.layout
-    bound.take_output(())
+    bound.claim_output(())
     missing = unpublished_shards(layout, bound.shards, bound.job.limit)
     if missing:
         raise _not_published(bound, missing)

@@ -69,8 +69,8 @@ async def retry_failed(
         await asyncio.to_thread(remember, layout, permitted)
         if permitted.options():
             _log.info("permitted, and remembered for later retries: %s", " ".join(permitted.options()))
-        spools = layout.for_retry(begun.number, begun.token)
-        output = Output(dataset, spools, job.payload, begun, job.max_sample_bytes)
+        retry_layout = layout.for_retry(begun.number, begun.token)
+        output = Output(dataset, retry_layout, job.payload, begun, job.max_sample_bytes)
         source = await asyncio.to_thread(FailedSamples, output, begun, shards)
         session = Session(job, output, shards, observers)
         feed = Feed(source, output.layout)

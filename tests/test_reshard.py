@@ -101,9 +101,7 @@ def test_nothing_is_lost_and_every_rank_reads_the_same(
     rows = pairs(sum(sizes))
     source = write_shards(folder / "source", rows, sizes)
     before = files_of(source)
-    request = ReshardRequest(
-        source, folder / "out", ranks.world_size, ranks.batch, ranks.group, "none" if seed is None else str(seed)
-    )
+    request = ReshardRequest(source, folder / "out", ranks.world_size, ranks.batch, ranks.group, seed)
     if not rows or len(rows) < ranks.min_rows:
         with pytest.raises((ConfigurationError, ManifestError), match=r"too few|have no rows"):
             reshard(request)
@@ -138,7 +136,7 @@ def test_shards_of_more_than_a_thousand_rows_are_as_a_sink_writes_them(tmp_path:
     """A shard that is written in any order has the same bytes as one written row by row."""
     rows = pairs(5003)
     source = write_shards(tmp_path / "source", rows, [2500, 2503])
-    reshard(ReshardRequest(source, tmp_path / "out", world_size=2, batch=1, group=1, shuffle="3"))
+    reshard(ReshardRequest(source, tmp_path / "out", world_size=2, batch=1, group=1, shuffle=3))
     shards = read_shards(tmp_path / "out")
     assert [len(shard) for shard in shards] == [2502, 2501]
     again = write_shards(tmp_path / "again", [row for shard in shards for row in shard], [2502, 2501])
@@ -234,7 +232,7 @@ def test_unfinished_shards_of_another_request_are_discarded(tmp_path: Path, sour
     assert reshard(ReshardRequest(source, out, world_size=6, batch=1, group=1), monitor) is None
     shutil.rmtree(source)
     write_shards(source, pairs(40), [40])
-    reshard(ReshardRequest(source, out, world_size=2, batch=1, group=1, shuffle="none"))
+    reshard(ReshardRequest(source, out, world_size=2, batch=1, group=1, shuffle=None))
     assert read_shards(out) == [pairs(40)[:20], pairs(40)[20:]]
 
 
@@ -465,7 +463,7 @@ def test_third_party_shards_are_accepted(tmp_path: Path, protocol: int) -> None:
     source.mkdir()
     (source / "a.pkl").write_bytes(pickle.dumps(rows, protocol))
     (source / "a.count").write_text("20\n")
-    reshard(ReshardRequest(source, tmp_path / "out", world_size=2, batch=1, group=1, shuffle="none"))
+    reshard(ReshardRequest(source, tmp_path / "out", world_size=2, batch=1, group=1, shuffle=None))
     assert read_shards(tmp_path / "out") == [rows[:10], rows[10:]]
 
 
@@ -586,9 +584,9 @@ def test_a_wrong_source_is_one_line_and_exit_2(
         (["--world-size", "64"], "50 rows are too few for --world-size 64"),
         (["--world-size", "0"], "--world-size must be from 1"),
         (["--group", "0"], "--group must be from 1"),
-        (["--shuffle", "yes"], "--shuffle takes a seed"),
-        (["--shuffle", "-1"], "--shuffle takes a seed"),
-        (["--shuffle", "9" * 30], "--shuffle takes a seed"),
+        (["--shuffle", "yes"], "--shuffle takes a whole number or 'none', not 'yes'"),
+        (["--shuffle", "-1"], "--shuffle must be from 0 to 9,223,372,036,854,775,807, not -1"),
+        (["--shuffle", "9" * 30], "--shuffle must be from 0"),
     ],
 )
 def test_impossible_requests_are_refused_before_anything_is_written(

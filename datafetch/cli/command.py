@@ -23,7 +23,8 @@ SETTINGS: dict[str, Any] = {
 """typer's settings for every command. Its rich help takes twice as long to load, and fits less into 80 columns."""
 
 _GIVEN = "given"
-_OTHERS = "Options"
+_ARGUMENTS = "Arguments"
+_OPTIONS = "Options"
 _MAX_NAME_COLUMNS = 26
 
 
@@ -35,17 +36,20 @@ class Command(typer.core.TyperCommand):
         return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
 
     def format_options(self, ctx: Context, formatter: HelpFormatter) -> None:
-        """Write the arguments, and then the options of each group; ``--help`` is in the last one."""
+        """Write the arguments, and then the options of each group; ``--help`` is in the last one.
+
+        A command whose options are all in that group has them under a title that says no more than that.
+        """
         sections: dict[str, list[tuple[str, str]]] = {}
-        panels = [getattr(one, "rich_help_panel", None) for one in self.params]
-        others = OptionGroup.BEHAVIOUR.value if any(panels) else _OTHERS
         for one in self.get_params(ctx):
             if record := one.get_help_record(ctx):
                 name, text = record
-                title = getattr(one, "rich_help_panel", None) or others
+                title = getattr(one, "rich_help_panel", None) or OptionGroup.BEHAVIOUR.value
                 if one.param_type_name == "argument":
-                    title, name = "Arguments", name.partition(" ")[0]  # without its type
+                    title, name = _ARGUMENTS, name.partition(" ")[0]  # without its type
                 sections.setdefault(title, []).append((name, text))
+        if sections.keys() <= {_ARGUMENTS, OptionGroup.BEHAVIOUR.value}:
+            sections[_OPTIONS] = sections.pop(OptionGroup.BEHAVIOUR.value)
         names = [name for records in sections.values() for name, _ in records]
         columns = max((len(name) for name in names if len(name) <= _MAX_NAME_COLUMNS), default=0)
         titles = [title.value for title in OptionGroup]
@@ -69,10 +73,12 @@ def with_options(
 
     Args:
         function: The function of a command.
-        options: The options that it gets besides its own parameters; none of them is required.
+        options: The options, in their order; none of them is required.
         gather: Turns the options that were given, by name, into the value of ``given``.
     """
-    own = [one for one in inspect.signature(function, eval_str=True).parameters.values() if one.name != _GIVEN]
+    parameters: list[inspect.Parameter] = []
+    for one in inspect.signature(function, eval_str=True).parameters.values():
+        parameters += options if one.name == _GIVEN else [one]
     names = [one.name for one in options]
 
     @functools.wraps(function)
@@ -80,6 +86,6 @@ def with_options(
         given = {name: value for name in names if (value := values.pop(name)) is not None}
         return function(**values, **{_GIVEN: gather(given)})
 
-    wrapped.__signature__ = inspect.Signature([*own, *options])  # type: ignore[attr-defined]
-    wrapped.__annotations__ = {one.name: one.annotation for one in (*own, *options)}
+    wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {one.name: one.annotation for one in parameters}
     return wrapped

@@ -1,6 +1,6 @@
-"""The options of the command line, which are fields of a job's values: fields → parameters → job.
+"""The options of the command line, which are fields of values: fields → parameters → a job, a check or a request.
 
-Rules: no option is declared here. Its field declares its name, its help, its values and its effect.
+Rules: a field declares its option's name, help, values and effect. Only what no value has is declared here.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from types import NoneType
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
+from msgspec import UNSET
 
 from datafetch.engine.job import Job
 from datafetch.errors import ConfigurationError
@@ -22,11 +23,15 @@ from datafetch.model.options import Effect, OptionField, OptionGroup, options_of
 from datafetch.model.outcome import FailureKind, Permission
 from datafetch.transcode import ImageSpec
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 # More digits than any option takes, so that a number that is too large is refused where its maximum is known.
 _SIZE = re.compile(r"([0-9]{1,100})(\.[0-9]{1,9})?\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
-_COUNT = re.compile(r"[0-9]{1,100}")
+_NUMBER = re.compile(r"-?[0-9]{1,100}")
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 _UNITS = ("GiB", "MiB", "KiB")
+_Values = TypeVar("_Values", bound="DataclassInstance")
 
 PERMISSIONS: Mapping[str, Permission] = {permission.replace("-", "_"): permission for permission in Permission}
 """Options that permit what is refused by default, by name."""
@@ -37,7 +42,7 @@ Json = Annotated[
         "--json", help="One JSON object on standard output at the end.", rich_help_panel=OptionGroup.BEHAVIOUR
     ),
 ]
-"""The option of commands that run a job."""
+"""The option of all commands."""
 MinSuccess = Annotated[
     float,
     typer.Option(
@@ -59,12 +64,12 @@ def parse_bytes(flag: str, text: str) -> int:
     return int(match[1]) * unit_bytes + int(float(match[2] or 0) * unit_bytes)
 
 
-def parse_count(flag: str, text: str, word: str) -> int | None:
-    """Parse a whole number above 0; None for the word that stands for no number."""
+def parse_number(flag: str, text: str, word: str) -> int | None:
+    """Parse a whole number; None for the word that stands for no number."""
     if text == word:
         return None
-    if not (_COUNT.fullmatch(text) and int(text) > 0):
-        raise ConfigurationError(f"{flag} takes a whole number above 0, or {word!r}, not {text!r}")
+    if not _NUMBER.fullmatch(text):
+        raise ConfigurationError(f"{flag} takes a whole number or {word!r}, not {text!r}")
     return int(text)
 
 
@@ -78,24 +83,29 @@ class GivenOptions:
 
     values: Mapping[str, Any]
 
-    def change(self, job: Job) -> Job:
-        """Apply the options to a job. Networks are added to those that it already allows.
+    def apply(self, before: _Values) -> _Values:
+        """Apply the options to a value with fields for them.
 
         Raises:
             ConfigurationError: A value can't be read, or is not allowed.
         """
-        image = job.image or ImageSpec()
-        fetch = self._changes(job.fetch)
-        if "allow_net" in fetch:
-            fetch["allow_net"] = tuple(dict.fromkeys((*job.fetch.allow_net, *fetch["allow_net"])))
-        changes = {
-            **self._changes(job),
-            "fetch": replace(job.fetch, **fetch),
-            "image": replace(image, **self._changes(image)),
-        }
-        if job.options is not None:
-            changes["options"] = replace(job.options, **self._changes(job.options))
-        return replace(job, **changes)
+        own = [one for one in options_of(type(before)) if one.name in self.values]
+        return replace(before, **{one.field: _read(one, self.values[one.name]) for one in own})
+
+    def change(self, job: Job) -> Job:
+        """Apply the options to a job and its parts. Networks are added to those that it already allows.
+
+        Raises:
+            ConfigurationError: A value can't be read, or is not allowed.
+        """
+        fetch = self.apply(job.fetch)
+        networks = dict.fromkeys((*job.fetch.allow_net, *fetch.allow_net))
+        return replace(
+            self.apply(job),
+            fetch=replace(fetch, allow_net=tuple(networks)),
+            image=self.apply(job.image or ImageSpec()),
+            options=None if job.options is None else self.apply(job.options),
+        )
 
     @property
     def permitted_kinds(self) -> frozenset[FailureKind]:
@@ -106,24 +116,19 @@ class GivenOptions:
             if self.values.get(name) and self.values[name] != OptOut.OBEY
         )
 
-    def _changes(self, values: object) -> dict[str, Any]:
-        return {
-            one.field: _read(one, self.values[one.name]) for one in options_of(type(values)) if one.name in self.values
-        }
-
 
 def _read(one: OptionField, value: Any) -> Any:
     if one.option.is_bytes:
         return parse_bytes(one.flag, value)
     if one.option.none_word is not None:
-        return parse_count(one.flag, value, one.option.none_word)
+        return parse_number(one.flag, value, one.option.none_word)
     return tuple(value) if isinstance(value, list) else value
 
 
 def parameters_of(
     candidates: Sequence[object],
     *,
-    wanted: Callable[[OptionField], bool] = lambda _: True,
+    is_selected: Callable[[OptionField], bool] = lambda _: True,
     add_help: Callable[[OptionField], str] = lambda _: "",
     shows_defaults: bool = True,
 ) -> list[inspect.Parameter]:
@@ -131,14 +136,14 @@ def parameters_of(
 
     Args:
         candidates: Instances of one dataclass, whose values are the defaults; where they differ, help says so.
-        wanted: Selects the options.
+        is_selected: Selects the options.
         add_help: Returns a sentence to add to the help of an option; empty for none.
         shows_defaults: Whether help states the defaults.
     """
     cls = type(candidates[0])
     hints = get_type_hints(cls)
     parameters = []
-    for one in filter(wanted, options_of(cls)):
+    for one in filter(is_selected, options_of(cls)):
         texts = {_default_text(one, getattr(values, one.field)) for values in candidates}
         default = texts.pop() if len(texts) == 1 else "(the dataset's own)"
         sentences = [one.option.help, add_help(one), f" [default: {default}]" if shows_defaults and default else ""]
@@ -174,8 +179,8 @@ def _default_text(one: OptionField, value: object) -> str:
 
     A description that is not a value of the option is in parentheses, as in typer's own help.
     """
-    if value is None or value in ((), ""):
-        return one.option.none_word or (f"({one.option.unset})" if one.option.unset else "")
+    if value is None or value in ((), "", UNSET):
+        return f"({one.option.unset})" if one.option.unset else one.option.none_word or ""
     if isinstance(value, bool):
         return ""
     if one.option.is_bytes and isinstance(value, int):

@@ -22,9 +22,10 @@ from datafetch.model.untrusted import is_utf8
 from datafetch.output.formats import FORMATS
 from datafetch.output.merge import DEFAULT_MAX_SAMPLE_BYTES
 from datafetch.output.reshard.plan import Plan
-from datafetch.output.reshard.ranks import GROUP_OF, SHUFFLE_OF, Ranks
+from datafetch.output.reshard.ranks import DEFAULT_WORLD_SIZE, GROUP_OF, SHUFFLE_OF, Ranks
 from datafetch.store.job_file import FORMAT, Identity, not_a_job, read_job_file
 from datafetch.store.layout import OutputLayout
+from datafetch.store.lock import NO_LOCK
 from datafetch.transcode import DEFAULT_MAX_PIXELS, MAX_PROCESSES, Encoding, ImageSpec, Resize
 
 GIB = 1024**3
@@ -109,17 +110,11 @@ class Job:
         ),
     )
     world_size: int | None = option(
-        64,
+        DEFAULT_WORLD_SIZE,
         _Setting(help="Number of ranks to reshard for.", group=OptionGroup.OUTPUT, metavar="N", unset="none"),
     )
     fresh: bool = option(False, _Setting(help="Start over instead of resuming.", group=OptionGroup.BEHAVIOUR))
-    no_lock: bool = option(
-        False,
-        _Setting(
-            help="Run without a lock, on filesystems that have none. Make sure that no other run uses this output.",
-            group=OptionGroup.BEHAVIOUR,
-        ),
-    )
+    no_lock: bool = option(False, NO_LOCK)
     options: DatasetOptions | None = None
 
     def __post_init__(self) -> None:

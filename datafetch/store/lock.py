@@ -20,7 +20,14 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 
 from datafetch.errors import ConfigurationError, ResourceError
+from datafetch.model.options import Effect, Option, OptionGroup
 
+NO_LOCK = Option(
+    help="Run without a lock, on filesystems that have none. Make sure that no other run uses this output.",
+    group=OptionGroup.BEHAVIOUR,
+    effect=Effect.NONE,
+)
+"""The option of everything that writes to an output."""
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _NO_RANGE_LOCKS = (*_NO_LOCKS, errno.EINVAL)
 _HELD = (errno.EAGAIN, errno.EACCES)

@@ -17,8 +17,9 @@ from datafetch.errors import ConfigurationError, raise_if_exhausted, require_in_
 from datafetch.model.interfaces import Dataset
 from datafetch.model.kinds import Loader
 from datafetch.model.observers import Observer, observed_by
+from datafetch.model.options import Option, OptionGroup, option
 from datafetch.output.formats import ROWS_SUFFIX, ImageFilesFormat, PickleFormat
-from datafetch.output.reshard.ranks import GROUP_OF, Ranks
+from datafetch.output.reshard.ranks import BATCH, DEFAULT_BATCH, DEFAULT_WORLD_SIZE, GROUP, GROUP_OF, WORLD_SIZE, Ranks
 from datafetch.process.event_loop import run_to_end
 from datafetch.store.job_file import JobFile, read_job_file
 from datafetch.store.layout import OutputLayout
@@ -58,12 +59,25 @@ class Check:
     """
 
     out: str
-    loader: Loader | None = None
-    image_root: str | None = None
-    world_size: int = 64
-    batch: int = 2
-    group: int | None = None
-    processes: int | None = None
+    loader: Loader | None = option(
+        None, Option(help="Loader to check for.", group=OptionGroup.BEHAVIOUR, unset="the job's, or by the first row")
+    )
+    image_root: str | None = option(
+        None,
+        Option(
+            help="Base of the paths in a JSON list.",
+            group=OptionGroup.BEHAVIOUR,
+            metavar="DIR",
+            unset="the list's folder",
+        ),
+    )
+    world_size: int = option(DEFAULT_WORLD_SIZE, WORLD_SIZE)
+    batch: int = option(DEFAULT_BATCH, BATCH)
+    group: int | None = option(None, GROUP)
+    processes: int | None = option(
+        None,
+        Option(help="Number of codec processes.", group=OptionGroup.BEHAVIOUR, metavar="N", unset="CPU count"),
+    )
 
     def __post_init__(self) -> None:
         """Refuse invalid values before anything is read."""

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from datafetch.cli.command import as_command
 from datafetch.cli.exit_code import ExitCode
+from datafetch.cli.options import Json
 from datafetch.cli.progress import ProgressConsole, show_log_messages, show_progress
 from datafetch.cli.render import show_report
 from datafetch.demo import DEFAULT_FOLDER, run_demo
@@ -23,7 +24,7 @@ def demo(
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Output folder: new, empty, or that of an earlier demo.")
     ] = DEFAULT_FOLDER,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output at the end.")] = False,
+    json: Json = False,
 ) -> int:
     """Fetch a small dataset from a local image server with deliberate faults."""
     console = ProgressConsole()

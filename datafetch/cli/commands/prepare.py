@@ -168,7 +168,7 @@ def _run_parameters(dataset: Dataset | None) -> list[Parameter]:
     return [
         *parameters_of([FetchPolicy()], add_help=add_help),
         *parameters_of([own_spec(dataset) for dataset in datasets], add_help=add_help),
-        *parameters_of([_UNSET], wanted=is_taken, add_help=add_help),
+        *parameters_of([_UNSET], is_selected=is_taken, add_help=add_help),
     ]
 
 

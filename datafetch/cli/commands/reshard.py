@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from datafetch.cli.command import as_command
+from datafetch.cli.command import as_command, with_options
 from datafetch.cli.exit_code import ExitCode
+from datafetch.cli.options import GivenOptions, Json, parameters_of
 from datafetch.cli.progress import ProgressConsole, show_log_messages, show_resharding
 from datafetch.cli.render import show_resharded
 from datafetch.output.reshard import folder
@@ -18,34 +19,17 @@ from datafetch.output.reshard.folder import ReshardRequest
 from datafetch.process.interrupts import active_interrupts
 
 
-def reshard(  # noqa: PLR0913 - one parameter an option
+def reshard(
     source: Annotated[
         Path, typer.Argument(metavar="SRC", help="A folder of shards (.pkl and .count files); never changed.")
     ],
     out: Annotated[Path, typer.Argument(metavar="DST", help="Output folder, empty or new.")],
     *,
-    world_size: Annotated[int, typer.Option(metavar="N", help="Number of ranks of the training.")] = 64,
-    batch: Annotated[int, typer.Option(metavar="N", help="Groups of samples that a rank takes in one step.")] = 2,
-    group: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", help="Samples that the loader takes together.", show_default="4 for pairs, 1 for documents"
-        ),
-    ] = None,
-    shuffle: Annotated[
-        str | None,
-        typer.Option(metavar="SEED|none", help="Shuffle all rows.", show_default="0 for pairs, none for documents"),
-    ] = None,
-    no_lock: Annotated[
-        bool,
-        typer.Option(
-            "--no-lock",
-            help="Run without a lock, on filesystems that have none. Make sure that no other run uses this output.",
-        ),
-    ] = False,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output at the end.")] = False,
+    given: GivenOptions,
+    json: Json = False,
 ) -> int:
     """Make shards of equal size, so that every rank reads the same number of samples."""
+    request = given.apply(ReshardRequest(source, out))
     console = ProgressConsole()
     stop = threading.Event()
     with (
@@ -54,13 +38,10 @@ def reshard(  # noqa: PLR0913 - one parameter an option
         active_interrupts() as interrupts,
         interrupts.stopping_with(stop.set),
     ):
-        made = folder.reshard(
-            ReshardRequest(source, out, world_size, batch, group, shuffle, no_lock),
-            ProgressMonitor(report_progress, stop),
-        )
+        made = folder.reshard(request, ProgressMonitor(report_progress, stop))
     assert made is not None, "only a signal stops it, and that raises KeyboardInterrupt"
     show_resharded(made, as_json=json)
     return ExitCode.COMPLETE
 
 
-command = as_command(reshard)
+command = as_command(with_options(reshard, parameters_of([ReshardRequest(Path(), Path())]), GivenOptions))

@@ -91,7 +91,7 @@ def _also_retried(one: OptionField) -> str:
 _OPTIONS = [
     option
     for values in (FetchPolicy(), ImageSpec(), Job("", "", ""))
-    for option in parameters_of([values], wanted=_is_taken, add_help=_also_retried, shows_defaults=False)
+    for option in parameters_of([values], is_selected=_is_taken, add_help=_also_retried, shows_defaults=False)
 ]
 
 command = as_command(with_options(retry, _OPTIONS, GivenOptions))

@@ -9,6 +9,7 @@ import typer
 
 from datafetch.cli.command import as_command
 from datafetch.cli.exit_code import ExitCode
+from datafetch.cli.options import Json
 from datafetch.cli.render import show_status
 from datafetch.monitor.status import read_status
 
@@ -16,7 +17,7 @@ from datafetch.monitor.status import read_status
 def status(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The output folder, or its state folder.")],
     *,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+    json: Json = False,
 ) -> int:
     """Show the progress of a run, without disturbing it."""
     show_status(read_status(out), as_json=json)

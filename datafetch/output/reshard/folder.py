@@ -13,21 +13,41 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datafetch.errors import ConfigurationError, ManifestError, ResourceError, raise_if_exhausted
+from msgspec import UNSET, UnsetType
+
+from datafetch.errors import (
+    ConfigurationError,
+    ManifestError,
+    ResourceError,
+    raise_if_exhausted,
+    require_in_range,
+)
 from datafetch.model.kinds import Loader
+from datafetch.model.options import Option, OptionGroup, option
 from datafetch.output.formats import COUNT_SUFFIX, ROWS_SUFFIX, decode_row, read_count, read_frames
 from datafetch.output.reshard.copy import ProgressMonitor, reshard_rows
 from datafetch.output.reshard.plan import Plan, Source, fingerprint, permutation
-from datafetch.output.reshard.ranks import GROUP_OF, SHUFFLE_OF, Epoch, Ranks, epoch, shard_sizes
+from datafetch.output.reshard.ranks import (
+    BATCH,
+    DEFAULT_BATCH,
+    DEFAULT_WORLD_SIZE,
+    GROUP,
+    GROUP_OF,
+    SHUFFLE_OF,
+    WORLD_SIZE,
+    Epoch,
+    Ranks,
+    epoch,
+    shard_sizes,
+)
 from datafetch.output.reshard.record import ReshardRecord, read_reshard_record
 from datafetch.output.reshard.swap import complete_swap
 from datafetch.store.atomic import LINK_ADVICE, leads_out, make_folder, refuse_links
 from datafetch.store.layout import OutputLayout
-from datafetch.store.lock import Lock, locks_where_possible
+from datafetch.store.lock import NO_LOCK, Lock, locks_where_possible
 from datafetch.store.state_file import read_if_sound
 
-_SEED_END = 2**63
-_MAX_SHOWN_CHARS = 40
+_MAX_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,26 +60,38 @@ class ReshardRequest:
         world_size: The number of ranks.
         batch: The number of groups that a rank takes in one step.
         group: The number of samples that the loader takes together; None for the default of the rows' loader.
-        shuffle: A seed, or ``none`` to keep the order; None for the default of the rows' loader.
+        shuffle: The seed of the order of the rows; None keeps their order, and unset takes the default of their loader.
         no_lock: Run without a lock; the operator makes sure that no other run uses the output.
     """
 
     source: Path
     out: Path
-    world_size: int = 64
-    batch: int = 2
-    group: int | None = None
-    shuffle: str | None = None
-    no_lock: bool = False
+    world_size: int = option(DEFAULT_WORLD_SIZE, WORLD_SIZE)
+    batch: int = option(DEFAULT_BATCH, BATCH)
+    group: int | None = option(None, GROUP)
+    shuffle: int | UnsetType | None = option(
+        UNSET,
+        Option(
+            help="Shuffle all rows.",
+            group=OptionGroup.BEHAVIOUR,
+            metavar="SEED|none",
+            unset="0 for pairs, none for documents",
+            none_word="none",
+        ),
+    )
+    no_lock: bool = option(False, NO_LOCK)
 
     def plan(self, loader: Loader) -> Plan:
         """The plan for rows that a loader reads, whose defaults are used for what was not set.
 
         Raises:
-            ConfigurationError: A value is out of range or not a seed.
+            ConfigurationError: A value is out of range.
         """
         ranks = Ranks(self.world_size, self.batch, GROUP_OF[loader] if self.group is None else self.group)
-        return Plan(ranks, SHUFFLE_OF[loader] if self.shuffle is None else _parse_seed(self.shuffle))
+        seed = SHUFFLE_OF[loader] if self.shuffle is UNSET else self.shuffle
+        if seed is not None:
+            require_in_range("--shuffle", seed, 0, _MAX_SEED)
+        return Plan(ranks, seed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,17 +164,6 @@ def reshard(request: ReshardRequest, monitor: ProgressMonitor | None = None) -> 
     made = read_reshard_record(layout)
     assert made is not None  # reshard_rows ends with it
     return _resharded(layout, made, is_new=True)
-
-
-def _parse_seed(text: str) -> int | None:
-    if text == "none":
-        return None
-    if not (text.isascii() and text.isdigit() and len(text) <= _MAX_SHOWN_CHARS and int(text) < _SEED_END):
-        raise ConfigurationError(
-            f"--shuffle takes a seed, a whole number from 0 to {_SEED_END - 1:,}, or 'none', "
-            f"not {text[:_MAX_SHOWN_CHARS]!r}"
-        )
-    return int(text)
 
 
 def _absolute(path: Path) -> Path:

@@ -16,6 +16,7 @@ from msgspec import Meta
 
 from datafetch.errors import ConfigurationError, require_in_range
 from datafetch.model.kinds import Loader
+from datafetch.model.options import Option, OptionGroup
 
 GROUP_OF: Mapping[Loader, int] = {Loader.COYO: 4, Loader.MMC4: 1}
 """The number of samples that each loader takes together."""
@@ -23,6 +24,16 @@ GROUP_OF: Mapping[Loader, int] = {Loader.COYO: 4, Loader.MMC4: 1}
 SHUFFLE_OF: Mapping[Loader, int | None] = {Loader.COYO: 0, Loader.MMC4: None}
 """The default seed for shuffling the rows, by loader: pairs are read in the order of the files, documents are not."""
 
+DEFAULT_WORLD_SIZE = 64
+DEFAULT_BATCH = 2
+WORLD_SIZE = Option(help="Number of ranks that read the shards.", group=OptionGroup.BEHAVIOUR, metavar="N")
+BATCH = Option(help="Groups of samples that a rank takes in one step.", group=OptionGroup.BEHAVIOUR, metavar="N")
+GROUP = Option(
+    help="Samples that the loader takes together.",
+    group=OptionGroup.BEHAVIOUR,
+    metavar="N",
+    unset="4 for pairs, 1 for documents",
+)
 _MAX_RANKS = 1_000_000  # beyond any cluster
 RankNumber: TypeAlias = Annotated[int, Meta(ge=1, le=_MAX_RANKS)]
 """A number of ranks, or of what one rank takes at once."""
@@ -40,8 +51,8 @@ class Ranks:
         group: The number of samples that the loader takes together: 4 pairs, or 1 document.
     """
 
-    world_size: int = 64
-    batch: int = 2
+    world_size: int = DEFAULT_WORLD_SIZE
+    batch: int = DEFAULT_BATCH
     group: int = 4
 
     def __post_init__(self) -> None:

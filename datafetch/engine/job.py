@@ -33,7 +33,7 @@ _OPTIONS_KEY = "choices"  # in job.json, under the name that it has had from the
 _MAX_LIMIT = 2**63 - 1
 _MAX_SAMPLE_BYTES = 2 * GIB  # a row has less than 4 GiB: these as base64, and its text
 
-_Setting = partial(Option, effect=Effect.NONE)
+_NoRowEffect = partial(Option, effect=Effect.NONE)
 _T = TypeVar("_T")
 
 
@@ -79,11 +79,11 @@ class Job:
     )
     fetch: FetchPolicy = field(default_factory=FetchPolicy)
     processes: int | None = option(
-        None, _Setting(help="Number of codec processes.", group=OptionGroup.IMAGES, metavar="N", unset="CPU count")
+        None, _NoRowEffect(help="Number of codec processes.", group=OptionGroup.IMAGES, metavar="N", unset="CPU count")
     )
     memory_bytes: int = option(
         GIB,
-        _Setting(
+        _NoRowEffect(
             name="memory",
             help="Budget for bodies that wait for the codec; reading pauses above it.",
             group=OptionGroup.NETWORK,
@@ -102,7 +102,7 @@ class Job:
     )
     scratch: str | None = option(
         None,
-        _Setting(
+        _NoRowEffect(
             help="Folder for shards in progress.",
             group=OptionGroup.OUTPUT,
             metavar="DIR",
@@ -111,9 +111,9 @@ class Job:
     )
     world_size: int | None = option(
         DEFAULT_WORLD_SIZE,
-        _Setting(help="Number of ranks to reshard for.", group=OptionGroup.OUTPUT, metavar="N", unset="none"),
+        _NoRowEffect(help="Number of ranks to reshard for.", group=OptionGroup.OUTPUT, metavar="N", unset="none"),
     )
-    fresh: bool = option(False, _Setting(help="Start over instead of resuming.", group=OptionGroup.BEHAVIOUR))
+    fresh: bool = option(False, _NoRowEffect(help="Start over instead of resuming.", group=OptionGroup.BEHAVIOUR))
     no_lock: bool = option(False, NO_LOCK)
     options: DatasetOptions | None = None
 

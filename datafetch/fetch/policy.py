@@ -24,7 +24,7 @@ _MAX_RETRIES = (
     60  # the ledger counts attempts in 8 bits, and a truncated image is fetched again with retries of its own
 )
 _MAX_TIMEOUT_S = 86_400.0
-_Setting = partial(Option, group=OptionGroup.NETWORK, effect=Effect.NONE)
+_NetworkOption = partial(Option, group=OptionGroup.NETWORK, effect=Effect.NONE)
 _Permission = partial(Option, group=OptionGroup.NETWORK, effect=Effect.PERMITS)
 
 
@@ -58,15 +58,18 @@ class FetchPolicy:
     """
 
     connections: int | None = option(
-        None, _Setting(help="Maximum number of open requests.", metavar="N|auto", none_word="auto")
+        None, _NetworkOption(help="Maximum number of open requests.", metavar="N|auto", none_word="auto")
     )
-    per_host: int = option(8, _Setting(help="Maximum number of open requests to one host.", metavar="N"))
+    per_host: int = option(8, _NetworkOption(help="Maximum number of open requests to one host.", metavar="N"))
     timeout_s: float = option(
-        30.0, _Setting(name="timeout", help="Seconds for one attempt, from sending to the last byte.", metavar="S")
+        30.0,
+        _NetworkOption(name="timeout", help="Seconds for one attempt, from sending to the last byte.", metavar="S"),
     )
     connect_timeout_s: float = 10.0
     stall_timeout_s: float = 20.0
-    retries: int = option(2, _Setting(help="Further attempts after a failure that may be temporary.", metavar="N"))
+    retries: int = option(
+        2, _NetworkOption(help="Further attempts after a failure that may be temporary.", metavar="N")
+    )
     backoff_s: float = 0.5
     max_body_bytes: int = option(
         DEFAULT_MAX_BODY_BYTES, _Permission(name="max_body", help="Refuse larger response bodies.", is_bytes=True)
@@ -77,20 +80,21 @@ class FetchPolicy:
         _Permission(help="Also connect to these non-public addresses. Repeatable.", metavar="CIDR", unset="none"),
     )
     nameservers: tuple[str, ...] = option(
-        (), _Setting(name="nameserver", help="Name server. Repeatable.", metavar="IP[:PORT]", unset="the system's")
+        (),
+        _NetworkOption(name="nameserver", help="Name server. Repeatable.", metavar="IP[:PORT]", unset="the system's"),
     )
     opt_out: OptOut = option(
         OptOut.OBEY,
         _Permission(help="Whether to obey responses that forbid the use of their image (X-Robots-Tag)."),
     )
     contact: str = option(
-        "", _Setting(name="user_agent", help="Contact to add to the User-Agent.", metavar="TEXT", unset="none")
+        "", _NetworkOption(name="user_agent", help="Contact to add to the User-Agent.", metavar="TEXT", unset="none")
     )
     insecure: bool = option(
         False,
         _Permission(help="Also accept invalid certificates and outdated TLS; the ledger marks these images."),
     )
-    trust_env: bool = option(False, _Setting(help="Use the proxies named in the environment (HTTPS_PROXY …)."))
+    trust_env: bool = option(False, _NetworkOption(help="Use the proxies named in the environment (HTTPS_PROXY …)."))
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, before anything is fetched."""

@@ -15,7 +15,7 @@ _MAX_SIDE_PX = 2**31 - 1  # Pillow's sizes are C integers; images are never enla
 _MAX_PIXELS = 2**32  # what a JPEG can hold
 _MAX_QUALITY = 95  # higher values only make files larger (Pillow's documentation)
 
-_Setting = partial(Option, group=OptionGroup.IMAGES)
+_ImageOption = partial(Option, group=OptionGroup.IMAGES)
 
 
 class Pixels(StrEnum):
@@ -84,21 +84,21 @@ class ImageSpec:
 
     short_side_px: int | None = option(
         None,
-        _Setting(
+        _ImageOption(
             name="short_side",
             help="Shrink so that the shorter side is PX; never enlarge.",
             metavar="PX|none",
             none_word="none",
         ),
     )
-    quality: int = option(75, _Setting(help="JPEG quality, 1 to 95.", metavar="Q"))
+    quality: int = option(75, _ImageOption(help="JPEG quality, 1 to 95.", metavar="Q"))
     pixels: Pixels = option(
         Pixels.RECIPE,
-        _Setting(help="Pixels as in the recipe, or correct: upright, over white, sRGB, 16 bits scaled."),
+        _ImageOption(help="Pixels as in the recipe, or correct: upright, over white, sRGB, 16 bits scaled."),
     )
     resize: Resize | None = option(
         None,
-        _Setting(
+        _ImageOption(
             help=(
                 "Shrink from all pixels, or decode large JPEGs at reduced size first "
                 "(PSNR of photographs: median 53 dB, at least 39)."
@@ -108,18 +108,20 @@ class ImageSpec:
     )
     encode: Encoding = option(
         Encoding.RECIPE,
-        _Setting(help="Encode every image again, keep JPEGs that need no change, or keep every image that decodes."),
+        _ImageOption(
+            help="Encode every image again, keep JPEGs that need no change, or keep every image that decodes."
+        ),
     )
     max_pixels: int = option(
         DEFAULT_MAX_PIXELS,
-        _Setting(
+        _ImageOption(
             help="Refuse images whose header says that they have more pixels.", effect=Effect.PERMITS, metavar="N"
         ),
     )
     min_pixels: int = 1
     decode_timeout_s: float = option(
         20.0,
-        _Setting(
+        _ImageOption(
             name="decode_timeout",
             help="CPU seconds that one image may take in the codec.",
             effect=Effect.NONE,

@@ -5,6 +5,10 @@ from __future__ import annotations
 import sys
 from contextlib import suppress
 from enum import IntEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datafetch.model.report import Report
 
 _MAX_CHARS = 2000
 _END_CHARS = 500  # kept from the end of a longer message, where it says what to do
@@ -20,6 +24,18 @@ class ExitCode(IntEnum):
     TOO_FEW_IMAGES = 3
     OUT_OF_RESOURCES = 4
     INTERRUPTED = 130
+
+
+def exit_code_of(report: Report, min_success: float) -> ExitCode:
+    """Return the exit code of a run or a retry; if too few images arrived, write that as a line on standard error."""
+    images = report.totals.images
+    share = report.totals.ok / images if images else 1.0
+    if share >= min_success:
+        return ExitCode.COMPLETE
+    return complain(
+        f"{share:.1%} of the images arrived, but --min-success requires {min_success:.1%}",
+        ExitCode.TOO_FEW_IMAGES,
+    )
 
 
 def complain(message: str, code: ExitCode) -> ExitCode:

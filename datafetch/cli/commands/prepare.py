@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from datafetch.cli.command import Command, as_command, with_options
+from datafetch.cli.exit_code import exit_code_of
 from datafetch.cli.options import PERMISSIONS, GivenOptions, Json, MinSuccess, parameters_of
-from datafetch.cli.outcome import report_outcome
 from datafetch.cli.progress import ProgressConsole, show_log_messages, show_progress
+from datafetch.cli.render import show_report
 from datafetch.datasets import DATASETS, find_dataset
 from datafetch.engine.job import Job, own_spec, reshard_plan
 from datafetch.engine.runner import run
@@ -77,7 +78,8 @@ def prepare(  # noqa: PLR0913 - one parameter an option
     console = ProgressConsole()
     with show_log_messages(console):
         report = run(job, observers=[partial(show_progress, console=console)])
-    return report_outcome(report, as_json=json, min_success=min_success)
+    show_report(report, as_json=json)
+    return exit_code_of(report, min_success)
 
 
 class _PrepareDataset(Command):

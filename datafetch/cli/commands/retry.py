@@ -10,9 +10,10 @@ from typing import Annotated
 import typer
 
 from datafetch.cli.command import as_command, with_options
+from datafetch.cli.exit_code import exit_code_of
 from datafetch.cli.options import PERMISSIONS, GivenOptions, Json, MinSuccess, may_differ_later, parameters_of
-from datafetch.cli.outcome import report_outcome
 from datafetch.cli.progress import ProgressConsole, show_log_messages, show_progress
+from datafetch.cli.render import show_report
 from datafetch.engine.job import Job
 from datafetch.engine.runner import retry as retry_run
 from datafetch.errors import ConfigurationError, unknown_name
@@ -62,7 +63,8 @@ def retry(
             change=given.change,
             observers=[partial(show_progress, console=console)],
         )
-    return report_outcome(report, as_json=json, min_success=min_success)
+    show_report(report, as_json=json)
+    return exit_code_of(report, min_success)
 
 
 def _wanted(kinds: Sequence[str] | None, *, everything: bool, permitted: frozenset[FailureKind]) -> RetryFilter:

@@ -433,8 +433,8 @@ def test_indices_of_kept_documents(job: Job, web: Web, tmp_path: Path) -> None:
     check_books(report, 4)
     assert [row["n"] for row in read_rows(job)] == [0, 3]
     assert (report.totals.samples, report.totals.rows) == (4, 2)
-    assert report.selection is not None
-    assert (report.selection.wanted, report.selection.not_found) == (3, 1)
+    assert report.id_list_result is not None
+    assert (report.id_list_result.wanted, report.id_list_result.not_found) == (3, 1)
     with pytest.raises(ConfigurationError, match="an output with --ids-index kept can't be retried"):
         retry(job.out)
 

@@ -190,9 +190,9 @@ def test_shards_in_any_order_make_the_same(tmp_path: Path, job: Job, settings: d
     report = finish(job)
     assert files_of(job) == files_of(whole)
     assert ledger_of(OutputLayout(Path(job.out))) == ledger_of(OutputLayout(Path(whole.out)))
-    assert (report.totals, report.selection, report.resharded) == (
+    assert (report.totals, report.id_list_result, report.resharded) == (
         expected.totals,
-        expected.selection,
+        expected.id_list_result,
         expected.resharded,
     )
     assert (report.shards, report.requests, report.reused) == (expected.shards, 0, expected.totals.ok)
@@ -221,8 +221,8 @@ def test_every_dataset_can_be_fetched_apart(tmp_path: Path, authority: str, name
     report = finish(apart)
     assert (report.totals.samples, report.totals.rows) == (expected.totals.samples, expected.totals.rows)
     assert expected.totals.rows > 0
-    assert (report.selection, report.shards, report.resharded) == (
-        expected.selection,
+    assert (report.id_list_result, report.shards, report.resharded) == (
+        expected.id_list_result,
         expected.shards,
         expected.resharded,
     )

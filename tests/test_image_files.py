@@ -332,8 +332,8 @@ def test_only_the_covers_that_a_training_names(covers: Job, tmp_path: Path) -> N
     options = OcrVqaOptions(only_referenced=str(tmp_path / "training.json"))
     report = run(replace(covers, options=options))
     assert sorted(path.name for path in Path(covers.out).iterdir()) == ["000000001X.jpg", "000000003X.jpg"]
-    assert report.selection is not None
-    assert (report.selection.wanted, report.selection.not_found) == (3, 1)
+    assert report.id_list_result is not None
+    assert (report.id_list_result.wanted, report.id_list_result.not_found) == (3, 1)
     with pytest.raises(ConfigurationError, match="started with different settings"):
         run(covers)
 

@@ -191,7 +191,7 @@ def test_a_second_run_asks_for_nothing(job: Job, origin: Origin) -> None:
     assert origin.requests() == requests
     assert files_of(job) == before
     assert second.totals == first.totals
-    assert second.selection == first.selection
+    assert second.id_list_result == first.id_list_result
     assert (second.requests, second.reused, second.written_bytes) == (0, first.totals.ok, 0)
     assert second.images_per_s == 0
 
@@ -234,8 +234,8 @@ def test_a_limit_takes_the_first_samples(job: Job, source: CoyoSource) -> None:
     limited = replace(job, limit=40)
     report = run(limited)
     assert [row["id"] for row in read_rows(limited)] == list(source.urls)[:40]
-    assert report.selection is not None
-    assert report.selection.not_found is None
+    assert report.id_list_result is not None
+    assert report.id_list_result.not_found is None
     assert run(limited).totals == report.totals
 
 
@@ -243,7 +243,7 @@ def test_without_ids_the_datasets_own_choice(job: Job, source: CoyoSource) -> No
     """The published rule chooses, and there is nothing to say about ids."""
     report = run(replace(job, ids=None))
     assert [row["id"] for row in read_rows(job)] == list(source.urls)
-    assert report.selection is None
+    assert report.id_list_result is None
     assert "ids" not in report.summary()
 
 

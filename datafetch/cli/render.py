@@ -84,8 +84,8 @@ def show_report(report: Report, *, as_json: bool) -> None:
             f"resharded for {counted(epoch.world_size, 'rank')} of {samples} each: "
             f"an epoch uses {used_share:.3%} of all rows"
         )
-    if report.selection is not None:
-        found = report.selection
+    if report.id_list_result is not None:
+        found = report.id_list_result
         missing = "missing ones not counted (--limit)" if found.not_found is None else f"{found.not_found:,} not found"
         files = f", {counted(found.missing_files, 'file')} missing" if found.missing_files else ""
         beyond = f", {found.out_of_range:,} beyond the end of their files" if found.out_of_range else ""

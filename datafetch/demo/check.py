@@ -95,11 +95,10 @@ def check_files(job: Job, report: Report, source: CoyoSource) -> Iterator[Findin
     yield Finding("rows in manifest order", len(rows), "all", "all" if is_ordered else "not all")
     intact = sum(_is_intact(row["image"]) for row in rows)
     yield Finding("images that decode, short side at most 336", intact, str(report.totals.ok), str(intact))
-    assert report.selection is not None, "the demo's job has an ID list"
-    yield Finding(
-        "IDs listed twice", report.selection.duplicates, str(source.duplicates), str(report.selection.duplicates)
-    )
-    yield Finding("IDs not found", source.not_found, str(source.not_found), str(report.selection.not_found))
+    ids = report.id_list_result
+    assert ids is not None, "the demo's job has an ID list"
+    yield Finding("IDs listed twice", ids.duplicates, str(source.duplicates), str(ids.duplicates))
+    yield Finding("IDs not found", source.not_found, str(source.not_found), str(ids.not_found))
 
 
 def _is_intact(image_base64: str) -> bool:

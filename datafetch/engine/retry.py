@@ -43,7 +43,7 @@ Change: TypeAlias = Callable[[Job], Job]
 
 async def retry_failed(
     out: str,
-    wanted: RetryFilter | None = None,
+    retry_filter: RetryFilter | None = None,
     *,
     change: Change | None = None,
     observers: Iterable[Observer[Statistics]] = (),
@@ -64,7 +64,7 @@ async def retry_failed(
         await asyncio.to_thread(refuse_at_work, layout)
     async with locked_output(layout, partial(_prepare_retry, layout, identity), is_alone=job.no_lock):
         permitted = Permitted.of(job)
-        begun = await asyncio.to_thread(begin_retry, layout, wanted or RetryFilter(), shards, permitted)
+        begun = await asyncio.to_thread(begin_retry, layout, retry_filter or RetryFilter(), shards, permitted)
         # Before anything is fetched: the next retry must permit this too, even if this one is interrupted.
         await asyncio.to_thread(remember, layout, permitted)
         if permitted.options():

@@ -182,7 +182,7 @@ def shard_names(job: Job) -> list[str]:
 
 def retry(
     out: str,
-    wanted: RetryFilter | None = None,
+    retry_filter: RetryFilter | None = None,
     *,
     change: Change | None = None,
     observers: Iterable[Observer[Statistics]] = (),
@@ -192,7 +192,7 @@ def retry(
 
     Args:
         out: The output of a complete run.
-        wanted: Which failures; None selects temporary ones, or those of the retry that was interrupted.
+        retry_filter: Which failures; None selects temporary ones, or those of the retry that was interrupted.
         change: Changes settings of that run; none that the rows depend on. What it permits is remembered for later
             retries. A network that it leaves out stays permitted.
         observers: Each watches while it runs.
@@ -203,9 +203,9 @@ def retry(
 
     Raises:
         DatafetchError: There is no complete run, or this machine ran out of something.
-        KeyboardInterrupt: Ctrl-C; the same call resumes the retry, and so does one without ``wanted`` and ``change``.
+        KeyboardInterrupt: Ctrl-C; the same call resumes the retry, and so does one without a filter and ``change``.
     """
-    work = retry_failed(out, wanted, change=change, observers=observers, backends=backends)
+    work = retry_failed(out, retry_filter, change=change, observers=observers, backends=backends)
     return run_to_end(work, uvloop.new_event_loop)
 
 
@@ -219,7 +219,7 @@ def _write_run_report(bound: BoundJob, session: Session, report: Report) -> Repo
     """Add what only a run can report, and write the report."""
     layout = bound.layout
     id_list = _id_list_result(bound, session.published())
-    report = replace(report, selection=id_list, has_open_retry=layout.retry.exists())
+    report = replace(report, id_list_result=id_list, has_open_retry=layout.retry.exists())
     write_report(layout, report)
     layout.remove_empty_spool_folders()
     return report

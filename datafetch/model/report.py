@@ -70,7 +70,7 @@ class Report:
         requests: The number of attempts of this run; one with redirects counts once.
         connections: The limit of open requests at the end of the run, set by the operator or found automatically.
         elapsed_s: Wall-clock time of this run.
-        selection: The result of the id list; None without one.
+        id_list_result: The result of the id list; None without one.
         retried: The number of images that were fetched again; None if the run was not a retry.
         resharded: What the ranks read; None if the output was not resharded.
         permittable: The number of failed images that a permission might let through, by failure kind.
@@ -88,7 +88,7 @@ class Report:
     requests: int
     connections: int
     elapsed_s: float
-    selection: IdListResult | None = None
+    id_list_result: IdListResult | None = None
     retried: int | None = None
     resharded: ReshardedEpoch | None = None
     permittable: Mapping[str, int] = field(default_factory=dict)
@@ -137,13 +137,14 @@ class Report:
             }
         if self.retried is not None:
             summary["retried"] = self.retried
-        if self.selection is not None:
+        if self.id_list_result is not None:
+            ids = self.id_list_result
             summary["ids"] = {
-                "wanted": self.selection.wanted,
-                "duplicates": self.selection.duplicates,
-                "not_found": self.selection.not_found,
-                **({"missing_files": self.selection.missing_files} if self.selection.missing_files else {}),
-                **({"out_of_range": self.selection.out_of_range} if self.selection.out_of_range else {}),
-                **({"remark": self.selection.remark} if self.selection.remark else {}),
+                "wanted": ids.wanted,
+                "duplicates": ids.duplicates,
+                "not_found": ids.not_found,
+                **({"missing_files": ids.missing_files} if ids.missing_files else {}),
+                **({"out_of_range": ids.out_of_range} if ids.out_of_range else {}),
+                **({"remark": ids.remark} if ids.remark else {}),
             }
         return summary

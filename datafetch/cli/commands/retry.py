@@ -59,7 +59,7 @@ def retry(
     with show_log_messages(console):
         report = retry_run(
             str(out),
-            _wanted(kinds, everything=everything, permitted=given.permitted_kinds),
+            _retry_filter(kinds, everything=everything, permitted=given.permitted_kinds),
             change=given.change,
             observers=[partial(show_progress, console=console)],
         )
@@ -67,7 +67,7 @@ def retry(
     return exit_code_of(report, min_success)
 
 
-def _wanted(kinds: Sequence[str] | None, *, everything: bool, permitted: frozenset[FailureKind]) -> RetryFilter:
+def _retry_filter(kinds: Sequence[str] | None, *, everything: bool, permitted: frozenset[FailureKind]) -> RetryFilter:
     if everything and kinds:
         raise ConfigurationError("give --kinds or --all, not both")
     if everything:

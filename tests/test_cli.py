@@ -774,6 +774,6 @@ def test_what_was_counted_is_said_in_the_right_number(
     for said in (bad_lines, images, rows):
         assert said in printed
     ending = "" if count == 1 else "s"
-    for thing in ("sample", "shard", "request", "connection"):
+    for thing in ("sample", "shard", "request"):
         assert re.search(rf"\b{count} {thing}{ending}\b", printed)
     assert f"for {count} rank{ending} of {count} sample{ending} each" in printed

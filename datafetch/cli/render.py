@@ -70,7 +70,7 @@ def show_report(report: Report, *, as_json: bool) -> None:
         (
             f"this run: {counted(totals.ok - report.reused, 'image')} arrived in "
             f"{timedelta(seconds=round(report.elapsed_s))}, {report.images_per_s:.1f} images/s, "
-            f"{counted(report.requests, 'request')} through {counted(report.connections, 'connection')}, "
+            f"{counted(report.requests, 'request')}, up to {report.connections:,} at once, "
             f"{counted(report.reused, 'image')} reused"
             + (f" ({report.repeated:,} of URLs that were already requested)" if report.repeated else "")
         ),

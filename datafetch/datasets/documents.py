@@ -51,13 +51,15 @@ class DocumentOptions(DatasetOptions):
 
     keep_at_least: int | None = option(
         None,
-        Option(help="Keep documents of which K images arrive, without the others.", metavar="K", unset="all", least=1),
+        Option(
+            help="Keep documents of which K images arrive, without the others.", metavar="K", unset="all", minimum=1
+        ),
     )
     fill_similarity: bool = option(
         False, Option(help="Give documents without a similarity matrix one of zeros.", effect=Effect.PERMITS)
     )
     max_images: int | None = option(
-        None, Option(help="Leave out documents with more images.", metavar="N", unset="none", least=1)
+        None, Option(help="Leave out documents with more images.", metavar="N", unset="none", minimum=1)
     )
     min_similarity: float | None = option(
         None, Option(help="Leave out documents with an image of lower similarity.", metavar="S", unset="none")
@@ -68,7 +70,7 @@ class DocumentOptions(DatasetOptions):
             help="Leave out documents with more tokens: those of the text, and 729 an image.",
             metavar="N",
             unset="none",
-            least=1,
+            minimum=1,
         ),
     )
     tokenizer: str | None = option(

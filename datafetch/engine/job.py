@@ -119,14 +119,14 @@ class Job:
 
     def __post_init__(self) -> None:
         """Refuse invalid values before anything is read."""
-        for flag, value, most in (
+        for flag, value, maximum in (
             ("--limit", self.limit, _MAX_LIMIT),
             ("--processes", self.processes, MAX_PROCESSES),
             ("--memory", self.memory_bytes, MAX_BYTES),
             ("--max-sample", self.max_sample_bytes, _MAX_SAMPLE_BYTES),
         ):
             if value is not None:
-                require_in_range(flag, value, 1, most)
+                require_in_range(flag, value, 1, maximum)
         if self.world_size is not None:
             Ranks(self.world_size)
         if self.payload not in tuple(Payload):

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from datafetch.errors import ConfigurationError, require_in_range
 
-MOST_COUNT = 2**31 - 1
+MAX_COUNT = 2**31 - 1
 """The maximum of every integer option of a dataset."""
 _METADATA_KEY = "datafetch.option"
 _Value = TypeVar("_Value")
@@ -57,7 +57,7 @@ class Option:
         unset: What the help shows as the default if the default is no value.
         none_word: The word for None, for an integer that may be unset.
         is_bytes: Whether it is a size in bytes, which may be given as ``32MiB``.
-        least: The minimum of an integer option of a dataset; None for no check.
+        minimum: The minimum of an integer option of a dataset; None for no check.
     """
 
     help: str
@@ -68,7 +68,7 @@ class Option:
     unset: str = ""
     none_word: str | None = None
     is_bytes: bool = False
-    least: int | None = None
+    minimum: int | None = None
 
 
 def option(default: _Value, declared: Option) -> _Value:
@@ -128,8 +128,8 @@ class DatasetOptions:
             ConfigurationError: An option is out of its bounds, or not a number; the message names it.
         """
         for one in options_of(type(self)):
-            value, least = getattr(self, one.field), one.option.least
-            if isinstance(value, int) and least is not None:
-                require_in_range(one.flag, value, least, MOST_COUNT)
+            value, minimum = getattr(self, one.field), one.option.minimum
+            if isinstance(value, int) and minimum is not None:
+                require_in_range(one.flag, value, minimum, MAX_COUNT)
             if isinstance(value, float) and not math.isfinite(value):
                 raise ConfigurationError(f"{one.flag} must be a number, not {value}")

@@ -19,8 +19,8 @@ import PIL
 from PIL import features
 
 from datafetch.model.outcome import OK, Encoded
+from datafetch.process.allocator import keep_freed_memory
 from datafetch.transcode.codec import transcode
-from datafetch.transcode.pool.worker import keep_freed_memory
 from datafetch.transcode.spec import Encoding, ImageSpec, Resize
 
 RECIPE, EXACT, FAST, ORIGINAL = "recipe", "short side 336, exact", "short side 336, fast", "original where it can stay"

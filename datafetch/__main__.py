@@ -19,7 +19,7 @@ def main() -> int:
     interrupts = CommandInterrupts()
     interrupts.take_over()  # before the imports below, which take most of a second
     try:
-        from datafetch.cli.allocator import return_freed_memory  # noqa: PLC0415
+        from datafetch.process.allocator import return_freed_memory  # noqa: PLC0415
 
         return_freed_memory()  # before a command loads Arrow
         from datafetch.cli.app import main as run_command  # noqa: PLC0415

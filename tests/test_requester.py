@@ -589,7 +589,7 @@ async def test_a_wait_for_memory_does_not_count_against_the_host() -> None:
 
 _LARGE = """
 import asyncio, hashlib, re, sys
-from datafetch.cli.allocator import return_freed_memory
+from datafetch.process.allocator import return_freed_memory
 from datafetch.demo.origin import Origin
 from datafetch.fetch import BodyBudget, Fetcher, FetchPolicy, Limiter
 from datafetch.model.outcome import Body

@@ -1,1 +1,1 @@
-"""What every process of datafetch needs: starting a child, handling signals, and running an event loop."""
+"""What every process of datafetch needs: child processes, signals, an event loop, and settings of its allocators."""

@@ -8,7 +8,6 @@ image caused it.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import resource
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from datafetch.model.outcome import Encoded, Failure, FailureKind, Outcome
+from datafetch.process.allocator import keep_freed_memory
 from datafetch.transcode.pool.protocol import U32, Startup, decode_request, encode_message, encode_reply
 from datafetch.transcode.pool.sandbox import enter_sandbox
 from datafetch.transcode.pool.shared_buffer import SharedBuffer
@@ -35,9 +35,6 @@ _BASE_MEMORY_BYTES = 1 << 30  # the interpreter, Pillow, a batch of bodies, and 
 _MEMORY_BYTES_PER_PIXEL = 16  # an RGBA source and its RGB copy take 8, and a decoder's own buffers as much again
 # Each reply wakes the parent, which costs it more than an image does; a crash costs what was not yet reported.
 _REPLY_INTERVAL_S = 0.05
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
-_KEPT_BLOCK_BYTES = 32 * 1024 * 1024  # Pillow allocates pixels in blocks of at most 16 MiB
-_KEPT_BYTES = 64 * 1024 * 1024
 _OOM_SCORE_ADJ = "500"  # of 1000: when the machine runs out of memory, the kernel kills a worker before anything else
 
 
@@ -132,17 +129,6 @@ def _limit_process(spec: ImageSpec) -> None:
 
 def _memory_limit_bytes(spec: ImageSpec) -> int:
     return _BASE_MEMORY_BYTES + spec.max_pixels * _MEMORY_BYTES_PER_PIXEL
-
-
-def keep_freed_memory() -> None:
-    """Let the allocator keep what an image frees for the next one, which saves a tenth of the time.
-
-    glibc returns large blocks to the system at once. An image of a web crawl then costs 150 to 450 page faults.
-    """
-    with suppress(OSError, AttributeError):  # another C library
-        libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_THRESHOLD, _KEPT_BLOCK_BYTES)
-        libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
 def _read_message(stream: BinaryIO) -> bytes:

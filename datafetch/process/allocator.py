@@ -1,4 +1,4 @@
-"""Settings of the memory allocators, so that a process returns freed memory to the system while it runs."""
+"""Settings of the memory allocators: whether a process returns freed memory to the system, or keeps it for later."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import ctypes
 import os
 from contextlib import suppress
 
+_MIB = 1024 * 1024
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
-_MMAP_THRESHOLD_BYTES = 1024 * 1024
-_KEPT_BYTES = 16 * 1024 * 1024
 
 
 def return_freed_memory() -> None:
@@ -21,7 +20,21 @@ def return_freed_memory() -> None:
     heap as soon as 128 KiB are free, which each image allocates and frees again: up to a dozen page faults an image.
     """
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+    _set_thresholds(mmap_bytes=_MIB, trim_bytes=16 * _MIB)
+
+
+def keep_freed_memory() -> None:
+    """Let a codec process keep what an image frees for the next one, which saves a tenth of the time.
+
+    glibc returns large blocks to the system at once. An image of a web crawl then costs 150 to 450 page faults. Pillow
+    allocates pixels in blocks of at most 16 MiB.
+    """
+    _set_thresholds(mmap_bytes=32 * _MIB, trim_bytes=64 * _MIB)
+
+
+def _set_thresholds(*, mmap_bytes: int, trim_bytes: int) -> None:
+    """Set from which size on glibc maps a block on its own, and how much free memory its heap may keep at its end."""
     with suppress(OSError, AttributeError):  # another C library
         libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES)
-        libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+        libc.mallopt(_M_MMAP_THRESHOLD, mmap_bytes)
+        libc.mallopt(_M_TRIM_THRESHOLD, trim_bytes)

@@ -23,6 +23,7 @@ from datafetch.errors import ResourceError
 from datafetch.model.kinds import CounterName
 from datafetch.model.outcome import OK, FailureKind
 from datafetch.model.report import Report
+from datafetch.model.untrusted import to_printable
 from datafetch.monitor.host_failures import FailingHost
 from datafetch.monitor.status import Status
 from datafetch.output.reshard.folder import Resharded
@@ -249,7 +250,7 @@ def _why(host: FailingHost) -> Text:
 
 def _plain(text: str) -> Text:
     """Text without markup and control characters."""
-    return Text("".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text))
+    return Text(to_printable(text))
 
 
 def _clock(seconds: float) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from datafetch.datasets.jsonl_manifest import JsonObject
 from datafetch.errors import ManifestError
+from datafetch.model.untrusted import to_printable
 
 URL_KEYS = ("url", "image_url", "raw_url", "img_url", "src")
 TEXT_KEYS = ("text", "caption")
@@ -34,17 +35,12 @@ def choose_key(what: str, given: str | None, candidates: Sequence[str], records:
     best = max(counts, key=lambda key: counts[key])
     if counts[best]:
         return best
-    found = sorted({_shown(key) for record in records for key in record})
+    found = sorted({to_printable(key[:_MAX_SHOWN_CHARS]) for record in records for key in record})
     shown = ", ".join(found[:_MAX_SHOWN_KEYS]) or "none"
     raise ManifestError(
         f"the first records have no {what} under {' or '.join(tried)}; name the key with --{what}-key; "
         f"the keys that they have: {shown}"
     )
-
-
-def _shown(key: str) -> str:
-    """An untrusted key, made safe to print: short, and without control characters."""
-    return "".join(character if character.isprintable() else "�" for character in key[:_MAX_SHOWN_CHARS])
 
 
 def log_keys(keys: Mapping[str, str]) -> None:

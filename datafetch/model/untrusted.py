@@ -21,3 +21,8 @@ def is_utf8(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def to_printable(text: str) -> str:
+    """A text that can't control a terminal: each character that is not printable becomes U+FFFD."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datafetch.model.outcome import OK
+from datafetch.model.untrusted import to_printable
 
 _MAX_PAIRS = 200_000  # of a host and a kind, about 40 MB
 _KEPT_PAIRS = 100_000
@@ -78,7 +79,7 @@ class FailingHosts:
         for (host, kind), count in self._pairs.items():
             if host in kinds:
                 kinds[host][kind] += count
-        return tuple(FailingHost(_printable(host), dict(kinds[host].most_common())) for host, _ in chosen)
+        return tuple(FailingHost(to_printable(host), dict(kinds[host].most_common())) for host, _ in chosen)
 
     def _add(self, pairs: Counter[tuple[str, str]]) -> None:
         self._pairs.update(pairs)
@@ -91,7 +92,3 @@ def _hosts(urls: pa.Array) -> pa.Array:
     """Return the host of each URL, in lower case and without its port; empty if it has none."""
     hosts: Any = pc.struct_field(pc.extract_regex(urls, _HOST), "host")
     return pc.utf8_slice_codeunits(pc.utf8_lower(pc.fill_null(hosts, "")), 0, _MAX_CHARACTERS)
-
-
-def _printable(host: str) -> str:
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in host)

@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
+from datafetch.model.untrusted import to_printable
+
 MAX_KEPT_PROBLEMS = 1000  # more would not be read, and all of six million rows may be wrong
 _MAX_CHARS = 300
 _MAX_KEY_CHARS = 80
@@ -162,5 +164,4 @@ def batched(examinations: Iterable[Examination]) -> Iterator[list[Examination]]:
 
 def clean(text: str, max_chars: int = _MAX_CHARS) -> str:
     """Make untrusted text safe to show in a line: printable, valid UTF-8, and at most this long."""
-    cut = text[:max_chars] + ("…" if len(text) > max_chars else "")
-    return "".join(character if character.isprintable() else "�" for character in cut)
+    return to_printable(text[:max_chars]) + ("…" if len(text) > max_chars else "")

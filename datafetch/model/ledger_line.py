@@ -100,15 +100,15 @@ class LedgerLine:
         if self.outcome == OK:
             return None
         return Failure(
-            FailureKind(self.outcome),
-            self.detail,
-            self.status,
-            self.attempts,
-            self.final_url,
-            self.fetch_ms,
-            self.sha256,
-            self.permitted,
-            self.is_skipped,
+            kind=FailureKind(self.outcome),
+            detail=self.detail,
+            status=self.status,
+            attempts=self.attempts,
+            final_url=self.final_url,
+            fetch_ms=self.fetch_ms,
+            sha256=self.sha256,
+            permitted=self.permitted,
+            is_skipped=self.is_skipped,
         )
 
     def to_outcome(self, jpeg: bytes) -> Outcome:
@@ -117,8 +117,15 @@ class LedgerLine:
         Args:
             jpeg: The JPEG of an image that arrived; ignored for a failure.
         """
-        size_px = self.width or 0, self.height or 0
-        return self.failure or Encoded(jpeg, *size_px, self.format, self.sha256, self.is_original, self.permitted)
+        return self.failure or Encoded(
+            jpeg,
+            width_px=self.width or 0,
+            height_px=self.height or 0,
+            source_format=self.format,
+            sha256=self.sha256,
+            is_original=self.is_original,
+            permitted=self.permitted,
+        )
 
 
 @dataclass(frozen=True, slots=True)

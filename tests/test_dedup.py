@@ -1,4 +1,4 @@
-"""The newest of many things are found, and no more than there is room for."""
+"""The hash table that finds the most recently fetched URLs, in a fixed amount of memory."""
 
 import random
 
@@ -11,9 +11,9 @@ KEYS = st.integers(-(2**63), 2**63 - 1) | st.sampled_from([0, 1, -1, 8, 16, 24])
 
 
 @given(st.lists(st.tuples(KEYS, st.integers(1, 2**64 - 1)), max_size=100), st.sampled_from([8, 16, 64]))
-def test_the_newest_are_found(puts: list[tuple[int, int]], places: int) -> None:
-    """Eight keys have their last numbers, whatever bucket they share; of more, some may not be found."""
-    recent = RecentUrlIndex(places)
+def test_the_newest_entries_are_found(puts: list[tuple[int, int]], capacity: int) -> None:
+    """The last value of each key is found if there are at most eight keys, and with more keys never a wrong value."""
+    recent = RecentUrlIndex(capacity)
     last: dict[int, int] = {}
     for key, value in puts:
         recent.put(key, value)
@@ -24,8 +24,8 @@ def test_the_newest_are_found(puts: list[tuple[int, int]], places: int) -> None:
         assert {key: recent.get(key) for key in last} == last
 
 
-def test_what_was_not_put_is_not_found() -> None:
-    """Not even a zero in an empty table."""
+def test_a_missing_key_is_not_found() -> None:
+    """A missing key is not found, not even zero in an empty table."""
     recent = RecentUrlIndex(8)
     assert recent.get(0) is None
     recent.put(0, 5)
@@ -33,8 +33,8 @@ def test_what_was_not_put_is_not_found() -> None:
     assert recent.get(1) is None
 
 
-def test_a_table_with_room_has_them_all() -> None:
-    """Hashes fill buckets unevenly, and there is room for that."""
+def test_a_table_below_its_capacity_keeps_every_entry() -> None:
+    """Hashes fill buckets unevenly, and an eighth of the capacity leaves enough room for that."""
     recent = RecentUrlIndex(1 << 14)
     chance = random.Random(1)
     keys = [chance.getrandbits(63) for _ in range(1 << 11)]

@@ -1,4 +1,4 @@
-"""Samples of several images on their way: lost documents stop, and no URL is asked for twice in a run."""
+"""Fetching the images of a sample: a lost document stops its other requests, and a run requests each URL once."""
 
 import asyncio
 import base64
@@ -24,7 +24,7 @@ from datafetch import IdsIndex, Job, Report
 from datafetch.datasets import find_dataset
 from datafetch.datasets.mmc4 import Mmc4CoreOptions
 from datafetch.demo.origin import Origin
-from datafetch.engine import dedup as room
+from datafetch.engine import dedup
 from datafetch.engine.dedup import UrlDeduplicator
 from datafetch.engine.feed import Feed
 from datafetch.engine.job import hash_of, read_job
@@ -46,7 +46,7 @@ _numbers = count()
 
 
 class Web:
-    """URLs that no other test asks for."""
+    """An origin that gives each test URLs of its own, and counts the requests for them."""
 
     def __init__(self, origin: Origin, names: Sequence[str]) -> None:
         self._origin = origin
@@ -54,40 +54,40 @@ class Web:
         self._run = next(_numbers)
 
     def url(self, number: int, behaviour: str = "well") -> str:
-        """The URL of a picture, good or not."""
+        """Return a new URL for a picture, served with the given behaviour."""
         name = self._names[number % len(self._names)]
-        return self._origin.url(behaviour, name, f"delivery-{self._run}-{number}")
+        return self._origin.url(behaviour, name, f"sample-{self._run}-{number}")
 
-    def asked(self, urls: Sequence[str]) -> list[int]:
-        """How often each was asked for."""
+    def request_counts(self, urls: Sequence[str]) -> list[int]:
+        """Return the number of requests for each URL."""
         requests = self._origin.requests()
         return [requests.get("/" + url.split("/", 3)[3], 0) for url in urls]
 
-    def lost(self, url: str) -> int:
-        """How often the client went away while it was being answered."""
+    def abandoned_count(self, url: str) -> int:
+        """Return how often the client closed the connection before the response was complete."""
         return self._origin.lost().get("/" + url.split("/", 3)[3], 0)
 
 
 @pytest.fixture
 def web(origin: Origin, pictures: Pictures) -> Web:
-    """Some."""
+    """A web whose URLs only this test requests."""
     return Web(origin, pictures[1])
 
 
 def write_documents(path: Path, documents: Sequence[Sequence[str]]) -> None:
-    """A file of documents with these images."""
+    """Write a file of documents, each with these image URLs."""
     path.parent.mkdir(exist_ok=True)
     with path.open("w") as file:
         for number, urls in enumerate(documents):
             info = [{"raw_url": url, "matched_text_index": 0} for url in urls]
-            matrix = [[float(place)] for place in range(len(urls))]
+            matrix = [[float(position)] for position in range(len(urls))]
             json.dump({"n": number, "image_info": info, "similarity_matrix": matrix, "text_list": ["text"]}, file)
             file.write("\n")
 
 
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
-    """A job for documents."""
+    """A job that fetches documents, from a source that the test writes."""
     return Job(
         dataset="mmc4-core",
         source=str(tmp_path / "source"),
@@ -99,31 +99,31 @@ def job(tmp_path: Path) -> Job:
 
 
 def read_rows(job: Job) -> list[dict[str, Any]]:
-    """All rows, shard by shard."""
+    """Return all rows of the output, shard by shard."""
     return [row for path in sorted(Path(job.out).glob("*.pkl")) for row in pickle.loads(path.read_bytes())]
 
 
 def read_ledger(job: Job) -> list[dict[str, Any]]:
-    """All lines, shard by shard."""
+    """Return all ledger lines of the output, shard by shard."""
     paths = sorted(OutputLayout(Path(job.out)).ledgers.glob("*.parquet"))
     return [line for path in paths for line in pq.read_table(path).to_pylist()]
 
 
-def check_books(report: Report, images: int) -> None:
-    """Every image ended once, every sample as a row or not."""
+def check_counts(report: Report, images: int) -> None:
+    """Check that the report counts each image exactly once, as ok or failed and under one outcome."""
     totals = report.totals
     assert totals.ok + totals.failed == totals.images == images
     assert sum(totals.outcomes.values()) == images
 
 
-def test_a_document_that_is_lost_stops_fetching(job: Job, web: Web, tmp_path: Path) -> None:
-    """What hangs is called off at once, long before its deadline, and takes the reason of what was lost."""
+def test_a_lost_document_stops_its_other_requests(job: Job, web: Web, tmp_path: Path) -> None:
+    """A hanging request is cancelled long before its deadline, and its image fails for the document's reason."""
     gone, stuck, well = web.url(0, "missing"), web.url(1, "stuck"), web.url(2)
     write_documents(tmp_path / "source" / "docs_shard_0_v3.jsonl", [[stuck, gone], [well]])
     report = run(job)
     assert report.elapsed_s < POLICY.timeout_s / 2
-    check_books(report, 3)
-    assert web.lost(stuck) == 1
+    check_counts(report, 3)
+    assert web.abandoned_count(stuck) == 1
     assert report.totals.outcomes == {"ok": 1, "http_status": 2}
     assert report.totals.notes == {"not_asked": 1}
     first, second, _ = read_ledger(job)
@@ -133,15 +133,15 @@ def test_a_document_that_is_lost_stops_fetching(job: Job, web: Web, tmp_path: Pa
     assert [row["n"] for row in read_rows(job)] == [1]
 
 
-def test_a_document_of_which_enough_may_arrive_goes_on(job: Job, web: Web, tmp_path: Path) -> None:
-    """With --keep-at-least it is lost only when too few can arrive."""
+def test_keep_at_least_continues_while_enough_images_can_arrive(job: Job, web: Web, tmp_path: Path) -> None:
+    """With ``--keep-at-least``, a document is lost only once too few of its images can still arrive."""
     documents = [
         [web.url(0, "missing"), web.url(1, "slow"), web.url(2)],
         [web.url(3, "missing"), web.url(4, "missing"), web.url(5, "stuck")],
     ]
     write_documents(tmp_path / "source" / "docs_shard_0_v3.jsonl", documents)
     report = run(replace(job, options=Mmc4CoreOptions(keep_at_least=2)))
-    check_books(report, 6)
+    check_counts(report, 6)
     assert report.totals.notes == {"not_asked": 1}
     (row,) = read_rows(job)
     assert [image["raw_url"] for image in row["image_info"]] == documents[0][1:]
@@ -149,8 +149,10 @@ def test_a_document_of_which_enough_may_arrive_goes_on(job: Job, web: Web, tmp_p
     assert all(base64.b64decode(image["image_base64"]).startswith(b"\xff\xd8") for image in row["image_info"])
 
 
-def test_what_was_called_off_is_retried_with_what_it_was_lost_for(job: Job, web: Web, tmp_path: Path) -> None:
-    """The images of a lost document are wanted again together, or not at all."""
+def test_cancelled_images_are_retried_with_the_image_that_lost_their_document(
+    job: Job, web: Web, tmp_path: Path
+) -> None:
+    """A retry fetches all images of a lost document, or none if the document can't be saved."""
     documents = [[web.url(0, "stuck"), web.url(1, "flaky")], [web.url(2, "stuck"), web.url(3, "missing")]]
     write_documents(tmp_path / "source" / "docs_shard_0_v3.jsonl", documents)
     run(job)
@@ -162,22 +164,22 @@ def test_what_was_called_off_is_retried_with_what_it_was_lost_for(job: Job, web:
     assert report.retried == 2
     assert [line["outcome"] for line in read_ledger(job)][1:] == ["ok", "http_status", "http_status"]
     assert read_ledger(job)[0]["outcome"] == "timeout"
-    assert web.asked([url for urls in documents for url in urls])[1] == 2
+    assert web.request_counts([url for urls in documents for url in urls])[1] == 2
 
 
 @pytest.mark.parametrize("order", [("missing", "flaky"), ("flaky", "missing")])
-def test_what_failed_first_makes_no_difference_to_a_retry(
+def test_the_order_of_failures_makes_no_difference_to_a_retry(
     job: Job, web: Web, tmp_path: Path, order: tuple[str, str]
 ) -> None:
-    """Where enough may still arrive, a retry asks for what may pass and for what was called off."""
+    """If enough images can still arrive, a retry requests the failures that may pass and the cancelled images."""
     urls = [web.url(0, order[0]), web.url(1, order[1]), web.url(2, "stuck"), web.url(3)]
     write_documents(tmp_path / "source" / "docs_shard_0_v3.jsonl", [urls])
     run(replace(job, options=Mmc4CoreOptions(keep_at_least=3)))
-    before = web.asked(urls)
+    before = web.request_counts(urls)
     statuses = [line["status"] for line in read_ledger(job) if line["is_skipped"]]
     assert set(statuses) == {500}
     report = retry(job.out, change=lambda old: replace(old, fetch=replace(old.fetch, timeout_s=0.3)))
-    now = web.asked(urls)
+    now = web.request_counts(urls)
     gone, flaky = order.index("missing"), order.index("flaky")
     assert now[gone] == before[gone]
     assert (now[flaky], now[2]) == (2, before[2] + 1)
@@ -185,8 +187,8 @@ def test_what_failed_first_makes_no_difference_to_a_retry(
     assert report.images_per_s >= 0
 
 
-def test_a_run_goes_on_with_documents_that_were_lost(job: Job, web: Web, tmp_path: Path) -> None:
-    """What an earlier run has seen fail, its siblings are not asked for in this one."""
+def test_a_resumed_run_skips_documents_that_are_already_lost(job: Job, web: Web, tmp_path: Path) -> None:
+    """If an earlier run recorded the failure that loses a document, the resumed run requests no image of it."""
     urls = [web.url(0, "missing"), web.url(1), web.url(2)]
     write_documents(tmp_path / "source" / "docs_shard_0_v3.jsonl", [urls])
     run(job)
@@ -198,36 +200,36 @@ def test_a_run_goes_on_with_documents_that_were_lost(job: Job, web: Web, tmp_pat
 
     path = OutputLayout(Path(again.out), job_hash=hash_of(read_job(layout)[1])).spool("docs_shard_00000_v3")
 
-    async def begin() -> None:
+    async def spool_failure() -> None:
         begun = await Spool.open(path)
         await begun.append(make_result(spool.sample, 0, lost))
         await begun.close()
 
-    asyncio.run(begin())
-    asked = web.asked(urls)
+    asyncio.run(spool_failure())
+    requests_before = web.request_counts(urls)
     report = run(again)
-    check_books(report, 3)
-    assert web.asked(urls) == asked
+    check_counts(report, 3)
+    assert web.request_counts(urls) == requests_before
     assert [line["outcome"] for line in read_ledger(again)] == ["http_status"] * 3
     assert before[0]["outcome"] == "http_status"
 
 
-def test_a_document_larger_than_a_sample_may_be_stops_fetching(job: Job, web: Web, tmp_path: Path) -> None:
-    """What hangs is called off as soon as the images that arrived are larger together than they may be."""
+def test_a_document_over_max_sample_bytes_stops_its_other_requests(job: Job, web: Web, tmp_path: Path) -> None:
+    """Once the images that arrived exceed the limit together, a hanging request is cancelled."""
     write_documents(tmp_path / "source" / "docs_shard_0_v3.jsonl", [[web.url(0, "stuck"), web.url(1)], [web.url(2)]])
     report = run(replace(job, max_sample_bytes=1))
     assert report.elapsed_s < POLICY.timeout_s / 2
-    check_books(report, 3)
+    check_counts(report, 3)
     assert report.totals.outcomes == {"too_large": 3}
     assert report.totals.notes == {"not_asked": 1}
-    called_off, crossing, alone = read_ledger(job)
-    assert called_off["detail"] == "skipped: without image 1, the document cannot become a row"
+    cancelled, crossing, alone = read_ledger(job)
+    assert cancelled["detail"] == "skipped: without image 1, the document cannot become a row"
     assert all("--max-sample" in line["detail"] and line["attempts"] == 1 for line in (crossing, alone))
     assert read_rows(job) == []
 
 
-def test_more_may_be_permitted_later(job: Job, web: Web, tmp_path: Path) -> None:
-    """The bound of a sample is no part of the job: a run goes on with another, and a retry brings what is missing."""
+def test_max_sample_bytes_may_be_raised_later(job: Job, web: Web, tmp_path: Path) -> None:
+    """The limit is not part of the identity: a run resumes with another one, and a retry fetches what was refused."""
     write_documents(tmp_path / "source" / "docs_shard_0_v3.jsonl", [[web.url(0), web.url(1)]])
     run(replace(job, max_sample_bytes=1))
     assert run(replace(job, max_sample_bytes=1 << 20)).totals.outcomes == {"too_large": 2}
@@ -238,10 +240,10 @@ def test_more_may_be_permitted_later(job: Job, web: Web, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("connections", "late"), [(1, 3), (32, 0), (32, 1), (32, 2)])
-def test_which_images_are_too_many_depends_on_their_order_alone(
+def test_which_images_exceed_the_limit_depends_only_on_their_order(
     job: Job, web: Web, tmp_path: Path, connections: int, late: int
 ) -> None:
-    """With --keep-at-least a row has the same images however many were fetched at once, and whichever was slow."""
+    """With ``--keep-at-least``, a row has the same images whatever the concurrency and whichever image was slow."""
     urls = [web.url(number, "slow" if number == late else "well") for number in range(4)]
     write_documents(tmp_path / "source" / "docs_shard_0_v3.jsonl", [urls])
     job = replace(
@@ -264,8 +266,8 @@ def test_which_images_are_too_many_depends_on_their_order_alone(
     assert 0 < len(expected) < 4
 
 
-async def test_calling_off_leaves_nothing_behind(web: Web) -> None:
-    """Fetches that are cancelled at any moment give back their places, their turns and their memory."""
+async def test_cancelled_fetches_release_everything(web: Web) -> None:
+    """A fetch that is cancelled at any moment releases its limiter slot, its host's slot and its memory."""
     budget = BodyBudget(1 << 20)
     async with Fetcher(replace(POLICY, connections=4, per_host=2), budget=budget) as fetch:
         for round_ in range(40):
@@ -281,16 +283,16 @@ async def test_calling_off_leaves_nothing_behind(web: Web) -> None:
         assert not isinstance(await fetch(web.url(999)), Failure)
 
 
-def test_a_url_is_asked_for_once_in_a_run(job: Job, web: Web, tmp_path: Path) -> None:
-    """In one document, in documents at once, in shards open together and long after; also where it failed."""
+def test_a_run_requests_each_url_once(job: Job, web: Web, tmp_path: Path) -> None:
+    """Within a document, in concurrent documents, in open shards and long afterwards; also if the request failed."""
     logo, banner, gone = web.url(0), web.url(1), web.url(2, "missing")
     own = [web.url(number) for number in range(10, 40)]
     for shard in range(10):
         documents = [[logo, own[shard * 3]], [own[shard * 3 + 1], logo, logo, banner], [gone, own[shard * 3 + 2]]]
         write_documents(tmp_path / "source" / f"docs_shard_{shard}_v3.jsonl", documents)
     report = run(replace(job, options=Mmc4CoreOptions(keep_at_least=1)))
-    check_books(report, 80)
-    assert web.asked([logo, banner, gone, *own]) == [1] * 33
+    check_counts(report, 80)
+    assert web.request_counts([logo, banner, gone, *own]) == [1] * 33
     assert report.requests == 33
     assert report.totals.ok == 70
     assert report.reused == 70 - 32
@@ -310,102 +312,104 @@ def test_a_url_is_asked_for_once_in_a_run(job: Job, web: Web, tmp_path: Path) ->
     assert sum(line["attempts"] for line in read_ledger(job) if line["url"] == gone) == 1
 
 
-def test_urls_of_one_hash_keep_their_images(
+def test_urls_with_the_same_hash_keep_their_own_images(
     job: Job, web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where another image stands by the same hash, a URL is asked for."""
-    monkeypatch.setattr(room, "hash", lambda _: 7, raising=False)
+    """A URL is requested if the entry under its hash belongs to another URL."""
+    monkeypatch.setattr(dedup, "hash", lambda _: 7, raising=False)
     urls = [web.url(number) for number in range(6)]
     write_documents(tmp_path / "source" / "docs_shard_0_v3.jsonl", [[url] for url in (*urls, *urls)])
     report = run(job)
     assert report.totals.ok == 12
-    assert all(count >= 1 for count in web.asked(urls))
+    assert all(count >= 1 for count in web.request_counts(urls))
     lines = read_ledger(job)
     assert [line["url"] for line in lines] == urls * 2
     assert [line["sha256"] for line in lines[:6]] == [line["sha256"] for line in lines[6:]]
     assert len({line["sha256"] for line in lines}) == 6
 
 
-def test_what_is_tried_again_is_asked_for_once_as_well(job: Job, web: Web, tmp_path: Path) -> None:
-    """A retry is a run: it asks anew, and once."""
+def test_a_retry_requests_each_url_once(job: Job, web: Web, tmp_path: Path) -> None:
+    """A retry requests a failed URL again, but only once, however many samples share it."""
     flaky = web.url(0, "flaky")
     write_documents(tmp_path / "source" / "docs_shard_0_v3.jsonl", [[flaky], [flaky], [flaky]])
     run(job)
-    assert web.asked([flaky]) == [1]
+    assert web.request_counts([flaky]) == [1]
     report = retry(job.out, RetryFilter())
-    assert web.asked([flaky]) == [2]
+    assert web.request_counts([flaky]) == [2]
     assert (report.totals.rows, report.retried, report.reused, report.repeated) == (3, 3, 2, 2)
 
 
-def test_the_first_who_asks_may_be_called_off(job: Job, web: Web, tmp_path: Path) -> None:
-    """Whoever waits for the same URL then asks for it."""
+def test_a_cancelled_request_is_taken_over_by_the_next_task(job: Job, web: Web, tmp_path: Path) -> None:
+    """If the task that fetches a URL is cancelled, the next one that waits for the same URL requests it."""
     shared, gone = web.url(0, "slow"), web.url(1, "missing")
     write_documents(tmp_path / "source" / "docs_shard_0_v3.jsonl", [[shared, gone], [shared]])
     report = run(job)
-    check_books(report, 3)
+    check_counts(report, 3)
     assert [row["n"] for row in read_rows(job)] == [1]
 
 
-async def test_no_more_is_known_than_is_allowed(tmp_path: Path) -> None:
-    """The newest URLs are, older ones make room; of spools that are let go of nothing is known."""
+async def test_the_deduplicator_forgets_the_oldest_urls_and_closed_spools(tmp_path: Path) -> None:
+    """It finds the newest ``max_urls`` results, except those of hosts that were down and of spools not retained."""
     sample = make_sample(0, images=1)
-    dedup = UrlDeduplicator(max_urls=8, max_retained_bytes=0)
+    deduplicator = UrlDeduplicator(max_urls=8, max_retained_bytes=0)
     spool = await Spool.open(tmp_path / "x.spool")
 
-    def end_of(number: int) -> ImageResult:
+    def result_of(number: int) -> ImageResult:
         return make_result(replace(sample, urls=(f"http://e.org/{number}",)), 0, make_outcome(0))
 
     for number in range(35):
-        dedup.record(end_of(number), spool, await spool.append(end_of(number)))
-    known = [number for number in range(35) if await dedup.lookup(f"http://e.org/{number}") is not None]
+        deduplicator.record(result_of(number), spool, await spool.append(result_of(number)))
+    known = [number for number in range(35) if await deduplicator.lookup(f"http://e.org/{number}") is not None]
     assert known == list(range(27, 35))
-    assert (await dedup.lookup("http://e.org/30")) == end_of(30)
-    down = replace(end_of(40), line=replace(end_of(40).line, outcome="host_down"))
-    dedup.record(down, spool, await spool.append(down))
-    assert await dedup.lookup("http://e.org/40") is None
-    await dedup.retain(spool)
+    assert (await deduplicator.lookup("http://e.org/30")) == result_of(30)
+    down = replace(result_of(40), line=replace(result_of(40).line, outcome="host_down"))
+    deduplicator.record(down, spool, await spool.append(down))
+    assert await deduplicator.lookup("http://e.org/40") is None
+    await deduplicator.retain(spool)
     await spool.close()
-    assert await dedup.lookup("http://e.org/30") is None
-    dedup.close()
+    assert await deduplicator.lookup("http://e.org/30") is None
+    deduplicator.close()
 
 
-async def test_a_url_of_the_same_hash_is_another_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What stands by its hash is looked at: it says whose it is."""
-    monkeypatch.setattr(room, "hash", lambda _: 7, raising=False)
-    dedup = room.UrlDeduplicator()
+async def test_the_deduplicator_tells_urls_with_the_same_hash_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The recorded result names its URL, so it is not returned for another URL with the same hash."""
+    monkeypatch.setattr(dedup, "hash", lambda _: 7, raising=False)
+    deduplicator = dedup.UrlDeduplicator()
     spool = await Spool.open(tmp_path / "x.spool")
     known = make_result(replace(make_sample(0, images=1), urls=("http://e.org/1",)), 0, make_outcome(0))
-    dedup.record(known, spool, await spool.append(known))
-    assert await dedup.lookup("http://e.org/1") == known
-    assert await dedup.lookup("http://e.org/2") is None
+    deduplicator.record(known, spool, await spool.append(known))
+    assert await deduplicator.lookup("http://e.org/1") == known
+    assert await deduplicator.lookup("http://e.org/2") is None
     await spool.close()
-    dedup.close()
+    deduplicator.close()
 
 
-async def test_one_asks_at_a_time() -> None:
-    """Those who come later wait, each for its own URL alone, and nothing is left of their waiting."""
-    dedup = UrlDeduplicator()
+async def test_one_task_at_a_time_holds_the_lock_of_a_url() -> None:
+    """Tasks wait only for their own URL, and no lock is left once they are done."""
+    deduplicator = UrlDeduplicator()
     order: list[str] = []
 
-    async def ask(url: str, name: str, wait_for: asyncio.Event | None = None) -> None:
-        async with dedup.lock_url(url):
+    async def hold_lock(url: str, name: str, wait_for: asyncio.Event | None = None) -> None:
+        async with deduplicator.lock_url(url):
             order.append(name)
             if wait_for is not None:
                 await wait_for.wait()
 
     go = asyncio.Event()
-    tasks = [asyncio.create_task(ask("a", "first", go)), asyncio.create_task(ask("a", "second"))]
+    tasks = [asyncio.create_task(hold_lock("a", "first", go)), asyncio.create_task(hold_lock("a", "second"))]
     await asyncio.sleep(0)
-    await ask("b", "other")
+    await hold_lock("b", "other")
     assert order == ["first", "other"]
     go.set()
     await asyncio.gather(*tasks)
     assert order == ["first", "other", "second"]
-    assert not dedup._locks
+    assert not deduplicator._locks
 
 
-def test_a_bad_line_may_be_permitted_on_the_way(job: Job, web: Web, tmp_path: Path) -> None:
-    """It stops the run before anything of its file is fetched; with the permission the run goes on."""
+def test_a_run_stopped_by_a_bad_line_resumes_with_skip_bad_lines(job: Job, web: Web, tmp_path: Path) -> None:
+    """A bad line stops the run before its file is fetched; with the option, the run resumes and counts the line."""
     urls = [[web.url(0)], [web.url(1)], [web.url(2)]]
     for shard in range(2):
         write_documents(tmp_path / "source" / f"docs_shard_{shard}_v3.jsonl", urls[shard : shard + 1])
@@ -414,23 +418,23 @@ def test_a_bad_line_may_be_permitted_on_the_way(job: Job, web: Web, tmp_path: Pa
     late.write_text("{\n" + late.read_text())
     with pytest.raises(ManifestError, match=r"docs_shard_9_v3\.jsonl, line 1: not JSON"):
         run(job)
-    assert web.asked(urls[2]) == [0]
+    assert web.request_counts(urls[2]) == [0]
     report = run(replace(job, options=Mmc4CoreOptions(skip_bad_lines=True)))
-    check_books(report, 3)
+    check_counts(report, 3)
     assert report.totals.notes == {"bad_lines": 1}
     assert report.summary()["notes"] == {"bad_lines": 1}
     assert len(read_rows(job)) == 3
-    assert web.asked(urls[2]) == [1]
+    assert web.request_counts(urls[2]) == [1]
 
 
-def test_indices_of_kept_documents(job: Job, web: Web, tmp_path: Path) -> None:
-    """Of the rows that a shard comes to those that the list names; and no retry, which would move them."""
+def test_indices_of_kept_documents_select_rows(job: Job, web: Web, tmp_path: Path) -> None:
+    """Indices count the rows of a shard. A retry would shift them, so it is refused."""
     documents = [[web.url(0)], [web.url(1, "flaky")], [web.url(2)], [web.url(3)]]
     write_documents(tmp_path / "source" / "docs_shard_4_v3.jsonl", documents)
     (tmp_path / "ids").write_text("4,0\n4,2\n4,3\n")
     kept = replace(job, ids=str(tmp_path / "ids"), options=Mmc4CoreOptions(ids_index=IdsIndex.KEPT))
     report = run(kept)
-    check_books(report, 4)
+    check_counts(report, 4)
     assert [row["n"] for row in read_rows(job)] == [0, 3]
     assert (report.totals.samples, report.totals.rows) == (4, 2)
     assert report.id_list_result is not None
@@ -440,8 +444,8 @@ def test_indices_of_kept_documents(job: Job, web: Web, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("documents", "most_open"), [(100, 64), (4000, 5), (5000, 4)])
-async def test_small_shards_are_open_in_numbers(tmp_path: Path, documents: int, most_open: int) -> None:
-    """As many as have few samples together, of large ones four; and one more when one is published."""
+async def test_more_shards_are_open_if_they_are_small(tmp_path: Path, documents: int, most_open: int) -> None:
+    """Four large shards are open at once, or more small ones; the next is opened when one is published."""
     record = {"image_info": [{"raw_url": "x", "matched_text_index": 0}], "text_list": [""], "similarity_matrix": [[0]]}
     lines = f"{json.dumps(record)}\n" * documents
     for shard in range(most_open + 3):
@@ -480,26 +484,26 @@ class LongTexts(Samples):
 
 
 class OneShard:
-    """A source of one shard of them."""
+    """A source of one shard, whose samples are ``LongTexts``."""
 
     def __init__(self) -> None:
         self.texts = LongTexts()
 
     def shards(self) -> list[Shard]:
-        """It."""
+        """Return the one shard."""
         return [Shard("0", Path("nowhere"), 6, "")]
 
     def expected_samples(self) -> int | None:
-        """All."""
+        """Return the number of samples in the shard."""
         return 6
 
     def samples(self, _: Shard) -> LongTexts:
-        """All."""
+        """Return the samples of the shard."""
         return self.texts
 
 
-async def test_samples_are_read_ahead_by_their_bytes(tmp_path: Path) -> None:
-    """One that is larger than what is read ahead comes alone; 256 of them would be gigabytes."""
+async def test_reading_ahead_is_bounded_in_bytes(tmp_path: Path) -> None:
+    """A sample larger than the bound is read by itself; 256 of them would be gigabytes."""
     source = OneShard()
     feed = Feed(source, OutputLayout(tmp_path / "out"))
     assert await feed.pull() is not None
@@ -507,8 +511,8 @@ async def test_samples_are_read_ahead_by_their_bytes(tmp_path: Path) -> None:
     await feed.close()
 
 
-async def test_samples_on_their_way_are_bounded_by_their_bytes(tmp_path: Path) -> None:
-    """Two of 50 MB are with workers, however many of these there are; the others come as those end."""
+async def test_samples_in_progress_are_bounded_in_bytes(tmp_path: Path) -> None:
+    """Workers hold two samples of 50 MB at a time, however many workers there are; the next come when those end."""
     feed = Feed(OneShard(), OutputLayout(tmp_path / "out"))
     all_are_out = asyncio.Event()
     with_workers, most = 0, 0
@@ -534,13 +538,13 @@ async def test_samples_on_their_way_are_bounded_by_their_bytes(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("step", [30, *(pytest.param(step, marks=pytest.mark.slow) for step in (6, 18, 42, 54))])
-def test_documents_killed_at_any_step_come_out_the_same(tmp_path: Path, web: Web, step: int) -> None:
-    """Whenever a run dies and goes on, the rows are those of a run that was left alone."""
+def test_documents_come_out_the_same_after_a_kill_at_any_step(tmp_path: Path, web: Web, step: int) -> None:
+    """A run that was killed and resumed writes the same rows as an undisturbed run."""
     for shard in range(3):
         documents = [
             [
-                web.url((shard * 40 + number * 3 + place) % 50, "missing" if number % 4 == 3 else "well")
-                for place in range(3)
+                web.url((shard * 40 + number * 3 + position) % 50, "missing" if number % 4 == 3 else "well")
+                for position in range(3)
             ]
             for number in range(10)
         ]
@@ -553,15 +557,15 @@ def test_documents_killed_at_any_step_come_out_the_same(tmp_path: Path, web: Web
             *("--world-size", "2"),
         ]
 
-    subprocess.run(command(tmp_path / "calm"), check=True, capture_output=True, timeout=PATIENCE_S)
+    subprocess.run(command(tmp_path / "undisturbed"), check=True, capture_output=True, timeout=PATIENCE_S)
     hook = tmp_path / "hook"
     hook.mkdir()
     with Run(command(tmp_path / "killed"), dying_at_a_step(hook, "", step, tmp_path / "killed")) as killed:
         assert killed.process.wait(PATIENCE_S) < 0
     subprocess.run(command(tmp_path / "killed"), check=True, capture_output=True, timeout=PATIENCE_S)
-    calm, gone_on = (
+    undisturbed, resumed = (
         {path.name: path.read_bytes() for path in (tmp_path / name / "mmc4-core" / "pkl-core-limit-tokens").iterdir()}
-        for name in ("calm", "killed")
+        for name in ("undisturbed", "killed")
     )
-    assert calm == gone_on
-    assert len(calm) > 2
+    assert undisturbed == resumed
+    assert len(undisturbed) > 2

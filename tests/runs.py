@@ -48,8 +48,8 @@ _FAULTS = {3: "missing", 8: "broken", 13: "html"}
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """The folders of a run.
+class RunFolders:
+    """The folders that a run writes to.
 
     Attributes:
         root: The trainer's data folder.
@@ -65,22 +65,22 @@ class Place:
         return OutputLayout(self.root / "coyo-700m" / "pkl03-split", self.scratch)
 
     def spools(self) -> list[Path]:
-        """All spools of shards in progress."""
+        """Return the spools of all shards in progress."""
         try:
             return [*(self.scratch or self.layout.all_spools).glob("**/*.spool")]
         except FileNotFoundError:  # the folder is removed with the last spool
             return []
 
-    def bytes_kept(self) -> int:
-        """The size of all spools and published files."""
+    def stored_bytes(self) -> int:
+        """Return the size of all spools and published files."""
         total = 0
         for path in (*self.spools(), *listed(self.layout.out)):
             with suppress(FileNotFoundError):  # a spool is deleted when its shard is published
                 total += path.stat().st_size
         return total
 
-    def urls_kept(self) -> set[str]:
-        """The URLs of all images in ledgers and spools."""
+    def stored_urls(self) -> set[str]:
+        """Return the URLs of all images in ledgers and spools."""
         urls: set[str] = set()
         for path in self.layout.ledgers.glob("*.parquet"):
             urls.update(pq.read_table(path, columns=["url"])["url"].to_pylist())
@@ -91,13 +91,13 @@ class Place:
 
 
 def read_lines(path: Path) -> list[LedgerLine]:
-    """The ledger lines of a spool's images; the spool may be written to at the same time."""
+    """Read the ledger lines of a spool's images; the spool may be written to at the same time."""
     with path.open("rb") as file:
         return [record.line for record in scan_records(file, read_marker(file)) if isinstance(record, ImageResult)]
 
 
 def listed(folder: Path) -> list[Path]:
-    """The entries of a folder, which may not exist, or may be removed at this moment."""
+    """List the entries of a folder, which may be missing, or be removed at this moment."""
     try:
         return sorted(folder.iterdir())
     except (FileNotFoundError, NotADirectoryError):
@@ -106,7 +106,7 @@ def listed(folder: Path) -> list[Path]:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """The dataset, and the files that an undisturbed run writes.
+    """A dataset, and the files that an undisturbed run writes.
 
     Attributes:
         origin: The server of its images.
@@ -118,57 +118,59 @@ class Trial:
     source: CoyoSource
     files: Mapping[str, bytes] = field(repr=False)
 
-    def command(self, place: Place) -> list[str]:
-        """The command that fetches the dataset."""
-        scratch = ("--scratch", str(place.scratch)) if place.scratch else ()
+    def command(self, folders: RunFolders) -> list[str]:
+        """Return the command that fetches the dataset into these folders."""
+        scratch = ("--scratch", str(folders.scratch)) if folders.scratch else ()
         return [
             *(sys.executable, "-m", "datafetch", "prepare", "coyo"),
-            *("--source", str(self.source.folder), "--ids", str(self.source.ids), "--root", str(place.root)),
+            *("--source", str(self.source.folder), "--ids", str(self.source.ids), "--root", str(folders.root)),
             *OPTIONS,
             *scratch,
         ]
 
-    def check_files(self, place: Place) -> None:
-        """The output holds complete files alone, and no count without its rows."""
-        names = {path.name for path in listed(place.layout.out)}
+    def check_files(self, folders: RunFolders) -> None:
+        """Check that the output holds only complete files, and no count without its rows."""
+        names = {path.name for path in listed(folders.layout.out)}
         for name in names:
-            assert (place.layout.out / name).read_bytes() == self.files[name], f"{name} is not as undisturbed"
+            assert (folders.layout.out / name).read_bytes() == self.files[name], (
+                f"{name} differs from that of an undisturbed run"
+            )
         assert {name.replace(".count", ".pkl") for name in names if name.endswith(".count")} <= names
 
-    def check_complete(self, place: Place) -> None:
-        """The output is that of an undisturbed run, byte for byte, and the ledgers have every image."""
-        assert {path.name: path.read_bytes() for path in listed(place.layout.out)} == self.files
-        assert place.urls_kept() == set(self.source.urls.values())
-        assert not place.spools()
+    def check_complete(self, folders: RunFolders) -> None:
+        """Check that the output equals that of an undisturbed run, and that the ledgers have every image."""
+        assert {path.name: path.read_bytes() for path in listed(folders.layout.out)} == self.files
+        assert folders.stored_urls() == set(self.source.urls.values())
+        assert not folders.spools()
 
     def requests(self) -> dict[str, int]:
-        """URL → the number of requests for it."""
+        """Return the number of requests for each URL."""
         by_path = self.origin.requests()
         return {url: by_path.get("/" + url.split("/", 3)[3], 0) for url in self.source.urls.values()}
 
 
-class ShardSummary:
-    """What was stored when a run last stopped, and how often each URL had been requested by then."""
+class StoredImages:
+    """The images stored when a run last stopped, and how often each URL had been requested by then."""
 
-    def __init__(self, trial: Trial, place: Place) -> None:
+    def __init__(self, trial: Trial, folders: RunFolders) -> None:
         self._trial = trial
-        self._place = place
-        self._kept = place.urls_kept()
-        self._asked = trial.requests()
+        self._folders = folders
+        self._urls = folders.stored_urls()
+        self._requests = trial.requests()
 
     def check(self) -> None:
-        """No incomplete file looks complete; nothing that was stored is lost, or was requested again."""
-        self._trial.check_files(self._place)
-        kept, asked = self._place.urls_kept(), self._trial.requests()
-        assert self._kept <= kept, f"lost: {self._kept - kept}"
-        again = {url for url in self._kept if asked[url] != self._asked[url]}
+        """Check that no incomplete file looks complete, and that no stored image was lost or requested again."""
+        self._trial.check_files(self._folders)
+        urls, requests = self._folders.stored_urls(), self._trial.requests()
+        assert self._urls <= urls, f"lost: {self._urls - urls}"
+        again = {url for url in self._urls if requests[url] != self._requests[url]}
         assert not again, f"requested again: {again}"
-        self._kept, self._asked = kept, asked
+        self._urls, self._requests = urls, requests
 
 
 @contextmanager
 def serve_trial(folder: Path, *, side_px: int = 48) -> Iterator[Trial]:
-    """Make the dataset, serve it, and fetch it undisturbed."""
+    """Write a dataset, serve it, and fetch it once without disturbance."""
     names = [f"{number:05d}.png" for number in range(_PICTURES)]
     (folder / "pictures").mkdir()
     for number, name in enumerate(names):
@@ -179,7 +181,7 @@ def serve_trial(folder: Path, *, side_px: int = 48) -> Iterator[Trial]:
             origin.url(_FAULTS.get(number % 20, "well"), names[number % _PICTURES], number) for number in range(IMAGES)
         ]
         source = write_coyo_source(folder / "source", urls, files=SHARDS)
-        undisturbed = Place(folder / "undisturbed")
+        undisturbed = RunFolders(folder / "undisturbed")
         trial = Trial(origin, source, {})
         subprocess.run(trial.command(undisturbed), check=True, capture_output=True, timeout=PATIENCE_S)
         assert set(trial.requests().values()) == {1}
@@ -193,15 +195,15 @@ def serve_trial(folder: Path, *, side_px: int = 48) -> Iterator[Trial]:
 
 
 class Run:
-    """A running command; a context manager that leaves none of its processes behind."""
+    """A running command, as a context manager that leaves none of its processes behind."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
         self._mark = uuid.uuid4().hex
-        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the run
+        self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the run
         self.process = subprocess.Popen(
             command,
             stdout=subprocess.DEVNULL,
-            stderr=self._said,
+            stderr=self._stderr,
             env={**os.environ, **(environment or {}), _MARK: self._mark},
         )
         self._ended = os.pidfd_open(self.process.pid)
@@ -215,7 +217,7 @@ class Run:
                 process.kill()
         self.process.wait()
         os.close(self._ended)
-        self._said.close()
+        self._stderr.close()
 
     def readings(self) -> Iterator[None]:
         """Yield repeatedly until the command has ended, so that the caller can check something in between."""
@@ -225,7 +227,7 @@ class Run:
             yield
 
     def family(self, role: str = "") -> list[psutil.Process]:
-        """All running processes of the command, descendants included, whose command line contains ``role``."""
+        """Return all running processes of the command, descendants included, whose command line contains ``role``."""
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
@@ -249,19 +251,19 @@ class Run:
         _, left = psutil.wait_procs(family, timeout=PATIENCE_S)
         assert not left, f"still there: {left}"
 
-    def said(self) -> list[str]:
-        """The lines on standard error, without those of progress."""
-        self._said.seek(0)
-        return [line for line in self._said.read().splitlines() if " images/s" not in line]
+    def messages(self) -> list[str]:
+        """Return the lines on standard error, without those of progress."""
+        self._stderr.seek(0)
+        return [line for line in self._stderr.read().splitlines() if " images/s" not in line]
 
 
 def check_out_of_resources(run: Run, code: int) -> str:
     """Check that the command stopped with exit code 4 and one line that says what to do; returns that line."""
-    said = run.said()
-    assert code == 4, said
-    assert "Traceback" not in "\n".join(said), said
-    complaints = [line for line in said if line.startswith("datafetch: ") and "run the same command again" in line]
-    assert complaints == said[-1:], said
+    messages = run.messages()
+    assert code == 4, messages
+    assert "Traceback" not in "\n".join(messages), messages
+    complaints = [line for line in messages if line.startswith("datafetch: ") and "run the same command again" in line]
+    assert complaints == messages[-1:], messages
     return complaints[0]
 
 
@@ -283,7 +285,7 @@ if os.environ["DATAFETCH_TEST_VICTIM"] in " ".join(sys.orig_argv) + " ":
 
 
 def dying_at_a_step(tmp_path: Path, victim: str, step: int, folder: Path) -> dict[str, str]:
-    """An environment in which a process is killed right before a given file operation.
+    """Return an environment in which a process is killed right before a given file operation.
 
     Args:
         tmp_path: A folder for the hook that kills it.

@@ -1,4 +1,4 @@
-"""What a run will need of the disk is said before it begins."""
+"""Before a run begins, it logs how much disk space it will need."""
 
 import logging
 from dataclasses import replace
@@ -17,7 +17,7 @@ PAIRS = DiskEstimate(1_000, ImageSpec(short_side_px=336), Payload.BASE64, is_res
 
 @pytest.fixture
 def layout(tmp_path: Path) -> OutputLayout:
-    """An output that is not there yet."""
+    """An output that does not exist yet."""
     return OutputLayout(tmp_path / "data" / "out")
 
 
@@ -26,8 +26,8 @@ def _all_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
 
 
-def test_what_fits_is_said(layout: OutputLayout, caplog: pytest.LogCaptureFixture) -> None:
-    """How much the shards will have, that they lie there twice for a while, and how much is free."""
+def test_an_estimate_that_fits_is_logged_as_information(layout: OutputLayout, caplog: pytest.LogCaptureFixture) -> None:
+    """It states the size of the shards, that resharding needs it twice for a while, and the additional space."""
     log_disk_estimate(layout, PAIRS, ShardCounts())
     (record,) = caplog.records
     assert record.levelno == logging.INFO
@@ -36,31 +36,35 @@ def test_what_fits_is_said(layout: OutputLayout, caplog: pytest.LogCaptureFixtur
     assert "75.9 MB more are needed" in record.getMessage()
 
 
-def test_what_does_not_fit_is_warned_of(layout: OutputLayout, caplog: pytest.LogCaptureFixture) -> None:
-    """A run of days is better not begun on a disk that can't hold what it leaves."""
+def test_an_estimate_that_does_not_fit_is_logged_as_a_warning(
+    layout: OutputLayout, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A warning before a run of days is better than a full disk at its end."""
     log_disk_estimate(layout, replace(PAIRS, samples=10**13), ShardCounts())
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert "the run may stop for lack of space" in record.getMessage()
 
 
-def test_a_part_takes_its_share(layout: OutputLayout, caplog: pytest.LogCaptureFixture) -> None:
-    """A process that fetches a quarter of the shards speaks of these alone, and reshards nothing."""
+def test_a_part_of_the_shards_needs_its_share(layout: OutputLayout, caplog: pytest.LogCaptureFixture) -> None:
+    """A process that fetches a quarter of the shards estimates only those, and no space for resharding."""
     log_disk_estimate(layout, PAIRS.part(0.25), ShardCounts())
     assert "this part of the output will take up to about 9.0 MB; 12.6 MB more are needed" in caplog.text
 
 
-def test_published_rows_are_counted_with(layout: OutputLayout, caplog: pytest.LogCaptureFixture) -> None:
-    """Half of the samples took 10 kB a row, so the other half will, and only they are still to be written."""
+def test_the_size_of_published_rows_predicts_the_remaining_ones(
+    layout: OutputLayout, caplog: pytest.LogCaptureFixture
+) -> None:
+    """If half of the samples took 10 kB per row, so will the other half, and only that is still to be written."""
     need = replace(PAIRS, is_resharded=False, open_samples=0)
     log_disk_estimate(layout, need, ShardCounts(500, 400, {"ok": 400, "http_status": 100}, 4_000_000))
     assert "up to about 9.0 MB; 5.0 MB more are needed" in caplog.text
 
 
-def test_spools_elsewhere_are_looked_after(
+def test_a_scratch_folder_on_another_filesystem_has_an_estimate_of_its_own(
     tmp_path: Path, layout: OutputLayout, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A scratch folder on a filesystem of its own has to hold the spools alone."""
+    """A scratch folder on a filesystem of its own has to hold only the spools."""
     if Path("/dev/shm").stat().st_dev == tmp_path.stat().st_dev:  # noqa: S108 - a filesystem that is always there
         pytest.skip("there is no other filesystem")
     layout = replace(layout, scratch=Path("/dev/shm/datafetch-test"))  # noqa: S108 - nothing is written

@@ -1,4 +1,4 @@
-"""Each call of the system fails once, wherever it is made from, and what comes of the run is the same.
+"""Each system call of a run fails once, wherever it is made from, and the output is the same in the end.
 
 No process of a run calls ``accept``, ``vfork`` or ``clone``: uvloop starts processes with ``fork``, and the channels to
 them are pairs and pipes. So nothing fails there.
@@ -15,7 +15,7 @@ from enum import IntEnum
 from pathlib import Path
 
 import pytest
-from runs import PATIENCE_S, Place, Run, ShardSummary, Trial, serve_trial
+from runs import PATIENCE_S, Run, RunFolders, StoredImages, Trial, serve_trial
 from test_retry_kills import AS_CUT, RESHARDED, Healing, serve_healing
 
 from datafetch.store.layout import OutputLayout
@@ -30,20 +30,20 @@ _FILE_CALLS = [
 _STATE_BYTES = 1 << 19
 _LOG_BEGINS = 8 + 4096 * 8
 _MAX_RUNS = 200  # until one is complete
-_MAX_PLACES = 20
+_MAX_OUTPUTS = 20
 _MMAP_PATIENCE_S = 40.0  # some of these runs hang, see _end
 
 _WAITS_FOR_ITS_THREAD = re.compile(
     r'threading\.py", line \d+ in wait\n\s*File "[^"\n]*threading\.py", line \d+ in start\n'
 )
-# It had no pipe or no process, raises that, and then lets go of what it had begun, with the same error at hand.
-_SAID_BY_UVLOOP = re.compile(
+# uvloop found no pipe or process and raised that; while it released what it had, the error occurred once more.
+_LINES_OF_UVLOOP = re.compile(
     r"^Exception ignored in: '?uvloop\..*\nTraceback \(most recent call last\):\n(?:[ ].*\n)+.*\n?", re.MULTILINE
 )
 
 
 class Phase(IntEnum):
-    """What the library of ``faults.c`` waits for."""
+    """The event from which on the library of ``faults.c`` lets calls fail."""
 
     REQUEST = 0
     NOTHING = 1
@@ -59,7 +59,7 @@ def trial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trial]:
 
 @pytest.fixture(scope="module")
 def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The library that lets calls fail, built for this machine."""
+    """The library of ``faults.c``, built for this machine."""
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("there is no C compiler, cc")
@@ -74,9 +74,9 @@ class Faults:
     """Calls that fail, once each, over any number of runs.
 
     Args:
-        shim: The library that does it.
-        folder: For what it keeps.
-        calls: Which functions fail.
+        shim: The library that lets them fail.
+        folder: A folder for the library's state.
+        calls: The functions that fail.
     """
 
     def __init__(self, shim: Path, folder: Path, calls: str) -> None:
@@ -92,12 +92,12 @@ class Faults:
         }
 
     def begin(self, phase: Phase = Phase.REQUEST) -> None:
-        """Before a run: let nothing fail before its first request, or before it has opened the lock."""
+        """Prepare the next run, in which nothing fails before its first request, or before it has opened the lock."""
         with self._state.open("r+b") as state:
             state.write(phase.to_bytes(4, "little"))
 
     def new(self) -> list[str]:
-        """What failed since this was last asked: process, function, error, what it was called upon."""
+        """Return the calls that failed since this was last called: process, function, error, argument."""
         lines = self._state.read_bytes()[_LOG_BEGINS:].rstrip(b"\0").decode().splitlines()
         new, self._read = lines[self._read :], len(lines)
         return new
@@ -105,24 +105,24 @@ class Faults:
 
 @pytest.fixture(autouse=True)
 def _children_without_coverage(without_coverage: None) -> None:
-    """Let no call fail that coverage makes for its own files."""
+    """Prevent failures of calls that coverage makes for its own files."""
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)  # dozens of runs, each a second on an idle machine, and ten where others are at work
 @pytest.mark.parametrize("calls", _CALLS)
-def test_each_call_fails_once_and_costs_nothing(trial: Trial, shim: Path, tmp_path: Path, calls: str) -> None:
-    """Run after run, until one from the beginning meets no new fault: each is complete, or says what there is none of.
+def test_each_call_fails_once_in_a_run(trial: Trial, shim: Path, tmp_path: Path, calls: str) -> None:
+    """Each run completes, or stops and reports what it lacks; the next run resumes, until one meets no new fault.
 
-    Whatever it was, the next run goes on from there, and what comes out is the same, byte for byte.
+    Whichever call failed, the output is the same in the end, byte for byte.
     """
     faults = Faults(shim, tmp_path, calls)
 
     def complete(number: int) -> list[str]:
-        place = Place(tmp_path / str(number))
-        books = ShardSummary(trial, place)
-        failed = run_until_complete(trial.command(place), faults, books.check)
-        trial.check_complete(place)
+        folders = RunFolders(tmp_path / str(number))
+        stored_images = StoredImages(trial, folders)
+        failed = run_until_complete(trial.command(folders), faults, stored_images.check)
+        trial.check_complete(folders)
         return failed
 
     assert complete_until_nothing_fails(complete)
@@ -132,7 +132,7 @@ def test_each_call_fails_once_and_costs_nothing(trial: Trial, shim: Path, tmp_pa
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("calls", _FILE_CALLS)
 def test_each_call_fails_once_during_resharding(shim: Path, tmp_path: Path, calls: str) -> None:
-    """The output holds shards as the manifest cut them until it holds resharded ones, as of an undisturbed run."""
+    """The output holds its shards as the manifest cut them until it holds those of an undisturbed resharding."""
     faults = Faults(shim, tmp_path, calls)
     with serve_healing(tmp_path, RESHARDED) as healing:
         cut, resharded = replace(healing, root=tmp_path / "cut", layout=AS_CUT), healing
@@ -141,15 +141,15 @@ def test_each_call_fails_once_during_resharding(shim: Path, tmp_path: Path, call
         assert cut.files() != resharded.files()
 
         def complete(number: int) -> list[str]:
-            place = replace(healing, root=tmp_path / str(number))
+            healing_copy = replace(healing, root=tmp_path / str(number))
 
             def check() -> None:
-                files = place.files()
+                files = healing_copy.files()
                 assert files == resharded.files() or files.items() <= cut.files().items()
 
-            failed = run_until_complete(place.prepare(), faults, check)
-            assert place.files() == resharded.files()
-            check_tidy(place, resharded)
+            failed = run_until_complete(healing_copy.prepare(), faults, check)
+            assert healing_copy.files() == resharded.files()
+            check_tidy(healing_copy, resharded)
             return failed
 
         assert complete_until_nothing_fails(complete)
@@ -165,7 +165,7 @@ def test_each_call_fails_once_during_resharding(shim: Path, tmp_path: Path, call
     ],
 )
 def test_each_call_fails_once_in_a_retry(shim: Path, tmp_path: Path, calls: str, layout: tuple[str, ...]) -> None:
-    """The output holds what it held, until it holds what an undisturbed retry makes; resharded ones all at once."""
+    """The output is unchanged until it equals that of an undisturbed retry; if it is resharded, in one step."""
     faults = Faults(shim, tmp_path, calls)
     with serve_healing(tmp_path, layout) as healing:
         subprocess.run(healing.prepare(), check=True, capture_output=True, timeout=PATIENCE_S)
@@ -176,13 +176,13 @@ def test_each_call_fails_once_in_a_retry(shim: Path, tmp_path: Path, calls: str,
         assert old != new
 
         def complete(number: int) -> list[str]:
-            place = replace(healing, root=tmp_path / str(number))
-            shutil.copytree(healing.root, place.root)
+            healing_copy = replace(healing, root=tmp_path / str(number))
+            shutil.copytree(healing.root, healing_copy.root)
             failed = run_until_complete(
-                place.retry(), faults, lambda: check_old_or_new(place.files(), old, new, layout)
+                healing_copy.retry(), faults, lambda: check_old_or_new(healing_copy.files(), old, new, layout)
             )
-            assert place.files() == new
-            check_tidy(place, undisturbed)
+            assert healing_copy.files() == new
+            check_tidy(healing_copy, undisturbed)
             return failed
 
         assert complete_until_nothing_fails(complete)
@@ -191,7 +191,7 @@ def test_each_call_fails_once_in_a_retry(shim: Path, tmp_path: Path, calls: str,
 def check_old_or_new(
     files: Mapping[str, bytes], old: Mapping[str, bytes], new: Mapping[str, bytes], layout: Collection[str]
 ) -> None:
-    """All shards of a resharded output are old, or all are new; of others each is, and a count may be yet to come."""
+    """Check that a resharded output is entirely old or new; in others, each shard is, and a count may be missing."""
     if layout == RESHARDED:
         assert files in (old, new)
     else:
@@ -199,12 +199,12 @@ def check_old_or_new(
         assert all(content in (old.get(name), new.get(name)) for name, content in files.items())
 
 
-def check_tidy(place: Healing, undisturbed: Healing) -> None:
-    """The state folder holds what an undisturbed run leaves in it, and nothing else."""
+def check_tidy(healing: Healing, undisturbed: Healing) -> None:
+    """Check that the state folder holds what an undisturbed run leaves in it, and nothing else."""
     left, expected = (
         {str(path.relative_to(one.out.parent)) for path in one.out.parent.rglob("*")}
-        - {str(OutputLayout(one.out).unpublished.relative_to(one.out.parent))}  # an empty one is as good as none
-        for one in (place, undisturbed)
+        - {str(OutputLayout(one.out).unpublished.relative_to(one.out.parent))}  # which may be there and empty
+        for one in (healing, undisturbed)
     )
     assert left == expected
 
@@ -212,12 +212,12 @@ def check_tidy(place: Healing, undisturbed: Healing) -> None:
 def complete_until_nothing_fails(complete: Callable[[int], list[str]]) -> list[str]:
     """Repeat until no new fault occurs, and return the calls that failed."""
     failed: list[str] = []
-    for number in range(_MAX_PLACES):
+    for number in range(_MAX_OUTPUTS):
         new = complete(number)
         failed += new
         if not new:
             return failed
-    raise AssertionError(f"always something new: {failed}")
+    raise AssertionError(f"there were always new faults: {failed}")
 
 
 def run_until_complete(command: Sequence[str], faults: Faults, check: Callable[[], None]) -> list[str]:
@@ -230,7 +230,7 @@ def run_until_complete(command: Sequence[str], faults: Faults, check: Callable[[
             new = faults.new()
             failed += new
             if code not in (0, None):
-                assert new, run.said()
+                assert new, run.messages()
                 check_stopped(run, code, new)
         check()
         if code == 0:
@@ -239,16 +239,16 @@ def run_until_complete(command: Sequence[str], faults: Faults, check: Callable[[
 
 
 def _end(run: Run, calls: str) -> int | None:
-    """Wait for the end of a run, and return its exit code; None for one hang that is CPython's.
+    """Wait for the end of a run, and return its exit code; None for one hang that is a bug of CPython.
 
-    ``Thread.start`` waits for ever when the new thread finds no memory to say that it has begun with. Such a run is
-    ended, and has to be as good for the next one as any other. Of any other hang, the stacks are in the error.
+    ``Thread.start`` waits forever if the new thread finds no memory to report that it has started. Such a run is
+    aborted, and the next one must be able to resume it. For any other hang, the error contains the stacks.
     """
     try:
         return run.end(_MMAP_PATIENCE_S if calls == "mmap" else PATIENCE_S)
     except subprocess.TimeoutExpired:
         run.abort()
-        stacks = "\n".join(run.said())
+        stacks = "\n".join(run.messages())
         assert calls == "mmap", stacks
         assert _WAITS_FOR_ITS_THREAD.search(stacks), stacks
         return None
@@ -256,8 +256,8 @@ def _end(run: Run, calls: str) -> int | None:
 
 def check_stopped(run: Run, code: int, failed: list[str]) -> None:
     """Check that the command stopped with exit code 4 and a line that says what to do, without a traceback."""
-    said = _SAID_BY_UVLOOP.sub("", "\n".join(run.said())).splitlines()
-    assert code == 4, (failed, said)
-    assert "Traceback" not in "\n".join(said), (failed, said)
-    complaints = [line for line in said if line.startswith("datafetch: ") and "run the same command again" in line]
-    assert len(complaints) == 1, (failed, said)  # perhaps before what uvloop has to say of a process it did not start
+    messages = _LINES_OF_UVLOOP.sub("", "\n".join(run.messages())).splitlines()
+    assert code == 4, (failed, messages)
+    assert "Traceback" not in "\n".join(messages), (failed, messages)
+    complaints = [line for line in messages if line.startswith("datafetch: ") and "run the same command again" in line]
+    assert len(complaints) == 1, (failed, messages)  # uvloop may print about a process that it did not start after it

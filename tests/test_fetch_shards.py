@@ -1,4 +1,4 @@
-"""A job in two: processes that fetch shards of it, at the same time or one after another, and then a finish."""
+"""A job in two steps: processes that fetch its shards, concurrently or one after another, and then ``finish``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import LOOPBACK, until
 from in_process import THREADS, fetch_dataset, run
-from runs import Place, Run, ShardSummary, Trial, dying_at_a_step, serve_trial
+from runs import Run, RunFolders, StoredImages, Trial, dying_at_a_step, serve_trial
 from sources import place_source
 
 import datafetch
@@ -64,19 +64,19 @@ def trial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trial]:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    """Where it is fetched to."""
-    return Place(tmp_path / "root")
+def folders(tmp_path: Path) -> RunFolders:
+    """The folders of a run on the trial's dataset."""
+    return RunFolders(tmp_path / "root")
 
 
 @pytest.fixture
-def trial_job(trial: Trial, place: Place) -> Job:
-    """The job that the trial's command does."""
+def trial_job(trial: Trial, folders: RunFolders) -> Job:
+    """The job that the trial's command runs."""
     return Job(
         dataset="coyo",
         source=str(trial.source.folder),
         ids=str(trial.source.ids),
-        out=str(place.layout.out),
+        out=str(folders.layout.out),
         fetch=FetchPolicy(allow_net=LOOPBACK, connections=8, per_host=8, retries=0),
         processes=1,
         world_size=None,
@@ -84,77 +84,77 @@ def trial_job(trial: Trial, place: Place) -> Job:
 
 
 def command(job: Job, *shards: str) -> list[str]:
-    """A process that fetches shards."""
+    """Return the command of a process that fetches shards of a job."""
     file = Path(job.out).parent.parent.with_suffix(".job")
     file.write_bytes(pickle.dumps(job))
     return [sys.executable, "-c", _FETCH_SHARDS, str(file), *shards]
 
 
-def check_like_one_run(trial: Trial, place: Place) -> None:
-    """Outputs are equal to the byte, and ledgers and the report but for what says how long something took."""
-    undisturbed = Place(trial.source.folder.parent.parent / "undisturbed")
-    trial.check_complete(place)
-    assert ledger_of(place.layout) == ledger_of(undisturbed.layout)
-    reports = [orjson.loads(one.layout.report.read_bytes()) for one in (place, undisturbed)]
+def check_like_one_run(trial: Trial, folders: RunFolders) -> None:
+    """Check that files, ledgers and report equal those of one run, except for durations."""
+    undisturbed = RunFolders(trial.source.folder.parent.parent / "undisturbed")
+    trial.check_complete(folders)
+    assert ledger_of(folders.layout) == ledger_of(undisturbed.layout)
+    reports = [orjson.loads(one.layout.report.read_bytes()) for one in (folders, undisturbed)]
     for name in ("samples", "shards", "ids", "complete", "dataset"):
         assert reports[0][name] == reports[1][name]
     assert reports[0]["images"] == reports[1]["images"] | {"reused": reports[0]["images"]["ok"]}
-    assert read_status(place.layout.out).state is RunState.COMPLETE
+    assert read_status(folders.layout.out).state is RunState.COMPLETE
 
 
 def ledger_of(layout: OutputLayout) -> list[dict[str, Any]]:
-    """All lines, without what they say of time."""
+    """Return all ledger lines, without their durations."""
     lines = [line for path in sorted(layout.ledgers.glob("*.parquet")) for line in pq.read_table(path).to_pylist()]
     return [{name: value for name, value in line.items() if name != "fetch_ms"} for line in lines]
 
 
-def test_two_processes_and_a_finish_make_what_one_run_makes(trial: Trial, place: Place, trial_job: Job) -> None:
-    """Both at work at the same time, each with shards of its own; no URL is asked for twice."""
-    books = ShardSummary(trial, place)
+def test_two_processes_and_finish_produce_what_one_run_does(trial: Trial, folders: RunFolders, trial_job: Job) -> None:
+    """Two concurrent processes fetch different shards, and no URL is requested twice."""
+    stored_images = StoredImages(trial, folders)
     first, second, third = shard_names(trial_job)
     with Run(command(trial_job, third, first)) as one, Run(command(trial_job, second)) as other:
-        assert (one.end(), other.end()) == (0, 0), one.said() + other.said()
-    books.check()
+        assert (one.end(), other.end()) == (0, 0), one.messages() + other.messages()
+    stored_images.check()
     with pytest.raises(ConfigurationError, match="is not complete"):
         datafetch.retry(trial_job.out)
     finish(trial_job)
-    check_like_one_run(trial, place)
-    assert not place.layout.shard_progress_folder.exists()
+    check_like_one_run(trial, folders)
+    assert not folders.layout.shard_progress_folder.exists()
 
 
 @pytest.mark.slow
-def test_a_process_that_is_killed_is_called_again(trial: Trial, place: Place, trial_job: Job, tmp_path: Path) -> None:
-    """Killed before some step, and one further on, and so on to the end, beside one that is not; nothing is lost."""
+def test_a_killed_process_can_be_repeated(trial: Trial, folders: RunFolders, trial_job: Job, tmp_path: Path) -> None:
+    """It is killed ever later, next to a process that is not killed, until it completes; nothing is lost."""
     first, *others = shard_names(trial_job)
-    books = ShardSummary(trial, place)
+    stored_images = StoredImages(trial, folders)
     rng = random.Random(6)
     steps, kills, code = 8, 0, _KILLED
     with Run(command(trial_job, *others)) as undisturbed:
         while code != 0:
-            with Run(command(trial_job, first), dying_at_a_step(tmp_path, "fetch_shards", steps, place.root)) as run:
+            with Run(command(trial_job, first), dying_at_a_step(tmp_path, "fetch_shards", steps, folders.root)) as run:
                 code = run.end()
-                assert code in (0, _KILLED), run.said()
+                assert code in (0, _KILLED), run.messages()
             kills += code != 0
             steps += rng.randrange(4, 9)
-        assert undisturbed.end() == 0, undisturbed.said()
+        assert undisturbed.end() == 0, undisturbed.messages()
     assert kills >= 3
-    books.check()
+    stored_images.check()
     finish(trial_job)
-    check_like_one_run(trial, place)
+    check_like_one_run(trial, folders)
 
 
 @pytest.fixture
 def source(tmp_path: Path, origin: Origin, pictures: Pictures) -> CoyoSource:
-    """A manifest of three files, with URLs that no other test asks for."""
+    """A manifest of three files, with URLs that no other test requests."""
     number = next(_numbers)
     names = pictures[1] * 2
-    urls = [origin.url("well", name, f"shards-{number}-{place}") for place, name in enumerate(names)]
+    urls = [origin.url("well", name, f"shards-{number}-{position}") for position, name in enumerate(names)]
     return write_coyo_source(tmp_path / "source", urls, files=3, rows=600)
 
 
 @pytest.fixture
 def job(tmp_path: Path, source: CoyoSource) -> Job:
-    """A job for it."""
+    """A job that fetches this manifest."""
     return Job(
         dataset="coyo",
         source=str(source.folder),
@@ -166,7 +166,7 @@ def job(tmp_path: Path, source: CoyoSource) -> Job:
 
 
 def files_of(job: Job) -> dict[str, bytes]:
-    """What the trainer sees."""
+    """Return the files that the trainer reads."""
     return {path.name: path.read_bytes() for path in sorted(Path(job.out).iterdir())}
 
 
@@ -179,8 +179,8 @@ def files_of(job: Job) -> dict[str, bytes]:
         pytest.param({"limit": 10_000}, marks=pytest.mark.slow),
     ],
 )
-def test_shards_in_any_order_make_the_same(tmp_path: Path, job: Job, settings: dict[str, Any]) -> None:
-    """Resharded at the end; and under a limit, which counts the samples of shards that another call fetches."""
+def test_the_order_of_shards_makes_no_difference(tmp_path: Path, job: Job, settings: dict[str, Any]) -> None:
+    """The output, also if resharded or limited, is that of one run; a limit counts samples that other calls fetch."""
     job = replace(job, **settings)
     whole = replace(job, out=str(tmp_path / "whole" / "out"))
     expected = run(whole)
@@ -209,8 +209,8 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("name", sorted(DATASETS))
-def test_every_dataset_can_be_fetched_apart(tmp_path: Path, authority: str, name: str) -> None:
-    """Its files and the list that the trainer reads are those of one run, with the last shard fetched first."""
+def test_every_dataset_can_be_fetched_shard_by_shard(tmp_path: Path, authority: str, name: str) -> None:
+    """Fetched last shard first, the files and the trainer's list are those of one run."""
     source = place_source(name, tmp_path, authority)
     ids = None if source.ids is None else str(source.ids)
     whole = Job(name, str(source.folder), str(tmp_path / "whole" / "out"), ids=ids, fetch=POLICY)
@@ -234,13 +234,13 @@ def test_every_dataset_can_be_fetched_apart(tmp_path: Path, authority: str, name
 
 
 def tree_of(folder: Path) -> dict[str, bytes]:
-    """All files below a folder, state folders left out."""
+    """Return all files below a folder, except those in state folders."""
     paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
     return {str(path): (folder / path).read_bytes() for path in paths if not path.parts[0].endswith(".datafetch")}
 
 
-def test_all_shards_are_fetched_where_none_are_named(tmp_path: Path, job: Job) -> None:
-    """What is said of them is what a run says; a second call finds them there, and so does a run."""
+def test_all_shards_are_fetched_by_default(tmp_path: Path, job: Job) -> None:
+    """The report equals that of a run; a second call and a run find the shards and request nothing."""
     fetched = fetch_shards(job)
     assert (fetched.totals.ok, fetched.arrived, fetched.requests, fetched.reused) == (132, 132, 132, 0)
     again = fetch_shards(job)
@@ -255,8 +255,8 @@ def test_all_shards_are_fetched_where_none_are_named(tmp_path: Path, job: Job) -
     assert not (tmp_path / "none").exists()
 
 
-def test_one_that_is_named_twice_is_fetched_once(job: Job, origin: Origin) -> None:
-    """However often the list has it."""
+def test_a_shard_that_is_named_twice_is_fetched_once(job: Job, origin: Origin) -> None:
+    """A repeated name has no effect."""
     name = shard_names(job)[1]
     before = sum(origin.requests().values())
     fetched = fetch_shards(job, [name, name])
@@ -264,15 +264,15 @@ def test_one_that_is_named_twice_is_fetched_once(job: Job, origin: Origin) -> No
 
 
 class HeldBackends:
-    """Backends that commit no shard before they are let go."""
+    """Backends that commit no shard before they are released."""
 
     def __init__(self) -> None:
         self.is_held = False
         self._go = asyncio.Event()
         self.backends = Backends(THREADS.open_transcoder, self._commit)
 
-    def let_go(self) -> None:
-        """Commit what waits."""
+    def release(self) -> None:
+        """Commit the shards that wait."""
         self._go.set()
 
     async def _commit(self, commit: Commit) -> ShardCounts:
@@ -283,18 +283,18 @@ class HeldBackends:
 
 @asynccontextmanager
 async def at_work(work: Callable[[Backends], Any]) -> AsyncIterator[asyncio.Task[Any]]:
-    """Work that has fetched a shard, and stays at work for as long as the block."""
+    """Keep a task that has fetched a shard at work for the duration of the block."""
     held = HeldBackends()
     task = asyncio.create_task(work(held.backends))
     await until(lambda: held.is_held or task.done())
     assert not task.done(), task
     yield task
-    held.let_go()
+    held.release()
     await task
 
 
-async def test_who_may_work_beside_a_process_that_fetches_shards(job: Job) -> None:
-    """One with other shards; not one with the same, nor anything that needs the whole output. Nothing is lost."""
+async def test_only_other_shards_can_be_fetched_at_the_same_time(job: Job) -> None:
+    """Work on the same shard, or on the whole output, is refused meanwhile, and nothing is lost."""
     first, second, third = await asyncio.to_thread(shard_names, job)
     layout = OutputLayout(Path(job.out))
     async with at_work(lambda backends: fetch_dataset_shards(job, [first], backends=backends)):
@@ -323,16 +323,16 @@ async def test_who_may_work_beside_a_process_that_fetches_shards(job: Job) -> No
     assert report.totals.ok == 132
 
 
-async def test_a_run_at_work_has_the_output_for_itself(job: Job) -> None:
-    """Shards can't be fetched beside it, and it can't be finished."""
+async def test_a_run_excludes_fetching_shards_and_finishing(job: Job) -> None:
+    """While a run works on the output, its shards can't be fetched separately, and it can't be finished."""
     async with at_work(lambda backends: fetch_dataset(job, backends=backends)):
         for work in (fetch_dataset_shards(job, backends=THREADS), finish_dataset(job)):
             with pytest.raises(ConfigurationError, match="another run is working on"):
                 await work
 
 
-async def test_status_knows_all_processes_at_work(job: Job) -> None:
-    """How many images there will be is known while they speak of all shards; afterwards a run is interrupted."""
+async def test_status_shows_all_processes_at_work(job: Job) -> None:
+    """The expected number of images is known once they cover all shards; afterwards the run is interrupted."""
     first, second, third = await asyncio.to_thread(shard_names, job)
     out = Path(job.out)
     async with at_work(lambda backends: fetch_dataset_shards(job, [first], backends=backends)):
@@ -353,8 +353,8 @@ async def test_status_knows_all_processes_at_work(job: Job) -> None:
     assert (done.state, done.expected_images) == (RunState.COMPLETE, 132)
 
 
-def test_finish_says_how_many_shards_are_missing(job: Job) -> None:
-    """And which is the first; before anything is fetched, it leaves no trace."""
+def test_finish_reports_the_number_of_missing_shards(job: Job) -> None:
+    """The error names the first one. If nothing has been fetched, ``finish`` creates nothing."""
     names = shard_names(job)
     with pytest.raises(ConfigurationError, match=rf"3 of 3 shards of .*out are not published, the first is {names[0]}"):
         finish(job)
@@ -374,8 +374,8 @@ def test_finish_says_how_many_shards_are_missing(job: Job) -> None:
     assert finish(job).totals.ok == 132
 
 
-def test_what_a_killed_process_left_complete_waits_for_its_own(job: Job) -> None:
-    """A shard that lies ready is put in its place by a process that was given it, and by no other."""
+def test_a_complete_shard_of_a_killed_process_is_published_by_its_successor(job: Job) -> None:
+    """Only a process that fetches that shard publishes it."""
     first, second, _ = shard_names(job)
     layout = OutputLayout(Path(job.out))
     (layout.ready / second).mkdir(parents=True)
@@ -387,8 +387,8 @@ def test_what_a_killed_process_left_complete_waits_for_its_own(job: Job) -> None
     assert (layout.out / f"{second}.count").exists()
 
 
-def test_what_cannot_be_fetched_apart_is_refused(job: Job) -> None:
-    """Shards that the manifest has not, and starting over while others may be at work; no trace is left."""
+def test_unknown_shards_and_fresh_are_refused(job: Job) -> None:
+    """A shard must exist, and starting over might delete another process's work; nothing is created."""
     names = shard_names(job)
     with pytest.raises(ConfigurationError, match=rf"has no shard 'part-9'; it has 3, from {names[0]} to {names[2]}"):
         fetch_shards(job, ["part-9", names[0]])
@@ -398,8 +398,8 @@ def test_what_cannot_be_fetched_apart_is_refused(job: Job) -> None:
     assert not Path(job.out).parent.exists()
 
 
-def test_shards_are_not_fetched_again_because_spools_lie_elsewhere(job: Job, tmp_path: Path) -> None:
-    """The scratch of a shard that was interrupted must be given again; that of other shards is no matter."""
+def test_the_scratch_of_an_interrupted_shard_must_be_given_again(job: Job, tmp_path: Path) -> None:
+    """The call is refused, so that no image is fetched twice. For other shards another scratch is fine."""
     first, second, _ = shard_names(job)
     with_scratch = replace(job, scratch=str(tmp_path / "scratch"))
 
@@ -418,8 +418,8 @@ def test_shards_are_not_fetched_again_because_spools_lie_elsewhere(job: Job, tmp
     assert fetch_shards(job, [second]).requests > 0
 
 
-def test_several_observers_watch_and_none_affects_another(job: Job, caplog: pytest.LogCaptureFixture) -> None:
-    """One that fails is logged, the others see the work to its end, also that of a finish."""
+def test_observers_do_not_affect_one_another(job: Job, caplog: pytest.LogCaptureFixture) -> None:
+    """An observer that fails is logged, and the others observe until the end, of ``finish`` as well."""
     seen: list[tuple[str, int]] = []
 
     async def fail(_: object) -> None:

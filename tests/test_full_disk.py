@@ -1,4 +1,4 @@
-"""A disk that fills up, goes read-only or loses its permissions stops a run with one line, and costs nothing."""
+"""A run on a disk that fills up, becomes read-only or loses its permissions stops with one line and loses nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from runs import PATIENCE_S, Place, Run, ShardSummary, Trial, check_out_of_resources, serve_trial
+from runs import PATIENCE_S, Run, RunFolders, StoredImages, Trial, check_out_of_resources, serve_trial
 
 from datafetch.errors import ResourceError
 
@@ -36,35 +36,35 @@ class Disk:
     """A small filesystem that only its own processes see.
 
     Attributes:
-        holder: The process that keeps it.
-        mounted_at: Where its processes find it.
+        holder: The process that keeps it mounted.
+        mounted_at: Its path for processes in its mount namespace.
     """
 
     holder: int
     mounted_at: Path
 
     def inside(self, *command: str) -> list[str]:
-        """The command that runs another one where the filesystem is."""
+        """Return the command that runs another one in the mount namespace of the filesystem."""
         spaces = ("--mount",) if os.geteuid() == 0 else ("--user", "--preserve-credentials", "--mount")
         return ["nsenter", "--target", str(self.holder), *spaces, "--wd=/", *command]
 
     def mount(self, *options: str) -> None:
-        """Run ``mount`` there."""
+        """Run ``mount`` in the mount namespace of the filesystem."""
         subprocess.run(self.inside("mount", *options), check=True, capture_output=True, timeout=PATIENCE_S)
 
     def remount(self, options: str) -> None:
-        """Change what it allows."""
+        """Change the mount options of the filesystem."""
         # With its type and source named, the present options are left out, which a plain user's namespace refuses.
         self.mount("-t", "tmpfs", "-o", f"remount,{options}", "none", str(self.mounted_at))
 
     def seen_here(self, path: Path) -> Path:
-        """The same path as this process reaches it."""
+        """Return the path by which this process reaches a path of the filesystem."""
         return Path(f"/proc/{self.holder}/root{path}")
 
 
 @contextmanager
 def hold_disk(mounted_at: Path, options: str) -> Iterator[Disk]:
-    """Mount a tmpfs for the time being; skip the test where that is not permitted."""
+    """Mount a tmpfs for the duration of the block; skip the test if mounting is not permitted."""
     mounted_at.mkdir()
     if not all(map(shutil.which, ("unshare", "nsenter", "mount"))):
         pytest.skip("unshare, nsenter or mount is not installed")
@@ -89,15 +89,15 @@ class Layout:
     """Which folders are on the small disk, and which resource it runs out of.
 
     Attributes:
-        place: Where the run leaves things, given the disk and another folder, in this order.
-        option: What is raised: the mount option for space or for files.
-        first: What there is of it at first.
-        step: By how much it grows each time, at most; drawn in steps of ``unit``.
+        folders: The folders of the run, given the disk and another folder, in this order.
+        option: The mount option that limits the resource: space or files.
+        first: The limit at first.
+        step: By how much the limit is raised each time, at most; drawn in steps of ``unit``.
         unit: A page of space, or a file.
-        least_strikes: How often it must have run out.
+        least_strikes: How often the disk must have been full at least.
     """
 
-    place: Callable[[Path, Path], Place]
+    folders: Callable[[Path, Path], RunFolders]
     option: str
     first: int
     step: int
@@ -105,15 +105,19 @@ class Layout:
     least_strikes: int
 
     def enlarged(self, amount: int, rng: random.Random) -> int:
-        """The next larger amount."""
+        """Return the next larger limit, drawn at random."""
         return amount + rng.randrange(self.unit, self.step + 1, self.unit)
 
 
 LAYOUTS = {
-    "all of it": Layout(lambda disk, _: Place(disk / "root"), "size", _PAGE, 80 * _PAGE, _PAGE, 3),
-    "scratch": Layout(lambda disk, other: Place(other / "root", disk / "scratch"), "size", _PAGE, 50 * _PAGE, _PAGE, 2),
-    "output": Layout(lambda disk, other: Place(disk / "root", other / "scratch"), "size", _PAGE, 50 * _PAGE, _PAGE, 2),
-    "files": Layout(lambda disk, other: Place(disk / "root", other / "scratch"), "nr_inodes", 2, 3, 1, 5),
+    "all of it": Layout(lambda disk, _: RunFolders(disk / "root"), "size", _PAGE, 80 * _PAGE, _PAGE, 3),
+    "scratch": Layout(
+        lambda disk, other: RunFolders(other / "root", disk / "scratch"), "size", _PAGE, 50 * _PAGE, _PAGE, 2
+    ),
+    "output": Layout(
+        lambda disk, other: RunFolders(disk / "root", other / "scratch"), "size", _PAGE, 50 * _PAGE, _PAGE, 2
+    ),
+    "files": Layout(lambda disk, other: RunFolders(disk / "root", other / "scratch"), "nr_inodes", 2, 3, 1, 5),
 }
 """The last one runs out of files, some more each time: that strikes everywhere, from the first folder to the report."""
 
@@ -122,104 +126,104 @@ LAYOUTS = {
 @pytest.mark.parametrize(
     "name", [name if name == "scratch" else pytest.param(name, marks=pytest.mark.slow) for name in LAYOUTS]
 )
-def test_a_disk_that_is_full_again_and_again_costs_nothing(trial: Trial, tmp_path: Path, name: str) -> None:
+def test_a_disk_that_fills_up_repeatedly_loses_nothing(trial: Trial, tmp_path: Path, name: str) -> None:
     """Each time, the run reports it and stops; with more space it is resumed, and the output is the same."""
     layout = LAYOUTS[name]
     rng = random.Random(name)
     amount, strikes = layout.first, []
     with hold_disk(tmp_path / "disk", f"{layout.option}={amount}") as disk:
-        told = layout.place(disk.mounted_at, tmp_path)
-        place = layout.place(disk.seen_here(disk.mounted_at), tmp_path)
-        books = ShardSummary(trial, place)
-        while (complaint := run_until_full(trial, disk, told)) is not None:
+        inside = layout.folders(disk.mounted_at, tmp_path)
+        folders = layout.folders(disk.seen_here(disk.mounted_at), tmp_path)
+        stored_images = StoredImages(trial, folders)
+        while (complaint := run_until_full(trial, disk, inside)) is not None:
             strikes.append(complaint)
             assert len(strikes) < _MAX_STRIKES, strikes
-            books.check()
+            stored_images.check()
             amount = layout.enlarged(amount, rng)
             disk.remount(f"{layout.option}={amount}")
-        books.check()
-        trial.check_complete(place)
+        stored_images.check()
+        trial.check_complete(folders)
     assert len(strikes) >= layout.least_strikes
     assert all("No space left on device" in complaint for complaint in strikes), strikes
 
 
-def run_until_full(trial: Trial, disk: Disk, told: Place) -> str | None:
-    """Run the command where the disk is; returns what it said when that was full, None when it is complete."""
-    with Run(disk.inside(*trial.command(told))) as run:
+def run_until_full(trial: Trial, disk: Disk, inside: RunFolders) -> str | None:
+    """Run the command on the disk; return its message if the disk was full, and None if it completed."""
+    with Run(disk.inside(*trial.command(inside))) as run:
         code = run.end()
         if code == 0:
-            assert all("are free" in line for line in run.said())
+            assert all("are free" in line for line in run.messages())
             return None
         return check_out_of_resources(run, code)
 
 
-def test_a_full_disk_is_told_in_the_same_words_by_all() -> None:
+def test_a_full_disk_is_reported_in_the_same_words_by_every_library() -> None:
     """Arrow has its own wording and Python has the system's; the operator reads the same message."""
     with pytest.raises(OSError, match="28") as by_arrow, pa.OSFile("/dev/full", "wb") as file:
         file.write(bytes(100_000))
     with pytest.raises(OSError, match="28") as by_python, Path("/dev/full").open("wb", buffering=0) as raw:
         raw.write(bytes(100_000))
     errors = (by_arrow.value, by_python.value)
-    told = {str(ResourceError.from_disk_error(error, "write")).partition(";")[0] for error in errors}
-    assert told == {"cannot write: No space left on device"}
+    messages = {str(ResourceError.from_disk_error(error, "write")).partition(";")[0] for error in errors}
+    assert messages == {"cannot write: No space left on device"}
 
 
-def test_a_disk_that_turns_read_only_costs_nothing(trial: Trial, tmp_path: Path) -> None:
-    """During and before a run: it reports it, stops, and is resumed when the disk is writable again."""
+def test_a_disk_that_becomes_read_only_loses_nothing(trial: Trial, tmp_path: Path) -> None:
+    """During a run and before one: the run reports it, stops, and resumes when the disk is writable again."""
     with hold_disk(tmp_path / "disk", "size=16m") as disk:
-        told, place = Place(disk.mounted_at / "root"), Place(disk.seen_here(disk.mounted_at) / "root")
-        out = str(told.layout.out)
-        books = ShardSummary(trial, place)
-        with Run(disk.inside(*trial.command(told))) as run:
-            wait_for_bytes(run, place)
-            place.layout.out.mkdir(exist_ok=True)
+        inside, folders = RunFolders(disk.mounted_at / "root"), RunFolders(disk.seen_here(disk.mounted_at) / "root")
+        out = str(inside.layout.out)
+        stored_images = StoredImages(trial, folders)
+        with Run(disk.inside(*trial.command(inside))) as run:
+            wait_for_bytes(run, folders)
+            folders.layout.out.mkdir(exist_ok=True)
             # The kernel refuses this for a whole filesystem while a spool is open for writing; the output suffices.
             disk.mount("--bind", out, out)
             disk.mount("-o", "remount,bind,ro", out)
             assert "Read-only file system" in check_out_of_resources(run, run.end())
-        books.check()
+        stored_images.check()
         subprocess.run(disk.inside("umount", out), check=True, capture_output=True, timeout=PATIENCE_S)
         disk.remount("ro")
-        with Run(disk.inside(*trial.command(told))) as run:
+        with Run(disk.inside(*trial.command(inside))) as run:
             assert "Read-only file system" in check_out_of_resources(run, run.end())
-        books.check()
+        stored_images.check()
         disk.remount("rw")
-        assert run_until_full(trial, disk, told) is None
-        books.check()
-        trial.check_complete(place)
+        assert run_until_full(trial, disk, inside) is None
+        stored_images.check()
+        trial.check_complete(folders)
 
 
-def test_permission_that_is_lost_costs_nothing(trial: Trial, tmp_path: Path) -> None:
-    """During and before a run: it reports it, stops, and is resumed when it has permission again."""
-    place = Place(tmp_path / "root")
-    command = [*_without_privileges(), *trial.command(place)]
-    books = ShardSummary(trial, place)
+def test_a_folder_that_loses_its_permissions_loses_nothing(trial: Trial, tmp_path: Path) -> None:
+    """During a run and before one: the run reports it, stops, and resumes when it has permission again."""
+    folders = RunFolders(tmp_path / "root")
+    command = [*_without_privileges(), *trial.command(folders)]
+    stored_images = StoredImages(trial, folders)
     with Run(command) as run:
-        wait_for_bytes(run, place)
-        for folder in (place.layout.out, place.layout.ledgers):
+        wait_for_bytes(run, folders)
+        for folder in (folders.layout.out, folders.layout.ledgers):
             folder.mkdir(exist_ok=True)
             folder.chmod(0o555)
-        place.layout.state_folder.chmod(0o555)
+        folders.layout.state_folder.chmod(0o555)
         assert "Permission denied" in check_out_of_resources(run, run.end())
-    books.check()
+    stored_images.check()
     with Run(command) as run:
         assert "Permission denied" in check_out_of_resources(run, run.end())
-    books.check()
-    for folder in (place.layout.out, place.layout.ledgers, place.layout.state_folder):
+    stored_images.check()
+    for folder in (folders.layout.out, folders.layout.ledgers, folders.layout.state_folder):
         folder.chmod(0o755)
     with Run(command) as run:
-        assert run.end() == 0, run.said()
-    books.check()
-    trial.check_complete(place)
+        assert run.end() == 0, run.messages()
+    stored_images.check()
+    trial.check_complete(folders)
 
 
-def wait_for_bytes(run: Run, place: Place) -> None:
-    """Return when the run has stored some images."""
-    assert any(place.bytes_kept() >= _SOME_BYTES for _ in run.readings()), run.said()
+def wait_for_bytes(run: Run, folders: RunFolders) -> None:
+    """Wait until the run has stored some images."""
+    assert any(folders.stored_bytes() >= _SOME_BYTES for _ in run.readings()), run.messages()
 
 
 def _without_privileges() -> list[str]:
-    """The front of a command that does without root's right to write what nobody may; empty where that is not had."""
+    """Return the prefix of a command that gives up root's right to write anywhere; empty if it has no such right."""
     if os.geteuid() != 0:
         return []
     if shutil.which("setpriv") is None:

@@ -18,7 +18,7 @@ import pytest
 from conftest import LOOPBACK, until
 from nameserver import Answer, NameServer
 from origin import black_holes
-from runs import OPTIONS, Place, Run
+from runs import OPTIONS, Run, RunFolders
 
 from datafetch.demo.manifest import write_coyo_source
 from datafetch.fetch import Fetcher, FetchPolicy, concurrency, happy_eyeballs
@@ -222,10 +222,10 @@ def test_a_run_of_silent_addresses_succeeds_with_their_failures(tmp_path: Path) 
     with NameServer(otherwise=Answer(_HOLES)) as names, black_holes(_HOLES) as port:
         urls = [f"http://{number}.example:{port}/cat.jpg" for number in range(count)]
         source = write_coyo_source(tmp_path / "source", urls)
-        place = Place(tmp_path / "root")
+        folders = RunFolders(tmp_path / "root")
         command = [
             *(sys.executable, "-m", "datafetch", "prepare", "coyo", "--source", str(source.folder)),
-            *("--ids", str(source.ids), "--root", str(place.root), *OPTIONS),
+            *("--ids", str(source.ids), "--root", str(folders.root), *OPTIONS),
             *("--connections", str(count), "--nameserver", names.address),
         ]
         most = 0
@@ -233,7 +233,7 @@ def test_a_run_of_silent_addresses_succeeds_with_their_failures(tmp_path: Path) 
             for _ in run.readings():
                 with suppress(FileNotFoundError):
                     most = max(most, _descriptors(run.process.pid))
-            assert run.end() == 0, run.said()
-    ledger = pq.read_table(next(place.layout.ledgers.glob("*.parquet")), columns=["outcome"])
+            assert run.end() == 0, run.messages()
+    ledger = pq.read_table(next(folders.layout.ledgers.glob("*.parquet")), columns=["outcome"])
     assert ledger["outcome"].to_pylist() == [FailureKind.CONNECT.value] * count
     assert count < most < 1024

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from runs import Place, Run, ShardSummary, Trial, check_out_of_resources, dying_at_a_step, listed, serve_trial
+from runs import Run, RunFolders, StoredImages, Trial, check_out_of_resources, dying_at_a_step, listed, serve_trial
 
 _MAX_RUNS = 40
 _KILLED = -9
@@ -37,13 +37,13 @@ class Moment:
     """The process to kill, and the progress of the run at which it is killed.
 
     Attributes:
-        victim: Who.
-        sign: What tells how far the run is.
-        growth: How much further it must be than it was at its beginning, or at the last kill.
+        victim: The process to kill.
+        sign: Measures the progress of the run.
+        growth: The progress since the run began, or since the last kill, at which to kill it.
     """
 
     victim: Victim
-    sign: Callable[[Place], Progress]
+    sign: Callable[[RunFolders], Progress]
     growth: int
 
 
@@ -55,32 +55,32 @@ class Progress:
     files: frozenset[tuple[str, int]] = frozenset()
 
     def since(self, before: Progress) -> int:
-        """The progress since then."""
+        """Return the progress since an earlier one."""
         return self.kept_bytes - before.kept_bytes + len(self.files - before.files)
 
     def joined_with(self, earlier: Progress) -> Progress:
-        """The furthest of both, with the files of both: those that are being written are gone in an instant."""
+        """Return the larger size and the files of both, since files that are being written soon disappear."""
         return Progress(max(self.kept_bytes, earlier.kept_bytes), self.files | earlier.files)
 
 
-def begun(place: Place) -> Progress:
-    """The files of the state folder."""
-    return _files(listed(place.layout.state_folder))
+def state_files(folders: RunFolders) -> Progress:
+    """Return the files of the state folder."""
+    return _files(listed(folders.layout.state_folder))
 
 
-def kept(place: Place) -> Progress:
-    """The size of spools and published files."""
-    return Progress(kept_bytes=place.bytes_kept())
+def stored(folders: RunFolders) -> Progress:
+    """Return the size of spools and published files."""
+    return Progress(kept_bytes=folders.stored_bytes())
 
 
-def being_written(place: Place) -> Progress:
-    """Files of shards that are being written, or are about to be published."""
-    return _files([*listed(place.layout.unpublished), *place.layout.ready.glob("**/*")])
+def being_written(folders: RunFolders) -> Progress:
+    """Return the files of shards that are being written or about to be published."""
+    return _files([*listed(folders.layout.unpublished), *folders.layout.ready.glob("**/*")])
 
 
-def published(place: Place) -> Progress:
-    """Published files."""
-    return _files([*listed(place.layout.out), *listed(place.layout.ledgers)])
+def published(folders: RunFolders) -> Progress:
+    """Return the published files."""
+    return _files([*listed(folders.layout.out), *listed(folders.layout.ledgers)])
 
 
 def _files(paths: Iterable[Path]) -> Progress:
@@ -92,33 +92,33 @@ def _files(paths: Iterable[Path]) -> Progress:
 
 
 def draw_moments(seed: int) -> list[Moment]:
-    """Five moments, spread over all stages of a run."""
+    """Draw five moments, spread over all stages of a run."""
     rng = random.Random(seed)
-    early = [(begun, rng.randrange(1, 4)), (kept, rng.randrange(1, 90_000))]
+    early = [(state_files, rng.randrange(1, 4)), (stored, rng.randrange(1, 90_000))]
     late = [(being_written, rng.randrange(1, 5)), (published, rng.randrange(1, 4))]
     moments = [
         Moment(Victim.PARENT, *rng.choice(early)),
         Moment(Victim.PARENT, *rng.choice(late)),
-        Moment(Victim.CODEC, kept, rng.randrange(1, 60_000)),
-        Moment(Victim.CODEC, kept, rng.randrange(1, 60_000)),
+        Moment(Victim.CODEC, stored, rng.randrange(1, 60_000)),
+        Moment(Victim.CODEC, stored, rng.randrange(1, 60_000)),
         Moment(Victim.COMMIT, being_written, rng.randrange(1, 5)),
     ]
     rng.shuffle(moments)
     return moments
 
 
-def wait_and_kill(run: Run, place: Place, moment: Moment) -> bool:
-    """Kill the victim at its moment; False if the command ended before."""
-    now = before = moment.sign(place)
+def wait_and_kill(run: Run, folders: RunFolders, moment: Moment) -> bool:
+    """Kill the victim at its moment; return False if the command ended before."""
+    now = before = moment.sign(folders)
     for _ in run.readings():
-        now = moment.sign(place).joined_with(now)
+        now = moment.sign(folders).joined_with(now)
         if now.since(before) >= moment.growth and any(map(_kill, find_victims(run, moment.victim)[:1])):
             return True
     return False
 
 
 def find_victims(run: Run, victim: Victim) -> list[psutil.Process]:
-    """The processes that may be killed, in any order."""
+    """Return the processes that may be killed, in any order."""
     if victim is Victim.PARENT:
         return [psutil.Process(run.process.pid)]
     found = run.family(victim)
@@ -142,26 +142,26 @@ def test_a_run_killed_at_any_moment_ends_as_if_undisturbed(trial: Trial, tmp_pat
     moments = draw_moments(seed)
     runs = 0
     while moments:
-        place = Place(tmp_path / f"{runs}")
-        books = ShardSummary(trial, place)
+        folders = RunFolders(tmp_path / f"{runs}")
+        stored_images = StoredImages(trial, folders)
         code = _KILLED
         while code != 0:
             runs += 1
-            assert runs < _MAX_RUNS, f"never came to pass: {moments}"
-            with Run(trial.command(place)) as run:
-                victim = disturb(run, place, moments)
+            assert runs < _MAX_RUNS, f"these moments never occurred: {moments}"
+            with Run(trial.command(folders)) as run:
+                victim = disturb(run, folders, moments)
                 code = run.end()
                 check_end(run, code, victim)
-            books.check()
-        trial.check_complete(place)
+            stored_images.check()
+        trial.check_complete(folders)
 
 
-def disturb(run: Run, place: Place, moments: list[Moment]) -> Victim | None:
+def disturb(run: Run, folders: RunFolders, moments: list[Moment]) -> Victim | None:
     """Kill at the moments that occur in this run, removing them from the list; returns the last victim."""
     victim = None
-    while moments and wait_and_kill(run, place, moments[0]):
+    while moments and wait_and_kill(run, folders, moments[0]):
         victim = moments.pop(0).victim
-        # After the first kill its images are tried one to a process; a second kill would then blame one of them.
+        # After the first kill its images are tried one per process; a second kill would then blame one of them.
         if victim is not Victim.CODEC or (moments and moments[0].victim is Victim.CODEC):
             break
     return victim
@@ -174,7 +174,7 @@ def check_end(run: Run, code: int, victim: Victim | None) -> None:
     elif victim is Victim.COMMIT and code != 0:
         check_out_of_resources(run, code)
     else:
-        assert code == 0, run.said()
+        assert code == 0, run.messages()
 
 
 @pytest.mark.parametrize(
@@ -185,20 +185,20 @@ def check_end(run: Run, code: int, victim: Victim | None) -> None:
         (Victim.COMMIT, (5, 9)),
     ],
 )
-def test_a_process_that_dies_before_any_of_its_steps_leaves_nothing_half(
+def test_a_process_killed_before_any_file_operation_leaves_no_partial_files(
     trial: Trial, tmp_path: Path, victim: Victim, steps_between: tuple[int, int]
 ) -> None:
     """A process is killed before the first file operation, then before a later one, and so on to the last."""
-    place = Place(tmp_path / "root")
-    books = ShardSummary(trial, place)
+    folders = RunFolders(tmp_path / "root")
+    stored_images = StoredImages(trial, folders)
     rng = random.Random(17)
     steps, kills, code = 0, 0, _KILLED
     while code != 0:
         steps += rng.randrange(*steps_between)
-        with Run(trial.command(place), dying_at_a_step(tmp_path, victim, steps, place.root)) as run:
+        with Run(trial.command(folders), dying_at_a_step(tmp_path, victim, steps, folders.root)) as run:
             code = run.end()
             kills += code != 0
             check_end(run, code, victim if code else None)
-        books.check()
+        stored_images.check()
     assert kills >= 5
-    trial.check_complete(place)
+    trial.check_complete(folders)

@@ -1,4 +1,4 @@
-"""The lock on an output: one holder, who takes it along when he dies."""
+"""Locks on an output and its shards: one holder at a time, and no lock that outlives its holder."""
 
 import errno
 import fcntl
@@ -32,8 +32,8 @@ sys.stdin.read()
 """
 
 
-def test_a_lock_dies_with_its_holder(tmp_path: Path) -> None:
-    """A second one is refused while the holder lives, and not when it was killed."""
+def test_a_lock_ends_with_its_holder(tmp_path: Path) -> None:
+    """A second run is refused while the holder lives, and gets the lock once the holder was killed."""
     path = tmp_path / "lock"
     with subprocess.Popen(
         [sys.executable, "-c", HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -49,8 +49,8 @@ def test_a_lock_dies_with_its_holder(tmp_path: Path) -> None:
         lock.release()
 
 
-def test_several_may_hold_an_output_together(tmp_path: Path) -> None:
-    """Nobody has it alone meanwhile; and beside one who has it alone, nobody."""
+def test_shared_locks_exclude_an_exclusive_one(tmp_path: Path) -> None:
+    """Several processes may share an output. None gets it exclusively meanwhile, and none shares an exclusive one."""
     one, other, alone = (Lock(tmp_path / "lock", tmp_path / "out") for _ in range(3))
     one.acquire_shared()
     other.acquire_shared()
@@ -76,8 +76,8 @@ sys.stdin.read()
 """
 
 
-def test_a_shard_has_one_process_and_loses_it_with_its_death(tmp_path: Path) -> None:
-    """Others are free, and one process at a time prepares the output."""
+def test_a_shard_is_locked_until_its_process_ends(tmp_path: Path) -> None:
+    """Other shards are free meanwhile, and only one process at a time prepares the output."""
     path = tmp_path / "shards.lock"
     with (
         subprocess.Popen(
@@ -98,13 +98,13 @@ def test_a_shard_has_one_process_and_loses_it_with_its_death(tmp_path: Path) -> 
 
 
 class _Releasing(ShardLocks):
-    """Locks that ``closing`` gives back."""
+    """Locks that ``contextlib.closing`` releases."""
 
     close = ShardLocks.release
 
 
-def test_two_calls_of_one_process_refuse_each_other(tmp_path: Path) -> None:
-    """The locks are not the process's: what one gives back, the other does not lose, and gets."""
+def test_calls_within_one_process_exclude_each_other(tmp_path: Path) -> None:
+    """A lock belongs to a call, not to its process: releasing one call's locks releases none of another's."""
     path, out = tmp_path / "shards.lock", tmp_path / "out"
     with closing(_Releasing(path, out)) as one:
         with closing(_Releasing(path, out)) as other:
@@ -121,10 +121,10 @@ def test_two_calls_of_one_process_refuse_each_other(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOLCK])
-async def test_without_range_locks_shards_are_not_fetched_apart(
+async def test_fetching_shards_requires_range_locks(
     tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the filesystem has none, it is said; who is alone does without."""
+    """On a filesystem without them the run is refused, unless the operator states that no other run works on it."""
 
     def refuse(*_: object) -> None:
         raise OSError(number, "no locks here")
@@ -139,8 +139,8 @@ async def test_without_range_locks_shards_are_not_fetched_apart(
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
-def test_without_locks_nothing_stands_in_for_one(tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a filesystem that can't lock, no file is left that would outlive its holder; it is said what to do."""
+def test_a_filesystem_without_locks_is_refused(tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error says what to do, and no file is left that would act as a lock after its holder has ended."""
 
     def refuse(*_: object) -> None:
         raise OSError(number, "no locks here")
@@ -163,7 +163,7 @@ NAMES = ["disk/folder", "link", "other link", "link to a link"]
 
 @pytest.fixture
 def by_name(tmp_path: Path) -> dict[str, OutputLayout]:
-    """Where one folder has its state by each of its names."""
+    """The layouts of one folder by each of its names."""
     (tmp_path / "disk" / "folder").mkdir(parents=True)
     (tmp_path / "link").symlink_to("disk/folder")
     (tmp_path / "other link").symlink_to(tmp_path / "disk" / "folder")
@@ -176,8 +176,8 @@ def _nothing() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-async def test_a_folder_has_one_lock_whatever_it_is_called(by_name: dict[str, OutputLayout], name: str) -> None:
-    """While a run works on it by one name, one by another is refused; afterwards it is not."""
+async def test_a_folder_has_one_lock_under_all_of_its_names(by_name: dict[str, OutputLayout], name: str) -> None:
+    """While a run works on it by one name, a run by another name is refused; afterwards it is not."""
     mine = by_name.pop(name)
     async with locked_output(mine, _nothing):
         for layout in by_name.values():
@@ -189,8 +189,8 @@ async def test_a_folder_has_one_lock_whatever_it_is_called(by_name: dict[str, Ou
             pass
 
 
-async def test_resharded_files_take_the_place_of_a_locked_folder(tmp_path: Path) -> None:
-    """A run's folder gives way to another one meanwhile, and a link to it is refused all the same."""
+async def test_a_lock_holds_when_the_folder_is_replaced(tmp_path: Path) -> None:
+    """Resharding replaces the folder during a run, and a run that comes through a link is still refused."""
     folder = tmp_path / "folder"
     folder.mkdir()
     (tmp_path / "link").symlink_to(folder)
@@ -204,7 +204,7 @@ async def test_resharded_files_take_the_place_of_a_locked_folder(tmp_path: Path)
 
 @pytest.fixture
 def mounted_twice(tmp_path: Path) -> Iterator[tuple[OutputLayout, OutputLayout]]:
-    """A folder at two places."""
+    """A folder that is mounted at a second path."""
     folder, other = tmp_path / "folder", tmp_path / "other"
     folder.mkdir()
     other.mkdir()
@@ -215,7 +215,7 @@ def mounted_twice(tmp_path: Path) -> Iterator[tuple[OutputLayout, OutputLayout]]
 
 
 async def test_a_folder_that_is_mounted_twice_has_one_lock(mounted_twice: tuple[OutputLayout, OutputLayout]) -> None:
-    """The kernel knows it at either place."""
+    """A run at the second mount point is refused while another works at the first."""
     here, there = mounted_twice
     async with locked_output(there, _nothing):
         with pytest.raises(ConfigurationError, match="another run is working on"):
@@ -223,8 +223,8 @@ async def test_a_folder_that_is_mounted_twice_has_one_lock(mounted_twice: tuple[
                 pass
 
 
-async def test_a_link_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
-    """Whoever makes the folder that it names would not know of this run; no state is left behind."""
+async def test_a_broken_link_is_refused(tmp_path: Path) -> None:
+    """A run that created the folder behind it would not know of this one. No state is left behind."""
     layout = OutputLayout(tmp_path / "link")
     layout.out.symlink_to("nowhere")
     with pytest.raises(ConfigurationError, match="is a broken link"):
@@ -235,7 +235,7 @@ async def test_a_link_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
 
 @pytest.fixture
 def _no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a filesystem that can't lock."""
+    """Simulate a filesystem that does not support locks."""
 
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOSYS, "no locks here")
@@ -244,8 +244,8 @@ def _no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_no_locks")
-async def test_who_is_alone_needs_no_lock(tmp_path: Path) -> None:
-    """Where nothing can be locked, a run is refused, and told what it may say; having said it, it works."""
+async def test_no_lock_works_on_a_filesystem_without_locks(tmp_path: Path) -> None:
+    """A run is refused with an error that mentions ``--no-lock``, and works with that option."""
     layout = OutputLayout(tmp_path / "out")
     with pytest.raises(ResourceError, match="or give --no-lock if you know that no other run works on it"):
         async with locked_output(layout, _nothing):
@@ -255,8 +255,8 @@ async def test_who_is_alone_needs_no_lock(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("_no_locks")
-def test_resharding_works_without_a_lock(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """The same for ``reshard``."""
+def test_reshard_works_with_no_lock(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """``reshard`` is refused in the same way without ``--no-lock``, and works with it."""
     (tmp_path / "rows").mkdir()
     with closing(PickleShardWriter(tmp_path / "rows", "part-00000")) as sink:
         for _ in range(4):
@@ -269,8 +269,8 @@ def test_resharding_works_without_a_lock(tmp_path: Path, capfd: pytest.CaptureFi
     assert main([*arguments, "--no-lock"]) == 0
 
 
-async def test_a_lock_that_is_held_is_respected_whatever_was_said(tmp_path: Path) -> None:
-    """``--no-lock`` is for where there are no locks: where there are, another run's holds, for ``reshard`` as well."""
+async def test_no_lock_respects_a_lock_that_is_held(tmp_path: Path) -> None:
+    """With ``--no-lock``, locks are still taken and respected on filesystems that support them."""
     layout = OutputLayout(tmp_path / "out")
     async with locked_output(layout, _nothing):
         with pytest.raises(ConfigurationError, match="another run is working on"):
@@ -282,8 +282,8 @@ async def test_a_lock_that_is_held_is_respected_whatever_was_said(tmp_path: Path
                 pass
 
 
-def test_being_alone_is_said_of_one_run(tmp_path: Path) -> None:
-    """It is not remembered for the next, and a retry has to be told anew."""
+def test_no_lock_holds_for_one_run(tmp_path: Path) -> None:
+    """The option is not stored in the job, so a retry needs it again."""
     job = Job("coyo", str(tmp_path), str(tmp_path / "out"), no_lock=True)
     assert settings_of(job, ImageSpec())["no_lock"] is False
     assert GivenOptions({"no_lock": True}).change(Job("coyo", "", "out")).no_lock

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from runs import PATIENCE_S, Place, Run, Trial, listed, serve_trial
+from runs import PATIENCE_S, Run, RunFolders, Trial, listed, serve_trial
 
 from datafetch.store.layout import OutputLayout
 from datafetch.store.lock import Lock
 
 INTERRUPTED = "datafetch: interrupted"
-PATIENCE_ASKED = "datafetch: stopping, one moment; another signal or Ctrl-C stops it at once (nothing fetched is lost)"
+STOPPING = "datafetch: stopping, one moment; another signal or Ctrl-C stops it at once (nothing fetched is lost)"
 _MAX_GAP_S = 0.5
 _WORLD = ("--world-size", "8")
 
@@ -67,35 +67,35 @@ def test_the_second_signal_is_answered_and_the_third_ends_it_at_once(
     trial: Trial, tmp_path: Path, signal_number: signal.Signals
 ) -> None:
     """While a run is stopping, the second signal prints a line and the third exits with 130; the next run resumes."""
-    place = Place(tmp_path)
-    with Run(trial.command(place)) as run:
-        assert wait_until(run, lambda: place.bytes_kept() > 10_000)
+    folders = RunFolders(tmp_path)
+    with Run(trial.command(folders)) as run:
+        assert wait_until(run, lambda: folders.stored_bytes() > 10_000)
         fork_server(run).suspend()  # so that stopping waits for it
         other = signal.SIGTERM if signal_number == signal.SIGINT else signal.SIGINT
         run.process.send_signal(other)
         run.process.send_signal(signal_number)
-        assert wait_until(run, lambda: PATIENCE_ASKED in run.said()), run.said()
+        assert wait_until(run, lambda: STOPPING in run.messages()), run.messages()
         run.process.send_signal(signal_number)
         assert run.end() == 130
-        assert run.said()[-2:] == [PATIENCE_ASKED, "datafetch: stopped at once (nothing fetched is lost)"]
-        assert is_free(place.layout)
-    subprocess.run(trial.command(place), check=True, capture_output=True, timeout=PATIENCE_S)
-    trial.check_complete(place)
+        assert run.messages()[-2:] == [STOPPING, "datafetch: stopped at once (nothing fetched is lost)"]
+        assert is_free(folders.layout)
+    subprocess.run(trial.command(folders), check=True, capture_output=True, timeout=PATIENCE_S)
+    trial.check_complete(folders)
 
 
 def test_sigterm_stops_a_run_that_ignores_ctrl_c(trial: Trial, tmp_path: Path) -> None:
     """A command that a script started in the background ignores Ctrl-C."""
-    place = Place(tmp_path)
-    command = [sys.executable, "-c", _IGNORING, *trial.command(place)]
+    folders = RunFolders(tmp_path)
+    command = [sys.executable, "-c", _IGNORING, *trial.command(folders)]
     with Run(command) as run:
-        assert wait_until(run, lambda: place.bytes_kept() > 0)
+        assert wait_until(run, lambda: folders.stored_bytes() > 0)
         run.process.send_signal(signal.SIGINT)
-        before = place.bytes_kept()
-        assert wait_until(run, lambda: place.bytes_kept() > before), "it was stopped by what it ignores"
+        before = folders.stored_bytes()
+        assert wait_until(run, lambda: folders.stored_bytes() > before), "it was stopped by what it ignores"
         run.process.send_signal(signal.SIGTERM)
         assert run.end() == 130
-        assert run.said()[-1].startswith(INTERRUPTED)
-        assert is_free(place.layout)
+        assert run.messages()[-1].startswith(INTERRUPTED)
+        assert is_free(folders.layout)
 
 
 _IGNORING = """
@@ -107,11 +107,11 @@ os.execv(sys.argv[1], sys.argv[1:])
 
 def test_a_command_that_is_still_loading_exits_at_once(trial: Trial, tmp_path: Path) -> None:
     """Nothing has been started, and nothing is left behind."""
-    with Run(trial.command(Place(tmp_path))) as run:
+    with Run(trial.command(RunFolders(tmp_path))) as run:
         assert wait_until(run, lambda: has_handlers(run))
         run.process.send_signal(signal.SIGTERM)
         assert run.end() == 130
-        assert run.said() == ["datafetch: interrupted before it began"]
+        assert run.messages() == ["datafetch: interrupted before it began"]
     assert not listed(tmp_path)
 
 
@@ -119,9 +119,9 @@ def test_a_command_that_is_still_loading_exits_at_once(trial: Trial, tmp_path: P
 @pytest.mark.parametrize("is_ended", [False, True], ids=["continues", "SIGTERM"])
 def test_a_stopped_fork_server_does_not_hang_a_run(trial: Trial, tmp_path: Path, is_ended: bool) -> None:
     """Its workers are killed and it reports nothing, so it is replaced; SIGTERM does not wait for it."""
-    place = Place(tmp_path)
-    with Run(trial.command(place)) as run:
-        assert wait_until(run, lambda: place.bytes_kept() > 10_000)
+    folders = RunFolders(tmp_path)
+    with Run(trial.command(folders)) as run:
+        assert wait_until(run, lambda: folders.stored_bytes() > 10_000)
         server = fork_server(run)
         server.suspend()
         for process in server.children():
@@ -129,9 +129,9 @@ def test_a_stopped_fork_server_does_not_hang_a_run(trial: Trial, tmp_path: Path,
         if is_ended:
             run.process.send_signal(signal.SIGTERM)
         assert run.end() == (130 if is_ended else 0)
-        assert is_free(place.layout)
+        assert is_free(folders.layout)
     if not is_ended:
-        trial.check_complete(place)
+        trial.check_complete(folders)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,34 +149,45 @@ class Scene:
     is_reached: Callable[[Run], bool]
 
 
-def _prepare(trial: Trial, folder: Path, is_reached: Callable[[Place], bool], *options: str) -> Scene:
-    place = Place(folder / "root")
-    command = [word for word in trial.command(place)[3:] if word != "--no-reshard"]
-    return Scene([*command, *options], place.layout, lambda _: is_reached(place))
+def _prepare(trial: Trial, folder: Path, is_reached: Callable[[RunFolders], bool], *options: str) -> Scene:
+    folders = RunFolders(folder / "root")
+    command = [word for word in trial.command(folders)[3:] if word != "--no-reshard"]
+    return Scene([*command, *options], folders.layout, lambda _: is_reached(folders))
 
 
-def _complete(trial: Trial, folder: Path) -> Place:
+def _complete(trial: Trial, folder: Path) -> RunFolders:
     """Copy the output of a complete run, which is made once."""
-    first = Place(trial.source.folder.parent / "complete")
+    first = RunFolders(trial.source.folder.parent / "complete")
     if not first.root.exists():
         subprocess.run(trial.command(first), check=True, capture_output=True, timeout=PATIENCE_S)
-    return Place(Path(shutil.copytree(first.root, folder / "root")))
+    return RunFolders(Path(shutil.copytree(first.root, folder / "root")))
 
 
 def _retry(trial: Trial, folder: Path) -> Scene:
-    place = _complete(trial, folder)
-    return Scene(["retry", str(place.layout.out), "--all"], place.layout, lambda _: place.layout.retry.exists())
+    folders = _complete(trial, folder)
+    return Scene(["retry", str(folders.layout.out), "--all"], folders.layout, lambda _: folders.layout.retry.exists())
 
 
 def _verify(trial: Trial, folder: Path) -> Scene:
-    place = _complete(trial, folder)
-    command = ["verify", str(place.layout.out), "--processes", "1", "--world-size", "1", "--batch", "1", "--group", "1"]
-    return Scene(command, place.layout, lambda run: bool(run.family("datafetch.transcode.pool.forkserver")))
+    folders = _complete(trial, folder)
+    command = [
+        "verify",
+        str(folders.layout.out),
+        "--processes",
+        "1",
+        "--world-size",
+        "1",
+        "--batch",
+        "1",
+        "--group",
+        "1",
+    ]
+    return Scene(command, folders.layout, lambda run: bool(run.family("datafetch.transcode.pool.forkserver")))
 
 
 def _status(trial: Trial, folder: Path) -> Scene:
-    place = _complete(trial, folder)
-    return Scene(["status", str(place.layout.out)], place.layout, lambda _: True)
+    folders = _complete(trial, folder)
+    return Scene(["status", str(folders.layout.out)], folders.layout, lambda _: True)
 
 
 def _reshard(trial: Trial, folder: Path) -> Scene:
@@ -192,11 +203,16 @@ def _demo(folder: Path, sign: str) -> Scene:
 
 SCENES: Mapping[str, Callable[[Trial, Path], Scene]] = {
     "loading": lambda trial, folder: _prepare(trial, folder, lambda _: True),
-    "beginning": lambda trial, folder: _prepare(trial, folder, lambda place: place.layout.lock.exists()),
-    "fetching": lambda trial, folder: _prepare(trial, folder, lambda place: place.bytes_kept() > 0),
-    "committing": lambda trial, folder: _prepare(trial, folder, lambda place: bool(listed(place.layout.unpublished))),
+    "beginning": lambda trial, folder: _prepare(trial, folder, lambda folders: folders.layout.lock.exists()),
+    "fetching": lambda trial, folder: _prepare(trial, folder, lambda folders: folders.stored_bytes() > 0),
+    "committing": lambda trial, folder: _prepare(
+        trial, folder, lambda folders: bool(listed(folders.layout.unpublished))
+    ),
     "resharding": lambda trial, folder: _prepare(
-        trial, folder, lambda place: place.layout.resharding.exists() or place.layout.reshard_record.exists(), *_WORLD
+        trial,
+        folder,
+        lambda folders: folders.layout.resharding.exists() or folders.layout.reshard_record.exists(),
+        *_WORLD,
     ),
     "retry": _retry,
     "verify": _verify,
@@ -229,7 +245,7 @@ def _disturb(scene: Scene, gaps_s: Sequence[float], number: signal.Signals) -> N
         if wait_until(run, lambda: has_handlers(run) and scene.is_reached(run)):
             _send(run, number, gaps_s)
         code = run.end()
-        stderr_lines = run.said()
+        stderr_lines = run.messages()
         assert "Traceback" not in "\n".join(stderr_lines), stderr_lines
         assert code in (0, 130), stderr_lines
         ends = (INTERRUPTED, "datafetch: stopped at once (nothing fetched is lost)")

@@ -1,7 +1,7 @@
-"""NameServer: a small DNS server on loopback that says what its script says, for tests and benchmarks.
+"""NameServer: a small DNS server on loopback that answers from a script, for tests and benchmarks.
 
-Rules: real packets, no mocks. A thread of its own, or, as ``python nameserver.py``, a process of its own, so that
-measuring a resolver does not measure this. Questions and answers are put together by hand: 13 µs each, where dnslib
+Rules: real packets, no mocks. It runs in a thread of its own, or, as ``python nameserver.py``, in a process of its own,
+so that measuring a resolver does not measure this. Queries and responses are packed by hand: 13 µs each, where dnslib
 takes 83.
 """
 
@@ -36,11 +36,11 @@ _INTERNET = 1
 _MAX_PACKET_BYTES = 4096
 _PATIENCE_S = 2.0
 _BIND_ATTEMPTS = 20
-_BUFFER_BYTES = 4 * 1024 * 1024  # a burst of thousands of questions is dropped by the script alone
+_BUFFER_BYTES = 4 * 1024 * 1024  # so that only the script drops queries of a burst of thousands
 
 
 class Type(IntEnum):
-    """What is asked for."""
+    """The type of a query."""
 
     A = 1
     CNAME = 5
@@ -51,7 +51,7 @@ _ADDRESS_TYPES = (Type.A, Type.AAAA)
 
 
 class Code(IntEnum):
-    """How the server says it went (RFC 1035, 4.1.1)."""
+    """The response code of an answer (RFC 1035, 4.1.1)."""
 
     NOERROR = 0
     SERVFAIL = 2
@@ -61,16 +61,16 @@ class Code(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the server says to a question.
+    """The server's answer to a query.
 
     Attributes:
-        addresses: IPv4 and IPv6 in one; a question gets those of its type, perhaps none (no data).
-        ttl_s: How long it may be kept.
-        code: Anything but NOERROR comes without records.
+        addresses: IPv4 and IPv6 together; a query gets those of its type, perhaps none (no data).
+        ttl_s: How long the answer may be cached.
+        code: An answer with any other code than NOERROR has no records.
         alias: The name that these addresses really belong to (CNAME); "" for none.
-        is_truncated: Over UDP only the news that it does not fit; over TCP the answer.
-        is_silent: Nothing at all is said.
-        is_silent_by_tcp: Nothing is said over TCP.
+        is_truncated: Over UDP, only the truncation flag is sent; over TCP, the answer.
+        is_silent: The server sends no answer.
+        is_silent_by_tcp: The server sends no answer over TCP.
     """
 
     addresses: tuple[str, ...] = ()
@@ -88,38 +88,38 @@ REFUSED = Answer(code=Code.REFUSED)
 NO_DATA = Answer()
 SILENCE = Answer(is_silent=True)
 
-Says: TypeAlias = Answer | Sequence[Answer]
-"""What is said each time, or one after another, counted for each type of question apart; the last one stays."""
+Answers: TypeAlias = Answer | Sequence[Answer]
+"""One answer for all queries, or successive ones, counted separately for each type; the last one repeats."""
 
 
 class NameServer:
-    """A DNS server on 127.0.0.1 and, where there is one, ::1; UDP and TCP; the same free port for all.
+    """A DNS server on 127.0.0.1 and, if there is IPv6, on ::1; over UDP and TCP, all on the same free port.
 
     Use it as ``with NameServer({"cat.example": Answer(("127.0.0.1",))}) as server: …``.
 
     Args:
-        script: What to say of a name in lower case without the last dot. May be changed at any time.
-        otherwise: The answer to any other name; None makes up an address in 127.0.0.0/8 from the name.
-        drop_share: This share of all queries is lost, 0 to 1.
-        seed: Of which are lost.
+        script: The answers by name, in lower case without the final dot. May be changed at any time.
+        otherwise: The answer for any other name; None derives an address in 127.0.0.0/8 from the name.
+        drop_share: The share of queries that are dropped, 0 to 1.
+        seed: Determines which queries are dropped.
     """
 
     def __init__(
         self,
-        script: Mapping[str, Says] | None = None,
+        script: Mapping[str, Answers] | None = None,
         *,
         otherwise: Answer | None = NXDOMAIN,
         drop_share: float = 0.0,
         seed: int = 7,
     ) -> None:
         self.script = dict(script or {})
-        self.script_by_type: dict[tuple[str, int], Says] = {}
-        """The same for one type of question, which goes before the other."""
+        self.script_by_type: dict[tuple[str, int], Answers] = {}
+        """The answers for one type of query, which take precedence over ``script``."""
         self._otherwise = otherwise
         self._drop_share = drop_share
         self._chance = random.Random(seed)
-        self._asked: Counter[tuple[str, int]] = Counter()
-        self._asked_by_tcp: set[str] = set()
+        self._query_counts: Counter[tuple[str, int]] = Counter()
+        self._names_by_tcp: set[str] = set()
         self._dropped = 0
         self._selector = selectors.DefaultSelector()
         self._resources = ExitStack()
@@ -130,28 +130,28 @@ class NameServer:
 
     @property
     def address(self) -> str:
-        """``127.0.0.1:PORT``."""
+        """The server's IPv4 address, as ``127.0.0.1:PORT``."""
         return f"127.0.0.1:{self._port}"
 
     @property
     def address_v6(self) -> str | None:
-        """``[::1]:PORT``, or None where this machine has no IPv6."""
+        """The server's IPv6 address, as ``[::1]:PORT``, or None if this machine has no IPv6."""
         return f"[::1]:{self._port}" if self._has_v6 else None
 
     @property
     def dropped(self) -> int:
-        """Queries that were lost so far."""
+        """The number of queries dropped so far."""
         return self._dropped
 
     @property
-    def asked_by_tcp(self) -> frozenset[str]:
-        """Names for which a query arrived over TCP."""
-        return frozenset(self._asked_by_tcp)
+    def names_queried_by_tcp(self) -> frozenset[str]:
+        """The names for which a query arrived over TCP."""
+        return frozenset(self._names_by_tcp)
 
-    def asked(self, name: str, kind: Type | None = None) -> int:
-        """How many queries for a name arrived, lost ones included: of one type, or the most of any type."""
+    def query_count(self, name: str, kind: Type | None = None) -> int:
+        """Return the number of queries for a name, dropped ones included: of one type, or the maximum of all types."""
         kinds = _ADDRESS_TYPES if kind is None else (kind,)
-        return max(self._asked[name, each] for each in kinds)
+        return max(self._query_counts[name, each] for each in kinds)
 
     def __enter__(self) -> Self:
         self._bind()
@@ -166,7 +166,7 @@ class NameServer:
         self._waker.send(b".")
         self._thread.join()
         for thread, connection in self._conversations:
-            with suppress(OSError):  # it is over already
+            with suppress(OSError):  # it is closed already
                 connection.shutdown(socket.SHUT_RDWR)
             thread.join()
         self._selector.close()
@@ -185,7 +185,7 @@ class NameServer:
                             for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM)
                         ]
                         self._has_v6 = True
-                except OSError:  # somebody else has this port for the other protocol
+                except OSError:  # the port is taken for the other protocol
                     continue
                 for each in listening:
                     self._selector.register(each, selectors.EVENT_READ)
@@ -223,7 +223,7 @@ class NameServer:
         thread.start()
 
     def _converse(self, connection: socket.socket) -> None:
-        with connection, suppress(OSError):  # the other side may leave at any time
+        with connection, suppress(OSError):  # the other side may close the connection at any time
             connection.settimeout(_PATIENCE_S)
             while prefix := _receive(connection, _LENGTH.size):
                 question = _receive(connection, _LENGTH.unpack(prefix)[0])
@@ -235,14 +235,14 @@ class NameServer:
         identity, _, _, _, _, _ = _HEADER.unpack_from(question)
         name, end = _read_name(question, _HEADER.size)
         kind = _LENGTH.unpack_from(question, end)[0]
-        number = self._asked[name, kind]
-        self._asked[name, kind] = number + 1
+        number = self._query_counts[name, kind]
+        self._query_counts[name, kind] = number + 1
         if self._drop_share and self._chance.random() < self._drop_share:
             self._dropped += 1
             return None
         answer = self._answer(name, kind, number)
         if not is_udp:
-            self._asked_by_tcp.add(name)
+            self._names_by_tcp.add(name)
         if answer.is_silent or (answer.is_silent_by_tcp and not is_udp):
             return None
         is_short = is_udp and answer.is_truncated
@@ -280,7 +280,7 @@ def _record(owner: bytes, kind: int, ttl_s: int, content: bytes) -> bytes:
 
 
 def _read_name(packet: bytes, start: int) -> tuple[str, int]:
-    """The name that begins there, in lower case, and where it ends."""
+    """Read the name at an offset, in lower case, and return it with the offset of its end."""
     labels = []
     while length := packet[start]:
         labels.append(packet[start + 1 : start + 1 + length])
@@ -315,7 +315,7 @@ def _has_ipv6_loopback() -> bool:
 
 
 def _receive(connection: socket.socket, wanted_bytes: int) -> bytes:
-    """So many bytes, or none when the other side has closed."""
+    """Receive this many bytes, or none if the other side has closed the connection."""
     received = b""
     while len(received) < wanted_bytes:
         try:

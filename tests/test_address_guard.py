@@ -61,7 +61,7 @@ NOT_PUBLIC = [
     "2001:1::2",
     "2001:1::3",
 ]
-METADATA = {  # where clouds tell a machine its secrets
+METADATA = {  # where clouds give a machine its credentials
     "AWS, Google, Azure, Oracle and most others": "169.254.169.254",
     "AWS, containers": "169.254.170.2",
     "AWS, pods": "169.254.170.23",

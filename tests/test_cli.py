@@ -1,4 +1,4 @@
-"""The command, as a shell runs it."""
+"""The command line, as a shell runs it."""
 
 import json
 import logging
@@ -48,14 +48,14 @@ PATIENCE_S = 120
 
 @pytest.fixture(scope="module")
 def slow_origin(pictures: Pictures) -> Iterator[Origin]:
-    """A server of our own, for its counts."""
+    """A server that only this test uses, for its counts of requests."""
     with Origin(pictures[0]) as running:
         yield running
 
 
 @pytest.fixture
 def source(tmp_path: Path, slow_origin: Origin, pictures: Pictures) -> CoyoSource:
-    """A manifest whose images take a second each, in two shards."""
+    """A manifest of two shards whose images take a second each."""
     names = pictures[1]
     urls = [
         slow_origin.url("slow", names[number % len(names)], f"{tmp_path.name}-{number}") for number in range(IMAGES)
@@ -65,7 +65,7 @@ def source(tmp_path: Path, slow_origin: Origin, pictures: Pictures) -> CoyoSourc
 
 @pytest.fixture
 def command(tmp_path: Path, source: CoyoSource) -> list[str]:
-    """The command that fetches it, a few images at a time."""
+    """The command that fetches this manifest, a few images at a time."""
     return [
         *(sys.executable, "-m", "datafetch", "prepare", "coyo"),
         *("--source", str(source.folder), "--ids", str(source.ids), "--root", str(tmp_path / "root")),
@@ -75,18 +75,18 @@ def command(tmp_path: Path, source: CoyoSource) -> list[str]:
 
 
 def data_files(tmp_path: Path) -> dict[str, bytes]:
-    """What the trainer sees."""
+    """Return the files that the trainer reads."""
     folder = tmp_path / "root" / "coyo-700m" / "pkl03-split"
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())} if folder.exists() else {}
 
 
 def spooled_bytes(tmp_path: Path) -> int:
-    """How much has been spooled."""
+    """Return the size of all spools."""
     return sum(path.stat().st_size for path in tmp_path.glob("root/coyo-700m/*.datafetch/spool/*/*"))
 
 
 def start_and_wait_for_images(command: list[str], tmp_path: Path) -> subprocess.Popen[str]:
-    """Start the command, and return when dozens of images are in its spool."""
+    """Start the command, and return it once dozens of images are in its spool."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while spooled_bytes(tmp_path) < 500_000:
         assert process.poll() is None, process.communicate()
@@ -94,10 +94,10 @@ def start_and_wait_for_images(command: list[str], tmp_path: Path) -> subprocess.
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_an_interrupted_run_goes_on(
+def test_an_interrupted_run_resumes(
     tmp_path: Path, command: list[str], source: CoyoSource, slow_origin: Origin, signal_number: signal.Signals
 ) -> None:
-    """Ctrl-C ends the run with 130 and one line; the next run fetches the rest, and nothing that was there."""
+    """Ctrl-C ends the run with exit code 130 and one line; the next run fetches only what is missing."""
     process = start_and_wait_for_images(command, tmp_path)
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal_number)
@@ -110,8 +110,8 @@ def test_an_interrupted_run_goes_on(
     finish_and_check(command, tmp_path, source, slow_origin)
 
 
-def test_a_killed_run_goes_on(tmp_path: Path, command: list[str], source: CoyoSource, slow_origin: Origin) -> None:
-    """After SIGKILL nothing half-written looks finished, no process is left, and the next run goes on by image."""
+def test_a_killed_run_resumes(tmp_path: Path, command: list[str], source: CoyoSource, slow_origin: Origin) -> None:
+    """After SIGKILL no process is left and no partial file looks complete; the next run resumes image by image."""
     process = start_and_wait_for_images(command, tmp_path)
     children = psutil.Process(process.pid).children(recursive=True)
     process.kill()
@@ -121,18 +121,18 @@ def test_a_killed_run_goes_on(tmp_path: Path, command: list[str], source: CoyoSo
 
 
 def finish_and_check(command: list[str], tmp_path: Path, source: CoyoSource, slow_origin: Origin) -> None:
-    """Run to the end, and see that all is there and little was asked for twice."""
-    asked_before = slow_origin.requests()
+    """Complete the run, and check that every image is there and few were requested twice."""
+    requests_before = slow_origin.requests()
     finished = subprocess.run([*command, "--json"], check=True, capture_output=True, text=True, timeout=PATIENCE_S)
     summary = json.loads(finished.stdout)
     assert summary["images"]["ok"] == IMAGES
     assert summary["images"]["reused"] > 0
     mine = {url.split("/", 3)[3] for url in source.urls.values()}
-    asked = {path: times for path, times in slow_origin.requests().items() if path[1:] in mine}
-    assert len(asked) == IMAGES
-    # Only what was in the air, or in the codec, when the run ended is asked for again.
-    again = [path for path, times in asked.items() if times > 1]
-    assert all(path in asked_before for path in again)
+    requests = {path: times for path, times in slow_origin.requests().items() if path[1:] in mine}
+    assert len(requests) == IMAGES
+    # Only images that were in flight, or in the codec, when the run ended are requested again.
+    again = [path for path, times in requests.items() if times > 1]
+    assert all(path in requests_before for path in again)
     assert len(again) <= _CONNECTIONS * TASKS_PER_CONNECTION < IMAGES
     rows = [
         row for name, content in data_files(tmp_path).items() if name.endswith(".pkl") for row in pickle.loads(content)
@@ -140,10 +140,10 @@ def finish_and_check(command: list[str], tmp_path: Path, source: CoyoSource, slo
     assert [row["id"] for row in rows] == list(source.urls)
 
 
-def test_json_is_all_there_is_on_standard_output(
+def test_json_prints_only_the_summary_on_standard_output(
     tmp_path: Path, origin: Origin, pictures: Pictures, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """``--json`` prints the contract's summary, the report file holds the same, and people get three lines."""
+    """The report file holds the same summary. Without ``--json``, it is three lines of text."""
     urls = [origin.url("well", name, tmp_path.name) for name in pictures[1][:10]]
     source = write_coyo_source(tmp_path / "source", [*urls, origin.url("missing", pictures[1][0])])
     arguments = [
@@ -176,7 +176,7 @@ RESUME = "interrupted; run the same command again to resume"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["demo", "--images", "50", "--out"], "interrupted; the same command starts a new demo in the same folder"),
         (["prepare"], RESUME),
@@ -185,28 +185,28 @@ RESUME = "interrupted; run the same command again to resume"
 def test_the_command_shows_what_the_library_logs(
     tmp_path: Path,
     arguments: list[str],
-    told: str,
+    message: str,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """A remark made in the midst of a run is one line on standard error."""
+    """A warning that is logged during a run is one line on standard error."""
 
-    def remark(*_: object, **__: object) -> NoReturn:
+    def warn(*_: object, **__: object) -> NoReturn:
         logging.getLogger("datafetch.transcode").warning("a codec process was killed")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("datafetch.cli.commands.prepare.run", remark)
-    monkeypatch.setattr("datafetch.cli.commands.demo.run_demo", remark)
+    monkeypatch.setattr("datafetch.cli.commands.prepare.run", warn)
+    monkeypatch.setattr("datafetch.cli.commands.demo.run_demo", warn)
     options = {"demo": [str(tmp_path)], "prepare": ["coyo", "--source", "x"]}[arguments[0]]
     assert main([*arguments, *options]) == 130
     assert capfd.readouterr().err.splitlines()[-2:] == [
         "datafetch: a codec process was killed",
-        f"datafetch: {told}",
+        f"datafetch: {message}",
     ]
 
 
 @pytest.mark.parametrize(
-    ("command", "works_in", "told"),
+    ("command", "works_in", "message"),
     [
         ("retry", "retry_run", RESUME),
         ("reshard", "folder.reshard", RESUME),
@@ -214,21 +214,21 @@ def test_the_command_shows_what_the_library_logs(
         ("status", "read_status", "interrupted; nothing was changed"),
     ],
 )
-def test_a_command_that_is_interrupted_says_what_holds_for_it(
-    command: str, works_in: str, told: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_an_interrupted_command_says_whether_it_can_be_resumed(
+    command: str, works_in: str, message: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Only commands that resume say so; commands that only read have changed nothing."""
+    """Only commands that can resume say so; those that only read say that nothing was changed."""
 
     def interrupt(*_: object, **__: object) -> NoReturn:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(f"datafetch.cli.commands.{command}.{works_in}", interrupt)
     assert main([command, *(["out", "new"] if command == "reshard" else ["out"])]) == 130
-    assert capfd.readouterr().err.splitlines()[-1] == f"datafetch: {told}"
+    assert capfd.readouterr().err.splitlines()[-1] == f"datafetch: {message}"
 
 
-def test_a_reader_that_left_ends_no_run(tmp_path: Path, origin: Origin, pictures: Pictures) -> None:
-    """With nobody reading either stream any more the run still completes."""
+def test_a_closed_pipe_does_not_end_a_run(tmp_path: Path, origin: Origin, pictures: Pictures) -> None:
+    """A run completes even if nothing reads its standard output and standard error any more."""
     source = write_coyo_source(tmp_path / "source", [origin.url("well", pictures[1][0], tmp_path.name)])
     command = [sys.executable, "-m", "datafetch", "prepare", "coyo", "--source", str(source.folder)]
     reading, writing = os.pipe()
@@ -275,7 +275,7 @@ def _nothing(_: Path) -> None:
 def test_a_wrong_source_is_one_line_and_exit_2(
     tmp_path: Path, make: Callable[[Path], None], message: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The line names what is wrong; nothing is written."""
+    """The error names what is wrong, and nothing is written."""
     make(tmp_path / "source")
     before = sorted(tmp_path.rglob("*"))
     assert main(["prepare", "coyo", "--source", str(tmp_path / "source"), "--root", str(tmp_path / "root")]) == 2
@@ -319,7 +319,7 @@ def test_a_wrong_source_is_one_line_and_exit_2(
 def test_a_wrong_command_is_one_line_and_exit_2(
     arguments: list[str], message: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The line names the option and what it takes."""
+    """The error names the option and the values that it takes."""
     assert main(arguments) == 2
     printed = capfd.readouterr()
     assert printed.out == ""
@@ -328,15 +328,17 @@ def test_a_wrong_command_is_one_line_and_exit_2(
     assert message in printed.err
 
 
-def test_out_of_space_is_exit_4(tmp_path: Path, source: CoyoSource, capfd: pytest.CaptureFixture[str]) -> None:
-    """A place that can't be written is this machine's trouble."""
+def test_a_root_that_cannot_be_written_is_exit_4(
+    tmp_path: Path, source: CoyoSource, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """An error of this machine has an exit code of its own."""
     (tmp_path / "file").touch()
     root = str(tmp_path / "file" / "root")
     assert main(["prepare", "coyo", "--source", str(source.folder), "--ids", str(source.ids), "--root", root]) == 4
     assert capfd.readouterr().err.startswith("datafetch: cannot write")
 
 
-def test_a_complaint_that_finds_no_room_changes_no_exit_code() -> None:
+def test_an_error_that_cannot_be_printed_does_not_change_the_exit_code() -> None:
     """Standard error may be a file on the very disk that is full."""
     with Path("/dev/full").open("w") as full:
         command = [sys.executable, "-m", "datafetch", "prepare", "coyo", "--source", "nowhere"]
@@ -344,8 +346,8 @@ def test_a_complaint_that_finds_no_room_changes_no_exit_code() -> None:
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["prepare", "--help"], ["demo", "--help"], ["--version"]])
-def test_help_is_no_error(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> None:
-    """Asked for, it goes to standard output."""
+def test_help_and_version_go_to_standard_output(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    """They end with exit code 0, as does the command without arguments."""
     assert main(arguments) == 0
     assert "datafetch" in capfd.readouterr().out
 
@@ -359,7 +361,7 @@ COMMANDS = ("prepare", "retry", "demo", "reshard", "verify", "status")
 def test_help_fits_a_terminal_of_80_columns(
     command: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """By ``-h`` as by ``--help``, and no line is longer."""
+    """``-h`` and ``--help`` print the same, and no line is longer."""
     monkeypatch.setenv("COLUMNS", "80")
     assert main([*command, "-h"]) == 0
     printed = capfd.readouterr().out
@@ -369,7 +371,7 @@ def test_help_fits_a_terminal_of_80_columns(
 
 
 def test_usage_names_arguments_as_manuals_do(capfd: pytest.CaptureFixture[str]) -> None:
-    """Required ones stand by their names alone, in the usage line and in the list of arguments."""
+    """Required arguments have no brackets, in the usage line and in the list of arguments."""
     assert main(["reshard", "--help"]) == 0
     printed = capfd.readouterr().out
     assert printed.startswith("Usage: datafetch reshard [OPTIONS] SRC DST\n")
@@ -377,7 +379,7 @@ def test_usage_names_arguments_as_manuals_do(capfd: pytest.CaptureFixture[str]) 
 
 
 def test_help_lists_the_datasets_and_options_under_titles(capfd: pytest.CaptureFixture[str]) -> None:
-    """Each dataset with a line, no option of one dataset among those of all, and the titles in their order."""
+    """Each dataset has a line, options of single datasets are left out, and the titles are in order."""
     assert main(["prepare", "--help"]) == 0
     printed = capfd.readouterr().out
     titles = re.findall(r"^(\w.*):$", printed, re.MULTILINE)
@@ -397,10 +399,10 @@ def test_help_lists_the_datasets_and_options_under_titles(capfd: pytest.CaptureF
         ("llm-jp-pairs-step1", {"--url-key", "--text-key", "--skip-bad-lines"}, {"--payload", "--world-size"}),
     ],
 )
-def test_help_of_a_dataset_has_the_options_that_it_takes(
+def test_help_of_a_dataset_lists_the_options_that_it_takes(
     dataset: str, own: set[str], shown: set[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Those of others are not listed, nor what changes nothing for it."""
+    """Options of other datasets, and options without an effect for this one, are not listed."""
     assert main(["prepare", dataset, "--help"]) == 0
     listed = set(re.findall(r"^  (--[a-z-]+)", capfd.readouterr().out, re.MULTILINE))
     assert main(["prepare", "--help"]) == 0
@@ -421,16 +423,16 @@ def test_help_of_a_dataset_has_the_options_that_it_takes(
         (["retry", "out", "--kinds", "tim"], {"timeout"}),
     ],
 )
-def test_a_shell_completes_what_is_typed(words: list[str], completed: set[str]) -> None:
-    """Commands, datasets, the options of the named dataset, and failure kinds."""
-    asked = {
+def test_a_shell_completes_commands_datasets_options_and_values(words: list[str], completed: set[str]) -> None:
+    """Only options of the named dataset are suggested."""
+    environment = {
         "_DATAFETCH_COMPLETE": "complete_bash",
         "COMP_WORDS": " ".join(["datafetch", *words]),
         "COMP_CWORD": str(len(words)),
     }
     answer = subprocess.run(
         [sys.executable, "-m", "datafetch"],
-        env={**os.environ, **asked},
+        env={**os.environ, **environment},
         check=True,
         capture_output=True,
         text=True,
@@ -440,13 +442,13 @@ def test_a_shell_completes_what_is_typed(words: list[str], completed: set[str]) 
 
 
 def test_every_permission_is_an_option_that_permits() -> None:
-    """What the ledger calls a permission can be given, and an option that permits is one of them."""
+    """Each permission of the ledger is an option whose effect is to permit, and vice versa."""
     fields = [one for values in (Job, FetchPolicy, ImageSpec) for one in options_of(values)]
     assert {one.name for one in fields if one.option.effect is Effect.PERMITS} == set(PERMISSIONS)
 
 
-def test_no_option_hides_another() -> None:
-    """Names are told apart whichever part of a job an option is a field of, and mean the same for all datasets."""
+def test_option_names_are_unique() -> None:
+    """No two parts of a job have an option of the same name, and datasets that share an option agree on its kind."""
     of_runs = [one.name for values in (Job, FetchPolicy, ImageSpec) for one in options_of(values)]
     assert len(of_runs) == len(set(of_runs))
     takes_value: dict[str, bool] = {}
@@ -456,8 +458,8 @@ def test_no_option_hides_another() -> None:
             assert takes_value.setdefault(one.name, one.default is not False) == (one.default is not False)
 
 
-def test_help_and_errors_come_without_what_they_do_not_need() -> None:
-    """The network stack, Arrow, NumPy and Pillow take most of a second to load, and only their commands wait for it."""
+def test_help_and_errors_load_no_heavy_modules() -> None:
+    """The network stack, Arrow, NumPy and Pillow take most of a second to load, so only commands that need them do."""
     ask = "import sys; from datafetch.cli.app import main; main([sys.argv[1]]); print(*sys.modules, file=sys.stderr)"
     for word in ("--help", "--version", "fly"):
         loaded = subprocess.run([sys.executable, "-c", ask, word], check=True, capture_output=True, text=True).stderr
@@ -465,8 +467,8 @@ def test_help_and_errors_come_without_what_they_do_not_need() -> None:
         assert not {"aiohttp", "asyncio", "numpy", "PIL", "pyarrow", "rich.console"} & set(loaded.split())
 
 
-def test_the_list_of_commands_says_what_they_say_of_themselves(capfd: pytest.CaptureFixture[str]) -> None:
-    """Each one's line is the beginning of its own help, and every command has a line."""
+def test_the_list_of_commands_agrees_with_their_help(capfd: pytest.CaptureFixture[str]) -> None:
+    """Each command's line is the beginning of its own help, and every command has a line."""
     assert main(["--help"]) == 0
     listed = capfd.readouterr().out.partition("Commands:")[2]
     modules = {path.stem for path in Path(commands.__file__).parent.glob("*.py")} - {"__init__"}
@@ -478,10 +480,10 @@ def test_the_list_of_commands_says_what_they_say_of_themselves(capfd: pytest.Cap
         assert " ".join(line[1].split()) in " ".join(capfd.readouterr().out.split())
 
 
-def test_the_short_side_can_be_left_alone(
+def test_short_side_none_keeps_sizes(
     tmp_path: Path, origin: Origin, pictures: Pictures, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """``--short-side none`` keeps sizes, against the dataset's own rule."""
+    """``--short-side none`` overrides the dataset's own rule."""
     source = write_coyo_source(tmp_path / "source", [origin.url("well", pictures[1][0], tmp_path.name)])
     arguments = ["prepare", "coyo", "--source", str(source.folder), "--ids", str(source.ids), "--root", str(tmp_path)]
     assert main([*arguments, "--allow-net", "127.0.0.0/8", "--short-side", "none", "--processes", "1"]) == 0
@@ -490,10 +492,10 @@ def test_the_short_side_can_be_left_alone(
     assert pq.read_table(ledger).column("height").to_pylist() == [480]
 
 
-def test_what_decides_the_rows_is_recorded(
+def test_options_that_decide_the_rows_are_recorded(
     tmp_path: Path, origin: Origin, pictures: Pictures, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The options about images reach the job, and a run with others on the same output is refused by name."""
+    """They are stored in the job, and a run with other values on the same output is refused by name."""
     source = write_coyo_source(tmp_path / "source", [origin.url("well", pictures[1][0], tmp_path.name)])
     arguments = ["prepare", "coyo", "--source", str(source.folder), "--ids", str(source.ids), "--root", str(tmp_path)]
     arguments += ["--allow-net", "127.0.0.0/8", "--processes", "1"]
@@ -511,14 +513,14 @@ def test_what_decides_the_rows_is_recorded(
 @pytest.mark.parametrize(
     ("text", "size_bytes"), [("1", 1), ("32MiB", 32 << 20), ("32M", 32 << 20), ("1.5 GB", 3 << 29), ("64k", 65536)]
 )
-def test_sizes_are_read(text: str, size_bytes: int) -> None:
-    """Bytes, or a number with a unit."""
+def test_sizes_are_parsed(text: str, size_bytes: int) -> None:
+    """A size is a number of bytes, or a number with a unit."""
     assert parse_bytes("--memory", text) == size_bytes
 
 
 @pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_the_demo_shows_that_it_works(tmp_path: Path, times: int) -> None:
-    """From another folder, once and again: the summary alone on standard output, the table on standard error."""
+def test_the_demo_passes_its_own_checks(tmp_path: Path, times: int) -> None:
+    """It can be run from any folder, and repeated: the summary goes to standard output, the table to standard error."""
     command = [sys.executable, "-m", "datafetch", "demo", "--images", "90", "--json"]
     environment = {**os.environ, "COLUMNS": "200"}
     for _ in range(times):
@@ -533,7 +535,7 @@ def test_the_demo_shows_that_it_works(tmp_path: Path, times: int) -> None:
 
 
 def test_each_option_about_images_reaches_the_spec() -> None:
-    """What is said on the command line is what the codec is told; what is not said is the contract's default."""
+    """A value that is given reaches the codec, and all others have the contract's default."""
     job = Job("coyo", "source", "out", image=ImageSpec(short_side_px=336))
     assert GivenOptions({}).change(job) == job
     options = GivenOptions(
@@ -560,7 +562,7 @@ def test_each_option_about_images_reaches_the_spec() -> None:
 
 
 def test_each_option_about_fetching_reaches_the_policy() -> None:
-    """What is said on the command line is what the fetcher is told; what is not said is the contract's default."""
+    """A value that is given reaches the fetcher, and all others have the contract's default."""
     options = GivenOptions(
         {
             "connections": "12",
@@ -592,16 +594,16 @@ def test_each_option_about_fetching_reaches_the_policy() -> None:
     )
 
 
-def test_what_is_permitted_reaches_a_retry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``retry OUT --kinds tls --insecure``, and its like: the job of the run before with that, and else as it was."""
+def test_permissions_reach_a_retry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``retry OUT --kinds tls --insecure`` changes only the options that are given in the job of the earlier run."""
     before = Job("coyo", "source", "out", fetch=FetchPolicy(retries=7), image=ImageSpec(short_side_px=336))
     changed: list[Job] = []
 
-    def look(*_: object, change: Callable[[Job], Job], **__: object) -> NoReturn:
+    def capture(*_: object, change: Callable[[Job], Job], **__: object) -> NoReturn:
         changed.append(change(before))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("datafetch.cli.commands.retry.retry_run", look)
+    monkeypatch.setattr("datafetch.cli.commands.retry.retry_run", capture)
     options = ["--insecure", "--opt-out", "ignore", "--allow-net", "10.0.0.0/8", "--max-body", "1G"]
     assert main(["retry", "out", "--kinds", "tls", *options, "--max-pixels", "200000000"]) == 130
     assert main(["retry", "out"]) == 130
@@ -615,7 +617,7 @@ def test_what_is_permitted_reaches_a_retry(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize(
-    ("options", "wanted"),
+    ("options", "expected"),
     [
         ([], RetryFilter()),
         (["--insecure"], RetryFilter(also=frozenset({FailureKind.TLS}))),
@@ -631,30 +633,30 @@ def test_what_is_permitted_reaches_a_retry(monkeypatch: pytest.MonkeyPatch) -> N
         (["--insecure", "--all"], RetryFilter.all()),
     ],
 )
-def test_whoever_permits_something_wants_what_failed_for_want_of_it(
-    options: list[str], wanted: RetryFilter, monkeypatch: pytest.MonkeyPatch
+def test_a_permission_also_retries_the_failures_it_can_fix(
+    options: list[str], expected: RetryFilter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody needs to know that ``--insecure`` is of use with ``--kinds tls`` alone."""
-    asked: list[RetryFilter] = []
+    """An operator need not know that ``--insecure`` takes effect only together with ``--kinds tls``."""
+    filters: list[RetryFilter] = []
 
-    def look(_: str, wanted: RetryFilter, **__: object) -> NoReturn:
-        asked.append(wanted)
+    def capture(_: str, retry_filter: RetryFilter, **__: object) -> NoReturn:
+        filters.append(retry_filter)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("datafetch.cli.commands.retry.retry_run", look)
+    monkeypatch.setattr("datafetch.cli.commands.retry.retry_run", capture)
     assert main(["retry", "out", *options]) == 130
-    assert asked == [wanted]
+    assert filters == [expected]
 
 
-def test_networks_are_added_to_those_of_the_run() -> None:
-    """Or what was reached through them would be blocked again."""
+def test_allowed_networks_are_added_to_those_of_the_run() -> None:
+    """Otherwise, hosts that the run could reach would be blocked in its retry."""
     job = Job("coyo", "source", "out", fetch=FetchPolicy(allow_net=("10.0.0.0/8",)))
     changed = GivenOptions({"allow_net": ["127.0.0.0/8", "10.0.0.0/8"]}).change(job)
     assert changed.fetch.allow_net == ("10.0.0.0/8", "127.0.0.0/8")
 
 
-def test_the_report_says_how_to_have_what_failed(capfd: pytest.CaptureFixture[str]) -> None:
-    """By the whole command, where a permission might bring it; and by its kinds, where a retry had nothing to do."""
+def test_the_report_says_how_to_fetch_failed_images(capfd: pytest.CaptureFixture[str]) -> None:
+    """It gives the whole command if a permission can help, and the kinds if a retry had nothing to do."""
     report = Report(
         dataset="coyo",
         out="my out",
@@ -688,8 +690,8 @@ def test_the_report_says_how_to_have_what_failed(capfd: pytest.CaptureFixture[st
     assert capfd.readouterr().out.splitlines()[3:] == [f"a retry was interrupted: '{retry}' completes it", *advice]
 
 
-def test_help_says_what_may_be_permitted_later(capfd: pytest.CaptureFixture[str]) -> None:
-    """In both commands, with each of these options."""
+def test_help_says_which_options_can_be_given_to_retry_later(capfd: pytest.CaptureFixture[str]) -> None:
+    """Both commands say so for each of these options."""
     assert main(["prepare", "--help"]) == 0
     assert " ".join(capfd.readouterr().out.split()).count("May be given to retry later.") == 6
     assert main(["retry", "--help"]) == 0
@@ -698,15 +700,15 @@ def test_help_says_what_may_be_permitted_later(capfd: pytest.CaptureFixture[str]
         assert f"Also retries {kind}, unless --kinds is given." in printed
 
 
-def test_no_permission_is_forgotten() -> None:
-    """Each option that permits something is remembered for later retries, and advised where images lack it."""
+def test_every_permission_is_remembered_and_advised() -> None:
+    """Each permitting option is stored for later retries, and suggested if images failed for lack of it."""
     assert {field.name for field in fields(Permitted)} == set(PERMITTING_OPTIONS)
     assert set(show._ADVICE) == {permission.failure_kind for permission in Permission}
     assert all(f"--{permission}" in (retry.__doc__ or "") for permission in Permission)
 
 
-def test_what_a_sample_may_have_reaches_the_job() -> None:
-    """The bound of a sample is taken by runs and retries; unsaid, it is the contract's."""
+def test_max_sample_reaches_the_job() -> None:
+    """Runs and retries take the option, and its default is the contract's."""
     job = Job("coyo", "source", "out")
     assert job.max_sample_bytes == 256 << 20
     assert GivenOptions({"max_sample": "1GiB"}).change(job).max_sample_bytes == 1 << 30
@@ -715,8 +717,8 @@ def test_what_a_sample_may_have_reaches_the_job() -> None:
         replace(job, max_sample_bytes=3 << 30)
 
 
-def test_there_are_words_for_all_that_is_counted() -> None:
-    """A person reads no name of the ledger's in a summary."""
+def test_every_counter_has_a_description() -> None:
+    """A summary for people shows no internal name of a counter."""
     assert set(show._COUNTERS) == set(CounterName)
 
 
@@ -743,17 +745,17 @@ _HUGE = "1" + "0" * 40
         ("--max-images", _HUGE, "2,147,483,647"),
     ],
 )
-def test_a_number_that_is_too_large_is_one_line_with_the_greatest(
+def test_a_number_that_is_too_large_is_refused_with_the_maximum(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], option: str, value: str, most: str
 ) -> None:
-    """Whatever its length: the option is named with what it takes, before anything is read or written."""
+    """Whatever its length, the error names the option and its range, before anything is read or written."""
     dataset = "mmc4-core" if option in ("--keep-at-least", "--max-images") else "coyo"
     command = ["prepare", dataset, "--source", str(tmp_path), "--root", str(tmp_path / "root"), option, value]
     assert main(command) == 2
-    said = capfd.readouterr().err
-    assert said.startswith(f"datafetch: {option} must be from ")
-    assert f" to {most}, not " in said
-    assert said.count("\n") == 1
+    message = capfd.readouterr().err
+    assert message.startswith(f"datafetch: {option} must be from ")
+    assert f" to {most}, not " in message
+    assert message.count("\n") == 1
     assert not (tmp_path / "root").exists()
 
 
@@ -761,18 +763,18 @@ def test_a_number_that_is_too_large_is_one_line_with_the_greatest(
     ("count", "bad_lines", "images", "rows"),
     [(1, "1 bad line skipped", "1 image skipped", "1 row left"), (8, "8 bad lines", "8 images skipped", "8 rows left")],
 )
-def test_what_was_counted_is_said_in_the_right_number(
+def test_counts_are_singular_or_plural(
     capfd: pytest.CaptureFixture[str], count: int, bad_lines: str, images: str, rows: str
 ) -> None:
-    """One line, one shard, one rank."""
+    """A summary prints "1 shard" and "8 shards"."""
     notes = {"bad_lines": count, "not_asked": count, "repeated_ids": count}
     report = Report(
         "coyo", "out", ShardCounts(count, count, {"ok": count}, 1, notes), count, 0, 0, 1, 1, count, count, 1.0
     )
     show_report(replace(report, resharded=ReshardedEpoch(count, count, count)), as_json=False)
     printed = capfd.readouterr().out
-    for said in (bad_lines, images, rows):
-        assert said in printed
+    for message in (bad_lines, images, rows):
+        assert message in printed
     ending = "" if count == 1 else "s"
     for thing in ("sample", "shard", "request"):
         assert re.search(rf"\b{count} {thing}{ending}\b", printed)

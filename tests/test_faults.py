@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from runs import PATIENCE_S, Run, RunFolders, StoredImages, Trial, serve_trial
-from test_retry_kills import AS_CUT, RESHARDED, Healing, serve_healing
+from test_retry_kills import AS_CUT, RESHARDED, FlakyDataset, serve_flaky_dataset
 
 from datafetch.store.layout import OutputLayout
 
@@ -134,22 +134,23 @@ def test_each_call_fails_once_in_a_run(trial: Trial, shim: Path, tmp_path: Path,
 def test_each_call_fails_once_during_resharding(shim: Path, tmp_path: Path, calls: str) -> None:
     """The output holds its shards as the manifest cut them until it holds those of an undisturbed resharding."""
     faults = Faults(shim, tmp_path, calls)
-    with serve_healing(tmp_path, RESHARDED) as healing:
-        cut, resharded = replace(healing, root=tmp_path / "cut", layout=AS_CUT), healing
-        for command in (cut.prepare(), [*cut.prepare(), "--fresh"], resharded.prepare()):  # once for the faults to heal
+    with serve_flaky_dataset(tmp_path, RESHARDED) as dataset:
+        cut, resharded = replace(dataset, root=tmp_path / "cut", layout=AS_CUT), dataset
+        # The flaky images fail in the first run, so the second one starts over.
+        for command in (cut.prepare(), [*cut.prepare(), "--fresh"], resharded.prepare()):
             subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE_S)
         assert cut.files() != resharded.files()
 
         def complete(number: int) -> list[str]:
-            healing_copy = replace(healing, root=tmp_path / str(number))
+            copied = replace(dataset, root=tmp_path / str(number))
 
             def check() -> None:
-                files = healing_copy.files()
+                files = copied.files()
                 assert files == resharded.files() or files.items() <= cut.files().items()
 
-            failed = run_until_complete(healing_copy.prepare(), faults, check)
-            assert healing_copy.files() == resharded.files()
-            check_tidy(healing_copy, resharded)
+            failed = run_until_complete(copied.prepare(), faults, check)
+            assert copied.files() == resharded.files()
+            check_tidy(copied, resharded)
             return failed
 
         assert complete_until_nothing_fails(complete)
@@ -167,22 +168,22 @@ def test_each_call_fails_once_during_resharding(shim: Path, tmp_path: Path, call
 def test_each_call_fails_once_in_a_retry(shim: Path, tmp_path: Path, calls: str, layout: tuple[str, ...]) -> None:
     """The output is unchanged until it equals that of an undisturbed retry; if it is resharded, in one step."""
     faults = Faults(shim, tmp_path, calls)
-    with serve_healing(tmp_path, layout) as healing:
-        subprocess.run(healing.prepare(), check=True, capture_output=True, timeout=PATIENCE_S)
-        undisturbed = replace(healing, root=tmp_path / "undisturbed")
-        shutil.copytree(healing.root, undisturbed.root)
+    with serve_flaky_dataset(tmp_path, layout) as dataset:
+        subprocess.run(dataset.prepare(), check=True, capture_output=True, timeout=PATIENCE_S)
+        undisturbed = replace(dataset, root=tmp_path / "undisturbed")
+        shutil.copytree(dataset.root, undisturbed.root)
         subprocess.run(undisturbed.retry(), check=True, capture_output=True, timeout=PATIENCE_S)
-        old, new = healing.files(), undisturbed.files()
+        old, new = dataset.files(), undisturbed.files()
         assert old != new
 
         def complete(number: int) -> list[str]:
-            healing_copy = replace(healing, root=tmp_path / str(number))
-            shutil.copytree(healing.root, healing_copy.root)
+            copied = replace(dataset, root=tmp_path / str(number))
+            shutil.copytree(dataset.root, copied.root)
             failed = run_until_complete(
-                healing_copy.retry(), faults, lambda: check_old_or_new(healing_copy.files(), old, new, layout)
+                copied.retry(), faults, lambda: check_old_or_new(copied.files(), old, new, layout)
             )
-            assert healing_copy.files() == new
-            check_tidy(healing_copy, undisturbed)
+            assert copied.files() == new
+            check_tidy(copied, undisturbed)
             return failed
 
         assert complete_until_nothing_fails(complete)
@@ -199,12 +200,12 @@ def check_old_or_new(
         assert all(content in (old.get(name), new.get(name)) for name, content in files.items())
 
 
-def check_tidy(healing: Healing, undisturbed: Healing) -> None:
+def check_tidy(dataset: FlakyDataset, undisturbed: FlakyDataset) -> None:
     """Check that the state folder holds what an undisturbed run leaves in it, and nothing else."""
     left, expected = (
         {str(path.relative_to(one.out.parent)) for path in one.out.parent.rglob("*")}
         - {str(OutputLayout(one.out).unpublished.relative_to(one.out.parent))}  # which may be there and empty
-        for one in (healing, undisturbed)
+        for one in (dataset, undisturbed)
     )
     assert left == expected
 

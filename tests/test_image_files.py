@@ -1,4 +1,4 @@
-"""Datasets whose images become files: bytes as received, whole or not there, and the list that the trainer reads."""
+"""Datasets whose images become files: bytes as received, complete or absent, and the list that the trainer reads."""
 
 import json
 import subprocess
@@ -34,13 +34,13 @@ _numbers = count()
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """A published list, and what its records lead to.
+    """A published list, and the pictures that its records lead to.
 
     Attributes:
         root: The trainer's data folder.
         source: The folder with the list.
-        records: As published.
-        pictures: The origin's, by record.
+        records: The records, as published.
+        pictures: The origin's picture for each record.
     """
 
     root: Path
@@ -50,42 +50,42 @@ class Pairs:
 
     @property
     def out(self) -> Path:
-        """Where the images go."""
+        """The folder of the images."""
         return self.root / "alt_pair_ja" / "image_step0"
 
     @property
     def layout(self) -> OutputLayout:
-        """What the run knows."""
+        """The paths of the output."""
         return OutputLayout(self.out)
 
     @property
     def trainers(self) -> Path:
-        """The list that the trainer reads."""
+        """The path of the list that the trainer reads."""
         return self.root / "alt_pair_ja" / LIST
 
     def job(self, **changes: Any) -> Job:
-        """The job that fetches them."""
+        """Return the job that fetches the images."""
         job = Job("llm-jp-pairs-step0", str(self.source), str(self.out), fetch=POLICY, processes=1)
         return replace(job, **changes)
 
     def files(self) -> dict[str, bytes]:
-        """All images that are there."""
+        """Return all files in the folder of the images."""
         paths = [path for path in self.out.rglob("*") if path.is_file()]
         return {str(path.relative_to(self.out)): path.read_bytes() for path in paths}
 
     def expected(self, numbers: Sequence[int]) -> dict[str, bytes]:
-        """What is there once these records' images have arrived."""
+        """Return the files that the folder has once the images of these records have arrived."""
         return {self.records[number]["image"]: self.pictures[number] for number in numbers}
 
 
 def conversations(text: str) -> list[dict[str, str]]:
-    """Two turns."""
+    """Return a conversation of two turns."""
     return [{"from": "human", "value": "<image>\n説明"}, {"from": "gpt", "value": text}]
 
 
 def publish(tmp_path: Path, origin: Origin, pictures: Pictures, behaviours: Mapping[int, str]) -> Pairs:
-    """A list of twelve records, some of which fail."""
-    folder, names = pictures[0], pictures[1][::5]  # of every format
+    """Publish a list of twelve records, some of whose images fail."""
+    folder, names = pictures[0], pictures[1][::5]  # of all formats
     run_number = next(_numbers)
     records = [
         {
@@ -104,7 +104,7 @@ def publish(tmp_path: Path, origin: Origin, pictures: Pictures, behaviours: Mapp
 
 @pytest.fixture
 def pairs(tmp_path: Path, origin: Origin, pictures: Pictures) -> Pairs:
-    """A list of which two images are gone, one comes at the second try, and one name leads elsewhere."""
+    """A list of which two images are missing, one succeeds at the second request, and one name leads elsewhere."""
     made = publish(tmp_path, origin, pictures, {2: "missing", 5: "html", 7: "flaky"})
     made.records[9]["image"] = "../9.jpg"
     (made.source / LIST).write_text(json.dumps(made.records, ensure_ascii=False, indent=2))
@@ -126,7 +126,7 @@ def test_images_are_saved_as_received(pairs: Pairs) -> None:
     assert not (pairs.root / "alt_pair_ja" / "9.jpg").exists()
 
 
-def test_the_trainers_list_has_the_records_whose_image_is_there(pairs: Pairs) -> None:
+def test_the_trainers_list_has_the_records_whose_image_arrived(pairs: Pairs) -> None:
     """The list is in published order; the published one is kept, with a list of what was dropped and why."""
     run(pairs.job())
     assert json.loads(pairs.trainers.read_text()) == [pairs.records[number] for number in ARRIVING]
@@ -143,7 +143,7 @@ def test_the_trainers_list_has_the_records_whose_image_is_there(pairs: Pairs) ->
     ]
 
 
-def test_what_comes_out_verifies(pairs: Pairs) -> None:
+def test_the_output_passes_verify(pairs: Pairs) -> None:
     """``verify`` accepts the folder and the list, and finds a damaged image."""
     run(pairs.job())
     for out in (pairs.out, pairs.trainers):
@@ -157,7 +157,7 @@ def test_what_comes_out_verifies(pairs: Pairs) -> None:
     assert (status.state, status.shards_published) == ("interrupted", 0)
 
 
-def test_a_retry_brings_what_arrives_into_the_list(pairs: Pairs) -> None:
+def test_a_retry_adds_records_to_the_list(pairs: Pairs) -> None:
     """A retry needs no source, and does not change the other files."""
     run(pairs.job())
     before = {path: path.stat().st_mtime_ns for path in pairs.out.rglob("*.jpg")}
@@ -195,22 +195,22 @@ def test_the_published_list_may_lie_where_the_trainers_comes(pairs: Pairs) -> No
         run(job)
 
 
-def test_files_of_others_stay(pairs: Pairs) -> None:
+def test_third_party_files_are_kept(pairs: Pairs) -> None:
     """An image folder may hold third-party files; starting over deletes only this job's images."""
     (pairs.out / "a").mkdir(parents=True)
-    (pairs.out / "a" / "others.jpg").write_bytes(b"others")
+    (pairs.out / "a" / "third_party.jpg").write_bytes(b"third-party")
     run(pairs.job())
-    assert pairs.files() == pairs.expected(ARRIVING) | {"a/others.jpg": b"others"}
+    assert pairs.files() == pairs.expected(ARRIVING) | {"a/third_party.jpg": b"third-party"}
     with pytest.raises(ConfigurationError, match="--encode: received, now recipe"):
         run(pairs.job(image=ImageSpec()))
     run(pairs.job(image=ImageSpec(), fresh=True, limit=2))
     files = pairs.files()
-    assert set(files) == {"000000000.jpg", "a/000000001.jpg", "a/others.jpg"}
+    assert set(files) == {"000000000.jpg", "a/000000001.jpg", "a/third_party.jpg"}
     assert Image.open(BytesIO(files["a/000000001.jpg"])).format == "JPEG"
     assert len(json.loads(pairs.trainers.read_text())) == 2
 
 
-def test_a_file_that_is_gone_is_fetched_again(pairs: Pairs) -> None:
+def test_a_missing_file_is_fetched_again(pairs: Pairs) -> None:
     """A missing or damaged file is fetched again, with the failures of its shard, but no intact file is."""
     run(pairs.job())
     (pairs.out / "a" / "000000003.jpg").unlink()
@@ -219,7 +219,7 @@ def test_a_file_that_is_gone_is_fetched_again(pairs: Pairs) -> None:
     assert pairs.files() == pairs.expected(sorted([*ARRIVING, 7]))
     assert (report.reused, report.requests) == (6, 5)
     (pairs.out / "000000000.jpg").write_bytes(b"")
-    run(pairs.job(fetch=replace(POLICY, allow_net=())))  # nothing can be had any more
+    run(pairs.job(fetch=replace(POLICY, allow_net=())))  # no image can be fetched any more
     assert pairs.files() == pairs.expected([1, 3, 4, 6, 7, 8, 10, 11])
     assert run_check(Check(str(pairs.out))).is_sound
 
@@ -239,7 +239,7 @@ def test_no_index_leads_out_of_the_folder(pairs: Pairs) -> None:
 @pytest.mark.parametrize(
     "step", [35, *(pytest.param(step, marks=pytest.mark.slow) for step in (3, 11, 19, 27, 43, 51, 59))]
 )
-def test_a_run_killed_at_any_step_goes_on(tmp_path: Path, origin: Origin, pictures: Pictures, step: int) -> None:
+def test_a_run_killed_at_any_step_resumes(tmp_path: Path, origin: Origin, pictures: Pictures, step: int) -> None:
     """Files are complete or absent, and the output is that of an undisturbed run."""
     pairs = publish(tmp_path, origin, pictures, {2: "missing", 5: "html"})
     arriving = [number for number in range(12) if number not in (2, 5)]
@@ -271,7 +271,7 @@ def test_a_run_killed_at_any_step_goes_on(tmp_path: Path, origin: Origin, pictur
         ('[{"image": "a.jpg"}]', "no url under .* --url-key; the keys that they have: image"),
     ],
 )
-def test_a_list_that_is_none_is_refused(tmp_path: Path, text: str, reason: str) -> None:
+def test_an_invalid_list_is_refused(tmp_path: Path, text: str, reason: str) -> None:
     """The error is one line that says what to do, before anything is written."""
     (tmp_path / LIST).write_text(text)
     with pytest.raises(ManifestError, match=reason):
@@ -308,7 +308,7 @@ def test_covers_are_saved_under_the_trainers_names(covers: Job, pictures: Pictur
     )
 
 
-def test_covers_of_odd_ids_are_refused(covers: Job, tmp_path: Path) -> None:
+def test_unusable_covers_are_not_requested(covers: Job, tmp_path: Path) -> None:
     """Covers with unusable names or without a URL are not requested; the others are."""
     published = json.loads((tmp_path / "dataset.json").read_text())
     url = published["000000000X"]
@@ -318,7 +318,7 @@ def test_covers_of_odd_ids_are_refused(covers: Job, tmp_path: Path) -> None:
     assert [path.name for path in Path(covers.out).rglob("*")] == ["1.jpg"]
 
 
-def test_only_the_covers_that_a_training_names(covers: Job, tmp_path: Path) -> None:
+def test_only_referenced_covers_are_fetched(covers: Job, tmp_path: Path) -> None:
     """Ids may be repeated; an id that is not published is counted."""
     images = [f"ocr_vqa/images/{n:09d}X.jpg" for n in (1, 3, 77)]
     training = [
@@ -350,9 +350,7 @@ def test_only_the_covers_that_a_training_names(covers: Job, tmp_path: Path) -> N
         ("training.json", "{}", "is not a JSON list; --only-referenced takes"),
     ],
 )
-def test_lists_of_covers_that_are_none_are_refused(
-    covers: Job, tmp_path: Path, name: str, text: str, reason: str
-) -> None:
+def test_invalid_lists_of_covers_are_refused(covers: Job, tmp_path: Path, name: str, text: str, reason: str) -> None:
     """The error is one line that says what to do."""
     (tmp_path / "training.json").write_text('[{"image": "ocr_vqa/images/000000001X.jpg"}]')
     (tmp_path / name).write_text(text)
@@ -360,7 +358,7 @@ def test_lists_of_covers_that_are_none_are_refused(
         run(replace(covers, options=OcrVqaOptions(only_referenced=str(tmp_path / "training.json"))))
 
 
-def test_files_may_be_encoded_as_in_the_recipe(covers: Job) -> None:
+def test_covers_can_be_encoded_as_in_the_recipe(covers: Job) -> None:
     """With the option, covers are encoded as in the recipe."""
     run(replace(covers, image=ImageSpec(encode=Encoding.RECIPE, min_pixels=2)))
     assert {Image.open(BytesIO(path.read_bytes())).format for path in Path(covers.out).iterdir()} == {"JPEG"}

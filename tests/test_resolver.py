@@ -1,4 +1,4 @@
-"""The resolver, with a real name server that answers as told."""
+"""The resolver, with a real name server that answers from a script."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ from datafetch.model.outcome import Failure, FailureKind
 
 _GUARD = AddressGuard((ip_network("127.0.0.0/8"), ip_network("::1/128")))
 _HERE = Answer(("127.0.0.1",), ttl_s=60)
-# c-ares keeps no answer whose TTL is 0, ours does for 30 s: with a clock of its own, a test sees all that we ask.
+# c-ares keeps no answer whose TTL is 0, ours does for 30 s: with a clock of its own, a test sees all our queries.
 _FLEETING = Answer(("127.0.0.1",), ttl_s=0)
 _PRIVATE = Answer(("10.0.0.7",), ttl_s=0)
-_NOWHERE_TO_ASK = "127.0.0.1:9"  # nothing listens there: "connection refused"
+_NO_SERVER = "127.0.0.1:9"  # nothing listens there: "connection refused"
 
 
 class _Clock:
@@ -55,7 +55,7 @@ class _Clock:
 
 @pytest.fixture(autouse=True)
 def _haste(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wait a fifth of the usual time for a server that has not answered yet, and hardly at all between rounds."""
+    """Wait a fifth of the usual time for a server that does not answer, and hardly at all between rounds."""
     monkeypatch.setattr(nameservers, "_INITIAL_TIMEOUT_S", 0.2)
     monkeypatch.setattr(nameservers, "_ROUND_PAUSE", wait_fixed(0.01))
 
@@ -108,13 +108,13 @@ async def test_servers_that_report_failures_are_given_up_soon(answer: Answer) ->
             with pytest.raises(NameServerError):
                 await resolver.lookup("cat.example")
             assert resolver.statistics().failed == 1
-            assert server.asked("cat.example") > resolver.statistics().rounds > 1
+            assert server.query_count("cat.example") > resolver.statistics().rounds > 1
 
 
 @pytest.mark.both_loops
 async def test_a_missing_name_server_may_pass() -> None:
     """A closed port says nothing about the name."""
-    async with asyncio.timeout(5), _resolver(_NOWHERE_TO_ASK) as resolver:
+    async with asyncio.timeout(5), _resolver(_NO_SERVER) as resolver:
         with pytest.raises(NameServerError):
             await resolver.lookup("cat.example")
 
@@ -158,7 +158,7 @@ async def test_addresses_need_no_lookup() -> None:
                     await resolver.lookup(private)
             assert await _addresses(resolver, "localhost") >= {"127.0.0.1"}
             assert resolver.statistics().queried == 1
-        assert not server.asked("localhost")
+        assert not server.query_count("localhost")
 
 
 async def test_both_families_are_found() -> None:
@@ -208,8 +208,8 @@ async def test_names_with_thousands_of_addresses_take_no_memory_and_cost_no_imag
         child = await asyncio.create_subprocess_exec(
             sys.executable, "-c", _ASK_FOR_MANY, server.address, stdout=asyncio.subprocess.PIPE
         )
-        said, _ = await child.communicate()
-    found, grown_mib = map(float, said.split())
+        printed, _ = await child.communicate()
+    found, grown_mib = map(float, printed.split())
     assert found == 200  # a few dozen where all are answered at once: then none is in time
     assert grown_mib < 100
 
@@ -245,14 +245,14 @@ async def test_a_zone_that_is_silent_over_tcp_delays_only_its_own_names() -> Non
     with NameServer({**script, "six.example": six, "empty.test": NO_DATA, "many.invalid": many}) as server:
         async with _resolver(server.address) as resolver:
             hosts = [*script, "six.example", "empty.test", "many.invalid"]
-            said = dict(
+            results = dict(
                 zip(hosts, await asyncio.gather(*map(resolver.lookup, hosts), return_exceptions=True), strict=True)
             )
-            assert all(isinstance(said[name], NameServerError) for name in script)
-            assert said["six.example"] is said["many.invalid"] is None
-            assert isinstance(said["empty.test"], NameNotFoundError)
+            assert all(isinstance(results[name], NameServerError) for name in script)
+            assert results["six.example"] is results["many.invalid"] is None
+            assert isinstance(results["empty.test"], NameNotFoundError)
         assert (
-            len(server.asked_by_tcp & script.keys()) < 10
+            len(server.names_queried_by_tcp & script.keys()) < 10
         )  # some at once, and some in slots that names of other zones left
 
 
@@ -277,7 +277,7 @@ async def test_lookups_of_one_name_share_one_query() -> None:
             await asyncio.gather(*(resolver.lookup("cat.example") for _ in range(50)))
             await resolver.lookup("cat.example")
             statistics = resolver.statistics()
-        assert server.asked("cat.example", Type.A) == server.asked("cat.example", Type.AAAA) == 1
+        assert server.query_count("cat.example", Type.A) == server.query_count("cat.example", Type.AAAA) == 1
     assert (statistics.queried, statistics.coalesced, statistics.hits, statistics.cached) == (1, 49, 1, 1)
     assert (statistics.found, statistics.rounds, statistics.in_progress, statistics.waiting) == (1, 1, 0, 0)
 
@@ -308,7 +308,7 @@ async def test_closing_ends_lookups_in_progress() -> None:
     with NameServer(otherwise=SILENCE) as server:
         async with _resolver(server.address) as resolver:
             waiting = asyncio.create_task(resolver.lookup("cat.example"))
-            await until(lambda: server.asked("cat.example") == 1)
+            await until(lambda: server.query_count("cat.example") == 1)
         with pytest.raises(NameServerError, match="closed"):
             await waiting
 
@@ -319,11 +319,11 @@ async def test_an_answer_is_cached_for_its_ttl(clock: _Clock) -> None:
     with NameServer(script) as server:
         async with _resolver(server.address, clock=clock) as resolver:
             await asyncio.gather(*map(resolver.lookup, script))
-            for later_s, asked in ((29, 2), (2, 3), (3560, 4), (20, 5)):
+            for later_s, queries in ((29, 2), (2, 3), (3560, 4), (20, 5)):
                 clock.now_s += later_s
                 await asyncio.gather(*map(resolver.lookup, script))
-                assert resolver.statistics().queried == asked
-        assert server.asked("brief.example", Type.A) == 3
+                assert resolver.statistics().queried == queries
+        assert server.query_count("brief.example", Type.A) == 3
 
 
 @pytest.mark.parametrize(
@@ -352,10 +352,10 @@ async def test_a_connection_uses_an_answer_that_expired_in_the_queue(clock: _Clo
     with NameServer({"cat.example": _FLEETING}) as server:
         async with _resolver(server.address, clock=clock) as resolver:
             await resolver.lookup("cat.example")
-            for later_s, asked in ((320, 1), (20, 2)):
+            for later_s, queries in ((320, 1), (20, 2)):
                 clock.now_s += later_s
                 assert await resolver.addresses("cat.example")
-                assert resolver.statistics().queried == asked
+                assert resolver.statistics().queried == queries
             clock.now_s += 40
             await resolver.lookup("cat.example")
             assert resolver.statistics().queried == 3
@@ -422,9 +422,9 @@ async def test_concurrent_queries_are_bounded(monkeypatch: pytest.MonkeyPatch) -
     with NameServer(otherwise=SILENCE) as server:
         async with _resolver(server.address) as resolver:
             lookups = [asyncio.create_task(resolver.lookup(f"{number}.example")) for number in range(10)]
-            await until(lambda: server.asked("3.example") > 0)
+            await until(lambda: server.query_count("3.example") > 0)
             assert (resolver.statistics().in_progress, resolver.statistics().waiting) == (10, 6)
-            assert not server.asked("4.example")
+            assert not server.query_count("4.example")
             server.script |= {f"{number}.example": _HERE for number in range(10)}
             await asyncio.gather(*lookups)
 
@@ -443,13 +443,13 @@ async def test_other_servers_stand_in_for_a_dead_one(is_silent: bool) -> None:
     """If the first server is dead, every name is found, and only the first few are sent to it."""
     names = [f"{number}.example" for number in range(100)]
     with NameServer(otherwise=SILENCE) as dead, NameServer(otherwise=_HERE) as alive:
-        async with _resolver(dead.address if is_silent else _NOWHERE_TO_ASK, alive.address) as resolver:
+        async with _resolver(dead.address if is_silent else _NO_SERVER, alive.address) as resolver:
             await resolver.lookup("first.example")
             await resolver.lookup("second.example")
             await asyncio.gather(*map(resolver.lookup, names))
             assert resolver.statistics().found == 102
         # On a busy machine c-ares may take the living one for slow, and ask the dead one for a few names more.
-        assert sum(dead.asked(name) > 0 for name in names) < len(names) / 2
+        assert sum(dead.query_count(name) > 0 for name in names) < len(names) / 2
 
 
 async def test_several_servers_take_turns() -> None:
@@ -458,7 +458,7 @@ async def test_several_servers_take_turns() -> None:
     with NameServer(otherwise=_HERE) as one, NameServer(otherwise=_HERE) as other:
         async with _resolver(one.address, other.address_v6 or other.address) as resolver:
             await asyncio.gather(*map(resolver.lookup, names))
-        assert [sum(map(server.asked, names)) for server in (one, other)] == [15, 15]
+        assert [sum(map(server.query_count, names)) for server in (one, other)] == [15, 15]
 
 
 @pytest.mark.both_loops
@@ -538,9 +538,9 @@ def _highest_descriptor() -> int:
 
 
 async def _earlier_channels_are_gone() -> None:
-    """Wait until pycares, in a thread of its own and one after another, has closed all channels of earlier tests.
+    """Wait until pycares, in a thread of its own, has closed all channels of earlier tests one by one.
 
-    Or their descriptors come free in the midst of this one.
+    Otherwise their descriptors would become free during this test.
     """
     gc.collect()
     before = _pipes()

@@ -1,4 +1,4 @@
-"""Failures alone are tried again, and what arrives comes to its place."""
+"""A retry fetches only images that failed, and merges those that arrive into their shards."""
 
 import asyncio
 import os
@@ -39,15 +39,15 @@ from datafetch.store.spool_writer import write_spool
 
 Pictures = tuple[Path, list[str]]
 IMAGES = 60
-# Places of images that are not had at first: what is flaky heals, what is missing doesn't. The third shard has none.
+# Positions of images that fail at first: a flaky one succeeds later, a missing one never. The third shard has none.
 FAULTS = {2: "flaky", 7: "missing", 11: "flaky", 19: "missing", 23: "flaky", 24: "flaky", 39: "flaky"}
-FLAKY = [place for place, fault in FAULTS.items() if fault == "flaky"]
+FLAKY = [position for position, fault in FAULTS.items() if fault == "flaky"]
 POLICY = FetchPolicy(allow_net=LOOPBACK, backoff_s=0.01, per_host=64, retries=0)
 
 
 @pytest.fixture
 def own_origin(pictures: Pictures) -> Iterator[Origin]:
-    """A server whose counts nobody else changes."""
+    """A server that only this test uses, for its counts of requests."""
     with Origin(pictures[0]) as running:
         yield running
 
@@ -56,13 +56,16 @@ def own_origin(pictures: Pictures) -> Iterator[Origin]:
 def source(tmp_path: Path, own_origin: Origin, pictures: Pictures) -> CoyoSource:
     """A manifest of three files, some of whose images fail at first."""
     names = [name for name in pictures[1] if name.endswith(".jpg")]
-    urls = [own_origin.url(FAULTS.get(place, "well"), names[place % len(names)], place) for place in range(IMAGES)]
+    urls = [
+        own_origin.url(FAULTS.get(position, "well"), names[position % len(names)], position)
+        for position in range(IMAGES)
+    ]
     return write_coyo_source(tmp_path / "source", urls, files=3)
 
 
 @pytest.fixture(params=[None, 2], ids=["as cut", "resharded"])
 def job(tmp_path: Path, source: CoyoSource, request: pytest.FixtureRequest) -> Job:
-    """A job for it, whose shards stay as the manifest cut them or are resharded for two ranks."""
+    """A job that fetches this manifest; its shards stay as the manifest cut them, or are resharded for two ranks."""
     return Job(
         dataset="coyo",
         source=str(source.folder),
@@ -74,31 +77,31 @@ def job(tmp_path: Path, source: CoyoSource, request: pytest.FixtureRequest) -> J
     )
 
 
-def asked_since(origin: Origin, before: dict[str, int]) -> dict[str, int]:
-    """What was asked for since, and how often."""
+def requests_since(origin: Origin, before: dict[str, int]) -> dict[str, int]:
+    """Return the number of requests for each path since the earlier counts."""
     return {
         path: times - before.get(path, 0) for path, times in origin.requests().items() if times > before.get(path, 0)
     }
 
 
 def path_of(url: str) -> str:
-    """The path of a URL, as the server counts it."""
+    """Return the path of a URL, as the server counts it."""
     return "/" + url.split("/", 3)[3]
 
 
-def test_what_failed_and_may_pass_is_fetched_and_nothing_else(
+def test_a_retry_fetches_exactly_the_failures_that_may_pass(
     tmp_path: Path, job: Job, source: CoyoSource, own_origin: Origin
 ) -> None:
-    """Once the server healed, a retry asks for exactly the failed images and leaves what a run without faults would."""
+    """Once the server has recovered, the output of a retry equals that of a run without these failures."""
     first = run(job)
     assert first.totals.outcomes == {"ok": IMAGES - len(FAULTS), "http_status": len(FAULTS)}
     before = own_origin.requests()
-    # Neither the manifest nor the id list is needed any more.
+    # A retry needs neither the manifest nor the id list.
     for path in source.folder.iterdir():
         path.rename(path.with_suffix(".away"))
     report = retry(job.out)
     urls = list(source.urls.values())
-    assert asked_since(own_origin, before) == {path_of(urls[place]): 1 for place in FLAKY}
+    assert requests_since(own_origin, before) == {path_of(urls[position]): 1 for position in FLAKY}
     assert report.totals.outcomes == {"ok": IMAGES - 2, "http_status": 2}
     assert (report.retried, report.requests, report.reused) == (len(FLAKY), len(FLAKY), first.totals.ok)
     for path in source.folder.iterdir():
@@ -108,14 +111,14 @@ def test_what_failed_and_may_pass_is_fetched_and_nothing_else(
     assert files_of(job) == files_of(healed)
     assert len(read_rows(job)) == IMAGES - 2
     attempts = {line["url"]: line["attempts"] for line in read_ledger(job)}
-    assert attempts == {url: 2 if place in FLAKY else 1 for place, url in enumerate(urls)}
+    assert attempts == {url: 2 if position in FLAKY else 1 for position, url in enumerate(urls)}
     assert {line["url"]: line["outcome"] for line in read_ledger(job)} == {
         line["url"]: line["outcome"] for line in read_ledger(healed)
     }
 
 
-def test_untouched_shards_stay_untouched(tmp_path: Path, source: CoyoSource) -> None:
-    """A shard of which nothing is tried again is not even written anew."""
+def test_a_shard_without_retried_images_is_not_written_again(tmp_path: Path, source: CoyoSource) -> None:
+    """Neither its rows file nor its ledger is replaced."""
     job = Job(
         "coyo", str(source.folder), str(tmp_path / "out"), str(source.ids), fetch=POLICY, processes=1, world_size=None
     )
@@ -127,7 +130,7 @@ def test_untouched_shards_stay_untouched(tmp_path: Path, source: CoyoSource) -> 
 
 
 def test_a_second_retry_has_nothing_to_do(job: Job, own_origin: Origin) -> None:
-    """What won't pass is not asked for, and the shards are left alone."""
+    """Failures that can't pass are not requested again, and the files stay unchanged."""
     run(job)
     retry(job.out)
     before, requests = files_of(job), own_origin.requests()
@@ -139,25 +142,25 @@ def test_a_second_retry_has_nothing_to_do(job: Job, own_origin: Origin) -> None:
     assert files_of(job) == before
 
 
-def test_everything_or_some_kinds_can_be_tried_again(job: Job, source: CoyoSource, own_origin: Origin) -> None:
-    """``--all`` asks for what won't pass too, ``--kinds`` for what it names; attempts add up."""
+def test_all_failures_or_some_kinds_can_be_retried(job: Job, source: CoyoSource, own_origin: Origin) -> None:
+    """``--all`` also requests failures that can't pass, and ``--kinds`` those of its kinds. Attempts add up."""
     run(job)
     urls = list(source.urls.values())
-    missing = [path_of(urls[place]) for place, fault in FAULTS.items() if fault == "missing"]
+    missing = [path_of(urls[position]) for position, fault in FAULTS.items() if fault == "missing"]
     before = own_origin.requests()
     assert retry(job.out, RetryFilter(frozenset({FailureKind.TIMEOUT}))).retried == 0
     assert retry(job.out, RetryFilter.all()).retried == len(FAULTS)
-    assert asked_since(own_origin, before) == {path_of(urls[place]): 1 for place in FAULTS}
+    assert requests_since(own_origin, before) == {path_of(urls[position]): 1 for position in FAULTS}
     before = own_origin.requests()
     assert retry(job.out, RetryFilter(frozenset({FailureKind.HTTP_STATUS}))).retried == len(missing)
-    assert asked_since(own_origin, before) == dict.fromkeys(missing, 1)
+    assert requests_since(own_origin, before) == dict.fromkeys(missing, 1)
     attempts = {path_of(line["url"]): line["attempts"] for line in read_ledger(job)}
     assert {attempts[path] for path in missing} == {3}
     assert {read_shard_summary(path).retry for path in OutputLayout(Path(job.out)).ledgers.iterdir()} == {0, 1, 2}
 
 
 def test_a_retry_needs_a_complete_run(job: Job, tmp_path: Path) -> None:
-    """Without a run, or with one that was not completed, there is one clear line and nothing is touched."""
+    """Without a run, or after an incomplete one, the error is one line, and nothing is written."""
     with pytest.raises(ConfigurationError, match="not an output of datafetch"):
         retry(str(tmp_path / "nowhere"))
     assert not list(tmp_path.glob("nowhere*"))
@@ -168,7 +171,7 @@ def test_a_retry_needs_a_complete_run(job: Job, tmp_path: Path) -> None:
 
 
 def test_an_interrupted_retry_is_completed_first(job: Job) -> None:
-    """A retry of other failures is refused until that one is complete, and a plain one completes it."""
+    """A retry of other failures is refused until then, and a retry without options completes it."""
     run(job)
     layout = OutputLayout(Path(job.out))
     layout.retry.write_text('{"number": 1, "kinds": ["timeout"], "scratch": null, "token": "abc"}')
@@ -182,24 +185,24 @@ def test_an_interrupted_retry_is_completed_first(job: Job) -> None:
     assert retry(job.out).retried == len(FLAKY)
 
 
-def test_an_interrupted_retry_goes_on_with_its_scratch(tmp_path: Path, job: Job) -> None:
-    """A retry that was interrupted has its images where its scratch was; one that looks elsewhere is refused."""
+def test_an_interrupted_retry_resumes_with_its_scratch(tmp_path: Path, job: Job) -> None:
+    """The images it has are in its scratch folder, so a retry with another scratch folder is refused."""
     run(job)
     layout = OutputLayout(Path(job.out))
-    wanted = RetryFilter(frozenset({FailureKind.TIMEOUT}))  # there are none, so that nothing is written
+    retry_filter = RetryFilter(frozenset({FailureKind.TIMEOUT}))  # no image failed so, and nothing is written
     layout.retry.write_text(f'{{"number": 1, "kinds": ["timeout"], "scratch": "{tmp_path}/a", "token": "abc"}}')
     spool = OutputLayout(layout.out, tmp_path / "a", f"{hash_of(read_job(layout)[1])}-retry-1-abc").spool("part-00000")
     write_spool(spool, [])
     with pytest.raises(ConfigurationError, match=rf"give --scratch {tmp_path}/a again, or delete"):
-        retry(job.out, wanted, change=lambda before: replace(before, scratch=str(tmp_path / "b")))
+        retry(job.out, retry_filter, change=lambda before: replace(before, scratch=str(tmp_path / "b")))
     assert spool.exists()
-    retry(job.out, wanted)
+    retry(job.out, retry_filter)
     assert not layout.retry.exists()
     assert not spool.exists()
 
 
-def test_the_retry_asks_as_the_run_did(job: Job) -> None:
-    """Networks that were allowed stay so, and what is given anew holds for this retry."""
+def test_a_retry_uses_the_options_of_the_run(job: Job) -> None:
+    """Networks that the run allowed stay allowed, and an option that is given holds for this retry only."""
     run(job)
     blocked = retry(job.out, change=lambda before: replace(before, fetch=replace(before.fetch, allow_net=())))
     assert blocked.totals.outcomes["blocked_address"] == len(FLAKY)
@@ -207,7 +210,7 @@ def test_the_retry_asks_as_the_run_did(job: Job) -> None:
 
 
 def resharded(job: Job) -> Job:
-    """The same job, whose output is resharded."""
+    """Return the same job with resharded output."""
     return replace(job, world_size=2)
 
 
@@ -219,15 +222,15 @@ def cut_job(tmp_path: Path, source: CoyoSource) -> Job:
 
 
 def test_a_resharded_output_stays_resharded(cut_job: Job) -> None:
-    """A retry that was told nothing of ranks brings its rows into the resharded output."""
+    """A retry without options for ranks adds its rows to the resharded output."""
     run(resharded(cut_job))
     retry(cut_job.out, change=lambda before: replace(before, world_size=None))
     assert len(read_rows(cut_job)) == IMAGES - 2
     assert not OutputLayout(Path(cut_job.out)).added.exists()
 
 
-def test_a_resharded_output_that_nothing_came_to_is_not_written_again(cut_job: Job) -> None:
-    """Where all fails again, hundreds of gigabytes stay as they are."""
+def test_a_resharded_output_without_new_rows_is_not_written_again(cut_job: Job) -> None:
+    """If every image fails again, hundreds of gigabytes stay as they are."""
     run(resharded(cut_job))
     before = {path.name: path.stat().st_ino for path in Path(cut_job.out).iterdir()}
     report = retry(cut_job.out, change=lambda before: replace(before, fetch=replace(before.fetch, allow_net=())))
@@ -235,8 +238,8 @@ def test_a_resharded_output_that_nothing_came_to_is_not_written_again(cut_job: J
     assert {path.name: path.stat().st_ino for path in Path(cut_job.out).iterdir()} == before
 
 
-def test_files_of_others_are_not_deleted(job: Job) -> None:
-    """What somebody put among the shards stops a retry before it begins, and is still there."""
+def test_third_party_files_stop_a_retry(job: Job) -> None:
+    """A file that datafetch did not write stops a retry before it begins, and is kept."""
     run(job)
     notes = Path(job.out) / "notes.txt"
     notes.write_text("mine")
@@ -245,8 +248,8 @@ def test_files_of_others_are_not_deleted(job: Job) -> None:
     assert notes.read_text() == "mine"
 
 
-def test_what_an_earlier_retry_left_is_not_taken_for_this_one(job: Job) -> None:
-    """A spool that a killed retry left, whose images are in the shards by now, is passed over and goes."""
+def test_a_spool_of_an_earlier_retry_is_deleted(job: Job) -> None:
+    """A spool that a killed retry left is not read, since the shards have its images by now."""
     run(job)
     retry(job.out, change=lambda before: replace(before, fetch=replace(before.fetch, allow_net=())))
     layout = OutputLayout(Path(job.out), job_hash=f"{hash_of(read_job(OutputLayout(Path(job.out)))[1])}-retry-1-abc")
@@ -255,8 +258,8 @@ def test_what_an_earlier_retry_left_is_not_taken_for_this_one(job: Job) -> None:
     assert not layout.all_spools.exists()
 
 
-def test_a_damaged_reshard_record_is_started_over(cut_job: Job, own_origin: Origin) -> None:
-    """What the message says is what helps."""
+def test_a_damaged_reshard_record_requires_a_fresh_start(cut_job: Job, own_origin: Origin) -> None:
+    """Runs and retries are refused until ``--fresh`` starts over, as the message says."""
     run(resharded(cut_job))
     OutputLayout(Path(cut_job.out)).reshard_record.write_text("garbage")
     before = own_origin.requests()
@@ -285,16 +288,16 @@ _NO_PERMISSIONS = (
         '{"number": 1, "kinds": null, "scratch": null, "token": "abc", "permitted": ' + _NO_PERMISSIONS + "}",
     ],
 )
-def test_a_damaged_note_of_a_retry_is_said(cut_job: Job, content: str) -> None:
-    """Nothing is guessed of a retry that was interrupted."""
+def test_a_damaged_retry_state_is_reported(cut_job: Job, content: str) -> None:
+    """Nothing is guessed about the retry that was interrupted."""
     run(cut_job)
     OutputLayout(Path(cut_job.out)).retry.write_text(content)
     with pytest.raises(ConfigurationError, match=r"retry\.json is damaged"):
         retry(cut_job.out)
 
 
-def test_a_shard_that_is_gone_is_made_again_first(cut_job: Job, own_origin: Origin) -> None:
-    """A retry of an output that lacks a shard asks for nothing; the run makes it again, and then it retries."""
+def test_a_retry_is_refused_while_a_shard_is_missing(cut_job: Job, own_origin: Origin) -> None:
+    """Nothing is requested; once a run has made the shard again, the retry works."""
     run(cut_job)
     (Path(cut_job.out) / "part-00000.pkl").unlink()
     before = own_origin.requests()
@@ -306,8 +309,8 @@ def test_a_shard_that_is_gone_is_made_again_first(cut_job: Job, own_origin: Orig
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-20])])
-def test_failed_samples_that_were_lost_are_said(job: Job, damage: Callable[[Path], object]) -> None:
-    """What can't be tried again is not passed over in silence."""
+def test_missing_failed_samples_are_reported(job: Job, damage: Callable[[Path], object]) -> None:
+    """Samples that can't be retried are not skipped silently."""
     run(job)
     before = files_of(job)
     damage(OutputLayout(Path(job.out)).kept_for_retry("part-00000"))
@@ -317,8 +320,8 @@ def test_failed_samples_that_were_lost_are_said(job: Job, damage: Callable[[Path
 
 
 @pytest.mark.parametrize("name", ["ledger/part-00001.parquet", "failed/part-00001.spool"])
-def test_one_damaged_file_costs_its_shard_alone(cut_job: Job, own_origin: Origin, name: str) -> None:
-    """The line names what to delete; whoever does so has that shard made again, and everything else stays."""
+def test_a_damaged_file_costs_only_its_shard(cut_job: Job, own_origin: Origin, name: str) -> None:
+    """The error names the file to delete; the next run makes that shard again and keeps everything else."""
     run(cut_job)
     before = files_of(cut_job)
     layout = OutputLayout(Path(cut_job.out))
@@ -328,25 +331,25 @@ def test_one_damaged_file_costs_its_shard_alone(cut_job: Job, own_origin: Origin
     layout.ledger("part-00001").unlink()
     with pytest.raises(ConfigurationError, match="is not complete; run the command that started it again"):
         retry(cut_job.out)
-    asked = own_origin.requests()
+    requests_before = own_origin.requests()
     run(cut_job)
     assert {name: content for name, content in before.items() if "part-00001" not in name}.items() <= files_of(
         cut_job
     ).items()
-    assert 0 < len(asked_since(own_origin, asked)) < IMAGES
+    assert 0 < len(requests_since(own_origin, requests_before)) < IMAGES
     assert retry(cut_job.out, RetryFilter.all()).retried
 
 
-def test_a_ledger_that_is_gone_is_said(cut_job: Job) -> None:
-    """A resharded output can't be resharded again without the ledgers of all their samples."""
+def test_a_missing_ledger_of_a_resharded_output_is_reported(cut_job: Job) -> None:
+    """Resharding again needs the ledgers of all samples."""
     run(resharded(cut_job))
     OutputLayout(Path(cut_job.out)).ledger("part-00001").unlink()
     with pytest.raises(ConfigurationError, match=r"part-00001\.parquet is missing.*can't be made again one by one"):
         retry(cut_job.out)
 
 
-def test_the_folder_may_move_under_ones_feet(cut_job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever stands in the output and names it by a relative path gets what others get."""
+def test_a_retry_can_be_started_from_inside_the_output(cut_job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relative path is resolved before resharding replaces the folder; the state folder's path works, too."""
     run(resharded(cut_job))
     monkeypatch.chdir(cut_job.out)
     assert retry("../out").totals.ok == IMAGES - 2
@@ -357,13 +360,13 @@ def test_the_folder_may_move_under_ones_feet(cut_job: Job, monkeypatch: pytest.M
         retry(".")
 
 
-def test_a_file_put_among_the_shards_meanwhile_is_kept(cut_job: Job) -> None:
-    """Even where it looks like a shard: it stops the run when the shards have changed places, and is still there."""
+def test_a_file_added_to_the_output_during_a_run_is_kept(cut_job: Job) -> None:
+    """Even if it looks like a shard, it stops the run after the folders were swapped, and is not deleted."""
     run(cut_job)
     layout = OutputLayout(Path(cut_job.out))
 
     async def put(_: object) -> None:
-        await asyncio.to_thread((layout.out / "mine.pkl").write_text, "mine")  # the claim has looked at the folder
+        await asyncio.to_thread((layout.out / "mine.pkl").write_text, "mine")  # after the folder was checked
         await asyncio.Event().wait()
 
     with pytest.raises(ConfigurationError, match=r"mine\.pkl is not a file of the shards that were replaced"):
@@ -377,8 +380,8 @@ def test_a_file_put_among_the_shards_meanwhile_is_kept(cut_job: Job) -> None:
     assert run(resharded(cut_job)).shards == 2
 
 
-def test_a_fresh_start_deletes_nothing_before_it_is_sure(cut_job: Job) -> None:
-    """Refused for somebody's file, it has touched none of ours."""
+def test_a_refused_fresh_start_deletes_nothing(cut_job: Job) -> None:
+    """If a third-party file stops it, none of datafetch's own files is deleted."""
     run(cut_job)
     (Path(cut_job.out) / "notes.txt").write_text("mine")
     before = files_of(cut_job)
@@ -403,8 +406,8 @@ def test_a_fresh_start_deletes_nothing_before_it_is_sure(cut_job: Job) -> None:
         {"batch": True},
     ],
 )
-def test_a_reshard_record_that_makes_no_sense_is_damaged(cut_job: Job, change: dict[str, object]) -> None:
-    """Whatever somebody wrote into the file, it is one line."""
+def test_an_impossible_reshard_record_is_damaged(cut_job: Job, change: dict[str, object]) -> None:
+    """Whatever the file contains, the error is one line."""
     run(resharded(cut_job))
     path = OutputLayout(Path(cut_job.out)).reshard_record
     path.write_bytes(orjson.dumps(orjson.loads(path.read_bytes()) | change))
@@ -412,10 +415,10 @@ def test_a_reshard_record_that_makes_no_sense_is_damaged(cut_job: Job, change: d
         run(replace(cut_job, world_size=4))
 
 
-def test_what_came_damaged_twice_is_not_asked_for_a_third_time(
+def test_an_image_that_arrives_damaged_twice_is_not_requested_again(
     tmp_path: Path, own_origin: Origin, pictures: Pictures
 ) -> None:
-    """The first run may have had bad luck; after the same bytes in a retry nobody is asked any more."""
+    """The first transfer may have failed; if a retry gets the same bytes, the file on the server is damaged."""
     jpegs = [name for name in pictures[1] if name.endswith(".jpg")]
     urls = [own_origin.url("truncated" if number < 3 else "well", jpegs[number], number) for number in range(6)]
     source = write_coyo_source(tmp_path / "source", urls)
@@ -431,7 +434,7 @@ def test_what_came_damaged_twice_is_not_asked_for_a_third_time(
 
 @pytest.fixture
 def served(own_origin: Origin, pictures: Pictures) -> tuple[Origin, list[str]]:
-    """A server, and what it has."""
+    """A server, and the names of its pictures."""
     return own_origin, pictures[1]
 
 
@@ -443,14 +446,14 @@ def served(own_origin: Origin, pictures: Pictures) -> tuple[Origin, list[str]]:
         (FailureKind.TOO_LARGE, {"max_body_bytes": 1 << 30}, Permission.ALLOW_NET),
     ],
 )
-def test_what_was_refused_can_be_permitted_later(
+def test_refused_images_can_be_permitted_later(
     tmp_path: Path,
     served: tuple[Origin, list[str]],
     kind: FailureKind,
     change: dict[str, Any],
     permission: Permission,
 ) -> None:
-    """Nothing that failed is lost for good; and the ledger says of each image what it took to have it."""
+    """A retry with the permission fetches them, and the ledger records for each image what permissions it needed."""
     own_origin, names = served
     behaviour = "noai" if kind is FailureKind.OPTED_OUT else "well"
     urls = [own_origin.url("missing" if number == 3 else behaviour, names[number], number) for number in range(4)]
@@ -469,10 +472,10 @@ def test_what_was_refused_can_be_permitted_later(
         assert line["outcome"] != "ok" or line["permitted"] == sorted({Permission.ALLOW_NET, permission})
 
 
-def test_images_behind_bad_certificates_come_with_a_retry(
+def test_a_retry_with_insecure_fetches_images_behind_bad_certificates(
     tmp_path: Path, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """``retry OUT --kinds tls --insecure``: nothing of the run is given up, and the others are not asked for again."""
+    """``retry OUT --kinds tls --insecure`` fetches them, and requests no other image again."""
     (tmp_path / "certificates").mkdir()
     with Web(pictures[0], tmp_path / "certificates") as web:
         monkeypatch.setenv("SSL_CERT_FILE", str(web.authority))
@@ -487,10 +490,10 @@ def test_images_behind_bad_certificates_come_with_a_retry(
         assert run(job).totals.outcomes == {"ok": 2, "tls": 4}
         before = web.origin.requests()
         lax = replace(POLICY, insecure=True)
-        again = run(replace(job, fetch=lax))  # it goes on, and there is nothing left to do
-        assert (again.requests, again.permittable) == (0, {"tls": 4})
+        resumed = run(replace(job, fetch=lax))  # nothing is left to do
+        assert (resumed.requests, resumed.permittable) == (0, {"tls": 4})
         assert retry(out, RetryFilter(frozenset({FailureKind.TLS}))).totals.ok == len(urls)
-        assert len(asked_since(web.origin, before)) == 4
+        assert len(requests_since(web.origin, before)) == 4
     permitted = [line["permitted"] for line in read_ledger(job)]
     assert permitted == [["allow-net"]] * 2 + [["allow-net", "insecure"]] * 4
 
@@ -505,12 +508,12 @@ BLOCKED = RetryFilter(frozenset({FailureKind.BLOCKED_ADDRESS}))
 
 
 def allow_loopback(job: Job) -> Job:
-    """The same job, which may."""
+    """Return the same job with permission to connect to the server."""
     return replace(job, fetch=replace(job.fetch, allow_net=LOOPBACK))
 
 
-def test_what_a_retry_permits_holds_for_the_next(blocked_job: Job, caplog: pytest.LogCaptureFixture) -> None:
-    """An image that it brought no further than to a 503 is not blocked again in the next; a line says what holds."""
+def test_permissions_of_a_retry_hold_for_later_retries(blocked_job: Job, caplog: pytest.LogCaptureFixture) -> None:
+    """An image that failed after it was permitted is not blocked in the next retry; a message lists permissions."""
     caplog.set_level("INFO", "datafetch")
     layout = OutputLayout(Path(blocked_job.out))
     assert run(blocked_job).totals.outcomes == {"blocked_address": IMAGES}
@@ -525,8 +528,8 @@ def test_what_a_retry_permits_holds_for_the_next(blocked_job: Job, caplog: pytes
     assert caplog.messages.count(f"permitted, and remembered for later retries: --allow-net {LOOPBACK[0]}") == 2
 
 
-def test_permissions_add_up_and_limits_are_the_last() -> None:
-    """Networks of all retries hold; of opt-outs and limits, what was said last."""
+def test_allowed_networks_add_up_and_other_permissions_are_replaced() -> None:
+    """Networks of all retries stay allowed; for opt-outs and limits, the last given value holds."""
     job = Job("coyo", "source", "out", fetch=replace(POLICY, insecure=True, allow_net=("10.0.0.0/8",)))
     policy = FetchPolicy(allow_net=("10.0.0.0/8", "127.0.0.0/8"), opt_out=OptOut.IGNORE, max_body_bytes=1 << 30)
     later = Permitted.of(replace(job, fetch=policy, max_sample_bytes=5))
@@ -541,8 +544,10 @@ def test_permissions_add_up_and_limits_are_the_last() -> None:
     )
 
 
-def test_an_interrupted_retry_is_completed_as_it_was_begun(blocked_job: Job, capfd: pytest.CaptureFixture[str]) -> None:
-    """A plain retry knows the kinds and permissions, whatever ran meanwhile, and counts nothing that it didn't do."""
+def test_an_interrupted_retry_is_completed_with_its_own_options(
+    blocked_job: Job, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A retry without options uses its kinds and permissions, whatever ran in between, and counts only its own work."""
 
     async def die(_: Commit) -> ShardCounts:
         raise ResourceError("the disk is full")
@@ -565,8 +570,8 @@ def test_an_interrupted_retry_is_completed_as_it_was_begun(blocked_job: Job, cap
     assert retry(blocked_job.out).totals.ok == IMAGES - 2
 
 
-def test_images_that_a_permission_may_bring_are_counted(blocked_job: Job) -> None:
-    """At the end of a run and of a retry, by kind; kinds that a permission brings come with those that may pass."""
+def test_images_that_need_a_permission_are_counted(blocked_job: Job) -> None:
+    """Runs and retries count them by kind; kinds that a permission selects are retried with those that may pass."""
     assert run(blocked_job).permittable == {"blocked_address": IMAGES}
     assert retry(blocked_job.out).permittable == {"blocked_address": IMAGES}
     report = retry(blocked_job.out, RetryFilter(also=BLOCKED.kinds or frozenset()), change=allow_loopback)
@@ -575,67 +580,67 @@ def test_images_that_a_permission_may_bring_are_counted(blocked_job: Job) -> Non
 
 
 @dataclass(frozen=True)
-class Begun:
-    """A retry that was interrupted once it had one image."""
+class InterruptedRetry:
+    """A retry that was interrupted after its first image."""
 
     shard: Shard
     spool: Path
     source: Callable[[], FailedSamples]
-    ended: ImageResult
+    result: ImageResult
 
 
-def begun_retry(job: Job) -> Begun:
-    """Begin a retry, and end the first image of its first shard: with a 404, as if the server had said so."""
+def interrupt_retry(job: Job) -> InterruptedRetry:
+    """Begin a retry, and record a 404 for the first image of its first shard."""
     identity = read_job(OutputLayout(Path(job.out)))[1]
     layout = OutputLayout(Path(job.out), job_hash=hash_of(identity))
     shards = list(identity["shards"])
-    again = begin_retry(layout, RetryFilter(), shards, Permitted.of(job))
-    output = Output(find_dataset("coyo"), layout.for_retry(again.number, again.token), retry=again)
+    retry_state = begin_retry(layout, RetryFilter(), shards, Permitted.of(job))
+    output = Output(find_dataset("coyo"), layout.for_retry(retry_state.number, retry_state.token), retry=retry_state)
 
     def source() -> FailedSamples:
-        return FailedSamples(output, again, shards)
+        return FailedSamples(output, retry_state, shards)
 
     shard = source().shards()[0]
     sample = next(iter(source().samples(shard)))
     failure = Failure(FailureKind.HTTP_STATUS, "HTTP 404", 404, 1, sample.urls[0])
-    ended = ImageResult(LedgerLine.of(sample, 0, failure, failure), b"")
+    result = ImageResult(LedgerLine.of(sample, 0, failure, failure), b"")
     path = output.layout.spool(shard.name)
-    asyncio.run(_append(path, ended))
-    return Begun(shard, path, source, ended)
+    asyncio.run(_append(path, result))
+    return InterruptedRetry(shard, path, source, result)
 
 
-async def _append(path: Path, ended: ImageResult) -> None:
+async def _append(path: Path, result: ImageResult) -> None:
     spool = await Spool.open(path)
-    await spool.append(ended)
+    await spool.append(result)
     await spool.close()
 
 
-def test_a_clock_that_is_set_back_makes_no_retry_begin_again(cut_job: Job, own_origin: Origin) -> None:
-    """What an interrupted retry has is not asked for once more, though its spools look older than the ledgers."""
+def test_a_clock_that_is_set_back_does_not_restart_a_retry(cut_job: Job, own_origin: Origin) -> None:
+    """Images that an interrupted retry has are kept, although its spools look older than the ledgers."""
     run(cut_job)
-    begun = begun_retry(cut_job)
+    interrupted = interrupt_retry(cut_job)
     for ledger in OutputLayout(Path(cut_job.out)).ledgers.iterdir():
         os.utime(ledger, ns=(2**62, 2**62))
-    os.utime(begun.spool, (0, 0))
+    os.utime(interrupted.spool, (0, 0))
     before = own_origin.requests()
     assert retry(cut_job.out).totals.ok == IMAGES - 2 - 1
-    asked = asked_since(own_origin, before)
-    assert len(asked) == len(FLAKY) - 1
-    assert path_of(begun.ended.line.url) not in asked
+    requests = requests_since(own_origin, before)
+    assert len(requests) == len(FLAKY) - 1
+    assert path_of(interrupted.result.line.url) not in requests
 
 
-def test_a_spool_of_a_shard_that_was_made_again_is_begun_again(cut_job: Job) -> None:
-    """It has samples of a ledger that is gone, though it looks younger than the one that there is."""
+def test_a_spool_made_from_an_earlier_ledger_is_discarded(cut_job: Job) -> None:
+    """Its samples belong to a ledger that was replaced, even if it looks newer than the new one."""
     run(cut_job)
-    begun = begun_retry(cut_job)
-    kept = begun.spool.read_bytes()
+    interrupted = interrupt_retry(cut_job)
+    kept = interrupted.spool.read_bytes()
     layout = OutputLayout(Path(cut_job.out))
-    for path in (layout.ledger(begun.shard.name), layout.out / f"{begun.shard.name}.pkl"):
+    for path in (layout.ledger(interrupted.shard.name), layout.out / f"{interrupted.shard.name}.pkl"):
         path.unlink()
     run(cut_job)
-    begun.spool.parent.mkdir(parents=True, exist_ok=True)
-    begun.spool.write_bytes(kept)
-    os.utime(begun.spool, ns=(2**62, 2**62))
-    begun.source().samples(begun.shard)
-    assert begun.spool.read_bytes() != kept
-    assert begun.ended.line not in read_lines(begun.spool)
+    interrupted.spool.parent.mkdir(parents=True, exist_ok=True)
+    interrupted.spool.write_bytes(kept)
+    os.utime(interrupted.spool, ns=(2**62, 2**62))
+    interrupted.source().samples(interrupted.shard)
+    assert interrupted.spool.read_bytes() != kept
+    assert interrupted.result.line not in read_lines(interrupted.spool)

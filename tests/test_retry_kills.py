@@ -1,4 +1,4 @@
-"""Retries and resharding that are killed again and again lose nothing of what was there."""
+"""Retries and resharding that are killed repeatedly lose nothing that was there."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _RETRY = " retry "
 
 
 @dataclass(frozen=True, slots=True)
-class Healing:
-    """A dataset of which some images fail when they are first asked for.
+class FlakyDataset:
+    """A dataset of which some images fail when they are requested for the first time.
 
     Attributes:
-        origin: Who serves it.
+        origin: The server of its images.
         source: Its manifest.
         root: The trainer's data folder.
-        layout: Options that say how the shards are to lie.
+        layout: The options that decide whether the shards are resharded.
     """
 
     origin: Origin
@@ -43,11 +43,11 @@ class Healing:
 
     @property
     def out(self) -> Path:
-        """What the trainer reads."""
+        """The folder that the trainer reads."""
         return self.root / "coyo-700m" / "pkl03-split"
 
     def prepare(self, root: Path | None = None) -> list[str]:
-        """The command that fetches it."""
+        """Return the command that fetches the dataset."""
         return [
             *(sys.executable, "-m", "datafetch", "prepare", "coyo"),
             *("--source", str(self.source.folder), "--ids", str(self.source.ids), "--root", str(root or self.root)),
@@ -56,31 +56,31 @@ class Healing:
         ]
 
     def retry(self) -> list[str]:
-        """The command that tries again what failed."""
+        """Return the command that retries the failures."""
         return [sys.executable, "-m", "datafetch", "retry", str(self.out)]
 
     def files(self, root: Path | None = None) -> dict[str, bytes]:
-        """What the trainer sees."""
+        """Return the files that the trainer reads."""
         out = self.out if root is None else root / self.out.relative_to(self.root)
         return {path.name: path.read_bytes() for path in listed(out)}
 
     def requests(self) -> dict[str, int]:
-        """URL → how often it was asked for."""
+        """Return the number of requests for each URL."""
         by_path = self.origin.requests()
         return {url: by_path.get("/" + url.split("/", 3)[3], 0) for url in self.source.urls.values()}
 
 
 @pytest.fixture(params=["as cut", pytest.param("resharded", marks=pytest.mark.slow)])
-def healing(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Healing]:
-    """The dataset on a server of its own, for its counts."""
+def dataset(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[FlakyDataset]:
+    """The dataset on a server of its own, for its counts of requests."""
     layout = AS_CUT if request.param == "as cut" else RESHARDED
-    with serve_healing(tmp_path, layout) as served:
+    with serve_flaky_dataset(tmp_path, layout) as served:
         yield served
 
 
 @contextmanager
-def serve_healing(folder: Path, layout: tuple[str, ...]) -> Iterator[Healing]:
-    """Make the dataset, and serve it."""
+def serve_flaky_dataset(folder: Path, layout: tuple[str, ...]) -> Iterator[FlakyDataset]:
+    """Create the dataset and serve it."""
     names = [name for name in write_pictures(folder / "pictures", 22) if name.endswith(".jpg")]
     with Origin(folder / "pictures") as origin:
         urls = [
@@ -88,55 +88,57 @@ def serve_healing(folder: Path, layout: tuple[str, ...]) -> Iterator[Healing]:
             for number in range(IMAGES)
         ]
         source = write_coyo_source(folder / "source", urls, files=2)
-        yield Healing(origin, source, folder / "root", layout)
+        yield FlakyDataset(origin, source, folder / "root", layout)
 
 
-def kill_until_done(command: list[str], victim: str, healing: Healing, tmp_path: Path) -> Iterator[dict[str, bytes]]:
-    """Run a command that dies before a step further on each time, until it is complete; yields what is there then."""
+def kill_until_done(
+    command: list[str], victim: str, dataset: FlakyDataset, tmp_path: Path
+) -> Iterator[dict[str, bytes]]:
+    """Repeat a command, killing it ever later, until it is complete; yield the files after each run."""
     rng = random.Random(victim)
     steps, kills, code = 0, 0, _KILLED
     while code != 0:
-        steps += rng.randrange(5, 17) if victim != Victim.COMMIT else rng.randrange(3, 9)  # it takes fewer
-        with Run(command, dying_at_a_step(tmp_path, victim, steps, healing.root)) as run:
+        steps += rng.randrange(5, 17) if victim != Victim.COMMIT else rng.randrange(3, 9)  # a commit takes fewer steps
+        with Run(command, dying_at_a_step(tmp_path, victim, steps, dataset.root)) as run:
             code = run.end()
         kills += code != 0
         assert code in (0, 4, _KILLED), run
-        yield healing.files()
+        yield dataset.files()
     assert kills >= 3
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("healing", ["resharded"], indirect=True)
-def test_a_run_killed_during_resharding(healing: Healing, tmp_path: Path) -> None:
-    """Until all are resharded, the shards lie as the manifest cut them; nothing that was kept is asked for again."""
+@pytest.mark.parametrize("dataset", ["resharded"], indirect=True)
+def test_a_run_killed_during_resharding(dataset: FlakyDataset, tmp_path: Path) -> None:
+    """Until all shards are resharded, they stay as the manifest cut them; no stored image is requested again."""
     undisturbed = tmp_path / "undisturbed"
-    for _ in range(2):  # once for the faults to heal
-        subprocess.run([*healing.prepare(undisturbed), "--fresh"], check=True, capture_output=True, timeout=PATIENCE_S)
-    before = healing.requests()
-    for _ in kill_until_done(healing.prepare(), Victim.PARENT, healing, tmp_path):
+    for _ in range(2):  # in the second run, no image fails any more
+        subprocess.run([*dataset.prepare(undisturbed), "--fresh"], check=True, capture_output=True, timeout=PATIENCE_S)
+    before = dataset.requests()
+    for _ in kill_until_done(dataset.prepare(), Victim.PARENT, dataset, tmp_path):
         pass
-    assert healing.files() == healing.files(undisturbed)
-    asked = {url: times - before[url] for url, times in healing.requests().items()}
-    assert min(asked.values()) == 1
-    assert not [path for path in healing.out.with_name("pkl03-split.datafetch").rglob("*.pkl") if path.is_file()]
+    assert dataset.files() == dataset.files(undisturbed)
+    requests = {url: times - before[url] for url, times in dataset.requests().items()}
+    assert min(requests.values()) == 1
+    assert not [path for path in dataset.out.with_name("pkl03-split.datafetch").rglob("*.pkl") if path.is_file()]
 
 
 @pytest.mark.parametrize("victim", [_RETRY, pytest.param(Victim.COMMIT, marks=pytest.mark.slow)])
-def test_a_retry_killed_at_any_step_loses_nothing(healing: Healing, tmp_path: Path, victim: str) -> None:
-    """Whenever it dies, the trainer sees the shards as they were or as they shall be, and rows never get fewer."""
-    subprocess.run(healing.prepare(), check=True, capture_output=True, timeout=PATIENCE_S)
-    old, before = healing.files(), healing.requests()
+def test_a_retry_killed_at_any_step_loses_nothing(dataset: FlakyDataset, tmp_path: Path, victim: str) -> None:
+    """At every moment the trainer sees each shard as it was before or as it will be after, and no row gets lost."""
+    subprocess.run(dataset.prepare(), check=True, capture_output=True, timeout=PATIENCE_S)
+    old, before = dataset.files(), dataset.requests()
     assert set(before.values()) == {1}
-    seen = list(kill_until_done(healing.retry(), victim, healing, tmp_path))
-    new = healing.files()
+    seen = list(kill_until_done(dataset.retry(), victim, dataset, tmp_path))
+    new = dataset.files()
     healed = tmp_path / "healed"
-    asked = {url: times - before[url] for url, times in healing.requests().items() if times > before[url]}
-    assert set(asked) == {url for url in healing.source.urls.values() if "/flaky/" in url}
-    subprocess.run(healing.prepare(healed), check=True, capture_output=True, timeout=PATIENCE_S)
-    assert new == healing.files(healed)
+    requests = {url: times - before[url] for url, times in dataset.requests().items() if times > before[url]}
+    assert set(requests) == {url for url in dataset.source.urls.values() if "/flaky/" in url}
+    subprocess.run(dataset.prepare(healed), check=True, capture_output=True, timeout=PATIENCE_S)
+    assert new == dataset.files(healed)
     for files in seen:
         assert all(content in (old.get(name), new.get(name)) for name, content in files.items())
-        if "--no-reshard" in healing.layout:  # each shard for itself, a count coming last
+        if "--no-reshard" in dataset.layout:  # each shard is replaced by itself, its count last
             assert {name for name in files if name.endswith(".pkl")} == {name for name in old if name.endswith(".pkl")}
         else:
             assert files in (old, new, {})

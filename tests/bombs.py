@@ -1,4 +1,4 @@
-"""Manifests that are small on disk and large in memory for whoever believes them, and what reading them takes."""
+"""Manifests that are small on disk and large in memory if they are believed, and how much memory reading them takes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PEAK = """
 import re, sys
 from pathlib import Path
 
-import datafetch.engine.runner  # what a run loads is no matter here
+import datafetch.engine.runner  # what a run loads does not count
 from datafetch.datasets import find_dataset
 
 def peak_mib():
@@ -38,7 +38,7 @@ print(peak_mib() - before_mib)
 
 
 def grown_mib(code: str, path: Path) -> int:
-    """By how much a fresh process grows at most that runs this code, which finds the path under its name."""
+    """Return by how much a fresh process grows at most in MiB when it runs this code with the path as ``path``."""
     source = _PEAK.replace("{code}", code)
     ended = subprocess.run([sys.executable, "-c", source, str(path)], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
@@ -46,7 +46,7 @@ def grown_mib(code: str, path: Path) -> int:
 
 
 def coyo_table(urls: pa.Array, texts: pa.Array, rows: int, first_id: int = 0) -> pa.Table:
-    """Rows of COYO that all are similar enough."""
+    """Return rows of COYO that are all similar enough to be selected."""
     half = pa.array([0.5], pa.float32()).take(pa.array([0] * rows))
     ids = pa.array(range(first_id, first_id + rows), pa.int64())
     return pa.table(
@@ -55,7 +55,7 @@ def coyo_table(urls: pa.Array, texts: pa.Array, rows: int, first_id: int = 0) ->
 
 
 def write_shared_text(path: Path, rows: int, text_bytes: int) -> None:
-    """A parquet file whose rows share one long URL, by a dictionary."""
+    """Write a parquet file whose rows share one long URL by a dictionary."""
     shared = pa.array([0] * rows, pa.int32())
     urls = pa.DictionaryArray.from_arrays(shared, pa.array(["http://127.0.0.1/" + "a" * text_bytes]))
     texts = pa.DictionaryArray.from_arrays(shared, pa.array(["text"]))
@@ -64,7 +64,7 @@ def write_shared_text(path: Path, rows: int, text_bytes: int) -> None:
 
 
 def write_some_long_texts(path: Path, long_rows: int, text_bytes: int, encoding: str) -> None:
-    """A parquet file of ten thousand rows, the first of which have long texts."""
+    """Write a parquet file of ten thousand rows, the first of which have long texts."""
     rows = 10_000
     long = "a" * text_bytes
     texts = pa.array([f"{long}{number}" if number < long_rows else "a" for number in range(rows)])
@@ -79,7 +79,7 @@ def write_some_long_texts(path: Path, long_rows: int, text_bytes: int, encoding:
 
 
 def write_constant_rows(path: Path, rows: int) -> None:
-    """A parquet file of so many rows that are all the same, in some kilobytes."""
+    """Write a parquet file of this many equal rows, in some kilobytes."""
     a_million = coyo_table(pa.array(["u"] * 1), pa.array(["t"]), 1).take(pa.array([0] * min(rows, 1_000_000)))
     with pq.ParquetWriter(path, a_million.schema, compression="zstd") as writer:
         for first in range(0, rows, 1_000_000):
@@ -87,7 +87,7 @@ def write_constant_rows(path: Path, rows: int) -> None:
 
 
 def write_long_lines(path: Path, lines: int, text_bytes: int) -> None:
-    """Documents with one long text each, in some kilobytes."""
+    """Write documents with one long text each, in some kilobytes."""
     document = {
         "text_list": ["a" * text_bytes],
         "image_info": [{"raw_url": "http://127.0.0.1/1.jpg", "matched_text_index": 0}],
@@ -99,7 +99,7 @@ def write_long_lines(path: Path, lines: int, text_bytes: int) -> None:
 
 
 def write_covers(path: Path, covers: int) -> None:
-    """A list of covers with much structure in few bytes."""
+    """Write a list of covers with much structure in few bytes."""
     with path.open("w") as file:
         for number in range(covers):
             file.write("," if number else "{")
@@ -108,25 +108,25 @@ def write_covers(path: Path, covers: int) -> None:
 
 
 def write_repeated_ids(path: Path, lines: int) -> None:
-    """The same id over and over, in some kilobytes."""
+    """Write the same id repeatedly, in some kilobytes."""
     path.write_bytes(gzip.compress(b"7\n" * lines))
 
 
 def write_zip_of_many(path: Path, members: int) -> None:
-    """A zip with so many members."""
+    """Write a zip with this many members."""
     with zipfile.ZipFile(path, "w") as archive:
         for number in range(members):
             archive.writestr(str(number), b"")
 
 
 def blank_lines(count: int) -> Iterator[bytes]:
-    """So many line ends, a megabyte at a time."""
+    """Yield this many line ends, a megabyte at a time."""
     while count > 0:
         yield b"\n" * min(count, MIB)
         count -= MIB
 
 
 def write_blank_lines(path: Path, lines: int) -> None:
-    """So many blank lines, in some kilobytes."""
+    """Write this many blank lines, in some kilobytes."""
     with zstd.open(path, "wb") as file:
         file.writelines(blank_lines(lines))

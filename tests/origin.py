@@ -1,7 +1,7 @@
-"""The web as the tests need it: the demo's origin, with and without TLS, and what goes wrong below HTTP.
+"""The web as the tests need it: the demo's origin, with and without TLS, and faults below HTTP.
 
 Rules: everything is on loopback and on free ports. ``MISBEHAVIOURS`` is the table of all that can happen to an image
-on its way here; each row has exactly one end.
+on its way here; each row has exactly one outcome.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: cl
 _BANNER = b"SSH-2.0-OpenSSH_9.2\r\n"
 _DAY = timedelta(days=1)
 
-# Each row of the table asks a host of its own, so that one's pause or broken circuit is not another's.
+# Each row of the table has a host of its own, so that a paused host or an open circuit affects no other row.
 _HOSTS = tuple(f"127.7.{number // 200}.{number % 200 + 1}" for number in range(600))
 _CERTIFIED_HOSTS = ("localhost", _LOOPBACK, *(f"127.8.0.{number + 1}" for number in range(100)))
 DOMAIN = "origin.test"
@@ -42,10 +42,10 @@ DOMAIN = "origin.test"
 
 
 def write_certificates(folder: Path) -> Mapping[str, Path]:
-    """Make certificates, good and bad.
+    """Write valid and invalid certificates.
 
     Returns:
-        Name → PEM file with key and chain: ``https`` (good for ``_CERTIFIED_HOSTS`` and ``DOMAIN``), ``expired``,
+        Name → PEM file with key and chain: ``https`` (valid for ``_CERTIFIED_HOSTS`` and ``DOMAIN``), ``expired``,
         ``not_yet``, ``wrong_host``, ``unknown_authority``, ``self_signed``, ``incomplete_chain``; and ``authority``,
         the certificate to trust.
     """
@@ -75,24 +75,25 @@ def _reset(connection: socket.socket) -> None:
 
 
 def _hang_up(_: socket.socket) -> None:
-    """Leave the connection to be closed."""
+    """Do nothing, so that the connection is closed."""
 
 
-def _hear_and_reset(connection: socket.socket) -> None:
+def _read_and_reset(connection: socket.socket) -> None:
     connection.recv(_RECEIVED_BYTES)
     _reset(connection)
 
 
-def _hear_and_hang_up(connection: socket.socket) -> None:
+def _read_and_hang_up(connection: socket.socket) -> None:
     connection.recv(_RECEIVED_BYTES)
 
 
-def _hear_and_say(words: bytes) -> Callable[[socket.socket], None]:
+def _read_and_reply(words: bytes) -> Callable[[socket.socket], None]:
     def treat(connection: socket.socket) -> None:
         connection.recv(_RECEIVED_BYTES)
         connection.sendall(words)
         connection.shutdown(socket.SHUT_WR)
-        while connection.recv(_RECEIVED_BYTES):  # closing with something unread would reset, and lose our words
+        # Closing with unread data would reset the connection, and lose the reply.
+        while connection.recv(_RECEIVED_BYTES):
             pass
 
     return treat
@@ -101,16 +102,16 @@ def _hear_and_say(words: bytes) -> Callable[[socket.socket], None]:
 _TRAPS: Mapping[str, Callable[[socket.socket], None]] = {
     "reset_on_accept": _reset,
     "closed_on_accept": _hang_up,
-    "reset_when_asked": _hear_and_reset,
-    "closed_when_asked": _hear_and_hang_up,
-    "says_400": _hear_and_say(_BAD_REQUEST),
-    "says_ssh": _hear_and_say(_BANNER),
-    "says_alert": _hear_and_say(_FATAL_HANDSHAKE_FAILURE),
+    "reset_on_request": _read_and_reset,
+    "closed_on_request": _read_and_hang_up,
+    "says_400": _read_and_reply(_BAD_REQUEST),
+    "says_ssh": _read_and_reply(_BANNER),
+    "says_alert": _read_and_reply(_FATAL_HANDSHAKE_FAILURE),
 }
 
 
-def leave_no_room(listener: socket.socket, guests: ExitStack) -> None:
-    """Fill a listener's queue: whoever comes now waits for an answer to their first packet."""
+def fill_queue(listener: socket.socket, guests: ExitStack) -> None:
+    """Fill a listener's queue, so that further clients wait for an answer to their first packet."""
     listener.listen(0)
     for _ in range(2):
         guest = guests.enter_context(socket.socket())
@@ -121,19 +122,19 @@ def leave_no_room(listener: socket.socket, guests: ExitStack) -> None:
 
 @contextmanager
 def black_holes(addresses: Sequence[str]) -> Iterator[int]:
-    """One port of all these addresses that swallows whatever comes; gives the port."""
+    """Listen on one port of all these addresses, swallow what arrives, and give the port."""
     for _ in range(_BIND_ATTEMPTS):
         with ExitStack() as opened, suppress(_PortTakenError):
             listeners = _bind_all(addresses, opened)
             for listener in listeners:
-                leave_no_room(listener, opened)
+                fill_queue(listener, opened)
             yield listeners[0].getsockname()[1]
             return
     raise _PortTakenError
 
 
 class _PortTakenError(Exception):
-    """A port that is free at one address is not at another."""
+    """A port that is free at one address is taken at another."""
 
 
 def _bind_all(addresses: Sequence[str], opened: ExitStack) -> list[socket.socket]:
@@ -149,9 +150,9 @@ def _bind_all(addresses: Sequence[str], opened: ExitStack) -> list[socket.socket
 
 
 class Traps:
-    """Ports below HTTP: ``refuses``, ``ignores`` (its queue is full), ``silent``, and those of ``_TRAPS``.
+    """Ports with faults below HTTP: ``refuses``, ``ignores`` (its queue is full), ``silent``, and those of ``_TRAPS``.
 
-    Each is there twice, for http and for https, so that one's broken circuit is not the other's.
+    Each exists twice, for http and for https, so that an open circuit of one does not affect the other.
     """
 
     def __init__(self) -> None:
@@ -163,7 +164,7 @@ class Traps:
         for scheme in ("http", "https"):
             self._bind("refuses", scheme)
             self._bind("silent", scheme).listen(_LONG_QUEUE)
-            leave_no_room(self._bind("ignores", scheme), self._open)
+            fill_queue(self._bind("ignores", scheme), self._open)
             for name, treat in _TRAPS.items():
                 self._spring(self._bind(name, scheme), treat)
         return self
@@ -176,7 +177,7 @@ class Traps:
             thread.join()
 
     def url(self, trap: str, scheme: str = "http") -> str:
-        """A URL that leads into a trap."""
+        """Return a URL that leads into a trap."""
         return f"{scheme}://{_LOOPBACK}:{self._ports[trap, scheme]}/cat.jpg"
 
     def _bind(self, trap: str, scheme: str) -> socket.socket:
@@ -190,7 +191,7 @@ class Traps:
         thread = threading.Thread(target=_serve, args=(listener, treat))
         thread.start()
         self._threads.append(thread)
-        # Closing a socket does not wake who waits for it; shutting it down does.
+        # Closing a socket does not wake a thread that waits for it; shutting it down does.
         self._open.callback(listener.shutdown, socket.SHUT_RDWR)
 
 
@@ -210,12 +211,12 @@ class Web:
 
     Args:
         pictures: The folder with the pictures.
-        folder: Where the certificates may lie.
+        folder: A folder for the certificates.
 
     Attributes:
         authority: The PEM file that a client must trust (``SSL_CERT_FILE``).
         origin: The origin; its listeners are ``http`` and the names of the certificates.
-        traps: What goes wrong below HTTP.
+        traps: The ports with faults below HTTP.
     """
 
     def __init__(self, pictures: Path, folder: Path) -> None:
@@ -237,12 +238,12 @@ class Web:
 
 
 @dataclass(frozen=True, slots=True)
-class RetryFilter:
-    """A picture to be asked for.
+class RequestedPicture:
+    """A picture to request.
 
     Attributes:
         picture: Its name.
-        query: What makes its URL one that nobody has asked for before.
+        query: The query of its URL, which no other test uses.
     """
 
     picture: str
@@ -251,18 +252,18 @@ class RetryFilter:
 
 @dataclass(frozen=True, slots=True)
 class Misbehaviour:
-    """Something that can happen to an image on its way, and how it must end.
+    """Something that can happen to an image on its way, and its outcome.
 
     Attributes:
-        url: Where a picture is to be had under it.
-        expected: The failure kind, or None when the body must arrive; what only the codec can find arrives.
-        status: The HTTP status that the failure must carry.
-        attempts: How many it takes; None for as many as are allowed.
-        delivers: The body that must arrive, given the picture.
-        waits: Whether a clock must run out before it ends.
+        url: Makes the URL of a picture that is served so.
+        expected: The failure kind, or None if the body must arrive; faults that only the codec can find arrive.
+        status: The HTTP status of the failure.
+        attempts: The number of attempts; None for as many as are allowed.
+        delivers: Makes the body that must arrive from the picture.
+        waits: Whether it ends only when a timeout expires.
     """
 
-    url: Callable[[Web, RetryFilter], str]
+    url: Callable[[Web, RequestedPicture], str]
     expected: FailureKind | None = None
     status: int | None = None
     attempts: int | None = 1
@@ -270,27 +271,29 @@ class Misbehaviour:
     waits: bool = False
 
 
-def _served(behaviour: str, host: str, listener: str = "http") -> Callable[[Web, RetryFilter], str]:
-    def url(web: Web, wanted: RetryFilter) -> str:
-        return web.origin.url(behaviour, wanted.picture, wanted.query, host=host, listener=listener)
+def _served(behaviour: str, host: str, listener: str = "http") -> Callable[[Web, RequestedPicture], str]:
+    def url(web: Web, requested: RequestedPicture) -> str:
+        return web.origin.url(behaviour, requested.picture, requested.query, host=host, listener=listener)
 
     return url
 
 
-def _trapped(trap: str, scheme: str = "http") -> Callable[[Web, RetryFilter], str]:
+def _trapped(trap: str, scheme: str = "http") -> Callable[[Web, RequestedPicture], str]:
     return lambda web, _: web.traps.url(trap, scheme)
 
 
-def _plain_to_tls(web: Web, wanted: RetryFilter) -> str:
-    return web.origin.url("well", wanted.picture, wanted.query, listener="https").replace("https://", "http://", 1)
+def _plain_to_tls(web: Web, requested: RequestedPicture) -> str:
+    return web.origin.url("well", requested.picture, requested.query, listener="https").replace(
+        "https://", "http://", 1
+    )
 
 
-def _with_credentials(web: Web, wanted: RetryFilter) -> str:
-    url = web.origin.url("moved_to_another_host", wanted.picture, wanted.query)
+def _with_credentials(web: Web, requested: RequestedPicture) -> str:
+    url = web.origin.url("moved_to_another_host", requested.picture, requested.query)
     return url.replace("://", "://someone:secret@", 1)
 
 
-def _row(behaviour: Behaviour, url: Callable[[Web, RetryFilter], str]) -> Misbehaviour:
+def _row(behaviour: Behaviour, url: Callable[[Web, RequestedPicture], str]) -> Misbehaviour:
     left_to_the_codec = behaviour.expected in {FailureKind.CORRUPT, FailureKind.NOT_AN_IMAGE}
     return Misbehaviour(
         url,
@@ -350,18 +353,18 @@ _BELOW_HTTP: Mapping[str, Misbehaviour] = {
     "tls_silent": _fails(FailureKind.CONNECT, "silent", "https", waits=True),
     "tls_reset_on_accept": _fails(FailureKind.CONNECT, "reset_on_accept", "https"),
     "tls_closed_on_accept": _fails(FailureKind.CONNECT, "closed_on_accept", "https"),
-    "tls_reset_in_handshake": _fails(FailureKind.CONNECT, "reset_when_asked", "https"),
-    "tls_closed_in_handshake": _fails(FailureKind.CONNECT, "closed_when_asked", "https"),
+    "tls_reset_in_handshake": _fails(FailureKind.CONNECT, "reset_on_request", "https"),
+    "tls_closed_in_handshake": _fails(FailureKind.CONNECT, "closed_on_request", "https"),
     "plain_to_tls_port": Misbehaviour(_plain_to_tls, FailureKind.DISCONNECTED, attempts=None),
     "refused": _fails(FailureKind.CONNECT, "refuses"),
     "ignored": _fails(FailureKind.CONNECT, "ignores", waits=True),
     "silent": _fails(FailureKind.TIMEOUT, "silent", waits=True),
-    # A plain connection reset on accept was made or was not: the loop may hear of both at once. So: once it has asked.
-    "reset_when_asked": _fails(FailureKind.DISCONNECTED, "reset_when_asked"),
+    # A connection reset on accept may count as established or not, so this one is reset once the request was sent.
+    "reset_on_request": _fails(FailureKind.DISCONNECTED, "reset_on_request"),
     "closed_on_accept": _fails(FailureKind.DISCONNECTED, "closed_on_accept"),
     "plain_to_ssh": _fails(FailureKind.DISCONNECTED, "says_ssh"),
     "credentials": Misbehaviour(_with_credentials),
 }
 
 MISBEHAVIOURS: Mapping[str, Misbehaviour] = {**dict(_over_http()), **dict(_over_tls()), **_BELOW_HTTP}
-"""Name → what happens, and how it must end."""
+"""Name → what happens to the image, and its outcome."""

@@ -1,7 +1,7 @@
-"""Mutated shards with NumPy's numbers in them, through what ``verify`` and ``reshard`` do with shards.
+"""Mutated shards with NumPy numbers, read as ``verify`` and ``reshard`` read shards.
 
-Runs in a process of its own (``test_plain_pickle.py``): what a native object does to a process that trusts it is no
-exception. Says how many mutants were read and how many refused.
+This runs in a process of its own (``test_plain_pickle.py``), since native code that trusts its input may crash instead
+of raising an exception. Prints how many mutants were read and how many were refused.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _ROWS = [
     for number in range(4)
 ]
 _BUILT = b"(K\x03X\x01\0\0\0|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
-# What a mutant is made of besides damage: types that hold pointers, structures and sizes, states, calls, notes.
+# Parts that are inserted into mutants: types that hold pointers, structures and sizes, states, calls, memo opcodes.
 _PARTS = [
     *(b"X\x02\0\0\0" + name for name in (b"O8", b"V8", b"S9", b"U9", b"M8", b"i8", b"f8", b"u1")),
     *(b"\x8c\x02" + name for name in (b"O8", b"V8", b"S9", b"f8")),
@@ -64,7 +64,7 @@ _PARTS = [
 
 
 def _seeds() -> list[bytes]:
-    """The same rows as scripts pickle them, and as they lie in a shard whose rows stand apart."""
+    """Return the same rows as scripts pickle them, and as a shard written by datafetch holds them."""
     frames = b""
     for row in _ROWS:
         buffer = BytesIO()
@@ -79,18 +79,18 @@ def _seeds() -> list[bytes]:
 
 def _mutated(content: bytes, chance: random.Random) -> bytes:
     for _ in range(chance.randint(1, 2)):
-        place = chance.randrange(len(content))
+        offset = chance.randrange(len(content))
         match chance.randrange(5):
             case 0:
-                content = content[:place] + bytes([chance.randrange(256)]) + content[place + 1 :]
+                content = content[:offset] + bytes([chance.randrange(256)]) + content[offset + 1 :]
             case 1:
-                content = content[:place] + chance.choice(_PARTS) + content[place:]
+                content = content[:offset] + chance.choice(_PARTS) + content[offset:]
             case 2:
                 part = chance.choice(_PARTS)
-                content = content[:place] + part + content[place + len(part) :]
+                content = content[:offset] + part + content[offset + len(part) :]
             case 3:
                 start = chance.randrange(len(content))
-                content = content[:place] + content[start : start + chance.randint(1, 60)] + content[place:]
+                content = content[:offset] + content[start : start + chance.randint(1, 60)] + content[offset:]
             case _:
                 name = chance.choice([b"f4", b"f8", b"i8", b"b1", b"U2"])
                 content = content.replace(name, chance.choice([b"O8", b"V8", b"S8", b"U9", b"u2", b"f8"]))
@@ -98,7 +98,7 @@ def _mutated(content: bytes, chance: random.Random) -> bytes:
 
 
 def _measured(content: bytes) -> bytes:
-    """The first frame made to reach up to the second again, so that more than its length is looked at."""
+    """Extend the first frame up to the second one, so that more than its length is checked."""
     start = len(PREAMBLE) + 1
     second = content.find(pickle.FRAME, start + 9)
     body = content[start + 9 : second]
@@ -106,8 +106,8 @@ def _measured(content: bytes) -> bytes:
 
 
 def main(folder: Path, seed: int, mutants: int) -> None:
-    """Make so many mutants, and give each to both commands' readers."""
-    # Beyond these something is wrong as well, and the machine is not to suffer for it.
+    """Create this many mutants, and read each with the readers of both commands."""
+    # Limits for mutants that would use up the machine's memory or time, which is a fault as well.
     resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
     chance = random.Random(seed)
     seeds = _seeds()

@@ -5,7 +5,7 @@
 Each dataset is prepared twice from one server: with the package of BEFORE and with that of AFTER. The outputs must be
 equal to the byte, the ledgers in all columns that both have but for times and texts, and so must the JSON summaries.
 Then the output of BEFORE is prepared once more with AFTER, which must find nothing to do, or say why it refuses it.
-Not a test, for it takes two states. Prints what differs, and ends with 1 where something does.
+This is not a test, because it takes two states. Prints what differs, and ends with 1 where something does.
 """
 
 from __future__ import annotations
@@ -54,10 +54,13 @@ def main() -> int:
             for dataset, source, ids in _sources(folder, origin):
                 roots = {state: folder / state / dataset.replace(" ", "-") for state in ("before", "after")}
                 command = _command(dataset, source, ids)
-                said = {
+                summaries = {
                     state: _prepare(getattr(arguments, state).resolve(), command, root) for state, root in roots.items()
                 }
-                found = [*_compare(roots["before"], roots["after"]), *_compare_facts(said["before"], said["after"])]
+                found = [
+                    *_compare(roots["before"], roots["after"]),
+                    *_compare_facts(summaries["before"], summaries["after"]),
+                ]
                 again = _prepare(arguments.after.resolve(), command, roots["before"])
                 if again.get("requests") not in (0, None):
                     found.append(f"an output of before is not taken up: {again}")
@@ -85,7 +88,7 @@ def _command(dataset: str, source: Path, ids: Path | None) -> list[str]:
 
 
 def _prepare(project: Path, command: list[str], root: Path) -> dict[str, object]:
-    """Prepare with the package of a checkout; the summary, or what was said where there is none."""
+    """Prepare with the package of a checkout; return the summary, or the error if there is none."""
     finished = subprocess.run(
         [sys.executable, "-m", "datafetch", *command, "--root", str(root)],
         env={**os.environ, "PYTHONPATH": str(project)},
@@ -95,7 +98,7 @@ def _prepare(project: Path, command: list[str], root: Path) -> dict[str, object]
         check=False,
     )
     if finished.returncode:
-        return {"exit": finished.returncode, "said": finished.stderr.strip()[-500:]}
+        return {"exit": finished.returncode, "stderr": finished.stderr.strip()[-500:]}
     summary: dict[str, object] = json.loads(finished.stdout.splitlines()[-1])
     return summary
 

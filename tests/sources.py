@@ -1,7 +1,7 @@
-"""The tiny published-form sources of ``data/``, made to lead to an origin that is there.
+"""The tiny sources in ``data/``, in their published form, whose URLs are changed to those of a running origin.
 
-Rules: a source stands in ``data/<dataset>/source`` as it would be published, with an id list beside it where its
-dataset takes one; its URLs lie on the host ``origin.invalid``.
+Rules: a source is in ``data/<dataset>/source`` as it would be published, with an id list next to it if its dataset
+takes one; its URLs are on the host ``origin.invalid``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class TinySource:
 
 
 def place_source(dataset: str, folder: Path, authority: str = NOWHERE) -> TinySource:
-    """Put a dataset's tiny source into a new folder, its URLs leading to a host and port."""
+    """Copy a dataset's tiny source to a new folder, with URLs of this host and port."""
     source = folder / "source"
     for path in sorted((DATA / dataset / "source").iterdir()):
         source.mkdir(parents=True, exist_ok=True)
@@ -43,8 +43,8 @@ def _leading_to(authority: str, path: Path) -> bytes:
         table = pq.read_table(path)
         urls = [url.replace(NOWHERE, authority) for url in table["url"].to_pylist()]
         buffer = io.BytesIO()
-        place = table.schema.get_field_index("url")
-        pq.write_table(table.set_column(place, "url", pa.array(urls, pa.string())), buffer)
+        column = table.schema.get_field_index("url")
+        pq.write_table(table.set_column(column, "url", pa.array(urls, pa.string())), buffer)
         return buffer.getvalue()
     if path.suffix == ".gz":
         return gzip.compress(_replaced(gzip.decompress(content), authority), mtime=0)

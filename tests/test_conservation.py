@@ -1,4 +1,4 @@
-"""Every dataset on a web that does it all wrong: nothing is lost, nothing counts twice."""
+"""Every dataset on a web with every fault: nothing is lost, and nothing counts twice."""
 
 import json
 import random
@@ -28,8 +28,8 @@ from datafetch.store.layout import OutputLayout
 _PICTURES = 50
 _FAULTY_SHARE = 0.15
 _AGAIN_SHARE = 0.1
-_BEYOND_A_SHARD = 100  # of saved files, which come in shards of 2,000
-# Those that keep a client waiting, or send it megabytes, are for the tests of the fetcher.
+_BEYOND_A_SHARD = 100  # samples more than a shard of saved files has, which is 2,000
+# Faults that keep a client waiting, or send megabytes, are left to the tests of the fetcher.
 _FAULTS = sorted(
     name
     for name, behaviour in BEHAVIOURS.items()
@@ -50,7 +50,7 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Origin]:
 
 
 class Mix:
-    """URLs in a seeded mix: most are good, some of them more than once, the others bad in every way there is."""
+    """URLs in a seeded mix: most are good, some occur more than once, and the others have every kind of fault."""
 
     def __init__(self, origin: Origin, seed: int) -> None:
         self._origin = origin
@@ -58,40 +58,40 @@ class Mix:
         self._urls: list[str] = []
 
     def url(self) -> str:
-        """The next one."""
+        """Return the next URL."""
         if self._urls and self._random.random() < _AGAIN_SHARE:
             return self._random.choice(self._urls)
         is_faulty = self._random.random() < _FAULTY_SHARE
         behaviour = self._random.choice(_FAULTS) if is_faulty else "well"
         number = len(self._urls)
-        # A host that fails is left alone, so each fault has its own.
+        # A host that fails is not requested for a while, so each fault has a host of its own.
         host = f"127.9.{number // 200 % 200}.{number % 200 + 1}" if is_faulty else "127.0.0.1"
         url = self._origin.url(behaviour, f"{number % _PICTURES:05d}.png", f"{id(self)}-{number}", host=host)
         self._urls.append(url)
         return url
 
     def urls(self) -> list[str]:
-        """Those of a document, of one image or several."""
+        """Return the URLs of a document of one image or several."""
         return [self.url() for _ in range(self._random.randint(1, 5))]
 
 
 def document(number: int, urls: Sequence[str]) -> dict[str, Any]:
-    """A document with these images."""
-    info = [{"raw_url": url, "matched_text_index": place % 2} for place, url in enumerate(urls)]
+    """Return a document with these images."""
+    info = [{"raw_url": url, "matched_text_index": position % 2} for position, url in enumerate(urls)]
     matrix = [[0.25, 0.5]] * len(urls)
     return {"n": number, "image_info": info, "similarity_matrix": matrix, "text_list": ["一", "二"]}
 
 
 def write_lines(folder: Path, names: Sequence[str], records: Sequence[object]) -> None:
-    """Records as JSON lines, spread over files."""
+    """Write records as JSON lines, spread over files."""
     folder.mkdir()
-    for place, name in enumerate(names):
-        lines = [json.dumps(record, ensure_ascii=False) for record in records[place :: len(names)]]
+    for first, name in enumerate(names):
+        lines = [json.dumps(record, ensure_ascii=False) for record in records[first :: len(names)]]
         (folder / name).write_text("\n".join(lines) + "\n")
 
 
 def write_source(dataset: str, folder: Path, mix: Mix, samples: int) -> int:
-    """A source in the published form; returns how many images it has."""
+    """Write a source in its published form, and return its number of images."""
     if dataset == "coyo":
         write_coyo_source(folder, [mix.url() for _ in range(samples)], files=3)
         return samples
@@ -130,10 +130,10 @@ def write_source(dataset: str, folder: Path, mix: Mix, samples: int) -> int:
         ("ocr-vqa", None),
     ],
 )
-def test_images_in_are_images_out(
+def test_no_image_is_lost_or_counted_twice(
     tmp_path: Path, web: Origin, dataset: str, options: DatasetOptions | None, samples: int
 ) -> None:
-    """Images = ok + failed = ledger lines, samples = rows + dropped; no URL is asked for twice; the loader is happy."""
+    """Images = ok + failed = ledger lines, samples = rows + dropped, no URL is requested twice, and verify passes."""
     images = write_source(dataset, tmp_path / "source", Mix(web, next(_numbers)), samples)
     job = Job(
         dataset=dataset,
@@ -147,9 +147,9 @@ def test_images_in_are_images_out(
     )
     report = run(job)
     assert report.totals.samples == samples + (_BEYOND_A_SHARD if dataset == "llm-jp-pairs-step0" else 0)
-    lines = check_books(job, report, images)
-    asked = Counter(line["url"] for line in lines if line["attempts"])
-    assert max(asked.values()) == 1
+    lines = check_counts(job, report, images)
+    requests = Counter(line["url"] for line in lines if line["attempts"])
+    assert max(requests.values()) == 1
     assert report.reused > 0
     verdict = run_check(Check(job.out, world_size=4))
     assert verdict.is_sound, verdict.problems[:5]
@@ -157,15 +157,15 @@ def test_images_in_are_images_out(
     assert 0 < report.totals.rows < report.totals.samples
 
 
-def check_books(job: Job, report: Report, images: int) -> list[dict[str, Any]]:
-    """The conservation law, by the report and by the ledgers; returns the lines."""
+def check_counts(job: Job, report: Report, images: int) -> list[dict[str, Any]]:
+    """Check the conservation law by the report and by the ledgers, and return the ledger lines."""
     totals = report.totals
     assert totals.ok + totals.failed == totals.images == images
     paths = sorted(OutputLayout(Path(job.out)).ledgers.glob("*.parquet"))
     lines = [line for path in paths for line in pq.read_table(path).to_pylist()]
     assert Counter(line["outcome"] for line in lines) == totals.outcomes
-    places = [(line["shard"], line["sample"], line["image"]) for line in lines]
-    assert places == sorted(
-        set(places), key=lambda place: (paths.index(OutputLayout(Path(job.out)).ledger(place[0])), place)
+    positions = [(line["shard"], line["sample"], line["image"]) for line in lines]
+    assert positions == sorted(
+        set(positions), key=lambda position: (paths.index(OutputLayout(Path(job.out)).ledger(position[0])), position)
     )
     return lines

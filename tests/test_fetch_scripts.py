@@ -1,4 +1,4 @@
-"""Each dataset's script fetches it, on its tiny source, over real HTTP, and what comes out verifies."""
+"""Each dataset's script fetches its tiny source over real HTTP, and the output passes ``verify``."""
 
 import json
 import os
@@ -57,7 +57,7 @@ def fetch(script: str, *arguments: object) -> dict[str, object]:
 def test_each_script_fetches_its_dataset(
     tmp_path: Path, authority: str, script: str, dataset: str, between: tuple[str, ...], rows: int
 ) -> None:
-    """With the options its comments name, and what else is given; the trainer's files are where it looks."""
+    """With the options that its comments name, it writes the trainer's files where the trainer looks for them."""
     source = place_source(dataset, tmp_path, authority)
     if script == "fetch-llm-jp-pairs":
         place_source("llm-jp-pairs-step0", tmp_path, authority)
@@ -71,8 +71,8 @@ def test_each_script_fetches_its_dataset(
     assert verified.returncode == 0, verified.stdout
 
 
-def test_the_pairs_of_step_0_are_fetched_too(tmp_path: Path, authority: str) -> None:
-    """One source, two datasets."""
+def test_the_script_for_pairs_also_fetches_step_0(tmp_path: Path, authority: str) -> None:
+    """One source has two datasets."""
     place_source("llm-jp-pairs-step1", tmp_path, authority)
     source = place_source("llm-jp-pairs-step0", tmp_path, authority)
     fetch("fetch-llm-jp-pairs", source.folder, tmp_path / "root")
@@ -82,8 +82,8 @@ def test_the_pairs_of_step_0_are_fetched_too(tmp_path: Path, authority: str) -> 
     assert all((folder / "image_step0" / record["image"]).is_file() for record in records)
 
 
-def test_what_is_said_of_lines_is_for_step_1(tmp_path: Path, authority: str) -> None:
-    """Step 0 has a list with keys of its own."""
+def test_options_about_lines_apply_only_to_step_1(tmp_path: Path, authority: str) -> None:
+    """Step 0 has a list with fixed keys."""
     place_source("llm-jp-pairs-step1", tmp_path, authority)
     source = place_source("llm-jp-pairs-step0", tmp_path, authority)
     options = ("--text-key", "text", "--url-key=url", "--skip-bad-lines", "--min-success", "0.01")
@@ -91,12 +91,12 @@ def test_what_is_said_of_lines_is_for_step_1(tmp_path: Path, authority: str) -> 
     assert summary["dataset"] == "llm-jp-pairs-step1"
 
 
-def test_every_script_is_tried() -> None:
-    """And says how it is called when it is called otherwise."""
+def test_every_script_is_tested_and_prints_its_usage() -> None:
+    """A script that is called without its arguments prints its usage."""
     scripts = sorted(path.name for path in SCRIPTS.glob("fetch-*"))
     assert scripts == ["fetch-coyo", "fetch-llm-jp-interleaved", "fetch-llm-jp-pairs", "fetch-mmc4", "fetch-ocr-vqa"]
     environment = {**os.environ, "DATAFETCH": str(Path(sys.executable).with_name("datafetch"))}
     for script in scripts:
-        said = subprocess.run([str(SCRIPTS / script)], env=environment, capture_output=True, text=True, check=False)
-        assert said.returncode == 2
-        assert said.stderr.startswith(f"usage: {script} SOURCE")
+        finished = subprocess.run([str(SCRIPTS / script)], env=environment, capture_output=True, text=True, check=False)
+        assert finished.returncode == 2
+        assert finished.stderr.startswith(f"usage: {script} SOURCE")

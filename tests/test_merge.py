@@ -1,4 +1,4 @@
-"""The results of a retry are merged into its shard, sample by sample, for samples of several images."""
+"""The results of a retry are merged into its shard, sample by sample, also for samples of several images."""
 
 import asyncio
 import pickle
@@ -35,27 +35,27 @@ LATE = Failure(FailureKind.TIMEOUT, "too slow", None, 3)
 
 @dataclass(frozen=True, slots=True)
 class Documents(Coyo):
-    """Documents of several images, which become a row if ``least_images`` of them arrived."""
+    """Documents of several images, which become a row if at least ``least_images`` of them arrived."""
 
     least_images: int = 1
 
     def to_row(self, record: Record, payload: Payload) -> Row | None:  # noqa: ARG002 - part of the interface
-        """A row of the JPEGs that arrived, if there are enough."""
+        """Return a row of the JPEGs that arrived, if there are enough."""
         jpegs = [outcome.jpeg for outcome in record.outcomes if isinstance(outcome, Encoded)]
         return {"key": record.sample.key, "jpegs": jpegs} if len(jpegs) >= self.least_images else None
 
     def is_lost(self, sample: Sample, failed: Collection[int]) -> bool:
-        """Whether too few are left."""
+        """Return whether too few images are left."""
         return len(sample.urls) - len(failed) < self.least_images
 
 
 def image(name: str) -> Encoded:
-    """An image that arrived."""
+    """Return an image that arrived."""
     return Encoded(name.encode(), 4, 3, "JPEG", "ab")
 
 
 def document(position: int, images: int) -> Sample:
-    """A document with a number of images."""
+    """Return a document with this number of images."""
     return Sample(
         position, f"k{position}", tuple(f"http://example.org/{position}/{n}" for n in range(images)), {"n": 1}
     )
@@ -68,7 +68,7 @@ def output(tmp_path: Path) -> Output:
 
 
 def spool(output: Output, ended: Sequence[tuple[Sample, Sequence[Outcome]]]) -> None:
-    """Spool samples with these outcomes, but not the images that the spool has already, as the pipeline does."""
+    """Spool samples with these outcomes, except for images that the spool already has, as the pipeline does."""
 
     async def write() -> None:
         spool = await Spool.open(output.layout.spool(SHARD))
@@ -94,24 +94,24 @@ def retry(output: Output, retry_filter: RetryFilter, arrived: dict[tuple[int, in
     Args:
         output: The output to retry.
         retry_filter: The failures to retry.
-        arrived: (sample, image) → the image's outcome in this retry; all others are gone.
+        arrived: (sample, image) → the image's outcome in this retry; all others fail for good.
     """
     number = read_shard_summary(output.layout.ledger(SHARD)).retry + 1
     again = replace(output, layout=replace(output.layout, job_hash="again"), retry=Retry(number, retry_filter))
     assert again.retry is not None
     source = FailedSamples(again, again.retry, [SHARD])
-    asked: dict[int, set[int]] = {}
+    requested: dict[int, set[int]] = {}
     for shard in source.shards():
         samples = list(source.samples(shard))
         there: dict[int, set[int]] = {}
         for line in _begun(again):
             there.setdefault(line.sample, set()).add(line.image)
         for sample in samples:
-            asked[sample.position] = set(range(len(sample.urls))) - there.get(sample.position, set())
+            requested[sample.position] = set(range(len(sample.urls))) - there.get(sample.position, set())
         spool(again, [(s, [arrived.get((s.position, n), GONE) for n in range(len(s.urls))]) for s in samples])
         commit_shard(Commit(again, SHARD, shard.size))
         again.layout.spool(SHARD).unlink()
-    return asked
+    return requested
 
 
 def _begun(output: Output) -> list[LedgerLine]:
@@ -121,7 +121,7 @@ def _begun(output: Output) -> list[LedgerLine]:
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
-    """The rows of the shard."""
+    """Return the rows of the shard."""
     loaded: list[dict[str, Any]] = pickle.loads((folder / f"{SHARD}.pkl").read_bytes())
     assert int((folder / f"{SHARD}.count").read_text()) == len(loaded)
     return loaded
@@ -150,9 +150,9 @@ def test_a_document_gets_the_image_that_it_lacked(output: Output) -> None:
         (5, 1, "ok"),
     ]
     assert lines[1].attempts == 3 + 1
-    books = read_shard_summary(output.layout.ledger(SHARD))
-    assert books.has_row.tolist() == [True, True, True, False, False, True]
-    assert books.own_rows.tolist() == books.has_row.tolist()
+    summary = read_shard_summary(output.layout.ledger(SHARD))
+    assert summary.has_row.tolist() == [True, True, True, False, False, True]
+    assert summary.own_rows.tolist() == summary.has_row.tolist()
 
 
 def test_a_row_never_loses_an_image_to_a_retry(output: Output) -> None:
@@ -165,8 +165,8 @@ def test_a_row_never_loses_an_image_to_a_retry(output: Output) -> None:
     assert rows(output.layout.out)[0]["jpegs"] == [b"a0", b"a1"]
 
 
-def test_a_sample_that_is_lost_is_not_requested(output: Output) -> None:
-    """A document that needs an image that is gone for good is retried only if all failures are selected."""
+def test_a_lost_sample_is_not_requested(output: Output) -> None:
+    """A document that needs an image that failed for good is retried only if all failures are selected."""
     strict = replace(output, dataset=Documents(least_images=2))
     first_run(strict, [[GONE, LATE], [image("b0"), LATE]])
     assert not (strict.layout.out / f"{SHARD}.pkl").exists()
@@ -179,7 +179,7 @@ def test_a_sample_that_is_lost_is_not_requested(output: Output) -> None:
     assert list(SpoolReader(strict.layout.kept_for_retry(SHARD)).samples()) == []
 
 
-def test_of_a_resharded_output_only_new_rows_are_written(output: Output) -> None:
+def test_a_retry_of_a_resharded_output_writes_only_new_rows(output: Output) -> None:
     """If the output is resharded, the new and changed rows of a retry are written to a folder of their own."""
     first_run(output, [[image("a0"), LATE], [LATE], [image("c0")]])
     before = {path.name: path.read_bytes() for path in output.layout.out.iterdir()}
@@ -187,18 +187,18 @@ def test_of_a_resharded_output_only_new_rows_are_written(output: Output) -> None
     assert retry(output, RetryFilter(), {(0, 1): image("a1"), (1, 0): image("b0")}) == {0: {1}, 1: {0}}
     assert {path.name: path.read_bytes() for path in output.layout.out.iterdir()} == before
     assert [row["jpegs"] for row in rows(output.layout.added)] == [[b"a0", b"a1"], [b"b0"]]
-    books = read_shard_summary(output.layout.ledger(SHARD))
-    assert books.has_row.tolist() == [True, True, True]
-    assert books.own_rows.tolist() == [True, True, False]
+    summary = read_shard_summary(output.layout.ledger(SHARD))
+    assert summary.has_row.tolist() == [True, True, True]
+    assert summary.own_rows.tolist() == [True, True, False]
 
 
 def outcomes_of(output: Output) -> list[list[str]]:
-    """The outcomes in the ledger, for each sample."""
+    """Return the outcomes in the ledger, for each sample."""
     return [[line.outcome for line in lines] for lines in read_samples(output.layout.ledger(SHARD))]
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_images_beyond_what_a_sample_may_have_are_too_large(output: Output, seed: int) -> None:
+def test_images_beyond_max_sample_bytes_are_too_large(output: Output, seed: int) -> None:
     """Images that exceed the limit fail, counted in manifest order; smaller images after them may still fit."""
     output = replace(output, max_sample_bytes=10)
     sample = document(0, 5)
@@ -221,7 +221,7 @@ def test_images_beyond_what_a_sample_may_have_are_too_large(output: Output, seed
     assert (lines[2].width, lines[2].height, lines[2].format) == (None, None, "")
 
 
-def test_one_image_may_be_too_large_alone(output: Output) -> None:
+def test_a_single_image_may_exceed_max_sample_bytes(output: Output) -> None:
     """The limit also applies to a sample of one image, which may be exactly as large."""
     output = replace(output, max_sample_bytes=3)
     first_run(output, [[image("abc")], [image("abcd")]])
@@ -229,7 +229,7 @@ def test_one_image_may_be_too_large_alone(output: Output) -> None:
     assert [row["key"] for row in rows(output.layout.out)] == ["k0"]
 
 
-def test_what_was_too_large_arrives_with_a_larger_bound(output: Output) -> None:
+def test_a_larger_max_sample_bytes_adds_images_in_a_retry(output: Output) -> None:
     """A retry with a larger limit adds the image, without fetching the others again."""
     small = replace(output, max_sample_bytes=10)
     first_run(small, [[image("aaaaaa"), image("bbbbbb"), image("cc")]])
@@ -243,11 +243,11 @@ def test_images_beyond_the_default_limit_have_the_permission(output: Output, mon
     """The ledger marks exactly the images that needed it, whatever limit was set."""
     monkeypatch.setattr(merge, "DEFAULT_MAX_SAMPLE_BYTES", 8)
     first_run(replace(output, max_sample_bytes=100), [[image("aaaaaa"), image("bb"), image("c"), LATE], [image("d")]])
-    said = [[line.permitted for line in lines] for lines in read_samples(output.layout.ledger(SHARD))]
-    assert said == [[(), (), (Permission.MAX_SAMPLE,), ()], [()]]
+    permitted = [[line.permitted for line in lines] for lines in read_samples(output.layout.ledger(SHARD))]
+    assert permitted == [[(), (), (Permission.MAX_SAMPLE,), ()], [()]]
 
 
-def test_what_a_retry_brings_takes_no_images_place(output: Output) -> None:
+def test_a_new_image_does_not_displace_an_older_one(output: Output) -> None:
     """A new image that exceeds the limit fails; the images that the row already has stay, in any order."""
     output = replace(output, max_sample_bytes=10)
     first_run(output, [[LATE, image("bbbbbb"), image("cc")]])
@@ -256,7 +256,7 @@ def test_what_a_retry_brings_takes_no_images_place(output: Output) -> None:
     assert rows(output.layout.out)[0]["jpegs"] == [b"bbbbbb", b"cc"]
 
 
-def test_a_commit_holds_an_image_and_not_its_document(output: Output) -> None:
+def test_a_commit_holds_single_images_in_memory(output: Output) -> None:
     """The memory of a commit, also of a retry, is that of some images, and not of a document with hundreds of them."""
     image_bytes = 200_000
     noise = random.Random(0).randbytes(image_bytes)

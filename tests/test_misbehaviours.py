@@ -1,4 +1,4 @@
-"""The table of all that the web does to an image on its way: each row ends in exactly one way."""
+"""The table of everything that the web does to an image on its way: each row has one outcome."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import LOOPBACK
-from origin import MISBEHAVIOURS, Misbehaviour, RetryFilter, Web
+from origin import MISBEHAVIOURS, Misbehaviour, RequestedPicture, Web
 
 from datafetch.fetch import Fetcher, FetchPolicy, OptOut
 from datafetch.model.outcome import Body, Failure, Fetched, Permission
@@ -52,13 +52,13 @@ def _trusts_the_web(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def wanted(pictures: Pictures) -> RetryFilter:
+def requested(pictures: Pictures) -> RequestedPicture:
     """A picture with a URL that has not been requested yet."""
-    return RetryFilter(pictures[1][0], os.urandom(8).hex())
+    return RequestedPicture(pictures[1][0], os.urandom(8).hex())
 
 
 def _complaint(row: Misbehaviour, fetched: Fetched, picture: bytes) -> str:
-    """What is wrong with the result of a row; empty if nothing is."""
+    """Return what is wrong with the result of a row; empty if nothing is."""
     attempts = row.attempts or 1 + POLICY.retries
     if isinstance(fetched, Failure):
         if fetched.kind is not row.expected:
@@ -75,22 +75,28 @@ def _complaint(row: Misbehaviour, fetched: Fetched, picture: bytes) -> str:
 
 
 @pytest.mark.parametrize("name", sorted(name for name, row in MISBEHAVIOURS.items() if not row.waits))
-async def test_each_misbehaviour_has_one_outcome(web: Web, pictures: Pictures, wanted: RetryFilter, name: str) -> None:
+async def test_each_misbehaviour_has_one_outcome(
+    web: Web, pictures: Pictures, requested: RequestedPicture, name: str
+) -> None:
     """Every row has the outcome that the table gives, after the number of attempts that the table gives."""
     row = MISBEHAVIOURS[name]
     async with Fetcher(POLICY) as fetch:
-        fetched = await fetch(row.url(web, wanted))
-    complaint = _complaint(row, fetched, (pictures[0] / wanted.picture).read_bytes())
+        fetched = await fetch(row.url(web, requested))
+    complaint = _complaint(row, fetched, (pictures[0] / requested.picture).read_bytes())
     assert not complaint, complaint
 
 
 @pytest.mark.both_loops
-async def test_all_at_once_have_the_same_outcomes_as_alone(web: Web, pictures: Pictures, wanted: RetryFilter) -> None:
+async def test_all_at_once_have_the_same_outcomes_as_alone(
+    web: Web, pictures: Pictures, requested: RequestedPicture
+) -> None:
     """The misbehaviour of one host does not change the outcome of another's image, nor does a timeout."""
-    picture = (pictures[0] / wanted.picture).read_bytes()
+    picture = (pictures[0] / requested.picture).read_bytes()
     async with Fetcher(replace(POLICY, connections=_CONNECTIONS)) as fetch:
         # A query of its own for each: the origin counts requests by path, whether they come over TLS or not.
-        urls = [row.url(web, replace(wanted, query=f"{wanted.query}-{name}")) for name, row in MISBEHAVIOURS.items()]
+        urls = [
+            row.url(web, replace(requested, query=f"{requested.query}-{name}")) for name, row in MISBEHAVIOURS.items()
+        ]
         ends = await asyncio.gather(*map(fetch, urls))
     complaints = map(_complaint, MISBEHAVIOURS.values(), ends, repeat(picture))
     assert {name: complaint for name, complaint in zip(MISBEHAVIOURS, complaints, strict=True) if complaint} == {}
@@ -98,11 +104,11 @@ async def test_all_at_once_have_the_same_outcomes_as_alone(web: Web, pictures: P
 
 @pytest.mark.both_loops
 @pytest.mark.parametrize("listener", ["http", "https"])
-async def test_connections_are_dropped_at_once(web: Web, wanted: RetryFilter, listener: str) -> None:
+async def test_connections_are_dropped_at_once(web: Web, requested: RequestedPicture, listener: str) -> None:
     """Whatever ends a request early, the server sees the connection close soon."""
 
     async def is_left_in_time(behaviour: str) -> bool:
-        url = web.origin.url(behaviour, wanted.picture, wanted.query, listener=listener)
+        url = web.origin.url(behaviour, requested.picture, requested.query, listener=listener)
         async with Fetcher(replace(POLICY, timeout_s=2.5, stall_timeout_s=1.5, retries=0)) as fetch:
             attempts = (await fetch(url)).attempts
             with suppress(TimeoutError):
@@ -125,12 +131,12 @@ async def _times_lost(web: Web, url: str) -> int:
 @pytest.mark.parametrize("behaviour", ["stale", "stale_reset"])
 @pytest.mark.parametrize("listener", ["http", "https"])
 async def test_a_stale_connection_costs_no_attempt(
-    web: Web, wanted: RetryFilter, behaviour: str, listener: str
+    web: Web, requested: RequestedPicture, behaviour: str, listener: str
 ) -> None:
     """A server may close a kept connection at any time; the next request then goes over a new one."""
     async with Fetcher(POLICY) as fetch:
         for number in range(3):
-            url = web.origin.url(behaviour, wanted.picture, f"{wanted.query}{number}", listener=listener)
+            url = web.origin.url(behaviour, requested.picture, f"{requested.query}{number}", listener=listener)
             fetched = await fetch(url)
             assert isinstance(fetched, Body), fetched
             assert fetched.attempts == 1
@@ -138,15 +144,17 @@ async def test_a_stale_connection_costs_no_attempt(
 
 @pytest.mark.both_loops
 @pytest.mark.parametrize("behaviour", ["unasked", "short_length"])
-async def test_surplus_bytes_are_no_response(web: Web, pictures: Pictures, wanted: RetryFilter, behaviour: str) -> None:
+async def test_surplus_bytes_are_no_response(
+    web: Web, pictures: Pictures, requested: RequestedPicture, behaviour: str
+) -> None:
     """Bytes after the end of a body do not become the next response on that connection."""
     folder, names = pictures
     async with Fetcher(POLICY) as fetch:
         for name in names[:5]:
-            assert isinstance(await fetch(web.origin.url(behaviour, name, wanted.query)), Body)
+            assert isinstance(await fetch(web.origin.url(behaviour, name, requested.query)), Body)
             # Another round trip gives the bytes time to come; for those that come later still there is no defence.
-            assert isinstance(await fetch(web.origin.url("well", name, wanted.query, host="127.0.0.2")), Body)
-            fetched = await fetch(web.origin.url("well", name, wanted.query))
+            assert isinstance(await fetch(web.origin.url("well", name, requested.query, host="127.0.0.2")), Body)
+            fetched = await fetch(web.origin.url("well", name, requested.query))
             assert isinstance(fetched, Body)
             assert fetched.content == (folder / name).read_bytes()
 
@@ -154,28 +162,30 @@ async def test_surplus_bytes_are_no_response(web: Web, pictures: Pictures, wante
 @pytest.mark.parametrize(
     "certificate", ["expired", "not_yet", "wrong_host", "unknown_authority", "self_signed", "incomplete_chain"]
 )
-async def test_insecure_takes_any_certificate(web: Web, wanted: RetryFilter, certificate: str) -> None:
+async def test_insecure_takes_any_certificate(web: Web, requested: RequestedPicture, certificate: str) -> None:
     """With --insecure, images of servers without a valid certificate are fetched."""
     async with Fetcher(FetchPolicy(allow_net=LOOPBACK, insecure=True)) as fetch:
-        fetched = await fetch(web.origin.url("well", wanted.picture, wanted.query, listener=certificate))
+        fetched = await fetch(web.origin.url("well", requested.picture, requested.query, listener=certificate))
     assert isinstance(fetched, Body), fetched
     assert fetched.permitted == (Permission.ALLOW_NET, Permission.INSECURE)
 
 
-async def test_permissions_used_by_a_redirect_are_recorded(web: Web, wanted: RetryFilter) -> None:
+async def test_permissions_used_by_a_redirect_are_recorded(web: Web, requested: RequestedPicture) -> None:
     """A redirect from an unverified server may lead anywhere, however well verified the image's own server is."""
     async with Fetcher(FetchPolicy(allow_net=LOOPBACK, insecure=True)) as fetch:
-        fetched = await fetch(web.origin.url("moved_to_plain", wanted.picture, wanted.query, listener="self_signed"))
+        fetched = await fetch(
+            web.origin.url("moved_to_plain", requested.picture, requested.query, listener="self_signed")
+        )
     assert isinstance(fetched, Body), fetched
     assert fetched.final_url.startswith("http://")
     assert Permission.INSECURE in fetched.permitted
 
 
-async def test_an_opt_out_can_be_ignored(web: Web, wanted: RetryFilter) -> None:
+async def test_an_opt_out_can_be_ignored(web: Web, requested: RequestedPicture) -> None:
     """An operator with an agreement of his own gets the image."""
     async with Fetcher(FetchPolicy(allow_net=LOOPBACK, opt_out=OptOut.IGNORE)) as fetch:
-        fetched = await fetch(web.origin.url("noai", wanted.picture, wanted.query))
-        other = await fetch(web.origin.url("well", wanted.picture, wanted.query))
+        fetched = await fetch(web.origin.url("noai", requested.picture, requested.query))
+        other = await fetch(web.origin.url("well", requested.picture, requested.query))
     assert isinstance(fetched, Body), fetched
     assert fetched.permitted == (Permission.ALLOW_NET, Permission.OPT_OUT)
     assert other.permitted == (Permission.ALLOW_NET,)

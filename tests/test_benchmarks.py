@@ -1,4 +1,4 @@
-"""The benchmarks are listed, and the figures that the documents state are on record."""
+"""The benchmarks are listed, and the figures in the documents are on record."""
 
 import json
 import re
@@ -17,14 +17,14 @@ RECORDS = sorted((BENCHMARKS / "results").glob("*.json"))
 
 
 def test_every_benchmark_is_listed() -> None:
-    """Once, in the table of its group."""
+    """It is listed once, in the table of its group."""
     listed = re.findall(r"^\| \[`\w+\.py`\]\(([\w/]+\.py)\)", (BENCHMARKS / "README.md").read_text(), re.MULTILINE)
     assert sorted(listed) == SCRIPTS
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/design.md"])
-def test_documents_name_benchmarks_that_are_there(page: str) -> None:
-    """By their paths below ``benchmarks/``."""
+def test_documents_name_existing_benchmarks(page: str) -> None:
+    """They name benchmarks by their paths below ``benchmarks/``."""
     named = re.findall(r"`((?:fetch|transcode|runs|durability)/\w+\.py)", (ROOT / page).read_text())
     paths = {path for path in named if not (ROOT / "datafetch" / path).exists()}
     assert paths
@@ -32,8 +32,8 @@ def test_documents_name_benchmarks_that_are_there(page: str) -> None:
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
-def test_a_record_holds_what_is_stated(path: Path) -> None:
-    """A figure that changes in one of the two and not in the other is noticed."""
+def test_figures_in_documents_are_on_record(path: Path) -> None:
+    """A figure that is changed only in a document, or only in its record, fails this test."""
     record = json.loads(path.read_text())
     assert f"{record['name'].partition('-')[0]}.py" in [Path(script).name for script in SCRIPTS]
     text = (ROOT / record["stated_in"]).read_text()

@@ -28,7 +28,7 @@ GONE = Failure(FailureKind.HTTP_STATUS, "HTTP 404", 404, 1, "http://example.org/
 
 
 def coyo_sample(position: int) -> Sample:
-    """A sample of COYO."""
+    """Return a sample of COYO."""
     row = {"id": 100 + position, "url": f"http://example.org/{position}", "text": "猫", "clip_sim": 0.75}
     return replace(make_sample(position), key=str(100 + position), row=row)
 

@@ -1,4 +1,4 @@
-"""What CONTRIBUTING.md shows works: its examples are applied to a copy of the package, which is then run for real."""
+"""The examples of CONTRIBUTING.md work: they are applied to a copy of the package, which is then run."""
 
 import base64
 import json
@@ -89,26 +89,26 @@ def check_contract(copy: Path, module: str, name: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_failure_kind_is_added(tmp_path: Path, origin: Origin) -> None:
-    """An image fails as the new kind, which the demo's table expects of it."""
+def test_the_example_of_a_failure_kind_works(tmp_path: Path, origin: Origin) -> None:
+    """An image fails as the new kind, which the demo's table expects."""
     apply_section("Add a failure kind", tmp_path)
     assert prepare(tmp_path, [origin.url("html", "picture.jpg"), origin.url("well", "picture.jpg")]) == {"web_page": 1}
     table = "from datafetch.demo.behaviours import BEHAVIOURS; print(BEHAVIOURS['html'].expected)"
-    said = subprocess.run(
+    finished = subprocess.run(
         [sys.executable, "-c", table], cwd=tmp_path, check=True, capture_output=True, text=True, timeout=PATIENCE_S
     )
-    assert said.stdout.strip() == "web_page"
+    assert finished.stdout.strip() == "web_page"
 
 
-def test_an_option_is_added(tmp_path: Path, origin: Origin) -> None:
-    """The command takes it, and the fetcher obeys."""
+def test_the_example_of_an_option_works(tmp_path: Path, origin: Origin) -> None:
+    """The command takes the option, and the fetcher obeys it."""
     apply_section("Add an option", tmp_path)
     urls = [origin.url("moved", "picture.jpg"), origin.url("well", "picture.jpg")]
     assert prepare(tmp_path, urls, "--max-redirects", "0") == {"too_many_redirects": 1}
 
 
-def test_a_dataset_is_added(tmp_path: Path, origin: Origin) -> None:
-    """It fills a pickle for each of its files; the page's limit is 80 lines."""
+def test_the_example_of_a_dataset_works(tmp_path: Path, origin: Origin) -> None:
+    """It writes a pickle for each of its files, and has at most the page's limit of 80 lines."""
     apply_section("Add a dataset", tmp_path)
     urls = [origin.url("well", "picture.jpg"), origin.url("missing", "picture.jpg")]
     source = tmp_path / "tsv"
@@ -123,8 +123,8 @@ def test_a_dataset_is_added(tmp_path: Path, origin: Origin) -> None:
 
 
 @pytest.mark.slow
-def test_a_dataset_that_is_added_fulfils_the_contract(tmp_path: Path) -> None:
-    """All that holds for the datasets that are there."""
+def test_the_example_of_a_dataset_fulfils_the_contract(tmp_path: Path) -> None:
+    """It passes the tests that hold for every dataset."""
     apply_section("Add a dataset", tmp_path)
     source = tmp_path / "tests" / "data" / "tsv-pairs" / "source"
     source.mkdir(parents=True)
@@ -136,8 +136,8 @@ def test_a_dataset_that_is_added_fulfils_the_contract(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_output_format_is_added(tmp_path: Path, origin: Origin) -> None:
-    """Its files lie where the trainer reads, a second run finds them there, and a retry adds to them."""
+def test_the_example_of_an_output_format_works(tmp_path: Path, origin: Origin) -> None:
+    """Its files are where the trainer looks, a second run finds them, and a retry adds to them."""
     apply_section("Add an output format", tmp_path)
     urls = [origin.url("well", "picture.jpg"), origin.url("flaky", "picture.jpg")]
     source = write_coyo_source(tmp_path / "source", urls)
@@ -166,7 +166,7 @@ def test_an_output_format_is_added(tmp_path: Path, origin: Origin) -> None:
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
 def test_every_script_is_listed_and_says_what_it_does(script: Path) -> None:
-    """``--help`` begins with one line that is a sentence."""
-    said = subprocess.run([script, "--help"], check=True, capture_output=True, text=True, timeout=PATIENCE_S)
-    assert re.fullmatch(r"[A-Z][a-z]+s .+\.", said.stdout.splitlines()[0])
+    """Its ``--help`` begins with a line that is a sentence."""
+    finished = subprocess.run([script, "--help"], check=True, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert re.fullmatch(r"[A-Z][a-z]+s .+\.", finished.stdout.splitlines()[0])
     assert f"`{script.name}`" in PAGE

@@ -32,7 +32,7 @@ GONE = Failure(FailureKind.HTTP_STATUS, "404", 404, 1)
 
 
 def document(images: int, texts: int = 3, **more: object) -> dict[str, Any]:
-    """A document; each image's similarities tell which one it is."""
+    """Return a document; each image's similarities identify it."""
     info = [
         {
             "image_name": f"{n}.jpg",
@@ -53,13 +53,13 @@ def document(images: int, texts: int = 3, **more: object) -> dict[str, Any]:
 
 
 def read(record: dict[str, Any], options: DocumentOptions | None = None) -> Any:
-    """A record as a sample, or None."""
+    """Parse a record as a sample, or return None."""
     record_format = DocumentFormat.load("raw_url", options or DocumentOptions())
     return record_format.parse_record(record) if record_format.selects(record) else None
 
 
 def sample_of(record: dict[str, Any], options: DocumentOptions | None = None) -> Sample:
-    """A record as the first sample of its shard."""
+    """Parse a record as the first sample of its shard."""
     parsed = read(record, options)
     return Sample(0, "0", parsed.urls, parsed.row)
 
@@ -134,7 +134,7 @@ def test_urls_start_from_their_document(base: object, url: object, joined: str) 
 
 
 def broken(**changes: object) -> dict[str, Any]:
-    """A document with something changed; None takes it away."""
+    """Return a document with some fields changed; None removes a field."""
     record = document(2) | changes
     return {key: value for key, value in record.items() if value is not None}
 
@@ -257,10 +257,10 @@ def test_urls_that_are_too_long_are_not_requested(base: str | None, url: str) ->
     """The document's URL is part of that of each image. The beginning that is kept shows why it is refused."""
     record = document(1) | {"url": base}
     record["image_info"][0]["raw_url"] = url
-    (asked,) = sample_of(record).urls
-    assert asked == url[: 65_536 + 1]
+    (url_of_sample,) = sample_of(record).urls
+    assert url_of_sample == url[: 65_536 + 1]
     with pytest.raises(BadUrlError, match="not an http" if base else "longer than 65,536 characters"):
-        parse_url(asked)
+        parse_url(url_of_sample)
 
 
 def test_the_tokenizer_is_part_of_the_identity(tokenizer: str, tmp_path: Path) -> None:
@@ -287,7 +287,7 @@ def test_options_that_can_not_work_are_refused(wrong: dict[str, Any]) -> None:
 
 
 def write_shards(folder: Path, shards: dict[int, int], name: str = "docs_shard") -> None:
-    """Files of mmc4-core: number → documents."""
+    """Write files of mmc4-core: number → documents."""
     folder.mkdir(exist_ok=True)
     for number, documents in shards.items():
         lines = [json.dumps(document(1, url=f"http://e.org/{number}/{n}")) for n in range(documents)]
@@ -295,19 +295,19 @@ def write_shards(folder: Path, shards: dict[int, int], name: str = "docs_shard")
 
 
 def bind(folder: Path, ids: Sequence[str] | None = None, **options: Any) -> Manifest:
-    """mmc4-core's files as a manifest."""
+    """Open files of mmc4-core as a manifest."""
     path = folder.with_suffix(".csv")
     path.write_text("\n".join(ids or ()))
     return find_dataset("mmc4-core", Mmc4CoreOptions(**options)).bind(folder, path if ids else None)
 
 
-def books_of(manifest: Manifest) -> dict[str, ShardCounts]:
-    """What the shards' books say once they are published, as far as the list goes."""
+def counts_of(manifest: Manifest) -> dict[str, ShardCounts]:
+    """Return the counts of the shards as if all were published, as far as the list selects them."""
     return {shard.name: ShardCounts(notes=manifest.samples(shard).notes) for shard in manifest.shards()}
 
 
 def keys(manifest: Manifest) -> list[str]:
-    """Of all samples, in order."""
+    """Return the keys of all samples, in order."""
     return [sample.key for shard in manifest.shards() for sample in manifest.samples(shard)]
 
 
@@ -317,7 +317,7 @@ def test_the_documents_that_an_id_list_names(tmp_path: Path) -> None:
     manifest = bind(tmp_path / "docs", ["10,2", "2,0", "2,3", "10,2", "2,4", "3,0", "3,1"])
     assert [shard.name for shard in manifest.shards()] == ["docs_shard_00002_v3", "docs_shard_00010_v3"]
     assert keys(manifest) == ["2,0", "2,3", "10,2"]
-    selection = manifest.id_list_result(["2,0", "2,3", "10,2", "10,2"], books_of(manifest))
+    selection = manifest.id_list_result(["2,0", "2,3", "10,2", "10,2"], counts_of(manifest))
     assert selection is not None
     assert (selection.wanted, selection.duplicates, selection.not_found, selection.missing_files) == (6, 1, 3, 1)
     assert (selection.out_of_range, selection.remark) == (1, "")
@@ -347,7 +347,7 @@ def test_indices_that_look_like_the_other_kind_are_reported(
     write_shards(tmp_path / "docs", dict.fromkeys(range(6), 100))
     ids = [f"{shard},{index}" for shard in range(6) for index in range(0, most, 2)]
     manifest = bind(tmp_path / "docs", ids, ids_index=ids_index)
-    selection = manifest.id_list_result([], books_of(manifest))
+    selection = manifest.id_list_result([], counts_of(manifest))
     assert selection is not None
     assert hint in selection.remark
     assert bool(hint) == bool(selection.remark)

@@ -135,7 +135,7 @@ def test_a_pickle_that_calls_something_is_refused(tmp_path: Path) -> None:
 
 
 def _laughing() -> list[Any]:
-    """A row of a hundred objects that is written as a hundred million."""
+    """Return a row of a hundred objects that is written as a hundred million."""
     laughs: list[Any] = ["ha"]
     for _ in range(8):
         laughs = [laughs] * 10
@@ -213,15 +213,17 @@ def test_a_damaged_shard_is_refused(tmp_path_factory: pytest.TempPathFactory, cu
     path.write_bytes(content[: min(cut, len(content) - 1)])
     with pytest.raises(ManifestError):
         list(read_frames(path))
-    place = data.draw(st.integers(0, len(content) - 1))
-    path.write_bytes(content[:place] + bytes([content[place] ^ data.draw(st.integers(1, 255))]) + content[place + 1 :])
+    offset = data.draw(st.integers(0, len(content) - 1))
+    path.write_bytes(
+        content[:offset] + bytes([content[offset] ^ data.draw(st.integers(1, 255))]) + content[offset + 1 :]
+    )
     with suppress(ManifestError, ValueError):
         for frame in read_frames(path):
             decode_row(frame)
 
 
 def images(jpegs: list[bytes]) -> list[ImageResult]:
-    """Images of one sample that arrived."""
+    """Return images of one sample, all of which arrived."""
     sample = Sample(0, "0", tuple("http://example.org/" for _ in jpegs), {})
     encoded = [Encoded(jpeg, 1, 1, "JPEG") for jpeg in jpegs]
     return [

@@ -201,11 +201,11 @@ async def test_names_with_sixty_silent_addresses_take_two_descriptors_each() -> 
         async with Fetcher(policy) as fetch:
             before = most = _descriptors()
             pending = {asyncio.create_task(fetch(f"http://{n}.example:{port}/cat.jpg")) for n in range(requests)}
-            asked = frozenset(pending)
+            tasks = frozenset(pending)
             while pending:
                 _, pending = await asyncio.wait(pending, timeout=0.01)
                 most = max(most, _descriptors())
-    ends = [task.result() for task in asked]
+    ends = [task.result() for task in tasks]
     assert {end.kind for end in ends if isinstance(end, Failure)} == {FailureKind.CONNECT}, ends
     # Behind the sockets are a channel of c-ares and its connections to the name server.
     assert before + requests < most <= before + requests * _SOCKETS + 16

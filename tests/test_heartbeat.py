@@ -1,4 +1,4 @@
-"""The small file that says how a run stands."""
+"""The heartbeat, a small file that shows how a run is doing."""
 
 import asyncio
 import os
@@ -39,15 +39,15 @@ STATISTICS = Statistics(
 
 
 def recent_snapshot() -> ProgressSnapshot:
-    """A heartbeat of a run in this process, just now."""
+    """Return a heartbeat of a run in this process, written just now."""
     now_unix_s = time.time()
     return ProgressSnapshot(
         os.getpid(), socket.gethostname(), now_unix_s - 10, now_unix_s, False, "/spools", 100.0, STATISTICS
     )
 
 
-async def test_a_run_says_how_it_stands_and_that_it_has_ended(tmp_path: Path) -> None:
-    """A heartbeat is there at once, with everything in it, and the last one says that no other comes."""
+async def test_a_run_writes_its_first_and_last_heartbeat(tmp_path: Path) -> None:
+    """The first one is written at once and is complete; the last one says that no other follows."""
     layout = OutputLayout(tmp_path / "out", job_hash="0123456789abcdef")
     layout.state_folder.mkdir()
     writing = asyncio.create_task(write_heartbeats(lambda: STATISTICS, layout, layout.progress))
@@ -69,42 +69,42 @@ async def test_a_run_says_how_it_stands_and_that_it_has_ended(tmp_path: Path) ->
     assert await asyncio.to_thread(os.listdir, layout.state_folder) == ["progress.json"]
 
 
-async def test_a_heartbeat_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:
-    """Without a folder to write to it is tried again until it is cancelled, in vain."""
-    asked = 0
+async def test_a_heartbeat_that_cannot_be_written_does_not_end_a_run(tmp_path: Path) -> None:
+    """If its folder is missing, writing is repeated without success until it is cancelled."""
+    calls = 0
 
-    def ask() -> Statistics:
-        nonlocal asked
-        asked += 1
+    def take_statistics() -> Statistics:
+        nonlocal calls
+        calls += 1
         return STATISTICS
 
     layout = OutputLayout(tmp_path / "nowhere" / "out")
-    writing = asyncio.create_task(write_heartbeats(ask, layout, layout.progress))
-    await until(lambda: asked == 1)
+    writing = asyncio.create_task(write_heartbeats(take_statistics, layout, layout.progress))
+    await until(lambda: calls == 1)
     writing.cancel()
     await asyncio.wait([writing])
     assert writing.cancelled()
-    assert asked == 2
+    assert calls == 2
     assert not await asyncio.to_thread(os.listdir, tmp_path)
 
 
-async def test_a_heartbeat_that_fails_is_logged_once_and_tried_again(
+async def test_a_failing_heartbeat_is_logged_once_and_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever it fails of; when that has passed, the run is seen to be at work again."""
+    """Whatever the error is, once it has passed the run is seen to be at work again."""
     monkeypatch.setattr("datafetch.monitor.heartbeat.INTERVAL_S", 0.0)
     layout = OutputLayout(tmp_path / "out", job_hash="0123456789abcdef")
     layout.state_folder.mkdir()
-    asked = 0
+    calls = 0
 
-    def ask() -> Statistics:
-        nonlocal asked
-        asked += 1
-        if asked < 3:
+    def take_statistics() -> Statistics:
+        nonlocal calls
+        calls += 1
+        if calls < 3:
             raise RuntimeError("can't start new thread")
         return STATISTICS
 
-    writing = asyncio.create_task(write_heartbeats(ask, layout, layout.progress))
+    writing = asyncio.create_task(write_heartbeats(take_statistics, layout, layout.progress))
     await until(layout.progress.exists)
     writing.cancel()
     await asyncio.wait([writing])
@@ -125,13 +125,13 @@ async def test_a_heartbeat_that_fails_is_logged_once_and_tried_again(
         ({"pid": 1}, True),
     ],
 )
-def test_who_is_at_work(change: dict[str, Any], is_at_work: bool) -> None:
-    """One that said so a moment ago and whose process is there, or can't be seen from here."""
+def test_a_run_is_at_work_if_its_heartbeat_is_recent(change: dict[str, Any], is_at_work: bool) -> None:
+    """Its process must exist, or be on another machine."""
     assert replace(recent_snapshot(), **change).is_at_work() is is_at_work
 
 
 def test_a_process_that_was_killed_is_not_at_work() -> None:
-    """However short a time ago it wrote."""
+    """This is detected however recent its heartbeat is."""
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     mine = replace(recent_snapshot(), pid=process.pid)
     assert mine.is_at_work()
@@ -141,8 +141,8 @@ def test_a_process_that_was_killed_is_not_at_work() -> None:
 
 
 @pytest.mark.parametrize("work", [run, lambda job: retry(job.out, change=lambda _: job)])
-def test_who_is_at_work_is_believed_where_there_may_be_no_lock(tmp_path: Path, work: Callable[[Job], object]) -> None:
-    """With ``--no-lock`` a run asks the heartbeat, as ``status`` does, before anything is touched."""
+def test_no_lock_respects_a_recent_heartbeat(tmp_path: Path, work: Callable[[Job], object]) -> None:
+    """With ``--no-lock`` a run reads the heartbeat, as ``status`` does, before it changes anything."""
     source = write_coyo_source(tmp_path / "source", ["http://127.0.0.1:1/a.jpg"], files=1)
     job = Job("coyo", str(source.folder), str(tmp_path / "out"), no_lock=True)
     run(replace(job, fetch=FetchPolicy(allow_net=("127.0.0.0/8",), retries=0)))
@@ -154,8 +154,8 @@ def test_who_is_at_work_is_believed_where_there_may_be_no_lock(tmp_path: Path, w
     assert layout.job.read_bytes() == before
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
-    """A heartbeat comes back as it was, also where nothing is expected yet."""
+def test_a_heartbeat_is_read_as_it_was_written(tmp_path: Path) -> None:
+    """This includes one whose expected number of images is unknown."""
     for written in (
         recent_snapshot(),
         replace(recent_snapshot(), statistics=replace(STATISTICS, expected_images=None)),
@@ -165,8 +165,8 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", b"[]", b"{}", b"null", b"[" * 100_000, b'{"pid": 1}', b"\xff"])
-def test_what_is_no_heartbeat_is_none(tmp_path: Path, content: bytes) -> None:
-    """Anything may be in a file; nothing of it is believed."""
+def test_an_invalid_heartbeat_counts_as_missing(tmp_path: Path, content: bytes) -> None:
+    """The file may contain anything."""
     (tmp_path / "progress.json").write_bytes(content)
     assert read_snapshot(tmp_path / "progress.json") is None
     assert read_snapshot(tmp_path / "missing") is None
@@ -194,8 +194,8 @@ def test_what_is_no_heartbeat_is_none(tmp_path: Path, content: bytes) -> None:
         ("statistics.elapsed_s", "10"),
     ],
 )
-def test_a_heartbeat_with_a_wrong_value_is_none(tmp_path: Path, name: str, value: object) -> None:
-    """A value of another kind than its own is not passed on."""
+def test_a_heartbeat_with_an_invalid_value_counts_as_missing(tmp_path: Path, name: str, value: object) -> None:
+    """No field is passed on if one of them has an impossible type or value."""
     written = orjson.loads(orjson.dumps(recent_snapshot()))
     folder, _, field = name.rpartition(".")
     (written[folder] if folder else written)[field] = value

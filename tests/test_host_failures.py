@@ -1,4 +1,4 @@
-"""Failures by host, out of URLs as the web has them."""
+"""Failures by host, counted from URLs as the web has them."""
 
 import pyarrow as pa
 import pytest
@@ -8,7 +8,7 @@ from datafetch.monitor.host_failures import FailingHost, FailingHosts
 
 
 def counted(*lines: tuple[str, str]) -> FailingHosts:
-    """What is counted of some URLs and outcomes."""
+    """Count the failures of some URLs with these outcomes."""
     hosts = FailingHosts()
     urls, outcomes = zip(*lines, strict=True) if lines else ((), ())
     hosts.count(pa.array(urls, pa.string()), pa.array(outcomes, pa.string()))
@@ -34,12 +34,12 @@ def counted(*lines: tuple[str, str]) -> FailingHosts:
     ],
 )
 def test_the_host_of_a_url(url: str, host: str) -> None:
-    """Lower case, no port, no credentials, nothing that steers a terminal; empty where there is none."""
+    """It is in lower case, without port, credentials and control characters; empty if there is none."""
     assert counted((url, "dns_failed")).top(1) == (FailingHost(host, {"dns_failed": 1}),)
 
 
 def test_hosts_with_the_most_failures_come_first() -> None:
-    """Each with its kinds, most first; what arrived counts for nothing."""
+    """Each host has its failure kinds, most frequent first; successes do not count."""
     hosts = counted(
         ("http://a.org/1", "ok"),
         ("http://b.org/1", "timeout"),
@@ -58,8 +58,8 @@ def test_hosts_with_the_most_failures_come_first() -> None:
     assert not hosts.is_pruned
 
 
-def test_of_very_many_hosts_the_small_ones_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory stays bounded, the large ones stay, and it is said that not all were counted."""
+def test_the_number_of_counted_hosts_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hosts with few failures are forgotten, and it is reported that not all were counted."""
     monkeypatch.setattr(failing_hosts, "_MAX_PAIRS", 100)
     monkeypatch.setattr(failing_hosts, "_KEPT_PAIRS", 50)
     hosts = FailingHosts()

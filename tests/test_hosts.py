@@ -15,7 +15,7 @@ HOST = "example.org:80"
 
 @asynccontextmanager
 async def _slots(hosts: Hosts, count: int) -> AsyncIterator[list[HostSlot]]:
-    """Slots that are all held until the end."""
+    """Hold several slots of a host until the end of the block."""
     slots = [hosts.slot(HOST, number) for number in range(count)]
     for slot in slots:
         await slot.__aenter__()
@@ -41,13 +41,13 @@ async def test_the_image_that_came_first_goes_first() -> None:
     hosts = Hosts(1, 0.01)
     order: list[int] = []
 
-    async def ask(number: int) -> None:
+    async def request(number: int) -> None:
         async with hosts.slot(HOST, number):
             order.append(number)
 
     async with asyncio.TaskGroup() as group, hosts.slot(HOST, 0):
         for number in (5, 3, 4, 1, 2):
-            group.create_task(ask(number))
+            group.create_task(request(number))
         await until(lambda: hosts.statistics().waiting == 5)
     assert order == [1, 2, 3, 4, 5]
 
@@ -223,13 +223,13 @@ async def test_images_that_are_always_refused_do_not_hold_up_the_others() -> Non
                 slot.answered()
     order = []
 
-    async def ask(number: int) -> None:
+    async def request(number: int) -> None:
         async with hosts.slot(HOST, number):
             order.append(number)
 
     async with asyncio.TaskGroup() as group, hosts.slot(HOST, 1000):
         for number in (0, 1, 50, 60):
-            group.create_task(ask(number))
+            group.create_task(request(number))
         await until(lambda: hosts.waiting == 4)
     assert order == [50, 60, 0, 1]
 

@@ -1,4 +1,4 @@
-"""The whole route, over real HTTP, to the files that the trainer loads."""
+"""The whole way from a manifest, over real HTTP, to the files that the trainer loads."""
 
 import asyncio
 import base64
@@ -47,20 +47,20 @@ _numbers = count()
 
 @pytest.fixture
 def urls(origin: Origin, pictures: Pictures) -> list[str]:
-    """URLs of all pictures, that no other test asks for."""
+    """URLs of all pictures, which no other test requests."""
     run_number = next(_numbers)
-    return [origin.url("well", name, f"{run_number}-{place}") for place, name in enumerate(pictures[1])]
+    return [origin.url("well", name, f"{run_number}-{position}") for position, name in enumerate(pictures[1])]
 
 
 @pytest.fixture
 def source(tmp_path: Path, urls: list[str]) -> CoyoSource:
-    """A manifest of two files in which these URLs are wanted."""
+    """A manifest of two files that contain these URLs."""
     return write_coyo_source(tmp_path / "source", urls, files=2, rows=500)
 
 
 @pytest.fixture
 def job(tmp_path: Path, source: CoyoSource) -> Job:
-    """A job for it."""
+    """A job that fetches this manifest."""
     return Job(
         dataset="coyo",
         source=str(source.folder),
@@ -73,7 +73,7 @@ def job(tmp_path: Path, source: CoyoSource) -> Job:
 
 
 def read_rows(job: Job) -> list[dict[str, Any]]:
-    """All rows, shard by shard, as the trainer's loader reads them."""
+    """Return all rows, shard by shard, as the trainer's loader reads them."""
     rows = []
     for path in sorted(Path(job.out).glob("*.pkl")):
         shard = pickle.loads(path.read_bytes())
@@ -83,17 +83,17 @@ def read_rows(job: Job) -> list[dict[str, Any]]:
 
 
 def read_ledger(job: Job) -> list[dict[str, Any]]:
-    """All lines of the ledger."""
+    """Return all lines of the ledger."""
     paths = sorted(OutputLayout(Path(job.out)).ledgers.glob("*.parquet"))
     return [line for path in paths for line in pq.read_table(path).to_pylist()]
 
 
 def files_of(job: Job) -> dict[str, bytes]:
-    """What the trainer sees."""
+    """Return the files that the trainer reads."""
     return {path.name: path.read_bytes() for path in sorted(Path(job.out).iterdir())}
 
 
-def test_byte_for_byte_in_manifest_order(
+def test_rows_are_in_manifest_order_with_the_recipes_bytes(
     tmp_path: Path, origin: Origin, pictures: Pictures, job: Job, source: CoyoSource
 ) -> None:
     """Over 200 images of all formats come out in manifest order, each as the recipe's snippet makes it."""
@@ -113,7 +113,7 @@ def test_byte_for_byte_in_manifest_order(
 
 
 def test_rows_may_hold_bytes(job: Job, pictures: Pictures) -> None:
-    """Asked for, a row has the JPEG itself as ``rawbytes``, which the trainer's loader takes as well."""
+    """With this payload a row has the JPEG itself as ``rawbytes``, which the trainer's loader accepts as well."""
     report = run(replace(job, payload=Payload.BYTES))
     rows = read_rows(job)
     for row in rows:
@@ -124,7 +124,7 @@ def test_rows_may_hold_bytes(job: Job, pictures: Pictures) -> None:
 
 
 def test_a_perfect_server_and_a_thousand_connections(tmp_path: Path) -> None:
-    """4,000 images through 1,024 connections: not one fails, and all are in their place."""
+    """4,000 images through 1,024 connections: none fails, and all rows are in manifest order."""
     folder = tmp_path / "small"
     folder.mkdir()
     for number in range(50):
@@ -149,8 +149,8 @@ def test_a_perfect_server_and_a_thousand_connections(tmp_path: Path) -> None:
     assert [row["id"] for row in read_rows(job)] == list(source.urls)
 
 
-def test_every_image_ends_in_one_outcome(tmp_path: Path, origin: Origin, pictures: Pictures, job: Job) -> None:
-    """With every misbehaviour in the mix the books balance, and the ledger names each reason."""
+def test_every_image_has_one_outcome(tmp_path: Path, origin: Origin, pictures: Pictures, job: Job) -> None:
+    """With every misbehaviour in the mix all counts agree, and the ledger has each reason."""
     behaviours = ["well", "flaky", "slow", "moved", "missing", "broken", "truncated", "cut", "reset", "html", "empty"]
     jpegs = [name for name in pictures[1] if name.endswith(".jpg")]
     urls = [
@@ -183,8 +183,8 @@ def test_every_image_ends_in_one_outcome(tmp_path: Path, origin: Origin, picture
     assert len(read_rows(job)) == report.totals.rows == report.totals.ok
 
 
-def test_a_second_run_asks_for_nothing(job: Job, origin: Origin) -> None:
-    """What is published is neither fetched nor touched again, and the report says that it is there."""
+def test_a_second_run_requests_nothing(job: Job, origin: Origin) -> None:
+    """Published shards are neither fetched nor written again, and the report counts them."""
     first = run(job)
     before, requests = files_of(job), origin.requests()
     second = run(job)
@@ -196,8 +196,8 @@ def test_a_second_run_asks_for_nothing(job: Job, origin: Origin) -> None:
     assert second.images_per_s == 0
 
 
-def test_a_shard_whose_file_is_gone_is_made_again(job: Job) -> None:
-    """A ledger alone is no shard."""
+def test_a_shard_with_a_missing_file_is_made_again(job: Job) -> None:
+    """The ledger alone does not make a shard published."""
     run(job)
     before = files_of(job)
     (Path(job.out) / "part-00001.pkl").unlink()
@@ -207,20 +207,20 @@ def test_a_shard_whose_file_is_gone_is_made_again(job: Job) -> None:
 
 
 def test_processes_and_connections_do_not_change_a_byte(tmp_path: Path, job: Job) -> None:
-    """The same outcomes give the same files, however they were come by."""
+    """The same outcomes give the same files, however many processes and connections there are."""
     datafetch.run(job)
     other = replace(job, out=str(tmp_path / "other"), processes=1, fetch=replace(POLICY, connections=3))
     datafetch.run(other)
     assert files_of(other) == files_of(job)
 
 
-async def test_on_the_callers_loop(job: Job) -> None:
-    """The library works inside a loop that somebody else runs, and tells a watcher how it stands."""
+async def test_a_job_runs_on_the_callers_loop(job: Job) -> None:
+    """The library works inside a running loop, and gives an observer its statistics."""
     seen: list[Statistics] = []
 
-    async def watch(ask: Any) -> None:
+    async def watch(take_statistics: Any) -> None:
         while True:
-            seen.append(ask())
+            seen.append(take_statistics())
             await asyncio.sleep(0.01)
 
     report = await fetch_dataset(job, [watch])
@@ -230,7 +230,7 @@ async def test_on_the_callers_loop(job: Job) -> None:
 
 
 def test_a_limit_takes_the_first_samples(job: Job, source: CoyoSource) -> None:
-    """Over shards, and again on the second run."""
+    """The limit counts across shards, and a second run takes the same samples."""
     limited = replace(job, limit=40)
     report = run(limited)
     assert [row["id"] for row in read_rows(limited)] == list(source.urls)[:40]
@@ -239,16 +239,16 @@ def test_a_limit_takes_the_first_samples(job: Job, source: CoyoSource) -> None:
     assert run(limited).totals == report.totals
 
 
-def test_without_ids_the_datasets_own_choice(job: Job, source: CoyoSource) -> None:
-    """The published rule chooses, and there is nothing to say about ids."""
+def test_without_ids_the_published_selection_is_made(job: Job, source: CoyoSource) -> None:
+    """The dataset's own rule selects rows, and the report says nothing about ids."""
     report = run(replace(job, ids=None))
     assert [row["id"] for row in read_rows(job)] == list(source.urls)
     assert report.id_list_result is None
     assert "ids" not in report.summary()
 
 
-def test_the_image_is_what_the_job_says(job: Job) -> None:
-    """Another short side makes other files, and the ledger has their size."""
+def test_the_jobs_image_spec_is_applied(job: Job) -> None:
+    """With another short side the images have another size, which the ledger records."""
     run(replace(job, image=ImageSpec(short_side_px=100)))
     assert {min(line["width"], line["height"]) for line in read_ledger(job)} == {100}
 
@@ -267,7 +267,7 @@ def test_the_image_is_what_the_job_says(job: Job) -> None:
     ],
 )
 def test_another_job_on_the_same_output_is_refused(job: Job, change: dict[str, Any], message: str) -> None:
-    """Rows of two kinds never end up in one folder; the difference is named, and nothing is touched."""
+    """Rows of two kinds never end up in one folder. The error names the difference, and no file is changed."""
     run(job)
     before = files_of(job)
     with pytest.raises(ConfigurationError, match=message):
@@ -275,8 +275,8 @@ def test_another_job_on_the_same_output_is_refused(job: Job, change: dict[str, A
     assert files_of(job) == before
 
 
-def test_a_difference_is_said_in_words(job: Job, source: CoyoSource) -> None:
-    """Of an id list that there is or is not, and of a manifest file that is gone, not of one that is unchanged."""
+def test_differences_of_ids_and_manifest_files_are_described(job: Job, source: CoyoSource) -> None:
+    """The error says that an id list was added or left out, and names only manifest files that differ."""
     run(job)
     with pytest.raises(ConfigurationError, match=r"\(with an id list, now without\)"):
         run(replace(job, ids=None))
@@ -294,8 +294,8 @@ def test_a_difference_is_said_in_words(job: Job, source: CoyoSource) -> None:
         (ImageSpec(), ImageSpec(resize=Resize.FAST)),
     ],
 )
-def test_to_say_what_holds_anyway_is_the_same_job(job: Job, first: ImageSpec, again: ImageSpec) -> None:
-    """What counts is how images are shrunk, not whether that was said; where none is, it counts for nothing."""
+def test_giving_an_option_its_default_value_is_the_same_job(job: Job, first: ImageSpec, again: ImageSpec) -> None:
+    """What counts is how images are resized, not whether the option was given; without resizing it has no effect."""
     run(replace(job, image=first))
     assert run(replace(job, image=again)).requests == 0
 
@@ -311,8 +311,8 @@ def test_to_say_what_holds_anyway_is_the_same_job(job: Job, first: ImageSpec, ag
     ],
     ids=["insecure", "opt-out", "allow-net", "max-body", "max-pixels"],
 )
-def test_what_is_only_permitted_may_change_from_run_to_run(job: Job, change: dict[str, Any]) -> None:
-    """It can bring more rows and no others, so a run goes on with it, and without it again."""
+def test_permissions_may_change_between_runs(job: Job, change: dict[str, Any]) -> None:
+    """They can add rows but change none, so a run resumes with a permission, and without it again."""
     run(job)
     before = files_of(job)
     for again in (replace(job, **change), job):
@@ -320,19 +320,19 @@ def test_what_is_only_permitted_may_change_from_run_to_run(job: Job, change: dic
     assert files_of(job) == before
 
 
-def test_a_job_of_an_earlier_version_goes_on(job: Job) -> None:
-    """Its identity had what is only permitted as well, and its ledgers and spools say nothing of it."""
+def test_a_run_of_an_earlier_version_resumes(job: Job) -> None:
+    """Its identity contained permissions, and its ledgers and spools have no column for them."""
     first = run(job)
     before = files_of(job)
     layout = OutputLayout(Path(job.out))
     identity = orjson.loads(layout.job.read_bytes())
     layout.job.write_bytes(orjson.dumps({**identity, "max_pixels": 1, "insecure": True, "opt_out": "ignore"}))
     for path in layout.ledgers.iterdir():
-        books = {
+        metadata = {
             name: value for name, value in pq.read_metadata(path).metadata.items() if name.startswith(b"datafetch")
         }
         table = pq.read_table(path).drop_columns(["permitted"])
-        pq.write_table(table.replace_schema_metadata(books), path)
+        pq.write_table(table.replace_schema_metadata(metadata), path)
     assert run(job).totals == first.totals
     assert files_of(job) == before
     assert {line.permitted for path in layout.ledgers.iterdir() for lines in read_samples(path) for line in lines} == {
@@ -340,8 +340,8 @@ def test_a_job_of_an_earlier_version_goes_on(job: Job) -> None:
     }
 
 
-def test_options_of_a_dataset_come_back_from_a_job_file_of_any_version(tmp_path: Path) -> None:
-    """Earlier versions wrote those of all datasets; one that was set and is none of this dataset's is not dropped."""
+def test_options_are_read_from_job_files_of_earlier_versions(tmp_path: Path) -> None:
+    """They had the options of all datasets; one that was set although this dataset has no such option is an error."""
     options = Mmc4CoreOptions(keep_at_least=2, skip_bad_lines=True)
     job = Job("mmc4-core", "/source", str(tmp_path / "out"), image=VILA, options=options)
     layout = OutputLayout(tmp_path / "out")
@@ -364,8 +364,8 @@ def test_options_of_a_dataset_come_back_from_a_job_file_of_any_version(tmp_path:
             read_job(layout)
 
 
-def test_permissions_are_no_part_of_where_spools_lie(job: Job) -> None:
-    """What an interrupted run has fetched is found again by one with more permissions, and by the same version's."""
+def test_permissions_do_not_change_the_folder_of_spools(job: Job) -> None:
+    """A run with more permissions finds what an interrupted run has fetched; so does a later version."""
     run(job)
     identity = read_job(OutputLayout(Path(job.out)))[1]
     earlier = {**identity, "max_pixels": 89_478_485}
@@ -382,7 +382,7 @@ def test_another_manifest_on_the_same_output_is_refused(tmp_path: Path, job: Job
 
 
 def test_a_replaced_manifest_file_is_another_job(job: Job, source: CoyoSource) -> None:
-    """The same name and number of rows, in another order: that is another manifest."""
+    """A file with the same name and number of rows in another order is another manifest."""
     run(job)
     path = source.folder / "part-00000-demo-c000.snappy.parquet"
     table = pq.read_table(path)
@@ -391,8 +391,8 @@ def test_a_replaced_manifest_file_is_another_job(job: Job, source: CoyoSource) -
         run(job)
 
 
-def test_a_shard_that_was_cut_off_is_made_again(job: Job) -> None:
-    """A file of another size than the one that was published is not the one that was published."""
+def test_a_truncated_shard_is_made_again(job: Job) -> None:
+    """A file of another size than the published one does not count as published."""
     run(job)
     before = files_of(job)
     (Path(job.out) / "part-00000.pkl").write_bytes(b"")
@@ -400,18 +400,18 @@ def test_a_shard_that_was_cut_off_is_made_again(job: Job) -> None:
     assert files_of(job) == before
 
 
-def test_a_shard_that_is_made_again_never_looks_published_half_way(job: Job) -> None:
-    """Before anything else of it is written, its old ledger and its old files are gone."""
+def test_a_shard_that_is_made_again_is_unpublished_first(job: Job) -> None:
+    """Its old ledger and files are deleted before anything else is written."""
     run(job)
     (Path(job.out) / "part-00001.pkl").unlink()
-    with pytest.raises(ResourceError):  # it has looked at the shard, and can't open a spool for it
+    with pytest.raises(ResourceError):  # raised after the shard was checked, when its spool is opened
         run(replace(job, scratch="/proc/nowhere"))
     assert sorted(files_of(job)) == ["part-00000.count", "part-00000.pkl"]
     assert not OutputLayout(Path(job.out)).ledger("part-00001").exists()
 
 
-def test_a_spool_of_another_job_is_not_taken(tmp_path: Path, job: Job) -> None:
-    """A stale spool under a shared scratch is not ours, though output and shard have the same name."""
+def test_a_spool_of_another_job_is_not_used(tmp_path: Path, job: Job) -> None:
+    """Jobs may share a scratch folder, and their outputs and shards may have the same names."""
     scratch = tmp_path / "scratch"
     limited = replace(job, limit=10, scratch=str(scratch))
     run(limited)
@@ -424,8 +424,8 @@ def test_a_spool_of_another_job_is_not_taken(tmp_path: Path, job: Job) -> None:
 
 @pytest.mark.parametrize("content", [b"garbage", b"[]", b"{}"])
 @pytest.mark.parametrize("fresh", [False, True])
-def test_a_job_file_that_is_none_is_refused(job: Job, content: bytes, fresh: bool) -> None:
-    """What datafetch did not write it neither trusts nor deletes."""
+def test_an_invalid_job_file_is_refused(job: Job, content: bytes, fresh: bool) -> None:
+    """A file that datafetch did not write is neither trusted nor deleted."""
     run(job)
     before = files_of(job)
     OutputLayout(Path(job.out)).job.write_bytes(content)
@@ -435,7 +435,7 @@ def test_a_job_file_that_is_none_is_refused(job: Job, content: bytes, fresh: boo
 
 
 def test_fresh_starts_over(job: Job) -> None:
-    """Asked to, the run forgets what was there and may be another job."""
+    """With ``--fresh`` a run forgets the earlier output, and may be another job."""
     run(job)
     report = run(replace(job, fresh=True, limit=10))
     assert report.totals.rows == len(read_rows(job)) == 10
@@ -450,10 +450,10 @@ def test_fresh_starts_over(job: Job) -> None:
     ],
     ids=["descriptors", "a bad row"],
 )
-def test_fresh_deletes_nothing_before_what_would_stop_it_is_checked(
+def test_fresh_deletes_nothing_until_all_checks_have_passed(
     tmp_path: Path, job: Job, change: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What stops a run before its first image is found while the earlier output is still there."""
+    """Errors that occur before the first image are found while the earlier output is still there."""
     run(replace(job, limit=10))
     before = files_of(job)
     if "source" in change:
@@ -470,8 +470,8 @@ def test_fresh_deletes_nothing_before_what_would_stop_it_is_checked(
     assert files_of(job) == before
 
 
-def test_fresh_deletes_nothing_that_is_not_ours(job: Job) -> None:
-    """A folder without our state stays as it is, and is refused."""
+def test_fresh_deletes_no_third_party_files(job: Job) -> None:
+    """A folder without a state folder is refused and stays unchanged."""
     Path(job.out).mkdir(parents=True)
     (Path(job.out) / "thesis.pkl").write_text("years of work")
     for again in (job, replace(job, fresh=True)):
@@ -480,13 +480,13 @@ def test_fresh_deletes_nothing_that_is_not_ours(job: Job) -> None:
     assert files_of(job) == {"thesis.pkl": b"years of work"}
 
 
-async def test_two_runs_on_one_output_are_refused(job: Job) -> None:
-    """The second is told, and the first goes on."""
+async def test_a_second_run_on_an_output_is_refused(job: Job) -> None:
+    """The second run raises an error, and the first one continues."""
     started = asyncio.Event()
 
-    async def watch(ask: Any) -> None:
+    async def watch(take_statistics: Any) -> None:
         started.set()
-        ask()
+        take_statistics()
 
     first = asyncio.create_task(fetch_dataset(job, [watch]))
     await started.wait()
@@ -495,8 +495,8 @@ async def test_two_runs_on_one_output_are_refused(job: Job) -> None:
     assert (await first).totals.ok == 66
 
 
-def test_scratch_may_lie_elsewhere(tmp_path: Path, job: Job) -> None:
-    """Spools go where the operator says, and are gone when their shard is published."""
+def test_spools_are_written_to_the_scratch_folder(tmp_path: Path, job: Job) -> None:
+    """They are deleted when their shard is published."""
     scratch = tmp_path / "scratch"
     run(replace(job, scratch=str(scratch)))
     assert scratch.is_dir()
@@ -505,18 +505,18 @@ def test_scratch_may_lie_elsewhere(tmp_path: Path, job: Job) -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "now", "told"),
+    ("before", "now", "message"),
     [("a", "b", "give --scratch .*/a again, or start"), ("a", None, "give --scratch .*/a"), (None, "b", "leave out")],
 )
-def test_a_run_that_looks_for_its_spools_elsewhere_is_refused(
-    tmp_path: Path, job: Job, before: str | None, now: str | None, told: str
+def test_a_run_with_another_scratch_folder_is_refused(
+    tmp_path: Path, job: Job, before: str | None, now: str | None, message: str
 ) -> None:
-    """What was kept is not fetched once more: the old place is named; with nothing in it another may be taken."""
+    """The error names the folder with the spools, so nothing is fetched twice; if it is empty, another may be used."""
     first = replace(job, limit=10, scratch=before and str(tmp_path / before))
     again = replace(first, scratch=now and str(tmp_path / now))
     run(first)
     spool = left_spool(first)
-    with pytest.raises(ConfigurationError, match=told):
+    with pytest.raises(ConfigurationError, match=message):
         run(again)
     assert spool.exists()
     assert run(first).reused == 10
@@ -525,15 +525,15 @@ def test_a_run_that_looks_for_its_spools_elsewhere_is_refused(
 
 
 def left_spool(job: Job) -> Path:
-    """A spool as an interrupted run leaves it in the job's scratch."""
+    """Write a spool as an interrupted run leaves it in the job's scratch folder."""
     scratch = Path(job.scratch) if job.scratch else None
     layout = OutputLayout(Path(job.out), scratch, hash_of(read_job(OutputLayout(Path(job.out)))[1]))
     write_spool(layout.spool("part-00001"), [])
     return layout.spool("part-00001")
 
 
-def test_fresh_forgets_spools_that_lie_elsewhere(tmp_path: Path, job: Job) -> None:
-    """Starting over in another scratch leaves nothing in the old one."""
+def test_fresh_deletes_spools_in_another_scratch_folder(tmp_path: Path, job: Job) -> None:
+    """Starting over with another scratch folder leaves nothing in the old one."""
     first = replace(job, limit=10, scratch=str(tmp_path / "a"))
     run(first)
     spool = left_spool(first)
@@ -542,7 +542,7 @@ def test_fresh_forgets_spools_that_lie_elsewhere(tmp_path: Path, job: Job) -> No
 
 
 def test_the_state_folder_is_a_sibling(job: Job) -> None:
-    """The data folder holds pairs of .pkl and .count and nothing else; everything we know lies beside it."""
+    """The data folder holds only pairs of .pkl and .count; everything else is in the state folder next to it."""
     run(job)
     assert sorted(files_of(job)) == ["part-00000.count", "part-00000.pkl", "part-00001.count", "part-00001.pkl"]
     layout = Path(job.out + ".datafetch")
@@ -559,14 +559,14 @@ def test_the_state_folder_is_a_sibling(job: Job) -> None:
 
 @pytest.mark.parametrize("change", [{"source": "/nowhere"}, {"ids": "/nowhere"}])
 def test_a_wrong_job_writes_nothing(job: Job, change: dict[str, Any]) -> None:
-    """What can be known beforehand is said beforehand."""
+    """Errors that can be found beforehand are raised before anything is written."""
     with pytest.raises(ManifestError, match="/nowhere"):
         run(replace(job, **change))
     assert not Path(job.out).parent.exists()
 
 
-def test_a_place_that_cannot_be_written_is_our_fault(tmp_path: Path, job: Job) -> None:
-    """One error, with a word on what to do."""
+def test_an_output_that_cannot_be_written_is_a_resource_error(tmp_path: Path, job: Job) -> None:
+    """The error says what to do."""
     (tmp_path / "file").touch()
     with pytest.raises(ResourceError, match="run the same command again"):
         run(replace(job, out=str(tmp_path / "file" / "out")))
@@ -583,26 +583,26 @@ def test_a_place_that_cannot_be_written_is_our_fault(tmp_path: Path, job: Job) -
         {"processes": 1025},
     ],
 )
-def test_a_job_that_cannot_work_is_refused(job: Job, wrong: dict[str, Any]) -> None:
-    """The operator hears of it before anything is read."""
+def test_values_out_of_bounds_are_refused(job: Job, wrong: dict[str, Any]) -> None:
+    """The error is raised when the job is created."""
     with pytest.raises(ConfigurationError, match="must be from 1 to"):
         replace(job, **wrong)
 
 
-def test_a_payload_that_is_none_is_refused(job: Job) -> None:
-    """A caller without a type checker hears of it before anything is read, too."""
+def test_an_unknown_payload_is_refused(job: Job) -> None:
+    """The error is raised when the job is created, for callers without a type checker."""
     with pytest.raises(ConfigurationError, match="--payload must be base64 or bytes, not 'pickle'"):
         replace(job, payload="pickle")  # type: ignore[arg-type]
 
 
 def test_a_small_memory_budget_loses_nothing(job: Job) -> None:
-    """With hardly any room for bodies all images come nevertheless."""
+    """All images arrive even if the budget holds hardly one body."""
     report = run(replace(job, memory_bytes=1))
     assert report.totals.outcomes == {"ok": 66}
 
 
-async def test_the_memory_budget_is_a_bound(urls: list[str]) -> None:
-    """Used up, it lets no further request begin: what is in hand is what was open by then."""
+async def test_the_memory_budget_bounds_the_requests(urls: list[str]) -> None:
+    """Once it is used up no request begins, so only those already open add bodies."""
     budget = BodyBudget(1)
     held = peak = 0
 
@@ -623,10 +623,10 @@ async def test_the_memory_budget_is_a_bound(urls: list[str]) -> None:
     assert 1 <= peak <= 4
 
 
-def test_an_image_that_ends_the_codec_is_one_failure_and_kept(
+def test_an_image_that_ends_the_codec_fails_alone_and_is_kept(
     tmp_path: Path, pictures: Pictures, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An image that takes more CPU time than allowed costs itself; its body is kept, and named in log and ledger."""
+    """It exceeds the limit on CPU time; its body is kept in quarantine, and named in log and ledger."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     (folder / "huge.png").write_bytes(saved(Image.new("RGB", (9000, 9000)), "PNG"))
@@ -653,7 +653,7 @@ def test_an_image_that_ends_the_codec_is_one_failure_and_kept(
 
 
 def test_jobs_and_reports_are_values(job: Job) -> None:
-    """A job pickles, for a cluster sends it around; a report turns into the contract's JSON."""
+    """A job can be pickled, so that a cluster can send it; a report becomes the contract's JSON."""
     assert pickle.loads(pickle.dumps(job)) == job
     report: Report = run(job)
     summary = report.summary()
@@ -672,7 +672,7 @@ def test_jobs_and_reports_are_values(job: Job) -> None:
 
 
 def test_the_output_is_resharded_as_the_last_step(tmp_path: Path, job: Job, source: CoyoSource) -> None:
-    """For so many ranks, with every row in one of them; again for others; the way back is a fresh start."""
+    """Every row is in one shard. Ranks may change later; only a fresh start returns to the manifest's shards."""
     run(job)
     rows = read_rows(job)
     assert [row["id"] for row in rows] == list(source.urls)
@@ -693,8 +693,8 @@ def test_the_output_is_resharded_as_the_last_step(tmp_path: Path, job: Job, sour
     assert read_rows(job) == rows
 
 
-def test_a_lost_resharded_file_is_not_papered_over(job: Job) -> None:
-    """A run that finds one missing says so, and touches nothing."""
+def test_a_missing_resharded_file_is_reported(job: Job) -> None:
+    """The run stops and changes nothing."""
     job = replace(job, world_size=2)
     run(job)
     (Path(job.out) / "part-00001.pkl").unlink()
@@ -704,33 +704,35 @@ def test_a_lost_resharded_file_is_not_papered_over(job: Job) -> None:
     assert files_of(job) == before
 
 
-def test_a_lost_ledger_of_a_resharded_output_is_not_papered_over(job: Job, origin: Origin) -> None:
-    """A shard made again would take the place of a resharded one of its name: refused, and nothing asked or touched."""
+def test_a_missing_ledger_of_a_resharded_output_is_reported(job: Job, origin: Origin) -> None:
+    """Making the shard again would overwrite a resharded one of the same name. Nothing is requested or changed."""
     job = replace(job, world_size=2)
     run(job)
     (Path(job.out + ".datafetch") / "ledger" / "part-00000.parquet").unlink()
-    before, asked = files_of(job), origin.requests()
-    told = r"part-00000\.parquet is missing.*can't be made again one by one.*--fresh \(again, if one was interrupted\)"
-    with pytest.raises(ConfigurationError, match=told):
+    before, requests = files_of(job), origin.requests()
+    message = (
+        r"part-00000\.parquet is missing.*can't be made again one by one.*--fresh \(again, if one was interrupted\)"
+    )
+    with pytest.raises(ConfigurationError, match=message):
         run(job)
-    assert (files_of(job), origin.requests()) == (before, asked)
+    assert (files_of(job), origin.requests()) == (before, requests)
 
 
-def test_a_resharded_output_has_the_rows_that_the_ledgers_list(job: Job) -> None:
-    """Or there would be a report that an epoch uses more samples than there are."""
+def test_a_resharded_output_must_have_as_many_rows_as_its_ledgers(job: Job) -> None:
+    """Otherwise the report could state more samples per epoch than there are."""
     job = replace(job, world_size=2)
     run(job)
     layout = Path(job.out + ".datafetch")
-    arranged = orjson.loads((layout / "equal.json").read_bytes())
+    record = orjson.loads((layout / "equal.json").read_bytes())
     (layout / "ledger" / "part-00001.parquet").write_bytes((layout / "ledger" / "part-00000.parquet").read_bytes())
-    ours = sum(read_shard_counts(path).rows for path in (layout / "ledger").iterdir())
-    assert ours != sum(rows for rows, _ in arranged["files"].values())
+    ledger_rows = sum(read_shard_counts(path).rows for path in (layout / "ledger").iterdir())
+    assert ledger_rows != sum(rows for rows, _ in record["files"].values())
     with pytest.raises(ConservationError, match="the resharded files hold"):
         run(job)
 
 
-def test_an_observer_that_fails_ends_no_run(job: Job, caplog: pytest.LogCaptureFixture) -> None:
-    """What a caller's own code raises is logged with its traceback, and the run goes on without it."""
+def test_an_observer_that_fails_does_not_end_a_run(job: Job, caplog: pytest.LogCaptureFixture) -> None:
+    """Its exception is logged with the traceback, and the run continues without it."""
 
     async def observe(_: Callable[[], Statistics]) -> NoReturn:
         raise OSError(errno.EMFILE, "Too many open files")

@@ -24,7 +24,7 @@ TEXT = "".join(f'{{"n": {number}, "text": "猫"}}\n' for number in range(5000)).
 
 
 def zipped(content: bytes, *names: str, method: int = zipfile.ZIP_DEFLATED) -> bytes:
-    """A zip with this content under these names."""
+    """Return a zip with this content under these names."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", method) as archive:
         for name in names or ("a.jsonl",):
@@ -33,12 +33,12 @@ def zipped(content: bytes, *names: str, method: int = zipfile.ZIP_DEFLATED) -> b
 
 
 def checked_zstd(content: bytes) -> bytes:
-    """A frame of Zstandard with a checksum."""
+    """Return a Zstandard frame with a checksum."""
     return zstd.compress(content, options={zstd.CompressionParameter.checksum_flag: 1})
 
 
 def encrypted(archive: bytes) -> bytes:
-    """The same, marked as encrypted in its directory."""
+    """Return the same zip, marked as encrypted in its directory."""
     flags = archive.index(b"PK\x01\x02") + 8
     return archive[:flags] + b"\x01" + archive[flags + 1 :]
 
@@ -66,7 +66,7 @@ every_pack = pytest.mark.parametrize("pack", PACKS.values(), ids=PACKS)
 
 
 def write(folder: Path, content: bytes) -> Path:
-    """A file whose name tells nothing of its form."""
+    """Write a file whose name does not reveal its format."""
     (folder / "a.jsonl").write_bytes(content)
     return folder / "a.jsonl"
 
@@ -138,8 +138,8 @@ def test_a_damaged_byte_never_gives_other_lines(tmp_path: Path, pack: Callable[[
     text = TEXT[:400]
     packed = pack(text)
     refused = 0
-    for place in range(4, len(packed)):
-        path = write(tmp_path, packed[:place] + bytes([packed[place] ^ 0xFF]) + packed[place + 1 :])
+    for offset in range(4, len(packed)):
+        path = write(tmp_path, packed[:offset] + bytes([packed[offset] ^ 0xFF]) + packed[offset + 1 :])
         try:
             assert list(LineFile(path).lines()) == text.splitlines()
         except ManifestError as error:

@@ -22,7 +22,7 @@ from datafetch.verify import Check, run_check
 
 @pytest.fixture
 def elsewhere(tmp_path: Path) -> Path:
-    """A folder outside of the output, with a file."""
+    """A folder outside of the output, with a file in it."""
     folder = tmp_path / "elsewhere"
     folder.mkdir()
     (folder / "mine").write_text("mine")
@@ -30,42 +30,42 @@ def elsewhere(tmp_path: Path) -> Path:
 
 
 def write_shard(folder: Path, name: str = "part-00000") -> None:
-    """A shard of four rows."""
+    """Write a shard of four rows."""
     folder.mkdir(exist_ok=True)
     (folder / f"{name}.pkl").write_bytes(pickle.dumps([{"text": "a cat", "rawbytes": picture()}] * 4))
     (folder / f"{name}.count").write_text("4")
 
 
 def picture() -> bytes:
-    """A small job."""
+    """Return a small job."""
     file = BytesIO()
     Image.new("RGB", (4, 4)).save(file, "PNG")
     return file.getvalue()
 
 
-PLACES = [
+LINKS = [
     *("report.json.tmp", "progress.json.tmp", "unpublished", "ledger", "spool/1234/part-00000.spool"),
     *("failed/part-00000.spool", "quarantine/abc.body", "resharding/shards", "resharding/shards/part-00000.pkl"),
     *("ready/part-00000", "published/list.json"),
 ]
 
 
-@pytest.mark.parametrize("place", PLACES)
-async def test_a_run_does_not_write_through_links(tmp_path: Path, elsewhere: Path, place: str) -> None:
+@pytest.mark.parametrize("link", LINKS)
+async def test_a_run_does_not_write_through_links(tmp_path: Path, elsewhere: Path, link: str) -> None:
     """A link anywhere in the state folder stops the run at its beginning; what it leads to stays as it was."""
     layout = OutputLayout(tmp_path / "out")
-    put_link(layout.state_folder / place, elsewhere)
+    put_link(layout.state_folder / link, elsewhere)
     with pytest.raises(ConfigurationError, match="is a symbolic link, and datafetch does not write through links"):
         async with locked_output(layout, lambda: None):
             pass
     check_untouched(elsewhere)
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_reshard_does_not_write_through_links(tmp_path: Path, elsewhere: Path, place: str) -> None:
+@pytest.mark.parametrize("link", LINKS)
+def test_reshard_does_not_write_through_links(tmp_path: Path, elsewhere: Path, link: str) -> None:
     """``reshard`` refuses links in the state folder as well."""
     write_shard(tmp_path / "rows")
-    put_link(OutputLayout(tmp_path / "out").state_folder / place, elsewhere)
+    put_link(OutputLayout(tmp_path / "out").state_folder / link, elsewhere)
     with pytest.raises(ConfigurationError, match="is a symbolic link, and datafetch does not write through links"):
         reshard(ReshardRequest(tmp_path / "rows", tmp_path / "out", world_size=2, batch=1, group=1))
     check_untouched(elsewhere)
@@ -150,7 +150,7 @@ def _in_a_list(out: Path, elsewhere: Path) -> Path:
 def test_verify_does_not_follow_links_out(
     tmp_path: Path, elsewhere: Path, make: Callable[[Path, Path], Path], loader: Loader | None, images: int
 ) -> None:
-    """A link that leads out of the folder is a problem, and nothing behind it is read; one within it is none."""
+    """A link that leads out of the folder is a problem, and its target is not read; links within it are accepted."""
     out = make(tmp_path / "out", elsewhere)
     verdict = run_check(Check(str(out), loader=loader, processes=1, world_size=1, batch=1, group=1))
     assert verdict.problem_count == 2, verdict.problems
@@ -159,13 +159,13 @@ def test_verify_does_not_follow_links_out(
 
 
 def test_reshard_does_not_follow_links_out(tmp_path: Path, elsewhere: Path) -> None:
-    """As ``verify``: refused with what to do, before anything is made; a folder that is itself a link is read."""
+    """It is refused before anything is written; a source folder that is itself a link is accepted."""
     out = _in_shards(tmp_path / "rows", elsewhere)
-    wanted = ReshardRequest(out, tmp_path / "out", world_size=2, batch=1, group=1)
+    request = ReshardRequest(out, tmp_path / "out", world_size=2, batch=1, group=1)
     with pytest.raises(ManifestError, match=r"part-00001\.pkl is a link that leads out of its folder.*hard links"):
-        reshard(wanted)
+        reshard(request)
     assert not (tmp_path / "out").exists()
     for suffix in (".pkl", ".count"):
         (out / f"part-00001{suffix}").unlink()
     (tmp_path / "link").symlink_to(out)
-    assert reshard(replace(wanted, source=tmp_path / "link"))
+    assert reshard(replace(request, source=tmp_path / "link"))

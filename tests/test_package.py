@@ -1,4 +1,4 @@
-"""What a user of the library imports, and what that costs them."""
+"""What a user of the library imports, and the modules that this loads."""
 
 import re
 import subprocess
@@ -18,8 +18,8 @@ ROOT = Path(__file__).parent.parent
 PATIENCE_S = 120
 
 
-def test_every_name_is_there_and_none_is_a_submodules() -> None:
-    """Whatever is imported meanwhile, a name of the package means the same: no submodule takes its place."""
+def test_every_public_name_can_be_imported() -> None:
+    """No submodule that is imported later replaces a name of the package."""
     modules = {module.name for module in iter_modules(datafetch.__path__)}
     assert not modules & set(datafetch.__all__)
     for module in modules - {"__main__"}:
@@ -38,7 +38,7 @@ def test_importing_the_package_loads_nothing() -> None:
 
 
 def test_a_child_imports_the_same_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has the folder that holds the package before all others, and no folder of the package itself."""
+    """A child process finds the package in the folder of its parent, and no subfolder of it is on its path."""
     (tmp_path / "child_under_test.py").write_text("def main(): import sys; print(*sys.path, sep='\\n')\n")
     monkeypatch.syspath_prepend(tmp_path)
     command = child_command("child_under_test")
@@ -49,7 +49,7 @@ def test_a_child_imports_the_same_package(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_the_package_has_few_entries() -> None:
-    """At most 13 folders and files, held apart by six layers above ``errors`` and ``process``, none left out."""
+    """It has at most 13 folders and files, and the import contracts cover all of them."""
     entries = {path.name for path in (ROOT / "datafetch").iterdir()} - {
         "__init__.py",
         "__main__.py",
@@ -68,7 +68,7 @@ def test_the_package_has_few_entries() -> None:
 
 
 def test_the_map_names_every_module_and_no_other() -> None:
-    """``docs/design.md`` has them all, but for the commands and the demo's behaviours, which are named as folders."""
+    """``docs/design.md`` lists all of them, except commands and the demo's behaviours, which it lists as folders."""
     page = (ROOT / "docs" / "design.md").read_text()
     modules = {
         path.name
@@ -80,7 +80,7 @@ def test_the_map_names_every_module_and_no_other() -> None:
 
 
 def test_instructions_install_this_project() -> None:
-    """The package index has another project called datafetch, so that every instruction must name ours."""
+    """The package index has another project called datafetch, so instructions must name this one's URL."""
     name = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["name"]
     assert [point.value for point in distribution(name).entry_points] == ["datafetch.__main__:main"]
     folders = [ROOT / folder for folder in ("benchmarks", "datafetch", "docs", "scripts")]

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on."""
+"""What an operator sees during a run."""
 
 import asyncio
 import errno
@@ -29,7 +29,7 @@ POOL = logging.getLogger("datafetch.transcode")
 
 
 def statistics(elapsed_s: float, ok: int, failed: int = 0, earlier: int = 0, expected: int | None = 4000) -> Statistics:
-    """A snapshot."""
+    """Return the statistics of a run."""
     return Statistics(
         expected_images=expected,
         ok=ok,
@@ -44,50 +44,51 @@ def statistics(elapsed_s: float, ok: int, failed: int = 0, earlier: int = 0, exp
     )
 
 
-def test_a_line_says_how_far_how_well_how_fast_how_long() -> None:
-    """Images of how many, how they ended, the pace, the time left, the open requests, and the shards."""
+def test_the_line_of_a_run() -> None:
+    """It shows the images, their outcomes, the rate, the remaining time, the open requests, and the shards."""
     line = progress_line(statistics(10, ok=1100, failed=100), images_per_s=200.0)
     assert line == "1,200/4,000 images  1,100 ok  100 failed  200.0 images/s  ETA 0:00:14  open 5/8  shards 1/4"
 
 
-def test_during_resharding_the_line_says_so() -> None:
-    """Fetching is over then; what counts is how many rows have gone their way."""
+def test_the_line_during_resharding() -> None:
+    """It shows the stage and the number of rows instead of the rate of fetching, which is over by then."""
     now = replace(statistics(10, ok=3900, failed=100), resharding=ReshardProgress(ReshardStage.COPY, 1500, 3900))
     line = progress_line(now, images_per_s=0.0)
     assert line == "4,000/4,000 images  3,900 ok  100 failed  resharding: copying 1,500/3,900 rows"
 
 
-def test_without_a_total_there_is_no_time_left() -> None:
-    """What isn't known isn't guessed."""
+def test_the_remaining_time_is_omitted_if_the_total_is_unknown() -> None:
+    """Neither the total nor the remaining time is estimated."""
     line = progress_line(statistics(10, ok=1100, expected=None), images_per_s=200.0)
     assert line == "1,100 images  1,100 ok  0 failed  200.0 images/s  open 5/8  shards 1/4"
 
 
-def test_the_pace_is_that_of_the_last_while() -> None:
-    """Neither images of earlier runs nor a slow start weigh on it."""
-    pace = Throughput()
-    assert pace.images_per_s(statistics(0, ok=500, earlier=500)) == 0
-    assert pace.images_per_s(statistics(10, ok=600, earlier=500)) == pytest.approx(10)
+def test_the_rate_is_that_of_the_last_seconds() -> None:
+    """Neither images of earlier runs nor a slow start count."""
+    throughput = Throughput()
+    assert throughput.images_per_s(statistics(0, ok=500, earlier=500)) == 0
+    assert throughput.images_per_s(statistics(10, ok=600, earlier=500)) == pytest.approx(10)
     rates = [
-        pace.images_per_s(statistics(second, ok=600 + (second - 10) * 100, earlier=500)) for second in range(11, 60)
+        throughput.images_per_s(statistics(second, ok=600 + (second - 10) * 100, earlier=500))
+        for second in range(11, 60)
     ]
     assert rates[-1] == pytest.approx(100)
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
-async def test_a_terminal_gets_a_live_line(is_terminal: bool) -> None:
-    """The last state stays on a terminal; elsewhere there are plain lines now and then, without control codes."""
+async def test_a_terminal_shows_a_live_line(is_terminal: bool) -> None:
+    """Its last state stays on the terminal. Elsewhere, plain lines are printed now and then, without control codes."""
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=is_terminal, width=120)
-    asked = asyncio.Event()
+    is_shown = asyncio.Event()
 
-    def ask() -> Statistics:
-        asked.set()
+    def take_statistics() -> Statistics:
+        is_shown.set()
         return statistics(10, ok=1100)
 
-    showing = asyncio.create_task(show_progress(ask, console))
+    showing = asyncio.create_task(show_progress(take_statistics, console))
     if is_terminal:
-        await asked.wait()
+        await is_shown.wait()
     else:
         await asyncio.sleep(0)
     showing.cancel()
@@ -98,36 +99,36 @@ async def test_a_terminal_gets_a_live_line(is_terminal: bool) -> None:
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
-async def test_remarks_stand_above_the_live_line(is_terminal: bool) -> None:
-    """What the library logs while progress is shown is a line of its own, once, and the live line comes after it."""
+async def test_log_messages_are_printed_above_the_live_line(is_terminal: bool) -> None:
+    """Each message is printed once, on a line of its own, and the live line follows it."""
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=is_terminal, width=40)
-    asked = asyncio.Event()
+    is_shown = asyncio.Event()
 
-    def ask() -> Statistics:
-        asked.set()
+    def take_statistics() -> Statistics:
+        is_shown.set()
         return statistics(10, ok=1100)
 
-    remark = "a codec process ended with status -9; its 3 images are tried again"
+    message = "a codec process ended with status -9; its 3 images are tried again"
     with show_log_messages(console):
-        showing = asyncio.create_task(show_progress(ask, console))
+        showing = asyncio.create_task(show_progress(take_statistics, console))
         if is_terminal:
-            await asked.wait()
-        POOL.warning(remark)
+            await is_shown.wait()
+        POOL.warning(message)
         await asyncio.sleep(0)
         showing.cancel()
         with pytest.raises(asyncio.CancelledError):
             await showing
     shown = screen.getvalue()
-    assert shown.count(f"datafetch: {remark}\n") == 1
+    assert shown.count(f"datafetch: {message}\n") == 1
     if is_terminal:
-        assert shown.rindex("1,100/4,000 images") > shown.index(remark)
+        assert shown.rindex("1,100/4,000 images") > shown.index(message)
     else:
-        assert shown == f"datafetch: {remark}\n"
+        assert shown == f"datafetch: {message}\n"
 
 
-def test_a_remark_is_one_clean_line() -> None:
-    """No traceback, no markup, no colour, nothing of the web's that steers the terminal; of lesser levels, nothing."""
+def test_a_log_message_is_one_clean_line() -> None:
+    """It has no traceback, markup, colour or control characters; messages below level INFO are not shown."""
     screen = io.StringIO()
     with show_log_messages(Console(file=screen, force_terminal=True, width=40)):
         POOL.debug("all is well")
@@ -139,8 +140,8 @@ def test_a_remark_is_one_clean_line() -> None:
     assert screen.getvalue() == "datafetch: [red] [2J http://example.org/ [/red] 桜 12\n"
 
 
-def test_remarks_are_shown_only_meanwhile(capfd: pytest.CaptureFixture[str]) -> None:
-    """Neither before nor after, and not twice when a command has run before in the same process."""
+def test_log_messages_are_shown_only_within_the_context(capfd: pytest.CaptureFixture[str]) -> None:
+    """They are not shown before or after it, and only once if the context is entered a second time."""
     before = list(logging.getLogger("datafetch").handlers)
     for _ in range(2):
         with show_log_messages(ProgressConsole()):
@@ -149,28 +150,28 @@ def test_remarks_are_shown_only_meanwhile(capfd: pytest.CaptureFixture[str]) -> 
     assert capfd.readouterr().err == "datafetch: once\n" * 2
 
 
-def test_a_remark_that_cannot_be_written_ends_no_run() -> None:
-    """A full disk behind standard error is no reason to lose days."""
+def test_a_log_message_that_cannot_be_printed_does_not_end_a_run() -> None:
+    """A full disk behind standard error must not cost days of work."""
     with Path("/dev/full").open("wb", buffering=0) as full:
         console = Console(file=io.TextIOWrapper(full, write_through=True))
         with show_log_messages(console):
             POOL.warning("lost")
 
 
-async def test_progress_that_cannot_be_written_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor does a terminal that is gone, or a full disk behind standard error, while lines are shown."""
+async def test_progress_that_cannot_be_printed_does_not_end_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The terminal may be closed, or standard error redirected to a disk that is full."""
     monkeypatch.setattr("sys.stderr", io.TextIOWrapper(_Full(), write_through=True))
     console = ProgressConsole()
     console._force_terminal = True
-    asked = 0
+    calls = 0
 
-    def ask() -> Statistics:
-        nonlocal asked
-        asked += 1
+    def take_statistics() -> Statistics:
+        nonlocal calls
+        calls += 1
         return statistics(10, ok=1100)
 
-    showing = asyncio.create_task(show_progress(ask, console))
-    await until(lambda: asked == 2)
+    showing = asyncio.create_task(show_progress(take_statistics, console))
+    await until(lambda: calls == 2)
     showing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await showing
@@ -181,14 +182,14 @@ class _Full(io.BytesIO):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_a_line_on_equal_shards_says_how_far_they_are() -> None:
-    """Rows of all rows, and while they are copied how fast."""
+def test_the_line_of_resharding() -> None:
+    """It shows the stage and the number of rows, and the rate while rows are copied."""
     assert resharding_line(ReshardProgress(ReshardStage.MEASURE, 1000, 20_000), 2.0) == "measuring 1,000/20,000 rows"
     assert resharding_line(ReshardProgress(ReshardStage.COPY, 5, 10, 30_000_000), 2.0) == "copying 5/10 rows  15 MB/s"
 
 
-def test_the_last_state_of_equal_shards_stays_on_a_terminal() -> None:
-    """However soon it is done, a terminal shows the end."""
+def test_the_last_state_of_resharding_stays_on_a_terminal() -> None:
+    """A terminal shows the end, however soon it comes."""
     console = Console(file=io.StringIO(), force_terminal=True)
     with show_resharding(console) as report:
         report(ReshardProgress(ReshardStage.COPY, 10, 10))
@@ -197,8 +198,8 @@ def test_the_last_state_of_equal_shards_stays_on_a_terminal() -> None:
     assert "checking 10/10 rows" in console.file.getvalue()
 
 
-def test_elsewhere_a_line_on_equal_shards_is_printed_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not every buffer is a line in a log file, but once in a while one is."""
+def test_lines_of_resharding_in_a_log_file_are_limited_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log file gets a line only after each interval, and not for each buffer."""
     console = Console(file=io.StringIO(), force_terminal=False)
     assert isinstance(console.file, io.StringIO)
     with show_resharding(console) as report:
@@ -211,8 +212,8 @@ def test_elsewhere_a_line_on_equal_shards_is_printed_now_and_then(monkeypatch: p
     assert console.file.getvalue() == "copying 6/10 rows\ncopying 7/10 rows\n"
 
 
-def test_nothing_is_imported_to_show_a_line() -> None:
-    """A run that has used up its descriptors could not."""
+def test_showing_a_line_imports_nothing() -> None:
+    """A run that has used up its descriptors could not import anything."""
     program = """
 import asyncio, sys
 import datafetch.cli.progress
@@ -242,7 +243,7 @@ print(*(set(sys.modules) - before))
 
 
 def test_the_library_is_silent() -> None:
-    """Python prints warnings that nobody handles; somebody who uses the library is spared that."""
-    script = "import logging, datafetch; logging.getLogger('datafetch.transcode').warning('unasked')"
+    """Python prints warnings that no handler takes; the library prevents that."""
+    script = "import logging, datafetch; logging.getLogger('datafetch.transcode').warning('unhandled')"
     finished = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
     assert finished.stdout + finished.stderr == ""

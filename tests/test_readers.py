@@ -73,13 +73,17 @@ def test_a_bad_id_is_named_by_its_line_in_a_long_list(tmp_path: Path) -> None:
 def test_ids_are_found_or_not(ids: set[int], values: list[int]) -> None:
     """Looking up agrees with a set, also in an empty list and at its ends."""
     listed = IdList(np.array(sorted(ids), np.int64), 0)
-    places, present = listed.find(np.array(values, np.int64))
+    positions, present = listed.find(np.array(values, np.int64))
     assert present.tolist() == [value in ids for value in values]
-    assert all(listed.ids[place] == value for place, value, is_in in zip(places, values, present, strict=True) if is_in)
+    assert all(
+        listed.ids[position] == value
+        for position, value, is_in in zip(positions, values, present, strict=True)
+        if is_in
+    )
 
 
 def write(path: Path, rows: int, row_group: int) -> ParquetFile:
-    """A parquet file of this many rows, in groups of so many."""
+    """Write a parquet file of this many rows, in groups of this size."""
     table = pa.table({"id": range(rows), "text": [f"text {row}" for row in range(rows)], "unread": range(rows)})
     pq.write_table(table, path, row_group_size=row_group)
     return ParquetFile(path, COLUMNS)
@@ -87,13 +91,11 @@ def write(path: Path, rows: int, row_group: int) -> ParquetFile:
 
 @settings(max_examples=25)
 @given(st.sets(st.integers(0, 29_999)), st.sampled_from([700, 9_000, 30_000]))
-def test_selected_rows_come_in_order(
-    tmp_path_factory: pytest.TempPathFactory, wanted: set[int], row_group: int
-) -> None:
+def test_selected_rows_come_in_order(tmp_path_factory: pytest.TempPathFactory, rows: set[int], row_group: int) -> None:
     """Whatever is selected, and however the file is divided, exactly those rows come, in order."""
     file = write(tmp_path_factory.mktemp("parquet") / "x.parquet", 30_000, row_group)
-    rows = list(file.select(np.array(sorted(wanted), np.int64), list(COLUMNS)))
-    assert rows == [{"id": row, "text": f"text {row}"} for row in sorted(wanted)]
+    selected = list(file.select(np.array(sorted(rows), np.int64), list(COLUMNS)))
+    assert selected == [{"id": row, "text": f"text {row}"} for row in sorted(rows)]
 
 
 def test_matching_rows_counts_over_batches_and_groups(tmp_path: Path) -> None:

@@ -224,11 +224,11 @@ async def test_requests_in_flight_to_one_host_are_bounded() -> None:
 async def test_retry_after_pauses_the_whole_host() -> None:
     """After a 429 no request is sent to the host before the time it gives; then every image arrives."""
     loop = asyncio.get_running_loop()
-    asked_at_s: list[float] = []
+    requested_at_s: list[float] = []
 
     async def answer(_: bytes, writer: asyncio.StreamWriter) -> None:
-        asked_at_s.append(loop.time())
-        if len(asked_at_s) == 1:
+        requested_at_s.append(loop.time())
+        if len(requested_at_s) == 1:
             writer.write(b"HTTP/1.1 429 Slow down\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n")
         else:
             writer.write(_whole(b"picture"))
@@ -237,7 +237,7 @@ async def test_retry_after_pauses_the_whole_host() -> None:
     async with _server(answer) as port, Fetcher(policy) as fetch:
         fetched = await asyncio.gather(*(fetch(f"http://127.0.0.1:{port}/{number}") for number in range(5)))
     assert all(isinstance(one, Body) for one in fetched)
-    assert asked_at_s[1] - asked_at_s[0] >= 0.99
+    assert requested_at_s[1] - requested_at_s[0] >= 0.99
     assert sorted(one.attempts for one in fetched) == [1, 1, 1, 1, 2]
 
 
@@ -350,7 +350,7 @@ async def test_proxies_are_used_only_with_trust_env(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("is_redirect", [False, True], ids=["by URL", "by redirect"])
-async def test_a_proxy_is_not_asked_for_local_names(
+async def test_local_names_are_not_sent_to_a_proxy(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, is_redirect: bool
 ) -> None:
     """These are its own names, and names that /etc/hosts maps to private addresses, however they are written."""
@@ -561,11 +561,11 @@ async def test_hanging_requests_do_not_stop_the_others(origin: Origin, pictures:
 async def test_a_wait_for_memory_does_not_count_against_the_host() -> None:
     """A body that is held back for longer than the timeout arrives once there is memory for it."""
     body = os.urandom(2_000_000)
-    asked, go_on = asyncio.Event(), asyncio.Event()
+    requested, resume = asyncio.Event(), asyncio.Event()
 
     async def answer(_: bytes, writer: asyncio.StreamWriter) -> None:
-        asked.set()
-        await go_on.wait()
+        requested.set()
+        await resume.wait()
         writer.write(_whole(body))
 
     budget = BodyBudget(1_000_000)
@@ -573,10 +573,10 @@ async def test_a_wait_for_memory_does_not_count_against_the_host() -> None:
     async with _server(answer) as port, Fetcher(policy, budget=budget) as fetch:
         with budget.reservation() as first, budget.reservation() as second:
             asking = asyncio.create_task(fetch(f"http://127.0.0.1:{port}/"))
-            await asked.wait()
+            await requested.wait()
             await first.grow(900_000)
             await second.grow(900_000)  # goes over the budget, which only one may
-            go_on.set()
+            resume.set()
             await until(lambda: budget.waiting == 1)
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(policy.timeout_s * 1.2):

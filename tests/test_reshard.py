@@ -36,7 +36,7 @@ KILLING = Path(__file__).with_name("killing.py")
 
 
 def pairs(rows: int) -> list[Row]:
-    """Rows of pairs, of all lengths."""
+    """Return rows of pairs of all lengths."""
     return [{"id": number, "text": "桜" * (number % 5), "image": "x" * (number * 37 % 101)} for number in range(rows)]
 
 
@@ -53,12 +53,12 @@ def write_shards(folder: Path, rows: Sequence[Row], sizes: Sequence[int]) -> Pat
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """What lies in a folder."""
+    """Return the files in a folder, by name."""
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def read_shards(folder: Path) -> list[list[Row]]:
-    """What the trainer's loader reads, shard by shard."""
+    """Return the rows that the trainer's loader reads, shard by shard."""
     shards = []
     for path in sorted(folder.glob("*.pkl")):
         shards.append(pickle.loads(path.read_bytes()))
@@ -69,7 +69,7 @@ def read_shards(folder: Path) -> list[list[Row]]:
 
 @pytest.fixture(autouse=True)
 def _few_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let small shards take several buffers."""
+    """Make small shards take several buffers."""
     monkeypatch.setattr(copy, "_BUFFER_BYTES", SMALL_BUFFER_BYTES)
 
 
@@ -116,7 +116,7 @@ def test_nothing_is_lost_and_every_rank_reads_the_same(
     assert made.epoch == seen
     assert (seen.unread, seen.is_aligned or ranks.world_size == 1) == (0, True)
     assert seen.samples - seen.used < ranks.min_rows
-    placed = [rows[place] for place in np.argsort(permutation(len(rows), seed))]
+    placed = [rows[position] for position in np.argsort(permutation(len(rows), seed))]
     assert [row for shard in shards for row in shard] == placed
     assert files_of(source) == before
     assert [path.name for path in OutputLayout(folder / "out").state_folder.iterdir() if path.name != "lock"] == [
@@ -124,7 +124,7 @@ def test_nothing_is_lost_and_every_rank_reads_the_same(
     ]
 
 
-def test_the_order_of_a_seed_is_for_ever() -> None:
+def test_the_order_of_a_seed_never_changes() -> None:
     """The permutation of a seed is the same as when this test was written."""
     assert permutation(8, 0).tolist() == [3, 2, 1, 6, 0, 7, 4, 5]
     assert permutation(5, None).tolist() == [0, 1, 2, 3, 4]
@@ -157,12 +157,12 @@ def test_a_killed_run_resumes_with_the_same_bytes(tmp_path: Path, source: Path, 
     folder = tmp_path / "killed"
     task = ["reshard", str(source), str(folder), "7"]
     subprocess.run([sys.executable, str(KILLING), *task], check=True, timeout=100)
-    places = sorted(folder.iterdir(), key=lambda place: int(place.name))
-    assert len(places) > 12
-    assert files_of(places.pop() / "out") == undisturbed
+    runs = sorted(folder.iterdir(), key=lambda run: int(run.name))
+    assert len(runs) > 12
+    assert files_of(runs.pop() / "out") == undisturbed
     seen_done = set()
-    for place in places:
-        out = place / "out"
+    for run in runs:
+        out = run / "out"
         assert not out.exists() or files_of(out) == undisturbed
         journal = OutputLayout(out).resharding / "journal.json"
         seen_done.add(json.loads(journal.read_bytes())["done"] if journal.exists() else None)
@@ -281,10 +281,10 @@ def test_a_swap_can_be_killed_anywhere(
     old, new = _prepare_swap(prepared, source, make_old)
     folder = tmp_path / "killed"
     subprocess.run([sys.executable, str(KILLING), task, str(prepared), str(folder), "1"], check=True, timeout=100)
-    places = sorted(folder.iterdir(), key=lambda place: int(place.name))
-    assert len(places) > 5
-    for place in places:
-        layout = OutputLayout(place / "out")
+    runs = sorted(folder.iterdir(), key=lambda run: int(run.name))
+    assert len(runs) > 5
+    for run in runs:
+        layout = OutputLayout(run / "out")
         there = files_of(layout.out) if layout.out.exists() else {}
         assert there.items() <= old.items() or there.items() <= new.items()
         assert there in (old, new) or (make_old, task) != (_folder, "swap")
@@ -303,7 +303,7 @@ def test_a_swap_can_be_killed_anywhere(
 def _prepare_swap(
     folder: Path, source: Path, make_old: Callable[[Path], None]
 ) -> tuple[dict[str, bytes], dict[str, bytes]]:
-    """Complete new shards, with an old output and rows that were added to it."""
+    """Prepare complete new shards, an old output, and rows that were added to it."""
     layout = OutputLayout(folder / "out")
     reshard_for_four_ranks(source, folder / "made")
     layout.resharded.mkdir(parents=True)
@@ -396,7 +396,7 @@ def test_a_state_folder_on_another_filesystem_is_no_hindrance(
     assert {path.name for path in layout.state_folder.iterdir()} == {"lock", "equal.json"}
 
 
-def test_what_others_put_in_the_outputs_place_is_left_alone(tmp_path: Path, source: Path) -> None:
+def test_third_party_files_at_the_outputs_path_are_kept(tmp_path: Path, source: Path) -> None:
     """Third-party files that appear at the output's path stay, and so do all shards, until they are moved away."""
     _, new = _prepare_swap(tmp_path, source, _folder)
     layout = OutputLayout(tmp_path / "out")
@@ -412,17 +412,17 @@ def test_what_others_put_in_the_outputs_place_is_left_alone(tmp_path: Path, sour
     assert files_of(layout.out) == new
 
 
-def test_folders_that_were_copied_in_midst_of_it_are_not_mixed_up(tmp_path: Path, source: Path) -> None:
+def test_folders_that_were_copied_during_the_swap_are_not_mixed_up(tmp_path: Path, source: Path) -> None:
     """If it is unclear which of two folders is the new one, nothing is done, and the message says what to do."""
     old, new = _prepare_swap(tmp_path, source, _folder)
     layout = OutputLayout(tmp_path / "out")
-    note = layout.resharded / "exchanging"
-    note.write_text("0")
+    marker = layout.resharded / "exchanging"
+    marker.write_text("0")
     with pytest.raises(ConfigurationError, match=f"if {layout.out} does, delete"):
         complete_swap(layout)
     assert files_of(layout.out) == old
     assert files_of(layout.resharded / "shards") == new
-    note.unlink()
+    marker.unlink()
     complete_swap(layout)
     assert files_of(layout.out) == new
 
@@ -433,13 +433,13 @@ def test_the_outputs_own_shards_can_be_its_source(tmp_path: Path) -> None:
     layout = OutputLayout(tmp_path / "out")
     write_shards(layout.out, rows, [41, 9])
     layout.state_folder.mkdir()
-    places = permutation(50, 7)
+    positions = permutation(50, 7)
     sources = [
-        Source(layout.out / "part-00000.pkl", 41, places[:41]),
-        Source(layout.out / "part-00001.pkl", 9, places[41:]),
+        Source(layout.out / "part-00000.pkl", 41, positions[:41]),
+        Source(layout.out / "part-00001.pkl", 9, positions[41:]),
     ]
     assert copy.reshard_rows(layout, sources, plan=Plan(Ranks(5, 1, 1), 7), samples={"a": "00"})
-    assert [row for shard in read_shards(layout.out) for row in shard] == [rows[at] for at in np.argsort(places)]
+    assert [row for shard in read_shards(layout.out) for row in shard] == [rows[at] for at in np.argsort(positions)]
     record = json.loads(layout.reshard_record.read_bytes())
     assert {name: record[name] for name in ("samples", "world_size", "batch", "group", "shuffle", "rows")} == {
         "samples": {"a": "00"},
@@ -712,11 +712,11 @@ def test_a_source_that_changes_is_refused(tmp_path: Path, source: Path, text: st
 
 def test_two_rows_at_one_position_are_a_bug(tmp_path: Path, source: Path) -> None:
     """Positions that would overwrite a row, and leave a gap elsewhere, are refused before anything is written."""
-    places = np.arange(20, dtype=np.int64)
-    places[7] = 6
+    positions = np.arange(20, dtype=np.int64)
+    positions[7] = 6
     layout = OutputLayout(tmp_path / "out")
     layout.state_folder.mkdir()
     plan = Plan(Ranks(2, 1, 1), None)
     with pytest.raises(ConservationError, match="the same position"):
-        copy.reshard_rows(layout, [Source(source / "part-00000.pkl", 20, places)], plan=plan)
+        copy.reshard_rows(layout, [Source(source / "part-00000.pkl", 20, positions)], plan=plan)
     assert not layout.out.exists()

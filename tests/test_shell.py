@@ -1,4 +1,4 @@
-"""What a shell, its limits and other people's names can do to the command: one clean line, and the right exit code."""
+"""The command line with a shell's limits, closed streams and untrusted names: one clean line, the right exit code."""
 
 import logging
 import os
@@ -28,13 +28,13 @@ LONGEST_LINE = len("datafetch: ") + 2001
 
 @pytest.fixture
 def source(tmp_path: Path) -> CoyoSource:
-    """A manifest that fails at once, for its addresses are not public."""
+    """A manifest whose images fail at once, since their addresses are not public."""
     return write_coyo_source(tmp_path / "source", ["http://127.0.0.1/a.jpg", "http://127.0.0.1/b.jpg"])
 
 
 @pytest.fixture
 def command(tmp_path: Path, source: CoyoSource) -> list[str]:
-    """The command that goes through it."""
+    """The command that fetches this manifest."""
     return [
         *(sys.executable, "-m", "datafetch", "prepare", "coyo", "--source", str(source.folder)),
         *("--ids", str(source.ids), "--root", str(tmp_path / "root"), "--processes", "1", "--no-reshard"),
@@ -51,8 +51,8 @@ def command(tmp_path: Path, source: CoyoSource) -> list[str]:
         pytest.param("<&- 2>&-", marks=pytest.mark.slow),
     ],
 )
-def test_closed_standard_streams_end_no_run(tmp_path: Path, command: list[str], closed: str) -> None:
-    """A run without them is complete, and nothing of it went into a file or socket that got their numbers."""
+def test_a_run_with_closed_standard_streams_completes(tmp_path: Path, command: list[str], closed: str) -> None:
+    """None of its output goes to a file or socket that got the number of a closed stream."""
     shell = ["sh", "-c", f'"$@" {closed}', "sh", *command]
     finished = subprocess.run(shell, capture_output=True, check=False, timeout=PATIENCE_S)
     assert finished.returncode == 0, finished.stderr
@@ -73,10 +73,10 @@ def _limited(limit_bytes: int) -> Callable[[], None]:
     ],
 )
 def test_a_small_address_space_is_one_line(command: list[str], limit_mib: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``ulimit -v`` far below what libraries need: exit 4, and what to do, whichever of them would have failed."""
+    """With an ``ulimit -v`` far below what libraries need, the exit code is 4 and the error says what to do."""
     if limit_mib <= 20 and "COVERAGE_PROCESS_CONFIG" in os.environ:
         pytest.skip("Python can't even load what measures coverage in so little")
-    for variable in ("COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START"):  # or there is not even room for that
+    for variable in ("COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START"):  # which would need more memory
         monkeypatch.delenv(variable, raising=False)
     limit = _limited(limit_mib << 20)
     finished = subprocess.run(
@@ -114,7 +114,7 @@ def test_a_small_address_space_is_one_line(command: list[str], limit_mib: int, m
 def test_an_error_has_the_exit_code_of_its_kind(
     tmp_path: Path, error: Exception, code: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Kinds that are made of others count as those; a want of memory is the machine's, whoever says it."""
+    """A derived class has the exit code of its base class, and a lack of memory that of the machine's errors."""
 
     def fail(*_: object) -> NoReturn:
         raise error
@@ -136,7 +136,7 @@ def test_an_error_has_the_exit_code_of_its_kind(
     ],
     ids=repr,
 )
-def test_what_was_begun_afresh_is_resumed_without_fresh(
+def test_a_run_with_fresh_is_resumed_without_fresh(
     command: list[str],
     error: BaseException,
     code: int,
@@ -144,7 +144,7 @@ def test_what_was_begun_afresh_is_resumed_without_fresh(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """Whoever follows the advice loses nothing: the same command would delete what it has fetched."""
+    """Repeating the command with ``--fresh`` would delete what it has fetched, so the message leaves that out."""
 
     def fail(*_: object, **__: object) -> NoReturn:
         raise error
@@ -156,8 +156,8 @@ def test_what_was_begun_afresh_is_resumed_without_fresh(
     assert ("run the same command again" in line) is not bool(options)
 
 
-def test_a_bug_is_not_taken_for_a_want_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is none of these is raised as it is."""
+def test_a_bug_is_not_reported_as_a_lack_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any other exception is raised unchanged."""
 
     def fail(*_: object) -> NoReturn:
         raise RuntimeError("a bug")
@@ -170,13 +170,13 @@ def test_a_bug_is_not_taken_for_a_want_of_memory(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("error", "kind"), [(SocketsExhaustedError("x"), "ResourceError"), (ManifestError("x"), "ManifestError")]
 )
-def test_a_commit_tells_the_kind_of_its_error(error: DatafetchError, kind: str) -> None:
-    """A kind that its parent does not know by name is told as the one that it is made of."""
+def test_a_commit_process_returns_the_kind_of_its_error(error: DatafetchError, kind: str) -> None:
+    """A kind that the parent does not know by name is returned as its base class."""
     assert _error_fields(error) == {"error": kind, "message": "x"}
 
 
 def write_shard(folder: Path, row: dict[str, object]) -> Path:
-    """A shard of one row."""
+    """Write a shard of one row."""
     folder.mkdir()
     (folder / "part-00000.pkl").write_bytes(pickle.dumps([row]))
     (folder / "part-00000.count").write_text("1")
@@ -184,8 +184,10 @@ def write_shard(folder: Path, row: dict[str, object]) -> Path:
 
 
 @pytest.mark.parametrize("key", [EVIL, EVIL * 100_000])
-def test_names_of_others_do_not_steer_the_terminal(tmp_path: Path, key: str, capfd: pytest.CaptureFixture[str]) -> None:
-    """A key of a pickle, a file's name: on standard error they are one printable line of bounded length."""
+def test_untrusted_names_do_not_control_the_terminal(
+    tmp_path: Path, key: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Keys and file names are printed to standard error as one printable line of bounded length."""
     folder = write_shard(tmp_path / f"rows{EVIL}", {key: 1})
     assert main(["reshard", str(folder), str(tmp_path / "out")]) == 2
     check_one_clean_line(capfd.readouterr().err)
@@ -201,7 +203,7 @@ def test_names_of_others_do_not_steer_the_terminal(tmp_path: Path, key: str, cap
 
 
 def check_one_clean_line(text: str) -> None:
-    """One line, printable, and not too long."""
+    """Check that the text is one printable line of bounded length."""
     (line,) = text.splitlines()
     assert line.isprintable(), line
     assert line.startswith("datafetch: ")
@@ -209,14 +211,14 @@ def check_one_clean_line(text: str) -> None:
 
 
 def test_a_long_message_keeps_its_beginning_and_its_end() -> None:
-    """What is wrong stands at the beginning, what to do about it at the end."""
-    line = one_line(f"the column {'x' * 1_000_000} is missing; write the file anew")
+    """The beginning says what is wrong, and the end what to do."""
+    line = one_line(f"the column {'x' * 1_000_000} is missing; write the file again")
     assert line.startswith("the column xxx")
-    assert line.endswith("; write the file anew")
+    assert line.endswith("; write the file again")
 
 
-def test_a_summary_does_not_steer_the_terminal(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Nor does the name of a folder on standard output."""
+def test_a_summary_does_not_control_the_terminal(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Names of folders are printable on standard output as well."""
     row: dict[str, object] = {"text": "a cat", "image": "aGk="}
     folder = write_shard(tmp_path / "rows", row)
     for name in ("part-00001", "part-00002", "part-00003"):
@@ -224,6 +226,6 @@ def test_a_summary_does_not_steer_the_terminal(tmp_path: Path, capfd: pytest.Cap
         (folder / f"{name}.count").write_text("1")
     arguments = ["--world-size", "2", "--batch", "1", "--group", "1"]
     assert main(["reshard", str(folder), str(tmp_path / f"out{EVIL}"), *arguments]) == 0
-    said = capfd.readouterr().out
-    assert "4 rows in" in said
-    assert all(line.isprintable() for line in said.split("\n"))
+    printed = capfd.readouterr().out
+    assert "4 rows in" in printed
+    assert all(line.isprintable() for line in printed.split("\n"))

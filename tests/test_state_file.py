@@ -1,4 +1,4 @@
-"""State files are read whole and within bounds, or refused with one line that names the file."""
+"""State files are read completely and within bounds, or refused with one line that names the file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DAMAGED = ConfigurationError("value.json is damaged; delete it")
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """What the file of these tests holds."""
+    """The value that the file of these tests holds."""
 
     count: Count
     amount: Amount = 0.0
@@ -39,7 +39,7 @@ class Value:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Where the file lies."""
+    """The path of the file."""
     return tmp_path / "value.json"
 
 
@@ -52,7 +52,7 @@ def path(tmp_path: Path) -> Path:
         (b'{"count": 7, "of_a_later_version": [{"x": null}]}', Value(7)),
     ],
 )
-def test_a_sound_file_is_its_value(path: Path, content: bytes, value: Value) -> None:
+def test_a_valid_file_is_read_as_its_type(path: Path, content: bytes, value: Value) -> None:
     """Keys that the type does not have are skipped."""
     path.write_bytes(content)
     assert read_state_file(path, Value, DAMAGED) == read_if_sound(path, Value) == value
@@ -69,8 +69,8 @@ def test_a_sound_file_is_its_value(path: Path, content: bytes, value: Value) -> 
         b'{"count": 7, "later": ' + b"[" * 100_000,
     ],
 )
-def test_what_is_out_of_bounds_is_refused(path: Path, content: bytes) -> None:
-    """With the error of that file, or as if there were none; never half of it."""
+def test_an_invalid_file_is_refused_or_counts_as_missing(path: Path, content: bytes) -> None:
+    """``read_state_file`` raises that file's error, and ``read_if_sound`` returns None; neither returns a part."""
     path.write_bytes(content)
     with pytest.raises(ConfigurationError) as raised:
         read_state_file(path, Value, DAMAGED)
@@ -78,8 +78,8 @@ def test_what_is_out_of_bounds_is_refused(path: Path, content: bytes) -> None:
     assert read_if_sound(path, Value) is None
 
 
-def test_what_is_no_file(path: Path) -> None:
-    """A missing file is no damaged one; a folder in its place is, and a link that leads nowhere can't be read."""
+def test_a_missing_file_is_not_a_damaged_one(path: Path) -> None:
+    """A folder in its place counts as damaged, and a link that leads to itself can't be read."""
     for missing in (path, path.parent / "value.json" / "value.json"):
         assert read_state_file(missing, Value, DAMAGED) is read_if_sound(missing, Value) is None
     path.touch()
@@ -95,8 +95,8 @@ def test_what_is_no_file(path: Path) -> None:
         read_state_file(path, Value, DAMAGED)
 
 
-def test_no_more_is_read_than_a_state_file_may_have(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file that is larger is refused before it is decoded."""
+def test_the_size_of_a_state_file_is_bounded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A larger file is refused before it is decoded."""
     path.write_bytes(b'{"count": 7}')
     monkeypatch.setattr(state_file, "_MAX_BYTES", 12)
     assert read_state_file(path, Value, DAMAGED) == Value(7)
@@ -106,8 +106,8 @@ def test_no_more_is_read_than_a_state_file_may_have(path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "...", ".a", "a", "a b\n", "\n", "a/b", "/", "a\0", "ä", "..a"])
-def test_a_plain_name_is_one_everywhere(path: Path, name: str) -> None:
-    """Files are read by the rule that ``is_plain_name`` tells."""
+def test_reading_agrees_with_is_plain_name(path: Path, name: str) -> None:
+    """A file with a name is valid exactly if ``is_plain_name`` accepts the name."""
     path.write_bytes(orjson.dumps({"count": 7, "name": name}))
     assert (read_if_sound(path, Value) is not None) is is_plain_name(name)
     assert is_plain_name(name) is (name not in ("", ".", "..") and not {"/", "\0"} & set(name))
@@ -115,35 +115,35 @@ def test_a_plain_name_is_one_everywhere(path: Path, name: str) -> None:
 
 @pytest.fixture
 def layout(tmp_path: Path) -> OutputLayout:
-    """Of an output with nothing in it yet."""
+    """The layout of an empty output."""
     layout = OutputLayout(tmp_path / "out")
     layout.state_folder.mkdir()
     return layout
 
 
 def test_heartbeats_of_earlier_versions_are_read(layout: OutputLayout) -> None:
-    """With and without the progress of resharding."""
+    """A heartbeat is read with the progress of resharding and without it."""
     statistics = (
         b'"expected_images":null,"ok":1,"failed":2,"earlier":3,"shards":4,"shards_published":1,"fetched_bytes":5,'
         b'"connections":6,"open_requests":7,"elapsed_s":8.5'
     )
-    beat = (
+    heartbeat = (
         b'{"pid":1,"host":"here","started_unix_s":1e9,"updated_unix_s":1000000002,"is_ended":true,"spools":"/s",'
         b'"images_per_s":0.0,"statistics":{%s}}'
     )
-    layout.progress.write_bytes(beat % statistics)
+    layout.progress.write_bytes(heartbeat % statistics)
     before = read_snapshot(layout.progress)
     assert before is not None
     assert before.statistics.resharding is None
-    equal = b',"resharding":{"stage":"copying","rows":1,"total_rows":2,"copied_bytes":3}'
-    layout.progress.write_bytes(beat % (statistics + equal))
+    resharding = b',"resharding":{"stage":"copying","rows":1,"total_rows":2,"copied_bytes":3}'
+    layout.progress.write_bytes(heartbeat % (statistics + resharding))
     now = read_snapshot(layout.progress)
     assert now is not None
     assert now.statistics.resharding == ReshardProgress(ReshardStage.COPY, 1, 2, 3)
 
 
 def test_retries_of_earlier_versions_are_read(layout: OutputLayout) -> None:
-    """Before there were permissions, and with them."""
+    """The state of a retry is read with permissions and without them."""
     layout.retry.write_text('{"number": 1, "kinds": ["timeout"], "scratch": null, "token": "abc"}')
     state = RetryState(number=1, kinds=(FailureKind.TIMEOUT,), scratch=None, token=f"{0xABC:x}")
     assert read_retry_state(layout) == state
@@ -160,7 +160,7 @@ def test_retries_of_earlier_versions_are_read(layout: OutputLayout) -> None:
 
 
 def test_reshard_records_of_earlier_versions_are_read(layout: OutputLayout) -> None:
-    """Those that ``reshard`` made, and those that a run did."""
+    """Records written by ``reshard`` list its source shards, and those written by a run list its samples."""
     ranks = b'"world_size":2,"batch":3,"group":4,"shuffle":null,"rows":9,"files":{"part-00000":[9,99]},"replaces":[]}'
     layout.reshard_record.write_bytes(b'{"made_from":[["/a/part-00000.pkl",9,1]],' + ranks)
     resharded = read_reshard_record(layout)
@@ -177,8 +177,8 @@ def test_reshard_records_of_earlier_versions_are_read(layout: OutputLayout) -> N
 JOB = {"format": 1, "dataset": "coyo", "shards": {"a": ["a.parquet", 10, "f"]}, "limit": None, "quality": 75}
 
 
-def test_a_job_is_read_whole_and_in_part(layout: OutputLayout) -> None:
-    """What each job has is typed; the rest is what the dataset wrote."""
+def test_a_job_file_is_read_as_fields_and_as_a_typed_value(layout: OutputLayout) -> None:
+    """Fields that every job has are typed, and the others are returned as the dataset wrote them."""
     layout.job.write_bytes(orjson.dumps(JOB))
     job = read_job_file(layout)
     assert job is not None
@@ -208,8 +208,8 @@ def test_a_job_is_read_whole_and_in_part(layout: OutputLayout) -> None:
         {"asked": {"scratch": "a\0"}},
     ],
 )
-def test_what_is_no_job_is_refused(layout: OutputLayout, change: dict[str, object]) -> None:
-    """By whoever reads it."""
+def test_an_invalid_job_file_is_refused(layout: OutputLayout, change: dict[str, object]) -> None:
+    """Both functions that read job files refuse it with the same error."""
     layout.job.write_bytes(orjson.dumps(JOB | change))
     with pytest.raises(ConfigurationError, match=r"job\.json is not a job of this version of datafetch"):
         read_job_file(layout)

@@ -1,4 +1,4 @@
-"""Where a run stands, whoever asks and whenever."""
+"""The status of a run, whenever and however it is requested."""
 
 import json
 import os
@@ -42,14 +42,14 @@ PATIENCE_S = 120
 
 @pytest.fixture(scope="module")
 def slow_origin(pictures: Pictures) -> Iterator[Origin]:
-    """A server of our own."""
+    """A server that only this test module uses."""
     with Origin(pictures[0]) as running:
         yield running
 
 
 @pytest.fixture
 def source(tmp_path: Path, slow_origin: Origin, pictures: Pictures) -> CoyoSource:
-    """A manifest in two shards whose images take a second each, but for some that are not there."""
+    """A manifest of two shards whose images take a second each, except for some that are missing."""
     names = pictures[1]
     urls = [
         slow_origin.url("slow" if number % 10 else "missing", names[number % len(names)], f"{tmp_path.name}-{number}")
@@ -60,7 +60,7 @@ def source(tmp_path: Path, slow_origin: Origin, pictures: Pictures) -> CoyoSourc
 
 @pytest.fixture
 def run_at_work(tmp_path: Path, source: CoyoSource) -> Iterator[subprocess.Popen[str]]:
-    """The command that fetches it, with its spools elsewhere."""
+    """The running command that fetches this manifest, with a scratch folder."""
     command = [
         *(sys.executable, "-m", "datafetch", "prepare", "coyo", "--scratch", str(tmp_path / "scratch")),
         *("--source", str(source.folder), "--ids", str(source.ids), "--root", str(tmp_path / "root")),
@@ -72,12 +72,12 @@ def run_at_work(tmp_path: Path, source: CoyoSource) -> Iterator[subprocess.Popen
 
 
 def data_folder(tmp_path: Path) -> Path:
-    """Where that command writes to."""
+    """Return the folder that the command writes to."""
     return tmp_path / "root" / "coyo-700m" / "pkl03-split"
 
 
 def polled(process: subprocess.Popen[str], out: Path) -> Iterator[Status]:
-    """Where it stands, over and over, from when there is something to be seen until it is complete."""
+    """Yield the status repeatedly, from the time when the job file exists until the run is complete."""
     while not OutputLayout(out).job.exists():
         assert process.poll() is None, process.communicate()
     for _ in iter(process.poll, 1):
@@ -88,7 +88,7 @@ def polled(process: subprocess.Popen[str], out: Path) -> Iterator[Status]:
 
 
 def check_consistency(status: Status) -> None:
-    """What holds at any time."""
+    """Check what holds for every status."""
     assert status.ended == status.ok + status.failed
     assert status.failed == sum(status.by_kind.values()) == sum(host.failed for host in status.hosts)
     assert status.rows + status.dropped <= status.samples <= status.ended
@@ -97,8 +97,8 @@ def check_consistency(status: Status) -> None:
     assert bool(status.at_work) is (status.state is RunState.RUNNING)
 
 
-def test_a_run_is_followed_to_its_end(tmp_path: Path, run_at_work: subprocess.Popen[str]) -> None:
-    """At no time does the status fail, contradict itself, or go back; at the end it says what the report says."""
+def test_the_status_of_a_run_is_consistent_to_its_end(tmp_path: Path, run_at_work: subprocess.Popen[str]) -> None:
+    """It never fails, contradicts itself or goes back, and at the end it agrees with the report."""
     out = data_folder(tmp_path)
     seen = list(polled(run_at_work, out))
     for status in seen:
@@ -134,10 +134,10 @@ def test_a_run_is_followed_to_its_end(tmp_path: Path, run_at_work: subprocess.Po
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_run_that_was_stopped_is_interrupted(
+def test_a_stopped_run_is_interrupted(
     tmp_path: Path, run_at_work: subprocess.Popen[str], signal_number: signal.Signals
 ) -> None:
-    """From the moment it is gone, killed or not; what its spools hold counts, wherever they lie."""
+    """This holds as soon as its process is gone. Images in its spools count, wherever these are."""
     out = data_folder(tmp_path)
     for status in polled(run_at_work, out):
         if status.ok > 10:
@@ -157,19 +157,19 @@ def test_a_run_that_was_stopped_is_interrupted(
 
 
 def line(sample: int, url: str, outcome: str = "ok") -> LedgerLine:
-    """What became of an image."""
+    """Return the ledger line of an image."""
     return LedgerLine(sample, str(sample), 0, url, url, outcome, 200, 1, 1000, 10, 10, "JPEG", "", 1.0, "")
 
 
 def write_job(layout: OutputLayout, *shards: str, limit: int | None = None) -> None:
-    """A job with these shards."""
+    """Write a job file with these shards."""
     layout.state_folder.mkdir(parents=True)
     shards_of_job = {shard: [f"{shard}.parquet", 10, "fingerprint"] for shard in shards}
     layout.job.write_bytes(orjson.dumps({"format": 1, "dataset": "coyo", "shards": shards_of_job, "limit": limit}))
 
 
 def publish(layout: OutputLayout, shard: str, lines: list[LedgerLine]) -> None:
-    """A published shard with these images, its files being a hundred bytes large."""
+    """Publish a shard with these images, whose files have a hundred bytes."""
     outcomes = Counter(one.outcome for one in lines)
     layout.ledgers.mkdir(exist_ok=True)
     with LedgerWriter(layout.ledger(shard), shard) as ledger:
@@ -182,7 +182,7 @@ def publish(layout: OutputLayout, shard: str, lines: list[LedgerLine]) -> None:
 
 
 def spool(layout: OutputLayout, shard: str, lines: list[LedgerLine]) -> None:
-    """A shard in progress with these images."""
+    """Write the spool of a shard in progress with these images."""
     ended: list[SpoolRecord] = []
     for one in lines:
         ended += [ImageResult(one, b"jpeg"), Sample(one.sample, one.key, (one.url,), {})]
@@ -190,7 +190,7 @@ def spool(layout: OutputLayout, shard: str, lines: list[LedgerLine]) -> None:
 
 
 def write_heartbeat(layout: OutputLayout, **numbers: int) -> None:
-    """A heartbeat of this process, just now."""
+    """Write a heartbeat of this process, as of now."""
     nothing: dict[str, Any] = dict.fromkeys(Statistics.__slots__, 0)
     statistics = Statistics(
         **(nothing | {"resharding": None, "elapsed_s": 83.0, "open_requests": 500, "connections": 512} | numbers)
@@ -204,7 +204,7 @@ def write_heartbeat(layout: OutputLayout, **numbers: int) -> None:
 
 @pytest.fixture
 def layout(tmp_path: Path) -> OutputLayout:
-    """An output with a published shard, one in progress, and one that has not been begun."""
+    """An output with a published shard, one in progress, and one that has not been started."""
     made = OutputLayout(tmp_path / "out")
     write_job(made, "a", "b", "c")
     lines = [line(0, "http://x.org/"), line(1, "http://y.org/", "timeout"), line(2, "http://Y.org:81/", "tls")]
@@ -213,8 +213,8 @@ def layout(tmp_path: Path) -> OutputLayout:
     return made
 
 
-def test_the_json_object(layout: OutputLayout, capfd: pytest.CaptureFixture[str]) -> None:
-    """Exactly what the contract of the command says, nothing on standard error, and nothing written."""
+def test_json_prints_the_contracts_object(layout: OutputLayout, capfd: pytest.CaptureFixture[str]) -> None:
+    """Nothing is printed to standard error, and nothing is written."""
     before = {path: path.stat().st_mtime_ns for path in layout.out.parent.rglob("*")}
     assert main(["status", str(layout.out), "--json"]) == 0
     printed = capfd.readouterr()
@@ -246,7 +246,7 @@ def test_the_json_object(layout: OutputLayout, capfd: pytest.CaptureFixture[str]
 
 
 def test_the_output_may_be_named_in_several_ways(layout: OutputLayout, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a slash behind it, by its state folder, or from inside."""
+    """With a trailing slash, by its state folder, or from inside."""
     expected = read_status(layout.out)
     assert read_status(Path(f"{layout.out}/")) == expected
     assert read_status(layout.state_folder) == expected
@@ -255,23 +255,23 @@ def test_the_output_may_be_named_in_several_ways(layout: OutputLayout, monkeypat
     assert read_status(Path("../out")).ended == expected.ended
 
 
-def test_a_shard_with_a_ledger_counts_by_it_alone(layout: OutputLayout) -> None:
-    """Its spool may still be there, for a moment or since a crash."""
+def test_a_spool_does_not_count_if_its_shard_has_a_ledger(layout: OutputLayout) -> None:
+    """A spool may remain for a moment, or after a crash."""
     before = read_status(layout.out)
     spool(layout, "a", [line(0, "http://x.org/")])
     assert read_status(layout.out) == before
 
 
-def test_a_shard_whose_files_are_gone_is_not_published(layout: OutputLayout) -> None:
-    """A run would make it again; but not where the output is resharded."""
+def test_a_shard_without_its_files_is_not_published(layout: OutputLayout) -> None:
+    """A run would make it again. This does not apply to resharded output, which has other files."""
     (layout.out / "a.pkl").unlink()
     assert read_status(layout.out).shards_published == 0
     layout.reshard_record.touch()
     assert read_status(layout.out).shards_published == 1
 
 
-def test_complete_is_what_has_nothing_left_to_do(tmp_path: Path, layout: OutputLayout) -> None:
-    """All shards are published, or as many samples as were asked for, and no step is missing."""
+def test_a_run_is_complete_when_nothing_is_left_to_do(tmp_path: Path, layout: OutputLayout) -> None:
+    """All shards, or as many samples as the limit allows, are published, and no later step is pending."""
     publish(layout, "b", [])
     assert read_status(layout.out).state is RunState.INTERRUPTED
     publish(layout, "c", [])
@@ -288,8 +288,8 @@ def test_complete_is_what_has_nothing_left_to_do(tmp_path: Path, layout: OutputL
     assert read_status(limited.out).state is RunState.INTERRUPTED
 
 
-def test_a_run_at_work_says_how_much_there_is(layout: OutputLayout) -> None:
-    """How many images, how fast, since when; never fewer than there are."""
+def test_a_running_process_provides_the_expected_images(layout: OutputLayout) -> None:
+    """It also provides the rate and the time. The number of open images is never negative."""
     write_heartbeat(layout, expected_images=1000)
     status = read_status(layout.out)
     assert (status.state, status.expected_images, status.open_images) == (RunState.RUNNING, 1000, 995)
@@ -300,7 +300,7 @@ def test_a_run_at_work_says_how_much_there_is(layout: OutputLayout) -> None:
 
 @pytest.mark.parametrize("report", [b"garbage", b"[]", b'{"images_per_s": "fast", "elapsed_s": 3}'])
 def test_garbage_in_the_state_folder_is_ignored(layout: OutputLayout, report: bytes) -> None:
-    """Foreign files, damaged spools, reports and heartbeats that are none, files that vanish: nothing of it counts."""
+    """Foreign files, damaged spools, invalid reports and heartbeats, and files that vanish do not count."""
     before = read_status(layout.out)
     layout.report.write_bytes(report)
     layout.progress.write_bytes(report)
@@ -310,19 +310,19 @@ def test_garbage_in_the_state_folder_is_ignored(layout: OutputLayout, report: by
     (folder / "a.spool").mkdir()
     (layout.all_spools / "file").touch()
     (layout.ledgers / "stranger.parquet").write_bytes(b"garbage")
-    (layout.ledgers / "c.parquet").symlink_to("/nowhere")  # listed, and gone when it is read
+    (layout.ledgers / "c.parquet").symlink_to("/nowhere")  # is listed, but can't be read
     with (folder / "b.spool").open("ab") as file:
-        file.write(b"half an entry")
+        file.write(b"half a record")
     after = read_status(layout.out)
     assert replace(after, spooled_bytes=before.spooled_bytes) == before
 
 
-def test_of_a_damaged_spool_counts_what_comes_before(layout: OutputLayout) -> None:
-    """Wherever a byte is flipped (every fifth, here), the status neither fails nor invents images."""
+def test_records_before_the_damage_of_a_spool_count(layout: OutputLayout) -> None:
+    """Wherever a byte is flipped (here every fifth one), the status neither fails nor invents images."""
     path = next(layout.all_spools.glob("*/b.spool"))
     whole = path.read_bytes()
-    for place in range(0, len(whole), 5):
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+    for offset in range(0, len(whole), 5):
+        path.write_bytes(whole[:offset] + bytes([whole[offset] ^ 0x55]) + whole[offset + 1 :])
         assert 3 <= read_status(layout.out).ended <= 5
 
 
@@ -361,7 +361,7 @@ def _ledger_with_other_columns(layout: OutputLayout) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("damage", "message"),
     [
         (_no_job, "there is no run in"),
         (_broken_job, "job.json is not a job"),
@@ -373,11 +373,11 @@ def _ledger_with_other_columns(layout: OutputLayout) -> None:
         (_ledger_with_other_columns, "a.parquet is not a ledger"),
     ],
 )
-def test_what_is_no_run_is_one_line_and_exit_2(
-    layout: OutputLayout, spoil: Any, message: str, capfd: pytest.CaptureFixture[str]
+def test_an_invalid_state_is_one_line_and_exit_2(
+    layout: OutputLayout, damage: Any, message: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The line says what is wrong with which file."""
-    spoil(layout)
+    """The error names the file and what is wrong with it."""
+    damage(layout)
     assert main(["status", str(layout.out)]) == 2
     printed = capfd.readouterr()
     assert printed.out == ""
@@ -387,17 +387,17 @@ def test_what_is_no_run_is_one_line_and_exit_2(
 
 
 @pytest.mark.parametrize("out", ["/", "/nowhere", "/dev/null", "/dev/null/out", ".datafetch"])
-def test_a_place_without_a_run(out: str) -> None:
-    """Whatever is asked about, the answer is one error."""
+def test_a_path_without_a_run_is_refused(out: str) -> None:
+    """There is one error for every kind of path."""
     with pytest.raises(ConfigurationError, match="there is no run in"):
         read_status(Path(out))
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_the_table_for_people(
+def test_the_table_fits_the_terminal(
     layout: OutputLayout, width: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Everything is said, no line is wider than the terminal, and the web does not steer it."""
+    """It shows everything, and names from the web cannot control the terminal."""
     monkeypatch.setenv("COLUMNS", str(width))
     write_heartbeat(layout, expected_images=6_000_000)
     hosts = [f"http://{'very-' * 12}long-name-{number}\x1b[31m[red].example.org/" for number in range(30)]

@@ -7,7 +7,7 @@ from datafetch.fetch.urls import BadUrlError, authority, join_url, parse_url
 
 
 @pytest.mark.parametrize(
-    ("published", "asked"),
+    ("published", "requested"),
     [
         ("http://example.org/cat.jpg", "http://example.org/cat.jpg"),
         ("  http://example.org/cat.jpg\r\n", "http://example.org/cat.jpg"),
@@ -41,11 +41,11 @@ from datafetch.fetch.urls import BadUrlError, authority, join_url, parse_url
         ("http://user:secret@example.org/", "http://user:secret@example.org/"),
     ],
 )
-def test_a_published_url_is_parsed_as_by_a_browser(published: str, asked: str) -> None:
+def test_a_published_url_is_parsed_as_by_a_browser(published: str, requested: str) -> None:
     """Blanks, IDN, entities and numeric addresses all occur in manifests; nothing is encoded twice."""
     url = parse_url(published)
-    assert str(url) == asked
-    assert str(parse_url(asked)) == asked
+    assert str(url) == requested
+    assert str(parse_url(requested)) == requested
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What several test modules need: pictures, an origin that serves them, and a loop that must not block."""
+"""Fixtures of several test modules: pictures, an origin that serves them, and a loop that must not block."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ _ROOT = Path(__file__).parent.parent
 _SLICES = 6  # of the matrix, some 180 tests each
 _PICTURES, _PICTURES_SEED = 66, 7
 
-# How long an example takes depends on what else the machine does.
+# The duration of an example depends on the load of the machine.
 settings.register_profile("datafetch", deadline=None)
 settings.load_profile("datafetch")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let scripts/test ask for the set of tests that answers in minutes. Without it every test runs."""
+    """Add the options by which scripts/test selects a set of tests that takes minutes; without them every test runs."""
     parser.addoption(
         "--default-set", action="store_true", help="leave out what is marked slow, and all but a slice of the matrix"
     )
@@ -47,19 +47,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
-    """Let the commands under test be interrupted, also where the tests are started in the background of a script."""
+    """Let the commands under test be interrupted, even if the tests are started in the background of a script."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) is signal.SIG_IGN:  # as children would inherit it
+        if signal.getsignal(number) is signal.SIG_IGN:  # which child processes would inherit
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
-    """Name the slice of the matrix, so that it can be had again."""
+    """Print the slice of the matrix, so that it can be run again."""
     return [f"--matrix-slice {_matrix_slice(config)}"] if config.getoption("--default-set") else []
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Of the default set, deselect what is slow, and all but one slice of the matrix, another one after each commit."""
+    """For the default set, deselect slow tests and all but one slice of the matrix, which changes with each commit."""
     if not config.getoption("--default-set"):
         return
     number = _matrix_slice(config) % _SLICES
@@ -81,7 +81,7 @@ def _matrix_slice(config: pytest.Config) -> int:
             return int(_git("rev-list", "--count", "HEAD"))
     except (OSError, subprocess.CalledProcessError):
         pass
-    return datetime.now(UTC).toordinal()  # no history: another slice each day
+    return datetime.now(UTC).toordinal()  # without history, the slice changes daily
 
 
 def _git(*arguments: str) -> str:
@@ -90,7 +90,7 @@ def _git(*arguments: str) -> str:
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """Run what depends on the loop itself on both loops, and everything else as the command does."""
+    """Run tests that depend on the loop on both loops, and all others on the loop that the command uses."""
     loops: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"uvloop": uvloop.new_event_loop}
     if item.get_closest_marker("both_loops"):
         loops["asyncio"] = asyncio.new_event_loop
@@ -99,11 +99,11 @@ def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[]
 
 @pytest.fixture(autouse=True)
 def _nothing_blocks_the_loop() -> Iterator[BlockBuster]:
-    """Make a blocking call inside the event loop an error, in our code as in the libraries' it calls."""
+    """Make a blocking call inside the event loop an error, in datafetch's code and in libraries that it calls."""
     with blockbuster_ctx(scanned_modules=["datafetch"]) as blockbuster:
-        # Measuring coverage takes a lock for an instant, wherever the code happens to be.
+        # Coverage takes a lock for an instant, anywhere in the code.
         blockbuster.functions["threading.Lock.acquire"].can_block_in("coverage/collector.py", {"lock_data"})
-        # uvloop joins threads that have ended, but may not be gone, when nothing else is left on the loop.
+        # When nothing else is left on the loop, uvloop joins threads that are about to end.
         blockbuster.functions["threading.Lock.acquire"].can_block_in("process/event_loop.py", {"_end_the_rest"})
         yield blockbuster
 
@@ -118,7 +118,7 @@ def _pillow_as_in_workers(monkeypatch: pytest.MonkeyPatch) -> None:
 def pictures(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """A folder with 66 pictures of all formats and modes, and their names.
 
-    Painted once, and kept for the next runs; what tests add to the folder is theirs alone.
+    The pictures are painted once and kept for later runs; files that tests add to the folder are not.
     """
     painted = _painted_pictures(pytestconfig)
     folder = shutil.copytree(painted, tmp_path_factory.mktemp("pictures"), dirs_exist_ok=True)
@@ -126,14 +126,14 @@ def pictures(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFacto
 
 
 def _painted_pictures(pytestconfig: pytest.Config) -> Path:
-    what = f"{_PICTURES} {_PICTURES_SEED} {PIL.__version__} {np.__version__}"
-    painted_by = Path(painting.__file__).read_bytes() + what.encode()
+    versions = f"{_PICTURES} {_PICTURES_SEED} {PIL.__version__} {np.__version__}"
+    painted_by = Path(painting.__file__).read_bytes() + versions.encode()
     assert pytestconfig.cache is not None
     folder = pytestconfig.cache.mkdir("pictures") / hashlib.sha256(painted_by).hexdigest()[:16]
     if not folder.exists():
         unfinished = folder.with_name(uuid.uuid4().hex)
         write_pictures(unfinished, _PICTURES, seed=_PICTURES_SEED)
-        with suppress(OSError):  # another process was faster
+        with suppress(OSError):  # another process has created the folder
             unfinished.rename(folder)
         shutil.rmtree(unfinished, ignore_errors=True)
     return folder
@@ -154,13 +154,13 @@ def sample() -> Sample:
 
 @pytest.fixture
 def without_coverage(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Don't measure coverage in the processes that this test starts."""
+    """Don't measure coverage in processes that this test starts."""
     for variable in ("COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START"):
         monkeypatch.delenv(variable, raising=False)
 
 
 async def until(is_so: Callable[[], bool]) -> None:
-    """Wait until something is so, and fail when it is not so in time."""
+    """Wait until a condition holds; raise TimeoutError if it does not hold in time."""
     async with asyncio.timeout(_PATIENCE_S):
-        while not is_so():  # noqa: ASYNC110 - what is waited for happens in another process
+        while not is_so():  # noqa: ASYNC110 - the condition depends on another process
             await asyncio.sleep(0.01)

@@ -1,8 +1,8 @@
 """Jobs with the real codec and the real commit in threads of this process, for tests that are not about processes.
 
-To start a fork server, and a process for each shard's commit, takes longer than all the rest of a small job. What those
-processes add (channels, crashes, requests that travel as pickles) has tests of its own, and test_fetch_scripts.py runs
-each dataset with everything as the command has it.
+Starting a fork server, and a process for each shard's commit, takes longer than the rest of a small job. What those
+processes add (channels, crashes, pickled requests) has tests of its own, and test_fetch_scripts.py runs each dataset
+with all of its processes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _Result = TypeVar("_Result")
 
 
 class _ThreadTranscoder:
-    """The codec in a thread, an image at a time."""
+    """Transcodes one image at a time in a thread."""
 
     def __init__(self, spec: ImageSpec) -> None:
         self._spec = spec
@@ -59,7 +59,7 @@ async def _commit_in_thread(commit: Commit) -> ShardCounts:
 
 
 async def _until_done(work: Callable[[], _Result]) -> _Result:
-    """Do something in a thread, which goes on when the caller is cancelled, and is then waited for."""
+    """Call a function in a thread; if the caller is cancelled, wait for the thread before raising."""
     task = asyncio.create_task(asyncio.to_thread(work))
     is_cancelled = False
     while not task.done():

@@ -26,7 +26,7 @@ _OPERATIONS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil
 
 
 def reshard_for_four_ranks(source: Path, out: Path, monitor: ProgressMonitor | None = None) -> None:
-    """Reshard SRC for four ranks."""
+    """Reshard a source for four ranks."""
     reshard(
         ReshardRequest(source, out, world_size=4, batch=1, group=2), monitor or ProgressMonitor(journal_interval_s=0)
     )

@@ -1,12 +1,12 @@
 """Would the tests notice? Plants 44 faults, one at a time, and runs the tests that should fail.
 
-Each fault is one edit of one line or two, in a copy of the project: an off-by-one in a bound, a swallowed error, a
-skipped fsync, a check that is gone. It is run against the tests of its package, by all marks, and where those find
-nothing, against the default set. Not a test, for it takes long; test_mutants.py holds the faults to the code as it is.
+Each fault is an edit of one or two lines in a copy of the project: an off-by-one in a bound, a swallowed error, a
+skipped fsync, a missing check. The tests of its package run first, with all marks, and if they find nothing, the
+default set. This is not a test, because it takes long; test_mutants.py checks that the faults match the current code.
 
     .venv/bin/python tests/mutants.py [--jobs 2] [--only WORD]
 
-Prints a line a fault and ends with 1 when more than five are missed by the tests of the default set, or one by all.
+Prints a line for each fault, and exits with 1 if the default set misses more than five of them, or all tests miss one.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ _DEFAULT_SET = "--default-set"
 
 
 class Catch(StrEnum):
-    """Which tests noticed."""
+    """Which tests noticed a fault."""
 
-    ROOM = "default set, its room"
-    ROOM_ALL = "all tests of its room"
+    PACKAGE = "default set, its package"
+    PACKAGE_ALL = "all tests of its package"
     DEFAULT = "default set"
     NOTHING = "MISSED"
 
@@ -50,11 +50,11 @@ class Fault:
     """A fault to plant.
 
     Attributes:
-        what: What is wrong with it.
-        path: Where, below ``datafetch/``.
-        old: The code that is right; it stands there once.
-        new: What takes its place.
-        tests: The modules of its room's tests, without ``test_``.
+        what: What the fault is.
+        path: The file, relative to ``datafetch/``.
+        old: The correct code, which occurs there once.
+        new: The faulty code.
+        tests: The test modules of its package, without ``test_``.
     """
 
     what: str
@@ -66,35 +66,35 @@ class Fault:
 
 FAULTS = (
     Fault(
-        "a spool's payload is taken without its checksum",
+        "a spool's payload is accepted without its checksum",
         "store/spool_format.py",
         "    return payload if zlib.crc32(payload) == header.crc else None\n",
         "    return payload\n",
         ("spool",),
     ),
     Fault(
-        "behind a damaged entry nothing is looked for",
+        "entries behind a damaged one are not searched for",
         "store/spool_format.py",
         "            offset = _find_marker(file, marker, offset + 1)\n",
         "            offset = -1\n",
         ("spool",),
     ),
     Fault(
-        "a sample whose image is missing from the spool is taken",
+        "a sample whose image is missing from the spool is accepted",
         "store/spool_reader.py",
         "        if found != expected:\n",
         "        if len(found) > len(expected):\n",
         ("spool", "commit"),
     ),
     Fault(
-        "what is published is not brought to disk first",
+        "a file is published before it is synced",
         "store/atomic.py",
         "    sync(unfinished)\n    move(unfinished, final)\n",
         "    move(unfinished, final)\n",
         ("atomic", "kills", "commit"),
     ),
     Fault(
-        "a published name is not brought to disk",
+        "the folder of a published file is not synced",
         "store/atomic.py",
         "    move(unfinished, final)\n    sync(final.parent)\n",
         "    move(unfinished, final)\n",
@@ -115,35 +115,35 @@ FAULTS = (
         ("commit", "kills"),
     ),
     Fault(
-        "a ledger of other books is believed",
+        "a ledger with impossible counts is accepted",
         "store/ledger.py",
         " or totals.rows > totals.samples",
         "",
         ("ledger",),
     ),
     Fault(
-        "a filesystem without locks is taken for one with them",
+        "a filesystem without locks is treated as one with locks",
         "store/lock.py",
         "            raise NoLocksError.of(path, self._out) from error\n",
         "",
         ("lock",),
     ),
     Fault(
-        "a shard that another process fetches is taken",
+        "a shard that another process fetches is fetched, too",
         "store/lock.py",
         "            if error.errno in _HELD:\n                return False\n",
         "            if error.errno in _HELD:\n                return True\n",
         ("lock", "fetch_shards"),
     ),
     Fault(
-        "a process puts shards of others in their place",
+        "a process publishes the shards of another one",
         "output/commit.py",
         "            if shards is None or folder.name in shards:\n",
         "            if folder.name:\n",
         ("fetch_shards",),
     ),
     Fault(
-        "the samples of shards that others fetch don't count towards a limit",
+        "samples of shards that other processes fetch don't count towards a limit",
         "engine/feed.py",
         "        self._unopened = deque(self._shards.values() if limit is None else self._all_shards)\n",
         "        self._unopened = deque(self._shards.values())\n",
@@ -171,7 +171,7 @@ FAULTS = (
         ("image_files",),
     ),
     Fault(
-        "the poorest rank gets what is left over",
+        "the rank with the fewest samples gets the remainder",
         "output/reshard/ranks.py",
         "    takers = max(1, ranks.world_size - 1)  #",
         "    takers = max(1, ranks.world_size)  #",
@@ -199,28 +199,28 @@ FAULTS = (
         ("retry", "merge"),
     ),
     Fault(
-        "a retry goes on with a spool that was begun from another ledger",
+        "a retry resumes with a spool made from another ledger",
         "engine/retry_source.py",
         "if not has_marker(spool, marker):",
         "if not spool.exists():",
         ("retry",),
     ),
     Fault(
-        "what was taken unverified is not marked",
+        "an image that was accepted without verification is not marked",
         "fetch/connections.py",
         "connection.permitted |= {Permission.INSECURE}",
         "pass",
         ("tls", "misbehaviours"),
     ),
     Fault(
-        "what came damaged twice, byte for byte, may pass",
+        "an image that arrived damaged twice, byte for byte, may pass",
         "engine/fetch_sample.py",
         "if isinstance(outcome, Failure) and outcome.is_as_damaged_as(before):",
         "if False:",
         ("job", "fetch_sample"),
     ),
     Fault(
-        "a URL is fetched once more for each who asks",
+        "a URL is fetched again for each sample that has it",
         "engine/dedup.py",
         "        return result if result is not None and result.line.url == url else None\n",
         "        return None\n",
@@ -248,7 +248,7 @@ FAULTS = (
         ("fetcher",),
     ),
     Fault(
-        "a gzip bomb is undone to its end",
+        "a gzip bomb is decompressed completely",
         "fetch/content_encoding.py",
         "            content.write(decompressor.decompress(piece, max_bytes - content.tell() + 1))\n",
         "            content.write(decompressor.decompress(piece, 1 << 30))\n",
@@ -262,7 +262,7 @@ FAULTS = (
         ("address_guard",),
     ),
     Fault(
-        "headers without end are read",
+        "endless headers are read",
         "fetch/response_parser.py",
         "            if self._head_bytes + length > MAX_HEAD_BYTES:\n",
         "            if self._head_bytes + length > MAX_HEAD_BYTES * 64:\n",
@@ -276,7 +276,7 @@ FAULTS = (
         ("response_parser", "misbehaviours"),
     ),
     Fault(
-        "a host is given up one failure late",
+        "a host goes down one failure late",
         "fetch/hosts.py",
         "host.consecutive_failures >= _MAX_CONSECUTIVE_FAILURES",
         "host.consecutive_failures > _MAX_CONSECUTIVE_FAILURES",
@@ -306,7 +306,7 @@ FAULTS = (
         ("pool",),
     ),
     Fault(
-        "a pickle may name what is to be called",
+        "a pickle may call any function",
         "output/formats/pickle_interpreter.py",
         "            raise ValueError("
         """f"it calls {ascii(f'{module:.80}.{name:.80}')[1:-1]}, which is not allowed")\n""",
@@ -321,7 +321,7 @@ FAULTS = (
         ("jsonl",),
     ),
     Fault(
-        "an image keeps its place when one before it goes",
+        "an image keeps its row of the matrix when an earlier image is dropped",
         "datasets/documents.py",
         '        "similarity_matrix": [similarities[position] for position, _ in arrived],\n',
         '        "similarity_matrix": similarities[: len(arrived)],\n',
@@ -381,7 +381,7 @@ FAULTS = (
 
 
 def plant(fault: Fault, project: Path) -> None:
-    """Make the edit in a copy of the project.
+    """Plant a fault in a copy of the project.
 
     Raises:
         ValueError: The code is not what the fault was written for.
@@ -395,7 +395,7 @@ def plant(fault: Fault, project: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Who noticed a fault: which tests, the first of them, and after how long."""
+    """Which tests noticed a fault, the first of them, and after how long."""
 
     caught: Catch
     test: str
@@ -403,14 +403,14 @@ class Verdict:
 
 
 def catch(fault: Fault) -> Verdict:
-    """Plant a fault, and find who notices."""
+    """Plant a fault, and find the tests that notice it."""
     began_s = time.monotonic()
     modules = [f"tests/test_{name}.py" for name in fault.tests]
     with _copied_project() as project:
         plant(fault, project)
         for caught, arguments in (
-            (Catch.ROOM, (_DEFAULT_SET, *modules)),
-            (Catch.ROOM_ALL, modules),
+            (Catch.PACKAGE, (_DEFAULT_SET, *modules)),
+            (Catch.PACKAGE_ALL, modules),
             (Catch.DEFAULT, (_DEFAULT_SET,)),
         ):
             test = _first_failure(project, arguments)
@@ -430,14 +430,14 @@ def _copied_project() -> Iterator[Path]:
 
 
 def _first_failure(project: Path, arguments: Sequence[str]) -> str:
-    """What failed first: a test, or its fixture; nothing when all is well.
+    """Return the first test or fixture that failed; empty if none did.
 
     Raises:
-        subprocess.TimeoutExpired: The machine is too busy to tell.
+        subprocess.TimeoutExpired: The machine is too busy to decide.
     """
     command = [
         *(sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "--matrix-slice=0"),
-        "--ignore=tests/test_mutants.py",  # which sees every fault
+        "--ignore=tests/test_mutants.py",  # which fails with every fault
         *arguments,
     ]
     environment = {**os.environ, "PYTHONPATH": str(project), "PYTHONPYCACHEPREFIX": str(project / "pycache")}
@@ -452,15 +452,15 @@ def _first_failure(project: Path, arguments: Sequence[str]) -> str:
 
 
 def main() -> int:
-    """Plant them all."""
+    """Plant all faults."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="faults at once")
-    parser.add_argument("--only", default="", help="faults whose room or text has this in it")
+    parser.add_argument("--only", default="", help="only faults whose path or text contains this")
     options = parser.parse_args()
     faults = [fault for fault in FAULTS if options.only in fault.path or options.only in fault.what]
     if not faults:
         parser.error(f"no fault has {options.only!r} in its path or text")
-    with _copied_project() as project:  # or an error that has nothing to do with a fault would count as its catch
+    with _copied_project() as project:  # otherwise any other failure would count as noticing a fault
         failure = _first_failure(project, (_DEFAULT_SET, "--numprocesses", str(options.jobs)))
     if failure:
         parser.error(f"without any fault the tests fail: {failure}")
@@ -470,7 +470,7 @@ def main() -> int:
             counts[verdict.caught] += 1
             took = f"{verdict.caught:<24} {verdict.took_s:4.0f} s"
             print(f"{took}  {fault.path}: {fault.what}\n{'':33}{verdict.test}", flush=True)  # noqa: T201 - its table
-    by_default = counts[Catch.ROOM] + counts[Catch.DEFAULT]
+    by_default = counts[Catch.PACKAGE] + counts[Catch.DEFAULT]
     print(f"{len(faults)} faults, {by_default} caught by the default set, {counts[Catch.NOTHING]} by nothing")  # noqa: T201
     return int(counts[Catch.NOTHING] > 0 or len(faults) - by_default > _MAX_MISSED_BY_DEFAULT)
 

@@ -45,12 +45,12 @@ def publish(layout: OutputLayout, folder: Path, shard: str, rows: Versions, own:
 
 
 def contents(layout: OutputLayout) -> dict[str, bytes]:
-    """The files of the output."""
+    """Return the files of the output, by name."""
     return {path.name: path.read_bytes() for path in sorted(layout.out.iterdir())}
 
 
 def rows_of(layout: OutputLayout) -> list[tuple[str, int]]:
-    """All rows in the order of the shards."""
+    """Return all rows in the order of the shards."""
     found = (decode_row(frame) for path in sorted(layout.out.glob("*.pkl")) for frame in read_frames(path))
     return [(row["key"], row["version"]) for row in found]
 

@@ -1,4 +1,4 @@
-"""Published data as people have it: odd values come out unchanged, and what can't be read is reported and counted."""
+"""Published data with its odd values: these come out unchanged, and what can't be read is reported and counted."""
 
 import json
 import math
@@ -30,7 +30,7 @@ from datafetch.verify import Check, run_check
 Pictures = tuple[Path, list[str]]
 POLICY = FetchPolicy(allow_net=LOOPBACK, backoff_s=0.01, per_host=64, retries=0)
 
-# As it may stand in a line, beside what a document needs.
+# Fields that a line may have in addition to those of a document.
 ODD = (
     '"a": NaN, "b": [Infinity, -Infinity, null], "c": 12345678901234567890123, "d": -9223372036854775809, '
     '"e": "half \\ud83d of a character", "f\\udc00": 1e400, "g": 18446744073709551615, "h": -0.0, "i": 0.1, '
@@ -40,13 +40,13 @@ ODD = (
 
 @pytest.fixture
 def own_origin(pictures: Pictures) -> Iterator[Origin]:
-    """A server whose counts nobody else changes."""
+    """A server that only this test uses, for its counts of requests."""
     with Origin(pictures[0]) as running:
         yield running
 
 
 def document(url: str, odd: str) -> str:
-    """A document of one image, as a line."""
+    """Return a document of one image, as a line."""
     return (
         f'{{"text_list": ["a \\ud83d b"], "url": "http://e.org/", {odd}, "similarity_matrix": [[NaN]], '
         f'"image_info": [{{"raw_url": "{url}", "matched_text_index": 0, "matched_sim": NaN}}]}}\n'
@@ -54,13 +54,13 @@ def document(url: str, odd: str) -> str:
 
 
 def without_image(row: dict[str, Any]) -> str:
-    """A document as it was published, in a form that tells what is no number from what is."""
+    """Return a published document without its images, in a form that distinguishes NaN from other values."""
     images = [{name: value for name, value in image.items() if name != "image_base64"} for image in row["image_info"]]
     return repr({**row, "image_info": images})
 
 
-def test_odd_values_come_out_as_they_went_in(tmp_path: Path, own_origin: Origin, pictures: Pictures) -> None:
-    """Through spool, ledger, failed samples, retry and resharding, what Python's json reads stays what it is."""
+def test_odd_values_are_unchanged(tmp_path: Path, own_origin: Origin, pictures: Pictures) -> None:
+    """All values that Python's json reads survive spool, ledger, failed samples, retry and resharding."""
     name = next(name for name in pictures[1] if name.endswith(".jpg"))
     urls = [own_origin.url("flaky" if number == 1 else "well", name, f"odd-{number}") for number in range(3)]
     lines = [document(url, ODD) for url in (*urls, "http://e.org/\\ud800.jpg")]
@@ -79,7 +79,7 @@ def test_odd_values_come_out_as_they_went_in(tmp_path: Path, own_origin: Origin,
 
 
 def test_covers_with_odd_titles_are_fetched(tmp_path: Path, own_origin: Origin, pictures: Pictures) -> None:
-    """A title makes no difference to other covers."""
+    """An odd title does not affect other covers."""
     url = own_origin.url("well", pictures[1][0], "cover")
     (tmp_path / "dataset.json").write_text(
         f'{{"100": {{"imageURL": "{url}", "title": "a\\ud83d", "split": NaN}}, "\\ud83d": {{"imageURL": "{url}"}}, '
@@ -92,7 +92,7 @@ def test_covers_with_odd_titles_are_fetched(tmp_path: Path, own_origin: Origin, 
 
 
 def pairs(path: Path, **columns: Any) -> None:
-    """A COYO-shaped file, some of whose columns are other ones."""
+    """Write a COYO-shaped file, some of whose columns are replaced."""
     usual = {
         "id": pa.array([10, 11, 12], pa.int64()),
         "url": pa.array([f"http://127.0.0.1:1/{number}" for number in range(3)]),
@@ -105,14 +105,14 @@ def pairs(path: Path, **columns: Any) -> None:
 
 
 def bind(folder: Path, *ids: int, **options: Any) -> Manifest:
-    """The files of a folder; without ids the most similar rows."""
+    """Open the files of a folder; without ids, the most similar rows are selected."""
     listed = folder.parent / "ids.txt"
     listed.write_text("".join(f"{id_}\n" for id_ in ids))
     return find_dataset("coyo", CoyoOptions(**options)).bind(folder, listed if ids else None)
 
 
 def samples(manifest: Manifest) -> list[Sample]:
-    """All, in order."""
+    """Return all samples, in order."""
     return [sample for shard in manifest.shards() for sample in manifest.samples(shard)]
 
 
@@ -194,7 +194,7 @@ def test_rows_with_the_same_id_are_counted_in_the_summary(tmp_path: Path) -> Non
     assert report.summary()["notes"] == {"repeated_ids": 4}
 
 
-def test_ids_beyond_the_half_of_64_bits_are_themselves(tmp_path: Path) -> None:
+def test_ids_above_63_bits_are_kept(tmp_path: Path) -> None:
     """None is taken for a negative id of a list, and a row has it unchanged."""
     large = 2**64 - 5
     pairs(tmp_path / "data" / "a.parquet", id=pa.array([large, 11, 2**63], pa.uint64()))
@@ -221,7 +221,7 @@ def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
 
 
 def not_utf8(*texts: bytes) -> pa.Array:
-    """Texts that nobody looks at before they are written."""
+    """Return texts that are not decoded before they are written."""
     return pa.array(texts, pa.binary()).cast(pa.string(), safe=False)
 
 

@@ -1,4 +1,4 @@
-"""A file gets its name when it is complete, on the same filesystem or another."""
+"""A file gets its name only when it is complete, on the same filesystem or another."""
 
 import errno
 import logging
@@ -55,7 +55,7 @@ def test_a_shard_is_committed_to_another_filesystem(tmp_path: Path, elsewhere: P
     assert not list(layout.ready.iterdir())
 
 
-def test_what_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> None:
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
     """A file is replaced completely or not at all."""
     path = tmp_path / "new" / "folder" / "job.json"
     write_atomically(path, b"{}")
@@ -74,27 +74,27 @@ def test_an_existing_folder_is_accepted(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def _nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_warning_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a process that has not logged the warning yet."""
     monkeypatch.setattr(atomic, "_has_warned", Event())
 
 
-@pytest.mark.usefixtures("_nothing_said")
+@pytest.mark.usefixtures("_no_warning_yet")
 def test_missing_support_for_fsync_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     """If a filesystem does not support fsync, the work continues and one warning is logged."""
     for path in ("/proc", "/proc", "/dev/null"):
         sync(Path(path))
-    (remark,) = caplog.records
-    assert remark.levelno == logging.WARNING
-    assert "the filesystem of /proc does not support fsync (Invalid argument)" in remark.getMessage()
+    (warning,) = caplog.records
+    assert warning.levelno == logging.WARNING
+    assert "the filesystem of /proc does not support fsync (Invalid argument)" in warning.getMessage()
 
 
-@pytest.mark.usefixtures("_nothing_said")
+@pytest.mark.usefixtures("_no_warning_yet")
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
-def test_a_shard_is_committed_where_folders_cannot_be_synced(
+def test_a_shard_is_committed_if_folders_cannot_be_synced(
     tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Spool, rows, ledger and renames all work without it."""
+    """Spool, rows, ledger and renames work without syncing folders."""
     fsync = os.fsync
 
     def refuse_folders(descriptor: int) -> None:
@@ -108,7 +108,7 @@ def test_a_shard_is_committed_where_folders_cannot_be_synced(
     assert layout.ledger("part-00000").exists()
 
 
-@pytest.mark.usefixtures("_nothing_said")
+@pytest.mark.usefixtures("_no_warning_yet")
 def test_a_failing_disk_is_not_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A real error of the disk is raised."""
 
@@ -121,11 +121,11 @@ def test_a_failing_disk_is_not_ignored(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 class Disk:
-    """What a power cut would leave, by the calls that this process makes; they are made all the same.
+    """Records what a power cut would leave, from the calls of this process, which are still made.
 
     Attributes:
-        empty: What got its name before its content, or a name in it, was on disk.
-        nameless: Folders in which a name is not on disk yet.
+        empty: Paths that got their name before their content, or a name in them, was on disk.
+        nameless: Folders in which a new name is not on disk yet.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +153,7 @@ class Disk:
 
 
 @pytest.mark.parametrize("what", ["publish", "write_atomically", "commit"])
-def test_what_has_its_name_survives_a_power_cut(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_published_file_survives_a_power_cut(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Content is on disk before it gets its name, and the name before the call returns."""
     layout = OutputLayout(tmp_path / "out")
     commit = spool(layout, [make_outcome(number) for number in range(3)])
@@ -169,7 +169,7 @@ def test_what_has_its_name_survives_a_power_cut(what: str, tmp_path: Path, monke
     assert (disk.empty, disk.nameless) == ([], set())
 
 
-def test_two_folders_change_places_in_one_step(tmp_path: Path, elsewhere: Path) -> None:
+def test_two_folders_are_exchanged_in_one_step(tmp_path: Path, elsewhere: Path) -> None:
     """Each has the other's name afterwards; across filesystems an error is raised."""
     for name in "ab":
         (tmp_path / name).mkdir()

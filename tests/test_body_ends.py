@@ -1,4 +1,4 @@
-"""Every way in which a body can end, whether reading is paused or not: it arrives whole, or not at all."""
+"""Every way in which a body can end, whether reading is paused or not: it arrives complete or fails."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Ending(StrEnum):
 
 
 class _Server:
-    """Answers each connection's one request with a body made for its path, and ends the connection."""
+    """A server that answers one request per connection with a body made for its path, and ends the connection."""
 
     def __init__(self, tls: ssl.SSLContext, framing: Framing, ending: Ending, body: bytes) -> None:
         self._tls, self._framing, self._ending, self._body = tls, framing, ending, body
@@ -93,7 +93,7 @@ class _Server:
             channel.sendall(self._answer())
             if self._ending is Ending.NOTIFIED:
                 assert isinstance(channel, ssl.SSLSocket)
-                channel.settimeout(0.0)  # the client need not say good-bye, too
+                channel.settimeout(0.0)  # the client need not close TLS in turn
                 with suppress(ssl.SSLError):
                     channel.unwrap()
             if self._ending.is_reset:
@@ -113,7 +113,7 @@ class _Server:
 
     @staticmethod
     def _reset(channel: socket.socket) -> None:
-        """Reset the connection, once all of it is in the client's kernel: what is unsent a reset throws away."""
+        """Reset the connection once the client's kernel has all data, since a reset discards unsent data."""
         unsent, until_s = bytearray(4), time.monotonic() + _PATIENCE_S
         while fcntl.ioctl(channel.fileno(), termios.TIOCOUTQ, unsent) or int.from_bytes(unsent, "little"):
             if time.monotonic() > until_s:
@@ -124,7 +124,7 @@ class _Server:
 
 @pytest.fixture(scope="module")
 def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ssl.SSLContext]:
-    """A server's context, whose certificate for 127.0.0.1 this process trusts."""
+    """A server's TLS context, whose certificate for 127.0.0.1 this process trusts."""
     authority = trustme.CA()
     path = tmp_path_factory.mktemp("authority") / "authority.pem"
     authority.cert_pem.write_to_path(path)
@@ -145,9 +145,9 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ssl.SSLContext]:
 async def test_a_body_arrives_whole_however_it_ends(
     tls: ssl.SSLContext, framing: Framing, ending: Ending, budget_bytes: int, size_bytes: int
 ) -> None:
-    """Several at once, so that reading pauses: by the buffer, and where memory is tight by the budget as well.
+    """Several requests at once make reading pause: by the buffer, and if memory is tight also by the budget.
 
-    A body that lasts until the connection ends is not whole if that is reset, since something may be missing.
+    A body that lasts until the connection ends is incomplete if the connection is reset, since data may be missing.
     """
     body = hashlib.shake_128(b"a picture").digest(size_bytes)
     policy = FetchPolicy(

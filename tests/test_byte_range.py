@@ -30,7 +30,7 @@ def _response(status: str, body: bytes, *fields: str) -> bytes:
 
 
 def _by_the_rules(_: str, headers: dict[str, str]) -> bytes:
-    """What RFC 9110 asks of a server that has one file."""
+    """Answer as RFC 9110 requires of a server that has one file."""
     if headers.get("if-range", ETAG) != ETAG or "range" not in headers:
         return _response("200 OK", FILE, f"ETag: {ETAG}")
     first, _, last = headers["range"].removeprefix("bytes=").partition("-")
@@ -43,7 +43,7 @@ def _by_the_rules(_: str, headers: dict[str, str]) -> bytes:
 
 @asynccontextmanager
 async def _server(answer: Answer) -> AsyncIterator[str]:
-    """A server that answers every request by a function; yields the URL of its file."""
+    """Serve every request by a function, and give the URL of the server's file."""
 
     async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(ConnectionError, asyncio.IncompleteReadError):
@@ -69,8 +69,8 @@ async def _fetch(answer: Answer, byte_range: ByteRange | None, if_range: str = "
 
 
 @pytest.mark.both_loops
-async def test_a_range_brings_its_bytes_and_where_they_stand() -> None:
-    """Whichever bytes, also the last ones; a range that reaches beyond the file ends with it."""
+async def test_a_range_returns_its_bytes_and_their_offset() -> None:
+    """Any bytes can be requested, up to the last; a range that reaches beyond the file ends with it."""
     ranges = [ByteRange(0, 1), MIDDLE, ByteRange(4999, 5000), ByteRange(4000, 9000), ByteRange(0, 1 << 62)]
     async with _server(_by_the_rules) as url, Fetcher(replace(QUICK, max_body_bytes=len(FILE))) as fetch:
         fetched = [await fetch(Request(url, byte_range)) for byte_range in ranges]
@@ -83,7 +83,7 @@ async def test_a_range_brings_its_bytes_and_where_they_stand() -> None:
     assert (whole.content, whole.part) == (FILE, None)
 
 
-async def test_a_request_for_a_range_says_which_and_keeps_it_over_redirects() -> None:
+async def test_a_range_is_requested_at_every_redirect() -> None:
     """The range and its condition go with every hop. It may be part of any file, so any type is accepted."""
     seen: list[dict[str, str]] = []
 
@@ -99,8 +99,8 @@ async def test_a_request_for_a_range_says_which_and_keeps_it_over_redirects() ->
     assert [(one["range"], one["if-range"], one["accept"]) for one in seen] == [("bytes=1000-1099", ETAG, "*/*")] * 2
 
 
-async def test_a_plain_url_asks_for_no_range() -> None:
-    """A server that sends a part all the same has not sent the image."""
+async def test_a_plain_url_requests_no_range() -> None:
+    """A server that sends a part anyway has not sent the image."""
     seen: list[dict[str, str]] = []
 
     def answer(_: str, headers: dict[str, str]) -> bytes:
@@ -118,16 +118,18 @@ async def test_a_plain_url_asks_for_no_range() -> None:
     [(MIDDLE, '"of-another-file"', 200), (ByteRange(5000, 5001), "", 416), (ByteRange(5000, 5001), ETAG, 416)],
     ids=["changed", "behind the end", "behind the end of the same file"],
 )
-async def test_a_range_that_is_not_to_be_had(byte_range: ByteRange, if_range: str, status: int) -> None:
-    """The status tells why, and the same request is not repeated: it would end the same way."""
+async def test_a_range_that_is_refused_is_not_requested_again(
+    byte_range: ByteRange, if_range: str, status: int
+) -> None:
+    """The status is the reason, and repeating the request would give the same one."""
     fetched = await _fetch(_by_the_rules, byte_range, if_range)
     assert isinstance(fetched, Failure)
     assert (fetched.kind, fetched.status, fetched.attempts) == (FailureKind.HTTP_STATUS, status, 1)
     assert not fetched.may_pass
 
 
-async def test_a_server_without_ranges_sends_nothing_that_is_read() -> None:
-    """Its whole file may be large, so its body is not received."""
+async def test_the_body_of_a_server_without_ranges_is_not_read() -> None:
+    """It may be a large file."""
     async with _server(lambda *_: _response("200 OK", FILE)) as url, Fetcher(QUICK) as fetch:
         fetched = await fetch(Request(url, MIDDLE))
         received_bytes = fetch.statistics().fetched_bytes
@@ -156,7 +158,7 @@ _OTHER_PARTS = {
 
 @pytest.mark.parametrize("fields", _OTHER_PARTS.values(), ids=list(_OTHER_PARTS))
 async def test_another_part_than_the_requested_one_is_refused(fields: list[str]) -> None:
-    """No byte is taken for another: the header must name the requested range, and only the end may come early."""
+    """The header must name the requested range, of which only the end may come early."""
     fetched = await _fetch(lambda *_: _response("206 Partial Content", FILE[1000:1100], *fields), MIDDLE)
     assert isinstance(fetched, Failure), fetched
     assert (fetched.kind, fetched.status, fetched.attempts) == (FailureKind.HTTP_STATUS, 206, 1)
@@ -167,7 +169,7 @@ async def test_another_part_than_the_requested_one_is_refused(fields: list[str])
 async def test_a_body_of_another_size_than_its_range_is_refused(
     size_bytes: int, kind: FailureKind, *, has_length: bool
 ) -> None:
-    """Whether a length announces the size or the bytes are counted."""
+    """This holds whether the size is announced by a length or counted."""
 
     def answer(*_: object) -> bytes:
         length = f"Content-Length: {size_bytes}" if has_length else "Connection: close"
@@ -180,7 +182,7 @@ async def test_a_body_of_another_size_than_its_range_is_refused(
 
 
 async def test_a_range_that_broke_off_is_requested_again() -> None:
-    """A body that ends early may pass, as that of a whole file may."""
+    """A body that ends early may pass, as for a whole file."""
     answers = iter([FILE[1000:1050], FILE[1000:1100]])
 
     def answer(*_: object) -> bytes:
@@ -193,8 +195,8 @@ async def test_a_range_that_broke_off_is_requested_again() -> None:
     assert fetched.part == PartialContent(1000, 1100, None, "")
 
 
-async def test_a_range_over_the_greatest_size_is_refused() -> None:
-    """The bound for bodies holds for ranges too, and for what comes of them."""
+async def test_a_range_over_the_maximum_size_is_refused() -> None:
+    """The limit for bodies holds for ranges, before and after decompression."""
     async with _server(_by_the_rules) as url, Fetcher(replace(QUICK, max_body_bytes=99)) as fetch:
         refused = await fetch(Request(url, MIDDLE))
         taken = await fetch(Request(url, ByteRange(1000, 1099)))
@@ -204,8 +206,8 @@ async def test_a_range_over_the_greatest_size_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("etag", "taken"), [(ETAG, ETAG), ('W/"weak"', ""), ("bare", ""), ('"a"b"', ""), ("", "")])
-def test_only_an_entity_tag_that_a_condition_may_have_is_kept(etag: str, taken: str) -> None:
-    """If-Range compares strongly, so that a weak tag never fits, and what is no tag must not be sent back."""
+def test_only_valid_strong_entity_tags_are_kept(etag: str, taken: str) -> None:
+    """If-Range compares strongly, so a weak tag never matches, and an invalid tag must not be sent back."""
     headers = CIMultiDictProxy(CIMultiDict({"Content-Range": "bytes 1000-1099/5000", "ETag": etag}))
     part = partial_content(headers, MIDDLE)
     assert part is not None
@@ -213,8 +215,8 @@ def test_only_an_entity_tag_that_a_condition_may_have_is_kept(etag: str, taken: 
 
 
 @pytest.mark.parametrize(("start", "stop"), [(-1, 1), (1, 1), (2, 1), (0, 2**63)])
-def test_a_range_that_no_file_has_cannot_be_made(start: int, stop: int) -> None:
-    """An empty one could not even be written as a header."""
+def test_an_empty_or_negative_range_cannot_be_created(start: int, stop: int) -> None:
+    """An empty range could not even be written as a header."""
     with pytest.raises(ValueError, match="start < stop"):
         ByteRange(start, stop)
 
@@ -223,7 +225,7 @@ def test_a_range_that_no_file_has_cannot_be_made(start: int, stop: int) -> None:
     ("byte_range", "if_range"),
     [(None, ETAG), (MIDDLE, 'W/"weak"'), (MIDDLE, '"a"\r\nHost: elsewhere'), (MIDDLE, '"\u00e4"')],
 )
-def test_a_condition_that_must_not_be_sent_cannot_be_made(byte_range: ByteRange | None, if_range: str) -> None:
-    """It would be ignored, never fit, or smuggle a header in."""
+def test_an_invalid_condition_cannot_be_created(byte_range: ByteRange | None, if_range: str) -> None:
+    """It would be ignored, never match, or inject a header."""
     with pytest.raises(ValueError, match="if_range"):
         Request("http://example.org/", byte_range, if_range)

@@ -1,4 +1,4 @@
-"""COYO: which rows are selected, in which order, and what becomes of them."""
+"""COYO: which rows are selected, in which order, and the rows that are written."""
 
 import base64
 import pickle
@@ -23,7 +23,7 @@ COYO = Coyo()
 
 
 def write(path: Path, ids: list[int | None], similarities: list[float] | None = None) -> None:
-    """A COYO-shaped file with these ids; the url tells the row."""
+    """Write a COYO-shaped file with these ids, whose URLs tell the row number."""
     half = pa.array([similarity / 2 for similarity in similarities or [0.8] * len(ids)], pa.float32())
     table = pa.table(
         {
@@ -38,7 +38,7 @@ def write(path: Path, ids: list[int | None], similarities: list[float] | None = 
 
 
 def write_ids(path: Path, ids: list[int]) -> Path:
-    """An id list."""
+    """Write an id list."""
     path.write_text("".join(f"{number}\n" for number in ids))
     return path
 
@@ -64,7 +64,7 @@ def test_rows_with_a_listed_id_are_selected(tmp_path: Path) -> None:
 
 
 def test_of_rows_that_share_an_id_the_first_is_selected(tmp_path: Path) -> None:
-    """Keys are unique in a shard, whatever the file repeats and wherever."""
+    """Keys are unique in a shard, however often and wherever a file repeats an id."""
     write(tmp_path / "a.parquet", [5, 7, 5, 5, 6, 7, 5])
     manifest = COYO.bind(tmp_path, write_ids(tmp_path / "ids", [5, 7]))
     samples = list(manifest.samples(manifest.shards()[0]))
@@ -75,7 +75,7 @@ def test_of_rows_that_share_an_id_the_first_is_selected(tmp_path: Path) -> None:
 
 
 def test_without_ids_the_published_selection_is_made(tmp_path: Path) -> None:
-    """The fifth of the file's rows with the highest similarity, in the file's order."""
+    """It is the fifth of the file's rows with the highest similarity, in the file's order."""
     similarities = [0.61, 0.9, 0.5, 0.7, 0.8, 0.62, 0.63, 0.1, 0.2, 0.3]
     write(tmp_path / "a.parquet", list(range(10)), similarities)
     manifest = COYO.bind(tmp_path, None)

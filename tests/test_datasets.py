@@ -1,7 +1,7 @@
-"""What holds for every dataset of the registry, shown by its tiny source and the rows that must come of it.
+"""What holds for every dataset of the registry, shown by its tiny source and the rows that must result from it.
 
 ``data/<dataset>/expected.json`` has every sample in order: its shard, its key, and its row when all images arrive (null
-where it can't become one), each image standing as the URL it came from.
+if there is none), in which each image is the URL that it came from.
 """
 
 from __future__ import annotations
@@ -42,31 +42,31 @@ every_dataset = pytest.mark.parametrize("name", sorted(DATASETS))
 
 
 def bind(name: str, folder: Path) -> tuple[Dataset, Manifest]:
-    """A dataset, and its tiny source as a manifest."""
+    """Return a dataset, and its tiny source as a manifest."""
     dataset = find_dataset(name)
     source = place_source(name, folder)
     return dataset, dataset.bind(source.folder, source.ids)
 
 
 def samples(manifest: Manifest) -> Iterator[tuple[str, Sample]]:
-    """All samples, each with its shard's name."""
+    """Yield all samples, each with its shard's name."""
     for shard in manifest.shards():
         for sample in manifest.samples(shard):
             yield shard.name, sample
 
 
 def arrived(url: str) -> Encoded:
-    """An image that tells where it came from."""
+    """Return an image whose bytes are the URL that it came from."""
     return Encoded(url.encode(), 2, 2, "PNG")
 
 
 def outcomes(url: str) -> tuple[Outcome, Outcome]:
-    """An image that arrived, and one that did not."""
+    """Return an image that arrived, and one that did not."""
     return arrived(url), _GONE
 
 
 def shown(row: object) -> Any:
-    """A row whose images stand as what they hold."""
+    """Return a row in which each image is decoded to its URL."""
     if isinstance(row, bytes):
         return row.decode()
     if isinstance(row, dict):
@@ -182,7 +182,7 @@ def test_what_a_dataset_does_not_take_is_refused() -> None:
 
 
 def set_option(one: OptionField, folder: Path) -> dict[str, Any]:
-    """A field of options with another value than ``usual_options`` gives it."""
+    """Return options in which one field has another value than in ``usual_options``."""
     if isinstance(one.default, bool):
         return {one.field: not one.default}
     if isinstance(one.default, int | float):
@@ -206,7 +206,7 @@ def set_option(one: OptionField, folder: Path) -> dict[str, Any]:
 
 
 def usual_options(options: DatasetOptions, folder: Path) -> DatasetOptions:
-    """The defaults, but that there is a tokenizer where one can be: it comes with a limit, and both can be changed."""
+    """Return the default options, with a tokenizer if the dataset can have one, since its limit requires one."""
     if not isinstance(options, DocumentOptions):
         return options
     write_tokenizer(folder / "tokenizer.json", "text")
@@ -214,12 +214,12 @@ def usual_options(options: DatasetOptions, folder: Path) -> DatasetOptions:
 
 
 def write_tokenizer(path: Path, word: str) -> None:
-    """A tokenizer that knows one word."""
+    """Write a tokenizer that knows one word."""
     Tokenizer(WordLevel({"[UNK]": 0, word: 1}, unk_token="[UNK]")).save(str(path))  # noqa: S106 - no password
 
 
 def rename_keys(folder: Path, before: str) -> None:
-    """Give a key of all records in a source another name."""
+    """Rename a key of all records in a source."""
     for path in folder.iterdir():
         path.write_bytes(path.read_bytes().replace(f'"{before}":'.encode(), b'"other":'))
 
@@ -245,7 +245,7 @@ def test_an_option_that_decides_rows_is_part_of_the_identity(name: str, option: 
 
 
 def identity_of(dataset: Dataset, source: TinySource) -> dict[str, Any]:
-    """What decides the rows, the content of the files aside."""
+    """Return the part of the identity that does not depend on the content of files."""
     job = Job(
         dataset.name, str(source.folder), "out", ids=str(source.ids) if source.ids else None, options=dataset.options
     )
@@ -260,4 +260,4 @@ def test_numbers_out_of_bounds_are_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"--min-similarity must be a number, not inf"):
         LlmJpInterleavedOptions(min_similarity=float("inf"))
     with pytest.raises(ConfigurationError, match=r"--ids-index must be document or kept, not 'rows'"):
-        Mmc4CoreOptions(ids_index="rows")  # type: ignore[arg-type]  # what a caller without types may do
+        Mmc4CoreOptions(ids_index="rows")  # type: ignore[arg-type]  # as a caller without a type checker may do

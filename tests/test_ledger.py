@@ -38,7 +38,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def long_lines() -> Iterator[LedgerLine]:
-    """Lines of images whose redirects led to URLs as long as a response's head may be."""
+    """Yield lines of images whose redirects led to URLs as long as a response's head may be."""
     for number in range(LINES):
         line = make_result(make_sample(number), 0, FAILURE).line
         yield replace(line, final_url=f"http://example.org/{number}?" + "x" * URL_BYTES, detail="y" * URL_BYTES)
@@ -54,7 +54,7 @@ def write(path: Path) -> None:
 
 
 def peak_bytes(work: Callable[[], object]) -> int:
-    """The peak of Python's memory during the work."""
+    """Return the peak of Python's memory during a call."""
     tracemalloc.start()
     work()
     peak = tracemalloc.get_traced_memory()[1]
@@ -105,15 +105,15 @@ def test_all_lines_come_back_in_order(path: Path) -> None:
         [],
     ],
 )
-def test_counts_that_no_shard_can_have_are_refused(tmp_path: Path, totals: object) -> None:
-    """More rows than samples, negative counts, or other types: such a file is refused."""
+def test_impossible_counts_are_refused(tmp_path: Path, totals: object) -> None:
+    """They have more rows than samples, negative counts, or other types."""
     path = tmp_path / "part-00000.parquet"
     none = np.zeros(2, np.bool_)
     with LedgerWriter(path, "part-00000") as ledger:
         ledger.finish(ShardSummary(ShardCounts(2, 0, {}), none, none))
     assert read_shard_counts(path) == ShardCounts(2, 0, {})
-    said = {**(pq.read_metadata(path).metadata or {}), b"datafetch.totals": json.dumps(totals)}
-    pq.write_table(pq.read_table(path).replace_schema_metadata(said), path)
+    metadata = {**(pq.read_metadata(path).metadata or {}), b"datafetch.totals": json.dumps(totals)}
+    pq.write_table(pq.read_table(path).replace_schema_metadata(metadata), path)
     for read in (read_shard_counts, read_shard_summary):
         with pytest.raises(ConfigurationError, match="is not a ledger"):
             read(path)
@@ -130,14 +130,14 @@ def test_counts_that_no_shard_can_have_are_refused(tmp_path: Path, totals: objec
         {b"datafetch.totals": b'{"samples": 4611686018427387904}'},
     ],
 )
-def test_a_summary_of_other_samples_than_were_counted_is_refused(tmp_path: Path, change: dict[bytes, bytes]) -> None:
-    """A damaged number or bit for each sample, more or fewer bits than samples: nothing is made up, nor unpacked."""
+def test_a_summary_that_contradicts_its_counts_is_refused(tmp_path: Path, change: dict[bytes, bytes]) -> None:
+    """A number may be damaged, or the bits be more or fewer than the samples. Nothing is guessed or unpacked."""
     path = tmp_path / "part-00000.parquet"
     none = np.zeros(2, np.bool_)
     with LedgerWriter(path, "part-00000") as ledger:
         ledger.finish(ShardSummary(ShardCounts(2, 0, {}), none, none, retry=3))
     assert read_shard_summary(path).retry == 3
-    said = {**(pq.read_metadata(path).metadata or {}), **change}
-    pq.write_table(pq.read_table(path).replace_schema_metadata(said), path)
+    metadata = {**(pq.read_metadata(path).metadata or {}), **change}
+    pq.write_table(pq.read_table(path).replace_schema_metadata(metadata), path)
     with pytest.raises(ConfigurationError, match="is not a ledger"):
         read_shard_summary(path)

@@ -37,32 +37,32 @@ FAILURE = Failure(FailureKind.TIMEOUT, "too slow", None, 3, "", 30_000.0)
 
 
 def make_sample(position: int, images: int = 1) -> Sample:
-    """A sample with a number of images."""
+    """Return a sample with this number of images."""
     urls = tuple(f"http://example.org/{position}/{image}.jpg" for image in range(images))
     return Sample(position, str(position), urls, {"text": f"第{position}号", "numbers": [1, 2.5, None]})
 
 
 def jpeg_of(image: SpooledImage) -> bytes:
-    """The JPEG of an image, in memory or in a spool."""
+    """Return the JPEG of an image, in memory or in a spool."""
     return image.load().jpeg
 
 
 def make_result(sample: Sample, image: int, outcome: Outcome) -> ImageResult:
-    """The result of an image with an outcome."""
+    """Return the result of an image with this outcome."""
     if isinstance(outcome, Encoded):
         return ImageResult(LedgerLine.of(sample, image, Body(b"body", sample.urls[image]), outcome), outcome.jpeg)
     return ImageResult(LedgerLine.of(sample, image, outcome, outcome), b"")
 
 
 def make_outcome(seed: int) -> Outcome:
-    """Every third outcome is a failure, and every seventh of the others is an original."""
+    """Return an outcome: every third one is a failure, and every seventh of the others an original."""
     if seed % 3 == 2:
         return FAILURE
     return Encoded(bytes([seed % 256]) * (seed * 37 % 5000), 4, 3, "PNG", "ab", is_original=seed % 7 == 6)
 
 
 async def read(path: Path) -> list[SpooledSample]:
-    """All samples of a spool."""
+    """Read all samples of a spool."""
     return await asyncio.to_thread(
         lambda: [
             SpooledSample(spooled.sample, tuple(image.load() for image in spooled.images))
@@ -182,7 +182,7 @@ async def test_a_sample_that_lost_an_image_is_completed_again(tmp_path: Path) ->
     assert spool.recovered.samples == {0}
 
 
-def test_no_image_passes_for_an_entry(tmp_path: Path) -> None:
+def test_an_image_that_is_a_spool_adds_no_entries(tmp_path: Path) -> None:
     """An image whose bytes are a complete spool adds no entries, even if the entry around it is damaged."""
     write_same_spool(tmp_path / "inner.spool", [make_sample(7, 0)])
     sample = make_sample(0)
@@ -197,7 +197,7 @@ def test_no_image_passes_for_an_entry(tmp_path: Path) -> None:
     assert len(content) == size
 
 
-def test_an_entry_whose_lengths_contradict_each_other_is_none(tmp_path: Path) -> None:
+def test_an_entry_with_contradictory_lengths_is_damaged(tmp_path: Path) -> None:
     """A flipped bit in the metadata length, which the header's checksum does not cover, is treated as damage."""
     path = tmp_path / "x.spool"
     write_same_spool(path, [make_result(make_sample(0), 0, Encoded(b"jpeg", 4, 3, "JPEG"))])
@@ -245,8 +245,8 @@ def test_a_scan_reads_no_more_than_an_entry_has(tmp_path: Path) -> None:
         assert file.largest_read_bytes < 1000
 
 
-async def test_what_is_synced_is_on_disk_once(tmp_path: Path) -> None:
-    """``sync`` may be called at any time, concurrently, and before and after closing."""
+async def test_sync_may_be_called_at_any_time(tmp_path: Path) -> None:
+    """It may be called concurrently, and before and after closing."""
     spool = await Spool.open(tmp_path / "x.spool")
     await spool.append(make_sample(0, 0))
     async with asyncio.TaskGroup() as group:
@@ -270,13 +270,13 @@ async def test_a_spool_with_a_torn_file_header_is_started_again(tmp_path: Path, 
 async def test_another_file_is_not_touched(tmp_path: Path) -> None:
     """A file that is not a spool is refused and left unchanged."""
     path = tmp_path / "x.spool"
-    await asyncio.to_thread(path.write_bytes, b"somebody's thesis")
+    await asyncio.to_thread(path.write_bytes, b"years of work")
     with pytest.raises(ConfigurationError, match="move it away"):
         await Spool.open(path)
-    assert await asyncio.to_thread(path.read_bytes) == b"somebody's thesis"
+    assert await asyncio.to_thread(path.read_bytes) == b"years of work"
 
 
-async def test_an_image_that_is_there_twice_is_a_bug(tmp_path: Path) -> None:
+async def test_a_second_result_of_an_image_is_a_bug(tmp_path: Path) -> None:
     """Every image has exactly one outcome, so a second one is not ignored."""
     sample = make_sample(0)
     spool = await Spool.open(tmp_path / "x.spool")
@@ -287,7 +287,7 @@ async def test_an_image_that_is_there_twice_is_a_bug(tmp_path: Path) -> None:
         spooled.record(jpeg_of)
 
 
-async def test_an_image_that_is_missing_is_a_bug(tmp_path: Path) -> None:
+async def test_a_sample_without_all_results_is_a_bug(tmp_path: Path) -> None:
     """A sample is not complete while one of its images has no result."""
     sample = make_sample(0, images=2)
     spool = await Spool.open(tmp_path / "x.spool")

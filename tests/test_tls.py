@@ -35,7 +35,7 @@ pytestmark = pytest.mark.both_loops
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A key and a self-signed certificate."""
+    """The path of a PEM file with a key and a self-signed certificate."""
     path = tmp_path_factory.mktemp("certificate") / "own.pem"
     leaf = trustme.CA().issue_cert("127.0.0.1")
     path.write_bytes(leaf.private_key_and_cert_chain_pem.bytes())
@@ -44,7 +44,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def weak_certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One of 1024 bits, signed by way of SHA-1."""
+    """A certificate of 1024 bits, signed with SHA-1."""
     key = rsa.generate_private_key(public_exponent=65537, key_size=1024)  # noqa: S505 - weak on purpose
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
     now = datetime.now(UTC)
@@ -58,7 +58,7 @@ def weak_certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
         .not_valid_after(now + timedelta(days=1))
         .sign(key, hashes.SHA256())
     )
-    # No library signs like that any more, so it is signed once more by hand.
+    # No library creates such signatures any more, so it is signed again by hand.
     body, whole = (
         part.replace(_SHA256_WITH_RSA, _SHA1_WITH_RSA)
         for part in (signed.tbs_certificate_bytes, signed.public_bytes(serialization.Encoding.DER))
@@ -77,7 +77,7 @@ Tune = Callable[[ssl.SSLContext], object]
 
 
 def _untuned(_: ssl.SSLContext) -> None:
-    """As this OpenSSL has it."""
+    """Leave a context as OpenSSL creates it."""
 
 
 def _speaks(version: ssl.TLSVersion) -> Tune:
@@ -89,12 +89,12 @@ def _speaks(version: ssl.TLSVersion) -> Tune:
 
 
 class _Server(socketserver.ThreadingTCPServer):
-    """A server that knows nothing but what it was tuned to; OpenSSL itself has its sockets, and says why it refuses.
+    """A server with one TLS configuration, on OpenSSL's own sockets, which report why a handshake is refused.
 
     Args:
         certificate: PEM file with key and chain.
-        tune: Sets its context up.
-        hang_ups: So many connections are reset once something has been said.
+        tune: Configures the context.
+        hang_ups: How many connections are reset after the first byte.
     """
 
     daemon_threads = True
@@ -111,7 +111,7 @@ class _Server(socketserver.ThreadingTCPServer):
 
     @property
     def url(self) -> str:
-        """Where it is."""
+        """The URL of the server."""
         return f"https://127.0.0.1:{self.server_address[1]}/"
 
     def __enter__(self) -> Self:

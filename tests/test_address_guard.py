@@ -124,6 +124,6 @@ def test_an_allowed_network_opens_no_other(address: str) -> None:
         ("not an address", False),
     ],
 )
-def test_an_exception_is_what_only_the_operator_permits(address: str, is_exception: bool) -> None:
+def test_only_what_the_operator_permits_is_an_exception(address: str, is_exception: bool) -> None:
     """An address that is public or refused is not an exception."""
     assert AddressGuard([ip_network("10.9.0.0/16"), ip_network("9.0.0.0/8")]).is_exception(address) == is_exception

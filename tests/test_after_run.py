@@ -62,7 +62,7 @@ SHARDS = st.lists(st.lists(st.integers(0, 1), max_size=12), min_size=1, max_size
 
 @settings(max_examples=30)
 @given(first=SHARDS, data=st.data(), shuffle=st.sampled_from([None, 0, 7]))
-def test_after_retries_as_if_there_had_been_none(
+def test_retries_make_no_difference_to_resharded_output(
     tmp_path_factory: pytest.TempPathFactory, first: list[list[int]], data: st.DataObject, shuffle: int | None
 ) -> None:
     """Rows that are added or replaced later give the same bytes as if all had been there from the start."""
@@ -98,8 +98,8 @@ def test_after_retries_as_if_there_had_been_none(
     assert epoch([file.rows for file in record.files.values()], plan.ranks).is_aligned
 
 
-def test_for_other_ranks_the_shards_are_made_again(tmp_path: Path) -> None:
-    """For another world size, the same rows are divided again; for the same one, nothing is done."""
+def test_other_ranks_get_new_shards(tmp_path: Path) -> None:
+    """With another world size the same rows are divided again; with the same one, nothing is done."""
     layout = OutputLayout(tmp_path / "out")
     publish(layout, layout.out, "part-00000", [1] * 40)
     reshard_output(layout, ["part-00000"], PLAN, ProgressMonitor())
@@ -111,7 +111,7 @@ def test_for_other_ranks_the_shards_are_made_again(tmp_path: Path) -> None:
     assert rows_of(layout) == [(f"part-00000/{position}", 1) for position in range(40)]
 
 
-def test_too_few_rows_stay_as_they_are(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_too_few_rows_are_not_resharded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Too few rows for the ranks are not an error; a warning is logged."""
     layout = OutputLayout(tmp_path / "out")
     publish(layout, layout.out, "part-00000", [1, 0, 1])

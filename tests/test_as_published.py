@@ -116,7 +116,7 @@ def samples(manifest: Manifest) -> list[Sample]:
     return [sample for shard in manifest.shards() for sample in manifest.samples(shard)]
 
 
-def test_similarities_are_what_the_published_script_makes_of_them(tmp_path: Path) -> None:
+def test_similarities_equal_those_of_the_published_script(tmp_path: Path) -> None:
     """NaN stays NaN, a missing number becomes NaN, and nothing becomes zero."""
     similarities = pa.array([math.nan, math.inf, None], pa.float32())
     pairs(tmp_path / "data" / "a.parquet", clip_similarity_vitb32=similarities)
@@ -163,7 +163,7 @@ def test_odd_similarities_reach_the_pickle(tmp_path: Path, own_origin: Origin, p
 
 
 @pytest.mark.parametrize("ids", [(10, 11, 12, 13), ()])
-def test_an_id_is_taken_from_the_first_file_that_has_it(tmp_path: Path, ids: tuple[int, ...]) -> None:
+def test_a_repeated_id_is_selected_from_the_first_file(tmp_path: Path, ids: tuple[int, ...]) -> None:
     """Each row of a file and its copies comes once, and the others are counted, in whatever order shards are opened."""
     folder = tmp_path / "data"
     high = pa.array([0.9] * 20, pa.float32())
@@ -276,7 +276,9 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
         ("docs_shard_0_v3.jsonl.zip", b"Not Found", "it is text that begins with 'Not Found'; download it again"),
     ],
 )
-def test_a_page_in_place_of_lines_is_named(tmp_path: Path, name: str, content: bytes, reason: str, skips: bool) -> None:
+def test_an_error_page_in_place_of_lines_is_reported(
+    tmp_path: Path, name: str, content: bytes, reason: str, skips: bool
+) -> None:
     """The error says what the file is, and what to do. Its lines are never skipped one by one."""
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ManifestError) as caught:
@@ -305,7 +307,7 @@ def test_plain_lines_under_the_name_of_a_compressed_file_are_read(tmp_path: Path
         (b"PAR1" + bytes(100), "it has no footer"),
     ],
 )
-def test_a_page_in_place_of_parquet_is_named(tmp_path: Path, content: bytes, reason: str) -> None:
+def test_an_error_page_in_place_of_parquet_is_reported(tmp_path: Path, content: bytes, reason: str) -> None:
     """The error says what the file is, and what to do, without control characters from the file."""
     (tmp_path / "a.parquet").write_bytes(content)
     with pytest.raises(ManifestError) as caught:

@@ -75,7 +75,7 @@ def test_an_existing_folder_is_accepted(tmp_path: Path) -> None:
 
 @pytest.fixture
 def _no_warning_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a process that has not logged the warning yet."""
+    """Act as a process that has not logged the warning yet."""
     monkeypatch.setattr(atomic, "_has_warned", Event())
 
 

@@ -215,8 +215,8 @@ def test_only_valid_strong_entity_tags_are_kept(etag: str, taken: str) -> None:
 
 
 @pytest.mark.parametrize(("start", "stop"), [(-1, 1), (1, 1), (2, 1), (0, 2**63)])
-def test_an_empty_or_negative_range_cannot_be_created(start: int, stop: int) -> None:
-    """An empty range could not even be written as a header."""
+def test_an_impossible_range_cannot_be_created(start: int, stop: int) -> None:
+    """It would be empty, negative or beyond 63 bits; an empty one could not even be written as a header."""
     with pytest.raises(ValueError, match="start < stop"):
         ByteRange(start, stop)
 

@@ -75,20 +75,20 @@ def test_overloads_lower_the_number() -> None:
     world = _World(_auto)
     world.live(lambda connections: 10.0 * min(connections, 400), seconds=20)
     before = world.concurrency.connections
-    for _ in range(40):  # a router's table, say, that is full
+    for _ in range(40):  # for example, because a router's table is full
         overloads = 0.5 if world.concurrency.connections > 400 else 0.0
         world.live(lambda connections: 10.0 * min(connections, 400), seconds=0.5, overloads=overloads)
     assert world.concurrency.connections <= before * 0.8
 
 
-def test_a_web_that_always_fails_a_little_is_not_our_fault() -> None:
+def test_a_constant_share_of_failures_does_not_lower_the_number() -> None:
     """Dead hosts are a share of every manifest."""
     world = _World(_auto)
     world.live(lambda connections: 10.0 * min(connections, 300), seconds=20, overloads=0.05)
     assert world.concurrency.connections >= 150
 
 
-def test_a_web_that_comes_to_fail_a_lot_is_not_our_fault() -> None:
+def test_failures_that_fewer_connections_do_not_reduce_restore_the_number() -> None:
     """If fewer connections don't make for fewer failures, the number goes back to what it was."""
     world = _World(_auto)
     world.live(lambda connections: 10.0 * min(connections, 300), seconds=20)

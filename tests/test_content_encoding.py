@@ -84,8 +84,8 @@ def test_deflate_may_have_any_window(window_bits: int) -> None:
 
 
 @pytest.mark.parametrize("coding", CODERS)
-def test_a_bomb_is_not_unpacked_beyond_the_cap(coding: str) -> None:
-    """However large the result would be, memory holds a few times the bound at most."""
+def test_the_memory_of_a_bomb_is_bounded(coding: str) -> None:
+    """However large the result would be, memory holds at most a few times the bound."""
     bomb = CODERS[coding](bytes(50 * CAP_BYTES))
     tracemalloc.start()
     try:
@@ -103,7 +103,7 @@ def test_bombs_in_many_members_are_too_large() -> None:
 
 
 @pytest.mark.parametrize("coding", ["gzip", "zstd"])
-def test_members_without_content_cost_nothing(coding: str) -> None:
+def test_many_members_without_content_are_refused(coding: str) -> None:
     """A small body of very many of them would keep a decoder busy for hours."""
     with pytest.raises(CodingError, match="members"):
         decode(CODERS[coding](b"") * 100_000, [coding], CAP_BYTES)
@@ -133,7 +133,7 @@ def test_gzip_may_end_without_its_trailer(missing_bytes: int) -> None:
 @pytest.mark.parametrize("missing_bytes", range(5))
 @pytest.mark.parametrize("data", [PICTURE, b"x", b""], ids=["picture", "a byte", "nothing"])
 def test_deflate_may_end_without_its_checksum(missing_bytes: int, data: bytes) -> None:
-    """Or with only part of it, as curl accepts."""
+    """It may also end with a part of it, as curl accepts."""
     coded = zlib.compress(data)
     assert decode(coded[: len(coded) - missing_bytes], ["deflate"], CAP_BYTES) == data
 
@@ -162,7 +162,7 @@ def test_too_many_codings_are_refused() -> None:
 
 
 @given(body=st.binary(max_size=300), coding=st.sampled_from(sorted(CODERS)))
-def test_nothing_else_is_raised(body: bytes, coding: str) -> None:
-    """Whatever the bytes, there is data within the bound or one of the two errors."""
+def test_any_bytes_give_data_or_one_of_two_errors(body: bytes, coding: str) -> None:
+    """The data stays within the bound, whatever the bytes are."""
     with suppress(CodingError, BodyTooLargeError):
         assert len(decode(body, [coding], 1000)) <= 1000

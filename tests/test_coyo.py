@@ -63,7 +63,7 @@ def test_rows_with_a_listed_id_are_selected(tmp_path: Path) -> None:
     assert manifest.id_list_result(["30", "10", "60"], {}) == IdListResult(wanted=4, duplicates=2, not_found=1)
 
 
-def test_of_rows_that_share_an_id_the_first_is_selected(tmp_path: Path) -> None:
+def test_the_first_of_several_rows_with_the_same_id_is_selected(tmp_path: Path) -> None:
     """Keys are unique in a shard, however often and wherever a file repeats an id."""
     write(tmp_path / "a.parquet", [5, 7, 5, 5, 6, 7, 5])
     manifest = COYO.bind(tmp_path, write_ids(tmp_path / "ids", [5, 7]))
@@ -154,7 +154,7 @@ def test_a_row_without_an_id_is_skipped_and_counted(tmp_path: Path) -> None:
         (None, Failure(FailureKind.TIMEOUT), False),
     ],
 )
-def test_a_row_is_what_the_loader_reads(text: str | None, outcome: Outcome, is_kept: bool) -> None:
+def test_a_row_has_the_form_that_the_loader_reads(text: str | None, outcome: Outcome, is_kept: bool) -> None:
     """A row has the pair's facts and the JPEG, as text or as bytes; a pair without image or text is dropped."""
     metadata = {"id": 17, "url": "http://example.org/", "text": text, "clip_sim": 0.7}
     record = Record(Sample(0, "17", ("http://example.org/",), metadata), (outcome,))

@@ -120,8 +120,8 @@ def test_its_samples_are_the_same_each_time(name: str, tmp_path: Path) -> None:
 
 
 @every_dataset
-def test_its_rows_are_total_and_what_the_loader_reads(name: str, tmp_path: Path) -> None:
-    """Whatever arrives, and in whichever form, there is no row, or one that the loader can read."""
+def test_its_rows_can_be_read_by_the_loader(name: str, tmp_path: Path) -> None:
+    """Whichever images arrive, in whichever form, there is either no row or one that the loader can read."""
     dataset, manifest = bind(name, tmp_path)
     usual = dataset.options
     partly = [replace(usual, keep_at_least=1)] if isinstance(usual, DocumentOptions) else []
@@ -171,7 +171,7 @@ def test_it_can_be_pickled_and_its_identity_is_json(name: str, tmp_path: Path) -
     assert dataset.output_format == "pickle" or dataset.loader is Loader.TORCH
 
 
-def test_what_a_dataset_does_not_take_is_refused() -> None:
+def test_unsupported_options_are_refused() -> None:
     """An option that would have no effect is not ignored silently."""
     with pytest.raises(ConfigurationError, match="coyo takes CoyoOptions, not Mmc4CoreOptions"):
         find_dataset("coyo", Mmc4CoreOptions())
@@ -233,7 +233,7 @@ def rename_keys(folder: Path, before: str) -> None:
     ],
 )
 def test_an_option_that_decides_rows_is_part_of_the_identity(name: str, option: OptionField, tmp_path: Path) -> None:
-    """And one that only permits something is not, or a run could not be resumed with it. No option is left out."""
+    """An option that only permits something is not, so that a run can be resumed with it. Every option is checked."""
     usual = find_dataset(name, usual_options(find_dataset(name).options, tmp_path))
     other = usual.with_options(replace(usual.options, **set_option(option, tmp_path)))
     source = place_source(name, tmp_path / "usual")

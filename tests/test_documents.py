@@ -97,7 +97,7 @@ def test_an_image_takes_its_similarities_with_it(
     }
 
 
-def test_a_whole_document_stays_as_published() -> None:
+def test_a_complete_document_is_unchanged() -> None:
     """Only the images are added, and the published record is not changed."""
     record = document(2, could_have_url_duplicate=0)
     before = json.dumps(record)
@@ -363,7 +363,7 @@ def test_the_variant_with_fewer_faces_is_reported(tmp_path: Path, caplog: pytest
     assert "3 shards are missing: 0, 1, 2" in caplog.text
 
 
-def test_a_folder_with_a_shard_twice_or_none_is_refused(tmp_path: Path) -> None:
+def test_a_folder_with_a_duplicate_shard_or_none_is_refused(tmp_path: Path) -> None:
     """It is unknown which of the two is meant."""
     write_shards(tmp_path / "docs", {3: 1})
     write_shards(tmp_path / "docs", {3: 1}, "docs_no_face_shard")

@@ -47,7 +47,7 @@ READS: dict[str, Callable[[Path], object]] = {
     "folder": lambda folder: list_files(folder, ".parquet"),
     "lines": lambda folder: list(LineFile(folder / "file").lines()),
     "covers": lambda folder: find_dataset("ocr-vqa").bind(folder / "file", None),
-    "note of a retry": lambda folder: read_retry_state(OutputLayout(folder / "out")),
+    "state of a retry": lambda folder: read_retry_state(OutputLayout(folder / "out")),
     "status": lambda folder: read_status(folder / "out"),
     "resharded": lambda folder: read_reshard_record(OutputLayout(folder / "out")),
     "folder of shards": ShardFolder,
@@ -93,5 +93,5 @@ def test_exhausted_descriptors_are_not_reported_as_unreadable_covers(tmp_path: P
     ],
 )
 def test_exhaustion_is_recognized(error: Exception, is_so: bool) -> None:
-    """By errno, by class, or else by the message."""
+    """It is recognized by errno, by class, or else by the message."""
     assert is_exhaustion(error) is is_so

@@ -20,7 +20,7 @@ NUMBERS = st.from_regex(r"-?(0|[1-9][0-9]{0,40})(\.[0-9]{1,40})?([eE][+-]?[0-9]{
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two values are the same, including their types and NaN."""
+    """Return whether two values are the same, including their types and NaN."""
     return repr(one) == repr(other)
 
 
@@ -29,13 +29,13 @@ def same(one: Any, other: Any) -> bool:
 @example([2**63, -(2**63) - 1, 2**64 - 1, 2**64, math.inf, -math.inf, -0.0])
 @example("\ud83d")
 @example("\ud83d\ude00")
-def test_whatever_is_written_is_read_again(value: Any) -> None:
+def test_written_values_are_restored(value: Any) -> None:
     """A value that is written is restored exactly."""
     assert same(exact_json.parse(exact_json.write(value)), value)
 
 
 @given(VALUES, st.booleans())
-def test_whatever_json_writes_is_read_alike(value: Any, is_ascii: bool) -> None:
+def test_json_of_the_standard_library_is_read_alike(value: Any, is_ascii: bool) -> None:
     """JSON of the standard library is read as by the standard library."""
     text = json.dumps(value, ensure_ascii=is_ascii).encode("utf-8", "surrogatepass")
     assert same(exact_json.parse(text), json.loads(text))

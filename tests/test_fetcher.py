@@ -65,7 +65,7 @@ async def test_urls_that_lead_nowhere(url: str, kind: FailureKind) -> None:
 
 @pytest.mark.parametrize("behaviour", ["well", "until_close", "chunked"])
 async def test_the_bound_for_bodies_holds_to_the_byte(origin: Origin, pictures: Pictures, behaviour: str) -> None:
-    """Whether a length announces the size or the bytes are counted."""
+    """It holds whether the size is announced by a length or counted."""
     folder, names = pictures
     size_bytes = (folder / names[0]).stat().st_size
     url = origin.url(behaviour, names[0])
@@ -119,8 +119,8 @@ async def test_a_retry_waits_without_a_slot(origin: Origin, pictures: Pictures, 
     async with Fetcher(policy) as fetch:
         waiting = asyncio.create_task(fetch(origin.url("flaky", pictures[1][0], next(unique))))
         await until(lambda: fetch.statistics().attempts == 1)
-        others = await asyncio.gather(*(fetch(origin.url("well", name)) for name in pictures[1]))
-        assert all(isinstance(one, Body) for one in others)
+        bodies = await asyncio.gather(*(fetch(origin.url("well", name)) for name in pictures[1]))
+        assert all(isinstance(one, Body) for one in bodies)
         assert not waiting.done()
         waiting.cancel()
 
@@ -232,13 +232,13 @@ async def test_long_headers_are_accepted() -> None:
 
 @pytest.mark.parametrize("error", [OSError(24, "Too many open files"), aiohttp.ClientOSError(24, "Too many")])
 def test_running_out_of_descriptors_is_not_a_failure(error: OSError) -> None:
-    """Whichever exception reports it."""
+    """An exception is raised for it, in whichever form it occurs."""
     with pytest.raises(ResourceError, match="ulimit"):
         classify(error)
 
 
-async def test_running_out_of_descriptors_at_one_of_several_addresses_is_not_a_failure() -> None:
-    """Whatever the other addresses report, the host may be fine."""
+async def test_running_out_of_descriptors_at_one_address_is_not_a_failure() -> None:
+    """The host may be fine, whatever its other addresses report."""
     errors = {"192.0.2.1": errno.ENETUNREACH, "192.0.2.2": errno.EMFILE, "192.0.2.3": errno.ECONNREFUSED}
 
     async def connect(address: str) -> None:

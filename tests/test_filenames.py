@@ -28,7 +28,7 @@ def test_a_name_that_leads_elsewhere_is_refused(name: object) -> None:
 
 
 @pytest.mark.parametrize("name", ["000000001.jpg", "00453/004539375.jpg", "桜.png", "a.b.c", "x" * 240, "-", "a b.jpg"])
-def test_an_ordinary_name_is_taken(name: str) -> None:
+def test_an_ordinary_name_is_accepted(name: str) -> None:
     """Names with folders are accepted, too."""
     assert not why_refused(name)
 
@@ -42,7 +42,7 @@ def test_no_name_leads_out_of_the_folder(name: str) -> None:
 
 
 @given(st.lists(st.sampled_from(["a", "A", "b", "a/b", "A/c", "c", "ß", "SS", "ss", "é", "e\u0301"]), max_size=12))
-def test_no_two_names_lead_to_one_file(names: list[str]) -> None:
+def test_no_two_accepted_names_give_the_same_file(names: list[str]) -> None:
     """This holds even if case or composition is ignored, and for the folders of other names."""
     clashes = DuplicateNames(names)
     kept = [name for number, name in enumerate(names) if not clashes.why_refused(number)]
@@ -51,7 +51,7 @@ def test_no_two_names_lead_to_one_file(names: list[str]) -> None:
     assert not {"\u00e9", "e\u0301"} <= set(kept)
     folders = {name.split("/")[0].casefold() for name in names if "/" in name}
     assert not folders & {name for name in folded if "/" not in name}
-    for number, name in enumerate(names):  # the first of several is there, unless it is a folder
+    for number, name in enumerate(names):  # the first of several equal names is accepted, unless it is a folder
         if name.casefold() not in folders and all(name.casefold() != one.casefold() for one in names[:number]):
             assert not clashes.why_refused(number) or name in {"é", "e\u0301"}
 

@@ -51,7 +51,9 @@ def write(folder: Path, rows: list[dict[str, object]]) -> tuple[Path, Path]:
 
 
 @given(rows=ROWS)
-def test_the_shard_is_the_pickled_list(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, object]]) -> None:
+def test_a_shard_is_the_pickled_list_of_its_rows(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, object]]
+) -> None:
     """``pickle.load`` returns exactly the rows, although they were never together in memory."""
     data, count = write(tmp_path_factory.mktemp("writer"), rows)
     assert pickle.loads(data.read_bytes()) == rows
@@ -171,7 +173,7 @@ def test_rows_that_would_never_end_are_refused(
         tracemalloc.stop()
 
 
-def test_what_a_row_shares_is_written_twice(tmp_path: Path) -> None:
+def test_a_moderately_enlarged_row_is_accepted(tmp_path: Path) -> None:
     """A row that is somewhat larger than its file, and deeply nested, is accepted."""
     image = "x" * 200_000
     rows = [{"image_info": [image] * 5}, *_deep()]
@@ -272,7 +274,7 @@ def test_rows_are_streamed_as_they_stand(
     assert every_other == frames[1::2]
 
 
-def test_a_shard_that_is_not_as_it_was_written_is_noticed(tmp_path: Path) -> None:
+def test_a_shard_that_differs_from_what_was_written_is_noticed(tmp_path: Path) -> None:
     """If any byte changes on the way to the disk, the check fails."""
     writer = PickleShardWriter(tmp_path, "part-00000")
     with closing(writer):

@@ -89,7 +89,7 @@ def _fails(number: int) -> Callable[[], Awaitable[str]]:
 
 @pytest.mark.parametrize("count", [2, _TRIED, 60])
 async def test_silent_addresses_take_two_sockets(count: int) -> None:
-    """However many there are; and none once the call is cancelled."""
+    """A call uses two sockets for any number of silent addresses, and none once it is cancelled."""
     host = _Host()
     reaching = asyncio.create_task(host.reach(*_HOLES[:count]))
     await until(lambda: len(host.tried) == min(count, _TRIED) and host.open == _SOCKETS)
@@ -141,7 +141,7 @@ async def test_a_slow_first_address_is_waited_for() -> None:
 
 
 async def test_a_connection_that_comes_too_late_is_dropped() -> None:
-    """Also if it is established in the very moment in which it is given up."""
+    """This includes one that is established at the moment when it is given up."""
 
     async def answer_all_the_same() -> str:
         try:
@@ -171,7 +171,7 @@ async def test_a_connection_that_comes_too_late_is_dropped() -> None:
 
 
 async def test_running_out_of_descriptors_is_raised() -> None:
-    """Whatever the other addresses failed with, since no host is to blame for it."""
+    """It is raised whatever errors the other addresses had, since no host is to blame for it."""
     host = _Host({_HOLES[0]: _fails(errno.ECONNREFUSED), _HOLES[1]: _fails(errno.EMFILE)})
     with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
         await host.reach(*_HOLES[:2])
@@ -216,7 +216,7 @@ def _descriptors(process: int | str = "self") -> int:
 
 
 @pytest.mark.slow
-def test_a_run_of_silent_addresses_succeeds_with_their_failures(tmp_path: Path) -> None:
+def test_a_run_with_few_descriptors_survives_silent_addresses(tmp_path: Path) -> None:
     """With 1,024 descriptors and 150 names of 60 addresses, each image fails by itself and the run is a success."""
     count = 150
     with NameServer(otherwise=Answer(_HOLES)) as names, black_holes(_HOLES) as port:

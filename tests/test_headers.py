@@ -80,7 +80,7 @@ def test_retry_after_is_seconds_or_a_date(value: str, seconds: float | None) -> 
     assert retry_after_s(_headers("Retry-After", value), NOW) == seconds
 
 
-def test_no_retry_after_is_none() -> None:
+def test_a_missing_retry_after_means_no_pause() -> None:
     """A header that is not there means no pause."""
     assert retry_after_s(_headers("Retry-After")) is None
 
@@ -96,7 +96,7 @@ def test_no_retry_after_is_none() -> None:
         ([", ,"], []),
     ],
 )
-def test_codings_are_undone_from_the_last(values: list[str], codings: list[str]) -> None:
+def test_codings_are_returned_from_the_last(values: list[str], codings: list[str]) -> None:
     """The order of the header is the order in which they were applied."""
     assert list(content_codings(_headers("Content-Encoding", *values))) == codings
 

@@ -36,7 +36,7 @@ async def test_requests_in_flight_to_one_host_are_limited() -> None:
     assert hosts.statistics().known == 0
 
 
-async def test_the_image_that_came_first_goes_first() -> None:
+async def test_slots_are_granted_in_the_order_of_images() -> None:
     """Retries, whose images came early, are not put behind all that came since."""
     hosts = Hosts(1, 0.01)
     order: list[int] = []
@@ -266,7 +266,7 @@ async def test_late_failures_do_not_lengthen_an_outage() -> None:
 
 
 async def test_a_cancelled_request_takes_no_slot() -> None:
-    """Neither while it waits nor in the very moment in which the slot is granted."""
+    """This holds while it waits, and at the moment when the slot is granted."""
     hosts = Hosts(1, 0.01)
     async with hosts.slot(HOST, 0):
         waiting = asyncio.create_task(hosts.slot(HOST, 1).__aenter__())

@@ -175,7 +175,7 @@ def test_a_retry_adds_records_to_the_list(pairs: Pairs) -> None:
     assert pairs.files() == pairs.expected(arrived)
 
 
-def test_the_published_list_may_lie_where_the_trainers_comes(pairs: Pairs) -> None:
+def test_the_published_list_may_be_at_the_path_of_the_trainers(pairs: Pairs) -> None:
     """It is copied before it is overwritten, and the copy is found by the next run, also with --fresh."""
     pairs.trainers.parent.mkdir(parents=True)
     published = (pairs.source / LIST).read_bytes()
@@ -359,6 +359,6 @@ def test_invalid_lists_of_covers_are_refused(covers: Job, tmp_path: Path, name: 
 
 
 def test_covers_can_be_encoded_as_in_the_recipe(covers: Job) -> None:
-    """With the option, covers are encoded as in the recipe."""
+    """An option makes the codec encode them instead of keeping the received bytes."""
     run(replace(covers, image=ImageSpec(encode=Encoding.RECIPE, min_pixels=2)))
     assert {Image.open(BytesIO(path.read_bytes())).format for path in Path(covers.out).iterdir()} == {"JPEG"}

@@ -25,7 +25,7 @@ VALUES = st.recursive(
 
 
 @given(values=st.lists(VALUES, max_size=6), chunk_chars=st.integers(1, 40), cut=st.integers(1, 50), plain=st.booleans())
-def test_records_are_those_of_the_whole_list(
+def test_records_equal_those_of_the_parsed_list(
     tmp_path_factory: pytest.TempPathFactory, values: list[Any], chunk_chars: int, cut: int, plain: bool
 ) -> None:
     """However little is read at a time, the records are those of the file, and truncation is always noticed."""
@@ -56,7 +56,7 @@ def test_reading_continues_at_an_offset(
     indent: int | None,
     is_escaped: bool,
 ) -> None:
-    """From behind any record the others come, whatever stands between them and however little is read at a time."""
+    """Reading can begin behind any record, whatever separates records and however little is read at a time."""
     path = tmp_path_factory.mktemp("list") / "list.json"
     path.write_text(json.dumps(records, indent=indent, ensure_ascii=is_escaped) + "\n", encoding="utf-8", newline="")
     for taken in range(1, len(records) + 1):
@@ -89,7 +89,7 @@ def test_a_fault_after_the_offset_is_found(tmp_path: Path) -> None:
 
 @settings(max_examples=50)
 @given(records=st.lists(RECORDS, max_size=8), chunk_chars=st.sampled_from([1, 3, 1000]), count=st.integers(1, 3))
-def test_consecutive_slices_are_the_whole_list(
+def test_consecutive_slices_give_the_whole_list(
     tmp_path_factory: pytest.TempPathFactory, records: list[object], chunk_chars: int, count: int
 ) -> None:
     """Each begins at the offset at which the one before, which began in the middle itself, ended."""
@@ -127,7 +127,7 @@ def test_an_endless_record_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "list.json"
     with path.open("wb") as file:
         file.write(b'[1, "')
-        file.truncate(512 << 20)  # zeros that take no room on the disk
+        file.truncate(512 << 20)  # zeros that use no disk space
     reader = RecordReader(path)
     with pytest.raises(ManifestError, match="is not JSON, or is cut short"):
         list(reader)
@@ -140,7 +140,7 @@ def test_an_endless_record_is_refused(tmp_path: Path) -> None:
     plain=st.booleans(),
     taken=st.integers(1, 6),
 )
-def test_members_are_those_of_the_whole_object(
+def test_members_equal_those_of_the_parsed_object(
     tmp_path_factory: pytest.TempPathFactory, members: list[tuple[str, Any]], chunk_chars: int, plain: bool, taken: int
 ) -> None:
     """They come in order, repeated names included, from any member on; truncation is always noticed."""

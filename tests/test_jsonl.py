@@ -88,8 +88,8 @@ def test_blank_lines_count_and_ends_do_not_matter(tmp_path: Path, pack: Callable
 
 @settings(max_examples=50)
 @given(st.binary(max_size=300), st.sampled_from(sorted(PACKS)))
-def test_any_bytes_come_back(tmp_path_factory: pytest.TempPathFactory, text: bytes, name: str) -> None:
-    """Whatever a file contains, its lines joined again are the text."""
+def test_any_content_can_be_read(tmp_path_factory: pytest.TempPathFactory, text: bytes, name: str) -> None:
+    """Whatever a file contains, its lines joined again give the text."""
     text = b"x" + text.replace(b"\r", b"")  # or a plain text might begin as a compressed one does
     path = write(tmp_path_factory.mktemp("lines"), PACKS[name](text))
     lines = list(LineFile(path).lines())
@@ -134,7 +134,7 @@ def test_a_zip_without_exactly_one_file_is_refused(tmp_path: Path, content: byte
     "pack", [gzip.compress, checked_zstd, lambda text: zipped(text, "猫.jsonl")], ids=["gzip", "zstd", "zip"]
 )
 def test_a_damaged_byte_never_gives_other_lines(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
-    """For each byte after the first four: the lines are those of the text, or an error names the file."""
+    """If any byte after the first four is changed, the lines are unchanged, or an error names the file."""
     text = TEXT[:400]
     packed = pack(text)
     refused = 0
@@ -158,7 +158,9 @@ def test_a_line_of_the_maximum_length_is_read(tmp_path: Path, end: bytes) -> Non
 
 
 @pytest.mark.parametrize("pack", [PACKS["gzip"], PACKS["zstd"], PACKS["zip"]], ids=["gzip", "zstd", "zip"])
-def test_an_endless_line_costs_no_more_than_the_longest_one(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
+def test_an_endless_line_takes_no_more_memory_than_the_longest_one(
+    tmp_path: Path, pack: Callable[[bytes], bytes]
+) -> None:
     """A few hundred kilobytes may have a line of any length. What is read of it is held twice for a moment."""
     path = write(tmp_path, pack(b"{}\n" + bytes(6 * MAX_LINE_BYTES)))
     assert path.stat().st_size < 1 << 20

@@ -28,7 +28,7 @@ from datafetch.store.spool_format import MARKER_BYTES, encode, read_entries
 
 
 def bind(folder: Path, files: dict[str, str], **options: Any) -> Manifest:
-    """Files of pairs as a manifest."""
+    """Open files of pairs as a manifest."""
     folder.mkdir(exist_ok=True)
     for name, text in files.items():
         (folder / name).write_text(text)
@@ -36,12 +36,12 @@ def bind(folder: Path, files: dict[str, str], **options: Any) -> Manifest:
 
 
 def samples(manifest: Manifest) -> list[Sample]:
-    """All, in order."""
+    """Return all samples, in order."""
     return [sample for shard in manifest.shards() for sample in manifest.samples(shard)]
 
 
 def lines(*records: object) -> str:
-    """Records as JSON lines."""
+    """Return records as JSON lines."""
     return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
@@ -112,7 +112,7 @@ def test_a_bad_line_stops_the_run_or_is_skipped(tmp_path: Path, line: str, reaso
     assert manifest.samples(manifest.shards()[0]).notes == {"bad_lines": 1}
 
 
-# The number is one that makes the slower of two writers of JSON do it.
+# The number is one for which the slower of two JSON writers is used.
 DEEPEST = '{"url": "http://e.org/1.jpg", "text": "a", "x": ' + "[" * 199 + "9" * 30 + "]" * 199 + "}\n"
 
 

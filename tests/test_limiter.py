@@ -51,7 +51,7 @@ async def test_the_capacity_may_change() -> None:
 
 
 async def test_a_cancelled_task_takes_no_slot() -> None:
-    """Neither while it waits nor in the very moment in which the slot is granted."""
+    """This holds while it waits, and at the moment when the slot is granted."""
     limiter = Limiter(lambda: 1)
 
     async def work() -> None:

@@ -56,7 +56,7 @@ def test_rows_that_share_a_long_text_are_read_a_few_at_a_time(tmp_path: Path, ro
 
 
 @pytest.mark.slow
-def test_the_maximum_number_of_rows_costs_little(tmp_path: Path) -> None:
+def test_the_maximum_number_of_rows_takes_little_memory(tmp_path: Path) -> None:
     """Similarities are counted, not held. Each selected row takes 8 bytes."""
     path = tmp_path / "part-00000-a.parquet"
     write_constant_rows(path, 16_000_000)
@@ -92,16 +92,16 @@ def test_long_texts_among_many_short_ones_are_read_a_few_at_a_time(tmp_path: Pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("lines", "text_bytes"), [(32, 8_000_000), (8, 60_000_000)])
-def test_long_lines_are_read_ahead_by_their_bytes(tmp_path: Path, lines: int, text_bytes: int) -> None:
-    """However many samples fit into some megabytes are held, in a whole run; test_fetch_sample.py has a quick case."""
+def test_reading_long_lines_ahead_is_bounded_in_bytes(tmp_path: Path, lines: int, text_bytes: int) -> None:
+    """A whole run holds as many samples as fit into some megabytes; test_fetch_sample.py has a quick case."""
     path = tmp_path / "docs_shard_0_v3.jsonl.zst"
     write_long_lines(path, lines, text_bytes)
     assert path.stat().st_size < 512_000
-    # What is on its way (128 MiB and a sample), and what two lines take while they are read and spooled.
+    # Samples in progress (128 MiB and one sample), and two lines while they are read and spooled.
     assert grown_mib(_RUN, path) < 128 + 8 * text_bytes // (1 << 20) + 64
 
 
-def test_a_line_that_would_become_gigabytes_of_objects_is_refused(tmp_path: Path) -> None:
+def test_a_line_that_would_take_gigabytes_as_objects_is_refused(tmp_path: Path) -> None:
     """A line of 64 MiB is accepted, but not one whose empty lists would take thirty times that."""
     path = tmp_path / "docs_shard_0_v3.jsonl"
     path.write_bytes(b'{"x":[' + b"[]," * 10_000_000 + b"0]}\n")

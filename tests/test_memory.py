@@ -24,7 +24,7 @@ async def test_a_reservation_returns_its_bytes_at_the_end() -> None:
     assert budget.held_bytes == 0
 
 
-async def test_a_body_waits_for_room() -> None:
+async def test_a_body_waits_for_memory() -> None:
     """A body over the budget is read once others have ended, except for the one that may go over it."""
     budget = BodyBudget(100)
     with budget.reservation() as first, budget.reservation() as second, budget.reservation() as third:
@@ -77,7 +77,7 @@ async def test_no_request_is_sent_while_bytes_are_short() -> None:
 
 
 async def test_a_cancelled_reservation_holds_nothing() -> None:
-    """Neither while it waits nor in the very moment in which its bytes are granted."""
+    """This holds while it waits, and at the moment when its bytes are granted."""
     budget = BodyBudget(100)
     with budget.reservation() as first, budget.reservation() as second, budget.reservation() as third:
         await first.grow(100)
@@ -100,8 +100,8 @@ async def test_a_cancelled_reservation_holds_nothing() -> None:
 
 
 @given(sizes=st.lists(st.integers(1, 300), min_size=1, max_size=30), budget_bytes=st.integers(1, 300))
-def test_every_body_ends_within_the_budget_and_one_body(sizes: list[int], budget_bytes: int) -> None:
-    """Whatever the sizes: every body is completed, and at most the budget and the largest body are held."""
+def test_at_most_the_budget_and_one_body_are_held(sizes: list[int], budget_bytes: int) -> None:
+    """Every body is completed, whatever the sizes are."""
 
     async def receive(budget: BodyBudget, size_bytes: int) -> None:
         with budget.reservation() as memory:

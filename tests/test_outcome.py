@@ -16,7 +16,7 @@ MAY_PASS = {"dns_failed", "connect", "timeout", "disconnected", "empty", "host_d
 
 
 @pytest.mark.parametrize("kind", [kind for kind in FailureKind if kind is not FailureKind.HTTP_STATUS])
-def test_what_may_pass_is_a_property_of_the_kind(kind: FailureKind) -> None:
+def test_every_kind_says_whether_it_may_pass(kind: FailureKind) -> None:
     """The contract's column "may pass?" holds for every kind."""
     assert Failure(kind).may_pass == (kind.value in MAY_PASS)
 
@@ -31,14 +31,16 @@ def test_what_may_pass_is_a_property_of_the_kind(kind: FailureKind) -> None:
         (("too_many_pixels", "ab12"), ("too_many_pixels", "ab12"), False),
     ],
 )
-def test_the_same_damage_twice_is_that_of_the_file(before: tuple[str, str], now: tuple[str, str], is_so: bool) -> None:
+def test_the_same_damage_twice_is_damage_of_the_file(
+    before: tuple[str, str], now: tuple[str, str], is_so: bool
+) -> None:
     """Only the same bytes prove damage on the server; another transfer may be truncated elsewhere."""
     first, second = (Failure(FailureKind(kind), sha256=sha256) for kind, sha256 in (before, now))
     assert second.is_as_damaged_as(first) == is_so
 
 
 @pytest.mark.parametrize("status", range(201, 600))
-def test_of_the_statuses_only_the_servers_passing_ones_may_pass(status: int) -> None:
+def test_only_temporary_statuses_may_pass(status: int) -> None:
     """A refusal is final; overload, timeouts and server errors may pass."""
     may_pass = status in {408, 425, 429, 500, 502, 503, 504}
     assert Failure(FailureKind.HTTP_STATUS, status=status).may_pass == may_pass
@@ -133,7 +135,7 @@ def test_counts_add_up(parts: list[ShardCounts]) -> None:
     assert samples["rows"] + samples["dropped"] == samples["total"]
 
 
-def test_a_line_of_an_earlier_version_was_taken_without_permissions(sample: Sample) -> None:
+def test_a_line_of_an_earlier_version_has_no_permissions(sample: Sample) -> None:
     """Spools and ledgers of earlier versions lack the column, or have null in it."""
     line = LedgerLine.of(sample, 0, Body(b"body!"), ENCODED)
     fields = asdict(line)

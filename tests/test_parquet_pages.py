@@ -16,7 +16,7 @@ TEXTS = [None, *(f"text {number % 700}" for number in range(5_000))]
 
 
 def pages_of(path: Path) -> list[Page]:
-    """Those of the first column of a file's first row group."""
+    """Return the pages of the first column of a file's first row group."""
     chunk = pq.read_metadata(path).row_group(0).column(0)
     start = chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset
     with path.open("rb") as file:
@@ -52,7 +52,7 @@ def test_all_values_are_in_pages(tmp_path: Path, version: str, compression: str,
 
 
 def varint(value: int) -> bytes:
-    """A number as Thrift writes it."""
+    """Encode a number as Thrift does."""
     value = value << 1
     out = bytearray()
     while value > 0x7F:
@@ -92,7 +92,7 @@ def test_garbage_is_reported_as_damaged(tmp_path_factory: pytest.TempPathFactory
 
 @pytest.mark.parametrize("field", [b"\x11", b"\x1c\x11\x00", b"\x19\x3c\x11\x00\x11\x00\x11\x00"])
 def test_a_header_with_endless_fields_is_refused(field: bytes, tmp_path: Path) -> None:
-    """In any struct or list, what is kept of a header does not grow with the file."""
+    """The memory for any struct or list of a header does not grow with the file."""
     path = tmp_path / "x"
     path.write_bytes(field * 100_000)
     with path.open("rb") as file, pytest.raises(DamagedPageError, match="too many fields"):

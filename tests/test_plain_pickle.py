@@ -148,7 +148,7 @@ ATTACKS = {
     "text in another encoding": b"c_codecs\nencode\n" + body_of(("61", "hex")) + b"R",
     "bytes made of a number": b"c__builtin__\nbytes\n" + body_of((1 << 40,)) + b"R",
     "something made without a call": b"cnumpy\ndtype\n)\x81",
-    "an object of others": b"(cnumpy\ndtype\no",
+    "a third-party object": b"(cnumpy\ndtype\no",
     "an extension": b"\x82\x01",
     "a persistent object": body_of("a") + b"Q",
     "a set": b"\x8f(K\x01K\x02\x90",
@@ -156,7 +156,7 @@ ATTACKS = {
     "more than one value": b"}}",
     "no value": b"",
     "a mark": b"}(",
-    "the value of nobody": b"e}",
+    "a value without a key": b"e}",
 }
 
 
@@ -220,9 +220,9 @@ def test_containers_are_limited(opcode: bytes, monkeypatch: pytest.MonkeyPatch) 
 
 def test_memo_indices_are_limited() -> None:
     """A memo index far away does not allocate memory for all indices before it."""
-    notes = b"".join(b"r" + (60_000 * number).to_bytes(4, "little") for number in range(1, 500))
+    puts = b"".join(b"r" + (60_000 * number).to_bytes(4, "little") for number in range(1, 500))
     tracemalloc.start()
-    refused(b"N" + notes)
+    refused(b"N" + puts)
     assert tracemalloc.get_traced_memory()[1] < 5_000_000
     tracemalloc.stop()
 

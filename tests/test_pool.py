@@ -121,7 +121,7 @@ async def test_large_bodies_pass() -> None:
         (b"leave child", "(exit status 3)"),
     ],
 )
-async def test_a_hostile_image_costs_one_image_among_2000(
+async def test_a_hostile_image_fails_alone_among_2000(
     hostile: bytes, detail: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of many images in flight only the culprit fails, however it ends its worker, and its body is kept."""
@@ -155,7 +155,7 @@ async def test_a_crash_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     assert hashlib.sha256(b"segfault").hexdigest() in record.getMessage()
 
 
-async def test_what_libraries_write_to_standard_error_is_not_shown(capfd: pytest.CaptureFixture[str]) -> None:
+async def test_messages_of_libraries_on_standard_error_are_not_shown(capfd: pytest.CaptureFixture[str]) -> None:
     """C libraries write remarks about a file past Python; the outcome says all that matters."""
     async with Transcoder(processes=1, codec=echo) as transcode:
         assert content(await transcode(b"write stderr")) == b"write stderr"
@@ -177,7 +177,7 @@ async def test_copies_of_one_hostile_image_are_logged_once(tmp_path: Path, caplo
 
 
 @pytest.mark.both_loops
-async def test_many_hostile_images_cost_only_themselves(family: Family) -> None:
+async def test_many_hostile_images_fail_alone(family: Family) -> None:
     """However many images crash their worker, the pool keeps its number of workers."""
     bodies = [b"exit" if number % 20 == 0 else b"%d" % number for number in range(400)]
     async with Transcoder(processes=2, codec=echo) as transcode:
@@ -298,8 +298,8 @@ async def test_closing_leaves_no_process_no_descriptor_and_no_waiting_caller(fam
 
 
 @pytest.mark.both_loops
-@pytest.mark.parametrize("turns", range(8))
-async def test_cancelling_while_the_pool_closes_leaves_no_process(family: Family, turns: int) -> None:
+@pytest.mark.parametrize("iterations", range(8))
+async def test_cancelling_while_the_pool_closes_leaves_no_process(family: Family, iterations: int) -> None:
     """Nothing is left even if the caller is cancelled a second time while the pool closes."""
 
     async def work() -> None:
@@ -310,7 +310,7 @@ async def test_cancelling_while_the_pool_closes_leaves_no_process(family: Family
     await until(lambda: len(family.members()) == 3)
     for _ in range(2):
         working.cancel()
-        for _ in range(turns):
+        for _ in range(iterations):
             await asyncio.sleep(0)
     with pytest.raises(asyncio.CancelledError):
         await working
@@ -318,8 +318,8 @@ async def test_cancelling_while_the_pool_closes_leaves_no_process(family: Family
 
 
 @pytest.mark.both_loops
-@pytest.mark.parametrize("turns", range(0, 40, 3))
-async def test_cancelling_while_the_pool_starts_leaves_no_process(family: Family, turns: int) -> None:
+@pytest.mark.parametrize("iterations", range(0, 40, 3))
+async def test_cancelling_while_the_pool_starts_leaves_no_process(family: Family, iterations: int) -> None:
     """Nothing is left, at whichever moment of its start the pool is cancelled."""
 
     async def work() -> None:
@@ -327,7 +327,7 @@ async def test_cancelling_while_the_pool_starts_leaves_no_process(family: Family
             await asyncio.Event().wait()
 
     working = asyncio.create_task(work())
-    for _ in range(turns):
+    for _ in range(iterations):
         await asyncio.sleep(0)
     working.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -379,7 +379,7 @@ async def test_a_worker_that_breaks_its_buffers_is_replaced() -> None:
 
 
 @pytest.mark.both_loops
-async def test_an_image_that_kills_the_fork_server_costs_only_itself(tmp_path: Path) -> None:
+async def test_an_image_that_kills_the_fork_server_fails_alone(tmp_path: Path) -> None:
     """Even an image that ends the fork server, again and again, is one failure."""
     bodies = [b"%d" % number for number in range(100)]
     bodies[50] = b"kill server"
@@ -403,7 +403,7 @@ async def test_a_slow_quarantine_delays_no_other_image(tmp_path: Path, monkeypat
 
 @pytest.mark.both_loops
 async def test_a_stopped_fork_server_does_not_prevent_closing(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even when somebody has stopped the fork server, closing the pool ends it and all of its workers."""
+    """If the fork server was stopped with a signal, closing the pool ends it and all of its workers."""
     monkeypatch.setattr("datafetch.transcode.pool.spawner._SHUTDOWN_TIMEOUT_S", 0.1)
     async with Transcoder(processes=2, codec=echo):
         processes = family.members()
@@ -513,7 +513,7 @@ async def test_a_pool_that_fails_raises_in_every_caller(
             await transcode(b"late")
 
 
-async def test_mutated_images_cost_at_most_themselves() -> None:
+async def test_mutated_images_affect_no_others() -> None:
     """Thousands of damaged files go through real workers, between intact ones that all succeed."""
     rng = random.Random(11)
     sound = [_encoded(paint((48, 40), seed), name) for seed, name in enumerate(("JPEG", "PNG", "WEBP", "GIF", "TIFF"))]
@@ -526,7 +526,7 @@ async def test_mutated_images_cost_at_most_themselves() -> None:
 
 
 async def test_hostile_images_among_real_ones() -> None:
-    """With the real codec, too, an image that crashes its worker costs itself alone."""
+    """With the real codec too, an image that crashes its worker is the only one that fails."""
     body = _encoded(paint((48, 40), 1), "JPEG")
     bodies = [b"exit" if number % 50 == 49 else body for number in range(500)]
     async with Transcoder(processes=2, codec=poisoned) as transcode:

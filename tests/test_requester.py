@@ -34,7 +34,7 @@ Answer = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
 
 @asynccontextmanager
 async def _server(answer: Answer, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1") -> AsyncIterator[int]:
-    """A server that passes the head of each request to a function; yields its port."""
+    """Pass the head of each request to a function, and give the server's port."""
 
     async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(ConnectionError, asyncio.IncompleteReadError):
@@ -482,7 +482,7 @@ async def test_a_refusal_before_anything_is_sent_is_not_an_attempt() -> None:
     assert attempts == [0, 0, 1]
 
 
-async def test_statistics_count_what_was_done() -> None:
+async def test_statistics_count_attempts_and_their_results() -> None:
     """Attempts, requests, bytes, outcomes, names and hosts are counted; a snapshot does not change later."""
 
     async def answer(head: bytes, writer: asyncio.StreamWriter) -> None:

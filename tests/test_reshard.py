@@ -173,7 +173,7 @@ def test_a_killed_run_resumes_with_the_same_bytes(tmp_path: Path, source: Path, 
     assert files_of(source) == before
 
 
-def test_what_the_journal_has_is_not_copied_again(tmp_path: Path, source: Path, undisturbed: dict[str, bytes]) -> None:
+def test_rows_in_the_journal_are_not_copied_again(tmp_path: Path, source: Path, undisturbed: dict[str, bytes]) -> None:
     """A stopped run keeps what it has, and the next one copies only the rest."""
     out, stop = tmp_path / "out", Event()
 
@@ -194,7 +194,7 @@ def test_what_the_journal_has_is_not_copied_again(tmp_path: Path, source: Path, 
 
 
 @pytest.mark.parametrize("stage", [ReshardStage.MEASURE, ReshardStage.CHECK])
-def test_it_can_be_stopped_at_any_stage(
+def test_resharding_can_be_stopped_at_any_stage(
     tmp_path: Path, source: Path, undisturbed: dict[str, bytes], stage: ReshardStage
 ) -> None:
     """It can be stopped in each stage, and is resumed."""
@@ -547,7 +547,7 @@ def _cycle(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("damage", "message"),
     [
         (_too_high, "holds 20 rows, its .count says 21"),
         (_absurd, "can't hold"),
@@ -565,10 +565,10 @@ def _cycle(folder: Path) -> None:
     ],
 )
 def test_a_wrong_source_is_one_line_and_exit_2(
-    tmp_path: Path, source: Path, spoil: Callable[[Path], None], message: str, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, source: Path, damage: Callable[[Path], None], message: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The line names the file, and no shard is made."""
-    spoil(source)
+    damage(source)
     assert main(["reshard", str(source), str(tmp_path / "out"), "--world-size", "2"]) == 2
     printed = capfd.readouterr()
     assert printed.out == ""
@@ -632,7 +632,7 @@ def test_the_same_command_finds_its_shards(tmp_path: Path, source: Path, capfd: 
     assert main(arguments) == 2
 
 
-def test_json_says_what_the_ranks_read(tmp_path: Path, source: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_json_reports_what_the_ranks_read(tmp_path: Path, source: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """``--json`` prints one object with the plan and what an epoch reads."""
     arguments = ["reshard", str(source), str(tmp_path / "out"), "--world-size", "3", "--batch", "2", "--json"]
     assert main(arguments) == 0

@@ -189,7 +189,7 @@ async def test_aliases_and_long_answers_are_followed() -> None:
 
 
 async def test_few_of_thousands_of_addresses_are_kept() -> None:
-    """A few of each family are, so that no zone can use up memory or time."""
+    """Only a few of each family are, so that no zone can use up memory or time."""
     many = Answer(
         (*(f"127.0.{n // 250}.{n % 250 + 1}" for n in range(2000)), *(f"::ffff:127.0.1.{n}" for n in range(50)))
     )
@@ -201,7 +201,7 @@ async def test_few_of_thousands_of_addresses_are_kept() -> None:
     assert channel.lookups > 2000 // 8  # so that the channel, which keeps them all, is soon replaced
 
 
-async def test_names_with_thousands_of_addresses_take_no_memory_and_cost_no_image() -> None:
+async def test_names_with_thousands_of_addresses_are_found_in_little_memory() -> None:
     """Over UDP they don't fit; a few at a time are queried over TCP, and all are found. Measured in a child process."""
     many = Answer(tuple(f"127.1.{n // 250}.{n % 250 + 1}" for n in range(4000)), ttl_s=3600, is_truncated=True)
     with NameServer(otherwise=many) as server:

@@ -23,7 +23,7 @@ _OK_1_0 = b"HTTP/1.0 200 OK\r\n"
 _OK = b"HTTP/1.1 200 OK\r\n"
 _WHOLE = _OK + b"Content-Length: 5\r\n\r\nhello"
 _PICTURE = bytes(range(256))
-# What an answer of the table ends with, and how much of it is looked at: some have no end.
+# How an answer of the table ends, and how much of it is read, since some are endless.
 _MAX_BYTES = 3000
 
 
@@ -59,7 +59,7 @@ class _Recorder:
 
 
 def answer_of(name: str) -> tuple[bytes, bool]:
-    """The bytes that a behaviour of the origin sends, and whether it then closes the connection."""
+    """Return the bytes that a behaviour of the origin sends, and whether it then closes the connection."""
     recorder = _Recorder()
     request = Request(f"GET /{name}/cat.jpg HTTP/1.1\r\nHost: 127.0.0.1:80\r\n\r\n".encode())
     exchange = Exchange(request, {"http": 80, "https": 443}, recorder)  # type: ignore[arg-type]
@@ -111,7 +111,7 @@ def test_how_a_response_is_cut_makes_no_difference(name: str) -> None:
         (b"HTTP/1.0 200 OK\r\nContent-Length: 5\r\nConnection: Keep-Alive\r\n\r\nhello", True),
         (_OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", True),
         (b"HTTP/1.1 200\r\nContent-Length: 5\r\n\r\nhello", True),
-        # Deviations, each with what curl 7.88 makes of it: it takes them, but where another reason is named.
+        # Deviations that curl 7.88 accepts, unless a comment gives another reason.
         (_OK + b"Content-Length: 5\r\nContent-Length: 5\r\n\r\nhello", False),
         (_OK + b"Content-Length: 5, 5\r\n\r\nhello", False),
         (_OK + b"Content-Length: +5\r\n\r\nhello", False),
@@ -157,7 +157,7 @@ def test_how_a_response_is_cut_makes_no_difference(name: str) -> None:
         ),
     ],
 )
-def test_what_can_be_understood_in_one_way_is_accepted(data: bytes, keeps_alive: bool) -> None:
+def test_unambiguous_responses_are_accepted(data: bytes, keeps_alive: bool) -> None:
     """The body is complete, and the connection is reused only after what RFC 9112 allows."""
     parser = ResponseParser()
     assert parser.feed(data) == _BODY
@@ -177,8 +177,8 @@ def test_an_invalid_length_is_ignored(length: str) -> None:
 
 
 @pytest.mark.parametrize("behind", [b"\0", b"<!-- cached -->", b"\xff\xd9", b"HTTP/1.1 200 OK\r\n\r\n"])
-def test_what_follows_a_body_is_dropped(behind: bytes) -> None:
-    """Whether it comes in the same read or in another, it is noticed, and belongs to no response."""
+def test_bytes_after_a_body_are_dropped(behind: bytes) -> None:
+    """They are noticed whether they come in the same read or in another, and belong to no response."""
     for pieces in ([_WHOLE + behind], [_WHOLE, behind], [_WHOLE[:-2], _WHOLE[-2:] + behind]):
         assert _outcome(pieces, has_end=True) == (*_outcome([_WHOLE], has_end=True)[:3], True)  # type: ignore[index]
         parser = ResponseParser()
@@ -209,7 +209,7 @@ def test_what_follows_a_body_is_dropped(behind: bytes) -> None:
         (b"HTTP/1.1 103 Early Hints\r\n" + b"x:\n" * (MAX_HEAD_LINES // 4) + b"\r\n") * 4,
     ],
 )
-def test_what_is_ambiguous_or_no_response_is_refused(data: bytes) -> None:
+def test_ambiguous_and_invalid_responses_are_refused(data: bytes) -> None:
     """Either curl refuses it too, or two parsers could understand it in two ways."""
     assert _outcome([data], has_end=False) is ProtocolError
 
@@ -301,16 +301,16 @@ def test_a_body_in_chunks_of_64_bytes_is_within_the_bounds() -> None:
 )
 def test_the_number_of_small_chunks_is_bounded(many: bytes) -> None:
     """Each costs CPU, and they would use it up long before they reach the bound for bytes."""
-    begun = _OK + b"Transfer-Encoding: chunked\r\n\r\n"
-    assert isinstance(_outcome([begun, many * 8000], has_end=False), tuple)
-    assert _outcome([begun, many * 10_000], has_end=False) is FramingTooLargeError
+    start = _OK + b"Transfer-Encoding: chunked\r\n\r\n"
+    assert isinstance(_outcome([start, many * 8000], has_end=False), tuple)
+    assert _outcome([start, many * 10_000], has_end=False) is FramingTooLargeError
 
 
 def test_the_number_of_trailers_is_bounded() -> None:
     """They may be as short as chunks."""
-    begun = _OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n"
-    assert isinstance(_outcome([begun, b"a\n" * 8000], has_end=False), tuple)
-    assert _outcome([begun, b"a\n" * 10_000], has_end=False) is FramingTooLargeError
+    start = _OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n"
+    assert isinstance(_outcome([start, b"a\n" * 8000], has_end=False), tuple)
+    assert _outcome([start, b"a\n" * 10_000], has_end=False) is FramingTooLargeError
 
 
 def test_chunks_of_one_byte_are_cheap_and_not_counted() -> None:

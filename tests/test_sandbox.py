@@ -81,7 +81,7 @@ async def test_attempts_succeed_without_the_sandbox(name: str, target: object) -
     assert await attempt_in_worker(name, target, is_sandboxed=False) == DONE
 
 
-async def test_its_limits_are_low_and_stay_so() -> None:
+async def test_its_limits_are_low_and_cannot_be_raised() -> None:
     """It may open few descriptors, and can't raise that limit."""
     async with Transcoder(processes=1, codec=attempt) as transcode:
         outcomes = [await transcode(name) for name in (b"limits ", b"more-limits ", b"descriptors ", b"map ")]
@@ -105,7 +105,7 @@ async def test_it_has_no_privileges() -> None:
     assert [outcome.jpeg for outcome in outcomes if isinstance(outcome, Encoded)] == [b"0", b"1"]
 
 
-async def test_it_does_not_know_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_it_has_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cloud credentials and the like stay with the parent; not even /proc/self/environ shows them."""
     for name in ("AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "HTTPS_PROXY", "SSH_AUTH_SOCK", "HOME"):
         monkeypatch.setenv(name, "hunter2")
@@ -120,7 +120,7 @@ def test_variables_that_python_needs_are_kept() -> None:
     assert kept_environment({**kept, "GITHUB_TOKEN": "hunter2", "PATH": "/bin", "LANGUAGES": "x"}) == kept
 
 
-async def test_pictures_come_out_of_it_as_they_do_outside(pictures: tuple[Path, list[str]]) -> None:
+async def test_pictures_are_the_same_as_outside_of_it(pictures: tuple[Path, list[str]]) -> None:
     """The codec needs nothing that the sandbox denies: every format and mode gives the same bytes."""
     folder, names = pictures
     await check_same_outcomes([(folder / name).read_bytes() for name in names], ImageSpec(short_side_px=40))
@@ -128,7 +128,7 @@ async def test_pictures_come_out_of_it_as_they_do_outside(pictures: tuple[Path, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pixels", Pixels)
-async def test_every_kind_of_file_comes_out_of_it_as_it_does_outside(pixels: Pixels) -> None:
+async def test_every_kind_of_file_is_the_same_as_outside_of_it(pixels: Pixels) -> None:
     """The same holds for every kind of test file, whole and cut short, with profiles, orientation and depth."""
     bodies = [kind(paint((61, 47), seed)) for seed, kind in enumerate(KINDS.values())]
     bodies += [body[: len(body) * 7 // 10] for body in bodies]

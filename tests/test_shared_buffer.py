@@ -56,7 +56,7 @@ def test_jpegs_come_back_one_after_the_other(parent_side: SharedBuffer, worker_s
     assert bodies_in(worker_side) == BODIES
 
 
-def test_either_side_may_need_more_room(parent_side: SharedBuffer, worker_side: SharedBuffer) -> None:
+def test_either_side_may_enlarge_the_buffer(parent_side: SharedBuffer, worker_side: SharedBuffer) -> None:
     """A batch, and the JPEGs made of it, may be larger than a buffer usually is."""
     large, larger = os.urandom(USUAL_BYTES + 1), os.urandom(2 * USUAL_BYTES)
     parent_side.load([large])

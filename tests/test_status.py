@@ -246,7 +246,7 @@ def test_json_prints_the_contracts_object(layout: OutputLayout, capfd: pytest.Ca
 
 
 def test_the_output_may_be_named_in_several_ways(layout: OutputLayout, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a trailing slash, by its state folder, or from inside."""
+    """The path may end with a slash, be that of the state folder, or be given from inside."""
     expected = read_status(layout.out)
     assert read_status(Path(f"{layout.out}/")) == expected
     assert read_status(layout.state_folder) == expected

@@ -56,7 +56,7 @@ def test_a_published_url_is_parsed_as_by_a_browser(published: str, requested: st
         *("http://example.org:99999/", "http://256.1.1.1/", "http://%00.example/", "http://exa<mple.org/", "\ud800"),
     ],
 )
-def test_what_no_browser_would_fetch_is_refused(text: str) -> None:
+def test_urls_that_no_browser_would_fetch_are_refused(text: str) -> None:
     """BadUrlError, which becomes bad_url, is the only exception."""
     with pytest.raises(BadUrlError):
         parse_url(text)
@@ -85,7 +85,7 @@ def test_a_url_that_is_too_long_is_refused() -> None:
     ],
 )
 def test_a_redirect_leads_where_a_browser_would_go(location: str, reached: str) -> None:
-    """Whether it is relative or not, and whatever bytes it has; credentials stay with their host."""
+    """It may be relative or not, and have any bytes; credentials stay with their host."""
     assert str(join_url(URL("http://user:secret@example.org:8080/a/cat.jpg"), location)) == reached
 
 

@@ -53,7 +53,7 @@ GONE: Any = object()
 
 
 class HostileValue:
-    """Unpickling it with Python's own loader creates a folder."""
+    """A value whose unpickling by Python's own loader creates a folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -400,7 +400,7 @@ def test_shards_that_the_ranks_cannot_read_are_a_problem(
     assert "datafetch reshard" in found
 
 
-def test_what_an_epoch_loses_is_reported_but_no_problem(tmp_path: Path) -> None:
+def test_shards_that_no_rank_reads_are_reported_but_no_problem(tmp_path: Path) -> None:
     """Shards that no rank reads are counted, and a reshard is suggested."""
     for number, rows in enumerate([8, 8, 16]):
         write_shard(tmp_path / "out", [pair()] * rows, f"{number}")
@@ -548,7 +548,7 @@ def test_problems_of_records_are_named(tmp_path: Path) -> None:
 
 
 def test_a_record_that_is_no_dict_is_named(tmp_path: Path) -> None:
-    """The type found in location of a record is named, and the other records are examined."""
+    """The error names the type that was found, and the other records are examined."""
     verdict = verified(write_list(tmp_path, [5, record()]))
     assert verdict.problems == ("list.json row 0: is of type int, not a dict",)
     assert (verdict.samples, verdict.images) == (2, 1)

@@ -62,8 +62,8 @@ async def handle_with(worker: FakeWorker, assigned: Sequence[PendingImage]) -> W
     return handle
 
 
-async def test_the_image_at_work_is_the_suspect() -> None:
-    """Those before it were finished, and those behind it were not started."""
+async def test_the_image_in_progress_is_the_suspect() -> None:
+    """Images before it were finished, and those behind it were not started."""
     async with fake_worker() as worker:
         assigned = images(4)
         handle = await handle_with(worker, assigned)
@@ -135,7 +135,7 @@ async def test_a_suspect_is_not_blamed_after_another_in_the_same_worker() -> Non
     assert (crash_report.culprit, crash_report.suspects) == (None, suspects[1:])
 
 
-async def test_a_worker_whose_suspects_are_cleared_is_like_any_other() -> None:
+async def test_a_worker_whose_suspects_are_cleared_can_be_used_again() -> None:
     """It can be assigned batches."""
     async with fake_worker() as worker:
         handle = WorkerHandle(worker.process, MAX_JPEG_BYTES, images(1))

@@ -142,7 +142,7 @@ def test_a_missing_similarity_is_not_selected_and_an_infinite_one_is(tmp_path: P
 
 
 def test_odd_similarities_reach_the_pickle(tmp_path: Path, own_origin: Origin, pictures: Pictures) -> None:
-    """They survive the spool, and a retry."""
+    """NaN, infinite and missing similarities survive the spool and a retry."""
     name = next(name for name in pictures[1] if name.endswith(".jpg"))
     urls = [own_origin.url("flaky" if number else "well", name, f"similar-{number}") for number in range(3)]
     odd = pa.array([math.nan, math.inf, None], pa.float32())
@@ -212,7 +212,7 @@ def test_ids_above_63_bits_are_kept(tmp_path: Path) -> None:
 
 
 def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
-    """It is unknown which of them is meant."""
+    """The error says so, since it is unknown which of the two is meant."""
     pairs(tmp_path / "data" / "a.parquet")
     table = pq.read_table(tmp_path / "data" / "a.parquet")
     pq.write_table(table.append_column("url", table["url"]), tmp_path / "data" / "a.parquet")
@@ -237,7 +237,7 @@ def test_a_text_that_is_not_utf8_is_named_by_its_row(tmp_path: Path) -> None:
 
 
 def test_rows_that_are_not_utf8_are_skipped_and_counted(tmp_path: Path) -> None:
-    """This takes an option, and also works when a run is resumed, and in a retry."""
+    """With the option they are skipped and counted, also when a run is resumed, and in a retry."""
     pairs(tmp_path / "data" / "a.parquet", text=not_utf8(b"a", b"caf\xe9", b"c"), url=not_utf8(b"u", b"v", b"\xff"))
     (tmp_path / "ids.txt").write_text("10\n11\n12\n")
     job = Job(
@@ -318,7 +318,7 @@ def test_an_error_page_in_place_of_parquet_is_reported(tmp_path: Path, content: 
 
 
 def test_a_line_that_is_not_utf8_is_named_or_counted(tmp_path: Path) -> None:
-    """The error names the byte."""
+    """The error names the offending byte; with the option, the line is skipped and counted."""
     line = document("http://e.org/1.jpg", '"x": "caf?"').encode().replace(b"?", b"\xe9")
     (tmp_path / "docs_shard_0_v3.jsonl").write_bytes(b"\n" + line)
     with pytest.raises(ManifestError, match=r"line 2: not UTF-8 at byte \d+; .*--skip-bad-lines"):

@@ -1,4 +1,4 @@
-"""One body in, one outcome out."""
+"""Transcoding one body to one outcome."""
 
 import base64
 import struct
@@ -211,7 +211,7 @@ def test_an_unknown_choice_is_refused(name: str, choices: str, wrong: Any) -> No
 
 
 def test_a_choice_may_be_a_plain_string() -> None:
-    """It is converted to the enumeration, and compares equal to it."""
+    """A plain string is converted to the enumeration, and compares equal to it."""
     words: dict[str, Any] = {"pixels": "correct", "resize": "fast", "encode": "original"}
     spec = ImageSpec(**words)
     assert spec == ImageSpec(pixels=Pixels.CORRECT, resize=Resize.FAST, encode=Encoding.ORIGINAL)
@@ -221,7 +221,7 @@ def test_a_choice_may_be_a_plain_string() -> None:
 
 @pytest.mark.parametrize("length", [6, 10, 14, 20, 40])
 def test_a_bmp_that_is_cut_off_in_its_header_is_truncated(length: int) -> None:
-    """It is an image that ended early, and not text."""
+    """Such a body is an image that ended early, and not text."""
     outcome = transcode(saved(paint((20, 15), 1), "BMP")[:length], VILA)
     assert isinstance(outcome, Failure)
     assert outcome.kind is FailureKind.TRUNCATED
@@ -243,7 +243,7 @@ def test_a_refusal_is_described_in_words() -> None:
     ],
 )
 def test_an_error_without_a_message_is_described_in_words(error: Exception, kind: FailureKind) -> None:
-    """Some exceptions have no message."""
+    """The ledger never has an empty detail, although some exceptions have no message."""
     failure = classify(error, b"", "")
     assert failure.kind is kind
     assert failure.detail.startswith(f"{type(error).__name__}: ")

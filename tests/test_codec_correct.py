@@ -148,7 +148,7 @@ def test_exif_after_the_pixels_counts() -> None:
 @pytest.mark.parametrize("colour", [4, 6])
 @pytest.mark.parametrize("depth", [8, 16])
 def test_alpha_is_composited_over_white(depth: int, colour: int, interlaced: bool) -> None:
-    """Exact for 8 bits; of 16 Pillow keeps the upper 8, which is at max_value one less than rounding."""
+    """Exact for 8 bits; of 16 bits Pillow keeps the upper 8, which is at most one less than rounding."""
     samples = noise({4: 2, 6: 4}[colour], 2**depth - 1)
     kept = samples >> (depth - 8)
     shown = kept[..., [0, 0, 0]] if colour == 4 else kept[..., :3]
@@ -229,7 +229,7 @@ def test_excess_alphas_of_a_palette_are_ignored() -> None:
 
 @pytest.mark.parametrize("clear", [0, 5, 255])
 def test_the_transparent_colour_of_a_gif_becomes_white(clear: int) -> None:
-    """A GIF has at max_value one."""
+    """A GIF has at most one transparent colour."""
     picture = paint(SIZE_PX, 3).convert("P", palette=Image.Palette.ADAPTIVE)
     picture.putpixel((3, 4), clear)
     body = saved(picture, "GIF", transparency=clear, optimize=False)
@@ -281,7 +281,7 @@ def test_grey_of_16_bits_is_scaled(interlaced: bool) -> None:
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("shape", ["plain", "tiff_lzw", "tiff_adobe_deflate"])
 def test_grey_of_16_bits_in_a_tiff(order: str, shape: str) -> None:
-    """This covers both byte orders, compressed and not."""
+    """Greys of both byte orders, compressed and not, are scaled in the same way."""
     samples = np.arange(65_536).reshape(256, 256)
     picture = Image.fromarray(samples.astype(f"{order}u2"))
     body = saved(picture, "TIFF") if shape == "plain" else saved(picture, "TIFF", compression=shape)
@@ -317,7 +317,7 @@ def test_numbers_are_stretched_to_greys(dtype: str, least: float, max_value: flo
 
 @pytest.mark.parametrize("value", [0.25, np.nan, np.inf])
 def test_numbers_without_a_range_do_not_fail_an_image(value: float) -> None:
-    """All values equal, NaN, or infinite: the result is still an image."""
+    """If all values are equal, NaN or infinite, the result is still an image."""
     samples = np.full((4, 4), value, "<f4")
     samples[0, 0] = 0.5
     assert written(saved(Image.fromarray(samples), "TIFF")).shape == (4, 4, 3)
@@ -400,7 +400,7 @@ class TestProfiles:
 
     @pytest.mark.parametrize("mode", ["RGB", "L"])
     def test_a_profile_close_to_srgb_counts_as_srgb(self, mode: str) -> None:
-        """It changes no colour by more than 1 of 255."""
+        """A profile that changes no colour by more than 1 of 255 is ignored."""
         samples = noise(3 if mode == "RGB" else 1, 255).squeeze()
         rough = rgb_profile(SRGB_COLOURANTS + 0.0001) if mode == "RGB" else grey_profile(srgb_to_linear)
         body = saved(Image.fromarray(samples.astype(np.uint8)), "PNG", icc_profile=rough)
@@ -427,8 +427,8 @@ class TestProfiles:
         shown = written(saved(Image.fromarray(samples.astype(np.uint8)), "PNG", icc_profile=profile))
         assert np.abs(shown - grey_as_rgb(samples)).max() == 2
 
-    def test_few_profiles_are_cached(self) -> None:
-        """A crawl contains any number of them."""
+    def test_the_number_of_cached_profiles_is_bounded(self) -> None:
+        """A crawl contains any number of different profiles."""
         for step in range(40):
             assert differs_from_srgb("RGB", rgb_profile(P3_COLOURANTS + step / 10_000))
         assert _transform.cache_info().currsize <= 16

@@ -115,7 +115,7 @@ def test_no_kind_of_image_has_oversized_tags() -> None:
 @pytest.mark.parametrize("huge_first", [False, True])
 @pytest.mark.parametrize("side", [322, 323])
 def test_the_larger_of_two_tile_sizes_counts(order: str, huge_first: bool, side: int) -> None:
-    """One reader uses the first, another the last."""
+    """One of two readers uses the first size, and the other the last."""
     named: Tags = {256: 16, 257: 16, 258: 8, 259: 5, 262: 1, 277: 1, 322: 16, 323: 16}
     body = tiff(bytes(1000), named, order)
     row = struct.pack(f"{order}HHII", side, 4, 1, 16)

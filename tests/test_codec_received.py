@@ -202,7 +202,7 @@ def test_an_image_of_one_pixel_is_a_placeholder_in_every_format(spec: ImageSpec)
 
 @pytest.mark.parametrize("name", supported_formats())
 def test_a_placeholder_is_refused_without_decoding_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The header alone decides."""
+    """The size in the header decides; pixels are neither loaded nor converted."""
     body = saved(paint((1, 1), 1), name)
     monkeypatch.setattr(Image.Image, "convert", None)
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", None)

@@ -46,12 +46,12 @@ def test_each_coding_is_undone(coding: str) -> None:
 
 
 def test_deflate_may_be_bare() -> None:
-    """There have always been servers that send it without the zlib format around it."""
+    """Some servers have always sent deflate data without the zlib format around it."""
     assert decode(_bare_deflate(PICTURE), ["deflate"], CAP_BYTES) == PICTURE
 
 
 def test_several_codings_are_undone() -> None:
-    """The one applied last is undone first."""
+    """The coding that was applied last is undone first."""
     assert decode(brotli.compress(gzip.compress(PICTURE)), ["br", "gzip"], CAP_BYTES) == PICTURE
 
 
@@ -70,7 +70,7 @@ def test_a_coding_that_was_not_applied_is_no_fault(coding: str) -> None:
 @pytest.mark.parametrize("coding", CODERS)
 @pytest.mark.parametrize("size_bytes", [CAP_BYTES + 1, 20 * CAP_BYTES])
 def test_a_bomb_is_too_large(coding: str, size_bytes: int) -> None:
-    """The bound holds to the byte."""
+    """A body of exactly the bound is accepted, and one byte more is too large."""
     with pytest.raises(BodyTooLargeError):
         decode(CODERS[coding](bytes(size_bytes)), [coding], CAP_BYTES)
     assert len(decode(CODERS[coding](bytes(CAP_BYTES)), [coding], CAP_BYTES)) == CAP_BYTES
@@ -156,7 +156,7 @@ def test_a_coding_that_was_not_applied_is_skipped(coding: str, start: bytes) -> 
 
 
 def test_too_many_codings_are_refused() -> None:
-    """No real server applies so many."""
+    """No real server applies so many codings."""
     with pytest.raises(CodingError):
         decode(PICTURE, ["gzip"] * 4, CAP_BYTES)
 

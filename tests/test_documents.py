@@ -155,7 +155,7 @@ def broken(**changes: object) -> dict[str, Any]:
     ],
 )
 def test_a_document_that_the_loader_cannot_read_is_refused(record: dict[str, Any], reason: str) -> None:
-    """The error says what is wrong."""
+    """The error says what is wrong with the document."""
     with pytest.raises(BadRecordError, match=reason):
         read(record)
 
@@ -229,7 +229,7 @@ def test_documents_fit_a_number_of_tokens(tokenizer: str, most: int, is_wanted: 
 
 
 def test_texts_that_a_tokenizer_refuses_are_counted(tokenizer: str) -> None:
-    """One has a lone surrogate; one of megabytes has too many tokens without being tokenized."""
+    """A text with a lone surrogate is refused, and one of megabytes has too many tokens without being tokenized."""
     options = DocumentOptions(max_tokens=729 + 3, tokenizer=tokenizer)
     assert read(document(1, 1) | {"text_list": ["one \ud83d two"]}, options) is not None
     assert read(document(1, 1) | {"text_list": ["one" * 10_000_000]}, options) is None
@@ -264,7 +264,7 @@ def test_urls_that_are_too_long_are_not_requested(base: str | None, url: str) ->
 
 
 def test_the_tokenizer_is_part_of_the_identity(tokenizer: str, tmp_path: Path) -> None:
-    """Its content counts. A file that is not a tokenizer is refused in one line."""
+    """The content of its file counts. A file that is not a tokenizer is refused in one line."""
     identity_fields = DocumentFormat.load(
         "raw_url", DocumentOptions(max_tokens=9, tokenizer=tokenizer)
     ).identity_fields()
@@ -311,8 +311,8 @@ def keys(manifest: Manifest) -> list[str]:
     return [sample.key for shard in manifest.shards() for sample in manifest.samples(shard)]
 
 
-def test_the_documents_that_an_id_list_names(tmp_path: Path) -> None:
-    """Only those are selected, from the listed files, in published order. Missing ones are counted."""
+def test_documents_are_selected_by_an_id_list(tmp_path: Path) -> None:
+    """They come from the listed files, in published order, and listed documents that are missing are counted."""
     write_shards(tmp_path / "docs", {2: 4, 10: 3, 11: 2})
     manifest = bind(tmp_path / "docs", ["10,2", "2,0", "2,3", "10,2", "2,4", "3,0", "3,1"])
     assert [shard.name for shard in manifest.shards()] == ["docs_shard_00002_v3", "docs_shard_00010_v3"]
@@ -364,7 +364,7 @@ def test_the_variant_with_fewer_faces_is_reported(tmp_path: Path, caplog: pytest
 
 
 def test_a_folder_with_a_duplicate_shard_or_none_is_refused(tmp_path: Path) -> None:
-    """It is unknown which of the two is meant."""
+    """The error names both files, since it is unknown which of them is meant."""
     write_shards(tmp_path / "docs", {3: 1})
     write_shards(tmp_path / "docs", {3: 1}, "docs_no_face_shard")
     with pytest.raises(ManifestError, match="are both shard 3; move one of them away"):

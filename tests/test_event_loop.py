@@ -50,7 +50,7 @@ assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 @pytest.mark.parametrize("loop", ["uvloop.new_event_loop", "None"])
 def test_a_second_ctrl_c_does_not_disturb_the_shutdown(loop: str) -> None:
-    """It comes while the tasks are being ended, and all of them still end."""
+    """A second Ctrl-C while the tasks are being ended changes nothing: all of them still end."""
     program = SIGNALLED_IN_A_CALLBACK.format(loop=loop)
     ended = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=PATIENCE_S

@@ -52,7 +52,7 @@ def test_numbers_of_any_length_are_read_alike(number: str, around: str) -> None:
 
 @given(st.text(st.sampled_from('{}[]":,\\u0d8e1-.NaIfinty \t\n'), max_size=12))
 def test_invalid_json_is_refused(text: str) -> None:
-    """Both parsers accept the same texts as JSON."""
+    """Datafetch's parser refuses the same texts as Python's own."""
     try:
         expected = json.loads(text)
     except ValueError:

@@ -124,7 +124,7 @@ def test_two_processes_and_finish_produce_what_one_run_does(trial: Trial, folder
 
 @pytest.mark.slow
 def test_a_killed_process_can_be_repeated(trial: Trial, folders: RunFolders, trial_job: Job, tmp_path: Path) -> None:
-    """It is killed ever later, next to a process that is not killed, until it completes; nothing is lost."""
+    """A process is killed ever later, next to one that is not, until it completes. Nothing is lost."""
     first, *others = shard_names(trial_job)
     stored_images = StoredImages(trial, folders)
     rng = random.Random(6)

@@ -51,7 +51,7 @@ def test_no_two_accepted_names_give_the_same_file(names: list[str]) -> None:
     assert not {"\u00e9", "e\u0301"} <= set(kept)
     folders = {name.split("/")[0].casefold() for name in names if "/" in name}
     assert not folders & {name for name in folded if "/" not in name}
-    for number, name in enumerate(names):  # the first of several equal names is accepted, unless it is a folder
+    for number, name in enumerate(names):  # the first of several colliding names is accepted, unless it is a folder
         if name.casefold() not in folders and all(name.casefold() != one.casefold() for one in names[:number]):
             assert not clashes.why_refused(number) or name in {"é", "e\u0301"}
 

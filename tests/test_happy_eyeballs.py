@@ -183,7 +183,7 @@ def test_address_families_alternate() -> None:
 
 
 def test_descriptors_are_reserved_for_all_sockets_of_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both modules use the same number."""
+    """Two modules that need the number of sockets agree on it."""
     assert concurrency._DESCRIPTORS_PER_REQUEST == happy_eyeballs.MAX_SOCKETS
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 1024))
     monkeypatch.setattr(resource, "setrlimit", lambda *_: None)
@@ -192,7 +192,7 @@ def test_descriptors_are_reserved_for_all_sockets_of_a_request(monkeypatch: pyte
 
 @pytest.mark.both_loops
 async def test_names_with_sixty_silent_addresses_take_two_descriptors_each() -> None:
-    """Fifty concurrent requests, each to a name with sixty addresses of which none answers."""
+    """Of fifty concurrent requests to such names, each uses two descriptors and fails."""
     requests = 50
     with NameServer(otherwise=Answer(_HOLES)) as names, black_holes(_HOLES) as port:
         policy = FetchPolicy(

@@ -50,7 +50,7 @@ def _headers(name: str, *values: str) -> CIMultiDictProxy[str]:
     ],
 )
 def test_an_opt_out_is_found_in_every_form(values: list[str], directive: str | None) -> None:
-    """Alone, among others, in any case, after a bot's name; and nothing else is mistaken for one."""
+    """A directive may stand alone, among others, in any case or after a bot's name; nothing else is taken for one."""
     assert opt_out(_headers("x-robots-tag", *values)) == directive
 
 

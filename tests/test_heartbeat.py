@@ -126,7 +126,7 @@ async def test_a_failing_heartbeat_is_logged_once_and_repeated(
     ],
 )
 def test_a_run_is_at_work_if_its_heartbeat_is_recent(change: dict[str, Any], is_at_work: bool) -> None:
-    """Its process must exist, or be on another machine."""
+    """The process of the run must exist, or be on another machine."""
     assert replace(recent_snapshot(), **change).is_at_work() is is_at_work
 
 

@@ -34,7 +34,7 @@ def counted(*lines: tuple[str, str]) -> FailingHosts:
     ],
 )
 def test_the_host_of_a_url(url: str, host: str) -> None:
-    """It is in lower case, without port, credentials and control characters; empty if there is none."""
+    """The host is in lower case, without port, credentials and control characters; empty if there is none."""
     assert counted((url, "dns_failed")).top(1) == (FailingHost(host, {"dns_failed": 1}),)
 
 

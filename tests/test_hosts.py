@@ -112,7 +112,7 @@ async def test_a_host_that_answers_may_ask_for_any_number_of_pauses(monkeypatch:
 
 
 async def test_a_request_that_begins_to_wait_is_reported() -> None:
-    """Others can then be let in."""
+    """The caller is told, and can let other requests in."""
     reported = []
     hosts = Hosts(1, 0.01, on_wait=lambda: reported.append(hosts.waiting))
     async with hosts.slot(HOST, 0):
@@ -137,7 +137,7 @@ async def test_a_host_that_refuses_an_image_twice_gets_one_request_at_a_time() -
 
 @pytest.mark.parametrize("pause_s", [None, 0.0])
 async def test_a_refusal_without_a_time_pauses_for_the_back_off(pause_s: float | None) -> None:
-    """A Retry-After of 0 counts as none."""
+    """A missing Retry-After, or one of 0, pauses the host for the back-off."""
     hosts = Hosts(4, 0.1)
     loop = asyncio.get_running_loop()
     async with hosts.slot(HOST, 0) as slot:
@@ -235,7 +235,7 @@ async def test_images_that_are_always_refused_do_not_hold_up_the_others() -> Non
 
 
 async def test_one_probe_decides_whether_a_host_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is one at a time. If it fails the host stays down; if it is answered, the host is open again."""
+    """There is one probe at a time. If it fails, the host stays down; if it is answered, the host is open again."""
     monkeypatch.setattr(hosts_module, "_DOWN_S", 0.0)
     hosts = Hosts(5, 0.01)
     async with _slots(hosts, 5) as slots:

@@ -99,7 +99,7 @@ def test_any_content_can_be_read(tmp_path_factory: pytest.TempPathFactory, text:
 @pytest.mark.parametrize("pack", [PACKS["gzip"], PACKS["zstd"], PACKS["zip"]])
 @pytest.mark.parametrize("share", [0.3, 0.9])
 def test_a_file_that_is_cut_short_is_named(tmp_path: Path, pack: Callable[[bytes], bytes], share: float) -> None:
-    """It is not taken for a file that ends there."""
+    """A truncated file is an error that names it, and is not read as a shorter file."""
     packed = pack(TEXT)
     path = write(tmp_path, packed[: int(len(packed) * share)])
     with pytest.raises(ManifestError, match=r"cannot read .*a\.jsonl: "):
@@ -108,7 +108,7 @@ def test_a_file_that_is_cut_short_is_named(tmp_path: Path, pack: Callable[[bytes
 
 @pytest.mark.parametrize("pack", [PACKS["gzip"], PACKS["zip"]])
 def test_a_file_that_is_damaged_is_named(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
-    """The checksum reveals it."""
+    """A wrong checksum is an error that names the file."""
     packed = bytearray(pack(TEXT))
     packed[len(packed) // 2] ^= 0xFF
     with pytest.raises(ManifestError, match=r"cannot read .*a\.jsonl: "):

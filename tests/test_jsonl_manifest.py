@@ -156,7 +156,7 @@ def test_the_image_of_a_pair_without_a_text_is_not_requested(tmp_path: Path) -> 
 
 
 def test_shards_are_named_after_their_files(tmp_path: Path) -> None:
-    """Sorted by these names; two files that would become one shard are refused."""
+    """Shards are sorted by these names, and two files that would become one shard are refused."""
     good = lines({"url": "http://e.org/1.jpg", "text": "a"})
     manifest = bind(tmp_path / "s", {"b.jsonl": good, "a.b.jsonl": good + good, ".hidden.jsonl": "{", "notes.txt": "{"})
     assert [shard.name for shard in manifest.shards()] == ["a.b", "b"]
@@ -188,14 +188,14 @@ class Tabbed(RecordFormat):
     """Lines of a URL, a tab and a text."""
 
     def parse_line(self, line: bytes) -> JsonObject:
-        """Its two halves."""
+        """Return the two halves of a line."""
         url, tab, text = line.decode().partition("\t")
         if not tab:
             raise BadRecordError("there is no tab")
         return {"url": url, "text": text}
 
     def parse_record(self, record: JsonObject) -> ParsedRecord:
-        """A pair."""
+        """Return a pair as a parsed record."""
         return ParsedRecord((record["url"],), record)
 
 

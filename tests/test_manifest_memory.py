@@ -64,7 +64,7 @@ def test_the_maximum_number_of_rows_takes_little_memory(tmp_path: Path) -> None:
 
 
 def test_more_rows_than_a_file_of_its_size_can_have_are_refused(tmp_path: Path) -> None:
-    """A few kilobytes can claim any number."""
+    """A file of a few kilobytes can claim any number of rows."""
     path = tmp_path / "part-00000-a.parquet"
     write_constant_rows(path, 20_000_000)
     with pytest.raises(ManifestError, match=r"claims to have 20,000,000 rows in [\d,]+ bytes"):

@@ -11,7 +11,7 @@ from datafetch.fetch.memory import BodyBudget
 
 
 async def test_a_reservation_returns_its_bytes_at_the_end() -> None:
-    """They count from when they are reserved until the reservation ends."""
+    """Bytes count from when they are reserved until their reservation ends."""
     budget = BodyBudget(100)
     with budget.reservation() as memory:
         await memory.grow(60)

@@ -156,7 +156,7 @@ def test_a_document_gets_the_image_that_it_lacked(output: Output) -> None:
 
 
 def test_a_row_never_loses_an_image_to_a_retry(output: Output) -> None:
-    """What fails again, or in another way, leaves the row with the images that it had."""
+    """If an image fails again, even in another way, the row keeps the images that it had."""
     first_run(output, [[image("a0"), GONE, LATE]])
     before = rows(output.layout.out)
     assert retry(output, RetryFilter.all(), {(0, 1): LATE, (0, 2): GONE}) == {0: {1, 2}}

@@ -109,7 +109,7 @@ OUTCOMES = st.dictionaries(st.sampled_from([OK, *(kind.value for kind in Failure
 
 @given(st.lists(st.builds(ShardCounts, st.integers(0, 10**9), st.integers(0, 10**9), OUTCOMES, st.integers(0, 10**12))))
 def test_counts_add_up(parts: list[ShardCounts]) -> None:
-    """Nothing is lost when the counts of shards are added up, in the sum and in the summary."""
+    """No count is lost when those of shards are added up, in the sum and in the summary."""
     total = ShardCounts.sum(parts)
     assert total.images == sum(part.images for part in parts)
     assert total.ok + total.failed == total.images

@@ -100,7 +100,7 @@ def test_a_header_with_endless_fields_is_refused(field: bytes, tmp_path: Path) -
 
 
 def test_a_header_with_endless_nesting_is_refused(tmp_path: Path) -> None:
-    """The depth makes no difference."""
+    """Nesting of any depth is refused in the same way, without exhausting the stack."""
     path = tmp_path / "x"
     path.write_bytes(b"\x1c" * 100_000)
     with path.open("rb") as file, pytest.raises(DamagedPageError, match="nested too deeply"):

@@ -244,5 +244,5 @@ def test_no_mutant_ends_a_process(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2, 8))
 def test_no_mutant_of_many_ends_a_process(tmp_path: Path, seed: int) -> None:
-    """The same, with thousands of mutants."""
+    """Thousands of mutants are read or refused by both commands, and the process survives."""
     _fuzz(tmp_path, seed=seed, mutants=2000)

@@ -380,7 +380,7 @@ async def test_a_worker_that_breaks_its_buffers_is_replaced() -> None:
 
 @pytest.mark.both_loops
 async def test_an_image_that_kills_the_fork_server_fails_alone(tmp_path: Path) -> None:
-    """Even an image that ends the fork server, again and again, is one failure."""
+    """An image that ends the fork server each time it is tried is one failure, and no other image fails."""
     bodies = [b"%d" % number for number in range(100)]
     bodies[50] = b"kill server"
     async with Transcoder(processes=2, codec=echo, quarantine=tmp_path, is_sandboxed=False) as transcode:
@@ -479,10 +479,10 @@ def _room_for(process: psutil.Process, descriptors: int) -> int:
     return [number for number in range(1000) if number not in used][descriptors - 1] + 1
 
 
-async def test_a_worker_that_has_too_few_descriptors_to_start_says_so(
+async def test_too_few_descriptors_to_start_a_worker_are_reported(
     family: Family, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """It is tried again, and then the run stops with one line that names the lack, and not the installation."""
+    """Starting is repeated, and then the run stops with one line that names the lack of descriptors."""
     async with Transcoder(processes=1, codec=echo) as transcode:
         server, worker = family.members()
         limit = _room_for(server, DESCRIPTORS_PER_FORK)  # the server can receive a command, the child open nothing

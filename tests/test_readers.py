@@ -1,4 +1,4 @@
-"""Manifest files to rows."""
+"""Readers of the files of a manifest."""
 
 import gzip
 import tracemalloc
@@ -99,7 +99,7 @@ def test_selected_rows_come_in_order(tmp_path_factory: pytest.TempPathFactory, r
 
 
 def test_matching_rows_counts_over_batches_and_groups(tmp_path: Path) -> None:
-    """Row numbers are those of the file."""
+    """The numbers of matching rows are those in the file, whatever its batches and row groups are."""
     file = write(tmp_path / "x.parquet", 20_000, 3_000)
     rows = matching_rows(file, ["id"], lambda batch: batch.column("id").to_numpy() % 5_000 == 17)
     assert rows.tolist() == [17, 5_017, 10_017, 15_017]
@@ -142,8 +142,8 @@ def test_a_file_that_breaks_while_it_is_read_is_named(tmp_path: Path) -> None:
         list(file.select(np.arange(20_000), list(COLUMNS)))
 
 
-def test_files_of_a_folder(tmp_path: Path) -> None:
-    """They are sorted by name, without other and hidden files. A path of a file gives that file."""
+def test_files_of_a_folder_are_sorted(tmp_path: Path) -> None:
+    """Hidden files and those with other suffixes are left out. The path of a file gives that file."""
     for name in ("b.parquet", "a.parquet", "_SUCCESS", ".c.parquet", "d.json"):
         (tmp_path / name).touch()
     assert [path.name for path in list_files(tmp_path, ".parquet")] == ["a.parquet", "b.parquet"]
@@ -160,8 +160,8 @@ def test_a_folder_without_files_is_refused(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
 @pytest.mark.parametrize("header", [b"", b"shard_number,index\n", b"shard, index \r\n"])
-def test_pairs_of_shard_and_index(tmp_path: Path, pack: Callable[[bytes], bytes], header: bytes) -> None:
-    """They become numbers that sort as the pairs do. Repeated pairs are counted, and a header is skipped."""
+def test_pairs_are_packed_into_numbers(tmp_path: Path, pack: Callable[[bytes], bytes], header: bytes) -> None:
+    """The numbers sort as the pairs do. Repeated pairs are counted, and a header is skipped."""
     path = tmp_path / "pairs"
     path.write_bytes(pack(header + b"7,0\n 12, 3 \r\n\n7,0\n0,9\n"))
     pairs = read_id_pairs(path)
@@ -200,7 +200,7 @@ def test_a_header_after_the_first_line_is_refused(tmp_path: Path, lines: int) ->
 
 
 def test_a_header_alone_is_an_empty_list(tmp_path: Path) -> None:
-    """The error says what the list takes."""
+    """The error says which form the list takes."""
     path = tmp_path / "pairs"
     path.write_bytes(b"shard,index\n")
     with pytest.raises(ManifestError, match="is empty; it takes shard,index on a line"):

@@ -134,7 +134,7 @@ async def test_a_body_that_needs_the_permission_for_its_size_is_marked() -> None
 
 
 async def test_credentials_stay_with_their_host() -> None:
-    """They are sent to the URL's host, also after relative redirects, and to no other; so are cookies."""
+    """Credentials and cookies go to their own host, also after relative redirects, and to no other."""
     heads: list[bytes] = []
     elsewhere: list[bytes] = []
 
@@ -282,7 +282,7 @@ async def test_a_dead_host_gets_few_requests() -> None:
 
 
 async def test_a_host_whose_bodies_are_mostly_framing_goes_down() -> None:
-    """Each costs the CPU of many images. The host counts as down, and another one is not affected."""
+    """Each such body costs the CPU of many images. Other hosts are not affected."""
     requests = 0
 
     async def bomb(_: bytes, writer: asyncio.StreamWriter) -> None:
@@ -353,7 +353,7 @@ async def test_proxies_are_used_only_with_trust_env(monkeypatch: pytest.MonkeyPa
 async def test_local_names_are_not_sent_to_a_proxy(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, is_redirect: bool
 ) -> None:
-    """These are its own names, and names that /etc/hosts maps to private addresses, however they are written."""
+    """Local names are those of the machine and those that /etc/hosts maps to private addresses, in any notation."""
     own = (
         *("localhost", "LOCALHOST.", "localhost:8080", "a.localhost", "localhost.localdomain", "ip6-localhost"),
         *(

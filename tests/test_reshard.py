@@ -197,7 +197,7 @@ def test_rows_in_the_journal_are_not_copied_again(tmp_path: Path, source: Path, 
 def test_resharding_can_be_stopped_at_any_stage(
     tmp_path: Path, source: Path, undisturbed: dict[str, bytes], stage: ReshardStage
 ) -> None:
-    """It can be stopped in each stage, and is resumed."""
+    """Work that is stopped in one of its stages is resumed by the next call."""
     stop = Event()
 
     def stop_there(progress: ReshardProgress) -> None:
@@ -592,7 +592,7 @@ def test_a_wrong_source_is_one_line_and_exit_2(
 def test_impossible_requests_are_refused_before_anything_is_written(
     tmp_path: Path, source: Path, arguments: list[str], message: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """One line, exit 2, and not even a state folder."""
+    """The error is one line with exit code 2, and not even a state folder is created."""
     before = sorted(tmp_path.rglob("*"))
     assert main(["reshard", str(source), str(tmp_path / "out"), "--world-size", "2", *arguments]) == 2
     printed = capfd.readouterr()

@@ -162,7 +162,7 @@ async def test_addresses_need_no_lookup() -> None:
 
 
 async def test_both_families_are_found() -> None:
-    """IPv4 and IPv6 answers come together."""
+    """The addresses of a name include its IPv4 and its IPv6 addresses."""
     with NameServer({"cat.example": Answer(("127.0.0.1", "127.0.0.2", "::1"))}) as server:
         async with _resolver(server.address) as resolver:
             assert await _addresses(resolver, "cat.example") == {"127.0.0.1", "127.0.0.2", "::1"}
@@ -189,7 +189,7 @@ async def test_aliases_and_long_answers_are_followed() -> None:
 
 
 async def test_few_of_thousands_of_addresses_are_kept() -> None:
-    """Only a few of each family are, so that no zone can use up memory or time."""
+    """A few addresses of each family are kept, so that no zone can use up memory or time."""
     many = Answer(
         (*(f"127.0.{n // 250}.{n % 250 + 1}" for n in range(2000)), *(f"::ffff:127.0.1.{n}" for n in range(50)))
     )
@@ -271,7 +271,7 @@ async def test_addresses_that_are_not_permitted_are_dropped() -> None:
 
 
 async def test_lookups_of_one_name_share_one_query() -> None:
-    """Fifty at once are one query of each type; the fifty-first is answered from the cache."""
+    """Fifty concurrent lookups send one query of each type, and the fifty-first is answered from the cache."""
     with NameServer({"cat.example": _HERE}) as server:
         async with _resolver(server.address) as resolver:
             await asyncio.gather(*(resolver.lookup("cat.example") for _ in range(50)))
@@ -475,7 +475,7 @@ async def test_channels_are_replaced_without_losing_a_query(monkeypatch: pytest.
 
 
 async def test_a_name_server_must_be_an_address() -> None:
-    """It is checked when the resolver is made, not by names that fail."""
+    """The error is raised when the resolver is created, and not for each name."""
     with pytest.raises(NameServerError, match=r"dns\.example"):
         Resolver(_GUARD, ("dns.example",))
 
@@ -497,7 +497,7 @@ async def test_running_out_of_descriptors_fails_no_name() -> None:
 
 
 async def test_a_channel_stays_in_use_while_descriptors_are_scarce(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A new channel would take six."""
+    """A new channel would need six descriptors."""
     monkeypatch.setattr(nameservers, "_LOOKUPS_PER_CHANNEL", 1)
     with NameServer(otherwise=_HERE) as server:
         async with _resolver(server.address) as resolver:

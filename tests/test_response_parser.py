@@ -23,7 +23,7 @@ _OK_1_0 = b"HTTP/1.0 200 OK\r\n"
 _OK = b"HTTP/1.1 200 OK\r\n"
 _WHOLE = _OK + b"Content-Length: 5\r\n\r\nhello"
 _PICTURE = bytes(range(256))
-# How an answer of the table ends, and how much of it is read, since some are endless.
+# How much of an answer of the table is read, since some are endless.
 _MAX_BYTES = 3000
 
 
@@ -277,7 +277,7 @@ def test_the_framing_of_a_body_is_bounded(endless: bytes) -> None:
 
 
 def test_trailers_are_bounded() -> None:
-    """They count as framing."""
+    """The bytes of trailers count as framing."""
     _expect_a_bound(_OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n", b"X-Trailer: and another one\r\n")
 
 
@@ -300,14 +300,14 @@ def test_a_body_in_chunks_of_64_bytes_is_within_the_bounds() -> None:
     ids=["of two bytes", "a zero before the size", "without CR", "an extension", "CR CR LF", "of one byte and of two"],
 )
 def test_the_number_of_small_chunks_is_bounded(many: bytes) -> None:
-    """Each costs CPU, and they would use it up long before they reach the bound for bytes."""
+    """Each chunk costs CPU, which would be used up long before the bound for bytes is reached."""
     start = _OK + b"Transfer-Encoding: chunked\r\n\r\n"
     assert isinstance(_outcome([start, many * 8000], has_end=False), tuple)
     assert _outcome([start, many * 10_000], has_end=False) is FramingTooLargeError
 
 
 def test_the_number_of_trailers_is_bounded() -> None:
-    """They may be as short as chunks."""
+    """A trailer may be as short as a chunk."""
     start = _OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n"
     assert isinstance(_outcome([start, b"a\n" * 8000], has_end=False), tuple)
     assert _outcome([start, b"a\n" * 10_000], has_end=False) is FramingTooLargeError

@@ -246,7 +246,7 @@ def test_a_scan_reads_no_more_than_an_entry_has(tmp_path: Path) -> None:
 
 
 async def test_sync_may_be_called_at_any_time(tmp_path: Path) -> None:
-    """It may be called concurrently, and before and after closing."""
+    """Calls may be concurrent, and come before and after closing."""
     spool = await Spool.open(tmp_path / "x.spool")
     await spool.append(make_sample(0, 0))
     async with asyncio.TaskGroup() as group:

@@ -196,7 +196,7 @@ async def test_a_server_that_closes_on_a_client_hello_is_tried_again(certificate
 
 
 async def test_a_refused_connection_is_not_a_failure_of_tls() -> None:
-    """It is not tried a second time with --insecure; that its address needed a permission is recorded."""
+    """No second connection is tried with --insecure, and the permission that its address needed is recorded."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     async with Fetcher(LAX) as fetch:

@@ -1,4 +1,4 @@
-"""URLs are parsed as a browser would."""
+"""URLs are parsed as browsers parse them."""
 
 import pytest
 from yarl import URL
@@ -57,7 +57,7 @@ def test_a_published_url_is_parsed_as_by_a_browser(published: str, requested: st
     ],
 )
 def test_urls_that_no_browser_would_fetch_are_refused(text: str) -> None:
-    """BadUrlError, which becomes bad_url, is the only exception."""
+    """``BadUrlError``, which becomes ``bad_url``, is the only exception."""
     with pytest.raises(BadUrlError):
         parse_url(text)
 

@@ -625,7 +625,7 @@ def test_batches_are_bounded_by_their_images() -> None:
 
 
 def test_an_observers_error_does_not_end_a_check(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """It is logged, and the verdict is the same."""
+    """The error is logged, and the verdict is the same."""
 
     async def observe(_: Callable[[], VerifyProgress]) -> NoReturn:
         raise OSError(errno.EMFILE, "Too many open files")

@@ -1,4 +1,4 @@
-"""What the parent knows of a worker, and whom it blames; the test plays the worker."""
+"""What the parent knows of a worker, and which image it blames; the tests play the worker."""
 
 import asyncio
 import os
@@ -99,7 +99,7 @@ async def test_an_invalid_reply_makes_all_images_suspects() -> None:
 
 
 async def test_a_suspect_that_ends_a_fresh_worker_is_the_culprit() -> None:
-    """The other suspects are tried next."""
+    """Only the suspect that was started is blamed; the others are tried next."""
     async with fake_worker() as worker:
         suspects = images(3)
         handle = WorkerHandle(worker.process, MAX_JPEG_BYTES, suspects)
@@ -111,7 +111,7 @@ async def test_a_suspect_that_ends_a_fresh_worker_is_the_culprit() -> None:
 
 
 async def test_a_suspect_that_was_not_started_is_not_blamed() -> None:
-    """It can't have ended the worker, and is tried again."""
+    """A suspect that was not started can't have ended the worker, and is tried again."""
     async with fake_worker() as worker:
         suspects = images(1)
         handle = WorkerHandle(worker.process, MAX_JPEG_BYTES, suspects)
@@ -136,7 +136,7 @@ async def test_a_suspect_is_not_blamed_after_another_in_the_same_worker() -> Non
 
 
 async def test_a_worker_whose_suspects_are_cleared_can_be_used_again() -> None:
-    """It can be assigned batches."""
+    """Batches are assigned to it as to any other worker."""
     async with fake_worker() as worker:
         handle = WorkerHandle(worker.process, MAX_JPEG_BYTES, images(1))
         handle.start_isolation_run()
@@ -147,7 +147,7 @@ async def test_a_worker_whose_suspects_are_cleared_can_be_used_again() -> None:
 
 
 async def test_unstarted_images_are_reclaimed_once() -> None:
-    """This worker no longer has to answer them, and skips them."""
+    """The worker need not answer reclaimed images any more, and skips them."""
     async with fake_worker() as worker:
         first, second = images(3), images(2)
         handle = await handle_with(worker, first)

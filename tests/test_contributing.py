@@ -23,6 +23,11 @@ EXAMPLE = re.compile(r"^```(?:diff|python)\n# (\S+)\n(.*?)^```$", re.MULTILINE |
 PATIENCE_S = 100.0
 
 
+@pytest.fixture(autouse=True)
+def _children_without_coverage(without_coverage: None) -> None:
+    """Measure the package, and not its copies."""
+
+
 @pytest.fixture(scope="module")
 def origin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Origin]:
     """The demo's server, with one picture."""

@@ -376,6 +376,7 @@ def test_usage_names_arguments_as_manuals_do(capfd: pytest.CaptureFixture[str]) 
     printed = capfd.readouterr().out
     assert printed.startswith("Usage: datafetch reshard [OPTIONS] SRC DST\n")
     assert re.findall(r"^  ([A-Z]+)  ", printed, re.MULTILINE) == ["SRC", "DST"]
+    assert re.findall(r"^(\w+):$", printed, re.MULTILINE) == ["Arguments", "Options"]
 
 
 def test_help_lists_the_datasets_and_options_under_titles(capfd: pytest.CaptureFixture[str]) -> None:

@@ -116,7 +116,7 @@ def test_files_with_other_names_are_numbered(tmp_path: Path) -> None:
 
 
 def test_a_row_without_an_id_is_refused(tmp_path: Path) -> None:
-    """Without an id a row can't be told from another; the line names the row and what to do."""
+    """Without an id a row can't be told from another; the error names the row and says what to do."""
     write(tmp_path / "a.parquet", [1, 2, 3, 4, None])
     reason = r"a\.parquet, row 4 \(counted from 0\): column id is empty; .*--skip-bad-lines"
     manifest = COYO.bind(tmp_path, write_ids(tmp_path / "ids", [1]))

@@ -184,10 +184,10 @@ def test_rows_in_the_journal_are_not_copied_again(tmp_path: Path, source: Path, 
     request = ReshardRequest(source, out, world_size=4, batch=1, group=2)
     assert reshard(request, ProgressMonitor(stop_in_the_last_shard, stop, journal_interval_s=0)) is None
     assert not out.exists()
-    told: list[ReshardProgress] = []
-    assert reshard(request, ProgressMonitor(told.append)) is not None
+    reports: list[ReshardProgress] = []
+    assert reshard(request, ProgressMonitor(reports.append)) is not None
     assert files_of(out) == undisturbed
-    copying = [progress for progress in told if progress.stage is ReshardStage.COPY]
+    copying = [progress for progress in reports if progress.stage is ReshardStage.COPY]
     assert copying[0].rows > 23
     assert copying[-1].rows == 50
     assert copying[-1].copied_bytes < (source / "part-00003.pkl").stat().st_size

@@ -182,7 +182,7 @@ def check_end(run: Run, code: int, victim: Victim | None) -> None:
     [
         pytest.param(Victim.PARENT, (1, 7), marks=pytest.mark.slow),
         pytest.param(Victim.COMMIT, (2, 6), marks=pytest.mark.slow),
-        (Victim.COMMIT, (5, 9)),
+        (Victim.COMMIT, (4, 7)),
     ],
 )
 def test_a_process_killed_before_any_file_operation_leaves_no_partial_files(

@@ -104,7 +104,7 @@ def _nothing_blocks_the_loop() -> Iterator[BlockBuster]:
         # Coverage takes a lock for an instant, anywhere in the code.
         blockbuster.functions["threading.Lock.acquire"].can_block_in("coverage/collector.py", {"lock_data"})
         # When nothing else is left on the loop, uvloop joins threads that are about to end.
-        blockbuster.functions["threading.Lock.acquire"].can_block_in("process/event_loop.py", {"_end_the_rest"})
+        blockbuster.functions["threading.Lock.acquire"].can_block_in("process/event_loop.py", {"_end_remaining"})
         yield blockbuster
 
 

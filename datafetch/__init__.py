@@ -20,11 +20,13 @@ if TYPE_CHECKING:
         run,
         shard_names,
     )
+    from datafetch.errors import DatafetchError
     from datafetch.fetch import Fetcher, FetchPolicy, FetchStatistics, OptOut
     from datafetch.model.kinds import Loader, Payload
     from datafetch.model.outcome import Body, Encoded, Failure, FailureKind
     from datafetch.model.report import FetchedShards, Report
     from datafetch.model.request import ByteRange, Request
+    from datafetch.model.statistics import Statistics
     from datafetch.monitor.status import RunState, Status, read_status
     from datafetch.output.reshard.folder import Resharded, ReshardRequest, reshard
     from datafetch.output.retry_filter import RetryFilter
@@ -35,6 +37,7 @@ __all__ = [
     "Body",
     "ByteRange",
     "Check",
+    "DatafetchError",
     "Encoded",
     "Encoding",
     "Failure",
@@ -57,6 +60,7 @@ __all__ = [
     "Resize",
     "RetryFilter",
     "RunState",
+    "Statistics",
     "Status",
     "Transcoder",
     "Verdict",
@@ -83,6 +87,7 @@ _MODULES = {
     "Body": "model.outcome",
     "ByteRange": "model.request",
     "Check": "verify",
+    "DatafetchError": "errors",
     "Encoded": "model.outcome",
     "Encoding": "transcode",
     "Failure": "model.outcome",
@@ -105,6 +110,7 @@ _MODULES = {
     "Resize": "transcode",
     "RetryFilter": "output.retry_filter",
     "RunState": "monitor.status",
+    "Statistics": "model.statistics",
     "Status": "monitor.status",
     "Transcoder": "transcode",
     "Verdict": "verify",

@@ -261,3 +261,9 @@ def test_numbers_out_of_bounds_are_refused() -> None:
         LlmJpInterleavedOptions(min_similarity=float("inf"))
     with pytest.raises(ConfigurationError, match=r"--ids-index must be document or kept, not 'rows'"):
         Mmc4CoreOptions(ids_index="rows")  # type: ignore[arg-type]  # as a caller without a type checker may do
+
+
+def test_an_empty_value_of_an_option_is_refused() -> None:
+    """An empty path to a tokenizer must not mean that documents are not counted."""
+    with pytest.raises(ConfigurationError, match="--tokenizer is empty; give a value, or leave it out"):
+        LlmJpInterleavedOptions(max_tokens=10, tokenizer="")

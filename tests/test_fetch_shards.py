@@ -374,6 +374,21 @@ def test_finish_reports_the_number_of_missing_shards(job: Job) -> None:
     assert finish(job).totals.ok == 132
 
 
+def test_a_shard_that_lost_a_file_makes_a_complete_output_incomplete(job: Job) -> None:
+    """While it is fetched again, and until ``finish``: the report and the trainer's list are those of before."""
+    names = shard_names(job)
+    fetch_shards(job)
+    finish(job)
+    assert read_status(job.out).state is RunState.COMPLETE
+    fetch_shards(job, names[:1])  # there is nothing to do
+    assert read_status(job.out).state is RunState.COMPLETE
+    (Path(job.out) / f"{names[0]}.pkl").unlink()
+    fetch_shards(job, names[:1])
+    assert read_status(job.out).state is RunState.INTERRUPTED
+    assert finish(job).totals.ok == 132
+    assert read_status(job.out).state is RunState.COMPLETE
+
+
 def test_a_complete_shard_of_a_killed_process_is_published_by_its_successor(job: Job) -> None:
     """Only a process that fetches that shard publishes it."""
     first, second, _ = shard_names(job)
@@ -416,6 +431,17 @@ def test_the_scratch_of_an_interrupted_shard_must_be_given_again(job: Job, tmp_p
         fetch_shards(job, [first])
     assert fetch_shards(with_scratch, [first]).requests == 0
     assert fetch_shards(job, [second]).requests > 0
+
+
+def test_an_observer_that_is_no_coroutine_function_is_refused(job: Job) -> None:
+    """Before anything is fetched: it could only fail, and only the log would say so."""
+
+    def observe(take_snapshot: Callable[[], Statistics]) -> None:
+        del take_snapshot
+
+    with pytest.raises(TypeError, match=r"an observer is a coroutine function \(async def\), not <function"):
+        run(job, [observe])  # type: ignore[list-item]
+    assert not OutputLayout(Path(job.out)).report.exists()
 
 
 def test_observers_do_not_affect_one_another(job: Job, caplog: pytest.LogCaptureFixture) -> None:

@@ -742,3 +742,10 @@ def test_an_observer_that_fails_does_not_end_a_run(job: Job, caplog: pytest.LogC
     message = "an observer failed (OSError: [Errno 24] Too many open files); the work itself continues"
     assert [error.message for error in errors] == [message]
     assert errors[0].exc_info is not None
+
+
+@pytest.mark.parametrize("empty", [{"ids": ""}, {"scratch": ""}])
+def test_an_empty_path_is_refused(job: Job, empty: dict[str, Any]) -> None:
+    """A shell makes it of a variable that is not set; it does not mean that there is no id list."""
+    with pytest.raises(ConfigurationError, match=r"--(ids|scratch) is empty; give a path, or leave it out"):
+        replace(job, **empty)

@@ -199,6 +199,22 @@ class Tabbed(RecordFormat):
         return ParsedRecord((record["url"],), record)
 
 
+class EmptyColumns(Tabbed):
+    """The same, but columns may be empty."""
+
+    def is_blank(self, line: bytes) -> bool:
+        """Whether there is no column."""
+        return not line.strip(b" ")
+
+
+def test_which_lines_are_blank_depends_on_their_format(tmp_path: Path) -> None:
+    """JSON may be surrounded by tabs; where they separate columns, a line of tabs has empty ones."""
+    (tmp_path / "a.tsv").write_text("http://e.org/1.jpg\tone\n\t\n \n")
+    files = open_folder(tmp_path, (".tsv",))
+    assert [sample.key for sample in samples(LinesManifest(files, Tabbed()))] == ["a:0"]
+    assert [sample.key for sample in samples(LinesManifest(files, EmptyColumns()))] == ["a:0", "a:1"]
+
+
 def test_lines_need_not_be_json(tmp_path: Path) -> None:
     """A dataset of other lines only says how a line is parsed; names, keys and errors are the same."""
     (tmp_path / "a.tsv").write_text("http://e.org/1.jpg\tone\n\nhttp://e.org/2.jpg\ttwo\n")

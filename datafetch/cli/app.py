@@ -45,6 +45,12 @@ class _Summary:
 _AGAIN = "run the same command again"  # as all messages say it
 _RESUME = f"{_AGAIN} to resume"
 _FRESH = "--fresh"
+_VALIDATION_MESSAGES = {
+    "int_parsing": "a whole number is required, not {value!r}",
+    "float_parsing": "a number is required, not {value!r}",
+    "greater_than_equal": "{value} is less than the minimum, {ge}",
+}
+"""By pydantic's kind of error."""
 _COMMANDS = {
     "prepare": _Summary("Build a dataset where the trainer expects it, resuming an earlier run.", _RESUME),
     "retry": _Summary("Retry failures that may be temporary, and add the images that arrive to the shards.", _RESUME),
@@ -153,7 +159,12 @@ def _refuse_small_address_space() -> None:
 
 
 def _usage_message(error: typer.BadParameter) -> str:
-    """Typer's message in the form of all others: no capital, no full stop, no prefix of the library behind it."""
+    """Typer's message in the form of all others: no capital, no full stop, no words of the library behind it."""
+    if (validation_errors := getattr(error.__cause__, "errors", None)) is not None:  # pydantic's, behind typer
+        (first, *_) = validation_errors()
+        text = _VALIDATION_MESSAGES.get(first["type"])
+        if text is not None:
+            error.message = text.format(value=first["input"], **first.get("ctx", {}))
     message = error.format_message().removesuffix(".").replace("Value error, ", "")
     return message[:1].lower() + message[1:]
 

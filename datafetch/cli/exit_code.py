@@ -7,6 +7,8 @@ from contextlib import suppress
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
+from datafetch.errors import ConfigurationError
+
 if TYPE_CHECKING:
     from datafetch.model.report import Report
 
@@ -24,6 +26,16 @@ class ExitCode(IntEnum):
     TOO_FEW_IMAGES = 3
     OUT_OF_RESOURCES = 4
     INTERRUPTED = 130
+
+
+def check_min_success(min_success: float) -> None:
+    """Check a required share of images before anything is fetched.
+
+    Raises:
+        ConfigurationError: It is not a share.
+    """
+    if not 0 <= min_success <= 1:
+        raise ConfigurationError(f"--min-success is a share from 0 to 1, not {min_success}")
 
 
 def exit_code_of(report: Report, min_success: float) -> ExitCode:

@@ -66,8 +66,12 @@ class ParsedRecord:
 class RecordFormat(Protocol):
     """How the lines of one dataset become records and samples, with the options of a run.
 
-    A format of JSON lines inherits ``parse_line``, and one without filters inherits ``selects``.
+    A format of JSON lines inherits ``is_blank`` and ``parse_line``, and one without filters inherits ``selects``.
     """
+
+    def is_blank(self, line: bytes) -> bool:
+        """Whether a line is skipped without being counted; in a format with tabs between columns, not one of tabs."""
+        return not line.strip()
 
     def parse_line(self, line: bytes) -> JsonObject:
         """Parse a line into a record.
@@ -294,7 +298,7 @@ class LineSamples(Samples):
         selected = id_filter.numbers if id_filter is not None and not id_filter.are_rows else None
         records = 0
         for number, line in enumerate(self._file.lines()):
-            is_record = bool(line.strip(b" \r"))  # a line of tabs is one of empty columns
+            is_record = not self._format.is_blank(line)
             records = number + 1 if is_record else records
             is_selected = is_record and (selected is None or number in selected)
             self._is_sample.append(is_selected and self._scan_line(number, line))

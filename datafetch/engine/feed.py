@@ -38,6 +38,7 @@ from datafetch.engine.completeness import recover_published
 from datafetch.model.interfaces import ShardSource
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.sample import Sample, Shard
+from datafetch.process.threads import run_in_thread
 from datafetch.store.layout import OutputLayout
 from datafetch.store.spool import Spool
 
@@ -178,7 +179,7 @@ class Feed:
     async def close_published(self, shard: OpenShard, totals: ShardCounts) -> None:
         """Delete the spool of a shard that has been published, and make room for another shard."""
         await shard.spool.close()
-        await asyncio.to_thread(shard.spool.path.unlink)
+        await run_in_thread(shard.spool.path.unlink)
         self.published[shard.shard.name] = totals
         self.open_shards.remove(shard)
         self._shard_closed.set()
@@ -225,7 +226,7 @@ class Feed:
         return samples if self._limit is None else min(samples, self._limit - self._counted_samples)
 
     async def _open_next(self, shard: Shard) -> None:
-        published = await asyncio.to_thread(recover_published, self._layout, shard)
+        published = await run_in_thread(recover_published, self._layout, shard)
         if published is not None:
             self.published[shard.name] = published
             self.ended_before.update(published.outcomes)

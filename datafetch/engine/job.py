@@ -131,6 +131,9 @@ class Job:
             Ranks(self.world_size)
         if self.payload not in tuple(Payload):
             raise ConfigurationError(f"--payload must be {' or '.join(Payload)}, not {self.payload!r}")
+        for flag, path in (("--ids", self.ids), ("--scratch", self.scratch)):
+            if path == "":  # as of a shell's variable that is not set
+                raise ConfigurationError(f"{flag} is empty; give a path, or leave it out")
         for path in (self.source, self.out, self.ids or "", self.scratch or ""):
             if not is_utf8(path):
                 raise ConfigurationError(f"paths must be valid UTF-8 (and so the locale), not {path!a}")
@@ -249,6 +252,7 @@ def read_job(layout: OutputLayout) -> tuple[Job, Identity]:
             "fetch": _from_json(FetchPolicy, settings["fetch"]),
         }
         job = _from_json(Job, values)
+        hash_of(file.identity)  # which a value that is nested too deeply does not have
         return replace(job, options=_read_options(job.dataset, options)), file.identity
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigurationError(

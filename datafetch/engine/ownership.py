@@ -27,6 +27,7 @@ import shutil
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from datafetch.output.commit import complete_commits
 from datafetch.output.formats import PickleFormat, format_of
 from datafetch.output.reshard.record import read_reshard_record
 from datafetch.output.reshard.swap import complete_swap
+from datafetch.process.threads import run_in_thread
 from datafetch.store.atomic import make_folder, refuse_links, refuse_unpublishable
 from datafetch.store.job_file import Identity, read_job_file, write_job_file
 from datafetch.store.layout import OutputLayout
@@ -65,11 +67,11 @@ async def locked_output(
     lock = await asyncio.to_thread(lambda: Lock(layout.lock, layout.out, layout.real_lock))
     try:
         with _disk_errors(layout):
-            await asyncio.to_thread(_lock_output, layout, lock, is_alone=is_alone)
-            await asyncio.to_thread(_recover_output, layout, prepare, fresh=fresh)
+            await run_in_thread(partial(_lock_output, layout, lock, is_alone=is_alone))
+            await run_in_thread(partial(_recover_output, layout, prepare, fresh=fresh))
             yield
     finally:
-        await asyncio.to_thread(lock.release)
+        await run_in_thread(lock.release)
 
 
 @asynccontextmanager
@@ -93,17 +95,17 @@ async def locked_shards(
     async with AsyncExitStack() as held:
         held.enter_context(_disk_errors(layout))
         lock = await asyncio.to_thread(lambda: Lock(layout.lock, layout.out, layout.real_lock))
-        held.push_async_callback(asyncio.to_thread, lock.release)
-        await asyncio.to_thread(_lock_output_shared, layout, lock, is_alone=is_alone)
+        held.push_async_callback(run_in_thread, lock.release)
+        await run_in_thread(partial(_lock_output_shared, layout, lock, is_alone=is_alone))
         locks = await asyncio.to_thread(ShardLocks, layout.shard_locks, layout.out)
-        held.push_async_callback(asyncio.to_thread, locks.release)
+        held.push_async_callback(run_in_thread, locks.release)
         with locks_where_possible(is_alone=is_alone):
-            while not await asyncio.to_thread(locks.acquire_preparation):  # noqa: ASYNC110 - no event crosses processes
+            while not await run_in_thread(locks.acquire_preparation):  # noqa: ASYNC110 - no event crosses processes
                 await asyncio.sleep(_LOCK_INTERVAL_S)
-            await asyncio.to_thread(locks.acquire, shards)
-        await asyncio.to_thread(_recover_shards, layout, shards, prepare)
+            await run_in_thread(locks.acquire, shards)
+        await run_in_thread(_recover_shards, layout, shards, prepare)
         with locks_where_possible(is_alone=is_alone):
-            await asyncio.to_thread(locks.release_preparation)
+            await run_in_thread(locks.release_preparation)
         yield
 
 

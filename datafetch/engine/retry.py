@@ -31,6 +31,7 @@ from datafetch.model.statistics import Statistics
 from datafetch.monitor.heartbeat import refuse_at_work
 from datafetch.output.merge import Output
 from datafetch.output.retry_filter import RetryFilter
+from datafetch.process.threads import run_in_thread
 from datafetch.store.job_file import Identity
 from datafetch.store.layout import OutputLayout, output_of
 from datafetch.transcode import ImageSpec
@@ -64,14 +65,14 @@ async def retry_failed(
         await asyncio.to_thread(refuse_at_work, layout)
     async with locked_output(layout, partial(_prepare_retry, layout, identity), is_alone=job.no_lock):
         permitted = Permitted.of(job)
-        begun = await asyncio.to_thread(begin_retry, layout, retry_filter or RetryFilter(), shards, permitted)
+        begun = await run_in_thread(begin_retry, layout, retry_filter or RetryFilter(), shards, permitted)
         # Before anything is fetched: the next retry must permit this too, even if this one is interrupted.
-        await asyncio.to_thread(remember, layout, permitted)
+        await run_in_thread(remember, layout, permitted)
         if permitted.options():
             _log.info("permitted, and remembered for later retries: %s", " ".join(permitted.options()))
         retry_layout = layout.for_retry(begun.number, begun.token)
         output = Output(dataset, retry_layout, job.payload, begun, job.max_sample_bytes)
-        source = await asyncio.to_thread(FailedSamples, output, begun, shards)
+        source = await run_in_thread(FailedSamples, output, begun, shards)
         session = Session(job, output, shards, observers)
         feed = Feed(source, output.layout)
         async with session.fetched(feed, job.image or ImageSpec(), backends) as fetched:
@@ -84,8 +85,8 @@ async def _complete_retry(layout: OutputLayout, session: Session, fetched: Fetch
     # A retry sees only a part of the images, so its own count is too low: all others that have arrived are reused.
     reused = max(0, report.totals.ok - fetched.arrived)
     report = replace(report, retried=fetched.ended, reused=reused)
-    await asyncio.to_thread(write_report, layout, report)
-    await asyncio.to_thread(end_retry, layout)
+    await run_in_thread(write_report, layout, report)
+    await run_in_thread(end_retry, layout)
     return report
 
 

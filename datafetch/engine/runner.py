@@ -37,6 +37,7 @@ from datafetch.model.statistics import Statistics
 from datafetch.monitor.heartbeat import refuse_at_work
 from datafetch.output.retry_filter import RetryFilter
 from datafetch.process.event_loop import run_to_end
+from datafetch.process.threads import run_in_thread
 from datafetch.store.ledger import read_keys, read_shard_counts
 
 _TRIED_SAMPLES = 256  # read before an earlier output is deleted; the feed reads as many at a time
@@ -76,7 +77,7 @@ async def fetch_dataset(
     prepare = partial(bound.claim_output, shards)
     async with locked_output(layout, prepare, fresh=job.fresh, is_alone=job.no_lock):
         _log_no_longer_permitted(before, job)
-        await asyncio.to_thread(_begin_run, bound)
+        await run_in_thread(_begin_run, bound)
         session = Session(job, bound.output, shards, observers)
         feed = Feed(bound.manifest, layout, job.limit)
         async with session.fetched(feed, bound.spec, backends) as fetched:
@@ -165,7 +166,9 @@ async def finish_dataset(job: Job, observers: Iterable[Observer[Statistics]] = (
         raise _not_published(bound, shards)  # before anything is created
     if job.no_lock:
         await asyncio.to_thread(refuse_at_work, layout)
+    before = await asyncio.to_thread(read_permitted, layout)
     async with locked_output(layout, partial(_prepare_to_finish, bound), is_alone=job.no_lock):
+        _log_no_longer_permitted(before, job)
         session = Session(job, bound.output, shards, observers)
         async with session.published_by_others() as fetched:
             return await _complete_run(bound, session, fetched)
@@ -212,7 +215,7 @@ def retry(
 async def _complete_run(bound: BoundJob, session: Session, fetched: FetchedShards) -> Report:
     """Do what comes after the last shard, and write the report."""
     report = await session.complete_output(fetched)
-    return await asyncio.to_thread(_write_run_report, bound, session, report)
+    return await run_in_thread(_write_run_report, bound, session, report)
 
 
 def _write_run_report(bound: BoundJob, session: Session, report: Report) -> Report:
@@ -267,7 +270,7 @@ def _prepare_for_shards(bound: BoundJob, shards: list[str]) -> None:
     sizes = {shard.name: shard.size for shard in bound.manifest.shards()}
     share = sum(sizes[shard] for shard in shards) / max(1, sum(sizes.values()))
     log_disk_estimate(layout, bound.disk_estimate().part(share), count_published(layout, shards))
-    if not all(layout.ledger(shard).exists() for shard in shards):
+    if unpublished_shards(layout, shards, None):
         layout.report.unlink(missing_ok=True)
 
 

@@ -19,7 +19,7 @@ import shutil
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -47,6 +47,7 @@ from datafetch.output.reshard.copy import ProgressMonitor
 from datafetch.output.reshard.plan import Plan
 from datafetch.output.reshard.record import read_reshard_record
 from datafetch.output.training_list import write_trainers_list
+from datafetch.process.threads import run_in_thread
 from datafetch.store.atomic import write_atomically
 from datafetch.store.layout import OutputLayout
 from datafetch.store.ledger import read_shard_counts
@@ -240,28 +241,19 @@ class Session:
 
     async def _reshard(self) -> None:
         """Reshard the output in a thread. A cancellation stops it; what it has done is used by the next session."""
-        plan = await asyncio.to_thread(self._plan)
+        plan = await run_in_thread(self._plan)
         if plan is None:
             return
         monitor = ProgressMonitor(on_progress=self._set_resharding, stop=threading.Event())
-        work = asyncio.create_task(
-            asyncio.to_thread(lambda: reshard_output(self.output.layout, self.published(), plan, monitor))
+        await run_in_thread(
+            lambda: reshard_output(self.output.layout, self.published(), plan, monitor), on_cancel=monitor.stop.set
         )
-        try:
-            await asyncio.shield(work)
-        except asyncio.CancelledError:
-            monitor.stop.set()
-            while not work.done():
-                # The thread must end before the lock is released, so further cancellations wait like the first.
-                with suppress(asyncio.CancelledError):
-                    await asyncio.wait([work])
-            raise
 
     async def _write_list(self) -> None:
         """Write the JSON list that the trainer reads, if the dataset has one."""
         name = self.output.dataset.list_name
         if name is not None:
-            await asyncio.to_thread(lambda: write_trainers_list(self.output.layout, self.published(), name))
+            await run_in_thread(lambda: write_trainers_list(self.output.layout, self.published(), name))
 
     def _plan(self) -> Plan | None:
         """How the output is to be resharded; None if it is not.

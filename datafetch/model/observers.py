@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
@@ -64,9 +65,14 @@ async def observed_by(
         take_snapshot: Returns how the work stands; passed to each observer.
 
     Raises:
+        TypeError: An observer is not a coroutine function.
         BaseException: The one error that stopped the work, also where task groups within it raised groups of several.
             An error of datafetch's own goes first, because it tells the operator what to do.
     """
+    observers = tuple(observers)
+    for observer in observers:
+        if not (inspect.iscoroutinefunction(observer) or inspect.iscoroutinefunction(type(observer).__call__)):
+            raise TypeError(f"an observer is a coroutine function (async def), not {observer!r}")
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(_run_safely(observer, take_snapshot)) for observer in observers]

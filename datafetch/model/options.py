@@ -131,5 +131,7 @@ class DatasetOptions:
             value, minimum = getattr(self, one.field), one.option.minimum
             if isinstance(value, int) and minimum is not None:
                 require_in_range(one.flag, value, minimum, MAX_COUNT)
+            if value == "":
+                raise ConfigurationError(f"{one.flag} is empty; give a value, or leave it out")
             if isinstance(value, float) and not math.isfinite(value):
                 raise ConfigurationError(f"{one.flag} must be a number, not {value}")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from datafetch.cli.command import Command, as_command, with_options
-from datafetch.cli.exit_code import exit_code_of
+from datafetch.cli.exit_code import check_min_success, exit_code_of
 from datafetch.cli.options import PERMISSIONS, GivenOptions, Json, MinSuccess, parameters_of
 from datafetch.cli.progress import ProgressConsole, show_log_messages, show_progress
 from datafetch.cli.render import show_report
@@ -68,8 +68,7 @@ def prepare(  # noqa: PLR0913 - one parameter an option
 ) -> int:
     """Build a dataset where the trainer expects it, resuming an earlier run."""
     dataset = find_dataset(target)
-    if not 0 <= min_success <= 1:
-        raise ConfigurationError(f"--min-success is a share from 0 to 1, not {min_success}")
+    check_min_success(min_success)
     job = given.change(
         Job(target, str(source), str(root / dataset.path), image=own_spec(dataset), options=dataset.options)
     )
@@ -130,9 +129,7 @@ class _PrepareHelp(Command):
         with formatter.section("Datasets"):
             formatter.write_dl([(name, dataset.summary) for name, dataset in DATASETS.items()])
         formatter.write_paragraph()
-        formatter.write_text(
-            "These options apply to every dataset; 'datafetch prepare DATASET --help' adds those of one dataset."
-        )
+        formatter.write_text("Options of most datasets; 'datafetch prepare DATASET --help' lists those that one takes.")
         super().format_options(ctx, formatter)
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from datafetch.cli.command import as_command, with_options
-from datafetch.cli.exit_code import exit_code_of
+from datafetch.cli.exit_code import check_min_success, exit_code_of
 from datafetch.cli.options import PERMISSIONS, GivenOptions, Json, MinSuccess, may_differ_later, parameters_of
 from datafetch.cli.progress import ProgressConsole, show_log_messages, show_progress
 from datafetch.cli.render import show_report
@@ -55,6 +55,7 @@ def retry(
     (--insecure, --allow-net, --opt-out ignore, --max-body, --max-pixels, --max-sample) also retry the images that
     failed without them, and apply to later retries too. All other options are as in the run, unless they are given.
     """
+    check_min_success(min_success)
     console = ProgressConsole()
     with show_log_messages(console):
         report = retry_run(

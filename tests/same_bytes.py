@@ -31,7 +31,7 @@ _OPTIONS = ("--allow-net", "127.0.0.0/8", "--processes", "1", "--retries", "0", 
 _MANY = "coyo, many and faulty"
 _MORE_OPTIONS: Mapping[str, tuple[str, ...]] = {
     "ocr-vqa": (),
-    _MANY: ("--world-size", "2", "--batch", "1", "--group", "1"),
+    _MANY: ("--world-size", "2"),
 }
 _FAULTS = ("well", "missing", "truncated", "moved", "html", "until_close")
 _UNSTABLE_COLUMNS = {"detail", "fetch_ms"}
@@ -57,6 +57,8 @@ def main() -> int:
                 summaries = {
                     state: _prepare(getattr(arguments, state).resolve(), command, root) for state, root in roots.items()
                 }
+                if "exit" in summaries["before"]:
+                    raise SystemExit(f"{dataset} can't be prepared: {summaries['before']}")
                 found = [
                     *_compare(roots["before"], roots["after"]),
                     *_compare_facts(summaries["before"], summaries["after"]),

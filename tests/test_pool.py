@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -109,16 +110,16 @@ async def test_large_bodies_pass() -> None:
 @pytest.mark.parametrize(
     ("hostile", "detail"),
     [
-        (b"exit", "(exit status 7)"),
-        (b"segfault", "(SIGSEGV)"),
-        (b"spin", "more than 0.2 s of CPU time"),
+        (b"exit", r"\(exit status 7\)"),
+        (b"segfault", r"\(SIGSEGV\)"),
+        (b"spin", r"more than 0\.2 s of CPU time|hung for 1 s"),  # the latter if it gets less than a fifth of a CPU
         (b"sleep", "hung for 1 s"),
         (b"exhaust memory", "more memory"),
         (b"invalid reply", "an invalid reply"),
-        (b"unnamed signal", "(signal 40)"),
-        (b"stop", "(SIGKILL)"),
-        (b"close", "(SIGKILL)"),
-        (b"leave child", "(exit status 3)"),
+        (b"unnamed signal", r"\(signal 40\)"),
+        (b"stop", r"\(SIGKILL\)"),
+        (b"close", r"\(SIGKILL\)"),
+        (b"leave child", r"\(exit status 3\)"),
     ],
 )
 async def test_a_hostile_image_fails_alone_among_2000(
@@ -138,7 +139,7 @@ async def test_a_hostile_image_fails_alone_among_2000(
     culprit = outcomes.pop(1000)
     assert isinstance(culprit, Failure)
     assert culprit.kind is FailureKind.WORKER_CRASHED
-    assert detail in culprit.detail
+    assert re.search(detail, culprit.detail)
     assert [content(outcome) for outcome in outcomes] == bodies[:1000] + bodies[1001:]
     (kept,) = kept_in.iterdir()
     assert kept.read_bytes() == hostile

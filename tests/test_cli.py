@@ -780,3 +780,21 @@ def test_counts_are_singular_or_plural(
     for thing in ("sample", "shard", "request"):
         assert re.search(rf"\b{count} {thing}{ending}\b", printed)
     assert f"for {count} rank{ending} of {count} sample{ending} each" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prepare", "coyo", "--quality", "high"], "'--quality': a whole number is required, not 'high'"),
+        (["prepare", "coyo", "--timeout", "30s"], "'--timeout': a number is required, not '30s'"),
+        (["demo", "--images", "10"], "'--images': 10 is less than the minimum, 50"),
+        (["retry", "out", "--min-success", "5"], "--min-success is a share from 0 to 1, not 5.0"),
+        (["prepare", "coyo", "--source", "s", "--ids", ""], "--ids is empty; give a path, or leave it out"),
+    ],
+)
+def test_invalid_values_are_refused_in_plain_words(
+    arguments: list[str], message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The message names the option and what it requires, before anything is done."""
+    assert main(arguments) == 2
+    assert message in capfd.readouterr().err

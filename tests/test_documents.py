@@ -302,7 +302,7 @@ def bind(folder: Path, ids: Sequence[str] | None = None, **options: Any) -> Mani
 
 
 def counts_of(manifest: Manifest) -> dict[str, ShardCounts]:
-    """Return the counts of the shards as if all were published, as far as the list selects them."""
+    """Return the counts of the shards as if all were published, with only the rows that the list selects."""
     return {shard.name: ShardCounts(notes=manifest.samples(shard).notes) for shard in manifest.shards()}
 
 

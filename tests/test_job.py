@@ -749,3 +749,14 @@ def test_an_empty_path_is_refused(job: Job, empty: dict[str, Any]) -> None:
     """A shell makes it of a variable that is not set; it does not mean that there is no id list."""
     with pytest.raises(ConfigurationError, match=r"--(ids|scratch) is empty; give a path, or leave it out"):
         replace(job, **empty)
+
+
+def test_a_job_file_that_is_nested_too_deeply_is_refused(job: Job) -> None:
+    """Its identity has no hash, which every command but a run would need first."""
+    run(job)
+    path = OutputLayout(Path(job.out)).job
+    fields = orjson.loads(path.read_bytes())
+    nested = b"[" * 300 + b"]" * 300
+    path.write_bytes(orjson.dumps(fields)[:-1] + b',"other":' + nested + b"}")
+    with pytest.raises(ConfigurationError, match="is not a job of this version"):
+        read_job(OutputLayout(Path(job.out)))

@@ -224,7 +224,7 @@ _ID_LISTS = {
     (True, False): "with an id list, now without",
     (False, True): "without an id list, now with one",
 }
-"""The difference in words, by whether there was a list before and is one now; their hashes would tell nobody more."""
+"""The difference, by whether there was a list before and whether there is one now; a hash would tell nothing."""
 
 
 def _refuse_other_job(layout: OutputLayout, before: Identity, now: Identity) -> None:

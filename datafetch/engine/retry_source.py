@@ -9,8 +9,8 @@ have no result in it.
 A shard is in one of three states:
 
 * unopened: its spool is absent, or has another marker (``_marker``) than this retry and the present ledger give: then
-  the shard was committed again since. A spool is written anew. It gets its name only once it is complete and on disk,
-  so an image without a result in it was never fetched by this retry.
+  the shard was committed again since. The spool is then written again. It gets its name only once it is complete and
+  on disk, so an image without a result in it was never fetched by this retry.
 * open: its spool has this marker. It is used as it is, with all results that an interrupted retry has added to it.
 * published: its ledger has the number of this retry. The shard is not handed out again.
 

@@ -389,6 +389,14 @@ def test_a_shard_that_lost_a_file_makes_a_complete_output_incomplete(job: Job) -
     assert read_status(job.out).state is RunState.COMPLETE
 
 
+def test_finish_reports_what_it_no_longer_permits(job: Job, caplog: pytest.LogCaptureFixture) -> None:
+    """A permission that the shards were fetched with, and that it was not given, ends with it."""
+    fetch_shards(replace(job, fetch=replace(job.fetch, insecure=True)))
+    with caplog.at_level("INFO", "datafetch.engine.runner"):
+        finish(job)
+    assert "no longer permitted, also for retries, unless given again: --insecure" in caplog.messages
+
+
 def test_a_complete_shard_of_a_killed_process_is_published_by_its_successor(job: Job) -> None:
     """Only a process that fetches that shard publishes it."""
     first, second, _ = shard_names(job)

@@ -31,6 +31,7 @@ LOOPBACK = ("127.0.0.0/8",)
 _PATIENCE_S = 60.0
 _ROOT = Path(__file__).parent.parent
 _SLICES = 6  # of the matrix, some 180 tests each
+_ROTATING_SLICES = 4
 _PICTURES, _PICTURES_SEED = 66, 7
 
 # The duration of an example depends on the load of the machine.
@@ -43,7 +44,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--default-set", action="store_true", help="leave out what is marked slow, and all but a slice of the matrix"
     )
-    parser.addoption("--matrix-slice", type=int, metavar="N", help="which of six; by default the number of commits")
+    parser.addoption("--rotate", action="store_true", help="leave out three quarters of what is marked rotating")
+    parser.addoption("--matrix-slice", type=int, metavar="N", help="which; by default the number of commits")
 
 
 def pytest_configure() -> None:
@@ -55,19 +57,32 @@ def pytest_configure() -> None:
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
     """Print the slice of the matrix, so that it can be run again."""
-    return [f"--matrix-slice {_matrix_slice(config)}"] if config.getoption("--default-set") else []
+    is_sliced = config.getoption("--default-set") or config.getoption("--rotate")
+    return [f"--matrix-slice {_matrix_slice(config)}"] if is_sliced else []
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """For the default set, deselect slow tests and all but one slice of the matrix, which changes with each commit."""
-    if not config.getoption("--default-set"):
+    """For the default set, deselect slow tests and all but one slice of the matrix, which changes with each commit.
+
+    Likewise for ``--rotate``, all but one slice of the tests that are marked ``rotating``.
+    """
+    slices = {}
+    if config.getoption("--default-set"):
+        slices = {"matrix": _SLICES, "slow": 0}
+    elif config.getoption("--rotate"):
+        slices = {"rotating": _ROTATING_SLICES}
+    if not slices:
         return
-    number = _matrix_slice(config) % _SLICES
+    number = _matrix_slice(config)
     taken: list[pytest.Item] = []
     left_out: list[pytest.Item] = []
     for item in items:
-        is_other_slice = item.get_closest_marker("matrix") and zlib.crc32(item.nodeid.encode()) % _SLICES != number
-        (left_out if is_other_slice or item.get_closest_marker("slow") else taken).append(item)
+        digest = zlib.crc32(item.nodeid.encode())
+        is_left_out = any(
+            item.get_closest_marker(mark) and (not count or digest % count != number % count)
+            for mark, count in slices.items()
+        )
+        (left_out if is_left_out else taken).append(item)
     config.hook.pytest_deselected(items=left_out)
     items[:] = taken
 

@@ -8,7 +8,8 @@
  * doing: the loading of code, and a process between its fork and the program that it becomes.
  *
  * DATAFETCH_FAULTS_STATE names that file, which also gets a line for each fault, DATAFETCH_FAULTS_CALLS the functions
- * that fail, in commas. Of other names, no variable would come to codec processes. */
+ * that fail, in commas, and DATAFETCH_FAULTS_PART a number from 0 and a number of parts, "0/3": only every third site
+ * fails. Of other names, no variable would come to codec processes. */
 
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -44,6 +45,7 @@ static char role;
 static pid_t begun_as;
 static int is_at_work; /* of a helper process: it has read its orders */
 static const char *calls;
+static unsigned part, parts = 1;
 
 static void *map(size_t length, int fd) {
   return (void *)syscall(SYS_mmap, NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
@@ -52,6 +54,8 @@ static void *map(size_t length, int fd) {
 __attribute__((constructor)) static void begin(void) {
   const char *state = getenv("DATAFETCH_FAULTS_STATE");
   calls = getenv("DATAFETCH_FAULTS_CALLS");
+  const char *which = getenv("DATAFETCH_FAULTS_PART");
+  if (which && sscanf(which, "%u/%u", &part, &parts) != 2) abort();
   int fd = state && calls ? (int)syscall(SYS_openat, AT_FDCWD, state, O_RDWR | O_CLOEXEC, 0) : -1;
   if (fd < 0) return;
   void *mapped = map(sizeof(struct shared), fd);
@@ -116,6 +120,7 @@ static int fails(const char *name, const void *caller, const char *upon, int wit
   uint64_t site = mix(mix(14695981039346656037u ^ (uint64_t)role, name), upon);
   site = (site ^ (uint64_t)((const char *)caller - (const char *)where.dli_fbase)) * 1099511628211u;
   site = mix(site, where.dli_fname ? where.dli_fname : "") | 1;
+  if ((site >> 1) % parts != part) return 0;
   for (int tries = 0; tries < SITES; tries++) {
     uint64_t expected = 0;
     _Atomic uint64_t *slot = &shared->failed[(site + tries) % SITES];

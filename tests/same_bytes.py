@@ -57,6 +57,9 @@ def main() -> int:
                 summaries = {
                     state: _prepare(getattr(arguments, state).resolve(), command, root) for state, root in roots.items()
                 }
+                if "there is no dataset" in str(summaries["before"].get("stderr")):
+                    print(f"{dataset}: is new")  # noqa: T201 - its report
+                    continue
                 if "exit" in summaries["before"]:
                     raise SystemExit(f"{dataset} can't be prepared: {summaries['before']}")
                 found = [

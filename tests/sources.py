@@ -30,9 +30,11 @@ class TinySource:
 def place_source(dataset: str, folder: Path, authority: str = NOWHERE) -> TinySource:
     """Copy a dataset's tiny source to a new folder, with URLs of this host and port."""
     source = folder / "source"
-    for path in sorted((DATA / dataset / "source").iterdir()):
-        source.mkdir(parents=True, exist_ok=True)
-        (source / path.name).write_bytes(_leading_to(authority, path))
+    published = DATA / dataset / "source"
+    for path in sorted(path for path in published.rglob("*") if path.is_file()):
+        copy = source / path.relative_to(published)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(_leading_to(authority, path))
     ids = DATA / dataset / "ids"
     return TinySource(source, ids if ids.exists() else None)
 

@@ -9,29 +9,35 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from enum import IntEnum
 from pathlib import Path
 
+import psutil
 import pytest
 from runs import PATIENCE_S, Run, RunFolders, StoredImages, Trial, serve_trial
 from test_retry_kills import AS_CUT, RESHARDED, FlakyDataset, serve_flaky_dataset
 
 from datafetch.store.layout import OutputLayout
 
-_CALLS = ("open", "socket", "fork", "mmap", "write", "fsync", "rename")
-_FILE_CALLS = [
-    "open",
-    "write",
-    "fsync",
-    "rename",
-]  # resharding adds files to what a run does, and nothing else
+
+def _parts(**functions: int) -> list[str]:
+    """Divide the calls of functions into parts, so that none takes much longer than others."""
+    return [f"{name} {part}/{parts}" for name, parts in functions.items() for part in range(parts)]
+
+
+_CALLS = _parts(open=4, socket=1, fork=1, mmap=1, write=2, fsync=1, rename=1)
+_FILE_CALLS = _parts(open=3, write=2, fsync=1, rename=1)
+"""Resharding and retries add files to what a run does, and nothing else."""
 _STATE_BYTES = 1 << 19
 _LOG_BEGINS = 8 + 4096 * 8
 _MAX_RUNS = 200  # until one is complete
 _MAX_OUTPUTS = 20
-_MMAP_PATIENCE_S = 40.0  # some of these runs hang, see _end
+_IDLE_S = 8.0  # a run of which no process uses the CPU for so long hangs, see _end
+_MAX_HANGING_S = 60.0  # and so does one that has not ended by then, although its loop still runs
 
 _WAITS_FOR_ITS_THREAD = re.compile(
     r'threading\.py", line \d+ in wait\n\s*File "[^"\n]*threading\.py", line \d+ in start\n'
@@ -76,18 +82,19 @@ class Faults:
     Args:
         shim: The library that lets them fail.
         folder: A folder for the library's state.
-        calls: The functions that fail.
+        part: The function that fails, and which part of its calls do: ``open 1/3`` is the second of three.
     """
 
-    def __init__(self, shim: Path, folder: Path, calls: str) -> None:
-        self.calls = calls
+    def __init__(self, shim: Path, folder: Path, part: str) -> None:
+        self.calls, _, number = part.partition(" ")
         self._state = folder / "faults.state"
         self._state.write_bytes(bytes(_STATE_BYTES))
         self._read = 0
         self.environment = {
             "LD_PRELOAD": str(shim),
             "DATAFETCH_FAULTS_STATE": str(self._state),
-            "DATAFETCH_FAULTS_CALLS": calls,
+            "DATAFETCH_FAULTS_CALLS": self.calls,
+            "DATAFETCH_FAULTS_PART": number or "0/1",
             "PYTHONFAULTHANDLER": "1",  # for a run that hangs to say where
         }
 
@@ -109,6 +116,7 @@ def _children_without_coverage(without_coverage: None) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.rotating
 @pytest.mark.timeout(1800)  # dozens of runs, each a second on an idle machine, and ten where others are at work
 @pytest.mark.parametrize("calls", _CALLS)
 def test_each_call_fails_once_in_a_run(trial: Trial, shim: Path, tmp_path: Path, calls: str) -> None:
@@ -129,6 +137,7 @@ def test_each_call_fails_once_in_a_run(trial: Trial, shim: Path, tmp_path: Path,
 
 
 @pytest.mark.slow
+@pytest.mark.rotating
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("calls", _FILE_CALLS)
 def test_each_call_fails_once_during_resharding(shim: Path, tmp_path: Path, calls: str) -> None:
@@ -157,6 +166,7 @@ def test_each_call_fails_once_during_resharding(shim: Path, tmp_path: Path, call
 
 
 @pytest.mark.slow
+@pytest.mark.rotating
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     ("calls", "layout"),
@@ -245,14 +255,35 @@ def _end(run: Run, calls: str) -> int | None:
     ``Thread.start`` waits forever if the new thread finds no memory to report that it has started. Such a run is
     aborted, and the next one must be able to resume it. For any other hang, the error contains the stacks.
     """
-    try:
-        return run.end(_MMAP_PATIENCE_S if calls == "mmap" else PATIENCE_S)
-    except subprocess.TimeoutExpired:
+    if calls == "mmap" and _is_hanging(run):
         run.abort()
         stacks = "\n".join(run.messages())
-        assert calls == "mmap", stacks
         assert _WAITS_FOR_ITS_THREAD.search(stacks), stacks
         return None
+    try:
+        return run.end()
+    except subprocess.TimeoutExpired:
+        run.abort()
+        raise AssertionError("\n".join(run.messages())) from None
+
+
+def _is_hanging(run: Run) -> bool:
+    """Wait until a run has ended, or none of its processes has used the CPU for a while; return whether it is that."""
+    used_s, since_s = -1.0, time.monotonic()
+    end_s = since_s + _MAX_HANGING_S
+    while time.monotonic() < min(since_s + _IDLE_S, end_s):
+        try:
+            run.process.wait(_IDLE_S / 16)
+        except subprocess.TimeoutExpired:
+            now_s = 0.0
+            for process in run.family():
+                with suppress(psutil.NoSuchProcess):
+                    now_s += sum(process.cpu_times())
+            if now_s != used_s:
+                used_s, since_s = now_s, time.monotonic()
+        else:
+            return False
+    return True
 
 
 def check_stopped(run: Run, code: int, failed: list[str]) -> None:

@@ -82,6 +82,31 @@ def test_the_script_for_pairs_also_fetches_step_0(tmp_path: Path, authority: str
     assert all((folder / "image_step0" / record["image"]).is_file() for record in records)
 
 
+def test_the_script_for_image_sets_fetches_what_lists_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All four sets, from wherever the environment says, with one list or without."""
+    for variable, dataset in (
+        ("COCO", "coco-train2017"),
+        ("GQA", "gqa"),
+        ("TEXTVQA", "textvqa"),
+        ("VG", "visual-genome"),
+    ):
+        monkeypatch.setenv(f"BASE_{variable}", str(place_source(dataset, tmp_path / dataset).folder))
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    named = {"coco/train2017/000000000009.jpg", "gqa/images/2327515.jpg", "textvqa/train_images/0054c91397f2fe05.jpg"}
+    (lists / "one.json").write_text(json.dumps([{"image": name} for name in sorted(named)]))
+    (lists / "two.json").write_text(json.dumps([{"image": "vg/VG_100K_2/1.jpg"}]))
+    fetch("fetch-image-sets", lists, tmp_path / "some")
+    assert images(tmp_path / "some") == {*named, "vg/VG_100K_2/1.jpg"}
+    fetch("fetch-image-sets", "", tmp_path / "all")
+    assert len(images(tmp_path / "all")) == 8
+
+
+def images(root: Path) -> set[str]:
+    """The paths of all images below a folder."""
+    return {path.relative_to(root).as_posix() for path in root.rglob("*.jpg")}
+
+
 def test_options_about_lines_apply_only_to_step_1(tmp_path: Path, authority: str) -> None:
     """Step 0 has a list with fixed keys."""
     place_source("llm-jp-pairs-step1", tmp_path, authority)
@@ -94,9 +119,16 @@ def test_options_about_lines_apply_only_to_step_1(tmp_path: Path, authority: str
 def test_every_script_is_tested_and_prints_its_usage() -> None:
     """A script that is called without its arguments prints its usage."""
     scripts = sorted(path.name for path in SCRIPTS.glob("fetch-*"))
-    assert scripts == ["fetch-coyo", "fetch-llm-jp-interleaved", "fetch-llm-jp-pairs", "fetch-mmc4", "fetch-ocr-vqa"]
+    assert scripts == [
+        "fetch-coyo",
+        "fetch-image-sets",
+        "fetch-llm-jp-interleaved",
+        "fetch-llm-jp-pairs",
+        "fetch-mmc4",
+        "fetch-ocr-vqa",
+    ]
     environment = {**os.environ, "DATAFETCH": str(Path(sys.executable).with_name("datafetch"))}
     for script in scripts:
         finished = subprocess.run([str(SCRIPTS / script)], env=environment, capture_output=True, text=True, check=False)
         assert finished.returncode == 2
-        assert finished.stderr.startswith(f"usage: {script} SOURCE")
+        assert finished.stderr.startswith(f"usage: {script} {'LISTS' if script == 'fetch-image-sets' else 'SOURCE'}")

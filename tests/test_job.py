@@ -648,7 +648,7 @@ def test_an_image_that_ends_the_codec_fails_alone_and_is_kept(
     (kept,) = OutputLayout(Path(job.out)).quarantine.iterdir()
     assert kept.read_bytes() == (folder / "huge.png").read_bytes()
     assert kept.stem == crashed["sha256"]
-    assert crashed["detail"] == "took more than 0.15 s of CPU time"
+    assert crashed["detail"] in ("took more than 0.15 s of CPU time", "hung for 0.75 s")  # by how busy the machine is
     assert crashed["sha256"] in caplog.text
 
 

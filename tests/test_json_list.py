@@ -220,3 +220,36 @@ def test_a_record_that_later_steps_could_not_handle_is_refused(tmp_path: Path, r
         list(RecordReader(path))
     path.write_text("[" + "[" * 200 + "]" * 200 + "," + "9" * 4300 + "]")
     assert len(list(RecordReader(path))) == 2
+
+
+@settings(max_examples=100)
+@given(
+    records=st.lists(RECORDS, max_size=8),
+    chunk_chars=st.sampled_from([1, 2, 3, 7, 1000]),
+    indent=st.sampled_from([None, 0, 3]),
+    end=st.sampled_from(["", "\n", " \n\n"]),
+)
+def test_records_and_the_gaps_between_them_are_the_file(
+    tmp_path_factory: pytest.TempPathFactory, records: list[object], chunk_chars: int, indent: int | None, end: str
+) -> None:
+    """The text of each record is as it stands in the file, and so is what separates it from the one before."""
+    path = tmp_path_factory.mktemp("list") / "list.json"
+    text = json.dumps(records, indent=indent) + end
+    path.write_text(text)
+    reader = RecordReader(path, chunk_chars)
+    pieces, gaps = [], []
+    for record in reader:
+        gaps.append(reader.gap_text)
+        pieces.append(reader.record_text)
+        assert json.loads(reader.record_text) == record
+    gaps.append(reader.gap_text)
+    assert all(not gap.strip("[], \n") for gap in gaps)
+    assert "".join(gap + piece for gap, piece in zip(gaps, [*pieces, ""], strict=True)) == text
+
+
+def test_endless_blanks_between_records_are_refused(tmp_path: Path) -> None:
+    """They are held until the next record, because the trainer's list has them, too."""
+    path = tmp_path / "list.json"
+    path.write_text("[1," + " " * (5 << 20) + "2]")
+    with pytest.raises(ManifestError, match="blanks in a row"):
+        list(RecordReader(path))

@@ -6,7 +6,6 @@ import hashlib
 import logging
 import os
 import random
-import re
 import resource
 import signal
 import subprocess
@@ -110,16 +109,16 @@ async def test_large_bodies_pass() -> None:
 @pytest.mark.parametrize(
     ("hostile", "detail"),
     [
-        (b"exit", r"\(exit status 7\)"),
-        (b"segfault", r"\(SIGSEGV\)"),
-        (b"spin", r"more than 0\.2 s of CPU time|hung for 1 s"),  # the latter if it gets less than a fifth of a CPU
+        (b"exit", "(exit status 7)"),
+        (b"segfault", "(SIGSEGV)"),
+        (b"spin", "more than 0.2 s of CPU time"),
         (b"sleep", "hung for 1 s"),
         (b"exhaust memory", "more memory"),
         (b"invalid reply", "an invalid reply"),
-        (b"unnamed signal", r"\(signal 40\)"),
-        (b"stop", r"\(SIGKILL\)"),
-        (b"close", r"\(SIGKILL\)"),
-        (b"leave child", r"\(exit status 3\)"),
+        (b"unnamed signal", "(signal 40)"),
+        (b"stop", "(SIGKILL)"),
+        (b"close", "(SIGKILL)"),
+        (b"leave child", "(exit status 3)"),
     ],
 )
 async def test_a_hostile_image_fails_alone_among_2000(
@@ -128,7 +127,8 @@ async def test_a_hostile_image_fails_alone_among_2000(
     """Of many images in flight only the culprit fails, however it ends its worker, and its body is kept."""
     bodies = [b"%d" % number for number in range(2000)]
     bodies[1000] = hostile
-    monkeypatch.setattr("datafetch.transcode.pool.pool._SILENCE_MARGIN_S", 0.2)
+    if hostile == b"stop":  # nothing but its silence gives it away
+        monkeypatch.setattr("datafetch.transcode.pool.pool._SILENCE_MARGIN_S", 0.2)
     monkeypatch.setattr("datafetch.transcode.pool.spawner._DRAIN_S", 0.05)
     needs_more = hostile in (b"invalid reply", b"close", b"leave child")  # they read /proc, or fork
     kept_in = tmp_path / "quarantine"
@@ -139,7 +139,7 @@ async def test_a_hostile_image_fails_alone_among_2000(
     culprit = outcomes.pop(1000)
     assert isinstance(culprit, Failure)
     assert culprit.kind is FailureKind.WORKER_CRASHED
-    assert re.search(detail, culprit.detail)
+    assert detail in culprit.detail
     assert [content(outcome) for outcome in outcomes] == bodies[:1000] + bodies[1001:]
     (kept,) = kept_in.iterdir()
     assert kept.read_bytes() == hostile

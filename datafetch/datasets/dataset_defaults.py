@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Self
 
 from datafetch.errors import ConfigurationError
+from datafetch.model.interfaces import Manifest
 from datafetch.model.kinds import Loader, Payload
 from datafetch.model.options import DatasetOptions
 from datafetch.model.sample import Sample
@@ -30,6 +32,8 @@ class DatasetDefaults:
         short_side_px: The recipe's limit for the short side of an image; None keeps the sizes.
         keeps_bodies: Whether images are kept as received, in any format.
         min_pixels: Images with fewer pixels are placeholders that sites serve for images that are gone.
+        archives: File names of the zip archives that hold its images; empty if it has none.
+        adopts_files: Whether files that have the right content already are taken as they are.
         options: The values of its options.
     """
 
@@ -44,6 +48,8 @@ class DatasetDefaults:
     short_side_px: int | None = None
     keeps_bodies: bool = False
     min_pixels: int = 1
+    archives: tuple[str, ...] = ()
+    adopts_files: bool = False
     options: DatasetOptions = field(default_factory=DatasetOptions)
 
     def with_options(self, options: DatasetOptions) -> Self:
@@ -55,6 +61,10 @@ class DatasetDefaults:
         if type(options) is not type(self.options):
             raise ConfigurationError(f"{self.name} takes {type(self.options).__name__}, not {type(options).__name__}")
         return replace(self, options=options)
+
+    def bind_archives(self, source: Path, copies: Sequence[Path]) -> Manifest:
+        """Open the manifest of a dataset with archives; others are never asked to."""
+        raise NotImplementedError(source, copies)
 
     def is_lost(self, sample: Sample, failed: Collection[int]) -> bool:
         """Whether a sample can no longer become a row: by default, a row needs at least one image, and all of them."""

@@ -63,8 +63,20 @@ class DuplicateNames:
         is_repeated = (
             np.concatenate(([False], digests[order][1:] == digests[order][:-1])) if len(order) else np.empty(0)
         )
-        self._repeated = np.sort(order[is_repeated.astype(bool)])
+        is_repeated = is_repeated.astype(bool)
+        self._repeated = np.sort(order[is_repeated])
+        # The first of several with one name is not among those that are repeated.
+        self._with_namesakes = np.union1d(self._repeated, order[np.roll(is_repeated, -1)] if len(order) else ())
         self._digests = digests
+
+    def __len__(self) -> int:
+        return len(self._digests)
+
+    def has_namesake(self, number: int) -> bool:
+        """Whether another name would be the same file as the name with this number."""
+        index = int(np.searchsorted(self._with_namesakes, number))
+        is_found = index < len(self._with_namesakes) and int(self._with_namesakes[index]) == number
+        return is_found and int(self._digests[number]) != _NONE
 
     def why_refused(self, number: int) -> str:
         """Return why the name with this number collides with another; an empty string if it does not.

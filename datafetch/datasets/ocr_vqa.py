@@ -18,7 +18,8 @@ from pathlib import Path, PurePosixPath
 from datafetch.datasets.dataset_defaults import DatasetDefaults
 from datafetch.datasets.filenames import DuplicateNames, why_refused
 from datafetch.datasets.named_images import SAMPLES_PER_SHARD, find_file, image_file_row, slice_name
-from datafetch.datasets.readers import LineFile, MemberReader, RecordReader
+from datafetch.datasets.readers import LineFile, MemberReader
+from datafetch.datasets.referenced import read_referenced
 from datafetch.datasets.url_length import bounded_url, is_too_long
 from datafetch.errors import ManifestError, raise_if_exhausted
 from datafetch.model.interfaces import Manifest, Samples
@@ -71,7 +72,7 @@ class OcrVqa(DatasetDefaults):
         """
         path = find_file(source, _FILE)
         referenced = self.options.only_referenced
-        return OcrVqaManifest(path, None if referenced is None else _read_referenced(Path(referenced)))
+        return OcrVqaManifest(path, None if referenced is None else _ids_in(Path(referenced)))
 
     def to_row(self, record: Record, payload: Payload) -> Row | None:  # noqa: ARG002 - files hold bytes
         """The file of one cover; None if it did not arrive."""
@@ -213,27 +214,9 @@ def _why_refused(cover: _Cover) -> str:
     return why_refused(f"{cover.id_}.jpg")
 
 
-def _read_referenced(path: Path) -> frozenset[str]:
-    """Read the ids of all covers that a JSON training list names.
-
-    Raises:
-        ManifestError: The list can't be read, or names no cover.
-    """
-    ids = set()
-    try:
-        for record in RecordReader(path):
-            named = record.get("image") if isinstance(record, dict) else None
-            for name in named if isinstance(named, list) else [named]:
-                if isinstance(name, str) and (image := PurePosixPath(name)).parent == _FOLDER:
-                    ids.add(image.stem)
-    except ManifestError as error:
-        raise ManifestError(f"{path} {error}; --only-referenced takes a JSON training list") from error
-    except OSError as error:
-        raise_if_exhausted(error)
-        raise ManifestError(f"cannot read {path}: {error.strerror or error}") from error
-    if not ids:
-        raise ManifestError(f"{path} names no image in {_FOLDER}; --only-referenced takes a JSON training list")
-    return frozenset(ids)
+def _ids_in(path: Path) -> frozenset[str]:
+    """The ids of all covers that a JSON training list names."""
+    return frozenset(PurePosixPath(name).stem for name in read_referenced([path], _FOLDER) if "/" not in name)
 
 
 def _digest(ids: frozenset[str]) -> str:

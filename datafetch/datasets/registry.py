@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datafetch.datasets.coyo import Coyo
+from datafetch.datasets.image_sets import COCO, GQA, TEXTVQA, VISUAL_GENOME
 from datafetch.datasets.llm_jp_interleaved import LlmJpInterleaved
 from datafetch.datasets.llm_jp_pairs_step0 import LlmJpPairsStep0
 from datafetch.datasets.llm_jp_pairs_step1 import LlmJpPairsStep1
@@ -18,6 +19,10 @@ _ALL: tuple[Dataset, ...] = (
     LlmJpPairsStep0(),
     LlmJpPairsStep1(),
     LlmJpInterleaved(),
+    COCO,
+    GQA,
+    VISUAL_GENOME,
+    TEXTVQA,
     OcrVqa(),
 )
 DATASETS = {dataset.name: dataset for dataset in _ALL}

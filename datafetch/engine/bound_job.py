@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from datafetch.datasets import find_dataset
+from datafetch.engine.archives import NO_ARCHIVES, Archives, open_archives
 from datafetch.engine.disk_estimate import DiskEstimate
 from datafetch.engine.feed import MAX_OPEN_SAMPLES, MAX_OPEN_SHARDS
 from datafetch.engine.job import Job, dataset_of, hash_of, identify, own_spec, reshard_plan, settings_of
@@ -14,6 +16,7 @@ from datafetch.engine.ownership import claim_for_job
 from datafetch.model.interfaces import Dataset, Manifest
 from datafetch.output.merge import Output
 from datafetch.output.training_list import keep_published, published_source
+from datafetch.process.threads import run_in_thread
 from datafetch.store.job_file import Identity
 from datafetch.store.layout import OutputLayout, resolve_parent
 from datafetch.transcode import ImageSpec
@@ -30,6 +33,7 @@ class BoundJob:
         spec: What an image becomes.
         identity: Everything that decides the rows.
         layout: The paths of the output.
+        archives: The archives that images are members of.
     """
 
     job: Job
@@ -38,6 +42,7 @@ class BoundJob:
     spec: ImageSpec
     identity: Identity
     layout: OutputLayout
+    archives: Archives
 
     @property
     def shards(self) -> list[str]:
@@ -60,8 +65,9 @@ class BoundJob:
         """
         claim_for_job(self.layout, self.identity, settings_of(self.job, self.spec), shards, fresh=self.job.fresh)
 
-    def keep_published_list(self) -> None:
-        """Copy the published JSON list to the state folder, if there is one; the trainer's list is made from it."""
+    def keep_manifest(self) -> None:
+        """Copy to the state folder what is needed of the manifest later: directories of archives, and the JSON list."""
+        self.archives.keep(self.layout)
         if self.dataset.list_name is not None:
             keep_published(self.layout, self.manifest.shards()[0].source)
 
@@ -82,17 +88,34 @@ class BoundJob:
         )
 
 
-def bind(job: Job) -> BoundJob:
-    """Open the manifest of a job, without writing anything.
+@asynccontextmanager
+async def bind(job: Job) -> AsyncIterator[BoundJob]:
+    """Open the manifest of a job, without writing anything to the output.
+
+    Yields:
+        The job with its manifest; the manifest can be read until the context ends.
 
     Raises:
         DatafetchError: The job or its manifest is wrong.
     """
-    dataset = dataset_of(job)
-    manifest = dataset.bind(_source_of(job, dataset), Path(job.ids) if job.ids else None)
+    dataset = await run_in_thread(dataset_of, job)
+    if not dataset.archives:
+        yield await run_in_thread(_bind, job, dataset, NO_ARCHIVES)
+        return
+    layout = await run_in_thread(lambda: OutputLayout(resolve_parent(Path(job.out))))
+    async with open_archives(dataset, job.source, layout, job.fetch, fresh=job.fresh) as archives:
+        yield await run_in_thread(_bind, job, dataset, archives)
+
+
+def _bind(job: Job, dataset: Dataset, archives: Archives) -> BoundJob:
+    source = _source_of(job, dataset)
+    if archives.copies:
+        manifest = dataset.bind_archives(source, archives.copies)
+    else:
+        manifest = dataset.bind(source, Path(job.ids) if job.ids else None)
     spec = job.image or own_spec(dataset)
     identity = identify(job, manifest, spec)
-    return BoundJob(job, dataset, manifest, spec, identity, layout_of(Path(job.out), job, identity))
+    return BoundJob(job, dataset, manifest, spec, identity, layout_of(Path(job.out), job, identity), archives)
 
 
 def layout_of(out: Path, job: Job, identity: Identity) -> OutputLayout:

@@ -16,10 +16,11 @@ from operator import itemgetter
 
 from datafetch.engine.dedup import UrlDeduplicator
 from datafetch.engine.feed import OpenShard
-from datafetch.fetch import BodyBudget, Reservation
-from datafetch.model.interfaces import Fetch, ImageTranscoder
+from datafetch.engine.image_source import ImageSource
+from datafetch.fetch import BodyBudget
+from datafetch.model.interfaces import ImageTranscoder
 from datafetch.model.ledger_line import LedgerLine
-from datafetch.model.outcome import OK, Encoded, Failure, FailureKind, Fetched, Outcome
+from datafetch.model.outcome import OK, Encoded, Failure, FailureKind, Fetched, Outcome, Source
 from datafetch.model.sample import Sample
 from datafetch.output.merge import Output
 from datafetch.store.spool_format import ImageResult
@@ -30,23 +31,27 @@ class SampleFetcher:
 
     Args:
         output: How records become rows, and where they go.
-        fetch: url → body or Failure.
+        source: image → body or Failure.
         transcode: body → Encoded or Failure.
         budget: The memory budget for bodies.
+        retries: Whether an image whose transfer may have been cut is fetched once more.
 
     Attributes:
         outcomes: Number of images by outcome.
         repeated: Number of images that reused the result of an earlier request for the same URL.
+        adopted: Number of images that were in their place already.
     """
 
     def __init__(
-        self, output: Output, *, fetch: Fetch[Reservation], transcode: ImageTranscoder, budget: BodyBudget
+        self, output: Output, *, source: ImageSource, transcode: ImageTranscoder, budget: BodyBudget, retries: bool
     ) -> None:
         self.outcomes: Counter[str] = Counter()
         self.repeated = 0
+        self.adopted = 0
         self.dedup = UrlDeduplicator()
         self._output = output
-        self._fetch = fetch
+        self._source = source
+        self._retries = retries
         self._transcode = transcode
         self._budget = budget
 
@@ -62,26 +67,33 @@ class SampleFetcher:
 
     async def fetch_image(self, sample: Sample, image: int) -> ImageResult:
         """Fetch and transcode one image, whatever the outcome."""
-        url = sample.urls[image]
-        fetched, outcome = await self._fetch_once(url)
-        if isinstance(outcome, Failure) and outcome.kind is FailureKind.TRUNCATED and self._fetch.retries:
+        fetched, outcome = await self._fetch_once(sample, image)
+        if isinstance(outcome, Failure) and self._may_have_been_cut(fetched, outcome):
             # Perhaps the transfer was cut and not the file; a response without a length can't tell. Try once more.
             attempts, before = fetched.attempts, outcome
-            fetched, outcome = await self._fetch_once(url)
+            fetched, outcome = await self._fetch_once(sample, image)
             fetched = replace(fetched, attempts=fetched.attempts + attempts)
             if isinstance(outcome, Failure) and outcome.is_as_damaged_as(before):
                 outcome = replace(outcome, kind=FailureKind.CORRUPT)
         line = LedgerLine.of(sample, image, fetched, outcome)
-        return ImageResult(line, outcome.jpeg if isinstance(outcome, Encoded) else b"")
+        is_to_be_written = isinstance(outcome, Encoded) and fetched.source is not Source.HAVE
+        return ImageResult(line, outcome.jpeg if isinstance(outcome, Encoded) and is_to_be_written else b"")
 
-    def count(self, outcome: str, *, is_repeated: bool = False) -> None:
+    def count(self, line: LedgerLine, *, is_repeated: bool = False) -> None:
         """Count an image that has an outcome."""
-        self.outcomes[outcome] += 1
-        self.repeated += is_repeated and outcome == OK
+        self.outcomes[line.outcome] += 1
+        if line.outcome == OK:
+            self.repeated += is_repeated
+            self.adopted += line.source is Source.HAVE and not is_repeated
 
-    async def _fetch_once(self, url: str) -> tuple[Fetched, Outcome]:
+    def _may_have_been_cut(self, fetched: Fetched, failure: Failure) -> bool:
+        """Whether the bytes of a damaged image may differ the next time; those of members have been checked."""
+        is_from_web = fetched.source in (Source.WEB, Source.FALLBACK)
+        return self._retries and is_from_web and failure.kind is FailureKind.TRUNCATED
+
+    async def _fetch_once(self, sample: Sample, image: int) -> tuple[Fetched, Outcome]:
         with self._budget.reservation() as memory:
-            fetched = await self._fetch(url, memory=memory)
+            fetched = await self._source(sample, image, memory)
             return fetched, await self._transcode(fetched)
 
 
@@ -114,7 +126,7 @@ class _ImageTask:
             else:
                 result = self._reused(known)
             self.has_outcome = True
-            self._fetcher.count(result.line.outcome, is_repeated=known is not None)
+            self._fetcher.count(result.line, is_repeated=known is not None)
             offset = await spool.append(result, *then)
             dedup.record(result, spool, offset)
         return result
@@ -184,7 +196,7 @@ class _DocumentTask:
         skipped = failure.for_sibling(cause)
         results = [ImageResult(LedgerLine.of(self._sample, image, skipped, skipped), b"") for image in images]
         for result in results:
-            self._fetcher.count(result.line.outcome)
+            self._fetcher.count(result.line)
         await self._shard.spool.append(*results)
 
     def _add_failure(self, image: int, failure: Failure | None) -> None:

@@ -17,6 +17,7 @@ from datafetch.errors import ConfigurationError, require_in_range
 from datafetch.fetch import MAX_BYTES, FetchPolicy
 from datafetch.model.interfaces import Dataset, Manifest
 from datafetch.model.kinds import Payload
+from datafetch.model.location import is_url, without_secrets
 from datafetch.model.options import DatasetOptions, Effect, Option, OptionGroup, option, options_of, row_options
 from datafetch.model.untrusted import is_utf8
 from datafetch.output.formats import FORMATS
@@ -228,6 +229,8 @@ def settings_of(job: Job, spec: ImageSpec) -> dict[str, Any]:
         name: None if path is None else str(Path(path).absolute())
         for name, path in (("source", job.source), ("ids", job.ids), ("scratch", job.scratch))
     }
+    if is_url(job.source):
+        paths["source"] = without_secrets(job.source)
     values = {**asdict(replace(job, image=spec, fresh=False, no_lock=False)), **paths}
     return {**values, _OPTIONS_KEY: values.pop("options") or {}}
 

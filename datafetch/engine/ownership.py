@@ -328,6 +328,7 @@ def _start_over(layout: OutputLayout) -> None:
         layout.ready,
         layout.kept_for_retry("").parent,
         layout.image_index_folder,
+        layout.archives,
         layout.added,
         layout.resharding,
         layout.resharded,

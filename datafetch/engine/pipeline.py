@@ -11,9 +11,10 @@ import time
 
 from datafetch.engine.feed import MAX_OPEN_SHARDS, Feed, OpenShard
 from datafetch.engine.fetch_sample import SampleFetcher
+from datafetch.engine.image_source import ImageSource
 from datafetch.errors import ConservationError
-from datafetch.fetch import BodyBudget, Reservation
-from datafetch.model.interfaces import Fetch, ImageTranscoder
+from datafetch.fetch import BodyBudget
+from datafetch.model.interfaces import ImageTranscoder
 from datafetch.model.outcome import OK
 from datafetch.model.statistics import Statistics
 from datafetch.output.commit import Commit, CommitShard
@@ -30,7 +31,7 @@ class Pipeline:
     Args:
         feed: Where the samples come from.
         output: How records become rows, and where they go.
-        fetch: url → body or Failure.
+        source: image → body or Failure.
         transcode: body → Encoded or Failure.
         commit: Commits a shard whose images all have an outcome.
         budget: The memory budget for bodies.
@@ -41,7 +42,7 @@ class Pipeline:
         feed: Feed,
         output: Output,
         *,
-        fetch: Fetch[Reservation],
+        source: ImageSource,
         transcode: ImageTranscoder,
         commit: CommitShard,
         budget: BodyBudget,
@@ -49,11 +50,13 @@ class Pipeline:
         self.published_bytes = 0
         self._feed = feed
         self._output = output
-        self._fetch = fetch
+        self._fetch = source.fetch
         self._transcode = transcode
         self._commit = commit
-        self._fetcher = SampleFetcher(output, fetch=fetch, transcode=transcode, budget=budget)
-        self._in_flight = fetch.call_limiter(TASKS_PER_CONNECTION)
+        self._fetcher = SampleFetcher(
+            output, source=source, transcode=transcode, budget=budget, retries=source.fetch.retries > 0
+        )
+        self._in_flight = source.call_limiter(TASKS_PER_CONNECTION)
         self._committing = asyncio.Semaphore(MAX_OPEN_SHARDS)
         self._started_s = time.monotonic()
 
@@ -87,12 +90,17 @@ class Pipeline:
     @property
     def arrived(self) -> int:
         """Number of images that were fetched in this run."""
-        return self._fetcher.outcomes[OK] - self._fetcher.repeated
+        return self._fetcher.outcomes[OK] - self._fetcher.repeated - self._fetcher.adopted
 
     @property
     def repeated(self) -> int:
         """Number of images in this run that reused the result of an earlier request for the same URL."""
         return self._fetcher.repeated
+
+    @property
+    def adopted(self) -> int:
+        """Number of images in this run that were in their place already."""
+        return self._fetcher.adopted
 
     def statistics(self) -> Statistics:
         """A snapshot of the run."""

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
+from datafetch.engine.archives import NO_ARCHIVES, kept_archives
 from datafetch.engine.bound_job import layout_of
 from datafetch.engine.completeness import unpublished_shards
 from datafetch.engine.feed import Feed
@@ -60,6 +61,9 @@ async def retry_failed(
     dataset = dataset_of(job)
     dataset.refuse_retry()
     shards = list(identity["shards"])
+    archives = NO_ARCHIVES
+    if dataset.archives:
+        archives = await run_in_thread(kept_archives, dataset, job.source, OutputLayout(folder))
     layout = await asyncio.to_thread(layout_of, folder, job, identity)
     if job.no_lock:
         await asyncio.to_thread(refuse_at_work, layout)
@@ -75,7 +79,7 @@ async def retry_failed(
         source = await run_in_thread(FailedSamples, output, begun, shards)
         session = Session(job, output, shards, observers)
         feed = Feed(source, output.layout)
-        async with session.fetched(feed, job.image or ImageSpec(), backends) as fetched:
+        async with session.fetched(feed, job.image or ImageSpec(), backends, archives) as fetched:
             return await _complete_retry(layout, session, fetched)
 
 

@@ -29,11 +29,11 @@ from pathlib import Path
 from datafetch.errors import ConfigurationError
 from datafetch.model.interfaces import Samples
 from datafetch.model.ledger_line import LedgerLine
-from datafetch.model.outcome import OK, Failure, FailureKind
+from datafetch.model.outcome import OK
 from datafetch.model.sample import Sample, Shard
 from datafetch.output.merge import Output, could_have_row
 from datafetch.output.retry_filter import Retry
-from datafetch.store.ledger import read_outcomes, read_samples, read_shard_summary
+from datafetch.store.ledger import read_failures, read_samples, read_shard_summary
 from datafetch.store.spool_format import MARKER_BYTES, ImageResult, StoredImage
 from datafetch.store.spool_reader import SpooledSample, SpoolReader
 from datafetch.store.spool_writer import has_marker, write_spool
@@ -75,10 +75,8 @@ class FailedSamples:
         if not ledger.exists():
             return None
         summary = read_shard_summary(ledger)
-        failures = (
-            Failure(FailureKind(outcome), status=status) for outcome, status in read_outcomes(ledger) if outcome != OK
-        )
-        if summary.retry == self._retry.number or not any(map(self._retry.retry_filter.matches, failures)):
+        matches = self._retry.retry_filter.matches
+        if summary.retry == self._retry.number or not any(map(matches, read_failures(ledger))):
             return None
         return Shard(name, ledger, summary.totals.samples, "")
 

@@ -67,21 +67,21 @@ async def fetch_dataset(
     job: Job, observers: Iterable[Observer[Statistics]] = (), *, backends: Backends = CHILD_PROCESSES
 ) -> Report:
     """Run a job inside a running event loop, of any kind; otherwise like ``run``."""
-    bound = await asyncio.to_thread(bind, job)
-    layout, shards = bound.layout, bound.shards
-    if job.no_lock:
-        await asyncio.to_thread(refuse_at_work, layout)
-    if job.fresh:
-        await _try_to_start(bound)
-    before = None if job.fresh else await asyncio.to_thread(read_permitted, layout)
-    prepare = partial(bound.claim_output, shards)
-    async with locked_output(layout, prepare, fresh=job.fresh, is_alone=job.no_lock):
-        _log_no_longer_permitted(before, job)
-        await run_in_thread(_begin_run, bound)
-        session = Session(job, bound.output, shards, observers)
-        feed = Feed(bound.manifest, layout, job.limit)
-        async with session.fetched(feed, bound.spec, backends) as fetched:
-            return await _complete_run(bound, session, fetched)
+    async with bind(job) as bound:
+        layout, shards = bound.layout, bound.shards
+        if job.no_lock:
+            await asyncio.to_thread(refuse_at_work, layout)
+        if job.fresh:
+            await _try_to_start(bound)
+        before = None if job.fresh else await asyncio.to_thread(read_permitted, layout)
+        prepare = partial(bound.claim_output, shards)
+        async with locked_output(layout, prepare, fresh=job.fresh, is_alone=job.no_lock):
+            _log_no_longer_permitted(before, job)
+            await run_in_thread(_begin_run, bound)
+            session = Session(job, bound.output, shards, observers)
+            feed = Feed(bound.manifest, layout, job.limit)
+            async with session.fetched(feed, bound.spec, backends, bound.archives) as fetched:
+                return await _complete_run(bound, session, fetched)
 
 
 def fetch_shards(
@@ -122,19 +122,19 @@ async def fetch_dataset_shards(
 ) -> FetchedShards:
     """Fetch shards inside a running event loop, of any kind; otherwise like ``fetch_shards``."""
     _refuse_fresh(job)
-    bound = await asyncio.to_thread(bind, job)
-    layout, names = bound.layout, _in_order(bound, shards)
-    if not names:
-        return FetchedShards(ShardCounts())
-    if job.no_lock:
-        await asyncio.to_thread(refuse_at_work, layout)
-    before = await asyncio.to_thread(read_permitted, layout)
-    async with locked_shards(layout, names, partial(_prepare_for_shards, bound, names), is_alone=job.no_lock):
-        _log_no_longer_permitted(before, job)
-        session = Session(job, bound.output, names, observers, layout.shard_progress(names[0]))
-        feed = Feed(bound.manifest, layout, job.limit, frozenset(names))
-        async with session.fetched(feed, bound.spec, backends) as fetched:
-            return fetched
+    async with bind(job) as bound:
+        layout, names = bound.layout, _in_order(bound, shards)
+        if not names:
+            return FetchedShards(ShardCounts())
+        if job.no_lock:
+            await asyncio.to_thread(refuse_at_work, layout)
+        before = await asyncio.to_thread(read_permitted, layout)
+        async with locked_shards(layout, names, partial(_prepare_for_shards, bound, names), is_alone=job.no_lock):
+            _log_no_longer_permitted(before, job)
+            session = Session(job, bound.output, names, observers, layout.shard_progress(names[0]))
+            feed = Feed(bound.manifest, layout, job.limit, frozenset(names))
+            async with session.fetched(feed, bound.spec, backends, bound.archives) as fetched:
+                return fetched
 
 
 def finish(job: Job, observers: Iterable[Observer[Statistics]] = ()) -> Report:
@@ -160,18 +160,18 @@ def finish(job: Job, observers: Iterable[Observer[Statistics]] = ()) -> Report:
 async def finish_dataset(job: Job, observers: Iterable[Observer[Statistics]] = ()) -> Report:
     """Complete a job inside a running event loop, of any kind; otherwise like ``finish``."""
     _refuse_fresh(job)
-    bound = await asyncio.to_thread(bind, job)
-    layout, shards = bound.layout, bound.shards
-    if not await asyncio.to_thread(layout.job.exists):
-        raise _not_published(bound, shards)  # before anything is created
-    if job.no_lock:
-        await asyncio.to_thread(refuse_at_work, layout)
-    before = await asyncio.to_thread(read_permitted, layout)
-    async with locked_output(layout, partial(_prepare_to_finish, bound), is_alone=job.no_lock):
-        _log_no_longer_permitted(before, job)
-        session = Session(job, bound.output, shards, observers)
-        async with session.published_by_others() as fetched:
-            return await _complete_run(bound, session, fetched)
+    async with bind(job) as bound:
+        layout, shards = bound.layout, bound.shards
+        if not await asyncio.to_thread(layout.job.exists):
+            raise _not_published(bound, shards)  # before anything is created
+        if job.no_lock:
+            await asyncio.to_thread(refuse_at_work, layout)
+        before = await asyncio.to_thread(read_permitted, layout)
+        async with locked_output(layout, partial(_prepare_to_finish, bound), is_alone=job.no_lock):
+            _log_no_longer_permitted(before, job)
+            session = Session(job, bound.output, shards, observers)
+            async with session.published_by_others() as fetched:
+                return await _complete_run(bound, session, fetched)
 
 
 def shard_names(job: Job) -> list[str]:
@@ -180,7 +180,12 @@ def shard_names(job: Job) -> list[str]:
     Raises:
         DatafetchError: The job or its manifest is wrong.
     """
-    return bind(job).shards
+    return run_to_end(_shard_names(job), uvloop.new_event_loop)
+
+
+async def _shard_names(job: Job) -> list[str]:
+    async with bind(job) as bound:
+        return bound.shards
 
 
 def retry(
@@ -257,7 +262,7 @@ def _refuse_fresh(job: Job) -> None:
 def _begin_run(bound: BoundJob) -> None:
     """Do what comes before the first shard of a run."""
     layout = bound.layout
-    bound.keep_published_list()
+    bound.keep_manifest()
     log_disk_estimate(layout, bound.disk_estimate(), count_published(layout, bound.shards))
     layout.report.unlink(missing_ok=True)  # its existence means that the run is complete
 
@@ -266,7 +271,7 @@ def _prepare_for_shards(bound: BoundJob, shards: list[str]) -> None:
     """Prepare the output for some of its shards; other processes may be fetching others."""
     layout = bound.layout
     bound.claim_output(shards)
-    bound.keep_published_list()
+    bound.keep_manifest()
     sizes = {shard.name: shard.size for shard in bound.manifest.shards()}
     share = sum(sizes[shard] for shard in shards) / max(1, sum(sizes.values()))
     log_disk_estimate(layout, bound.disk_estimate().part(share), count_published(layout, shards))

@@ -26,7 +26,9 @@ from pathlib import Path
 
 import orjson
 
+from datafetch.engine.archives import NO_ARCHIVES, Archives, open_members
 from datafetch.engine.feed import Feed
+from datafetch.engine.image_source import Adoption, ImageSource
 from datafetch.engine.job import Job, reshard_plan
 from datafetch.engine.permissions import count_permittable
 from datafetch.engine.pipeline import Pipeline
@@ -51,7 +53,7 @@ from datafetch.process.threads import run_in_thread
 from datafetch.store.atomic import write_atomically
 from datafetch.store.layout import OutputLayout
 from datafetch.store.ledger import read_shard_counts
-from datafetch.transcode import ImageSpec, Transcoder
+from datafetch.transcode import Encoding, ImageSpec, Transcoder
 
 
 def _open_transcoder(job: Job, spec: ImageSpec, quarantine: Path) -> AbstractAsyncContextManager[ImageTranscoder]:
@@ -106,13 +108,16 @@ class Session:
         self._resharding: ReshardProgress | None = None
 
     @asynccontextmanager
-    async def fetched(self, feed: Feed, spec: ImageSpec, backends: Backends) -> AsyncIterator[FetchedShards]:
+    async def fetched(
+        self, feed: Feed, spec: ImageSpec, backends: Backends, archives: Archives = NO_ARCHIVES
+    ) -> AsyncIterator[FetchedShards]:
         """Fetch and publish everything that a feed hands out.
 
         Args:
             feed: Where the samples come from.
             spec: What their images become.
             backends: What transcodes images and commits shards.
+            archives: The archives that images are members of.
 
         Yields:
             What was done; the heartbeat and the observers run until the context ends.
@@ -125,9 +130,15 @@ class Session:
         async with (
             Fetcher(job.fetch, budget=budget) as fetch,
             backends.open_transcoder(job, spec, self.output.layout.quarantine) as transcode,
+            self._open_source(fetch, spec, archives) as source,
         ):
             pipeline = Pipeline(
-                feed, self.output, fetch=fetch, transcode=transcode, commit=backends.commit, budget=budget
+                feed,
+                self.output,
+                source=source,
+                transcode=transcode,
+                commit=backends.commit,
+                budget=budget,
             )
             async with self._watched(pipeline.statistics):
                 await pipeline.run()
@@ -179,12 +190,34 @@ class Session:
         async with observed_by((heartbeat, *self._observers), take_snapshot):
             yield
 
+    @asynccontextmanager
+    async def _open_source(self, fetch: Fetcher, spec: ImageSpec, archives: Archives) -> AsyncIterator[ImageSource]:
+        """Open what gets the bytes of images."""
+        job = self._job
+        adoption, out = None, self.output.layout.out
+        if self.output.dataset.adopts_files and await run_in_thread(_has_files, out):
+            adoption = Adoption(out, job.fresh, keeps_bodies=spec.encode is Encoding.RECEIVED)
+        members = None
+        if archives.locations:
+            members = await run_in_thread(open_members, archives, fetch, job.fetch, job.memory_bytes)
+        try:
+            yield ImageSource(
+                fetch,
+                members=members,
+                unpacked=archives.unpacked,
+                adoption=adoption,
+                max_file_bytes=job.fetch.max_body_bytes,
+            )
+        finally:
+            if members is not None:
+                await members.close()
+
     def _fetched(self, feed: Feed, pipeline: Pipeline, fetching: FetchStatistics) -> FetchedShards:
         return FetchedShards(
             totals=ShardCounts.sum(feed.published.values()),
             ended=pipeline.ended,
             arrived=pipeline.arrived,
-            reused=feed.ended_before[OK] + pipeline.repeated,
+            reused=feed.ended_before[OK] + pipeline.repeated + pipeline.adopted,
             repeated=pipeline.repeated,
             fetched_bytes=fetching.fetched_bytes,
             written_bytes=pipeline.published_bytes,
@@ -270,6 +303,10 @@ class Session:
 
     def _set_resharding(self, progress: ReshardProgress) -> None:
         self._resharding = progress
+
+
+def _has_files(folder: Path) -> bool:
+    return folder.is_dir() and next(folder.iterdir(), None) is not None
 
 
 def write_report(layout: OutputLayout, report: Report) -> None:

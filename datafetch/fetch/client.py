@@ -53,6 +53,7 @@ class Client:
     def __init__(self, policy: FetchPolicy, connections: Connections) -> None:
         self._writer = RequestWriter(policy.contact)
         self._stall_timeout_s = policy.stall_timeout_s
+        self._range_stall_timeout_s = policy.timeout_s
         self._connections = connections
 
     def send(self, hop: Hop, proxy: URL | None = None) -> ResponseContext:
@@ -77,20 +78,21 @@ class Client:
         if context.connection is not None:
             permitted |= context.connection.permitted
             try:
-                return await self._exchange(context.connection, request, hop.url)
+                return await self._exchange(context.connection, request, hop)
             except (ServerDisconnectedError, ClientOSError, ProtocolError):
                 context.connection.drop()
         context.connection = await self._connections.connect(endpoint, permitted)
         permitted |= context.connection.permitted
-        return await self._exchange(context.connection, request, hop.url)
+        return await self._exchange(context.connection, request, hop)
 
     def release(self, connection: Connection) -> None:
         """Take a connection back, whatever state it is in."""
         self._connections.release(connection)
 
-    async def _exchange(self, connection: Connection, request: bytes, url: URL) -> Response:
-        protocol = connection.protocol
-        protocol.expect_response(self._stall_timeout_s)
+    async def _exchange(self, connection: Connection, request: bytes, hop: Hop) -> Response:
+        protocol, url = connection.protocol, hop.url
+        is_range = hop.request.byte_range is not None
+        protocol.expect_response(self._range_stall_timeout_s if is_range else self._stall_timeout_s)
         connection.transport.write(request)
         head = await protocol.read_head()
         assert protocol.body is not None, "it begins where the head ends"

@@ -39,6 +39,7 @@ from datafetch.model.request import Request
 _MAX_BACKOFF_S = 30.0
 _DEFAULT_BUDGET_BYTES = 1024**3
 _MS_PER_S = 1000.0
+_MIN_RANGE_BYTES_PER_S = 16 * 1024  # a range that comes more slowly is given up; a modem's line has half of it
 _RETRIED_ELSEWHERE = frozenset({FailureKind.DNS_FAILED, FailureKind.HOST_DOWN})
 """The resolver has already repeated its queries; a host that is down is probed again when its time has come."""
 
@@ -209,7 +210,7 @@ class Fetcher:
 
     async def _attempt(self, call: _Call) -> Fetched:
         """Make one attempt, redirects included."""
-        deadline = Deadline(self._policy.timeout_s)
+        deadline = Deadline(self._limit_s(call.request))
         fetched = await self._follow_redirects(call, deadline)
         if isinstance(fetched, Failure):
             call.memory.shrink(0)  # what was received is gone, so it must not be held during a pause
@@ -226,6 +227,11 @@ class Fetcher:
         )
         call.failure = fetched if isinstance(fetched, Failure) else None
         return fetched
+
+    def _limit_s(self, request: Request) -> float:
+        """Seconds for one attempt. A range may be large, so it has time in proportion to its size on a slow link."""
+        size_bytes = 0 if request.byte_range is None else request.byte_range.size_bytes
+        return self._policy.timeout_s + size_bytes / _MIN_RANGE_BYTES_PER_S
 
     async def _follow_redirects(self, call: _Call, deadline: Deadline) -> Fetched:
         cookies = Cookies()

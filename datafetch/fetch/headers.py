@@ -65,9 +65,9 @@ def content_codings(headers: CIMultiDictProxy[str]) -> Iterable[str]:
 
 
 def partial_content(headers: CIMultiDictProxy[str], requested: ByteRange | None) -> PartialContent | None:
-    """The part of a file that a response says it holds, if that is the part that was requested.
+    """The part of a file that a response says it holds, if that is the beginning of the part that was requested.
 
-    A response may stop short of the requested range only at the end of the file.
+    A response may stop short of the requested range: at the end of the file, and wherever the server sends no more.
 
     Returns:
         None where no range was requested, where there is not exactly one ``Content-Range`` in bytes (a response of
@@ -84,8 +84,7 @@ def partial_content(headers: CIMultiDictProxy[str], requested: ByteRange | None)
         return None
     start, stop, total_bytes = int(match[1]), int(match[2]) + 1, int(match[3]) if match[3] else None
     is_range = start < stop and (total_bytes is None or stop <= total_bytes)
-    is_whole = stop == requested.stop or (stop == total_bytes and stop < requested.stop)
-    if start != requested.start or not (is_range and is_whole):
+    if start != requested.start or stop > requested.stop or not is_range:
         return None
     etag = headers.get("ETag", "").strip()
     return PartialContent(start, stop, total_bytes, etag if _STRONG_ETAG.fullmatch(etag) else "")

@@ -205,7 +205,9 @@ class Requester:
         location = response.headers.get("Location") if response.status in _REDIRECTS else None
         if location:
             hop.cookies.store(response.headers, hop.url)
-            return join_url(hop.url, location)
+            is_range = hop.request.byte_range is not None
+            # An archive may be redirected to a store that belongs to somebody else, on the same host, too.
+            return join_url(hop.url.with_user(None) if is_range else hop.url, location)
         return await self._body_reader.read(response, hop)
 
     def _admit_calls(self) -> None:

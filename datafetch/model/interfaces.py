@@ -231,6 +231,16 @@ class Dataset(Protocol):
         """Images with fewer pixels are placeholders that sites serve for images that are gone."""
         ...
 
+    @property
+    def archives(self) -> tuple[str, ...]:
+        """File names of the zip archives that hold its images; empty if it has none."""
+        ...
+
+    @property
+    def adopts_files(self) -> bool:
+        """Whether files that have the right content already are taken as they are, instead of being fetched."""
+        ...
+
     def bind(self, source: Path, ids: Path | None) -> Manifest:
         """Open the manifest in a source folder.
 
@@ -240,6 +250,18 @@ class Dataset(Protocol):
 
         Raises:
             ManifestError: No run with it could succeed, because files or columns are missing or wrong.
+        """
+        ...
+
+    def bind_archives(self, source: Path, copies: Sequence[Path]) -> Manifest:
+        """Open the manifest of a dataset with archives.
+
+        Args:
+            source: The source folder or file, for a dataset that has more than archives.
+            copies: Copies of the directories of its archives, in order.
+
+        Raises:
+            ManifestError: No run with it could succeed, because something is missing or damaged.
         """
         ...
 

@@ -19,6 +19,7 @@ from datafetch.model.outcome import (
     Outcome,
     Permission,
     Permissions,
+    Source,
 )
 from datafetch.model.sample import Sample
 
@@ -50,6 +51,7 @@ class LedgerLine:
     permitted: Permissions = ()
     is_original: bool = False
     is_skipped: bool = False
+    source: Source = Source.WEB
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> LedgerLine:
@@ -58,6 +60,7 @@ class LedgerLine:
             "permitted": tuple(map(Permission, fields.get("permitted") or ())),
             "is_original": fields.get("is_original", fields["detail"] == _LEGACY_ORIGINAL),
             "is_skipped": fields.get("is_skipped", fields["detail"].startswith(LEGACY_SKIPPED_PREFIX)),
+            "source": Source(fields.get("source") or Source.WEB),
         }
         return cls(**{**fields, **later})
 
@@ -80,7 +83,7 @@ class LedgerLine:
             url=sample.urls[image],
             final_url=fetched.final_url,
             outcome=failure.kind.value if failure else OK,
-            status=HTTPStatus.OK.value if isinstance(fetched, Body) else fetched.status,
+            status=_status(fetched),
             attempts=fetched.attempts,
             body_bytes=len(fetched.content) if isinstance(fetched, Body) else 0,
             width=encoded.width_px if encoded else None,
@@ -92,6 +95,7 @@ class LedgerLine:
             permitted=tuple(sorted({*fetched.permitted, *outcome.permitted})),
             is_original=encoded is not None and encoded.is_original,
             is_skipped=failure is not None and failure.is_skipped,
+            source=fetched.source,
         )
 
     @property
@@ -109,6 +113,7 @@ class LedgerLine:
             sha256=self.sha256,
             permitted=self.permitted,
             is_skipped=self.is_skipped,
+            source=self.source,
         )
 
     def to_outcome(self, jpeg: bytes) -> Outcome:
@@ -174,3 +179,9 @@ class ShardCounts:
                 notes=Counter(total.notes) + Counter(part.notes),
             )
         return total
+
+
+def _status(fetched: Fetched) -> int | None:
+    if isinstance(fetched, Failure):
+        return fetched.status
+    return HTTPStatus.OK.value if fetched.source in (Source.WEB, Source.FALLBACK) else None

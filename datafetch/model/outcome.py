@@ -31,8 +31,23 @@ class FailureKind(StrEnum):
     TRUNCATED = "truncated"
     TOO_MANY_PIXELS = "too_many_pixels"
     CORRUPT = "corrupt"
+    MISSING_MEMBER = "missing_member"
+    BAD_MEMBER = "bad_member"
     PLACEHOLDER = "placeholder"
     WORKER_CRASHED = "worker_crashed"
+
+
+class Source(StrEnum):
+    """Where the bytes of an image came from, or were looked for. The strings are part of the ledger."""
+
+    WEB = "web"
+    """Its own URL."""
+    ARCHIVE = "archive"
+    """A member of an archive, or a file of an unpacked one."""
+    HAVE = "have"
+    """It was in its place already, and stays as it is."""
+    FALLBACK = "fallback"
+    """The URL that its record gives besides, because its member of the archive failed."""
 
 
 class Permission(StrEnum):
@@ -102,6 +117,7 @@ class Failure:
         sha256: Hex digest of the body, if one arrived completely.
         permitted: The permissions that were used before the image failed.
         is_skipped: Whether it was not requested, or cancelled, because its document could no longer become a row.
+        source: Where its bytes were looked for.
     """
 
     kind: FailureKind
@@ -113,17 +129,20 @@ class Failure:
     sha256: str = ""
     permitted: Permissions = ()
     is_skipped: bool = False
+    source: Source = Source.WEB
 
     @property
     def may_pass(self) -> bool:
         """Whether the failure is temporary, so that the same URL may succeed later."""
         if self.kind is FailureKind.HTTP_STATUS:
             return self.status in _STATUSES_THAT_MAY_PASS
+        if self.kind is FailureKind.BAD_MEMBER:
+            return bool(self.sha256)  # all of it arrived, with a wrong checksum, so it may have been damaged on its way
         return self.kind in _KINDS_THAT_MAY_PASS
 
     def is_as_damaged_as(self, before: Failure) -> bool:
         """Whether two downloads were truncated with the same bytes, so that the file on the server must be damaged."""
-        is_damaged = self.kind is before.kind is FailureKind.TRUNCATED
+        is_damaged = self.kind is before.kind and self.kind in (FailureKind.TRUNCATED, FailureKind.BAD_MEMBER)
         return is_damaged and bool(self.sha256) and self.sha256 == before.sha256
 
     def for_sibling(self, image: int) -> Failure:
@@ -171,6 +190,7 @@ class Body:
         fetch_ms: Wall-clock milliseconds of the attempt that succeeded, without queueing.
         permitted: The permissions without which it would have been refused.
         part: Which bytes of the file it holds, where a byte range was requested; None for a whole file.
+        source: Where the bytes came from.
     """
 
     content: bytes
@@ -179,6 +199,7 @@ class Body:
     fetch_ms: float = 0.0
     permitted: Permissions = ()
     part: PartialContent | None = None
+    source: Source = Source.WEB
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,18 @@ BAD_LINE = "bad_line"
 REFUSED = "refused"
 """The key in the metadata of a sample without URLs under which a dataset stores why it refuses the record, as text."""
 
+MEMBER = "member"
+"""The key in the metadata of a sample whose image is a member of an archive; its value is ``Member.to_json``'s."""
+
+FILE = "file"
+"""The key in the metadata of a sample whose image is a file of the source folder; its value is the relative path."""
+
+FAILURE = "failure"
+"""The key in the metadata of a sample whose image can't be fetched: a list of the failure's kind and the reason."""
+
+FALLBACK = "fallback"
+"""The key in the metadata of a sample with another URL for its image, to be requested if the first way fails."""
+
 MAX_URL_CHARS = 65_536
 """The length limit for URLs. No server accepts longer ones, and spools and ledgers store each URL several times."""
 

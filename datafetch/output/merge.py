@@ -190,7 +190,7 @@ def _records_for_retry(output: Output, spooled: SpooledSample, *, has_row: bool)
     if all(line.outcome == OK for line in spooled.lines):
         return ()
     if has_row or could_have_row(output.dataset, spooled.sample, spooled.lines, lambda failure: failure.may_pass):
-        return (*(image for image in spooled.images if image.jpeg_bytes), spooled.sample)
+        return (*(image for image in spooled.images if image.line.outcome == OK), spooled.sample)
     return (spooled.sample,)
 
 

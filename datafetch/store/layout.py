@@ -115,6 +115,11 @@ class OutputLayout:
         return self.state_folder / "published"
 
     @property
+    def archives(self) -> Path:
+        """The folder for copies of the directories of the archives that the images are members of."""
+        return self.state_folder / "archives"
+
+    @property
     def dropped(self) -> Path:
         """JSON lines: the records of the published list that the trainer's list lacks, each with the reason."""
         return self.state_folder / "dropped.jsonl"

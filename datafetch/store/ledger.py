@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from datafetch.errors import ConfigurationError, raise_if_exhausted
 from datafetch.model.bounds import Count
 from datafetch.model.ledger_line import LEGACY_SKIPPED_PREFIX, LedgerLine, ShardCounts
-from datafetch.model.outcome import FailureKind, Permission
+from datafetch.model.outcome import OK, Failure, FailureKind, Permission
 
 SCHEMA = pa.schema(
     [
@@ -50,15 +50,19 @@ SCHEMA = pa.schema(
         ("permitted", pa.list_(pa.string())),
         ("is_original", pa.bool_()),
         ("is_skipped", pa.bool_()),
+        ("source", pa.string()),
     ]
 )
 _LINE_COLUMNS = SCHEMA.names[1:]
-_LATER_COLUMNS = frozenset({"permitted", "is_original", "is_skipped"})  # missing in ledgers of earlier versions
+_LATER_COLUMNS = frozenset(
+    {"permitted", "is_original", "is_skipped", "source"}
+)  # missing in ledgers of earlier versions
 _TOTALS_KEY = b"datafetch.totals"
 _COUNTS = frozenset(field.name for field in fields(ShardCounts))  # a retry would lose any other
 _ROWS_KEY = b"datafetch.rows"
 _OWN_ROWS_KEY = b"datafetch.own_rows"
 _RETRY_KEY = b"datafetch.retry"
+_SOME_HASH = "0" * 64
 Bools: TypeAlias = npt.NDArray[np.bool_]
 # Lines are buffered until they fill a row group, and are read by row group. A row group is bounded in bytes as well,
 # because a URL may have 60 KB or more, and so may the one that its redirects lead to.
@@ -244,10 +248,17 @@ def read_samples(path: Path) -> Iterator[tuple[LedgerLine, ...]]:
             yield tuple(sample)
 
 
-def read_outcomes(path: Path) -> set[tuple[str, int | None]]:
-    """The distinct outcomes of a ledger, each with its HTTP status."""
-    table = pq.read_table(path, columns=["outcome", "status"]).group_by(["outcome", "status"]).aggregate([])
-    return {(line["outcome"], line["status"]) for line in table.to_pylist()}
+def read_failures(path: Path) -> set[Failure]:
+    """The distinct failures of a ledger, by what decides whether they may pass: kind, status and a hash of a body."""
+    found = set()
+    with pq.ParquetFile(path) as file:
+        for batch in _batches(file, ["outcome", "status", "sha256"]):
+            values = zip(*(batch[name].to_pylist() for name in ("outcome", "status", "sha256")), strict=True)
+            found.update({(outcome, status, bool(sha256)) for outcome, status, sha256 in values if outcome != OK})
+    return {
+        Failure(FailureKind(outcome), status=status, sha256=_SOME_HASH if has_body else "")
+        for outcome, status, has_body in found
+    }
 
 
 def count_unpermitted(path: Path, kind: FailureKind, permission: Permission) -> int:

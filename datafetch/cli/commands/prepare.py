@@ -44,10 +44,10 @@ def prepare(  # noqa: PLR0913 - one parameter an option
     target: Annotated[str, typer.Argument(metavar="DATASET", hidden=True, autocompletion=_complete_dataset)],
     *,
     source: Annotated[
-        Path,
+        str,
         typer.Option(
-            metavar="PATH",
-            help="The published manifest, or its folder.",
+            metavar="PATH|URL",
+            help="The published manifest or archive, or the folder of it.",
             rich_help_panel=OptionGroup.SELECTION,
         ),
     ],
@@ -69,9 +69,7 @@ def prepare(  # noqa: PLR0913 - one parameter an option
     """Build a dataset where the trainer expects it, resuming an earlier run."""
     dataset = find_dataset(target)
     check_min_success(min_success)
-    job = given.change(
-        Job(target, str(source), str(root / dataset.path), image=own_spec(dataset), options=dataset.options)
-    )
+    job = given.change(Job(target, source, str(root / dataset.path), image=own_spec(dataset), options=dataset.options))
     if no_reshard:
         job = replace(job, world_size=None)
     console = ProgressConsole()

@@ -18,6 +18,13 @@ from datafetch.datasets.readers.limits import (
 )
 from datafetch.datasets.readers.listing import list_files
 from datafetch.datasets.readers.parquet import BadRow, ColumnType, ParquetFile, matching_rows
+from datafetch.datasets.readers.zip_directory import (
+    Fingerprint,
+    ZipDirectory,
+    ZipEntry,
+    copy_header,
+    locate_directory,
+)
 
 __all__ = [
     "INDEX_BITS",
@@ -25,6 +32,7 @@ __all__ = [
     "MAX_NESTING",
     "BadRow",
     "ColumnType",
+    "Fingerprint",
     "IdList",
     "Int64s",
     "LineFile",
@@ -32,9 +40,13 @@ __all__ = [
     "MemberReader",
     "ParquetFile",
     "RecordReader",
+    "ZipDirectory",
+    "ZipEntry",
+    "copy_header",
     "explain_digit_limit",
     "is_nested_deeply",
     "list_files",
+    "locate_directory",
     "matching_rows",
     "max_parsed_bytes",
     "max_rows",

@@ -28,6 +28,7 @@ _RECORD_BYTES = 16  # a larger file may have a record for each of these, the lea
 _MAX_RECORD_CHARS = 64 << 20  # a conversation has a few thousand
 _MAX_PARSED_BYTES = 256 << 20  # 64 MiB of text can become two gigabytes of empty lists
 _TOO_DEEP = f"has a record that is nested more than {MAX_NESTING} levels deep"
+_MAX_GAP_CHARS = 4 << 20  # between two records
 _DECODER = json.JSONDecoder()
 _SPACE = " \t\n\r"
 _AFTER_NUMBER = {",", "]", "}", *_SPACE}
@@ -63,11 +64,24 @@ class _Reader:
         self._position = 0  # in the window; everything before it is done with
         self._is_end = False
         self._unreported_bytes = 0
+        self._record_start = 0  # in the window, of the record that was read last
+        self._gap_start = 0  # in the window: behind the record before
+        self._gap = ""  # what stood between that and the window
 
     def pop_read_bytes(self) -> int:
         """Return how many bytes of the file were read since the last call."""
         read_bytes, self._unreported_bytes = self._unreported_bytes, 0
         return read_bytes
+
+    @property
+    def record_text(self) -> str:
+        """The record that was yielded last, as it stands in the file."""
+        return self._window[self._record_start : self._position]
+
+    @property
+    def gap_text(self) -> str:
+        """What stands in front of the record that was yielded last: brackets, commas, blanks; at the end, the rest."""
+        return self._gap + self._window[self._gap_start : self._record_start]
 
     def offset_bytes(self) -> int:
         """Return the offset in the file just after the record that was yielded last.
@@ -96,11 +110,13 @@ class _Reader:
                 if left < 0:  # callers hold a few bytes for each record
                     raise ManifestError("has more records than a file of its size can have")
                 yield file
+                self._gap, self._gap_start = "", self._position
                 character = self._next_character(file)
                 if character not in ends:
                     raise ManifestError("has no comma between two records" if character else "is cut short")
             if self._next_character(file):
                 raise ManifestError(f"has data after its {self._WHAT}")
+            self._record_start = self._position
 
     def _next_character(self, file: TextIO) -> str:
         """Consume the next character that is not a blank; an empty string at the end of the file."""
@@ -128,6 +144,7 @@ class _Reader:
         more_chars = self._chunk_chars
         while True:
             self._peek(file)
+            self._record_start = self._position
             text_chars = len(self._window) - self._position
             is_final = self._is_end or text_chars > _MAX_RECORD_CHARS  # no more text would be read
             if text_chars > 2 * self._chunk_chars and max_parsed_bytes(self._window) > _MAX_PARSED_BYTES:
@@ -164,8 +181,11 @@ class _Reader:
         self._unreported_bytes += chunk_bytes
         self._read_bytes += chunk_bytes
         self._is_end = not chunk
+        self._gap += self._window[self._gap_start : self._position]
+        if len(self._gap) > _MAX_GAP_CHARS:
+            raise ManifestError(f"has more than {_MAX_GAP_CHARS:,} blanks in a row")
         self._window = self._window[self._position :] + chunk
-        self._position = 0
+        self._position = self._gap_start = 0
 
 
 class RecordReader(_Reader):

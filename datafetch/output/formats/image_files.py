@@ -54,8 +54,8 @@ class ImageFilesFormat(OutputFormat):
             publish(index, layout.image_index(shard))
 
     def files_of(self, layout: OutputLayout, shard: str) -> list[Path]:
-        """The files of a shard; none if it has no index."""
-        return [path for path, _ in _published_files(layout, shard)]
+        """The files of a shard that datafetch has written; none if it has no index."""
+        return [path for path, file in _published_files(layout, shard) if not file.is_adopted]
 
     def is_intact(self, layout: OutputLayout, shard: str) -> bool:
         """Whether all files exist with the sizes with which they were written."""
@@ -79,12 +79,14 @@ class ImageFile:
         size_bytes: Its size.
         number: Its file name before it is published.
         sample: Position of its sample in the shard.
+        is_adopted: Whether it was in its place already, so that it is not datafetch's to replace or to delete.
     """
 
     name: str
     size_bytes: int
     number: str
     sample: int
+    is_adopted: bool = False
 
 
 class ImageFilesWriter:
@@ -101,6 +103,7 @@ class ImageFilesWriter:
         self.written_bytes = 0
         self._folder = folder
         self._count = 0
+        self._adopted = 0
         self._index = self._index_path.open("wb")
         for file in read_index(published_index) if published_index is not None else ():
             self._add_to_index(file)
@@ -113,6 +116,11 @@ class ImageFilesWriter:
         assert isinstance(content, bytes), "files have bytes"
         assert isinstance(sample, int), "samples are numbered"
         number = f"{self._count}{_SUFFIX}"
+        if not content:  # the file was in its place already
+            self._adopted += 1
+            (image,) = row.images
+            self._add_to_index(ImageFile(name, image.line.body_bytes, number, sample, is_adopted=True))
+            return
         (self._folder / number).write_bytes(content)
         self._add_to_index(ImageFile(name, len(content), number, sample))
 
@@ -135,7 +143,7 @@ class ImageFilesWriter:
         """
         numbered = {path.name: path.stat().st_size for path in self._folder.glob(f"*{_SUFFIX}")}
         indexed = {file.number: file.size_bytes for file in read_index(self._index_path) if file.number in numbered}
-        if len(indexed) != rows or indexed != numbered:
+        if len(indexed) + self._adopted != rows or indexed != numbered:
             raise ResourceError(
                 f"{rows} files were written, and {len(numbered)} were found when they were read back; check the disk"
             )
@@ -167,6 +175,8 @@ def read_index(path: Path) -> Iterator[ImageFile]:
 def _salvage(layout: OutputLayout, shard: str) -> Iterator[ImageResult]:
     intact = {}
     for path, file in _published_files(layout, shard):
+        if file.is_adopted:
+            continue
         if size_bytes(path) == file.size_bytes:
             intact[file.sample] = path
         else:

@@ -1,0 +1,253 @@
+"""ArchiveMembers and UnpackedFiles: image sets that are published as zip archives, as manifests.
+
+A sample is a file of the set. Its metadata has under ``image`` the name under which it is saved and, for the engine's
+``ImageSource``, where its bytes are: under ``member`` a member of an archive, under ``file`` a path in an unpacked
+folder. What can't be read has under ``failure`` the kind of its failure and the reason, so that it is recorded like any
+other image that did not arrive.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+
+from datafetch.datasets.filenames import DuplicateNames, why_refused
+from datafetch.datasets.named_images import SAMPLES_PER_SHARD, slice_name
+from datafetch.datasets.readers import Int64s, ZipDirectory, ZipEntry
+from datafetch.errors import ManifestError, raise_if_exhausted
+from datafetch.model.interfaces import Manifest, Samples
+from datafetch.model.ledger_line import ShardCounts
+from datafetch.model.outcome import FailureKind
+from datafetch.model.sample import FAILURE, FILE, MEMBER, IdListResult, Row, Sample, Shard
+
+NameOf: TypeAlias = Callable[[str], str | None]
+"""Takes the path of a file in an archive, and returns the name under which it is saved; None if it is not wanted."""
+
+
+class _Selected(Manifest):
+    """What both manifests have in common: selected files, and names that were wanted and not found.
+
+    Args:
+        source: The archive or the folder.
+        wanted: The names that are wanted; None if all are.
+        names: The names of all selected files, in order; None for those that can't be saved.
+    """
+
+    _fingerprint: str
+
+    def __init__(self, source: Path, wanted: frozenset[str] | None, names: Iterable[str | None]) -> None:
+        self._source = source
+        self._wanted = wanted
+        found: set[str] = set()
+        self._duplicates = DuplicateNames(self._collect(names, found))
+        self._files = len(self._duplicates)
+        self._missing = sorted((wanted or frozenset()) - found)
+        if not self._files:
+            wish = "none of the images that the training list names" if wanted else "no image of this set"
+            raise ManifestError(f"{source} has {wish}; check --source")
+
+    def shards(self) -> list[Shard]:
+        """Slices of the files, in the order in which they lie in the archives."""
+        total = self._files + len(self._missing)
+        return [
+            Shard(
+                slice_name(number),
+                self._source,
+                min(SAMPLES_PER_SHARD, total - number * SAMPLES_PER_SHARD),
+                self._fingerprint,
+            )
+            for number in range(-(-total // SAMPLES_PER_SHARD))
+        ]
+
+    def expected_samples(self) -> int | None:
+        """The number of files, found or not."""
+        return self._files + len(self._missing)
+
+    def identity_fields(self) -> Mapping[str, object]:
+        """A hash of the names that are wanted."""
+        if self._wanted is None:
+            return {}
+        digest = hashlib.sha256("\n".join(sorted(self._wanted)).encode("utf-8", "surrogatepass"))
+        return {"only_referenced": digest.hexdigest()}
+
+    def samples(self, shard: Shard) -> Samples:
+        """The samples of one slice."""
+        return _Slice(self, int(shard.name.rpartition("-")[2]) * SAMPLES_PER_SHARD, shard.size)
+
+    def id_list_result(self, keys: Iterable[str], counts: Mapping[str, ShardCounts]) -> IdListResult | None:  # noqa: ARG002 - the protocol's
+        """How many of the images in the training lists there are; None without such a list."""
+        return None if self._wanted is None else IdListResult(len(self._wanted), 0, len(self._missing))
+
+    def read(self, first: int, count: int) -> Iterator[Sample]:
+        """Read samples, from a number counted from 0 in all of the manifest; positions count from 0 again."""
+        found = max(0, min(count, self._files - first))
+        for position, sample in enumerate(self._read(first, found)):
+            yield replace(sample, position=position)
+        for position in range(found, count):
+            name = self._missing[first + position - self._files]
+            row = {"image": name, **_failure(FailureKind.MISSING_MEMBER, "it is not in the archive")}
+            yield Sample(position, name, (f"{self._source.name}#{name}",), row)
+
+    def _collect(self, names: Iterable[str | None], found: set[str]) -> Iterator[str | None]:
+        for name in names:
+            if name is not None and self._wanted is not None:
+                found.add(name)
+            yield name
+
+    def _read(self, first: int, count: int) -> Iterator[Sample]:
+        raise NotImplementedError
+
+    def _problem(self, number: int, name: str) -> Row:
+        """The failure of a file whose name can't be used; empty if it can."""
+        if refusal := why_refused(name):
+            return _failure(FailureKind.BAD_MEMBER, refusal)
+        if self._duplicates.has_namesake(number):
+            return _failure(FailureKind.MISSING_MEMBER, "several members have its name, so it is ambiguous")
+        if refusal := self._duplicates.why_refused(number):
+            return _failure(FailureKind.BAD_MEMBER, refusal)
+        return {}
+
+
+class _Slice(Samples):
+    def __init__(self, manifest: _Selected, first: int, count: int) -> None:
+        self._manifest = manifest
+        self._first = first
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Sample]:
+        return self._manifest.read(self._first, self._count)
+
+
+class ArchiveMembers(_Selected):
+    """The members of archives, in the order of their bytes, so that neighbours can be fetched together.
+
+    Memory holds some 40 bytes for each member of the archives.
+
+    Args:
+        directories: The directories of the archives.
+        name_of: Selects members, and gives their names.
+        wanted: The names that are wanted; None if all are.
+    """
+
+    def __init__(self, directories: Sequence[ZipDirectory], name_of: NameOf, wanted: frozenset[str] | None) -> None:
+        self._directories = directories
+        self._name_of = name_of
+        self._numbers: list[Int64s] = []
+        self._fingerprint = hashlib.sha256("".join(one.sha256 for one in directories).encode()).hexdigest()
+        super().__init__(Path(directories[0].name), wanted, self._select(wanted))
+
+    def _select(self, wanted: frozenset[str] | None) -> Iterator[str | None]:
+        for directory in self._directories:
+            selected: list[int] = []
+            for number, entry in enumerate(directory.entries()):
+                name = self._name_of(entry.name)
+                if name is not None and (wanted is None or name in wanted):
+                    selected.append(number)
+                    yield None if why_refused(name) else name
+            self._numbers.append(np.array(selected, np.int64))
+
+    def _read(self, first: int, count: int) -> Iterator[Sample]:
+        passed = 0
+        for directory, numbers in zip(self._directories, self._numbers, strict=True):
+            start, stop = max(0, first - passed), min(len(numbers), first + count - passed)
+            if start < stop:
+                yield from self._read_archive(directory, numbers, start, stop, passed)
+            passed += len(numbers)
+
+    def _read_archive(
+        self, directory: ZipDirectory, numbers: Int64s, start: int, stop: int, passed: int
+    ) -> Iterator[Sample]:
+        before_stop = next(directory.entries(numbers[start - 1 : start])).member.stop if start else 0
+        for index, entry in zip(range(start, stop), directory.entries(numbers[start:stop]), strict=True):
+            member = replace(entry.member, gap_bytes=max(0, entry.member.start - before_stop))
+            before_stop = member.stop
+            name = self._name_of(entry.name) or ""
+            problem = self._problem(passed + index, name) or _entry_problem(entry)
+            where = problem or {MEMBER: member.to_json()}
+            yield Sample(index, name, (f"{directory.name}#{entry.name}",), {"image": name, **where})
+
+
+class UnpackedFiles(_Selected):
+    """The files of an archive that was unpacked to a folder. No link is followed.
+
+    Args:
+        folder: The folder; it may also be one of those that the archive has.
+        name_of: Selects files by their paths, which begin with the name of the folder, and gives their names.
+        wanted: The names that are wanted; None if all are.
+    """
+
+    def __init__(self, folder: Path, name_of: NameOf, wanted: frozenset[str] | None) -> None:
+        self._folder = folder
+        self._name_of = name_of
+        paths, digest = [], hashlib.sha256()
+        for path, size_bytes in _walk(folder):
+            name = name_of(f"{folder.resolve().name}/{path}")
+            if name is not None and (wanted is None or name in wanted):
+                paths.append(path)
+                digest.update(f"{path}\0{size_bytes}\0".encode("utf-8", "surrogateescape"))
+        self._paths = paths
+        self._fingerprint = digest.hexdigest()
+        super().__init__(folder, wanted, (self._name(path) for path in paths))
+
+    def _name(self, path: str) -> str | None:
+        name = self._name_of(f"{self._folder.resolve().name}/{path}")
+        return None if name is None or why_refused(name) else name
+
+    def _read(self, first: int, count: int) -> Iterator[Sample]:
+        for number in range(first, first + count):
+            path = self._paths[number]
+            name = self._name_of(f"{self._folder.resolve().name}/{path}") or ""
+            where = self._problem(number, name) or {FILE: path}
+            yield Sample(number, name, (f"{self._folder.name}#{path}",), {"image": name, **where})
+
+
+def by_last_folder(folders: Sequence[str], *, keeps_folder: bool) -> NameOf:
+    """A selection of the files that lie in folders of these names, wherever those lie.
+
+    Args:
+        folders: The names of the folders.
+        keeps_folder: Whether a file is saved as ``folder/name``, and not as ``name``.
+    """
+
+    def name_of(path: str) -> str | None:
+        parts = path.split("/")
+        if len(parts) < 2 or parts[-2] not in folders or not parts[-1] or "__MACOSX" in parts:  # noqa: PLR2004
+            return None
+        return "/".join(parts[-2:]) if keeps_folder else parts[-1]
+
+    return name_of
+
+
+def _entry_problem(entry: ZipEntry) -> Row:
+    return _failure(FailureKind.BAD_MEMBER, entry.problem) if entry.problem else {}
+
+
+def _failure(kind: FailureKind, reason: str) -> Row:
+    return {FAILURE: [kind.value, reason]}
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, int]]:
+    """The regular files of a folder and its subfolders, by their relative paths, in order, each with its size."""
+    try:
+        for parent, folders, files in os.walk(folder, onerror=_raise):
+            folders.sort()
+            for name in sorted(files):
+                path = Path(parent, name)
+                if path.is_file() and not path.is_symlink():
+                    yield path.relative_to(folder).as_posix(), path.stat().st_size
+    except OSError as error:
+        raise_if_exhausted(error)
+        raise ManifestError(f"cannot read {folder}: {error.strerror or error}") from error
+
+
+def _raise(error: OSError) -> None:
+    raise error

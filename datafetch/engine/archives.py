@@ -1,0 +1,278 @@
+"""The archives of a job: where they lie, and copies of their directories.
+
+Theory of operation. The directory of an archive lists all of its members, and a run needs nothing else of it to know
+its samples. So it is copied, once: for the first run to a temporary folder, since nothing may be written to an output
+that belongs to another job, and from there to the state folder when the output is this job's. Later runs use that copy
+and ask the server for nothing that they don't fetch. That the archive is still the same shows when members are fetched:
+each request names its entity tag and checks its size, and each member has a checksum.
+
+Rules: where an archive on a server lies may be a secret. Files and messages have its URL without credentials and query.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+import msgspec
+
+from datafetch.datasets.readers import Fingerprint, ZipDirectory, copy_header, locate_directory
+from datafetch.errors import ManifestError, raise_if_exhausted
+from datafetch.fetch import Fetcher
+from datafetch.fetch.archive import LocalRanges, MemberReader, RangeReader, RemoteRanges
+from datafetch.fetch.policy import FetchPolicy
+from datafetch.model.interfaces import Dataset
+from datafetch.model.location import is_url, without_secrets
+from datafetch.model.outcome import Failure
+from datafetch.process.threads import run_in_thread
+from datafetch.store.atomic import make_folder, publish, write_atomically
+from datafetch.store.layout import OutputLayout
+
+_LIST = "archives.json"
+_PIECE_BYTES = 4 * 1024 * 1024
+_MAX_SPANS = 8
+_MIN_PART_BYTES = 64 * 1024
+
+
+class _Copied(msgspec.Struct, frozen=True):
+    """A line of the list of copies: the archive without secrets, and the time at which a local one was changed."""
+
+    archive: str
+    changed_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Archives:
+    """The archives of a job.
+
+    Attributes:
+        locations: Where they lie: paths and URLs, which may have secrets.
+        unpacked: The folder to which they were unpacked; then there are no locations.
+        copies: The copies of their directories.
+        is_new: Whether the copies lie in a temporary folder, and not in the state folder.
+    """
+
+    locations: tuple[str, ...]
+    unpacked: Path | None = None
+    copies: tuple[Path, ...] = ()
+    is_new: bool = False
+
+    def keep(self, layout: OutputLayout) -> None:
+        """Copy the copies to the state folder, whose lock is held, if they are not there already."""
+        if not self.is_new:
+            return
+        make_folder(layout.archives)
+        for copy in self.copies:
+            unfinished = layout.archives / f"{copy.name}.tmp"
+            shutil.copyfile(copy, unfinished)
+            publish(unfinished, layout.archives / copy.name)
+        write_atomically(layout.archives / _LIST, msgspec.json.encode([_describe(one) for one in self.locations]))
+
+
+NO_ARCHIVES = Archives(())
+
+
+def find_archives(dataset: Dataset, source: str) -> Archives:
+    """Where the archives of a dataset lie.
+
+    Args:
+        dataset: The dataset.
+        source: An archive, a folder or URL with the archives, or a folder to which they were unpacked.
+
+    Raises:
+        ManifestError: There is nothing.
+    """
+    if is_url(source):
+        parts = urlsplit(source)
+        if not parts.path.endswith("/"):
+            return Archives((source,))
+        return Archives(
+            tuple(urlunsplit(parts._replace(path=parts.path + name.replace(" ", "%20"))) for name in dataset.archives)
+        )
+    path = Path(source)
+    if path.is_dir():
+        there = tuple(str(path / name) for name in dataset.archives if (path / name).is_file())
+        return Archives(there) if there else Archives((), unpacked=path)
+    if not path.is_file():
+        names = " and ".join(dataset.archives)
+        raise ManifestError(f"there is no {path}; --source takes {names}, as a path or a URL, or their folder")
+    return Archives((source,))
+
+
+@asynccontextmanager
+async def open_archives(
+    dataset: Dataset, source: str, layout: OutputLayout, policy: FetchPolicy, *, fresh: bool
+) -> AsyncIterator[Archives]:
+    """Find the archives of a dataset, and copy their directories unless the state folder has copies.
+
+    Args:
+        dataset: The dataset.
+        source: What the job gives as its source.
+        layout: The paths of the output; nothing is written there.
+        policy: How servers are asked.
+        fresh: Whether copies in the state folder are not to be used.
+
+    Yields:
+        The archives; new copies of their directories are deleted when the context ends.
+
+    Raises:
+        ManifestError: An archive can't be read.
+    """
+    found = await run_in_thread(find_archives, dataset, source)
+    kept = None if fresh else await run_in_thread(_kept_copies, layout, found.locations)
+    if found.unpacked is not None:
+        yield found
+    elif kept is not None:
+        yield Archives(found.locations, copies=kept)
+    else:
+        folder = await run_in_thread(lambda: Path(tempfile.mkdtemp(prefix="datafetch-")))
+        try:
+            copies = tuple(folder / f"{number}.directory" for number in range(len(found.locations)))
+            for location, copy in zip(found.locations, copies, strict=True):
+                if is_url(location):
+                    await _copy_remote(location, copy, policy)
+                else:
+                    await run_in_thread(_copy_local, Path(location), copy)
+            yield Archives(found.locations, copies=copies, is_new=True)
+        finally:
+            await run_in_thread(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+def open_members(archives: Archives, fetch: Fetcher, policy: FetchPolicy, memory_bytes: int) -> MemberReader:
+    """Make what fetches members of a job's archives.
+
+    Args:
+        archives: The archives, whose directories have been copied.
+        fetch: Makes the requests.
+        policy: The operator's settings.
+        memory_bytes: The budget for bodies. What is read at once, which is not counted against it, is a quarter of it.
+    """
+    spans = min(_MAX_SPANS, policy.per_host, policy.connections or _MAX_SPANS)
+    part_bytes = max(_MIN_PART_BYTES, memory_bytes // (4 * spans))
+    readers: list[RangeReader] = []
+    for location, copy in zip(archives.locations, archives.copies, strict=True):
+        fingerprint = ZipDirectory.read_fingerprint(copy)
+        if is_url(location):
+            readers.append(_remote(fetch, location, min(part_bytes, policy.max_body_bytes), fingerprint))
+        else:
+            readers.append(LocalRanges(Path(location), fingerprint.size_bytes))
+    return MemberReader(readers, max_member_bytes=policy.max_body_bytes, spans=spans)
+
+
+def kept_archives(dataset: Dataset, source: str, layout: OutputLayout) -> Archives:
+    """The archives of an output, for a retry.
+
+    Raises:
+        ManifestError: They are no longer where they were, or the copies of their directories are gone.
+    """
+    found = find_archives(dataset, source)
+    if found.unpacked is not None:
+        return found
+    kept = _kept_copies(layout, found.locations)
+    if kept is None:
+        raise ManifestError(
+            f"{without_secrets(source)} is not what {layout.out} was made from; start over with --fresh"
+        )
+    return Archives(found.locations, copies=kept)
+
+
+def _describe(location: str) -> _Copied:
+    if is_url(location):
+        return _Copied(without_secrets(location))
+    path = Path(location).absolute()
+    return _Copied(str(path), path.stat().st_mtime_ns)
+
+
+def _kept_copies(layout: OutputLayout, locations: Sequence[str]) -> tuple[Path, ...] | None:
+    """The copies in the state folder, if they are of these archives."""
+    copies = tuple(layout.archives / f"{number}.directory" for number in range(len(locations)))
+    try:
+        listed = msgspec.json.decode((layout.archives / _LIST).read_bytes(), type=list[_Copied])
+        is_same = listed == [_describe(location) for location in locations]
+    except (OSError, ValueError):
+        return None
+    return copies if is_same and all(copy.is_file() for copy in copies) else None
+
+
+async def _copy_remote(location: str, copy: Path, policy: FetchPolicy) -> None:
+    async with Fetcher(policy) as fetch:
+        ranges = RemoteRanges(fetch, location, max_part_bytes=policy.max_body_bytes)
+        name = without_secrets(location)
+        size_bytes = await ranges.find_size()
+
+        async def read(start: int, stop: int) -> bytes:
+            read = await ranges.read(start, stop)
+            if isinstance(read, Failure):
+                raise ManifestError(f"{name} can't be read: {read.detail or read.kind.value}; try again later")
+            return read.content
+
+        try:
+            fingerprint = await _locate(size_bytes, read)
+        except ManifestError as error:
+            raise ManifestError(f"{name} {error}") from error
+        fingerprint = msgspec.structs.replace(fingerprint, etag=ranges.etag)
+        with await run_in_thread(copy.open, "wb") as file:
+            await run_in_thread(file.write, copy_header(_file_name(location), fingerprint))
+            for start in range(fingerprint.start, fingerprint.stop, _PIECE_BYTES):
+                piece = await read(start, min(start + _PIECE_BYTES, fingerprint.stop))
+                await run_in_thread(file.write, piece)
+
+
+async def _locate(size_bytes: int, read: Callable[[int, int], Awaitable[bytes]]) -> Fingerprint:
+    locating = locate_directory(size_bytes)
+    content: bytes | None = None
+    while True:
+        try:
+            span = locating.send(content) if content is not None else next(locating)
+        except StopIteration as end:
+            found: Fingerprint = end.value
+            return found
+        content = await read(*span)
+
+
+def _locate_local(size_bytes: int, archive: BinaryIO) -> Fingerprint:
+    locating = locate_directory(size_bytes)
+    content: bytes | None = None
+    while True:
+        try:
+            start, stop = locating.send(content) if content is not None else next(locating)
+        except StopIteration as end:
+            found: Fingerprint = end.value
+            return found
+        content = os.pread(archive.fileno(), stop - start, start)
+
+
+def _copy_local(path: Path, copy: Path) -> None:
+    try:
+        with path.open("rb") as archive:
+            size_bytes = os.fstat(archive.fileno()).st_size
+            fingerprint = _locate_local(size_bytes, archive)
+            with copy.open("wb") as file:
+                file.write(copy_header(path.name, fingerprint))
+                archive.seek(fingerprint.start)
+                left = fingerprint.stop - fingerprint.start
+                while left and (piece := archive.read(min(left, _PIECE_BYTES))):
+                    file.write(piece)
+                    left -= len(piece)
+    except ManifestError as error:
+        raise ManifestError(f"{path} {error}") from error
+    except OSError as error:
+        raise_if_exhausted(error)
+        raise ManifestError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _remote(fetch: Fetcher, location: str, part_bytes: int, fingerprint: Fingerprint) -> RemoteRanges:
+    return RemoteRanges(
+        fetch, location, max_part_bytes=part_bytes, total_bytes=fingerprint.size_bytes, etag=fingerprint.etag
+    )
+
+
+def _file_name(location: str) -> str:
+    return unquote(urlsplit(location).path.rpartition("/")[2]) or "archive"

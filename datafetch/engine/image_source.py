@@ -1,0 +1,201 @@
+"""ImageSource: gets the bytes of an image from where its sample says that they are.
+
+An image is looked for in this order: in its place in the output, if the dataset takes files that are there; in the
+archive or the unpacked folder that its sample names; and on the web. Where a sample has a fallback, that is requested
+if the way before has failed.
+
+Rules: a file that is in its place is taken if it is the right one, and is never replaced by another unless the run
+starts over. Nothing is written through a link.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from stat import S_ISREG
+from typing import TypeVar
+
+from datafetch.errors import ConfigurationError, ManifestError, raise_if_exhausted
+from datafetch.fetch import Limiter, Reservation
+from datafetch.fetch.archive import MemberReader
+from datafetch.model.archive import Member
+from datafetch.model.interfaces import Fetch
+from datafetch.model.outcome import Body, Failure, FailureKind, Fetched, Source
+from datafetch.model.sample import FAILURE, FALLBACK, FILE, MEMBER, Sample
+from datafetch.process.threads import run_in_thread
+from datafetch.store.atomic import leads_out
+
+_MAX_MEMBERS = 4096  # in flight; in practice the number of tasks is the limit
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Adoption:
+    """How files that are in their place in the output already are taken.
+
+    Attributes:
+        out: The output folder.
+        may_replace: Whether a file that is another one is replaced, because the run starts over.
+        keeps_bodies: Whether files are saved as they were received; otherwise none that is there can be the right one.
+    """
+
+    out: Path
+    may_replace: bool
+    keeps_bodies: bool
+
+
+class ImageSource:
+    """Gets the bytes of images.
+
+    Args:
+        fetch: Fetches URLs, and the ranges of archives.
+        members: Fetches members of archives; None if the job has none.
+        unpacked: The folder to which an archive was unpacked; None if there is none.
+        adoption: How files are taken that are there already; None if they are not.
+        max_file_bytes: Larger files are refused.
+
+    Attributes:
+        fetch: What makes all requests.
+    """
+
+    def __init__(
+        self,
+        fetch: Fetch[Reservation],
+        *,
+        members: MemberReader | None = None,
+        unpacked: Path | None = None,
+        adoption: Adoption | None = None,
+        max_file_bytes: int = 0,
+    ) -> None:
+        self.fetch = fetch
+        self._members = members
+        self._unpacked = unpacked
+        self._adoption = adoption
+        self._max_file_bytes = max_file_bytes
+
+    def call_limiter(self, calls_per_connection: int) -> AbstractAsyncContextManager[None]:
+        """Make a limiter for calls, as ``Fetch.call_limiter`` does.
+
+        Members are fetched many at a time, so that their number is no measure for connections; and they hold no memory
+        before they have arrived.
+        """
+        if self._members is None:
+            return self.fetch.call_limiter(calls_per_connection)
+        return Limiter(lambda: _MAX_MEMBERS)
+
+    async def __call__(self, sample: Sample, image: int, memory: Reservation) -> Fetched:
+        """Get the bytes of one image.
+
+        Args:
+            sample: The sample.
+            image: 0-based position in its images.
+            memory: The reservation that the bytes are counted against.
+
+        Raises:
+            ConfigurationError: Another file is in the place of the image.
+            ManifestError: The archive can't be read, or has changed.
+            ResourceError: This machine has run out of something.
+        """
+        row = sample.row
+        if self._adoption is not None:
+            there = await _in_thread(partial(_read_adopted, self._adoption, sample))
+            if there is not None:
+                await memory.grow(len(there))
+                return Body(there, source=Source.HAVE)
+        if FAILURE in row:
+            fetched: Fetched = _recorded_failure(row[FAILURE])
+        elif MEMBER in row:
+            assert self._members is not None, "a job with members has archives"
+            fetched = await self._members(Member.from_json(row[MEMBER]), memory)
+        elif FILE in row:
+            fetched = await self._read_file(str(row[FILE]), memory)
+        else:
+            return await self.fetch(sample.urls[image], memory=memory)
+        fallback = row.get(FALLBACK)
+        if isinstance(fetched, Failure) and isinstance(fallback, str) and fallback:
+            memory.shrink(0)
+            return replace(await self.fetch(fallback, memory=memory), source=Source.FALLBACK)
+        return fetched
+
+    async def _read_file(self, path: str, memory: Reservation) -> Fetched:
+        assert self._unpacked is not None, "a job with files has their folder"
+        content = await _in_thread(partial(_read_file, self._unpacked, path, self._max_file_bytes))
+        if isinstance(content, bytes):
+            await memory.grow(len(content))
+            return Body(content, source=Source.ARCHIVE)
+        return content
+
+
+def _recorded_failure(value: object) -> Failure:
+    match value:
+        case [str(kind), str(reason)]:
+            return Failure(FailureKind(kind), reason, source=Source.ARCHIVE)
+    raise AssertionError(value)
+
+
+async def _in_thread(function: Callable[[], _T]) -> _T:
+    try:
+        return await run_in_thread(function)
+    except OSError as error:
+        raise_if_exhausted(error)
+        raise ManifestError(f"cannot read {error.filename}: {error.strerror or error}") from error
+
+
+def _read_file(folder: Path, relative: str, max_bytes: int) -> bytes | Failure:
+    path = folder / relative
+    try:
+        if leads_out(path, str(folder.resolve())) or not S_ISREG(path.stat().st_mode):
+            return Failure(FailureKind.BAD_MEMBER, "it is not a regular file of the folder", source=Source.ARCHIVE)
+        if path.stat().st_size > max_bytes:
+            return Failure(FailureKind.TOO_LARGE, f"the file has {path.stat().st_size} bytes", source=Source.ARCHIVE)
+        return path.read_bytes()
+    except FileNotFoundError:
+        return Failure(FailureKind.MISSING_MEMBER, "the file is no longer there", source=Source.ARCHIVE)
+
+
+def _read_adopted(adoption: Adoption, sample: Sample) -> bytes | None:
+    """The content of the file that is in the place of an image, if it is the right one; None if there is none.
+
+    Raises:
+        ConfigurationError: It is another one, or its folder is a link and has none.
+    """
+    path = adoption.out / str(sample.row["image"])
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        link = next((one for one in (*path.parents,) if one.is_relative_to(adoption.out) and one.is_symlink()), None)
+        if link is not None:
+            raise ConfigurationError(
+                f"{link} is a symbolic link to a folder without {path.name}, and datafetch writes nothing through "
+                "links; complete that folder, or replace the link by a folder"
+            ) from None
+        return None
+    if not S_ISREG(status.st_mode):
+        raise ConfigurationError(f"{path} is not a file; move it away")
+    if not adoption.keeps_bodies:
+        raise _other_file(path, "an image that is encoded again can't be compared with it")
+    if adoption.may_replace and not _is_expected_size(sample, status.st_size):
+        return None
+    if not _is_expected_size(sample, status.st_size):
+        raise _other_file(path, "it has another size than the archive's")
+    content = path.read_bytes()
+    if MEMBER in sample.row and zlib.crc32(content) != Member.from_json(sample.row[MEMBER]).crc32:
+        if adoption.may_replace:
+            return None
+        raise _other_file(path, "it has another checksum than the archive's")
+    return content
+
+
+def _is_expected_size(sample: Sample, size_bytes: int) -> bool:
+    return MEMBER not in sample.row or Member.from_json(sample.row[MEMBER]).size_bytes == size_bytes
+
+
+def _other_file(path: Path, reason: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{path} is there already, and {reason}; move it away, or use --fresh, which replaces such files"
+    )

@@ -1,0 +1,259 @@
+"""Ranges of the bytes of one archive, from a server or from a file of this machine.
+
+Theory of operation, for a server: a range is read in parts, each by a request of its own. How large a part may be is
+learned: it grows while parts arrive in time, and shrinks when one takes long or fails. So a server that closes each
+connection after a minute, one that sends no more than a megabyte at a time, and a slow link all lose little, and a fast
+link is not held up by the time that a request takes. Each part is requested of the archive's own URL: what that
+redirects to may be a signed URL that expires within minutes.
+
+Rules: no part of another version of the archive is ever returned. That an archive is gone, may not be read, or has
+changed is the operator's to mend, and so an exception; all else that happens on the way is a ``Failure``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from dataclasses import replace
+from http import HTTPStatus
+from pathlib import Path
+from typing import Protocol
+
+from datafetch.errors import ManifestError, raise_if_exhausted
+from datafetch.fetch.fetcher import Fetcher
+from datafetch.model.location import without_secrets
+from datafetch.model.outcome import Body, Failure, FailureKind, Permission, Permissions
+from datafetch.model.request import ByteRange, Request
+
+MAX_PART_BYTES = 8 * 1024 * 1024
+"""How much one request asks for at most."""
+_FIRST_PART_BYTES = 1024 * 1024
+_MIN_PART_BYTES = 64 * 1024
+_PART_S = 8.0  # a part should take no longer, because it is lost when its connection is cut
+_MS_PER_S = 1000.0
+_CUT = frozenset({FailureKind.DISCONNECTED, FailureKind.TIMEOUT})
+"""Failures of a part that a smaller one may not have."""
+
+_FINAL_STATUSES = {
+    HTTPStatus.UNAUTHORIZED: "the server wants a login; give --source with one, as https://USER:TOKEN@…",
+    HTTPStatus.FORBIDDEN: "the server refuses it (HTTP 403); if --source is a signed URL, give a new one",
+    HTTPStatus.NOT_FOUND: "the server has no such file (HTTP 404); check --source",
+    HTTPStatus.GONE: "the server no longer has the file (HTTP 410); give another --source",
+}
+_RANGES_IGNORED = (
+    "the server does not serve parts of the file; download it with a program that resumes, such as curl -C -, and give "
+    "its path as --source"
+)
+
+
+class ArchiveChangedError(ManifestError):
+    """The archive is no longer the one whose directory was read."""
+
+
+class Range:
+    """What was read of an archive.
+
+    Attributes:
+        content: The bytes.
+        permitted: The permissions that were needed for them.
+        attempts: The number of attempts, at least 1.
+        fetch_ms: Wall-clock milliseconds that it took.
+    """
+
+    __slots__ = ("attempts", "content", "fetch_ms", "permitted")
+
+    def __init__(self, content: bytes, permitted: Permissions = (), attempts: int = 1, fetch_ms: float = 0.0) -> None:
+        self.content = content
+        self.permitted = permitted
+        self.attempts = attempts
+        self.fetch_ms = fetch_ms
+
+
+class RangeReader(Protocol):
+    """Reads ranges of the bytes of one archive, several at a time."""
+
+    @property
+    def span_bytes(self) -> int:
+        """How much should be read at once now."""
+        ...
+
+    async def read(self, start: int, stop: int) -> Range | Failure:
+        """Read a range.
+
+        Args:
+            start: Offset of the first byte.
+            stop: Offset behind the last byte.
+
+        Returns:
+            All of the range, or why it could not be read.
+
+        Raises:
+            ManifestError: The archive can't be read at all, or has changed.
+        """
+        ...
+
+
+class RemoteRanges:
+    """Ranges of an archive on a server.
+
+    Args:
+        fetch: Makes the requests.
+        url: The archive's URL; it may have secrets, which no message repeats.
+        max_part_bytes: How much one request asks for at most; never more than ``MAX_PART_BYTES``.
+        total_bytes: Size of the archive, where it is known; another size means that it has changed.
+        etag: Its strong entity tag, where it is known.
+
+    Attributes:
+        total_bytes: Size of the archive; None until the first response.
+        etag: Its strong entity tag; empty if the server gives none.
+    """
+
+    def __init__(
+        self,
+        fetch: Fetcher,
+        url: str,
+        *,
+        max_part_bytes: int = MAX_PART_BYTES,
+        total_bytes: int | None = None,
+        etag: str = "",
+    ) -> None:
+        self.total_bytes = total_bytes
+        self.etag = etag
+        self._fetch = fetch
+        self._url = url
+        self._name = without_secrets(url)
+        self._max_part_bytes = min(MAX_PART_BYTES, max_part_bytes)
+        self._part_bytes = min(_FIRST_PART_BYTES, self._max_part_bytes)
+
+    @property
+    def span_bytes(self) -> int:
+        """How much should be read at once now: a part."""
+        return self._part_bytes
+
+    async def find_size(self) -> int:
+        """Ask for the archive's size, and whether it can be read by ranges.
+
+        Raises:
+            ManifestError: It can't be read.
+        """
+        read = await self.read(0, 1)
+        if isinstance(read, Failure):
+            raise ManifestError(f"{self._name} can't be read: {describe(read)}")
+        if self.total_bytes is None:
+            raise ManifestError(f"{self._name}: the server does not say how large the file is; give another --source")
+        return self.total_bytes
+
+    async def read(self, start: int, stop: int) -> Range | Failure:
+        """Read a range, part by part."""
+        pieces: list[bytes] = []
+        permitted: set[Permission] = set()
+        attempts, position = 0, start
+        started_s = time.perf_counter()
+        while position < stop:
+            part_stop = min(stop, position + self._part_bytes)
+            part_started_s = time.perf_counter()
+            fetched = await self._fetch(self._request(position, part_stop))
+            attempts = max(attempts, fetched.attempts)
+            if isinstance(fetched, Failure):
+                self._refuse_final(fetched)
+                if fetched.kind not in _CUT or part_stop - position <= _MIN_PART_BYTES:
+                    return replace(fetched, final_url="", detail=describe(fetched))
+                self._shrink()
+                continue
+            self._check_unchanged(fetched)
+            self._learn(part_stop - position, len(fetched.content), time.perf_counter() - part_started_s)
+            permitted.update(fetched.permitted)
+            pieces.append(fetched.content)
+            position += len(fetched.content)
+        content = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return Range(content, tuple(sorted(permitted)), attempts, (time.perf_counter() - started_s) * _MS_PER_S)
+
+    def _request(self, start: int, stop: int) -> Request:
+        return Request(self._url, ByteRange(start, stop), self.etag)
+
+    def _check_unchanged(self, body: Body) -> None:
+        part = body.part
+        assert part is not None, "a range was requested"
+        if self.total_bytes is None:
+            self.total_bytes, self.etag = part.total_bytes, part.etag
+        if part.total_bytes not in (None, self.total_bytes) or (self.etag and part.etag not in ("", self.etag)):
+            raise self._changed()
+
+    def _refuse_final(self, failure: Failure) -> None:
+        """Stop for what no other request of this archive could change.
+
+        Raises:
+            ManifestError: The archive can't be read, or has changed.
+        """
+        if failure.kind is not FailureKind.HTTP_STATUS or failure.status is None:
+            return
+        if failure.status == HTTPStatus.OK:
+            raise self._changed() if self.etag else ManifestError(f"{self._name}: {_RANGES_IGNORED}")
+        if failure.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            raise self._changed()
+        reason = _FINAL_STATUSES.get(HTTPStatus(failure.status)) if failure.status in _FINAL_STATUSES else None
+        if reason is not None:
+            raise ManifestError(f"{self._name}: {reason}")
+
+    def _changed(self) -> ArchiveChangedError:
+        return ArchiveChangedError(
+            f"{self._name} has changed on the server since its directory was read; start over with --fresh"
+        )
+
+    def _learn(self, requested_bytes: int, received_bytes: int, elapsed_s: float) -> None:
+        """Adapt the size of parts to how fast this one came, and to how much the server sent of it."""
+        if received_bytes < requested_bytes:
+            self._part_bytes = max(_MIN_PART_BYTES, min(self._part_bytes, received_bytes))
+        elif elapsed_s > _PART_S:
+            self._shrink()
+        elif requested_bytes == self._part_bytes and elapsed_s < _PART_S / 2:
+            self._part_bytes = min(self._max_part_bytes, self._part_bytes * 2)
+
+    def _shrink(self) -> None:
+        self._part_bytes = max(min(_MIN_PART_BYTES, self._max_part_bytes), self._part_bytes // 2)
+
+
+class LocalRanges:
+    """Ranges of an archive on this machine.
+
+    Args:
+        path: The archive.
+        size_bytes: Its size when its directory was read.
+    """
+
+    def __init__(self, path: Path, size_bytes: int) -> None:
+        self._path = path
+        self._size_bytes = size_bytes
+
+    @property
+    def span_bytes(self) -> int:
+        """How much should be read at once."""
+        return MAX_PART_BYTES
+
+    async def read(self, start: int, stop: int) -> Range | Failure:
+        """Read a range."""
+        started_s = time.perf_counter()
+        content = await asyncio.to_thread(self._read, start, stop)
+        return Range(content, fetch_ms=(time.perf_counter() - started_s) * _MS_PER_S)
+
+    def _read(self, start: int, stop: int) -> bytes:
+        try:
+            with self._path.open("rb") as file:
+                if os.fstat(file.fileno()).st_size != self._size_bytes:
+                    raise ArchiveChangedError(
+                        f"{self._path} has changed since its directory was read; start over with --fresh"
+                    )
+                return os.pread(file.fileno(), stop - start, start)
+        except OSError as error:
+            raise_if_exhausted(error)
+            raise ManifestError(f"cannot read {self._path}: {error.strerror or error}") from error
+
+
+def describe(failure: Failure) -> str:
+    """Describe a failure without any URL, because that of an archive may be a secret."""
+    if failure.kind is FailureKind.HTTP_STATUS:
+        return f"HTTP {failure.status}"
+    if failure.kind in (FailureKind.TOO_MANY_REDIRECTS, FailureKind.BAD_URL):
+        return failure.kind.value
+    return f"{failure.kind.value}: {failure.detail}"[:300]

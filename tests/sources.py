@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import shutil
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,13 @@ def place_source(dataset: str, folder: Path, authority: str = NOWHERE) -> TinySo
         copy.write_bytes(_leading_to(authority, path))
     ids = DATA / dataset / "ids"
     return TinySource(source, ids if ids.exists() else None)
+
+
+def place_images(dataset: str, root: Path) -> None:
+    """Copy the images that a dataset expects in its image root, if there are any."""
+    images = DATA / dataset / "images"
+    if images.is_dir():
+        shutil.copytree(images, root, dirs_exist_ok=True)
 
 
 def _leading_to(authority: str, path: Path) -> bytes:

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sources import place_source
+from sources import place_images, place_source
 
+from datafetch.datasets import DATASETS
 from datafetch.demo.origin import Origin
 from datafetch.demo.pictures import write_pictures
 
@@ -52,6 +53,8 @@ def fetch(script: str, *arguments: object) -> dict[str, object]:
         ("fetch-llm-jp-interleaved", "llm-jp-interleaved", ("", ""), 2),
         ("fetch-llm-jp-pairs", "llm-jp-pairs-step1", (), 4),
         ("fetch-ocr-vqa", "ocr-vqa", ("",), 2),
+        ("fetch-llava-pretrain", "llava-pretrain", (), 2),
+        ("fetch-japanese-photos", "japanese-photos-conv", (), 2),
     ],
 )
 def test_each_script_fetches_its_dataset(
@@ -102,6 +105,21 @@ def test_the_script_for_image_sets_fetches_what_lists_name(tmp_path: Path, monke
     assert len(images(tmp_path / "all")) == 8
 
 
+def test_the_script_for_training_lists_makes_those_that_are_there(tmp_path: Path) -> None:
+    """Each of what the image sets have; the lists pass the check."""
+    lists = {"llava-v1.5-subset": 4, "ja-vg-vqa": 2}
+    for dataset in lists:
+        place_source(dataset, tmp_path)
+        place_images(dataset, tmp_path / "root")
+    fetch("fetch-training-lists", tmp_path / "source", tmp_path / "root")
+    for dataset, records in lists.items():
+        path = tmp_path / "root" / f"{DATASETS[dataset].path}.json"
+        assert len(json.loads(path.read_text())) == records
+        command = [sys.executable, "-m", "datafetch", "verify", str(path), "--image-root", str(tmp_path / "root")]
+        verified = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
+        assert verified.returncode == 0, verified.stdout
+
+
 def images(root: Path) -> set[str]:
     """The paths of all images below a folder."""
     return {path.relative_to(root).as_posix() for path in root.rglob("*.jpg")}
@@ -122,10 +140,13 @@ def test_every_script_is_tested_and_prints_its_usage() -> None:
     assert scripts == [
         "fetch-coyo",
         "fetch-image-sets",
+        "fetch-japanese-photos",
+        "fetch-llava-pretrain",
         "fetch-llm-jp-interleaved",
         "fetch-llm-jp-pairs",
         "fetch-mmc4",
         "fetch-ocr-vqa",
+        "fetch-training-lists",
     ]
     environment = {**os.environ, "DATAFETCH": str(Path(sys.executable).with_name("datafetch"))}
     for script in scripts:

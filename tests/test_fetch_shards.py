@@ -22,7 +22,7 @@ import pytest
 from conftest import LOOPBACK, until
 from in_process import THREADS, fetch_dataset, run
 from runs import Run, RunFolders, StoredImages, Trial, dying_at_a_step, serve_trial
-from sources import place_source
+from sources import place_images, place_source
 
 import datafetch
 from datafetch import Job, RunState, finish, read_status, shard_names
@@ -212,6 +212,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def test_every_dataset_can_be_fetched_shard_by_shard(tmp_path: Path, authority: str, name: str) -> None:
     """Fetched last shard first, the files and the trainer's list are those of one run."""
     source = place_source(name, tmp_path, authority)
+    place_images(name, tmp_path)
     ids = None if source.ids is None else str(source.ids)
     whole = Job(name, str(source.folder), str(tmp_path / "whole" / "out"), ids=ids, fetch=POLICY)
     apart = replace(whole, out=str(tmp_path / "apart" / "out"))

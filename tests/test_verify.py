@@ -511,6 +511,11 @@ def _broken(folder: Path) -> Row:
     return record(image="broken.jpg")
 
 
+def turns(*values: str) -> list[dict[str, str]]:
+    """Turns with these texts, from a human and the model by turns."""
+    return [{"from": ("human", "gpt")[number % 2], "value": value} for number, value in enumerate(values)]
+
+
 WRONG_RECORDS: list[tuple[Callable[[Path], Row], str]] = [
     (_escape, "leads out of the image root"),
     (_absolute, "leads out of the image root"),
@@ -532,7 +537,14 @@ WRONG_RECORDS: list[tuple[Callable[[Path], Row], str]] = [
     (lambda _: record(conversations=[{"from": "cat", "value": "<image>"}]), "turn 0 is from neither human nor gpt"),
     (lambda _: record(conversations=[{"from": [], "value": "<image>"}]), "turn 0 is from neither human nor gpt"),
     (lambda _: record(conversations=[{"from": "gpt"}], image=GONE), "turn 0 has a value that is not a str"),
-    (lambda _: record(conversations=[{"from": "gpt", "value": "?"}]), "has an image, but <image> in none"),
+    (lambda _: record(conversations=[{"from": "gpt", "value": "?"}]), "turn 0 is from gpt, and should be from human"),
+    (lambda _: record(conversations=turns("<image>?", "a", "b")), "an odd number of turns, 3"),
+    (
+        lambda _: record(conversations=turns("?", "a cat")),
+        "the number of its images is 1, and that of <image> in its turns 0",
+    ),
+    (lambda _: record(conversations=turns("<image>", "<image>")), "is 1, and that of <image> in its turns 2"),
+    (lambda _: record(image=["a/cat.jpg", "a/cat.jpg"]), "is 2, and that of <image> in its turns 1"),
 ]
 
 
@@ -556,7 +568,8 @@ def test_a_record_that_is_no_dict_is_named(tmp_path: Path) -> None:
 
 def test_intact_records_pass(tmp_path: Path) -> None:
     """Text alone, several images, a shared image (decoded once) and an image root elsewhere pass."""
-    path = write_list(tmp_path, [record(), record(image=GONE), record(image=["a/cat.jpg", "./b.gif"])])
+    several = record(image=["a/cat.jpg", "./b.gif"], conversations=turns("<image>", "and?", "<image>?", "both"))
+    path = write_list(tmp_path, [record(), record(image=GONE), several])
     (tmp_path / "b.gif").write_bytes(saved(Image.new("P", (9, 9)), "GIF"))
     verdict = verified(path)
     assert verdict.problems == ()

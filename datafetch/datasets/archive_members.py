@@ -1,4 +1,4 @@
-"""ArchiveMembers and UnpackedFiles: image sets that are published as zip archives, as manifests.
+"""Image sets as manifests: members of zip archives, files of unpacked ones, and files that a list names.
 
 A sample is a file of the set. Its metadata has under ``image`` the name under which it is saved and, for the engine's
 ``ImageSource``, where its bytes are: under ``member`` a member of an archive, under ``file`` a path in an unpacked
@@ -17,14 +17,15 @@ from typing import TypeAlias
 
 import numpy as np
 
+from datafetch.datasets.fallback_urls import FallbackUrls
 from datafetch.datasets.filenames import DuplicateNames, why_refused
 from datafetch.datasets.named_images import SAMPLES_PER_SHARD, slice_name
-from datafetch.datasets.readers import Int64s, ZipDirectory, ZipEntry
+from datafetch.datasets.readers import Int64s, LineFile, ZipDirectory, ZipEntry
 from datafetch.errors import ManifestError, raise_if_exhausted
 from datafetch.model.interfaces import Manifest, Samples
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.outcome import FailureKind
-from datafetch.model.sample import FAILURE, FILE, MEMBER, IdListResult, Row, Sample, Shard
+from datafetch.model.sample import FAILURE, FALLBACK, FILE, MEMBER, IdListResult, Row, Sample, Shard
 
 NameOf: TypeAlias = Callable[[str], str | None]
 """Takes the path of a file in an archive, and returns the name under which it is saved; None if it is not wanted."""
@@ -37,13 +38,21 @@ class _Selected(Manifest):
         source: The archive or the folder.
         wanted: The names that are wanted; None if all are.
         names: The names of all selected files, in order; None for those that can't be saved.
+        fallback: URLs for images that fail; None without any.
     """
 
     _fingerprint: str
 
-    def __init__(self, source: Path, wanted: frozenset[str] | None, names: Iterable[str | None]) -> None:
+    def __init__(
+        self,
+        source: Path,
+        wanted: frozenset[str] | None,
+        names: Iterable[str | None],
+        fallback: FallbackUrls | None = None,
+    ) -> None:
         self._source = source
         self._wanted = wanted
+        self._fallback = fallback
         found: set[str] = set()
         self._duplicates = DuplicateNames(self._collect(names, found))
         self._files = len(self._duplicates)
@@ -70,11 +79,14 @@ class _Selected(Manifest):
         return self._files + len(self._missing)
 
     def identity_fields(self) -> Mapping[str, object]:
-        """A hash of the names that are wanted."""
-        if self._wanted is None:
-            return {}
-        digest = hashlib.sha256("\n".join(sorted(self._wanted)).encode("utf-8", "surrogatepass"))
-        return {"only_referenced": digest.hexdigest()}
+        """A hash of the names that are wanted, and the list of URLs for those that fail."""
+        fields: dict[str, object] = {}
+        if self._wanted is not None:
+            digest = hashlib.sha256("\n".join(sorted(self._wanted)).encode("utf-8", "surrogatepass"))
+            fields["images"] = digest.hexdigest()
+        if self._fallback is not None:
+            fields["fallback"] = self._fallback.fingerprint
+        return fields
 
     def samples(self, shard: Shard) -> Samples:
         """The samples of one slice."""
@@ -88,11 +100,15 @@ class _Selected(Manifest):
         """Read samples, from a number counted from 0 in all of the manifest; positions count from 0 again."""
         found = max(0, min(count, self._files - first))
         for position, sample in enumerate(self._read(first, found)):
-            yield replace(sample, position=position)
+            yield self._with_fallback(replace(sample, position=position))
         for position in range(found, count):
             name = self._missing[first + position - self._files]
             row = {"image": name, **_failure(FailureKind.MISSING_MEMBER, "it is not in the archive")}
-            yield Sample(position, name, (f"{self._source.name}#{name}",), row)
+            yield self._with_fallback(Sample(position, name, (f"{self._source.name}#{name}",), row))
+
+    def _with_fallback(self, sample: Sample) -> Sample:
+        url = self._fallback.find(sample.key) if self._fallback is not None else ""
+        return replace(sample, row={**sample.row, FALLBACK: url}) if url else sample
 
     def _collect(self, names: Iterable[str | None], found: set[str]) -> Iterator[str | None]:
         for name in names:
@@ -136,21 +152,28 @@ class ArchiveMembers(_Selected):
         directories: The directories of the archives.
         name_of: Selects members, and gives their names.
         wanted: The names that are wanted; None if all are.
+        fallback: URLs for images that fail; None without any.
     """
 
-    def __init__(self, directories: Sequence[ZipDirectory], name_of: NameOf, wanted: frozenset[str] | None) -> None:
+    def __init__(
+        self,
+        directories: Sequence[ZipDirectory],
+        name_of: NameOf,
+        wanted: frozenset[str] | None,
+        fallback: FallbackUrls | None = None,
+    ) -> None:
         self._directories = directories
         self._name_of = name_of
         self._numbers: list[Int64s] = []
         self._fingerprint = hashlib.sha256("".join(one.sha256 for one in directories).encode()).hexdigest()
-        super().__init__(Path(directories[0].name), wanted, self._select(wanted))
+        super().__init__(Path(directories[0].name), wanted, self._select(wanted), fallback)
 
     def _select(self, wanted: frozenset[str] | None) -> Iterator[str | None]:
         for directory in self._directories:
             selected: list[int] = []
             for number, entry in enumerate(directory.entries()):
                 name = self._name_of(entry.name)
-                if name is not None and (wanted is None or name in wanted):
+                if name is not None and (wanted is None or (name in wanted and not why_refused(name))):
                     selected.append(number)
                     yield None if why_refused(name) else name
             self._numbers.append(np.array(selected, np.int64))
@@ -183,20 +206,23 @@ class UnpackedFiles(_Selected):
         folder: The folder; it may also be one of those that the archive has.
         name_of: Selects files by their paths, which begin with the name of the folder, and gives their names.
         wanted: The names that are wanted; None if all are.
+        fallback: URLs for images that fail; None without any.
     """
 
-    def __init__(self, folder: Path, name_of: NameOf, wanted: frozenset[str] | None) -> None:
+    def __init__(
+        self, folder: Path, name_of: NameOf, wanted: frozenset[str] | None, fallback: FallbackUrls | None = None
+    ) -> None:
         self._folder = folder
         self._name_of = name_of
         paths, digest = [], hashlib.sha256()
         for path, size_bytes in _walk(folder):
             name = name_of(f"{folder.resolve().name}/{path}")
-            if name is not None and (wanted is None or name in wanted):
+            if name is not None and (wanted is None or (name in wanted and not why_refused(name))):
                 paths.append(path)
                 digest.update(f"{path}\0{size_bytes}\0".encode("utf-8", "surrogateescape"))
         self._paths = paths
         self._fingerprint = digest.hexdigest()
-        super().__init__(folder, wanted, (self._name(path) for path in paths))
+        super().__init__(folder, wanted, (self._name(path) for path in paths), fallback)
 
     def _name(self, path: str) -> str | None:
         name = self._name_of(f"{self._folder.resolve().name}/{path}")
@@ -206,8 +232,26 @@ class UnpackedFiles(_Selected):
         for number in range(first, first + count):
             path = self._paths[number]
             name = self._name_of(f"{self._folder.resolve().name}/{path}") or ""
-            where = self._problem(number, name) or {FILE: path}
+            where = self._problem(number, name) or {FILE: [path]}
             yield Sample(number, name, (f"{self._folder.name}#{path}",), {"image": name, **where})
+
+
+class ListedFiles(_Selected):
+    """Files that a list names, and that should be in their place.
+
+    Args:
+        path: The list.
+        names: The paths of the files, relative to the image root; safe ones.
+    """
+
+    def __init__(self, path: Path, names: frozenset[str]) -> None:
+        self._names = sorted(names)
+        self._fingerprint = LineFile(path).fingerprint
+        super().__init__(path, None, self._names)
+
+    def _read(self, first: int, count: int) -> Iterator[Sample]:
+        for number, name in enumerate(self._names[first : first + count], first):
+            yield Sample(number, name, (name,), {FILE: [name]})
 
 
 def by_last_folder(folders: Sequence[str], *, keeps_folder: bool) -> NameOf:

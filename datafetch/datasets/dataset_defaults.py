@@ -27,6 +27,7 @@ class DatasetDefaults:
         loader: The trainer's loader that reads it; None if it is unknown.
         output_format: The name of the format of its output.
         list_name: File name of the JSON list next to the output folder that the trainer reads; None if there is none.
+        lists_images: Whether its samples are the images that the records of its list name, and not the records.
         payloads: The ways in which its rows may hold images.
         id_list: What a line of its id list contains; None if it takes no list.
         short_side_px: The recipe's limit for the short side of an image; None keeps the sizes.
@@ -34,6 +35,7 @@ class DatasetDefaults:
         min_pixels: Images with fewer pixels are placeholders that sites serve for images that are gone.
         archives: File names of the zip archives that hold its images; empty if it has none.
         adopts_files: Whether files that have the right content already are taken as they are.
+        image_root: The folder with the images that its records name, relative to the output; None if they are fetched.
         options: The values of its options.
     """
 
@@ -43,6 +45,7 @@ class DatasetDefaults:
     loader: Loader | None = None
     output_format: str = "pickle"
     list_name: str | None = None
+    lists_images: bool = False
     payloads: frozenset[Payload] = frozenset({Payload.BASE64})
     id_list: str | None = None
     short_side_px: int | None = None
@@ -50,6 +53,7 @@ class DatasetDefaults:
     min_pixels: int = 1
     archives: tuple[str, ...] = ()
     adopts_files: bool = False
+    image_root: str | None = None
     options: DatasetOptions = field(default_factory=DatasetOptions)
 
     def with_options(self, options: DatasetOptions) -> Self:
@@ -62,9 +66,21 @@ class DatasetDefaults:
             raise ConfigurationError(f"{self.name} takes {type(self.options).__name__}, not {type(options).__name__}")
         return replace(self, options=options)
 
+    def archive_location(self, source: str) -> str:
+        """Where its archives are: by default, they are the source."""
+        return source
+
     def bind_archives(self, source: Path, copies: Sequence[Path]) -> Manifest:
         """Open the manifest of a dataset with archives; others are never asked to."""
         raise NotImplementedError(source, copies)
+
+    def list_images(self, record: object) -> Sequence[str]:
+        """The names of a record's images; a dataset whose records are samples is never asked for them."""
+        raise NotImplementedError(record)
+
+    def list_text(self, text: str, record: object) -> str:  # noqa: ARG002 - for those that change it
+        """A record as the trainer's list has it: by default, exactly as it is published."""
+        return text
 
     def is_lost(self, sample: Sample, failed: Collection[int]) -> bool:
         """Whether a sample can no longer become a row: by default, a row needs at least one image, and all of them."""

@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from datafetch.datasets.conversations import why_no_pair
 from datafetch.datasets.dataset_defaults import DatasetDefaults
 from datafetch.datasets.filenames import DuplicateNames, why_refused
 from datafetch.datasets.key_detection import URL_KEYS, choose_key, log_keys
@@ -31,7 +32,6 @@ from datafetch.model.sample import REFUSED, Record, Row, Sample, Shard
 from datafetch.model.untrusted import is_utf8
 
 _LIST = "llm-jp_mm_pair_step0_558k.json"
-_TURNS = 2
 _SNIFFED_RECORDS = 100
 _MAX_KEY_CHARS = 200
 
@@ -54,7 +54,7 @@ class LlmJpPairsStep0(DatasetDefaults):
     """The dataset ``llm-jp-pairs-step0``."""
 
     name: str = "llm-jp-pairs-step0"
-    summary: str = "llm-jp's Japanese pairs: 558K, step 0, images as files."
+    summary: str = "llm-jp's Japanese pairs: 558K, step 0, as files."
     path: str = "alt_pair_ja/image_step0"
     loader: Loader = Loader.TORCH
     output_format: str = "image_files"
@@ -197,18 +197,9 @@ def _records(path: Path, reader: RecordReader) -> Iterator[object]:
 
 def _why_unusable(record: object) -> str:
     """Return why the trainer can't use a record, or no file may have its name; an empty string if it is usable."""
-    if not isinstance(record, dict):
-        return "the record is not an object"
-    turns: object = record.get("conversations")
-    if not isinstance(turns, list) or len(turns) != _TURNS:
-        return f"the record has not {_TURNS} turns"
-    values = [turn.get("value") if isinstance(turn, dict) else None for turn in turns]
-    speakers = [turn.get("from") if isinstance(turn, dict) else None for turn in turns]
-    if not all(isinstance(value, str) for value in values) or speakers != ["human", "gpt"]:
-        return "its turns are not one of human and one of gpt, with texts"
-    if "<image>" not in str(values[0]):
-        return "there is no <image> in its first turn"
-    return why_refused(record.get("image"))
+    if reason := why_no_pair(record):
+        return reason
+    return why_refused(record.get("image") if isinstance(record, dict) else None)
 
 
 def _key(value: object, number: int) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
+from datafetch.datasets.filenames import why_refused
 from datafetch.datasets.readers import RecordReader
 from datafetch.errors import ManifestError, raise_if_exhausted
 
@@ -29,21 +31,56 @@ def read_referenced(paths: Sequence[Path], folder: PurePosixPath) -> frozenset[s
     return names
 
 
+def read_image_names(path: Path) -> frozenset[str]:
+    """Read the paths of all images that a training list names, of the records that the trainer can use.
+
+    Raises:
+        ManifestError: The list can't be read, or names no image.
+    """
+    names: set[str] = set()
+    for record in _records(path, "--source takes the published list"):
+        with suppress(ValueError):
+            names.update(image_names(record))
+    if not names:
+        raise ManifestError(f"{path} names no image; --source takes the published list")
+    return frozenset(names)
+
+
 def image_names(record: object) -> list[str]:
-    """The paths of the images that a record of a training list names."""
-    named = record.get("image") if isinstance(record, dict) else None
-    return [name for name in (named if isinstance(named, list) else [named]) if isinstance(name, str)]
+    """The paths of the images that a record of a training list names; none if it is text only.
+
+    Raises:
+        ValueError: The trainer can't use the record.
+    """
+    if not isinstance(record, dict):
+        raise ValueError("the record is not an object")  # noqa: TRY004 - of the record, not of an argument
+    if "image" not in record:
+        return []
+    named = record["image"]
+    names = named if isinstance(named, list) else [named]
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ValueError("its image is neither a path nor a list of paths")
+    for name in names:
+        if reason := why_refused(name):
+            raise ValueError(reason)
+    return names
 
 
 def _names(path: Path, folder: PurePosixPath) -> Iterator[str]:
-    try:
-        for record in RecordReader(path):
-            for name in image_names(record):
+    for record in _records(path, "--only-referenced takes a JSON training list"):
+        named = record.get("image") if isinstance(record, dict) else None
+        for name in named if isinstance(named, list) else [named]:
+            if isinstance(name, str):
                 image = PurePosixPath(name)
                 if image.is_relative_to(folder) and image != folder:
                     yield str(image.relative_to(folder))
+
+
+def _records(path: Path, advice: str) -> Iterator[object]:
+    try:
+        yield from RecordReader(path)
     except ManifestError as error:
-        raise ManifestError(f"{path} {error}; --only-referenced takes a JSON training list") from error
+        raise ManifestError(f"{path} {error}; {advice}") from error
     except OSError as error:
         raise_if_exhausted(error)
         raise ManifestError(f"cannot read {path}: {error.strerror or error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datafetch.datasets.archived_lists import JAPANESE_PHOTOS, LLAVA_PRETRAIN
 from datafetch.datasets.coyo import Coyo
 from datafetch.datasets.image_sets import COCO, GQA, TEXTVQA, VISUAL_GENOME
 from datafetch.datasets.llm_jp_interleaved import LlmJpInterleaved
@@ -9,6 +10,7 @@ from datafetch.datasets.llm_jp_pairs_step0 import LlmJpPairsStep0
 from datafetch.datasets.llm_jp_pairs_step1 import LlmJpPairsStep1
 from datafetch.datasets.mmc4 import Mmc4Core
 from datafetch.datasets.ocr_vqa import OcrVqa
+from datafetch.datasets.training_lists import JA_VG_VQA, LLAVA_INSTRUCT_JA, LLAVA_V15_SUBSET
 from datafetch.errors import ConfigurationError, unknown_name
 from datafetch.model.interfaces import Dataset
 from datafetch.model.options import DatasetOptions
@@ -17,6 +19,7 @@ _ALL: tuple[Dataset, ...] = (
     Coyo(),
     Mmc4Core(),
     LlmJpPairsStep0(),
+    LLAVA_PRETRAIN,
     LlmJpPairsStep1(),
     LlmJpInterleaved(),
     COCO,
@@ -24,6 +27,10 @@ _ALL: tuple[Dataset, ...] = (
     VISUAL_GENOME,
     TEXTVQA,
     OcrVqa(),
+    LLAVA_V15_SUBSET,
+    LLAVA_INSTRUCT_JA,
+    JAPANESE_PHOTOS,
+    JA_VG_VQA,
 )
 DATASETS = {dataset.name: dataset for dataset in _ALL}
 """All datasets by name, with the default values of their options."""

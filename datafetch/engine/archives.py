@@ -55,12 +55,14 @@ class Archives:
     Attributes:
         locations: Where they lie: paths and URLs, which may have secrets.
         unpacked: The folder to which they were unpacked; then there are no locations.
+        is_in_place: Whether the files of that folder are where the trainer looks for them, so that none is written.
         copies: The copies of their directories.
         is_new: Whether the copies lie in a temporary folder, and not in the state folder.
     """
 
     locations: tuple[str, ...]
     unpacked: Path | None = None
+    is_in_place: bool = False
     copies: tuple[Path, ...] = ()
     is_new: bool = False
 
@@ -172,7 +174,11 @@ def kept_archives(dataset: Dataset, source: str, layout: OutputLayout) -> Archiv
     Raises:
         ManifestError: They are no longer where they were, or the copies of their directories are gone.
     """
-    found = find_archives(dataset, source)
+    if dataset.image_root is not None:
+        return images_in_place(layout, dataset.image_root)
+    if not dataset.archives:
+        return NO_ARCHIVES
+    found = find_archives(dataset, dataset.archive_location(source))
     if found.unpacked is not None:
         return found
     kept = _kept_copies(layout, found.locations)
@@ -181,6 +187,16 @@ def kept_archives(dataset: Dataset, source: str, layout: OutputLayout) -> Archiv
             f"{without_secrets(source)} is not what {layout.out} was made from; start over with --fresh"
         )
     return Archives(found.locations, copies=kept)
+
+
+def images_in_place(layout: OutputLayout, image_root: str) -> Archives:
+    """What an output has in place of archives whose images are in their place already.
+
+    Args:
+        layout: The paths of the output.
+        image_root: The folder with the images, relative to the output.
+    """
+    return Archives((), unpacked=Path(os.path.normpath(layout.out / image_root)), is_in_place=True)
 
 
 def _describe(location: str) -> _Copied:

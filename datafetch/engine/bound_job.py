@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datafetch.datasets import find_dataset
-from datafetch.engine.archives import NO_ARCHIVES, Archives, open_archives
+from datafetch.engine.archives import NO_ARCHIVES, Archives, images_in_place, open_archives
 from datafetch.engine.disk_estimate import DiskEstimate
 from datafetch.engine.feed import MAX_OPEN_SAMPLES, MAX_OPEN_SHARDS
 from datafetch.engine.job import Job, dataset_of, hash_of, identify, own_spec, reshard_plan, settings_of
@@ -34,6 +34,7 @@ class BoundJob:
         identity: Everything that decides the rows.
         layout: The paths of the output.
         archives: The archives that images are members of.
+        source: The folder or file of the manifest.
     """
 
     job: Job
@@ -43,6 +44,7 @@ class BoundJob:
     identity: Identity
     layout: OutputLayout
     archives: Archives
+    source: Path
 
     @property
     def shards(self) -> list[str]:
@@ -69,7 +71,8 @@ class BoundJob:
         """Copy to the state folder what is needed of the manifest later: directories of archives, and the JSON list."""
         self.archives.keep(self.layout)
         if self.dataset.list_name is not None:
-            keep_published(self.layout, self.manifest.shards()[0].source)
+            is_folder = self.source.is_dir()
+            keep_published(self.layout, self.source / self.dataset.list_name if is_folder else self.source)
 
     def disk_estimate(self) -> DiskEstimate:
         """What the whole output will take of the disk."""
@@ -99,11 +102,13 @@ async def bind(job: Job) -> AsyncIterator[BoundJob]:
         DatafetchError: The job or its manifest is wrong.
     """
     dataset = await run_in_thread(dataset_of, job)
-    if not dataset.archives:
-        yield await run_in_thread(_bind, job, dataset, NO_ARCHIVES)
-        return
     layout = await run_in_thread(lambda: OutputLayout(resolve_parent(Path(job.out))))
-    async with open_archives(dataset, job.source, layout, job.fetch, fresh=job.fresh) as archives:
+    if not dataset.archives:
+        root = dataset.image_root
+        yield await run_in_thread(_bind, job, dataset, NO_ARCHIVES if root is None else images_in_place(layout, root))
+        return
+    location = await run_in_thread(dataset.archive_location, job.source)
+    async with open_archives(dataset, location, layout, job.fetch, fresh=job.fresh) as archives:
         yield await run_in_thread(_bind, job, dataset, archives)
 
 
@@ -115,7 +120,7 @@ def _bind(job: Job, dataset: Dataset, archives: Archives) -> BoundJob:
         manifest = dataset.bind(source, Path(job.ids) if job.ids else None)
     spec = job.image or own_spec(dataset)
     identity = identify(job, manifest, spec)
-    return BoundJob(job, dataset, manifest, spec, identity, layout_of(Path(job.out), job, identity), archives)
+    return BoundJob(job, dataset, manifest, spec, identity, layout_of(Path(job.out), job, identity), archives, source)
 
 
 def layout_of(out: Path, job: Job, identity: Identity) -> OutputLayout:

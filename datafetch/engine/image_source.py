@@ -49,13 +49,32 @@ class Adoption:
     keeps_bodies: bool
 
 
+@dataclass(frozen=True, slots=True)
+class FileFolder:
+    """A folder with files that are images.
+
+    Attributes:
+        path: The folder.
+        is_in_place: Whether the trainer looks for them there, so that they stay, and may be behind links; otherwise the
+            folder is what an archive was unpacked to, and its files are written to the output.
+    """
+
+    path: Path
+    is_in_place: bool
+
+    @property
+    def source(self) -> Source:
+        """Where its files come from, for the ledger."""
+        return Source.HAVE if self.is_in_place else Source.ARCHIVE
+
+
 class ImageSource:
     """Gets the bytes of images.
 
     Args:
         fetch: Fetches URLs, and the ranges of archives.
         members: Fetches members of archives; None if the job has none.
-        unpacked: The folder to which an archive was unpacked; None if there is none.
+        folder: The folder with images as files; None if there is none.
         adoption: How files are taken that are there already; None if they are not.
         max_file_bytes: Larger files are refused.
 
@@ -68,13 +87,13 @@ class ImageSource:
         fetch: Fetch[Reservation],
         *,
         members: MemberReader | None = None,
-        unpacked: Path | None = None,
+        folder: FileFolder | None = None,
         adoption: Adoption | None = None,
         max_file_bytes: int = 0,
     ) -> None:
         self.fetch = fetch
         self._members = members
-        self._unpacked = unpacked
+        self._folder = folder
         self._adoption = adoption
         self._max_file_bytes = max_file_bytes
 
@@ -113,7 +132,7 @@ class ImageSource:
             assert self._members is not None, "a job with members has archives"
             fetched = await self._members(Member.from_json(row[MEMBER]), memory)
         elif FILE in row:
-            fetched = await self._read_file(str(row[FILE]), memory)
+            fetched = await self._read_file(row[FILE], image, memory)
         else:
             return await self.fetch(sample.urls[image], memory=memory)
         fallback = row.get(FALLBACK)
@@ -122,12 +141,13 @@ class ImageSource:
             return replace(await self.fetch(fallback, memory=memory), source=Source.FALLBACK)
         return fetched
 
-    async def _read_file(self, path: str, memory: Reservation) -> Fetched:
-        assert self._unpacked is not None, "a job with files has their folder"
-        content = await _in_thread(partial(_read_file, self._unpacked, path, self._max_file_bytes))
+    async def _read_file(self, paths: object, image: int, memory: Reservation) -> Fetched:
+        assert self._folder is not None, "a job with files has their folder"
+        assert isinstance(paths, list), "a path for each image"
+        content = await _in_thread(partial(_read_file, self._folder, str(paths[image]), self._max_file_bytes))
         if isinstance(content, bytes):
             await memory.grow(len(content))
-            return Body(content, source=Source.ARCHIVE)
+            return Body(content, source=self._folder.source)
         return content
 
 
@@ -146,16 +166,18 @@ async def _in_thread(function: Callable[[], _T]) -> _T:
         raise ManifestError(f"cannot read {error.filename}: {error.strerror or error}") from error
 
 
-def _read_file(folder: Path, relative: str, max_bytes: int) -> bytes | Failure:
-    path = folder / relative
+def _read_file(folder: FileFolder, relative: str, max_bytes: int) -> bytes | Failure:
+    path = folder.path / relative
     try:
-        if leads_out(path, str(folder.resolve())) or not S_ISREG(path.stat().st_mode):
-            return Failure(FailureKind.BAD_MEMBER, "it is not a regular file of the folder", source=Source.ARCHIVE)
-        if path.stat().st_size > max_bytes:
-            return Failure(FailureKind.TOO_LARGE, f"the file has {path.stat().st_size} bytes", source=Source.ARCHIVE)
+        leads_elsewhere = not folder.is_in_place and leads_out(path, str(folder.path.resolve()))
+        status = path.stat()
+        if leads_elsewhere or not S_ISREG(status.st_mode):
+            return Failure(FailureKind.BAD_MEMBER, "it is not a regular file of the folder", source=folder.source)
+        if status.st_size > max_bytes:
+            return Failure(FailureKind.TOO_LARGE, f"the file has {status.st_size} bytes", source=folder.source)
         return path.read_bytes()
-    except FileNotFoundError:
-        return Failure(FailureKind.MISSING_MEMBER, "the file is no longer there", source=Source.ARCHIVE)
+    except (FileNotFoundError, NotADirectoryError):
+        return Failure(FailureKind.MISSING_MEMBER, f"there is no {relative}", source=folder.source)
 
 
 def _read_adopted(adoption: Adoption, sample: Sample) -> bytes | None:

@@ -232,6 +232,8 @@ def _refuse_other_job(layout: OutputLayout, before: Identity, now: Identity) -> 
         if before.get(name) != now.get(name):
             if name == "ids":
                 difference = _ID_LISTS[before.get(name) is not None, now.get(name) is not None]
+            elif name == "images":
+                difference = "a training list that names other images"
             elif name == "shards":
                 difference = f"other manifest files: {_first_difference(before[name], now[name])}"
             else:

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
-from datafetch.engine.archives import NO_ARCHIVES, kept_archives
+from datafetch.engine.archives import kept_archives
 from datafetch.engine.bound_job import layout_of
 from datafetch.engine.completeness import unpublished_shards
 from datafetch.engine.feed import Feed
@@ -61,9 +61,7 @@ async def retry_failed(
     dataset = dataset_of(job)
     dataset.refuse_retry()
     shards = list(identity["shards"])
-    archives = NO_ARCHIVES
-    if dataset.archives:
-        archives = await run_in_thread(kept_archives, dataset, job.source, OutputLayout(folder))
+    archives = await run_in_thread(kept_archives, dataset, job.source, OutputLayout(folder))
     layout = await asyncio.to_thread(layout_of, folder, job, identity)
     if job.no_lock:
         await asyncio.to_thread(refuse_at_work, layout)

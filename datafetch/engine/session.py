@@ -28,7 +28,7 @@ import orjson
 
 from datafetch.engine.archives import NO_ARCHIVES, Archives, open_members
 from datafetch.engine.feed import Feed
-from datafetch.engine.image_source import Adoption, ImageSource
+from datafetch.engine.image_source import Adoption, FileFolder, ImageSource
 from datafetch.engine.job import Job, reshard_plan
 from datafetch.engine.permissions import count_permittable
 from datafetch.engine.pipeline import Pipeline
@@ -197,14 +197,16 @@ class Session:
         adoption, out = None, self.output.layout.out
         if self.output.dataset.adopts_files and await run_in_thread(_has_files, out):
             adoption = Adoption(out, job.fresh, keeps_bodies=spec.encode is Encoding.RECEIVED)
-        members = None
+        members = folder = None
+        if archives.unpacked is not None:
+            folder = FileFolder(archives.unpacked, is_in_place=archives.is_in_place)
         if archives.locations:
             members = await run_in_thread(open_members, archives, fetch, job.fetch, job.memory_bytes)
         try:
             yield ImageSource(
                 fetch,
                 members=members,
-                unpacked=archives.unpacked,
+                folder=folder,
                 adoption=adoption,
                 max_file_bytes=job.fetch.max_body_bytes,
             )
@@ -286,7 +288,7 @@ class Session:
         """Write the JSON list that the trainer reads, if the dataset has one."""
         name = self.output.dataset.list_name
         if name is not None:
-            await run_in_thread(lambda: write_trainers_list(self.output.layout, self.published(), name))
+            await run_in_thread(lambda: write_trainers_list(self.output.layout, self.published(), self.output.dataset))
 
     def _plan(self) -> Plan | None:
         """How the output is to be resharded; None if it is not.

@@ -202,6 +202,11 @@ class Dataset(Protocol):
         ...
 
     @property
+    def lists_images(self) -> bool:
+        """Whether its samples are the images that the records of its list name, and not the records."""
+        ...
+
+    @property
     def payloads(self) -> frozenset[Payload]:
         """The ways in which its rows may hold images."""
         ...
@@ -241,6 +246,11 @@ class Dataset(Protocol):
         """Whether files that have the right content already are taken as they are, instead of being fetched."""
         ...
 
+    @property
+    def image_root(self) -> str | None:
+        """The folder with the images that its records name, relative to the output; None if they are fetched."""
+        ...
+
     def bind(self, source: Path, ids: Path | None) -> Manifest:
         """Open the manifest in a source folder.
 
@@ -253,6 +263,14 @@ class Dataset(Protocol):
         """
         ...
 
+    def archive_location(self, source: str) -> str:
+        """Where its archives are: one of them, or the folder or URL of all.
+
+        Args:
+            source: What the job gives as its source.
+        """
+        ...
+
     def bind_archives(self, source: Path, copies: Sequence[Path]) -> Manifest:
         """Open the manifest of a dataset with archives.
 
@@ -262,6 +280,29 @@ class Dataset(Protocol):
 
         Raises:
             ManifestError: No run with it could succeed, because something is missing or damaged.
+        """
+        ...
+
+    def list_images(self, record: object) -> Sequence[str]:
+        """The names of the images of a record of its published list, which are keys of samples.
+
+        Args:
+            record: The record.
+
+        Returns:
+            The names; none for a record that is text only.
+
+        Raises:
+            ValueError: The trainer can't use the record; the message is the reason.
+        """
+        ...
+
+    def list_text(self, text: str, record: object) -> str:
+        """A record as the list that the trainer reads has it.
+
+        Args:
+            text: The record as it stands in the published list.
+            record: The same record, parsed.
         """
         ...
 

@@ -24,7 +24,7 @@ MEMBER = "member"
 """The key in the metadata of a sample whose image is a member of an archive; its value is ``Member.to_json``'s."""
 
 FILE = "file"
-"""The key in the metadata of a sample whose image is a file of the source folder; its value is the relative path."""
+"""The key in the metadata of a sample whose images are files of a folder; its value lists their relative paths."""
 
 FAILURE = "failure"
 """The key in the metadata of a sample whose image can't be fetched: a list of the failure's kind and the reason."""

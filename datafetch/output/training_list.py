@@ -8,17 +8,19 @@ source.
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
+from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
+import numpy as np
 import orjson
 
 from datafetch.datasets.readers import RecordReader
 from datafetch.errors import ConfigurationError, ConservationError
+from datafetch.model.interfaces import Dataset
 from datafetch.model.outcome import OK
 from datafetch.model.sample import REFUSED
 from datafetch.store.atomic import make_folder, publish, write_atomically
@@ -65,13 +67,13 @@ def keep_published(layout: OutputLayout, path: Path) -> None:
             other.unlink()
 
 
-def write_trainers_list(layout: OutputLayout, shards: Iterable[str], name: str) -> None:
+def write_trainers_list(layout: OutputLayout, shards: Iterable[str], dataset: Dataset) -> None:
     """Write the trainer's list, and to the state folder a list of the records that were dropped, each with the reason.
 
     Args:
         layout: The paths of the output; its lock is held.
         shards: Names of the published list's shards that have a ledger, in order.
-        name: File name of the list.
+        dataset: The dataset, which has a list.
 
     Raises:
         ConfigurationError: The copy of the published list is gone.
@@ -82,11 +84,14 @@ def write_trainers_list(layout: OutputLayout, shards: Iterable[str], name: str) 
         raise ConfigurationError(
             f"{layout.published_list} no longer has a copy of the published list; put it back, or use --fresh"
         )
-    final = trainers_list(layout, name)
+    assert dataset.list_name is not None, "it has a list"
+    final = trainers_list(layout, dataset.list_name)
+    make_folder(final.parent)
     unfinished = [layout.state_folder / f"{path.name}.tmp" for path in (final, layout.dropped)]
     with unfinished[0].open("wb") as used, unfinished[1].open("wb") as dropped:
         digest = _Digest(used)
-        _write(digest, dropped, copy, _results(layout, shards))
+        judge = _ByImages(layout, shards, dataset) if dataset.lists_images else _ByRecord(layout, shards)
+        _write(digest, dropped, copy, dataset, judge)
     # The hash is stored before the list is published, so that a list of the operator's is never mistaken for ours.
     write_atomically(layout.published_list / _WRITTEN_LIST_HASH, orjson.dumps({"sha256": digest.sha256}))
     publish(unfinished[0], final)
@@ -117,29 +122,99 @@ class _Digest:
         self._file.write(content)
 
 
-def _write(used: _Digest, dropped: BinaryIO, published: Path, results: Iterator[_RecordResult]) -> None:
-    """Divide the records of the published list by their results; a run with a limit has fewer results than records."""
-    separator = b"[\n"
-    records = iter(RecordReader(published))
-    for number, result in enumerate(results):
-        record = next(records, results)
-        if record is results:
-            raise ConservationError(f"{published} ends before record {number:,}, which a ledger lists")
+def _write(used: _Digest, dropped: BinaryIO, published: Path, dataset: Dataset, judge: _Judge) -> None:
+    """Divide the records of the published list.
+
+    Records that stay are copied as they stand, and so is what separates them.
+    """
+    reader = RecordReader(published)
+    opening, is_empty = "", True
+    for number, record in enumerate(reader):
+        gap = reader.gap_text
+        opening = opening or gap
+        result = judge(number, record)
+        if result is None:  # a run with a limit has not come to it
+            continue
         if result.reason is None:
-            used.write(separator + _json(record))
-            separator = b",\n"
+            used.write(((opening if is_empty else gap) + dataset.list_text(reader.record_text, record)).encode())
+            is_empty = False
         else:
             line = {"record": number, "key": result.key, "reason": result.reason}
             dropped.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
-    used.write(b"[]\n" if separator == b"[\n" else b"\n]\n")
+    used.write(b"[]\n" if is_empty else reader.gap_text.encode())
+    judge.finish()
 
 
-def _json(record: object) -> bytes:
-    text = json.dumps(record, ensure_ascii=False)
-    try:
-        return text.encode()
-    except UnicodeEncodeError:  # a lone surrogate, which JSON allows and UTF-8 does not
-        return json.dumps(record).encode()
+class _Judge(Protocol):
+    """Says which records of the published list stay."""
+
+    def __call__(self, number: int, record: object) -> _RecordResult | None:
+        """What became of a record; called for each of them in order. None if that is not known."""
+        ...
+
+    def finish(self) -> None:
+        """Check that no result is left."""
+        ...
+
+
+class _ByRecord:
+    """Judges records that are samples themselves, by what became of the sample."""
+
+    def __init__(self, layout: OutputLayout, shards: Iterable[str]) -> None:
+        self._layout = layout
+        self._results = _results(layout, shards)
+
+    def __call__(self, number: int, record: object) -> _RecordResult | None:
+        del number, record
+        return next(self._results, None)
+
+    def finish(self) -> None:
+        if next(self._results, None) is not None:
+            raise ConservationError(f"{self._layout.published_list} has fewer records than the ledgers list")
+
+
+class _ByImages:
+    """Judges records by what became of the images that they name. Memory holds 8 bytes for each image that arrived."""
+
+    def __init__(self, layout: OutputLayout, shards: Iterable[str], dataset: Dataset) -> None:
+        self._dataset = dataset
+        self._reasons: dict[str, str] = {}
+        arrived = array("q")
+        for shard in shards:
+            for lines in read_samples(layout.ledger(shard)):
+                for line in lines:
+                    if line.outcome == OK:
+                        arrived.append(_hash(line.key))
+                    else:
+                        self._reasons[line.key] = f"{line.outcome}: {line.detail}"
+        self._arrived = np.sort(np.array(arrived, np.int64))
+
+    def __call__(self, number: int, record: object) -> _RecordResult | None:
+        key = str(record.get("id", number)) if isinstance(record, dict) else str(number)
+        try:
+            names = self._dataset.list_images(record)
+        except ValueError as error:
+            return _RecordResult(key, str(error))
+        for name in names:
+            reason = self._reasons.get(name)
+            if reason is not None:
+                return _RecordResult(key, reason)
+            if not self._has_arrived(name):
+                return _RecordResult(key, f"{name} was not looked for, because the run had a limit")
+        return _RecordResult(key, None)
+
+    def finish(self) -> None:
+        pass
+
+    def _has_arrived(self, name: str) -> bool:
+        digest = _hash(name)
+        index = int(np.searchsorted(self._arrived, digest))
+        return index < len(self._arrived) and int(self._arrived[index]) == digest
+
+
+def _hash(name: str) -> int:
+    digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
 
 
 def _results(layout: OutputLayout, shards: Iterable[str]) -> Iterator[_RecordResult]:

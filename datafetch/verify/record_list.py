@@ -1,7 +1,8 @@
 """A JSON list of records and a folder of images, as the trainer's loader sees them.
 
-Rules: the paths in records are untrusted. They never lead out of the image root, and only regular files are opened. An
-image that several records share is examined once.
+Rules: the paths in records are untrusted. They never lead out of the image root, but for links in it: the operator has
+made these, to a set that several roots share. Only regular files are opened. An image that several records share is
+examined once.
 """
 
 from __future__ import annotations
@@ -45,7 +46,6 @@ class RecordList:
             raise ConfigurationError(f"the image root {image_root} is not a folder; give another --image-root")
         self._path = path
         self._image_root = image_root
-        self._real_root = os.path.realpath(image_root)
         # Hashes of paths, which take the same memory however long the paths are.
         self._seen: set[int] = set()
 
@@ -73,13 +73,15 @@ class RecordList:
             yield Examination(1, (problem,), read_bytes=read_bytes)
             return
         location = Location(location.file, location.row, key=row_key(record))
-        messages = _conversation_problems(record.get("conversations"), has_image="image" in record)
-        problems = [Problem(location, message) for message in islice(messages, _MAX_CONVERSATION_PROBLEMS)]
+        problems = []
         try:
             names = _image_names(record)
         except ValueError as error:
             problems.append(Problem(location, str(error)))
             names = []
+        images = len(names) or None
+        messages = _conversation_problems(record.get("conversations"), images)
+        problems += [Problem(location, message) for message in islice(messages, _MAX_CONVERSATION_PROBLEMS)]
         yield Examination(1, tuple(problems), read_bytes=read_bytes)
         for name in names:
             try:
@@ -103,21 +105,21 @@ class RecordList:
         self._seen.add(hash(relative_path))
         if Path(relative_path).is_absolute() or relative_path.split(os.sep, 1)[0] == os.pardir:
             raise ValueError("leads out of the image root")
-        return (ImageToDecode(location, read_image(self._image_root / relative_path, self._real_root)),)
+        return (ImageToDecode(location, read_image(self._image_root / relative_path)),)
 
 
-def read_image(path: Path, real_root: str) -> bytes:
+def read_image(path: Path, real_root: str | None = None) -> bytes:
     """Read an image file.
 
     Args:
         path: The file.
-        real_root: The folder that must contain it, with all links resolved.
+        real_root: The folder that must contain it, with all links resolved; None if links may lead anywhere.
 
     Raises:
         ValueError: It is not a regular file, is too large, or lies outside the folder because of a link.
         OSError: It can't be read.
     """
-    if leads_out(path, real_root):
+    if real_root is not None and leads_out(path, real_root):
         raise ValueError("is a link that leads out of its folder")
     if path.exists() and not path.is_file():
         raise ValueError("is not a regular file")
@@ -144,21 +146,36 @@ def _image_names(record: dict[str, object]) -> list[str]:
             raise ValueError("image is neither a path nor a list of paths")
 
 
-def _conversation_problems(turns: object, *, has_image: bool) -> Iterator[str]:
+def _conversation_problems(turns: object, images: int | None) -> Iterator[str]:
+    """What the trainer can't use of a conversation.
+
+    Args:
+        turns: What the record has as its conversation.
+        images: The number of its images; None if it has none, or their number is not known.
+    """
     if not isinstance(turns, list) or not turns:
         yield "conversations is not a list with at least one turn"
         return
-    has_placeholder = False
+    problems = 0
     for number, turn in enumerate(turns):
-        if not isinstance(turn, dict):
-            yield f"turn {number} is not a dict"
-            continue
-        if turn.get("from") not in _SPEAKERS:
-            yield f"turn {number} is from neither {' nor '.join(_SPEAKERS)}"
-        value = turn.get("value")
-        if isinstance(value, str):
-            has_placeholder = has_placeholder or _IMAGE_PLACEHOLDER in value
-        else:
-            yield f"turn {number} has a value that is not a str"
-    if has_image and not has_placeholder:
-        yield f"has an image, but {_IMAGE_PLACEHOLDER} in none of its turns"
+        if problem := _turn_problem(number, turn):
+            problems += 1
+            yield problem
+    if problems:
+        return
+    if len(turns) % 2:
+        yield f"there is an odd number of turns, {len(turns)}: the last has no answer"
+    placeholders = sum(turn["value"].count(_IMAGE_PLACEHOLDER) for turn in turns)
+    if images is not None and placeholders != images:
+        yield f"the number of its images is {images}, and that of {_IMAGE_PLACEHOLDER} in its turns {placeholders}"
+
+
+def _turn_problem(number: int, turn: object) -> str:
+    if not isinstance(turn, dict):
+        return f"turn {number} is not a dict"
+    if not isinstance(turn.get("value"), str):
+        return f"turn {number} has a value that is not a str"
+    speaker, expected = turn.get("from"), _SPEAKERS[number % 2]
+    if speaker not in _SPEAKERS:
+        return f"turn {number} is from neither {' nor '.join(_SPEAKERS)}"
+    return "" if speaker == expected else f"turn {number} is from {speaker}, and should be from {expected}"

@@ -223,3 +223,32 @@ class MemberReader(_Reader):
             if not isinstance(name, str) or self._next_character(file) != ":":
                 raise ManifestError("is not JSON, or is cut short")
             yield Member(name, self._value(file))
+
+
+def replace_member(text: str, name: str, value: object) -> str:
+    """Replace the value of a member in the text of a JSON object; all else keeps its form.
+
+    Args:
+        text: The object, which has been parsed before.
+        name: The member's name; of several with this name, the last is replaced, which is the one that counts.
+        value: The new value.
+    """
+    position = text.index("{") + 1
+    span = (0, 0)
+    while True:
+        while text[position] in _SPACE or text[position] == ",":
+            position += 1
+        if text[position] == "}":
+            break
+        found, position = _DECODER.raw_decode(text, position)
+        position = text.index(":", position) + 1
+        while text[position] in _SPACE:
+            position += 1
+        start = position
+        _, position = _DECODER.raw_decode(text, start)
+        if found == name:
+            span = (start, position)
+    start, stop = span
+    if not stop:
+        return text
+    return text[:start] + json.dumps(value, ensure_ascii=text.isascii()) + text[stop:]

@@ -178,7 +178,8 @@ class MemberReader:
             content = await self._read_beyond(call.member, content.stop, archive)
         if isinstance(content, Failure):
             return replace(content, attempts=read.attempts, permitted=read.permitted)
-        await call.memory.grow(len(content))
+        if not call.fetched.done():  # its caller is still there
+            await call.memory.grow(len(content))
         permitted = set(read.permitted)
         if len(content) > DEFAULT_MAX_BODY_BYTES:
             permitted.add(Permission.MAX_BODY)

@@ -3,8 +3,9 @@
 The files of a shard are first written under numbers, with an index that has the final name of each. When the whole
 shard is on disk, they are renamed, and the index goes to the state folder.
 
-Rules: a row is ``{"name": …, "content": …, "sample": …}`` with a name that ``datasets.filenames`` accepts. An index is
-a file of the state folder and not trusted: a name that leads out of the output folder is refused.
+Rules: a row is ``{"name": …, "content": …, "sample": …}`` with a name that ``datasets.filenames`` accepts; the content
+is empty if the file is in its place already. A row without a name has no file. An index is a file of the state folder
+and not trusted: a name that leads out of the output folder is refused.
 """
 
 from __future__ import annotations
@@ -111,6 +112,9 @@ class ImageFilesWriter:
     def write_row(self, row: OutputRow) -> None:
         """Write the file of a row."""
         values = row.load()
+        if "name" not in values:  # the files of its images are in their place, and not this output's
+            self._adopted += 1
+            return
         name, content, sample = values["name"], values["content"], values["sample"]
         assert isinstance(name, str), "names are text"
         assert isinstance(content, bytes), "files have bytes"

@@ -30,6 +30,7 @@ _DATASETS = sorted(path.name for path in DATA.iterdir() if (path / "source").is_
 _OPTIONS = ("--allow-net", "127.0.0.0/8", "--processes", "1", "--retries", "0", "--json")
 _MANY = "coyo, many and faulty"
 _MORE_OPTIONS: Mapping[str, tuple[str, ...]] = {
+    "synthdog-ja": ("--count", "2"),
     "ocr-vqa": (),
     _MANY: ("--world-size", "2"),
 }

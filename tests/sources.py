@@ -16,6 +16,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from datafetch.datasets.synthdog_ja import SynthdogJaOptions
+from datafetch.model.options import DatasetOptions
+
 DATA = Path(__file__).parent / "data"
 NOWHERE = "origin.invalid"
 
@@ -40,6 +43,11 @@ def place_source(dataset: str, folder: Path, authority: str = NOWHERE) -> TinySo
     return TinySource(source, ids if ids.exists() else None)
 
 
+def tiny_options(dataset: str) -> DatasetOptions | None:
+    """The options that a dataset needs for its tiny source; None for the usual ones."""
+    return SynthdogJaOptions(count=2) if dataset == "synthdog-ja" else None
+
+
 def place_images(dataset: str, root: Path) -> None:
     """Copy the images that a dataset expects in its image root, if there are any."""
     images = DATA / dataset / "images"
@@ -51,6 +59,8 @@ def _leading_to(authority: str, path: Path) -> bytes:
     content = path.read_bytes()
     if path.suffix == ".parquet":
         table = pq.read_table(path)
+        if "url" not in table.column_names:
+            return content
         urls = [url.replace(NOWHERE, authority) for url in table["url"].to_pylist()]
         buffer = io.BytesIO()
         column = table.schema.get_field_index("url")

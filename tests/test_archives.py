@@ -9,14 +9,14 @@ import sys
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from archive_server import ArchiveServer, Behaviour
+from archive_server import ArchiveServer, Behaviour, SeenRequest
 from conftest import LOOPBACK
 from in_process import retry, run
 from runs import PATIENCE_S
@@ -29,6 +29,7 @@ from datafetch.fetch import FetchPolicy
 from datafetch.model.outcome import FailureKind
 from datafetch.output.retry_filter import RetryFilter
 from datafetch.store.layout import OutputLayout
+from datafetch.store.spool_reader import SpoolReader
 
 POLICY = FetchPolicy(allow_net=LOOPBACK, backoff_s=0.01, retries=2)
 IMAGES = {f"{number:012d}.jpg": jpeg(number) for number in range(60)}
@@ -395,6 +396,29 @@ def test_files_that_are_there_are_taken(tmp_path: Path, archive: Path) -> None:
     ]
 
 
+def test_other_images_may_be_wanted_later(tmp_path: Path, archive: Path) -> None:
+    """With other training lists, or all: what is there is taken, and only the rest is fetched."""
+    names = sorted(IMAGES)
+    lists = []
+    for number, wanted in enumerate((names[:10], names[5:20])):
+        path = tmp_path / f"{number}.json"
+        path.write_text(json.dumps([{"image": f"coco/train2017/{name}"} for name in wanted]))
+        lists.append(str(path))
+    with ArchiveServer(archive) as server:
+        first = coco(tmp_path, server.url, options=ImageSetOptions(only_referenced=(lists[0],)))
+        assert run(first).totals.ok == 10
+        both = replace(first, options=ImageSetOptions(only_referenced=tuple(lists)))
+        report = run(both)
+        assert (report.totals.ok, report.reused) == (20, 10)
+        report = run(replace(first, options=None))
+        assert (report.totals.ok, report.reused) == (60, 20)
+        server.requests.clear()
+        report = run(first)
+        assert (report.totals.ok, report.reused) == (10, 10)
+        assert not server.requests
+    assert files(first) == IMAGES
+
+
 @pytest.mark.parametrize("content", [b"another file", jpeg(1234)])
 def test_another_file_is_never_overwritten(tmp_path: Path, archive: Path, content: bytes) -> None:
     """The run stops and names it; --fresh replaces it."""
@@ -531,15 +555,38 @@ def test_mutated_archives_end_each_member_in_one_outcome(tmp_path: Path, seed: i
 KILLS = 10
 
 
+def ended(out: Path) -> set[str]:
+    """The keys of all images that have an outcome, in the spools and in published shards."""
+    layout = OutputLayout(out)
+    keys = {
+        spooled.sample.key for path in layout.all_spools.rglob("*.spool") for spooled in SpoolReader(path).samples()
+    }
+    ledgers = pq.read_table(layout.ledgers)["key"].to_pylist() if layout.ledgers.exists() else []
+    return keys | set(ledgers)
+
+
+def members_in(archive: Path, requests: Sequence[SeenRequest]) -> set[str]:
+    """The members of which requests ask for a byte of the data."""
+    with zipfile.ZipFile(archive) as opened:
+        infos = opened.infolist()
+        spans = {
+            Path(one.filename).name: (one.header_offset + 40, one.header_offset + 40 + one.file_size) for one in infos
+        }
+        directory = opened.start_dir
+    ranges = [(one.start, one.stop) for one in requests if one.stop < directory]
+    return {name for name, (start, stop) in spans.items() if any(low < stop and start < high for low, high in ranges)}
+
+
 @pytest.mark.slow
 def test_a_run_killed_ten_times_fetches_no_member_twice(tmp_path: Path) -> None:
-    """But for those that were in flight: after each kill, nothing is asked for that had an outcome."""
-    images = {f"{number:05d}.jpg": jpeg(number, 120) for number in range(600)}
+    """After each kill, nothing is asked for that had an outcome; in the end the tree is that of an undisturbed run."""
+    images = {f"{number:05d}.jpg": jpeg(number, 100) for number in range(1500)}
     archive = tmp_path / "train2017.zip"
     write_zip(archive, {f"train2017/{name}": content for name, content in images.items()})
     rng = random.Random(5)
     out = tmp_path / "root/coco/train2017"
-    with ArchiveServer(archive, Behaviour(bytes_per_s=400_000, max_range_bytes=100_000)) as server:
+    resumed, status = 0, None
+    with ArchiveServer(archive, Behaviour(bytes_per_s=600_000, max_range_bytes=64 * 1024)) as server:
         command = [sys.executable, "-m", "datafetch", "prepare", "coco-train2017", "--source", server.url]
         command += [
             "--root",
@@ -551,22 +598,19 @@ def test_a_run_killed_ten_times_fetches_no_member_twice(tmp_path: Path) -> None:
             "--per-host",
             "2",
         ]
-        kills = 0
-        while True:
-            after = len(server.requests) + rng.randint(2, 12)
+        for number in range(KILLS + 1):
+            before, first = ended(out), len(server.requests)
+            last = first + rng.randint(6, 10)
             with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
 
-                def kill(_: object, process: Any = process, after: int = after) -> None:
-                    if len(server.requests) >= after:
+                def kill(_: object, process: Any = process, last: int = last) -> None:
+                    if len(server.requests) >= last:
                         process.kill()
 
-                server.on_request = kill if kills < KILLS else lambda _: None
+                server.on_request = kill if number < KILLS else lambda _: None
                 status = process.wait(PATIENCE_S)
-            if status == 0:
-                break
-            kills += 1
-            assert kills <= KILLS
-        asked = server.asked_bytes
+            assert not before & members_in(archive, server.requests[first:])
+            resumed += bool(before)
+    assert status == 0
+    assert resumed > KILLS // 2
     assert {path.name: path.read_bytes() for path in out.iterdir()} == images
-    in_flight = kills * 2 * 2 * (1 << 20)
-    assert asked < archive.stat().st_size + in_flight

@@ -105,6 +105,14 @@ def test_the_script_for_image_sets_fetches_what_lists_name(tmp_path: Path, monke
     assert len(images(tmp_path / "all")) == 8
 
 
+def test_the_script_for_synthdog_ja_takes_as_many_rows_as_it_is_told(tmp_path: Path) -> None:
+    """The published files have more than the tiny one."""
+    source = place_source("synthdog-ja", tmp_path)
+    summary = fetch("fetch-synthdog-ja", source.folder, tmp_path / "root", "--count", "2")
+    assert summary["samples"] == {"total": 2, "rows": 2, "dropped": 0}
+    assert len(images(tmp_path / "root")) == 2
+
+
 def test_the_script_for_training_lists_makes_those_that_are_there(tmp_path: Path) -> None:
     """Each of what the image sets have; the lists pass the check."""
     lists = {"llava-v1.5-subset": 4, "ja-vg-vqa": 2}
@@ -146,6 +154,7 @@ def test_every_script_is_tested_and_prints_its_usage() -> None:
         "fetch-llm-jp-pairs",
         "fetch-mmc4",
         "fetch-ocr-vqa",
+        "fetch-synthdog-ja",
         "fetch-training-lists",
     ]
     environment = {**os.environ, "DATAFETCH": str(Path(sys.executable).with_name("datafetch"))}

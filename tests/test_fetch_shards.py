@@ -22,7 +22,7 @@ import pytest
 from conftest import LOOPBACK, until
 from in_process import THREADS, fetch_dataset, run
 from runs import Run, RunFolders, StoredImages, Trial, dying_at_a_step, serve_trial
-from sources import place_images, place_source
+from sources import place_images, place_source, tiny_options
 
 import datafetch
 from datafetch import Job, RunState, finish, read_status, shard_names
@@ -214,7 +214,9 @@ def test_every_dataset_can_be_fetched_shard_by_shard(tmp_path: Path, authority: 
     source = place_source(name, tmp_path, authority)
     place_images(name, tmp_path)
     ids = None if source.ids is None else str(source.ids)
-    whole = Job(name, str(source.folder), str(tmp_path / "whole" / "out"), ids=ids, fetch=POLICY)
+    whole = Job(
+        name, str(source.folder), str(tmp_path / "whole" / "out"), ids=ids, fetch=POLICY, options=tiny_options(name)
+    )
     apart = replace(whole, out=str(tmp_path / "apart" / "out"))
     expected = run(whole)
     for shard in reversed(shard_names(apart)):

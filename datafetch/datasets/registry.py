@@ -10,6 +10,7 @@ from datafetch.datasets.llm_jp_pairs_step0 import LlmJpPairsStep0
 from datafetch.datasets.llm_jp_pairs_step1 import LlmJpPairsStep1
 from datafetch.datasets.mmc4 import Mmc4Core
 from datafetch.datasets.ocr_vqa import OcrVqa
+from datafetch.datasets.synthdog_ja import SynthdogJa
 from datafetch.datasets.training_lists import JA_VG_VQA, LLAVA_INSTRUCT_JA, LLAVA_V15_SUBSET
 from datafetch.errors import ConfigurationError, unknown_name
 from datafetch.model.interfaces import Dataset
@@ -31,6 +32,7 @@ _ALL: tuple[Dataset, ...] = (
     LLAVA_INSTRUCT_JA,
     JAPANESE_PHOTOS,
     JA_VG_VQA,
+    SynthdogJa(),
 )
 DATASETS = {dataset.name: dataset for dataset in _ALL}
 """All datasets by name, with the default values of their options."""

@@ -226,7 +226,7 @@ async def _copy_remote(location: str, copy: Path, policy: FetchPolicy) -> None:
         async def read(start: int, stop: int) -> bytes:
             read = await ranges.read(start, stop)
             if isinstance(read, Failure):
-                raise ManifestError(f"{name} can't be read: {read.detail or read.kind.value}; try again later")
+                raise ManifestError(f"{name} can't be read: {read.detail}; try again later")
             return read.content
 
         try:

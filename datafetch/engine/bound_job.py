@@ -15,7 +15,7 @@ from datafetch.engine.job import Job, dataset_of, hash_of, identify, own_spec, r
 from datafetch.engine.ownership import claim_for_job
 from datafetch.model.interfaces import Dataset, Manifest
 from datafetch.output.merge import Output
-from datafetch.output.training_list import keep_published, published_source
+from datafetch.output.training_list import keep_made, keep_published, published_source
 from datafetch.process.threads import run_in_thread
 from datafetch.store.job_file import Identity
 from datafetch.store.layout import OutputLayout, resolve_parent
@@ -56,23 +56,33 @@ class BoundJob:
         """How records become rows, and where they go."""
         return Output(self.dataset, self.layout, self.job.payload, max_sample_bytes=self.job.max_sample_bytes)
 
-    def claim_output(self, shards: Collection[str]) -> None:
+    def claim_output(self, shards: Collection[str], *, is_whole: bool = False) -> None:
         """Claim an unused output for this job, or check that it is this job's already. Its lock is held.
 
         Args:
             shards: Names of the shards that are to be fetched.
+            is_whole: Whether no other process is at work on the output.
 
         Raises:
             ConfigurationError: The output belongs to another job, or holds files that datafetch has not written.
         """
-        claim_for_job(self.layout, self.identity, settings_of(self.job, self.spec), shards, fresh=self.job.fresh)
+        takes_files = self.dataset.adopts_files or self.dataset.image_root is not None
+        claim_for_job(
+            self.layout,
+            self.identity,
+            settings_of(self.job, self.spec),
+            shards,
+            fresh=self.job.fresh,
+            takes_files=is_whole and takes_files,
+        )
 
     def keep_manifest(self) -> None:
         """Copy to the state folder what is needed of the manifest later: directories of archives, and the JSON list."""
         self.archives.keep(self.layout)
-        if self.dataset.list_name is not None:
-            is_folder = self.source.is_dir()
-            keep_published(self.layout, self.source / self.dataset.list_name if is_folder else self.source)
+        name = self.dataset.list_name
+        if name is None or keep_made(self.layout, name, self.manifest.write_list):
+            return
+        keep_published(self.layout, self.source / name if self.source.is_dir() else self.source)
 
     def disk_estimate(self) -> DiskEstimate:
         """What the whole output will take of the disk."""

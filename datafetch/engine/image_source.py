@@ -1,8 +1,8 @@
 """ImageSource: gets the bytes of an image from where its sample says that they are.
 
-An image is looked for in this order: in its place in the output, if the dataset takes files that are there; in the
-archive or the unpacked folder that its sample names; and on the web. Where a sample has a fallback, that is requested
-if the way before has failed.
+An image is looked for in this order: in its place in the output, if the dataset takes files that are there; in its
+sample; in the archive or the unpacked folder that its sample names; and on the web. Where a sample has a fallback, that
+is requested if the way before has failed.
 
 Rules: a file that is in its place is taken if it is the right one, and is never replaced by another unless the run
 starts over. Nothing is written through a link.
@@ -126,6 +126,9 @@ class ImageSource:
             if there is not None:
                 await memory.grow(len(there))
                 return Body(there, source=Source.HAVE)
+        if sample.content is not None:
+            await memory.grow(len(sample.content))
+            return Body(sample.content, source=Source.ARCHIVE)
         if FAILURE in row:
             fetched: Fetched = _recorded_failure(row[FAILURE])
         elif MEMBER in row:

@@ -1,6 +1,6 @@
 """Who may write to an output: one job, and of it one run at a time, or several processes with shards of their own.
 
-An output is in one of four states, which its state folder shows:
+An output is in one of five states, which its state folder shows:
 
 * unused: it has no ``job.json``. A run may claim it if its folder is empty, or its format allows files of others there.
 * of a job: ``job.json`` holds the job's identity, that is, everything that decides the rows. Only a run with the same
@@ -8,6 +8,8 @@ An output is in one of four states, which its state folder shows:
   differ from run to run.
 * of a job that starts over (``fresh``): everything that datafetch has written is deleted, ``job.json`` last, so that an
   interrupted deletion is continued by the next such run, and then the output is unused.
+* of a job that takes files that are there, and now wants other images: its state is deleted as if it started over, and
+  the files of its output stay, to be taken.
 * of ``datafetch reshard``: it has an ``equal.json`` without a ``job.json``. No run may claim it.
 
 Everything happens under a lock that dies with its holder, in this order: killed runs are recovered from (what they left
@@ -22,6 +24,7 @@ Rules: nothing is deleted or created before it is certain that datafetch made th
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import shutil
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
@@ -42,6 +45,7 @@ from datafetch.store.job_file import Identity, read_job_file, write_job_file
 from datafetch.store.layout import OutputLayout
 from datafetch.store.lock import Lock, ShardLocks, locks_where_possible
 
+_log = logging.getLogger(__name__)
 _LOCK_INTERVAL_S = 0.05  # preparing takes milliseconds, or as long as it takes to copy the published list of a dataset
 _RESHARDED_FILE = re.compile(rf"part-\d{{5,}}({'|'.join(map(re.escape, PickleFormat.suffixes))})")
 _NO_OPTIONS = frozenset({"dataset", "format", "keys", "least_pixels"})  # parts of the identity that no option sets
@@ -163,7 +167,13 @@ def _refuse_unwritable(layout: OutputLayout) -> None:
 
 
 def claim_for_job(
-    layout: OutputLayout, identity: Identity, settings: Mapping[str, object], shards: Collection[str], *, fresh: bool
+    layout: OutputLayout,
+    identity: Identity,
+    settings: Mapping[str, object],
+    shards: Collection[str],
+    *,
+    fresh: bool,
+    takes_files: bool = False,
 ) -> None:
     """Claim an unused output for a job, or check that it is the job's already. Its lock is held.
 
@@ -173,6 +183,8 @@ def claim_for_job(
         settings: The job as JSON (``job.settings_of``).
         shards: Names of the shards that are to be fetched.
         fresh: Delete what an earlier run has written.
+        takes_files: The job takes files that are there. So if it only wants other images than the job before, it starts
+            over without deleting their files.
 
     Raises:
         ConfigurationError: The output belongs to another job, or holds files that datafetch has not written.
@@ -185,6 +197,10 @@ def claim_for_job(
     if fresh:
         _start_over(layout)
     before = read_job_file(layout)
+    if before is not None and takes_files and _wants_other_images(before.identity, identity):
+        _log.info("%s: other images are wanted than before; those that are there are taken", layout.out)
+        _start_over(layout, keeps_files=True)
+        before = None
     if before is not None:  # checked first, or shards of a missing manifest file would be taken for foreign files
         _refuse_other_job(layout, before.identity, identity)
         refuse_left_spools(layout, before.scratch, shards, otherwise="start over with --fresh")
@@ -219,6 +235,12 @@ def refuse_left_spools(layout: OutputLayout, scratch: Path | None, shards: Colle
     raise ConfigurationError(f"images fetched for {layout.out} lie in {before.all_spools}; {again}, or {otherwise}")
 
 
+def _wants_other_images(before: Identity, now: Identity) -> bool:
+    """Whether two jobs differ in nothing but the images that training lists name."""
+    names = {name for name in now | before if before.get(name) != now.get(name)}
+    return bool(names) and names <= {"images", "shards"}
+
+
 _ID_LISTS = {
     (True, True): "another id list",
     (True, False): "with an id list, now without",
@@ -232,8 +254,6 @@ def _refuse_other_job(layout: OutputLayout, before: Identity, now: Identity) -> 
         if before.get(name) != now.get(name):
             if name == "ids":
                 difference = _ID_LISTS[before.get(name) is not None, now.get(name) is not None]
-            elif name == "images":
-                difference = "a training list that names other images"
             elif name == "shards":
                 difference = f"other manifest files: {_first_difference(before[name], now[name])}"
             else:
@@ -315,12 +335,17 @@ def _files_to_delete(layout: OutputLayout, identity: Identity) -> list[Path]:
     return files
 
 
-def _start_over(layout: OutputLayout) -> None:
-    """Delete what earlier runs have written; without a job file, nothing is known to be datafetch's."""
+def _start_over(layout: OutputLayout, *, keeps_files: bool = False) -> None:
+    """Delete what earlier runs have written; without a job file, nothing is known to be datafetch's.
+
+    Args:
+        layout: The paths of the output.
+        keeps_files: Whether the files of the output stay, and the directories of the archives that they came from.
+    """
     job = read_job_file(layout)
     if job is None:
         return
-    for path in _files_to_delete(layout, job.identity):
+    for path in () if keeps_files else _files_to_delete(layout, job.identity):
         path.unlink(missing_ok=True)
     for folder in (
         layout.ledgers,
@@ -330,7 +355,7 @@ def _start_over(layout: OutputLayout) -> None:
         layout.ready,
         layout.kept_for_retry("").parent,
         layout.image_index_folder,
-        layout.archives,
+        *(() if keeps_files else (layout.archives,)),
         layout.added,
         layout.resharding,
         layout.resharded,

@@ -74,7 +74,7 @@ async def fetch_dataset(
         if job.fresh:
             await _try_to_start(bound)
         before = None if job.fresh else await asyncio.to_thread(read_permitted, layout)
-        prepare = partial(bound.claim_output, shards)
+        prepare = partial(bound.claim_output, shards, is_whole=True)
         async with locked_output(layout, prepare, fresh=job.fresh, is_alone=job.no_lock):
             _log_no_longer_permitted(before, job)
             await run_in_thread(_begin_run, bound)

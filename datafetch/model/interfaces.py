@@ -158,6 +158,20 @@ class Manifest(ShardSource, Protocol):
         """
         return {}
 
+    def write_list(self, path: Path) -> bool:  # noqa: ARG002 - for those that make a list
+        """Write the JSON list of a dataset for which none is published.
+
+        Args:
+            path: The file to write.
+
+        Returns:
+            Whether it was written; by default not, because the source has the list.
+
+        Raises:
+            ManifestError: A manifest file is damaged.
+        """
+        return False
+
     def id_list_result(self, keys: Iterable[str], counts: Mapping[str, ShardCounts]) -> IdListResult | None:  # noqa: ARG002 - for those with a list
         """How the ids of the id list were found in the manifest; None without a list.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
@@ -45,12 +45,14 @@ class Sample:
         key: The dataset's own id, as text.
         urls: The image URLs, as published; empty if the sample can't become a row whatever arrives.
         row: The metadata that ``Dataset.to_row`` needs; JSON-like values only, because it is stored in the spool.
+        content: The image itself, where the manifest has it; it is stored nowhere with the sample.
     """
 
     position: int
     key: str
     urls: tuple[str, ...]
     row: Row
+    content: bytes | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -51,6 +51,25 @@ def published_source(layout: OutputLayout, source: Path, name: str) -> Path:
         return source
     written_hash = read_if_sound(layout.published_list / _WRITTEN_LIST_HASH, dict[str, str])
     return copy if written_hash == {"sha256": _sha256(path)} else source
+
+
+def keep_made(layout: OutputLayout, name: str, write: Callable[[Path], bool]) -> bool:
+    """Store in the state folder the list of a dataset for which none is published, replacing an earlier one.
+
+    Args:
+        layout: The paths of the output.
+        name: File name of the list.
+        write: Writes it to a file, and returns whether the dataset has such a list.
+
+    Returns:
+        What ``write`` did.
+    """
+    make_folder(layout.published_list)
+    unfinished = layout.published_list / f"{name}.tmp"
+    is_made = write(unfinished)
+    if is_made:
+        publish(unfinished, layout.published_list / name)
+    return is_made
 
 
 def keep_published(layout: OutputLayout, path: Path) -> None:

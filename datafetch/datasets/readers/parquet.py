@@ -46,12 +46,14 @@ class ColumnType(StrEnum):
     INTEGER = "an integer"
     FLOAT = "a floating-point number"
     STRING = "text"
+    BINARY = "bytes"
 
 
 _TYPE_CHECKS: dict[ColumnType, Callable[[Any], bool]] = {
     ColumnType.INTEGER: pa.types.is_integer,
     ColumnType.FLOAT: pa.types.is_floating,
     ColumnType.STRING: lambda found: pa.types.is_string(found) or pa.types.is_large_string(found),
+    ColumnType.BINARY: lambda found: pa.types.is_binary(found) or pa.types.is_large_binary(found),
 }
 
 
@@ -82,13 +84,15 @@ class ParquetFile:
 
         Args:
             path: The file.
-            columns: The columns that will be read, and the types that they must have.
+            columns: The columns that will be read, and the types that they must have. ``image.bytes`` is the field
+                ``bytes`` of a column ``image`` of structs.
 
         Raises:
             ManifestError: The file can't be read, is not parquet, lacks a column, has it twice or with another type, or
                 claims to have more rows than a file of its size may have.
         """
         self.path = path
+        self._binaries = tuple(name for name, wanted in columns.items() if wanted is ColumnType.BINARY)
         self._texts = tuple(name for name, wanted in columns.items() if wanted is ColumnType.STRING)
         with _reading(path), path.open("rb") as raw:
             self.fingerprint = _fingerprint(path, raw)
@@ -102,16 +106,16 @@ class ParquetFile:
             raise ManifestError(
                 f"{path} claims to have {self.rows:,} rows in {size_bytes:,} bytes, more than is accepted"
             )
-        if missing := [name for name in columns if name not in schema.names]:
+        types = {name: _find_type(schema, name) for name in columns}
+        if missing := [name for name, found in types.items() if found is None]:
             raise ManifestError(
                 f"{path} has no column {', '.join(missing)}; it has {', '.join(schema.names) or 'none'}"
             )
-        if twice := [name for name in columns if schema.names.count(name) > 1]:
+        if twice := [name for name in columns if schema.names.count(name.partition(".")[0]) > 1]:
             raise ManifestError(f"{path} has several columns named {', '.join(twice)}; leave one of each")
         for name, wanted in columns.items():
-            found = schema.field(name).type
-            if not _TYPE_CHECKS[wanted](found):
-                raise ManifestError(f"{path}: column {name} has the type {found}, where {wanted.value} is needed")
+            if not _TYPE_CHECKS[wanted](types[name]):
+                raise ManifestError(f"{path}: column {name} has the type {types[name]}, where {wanted.value} is needed")
 
     def batches(self, columns: Sequence[str]) -> Iterator[Any]:
         """All rows in order, as ``pyarrow.RecordBatch`` values of these columns.
@@ -161,18 +165,21 @@ class ParquetFile:
         Raises:
             ManifestError: A page is too large.
         """
-        row_bytes, has_dictionary = 1, False
+        row_bytes, has_dictionary, dictionary_bytes = 1, False, 0
         for page in self._pages(file, group, name):
             if page.size_bytes > _MAX_PAGE_BYTES:
                 raise ManifestError(
                     f"{self.path}: column {name} has a page of {page.size_bytes:,} bytes, more than is accepted"
                 )
             has_dictionary = has_dictionary or page.is_dictionary_encoded
+            dictionary_bytes = dictionary_bytes if page.values else max(dictionary_bytes, page.size_bytes)
             if page.values > 0:
                 # If values share prefixes, each of them may be as long as the whole page.
                 row_bytes = max(row_bytes, page.size_bytes // (1 if page.shares_prefixes else page.values))
         if has_dictionary and name in self._texts:
             row_bytes = max(row_bytes, self._longest_in_dictionary(group, name))
+        elif has_dictionary:  # of values that need not be looked at one by one: each may be all of it
+            row_bytes = max(row_bytes, dictionary_bytes) if name in self._binaries else row_bytes
         return max(1, _BATCH_BYTES // row_bytes)
 
     def _pages(self, file: Any, group: int, name: str) -> Iterator[Page]:
@@ -195,6 +202,18 @@ class ParquetFile:
 
     def _open(self, **options: Any) -> Any:
         return pq.ParquetFile(self.path, buffer_size=_BUFFER_BYTES, pre_buffer=False, **options)
+
+
+def _find_type(schema: Any, name: str) -> Any:
+    """The type of a column, or of a field of a column of structs; None if there is none."""
+    column, _, inner = name.partition(".")
+    if column not in schema.names:
+        return None
+    found = schema.field(schema.names.index(column)).type
+    if not inner:
+        return found
+    fields = [found.field(number) for number in range(found.num_fields)] if pa.types.is_struct(found) else []
+    return next((one.type for one in fields if one.name == inner), None)
 
 
 def _chunk(group: Any, name: str) -> Any:

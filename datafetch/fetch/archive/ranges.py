@@ -28,7 +28,7 @@ from datafetch.model.request import ByteRange, Request
 
 MAX_PART_BYTES = 8 * 1024 * 1024
 """How much one request asks for at most."""
-_FIRST_PART_BYTES = 1024 * 1024
+_FIRST_PART_BYTES = 256 * 1024
 _MIN_PART_BYTES = 64 * 1024
 _PART_S = 8.0  # a part should take no longer, because it is lost when its connection is cut
 _MS_PER_S = 1000.0
@@ -139,7 +139,7 @@ class RemoteRanges:
         """
         read = await self.read(0, 1)
         if isinstance(read, Failure):
-            raise ManifestError(f"{self._name} can't be read: {describe(read)}")
+            raise ManifestError(f"{self._name} can't be read: {read.detail}; check --source, or try again later")
         if self.total_bytes is None:
             raise ManifestError(f"{self._name}: the server does not say how large the file is; give another --source")
         return self.total_bytes

@@ -264,6 +264,27 @@ def test_an_archive_may_lie_elsewhere(tmp_path: Path) -> None:
     assert trainers(job) == [record(1, "1.jpg")]
 
 
+def test_secrets_of_an_archive_are_not_stored_and_may_be_given_to_a_retry(tmp_path: Path) -> None:
+    """A signed URL is an option of the run, and another one of the retry; the state folder has neither."""
+    write_zip(tmp_path / "photo data.zip", {"1.jpg": jpeg(1, 16), "2.jpg": jpeg(2, 16)})
+    with ArchiveServer(tmp_path / "photo data.zip") as server:
+        url = server.folder_url + "photo%20data.zip?signature="
+        records = [record(1, "1.jpg"), record(2, "2.jpg")]
+        options = ArchivedListOptions(archive=url + "hidden1")
+        job = archived(tmp_path, "japanese-photos-conv", records, options=options)
+        job = replace(job, fetch=replace(POLICY, retries=0, backoff_s=0.01))
+        server.on_request = lambda _: server.change(status=503) if len(server.requests) == 4 else None
+        run(job)
+        assert not trainers(job)
+        server.on_request = lambda _: None
+        server.change(status=0)
+        retry(job.out, source=url + "hidden2")
+        assert server.requests[-1].path.endswith("hidden2")
+    assert trainers(job) == records
+    state = OutputLayout(Path(job.out)).state_folder
+    assert all(b"hidden" not in path.read_bytes() for path in state.rglob("*") if path.is_file())
+
+
 def test_a_second_run_writes_the_same_list_and_the_published_one_may_be_replaced(tmp_path: Path) -> None:
     """The trainer's list may lie where the published one does; a copy of that is kept."""
     write_images(tmp_path / "data", "coco/train2017/1.jpg")

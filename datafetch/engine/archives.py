@@ -168,8 +168,13 @@ def open_members(archives: Archives, fetch: Fetcher, policy: FetchPolicy, memory
     return MemberReader(readers, max_member_bytes=policy.max_body_bytes, spans=spans)
 
 
-def kept_archives(dataset: Dataset, source: str, layout: OutputLayout) -> Archives:
+def kept_archives(dataset: Dataset, location: str, layout: OutputLayout) -> Archives:
     """The archives of an output, for a retry.
+
+    Args:
+        dataset: The dataset.
+        location: Where its archives are.
+        layout: The paths of the output.
 
     Raises:
         ManifestError: They are no longer where they were, or the copies of their directories are gone.
@@ -178,13 +183,13 @@ def kept_archives(dataset: Dataset, source: str, layout: OutputLayout) -> Archiv
         return images_in_place(layout, dataset.image_root)
     if not dataset.archives:
         return NO_ARCHIVES
-    found = find_archives(dataset, dataset.archive_location(source))
+    found = find_archives(dataset, location)
     if found.unpacked is not None:
         return found
     kept = _kept_copies(layout, found.locations)
     if kept is None:
         raise ManifestError(
-            f"{without_secrets(source)} is not what {layout.out} was made from; start over with --fresh"
+            f"{without_secrets(location)} is not what {layout.out} was made from; start over with --fresh"
         )
     return Archives(found.locations, copies=kept)
 

@@ -232,7 +232,9 @@ def settings_of(job: Job, spec: ImageSpec) -> dict[str, Any]:
     if is_url(job.source):
         paths["source"] = without_secrets(job.source)
     values = {**asdict(replace(job, image=spec, fresh=False, no_lock=False)), **paths}
-    return {**values, _OPTIONS_KEY: values.pop("options") or {}}
+    options = values.pop("options") or {}
+    stored = {name: without_secrets(value) if isinstance(value, str) else value for name, value in options.items()}
+    return {**values, _OPTIONS_KEY: stored}
 
 
 def read_job(layout: OutputLayout) -> tuple[Job, Identity]:

@@ -48,6 +48,7 @@ async def retry_failed(
     retry_filter: RetryFilter | None = None,
     *,
     change: Change | None = None,
+    source: str | None = None,
     observers: Iterable[Observer[Statistics]] = (),
     backends: Backends = CHILD_PROCESSES,
 ) -> Report:
@@ -61,7 +62,8 @@ async def retry_failed(
     dataset = dataset_of(job)
     dataset.refuse_retry()
     shards = list(identity["shards"])
-    archives = await run_in_thread(kept_archives, dataset, job.source, OutputLayout(folder))
+    location = source or await run_in_thread(dataset.archive_location, job.source)
+    archives = await run_in_thread(kept_archives, dataset, location, OutputLayout(folder))
     layout = await asyncio.to_thread(layout_of, folder, job, identity)
     if job.no_lock:
         await asyncio.to_thread(refuse_at_work, layout)
@@ -74,9 +76,9 @@ async def retry_failed(
             _log.info("permitted, and remembered for later retries: %s", " ".join(permitted.options()))
         retry_layout = layout.for_retry(begun.number, begun.token)
         output = Output(dataset, retry_layout, job.payload, begun, job.max_sample_bytes)
-        source = await run_in_thread(FailedSamples, output, begun, shards)
+        failed = await run_in_thread(FailedSamples, output, begun, shards)
         session = Session(job, output, shards, observers)
-        feed = Feed(source, output.layout)
+        feed = Feed(failed, output.layout)
         async with session.fetched(feed, job.image or ImageSpec(), backends, archives) as fetched:
             return await _complete_retry(layout, session, fetched)
 

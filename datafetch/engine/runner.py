@@ -193,6 +193,7 @@ def retry(
     retry_filter: RetryFilter | None = None,
     *,
     change: Change | None = None,
+    source: str | None = None,
     observers: Iterable[Observer[Statistics]] = (),
     backends: Backends = CHILD_PROCESSES,
 ) -> Report:
@@ -203,6 +204,7 @@ def retry(
         retry_filter: Which failures; None selects temporary ones, or those of the retry that was interrupted.
         change: Changes settings of that run; none that the rows depend on. What it permits is remembered for later
             retries. A network that it leaves out stays permitted.
+        source: Where the archive is, if it was given with credentials or a query, which are not stored.
         observers: Each watches while it runs.
         backends: What transcodes images and commits shards.
 
@@ -213,7 +215,7 @@ def retry(
         DatafetchError: There is no complete run, or this machine ran out of something.
         KeyboardInterrupt: Ctrl-C; the same call resumes the retry, and so does one without a filter and ``change``.
     """
-    work = retry_failed(out, retry_filter, change=change, observers=observers, backends=backends)
+    work = retry_failed(out, retry_filter, change=change, source=source, observers=observers, backends=backends)
     return run_to_end(work, uvloop.new_event_loop)
 
 

@@ -30,7 +30,7 @@ def _complete_kind(incomplete: str) -> list[str]:
     return [kind.value for kind in FailureKind if kind.startswith(incomplete)]
 
 
-def retry(
+def retry(  # noqa: PLR0913 - one parameter an option
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder that prepare filled.")],
     *,
     kinds: Annotated[
@@ -45,6 +45,14 @@ def retry(
     everything: Annotated[
         bool, typer.Option("--all", help="Retry all failures.", rich_help_panel=OptionGroup.SELECTION)
     ] = False,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Where the archive is, if its URL has credentials, or a query that has expired.",
+            rich_help_panel=OptionGroup.NETWORK,
+        ),
+    ] = None,
     min_success: MinSuccess = 0.0,
     json: Json = False,
     given: GivenOptions,
@@ -62,6 +70,7 @@ def retry(
             str(out),
             _retry_filter(kinds, everything=everything, permitted=given.permitted_kinds),
             change=given.change,
+            source=source,
             observers=[partial(show_progress, console=console)],
         )
     show_report(report, as_json=json)

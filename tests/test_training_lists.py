@@ -133,14 +133,15 @@ def test_records_that_would_end_the_training_are_left_out(tmp_path: Path) -> Non
 
 
 def test_what_it_gives_passes_the_check(tmp_path: Path) -> None:
-    """``verify`` opens every image of the list below the trainer's data folder, also behind a link to a shared set."""
+    """``verify`` opens every image of the list below the trainer's data folder; behind links if it is told so."""
     write_images(tmp_path / "shared", "1.jpg", "2.jpg")
     (tmp_path / "data/coco").mkdir(parents=True)
     (tmp_path / "data/coco/train2017").symlink_to(tmp_path / "shared")
     job = job_for(tmp_path, json.dumps([record(1, "coco/train2017/1.jpg"), record(2, "coco/train2017/2.jpg")]))
     assert run(job).totals.rows == 2
-    verdict = run_check(Check(f"{job.out}.json", image_root=str(tmp_path / "data")))
-    assert not verdict.problems
+    check = Check(f"{job.out}.json", image_root=str(tmp_path / "data"))
+    assert not run_check(replace(check, follow_links=True)).problems
+    assert len(run_check(check).problems) == 2
 
 
 def test_images_of_visual_genome_are_found_by_their_last_two_components(tmp_path: Path) -> None:

@@ -52,6 +52,7 @@ class Check:
             first row.
         image_root: The folder to which the paths in a JSON file are relative; None takes the output folder next to it,
             if a run created both, or else the folder of the file.
+        follow_links: Whether images of a JSON file may lie behind links that lead out of that folder.
         world_size: How many ranks will read the shards.
         batch: How many groups a rank takes in one step.
         group: How many samples the loader groups; None takes the loader's own number, 4 pairs or 1 document.
@@ -69,6 +70,13 @@ class Check:
             group=OptionGroup.BEHAVIOUR,
             metavar="DIR",
             unset="the list's folder",
+        ),
+    )
+    follow_links: bool = option(
+        False,
+        Option(
+            help="Read images of a JSON list behind links, such as to a set that others share.",
+            group=OptionGroup.BEHAVIOUR,
         ),
     )
     world_size: int = option(DEFAULT_WORLD_SIZE, WORLD_SIZE)
@@ -166,7 +174,8 @@ def _open(check: Check) -> Subject:
         raise ConfigurationError(f"{out} is neither a folder of shards or images nor a JSON file")
     if check.loader not in {None, Loader.TORCH}:
         raise ConfigurationError(f"{out} is a file; --loader {check.loader} takes a folder of shards")
-    return RecordList(out, _image_root(out) if check.image_root is None else Path(check.image_root))
+    image_root = _image_root(out) if check.image_root is None else Path(check.image_root)
+    return RecordList(out, image_root, follow_links=check.follow_links)
 
 
 def _open_folder(check: Check, out: Path) -> Subject:
@@ -177,7 +186,8 @@ def _open_folder(check: Check, out: Path) -> Subject:
         path = out.absolute().parent / dataset.list_name
         if not path.is_file():
             raise ConfigurationError(f"{path} does not exist; the run that creates it is not complete")
-        return RecordList(path, out if check.image_root is None else Path(check.image_root))
+        image_root = out if check.image_root is None else Path(check.image_root)
+        return RecordList(path, image_root, follow_links=check.follow_links)
     if check.image_root is not None:
         raise ConfigurationError("--image-root is only for a JSON file; shards contain their images")
     loader = check.loader or (None if dataset is None else dataset.loader)

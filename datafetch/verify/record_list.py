@@ -1,8 +1,7 @@
 """A JSON list of records and a folder of images, as the trainer's loader sees them.
 
-Rules: the paths in records are untrusted. They never lead out of the image root, but for links in it: the operator has
-made these, to a set that several roots share. Only regular files are opened. An image that several records share is
-examined once.
+Rules: the paths in records are untrusted. They never lead out of the image root, but through links if the operator says
+so, and only regular files are opened. An image that several records share is examined once.
 """
 
 from __future__ import annotations
@@ -32,12 +31,13 @@ class RecordList:
     Args:
         path: The JSON file.
         image_root: The folder to which the paths in it are relative.
+        follow_links: Whether links may lead out of that folder.
 
     Raises:
         ConfigurationError: The file is empty, or the image root is not a folder.
     """
 
-    def __init__(self, path: Path, image_root: Path) -> None:
+    def __init__(self, path: Path, image_root: Path, *, follow_links: bool = False) -> None:
         self.loader = Loader.TORCH
         self.total_bytes = path.stat().st_size
         if not self.total_bytes:
@@ -46,6 +46,7 @@ class RecordList:
             raise ConfigurationError(f"the image root {image_root} is not a folder; give another --image-root")
         self._path = path
         self._image_root = image_root
+        self._real_root = None if follow_links else os.path.realpath(image_root)
         # Hashes of paths, which take the same memory however long the paths are.
         self._seen: set[int] = set()
 
@@ -105,7 +106,7 @@ class RecordList:
         self._seen.add(hash(relative_path))
         if Path(relative_path).is_absolute() or relative_path.split(os.sep, 1)[0] == os.pardir:
             raise ValueError("leads out of the image root")
-        return (ImageToDecode(location, read_image(self._image_root / relative_path)),)
+        return (ImageToDecode(location, read_image(self._image_root / relative_path, self._real_root)),)
 
 
 def read_image(path: Path, real_root: str | None = None) -> bytes:

@@ -189,7 +189,7 @@ def test_a_signed_url_that_expires_stops_the_run_and_another_resumes_it(tmp_path
     """What had arrived is not fetched again, although the URL is another one."""
     with ArchiveServer(large_archive) as server:
         job = coco(tmp_path, f"{server.url}?signature=one", fetch=replace(POLICY, per_host=1))
-        server.on_request = lambda _: server.change(status=403) if len(server.requests) == 8 else None
+        server.on_request = lambda _: server.change(status=403) if len(server.requests) == 14 else None
         with pytest.raises(ManifestError, match="give a new one"):
             run(job)
         server.on_request = lambda _: None
@@ -465,11 +465,15 @@ def test_a_wrong_checksum_is_retried(tmp_path: Path) -> None:
     assert retry(job.out).retried == 0
 
 
-def test_a_retry_takes_members_from_the_archive(tmp_path: Path, large_archive: Path) -> None:
+def test_a_retry_takes_members_from_the_archive(
+    tmp_path: Path, large_archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What failed because the server did is fetched by a later retry, and nothing else is."""
+    monkeypatch.setattr("datafetch.fetch.archive.ranges._MAX_DOWN_S", 0.0)
+    monkeypatch.setattr("datafetch.fetch.archive.ranges._MAX_FAILED_RANGES", 1000)
     with ArchiveServer(large_archive) as server:
         job = coco(tmp_path, server.url, fetch=replace(POLICY, retries=0, per_host=1))
-        server.on_request = lambda _: server.change(status=503) if len(server.requests) == 8 else None
+        server.on_request = lambda _: server.change(status=503) if len(server.requests) == 14 else None
         run(job)
         assert "ok" in outcomes(job).values()
         assert "http_status" in outcomes(job).values()
@@ -477,6 +481,25 @@ def test_a_retry_takes_members_from_the_archive(tmp_path: Path, large_archive: P
         server.change(status=0)
         failed = [key for key, outcome in outcomes(job).items() if outcome != "ok"]
         assert retry(job.out).retried == len(failed)
+    assert files(job) == LARGE
+
+
+def test_a_server_that_is_gone_stops_the_run_and_costs_no_image(
+    tmp_path: Path, large_archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The members that are left are not recorded as failed one by one; the same command resumes."""
+    monkeypatch.setattr("datafetch.fetch.archive.ranges._MAX_DOWN_S", 0.0)
+    monkeypatch.setattr("datafetch.fetch.archive.ranges._MAX_FAILED_RANGES", 2)
+    with ArchiveServer(large_archive) as server:
+        job = coco(tmp_path, server.url, fetch=replace(POLICY, retries=0, per_host=1))
+        server.on_request = lambda _: server.change(status=503) if len(server.requests) == 14 else None
+        with pytest.raises(ManifestError, match=r"can't be read now \(.*\); run the same command again later"):
+            run(job)
+        server.on_request = lambda _: None
+        server.change(status=0)
+        run(job)
+        assert Counter(outcomes(job).values())["ok"] > 40
+        retry(job.out)
     assert files(job) == LARGE
 
 

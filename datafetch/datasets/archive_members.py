@@ -20,7 +20,7 @@ import numpy as np
 from datafetch.datasets.fallback_urls import FallbackUrls
 from datafetch.datasets.filenames import DuplicateNames, why_refused
 from datafetch.datasets.named_images import SAMPLES_PER_SHARD, slice_name
-from datafetch.datasets.readers import Int64s, LineFile, ZipDirectory, ZipEntry
+from datafetch.datasets.readers import Int64s, ZipDirectory, ZipEntry
 from datafetch.errors import ManifestError, raise_if_exhausted
 from datafetch.model.interfaces import Manifest, Samples
 from datafetch.model.ledger_line import ShardCounts
@@ -217,9 +217,10 @@ class UnpackedFiles(_Selected):
         paths, digest = [], hashlib.sha256()
         for path, size_bytes in _walk(folder):
             name = name_of(f"{folder.resolve().name}/{path}")
+            if name is not None:
+                digest.update(f"{path}\0{size_bytes}\0".encode("utf-8", "surrogateescape"))
             if name is not None and (wanted is None or (name in wanted and not why_refused(name))):
                 paths.append(path)
-                digest.update(f"{path}\0{size_bytes}\0".encode("utf-8", "surrogateescape"))
         self._paths = paths
         self._fingerprint = digest.hexdigest()
         super().__init__(folder, wanted, (self._name(path) for path in paths), fallback)
@@ -246,8 +247,8 @@ class ListedFiles(_Selected):
 
     def __init__(self, path: Path, names: frozenset[str]) -> None:
         self._names = sorted(names)
-        self._fingerprint = LineFile(path).fingerprint
-        super().__init__(path, None, self._names)
+        self._fingerprint = ""  # nothing but the names counts
+        super().__init__(path, names, self._names)
 
     def _read(self, first: int, count: int) -> Iterator[Sample]:
         for number, name in enumerate(self._names[first : first + count], first):

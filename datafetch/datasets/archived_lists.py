@@ -108,7 +108,8 @@ class ArchivedList(DatasetDefaults):
         return image_names(record)
 
     def _names(self, source: Path) -> frozenset[str]:
-        return read_image_names(find_file(source, self.list_name or ""))
+        path = Path(self.kept_list) if self.kept_list else find_file(source, self.list_name or "")
+        return read_image_names(path)
 
     def _fallback(self, source: Path) -> FallbackUrls | None:
         path = (source if source.is_dir() else source.parent) / self.fallback_name

@@ -28,6 +28,8 @@ class DatasetDefaults:
         output_format: The name of the format of its output.
         list_name: File name of the JSON list next to the output folder that the trainer reads; None if there is none.
         lists_images: Whether its samples are the images that the records of its list name, and not the records.
+        makes_list: Whether its list is made from its manifest, because none is published.
+        kept_list: The path of a copy of its published list, to be read in place of the one in the source; mostly empty.
         payloads: The ways in which its rows may hold images.
         id_list: What a line of its id list contains; None if it takes no list.
         short_side_px: The recipe's limit for the short side of an image; None keeps the sizes.
@@ -46,6 +48,8 @@ class DatasetDefaults:
     output_format: str = "pickle"
     list_name: str | None = None
     lists_images: bool = False
+    makes_list: bool = False
+    kept_list: str = ""
     payloads: frozenset[Payload] = frozenset({Payload.BASE64})
     id_list: str | None = None
     short_side_px: int | None = None
@@ -73,6 +77,10 @@ class DatasetDefaults:
     def bind_archives(self, source: Path, copies: Sequence[Path]) -> Manifest:
         """Open the manifest of a dataset with archives; others are never asked to."""
         raise NotImplementedError(source, copies)
+
+    def with_kept_list(self, path: Path) -> Self:
+        """The same dataset, which reads a copy of its published list."""
+        return replace(self, kept_list=str(path))
 
     def list_images(self, record: object) -> Sequence[str]:
         """The names of a record's images; a dataset whose records are samples is never asked for them."""

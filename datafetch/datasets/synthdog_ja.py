@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from textwrap import indent
 from typing import Any, Self
 
 import numpy as np
@@ -65,6 +64,7 @@ class SynthdogJa(DatasetDefaults):
     output_format: str = "image_files"
     list_name: str | None = "synthdog_ja_102k.json"
     lists_images: bool = True
+    makes_list: bool = True
     options: SynthdogJaOptions = field(default_factory=SynthdogJaOptions)
 
     def with_options(self, options: DatasetOptions) -> Self:
@@ -165,16 +165,15 @@ class SynthdogManifest(Manifest):
         """The samples of one slice."""
         return _Slice(next(part for part in self._parts if _part_name(part) == shard.name))
 
-    def write_list(self, path: Path) -> bool:
+    def write_list(self, path: Path) -> None:
         """Write the list with a record for each row."""
         with path.open("w", encoding="utf-8") as file:
             separator = "[\n"
             for number, record in enumerate(self._records()):
                 text = json.dumps(record(number), ensure_ascii=False, indent=2)
-                file.write(separator + indent(text, "  "))
+                file.write(separator + "  " + text.replace("\n", "\n  "))
                 separator = ",\n"
             file.write("\n]")
-        return True
 
     def _records(self) -> Iterator[Callable[[int], dict[str, object]]]:
         """For each row what makes its record, given the number of the row in all files."""

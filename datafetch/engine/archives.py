@@ -71,6 +71,7 @@ class Archives:
         if not self.is_new:
             return
         make_folder(layout.archives)
+        (layout.archives / _LIST).unlink(missing_ok=True)  # it is of other copies
         for copy in self.copies:
             unfinished = layout.archives / f"{copy.name}.tmp"
             shutil.copyfile(copy, unfinished)
@@ -92,20 +93,39 @@ def find_archives(dataset: Dataset, source: str) -> Archives:
         ManifestError: There is nothing.
     """
     if is_url(source):
-        parts = urlsplit(source)
+        try:
+            parts = urlsplit(source)
+        except ValueError as error:
+            raise ManifestError(f"{without_secrets(source)} is not a URL: {error}") from error
         if not parts.path.endswith("/"):
-            return Archives((source,))
+            return Archives(_all_of(dataset, (source,)))
         return Archives(
             tuple(urlunsplit(parts._replace(path=parts.path + name.replace(" ", "%20"))) for name in dataset.archives)
         )
     path = Path(source)
     if path.is_dir():
         there = tuple(str(path / name) for name in dataset.archives if (path / name).is_file())
-        return Archives(there) if there else Archives((), unpacked=path)
+        return Archives(_all_of(dataset, there)) if there else Archives((), unpacked=path)
     if not path.is_file():
         names = " and ".join(dataset.archives)
-        raise ManifestError(f"there is no {path}; --source takes {names}, as a path or a URL, or their folder")
-    return Archives((source,))
+        raise ManifestError(
+            f"there is no {without_secrets(source)}; needed is {names}, as a path or a URL, or the folder of it"
+        )
+    return Archives(_all_of(dataset, (source,)))
+
+
+def _all_of(dataset: Dataset, locations: tuple[str, ...]) -> tuple[str, ...]:
+    """Check that no archive of a dataset is missing.
+
+    Raises:
+        ManifestError: One is.
+    """
+    if len(locations) < len(dataset.archives):
+        raise ManifestError(
+            f"{dataset.name} has {len(dataset.archives)} archives, {' and '.join(dataset.archives)}; give the folder "
+            "that has all of them, or its URL with a / at its end"
+        )
+    return locations
 
 
 @asynccontextmanager
@@ -164,7 +184,7 @@ def open_members(archives: Archives, fetch: Fetcher, policy: FetchPolicy, memory
         if is_url(location):
             readers.append(_remote(fetch, location, min(part_bytes, policy.max_body_bytes), fingerprint))
         else:
-            readers.append(LocalRanges(Path(location), fingerprint.size_bytes))
+            readers.append(LocalRanges(Path(location), fingerprint.size_bytes, part_bytes))
     return MemberReader(readers, max_member_bytes=policy.max_body_bytes, spans=spans)
 
 
@@ -184,9 +204,9 @@ def kept_archives(dataset: Dataset, location: str, layout: OutputLayout) -> Arch
     if not dataset.archives:
         return NO_ARCHIVES
     found = find_archives(dataset, location)
-    if found.unpacked is not None:
+    if found.unpacked is not None and not (layout.archives / _LIST).exists():
         return found
-    kept = _kept_copies(layout, found.locations)
+    kept = None if found.unpacked is not None else _kept_copies(layout, found.locations)
     if kept is None:
         raise ManifestError(
             f"{without_secrets(location)} is not what {layout.out} was made from; start over with --fresh"
@@ -287,6 +307,8 @@ def _copy_local(path: Path, copy: Path) -> None:
     except OSError as error:
         raise_if_exhausted(error)
         raise ManifestError(f"cannot read {path}: {error.strerror or error}") from error
+    if left:
+        raise ManifestError(f"{path} was cut short while it was read; run the same command again")
 
 
 def _remote(fetch: Fetcher, location: str, part_bytes: int, fingerprint: Fingerprint) -> RemoteRanges:

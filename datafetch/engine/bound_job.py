@@ -80,9 +80,10 @@ class BoundJob:
         """Copy to the state folder what is needed of the manifest later: directories of archives, and the JSON list."""
         self.archives.keep(self.layout)
         name = self.dataset.list_name
-        if name is None or keep_made(self.layout, name, self.manifest.write_list):
-            return
-        keep_published(self.layout, self.source / name if self.source.is_dir() else self.source)
+        if name is not None and self.dataset.makes_list:
+            keep_made(self.layout, name, self.manifest.write_list)
+        elif name is not None:
+            keep_published(self.layout, self.source / name if self.source.is_dir() else self.source)
 
     def disk_estimate(self) -> DiskEstimate:
         """What the whole output will take of the disk."""
@@ -123,14 +124,17 @@ async def bind(job: Job) -> AsyncIterator[BoundJob]:
 
 
 def _bind(job: Job, dataset: Dataset, archives: Archives) -> BoundJob:
-    source = _source_of(job, dataset)
+    listed = _source_of(job, dataset)
+    source = listed
+    if dataset.archives and listed != Path(job.source):  # the archive and all else still lie where the list was
+        dataset, source = dataset.with_kept_list(listed), Path(job.source)
     if archives.copies:
         manifest = dataset.bind_archives(source, archives.copies)
     else:
         manifest = dataset.bind(source, Path(job.ids) if job.ids else None)
     spec = job.image or own_spec(dataset)
     identity = identify(job, manifest, spec)
-    return BoundJob(job, dataset, manifest, spec, identity, layout_of(Path(job.out), job, identity), archives, source)
+    return BoundJob(job, dataset, manifest, spec, identity, layout_of(Path(job.out), job, identity), archives, listed)
 
 
 def layout_of(out: Path, job: Job, identity: Identity) -> OutputLayout:
@@ -145,6 +149,6 @@ def layout_of(out: Path, job: Job, identity: Identity) -> OutputLayout:
 
 def _source_of(job: Job, dataset: Dataset) -> Path:
     source = Path(job.source)
-    if dataset.list_name is None:
+    if dataset.list_name is None or dataset.makes_list:
         return source
     return published_source(OutputLayout(resolve_parent(Path(job.out))), source, dataset.list_name)

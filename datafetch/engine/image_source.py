@@ -29,6 +29,7 @@ from datafetch.model.sample import FAILURE, FALLBACK, FILE, MEMBER, Sample
 from datafetch.process.threads import run_in_thread
 from datafetch.store.atomic import leads_out
 
+_ARCHIVE_LACKS = frozenset({FailureKind.MISSING_MEMBER, FailureKind.BAD_MEMBER})
 _MAX_MEMBERS = 4096  # in flight; in practice the number of tasks is the limit
 
 _T = TypeVar("_T")
@@ -121,11 +122,14 @@ class ImageSource:
             ResourceError: This machine has run out of something.
         """
         row = sample.row
-        if self._adoption is not None:
-            there = await _in_thread(partial(_read_adopted, self._adoption, sample))
-            if there is not None:
-                await memory.grow(len(there))
-                return Body(there, source=Source.HAVE)
+        if self._adoption is not None and FAILURE not in row:  # of a member that can't be taken the name may be bad
+            size_bytes = await _in_thread(partial(_find_adopted, self._adoption, sample))
+            if size_bytes is not None:
+                await memory.grow(size_bytes)
+                there = await _in_thread(partial(_read_adopted, self._adoption, sample, size_bytes))
+                if there is not None:
+                    return Body(there, source=Source.HAVE)
+                memory.shrink(0)
         if sample.content is not None:
             await memory.grow(len(sample.content))
             return Body(sample.content, source=Source.ARCHIVE)
@@ -139,7 +143,7 @@ class ImageSource:
         else:
             return await self.fetch(sample.urls[image], memory=memory)
         fallback = row.get(FALLBACK)
-        if isinstance(fetched, Failure) and isinstance(fallback, str) and fallback:
+        if isinstance(fetched, Failure) and fetched.kind in _ARCHIVE_LACKS and isinstance(fallback, str):
             memory.shrink(0)
             return replace(await self.fetch(fallback, memory=memory), source=Source.FALLBACK)
         return fetched
@@ -147,11 +151,13 @@ class ImageSource:
     async def _read_file(self, paths: object, image: int, memory: Reservation) -> Fetched:
         assert self._folder is not None, "a job with files has their folder"
         assert isinstance(paths, list), "a path for each image"
-        content = await _in_thread(partial(_read_file, self._folder, str(paths[image]), self._max_file_bytes))
-        if isinstance(content, bytes):
-            await memory.grow(len(content))
-            return Body(content, source=self._folder.source)
-        return content
+        path = str(paths[image])
+        size_bytes = await _in_thread(partial(_find_file, self._folder, path, self._max_file_bytes))
+        if isinstance(size_bytes, Failure):
+            return size_bytes
+        await memory.grow(size_bytes)
+        content = await _in_thread(partial(_read_at_most, self._folder.path / path, size_bytes))
+        return Body(content, source=self._folder.source)
 
 
 def _recorded_failure(value: object) -> Failure:
@@ -169,7 +175,8 @@ async def _in_thread(function: Callable[[], _T]) -> _T:
         raise ManifestError(f"cannot read {error.filename}: {error.strerror or error}") from error
 
 
-def _read_file(folder: FileFolder, relative: str, max_bytes: int) -> bytes | Failure:
+def _find_file(folder: FileFolder, relative: str, max_bytes: int) -> int | Failure:
+    """The size of a file of a folder, or why it can't be taken."""
     path = folder.path / relative
     try:
         leads_elsewhere = not folder.is_in_place and leads_out(path, str(folder.path.resolve()))
@@ -178,49 +185,79 @@ def _read_file(folder: FileFolder, relative: str, max_bytes: int) -> bytes | Fai
             return Failure(FailureKind.BAD_MEMBER, "it is not a regular file of the folder", source=folder.source)
         if status.st_size > max_bytes:
             return Failure(FailureKind.TOO_LARGE, f"the file has {status.st_size} bytes", source=folder.source)
-        return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return Failure(FailureKind.MISSING_MEMBER, f"there is no {relative}", source=folder.source)
+    return status.st_size
 
 
-def _read_adopted(adoption: Adoption, sample: Sample) -> bytes | None:
-    """The content of the file that is in the place of an image, if it is the right one; None if there is none.
+def _read_at_most(path: Path, size_bytes: int) -> bytes:
+    with path.open("rb") as file:
+        return file.read(size_bytes)
+
+
+def _find_adopted(adoption: Adoption, sample: Sample) -> int | None:
+    """The size of the file that is in the place of an image, if it may be the right one; None if there is none.
 
     Raises:
-        ConfigurationError: It is another one, or its folder is a link and has none.
+        ConfigurationError: It is another one, or can only be written through a link.
     """
     path = adoption.out / str(sample.row["image"])
     try:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
-        link = next((one for one in (*path.parents,) if one.is_relative_to(adoption.out) and one.is_symlink()), None)
-        if link is not None:
-            raise ConfigurationError(
-                f"{link} is a symbolic link to a folder without {path.name}, and datafetch writes nothing through "
-                "links; complete that folder, or replace the link by a folder"
-            ) from None
+        _refuse_link(adoption, path, "lacks it")
         return None
     if not S_ISREG(status.st_mode):
         raise ConfigurationError(f"{path} is not a file; move it away")
-    if not adoption.keeps_bodies:
-        raise _other_file(path, "an image that is encoded again can't be compared with it")
-    if adoption.may_replace and not _is_expected_size(sample, status.st_size):
-        return None
-    if not _is_expected_size(sample, status.st_size):
-        raise _other_file(path, "it has another size than the archive's")
-    content = path.read_bytes()
+    if adoption.keeps_bodies and _is_expected_size(sample, status.st_size):
+        return status.st_size
+    reason = "has another size" if adoption.keeps_bodies else "can't be compared with one that is encoded again"
+    _replace(adoption, path, reason)
+    return None
+
+
+def _read_adopted(adoption: Adoption, sample: Sample, size_bytes: int) -> bytes | None:
+    """The content of the file in the place of an image; None if it is another one and may be replaced.
+
+    Raises:
+        ConfigurationError: It is another one.
+    """
+    path = adoption.out / str(sample.row["image"])
+    content = _read_at_most(path, size_bytes)
     if MEMBER in sample.row and zlib.crc32(content) != Member.from_json(sample.row[MEMBER]).crc32:
-        if adoption.may_replace:
-            return None
-        raise _other_file(path, "it has another checksum than the archive's")
+        _replace(adoption, path, "has another checksum")
+        return None
     return content
+
+
+def _replace(adoption: Adoption, path: Path, reason: str) -> None:
+    """Check that a file may be replaced.
+
+    Raises:
+        ConfigurationError: It may not.
+    """
+    if not adoption.may_replace:
+        raise ConfigurationError(
+            f"{path} is there already and {reason}; move it away, or use --fresh, which replaces such files"
+        )
+    _refuse_link(adoption, path, reason)
+
+
+def _refuse_link(adoption: Adoption, path: Path, reason: str) -> None:
+    """Check that a file that is to be written does not lie behind a link.
+
+    Raises:
+        ConfigurationError: It does.
+    """
+    for one in (path, *path.parents):
+        if one.is_symlink():
+            raise ConfigurationError(
+                f"{one} is a symbolic link to a set that {reason} ({path.name}), and datafetch writes nothing through "
+                "links; complete or correct that set, or replace the link by a folder"
+            )
+        if one == adoption.out:
+            return
 
 
 def _is_expected_size(sample: Sample, size_bytes: int) -> bool:
     return MEMBER not in sample.row or Member.from_json(sample.row[MEMBER]).size_bytes == size_bytes
-
-
-def _other_file(path: Path, reason: str) -> ConfigurationError:
-    return ConfigurationError(
-        f"{path} is there already, and {reason}; move it away, or use --fresh, which replaces such files"
-    )

@@ -233,8 +233,9 @@ def settings_of(job: Job, spec: ImageSpec) -> dict[str, Any]:
         paths["source"] = without_secrets(job.source)
     values = {**asdict(replace(job, image=spec, fresh=False, no_lock=False)), **paths}
     options = values.pop("options") or {}
-    stored = {name: without_secrets(value) if isinstance(value, str) else value for name, value in options.items()}
-    return {**values, _OPTIONS_KEY: stored}
+    if isinstance(archive := options.get("archive"), str):
+        options["archive"] = without_secrets(archive) if is_url(archive) else str(Path(archive).absolute())
+    return {**values, _OPTIONS_KEY: options}
 
 
 def read_job(layout: OutputLayout) -> tuple[Job, Identity]:

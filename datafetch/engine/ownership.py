@@ -236,9 +236,10 @@ def refuse_left_spools(layout: OutputLayout, scratch: Path | None, shards: Colle
 
 
 def _wants_other_images(before: Identity, now: Identity) -> bool:
-    """Whether two jobs differ in nothing but the images that training lists name."""
+    """Whether two jobs differ in nothing but which images of the same archives are wanted."""
     names = {name for name in now | before if before.get(name) != now.get(name)}
-    return bool(names) and names <= {"images", "shards"}
+    contents = ({(name, fingerprint) for name, _, fingerprint in one["shards"].values()} for one in (before, now))
+    return "images" in names and names <= {"images", "shards"} and len({frozenset(one) for one in contents}) == 1
 
 
 _ID_LISTS = {

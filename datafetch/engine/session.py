@@ -195,7 +195,7 @@ class Session:
         """Open what gets the bytes of images."""
         job = self._job
         adoption, out = None, self.output.layout.out
-        if self.output.dataset.adopts_files and await run_in_thread(_has_files, out):
+        if self.output.dataset.adopts_files and await run_in_thread(_is_in_use, out):
             adoption = Adoption(out, job.fresh, keeps_bodies=spec.encode is Encoding.RECEIVED)
         members = folder = None
         if archives.unpacked is not None:
@@ -307,8 +307,8 @@ class Session:
         self._resharding = progress
 
 
-def _has_files(folder: Path) -> bool:
-    return folder.is_dir() and next(folder.iterdir(), None) is not None
+def _is_in_use(folder: Path) -> bool:
+    return folder.is_symlink() or (folder.is_dir() and next(folder.iterdir(), None) is not None)
 
 
 def write_report(layout: OutputLayout, report: Report) -> None:

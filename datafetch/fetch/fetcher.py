@@ -146,12 +146,12 @@ class Fetcher:
             A ``Body`` of at least one byte and at most ``max_body_bytes``, or the ``Failure`` of the last attempt. Both
             carry the number of attempts. Any status but 200 is a failure of kind HTTP_STATUS.
 
-            With a byte range, the body is that range, or as much of it as the file has, and ``Body.part`` tells which
-            bytes it holds. Any status but 206 is then a failure of kind HTTP_STATUS: 200 where the server ignores
-            ranges or the file is no longer the one of ``if_range``, 416 where the range begins behind the end of the
-            file. So is, with status 206, a response without a ``Content-Range``, with one for other bytes than those
-            requested, or with a content coding. A body that is shorter than its ``Content-Range`` says is
-            DISCONNECTED, a longer one is TOO_LARGE.
+            With a byte range, the body is that range, or the beginning of it: up to the end of the file, or as much as
+            the server sends. ``Body.part`` tells which bytes it holds. Any status but 206 is then a failure of kind
+            HTTP_STATUS: 200 where the server ignores ranges or the file is no longer the one of ``if_range``, 416 where
+            the range begins behind the end of the file. So is, with status 206, a response without a
+            ``Content-Range``, with one for other bytes than those requested, or with a content coding. A body that is
+            shorter than its ``Content-Range`` says is DISCONNECTED, a longer one is TOO_LARGE.
 
         Raises:
             ResourceError: This machine has had no descriptors for sockets, or no memory for them, for a minute.

@@ -158,19 +158,16 @@ class Manifest(ShardSource, Protocol):
         """
         return {}
 
-    def write_list(self, path: Path) -> bool:  # noqa: ARG002 - for those that make a list
-        """Write the JSON list of a dataset for which none is published.
+    def write_list(self, path: Path) -> None:
+        """Write the JSON list of a dataset that makes it (``Dataset.makes_list``); others are never asked to.
 
         Args:
             path: The file to write.
 
-        Returns:
-            Whether it was written; by default not, because the source has the list.
-
         Raises:
             ManifestError: A manifest file is damaged.
         """
-        return False
+        raise AssertionError(path)
 
     def id_list_result(self, keys: Iterable[str], counts: Mapping[str, ShardCounts]) -> IdListResult | None:  # noqa: ARG002 - for those with a list
         """How the ids of the id list were found in the manifest; None without a list.
@@ -218,6 +215,16 @@ class Dataset(Protocol):
     @property
     def lists_images(self) -> bool:
         """Whether its samples are the images that the records of its list name, and not the records."""
+        ...
+
+    @property
+    def makes_list(self) -> bool:
+        """Whether its list is made from its manifest, because none is published."""
+        ...
+
+    @property
+    def kept_list(self) -> str:
+        """The path of a copy of its published list, to be read in place of the one in the source; mostly empty."""
         ...
 
     @property
@@ -295,6 +302,10 @@ class Dataset(Protocol):
         Raises:
             ManifestError: No run with it could succeed, because something is missing or damaged.
         """
+        ...
+
+    def with_kept_list(self, path: Path) -> Self:
+        """The same dataset, which reads its published list from this path, and all else from the source."""
         ...
 
     def list_images(self, record: object) -> Sequence[str]:

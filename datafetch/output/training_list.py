@@ -53,23 +53,18 @@ def published_source(layout: OutputLayout, source: Path, name: str) -> Path:
     return copy if written_hash == {"sha256": _sha256(path)} else source
 
 
-def keep_made(layout: OutputLayout, name: str, write: Callable[[Path], bool]) -> bool:
+def keep_made(layout: OutputLayout, name: str, write: Callable[[Path], None]) -> None:
     """Store in the state folder the list of a dataset for which none is published, replacing an earlier one.
 
     Args:
         layout: The paths of the output.
         name: File name of the list.
-        write: Writes it to a file, and returns whether the dataset has such a list.
-
-    Returns:
-        What ``write`` did.
+        write: Writes it to a file.
     """
     make_folder(layout.published_list)
     unfinished = layout.published_list / f"{name}.tmp"
-    is_made = write(unfinished)
-    if is_made:
-        publish(unfinished, layout.published_list / name)
-    return is_made
+    write(unfinished)
+    _keep(layout, unfinished, name)
 
 
 def keep_published(layout: OutputLayout, path: Path) -> None:
@@ -80,9 +75,14 @@ def keep_published(layout: OutputLayout, path: Path) -> None:
     make_folder(layout.published_list)
     unfinished = layout.published_list / f"{path.name}.tmp"
     shutil.copyfile(path, unfinished)
-    publish(unfinished, copy)
+    _keep(layout, unfinished, path.name)
+
+
+def _keep(layout: OutputLayout, unfinished: Path, name: str) -> None:
+    """Give the copy of a list its name, and delete those that were kept before."""
+    publish(unfinished, layout.published_list / name)
     for other in layout.published_list.iterdir():
-        if other.name not in (copy.name, _WRITTEN_LIST_HASH):
+        if other.name not in (name, _WRITTEN_LIST_HASH):
             other.unlink()
 
 

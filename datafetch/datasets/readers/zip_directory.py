@@ -26,6 +26,7 @@ import hashlib
 import stat
 import struct
 import zlib
+from array import array
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,7 @@ import orjson
 
 from datafetch.datasets.readers.limits import Int64s
 from datafetch.errors import ManifestError
-from datafetch.model.archive import LOCAL_HEADER_BYTES, METHODS, Member
+from datafetch.model.archive import LOCAL_HEADER_BYTES, METHODS, STORED, Member
 
 MAX_DIRECTORY_BYTES = 1 << 30
 """A larger directory is refused. One of a million members has some 100 MB."""
@@ -51,11 +52,10 @@ _END_64_SIGNATURE = b"PK\6\6"
 _ENTRY = struct.Struct("<4s4B4H3L5H2L")
 _ENTRY_SIGNATURE = b"PK\1\2"
 _EXTRA_HEADER = struct.Struct("<2H")
-_MAX_COMMENT_BYTES = 65_535
 _NEAR_BYTES = 128 * 1024  # the longest comment, all three records, and as much again of what was appended
 _FAR_BYTES = 4 * 1024 * 1024  # what is searched for the end of the directory before an archive is said to have none
+_MAX_PROBES = 64  # requests for what looks like the end of a directory
 _IN_64 = 0xFFFFFFFF
-_IN_64_SHORT = 0xFFFF
 _ZIP64_FIELD = 0x0001
 _UNICODE_PATH_FIELD = 0x7075
 _UNICODE_PATH_HEADER = struct.Struct("<BL")
@@ -63,6 +63,7 @@ _IS_ENCRYPTED = 0x0001 | 0x0040 | 0x2000  # by the old way, by a strong one, or 
 _IS_PATCH = 0x0020
 _IS_UTF8 = 0x0800
 _DESCRIPTOR_BYTES = 24  # behind the data, at most: a signature, a checksum and two sizes of 64 bits
+_INCOMPRESSIBLE_SHARE, _INCOMPRESSIBLE_BYTES = 1000, 65_536  # what deflate may add to data that it can't compress
 _SLACK_BYTES = 1024  # by how much a local header's extra fields may be longer than those of the directory
 _READ_BYTES = 1 << 20
 _MAX_OFFSET = 2**62
@@ -106,12 +107,22 @@ def locate_directory(size_bytes: int) -> Generator[ByteSpan, bytes, Fingerprint]
         ManifestError: There is none. The message continues a sentence that begins with the archive's name.
     """
     empty: Fingerprint | None = None
+    found: Fingerprint | None
     for searched_bytes in (_NEAR_BYTES, _FAR_BYTES):
         tail_start = max(0, size_bytes - searched_bytes)
         tail = yield (tail_start, size_bytes)
-        position = len(tail)
-        while (position := tail.rfind(_END_SIGNATURE, 0, position)) >= 0:
-            found = yield from _read_end(tail, tail_start, position, size_bytes)
+        position, probes = len(tail), 0
+        while probes < _MAX_PROBES and (position := tail.rfind(_END_SIGNATURE, 0, position)) >= 0:
+            reading = _read_end(tail, tail_start, position, size_bytes)
+            found = content = None
+            while True:
+                try:
+                    span = next(reading) if content is None else reading.send(content)
+                except StopIteration as end:
+                    found = end.value
+                    break
+                probes += 1
+                content = yield span
             if found is not None and found.start < found.stop:
                 return found
             empty = empty or found  # which what was appended may look like
@@ -137,7 +148,7 @@ def _read_end(
     if disk != first_disk:  # one of several parts of an archive, or no such record at all
         return None
     start = stop - directory_bytes
-    if start < 0 or directory_bytes > MAX_DIRECTORY_BYTES or entries * _ENTRY.size > directory_bytes:
+    if not 0 <= offset <= start or directory_bytes > MAX_DIRECTORY_BYTES or entries * _ENTRY.size > directory_bytes:
         return None
     if directory_bytes:
         signature = yield (start, start + len(_ENTRY_SIGNATURE))
@@ -192,7 +203,7 @@ class ZipDirectory:
         sha256: Hash of the directory, which has the checksums of all members; hex digits.
 
     Raises:
-        ManifestError: The copy is not of a directory. The message continues a sentence that begins with its name.
+        ManifestError: The copy is not of a directory, or that is damaged.
     """
 
     def __init__(self, path: Path, archive: int = 0) -> None:
@@ -203,11 +214,14 @@ class ZipDirectory:
             self._first = file.tell()
             self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             file.seek(self._first)
-            starts, offsets, stops = [], [], []
-            for offset, raw in _raw_entries(file):
-                starts.append(raw.start)
-                stops.append(raw.start + LOCAL_HEADER_BYTES + raw.name_bytes + raw.compressed_bytes)
-                offsets.append(offset)
+            starts, offsets, stops = array("q"), array("q"), array("q")
+            try:
+                for offset, raw in _raw_entries(file):
+                    starts.append(raw.start)
+                    stops.append(raw.start + LOCAL_HEADER_BYTES + raw.name_bytes + raw.compressed_bytes)
+                    offsets.append(offset)
+            except ManifestError as error:
+                raise ManifestError(f"{self.name} {error}; fetch it again, or give another one") from error
         self._starts: Int64s = np.array(starts, np.int64)
         self._offsets: Int64s = np.array(offsets, np.int64)
         order = np.argsort(self._starts, kind="stable")
@@ -251,7 +265,7 @@ class ZipDirectory:
             crc32=raw.crc32,
             method=raw.method,
         )
-        problem = raw.problem
+        problem = raw.problem or _size_problem(raw)
         if not problem and (self._is_overlapping[number] or start < 0):
             problem = "its bytes overlap with those of another member, or of the directory"
         if not problem and start + LOCAL_HEADER_BYTES + raw.name_bytes + raw.compressed_bytes > limit:
@@ -338,7 +352,7 @@ def _read_entry(fields: tuple[int, ...], window: bytes, position: int) -> _RawEn
         size, compressed, start = (
             next(numbers, _MAX_OFFSET) if value == _IN_64 else value for value in (size, compressed, start)
         )
-        if max(size, compressed, start) >= _MAX_OFFSET:
+        if max(size, compressed, start) >= _MAX_OFFSET // 2:
             size, compressed, start = 0, 0, _MAX_OFFSET
             problem = "its sizes are missing, or larger than any archive"
     name = _decode_name(raw_name, extra, is_utf8=bool(flags & _IS_UTF8))
@@ -379,6 +393,14 @@ def _extra_fields(raw: bytes) -> dict[int, bytes]:
         found.setdefault(number, raw[position : position + size])
         position += size
     return found
+
+
+def _size_problem(raw: _RawEntry) -> str:
+    """Why the sizes of a member can't be true; the compressed one decides how much is read."""
+    if raw.method == STORED:
+        return "" if raw.compressed_bytes == raw.size_bytes else "it is stored, and has two different sizes"
+    most = raw.size_bytes + raw.size_bytes // _INCOMPRESSIBLE_SHARE + _INCOMPRESSIBLE_BYTES
+    return "" if raw.compressed_bytes <= most else "its compressed size is larger than any that its size can have"
 
 
 def _find_overlaps(starts: Int64s, stops: Int64s) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:

@@ -180,6 +180,8 @@ class MemberReader:
             return replace(content, attempts=read.attempts, permitted=read.permitted)
         if not call.fetched.done():  # its caller is still there
             await call.memory.grow(len(content))
+            if call.fetched.done():  # it has gone in the meantime, and its reservation with it
+                call.memory.shrink(0)
         permitted = set(read.permitted)
         if len(content) > DEFAULT_MAX_BODY_BYTES:
             permitted.add(Permission.MAX_BODY)
@@ -192,6 +194,8 @@ class MemberReader:
         )
 
     async def _read_beyond(self, member: Member, stop: int, archive: RangeReader) -> bytes | Failure:
+        if archive.total_bytes is not None and stop > archive.total_bytes:
+            return _BadMemberError("its data ends behind the end of the archive").failure
         read = await archive.read(member.start, stop)
         if isinstance(read, Failure):
             return replace(read, source=Source.ARCHIVE)
@@ -257,7 +261,8 @@ def _inflate(member: Member, raw: memoryview) -> bytes | Failure | _Beyond:
     except _BadMemberError as error:
         return error.failure
     except (zlib.error, ValueError, OSError) as error:
-        return _BadMemberError(f"its data can't be inflated: {error}").failure
+        # It may have been damaged on its way.
+        return _BadMemberError(f"its data can't be inflated: {error}", hashlib.sha256(raw).hexdigest()).failure
     return content
 
 

@@ -30,12 +30,17 @@ MAX_PART_BYTES = 8 * 1024 * 1024
 """How much one request asks for at most."""
 _FIRST_PART_BYTES = 256 * 1024
 _MIN_PART_BYTES = 64 * 1024
+_MIN_SENT_BYTES = 1024
+"""A server that sends less of a longer range is given up: an archive has millions of kilobytes."""
+_PAUSE_S = 5.0
+_MAX_DOWN_S = 120.0  # as long as it takes to restart a server
+_MAX_FAILED_RANGES = 16
 _PART_S = 8.0  # a part should take no longer, because it is lost when its connection is cut
 _MS_PER_S = 1000.0
 _CUT = frozenset({FailureKind.DISCONNECTED, FailureKind.TIMEOUT})
 """Failures of a part that a smaller one may not have."""
 
-_FINAL_STATUSES = {
+_FINAL_STATUSES: dict[int, str] = {
     HTTPStatus.UNAUTHORIZED: "the server wants a login; give --source with one, as https://USER:TOKEN@…",
     HTTPStatus.FORBIDDEN: "the server refuses it (HTTP 403); if --source is a signed URL, give a new one",
     HTTPStatus.NOT_FOUND: "the server has no such file (HTTP 404); check --source",
@@ -71,7 +76,13 @@ class Range:
 
 
 class RangeReader(Protocol):
-    """Reads ranges of the bytes of one archive, several at a time."""
+    """Reads ranges of the bytes of one archive, several at a time.
+
+    Attributes:
+        total_bytes: Size of the archive; None if it is not known yet.
+    """
+
+    total_bytes: int | None
 
     @property
     def span_bytes(self) -> int:
@@ -125,6 +136,8 @@ class RemoteRanges:
         self._name = without_secrets(url)
         self._max_part_bytes = min(MAX_PART_BYTES, max_part_bytes)
         self._part_bytes = min(_FIRST_PART_BYTES, self._max_part_bytes)
+        self._failed_ranges = 0  # in a row
+        self._down_since_s: float | None = None  # when the host was first found to be down, since a range arrived
 
     @property
     def span_bytes(self) -> int:
@@ -149,25 +162,54 @@ class RemoteRanges:
         pieces: list[bytes] = []
         permitted: set[Permission] = set()
         attempts, position = 0, start
+        limit_bytes = self._max_part_bytes  # for this range alone: what others learn must not undo what this one did
         started_s = time.perf_counter()
         while position < stop:
-            part_stop = min(stop, position + self._part_bytes)
+            part_stop = min(stop, position + min(self._part_bytes, limit_bytes))
             part_started_s = time.perf_counter()
             fetched = await self._fetch(self._request(position, part_stop))
             attempts = max(attempts, fetched.attempts)
             if isinstance(fetched, Failure):
                 self._refuse_final(fetched)
-                if fetched.kind not in _CUT or part_stop - position <= _MIN_PART_BYTES:
-                    return replace(fetched, final_url="", detail=describe(fetched))
-                self._shrink()
+                if fetched.kind is FailureKind.HOST_DOWN and self._is_worth_waiting():
+                    await asyncio.sleep(_PAUSE_S)
+                elif fetched.kind in _CUT and part_stop - position > _MIN_PART_BYTES:
+                    limit_bytes = max(_MIN_PART_BYTES, (part_stop - position) // 2)
+                    self._shrink()
+                else:
+                    return self._failed(fetched)
                 continue
             self._check_unchanged(fetched)
             self._learn(part_stop - position, len(fetched.content), time.perf_counter() - part_started_s)
             permitted.update(fetched.permitted)
             pieces.append(fetched.content)
             position += len(fetched.content)
+            if len(fetched.content) < min(part_stop - position, _MIN_SENT_BYTES):
+                detail = f"the server sends {len(fetched.content)} bytes of a range at a time"
+                return self._failed(Failure(FailureKind.DISCONNECTED, detail, attempts=attempts))
+        self._failed_ranges, self._down_since_s = 0, None
         content = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         return Range(content, tuple(sorted(permitted)), attempts, (time.perf_counter() - started_s) * _MS_PER_S)
+
+    def _is_worth_waiting(self) -> bool:
+        """Whether the host, which is backed off, has been down for so short a time that it may come back."""
+        now_s = time.monotonic()
+        self._down_since_s = self._down_since_s or now_s
+        return now_s - self._down_since_s < _MAX_DOWN_S
+
+    def _failed(self, failure: Failure) -> Failure:
+        """The failure of a range, without a URL.
+
+        Raises:
+            ManifestError: So many have failed one after the other that the archive can't be had now.
+        """
+        failure = replace(failure, final_url="", detail=describe(failure))
+        self._failed_ranges += 1
+        if self._failed_ranges >= _MAX_FAILED_RANGES:
+            raise ManifestError(
+                f"{self._name} can't be read now ({failure.detail}); run the same command again later to resume"
+            )
+        return failure
 
     def _request(self, start: int, stop: int) -> Request:
         return Request(self._url, ByteRange(start, stop), self.etag)
@@ -191,8 +233,8 @@ class RemoteRanges:
         if failure.status == HTTPStatus.OK:
             raise self._changed() if self.etag else ManifestError(f"{self._name}: {_RANGES_IGNORED}")
         if failure.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-            raise self._changed()
-        reason = _FINAL_STATUSES.get(HTTPStatus(failure.status)) if failure.status in _FINAL_STATUSES else None
+            raise ManifestError(f"{self._name} is empty") if self.total_bytes is None else self._changed()
+        reason = _FINAL_STATUSES.get(failure.status)
         if reason is not None:
             raise ManifestError(f"{self._name}: {reason}")
 
@@ -204,10 +246,10 @@ class RemoteRanges:
     def _learn(self, requested_bytes: int, received_bytes: int, elapsed_s: float) -> None:
         """Adapt the size of parts to how fast this one came, and to how much the server sent of it."""
         if received_bytes < requested_bytes:
-            self._part_bytes = max(_MIN_PART_BYTES, min(self._part_bytes, received_bytes))
+            self._part_bytes = max(min(_MIN_PART_BYTES, self._max_part_bytes), min(self._part_bytes, received_bytes))
         elif elapsed_s > _PART_S:
             self._shrink()
-        elif requested_bytes == self._part_bytes and elapsed_s < _PART_S / 2:
+        elif 2 * requested_bytes > self._part_bytes and elapsed_s < _PART_S / 2:
             self._part_bytes = min(self._max_part_bytes, self._part_bytes * 2)
 
     def _shrink(self) -> None:
@@ -219,17 +261,14 @@ class LocalRanges:
 
     Args:
         path: The archive.
-        size_bytes: Its size when its directory was read.
+        total_bytes: Its size when its directory was read.
+        max_span_bytes: How much is read at once at most; never more than ``MAX_PART_BYTES``.
     """
 
-    def __init__(self, path: Path, size_bytes: int) -> None:
+    def __init__(self, path: Path, total_bytes: int, max_span_bytes: int = MAX_PART_BYTES) -> None:
+        self.total_bytes: int | None = total_bytes
+        self.span_bytes = min(MAX_PART_BYTES, max_span_bytes)
         self._path = path
-        self._size_bytes = size_bytes
-
-    @property
-    def span_bytes(self) -> int:
-        """How much should be read at once."""
-        return MAX_PART_BYTES
 
     async def read(self, start: int, stop: int) -> Range | Failure:
         """Read a range."""
@@ -240,14 +279,15 @@ class LocalRanges:
     def _read(self, start: int, stop: int) -> bytes:
         try:
             with self._path.open("rb") as file:
-                if os.fstat(file.fileno()).st_size != self._size_bytes:
-                    raise ArchiveChangedError(
-                        f"{self._path} has changed since its directory was read; start over with --fresh"
-                    )
-                return os.pread(file.fileno(), stop - start, start)
+                if os.fstat(file.fileno()).st_size == self.total_bytes:
+                    file.seek(start)
+                    content = file.read(stop - start)
+                    if len(content) == stop - start:
+                        return content
         except OSError as error:
             raise_if_exhausted(error)
             raise ManifestError(f"cannot read {self._path}: {error.strerror or error}") from error
+        raise ArchiveChangedError(f"{self._path} has changed since its directory was read; start over with --fresh")
 
 
 def describe(failure: Failure) -> str:

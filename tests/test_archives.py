@@ -434,6 +434,16 @@ def test_another_file_is_never_overwritten(tmp_path: Path, archive: Path, conten
     assert files(job) == IMAGES
 
 
+def test_starting_over_never_deletes_what_is_read(tmp_path: Path, archive: Path) -> None:
+    """The output itself may be the source, but not with --fresh, which empties it."""
+    job = coco(tmp_path, archive)
+    run(job)
+    for source in (job.out, str(tmp_path / "data")):
+        with pytest.raises(ConfigurationError, match="--fresh would delete what is to be read"):
+            run(replace(job, source=source, fresh=True))
+    assert files(job) == IMAGES
+
+
 def test_a_linked_folder_is_read_and_never_written(tmp_path: Path, archive: Path) -> None:
     """A complete set that others share is taken as it is; one with gaps is refused, since nothing is written there."""
     shared = tmp_path / "shared"

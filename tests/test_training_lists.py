@@ -16,6 +16,7 @@ from zips import Crafted, craft, jpeg, write_zip
 from datafetch import Check, Job, run_check
 from datafetch.datasets.archived_lists import ArchivedListOptions
 from datafetch.demo.origin import Origin
+from datafetch.errors import ConfigurationError
 from datafetch.fetch import FetchPolicy
 from datafetch.model.outcome import FailureKind
 from datafetch.output.retry_filter import RetryFilter
@@ -213,6 +214,34 @@ def test_llava_pretrain_takes_its_images_from_the_archive_and_the_rest_from_the_
     lines = pq.read_table(OutputLayout(Path(job.out)).ledgers).to_pylist()
     sources = {line["key"]: line["source"] for line in lines}
     assert {name for name, where in sources.items() if where == "fallback"} == {"00450/3.jpg", damaged, lost}
+
+
+def test_a_fallback_never_overwrites_a_file(tmp_path: Path) -> None:
+    """Of an image that the archive lacks nothing is known that a file could be compared with."""
+    pictures = tmp_path / "pictures"
+    write_images(pictures, "0.jpg")
+    with Origin(pictures) as origin:
+        job = archived(tmp_path, "llava-pretrain", [record("a", "0/a.jpg"), record("b", "0/b.jpg")])
+        write_zip(Path(job.source) / "images.zip", {"0/a.jpg": jpeg(1, 16)})
+        meta = [{"image": "0/b.jpg", "url": origin.url("well", "0.jpg", 1)}]
+        (Path(job.source) / "blip_laion_cc_sbu_558k_meta.json").write_text(json.dumps(meta))
+        mine = Path(job.out) / "0/b.jpg"
+        mine.parent.mkdir(parents=True)
+        mine.write_bytes(b"another file")
+        with pytest.raises(ConfigurationError, match=r"b\.jpg is there already and can't be compared"):
+            run(job)
+        assert mine.read_bytes() == b"another file"
+        run(replace(job, fresh=True))
+    assert files(job) == {"0/a.jpg": jpeg(1, 16), "0/b.jpg": jpeg(0, 16)}
+
+
+def test_ids_that_are_no_text_of_utf_8_are_listed(tmp_path: Path) -> None:
+    """JSON may have lone surrogates, and a record that is dropped is named by its id."""
+    write_images(tmp_path / "data", "coco/train2017/1.jpg")
+    records = [record("1", "coco/train2017/1.jpg"), record("\ud83d", "coco/train2017/gone.jpg")]
+    job = job_for(tmp_path, json.dumps(records))
+    run(job)
+    assert dropped(job) == [(1, "missing_member: there is no coco/train2017/gone.jpg")]
 
 
 def dropped_of(job: Job) -> list[tuple[int, str]]:

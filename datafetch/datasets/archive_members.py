@@ -100,7 +100,7 @@ class _Selected(Manifest):
         """Read samples, from a number counted from 0 in all of the manifest; positions count from 0 again."""
         found = max(0, min(count, self._files - first))
         for position, sample in enumerate(self._read(first, found)):
-            yield self._with_fallback(replace(sample, position=position))
+            yield replace(sample, position=position)
         for position in range(found, count):
             name = self._missing[first + position - self._files]
             row = {"image": name, **_failure(FailureKind.MISSING_MEMBER, "it is not in the archive")}
@@ -194,9 +194,10 @@ class ArchiveMembers(_Selected):
             member = replace(entry.member, gap_bytes=max(0, entry.member.start - before_stop))
             before_stop = member.stop
             name = self._name_of(entry.name) or ""
-            problem = self._problem(passed + index, name) or _entry_problem(entry)
-            where = problem or {MEMBER: member.to_json()}
-            yield Sample(index, name, (f"{directory.name}#{entry.name}",), {"image": name, **where})
+            problem = self._problem(passed + index, name)
+            where = problem or _entry_problem(entry) or {MEMBER: member.to_json()}
+            sample = Sample(index, name, (f"{directory.name}#{entry.name}",), {"image": name, **where})
+            yield sample if problem else self._with_fallback(sample)  # a name that can't be used is used for no other
 
 
 class UnpackedFiles(_Selected):
@@ -233,8 +234,10 @@ class UnpackedFiles(_Selected):
         for number in range(first, first + count):
             path = self._paths[number]
             name = self._name_of(f"{self._folder.resolve().name}/{path}") or ""
-            where = self._problem(number, name) or {FILE: [path]}
-            yield Sample(number, name, (f"{self._folder.name}#{path}",), {"image": name, **where})
+            problem = self._problem(number, name)
+            where = problem or {FILE: [path]}
+            sample = Sample(number, name, (f"{self._folder.name}#{path}",), {"image": name, **where})
+            yield sample if problem else self._with_fallback(sample)
 
 
 class ListedFiles(_Selected):

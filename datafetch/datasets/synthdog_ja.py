@@ -26,6 +26,7 @@ from datafetch.model.interfaces import Manifest, Samples
 from datafetch.model.kinds import Loader, Payload
 from datafetch.model.options import DatasetOptions, Option, option
 from datafetch.model.sample import Record, Row, Sample, Shard
+from datafetch.model.untrusted import is_utf8
 
 PUBLISHED_COUNT = 101_953
 _FOLDER = "synthdog-ja/image"
@@ -230,7 +231,7 @@ def _text(part: _Part, position: int, ground_truth: object) -> str:
         why = isinstance(error, ValueError) and explain_digit_limit(error)
         reason = why or "its ground_truth has no gt_parse.text_sequence"
         raise ManifestError(f"{part.file.path} row {position}: {reason}; download the file again") from error
-    if not isinstance(text, str):
+    if not isinstance(text, str) or not is_utf8(text):
         raise ManifestError(f"{part.file.path} row {position}: its text is not a text; download the file again")
     return text.replace(" ", "\n")
 

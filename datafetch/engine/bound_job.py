@@ -13,6 +13,7 @@ from datafetch.engine.disk_estimate import DiskEstimate
 from datafetch.engine.feed import MAX_OPEN_SAMPLES, MAX_OPEN_SHARDS
 from datafetch.engine.job import Job, dataset_of, hash_of, identify, own_spec, reshard_plan, settings_of
 from datafetch.engine.ownership import claim_for_job
+from datafetch.errors import ConfigurationError
 from datafetch.model.interfaces import Dataset, Manifest
 from datafetch.output.merge import Output
 from datafetch.output.training_list import keep_made, keep_published, published_source
@@ -124,6 +125,7 @@ async def bind(job: Job) -> AsyncIterator[BoundJob]:
 
 
 def _bind(job: Job, dataset: Dataset, archives: Archives) -> BoundJob:
+    _refuse_output_as_source(job, archives)
     listed = _source_of(job, dataset)
     source = listed
     if dataset.archives and listed != Path(job.source):  # the archive and all else still lie where the list was
@@ -135,6 +137,22 @@ def _bind(job: Job, dataset: Dataset, archives: Archives) -> BoundJob:
     spec = job.image or own_spec(dataset)
     identity = identify(job, manifest, spec)
     return BoundJob(job, dataset, manifest, spec, identity, layout_of(Path(job.out), job, identity), archives, listed)
+
+
+def _refuse_output_as_source(job: Job, archives: Archives) -> None:
+    """Check that starting over deletes nothing of the folder that is read.
+
+    Raises:
+        ConfigurationError: It would.
+    """
+    if not job.fresh or archives.unpacked is None or archives.is_in_place:
+        return
+    source, out = archives.unpacked.resolve(), Path(job.out).resolve()
+    if source.is_relative_to(out) or out.is_relative_to(source):
+        raise ConfigurationError(
+            f"{archives.unpacked} is read and {job.out} is written, and one is in the other, so --fresh would delete "
+            "what is to be read; leave out --fresh, or give another --source"
+        )
 
 
 def layout_of(out: Path, job: Job, identity: Identity) -> OutputLayout:

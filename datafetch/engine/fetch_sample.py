@@ -17,7 +17,7 @@ from operator import itemgetter
 from datafetch.engine.dedup import UrlDeduplicator
 from datafetch.engine.feed import OpenShard
 from datafetch.engine.image_source import ImageSource
-from datafetch.fetch import BodyBudget
+from datafetch.fetch import BodyBudget, Reservation
 from datafetch.model.interfaces import ImageTranscoder
 from datafetch.model.ledger_line import LedgerLine
 from datafetch.model.outcome import OK, Encoded, Failure, FailureKind, Fetched, Outcome, Source
@@ -40,6 +40,7 @@ class SampleFetcher:
         outcomes: Number of images by outcome.
         repeated: Number of images that reused the result of an earlier request for the same URL.
         adopted: Number of images that were in their place already.
+        budget: The memory budget for bodies.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class SampleFetcher:
         self._source = source
         self._retries = retries
         self._transcode = transcode
-        self._budget = budget
+        self.budget = budget
 
     async def fetch_sample(self, shard: OpenShard, sample: Sample) -> None:
         """Fetch those images of a sample that have no outcome from an earlier run, and end the sample."""
@@ -65,19 +66,29 @@ class SampleFetcher:
         await _DocumentTask(self, shard, sample, self._output).run(ended, recovered.jpeg_bytes[sample.position])
         await shard.spool.append(sample)
 
-    async def fetch_image(self, sample: Sample, image: int) -> ImageResult:
-        """Fetch and transcode one image, whatever the outcome."""
-        fetched, outcome = await self._fetch_once(sample, image)
+    async def fetch_image(self, sample: Sample, image: int, memory: Reservation) -> ImageResult:
+        """Fetch and transcode one image, whatever the outcome.
+
+        Args:
+            sample: The sample.
+            image: 0-based position in its images.
+            memory: The reservation that its bytes are counted against, also while its result waits for the spool: local
+                files come faster than a disk writes.
+        """
+        fetched, outcome = await self._fetch_once(sample, image, memory)
         if isinstance(outcome, Failure) and self._may_have_been_cut(fetched, outcome):
             # Perhaps the transfer was cut and not the file; a response without a length can't tell. Try once more.
             attempts, before = fetched.attempts, outcome
-            fetched, outcome = await self._fetch_once(sample, image)
+            memory.shrink(0)
+            fetched, outcome = await self._fetch_once(sample, image, memory)
             fetched = replace(fetched, attempts=fetched.attempts + attempts)
             if isinstance(outcome, Failure) and outcome.is_as_damaged_as(before):
                 outcome = replace(outcome, kind=FailureKind.CORRUPT)
         line = LedgerLine.of(sample, image, fetched, outcome)
         is_to_be_written = isinstance(outcome, Encoded) and fetched.source is not Source.HAVE
-        return ImageResult(line, outcome.jpeg if isinstance(outcome, Encoded) and is_to_be_written else b"")
+        result = ImageResult(line, outcome.jpeg if isinstance(outcome, Encoded) and is_to_be_written else b"")
+        memory.shrink(len(result.jpeg))
+        return result
 
     def count(self, line: LedgerLine, *, is_repeated: bool = False) -> None:
         """Count an image that has an outcome."""
@@ -91,10 +102,9 @@ class SampleFetcher:
         is_from_web = fetched.source in (Source.WEB, Source.FALLBACK)
         return self._retries and is_from_web and failure.kind is FailureKind.TRUNCATED
 
-    async def _fetch_once(self, sample: Sample, image: int) -> tuple[Fetched, Outcome]:
-        with self._budget.reservation() as memory:
-            fetched = await self._source(sample, image, memory)
-            return fetched, await self._transcode(fetched)
+    async def _fetch_once(self, sample: Sample, image: int, memory: Reservation) -> tuple[Fetched, Outcome]:
+        fetched = await self._source(sample, image, memory)
+        return fetched, await self._transcode(fetched)
 
 
 class _ImageTask:
@@ -117,18 +127,22 @@ class _ImageTask:
         Args:
             then: What to append together with the result, right behind it.
         """
-        dedup, spool = self._fetcher.dedup, self._shard.spool
         url = self._sample.urls[self._image]
-        async with dedup.lock_url(url):
-            known = await dedup.lookup(url)
-            if known is None:
-                result = await self._fetcher.fetch_image(self._sample, self._image)
-            else:
-                result = self._reused(known)
-            self.has_outcome = True
-            self._fetcher.count(result.line, is_repeated=known is not None)
-            offset = await spool.append(result, *then)
-            dedup.record(result, spool, offset)
+        async with self._fetcher.dedup.lock_url(url):
+            with self._fetcher.budget.reservation() as memory:
+                return await self._run(url, memory, then)
+
+    async def _run(self, url: str, memory: Reservation, then: tuple[Sample, ...]) -> ImageResult:
+        dedup, spool = self._fetcher.dedup, self._shard.spool
+        known = await dedup.lookup(url)
+        if known is None:
+            result = await self._fetcher.fetch_image(self._sample, self._image, memory)
+        else:
+            result = self._reused(known)
+        self.has_outcome = True
+        self._fetcher.count(result.line, is_repeated=known is not None)
+        offset = await spool.append(result, *then)
+        dedup.record(result, spool, offset)
         return result
 
     def _reused(self, known: ImageResult) -> ImageResult:

@@ -43,11 +43,13 @@ class Adoption:
         out: The output folder.
         may_replace: Whether a file that is another one is replaced, because the run starts over.
         keeps_bodies: Whether files are saved as they were received; otherwise none that is there can be the right one.
+        max_file_bytes: Larger ones are refused, if the archive does not say how large they must be.
     """
 
     out: Path
     may_replace: bool
     keeps_bodies: bool
+    max_file_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +146,8 @@ class ImageSource:
             return await self.fetch(sample.urls[image], memory=memory)
         fallback = row.get(FALLBACK)
         if isinstance(fetched, Failure) and fetched.kind in _ARCHIVE_LACKS and isinstance(fallback, str):
+            if self._adoption is not None:
+                await _in_thread(partial(_refuse_existing, self._adoption, sample))
             memory.shrink(0)
             return replace(await self.fetch(fallback, memory=memory), source=Source.FALLBACK)
         return fetched
@@ -209,11 +213,24 @@ def _find_adopted(adoption: Adoption, sample: Sample) -> int | None:
         return None
     if not S_ISREG(status.st_mode):
         raise ConfigurationError(f"{path} is not a file; move it away")
+    if MEMBER not in sample.row and status.st_size > adoption.max_file_bytes:
+        raise ConfigurationError(f"{path} is larger than --max-body; raise that, or move the file away")
     if adoption.keeps_bodies and _is_expected_size(sample, status.st_size):
         return status.st_size
     reason = "has another size" if adoption.keeps_bodies else "can't be compared with one that is encoded again"
     _replace(adoption, path, reason)
     return None
+
+
+def _refuse_existing(adoption: Adoption, sample: Sample) -> None:
+    """Check that no file is in the place of an image that comes from elsewhere than the archive.
+
+    Raises:
+        ConfigurationError: There is one.
+    """
+    path = adoption.out / str(sample.row["image"])
+    if path.exists() or path.is_symlink():
+        _replace(adoption, path, "can't be compared with the archive's, which is missing or damaged")
 
 
 def _read_adopted(adoption: Adoption, sample: Sample, size_bytes: int) -> bytes | None:

@@ -238,8 +238,19 @@ def refuse_left_spools(layout: OutputLayout, scratch: Path | None, shards: Colle
 def _wants_other_images(before: Identity, now: Identity) -> bool:
     """Whether two jobs differ in nothing but which images of the same archives are wanted."""
     names = {name for name in now | before if before.get(name) != now.get(name)}
-    contents = ({(name, fingerprint) for name, _, fingerprint in one["shards"].values()} for one in (before, now))
-    return "images" in names and names <= {"images", "shards"} and len({frozenset(one) for one in contents}) == 1
+    if "images" not in names or names - {"images", "shards"}:
+        return False
+    contents = [{str([source, fingerprint]) for source, _, fingerprint in _parts_of(one)} for one in (before, now)]
+    return contents[0] == contents[1]
+
+
+def _parts_of(identity: Identity) -> Iterator[tuple[object, object, object]]:
+    """Source, size and fingerprint of each shard of an identity; none of a shard that a damaged file describes."""
+    shards = identity.get("shards")
+    for part in shards.values() if isinstance(shards, dict) else ():
+        match part:
+            case [source, size, fingerprint]:
+                yield source, size, fingerprint
 
 
 _ID_LISTS = {

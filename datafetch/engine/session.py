@@ -196,7 +196,12 @@ class Session:
         job = self._job
         adoption, out = None, self.output.layout.out
         if self.output.dataset.adopts_files and await run_in_thread(_is_in_use, out):
-            adoption = Adoption(out, job.fresh, keeps_bodies=spec.encode is Encoding.RECEIVED)
+            adoption = Adoption(
+                out,
+                job.fresh,
+                keeps_bodies=spec.encode is Encoding.RECEIVED,
+                max_file_bytes=job.fetch.max_body_bytes,
+            )
         members = folder = None
         if archives.unpacked is not None:
             folder = FileFolder(archives.unpacked, is_in_place=archives.is_in_place)

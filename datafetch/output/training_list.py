@@ -158,7 +158,8 @@ def _write(used: _Digest, dropped: BinaryIO, published: Path, dataset: Dataset, 
             used.write(((opening if is_empty else gap) + dataset.list_text(reader.record_text, record)).encode())
             is_empty = False
         else:
-            line = {"record": number, "key": result.key, "reason": result.reason}
+            key = result.key.encode("utf-8", "backslashreplace").decode()  # an id may be a lone surrogate
+            line = {"record": number, "key": key, "reason": result.reason}
             dropped.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
     used.write(b"[]\n" if is_empty else reader.gap_text.encode())
     judge.finish()

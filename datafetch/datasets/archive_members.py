@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -116,8 +117,9 @@ class _Selected(Manifest):
                 found.add(name)
             yield name
 
+    @abstractmethod
     def _read(self, first: int, count: int) -> Iterator[Sample]:
-        raise NotImplementedError
+        """Read selected files as samples, from a number on; positions don't matter yet."""
 
     def _problem(self, number: int, name: str) -> Row:
         """The failure of a file whose name can't be used; empty if it can."""

@@ -76,7 +76,7 @@ class DatasetDefaults:
 
     def bind_archives(self, source: Path, copies: Sequence[Path]) -> Manifest:
         """Open the manifest of a dataset with archives; others are never asked to."""
-        raise NotImplementedError(source, copies)
+        raise AssertionError(f"{self.name} has no archives, not {source} with {copies}")
 
     def with_kept_list(self, path: Path) -> Self:
         """The same dataset, which reads a copy of its published list."""
@@ -84,7 +84,7 @@ class DatasetDefaults:
 
     def list_images(self, record: object) -> Sequence[str]:
         """The names of a record's images; a dataset whose records are samples is never asked for them."""
-        raise NotImplementedError(record)
+        raise AssertionError(f"the records of {self.name} are samples themselves, such as {record}")
 
     def list_text(self, text: str, record: object) -> str:  # noqa: ARG002 - for those that change it
         """A record as the trainer's list has it: by default, exactly as it is published."""

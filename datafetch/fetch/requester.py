@@ -206,7 +206,7 @@ class Requester:
         if location:
             hop.cookies.store(response.headers, hop.url)
             is_range = hop.request.byte_range is not None
-            # An archive may be redirected to a store that belongs to somebody else, on the same host, too.
+            # Credentials are for the URL that the operator gave, and an archive may redirect to a third party's store.
             return join_url(hop.url.with_user(None) if is_range else hop.url, location)
         return await self._body_reader.read(response, hop)
 

@@ -101,6 +101,9 @@ def test_the_script_for_image_sets_fetches_what_lists_name(tmp_path: Path, monke
     (lists / "two.json").write_text(json.dumps([{"image": "vg/VG_100K_2/1.jpg"}]))
     fetch("fetch-image-sets", lists, tmp_path / "some")
     assert images(tmp_path / "some") == {*named, "vg/VG_100K_2/1.jpg"}
+    (lists / "one.json").unlink()
+    fetch("fetch-image-sets", lists, tmp_path / "one")
+    assert images(tmp_path / "one") == {"vg/VG_100K_2/1.jpg"}
     fetch("fetch-image-sets", "", tmp_path / "all")
     assert len(images(tmp_path / "all")) == 8
 

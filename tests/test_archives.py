@@ -24,7 +24,7 @@ from zips import DEFLATE64, Crafted, craft, jpeg, write_zip
 
 from datafetch import Job
 from datafetch.datasets.image_sets import ImageSetOptions
-from datafetch.errors import ConfigurationError, ManifestError
+from datafetch.errors import ConfigurationError, ManifestError, ResourceError
 from datafetch.fetch import FetchPolicy
 from datafetch.model.outcome import FailureKind
 from datafetch.output.retry_filter import RetryFilter
@@ -258,6 +258,7 @@ def test_odd_archives_are_read(tmp_path: Path) -> None:
     members[5].has_descriptor = True
     members[6].gap = os.urandom(5000)
     members[7].gap = os.urandom(100_000)
+    members[11].local_extra = members[4].local_extra
     members[8].extra = struct.pack("<2H", 0x9999, 3) + b"abc"
     variants: list[dict[str, Any]] = [
         {},
@@ -432,6 +433,120 @@ def test_another_file_is_never_overwritten(tmp_path: Path, archive: Path, conten
     assert (out / name).read_bytes() != IMAGES[name]
     run(replace(job, fresh=True))
     assert files(job) == IMAGES
+
+
+def test_a_file_that_appears_during_the_run_is_not_overwritten(tmp_path: Path, large_archive: Path) -> None:
+    """Nor is one that appears between two runs, when its image has been fetched; what was fetched is not lost."""
+    name = sorted(LARGE)[7]
+    mine = tmp_path / "data/coco/train2017" / name
+    with ArchiveServer(large_archive) as server:
+        job = coco(tmp_path, server.url)
+
+        def put(_: SeenRequest) -> None:
+            if len(server.requests) == 14:  # most of the archive has come
+                mine.parent.mkdir(parents=True, exist_ok=True)
+                mine.write_bytes(b"another file")
+
+        server.on_request = put
+        for _ in range(2):
+            with pytest.raises(ConfigurationError, match=rf"{name} has appeared since.*move it away, or use --fresh"):
+                run(job)
+            assert mine.read_bytes() == b"another file"
+        server.on_request = lambda _: None
+        mine.unlink()
+        asked = len(server.requests)
+        assert run(job).totals.ok == 60
+        assert len(server.requests) == asked
+    assert files(job) == LARGE
+
+
+def test_what_the_archive_lacks_may_be_in_its_place(tmp_path: Path, archive: Path) -> None:
+    """It can be compared with nothing, so it is taken if it decodes; that is all that the trainer asks for."""
+    out = tmp_path / "data/coco/train2017"
+    out.mkdir(parents=True)
+    (out / "mine.jpg").write_bytes(jpeg(1234))
+    (out / "broken.jpg").write_bytes(jpeg(1234)[:300])
+    names = tmp_path / "list.json"
+    wanted = ("mine.jpg", "broken.jpg", "gone.jpg", "../../../list.json", "000000000000.jpg", "000000000000.jpg/x.jpg")
+    names.write_text(json.dumps([{"image": f"coco/train2017/{name}"} for name in wanted]))
+    job = coco(tmp_path, archive, options=ImageSetOptions(only_referenced=(str(names),)))
+    run(job)
+    assert outcomes(job) == {
+        "mine.jpg": "ok",
+        "broken.jpg": "truncated",
+        "gone.jpg": "missing_member",
+        "../../../list.json": "bad_member",
+        "000000000000.jpg": "bad_member",
+        "000000000000.jpg/x.jpg": "missing_member",
+    }
+    assert ledger(job)["mine.jpg"]["source"] == "have"
+    assert (out / "mine.jpg").read_bytes() == jpeg(1234)
+
+
+def test_copies_of_directories_leave_nothing_after_a_kill(
+    tmp_path: Path, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until the output is claimed they are files without a name."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    found: list[str] = []
+    with ArchiveServer(archive) as server:
+        server.on_request = lambda _: found.extend(path.name for path in folder.iterdir())
+        run(coco(tmp_path, server.url))
+        assert len(server.requests) > 2
+    assert not found
+
+
+def test_a_temporary_folder_that_is_full_is_said_to_be(
+    tmp_path: Path, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The archive itself can be read."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "not there"))
+    with pytest.raises(ResourceError, match=r"cannot write the archive's directory to .*not there, which TMPDIR can"):
+        run(coco(tmp_path, archive))
+
+
+def test_sizes_that_can_not_be_true_are_refused_unread(tmp_path: Path) -> None:
+    """A small member may not make the run ask for gigabytes, nor may numbers of 64 bits overflow."""
+    members = as_members(dict(list(IMAGES.items())[:4]))
+    members[1].method = zipfile.ZIP_DEFLATED
+    members[1].compressed_bytes = 3_000_000_000
+    members[2].is_64 = True
+    members[2].size_bytes = members[2].compressed_bytes = 2**63 + 5
+    (tmp_path / "train2017.zip").write_bytes(craft(*members))
+    with ArchiveServer(tmp_path / "train2017.zip") as server:
+        job = coco(tmp_path, server.url)
+        run(job)
+        assert server.asked_bytes < 4 * (tmp_path / "train2017.zip").stat().st_size
+    assert outcomes(job)["000000000001.jpg"] == outcomes(job)["000000000002.jpg"] == "bad_member"
+    assert "size" in ledger(job)["000000000001.jpg"]["detail"]
+
+
+def test_ends_of_directories_that_are_none_are_passed_over(tmp_path: Path) -> None:
+    """A few requests find the real one; thousands of false ones are not followed."""
+    false = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, 60, 0, 0)
+    members = as_members(dict(list(IMAGES.items())[:4]))
+    (tmp_path / "train2017.zip").write_bytes(craft(*members, behind=false * 20))
+    with ArchiveServer(tmp_path / "train2017.zip") as server:
+        job = coco(tmp_path, server.url)
+        assert run(job).totals.outcomes == {"ok": 4}
+        (tmp_path / "train2017.zip").write_bytes(craft(*members, behind=false * 2000))
+        server.requests.clear()
+        with pytest.raises(ManifestError, match="is not a zip archive"):
+            run(replace(job, fresh=True))
+        assert len(server.requests) < 100
+
+
+def test_a_server_that_sends_a_byte_at_a_time_is_given_up(
+    tmp_path: Path, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise an archive would take as many requests as it has bytes."""
+    monkeypatch.setattr("datafetch.fetch.archive.ranges._MAX_FAILED_RANGES", 2)
+    with ArchiveServer(archive, Behaviour(max_range_bytes=1)) as server:
+        with pytest.raises(ManifestError, match="the server sends 1 bytes of a range at a time"):
+            run(coco(tmp_path, server.url))
+        assert len(server.requests) < 20
 
 
 def test_starting_over_never_deletes_what_is_read(tmp_path: Path, archive: Path) -> None:

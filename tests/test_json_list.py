@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datafetch.datasets.readers import MemberReader, RecordReader
+from datafetch.datasets.readers import ObjectReader, RecordReader
 from datafetch.errors import ManifestError
 
 RECORDS = st.recursive(
@@ -147,15 +147,15 @@ def test_members_equal_those_of_the_parsed_object(
     path = tmp_path_factory.mktemp("objects") / "object.json"
     inner = ", ".join(f"{json.dumps(name)} : {json.dumps(value, ensure_ascii=not plain)}" for name, value in members)
     path.write_text(f" {{{inner}}}\n", encoding="utf-8")
-    reader = MemberReader(path, chunk_chars)
+    reader = ObjectReader(path, chunk_chars)
     found = list(islice(iter(reader), taken))
     assert [(member.name, member.value) for member in found] == members[:taken]
     if len(found) == taken:  # else it has come to the end
-        rest = MemberReader(path, chunk_chars, start_bytes=reader.offset_bytes())
+        rest = ObjectReader(path, chunk_chars, start_bytes=reader.offset_bytes())
         assert [(member.name, member.value) for member in rest] == members[taken:]
     path.write_text(f" {{{inner}", encoding="utf-8")
     with pytest.raises(ManifestError):
-        list(MemberReader(path, chunk_chars))
+        list(ObjectReader(path, chunk_chars))
 
 
 @pytest.mark.parametrize(
@@ -175,14 +175,14 @@ def test_a_malformed_object_is_refused(tmp_path: Path, text: str, reason: str) -
     path = tmp_path / "object.json"
     path.write_text(text)
     with pytest.raises(ManifestError, match=reason):
-        list(MemberReader(path))
+        list(ObjectReader(path))
 
 
 def test_odd_values_are_read_as_python_reads_them(tmp_path: Path) -> None:
     """The trainer reads them in the same way."""
     path = tmp_path / "object.json"
     path.write_text('{"a": NaN, "\\ud83d": [Infinity, 99999999999999999999]}')
-    assert repr([(member.name, member.value) for member in MemberReader(path)]) == repr(
+    assert repr([(member.name, member.value) for member in ObjectReader(path)]) == repr(
         list(json.loads(path.read_text()).items())
     )
 

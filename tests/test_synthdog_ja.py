@@ -95,6 +95,16 @@ def test_the_files_and_the_list_are_those_of_the_recipe(tmp_path: Path, source: 
     assert run(job).reused == count
 
 
+def test_another_count_takes_the_place_of_the_first(tmp_path: Path, source: Path) -> None:
+    """It is another job, which is started over; the list of the first has another name and stays."""
+    run(job_for(tmp_path, source, 5))
+    again = job_for(tmp_path, source, 12)
+    with pytest.raises(ConfigurationError, match="--fresh"):
+        run(again)
+    assert run(replace(again, fresh=True)).totals.ok == 12
+    assert run(again).reused == 12
+
+
 @pytest.mark.parametrize(("count", "name"), [(101_953, "102k"), (1500, "2k"), (2500, "2k"), (499, "0k")])
 def test_the_list_is_named_by_the_number_of_rows(count: int, name: str) -> None:
     """As Python rounds thousands."""
@@ -129,7 +139,17 @@ def test_too_few_rows_are_refused(tmp_path: Path, source: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["no json", "[]", '{"gt_parse": {}}', '{"gt_parse": {"text_sequence": 5}}', "[" * 5000]
+    "text",
+    [
+        "no json",
+        "[]",
+        '{"gt_parse": {}}',
+        '{"gt_parse": {"text_sequence": 5}}',
+        "[" * 5000,
+        '{"gt_parse": {"text_sequence": "\\ud800"}}',
+        json.dumps({"gt_parse": {"text_sequence": "x" * 70_000}}),
+    ],
+    ids=["no json", "a list", "nothing", "a number", "nested", "a lone surrogate", "long"],
 )
 def test_a_row_without_a_text_stops_the_run(tmp_path: Path, source: Path, text: str) -> None:
     """In one line with its file and number, before anything is fetched."""

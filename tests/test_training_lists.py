@@ -216,8 +216,8 @@ def test_llava_pretrain_takes_its_images_from_the_archive_and_the_rest_from_the_
     assert {name for name, where in sources.items() if where == "fallback"} == {"00450/3.jpg", damaged, lost}
 
 
-def test_a_fallback_never_overwrites_a_file(tmp_path: Path) -> None:
-    """Of an image that the archive lacks nothing is known that a file could be compared with."""
+def test_a_file_in_place_of_what_the_archive_lacks_is_taken(tmp_path: Path) -> None:
+    """Nothing is known that it could be compared with, so it is kept and decoded; --fresh asks the web instead."""
     pictures = tmp_path / "pictures"
     write_images(pictures, "0.jpg")
     with Origin(pictures) as origin:
@@ -227,12 +227,76 @@ def test_a_fallback_never_overwrites_a_file(tmp_path: Path) -> None:
         (Path(job.source) / "blip_laion_cc_sbu_558k_meta.json").write_text(json.dumps(meta))
         mine = Path(job.out) / "0/b.jpg"
         mine.parent.mkdir(parents=True)
-        mine.write_bytes(b"another file")
-        with pytest.raises(ConfigurationError, match=r"b\.jpg is there already and can't be compared"):
-            run(job)
-        assert mine.read_bytes() == b"another file"
+        mine.write_bytes(jpeg(77, 16))
+        assert run(job).totals.outcomes == {"ok": 2}
+        assert mine.read_bytes() == jpeg(77, 16)
         run(replace(job, fresh=True))
     assert files(job) == {"0/a.jpg": jpeg(1, 16), "0/b.jpg": jpeg(0, 16)}
+
+
+def test_images_that_came_from_the_web_are_taken_by_a_job_for_others(tmp_path: Path) -> None:
+    """They differ from the archive's, which are damaged, so the run with another list does not stop at them."""
+    pictures = tmp_path / "pictures"
+    write_images(pictures, "0.jpg")
+    with Origin(pictures) as origin:
+        job = archived(tmp_path, "llava-pretrain", [record("a", "0/a.jpg"), record("b", "0/b.jpg")])
+        source = Path(job.source)
+        members = [Crafted(f"0/{name}.jpg".encode(), jpeg(number, 16)) for number, name in enumerate("abc")]
+        members[1].crc32 = 1
+        (source / "images.zip").write_bytes(craft(*members))
+        meta = [{"image": f"0/{name}.jpg", "url": origin.url("well", "0.jpg", 1)} for name in "abc"]
+        (source / "blip_laion_cc_sbu_558k_meta.json").write_text(json.dumps(meta))
+        assert run(job).totals.outcomes == {"ok": 2}
+        records = [record(name, f"0/{name}.jpg") for name in "abc"]
+        (source / "blip_laion_cc_sbu_558k.json").write_text(json.dumps(records))
+        mine = Path(job.out) / "0/c.jpg"
+        mine.write_bytes(jpeg(5, 16))
+        with pytest.raises(ConfigurationError, match=r"c\.jpg is there already and has another (size|checksum)"):
+            run(job)
+        mine.unlink()
+        report = run(job)
+        assert (report.totals.ok, report.reused) == (3, 2)
+
+
+def test_a_list_of_the_operators_is_not_replaced(tmp_path: Path) -> None:
+    """Neither by the first run nor, if it was edited, by another or by a retry."""
+    write_images(tmp_path / "data", "coco/train2017/1.jpg")
+    job = job_for(tmp_path, json.dumps([record(1, "coco/train2017/1.jpg"), record(2, "coco/train2017/gone.jpg")]))
+    path = Path(f"{job.out}.json")
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    with pytest.raises(ConfigurationError, match=r"358k\.json is there already.*move it away, or use --fresh"):
+        run(job)
+    assert path.read_text() == "mine"
+    run(replace(job, fresh=True))
+    made = written(job)
+    assert made != "mine"
+    path.write_text(made + " ")
+    with pytest.raises(ConfigurationError, match="not a list that datafetch made"):
+        run(job)
+    with pytest.raises(ConfigurationError, match="not a list that datafetch made"):
+        retry(job.out)
+    path.unlink()
+    run(job)
+    assert written(job) == made
+
+
+def test_a_kill_between_the_note_of_a_list_and_the_list_loses_neither(tmp_path: Path) -> None:
+    """The list in its place is then the one before, which must not be taken for a published one."""
+    write_images(tmp_path / "data", "coco/train2017/1.jpg")
+    records = [record(1, "coco/train2017/1.jpg"), record(2, "coco/train2017/gone.jpg")]
+    job = job_for(tmp_path, "[]")
+    Path(job.out).parent.mkdir(parents=True)
+    Path(f"{job.out}.json").write_text(json.dumps(records))
+    job = replace(job, source=f"{job.out}.json")
+    run(job)
+    first = written(job)
+    note = OutputLayout(Path(job.out)).published_list / "made.json"
+    sha256 = json.loads(note.read_text())["sha256"]
+    note.write_text(json.dumps({"sha256": "0" * 64, "before": sha256}))
+    assert run(job).totals.rows == 1
+    assert written(job) == first
+    assert len(dropped(job)) == 1
 
 
 def test_ids_that_are_no_text_of_utf_8_are_listed(tmp_path: Path) -> None:

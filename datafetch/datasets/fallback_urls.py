@@ -16,7 +16,7 @@ from datafetch.errors import ManifestError, raise_if_exhausted
 class FallbackUrls:
     """The URLs in a JSON list whose records have an ``image`` and a ``url``.
 
-    Memory holds the URLs themselves and 24 bytes for each; no more than the file has.
+    Memory holds the URLs themselves and 24 bytes for each, and while they are read as much again.
 
     Args:
         path: The list.

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from datafetch.datasets.dataset_defaults import DatasetDefaults
 from datafetch.datasets.filenames import DuplicateNames, why_refused
 from datafetch.datasets.named_images import SAMPLES_PER_SHARD, find_file, image_file_row, slice_name
-from datafetch.datasets.readers import LineFile, MemberReader
+from datafetch.datasets.readers import LineFile, ObjectReader
 from datafetch.datasets.referenced import read_referenced
 from datafetch.datasets.url_length import bounded_url, is_too_long
 from datafetch.errors import ManifestError, raise_if_exhausted
@@ -148,7 +148,7 @@ class OcrVqaManifest(Manifest):
         A cover that can't be saved becomes a sample without URLs, with the reason in its metadata.
         """
         first = number * SAMPLES_PER_SHARD
-        covers = self._covers_of(MemberReader(self._path, start_bytes=self._offsets[number]))
+        covers = self._covers_of(ObjectReader(self._path, start_bytes=self._offsets[number]))
         for position, cover in enumerate(islice(covers, self._size(number))):
             refusal = _why_refused(cover) or self._duplicates.why_refused(first + position)
             if refusal:
@@ -161,7 +161,7 @@ class OcrVqaManifest(Manifest):
 
     def _names(self) -> Iterator[str | None]:
         """Read the file names of all covers, None for those that can't be saved, and store where shards begin."""
-        reader = MemberReader(self._path)
+        reader = ObjectReader(self._path)
         covers = self._covers_of(reader)
         offset = 0
         while chunk := list(islice(covers, SAMPLES_PER_SHARD)):
@@ -171,7 +171,7 @@ class OcrVqaManifest(Manifest):
             for cover in chunk:
                 yield None if _why_refused(cover) else f"{cover.id_}.jpg"
 
-    def _covers_of(self, reader: MemberReader) -> Iterator[_Cover]:
+    def _covers_of(self, reader: ObjectReader) -> Iterator[_Cover]:
         """The selected covers of a reader.
 
         Raises:

@@ -31,6 +31,7 @@ from datafetch.model.untrusted import is_utf8
 PUBLISHED_COUNT = 101_953
 _FOLDER = "synthdog-ja/image"
 _IMAGE, _TEXT = "image.bytes", "ground_truth"
+_MAX_TEXT_BYTES = 64 * 1024  # a rendered page has some hundred characters; the list has the text of each row
 _FENCE = "\n```\n"
 _QUESTIONS = (
     ("写真に写っている文字をすべて書き出してください。", "この写真に写っている文字を以下に示します。"),
@@ -233,6 +234,10 @@ def _text(part: _Part, position: int, ground_truth: object) -> str:
         raise ManifestError(f"{part.file.path} row {position}: {reason}; download the file again") from error
     if not isinstance(text, str) or not is_utf8(text):
         raise ManifestError(f"{part.file.path} row {position}: its text is not a text; download the file again")
+    if len(text.encode()) > _MAX_TEXT_BYTES:
+        raise ManifestError(
+            f"{part.file.path} row {position}: its text is over {_MAX_TEXT_BYTES:,} bytes; download the file again"
+        )
     return text.replace(" ", "\n")
 
 

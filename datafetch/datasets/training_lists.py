@@ -15,7 +15,7 @@ from pathlib import Path
 from datafetch.datasets.archive_members import ListedFiles
 from datafetch.datasets.dataset_defaults import DatasetDefaults
 from datafetch.datasets.named_images import find_file
-from datafetch.datasets.readers import replace_member
+from datafetch.datasets.readers import replace_value
 from datafetch.datasets.referenced import image_names, read_image_names
 from datafetch.model.interfaces import Manifest
 from datafetch.model.kinds import Loader, Payload
@@ -70,7 +70,7 @@ class TrainingList(DatasetDefaults):
             return text
         named = record["image"]
         placed = [self._placed(name) for name in named] if isinstance(named, list) else self._placed(named)
-        return text if placed == named else replace_member(text, "image", placed)
+        return text if placed == named else replace_value(text, "image", placed)
 
     def _placed(self, name: str) -> str:
         """Where an image is that a record names, relative to the image root."""

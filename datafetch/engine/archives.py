@@ -1,7 +1,7 @@
 """The archives of a job: where they lie, and copies of their directories.
 
 Theory of operation. The directory of an archive lists all of its members, and a run needs nothing else of it to know
-its samples. So it is copied, once: for the first run to a temporary folder, since nothing may be written to an output
+its samples. So it is copied, once: for the first run to a temporary file, since nothing may be written to an output
 that belongs to another job, and from there to the state folder when the output is this job's. Later runs use that copy
 and ask the server for nothing that they don't fetch. That the archive is still the same shows when members are fetched:
 each request names its entity tag and checks its size, and each member has a checksum.
@@ -14,8 +14,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -24,7 +24,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 import msgspec
 
 from datafetch.datasets.readers import Fingerprint, ZipDirectory, copy_header, locate_directory
-from datafetch.errors import ManifestError, raise_if_exhausted
+from datafetch.errors import ManifestError, ResourceError, raise_if_exhausted
 from datafetch.fetch import Fetcher
 from datafetch.fetch.archive import LocalRanges, MemberReader, RangeReader, RemoteRanges
 from datafetch.fetch.policy import FetchPolicy
@@ -57,7 +57,7 @@ class Archives:
         unpacked: The folder to which they were unpacked; then there are no locations.
         is_in_place: Whether the files of that folder are where the trainer looks for them, so that none is written.
         copies: The copies of their directories.
-        is_new: Whether the copies lie in a temporary folder, and not in the state folder.
+        is_new: Whether the copies are temporary files of this process, and not in the state folder.
     """
 
     locations: tuple[str, ...]
@@ -72,10 +72,10 @@ class Archives:
             return
         make_folder(layout.archives)
         (layout.archives / _LIST).unlink(missing_ok=True)  # it is of other copies
-        for copy in self.copies:
-            unfinished = layout.archives / f"{copy.name}.tmp"
+        for copy, kept in zip(self.copies, _copies_in(layout, len(self.copies)), strict=True):
+            unfinished = kept.with_suffix(".tmp")
             shutil.copyfile(copy, unfinished)
-            publish(unfinished, layout.archives / copy.name)
+            publish(unfinished, kept)
         write_atomically(layout.archives / _LIST, msgspec.json.encode([_describe(one) for one in self.locations]))
 
 
@@ -96,7 +96,7 @@ def find_archives(dataset: Dataset, source: str) -> Archives:
         try:
             parts = urlsplit(source)
         except ValueError as error:
-            raise ManifestError(f"{without_secrets(source)} is not a URL: {error}") from error
+            raise ManifestError(f"{without_secrets(source)} of the archive is not valid; check its spelling") from error
         if not parts.path.endswith("/"):
             return Archives(_all_of(dataset, (source,)))
         return Archives(
@@ -108,6 +108,8 @@ def find_archives(dataset: Dataset, source: str) -> Archives:
         return Archives(_all_of(dataset, there)) if there else Archives((), unpacked=path)
     if not path.is_file():
         names = " and ".join(dataset.archives)
+        if without_secrets(source) != source:
+            raise ManifestError(f"{without_secrets(source)} of {names} does not begin with http:// or https://")
         raise ManifestError(
             f"there is no {without_secrets(source)}; needed is {names}, as a path or a URL, or the folder of it"
         )
@@ -154,17 +156,16 @@ async def open_archives(
     elif kept is not None:
         yield Archives(found.locations, copies=kept)
     else:
-        folder = await run_in_thread(lambda: Path(tempfile.mkdtemp(prefix="datafetch-")))
-        try:
-            copies = tuple(folder / f"{number}.directory" for number in range(len(found.locations)))
-            for location, copy in zip(found.locations, copies, strict=True):
+        with ExitStack() as opened:
+            copies: list[Path] = []
+            for location in found.locations:
+                copy = opened.enter_context(await run_in_thread(_open_temporary))
                 if is_url(location):
                     await _copy_remote(location, copy, policy)
                 else:
-                    await run_in_thread(_copy_local, Path(location), copy)
-            yield Archives(found.locations, copies=copies, is_new=True)
-        finally:
-            await run_in_thread(lambda: shutil.rmtree(folder, ignore_errors=True))
+                    await _copy_local(Path(location), copy)
+                copies.append(Path(f"/proc/self/fd/{copy.fileno()}"))
+            yield Archives(found.locations, copies=tuple(copies), is_new=True)
 
 
 def open_members(archives: Archives, fetch: Fetcher, policy: FetchPolicy, memory_bytes: int) -> MemberReader:
@@ -231,9 +232,13 @@ def _describe(location: str) -> _Copied:
     return _Copied(str(path), path.stat().st_mtime_ns)
 
 
+def _copies_in(layout: OutputLayout, count: int) -> tuple[Path, ...]:
+    return tuple(layout.archives / f"{number}.directory" for number in range(count))
+
+
 def _kept_copies(layout: OutputLayout, locations: Sequence[str]) -> tuple[Path, ...] | None:
     """The copies in the state folder, if they are of these archives."""
-    copies = tuple(layout.archives / f"{number}.directory" for number in range(len(locations)))
+    copies = _copies_in(layout, len(locations))
     try:
         listed = msgspec.json.decode((layout.archives / _LIST).read_bytes(), type=list[_Copied])
         is_same = listed == [_describe(location) for location in locations]
@@ -242,73 +247,76 @@ def _kept_copies(layout: OutputLayout, locations: Sequence[str]) -> tuple[Path, 
     return copies if is_same and all(copy.is_file() for copy in copies) else None
 
 
-async def _copy_remote(location: str, copy: Path, policy: FetchPolicy) -> None:
+async def _copy_remote(location: str, copy: BinaryIO, policy: FetchPolicy) -> None:
     async with Fetcher(policy) as fetch:
         ranges = RemoteRanges(fetch, location, max_part_bytes=policy.max_body_bytes)
-        name = without_secrets(location)
         size_bytes = await ranges.find_size()
-
-        async def read(start: int, stop: int) -> bytes:
-            read = await ranges.read(start, stop)
-            if isinstance(read, Failure):
-                raise ManifestError(f"{name} can't be read: {read.detail}; try again later")
-            return read.content
-
-        try:
-            fingerprint = await _locate(size_bytes, read)
-        except ManifestError as error:
-            raise ManifestError(f"{name} {error}") from error
-        fingerprint = msgspec.structs.replace(fingerprint, etag=ranges.etag)
-        with await run_in_thread(copy.open, "wb") as file:
-            await run_in_thread(file.write, copy_header(_file_name(location), fingerprint))
-            for start in range(fingerprint.start, fingerprint.stop, _PIECE_BYTES):
-                piece = await read(start, min(start + _PIECE_BYTES, fingerprint.stop))
-                await run_in_thread(file.write, piece)
+        await _copy(ranges, size_bytes, copy, without_secrets(location), _file_name(location))
 
 
-async def _locate(size_bytes: int, read: Callable[[int, int], Awaitable[bytes]]) -> Fingerprint:
-    locating = locate_directory(size_bytes)
-    content: bytes | None = None
-    while True:
-        try:
-            span = locating.send(content) if content is not None else next(locating)
-        except StopIteration as end:
-            found: Fingerprint = end.value
-            return found
-        content = await read(*span)
-
-
-def _locate_local(size_bytes: int, archive: BinaryIO) -> Fingerprint:
-    locating = locate_directory(size_bytes)
-    content: bytes | None = None
-    while True:
-        try:
-            start, stop = locating.send(content) if content is not None else next(locating)
-        except StopIteration as end:
-            found: Fingerprint = end.value
-            return found
-        content = os.pread(archive.fileno(), stop - start, start)
-
-
-def _copy_local(path: Path, copy: Path) -> None:
+async def _copy_local(path: Path, copy: BinaryIO) -> None:
     try:
-        with path.open("rb") as archive:
-            size_bytes = os.fstat(archive.fileno()).st_size
-            fingerprint = _locate_local(size_bytes, archive)
-            with copy.open("wb") as file:
-                file.write(copy_header(path.name, fingerprint))
-                archive.seek(fingerprint.start)
-                left = fingerprint.stop - fingerprint.start
-                while left and (piece := archive.read(min(left, _PIECE_BYTES))):
-                    file.write(piece)
-                    left -= len(piece)
-    except ManifestError as error:
-        raise ManifestError(f"{path} {error}") from error
+        size_bytes = await run_in_thread(lambda: path.stat().st_size)
     except OSError as error:
         raise_if_exhausted(error)
         raise ManifestError(f"cannot read {path}: {error.strerror or error}") from error
-    if left:
-        raise ManifestError(f"{path} was cut short while it was read; run the same command again")
+    await _copy(LocalRanges(path, size_bytes), size_bytes, copy, str(path), path.name)
+
+
+async def _copy(ranges: RangeReader, size_bytes: int, copy: BinaryIO, shown: str, name: str) -> None:
+    """Find the directory of an archive, and copy it.
+
+    Args:
+        ranges: The bytes of the archive.
+        size_bytes: How many there are.
+        copy: The file to write to.
+        shown: The archive in messages.
+        name: Its file name, for the copy.
+
+    Raises:
+        ManifestError: The archive can't be read, or is none.
+        ResourceError: The copy can't be written.
+    """
+
+    async def read(start: int, stop: int) -> bytes:
+        read = await ranges.read(start, stop)
+        if isinstance(read, Failure):
+            raise ManifestError(f"{shown} can't be read: {read.detail}; try again later")
+        return read.content
+
+    locating, content = locate_directory(shown, size_bytes), None
+    found: Fingerprint | None = None
+    while found is None:
+        try:
+            span = next(locating) if content is None else locating.send(content)
+            content = await read(*span)
+        except StopIteration as end:
+            found = end.value
+    await run_in_thread(_write, copy, copy_header(name, msgspec.structs.replace(found, etag=ranges.etag)))
+    for start in range(found.start, found.stop, _PIECE_BYTES):
+        await run_in_thread(_write, copy, await read(start, min(start + _PIECE_BYTES, found.stop)))
+
+
+def _open_temporary() -> BinaryIO:
+    """Open a file without a name, of which nothing stays if this process is killed."""
+    try:
+        return tempfile.TemporaryFile()
+    except OSError as error:
+        raise_if_exhausted(error)
+        raise _disk_error(error) from error
+
+
+def _write(copy: BinaryIO, content: bytes) -> None:
+    try:
+        copy.write(content)
+        copy.flush()
+    except OSError as error:
+        raise _disk_error(error) from error
+
+
+def _disk_error(error: OSError) -> ResourceError:
+    folder = tempfile.gettempdir()
+    return ResourceError.from_disk_error(error, f"write the archive's directory to {folder}, which TMPDIR can change")
 
 
 def _remote(fetch: Fetcher, location: str, part_bytes: int, fingerprint: Fingerprint) -> RemoteRanges:

@@ -16,7 +16,7 @@ from datafetch.engine.ownership import claim_for_job
 from datafetch.errors import ConfigurationError
 from datafetch.model.interfaces import Dataset, Manifest
 from datafetch.output.merge import Output
-from datafetch.output.training_list import keep_made, keep_published, published_source
+from datafetch.output.training_list import keep_made, keep_published, published_source, refuse_other_list
 from datafetch.process.threads import run_in_thread
 from datafetch.store.job_file import Identity
 from datafetch.store.layout import OutputLayout, resolve_parent
@@ -55,7 +55,13 @@ class BoundJob:
     @property
     def output(self) -> Output:
         """How records become rows, and where they go."""
-        return Output(self.dataset, self.layout, self.job.payload, max_sample_bytes=self.job.max_sample_bytes)
+        return Output(
+            self.dataset,
+            self.layout,
+            self.job.payload,
+            max_sample_bytes=self.job.max_sample_bytes,
+            replaces_files=self.job.fresh or not self.dataset.adopts_files,
+        )
 
     def claim_output(self, shards: Collection[str], *, is_whole: bool = False) -> None:
         """Claim an unused output for this job, or check that it is this job's already. Its lock is held.
@@ -84,7 +90,7 @@ class BoundJob:
         if name is not None and self.dataset.makes_list:
             keep_made(self.layout, name, self.manifest.write_list)
         elif name is not None:
-            keep_published(self.layout, self.source / name if self.source.is_dir() else self.source)
+            keep_published(self.layout, _list_in(self.source, name))
 
     def disk_estimate(self) -> DiskEstimate:
         """What the whole output will take of the disk."""
@@ -127,6 +133,9 @@ async def bind(job: Job) -> AsyncIterator[BoundJob]:
 def _bind(job: Job, dataset: Dataset, archives: Archives) -> BoundJob:
     _refuse_output_as_source(job, archives)
     listed = _source_of(job, dataset)
+    if dataset.list_name is not None and not job.fresh:
+        published = None if dataset.makes_list else _list_in(listed, dataset.list_name)
+        refuse_other_list(OutputLayout(resolve_parent(Path(job.out))), published, dataset.list_name)
     source = listed
     if dataset.archives and listed != Path(job.source):  # the archive and all else still lie where the list was
         dataset, source = dataset.with_kept_list(listed), Path(job.source)
@@ -163,6 +172,10 @@ def layout_of(out: Path, job: Job, identity: Identity) -> OutputLayout:
         hash_of(identity),
         find_dataset(job.dataset).output_format,
     )
+
+
+def _list_in(source: Path, name: str) -> Path:
+    return source / name if source.is_dir() else source
 
 
 def _source_of(job: Job, dataset: Dataset) -> Path:

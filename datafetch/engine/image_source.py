@@ -43,7 +43,7 @@ class Adoption:
         out: The output folder.
         may_replace: Whether a file that is another one is replaced, because the run starts over.
         keeps_bodies: Whether files are saved as they were received; otherwise none that is there can be the right one.
-        max_file_bytes: Larger ones are refused, if the archive does not say how large they must be.
+        max_file_bytes: Larger ones are refused, unless they are compared with what the archive says.
     """
 
     out: Path
@@ -123,15 +123,14 @@ class ImageSource:
             ManifestError: The archive can't be read, or has changed.
             ResourceError: This machine has run out of something.
         """
-        row = sample.row
-        if self._adoption is not None and FAILURE not in row:  # of a member that can't be taken the name may be bad
-            size_bytes = await _in_thread(partial(_find_adopted, self._adoption, sample))
-            if size_bytes is not None:
-                await memory.grow(size_bytes)
-                there = await _in_thread(partial(_read_adopted, self._adoption, sample, size_bytes))
-                if there is not None:
-                    return Body(there, source=Source.HAVE)
-                memory.shrink(0)
+        row, difference = sample.row, ""
+        if self._adoption is not None and FAILURE not in row:
+            adopted = await self._adopt(self._adoption, sample, memory)
+            if isinstance(adopted, Body):
+                return adopted
+            difference = adopted
+            if difference and FALLBACK not in row:  # with one, this one may be from there, and the archive's damaged
+                await _in_thread(partial(_refuse_write, self._adoption, sample, difference))
         if sample.content is not None:
             await memory.grow(len(sample.content))
             return Body(sample.content, source=Source.ARCHIVE)
@@ -144,13 +143,59 @@ class ImageSource:
             fetched = await self._read_file(row[FILE], image, memory)
         else:
             return await self.fetch(sample.urls[image], memory=memory)
-        fallback = row.get(FALLBACK)
-        if isinstance(fetched, Failure) and fetched.kind in _ARCHIVE_LACKS and isinstance(fallback, str):
-            if self._adoption is not None:
-                await _in_thread(partial(_refuse_existing, self._adoption, sample))
-            memory.shrink(0)
-            return replace(await self.fetch(fallback, memory=memory), source=Source.FALLBACK)
+        if isinstance(fetched, Failure) and fetched.kind in _ARCHIVE_LACKS:
+            return await self._find_elsewhere(sample, fetched, memory)
+        if difference and self._adoption is not None:
+            await _in_thread(partial(_refuse_write, self._adoption, sample, difference))
         return fetched
+
+    async def _adopt(self, adoption: Adoption, sample: Sample, memory: Reservation) -> Body | str:
+        """Take the file in the place of an image, or return how it differs from the right one; empty if there is none.
+
+        Raises:
+            ConfigurationError: It can't be taken, or is missing where nothing can be written.
+        """
+        max_bytes = None if MEMBER in sample.row else adoption.max_file_bytes
+        size_bytes = await _in_thread(partial(_size_in_place, adoption, sample, max_bytes))
+        if size_bytes is None:
+            await _in_thread(partial(_refuse_write, adoption, sample))
+            return ""
+        if not adoption.keeps_bodies:
+            return "can't be compared with one that is encoded again"
+        member = Member.from_json(sample.row[MEMBER]) if MEMBER in sample.row else None
+        if member is not None and member.size_bytes != size_bytes:
+            return "has another size"
+        body = await self._take(adoption, sample, size_bytes, memory)
+        if member is not None and await _in_thread(partial(zlib.crc32, body.content)) != member.crc32:
+            memory.shrink(0)
+            return "has another checksum"
+        return body
+
+    async def _find_elsewhere(self, sample: Sample, failure: Failure, memory: Reservation) -> Fetched:
+        """Get an image that the archive lacks or has damaged: from its place, compared with nothing, or from the web.
+
+        Raises:
+            ConfigurationError: The file in its place can't be taken, or nothing can be written there.
+        """
+        memory.shrink(0)
+        adoption, fallback = self._adoption, sample.row.get(FALLBACK)
+        # Of a member that is refused for its name that is not safe; of one that is missing it is.
+        if adoption is not None and (FAILURE not in sample.row or failure.kind is FailureKind.MISSING_MEMBER):
+            size_bytes = await _in_thread(partial(_size_in_place, adoption, sample, adoption.max_file_bytes))
+            if size_bytes is not None and adoption.keeps_bodies and not adoption.may_replace:
+                return await self._take(adoption, sample, size_bytes, memory)
+            if fallback is not None:
+                difference = "" if size_bytes is None else "can't be compared with the archive's"
+                await _in_thread(partial(_refuse_write, adoption, sample, difference))
+        if not isinstance(fallback, str):
+            return failure
+        return replace(await self.fetch(fallback, memory=memory), source=Source.FALLBACK)
+
+    @staticmethod
+    async def _take(adoption: Adoption, sample: Sample, size_bytes: int, memory: Reservation) -> Body:
+        await memory.grow(size_bytes)
+        content = await _in_thread(partial(_read_at_most, _place(adoption, sample), size_bytes))
+        return Body(content, source=Source.HAVE)
 
     async def _read_file(self, paths: object, image: int, memory: Reservation) -> Fetched:
         assert self._folder is not None, "a job with files has their folder"
@@ -199,82 +244,49 @@ def _read_at_most(path: Path, size_bytes: int) -> bytes:
         return file.read(size_bytes)
 
 
-def _find_adopted(adoption: Adoption, sample: Sample) -> int | None:
-    """The size of the file that is in the place of an image, if it may be the right one; None if there is none.
+def _place(adoption: Adoption, sample: Sample) -> Path:
+    return adoption.out / str(sample.row["image"])
+
+
+def _size_in_place(adoption: Adoption, sample: Sample, max_bytes: int | None) -> int | None:
+    """The size of the file in the place of an image; None if there is none.
 
     Raises:
-        ConfigurationError: It is another one, or can only be written through a link.
+        ConfigurationError: It is no file, or too large.
     """
-    path = adoption.out / str(sample.row["image"])
+    path = _place(adoption, sample)
     try:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
-        _refuse_link(adoption, path, "lacks it")
         return None
     if not S_ISREG(status.st_mode):
         raise ConfigurationError(f"{path} is not a file; move it away")
-    if MEMBER not in sample.row and status.st_size > adoption.max_file_bytes:
+    if max_bytes is not None and status.st_size > max_bytes:
         raise ConfigurationError(f"{path} is larger than --max-body; raise that, or move the file away")
-    if adoption.keeps_bodies and _is_expected_size(sample, status.st_size):
-        return status.st_size
-    reason = "has another size" if adoption.keeps_bodies else "can't be compared with one that is encoded again"
-    _replace(adoption, path, reason)
-    return None
+    return status.st_size
 
 
-def _refuse_existing(adoption: Adoption, sample: Sample) -> None:
-    """Check that no file is in the place of an image that comes from elsewhere than the archive.
+def _refuse_write(adoption: Adoption, sample: Sample, difference: str = "") -> None:
+    """Check that the place of an image may be written.
 
-    Raises:
-        ConfigurationError: There is one.
-    """
-    path = adoption.out / str(sample.row["image"])
-    if path.exists() or path.is_symlink():
-        _replace(adoption, path, "can't be compared with the archive's, which is missing or damaged")
-
-
-def _read_adopted(adoption: Adoption, sample: Sample, size_bytes: int) -> bytes | None:
-    """The content of the file in the place of an image; None if it is another one and may be replaced.
+    Args:
+        adoption: How files are taken.
+        sample: The sample.
+        difference: How the file that is there differs from the right one; empty if there is none.
 
     Raises:
-        ConfigurationError: It is another one.
+        ConfigurationError: Another file may not be replaced, or lies behind a link.
     """
-    path = adoption.out / str(sample.row["image"])
-    content = _read_at_most(path, size_bytes)
-    if MEMBER in sample.row and zlib.crc32(content) != Member.from_json(sample.row[MEMBER]).crc32:
-        _replace(adoption, path, "has another checksum")
-        return None
-    return content
-
-
-def _replace(adoption: Adoption, path: Path, reason: str) -> None:
-    """Check that a file may be replaced.
-
-    Raises:
-        ConfigurationError: It may not.
-    """
-    if not adoption.may_replace:
+    path = _place(adoption, sample)
+    if difference and not adoption.may_replace:
         raise ConfigurationError(
-            f"{path} is there already and {reason}; move it away, or use --fresh, which replaces such files"
+            f"{path} is there already and {difference}; move it away, or use --fresh, which replaces such files"
         )
-    _refuse_link(adoption, path, reason)
-
-
-def _refuse_link(adoption: Adoption, path: Path, reason: str) -> None:
-    """Check that a file that is to be written does not lie behind a link.
-
-    Raises:
-        ConfigurationError: It does.
-    """
     for one in (path, *path.parents):
         if one.is_symlink():
             raise ConfigurationError(
-                f"{one} is a symbolic link to a set that {reason} ({path.name}), and datafetch writes nothing through "
-                "links; complete or correct that set, or replace the link by a folder"
+                f"{one} is a symbolic link to a set in which {path.name} {difference or 'is missing'}, and datafetch "
+                "writes nothing through links; complete or correct that set, or replace the link by a folder"
             )
         if one == adoption.out:
             return
-
-
-def _is_expected_size(sample: Sample, size_bytes: int) -> bool:
-    return MEMBER not in sample.row or Member.from_json(sample.row[MEMBER]).size_bytes == size_bytes

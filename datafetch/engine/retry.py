@@ -32,6 +32,7 @@ from datafetch.model.statistics import Statistics
 from datafetch.monitor.heartbeat import refuse_at_work
 from datafetch.output.merge import Output
 from datafetch.output.retry_filter import RetryFilter
+from datafetch.output.training_list import refuse_other_list
 from datafetch.process.threads import run_in_thread
 from datafetch.store.job_file import Identity
 from datafetch.store.layout import OutputLayout, output_of
@@ -67,7 +68,8 @@ async def retry_failed(
     layout = await asyncio.to_thread(layout_of, folder, job, identity)
     if job.no_lock:
         await asyncio.to_thread(refuse_at_work, layout)
-    async with locked_output(layout, partial(_prepare_retry, layout, identity), is_alone=job.no_lock):
+    prepare = partial(_prepare_retry, layout, identity, dataset.list_name)
+    async with locked_output(layout, prepare, is_alone=job.no_lock):
         permitted = Permitted.of(job)
         begun = await run_in_thread(begin_retry, layout, retry_filter or RetryFilter(), shards, permitted)
         # Before anything is fetched: the next retry must permit this too, even if this one is interrupted.
@@ -75,7 +77,14 @@ async def retry_failed(
         if permitted.options():
             _log.info("permitted, and remembered for later retries: %s", " ".join(permitted.options()))
         retry_layout = layout.for_retry(begun.number, begun.token)
-        output = Output(dataset, retry_layout, job.payload, begun, job.max_sample_bytes)
+        output = Output(
+            dataset,
+            retry_layout,
+            job.payload,
+            begun,
+            job.max_sample_bytes,
+            replaces_files=not dataset.adopts_files,
+        )
         failed = await run_in_thread(FailedSamples, output, begun, shards)
         session = Session(job, output, shards, observers)
         feed = Feed(failed, output.layout)
@@ -94,12 +103,14 @@ async def _complete_retry(layout: OutputLayout, session: Session, fetched: Fetch
     return report
 
 
-def _prepare_retry(layout: OutputLayout, identity: Identity) -> None:
+def _prepare_retry(layout: OutputLayout, identity: Identity, list_name: str | None) -> None:
     """Check that the output is that of a complete run, before anything is fetched.
 
     Raises:
         ConfigurationError: The run is not complete, a shard is missing, or there are files of other programs.
     """
+    if list_name is not None:
+        refuse_other_list(layout, None, list_name)
     refuse_foreign_files(layout, identity)
     refuse_missing_files(layout)
     is_complete = layout.report.exists() or layout.retry.exists()

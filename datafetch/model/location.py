@@ -6,6 +6,7 @@ import re
 from urllib.parse import urlsplit, urlunsplit
 
 _URL = re.compile(r"https?://", re.IGNORECASE)
+_ANY_SCHEME = re.compile(r"\s*[a-z][a-z0-9+.-]*:/", re.IGNORECASE)
 
 
 def is_url(location: str) -> bool:
@@ -14,11 +15,17 @@ def is_url(location: str) -> bool:
 
 
 def without_secrets(location: str) -> str:
-    """A location as it may stand in files, logs and messages: a URL without credentials, query and fragment."""
-    if not is_url(location):
+    """A location as it may stand in files, logs and messages: a URL without credentials, query and fragment.
+
+    What looks like a URL and is none is not shown at all, for it can't be told what of it is a secret.
+    """
+    if not _ANY_SCHEME.match(location):
         return location
     try:
         parts = urlsplit(location)
+        _ = parts.port  # of a password with a slash it is no number
     except ValueError:
-        return "the URL of --source"
+        return "the URL"
+    if not is_url(location):
+        return "the URL"
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))

@@ -65,6 +65,7 @@ def commit_shard(commit: Commit) -> ShardCounts:
     Raises:
         ResourceError: The disk is full or can't be written. The spool is unchanged.
         ConservationError: Samples or images were lost or counted twice. Nothing is published.
+        ConfigurationError: A file of others would be replaced. Nothing is published.
     """
     layout = commit.output.layout
     try:
@@ -72,6 +73,8 @@ def commit_shard(commit: Commit) -> ShardCounts:
         shutil.rmtree(folder, ignore_errors=True)
         make_folder(folder)
         totals = _write(commit, folder)
+        if not commit.output.replaces_files:
+            format_of(layout).refuse_other_files(layout, commit.shard, folder)
         if not totals.rows:
             for path in format_of(layout).files_of(layout, commit.shard):  # left over, without a ledger
                 path.unlink(missing_ok=True)

@@ -56,6 +56,7 @@ class Output:
         payload: How a row holds its images.
         retry: The retry that the run is; None for a run that is not one.
         max_sample_bytes: How large the images of one sample may be together.
+        replaces_files: Whether files of others are replaced that have the names of the output's.
     """
 
     dataset: Dataset
@@ -63,6 +64,7 @@ class Output:
     payload: Payload = Payload.BASE64
     retry: Retry | None = None
     max_sample_bytes: int = DEFAULT_MAX_SAMPLE_BYTES
+    replaces_files: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+import msgspec
 import numpy as np
 import orjson
 
@@ -29,7 +30,18 @@ from datafetch.store.ledger import read_samples, read_shard_summary
 from datafetch.store.spool_reader import SpoolReader
 from datafetch.store.state_file import read_if_sound
 
-_WRITTEN_LIST_HASH = "made.json"  # has the hash of the trainer's list as it was written
+_WRITTEN_LIST = "made.json"
+
+
+class _Written(msgspec.Struct, frozen=True):
+    """Which lists datafetch may find in the place of the trainer's: the last that it made, and the one before.
+
+    They are stored before the list is published, so that a list of the operator's is never mistaken for ours. If the
+    run is killed in between, the one before is still there.
+    """
+
+    sha256: str
+    before: str = ""
 
 
 def trainers_list(layout: OutputLayout, name: str) -> Path:
@@ -49,8 +61,34 @@ def published_source(layout: OutputLayout, source: Path, name: str) -> Path:
     written, copy = trainers_list(layout, name), _kept_copy(layout)
     if copy is None or not path.exists() or not written.exists() or not path.samefile(written):
         return source
-    written_hash = read_if_sound(layout.published_list / _WRITTEN_LIST_HASH, dict[str, str])
-    return copy if written_hash == {"sha256": _sha256(path)} else source
+    return copy if _is_own(layout, _sha256(path)) else source
+
+
+def refuse_other_list(layout: OutputLayout, source: Path | None, name: str) -> None:
+    """Check that the trainer's list would replace none but the published one, of which a copy is kept, or its own.
+
+    Args:
+        layout: The paths of the output.
+        source: The published list, which may be in the same place; None if that is not read.
+        name: File name of the list.
+
+    Raises:
+        ConfigurationError: It would replace another.
+    """
+    path = trainers_list(layout, name)
+    if not path.exists() or (source is not None and source.exists() and path.samefile(source)):
+        return
+    sha256, copy = _sha256(path), _kept_copy(layout)
+    if not _is_own(layout, sha256) and (copy is None or sha256 != _sha256(copy)):
+        raise ConfigurationError(
+            f"{path} is there already, and is not a list that datafetch made; move it away, or use --fresh, which "
+            "replaces it"
+        )
+
+
+def _is_own(layout: OutputLayout, sha256: str) -> bool:
+    written = read_if_sound(layout.published_list / _WRITTEN_LIST, _Written)
+    return written is not None and sha256 in (written.sha256, written.before)
 
 
 def keep_made(layout: OutputLayout, name: str, write: Callable[[Path], None]) -> None:
@@ -82,7 +120,7 @@ def _keep(layout: OutputLayout, unfinished: Path, name: str) -> None:
     """Give the copy of a list its name, and delete those that were kept before."""
     publish(unfinished, layout.published_list / name)
     for other in layout.published_list.iterdir():
-        if other.name not in (name, _WRITTEN_LIST_HASH):
+        if other.name not in (name, _WRITTEN_LIST):
             other.unlink()
 
 
@@ -111,8 +149,8 @@ def write_trainers_list(layout: OutputLayout, shards: Iterable[str], dataset: Da
         digest = _Digest(used)
         judge = _ByImages(layout, shards, dataset) if dataset.lists_images else _ByRecord(layout, shards)
         _write(digest, dropped, copy, dataset, judge)
-    # The hash is stored before the list is published, so that a list of the operator's is never mistaken for ours.
-    write_atomically(layout.published_list / _WRITTEN_LIST_HASH, orjson.dumps({"sha256": digest.sha256}))
+    written = _Written(digest.sha256, before=_sha256(final) if final.exists() else "")
+    write_atomically(layout.published_list / _WRITTEN_LIST, msgspec.json.encode(written))
     publish(unfinished[0], final)
     publish(unfinished[1], layout.dropped)
 
@@ -194,7 +232,10 @@ class _ByRecord:
 
 
 class _ByImages:
-    """Judges records by what became of the images that they name. Memory holds 8 bytes for each image that arrived."""
+    """Judges records by what became of the images that they name.
+
+    Memory holds 8 bytes for each image that arrived, and the name and the reason of each that did not.
+    """
 
     def __init__(self, layout: OutputLayout, shards: Iterable[str], dataset: Dataset) -> None:
         self._dataset = dataset
@@ -263,9 +304,7 @@ def _kept_copy(layout: OutputLayout) -> Path | None:
     """The copy of the published list, if there is one."""
     if not layout.published_list.is_dir():
         return None
-    found = [
-        path for path in layout.published_list.iterdir() if path.name != _WRITTEN_LIST_HASH and path.suffix != ".tmp"
-    ]
+    found = [path for path in layout.published_list.iterdir() if path.name != _WRITTEN_LIST and path.suffix != ".tmp"]
     return found[0] if len(found) == 1 else None
 
 

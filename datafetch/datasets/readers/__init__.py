@@ -6,7 +6,7 @@ the number of rows is limited in proportion to the size of the file. Everything 
 """
 
 from datafetch.datasets.readers.ids import INDEX_BITS, IdList, pack_pair, read_id_pairs, read_ids
-from datafetch.datasets.readers.json_list import Member, MemberReader, RecordReader, replace_member
+from datafetch.datasets.readers.json_list import ObjectMember, ObjectReader, RecordReader, replace_value
 from datafetch.datasets.readers.jsonl import MAX_LINE_BYTES, LineFile, stem_of
 from datafetch.datasets.readers.limits import (
     MAX_NESTING,
@@ -36,8 +36,8 @@ __all__ = [
     "IdList",
     "Int64s",
     "LineFile",
-    "Member",
-    "MemberReader",
+    "ObjectMember",
+    "ObjectReader",
     "ParquetFile",
     "RecordReader",
     "ZipDirectory",
@@ -53,6 +53,6 @@ __all__ = [
     "pack_pair",
     "read_id_pairs",
     "read_ids",
-    "replace_member",
+    "replace_value",
     "stem_of",
 ]

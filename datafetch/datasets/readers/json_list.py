@@ -35,7 +35,7 @@ _AFTER_NUMBER = {",", "]", "}", *_SPACE}
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class ObjectMember:
     """A member of a JSON object."""
 
     name: str
@@ -205,12 +205,12 @@ class RecordReader(_Reader):
             yield self._value(file)
 
 
-class MemberReader(_Reader):
+class ObjectReader(_Reader):
     """Reads the members of a JSON object."""
 
     _OPENING, _CLOSING, _WHAT = "{", "}", "object"
 
-    def __iter__(self) -> Iterator[Member]:
+    def __iter__(self) -> Iterator[ObjectMember]:
         """The members, in order; a name may be repeated.
 
         Raises:
@@ -222,10 +222,10 @@ class MemberReader(_Reader):
             name = self._value(file)
             if not isinstance(name, str) or self._next_character(file) != ":":
                 raise ManifestError("is not JSON, or is cut short")
-            yield Member(name, self._value(file))
+            yield ObjectMember(name, self._value(file))
 
 
-def replace_member(text: str, name: str, value: object) -> str:
+def replace_value(text: str, name: str, value: object) -> str:
     """Replace the value of a member in the text of a JSON object; all else keeps its form.
 
     Args:

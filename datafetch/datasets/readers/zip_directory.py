@@ -7,9 +7,10 @@ file and a server. Programs prepend and append bytes to archives; all offsets ar
 was prepended, which is the difference between where the directory is and where it is said to be.
 
 ``ZipDirectory`` reads the entries from a copy of the directory. An archive may have a million of them, so that it holds
-24 bytes for each, and reads the rest from the copy again when it is needed. An entry is never believed. Members that
-overlap are refused, because they are how a small archive becomes a large one; so are members that are encrypted, links,
-or compressed by a method that is not read. Whether sizes and checksums are true shows when a member is read.
+17 bytes for each (some 50 while it sorts them), and reads the rest from the copy again when it is needed. An entry is
+never believed. Members that overlap are refused, because they are how a small archive becomes a large one; so are
+members that are encrypted, links, or compressed by a method that is not read. Whether sizes and checksums are true
+shows when a member is read.
 
 Rules: an archive that can't be read at all is a ``ManifestError``; a single member that can't be is a ``ZipEntry`` with
 a ``problem``.
@@ -23,6 +24,7 @@ Source: APPNOTE.TXT 6.3.10, PKWARE.
 from __future__ import annotations
 
 import hashlib
+import os
 import stat
 import struct
 import zlib
@@ -65,7 +67,8 @@ _IS_UTF8 = 0x0800
 _DESCRIPTOR_BYTES = 24  # behind the data, at most: a signature, a checksum and two sizes of 64 bits
 _INCOMPRESSIBLE_SHARE, _INCOMPRESSIBLE_BYTES = 1000, 65_536  # what deflate may add to data that it can't compress
 _SLACK_BYTES = 1024  # by how much a local header's extra fields may be longer than those of the directory
-_READ_BYTES = 1 << 20
+_WINDOW_BYTES = 64 * 1024
+_MAX_HEADER_BYTES = 1 << 20
 _MAX_OFFSET = 2**62
 _UNIX = 3
 
@@ -91,11 +94,12 @@ class Fingerprint(msgspec.Struct, frozen=True):
     etag: str = ""
 
 
-def locate_directory(size_bytes: int) -> Generator[ByteSpan, bytes, Fingerprint]:
+def locate_directory(name: str, size_bytes: int) -> Generator[ByteSpan, bytes, Fingerprint]:
     """Find the directory of an archive.
 
     Args:
-        size_bytes: Size of the archive.
+        name: The archive in messages.
+        size_bytes: Its size.
 
     Yields:
         A range of bytes to read; its content is to be sent.
@@ -104,7 +108,7 @@ def locate_directory(size_bytes: int) -> Generator[ByteSpan, bytes, Fingerprint]
         Where the directory is.
 
     Raises:
-        ManifestError: There is none. The message continues a sentence that begins with the archive's name.
+        ManifestError: There is none.
     """
     empty: Fingerprint | None = None
     found: Fingerprint | None
@@ -130,7 +134,7 @@ def locate_directory(size_bytes: int) -> Generator[ByteSpan, bytes, Fingerprint]
             break
     if empty is not None:
         return empty
-    raise ManifestError("is not a zip archive, or only a part of one: it has no directory at its end")
+    raise ManifestError(f"{name} is not a zip archive, or only a part of one: it has no directory at its end")
 
 
 def _read_end(
@@ -211,15 +215,16 @@ class ZipDirectory:
         self._archive = archive
         with path.open("rb") as file:
             self.name, self.fingerprint = _read_header(file)
-            self._first = file.tell()
+            first = file.tell()
             self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            file.seek(self._first)
             starts, offsets, stops = array("q"), array("q"), array("q")
             try:
-                for offset, raw in _raw_entries(file):
+                entries, offset = _EntryReader(file), first
+                while (raw := entries.read(offset)) is not None:
                     starts.append(raw.start)
                     stops.append(raw.start + LOCAL_HEADER_BYTES + raw.name_bytes + raw.compressed_bytes)
                     offsets.append(offset)
+                    offset += raw.entry_bytes
             except ManifestError as error:
                 raise ManifestError(f"{self.name} {error}; fetch it again, or give another one") from error
         self._starts: Int64s = np.array(starts, np.int64)
@@ -244,12 +249,13 @@ class ZipDirectory:
     def entries(self, numbers: Int64s | range | None = None) -> Iterator[ZipEntry]:
         """The entries with these numbers, counted from 0 in the order of their bytes; None is all."""
         with self._path.open("rb") as file:
+            entries = _EntryReader(file)
             for number in range(len(self)) if numbers is None else numbers:
-                yield self._entry(file, int(number))
+                yield self._entry(entries, int(number))
 
-    def _entry(self, file: BinaryIO, number: int) -> ZipEntry:
-        file.seek(int(self._offsets[number]))
-        _, raw = next(_raw_entries(file, read_bytes=_ENTRY.size + 512))
+    def _entry(self, entries: _EntryReader, number: int) -> ZipEntry:
+        raw = entries.read(int(self._offsets[number]))
+        assert raw is not None, "it was there when the offsets were read"
         start = int(self._starts[number]) + self.fingerprint.shift_bytes
         limit = self.fingerprint.start
         if number + 1 < len(self):
@@ -289,14 +295,15 @@ class _Header(msgspec.Struct, forbid_unknown_fields=True):
 
 def _read_header(file: BinaryIO) -> tuple[str, Fingerprint]:
     try:
-        header = msgspec.json.decode(file.readline(_READ_BYTES), type=_Header)
+        header = msgspec.json.decode(file.readline(_MAX_HEADER_BYTES), type=_Header)
     except ValueError as error:
         raise ManifestError("is not a copy of an archive's directory; --fresh starts over") from error
     return header.name, Fingerprint(header.size_bytes, header.shift_bytes, header.start, header.stop, header.etag)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _RawEntry:
+    entry_bytes: int
     name: str
     name_bytes: int
     extra_bytes: int
@@ -308,43 +315,50 @@ class _RawEntry:
     problem: str
 
 
-def _raw_entries(file: BinaryIO, read_bytes: int = _READ_BYTES) -> Iterator[tuple[int, _RawEntry]]:
-    """The entries of a directory from the file's position on, each with its offset in the file.
+class _EntryReader:
+    """Reads entries of a directory through a window, so that neighbours cost one read together.
 
-    Raises:
-        ManifestError: What follows is no entry.
+    Args:
+        file: The copy of the directory.
     """
-    window, offset, position = b"", file.tell(), 0
-    while True:
-        window, position, offset = window[position:], 0, offset + position
-        piece = file.read(read_bytes)
-        window += piece
-        if not window:
-            return
-        if len(window) < _ENTRY.size and not piece:
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._end = os.fstat(file.fileno()).st_size
+        self._window = b""
+        self._window_start = 0
+
+    def read(self, offset: int) -> _RawEntry | None:
+        """Read the entry at an offset of the file; None if the file ends there.
+
+        Raises:
+            ManifestError: What is there is no entry.
+        """
+        if offset == self._end:
+            return None
+        raw = self._read(offset, _ENTRY.size)
+        if len(raw) < _ENTRY.size or not raw.startswith(_ENTRY_SIGNATURE):
             raise ManifestError("has a directory that is damaged or cut short")
-        while len(window) - position >= _ENTRY.size:
-            fields = _ENTRY.unpack_from(window, position)
-            if fields[0] != _ENTRY_SIGNATURE:
-                raise ManifestError("has a directory that is damaged or cut short")
-            name_bytes, extra_bytes, comment_bytes = fields[12:15]
-            stop = position + _ENTRY.size + name_bytes + extra_bytes + comment_bytes
-            if stop > len(window):
-                break
-            yield offset + position, _read_entry(fields, window, position)
-            position = stop
-        if not piece and position < len(window):
+        fields = _ENTRY.unpack(raw)
+        name_bytes, extra_bytes, comment_bytes = fields[12:15]
+        entry_bytes = _ENTRY.size + name_bytes + extra_bytes + comment_bytes
+        if offset + entry_bytes > self._end:
             raise ManifestError("has a directory that is damaged or cut short")
+        texts = self._read(offset + _ENTRY.size, name_bytes + extra_bytes)
+        return _read_entry(entry_bytes, fields, texts[:name_bytes], texts[name_bytes:])
+
+    def _read(self, offset: int, size_bytes: int) -> bytes:
+        start = offset - self._window_start
+        if start < 0 or start + size_bytes > len(self._window):
+            self._file.seek(offset)
+            self._window = self._file.read(max(size_bytes, _WINDOW_BYTES))
+            self._window_start, start = offset, 0
+        return self._window[start : start + size_bytes]
 
 
-def _read_entry(fields: tuple[int, ...], window: bytes, position: int) -> _RawEntry:
-    _, _, system, _, _, flags, method, _, _, crc32, compressed, size, name_bytes, extra_bytes, _, _, _, mode, start = (
-        fields
-    )
-    name_start = position + _ENTRY.size
-    extra_start = name_start + name_bytes
-    raw_name = window[name_start:extra_start]
-    extra = _extra_fields(window[extra_start : extra_start + extra_bytes])
+def _read_entry(entry_bytes: int, fields: tuple[int, ...], raw_name: bytes, raw_extra: bytes) -> _RawEntry:
+    _, _, system, _, _, flags, method, _, _, crc32, compressed, size, _, _, _, _, _, mode, start = fields
+    extra = _extra_fields(raw_extra)
     problem = ""
     if _IN_64 in (size, compressed, start):
         values = extra.get(_ZIP64_FIELD, b"")
@@ -364,7 +378,7 @@ def _read_entry(fields: tuple[int, ...], window: bytes, position: int) -> _RawEn
         problem = problem or f"it is compressed by method {method}, and only stored, deflate and deflate64 are read"
     elif system == _UNIX and stat.S_ISLNK(mode >> 16):
         problem = problem or "it is a link"
-    return _RawEntry(name, name_bytes, extra_bytes, start, compressed, size, crc32, method, problem)
+    return _RawEntry(entry_bytes, name, len(raw_name), len(raw_extra), start, compressed, size, crc32, method, problem)
 
 
 def _decode_name(raw: bytes, extra: dict[int, bytes], *, is_utf8: bool) -> str | None:

@@ -41,14 +41,14 @@ _CUT = frozenset({FailureKind.DISCONNECTED, FailureKind.TIMEOUT})
 """Failures of a part that a smaller one may not have."""
 
 _FINAL_STATUSES: dict[int, str] = {
-    HTTPStatus.UNAUTHORIZED: "the server wants a login; give --source with one, as https://USER:TOKEN@…",
-    HTTPStatus.FORBIDDEN: "the server refuses it (HTTP 403); if --source is a signed URL, give a new one",
-    HTTPStatus.NOT_FOUND: "the server has no such file (HTTP 404); check --source",
-    HTTPStatus.GONE: "the server no longer has the file (HTTP 410); give another --source",
+    HTTPStatus.UNAUTHORIZED: "the server wants a login; give a URL with one, as https://USER:TOKEN@…",
+    HTTPStatus.FORBIDDEN: "the server refuses it (HTTP 403); if it is a signed URL, give a new one",
+    HTTPStatus.NOT_FOUND: "the server has no such file (HTTP 404); check the URL",
+    HTTPStatus.GONE: "the server no longer has the file (HTTP 410); give another URL",
 }
 _RANGES_IGNORED = (
     "the server does not serve parts of the file; download it with a program that resumes, such as curl -C -, and give "
-    "its path as --source"
+    "its path instead of the URL"
 )
 
 
@@ -80,9 +80,11 @@ class RangeReader(Protocol):
 
     Attributes:
         total_bytes: Size of the archive; None if it is not known yet.
+        etag: Its strong entity tag; empty if a server gives none, or it is a file.
     """
 
     total_bytes: int | None
+    etag: str
 
     @property
     def span_bytes(self) -> int:
@@ -152,9 +154,11 @@ class RemoteRanges:
         """
         read = await self.read(0, 1)
         if isinstance(read, Failure):
-            raise ManifestError(f"{self._name} can't be read: {read.detail}; check --source, or try again later")
+            raise ManifestError(f"{self._name} can't be read: {read.detail}; check the URL, or try again later")
         if self.total_bytes is None:
-            raise ManifestError(f"{self._name}: the server does not say how large the file is; give another --source")
+            raise ManifestError(
+                f"{self._name}: the server does not say how large the file is; give another URL, or a copy of the file"
+            )
         return self.total_bytes
 
     async def read(self, start: int, stop: int) -> Range | Failure:
@@ -267,6 +271,7 @@ class LocalRanges:
 
     def __init__(self, path: Path, total_bytes: int, max_span_bytes: int = MAX_PART_BYTES) -> None:
         self.total_bytes: int | None = total_bytes
+        self.etag = ""
         self.span_bytes = min(MAX_PART_BYTES, max_span_bytes)
         self._path = path
 

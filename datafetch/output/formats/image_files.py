@@ -10,6 +10,7 @@ and not trusted: a name that leads out of the output folder is refused.
 
 from __future__ import annotations
 
+import filecmp
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -44,6 +45,16 @@ class ImageFilesFormat(OutputFormat):
         """No rows, because published files stay where they are."""
         del layout, shard
         return iter(())
+
+    def refuse_other_files(self, layout: OutputLayout, shard: str, folder: Path) -> None:
+        """Compare each file with the one that is there already."""
+        for file in read_index(folder / f"{shard}{INDEX_SUFFIX}"):
+            numbered, final = folder / file.number, _final_path(layout, file)
+            if numbered.exists() and final.exists() and not filecmp.cmp(numbered, final, shallow=False):
+                raise ConfigurationError(
+                    f"{final} has appeared since its image was fetched, and is another file; move it away, or use "
+                    "--fresh, which replaces such files"
+                )
 
     def publish(self, layout: OutputLayout, shard: str, ready: Path, folder: Path) -> None:
         """Rename the files to their final names, then publish the index."""

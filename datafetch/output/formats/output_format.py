@@ -88,6 +88,19 @@ class OutputFormat(ABC):
     def read_rows(self, layout: OutputLayout, shard: str) -> Iterator[PublishedRow]:
         """The rows of a published shard, each valid until the next is read; none if they stay where they are."""
 
+    def refuse_other_files(self, layout: OutputLayout, shard: str, folder: Path) -> None:
+        """Check that publishing a shard would replace no file that has another content.
+
+        Args:
+            layout: The paths of the output.
+            shard: The shard's name.
+            folder: The folder of its finished files.
+
+        Raises:
+            ConfigurationError: It would.
+        """
+        del layout, shard, folder
+
     @abstractmethod
     def publish(self, layout: OutputLayout, shard: str, ready: Path, folder: Path) -> None:
         """Move the finished files of a shard to their final paths; files that are no longer there are skipped.

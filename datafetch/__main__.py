@@ -8,6 +8,7 @@ import sys
 from datafetch.cli.exit_code import ExitCode, complain
 from datafetch.cli.signals import CommandInterrupts
 from datafetch.errors import ResourceError, is_exhaustion
+from datafetch.process.child import without_blas_threads
 
 _STANDARD_DESCRIPTORS = (0, 1, 2)
 _NO_MEMORY = b"datafetch: out of memory; raise the limit ('ulimit -v') and run the same command again\n"
@@ -18,6 +19,7 @@ def main() -> int:
     _open_standard_streams()
     interrupts = CommandInterrupts()
     interrupts.take_over()  # before the imports below, which take most of a second
+    without_blas_threads()
     try:
         from datafetch.process.allocator import return_freed_memory  # noqa: PLC0415
 

@@ -167,6 +167,13 @@ def sample() -> Sample:
     return Sample(0, "17", ("http://example.org/cat.jpg",), {"id": 17, "text": "a cat", "clip_sim": 0.7})
 
 
+@pytest.fixture(autouse=True)
+def _slow_without_coverage(request: pytest.FixtureRequest) -> None:
+    """Don't measure coverage in processes of slow tests: it takes them half as long again, and others run the code."""
+    if request.node.get_closest_marker("slow"):
+        request.getfixturevalue("without_coverage")
+
+
 @pytest.fixture
 def without_coverage(monkeypatch: pytest.MonkeyPatch) -> None:
     """Don't measure coverage in processes that this test starts."""

@@ -34,6 +34,7 @@ from datafetch.model.outcome import Body, Failure, FailureKind, Fetched, Permiss
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")
 _LOCAL_SIGNATURE = b"PK\3\4"
 _MAX_GAP_BYTES = 64 * 1024
+_MIN_SPAN_BYTES = 256 * 1024  # a smaller one takes as long as a request does
 _GATHER_S = 0.01  # how long the first of several calls waits for the others
 _INFLATED_BYTES = 16 * 1024 * 1024  # of contents that are in memory before their calls have them
 _DEFLATE64_PIECE_BYTES = 64  # the library has no limit for its output, and each byte may become a quarter megabyte
@@ -64,6 +65,7 @@ class MemberReader:
         self._max_member_bytes = max_member_bytes
         self._max_spans = spans
         self._waiting: list[_Call] = []
+        self._waiting_bytes = 0
         self._spans: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._is_closed = False
@@ -100,6 +102,7 @@ class MemberReader:
             raise self._error
         future: asyncio.Future[Fetched] = asyncio.get_running_loop().create_future()
         insort(self._waiting, _Call((member.archive, member.start), member, memory, future))
+        self._waiting_bytes += member.compressed_bytes
         self._start_soon()
         return await future
 
@@ -125,20 +128,30 @@ class MemberReader:
             self._start_soon()
 
     def _take_span(self) -> list[_Call]:
-        """Take the first waiting calls whose members can be read by one range; drop those that were cancelled."""
-        self._waiting = [call for call in self._waiting if not call.fetched.done()]
-        if not self._waiting:
-            return []
-        first = self._waiting[0].member
-        max_bytes = self._archives[first.archive].span_bytes
-        count, before = 1, first
-        for call in self._waiting[1:]:
+        """Take the first waiting calls whose members can be read by one range; drop those that were cancelled.
+
+        If what waits does not fill all ranges, each takes a share of it, so that none is idle while the last are read.
+        """
+        calls: list[_Call] = []
+        max_bytes = count = 0
+        for call in self._waiting:
             member = call.member
-            is_neighbour = member.archive == before.archive and member.start - member.gap_bytes == before.stop
-            if not is_neighbour or member.gap_bytes > _MAX_GAP_BYTES or member.stop - first.start > max_bytes:
-                break
-            count, before = count + 1, member
-        calls, self._waiting = self._waiting[:count], self._waiting[count:]
+            if call.fetched.done():
+                pass
+            elif not calls:
+                share_bytes = self._waiting_bytes // self._max_spans
+                max_bytes = min(self._archives[member.archive].span_bytes, max(_MIN_SPAN_BYTES, share_bytes))
+                calls.append(call)
+            else:
+                before = calls[-1].member
+                is_neighbour = member.archive == before.archive and member.start - member.gap_bytes == before.stop
+                is_near = is_neighbour and member.gap_bytes <= _MAX_GAP_BYTES
+                if not is_near or member.stop - calls[0].member.start > max_bytes:
+                    break
+                calls.append(call)
+            count += 1
+            self._waiting_bytes -= member.compressed_bytes
+        del self._waiting[:count]
         return calls
 
     async def _read_span(self, calls: list[_Call]) -> None:
@@ -162,6 +175,7 @@ class MemberReader:
                 if not call.fetched.done():
                     call.fetched.set_exception(error)
             self._waiting.clear()
+            self._waiting_bytes = 0
 
     async def _deliver(self, calls: list[_Call], read: Range, start: int, archive: RangeReader) -> None:
         """Inflate members of a span, and hand them to their callers."""

@@ -8,7 +8,6 @@ import sys
 from datafetch.cli.exit_code import ExitCode, complain
 from datafetch.cli.signals import CommandInterrupts
 from datafetch.errors import ResourceError, is_exhaustion
-from datafetch.process.child import without_blas_threads
 
 _STANDARD_DESCRIPTORS = (0, 1, 2)
 _NO_MEMORY = b"datafetch: out of memory; raise the limit ('ulimit -v') and run the same command again\n"
@@ -19,11 +18,11 @@ def main() -> int:
     _open_standard_streams()
     interrupts = CommandInterrupts()
     interrupts.take_over()  # before the imports below, which take most of a second
-    without_blas_threads()
     try:
-        from datafetch.process.allocator import return_freed_memory  # noqa: PLC0415
+        from datafetch.process.allocator import return_freed_memory, without_blas_threads  # noqa: PLC0415
 
         return_freed_memory()  # before a command loads Arrow
+        without_blas_threads(os.environ)  # and numpy
         from datafetch.cli.app import main as run_command  # noqa: PLC0415
 
         code = run_command()

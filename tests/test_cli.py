@@ -291,10 +291,10 @@ def test_a_wrong_source_is_one_line_and_exit_2(
     ("arguments", "message"),
     [
         (["prepare", "coyo"], "missing option '--source' (see 'datafetch prepare coyo --help')"),
-        (["prepare"], "name a dataset: coyo, mmc4-core"),
-        (["prepare", "imagenet"], "no dataset 'imagenet'; there are: coyo, mmc4-core"),
-        (["prepare", "mmc4"], "no dataset 'mmc4'; did you mean 'mmc4-core'? there are: coyo"),
-        (["prepare", "coyo", "mmc4-core", "--source", "x"], "mmc4-core"),
+        (["prepare"], "name a dataset or a step: step-0, step-1"),
+        (["prepare", "imagenet"], "no dataset or step 'imagenet'; there are: coyo, mmc4-core"),
+        (["prepare", "mmc4"], "no dataset or step 'mmc4'; did you mean 'mmc4-core'? there are: coyo"),
+        (["prepare", "coyo", "mmc4-core", "--source", "x"], "with several targets --source takes NAME=PATH"),
         (["prepare", "coyo", "--url-key", "u"], "coyo does not take --url-key; it takes --ids, --skip-bad-lines"),
         (["prepare", "--root", "coyo", "ocr-vqa", "--ids", "x"], "ocr-vqa does not take --ids; it takes --only-ref"),
         (["prepare", "coyo", "--sorce", "x"], "--sorce (Possible options: --archive, --short-side, --source)"),
@@ -384,12 +384,12 @@ def test_help_lists_the_datasets_and_options_under_titles(capfd: pytest.CaptureF
     assert main(["prepare", "--help"]) == 0
     printed = capfd.readouterr().out
     titles = re.findall(r"^(\w.*):$", printed, re.MULTILINE)
-    assert titles == ["Datasets", "What to fetch", "Network", "Images", "Output", "Behaviour"]
+    assert titles == ["Datasets", "Steps", "What to fetch", "Network", "Images", "Output", "Behaviour"]
     assert [line.split()[0] for line in printed.partition("Datasets:\n")[2].splitlines()[: len(registry.DATASETS)]] == [
         *registry.DATASETS
     ]
     assert "--keep-at-least" not in printed
-    assert "--ids" not in printed
+    assert "\n  --ids" not in printed
 
 
 @pytest.mark.parametrize(
@@ -418,6 +418,7 @@ def test_help_of_a_dataset_lists_the_options_that_it_takes(
         (["pre"], {"prepare"}),
         (["--ver"], {"--version"}),
         (["prepare", "llm-jp-p"], {"llm-jp-pairs-step0", "llm-jp-pairs-step1"}),
+        (["prepare", "st"], {"step-0", "step-1", "step-2"}),
         (["prepare", "ocr-vqa", "--on"], {"--only-referenced"}),
         (["prepare", "coyo", "--on"], set()),
         (["prepare", "coyo", "--pixels", ""], {"recipe", "correct"}),

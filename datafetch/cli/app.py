@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import resource
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
@@ -19,8 +19,8 @@ import typer
 
 from datafetch.cli import signals
 from datafetch.cli.command import SETTINGS
-from datafetch.cli.exit_code import ExitCode, complain
-from datafetch.errors import ConservationError, DatafetchError, ResourceError, is_exhaustion
+from datafetch.cli.exit_code import ExitCode, complain, exit_code_of_error
+from datafetch.errors import DatafetchError, ResourceError, is_exhaustion
 
 if TYPE_CHECKING:
     from typer._click import Command as ClickCommand  # typer has a click of its own, and exports no name for this
@@ -53,6 +53,7 @@ _VALIDATION_MESSAGES = {
 """By pydantic's kind of error."""
 _COMMANDS = {
     "prepare": _Summary("Build a dataset where the trainer expects it, resuming an earlier run.", _RESUME),
+    "datasets": _Summary("Show the recipe's datasets, and how much of each is there.", "nothing was changed"),
     "retry": _Summary("Retry failures that may be temporary, and add the images that arrive to the shards.", _RESUME),
     "demo": _Summary(
         "Fetch a small dataset from a local image server with deliberate faults.",
@@ -67,11 +68,6 @@ _COMMANDS = {
 }
 
 _MIN_ADDRESS_SPACE_BYTES = 1 << 30  # most of it reserved for threads and never used
-
-_EXIT_CODES: Mapping[type[DatafetchError], ExitCode] = {
-    ResourceError: ExitCode.OUT_OF_RESOURCES,
-    ConservationError: ExitCode.BUG,
-}
 
 # The common base of usage errors, which typer does not export: it has its own copy of click.
 _USAGE_ERRORS: tuple[type[typer.BadParameter], ...] = (cast("type[typer.BadParameter]", typer.BadParameter.__base__),)
@@ -131,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         code = ExitCode.INTERRUPTED
     except DatafetchError as error:
-        return complain(_resuming(str(error), words), _exit_code(error))
+        return complain(_resuming(str(error), words), exit_code_of_error(error))
     except _USAGE_ERRORS as error:
         command = error.ctx.command_path if error.ctx else "datafetch"
         return complain(f"{_usage_message(error)} (see '{command} --help')", ExitCode.WRONG_COMMAND)
@@ -167,10 +163,6 @@ def _usage_message(error: typer.BadParameter) -> str:
             error.message = text.format(value=first["input"], **first.get("ctx", {}))
     message = error.format_message().removesuffix(".").replace("Value error, ", "")
     return message[:1].lower() + message[1:]
-
-
-def _exit_code(error: DatafetchError) -> ExitCode:
-    return next((code for kind, code in _EXIT_CODES.items() if isinstance(error, kind)), ExitCode.WRONG_COMMAND)
 
 
 def _resuming(message: str, words: Sequence[str]) -> str:

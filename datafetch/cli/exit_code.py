@@ -7,7 +7,7 @@ from contextlib import suppress
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
-from datafetch.errors import ConfigurationError
+from datafetch.errors import ConfigurationError, ConservationError, DatafetchError, ResourceError
 
 if TYPE_CHECKING:
     from datafetch.model.report import Report
@@ -48,6 +48,16 @@ def exit_code_of(report: Report, min_success: float) -> ExitCode:
         f"{share:.1%} of the images arrived, but --min-success requires {min_success:.1%}",
         ExitCode.TOO_FEW_IMAGES,
     )
+
+
+def exit_code_of_error(error: DatafetchError) -> ExitCode:
+    """Return the exit code of what stopped a command."""
+    match error:
+        case ResourceError():
+            return ExitCode.OUT_OF_RESOURCES
+        case ConservationError():
+            return ExitCode.BUG
+    return ExitCode.WRONG_COMMAND
 
 
 def complain(message: str, code: ExitCode) -> ExitCode:

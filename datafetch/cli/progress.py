@@ -92,10 +92,15 @@ class _LogHandler(logging.Handler):
             self._console.print(line, soft_wrap=True, highlight=False)
 
 
-def progress_line(now: Statistics, images_per_s: float) -> str:
+def progress_line(now: Statistics, images_per_s: float, later_images: int = 0) -> str:
     """Format the progress of a run: images, their outcomes, pace, time left, open requests and their limit, shards.
 
     During resharding, its progress takes the place of everything after the outcomes.
+
+    Args:
+        now: The progress.
+        images_per_s: The pace.
+        later_images: The number of images that other runs will fetch after this one, for the time that all will take.
     """
     ended = now.ok + now.failed
     images = f"{ended:,}" if now.expected_images is None else f"{ended:,}/{now.expected_images:,}"
@@ -107,6 +112,8 @@ def progress_line(now: Statistics, images_per_s: float) -> str:
     if now.expected_images is not None and images_per_s > 0:
         left_s = max(0, now.expected_images - ended) / images_per_s
         parts.append(f"ETA {timedelta(seconds=round(left_s))}")
+        if later_images:
+            parts.append(f"all {timedelta(seconds=round(left_s + later_images / images_per_s))}")
     parts.append(f"open {now.open_requests}/{now.connections}")
     parts.append(f"shards {now.shards_published}/{now.shards}")
     return "  ".join(parts)
@@ -136,18 +143,22 @@ def resharding_line(now: ReshardProgress, elapsed_s: float) -> str:
     return "  ".join(parts)
 
 
-async def show_progress(statistics: Callable[[], Statistics], console: Console) -> None:
+async def show_progress(
+    statistics: Callable[[], Statistics], console: Console, *, title: str = "", later_images: int = 0
+) -> None:
     """Show the progress of a run until cancelled; the last line stays on a terminal.
 
     Args:
         statistics: Called for a snapshot each time.
         console: The console; whether it is a terminal decides the form.
+        title: What stands in front of the line, if this is one of several runs.
+        later_images: The number of images that the others will fetch after this one.
     """
     pace = Throughput()
 
     def line() -> str:
         now = statistics()
-        return progress_line(now, pace.images_per_s(now))
+        return f"{title}  {progress_line(now, pace.images_per_s(now), later_images)}".lstrip()
 
     await _show_lines(line, console)
 

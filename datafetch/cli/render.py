@@ -8,8 +8,10 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import orjson
 from rich.console import Console
@@ -25,9 +27,13 @@ from datafetch.model.outcome import OK, FailureKind
 from datafetch.model.report import Report
 from datafetch.model.untrusted import to_printable
 from datafetch.monitor.host_failures import FailingHost
+from datafetch.monitor.recipe_status import DatasetStatus
 from datafetch.monitor.status import Status
 from datafetch.output.reshard.folder import Resharded
 from datafetch.verify import Verdict
+
+if TYPE_CHECKING:
+    from datafetch.engine.recipe import BuiltDataset  # which would load the network stack
 
 _COUNTERS: dict[str, tuple[str, str]] = {
     CounterName.BAD_LINES: ("bad line", "skipped"),
@@ -171,6 +177,58 @@ def show_status(status: Status, *, as_json: bool) -> None:
         if status.hosts:
             console.print(Padding(_hosts(status), (1, 0, 0, 0)))
     _print("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+def show_datasets(statuses: Sequence[DatasetStatus], root: Path, *, as_json: bool) -> None:
+    """Print the recipe's datasets, and how much of each is there."""
+    if as_json:
+        _print(orjson.dumps([status.summary() for status in statuses]).decode())
+        return
+    width = max(len(status.part.name) for status in statuses)
+    lines = [f"step  {'dataset':<{width}}  {'images':>9}  {'there':>9}  state"]
+    for status in statuses:
+        name, images = status.part.name, f"{status.part.images:,}"
+        lines.append(f"{status.part.step:>4}  {name:<{width}}  {images:>9}  {status.present:>9,}  {status.state}")
+    lines += ["", f"in {root}, and from where:"]
+    for status in statuses:
+        gate = f"; {status.part.gate}" if status.part.gate else ""
+        lines += [f"{status.path}", f"    {status.part.published}{gate}"]
+    _print("\n".join(map(_safe, lines)))
+
+
+def show_built(built: Sequence[BuiltDataset], *, as_json: bool) -> None:
+    """Print what became of several datasets: a line for each, and below it what is missing and how to get it."""
+    if as_json:
+        _print(
+            orjson.dumps(
+                {
+                    "complete": all(one.report is not None for one in built),
+                    "datasets": [one.summary() for one in built],
+                }
+            ).decode()
+        )
+        return
+    width = max(len(one.part.name) for one in built)
+    lines = [f"{'dataset':<{width}}  {'expected':>11}  {'there':>11}  {'missing':>11}"]
+    for one in built:
+        if one.report is None:
+            lines.append(f"{one.part.name:<{width}}  {one.part.images:>11,}  {'-':>11}  {'-':>11}")
+            lines.append(f"    not built: {one.error}")
+            continue
+        totals = one.report.totals
+        lines.append(f"{one.part.name:<{width}}  {totals.images:>11,}  {totals.ok:>11,}  {totals.failed:>11,}")
+        if totals.failed:
+            kinds = {kind: count for kind, count in totals.outcomes.items() if kind != OK}
+            most = ", ".join(f"{kind} {kinds[kind]:,}" for kind in sorted(kinds, key=lambda kind: (-kinds[kind], kind)))
+            lines.append(f"    {most}: 'datafetch status {shlex.quote(one.out)}' shows where,")
+            lines.append(f"    '{_retry_command(one.out)}' requests again what may have been temporary")
+    _print("\n".join(_safe(line) for line in lines))
+
+
+def _safe(line: str) -> str:
+    """A line that may be indented, without control characters."""
+    indent = line[: len(line) - len(line.lstrip())]
+    return indent + to_printable(line.strip())
 
 
 def _facts(status: Status) -> Table:

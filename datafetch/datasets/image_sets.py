@@ -104,11 +104,18 @@ class ImageSet(DatasetDefaults):
 
     @property
     def _name_of(self) -> NameOf:
-        return by_last_folder(self.folders, keeps_folder=PurePosixPath(self.path).name not in self.folders)
+        return by_last_folder(self.folders, keeps_folder=self._keeps_folder)
+
+    @property
+    def _keeps_folder(self) -> bool:
+        return PurePosixPath(self.path).name not in self.folders
 
     def _wanted(self) -> frozenset[str] | None:
-        lists = self.options.only_referenced
-        return read_referenced([Path(one) for one in lists], PurePosixPath(self.path)) if lists else None
+        lists = [Path(one) for one in self.options.only_referenced]
+        if not lists:
+            return None
+        # Folders with names of their own tell an image by themselves, whatever a list calls what is above them.
+        return read_referenced(lists, PurePosixPath(self.path), self._name_of if self._keeps_folder else None)
 
 
 COCO = ImageSet(

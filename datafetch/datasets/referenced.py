@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
@@ -11,12 +11,16 @@ from datafetch.datasets.readers import RecordReader
 from datafetch.errors import ManifestError, raise_if_exhausted
 
 
-def read_referenced(paths: Sequence[Path], folder: PurePosixPath) -> frozenset[str]:
+def read_referenced(
+    paths: Sequence[Path], folder: PurePosixPath, name_of: Callable[[str], str | None] | None = None
+) -> frozenset[str]:
     """Read the names of all images in a folder, and in the folders below it, that JSON training lists name.
 
     Args:
         paths: The lists.
         folder: The folder, relative to the image root.
+        name_of: Takes a path of a list, and returns its name relative to the folder, or None if it is not in that; by
+            default it is in it if it begins with it.
 
     Returns:
         Their names, relative to the folder.
@@ -24,7 +28,12 @@ def read_referenced(paths: Sequence[Path], folder: PurePosixPath) -> frozenset[s
     Raises:
         ManifestError: A list can't be read, or none names an image of the folder.
     """
-    names = frozenset(name for path in paths for name in _names(path, folder))
+
+    def below_folder(name: str) -> str | None:
+        image = PurePosixPath(name)
+        return str(image.relative_to(folder)) if image.is_relative_to(folder) and image != folder else None
+
+    names = frozenset(name for path in paths for name in _names(path, name_of or below_folder))
     if not names:
         listed = " and ".join(map(str, paths))
         raise ManifestError(f"{listed} names no image in {folder}; --only-referenced takes a JSON training list")
@@ -66,14 +75,12 @@ def image_names(record: object) -> list[str]:
     return names
 
 
-def _names(path: Path, folder: PurePosixPath) -> Iterator[str]:
+def _names(path: Path, name_of: Callable[[str], str | None]) -> Iterator[str]:
     for record in _records(path, "--only-referenced takes a JSON training list"):
         named = record.get("image") if isinstance(record, dict) else None
-        for name in named if isinstance(named, list) else [named]:
-            if isinstance(name, str):
-                image = PurePosixPath(name)
-                if image.is_relative_to(folder) and image != folder:
-                    yield str(image.relative_to(folder))
+        for path_of_image in named if isinstance(named, list) else [named]:
+            if isinstance(path_of_image, str) and (name := name_of(path_of_image)) is not None:
+                yield name
 
 
 def _records(path: Path, advice: str) -> Iterator[object]:

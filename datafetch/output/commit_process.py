@@ -27,6 +27,7 @@ from datafetch.errors import (
 )
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.output.commit import Commit, commit_shard
+from datafetch.process.allocator import without_blas_threads
 from datafetch.process.child import child_command, start_failure
 
 _STARTED = b"\n"  # sent before the result, which is JSON
@@ -41,11 +42,14 @@ async def commit_in_process(commit: Commit) -> ShardCounts:
         ResourceError: The disk is full or can't be written, or the process could not start or was killed.
         ConservationError: Samples or images were lost or counted twice; nothing was published.
     """
+    environment = dict(os.environ)
+    without_blas_threads(environment)
     try:
         process = await asyncio.create_subprocess_exec(
             *child_command("datafetch.output.commit_process"),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
+            env=environment,
             start_new_session=True,  # Ctrl-C in the terminal is handled by the parent alone
         )
     except OSError as error:

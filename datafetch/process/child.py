@@ -11,16 +11,6 @@ import sys
 from pathlib import Path
 
 _PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
-_BLAS_THREADS = "OPENBLAS_NUM_THREADS"
-
-
-def without_blas_threads() -> None:
-    """Prevent numpy from starting a thread for each CPU, unless the operator has set their number.
-
-    That takes a tenth of a second of CPU time and, on a large machine, gigabytes of address space in each process, and
-    nothing here multiplies matrices. To be called before numpy is imported.
-    """
-    os.environ.setdefault(_BLAS_THREADS, "1")
 
 
 def child_command(module: str) -> list[str]:
@@ -30,8 +20,11 @@ def child_command(module: str) -> list[str]:
         module: The dotted name of a module that has a ``main()`` without parameters.
     """
     import_path = [_PACKAGE_PARENT, *(entry for entry in sys.path if entry not in ("", _PACKAGE_PARENT))]
-    prepare = f"import os, sys; os.environ.setdefault({_BLAS_THREADS!r}, '1'); sys.path[:] = {import_path!r}"
-    return [sys.executable, "-c", f"{prepare}; from {module} import main; main()"]
+    return [
+        sys.executable,
+        "-c",
+        f"import sys; sys.path[:] = {import_path!r}; from {module} import main; main()",
+    ]
 
 
 def start_failure(error: OSError) -> str:

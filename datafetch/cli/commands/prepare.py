@@ -19,8 +19,10 @@ from datafetch.cli.command import Command, as_command, with_options
 from datafetch.cli.exit_code import check_min_success, exit_code_of
 from datafetch.cli.options import PERMISSIONS, GivenOptions, Json, MinSuccess, parameters_of
 from datafetch.cli.progress import ProgressConsole, show_log_messages, show_progress
+from datafetch.cli.recipe import prepare as prepare_several
 from datafetch.cli.render import show_report
 from datafetch.datasets import DATASETS, find_dataset
+from datafetch.datasets.recipes import RECIPE, STEPS, expand_targets
 from datafetch.engine.job import Job, own_spec, reshard_plan
 from datafetch.engine.runner import run
 from datafetch.errors import ConfigurationError
@@ -36,12 +38,16 @@ if TYPE_CHECKING:
 _UNSET = Job("", "", "")
 
 
-def _complete_dataset(incomplete: str) -> list[tuple[str, str]]:
-    return [(name, dataset.summary) for name, dataset in DATASETS.items() if name.startswith(incomplete)]
+def _complete_target(incomplete: str) -> list[tuple[str, str]]:
+    return [
+        (name, text)
+        for name, text in (*((name, dataset.summary) for name, dataset in DATASETS.items()), *_STEPS)
+        if name.startswith(incomplete)
+    ]
 
 
 def prepare(  # noqa: PLR0913 - one parameter an option
-    target: Annotated[str, typer.Argument(metavar="DATASET", hidden=True, autocompletion=_complete_dataset)],
+    target: Annotated[str, typer.Argument(metavar="DATASET", hidden=True, autocompletion=_complete_target)],
     *,
     source: Annotated[
         str,
@@ -79,14 +85,18 @@ def prepare(  # noqa: PLR0913 - one parameter an option
     return exit_code_of(report, min_success)
 
 
-class _PrepareDataset(Command):
+class _PrepareTargets(Command):
+    """The command for targets that are known."""
+
+    def collect_usage_pieces(self, ctx: Context) -> list[str]:  # noqa: ARG002 - typer's signature
+        """Return only the options: the targets are part of the command's name."""
+        return ["[OPTIONS]"]
+
+
+class _PrepareDataset(_PrepareTargets):
     """The command for one dataset."""
 
     dataset: Dataset
-
-    def collect_usage_pieces(self, ctx: Context) -> list[str]:  # noqa: ARG002 - typer's signature
-        """Return only the options: the dataset is part of the command's name."""
-        return ["[OPTIONS]"]
 
     def format_help_text(self, ctx: Context, formatter: HelpFormatter) -> None:
         """Write what the command does, and the summary of the dataset."""
@@ -108,14 +118,19 @@ class _Prepare(Command):
         """
         ctx = self.context_class(self, info_name=info_name, parent=parent, **extra)
         given, *_ = self.make_parser(ctx).parse_args(args=list(args))
-        target = given.get("target")
-        if ctx.resilient_parsing and target not in DATASETS:  # the shell completes a word
-            return super().make_context(info_name, args, parent, **extra)
-        if isinstance(target, str):
-            command = _command_for(find_dataset(target), given)
-            return command.make_context(f"{info_name} {target}", args, parent, **extra)
+        targets = list(cast("tuple[str, ...]", given.get("targets") or ()))
+        if ctx.resilient_parsing and not (targets and set(targets) <= {*DATASETS, *STEPS}):  # completes a word
+            return _WITHOUT_DATASET.make_context(info_name, args, parent, **extra)
+        expand_targets(targets)
+        if len(targets) == 1 and targets[0] not in STEPS:
+            command = _command_for(find_dataset(targets[0]), given)
+            return command.make_context(f"{info_name} {targets[0]}", args, parent, **extra)
+        if targets:
+            if strange := [_flag(name) for name in given if name in _OF_SOME and name != "ids"]:
+                raise ConfigurationError(f"{', '.join(strange)} is for single datasets; prepare those one by one")
+            return _SEVERAL.make_context(f"{info_name} {' '.join(targets)}", args, parent, **extra)
         if "help" not in given:
-            ctx.fail(f"name a dataset: {', '.join(DATASETS)}")
+            ctx.fail(f"name a dataset or a step: {', '.join([*STEPS, *DATASETS])}")
         return _WITHOUT_DATASET.make_context(info_name, args, parent, **extra)
 
 
@@ -126,6 +141,10 @@ class _PrepareHelp(Command):
         """Write the datasets, and the options that all of them take."""
         with formatter.section("Datasets"):
             formatter.write_dl([(name, dataset.summary) for name, dataset in DATASETS.items()])
+        with formatter.section("Steps"):
+            formatter.write_dl(_STEPS)
+        formatter.write_paragraph()
+        formatter.write_text("A step stands for its datasets. With several, --source and --ids take NAME=PATH.")
         formatter.write_paragraph()
         formatter.write_text("Options of most datasets; 'datafetch prepare DATASET --help' lists those that one takes.")
         super().format_options(ctx, formatter)
@@ -179,6 +198,10 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+_STEPS = [
+    (step, f"{sum(part.step_name == step for part in RECIPE)} datasets: 'prepare {step} --help' shows its options.")
+    for step in STEPS
+]
 _ALL_OPTIONS = {
     one.name: one
     for one in (
@@ -191,4 +214,7 @@ _ALL_OPTIONS = {
 _WITHOUT_DATASET = as_command(with_options(prepare, _run_parameters(None), GivenOptions), _PrepareHelp)
 _OF_SOME = _ALL_OPTIONS.keys() - {one.name for one in _run_parameters(None)}
 
-command = as_command(with_options(prepare, list(_ALL_OPTIONS.values()), GivenOptions), _Prepare)
+_SEVERAL = as_command(with_options(prepare_several, _run_parameters(None), GivenOptions), _PrepareTargets)
+_PARSED = [one for name, one in _ALL_OPTIONS.items() if name != "ids"]
+
+command = as_command(with_options(prepare_several, _PARSED, GivenOptions), _Prepare)

@@ -1,0 +1,113 @@
+"""``datafetch prepare`` with several targets: datasets and steps of the recipe, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from datafetch.cli.exit_code import ExitCode, check_min_success, complain, exit_code_of_error
+from datafetch.cli.options import GivenOptions, Json, MinSuccess
+from datafetch.cli.progress import ProgressConsole, show_log_messages, show_progress
+from datafetch.cli.render import show_built
+from datafetch.engine.job import Job
+from datafetch.engine.recipe import BuiltDataset, PlannedDataset, build_recipe, plan_recipe
+from datafetch.errors import ConfigurationError
+from datafetch.model.observers import Observer
+from datafetch.model.options import OptionGroup
+from datafetch.model.statistics import Statistics
+
+
+def prepare(  # noqa: PLR0913 - one parameter an option
+    targets: Annotated[list[str], typer.Argument(metavar="TARGET...", hidden=True)],
+    *,
+    source: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=PATH|URL",
+            help="The published manifest or archive of the dataset NAME, or the folder of it. Repeatable.",
+            rich_help_panel=OptionGroup.SELECTION,
+        ),
+    ] = None,
+    ids: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FILE",
+            help="List of the samples of the dataset NAME to fetch, plain or gzipped. Repeatable.",
+            rich_help_panel=OptionGroup.SELECTION,
+        ),
+    ] = None,
+    root: Annotated[
+        Path, typer.Option(metavar="DIR", help="The trainer's data folder.", rich_help_panel=OptionGroup.OUTPUT)
+    ] = Path("playground/data"),
+    no_reshard: Annotated[
+        bool,
+        typer.Option(
+            "--no-reshard",
+            help="Keep the manifests' shards and row order; do not reshard.",
+            rich_help_panel=OptionGroup.OUTPUT,
+        ),
+    ] = False,
+    min_success: MinSuccess = 0.0,
+    json: Json = False,
+    given: GivenOptions,
+) -> int:
+    """Build several datasets where the trainer expects them, one after the other, resuming earlier runs."""
+    check_min_success(min_success)
+
+    def change(job: Job) -> Job:
+        job = given.change(job)
+        return replace(job, world_size=None) if no_reshard else job
+
+    planned = plan_recipe(targets, root, _by_name("--source", source), _by_name("--ids", ids), change)
+    console = ProgressConsole()
+    built: list[BuiltDataset] = []
+    with show_log_messages(console):
+        for one in build_recipe(planned, partial(_observe, console=console)):
+            built.append(one)
+            if one.error is not None:
+                complain(f"{one.part.name}: {one.error}", ExitCode.COMPLETE)
+    show_built(built, as_json=json)
+    return _worst(built, min_success)
+
+
+def _by_name(flag: str, values: Iterable[str] | None) -> dict[str, str]:
+    """Read values of the form NAME=PATH.
+
+    Raises:
+        ConfigurationError: One has another form, or a name is given twice.
+    """
+    by_name: dict[str, str] = {}
+    for value in values or ():
+        name, separator, path = value.partition("=")
+        if not separator or not name or not path:
+            raise ConfigurationError(f"with several targets {flag} takes NAME=PATH, such as coyo=coyo-700m/data")
+        if name in by_name:
+            raise ConfigurationError(f"{flag} is given twice for {name}; leave one of them out")
+        by_name[name] = path
+    return by_name
+
+
+def _observe(
+    number: int, planned: Sequence[PlannedDataset], *, console: ProgressConsole
+) -> Iterator[Observer[Statistics]]:
+    """Show the progress of one dataset, with which of all it is, and how long all will take."""
+    later = sum(one.part.images for one in planned[number + 1 :] if one.job is not None)
+    title = f"{number + 1}/{len(planned)} {planned[number].part.name}"
+    yield partial(show_progress, console=console, title=title, later_images=later)
+
+
+def _worst(built: Sequence[BuiltDataset], min_success: float) -> int:
+    """The exit code: that of the worst of the datasets."""
+    codes = [exit_code_of_error(one.error) for one in built if one.error is not None]
+    reports = [one.report for one in built if one.report is not None]
+    short = [one.dataset for one in reports if one.totals.images and one.totals.ok < min_success * one.totals.images]
+    if short:
+        message = f"fewer images than --min-success requires arrived of {', '.join(short)}"
+        codes.append(complain(message, ExitCode.TOO_FEW_IMAGES))
+    by_severity = (ExitCode.BUG, ExitCode.OUT_OF_RESOURCES, ExitCode.WRONG_COMMAND, ExitCode.TOO_FEW_IMAGES)
+    return next((code for code in by_severity if code in codes), ExitCode.COMPLETE)

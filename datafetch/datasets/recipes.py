@@ -1,0 +1,98 @@
+"""The recipe of llm-jp-VILA: which datasets each of its three steps trains on, and how many images they have.
+
+Image sets come before the training lists that name their images, since a list keeps only the records whose images are
+there. Numbers are those of the recipe's page and of the published files; where images are fetched by URL, fewer arrive.
+
+Source: github.com/llm-jp/llm-jp-VILA, ``data_prepare/README.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from datafetch.datasets.registry import DATASETS
+from datafetch.errors import unknown_name
+
+
+@dataclass(frozen=True, slots=True)
+class RecipePart:
+    """A dataset as the recipe uses it.
+
+    Attributes:
+        name: The dataset's name.
+        step: The step that trains on it, or on lists that name its images.
+        images: The number of images, or of rows where those have several; of an image set, all that it has.
+        published: Where it is published: a repository of the Hugging Face hub, or a URL.
+        gate: What the operator has to do first; empty if anyone can download it.
+        lists: The datasets whose lists name its images, if it is an image set; no others of its images are needed.
+    """
+
+    name: str
+    step: int
+    images: int
+    published: str
+    gate: str = ""
+    lists: tuple[str, ...] = ()
+
+    @property
+    def step_name(self) -> str:
+        """The step as a target of ``datafetch prepare``."""
+        return f"step-{self.step}"
+
+
+_SUBSET = "llava-v1.5-subset"
+_LLM_JP = "https://gitlab.llm-jp.nii.ac.jp/datasets"
+
+RECIPE: tuple[RecipePart, ...] = (
+    RecipePart("llm-jp-pairs-step0", 0, 558_000, f"{_LLM_JP}/llm-jp-japanese-image-text-pairs"),
+    RecipePart("llava-pretrain", 0, 558_128, "hf://datasets/liuhaotian/LLaVA-Pretrain"),
+    RecipePart("coyo", 1, 6_000_000, "hf://datasets/kakaobrain/coyo-700m"),
+    RecipePart(
+        "mmc4-core",
+        1,
+        6_000_000,
+        "https://github.com/allenai/mmc4",
+        "no longer published: hand in a copy of docs_shard_*_v3.jsonl",
+    ),
+    RecipePart("llm-jp-pairs-step1", 1, 6_000_000, f"{_LLM_JP}/llm-jp-japanese-image-text-pairs"),
+    RecipePart("llm-jp-interleaved", 1, 6_000_000, f"{_LLM_JP}/llm-jp-japanese-interleaved-data"),
+    RecipePart(
+        "coco-train2017", 2, 118_287, "http://images.cocodataset.org/zips/", lists=(_SUBSET, "llava-instruct-ja")
+    ),
+    RecipePart("gqa", 2, 148_854, "https://downloads.cs.stanford.edu/nlp/data/gqa/", lists=(_SUBSET,)),
+    RecipePart("visual-genome", 2, 108_249, "https://cs.stanford.edu/people/rak248/VG_100K_2/", lists=("ja-vg-vqa",)),
+    RecipePart("textvqa", 2, 25_119, "https://dl.fbaipublicfiles.com/textvqa/images/", lists=(_SUBSET,)),
+    RecipePart(
+        "ocr-vqa",
+        2,
+        207_572,
+        "https://ocr-vqa.github.io",
+        "behind a page that asks to confirm: download dataset.json by hand",
+        lists=(_SUBSET,),
+    ),
+    RecipePart("japanese-photos-conv", 2, 11_808, "hf://datasets/llm-jp/japanese-photos-conversation"),
+    RecipePart("synthdog-ja", 2, 101_953, "hf://datasets/naver-clova-ix/synthdog-ja"),
+    RecipePart(_SUBSET, 2, 358_000, "hf://datasets/llm-jp/llava-instruct-v1_5-en-subset-358k"),
+    RecipePart("llava-instruct-ja", 2, 156_000, "hf://datasets/llm-jp/llava-instruct-ja"),
+    RecipePart("ja-vg-vqa", 2, 99_000, "hf://datasets/llm-jp/ja-vg-vqa-conversation"),
+)
+"""All datasets of the recipe, each after those that it needs."""
+
+STEPS: tuple[str, ...] = tuple(dict.fromkeys(part.step_name for part in RECIPE))
+"""The names of the steps."""
+
+
+def expand_targets(targets: Sequence[str]) -> list[str]:
+    """The datasets that targets stand for, each once, in the order of the recipe.
+
+    Args:
+        targets: Names of datasets and steps.
+
+    Raises:
+        ConfigurationError: There is no such dataset or step.
+    """
+    for target in targets:
+        if target not in DATASETS and target not in STEPS:
+            raise unknown_name("dataset or step", target, [*DATASETS, *STEPS])
+    return [part.name for part in RECIPE if part.name in targets or part.step_name in targets]

@@ -1,0 +1,178 @@
+"""The recipe: several datasets, one after the other, each with a job of its own.
+
+An image set comes before the lists that name its images, and of it only those are fetched that these lists name. If one
+dataset can't be built, the others are, but for lists: a list keeps only the records whose images are there, so it is
+built from what there is, and built again when there is more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeAlias
+
+from datafetch.datasets import find_dataset
+from datafetch.datasets.image_sets import ImageSetOptions
+from datafetch.datasets.ocr_vqa import OcrVqaOptions
+from datafetch.datasets.recipes import RECIPE, RecipePart, expand_targets
+from datafetch.engine.job import Job, own_spec
+from datafetch.engine.runner import run
+from datafetch.errors import ConfigurationError, DatafetchError
+from datafetch.model.interfaces import Dataset
+from datafetch.model.observers import Observer
+from datafetch.model.options import DatasetOptions
+from datafetch.model.report import Report
+from datafetch.model.statistics import Statistics
+from datafetch.output.training_list import published_source
+from datafetch.store.layout import OutputLayout, resolve_parent
+
+_PARTS: Mapping[str, RecipePart] = {part.name: part for part in RECIPE}
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedDataset:
+    """A dataset that is to be built.
+
+    Attributes:
+        part: The dataset as the recipe uses it.
+        out: The output folder.
+        job: Its job; None if it can't be built.
+        problem: Why it can't be built, and what to do; empty if it can.
+    """
+
+    part: RecipePart
+    out: str
+    job: Job | None
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltDataset:
+    """What became of a dataset.
+
+    Attributes:
+        part: The dataset as the recipe uses it.
+        out: The output folder.
+        report: What its run reported; None if it stopped.
+        error: What stopped it; None if nothing did.
+    """
+
+    part: RecipePart
+    out: str
+    report: Report | None
+    error: DatafetchError | None
+
+    def summary(self) -> dict[str, object]:
+        """The result as a JSON object: the report, or the error."""
+        if self.report is not None:
+            return self.report.summary()
+        return {"dataset": self.part.name, "out": self.out, "complete": False, "error": str(self.error)}
+
+
+Observe: TypeAlias = Callable[[int, Sequence[PlannedDataset]], Iterable[Observer[Statistics]]]
+"""Takes the position of a dataset and all that are planned, and returns the observers of its run."""
+
+
+def plan_recipe(
+    targets: Sequence[str],
+    root: Path,
+    sources: Mapping[str, str],
+    ids: Mapping[str, str],
+    change: Callable[[Job], Job] = lambda job: job,
+) -> list[PlannedDataset]:
+    """Plan the datasets that targets stand for. Nothing is opened or written.
+
+    Args:
+        targets: Names of datasets and steps.
+        root: The trainer's data root.
+        sources: Where their manifests or archives are, by dataset.
+        ids: Their id lists, by dataset.
+        change: Applies the operator's options to a job.
+
+    Returns:
+        The datasets in the order in which they are to be built.
+
+    Raises:
+        ConfigurationError: There is no such target, or something is given for a dataset that is not among the targets.
+    """
+    names = expand_targets(targets)
+    for flag, given in (("--source", sources), ("--ids", ids)):
+        if strange := next((name for name in given if name not in names), None):
+            raise ConfigurationError(f"{flag} {strange}=… is given, and {strange} is not among the targets")
+    if strange := next((name for name in ids if find_dataset(name).id_list is None), None):
+        raise ConfigurationError(f"{strange} does not take --ids")
+    planned = []
+    for part in (_PARTS[name] for name in names):
+        dataset = find_dataset(part.name)
+        out = str(root / dataset.path)
+        problem = _why_not(part, dataset, sources, ids, in_step=part.step_name in targets)
+        job = None
+        if not problem:
+            lists = tuple(_published_list(name, sources[name], root) for name in part.lists if name in sources)
+            job = change(
+                Job(
+                    part.name,
+                    sources[part.name],
+                    out,
+                    ids=ids.get(part.name),
+                    image=own_spec(dataset),
+                    options=_with_lists(dataset.options, lists),
+                )
+            )
+        planned.append(PlannedDataset(part, out, job, problem))
+    return planned
+
+
+def _why_not(
+    part: RecipePart, dataset: Dataset, sources: Mapping[str, str], ids: Mapping[str, str], *, in_step: bool
+) -> str:
+    """Why a dataset can't be built, and what to do; empty if it can."""
+    if part.name not in sources:
+        gate = f" ({part.gate})" if part.gate else ""
+        return f"give --source {part.name}=PATH; it is published at {part.published}{gate}"
+    if in_step and dataset.id_list is not None and part.name not in ids:
+        return f"give --ids {part.name}=FILE; a step takes the samples of the recipe's list, and no others"
+    return ""
+
+
+def _published_list(name: str, source: str, root: Path) -> str:
+    """The published list of a dataset, or the copy of it that is kept."""
+    dataset = find_dataset(name)
+    assert dataset.list_name is not None, "it has a list"
+    path = published_source(OutputLayout(resolve_parent(root / dataset.path)), Path(source), dataset.list_name)
+    return str(path / dataset.list_name if path.is_dir() else path)
+
+
+def _with_lists(options: DatasetOptions, lists: tuple[str, ...]) -> DatasetOptions:
+    """The options of an image set, of which only images are fetched that lists name; other options as they are."""
+    match options:
+        case ImageSetOptions():
+            return replace(options, only_referenced=lists)
+        case OcrVqaOptions():
+            return replace(options, only_referenced=lists[0] if lists else None)
+    return options
+
+
+def build_recipe(planned: Sequence[PlannedDataset], observe: Observe) -> Iterator[BuiltDataset]:
+    """Build datasets one after the other; what stops one does not stop the others.
+
+    Args:
+        planned: The datasets, in the order in which they are to be built.
+        observe: Returns the observers of each run.
+
+    Yields:
+        What became of each, as soon as it is known.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; the same call resumes it.
+    """
+    for number, one in enumerate(planned):
+        report, error = None, None
+        try:
+            if one.job is None:
+                raise ConfigurationError(one.problem)
+            report = run(one.job, observe(number, planned))
+        except DatafetchError as stopped:
+            error = stopped
+        yield BuiltDataset(one.part, one.out, report, error)

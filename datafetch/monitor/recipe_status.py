@@ -1,0 +1,92 @@
+"""What is there of the recipe's datasets, read from their state folders.
+
+Rules: nothing is locked or written. A dataset that is complete is counted by its report, which costs nothing; only one
+that is not has its ledgers read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import msgspec
+
+from datafetch.datasets import DATASETS
+from datafetch.datasets.recipes import RECIPE, RecipePart
+from datafetch.model.bounds import Count
+from datafetch.monitor.status import read_status
+from datafetch.store.layout import OutputLayout
+from datafetch.store.state_file import read_if_sound
+
+
+class DatasetState(StrEnum):
+    """How much of a dataset is there."""
+
+    MISSING = "missing"
+    """No run has begun."""
+    PARTIAL = "partial"
+    """A run has begun and is not complete; the same command resumes it."""
+    COMPLETE = "complete"
+    """A run is complete, although not every image may have arrived."""
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetStatus:
+    """What is there of a dataset.
+
+    Attributes:
+        part: The dataset as the recipe uses it.
+        path: Where the trainer expects it, below its data root.
+        state: How much of it is there.
+        present: The number of images that are there.
+    """
+
+    part: RecipePart
+    path: str
+    state: DatasetState
+    present: int
+
+    def summary(self) -> dict[str, object]:
+        """The status as the JSON object that ``--json`` prints."""
+        return {
+            "name": self.part.name,
+            "step": self.part.step,
+            "images": self.part.images,
+            "source": self.part.published,
+            "path": self.path,
+            "gate": self.part.gate,
+            "state": self.state,
+            "present": self.present,
+        }
+
+
+class _Images(msgspec.Struct, frozen=True):
+    ok: Count
+
+
+class _Report(msgspec.Struct, frozen=True):
+    images: _Images
+
+
+def read_recipe_status(root: Path) -> list[DatasetStatus]:
+    """Read what is there of all datasets of the recipe.
+
+    Args:
+        root: The trainer's data root.
+
+    Raises:
+        ConfigurationError: The file in place of a job or of a ledger is something else.
+    """
+    return [_read(part, root) for part in RECIPE]
+
+
+def _read(part: RecipePart, root: Path) -> DatasetStatus:
+    path = DATASETS[part.name].path
+    layout = OutputLayout(root / path)
+    report = read_if_sound(layout.report, _Report)
+    if not layout.job.exists():
+        return DatasetStatus(part, path, DatasetState.MISSING, 0)
+    if report is not None:
+        return DatasetStatus(part, path, DatasetState.COMPLETE, report.images.ok)
+    return DatasetStatus(part, path, DatasetState.PARTIAL, read_status(layout.out).ok)

@@ -1,0 +1,203 @@
+"""The recipe: which datasets a step has, in which order they are built, and what several targets leave behind."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import PATIENCE_S
+from sources import place_source, tiny_options
+
+from datafetch.datasets import DATASETS
+from datafetch.datasets.recipes import RECIPE, STEPS, expand_targets
+from datafetch.demo.origin import Origin
+from datafetch.demo.pictures import write_pictures
+from datafetch.engine.recipe import plan_recipe
+from datafetch.errors import ConfigurationError
+
+OPTIONS = ("--allow-net", "127.0.0.0/8", "--connections", "8", "--processes", "1", "--retries", "0", "--no-reshard")
+LISTS = {
+    "llava-v1.5-subset": (
+        "llava_v1_5_subset_358k.json",
+        [
+            "coco/train2017/000000000009.jpg",
+            "gqa/images/2327515.jpg",
+            "textvqa/train_images/0054c91397f2fe05.jpg",
+            "ocr_vqa/images/140031996X.jpg",
+        ],
+    ),
+    "llava-instruct-ja": ("llava_instruct_ja_156k.json", ["coco/train2017/000000000025.jpg"]),
+}
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Host and port of an origin with the pictures that the tiny sources name."""
+    folder = tmp_path_factory.mktemp("tiny")
+    for number, name in enumerate(write_pictures(folder / "painted", 10)):
+        (folder / f"{number:05d}.png").write_bytes((folder / "painted" / name).read_bytes())
+    with Origin(folder) as origin:
+        yield origin.url("", "").split("/")[2]
+
+
+def record(image: str) -> dict[str, object]:
+    """A record of a training list."""
+    turns = [{"from": "human", "value": "<image>\n何ですか"}, {"from": "gpt", "value": "猫です。"}]
+    return {"id": image, "image": image, "conversations": turns}
+
+
+def command(*words: object) -> tuple[int, str, str]:
+    """Run datafetch, and return its exit code and what it wrote to standard output and error."""
+    line = [sys.executable, "-m", "datafetch", *map(str, words)]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
+    return done.returncode, done.stdout, done.stderr
+
+
+def sources_of(names: Sequence[str], folder: Path, authority: str) -> list[str]:
+    """Place the tiny sources of datasets; return the options that name them and their id lists."""
+    options = []
+    for name in names:
+        source = place_source(name, folder / name, authority)
+        if name in LISTS:
+            file, images = LISTS[name]
+            (source.folder / file).write_text(json.dumps([*map(record, images), {"id": "text", "conversations": []}]))
+        options += ["--source", f"{name}={source.folder}"]
+        if source.ids is not None:
+            options += ["--ids", f"{name}={source.ids}"]
+    return options
+
+
+def test_the_recipe_has_every_dataset_and_image_sets_before_their_lists() -> None:
+    """Each dataset once, its steps in order, and an image set ahead of all lists that name its images."""
+    names = [part.name for part in RECIPE]
+    assert sorted(names) == sorted(DATASETS)
+    assert [part.step for part in RECIPE] == sorted(part.step for part in RECIPE)
+    assert STEPS == ("step-0", "step-1", "step-2")
+    for part in RECIPE:
+        assert all(names.index(name) > names.index(part.name) for name in part.lists)
+
+
+def test_targets_are_datasets_and_steps_each_built_once() -> None:
+    """In the order of the recipe, however they are named."""
+    assert expand_targets(["coyo", "step-0", "llava-pretrain"]) == ["llm-jp-pairs-step0", "llava-pretrain", "coyo"]
+    with pytest.raises(ConfigurationError, match="there is no dataset or step 'step-3'; did you mean 'step-"):
+        expand_targets(["coyo", "step-3"])
+
+
+def test_image_sets_fetch_what_the_lists_among_the_targets_name(tmp_path: Path) -> None:
+    """Without those lists they fetch everything."""
+    sources = {"gqa": "images.zip", "llava-v1.5-subset": str(tmp_path)}
+    _, with_list = plan_recipe(["gqa", "llava-v1.5-subset"], tmp_path, sources, {})[::-1]
+    assert with_list.job is not None
+    assert with_list.job.options.only_referenced == (str(tmp_path / "llava_v1_5_subset_358k.json"),)  # type: ignore[union-attr]
+    (alone,) = plan_recipe(["gqa"], tmp_path, {"gqa": "images.zip"}, {})
+    assert alone.job is not None
+    assert alone.job.options.only_referenced == ()  # type: ignore[union-attr]
+
+
+def test_a_step_takes_the_samples_of_the_recipe_and_no_others(tmp_path: Path) -> None:
+    """Without the id list, COYO is not built; by its own name it is, with VILA's own choice."""
+    planned = {one.part.name: one for one in plan_recipe(["step-1"], tmp_path, {"coyo": "x"}, {})}
+    assert planned["coyo"].job is None
+    assert "--ids coyo=FILE" in planned["coyo"].problem
+    assert "no longer published" in planned["mmc4-core"].problem
+    (alone,) = plan_recipe(["coyo"], tmp_path, {"coyo": "x"}, {})
+    assert alone.job is not None
+
+
+@pytest.mark.parametrize(
+    ("sources", "ids", "message"),
+    [
+        ({"gqa": "x"}, {}, "--source gqa=… is given, and gqa is not among the targets"),
+        ({}, {"llava-pretrain": "x"}, "llava-pretrain does not take --ids"),
+    ],
+)
+def test_what_is_given_for_no_target_is_refused(
+    tmp_path: Path, sources: dict[str, str], ids: dict[str, str], message: str
+) -> None:
+    """It would be a mistyped name."""
+    with pytest.raises(ConfigurationError, match=message):
+        plan_recipe(["step-0"], tmp_path, sources, ids)
+
+
+def test_all_steps_are_built_by_one_command(tmp_path: Path, authority: str) -> None:
+    """What the trainer reads is there, a second run fetches nothing, and the table says that all is complete."""
+    names = [name for name in DATASETS if tiny_options(name) is None]
+    root = tmp_path / "data"
+    words = ["prepare", *STEPS, "--root", root, *sources_of(names, tmp_path / "sources", authority), *OPTIONS]
+    code, out, error = command(*words, "--json")
+    summary = json.loads(out)
+    built = {one["dataset"]: one for one in summary["datasets"]}
+    assert list(built) == [part.name for part in RECIPE]
+    stopped = {name: one["error"] for name, one in built.items() if not one["complete"]}
+    assert stopped.keys() == {"synthdog-ja"}, (stopped, error)
+    assert "--source synthdog-ja=PATH" in stopped["synthdog-ja"]
+    assert "datafetch: synthdog-ja: give --source" in error
+    assert code == 2
+    assert files(root, "coco/train2017") == ["000000000009.jpg", "000000000025.jpg"]
+    assert files(root, "gqa/images") == ["2327515.jpg"]
+    assert files(root, "vg") == ["VG_100K/2.jpg", "VG_100K_2/1.jpg"]
+    assert files(root, "textvqa/train_images") == ["0054c91397f2fe05.jpg"]
+    for path in (
+        *(f"LLaVA-Instruct-150K/{LISTS['llava-v1.5-subset'][0]}", f"llava_instruct_ja/{LISTS['llava-instruct-ja'][0]}"),
+        *("LLaVA-Pretrain/blip_laion_cc_sbu_558k.json", "alt_pair_ja/llm-jp_mm_pair_step0_558k.json"),
+        *("japanese-photos/japanese_photos_conv_12k.json", "ja-vg-vqa/ja-vg-vqa_instruct_99k.json"),
+    ):
+        assert json.loads((root / path).read_text()), path
+    subset = json.loads((root / "LLaVA-Instruct-150K/llava_v1_5_subset_358k.json").read_text())
+    assert [one["id"] for one in subset] == [*LISTS["llava-v1.5-subset"][1], "text"]
+
+    code, out, _ = command(*words)
+    lines = out.splitlines()
+    assert code == 2
+    assert [line.split()[0] for line in lines if line and line[0] not in " d"] == list(built)
+    again = json.loads(command(*words, "--json")[1])
+    assert {one["dataset"] for one in again["datasets"] if one["complete"] and one["requests"]} == set()
+
+    code, out, _ = command("datasets", "--root", root, "--json")
+    states: list[dict[str, Any]] = json.loads(out)
+    assert code == 0
+    assert {one["name"]: one["state"] for one in states} == {
+        name: "missing" if name == "synthdog-ja" else "complete" for name in built
+    }
+    assert {one["name"]: one["present"] for one in states} == {
+        name: one["images"]["ok"] if one["complete"] else 0 for name, one in built.items()
+    }
+
+
+def test_the_table_is_for_a_terminal_of_80_columns(tmp_path: Path) -> None:
+    """But for places, which are too long."""
+    code, out, _ = command("datasets", "--root", tmp_path)
+    table, _, places = out.partition("\n\n")
+    assert code == 0
+    assert len(table.splitlines()) == len(RECIPE) + 1
+    assert all(len(line) <= 80 for line in table.splitlines())
+    assert all(part.published in places and DATASETS[part.name].path in places for part in RECIPE)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["step-9", "coyo"], "there is no dataset or step 'step-9'"),
+        (["step-0", "--source", "somewhere"], "with several targets --source takes NAME=PATH"),
+        (["step-0", "--source", "coyo=a"], "coyo is not among the targets"),
+        (["gqa", "textvqa", "--source", "gqa=a", "--source", "gqa=b"], "--source is given twice for gqa"),
+        (["mmc4-core", "coyo", "--keep-at-least", "2"], "--keep-at-least is for single datasets"),
+        ([], "name a dataset or a step"),
+    ],
+)
+def test_wrong_commands_are_refused_in_one_line(tmp_path: Path, words: list[str], message: str) -> None:
+    """With what to do, and before anything is written."""
+    code, _, error = command("prepare", *words, "--root", tmp_path / "data")
+    assert code == 2
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "data").exists()
+
+
+def files(root: Path, folder: str) -> list[str]:
+    """The files of a folder, by their relative paths."""
+    return sorted(path.relative_to(root / folder).as_posix() for path in (root / folder).rglob("*") if path.is_file())

@@ -93,16 +93,25 @@ def test_image_sets_fetch_what_the_lists_among_the_targets_name(tmp_path: Path) 
     _, with_list = plan_recipe(["gqa", "llava-v1.5-subset"], tmp_path, sources, {})[::-1]
     assert with_list.job is not None
     assert with_list.job.options.only_referenced == (str(tmp_path / "llava_v1_5_subset_358k.json"),)  # type: ignore[union-attr]
-    (alone,) = plan_recipe(["gqa"], tmp_path, {"gqa": "images.zip"}, {})
+    (alone,) = plan_recipe(["gqa"], tmp_path, {}, {})
     assert alone.job is not None
     assert alone.job.options.only_referenced == ()  # type: ignore[union-attr]
+    assert alone.job.source == "https://downloads.cs.stanford.edu/nlp/data/gqa/"
+
+
+def test_a_step_never_fetches_all_images_because_a_list_is_missing(tmp_path: Path) -> None:
+    """What its lists would name is a tenth of some sets, so without any of them a set waits."""
+    planned = {one.part.name: one for one in plan_recipe(["step-2"], tmp_path, {"ja-vg-vqa": str(tmp_path)}, {})}
+    assert planned["gqa"].job is None
+    assert "give a --source for llava-v1.5-subset" in planned["gqa"].problem
+    assert planned["visual-genome"].job is not None
 
 
 def test_a_step_takes_the_samples_of_the_recipe_and_no_others(tmp_path: Path) -> None:
     """Without the id list, COYO is not built; by its own name it is, with VILA's own choice."""
     planned = {one.part.name: one for one in plan_recipe(["step-1"], tmp_path, {"coyo": "x"}, {})}
     assert planned["coyo"].job is None
-    assert "--ids coyo=FILE" in planned["coyo"].problem
+    assert "give its --ids" in planned["coyo"].problem
     assert "no longer published" in planned["mmc4-core"].problem
     (alone,) = plan_recipe(["coyo"], tmp_path, {"coyo": "x"}, {})
     assert alone.job is not None
@@ -134,8 +143,8 @@ def test_all_steps_are_built_by_one_command(tmp_path: Path, authority: str) -> N
     assert list(built) == [part.name for part in RECIPE]
     stopped = {name: one["error"] for name, one in built.items() if not one["complete"]}
     assert stopped.keys() == {"synthdog-ja"}, (stopped, error)
-    assert "--source synthdog-ja=PATH" in stopped["synthdog-ja"]
-    assert "datafetch: synthdog-ja: give --source" in error
+    assert "give a --source; synthdog-ja is published at" in stopped["synthdog-ja"]
+    assert "datafetch: synthdog-ja: give a --source;" in error
     assert code == 2
     assert files(root, "coco/train2017") == ["000000000009.jpg", "000000000025.jpg"]
     assert files(root, "gqa/images") == ["2327515.jpg"]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from datafetch.datasets.registry import DATASETS
-from datafetch.errors import unknown_name
+from datafetch.errors import ConfigurationError, unknown_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,7 @@ class RecipePart:
         step: The step that trains on it, or on lists that name its images.
         images: The number of images, or of rows where those have several; of an image set, all that it has.
         published: Where it is published: a repository of the Hugging Face hub, or a URL.
+        is_read_there: Whether its source is that place, unless another is given; otherwise one has to be.
         gate: What the operator has to do first; empty if anyone can download it.
         lists: The datasets whose lists name its images, if it is an image set; no others of its images are needed.
     """
@@ -33,6 +34,7 @@ class RecipePart:
     images: int
     published: str
     gate: str = ""
+    is_read_there: bool = False
     lists: tuple[str, ...] = ()
 
     @property
@@ -43,6 +45,12 @@ class RecipePart:
 
 _SUBSET = "llava-v1.5-subset"
 _LLM_JP = "https://gitlab.llm-jp.nii.ac.jp/datasets"
+
+
+def _image_set(name: str, images: int, published: str, *lists: str) -> RecipePart:
+    """An image set of step 2 whose archives are published at a URL, from which members can be read."""
+    return RecipePart(name, 2, images, published, is_read_there=True, lists=lists)
+
 
 RECIPE: tuple[RecipePart, ...] = (
     RecipePart("llm-jp-pairs-step0", 0, 558_000, f"{_LLM_JP}/llm-jp-japanese-image-text-pairs"),
@@ -57,12 +65,10 @@ RECIPE: tuple[RecipePart, ...] = (
     ),
     RecipePart("llm-jp-pairs-step1", 1, 6_000_000, f"{_LLM_JP}/llm-jp-japanese-image-text-pairs"),
     RecipePart("llm-jp-interleaved", 1, 6_000_000, f"{_LLM_JP}/llm-jp-japanese-interleaved-data"),
-    RecipePart(
-        "coco-train2017", 2, 118_287, "http://images.cocodataset.org/zips/", lists=(_SUBSET, "llava-instruct-ja")
-    ),
-    RecipePart("gqa", 2, 148_854, "https://downloads.cs.stanford.edu/nlp/data/gqa/", lists=(_SUBSET,)),
-    RecipePart("visual-genome", 2, 108_249, "https://cs.stanford.edu/people/rak248/VG_100K_2/", lists=("ja-vg-vqa",)),
-    RecipePart("textvqa", 2, 25_119, "https://dl.fbaipublicfiles.com/textvqa/images/", lists=(_SUBSET,)),
+    _image_set("coco-train2017", 118_287, "http://images.cocodataset.org/zips/", _SUBSET, "llava-instruct-ja"),
+    _image_set("gqa", 148_854, "https://downloads.cs.stanford.edu/nlp/data/gqa/", _SUBSET),
+    _image_set("visual-genome", 108_249, "https://cs.stanford.edu/people/rak248/VG_100K_2/", "ja-vg-vqa"),
+    _image_set("textvqa", 25_119, "https://dl.fbaipublicfiles.com/textvqa/images/", _SUBSET),
     RecipePart(
         "ocr-vqa",
         2,
@@ -81,6 +87,19 @@ RECIPE: tuple[RecipePart, ...] = (
 
 STEPS: tuple[str, ...] = tuple(dict.fromkeys(part.step_name for part in RECIPE))
 """The names of the steps."""
+
+
+def default_source(name: str) -> str:
+    """The source of a dataset unless another is given.
+
+    Raises:
+        ConfigurationError: One has to be given; the message says where it is published.
+    """
+    part = next(part for part in RECIPE if part.name == name)
+    if part.is_read_there:
+        return part.published
+    gate = f" ({part.gate})" if part.gate else ""
+    raise ConfigurationError(f"give a --source; {name} is published at {part.published}{gate}")
 
 
 def expand_targets(targets: Sequence[str]) -> list[str]:

@@ -15,11 +15,10 @@ from typing import TypeAlias
 from datafetch.datasets import find_dataset
 from datafetch.datasets.image_sets import ImageSetOptions
 from datafetch.datasets.ocr_vqa import OcrVqaOptions
-from datafetch.datasets.recipes import RECIPE, RecipePart, expand_targets
+from datafetch.datasets.recipes import RECIPE, RecipePart, default_source, expand_targets
 from datafetch.engine.job import Job, own_spec
 from datafetch.engine.runner import run
 from datafetch.errors import ConfigurationError, DatafetchError
-from datafetch.model.interfaces import Dataset
 from datafetch.model.observers import Observer
 from datafetch.model.options import DatasetOptions
 from datafetch.model.report import Report
@@ -104,36 +103,49 @@ def plan_recipe(
         raise ConfigurationError(f"{strange} does not take --ids")
     planned = []
     for part in (_PARTS[name] for name in names):
-        dataset = find_dataset(part.name)
-        out = str(root / dataset.path)
-        problem = _why_not(part, dataset, sources, ids, in_step=part.step_name in targets)
-        job = None
-        if not problem:
-            lists = tuple(_published_list(name, sources[name], root) for name in part.lists if name in sources)
-            job = change(
-                Job(
-                    part.name,
-                    sources[part.name],
-                    out,
-                    ids=ids.get(part.name),
-                    image=own_spec(dataset),
-                    options=_with_lists(dataset.options, lists),
-                )
-            )
-        planned.append(PlannedDataset(part, out, job, problem))
+        out = str(root / find_dataset(part.name).path)
+        try:
+            job = change(_job(part, names, root, sources, ids, is_in_step=part.step_name in targets))
+        except ConfigurationError as error:
+            planned.append(PlannedDataset(part, out, None, str(error)))
+        else:
+            planned.append(PlannedDataset(part, out, job))
     return planned
 
 
-def _why_not(
-    part: RecipePart, dataset: Dataset, sources: Mapping[str, str], ids: Mapping[str, str], *, in_step: bool
-) -> str:
-    """Why a dataset can't be built, and what to do; empty if it can."""
-    if part.name not in sources:
-        gate = f" ({part.gate})" if part.gate else ""
-        return f"give --source {part.name}=PATH; it is published at {part.published}{gate}"
-    if in_step and dataset.id_list is not None and part.name not in ids:
-        return f"give --ids {part.name}=FILE; a step takes the samples of the recipe's list, and no others"
-    return ""
+def _job(
+    part: RecipePart,
+    names: Sequence[str],
+    root: Path,
+    sources: Mapping[str, str],
+    ids: Mapping[str, str],
+    *,
+    is_in_step: bool,
+) -> Job:
+    """The job for a dataset.
+
+    Raises:
+        ConfigurationError: Something has to be given first.
+    """
+    dataset = find_dataset(part.name)
+    source = sources.get(part.name) or default_source(part.name)
+    if is_in_step and dataset.id_list is not None and part.name not in ids:
+        raise ConfigurationError("give its --ids; a step takes the samples of the recipe's list, and no others")
+    lists = tuple(name for name in part.lists if name in names)
+    given = tuple(_published_list(name, sources[name], root) for name in lists if name in sources)
+    if lists and not given:
+        raise ConfigurationError(
+            f"give a --source for {' or '.join(lists)}, which names the images that are needed; to fetch all of them, "
+            f"prepare {part.name} alone"
+        )
+    return Job(
+        part.name,
+        source,
+        str(root / dataset.path),
+        ids=ids.get(part.name),
+        image=own_spec(dataset),
+        options=_with_lists(dataset.options, given),
+    )
 
 
 def _published_list(name: str, source: str, root: Path) -> str:

@@ -22,7 +22,7 @@ from datafetch.cli.progress import ProgressConsole, show_log_messages, show_prog
 from datafetch.cli.recipe import prepare as prepare_several
 from datafetch.cli.render import show_report
 from datafetch.datasets import DATASETS, find_dataset
-from datafetch.datasets.recipes import RECIPE, STEPS, expand_targets
+from datafetch.datasets.recipes import RECIPE, STEPS, default_source, expand_targets
 from datafetch.engine.job import Job, own_spec, reshard_plan
 from datafetch.engine.runner import run
 from datafetch.errors import ConfigurationError
@@ -50,13 +50,13 @@ def prepare(  # noqa: PLR0913 - one parameter an option
     target: Annotated[str, typer.Argument(metavar="DATASET", hidden=True, autocompletion=_complete_target)],
     *,
     source: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="PATH|URL",
-            help="The published manifest or archive, or the folder of it.",
+            help="The published manifest or archive, or the folder of it. Not needed for image sets in archives.",
             rich_help_panel=OptionGroup.SELECTION,
         ),
-    ],
+    ] = None,
     root: Annotated[
         Path, typer.Option(metavar="DIR", help="The trainer's data folder.", rich_help_panel=OptionGroup.OUTPUT)
     ] = Path("playground/data"),
@@ -75,7 +75,8 @@ def prepare(  # noqa: PLR0913 - one parameter an option
     """Build a dataset where the trainer expects it, resuming an earlier run."""
     dataset = find_dataset(target)
     check_min_success(min_success)
-    job = given.change(Job(target, source, str(root / dataset.path), image=own_spec(dataset), options=dataset.options))
+    place = default_source(target) if source is None else source
+    job = given.change(Job(target, place, str(root / dataset.path), image=own_spec(dataset), options=dataset.options))
     if no_reshard:
         job = replace(job, world_size=None)
     console = ProgressConsole()

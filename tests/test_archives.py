@@ -30,6 +30,7 @@ from datafetch.model.outcome import FailureKind
 from datafetch.output.retry_filter import RetryFilter
 from datafetch.store.layout import OutputLayout
 from datafetch.store.spool_reader import SpoolReader
+from datafetch.transcode import Encoding, ImageSpec
 
 POLICY = FetchPolicy(allow_net=LOOPBACK, backoff_s=0.01, retries=2)
 IMAGES = {f"{number:012d}.jpg": jpeg(number) for number in range(60)}
@@ -335,7 +336,9 @@ def test_overlapping_members_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_name_that_several_members_have_is_ambiguous(tmp_path: Path) -> None:
-    """None of them is taken."""
+    """None of them is taken, nor is a file in their place, which might be either."""
+    (tmp_path / "data/coco/train2017").mkdir(parents=True)
+    (tmp_path / "data/coco/train2017/000000000001.jpg").write_bytes(jpeg(1))
     members = as_members(dict(list(IMAGES.items())[:3]))
     members += [Crafted(b"copy/train2017/000000000001.jpg", jpeg(77))]
     (tmp_path / "train2017.zip").write_bytes(craft(*members))
@@ -467,7 +470,8 @@ def test_what_the_archive_lacks_may_be_in_its_place(tmp_path: Path, archive: Pat
     (out / "mine.jpg").write_bytes(jpeg(1234))
     (out / "broken.jpg").write_bytes(jpeg(1234)[:300])
     names = tmp_path / "list.json"
-    wanted = ("mine.jpg", "broken.jpg", "gone.jpg", "../../../list.json", "000000000000.jpg", "000000000000.jpg/x.jpg")
+    wanted = ["mine.jpg", "broken.jpg", "gone.jpg", "../../../list.json"]
+    wanted += ["000000000000.jpg", "000000000000.JPG", "000000000000.jpg/x.jpg"]
     names.write_text(json.dumps([{"image": f"coco/train2017/{name}"} for name in wanted]))
     job = coco(tmp_path, archive, options=ImageSetOptions(only_referenced=(str(names),)))
     run(job)
@@ -476,8 +480,9 @@ def test_what_the_archive_lacks_may_be_in_its_place(tmp_path: Path, archive: Pat
         "broken.jpg": "truncated",
         "gone.jpg": "missing_member",
         "../../../list.json": "bad_member",
-        "000000000000.jpg": "bad_member",
-        "000000000000.jpg/x.jpg": "missing_member",
+        "000000000000.jpg": "ok",
+        "000000000000.JPG": "bad_member",
+        "000000000000.jpg/x.jpg": "bad_member",
     }
     assert ledger(job)["mine.jpg"]["source"] == "have"
     assert (out / "mine.jpg").read_bytes() == jpeg(1234)
@@ -547,6 +552,70 @@ def test_a_server_that_sends_a_byte_at_a_time_is_given_up(
         with pytest.raises(ManifestError, match="the server sends 1 bytes of a range at a time"):
             run(coco(tmp_path, server.url))
         assert len(server.requests) < 20
+
+
+def test_an_unpacked_source_is_compared_with_what_is_there(tmp_path: Path) -> None:
+    """By all of its content, since there is no checksum; --fresh replaces what differs."""
+    unpacked, out = tmp_path / "unpacked/train2017", tmp_path / "data/coco/train2017"
+    for folder in (unpacked, out):
+        folder.mkdir(parents=True)
+    for name, content in IMAGES.items():
+        (unpacked / name).write_bytes(content)
+    first, second, *_ = sorted(IMAGES)
+    (out / first).write_bytes(IMAGES[first])
+    (out / second).write_bytes(IMAGES[second][:-1])
+    job = coco(tmp_path, unpacked)
+    with pytest.raises(ConfigurationError, match=rf"{second} is there already and is another file than that in the so"):
+        run(job)
+    report = run(replace(job, fresh=True))
+    assert (report.totals.ok, report.reused) == (60, 1)
+    assert files(job) == IMAGES
+
+
+def test_half_of_an_unpacked_set_is_refused(tmp_path: Path) -> None:
+    """The other half would be missing in silence."""
+    (tmp_path / "vg/VG_100K").mkdir(parents=True)
+    (tmp_path / "vg/VG_100K/1.jpg").write_bytes(jpeg(1))
+    for source in (tmp_path / "vg", tmp_path / "vg/VG_100K"):
+        with pytest.raises(ManifestError, match="has no images in a folder VG_100K_2"):
+            run(Job("visual-genome", str(source), str(tmp_path / "data/vg"), fetch=POLICY, processes=1))
+
+
+def test_starting_over_deletes_nothing_behind_a_link(tmp_path: Path, archive: Path) -> None:
+    """Neither if the output has become a link to a set that others share, nor if one of its folders has."""
+    job = coco(tmp_path, archive)
+    run(job)
+    shared = tmp_path / "shared"
+    Path(job.out).rename(shared)
+    Path(job.out).symlink_to(shared)
+    with pytest.raises(ConfigurationError, match="symbolic link, and --fresh would delete what it leads to"):
+        run(replace(job, fresh=True))
+    assert {path.name for path in shared.iterdir()} == set(IMAGES)
+
+
+def test_a_file_where_a_folder_is_needed_is_refused_at_once(tmp_path: Path) -> None:
+    """And not when everything has been fetched."""
+    for number, name in enumerate(("images.zip", "images2.zip")):
+        write_zip(tmp_path / name, {f"VG_100K{'_2' * number}/{number}.jpg": jpeg(number)})
+    out = tmp_path / "data/vg"
+    out.mkdir(parents=True)
+    (out / "VG_100K").write_bytes(b"mine")
+    with pytest.raises(ConfigurationError, match="VG_100K is a file where a folder is needed; move it away"):
+        run(Job("visual-genome", str(tmp_path), str(out), fetch=POLICY, processes=1))
+
+
+def test_encoded_images_are_not_taken_by_a_job_for_others(tmp_path: Path, archive: Path) -> None:
+    """They can be compared with nothing, so the job is refused, and what is there stays."""
+    lists = []
+    for count in (4, 8):
+        path = tmp_path / f"{count}.json"
+        path.write_text(json.dumps([{"image": f"coco/train2017/{name}"} for name in sorted(IMAGES)[:count]]))
+        lists.append(ImageSetOptions(only_referenced=(str(path),)))
+    job = coco(tmp_path, archive, image=ImageSpec(encode=Encoding.RECIPE), options=lists[0])
+    run(job)
+    with pytest.raises(ConfigurationError, match="started with different settings"):
+        run(replace(job, options=lists[1]))
+    assert run(job).reused == 4
 
 
 def test_starting_over_never_deletes_what_is_read(tmp_path: Path, archive: Path) -> None:

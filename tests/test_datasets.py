@@ -169,7 +169,7 @@ def check(dataset: Dataset, rows: list[Any], sample: Sample) -> None:
         elif dataset.image_root is None:
             assert set(row) == {"name", "content", "sample"}
         else:
-            assert set(row) == {"sample"}
+            assert set(row) == {"name", "sample"}
 
 
 @every_dataset

@@ -132,6 +132,13 @@ def test_an_image_that_does_not_decode_is_left_out(tmp_path: Path, source: Path)
         retry(job.out)
 
 
+def test_a_file_that_is_missing_between_others_is_noticed(tmp_path: Path, source: Path) -> None:
+    """All that follow would get the names of others."""
+    next(source.rglob("train-00001-*")).unlink()
+    with pytest.raises(ManifestError, match="lacks file 1 of the published ones, and has train-00002-of-00003"):
+        run(job_for(tmp_path, source, 30))
+
+
 def test_too_few_rows_are_refused(tmp_path: Path, source: Path) -> None:
     """The message says how many there are, and what to do."""
     with pytest.raises(ManifestError, match="has 60 rows, and 101,953 are needed; add the next files, or give --count"):

@@ -281,6 +281,29 @@ def test_a_list_of_the_operators_is_not_replaced(tmp_path: Path) -> None:
     assert written(job) == made
 
 
+def test_images_that_come_or_go_are_noticed_by_the_next_run(tmp_path: Path) -> None:
+    """Otherwise the trainer would stop at a record whose image has gone, or miss one whose image has come."""
+    names = ["coco/train2017/1.jpg", "coco/train2017/2.jpg", "coco/train2017/3.jpg"]
+    write_images(tmp_path / "data", *names[:2])
+    job = job_for(tmp_path, json.dumps([record(number, name) for number, name in enumerate(names)]))
+    assert run(job).totals.outcomes == {"ok": 2, "missing_member": 1}
+    (tmp_path / "data" / names[0]).rename(tmp_path / "data" / names[2])
+    assert run(job).totals.outcomes == {"ok": 2, "missing_member": 1}
+    assert [one["id"] for one in json.loads(written(job))] == [1, 2]
+    write_images(tmp_path / "data", names[0])
+    assert run(job).totals.outcomes == {"ok": 3}
+    assert [one["id"] for one in json.loads(written(job))] == [0, 1, 2]
+
+
+def test_a_list_on_a_server_is_refused_in_one_line(tmp_path: Path) -> None:
+    """Only archives are read where they are."""
+    for dataset in ("llava-pretrain", "llava-instruct-ja", "coyo"):
+        with pytest.raises(
+            ConfigurationError, match=f"--source of {dataset} is a path; download what is at http://x/ f"
+        ):
+            run(Job(dataset, "http://user:secret@x/", str(tmp_path / "out")))
+
+
 def test_a_kill_between_the_note_of_a_list_and_the_list_loses_neither(tmp_path: Path) -> None:
     """The list in its place is then the one before, which must not be taken for a published one."""
     write_images(tmp_path / "data", "coco/train2017/1.jpg")
@@ -294,6 +317,7 @@ def test_a_kill_between_the_note_of_a_list_and_the_list_loses_neither(tmp_path: 
     note = OutputLayout(Path(job.out)).published_list / "made.json"
     sha256 = json.loads(note.read_text())["sha256"]
     note.write_text(json.dumps({"sha256": "0" * 64, "before": sha256}))
+    assert json.loads(written(job)) == records[:1]
     assert run(job).totals.rows == 1
     assert written(job) == first
     assert len(dropped(job)) == 1

@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from datafetch.cli.exit_code import one_line
+from datafetch.datasets import find_dataset
 from datafetch.errors import ResourceError
 from datafetch.model.kinds import CounterName
 from datafetch.model.outcome import OK, FailureKind
@@ -113,6 +114,14 @@ def _advice(report: Report) -> Iterator[str]:
         yield (
             "this retry had nothing to request, because all failures are of other kinds; "
             f"--kinds {','.join(failed)}{' (or some of them)' if len(failed) > 1 else ''} requests those as well"
+        )
+    missing = report.totals.outcomes.get(FailureKind.MISSING_MEMBER, 0)
+    root = find_dataset(report.dataset).image_root
+    if missing and root is not None:
+        folder = os.path.normpath(Path(report.out) / root)
+        yield (
+            f"{counted(missing, 'image')} {'is' if missing == 1 else 'are'} not in {folder}: prepare the image sets "
+            "with the same --root, and run the same command again"
         )
     for kind, fix in _ADVICE.items():
         count = report.permittable.get(kind, 0)

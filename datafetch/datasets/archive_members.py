@@ -14,7 +14,7 @@ from abc import abstractmethod
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
 import numpy as np
@@ -55,9 +55,10 @@ class _Selected(Manifest):
         self._source = source
         self._wanted = wanted
         self._fallback = fallback
-        self._missing: list[str] = []
-        self._duplicates = DuplicateNames(self._with_missing(names))
-        self._files = len(self._duplicates) - len(self._missing)
+        found: set[str] = set()
+        self._duplicates = DuplicateNames(self._collect(names, found))
+        self._files = len(self._duplicates)
+        self._missing = sorted((wanted or frozenset()) - found)
         if not self._files:
             wish = "none of the images that the training list names" if wanted else "no image of this set"
             raise ManifestError(f"{source} has {wish}; check --source")
@@ -104,25 +105,27 @@ class _Selected(Manifest):
             yield replace(sample, position=position)
         for position in range(found, count):
             name = self._missing[first + position - self._files]
-            problem = self._problem(first + position, name)
-            row = {"image": name, **(problem or _failure(FailureKind.MISSING_MEMBER, "it is not in the archive"))}
-            sample = Sample(position, name, (f"{self._source.name}#{name}",), row)
-            yield sample if problem else self._with_fallback(sample)
+            if refusal := self._why_missing_can_not_be_saved(name):
+                row: Row = {"image": name, **_failure(FailureKind.BAD_MEMBER, refusal)}
+            else:
+                url = self._fallback.find(name) if self._fallback is not None else ""
+                row = {"image": name, FALLBACK: url, **_failure(FailureKind.MISSING_MEMBER, "it is not in the archive")}
+            yield Sample(position, name, (f"{self._source.name}#{name}",), row)
 
     def _with_fallback(self, sample: Sample) -> Sample:
         url = self._fallback.find(sample.key) if self._fallback is not None else ""
         return replace(sample, row={**sample.row, FALLBACK: url}) if url else sample
 
-    def _with_missing(self, names: Iterable[str | None]) -> Iterator[str | None]:
-        """The names of the selected files, and then those that were wanted and are not among them."""
-        left = set(self._wanted or ())
+    def _collect(self, names: Iterable[str | None], found: set[str]) -> Iterator[str | None]:
         for name in names:
-            if name is not None:
-                left.discard(name)
+            if name is not None and self._wanted is not None:
+                found.add(name)
             yield name
-        self._missing = sorted(left)
-        for name in self._missing:
-            yield None if why_refused(name) else name
+
+    def _why_missing_can_not_be_saved(self, name: str) -> str:
+        if refusal := why_refused(name):
+            return refusal
+        return "its file would clash with that of another image" if self._duplicates.would_clash(name) else ""
 
     @abstractmethod
     def _read(self, first: int, count: int) -> Iterator[Sample]:
@@ -217,6 +220,9 @@ class UnpackedFiles(_Selected):
         name_of: Selects files by their paths, which begin with the name of the folder, and gives their names.
         wanted: The names that are wanted; None if all are.
         fallback: URLs for images that fail; None without any.
+
+    Attributes:
+        folders: The names of the folders right above the files.
     """
 
     def __init__(
@@ -225,9 +231,11 @@ class UnpackedFiles(_Selected):
         self._folder = folder
         self._name_of = name_of
         paths, digest = [], hashlib.sha256()
+        self.folders: set[str] = set()
         for path, size_bytes in _walk(folder):
             name = name_of(f"{folder.resolve().name}/{path}")
             if name is not None:
+                self.folders.add(PurePosixPath(folder.resolve().name, path).parts[-2])
                 digest.update(f"{path}\0{size_bytes}\0".encode("utf-8", "surrogateescape"))
             if name is not None and (wanted is None or (name in wanted and not why_refused(name))):
                 paths.append(path)

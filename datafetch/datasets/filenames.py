@@ -48,7 +48,7 @@ def _why_part_refused(part: str) -> str:
 class DuplicateNames:
     """Finds names that would be the same file on some filesystem, or the folder of another file.
 
-    Memory holds 8 bytes for each name, a hash of the name as a filesystem sees it that ignores case and Unicode
+    Memory holds 16 bytes for each name, twice a hash of the name as a filesystem sees it that ignores case and Unicode
     composition, and some 60 for each folder.
 
     Args:
@@ -68,6 +68,7 @@ class DuplicateNames:
         # The first of several with one name is not among those that are repeated.
         self._with_namesakes = np.union1d(self._repeated, order[np.roll(is_repeated, -1)] if len(order) else ())
         self._digests = digests
+        self._sorted_digests = digests[order]
 
     def __len__(self) -> int:
         return len(self._digests)
@@ -77,6 +78,17 @@ class DuplicateNames:
         index = int(np.searchsorted(self._with_namesakes, number))
         is_found = index < len(self._with_namesakes) and int(self._with_namesakes[index]) == number
         return is_found and int(self._digests[number]) != _NONE
+
+    def would_clash(self, name: str) -> bool:
+        """Whether a further name would be the same file as one of the names, or the folder of one, or below one."""
+        parts = name.split("/")
+        own = _digest(name)
+        above = (_digest("/".join(parts[:end])) for end in range(1, len(parts)))
+        return own in self._folders or any(self._has_digest(digest) for digest in (own, *above))
+
+    def _has_digest(self, digest: int) -> bool:
+        index = int(np.searchsorted(self._sorted_digests, digest))
+        return index < len(self._sorted_digests) and int(self._sorted_digests[index]) == digest
 
     def why_refused(self, number: int) -> str:
         """Return why the name with this number collides with another; an empty string if it does not.

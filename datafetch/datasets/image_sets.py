@@ -82,7 +82,10 @@ class ImageSet(DatasetDefaults):
         """
         if not source.is_dir():
             raise ManifestError(f"there is no folder {source}; --source takes {self.source_help}")
-        return UnpackedFiles(source, self._name_of, self._wanted())
+        files = UnpackedFiles(source, self._name_of, self._wanted())
+        if missing := next((name for name in self.folders if name not in files.folders), None):
+            raise ManifestError(f"{source} has no images in a folder {missing}; --source takes the folder above it")
+        return files
 
     def bind_archives(self, source: Path, copies: Sequence[Path]) -> Manifest:  # noqa: ARG002 - the archives are all
         """Take the members of the archives.

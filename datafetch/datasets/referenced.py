@@ -40,8 +40,12 @@ def read_referenced(
     return names
 
 
-def read_image_names(path: Path) -> frozenset[str]:
+def read_image_names(path: Path, place: Callable[[str], str] = str) -> frozenset[str]:
     """Read the paths of all images that a training list names, of the records that the trainer can use.
+
+    Args:
+        path: The list.
+        place: Returns where an image is, given the path that the list has.
 
     Raises:
         ManifestError: The list can't be read, or names no image.
@@ -49,14 +53,18 @@ def read_image_names(path: Path) -> frozenset[str]:
     names: set[str] = set()
     for record in _records(path, "--source takes the published list"):
         with suppress(ValueError):
-            names.update(image_names(record))
+            names.update(image_names(record, place))
     if not names:
         raise ManifestError(f"{path} names no image; --source takes the published list")
     return frozenset(names)
 
 
-def image_names(record: object) -> list[str]:
+def image_names(record: object, place: Callable[[str], str] = str) -> list[str]:
     """The paths of the images that a record of a training list names; none if it is text only.
+
+    Args:
+        record: The record.
+        place: Returns where an image is, given the path that the record has.
 
     Raises:
         ValueError: The trainer can't use the record.
@@ -69,10 +77,11 @@ def image_names(record: object) -> list[str]:
     names = named if isinstance(named, list) else [named]
     if not names or not all(isinstance(name, str) for name in names):
         raise ValueError("its image is neither a path nor a list of paths")
-    for name in names:
-        if reason := why_refused(name):
+    places = list(map(place, names))
+    for one in places:
+        if reason := why_refused(one):
             raise ValueError(reason)
-    return names
+    return places
 
 
 def _names(path: Path, name_of: Callable[[str], str | None]) -> Iterator[str]:

@@ -10,6 +10,7 @@ Source: huggingface.co/datasets/naver-clova-ix/synthdog-ja; llm-jp-VILA's ``data
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -32,6 +33,7 @@ PUBLISHED_COUNT = 101_953
 _FOLDER = "synthdog-ja/image"
 _IMAGE, _TEXT = "image.bytes", "ground_truth"
 _MAX_TEXT_BYTES = 64 * 1024  # a rendered page has some hundred characters; the list has the text of each row
+_NUMBERED = re.compile(r"-(\d{5})-of-\d{5}\b")
 _FENCE = "\n```\n"
 _QUESTIONS = (
     ("写真に写っている文字をすべて書き出してください。", "この写真に写っている文字を以下に示します。"),
@@ -201,10 +203,18 @@ class _Slice(Samples):
 
 
 def _published_files(source: Path) -> list[Path]:
-    """The files with the rows, in order; those for validation are left out."""
+    """The files with the rows, in order; those for validation are left out.
+
+    Raises:
+        ManifestError: One is missing between others, so that all that follow would get other names.
+    """
     folder = source / "data" if (source / "data").is_dir() else source
-    files = list_files(folder, ".parquet")
-    return [path for path in files if not path.name.startswith("validation-")]
+    files = [path for path in list_files(folder, ".parquet") if not path.name.startswith("validation-")]
+    for number, path in enumerate(files):
+        numbered = _NUMBERED.search(path.name)
+        if numbered and int(numbered[1]) != number:
+            raise ManifestError(f"{folder} lacks file {number} of the published ones, and has {path.name}; add it")
+    return files
 
 
 def _rows(part: _Part, columns: list[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:

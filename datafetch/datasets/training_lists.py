@@ -48,13 +48,13 @@ class TrainingList(DatasetDefaults):
             ManifestError: There is no such file, it is not a JSON list, or names no image.
         """
         path = find_file(source, self.list_name or "")
-        return ListedFiles(path, frozenset(map(self._placed, read_image_names(path))))
+        return ListedFiles(path, read_image_names(path, self._placed))
 
     def to_row(self, record: Record, payload: Payload) -> Row | None:  # noqa: ARG002 - its images are files already
-        """A row without a file if the image is there and decodes."""
+        """A row with the image's place, and no content, if the image is there and decodes."""
         if any(isinstance(outcome, Failure) for outcome in record.outcomes):
             return None
-        return {"sample": record.sample.position}
+        return {"name": f"{self.image_root}/{record.sample.key}", "sample": record.sample.position}
 
     def list_images(self, record: object) -> list[str]:
         """The paths of a record's images, relative to the image root.
@@ -62,7 +62,7 @@ class TrainingList(DatasetDefaults):
         Raises:
             ValueError: The trainer can't use the record.
         """
-        return list(map(self._placed, image_names(record)))
+        return image_names(record, self._placed)
 
     def list_text(self, text: str, record: object) -> str:
         """A record as published, but with the paths at which its images are."""

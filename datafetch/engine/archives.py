@@ -108,8 +108,10 @@ def find_archives(dataset: Dataset, source: str) -> Archives:
         return Archives(_all_of(dataset, there)) if there else Archives((), unpacked=path)
     if not path.is_file():
         names = " and ".join(dataset.archives)
-        if without_secrets(source) != source:
-            raise ManifestError(f"{without_secrets(source)} of {names} does not begin with http:// or https://")
+        if without_secrets(source) != source or "@" in source:
+            raise ManifestError(
+                f"what is given for {names} is no path, and no URL that begins with http:// or https://"
+            )
         raise ManifestError(
             f"there is no {without_secrets(source)}; needed is {names}, as a path or a URL, or the folder of it"
         )

@@ -15,12 +15,13 @@ from datafetch.engine.job import Job, dataset_of, hash_of, identify, own_spec, r
 from datafetch.engine.ownership import claim_for_job
 from datafetch.errors import ConfigurationError
 from datafetch.model.interfaces import Dataset, Manifest
+from datafetch.model.location import is_url, without_secrets
 from datafetch.output.merge import Output
 from datafetch.output.training_list import keep_made, keep_published, published_source, refuse_other_list
 from datafetch.process.threads import run_in_thread
 from datafetch.store.job_file import Identity
 from datafetch.store.layout import OutputLayout, resolve_parent
-from datafetch.transcode import ImageSpec
+from datafetch.transcode import Encoding, ImageSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,11 @@ class BoundJob:
         return [shard.name for shard in self.manifest.shards()]
 
     @property
+    def image_root(self) -> Path | None:
+        """The folder with the images that the dataset's records name; None if they are fetched."""
+        return self.archives.unpacked if self.archives.is_in_place else None
+
+    @property
     def output(self) -> Output:
         """How records become rows, and where they go."""
         return Output(
@@ -73,7 +79,13 @@ class BoundJob:
         Raises:
             ConfigurationError: The output belongs to another job, or holds files that datafetch has not written.
         """
-        takes_files = self.dataset.adopts_files or self.dataset.image_root is not None
+        if self.dataset.adopts_files and self.job.fresh and self.layout.out.is_symlink():
+            raise ConfigurationError(
+                f"{self.layout.out} is a symbolic link, and --fresh would delete what it leads to; replace it by a "
+                "folder, or leave out --fresh"
+            )
+        is_comparable = self.dataset.adopts_files and self.spec.encode is Encoding.RECEIVED
+        takes_files = is_comparable or self.dataset.image_root is not None
         claim_for_job(
             self.layout,
             self.identity,
@@ -94,7 +106,7 @@ class BoundJob:
 
     def disk_estimate(self) -> DiskEstimate:
         """What the whole output will take of the disk."""
-        samples = self.manifest.max_samples()
+        samples = 0 if self.image_root is not None else self.manifest.max_samples()  # its images are there
         if self.job.limit is not None:
             samples = min(samples, self.job.limit)
         plan = reshard_plan(self.job, self.dataset)
@@ -120,6 +132,11 @@ async def bind(job: Job) -> AsyncIterator[BoundJob]:
         DatafetchError: The job or its manifest is wrong.
     """
     dataset = await run_in_thread(dataset_of, job)
+    if is_url(job.source) and (not dataset.archives or dataset.list_name is not None):
+        also = "; its archive may stay there (--archive)" if dataset.archives else ""
+        raise ConfigurationError(
+            f"--source of {dataset.name} is a path; download what is at {without_secrets(job.source)} first{also}"
+        )
     layout = await run_in_thread(lambda: OutputLayout(resolve_parent(Path(job.out))))
     if not dataset.archives:
         root = dataset.image_root

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 from datafetch.model.ledger_line import ShardCounts
+from datafetch.model.outcome import FailureKind
 from datafetch.model.sample import Shard
 from datafetch.output.formats import format_of
 from datafetch.store.layout import OutputLayout
-from datafetch.store.ledger import read_shard_counts
+from datafetch.store.ledger import read_samples, read_shard_counts
 from datafetch.store.spool_writer import write_spool
 
 _log = logging.getLogger(__name__)
@@ -38,19 +40,29 @@ def unpublished_shards(layout: OutputLayout, shards: Sequence[str], limit: int |
     return [] if samples == limit else missing
 
 
-def recover_published(layout: OutputLayout, shard: Shard) -> ShardCounts | None:
+def recover_published(layout: OutputLayout, shard: Shard, image_root: Path | None = None) -> ShardCounts | None:
     """The counts of a shard that an earlier run has published; None if there is none, or it has to be made again.
 
     If it lacks files, whatever they still hold is salvaged into a spool, and the rest of it is deleted.
+
+    Args:
+        layout: The paths of the output.
+        shard: The shard.
+        image_root: The folder of images that were looked for in their places; None if they were fetched. The shard is
+            made again if one is there now that was not.
     """
     ledger = layout.ledger(shard.name)
     if shard.source == ledger or not ledger.exists():  # a shard of a retry is read from its ledger, to be made again
         return None
     output_format = format_of(layout)
-    if not output_format.is_intact(layout, shard.name) and not layout.reshard_record.exists():
+    is_whole = output_format.is_intact(layout, shard.name) and not _have_images_come(ledger, image_root)
+    if not is_whole and not layout.reshard_record.exists():
         # The ledger is deleted before the files, so that a crash leaves no shard that looks published.
         if (salvaged := output_format.salvage(layout, shard.name)) is not None:
-            _log.warning("%s lacks files of %s: they are fetched again", layout.out, shard.name)
+            if image_root is None:
+                _log.warning("%s lacks files of %s: they are fetched again", layout.out, shard.name)
+            else:
+                _log.info("images of %s have come or gone since: they are looked at again", shard.name)
             write_spool(layout.spool(shard.name), salvaged)
         ledger.unlink(missing_ok=True)
         output_format.unpublish(layout, shard.name)
@@ -59,3 +71,14 @@ def recover_published(layout: OutputLayout, shard: Shard) -> ShardCounts | None:
         return None
     layout.spool(shard.name).unlink(missing_ok=True)  # left by a run that was killed right after publishing
     return read_shard_counts(ledger)
+
+
+def _have_images_come(ledger: Path, image_root: Path | None) -> bool:
+    """Whether an image is in its place that was missing when its shard was made."""
+    if image_root is None or not read_shard_counts(ledger).outcomes.get(FailureKind.MISSING_MEMBER):
+        return False
+    return any(
+        line.outcome == FailureKind.MISSING_MEMBER and (image_root / line.key).exists()
+        for lines in read_samples(ledger)
+        for line in lines
+    )

@@ -71,8 +71,8 @@ def log_disk_estimate(layout: OutputLayout, estimate: DiskEstimate, published: S
         estimate: What the output will hold.
         published: What it holds already.
     """
-    if layout.report.exists():
-        return  # the output was complete before, so hardly anything will be written
+    if layout.report.exists() or not estimate.samples:
+        return  # the output was complete before or consists of a list, so hardly anything will be written
     left = max(0, estimate.samples - published.samples)
     row_bytes = published.written_bytes / published.rows if published.rows else _typical_row_bytes(estimate)
     result_bytes = published.written_bytes + left * row_bytes

@@ -32,6 +32,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import TypeVar
 
 from datafetch.engine.completeness import recover_published
@@ -109,6 +110,7 @@ class Feed:
         layout: The paths of the output.
         limit: The number of samples, from the first of the manifest, after which no more are handed out; None for all.
         shards: The names of the shards to hand out; None for all. The samples of others count towards the limit.
+        image_root: The folder of images that are looked for in their places; None if they are fetched.
 
     Attributes:
         open_shards: The shards in progress.
@@ -122,6 +124,7 @@ class Feed:
         layout: OutputLayout,
         limit: int | None = None,
         shards: Collection[str] | None = None,
+        image_root: Path | None = None,
     ) -> None:
         self.open_shards: set[OpenShard] = set()
         self.published: dict[str, ShardCounts] = {}
@@ -129,6 +132,7 @@ class Feed:
         self._source = source
         self._layout = layout
         self._limit = limit
+        self._image_root = image_root
         self._all_shards = source.shards()
         self._shards = {shard.name: shard for shard in self._all_shards if shards is None or shard.name in shards}
         self._unopened = deque(self._shards.values() if limit is None else self._all_shards)
@@ -226,7 +230,7 @@ class Feed:
         return samples if self._limit is None else min(samples, self._limit - self._counted_samples)
 
     async def _open_next(self, shard: Shard) -> None:
-        published = await run_in_thread(recover_published, self._layout, shard)
+        published = await run_in_thread(recover_published, self._layout, shard, self._image_root)
         if published is not None:
             self.published[shard.name] = published
             self.ended_before.update(published.outcomes)

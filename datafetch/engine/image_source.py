@@ -10,6 +10,7 @@ starts over. Nothing is written through a link.
 
 from __future__ import annotations
 
+import filecmp
 import zlib
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -165,6 +166,8 @@ class ImageSource:
         member = Member.from_json(sample.row[MEMBER]) if MEMBER in sample.row else None
         if member is not None and member.size_bytes != size_bytes:
             return "has another size"
+        if FILE in sample.row and not await _in_thread(partial(self._is_same_file, adoption, sample)):
+            return "is another file than that in the source"
         body = await self._take(adoption, sample, size_bytes, memory)
         if member is not None and await _in_thread(partial(zlib.crc32, body.content)) != member.crc32:
             memory.shrink(0)
@@ -179,17 +182,25 @@ class ImageSource:
         """
         memory.shrink(0)
         adoption, fallback = self._adoption, sample.row.get(FALLBACK)
-        # Of a member that is refused for its name that is not safe; of one that is missing it is.
-        if adoption is not None and (FAILURE not in sample.row or failure.kind is FailureKind.MISSING_MEMBER):
+        if FAILURE in sample.row and fallback is None:  # the name is not safe, or is that of several members
+            return failure
+        if adoption is not None:
             size_bytes = await _in_thread(partial(_size_in_place, adoption, sample, adoption.max_file_bytes))
             if size_bytes is not None and adoption.keeps_bodies and not adoption.may_replace:
                 return await self._take(adoption, sample, size_bytes, memory)
-            if fallback is not None:
+            if fallback:
                 difference = "" if size_bytes is None else "can't be compared with the archive's"
                 await _in_thread(partial(_refuse_write, adoption, sample, difference))
-        if not isinstance(fallback, str):
+        if not isinstance(fallback, str) or not fallback:
             return failure
         return replace(await self.fetch(fallback, memory=memory), source=Source.FALLBACK)
+
+    def _is_same_file(self, adoption: Adoption, sample: Sample) -> bool:
+        assert self._folder is not None, "a job with files has their folder"
+        paths = sample.row[FILE]
+        assert isinstance(paths, list), "a path for each image"
+        there, place = self._folder.path / str(paths[0]), _place(adoption, sample)
+        return there.is_file() and filecmp.cmp(there, place, shallow=False)
 
     @staticmethod
     async def _take(adoption: Adoption, sample: Sample, size_bytes: int, memory: Reservation) -> Body:
@@ -278,6 +289,11 @@ def _refuse_write(adoption: Adoption, sample: Sample, difference: str = "") -> N
         ConfigurationError: Another file may not be replaced, or lies behind a link.
     """
     path = _place(adoption, sample)
+    for one in path.parents:
+        if one.exists():
+            if not one.is_dir():
+                raise ConfigurationError(f"{one} is a file where a folder is needed; move it away")
+            break
     if difference and not adoption.may_replace:
         raise ConfigurationError(
             f"{path} is there already and {difference}; move it away, or use --fresh, which replaces such files"

@@ -40,7 +40,7 @@ from datafetch.output.formats import PickleFormat, format_of
 from datafetch.output.reshard.record import read_reshard_record
 from datafetch.output.reshard.swap import complete_swap
 from datafetch.process.threads import run_in_thread
-from datafetch.store.atomic import make_folder, refuse_links, refuse_unpublishable
+from datafetch.store.atomic import make_folder, refuse_links, refuse_links_above, refuse_unpublishable
 from datafetch.store.job_file import Identity, read_job_file, write_job_file
 from datafetch.store.layout import OutputLayout
 from datafetch.store.lock import Lock, ShardLocks, locks_where_possible
@@ -357,7 +357,10 @@ def _start_over(layout: OutputLayout, *, keeps_files: bool = False) -> None:
     job = read_job_file(layout)
     if job is None:
         return
-    for path in () if keeps_files else _files_to_delete(layout, job.identity):
+    files = [] if keeps_files else _files_to_delete(layout, job.identity)
+    if format_of(layout).allows_other_files:
+        refuse_links_above(files, layout.out)  # what is behind a link may belong to others
+    for path in files:
         path.unlink(missing_ok=True)
     for folder in (
         layout.ledgers,

@@ -79,7 +79,7 @@ async def fetch_dataset(
             _log_no_longer_permitted(before, job)
             await run_in_thread(_begin_run, bound)
             session = Session(job, bound.output, shards, observers)
-            feed = Feed(bound.manifest, layout, job.limit)
+            feed = Feed(bound.manifest, layout, job.limit, image_root=bound.image_root)
             async with session.fetched(feed, bound.spec, backends, bound.archives) as fetched:
                 return await _complete_run(bound, session, fetched)
 
@@ -132,7 +132,7 @@ async def fetch_dataset_shards(
         async with locked_shards(layout, names, partial(_prepare_for_shards, bound, names), is_alone=job.no_lock):
             _log_no_longer_permitted(before, job)
             session = Session(job, bound.output, names, observers, layout.shard_progress(names[0]))
-            feed = Feed(bound.manifest, layout, job.limit, frozenset(names))
+            feed = Feed(bound.manifest, layout, job.limit, frozenset(names), bound.image_root)
             async with session.fetched(feed, bound.spec, backends, bound.archives) as fetched:
                 return fetched
 

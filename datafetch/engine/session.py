@@ -293,7 +293,10 @@ class Session:
         """Write the JSON list that the trainer reads, if the dataset has one."""
         name = self.output.dataset.list_name
         if name is not None:
-            await run_in_thread(lambda: write_trainers_list(self.output.layout, self.published(), self.output.dataset))
+            output, fresh = self.output, self._job.fresh
+            await run_in_thread(
+                lambda: write_trainers_list(output.layout, self.published(), output.dataset, replaces_other=fresh)
+            )
 
     def _plan(self) -> Plan | None:
         """How the output is to be resharded; None if it is not.

@@ -30,7 +30,10 @@ FAILURE = "failure"
 """The key in the metadata of a sample whose image can't be fetched: a list of the failure's kind and the reason."""
 
 FALLBACK = "fallback"
-"""The key in the metadata of a sample with another URL for its image, to be requested if the first way fails."""
+"""The key in the metadata of a sample whose image may be elsewhere, too: in its place, or at the URL that is its value.
+
+The URL is requested if the first way fails; it may be empty.
+"""
 
 MAX_URL_CHARS = 65_536
 """The length limit for URLs. No server accepts longer ones, and spools and ledgers store each URL several times."""

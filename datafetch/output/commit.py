@@ -73,14 +73,14 @@ def commit_shard(commit: Commit) -> ShardCounts:
         shutil.rmtree(folder, ignore_errors=True)
         make_folder(folder)
         totals = _write(commit, folder)
-        if not commit.output.replaces_files:
-            format_of(layout).refuse_other_files(layout, commit.shard, folder)
         if not totals.rows:
             for path in format_of(layout).files_of(layout, commit.shard):  # left over, without a ledger
                 path.unlink(missing_ok=True)
         for path in folder.iterdir():
             sync(path)
         sync(folder)
+        if not commit.output.replaces_files:  # as late as possible
+            format_of(layout).refuse_other_files(layout, commit.shard, folder)
         make_folder(layout.ready)
         folder.rename(layout.ready / commit.shard)
         sync(layout.ready)

@@ -69,25 +69,39 @@ def refuse_other_list(layout: OutputLayout, source: Path | None, name: str) -> N
 
     Args:
         layout: The paths of the output.
-        source: The published list, which may be in the same place; None if that is not read.
+        source: The published list, which may be in the same place before a list is first written; None if that is not
+            read.
         name: File name of the list.
 
     Raises:
         ConfigurationError: It would replace another.
     """
     path = trainers_list(layout, name)
-    if not path.exists() or (source is not None and source.exists() and path.samefile(source)):
+    is_published = source is not None and path.exists() and source.exists() and path.samefile(source)
+    if not (is_published and _read_written(layout) is None):
+        _refuse_other(layout, path)
+
+
+def _refuse_other(layout: OutputLayout, path: Path) -> None:
+    if path.is_dir() or (path.is_symlink() and not path.exists()):
+        raise ConfigurationError(f"{path} is to be the trainer's list, and is not a file; move it away")
+    if not path.exists():
         return
     sha256, copy = _sha256(path), _kept_copy(layout)
     if not _is_own(layout, sha256) and (copy is None or sha256 != _sha256(copy)):
+        kept = f" (the published one is kept as {copy})" if copy is not None else ""
         raise ConfigurationError(
-            f"{path} is there already, and is not a list that datafetch made; move it away, or use --fresh, which "
-            "replaces it"
+            f"{path} is there already, and is not a list that datafetch made{kept}; move it away, or use --fresh, "
+            "which replaces it"
         )
 
 
+def _read_written(layout: OutputLayout) -> _Written | None:
+    return read_if_sound(layout.published_list / _WRITTEN_LIST, _Written)
+
+
 def _is_own(layout: OutputLayout, sha256: str) -> bool:
-    written = read_if_sound(layout.published_list / _WRITTEN_LIST, _Written)
+    written = _read_written(layout)
     return written is not None and sha256 in (written.sha256, written.before)
 
 
@@ -124,16 +138,19 @@ def _keep(layout: OutputLayout, unfinished: Path, name: str) -> None:
             other.unlink()
 
 
-def write_trainers_list(layout: OutputLayout, shards: Iterable[str], dataset: Dataset) -> None:
+def write_trainers_list(
+    layout: OutputLayout, shards: Iterable[str], dataset: Dataset, *, replaces_other: bool = False
+) -> None:
     """Write the trainer's list, and to the state folder a list of the records that were dropped, each with the reason.
 
     Args:
         layout: The paths of the output; its lock is held.
         shards: Names of the published list's shards that have a ledger, in order.
         dataset: The dataset, which has a list.
+        replaces_other: Whether a list of the operator's in its place is replaced.
 
     Raises:
-        ConfigurationError: The copy of the published list is gone.
+        ConfigurationError: The copy of the published list is gone, or another list is in the place of the trainer's.
         ConservationError: The published list has fewer records than the ledgers.
     """
     copy = _kept_copy(layout)
@@ -149,7 +166,10 @@ def write_trainers_list(layout: OutputLayout, shards: Iterable[str], dataset: Da
         digest = _Digest(used)
         judge = _ByImages(layout, shards, dataset) if dataset.lists_images else _ByRecord(layout, shards)
         _write(digest, dropped, copy, dataset, judge)
-    written = _Written(digest.sha256, before=_sha256(final) if final.exists() else "")
+    if not replaces_other:
+        _refuse_other(layout, final)
+    before = _sha256(final) if final.is_file() else ""
+    written = _Written(digest.sha256, before=before if _is_own(layout, before) else "")
     write_atomically(layout.published_list / _WRITTEN_LIST, msgspec.json.encode(written))
     publish(unfinished[0], final)
     publish(unfinished[1], layout.dropped)

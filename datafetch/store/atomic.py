@@ -18,7 +18,7 @@ import errno
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from threading import Event
 
@@ -132,6 +132,24 @@ def refuse_links(folder: Path) -> None:
             f"{link} is a symbolic link, and datafetch does not write through links; "
             "delete it, or replace it by its target"
         )
+
+
+def refuse_links_above(paths: Iterable[Path], folder: Path) -> None:
+    """Check that no folder between a folder and files in it is a link.
+
+    Raises:
+        ConfigurationError: One is.
+    """
+    checked = {folder}
+    for path in paths:
+        for above in path.parents:
+            if above in checked:
+                break
+            if above.is_symlink():
+                raise ConfigurationError(
+                    f"{above} is a symbolic link, and datafetch does not write through links; replace it by a folder"
+                )
+            checked.add(above)
 
 
 def _links(folder: Path | str) -> Iterator[str]:

@@ -68,6 +68,7 @@ _DESCRIPTOR_BYTES = 24  # behind the data, at most: a signature, a checksum and 
 _INCOMPRESSIBLE_SHARE, _INCOMPRESSIBLE_BYTES = 1000, 65_536  # what deflate may add to data that it can't compress
 _SLACK_BYTES = 1024  # by how much a local header's extra fields may be longer than those of the directory
 _WINDOW_BYTES = 64 * 1024
+_HEADER_BYTES = 4096
 _MAX_HEADER_BYTES = 1 << 20
 _MAX_OFFSET = 2**62
 _UNIX = 3
@@ -280,8 +281,13 @@ class ZipDirectory:
 
 
 def copy_header(name: str, fingerprint: Fingerprint) -> bytes:
-    """The first line of a copy of a directory."""
-    return orjson.dumps({"name": name, **msgspec.structs.asdict(fingerprint)}, option=orjson.OPT_APPEND_NEWLINE)
+    """The first line of a copy of a directory.
+
+    Copies of one directory from different places have lines of the same length, so that a process that reads one may
+    find another in its place.
+    """
+    line = orjson.dumps({"name": name, **msgspec.structs.asdict(fingerprint)})
+    return line.ljust(_HEADER_BYTES - 1) + b"\n"
 
 
 class _Header(msgspec.Struct, forbid_unknown_fields=True):

@@ -234,6 +234,8 @@ class RemoteRanges:
         """
         if failure.kind is not FailureKind.HTTP_STATUS or failure.status is None:
             return
+        if failure.status == HTTPStatus.PARTIAL_CONTENT and self.total_bytes is not None:
+            raise self._changed()  # it is shorter now, or the server sends other parts than it is asked for
         if failure.status == HTTPStatus.OK:
             raise self._changed() if self.etag else ManifestError(f"{self._name}: {_RANGES_IGNORED}")
         if failure.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:

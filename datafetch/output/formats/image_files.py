@@ -4,8 +4,9 @@ The files of a shard are first written under numbers, with an index that has the
 shard is on disk, they are renamed, and the index goes to the state folder.
 
 Rules: a row is ``{"name": …, "content": …, "sample": …}`` with a name that ``datasets.filenames`` accepts; the content
-is empty if the file is in its place already. A row without a name has no file. An index is a file of the state folder
-and not trusted: a name that leads out of the output folder is refused.
+is empty if the file is in its place already, and there is none if that place is outside of the output. An index is a
+file of the state folder and not trusted: a name that leads out of the output folder is refused, but for a file that is
+only looked at.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from datafetch.errors import ConfigurationError, ResourceError
 from datafetch.model.outcome import OK
 from datafetch.output.formats.output_format import OutputFormat, PublishedRow, size_bytes
 from datafetch.output.row import OutputRow
-from datafetch.store.atomic import make_folder, move, publish, sync
+from datafetch.store.atomic import make_folder, move, publish, refuse_links_above, sync
 from datafetch.store.layout import OutputLayout
 from datafetch.store.ledger import read_samples
 from datafetch.store.spool_format import ImageResult
@@ -48,10 +49,19 @@ class ImageFilesFormat(OutputFormat):
         return iter(())
 
     def refuse_other_files(self, layout: OutputLayout, shard: str, folder: Path) -> None:
-        """Compare each file with the one that is there already."""
+        """Compare each file with the one that is there already; nothing is written to a set that others share."""
         for file in read_index(folder / f"{shard}{INDEX_SUFFIX}"):
+            if file.is_elsewhere:
+                continue
             numbered, final = folder / file.number, _final_path(layout, file)
-            if numbered.exists() and final.exists() and not filecmp.cmp(numbered, final, shallow=False):
+            if numbered.exists() and layout.out.is_symlink():
+                raise ConfigurationError(
+                    f"{layout.out} is a symbolic link, and datafetch does not write through links; "
+                    "replace it by a folder"
+                )
+            if not numbered.exists() or not (final.exists() or final.is_symlink()):
+                continue
+            if final.is_symlink() or not filecmp.cmp(numbered, final, shallow=False):
                 raise ConfigurationError(
                     f"{final} has appeared since its image was fetched, and is another file; move it away, or use "
                     "--fresh, which replaces such files"
@@ -68,7 +78,7 @@ class ImageFilesFormat(OutputFormat):
 
     def files_of(self, layout: OutputLayout, shard: str) -> list[Path]:
         """The files of a shard that datafetch has written; none if it has no index."""
-        return [path for path, file in _published_files(layout, shard) if not file.is_adopted]
+        return [path for path, file in _published_files(layout, shard) if not (file.is_adopted or file.is_elsewhere)]
 
     def is_intact(self, layout: OutputLayout, shard: str) -> bool:
         """Whether all files exist with the sizes with which they were written."""
@@ -93,6 +103,7 @@ class ImageFile:
         number: Its file name before it is published.
         sample: Position of its sample in the shard.
         is_adopted: Whether it was in its place already, so that it is not datafetch's to replace or to delete.
+        is_elsewhere: Whether it is an image of a list, in a place outside of the output, and so is only looked at.
     """
 
     name: str
@@ -100,6 +111,7 @@ class ImageFile:
     number: str
     sample: int
     is_adopted: bool = False
+    is_elsewhere: bool = False
 
 
 class ImageFilesWriter:
@@ -124,19 +136,18 @@ class ImageFilesWriter:
     def write_row(self, row: OutputRow) -> None:
         """Write the file of a row."""
         values = row.load()
-        if "name" not in values:  # the files of its images are in their place, and not this output's
-            self._adopted += 1
-            return
-        name, content, sample = values["name"], values["content"], values["sample"]
+        name, content, sample = values["name"], values.get("content"), values["sample"]
         assert isinstance(name, str), "names are text"
-        assert isinstance(content, bytes), "files have bytes"
         assert isinstance(sample, int), "samples are numbered"
         number = f"{self._count}{_SUFFIX}"
         if not content:  # the file was in its place already
             self._adopted += 1
             (image,) = row.images
-            self._add_to_index(ImageFile(name, image.line.body_bytes, number, sample, is_adopted=True))
+            is_elsewhere = "content" not in values
+            size = image.line.body_bytes
+            self._add_to_index(ImageFile(name, size, number, sample, is_adopted=True, is_elsewhere=is_elsewhere))
             return
+        assert isinstance(content, bytes), "files have bytes"
         with (self._folder / number).open("wb") as file:
             file.write(content)
             file.flush()
@@ -175,7 +186,7 @@ class ImageFilesWriter:
     def _add_to_index(self, file: ImageFile) -> None:
         self._index.write(orjson.dumps(file, option=orjson.OPT_APPEND_NEWLINE))
         self._count += 1
-        self.written_bytes += file.size_bytes
+        self.written_bytes += 0 if file.is_elsewhere else file.size_bytes
 
 
 def read_index(path: Path) -> Iterator[ImageFile]:
@@ -195,11 +206,12 @@ def read_index(path: Path) -> Iterator[ImageFile]:
 def _salvage(layout: OutputLayout, shard: str) -> Iterator[ImageResult]:
     intact = {}
     for path, file in _published_files(layout, shard):
-        if file.is_adopted:
+        if file.is_adopted or file.is_elsewhere:
             continue
         if size_bytes(path) == file.size_bytes:
             intact[file.sample] = path
-        else:
+        elif path.exists():
+            refuse_links_above([path], layout.out)
             path.unlink(missing_ok=True)
     for lines in read_samples(layout.ledger(shard)):
         for line in lines:
@@ -211,7 +223,10 @@ def _published_files(layout: OutputLayout, shard: str) -> Iterator[tuple[Path, I
     """The files of a published shard, each with its final path; none if the shard has no index."""
     if layout.image_index(shard).exists():
         for file in read_index(layout.image_index(shard)):
-            yield _final_path(layout, file), file
+            if file.is_elsewhere:
+                yield Path(os.path.normpath(layout.out / file.name)), file  # the output folder itself need not exist
+            else:
+                yield _final_path(layout, file), file
 
 
 def publish_image_files(layout: OutputLayout, ready: Path, index: Path) -> None:
@@ -225,29 +240,17 @@ def publish_image_files(layout: OutputLayout, ready: Path, index: Path) -> None:
     Raises:
         ConfigurationError: A name leads out of the output folder, or one of its folders is a link.
     """
+    files = [(ready / file.number, _final_path(layout, file)) for file in read_index(index) if not file.is_elsewhere]
+    refuse_links_above([final for numbered, final in files if numbered.exists()], layout.out)
     folders = set()
-    for file in read_index(index):
-        numbered = ready / file.number
+    for numbered, final in files:
         if numbered.exists():
-            final = _final_path(layout, file)
             if final.parent not in folders:
-                _refuse_links_above(final, layout.out)
                 make_folder(final.parent)
             move(numbered, final)
             folders.add(final.parent)
     for folder in folders:
         sync(folder)
-
-
-def _refuse_links_above(path: Path, out: Path) -> None:
-    """Check that no folder between the output folder and a file is a link."""
-    for folder in path.parents:
-        if folder == out:
-            return
-        if folder.is_symlink():
-            raise ConfigurationError(
-                f"{folder} is a symbolic link, and datafetch does not write through links; replace it by a folder"
-            )
 
 
 def _final_path(layout: OutputLayout, file: ImageFile) -> Path:

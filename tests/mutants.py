@@ -358,8 +358,8 @@ FAULTS = (
     ),
     Fault(
         "a full disk is a wrong command",
-        "cli/app.py",
-        "    ResourceError: ExitCode.OUT_OF_RESOURCES,\n",
+        "cli/exit_code.py",
+        "        case ResourceError():\n            return ExitCode.OUT_OF_RESOURCES\n",
         "",
         ("shell",),
     ),

@@ -19,6 +19,7 @@ from datafetch.demo.origin import Origin
 from datafetch.errors import ConfigurationError
 from datafetch.fetch import FetchPolicy
 from datafetch.model.outcome import FailureKind
+from datafetch.monitor.status import read_status
 from datafetch.output.retry_filter import RetryFilter
 from datafetch.store.layout import OutputLayout
 
@@ -293,6 +294,17 @@ def test_images_that_come_or_go_are_noticed_by_the_next_run(tmp_path: Path) -> N
     write_images(tmp_path / "data", names[0])
     assert run(job).totals.outcomes == {"ok": 3}
     assert [one["id"] for one in json.loads(written(job))] == [0, 1, 2]
+
+
+def test_the_check_knows_where_the_images_of_a_list_are(tmp_path: Path) -> None:
+    """By the run that made it, whether it is named by its list or by its output, which is no folder."""
+    write_images(tmp_path / "data", "coco/train2017/1.jpg")
+    job = job_for(tmp_path, json.dumps([record(1, "coco/train2017/1.jpg")]))
+    run(job)
+    for path in (f"{job.out}.json", job.out):
+        verdict = run_check(Check(path))
+        assert (verdict.images, verdict.problems) == (1, ())
+        assert read_status(path).ok == 1
 
 
 def test_a_list_on_a_server_is_refused_in_one_line(tmp_path: Path) -> None:

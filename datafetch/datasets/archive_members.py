@@ -41,6 +41,7 @@ class _Selected(Manifest):
         wanted: The names that are wanted; None if all are.
         names: The names of all selected files, in order; None for those that can't be saved.
         fallback: URLs for images that fail; None without any.
+        advice: What to do if there is no image.
     """
 
     _fingerprint: str
@@ -51,6 +52,7 @@ class _Selected(Manifest):
         wanted: frozenset[str] | None,
         names: Iterable[str | None],
         fallback: FallbackUrls | None = None,
+        advice: str = "check --source",
     ) -> None:
         self._source = source
         self._wanted = wanted
@@ -61,7 +63,7 @@ class _Selected(Manifest):
         self._missing = sorted((wanted or frozenset()) - found)
         if not self._files:
             wish = "none of the images that the training list names" if wanted else "no image of this set"
-            raise ManifestError(f"{source} has {wish}; check --source")
+            raise ManifestError(f"{source} has {wish}; {advice}")
 
     def shards(self) -> list[Shard]:
         """Slices of the files, in the order in which they lie in the archives."""
@@ -220,13 +222,20 @@ class UnpackedFiles(_Selected):
         name_of: Selects files by their paths, which begin with the name of the folder, and gives their names.
         wanted: The names that are wanted; None if all are.
         fallback: URLs for images that fail; None without any.
+        advice: What to do if there is no image.
 
     Attributes:
         folders: The names of the folders right above the files.
     """
 
     def __init__(
-        self, folder: Path, name_of: NameOf, wanted: frozenset[str] | None, fallback: FallbackUrls | None = None
+        self,
+        folder: Path,
+        name_of: NameOf,
+        wanted: frozenset[str] | None,
+        fallback: FallbackUrls | None = None,
+        *,
+        advice: str,
     ) -> None:
         self._folder = folder
         self._name_of = name_of
@@ -241,7 +250,7 @@ class UnpackedFiles(_Selected):
                 paths.append(path)
         self._paths = paths
         self._fingerprint = digest.hexdigest()
-        super().__init__(folder, wanted, (self._name(path) for path in paths), fallback)
+        super().__init__(folder, wanted, (self._name(path) for path in paths), fallback, advice)
 
     def _name(self, path: str) -> str | None:
         name = self._name_of(f"{self._folder.resolve().name}/{path}")

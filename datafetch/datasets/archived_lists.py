@@ -81,7 +81,8 @@ class ArchivedList(DatasetDefaults):
         """
         names = self._names(source)
         folder = Path(self.archive_location(str(source)))
-        return UnpackedFiles(folder, self._name_of(names), names, self._fallback(source))
+        advice = f"put {' and '.join(self.archives)} next to the list, or give --archive"
+        return UnpackedFiles(folder, self._name_of(names), names, self._fallback(source), advice=advice)
 
     def bind_archives(self, source: Path, copies: Sequence[Path]) -> Manifest:
         """Open the published list, and take its images from the archive.

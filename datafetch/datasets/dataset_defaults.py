@@ -27,6 +27,7 @@ class DatasetDefaults:
         loader: The trainer's loader that reads it; None if it is unknown.
         output_format: The name of the format of its output.
         list_name: File name of the JSON list next to the output folder that the trainer reads; None if there is none.
+        list_root: The folder to which the paths in its list are relative, relative to the output.
         lists_images: Whether its samples are the images that the records of its list name, and not the records.
         makes_list: Whether its list is made from its manifest, because none is published.
         kept_list: The path of a copy of its published list, to be read in place of the one in the source; mostly empty.
@@ -47,6 +48,7 @@ class DatasetDefaults:
     loader: Loader | None = None
     output_format: str = "pickle"
     list_name: str | None = None
+    list_root: str = "."
     lists_images: bool = False
     makes_list: bool = False
     kept_list: str = ""

@@ -82,7 +82,8 @@ class ImageSet(DatasetDefaults):
         """
         if not source.is_dir():
             raise ManifestError(f"there is no folder {source}; --source takes {self.source_help}")
-        files = UnpackedFiles(source, self._name_of, self._wanted())
+        advice = f"--source takes {self.source_help}"
+        files = UnpackedFiles(source, self._name_of, self._wanted(), advice=advice)
         if missing := next((name for name in self.folders if name not in files.folders), None):
             raise ManifestError(f"{source} has no images in a folder {missing}; --source takes the folder above it")
         return files

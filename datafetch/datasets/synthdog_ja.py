@@ -67,6 +67,7 @@ class SynthdogJa(DatasetDefaults):
     loader: Loader = Loader.TORCH
     output_format: str = "image_files"
     list_name: str | None = "synthdog_ja_102k.json"
+    list_root: str = "../.."
     lists_images: bool = True
     makes_list: bool = True
     options: SynthdogJaOptions = field(default_factory=SynthdogJaOptions)
@@ -151,7 +152,8 @@ class SynthdogManifest(Manifest):
             if not left:
                 return
         raise ManifestError(
-            f"{source} has {count - left:,} rows, and {count:,} are needed; add the next files, or give --count"
+            f"the train-*.parquet in {source} have {count - left:,} rows, and {count:,} are needed; add the next "
+            "files, or give a smaller --count"
         )
 
     def shards(self) -> list[Shard]:

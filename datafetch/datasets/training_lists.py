@@ -37,6 +37,7 @@ class TrainingList(DatasetDefaults):
     images_below: str = ""
     loader: Loader = Loader.TORCH
     output_format: str = "image_files"
+    list_root: str = "../.."
     lists_images: bool = True
     keeps_bodies: bool = True
     image_root: str | None = "../.."

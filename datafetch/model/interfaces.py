@@ -213,6 +213,11 @@ class Dataset(Protocol):
         ...
 
     @property
+    def list_root(self) -> str:
+        """The folder to which the paths in its list are relative, relative to the output."""
+        ...
+
+    @property
     def lists_images(self) -> bool:
         """Whether its samples are the images that the records of its list name, and not the records."""
         ...

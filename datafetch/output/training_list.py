@@ -58,7 +58,7 @@ def published_source(layout: OutputLayout, source: Path, name: str) -> Path:
         name: File name of the list.
     """
     path = source / name if source.is_dir() else source
-    written, copy = trainers_list(layout, name), _kept_copy(layout)
+    written, copy = trainers_list(layout, name), kept_copy(layout)
     if copy is None or not path.exists() or not written.exists() or not path.samefile(written):
         return source
     return copy if _is_own(layout, _sha256(path)) else source
@@ -87,7 +87,7 @@ def _refuse_other(layout: OutputLayout, path: Path) -> None:
         raise ConfigurationError(f"{path} is to be the trainer's list, and is not a file; move it away")
     if not path.exists():
         return
-    sha256, copy = _sha256(path), _kept_copy(layout)
+    sha256, copy = _sha256(path), kept_copy(layout)
     if not _is_own(layout, sha256) and (copy is None or sha256 != _sha256(copy)):
         kept = f" (the published one is kept as {copy})" if copy is not None else ""
         raise ConfigurationError(
@@ -153,7 +153,7 @@ def write_trainers_list(
         ConfigurationError: The copy of the published list is gone, or another list is in the place of the trainer's.
         ConservationError: The published list has fewer records than the ledgers.
     """
-    copy = _kept_copy(layout)
+    copy = kept_copy(layout)
     if copy is None:
         raise ConfigurationError(
             f"{layout.published_list} no longer has a copy of the published list; put it back, or use --fresh"
@@ -320,7 +320,7 @@ def _dropped(layout: OutputLayout, shard: str) -> Iterator[tuple[int, _RecordRes
                 break
 
 
-def _kept_copy(layout: OutputLayout) -> Path | None:
+def kept_copy(layout: OutputLayout) -> Path | None:
     """The copy of the published list, if there is one."""
     if not layout.published_list.is_dir():
         return None

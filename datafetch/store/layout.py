@@ -17,6 +17,7 @@ from pathlib import Path
 from datafetch.errors import ConfigurationError
 
 SUFFIX = ".datafetch"
+_LIST_SUFFIX = ".json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +201,7 @@ def resolve_parent(path: Path) -> Path:
 
 
 def output_of(path: Path) -> Path:
-    """The output folder, as an absolute path, for the path of an output folder or of its state folder.
+    """The output folder, as an absolute path, for the path of an output folder, of its state folder or of its list.
 
     Raises:
         ConfigurationError: The path has no final component, such as ``/``.
@@ -210,4 +211,6 @@ def output_of(path: Path) -> Path:
         raise ConfigurationError(f"there is no run in {out}; give the folder that a run writes to")
     if out.name.endswith(SUFFIX) and out.name != SUFFIX and not OutputLayout(out).state_folder.exists():
         return out.with_name(out.name.removesuffix(SUFFIX))
+    if out.suffix == _LIST_SUFFIX and OutputLayout(out.with_suffix("")).job.exists():
+        return out.with_suffix("")
     return out

@@ -7,6 +7,7 @@ size of the output, only a batch of rows and the images that wait for the codec 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -20,9 +21,10 @@ from datafetch.model.observers import Observer, observed_by
 from datafetch.model.options import Option, OptionGroup, option
 from datafetch.output.formats import ROWS_SUFFIX, ImageFilesFormat, PickleFormat
 from datafetch.output.reshard.ranks import BATCH, DEFAULT_BATCH, DEFAULT_WORLD_SIZE, GROUP, GROUP_OF, WORLD_SIZE, Ranks
+from datafetch.output.training_list import kept_copy
 from datafetch.process.event_loop import run_to_end
 from datafetch.store.job_file import JobFile, read_job_file
-from datafetch.store.layout import OutputLayout
+from datafetch.store.layout import SUFFIX, OutputLayout
 from datafetch.transcode import MAX_PROCESSES, Encoding, ImageSpec, Transcoder
 from datafetch.transcode.pool.pool import available_cpus
 from datafetch.verify.findings import Examination, Findings, VerifyProgress, batched
@@ -50,8 +52,8 @@ class Check:
         out: A folder of shards or of images, or a JSON file of records.
         loader: The loader whose requirements are checked; None takes that of the job, or else determines it from the
             first row.
-        image_root: The folder to which the paths in a JSON file are relative; None takes the output folder next to it,
-            if a run created both, or else the folder of the file.
+        image_root: The folder to which the paths in a JSON file are relative; None takes that of the run that created
+            it, or else the folder of the file.
         follow_links: Whether images of a JSON file may lie behind links that lead out of that folder.
         world_size: How many ranks will read the shards.
         batch: How many groups a rank takes in one step.
@@ -69,7 +71,7 @@ class Check:
             help="Base of the paths in a JSON list.",
             group=OptionGroup.BEHAVIOUR,
             metavar="DIR",
-            unset="the list's folder",
+            unset="as the run that made it, or its folder",
         ),
     )
     follow_links: bool = option(
@@ -168,7 +170,7 @@ def _open(check: Check) -> Subject:
         ConfigurationError: There is nothing to verify, or it does not fit the loader.
     """
     out = Path(check.out)
-    if out.is_dir():
+    if out.is_dir() or (not out.exists() and _dataset_of_job(out) is not None):  # a list needs no folder
         return _open_folder(check, out)
     if not out.is_file():
         raise ConfigurationError(f"{out} is neither a folder of shards or images nor a JSON file")
@@ -183,11 +185,14 @@ def _open_folder(check: Check, out: Path) -> Subject:
     if dataset is not None and dataset.output_format not in _READABLE_FORMATS:
         raise ConfigurationError(f"verify can't read {dataset.output_format}, the output format of {dataset.name}")
     if dataset is not None and dataset.list_name is not None and check.loader in {None, dataset.loader}:
-        path = out.absolute().parent / dataset.list_name
+        kept = kept_copy(OutputLayout(out.absolute())) if dataset.makes_list else None
+        path = out.absolute().parent / (dataset.list_name if kept is None else kept.name)
         if not path.is_file():
             raise ConfigurationError(f"{path} does not exist; the run that creates it is not complete")
-        image_root = out if check.image_root is None else Path(check.image_root)
+        image_root = _root_of_list(out, dataset) if check.image_root is None else Path(check.image_root)
         return RecordList(path, image_root, follow_links=check.follow_links)
+    if not out.is_dir():
+        raise ConfigurationError(f"there is no folder {out}; the run that makes it has nothing to show yet")
     if check.image_root is not None:
         raise ConfigurationError("--image-root is only for a JSON file; shards contain their images")
     loader = check.loader or (None if dataset is None else dataset.loader)
@@ -199,13 +204,22 @@ def _open_folder(check: Check, out: Path) -> Subject:
 
 
 def _image_root(path: Path) -> Path:
-    """Find the images of a JSON list: in the output folder next to it, if a run created both, or in its own folder."""
+    """Find the images of a JSON list, if a run created it; otherwise they are in its own folder."""
+    for state in sorted(path.absolute().parent.glob(f"*{SUFFIX}")):
+        out = state.with_name(state.name.removesuffix(SUFFIX))
+        dataset = _dataset_of_job(out)
+        if dataset is not None and (dataset.list_name == path.name or dataset.makes_list):
+            return _root_of_list(out, dataset)
     for dataset in DATASETS.values():
         if dataset.list_name == path.name:
             images = path.parent / PurePosixPath(dataset.path).name
             if images.is_dir():
                 return images
     return path.parent
+
+
+def _root_of_list(out: Path, dataset: Dataset) -> Path:
+    return Path(os.path.normpath(out.absolute() / dataset.list_root))
 
 
 def _dataset_of_job(out: Path) -> Dataset | None:

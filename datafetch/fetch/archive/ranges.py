@@ -43,7 +43,7 @@ _CUT = frozenset({FailureKind.DISCONNECTED, FailureKind.TIMEOUT})
 _FINAL_STATUSES: dict[int, str] = {
     HTTPStatus.UNAUTHORIZED: "the server wants a login; give a URL with one, as https://USER:TOKEN@…",
     HTTPStatus.FORBIDDEN: "the server refuses it (HTTP 403); if it is a signed URL, give a new one",
-    HTTPStatus.NOT_FOUND: "the server has no such file (HTTP 404); check the URL",
+    HTTPStatus.NOT_FOUND: "the server has no such file (HTTP 404); check the URL (that of a folder ends with /)",
     HTTPStatus.GONE: "the server no longer has the file (HTTP 410); give another URL",
 }
 _RANGES_IGNORED = (

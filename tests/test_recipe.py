@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hub_server import HubServer
 from runs import PATIENCE_S
-from sources import place_source, tiny_options
+from sources import DATA, place_source
 
 from datafetch.datasets import DATASETS
 from datafetch.datasets.recipes import RECIPE, STEPS, expand_targets
@@ -99,14 +100,6 @@ def test_image_sets_fetch_what_the_lists_among_the_targets_name(tmp_path: Path) 
     assert alone.job.source == "https://downloads.cs.stanford.edu/nlp/data/gqa/"
 
 
-def test_a_step_never_fetches_all_images_because_a_list_is_missing(tmp_path: Path) -> None:
-    """What its lists would name is a tenth of some sets, so without any of them a set waits."""
-    planned = {one.part.name: one for one in plan_recipe(["step-2"], tmp_path, {"ja-vg-vqa": str(tmp_path)}, {})}
-    assert planned["gqa"].job is None
-    assert "give a --source for llava-v1.5-subset" in planned["gqa"].problem
-    assert planned["visual-genome"].job is not None
-
-
 def test_a_step_takes_the_samples_of_the_recipe_and_no_others(tmp_path: Path) -> None:
     """Without the id list, COYO is not built; by its own name it is, with VILA's own choice."""
     planned = {one.part.name: one for one in plan_recipe(["step-1"], tmp_path, {"coyo": "x"}, {})}
@@ -132,9 +125,23 @@ def test_what_is_given_for_no_target_is_refused(
         plan_recipe(["step-0"], tmp_path, sources, ids)
 
 
-def test_all_steps_are_built_by_one_command(tmp_path: Path, authority: str) -> None:
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A hub with one of the lists, and rows of synthdog-ja that are fewer than the recipe takes."""
+    file, images = LISTS["llava-instruct-ja"]
+    (rows,) = (DATA / "synthdog-ja/source").glob("*.parquet")
+    repositories = {
+        "llm-jp/llava-instruct-ja": {file: json.dumps(list(map(record, images))).encode()},
+        "naver-clova-ix/synthdog-ja": {f"data/{rows.name}": rows.read_bytes()},
+    }
+    with HubServer(repositories) as server:
+        server.use(monkeypatch, tmp_path / "cache")
+        yield server
+
+
+def test_all_steps_are_built_by_one_command(tmp_path: Path, authority: str, hub: HubServer) -> None:
     """What the trainer reads is there, a second run fetches nothing, and the table says that all is complete."""
-    names = [name for name in DATASETS if tiny_options(name) is None]
+    names = [name for name in DATASETS if name not in ("synthdog-ja", "llava-instruct-ja")]
     root = tmp_path / "data"
     words = ["prepare", *STEPS, "--root", root, *sources_of(names, tmp_path / "sources", authority), *OPTIONS]
     code, out, error = command(*words, "--json")
@@ -143,9 +150,10 @@ def test_all_steps_are_built_by_one_command(tmp_path: Path, authority: str) -> N
     assert list(built) == [part.name for part in RECIPE]
     stopped = {name: one["error"] for name, one in built.items() if not one["complete"]}
     assert stopped.keys() == {"synthdog-ja"}, (stopped, error)
-    assert "give a --source; synthdog-ja is published at" in stopped["synthdog-ja"]
-    assert "datafetch: synthdog-ja: give a --source;" in error
+    assert "3 rows, and 101,953 are needed" in stopped["synthdog-ja"]
+    assert "datafetch: synthdog-ja: the train-*.parquet in" in error
     assert code == 2
+    assert hub.contents().count("llava_instruct_ja_156k.json") == 1
     assert files(root, "coco/train2017") == ["000000000009.jpg", "000000000025.jpg"]
     assert files(root, "gqa/images") == ["2327515.jpg"]
     assert files(root, "vg") == ["VG_100K/2.jpg", "VG_100K_2/1.jpg"]

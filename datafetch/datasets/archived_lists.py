@@ -20,6 +20,7 @@ from datafetch.datasets.fallback_urls import FallbackUrls
 from datafetch.datasets.named_images import find_file, image_file_row
 from datafetch.datasets.readers import ZipDirectory
 from datafetch.datasets.referenced import image_names, read_image_names
+from datafetch.datasets.sources import HubPlace, is_hub
 from datafetch.model.interfaces import Manifest
 from datafetch.model.kinds import Loader, Payload
 from datafetch.model.options import DatasetOptions, Effect, Option, option
@@ -54,11 +55,13 @@ class ArchivedList(DatasetDefaults):
             otherwise the folder right above it counts, too.
         is_pairs: Whether each record must be a pair of turns.
         fallback_name: File name of the list with URLs of the images; empty if there is none.
+        archive_place: Where on the hub its archive is; empty if it is next to the list.
     """
 
     is_matched_by_name: bool = False
     is_pairs: bool = False
     fallback_name: str = ""
+    archive_place: str = ""
     loader: Loader = Loader.TORCH
     output_format: str = "image_files"
     lists_images: bool = True
@@ -66,10 +69,16 @@ class ArchivedList(DatasetDefaults):
     adopts_files: bool = True
     options: ArchivedListOptions = field(default_factory=ArchivedListOptions)
 
+    def select_published(self, names: Sequence[str]) -> Sequence[str]:
+        """The list, and that with URLs; not the archive, whose members are read where they are."""
+        return [name for name in names if name in (self.list_name, self.fallback_name)]
+
     def archive_location(self, source: str) -> str:
-        """Where the archive is: as the option says, or in the folder of the list."""
+        """Where the archive is: as the option says, or where the list is."""
         if self.options.archive is not None:
             return self.options.archive
+        if is_hub(source):
+            return HubPlace.parse(self.archive_place or source).url(self.archives[0])
         path = Path(source)
         return str(path if path.is_dir() else path.parent)
 
@@ -149,4 +158,5 @@ JAPANESE_PHOTOS = ArchivedList(
     list_name="japanese_photos_conv_12k.json",
     archives=("photo data.zip",),
     is_matched_by_name=True,
+    archive_place="hf://datasets/ThePioneer/japanese-photos@e5b2bb9",
 )

@@ -72,6 +72,10 @@ class DatasetDefaults:
             raise ConfigurationError(f"{self.name} takes {type(self.options).__name__}, not {type(options).__name__}")
         return replace(self, options=options)
 
+    def select_published(self, names: Sequence[str]) -> Sequence[str]:
+        """By default its list, if that is published."""
+        return [] if self.makes_list else [name for name in names if name == self.list_name]
+
     def archive_location(self, source: str) -> str:
         """Where its archives are: by default, they are the source."""
         return source

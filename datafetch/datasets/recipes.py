@@ -42,6 +42,11 @@ class RecipePart:
         """The step as a target of ``datafetch prepare``."""
         return f"step-{self.step}"
 
+    @property
+    def readable_place(self) -> str:
+        """Where it is read if no source is given; empty if one has to be."""
+        return self.published if self.is_read_there else ""
+
 
 _SUBSET = "llava-v1.5-subset"
 _LLM_JP = "https://gitlab.llm-jp.nii.ac.jp/datasets"
@@ -54,7 +59,7 @@ def _image_set(name: str, images: int, published: str, *lists: str) -> RecipePar
 
 RECIPE: tuple[RecipePart, ...] = (
     RecipePart("llm-jp-pairs-step0", 0, 558_000, f"{_LLM_JP}/llm-jp-japanese-image-text-pairs"),
-    RecipePart("llava-pretrain", 0, 558_128, "hf://datasets/liuhaotian/LLaVA-Pretrain"),
+    RecipePart("llava-pretrain", 0, 558_128, "hf://datasets/liuhaotian/LLaVA-Pretrain@70f9d1e", is_read_there=True),
     RecipePart("coyo", 1, 6_000_000, "hf://datasets/kakaobrain/coyo-700m"),
     RecipePart(
         "mmc4-core",
@@ -77,11 +82,19 @@ RECIPE: tuple[RecipePart, ...] = (
         "behind a page that asks to confirm: download dataset.json by hand",
         lists=(_SUBSET,),
     ),
-    RecipePart("japanese-photos-conv", 2, 11_808, "hf://datasets/llm-jp/japanese-photos-conversation"),
-    RecipePart("synthdog-ja", 2, 101_953, "hf://datasets/naver-clova-ix/synthdog-ja"),
-    RecipePart(_SUBSET, 2, 358_000, "hf://datasets/llm-jp/llava-instruct-v1_5-en-subset-358k"),
-    RecipePart("llava-instruct-ja", 2, 156_000, "hf://datasets/llm-jp/llava-instruct-ja"),
-    RecipePart("ja-vg-vqa", 2, 99_000, "hf://datasets/llm-jp/ja-vg-vqa-conversation"),
+    RecipePart(
+        "japanese-photos-conv",
+        2,
+        11_808,
+        "hf://datasets/llm-jp/japanese-photos-conversation@883347a",
+        is_read_there=True,
+    ),
+    RecipePart("synthdog-ja", 2, 101_953, "hf://datasets/naver-clova-ix/synthdog-ja@5c895d0", is_read_there=True),
+    RecipePart(
+        _SUBSET, 2, 358_000, "hf://datasets/llm-jp/llava-instruct-v1_5-en-subset-358k@407d05d", is_read_there=True
+    ),
+    RecipePart("llava-instruct-ja", 2, 156_000, "hf://datasets/llm-jp/llava-instruct-ja@2f1cb5c", is_read_there=True),
+    RecipePart("ja-vg-vqa", 2, 99_000, "hf://datasets/llm-jp/ja-vg-vqa-conversation@7051feb", is_read_there=True),
 )
 """All datasets of the recipe, each after those that it needs."""
 
@@ -96,8 +109,8 @@ def default_source(name: str) -> str:
         ConfigurationError: One has to be given; the message says where it is published.
     """
     part = next(part for part in RECIPE if part.name == name)
-    if part.is_read_there:
-        return part.published
+    if part.readable_place:
+        return part.readable_place
     gate = f" ({part.gate})" if part.gate else ""
     raise ConfigurationError(f"give a --source; {name} is published at {part.published}{gate}")
 

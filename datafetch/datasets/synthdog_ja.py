@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
 import numpy as np
@@ -33,6 +33,7 @@ PUBLISHED_COUNT = 101_953
 _FOLDER = "synthdog-ja/image"
 _IMAGE, _TEXT = "image.bytes", "ground_truth"
 _MAX_TEXT_BYTES = 64 * 1024  # a rendered page has some hundred characters; the list has the text of each row
+_MIN_ROWS = 6000  # of a published file; they have some 6,024
 _NUMBERED = re.compile(r"-(\d{5})-of-\d{5}\b")
 _FENCE = "\n```\n"
 _QUESTIONS = (
@@ -81,6 +82,11 @@ class SynthdogJa(DatasetDefaults):
         if not isinstance(options, SynthdogJaOptions):
             raise ConfigurationError(f"{self.name} takes SynthdogJaOptions, not {type(options).__name__}")
         return replace(self, options=options, list_name=f"synthdog_ja_{round(options.count / 1000)}k.json")
+
+    def select_published(self, names: Sequence[str]) -> Sequence[str]:
+        """As many of the files as the rows need, each of which has at least ``_MIN_ROWS``."""
+        files = [name for name in names if PurePosixPath(name).match("data/train-*.parquet")]
+        return files[: -(-self.options.count // _MIN_ROWS)]
 
     def bind(self, source: Path, ids: Path | None) -> Manifest:  # noqa: ARG002 - it takes no id list
         """Open as many of the parquet files in a folder as the rows need.

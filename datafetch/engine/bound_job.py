@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from datafetch.datasets import find_dataset
+from datafetch.datasets.sources import HubPlace, download, is_hub, list_names
 from datafetch.engine.archives import NO_ARCHIVES, Archives, images_in_place, open_archives
 from datafetch.engine.disk_estimate import DiskEstimate
 from datafetch.engine.feed import MAX_OPEN_SAMPLES, MAX_OPEN_SHARDS
@@ -22,6 +24,8 @@ from datafetch.process.threads import run_in_thread
 from datafetch.store.job_file import Identity
 from datafetch.store.layout import OutputLayout, resolve_parent
 from datafetch.transcode import Encoding, ImageSpec
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +136,7 @@ async def bind(job: Job) -> AsyncIterator[BoundJob]:
         DatafetchError: The job or its manifest is wrong.
     """
     dataset = await run_in_thread(dataset_of, job)
+    reading = await _download(job, dataset) if is_hub(job.source) else job
     if is_url(job.source) and (not dataset.archives or dataset.list_name is not None):
         also = "; its archive may stay there (--archive)" if dataset.archives else ""
         raise ConfigurationError(
@@ -140,22 +145,34 @@ async def bind(job: Job) -> AsyncIterator[BoundJob]:
     layout = await run_in_thread(lambda: OutputLayout(resolve_parent(Path(job.out))))
     if not dataset.archives:
         root = dataset.image_root
-        yield await run_in_thread(_bind, job, dataset, NO_ARCHIVES if root is None else images_in_place(layout, root))
+        archives = NO_ARCHIVES if root is None else images_in_place(layout, root)
+        yield await run_in_thread(_bind, job, reading, dataset, archives)
         return
     location = await run_in_thread(dataset.archive_location, job.source)
     async with open_archives(dataset, location, layout, job.fetch, fresh=job.fresh) as archives:
-        yield await run_in_thread(_bind, job, dataset, archives)
+        yield await run_in_thread(_bind, job, reading, dataset, archives)
 
 
-def _bind(job: Job, dataset: Dataset, archives: Archives) -> BoundJob:
+async def _download(job: Job, dataset: Dataset) -> Job:
+    """Download what a dataset needs of its repository on the hub; return the job with the folder as its source."""
+    place = HubPlace.parse(job.source)
+    names = dataset.select_published(await list_names(place))
+    if not names:
+        raise ConfigurationError(f"{place} has nothing that {dataset.name} is read from; give the path of its files")
+    _log.info("%s: %d files of %s, downloaded unless they are in the hub's cache", job.out, len(names), place)
+    return replace(job, source=str(await download(place, names)))
+
+
+def _bind(job: Job, reading: Job, dataset: Dataset, archives: Archives) -> BoundJob:
+    """Bind a job; it is read from the source that ``reading`` has."""
     _refuse_output_as_source(job, archives)
-    listed = _source_of(job, dataset)
+    listed = _source_of(reading, dataset)
     if dataset.list_name is not None and not job.fresh:
         published = None if dataset.makes_list else _list_in(listed, dataset.list_name)
         refuse_other_list(OutputLayout(resolve_parent(Path(job.out))), published, dataset.list_name)
     source = listed
-    if dataset.archives and listed != Path(job.source):  # the archive and all else still lie where the list was
-        dataset, source = dataset.with_kept_list(listed), Path(job.source)
+    if dataset.archives and listed != Path(reading.source):  # the archive and all else still lie where the list was
+        dataset, source = dataset.with_kept_list(listed), Path(reading.source)
     if archives.copies:
         manifest = dataset.bind_archives(source, archives.copies)
     else:

@@ -13,6 +13,7 @@ import msgspec
 import orjson
 
 from datafetch.datasets import find_dataset
+from datafetch.datasets.sources import is_hub
 from datafetch.errors import ConfigurationError, require_in_range
 from datafetch.fetch import MAX_BYTES, FetchPolicy
 from datafetch.model.interfaces import Dataset, Manifest
@@ -231,6 +232,8 @@ def settings_of(job: Job, spec: ImageSpec) -> dict[str, Any]:
     }
     if is_url(job.source):
         paths["source"] = without_secrets(job.source)
+    elif is_hub(job.source):
+        paths["source"] = job.source
     values = {**asdict(replace(job, image=spec, fresh=False, no_lock=False)), **paths}
     options = values.pop("options") or {}
     if isinstance(archive := options.get("archive"), str):

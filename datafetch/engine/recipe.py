@@ -7,6 +7,7 @@ built from what there is, and built again when there is more.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from datafetch.datasets import find_dataset
 from datafetch.datasets.image_sets import ImageSetOptions
 from datafetch.datasets.ocr_vqa import OcrVqaOptions
 from datafetch.datasets.recipes import RECIPE, RecipePart, default_source, expand_targets
+from datafetch.datasets.sources import HubPlace, download, is_hub
 from datafetch.engine.job import Job, own_spec
 from datafetch.engine.runner import run
 from datafetch.errors import ConfigurationError, DatafetchError
@@ -24,6 +26,7 @@ from datafetch.model.options import DatasetOptions
 from datafetch.model.report import Report
 from datafetch.model.statistics import Statistics
 from datafetch.output.training_list import published_source
+from datafetch.process.event_loop import run_to_end
 from datafetch.store.layout import OutputLayout, resolve_parent
 
 _PARTS: Mapping[str, RecipePart] = {part.name: part for part in RECIPE}
@@ -131,13 +134,8 @@ def _job(
     source = sources.get(part.name) or default_source(part.name)
     if is_in_step and dataset.id_list is not None and part.name not in ids:
         raise ConfigurationError("give its --ids; a step takes the samples of the recipe's list, and no others")
-    lists = tuple(name for name in part.lists if name in names)
-    given = tuple(_published_list(name, sources[name], root) for name in lists if name in sources)
-    if lists and not given:
-        raise ConfigurationError(
-            f"give a --source for {' or '.join(lists)}, which names the images that are needed; to fetch all of them, "
-            f"prepare {part.name} alone"
-        )
+    lists = (name for name in part.lists if name in names)
+    given = tuple(_published_list(name, sources.get(name) or default_source(name), root) for name in lists)
     return Job(
         part.name,
         source,
@@ -149,9 +147,11 @@ def _job(
 
 
 def _published_list(name: str, source: str, root: Path) -> str:
-    """The published list of a dataset, or the copy of it that is kept."""
+    """The published list of a dataset, or the copy of it that is kept; a place on the hub if it is there."""
     dataset = find_dataset(name)
     assert dataset.list_name is not None, "it has a list"
+    if is_hub(source):
+        return f"{source}/{dataset.list_name}"
     path = published_source(OutputLayout(resolve_parent(root / dataset.path)), Path(source), dataset.list_name)
     return str(path / dataset.list_name if path.is_dir() else path)
 
@@ -184,7 +184,25 @@ def build_recipe(planned: Sequence[PlannedDataset], observe: Observe) -> Iterato
         try:
             if one.job is None:
                 raise ConfigurationError(one.problem)
-            report = run(one.job, observe(number, planned))
+            report = run(_with_downloaded_lists(one.job), observe(number, planned))
         except DatafetchError as stopped:
             error = stopped
         yield BuiltDataset(one.part, one.out, report, error)
+
+
+def _with_downloaded_lists(job: Job) -> Job:
+    """The same job, with paths in place of lists that are on the hub."""
+    match job.options:
+        case ImageSetOptions(only_referenced=lists) if any(map(is_hub, lists)):
+            pass
+        case OcrVqaOptions(only_referenced=str(one)) if is_hub(one):
+            lists = (one,)
+        case _:
+            return job
+    paths = tuple(run_to_end(_download(one), asyncio.new_event_loop) if is_hub(one) else one for one in lists)
+    return replace(job, options=_with_lists(job.options, paths))
+
+
+async def _download(location: str) -> str:
+    place = HubPlace.parse(location)
+    return str(await download(place, [place.path]) / place.path)

@@ -212,6 +212,17 @@ class Dataset(Protocol):
         """File name of the JSON list next to the output folder that the trainer reads; None if there is none."""
         ...
 
+    def select_published(self, names: Sequence[str]) -> Sequence[str]:
+        """Which files of the repository in which it is published have to be downloaded.
+
+        Args:
+            names: The paths of all of its files, in order.
+
+        Returns:
+            Those that are needed; none if it can't be read from there.
+        """
+        ...
+
     @property
     def list_root(self) -> str:
         """The folder to which the paths in its list are relative, relative to the output."""

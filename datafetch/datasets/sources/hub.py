@@ -1,0 +1,164 @@
+"""Datasets of the Hugging Face hub: which files one has, and copies of them in the hub's own cache.
+
+Theory of operation. ``huggingface_hub`` does the work: it knows the hub's endpoint, login, cache and fast transfer from
+the environment, resumes downloads, and checks them. It runs in a process of its own, because it blocks, holds a hundred
+megabytes, takes its settings from the environment when it is imported (there, its telemetry and progress bars are
+switched off), and can't be cancelled but by ending it. The process gets a request as JSON on its standard input, and
+answers with one line of JSON.
+
+Rules: a revision is pinned by whoever names the place, so that the same files come again. Archives are not downloaded:
+their members are read from the hub by ranges.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+from urllib.parse import quote
+
+import msgspec
+
+from datafetch.errors import ConfigurationError, ManifestError, ResourceError
+from datafetch.process.child import child_command, start_failure
+
+_SCHEME = "hf://"
+_PLACE = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+?)(?:@([\w.-]+))?(?:/(.+?))?/?")
+_ENDPOINT = "https://huggingface.co"
+_QUIET = {
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_UPDATE_CHECK": "1",
+    "HF_HUB_VERBOSITY": "error",
+}
+
+
+def is_hub(location: str) -> bool:
+    """Whether a location is on the hub."""
+    return location.startswith(_SCHEME)
+
+
+@dataclass(frozen=True, slots=True)
+class HubPlace:
+    """A dataset's repository on the hub, or a file in it.
+
+    Attributes:
+        repository: Its owner and name, such as ``liuhaotian/LLaVA-Pretrain``.
+        revision: A commit, a tag or a branch.
+        path: The path of a file in it; empty for all of it.
+    """
+
+    repository: str
+    revision: str = "main"
+    path: str = ""
+
+    @classmethod
+    def parse(cls, location: str) -> Self:
+        """Read a location, ``hf://datasets/OWNER/NAME[@REVISION][/PATH]``.
+
+        Raises:
+            ConfigurationError: It has another form.
+        """
+        match = _PLACE.fullmatch(location)
+        if match is None or ".." in location:
+            raise ConfigurationError(
+                f"{location} is not a place on the hub; that is hf://datasets/OWNER/NAME, perhaps with @REVISION behind"
+            )
+        return cls(match[1], match[2] or "main", match[3] or "")
+
+    def url(self, name: str) -> str:
+        """The URL of a file, which the hub redirects to wherever it is."""
+        endpoint = os.environ.get("HF_ENDPOINT", _ENDPOINT).rstrip("/")
+        return f"{endpoint}/datasets/{self.repository}/resolve/{quote(self.revision)}/{quote(name)}"
+
+    def __str__(self) -> str:
+        path = f"/{self.path}" if self.path else ""
+        return f"hf://datasets/{self.repository}@{self.revision}{path}"
+
+
+class Request(msgspec.Struct, frozen=True):
+    """What the process is to do.
+
+    Attributes:
+        repository: Owner and name.
+        revision: A commit, a tag or a branch.
+        names: The files to download; none only lists those that there are.
+    """
+
+    repository: str
+    revision: str
+    names: list[str]
+
+
+class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the process answers.
+
+    Attributes:
+        names: The files that there are.
+        folder: The folder in which the downloaded files are.
+        problem: Why it could not; empty if it could.
+        is_ours: Whether this machine lacks something, and not the hub.
+    """
+
+    names: list[str] = []
+    folder: str = ""
+    problem: str = ""
+    is_ours: bool = False
+
+
+async def list_names(place: HubPlace) -> list[str]:
+    """The paths of all files of a repository, in order.
+
+    Raises:
+        ManifestError: The hub does not give them; the message says why, and what to do.
+        ResourceError: This machine lacks something.
+    """
+    answer = await _ask(place, Request(place.repository, place.revision, []))
+    return sorted(answer.names)
+
+
+async def download(place: HubPlace, names: Sequence[str]) -> Path:
+    """Download files to the hub's cache, unless they are there already.
+
+    Args:
+        place: The repository.
+        names: Their paths in it.
+
+    Returns:
+        The folder in which they are, under the same paths.
+
+    Raises:
+        ManifestError: The hub does not give them; the message says why, and what to do.
+        ResourceError: This machine lacks something.
+    """
+    answer = await _ask(place, Request(place.repository, place.revision, list(names)))
+    return Path(answer.folder)
+
+
+async def _ask(place: HubPlace, request: Request) -> Answer:
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *child_command("datafetch.datasets.sources.hub_process"),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            env={**os.environ, **_QUIET},
+            start_new_session=True,  # Ctrl-C in the terminal is handled by the parent alone
+        )
+    except OSError as error:
+        raise ResourceError(f"cannot start the process that asks the hub: {start_failure(error)}") from error
+    try:
+        answered, _ = await process.communicate(msgspec.json.encode(request))
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if not answered:
+        raise ResourceError(f"the process that asks the hub ended with status {process.returncode}, see above")
+    answer = msgspec.json.decode(answered, type=Answer)
+    if answer.problem:
+        raise (ResourceError if answer.is_ours else ManifestError)(f"{place}: {answer.problem}")
+    return answer

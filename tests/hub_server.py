@@ -1,0 +1,141 @@
+"""A server that speaks as much of the Hugging Face hub's protocol as downloads need.
+
+Small files come from the hub itself, large ones, as with Git LFS, from another place to which a signed URL leads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import unquote
+
+import pytest
+
+_FILE = re.compile(r"/datasets/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
+_TREE = re.compile(r"/api/datasets/([^/]+/[^/]+)/tree/([^/]+)/?")
+_STORED = re.compile(r"/stored/([^/]+/[^/]+)/(.+)")
+_LARGE_BYTES = 2000
+_COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@dataclass
+class HubServer:
+    """The hub as a context: ``with HubServer({"owner/name": {"a.json": b"…"}}) as hub: …``.
+
+    Attributes:
+        repositories: The files of each repository, by path.
+        statuses: The status, and the hub's name for the error, with which it refuses a repository.
+        tokens: The token that a repository needs.
+        requests: What it was asked for, in order: method, path, and range.
+    """
+
+    repositories: Mapping[str, Mapping[str, bytes]]
+    statuses: dict[str, tuple[int, str]] = field(default_factory=dict)
+    tokens: dict[str, str] = field(default_factory=dict)
+    requests: list[tuple[str, str, str]] = field(default_factory=list)
+
+    def __enter__(self) -> Self:
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                hub.answer(self)
+
+            def do_HEAD(self) -> None:
+                hub.answer(self)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    @property
+    def endpoint(self) -> str:
+        """The URL of the hub."""
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def use(self, monkeypatch: pytest.MonkeyPatch, cache: object) -> None:
+        """Let programs that this test starts use it, and this folder as their cache."""
+        for name, value in (("HF_ENDPOINT", self.endpoint), ("HF_HOME", cache), ("HF_HUB_DISABLE_XET", "1")):
+            monkeypatch.setenv(name, str(value))
+        for name in ("HF_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE"):
+            monkeypatch.delenv(name, raising=False)
+
+    def contents(self) -> list[str]:
+        """The files whose content was asked for, in order."""
+        found = (
+            _FILE.fullmatch(path) or _STORED.fullmatch(path) for method, path, _ in self.requests if method == "GET"
+        )
+        return [match.groups()[-1] for match in found if match]
+
+    def answer(self, handler: BaseHTTPRequestHandler) -> None:
+        """Answer one request."""
+        path = unquote(handler.path.partition("?")[0])
+        self.requests.append((handler.command, path, handler.headers.get("Range", "")))
+        match = _FILE.fullmatch(path) or _TREE.fullmatch(path) or _STORED.fullmatch(path)
+        repository = "" if match is None else match[1]
+        token = self.tokens.get(repository)
+        if repository in self.statuses:
+            status, name = self.statuses[repository]
+            self._send(handler, status, b"", {"X-Error-Code": name})
+        elif match is None or repository not in self.repositories:
+            self._send(handler, 404, b"", {"X-Error-Code": "RepoNotFound"})
+        elif token and not path.startswith("/stored/") and handler.headers.get("Authorization") != f"Bearer {token}":
+            self._send(handler, 401, b"", {"X-Error-Code": "RepoNotFound"})
+        elif path.startswith("/api/"):
+            self._send(handler, 200, self._tree(repository), {"Content-Type": "application/json"})
+        else:
+            self._send_file(handler, path, self.repositories[repository].get(match.groups()[-1]))
+
+    def _tree(self, repository: str) -> bytes:
+        files = self.repositories[repository].items()
+        entries = [{"type": "file", "path": path, "size": len(content), "oid": "0" * 40} for path, content in files]
+        return json.dumps(entries).encode()
+
+    def _send_file(self, handler: BaseHTTPRequestHandler, path: str, content: bytes | None) -> None:
+        if content is None:
+            self._send(handler, 404, b"", {"X-Error-Code": "EntryNotFound"})
+            return
+        etag = f'"{hashlib.sha256(content).hexdigest()}"'
+        if len(content) >= _LARGE_BYTES and not path.startswith("/stored/"):
+            match = _FILE.fullmatch(path)
+            assert match is not None, "a file"
+            location = f"{self.endpoint}/stored/{match[1]}/{match[3]}?signature=secret".replace(" ", "%20")
+            linked = {"X-Linked-Etag": etag, "X-Linked-Size": str(len(content))}
+            self._send(handler, 302, b"", {"Location": location, "X-Repo-Commit": _COMMIT, **linked})
+            return
+        fields = {"ETag": etag, "X-Repo-Commit": _COMMIT, "Accept-Ranges": "bytes"}
+        span = re.fullmatch(r"bytes=(\d+)-(\d*)", handler.headers.get("Range", ""))
+        if span is None:
+            self._send(handler, 200, content, fields)
+            return
+        start, stop = int(span[1]), min(int(span[2] or len(content)) + 1, len(content))
+        fields["Content-Range"] = f"bytes {start}-{stop - 1}/{len(content)}"
+        self._send(handler, 206, content[start:stop], fields)
+
+    def _send(self, handler: BaseHTTPRequestHandler, status: int, content: bytes, fields: Mapping[str, str]) -> None:
+        handler.send_response(status)
+        for name, value in {**fields, "Content-Length": str(len(content))}.items():
+            handler.send_header(name, value)
+        handler.end_headers()
+        if handler.command == "GET":
+            handler.wfile.write(content)

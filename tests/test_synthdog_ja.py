@@ -100,7 +100,7 @@ def test_another_count_takes_the_place_of_the_first(tmp_path: Path, source: Path
     """It is another job, which is started over; the list of the first has another name and stays."""
     run(job_for(tmp_path, source, 5))
     again = job_for(tmp_path, source, 12)
-    with pytest.raises(ConfigurationError, match="--fresh"):
+    with pytest.raises(ConfigurationError, match=r"\(--count: 5, now 12\).*--fresh"):
         run(again)
     assert run(replace(again, fresh=True)).totals.ok == 12
     assert run(again).reused == 12

@@ -253,6 +253,12 @@ def _parts_of(identity: Identity) -> Iterator[tuple[object, object, object]]:
                 yield source, size, fingerprint
 
 
+_HASHES = {
+    "images": "other images are wanted",
+    "fallback": "with another list of URLs next to the published one, or without one",
+}
+"""The difference, by the part of the identity; the hashes would tell nothing."""
+
 _ID_LISTS = {
     (True, True): "another id list",
     (True, False): "with an id list, now without",
@@ -262,9 +268,11 @@ _ID_LISTS = {
 
 
 def _refuse_other_job(layout: OutputLayout, before: Identity, now: Identity) -> None:
-    for name in now | before:
+    for name in sorted(now | before, key=lambda name: name == "shards"):  # last, for an option may decide the files
         if before.get(name) != now.get(name):
-            if name == "ids":
+            if name in _HASHES:
+                difference = _HASHES[name]
+            elif name == "ids":
                 difference = _ID_LISTS[before.get(name) is not None, now.get(name) is not None]
             elif name == "shards":
                 difference = f"other manifest files: {_first_difference(before[name], now[name])}"
@@ -279,10 +287,14 @@ def _refuse_other_job(layout: OutputLayout, before: Identity, now: Identity) -> 
 
 
 def _first_difference(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """The first manifest file that has changed, or is missing now."""
-    changed = {source for shard, (source, *_) in now.items() if before.get(shard) != now[shard]}
-    gone = {source for shard, (source, *_) in before.items() if shard not in now} - changed
-    return str(min(changed)) if changed else f"{min(gone)} is missing"
+    """The first manifest file that has changed, has another name or is missing now."""
+    changed = {source: before.get(shard) for shard, (source, *_) in now.items() if before.get(shard) != now[shard]}
+    gone = {source for shard, (source, *_) in before.items() if shard not in now} - changed.keys()
+    if not changed:
+        return f"{min(gone)} is missing"
+    source = min(changed)
+    earlier = changed[source]
+    return source if earlier is None or earlier[0] == source else f"{source}, before {earlier[0]}"
 
 
 def refuse_foreign_files(layout: OutputLayout, identity: Identity) -> None:

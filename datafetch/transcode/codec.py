@@ -1,8 +1,9 @@
 """transcode(): turn one body into an outcome, without I/O and without state.
 
 Rules: with exact resizing, the recipe's pixels give the same bytes as the recipe's own snippet with the same Pillow
-(docs/fidelity.md). An image that is kept as received has passed everything that the trainer does with it. Only formats
-on the allow-list are tried, and the header is checked before pixels are allocated.
+(docs/fidelity.md). An image that is kept as received has passed what the trainer does with it: all of its data has been
+decoded, although not into all pixels if it is a JPEG. Only formats on the allow-list are tried, and the header is
+checked before pixels are allocated.
 """
 
 from __future__ import annotations
@@ -90,15 +91,17 @@ def _transcode_repaired(body: bytes, spec: ImageSpec, sha256: str) -> Outcome | 
 def _transcode(body: bytes, spec: ImageSpec, sha256: str) -> Encoded:
     with _open_checked(body, spec) as source:
         permitted = _permitted(source, body, spec)
-        if spec.encode is Encoding.RECEIVED:
-            return replace(_keep(source, body, sha256), permitted=permitted)
         if not can_pass_through(source, spec):
-            return replace(_encode(source, spec, sha256), permitted=permitted)
+            return replace(_finish(source, body, spec, sha256), permitted=permitted)
         width_px, height_px = source.size
         if is_intact(source, body):
             return Encoded(body, width_px, height_px, str(source.format), sha256, is_original=True, permitted=permitted)
     with _open_checked(body, spec) as source:
-        return replace(_encode(source, spec, sha256), permitted=permitted)
+        return replace(_finish(source, body, spec, sha256), permitted=permitted)
+
+
+def _finish(source: ImageFile.ImageFile, body: bytes, spec: ImageSpec, sha256: str) -> Encoded:
+    return _keep(source, body, sha256) if spec.encode is Encoding.RECEIVED else _encode(source, spec, sha256)
 
 
 def _permitted(source: ImageFile.ImageFile, body: bytes, spec: ImageSpec) -> Permissions:

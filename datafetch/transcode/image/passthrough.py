@@ -18,15 +18,15 @@ _MAX_REDUCTION = 8  # libjpeg can decode an eighth of the pixels per side, but n
 
 
 def can_pass_through(source: ImageFile.ImageFile, spec: ImageSpec) -> bool:
-    """Return whether, by its header, an opened image is a JPEG of the requested size and pixels.
+    """Return whether, by its header, an opened image is a JPEG that is kept if it is intact.
 
     It must be grey or RGB: readers disagree on whether a JPEG with four components (CMYK) is stored inverted. Pillow
-    opens only JPEGs of 8 bits.
+    opens only JPEGs of 8 bits. Unless all images are kept as received, it must have the requested size and pixels.
     """
-    return (
+    if source.format != "JPEG" or source.mode not in {"L", "RGB"}:
+        return False
+    return spec.encode is Encoding.RECEIVED or (
         spec.encode is Encoding.ORIGINAL
-        and source.format == "JPEG"
-        and source.mode in {"L", "RGB"}
         and source.size == shrunk_size_px(source.size, spec.short_side_px)
         and (spec.pixels is Pixels.RECIPE or is_correct(source))
     )

@@ -488,6 +488,20 @@ def test_what_the_archive_lacks_may_be_in_its_place(tmp_path: Path, archive: Pat
     assert (out / "mine.jpg").read_bytes() == jpeg(1234)
 
 
+def test_a_member_that_can_not_be_read_may_be_in_its_place(tmp_path: Path) -> None:
+    """The operator may have been able to unpack it; a file that does not decode is no image, as always."""
+    members = as_members(dict(list(IMAGES.items())[:3]))
+    members[1].flags = members[2].flags = 1  # encrypted
+    (tmp_path / "train2017.zip").write_bytes(craft(*members))
+    out = tmp_path / "data/coco/train2017"
+    out.mkdir(parents=True)
+    (out / "000000000001.jpg").write_bytes(jpeg(1))
+    job = coco(tmp_path, tmp_path / "train2017.zip")
+    run(job)
+    assert list(outcomes(job).values()) == ["ok", "ok", "bad_member"]
+    assert ledger(job)["000000000001.jpg"]["source"] == "have"
+
+
 def test_copies_of_directories_leave_nothing_after_a_kill(
     tmp_path: Path, archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

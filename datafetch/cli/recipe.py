@@ -29,7 +29,8 @@ def prepare(  # noqa: PLR0913 - one parameter an option
         list[str] | None,
         typer.Option(
             metavar="NAME=PATH|URL",
-            help="The published manifest or archive of the dataset NAME, or the folder of it. Repeatable.",
+            help="The published manifest or archive of the dataset NAME, or the folder of it, if it is not read from "
+            "where it is published. Repeatable.",
             rich_help_panel=OptionGroup.SELECTION,
         ),
     ] = None,

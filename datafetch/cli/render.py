@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from datafetch.cli.exit_code import one_line
-from datafetch.datasets import find_dataset
+from datafetch.datasets import DATASETS
 from datafetch.errors import ResourceError
 from datafetch.model.kinds import CounterName
 from datafetch.model.outcome import OK, FailureKind
@@ -116,7 +116,8 @@ def _advice(report: Report) -> Iterator[str]:
             f"--kinds {','.join(failed)}{' (or some of them)' if len(failed) > 1 else ''} requests those as well"
         )
     missing = report.totals.outcomes.get(FailureKind.MISSING_MEMBER, 0)
-    root = find_dataset(report.dataset).image_root
+    dataset = DATASETS.get(report.dataset)
+    root = None if dataset is None else dataset.image_root
     if missing and root is not None:
         folder = os.path.normpath(Path(report.out) / root)
         yield (
@@ -226,10 +227,12 @@ def show_built(built: Sequence[BuiltDataset], *, as_json: bool) -> None:
             continue
         totals = one.report.totals
         lines.append(f"{one.part.name:<{width}}  {totals.images:>11,}  {totals.ok:>11,}  {totals.failed:>11,}")
-        if totals.failed:
-            kinds = {kind: count for kind, count in totals.outcomes.items() if kind != OK}
+        kinds = {kind: count for kind, count in totals.outcomes.items() if kind != OK}
+        if kinds:
             most = ", ".join(f"{kind} {kinds[kind]:,}" for kind in sorted(kinds, key=lambda kind: (-kinds[kind], kind)))
-            lines.append(f"    {most}: 'datafetch status {shlex.quote(one.out)}' shows where,")
+            lines.append(f"    {most}; 'datafetch status {shlex.quote(one.out)}' shows where")
+        lines += [f"    {advice}" for advice in _advice(one.report)]
+        if kinds and DATASETS[one.part.name].image_root is None:
             lines.append(f"    '{_retry_command(one.out)}' requests again what may have been temporary")
     _print("\n".join(_safe(line) for line in lines))
 

@@ -34,7 +34,7 @@ NameOf: TypeAlias = Callable[[str], str | None]
 
 
 class _Selected(Manifest):
-    """What both manifests have in common: selected files, and names that were wanted and not found.
+    """What these manifests have in common: selected files, and names that were wanted and not found.
 
     Args:
         source: The archive or the folder.
@@ -110,13 +110,17 @@ class _Selected(Manifest):
             if refusal := self._why_missing_can_not_be_saved(name):
                 row: Row = {"image": name, **_failure(FailureKind.BAD_MEMBER, refusal)}
             else:
-                url = self._fallback.find(name) if self._fallback is not None else ""
-                row = {"image": name, FALLBACK: url, **_failure(FailureKind.MISSING_MEMBER, "it is not in the archive")}
+                failure = _failure(FailureKind.MISSING_MEMBER, "it is not in the archive")
+                row = {"image": name, **failure, FALLBACK: self._url_of(name)}
             yield Sample(position, name, (f"{self._source.name}#{name}",), row)
 
+    def _url_of(self, name: str) -> str:
+        return self._fallback.find(name) if self._fallback is not None else ""
+
     def _with_fallback(self, sample: Sample) -> Sample:
-        url = self._fallback.find(sample.key) if self._fallback is not None else ""
-        return replace(sample, row={**sample.row, FALLBACK: url}) if url else sample
+        """A sample that says where else its image may be, if there is a URL, or the archive's is known to be bad."""
+        url = self._url_of(sample.key)
+        return replace(sample, row={**sample.row, FALLBACK: url}) if url or FAILURE in sample.row else sample
 
     def _collect(self, names: Iterable[str | None], found: set[str]) -> Iterator[str | None]:
         for name in names:
@@ -160,7 +164,7 @@ class _Slice(Samples):
 class ArchiveMembers(_Selected):
     """The members of archives, in the order of their bytes, so that neighbours can be fetched together.
 
-    Memory holds 17 bytes for each member of the archives, 16 for each selected one, and the names that are wanted.
+    Memory holds 17 bytes for each member of the archives, 24 for each selected one, and the names that are wanted.
 
     Args:
         directories: The directories of the archives.
@@ -215,7 +219,7 @@ class ArchiveMembers(_Selected):
 
 
 class UnpackedFiles(_Selected):
-    """The files of an archive that was unpacked to a folder. No link is followed.
+    """The files of an archive that was unpacked to a folder. No link is followed. Memory holds their paths.
 
     Args:
         folder: The folder; it may also be one of those that the archive has.
@@ -238,13 +242,14 @@ class UnpackedFiles(_Selected):
         advice: str,
     ) -> None:
         self._folder = folder
+        self._root = folder.resolve().name
         self._name_of = name_of
         paths, digest = [], hashlib.sha256()
         self.folders: set[str] = set()
         for path, size_bytes in _walk(folder):
-            name = name_of(f"{folder.resolve().name}/{path}")
+            name = name_of(f"{self._root}/{path}")
             if name is not None:
-                self.folders.add(PurePosixPath(folder.resolve().name, path).parts[-2])
+                self.folders.add(PurePosixPath(self._root, path).parts[-2])
                 digest.update(f"{path}\0{size_bytes}\0".encode("utf-8", "surrogateescape"))
             if name is not None and (wanted is None or (name in wanted and not why_refused(name))):
                 paths.append(path)
@@ -253,13 +258,13 @@ class UnpackedFiles(_Selected):
         super().__init__(folder, wanted, (self._name(path) for path in paths), fallback, advice)
 
     def _name(self, path: str) -> str | None:
-        name = self._name_of(f"{self._folder.resolve().name}/{path}")
+        name = self._name_of(f"{self._root}/{path}")
         return None if name is None or why_refused(name) else name
 
     def _read(self, first: int, count: int) -> Iterator[Sample]:
         for number in range(first, first + count):
             path = self._paths[number]
-            name = self._name_of(f"{self._folder.resolve().name}/{path}") or ""
+            name = self._name_of(f"{self._root}/{path}") or ""
             problem = self._problem(number, name)
             where = problem or {FILE: [path]}
             sample = Sample(number, name, (f"{self._folder.name}#{path}",), {"image": name, **where})

@@ -21,26 +21,27 @@ class RecipePart:
 
     Attributes:
         name: The dataset's name.
-        step: The step that trains on it, or on lists that name its images.
-        images: The number of images, or of rows where those have several; of an image set, all that it has.
-        published: Where it is published: a repository of the Hugging Face hub, or a URL.
+        step: The step that trains on it, or on lists that name its images; None if the recipe does not have it.
+        images: The number of images, or of rows where those have several; of an image set, all that it has. 0 if it is
+            not known.
+        published: Where it is published: a repository of the Hugging Face hub, or a URL; empty if that is not known.
         is_read_there: Whether its source is that place, unless another is given; otherwise one has to be.
         gate: What the operator has to do first; empty if anyone can download it.
         lists: The datasets whose lists name its images, if it is an image set; no others of its images are needed.
     """
 
     name: str
-    step: int
-    images: int
-    published: str
+    step: int | None = None
+    images: int = 0
+    published: str = ""
     gate: str = ""
     is_read_there: bool = False
     lists: tuple[str, ...] = ()
 
     @property
     def step_name(self) -> str:
-        """The step as a target of ``datafetch prepare``."""
-        return f"step-{self.step}"
+        """The step as a target of ``datafetch prepare``; empty if there is none."""
+        return "" if self.step is None else f"step-{self.step}"
 
     @property
     def readable_place(self) -> str:
@@ -98,8 +99,15 @@ RECIPE: tuple[RecipePart, ...] = (
 )
 """All datasets of the recipe, each after those that it needs."""
 
+_PARTS = {part.name: part for part in RECIPE}
+
 STEPS: tuple[str, ...] = tuple(dict.fromkeys(part.step_name for part in RECIPE))
 """The names of the steps."""
+
+
+def part_of(name: str) -> RecipePart:
+    """A dataset as the recipe uses it, or all that is known of one that the recipe does not have."""
+    return _PARTS.get(name) or RecipePart(name)
 
 
 def default_source(name: str) -> str:
@@ -108,15 +116,16 @@ def default_source(name: str) -> str:
     Raises:
         ConfigurationError: One has to be given; the message says where it is published.
     """
-    part = next(part for part in RECIPE if part.name == name)
+    part = part_of(name)
     if part.readable_place:
         return part.readable_place
     gate = f" ({part.gate})" if part.gate else ""
-    raise ConfigurationError(f"give a --source; {name} is published at {part.published}{gate}")
+    place = f"; {name} is published at {part.published}{gate}" if part.published else f" for {name}"
+    raise ConfigurationError(f"give a --source{place}")
 
 
 def expand_targets(targets: Sequence[str]) -> list[str]:
-    """The datasets that targets stand for, each once, in the order of the recipe.
+    """The datasets that targets stand for, each once, in the order of the recipe; others come behind.
 
     Args:
         targets: Names of datasets and steps.
@@ -127,4 +136,5 @@ def expand_targets(targets: Sequence[str]) -> list[str]:
     for target in targets:
         if target not in DATASETS and target not in STEPS:
             raise unknown_name("dataset or step", target, [*DATASETS, *STEPS])
-    return [part.name for part in RECIPE if part.name in targets or part.step_name in targets]
+    names = [part.name for part in RECIPE if part.name in targets or part.step_name in targets]
+    return [*names, *(name for name in DATASETS if name in targets and name not in _PARTS)]

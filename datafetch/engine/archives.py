@@ -19,7 +19,7 @@ from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 import msgspec
 
@@ -99,9 +99,7 @@ def find_archives(dataset: Dataset, source: str) -> Archives:
             raise ManifestError(f"{without_secrets(source)} of the archive is not valid; check its spelling") from error
         if not parts.path.endswith("/"):
             return Archives(_all_of(dataset, (source,)))
-        return Archives(
-            tuple(urlunsplit(parts._replace(path=parts.path + name.replace(" ", "%20"))) for name in dataset.archives)
-        )
+        return Archives(tuple(urlunsplit(parts._replace(path=parts.path + quote(name))) for name in dataset.archives))
     path = Path(source)
     if path.is_dir():
         there = tuple(str(path / name) for name in dataset.archives if (path / name).is_file())

@@ -13,11 +13,10 @@ from datafetch.datasets.sources import HubPlace, download, is_hub, list_names
 from datafetch.engine.archives import NO_ARCHIVES, Archives, images_in_place, open_archives
 from datafetch.engine.disk_estimate import DiskEstimate
 from datafetch.engine.feed import MAX_OPEN_SAMPLES, MAX_OPEN_SHARDS
-from datafetch.engine.job import Job, dataset_of, hash_of, identify, own_spec, reshard_plan, settings_of
+from datafetch.engine.job import Job, dataset_of, hash_of, identify, own_spec, refuse_url, reshard_plan, settings_of
 from datafetch.engine.ownership import claim_for_job
 from datafetch.errors import ConfigurationError
 from datafetch.model.interfaces import Dataset, Manifest
-from datafetch.model.location import is_url, without_secrets
 from datafetch.output.merge import Output
 from datafetch.output.training_list import keep_made, keep_published, published_source, refuse_other_list
 from datafetch.process.threads import run_in_thread
@@ -137,11 +136,7 @@ async def bind(job: Job) -> AsyncIterator[BoundJob]:
     """
     dataset = await run_in_thread(dataset_of, job)
     reading = await _download(job, dataset) if is_hub(job.source) else job
-    if is_url(job.source) and (not dataset.archives or dataset.list_name is not None):
-        also = "; its archive may stay there (--archive)" if dataset.archives else ""
-        raise ConfigurationError(
-            f"--source of {dataset.name} is a path; download what is at {without_secrets(job.source)} first{also}"
-        )
+    refuse_url(dataset, job.source)
     layout = await run_in_thread(lambda: OutputLayout(resolve_parent(Path(job.out))))
     if not dataset.archives:
         root = dataset.image_root

@@ -183,6 +183,19 @@ def dataset_of(job: Job) -> Dataset:
     return dataset
 
 
+def refuse_url(dataset: Dataset, source: str) -> None:
+    """Check that a source is not on a web server, unless it is an archive, whose members can be read from there.
+
+    Raises:
+        ConfigurationError: It is.
+    """
+    if is_url(source) and (not dataset.archives or dataset.list_name is not None):
+        also = "; its archive may stay there (--archive)" if dataset.archives else ""
+        raise ConfigurationError(
+            f"--source of {dataset.name} is a path; download what is at {without_secrets(source)} first{also}"
+        )
+
+
 def own_spec(dataset: Dataset) -> ImageSpec:
     """What an image of a dataset becomes unless the job specifies otherwise."""
     return ImageSpec(

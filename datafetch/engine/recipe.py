@@ -1,13 +1,12 @@
 """The recipe: several datasets, one after the other, each with a job of its own.
 
 An image set comes before the lists that name its images, and of it only those are fetched that these lists name. If one
-dataset can't be built, the others are, but for lists: a list keeps only the records whose images are there, so it is
-built from what there is, and built again when there is more.
+dataset can't be built, the others are all the same; a list then has only the records whose images are there, and the
+same command builds it again when there are more.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,11 +15,11 @@ from typing import TypeAlias
 from datafetch.datasets import find_dataset
 from datafetch.datasets.image_sets import ImageSetOptions
 from datafetch.datasets.ocr_vqa import OcrVqaOptions
-from datafetch.datasets.recipes import RECIPE, RecipePart, default_source, expand_targets
+from datafetch.datasets.recipes import RecipePart, default_source, expand_targets, part_of
 from datafetch.datasets.sources import HubPlace, download, is_hub
-from datafetch.engine.job import Job, own_spec
+from datafetch.engine.job import Job, own_spec, refuse_url
 from datafetch.engine.runner import run
-from datafetch.errors import ConfigurationError, DatafetchError
+from datafetch.errors import ConfigurationError, DatafetchError, ResourceError
 from datafetch.model.observers import Observer
 from datafetch.model.options import DatasetOptions
 from datafetch.model.report import Report
@@ -28,8 +27,6 @@ from datafetch.model.statistics import Statistics
 from datafetch.output.training_list import published_source
 from datafetch.process.event_loop import run_to_end
 from datafetch.store.layout import OutputLayout, resolve_parent
-
-_PARTS: Mapping[str, RecipePart] = {part.name: part for part in RECIPE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +80,7 @@ def plan_recipe(
     ids: Mapping[str, str],
     change: Callable[[Job], Job] = lambda job: job,
 ) -> list[PlannedDataset]:
-    """Plan the datasets that targets stand for. Nothing is opened or written.
+    """Plan the datasets that targets stand for. Nothing is written, and of files only training lists are looked at.
 
     Args:
         targets: Names of datasets and steps.
@@ -96,7 +93,8 @@ def plan_recipe(
         The datasets in the order in which they are to be built.
 
     Raises:
-        ConfigurationError: There is no such target, or something is given for a dataset that is not among the targets.
+        ConfigurationError: There is no such target, something is given for a dataset that is not among the targets, or
+            an option has a wrong value.
     """
     names = expand_targets(targets)
     for flag, given in (("--source", sources), ("--ids", ids)):
@@ -105,14 +103,14 @@ def plan_recipe(
     if strange := next((name for name in ids if find_dataset(name).id_list is None), None):
         raise ConfigurationError(f"{strange} does not take --ids")
     planned = []
-    for part in (_PARTS[name] for name in names):
+    for part in map(part_of, names):
         out = str(root / find_dataset(part.name).path)
         try:
-            job = change(_job(part, names, root, sources, ids, is_in_step=part.step_name in targets))
+            job = _job(part, names, root, sources, ids, is_in_step=part.step_name in targets)
         except ConfigurationError as error:
             planned.append(PlannedDataset(part, out, None, str(error)))
         else:
-            planned.append(PlannedDataset(part, out, job))
+            planned.append(PlannedDataset(part, out, change(job)))
     return planned
 
 
@@ -152,6 +150,7 @@ def _published_list(name: str, source: str, root: Path) -> str:
     assert dataset.list_name is not None, "it has a list"
     if is_hub(source):
         return f"{source}/{dataset.list_name}"
+    refuse_url(dataset, source)
     path = published_source(OutputLayout(resolve_parent(root / dataset.path)), Path(source), dataset.list_name)
     return str(path / dataset.list_name if path.is_dir() else path)
 
@@ -187,6 +186,8 @@ def build_recipe(planned: Sequence[PlannedDataset], observe: Observe) -> Iterato
             report = run(_with_downloaded_lists(one.job), observe(number, planned))
         except DatafetchError as stopped:
             error = stopped
+        except OSError as stopped:
+            error = ResourceError.from_disk_error(stopped, "continue")
         yield BuiltDataset(one.part, one.out, report, error)
 
 
@@ -199,7 +200,7 @@ def _with_downloaded_lists(job: Job) -> Job:
             lists = (one,)
         case _:
             return job
-    paths = tuple(run_to_end(_download(one), asyncio.new_event_loop) if is_hub(one) else one for one in lists)
+    paths = tuple(run_to_end(_download(one)) if is_hub(one) else one for one in lists)
     return replace(job, options=_with_lists(job.options, paths))
 
 

@@ -201,7 +201,9 @@ def resolve_parent(path: Path) -> Path:
 
 
 def output_of(path: Path) -> Path:
-    """The output folder, as an absolute path, for the path of an output folder, of its state folder or of its list.
+    """The output folder, as an absolute path, for the path of an output folder or of its state folder.
+
+    A training list whose images are elsewhere has a state folder and no output folder, and may be given itself.
 
     Raises:
         ConfigurationError: The path has no final component, such as ``/``.
@@ -211,6 +213,6 @@ def output_of(path: Path) -> Path:
         raise ConfigurationError(f"there is no run in {out}; give the folder that a run writes to")
     if out.name.endswith(SUFFIX) and out.name != SUFFIX and not OutputLayout(out).state_folder.exists():
         return out.with_name(out.name.removesuffix(SUFFIX))
-    if out.suffix == _LIST_SUFFIX and OutputLayout(out.with_suffix("")).job.exists():
+    if out.suffix == _LIST_SUFFIX and OutputLayout(out.with_suffix("")).job.exists():  # of a list without a folder
         return out.with_suffix("")
     return out

@@ -34,8 +34,8 @@ from datafetch.verify.record_list import RecordList
 from datafetch.verify.shards import ShardFolder
 from datafetch.verify.verdict import EpochUsage, Verdict
 
-# The trainer's ``Image.open`` refuses images above twice Pillow's limit. Shards hold JPEGs, which can be checked in a
-# fraction of the time that decoding all pixels takes. Files may have any format, and are decoded like in the trainer.
+# The trainer's ``Image.open`` refuses images above twice Pillow's limit. Shards hold JPEGs; files may have any format,
+# and must open as in the trainer. Intact JPEGs are checked without decoding all of their pixels (docs/fidelity.md).
 _READABLE_FORMATS = (PickleFormat.name, ImageFilesFormat.name)
 _MAX_PIXELS = 2 * 89_478_485
 _SHARD_SPEC = ImageSpec(encode=Encoding.ORIGINAL, max_pixels=_MAX_PIXELS, repairs_png=False)
@@ -185,8 +185,7 @@ def _open_folder(check: Check, out: Path) -> Subject:
     if dataset is not None and dataset.output_format not in _READABLE_FORMATS:
         raise ConfigurationError(f"verify can't read {dataset.output_format}, the output format of {dataset.name}")
     if dataset is not None and dataset.list_name is not None and check.loader in {None, dataset.loader}:
-        kept = kept_copy(OutputLayout(out.absolute())) if dataset.makes_list else None
-        path = out.absolute().parent / (dataset.list_name if kept is None else kept.name)
+        path = out.absolute().parent / _list_name(out, dataset)
         if not path.is_file():
             raise ConfigurationError(f"{path} does not exist; the run that creates it is not complete")
         image_root = _root_of_list(out, dataset) if check.image_root is None else Path(check.image_root)
@@ -208,14 +207,20 @@ def _image_root(path: Path) -> Path:
     for state in sorted(path.absolute().parent.glob(f"*{SUFFIX}")):
         out = state.with_name(state.name.removesuffix(SUFFIX))
         dataset = _dataset_of_job(out)
-        if dataset is not None and (dataset.list_name == path.name or dataset.makes_list):
+        if dataset is not None and _list_name(out, dataset) == path.name:
             return _root_of_list(out, dataset)
     for dataset in DATASETS.values():
         if dataset.list_name == path.name:
             images = path.parent / PurePosixPath(dataset.path).name
             if images.is_dir():
-                return images
+                return _root_of_list(images, dataset)
     return path.parent
+
+
+def _list_name(out: Path, dataset: Dataset) -> str:
+    """The file name of the list of an output; empty if it has none. That of a list that is made is in the state."""
+    kept = kept_copy(OutputLayout(out.absolute())) if dataset.makes_list else None
+    return (dataset.list_name or "") if kept is None else kept.name
 
 
 def _root_of_list(out: Path, dataset: Dataset) -> Path:

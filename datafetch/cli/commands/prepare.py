@@ -53,7 +53,8 @@ def prepare(  # noqa: PLR0913 - one parameter an option
         str | None,
         typer.Option(
             metavar="PATH|URL",
-            help="The published manifest or archive, or the folder of it. Not needed for image sets in archives.",
+            help="The published manifest or archive, or the folder of it; or a place on the hub, "
+            "hf://datasets/OWNER/NAME. Not needed for what is read from where it is published.",
             rich_help_panel=OptionGroup.SELECTION,
         ),
     ] = None,
@@ -112,10 +113,10 @@ class _Prepare(Command):
     def make_context(
         self, info_name: str | None, args: list[str], parent: Context | None = None, **extra: Any
     ) -> Context:
-        """Parse the name of the dataset, and leave everything else to its command.
+        """Parse the names of datasets and steps, and leave everything else to their command.
 
         Raises:
-            ConfigurationError: There is no such dataset, or it does not take an option that is given.
+            ConfigurationError: There is no such dataset or step, or it does not take an option that is given.
         """
         ctx = self.context_class(self, info_name=info_name, parent=parent, **extra)
         given, *_ = self.make_parser(ctx).parse_args(args=list(args))

@@ -16,7 +16,7 @@ from datafetch.datasets.sources.hub import Answer, Request
 if TYPE_CHECKING:
     from types import ModuleType
 
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES})
+_UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES})
 _UNAUTHORIZED, _FORBIDDEN, _TOO_MANY = 401, 403, 429
 
 
@@ -64,7 +64,7 @@ def _download(hub: ModuleType, request: Request) -> Answer:
 
 
 def _describe(hub: ModuleType, error: Exception, request: Request) -> Answer:
-    if isinstance(error, OSError) and error.errno in _FULL:
+    if isinstance(error, OSError) and error.errno in _UNWRITABLE:
         where = f" ({error.filename})" if error.filename else ""
         reason = os.strerror(error.errno)
         return Answer(

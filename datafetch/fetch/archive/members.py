@@ -109,8 +109,7 @@ class MemberReader:
     def _start_soon(self) -> None:
         """Start spans when the next calls have had time to come, or at once if there are enough for a whole span."""
         if self._timer is None and self._waiting and len(self._spans) < self._max_spans:
-            first, last = self._waiting[0].member, self._waiting[-1].member
-            is_enough = last.stop - first.start >= self._archives[first.archive].span_bytes
+            is_enough = self._waiting_bytes >= self._archives[self._waiting[0].member.archive].span_bytes
             self._timer = asyncio.get_running_loop().call_later(0 if is_enough else _GATHER_S, self._start_spans)
 
     def _start_spans(self) -> None:

@@ -12,6 +12,7 @@ from hub_server import HubServer
 from runs import PATIENCE_S
 from sources import DATA, place_source
 
+from datafetch.cli.app import main
 from datafetch.datasets import DATASETS
 from datafetch.datasets.recipes import RECIPE, STEPS, expand_targets
 from datafetch.demo.origin import Origin
@@ -140,6 +141,21 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
         yield server
 
 
+def test_several_datasets_are_built_by_one_command(tmp_path: Path, hub: HubServer) -> None:
+    """An image set has what the list on the hub names, and the list its records; what stops one stops no other."""
+    source = place_source("coco-train2017", tmp_path / "coco").folder
+    words = ["coco-train2017", "llava-instruct-ja", "synthdog-ja", "--source", f"coco-train2017={source}"]
+    code, out, error = command("prepare", *words, "--root", tmp_path / "data", *OPTIONS)
+    assert code == 2
+    assert "datafetch: synthdog-ja: the train-*.parquet in" in error
+    assert [line.split()[0] for line in out.splitlines() if line and line[0] not in " d"] == [
+        *("coco-train2017", "synthdog-ja", "llava-instruct-ja")
+    ]
+    assert files(tmp_path / "data", "coco/train2017") == ["000000000025.jpg"]
+    assert hub.contents().count("llava_instruct_ja_156k.json") == 1
+
+
+@pytest.mark.slow
 def test_all_steps_are_built_by_one_command(tmp_path: Path, authority: str, hub: HubServer) -> None:
     """What the trainer reads is there, a second run fetches nothing, and the table says that all is complete."""
     names = [name for name in DATASETS if name not in ("synthdog-ja", "llava-instruct-ja")]
@@ -216,10 +232,12 @@ def test_the_table_is_for_a_terminal_of_80_columns(tmp_path: Path) -> None:
         ([], "name a dataset or a step"),
     ],
 )
-def test_wrong_commands_are_refused_in_one_line(tmp_path: Path, words: list[str], message: str) -> None:
+def test_wrong_commands_are_refused_in_one_line(
+    tmp_path: Path, words: list[str], message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     """With what to do, and before anything is written."""
-    code, _, error = command("prepare", *words, "--root", tmp_path / "data")
-    assert code == 2
+    assert main(["prepare", *words, "--root", str(tmp_path / "data")]) == 2
+    error = capfd.readouterr().err
     assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "data").exists()

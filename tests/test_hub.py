@@ -115,8 +115,8 @@ def test_only_as_many_files_are_downloaded_as_the_rows_need(tmp_path: Path, monk
         (401, "RepoNotFound", "there is no such dataset, or it needs a login"),
         (404, "RepoNotFound", "there is no such dataset, or it needs a login"),
         (404, "RevisionNotFound", "there is no revision 2f1cb5c"),
-        (429, "", "the hub wants fewer requests|the hub can't be read now"),
-        (500, "", "the hub can't be read now"),
+        pytest.param(429, "", "the hub wants fewer requests", marks=pytest.mark.slow),  # the hub's library tries again
+        pytest.param(500, "", "the hub can't be read now", marks=pytest.mark.slow),
     ],
 )
 def test_a_refusal_says_what_to_do(
@@ -156,6 +156,7 @@ def test_what_the_repository_lacks_is_named(tmp_path: Path, monkeypatch: pytest.
                 run(replace(job, dataset=dataset))
 
 
+@pytest.mark.slow
 def test_a_hub_that_does_not_answer_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the same command works later."""
     with HubServer({}) as hub:

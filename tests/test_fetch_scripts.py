@@ -85,6 +85,7 @@ def test_the_script_for_pairs_also_fetches_step_0(tmp_path: Path, authority: str
     assert all((folder / "image_step0" / record["image"]).is_file() for record in records)
 
 
+@pytest.mark.slow  # four sets, two ways
 def test_the_script_for_image_sets_fetches_what_lists_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All four sets, from wherever the environment says, with one list or without."""
     for variable, dataset in (

@@ -10,6 +10,8 @@ import gzip
 import io
 import shutil
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datafetch.datasets.synthdog_ja import SynthdogJaOptions
+from datafetch.demo.origin import Origin
+from datafetch.demo.pictures import write_pictures
 from datafetch.model.options import DatasetOptions
 
 DATA = Path(__file__).parent / "data"
@@ -41,6 +45,19 @@ def place_source(dataset: str, folder: Path, authority: str = NOWHERE) -> TinySo
         copy.write_bytes(_leading_to(authority, path))
     ids = DATA / dataset / "ids"
     return TinySource(source, ids if ids.exists() else None)
+
+
+@contextmanager
+def serve_pictures(folder: Path) -> Iterator[str]:
+    """Serve the pictures that the tiny sources name; yields the host and port.
+
+    Args:
+        folder: An empty folder for them.
+    """
+    for number, name in enumerate(write_pictures(folder / "painted", 10)):
+        (folder / f"{number:05d}.png").write_bytes((folder / "painted" / name).read_bytes())
+    with Origin(folder) as origin:
+        yield origin.url("", "").split("/")[2]
 
 
 def tiny_options(dataset: str) -> DatasetOptions | None:

@@ -8,11 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sources import place_images, place_source
+from sources import place_images, place_source, serve_pictures
 
 from datafetch.datasets import DATASETS
-from datafetch.demo.origin import Origin
-from datafetch.demo.pictures import write_pictures
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 OPTIONS = ("--allow-net", "127.0.0.0/8", "--connections", "8", "--processes", "1", "--retries", "0", "--no-reshard")
@@ -22,11 +20,8 @@ PATIENCE_S = 120.0
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Host and port of an origin with the pictures that the tiny sources name."""
-    folder = tmp_path_factory.mktemp("tiny")
-    for number, name in enumerate(write_pictures(folder / "painted", 10)):
-        (folder / f"{number:05d}.png").write_bytes((folder / "painted" / name).read_bytes())
-    with Origin(folder) as origin:
-        yield origin.url("", "").split("/")[2]
+    with serve_pictures(tmp_path_factory.mktemp("tiny")) as served:
+        yield served
 
 
 def fetch(script: str, *arguments: object) -> dict[str, object]:

@@ -10,13 +10,12 @@ from typing import Any
 import pytest
 from hub_server import HubServer
 from runs import PATIENCE_S
-from sources import DATA, place_source
+from sources import DATA, place_source, serve_pictures
 
 from datafetch.cli.app import main
+from datafetch.cli.exit_code import without_fresh
 from datafetch.datasets import DATASETS
 from datafetch.datasets.recipes import RECIPE, STEPS, expand_targets
-from datafetch.demo.origin import Origin
-from datafetch.demo.pictures import write_pictures
 from datafetch.engine.recipe import plan_recipe
 from datafetch.errors import ConfigurationError
 
@@ -38,11 +37,8 @@ LISTS = {
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Host and port of an origin with the pictures that the tiny sources name."""
-    folder = tmp_path_factory.mktemp("tiny")
-    for number, name in enumerate(write_pictures(folder / "painted", 10)):
-        (folder / f"{number:05d}.png").write_bytes((folder / "painted" / name).read_bytes())
-    with Origin(folder) as origin:
-        yield origin.url("", "").split("/")[2]
+    with serve_pictures(tmp_path_factory.mktemp("tiny")) as served:
+        yield served
 
 
 def record(image: str) -> dict[str, object]:
@@ -208,6 +204,12 @@ def test_a_list_on_a_server_shows_no_secret(tmp_path: Path) -> None:
     planned = plan_recipe(["gqa", "llava-v1.5-subset"], tmp_path, sources, {})
     assert "download what is at https://host/list.json first" in planned[0].problem
     assert all("hunter2" not in one.problem for one in planned)
+
+
+def test_after_a_fresh_start_the_advice_is_to_go_on() -> None:
+    """The same command again would delete what has been fetched."""
+    message = without_fresh("the disk is full; run the same command again to resume")
+    assert message == "the disk is full; run the same command without --fresh to resume"
 
 
 def test_the_table_is_for_a_terminal_of_80_columns(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import typer
 
 from datafetch.cli import signals
 from datafetch.cli.command import SETTINGS
-from datafetch.cli.exit_code import ExitCode, complain, exit_code_of_error
+from datafetch.cli.exit_code import RESUME, ExitCode, complain, exit_code_of_error, without_fresh
 from datafetch.errors import DatafetchError, ResourceError, is_exhaustion
 
 if TYPE_CHECKING:
@@ -42,8 +42,6 @@ class _Summary:
     after_ctrl_c: str
 
 
-_AGAIN = "run the same command again"  # as all messages say it
-_RESUME = f"{_AGAIN} to resume"
 _FRESH = "--fresh"
 _VALIDATION_MESSAGES = {
     "int_parsing": "a whole number is required, not {value!r}",
@@ -52,14 +50,14 @@ _VALIDATION_MESSAGES = {
 }
 """By pydantic's kind of error."""
 _COMMANDS = {
-    "prepare": _Summary("Build a dataset where the trainer expects it, resuming an earlier run.", _RESUME),
+    "prepare": _Summary("Build a dataset where the trainer expects it, resuming an earlier run.", RESUME),
     "datasets": _Summary("Show the recipe's datasets, and how much of each is there.", "nothing was changed"),
-    "retry": _Summary("Retry failures that may be temporary, and add the images that arrive to the shards.", _RESUME),
+    "retry": _Summary("Retry failures that may be temporary, and add the images that arrive to the shards.", RESUME),
     "demo": _Summary(
         "Fetch a small dataset from a local image server with deliberate faults.",
         "the same command starts a new demo in the same folder",
     ),
-    "reshard": _Summary("Make shards of equal size, so that every rank reads the same number of samples.", _RESUME),
+    "reshard": _Summary("Make shards of equal size, so that every rank reads the same number of samples.", RESUME),
     "verify": _Summary(
         "Check an output as the trainer's loader will read it, decoding every image; exit 1 if there are problems.",
         "nothing was changed; run the same command to start over",
@@ -167,9 +165,7 @@ def _usage_message(error: typer.BadParameter) -> str:
 
 def _resuming(message: str, words: Sequence[str]) -> str:
     """Change the advice to run the same command again if that would delete what it has fetched so far."""
-    if _FRESH not in words:
-        return message
-    return message.replace(_RESUME, _AGAIN).replace(_AGAIN, f"run the same command without {_FRESH} to resume")
+    return without_fresh(message) if _FRESH in words else message
 
 
 def _complain_of_machine(error: Exception, words: Sequence[str]) -> ExitCode:

@@ -12,6 +12,8 @@ from datafetch.errors import ConfigurationError, ConservationError, DatafetchErr
 if TYPE_CHECKING:
     from datafetch.model.report import Report
 
+AGAIN = "run the same command again"  # as all messages say it
+RESUME = f"{AGAIN} to resume"
 _MAX_CHARS = 2000
 _END_CHARS = 500  # kept from the end of a longer message, where it says what to do
 
@@ -62,9 +64,19 @@ def exit_code_of_error(error: DatafetchError) -> ExitCode:
 
 def complain(message: str, code: ExitCode) -> ExitCode:
     """Write a message as one line on standard error, and return the exit code."""
+    write_line(message)
+    return code
+
+
+def write_line(message: str) -> None:
+    """Write a message as one line on standard error."""
     with suppress(OSError):  # the exit code counts even if the line can't be written
         sys.stderr.write(f"datafetch: {one_line(message)}\n")
-    return code
+
+
+def without_fresh(message: str) -> str:
+    """Change the advice to run the same command again, given with ``--fresh``: that would delete what was fetched."""
+    return message.replace(RESUME, AGAIN).replace(AGAIN, "run the same command without --fresh to resume")
 
 
 def one_line(text: str) -> str:

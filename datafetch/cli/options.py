@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -36,6 +37,19 @@ _Values = TypeVar("_Values", bound="DataclassInstance")
 PERMISSIONS: Mapping[str, Permission] = {permission.replace("-", "_"): permission for permission in Permission}
 """Options that permit what is refused by default, by name."""
 
+Root = Annotated[
+    Path, typer.Option(metavar="DIR", help="The trainer's data folder.", rich_help_panel=OptionGroup.OUTPUT)
+]
+"""The option of commands that build datasets."""
+NoReshard = Annotated[
+    bool,
+    typer.Option(
+        "--no-reshard",
+        help="Keep the manifest's shards and row order; do not reshard.",
+        rich_help_panel=OptionGroup.OUTPUT,
+    ),
+]
+"""The option of commands that build datasets."""
 Json = Annotated[
     bool,
     typer.Option(

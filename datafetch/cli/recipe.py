@@ -10,8 +10,15 @@ from typing import Annotated
 
 import typer
 
-from datafetch.cli.exit_code import ExitCode, check_min_success, complain, exit_code_of_error
-from datafetch.cli.options import GivenOptions, Json, MinSuccess
+from datafetch.cli.exit_code import (
+    ExitCode,
+    check_min_success,
+    complain,
+    exit_code_of_error,
+    without_fresh,
+    write_line,
+)
+from datafetch.cli.options import GivenOptions, Json, MinSuccess, NoReshard, Root
 from datafetch.cli.progress import ProgressConsole, show_log_messages, show_progress
 from datafetch.cli.render import show_built
 from datafetch.engine.job import Job
@@ -42,17 +49,8 @@ def prepare(  # noqa: PLR0913 - one parameter an option
             rich_help_panel=OptionGroup.SELECTION,
         ),
     ] = None,
-    root: Annotated[
-        Path, typer.Option(metavar="DIR", help="The trainer's data folder.", rich_help_panel=OptionGroup.OUTPUT)
-    ] = Path("playground/data"),
-    no_reshard: Annotated[
-        bool,
-        typer.Option(
-            "--no-reshard",
-            help="Keep the manifests' shards and row order; do not reshard.",
-            rich_help_panel=OptionGroup.OUTPUT,
-        ),
-    ] = False,
+    root: Root = Path("playground/data"),
+    no_reshard: NoReshard = False,
     min_success: MinSuccess = 0.0,
     json: Json = False,
     given: GivenOptions,
@@ -69,9 +67,11 @@ def prepare(  # noqa: PLR0913 - one parameter an option
     built: list[BuiltDataset] = []
     with show_log_messages(console):
         for one in build_recipe(planned, partial(_observe, console=console)):
+            if one.error is not None and given.values.get("fresh"):
+                one = replace(one, error=type(one.error)(without_fresh(str(one.error))))  # noqa: PLW2901 - as it is shown
             built.append(one)
             if one.error is not None:
-                complain(f"{one.part.name}: {one.error}", ExitCode.COMPLETE)
+                write_line(f"{one.part.name}: {one.error}")
     show_built(built, as_json=json)
     return _worst(built, min_success)
 

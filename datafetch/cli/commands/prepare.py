@@ -17,7 +17,7 @@ import typer
 
 from datafetch.cli.command import Command, as_command, with_options
 from datafetch.cli.exit_code import check_min_success, exit_code_of
-from datafetch.cli.options import PERMISSIONS, GivenOptions, Json, MinSuccess, parameters_of
+from datafetch.cli.options import PERMISSIONS, GivenOptions, Json, MinSuccess, NoReshard, Root, parameters_of
 from datafetch.cli.progress import ProgressConsole, show_log_messages, show_progress
 from datafetch.cli.recipe import prepare as prepare_several
 from datafetch.cli.render import show_report
@@ -58,17 +58,8 @@ def prepare(  # noqa: PLR0913 - one parameter an option
             rich_help_panel=OptionGroup.SELECTION,
         ),
     ] = None,
-    root: Annotated[
-        Path, typer.Option(metavar="DIR", help="The trainer's data folder.", rich_help_panel=OptionGroup.OUTPUT)
-    ] = Path("playground/data"),
-    no_reshard: Annotated[
-        bool,
-        typer.Option(
-            "--no-reshard",
-            help="Keep the manifest's shards and row order; do not reshard.",
-            rich_help_panel=OptionGroup.OUTPUT,
-        ),
-    ] = False,
+    root: Root = Path("playground/data"),
+    no_reshard: NoReshard = False,
     min_success: MinSuccess = 0.0,
     json: Json = False,
     given: GivenOptions,

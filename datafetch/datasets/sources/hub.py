@@ -6,8 +6,8 @@ megabytes, takes its settings from the environment when it is imported (there, i
 switched off), and can't be cancelled but by ending it. The process gets a request as JSON on its standard input, and
 answers with one line of JSON.
 
-Rules: a revision is pinned by whoever names the place, so that the same files come again. Archives are not downloaded:
-their members are read from the hub by ranges.
+Rules: a place on the hub has a revision, and datasets name theirs by a commit, so that each run gets the same files.
+Archives are not downloaded: their members are read from the hub by ranges.
 """
 
 from __future__ import annotations

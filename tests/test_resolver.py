@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import gc
 import os
 import resource
@@ -521,7 +522,7 @@ async def _no_descriptors_left() -> AsyncIterator[None]:
     await _earlier_channels_are_gone()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     taken: list[int] = []
-    resource.setrlimit(resource.RLIMIT_NOFILE, (_highest_descriptor() + 20, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(_open_descriptors()) + 20, hard))
     try:
         with suppress(OSError):
             while True:
@@ -533,27 +534,31 @@ async def _no_descriptors_left() -> AsyncIterator[None]:
             os.close(descriptor)
 
 
-def _highest_descriptor() -> int:
-    return max(int(entry.name) for entry in Path("/proc/self/fd").iterdir())
-
-
 async def _earlier_channels_are_gone() -> None:
     """Wait until pycares, in a thread of its own, has closed all channels of earlier tests one by one.
 
-    Otherwise their descriptors would become free during this test.
+    Otherwise their descriptors would become free during this test. The last one's are waited for by number, because it
+    closes those that have no name of their own after those that have.
     """
     gc.collect()
-    before = _pipes()
+    before = _open_descriptors()
     last = pycares.Channel()
-    its_own = _pipes() - before
+    its_own = _open_descriptors() - before
     assert its_own
     last.close()
-    await until(lambda: not its_own & _pipes())
+    await until(lambda: not its_own & _open_descriptors())
 
 
-def _pipes() -> set[str]:
-    links = set()
-    for entry in Path("/proc/self/fd").iterdir():
-        with suppress(FileNotFoundError):
-            links.add(str(entry.readlink()))
-    return {link for link in links if link.startswith("pipe:")}
+def _open_descriptors() -> set[int]:
+    listed = {
+        int(entry.name) for entry in Path("/proc/self/fd").iterdir()
+    }  # has the listing's own, which is closed by now
+    return {descriptor for descriptor in listed if _is_open(descriptor)}
+
+
+def _is_open(descriptor: int) -> bool:
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_GETFD)
+    except OSError:
+        return False
+    return True

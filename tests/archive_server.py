@@ -77,6 +77,7 @@ class ArchiveServer:
         self.on_request: Callable[[SeenRequest], None] = lambda _: None
         self._uses: dict[str, int] = {}
         self._failed: set[tuple[int, int]] = set()
+        self._writers: list[asyncio.StreamWriter] = []
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
         self._port = 0
@@ -125,10 +126,16 @@ class ArchiveServer:
         self._ready.set()
         await self._stopped.wait()
         server.close()
-        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        conversations = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in conversations:
             task.cancel()
+        await asyncio.gather(*conversations, return_exceptions=True)
+        for writer in self._writers:
+            writer.transport.abort()  # what the client has not read by now is for nobody
+        await asyncio.gather(*(writer.wait_closed() for writer in self._writers), return_exceptions=True)
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.append(writer)
         with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             is_open = True
             while is_open:

@@ -324,6 +324,17 @@ class Dataset(Protocol):
         """The same dataset, which reads its published list from this path, and all else from the source."""
         ...
 
+    def options_for_lists(self, lists: Sequence[str]) -> DatasetOptions:
+        """The options with which only those images are fetched that training lists name.
+
+        Args:
+            lists: The paths of the lists; none for all images.
+
+        Returns:
+            Its options, changed if it is a set of images that lists name.
+        """
+        ...
+
     def list_images(self, record: object) -> Sequence[str]:
         """The names of the images of a record of its published list, which are keys of samples.
 

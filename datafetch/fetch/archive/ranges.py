@@ -56,6 +56,10 @@ class ArchiveChangedError(ManifestError):
     """The archive is no longer the one whose directory was read."""
 
 
+class NoRangesError(ManifestError):
+    """The server does not serve parts of the file, or does not say how large it is."""
+
+
 class Range:
     """What was read of an archive.
 
@@ -156,7 +160,7 @@ class RemoteRanges:
         if isinstance(read, Failure):
             raise ManifestError(f"{self._name} can't be read: {read.detail}; check the URL, or try again later")
         if self.total_bytes is None:
-            raise ManifestError(
+            raise NoRangesError(
                 f"{self._name}: the server does not say how large the file is; give another URL, or a copy of the file"
             )
         return self.total_bytes
@@ -237,7 +241,7 @@ class RemoteRanges:
         if failure.status == HTTPStatus.PARTIAL_CONTENT and self.total_bytes is not None:
             raise self._changed()  # it is shorter now, or the server sends other parts than it is asked for
         if failure.status == HTTPStatus.OK:
-            raise self._changed() if self.etag else ManifestError(f"{self._name}: {_RANGES_IGNORED}")
+            raise self._changed() if self.etag else NoRangesError(f"{self._name}: {_RANGES_IGNORED}")
         if failure.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             raise ManifestError(f"{self._name} is empty") if self.total_bytes is None else self._changed()
         reason = _FINAL_STATUSES.get(failure.status)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,8 +15,10 @@ from datafetch.engine.disk_estimate import DiskEstimate
 from datafetch.engine.feed import MAX_OPEN_SAMPLES, MAX_OPEN_SHARDS
 from datafetch.engine.job import Job, dataset_of, hash_of, identify, own_spec, refuse_url, reshard_plan, settings_of
 from datafetch.engine.ownership import claim_for_job
+from datafetch.engine.remote_files import open_remote_files
+from datafetch.engine.scan_cache import StateFolderCache
 from datafetch.errors import ConfigurationError
-from datafetch.model.interfaces import Dataset, Manifest
+from datafetch.model.interfaces import Dataset, Manifest, RemoteFile
 from datafetch.output.merge import Output
 from datafetch.output.training_list import keep_made, keep_published, published_source, refuse_other_list
 from datafetch.process.threads import run_in_thread
@@ -99,7 +101,11 @@ class BoundJob:
         )
 
     def keep_manifest(self) -> None:
-        """Copy to the state folder what is needed of the manifest later: directories of archives, and the JSON list."""
+        """Keep in the state folder what is needed of the manifest later.
+
+        That is directories of archives, the JSON list, and, from now on, what scans of the manifest find.
+        """
+        self.manifest.keep_scans(StateFolderCache(self.layout))
         self.archives.keep(self.layout)
         name = self.dataset.list_name
         if name is not None and self.dataset.makes_list:
@@ -135,6 +141,11 @@ async def bind(job: Job) -> AsyncIterator[BoundJob]:
         DatafetchError: The job or its manifest is wrong.
     """
     dataset = await run_in_thread(dataset_of, job)
+    if is_hub(job.source) and dataset.reads_in_place:
+        place, names = await _published_files(job, dataset)
+        async with open_remote_files(place, names, job.fetch) as remote:
+            yield await run_in_thread(_bind, job, job, dataset, NO_ARCHIVES, remote.files, on_cancel=remote.close)
+        return
     reading = await _download(job, dataset) if is_hub(job.source) else job
     refuse_url(dataset, job.source)
     layout = await run_in_thread(lambda: OutputLayout(resolve_parent(Path(job.out))))
@@ -148,18 +159,24 @@ async def bind(job: Job) -> AsyncIterator[BoundJob]:
         yield await run_in_thread(_bind, job, reading, dataset, archives)
 
 
-async def _download(job: Job, dataset: Dataset) -> Job:
-    """Download what a dataset needs of its repository on the hub; return the job with the folder as its source."""
+async def _published_files(job: Job, dataset: Dataset) -> tuple[HubPlace, Sequence[str]]:
+    """What a dataset needs of its repository on the hub: where that is, and the paths of the files in it."""
     place = HubPlace.parse(job.source)
     names = dataset.select_published(await list_names(place))
     if not names:
         raise ConfigurationError(f"{place} has nothing that {dataset.name} is read from; give the path of its files")
+    return place, names
+
+
+async def _download(job: Job, dataset: Dataset) -> Job:
+    """Download what a dataset needs of its repository on the hub; return the job with the folder as its source."""
+    place, names = await _published_files(job, dataset)
     _log.info("%s: %d files of %s, downloaded unless they are in the hub's cache", job.out, len(names), place)
     return replace(job, source=str(await download(place, names)))
 
 
-def _bind(job: Job, reading: Job, dataset: Dataset, archives: Archives) -> BoundJob:
-    """Bind a job; it is read from the source that ``reading`` has."""
+def _bind(job: Job, reading: Job, dataset: Dataset, archives: Archives, remote: Sequence[RemoteFile] = ()) -> BoundJob:
+    """Bind a job; it is read from the source that ``reading`` has, or from files on a server."""
     _refuse_output_as_source(job, archives)
     listed = _source_of(reading, dataset)
     if dataset.list_name is not None and not job.fresh:
@@ -168,10 +185,13 @@ def _bind(job: Job, reading: Job, dataset: Dataset, archives: Archives) -> Bound
     source = listed
     if dataset.archives and listed != Path(reading.source):  # the archive and all else still lie where the list was
         dataset, source = dataset.with_kept_list(listed), Path(reading.source)
+    ids = Path(job.ids) if job.ids else None
     if archives.copies:
         manifest = dataset.bind_archives(source, archives.copies)
+    elif remote:
+        manifest = dataset.bind_in_place(remote, ids)
     else:
-        manifest = dataset.bind(source, Path(job.ids) if job.ids else None)
+        manifest = dataset.bind(source, ids)
     spec = job.image or own_spec(dataset)
     identity = identify(job, manifest, spec)
     return BoundJob(job, dataset, manifest, spec, identity, layout_of(Path(job.out), job, identity), archives, listed)

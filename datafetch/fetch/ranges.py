@@ -56,6 +56,18 @@ class FileChangedError(ManifestError):
     """The file is no longer the one that was read before."""
 
 
+class RefusedError(ManifestError):
+    """The server refuses the file.
+
+    Attributes:
+        status: The HTTP status with which it does: 401, 403, 404 or 410.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 class Range:
     """What was read of a file.
 
@@ -116,6 +128,7 @@ class RemoteRanges:
         max_part_bytes: How much one request asks for at most; never more than ``MAX_PART_BYTES``.
         total_bytes: Size of the file, where it is known; another size means that it has changed.
         etag: Its strong entity tag, where it is known.
+        name: The file in messages; empty takes the URL without secrets.
 
     Attributes:
         total_bytes: Size of the file; None until the first response.
@@ -130,12 +143,13 @@ class RemoteRanges:
         max_part_bytes: int = MAX_PART_BYTES,
         total_bytes: int | None = None,
         etag: str = "",
+        name: str = "",
     ) -> None:
         self.total_bytes = total_bytes
         self.etag = etag
         self._fetch = fetch
         self._url = url
-        self._name = without_secrets(url)
+        self._name = name or without_secrets(url)
         self._max_part_bytes = min(MAX_PART_BYTES, max_part_bytes)
         self._part_bytes = min(_FIRST_PART_BYTES, self._max_part_bytes)
         self._failed_ranges = 0  # in a row
@@ -242,7 +256,7 @@ class RemoteRanges:
             raise ManifestError(f"{self._name} is empty") if self.total_bytes is None else self._changed()
         reason = _FINAL_STATUSES.get(failure.status)
         if reason is not None:
-            raise ManifestError(f"{self._name}: {reason}")
+            raise RefusedError(f"{self._name}: {reason}", failure.status)
 
     def _changed(self) -> FileChangedError:
         return FileChangedError(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Self
 
 from datafetch.errors import ConfigurationError
-from datafetch.model.interfaces import Manifest
+from datafetch.model.interfaces import Manifest, RemoteFile
 from datafetch.model.kinds import Loader, Payload
 from datafetch.model.options import DatasetOptions
 from datafetch.model.sample import Sample
@@ -40,6 +40,7 @@ class DatasetDefaults:
         archives: File names of the zip archives that hold its images; empty if it has none.
         adopts_files: Whether files that have the right content already are taken as they are.
         image_root: The folder with the images that its records name, relative to the output; None if they are fetched.
+        reads_in_place: Whether its files on the hub are read where they are, and not downloaded.
         options: The values of its options.
     """
 
@@ -62,6 +63,7 @@ class DatasetDefaults:
     archives: tuple[str, ...] = ()
     adopts_files: bool = False
     image_root: str | None = None
+    reads_in_place: bool = False
     options: DatasetOptions = field(default_factory=DatasetOptions)
 
     def with_options(self, options: DatasetOptions) -> Self:
@@ -79,6 +81,10 @@ class DatasetDefaults:
         if self.manifest_suffixes:
             return [name for name in names if name.endswith(self.manifest_suffixes)]
         return [] if self.makes_list else [name for name in names if name.rpartition("/")[2] == self.list_name]
+
+    def bind_in_place(self, files: Sequence[RemoteFile], ids: Path | None) -> Manifest:
+        """Open the manifest of a dataset that is read where it is; others are never asked to."""
+        raise AssertionError(f"{self.name} is not read in place, from {files} with {ids}")
 
     def archive_location(self, source: str) -> str:
         """Where its archives are: by default, they are the source."""

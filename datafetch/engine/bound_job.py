@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from datafetch.datasets import find_dataset
+from datafetch.datasets.sources import is_hub
 from datafetch.engine.archives import NO_ARCHIVES, Archives, images_in_place, open_archives
 from datafetch.engine.disk_estimate import DiskEstimate
 from datafetch.engine.feed import MAX_OPEN_SAMPLES, MAX_OPEN_SHARDS
 from datafetch.engine.job import Job, dataset_of, hash_of, identify, own_spec, reshard_plan, settings_of
 from datafetch.engine.ownership import claim_for_job
-from datafetch.engine.published import bring_file, bring_source
+from datafetch.engine.published import bring_file, bring_source, find_published, policy_for_files
+from datafetch.engine.remote_files import open_remote_files
+from datafetch.engine.scan_cache import StateFolderCache
 from datafetch.errors import ConfigurationError
-from datafetch.model.interfaces import Dataset, Manifest
+from datafetch.model.interfaces import Dataset, Manifest, RemoteFile
 from datafetch.model.location import at_mirror
 from datafetch.output.merge import Output
 from datafetch.output.training_list import keep_made, keep_published, published_source, refuse_other_list
@@ -97,7 +100,11 @@ class BoundJob:
         )
 
     def keep_manifest(self) -> None:
-        """Copy to the state folder what is needed of the manifest later: directories of archives, and the JSON list."""
+        """Keep in the state folder what is needed of the manifest later.
+
+        That is directories of archives, the JSON list, and, from now on, what scans of the manifest find.
+        """
+        self.manifest.keep_scans(StateFolderCache(self.layout))
         self.archives.keep(self.layout)
         name = self.dataset.list_name
         if name is not None and self.dataset.makes_list:
@@ -133,9 +140,14 @@ async def bind(job: Job) -> AsyncIterator[BoundJob]:
         DatafetchError: The job or its manifest is wrong.
     """
     dataset = await run_in_thread(dataset_of, job)
-    reading = replace(job, source=await bring_source(job, dataset))
-    if job.ids is not None:
-        reading = replace(reading, ids=str(await bring_file(job.ids, job)))
+    ids = None if job.ids is None else str(await bring_file(job.ids, job))
+    if is_hub(job.source) and dataset.reads_in_place:
+        place, names = await find_published(job, dataset)
+        async with open_remote_files(place, names, policy_for_files(job), job.mirror) as remote:
+            reading = replace(job, ids=ids)
+            yield await run_in_thread(_bind, job, reading, dataset, NO_ARCHIVES, remote.files, on_cancel=remote.close)
+        return
+    reading = replace(job, source=await bring_source(job, dataset), ids=ids)
     layout = await run_in_thread(lambda: OutputLayout(resolve_parent(Path(job.out))))
     if not dataset.archives:
         root = dataset.image_root
@@ -147,8 +159,8 @@ async def bind(job: Job) -> AsyncIterator[BoundJob]:
         yield await run_in_thread(_bind, job, reading, dataset, archives)
 
 
-def _bind(job: Job, reading: Job, dataset: Dataset, archives: Archives) -> BoundJob:
-    """Bind a job; its manifest and its id list are read from the paths that ``reading`` has."""
+def _bind(job: Job, reading: Job, dataset: Dataset, archives: Archives, remote: Sequence[RemoteFile] = ()) -> BoundJob:
+    """Bind a job; it is read from the paths that ``reading`` has, or from files on a server."""
     _refuse_output_as_source(job, archives)
     listed = _source_of(reading, dataset)
     if dataset.list_name is not None and not job.fresh:
@@ -157,10 +169,13 @@ def _bind(job: Job, reading: Job, dataset: Dataset, archives: Archives) -> Bound
     source = listed
     if dataset.archives and listed != Path(reading.source):  # the archive and all else still lie where the list was
         dataset, source = dataset.with_kept_list(listed), Path(reading.source)
+    ids = Path(reading.ids) if reading.ids else None
     if archives.copies:
         manifest = dataset.bind_archives(source, archives.copies)
+    elif remote:
+        manifest = dataset.bind_in_place(remote, ids)
     else:
-        manifest = dataset.bind(source, Path(reading.ids) if reading.ids else None)
+        manifest = dataset.bind(source, ids)
     spec = job.image or own_spec(dataset)
     identity = identify(reading, manifest, spec)
     return BoundJob(job, dataset, manifest, spec, identity, layout_of(Path(job.out), job, identity), archives, listed)

@@ -42,8 +42,8 @@ from datafetch.datasets.sources import (
 from datafetch.engine.job import Job
 from datafetch.errors import ConfigurationError, ManifestError, ResourceError
 from datafetch.fetch import Fetcher
-from datafetch.fetch.archive import ArchiveChangedError, NoRangesError, RemoteRanges
 from datafetch.fetch.policy import FetchPolicy, OptOut
+from datafetch.fetch.ranges import FileChangedError, NoRangesError, RemoteRanges
 from datafetch.model.interfaces import Dataset
 from datafetch.model.location import at_mirror, is_remote, is_url, without_secrets
 from datafetch.model.outcome import Failure
@@ -87,11 +87,9 @@ async def bring_source(job: Job, dataset: Dataset) -> str:
     """
     source = job.source
     if is_hub(source):
-        place = HubPlace.parse(source)
-        endpoint = _hub_at(job.mirror)
-        names = _select(dataset, await list_names(place, endpoint), source)
+        place, names = await find_published(job, dataset)
         _log.info("%s: %d files of %s, downloaded unless they are in the hub's cache", job.out, len(names), place)
-        return str(await download(place, names, endpoint))
+        return str(await download(place, names, hub_at(job.mirror)))
     if is_gitlab(source):
         return str(await _bring_from_gitlab(GitLabPlace.parse(source), dataset, job))
     if is_object_store(source):
@@ -99,6 +97,16 @@ async def bring_source(job: Job, dataset: Dataset) -> str:
     if is_url(source) and _is_read_from_copy(dataset):
         return str(await bring_file(source, job, default_name=dataset.list_name or ""))
     return source
+
+
+async def find_published(job: Job, dataset: Dataset) -> tuple[HubPlace, list[str]]:
+    """What a dataset is read from on the hub: the repository, and the paths of the files in it.
+
+    Raises:
+        DatafetchError: As ``bring_source``.
+    """
+    place = HubPlace.parse(job.source)
+    return place, select_files(dataset, await list_names(place, hub_at(job.mirror)), job.source)
 
 
 async def bring_file(location: str, job: Job, *, default_name: str = "") -> Path:
@@ -121,7 +129,7 @@ async def bring_file(location: str, job: Job, *, default_name: str = "") -> Path
         place = HubPlace.parse(location)
         if not place.path:
             raise ConfigurationError(f"{place} is a whole dataset; give the path of a file behind it")
-        return await download(place, [place.path], _hub_at(job.mirror)) / place.path
+        return await download(place, [place.path], hub_at(job.mirror)) / place.path
     if is_object_store(location):
         stored = await run_in_thread(list_stored, location)
         if len(stored) != 1:
@@ -138,7 +146,7 @@ async def bring_file(location: str, job: Job, *, default_name: str = "") -> Path
     if reason := why_refused(name):
         raise ConfigurationError(f"{without_secrets(url)}: {reason}; download it, and give its path")
     folder = downloads_of(url)
-    async with Fetcher(_policy(job)) as fetch:
+    async with Fetcher(policy_for_files(job)) as fetch:
         await _Downloads(fetch).bring(_RemoteFile(name, at_mirror(url, job.mirror)), folder)
     return folder / name
 
@@ -148,7 +156,7 @@ def _is_read_from_copy(dataset: Dataset) -> bool:
     return not dataset.archives or dataset.list_name is not None
 
 
-def _select(dataset: Dataset, names: Sequence[str], source: str) -> list[str]:
+def select_files(dataset: Dataset, names: Sequence[str], source: str) -> list[str]:
     """The files of a place that a dataset is read from.
 
     Raises:
@@ -163,9 +171,9 @@ def _select(dataset: Dataset, names: Sequence[str], source: str) -> list[str]:
 
 async def _bring_from_gitlab(place: GitLabPlace, dataset: Dataset, job: Job) -> Path:
     folder = downloads_of(str(place))
-    async with Fetcher(_policy(job)) as fetch:
-        versions = await _list_project(fetch, place, job.mirror)
-        selected = _select(dataset, sorted(versions), str(place))
+    async with Fetcher(policy_for_files(job)) as fetch:
+        versions = await list_project(fetch, place, job.mirror)
+        selected = select_files(dataset, sorted(versions), str(place))
         names = _flat_names(selected, str(place))
         folder /= dataset.name
         downloads = _Downloads(fetch)
@@ -176,7 +184,7 @@ async def _bring_from_gitlab(place: GitLabPlace, dataset: Dataset, job: Job) -> 
     return folder
 
 
-async def _list_project(fetch: Fetcher, place: GitLabPlace, mirror: str) -> dict[str, str]:
+async def list_project(fetch: Fetcher, place: GitLabPlace, mirror: str) -> dict[str, str]:
     """The blob ids of a project's files, by their paths."""
     versions: dict[str, str] = {}
     for number in range(1, MAX_PAGES + 1):
@@ -200,7 +208,7 @@ def _why_not_listed(failure: Failure) -> str:
 
 async def _bring_from_store(location: str, dataset: Dataset) -> Path:
     stored = await run_in_thread(list_stored, location)
-    selected = _select(dataset, sorted(stored), location) if len(stored) > 1 else sorted(stored)
+    selected = select_files(dataset, sorted(stored), location) if len(stored) > 1 else sorted(stored)
     return await _copy_all(location, {name: stored[name] for name in selected})
 
 
@@ -268,7 +276,7 @@ class _Downloads:
             async with _opened_part(target, version) as part:
                 await _read_rest(ranges, size_bytes, part, without_secrets(file.url))
                 await run_in_thread(target.complete, part, version)
-        except ArchiveChangedError as error:
+        except FileChangedError as error:
             raise ManifestError(
                 f"{without_secrets(file.url)} has changed while it was downloaded; run the same command again"
             ) from error
@@ -323,7 +331,7 @@ def _disk_error(error: OSError, target: DownloadedFile) -> ResourceError:
     return ResourceError.from_disk_error(error, f"write {target.path}, whose place XDG_CACHE_HOME can change")
 
 
-def _policy(job: Job) -> FetchPolicy:
+def policy_for_files(job: Job) -> FetchPolicy:
     """How files are fetched that are no images: large ones take long, and a notice for search engines means others."""
     return replace(
         job.fetch,
@@ -333,6 +341,6 @@ def _policy(job: Job) -> FetchPolicy:
     )
 
 
-def _hub_at(mirror: str) -> str:
+def hub_at(mirror: str) -> str:
     """The endpoint of the hub at a mirror; empty without a mirror."""
     return at_mirror(hub_endpoint(), mirror) if mirror else ""

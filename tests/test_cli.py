@@ -297,7 +297,7 @@ def test_a_wrong_source_is_one_line_and_exit_2(
         (["prepare", "coyo", "mmc4-core", "--source", "x"], "with several targets --source takes NAME=PATH"),
         (["prepare", "coyo", "--url-key", "u"], "coyo does not take --url-key; it takes --ids, --skip-bad-lines"),
         (["prepare", "--root", "coyo", "ocr-vqa", "--ids", "x"], "ocr-vqa does not take --ids; it takes --only-ref"),
-        (["prepare", "coyo", "--sorce", "x"], "--sorce (Possible options: --archive, --short-side, --source)"),
+        (["prepare", "coyo", "--sorce", "x"], "--sorce (Possible options: --check-sources, --short-side, --source)"),
         (["retry", "x", "--kinds", "timout"], "no failure kind 'timout'; did you mean 'timeout'? there are: bad_url"),
         (["prepare", "coyo", "--source", "x", "--colour"], "--colour"),
         (["prepare", "coyo", "--source", "x", "--connections", "many"], "--connections"),

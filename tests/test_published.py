@@ -16,9 +16,12 @@ from sources import DATA, place_images, place_source, serve_pictures
 from zips import write_zip
 
 from datafetch import Job
+from datafetch.cli.app import main
+from datafetch.datasets.recipes import part_of
 from datafetch.datasets.sources import GitLabPlace
 from datafetch.engine.job import read_job
-from datafetch.engine.recipe import plan_recipe
+from datafetch.engine.recipe import PlannedDataset, plan_recipe
+from datafetch.engine.source_check import check_sources
 from datafetch.errors import ConfigurationError, ManifestError
 from datafetch.fetch import FetchPolicy
 from datafetch.model.location import at_mirror, without_secrets
@@ -249,3 +252,44 @@ def test_no_location_is_stored_with_its_secrets() -> None:
     assert without_secrets("s3://key:secret@bucket/a?session_token=x") == "s3://bucket/a"
     assert without_secrets("hf://datasets/a/b@rev/c") == "hf://datasets/a/b@rev/c"
     assert "key" not in downloads_of("s3://key:secret@bucket/a").name
+
+
+def test_sources_are_asked_without_downloading_anything(tmp_path: Path) -> None:
+    """How many files each has, and of what size where that is told; what can't be read stops no other."""
+    archive = tmp_path / "images.zip"
+    write_zip(archive, {"images/1.jpg": b"-" * 1000})
+    with GitLabServer({PROJECT: {"a.jsonl": b"-", "b.jsonl": b"-"}}) as project, ArchiveServer(archive) as server:
+        planned = [
+            PlannedDataset(part_of("llm-jp-pairs-step1"), "", pairs(tmp_path, project.url)),
+            PlannedDataset(part_of("gqa"), "", Job("gqa", server.url, str(tmp_path / "gqa"), fetch=POLICY)),
+            PlannedDataset(part_of("textvqa"), "", Job("textvqa", server.url + "x", str(tmp_path / "t"), fetch=POLICY)),
+            PlannedDataset(part_of("mmc4-core"), "", None, "give a --source"),
+        ]
+        answers = check_sources(planned)
+        assert not project.contents
+        assert server.asked_bytes == 1
+    assert [(answer.files, answer.size_bytes) for answer in answers] == [
+        (2, 0),
+        (1, archive.stat().st_size),
+        *[(0, 0)] * 2,
+    ]
+    assert [answer.problem[:9] for answer in answers[:2]] == ["", ""]
+    assert "no such file" in answers[2].problem
+    assert answers[3].problem == "give a --source"
+    assert not (tmp_path / "cache").exists()
+
+
+def test_the_command_shows_what_sources_answer(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A line each; the exit code tells that one can't be read."""
+    archive = tmp_path / "images.zip"
+    write_zip(archive, {"images/1.jpg": b"-" * 1000})
+    options = ["--check-sources", "--root", str(tmp_path / "data"), "--allow-net", "127.0.0.0/8", "--retries", "0"]
+    with ArchiveServer(archive) as server:
+        assert main(["prepare", "gqa", "--source", server.url, *options]) == 0
+        assert "gqa        1     1.1 kB" in capfd.readouterr().out
+        words = ["prepare", "gqa", "textvqa", "--source", f"gqa={server.url}", "--source", f"textvqa={server.url}x"]
+        assert main([*words, *options, "--json"]) == 2
+    gqa, textvqa = json.loads(capfd.readouterr().out)
+    assert (gqa["files"], gqa["problem"]) == (1, None)
+    assert "no such file" in textvqa["problem"]
+    assert not (tmp_path / "data").exists()

@@ -12,6 +12,7 @@ from conftest import LOOPBACK
 from gitlab_server import GitLabServer
 from hub_server import HubServer
 from in_process import retry, run
+from s3_server import S3Server
 from sources import DATA, place_images, place_source, serve_pictures
 from zips import write_zip
 
@@ -293,3 +294,23 @@ def test_the_command_shows_what_sources_answer(tmp_path: Path, capfd: pytest.Cap
     assert (gqa["files"], gqa["problem"]) == (1, None)
     assert "no such file" in textvqa["problem"]
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.slow
+def test_an_object_store_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, authority: str) -> None:
+    """A folder of files, or one file; each is copied once."""
+    files = {f"bucket/{name}": content for name, content in project_files(tmp_path, authority).items()}
+    with S3Server(files) as store:
+        store.use(monkeypatch)
+        job = pairs(tmp_path, "", "s3://bucket/step1")
+        assert run(job).totals.ok
+        assert run(job).requests == 0
+        assert set(store.reads) == {"bucket/step1/a.jsonl", "bucket/step1/b.jsonl"}
+        reads = len(store.reads)
+        assert run(replace(job, source="s3://bucket/step1/a.jsonl", out=f"{job.out}-2")).totals.ok
+        assert len(store.reads) > reads
+        with pytest.raises(ManifestError, match="there is no s3://bucket/nothing; check its spelling"):
+            run(replace(job, source="s3://bucket/nothing", out=f"{job.out}-3"))
+        store.status = 403
+        with pytest.raises(ManifestError, match=r"s3://bucket/step1 can't be read: .*; check its name and login"):
+            run(replace(job, out=f"{job.out}-4"))

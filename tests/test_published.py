@@ -1,15 +1,17 @@
 """Manifests, lists and id lists that are published on servers: brought here once, and looked at again."""
 
 import gzip
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
 import pytest
 from archive_server import ArchiveServer, Behaviour
 from conftest import LOOPBACK
-from gitlab_server import GitLabServer
+from gitlab_server import GitLabServer, blob_id
 from hub_server import HubServer
 from in_process import retry, run
 from s3_server import S3Server
@@ -19,7 +21,7 @@ from zips import write_zip
 from datafetch import Job
 from datafetch.cli.app import main
 from datafetch.datasets.recipes import part_of
-from datafetch.datasets.sources import GitLabPlace
+from datafetch.datasets.sources import GitLabPlace, is_blob
 from datafetch.engine.job import read_job
 from datafetch.engine.recipe import PlannedDataset, plan_recipe
 from datafetch.engine.source_check import check_sources
@@ -124,6 +126,23 @@ def test_a_project_that_can_not_be_read_is_one_line(
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "data").exists()
+
+
+def test_a_file_that_is_not_what_the_project_lists_is_refused(tmp_path: Path, authority: str) -> None:
+    """It is downloaded anew by the next run; files of Git LFS are known by the pointer that the project has of them."""
+    files = project_files(tmp_path, authority)
+    with GitLabServer({PROJECT: files}, damaged=frozenset({"step1/b.jsonl"})) as server:
+        job = pairs(tmp_path, server.url)
+        with pytest.raises(ManifestError, match=r"b\.jsonl did not arrive as it is listed; run the same command again"):
+            run(job)
+        server.damaged = frozenset()
+        assert run(job).totals.ok
+    content = b"images"
+    oid = hashlib.sha256(content).hexdigest()
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {len(content)}\n".encode()
+    assert is_blob(BytesIO(content), len(content), blob_id(pointer))
+    assert is_blob(BytesIO(content), len(content), blob_id(content))
+    assert not is_blob(BytesIO(content), len(content), blob_id(b"others"))
 
 
 @pytest.mark.parametrize("location", ["gitlab://host", "gitlab://host/project", "gitlab://host/a/../b"])

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from sources import place_images, place_source, serve_pictures
 
+from datafetch.cli.app import main
 from datafetch.datasets import DATASETS
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
@@ -64,9 +65,7 @@ def test_each_script_fetches_its_dataset(
     assert summary["complete"] is True
     assert summary["samples"]["rows"] == rows  # type: ignore[index]
     out = str(summary["out"])
-    command = [sys.executable, "-m", "datafetch", "verify", out, "--world-size", "1", "--batch", "1", "--group", "1"]
-    verified = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
-    assert verified.returncode == 0, verified.stdout
+    assert main(["verify", out, "--world-size", "1", "--batch", "1", "--group", "1"]) == 0
 
 
 def test_the_script_for_pairs_also_fetches_step_0(tmp_path: Path, authority: str) -> None:
@@ -122,9 +121,7 @@ def test_the_script_for_training_lists_makes_those_that_are_there(tmp_path: Path
     for dataset, records in lists.items():
         path = tmp_path / "root" / f"{DATASETS[dataset].path}.json"
         assert len(json.loads(path.read_text())) == records
-        command = [sys.executable, "-m", "datafetch", "verify", str(path), "--image-root", str(tmp_path / "root")]
-        verified = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
-        assert verified.returncode == 0, verified.stdout
+        assert main(["verify", str(path), "--image-root", str(tmp_path / "root")]) == 0
 
 
 def images(root: Path) -> set[str]:
@@ -132,6 +129,7 @@ def images(root: Path) -> set[str]:
     return {path.relative_to(root).as_posix() for path in root.rglob("*.jpg")}
 
 
+@pytest.mark.slow  # two runs; those without these options are in the default set
 def test_options_about_lines_apply_only_to_step_1(tmp_path: Path, authority: str) -> None:
     """Step 0 has a list with fixed keys."""
     place_source("llm-jp-pairs-step1", tmp_path, authority)

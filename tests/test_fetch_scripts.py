@@ -47,7 +47,8 @@ def fetch(script: str, *arguments: object) -> dict[str, object]:
         ("fetch-coyo", "coyo", ("ids",), 3),
         ("fetch-mmc4", "mmc4-core", ("ids",), 5),
         ("fetch-llm-jp-interleaved", "llm-jp-interleaved", ("", ""), 2),
-        ("fetch-llm-jp-pairs", "llm-jp-pairs-step1", (), 4),
+        # Two runs; those of the next test.
+        pytest.param("fetch-llm-jp-pairs", "llm-jp-pairs-step1", (), 4, marks=pytest.mark.slow),
         ("fetch-ocr-vqa", "ocr-vqa", ("",), 2),
         ("fetch-llava-pretrain", "llava-pretrain", (), 2),
         ("fetch-japanese-photos", "japanese-photos-conv", (), 2),
@@ -69,14 +70,18 @@ def test_each_script_fetches_its_dataset(
 
 
 def test_the_script_for_pairs_also_fetches_step_0(tmp_path: Path, authority: str) -> None:
-    """One source has two datasets."""
+    """One source has two datasets; what it writes of either passes ``verify``."""
     place_source("llm-jp-pairs-step1", tmp_path, authority)
     source = place_source("llm-jp-pairs-step0", tmp_path, authority)
-    fetch("fetch-llm-jp-pairs", source.folder, tmp_path / "root")
+    summary = fetch("fetch-llm-jp-pairs", source.folder, tmp_path / "root")
+    assert (summary["dataset"], summary["complete"]) == ("llm-jp-pairs-step1", True)
+    assert summary["samples"]["rows"] == 4  # type: ignore[index]
     folder = tmp_path / "root" / "alt_pair_ja"
     records = json.loads((folder / "llm-jp_mm_pair_step0_558k.json").read_text())
     assert [record["image"] for record in records] == ["000000001.jpg", "a/000000005.png"]
     assert all((folder / "image_step0" / record["image"]).is_file() for record in records)
+    for out in (str(summary["out"]), str(folder / "image_step0")):
+        assert main(["verify", out, "--world-size", "1", "--batch", "1", "--group", "1"]) == 0
 
 
 @pytest.mark.slow  # four sets, two ways

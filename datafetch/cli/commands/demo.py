@@ -14,7 +14,7 @@ from datafetch.cli.exit_code import ExitCode
 from datafetch.cli.options import Json
 from datafetch.cli.progress import ProgressConsole, show_log_messages, show_progress
 from datafetch.cli.render import show_report
-from datafetch.demo import DEFAULT_FOLDER, run_demo
+from datafetch.demo.run import DEFAULT_FOLDER, run_demo
 
 
 def demo(

@@ -339,7 +339,9 @@ def test_a_damaged_file_costs_only_its_shard(cut_job: Job, own_origin: Origin, n
         cut_job
     ).items()
     assert 0 < len(requests_since(own_origin, requests_before)) < IMAGES
-    assert retry(cut_job.out, RetryFilter.all()).retried
+    # The first retry may have ended other shards before it found the damage; this one completes it.
+    assert retry(cut_job.out, RetryFilter.all()).totals.ok == IMAGES - 2
+    assert retry(cut_job.out, RetryFilter.all()).retried == 2
 
 
 def test_a_missing_ledger_of_a_resharded_output_is_reported(cut_job: Job) -> None:

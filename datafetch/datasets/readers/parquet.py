@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ _BUFFER_BYTES = 1 << 16  # a column chunk is streamed page by page instead of be
 _FOOTER_END = struct.Struct("<I4s")  # the length of the footer, and the magic number
 _MAGIC = b"PAR1"
 _START_BYTES = 1024  # the first bytes of a file, which show what it is if it is not parquet
+_LOADED_BYTES = 32 << 20  # of row groups that are loaded together, so that small ones don't cost a round trip each
 _LIKELY_FOOTER_BYTES = 1 << 16  # loaded before the size of the footer is known
 
 
@@ -72,6 +74,19 @@ class BadRow:
 
     number: int
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class _GroupSet:
+    """Row groups that are loaded together.
+
+    Attributes:
+        numbers: Their numbers.
+        spans: Where their columns lie.
+    """
+
+    numbers: Sequence[int]
+    spans: Sequence[tuple[int, int]]
 
 
 class ParquetFile:
@@ -130,8 +145,11 @@ class ParquetFile:
             ManifestError: The file is damaged or has changed, or has a page that is too large.
         """
         with self._opened() as (opened, parquet):
-            for group in range(parquet.metadata.num_row_groups):
-                yield from self._batches(opened, parquet, group, columns)
+            for groups in self._sets(parquet, range(parquet.metadata.num_row_groups), columns):
+                opened.load(groups.spans)
+                for group in groups.numbers:
+                    yield from self._batches(opened, parquet, group, columns)
+                opened.unload()
 
     def select(self, wanted: Int64s, columns: Sequence[str]) -> Iterator[dict[str, Any] | BadRow]:
         """The rows with these numbers, in order; a row that can't be read is a ``BadRow``.
@@ -144,16 +162,20 @@ class ParquetFile:
             ManifestError: The file is damaged or has changed, or has a page that is too large.
         """
         with self._opened() as (opened, parquet):
-            first_row = 0
-            for group in range(parquet.metadata.num_row_groups):
-                end_row = first_row + parquet.metadata.row_group(group).num_rows
-                if _slice(wanted, first_row, end_row).size:
+            bounds = [0]
+            for number in range(parquet.metadata.num_row_groups):
+                bounds.append(bounds[-1] + parquet.metadata.row_group(number).num_rows)
+            needed = [number for number, (low, high) in enumerate(pairwise(bounds)) if _slice(wanted, low, high).size]
+            for groups in self._sets(parquet, needed, columns):
+                opened.load(groups.spans)
+                for group in groups.numbers:
+                    first_row = bounds[group]
                     for batch in self._batches(opened, parquet, group, columns):
                         rows = _slice(wanted, first_row, first_row + batch.num_rows)
                         if rows.size:
                             yield from _read_rows(batch.take(pa.array(rows - first_row)), rows)
                         first_row += batch.num_rows
-                first_row = end_row
+                opened.unload()
 
     def _check_types(self, schema: Any, columns: Mapping[str, ColumnType]) -> None:
         """Check that there are the columns that will be read.
@@ -190,7 +212,7 @@ class ParquetFile:
                         "download it again, or move it away"
                     )
                 column_bytes[name] += stop - start
-        if sum(column_bytes.values()) > self.size_bytes:  # so that nothing is requested of a server several times
+        if sum(column_bytes.values()) > self._footer_start:  # so that nothing is requested of a server several times
             raise ManifestError(f"{self.name} is damaged: its columns overlap; download it again, or move it away")
         return column_bytes
 
@@ -217,17 +239,32 @@ class ParquetFile:
             with _open(opened) as parquet:
                 yield opened, parquet
 
+    def _sets(self, parquet: Any, groups: Iterable[int], columns: Sequence[str]) -> Iterator[_GroupSet]:
+        """Divide row groups into sets that are loaded together; a large one is a set by itself."""
+        numbers: list[int] = []
+        spans: list[tuple[int, int]] = []
+        loaded_bytes = 0
+        for number in groups:
+            found = [self._span(parquet.metadata.row_group(number), name) for name in columns]
+            size_bytes = sum(stop - start for start, stop in found)
+            if numbers and loaded_bytes + size_bytes > _LOADED_BYTES:
+                yield _GroupSet(numbers, spans)
+                numbers, spans, loaded_bytes = [], [], 0
+            numbers.append(number)
+            spans += found
+            loaded_bytes += size_bytes
+        if numbers:
+            yield _GroupSet(numbers, spans)
+
     def _batches(self, opened: OpenParquet, parquet: Any, group: int, columns: Sequence[str]) -> Iterator[Any]:
         if not parquet.metadata.row_group(group).num_rows:
             return
-        opened.load(self._span(parquet.metadata.row_group(group), name) for name in columns)
         rows = min(_BATCH_ROWS, *(self._rows_at_once(opened, parquet, group, name) for name in columns))
         for batch in parquet.iter_batches(rows, row_groups=[group], columns=list(columns), use_threads=False):
             yield batch
             # Otherwise the heap keeps the pages of all row groups, 20 MB more for a million rows
             # (benchmarks/durability/manifest_memory.py).
             pa.default_memory_pool().release_unused()
-        opened.unload()
 
     def _rows_at_once(self, opened: OpenParquet, parquet: Any, group: int, name: str) -> int:
         """Return how many rows of a column take about ``_BATCH_BYTES`` in the worst case.

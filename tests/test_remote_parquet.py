@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import secrets
 import signal
 import sys
 import threading
@@ -84,14 +83,14 @@ class Published:
 
 def parquet(number: int, urls: Mapping[int, str], similar: frozenset[int] = frozenset()) -> bytes:
     """A file shaped like COYO's; the rows with URLs have ids from ``number * 1_000_000`` on."""
-    rows = range(GROUPS[number] * GROUP_ROWS)
+    rows, rng = range(GROUPS[number] * GROUP_ROWS), random.Random(number)
     similarity = pa.array([0.4 if row in similar else 0.2 for row in rows], pa.float32())
     table = pa.table(
         {
             "id": pa.array([number * 1_000_000 + row for row in rows], pa.int64()),
             "url": [urls.get(row, f"http://unwanted.invalid/{row}.jpg") for row in rows],
-            "text": [secrets.token_hex(50) for _ in rows],
-            "image_phash": [secrets.token_hex(200) for _ in rows],
+            "text": [rng.randbytes(50).hex() for _ in rows],
+            "image_phash": [rng.randbytes(200).hex() for _ in rows],
             "clip_similarity_vitb32": similarity,
             "clip_similarity_vitl14": similarity,
         }
@@ -375,7 +374,7 @@ def test_no_space_for_a_row_group_names_tmpdir(tmp_path: Path, published: Publis
 
 
 def damaged(content: bytes, seed: int) -> bytes:
-    """The same file with a few bytes of its footer changed."""
+    """The same file with a few bits of its footer changed; with the seed 12, pyarrow would end the process."""
     rng = random.Random(seed)
     copy = bytearray(content)
     footer_bytes = int.from_bytes(copy[-8:-4], "little")
@@ -384,7 +383,7 @@ def damaged(content: bytes, seed: int) -> bytes:
     return bytes(copy)
 
 
-@pytest.mark.parametrize("seeds", [range(3), pytest.param(range(3, 100), marks=pytest.mark.slow)], ids=["few", "many"])
+@pytest.mark.parametrize("seeds", [(0, 1, 12), pytest.param(range(2, 25), marks=pytest.mark.slow)], ids=["few", "many"])
 def test_damaged_footers_cost_one_line(
     tmp_path: Path, published: Published, hub: HubServer, seeds: Sequence[int]
 ) -> None:

@@ -1,4 +1,4 @@
-"""A server of one folder in a process of its own, for archives that are read by ranges.
+"""A server of one folder in a process of its own, for archives and for the hub's files that are read by ranges.
 
 Run as ``python -m benchmarks.archive_host FOLDER BYTES_PER_S``; it prints its port. 0 is as fast as it can.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -40,12 +41,17 @@ class ArchiveHost:
         self._process.terminate()
         self._process.wait()
 
+    @property
+    def endpoint(self) -> str:
+        """The URL under which it is the hub, on which each dataset has the files of the folder."""
+        return f"http://127.0.0.1:{self._port}"
+
     def url(self, name: str) -> str:
         """The URL of a file."""
-        return f"http://127.0.0.1:{self._port}/{name}"
+        return f"{self.endpoint}/{name}"
 
 
-async def _serve(folder: Path, bytes_per_s: int) -> None:
+async def _serve(folder: Path, bytes_per_s: int, sizes: Mapping[str, int]) -> None:
     async def answer(request: web.Request) -> web.StreamResponse:
         path = folder / request.match_info["name"]
         if not bytes_per_s:
@@ -66,8 +72,15 @@ async def _serve(folder: Path, bytes_per_s: int) -> None:
                 await asyncio.sleep(started_s + sent / bytes_per_s - loop.time())
         return response
 
+    async def list_files(_: web.Request) -> web.Response:
+        return web.json_response(
+            [{"type": "file", "path": name, "size": size, "oid": "0" * 40} for name, size in sizes.items()]
+        )
+
     app = web.Application()
     app.router.add_get("/{name}", answer)
+    app.router.add_get("/api/datasets/{owner}/{repository}/tree/{revision}", list_files)
+    app.router.add_get("/datasets/{owner}/{repository}/resolve/{revision}/{name:.+}", answer)
     runner = web.AppRunner(app)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -77,4 +90,6 @@ async def _serve(folder: Path, bytes_per_s: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve(Path(sys.argv[1]), int(sys.argv[2])))
+    served = Path(sys.argv[1])
+    found = {path.relative_to(served).as_posix(): path.stat().st_size for path in served.rglob("*.*")}
+    asyncio.run(_serve(served, int(sys.argv[2]), found))

@@ -9,9 +9,13 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import unquote
@@ -25,6 +29,11 @@ _LARGE_BYTES = 2000
 _COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
+@lru_cache(16)
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
 @dataclass
 class HubServer:
     """The hub as a context: ``with HubServer({"owner/name": {"a.json": b"…"}}) as hub: …``.
@@ -36,6 +45,15 @@ class HubServer:
         prefix: What stands before all paths, as on a mirror.
         authorizations: The logins that requests had.
         requests: What it was asked for, in order: method, path, and range.
+        spans: The ranges of files' contents that it was asked for, in order: path, start, and stop.
+        serves_ranges: Whether it does; otherwise it sends whole files.
+        sends_etags: Whether it does.
+        file_status: The status with which it answers requests for files; 0 for their content.
+        failing: The number of next requests for files that it answers with 500.
+        claimed_bytes: The size that it claims of files; 0 for their own.
+        cuts_after_bytes: It closes each connection after so many bytes of a range; 0 never does.
+        signed_uses: How often each signed URL may be used; 0 for always.
+        on_span: Called with each range before it is sent.
     """
 
     repositories: Mapping[str, Mapping[str, bytes]]
@@ -44,15 +62,28 @@ class HubServer:
     prefix: str = ""
     authorizations: list[str] = field(default_factory=list)
     requests: list[tuple[str, str, str]] = field(default_factory=list)
+    spans: list[tuple[str, int, int]] = field(default_factory=list)
+    serves_ranges: bool = True
+    sends_etags: bool = True
+    file_status: int = 0
+    failing: int = 0
+    claimed_bytes: int = 0
+    cuts_after_bytes: int = 0
+    signed_uses: int = 0
+    on_span: Callable[[str, int, int], None] = lambda *_: None
+    _signatures: Iterator[int] = field(default_factory=count)
+    _uses: Counter[str] = field(default_factory=Counter)
 
     def __enter__(self) -> Self:
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # or each body would wait 40 ms for the acknowledgement of its head
 
             def do_GET(self) -> None:
-                hub.answer(self)
+                with suppress(ConnectionError):  # of a client that was stopped
+                    hub.answer(self)
 
             def do_HEAD(self) -> None:
                 hub.answer(self)
@@ -93,7 +124,8 @@ class HubServer:
 
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
         """Answer one request."""
-        path = unquote(handler.path.partition("?")[0]).removeprefix(self.prefix)
+        path, _, query = unquote(handler.path).partition("?")
+        path = path.removeprefix(self.prefix)
         self.authorizations += filter(None, [handler.headers.get("Authorization")])
         self.requests.append((handler.command, path, handler.headers.get("Range", "")))
         match = _FILE.fullmatch(path) or _TREE.fullmatch(path) or _STORED.fullmatch(path)
@@ -108,8 +140,19 @@ class HubServer:
             self._send(handler, 401, b"", {"X-Error-Code": "RepoNotFound"})
         elif path.startswith("/api/"):
             self._send(handler, 200, self._tree(repository), {"Content-Type": "application/json"})
+        elif self.failing:
+            self.failing -= 1
+            self._send(handler, 500, b"", {})
+        elif self.file_status:
+            self._send(handler, self.file_status, b"", {})
+        elif path.startswith("/stored/") and self._is_expired(query):
+            self._send(handler, 403, b"", {})
         else:
             self._send_file(handler, path, self.repositories[repository].get(match.groups()[-1]))
+
+    def _is_expired(self, query: str) -> bool:
+        self._uses[query] += 1
+        return 0 < self.signed_uses < self._uses[query]
 
     def _tree(self, repository: str) -> bytes:
         files = self.repositories[repository].items()
@@ -120,21 +163,25 @@ class HubServer:
         if content is None:
             self._send(handler, 404, b"", {"X-Error-Code": "EntryNotFound"})
             return
-        etag = f'"{hashlib.sha256(content).hexdigest()}"'
+        etag = f'"{_hash(content)}"' if self.sends_etags else ""
         if len(content) >= _LARGE_BYTES and not path.startswith("/stored/"):
             match = _FILE.fullmatch(path)
             assert match is not None, "a file"
-            location = f"{self.endpoint}/stored/{match[1]}/{match[3]}?signature=secret".replace(" ", "%20")
+            stored = f"{self.endpoint}/stored/{match[1]}/{match[3]}".replace(" ", "%20")
+            location = f"{stored}?signature=secret{next(self._signatures)}"
             linked = {"X-Linked-Etag": etag, "X-Linked-Size": str(len(content))}
             self._send(handler, 302, b"", {"Location": location, "X-Repo-Commit": _COMMIT, **linked})
             return
-        fields = {"ETag": etag, "X-Repo-Commit": _COMMIT, "Accept-Ranges": "bytes"}
+        fields = {**({"ETag": etag} if etag else {}), "X-Repo-Commit": _COMMIT, "Accept-Ranges": "bytes"}
         span = re.fullmatch(r"bytes=(\d+)-(\d*)", handler.headers.get("Range", ""))
-        if span is None:
+        if span is None or not self.serves_ranges:
             self._send(handler, 200, content, fields)
             return
         start, stop = int(span[1]), min(int(span[2] or len(content)) + 1, len(content))
-        fields["Content-Range"] = f"bytes {start}-{stop - 1}/{len(content)}"
+        name = path.rpartition("/")[2]
+        self.spans.append((name, start, stop))
+        self.on_span(name, start, stop)
+        fields["Content-Range"] = f"bytes {start}-{stop - 1}/{self.claimed_bytes or len(content)}"
         self._send(handler, 206, content[start:stop], fields)
 
     def _send(self, handler: BaseHTTPRequestHandler, status: int, content: bytes, fields: Mapping[str, str]) -> None:
@@ -143,4 +190,6 @@ class HubServer:
             handler.send_header(name, value)
         handler.end_headers()
         if handler.command == "GET":
-            handler.wfile.write(content)
+            is_cut = status == 206 and 0 < self.cuts_after_bytes < len(content)
+            handler.wfile.write(content[: self.cuts_after_bytes] if is_cut else content)
+            handler.close_connection = handler.close_connection or is_cut

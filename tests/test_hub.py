@@ -14,7 +14,7 @@ from sources import DATA, place_images
 from zips import jpeg
 
 from datafetch import Job
-from datafetch.datasets.sources import HubPlace, is_hub
+from datafetch.datasets.sources.hub import HubPlace, is_hub
 from datafetch.datasets.synthdog_ja import SynthdogJaOptions
 from datafetch.errors import ConfigurationError, ManifestError
 from datafetch.fetch import FetchPolicy

@@ -21,7 +21,7 @@ from zips import write_zip
 from datafetch import Job
 from datafetch.cli.app import main
 from datafetch.datasets.recipes import part_of
-from datafetch.datasets.sources import GitLabPlace, is_blob
+from datafetch.datasets.sources.gitlab import GitLabPlace, is_blob
 from datafetch.engine.job import read_job
 from datafetch.engine.recipe import PlannedDataset, plan_recipe
 from datafetch.engine.source_check import check_sources

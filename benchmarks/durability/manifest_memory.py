@@ -78,14 +78,14 @@ def _write_sources(folder: Path, urls: list[str], arguments: argparse.Namespace)
         f"{arguments.small:,} rows": small,
         f"{arguments.middle:,} rows": write_coyo_source(folder / "middle", urls, rows=arguments.middle),
         f"{rows}, row groups of 100,000": large,
-        f"{rows}, one row group": _rewritten(large, folder / "one-group", caption_bytes=0),
-        f"{rows}, one row group, long captions": _rewritten(large, folder / "long", caption_bytes=_CAPTION_BYTES),
+        f"{rows}, one row group": rewritten(large, folder / "one-group", caption_bytes=0),
+        f"{rows}, one row group, long captions": rewritten(large, folder / "long", caption_bytes=_CAPTION_BYTES),
     }
 
 
-def _rewritten(source: CoyoSource, folder: Path, *, caption_bytes: int) -> CoyoSource:
+def rewritten(source: CoyoSource, folder: Path, *, caption_bytes: int) -> CoyoSource:
     """Write the same rows in one row group, with captions extended by text that does not compress."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     for path in source.folder.glob("*.parquet"):
         table = pq.read_table(path)
         if caption_bytes:

@@ -21,7 +21,7 @@ from datafetch.datasets.fallback_urls import FallbackUrls
 from datafetch.datasets.named_images import find_file, image_file_row
 from datafetch.datasets.readers import ZipDirectory
 from datafetch.datasets.referenced import image_names, read_image_names
-from datafetch.datasets.sources import HubPlace, is_hub
+from datafetch.datasets.sources.hub import HubPlace, is_hub
 from datafetch.model.interfaces import Manifest
 from datafetch.model.kinds import Loader, Payload
 from datafetch.model.location import is_url

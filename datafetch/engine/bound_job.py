@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from datafetch.datasets import find_dataset
-from datafetch.datasets.sources import is_hub
+from datafetch.datasets.sources.hub import is_hub
 from datafetch.engine.archives import NO_ARCHIVES, Archives, images_in_place, open_archives
 from datafetch.engine.disk_estimate import DiskEstimate
 from datafetch.engine.feed import MAX_OPEN_SAMPLES, MAX_OPEN_SHARDS

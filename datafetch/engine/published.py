@@ -24,22 +24,9 @@ from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from datafetch.datasets.filenames import why_refused
-from datafetch.datasets.sources import (
-    MAX_PAGES,
-    GitLabPlace,
-    HubPlace,
-    StoredFile,
-    copy_stored,
-    download,
-    hub_endpoint,
-    is_blob,
-    is_gitlab,
-    is_hub,
-    is_object_store,
-    list_names,
-    list_stored,
-    read_page,
-)
+from datafetch.datasets.sources.gitlab import MAX_PAGES, GitLabPlace, is_blob, is_gitlab, read_page
+from datafetch.datasets.sources.hub import HubPlace, download, hub_endpoint, is_hub, list_names
+from datafetch.datasets.sources.object_store import StoredFile, copy_stored, is_object_store, list_stored
 from datafetch.engine.job import Job
 from datafetch.errors import ConfigurationError, ManifestError, ResourceError
 from datafetch.fetch import Fetcher

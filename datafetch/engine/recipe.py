@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from datafetch.datasets import find_dataset
 from datafetch.datasets.recipes import RecipePart, default_source, expand_targets, part_of
-from datafetch.datasets.sources import is_hub
+from datafetch.datasets.sources.hub import is_hub
 from datafetch.engine.disk_estimate import log_recipe_estimate
 from datafetch.engine.job import Job, own_spec
 from datafetch.engine.published import bring_file

@@ -18,7 +18,7 @@ from http import HTTPStatus
 from threading import Event
 from typing import Any, TypeVar
 
-from datafetch.datasets.sources import HubPlace
+from datafetch.datasets.sources.hub import HubPlace
 from datafetch.errors import ManifestError
 from datafetch.fetch import Fetcher
 from datafetch.fetch.policy import FetchPolicy

@@ -12,15 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datafetch.datasets import find_dataset
-from datafetch.datasets.sources import (
-    GitLabPlace,
-    HubPlace,
-    is_gitlab,
-    is_hub,
-    is_object_store,
-    list_names,
-    list_stored,
-)
+from datafetch.datasets.sources.gitlab import GitLabPlace, is_gitlab
+from datafetch.datasets.sources.hub import HubPlace, is_hub, list_names
+from datafetch.datasets.sources.object_store import is_object_store, list_stored
 from datafetch.engine.archives import find_archives
 from datafetch.engine.job import Job
 from datafetch.engine.published import hub_at, list_project, policy_for_files, select_files

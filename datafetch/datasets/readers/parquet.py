@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ import pyarrow.parquet as pq
 
 from datafetch.datasets.readers.file_kind import describe_non_parquet
 from datafetch.datasets.readers.limits import Int64s, max_rows, reason
-from datafetch.datasets.readers.parquet_pages import DamagedPageError, Page, read_pages
+from datafetch.datasets.readers.parquet_pages import DamagedPageError, Page, read_chunks, read_pages
 from datafetch.datasets.readers.parquet_source import LocalParquet, OpenParquet, ParquetSource, RemoteParquet
 from datafetch.errors import ManifestError, raise_if_exhausted
 from datafetch.model.interfaces import RemoteFile
@@ -40,7 +41,9 @@ _MAX_PAGE_BYTES = 64 << 20  # writers make pages of 1 MiB, or of one text if tha
 _BUFFER_BYTES = 1 << 16  # a column chunk is streamed page by page instead of being read as a whole
 _FOOTER_END = struct.Struct("<I4s")  # the length of the footer, and the magic number
 _MAGIC = b"PAR1"
+_AGAIN = "download it again, or move it away"
 _START_BYTES = 1024  # the first bytes of a file, which show what it is if it is not parquet
+_LOADED_BYTES = 32 << 20  # of row groups that are loaded together, so that small ones don't cost a round trip each
 _LIKELY_FOOTER_BYTES = 1 << 16  # loaded before the size of the footer is known
 
 
@@ -72,6 +75,19 @@ class BadRow:
 
     number: int
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class _GroupSet:
+    """Row groups that are loaded together.
+
+    Attributes:
+        numbers: Their numbers.
+        spans: Where their columns lie.
+    """
+
+    numbers: Sequence[int]
+    spans: Sequence[tuple[int, int]]
 
 
 class ParquetFile:
@@ -111,9 +127,11 @@ class ParquetFile:
             paths = [metadata.schema.column(number).path for number in range(metadata.num_columns)]
             self._numbers = {name: paths.index(name) for name in columns}
             # The footer also has a number of rows for the whole file, which may be wrong.
-            groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+            groups = map(metadata.row_group, range(metadata.num_row_groups))
             self.rows = sum(int(group.num_rows) for group in groups)
-            self._column_bytes = self._check_chunks(groups)
+            with opened.path.open("rb") as raw:
+                chunks = read_chunks(raw, self._footer_start)
+            self._spans = self._find_spans(chunks, metadata)
         if self.rows > max_rows(self.column_bytes(tuple(columns))):
             raise ManifestError(
                 f"{self.name} claims to have {self.rows:,} rows in {self.size_bytes:,} bytes, more than is accepted"
@@ -121,7 +139,7 @@ class ParquetFile:
 
     def column_bytes(self, columns: Sequence[str]) -> int:
         """The size of columns in the file, in bytes."""
-        return sum(self._column_bytes[name] for name in columns)
+        return sum(stop - start for name in columns for start, stop in self._spans[name])
 
     def batches(self, columns: Sequence[str]) -> Iterator[Any]:
         """All rows in order, as ``pyarrow.RecordBatch`` values of these columns.
@@ -130,8 +148,11 @@ class ParquetFile:
             ManifestError: The file is damaged or has changed, or has a page that is too large.
         """
         with self._opened() as (opened, parquet):
-            for group in range(parquet.metadata.num_row_groups):
-                yield from self._batches(opened, parquet, group, columns)
+            for groups in self._sets(range(parquet.metadata.num_row_groups), columns):
+                opened.load(groups.spans)
+                for group in groups.numbers:
+                    yield from self._batches(opened, parquet, group, columns)
+                opened.unload()
 
     def select(self, wanted: Int64s, columns: Sequence[str]) -> Iterator[dict[str, Any] | BadRow]:
         """The rows with these numbers, in order; a row that can't be read is a ``BadRow``.
@@ -144,16 +165,20 @@ class ParquetFile:
             ManifestError: The file is damaged or has changed, or has a page that is too large.
         """
         with self._opened() as (opened, parquet):
-            first_row = 0
-            for group in range(parquet.metadata.num_row_groups):
-                end_row = first_row + parquet.metadata.row_group(group).num_rows
-                if _slice(wanted, first_row, end_row).size:
+            bounds = [0]
+            for number in range(parquet.metadata.num_row_groups):
+                bounds.append(bounds[-1] + parquet.metadata.row_group(number).num_rows)
+            needed = [number for number, (low, high) in enumerate(pairwise(bounds)) if _slice(wanted, low, high).size]
+            for groups in self._sets(needed, columns):
+                opened.load(groups.spans)
+                for group in groups.numbers:
+                    first_row = bounds[group]
                     for batch in self._batches(opened, parquet, group, columns):
                         rows = _slice(wanted, first_row, first_row + batch.num_rows)
                         if rows.size:
                             yield from _read_rows(batch.take(pa.array(rows - first_row)), rows)
                         first_row += batch.num_rows
-                first_row = end_row
+                opened.unload()
 
     def _check_types(self, schema: Any, columns: Mapping[str, ColumnType]) -> None:
         """Check that there are the columns that will be read.
@@ -174,35 +199,28 @@ class ParquetFile:
                     f"{self.name}: column {name} has the type {types[name]}, where {wanted.value} is needed"
                 )
 
-    def _check_chunks(self, groups: Sequence[Any]) -> Mapping[str, int]:
-        """Check where the columns lie; return their sizes in bytes.
+    def _find_spans(
+        self, chunks: Sequence[Sequence[tuple[int, int]]], metadata: Any
+    ) -> Mapping[str, Sequence[tuple[int, int]]]:
+        """Check where the columns lie; return for each its place in each row group.
 
         Raises:
             ManifestError: A part of one lies outside of the file, or they have more bytes than the file.
         """
-        column_bytes = dict.fromkeys(self._numbers, 0)
-        for number, group in enumerate(groups):
-            for name in self._numbers:
-                start, stop = self._span(group, name)
+        if len(chunks) != metadata.num_row_groups or any(len(group) != metadata.num_columns for group in chunks):
+            raise ManifestError(f"{self.name} is damaged: its row groups lack columns; {_AGAIN}")
+        spans = {name: [group[number] for group in chunks] for name, number in self._numbers.items()}
+        for name, found in spans.items():
+            for number, (start, stop) in enumerate(found):
                 if not 0 <= start <= stop <= self._footer_start:
                     raise ManifestError(
                         f"{self.name} is damaged: column {name} of row group {number:,} would lie outside of it; "
-                        "download it again, or move it away"
+                        f"{_AGAIN}"
                     )
-                column_bytes[name] += stop - start
-        if sum(column_bytes.values()) > self.size_bytes:  # so that nothing is requested of a server several times
-            raise ManifestError(f"{self.name} is damaged: its columns overlap; download it again, or move it away")
-        return column_bytes
-
-    def _span(self, group: Any, name: str) -> tuple[int, int]:
-        """Where a column of a row group begins and ends, its dictionary included, as the footer claims."""
-        if self._numbers[name] >= group.num_columns:
-            raise ManifestError(f"{self.name} is damaged: a row group lacks column {name}; download it again")
-        chunk = group.column(self._numbers[name])
-        start = chunk.data_page_offset
-        if chunk.has_dictionary_page and 0 < chunk.dictionary_page_offset < start:
-            start = chunk.dictionary_page_offset
-        return start, start + chunk.total_compressed_size
+        # Otherwise a footer of kilobytes could make the whole file be requested of a server thousands of times.
+        if sum(stop - start for found in spans.values() for start, stop in found) > self._footer_start:
+            raise ManifestError(f"{self.name} is damaged: its columns overlap; {_AGAIN}")
+        return spans
 
     @contextmanager
     def _opened(self) -> Iterator[tuple[OpenParquet, Any]]:
@@ -217,17 +235,32 @@ class ParquetFile:
             with _open(opened) as parquet:
                 yield opened, parquet
 
+    def _sets(self, groups: Iterable[int], columns: Sequence[str]) -> Iterator[_GroupSet]:
+        """Divide row groups into sets that are loaded together; a large one is a set by itself."""
+        numbers: list[int] = []
+        spans: list[tuple[int, int]] = []
+        loaded_bytes = 0
+        for number in groups:
+            found = [self._spans[name][number] for name in columns]
+            size_bytes = sum(stop - start for start, stop in found)
+            if numbers and loaded_bytes + size_bytes > _LOADED_BYTES:
+                yield _GroupSet(numbers, spans)
+                numbers, spans, loaded_bytes = [], [], 0
+            numbers.append(number)
+            spans += found
+            loaded_bytes += size_bytes
+        if numbers:
+            yield _GroupSet(numbers, spans)
+
     def _batches(self, opened: OpenParquet, parquet: Any, group: int, columns: Sequence[str]) -> Iterator[Any]:
         if not parquet.metadata.row_group(group).num_rows:
             return
-        opened.load(self._span(parquet.metadata.row_group(group), name) for name in columns)
         rows = min(_BATCH_ROWS, *(self._rows_at_once(opened, parquet, group, name) for name in columns))
         for batch in parquet.iter_batches(rows, row_groups=[group], columns=list(columns), use_threads=False):
             yield batch
             # Otherwise the heap keeps the pages of all row groups, 20 MB more for a million rows
             # (benchmarks/durability/manifest_memory.py).
             pa.default_memory_pool().release_unused()
-        opened.unload()
 
     def _rows_at_once(self, opened: OpenParquet, parquet: Any, group: int, name: str) -> int:
         """Return how many rows of a column take about ``_BATCH_BYTES`` in the worst case.
@@ -236,7 +269,7 @@ class ParquetFile:
             ManifestError: A page is too large.
         """
         row_bytes, has_dictionary, dictionary_bytes = 1, False, 0
-        for page in self._pages(opened, parquet, group, name):
+        for page in self._pages(opened, group, name):
             if page.size_bytes > _MAX_PAGE_BYTES:
                 raise ManifestError(
                     f"{self.name}: column {name} has a page of {page.size_bytes:,} bytes, more than is accepted"
@@ -252,9 +285,9 @@ class ParquetFile:
             row_bytes = max(row_bytes, dictionary_bytes) if name in self._binaries else row_bytes
         return max(1, _BATCH_BYTES // row_bytes)
 
-    def _pages(self, opened: OpenParquet, parquet: Any, group: int, name: str) -> Iterator[Page]:
+    def _pages(self, opened: OpenParquet, group: int, name: str) -> Iterator[Page]:
         """The pages of a column in a row group, its dictionary included."""
-        start, stop = self._span(parquet.metadata.row_group(group), name)
+        start, stop = self._spans[name][group]
         with opened.path.open("rb") as raw:
             yield from read_pages(raw, start, stop - start)
 
@@ -314,15 +347,13 @@ def _find_footer(opened: OpenParquet, name: str) -> int:
     opened.load([(0, min(_START_BYTES, loaded_from)), (loaded_from, size_bytes)])
     with opened.path.open("rb") as file:
         if description := describe_non_parquet(file.read(_START_BYTES)):
-            raise ManifestError(f"{name} is not parquet: {description}; download it again, or move it away")
+            raise ManifestError(f"{name} is not parquet: {description}; {_AGAIN}")
         if size_bytes < _FOOTER_END.size:
-            raise ManifestError(f"{name} is not parquet: it has {size_bytes} bytes; download it again, or move it away")
+            raise ManifestError(f"{name} is not parquet: it has {size_bytes} bytes; {_AGAIN}")
         file.seek(size_bytes - _FOOTER_END.size)
         footer_bytes, magic = _FOOTER_END.unpack(file.read(_FOOTER_END.size))
     if magic != _MAGIC or footer_bytes > size_bytes - _FOOTER_END.size:
-        raise ManifestError(
-            f"{name} is cut short, or not parquet: it has no footer; download it again, or move it away"
-        )
+        raise ManifestError(f"{name} is cut short, or not parquet: it has no footer; {_AGAIN}")
     if footer_bytes > _MAX_FOOTER_BYTES:
         raise ManifestError(f"{name} has a footer of {footer_bytes:,} bytes, more than is accepted")
     footer_start = size_bytes - _FOOTER_END.size - int(footer_bytes)

@@ -1,14 +1,17 @@
-"""Reads the headers of a parquet file's pages, to know how much memory Arrow would allocate for them.
+"""Reads where a parquet file's columns lie, and the headers of their pages.
+
+These say how much of a file has to be loaded, and how much memory Arrow would allocate for it.
 
 A column chunk is a sequence of pages, each behind a header that claims the page's size before and after decompression.
 Arrow allocates the claimed size before it decompresses, so a header of a few bytes can make it allocate gigabytes. The
 footer has sizes as well, but Arrow relies on the headers, and the two may differ. pyarrow does not expose page headers,
-so they are parsed here.
+so they are parsed here. It does expose where columns lie, but a damaged footer makes it end the process: it doesn't
+catch C++ exceptions there.
 
-A header is a struct in Thrift's compact protocol: fields, each a byte with its type and the distance of its number from
-that of the field before, then its value; a zero byte ends the struct. Integers are variable-length and zigzag-coded.
-Only integers and nested structs are kept, and everything else is skipped. Headers are untrusted, so the number of
-fields, the nesting, and the lengths of lists and integers are limited, and no more than a header is read.
+A header is, like the footer, a struct in Thrift's compact protocol: fields, each a byte with its type and the distance
+of its number from that of the field before, then its value; a zero byte ends the struct. Integers are variable-length
+and zigzag-coded. Only integers and nested structs are kept, and everything else is skipped. Both are untrusted, so the
+number of fields and elements, the nesting, and the lengths of integers are limited, and no more than a header is read.
 
 Source: github.com/apache/parquet-format (``PageHeader``), and github.com/apache/thrift
 (doc/specs/thrift-compact-protocol.md).
@@ -28,9 +31,11 @@ _DICTIONARY_ENCODINGS = frozenset({2, 8})  # PLAIN_DICTIONARY, RLE_DICTIONARY
 _PREFIX_ENCODING = 7  # DELTA_BYTE_ARRAY: a value shares a prefix of any length with the one before
 _MAX_DEPTH = 8
 _MAX_FIELDS = 1000  # of a header, including those of nested structs; the format has some thirty
-_MAX_LIST = 1000
+_MAX_FOOTER_FIELDS = 1 << 24  # with elements of lists; the size of footers is limited, too
 _LONG_LIST = 15  # in place of a list's length: the length follows
 _MAX_VARINT_BITS = 63
+_ROW_GROUPS, _COLUMNS, _METADATA = 4, 1, 3  # numbers of fields: of the footer, a row group, and a column in it
+_CHUNK_BYTES, _DATA_OFFSET, _DICTIONARY_OFFSET = 7, 9, 11  # of a column's metadata
 # The types of the compact protocol. A boolean's value is part of its type.
 _BOOLEANS, _BYTE, _INTEGERS, _DOUBLE, _BINARY, _LISTS, _STRUCT = (1, 2), 3, (4, 5, 6), 7, 8, (9, 10), 12
 
@@ -79,6 +84,55 @@ def read_pages(file: BinaryIO, start: int, size_bytes: int) -> Iterator[Page]:
         start = file.tell() + stored
 
 
+def read_chunks(file: BinaryIO, footer_start: int) -> list[list[tuple[int, int]]]:
+    """Read where the columns of each row group lie, as the footer claims.
+
+    Args:
+        file: A parquet file.
+        footer_start: The offset of the footer.
+
+    Returns:
+        For each row group and each of its columns the offset of its first byte, which is that of its dictionary if it
+        has one, and the offset behind its last one.
+
+    Raises:
+        DamagedPageError: The footer can't be parsed, or lacks an offset or a size.
+    """
+    file.seek(footer_start)
+    left = iter(range(_MAX_FOOTER_FIELDS))
+    groups: list[list[tuple[int, int]]] = []
+    try:
+        for number, kind in _read_fields(file, left):
+            if number == _ROW_GROUPS and kind in _LISTS:
+                groups = [_read_group(file, left) for _ in _read_elements(file, left)]
+            else:
+                _read_value(file, kind, 0, left)
+    except DamagedPageError as error:
+        raise DamagedPageError("its footer is damaged") from error
+    return groups
+
+
+def _read_group(file: BinaryIO, left: Iterator[int]) -> list[tuple[int, int]]:
+    chunks: list[tuple[int, int]] = []
+    for number, kind in _read_fields(file, left):
+        if number == _COLUMNS and kind in _LISTS:
+            chunks = [_chunk_span(_read_struct(file, 0, left)) for _ in _read_elements(file, left)]
+        else:
+            _read_value(file, kind, 0, left)
+    return chunks
+
+
+def _chunk_span(chunk: dict[int, Any]) -> tuple[int, int]:
+    metadata = chunk.get(_METADATA)
+    found = metadata if isinstance(metadata, dict) else {}
+    start, size_bytes, dictionary_start = map(found.get, (_DATA_OFFSET, _CHUNK_BYTES, _DICTIONARY_OFFSET))
+    if not isinstance(start, int) or not isinstance(size_bytes, int):
+        raise DamagedPageError("a column has no offset or no size")
+    if isinstance(dictionary_start, int) and 0 < dictionary_start < start:
+        start = dictionary_start
+    return start, start + size_bytes
+
+
 def _page(size_bytes: int, header: dict[int, Any]) -> Page:
     for field, encoding_field in _ENCODING_FIELDS.items():
         if isinstance(data_page := header.get(field), dict):
@@ -99,7 +153,7 @@ def _read_struct(file: BinaryIO, depth: int, fields_left: Iterator[int]) -> dict
     Args:
         file: The file, at the beginning of the struct.
         depth: The number of structs and lists around it.
-        fields_left: Shared by all structs of a header; one element is consumed for each field.
+        fields_left: Shared by all structs of a header; one is consumed for each field and each element of a list.
 
     Raises:
         DamagedPageError: The struct is damaged, or is beyond a limit.
@@ -107,14 +161,20 @@ def _read_struct(file: BinaryIO, depth: int, fields_left: Iterator[int]) -> dict
     if depth > _MAX_DEPTH:
         raise DamagedPageError("the header of a page is nested too deeply")
     fields: dict[int, Any] = {}
+    for number, kind in _read_fields(file, fields_left):
+        fields[number] = _read_value(file, kind, depth, fields_left)
+    return fields
+
+
+def _read_fields(file: BinaryIO, fields_left: Iterator[int]) -> Iterator[tuple[int, int]]:
+    """Read the number and the type of each field of a struct; the caller reads the value before the next one."""
     number = 0
     while (byte := _read_byte(file)) != 0:
         if next(fields_left, None) is None:
             raise DamagedPageError("the header of a page has too many fields")
         distance, kind = byte >> 4, byte & 0xF
         number = number + distance if distance else _zigzag(_read_varint(file))
-        fields[number] = _read_value(file, kind, depth, fields_left)
-    return fields
+        yield number, kind
 
 
 def _read_value(file: BinaryIO, kind: int, depth: int, fields_left: Iterator[int]) -> object:
@@ -137,14 +197,20 @@ def _read_value(file: BinaryIO, kind: int, depth: int, fields_left: Iterator[int
     return None
 
 
-def _skip_list(file: BinaryIO, depth: int, fields_left: Iterator[int]) -> None:
+def _read_elements(file: BinaryIO, fields_left: Iterator[int]) -> Iterator[int]:
+    """Read the head of a list, and yield the type for each element; the caller reads it before the next one."""
     byte = _read_byte(file)
     length, kind = byte >> 4, byte & 0xF
     if length == _LONG_LIST:
         length = _read_varint(file)
-    if length > _MAX_LIST:
-        raise DamagedPageError("the header of a page is damaged")
     for _ in range(length):
+        if next(fields_left, None) is None:
+            raise DamagedPageError("the header of a page has too many fields")
+        yield kind
+
+
+def _skip_list(file: BinaryIO, depth: int, fields_left: Iterator[int]) -> None:
+    for kind in _read_elements(file, fields_left):
         # In a list, a boolean is a byte of its own.
         _read_value(file, _BYTE if kind in _BOOLEANS else kind, depth + 1, fields_left)
 

@@ -166,7 +166,7 @@ class _SparseCopy:
             os.ftruncate(self._copy.fileno(), self.size_bytes)
 
     def _pieces(self, spans: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-        for start, stop in spans:
+        for start, stop in _joined(spans):
             assert 0 <= start <= stop <= self.size_bytes, "footers are checked before"
             for piece_start in range(start, stop, _PIECE_BYTES):
                 yield piece_start, min(piece_start + _PIECE_BYTES, stop)
@@ -176,6 +176,20 @@ class _SparseCopy:
             while content:
                 written = os.pwrite(self._copy.fileno(), content, offset)
                 content, offset = content[written:], offset + written
+
+
+def _joined(spans: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """The ranges in the order of their offsets, those that touch or overlap as one."""
+    joined: tuple[int, int] | None = None
+    for start, stop in sorted(spans):
+        if joined is not None and start <= joined[1]:
+            joined = joined[0], max(joined[1], stop)
+        else:
+            if joined is not None:
+                yield joined
+            joined = start, stop
+    if joined is not None:
+        yield joined
 
 
 @contextmanager

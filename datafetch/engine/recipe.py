@@ -17,6 +17,7 @@ from datafetch.datasets.image_sets import ImageSetOptions
 from datafetch.datasets.ocr_vqa import OcrVqaOptions
 from datafetch.datasets.recipes import RecipePart, default_source, expand_targets, part_of
 from datafetch.datasets.sources import HubPlace, download, is_hub
+from datafetch.datasets.synthdog_ja import SynthdogJaOptions
 from datafetch.engine.job import Job, own_spec, refuse_url
 from datafetch.engine.runner import run
 from datafetch.errors import ConfigurationError, DatafetchError, ResourceError
@@ -87,7 +88,7 @@ def plan_recipe(
         root: The trainer's data root.
         sources: Where their manifests or archives are, by dataset.
         ids: Their id lists, by dataset.
-        change: Applies the operator's options to a job.
+        change: Applies the operator's options to a job. A limit is also the number of rows that synthdog-ja takes.
 
     Returns:
         The datasets in the order in which they are to be built.
@@ -110,8 +111,15 @@ def plan_recipe(
         except ConfigurationError as error:
             planned.append(PlannedDataset(part, out, None, str(error)))
         else:
-            planned.append(PlannedDataset(part, out, change(job)))
+            planned.append(PlannedDataset(part, out, _with_limited_rows(change(job))))
     return planned
+
+
+def _with_limited_rows(job: Job) -> Job:
+    """The same job, for which a limit is enough rows of synthdog-ja, which otherwise requires all of the recipe's."""
+    if job.limit is None or not isinstance(job.options, SynthdogJaOptions):
+        return job
+    return replace(job, options=replace(job.options, count=min(job.options.count, job.limit)))
 
 
 def _job(

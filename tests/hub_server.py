@@ -33,12 +33,16 @@ class HubServer:
         repositories: The files of each repository, by path.
         statuses: The status, and the hub's name for the error, with which it refuses a repository.
         tokens: The token that a repository needs.
+        prefix: What stands before all paths, as on a mirror.
+        authorizations: The logins that requests had.
         requests: What it was asked for, in order: method, path, and range.
     """
 
     repositories: Mapping[str, Mapping[str, bytes]]
     statuses: dict[str, tuple[int, str]] = field(default_factory=dict)
     tokens: dict[str, str] = field(default_factory=dict)
+    prefix: str = ""
+    authorizations: list[str] = field(default_factory=list)
     requests: list[tuple[str, str, str]] = field(default_factory=list)
 
     def __enter__(self) -> Self:
@@ -89,7 +93,8 @@ class HubServer:
 
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
         """Answer one request."""
-        path = unquote(handler.path.partition("?")[0])
+        path = unquote(handler.path.partition("?")[0]).removeprefix(self.prefix)
+        self.authorizations += filter(None, [handler.headers.get("Authorization")])
         self.requests.append((handler.command, path, handler.headers.get("Range", "")))
         match = _FILE.fullmatch(path) or _TREE.fullmatch(path) or _STORED.fullmatch(path)
         repository = "" if match is None else match[1]

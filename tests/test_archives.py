@@ -42,7 +42,7 @@ LARGE = {f"{number:012d}.jpg": jpeg(number, 250) for number in range(60)}
 @pytest.fixture
 def large_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """One that takes several ranges."""
-    monkeypatch.setattr("datafetch.fetch.archive.ranges.MAX_PART_BYTES", 64 * 1024)
+    monkeypatch.setattr("datafetch.fetch.ranges.MAX_PART_BYTES", 64 * 1024)
     path = tmp_path / "train2017.zip"
     write_zip(path, {f"train2017/{name}": content for name, content in LARGE.items()})
     return path
@@ -561,7 +561,7 @@ def test_a_server_that_sends_a_byte_at_a_time_is_given_up(
     tmp_path: Path, archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise an archive would take as many requests as it has bytes."""
-    monkeypatch.setattr("datafetch.fetch.archive.ranges._MAX_FAILED_RANGES", 2)
+    monkeypatch.setattr("datafetch.fetch.ranges._MAX_FAILED_RANGES", 2)
     with ArchiveServer(archive, Behaviour(max_range_bytes=1)) as server:
         with pytest.raises(ManifestError, match="the server sends 1 bytes of a range at a time"):
             run(coco(tmp_path, server.url))
@@ -677,8 +677,8 @@ def test_a_retry_takes_members_from_the_archive(
     tmp_path: Path, large_archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What failed because the server did is fetched by a later retry, and nothing else is."""
-    monkeypatch.setattr("datafetch.fetch.archive.ranges._MAX_DOWN_S", 0.0)
-    monkeypatch.setattr("datafetch.fetch.archive.ranges._MAX_FAILED_RANGES", 1000)
+    monkeypatch.setattr("datafetch.fetch.ranges._MAX_DOWN_S", 0.0)
+    monkeypatch.setattr("datafetch.fetch.ranges._MAX_FAILED_RANGES", 1000)
     with ArchiveServer(large_archive) as server:
         job = coco(tmp_path, server.url, fetch=replace(POLICY, retries=0, per_host=1))
         server.on_request = lambda _: server.change(status=503) if len(server.requests) == 14 else None
@@ -696,8 +696,8 @@ def test_a_server_that_is_gone_stops_the_run_and_costs_no_image(
     tmp_path: Path, large_archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The members that are left are not recorded as failed one by one; the same command resumes."""
-    monkeypatch.setattr("datafetch.fetch.archive.ranges._MAX_DOWN_S", 0.0)
-    monkeypatch.setattr("datafetch.fetch.archive.ranges._MAX_FAILED_RANGES", 2)
+    monkeypatch.setattr("datafetch.fetch.ranges._MAX_DOWN_S", 0.0)
+    monkeypatch.setattr("datafetch.fetch.ranges._MAX_FAILED_RANGES", 2)
     with ArchiveServer(large_archive) as server:
         job = coco(tmp_path, server.url, fetch=replace(POLICY, retries=0, per_host=1))
         server.on_request = lambda _: server.change(status=503) if len(server.requests) == 14 else None

@@ -290,7 +290,7 @@ def test_a_wrong_source_is_one_line_and_exit_2(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["prepare", "coyo"], "give a --source; coyo is published at hf://datasets/kakaobrain"),
+        (["prepare", "mmc4-core"], "give a --source; mmc4-core is published at https://github.com/allenai"),
         (["prepare"], "name a dataset or a step: step-0, step-1"),
         (["prepare", "imagenet"], "no dataset or step 'imagenet'; there are: coyo, mmc4-core"),
         (["prepare", "mmc4"], "no dataset or step 'mmc4'; did you mean 'mmc4-core'? there are: coyo"),

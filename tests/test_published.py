@@ -1,101 +1,251 @@
-"""The demo's server in place of those that publish datasets: ranges, lists of the hub and GitLab, what it counts."""
+"""Manifests, lists and id lists that are published on servers: brought here once, and looked at again."""
 
-from __future__ import annotations
-
+import gzip
 import json
 from collections.abc import Iterator
-from http.client import HTTPConnection, HTTPResponse
-from urllib.parse import urlsplit
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from archive_server import ArchiveServer, Behaviour
+from conftest import LOOPBACK
+from gitlab_server import GitLabServer
+from hub_server import HubServer
+from in_process import retry, run
+from sources import DATA, place_images, place_source, serve_pictures
+from zips import write_zip
 
-from datafetch.demo.origin import Origin
+from datafetch import Job
+from datafetch.datasets.sources import GitLabPlace
+from datafetch.engine.job import read_job
+from datafetch.engine.recipe import plan_recipe
+from datafetch.errors import ConfigurationError, ManifestError
+from datafetch.fetch import FetchPolicy
+from datafetch.model.location import at_mirror, without_secrets
+from datafetch.store.downloads import downloads_of
+from datafetch.store.layout import OutputLayout
 
-CONTENT = bytes(range(256))
-HUB_FILE = "/huggingface.co/datasets/owner/name/resolve/1234567"
+POLICY = FetchPolicy(allow_net=LOOPBACK, retries=0, backoff_s=0.0)
+PAIRS = "gitlab://gitlab.llm-jp.nii.ac.jp/datasets/llm-jp-japanese-image-text-pairs"
+PROJECT = "datasets/llm-jp-japanese-image-text-pairs"
+COCO = DATA / "coco-train2017/source/train2017"
+LIST = DATA / "llava-instruct-ja/source/llava_instruct_ja_156k.json"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder of the test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache/datafetch/downloads"
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Origin]:
-    """An origin with a few published files."""
-    folder = tmp_path_factory.mktemp("published")
-    for place in (
-        "host.invalid/a/b c.bin",
-        "huggingface.co/datasets/owner/name/list.json",
-        "huggingface.co/datasets/owner/name/data/part 1.parquet",
-        *(f"gitlab.invalid/datasets/project/file-{number}.jsonl" for number in range(3)),
-        "raw.githubusercontent.com/owner/name/ids.gz",
-    ):
-        (folder / place).parent.mkdir(parents=True, exist_ok=True)
-        (folder / place).write_bytes(CONTENT)
-    with Origin(folder, published=folder) as origin:
-        yield origin
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Host and port of an origin with the pictures that the tiny sources name."""
+    with serve_pictures(tmp_path_factory.mktemp("tiny")) as served:
+        yield served
 
 
-def ask(origin: Origin, path: str, method: str = "GET", **headers: str) -> tuple[HTTPResponse, bytes]:
-    """Request a published file."""
-    mirror = urlsplit(origin.mirror)
-    connection = HTTPConnection(mirror.netloc)
-    connection.request(
-        method, mirror.path + path, headers={name.replace("_", "-"): value for name, value in headers.items()}
-    )
-    response = connection.getresponse()
-    body = response.read()
-    connection.close()
-    return response, body
+def pairs(tmp_path: Path, mirror: str, source: str = PAIRS) -> Job:
+    """The job for llm-jp's pairs of step 1."""
+    out = str(tmp_path / "data/alt_pair_ja/pkl02")
+    return Job("llm-jp-pairs-step1", source, out, mirror=mirror, fetch=POLICY, processes=1, world_size=None)
 
 
-def test_ranges_are_of_the_file_that_the_client_knows(served: Origin) -> None:
-    """A range of the same file, the whole file if it is another, and a refusal behind its end."""
-    whole, body = ask(served, "/host.invalid/a/b%20c.bin")
-    assert (whole.status, body) == (200, CONTENT)
-    etag = whole.headers["ETag"]
-    part, body = ask(served, "/host.invalid/a/b%20c.bin", Range="bytes=10-19", If_Range=etag)
-    assert (part.status, body, part.headers["Content-Range"]) == (206, CONTENT[10:20], "bytes 10-19/256")
-    assert ask(served, "/host.invalid/a/b%20c.bin", Range="bytes=250-")[1] == CONTENT[250:]
-    other, body = ask(served, "/host.invalid/a/b%20c.bin", Range="bytes=10-19", If_Range='"other"')
-    assert (other.status, body) == (200, CONTENT)
-    assert ask(served, "/host.invalid/a/b%20c.bin", Range="bytes=256-")[0].status == 416
+def instructions(tmp_path: Path, source: str, mirror: str = "") -> Job:
+    """The job for a training list."""
+    place_images("llava-instruct-ja", tmp_path / "data")
+    out = str(tmp_path / "data/llava_instruct_ja/llava_instruct_ja_156k")
+    return Job("llava-instruct-ja", source, out, mirror=mirror, fetch=POLICY, processes=1)
 
 
-def test_the_hub_lists_its_files_and_redirects_to_large_ones(served: Origin) -> None:
-    """Small ones it sends itself, with the commit that its library requires."""
-    _, listed = ask(served, "/huggingface.co/api/datasets/owner/name/tree/1234567?recursive=true")
-    assert [one["path"] for one in json.loads(listed)] == ["data/part 1.parquet", "list.json"]
-    small, body = ask(served, f"{HUB_FILE}/list.json", "HEAD")
-    assert (small.status, body, small.headers["Content-Length"]) == (200, b"", "256")
-    assert len(small.headers["X-Repo-Commit"]) == 40
-    large, _ = ask(served, f"{HUB_FILE}/data/part%201.parquet", "HEAD")
-    assert (large.status, large.headers["X-Linked-Size"]) == (302, "256")
-    location = urlsplit(large.headers["Location"])
-    assert location.hostname != urlsplit(served.mirror).hostname
-    assert ask(served, location.path.removeprefix(urlsplit(served.mirror).path))[1] == CONTENT
+def project_files(tmp_path: Path, authority: str) -> dict[str, bytes]:
+    """The files of a project: those of step 1 in a folder, that of step 0, and others."""
+    source = place_source("llm-jp-pairs-step1", tmp_path / "pairs", authority)
+    one, other = (path.read_bytes() for path in sorted(source.folder.iterdir()))
+    others = {f"images/{number:03d}.txt": b"-" for number in range(150)}
+    return {**others, "README.md": b"-", "step1/a.jsonl": one, "step1/b.jsonl": other}
 
 
-def test_gitlab_lists_its_files_page_by_page(served: Origin) -> None:
-    """And says which page comes next, if one does; raw files are there in any revision, as are GitHub's."""
-    path = "/gitlab.invalid/api/v4/projects/datasets%2Fproject/repository/tree?recursive=true&per_page=2&page="
-    pages = [ask(served, f"{path}{page}") for page in (1, 2)]
-    assert [response.headers["X-Next-Page"] for response, _ in pages] == ["2", ""]
-    assert [one["path"] for _, body in pages for one in json.loads(body)] == [f"file-{n}.jsonl" for n in range(3)]
-    assert ask(served, "/gitlab.invalid/datasets/project/-/raw/main/file-2.jsonl")[1] == CONTENT
-    assert ask(served, "/raw.githubusercontent.com/owner/name/0123abc/ids.gz")[1] == CONTENT
+def test_a_project_on_gitlab_is_read_page_by_page(tmp_path: Path, authority: str) -> None:
+    """Of its files only those of the manifest are downloaded, and again only if they change."""
+    files = project_files(tmp_path, authority)
+    with GitLabServer({PROJECT: files}) as server:
+        job = pairs(tmp_path, server.url)
+        report = run(job)
+        assert report.totals.ok
+        assert sorted(OutputLayout(Path(job.out)).out.glob("*.pkl")) == [
+            Path(job.out) / name for name in ("a.pkl", "b.pkl")
+        ]
+        asked = ["step1/a.jsonl", "step1/a.jsonl", "step1/b.jsonl"]  # the first time by a range, which is ignored
+        assert server.contents == asked
+        assert len([path for path in server.requests if "/tree?" in path]) == 2
+        assert run(job).requests == 0
+        assert server.contents == asked
+        server.requests.clear()
+        retry(job.out)
+        assert not server.requests
+
+        files["step1/b.jsonl"] += files["step1/b.jsonl"]
+        with pytest.raises(ConfigurationError, match=r"manifest files: b\.jsonl"):
+            run(job)
+        assert set(server.contents) == {"step1/b.jsonl"}
+        del files["step1/b.jsonl"]
+        with pytest.raises(ConfigurationError, match=r"manifest files: b\.jsonl"):
+            run(job)
+        downloads = downloads_of(str(GitLabPlace.parse(PAIRS))) / job.dataset
+        assert [path.name for path in downloads.iterdir() if not path.name.startswith(".")] == ["a.jsonl"]
 
 
-@pytest.mark.parametrize("path", ["/host.invalid/none", f"{HUB_FILE}/none.json", f"{HUB_FILE}/none.zip", "/a/../../b"])
-def test_what_is_not_published_is_not_found(served: Origin, path: str) -> None:
-    """Whatever is asked for."""
-    assert ask(served, path)[0].status == 404
+@pytest.mark.parametrize(
+    ("files", "status", "page", "message"),
+    [
+        ({}, 0, None, "has nothing that llm-jp-pairs-step1 is read from; give the path of its files"),
+        ({"a/x.jsonl": b"", "b/x.jsonl": b""}, 0, None, "has files of the same name in several folders"),
+        ({"../x.jsonl": b""}, 0, None, "leads out of the folder"),
+        (None, 0, None, "there is no such project or revision, or it needs a login"),
+        ({}, 403, None, "the server wants a login; download the files"),
+        ({}, 500, None, "its files can't be listed now"),
+        ({}, 0, b"<html>", "the server's list of files can't be read"),
+        ({}, 0, b'[{"path": 1}]', "the server's list of files can't be read"),
+    ],
+)
+def test_a_project_that_can_not_be_read_is_one_line(
+    tmp_path: Path, files: dict[str, bytes] | None, status: int, page: bytes | None, message: str
+) -> None:
+    """With what to do; nothing is written."""
+    projects = {} if files is None else {PROJECT: files}
+    with GitLabServer(projects, status, page) as server, pytest.raises((ConfigurationError, ManifestError)) as caught:
+        run(pairs(tmp_path, server.url))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "data").exists()
 
 
-def test_requests_for_content_are_counted_and_others_are_not(served: Origin) -> None:
-    """Neither lists nor headers nor redirects are content."""
-    before = served.contents()
-    ask(served, f"{HUB_FILE}/list.json", "HEAD")
-    ask(served, f"{HUB_FILE}/data/part%201.parquet")
-    ask(served, "/huggingface.co/api/datasets/owner/name/tree/main")
-    assert served.contents() == before
-    ask(served, f"{HUB_FILE}/list.json")
-    assert {path for path, count in served.contents().items() if count != before.get(path, 0)} == {
-        f"/published{HUB_FILE}/list.json"
-    }
+@pytest.mark.parametrize("location", ["gitlab://host", "gitlab://host/project", "gitlab://host/a/../b"])
+def test_a_place_of_another_form_is_refused(tmp_path: Path, location: str) -> None:
+    """Before any server is asked."""
+    with pytest.raises(ConfigurationError, match="gitlab://HOST/GROUP/PROJECT"):
+        run(pairs(tmp_path, "", location))
+
+
+def test_a_list_on_a_web_server_is_downloaded_once(tmp_path: Path, cache: Path) -> None:
+    """By the URL of the file or of its folder; a later run only asks whether it is still the same."""
+    with ArchiveServer(LIST) as server:
+        for url in (server.url, server.folder_url):
+            report = run(instructions(tmp_path, url))
+            assert report.totals.outcomes == {"ok": 1, "missing_member": 1}
+        assert server.asked_bytes == LIST.stat().st_size + 2
+    assert [path.name for path in cache.glob("*/[!.]*")] == [LIST.name]
+
+
+def test_a_download_goes_on_where_it_was_cut(tmp_path: Path) -> None:
+    """Another run asks for the rest alone, and a file that has changed meanwhile is downloaded anew."""
+    records = json.loads(LIST.read_text())
+    large = tmp_path / "published" / LIST.name
+    large.parent.mkdir()
+    texts = [{**records[0], "id": str(number), "image": "coco/train2017/gone.jpg"} for number in range(20_000)]
+    large.write_text(json.dumps([*records, *texts]))
+    size_bytes = large.stat().st_size
+    with ArchiveServer(large) as server:
+        job = instructions(tmp_path, server.url)
+
+        def stop_serving(_: object) -> None:
+            if len(server.requests) > 3:
+                server.change(status=503)
+
+        server.on_request = stop_serving
+        with pytest.raises(ManifestError, match=r"can't be read now .*; run the same command later to resume"):
+            run(job)
+        (part,) = (tmp_path / "cache").glob("**/.*.part")
+        received_bytes = part.stat().st_size
+        assert 0 < received_bytes < size_bytes
+        server.on_request = lambda _: None
+        server.change(status=0)
+        server.requests.clear()
+        run(job)
+        assert min(request.start for request in server.requests[1:]) == received_bytes
+        assert server.asked_bytes == 1 + size_bytes - received_bytes
+        (copy,) = (tmp_path / "cache").glob(f"**/{large.name}")
+        assert copy.read_bytes() == large.read_bytes()
+
+
+@pytest.mark.parametrize("behaviour", [Behaviour(serves_ranges=False), Behaviour(etag="")])
+def test_a_server_without_ranges_or_versions_is_downloaded_from_all_the_same(
+    tmp_path: Path, behaviour: Behaviour
+) -> None:
+    """In one piece, or each time anew."""
+    with ArchiveServer(LIST, behaviour) as server:
+        assert run(instructions(tmp_path, server.url)).totals.ok == 1
+        assert run(instructions(tmp_path, server.url)).reused == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "message"), [(401, "wants a login"), (403, "refuses it"), (404, "no such file"), (500, "HTTP 500")]
+)
+def test_what_a_web_server_refuses_is_one_line(tmp_path: Path, status: int, message: str) -> None:
+    """Without the login that was given."""
+    with ArchiveServer(LIST, Behaviour(status=status)) as server, pytest.raises(ManifestError) as caught:
+        run(instructions(tmp_path, server.url.replace("//", "//user:hunter2@")))
+    assert message in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_folder_on_a_web_server_is_refused_where_several_files_are_needed(tmp_path: Path) -> None:
+    """Web servers list no folders."""
+    with pytest.raises(ConfigurationError, match="is a folder, which a web server does not list"):
+        run(pairs(tmp_path, "", "http://127.0.0.1:1/pairs/"))
+
+
+def test_an_id_list_may_be_on_a_server(tmp_path: Path, authority: str) -> None:
+    """And is known by its content, wherever it is."""
+    source = place_source("coyo", tmp_path / "coyo", authority)
+    assert source.ids is not None
+    ids = tmp_path / "published/ids.txt.gz"
+    ids.parent.mkdir()
+    ids.write_bytes(gzip.compress(source.ids.read_bytes()))
+    with ArchiveServer(ids) as server:
+        out = str(tmp_path / "data/coyo")
+        job = Job("coyo", str(source.folder), out, ids=server.url, fetch=POLICY, processes=1, world_size=None)
+        report = run(job)
+    assert report.id_list_result is not None
+    assert report.id_list_result.not_found == 1  # which its source lacks
+    (copy,) = (tmp_path / "cache").glob("**/ids.txt.gz")
+    assert run(Job("coyo", str(source.folder), out, ids=str(copy), fetch=POLICY, world_size=None)).requests == 0
+
+
+def test_a_mirror_is_asked_for_everything_that_is_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At BASE/HOST/PATH, also in place of the hub, which then gets no token; a retry asks the same mirror."""
+    archive = tmp_path / "train2017.zip"
+    write_zip(archive, {f"train2017/{path.name}": path.read_bytes() for path in COCO.iterdir()})
+    with ArchiveServer(archive) as server:
+        mirror = server.url.removesuffix("/sets/train2017.zip")
+        (planned,) = plan_recipe(["coco-train2017"], tmp_path / "data", {}, {})
+        assert planned.job is not None
+        job = replace(planned.job, mirror=mirror, fetch=POLICY, processes=1)
+        assert run(job).totals.ok
+        assert {request.path for request in server.requests} == {"/images.cocodataset.org/zips/train2017.zip"}
+        stored, _ = read_job(OutputLayout(Path(job.out)))
+        assert stored.mirror == mirror
+    repositories = {"llm-jp/llava-instruct-ja": {LIST.name: LIST.read_bytes()}}
+    with HubServer(repositories, prefix="/huggingface.co") as hub:
+        hub.use(monkeypatch, tmp_path / "hub")
+        monkeypatch.delenv("HF_ENDPOINT")
+        monkeypatch.setenv("HF_TOKEN", "secret")
+        run(instructions(tmp_path, "hf://datasets/llm-jp/llava-instruct-ja@2f1cb5c", hub.endpoint))
+        assert hub.contents() == [LIST.name]
+        assert not hub.authorizations
+
+
+def test_a_mirror_gets_no_login_of_another_host() -> None:
+    """Nor is anything but a URL changed."""
+    assert at_mirror("https://user:pw@host:8443/a%20b?x=1", "http://m/base/") == "http://m/base/host:8443/a%20b?x=1"
+    assert at_mirror("https://host/a", "") == "https://host/a"
+    assert at_mirror("folder/a", "http://m") == "folder/a"
+
+
+def test_no_location_is_stored_with_its_secrets() -> None:
+    """Of whatever kind it is."""
+    assert without_secrets("s3://key:secret@bucket/a?session_token=x") == "s3://bucket/a"
+    assert without_secrets("hf://datasets/a/b@rev/c") == "hf://datasets/a/b@rev/c"
+    assert "key" not in downloads_of("s3://key:secret@bucket/a").name

@@ -92,22 +92,25 @@ def test_image_sets_fetch_what_the_lists_among_the_targets_name(tmp_path: Path) 
     """Without those lists they fetch everything."""
     sources = {"gqa": "images.zip", "llava-v1.5-subset": str(tmp_path)}
     _, with_list = plan_recipe(["gqa", "llava-v1.5-subset"], tmp_path, sources, {})[::-1]
-    assert with_list.job is not None
-    assert with_list.job.options.only_referenced == (str(tmp_path / "llava_v1_5_subset_358k.json"),)  # type: ignore[union-attr]
+    assert with_list.lists == (str(tmp_path / "llava_v1_5_subset_358k.json"),)
     (alone,) = plan_recipe(["gqa"], tmp_path, {}, {})
     assert alone.job is not None
-    assert alone.job.options.only_referenced == ()  # type: ignore[union-attr]
+    assert alone.lists == ()
     assert alone.job.source == "https://downloads.cs.stanford.edu/nlp/data/gqa/"
 
 
 def test_a_step_takes_the_samples_of_the_recipe_and_no_others(tmp_path: Path) -> None:
-    """Without the id list, COYO is not built; by its own name it is, with VILA's own choice."""
+    """The recipe's own list is taken unless another is given; by its own name, COYO takes VILA's own choice."""
     planned = {one.part.name: one for one in plan_recipe(["step-1"], tmp_path, {"coyo": "x"}, {})}
-    assert planned["coyo"].job is None
-    assert "give its --ids" in planned["coyo"].problem
+    assert planned["coyo"].job is not None
+    assert str(planned["coyo"].job.ids).endswith("/coyo/coyo_6m_ids.txt.gz")
     assert "no longer published" in planned["mmc4-core"].problem
+    (other,) = (one for one in plan_recipe(["step-1"], tmp_path, {}, {"coyo": "mine"}) if one.part.name == "coyo")
+    assert other.job is not None
+    assert other.job.ids == "mine"
     (alone,) = plan_recipe(["coyo"], tmp_path, {"coyo": "x"}, {})
     assert alone.job is not None
+    assert alone.job.ids is None
 
 
 @pytest.mark.parametrize(
@@ -210,10 +213,12 @@ def test_a_limit_is_the_number_of_rows_that_are_needed(tmp_path: Path, limit: in
 
 def test_a_list_on_a_server_shows_no_secret(tmp_path: Path) -> None:
     """Also where it would only decide which images of a set are fetched."""
-    sources = {"llava-v1.5-subset": "https://user:hunter2@host/list.json"}
-    planned = plan_recipe(["gqa", "llava-v1.5-subset"], tmp_path, sources, {})
-    assert "download what is at https://host/list.json first" in planned[0].problem
-    assert all("hunter2" not in one.problem for one in planned)
+    source = "llava-v1.5-subset=http://user:hunter2@127.0.0.1:1/list.json"
+    words = ("prepare", "gqa", "llava-v1.5-subset", "--source", source, "--source", f"gqa={tmp_path}")
+    code, out, error = command(*words, "--root", tmp_path / "data", *OPTIONS)
+    assert code == 2
+    assert error.count("http://127.0.0.1:1/list.json can't be read") == 2
+    assert "hunter2" not in out + error
 
 
 def test_after_a_fresh_start_the_advice_is_to_go_on() -> None:

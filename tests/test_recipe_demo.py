@@ -19,7 +19,7 @@ from runs import PATIENCE_S, Run, dying_at_a_step
 from datafetch.cli.app import main
 from datafetch.datasets.recipes import RECIPE, STEPS
 from datafetch.demo.origin import Origin
-from datafetch.demo.recipe import WORLD_SIZE, given_ids, given_sources, hub_environment
+from datafetch.demo.recipe import WORLD_SIZE, demo_environment, handed_in
 from datafetch.demo.recipe_expectation import Expected, check_tree, expect
 from datafetch.demo.recipe_source import SYNTHDOG_ROWS, RecipeSource, write_recipe_source
 
@@ -45,23 +45,22 @@ class Miniature:
     source: RecipeSource
     expected: Mapping[str, Expected]
 
-    def command(self, root: Path) -> list[str]:
-        """The command that builds all steps."""
-        sources = given_sources(self.source, self.origin)
-        sources |= {name: str(self.source.repository(place)) for name, place in _READ_HERE.items()}
-        ids = given_ids(self.source)
+    def command(self, root: Path, *, reads_here: bool = False) -> list[str]:
+        """The command that builds all steps, with some of the repositories as folders if so wanted."""
+        here = {name: str(self.source.repository(place)) for name, place in _READ_HERE.items()}
+        sources = {**handed_in(self.source), **(here if reads_here else {})}
         return [
             *(sys.executable, "-m", "datafetch", "prepare", *STEPS, "--root", str(root), "--json"),
             *(word for name, place in sources.items() for word in ("--source", f"{name}={place}")),
-            *(word for name, path in ids.items() for word in ("--ids", f"{name}={path}")),
+            *("--mirror", self.origin.mirror),
             *("--limit", str(SYNTHDOG_ROWS), "--world-size", str(WORLD_SIZE), "--allow-net", "127.0.0.0/8"),
             *("--processes", "1", "--connections", "4"),
         ]
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment in which the hub is the demo's server."""
-        return hub_environment(self.origin, self.folder)
+        """The environment in which a folder of the miniature holds what is downloaded."""
+        return demo_environment(self.folder)
 
     def contents(self) -> int:
         """How often content was asked for."""
@@ -216,7 +215,9 @@ def test_steps_killed_ten_times_leave_the_tree_of_an_undisturbed_run(
             by_step = kills % 2 == 0
             dies = dying_at_a_step(tmp_path, " prepare step-0 ", rng.randrange(1, 700), root) if by_step else {}
             last = miniature.contents() + rng.randrange(1, 60)
-            with Run(miniature.command(root), {**miniature.environment, **(dies if kills < KILLS else {})}) as run:
+            with Run(
+                miniature.command(root, reads_here=True), {**miniature.environment, **(dies if kills < KILLS else {})}
+            ) as run:
                 for _ in run.readings():
                     if kills < KILLS and not by_step and miniature.contents() >= last:
                         run.process.kill()

@@ -307,15 +307,6 @@ def test_the_check_knows_where_the_images_of_a_list_are(tmp_path: Path) -> None:
         assert read_status(path).ok == 1
 
 
-def test_a_list_on_a_server_is_refused_in_one_line(tmp_path: Path) -> None:
-    """Only archives are read where they are."""
-    for dataset in ("llava-pretrain", "llava-instruct-ja", "coyo"):
-        with pytest.raises(
-            ConfigurationError, match=f"--source of {dataset} is a path; download what is at http://x/ f"
-        ):
-            run(Job(dataset, "http://user:secret@x/", str(tmp_path / "out")))
-
-
 def test_a_kill_between_the_note_of_a_list_and_the_list_loses_neither(tmp_path: Path) -> None:
     """The list in its place is then the one before, which must not be taken for a published one."""
     write_images(tmp_path / "data", "coco/train2017/1.jpg")

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from urllib.parse import quote, urljoin
 
 from datafetch.datasets.archive_members import ArchiveMembers, NameOf, UnpackedFiles
 from datafetch.datasets.conversations import why_no_pair
@@ -23,6 +24,7 @@ from datafetch.datasets.referenced import image_names, read_image_names
 from datafetch.datasets.sources import HubPlace, is_hub
 from datafetch.model.interfaces import Manifest
 from datafetch.model.kinds import Loader, Payload
+from datafetch.model.location import is_url
 from datafetch.model.options import DatasetOptions, Effect, Option, option
 from datafetch.model.sample import Record, Row
 
@@ -79,6 +81,8 @@ class ArchivedList(DatasetDefaults):
             return self.options.archive
         if is_hub(source):
             return HubPlace.parse(self.archive_place or source).url(self.archives[0])
+        if is_url(source):
+            return urljoin(source, quote(self.archives[0]))
         path = Path(source)
         return str(path if path.is_dir() else path.parent)
 

@@ -12,22 +12,31 @@ exactly its bits the first ones, up to the required number.
 Each id is taken once, from the first row of the first file that has it, because a folder may hold copies of files. For
 this, the selection from a file depends on the files before it.
 
+On the hub, the files are read where they are: of each file the column of ids (or of similarities), when its turn comes,
+and then the needed columns of the row groups that have a selected row. What a scan found is kept, for a resumed run.
+
 Source: huggingface.co/datasets/kakaobrain/coyo-700m (CC-BY-4.0), 128 files ``part-*.snappy.parquet`` of 5.8M rows each.
 """
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from datafetch.datasets.dataset_defaults import DatasetDefaults
+from datafetch.datasets.file_scan import FileScan
 from datafetch.datasets.payload import pair_row
 from datafetch.datasets.readers import (
     BadRow,
@@ -42,7 +51,7 @@ from datafetch.datasets.readers import (
 from datafetch.datasets.shared_options import SKIP_BAD_LINES
 from datafetch.datasets.url_length import bounded_url, is_too_long
 from datafetch.errors import ManifestError
-from datafetch.model.interfaces import Manifest, Samples
+from datafetch.model.interfaces import Manifest, RemoteFile, Samples, ScanCache
 from datafetch.model.kinds import CounterName, Loader, Payload
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.options import DatasetOptions, option
@@ -62,6 +71,13 @@ _MAX_BITS = 2**32
 _NO_FILE = -1
 _NO_ID = "column id is empty"
 _PART_NAME = re.compile(r"part-\d{5}(?=[-.])")
+_PUBLISHED = re.compile(r"data/part-[\w.-]+\.parquet", re.ASCII)
+_FILES_AT_ONCE = 8  # whose footers are requested
+_SCAN_VERSION = 1  # of what is kept; to be raised when the selection changes
+_GB = 1e9
+
+_log = logging.getLogger(__name__)
+
 Bools: TypeAlias = npt.NDArray[np.bool_]
 
 
@@ -87,6 +103,7 @@ class Coyo(DatasetDefaults):
     payloads: frozenset[Payload] = frozenset(Payload)
     id_list: str | None = "id"
     short_side_px: int | None = 336
+    reads_in_place: bool = True
     options: CoyoOptions = field(default_factory=CoyoOptions)
 
     def bind(self, source: Path, ids: Path | None) -> CoyoManifest:
@@ -98,6 +115,30 @@ class Coyo(DatasetDefaults):
         """
         files = [ParquetFile(path, _COLUMNS) for path in list_files(source, ".parquet")]
         return CoyoManifest(files, read_ids(ids) if ids else None, skips_bad_rows=self.options.skip_bad_lines)
+
+    def select_published(self, names: Sequence[str]) -> Sequence[str]:
+        """The parquet files."""
+        return [name for name in names if _PUBLISHED.fullmatch(name)]
+
+    def bind_in_place(self, files: Sequence[RemoteFile], ids: Path | None) -> CoyoManifest:
+        """Open parquet files on a server.
+
+        Raises:
+            ManifestError: One of them can't be read, is damaged or lacks a column, or the id list can't be read.
+        """
+        listed = read_ids(ids) if ids else None
+        with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
+            opened = list(pool.map(partial(ParquetFile, columns=_COLUMNS), files))
+        columns = _SIMILARITIES if listed is None else ("id",)
+        _log.info(
+            "%d files of %.1f GB are read where they are: of each the %s (%.1f GB of all), and then the row groups "
+            "that have a selected row",
+            len(opened),
+            sum(file.size_bytes for file in opened) / _GB,
+            "similarities" if listed is None else "ids",
+            sum(file.column_bytes(columns) for file in opened) / _GB,
+        )
+        return CoyoManifest(opened, listed, skips_bad_rows=self.options.skip_bad_lines, is_remote=True)
 
     def to_row(self, record: Record, payload: Payload) -> Row | None:
         """The row of one pair; None if its image did not arrive or it has no text, because the loader needs both."""
@@ -115,10 +156,19 @@ class CoyoManifest(Manifest):
         files: The files, in the order of their names.
         ids: The ids to select; None selects the rows of each file with the highest similarity.
         skips_bad_rows: Whether rows that can't be read are skipped and counted.
+        is_remote: Whether the files are on a server, so that scans of them are worth keeping.
     """
 
-    def __init__(self, files: Sequence[ParquetFile], ids: IdList | None, *, skips_bad_rows: bool = False) -> None:
+    def __init__(
+        self,
+        files: Sequence[ParquetFile],
+        ids: IdList | None,
+        *,
+        skips_bad_rows: bool = False,
+        is_remote: bool = False,
+    ) -> None:
         self._ids = ids
+        self._is_remote = is_remote
         self._skips_bad_rows = skips_bad_rows
         self._files = dict(zip(_shard_names([file.path for file in files]), files, strict=True))
         self._selection: _Selection = (
@@ -139,6 +189,11 @@ class CoyoManifest(Manifest):
             return len(self._ids.ids)
         return sum(int(file.rows * _KEPT_SHARE) for file in self._files.values())
 
+    def keep_scans(self, cache: ScanCache) -> None:
+        """Keep what scans of files on a server find; on this machine a scan takes a moment."""
+        if self._is_remote:
+            self._selection.cache = cache
+
     def samples(self, shard: Shard) -> Samples:
         """The selected rows of one file.
 
@@ -158,21 +213,6 @@ class CoyoManifest(Manifest):
         return IdListResult(len(found), self._ids.duplicates, int(len(found) - found.sum()))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _SelectedRows:
-    """The rows that are selected from one file.
-
-    Attributes:
-        rows: Their row numbers, ascending; 8 bytes each.
-        repeated: The number of rows that were left out because an earlier row has the same id.
-        without_id: The number of rows that were skipped because they have no id.
-    """
-
-    rows: Int64s
-    repeated: int
-    without_id: int = 0
-
-
 class _CoyoSamples(Samples):
     """The samples of one file. Bad rows are found only while iterating, because texts are not read before.
 
@@ -180,7 +220,7 @@ class _CoyoSamples(Samples):
         ManifestError: While iterating: a row can't be read, and bad rows are not skipped.
     """
 
-    def __init__(self, file: ParquetFile, selected: _SelectedRows, *, skips_bad_rows: bool) -> None:
+    def __init__(self, file: ParquetFile, selected: FileScan, *, skips_bad_rows: bool) -> None:
         self._file = file
         self._selected = selected
         self._skips_bad_rows = skips_bad_rows
@@ -215,7 +255,7 @@ class _CoyoSamples(Samples):
 
 def _bad_row_error(file: ParquetFile, row: BadRow) -> ManifestError:
     return ManifestError(
-        f"{file.path}, row {row.number:,} (counted from 0): {row.reason}; fix it, or skip such rows with "
+        f"{file.name}, row {row.number:,} (counted from 0): {row.reason}; fix it, or skip such rows with "
         "--skip-bad-lines"
     )
 
@@ -231,35 +271,79 @@ def _sample(position: int, row: Mapping[str, Any]) -> Sample:
     return Sample(position, key, (url,), {**{name: row[name] for name in ("id", "url", "text")}, "clip_sim": clip_sim})
 
 
-class _Selection(Protocol):
-    """Decides which rows of the files are selected."""
+class _Selection(ABC):
+    """Decides which rows of the files are selected. Files are scanned in order, since each depends on those before.
 
-    def select(self, number: int) -> _SelectedRows:
+    Args:
+        files: The files.
+        criteria: Everything else that the selection depends on.
+
+    Attributes:
+        cache: Keeps what scans find; None keeps nothing.
+    """
+
+    def __init__(self, files: Sequence[ParquetFile], *criteria: object) -> None:
+        self.cache: ScanCache | None = None
+        self._files = files
+        self._scanned = 0
+        self._hash = hashlib.sha256(repr((_SCAN_VERSION, type(self).__name__, *criteria)).encode())
+        self._keys: list[str] = []
+        for file in files:
+            self._hash.update(f"{file.fingerprint} ".encode())
+            self._keys.append(self._hash.hexdigest())
+
+    def select(self, number: int) -> FileScan:
         """Select the rows of the file with this number, counted from 0; the same ones on every call.
 
-        Files before it that were not scanned yet are scanned first.
+        Rows with an id that an earlier file has given are left out; of rows that share an id, the first one is taken.
         """
-        ...
+        while self._scanned < number:
+            self._find(self._scanned)
+        return self._find(number)
+
+    def _find(self, number: int) -> FileScan:
+        found = self._kept(number)
+        if found is None:
+            found = self._scan(number)
+            if self.cache is not None:
+                self.cache.write(self._keys[number], found.to_bytes(self._keys[number]))
+        self._take(number, found.taken)
+        self._scanned = max(self._scanned, number + 1)
+        return found
+
+    def _kept(self, number: int) -> FileScan | None:
+        if self.cache is None:
+            return None
+        content = self.cache.read(self._keys[number], FileScan.max_bytes(self._files[number].rows))
+        return None if content is None else FileScan.from_bytes(self._keys[number], content)
+
+    @abstractmethod
+    def _scan(self, number: int) -> FileScan:
+        """Read a file; all files before it have been taken."""
+
+    @abstractmethod
+    def _take(self, number: int, taken: Int64s) -> None:
+        """Note what later files may not select again; the same on every call for a file."""
 
 
 class _SelectionByIds(_Selection):
-    """Selects the rows whose id is listed. Memory holds 5 bytes for each id, besides the list."""
+    """Selects the rows whose id is listed. Memory holds 5 bytes for each id, besides the list.
+
+    What a file takes is the positions of ids in the list.
+    """
 
     def __init__(self, files: Sequence[ParquetFile], ids: IdList, *, skips_bad_rows: bool) -> None:
-        self._files = files
+        super().__init__(files, hashlib.sha256(ids.ids.data).hexdigest(), skips_bad_rows)
         self._ids = ids
         self._skips_bad_rows = skips_bad_rows
         self._first_files = np.full(len(ids.ids), _NO_FILE, np.int32)
-        self._scanned = 0
 
-    def select(self, number: int) -> _SelectedRows:
-        """Select the rows with an id that no earlier file has; of rows that share an id, the first one."""
-        while self._scanned < number:
-            self._scan(self._scanned)
-        return self._scan(number)
+    def _take(self, number: int, taken: Int64s) -> None:
+        self._first_files[taken] = number
 
-    def _scan(self, number: int) -> _SelectedRows:
+    def _scan(self, number: int) -> FileScan:
         is_taken = np.zeros(len(self._ids.ids), np.bool_)  # by an earlier row of this file
+        taken = [np.empty(0, np.int64)]
         first_row = repeated = without_id = 0
 
         def matches(batch: Any) -> Bools:
@@ -282,33 +366,30 @@ class _SelectionByIds(_Selection):
             is_selected = np.zeros(batch.num_rows, np.bool_)
             is_selected[first_ones[is_new]] = True
             is_taken[positions[candidates]] = True
-            self._first_files[positions[first_ones[is_new]]] = number
+            taken.append(positions[first_ones[is_new]].astype(np.int64))
             repeated += len(candidates) - int(is_new.sum())
             return is_selected
 
         rows = matching_rows(self._files[number], ("id",), matches)
-        self._scanned = max(self._scanned, number + 1)
-        return _SelectedRows(rows, repeated, without_id)
+        return FileScan(rows, np.concatenate(taken), repeated, without_id)
 
 
 class _SelectionBySimilarity(_Selection):
     """Selects the fifth of each file with the highest CLIP similarity, if that is above 0.6.
 
     Of rows that tie for the last place, the first ones in the file are selected. Memory holds 8 bytes for each selected
-    row of all files.
+    row of all files. What a file takes is ids.
     """
 
     def __init__(self, files: Sequence[ParquetFile]) -> None:
-        self._files = files
+        super().__init__(files)
         self._ids: list[Int64s] = []  # the ids taken from each scanned file, ascending
 
-    def select(self, number: int) -> _SelectedRows:
-        """Select the rows with an id that no earlier file has given; of rows that share an id, the first one."""
-        while len(self._ids) < number:
-            self._scan(len(self._ids))
-        return self._scan(number)
+    def _take(self, number: int, taken: Int64s) -> None:
+        if number == len(self._ids):
+            self._ids.append(taken)
 
-    def _scan(self, number: int) -> _SelectedRows:
+    def _scan(self, number: int) -> FileScan:
         file = self._files[number]
         rows = _most_similar_rows(file)
         ids, has_id = _ids_of(file, rows)
@@ -317,10 +398,8 @@ class _SelectionBySimilarity(_Selection):
         is_new = np.ones(len(distinct), np.bool_)
         for earlier in self._ids[:number]:
             is_new &= ~np.isin(distinct, earlier, assume_unique=True)
-        if number == len(self._ids):
-            self._ids.append(distinct[is_new])
         kept = rows[np.sort(np.concatenate((with_id[first[is_new]], np.flatnonzero(~has_id))))]
-        return _SelectedRows(kept, len(rows) - len(kept))
+        return FileScan(kept, distinct[is_new], len(rows) - len(kept))
 
 
 def _most_similar_rows(file: ParquetFile) -> Int64s:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Self
 
 from datafetch.errors import ConfigurationError
-from datafetch.model.interfaces import Manifest
+from datafetch.model.interfaces import Manifest, RemoteFile
 from datafetch.model.kinds import Loader, Payload
 from datafetch.model.options import DatasetOptions
 from datafetch.model.sample import Sample
@@ -26,6 +26,7 @@ class DatasetDefaults:
         path: The path at which the trainer expects it, below its data root.
         loader: The trainer's loader that reads it; None if it is unknown.
         output_format: The name of the format of its output.
+        manifest_suffixes: What the names of the files of its manifest end with; empty if that is one file, its list.
         list_name: File name of the JSON list next to the output folder that the trainer reads; None if there is none.
         list_root: The folder to which the paths in its list are relative, relative to the output.
         lists_images: Whether its samples are the images that the records of its list name, and not the records.
@@ -39,6 +40,7 @@ class DatasetDefaults:
         archives: File names of the zip archives that hold its images; empty if it has none.
         adopts_files: Whether files that have the right content already are taken as they are.
         image_root: The folder with the images that its records name, relative to the output; None if they are fetched.
+        reads_in_place: Whether its files on the hub are read where they are, and not downloaded.
         options: The values of its options.
     """
 
@@ -47,6 +49,7 @@ class DatasetDefaults:
     path: str
     loader: Loader | None = None
     output_format: str = "pickle"
+    manifest_suffixes: tuple[str, ...] = ()
     list_name: str | None = None
     list_root: str = "."
     lists_images: bool = False
@@ -60,6 +63,7 @@ class DatasetDefaults:
     archives: tuple[str, ...] = ()
     adopts_files: bool = False
     image_root: str | None = None
+    reads_in_place: bool = False
     options: DatasetOptions = field(default_factory=DatasetOptions)
 
     def with_options(self, options: DatasetOptions) -> Self:
@@ -73,8 +77,14 @@ class DatasetDefaults:
         return replace(self, options=options)
 
     def select_published(self, names: Sequence[str]) -> Sequence[str]:
-        """By default its list, if that is published."""
-        return [] if self.makes_list else [name for name in names if name == self.list_name]
+        """By default its list, if that is published, or the files of its manifest, in whatever folder they are."""
+        if self.manifest_suffixes:
+            return [name for name in names if name.endswith(self.manifest_suffixes)]
+        return [] if self.makes_list else [name for name in names if name.rpartition("/")[2] == self.list_name]
+
+    def bind_in_place(self, files: Sequence[RemoteFile], ids: Path | None) -> Manifest:
+        """Open the manifest of a dataset that is read where it is; others are never asked to."""
+        raise AssertionError(f"{self.name} is not read in place, from {files} with {ids}")
 
     def archive_location(self, source: str) -> str:
         """Where its archives are: by default, they are the source."""
@@ -87,6 +97,10 @@ class DatasetDefaults:
     def with_kept_list(self, path: Path) -> Self:
         """The same dataset, which reads a copy of its published list."""
         return replace(self, kept_list=str(path))
+
+    def options_for_lists(self, lists: Sequence[str]) -> DatasetOptions:  # noqa: ARG002 - for image sets
+        """The options with which only images that lists name are fetched: by default, its options."""
+        return self.options
 
     def list_images(self, record: object) -> Sequence[str]:
         """The names of a record's images; a dataset whose records are samples is never asked for them."""

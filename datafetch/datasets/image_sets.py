@@ -9,7 +9,7 @@ Sources: cocodataset.org, cs.stanford.edu/people/dorarad/gqa, homes.cs.washingto
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from datafetch.datasets.archive_members import ArchiveMembers, NameOf, UnpackedFiles, by_last_folder
@@ -100,6 +100,10 @@ class ImageSet(DatasetDefaults):
     def to_row(self, record: Record, payload: Payload) -> Row | None:  # noqa: ARG002 - files hold bytes
         """The file of one image; None if it did not arrive."""
         return image_file_row(record)
+
+    def options_for_lists(self, lists: Sequence[str]) -> ImageSetOptions:
+        """The options with which only images that lists name are fetched."""
+        return replace(self.options, only_referenced=tuple(lists))
 
     @property
     def source_help(self) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from datafetch.datasets.dataset_defaults import DatasetDefaults
 from datafetch.datasets.documents import DocumentFormat, DocumentOptions, document_row, is_document_lost
-from datafetch.datasets.jsonl_manifest import JsonObject, LinesManifest, first_records, open_folder
+from datafetch.datasets.jsonl_manifest import SUFFIXES, JsonObject, LinesManifest, first_records, open_folder
 from datafetch.datasets.key_detection import URL_KEYS, choose_key, log_keys
 from datafetch.datasets.shared_options import URL_KEY
 from datafetch.model.kinds import Loader, Payload
@@ -40,6 +40,7 @@ class LlmJpInterleaved(DatasetDefaults):
     summary: str = "llm-jp's Japanese interleaved documents: 6M, step 1."
     path: str = "interleaved_ja/pkl-limit-tokens"
     loader: Loader = Loader.MMC4
+    manifest_suffixes: tuple[str, ...] = SUFFIXES
     options: LlmJpInterleavedOptions = field(default_factory=LlmJpInterleavedOptions)
 
     def bind(self, source: Path, ids: Path | None) -> LinesManifest:  # noqa: ARG002 - it takes no id list

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from datafetch.datasets.dataset_defaults import DatasetDefaults
 from datafetch.datasets.jsonl_manifest import (
+    SUFFIXES,
     BadRecordError,
     JsonObject,
     LinesManifest,
@@ -57,6 +58,7 @@ class LlmJpPairsStep1(DatasetDefaults):
     path: str = "alt_pair_ja/pkl02"
     loader: Loader = Loader.COYO
     payloads: frozenset[Payload] = frozenset(Payload)
+    manifest_suffixes: tuple[str, ...] = SUFFIXES
     options: LlmJpPairsStep1Options = field(default_factory=LlmJpPairsStep1Options)
 
     def bind(self, source: Path, ids: Path | None) -> LinesManifest:  # noqa: ARG002 - it takes no id list

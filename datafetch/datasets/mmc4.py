@@ -72,6 +72,7 @@ class Mmc4Core(DatasetDefaults):
     summary: str = "mmc4-core: 6M English interleaved documents, step 1."
     path: str = "mmc4-core/pkl-core-limit-tokens"
     loader: Loader = Loader.MMC4
+    manifest_suffixes: tuple[str, ...] = SUFFIXES
     id_list: str | None = "shard,index"
     short_side_px: int | None = 336
     options: Mmc4CoreOptions = field(default_factory=Mmc4CoreOptions)

@@ -10,8 +10,8 @@ Source: ocr-vqa.github.io, ``dataset.json``.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
@@ -73,6 +73,10 @@ class OcrVqa(DatasetDefaults):
         path = find_file(source, _FILE)
         referenced = self.options.only_referenced
         return OcrVqaManifest(path, None if referenced is None else _ids_in(Path(referenced)))
+
+    def options_for_lists(self, lists: Sequence[str]) -> OcrVqaOptions:
+        """The options with which only covers are fetched that a list names; the recipe has one such list."""
+        return replace(self.options, only_referenced=lists[0] if lists else None)
 
     def to_row(self, record: Record, payload: Payload) -> Row | None:  # noqa: ARG002 - files hold bytes
         """The file of one cover; None if it did not arrive."""

@@ -24,9 +24,11 @@ class RecipePart:
         step: The step that trains on it, or on lists that name its images; None if the recipe does not have it.
         images: The number of images, or of rows where those have several; of an image set, all that it has. 0 if it is
             not known.
-        published: Where it is published: a repository of the Hugging Face hub, or a URL; empty if that is not known.
+        published: Where it is published: a place on the Hugging Face hub or a GitLab server, or a URL; empty if that is
+            not known.
         is_read_there: Whether its source is that place, unless another is given; otherwise one has to be.
         gate: What the operator has to do first; empty if anyone can download it.
+        ids: Where the list of the samples is that the recipe takes; empty if it takes all.
         lists: The datasets whose lists name its images, if it is an image set; no others of its images are needed.
     """
 
@@ -36,6 +38,7 @@ class RecipePart:
     published: str = ""
     gate: str = ""
     is_read_there: bool = False
+    ids: str = ""
     lists: tuple[str, ...] = ()
 
     @property
@@ -50,7 +53,9 @@ class RecipePart:
 
 
 _SUBSET = "llava-v1.5-subset"
-_LLM_JP = "https://gitlab.llm-jp.nii.ac.jp/datasets"
+_PAIRS = "gitlab://gitlab.llm-jp.nii.ac.jp/datasets/llm-jp-japanese-image-text-pairs"
+_DOCUMENTS = "gitlab://gitlab.llm-jp.nii.ac.jp/datasets/llm-jp-japanese-interleaved-data"
+_IDS = "https://raw.githubusercontent.com/llm-jp/llm-jp-VILA/4c59e06/data_prepare/mdx"
 
 
 def _image_set(name: str, images: int, published: str, *lists: str) -> RecipePart:
@@ -59,18 +64,26 @@ def _image_set(name: str, images: int, published: str, *lists: str) -> RecipePar
 
 
 RECIPE: tuple[RecipePart, ...] = (
-    RecipePart("llm-jp-pairs-step0", 0, 558_000, f"{_LLM_JP}/llm-jp-japanese-image-text-pairs"),
+    RecipePart("llm-jp-pairs-step0", 0, 558_000, _PAIRS, is_read_there=True),
     RecipePart("llava-pretrain", 0, 558_128, "hf://datasets/liuhaotian/LLaVA-Pretrain@70f9d1e", is_read_there=True),
-    RecipePart("coyo", 1, 6_000_000, "hf://datasets/kakaobrain/coyo-700m"),
+    RecipePart(
+        "coyo",
+        1,
+        6_000_000,
+        "hf://datasets/kakaobrain/coyo-700m",
+        is_read_there=True,
+        ids=f"{_IDS}/coyo/coyo_6m_ids.txt.gz",
+    ),
     RecipePart(
         "mmc4-core",
         1,
         6_000_000,
         "https://github.com/allenai/mmc4",
         "no longer published: hand in a copy of docs_shard_*_v3.jsonl",
+        ids=f"{_IDS}/mmc4/mmc4_6m_ids.csv.gz",
     ),
-    RecipePart("llm-jp-pairs-step1", 1, 6_000_000, f"{_LLM_JP}/llm-jp-japanese-image-text-pairs"),
-    RecipePart("llm-jp-interleaved", 1, 6_000_000, f"{_LLM_JP}/llm-jp-japanese-interleaved-data"),
+    RecipePart("llm-jp-pairs-step1", 1, 6_000_000, _PAIRS, is_read_there=True),
+    RecipePart("llm-jp-interleaved", 1, 6_000_000, _DOCUMENTS, is_read_there=True),
     _image_set("coco-train2017", 118_287, "http://images.cocodataset.org/zips/", _SUBSET, "llava-instruct-ja"),
     _image_set("gqa", 148_854, "https://downloads.cs.stanford.edu/nlp/data/gqa/", _SUBSET),
     _image_set("visual-genome", 108_249, "https://cs.stanford.edu/people/rak248/VG_100K_2/", "ja-vg-vqa"),

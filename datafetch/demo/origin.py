@@ -31,7 +31,7 @@ from urllib.request import urlopen
 import orjson
 
 from datafetch.demo.behaviours import BEHAVIOURS, Exchange, Request
-from datafetch.demo.published import PublishedFiles
+from datafetch.demo.published_files import PublishedFiles
 from datafetch.process.child import child_command
 
 _BACKLOG = 4096  # a thousand clients may connect at the same moment

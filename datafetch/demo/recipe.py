@@ -18,9 +18,9 @@ from rich.table import Table
 from datafetch.datasets.recipes import STEPS
 from datafetch.datasets.synthdog_ja import SynthdogJaOptions
 from datafetch.demo.origin import Origin
-from datafetch.demo.published import STORE_ADDRESS
+from datafetch.demo.published_files import STORE_ADDRESS
 from datafetch.demo.recipe_expectation import DatasetFinding, check_tree, expect
-from datafetch.demo.recipe_source import GITLAB, HUB, SYNTHDOG_ROWS, RecipeSource, write_recipe_source
+from datafetch.demo.recipe_source import SYNTHDOG_ROWS, RecipeSource, write_recipe_source
 from datafetch.demo.run import DEFAULT_FOLDER, prepare_folder
 from datafetch.engine.job import Job
 from datafetch.engine.recipe import BuiltDataset, Observe, build_recipe, plan_recipe
@@ -79,64 +79,42 @@ def run_recipe_demo(folder: Path = DEFAULT_FOLDER, observe: Observe = lambda _, 
     pictures.mkdir()
     with Origin(pictures, published=folder / "published") as origin:
         source = write_recipe_source(folder, origin, pictures)
-        with _environment(hub_environment(origin, folder)):
-            built = _build(source, origin, root, observe)
+        with _environment(demo_environment(folder)):
+            built = _build(source, origin.mirror, root, observe)
             findings = [*_stopped(built), *check_tree(root, expect(source), WORLD_SIZE)]
             before = origin.contents()
-            findings += _stopped(_build(source, origin, root, lambda _, __: ()))
+            findings += _stopped(_build(source, origin.mirror, root, lambda _, __: ()))
             findings.append(_check_contents(before, origin.contents()))
     return RecipeDemoResult(built, tuple(findings))
 
 
-def hub_environment(origin: Origin, folder: Path) -> dict[str, str]:
-    """The environment in which the hub is the demo's server, and its cache a folder of the demo."""
+def demo_environment(folder: Path) -> dict[str, str]:
+    """The environment in which a folder of the demo holds what is downloaded, and no proxy is used."""
     return {
-        "HF_ENDPOINT": f"{origin.mirror}/{HUB.partition('/')[0]}",
+        "HF_ENDPOINT": "https://huggingface.co",  # where it is published, which the mirror stands in for
         "HF_HOME": str(folder.absolute() / "hub"),
         "HF_HUB_CACHE": str(folder.absolute() / "hub/cache"),
         "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
+        "XDG_CACHE_HOME": str(folder.absolute() / "cache"),
         "NO_PROXY": f"127.0.0.1,{STORE_ADDRESS}",
         "no_proxy": f"127.0.0.1,{STORE_ADDRESS}",
     }
 
 
-def given_sources(source: RecipeSource, origin: Origin) -> dict[str, str]:
-    """What has to be given of a miniature that is not read where it is published."""
-    archives = {
-        "coco-train2017": "images.cocodataset.org/zips",
-        "gqa": "downloads.cs.stanford.edu/nlp/data/gqa",
-        "visual-genome": "cs.stanford.edu/people/rak248/VG_100K_2",
-        "textvqa": "dl.fbaipublicfiles.com/textvqa/images",
-    }
-    pairs, documents = (f"{GITLAB}/llm-jp-japanese-{name}" for name in ("image-text-pairs", "interleaved-data"))
-    return {
-        **{name: f"{origin.mirror}/{place}/" for name, place in archives.items()},
-        "llm-jp-pairs-step0": str(source.published / pairs),
-        "llm-jp-pairs-step1": str(source.published / pairs),
-        "llm-jp-interleaved": str(source.published / documents),
-        "coyo": str(source.repository("kakaobrain/coyo-700m") / "data"),
-        "mmc4-core": str(source.mmc4),
-        "ocr-vqa": str(source.ocr_vqa),
-    }
+def handed_in(source: RecipeSource) -> dict[str, str]:
+    """The sources of what is not read where it is published."""
+    return {"mmc4-core": str(source.mmc4), "ocr-vqa": str(source.ocr_vqa)}
 
 
-def given_ids(source: RecipeSource) -> dict[str, str]:
-    """The id lists of a miniature."""
-    return {"coyo": str(source.coyo_ids), "mmc4-core": str(source.mmc4_ids)}
+def _build(source: RecipeSource, mirror: str, root: Path, observe: Observe) -> tuple[BuiltDataset, ...]:
+    def change(job: Job) -> Job:
+        """For a miniature: on this machine, for a few ranks, and of synthdog-ja as many rows as it has."""
+        job = replace(job, mirror=mirror, fetch=_POLICY, world_size=WORLD_SIZE)
+        if isinstance(job.options, SynthdogJaOptions):
+            job = replace(job, options=replace(job.options, count=SYNTHDOG_ROWS))
+        return job
 
-
-def _build(source: RecipeSource, origin: Origin, root: Path, observe: Observe) -> tuple[BuiltDataset, ...]:
-    planned = plan_recipe(STEPS, root, given_sources(source, origin), given_ids(source), _change)
-    return tuple(build_recipe(planned, observe))
-
-
-def _change(job: Job) -> Job:
-    """The same job for a miniature: on this machine, for a few ranks, and of synthdog-ja as many rows as it has."""
-    job = replace(job, fetch=_POLICY, world_size=WORLD_SIZE)
-    if isinstance(job.options, SynthdogJaOptions):
-        job = replace(job, options=replace(job.options, count=SYNTHDOG_ROWS))
-    return job
+    return tuple(build_recipe(plan_recipe(STEPS, root, handed_in(source), {}, change), observe))
 
 
 def _stopped(built: tuple[BuiltDataset, ...]) -> list[DatasetFinding]:

@@ -1,7 +1,7 @@
 """The recipe's datasets in miniature, in the form in which they are published.
 
 A few dozen samples of each dataset and image set are painted into folders of the hosts that publish them, as
-``demo.published`` serves them. What is not published, and has to be handed in, lies next to these. Images that
+``demo.published_files`` serves them. What is not published, and has to be handed in, lies next to these. Images that
 manifests name by URL are at the demo's server, some of them with faults.
 """
 
@@ -34,6 +34,7 @@ _FAULTS = ("missing", "flaky", "moved", "html", "truncated")
 _FAULT_EVERY = 8
 _DOCUMENTS = 12  # of each file
 _REPEATED_EVERY = 5
+_COYO_ROWS = 20_000  # so that a file is longer than its last 64 KiB, in which a footer is looked for
 _SMALL_PX = (96, 72)
 _JPEG, _PNG = Kind(".jpg", "JPEG", "RGB"), Kind(".png", "PNG", "RGB")
 _PAGE = "https://page.invalid/{}.html"
@@ -202,7 +203,7 @@ def _write_llava_pretrain(source: RecipeSource, web: _Web) -> None:
 
 def _write_coyo(source: RecipeSource, web: _Web) -> None:
     repository = source.repository("kakaobrain/coyo-700m")
-    written = write_coyo_source(repository, list(islice(web.urls(), 48)), files=2, rows=300)
+    written = write_coyo_source(repository, list(islice(web.urls(), 48)), files=2, rows=_COYO_ROWS)
     (repository / "data/_SUCCESS").touch()
     _write_ids(source.coyo_ids, written.ids.read_text().split())
     written.ids.unlink()

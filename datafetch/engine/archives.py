@@ -26,8 +26,9 @@ import msgspec
 from datafetch.datasets.readers import Fingerprint, ZipDirectory, copy_header, locate_directory
 from datafetch.errors import ManifestError, ResourceError, raise_if_exhausted
 from datafetch.fetch import Fetcher
-from datafetch.fetch.archive import LocalRanges, MemberReader, RangeReader, RemoteRanges
+from datafetch.fetch.archive import MemberReader
 from datafetch.fetch.policy import FetchPolicy
+from datafetch.fetch.ranges import LocalRanges, RangeReader, RemoteRanges
 from datafetch.model.interfaces import Dataset
 from datafetch.model.location import is_url, without_secrets
 from datafetch.model.outcome import Failure

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from datafetch.datasets import find_dataset
-from datafetch.datasets.sources import HubPlace, download, is_hub, list_names
+from datafetch.datasets.sources import is_hub
 from datafetch.engine.archives import NO_ARCHIVES, Archives, images_in_place, open_archives
 from datafetch.engine.disk_estimate import DiskEstimate
 from datafetch.engine.feed import MAX_OPEN_SAMPLES, MAX_OPEN_SHARDS
-from datafetch.engine.job import Job, dataset_of, hash_of, identify, own_spec, refuse_url, reshard_plan, settings_of
+from datafetch.engine.job import Job, dataset_of, hash_of, identify, own_spec, reshard_plan, settings_of
 from datafetch.engine.ownership import claim_for_job
+from datafetch.engine.published import bring_file, bring_source, find_published, policy_for_files
+from datafetch.engine.remote_files import open_remote_files
+from datafetch.engine.scan_cache import StateFolderCache
 from datafetch.errors import ConfigurationError
-from datafetch.model.interfaces import Dataset, Manifest
+from datafetch.model.interfaces import Dataset, Manifest, RemoteFile
+from datafetch.model.location import at_mirror
 from datafetch.output.merge import Output
 from datafetch.output.training_list import keep_made, keep_published, published_source, refuse_other_list
 from datafetch.process.threads import run_in_thread
 from datafetch.store.job_file import Identity
 from datafetch.store.layout import OutputLayout, resolve_parent
 from datafetch.transcode import Encoding, ImageSpec
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,11 @@ class BoundJob:
         )
 
     def keep_manifest(self) -> None:
-        """Copy to the state folder what is needed of the manifest later: directories of archives, and the JSON list."""
+        """Keep in the state folder what is needed of the manifest later.
+
+        That is directories of archives, the JSON list, and, from now on, what scans of the manifest find.
+        """
+        self.manifest.keep_scans(StateFolderCache(self.layout))
         self.archives.keep(self.layout)
         name = self.dataset.list_name
         if name is not None and self.dataset.makes_list:
@@ -135,31 +140,27 @@ async def bind(job: Job) -> AsyncIterator[BoundJob]:
         DatafetchError: The job or its manifest is wrong.
     """
     dataset = await run_in_thread(dataset_of, job)
-    reading = await _download(job, dataset) if is_hub(job.source) else job
-    refuse_url(dataset, job.source)
+    ids = None if job.ids is None else str(await bring_file(job.ids, job))
+    if is_hub(job.source) and dataset.reads_in_place:
+        place, names = await find_published(job, dataset)
+        async with open_remote_files(place, names, policy_for_files(job), job.mirror) as remote:
+            reading = replace(job, ids=ids)
+            yield await run_in_thread(_bind, job, reading, dataset, NO_ARCHIVES, remote.files, on_cancel=remote.close)
+        return
+    reading = replace(job, source=await bring_source(job, dataset), ids=ids)
     layout = await run_in_thread(lambda: OutputLayout(resolve_parent(Path(job.out))))
     if not dataset.archives:
         root = dataset.image_root
         archives = NO_ARCHIVES if root is None else images_in_place(layout, root)
         yield await run_in_thread(_bind, job, reading, dataset, archives)
         return
-    location = await run_in_thread(dataset.archive_location, job.source)
+    location = at_mirror(await run_in_thread(dataset.archive_location, job.source), job.mirror)
     async with open_archives(dataset, location, layout, job.fetch, fresh=job.fresh) as archives:
         yield await run_in_thread(_bind, job, reading, dataset, archives)
 
 
-async def _download(job: Job, dataset: Dataset) -> Job:
-    """Download what a dataset needs of its repository on the hub; return the job with the folder as its source."""
-    place = HubPlace.parse(job.source)
-    names = dataset.select_published(await list_names(place))
-    if not names:
-        raise ConfigurationError(f"{place} has nothing that {dataset.name} is read from; give the path of its files")
-    _log.info("%s: %d files of %s, downloaded unless they are in the hub's cache", job.out, len(names), place)
-    return replace(job, source=str(await download(place, names)))
-
-
-def _bind(job: Job, reading: Job, dataset: Dataset, archives: Archives) -> BoundJob:
-    """Bind a job; it is read from the source that ``reading`` has."""
+def _bind(job: Job, reading: Job, dataset: Dataset, archives: Archives, remote: Sequence[RemoteFile] = ()) -> BoundJob:
+    """Bind a job; it is read from the paths that ``reading`` has, or from files on a server."""
     _refuse_output_as_source(job, archives)
     listed = _source_of(reading, dataset)
     if dataset.list_name is not None and not job.fresh:
@@ -168,12 +169,15 @@ def _bind(job: Job, reading: Job, dataset: Dataset, archives: Archives) -> Bound
     source = listed
     if dataset.archives and listed != Path(reading.source):  # the archive and all else still lie where the list was
         dataset, source = dataset.with_kept_list(listed), Path(reading.source)
+    ids = Path(reading.ids) if reading.ids else None
     if archives.copies:
         manifest = dataset.bind_archives(source, archives.copies)
+    elif remote:
+        manifest = dataset.bind_in_place(remote, ids)
     else:
-        manifest = dataset.bind(source, Path(job.ids) if job.ids else None)
+        manifest = dataset.bind(source, ids)
     spec = job.image or own_spec(dataset)
-    identity = identify(job, manifest, spec)
+    identity = identify(reading, manifest, spec)
     return BoundJob(job, dataset, manifest, spec, identity, layout_of(Path(job.out), job, identity), archives, listed)
 
 

@@ -13,12 +13,11 @@ import msgspec
 import orjson
 
 from datafetch.datasets import find_dataset
-from datafetch.datasets.sources import is_hub
 from datafetch.errors import ConfigurationError, require_in_range
 from datafetch.fetch import MAX_BYTES, FetchPolicy
 from datafetch.model.interfaces import Dataset, Manifest
 from datafetch.model.kinds import Payload
-from datafetch.model.location import is_url, without_secrets
+from datafetch.model.location import is_remote, is_url, without_secrets
 from datafetch.model.options import DatasetOptions, Effect, Option, OptionGroup, option, options_of, row_options
 from datafetch.model.untrusted import is_utf8
 from datafetch.output.formats import FORMATS
@@ -48,6 +47,8 @@ class Job:
         source: The folder with the published manifest.
         out: The folder for what the trainer reads. The state folder is created next to it.
         ids: A file with the ids of the samples to fetch; None selects those that the dataset selects by itself.
+        mirror: The URL of a server that is asked for the source, its archives and the id list instead of those on which
+            they are published; empty asks these.
         limit: The number of samples, from the first of the manifest, to fetch; None for all.
         image: What an image becomes; None for the dataset's own specification.
         payload: How a row holds its images.
@@ -71,6 +72,14 @@ class Job:
         None,
         Option(
             help="List of the samples to fetch, plain or gzipped.", metavar="FILE", unset="none", effect=Effect.MANIFEST
+        ),
+    )
+    mirror: str = option(
+        "",
+        _NoRowEffect(
+            help="Ask BASE/HOST/PATH for what is published at https://HOST/PATH, except for images by URL.",
+            metavar="BASE",
+            unset="none",
         ),
     )
     limit: int | None = option(None, Option(help="Only the first N samples.", metavar="N", unset="all"))
@@ -136,6 +145,8 @@ class Job:
         for flag, path in (("--ids", self.ids), ("--scratch", self.scratch)):
             if path == "":  # as of a shell's variable that is not set
                 raise ConfigurationError(f"{flag} is empty; give a path, or leave it out")
+        if self.mirror and not is_url(self.mirror):
+            raise ConfigurationError("--mirror takes a URL that begins with http:// or https://")
         for path in (self.source, self.out, self.ids or "", self.scratch or ""):
             if not is_utf8(path):
                 raise ConfigurationError(f"paths must be valid UTF-8 (and so the locale), not {path!a}")
@@ -183,19 +194,6 @@ def dataset_of(job: Job) -> Dataset:
     return dataset
 
 
-def refuse_url(dataset: Dataset, source: str) -> None:
-    """Check that a source is not on a web server, unless it is an archive, whose members can be read from there.
-
-    Raises:
-        ConfigurationError: It is.
-    """
-    if is_url(source) and (not dataset.archives or dataset.list_name is not None):
-        also = "; its archive may stay there (--archive)" if dataset.archives else ""
-        raise ConfigurationError(
-            f"--source of {dataset.name} is a path; download what is at {without_secrets(source)} first{also}"
-        )
-
-
 def own_spec(dataset: Dataset) -> ImageSpec:
     """What an image of a dataset becomes unless the job specifies otherwise."""
     return ImageSpec(
@@ -240,18 +238,20 @@ def settings_of(job: Job, spec: ImageSpec) -> dict[str, Any]:
         spec: What an image becomes, also if the job leaves that to the dataset.
     """
     paths = {
-        name: None if path is None else str(Path(path).absolute())
+        name: None if path is None else _location(path)
         for name, path in (("source", job.source), ("ids", job.ids), ("scratch", job.scratch))
     }
-    if is_url(job.source):
-        paths["source"] = without_secrets(job.source)
-    elif is_hub(job.source):
-        paths["source"] = job.source
     values = {**asdict(replace(job, image=spec, fresh=False, no_lock=False)), **paths}
+    values["mirror"] = without_secrets(job.mirror)
     options = values.pop("options") or {}
     if isinstance(archive := options.get("archive"), str):
-        options["archive"] = without_secrets(archive) if is_url(archive) else str(Path(archive).absolute())
+        options["archive"] = _location(archive)
     return {**values, _OPTIONS_KEY: options}
+
+
+def _location(location: str) -> str:
+    """A location as a file may have it and another working directory reads it: without secrets, or absolute."""
+    return without_secrets(location) if is_remote(location) else str(Path(location).absolute())
 
 
 def read_job(layout: OutputLayout) -> tuple[Job, Identity]:

@@ -383,6 +383,7 @@ def _start_over(layout: OutputLayout, *, keeps_files: bool = False) -> None:
         layout.kept_for_retry("").parent,
         layout.image_index_folder,
         *(() if keeps_files else (layout.archives,)),
+        layout.scans,
         layout.added,
         layout.resharding,
         layout.resharded,

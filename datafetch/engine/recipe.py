@@ -13,16 +13,15 @@ from pathlib import Path
 from typing import TypeAlias
 
 from datafetch.datasets import find_dataset
-from datafetch.datasets.image_sets import ImageSetOptions
-from datafetch.datasets.ocr_vqa import OcrVqaOptions
 from datafetch.datasets.recipes import RecipePart, default_source, expand_targets, part_of
-from datafetch.datasets.sources import HubPlace, download, is_hub
+from datafetch.datasets.sources import is_hub
 from datafetch.datasets.synthdog_ja import SynthdogJaOptions
-from datafetch.engine.job import Job, own_spec, refuse_url
+from datafetch.engine.job import Job, own_spec
+from datafetch.engine.published import bring_file
 from datafetch.engine.runner import run
 from datafetch.errors import ConfigurationError, DatafetchError, ResourceError
+from datafetch.model.location import is_remote, is_url
 from datafetch.model.observers import Observer
-from datafetch.model.options import DatasetOptions
 from datafetch.model.report import Report
 from datafetch.model.statistics import Statistics
 from datafetch.output.training_list import published_source
@@ -39,12 +38,14 @@ class PlannedDataset:
         out: The output folder.
         job: Its job; None if it can't be built.
         problem: Why it can't be built, and what to do; empty if it can.
+        lists: Where the training lists are that name its images, if only those are fetched.
     """
 
     part: RecipePart
     out: str
     job: Job | None
     problem: str = ""
+    lists: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +108,18 @@ def plan_recipe(
     for part in map(part_of, names):
         out = str(root / find_dataset(part.name).path)
         try:
-            job = _job(part, names, root, sources, ids, is_in_step=part.step_name in targets)
+            source = sources.get(part.name) or default_source(part.name)
+            lists = tuple(
+                _published_list(name, sources.get(name) or default_source(name), root)
+                for name in part.lists
+                if name in names
+            )
         except ConfigurationError as error:
             planned.append(PlannedDataset(part, out, None, str(error)))
         else:
-            planned.append(PlannedDataset(part, out, _with_limited_rows(change(job))))
+            own_ids = part.ids if part.step_name in targets else None
+            job = _job(part, out, source, ids.get(part.name) or own_ids or None)
+            planned.append(PlannedDataset(part, out, _with_limited_rows(change(job)), lists=lists))
     return planned
 
 
@@ -122,55 +130,21 @@ def _with_limited_rows(job: Job) -> Job:
     return replace(job, options=replace(job.options, count=min(job.options.count, job.limit)))
 
 
-def _job(
-    part: RecipePart,
-    names: Sequence[str],
-    root: Path,
-    sources: Mapping[str, str],
-    ids: Mapping[str, str],
-    *,
-    is_in_step: bool,
-) -> Job:
-    """The job for a dataset.
-
-    Raises:
-        ConfigurationError: Something has to be given first.
-    """
+def _job(part: RecipePart, out: str, source: str, ids: str | None) -> Job:
     dataset = find_dataset(part.name)
-    source = sources.get(part.name) or default_source(part.name)
-    if is_in_step and dataset.id_list is not None and part.name not in ids:
-        raise ConfigurationError("give its --ids; a step takes the samples of the recipe's list, and no others")
-    lists = (name for name in part.lists if name in names)
-    given = tuple(_published_list(name, sources.get(name) or default_source(name), root) for name in lists)
-    return Job(
-        part.name,
-        source,
-        str(root / dataset.path),
-        ids=ids.get(part.name),
-        image=own_spec(dataset),
-        options=_with_lists(dataset.options, given),
-    )
+    return Job(part.name, source, out, ids=ids, image=own_spec(dataset), options=dataset.options)
 
 
 def _published_list(name: str, source: str, root: Path) -> str:
-    """The published list of a dataset, or the copy of it that is kept; a place on the hub if it is there."""
+    """Where the published list of a dataset is: its place, or the copy of it that is kept."""
     dataset = find_dataset(name)
     assert dataset.list_name is not None, "it has a list"
-    if is_hub(source):
-        return f"{source}/{dataset.list_name}"
-    refuse_url(dataset, source)
+    if is_hub(source) or (is_url(source) and source.endswith("/")):
+        return f"{source.rstrip('/')}/{dataset.list_name}"
+    if is_remote(source):
+        return source
     path = published_source(OutputLayout(resolve_parent(root / dataset.path)), Path(source), dataset.list_name)
     return str(path / dataset.list_name if path.is_dir() else path)
-
-
-def _with_lists(options: DatasetOptions, lists: tuple[str, ...]) -> DatasetOptions:
-    """The options of an image set, of which only images are fetched that lists name; other options as they are."""
-    match options:
-        case ImageSetOptions():
-            return replace(options, only_referenced=lists)
-        case OcrVqaOptions():
-            return replace(options, only_referenced=lists[0] if lists else None)
-    return options
 
 
 def build_recipe(planned: Sequence[PlannedDataset], observe: Observe) -> Iterator[BuiltDataset]:
@@ -191,7 +165,7 @@ def build_recipe(planned: Sequence[PlannedDataset], observe: Observe) -> Iterato
         try:
             if one.job is None:
                 raise ConfigurationError(one.problem)
-            report = run(_with_downloaded_lists(one.job), observe(number, planned))
+            report = run(run_to_end(_with_lists(one, one.job)), observe(number, planned))
         except DatafetchError as stopped:
             error = stopped
         except OSError as stopped:
@@ -199,19 +173,9 @@ def build_recipe(planned: Sequence[PlannedDataset], observe: Observe) -> Iterato
         yield BuiltDataset(one.part, one.out, report, error)
 
 
-def _with_downloaded_lists(job: Job) -> Job:
-    """The same job, with paths in place of lists that are on the hub."""
-    match job.options:
-        case ImageSetOptions(only_referenced=lists) if any(map(is_hub, lists)):
-            pass
-        case OcrVqaOptions(only_referenced=str(one)) if is_hub(one):
-            lists = (one,)
-        case _:
-            return job
-    paths = tuple(run_to_end(_download(one)) if is_hub(one) else one for one in lists)
-    return replace(job, options=_with_lists(job.options, paths))
-
-
-async def _download(location: str) -> str:
-    place = HubPlace.parse(location)
-    return str(await download(place, [place.path]) / place.path)
+async def _with_lists(one: PlannedDataset, job: Job) -> Job:
+    """The job of a dataset, with which only those images are fetched that its lists name."""
+    if not one.lists:
+        return job
+    paths = [str(await bring_file(location, job)) for location in one.lists]
+    return replace(job, options=find_dataset(job.dataset).options_for_lists(paths))

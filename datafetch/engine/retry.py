@@ -26,6 +26,7 @@ from datafetch.engine.retry_source import FailedSamples
 from datafetch.engine.retry_state import begin_retry, end_retry, read_retry_state
 from datafetch.engine.session import CHILD_PROCESSES, Backends, Session, write_report
 from datafetch.errors import ConfigurationError
+from datafetch.model.location import at_mirror
 from datafetch.model.observers import Observer
 from datafetch.model.report import FetchedShards, Report
 from datafetch.model.statistics import Statistics
@@ -63,7 +64,7 @@ async def retry_failed(
     dataset = dataset_of(job)
     dataset.refuse_retry()
     shards = list(identity["shards"])
-    location = source or await run_in_thread(dataset.archive_location, job.source)
+    location = source or at_mirror(await run_in_thread(dataset.archive_location, job.source), job.mirror)
     archives = await run_in_thread(kept_archives, dataset, location, OutputLayout(folder))
     layout = await asyncio.to_thread(layout_of, folder, job, identity)
     if job.no_lock:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import replace
@@ -231,6 +232,7 @@ def _write_run_report(bound: BoundJob, session: Session, report: Report) -> Repo
     id_list = _id_list_result(bound, session.published())
     report = replace(report, id_list_result=id_list, has_open_retry=layout.retry.exists())
     write_report(layout, report)
+    shutil.rmtree(layout.scans, ignore_errors=True)
     layout.remove_empty_spool_folders()
     return report
 

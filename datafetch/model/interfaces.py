@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Protocol, Self, TypeVar
@@ -88,6 +89,53 @@ class ImageTranscoder(Protocol):
         ...
 
 
+class RemoteFile(Protocol):
+    """A file on a server, of which ranges are read where it is; from any thread but that of the event loop.
+
+    Each result comes as a future. It has a ``ManifestError`` if the file can't be read or has changed, and is cancelled
+    when the job ends.
+    """
+
+    @property
+    def name(self) -> str:
+        """The file in messages: without secrets."""
+        ...
+
+    def find_size(self) -> Future[int]:
+        """Request the size of the file in bytes, as the server claims it."""
+        ...
+
+    def read(self, start: int, stop: int) -> Future[bytes]:
+        """Request a range of its bytes, which lies within the file.
+
+        Args:
+            start: Offset of the first byte.
+            stop: Offset behind the last byte.
+        """
+        ...
+
+
+class ScanCache(Protocol):
+    """Keeps what scans of a job's manifest files found, for a run that resumes the job."""
+
+    def read(self, key: str, max_bytes: int) -> bytes | None:
+        """Return what was kept; None if there is nothing, or more than this. It may be damaged.
+
+        Args:
+            key: Names the scan, and everything that its result depends on: a hash in hexadecimal.
+            max_bytes: The size of the largest possible result.
+        """
+        ...
+
+    def write(self, key: str, content: bytes) -> None:
+        """Keep the result of a scan.
+
+        Raises:
+            OSError: It can't be written.
+        """
+        ...
+
+
 class Samples(Protocol):
     """The samples of one shard: their number is known, and they are read on demand.
 
@@ -157,6 +205,14 @@ class Manifest(ShardSource, Protocol):
         of the file that was given.
         """
         return {}
+
+    def keep_scans(self, cache: ScanCache) -> None:  # noqa: ARG002 - for those that are slow to scan
+        """Use what earlier runs found where scanning files takes long, and keep what this one finds.
+
+        Args:
+            cache: Where it is kept; it belongs to the same job.
+        """
+        return  # without it, type checkers take the method for abstract
 
     def write_list(self, path: Path) -> None:
         """Write the JSON list of a dataset that makes it (``Dataset.makes_list``); others are never asked to.
@@ -300,6 +356,23 @@ class Dataset(Protocol):
         """
         ...
 
+    @property
+    def reads_in_place(self) -> bool:
+        """Whether its files on the hub are read where they are, as much of them as is needed, and not downloaded."""
+        ...
+
+    def bind_in_place(self, files: Sequence[RemoteFile], ids: Path | None) -> Manifest:
+        """Open the manifest of a dataset that is read where it is. Blocks, and not in the event loop's thread.
+
+        Args:
+            files: The files that ``select_published`` selects, in order.
+            ids: The id list; None without one.
+
+        Raises:
+            ManifestError: No run with it could succeed, because files or columns are missing or wrong.
+        """
+        ...
+
     def archive_location(self, source: str) -> str:
         """Where its archives are: one of them, or the folder or URL of all.
 
@@ -322,6 +395,17 @@ class Dataset(Protocol):
 
     def with_kept_list(self, path: Path) -> Self:
         """The same dataset, which reads its published list from this path, and all else from the source."""
+        ...
+
+    def options_for_lists(self, lists: Sequence[str]) -> DatasetOptions:
+        """The options with which only those images are fetched that training lists name.
+
+        Args:
+            lists: The paths of the lists; none for all images.
+
+        Returns:
+            Its options, changed if it is a set of images that lists name.
+        """
         ...
 
     def list_images(self, record: object) -> Sequence[str]:

@@ -6,12 +6,32 @@ import re
 from urllib.parse import urlsplit, urlunsplit
 
 _URL = re.compile(r"https?://", re.IGNORECASE)
+_REMOTE = re.compile(r"(?:https?|hf|gitlab|s3|gs)://", re.IGNORECASE)
 _ANY_SCHEME = re.compile(r"\s*[a-z][a-z0-9+.-]*:/", re.IGNORECASE)
 
 
 def is_url(location: str) -> bool:
     """Whether a location is on a server."""
     return _URL.match(location) is not None
+
+
+def is_remote(location: str) -> bool:
+    """Whether a location is anywhere but on this machine: on a server, the hub, GitLab or in an object store."""
+    return _REMOTE.match(location) is not None
+
+
+def at_mirror(url: str, mirror: str) -> str:
+    """The URL at which a mirror has a published file, ``BASE/HOST/PATH``; without a mirror, the published URL.
+
+    Args:
+        url: The published URL. Its credentials are for its own host, and so no part of the result.
+        mirror: The base URL of the mirror; empty if there is none.
+    """
+    if not mirror or not is_url(url):
+        return url
+    parts = urlsplit(url)
+    query = f"?{parts.query}" if parts.query else ""
+    return f"{mirror.rstrip('/')}/{parts.netloc.rpartition('@')[2]}{parts.path}{query}"
 
 
 def without_secrets(location: str) -> str:
@@ -26,6 +46,6 @@ def without_secrets(location: str) -> str:
         _ = parts.port  # of a password with a slash it is no number
     except ValueError:
         return "the URL"
-    if not is_url(location):
+    if not is_remote(location):
         return "the URL"
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))

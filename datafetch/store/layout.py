@@ -121,6 +121,11 @@ class OutputLayout:
         return self.state_folder / "archives"
 
     @property
+    def scans(self) -> Path:
+        """The folder for what was found in manifest files that are read on a server, until the run is complete."""
+        return self.state_folder / "scans"
+
+    @property
     def dropped(self) -> Path:
         """JSON lines: the records of the published list that the trainer's list lacks, each with the reason."""
         return self.state_folder / "dropped.jsonl"

@@ -1,4 +1,6 @@
-"""Reads parquet manifest files row by row. Memory holds one batch, and the numbers of the selected rows.
+"""Reads parquet manifest files row by row, on this machine or on a server (``parquet_source``).
+
+Memory holds one batch, and the numbers of the selected rows.
 
 A small file can claim to be huge: its footer can claim any number of rows, and a dictionary can give thousands of rows
 the same text of megabytes. So the number of rows is limited in proportion to the size of the file. Before a row group
@@ -10,14 +12,13 @@ with the largest values. A page that is too large by itself is refused.
 from __future__ import annotations
 
 import hashlib
-import os
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +29,9 @@ import pyarrow.parquet as pq
 from datafetch.datasets.readers.file_kind import describe_non_parquet
 from datafetch.datasets.readers.limits import Int64s, max_rows, reason
 from datafetch.datasets.readers.parquet_pages import DamagedPageError, Page, read_pages
+from datafetch.datasets.readers.parquet_source import LocalParquet, OpenParquet, ParquetSource, RemoteParquet
 from datafetch.errors import ManifestError, raise_if_exhausted
+from datafetch.model.interfaces import RemoteFile
 
 _BATCH_ROWS = 8192  # at COYO's 200 bytes of URL and text a row, about 2 MB as Arrow and 8 MB as Python objects
 _BATCH_BYTES = 8 << 20  # of one column; a batch costs only 20 µs, so small ones are affordable
@@ -38,6 +41,7 @@ _BUFFER_BYTES = 1 << 16  # a column chunk is streamed page by page instead of be
 _FOOTER_END = struct.Struct("<I4s")  # the length of the footer, and the magic number
 _MAGIC = b"PAR1"
 _START_BYTES = 1024  # the first bytes of a file, which show what it is if it is not parquet
+_LIKELY_FOOTER_BYTES = 1 << 16  # loaded before the size of the footer is known
 
 
 class ColumnType(StrEnum):
@@ -74,58 +78,60 @@ class ParquetFile:
     """One parquet manifest file.
 
     Attributes:
-        path: The file.
+        name: The file in messages.
+        path: The file; it can be opened only if it is on this machine.
+        size_bytes: Its size.
         rows: The number of its rows.
         fingerprint: A hash of its size and its footer.
     """
 
-    def __init__(self, path: Path, columns: Mapping[str, ColumnType]) -> None:
+    def __init__(self, file: Path | RemoteFile, columns: Mapping[str, ColumnType]) -> None:
         """Read the footer of a file.
 
         Args:
-            path: The file.
+            file: The file, on this machine or on a server.
             columns: The columns that will be read, and the types that they must have. ``image.bytes`` is the field
                 ``bytes`` of a column ``image`` of structs.
 
         Raises:
-            ManifestError: The file can't be read, is not parquet, lacks a column, has it twice or with another type, or
-                claims to have more rows than a file of its size may have.
+            ManifestError: The file can't be read, is not parquet, lacks a column, has it twice, with another type or
+                beyond its end, or claims to have more rows than columns of their size may have.
         """
-        self.path = path
+        self._source: ParquetSource = LocalParquet(file) if isinstance(file, Path) else RemoteParquet(file)
+        self.name, self.path = self._source.name, self._source.path
         self._binaries = tuple(name for name, wanted in columns.items() if wanted is ColumnType.BINARY)
         self._texts = tuple(name for name, wanted in columns.items() if wanted is ColumnType.STRING)
-        with _reading(path), path.open("rb") as raw:
-            self.fingerprint = _fingerprint(path, raw)
-            with pq.ParquetFile(raw) as file:
-                schema, metadata = file.schema_arrow, file.metadata
-                # The footer also has a number of rows for the whole file, which may be wrong.
-                groups = map(metadata.row_group, range(metadata.num_row_groups))
-                self.rows = sum(int(group.num_rows) for group in groups)
-            size_bytes = os.fstat(raw.fileno()).st_size
-        if self.rows > max_rows(size_bytes):
+        with _reading(self.name), self._source.open() as opened:
+            self.size_bytes = opened.size_bytes
+            self._footer_start = _find_footer(opened, self.name)
+            self.fingerprint = _fingerprint(opened, self._footer_start)
+            with _open(opened) as parquet:
+                schema, metadata = parquet.schema_arrow, parquet.metadata
+            self._check_types(schema, columns)
+            paths = [metadata.schema.column(number).path for number in range(metadata.num_columns)]
+            self._numbers = {name: paths.index(name) for name in columns}
+            # The footer also has a number of rows for the whole file, which may be wrong.
+            groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+            self.rows = sum(int(group.num_rows) for group in groups)
+            self._column_bytes = self._check_chunks(groups)
+        if self.rows > max_rows(self.column_bytes(tuple(columns))):
             raise ManifestError(
-                f"{path} claims to have {self.rows:,} rows in {size_bytes:,} bytes, more than is accepted"
+                f"{self.name} claims to have {self.rows:,} rows in {self.size_bytes:,} bytes, more than is accepted"
             )
-        types = {name: _find_type(schema, name) for name in columns}
-        if missing := [name for name, found in types.items() if found is None]:
-            raise ManifestError(
-                f"{path} has no column {', '.join(missing)}; it has {', '.join(schema.names) or 'none'}"
-            )
-        if twice := [name for name in columns if schema.names.count(name.partition(".")[0]) > 1]:
-            raise ManifestError(f"{path} has several columns named {', '.join(twice)}; leave one of each")
-        for name, wanted in columns.items():
-            if not _TYPE_CHECKS[wanted](types[name]):
-                raise ManifestError(f"{path}: column {name} has the type {types[name]}, where {wanted.value} is needed")
+
+    def column_bytes(self, columns: Sequence[str]) -> int:
+        """The size of columns in the file, in bytes."""
+        return sum(self._column_bytes[name] for name in columns)
 
     def batches(self, columns: Sequence[str]) -> Iterator[Any]:
         """All rows in order, as ``pyarrow.RecordBatch`` values of these columns.
 
         Raises:
-            ManifestError: The file is damaged, or has a page that is too large.
+            ManifestError: The file is damaged or has changed, or has a page that is too large.
         """
-        with _reading(self.path), self._open() as file:
-            for group in range(file.metadata.num_row_groups):
-                yield from self._batches(file, group, columns)
+        with self._opened() as (opened, parquet):
+            for group in range(parquet.metadata.num_row_groups):
+                yield from self._batches(opened, parquet, group, columns)
 
     def select(self, wanted: Int64s, columns: Sequence[str]) -> Iterator[dict[str, Any] | BadRow]:
         """The rows with these numbers, in order; a row that can't be read is a ``BadRow``.
@@ -135,41 +141,105 @@ class ParquetFile:
             columns: The columns to read.
 
         Raises:
-            ManifestError: The file is damaged, or has a page that is too large.
+            ManifestError: The file is damaged or has changed, or has a page that is too large.
         """
-        with _reading(self.path), self._open() as file:
+        with self._opened() as (opened, parquet):
             first_row = 0
-            for group in range(file.metadata.num_row_groups):
-                end_row = first_row + file.metadata.row_group(group).num_rows
+            for group in range(parquet.metadata.num_row_groups):
+                end_row = first_row + parquet.metadata.row_group(group).num_rows
                 if _slice(wanted, first_row, end_row).size:
-                    for batch in self._batches(file, group, columns):
+                    for batch in self._batches(opened, parquet, group, columns):
                         rows = _slice(wanted, first_row, first_row + batch.num_rows)
                         if rows.size:
                             yield from _read_rows(batch.take(pa.array(rows - first_row)), rows)
                         first_row += batch.num_rows
                 first_row = end_row
 
-    def _batches(self, file: Any, group: int, columns: Sequence[str]) -> Iterator[Any]:
-        if not file.metadata.row_group(group).num_rows:
+    def _check_types(self, schema: Any, columns: Mapping[str, ColumnType]) -> None:
+        """Check that there are the columns that will be read.
+
+        Raises:
+            ManifestError: One is missing, is there twice, or has another type.
+        """
+        types = {name: _find_type(schema, name) for name in columns}
+        if missing := [name for name, found in types.items() if found is None]:
+            raise ManifestError(
+                f"{self.name} has no column {', '.join(missing)}; it has {', '.join(schema.names) or 'none'}"
+            )
+        if twice := [name for name in columns if schema.names.count(name.partition(".")[0]) > 1]:
+            raise ManifestError(f"{self.name} has several columns named {', '.join(twice)}; leave one of each")
+        for name, wanted in columns.items():
+            if not _TYPE_CHECKS[wanted](types[name]):
+                raise ManifestError(
+                    f"{self.name}: column {name} has the type {types[name]}, where {wanted.value} is needed"
+                )
+
+    def _check_chunks(self, groups: Sequence[Any]) -> Mapping[str, int]:
+        """Check where the columns lie; return their sizes in bytes.
+
+        Raises:
+            ManifestError: A part of one lies outside of the file, or they have more bytes than the file.
+        """
+        column_bytes = dict.fromkeys(self._numbers, 0)
+        for number, group in enumerate(groups):
+            for name in self._numbers:
+                start, stop = self._span(group, name)
+                if not 0 <= start <= stop <= self._footer_start:
+                    raise ManifestError(
+                        f"{self.name} is damaged: column {name} of row group {number:,} would lie outside of it; "
+                        "download it again, or move it away"
+                    )
+                column_bytes[name] += stop - start
+        if sum(column_bytes.values()) > self.size_bytes:  # so that nothing is requested of a server several times
+            raise ManifestError(f"{self.name} is damaged: its columns overlap; download it again, or move it away")
+        return column_bytes
+
+    def _span(self, group: Any, name: str) -> tuple[int, int]:
+        """Where a column of a row group begins and ends, its dictionary included, as the footer claims."""
+        if self._numbers[name] >= group.num_columns:
+            raise ManifestError(f"{self.name} is damaged: a row group lacks column {name}; download it again")
+        chunk = group.column(self._numbers[name])
+        start = chunk.data_page_offset
+        if chunk.has_dictionary_page and 0 < chunk.dictionary_page_offset < start:
+            start = chunk.dictionary_page_offset
+        return start, start + chunk.total_compressed_size
+
+    @contextmanager
+    def _opened(self) -> Iterator[tuple[OpenParquet, Any]]:
+        """Open the file, and check that it is still the same."""
+        with _reading(self.name), self._source.open() as opened:
+            is_same = opened.size_bytes == self.size_bytes
+            if is_same:
+                opened.load([(self._footer_start, self.size_bytes)])
+                is_same = _fingerprint(opened, self._footer_start) == self.fingerprint
+            if not is_same:
+                raise ManifestError(f"{self.name} has changed since it was opened; start over with --fresh")
+            with _open(opened) as parquet:
+                yield opened, parquet
+
+    def _batches(self, opened: OpenParquet, parquet: Any, group: int, columns: Sequence[str]) -> Iterator[Any]:
+        if not parquet.metadata.row_group(group).num_rows:
             return
-        rows = min(_BATCH_ROWS, *(self._rows_at_once(file, group, name) for name in columns))
-        for batch in file.iter_batches(rows, row_groups=[group], columns=list(columns), use_threads=False):
+        opened.load(self._span(parquet.metadata.row_group(group), name) for name in columns)
+        rows = min(_BATCH_ROWS, *(self._rows_at_once(opened, parquet, group, name) for name in columns))
+        for batch in parquet.iter_batches(rows, row_groups=[group], columns=list(columns), use_threads=False):
             yield batch
             # Otherwise the heap keeps the pages of all row groups, 20 MB more for a million rows
             # (benchmarks/durability/manifest_memory.py).
             pa.default_memory_pool().release_unused()
+        opened.unload()
 
-    def _rows_at_once(self, file: Any, group: int, name: str) -> int:
+    def _rows_at_once(self, opened: OpenParquet, parquet: Any, group: int, name: str) -> int:
         """Return how many rows of a column take about ``_BATCH_BYTES`` in the worst case.
 
         Raises:
             ManifestError: A page is too large.
         """
         row_bytes, has_dictionary, dictionary_bytes = 1, False, 0
-        for page in self._pages(file, group, name):
+        for page in self._pages(opened, parquet, group, name):
             if page.size_bytes > _MAX_PAGE_BYTES:
                 raise ManifestError(
-                    f"{self.path}: column {name} has a page of {page.size_bytes:,} bytes, more than is accepted"
+                    f"{self.name}: column {name} has a page of {page.size_bytes:,} bytes, more than is accepted"
                 )
             has_dictionary = has_dictionary or page.is_dictionary_encoded
             dictionary_bytes = dictionary_bytes if page.values else max(dictionary_bytes, page.size_bytes)
@@ -177,31 +247,30 @@ class ParquetFile:
                 # If values share prefixes, each of them may be as long as the whole page.
                 row_bytes = max(row_bytes, page.size_bytes // (1 if page.shares_prefixes else page.values))
         if has_dictionary and name in self._texts:
-            row_bytes = max(row_bytes, self._longest_in_dictionary(group, name))
+            row_bytes = max(row_bytes, self._longest_in_dictionary(opened, parquet, group, name))
         elif has_dictionary:  # of values that need not be looked at one by one: each may be all of it
             row_bytes = max(row_bytes, dictionary_bytes) if name in self._binaries else row_bytes
         return max(1, _BATCH_BYTES // row_bytes)
 
-    def _pages(self, file: Any, group: int, name: str) -> Iterator[Page]:
+    def _pages(self, opened: OpenParquet, parquet: Any, group: int, name: str) -> Iterator[Page]:
         """The pages of a column in a row group, its dictionary included."""
-        chunk = _chunk(file.metadata.row_group(group), name)
-        start = chunk.data_page_offset
-        if chunk.has_dictionary_page and 0 < chunk.dictionary_page_offset < start:
-            start = chunk.dictionary_page_offset
-        with self.path.open("rb") as raw:
-            yield from read_pages(raw, start, chunk.total_compressed_size)
+        start, stop = self._span(parquet.metadata.row_group(group), name)
+        with opened.path.open("rb") as raw:
+            yield from read_pages(raw, start, stop - start)
 
-    def _longest_in_dictionary(self, group: int, name: str) -> int:
+    def _longest_in_dictionary(self, opened: OpenParquet, parquet: Any, group: int, name: str) -> int:
         """The length in bytes of the longest text in a column's dictionary in a row group."""
-        with self._open(read_dictionary=[name]) as file:
+        # With the metadata the footer is not read again, which may no longer be loaded.
+        with _open(opened, metadata=parquet.metadata, read_dictionary=[name]) as file:
             for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=[name], use_threads=False):
                 texts = batch.column(0).dictionary
                 if len(texts):  # a batch that has only nulls comes without the dictionary
                     return int(pc.max(pc.binary_length(texts)).as_py() or 0)
         return 0
 
-    def _open(self, **options: Any) -> Any:
-        return pq.ParquetFile(self.path, buffer_size=_BUFFER_BYTES, pre_buffer=False, **options)
+
+def _open(opened: OpenParquet, **options: Any) -> Any:
+    return pq.ParquetFile(opened.path, buffer_size=_BUFFER_BYTES, pre_buffer=False, **options)
 
 
 def _find_type(schema: Any, name: str) -> Any:
@@ -214,12 +283,6 @@ def _find_type(schema: Any, name: str) -> Any:
         return found
     fields = [found.field(number) for number in range(found.num_fields)] if pa.types.is_struct(found) else []
     return next((one.type for one in fields if one.name == inner), None)
-
-
-def _chunk(group: Any, name: str) -> Any:
-    """The metadata of a column in a row group."""
-    chunks = (group.column(number) for number in range(group.num_columns))
-    return next(chunk for chunk in chunks if chunk.path_in_schema == name)
 
 
 def _read_rows(batch: Any, numbers: Int64s) -> Iterator[dict[str, Any] | BadRow]:
@@ -240,27 +303,39 @@ def _read_row(batch: Any, index: int, number: int) -> dict[str, Any] | BadRow:
     return row
 
 
-def _fingerprint(path: Path, file: BinaryIO) -> str:
-    """Hash a file's size and its footer, which has the offset, size and statistics of every column chunk.
+def _find_footer(opened: OpenParquet, name: str) -> int:
+    """Load the footer of a file; return its offset.
 
     Raises:
         ManifestError: The file is not parquet, or its footer is too large.
     """
-    size_bytes = os.fstat(file.fileno()).st_size
-    if description := describe_non_parquet(file.read(_START_BYTES)):
-        raise ManifestError(f"{path} is not parquet: {description}; download it again, or move it away")
-    if size_bytes < _FOOTER_END.size:
-        raise ManifestError(f"{path} is not parquet: it has {size_bytes} bytes; download it again, or move it away")
-    file.seek(-_FOOTER_END.size, os.SEEK_END)
-    footer_bytes, magic = _FOOTER_END.unpack(file.read(_FOOTER_END.size))
+    size_bytes = opened.size_bytes
+    loaded_from = max(0, size_bytes - _LIKELY_FOOTER_BYTES)
+    opened.load([(0, min(_START_BYTES, loaded_from)), (loaded_from, size_bytes)])
+    with opened.path.open("rb") as file:
+        if description := describe_non_parquet(file.read(_START_BYTES)):
+            raise ManifestError(f"{name} is not parquet: {description}; download it again, or move it away")
+        if size_bytes < _FOOTER_END.size:
+            raise ManifestError(f"{name} is not parquet: it has {size_bytes} bytes; download it again, or move it away")
+        file.seek(size_bytes - _FOOTER_END.size)
+        footer_bytes, magic = _FOOTER_END.unpack(file.read(_FOOTER_END.size))
     if magic != _MAGIC or footer_bytes > size_bytes - _FOOTER_END.size:
         raise ManifestError(
-            f"{path} is cut short, or not parquet: it has no footer; download it again, or move it away"
+            f"{name} is cut short, or not parquet: it has no footer; download it again, or move it away"
         )
     if footer_bytes > _MAX_FOOTER_BYTES:
-        raise ManifestError(f"{path} has a footer of {footer_bytes:,} bytes, more than is accepted")
-    file.seek(-_FOOTER_END.size - footer_bytes, os.SEEK_END)
-    return hashlib.sha256(b"%d " % size_bytes + file.read(footer_bytes)).hexdigest()[:16]
+        raise ManifestError(f"{name} has a footer of {footer_bytes:,} bytes, more than is accepted")
+    footer_start = size_bytes - _FOOTER_END.size - int(footer_bytes)
+    opened.load([(footer_start, max(footer_start, loaded_from))])
+    return footer_start
+
+
+def _fingerprint(opened: OpenParquet, footer_start: int) -> str:
+    """Hash a file's size and its footer, which has the offset, size and statistics of every column chunk."""
+    with opened.path.open("rb") as file:
+        file.seek(footer_start)
+        footer = file.read(opened.size_bytes - _FOOTER_END.size - footer_start)
+    return hashlib.sha256(b"%d " % opened.size_bytes + footer).hexdigest()[:16]
 
 
 def matching_rows(file: ParquetFile, columns: Sequence[str], matches: Callable[[Any], npt.NDArray[np.bool_]]) -> Int64s:
@@ -289,9 +364,9 @@ def _slice(ascending: Int64s, low: int, high: int) -> Int64s:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def _reading(name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, UnicodeError, DamagedPageError, pa.ArrowException) as error:
         raise_if_exhausted(error)
-        raise ManifestError(f"cannot read {path} as parquet: {reason(error)}") from error
+        raise ManifestError(f"cannot read {name} as parquet: {reason(error)}") from error

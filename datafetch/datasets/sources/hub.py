@@ -37,6 +37,11 @@ _QUIET = {
 }
 
 
+def hub_endpoint() -> str:
+    """The URL of the hub, which the environment may set."""
+    return os.environ.get("HF_ENDPOINT", _ENDPOINT).rstrip("/")
+
+
 def is_hub(location: str) -> bool:
     """Whether a location is on the hub."""
     return location.startswith(_SCHEME)
@@ -72,8 +77,7 @@ class HubPlace:
 
     def url(self, name: str) -> str:
         """The URL of a file, which the hub redirects to wherever it is."""
-        endpoint = os.environ.get("HF_ENDPOINT", _ENDPOINT).rstrip("/")
-        return f"{endpoint}/datasets/{self.repository}/resolve/{quote(self.revision)}/{quote(name)}"
+        return f"{hub_endpoint()}/datasets/{self.repository}/resolve/{quote(self.revision)}/{quote(name)}"
 
     def __str__(self) -> str:
         path = f"/{self.path}" if self.path else ""
@@ -110,23 +114,28 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
     is_ours: bool = False
 
 
-async def list_names(place: HubPlace) -> list[str]:
+async def list_names(place: HubPlace, endpoint: str = "") -> list[str]:
     """The paths of all files of a repository, in order.
+
+    Args:
+        place: The repository.
+        endpoint: The URL of a mirror of the hub, which gets no login; empty for the hub itself.
 
     Raises:
         ManifestError: The hub does not give them; the message says why, and what to do.
         ResourceError: This machine lacks something.
     """
-    answer = await _ask(place, Request(place.repository, place.revision, []))
+    answer = await _ask(place, Request(place.repository, place.revision, []), endpoint)
     return sorted(answer.names)
 
 
-async def download(place: HubPlace, names: Sequence[str]) -> Path:
+async def download(place: HubPlace, names: Sequence[str], endpoint: str = "") -> Path:
     """Download files to the hub's cache, unless they are there already.
 
     Args:
         place: The repository.
         names: Their paths in it.
+        endpoint: The URL of a mirror of the hub, which gets no login; empty for the hub itself.
 
     Returns:
         The folder in which they are, under the same paths.
@@ -135,17 +144,18 @@ async def download(place: HubPlace, names: Sequence[str]) -> Path:
         ManifestError: The hub does not give them; the message says why, and what to do.
         ResourceError: This machine lacks something.
     """
-    answer = await _ask(place, Request(place.repository, place.revision, list(names)))
+    answer = await _ask(place, Request(place.repository, place.revision, list(names)), endpoint)
     return Path(answer.folder)
 
 
-async def _ask(place: HubPlace, request: Request) -> Answer:
+async def _ask(place: HubPlace, request: Request, endpoint: str) -> Answer:
+    at_mirror = {"HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"} if endpoint else {}
     try:
         process = await asyncio.create_subprocess_exec(
             *child_command("datafetch.datasets.sources.hub_process"),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            env={**os.environ, **_QUIET},
+            env={**os.environ, **_QUIET, **at_mirror},
             start_new_session=True,  # Ctrl-C in the terminal is handled by the parent alone
         )
     except OSError as error:

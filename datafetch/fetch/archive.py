@@ -25,9 +25,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
-from datafetch.fetch.archive.ranges import Range, RangeReader
 from datafetch.fetch.memory import Reservation
 from datafetch.fetch.policy import DEFAULT_MAX_BODY_BYTES
+from datafetch.fetch.ranges import Range, RangeReader
 from datafetch.model.archive import DEFLATED, DEFLATED64, LOCAL_HEADER_BYTES, STORED, Member
 from datafetch.model.outcome import Body, Failure, FailureKind, Fetched, Permission, Source
 

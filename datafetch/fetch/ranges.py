@@ -1,13 +1,13 @@
-"""Ranges of the bytes of one archive, from a server or from a file of this machine.
+"""Ranges of the bytes of one large file, on a server or on this machine.
 
 Theory of operation, for a server: a range is read in parts, each by a request of its own. How large a part may be is
 learned: it grows while parts arrive in time, and shrinks when one takes long or fails. So a server that closes each
 connection after a minute, one that sends no more than a megabyte at a time, and a slow link all lose little, and a fast
-link is not held up by the time that a request takes. Each part is requested of the archive's own URL: what that
+link is not held up by the time that a request takes. Each part is requested of the file's own URL: what that
 redirects to may be a signed URL that expires within minutes.
 
-Rules: no part of another version of the archive is ever returned. That an archive is gone, may not be read, or has
-changed is the operator's to mend, and so an exception; all else that happens on the way is a ``Failure``.
+Rules: no part of another version of the file is ever returned. That a file is gone, may not be read, or has changed is
+the operator's to mend, and so an exception; all else that happens on the way is a ``Failure``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MAX_PART_BYTES = 8 * 1024 * 1024
 _FIRST_PART_BYTES = 256 * 1024
 _MIN_PART_BYTES = 64 * 1024
 _MIN_SENT_BYTES = 1024
-"""A server that sends less of a longer range is given up: an archive has millions of kilobytes."""
+"""A server that sends less of a longer range is given up: such files have millions of kilobytes."""
 _PAUSE_S = 5.0
 _MAX_DOWN_S = 120.0  # as long as it takes to restart a server
 _MAX_FAILED_RANGES = 16
@@ -52,12 +52,28 @@ _RANGES_IGNORED = (
 )
 
 
-class ArchiveChangedError(ManifestError):
-    """The archive is no longer the one whose directory was read."""
+class FileChangedError(ManifestError):
+    """The file is no longer the one that was read before."""
+
+
+class RefusedError(ManifestError):
+    """The server refuses the file.
+
+    Attributes:
+        status: The HTTP status with which it does: 401, 403, 404 or 410.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class NoRangesError(ManifestError):
+    """The server does not serve parts of the file, or does not say how large it is."""
 
 
 class Range:
-    """What was read of an archive.
+    """What was read of a file.
 
     Attributes:
         content: The bytes.
@@ -76,11 +92,11 @@ class Range:
 
 
 class RangeReader(Protocol):
-    """Reads ranges of the bytes of one archive, several at a time.
+    """Reads ranges of the bytes of one file, several at a time.
 
     Attributes:
-        total_bytes: Size of the archive; None if it is not known yet.
-        etag: Its strong entity tag; empty if a server gives none, or it is a file.
+        total_bytes: Size of the file; None if it is not known yet.
+        etag: Its strong entity tag; empty if a server gives none, or it is on this machine.
     """
 
     total_bytes: int | None
@@ -102,23 +118,24 @@ class RangeReader(Protocol):
             All of the range, or why it could not be read.
 
         Raises:
-            ManifestError: The archive can't be read at all, or has changed.
+            ManifestError: The file can't be read at all, or has changed.
         """
         ...
 
 
 class RemoteRanges:
-    """Ranges of an archive on a server.
+    """Ranges of a file on a server.
 
     Args:
         fetch: Makes the requests.
-        url: The archive's URL; it may have secrets, which no message repeats.
+        url: The file's URL; it may have secrets, which no message repeats.
         max_part_bytes: How much one request asks for at most; never more than ``MAX_PART_BYTES``.
-        total_bytes: Size of the archive, where it is known; another size means that it has changed.
+        total_bytes: Size of the file, where it is known; another size means that it has changed.
         etag: Its strong entity tag, where it is known.
+        name: The file in messages; empty takes the URL without secrets.
 
     Attributes:
-        total_bytes: Size of the archive; None until the first response.
+        total_bytes: Size of the file; None until the first response.
         etag: Its strong entity tag; empty if the server gives none.
     """
 
@@ -130,12 +147,13 @@ class RemoteRanges:
         max_part_bytes: int = MAX_PART_BYTES,
         total_bytes: int | None = None,
         etag: str = "",
+        name: str = "",
     ) -> None:
         self.total_bytes = total_bytes
         self.etag = etag
         self._fetch = fetch
         self._url = url
-        self._name = without_secrets(url)
+        self._name = name or without_secrets(url)
         self._max_part_bytes = min(MAX_PART_BYTES, max_part_bytes)
         self._part_bytes = min(_FIRST_PART_BYTES, self._max_part_bytes)
         self._failed_ranges = 0  # in a row
@@ -147,7 +165,7 @@ class RemoteRanges:
         return self._part_bytes
 
     async def find_size(self) -> int:
-        """Ask for the archive's size, and whether it can be read by ranges.
+        """Ask for the file's size, and whether it can be read by ranges.
 
         Raises:
             ManifestError: It can't be read.
@@ -156,7 +174,7 @@ class RemoteRanges:
         if isinstance(read, Failure):
             raise ManifestError(f"{self._name} can't be read: {read.detail}; check the URL, or try again later")
         if self.total_bytes is None:
-            raise ManifestError(
+            raise NoRangesError(
                 f"{self._name}: the server does not say how large the file is; give another URL, or a copy of the file"
             )
         return self.total_bytes
@@ -205,7 +223,7 @@ class RemoteRanges:
         """The failure of a range, without a URL.
 
         Raises:
-            ManifestError: So many have failed one after the other that the archive can't be had now.
+            ManifestError: So many have failed one after the other that the file can't be had now.
         """
         failure = replace(failure, final_url="", detail=describe(failure))
         self._failed_ranges += 1
@@ -227,26 +245,26 @@ class RemoteRanges:
             raise self._changed()
 
     def _refuse_final(self, failure: Failure) -> None:
-        """Stop for what no other request of this archive could change.
+        """Stop for what no other request of this file could change.
 
         Raises:
-            ManifestError: The archive can't be read, or has changed.
+            ManifestError: The file can't be read, or has changed.
         """
         if failure.kind is not FailureKind.HTTP_STATUS or failure.status is None:
             return
         if failure.status == HTTPStatus.PARTIAL_CONTENT and self.total_bytes is not None:
             raise self._changed()  # it is shorter now, or the server sends other parts than it is asked for
         if failure.status == HTTPStatus.OK:
-            raise self._changed() if self.etag else ManifestError(f"{self._name}: {_RANGES_IGNORED}")
+            raise self._changed() if self.etag else NoRangesError(f"{self._name}: {_RANGES_IGNORED}")
         if failure.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             raise ManifestError(f"{self._name} is empty") if self.total_bytes is None else self._changed()
         reason = _FINAL_STATUSES.get(failure.status)
         if reason is not None:
-            raise ManifestError(f"{self._name}: {reason}")
+            raise RefusedError(f"{self._name}: {reason}", failure.status)
 
-    def _changed(self) -> ArchiveChangedError:
-        return ArchiveChangedError(
-            f"{self._name} has changed on the server since its directory was read; start over with --fresh"
+    def _changed(self) -> FileChangedError:
+        return FileChangedError(
+            f"{self._name} has changed on the server since it was first read; start over with --fresh"
         )
 
     def _learn(self, requested_bytes: int, received_bytes: int, elapsed_s: float) -> None:
@@ -263,11 +281,11 @@ class RemoteRanges:
 
 
 class LocalRanges:
-    """Ranges of an archive on this machine.
+    """Ranges of a file on this machine.
 
     Args:
-        path: The archive.
-        total_bytes: Its size when its directory was read.
+        path: The file.
+        total_bytes: Its size when it was first read.
         max_span_bytes: How much is read at once at most; never more than ``MAX_PART_BYTES``.
     """
 
@@ -294,11 +312,11 @@ class LocalRanges:
         except OSError as error:
             raise_if_exhausted(error)
             raise ManifestError(f"cannot read {self._path}: {error.strerror or error}") from error
-        raise ArchiveChangedError(f"{self._path} has changed since its directory was read; start over with --fresh")
+        raise FileChangedError(f"{self._path} has changed since it was first read; start over with --fresh")
 
 
 def describe(failure: Failure) -> str:
-    """Describe a failure without any URL, because that of an archive may be a secret."""
+    """Describe a failure without any URL, because that of the file may be a secret."""
     if failure.kind is FailureKind.HTTP_STATUS:
         return f"HTTP {failure.status}"
     if failure.kind in (FailureKind.TOO_MANY_REDIRECTS, FailureKind.BAD_URL):

@@ -51,7 +51,8 @@ class PublishedFiles:
             prefix: What redirects are to begin with, too.
 
         Returns:
-            Whether it asked for the content of a file, and not only for a list or the headers.
+            Whether it asked for the content of a file. Lists, headers, one byte and the end of a file, where its
+            directory or footer is, are what a client looks at to know whether it has the content already.
         """
         place = unquote(exchange.request.path.removeprefix(f"{prefix}/"))
         if match := _HUB_TREE.fullmatch(place):
@@ -130,7 +131,8 @@ class PublishedFiles:
         if request.method == "HEAD":
             return False
         exchange.send(content[start:stop])
-        return True
+        is_look = span is not None and (stop - start == 1 or 0 < start < stop == len(content))
+        return not is_look
 
     def _content(self, place: str) -> bytes | None:
         """The content of a file; None if there is none."""

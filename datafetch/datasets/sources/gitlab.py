@@ -1,0 +1,108 @@
+"""Projects on GitLab servers: which files one has, and where each of them is.
+
+Theory of operation. A project's files are listed by the tree API of its server, a hundred at a time; each page says
+which is next. A file's blob id changes with its content, so it tells whether a copy is still the published one.
+
+Rules: what a server lists is foreign. A page is bounded in bytes by who fetches it, the number of pages and of files
+here, and a file whose name could not be written is refused.
+
+Source: docs.gitlab.com/api/repositories (list repository tree), docs.gitlab.com/api/rest (pagination).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Self
+from urllib.parse import quote
+
+import msgspec
+
+from datafetch.datasets.filenames import why_refused
+from datafetch.errors import ConfigurationError, ManifestError
+
+_SCHEME = "gitlab://"
+_PLACE = re.compile(r"gitlab://([\w.-]+(?::\d+)?)/([\w.-]+(?:/[\w.-]+)+?)(?:@([\w.-]+))?/?")
+_FILES_PER_PAGE = 100
+MAX_PAGES = 1000
+"""How many pages are listed at most: a hundred thousand files."""
+
+
+class _Entry(msgspec.Struct, frozen=True):
+    path: str
+    type: str
+    id: str
+
+
+def is_gitlab(location: str) -> bool:
+    """Whether a location is a project on a GitLab server."""
+    return location.startswith(_SCHEME)
+
+
+@dataclass(frozen=True, slots=True)
+class GitLabPlace:
+    """A project on a GitLab server.
+
+    Attributes:
+        host: The server's name, and its port if that is unusual.
+        project: The project's path, such as ``datasets/llm-jp-japanese-image-text-pairs``.
+        revision: A branch, a tag or a commit.
+    """
+
+    host: str
+    project: str
+    revision: str = "main"
+
+    @classmethod
+    def parse(cls, location: str) -> Self:
+        """Read a location, ``gitlab://HOST/GROUP/PROJECT[@REVISION]``.
+
+        Raises:
+            ConfigurationError: It has another form.
+        """
+        match = _PLACE.fullmatch(location)
+        if match is None or ".." in location:
+            raise ConfigurationError(
+                "a project on a GitLab server is given as gitlab://HOST/GROUP/PROJECT, perhaps with @REVISION behind"
+            )
+        return cls(match[1], match[2], match[3] or "main")
+
+    def page_url(self, number: int) -> str:
+        """The URL of a page of the list of files; pages are counted from 1."""
+        project, revision = quote(self.project, safe=""), quote(self.revision, safe="")
+        return (
+            f"https://{self.host}/api/v4/projects/{project}/repository/tree"
+            f"?ref={revision}&recursive=true&per_page={_FILES_PER_PAGE}&page={number}"
+        )
+
+    def url(self, path: str) -> str:
+        """The URL of a file."""
+        return f"https://{self.host}/{quote(self.project)}/-/raw/{quote(self.revision)}/{quote(path)}"
+
+    def __str__(self) -> str:
+        return f"gitlab://{self.host}/{self.project}@{self.revision}"
+
+
+def read_page(place: GitLabPlace, page: bytes) -> tuple[dict[str, str], bool]:
+    """Read a page of the list of a project's files.
+
+    Args:
+        place: The project.
+        page: The page, as the server sent it.
+
+    Returns:
+        The blob id of each file on it by the file's path, and whether it is the last page.
+
+    Raises:
+        ManifestError: It is no such page, or has a file that can't be written under its name.
+    """
+    try:
+        entries = msgspec.json.decode(page, type=list[_Entry])
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ManifestError(
+            f"{place}: the server's list of files can't be read; download the files, and give their folder as --source"
+        ) from error
+    files = {entry.path: entry.id for entry in entries if entry.type == "blob"}
+    if strange := next((path for path in files if why_refused(path)), None):
+        raise ManifestError(f"{place}: {why_refused(strange)}: {ascii(strange)[:200]}")
+    return files, len(entries) < _FILES_PER_PAGE

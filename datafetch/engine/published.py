@@ -1,0 +1,346 @@
+"""What a job reads that is published elsewhere, brought to this machine: manifests, training lists and id lists.
+
+Theory of operation. Which files a dataset needs of a place is chosen from the list of those that it has. The hub's own
+library downloads from the hub, to its own cache. Everything else is copied to the cache folder (``store.downloads``)
+under a name that follows from the place, so that datasets share what they have in common. Files on web servers are
+fetched in ranges by the same fetcher as archives, and go on where they were interrupted; from a server that does not
+serve ranges they come whole. A file that is there is looked at again, since a place may change, but not fetched again
+while its version is the same.
+
+Rules: archives are not brought here, for their members can be read where they are. Names of files come from foreign
+lists, and only such are written as can stand in a folder. With a mirror, all servers are asked there, and get no login.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from http import HTTPStatus
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+from urllib.parse import unquote, urlsplit
+
+from datafetch.datasets.filenames import why_refused
+from datafetch.datasets.sources import (
+    MAX_PAGES,
+    GitLabPlace,
+    HubPlace,
+    StoredFile,
+    copy_stored,
+    download,
+    hub_endpoint,
+    is_gitlab,
+    is_hub,
+    is_object_store,
+    list_names,
+    list_stored,
+    read_page,
+)
+from datafetch.engine.job import Job
+from datafetch.errors import ConfigurationError, ManifestError, ResourceError
+from datafetch.fetch import Fetcher
+from datafetch.fetch.policy import FetchPolicy, OptOut
+from datafetch.fetch.ranges import FileChangedError, NoRangesError, RemoteRanges
+from datafetch.model.interfaces import Dataset
+from datafetch.model.location import at_mirror, is_remote, is_url, without_secrets
+from datafetch.model.outcome import Failure
+from datafetch.process.threads import run_in_thread
+from datafetch.store.downloads import DownloadedFile, downloads_of, keep_only
+
+_log = logging.getLogger(__name__)
+_MAX_WHOLE_BYTES = 512 * 1024 * 1024  # of a file that can only be had as a whole; its body is held in memory
+_MAX_WHOLE_S = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class _RemoteFile:
+    """A file on a web server.
+
+    Attributes:
+        name: The name that its copy gets.
+        url: Its URL.
+        version: What changes with its content; empty if only the server's answer tells.
+    """
+
+    name: str
+    url: str
+    version: str = ""
+
+
+async def bring_source(job: Job, dataset: Dataset) -> str:
+    """Bring the manifest of a job here.
+
+    Args:
+        job: The job.
+        dataset: Its dataset.
+
+    Returns:
+        The path of the folder or file in which the manifest is.
+
+    Raises:
+        ConfigurationError: The place has nothing that the dataset is read from, or is not one.
+        ManifestError: The place does not give it; the message says why, and what to do.
+        ResourceError: This machine lacks something.
+    """
+    source = job.source
+    if is_hub(source):
+        place, names = await find_published(job, dataset)
+        _log.info("%s: %d files of %s, downloaded unless they are in the hub's cache", job.out, len(names), place)
+        return str(await download(place, names, hub_at(job.mirror)))
+    if is_gitlab(source):
+        return str(await _bring_from_gitlab(GitLabPlace.parse(source), dataset, job))
+    if is_object_store(source):
+        return str(await _bring_from_store(source, dataset))
+    if is_url(source) and _is_read_from_copy(dataset):
+        return str(await bring_file(source, job, default_name=dataset.list_name or ""))
+    return source
+
+
+async def find_published(job: Job, dataset: Dataset) -> tuple[HubPlace, list[str]]:
+    """What a dataset is read from on the hub: the repository, and the paths of the files in it.
+
+    Raises:
+        DatafetchError: As ``bring_source``.
+    """
+    place = HubPlace.parse(job.source)
+    return place, select_files(dataset, await list_names(place, hub_at(job.mirror)), job.source)
+
+
+async def bring_file(location: str, job: Job, *, default_name: str = "") -> Path:
+    """Bring one file here.
+
+    Args:
+        location: The file; a path is returned as it is.
+        job: The job, of which the network's settings are used.
+        default_name: The name of the file, if the location is that of a folder.
+
+    Returns:
+        The path of the file, or of its copy.
+
+    Raises:
+        DatafetchError: As ``bring_source``.
+    """
+    if not is_remote(location):
+        return Path(location)
+    if is_hub(location):
+        place = HubPlace.parse(location)
+        if not place.path:
+            raise ConfigurationError(f"{place} is a whole dataset; give the path of a file behind it")
+        return await download(place, [place.path], hub_at(job.mirror)) / place.path
+    if is_object_store(location):
+        stored = await run_in_thread(list_stored, location)
+        if len(stored) != 1:
+            raise ConfigurationError(f"{without_secrets(location)} has {len(stored)} files; give one of them")
+        return (await _copy_all(location, stored)) / next(iter(stored))
+    if is_gitlab(location):
+        raise ConfigurationError("a single file of a GitLab server is given by its URL, https://HOST/…/-/raw/…")
+    name = unquote(urlsplit(location).path.rpartition("/")[2])
+    url = location if name else location + default_name
+    name = name or default_name
+    if not name:
+        shown = without_secrets(location)
+        raise ConfigurationError(f"{shown} is a folder, which a web server does not list; give the URL of a file")
+    if reason := why_refused(name):
+        raise ConfigurationError(f"{without_secrets(url)}: {reason}; download it, and give its path")
+    folder = downloads_of(url)
+    async with Fetcher(policy_for_files(job)) as fetch:
+        await _Downloads(fetch).bring(_RemoteFile(name, at_mirror(url, job.mirror)), folder)
+    return folder / name
+
+
+def _is_read_from_copy(dataset: Dataset) -> bool:
+    """Whether the source of a dataset is read from this machine, and not an archive that is read where it is."""
+    return not dataset.archives or dataset.list_name is not None
+
+
+def select_files(dataset: Dataset, names: Sequence[str], source: str) -> list[str]:
+    """The files of a place that a dataset is read from.
+
+    Raises:
+        ConfigurationError: There are none.
+    """
+    selected = list(dataset.select_published(names))
+    if not selected:
+        shown = without_secrets(source)
+        raise ConfigurationError(f"{shown} has nothing that {dataset.name} is read from; give the path of its files")
+    return selected
+
+
+async def _bring_from_gitlab(place: GitLabPlace, dataset: Dataset, job: Job) -> Path:
+    folder = downloads_of(str(place))
+    async with Fetcher(policy_for_files(job)) as fetch:
+        versions = await list_project(fetch, place, job.mirror)
+        selected = select_files(dataset, sorted(versions), str(place))
+        names = _flat_names(selected, str(place))
+        folder /= dataset.name
+        downloads = _Downloads(fetch)
+        for path, name in zip(selected, names, strict=True):
+            url = at_mirror(place.url(path), job.mirror)
+            await downloads.bring(_RemoteFile(name, url, versions[path]), folder)
+    await run_in_thread(keep_only, folder, names)
+    return folder
+
+
+async def list_project(fetch: Fetcher, place: GitLabPlace, mirror: str) -> dict[str, str]:
+    """The blob ids of a project's files, by their paths."""
+    versions: dict[str, str] = {}
+    for number in range(1, MAX_PAGES + 1):
+        page = await fetch(at_mirror(place.page_url(number), mirror))
+        if isinstance(page, Failure):
+            raise ManifestError(f"{place}: {_why_not_listed(page)}")
+        files, is_last = read_page(place, page.content)
+        versions |= files
+        if is_last:
+            return versions
+    raise ManifestError(f"{place} has more files than is accepted; give a folder with those that are needed")
+
+
+def _why_not_listed(failure: Failure) -> str:
+    if failure.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        return "the server wants a login; download the files, and give their folder as --source"
+    if failure.status == HTTPStatus.NOT_FOUND:
+        return "there is no such project or revision, or it needs a login; download the files, and give their folder"
+    return f"its files can't be listed now ({failure.detail or failure.kind}); run the same command again later"
+
+
+async def _bring_from_store(location: str, dataset: Dataset) -> Path:
+    stored = await run_in_thread(list_stored, location)
+    selected = select_files(dataset, sorted(stored), location) if len(stored) > 1 else sorted(stored)
+    return await _copy_all(location, {name: stored[name] for name in selected})
+
+
+async def _copy_all(location: str, stored: Mapping[str, StoredFile]) -> Path:
+    folder = downloads_of(location)
+    names = _flat_names(list(stored), location)
+    for name, file in zip(names, stored.values(), strict=True):
+        await run_in_thread(_copy, location, file, DownloadedFile(folder, name))
+    await run_in_thread(keep_only, folder, names)
+    return folder
+
+
+def _copy(location: str, file: StoredFile, target: DownloadedFile) -> None:
+    if target.is_there(file.version):
+        return
+    _log.info("copying %s, %.1f MB", file.path, file.size_bytes / 1e6)
+    try:
+        with target.open_part("") as part:
+            copy_stored(location, file, part)
+            target.complete(part, file.version)
+    except OSError as error:
+        raise _disk_error(error, target) from error
+
+
+def _flat_names(paths: Sequence[str], source: str) -> list[str]:
+    """The names of files without their folders, as they are kept.
+
+    Raises:
+        ManifestError: One could not be written, or two are the same.
+    """
+    names = [PurePosixPath(path).name for path in paths]
+    if strange := next((path for path in paths if why_refused(path)), None):
+        raise ManifestError(f"{without_secrets(source)}: {why_refused(strange)}: {ascii(strange)[:200]}")
+    if len(set(names)) < len(names):
+        raise ManifestError(f"{without_secrets(source)} has files of the same name in several folders; give one folder")
+    return names
+
+
+class _Downloads:
+    """Brings files of one web server here.
+
+    Args:
+        fetch: Makes the requests.
+    """
+
+    def __init__(self, fetch: Fetcher) -> None:
+        self._fetch = fetch
+        self._serves_ranges = True  # until it has ignored one
+
+    async def bring(self, file: _RemoteFile, folder: Path) -> None:
+        """Bring a file here, unless it is here in this version; go on where an earlier call was interrupted."""
+        target = DownloadedFile(folder, file.name)
+        if file.version != "" and await asyncio.to_thread(target.is_there, file.version):
+            return
+        ranges = RemoteRanges(self._fetch, file.url)
+        size_bytes = await self._find_size(ranges)
+        if size_bytes is None:
+            await self._bring_whole(file, target)
+            return
+        version = file.version or (f"{size_bytes} {ranges.etag}" if ranges.etag else "")
+        if version != "" and await asyncio.to_thread(target.is_there, version):
+            return
+        _log.info("downloading %s, %.1f MB", without_secrets(file.url), size_bytes / 1e6)
+        try:
+            async with _opened_part(target, version) as part:
+                await _read_rest(ranges, size_bytes, part, without_secrets(file.url))
+                await run_in_thread(target.complete, part, version)
+        except FileChangedError as error:
+            raise ManifestError(
+                f"{without_secrets(file.url)} has changed while it was downloaded; run the same command again"
+            ) from error
+        except OSError as error:
+            raise _disk_error(error, target) from error
+
+    async def _find_size(self, ranges: RemoteRanges) -> int | None:
+        """The size of a file; None if its server serves no ranges, or does not tell."""
+        if self._serves_ranges:
+            try:
+                return await ranges.find_size()
+            except NoRangesError:
+                self._serves_ranges = False
+        return None
+
+    async def _bring_whole(self, file: _RemoteFile, target: DownloadedFile) -> None:
+        """Bring a file here that its server gives only as a whole."""
+        shown = without_secrets(file.url)
+        _log.info("downloading %s, in one piece, for its server serves no parts of it", shown)
+        body = await self._fetch(file.url)
+        if isinstance(body, Failure):
+            raise ManifestError(f"{shown} can't be read ({body.detail or body.kind}); download it, and give its path")
+        try:
+            async with _opened_part(target, "") as part:
+                await run_in_thread(part.write, body.content)
+                await run_in_thread(target.complete, part, file.version)
+        except OSError as error:
+            raise _disk_error(error, target) from error
+
+
+@asynccontextmanager
+async def _opened_part(target: DownloadedFile, version: str) -> AsyncIterator[BinaryIO]:
+    part = await run_in_thread(target.open_part, version)
+    try:
+        yield part
+    finally:
+        await run_in_thread(part.close)
+
+
+async def _read_rest(ranges: RemoteRanges, size_bytes: int, part: BinaryIO, shown: str) -> None:
+    """Append to a file what is missing of it."""
+    position = await run_in_thread(part.tell)
+    while position < size_bytes:
+        read = await ranges.read(position, min(position + ranges.span_bytes, size_bytes))
+        if isinstance(read, Failure):
+            raise ManifestError(f"{shown} can't be read now ({read.detail}); run the same command later to resume")
+        await run_in_thread(part.write, read.content)
+        position += len(read.content)
+
+
+def _disk_error(error: OSError, target: DownloadedFile) -> ResourceError:
+    return ResourceError.from_disk_error(error, f"write {target.path}, whose place XDG_CACHE_HOME can change")
+
+
+def policy_for_files(job: Job) -> FetchPolicy:
+    """How files are fetched that are no images: large ones take long, and a notice for search engines means others."""
+    return replace(
+        job.fetch,
+        max_body_bytes=max(job.fetch.max_body_bytes, _MAX_WHOLE_BYTES),
+        timeout_s=max(job.fetch.timeout_s, _MAX_WHOLE_S),
+        opt_out=OptOut.IGNORE,
+    )
+
+
+def hub_at(mirror: str) -> str:
+    """The endpoint of the hub at a mirror; empty without a mirror."""
+    return at_mirror(hub_endpoint(), mirror) if mirror else ""

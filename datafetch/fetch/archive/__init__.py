@@ -1,6 +1,0 @@
-"""Reads members of archives, on servers and on this machine, by ranges of their bytes."""
-
-from datafetch.fetch.archive.members import MemberReader
-from datafetch.fetch.archive.ranges import ArchiveChangedError, LocalRanges, RangeReader, RemoteRanges
-
-__all__ = ["ArchiveChangedError", "LocalRanges", "MemberReader", "RangeReader", "RemoteRanges"]

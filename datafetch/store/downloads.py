@@ -1,0 +1,110 @@
+"""Where published files are kept that were downloaded: in the user's cache folder, one folder for each source.
+
+A download in progress is a hidden file with what is there of it, and another one that says of which version. A file is
+complete once it has its name; a hidden file beside it says of which version it is.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+from collections.abc import Collection
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from datafetch.errors import ConfigurationError
+from datafetch.model.location import without_secrets
+from datafetch.store.atomic import make_folder, publish, write_atomically
+
+_UNSAFE = re.compile(r"[^\w.-]+", re.ASCII)
+_MAX_NAME_CHARS = 100
+
+
+def cache_folder() -> Path:
+    """The folder in which what can be downloaded again is kept: ``$XDG_CACHE_HOME/datafetch``, mostly ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "datafetch"
+
+
+def downloads_of(location: str) -> Path:
+    """The folder for the files of a source; its name has no secrets."""
+    shown = without_secrets(location)
+    digest = hashlib.sha256(shown.encode()).hexdigest()[:8]
+    return cache_folder() / "downloads" / f"{_UNSAFE.sub('_', shown)[:_MAX_NAME_CHARS]}-{digest}"
+
+
+def keep_only(folder: Path, names: Collection[str]) -> None:
+    """Delete the files of a folder that its source no longer has."""
+    for path in folder.iterdir():
+        if path.is_file() and not path.name.startswith(".") and path.name not in names:
+            path.unlink()
+
+
+class DownloadedFile:
+    """A file that is downloaded, or has been.
+
+    Args:
+        folder: The folder of its source.
+        name: Its name there, which is safe.
+
+    Attributes:
+        path: The complete file.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.path = folder / name
+        self._part = folder / f".{name}.part"
+        self._version = folder / f".{name}.version"
+        self._part_version = folder / f".{name}.part.version"
+
+    def is_there(self, version: str) -> bool:
+        """Whether it is complete, and of this version."""
+        return self.path.is_file() and _read(self._version) == version
+
+    def open_part(self, version: str) -> BinaryIO:
+        """Open what is there of it, to append to it; a part of another version is dropped.
+
+        Args:
+            version: What changes with its content; empty if that is not known, so that it can't be resumed.
+
+        Returns:
+            The file, at its end. No other process has it open here.
+
+        Raises:
+            ConfigurationError: Another process downloads it.
+            OSError: The disk is full, for example.
+        """
+        make_folder(self._part.parent)
+        part = self._part.open("ab")
+        try:
+            _lock(part, self.path)
+            if not version or _read(self._part_version) != version:
+                part.truncate(0)
+                write_atomically(self._part_version, version.encode())
+        except BaseException:
+            part.close()
+            raise
+        return part
+
+    def complete(self, part: BinaryIO, version: str) -> None:
+        """Give the file its name, once all of it is written to the opened part."""
+        part.flush()
+        self._version.unlink(missing_ok=True)
+        publish(self._part, self.path)
+        write_atomically(self._version, version.encode())
+        self._part_version.unlink(missing_ok=True)
+
+
+def _lock(part: BinaryIO, path: Path) -> None:
+    try:
+        fcntl.flock(part.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ConfigurationError(f"another run is downloading {path}; wait for it") from error
+
+
+def _read(path: Path) -> str:
+    with suppress(OSError, UnicodeDecodeError):
+        return path.read_text()
+    return ""

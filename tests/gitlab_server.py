@@ -1,0 +1,109 @@
+"""A server that speaks as much of GitLab's protocol as lists and downloads of a project need, below any prefix."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import parse_qs, unquote, urlsplit
+
+_TREE = re.compile(r".*/api/v4/projects/([^/]+)/repository/tree")
+_RAW = re.compile(r".*?/((?:[^/]+/)+?[^/]+)/-/raw/([^/]+)/(.+)")
+
+
+@dataclass
+class GitLabServer:
+    """A server as a context: ``with GitLabServer({"group/project": {"a.jsonl": b"…"}}) as server: …``.
+
+    Attributes:
+        projects: The files of each project, by path.
+        status: The status with which it refuses every request; 0 answers them.
+        page: What it sends in place of each page of a list; None sends the page.
+        requests: The paths that it was asked for, in order, with their queries.
+    """
+
+    projects: Mapping[str, Mapping[str, bytes]]
+    status: int = 0
+    page: bytes | None = None
+    requests: list[str] = field(default_factory=list)
+
+    def __enter__(self) -> Self:
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                server.requests.append(self.path)
+                status, content = server.answer(self.path)
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(content)))
+                self.send_header("X-Robots-Tag", "noindex")  # as GitLab does, for search engines
+                self.end_headers()
+                with suppress(ConnectionError):  # who wanted a range
+                    self.wfile.write(content)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    @property
+    def url(self) -> str:
+        """Its URL, which serves as a mirror."""
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    @property
+    def contents(self) -> list[str]:
+        """The paths of all files that it was asked for, in order."""
+        return [unquote(match[3]) for path in self.requests if (match := _RAW.fullmatch(path))]
+
+    def answer(self, target: str) -> tuple[int, bytes]:
+        """The status and the body for a path with its query; ranges are ignored, as GitLab does."""
+        parts = urlsplit(target)
+        if self.status:
+            return self.status, b"{}"
+        if match := _TREE.fullmatch(parts.path):
+            query = {name: values[0] for name, values in parse_qs(parts.query).items()}
+            return self._list(unquote(match[1]), int(query["page"]), int(query["per_page"]))
+        match = _RAW.fullmatch(parts.path)
+        files = self.projects.get(match[1].partition("/")[2]) if match else None
+        content = (files or {}).get(unquote(match[3])) if match else None
+        return (404, b"{}") if content is None else (200, content)
+
+    def _list(self, project: str, number: int, per_page: int) -> tuple[int, bytes]:
+        if self.page is not None:
+            return 200, self.page
+        if project not in self.projects:
+            return 404, b'{"message":"404 Project Not Found"}'
+        files = self.projects[project]
+        folders = sorted({path.rpartition("/")[0] for path in files} - {""})
+        entries = [{"id": "0" * 40, "name": path, "type": "tree", "path": path, "mode": "040000"} for path in folders]
+        entries += [
+            {
+                "id": hashlib.sha1(content, usedforsecurity=False).hexdigest(),
+                "name": path.rpartition("/")[2],
+                "type": "blob",
+                "path": path,
+                "mode": "100644",
+            }
+            for path, content in files.items()
+        ]
+        return 200, json.dumps(entries[(number - 1) * per_page : number * per_page]).encode()

@@ -11,7 +11,7 @@ import pytest
 
 from datafetch.demo.origin import Origin
 
-CONTENT = bytes(range(256))
+CONTENT = bytes(range(256)) * 8
 HUB_FILE = "/huggingface.co/datasets/owner/name/resolve/1234567"
 
 
@@ -51,11 +51,11 @@ def test_ranges_are_of_the_file_that_the_client_knows(served: Origin) -> None:
     assert (whole.status, body) == (200, CONTENT)
     etag = whole.headers["ETag"]
     part, body = ask(served, "/host.invalid/a/b%20c.bin", Range="bytes=10-19", If_Range=etag)
-    assert (part.status, body, part.headers["Content-Range"]) == (206, CONTENT[10:20], "bytes 10-19/256")
+    assert (part.status, body, part.headers["Content-Range"]) == (206, CONTENT[10:20], "bytes 10-19/2048")
     assert ask(served, "/host.invalid/a/b%20c.bin", Range="bytes=250-")[1] == CONTENT[250:]
     other, body = ask(served, "/host.invalid/a/b%20c.bin", Range="bytes=10-19", If_Range='"other"')
     assert (other.status, body) == (200, CONTENT)
-    assert ask(served, "/host.invalid/a/b%20c.bin", Range="bytes=256-")[0].status == 416
+    assert ask(served, "/host.invalid/a/b%20c.bin", Range="bytes=2048-")[0].status == 416
 
 
 def test_the_hub_lists_its_files_and_redirects_to_large_ones(served: Origin) -> None:
@@ -63,10 +63,10 @@ def test_the_hub_lists_its_files_and_redirects_to_large_ones(served: Origin) -> 
     _, listed = ask(served, "/huggingface.co/api/datasets/owner/name/tree/1234567?recursive=true")
     assert [one["path"] for one in json.loads(listed)] == ["data/part 1.parquet", "list.json"]
     small, body = ask(served, f"{HUB_FILE}/list.json", "HEAD")
-    assert (small.status, body, small.headers["Content-Length"]) == (200, b"", "256")
+    assert (small.status, body, small.headers["Content-Length"]) == (200, b"", "2048")
     assert len(small.headers["X-Repo-Commit"]) == 40
     large, _ = ask(served, f"{HUB_FILE}/data/part%201.parquet", "HEAD")
-    assert (large.status, large.headers["X-Linked-Size"]) == (302, "256")
+    assert (large.status, large.headers["X-Linked-Size"]) == (302, "2048")
     location = urlsplit(large.headers["Location"])
     assert location.hostname != urlsplit(served.mirror).hostname
     assert ask(served, location.path.removeprefix(urlsplit(served.mirror).path))[1] == CONTENT
@@ -94,11 +94,11 @@ def test_requests_for_content_are_counted_and_others_are_not(served: Origin) -> 
     ask(served, f"{HUB_FILE}/list.json", "HEAD")
     ask(served, f"{HUB_FILE}/data/part%201.parquet")
     ask(served, "/huggingface.co/api/datasets/owner/name/tree/main")
-    ask(served, "/host.invalid/a/b%20c.bin", Range="bytes=0-0")
+    ask(served, "/host.invalid/a/b%20c.bin", Range="bytes=0-1023")
     ask(served, "/host.invalid/a/b%20c.bin", Range="bytes=200-")
     assert served.contents() == before
     ask(served, f"{HUB_FILE}/list.json")
-    ask(served, "/host.invalid/a/b%20c.bin", Range="bytes=0-254")
+    ask(served, "/host.invalid/a/b%20c.bin", Range="bytes=0-1024")
     assert {path for path, count in served.contents().items() if count != before.get(path, 0)} == {
         f"/published{HUB_FILE}/list.json",
         "/published/host.invalid/a/b%20c.bin",

@@ -29,6 +29,7 @@ _GITHUB_FILE = re.compile(r"(raw\.githubusercontent\.com/[^/]+/[^/]+)/[^/]+/(.+)
 _RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 _COMMIT = "0123456789abcdef0123456789abcdef01234567"
 _STORED_APART = (".parquet", ".zip")  # as the hub's large files are, to which it redirects
+_BEGINNING_BYTES = 1024
 _JSON = "Content-Type: application/json"
 
 
@@ -51,8 +52,8 @@ class PublishedFiles:
             prefix: What redirects are to begin with, too.
 
         Returns:
-            Whether it asked for the content of a file. Lists, headers, one byte and the end of a file, where its
-            directory or footer is, are what a client looks at to know whether it has the content already.
+            Whether it asked for the content of a file. Lists, headers, the first bytes of a file, and its
+            end, where a directory or footer is, are what a client looks at to know whether it has the content already.
         """
         place = unquote(exchange.request.path.removeprefix(f"{prefix}/"))
         if match := _HUB_TREE.fullmatch(place):
@@ -131,8 +132,9 @@ class PublishedFiles:
         if request.method == "HEAD":
             return False
         exchange.send(content[start:stop])
-        is_look = span is not None and (stop - start == 1 or 0 < start < stop == len(content))
-        return not is_look
+        is_beginning = stop <= _BEGINNING_BYTES and stop < len(content)
+        is_end = 0 < start < stop == len(content)
+        return not (is_beginning or is_end)
 
     def _content(self, place: str) -> bytes | None:
         """The content of a file; None if there is none."""

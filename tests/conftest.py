@@ -24,7 +24,7 @@ from PIL import Image
 
 from datafetch.demo import pictures as painting
 from datafetch.demo.origin import Origin
-from datafetch.demo.pictures import write_pictures
+from datafetch.demo.pictures import KINDS, encode, paint, write_pictures
 from datafetch.model.sample import Sample
 
 LOOPBACK = ("127.0.0.0/8",)
@@ -152,6 +152,22 @@ def _painted_pictures(pytestconfig: pytest.Config) -> Path:
             unfinished.rename(folder)
         shutil.rmtree(unfinished, ignore_errors=True)
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_pictures(pictures: tuple[Path, list[str]]) -> tuple[Path, list[str]]:
+    """The same folder with as many small pictures of all formats and modes, and the names of these.
+
+    Transcoding takes ten milliseconds for a picture of usual size, so jobs that are not about pixels have these.
+    """
+    folder = pictures[0]
+    names = []
+    for number in range(_PICTURES):
+        kind = KINDS[number % len(KINDS)]
+        name = f"small-{number:05d}{kind.suffix}"
+        (folder / name).write_bytes(encode(paint((64 + number, 48), number), kind))
+        names.append(name)
+    return folder, names
 
 
 @pytest.fixture(scope="session")

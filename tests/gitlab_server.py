@@ -25,6 +25,7 @@ class GitLabServer:
     Attributes:
         projects: The files of each project, by path.
         status: The status with which it refuses every request; 0 answers them.
+        damaged: The files of which it sends something else.
         page: What it sends in place of each page of a list; None sends the page.
         requests: The paths that it was asked for, in order, with their queries.
     """
@@ -32,6 +33,7 @@ class GitLabServer:
     projects: Mapping[str, Mapping[str, bytes]]
     status: int = 0
     page: bytes | None = None
+    damaged: frozenset[str] = frozenset()
     requests: list[str] = field(default_factory=list)
 
     def __enter__(self) -> Self:
@@ -86,6 +88,8 @@ class GitLabServer:
         match = _RAW.fullmatch(parts.path)
         files = self.projects.get(match[1].partition("/")[2]) if match else None
         content = (files or {}).get(unquote(match[3])) if match else None
+        if content is not None and match is not None and unquote(match[3]) in self.damaged:
+            content = content[:-1] + b"?"
         return (404, b"{}") if content is None else (200, content)
 
     def _list(self, project: str, number: int, per_page: int) -> tuple[int, bytes]:
@@ -98,7 +102,7 @@ class GitLabServer:
         entries = [{"id": "0" * 40, "name": path, "type": "tree", "path": path, "mode": "040000"} for path in folders]
         entries += [
             {
-                "id": hashlib.sha1(content, usedforsecurity=False).hexdigest(),
+                "id": blob_id(content),
                 "name": path.rpartition("/")[2],
                 "type": "blob",
                 "path": path,
@@ -107,3 +111,8 @@ class GitLabServer:
             for path, content in files.items()
         ]
         return 200, json.dumps(entries[(number - 1) * per_page : number * per_page]).encode()
+
+
+def blob_id(content: bytes) -> str:
+    """The id of a file with this content, as Git gives it."""
+    return hashlib.sha1(b"blob %d\0%b" % (len(content), content), usedforsecurity=False).hexdigest()

@@ -32,7 +32,7 @@ from datafetch.store.layout import OutputLayout
 from datafetch.store.spool_reader import SpoolReader
 from datafetch.transcode import Encoding, ImageSpec
 
-POLICY = FetchPolicy(allow_net=LOOPBACK, backoff_s=0.01, retries=2)
+POLICY = FetchPolicy(allow_net=LOOPBACK, backoff_s=0.01, connections=64, retries=2)
 IMAGES = {f"{number:012d}.jpg": jpeg(number) for number in range(60)}
 
 

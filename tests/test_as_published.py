@@ -28,7 +28,7 @@ from datafetch.model.sample import Sample
 from datafetch.verify import Check, run_check
 
 Pictures = tuple[Path, list[str]]
-POLICY = FetchPolicy(allow_net=LOOPBACK, backoff_s=0.01, per_host=64, retries=0)
+POLICY = FetchPolicy(allow_net=LOOPBACK, backoff_s=0.01, connections=64, per_host=64, retries=0)
 
 # Fields that a line may have in addition to those of a document.
 ODD = (

@@ -47,16 +47,16 @@ PATIENCE_S = 120
 
 
 @pytest.fixture(scope="module")
-def slow_origin(pictures: Pictures) -> Iterator[Origin]:
+def slow_origin(small_pictures: Pictures) -> Iterator[Origin]:
     """A server that only this test uses, for its counts of requests."""
-    with Origin(pictures[0]) as running:
+    with Origin(small_pictures[0]) as running:
         yield running
 
 
 @pytest.fixture
-def source(tmp_path: Path, slow_origin: Origin, pictures: Pictures) -> CoyoSource:
+def source(tmp_path: Path, slow_origin: Origin, small_pictures: Pictures) -> CoyoSource:
     """A manifest of two shards whose images take a second each."""
-    names = pictures[1]
+    names = small_pictures[1]
     urls = [
         slow_origin.url("slow", names[number % len(names)], f"{tmp_path.name}-{number}") for number in range(IMAGES)
     ]
@@ -88,7 +88,7 @@ def spooled_bytes(tmp_path: Path) -> int:
 def start_and_wait_for_images(command: list[str], tmp_path: Path) -> subprocess.Popen[str]:
     """Start the command, and return it once dozens of images are in its spool."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while spooled_bytes(tmp_path) < 500_000:
+    while spooled_bytes(tmp_path) < 50_000:
         assert process.poll() is None, process.communicate()
     return process
 
@@ -297,7 +297,7 @@ def test_a_wrong_source_is_one_line_and_exit_2(
         (["prepare", "coyo", "mmc4-core", "--source", "x"], "with several targets --source takes NAME=PATH"),
         (["prepare", "coyo", "--url-key", "u"], "coyo does not take --url-key; it takes --ids, --skip-bad-lines"),
         (["prepare", "--root", "coyo", "ocr-vqa", "--ids", "x"], "ocr-vqa does not take --ids; it takes --only-ref"),
-        (["prepare", "coyo", "--sorce", "x"], "--sorce (Possible options: --archive, --short-side, --source)"),
+        (["prepare", "coyo", "--sorce", "x"], "--sorce (Possible options: --check-sources, --short-side, --source)"),
         (["retry", "x", "--kinds", "timout"], "no failure kind 'timout'; did you mean 'timeout'? there are: bad_url"),
         (["prepare", "coyo", "--source", "x", "--colour"], "--colour"),
         (["prepare", "coyo", "--source", "x", "--connections", "many"], "--connections"),
@@ -425,22 +425,36 @@ def test_help_of_a_dataset_lists_the_options_that_it_takes(
         (["retry", "out", "--kinds", "tim"], {"timeout"}),
     ],
 )
-def test_a_shell_completes_commands_datasets_options_and_values(words: list[str], completed: set[str]) -> None:
+def test_a_shell_completes_commands_datasets_options_and_values(
+    words: list[str], completed: set[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     """Only options of the named dataset are suggested."""
-    environment = {
-        "_DATAFETCH_COMPLETE": "complete_bash",
-        "COMP_WORDS": " ".join(["datafetch", *words]),
-        "COMP_CWORD": str(len(words)),
-    }
+    for name, value in _asked_by_a_shell(words).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit):
+        main([])
+    assert set(capfd.readouterr().out.split()) == completed
+
+
+def test_a_shell_completes_by_starting_the_command() -> None:
+    """Its environment says what was typed."""
     answer = subprocess.run(
         [sys.executable, "-m", "datafetch"],
-        env={**os.environ, **environment},
+        env={**os.environ, **_asked_by_a_shell(["prepare", "llm-jp-p"])},
         check=True,
         capture_output=True,
         text=True,
         timeout=PATIENCE_S,
     )
-    assert set(answer.stdout.split()) == completed
+    assert set(answer.stdout.split()) == {"llm-jp-pairs-step0", "llm-jp-pairs-step1"}
+
+
+def _asked_by_a_shell(words: list[str]) -> dict[str, str]:
+    return {
+        "_DATAFETCH_COMPLETE": "complete_bash",
+        "COMP_WORDS": " ".join(["datafetch", *words]),
+        "COMP_CWORD": str(len(words)),
+    }
 
 
 def test_every_permission_is_an_option_that_permits() -> None:
@@ -523,15 +537,15 @@ def test_sizes_are_parsed(text: str, size_bytes: int) -> None:
 @pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_demo_passes_its_own_checks(tmp_path: Path, times: int) -> None:
     """It can be run from any folder, and repeated: the summary goes to standard output, the table to standard error."""
-    command = [sys.executable, "-m", "datafetch", "demo", "--images", "90", "--json"]
+    command = [sys.executable, "-m", "datafetch", "demo", "--images", "50", "--json"]
     environment = {**os.environ, "COLUMNS": "200"}
     for _ in range(times):
         finished = subprocess.run(
             command, check=True, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=PATIENCE_S
         )
         summary = json.loads(finished.stdout)
-        assert summary["images"]["total"] == 90
-        assert summary["images"]["failed"] == 12
+        assert summary["images"]["total"] == 50
+        assert summary["images"]["failed"] == 6
         assert "all checks passed" in finished.stderr
         assert finished.stderr.count("served ") == 10
 

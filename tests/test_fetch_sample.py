@@ -69,9 +69,9 @@ class Web:
 
 
 @pytest.fixture
-def web(origin: Origin, pictures: Pictures) -> Web:
+def web(origin: Origin, small_pictures: Pictures) -> Web:
     """A web whose URLs only this test requests."""
-    return Web(origin, pictures[1])
+    return Web(origin, small_pictures[1])
 
 
 def write_documents(path: Path, documents: Sequence[Sequence[str]]) -> None:

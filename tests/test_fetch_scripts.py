@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from sources import place_images, place_source, serve_pictures
 
+from datafetch.cli.app import main
 from datafetch.datasets import DATASETS
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
@@ -46,7 +47,8 @@ def fetch(script: str, *arguments: object) -> dict[str, object]:
         ("fetch-coyo", "coyo", ("ids",), 3),
         ("fetch-mmc4", "mmc4-core", ("ids",), 5),
         ("fetch-llm-jp-interleaved", "llm-jp-interleaved", ("", ""), 2),
-        ("fetch-llm-jp-pairs", "llm-jp-pairs-step1", (), 4),
+        # Two runs; those of the next test.
+        pytest.param("fetch-llm-jp-pairs", "llm-jp-pairs-step1", (), 4, marks=pytest.mark.slow),
         ("fetch-ocr-vqa", "ocr-vqa", ("",), 2),
         ("fetch-llava-pretrain", "llava-pretrain", (), 2),
         ("fetch-japanese-photos", "japanese-photos-conv", (), 2),
@@ -64,20 +66,22 @@ def test_each_script_fetches_its_dataset(
     assert summary["complete"] is True
     assert summary["samples"]["rows"] == rows  # type: ignore[index]
     out = str(summary["out"])
-    command = [sys.executable, "-m", "datafetch", "verify", out, "--world-size", "1", "--batch", "1", "--group", "1"]
-    verified = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
-    assert verified.returncode == 0, verified.stdout
+    assert main(["verify", out, "--world-size", "1", "--batch", "1", "--group", "1"]) == 0
 
 
 def test_the_script_for_pairs_also_fetches_step_0(tmp_path: Path, authority: str) -> None:
-    """One source has two datasets."""
+    """One source has two datasets; what it writes of either passes ``verify``."""
     place_source("llm-jp-pairs-step1", tmp_path, authority)
     source = place_source("llm-jp-pairs-step0", tmp_path, authority)
-    fetch("fetch-llm-jp-pairs", source.folder, tmp_path / "root")
+    summary = fetch("fetch-llm-jp-pairs", source.folder, tmp_path / "root")
+    assert (summary["dataset"], summary["complete"]) == ("llm-jp-pairs-step1", True)
+    assert summary["samples"]["rows"] == 4  # type: ignore[index]
     folder = tmp_path / "root" / "alt_pair_ja"
     records = json.loads((folder / "llm-jp_mm_pair_step0_558k.json").read_text())
     assert [record["image"] for record in records] == ["000000001.jpg", "a/000000005.png"]
     assert all((folder / "image_step0" / record["image"]).is_file() for record in records)
+    for out in (str(summary["out"]), str(folder / "image_step0")):
+        assert main(["verify", out, "--world-size", "1", "--batch", "1", "--group", "1"]) == 0
 
 
 @pytest.mark.slow  # four sets, two ways
@@ -122,9 +126,7 @@ def test_the_script_for_training_lists_makes_those_that_are_there(tmp_path: Path
     for dataset, records in lists.items():
         path = tmp_path / "root" / f"{DATASETS[dataset].path}.json"
         assert len(json.loads(path.read_text())) == records
-        command = [sys.executable, "-m", "datafetch", "verify", str(path), "--image-root", str(tmp_path / "root")]
-        verified = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
-        assert verified.returncode == 0, verified.stdout
+        assert main(["verify", str(path), "--image-root", str(tmp_path / "root")]) == 0
 
 
 def images(root: Path) -> set[str]:
@@ -132,6 +134,7 @@ def images(root: Path) -> set[str]:
     return {path.relative_to(root).as_posix() for path in root.rglob("*.jpg")}
 
 
+@pytest.mark.slow  # two runs; those without these options are in the default set
 def test_options_about_lines_apply_only_to_step_1(tmp_path: Path, authority: str) -> None:
     """Step 0 has a list with fixed keys."""
     place_source("llm-jp-pairs-step1", tmp_path, authority)

@@ -144,10 +144,10 @@ def test_a_killed_process_can_be_repeated(trial: Trial, folders: RunFolders, tri
 
 
 @pytest.fixture
-def source(tmp_path: Path, origin: Origin, pictures: Pictures) -> CoyoSource:
+def source(tmp_path: Path, origin: Origin, small_pictures: Pictures) -> CoyoSource:
     """A manifest of three files, with URLs that no other test requests."""
     number = next(_numbers)
-    names = pictures[1] * 2
+    names = small_pictures[1] * 2
     urls = [origin.url("well", name, f"shards-{number}-{position}") for position, name in enumerate(names)]
     return write_coyo_source(tmp_path / "source", urls, files=3, rows=600)
 

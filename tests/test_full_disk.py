@@ -193,6 +193,7 @@ def test_a_disk_that_becomes_read_only_loses_nothing(trial: Trial, tmp_path: Pat
         trial.check_complete(folders)
 
 
+@pytest.mark.slow  # a disk that becomes read-only fails at the same places
 def test_a_folder_that_loses_its_permissions_loses_nothing(trial: Trial, tmp_path: Path) -> None:
     """During a run and before one: the run reports it, stops, and resumes when it has permission again."""
     folders = RunFolders(tmp_path / "root")

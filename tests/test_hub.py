@@ -20,7 +20,7 @@ from datafetch.errors import ConfigurationError, ManifestError
 from datafetch.fetch import FetchPolicy
 from datafetch.store.layout import OutputLayout
 
-POLICY = FetchPolicy(allow_net=LOOPBACK)
+POLICY = FetchPolicy(allow_net=LOOPBACK, connections=64)
 LIST = (DATA / "llava-instruct-ja/source/llava_instruct_ja_156k.json").read_bytes()
 PLACE = "hf://datasets/llm-jp/llava-instruct-ja@2f1cb5c"
 

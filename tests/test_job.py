@@ -9,7 +9,7 @@ import pickle
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import count, pairwise
+from itertools import count, pairwise, product
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NoReturn
@@ -48,10 +48,10 @@ _numbers = count()
 
 
 @pytest.fixture
-def urls(origin: Origin, pictures: Pictures) -> list[str]:
-    """URLs of all pictures, which no other test requests."""
+def urls(origin: Origin, small_pictures: Pictures) -> list[str]:
+    """URLs of all small pictures, which no other test requests."""
     run_number = next(_numbers)
-    return [origin.url("well", name, f"{run_number}-{position}") for position, name in enumerate(pictures[1])]
+    return [origin.url("well", name, f"{run_number}-{position}") for position, name in enumerate(small_pictures[1])]
 
 
 @pytest.fixture
@@ -251,30 +251,30 @@ def test_without_ids_the_published_selection_is_made(job: Job, source: CoyoSourc
 
 def test_the_jobs_image_spec_is_applied(job: Job) -> None:
     """With another short side the images have another size, which the ledger records."""
-    run(replace(job, image=ImageSpec(short_side_px=100)))
-    assert {min(line["width"], line["height"]) for line in read_ledger(job)} == {100}
+    run(replace(job, image=ImageSpec(short_side_px=30)))
+    assert {min(line["width"], line["height"]) for line in read_ledger(job)} == {30}
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"limit": 10}, "--limit: not set, now 10"),
-        ({"ids": None}, "with an id list, now without"),
-        ({"image": ImageSpec(short_side_px=100)}, "--short-side: 336, now 100"),
-        ({"image": replace(VILA, quality=90)}, "--quality: 75, now 90"),
-        ({"image": replace(VILA, pixels=Pixels.CORRECT)}, "--pixels: recipe, now correct"),
-        ({"image": replace(VILA, resize=Resize.FAST)}, "--resize: exact, now fast"),
-        ({"image": replace(VILA, encode=Encoding.ORIGINAL)}, "--encode: recipe, now original"),
-        ({"payload": Payload.BYTES}, "payload: base64, now bytes"),
-    ],
+_OTHER_JOBS: tuple[tuple[dict[str, Any], str], ...] = (
+    ({"limit": 10}, "--limit: not set, now 10"),
+    ({"ids": None}, "with an id list, now without"),
+    ({"image": ImageSpec(short_side_px=100)}, "--short-side: 336, now 100"),
+    ({"image": replace(VILA, quality=90)}, "--quality: 75, now 90"),
+    ({"image": replace(VILA, pixels=Pixels.CORRECT)}, "--pixels: recipe, now correct"),
+    ({"image": replace(VILA, resize=Resize.FAST)}, "--resize: exact, now fast"),
+    ({"image": replace(VILA, encode=Encoding.ORIGINAL)}, "--encode: recipe, now original"),
+    ({"payload": Payload.BYTES}, "payload: base64, now bytes"),
 )
-def test_another_job_on_the_same_output_is_refused(job: Job, change: dict[str, Any], message: str) -> None:
+
+
+def test_another_job_on_the_same_output_is_refused(job: Job) -> None:
     """Rows of two kinds never end up in one folder. The error names the difference, and no file is changed."""
     run(job)
     before = files_of(job)
-    with pytest.raises(ConfigurationError, match=message):
-        run(replace(job, **change))
-    assert files_of(job) == before
+    for change, message in _OTHER_JOBS:
+        with pytest.raises(ConfigurationError, match=message):
+            run(replace(job, **change))
+        assert files_of(job) == before
 
 
 def test_differences_of_ids_and_manifest_files_are_described(job: Job, source: CoyoSource) -> None:
@@ -302,23 +302,22 @@ def test_giving_an_option_its_default_value_is_the_same_job(job: Job, first: Ima
     assert run(replace(job, image=again)).requests == 0
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"fetch": replace(POLICY, insecure=True)},
-        {"fetch": replace(POLICY, opt_out=OptOut.IGNORE)},
-        {"fetch": replace(POLICY, allow_net=("127.0.0.0/8", "10.0.0.0/8"))},
-        {"fetch": replace(POLICY, max_body_bytes=1 << 30)},
-        {"image": replace(VILA, max_pixels=200_000_000)},
-    ],
-    ids=["insecure", "opt-out", "allow-net", "max-body", "max-pixels"],
+_PERMISSIVE: tuple[dict[str, Any], ...] = (
+    {"fetch": replace(POLICY, insecure=True)},
+    {"fetch": replace(POLICY, opt_out=OptOut.IGNORE)},
+    {"fetch": replace(POLICY, allow_net=("127.0.0.0/8", "10.0.0.0/8"))},
+    {"fetch": replace(POLICY, max_body_bytes=1 << 30)},
+    {"image": replace(VILA, max_pixels=200_000_000)},
 )
-def test_permissions_may_change_between_runs(job: Job, change: dict[str, Any]) -> None:
+
+
+def test_permissions_may_change_between_runs(job: Job) -> None:
     """They can add rows but change none, so a run resumes with a permission, and without it again."""
     run(job)
     before = files_of(job)
-    for again in (replace(job, **change), job):
-        assert run(again).requests == 0
+    for change in _PERMISSIVE:
+        for again in (replace(job, **change), job):
+            assert run(again).requests == 0, change
     assert files_of(job) == before
 
 
@@ -424,16 +423,15 @@ def test_a_spool_of_another_job_is_not_used(tmp_path: Path, job: Job) -> None:
     assert (report.totals.rows, report.requests, report.reused) == (20, 20, 0)
 
 
-@pytest.mark.parametrize("content", [b"garbage", b"[]", b"{}"])
-@pytest.mark.parametrize("fresh", [False, True])
-def test_an_invalid_job_file_is_refused(job: Job, content: bytes, fresh: bool) -> None:
+def test_an_invalid_job_file_is_refused(job: Job) -> None:
     """A file that datafetch did not write is neither trusted nor deleted."""
     run(job)
     before = files_of(job)
-    OutputLayout(Path(job.out)).job.write_bytes(content)
-    with pytest.raises(ConfigurationError, match=r"job\.json is not a job"):
-        run(replace(job, fresh=fresh))
-    assert files_of(job) == before
+    for content, fresh in product((b"garbage", b"[]", b"{}"), (False, True)):
+        OutputLayout(Path(job.out)).job.write_bytes(content)
+        with pytest.raises(ConfigurationError, match=r"job\.json is not a job"):
+            run(replace(job, fresh=fresh))
+        assert files_of(job) == before
 
 
 def test_fresh_starts_over(job: Job) -> None:

@@ -162,7 +162,7 @@ def test_an_endless_line_takes_no_more_memory_than_the_longest_one(
     tmp_path: Path, pack: Callable[[bytes], bytes]
 ) -> None:
     """A few hundred kilobytes may have a line of any length. What is read of it is held twice for a moment."""
-    path = write(tmp_path, pack(b"{}\n" + bytes(6 * MAX_LINE_BYTES)))
+    path = write(tmp_path, pack(b"{}\n" + bytes(3 * MAX_LINE_BYTES)))
     assert path.stat().st_size < 1 << 20
     # Not by the resident set of a new process: that begins at the most that its parent ever had.
     tracemalloc.start()

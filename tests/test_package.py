@@ -37,6 +37,26 @@ def test_importing_the_package_loads_nothing() -> None:
     assert loaded.stdout.split() == ["datafetch"]
 
 
+@pytest.mark.parametrize(
+    ("module", "loads"),
+    [
+        ("datafetch.transcode.pool.forkserver", {"PIL"}),
+        ("datafetch.output.commit_process", {"numpy", "pyarrow"}),
+        ("datafetch.datasets.sources.hub_process", set()),  # and huggingface_hub when it is asked something
+        ("datafetch.demo.origin", set()),
+    ],
+)
+def test_a_child_loads_only_what_it_needs(module: str, loads: set[str]) -> None:
+    """Such processes are started often, and each of these libraries takes a tenth of a second and more."""
+    code = f"import sys, {module}; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=PATIENCE_S
+    )
+    assert {"PIL", "aiohttp", "huggingface_hub", "numpy", "pyarrow", "rich", "typer"} & {
+        *loaded.stdout.split()
+    } == loads
+
+
 def test_a_child_imports_the_same_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A child process finds the package in the folder of its parent, and no subfolder of it is on its path."""
     (tmp_path / "child_under_test.py").write_text("def main(): import sys; print(*sys.path, sep='\\n')\n")

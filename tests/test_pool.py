@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterable, Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -298,8 +299,16 @@ async def test_closing_leaves_no_process_no_descriptor_and_no_waiting_caller(fam
     assert psutil.Process().num_fds() == descriptors
 
 
+def every(step: int, moments: Sequence[int]) -> list[Any]:
+    """Mark all but every so many moments as slow: each takes a fork server, and neighbours hardly differ."""
+    return [
+        moment if number % step == 0 else pytest.param(moment, marks=pytest.mark.slow)
+        for number, moment in enumerate(moments)
+    ]
+
+
 @pytest.mark.both_loops
-@pytest.mark.parametrize("iterations", range(8))
+@pytest.mark.parametrize("iterations", every(2, range(8)))
 async def test_cancelling_while_the_pool_closes_leaves_no_process(family: Family, iterations: int) -> None:
     """Nothing is left even if the caller is cancelled a second time while the pool closes."""
 
@@ -319,7 +328,7 @@ async def test_cancelling_while_the_pool_closes_leaves_no_process(family: Family
 
 
 @pytest.mark.both_loops
-@pytest.mark.parametrize("iterations", range(0, 40, 3))
+@pytest.mark.parametrize("iterations", every(3, range(0, 40, 3)))
 async def test_cancelling_while_the_pool_starts_leaves_no_process(family: Family, iterations: int) -> None:
     """Nothing is left, at whichever moment of its start the pool is cancelled."""
 

@@ -1,24 +1,30 @@
 """Manifests, lists and id lists that are published on servers: brought here once, and looked at again."""
 
 import gzip
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
 import pytest
 from archive_server import ArchiveServer, Behaviour
 from conftest import LOOPBACK
-from gitlab_server import GitLabServer
+from gitlab_server import GitLabServer, blob_id
 from hub_server import HubServer
 from in_process import retry, run
+from s3_server import S3Server
 from sources import DATA, place_images, place_source, serve_pictures
 from zips import write_zip
 
 from datafetch import Job
-from datafetch.datasets.sources import GitLabPlace
+from datafetch.cli.app import main
+from datafetch.datasets.recipes import part_of
+from datafetch.datasets.sources import GitLabPlace, is_blob
 from datafetch.engine.job import read_job
-from datafetch.engine.recipe import plan_recipe
+from datafetch.engine.recipe import PlannedDataset, plan_recipe
+from datafetch.engine.source_check import check_sources
 from datafetch.errors import ConfigurationError, ManifestError
 from datafetch.fetch import FetchPolicy
 from datafetch.model.location import at_mirror, without_secrets
@@ -120,6 +126,23 @@ def test_a_project_that_can_not_be_read_is_one_line(
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "data").exists()
+
+
+def test_a_file_that_is_not_what_the_project_lists_is_refused(tmp_path: Path, authority: str) -> None:
+    """It is downloaded anew by the next run; files of Git LFS are known by the pointer that the project has of them."""
+    files = project_files(tmp_path, authority)
+    with GitLabServer({PROJECT: files}, damaged=frozenset({"step1/b.jsonl"})) as server:
+        job = pairs(tmp_path, server.url)
+        with pytest.raises(ManifestError, match=r"b\.jsonl did not arrive as it is listed; run the same command again"):
+            run(job)
+        server.damaged = frozenset()
+        assert run(job).totals.ok
+    content = b"images"
+    oid = hashlib.sha256(content).hexdigest()
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {len(content)}\n".encode()
+    assert is_blob(BytesIO(content), len(content), blob_id(pointer))
+    assert is_blob(BytesIO(content), len(content), blob_id(content))
+    assert not is_blob(BytesIO(content), len(content), blob_id(b"others"))
 
 
 @pytest.mark.parametrize("location", ["gitlab://host", "gitlab://host/project", "gitlab://host/a/../b"])
@@ -249,3 +272,64 @@ def test_no_location_is_stored_with_its_secrets() -> None:
     assert without_secrets("s3://key:secret@bucket/a?session_token=x") == "s3://bucket/a"
     assert without_secrets("hf://datasets/a/b@rev/c") == "hf://datasets/a/b@rev/c"
     assert "key" not in downloads_of("s3://key:secret@bucket/a").name
+
+
+def test_sources_are_asked_without_downloading_anything(tmp_path: Path) -> None:
+    """How many files each has, and of what size where that is told; what can't be read stops no other."""
+    archive = tmp_path / "images.zip"
+    write_zip(archive, {"images/1.jpg": b"-" * 1000})
+    with GitLabServer({PROJECT: {"a.jsonl": b"-", "b.jsonl": b"-"}}) as project, ArchiveServer(archive) as server:
+        planned = [
+            PlannedDataset(part_of("llm-jp-pairs-step1"), "", pairs(tmp_path, project.url)),
+            PlannedDataset(part_of("gqa"), "", Job("gqa", server.url, str(tmp_path / "gqa"), fetch=POLICY)),
+            PlannedDataset(part_of("textvqa"), "", Job("textvqa", server.url + "x", str(tmp_path / "t"), fetch=POLICY)),
+            PlannedDataset(part_of("mmc4-core"), "", None, "give a --source"),
+        ]
+        answers = check_sources(planned)
+        assert not project.contents
+        assert server.asked_bytes == 1
+    assert [(answer.files, answer.size_bytes) for answer in answers] == [
+        (2, 0),
+        (1, archive.stat().st_size),
+        *[(0, 0)] * 2,
+    ]
+    assert [answer.problem[:9] for answer in answers[:2]] == ["", ""]
+    assert "no such file" in answers[2].problem
+    assert answers[3].problem == "give a --source"
+    assert not (tmp_path / "cache").exists()
+
+
+def test_the_command_shows_what_sources_answer(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A line each; the exit code tells that one can't be read."""
+    archive = tmp_path / "images.zip"
+    write_zip(archive, {"images/1.jpg": b"-" * 1000})
+    options = ["--check-sources", "--root", str(tmp_path / "data"), "--allow-net", "127.0.0.0/8", "--retries", "0"]
+    with ArchiveServer(archive) as server:
+        assert main(["prepare", "gqa", "--source", server.url, *options]) == 0
+        assert "gqa        1     1.1 kB" in capfd.readouterr().out
+        words = ["prepare", "gqa", "textvqa", "--source", f"gqa={server.url}", "--source", f"textvqa={server.url}x"]
+        assert main([*words, *options, "--json"]) == 2
+    gqa, textvqa = json.loads(capfd.readouterr().out)
+    assert (gqa["files"], gqa["problem"]) == (1, None)
+    assert "no such file" in textvqa["problem"]
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.slow
+def test_an_object_store_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, authority: str) -> None:
+    """A folder of files, or one file; each is copied once."""
+    files = {f"bucket/{name}": content for name, content in project_files(tmp_path, authority).items()}
+    with S3Server(files) as store:
+        store.use(monkeypatch)
+        job = pairs(tmp_path, "", "s3://bucket/step1")
+        assert run(job).totals.ok
+        assert run(job).requests == 0
+        assert set(store.reads) == {"bucket/step1/a.jsonl", "bucket/step1/b.jsonl"}
+        reads = len(store.reads)
+        assert run(replace(job, source="s3://bucket/step1/a.jsonl", out=f"{job.out}-2")).totals.ok
+        assert len(store.reads) > reads
+        with pytest.raises(ManifestError, match="there is no s3://bucket/nothing; check its spelling"):
+            run(replace(job, source="s3://bucket/nothing", out=f"{job.out}-3"))
+        store.status = 403
+        with pytest.raises(ManifestError, match=r"s3://bucket/step1 can't be read: .*; check its name and login"):
+            run(replace(job, out=f"{job.out}-4"))

@@ -77,7 +77,9 @@ def test_gitlab_lists_its_files_page_by_page(served: Origin) -> None:
     path = "/gitlab.invalid/api/v4/projects/datasets%2Fproject/repository/tree?recursive=true&per_page=2&page="
     pages = [ask(served, f"{path}{page}") for page in (1, 2)]
     assert [response.headers["X-Next-Page"] for response, _ in pages] == ["2", ""]
-    assert [one["path"] for _, body in pages for one in json.loads(body)] == [f"file-{n}.jsonl" for n in range(3)]
+    files = [one for _, body in pages for one in json.loads(body)]
+    assert [one["path"] for one in files] == [f"file-{number}.jsonl" for number in range(3)]
+    assert {one["id"] for one in files} == {"e57fd5b4e8e07e39a62591e0851986e97116111c"}
     assert ask(served, "/gitlab.invalid/datasets/project/-/raw/main/file-2.jsonl")[1] == CONTENT
     assert ask(served, "/raw.githubusercontent.com/owner/name/0123abc/ids.gz")[1] == CONTENT
 

@@ -149,6 +149,7 @@ def test_several_datasets_are_built_by_one_command(tmp_path: Path, hub: HubServe
     code, out, error = command("prepare", *words, "--root", tmp_path / "data", *OPTIONS)
     assert code == 2
     assert "datafetch: synthdog-ja: the train-*.parquet in" in error
+    assert "3 datasets will take about 34.0 GB of the disk" in error
     assert [line.split()[0] for line in out.splitlines() if line and line[0] not in " d"] == [
         *("coco-train2017", "synthdog-ja", "llava-instruct-ja")
     ]
@@ -227,11 +228,10 @@ def test_after_a_fresh_start_the_advice_is_to_go_on() -> None:
     assert message == "the disk is full; run the same command without --fresh to resume"
 
 
-def test_the_table_is_for_a_terminal_of_80_columns(tmp_path: Path) -> None:
+def test_the_table_is_for_a_terminal_of_80_columns(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """But for places, which are too long."""
-    code, out, _ = command("datasets", "--root", tmp_path)
-    table, _, places = out.partition("\n\n")
-    assert code == 0
+    assert main(["datasets", "--root", str(tmp_path)]) == 0
+    table, _, places = capfd.readouterr().out.partition("\n\n")
     assert len(table.splitlines()) == len(RECIPE) + 1
     assert all(len(line) <= 80 for line in table.splitlines())
     assert all(part.published in places and DATASETS[part.name].path in places for part in RECIPE)

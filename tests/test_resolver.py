@@ -202,6 +202,7 @@ async def test_few_of_thousands_of_addresses_are_kept() -> None:
     assert channel.lookups > 2000 // 8  # so that the channel, which keeps them all, is soon replaced
 
 
+@pytest.mark.slow  # takes many seconds; that only a few are queried over TCP at a time is tested next
 async def test_names_with_thousands_of_addresses_are_found_in_little_memory() -> None:
     """Over UDP they don't fit; a few at a time are queried over TCP, and all are found. Measured in a child process."""
     many = Answer(tuple(f"127.1.{n // 250}.{n % 250 + 1}" for n in range(4000)), ttl_s=3600, is_truncated=True)

@@ -12,7 +12,7 @@ import pytest
 from conftest import LOOPBACK
 from in_process import THREADS, retry, run
 from origin import Web
-from runs import read_lines
+from runs import PATIENCE_S, read_lines
 from test_job import files_of, read_ledger, read_rows
 
 from datafetch import FailureKind, Job, RetryFilter, read_status
@@ -42,22 +42,22 @@ IMAGES = 60
 # Positions of images that fail at first: a flaky one succeeds later, a missing one never. The third shard has none.
 FAULTS = {2: "flaky", 7: "missing", 11: "flaky", 19: "missing", 23: "flaky", 24: "flaky", 39: "flaky"}
 FLAKY = [position for position, fault in FAULTS.items() if fault == "flaky"]
-POLICY = FetchPolicy(allow_net=LOOPBACK, backoff_s=0.01, per_host=64, retries=0)
+POLICY = FetchPolicy(allow_net=LOOPBACK, backoff_s=0.01, connections=64, per_host=64, retries=0)
 
 
-@pytest.fixture
-def own_origin(pictures: Pictures) -> Iterator[Origin]:
-    """A server that only this test uses, for its counts of requests."""
-    with Origin(pictures[0]) as running:
+@pytest.fixture(scope="module")
+def own_origin(small_pictures: Pictures) -> Iterator[Origin]:
+    """A server that only these tests use, for its counts of requests; each test has URLs of its own."""
+    with Origin(small_pictures[0]) as running:
         yield running
 
 
 @pytest.fixture
-def source(tmp_path: Path, own_origin: Origin, pictures: Pictures) -> CoyoSource:
+def source(tmp_path: Path, own_origin: Origin, small_pictures: Pictures) -> CoyoSource:
     """A manifest of three files, some of whose images fail at first."""
-    names = [name for name in pictures[1] if name.endswith(".jpg")]
+    names = [name for name in small_pictures[1] if name.endswith(".jpg")]
     urls = [
-        own_origin.url(FAULTS.get(position, "well"), names[position % len(names)], position)
+        own_origin.url(FAULTS.get(position, "well"), names[position % len(names)], f"{tmp_path.name}-{position}")
         for position in range(IMAGES)
     ]
     return write_coyo_source(tmp_path / "source", urls, files=3)
@@ -277,23 +277,25 @@ _NO_PERMISSIONS = (
 )
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        *("", "{}", "[1]", "null", '{"number": "x", "kinds": 3}'),
-        '{"number": 1, "kinds": ["rain"], "scratch": null, "token": "abc"}',
-        '{"number": 1, "kinds": null, "scratch": null, "token": "../abc"}',
-        '{"number": 1, "kinds": null, "scratch": "a\\u0000", "token": "abc"}',
-        '{"number": 1, "kinds": null, "scratch": null, "token": "abc", "permitted": {"insecure": true}}',
-        '{"number": 1, "kinds": null, "scratch": null, "token": "abc", "permitted": ' + _NO_PERMISSIONS + "}",
-    ],
+_DAMAGED_RETRY_STATES = (
+    *("", "{}", "[1]", "null", '{"number": "x", "kinds": 3}'),
+    '{"number": 1, "kinds": ["rain"], "scratch": null, "token": "abc"}',
+    '{"number": 1, "kinds": null, "scratch": null, "token": "../abc"}',
+    '{"number": 1, "kinds": null, "scratch": "a\\u0000", "token": "abc"}',
+    '{"number": 1, "kinds": null, "scratch": null, "token": "abc", "permitted": {"insecure": true}}',
+    '{"number": 1, "kinds": null, "scratch": null, "token": "abc", "permitted": ' + _NO_PERMISSIONS + "}",
 )
-def test_a_damaged_retry_state_is_reported(cut_job: Job, content: str) -> None:
+
+
+def test_a_damaged_retry_state_is_reported(cut_job: Job) -> None:
     """Nothing is guessed about the retry that was interrupted."""
     run(cut_job)
-    OutputLayout(Path(cut_job.out)).retry.write_text(content)
-    with pytest.raises(ConfigurationError, match=r"retry\.json is damaged"):
-        retry(cut_job.out)
+    path = OutputLayout(Path(cut_job.out)).retry
+    for content in _DAMAGED_RETRY_STATES:
+        path.write_text(content)
+        with pytest.raises(ConfigurationError, match=r"retry\.json is damaged"):
+            retry(cut_job.out)
+        assert path.read_text() == content
 
 
 def test_a_retry_is_refused_while_a_shard_is_missing(cut_job: Job, own_origin: Origin) -> None:
@@ -391,36 +393,42 @@ def test_a_refused_fresh_start_deletes_nothing(cut_job: Job) -> None:
     assert OutputLayout(Path(cut_job.out)).job.exists()
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"shuffle": "x"},
-        {"shuffle": -1},
-        {"files": {}},
-        {"files": {"part-00000": [1]}},
-        {"files": {"part-00000": [1, -1]}},
-        {"files": {"../part-00000": [1, 1]}},
-        {"samples": {"../x": "0"}},
-        {"samples": {"x": 0}},
-        {"world_size": 0},
-        {"batch": True},
-    ],
+_IMPOSSIBLE_RESHARD_RECORDS: tuple[dict[str, object], ...] = (
+    {"shuffle": "x"},
+    {"shuffle": -1},
+    {"files": {}},
+    {"files": {"part-00000": [1]}},
+    {"files": {"part-00000": [1, -1]}},
+    {"files": {"../part-00000": [1, 1]}},
+    {"samples": {"../x": "0"}},
+    {"samples": {"x": 0}},
+    {"world_size": 0},
+    {"batch": True},
 )
-def test_an_impossible_reshard_record_is_damaged(cut_job: Job, change: dict[str, object]) -> None:
+
+
+def test_an_impossible_reshard_record_is_damaged(cut_job: Job) -> None:
     """Whatever the file contains, the error is one line."""
     run(resharded(cut_job))
     path = OutputLayout(Path(cut_job.out)).reshard_record
-    path.write_bytes(orjson.dumps(orjson.loads(path.read_bytes()) | change))
-    with pytest.raises(ConfigurationError, match="is damaged; --fresh starts over"):
-        run(replace(cut_job, world_size=4))
+    record = path.read_bytes()
+    for change in _IMPOSSIBLE_RESHARD_RECORDS:
+        path.write_bytes(orjson.dumps(orjson.loads(record) | change))
+        with pytest.raises(ConfigurationError, match="is damaged; --fresh starts over"):
+            run(replace(cut_job, world_size=4))
+    path.write_bytes(record)
+    assert run(replace(cut_job, world_size=4)).shards == 4
 
 
 def test_an_image_that_arrives_damaged_twice_is_not_requested_again(
-    tmp_path: Path, own_origin: Origin, pictures: Pictures
+    tmp_path: Path, own_origin: Origin, small_pictures: Pictures
 ) -> None:
     """The first transfer may have failed; if a retry gets the same bytes, the file on the server is damaged."""
-    jpegs = [name for name in pictures[1] if name.endswith(".jpg")]
-    urls = [own_origin.url("truncated" if number < 3 else "well", jpegs[number], number) for number in range(6)]
+    jpegs = [name for name in small_pictures[1] if name.endswith(".jpg")]
+    urls = [
+        own_origin.url("truncated" if number < 3 else "well", jpegs[number], f"{tmp_path.name}-{number}")
+        for number in range(6)
+    ]
     source = write_coyo_source(tmp_path / "source", urls)
     out = str(tmp_path / "out")
     job = Job("coyo", str(source.folder), out, str(source.ids), fetch=POLICY, processes=1, world_size=None)
@@ -433,9 +441,9 @@ def test_an_image_that_arrives_damaged_twice_is_not_requested_again(
 
 
 @pytest.fixture
-def served(own_origin: Origin, pictures: Pictures) -> tuple[Origin, list[str]]:
+def served(own_origin: Origin, small_pictures: Pictures) -> tuple[Origin, list[str]]:
     """A server, and the names of its pictures."""
-    return own_origin, pictures[1]
+    return own_origin, small_pictures[1]
 
 
 @pytest.mark.parametrize(
@@ -456,7 +464,10 @@ def test_refused_images_can_be_permitted_later(
     """A retry with the permission fetches them, and the ledger records for each image what permissions it needed."""
     own_origin, names = served
     behaviour = "noai" if kind is FailureKind.OPTED_OUT else "well"
-    urls = [own_origin.url("missing" if number == 3 else behaviour, names[number], number) for number in range(4)]
+    urls = [
+        own_origin.url("missing" if number == 3 else behaviour, names[number], f"{tmp_path.name}-{number}")
+        for number in range(4)
+    ]
     source = write_coyo_source(tmp_path / "source", urls)
     strict = replace(POLICY, max_body_bytes=10) if kind is FailureKind.TOO_LARGE else POLICY
     strict = replace(strict, allow_net=()) if kind is FailureKind.BLOCKED_ADDRESS else strict
@@ -473,16 +484,16 @@ def test_refused_images_can_be_permitted_later(
 
 
 def test_a_retry_with_insecure_fetches_images_behind_bad_certificates(
-    tmp_path: Path, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, small_pictures: Pictures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """``retry OUT --kinds tls --insecure`` fetches them, and requests no other image again."""
     (tmp_path / "certificates").mkdir()
-    with Web(pictures[0], tmp_path / "certificates") as web:
+    with Web(small_pictures[0], tmp_path / "certificates") as web:
         monkeypatch.setenv("SSL_CERT_FILE", str(web.authority))
         listeners = ["https", "http", "expired", "wrong_host", "self_signed", "incomplete_chain"]
         urls = [
             web.origin.url("well", name, number, listener=listener)
-            for number, (name, listener) in enumerate(zip(pictures[1], listeners, strict=False))
+            for number, (name, listener) in enumerate(zip(small_pictures[1], listeners, strict=False))
         ]
         source = write_coyo_source(tmp_path / "source", urls)
         out = str(tmp_path / "out")
@@ -548,8 +559,16 @@ def test_an_interrupted_retry_is_completed_with_its_own_options(
     blocked_job: Job, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A retry without options uses its kinds and permissions, whatever ran in between, and counts only its own work."""
+    layout = OutputLayout(Path(blocked_job.out))
+
+    def stored() -> int:
+        return sum(len(read_lines(path)) for path in layout.all_spools.glob("**/*.spool"))
 
     async def die(_: Commit) -> ShardCounts:
+        # If images were still in flight, the flaky ones among them would be requested twice, and arrive.
+        async with asyncio.timeout(PATIENCE_S):
+            while await asyncio.to_thread(stored) < IMAGES:  # noqa: ASYNC110 - it depends on other tasks' files
+                await asyncio.sleep(0.01)
         raise ResourceError("the disk is full")
 
     run(blocked_job)

@@ -16,9 +16,10 @@ from test_kills import Victim
 
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
-from datafetch.demo.pictures import write_pictures
+from datafetch.demo.pictures import paint
 
 IMAGES = 72
+_PICTURES = 17
 AS_CUT, RESHARDED = ("--no-reshard",), ("--world-size", "2")
 _FLAKY_EVERY = 6
 _KILLED = -9
@@ -81,7 +82,10 @@ def dataset(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[FlakyDat
 @contextmanager
 def serve_flaky_dataset(folder: Path, layout: tuple[str, ...]) -> Iterator[FlakyDataset]:
     """Create the dataset and serve it."""
-    names = [name for name in write_pictures(folder / "pictures", 22) if name.endswith(".jpg")]
+    (folder / "pictures").mkdir()
+    names = [f"{number:05d}.jpg" for number in range(_PICTURES)]
+    for number, name in enumerate(names):
+        paint((64, 48), number).save(folder / "pictures" / name)
     with Origin(folder / "pictures") as origin:
         urls = [
             origin.url("flaky" if number % _FLAKY_EVERY == 1 else "well", names[number % len(names)], number)

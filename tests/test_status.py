@@ -41,16 +41,16 @@ PATIENCE_S = 120
 
 
 @pytest.fixture(scope="module")
-def slow_origin(pictures: Pictures) -> Iterator[Origin]:
+def slow_origin(small_pictures: Pictures) -> Iterator[Origin]:
     """A server that only this test module uses."""
-    with Origin(pictures[0]) as running:
+    with Origin(small_pictures[0]) as running:
         yield running
 
 
 @pytest.fixture
-def source(tmp_path: Path, slow_origin: Origin, pictures: Pictures) -> CoyoSource:
+def source(tmp_path: Path, slow_origin: Origin, small_pictures: Pictures) -> CoyoSource:
     """A manifest of two shards whose images take a second each, except for some that are missing."""
-    names = pictures[1]
+    names = small_pictures[1]
     urls = [
         slow_origin.url("slow" if number % 10 else "missing", names[number % len(names)], f"{tmp_path.name}-{number}")
         for number in range(IMAGES)

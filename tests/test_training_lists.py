@@ -23,7 +23,7 @@ from datafetch.monitor.status import read_status
 from datafetch.output.retry_filter import RetryFilter
 from datafetch.store.layout import OutputLayout
 
-POLICY = FetchPolicy(allow_net=LOOPBACK)
+POLICY = FetchPolicy(allow_net=LOOPBACK, connections=64)
 TURNS = [{"from": "human", "value": "<image>\n何ですか"}, {"from": "gpt", "value": '猫 & "犬"'}]
 
 

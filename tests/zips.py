@@ -11,6 +11,7 @@ from io import BytesIO
 from pathlib import Path
 
 import inflate64
+import numpy as np
 from PIL import Image
 
 DEFLATE64 = 9
@@ -18,9 +19,9 @@ DEFLATE64 = 9
 
 def jpeg(number: int, side_px: int = 40) -> bytes:
     """A JPEG unlike that of any other number."""
-    pixels = bytes((number * 31 + index * (number % 7 + 1)) % 256 for index in range(side_px * side_px * 3))
+    values = (number * 31 + np.arange(side_px * side_px * 3) * (number % 7 + 1)) % 256
     buffer = BytesIO()
-    Image.frombytes("RGB", (side_px, side_px), pixels).save(buffer, "JPEG")
+    Image.fromarray(values.astype(np.uint8).reshape(side_px, side_px, 3)).save(buffer, "JPEG")
     return buffer.getvalue()
 
 

@@ -57,6 +57,15 @@ Json = Annotated[
     ),
 ]
 """The option of all commands."""
+CheckSources = Annotated[
+    bool,
+    typer.Option(
+        "--check-sources",
+        help="Only ask each source whether it can be read, and how large it is; download nothing.",
+        rich_help_panel=OptionGroup.BEHAVIOUR,
+    ),
+]
+"""The option of commands that know where datasets are published."""
 MinSuccess = Annotated[
     float,
     typer.Option(

@@ -18,11 +18,12 @@ from datafetch.cli.exit_code import (
     without_fresh,
     write_line,
 )
-from datafetch.cli.options import GivenOptions, Json, MinSuccess, NoReshard, Root
+from datafetch.cli.options import CheckSources, GivenOptions, Json, MinSuccess, NoReshard, Root
 from datafetch.cli.progress import ProgressConsole, show_log_messages, show_progress
-from datafetch.cli.render import show_built
+from datafetch.cli.render import show_built, show_sources
 from datafetch.engine.job import Job
 from datafetch.engine.recipe import BuiltDataset, PlannedDataset, build_recipe, plan_recipe
+from datafetch.engine.source_check import check_sources
 from datafetch.errors import ConfigurationError
 from datafetch.model.observers import Observer
 from datafetch.model.options import OptionGroup
@@ -52,6 +53,7 @@ def prepare(  # noqa: PLR0913 - one parameter an option
     root: Root = Path("playground/data"),
     no_reshard: NoReshard = False,
     min_success: MinSuccess = 0.0,
+    check_sources: CheckSources = False,
     json: Json = False,
     given: GivenOptions,
 ) -> int:
@@ -63,6 +65,8 @@ def prepare(  # noqa: PLR0913 - one parameter an option
         return replace(job, world_size=None) if no_reshard else job
 
     planned = plan_recipe(targets, root, _by_name("--source", source), _by_name("--ids", ids), change)
+    if check_sources:
+        return report_sources(planned, as_json=json)
     console = ProgressConsole()
     built: list[BuiltDataset] = []
     with show_log_messages(console):
@@ -74,6 +78,13 @@ def prepare(  # noqa: PLR0913 - one parameter an option
                 write_line(f"{one.part.name}: {one.error}")
     show_built(built, as_json=json)
     return _worst(built, min_success)
+
+
+def report_sources(planned: Sequence[PlannedDataset], *, as_json: bool) -> int:
+    """Ask the sources of datasets, without downloading anything, and print what they answer."""
+    answers = check_sources(planned)
+    show_sources(answers, as_json=as_json)
+    return ExitCode.WRONG_COMMAND if any(one.problem for one in answers) else ExitCode.COMPLETE
 
 
 def _by_name(flag: str, values: Iterable[str] | None) -> dict[str, str]:

@@ -35,6 +35,7 @@ from datafetch.verify import Verdict
 
 if TYPE_CHECKING:
     from datafetch.engine.recipe import BuiltDataset  # which would load the network stack
+    from datafetch.engine.source_check import SourceAnswer
 
 _COUNTERS: dict[str, tuple[str, str]] = {
     CounterName.BAD_LINES: ("bad line", "skipped"),
@@ -203,6 +204,20 @@ def show_datasets(statuses: Sequence[DatasetStatus], root: Path, *, as_json: boo
     for status in statuses:
         gate = f"; {status.part.gate}" if status.part.gate else ""
         lines += [f"{status.path}", f"    {status.part.published}{gate}"]
+    _print("\n".join(map(_safe, lines)))
+
+
+def show_sources(answers: Sequence[SourceAnswer], *, as_json: bool) -> None:
+    """Print what the sources of datasets answered: a line for each, and below it where it is, or what to do."""
+    if as_json:
+        _print(orjson.dumps([answer.summary() for answer in answers]).decode())
+        return
+    width = max(len(answer.name) for answer in answers)
+    lines = [f"{'dataset':<{width}}  {'files':>7}  {'size':>9}"]
+    for answer in answers:
+        size = decimal(answer.size_bytes) if answer.size_bytes else "not told"
+        found = "can't be read" if answer.problem else f"{answer.files:>7,}  {size:>9}"
+        lines += [f"{answer.name:<{width}}  {found}", f"    {answer.problem or answer.place}"]
     _print("\n".join(map(_safe, lines)))
 
 

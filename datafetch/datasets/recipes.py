@@ -9,7 +9,7 @@ Source: github.com/llm-jp/llm-jp-VILA, ``data_prepare/README.md``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from datafetch.datasets.registry import DATASETS
 from datafetch.errors import ConfigurationError, unknown_name
@@ -24,6 +24,8 @@ class RecipePart:
         step: The step that trains on it, or on lists that name its images; None if the recipe does not have it.
         images: The number of images, or of rows where those have several; of an image set, all that it has. 0 if it is
             not known.
+        gigabytes: About how much of the disk it takes, downloads that are kept included: of archives the size of their
+            images, and of images by URL 36 kB each (as base64) for the half of them that still arrives.
         published: Where it is published: a place on the Hugging Face hub or a GitLab server, or a URL; empty if that is
             not known.
         is_read_there: Whether its source is that place, unless another is given; otherwise one has to be.
@@ -35,6 +37,7 @@ class RecipePart:
     name: str
     step: int | None = None
     images: int = 0
+    gigabytes: int = 0
     published: str = ""
     gate: str = ""
     is_read_there: bool = False
@@ -58,57 +61,54 @@ _DOCUMENTS = "gitlab://gitlab.llm-jp.nii.ac.jp/datasets/llm-jp-japanese-interlea
 _IDS = "https://raw.githubusercontent.com/llm-jp/llm-jp-VILA/4c59e06/data_prepare/mdx"
 
 
-def _image_set(name: str, images: int, published: str, *lists: str) -> RecipePart:
+def _at_hub(name: str, step: int, images: int, gigabytes: int, repository: str) -> RecipePart:
+    """A dataset on the Hugging Face hub."""
+    return RecipePart(name, step, images, gigabytes, f"hf://datasets/{repository}", is_read_there=True)
+
+
+def _image_set(name: str, images: int, gigabytes: int, published: str, *lists: str) -> RecipePart:
     """An image set of step 2 whose archives are published at a URL, from which members can be read."""
-    return RecipePart(name, 2, images, published, is_read_there=True, lists=lists)
+    return RecipePart(name, 2, images, gigabytes, published, is_read_there=True, lists=lists)
 
 
 RECIPE: tuple[RecipePart, ...] = (
-    RecipePart("llm-jp-pairs-step0", 0, 558_000, _PAIRS, is_read_there=True),
-    RecipePart("llava-pretrain", 0, 558_128, "hf://datasets/liuhaotian/LLaVA-Pretrain@70f9d1e", is_read_there=True),
-    RecipePart(
-        "coyo",
-        1,
-        6_000_000,
-        "hf://datasets/kakaobrain/coyo-700m",
-        is_read_there=True,
+    RecipePart("llm-jp-pairs-step0", 0, 558_000, 25, _PAIRS, is_read_there=True),
+    _at_hub("llava-pretrain", 0, 558_128, 28, "liuhaotian/LLaVA-Pretrain@70f9d1e"),
+    replace(
+        _at_hub("coyo", 1, 6_000_000, 110, "kakaobrain/coyo-700m"),
         ids=f"{_IDS}/coyo/coyo_6m_ids.txt.gz",
     ),
     RecipePart(
         "mmc4-core",
         1,
         6_000_000,
+        110,
         "https://github.com/allenai/mmc4",
-        "no longer published: hand in a copy of docs_shard_*_v3.jsonl",
+        "no longer published: hand in a copy of docs_shard_*_v3.jsonl; the fewer-faces set, "
+        "docs_no_face_shard_*_v3.jsonl, can stand in",
         ids=f"{_IDS}/mmc4/mmc4_6m_ids.csv.gz",
     ),
-    RecipePart("llm-jp-pairs-step1", 1, 6_000_000, _PAIRS, is_read_there=True),
-    RecipePart("llm-jp-interleaved", 1, 6_000_000, _DOCUMENTS, is_read_there=True),
-    _image_set("coco-train2017", 118_287, "http://images.cocodataset.org/zips/", _SUBSET, "llava-instruct-ja"),
-    _image_set("gqa", 148_854, "https://downloads.cs.stanford.edu/nlp/data/gqa/", _SUBSET),
-    _image_set("visual-genome", 108_249, "https://cs.stanford.edu/people/rak248/VG_100K_2/", "ja-vg-vqa"),
-    _image_set("textvqa", 25_119, "https://dl.fbaipublicfiles.com/textvqa/images/", _SUBSET),
+    RecipePart("llm-jp-pairs-step1", 1, 6_000_000, 110, _PAIRS, is_read_there=True),
+    RecipePart("llm-jp-interleaved", 1, 6_000_000, 110, _DOCUMENTS, is_read_there=True),
+    _image_set("coco-train2017", 118_287, 19, "http://images.cocodataset.org/zips/", _SUBSET, "llava-instruct-ja"),
+    _image_set("gqa", 148_854, 22, "https://downloads.cs.stanford.edu/nlp/data/gqa/", _SUBSET),
+    _image_set("visual-genome", 108_249, 15, "https://cs.stanford.edu/people/rak248/VG_100K_2/", "ja-vg-vqa"),
+    _image_set("textvqa", 25_119, 7, "https://dl.fbaipublicfiles.com/textvqa/images/", _SUBSET),
     RecipePart(
         "ocr-vqa",
         2,
         207_572,
+        9,
         "https://ocr-vqa.github.io",
-        "behind a page that asks to confirm: download dataset.json by hand",
+        "behind a page that asks to confirm: download dataset.json by hand, or unpack a copy of the covers to "
+        "ocr_vqa/images",
         lists=(_SUBSET,),
     ),
-    RecipePart(
-        "japanese-photos-conv",
-        2,
-        11_808,
-        "hf://datasets/llm-jp/japanese-photos-conversation@883347a",
-        is_read_there=True,
-    ),
-    RecipePart("synthdog-ja", 2, 101_953, "hf://datasets/naver-clova-ix/synthdog-ja@5c895d0", is_read_there=True),
-    RecipePart(
-        _SUBSET, 2, 358_000, "hf://datasets/llm-jp/llava-instruct-v1_5-en-subset-358k@407d05d", is_read_there=True
-    ),
-    RecipePart("llava-instruct-ja", 2, 156_000, "hf://datasets/llm-jp/llava-instruct-ja@2f1cb5c", is_read_there=True),
-    RecipePart("ja-vg-vqa", 2, 99_000, "hf://datasets/llm-jp/ja-vg-vqa-conversation@7051feb", is_read_there=True),
+    _at_hub("japanese-photos-conv", 2, 11_808, 29, "llm-jp/japanese-photos-conversation@883347a"),
+    _at_hub("synthdog-ja", 2, 101_953, 14, "naver-clova-ix/synthdog-ja@5c895d0"),
+    _at_hub(_SUBSET, 2, 358_000, 1, "llm-jp/llava-instruct-v1_5-en-subset-358k@407d05d"),
+    _at_hub("llava-instruct-ja", 2, 156_000, 1, "llm-jp/llava-instruct-ja@2f1cb5c"),
+    _at_hub("ja-vg-vqa", 2, 99_000, 1, "llm-jp/ja-vg-vqa-conversation@7051feb"),
 )
 """All datasets of the recipe, each after those that it needs."""
 

@@ -86,7 +86,7 @@ class PublishedFiles:
         page, per_page = (int(query.get(name, [default])[0]) for name, default in (("page", "1"), ("per_page", "20")))
         paths = _files(project)
         files = [
-            {"type": "blob", "path": path, "name": path.rpartition("/")[2], "mode": "100644", "id": "0" * 40}
+            {"type": "blob", "path": path, "name": path.rpartition("/")[2], "id": _blob_id(project / path)}
             for path in paths[(page - 1) * per_page : page * per_page]
         ]
         following = page + 1 if page * per_page < len(paths) else ""
@@ -144,6 +144,12 @@ class PublishedFiles:
 
 def _files(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def _blob_id(path: Path) -> str:
+    """The id that Git gives to the content of a file."""
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 def _etag(content: bytes) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -84,6 +84,26 @@ def log_disk_estimate(layout: OutputLayout, estimate: DiskEstimate, published: S
     free_bytes = _free_bytes(spools)
     if not is_shared and free_bytes < spool_bytes:
         _log.warning("spools may take up to %s in %s, where %s are free", _size(spool_bytes), spools, _size(free_bytes))
+
+
+def log_recipe_estimate(folder: Path, sizes: Mapping[str, int]) -> None:
+    """Log how much disk space several datasets will take; a warning if the disk has less.
+
+    Args:
+        folder: A folder on that disk, which need not exist yet.
+        sizes: About how many gigabytes each takes, by name.
+    """
+    needed_bytes = sum(sizes.values()) * 10**9
+    free_bytes = _free_bytes(folder)
+    is_enough = free_bytes >= needed_bytes
+    _log.log(
+        logging.INFO if is_enough else logging.WARNING,
+        "%d datasets will take about %s of the disk; %s are free%s",
+        len(sizes),
+        _size(needed_bytes),
+        _size(free_bytes),
+        "" if is_enough else ": the largest are " + ", ".join(sorted(sizes, key=lambda name: -sizes[name])[:3]),
+    )
 
 
 def count_published(layout: OutputLayout, shards: Sequence[str]) -> ShardCounts:

@@ -32,6 +32,7 @@ from datafetch.datasets.sources import (
     copy_stored,
     download,
     hub_endpoint,
+    is_blob,
     is_gitlab,
     is_hub,
     is_object_store,
@@ -62,12 +63,16 @@ class _RemoteFile:
     Attributes:
         name: The name that its copy gets.
         url: Its URL.
-        version: What changes with its content; empty if only the server's answer tells.
+        version: Its blob id, if it is on a GitLab server; otherwise empty, and only the server's answer tells.
     """
 
     name: str
     url: str
     version: str = ""
+
+    def is_sound(self, file: BinaryIO, size_bytes: int) -> bool:
+        """Whether a copy has the content that is published, as far as that is known."""
+        return is_blob(file, size_bytes, self.version)
 
 
 async def bring_source(job: Job, dataset: Dataset) -> str:
@@ -275,13 +280,15 @@ class _Downloads:
         try:
             async with _opened_part(target, version) as part:
                 await _read_rest(ranges, size_bytes, part, without_secrets(file.url))
-                await run_in_thread(target.complete, part, version)
+                is_complete = await run_in_thread(target.complete, part, version, file.is_sound)
         except FileChangedError as error:
             raise ManifestError(
                 f"{without_secrets(file.url)} has changed while it was downloaded; run the same command again"
             ) from error
         except OSError as error:
             raise _disk_error(error, target) from error
+        if not is_complete:
+            raise _damaged(file)
 
     async def _find_size(self, ranges: RemoteRanges) -> int | None:
         """The size of a file; None if its server serves no ranges, or does not tell."""
@@ -302,9 +309,11 @@ class _Downloads:
         try:
             async with _opened_part(target, "") as part:
                 await run_in_thread(part.write, body.content)
-                await run_in_thread(target.complete, part, file.version)
+                is_complete = await run_in_thread(target.complete, part, file.version, file.is_sound)
         except OSError as error:
             raise _disk_error(error, target) from error
+        if not is_complete:
+            raise _damaged(file)
 
 
 @asynccontextmanager
@@ -325,6 +334,10 @@ async def _read_rest(ranges: RemoteRanges, size_bytes: int, part: BinaryIO, show
             raise ManifestError(f"{shown} can't be read now ({read.detail}); run the same command later to resume")
         await run_in_thread(part.write, read.content)
         position += len(read.content)
+
+
+def _damaged(file: _RemoteFile) -> ManifestError:
+    return ManifestError(f"{without_secrets(file.url)} did not arrive as it is listed; run the same command again")
 
 
 def _disk_error(error: OSError, target: DownloadedFile) -> ResourceError:

@@ -16,6 +16,7 @@ from datafetch.datasets import find_dataset
 from datafetch.datasets.recipes import RecipePart, default_source, expand_targets, part_of
 from datafetch.datasets.sources import is_hub
 from datafetch.datasets.synthdog_ja import SynthdogJaOptions
+from datafetch.engine.disk_estimate import log_recipe_estimate
 from datafetch.engine.job import Job, own_spec
 from datafetch.engine.published import bring_file
 from datafetch.engine.runner import run
@@ -160,6 +161,9 @@ def build_recipe(planned: Sequence[PlannedDataset], observe: Observe) -> Iterato
     Raises:
         KeyboardInterrupt: Ctrl-C; the same call resumes it.
     """
+    missing = [one for one in planned if one.job is not None and not OutputLayout(Path(one.out)).report.exists()]
+    if missing and all(one.job is not None and one.job.limit is None for one in missing):
+        log_recipe_estimate(Path(missing[0].out), {one.part.name: one.part.gigabytes for one in missing})
     for number, one in enumerate(planned):
         report, error = None, None
         try:

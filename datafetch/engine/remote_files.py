@@ -53,16 +53,11 @@ class RemoteFiles:
         self._loop = asyncio.get_running_loop()
         self._pending: set[Future[Any]] = set()
         self._closed = Event()
-        self.files = [
-            _HubFile(
-                f"{place}/{name}",
-                RemoteRanges(
-                    fetch, at_mirror(place.url(name), mirror), max_part_bytes=max_part_bytes, name=f"{place}/{name}"
-                ),
-                self,
-            )
-            for name in names
-        ]
+        self.files: list[_HubFile] = []
+        for name in names:
+            shown, url = f"{place}/{name}", at_mirror(place.url(name), mirror)
+            ranges = RemoteRanges(fetch, url, max_part_bytes=max_part_bytes, name=shown)
+            self.files.append(_HubFile(shown, ranges, self))
 
     def close(self) -> None:
         """Cancel all reads, and refuse others."""

@@ -10,7 +10,7 @@ import fcntl
 import hashlib
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -88,13 +88,27 @@ class DownloadedFile:
             raise
         return part
 
-    def complete(self, part: BinaryIO, version: str) -> None:
-        """Give the file its name, once all of it is written to the opened part."""
+    def complete(self, part: BinaryIO, version: str, is_sound: Callable[[BinaryIO, int], bool] | None = None) -> bool:
+        """Give the file its name, once all of it is written to the opened part.
+
+        Args:
+            part: The opened part.
+            version: What changes with its content; empty if that is not known.
+            is_sound: Takes the file and its size, and returns whether it arrived unharmed; None takes it as it is.
+
+        Returns:
+            Whether it has its name now; otherwise it is dropped.
+        """
         part.flush()
+        with self._part.open("rb") as written:
+            if is_sound is not None and not is_sound(written, os.fstat(written.fileno()).st_size):
+                self._part_version.unlink(missing_ok=True)
+                return False
         self._version.unlink(missing_ok=True)
         publish(self._part, self.path)
         write_atomically(self._version, version.encode())
         self._part_version.unlink(missing_ok=True)
+        return True
 
 
 def _lock(part: BinaryIO, path: Path) -> None:

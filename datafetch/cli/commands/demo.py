@@ -15,7 +15,8 @@ from datafetch.cli.options import Json
 from datafetch.cli.progress import ProgressConsole, show_log_messages, show_progress
 from datafetch.cli.recipe import observe_built
 from datafetch.cli.render import show_built, show_report
-from datafetch.demo import DEFAULT_FOLDER, DemoResult, RecipeDemoResult, run_demo, run_recipe_demo
+from datafetch.demo.recipe import RecipeDemoResult, run_recipe_demo
+from datafetch.demo.run import DEFAULT_FOLDER, DemoResult, run_demo
 from datafetch.errors import ConfigurationError
 
 _IMAGES = 500

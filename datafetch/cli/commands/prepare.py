@@ -17,13 +17,24 @@ import typer
 
 from datafetch.cli.command import Command, as_command, with_options
 from datafetch.cli.exit_code import check_min_success, exit_code_of
-from datafetch.cli.options import PERMISSIONS, GivenOptions, Json, MinSuccess, NoReshard, Root, parameters_of
+from datafetch.cli.options import (
+    PERMISSIONS,
+    CheckSources,
+    GivenOptions,
+    Json,
+    MinSuccess,
+    NoReshard,
+    Root,
+    parameters_of,
+)
 from datafetch.cli.progress import ProgressConsole, show_log_messages, show_progress
 from datafetch.cli.recipe import prepare as prepare_several
+from datafetch.cli.recipe import report_sources
 from datafetch.cli.render import show_report
 from datafetch.datasets import DATASETS, find_dataset
-from datafetch.datasets.recipes import RECIPE, STEPS, default_source, expand_targets
+from datafetch.datasets.recipes import RECIPE, STEPS, default_source, expand_targets, part_of
 from datafetch.engine.job import Job, own_spec, reshard_plan
+from datafetch.engine.recipe import PlannedDataset
 from datafetch.engine.runner import run
 from datafetch.errors import ConfigurationError
 from datafetch.fetch import FetchPolicy
@@ -61,6 +72,7 @@ def prepare(  # noqa: PLR0913 - one parameter an option
     root: Root = Path("playground/data"),
     no_reshard: NoReshard = False,
     min_success: MinSuccess = 0.0,
+    check_sources: CheckSources = False,
     json: Json = False,
     given: GivenOptions,
 ) -> int:
@@ -71,6 +83,8 @@ def prepare(  # noqa: PLR0913 - one parameter an option
     job = given.change(Job(target, place, str(root / dataset.path), image=own_spec(dataset), options=dataset.options))
     if no_reshard:
         job = replace(job, world_size=None)
+    if check_sources:
+        return report_sources([PlannedDataset(part_of(target), job.out, job)], as_json=json)
     console = ProgressConsole()
     with show_log_messages(console):
         report = run(job, observers=[partial(show_progress, console=console)])

@@ -1,19 +1,22 @@
 """Projects on GitLab servers: which files one has, and where each of them is.
 
-Theory of operation. A project's files are listed by the tree API of its server, a hundred at a time; each page says
-which is next. A file's blob id changes with its content, so it tells whether a copy is still the published one.
+Theory of operation. A project's files are listed by the tree API of its server, a hundred at a time. A file's blob id
+is a hash of its content, or, if Git LFS has the file, of a pointer with a hash of its content. So it tells whether a
+copy is still the published one, and whether it arrived unharmed.
 
 Rules: what a server lists is foreign. A page is bounded in bytes by who fetches it, the number of pages and of files
 here, and a file whose name could not be written is refused.
 
-Source: docs.gitlab.com/api/repositories (list repository tree), docs.gitlab.com/api/rest (pagination).
+Source: docs.gitlab.com/api/repositories (list repository tree), git-scm.com/book/en/v2/Git-Internals-Git-Objects,
+github.com/git-lfs/git-lfs/blob/main/docs/spec.md.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
-from typing import Self
+from typing import BinaryIO, Self
 from urllib.parse import quote
 
 import msgspec
@@ -24,6 +27,8 @@ from datafetch.errors import ConfigurationError, ManifestError
 _SCHEME = "gitlab://"
 _PLACE = re.compile(r"gitlab://([\w.-]+(?::\d+)?)/([\w.-]+(?:/[\w.-]+)+?)(?:@([\w.-]+))?/?")
 _FILES_PER_PAGE = 100
+_SHA1_DIGITS = 40
+_PIECE_BYTES = 1 << 20
 MAX_PAGES = 1000
 """How many pages are listed at most: a hundred thousand files."""
 
@@ -106,3 +111,25 @@ def read_page(place: GitLabPlace, page: bytes) -> tuple[dict[str, str], bool]:
     if strange := next((path for path in files if why_refused(path)), None):
         raise ManifestError(f"{place}: {why_refused(strange)}: {ascii(strange)[:200]}")
     return files, len(entries) < _FILES_PER_PAGE
+
+
+def is_blob(file: BinaryIO, size_bytes: int, blob_id: str) -> bool:
+    """Whether a file is the one that a project lists.
+
+    Args:
+        file: The file, at its beginning; it is read to its end.
+        size_bytes: Its size.
+        blob_id: The blob id that is listed for it. One that is no SHA-1 is not checked.
+    """
+    if len(blob_id) != _SHA1_DIGITS:
+        return True
+    as_blob = hashlib.sha1(b"blob %d\0" % size_bytes, usedforsecurity=False)
+    content = hashlib.sha256()
+    while piece := file.read(_PIECE_BYTES):
+        as_blob.update(piece)
+        content.update(piece)
+    pointer = (
+        f"version https://git-lfs.github.com/spec/v1\noid sha256:{content.hexdigest()}\nsize {size_bytes}\n".encode()
+    )
+    as_pointer = hashlib.sha1(b"blob %d\0" % len(pointer) + pointer, usedforsecurity=False)
+    return blob_id in (as_blob.hexdigest(), as_pointer.hexdigest())

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from datafetch.cli.app import main
 from datafetch.cli.exit_code import without_fresh
 from datafetch.datasets import DATASETS
 from datafetch.datasets.recipes import RECIPE, STEPS, expand_targets
+from datafetch.datasets.synthdog_ja import SynthdogJaOptions
 from datafetch.engine.recipe import plan_recipe
 from datafetch.errors import ConfigurationError
 
@@ -200,6 +202,14 @@ def test_all_steps_are_built_by_one_command(tmp_path: Path, authority: str, hub:
     assert {one["name"]: one["present"] for one in states} == {
         name: one["images"]["ok"] if one["complete"] else 0 for name, one in built.items()
     }
+
+
+@pytest.mark.parametrize(("limit", "count"), [(None, 101_953), (48, 48), (200_000, 101_953)])
+def test_a_limit_is_the_number_of_rows_that_are_needed(tmp_path: Path, limit: int | None, count: int) -> None:
+    """Of synthdog-ja, which otherwise requires all rows of the recipe; its list has that many records."""
+    (planned,) = plan_recipe(["synthdog-ja"], tmp_path, {}, {}, lambda job: replace(job, limit=limit))
+    assert planned.job is not None
+    assert planned.job.options == SynthdogJaOptions(count=count)
 
 
 def test_a_list_on_a_server_shows_no_secret(tmp_path: Path) -> None:

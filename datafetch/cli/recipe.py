@@ -70,7 +70,7 @@ def prepare(  # noqa: PLR0913 - one parameter an option
     console = ProgressConsole()
     built: list[BuiltDataset] = []
     with show_log_messages(console):
-        for one in build_recipe(planned, partial(_observe, console=console)):
+        for one in build_recipe(planned, partial(observe_built, console=console)):
             if one.error is not None and given.values.get("fresh"):
                 one = replace(one, error=type(one.error)(without_fresh(str(one.error))))  # noqa: PLW2901 - as it is shown
             built.append(one)
@@ -104,7 +104,7 @@ def _by_name(flag: str, values: Iterable[str] | None) -> dict[str, str]:
     return by_name
 
 
-def _observe(
+def observe_built(
     number: int, planned: Sequence[PlannedDataset], *, console: ProgressConsole
 ) -> Iterator[Observer[Statistics]]:
     """Show the progress of one dataset, with which of all it is, and how long all will take."""

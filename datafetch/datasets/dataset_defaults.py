@@ -98,6 +98,10 @@ class DatasetDefaults:
         """The same dataset, which reads a copy of its published list."""
         return replace(self, kept_list=str(path))
 
+    def options_for_limit(self, limit: int) -> DatasetOptions:  # noqa: ARG002 - for those that require a number
+        """The options for the first samples alone: by default, its options."""
+        return self.options
+
     def options_for_lists(self, lists: Sequence[str]) -> DatasetOptions:  # noqa: ARG002 - for image sets
         """The options with which only images that lists name are fetched: by default, its options."""
         return self.options

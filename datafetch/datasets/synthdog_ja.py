@@ -83,6 +83,10 @@ class SynthdogJa(DatasetDefaults):
             raise ConfigurationError(f"{self.name} takes SynthdogJaOptions, not {type(options).__name__}")
         return replace(self, options=options, list_name=f"synthdog_ja_{round(options.count / 1000)}k.json")
 
+    def options_for_limit(self, limit: int) -> SynthdogJaOptions:
+        """The options for the first rows alone, with which no more are required."""
+        return replace(self.options, count=min(self.options.count, limit))
+
     def select_published(self, names: Sequence[str]) -> Sequence[str]:
         """As many of the files as the rows need, each of which has at least ``_MIN_ROWS``."""
         files = [name for name in names if PurePosixPath(name).match("data/train-*.parquet")]

@@ -4,6 +4,9 @@ Rules: it runs in a process of its own, on free ports. It serves every address o
 of its own to a client, and no other address. It ends when its parent does. The path of a request determines what it
 does: ``/<behaviour>/<picture>``, with the behaviours of ``BEHAVIOURS``. ``/requests`` returns a JSON object of path →
 number of requests, and ``/lost`` one of path → number of responses whose client disconnected before their end.
+
+It also stands in for the places where datasets are published: ``/published/<host>/<path>`` is what that host has under
+that path. ``/contents`` returns how often the content of each picture and published file was requested.
 """
 
 from __future__ import annotations
@@ -28,12 +31,14 @@ from urllib.request import urlopen
 import orjson
 
 from datafetch.demo.behaviours import BEHAVIOURS, Exchange, Request
+from datafetch.demo.published_files import PublishedFiles
 from datafetch.process.child import child_command
 
 _BACKLOG = 4096  # a thousand clients may connect at the same moment
 _EVERY_ADDRESS = "0.0.0.0"  # noqa: S104 - Linux can't bind 127.0.0.0/8 alone; connections to others are dropped
 _LOOPBACK_PREFIX = "127."
 _PLAIN = "http"
+_PUBLISHED = "/published"
 
 
 class Origin:
@@ -43,19 +48,24 @@ class Origin:
         pictures: The folder of the pictures.
         certificates: Name of a TLS listener → PEM file with the private key and the certificate chain. Redirects from
             http lead to the listener that is named ``https``.
+        published: The folder of published files, by host; they are read when they are requested. None for none.
     """
 
-    def __init__(self, pictures: Path, certificates: Mapping[str, Path] | None = None) -> None:
+    def __init__(
+        self, pictures: Path, certificates: Mapping[str, Path] | None = None, *, published: Path | None = None
+    ) -> None:
         self._pictures = pictures
+        self._published = published
         self._certificates = certificates or {}
         self._process: subprocess.Popen[bytes] | None = None
         self._ports: dict[str, int] = {}
 
     def __enter__(self) -> Self:
         listeners = [f"{name}={path}" for name, path in self._certificates.items()]
+        folders = [str(self._pictures), str(self._published or os.devnull)]
         # Its standard input stays open as long as this process lives; the server exits when it ends.
         self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-            [*child_command("datafetch.demo.origin"), str(self._pictures), *listeners],
+            [*child_command("datafetch.demo.origin"), *folders, *listeners],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
@@ -86,6 +96,11 @@ class Origin:
         path = f"/{behaviour}/{picture}" + (f"?{query}" if query != "" else "")
         return f"{scheme}://{host}:{self._ports[listener]}{path}"
 
+    @property
+    def mirror(self) -> str:
+        """The URL under which published files are, by host."""
+        return f"http://127.0.0.1:{self._ports[_PLAIN]}{_PUBLISHED}"
+
     def requests(self) -> dict[str, int]:
         """Return how often each path, including its query, was requested."""
         return self._counts("requests")
@@ -93,6 +108,10 @@ class Origin:
     def lost(self) -> dict[str, int]:
         """Return how often the client disconnected before the end of the response, for each path with its query."""
         return self._counts("lost")
+
+    def contents(self) -> dict[str, int]:
+        """Return how often the content of each picture and published file was requested, by path without query."""
+        return self._counts("contents")
 
     def _counts(self, name: str) -> dict[str, int]:
         with urlopen(f"http://127.0.0.1:{self._ports[_PLAIN]}/{name}") as response:
@@ -132,9 +151,10 @@ class _Connection(asyncio.StreamReaderProtocol):
 
 
 class _Server:
-    def __init__(self, pictures: Path) -> None:
+    def __init__(self, pictures: Path, published: Path) -> None:
         self._ports: dict[str, int] = {}
-        self._counts: dict[str, Counter[str]] = {"/requests": Counter(), "/lost": Counter()}
+        self._counts: dict[str, Counter[str]] = {"/requests": Counter(), "/lost": Counter(), "/contents": Counter()}
+        self._published = PublishedFiles(published)
         self._exchanges: dict[asyncio.Task[None], Exchange] = {}
         self._read = lru_cache(maxsize=4096)(lambda name: (pictures / name).read_bytes())
 
@@ -205,6 +225,11 @@ class _Server:
         if request.target in self._counts:
             exchange.send_ok(orjson.dumps(self._counts[request.target]), "Content-Type: application/json")
             return
+        if request.path.startswith(f"{_PUBLISHED}/"):
+            if self._published.answer(exchange, _PUBLISHED):
+                self._counts["/contents"][request.path] += 1
+            return
+        self._counts["/contents"][request.path] += 1
         behaviour = BEHAVIOURS.get(request.parts[0])
         try:
             exchange.picture = self._read(request.parts[-1])
@@ -217,7 +242,9 @@ class _Server:
 
 
 def main() -> None:
-    """Serve the folder that is the first argument, with the TLS listeners given as NAME=PEM in the other arguments."""
+    """Serve the folders of pictures and of published files, with TLS listeners given as NAME=PEM behind them."""
     for number in (signal.SIGINT, signal.SIGTERM):  # the parent handles them, even if the whole group receives them
         signal.signal(number, signal.SIG_IGN)
-    asyncio.run(_Server(Path(sys.argv[1])).serve(dict(argument.split("=", 1) for argument in sys.argv[2:])))
+    pictures, published, *listeners = sys.argv[1:]
+    server = _Server(Path(pictures), Path(published))
+    asyncio.run(server.serve(dict(listener.split("=", 1) for listener in listeners)))

@@ -75,7 +75,7 @@ def run_demo(images: int, folder: Path = DEFAULT_FOLDER, observers: Iterable[Obs
     Raises:
         ConfigurationError: The folder contains something else.
     """
-    _prepare_folder(folder)
+    prepare_folder(folder)
     pictures = write_pictures(folder / "pictures", min(images, _PICTURES))
     dataset = find_dataset("coyo")
     with Origin(folder / "pictures") as origin:
@@ -104,7 +104,13 @@ def _url(origin: Origin, number: int, pictures: list[str], images: int) -> str:
     return origin.url(behaviour, picture, number)
 
 
-def _prepare_folder(folder: Path) -> None:
+def prepare_folder(folder: Path) -> None:
+    """Make a demo's output folder, and empty that of an earlier demo.
+
+    Raises:
+        ConfigurationError: It contains something else.
+        ResourceError: It can't be made.
+    """
     try:
         _clear(folder)
     except OSError as error:

@@ -89,7 +89,7 @@ def plan_recipe(
         root: The trainer's data root.
         sources: Where their manifests or archives are, by dataset.
         ids: Their id lists, by dataset.
-        change: Applies the operator's options to a job.
+        change: Applies the operator's options to a job. A limit is also the number of rows that synthdog-ja takes.
 
     Returns:
         The datasets in the order in which they are to be built.
@@ -119,8 +119,15 @@ def plan_recipe(
         else:
             own_ids = part.ids if part.step_name in targets else None
             job = _job(part, out, source, ids.get(part.name) or own_ids or None)
-            planned.append(PlannedDataset(part, out, change(job), lists=lists))
+            planned.append(PlannedDataset(part, out, _with_limited_rows(change(job)), lists=lists))
     return planned
+
+
+def _with_limited_rows(job: Job) -> Job:
+    """The same job, with the options for its limit."""
+    if job.limit is None:
+        return job
+    return replace(job, options=find_dataset(job.dataset, job.options).options_for_limit(job.limit))
 
 
 def _job(part: RecipePart, out: str, source: str, ids: str | None) -> Job:

@@ -397,6 +397,17 @@ class Dataset(Protocol):
         """The same dataset, which reads its published list from this path, and all else from the source."""
         ...
 
+    def options_for_limit(self, limit: int) -> DatasetOptions:
+        """The options for a miniature of the recipe, of which only the first samples are fetched.
+
+        Args:
+            limit: The number of samples.
+
+        Returns:
+            Its options, changed if it otherwise requires a number of samples.
+        """
+        ...
+
     def options_for_lists(self, lists: Sequence[str]) -> DatasetOptions:
         """The options with which only those images are fetched that training lists name.
 

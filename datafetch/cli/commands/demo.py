@@ -1,4 +1,4 @@
-"""``datafetch demo``: fetch a small dataset from an image server on this machine; no other network is needed."""
+"""``datafetch demo``: fetch a small dataset, or the recipe's, from a server on this machine; no network is needed."""
 
 from __future__ import annotations
 
@@ -13,27 +13,58 @@ from datafetch.cli.command import as_command
 from datafetch.cli.exit_code import ExitCode
 from datafetch.cli.options import Json
 from datafetch.cli.progress import ProgressConsole, show_log_messages, show_progress
-from datafetch.cli.render import show_report
-from datafetch.demo.run import DEFAULT_FOLDER, run_demo
+from datafetch.cli.recipe import observe_built
+from datafetch.cli.render import show_built, show_report
+from datafetch.demo.recipe import RecipeDemoResult, run_recipe_demo
+from datafetch.demo.run import DEFAULT_FOLDER, DemoResult, run_demo
+from datafetch.errors import ConfigurationError
+
+_IMAGES = 500
 
 
 def demo(
     images: Annotated[
-        int, typer.Option(metavar="N", help="Number of images, faulty ones included.", min=50, max=20_000)
-    ] = 500,
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Number of images, faulty ones included.",
+            min=50,
+            max=20_000,
+            show_default=str(_IMAGES),
+        ),
+    ] = None,
+    recipe: Annotated[
+        bool,
+        typer.Option(
+            "--recipe", help="Build all steps of the recipe in miniature, and check every file; needs the extra 'hub'."
+        ),
+    ] = False,
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Output folder: new, empty, or that of an earlier demo.")
     ] = DEFAULT_FOLDER,
     json: Json = False,
 ) -> int:
     """Fetch a small dataset from a local image server with deliberate faults."""
+    if recipe and images is not None:
+        raise ConfigurationError("the recipe's miniature has its own number of images; leave out --images or --recipe")
     console = ProgressConsole()
     console.print("painting pictures, and fetching them from an image server on this machine …", soft_wrap=True)
     with show_log_messages(console):
-        result = run_demo(images, out, observers=[partial(show_progress, console=console)])
-    show_report(result.report, as_json=json)
+        result = _recipe(out, console, json=json) if recipe else _images(images or _IMAGES, out, console, json=json)
     (console if json else Console()).print(result.table())
     return ExitCode.COMPLETE if result.is_passed else ExitCode.BUG
+
+
+def _images(images: int, out: Path, console: ProgressConsole, *, json: bool) -> DemoResult:
+    result = run_demo(images, out, observers=[partial(show_progress, console=console)])
+    show_report(result.report, as_json=json)
+    return result
+
+
+def _recipe(out: Path, console: ProgressConsole, *, json: bool) -> RecipeDemoResult:
+    result = run_recipe_demo(out, partial(observe_built, console=console))
+    show_built(result.built, as_json=json)
+    return result
 
 
 command = as_command(demo)

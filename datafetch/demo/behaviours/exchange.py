@@ -32,14 +32,24 @@ class Request:
     number: int = 1
 
     @property
+    def method(self) -> str:
+        """The method, in capitals."""
+        return self.head.split(b" ", 1)[0].decode("latin-1")
+
+    @property
     def target(self) -> str:
         """Path and query, as received."""
         return self.head.split(b" ", 2)[1].decode("latin-1")
 
     @property
+    def path(self) -> str:
+        """The path, as received."""
+        return self.target.partition("?")[0]
+
+    @property
     def parts(self) -> list[str]:
         """The parts of the path: first the behaviour, then the steps, last the picture."""
-        return self.target.partition("?")[0].split("/")[1:]
+        return self.path.split("/")[1:]
 
     @property
     def steps(self) -> list[str]:

@@ -20,7 +20,7 @@ from zips import write_zip
 
 from datafetch import Job
 from datafetch.cli.app import main
-from datafetch.datasets.recipes import part_of
+from datafetch.datasets.recipes import RECIPE, part_of, published_blob
 from datafetch.datasets.sources.gitlab import GitLabPlace, is_blob
 from datafetch.engine.job import read_job
 from datafetch.engine.recipe import PlannedDataset, plan_recipe
@@ -131,6 +131,7 @@ def test_a_project_that_can_not_be_read_is_one_line(
 def test_a_file_that_is_not_what_the_project_lists_is_refused(tmp_path: Path, authority: str) -> None:
     """It is downloaded anew by the next run; files of Git LFS are known by the pointer that the project has of them."""
     files = project_files(tmp_path, authority)
+    assert all(published_blob(part.ids) for part in RECIPE if part.ids)
     with GitLabServer({PROJECT: files}, damaged=frozenset({"step1/b.jsonl"})) as server:
         job = pairs(tmp_path, server.url)
         with pytest.raises(ManifestError, match=r"b\.jsonl did not arrive as it is listed; run the same command again"):

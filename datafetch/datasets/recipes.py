@@ -31,6 +31,7 @@ class RecipePart:
         is_read_there: Whether its source is that place, unless another is given; otherwise one has to be.
         gate: What the operator has to do first; empty if anyone can download it.
         ids: Where the list of the samples is that the recipe takes; empty if it takes all.
+        ids_blob: The blob id of that list in its repository, a hash of its content.
         lists: The datasets whose lists name its images, if it is an image set; no others of its images are needed.
     """
 
@@ -42,6 +43,7 @@ class RecipePart:
     gate: str = ""
     is_read_there: bool = False
     ids: str = ""
+    ids_blob: str = ""
     lists: tuple[str, ...] = ()
 
     @property
@@ -58,7 +60,7 @@ class RecipePart:
 _SUBSET = "llava-v1.5-subset"
 _PAIRS = "gitlab://gitlab.llm-jp.nii.ac.jp/datasets/llm-jp-japanese-image-text-pairs"
 _DOCUMENTS = "gitlab://gitlab.llm-jp.nii.ac.jp/datasets/llm-jp-japanese-interleaved-data"
-_IDS = "https://raw.githubusercontent.com/llm-jp/llm-jp-VILA/4c59e06/data_prepare/mdx"
+_IDS = "https://raw.githubusercontent.com/llm-jp/llm-jp-VILA/4c59e0642cf9bafd859cf73c4503ab27881cc3fb/data_prepare/mdx"
 
 
 def _at_hub(name: str, step: int, images: int, gigabytes: int, repository: str) -> RecipePart:
@@ -77,6 +79,7 @@ RECIPE: tuple[RecipePart, ...] = (
     replace(
         _at_hub("coyo", 1, 6_000_000, 110, "kakaobrain/coyo-700m"),
         ids=f"{_IDS}/coyo/coyo_6m_ids.txt.gz",
+        ids_blob="e26ced37bf5ab5b619cca22bea84626bafe4a39b",
     ),
     RecipePart(
         "mmc4-core",
@@ -87,6 +90,7 @@ RECIPE: tuple[RecipePart, ...] = (
         "no longer published: hand in a copy of docs_shard_*_v3.jsonl; the fewer-faces set, "
         "docs_no_face_shard_*_v3.jsonl, can stand in",
         ids=f"{_IDS}/mmc4/mmc4_6m_ids.csv.gz",
+        ids_blob="a692d728f722971615718d40792ab1f5cf05c9a8",
     ),
     RecipePart("llm-jp-pairs-step1", 1, 6_000_000, 110, _PAIRS, is_read_there=True),
     RecipePart("llm-jp-interleaved", 1, 6_000_000, 110, _DOCUMENTS, is_read_there=True),
@@ -121,6 +125,11 @@ STEPS: tuple[str, ...] = tuple(dict.fromkeys(part.step_name for part in RECIPE))
 def part_of(name: str) -> RecipePart:
     """A dataset as the recipe uses it, or all that is known of one that the recipe does not have."""
     return _PARTS.get(name) or RecipePart(name)
+
+
+def published_blob(url: str) -> str:
+    """The blob id of a file that the recipe has published, a hash of its content; empty if it is not known."""
+    return next((part.ids_blob for part in RECIPE if part.ids == url), "")
 
 
 def default_source(name: str) -> str:

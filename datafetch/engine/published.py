@@ -24,6 +24,7 @@ from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from datafetch.datasets.filenames import why_refused
+from datafetch.datasets.recipes import published_blob
 from datafetch.datasets.sources.gitlab import MAX_PAGES, GitLabPlace, is_blob, is_gitlab, read_page
 from datafetch.datasets.sources.hub import HubPlace, download, hub_endpoint, is_hub, list_names
 from datafetch.datasets.sources.object_store import StoredFile, copy_stored, is_object_store, list_stored
@@ -50,7 +51,7 @@ class _RemoteFile:
     Attributes:
         name: The name that its copy gets.
         url: Its URL.
-        version: Its blob id, if it is on a GitLab server; otherwise empty, and only the server's answer tells.
+        version: Its blob id, if that is known; otherwise empty, and only the server's answer tells.
     """
 
     name: str
@@ -138,8 +139,9 @@ async def bring_file(location: str, job: Job, *, default_name: str = "") -> Path
     if reason := why_refused(name):
         raise ConfigurationError(f"{without_secrets(url)}: {reason}; download it, and give its path")
     folder = downloads_of(url)
+    blob_id = "" if job.mirror else published_blob(url)  # a mirror may have a miniature
     async with Fetcher(policy_for_files(job)) as fetch:
-        await _Downloads(fetch).bring(_RemoteFile(name, at_mirror(url, job.mirror)), folder)
+        await _Downloads(fetch).bring(_RemoteFile(name, at_mirror(url, job.mirror), blob_id), folder)
     return folder / name
 
 

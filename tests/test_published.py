@@ -259,6 +259,7 @@ def test_a_mirror_is_asked_for_everything_that_is_published(tmp_path: Path, monk
         run(instructions(tmp_path, "hf://datasets/llm-jp/llava-instruct-ja@2f1cb5c", hub.endpoint))
         assert hub.contents() == [LIST.name]
         assert not hub.authorizations
+        assert not (tmp_path / "hub").exists()
 
 
 def test_a_mirror_gets_no_login_of_another_host() -> None:

@@ -26,7 +26,7 @@ from urllib.parse import unquote, urlsplit
 from datafetch.datasets.filenames import why_refused
 from datafetch.datasets.recipes import published_blob
 from datafetch.datasets.sources.gitlab import MAX_PAGES, GitLabPlace, is_blob, is_gitlab, read_page
-from datafetch.datasets.sources.hub import HubPlace, download, hub_endpoint, is_hub, list_names
+from datafetch.datasets.sources.hub import HubMirror, HubPlace, download, hub_endpoint, is_hub, list_names
 from datafetch.datasets.sources.object_store import StoredFile, copy_stored, is_object_store, list_stored
 from datafetch.engine.job import Job
 from datafetch.errors import ConfigurationError, ManifestError, ResourceError
@@ -343,6 +343,6 @@ def policy_for_files(job: Job) -> FetchPolicy:
     )
 
 
-def hub_at(mirror: str) -> str:
-    """The endpoint of the hub at a mirror; empty without a mirror."""
-    return at_mirror(hub_endpoint(), mirror) if mirror else ""
+def hub_at(mirror: str) -> HubMirror | None:
+    """The hub at a mirror; None without a mirror."""
+    return HubMirror(at_mirror(hub_endpoint(), mirror), downloads_of(mirror) / "hub") if mirror else None

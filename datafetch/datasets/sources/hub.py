@@ -84,6 +84,27 @@ class HubPlace:
         return f"hf://datasets/{self.repository}@{self.revision}{path}"
 
 
+@dataclass(frozen=True, slots=True)
+class HubMirror:
+    """A server that is asked instead of the hub. It gets no login, for that is for the hub.
+
+    Attributes:
+        endpoint: Its URL.
+        cache: The folder for what it sends, which is not mixed with what comes from the hub.
+    """
+
+    endpoint: str
+    cache: Path
+
+    def environment(self) -> dict[str, str]:
+        """The variables with which the hub's library asks it."""
+        return {
+            "HF_ENDPOINT": self.endpoint,
+            "HF_HUB_CACHE": str(self.cache),
+            "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
+        }
+
+
 class Request(msgspec.Struct, frozen=True):
     """What the process is to do.
 
@@ -114,28 +135,28 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
     is_ours: bool = False
 
 
-async def list_names(place: HubPlace, endpoint: str = "") -> list[str]:
+async def list_names(place: HubPlace, mirror: HubMirror | None = None) -> list[str]:
     """The paths of all files of a repository, in order.
 
     Args:
         place: The repository.
-        endpoint: The URL of a mirror of the hub, which gets no login; empty for the hub itself.
+        mirror: Who is asked instead of the hub; None asks the hub.
 
     Raises:
         ManifestError: The hub does not give them; the message says why, and what to do.
         ResourceError: This machine lacks something.
     """
-    answer = await _ask(place, Request(place.repository, place.revision, []), endpoint)
+    answer = await _ask(place, Request(place.repository, place.revision, []), mirror)
     return sorted(answer.names)
 
 
-async def download(place: HubPlace, names: Sequence[str], endpoint: str = "") -> Path:
+async def download(place: HubPlace, names: Sequence[str], mirror: HubMirror | None = None) -> Path:
     """Download files to the hub's cache, unless they are there already.
 
     Args:
         place: The repository.
         names: Their paths in it.
-        endpoint: The URL of a mirror of the hub, which gets no login; empty for the hub itself.
+        mirror: Who is asked instead of the hub; None asks the hub.
 
     Returns:
         The folder in which they are, under the same paths.
@@ -144,12 +165,12 @@ async def download(place: HubPlace, names: Sequence[str], endpoint: str = "") ->
         ManifestError: The hub does not give them; the message says why, and what to do.
         ResourceError: This machine lacks something.
     """
-    answer = await _ask(place, Request(place.repository, place.revision, list(names)), endpoint)
+    answer = await _ask(place, Request(place.repository, place.revision, list(names)), mirror)
     return Path(answer.folder)
 
 
-async def _ask(place: HubPlace, request: Request, endpoint: str) -> Answer:
-    at_mirror = {"HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"} if endpoint else {}
+async def _ask(place: HubPlace, request: Request, mirror: HubMirror | None) -> Answer:
+    at_mirror = {} if mirror is None else mirror.environment()
     try:
         process = await asyncio.create_subprocess_exec(
             *child_command("datafetch.datasets.sources.hub_process"),

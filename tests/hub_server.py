@@ -48,6 +48,7 @@ class HubServer:
         spans: The ranges of files' contents that it was asked for, in order: path, start, and stop.
         serves_ranges: Whether it does; otherwise it sends whole files.
         sends_etags: Whether it does.
+        damaged: The files of which it sends something else than what it has.
         file_status: The status with which it answers requests for files; 0 for their content.
         failing: The number of next requests for files that it answers with 500.
         claimed_bytes: The size that it claims of files; 0 for their own.
@@ -65,6 +66,7 @@ class HubServer:
     spans: list[tuple[str, int, int]] = field(default_factory=list)
     serves_ranges: bool = True
     sends_etags: bool = True
+    damaged: frozenset[str] = frozenset()
     file_status: int = 0
     failing: int = 0
     claimed_bytes: int = 0
@@ -172,6 +174,8 @@ class HubServer:
             linked = {"X-Linked-Etag": etag, "X-Linked-Size": str(len(content))}
             self._send(handler, 302, b"", {"Location": location, "X-Repo-Commit": _COMMIT, **linked})
             return
+        if path.rpartition("/")[2] in self.damaged:
+            content = content[:-1] + b"?"
         fields = {**({"ETag": etag} if etag else {}), "X-Repo-Commit": _COMMIT, "Accept-Ranges": "bytes"}
         span = re.fullmatch(r"bytes=(\d+)-(\d*)", handler.headers.get("Range", ""))
         if span is None or not self.serves_ranges:

@@ -16,14 +16,14 @@ from hub_server import HubServer
 from in_process import retry, run
 from s3_server import S3Server
 from sources import DATA, place_images, place_source, serve_pictures
-from zips import write_zip
+from zips import jpeg, write_zip
 
 from datafetch import Job
 from datafetch.cli.app import main
 from datafetch.datasets.recipes import RECIPE, part_of, published_blob
 from datafetch.datasets.sources.gitlab import GitLabPlace, is_blob
 from datafetch.engine.job import read_job
-from datafetch.engine.recipe import PlannedDataset, plan_recipe
+from datafetch.engine.recipe import PlannedDataset, build_recipe, plan_recipe
 from datafetch.engine.source_check import check_sources
 from datafetch.errors import ConfigurationError, ManifestError
 from datafetch.fetch import FetchPolicy
@@ -290,15 +290,66 @@ def test_sources_are_asked_without_downloading_anything(tmp_path: Path) -> None:
         answers = check_sources(planned)
         assert not project.contents
         assert server.asked_bytes == 1
-    assert [(answer.files, answer.size_bytes) for answer in answers] == [
-        (2, 0),
-        (1, archive.stat().st_size),
-        *[(0, 0)] * 2,
-    ]
+    sizes = [(answer.files, answer.size_bytes) for answer in answers]
+    assert sizes == [(2, None), (1, archive.stat().st_size), (0, None), (0, None)]
     assert [answer.problem[:9] for answer in answers[:2]] == ["", ""]
     assert "no such file" in answers[2].problem
     assert answers[3].problem == "give a --source"
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("location", "message"),
+    [
+        ("az://bucket/coyo", "az:// can't be read; give a path, or a location with"),
+        ("ftp://user:secret@host/x", "ftp:// can't be read; give a path"),
+        ("hf://datasets/a/b@main/c.json", "is a file; give the dataset that it is in"),
+        ("gitlab://user:secret@host/a/b", "a project on a GitLab server is given as gitlab://"),
+    ],
+)
+def test_a_location_of_no_use_is_one_line(tmp_path: Path, location: str, message: str) -> None:
+    """Without what may be a secret in it."""
+    with pytest.raises(ConfigurationError) as caught:
+        run(pairs(tmp_path, "", location))
+    assert message in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_an_image_set_has_what_a_list_anywhere_names(tmp_path: Path) -> None:
+    """The list of a folder, of a project or on a web server is found as its own dataset finds it."""
+    images = tmp_path / "images.zip"
+    write_zip(images, {"images/1.jpg": jpeg(1), "images/2.jpg": jpeg(2)})
+    name, content = "llava_v1_5_subset_358k.json", json.dumps([{"id": "1", "image": "gqa/images/1.jpg"}]).encode()
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / name).write_bytes(content)
+    project = "gitlab://gitlab.example/group/lists"
+    with (
+        GitLabServer({"group/lists": {f"lists/{name}": content}}) as gitlab,
+        ArchiveServer(tmp_path / "lists" / name) as web,
+    ):
+        for number, source in enumerate([str(tmp_path / "lists"), project, web.folder_url, web.url]):
+            mirror = gitlab.url if source == project else ""
+
+            def change(job: Job, mirror: str = mirror) -> Job:
+                return replace(job, mirror=mirror, fetch=POLICY, processes=1)
+
+            sources = {"gqa": str(images), "llava-v1.5-subset": source}
+            planned = plan_recipe(["gqa", "llava-v1.5-subset"], tmp_path / str(number), sources, {}, change)
+            (built,) = build_recipe(planned[:1], lambda *_: ())
+            assert built.report is not None, built.error
+            assert built.report.totals.images == 1
+
+
+def test_a_file_that_the_hub_has_damaged_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of Git LFS has a hash; the next run downloads it anew."""
+    repositories = {"llm-jp/llava-instruct-ja": {LIST.name: LIST.read_bytes() + b" " * 3000}}
+    with HubServer(repositories, damaged=frozenset({LIST.name})) as hub:
+        hub.use(monkeypatch, tmp_path / "hub")
+        job = instructions(tmp_path, "hf://datasets/llm-jp/llava-instruct-ja@2f1cb5c")
+        with pytest.raises(ManifestError, match=r"156k\.json did not arrive as it is published; run the same command"):
+            run(job)
+        hub.damaged = frozenset()
+        assert run(job).totals.ok == 1
 
 
 def test_the_command_shows_what_sources_answer(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

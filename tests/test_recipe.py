@@ -92,7 +92,7 @@ def test_image_sets_fetch_what_the_lists_among_the_targets_name(tmp_path: Path) 
     """Without those lists they fetch everything."""
     sources = {"gqa": "images.zip", "llava-v1.5-subset": str(tmp_path)}
     _, with_list = plan_recipe(["gqa", "llava-v1.5-subset"], tmp_path, sources, {})[::-1]
-    assert with_list.lists == (str(tmp_path / "llava_v1_5_subset_358k.json"),)
+    assert [(one.dataset, one.source) for one in with_list.lists] == [("llava-v1.5-subset", str(tmp_path))]
     (alone,) = plan_recipe(["gqa"], tmp_path, {}, {})
     assert alone.job is not None
     assert alone.lists == ()
@@ -263,3 +263,16 @@ def test_wrong_commands_are_refused_in_one_line(
 def files(root: Path, folder: str) -> list[str]:
     """The files of a folder, by their relative paths."""
     return sorted(path.relative_to(root / folder).as_posix() for path in (root / folder).rglob("*") if path.is_file())
+
+
+def test_what_stops_a_fresh_start_stops_no_other(tmp_path: Path) -> None:
+    """Whatever kind of error it is; its line does not advise to start over once more."""
+    source = f"textvqa={tmp_path / 'nothing'}"
+    with HubServer({}) as server:
+        words = ["prepare", "gqa", "textvqa", "--source", f"gqa={server.endpoint}/images.zip", "--source", source]
+        code, out, error = command(*words, "--root", tmp_path / "data", "--fresh", *OPTIONS)
+    assert code == 2
+    assert "datafetch: gqa: " in error
+    assert "datafetch: textvqa: " in error
+    assert out.count("not built: ") == 2
+    assert "Traceback" not in error

@@ -22,7 +22,7 @@ from datafetch.cli.options import CheckSources, GivenOptions, Json, MinSuccess, 
 from datafetch.cli.progress import ProgressConsole, show_log_messages, show_progress
 from datafetch.cli.render import show_built, show_sources
 from datafetch.engine.job import Job
-from datafetch.engine.recipe import BuiltDataset, PlannedDataset, build_recipe, plan_recipe
+from datafetch.engine.recipe import BuiltDataset, PlannedDataset, build_recipe, log_disk_space, plan_recipe
 from datafetch.engine.source_check import check_sources
 from datafetch.errors import ConfigurationError
 from datafetch.model.observers import Observer
@@ -70,12 +70,13 @@ def prepare(  # noqa: PLR0913 - one parameter an option
     console = ProgressConsole()
     built: list[BuiltDataset] = []
     with show_log_messages(console):
+        log_disk_space(planned)
         for one in build_recipe(planned, partial(observe_built, console=console)):
             if one.error is not None and given.values.get("fresh"):
-                one = replace(one, error=type(one.error)(without_fresh(str(one.error))))  # noqa: PLW2901 - as it is shown
+                one = replace(one, advice=without_fresh(str(one.error)))  # noqa: PLW2901 - as it is shown
             built.append(one)
             if one.error is not None:
-                write_line(f"{one.part.name}: {one.error}")
+                write_line(f"{one.part.name}: {one.problem}")
     show_built(built, as_json=json)
     return _worst(built, min_success)
 
@@ -108,7 +109,7 @@ def observe_built(
     number: int, planned: Sequence[PlannedDataset], *, console: ProgressConsole
 ) -> Iterator[Observer[Statistics]]:
     """Show the progress of one dataset, with which of all it is, and how long all will take."""
-    later = sum(one.part.images for one in planned[number + 1 :] if one.job is not None)
+    later = sum(one.open_images for one in planned[number + 1 :])
     title = f"{number + 1}/{len(planned)} {planned[number].part.name}"
     yield partial(show_progress, console=console, title=title, later_images=later)
 

@@ -215,7 +215,7 @@ def show_sources(answers: Sequence[SourceAnswer], *, as_json: bool) -> None:
     width = max(len(answer.name) for answer in answers)
     lines = [f"{'dataset':<{width}}  {'files':>7}  {'size':>9}"]
     for answer in answers:
-        size = decimal(answer.size_bytes) if answer.size_bytes else "not told"
+        size = "unknown" if answer.size_bytes is None else decimal(answer.size_bytes)
         found = "can't be read" if answer.problem else f"{answer.files:>7,}  {size:>9}"
         lines += [f"{answer.name:<{width}}  {found}", f"    {answer.problem or answer.place}"]
     _print("\n".join(map(_safe, lines)))
@@ -238,7 +238,7 @@ def show_built(built: Sequence[BuiltDataset], *, as_json: bool) -> None:
     for one in built:
         if one.report is None:
             lines.append(f"{one.part.name:<{width}}  {one.part.images:>11,}  {'-':>11}  {'-':>11}")
-            lines.append(f"    not built: {one.error}")
+            lines.append(f"    not built: {one.problem}")
             continue
         totals = one.report.totals
         lines.append(f"{one.part.name:<{width}}  {totals.images:>11,}  {totals.ok:>11,}  {totals.failed:>11,}")
@@ -247,7 +247,7 @@ def show_built(built: Sequence[BuiltDataset], *, as_json: bool) -> None:
             most = ", ".join(f"{kind} {kinds[kind]:,}" for kind in sorted(kinds, key=lambda kind: (-kinds[kind], kind)))
             lines.append(f"    {most}; 'datafetch status {shlex.quote(one.out)}' shows where")
         lines += [f"    {advice}" for advice in _advice(one.report)]
-        if kinds and DATASETS[one.part.name].image_root is None:
+        if kinds.keys() - {FailureKind.MISSING_MEMBER} and DATASETS[one.part.name].image_root is None:
             lines.append(f"    '{_retry_command(one.out)}' requests again what may have been temporary")
     _print("\n".join(_safe(line) for line in lines))
 

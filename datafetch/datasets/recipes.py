@@ -24,8 +24,10 @@ class RecipePart:
         step: The step that trains on it, or on lists that name its images; None if the recipe does not have it.
         images: The number of images, or of rows where those have several; of an image set, all that it has. 0 if it is
             not known.
+        listed_images: Of an image set, about how many of them its lists name; 0 for all.
         gigabytes: About how much of the disk it takes, downloads that are kept included: of archives the size of their
-            images, and of images by URL 36 kB each (as base64) for the half of them that still arrives.
+            images, and of images by URL, for the half of them that still arrives, 36 kB each (as base64) if they are
+            shrunk, 150 kB if they are not, 110 kB as files.
         published: Where it is published: a place on the Hugging Face hub or a GitLab server, or a URL; empty if that is
             not known.
         is_read_there: Whether its source is that place, unless another is given; otherwise one has to be.
@@ -44,6 +46,7 @@ class RecipePart:
     is_read_there: bool = False
     ids: str = ""
     ids_blob: str = ""
+    listed_images: int = 0
     lists: tuple[str, ...] = ()
 
     @property
@@ -68,13 +71,13 @@ def _at_hub(name: str, step: int, images: int, gigabytes: int, repository: str) 
     return RecipePart(name, step, images, gigabytes, f"hf://datasets/{repository}", is_read_there=True)
 
 
-def _image_set(name: str, images: int, gigabytes: int, published: str, *lists: str) -> RecipePart:
+def _image_set(name: str, images: int, gigabytes: int, published: str, *lists: str, listed: int = 0) -> RecipePart:
     """An image set of step 2 whose archives are published at a URL, from which members can be read."""
-    return RecipePart(name, 2, images, gigabytes, published, is_read_there=True, lists=lists)
+    return RecipePart(name, 2, images, gigabytes, published, is_read_there=True, lists=lists, listed_images=listed)
 
 
 RECIPE: tuple[RecipePart, ...] = (
-    RecipePart("llm-jp-pairs-step0", 0, 558_000, 25, _PAIRS, is_read_there=True),
+    RecipePart("llm-jp-pairs-step0", 0, 558_000, 31, _PAIRS, is_read_there=True),
     _at_hub("llava-pretrain", 0, 558_128, 28, "liuhaotian/LLaVA-Pretrain@70f9d1e"),
     replace(
         _at_hub("coyo", 1, 6_000_000, 110, "kakaobrain/coyo-700m"),
@@ -87,26 +90,27 @@ RECIPE: tuple[RecipePart, ...] = (
         6_000_000,
         110,
         "https://github.com/allenai/mmc4",
-        "no longer published: hand in a copy of docs_shard_*_v3.jsonl; the fewer-faces set, "
-        "docs_no_face_shard_*_v3.jsonl, can stand in",
+        "no longer published: hand in a copy of docs_shard_*_v3.jsonl; docs_no_face_shard_*_v3.jsonl of "
+        "hf://datasets/jmhessel/mmc4-core-ff, behind a form, can stand in",
         ids=f"{_IDS}/mmc4/mmc4_6m_ids.csv.gz",
         ids_blob="a692d728f722971615718d40792ab1f5cf05c9a8",
     ),
-    RecipePart("llm-jp-pairs-step1", 1, 6_000_000, 110, _PAIRS, is_read_there=True),
-    RecipePart("llm-jp-interleaved", 1, 6_000_000, 110, _DOCUMENTS, is_read_there=True),
+    RecipePart("llm-jp-pairs-step1", 1, 6_000_000, 450, _PAIRS, is_read_there=True),
+    RecipePart("llm-jp-interleaved", 1, 6_000_000, 450, _DOCUMENTS, is_read_there=True),
     _image_set("coco-train2017", 118_287, 19, "http://images.cocodataset.org/zips/", _SUBSET, "llava-instruct-ja"),
-    _image_set("gqa", 148_854, 22, "https://downloads.cs.stanford.edu/nlp/data/gqa/", _SUBSET),
+    _image_set("gqa", 148_854, 22, "https://downloads.cs.stanford.edu/nlp/data/gqa/", _SUBSET, listed=46_000),
     _image_set("visual-genome", 108_249, 15, "https://cs.stanford.edu/people/rak248/VG_100K_2/", "ja-vg-vqa"),
-    _image_set("textvqa", 25_119, 7, "https://dl.fbaipublicfiles.com/textvqa/images/", _SUBSET),
+    _image_set("textvqa", 25_119, 7, "https://dl.fbaipublicfiles.com/textvqa/images/", _SUBSET, listed=21_953),
     RecipePart(
         "ocr-vqa",
         2,
         207_572,
         9,
         "https://ocr-vqa.github.io",
-        "behind a page that asks to confirm: download dataset.json by hand, or unpack a copy of the covers to "
-        "ocr_vqa/images",
+        "behind a page that asks to confirm: download dataset.json by hand; or unpack a copy of the covers to "
+        "ocr_vqa/images, such as ocr_vqa_images_llava_v15.zip of hf://datasets/weizhiwang/llava_v15_instruction_images",
         lists=(_SUBSET,),
+        listed_images=80_000,
     ),
     _at_hub("japanese-photos-conv", 2, 11_808, 29, "llm-jp/japanese-photos-conversation@883347a"),
     _at_hub("synthdog-ja", 2, 101_953, 14, "naver-clova-ix/synthdog-ja@5c895d0"),

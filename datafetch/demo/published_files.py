@@ -30,6 +30,7 @@ _RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 _COMMIT = "0123456789abcdef0123456789abcdef01234567"
 _STORED_APART = (".parquet", ".zip")  # as the hub's large files are, to which it redirects
 _BEGINNING_BYTES = 1024
+_END_BYTES = 8192  # has a footer, or the end of a directory
 _JSON = "Content-Type: application/json"
 
 
@@ -133,7 +134,7 @@ class PublishedFiles:
             return False
         exchange.send(content[start:stop])
         is_beginning = stop <= _BEGINNING_BYTES and stop < len(content)
-        is_end = 0 < start < stop == len(content)
+        is_end = start > 0 and stop == len(content) and stop - start <= _END_BYTES
         return not (is_beginning or is_end)
 
     def _content(self, place: str) -> bytes | None:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from rich.table import Table
 
+from datafetch.datasets import find_dataset
 from datafetch.datasets.recipes import STEPS
-from datafetch.datasets.synthdog_ja import SynthdogJaOptions
 from datafetch.demo.origin import Origin
 from datafetch.demo.published_files import STORE_ADDRESS
 from datafetch.demo.recipe_expectation import DatasetFinding, check_tree, expect
@@ -109,10 +109,8 @@ def handed_in(source: RecipeSource) -> dict[str, str]:
 def _build(source: RecipeSource, mirror: str, root: Path, observe: Observe) -> tuple[BuiltDataset, ...]:
     def change(job: Job) -> Job:
         """For a miniature: on this machine, for a few ranks, and of synthdog-ja as many rows as it has."""
-        job = replace(job, mirror=mirror, fetch=_POLICY, world_size=WORLD_SIZE)
-        if isinstance(job.options, SynthdogJaOptions):
-            job = replace(job, options=replace(job.options, count=SYNTHDOG_ROWS))
-        return job
+        options = find_dataset(job.dataset, job.options).options_for_limit(SYNTHDOG_ROWS)
+        return replace(job, mirror=mirror, fetch=_POLICY, world_size=WORLD_SIZE, options=options)
 
     return tuple(build_recipe(plan_recipe(STEPS, root, handed_in(source), {}, change), observe))
 

@@ -14,7 +14,7 @@ from datafetch.engine.disk_estimate import DiskEstimate
 from datafetch.engine.feed import MAX_OPEN_SAMPLES, MAX_OPEN_SHARDS
 from datafetch.engine.job import Job, dataset_of, hash_of, identify, own_spec, reshard_plan, settings_of
 from datafetch.engine.ownership import claim_for_job
-from datafetch.engine.published import bring_file, bring_source, find_published, policy_for_files
+from datafetch.engine.published import download_file, download_source, find_published, policy_for_files
 from datafetch.engine.remote_files import open_remote_files
 from datafetch.engine.scan_cache import StateFolderCache
 from datafetch.errors import ConfigurationError
@@ -140,14 +140,14 @@ async def bind(job: Job) -> AsyncIterator[BoundJob]:
         DatafetchError: The job or its manifest is wrong.
     """
     dataset = await run_in_thread(dataset_of, job)
-    ids = None if job.ids is None else str(await bring_file(job.ids, job))
+    ids = None if job.ids is None else str(await download_file(job.ids, job))
     if is_hub(job.source) and dataset.reads_in_place:
         place, names = await find_published(job, dataset)
         async with open_remote_files(place, names, policy_for_files(job), job.mirror) as remote:
             reading = replace(job, ids=ids)
             yield await run_in_thread(_bind, job, reading, dataset, NO_ARCHIVES, remote.files, on_cancel=remote.close)
         return
-    reading = replace(job, source=await bring_source(job, dataset), ids=ids)
+    reading = replace(job, source=await download_source(job, dataset), ids=ids)
     layout = await run_in_thread(lambda: OutputLayout(resolve_parent(Path(job.out))))
     if not dataset.archives:
         root = dataset.image_root

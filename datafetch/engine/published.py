@@ -26,7 +26,7 @@ from urllib.parse import unquote, urlsplit
 from datafetch.datasets.filenames import why_refused
 from datafetch.datasets.recipes import published_blob
 from datafetch.datasets.sources.gitlab import MAX_PAGES, GitLabPlace, is_blob, is_gitlab, read_page
-from datafetch.datasets.sources.hub import HubMirror, HubPlace, download, hub_endpoint, is_hub, list_names
+from datafetch.datasets.sources.hub import HubMirror, HubPlace, download, hub_endpoint, is_hub, list_sizes
 from datafetch.datasets.sources.object_store import StoredFile, copy_stored, is_object_store, list_stored
 from datafetch.engine.job import Job
 from datafetch.errors import ConfigurationError, ManifestError, ResourceError
@@ -34,7 +34,7 @@ from datafetch.fetch import Fetcher
 from datafetch.fetch.policy import FetchPolicy, OptOut
 from datafetch.fetch.ranges import FileChangedError, NoRangesError, RemoteRanges
 from datafetch.model.interfaces import Dataset
-from datafetch.model.location import at_mirror, is_remote, is_url, without_secrets
+from datafetch.model.location import at_mirror, is_remote, is_url, unknown_scheme, without_secrets
 from datafetch.model.outcome import Failure
 from datafetch.process.threads import run_in_thread
 from datafetch.store.downloads import DownloadedFile, downloads_of, keep_only
@@ -63,8 +63,8 @@ class _RemoteFile:
         return is_blob(file, size_bytes, self.version)
 
 
-async def bring_source(job: Job, dataset: Dataset) -> str:
-    """Bring the manifest of a job here.
+async def download_source(job: Job, dataset: Dataset) -> str:
+    """Download the manifest of a job, unless it is on this machine.
 
     Args:
         job: The job.
@@ -84,11 +84,15 @@ async def bring_source(job: Job, dataset: Dataset) -> str:
         _log.info("%s: %d files of %s, downloaded unless they are in the hub's cache", job.out, len(names), place)
         return str(await download(place, names, hub_at(job.mirror)))
     if is_gitlab(source):
-        return str(await _bring_from_gitlab(GitLabPlace.parse(source), dataset, job))
+        return str(await _download_from_gitlab(GitLabPlace.parse(source), dataset, job))
     if is_object_store(source):
-        return str(await _bring_from_store(source, dataset))
+        return str(await _download_from_store(source, dataset))
     if is_url(source) and _is_read_from_copy(dataset):
-        return str(await bring_file(source, job, default_name=dataset.list_name or ""))
+        return str(await download_file(source, job, default_name=dataset.list_name or ""))
+    if scheme := unknown_scheme(source):
+        raise ConfigurationError(
+            f"{scheme}:// can't be read; give a path, or a location with http://, https://, hf://, gitlab://, s3:// or gs://"
+        )
     return source
 
 
@@ -96,14 +100,16 @@ async def find_published(job: Job, dataset: Dataset) -> tuple[HubPlace, list[str
     """What a dataset is read from on the hub: the repository, and the paths of the files in it.
 
     Raises:
-        DatafetchError: As ``bring_source``.
+        DatafetchError: As ``download_source``.
     """
     place = HubPlace.parse(job.source)
-    return place, select_files(dataset, await list_names(place, hub_at(job.mirror)), job.source)
+    if place.path:
+        raise ConfigurationError(f"{place} is a file; give the dataset that it is in, or download it and give its path")
+    return place, select_files(dataset, list(await list_sizes(place, hub_at(job.mirror))), job.source)
 
 
-async def bring_file(location: str, job: Job, *, default_name: str = "") -> Path:
-    """Bring one file here.
+async def download_file(location: str, job: Job, *, default_name: str = "") -> Path:
+    """Download one file.
 
     Args:
         location: The file; a path is returned as it is.
@@ -114,7 +120,7 @@ async def bring_file(location: str, job: Job, *, default_name: str = "") -> Path
         The path of the file, or of its copy.
 
     Raises:
-        DatafetchError: As ``bring_source``.
+        DatafetchError: As ``download_source``.
     """
     if not is_remote(location):
         return Path(location)
@@ -141,7 +147,7 @@ async def bring_file(location: str, job: Job, *, default_name: str = "") -> Path
     folder = downloads_of(url)
     blob_id = "" if job.mirror else published_blob(url)  # a mirror may have a miniature
     async with Fetcher(policy_for_files(job)) as fetch:
-        await _Downloads(fetch).bring(_RemoteFile(name, at_mirror(url, job.mirror), blob_id), folder)
+        await _Downloads(fetch).download(_RemoteFile(name, at_mirror(url, job.mirror), blob_id), folder)
     return folder / name
 
 
@@ -163,7 +169,7 @@ def select_files(dataset: Dataset, names: Sequence[str], source: str) -> list[st
     return selected
 
 
-async def _bring_from_gitlab(place: GitLabPlace, dataset: Dataset, job: Job) -> Path:
+async def _download_from_gitlab(place: GitLabPlace, dataset: Dataset, job: Job) -> Path:
     folder = downloads_of(str(place))
     async with Fetcher(policy_for_files(job)) as fetch:
         versions = await list_project(fetch, place, job.mirror)
@@ -173,7 +179,7 @@ async def _bring_from_gitlab(place: GitLabPlace, dataset: Dataset, job: Job) -> 
         downloads = _Downloads(fetch)
         for path, name in zip(selected, names, strict=True):
             url = at_mirror(place.url(path), job.mirror)
-            await downloads.bring(_RemoteFile(name, url, versions[path]), folder)
+            await downloads.download(_RemoteFile(name, url, versions[path]), folder)
     await run_in_thread(keep_only, folder, names)
     return folder
 
@@ -200,7 +206,7 @@ def _why_not_listed(failure: Failure) -> str:
     return f"its files can't be listed now ({failure.detail or failure.kind}); run the same command again later"
 
 
-async def _bring_from_store(location: str, dataset: Dataset) -> Path:
+async def _download_from_store(location: str, dataset: Dataset) -> Path:
     stored = await run_in_thread(list_stored, location)
     selected = select_files(dataset, sorted(stored), location) if len(stored) > 1 else sorted(stored)
     return await _copy_all(location, {name: stored[name] for name in selected})
@@ -242,7 +248,7 @@ def _flat_names(paths: Sequence[str], source: str) -> list[str]:
 
 
 class _Downloads:
-    """Brings files of one web server here.
+    """Downloads files of one web server.
 
     Args:
         fetch: Makes the requests.
@@ -252,15 +258,15 @@ class _Downloads:
         self._fetch = fetch
         self._serves_ranges = True  # until it has ignored one
 
-    async def bring(self, file: _RemoteFile, folder: Path) -> None:
-        """Bring a file here, unless it is here in this version; go on where an earlier call was interrupted."""
+    async def download(self, file: _RemoteFile, folder: Path) -> None:
+        """Download a file, unless it is here in this version; go on where an earlier call was interrupted."""
         target = DownloadedFile(folder, file.name)
         if file.version != "" and await asyncio.to_thread(target.is_there, file.version):
             return
         ranges = RemoteRanges(self._fetch, file.url)
         size_bytes = await self._find_size(ranges)
         if size_bytes is None:
-            await self._bring_whole(file, target)
+            await self._download_whole(file, target)
             return
         version = file.version or (f"{size_bytes} {ranges.etag}" if ranges.etag else "")
         if version != "" and await asyncio.to_thread(target.is_there, version):
@@ -288,8 +294,8 @@ class _Downloads:
                 self._serves_ranges = False
         return None
 
-    async def _bring_whole(self, file: _RemoteFile, target: DownloadedFile) -> None:
-        """Bring a file here that its server gives only as a whole."""
+    async def _download_whole(self, file: _RemoteFile, target: DownloadedFile) -> None:
+        """Download a file that its server gives only as a whole."""
         shown = without_secrets(file.url)
         _log.info("downloading %s, in one piece, for its server serves no parts of it", shown)
         body = await self._fetch(file.url)

@@ -14,18 +14,17 @@ from typing import TypeAlias
 
 from datafetch.datasets import find_dataset
 from datafetch.datasets.recipes import RecipePart, default_source, expand_targets, part_of
-from datafetch.datasets.sources.hub import is_hub
 from datafetch.engine.disk_estimate import log_recipe_estimate
 from datafetch.engine.job import Job, own_spec
-from datafetch.engine.published import bring_file
+from datafetch.engine.published import download_source
 from datafetch.engine.runner import run
 from datafetch.errors import ConfigurationError, DatafetchError, ResourceError
-from datafetch.model.location import is_remote, is_url
 from datafetch.model.observers import Observer
 from datafetch.model.report import Report
 from datafetch.model.statistics import Statistics
 from datafetch.output.training_list import published_source
 from datafetch.process.event_loop import run_to_end
+from datafetch.process.threads import run_in_thread
 from datafetch.store.layout import OutputLayout, resolve_parent
 
 
@@ -38,14 +37,27 @@ class PlannedDataset:
         out: The output folder.
         job: Its job; None if it can't be built.
         problem: Why it can't be built, and what to do; empty if it can.
-        lists: Where the training lists are that name its images, if only those are fetched.
+        lists: The jobs of the training lists that name its images, if only those are fetched.
     """
 
     part: RecipePart
     out: str
     job: Job | None
     problem: str = ""
-    lists: tuple[str, ...] = ()
+    lists: tuple[Job, ...] = ()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether a run of it is complete, so that nothing is left but to look."""
+        return OutputLayout(Path(self.out)).report.exists()
+
+    @property
+    def open_images(self) -> int:
+        """About how many images it will have to fetch."""
+        if self.job is None or self.is_complete:
+            return 0
+        images = (self.part.listed_images if self.lists else 0) or self.part.images
+        return images if self.job.limit is None else min(images, self.job.limit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,18 +69,25 @@ class BuiltDataset:
         out: The output folder.
         report: What its run reported; None if it stopped.
         error: What stopped it; None if nothing did.
+        advice: The error's message as it is to be shown; empty for the message itself.
     """
 
     part: RecipePart
     out: str
     report: Report | None
     error: DatafetchError | None
+    advice: str = ""
+
+    @property
+    def problem(self) -> str:
+        """What stopped it, for people; empty if nothing did."""
+        return self.advice or ("" if self.error is None else str(self.error))
 
     def summary(self) -> dict[str, object]:
         """The result as a JSON object: the report, or the error."""
         if self.report is not None:
             return self.report.summary()
-        return {"dataset": self.part.name, "out": self.out, "complete": False, "error": str(self.error)}
+        return {"dataset": self.part.name, "out": self.out, "complete": False, "error": self.problem}
 
 
 Observe: TypeAlias = Callable[[int, Sequence[PlannedDataset]], Iterable[Observer[Statistics]]]
@@ -82,7 +101,7 @@ def plan_recipe(
     ids: Mapping[str, str],
     change: Callable[[Job], Job] = lambda job: job,
 ) -> list[PlannedDataset]:
-    """Plan the datasets that targets stand for. Nothing is written, and of files only training lists are looked at.
+    """Plan the datasets that targets stand for. Nothing is read or written.
 
     Args:
         targets: Names of datasets and steps.
@@ -108,43 +127,44 @@ def plan_recipe(
     for part in map(part_of, names):
         out = str(root / find_dataset(part.name).path)
         try:
-            source = sources.get(part.name) or default_source(part.name)
-            lists = tuple(
-                _published_list(name, sources.get(name) or default_source(name), root)
-                for name in part.lists
-                if name in names
-            )
+            job = _job(part.name, root, sources)
+            lists = tuple(change(_job(name, root, sources)) for name in part.lists if name in names)
         except ConfigurationError as error:
             planned.append(PlannedDataset(part, out, None, str(error)))
         else:
             own_ids = part.ids if part.step_name in targets else None
-            job = _job(part, out, source, ids.get(part.name) or own_ids or None)
-            planned.append(PlannedDataset(part, out, _with_limited_rows(change(job)), lists=lists))
+            job = change(replace(job, ids=ids.get(part.name) or own_ids or None))
+            planned.append(PlannedDataset(part, out, with_limited_rows(job), lists=lists))
     return planned
 
 
-def _with_limited_rows(job: Job) -> Job:
+def _job(name: str, root: Path, sources: Mapping[str, str]) -> Job:
+    """The job for a dataset, without the operator's options.
+
+    Raises:
+        ConfigurationError: A source has to be given.
+    """
+    dataset = find_dataset(name)
+    source = sources.get(name) or default_source(name)
+    return Job(name, source, str(root / dataset.path), image=own_spec(dataset), options=dataset.options)
+
+
+def with_limited_rows(job: Job) -> Job:
     """The same job, with the options for its limit."""
     if job.limit is None:
         return job
     return replace(job, options=find_dataset(job.dataset, job.options).options_for_limit(job.limit))
 
 
-def _job(part: RecipePart, out: str, source: str, ids: str | None) -> Job:
-    dataset = find_dataset(part.name)
-    return Job(part.name, source, out, ids=ids, image=own_spec(dataset), options=dataset.options)
-
-
-def _published_list(name: str, source: str, root: Path) -> str:
-    """Where the published list of a dataset is: its place, or the copy of it that is kept."""
-    dataset = find_dataset(name)
-    assert dataset.list_name is not None, "it has a list"
-    if is_hub(source) or (is_url(source) and source.endswith("/")):
-        return f"{source.rstrip('/')}/{dataset.list_name}"
-    if is_remote(source):
-        return source
-    path = published_source(OutputLayout(resolve_parent(root / dataset.path)), Path(source), dataset.list_name)
-    return str(path / dataset.list_name if path.is_dir() else path)
+def log_disk_space(planned: Sequence[PlannedDataset]) -> None:
+    """Log how much of the disk the datasets will take that are not complete; a warning if it has less."""
+    sizes = {
+        one.part.name: one.part.gigabytes
+        for one in planned
+        if one.job is not None and one.job.limit is None and not one.is_complete
+    }
+    if sizes:
+        log_recipe_estimate(Path(planned[0].out), sizes)
 
 
 def build_recipe(planned: Sequence[PlannedDataset], observe: Observe) -> Iterator[BuiltDataset]:
@@ -160,9 +180,6 @@ def build_recipe(planned: Sequence[PlannedDataset], observe: Observe) -> Iterato
     Raises:
         KeyboardInterrupt: Ctrl-C; the same call resumes it.
     """
-    missing = [one for one in planned if one.job is not None and not OutputLayout(Path(one.out)).report.exists()]
-    if missing and all(one.job is not None and one.job.limit is None for one in missing):
-        log_recipe_estimate(Path(missing[0].out), {one.part.name: one.part.gigabytes for one in missing})
     for number, one in enumerate(planned):
         report, error = None, None
         try:
@@ -180,5 +197,18 @@ async def _with_lists(one: PlannedDataset, job: Job) -> Job:
     """The job of a dataset, with which only those images are fetched that its lists name."""
     if not one.lists:
         return job
-    paths = [str(await bring_file(location, job)) for location in one.lists]
+    paths = [str(await _find_list(of_list)) for of_list in one.lists]
     return replace(job, options=find_dataset(job.dataset).options_for_lists(paths))
+
+
+async def _find_list(job: Job) -> Path:
+    """The path of a dataset's published list, downloaded if it is not on this machine, or of the copy that is kept."""
+    dataset = find_dataset(job.dataset)
+    assert dataset.list_name is not None, "it has a list"
+    source = Path(await download_source(job, dataset))
+    return await run_in_thread(_list_in, source, job, dataset.list_name)
+
+
+def _list_in(source: Path, job: Job, name: str) -> Path:
+    path = published_source(OutputLayout(resolve_parent(Path(job.out))), source, name)
+    return path / name if path.is_dir() else path

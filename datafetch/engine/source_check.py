@@ -13,7 +13,7 @@ from pathlib import Path
 
 from datafetch.datasets import find_dataset
 from datafetch.datasets.sources.gitlab import GitLabPlace, is_gitlab
-from datafetch.datasets.sources.hub import HubPlace, is_hub, list_names
+from datafetch.datasets.sources.hub import HubPlace, is_hub, list_sizes
 from datafetch.datasets.sources.object_store import is_object_store, list_stored
 from datafetch.engine.archives import find_archives
 from datafetch.engine.job import Job
@@ -38,14 +38,14 @@ class SourceAnswer:
         name: The name of the dataset.
         place: Where its source is, without secrets; empty if one has to be given.
         files: The number of files that it is read from, archives and id list included.
-        size_bytes: The size of those whose size was told.
+        size_bytes: Their size; None if that of one is not known.
         problem: Why it can't be read, and what to do; empty if it can.
     """
 
     name: str
     place: str
     files: int = 0
-    size_bytes: int = 0
+    size_bytes: int | None = None
     problem: str = ""
 
     def summary(self) -> dict[str, object]:
@@ -86,13 +86,14 @@ async def _check_all(planned: Sequence[PlannedDataset]) -> list[SourceAnswer]:
                 sizes = [size async for size in _sizes(one.job, find_dataset(one.job.dataset, one.job.options))]
             except DatafetchError as error:
                 return SourceAnswer(one.part.name, place, problem=str(error))
-        return SourceAnswer(one.part.name, place, len(sizes), sum(sizes))
+        known = [size for size in sizes if size is not None]
+        return SourceAnswer(one.part.name, place, len(sizes), sum(known) if len(known) == len(sizes) else None)
 
     return await asyncio.gather(*map(check, planned))
 
 
-async def _sizes(job: Job, dataset: Dataset) -> AsyncIterator[int]:
-    """The size of each file that a job reads; 0 where that is not told."""
+async def _sizes(job: Job, dataset: Dataset) -> AsyncIterator[int | None]:
+    """The size of each file that a job reads; None where that is not known."""
     async with Fetcher(policy_for_files(job)) as fetch:
         if not dataset.archives or dataset.list_name is not None:
             for size_bytes in await _sizes_at(job.source, job, dataset, fetch):
@@ -105,24 +106,36 @@ async def _sizes(job: Job, dataset: Dataset) -> AsyncIterator[int]:
             yield await _size_of(at_mirror(job.ids, job.mirror), fetch)
 
 
-async def _sizes_at(source: str, job: Job, dataset: Dataset, fetch: Fetcher) -> list[int]:
+async def _sizes_at(source: str, job: Job, dataset: Dataset, fetch: Fetcher) -> list[int | None]:
     if is_hub(source):
-        names = await list_names(HubPlace.parse(source), hub_at(job.mirror))
-        return [0] * len(select_files(dataset, names, source))
+        sizes = await list_sizes(HubPlace.parse(source), hub_at(job.mirror))
+        return [sizes[name] for name in select_files(dataset, list(sizes), source)]
     if is_gitlab(source):
         versions = await list_project(fetch, GitLabPlace.parse(source), job.mirror)
-        return [0] * len(select_files(dataset, sorted(versions), source))
+        return [None] * len(select_files(dataset, sorted(versions), source))  # its list has no sizes
     if is_object_store(source):
         stored = await run_in_thread(list_stored, source)
         names = select_files(dataset, sorted(stored), source) if len(stored) > 1 else list(stored)
         return [stored[name].size_bytes for name in names]
-    if is_url(source) and source.endswith("/"):
-        source += dataset.list_name or ""
-    return [await _size_of(at_mirror(source, job.mirror), fetch)]
+    if is_url(source):
+        url = source + (dataset.list_name or "") if source.endswith("/") else source
+        return [await _size_of(at_mirror(url, job.mirror), fetch)]
+    return list(await run_in_thread(_local_sizes, Path(source), dataset))
 
 
-async def _size_of(location: str, fetch: Fetcher) -> int:
-    """The size of a file, or of a folder's own entry.
+def _local_sizes(source: Path, dataset: Dataset) -> list[int]:
+    """The sizes of the files that a dataset reads of a folder, or of the one file that the path is."""
+    try:
+        if not source.is_dir():
+            return [source.stat().st_size]
+        sizes = {path.name: path.stat().st_size for path in source.iterdir() if path.is_file()}
+    except OSError as error:
+        raise ManifestError(f"{source} can't be read: {error.strerror}; check the path") from error
+    return [sizes[name] for name in dataset.select_published(sorted(sizes)) or sizes]
+
+
+async def _size_of(location: str, fetch: Fetcher) -> int | None:
+    """The size of a file; None if its server does not say.
 
     Raises:
         ManifestError: It can't be read.
@@ -131,7 +144,7 @@ async def _size_of(location: str, fetch: Fetcher) -> int:
         try:
             return await RemoteRanges(fetch, location).find_size()
         except NoRangesError:
-            return 0
+            return None
     try:
         return (await asyncio.to_thread(Path(location).stat)).st_size
     except OSError as error:

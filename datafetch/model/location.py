@@ -6,7 +6,8 @@ import re
 from urllib.parse import urlsplit, urlunsplit
 
 _URL = re.compile(r"https?://", re.IGNORECASE)
-_REMOTE = re.compile(r"(?:https?|hf|gitlab|s3|gs)://", re.IGNORECASE)
+_REMOTE = re.compile(r"(?i:https?)://|(?:hf|gitlab|s3|gs)://")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _ANY_SCHEME = re.compile(r"\s*[a-z][a-z0-9+.-]*:/", re.IGNORECASE)
 
 
@@ -18,6 +19,12 @@ def is_url(location: str) -> bool:
 def is_remote(location: str) -> bool:
     """Whether a location is anywhere but on this machine: on a server, the hub, GitLab or in an object store."""
     return _REMOTE.match(location) is not None
+
+
+def unknown_scheme(location: str) -> str:
+    """The scheme of a location that looks like a URL and is of no kind that can be read; otherwise empty."""
+    match = _SCHEME.match(location)
+    return match[1] if match and not is_remote(location) else ""
 
 
 def at_mirror(url: str, mirror: str) -> str:

@@ -34,7 +34,7 @@ from datafetch.cli.render import show_report
 from datafetch.datasets import DATASETS, find_dataset
 from datafetch.datasets.recipes import RECIPE, STEPS, default_source, expand_targets, part_of
 from datafetch.engine.job import Job, own_spec, reshard_plan
-from datafetch.engine.recipe import PlannedDataset
+from datafetch.engine.recipe import PlannedDataset, with_limited_rows
 from datafetch.engine.runner import run
 from datafetch.errors import ConfigurationError
 from datafetch.fetch import FetchPolicy
@@ -81,6 +81,7 @@ def prepare(  # noqa: PLR0913 - one parameter an option
     check_min_success(min_success)
     place = default_source(target) if source is None else source
     job = given.change(Job(target, place, str(root / dataset.path), image=own_spec(dataset), options=dataset.options))
+    job = with_limited_rows(job)
     if no_reshard:
         job = replace(job, world_size=None)
     if check_sources:

@@ -1,12 +1,13 @@
 """Datasets of the Hugging Face hub: which files one has, and copies of them in the hub's own cache.
 
 Theory of operation. ``huggingface_hub`` does the work: it knows the hub's endpoint, login, cache and fast transfer from
-the environment, resumes downloads, and checks them. It runs in a process of its own, because it blocks, holds a hundred
-megabytes, takes its settings from the environment when it is imported (there, its telemetry and progress bars are
-switched off), and can't be cancelled but by ending it. The process gets a request as JSON on its standard input, and
-answers with one line of JSON.
+the environment, and resumes downloads. A file of Git LFS that it has downloaded is checked against the hash that the
+hub lists. It runs in a process of its own, because it blocks, holds a hundred megabytes, takes its settings from the
+environment when it is imported (there, its telemetry and progress bars are switched off), and can't be cancelled but by
+ending it. The process gets a request as JSON on its standard input, and answers with one line of JSON.
 
-Rules: a place on the hub has a revision, and datasets name theirs by a commit, so that each run gets the same files.
+Rules: a place on the hub has a revision. Where the commit of a dataset is known, that is its revision, so that each run
+gets the same files.
 Archives are not downloaded: their members are read from the hub by ranges.
 """
 
@@ -123,20 +124,20 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
     """What the process answers.
 
     Attributes:
-        names: The files that there are.
+        sizes: The sizes in bytes of the files that there are, by path.
         folder: The folder in which the downloaded files are.
         problem: Why it could not; empty if it could.
         is_ours: Whether this machine lacks something, and not the hub.
     """
 
-    names: list[str] = []
+    sizes: dict[str, int] = {}
     folder: str = ""
     problem: str = ""
     is_ours: bool = False
 
 
-async def list_names(place: HubPlace, mirror: HubMirror | None = None) -> list[str]:
-    """The paths of all files of a repository, in order.
+async def list_sizes(place: HubPlace, mirror: HubMirror | None = None) -> dict[str, int]:
+    """The sizes in bytes of all files of a repository, by path, in the order of the paths.
 
     Args:
         place: The repository.
@@ -147,7 +148,7 @@ async def list_names(place: HubPlace, mirror: HubMirror | None = None) -> list[s
         ResourceError: This machine lacks something.
     """
     answer = await _ask(place, Request(place.repository, place.revision, []), mirror)
-    return sorted(answer.names)
+    return dict(sorted(answer.sizes.items()))
 
 
 async def download(place: HubPlace, names: Sequence[str], mirror: HubMirror | None = None) -> Path:

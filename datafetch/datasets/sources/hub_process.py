@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import signal
 import sys
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 _UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES})
+_SHA256_DIGITS = 64
 _UNAUTHORIZED, _FORBIDDEN, _TOO_MANY = 401, 403, 429
 
 
@@ -43,24 +45,34 @@ def _list(hub: ModuleType, request: Request) -> Answer:
     entries = hub.HfApi().list_repo_tree(
         request.repository, repo_type="dataset", revision=request.revision, recursive=True
     )
-    return Answer(names=[entry.path for entry in entries if isinstance(entry, hub.hf_api.RepoFile)])
+    return Answer(sizes={entry.path: entry.size for entry in entries if isinstance(entry, hub.hf_api.RepoFile)})
 
 
 def _download(hub: ModuleType, request: Request) -> Answer:
     folders = set()
+    where = {"repo_type": "dataset", "revision": request.revision}
     for name in request.names:
-        path = Path(
-            hub.hf_hub_download(
-                request.repository,
-                name,
-                repo_type="dataset",
-                revision=request.revision,
-                library_name="datafetch",
-            )
-        )
+        is_new = not isinstance(hub.try_to_load_from_cache(request.repository, name, **where), str)
+        path = Path(hub.hf_hub_download(request.repository, name, **where, library_name="datafetch"))
+        if is_new and not _is_sound(path):
+            path.resolve().unlink()
+            path.unlink(missing_ok=True)
+            return Answer(problem=f"{name} did not arrive as it is published; run the same command again")
         folders.add(path.parents[name.count("/")])
     (folder,) = folders  # of one revision, all are in one
     return Answer(folder=os.fspath(folder))
+
+
+def _is_sound(path: Path) -> bool:
+    """Whether a file of the hub's cache, if Git LFS has it, has the content that the hub lists.
+
+    The cache stores a file under its entity tag, which is then its SHA-256.
+    """
+    stored = path.resolve()
+    if len(stored.name) != _SHA256_DIGITS:
+        return True
+    with stored.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == stored.name
 
 
 def _describe(hub: ModuleType, error: Exception, request: Request) -> Answer:

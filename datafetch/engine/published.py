@@ -1,13 +1,13 @@
-"""What a job reads that is published elsewhere, brought to this machine: manifests, training lists and id lists.
+"""What a job reads that is published elsewhere, downloaded to this machine: manifests, training lists and id lists.
 
 Theory of operation. Which files a dataset needs of a place is chosen from the list of those that it has. The hub's own
 library downloads from the hub, to its own cache. Everything else is copied to the cache folder (``store.downloads``)
 under a name that follows from the place, so that datasets share what they have in common. Files on web servers are
-fetched in ranges by the same fetcher as archives, and go on where they were interrupted; from a server that does not
+fetched in ranges by the same fetcher as archives, and resumed where they were interrupted; from a server that does not
 serve ranges they come whole. A file that is there is looked at again, since a place may change, but not fetched again
 while its version is the same.
 
-Rules: archives are not brought here, for their members can be read where they are. Names of files come from foreign
+Rules: archives are not downloaded, for their members can be read where they are. Names of files come from foreign
 lists, and only such are written as can stand in a folder. With a mirror, all servers are asked there, and get no login.
 """
 
@@ -259,7 +259,7 @@ class _Downloads:
         self._serves_ranges = True  # until it has ignored one
 
     async def download(self, file: _RemoteFile, folder: Path) -> None:
-        """Download a file, unless it is here in this version; go on where an earlier call was interrupted."""
+        """Download a file, unless it is here in this version; resume what an earlier call began."""
         target = DownloadedFile(folder, file.name)
         if file.version != "" and await asyncio.to_thread(target.is_there, file.version):
             return

@@ -1,5 +1,6 @@
 """Manifests, lists and id lists that are published on servers: brought here once, and looked at again."""
 
+import asyncio
 import gzip
 import hashlib
 import json
@@ -23,12 +24,13 @@ from datafetch.cli.app import main
 from datafetch.datasets.recipes import RECIPE, part_of, published_blob
 from datafetch.datasets.sources.gitlab import GitLabPlace, is_blob
 from datafetch.engine.job import read_job
+from datafetch.engine.published import download_file
 from datafetch.engine.recipe import PlannedDataset, build_recipe, plan_recipe
 from datafetch.engine.source_check import check_sources
 from datafetch.errors import ConfigurationError, ManifestError
 from datafetch.fetch import FetchPolicy
 from datafetch.model.location import at_mirror, without_secrets
-from datafetch.store.downloads import downloads_of
+from datafetch.store.downloads import DownloadedFile, downloads_of
 from datafetch.store.layout import OutputLayout
 
 POLICY = FetchPolicy(allow_net=LOOPBACK, retries=0, backoff_s=0.0)
@@ -112,6 +114,13 @@ def test_a_project_on_gitlab_is_read_page_by_page(tmp_path: Path, authority: str
         (None, 0, None, "there is no such project or revision, or it needs a login"),
         ({}, 403, None, "the server wants a login; download the files"),
         ({}, 500, None, "its files can't be listed now"),
+        (
+            {},
+            0,
+            json.dumps([{"path": "a", "type": "blob", "id": ""}] * 101).encode(),
+            "lists more files on a page",
+        ),
+        ({}, 0, b"[" + b" " * (5 << 20), "its files can't be listed now"),
         ({}, 0, b"<html>", "the server's list of files can't be read"),
         ({}, 0, b'[{"path": 1}]', "the server's list of files can't be read"),
     ],
@@ -301,8 +310,13 @@ def test_sources_are_asked_without_downloading_anything(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("location", "message"),
     [
-        ("az://bucket/coyo", "az:// can't be read; give a path, or a location with"),
-        ("ftp://user:secret@host/x", "ftp:// can't be read; give a path"),
+        ("az://bucket/coyo", "az: can't be read; give a path, or a location with"),
+        ("ftp://user:secret@host/x", "ftp: can't be read; give a path"),
+        ("http:/user:secret@host/x", "http: can't be read; give a path"),
+        ("HF://datasets/a/b", "HF: can't be read; give a path"),
+        ("http://[", "the URL is not valid; check its spelling"),
+        ("hf://user:secret@datasets/a/b", "a dataset on the hub is given as hf://datasets/OWNER/NAME"),
+        ("s3://", "a location in an object store has a bucket"),
         ("hf://datasets/a/b@main/c.json", "is a file; give the dataset that it is in"),
         ("gitlab://user:secret@host/a/b", "a project on a GitLab server is given as gitlab://"),
     ],
@@ -350,6 +364,67 @@ def test_a_file_that_the_hub_has_damaged_is_refused(tmp_path: Path, monkeypatch:
             run(job)
         hub.damaged = frozenset()
         assert run(job).totals.ok == 1
+
+
+@pytest.mark.parametrize("damage", ["cut", "longer part", "link", "folder"])
+def test_a_damaged_cache_is_noticed(tmp_path: Path, cache: Path, damage: str) -> None:
+    """What is not as it was left is downloaded anew or refused, and nothing is written through a link."""
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    with ArchiveServer(LIST) as server:
+        run(instructions(tmp_path, server.url))
+        (copy,) = cache.glob(f"*/{LIST.name}")
+        part = copy.with_name(f".{LIST.name}.part")
+        if damage == "cut":
+            copy.write_bytes(copy.read_bytes()[:-1])
+        else:
+            copy.unlink()
+        if damage == "longer part":
+            part.write_bytes(LIST.read_bytes() + b"more")
+            part.with_name(f"{part.name}.version").write_text(f"{LIST.stat().st_size} {server.behaviour.etag}")
+        elif damage == "link":
+            part.symlink_to(precious)
+        elif damage == "folder":
+            copy.mkdir()
+        if damage in ("link", "folder"):
+            with pytest.raises(ConfigurationError, match="is to be a download, and is something else; delete what is"):
+                run(instructions(tmp_path, server.url))
+            assert precious.read_text() == "mine"
+        else:
+            run(instructions(tmp_path, server.url))
+            assert copy.read_bytes() == LIST.read_bytes()
+
+
+def test_two_runs_share_a_download(tmp_path: Path) -> None:
+    """The second waits for the first, and downloads nothing."""
+    large = tmp_path / "published" / LIST.name
+    large.parent.mkdir()
+    large.write_bytes(LIST.read_bytes() + b" " * 300_000)
+    with ArchiveServer(large, Behaviour(bytes_per_s=400_000)) as server:
+        job = instructions(tmp_path, server.url)
+
+        async def both() -> list[Path]:
+            return await asyncio.gather(*(download_file(server.url, job) for _ in range(2)))
+
+        one, other = asyncio.run(both())
+        assert one == other
+        assert one.read_bytes() == large.read_bytes()
+        assert server.asked_bytes == large.stat().st_size + 2
+
+
+def test_a_part_that_another_run_has_completed_is_not_touched(tmp_path: Path) -> None:
+    """It is another file by then, although it was opened before."""
+    one, other = DownloadedFile(tmp_path, "a"), DownloadedFile(tmp_path, "a")
+    with one.open_part("1") as part:
+        with pytest.raises(BlockingIOError):
+            other.open_part("1")
+        part.write(b"content")
+        one.complete(part, "1")
+    with other.open_part("1"):
+        assert (tmp_path / "a").read_bytes() == b"content"
+    assert other.is_there("1")
+    (tmp_path / "a").write_bytes(b"cut")
+    assert not other.is_there("1")
 
 
 def test_the_command_shows_what_sources_answer(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

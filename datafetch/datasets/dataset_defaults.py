@@ -80,7 +80,11 @@ class DatasetDefaults:
         """By default its list, if that is published, or the files of its manifest, in whatever folder they are."""
         if self.manifest_suffixes:
             return [name for name in names if name.endswith(self.manifest_suffixes)]
-        return [] if self.makes_list else [name for name in names if name.rpartition("/")[2] == self.list_name]
+        if self.makes_list:
+            return []
+        return [name for name in names if name == self.list_name] or [
+            name for name in names if name.rpartition("/")[2] == self.list_name
+        ]
 
     def bind_in_place(self, files: Sequence[RemoteFile], ids: Path | None) -> Manifest:
         """Open the manifest of a dataset that is read where it is; others are never asked to."""

@@ -25,7 +25,7 @@ from urllib.parse import unquote, urlsplit
 
 from datafetch.datasets.filenames import why_refused
 from datafetch.datasets.recipes import published_blob
-from datafetch.datasets.sources.gitlab import MAX_PAGES, GitLabPlace, is_blob, is_gitlab, read_page
+from datafetch.datasets.sources.gitlab import MAX_PAGE_BYTES, MAX_PAGES, GitLabPlace, is_blob, is_gitlab, read_page
 from datafetch.datasets.sources.hub import HubMirror, HubPlace, download, hub_endpoint, is_hub, list_sizes
 from datafetch.datasets.sources.object_store import StoredFile, copy_stored, is_object_store, list_stored
 from datafetch.engine.job import Job
@@ -42,6 +42,7 @@ from datafetch.store.downloads import DownloadedFile, downloads_of, keep_only
 _log = logging.getLogger(__name__)
 _MAX_WHOLE_BYTES = 512 * 1024 * 1024  # of a file that can only be had as a whole; its body is held in memory
 _MAX_WHOLE_S = 3600.0
+_LOCK_PAUSE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +90,9 @@ async def download_source(job: Job, dataset: Dataset) -> str:
         return str(await _download_from_store(source, dataset))
     if is_url(source) and _is_read_from_copy(dataset):
         return str(await download_file(source, job, default_name=dataset.list_name or ""))
-    if scheme := unknown_scheme(source):
+    if (scheme := unknown_scheme(source)) and not await asyncio.to_thread(Path(source).exists):
         raise ConfigurationError(
-            f"{scheme}:// can't be read; give a path, or a location with http://, https://, hf://, gitlab://, s3:// or gs://"
+            f"{scheme}: can't be read; give a path, or a location with http://, https://, hf://, gitlab://, s3:// or gs://"
         )
     return source
 
@@ -133,10 +134,15 @@ async def download_file(location: str, job: Job, *, default_name: str = "") -> P
         stored = await run_in_thread(list_stored, location)
         if len(stored) != 1:
             raise ConfigurationError(f"{without_secrets(location)} has {len(stored)} files; give one of them")
-        return (await _copy_all(location, stored)) / next(iter(stored))
+        folder = downloads_of(location)
+        await _copy_all(location, stored, folder)
+        return folder / next(iter(stored))
     if is_gitlab(location):
         raise ConfigurationError("a single file of a GitLab server is given by its URL, https://HOST/…/-/raw/…")
-    name = unquote(urlsplit(location).path.rpartition("/")[2])
+    try:
+        name = unquote(urlsplit(location).path.rpartition("/")[2])
+    except ValueError as error:
+        raise ConfigurationError(f"{without_secrets(location)} is not valid; check its spelling") from error
     url = location if name else location + default_name
     name = name or default_name
     if not name:
@@ -172,7 +178,7 @@ def select_files(dataset: Dataset, names: Sequence[str], source: str) -> list[st
 async def _download_from_gitlab(place: GitLabPlace, dataset: Dataset, job: Job) -> Path:
     folder = downloads_of(str(place))
     async with Fetcher(policy_for_files(job)) as fetch:
-        versions = await list_project(fetch, place, job.mirror)
+        versions = await list_project(place, job)
         selected = select_files(dataset, sorted(versions), str(place))
         names = _flat_names(selected, str(place))
         folder /= dataset.name
@@ -184,17 +190,26 @@ async def _download_from_gitlab(place: GitLabPlace, dataset: Dataset, job: Job) 
     return folder
 
 
-async def list_project(fetch: Fetcher, place: GitLabPlace, mirror: str) -> dict[str, str]:
-    """The blob ids of a project's files, by their paths."""
+async def list_project(place: GitLabPlace, job: Job) -> dict[str, str]:
+    """The blob ids of a project's files, by their paths.
+
+    Args:
+        place: The project.
+        job: The job, of which the network's settings are used.
+
+    Raises:
+        ManifestError: The server does not give them; the message says why, and what to do.
+    """
     versions: dict[str, str] = {}
-    for number in range(1, MAX_PAGES + 1):
-        page = await fetch(at_mirror(place.page_url(number), mirror))
-        if isinstance(page, Failure):
-            raise ManifestError(f"{place}: {_why_not_listed(page)}")
-        files, is_last = read_page(place, page.content)
-        versions |= files
-        if is_last:
-            return versions
+    async with Fetcher(replace(policy_for_files(job), max_body_bytes=MAX_PAGE_BYTES)) as fetch:
+        for number in range(1, MAX_PAGES + 1):
+            page = await fetch(at_mirror(place.page_url(number), job.mirror))
+            if isinstance(page, Failure):
+                raise ManifestError(f"{place}: {_why_not_listed(page)}")
+            files, is_last = read_page(place, page.content)
+            versions |= files
+            if is_last:
+                return versions
     raise ManifestError(f"{place} has more files than is accepted; give a folder with those that are needed")
 
 
@@ -208,29 +223,24 @@ def _why_not_listed(failure: Failure) -> str:
 
 async def _download_from_store(location: str, dataset: Dataset) -> Path:
     stored = await run_in_thread(list_stored, location)
-    selected = select_files(dataset, sorted(stored), location) if len(stored) > 1 else sorted(stored)
-    return await _copy_all(location, {name: stored[name] for name in selected})
-
-
-async def _copy_all(location: str, stored: Mapping[str, StoredFile]) -> Path:
-    folder = downloads_of(location)
-    names = _flat_names(list(stored), location)
-    for name, file in zip(names, stored.values(), strict=True):
-        await run_in_thread(_copy, location, file, DownloadedFile(folder, name))
-    await run_in_thread(keep_only, folder, names)
+    selected = sorted(stored) if len(stored) == 1 else select_files(dataset, sorted(stored), location)
+    folder = downloads_of(location) / dataset.name
+    await _copy_all(location, {name: stored[name] for name in selected}, folder)
     return folder
 
 
-def _copy(location: str, file: StoredFile, target: DownloadedFile) -> None:
-    if target.is_there(file.version):
-        return
-    _log.info("copying %s, %.1f MB", file.path, file.size_bytes / 1e6)
-    try:
-        with target.open_part("") as part:
-            copy_stored(location, file, part)
-            target.complete(part, file.version)
-    except OSError as error:
-        raise _disk_error(error, target) from error
+async def _copy_all(location: str, stored: Mapping[str, StoredFile], folder: Path) -> None:
+    names = _flat_names(list(stored), location)
+    for name, file in zip(names, stored.values(), strict=True):
+        target = DownloadedFile(folder, name)
+        if await asyncio.to_thread(target.is_there, file.version):
+            continue
+        async with _opened_part(target, "") as part:
+            if not await asyncio.to_thread(target.is_there, file.version):  # now
+                _log.info("copying %s, %.1f MB", file.path, file.size_bytes / 1e6)
+                await run_in_thread(copy_stored, location, file, part)
+                await run_in_thread(target.complete, part, file.version)
+    await run_in_thread(keep_only, folder, names)
 
 
 def _flat_names(paths: Sequence[str], source: str) -> list[str]:
@@ -271,19 +281,18 @@ class _Downloads:
         version = file.version or (f"{size_bytes} {ranges.etag}" if ranges.etag else "")
         if version != "" and await asyncio.to_thread(target.is_there, version):
             return
-        _log.info("downloading %s, %.1f MB", without_secrets(file.url), size_bytes / 1e6)
-        try:
-            async with _opened_part(target, version) as part:
+        async with _opened_part(target, version) as part:
+            if version != "" and await asyncio.to_thread(target.is_there, version):
+                return  # another run has downloaded it meanwhile
+            _log.info("downloading %s, %.1f MB", without_secrets(file.url), size_bytes / 1e6)
+            try:
                 await _read_rest(ranges, size_bytes, part, without_secrets(file.url))
-                is_complete = await run_in_thread(target.complete, part, version, file.is_sound)
-        except FileChangedError as error:
-            raise ManifestError(
-                f"{without_secrets(file.url)} has changed while it was downloaded; run the same command again"
-            ) from error
-        except OSError as error:
-            raise _disk_error(error, target) from error
-        if not is_complete:
-            raise _damaged(file)
+            except FileChangedError as error:
+                raise ManifestError(
+                    f"{without_secrets(file.url)} has changed while it was downloaded; run the same command again"
+                ) from error
+            if not await run_in_thread(target.complete, part, version, file.is_sound):
+                raise _damaged(file)
 
     async def _find_size(self, ranges: RemoteRanges) -> int | None:
         """The size of a file; None if its server serves no ranges, or does not tell."""
@@ -301,28 +310,47 @@ class _Downloads:
         body = await self._fetch(file.url)
         if isinstance(body, Failure):
             raise ManifestError(f"{shown} can't be read ({body.detail or body.kind}); download it, and give its path")
-        try:
-            async with _opened_part(target, "") as part:
-                await run_in_thread(part.write, body.content)
-                is_complete = await run_in_thread(target.complete, part, file.version, file.is_sound)
-        except OSError as error:
-            raise _disk_error(error, target) from error
-        if not is_complete:
-            raise _damaged(file)
+        async with _opened_part(target, "") as part:
+            await run_in_thread(part.write, body.content)
+            if not await run_in_thread(target.complete, part, file.version, file.is_sound):
+                raise _damaged(file)
 
 
 @asynccontextmanager
 async def _opened_part(target: DownloadedFile, version: str) -> AsyncIterator[BinaryIO]:
-    part = await run_in_thread(target.open_part, version)
+    """Open what is there of a download, as soon as no other run has it open.
+
+    Raises:
+        ResourceError: The disk refuses it, also inside the context.
+    """
     try:
-        yield part
-    finally:
-        await run_in_thread(part.close)
+        part = await _open_part(target, version)
+        try:
+            yield part
+        finally:
+            await run_in_thread(part.close)
+    except OSError as error:
+        raise _disk_error(error, target) from error
+
+
+async def _open_part(target: DownloadedFile, version: str) -> BinaryIO:
+    is_told = False
+    while True:
+        try:
+            return await run_in_thread(target.open_part, version)
+        except BlockingIOError:
+            if not is_told:
+                _log.info("waiting for another run that downloads %s", target.path)
+            is_told = True
+            await asyncio.sleep(_LOCK_PAUSE_S)
 
 
 async def _read_rest(ranges: RemoteRanges, size_bytes: int, part: BinaryIO, shown: str) -> None:
     """Append to a file what is missing of it."""
     position = await run_in_thread(part.tell)
+    if position > size_bytes:  # it is damaged
+        await run_in_thread(part.truncate, 0)
+        position = 0
     while position < size_bytes:
         read = await ranges.read(position, min(position + ranges.span_bytes, size_bytes))
         if isinstance(read, Failure):

@@ -111,7 +111,7 @@ async def _sizes_at(source: str, job: Job, dataset: Dataset, fetch: Fetcher) -> 
         sizes = await list_sizes(HubPlace.parse(source), hub_at(job.mirror))
         return [sizes[name] for name in select_files(dataset, list(sizes), source)]
     if is_gitlab(source):
-        versions = await list_project(fetch, GitLabPlace.parse(source), job.mirror)
+        versions = await list_project(GitLabPlace.parse(source), job)
         return [None] * len(select_files(dataset, sorted(versions), source))  # its list has no sizes
     if is_object_store(source):
         stored = await run_in_thread(list_stored, source)

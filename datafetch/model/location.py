@@ -7,7 +7,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 _URL = re.compile(r"https?://", re.IGNORECASE)
 _REMOTE = re.compile(r"(?i:https?)://|(?:hf|gitlab|s3|gs)://")
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 _ANY_SCHEME = re.compile(r"\s*[a-z][a-z0-9+.-]*:/", re.IGNORECASE)
 
 
@@ -36,7 +36,10 @@ def at_mirror(url: str, mirror: str) -> str:
     """
     if not mirror or not is_url(url):
         return url
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # who requests it says so
+        return url
     query = f"?{parts.query}" if parts.query else ""
     return f"{mirror.rstrip('/')}/{parts.netloc.rpartition('@')[2]}{parts.path}{query}"
 

@@ -6,10 +6,14 @@ without a guard breaks, and every child would load the whole command line. Here 
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
+_PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 _PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
 
 
@@ -25,6 +29,12 @@ def child_command(module: str) -> list[str]:
         "-c",
         f"import sys; sys.path[:] = {import_path!r}; from {module} import main; main()",
     ]
+
+
+def end_with_parent() -> None:
+    """Let the kernel end this process when its parent ends, even if that is killed."""
+    with suppress(OSError, AttributeError):  # on Linux alone
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def start_failure(error: OSError) -> str:

@@ -60,8 +60,8 @@ class DownloadedFile:
         self._part_version = folder / f".{name}.part.version"
 
     def is_there(self, version: str) -> bool:
-        """Whether it is complete, and of this version."""
-        return self.path.is_file() and _read(self._version) == version
+        """Whether it is complete, of this version, and as long as it was."""
+        return self.path.is_file() and _read(self._version) == _stored_version(self.path, version)
 
     def open_part(self, version: str) -> BinaryIO:
         """Open what is there of it, to append to it; a part of another version is dropped.
@@ -73,13 +73,15 @@ class DownloadedFile:
             The file, at its end. No other process has it open here.
 
         Raises:
-            ConfigurationError: Another process downloads it.
+            BlockingIOError: Another process downloads it now.
+            ConfigurationError: Something else is in its place.
             OSError: The disk is full, for example.
         """
+        if self.path.is_dir() or self._part.is_dir() or self._part.is_symlink():
+            raise ConfigurationError(f"{self.path} is to be a download, and is something else; delete what is there")
         make_folder(self._part.parent)
-        part = self._part.open("ab")
+        part = self._open_locked()
         try:
-            _lock(part, self.path)
             if not version or _read(self._part_version) != version:
                 part.truncate(0)
                 write_atomically(self._part_version, version.encode())
@@ -87,6 +89,22 @@ class DownloadedFile:
             part.close()
             raise
         return part
+
+    def _open_locked(self) -> BinaryIO:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        while True:
+            part = os.fdopen(os.open(self._part, flags, 0o666), "ab")
+            try:
+                fcntl.flock(part.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Between opening and locking, another process may have completed it: then it has its name now.
+                if os.path.samestat(os.fstat(part.fileno()), self._part.lstat()):
+                    return part
+            except FileNotFoundError:
+                pass
+            except BaseException:
+                part.close()
+                raise
+            part.close()
 
     def complete(self, part: BinaryIO, version: str, is_sound: Callable[[BinaryIO, int], bool] | None = None) -> bool:
         """Give the file its name, once all of it is written to the opened part.
@@ -106,16 +124,14 @@ class DownloadedFile:
                 return False
         self._version.unlink(missing_ok=True)
         publish(self._part, self.path)
-        write_atomically(self._version, version.encode())
+        write_atomically(self._version, _stored_version(self.path, version).encode())
         self._part_version.unlink(missing_ok=True)
         return True
 
 
-def _lock(part: BinaryIO, path: Path) -> None:
-    try:
-        fcntl.flock(part.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise ConfigurationError(f"another run is downloading {path}; wait for it") from error
+def _stored_version(path: Path, version: str) -> str:
+    """A version with the size of the file, so that one that was cut later does not count as complete."""
+    return f"{path.stat().st_size} {version}"
 
 
 def _read(path: Path) -> str:

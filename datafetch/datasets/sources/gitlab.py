@@ -31,6 +31,8 @@ _SHA1_DIGITS = 40
 _PIECE_BYTES = 1 << 20
 MAX_PAGES = 1000
 """How many pages are listed at most: a hundred thousand files."""
+MAX_PAGE_BYTES = 4 * 1024 * 1024
+"""How large a page is at most; a file's entry has some 200 bytes."""
 
 
 class _Entry(msgspec.Struct, frozen=True):
@@ -107,6 +109,8 @@ def read_page(place: GitLabPlace, page: bytes) -> tuple[dict[str, str], bool]:
         raise ManifestError(
             f"{place}: the server's list of files can't be read; download the files, and give their folder as --source"
         ) from error
+    if len(entries) > _FILES_PER_PAGE:
+        raise ManifestError(f"{place}: the server lists more files on a page than it was asked for; give their folder")
     files = {entry.path: entry.id for entry in entries if entry.type == "blob"}
     if strange := next((path for path in files if why_refused(path)), None):
         raise ManifestError(f"{place}: {why_refused(strange)}: {ascii(strange)[:200]}")

@@ -72,7 +72,7 @@ class HubPlace:
         match = _PLACE.fullmatch(location)
         if match is None or ".." in location:
             raise ConfigurationError(
-                f"{location} is not a place on the hub; that is hf://datasets/OWNER/NAME, perhaps with @REVISION behind"
+                "a dataset on the hub is given as hf://datasets/OWNER/NAME, perhaps with @REVISION behind"
             )
         return cls(match[1], match[2] or "main", match[3] or "")
 

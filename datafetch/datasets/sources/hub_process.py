@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from datafetch.datasets.sources.hub import Answer, Request
+from datafetch.process.child import end_with_parent
 
 if TYPE_CHECKING:
     from types import ModuleType
 
 _UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES})
 _SHA256_DIGITS = 64
+_MAX_FILES = 100_000
 _UNAUTHORIZED, _FORBIDDEN, _TOO_MANY = 401, 403, 429
 
 
@@ -26,6 +28,7 @@ def main() -> None:
     """Answer the request on standard input."""
     for number in (signal.SIGINT, signal.SIGTERM):  # handled by the parent, even if sent to all of its processes
         signal.signal(number, signal.SIG_IGN)
+    end_with_parent()
     request = msgspec.json.decode(sys.stdin.buffer.read(), type=Request)
     sys.stdout.buffer.write(msgspec.json.encode(_answer(request)))
 
@@ -45,7 +48,13 @@ def _list(hub: ModuleType, request: Request) -> Answer:
     entries = hub.HfApi().list_repo_tree(
         request.repository, repo_type="dataset", revision=request.revision, recursive=True
     )
-    return Answer(sizes={entry.path: entry.size for entry in entries if isinstance(entry, hub.hf_api.RepoFile)})
+    sizes: dict[str, int] = {}
+    for entry in entries:
+        if len(sizes) == _MAX_FILES:
+            return Answer(problem="it has more files than is accepted; download those that are needed")
+        if isinstance(entry, hub.hf_api.RepoFile) and entry.path.isprintable():  # a name with surrogates is not
+            sizes[entry.path] = entry.size
+    return Answer(sizes=sizes)
 
 
 def _download(hub: ModuleType, request: Request) -> Answer:

@@ -10,13 +10,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
+from urllib.parse import urlsplit
 
-from datafetch.errors import ManifestError, ResourceError, raise_if_exhausted
+from datafetch.errors import ConfigurationError, ManifestError, ResourceError, raise_if_exhausted
 from datafetch.model.location import without_secrets
 
 _SCHEMES = ("s3://", "gs://")
 _PIECE_BYTES = 4 << 20
 _MAX_FILES = 100_000
+_MAX_RETRY_S = 30
 
 
 def is_object_store(location: str) -> bool:
@@ -43,8 +45,11 @@ def list_stored(location: str) -> dict[str, StoredFile]:
     """The files of a folder in an object store, by their names in it; or the one file that the location is.
 
     Raises:
+        ConfigurationError: It names no bucket.
         ManifestError: The store does not give them.
     """
+    if not urlsplit(location).netloc.rpartition("@")[2]:
+        raise ConfigurationError("a location in an object store has a bucket: s3://BUCKET/FOLDER, gs://BUCKET/FOLDER")
     with _reading(location):
         store, path = _open(location)
         import pyarrow.fs as arrow  # noqa: PLC0415 - its clients take a tenth of a second to load
@@ -94,8 +99,10 @@ def _pieces(location: str, file: StoredFile) -> Iterator[bytes]:
 def _open(location: str) -> tuple[Any, str]:
     import pyarrow.fs as arrow  # noqa: PLC0415 - its clients take a tenth of a second to load
 
-    store, path = arrow.FileSystem.from_uri(location.rstrip("/"))
-    return store, str(path)
+    if location.startswith("gs://") and "?" not in location:
+        location += f"?retry_limit_seconds={_MAX_RETRY_S}"  # the client's own limit is 15 minutes
+    store, path = arrow.FileSystem.from_uri(location)
+    return store, str(path).rstrip("/")
 
 
 def _stored(entry: Any) -> StoredFile:

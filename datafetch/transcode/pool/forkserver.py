@@ -23,7 +23,6 @@ its parent, however that ends, and its workers die with it, so there are no orph
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import gc
 import os
@@ -38,6 +37,7 @@ from contextlib import suppress
 from typing import NoReturn
 
 from datafetch.errors import is_exhaustion
+from datafetch.process.child import end_with_parent
 from datafetch.transcode.pool.protocol import U32, Startup
 from datafetch.transcode.pool.shared_buffer import SharedBuffer
 from datafetch.transcode.pool.worker import OUT_OF_MEMORY_STATUS, Worker
@@ -50,7 +50,6 @@ DESCRIPTORS_PER_FORK = 3
 
 _STDERR = 2
 _MAX_DESCRIPTORS_WITHOUT_PROC = 4096
-_PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
 def main() -> None:
@@ -207,8 +206,7 @@ def _open_standard_streams() -> None:
 
 def _die_with(parent_pid: int) -> None:
     """Have the kernel kill this process when its parent ends, even if that is killed; it may be gone already."""
-    with suppress(AttributeError, OSError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
     if os.getppid() != parent_pid:
         os._exit(1)
 

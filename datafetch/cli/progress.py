@@ -111,9 +111,11 @@ def progress_line(now: Statistics, images_per_s: float, later_images: int = 0) -
     parts.append(f"{images_per_s:.1f} images/s")
     if now.expected_images is not None and images_per_s > 0:
         left_s = max(0, now.expected_images - ended) / images_per_s
-        parts.append(f"ETA {timedelta(seconds=round(left_s))}")
-        if later_images:
-            parts.append(f"all {timedelta(seconds=round(left_s + later_images / images_per_s))}")
+        eta = f"ETA {timedelta(seconds=round(left_s))}"
+        if later_images:  # in front, since with a name before it the line is wider than many terminals
+            parts.insert(1, f"{eta}, all {timedelta(seconds=round(left_s + later_images / images_per_s))}")
+        else:
+            parts.append(eta)
     parts.append(f"open {now.open_requests}/{now.connections}")
     parts.append(f"shards {now.shards_published}/{now.shards}")
     return "  ".join(parts)

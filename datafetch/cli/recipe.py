@@ -68,14 +68,17 @@ def prepare(  # noqa: PLR0913 - one parameter an option
     if check_sources:
         return report_sources(planned, as_json=json)
     console = ProgressConsole()
+    unplanned = {each.part.name: each.problem for each in planned if each.problem}  # named before the others begin
     built: list[BuiltDataset] = []
     with show_log_messages(console):
         log_disk_space(planned)
+        for name, problem in unplanned.items():
+            write_line(f"{name} will not be built: {problem}")
         for one in build_recipe(planned, partial(observe_built, console=console)):
             if one.error is not None and given.values.get("fresh"):
                 one = replace(one, advice=without_fresh(str(one.error)))  # noqa: PLW2901 - as it is shown
             built.append(one)
-            if one.error is not None:
+            if one.error is not None and one.part.name not in unplanned:
                 write_line(f"{one.part.name}: {one.problem}")
     show_built(built, as_json=json)
     return _worst(built, min_success)
@@ -98,7 +101,7 @@ def _by_name(flag: str, values: Iterable[str] | None) -> dict[str, str]:
     for value in values or ():
         name, separator, path = value.partition("=")
         if not separator or not name or not path:
-            raise ConfigurationError(f"with several targets {flag} takes NAME=PATH, such as coyo=coyo-700m/data")
+            raise ConfigurationError(f"with several targets {flag} takes NAME=PATH, such as mmc4-core=mmc4/data")
         if name in by_name:
             raise ConfigurationError(f"{flag} is given twice for {name}; leave one of them out")
         by_name[name] = path

@@ -24,7 +24,7 @@ from datafetch.cli.exit_code import one_line
 from datafetch.datasets import DATASETS
 from datafetch.errors import ResourceError
 from datafetch.model.kinds import CounterName
-from datafetch.model.outcome import OK, FailureKind
+from datafetch.model.outcome import OK, FailureKind, may_kind_pass
 from datafetch.model.report import Report
 from datafetch.model.untrusted import to_printable
 from datafetch.monitor.host_failures import FailingHost
@@ -123,7 +123,7 @@ def _advice(report: Report) -> Iterator[str]:
         folder = os.path.normpath(Path(report.out) / root)
         yield (
             f"{counted(missing, 'image')} {'is' if missing == 1 else 'are'} not in {folder}: prepare the image sets "
-            "with the same --root, and run the same command again"
+            "with the same --root, or 'datafetch retry' those where images failed, and run the same command again"
         )
     for kind, fix in _ADVICE.items():
         count = report.permittable.get(kind, 0)
@@ -216,7 +216,8 @@ def show_sources(answers: Sequence[SourceAnswer], *, as_json: bool) -> None:
     lines = [f"{'dataset':<{width}}  {'files':>7}  {'size':>9}"]
     for answer in answers:
         size = "unknown" if answer.size_bytes is None else decimal(answer.size_bytes)
-        found = "can't be read" if answer.problem else f"{answer.files:>7,}  {size:>9}"
+        problem = "can't be read" if answer.place else "needs a --source"
+        found = problem if answer.problem else f"{answer.files:>7,}  {size:>9}"
         lines += [f"{answer.name:<{width}}  {found}", f"    {answer.problem or answer.place}"]
     _print("\n".join(map(_safe, lines)))
 
@@ -245,9 +246,9 @@ def show_built(built: Sequence[BuiltDataset], *, as_json: bool) -> None:
         kinds = {kind: count for kind, count in totals.outcomes.items() if kind != OK}
         if kinds:
             most = ", ".join(f"{kind} {kinds[kind]:,}" for kind in sorted(kinds, key=lambda kind: (-kinds[kind], kind)))
-            lines.append(f"    {most}; 'datafetch status {shlex.quote(one.out)}' shows where")
+            lines.append(f"    {most}; 'datafetch status {shlex.quote(one.out)}' shows at which hosts")
         lines += [f"    {advice}" for advice in _advice(one.report)]
-        if kinds.keys() - {FailureKind.MISSING_MEMBER} and DATASETS[one.part.name].image_root is None:
+        if any(map(may_kind_pass, kinds)) and DATASETS[one.part.name].image_root is None:
             lines.append(f"    '{_retry_command(one.out)}' requests again what may have been temporary")
     _print("\n".join(_safe(line) for line in lines))
 

@@ -163,7 +163,7 @@ class SynthdogManifest(Manifest):
                 return
         raise ManifestError(
             f"the train-*.parquet in {source} have {count - left:,} rows, and {count:,} are needed; add the next "
-            "files, or give a smaller --count"
+            "files, or give a smaller --count (with several datasets, --limit)"
         )
 
     def shards(self) -> list[Shard]:

@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from rich.table import Table
+from rich.text import Text
 
 from datafetch.datasets import find_dataset
 from datafetch.datasets.recipes import STEPS
@@ -58,7 +59,8 @@ class RecipeDemoResult:
             table.add_column(title)
         for finding in self.findings:
             style = None if finding.is_passed else "bold red"
-            table.add_row(finding.dataset, finding.expected, finding.there, finding.problem or "the same", style=style)
+            cells = (finding.dataset, finding.expected, finding.there, finding.problem or "the same")
+            table.add_row(*map(Text, cells), style=style)  # as text, because rich reads what is in brackets
         return table
 
 

@@ -94,15 +94,19 @@ def log_recipe_estimate(folder: Path, sizes: Mapping[str, int]) -> None:
         sizes: About how many gigabytes each takes, by name.
     """
     needed_bytes = sum(sizes.values()) * 10**9
+    largest = sorted(sizes, key=lambda name: -sizes[name])[:3]
     free_bytes = _free_bytes(folder)
     is_enough = free_bytes >= needed_bytes
     _log.log(
         logging.INFO if is_enough else logging.WARNING,
-        "%d datasets will take about %s of the disk; %s are free%s",
-        len(sizes),
+        "%s will take about %s, downloads and caches included; %s are free%s",
+        "1 dataset" if len(sizes) == 1 else f"{len(sizes)} datasets",
         _size(needed_bytes),
         _size(free_bytes),
-        "" if is_enough else ": the largest are " + ", ".join(sorted(sizes, key=lambda name: -sizes[name])[:3]),
+        ""
+        if is_enough
+        else f": the run may stop for lack of {_size(needed_bytes - free_bytes)}; take fewer datasets at "
+        f"a time (the largest are {', '.join(largest)}), or another --root",
     )
 
 

@@ -7,6 +7,7 @@ same command builds it again when there are more.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,8 @@ from datafetch.output.training_list import published_source
 from datafetch.process.event_loop import run_to_end
 from datafetch.process.threads import run_in_thread
 from datafetch.store.layout import OutputLayout, resolve_parent
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +123,9 @@ def plan_recipe(
     names = expand_targets(targets)
     for flag, given in (("--source", sources), ("--ids", ids)):
         if strange := next((name for name in given if name not in names), None):
-            raise ConfigurationError(f"{flag} {strange}=… is given, and {strange} is not among the targets")
+            raise ConfigurationError(
+                f"{flag} {strange}=… is given, and {strange} is not among the targets: {', '.join(names)}"
+            )
     if strange := next((name for name in ids if find_dataset(name).id_list is None), None):
         raise ConfigurationError(f"{strange} does not take --ids")
     planned = []
@@ -182,6 +187,8 @@ def build_recipe(planned: Sequence[PlannedDataset], observe: Observe) -> Iterato
     """
     for number, one in enumerate(planned):
         report, error = None, None
+        if one.job is not None:
+            _log.info("%d of %d: %s", number + 1, len(planned), one.part.name)
         try:
             if one.job is None:
                 raise ConfigurationError(one.problem)

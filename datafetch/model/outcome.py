@@ -103,6 +103,11 @@ _KINDS_THAT_MAY_PASS = frozenset(
 _STATUSES_THAT_MAY_PASS = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
+def may_kind_pass(kind: str) -> bool:
+    """Whether some failures of a kind are temporary; of a single one, ``Failure.may_pass`` tells."""
+    return kind in {*_KINDS_THAT_MAY_PASS, FailureKind.HTTP_STATUS, FailureKind.BAD_MEMBER}
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """Why one image failed.

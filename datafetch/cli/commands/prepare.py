@@ -101,6 +101,20 @@ class _PrepareTargets(Command):
         return ["[OPTIONS]"]
 
 
+class _PrepareSeveral(_PrepareTargets):
+    """The command for several datasets."""
+
+    def format_help_text(self, ctx: Context, formatter: HelpFormatter) -> None:
+        """Write what the command does, and which datasets the targets stand for."""
+        super().format_help_text(ctx, formatter)
+        targets = (ctx.info_name or "").split()[1:]
+        parts = [part_of(name) for name in expand_targets(targets)]
+        needs = {part.name: DATASETS[part.name].summary for part in parts}
+        needs |= {part.name: f"{needs[part.name]} Needs a --source." for part in parts if not part.readable_place}
+        with formatter.section("Datasets"):
+            formatter.write_dl(list(needs.items()))
+
+
 class _PrepareDataset(_PrepareTargets):
     """The command for one dataset."""
 
@@ -222,7 +236,7 @@ _ALL_OPTIONS = {
 _WITHOUT_DATASET = as_command(with_options(prepare, _run_parameters(None), GivenOptions), _PrepareHelp)
 _OF_SOME = _ALL_OPTIONS.keys() - {one.name for one in _run_parameters(None)}
 
-_SEVERAL = as_command(with_options(prepare_several, _run_parameters(None), GivenOptions), _PrepareTargets)
+_SEVERAL = as_command(with_options(prepare_several, _run_parameters(None), GivenOptions), _PrepareSeveral)
 _PARSED = [one for name, one in _ALL_OPTIONS.items() if name != "ids"]
 
 command = as_command(with_options(prepare_several, _PARSED, GivenOptions), _Prepare)

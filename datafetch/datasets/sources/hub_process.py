@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES})
 _SHA256_DIGITS = 64
 _MAX_FILES = 100_000
-_UNAUTHORIZED, _FORBIDDEN, _TOO_MANY = 401, 403, 429
+_UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND, _TOO_MANY = 401, 403, 404, 429
 
 
 def main() -> None:
@@ -115,6 +115,10 @@ def _describe(hub: ModuleType, error: Exception, request: Request) -> Answer:
         (
             isinstance(error, errors.EntryNotFoundError),
             f"it lacks one of {', '.join(request.names)}; see {page}",
+        ),
+        (
+            status == _NOT_FOUND,
+            "the server has no such dataset or revision (HTTP 404); check the name, and --mirror if there is one",
         ),
         (
             status == _TOO_MANY,

@@ -30,7 +30,7 @@ _RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 _COMMIT = "0123456789abcdef0123456789abcdef01234567"
 _STORED_APART = (".parquet", ".zip")  # as the hub's large files are, to which it redirects
 _BEGINNING_BYTES = 1024
-_END_BYTES = 8192  # has a footer, or the end of a directory
+_END_BYTES = 1 << 16  # has a footer, whose size a client does not know before
 _JSON = "Content-Type: application/json"
 
 

@@ -24,6 +24,7 @@ from datafetch.demo.recipe_expectation import Expected, check_tree, expect
 from datafetch.demo.recipe_source import SYNTHDOG_ROWS, RecipeSource, write_recipe_source
 
 KILLS = 10
+_PATIENCE_S = 4 * PATIENCE_S  # sixteen datasets, each with processes of its own
 _KILLED = -9
 _MAX_RUNS = 30
 _READ_HERE = {
@@ -92,7 +93,7 @@ def build(miniature: Miniature, root: Path) -> dict[str, bool]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=PATIENCE_S,
+        timeout=_PATIENCE_S,
         env={**os.environ, **miniature.environment},
     )
     assert done.returncode == 0, done.stderr
@@ -111,6 +112,7 @@ def wrong(root: Path, expected: Mapping[str, Expected]) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_recipe_passes_the_checks_of_the_demo(tmp_path: Path) -> None:
     """All datasets are built by the command, its exit code says that all is well, and the operator's cache is left."""
     cache = tmp_path / "cache of the hub"
@@ -119,7 +121,7 @@ def test_the_recipe_passes_the_checks_of_the_demo(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=PATIENCE_S,
+        timeout=_PATIENCE_S,
         cwd=tmp_path,
         env={**os.environ, "COLUMNS": "120", "HF_HOME": str(cache), "HF_HUB_CACHE": str(cache)},
     )
@@ -133,6 +135,7 @@ def test_the_recipe_passes_the_checks_of_the_demo(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_steps_leave_what_the_scripts_of_the_recipe_would(miniature: Miniature, undisturbed: Path) -> None:
     """By one command, file by file; the same command again asks for no content, and changes nothing."""
     assert wrong(undisturbed, miniature.expected) == []
@@ -189,6 +192,7 @@ CHANGES: dict[str, tuple[str, Callable[[Path], object]]] = {
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_check_notices_every_kind_of_change(miniature: Miniature, undisturbed: Path, tmp_path: Path) -> None:
     """And names the dataset that is wrong, and no other."""
     for number, (change, (dataset, apply)) in enumerate(CHANGES.items()):
@@ -199,7 +203,7 @@ def test_the_check_notices_every_kind_of_change(miniature: Miniature, undisturbe
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)  # some fifteen runs over sixteen datasets
+@pytest.mark.timeout(2400)  # some fifteen runs over sixteen datasets
 def test_steps_killed_ten_times_leave_the_tree_of_an_undisturbed_run(
     miniature: Miniature, undisturbed: Path, tmp_path: Path
 ) -> None:

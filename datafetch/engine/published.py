@@ -152,8 +152,9 @@ async def download_file(location: str, job: Job, *, default_name: str = "") -> P
         raise ConfigurationError(f"{without_secrets(url)}: {reason}; download it, and give its path")
     folder = downloads_of(url)
     blob_id = "" if job.mirror else published_blob(url)  # a mirror may have a miniature
-    async with Fetcher(policy_for_files(job)) as fetch:
-        await _Downloads(fetch).download(_RemoteFile(name, at_mirror(url, job.mirror), blob_id), folder)
+    policy = policy_for_files(job)
+    async with Fetcher(policy) as fetch:
+        await _Downloads(fetch, policy).download(_RemoteFile(name, at_mirror(url, job.mirror), blob_id), folder)
     return folder / name
 
 
@@ -176,13 +177,13 @@ def select_files(dataset: Dataset, names: Sequence[str], source: str) -> list[st
 
 
 async def _download_from_gitlab(place: GitLabPlace, dataset: Dataset, job: Job) -> Path:
-    folder = downloads_of(str(place))
-    async with Fetcher(policy_for_files(job)) as fetch:
-        versions = await list_project(place, job)
-        selected = select_files(dataset, sorted(versions), str(place))
-        names = _flat_names(selected, str(place))
-        folder /= dataset.name
-        downloads = _Downloads(fetch)
+    versions = await list_project(place, job)
+    selected = select_files(dataset, sorted(versions), str(place))
+    names = _flat_names(selected, str(place))
+    folder = downloads_of(str(place)) / dataset.name
+    policy = policy_for_files(job)
+    async with Fetcher(policy) as fetch:
+        downloads = _Downloads(fetch, policy)
         for path, name in zip(selected, names, strict=True):
             url = at_mirror(place.url(path), job.mirror)
             await downloads.download(_RemoteFile(name, url, versions[path]), folder)
@@ -262,10 +263,12 @@ class _Downloads:
 
     Args:
         fetch: Makes the requests.
+        policy: How it makes them.
     """
 
-    def __init__(self, fetch: Fetcher) -> None:
+    def __init__(self, fetch: Fetcher, policy: FetchPolicy) -> None:
         self._fetch = fetch
+        self._policy = policy
         self._serves_ranges = True  # until it has ignored one
 
     async def download(self, file: _RemoteFile, folder: Path) -> None:
@@ -307,7 +310,9 @@ class _Downloads:
         """Download a file that its server gives only as a whole."""
         shown = without_secrets(file.url)
         _log.info("downloading %s, in one piece, for its server serves no parts of it", shown)
-        body = await self._fetch(file.url)
+        patient = replace(self._policy, timeout_s=max(self._policy.timeout_s, _MAX_WHOLE_S))
+        async with Fetcher(patient) as fetch:
+            body = await fetch(file.url)
         if isinstance(body, Failure):
             raise ManifestError(f"{shown} can't be read ({body.detail or body.kind}); download it, and give its path")
         async with _opened_part(target, "") as part:
@@ -368,13 +373,8 @@ def _disk_error(error: OSError, target: DownloadedFile) -> ResourceError:
 
 
 def policy_for_files(job: Job) -> FetchPolicy:
-    """How files are fetched that are no images: large ones take long, and a notice for search engines means others."""
-    return replace(
-        job.fetch,
-        max_body_bytes=max(job.fetch.max_body_bytes, _MAX_WHOLE_BYTES),
-        timeout_s=max(job.fetch.timeout_s, _MAX_WHOLE_S),
-        opt_out=OptOut.IGNORE,
-    )
+    """How files are fetched that are no images: they may be large, and a notice for search engines means others."""
+    return replace(job.fetch, max_body_bytes=max(job.fetch.max_body_bytes, _MAX_WHOLE_BYTES), opt_out=OptOut.IGNORE)
 
 
 def hub_at(mirror: str) -> HubMirror | None:

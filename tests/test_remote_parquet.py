@@ -361,6 +361,7 @@ def test_a_retry_asks_the_hub_for_nothing(tmp_path: Path, published: Published, 
     assert len(hub.requests) == asked
 
 
+@pytest.mark.usefixtures("without_coverage")  # whose file would be too large as well
 def test_no_space_for_a_row_group_names_tmpdir(tmp_path: Path, published: Published, hub: HubServer) -> None:
     """The part of a file that is read has to fit there."""
     root = tmp_path / "root"

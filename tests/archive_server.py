@@ -131,7 +131,7 @@ class ArchiveServer:
             task.cancel()
         await asyncio.gather(*conversations, return_exceptions=True)
         for writer in self._writers:
-            writer.transport.abort()  # what the client has not read by now is for nobody
+            writer.transport.abort()  # no client reads it any more
         await asyncio.gather(*(writer.wait_closed() for writer in self._writers), return_exceptions=True)
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -138,7 +138,7 @@ def test_a_project_that_can_not_be_read_is_one_line(
 
 
 def test_a_file_that_is_not_what_the_project_lists_is_refused(tmp_path: Path, authority: str) -> None:
-    """It is downloaded anew by the next run; files of Git LFS are known by the pointer that the project has of them."""
+    """The next run downloads it again. A file in Git LFS is checked by the pointer that the project lists for it."""
     files = project_files(tmp_path, authority)
     assert all(published_blob(part.ids) for part in RECIPE if part.ids)
     with GitLabServer({PROJECT: files}, damaged=frozenset({"step1/b.jsonl"})) as server:
@@ -173,7 +173,7 @@ def test_a_list_on_a_web_server_is_downloaded_once(tmp_path: Path, cache: Path) 
 
 
 def test_a_download_goes_on_where_it_was_cut(tmp_path: Path) -> None:
-    """Another run asks for the rest alone, and a file that has changed meanwhile is downloaded anew."""
+    """Another run asks only for the rest."""
     records = json.loads(LIST.read_text())
     large = tmp_path / "published" / LIST.name
     large.parent.mkdir()
@@ -207,7 +207,7 @@ def test_a_download_goes_on_where_it_was_cut(tmp_path: Path) -> None:
 def test_a_server_without_ranges_or_versions_is_downloaded_from_all_the_same(
     tmp_path: Path, behaviour: Behaviour
 ) -> None:
-    """In one piece, or each time anew."""
+    """In one piece, or again by each run."""
     with ArchiveServer(LIST, behaviour) as server:
         assert run(instructions(tmp_path, server.url)).totals.ok == 1
         assert run(instructions(tmp_path, server.url)).reused == 1
@@ -355,7 +355,7 @@ def test_an_image_set_has_what_a_list_anywhere_names(tmp_path: Path) -> None:
 
 
 def test_a_file_that_the_hub_has_damaged_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One of Git LFS has a hash; the next run downloads it anew."""
+    """The hub lists a hash for a file in Git LFS; the next run downloads it again."""
     repositories = {"llm-jp/llava-instruct-ja": {LIST.name: LIST.read_bytes() + b" " * 3000}}
     with HubServer(repositories, damaged=frozenset({LIST.name})) as hub:
         hub.use(monkeypatch, tmp_path / "hub")
@@ -368,7 +368,7 @@ def test_a_file_that_the_hub_has_damaged_is_refused(tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize("damage", ["cut", "longer part", "link", "folder"])
 def test_a_damaged_cache_is_noticed(tmp_path: Path, cache: Path, damage: str) -> None:
-    """What is not as it was left is downloaded anew or refused, and nothing is written through a link."""
+    """A file that was cut or grew is downloaded again, a link or a folder is refused, and no link is followed."""
     precious = tmp_path / "precious"
     precious.write_text("mine")
     with ArchiveServer(LIST) as server:
@@ -441,6 +441,23 @@ def test_the_command_shows_what_sources_answer(tmp_path: Path, capfd: pytest.Cap
     assert (gqa["files"], gqa["problem"]) == (1, None)
     assert "no such file" in textvqa["problem"]
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.slow  # it starts a process for each repository on the hub
+def test_the_published_places_of_all_datasets_are_asked(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mirror has one of them; what has to be handed in is named, and no other host is asked."""
+    monkeypatch.delenv("HF_ENDPOINT", raising=False)
+    with GitLabServer({PROJECT: {"a.jsonl": b"-"}}) as server:
+        words = ["datasets", "--root", str(tmp_path), "--check-sources", "--json"]
+        assert main([*words, "--mirror", server.url, "--allow-net", "127.0.0.0/8"]) == 2
+    answers = {one["name"]: one for one in json.loads(capfd.readouterr().out)}
+    assert list(answers) == [part.name for part in RECIPE]
+    assert [name for name, one in answers.items() if one["problem"] is None] == ["llm-jp-pairs-step1"]
+    assert "give a --source" in answers["mmc4-core"]["problem"]
+    assert not server.contents
+    assert main(["datasets", "--root", str(tmp_path), "--mirror", server.url]) == 2
 
 
 @pytest.mark.slow

@@ -60,7 +60,7 @@ class _RemoteFile:
     version: str = ""
 
     def is_sound(self, file: BinaryIO, size_bytes: int) -> bool:
-        """Whether a copy has the content that is published, as far as that is known."""
+        """Whether a copy has the published content; true if no blob id is known."""
         return is_blob(file, size_bytes, self.version)
 
 

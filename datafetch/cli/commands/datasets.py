@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,13 +13,24 @@ from datafetch.cli.exit_code import ExitCode
 from datafetch.cli.options import CheckSources, Json
 from datafetch.cli.render import show_datasets
 from datafetch.datasets.recipes import STEPS
+from datafetch.errors import ConfigurationError
 from datafetch.monitor.recipe_status import read_recipe_status
+
+if TYPE_CHECKING:
+    from datafetch.engine.job import Job  # which would load the engine
 
 
 def datasets(
     *,
     root: Annotated[Path, typer.Option(metavar="DIR", help="The trainer's data folder.")] = Path("playground/data"),
     check_sources: CheckSources = False,
+    mirror: Annotated[
+        str, typer.Option(metavar="BASE", help="With --check-sources: ask BASE/HOST/PATH instead of https://HOST/PATH.")
+    ] = "",
+    allow_net: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CIDR", help="With --check-sources: also connect to these non-public addresses."),
+    ] = None,
     json: Json = False,
 ) -> int:
     """Show the recipe's datasets, and how much of each is there."""
@@ -26,7 +38,12 @@ def datasets(
         from datafetch.cli.recipe import report_sources  # noqa: PLC0415 - it loads the engine
         from datafetch.engine.recipe import plan_recipe  # noqa: PLC0415
 
-        return report_sources(plan_recipe(STEPS, root, {}, {}), as_json=json)
+        def change(job: Job) -> Job:
+            return replace(job, mirror=mirror, fetch=replace(job.fetch, allow_net=tuple(allow_net or ())))
+
+        return report_sources(plan_recipe(STEPS, root, {}, {}, change), as_json=json)
+    if mirror or allow_net:
+        raise ConfigurationError("--mirror and --allow-net are for --check-sources; without it, nobody is asked")
     show_datasets(read_recipe_status(root), root, as_json=json)
     return ExitCode.COMPLETE
 

@@ -33,7 +33,7 @@ class StoredFile:
     Attributes:
         path: Its path in the store, bucket included.
         size_bytes: Its size.
-        version: What changes with its content, as far as the store tells: its size, and when it was written.
+        version: Its size and the time at which it was written, which change with its content.
     """
 
     path: str

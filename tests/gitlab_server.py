@@ -5,21 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import threading
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Any, Self
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from http_server import HttpServer
 
 _TREE = re.compile(r".*/api/v4/projects/([^/]+)/repository/tree")
 _RAW = re.compile(r".*?/((?:[^/]+/)+?[^/]+)/-/raw/([^/]+)/(.+)")
 
 
 @dataclass
-class GitLabServer:
+class GitLabServer(HttpServer):
     """A server as a context: ``with GitLabServer({"group/project": {"a.jsonl": b"…"}}) as server: …``.
 
     Attributes:
@@ -36,49 +34,23 @@ class GitLabServer:
     damaged: frozenset[str] = frozenset()
     requests: list[str] = field(default_factory=list)
 
-    def __enter__(self) -> Self:
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                server.requests.append(self.path)
-                status, content = server.answer(self.path)
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(content)))
-                self.send_header("X-Robots-Tag", "noindex")  # as GitLab does, for search engines
-                self.end_headers()
-                with suppress(ConnectionError):  # who wanted a range
-                    self.wfile.write(content)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-    @property
-    def url(self) -> str:
-        """Its URL, which serves as a mirror."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
-
     @property
     def contents(self) -> list[str]:
         """The paths of all files that it was asked for, in order."""
         return [unquote(match[3]) for path in self.requests if (match := _RAW.fullmatch(path))]
 
-    def answer(self, target: str) -> tuple[int, bytes]:
-        """The status and the body for a path with its query; ranges are ignored, as GitLab does."""
+    def answer(self, handler: BaseHTTPRequestHandler) -> None:
+        """Answer a request; ranges are ignored, as GitLab does."""
+        self.requests.append(handler.path)
+        status, content = self._answer(handler.path)
+        handler.send_response(status)
+        handler.send_header("Content-Length", str(len(content)))
+        handler.send_header("X-Robots-Tag", "noindex")  # as GitLab does, for search engines
+        handler.end_headers()
+        handler.wfile.write(content)
+
+    def _answer(self, target: str) -> tuple[int, bytes]:
+        """The status and the body for a path with its query."""
         parts = urlsplit(target)
         if self.status:
             return self.status, b"{}"

@@ -8,19 +8,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from itertools import count
-from types import TracebackType
-from typing import Any, Self
 from urllib.parse import unquote
 
 import pytest
+from http_server import HttpServer
 
 _FILE = re.compile(r"/datasets/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 _TREE = re.compile(r"/api/datasets/([^/]+/[^/]+)/tree/([^/]+)/?")
@@ -35,7 +32,7 @@ def _hash(content: bytes) -> str:
 
 
 @dataclass
-class HubServer:
+class HubServer(HttpServer):
     """The hub as a context: ``with HubServer({"owner/name": {"a.json": b"…"}}) as hub: …``.
 
     Attributes:
@@ -76,39 +73,10 @@ class HubServer:
     _signatures: Iterator[int] = field(default_factory=count)
     _uses: Counter[str] = field(default_factory=Counter)
 
-    def __enter__(self) -> Self:
-        hub = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-            disable_nagle_algorithm = True  # or each body would wait 40 ms for the acknowledgement of its head
-
-            def do_GET(self) -> None:
-                with suppress(ConnectionError):  # of a client that was stopped
-                    hub.answer(self)
-
-            def do_HEAD(self) -> None:
-                hub.answer(self)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
     @property
     def endpoint(self) -> str:
         """The URL of the hub."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        return self.url
 
     def use(self, monkeypatch: pytest.MonkeyPatch, cache: object) -> None:
         """Let programs that this test starts use it, and this folder as their cache."""

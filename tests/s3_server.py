@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Any, Self
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
 import pytest
+from http_server import HttpServer
 
 _WRITTEN = "2026-01-01T00:00:00.000Z"
 
 
 @dataclass
-class S3Server:
+class S3Server(HttpServer):
     """An object store as a context: ``with S3Server({"bucket/a.jsonl": b"…"}) as store: …``.
 
     Attributes:
@@ -31,37 +29,10 @@ class S3Server:
     status: int = 0
     reads: list[str] = field(default_factory=list)
 
-    def __enter__(self) -> Self:
-        store = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                store.answer(self)
-
-            def do_HEAD(self) -> None:
-                store.answer(self)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
     def use(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Let this process use it as S3."""
         for name, value in (
-            ("AWS_ENDPOINT_URL", f"http://127.0.0.1:{self._server.server_address[1]}"),
+            ("AWS_ENDPOINT_URL", self.url),
             ("AWS_ACCESS_KEY_ID", "key"),
             ("AWS_SECRET_ACCESS_KEY", "secret"),
             ("AWS_REGION", "us-east-1"),

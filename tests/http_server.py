@@ -12,7 +12,7 @@ from typing import Any, Self
 class HttpServer:
     """A server as a context; a subclass answers its requests."""
 
-    def answer(self, handler: BaseHTTPRequestHandler) -> None:
+    def answer(self, handler: BaseHTTPRequestHandler) -> None:  # noqa: ARG002 - for subclasses
         """Answer a GET or HEAD request."""
         raise AssertionError("a subclass answers")
 

@@ -140,14 +140,14 @@ async def bind(job: Job) -> AsyncIterator[BoundJob]:
         DatafetchError: The job or its manifest is wrong.
     """
     dataset = await run_in_thread(dataset_of, job)
-    ids = None if job.ids is None else str(await download_file(job.ids, job))
     if is_hub(job.source) and dataset.reads_in_place:
         place, names = await find_published(job, dataset)
+        ids = await _download_ids(job)
         async with open_remote_files(place, names, policy_for_files(job), job.mirror) as remote:
             reading = replace(job, ids=ids)
             yield await run_in_thread(_bind, job, reading, dataset, NO_ARCHIVES, remote.files, on_cancel=remote.close)
         return
-    reading = replace(job, source=await download_source(job, dataset), ids=ids)
+    reading = replace(job, source=await download_source(job, dataset), ids=await _download_ids(job))
     layout = await run_in_thread(lambda: OutputLayout(resolve_parent(Path(job.out))))
     if not dataset.archives:
         root = dataset.image_root
@@ -157,6 +157,10 @@ async def bind(job: Job) -> AsyncIterator[BoundJob]:
     location = at_mirror(await run_in_thread(dataset.archive_location, job.source), job.mirror)
     async with open_archives(dataset, location, layout, job.fetch, fresh=job.fresh) as archives:
         yield await run_in_thread(_bind, job, reading, dataset, archives)
+
+
+async def _download_ids(job: Job) -> str | None:
+    return None if job.ids is None else str(await download_file(job.ids, job))
 
 
 def _bind(job: Job, reading: Job, dataset: Dataset, archives: Archives, remote: Sequence[RemoteFile] = ()) -> BoundJob:

@@ -10,7 +10,9 @@ from datafetch.cli.signals import CommandInterrupts
 from datafetch.errors import ResourceError, is_exhaustion
 
 _STANDARD_DESCRIPTORS = (0, 1, 2)
-_NO_MEMORY = b"datafetch: out of memory; raise the limit ('ulimit -v') and run the same command again\n"
+_NO_MEMORY = (
+    b"datafetch: out of system resources: out of memory; raise the limit ('ulimit -v') and run the same command again\n"
+)
 
 
 def main() -> int:

@@ -1,7 +1,6 @@
 """The command line with a shell's limits, closed streams and untrusted names: one clean line, the right exit code."""
 
 import logging
-import os
 import pickle
 import resource
 import subprocess
@@ -72,12 +71,9 @@ def _limited(limit_bytes: int) -> Callable[[], None]:
         *(pytest.param(mib, marks=pytest.mark.slow) for mib in (20, 30, 50, 120, 180, 250, 350, 450, 600, 800, 1000)),
     ],
 )
-def test_a_small_address_space_is_one_line(command: list[str], limit_mib: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("without_coverage")  # which would need more memory
+def test_a_small_address_space_is_one_line(command: list[str], limit_mib: int) -> None:
     """With an ``ulimit -v`` far below what libraries need, the exit code is 4 and the error says what to do."""
-    if limit_mib <= 20 and "COVERAGE_PROCESS_CONFIG" in os.environ:
-        pytest.skip("Python can't even load what measures coverage in so little")
-    for variable in ("COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START"):  # which would need more memory
-        monkeypatch.delenv(variable, raising=False)
     limit = _limited(limit_mib << 20)
     finished = subprocess.run(
         command,

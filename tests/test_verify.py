@@ -30,6 +30,7 @@ from datafetch.model.kinds import Loader
 from datafetch.model.outcome import Encoded, Outcome
 from datafetch.output.formats import PickleShardWriter, encode_row
 from datafetch.output.formats.pickle_form import PREAMBLE
+from datafetch.store.layout import OutputLayout
 from datafetch.verify import Check, Verdict, VerifyProgress, run_check, verify_output
 from datafetch.verify.findings import (
     BATCH_BYTES,
@@ -423,6 +424,79 @@ def test_the_default_group_is_that_of_the_loader(tmp_path: Path) -> None:
         assert verified(tmp_path / folder, group=None).summary()["group"] == group
 
 
+def verify_lines(capfd: pytest.CaptureFixture[str], out: Path, *options: str) -> tuple[int, list[str]]:
+    """Run the command on an output; its exit code and what it prints, without its first line."""
+    code = main(["verify", str(out), "--processes", "1", *options])
+    return code, capfd.readouterr().out.splitlines()[1:]
+
+
+def test_an_output_is_verified_for_the_ranks_that_it_was_made_for(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The number of ranks comes from the output's own record and is said, and ``--world-size`` overrides it."""
+    write_shard(tmp_path / "cut", [pair()] * 50)
+    out = tmp_path / "猫"
+    ranks = ("--world-size", "8", "--batch", "3", "--group", "2")
+    assert main(["reshard", str(tmp_path / "cut"), str(out), *ranks]) == 0
+    capfd.readouterr()
+    code, lines = verify_lines(capfd, out)
+    assert (code, lines[1:]) == (0, ["all checks passed"])
+    assert lines[0] == (
+        "for 8 ranks, as it was made (batch 3, group 2): each rank reads 6 samples from 1 of 8 shards; an epoch "
+        "uses 48 of 50 samples and loses 4.00%"
+    )
+    assert main(["verify", str(out), "--processes", "1", "--json"]) == 0
+    summary = json.loads(capfd.readouterr().out)
+    assert (summary["world_size"], summary["world_size_from"], summary["batch"]) == (8, "record", 3)
+    code, lines = verify_lines(capfd, out, "--world-size", "9", "--batch", "1")
+    assert (code, lines[0].partition(":")[0]) == (1, "for 9 ranks, as given (batch 1, group 2)")
+    assert lines[1] == (
+        "8 shards are fewer than 9 ranks, so the loader crashes; 'datafetch reshard' makes shards that fit "
+        "--world-size 9"
+    )
+    code, lines = verify_lines(capfd, out, "--world-size", "40")
+    assert "; 50 rows are too few for 40 ranks, which take at least 240" in lines[1]
+    OutputLayout(out).reshard_record.write_text('{"world_size": "8"}')
+    code, lines = verify_lines(capfd, out)
+    assert code == 1
+    assert lines[0].startswith(
+        "for 64 ranks, by default, since nothing says for how many it was made (batch 2, group 4"
+    )
+
+
+def test_shards_that_were_not_resharded_need_not_fit_any_ranks(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What the ranks would read of an output of ``--no-reshard`` is a fact; of one that was to fit, it is a problem."""
+    out = tmp_path / "out"
+    write_shard(out, [pair()] * 20)
+    layout = OutputLayout(out)
+    layout.state_folder.mkdir()
+    layout.report.write_text("{}")
+    layout.ledgers.mkdir()
+    layout.ledger("part-00000").touch()
+    job: Row = {"format": 1, "dataset": "coyo", "limit": None, "shards": {"part-00000": []}}
+    layout.job.write_text(json.dumps({**job, "asked": {"world_size": None}}))
+    code, lines = verify_lines(capfd, out)
+    assert code == 0
+    assert lines[0].startswith(
+        "for 64 ranks, as an example, since the shards of the manifest were kept (--no-reshard) (batch 2, group 4): "
+    )
+    assert (lines[1], *lines[2:]) == (
+        (
+            "they need not fit 64 ranks, and don't: 1 shard is fewer than 64 ranks, so the loader crashes; 20 rows are "
+            "too few for 64 ranks, which take at least 512"
+        ),
+        "all checks passed",
+    )
+    assert verify_lines(capfd, out, "--world-size", "2")[0] == 1
+    for asked, text in ((2, "for 2 ranks, as its run was asked for"), (-1, "for 64 ranks, by default")):
+        layout.job.write_text(json.dumps({**job, "asked": {"world_size": asked}}))
+        code, lines = verify_lines(capfd, out)
+        assert code == 1
+        assert lines[0].startswith(text)
+
+
 def test_kept_problems_take_bounded_memory() -> None:
     """Only what is shown is kept, however long the keys and texts of the rows are."""
     huge = "x" * 1_000_000
@@ -683,6 +757,7 @@ def test_the_exit_code_and_output_of_the_command(tmp_path: Path, capfd: pytest.C
         "problem_count": 1,
         "remarks": [],
         "world_size": 1,
+        "world_size_from": "given",
         "batch": 2,
         "group": 4,
         "shards_per_rank": 1,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
@@ -20,16 +20,16 @@ from datafetch.model.kinds import Loader
 from datafetch.model.observers import Observer, observed_by
 from datafetch.model.options import Option, OptionGroup, option
 from datafetch.output.formats import ROWS_SUFFIX, ImageFilesFormat, PickleFormat
-from datafetch.output.reshard.ranks import BATCH, DEFAULT_BATCH, DEFAULT_WORLD_SIZE, GROUP, GROUP_OF, WORLD_SIZE, Ranks
+from datafetch.output.reshard.ranks import BATCH, GROUP, WORLD_SIZE
 from datafetch.output.training_list import kept_copy
 from datafetch.process.event_loop import run_to_end
-from datafetch.store.job_file import JobFile, read_job_file
 from datafetch.store.layout import SUFFIX, OutputLayout
 from datafetch.transcode import MAX_PROCESSES, Encoding, ImageSpec, Transcoder
 from datafetch.transcode.pool.pool import available_cpus
 from datafetch.verify.findings import Examination, Findings, VerifyProgress, batched
 from datafetch.verify.image_folder import ImageFolder
 from datafetch.verify.images import ImageDecoder
+from datafetch.verify.readers import Readers, WantedRanks, read_sound_job
 from datafetch.verify.record_list import RecordList
 from datafetch.verify.shards import ShardFolder
 from datafetch.verify.verdict import EpochUsage, Verdict
@@ -55,9 +55,10 @@ class Check:
         image_root: The folder to which the paths in a JSON file are relative; None takes that of the run that created
             it, or else the folder of the file.
         follow_links: Whether images of a JSON file may lie behind links that lead out of that folder.
-        world_size: How many ranks will read the shards.
-        batch: How many groups a rank takes in one step.
-        group: How many samples the loader groups; None takes the loader's own number, 4 pairs or 1 document.
+        world_size: How many ranks will read the shards; None takes the number that they were made for, or else 64.
+        batch: How many groups a rank takes in one step; None takes the number that they were made for, or else 2.
+        group: How many samples the loader groups; None takes the number that they were made for, or else the loader's
+            own, 4 pairs or 1 document.
         processes: How many codec processes; None takes one for each CPU.
     """
 
@@ -81,9 +82,9 @@ class Check:
             group=OptionGroup.BEHAVIOUR,
         ),
     )
-    world_size: int = option(DEFAULT_WORLD_SIZE, WORLD_SIZE)
-    batch: int = option(DEFAULT_BATCH, BATCH)
-    group: int | None = option(None, GROUP)
+    world_size: int | None = option(None, replace(WORLD_SIZE, unset="that of the output, or 64"))
+    batch: int | None = option(None, replace(BATCH, unset="that of the output, or 2"))
+    group: int | None = option(None, replace(GROUP, unset="that of the output, or 4 for pairs, 1 for documents"))
     processes: int | None = option(
         None,
         Option(help="Number of codec processes.", group=OptionGroup.BEHAVIOUR, metavar="N", unset="CPU count"),
@@ -91,15 +92,16 @@ class Check:
 
     def __post_init__(self) -> None:
         """Refuse invalid values before anything is read."""
-        self.ranks(Loader.COYO)
+        _ = self.ranks
         if not all(character.isprintable() for character in self.out):
             raise ConfigurationError(f"paths must be printable, and valid UTF-8, not {self.out!a}")
         if self.processes is not None:
             require_in_range("--processes", self.processes, 1, MAX_PROCESSES)
 
-    def ranks(self, loader: Loader) -> Ranks:
-        """Return how many ranks will read the shards, and in which groups."""
-        return Ranks(self.world_size, self.batch, GROUP_OF[loader] if self.group is None else self.group)
+    @property
+    def ranks(self) -> WantedRanks:
+        """How many ranks will read the shards, and in which groups, as far as that was said."""
+        return WantedRanks(world_size=self.world_size, batch=self.batch, group=self.group)
 
 
 def run_check(check: Check, observers: Iterable[Observer[VerifyProgress]] = ()) -> Verdict:
@@ -131,7 +133,8 @@ async def verify_output(check: Check, observers: Iterable[Observer[VerifyProgres
         await _examine(subject, findings, check.processes or available_cpus())
     usage = None
     if isinstance(subject, ShardFolder) and subject.shards:
-        usage = EpochUsage.from_row_counts(subject.row_counts, check.ranks(subject.loader))
+        readers = await asyncio.to_thread(_readers, check, subject.loader)
+        usage = EpochUsage.from_row_counts(subject.row_counts, readers)
     usage_problems = tuple(usage.problems()) if usage else ()
     return Verdict(
         out=check.out,
@@ -144,6 +147,10 @@ async def verify_output(check: Check, observers: Iterable[Observer[VerifyProgres
         remarks=await asyncio.to_thread(_remarks, Path(check.out)),
         epoch_usage=usage,
     )
+
+
+def _readers(check: Check, loader: Loader) -> Readers:
+    return check.ranks.readers_of(OutputLayout(Path(check.out).absolute()), loader)
 
 
 async def _examine(subject: Subject, findings: Findings, processes: int) -> None:
@@ -229,7 +236,7 @@ def _root_of_list(out: Path, dataset: Dataset) -> Path:
 
 def _dataset_of_job(out: Path) -> Dataset | None:
     """Return the dataset that the job of an output names; None if there is no job, or the dataset is unknown."""
-    job = _job(out)
+    job = read_sound_job(OutputLayout(out.absolute()))
     try:
         return find_dataset(job.dataset) if job else None
     except ConfigurationError:
@@ -238,7 +245,7 @@ def _dataset_of_job(out: Path) -> Dataset | None:
 
 def _remarks(out: Path) -> tuple[str, ...]:
     """Remark that the run that creates the output is not complete, judging by its state folder."""
-    job = _job(out)
+    job = read_sound_job(OutputLayout(out.absolute()))
     if job is None or job.limit is not None:  # with a limit, some shards are never made
         return ()
     layout = OutputLayout(out.absolute())
@@ -251,11 +258,3 @@ def _remarks(out: Path) -> tuple[str, ...]:
     if missing:
         return (f"the run is not complete: {missing:,} of {len(job.shards):,} shards of its manifest are missing",)
     return () if layout.report.exists() else ("the run is not complete: its last step was interrupted",)
-
-
-def _job(out: Path) -> JobFile | None:
-    """Read the job file of an output; None if there is none that can be read."""
-    try:
-        return read_job_file(OutputLayout(out.absolute()))
-    except ConfigurationError:
-        return None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from datafetch.model.kinds import Loader
 from datafetch.output.reshard.ranks import Epoch, Ranks, epoch
+from datafetch.verify.readers import Readers
 
 _MAX_SHOWN_PROBLEMS = 100
 _NOTABLE_LOSS = 0.01  # the share of unused samples from which on a reshard is suggested
@@ -17,13 +18,18 @@ class EpochUsage:
     """What all ranks together read of the shards in one epoch."""
 
     shards: int
-    ranks: Ranks
+    readers: Readers
     epoch: Epoch
 
     @classmethod
-    def from_row_counts(cls, row_counts: Sequence[int], ranks: Ranks) -> EpochUsage:
+    def from_row_counts(cls, row_counts: Sequence[int], readers: Readers) -> EpochUsage:
         """Compute the usage of shards with these numbers of rows."""
-        return cls(len(row_counts), ranks, epoch(row_counts, ranks))
+        return cls(len(row_counts), readers, epoch(row_counts, readers.ranks))
+
+    @property
+    def ranks(self) -> Ranks:
+        """The ranks that read the shards."""
+        return self.readers.ranks
 
     @property
     def shards_per_rank(self) -> int:
@@ -41,28 +47,44 @@ class EpochUsage:
         return self.epoch.lost_share
 
     def problems(self) -> Iterator[str]:
-        """Yield the problems on which the loader or its sampler would fail."""
+        """Yield the problems on which the loader or its sampler would fail; none if the shards need not fit."""
+        misfit = self._misfit() if self.readers.must_fit else ""
+        if misfit:
+            yield f"{misfit}; {self._remedy()}"
+
+    def _misfit(self) -> str:
+        """Why the loader or its sampler would fail; empty if they would not."""
         ranks, groups = self.ranks, self.epoch.groups
-        fix = f"'datafetch reshard' makes shards that fit --world-size {ranks.world_size}"
         if not self.shards_per_rank:
             shards = "1 shard is" if self.shards == 1 else f"{self.shards:,} shards are"
-            yield f"{shards} fewer than {ranks.world_size:,} ranks, so the loader crashes; {fix}"
-        elif not groups:
-            yield f"the rank with the fewest samples has less than one group of {ranks.group:,}; {fix}"
-        elif not self.epoch.is_aligned:
-            yield (
+            return f"{shards} fewer than {ranks.world_size:,} ranks, so the loader crashes"
+        if not groups:
+            return f"the rank with the fewest samples has less than one group of {ranks.group:,}"
+        if not self.epoch.is_aligned:
+            return (
                 f"each rank reads {groups:,} groups of {ranks.group:,}, which is not a multiple of the batch of "
-                f"{ranks.batch:,}, so later ranks read the wrong samples; {fix}"
+                f"{ranks.batch:,}, so later ranks read the wrong samples"
             )
+        return ""
+
+    def _remedy(self) -> str:
+        ranks, rows = self.ranks, self.epoch.samples
+        if rows < ranks.min_rows:
+            return f"{rows:,} rows are too few for {ranks.world_size:,} ranks, which take at least {ranks.min_rows:,}"
+        return f"'datafetch reshard' makes shards that fit --world-size {ranks.world_size}"
 
     def lines(self) -> Iterator[str]:
         """Yield lines that describe the usage to people."""
         ranks, used = self.ranks, self.epoch
         yield (
-            f"{ranks.world_size:,} ranks, batch {ranks.batch:,}, group {ranks.group:,}: each rank reads "
+            f"for {ranks.world_size:,} {'rank' if ranks.world_size == 1 else 'ranks'}, {self.readers.source.text} "
+            f"(batch {ranks.batch:,}, group {ranks.group:,}): each rank reads "
             f"{self.samples_per_rank:,} samples from {self.shards_per_rank:,} of {self.shards:,} shards; "
             f"an epoch uses {used.used:,} of {used.samples:,} samples and loses {self.lost_share:.2%}"
         )
+        misfit = "" if self.readers.must_fit else self._misfit()
+        if misfit:
+            yield f"they need not fit {ranks.world_size:,} ranks, and don't: {misfit}; {self._remedy()}"
         left_over = self.shards % ranks.world_size
         if self.shards_per_rank and left_over:
             yield (
@@ -119,6 +141,7 @@ class Verdict:
             "problem_count": self.problem_count,
             "remarks": list(self.remarks),
             "world_size": usage and usage.ranks.world_size,
+            "world_size_from": usage and usage.readers.source.value,
             "batch": usage and usage.ranks.batch,
             "group": usage and usage.ranks.group,
             "shards_per_rank": usage and usage.shards_per_rank,

@@ -29,7 +29,7 @@ from datafetch.transcode.pool.pool import available_cpus
 from datafetch.verify.findings import Examination, Findings, VerifyProgress, batched
 from datafetch.verify.image_folder import ImageFolder
 from datafetch.verify.images import ImageDecoder
-from datafetch.verify.readers import Readers, WantedRanks, read_sound_job
+from datafetch.verify.intended_ranks import IntendedRanks, WantedRanks, read_sound_job
 from datafetch.verify.record_list import RecordList
 from datafetch.verify.shards import ShardFolder
 from datafetch.verify.verdict import EpochUsage, Verdict
@@ -133,8 +133,8 @@ async def verify_output(check: Check, observers: Iterable[Observer[VerifyProgres
         await _examine(subject, findings, check.processes or available_cpus())
     usage = None
     if isinstance(subject, ShardFolder) and subject.shards:
-        readers = await asyncio.to_thread(_readers, check, subject.loader)
-        usage = EpochUsage.from_row_counts(subject.row_counts, readers)
+        intended = await asyncio.to_thread(_intended_ranks, check, subject.loader)
+        usage = EpochUsage.from_row_counts(subject.row_counts, intended)
     usage_problems = tuple(usage.problems()) if usage else ()
     return Verdict(
         out=check.out,
@@ -149,8 +149,8 @@ async def verify_output(check: Check, observers: Iterable[Observer[VerifyProgres
     )
 
 
-def _readers(check: Check, loader: Loader) -> Readers:
-    return check.ranks.readers_of(OutputLayout(Path(check.out).absolute()), loader)
+def _intended_ranks(check: Check, loader: Loader) -> IntendedRanks:
+    return check.ranks.of_output(OutputLayout(Path(check.out).absolute()), loader)
 
 
 async def _examine(subject: Subject, findings: Findings, processes: int) -> None:

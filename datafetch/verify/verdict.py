@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from datafetch.model.kinds import Loader
 from datafetch.output.reshard.ranks import Epoch, Ranks, epoch
-from datafetch.verify.readers import Readers
+from datafetch.verify.intended_ranks import IntendedRanks
 
 _MAX_SHOWN_PROBLEMS = 100
 _NOTABLE_LOSS = 0.01  # the share of unused samples from which on a reshard is suggested
@@ -18,18 +18,18 @@ class EpochUsage:
     """What all ranks together read of the shards in one epoch."""
 
     shards: int
-    readers: Readers
+    intended: IntendedRanks
     epoch: Epoch
 
     @classmethod
-    def from_row_counts(cls, row_counts: Sequence[int], readers: Readers) -> EpochUsage:
+    def from_row_counts(cls, row_counts: Sequence[int], intended: IntendedRanks) -> EpochUsage:
         """Compute the usage of shards with these numbers of rows."""
-        return cls(len(row_counts), readers, epoch(row_counts, readers.ranks))
+        return cls(len(row_counts), intended, epoch(row_counts, intended.ranks))
 
     @property
     def ranks(self) -> Ranks:
         """The ranks that read the shards."""
-        return self.readers.ranks
+        return self.intended.ranks
 
     @property
     def shards_per_rank(self) -> int:
@@ -48,7 +48,7 @@ class EpochUsage:
 
     def problems(self) -> Iterator[str]:
         """Yield the problems on which the loader or its sampler would fail; none if the shards need not fit."""
-        misfit = self._misfit() if self.readers.must_fit else ""
+        misfit = self._misfit() if self.intended.must_fit else ""
         if misfit:
             yield f"{misfit}; {self._remedy()}"
 
@@ -77,12 +77,12 @@ class EpochUsage:
         """Yield lines that describe the usage to people."""
         ranks, used = self.ranks, self.epoch
         yield (
-            f"for {ranks.world_size:,} {'rank' if ranks.world_size == 1 else 'ranks'}, {self.readers.source.text} "
+            f"for {ranks.world_size:,} {'rank' if ranks.world_size == 1 else 'ranks'}, {self.intended.source.text} "
             f"(batch {ranks.batch:,}, group {ranks.group:,}): each rank reads "
             f"{self.samples_per_rank:,} samples from {self.shards_per_rank:,} of {self.shards:,} shards; "
             f"an epoch uses {used.used:,} of {used.samples:,} samples and loses {self.lost_share:.2%}"
         )
-        misfit = "" if self.readers.must_fit else self._misfit()
+        misfit = "" if self.intended.must_fit else self._misfit()
         if misfit:
             yield f"they need not fit {ranks.world_size:,} ranks, and don't: {misfit}; {self._remedy()}"
         left_over = self.shards % ranks.world_size
@@ -141,7 +141,7 @@ class Verdict:
             "problem_count": self.problem_count,
             "remarks": list(self.remarks),
             "world_size": usage and usage.ranks.world_size,
-            "world_size_from": usage and usage.readers.source.value,
+            "world_size_from": usage and usage.intended.source.value,
             "batch": usage and usage.ranks.batch,
             "group": usage and usage.ranks.group,
             "shards_per_rank": usage and usage.shards_per_rank,

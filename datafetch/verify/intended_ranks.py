@@ -1,4 +1,4 @@
-"""Readers: for which ranks the shards of an output are judged, and how that is known.
+"""IntendedRanks: for which ranks the shards of an output are judged, and how that is known.
 
 Rules: what the state folder says is bounded and typed when it is read, and does without it if it is damaged. Only the
 ranks that the arithmetic is done for come from there; the shards themselves are read and counted.
@@ -46,7 +46,7 @@ class RanksSource(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Readers:
+class IntendedRanks:
     """The ranks that read an output, and how they are known."""
 
     ranks: Ranks
@@ -74,24 +74,24 @@ class WantedRanks:
         """
         self._ranks(Loader.COYO, DEFAULT_WORLD_SIZE)
 
-    def readers_of(self, layout: OutputLayout, loader: Loader) -> Readers:
+    def of_output(self, layout: OutputLayout, loader: Loader) -> IntendedRanks:
         """The ranks that are to read an output: as the caller says, as it was made, or as it was asked for."""
         record = read_if_sound(layout.reshard_record, ReshardRecord)
         if record is not None:
             source = RanksSource.RECORD if self.world_size is None else RanksSource.GIVEN
-            return Readers(self._ranks(loader, record.world_size, record), source)
+            return IntendedRanks(self._ranks(loader, record.world_size, record), source)
         if self.world_size is not None:
-            return Readers(self._ranks(loader, self.world_size), RanksSource.GIVEN)
+            return IntendedRanks(self._ranks(loader, self.world_size), RanksSource.GIVEN)
         job = read_sound_job(layout)
         if job is None or job.settings is None or "world_size" not in job.settings:
-            return Readers(self._ranks(loader, DEFAULT_WORLD_SIZE), RanksSource.DEFAULT)
+            return IntendedRanks(self._ranks(loader, DEFAULT_WORLD_SIZE), RanksSource.DEFAULT)
         try:
             world_size = msgspec.convert(job.settings["world_size"], RankNumber | None)
         except ValueError:
-            return Readers(self._ranks(loader, DEFAULT_WORLD_SIZE), RanksSource.DEFAULT)
+            return IntendedRanks(self._ranks(loader, DEFAULT_WORLD_SIZE), RanksSource.DEFAULT)
         if world_size is None:
-            return Readers(self._ranks(loader, DEFAULT_WORLD_SIZE), RanksSource.NOT_RESHARDED)
-        return Readers(self._ranks(loader, world_size), RanksSource.JOB)
+            return IntendedRanks(self._ranks(loader, DEFAULT_WORLD_SIZE), RanksSource.NOT_RESHARDED)
+        return IntendedRanks(self._ranks(loader, world_size), RanksSource.JOB)
 
     def _ranks(self, loader: Loader, world_size: int, record: ReshardRecord | None = None) -> Ranks:
         batch, group = (record.batch, record.group) if record else (DEFAULT_BATCH, GROUP_OF[loader])

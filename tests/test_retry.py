@@ -2,8 +2,11 @@
 
 import asyncio
 import os
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from runs import PATIENCE_S, read_lines
 from test_job import files_of, read_ledger, read_rows
 
 from datafetch import FailureKind, Job, RetryFilter, read_status
+from datafetch.cli.app import main
 from datafetch.cli.render import show_status
 from datafetch.datasets import find_dataset
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
@@ -157,6 +161,35 @@ def test_all_failures_or_some_kinds_can_be_retried(job: Job, source: CoyoSource,
     attempts = {path_of(line["url"]): line["attempts"] for line in read_ledger(job)}
     assert {attempts[path] for path in missing} == {3}
     assert {read_shard_summary(path).retry for path in OutputLayout(Path(job.out)).ledgers.iterdir()} == {0, 1, 2}
+
+
+def test_images_of_a_host_that_was_down_are_retried_with_the_kind_of_its_failures(
+    tmp_path: Path, small_pictures: Pictures, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Images that were not tried go along with ``--kinds connect``, and the summary says how many arrived."""
+    handler = partial(SimpleHTTPRequestHandler, directory=str(small_pictures[0]))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler, bind_and_activate=False)
+    server.server_bind()  # without listening, it refuses connections
+    host = f"127.0.0.1:{server.server_port}"
+    jpeg = next(name for name in small_pictures[1] if name.endswith(".jpg"))
+    source = write_coyo_source(tmp_path / "source", [f"http://{host}/{jpeg}?{number}" for number in range(24)])
+    out = tmp_path / "出力"
+    policy = replace(POLICY, per_host=1)
+    first = run(Job("coyo", str(source.folder), str(out), str(source.ids), fetch=policy, processes=1, world_size=None))
+    tried = first.totals.outcomes["connect"]
+    assert first.totals.outcomes == {"connect": tried, "host_down": 24 - tried}
+    assert main(["retry", str(out), "--kinds", "tls"]) == 0
+    assert "retried" not in capfd.readouterr().out
+    with server:
+        server.server_activate()
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        assert main(["retry", str(out), "--kinds", "connect"]) == 0
+        server.shutdown()
+        serving.join()
+    assert "\nretried 24, 24 arrived\n" in capfd.readouterr().out
+    report = orjson.loads(OutputLayout(out).report.read_bytes())
+    assert (report["retried"], report["retried_arrived"], report["images"]["ok"]) == (24, 24, 24)
 
 
 def test_a_retry_needs_a_complete_run(job: Job, tmp_path: Path) -> None:

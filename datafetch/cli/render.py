@@ -84,6 +84,8 @@ def show_report(report: Report, *, as_json: bool) -> None:
             + (f" ({report.repeated:,} of URLs that were already requested)" if report.repeated else "")
         ),
     ]
+    if report.retried:
+        lines.append(f"retried {report.retried:,}, {report.retried_arrived or 0:,} arrived")
     if totals.notes:
         lines.append(", ".join(_counter_text(name, count) for name, count in sorted(totals.notes.items())))
     if report.resharded is not None:

@@ -88,9 +88,14 @@ class Pipeline:
         return self._fetcher.outcomes.total()
 
     @property
+    def ended_ok(self) -> int:
+        """Number of images that got the outcome ``ok`` in this run."""
+        return self._fetcher.outcomes[OK]
+
+    @property
     def arrived(self) -> int:
         """Number of images that were fetched in this run."""
-        return self._fetcher.outcomes[OK] - self._fetcher.repeated - self._fetcher.adopted
+        return self.ended_ok - self._fetcher.repeated - self._fetcher.adopted
 
     @property
     def repeated(self) -> int:

@@ -100,6 +100,11 @@ _KINDS_THAT_MAY_PASS = frozenset(
     }
 )
 
+KINDS_THAT_HOST_DOWN_FOLLOWS = frozenset(
+    {FailureKind.CONNECT, FailureKind.TIMEOUT, FailureKind.DISCONNECTED, FailureKind.HTTP_STATUS}
+)
+"""Kinds with which images of a host fail before others of it are not tried any more (``HOST_DOWN``)."""
+
 _STATUSES_THAT_MAY_PASS = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 

@@ -32,7 +32,8 @@ class FetchedShards:
     Attributes:
         totals: What these shards hold now, whichever process fetched them.
         ended: Images that ended in this call, well or not.
-        arrived: Of them, those that were fetched.
+        ended_ok: Of them, those that are there now.
+        arrived: Of these, those that were fetched.
         reused: Images of the shards that were not fetched in this call; ``repeated`` ones included.
         repeated: Images that have the URL of another one that was fetched.
         fetched_bytes: Body bytes received.
@@ -44,6 +45,7 @@ class FetchedShards:
 
     totals: ShardCounts
     ended: int = 0
+    ended_ok: int = 0
     arrived: int = 0
     reused: int = 0
     repeated: int = 0
@@ -72,6 +74,7 @@ class Report:
         elapsed_s: Wall-clock time of this run.
         id_list_result: The result of the id list; None without one.
         retried: The number of images that were fetched again; None if the run was not a retry.
+        retried_arrived: Of them, those that are there now; None if the run was not a retry.
         resharded: What the ranks read; None if the output was not resharded.
         permittable: The number of failed images that a permission might let through, by failure kind.
         has_open_retry: Whether a retry of the output was interrupted and is not complete.
@@ -90,6 +93,7 @@ class Report:
     elapsed_s: float
     id_list_result: IdListResult | None = None
     retried: int | None = None
+    retried_arrived: int | None = None
     resharded: ReshardedEpoch | None = None
     permittable: Mapping[str, int] = field(default_factory=dict)
     has_open_retry: bool = False
@@ -137,6 +141,7 @@ class Report:
             }
         if self.retried is not None:
             summary["retried"] = self.retried
+            summary["retried_arrived"] = self.retried_arrived
         if self.id_list_result is not None:
             ids = self.id_list_result
             summary["ids"] = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from datafetch.model.ledger_line import LedgerLine
-from datafetch.model.outcome import Failure, FailureKind
+from datafetch.model.outcome import KINDS_THAT_HOST_DOWN_FOLLOWS, Failure, FailureKind
 from datafetch.store.spool_format import ImageResult, SpooledImage
 from datafetch.store.spool_reader import SpooledSample
 
@@ -18,7 +18,9 @@ class RetryFilter:
     """Selects the failures that are fetched again.
 
     Attributes:
-        kinds: The failure kinds; None selects temporary failures (``Failure.may_pass``) and those of ``also``.
+        kinds: The failure kinds; None selects temporary failures (``Failure.may_pass``) and those of ``also``. Images
+            that were not tried since their host was down go along with the kinds with which a host goes down; which of
+            these it was with, only ``detail`` says, in words.
         also: Failure kinds that are fetched again besides the temporary ones, because an option now permits them.
     """
 
@@ -33,7 +35,8 @@ class RetryFilter:
     def matches(self, failure: Failure) -> bool:
         """Whether an image that failed like this is fetched again."""
         if self.kinds is not None:
-            return failure.kind in self.kinds
+            is_follower = failure.kind is FailureKind.HOST_DOWN
+            return failure.kind in self.kinds or (is_follower and bool(self.kinds & KINDS_THAT_HOST_DOWN_FOLLOWS))
         return failure.may_pass or failure.kind in self.also
 
     def is_compatible_with(self, interrupted: RetryFilter) -> bool:

@@ -37,7 +37,9 @@ def retry(  # noqa: PLR0913 - one parameter an option
         list[str] | None,
         typer.Option(
             metavar="KIND,…",
-            help="Retry failures of these kinds. Repeatable.  [default: (temporary ones)]",
+            help="Retry failures of these kinds. Repeatable. connect, timeout, disconnected and http_status take along "
+            "host_down: images that were not tried, since their host had failed like this.  "
+            "[default: (temporary ones)]",
             rich_help_panel=OptionGroup.SELECTION,
             autocompletion=_complete_kind,
         ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from datafetch.model.advice import FailedAlike
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.outcome import OK
 from datafetch.model.sample import IdListResult
@@ -40,6 +41,7 @@ class FetchedShards:
         requests: The number of attempts; one with redirects counts once.
         connections: How many requests might be open at the end.
         elapsed_s: Wall-clock time.
+        failed_alike: How all images that were requested have failed; None unless all did, and alike.
     """
 
     totals: ShardCounts
@@ -52,6 +54,7 @@ class FetchedShards:
     requests: int = 0
     connections: int = 0
     elapsed_s: float = 0.0
+    failed_alike: FailedAlike | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,7 @@ class Report:
         resharded: What the ranks read; None if the output was not resharded.
         permittable: The number of failed images that a permission might let through, by failure kind.
         has_open_retry: Whether a retry of the output was interrupted and is not complete.
+        failed_alike: How all images that this run requested have failed; None unless all did, and alike.
     """
 
     dataset: str
@@ -93,6 +97,7 @@ class Report:
     resharded: ReshardedEpoch | None = None
     permittable: Mapping[str, int] = field(default_factory=dict)
     has_open_retry: bool = False
+    failed_alike: FailedAlike | None = None
 
     @property
     def images_per_s(self) -> float:

@@ -32,6 +32,7 @@ from datafetch.engine.permissions import PERMITTING_OPTIONS, Permitted
 from datafetch.engine.pipeline import TASKS_PER_CONNECTION
 from datafetch.errors import ConfigurationError
 from datafetch.fetch import FetchPolicy, OptOut
+from datafetch.model.advice import ADVICE
 from datafetch.model.kinds import CounterName
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.options import Effect, options_of
@@ -719,7 +720,7 @@ def test_help_says_which_options_can_be_given_to_retry_later(capfd: pytest.Captu
 def test_every_permission_is_remembered_and_advised() -> None:
     """Each permitting option is stored for later retries, and suggested if images failed for lack of it."""
     assert {field.name for field in fields(Permitted)} == set(PERMITTING_OPTIONS)
-    assert set(show._ADVICE) == {permission.failure_kind for permission in Permission}
+    assert set(ADVICE) == {permission.failure_kind for permission in Permission}
     assert all(f"--{permission}" in (retry.__doc__ or "") for permission in Permission)
 
 

@@ -23,6 +23,7 @@ from rich.text import Text
 from datafetch.cli.exit_code import one_line
 from datafetch.datasets import DATASETS
 from datafetch.errors import ResourceError
+from datafetch.model.advice import ADVICE
 from datafetch.model.kinds import CounterName
 from datafetch.model.outcome import OK, FailureKind, may_kind_pass
 from datafetch.model.report import Report
@@ -47,13 +48,6 @@ _COUNTERS: dict[str, tuple[str, str]] = {
 }
 """By name of the counter: what it counts, in the singular, and what happened to that."""
 
-_ADVICE: dict[FailureKind, str] = {
-    FailureKind.TLS: "'{retry} --insecure' also accepts invalid certificates and outdated TLS",
-    FailureKind.BLOCKED_ADDRESS: "'{retry} --allow-net CIDR' fetches those in a network that you trust",
-    FailureKind.OPTED_OUT: "'{retry} --opt-out ignore' fetches them too",
-    FailureKind.TOO_LARGE: "'{retry} --max-body BYTES' (or --max-sample) fetches them with a higher limit",
-    FailureKind.TOO_MANY_PIXELS: "'{retry} --max-pixels N' fetches them with a higher limit",
-}
 _HOST_COLUMNS = 40
 _SHOWN_PROCESSES = 4
 _MAX_S = 1e9  # thirty years; an ETA may be any number of them when the pace is close to zero
@@ -127,10 +121,14 @@ def _advice(report: Report) -> Iterator[str]:
             f"{counted(missing, 'image')} {'is' if missing == 1 else 'are'} not in {folder}: prepare the image sets "
             "with the same --root, or 'datafetch retry' those where images failed, and run the same command again"
         )
-    for kind, fix in _ADVICE.items():
+    alike = report.failed_alike
+    if alike is not None and not report.permittable.get(alike.kind):
+        yield alike.sentence(is_over=True)
+    for kind, advice in ADVICE.items():
         count = report.permittable.get(kind, 0)
         if count:
-            yield f"{counted(count, 'image')} failed as {kind}: {fix.format(retry=retry)}"
+            fix = alike.advice or advice if alike is not None and alike.kind is kind else advice
+            yield f"{counted(count, 'image')} failed as {kind}: '{retry} {fix.option}' {fix.effect}"
 
 
 def _retry_command(out: str) -> str:

@@ -16,6 +16,7 @@ from operator import itemgetter
 
 from datafetch.engine.dedup import UrlDeduplicator
 from datafetch.engine.feed import OpenShard
+from datafetch.engine.first_outcomes import FirstOutcomes
 from datafetch.engine.image_source import ImageSource
 from datafetch.fetch import BodyBudget, Reservation
 from datafetch.model.interfaces import ImageTranscoder
@@ -40,6 +41,7 @@ class SampleFetcher:
         outcomes: Number of images by outcome.
         repeated: Number of images that reused the result of an earlier request for the same URL.
         adopted: Number of images that were in their place already.
+        first_outcomes: Watches the images that are requested.
         budget: The memory budget for bodies.
     """
 
@@ -49,6 +51,7 @@ class SampleFetcher:
         self.outcomes: Counter[str] = Counter()
         self.repeated = 0
         self.adopted = 0
+        self.first_outcomes = FirstOutcomes(source.fetch.unused_proxy)
         self.dedup = UrlDeduplicator()
         self._output = output
         self._source = source
@@ -84,6 +87,8 @@ class SampleFetcher:
             fetched = replace(fetched, attempts=fetched.attempts + attempts)
             if isinstance(outcome, Failure) and outcome.is_as_damaged_as(before):
                 outcome = replace(outcome, kind=FailureKind.CORRUPT)
+        if fetched.source is not Source.HAVE:
+            self.first_outcomes.add(outcome)
         line = LedgerLine.of(sample, image, fetched, outcome)
         is_to_be_written = isinstance(outcome, Encoded) and fetched.source is not Source.HAVE
         result = ImageResult(line, outcome.jpeg if isinstance(outcome, Encoded) and is_to_be_written else b"")

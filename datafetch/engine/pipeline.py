@@ -14,6 +14,7 @@ from datafetch.engine.fetch_sample import SampleFetcher
 from datafetch.engine.image_source import ImageSource
 from datafetch.errors import ConservationError
 from datafetch.fetch import BodyBudget
+from datafetch.model.advice import FailedAlike
 from datafetch.model.interfaces import ImageTranscoder
 from datafetch.model.outcome import OK
 from datafetch.model.statistics import Statistics
@@ -81,6 +82,7 @@ class Pipeline:
         if self._feed.open_shards:
             names = ", ".join(sorted(shard.shard.name for shard in self._feed.open_shards))
             raise ConservationError(f"the manifest ended before these shards were complete: {names}")
+        self._fetcher.first_outcomes.end()
 
     @property
     def ended(self) -> int:
@@ -91,6 +93,11 @@ class Pipeline:
     def ended_ok(self) -> int:
         """Number of images that got the outcome ``ok`` in this run."""
         return self._fetcher.outcomes[OK]
+
+    @property
+    def failed_alike(self) -> FailedAlike | None:
+        """How all images that were requested in this run have failed; None unless all did, and alike."""
+        return self._fetcher.first_outcomes.failed_alike
 
     @property
     def arrived(self) -> int:

@@ -232,6 +232,7 @@ class Session:
             requests=fetching.attempts,
             connections=fetching.connections,
             elapsed_s=time.monotonic() - self._started_s,
+            failed_alike=pipeline.failed_alike,
         )
 
     def _statistics_of(self, totals: ShardCounts) -> Statistics:
@@ -278,6 +279,7 @@ class Session:
             permittable=count_permittable(
                 self._job, totals.outcomes, [layout.ledger(shard) for shard, part in counts.items() if part.failed]
             ),
+            failed_alike=fetched.failed_alike,
         )
 
     async def _reshard(self) -> None:

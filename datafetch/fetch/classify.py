@@ -73,7 +73,8 @@ def classify(error: Exception) -> Failure:
         ) from error
     for exception, kind in _KINDS.items():
         if isinstance(error, exception):
-            return Failure(kind, _describe(error))
+            network = error.network if isinstance(error, BlockedAddressError) else ""
+            return Failure(kind, _describe(error), network=network)
     raise error
 
 

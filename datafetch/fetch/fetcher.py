@@ -30,6 +30,7 @@ from datafetch.fetch.hop import Hop
 from datafetch.fetch.limiter import Limiter
 from datafetch.fetch.memory import BodyBudget, Reservation
 from datafetch.fetch.policy import FetchPolicy
+from datafetch.fetch.proxies import unused_proxy
 from datafetch.fetch.requester import Requester
 from datafetch.fetch.statistics import FetchStatistics
 from datafetch.fetch.urls import BadUrlError, authority, parse_url
@@ -110,6 +111,11 @@ class Fetcher:
     def max_connections(self) -> int:
         """Number of requests that may be in flight at any time."""
         return self._requester.concurrency.max_connections
+
+    @property
+    def unused_proxy(self) -> str:
+        """The environment variable that names a proxy which is not used; empty if there is none."""
+        return "" if self._policy.trust_env else unused_proxy()
 
     def call_limiter(self, calls_per_connection: int) -> Limiter:
         """Make a limiter for calls, for a caller with more URLs than it should hold at once.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined]
 
@@ -80,6 +81,17 @@ class Proxies:
             raise BlockedAddressError(name)
         for address in self._hosts.get(name, ()):
             guard.check(address)
+
+
+def unused_proxy() -> str:
+    """The environment variable that names a proxy which ``--trust-env`` would use; empty if there is none."""
+    environment = getproxies_environment()
+    for scheme in ("https", "http", "all"):
+        text = environment.get(scheme)
+        with suppress(ConfigurationError, ValueError):
+            if text and _proxy_url(scheme, text):
+                return f"{scheme}_proxy".upper()
+    return ""
 
 
 def _read_hosts() -> Mapping[str, Sequence[str]]:

@@ -53,6 +53,11 @@ class Fetch(Protocol[_Reservation_contra]):
         """Number of requests that may be in flight at any time."""
         ...
 
+    @property
+    def unused_proxy(self) -> str:
+        """The environment variable that names a proxy which is not used; empty if there is none."""
+        ...
+
     def call_limiter(self, calls_per_connection: int) -> AbstractAsyncContextManager[None]:
         """Make a limiter that admits this many calls for each connection; enter it around each call."""
         ...

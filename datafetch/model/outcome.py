@@ -128,6 +128,7 @@ class Failure:
         permitted: The permissions that were used before the image failed.
         is_skipped: Whether it was not requested, or cancelled, because its document could no longer become a row.
         source: Where its bytes were looked for.
+        network: Of a refused address, the network that ``--allow-net`` would have to name; not kept in the ledger.
     """
 
     kind: FailureKind
@@ -140,6 +141,7 @@ class Failure:
     permitted: Permissions = ()
     is_skipped: bool = False
     source: Source = Source.WEB
+    network: str = ""
 
     @property
     def may_pass(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from datafetch.model.advice import FailedAlike
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.outcome import OK
 from datafetch.model.sample import IdListResult
@@ -41,6 +42,7 @@ class FetchedShards:
         requests: The number of attempts; one with redirects counts once.
         connections: How many requests might be open at the end.
         elapsed_s: Wall-clock time.
+        failed_alike: How all images that were requested have failed; None unless all did, and alike.
     """
 
     totals: ShardCounts
@@ -54,6 +56,7 @@ class FetchedShards:
     requests: int = 0
     connections: int = 0
     elapsed_s: float = 0.0
+    failed_alike: FailedAlike | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,7 @@ class Report:
         resharded: What the ranks read; None if the output was not resharded.
         permittable: The number of failed images that a permission might let through, by failure kind.
         has_open_retry: Whether a retry of the output was interrupted and is not complete.
+        failed_alike: How all images that this run requested have failed; None unless all did, and alike.
     """
 
     dataset: str
@@ -97,6 +101,7 @@ class Report:
     resharded: ReshardedEpoch | None = None
     permittable: Mapping[str, int] = field(default_factory=dict)
     has_open_retry: bool = False
+    failed_alike: FailedAlike | None = None
 
     @property
     def images_per_s(self) -> float:

@@ -29,6 +29,7 @@ _NOT_PUBLIC = (  # some versions of Python report these as global
     IPv4Network("192.88.99.0/24"),  # RFC 7526: 6to4 relays
 )
 _CACHED_ADDRESSES = 16_384
+_LOOPBACK = IPv4Network("127.0.0.0/8")
 
 
 def is_address(host: str) -> bool:
@@ -38,10 +39,28 @@ def is_address(host: str) -> bool:
 
 
 class BlockedAddressError(OSError):
-    """The address is not public, and the operator has not allowed it."""
+    """The address is not public, and the operator has not allowed it.
+
+    Args:
+        address: The address, or a name of this machine itself, which no option allows to ask a proxy for.
+
+    Attributes:
+        network: The network that ``--allow-net`` would have to name; empty for a name.
+    """
 
     def __init__(self, address: str) -> None:
-        super().__init__(f"{address} is not a public address; --allow-net would allow it")
+        self.network = _network_to_allow(address)
+        hint = f"; --allow-net {self.network} would allow it" if self.network else ""
+        super().__init__(f"{address} is not a public address{hint}")
+
+
+def _network_to_allow(address: str) -> str:
+    """All of loopback, and of other networks no more than the address; empty for what is none."""
+    try:
+        parsed = ip_address(address.partition("%")[0])
+    except ValueError:
+        return ""
+    return str(_LOOPBACK if parsed in _LOOPBACK else parsed)
 
 
 class _Verdict(Enum):

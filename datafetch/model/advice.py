@@ -1,0 +1,96 @@
+"""What helps against failures: the option for each kind, and a sentence for a run in which nothing arrives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from datafetch.model.outcome import FailureKind
+
+_MAX_NETWORKS = 3
+_NETWORK_KINDS = frozenset(
+    {
+        FailureKind.CONNECT,
+        FailureKind.TIMEOUT,
+        FailureKind.DISCONNECTED,
+        FailureKind.HOST_DOWN,
+        FailureKind.DNS_FAILED,
+        FailureKind.DNS_NOT_FOUND,
+    }
+)
+"""Kinds that every image has where something between this machine and the web is in the way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """An option that accepts images which are refused by default.
+
+    Attributes:
+        option: As it is given to a command, with a metavariable for what the operator has to choose.
+        effect: What it does, following the option in a sentence.
+    """
+
+    option: str
+    effect: str
+
+
+ADVICE: Mapping[FailureKind, Advice] = {
+    FailureKind.TLS: Advice("--insecure", "also accepts invalid certificates and outdated TLS"),
+    FailureKind.BLOCKED_ADDRESS: Advice("--allow-net CIDR", "fetches those in a network that you trust"),
+    FailureKind.OPTED_OUT: Advice("--opt-out ignore", "fetches them too"),
+    FailureKind.TOO_LARGE: Advice("--max-body BYTES", "(or --max-sample) fetches them with a higher limit"),
+    FailureKind.TOO_MANY_PIXELS: Advice("--max-pixels N", "fetches them with a higher limit"),
+}
+"""For each kind of failure that a permission can help against."""
+
+
+@dataclass(frozen=True, slots=True)
+class FailedAlike:
+    """That all images which a run has requested failed in the same way.
+
+    Attributes:
+        images: The number of images.
+        kind: How they failed. Images of hosts that are down (``HOST_DOWN``) share the kind of those that were tried.
+        status: The HTTP status that all of them have; None for other kinds.
+        networks: The networks that would have to be allowed (``--allow-net``), each once, as far as they are known.
+        is_permitted: Whether the option against this kind was in use already.
+        unused_proxy: The environment variable that names a proxy which is not used; empty if there is none.
+    """
+
+    images: int
+    kind: FailureKind
+    status: int | None = None
+    networks: tuple[str, ...] = ()
+    is_permitted: bool = False
+    unused_proxy: str = ""
+
+    @property
+    def advice(self) -> Advice | None:
+        """The option that helps, with the networks to allow in it where they are known and few; None if none does."""
+        advice = None if self.is_permitted else ADVICE.get(self.kind)
+        if advice is None or not 0 < len(self.networks) <= _MAX_NETWORKS:
+            return advice
+        return replace(advice, option=" ".join(f"--allow-net {network}" for network in self.networks))
+
+    def sentence(self, *, is_over: bool) -> str:
+        """What happened, and what helps.
+
+        Args:
+            is_over: Whether these are all images of the run, and not just its first ones.
+        """
+        how = f"with HTTP status {self.status}" if self.kind is FailureKind.HTTP_STATUS else f"as {self.kind}"
+        advice = self.advice
+        if advice is not None:
+            help_ = f"; {advice.option} {advice.effect}: give it with --fresh, or to 'datafetch retry' afterwards"
+        elif self.kind in _NETWORK_KINDS:
+            proxy = f"; the proxy in {self.unused_proxy} is used only with --trust-env" if self.unused_proxy else ""
+            help_ = f"; check this machine's network{proxy}"
+        else:
+            help_ = ""
+        return f"{_subject(self.images, is_over=is_over)} failed {how}{help_}"
+
+
+def _subject(images: int, *, is_over: bool) -> str:
+    if images == 1:
+        return "the only image that was requested"
+    return f"all {images:,} images that were requested" if is_over else f"the first {images:,} images all"

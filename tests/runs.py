@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import select
 import signal
 import subprocess
@@ -43,6 +44,7 @@ PATIENCE_S = 150.0
 _PICTURES = 40
 _READING_MS = 1
 _MARK = "DATAFETCH_TEST_RUN"
+_PROGRESS = re.compile(r"([0-9.]+% )?[0-9,]+(/[0-9,]+)?( images)?  [0-9,]+ ok")
 # Of every twenty URLs these fail, so that repeated requests for failures would be noticed, too.
 _FAULTS = {3: "missing", 8: "broken", 13: "html"}
 
@@ -254,7 +256,7 @@ class Run:
     def messages(self) -> list[str]:
         """Return the lines on standard error, without those of progress."""
         self._stderr.seek(0)
-        return [line for line in self._stderr.read().splitlines() if " images/s" not in line]
+        return [line for line in self._stderr.read().splitlines() if not _PROGRESS.match(line)]
 
 
 def check_out_of_resources(run: Run, code: int) -> str:

@@ -14,7 +14,7 @@ import pytest
 
 from datafetch.cli.app import main
 from datafetch.cli.exit_code import one_line
-from datafetch.cli.progress import ProgressConsole, show_log_messages
+from datafetch.cli.reporter import open_reporter
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.errors import ConfigurationError, ConservationError, DatafetchError, ManifestError, ResourceError
 from datafetch.fetch.classify import SocketsExhaustedError
@@ -193,7 +193,7 @@ def test_untrusted_names_do_not_control_the_terminal(
     check_one_clean_line(capfd.readouterr().err)
     assert main([f"no{EVIL}"]) == 2
     check_one_clean_line(capfd.readouterr().err)
-    with show_log_messages(ProgressConsole()):
+    with open_reporter():
         logging.getLogger("datafetch.test").warning("a column %s", key)
     check_one_clean_line(capfd.readouterr().err)
 

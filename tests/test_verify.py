@@ -25,7 +25,7 @@ from bodies import chunk, saved
 from PIL import Image
 
 from datafetch.cli.app import main
-from datafetch.cli.progress import verifying_line
+from datafetch.cli.progress_line import verifying_line
 from datafetch.model.kinds import Loader
 from datafetch.model.outcome import Encoded, Outcome
 from datafetch.output.formats import PickleShardWriter, encode_row
@@ -727,8 +727,9 @@ def test_an_observers_error_does_not_end_a_check(tmp_path: Path, caplog: pytest.
 def test_the_progress_line() -> None:
     """It shows the share, the counts, the rate and the remaining time."""
     line = verifying_line(VerifyProgress(1000, 900, 3, read_bytes=25, total_bytes=100, elapsed_s=10))
-    assert line == "25.0%  1,000 samples  900 images  3 problems  90.0 images/s  ETA 0:00:30"
-    assert verifying_line(VerifyProgress(0, 0, 0, 0, 0, 0.0)) == "0.0%  0 samples  0 images  0 problems"
+    assert line.whole() == "25.0%  900 images  3 problems  90/s  ETA 0:30  1,000 samples"
+    assert line.fitted(50) == "25.0%  900 images  3 problems  90/s  ETA 0:30"
+    assert verifying_line(VerifyProgress(0, 0, 0, 0, 0, 0.0)).whole() == "0.0%  0 images  0 samples"
 
 
 def test_the_exit_code_and_output_of_the_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -43,6 +43,7 @@ class _Summary:
 
 
 _FRESH = "--fresh"
+_LOG_JSON = "--log-json"
 _VALIDATION_MESSAGES = {
     "int_parsing": "a whole number is required, not {value!r}",
     "float_parsing": "a number is required, not {value!r}",
@@ -125,16 +126,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         code = ExitCode.INTERRUPTED
     except DatafetchError as error:
-        return complain(_resuming(str(error), words), exit_code_of_error(error))
+        return _complain(str(error), exit_code_of_error(error), words)
     except _USAGE_ERRORS as error:
         command = error.ctx.command_path if error.ctx else "datafetch"
-        return complain(f"{_usage_message(error)} (see '{command} --help')", ExitCode.WRONG_COMMAND)
+        return _complain(f"{_usage_message(error)} (see '{command} --help')", ExitCode.WRONG_COMMAND, words)
     except Exception as error:
         if not (is_exhaustion(error) or isinstance(error, OSError)):
             raise
         return _complain_of_machine(error, words)
     if code == ExitCode.INTERRUPTED:  # typer returns this after Ctrl-C, without a message
-        return complain(_resuming(f"interrupted{_after_ctrl_c(words)}", words), ExitCode.INTERRUPTED)
+        return _complain(f"interrupted{_after_ctrl_c(words)}", ExitCode.INTERRUPTED, words)
     return ExitCode.COMPLETE if code is None else code
 
 
@@ -163,18 +164,21 @@ def _usage_message(error: typer.BadParameter) -> str:
     return message[:1].lower() + message[1:]
 
 
-def _resuming(message: str, words: Sequence[str]) -> str:
-    """Change the advice to run the same command again if that would delete what it has fetched so far."""
-    return without_fresh(message) if _FRESH in words else message
+def _complain(message: str, code: ExitCode, words: Sequence[str]) -> ExitCode:
+    """Say what stopped the command, in the form that it was told to report in.
+
+    The advice to run the same command again is changed if that would delete what it has fetched so far.
+    """
+    return complain(without_fresh(message) if _FRESH in words else message, code, as_json=_LOG_JSON in words)
 
 
 def _complain_of_machine(error: Exception, words: Sequence[str]) -> ExitCode:
     """Report which resource has run out, or which file can't be used."""
     if is_exhaustion(error) or not isinstance(error, OSError):
-        return complain(_resuming(str(ResourceError.from_exhaustion(error)), words), ExitCode.OUT_OF_RESOURCES)
+        return _complain(str(ResourceError.from_exhaustion(error)), ExitCode.OUT_OF_RESOURCES, words)
     is_wrong_path = error.errno in (errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP)
     code = ExitCode.WRONG_COMMAND if is_wrong_path else ExitCode.OUT_OF_RESOURCES
-    return complain(_resuming(str(ResourceError.from_disk_error(error, "continue")), words), code)
+    return _complain(str(ResourceError.from_disk_error(error, "continue")), code, words)
 
 
 def _after_ctrl_c(words: Sequence[str]) -> str:

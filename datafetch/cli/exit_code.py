@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
+from datetime import UTC, datetime
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
@@ -14,6 +18,7 @@ if TYPE_CHECKING:
 
 AGAIN = "run the same command again"  # as all messages say it
 RESUME = f"{AGAIN} to resume"
+_log = logging.getLogger(__name__)
 _MAX_CHARS = 2000
 _END_CHARS = 500  # kept from the end of a longer message, where it says what to do
 
@@ -41,15 +46,13 @@ def check_min_success(min_success: float) -> None:
 
 
 def exit_code_of(report: Report, min_success: float) -> ExitCode:
-    """Return the exit code of a run or a retry; if too few images arrived, write that as a line on standard error."""
+    """Return the exit code of a run or a retry; if too few images arrived, log that as an error."""
     images = report.totals.images
     share = report.totals.ok / images if images else 1.0
     if share >= min_success:
         return ExitCode.COMPLETE
-    return complain(
-        f"{share:.1%} of the images arrived, but --min-success requires {min_success:.1%}",
-        ExitCode.TOO_FEW_IMAGES,
-    )
+    _log.error("%s of the images arrived, but --min-success requires %s", f"{share:.1%}", f"{min_success:.1%}")
+    return ExitCode.TOO_FEW_IMAGES
 
 
 def exit_code_of_error(error: DatafetchError) -> ExitCode:
@@ -62,16 +65,20 @@ def exit_code_of_error(error: DatafetchError) -> ExitCode:
     return ExitCode.WRONG_COMMAND
 
 
-def complain(message: str, code: ExitCode) -> ExitCode:
+def complain(message: str, code: ExitCode, *, as_json: bool = False) -> ExitCode:
     """Write a message as one line on standard error, and return the exit code."""
-    write_line(message)
+    line = (
+        json_line({"level": "error", "message": one_line(message)}) if as_json else f"datafetch: {one_line(message)}\n"
+    )
+    with suppress(OSError):  # the exit code counts even if the line can't be written
+        sys.stderr.write(line)
     return code
 
 
-def write_line(message: str) -> None:
-    """Write a message as one line on standard error."""
-    with suppress(OSError):  # the exit code counts even if the line can't be written
-        sys.stderr.write(f"datafetch: {one_line(message)}\n")
+def json_line(values: Mapping[str, object]) -> str:
+    """Format what is reported as a line that is a JSON object, with the time."""
+    now = {"time": datetime.now(UTC).isoformat(timespec="milliseconds")}
+    return json.dumps(now | dict(values), ensure_ascii=False) + "\n"
 
 
 def without_fresh(message: str) -> str:

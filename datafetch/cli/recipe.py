@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -10,17 +11,11 @@ from typing import Annotated
 
 import typer
 
-from datafetch.cli.exit_code import (
-    ExitCode,
-    check_min_success,
-    complain,
-    exit_code_of_error,
-    without_fresh,
-    write_line,
-)
+from datafetch.cli.exit_code import ExitCode, check_min_success, exit_code_of_error, without_fresh
 from datafetch.cli.options import CheckSources, GivenOptions, Json, MinSuccess, NoReshard, Root
-from datafetch.cli.progress import ProgressConsole, show_log_messages, show_progress
+from datafetch.cli.progress import show_progress
 from datafetch.cli.render import show_built, show_sources
+from datafetch.cli.reporter import Reporter, Reporting, open_reporter
 from datafetch.engine.job import Job
 from datafetch.engine.recipe import BuiltDataset, PlannedDataset, build_recipe, log_disk_space, plan_recipe
 from datafetch.engine.source_check import check_sources
@@ -28,6 +23,8 @@ from datafetch.errors import ConfigurationError
 from datafetch.model.observers import Observer
 from datafetch.model.options import OptionGroup
 from datafetch.model.statistics import Statistics
+
+_log = logging.getLogger(__name__)
 
 
 def prepare(  # noqa: PLR0913 - one parameter an option
@@ -67,21 +64,20 @@ def prepare(  # noqa: PLR0913 - one parameter an option
     planned = plan_recipe(targets, root, _by_name("--source", source), _by_name("--ids", ids), change)
     if check_sources:
         return report_sources(planned, as_json=json)
-    console = ProgressConsole()
     unplanned = {each.part.name: each.problem for each in planned if each.problem}  # named before the others begin
     built: list[BuiltDataset] = []
-    with show_log_messages(console):
+    with open_reporter(given.apply(Reporting())) as reporter:
         log_disk_space(planned)
         for name, problem in unplanned.items():
-            write_line(f"{name} will not be built: {problem}")
-        for one in build_recipe(planned, partial(observe_built, console=console)):
+            _log.error("%s will not be built: %s", name, problem)
+        for one in build_recipe(planned, partial(observe_built, reporter=reporter)):
             if one.error is not None and given.values.get("fresh"):
                 one = replace(one, advice=without_fresh(str(one.error)))  # noqa: PLW2901 - as it is shown
             built.append(one)
             if one.error is not None and one.part.name not in unplanned:
-                write_line(f"{one.part.name}: {one.problem}")
-    show_built(built, as_json=json)
-    return _worst(built, min_success)
+                _log.error("%s: %s", one.part.name, one.problem)
+        show_built(built, as_json=json)
+        return _worst(built, min_success)
 
 
 def report_sources(planned: Sequence[PlannedDataset], *, as_json: bool) -> int:
@@ -109,12 +105,12 @@ def _by_name(flag: str, values: Iterable[str] | None) -> dict[str, str]:
 
 
 def observe_built(
-    number: int, planned: Sequence[PlannedDataset], *, console: ProgressConsole
+    number: int, planned: Sequence[PlannedDataset], *, reporter: Reporter
 ) -> Iterator[Observer[Statistics]]:
     """Show the progress of one dataset, with which of all it is, and how long all will take."""
     later = sum(one.open_images for one in planned[number + 1 :])
-    title = f"{number + 1}/{len(planned)} {planned[number].part.name}"
-    yield partial(show_progress, console=console, title=title, later_images=later)
+    title = f"{number + 1} of {len(planned)} {planned[number].part.name}"
+    yield partial(show_progress, reporter=reporter, title=title, later_images=later)
 
 
 def _worst(built: Sequence[BuiltDataset], min_success: float) -> int:
@@ -123,7 +119,7 @@ def _worst(built: Sequence[BuiltDataset], min_success: float) -> int:
     reports = [one.report for one in built if one.report is not None]
     short = [one.dataset for one in reports if one.totals.images and one.totals.ok < min_success * one.totals.images]
     if short:
-        message = f"fewer images than --min-success requires arrived of {', '.join(short)}"
-        codes.append(complain(message, ExitCode.TOO_FEW_IMAGES))
+        _log.error("fewer images than --min-success requires arrived of %s", ", ".join(short))
+        codes.append(ExitCode.TOO_FEW_IMAGES)
     by_severity = (ExitCode.BUG, ExitCode.OUT_OF_RESOURCES, ExitCode.WRONG_COMMAND, ExitCode.TOO_FEW_IMAGES)
     return next((code for code in by_severity if code in codes), ExitCode.COMPLETE)

@@ -25,3 +25,6 @@ PlainName: TypeAlias = Annotated[str, Meta(pattern=PLAIN_NAME)]
 
 PathText: TypeAlias = Annotated[str, Meta(pattern=r"\A[^\0]*\Z")]
 """A string that the operating system accepts as a path."""
+
+ShortText: TypeAlias = Annotated[str, Meta(max_length=1000)]
+"""A name or a few words."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from datafetch.model.bounds import Amount, Count
+from datafetch.model.bounds import Amount, Count, ShortText
+
+_MANY_PER_REQUEST = 8  # waiting images for each open request
 
 
 class ReshardStage(StrEnum):
@@ -34,6 +36,25 @@ class ReshardProgress:
 
 
 @dataclass(frozen=True, slots=True)
+class Waiting:
+    """What waits: images whose host is paused or has no room for their request, and those that failed and are retried.
+
+    Attributes:
+        images: How many wait.
+        host: The host that most of them wait for, as its URLs name it; text from the web.
+        host_images: How many wait for that one.
+        reason: Why they wait for it, in words, such as "HTTP 503".
+        next_attempt_s: Seconds until a request may be sent to it; None if that depends on requests that are open.
+    """
+
+    images: Count
+    host: ShortText
+    host_images: Count
+    reason: ShortText
+    next_attempt_s: Amount | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Statistics:
     """A snapshot of a run.
 
@@ -49,6 +70,7 @@ class Statistics:
         open_requests: The number of requests open now.
         elapsed_s: Seconds since the run started.
         resharding: The progress of resharding; None before that.
+        waiting: What waits for hosts; None if nothing does.
     """
 
     expected_images: Count | None
@@ -62,3 +84,17 @@ class Statistics:
     open_requests: Count
     elapsed_s: Amount
     resharding: ReshardProgress | None = None
+    waiting: Waiting | None = None
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether nothing or little is sent, because nearly all images wait for the next attempt at their hosts."""
+        waiting = self.waiting
+        if waiting is None:
+            return False
+        is_paused = waiting.next_attempt_s is not None
+        return not self.open_requests or (is_paused and self.open_requests * _MANY_PER_REQUEST <= waiting.images)
+
+    def left_s(self, images: int, images_per_s: float) -> float | None:
+        """How many seconds some images will take at a pace; None if nothing moves, or so little that nobody knows."""
+        return None if images_per_s <= 0 or self.is_stalled else max(0, images) / images_per_s

@@ -87,7 +87,7 @@ async def write_heartbeats(statistics: Callable[[], Statistics], layout: OutputL
             updated_unix_s=time.time(),
             is_ended=is_ended,
             spools=str((layout.all_spools / layout.job_hash).absolute()),
-            images_per_s=throughput.images_per_s(now),
+            images_per_s=throughput.pace(now).images_per_s,
             statistics=now,
         )
         await asyncio.get_running_loop().run_in_executor(writer, _write, path, snapshot)

@@ -27,10 +27,11 @@ from datafetch.cli.options import (
     Root,
     parameters_of,
 )
-from datafetch.cli.progress import ProgressConsole, show_log_messages, show_progress
+from datafetch.cli.progress import show_progress
 from datafetch.cli.recipe import prepare as prepare_several
 from datafetch.cli.recipe import report_sources
 from datafetch.cli.render import show_report
+from datafetch.cli.reporter import Reporting, open_reporter
 from datafetch.datasets import DATASETS, find_dataset
 from datafetch.datasets.recipes import RECIPE, STEPS, default_source, expand_targets, part_of
 from datafetch.engine.job import Job, own_spec, reshard_plan
@@ -86,11 +87,10 @@ def prepare(  # noqa: PLR0913 - one parameter an option
         job = replace(job, world_size=None)
     if check_sources:
         return report_sources([PlannedDataset(part_of(target), job.out, job)], as_json=json)
-    console = ProgressConsole()
-    with show_log_messages(console):
-        report = run(job, observers=[partial(show_progress, console=console)])
-    show_report(report, as_json=json)
-    return exit_code_of(report, min_success)
+    with open_reporter(given.apply(Reporting())) as reporter:
+        report = run(job, observers=[partial(show_progress, reporter=reporter)])
+        show_report(report, as_json=json)
+        return exit_code_of(report, min_success)
 
 
 class _PrepareTargets(Command):
@@ -207,6 +207,7 @@ def _run_parameters(dataset: Dataset | None) -> list[Parameter]:
         *parameters_of([FetchPolicy()], add_help=add_help),
         *parameters_of([own_spec(dataset) for dataset in datasets], add_help=add_help),
         *parameters_of([_UNSET], is_selected=is_taken, add_help=add_help),
+        *parameters_of([Reporting()]),
     ]
 
 
@@ -230,6 +231,7 @@ _ALL_OPTIONS = {
         *parameters_of([_UNSET]),
         *parameters_of([FetchPolicy()]),
         *parameters_of([own_spec(dataset) for dataset in DATASETS.values()]),
+        *parameters_of([Reporting()]),
         *(one for dataset in DATASETS.values() for one in parameters_of([dataset.options])),
     )
 }

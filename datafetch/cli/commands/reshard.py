@@ -11,8 +11,9 @@ import typer
 from datafetch.cli.command import as_command, with_options
 from datafetch.cli.exit_code import ExitCode
 from datafetch.cli.options import GivenOptions, Json, parameters_of
-from datafetch.cli.progress import ProgressConsole, show_log_messages, show_resharding
+from datafetch.cli.progress import show_resharding
 from datafetch.cli.render import show_resharded
+from datafetch.cli.reporter import Reporting, open_reporter
 from datafetch.output.reshard import folder
 from datafetch.output.reshard.copy import ProgressMonitor
 from datafetch.output.reshard.folder import ReshardRequest
@@ -30,11 +31,10 @@ def reshard(
 ) -> int:
     """Make shards of equal size, so that every rank reads the same number of samples."""
     request = given.apply(ReshardRequest(source, out))
-    console = ProgressConsole()
     stop = threading.Event()
     with (
-        show_log_messages(console),
-        show_resharding(console) as report_progress,
+        open_reporter(given.apply(Reporting())) as reporter,
+        show_resharding(reporter) as report_progress,
         active_interrupts() as interrupts,
         interrupts.stopping_with(stop.set),
     ):
@@ -44,4 +44,6 @@ def reshard(
     return ExitCode.COMPLETE
 
 
-command = as_command(with_options(reshard, parameters_of([ReshardRequest(Path(), Path())]), GivenOptions))
+_OPTIONS = [*parameters_of([ReshardRequest(Path(), Path())]), *parameters_of([Reporting()])]
+
+command = as_command(with_options(reshard, _OPTIONS, GivenOptions))

@@ -12,8 +12,9 @@ import typer
 from datafetch.cli.command import as_command, with_options
 from datafetch.cli.exit_code import check_min_success, exit_code_of
 from datafetch.cli.options import PERMISSIONS, GivenOptions, Json, MinSuccess, may_differ_later, parameters_of
-from datafetch.cli.progress import ProgressConsole, show_log_messages, show_progress
+from datafetch.cli.progress import show_progress
 from datafetch.cli.render import show_report
+from datafetch.cli.reporter import Reporting, open_reporter
 from datafetch.engine.job import Job
 from datafetch.engine.runner import retry as retry_run
 from datafetch.errors import ConfigurationError, unknown_name
@@ -66,17 +67,16 @@ def retry(  # noqa: PLR0913 - one parameter an option
     failed without them, and apply to later retries too. All other options are as in the run, unless they are given.
     """
     check_min_success(min_success)
-    console = ProgressConsole()
-    with show_log_messages(console):
+    with open_reporter(given.apply(Reporting())) as reporter:
         report = retry_run(
             str(out),
             _retry_filter(kinds, everything=everything, permitted=given.permitted_kinds),
             change=given.change,
             source=source,
-            observers=[partial(show_progress, console=console)],
+            observers=[partial(show_progress, reporter=reporter)],
         )
-    show_report(report, as_json=json)
-    return exit_code_of(report, min_success)
+        show_report(report, as_json=json)
+        return exit_code_of(report, min_success)
 
 
 def _retry_filter(kinds: Sequence[str] | None, *, everything: bool, permitted: frozenset[FailureKind]) -> RetryFilter:
@@ -104,7 +104,7 @@ def _also_retried(one: OptionField) -> str:
 
 _OPTIONS = [
     option
-    for values in (FetchPolicy(), ImageSpec(), Job("", "", ""))
+    for values in (FetchPolicy(), ImageSpec(), Job("", "", ""), Reporting())
     for option in parameters_of([values], is_selected=_is_taken, add_help=_also_retried, shows_defaults=False)
 ]
 

@@ -11,8 +11,9 @@ import typer
 from datafetch.cli.command import as_command, with_options
 from datafetch.cli.exit_code import ExitCode
 from datafetch.cli.options import GivenOptions, Json, parameters_of
-from datafetch.cli.progress import ProgressConsole, show_log_messages, show_verifying
+from datafetch.cli.progress import show_verifying
 from datafetch.cli.render import show_verdict
+from datafetch.cli.reporter import Reporting, open_reporter
 from datafetch.verify import Check, run_check
 
 
@@ -26,11 +27,12 @@ def verify(
 ) -> int:
     """Check an output as the trainer's loader will read it, decoding every image; exit 1 if there are problems."""
     check = given.apply(Check(str(out)))
-    console = ProgressConsole()
-    with show_log_messages(console):
-        verdict = run_check(check, observers=[partial(show_verifying, console=console)])
+    with open_reporter(given.apply(Reporting())) as reporter:
+        verdict = run_check(check, observers=[partial(show_verifying, reporter=reporter)])
     show_verdict(verdict, as_json=json)
     return ExitCode.COMPLETE if verdict.is_sound else ExitCode.NOT_SOUND
 
 
-command = as_command(with_options(verify, parameters_of([Check("")]), GivenOptions))
+_OPTIONS = [*parameters_of([Check("")]), *parameters_of([Reporting()])]
+
+command = as_command(with_options(verify, _OPTIONS, GivenOptions))

@@ -1,0 +1,34 @@
+"""Counts, sizes and times as people read them, the same in messages, summaries and lines of progress."""
+
+from __future__ import annotations
+
+_UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
+_MAX_S = 1e9  # thirty years; a time that is left may be any number of them when the pace is close to zero
+_DAY_S = 86_400
+_TENTHS_BELOW = 99.95  # larger numbers are shown whole: 9.5 MB, 99.9 MB, 100 MB
+
+
+def counted(count: int, thing: str) -> str:
+    """Format a count with its noun: ``1 shard``, ``2 shards``."""
+    return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"
+
+
+def sized(size_bytes: float) -> str:
+    """Format a size in decimal units, like those of ``df -H`` and of disk manufacturers: ``325 MB``, ``73.3 GB``."""
+    if size_bytes < 999.5:  # noqa: PLR2004 - below, it is shown in bytes
+        return counted(round(size_bytes), "byte")
+    number, unit = float(size_bytes), 0
+    while number >= 999.5 and unit < len(_UNITS) - 1:  # noqa: PLR2004 - would be shown as 1000
+        number, unit = number / 1000, unit + 1
+    return f"{number:,.{1 if number < _TENTHS_BELOW else 0}f} {_UNITS[unit]}"
+
+
+def clock(seconds: float) -> str:
+    """Format a time: ``0:08``, ``5:03:02``, ``3d 4h``."""
+    whole_s = round(max(0.0, min(seconds, _MAX_S)))
+    minutes, left_s = divmod(whole_s, 60)
+    hours, minutes = divmod(minutes, 60)
+    if whole_s >= _DAY_S:
+        days, hours = divmod(hours, 24)
+        return f"{days:,}d {hours}h"
+    return f"{hours}:{minutes:02}:{left_s:02}" if hours else f"{minutes}:{left_s:02}"

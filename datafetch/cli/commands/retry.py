@@ -11,12 +11,21 @@ import typer
 
 from datafetch.cli.command import as_command, with_options
 from datafetch.cli.exit_code import check_min_success, exit_code_of
-from datafetch.cli.options import PERMISSIONS, GivenOptions, Json, MinSuccess, may_differ_later, parameters_of
+from datafetch.cli.options import (
+    PERMISSIONS,
+    GivenOptions,
+    Json,
+    MinSuccess,
+    complete_kind,
+    may_differ_later,
+    parameters_of,
+    parse_kinds,
+)
 from datafetch.cli.progress import ProgressConsole, show_log_messages, show_progress
 from datafetch.cli.render import show_report
 from datafetch.engine.job import Job
 from datafetch.engine.runner import retry as retry_run
-from datafetch.errors import ConfigurationError, unknown_name
+from datafetch.errors import ConfigurationError
 from datafetch.fetch import FetchPolicy
 from datafetch.model.options import OptionField, OptionGroup
 from datafetch.model.outcome import FailureKind
@@ -24,10 +33,6 @@ from datafetch.output.retry_filter import RetryFilter
 from datafetch.transcode import ImageSpec
 
 _OF_PREPARE = frozenset({"fresh", "world_size"})
-
-
-def _complete_kind(incomplete: str) -> list[str]:
-    return [kind.value for kind in FailureKind if kind.startswith(incomplete)]
 
 
 def retry(  # noqa: PLR0913 - one parameter an option
@@ -39,7 +44,7 @@ def retry(  # noqa: PLR0913 - one parameter an option
             metavar="KIND,…",
             help="Retry failures of these kinds. Repeatable.  [default: (temporary ones)]",
             rich_help_panel=OptionGroup.SELECTION,
-            autocompletion=_complete_kind,
+            autocompletion=complete_kind,
         ),
     ] = None,
     everything: Annotated[
@@ -84,11 +89,7 @@ def _retry_filter(kinds: Sequence[str] | None, *, everything: bool, permitted: f
         return RetryFilter.all()
     if not kinds:
         return RetryFilter(also=permitted)
-    named = [kind.strip() for part in kinds for kind in part.split(",")]
-    for kind in named:
-        if kind not in tuple(FailureKind):
-            raise unknown_name("failure kind", kind, FailureKind)
-    return RetryFilter(frozenset(map(FailureKind, named)))
+    return RetryFilter(parse_kinds(kinds))
 
 
 def _is_taken(one: OptionField) -> bool:

@@ -353,7 +353,7 @@ def test_help_and_version_go_to_standard_output(arguments: list[str], capfd: pyt
     assert "datafetch" in capfd.readouterr().out
 
 
-COMMANDS = ("prepare", "retry", "demo", "reshard", "verify", "status")
+COMMANDS = ("prepare", "retry", "demo", "reshard", "verify", "status", "failures")
 
 
 @pytest.mark.parametrize(
@@ -424,6 +424,8 @@ def test_help_of_a_dataset_lists_the_options_that_it_takes(
         (["prepare", "coyo", "--on"], set()),
         (["prepare", "coyo", "--pixels", ""], {"recipe", "correct"}),
         (["retry", "out", "--kinds", "tim"], {"timeout"}),
+        (["fail"], {"failures"}),
+        (["failures", "out", "--kinds", "tim"], {"timeout"}),
     ],
 )
 def test_a_shell_completes_commands_datasets_options_and_values(
@@ -692,6 +694,7 @@ def test_the_report_says_how_to_fetch_failed_images(capfd: pytest.CaptureFixture
     advice = [
         f"1 image failed as tls: '{retry} --insecure' also accepts invalid certificates and outdated TLS",
         f"5 images failed as opted_out: '{retry} --opt-out ignore' fetches them too",
+        "'datafetch failures 'my out'' lists 8 failed images",
     ]
     show_report(report, as_json=False)
     assert capfd.readouterr().out.splitlines()[3:] == advice

@@ -67,12 +67,15 @@ def exit_code_of_error(error: DatafetchError) -> ExitCode:
 
 def complain(message: str, code: ExitCode, *, as_json: bool = False) -> ExitCode:
     """Write a message as one line on standard error, and return the exit code."""
-    line = (
-        json_line({"level": "error", "message": one_line(message)}) if as_json else f"datafetch: {one_line(message)}\n"
-    )
-    with suppress(OSError):  # the exit code counts even if the line can't be written
-        sys.stderr.write(line)
+    write_line(message, as_json=as_json)
     return code
+
+
+def write_line(message: str, *, level: str = "error", as_json: bool = False) -> None:
+    """Write a message as one line on standard error; the level stands only in JSON."""
+    text = one_line(message)
+    with suppress(OSError):  # the exit code counts even if the line can't be written
+        sys.stderr.write(json_line({"level": level, "message": text}) if as_json else f"datafetch: {text}\n")
 
 
 def json_line(values: Mapping[str, object]) -> str:

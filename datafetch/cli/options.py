@@ -18,7 +18,7 @@ import typer
 from msgspec import UNSET
 
 from datafetch.engine.job import Job
-from datafetch.errors import ConfigurationError
+from datafetch.errors import ConfigurationError, unknown_name
 from datafetch.fetch import OptOut
 from datafetch.model.options import Effect, OptionField, OptionGroup, options_of
 from datafetch.model.outcome import FailureKind, Permission
@@ -85,6 +85,29 @@ def parse_bytes(flag: str, text: str) -> int:
         raise ConfigurationError(f"{flag} takes bytes, or a number with K, M, G or T, not {text!r}")
     unit_bytes: int = 1024 ** _POWERS[match[3].lower()]
     return int(match[1]) * unit_bytes + int(float(match[2] or 0) * unit_bytes)
+
+
+def parse_kinds(values: Sequence[str] | None) -> frozenset[FailureKind]:
+    """Parse failure kinds, of which each value has several, separated by commas.
+
+    Raises:
+        ConfigurationError: There is no such kind; the message names the nearest.
+    """
+    names = parse_names(values)
+    for name in names:
+        if name not in tuple(FailureKind):
+            raise unknown_name("failure kind", name, FailureKind)
+    return frozenset(map(FailureKind, names))
+
+
+def parse_names(values: Sequence[str] | None) -> tuple[str, ...]:
+    """Parse a repeatable option of which each value may have several names, separated by commas."""
+    return tuple(name.strip() for value in values or () for name in value.split(","))
+
+
+def complete_kind(incomplete: str) -> list[str]:
+    """Return the failure kinds that begin with what was typed, for the shell."""
+    return [kind.value for kind in FailureKind if kind.startswith(incomplete)]
 
 
 def parse_number(flag: str, text: str, word: str) -> int | None:

@@ -80,6 +80,7 @@ def show_report(report: Report, *, as_json: bool) -> None:
     ]
     if report.retried:
         lines.append(f"retried {report.retried:,}, {report.retried_arrived or 0:,} arrived")
+    last = []
     if totals.notes:
         lines.append(", ".join(_counter_text(name, count) for name, count in sorted(totals.notes.items())))
     if report.resharded is not None:
@@ -98,7 +99,9 @@ def show_report(report: Report, *, as_json: bool) -> None:
         lines.append(f"ids: {found.wanted:,} wanted, {missing}{files}{beyond}, {duplicates}")
         if found.remark:
             lines.append(f"ids: {found.remark}")
-    _print_lines([*lines, *_advice(report)])
+    if totals.failed:
+        last = [f"'datafetch failures {shlex.quote(report.out)}' lists {counted(totals.failed, 'failed image')}"]
+    _print_lines([*lines, *_advice(report), *last])
 
 
 def _advice(report: Report) -> Iterator[str]:
@@ -348,11 +351,31 @@ def _print_lines(lines: Iterable[str]) -> None:
 
 
 def _print(text: str) -> None:
-    """Write to standard output. That its reader has exited is no error, because the work is done."""
+    write_pieces([text, "\n"])
+
+
+def write_pieces(pieces: Iterable[str]) -> None:
+    """Write pieces of text to standard output. That its reader has exited is no error: nobody reads the rest.
+
+    Raises:
+        ResourceError: It can't be written.
+    """
     try:
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
+        is_read = all(_write(piece) for piece in pieces)
+    except BaseException:
+        _write("")  # what came before it counts
+        raise
+    if is_read:
+        _write("")
+
+
+def _write(piece: str) -> bool:
+    """Write a piece, or flush all of them if it is empty; False if nobody reads them any more."""
+    try:
+        sys.stdout.write(piece) if piece else sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # closing it would fail and print an error
+        return False
     except OSError as error:
         raise ResourceError.from_disk_error(error, "write the summary to standard output") from error
+    return True

@@ -7,6 +7,7 @@ import re
 PLAIN_NAME = r"\A(?!\.{0,2}\Z)[^/\0]+\Z"
 """A regular expression for the name of a file that leads nowhere else."""
 _PLAIN_NAME = re.compile(PLAIN_NAME)
+_LAST_OF_PLANE_0 = 0xFFFF
 
 
 def is_plain_name(name: object) -> bool:
@@ -26,3 +27,22 @@ def is_utf8(name: str) -> bool:
 def to_printable(text: str) -> str:
     """A text that can't control a terminal: each character that is not printable becomes U+FFFD."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+
+
+def escape_unprintable(json_text: str) -> str:
+    """JSON on one line that can't control a terminal: in its texts, what is not printable becomes an escape.
+
+    Args:
+        json_text: The JSON, in which such characters occur in texts alone.
+    """
+    if json_text.isprintable():
+        return json_text
+    return "".join(one if one.isprintable() else _json_escape(one) for one in json_text)
+
+
+def _json_escape(character: str) -> str:
+    code = ord(character)
+    if code > _LAST_OF_PLANE_0:  # as JSON has it: two surrogates
+        code -= _LAST_OF_PLANE_0 + 1
+        return f"\\u{0xD800 + (code >> 10):04x}\\u{0xDC00 + (code & 0x3FF):04x}"
+    return f"\\u{code:04x}"

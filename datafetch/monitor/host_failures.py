@@ -59,7 +59,7 @@ class FailingHosts:
         """
         failed: Any = pc.not_equal(outcomes, OK)
         kinds: Any = pc.filter(outcomes, failed)
-        table = pa.table({"host": _hosts(pc.filter(urls, failed)), "kind": kinds})
+        table = pa.table({"host": hosts_of(pc.filter(urls, failed)), "kind": kinds})
         grouped = table.group_by(["host", "kind"]).aggregate([([], "count_all")])
         hosts, kinds, counts = (grouped[name].to_pylist() for name in ("host", "kind", "count_all"))
         self._add(Counter(dict(zip(zip(hosts, kinds, strict=True), counts, strict=True))))
@@ -88,7 +88,7 @@ class FailingHosts:
             self._pairs = Counter(dict(self._pairs.most_common(_KEPT_PAIRS)))
 
 
-def _hosts(urls: pa.Array) -> pa.Array:
+def hosts_of(urls: pa.Array) -> pa.Array:
     """Return the host of each URL, in lower case and without its port; empty if it has none."""
     hosts: Any = pc.struct_field(pc.extract_regex(urls, _HOST), "host")
     return pc.utf8_slice_codeunits(pc.utf8_lower(pc.fill_null(hosts, "")), 0, _MAX_CHARACTERS)

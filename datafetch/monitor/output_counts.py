@@ -153,7 +153,7 @@ def _count_ledger(layout: OutputLayout, shard: str) -> OutputCounts | None:
     path = layout.ledger(shard)
     try:
         recorded = read_shard_counts(path)
-        if not _is_in_place(layout, shard):
+        if not is_in_place(layout, shard):
             return None
         counts = OutputCounts(
             shards_published=1,
@@ -176,8 +176,12 @@ def _count_ledger(layout: OutputLayout, shard: str) -> OutputCounts | None:
     return counts
 
 
-def _is_in_place(layout: OutputLayout, shard: str) -> bool:
-    """Whether the shard's files are in the output, are being moved there, or have been resharded."""
+def is_in_place(layout: OutputLayout, shard: str) -> bool:
+    """Whether the files of a shard that has a ledger are in the output, are being moved there, or were resharded.
+
+    Raises:
+        ConfigurationError: The file in place of the ledger is something else, or there is none any more.
+    """
     output_format = format_of(layout)
     if output_format.is_intact(layout, shard):
         return True

@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from datafetch.datasets import find_dataset
-from datafetch.errors import ConfigurationError
 from datafetch.model.bounds import Amount
 from datafetch.model.outcome import OK
-from datafetch.monitor.heartbeat import ProgressSnapshot, read_snapshots
+from datafetch.monitor.heartbeat import ProgressSnapshot
 from datafetch.monitor.host_failures import FailingHost
+from datafetch.monitor.observed_output import observe_output
 from datafetch.monitor.output_counts import OutputCounts, count_output, list_folder
-from datafetch.store.job_file import JobFile, read_job_file
-from datafetch.store.layout import OutputLayout, output_of
+from datafetch.store.job_file import JobFile
+from datafetch.store.layout import OutputLayout
 from datafetch.store.state_file import read_if_sound
 
 _MAX_HOSTS = 20
@@ -147,13 +146,10 @@ def read_status(out: Path | str) -> Status:
     Raises:
         ConfigurationError: There is no run, or the file in place of its job or of a ledger is something else.
     """
-    layout = OutputLayout(output_of(Path(out)))
-    job = _read_job(layout)
-    layout = replace(layout, output_format=find_dataset(job.dataset).output_format)
-    snapshots = read_snapshots(layout)
+    output = observe_output(out)
+    layout, job, snapshots = output.layout, output.job, output.snapshots
     at_work = tuple(one for one in snapshots if one.is_at_work())
-    spool_folders = {Path(one.spools) for one in snapshots} or list_folder(layout.all_spools)
-    counts = count_output(layout, job.shards, spool_folders)
+    counts = count_output(layout, job.shards, output.spool_folders)
     has_open_retry = layout.retry.exists()
     if at_work:
         state = RunState.RUNNING
@@ -187,15 +183,6 @@ def read_status(out: Path | str) -> Status:
         at_work=at_work,
         has_open_retry=has_open_retry,
     )
-
-
-def _read_job(layout: OutputLayout) -> JobFile:
-    job = read_job_file(layout)
-    if job is None:
-        raise ConfigurationError(
-            f"there is no run in {layout.out}: {layout.job} is missing; give the folder that a run writes to"
-        )
-    return job
 
 
 def _has_all_shards(job: JobFile, counts: OutputCounts) -> bool:

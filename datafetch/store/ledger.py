@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import groupby
 from operator import attrgetter
@@ -57,6 +57,7 @@ _LINE_COLUMNS = SCHEMA.names[1:]
 _LATER_COLUMNS = frozenset(
     {"permitted", "is_original", "is_skipped", "source"}
 )  # missing in ledgers of earlier versions
+_NULLABLE = _LATER_COLUMNS | {"status", "width", "height"}
 _TOTALS_KEY = b"datafetch.totals"
 _COUNTS = frozenset(field.name for field in fields(ShardCounts))  # a retry would lose any other
 _ROWS_KEY = b"datafetch.rows"
@@ -321,7 +322,65 @@ def read_columns(path: Path, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
         raise not_a_ledger(path) from error
 
 
+def read_selected(
+    path: Path, names: Sequence[str], select: Callable[[pa.RecordBatch], pa.Array]
+) -> Iterator[list[LedgerLine]]:
+    """The lines that are selected by some of their columns, in order, a few thousand at a time.
+
+    The other columns are read only where a line is selected, so that most of a large ledger is never decompressed.
+
+    Args:
+        path: The ledger.
+        names: The columns that decide.
+        select: Takes a batch of these columns, and returns a boolean for each of its lines.
+
+    Raises:
+        FileNotFoundError: The ledger does not exist, perhaps no longer.
+        ConfigurationError: The file is not a ledger.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            if not {SCHEMA.field(name) for name in _LINE_COLUMNS if name not in _LATER_COLUMNS} <= set(
+                file.schema_arrow
+            ):
+                raise pa.ArrowInvalid("other columns")
+            for group in range(file.num_row_groups):
+                masks = [select(batch) for batch in _group_batches(file, group, list(names))]
+                if any(mask.true_count for mask in masks):
+                    for mask, batch in zip(masks, _group_batches(file, group, _LINE_COLUMNS), strict=True):
+                        yield _lines(batch.filter(mask))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, pa.ArrowException) as error:  # a value error is an unknown permission, for example
+        raise_if_exhausted(error)
+        raise not_a_ledger(path) from error
+
+
+def _lines(batch: pa.RecordBatch) -> list[LedgerLine]:
+    """A batch as lines.
+
+    Raises:
+        ValueError: A value is missing, or is none that datafetch writes.
+    """
+    if any(batch[name].null_count for name in batch.schema.names if name not in _NULLABLE):
+        raise ValueError("values are missing")
+    return [LedgerLine.from_fields(line) for line in batch.to_pylist()]
+
+
+def as_batch(lines: Sequence[LedgerLine], names: Sequence[str]) -> pa.RecordBatch:
+    """Some columns of lines that are not in a ledger yet, as ``read_selected`` has them."""
+    return pa.RecordBatch.from_pylist(
+        [{name: _escaped(getattr(line, name)) for name in names} for line in lines],
+        schema=pa.schema([SCHEMA.field(name) for name in names]),
+    )
+
+
 def _batches(file: pq.ParquetFile, columns: list[str]) -> Iterator[pa.RecordBatch]:
     """Some columns of all lines, in batches that do not extend beyond a row group."""
     for group in range(file.num_row_groups):
-        yield from file.iter_batches(_BATCH_LINES, row_groups=[group], columns=columns, use_threads=False)
+        yield from _group_batches(file, group, columns)
+
+
+def _group_batches(file: pq.ParquetFile, group: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Some columns of the lines of a row group, in batches of the same lines whatever the columns."""
+    yield from file.iter_batches(_BATCH_LINES, row_groups=[group], columns=columns, use_threads=False)

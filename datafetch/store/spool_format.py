@@ -225,7 +225,12 @@ def read_stored(file: BinaryIO, marker: bytes, offset: int) -> Sample | StoredIm
 
 
 def scan_records(file: BinaryIO, marker: bytes) -> Iterator[SpoolRecord]:
-    """A quick pass over the records, without their JPEGs, up to the first entry that is incomplete.
+    """The records of ``scan_entries``."""
+    return (entry.record for entry in scan_entries(file, marker))
+
+
+def scan_entries(file: BinaryIO, marker: bytes) -> Iterator[Entry]:
+    """A quick pass over the entries, without their JPEGs, up to the first one that is incomplete.
 
     Payload checksums are not verified, so this is for statistics of a spool that another process may be writing.
     """
@@ -238,7 +243,7 @@ def scan_records(file: BinaryIO, marker: bytes) -> Iterator[SpoolRecord]:
         _, metadata_bytes = _KIND_AND_LENGTH.unpack(start)
         if len(start) + metadata_bytes > header.payload_bytes:  # one flipped bit must not make us read gigabytes
             return
-        yield _decode(start + file.read(metadata_bytes))
+        yield Entry(offset, end_offset, _decode(start + file.read(metadata_bytes)))
         offset = end_offset
 
 

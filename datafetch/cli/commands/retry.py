@@ -11,13 +11,22 @@ import typer
 
 from datafetch.cli.command import as_command, with_options
 from datafetch.cli.exit_code import check_min_success, exit_code_of
-from datafetch.cli.options import PERMISSIONS, GivenOptions, Json, MinSuccess, may_differ_later, parameters_of
+from datafetch.cli.options import (
+    PERMISSIONS,
+    GivenOptions,
+    Json,
+    MinSuccess,
+    complete_kind,
+    may_differ_later,
+    parameters_of,
+    parse_kinds,
+)
 from datafetch.cli.progress import show_progress
 from datafetch.cli.render import show_report
 from datafetch.cli.reporter import Reporting, open_reporter
 from datafetch.engine.job import Job
 from datafetch.engine.runner import retry as retry_run
-from datafetch.errors import ConfigurationError, unknown_name
+from datafetch.errors import ConfigurationError
 from datafetch.fetch import FetchPolicy
 from datafetch.model.options import OptionField, OptionGroup
 from datafetch.model.outcome import FailureKind
@@ -25,10 +34,6 @@ from datafetch.output.retry_filter import RetryFilter
 from datafetch.transcode import ImageSpec
 
 _OF_PREPARE = frozenset({"fresh", "world_size"})
-
-
-def _complete_kind(incomplete: str) -> list[str]:
-    return [kind.value for kind in FailureKind if kind.startswith(incomplete)]
 
 
 def retry(  # noqa: PLR0913 - one parameter an option
@@ -42,7 +47,7 @@ def retry(  # noqa: PLR0913 - one parameter an option
             "host_down: images that were not tried, since their host had failed like this.  "
             "[default: (temporary ones)]",
             rich_help_panel=OptionGroup.SELECTION,
-            autocompletion=_complete_kind,
+            autocompletion=complete_kind,
         ),
     ] = None,
     everything: Annotated[
@@ -86,11 +91,7 @@ def _retry_filter(kinds: Sequence[str] | None, *, everything: bool, permitted: f
         return RetryFilter.all()
     if not kinds:
         return RetryFilter(also=permitted)
-    named = [kind.strip() for part in kinds for kind in part.split(",")]
-    for kind in named:
-        if kind not in tuple(FailureKind):
-            raise unknown_name("failure kind", kind, FailureKind)
-    return RetryFilter(frozenset(map(FailureKind, named)))
+    return RetryFilter(parse_kinds(kinds))
 
 
 def _is_taken(one: OptionField) -> bool:

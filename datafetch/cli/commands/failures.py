@@ -1,0 +1,68 @@
+"""``datafetch failures``: list the failed images of an output."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from datafetch.cli.command import as_command
+from datafetch.cli.exit_code import ExitCode, write_line
+from datafetch.cli.failure_list import ListForm, show_failures
+from datafetch.cli.options import complete_kind, parse_kinds, parse_names
+from datafetch.errors import ConfigurationError
+from datafetch.model.options import OptionGroup
+from datafetch.monitor.failures import read_failures
+from datafetch.monitor.observed_output import observe_output
+
+
+def failures(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The output folder, or its state folder.")],
+    *,
+    kinds: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND,…",
+            help="Only failures of these kinds. Repeatable.",
+            rich_help_panel=OptionGroup.SELECTION,
+            autocompletion=complete_kind,
+        ),
+    ] = None,
+    host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="HOST,…",
+            help="Only URLs of these hosts, as 'datafetch status' names them. Repeatable.",
+            rich_help_panel=OptionGroup.SELECTION,
+        ),
+    ] = None,
+    csv: Annotated[
+        bool, typer.Option("--csv", help="All columns of the ledger as CSV.", rich_help_panel=OptionGroup.OUTPUT)
+    ] = False,
+    jsonl: Annotated[
+        bool,
+        typer.Option(
+            "--jsonl", help="All columns of the ledger, a JSON object a line.", rich_help_panel=OptionGroup.OUTPUT
+        ),
+    ] = False,
+) -> int:
+    """List the failed images, a line each, also while a run is at work.
+
+    A terminal gets a table that fits it; in a file or a pipe nothing is cut.
+    """
+    if csv and jsonl:
+        raise ConfigurationError("give --csv or --jsonl, not both")
+    form = ListForm.CSV if csv else ListForm.JSON_LINES if jsonl else ListForm.TABLE
+    wanted, hosts = parse_kinds(kinds), parse_names(host)
+    output = observe_output(out)
+    if not show_failures(read_failures(output, wanted, hosts), form):
+        which = [f"as {' or '.join(sorted(wanted))}"] if wanted else []
+        which += [f"at {' or '.join(hosts)}"] if hosts else []
+        where = shlex.quote(str(output.layout.out))
+        write_line(f"no image of {where} has failed{''.join(f' {text}' for text in which)}")
+    return ExitCode.COMPLETE
+
+
+command = as_command(failures)

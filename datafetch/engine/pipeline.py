@@ -15,7 +15,7 @@ from datafetch.engine.image_source import ImageSource
 from datafetch.errors import ConservationError
 from datafetch.fetch import BodyBudget
 from datafetch.model.interfaces import ImageTranscoder
-from datafetch.model.outcome import OK
+from datafetch.model.outcome import OK, FailureKind
 from datafetch.model.statistics import Statistics
 from datafetch.output.commit import Commit, CommitShard
 from datafetch.output.merge import Output
@@ -86,6 +86,11 @@ class Pipeline:
     def ended(self) -> int:
         """Number of images that got an outcome in this run."""
         return self._fetcher.outcomes.total()
+
+    @property
+    def not_requested(self) -> int:
+        """Number of images in this run that were not requested because their document was lost."""
+        return self._fetcher.outcomes[FailureKind.NOT_REQUESTED]
 
     @property
     def arrived(self) -> int:

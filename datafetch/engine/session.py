@@ -223,6 +223,7 @@ class Session:
         return FetchedShards(
             totals=ShardCounts.sum(feed.published.values()),
             ended=pipeline.ended,
+            not_requested=pipeline.not_requested,
             arrived=pipeline.arrived,
             reused=feed.ended_before[OK] + pipeline.repeated + pipeline.adopted,
             repeated=pipeline.repeated,

@@ -32,6 +32,7 @@ class FetchedShards:
     Attributes:
         totals: What these shards hold now, whichever process fetched them.
         ended: Images that ended in this call, well or not.
+        not_requested: Of them, those that were not requested because their document was lost.
         arrived: Of them, those that were fetched.
         reused: Images of the shards that were not fetched in this call; ``repeated`` ones included.
         repeated: Images that have the URL of another one that was fetched.
@@ -44,6 +45,7 @@ class FetchedShards:
 
     totals: ShardCounts
     ended: int = 0
+    not_requested: int = 0
     arrived: int = 0
     reused: int = 0
     repeated: int = 0

@@ -299,6 +299,7 @@ def test_a_wrong_source_is_one_line_and_exit_2(
         (["prepare", "coyo", "--url-key", "u"], "coyo does not take --url-key; it takes --ids, --skip-bad-lines"),
         (["prepare", "--root", "coyo", "ocr-vqa", "--ids", "x"], "ocr-vqa does not take --ids; it takes --only-ref"),
         (["prepare", "coyo", "--sorce", "x"], "--sorce (Possible options: --check-sources, --short-side, --source)"),
+        (["retry", "x", "--kinds", "not_requested"], "not_requested alone selects nothing, because such images are"),
         (["retry", "x", "--kinds", "timout"], "no failure kind 'timout'; did you mean 'timeout'? there are: bad_url"),
         (["prepare", "coyo", "--source", "x", "--colour"], "--colour"),
         (["prepare", "coyo", "--source", "x", "--connections", "many"], "--connections"),
@@ -781,7 +782,10 @@ def test_a_number_that_is_too_large_is_refused_with_the_maximum(
 
 @pytest.mark.parametrize(
     ("count", "bad_lines", "images", "rows"),
-    [(1, "1 bad line skipped", "1 image skipped", "1 row left"), (8, "8 bad lines", "8 images skipped", "8 rows left")],
+    [
+        (1, "1 bad line skipped", "1 image not requested", "1 row left"),
+        (8, "8 bad lines", "8 images not requested", "8 rows left"),
+    ],
 )
 def test_counts_are_singular_or_plural(
     capfd: pytest.CaptureFixture[str], count: int, bad_lines: str, images: str, rows: str

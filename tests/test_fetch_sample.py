@@ -6,6 +6,7 @@ import json
 import pickle
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -13,6 +14,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import LOOPBACK, until
@@ -20,7 +22,7 @@ from in_process import retry, run
 from runs import PATIENCE_S, Run, dying_at_a_step
 from test_spool import make_outcome, make_result, make_sample
 
-from datafetch import IdsIndex, Job, Report
+from datafetch import IdsIndex, Job, Report, read_status
 from datafetch.datasets import find_dataset
 from datafetch.datasets.mmc4 import Mmc4CoreOptions
 from datafetch.demo.origin import Origin
@@ -117,19 +119,22 @@ def check_counts(report: Report, images: int) -> None:
 
 
 def test_a_lost_document_stops_its_other_requests(job: Job, web: Web, tmp_path: Path) -> None:
-    """A hanging request is cancelled long before its deadline, and its image fails for the document's reason."""
+    """A hanging request is cancelled long before its deadline, and its image has an outcome that says so."""
     gone, stuck, well = web.url(0, "missing"), web.url(1, "stuck"), web.url(2)
     write_documents(tmp_path / "source" / "docs_shard_0_v3.jsonl", [[stuck, gone], [well]])
     report = run(job)
     assert report.elapsed_s < POLICY.timeout_s / 2
     check_counts(report, 3)
     assert web.abandoned_count(stuck) == 1
-    assert report.totals.outcomes == {"ok": 1, "http_status": 2}
+    assert report.totals.outcomes == {"ok": 1, "http_status": 1, "not_requested": 1}
     assert report.totals.notes == {"not_asked": 1}
     first, second, _ = read_ledger(job)
-    assert (first["outcome"], first["status"], first["attempts"]) == ("http_status", 404, 0)
-    assert first["detail"] == "skipped: without image 1, the document cannot become a row"
-    assert (second["outcome"], second["attempts"]) == ("http_status", 1)
+    assert (first["outcome"], first["status"], first["attempts"]) == ("not_requested", None, 0)
+    assert (first["detail"], first["is_skipped"]) == ("its document could no longer become a row", True)
+    assert (second["outcome"], second["status"], second["attempts"]) == ("http_status", 404, 1)
+    assert not second["is_skipped"]
+    hosts = read_status(job.out).hosts
+    assert [host.by_kind for host in hosts] == [{"http_status": 1}]
     assert [row["n"] for row in read_rows(job)] == [1]
 
 
@@ -158,11 +163,11 @@ def test_cancelled_images_are_retried_with_the_image_that_lost_their_document(
     run(job)
     calm = tmp_path / "source" / "docs_shard_0_v3.jsonl"
     calm.unlink()
-    assert [line["outcome"] for line in read_ledger(job)] == ["http_status"] * 4
-    assert [line["status"] for line in read_ledger(job)] == [500, 500, 404, 404]
+    assert [line["outcome"] for line in read_ledger(job)] == ["not_requested", "http_status"] * 2
+    assert [line["status"] for line in read_ledger(job)] == [None, 500, None, 404]
     report = retry(job.out, change=lambda before: replace(before, fetch=replace(before.fetch, timeout_s=0.5)))
     assert report.retried == 2
-    assert [line["outcome"] for line in read_ledger(job)][1:] == ["ok", "http_status", "http_status"]
+    assert [line["outcome"] for line in read_ledger(job)][1:] == ["ok", "not_requested", "http_status"]
     assert read_ledger(job)[0]["outcome"] == "timeout"
     assert web.request_counts([url for urls in documents for url in urls])[1] == 2
 
@@ -176,8 +181,7 @@ def test_the_order_of_failures_makes_no_difference_to_a_retry(
     write_documents(tmp_path / "source" / "docs_shard_0_v3.jsonl", [urls])
     run(replace(job, options=Mmc4CoreOptions(keep_at_least=3)))
     before = web.request_counts(urls)
-    statuses = [line["status"] for line in read_ledger(job) if line["is_skipped"]]
-    assert set(statuses) == {500}
+    assert read_ledger(job)[2]["outcome"] == "not_requested"
     report = retry(job.out, change=lambda old: replace(old, fetch=replace(old.fetch, timeout_s=0.3)))
     now = web.request_counts(urls)
     gone, flaky = order.index("missing"), order.index("flaky")
@@ -185,6 +189,68 @@ def test_the_order_of_failures_makes_no_difference_to_a_retry(
     assert (now[flaky], now[2]) == (2, before[2] + 1)
     assert 0 <= report.reused <= report.totals.ok
     assert report.images_per_s >= 0
+
+
+def make_as_of_earlier_version(ledger: Path, cause: dict[int, str]) -> None:
+    """Give images that were not requested the outcome and status of another, as earlier versions did.
+
+    Args:
+        ledger: The ledger.
+        cause: Sample → the kind of its failure.
+    """
+    table, metadata = pq.read_table(ledger), pq.read_metadata(ledger).metadata
+    lines = table.to_pylist()
+    for line in lines:
+        if line["is_skipped"]:
+            line |= {"outcome": cause[line["sample"]], "detail": "skipped: without image 1, the document …"}
+            line["status"] = next(one["status"] for one in lines if one["sample"] == line["sample"] and one["status"])
+    totals = json.loads(metadata[b"datafetch.totals"])
+    totals["outcomes"] = dict(Counter(line["outcome"] for line in lines))
+    schema = table.schema.with_metadata({**metadata, b"datafetch.totals": json.dumps(totals).encode()})
+    pq.write_table(pa.Table.from_pylist(lines, schema=schema), ledger)
+
+
+def test_a_ledger_of_an_earlier_version_is_retried_rightly(job: Job, web: Web, tmp_path: Path) -> None:
+    """Its images that were not requested have the kind of another; a retry gives them an outcome of their own."""
+    documents = [[web.url(0, "stuck"), web.url(1, "flaky")], [web.url(2, "stuck"), web.url(3, "missing")]]
+    write_documents(tmp_path / "source" / "docs_shard_0_v3.jsonl", documents)
+    run(job)
+    ledger = OutputLayout(Path(job.out)).ledger("docs_shard_00000_v3")
+    make_as_of_earlier_version(ledger, dict.fromkeys(range(2), "http_status"))
+    assert [line["outcome"] for line in read_ledger(job)] == ["http_status"] * 4
+    assert [host.by_kind for host in read_status(job.out).hosts] == [{"http_status": 2}]
+    report = retry(job.out, change=lambda before: replace(before, fetch=replace(before.fetch, timeout_s=0.5)))
+    check_counts(report, 4)
+    assert report.retried == 2
+    assert [line["outcome"] for line in read_ledger(job)] == ["timeout", "ok", "not_requested", "http_status"]
+    assert report.totals.outcomes == {"ok": 1, "timeout": 1, "http_status": 1, "not_requested": 1}
+
+
+def test_a_spool_of_an_earlier_version_is_resumed(job: Job, web: Web, tmp_path: Path) -> None:
+    """Its images that were not requested get their own outcome when the shard is committed."""
+    urls = [web.url(0, "missing"), web.url(1)]
+    write_documents(tmp_path / "source" / "docs_shard_0_v3.jsonl", [urls, [web.url(2)]])
+    run(job)
+    (document, *_) = SpoolReader(OutputLayout(Path(job.out)).kept_for_retry("docs_shard_00000_v3")).samples()
+    again = replace(job, out=str(tmp_path / "again" / "out"))
+    job_hash = hash_of(read_job(OutputLayout(Path(job.out)))[1])
+    path = OutputLayout(Path(again.out), job_hash=job_hash).spool("docs_shard_00000_v3")
+    failures = [
+        Failure(FailureKind.HTTP_STATUS, "HTTP 404", 404, 1),
+        Failure(FailureKind.HTTP_STATUS, "not asked for: the document was lost with image 0", 404),
+    ]
+
+    async def spool_document() -> None:
+        begun = await Spool.open(path)
+        results = [make_result(document.sample, number, failure) for number, failure in enumerate(failures)]
+        await begun.append(*results, document.sample)
+        await begun.close()
+
+    asyncio.run(spool_document())
+    report = run(again)
+    check_counts(report, 3)
+    assert report.totals.outcomes == {"ok": 1, "http_status": 1, "not_requested": 1}
+    assert web.request_counts(urls)[1] <= 1
 
 
 def test_a_resumed_run_skips_documents_that_are_already_lost(job: Job, web: Web, tmp_path: Path) -> None:
@@ -210,7 +276,7 @@ def test_a_resumed_run_skips_documents_that_are_already_lost(job: Job, web: Web,
     report = run(again)
     check_counts(report, 3)
     assert web.request_counts(urls) == requests_before
-    assert [line["outcome"] for line in read_ledger(again)] == ["http_status"] * 3
+    assert [line["outcome"] for line in read_ledger(again)] == ["http_status", "not_requested", "not_requested"]
     assert before[0]["outcome"] == "http_status"
 
 
@@ -220,10 +286,10 @@ def test_a_document_over_max_sample_bytes_stops_its_other_requests(job: Job, web
     report = run(replace(job, max_sample_bytes=1))
     assert report.elapsed_s < POLICY.timeout_s / 2
     check_counts(report, 3)
-    assert report.totals.outcomes == {"too_large": 3}
+    assert report.totals.outcomes == {"too_large": 2, "not_requested": 1}
     assert report.totals.notes == {"not_asked": 1}
     cancelled, crossing, alone = read_ledger(job)
-    assert cancelled["detail"] == "skipped: without image 1, the document cannot become a row"
+    assert cancelled["outcome"] == "not_requested"
     assert all("--max-sample" in line["detail"] and line["attempts"] == 1 for line in (crossing, alone))
     assert read_rows(job) == []
 
@@ -232,7 +298,8 @@ def test_max_sample_bytes_may_be_raised_later(job: Job, web: Web, tmp_path: Path
     """The limit is not part of the identity: a run resumes with another one, and a retry fetches what was refused."""
     write_documents(tmp_path / "source" / "docs_shard_0_v3.jsonl", [[web.url(0), web.url(1)]])
     run(replace(job, max_sample_bytes=1))
-    assert run(replace(job, max_sample_bytes=1 << 20)).totals.outcomes == {"too_large": 2}
+    outcomes = run(replace(job, max_sample_bytes=1 << 20)).totals.outcomes
+    assert outcomes in ({"too_large": 2}, {"too_large": 1, "not_requested": 1})  # whether both arrived before
     kinds = RetryFilter(frozenset({FailureKind.TOO_LARGE}))
     report = retry(job.out, kinds, change=lambda before: replace(before, max_sample_bytes=1 << 20))
     assert report.totals.outcomes == {"ok": 2}

@@ -14,9 +14,10 @@ from test_spool import make_result
 
 from datafetch.datasets.coyo import Coyo
 from datafetch.engine.retry_source import FailedSamples
+from datafetch.errors import ConfigurationError
 from datafetch.model.kinds import Payload
 from datafetch.model.ledger_line import LedgerLine
-from datafetch.model.outcome import Encoded, Failure, FailureKind, Outcome, Permission
+from datafetch.model.outcome import NOT_REQUESTED, Encoded, Failure, FailureKind, Outcome, Permission
 from datafetch.model.sample import Record, Row, Sample
 from datafetch.output import merge
 from datafetch.output.commit import Commit, commit_shard
@@ -177,6 +178,38 @@ def test_a_lost_sample_is_not_requested(output: Output) -> None:
     assert retry(strict, RetryFilter.all(), {(0, 0): image("a1"), (0, 1): image("a2")}) == {0: {0, 1}}
     assert [row["jpegs"] for row in rows(strict.layout.out)] == [[b"a1", b"a2"], [b"b0", b"b1"]]
     assert list(SpoolReader(strict.layout.kept_for_retry(SHARD)).samples()) == []
+
+
+@pytest.mark.parametrize(
+    ("images", "retry_filter", "requested"),
+    [
+        ([LATE, NOT_REQUESTED, image("a2")], RetryFilter(), {0, 1}),
+        ([NOT_REQUESTED, LATE, GONE], RetryFilter(), {0, 1}),
+        ([NOT_REQUESTED, GONE, NOT_REQUESTED], RetryFilter(), set()),
+        ([GONE, GONE, NOT_REQUESTED], RetryFilter.all(), {0, 1, 2}),
+        ([GONE, LATE, NOT_REQUESTED], RetryFilter(frozenset({FailureKind.HTTP_STATUS})), {0, 2}),
+        ([GONE, LATE, NOT_REQUESTED], RetryFilter(frozenset({FailureKind.TLS, FailureKind.NOT_REQUESTED})), set()),
+        ([NOT_REQUESTED, image("a1"), image("a2")], RetryFilter(), {0}),
+        ([NOT_REQUESTED, image("a1"), GONE], RetryFilter(), set()),
+    ],
+)
+def test_images_that_were_not_requested_go_with_their_document(
+    output: Output, images: Sequence[Outcome], retry_filter: RetryFilter, requested: set[int]
+) -> None:
+    """They are requested if and only if another failed image of their document is, or there is none."""
+    strict = replace(output, dataset=Documents(least_images=2))
+    first_run(strict, [[image("z")], images, [image("z0"), image("z1")]])
+    before = strict.layout.ledger(SHARD).read_bytes()
+    arriving: dict[tuple[int, int], Outcome] = {(1, number): image(f"new{number}") for number in range(3)}
+    assert retry(strict, retry_filter, arriving) == ({1: requested} if requested else {})
+    assert (strict.layout.ledger(SHARD).read_bytes() == before) == (not requested)
+    assert [row["key"] for row in rows(strict.layout.out)] == (["k1", "k2"] if requested else ["k2"])
+
+
+def test_not_requested_alone_selects_nothing() -> None:
+    """The error says what to name instead."""
+    with pytest.raises(ConfigurationError, match=r"not_requested alone selects nothing.*name the kinds of these fail"):
+        RetryFilter(frozenset({FailureKind.NOT_REQUESTED}))
 
 
 def test_a_retry_of_a_resharded_output_writes_only_new_rows(output: Output) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datafetch.model.ledger_line import LedgerLine, ShardCounts
-from datafetch.model.outcome import OK, Body, Encoded, Failure, FailureKind, Outcome, Permission
+from datafetch.model.outcome import NOT_REQUESTED, OK, Body, Encoded, Failure, FailureKind, Outcome, Permission
 from datafetch.model.report import Report
 from datafetch.model.sample import Sample
 
@@ -52,7 +52,7 @@ def test_only_temporary_statuses_may_pass(status: int) -> None:
         ENCODED,
         replace(ENCODED, is_original=True),
         Failure(FailureKind.TRUNCATED, "cut", 200, 2, "http://example.org/b.jpg", 12.5, "ab12"),
-        Failure(FailureKind.TRUNCATED, "skipped", 200, 2, "http://example.org/b.jpg", 12.5, is_skipped=True),
+        replace(NOT_REQUESTED, status=200, attempts=2, final_url="http://example.org/b.jpg", fetch_ms=12.5),
     ],
 )
 def test_a_ledger_line_keeps_the_outcome(sample: Sample, outcome: Outcome) -> None:
@@ -83,10 +83,25 @@ def test_the_details_of_earlier_ledgers_are_understood(
 ) -> None:
     """Ledgers of earlier versions lack the columns and have the facts in ``detail``."""
     fields = asdict(LedgerLine.of(sample, 0, Body(b"body!"), ENCODED)) | {"detail": detail}
-    for later in ("permitted", "is_original", "is_skipped"):
+    for later in ("permitted", "is_original"):
         del fields[later]
     line = LedgerLine.from_fields(fields)
     assert (line.is_original, line.is_skipped, line.permitted) == (is_original, is_skipped, ())
+
+
+@pytest.mark.parametrize(
+    "earlier",
+    [
+        {"detail": "not asked for: the document was lost with image 2"},
+        {"detail": "skipped: without image 2, the document cannot become a row", "is_skipped": True},
+    ],
+)
+def test_an_image_that_an_earlier_version_skipped_was_not_requested(sample: Sample, earlier: dict[str, object]) -> None:
+    """It had the kind and status of the image that its document was lost with; now it has a kind of its own."""
+    failure = Failure(FailureKind.HTTP_STATUS, status=500)
+    line = LedgerLine.from_fields(asdict(LedgerLine.of(sample, 0, failure, failure)) | earlier)
+    assert (line.outcome, line.status, line.is_skipped, line.failure) == ("not_requested", None, True, NOT_REQUESTED)
+    assert LedgerLine.from_fields(asdict(line)) == line
 
 
 def test_a_ledger_line_of_a_failed_fetch_has_no_size(sample: Sample) -> None:

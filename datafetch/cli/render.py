@@ -44,7 +44,7 @@ _COUNTERS: dict[str, tuple[str, str]] = {
     CounterName.FILLED_SIMILARITY: ("document", "got similarities of zero"),
     CounterName.RECORDS: ("document", "in the shards of the list"),
     CounterName.REPEATED_IDS: ("row", "left out because an earlier row has the same id"),
-    CounterName.SKIPPED: ("image", "skipped because its document was lost"),
+    CounterName.SKIPPED: ("image", "not requested because its document was lost"),
 }
 """By name of the counter: what it counts, in the singular, and what happened to that."""
 
@@ -107,7 +107,7 @@ def show_report(report: Report, *, as_json: bool) -> None:
 def _advice(report: Report) -> Iterator[str]:
     """Say how failed images can still be fetched."""
     retry = _retry_command(report.out)
-    failed = sorted(kind for kind in report.totals.outcomes if kind != OK)
+    failed = sorted(kind for kind in report.totals.outcomes if kind not in (OK, FailureKind.NOT_REQUESTED))
     if report.has_open_retry:
         yield f"a retry was interrupted: '{retry}' completes it"
     if report.retried == 0 and failed:

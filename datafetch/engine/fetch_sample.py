@@ -2,8 +2,8 @@
 
 Every image gets exactly one outcome, and the outcome is in the spool before anything else learns of it. Images of a
 document are fetched at the same time. As soon as the dataset says that the document can no longer become a row, the
-requests that are still in flight are cancelled, and their images get an outcome that says so; an image that has an
-outcome already is never cancelled.
+requests that are still in flight are cancelled, and the images without an outcome become ``not_requested``; an image
+that has an outcome already is never cancelled.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from operator import itemgetter
 
 from datafetch.engine.dedup import UrlDeduplicator
 from datafetch.engine.feed import OpenShard
@@ -21,7 +20,7 @@ from datafetch.engine.image_source import ImageSource
 from datafetch.fetch import BodyBudget, Reservation
 from datafetch.model.interfaces import ImageTranscoder
 from datafetch.model.ledger_line import LedgerLine
-from datafetch.model.outcome import OK, Encoded, Failure, FailureKind, Fetched, Outcome, Source
+from datafetch.model.outcome import NOT_REQUESTED, OK, Encoded, Failure, FailureKind, Fetched, Outcome, Source
 from datafetch.model.sample import Sample
 from datafetch.output.merge import Output
 from datafetch.store.spool_format import ImageResult
@@ -165,7 +164,7 @@ class _DocumentTask:
         self._shard = shard
         self._sample = sample
         self._output = output
-        self._failures: dict[int, Failure] = {}
+        self._failed: set[int] = set()
         self._tasks: dict[_ImageTask, asyncio.Task[None]] = {}
         self._jpeg_bytes = 0
         self._is_lost = False
@@ -178,7 +177,8 @@ class _DocumentTask:
             jpeg_bytes: The size of those of them that arrived.
         """
         for image, line in ended.items():
-            self._add_failure(image, line.failure)
+            if line.failure is not None:
+                self._add_failure(image)
         if ended:
             self._add_size(max(ended), jpeg_bytes)
         missing: Sequence[int] = [image for image in range(len(self._sample.urls)) if image not in ended]
@@ -196,7 +196,8 @@ class _DocumentTask:
 
     async def _run(self, image: int, task: _ImageTask) -> None:
         result = await task.run()
-        self._add_failure(image, result.line.failure)
+        if result.line.failure is not None:
+            self._add_failure(image)
         self._add_size(image, result.jpeg_bytes)
         if self._is_lost:
             for other, running in self._tasks.items():
@@ -204,25 +205,19 @@ class _DocumentTask:
                     running.cancel()
 
     async def _skip(self, images: Sequence[int]) -> None:
-        """Give images that have no outcome that of an image which the document was lost with.
-
-        A failure that may be temporary goes first, so that the order of events makes no difference to a retry.
-        """
-        if not images:
-            return
-        causes = sorted(self._failures.items(), key=itemgetter(0))
-        cause, failure = next((pair for pair in causes if pair[1].may_pass), causes[0])
-        skipped = failure.for_sibling(cause)
-        results = [ImageResult(LedgerLine.of(self._sample, image, skipped, skipped), b"") for image in images]
+        """Give images that have no outcome the one that says so."""
+        results = [
+            ImageResult(LedgerLine.of(self._sample, image, NOT_REQUESTED, NOT_REQUESTED), b"") for image in images
+        ]
         for result in results:
             self._fetcher.count(result.line)
-        await self._shard.spool.append(*results)
+        if results:
+            await self._shard.spool.append(*results)
 
-    def _add_failure(self, image: int, failure: Failure | None) -> None:
+    def _add_failure(self, image: int) -> None:
         """Record that an image failed, and ask the dataset whether the sample can still become a row."""
-        if failure is not None:
-            self._failures[image] = failure
-            self._is_lost = self._is_lost or self._output.dataset.is_lost(self._sample, self._failures)
+        self._failed.add(image)
+        self._is_lost = self._is_lost or self._output.dataset.is_lost(self._sample, self._failed)
 
     def _add_size(self, image: int, jpeg_bytes: int) -> None:
         """Add the size of an image that arrived to that of its sample.
@@ -234,5 +229,4 @@ class _DocumentTask:
         was_within = self._jpeg_bytes <= max_bytes
         self._jpeg_bytes += jpeg_bytes
         if was_within and self._jpeg_bytes > max_bytes:
-            detail = f"the images of the sample are larger than {max_bytes:,} bytes together (--max-sample)"
-            self._add_failure(image, Failure(FailureKind.TOO_LARGE, detail))
+            self._add_failure(image)

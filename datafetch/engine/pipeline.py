@@ -16,7 +16,7 @@ from datafetch.errors import ConservationError
 from datafetch.fetch import BodyBudget
 from datafetch.model.advice import FailedAlike
 from datafetch.model.interfaces import ImageTranscoder
-from datafetch.model.outcome import OK
+from datafetch.model.outcome import OK, FailureKind
 from datafetch.model.statistics import Statistics
 from datafetch.output.commit import Commit, CommitShard
 from datafetch.output.merge import Output
@@ -98,6 +98,11 @@ class Pipeline:
     def failed_alike(self) -> FailedAlike | None:
         """How all images that were requested in this run have failed; None unless all did, and alike."""
         return self._fetcher.first_outcomes.failed_alike
+
+    @property
+    def not_requested(self) -> int:
+        """Number of images in this run that were not requested because their document was lost."""
+        return self._fetcher.outcomes[FailureKind.NOT_REQUESTED]
 
     @property
     def arrived(self) -> int:

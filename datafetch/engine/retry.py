@@ -98,7 +98,8 @@ async def _complete_retry(layout: OutputLayout, session: Session, fetched: Fetch
     report = await session.complete_output(fetched)
     # A retry sees only a part of the images, so its own count is too low: all others that have arrived are reused.
     reused = max(0, report.totals.ok - fetched.arrived)
-    report = replace(report, retried=fetched.ended, retried_arrived=fetched.ended_ok, reused=reused)
+    retried = fetched.ended - fetched.not_requested
+    report = replace(report, retried=retried, retried_arrived=fetched.ended_ok, reused=reused)
     await run_in_thread(write_report, layout, report)
     await run_in_thread(end_retry, layout)
     return report

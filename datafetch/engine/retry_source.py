@@ -29,7 +29,7 @@ from pathlib import Path
 from datafetch.errors import ConfigurationError
 from datafetch.model.interfaces import Samples
 from datafetch.model.ledger_line import LedgerLine
-from datafetch.model.outcome import OK
+from datafetch.model.outcome import OK, Failure, FailureKind
 from datafetch.model.sample import Sample, Shard
 from datafetch.output.merge import Output, could_have_row
 from datafetch.output.retry_filter import Retry
@@ -75,10 +75,14 @@ class FailedSamples:
         if not ledger.exists():
             return None
         summary = read_shard_summary(ledger)
-        matches = self._retry.retry_filter.matches
-        if summary.retry == self._retry.number or not any(map(matches, read_failures(ledger))):
+        if summary.retry == self._retry.number or not self._has_selected(read_failures(ledger)):
             return None
         return Shard(name, ledger, summary.totals.samples, "")
+
+    def _has_selected(self, failures: Iterable[Failure]) -> bool:
+        """Whether a shard with these failures may have images to fetch; its samples tell whether it has."""
+        matches = self._retry.retry_filter.matches
+        return any(failure.kind is FailureKind.NOT_REQUESTED or matches(failure) for failure in failures)
 
 
 def _marker(retry: Retry, ledger: Path) -> bytes:
@@ -140,9 +144,7 @@ class RetriedSamples(Samples):
         retry_filter = self._retry.retry_filter
         for failed in self._failed():
             sample, lines = failed.kept.sample, failed.lines
-            if retry_filter.matches_any(lines) and could_have_row(
-                self._output.dataset, sample, lines, retry_filter.matches
-            ):
+            if retry_filter.select(lines) and could_have_row(self._output.dataset, sample, lines, retry_filter):
                 yield failed
 
     def _failed(self) -> Iterator[_FailedSample]:

@@ -224,6 +224,7 @@ class Session:
             totals=ShardCounts.sum(feed.published.values()),
             ended=pipeline.ended,
             ended_ok=pipeline.ended_ok,
+            not_requested=pipeline.not_requested,
             arrived=pipeline.arrived,
             reused=feed.ended_before[OK] + pipeline.repeated + pipeline.adopted,
             repeated=pipeline.repeated,

@@ -39,4 +39,5 @@ class CounterName(StrEnum):
     REPEATED_IDS = "repeated_ids"
     """Rows that were skipped because an earlier row, in the same file or in another, has the same id."""
     SKIPPED = "not_asked"
-    """Images that were not requested, or whose request was cancelled, because their document was already lost."""
+    """Images that were not requested, or whose request was cancelled, because their document was lost: as many as
+    failed as ``not_requested``, which earlier versions counted here alone."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from datafetch.model.bounds import Count
 from datafetch.model.outcome import (
+    NOT_REQUESTED,
     OK,
     Body,
     Encoded,
@@ -24,14 +25,14 @@ from datafetch.model.outcome import (
 from datafetch.model.sample import Sample
 
 LEGACY_SKIPPED_PREFIX = "not asked for: "
-"""The prefix of ``detail`` for a skipped image in ledgers and spools of earlier versions, which lack ``is_skipped``."""
+"""The prefix of ``detail`` for an image that was not requested, in ledgers that lack ``is_skipped``."""
 _LEGACY_ORIGINAL = "kept as received"  # likewise, the ``detail`` of an image that was not re-encoded
 _MAX_DETAIL_CHARACTERS = 1000  # a reason may quote what a server said, which may be a URL of 60 KB
 
 
 @dataclass(frozen=True, slots=True)
 class LedgerLine:
-    """The permanent record of one image. The fields are the ledger's columns, which docs/files.md describes."""
+    """The permanent record of one image. Fields and ``is_skipped`` are the ledger's columns (docs/files.md)."""
 
     sample: int
     key: str
@@ -50,19 +51,26 @@ class LedgerLine:
     detail: str
     permitted: Permissions = ()
     is_original: bool = False
-    is_skipped: bool = False
     source: Source = Source.WEB
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> LedgerLine:
-        """Read a line of a ledger or spool. Earlier versions lack the last columns, two of which were in ``detail``."""
-        later = {
+        """Read a line of a ledger or spool.
+
+        Earlier versions lack the last columns, two of which were in ``detail``. They gave an image that was not
+        requested the kind and status of another image of its document; here it gets those of its own.
+        """
+        detail = fields["detail"]
+        later: dict[str, Any] = {
             "permitted": tuple(map(Permission, fields.get("permitted") or ())),
-            "is_original": fields.get("is_original", fields["detail"] == _LEGACY_ORIGINAL),
-            "is_skipped": fields.get("is_skipped", fields["detail"].startswith(LEGACY_SKIPPED_PREFIX)),
+            "is_original": fields.get("is_original", detail == _LEGACY_ORIGINAL),
             "source": Source(fields.get("source") or Source.WEB),
         }
-        return cls(**{**fields, **later})
+        if fields.get("is_skipped", detail.startswith(LEGACY_SKIPPED_PREFIX)):
+            later |= {"outcome": NOT_REQUESTED.kind.value, "status": None, "detail": NOT_REQUESTED.detail}
+        line = {**fields, **later}
+        line.pop("is_skipped", None)
+        return cls(**line)
 
     @classmethod
     def of(cls, sample: Sample, image: int, fetched: Fetched, outcome: Outcome) -> LedgerLine:
@@ -94,7 +102,6 @@ class LedgerLine:
             detail=failure.detail[:_MAX_DETAIL_CHARACTERS] if failure else "",
             permitted=tuple(sorted({*fetched.permitted, *outcome.permitted})),
             is_original=encoded is not None and encoded.is_original,
-            is_skipped=failure is not None and failure.is_skipped,
             source=fetched.source,
         )
 
@@ -112,9 +119,13 @@ class LedgerLine:
             fetch_ms=self.fetch_ms,
             sha256=self.sha256,
             permitted=self.permitted,
-            is_skipped=self.is_skipped,
             source=self.source,
         )
+
+    @property
+    def is_skipped(self) -> bool:
+        """Whether the image was not requested because its document was lost."""
+        return self.outcome == FailureKind.NOT_REQUESTED
 
     def to_outcome(self, jpeg: bytes) -> Outcome:
         """The outcome that this line records.

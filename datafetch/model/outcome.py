@@ -27,6 +27,7 @@ class FailureKind(StrEnum):
     EMPTY = "empty"
     OPTED_OUT = "opted_out"
     HOST_DOWN = "host_down"
+    NOT_REQUESTED = "not_requested"
     NOT_AN_IMAGE = "not_an_image"
     TRUNCATED = "truncated"
     TOO_MANY_PIXELS = "too_many_pixels"
@@ -126,7 +127,6 @@ class Failure:
         fetch_ms: Wall-clock milliseconds of the last attempt, without queueing.
         sha256: Hex digest of the body, if one arrived completely.
         permitted: The permissions that were used before the image failed.
-        is_skipped: Whether it was not requested, or cancelled, because its document could no longer become a row.
         source: Where its bytes were looked for.
         network: Of a refused address, the network that ``--allow-net`` would have to name; not kept in the ledger.
     """
@@ -139,13 +139,15 @@ class Failure:
     fetch_ms: float = 0.0
     sha256: str = ""
     permitted: Permissions = ()
-    is_skipped: bool = False
     source: Source = Source.WEB
     network: str = ""
 
     @property
     def may_pass(self) -> bool:
-        """Whether the failure is temporary, so that the same URL may succeed later."""
+        """Whether the failure is temporary, so that the same URL may succeed later.
+
+        False for an image that was not requested: whether it will be, the other images of its document decide.
+        """
         if self.kind is FailureKind.HTTP_STATUS:
             return self.status in _STATUSES_THAT_MAY_PASS
         if self.kind is FailureKind.BAD_MEMBER:
@@ -157,16 +159,9 @@ class Failure:
         is_damaged = self.kind is before.kind and self.kind in (FailureKind.TRUNCATED, FailureKind.BAD_MEMBER)
         return is_damaged and bool(self.sha256) and self.sha256 == before.sha256
 
-    def for_sibling(self, image: int) -> Failure:
-        """The failure of another image of the same document, which is skipped because of this one.
 
-        It has the same kind and status, and so is retried if and only if this one is.
-
-        Args:
-            image: 0-based position in the sample of the image that failed.
-        """
-        detail = f"skipped: without image {image}, the document cannot become a row"
-        return Failure(self.kind, detail, self.status, is_skipped=True)
+NOT_REQUESTED = Failure(FailureKind.NOT_REQUESTED, "its document could no longer become a row")
+"""The failure of an image that was not requested, or whose request was cancelled, because its document was lost."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ class FetchedShards:
     Attributes:
         totals: What these shards hold now, whichever process fetched them.
         ended: Images that ended in this call, well or not.
+        not_requested: Of them, those that were not requested because their document was lost.
         ended_ok: Of them, those that are there now.
         arrived: Of these, those that were fetched.
         reused: Images of the shards that were not fetched in this call; ``repeated`` ones included.
@@ -48,6 +49,7 @@ class FetchedShards:
     totals: ShardCounts
     ended: int = 0
     ended_ok: int = 0
+    not_requested: int = 0
     arrived: int = 0
     reused: int = 0
     repeated: int = 0

@@ -29,7 +29,7 @@ from datafetch.errors import ConservationError
 from datafetch.model.interfaces import Dataset
 from datafetch.model.kinds import Payload
 from datafetch.model.ledger_line import LedgerLine
-from datafetch.model.outcome import OK, Failure, FailureKind, Permission
+from datafetch.model.outcome import OK, FailureKind, Permission
 from datafetch.model.sample import BAD_LINE, Sample
 from datafetch.output.formats import PublishedRow, format_of
 from datafetch.output.retry_filter import Retry, RetryFilter
@@ -89,12 +89,10 @@ class MergedSample:
     is_bad_line: bool = False
 
 
-def could_have_row(
-    dataset: Dataset, sample: Sample, lines: tuple[LedgerLine, ...], may_arrive: Callable[[Failure], bool]
-) -> bool:
-    """Whether a sample would become a row if those failed images arrived of which ``may_arrive`` is true."""
-    failed = {line.image for line in lines if line.failure is not None and not may_arrive(line.failure)}
-    return not dataset.is_lost(sample, failed)
+def could_have_row(dataset: Dataset, sample: Sample, lines: tuple[LedgerLine, ...], retry_filter: RetryFilter) -> bool:
+    """Whether a sample would become a row if all images arrived that a retry with this filter fetches again."""
+    selected = retry_filter.select(lines)
+    return not dataset.is_lost(sample, {line.image for line in lines if line.outcome != OK} - selected)
 
 
 def merge_spool(output: Output, shard: str) -> Iterator[MergedSample]:
@@ -191,7 +189,7 @@ def _records_for_retry(output: Output, spooled: SpooledSample, *, has_row: bool)
         return (spooled.sample,)
     if all(line.outcome == OK for line in spooled.lines):
         return ()
-    if has_row or could_have_row(output.dataset, spooled.sample, spooled.lines, lambda failure: failure.may_pass):
+    if has_row or could_have_row(output.dataset, spooled.sample, spooled.lines, RetryFilter()):
         return (*(image for image in spooled.images if image.line.outcome == OK), spooled.sample)
     return (spooled.sample,)
 

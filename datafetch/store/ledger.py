@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from datafetch.errors import ConfigurationError, raise_if_exhausted
 from datafetch.model.bounds import Count
 from datafetch.model.ledger_line import LEGACY_SKIPPED_PREFIX, LedgerLine, ShardCounts
-from datafetch.model.outcome import OK, Failure, FailureKind, Permission
+from datafetch.model.outcome import NOT_REQUESTED, OK, Failure, FailureKind, Permission
 
 SCHEMA = pa.schema(
     [
@@ -250,20 +250,30 @@ def read_samples(path: Path) -> Iterator[tuple[LedgerLine, ...]]:
 
 
 def read_failures(path: Path) -> set[Failure]:
-    """The distinct failures of a ledger, by what decides whether they may pass: kind, status and a hash of a body."""
-    found = set()
+    """The distinct failures of a ledger, by what decides whether they may pass: kind, status and a hash of a body.
+
+    NOT_REQUESTED is among them if a sample has no other failure; otherwise a retry follows the others.
+    """
+    columns = ["sample", "outcome", "status", "sha256"]
+    found: set[tuple[str, int | None, bool]] = set()
+    not_requested, with_others = set(), set()
     with pq.ParquetFile(path) as file:
-        for batch in _batches(file, ["outcome", "status", "sha256"]):
-            values = zip(*(batch[name].to_pylist() for name in ("outcome", "status", "sha256")), strict=True)
-            found.update({(outcome, status, bool(sha256)) for outcome, status, sha256 in values if outcome != OK})
-    return {
+        for batch in _batches(file, columns):
+            for sample, outcome, status, sha256 in zip(*(batch[name].to_pylist() for name in columns), strict=True):
+                if outcome == FailureKind.NOT_REQUESTED:
+                    not_requested.add(sample)
+                elif outcome != OK:
+                    with_others.add(sample)
+                    found.add((outcome, status, bool(sha256)))
+    failures = {
         Failure(FailureKind(outcome), status=status, sha256=_SOME_HASH if has_body else "")
         for outcome, status, has_body in found
     }
+    return failures | {NOT_REQUESTED} if not_requested - with_others else failures
 
 
 def count_unpermitted(path: Path, kind: FailureKind, permission: Permission) -> int:
-    """The number of images that failed with a kind although a permission was not used; skipped images don't count."""
+    """The number of images that were requested and failed with a kind although a permission was not used."""
     count = 0
     with pq.ParquetFile(path) as file:
         for batch in _batches(file, ["outcome", "detail", "permitted", "is_skipped"]):
@@ -274,7 +284,7 @@ def count_unpermitted(path: Path, kind: FailureKind, permission: Permission) -> 
 
 
 def without_skipped(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The lines of images that were not skipped.
+    """The lines of images other than those that were not requested because their document was lost.
 
     Args:
         batch: Lines with the columns ``detail`` and, if the ledger has it, ``is_skipped``.

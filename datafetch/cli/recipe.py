@@ -15,6 +15,7 @@ from datafetch.cli.exit_code import (
     check_min_success,
     complain,
     exit_code_of_error,
+    message_of,
     without_fresh,
     write_line,
 )
@@ -75,8 +76,10 @@ def prepare(  # noqa: PLR0913 - one parameter an option
         for name, problem in unplanned.items():
             write_line(f"{name} will not be built: {problem}")
         for one in build_recipe(planned, partial(observe_built, console=console)):
-            if one.error is not None and given.values.get("fresh"):
-                one = replace(one, advice=without_fresh(str(one.error)))  # noqa: PLW2901 - as it is shown
+            if one.error is not None:
+                message = message_of(one.error)
+                advice = without_fresh(message) if given.values.get("fresh") else message
+                one = replace(one, advice=advice)  # noqa: PLW2901 - as it is shown
             built.append(one)
             if one.error is not None and one.part.name not in unplanned:
                 write_line(f"{one.part.name}: {one.problem}")

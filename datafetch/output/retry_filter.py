@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from datafetch.model.fields import check_types
 from datafetch.model.ledger_line import LedgerLine
 from datafetch.model.outcome import Failure, FailureKind
 from datafetch.store.spool_format import ImageResult, SpooledImage
@@ -24,6 +25,10 @@ class RetryFilter:
 
     kinds: frozenset[FailureKind] | None = None
     also: frozenset[FailureKind] = frozenset()
+
+    def __post_init__(self) -> None:
+        """Refuse what is no failure kind; the kinds may be given as plain strings, and in any collection."""
+        check_types(self)
 
     @classmethod
     def all(cls) -> RetryFilter:

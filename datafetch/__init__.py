@@ -1,4 +1,9 @@
-"""datafetch: the images that vision-language models are trained on, in exactly the files the trainer loads."""
+"""datafetch: the images that vision-language models are trained on, in exactly the files the trainer loads.
+
+``run(Job(dataset=…, source=…, out=…))`` builds a dataset, and ``retry(out)`` fetches again what failed. Inside a
+running event loop, as in a notebook, these are ``await fetch_dataset(job)`` and ``await retry_failed(out)``.
+``Fetcher`` and ``Transcoder`` fetch and encode single images.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +25,18 @@ if TYPE_CHECKING:
         run,
         shard_names,
     )
-    from datafetch.errors import DatafetchError
+    from datafetch.errors import (
+        ConfigurationError,
+        ConservationError,
+        DatafetchError,
+        InvalidFieldError,
+        ManifestError,
+        ResourceError,
+    )
     from datafetch.fetch import Fetcher, FetchPolicy, FetchStatistics, OptOut
     from datafetch.model.kinds import Loader, Payload
-    from datafetch.model.outcome import Body, Encoded, Failure, FailureKind
+    from datafetch.model.observers import Observer
+    from datafetch.model.outcome import Body, Encoded, Failure, FailureKind, Fetched, Outcome
     from datafetch.model.report import FetchedShards, Report
     from datafetch.model.request import ByteRange, Request
     from datafetch.model.statistics import Statistics
@@ -33,10 +46,14 @@ if TYPE_CHECKING:
     from datafetch.transcode import Encoding, ImageSpec, Pixels, Resize, Transcoder
     from datafetch.verify import Check, Verdict, run_check, verify_output
 
+    __version__: str
+
 __all__ = [
     "Body",
     "ByteRange",
     "Check",
+    "ConfigurationError",
+    "ConservationError",
     "DatafetchError",
     "Encoded",
     "Encoding",
@@ -44,13 +61,18 @@ __all__ = [
     "FailureKind",
     "FetchPolicy",
     "FetchStatistics",
+    "Fetched",
     "FetchedShards",
     "Fetcher",
     "IdsIndex",
     "ImageSpec",
+    "InvalidFieldError",
     "Job",
     "Loader",
+    "ManifestError",
+    "Observer",
     "OptOut",
+    "Outcome",
     "Payload",
     "Pixels",
     "Report",
@@ -58,6 +80,7 @@ __all__ = [
     "ReshardRequest",
     "Resharded",
     "Resize",
+    "ResourceError",
     "RetryFilter",
     "RunState",
     "Statistics",
@@ -82,11 +105,14 @@ __all__ = [
 # A library stays silent until its user configures logging; without this, Python would print warnings by itself.
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
+_DISTRIBUTION = "vlm-datafetch"  # the name of the project, which differs from that of the package
 # Lazy, so that a codec process, which imports one submodule, does not load the network stack with it.
 _MODULES = {
     "Body": "model.outcome",
     "ByteRange": "model.request",
     "Check": "verify",
+    "ConfigurationError": "errors",
+    "ConservationError": "errors",
     "DatafetchError": "errors",
     "Encoded": "model.outcome",
     "Encoding": "transcode",
@@ -94,13 +120,18 @@ _MODULES = {
     "FailureKind": "model.outcome",
     "FetchPolicy": "fetch",
     "FetchStatistics": "fetch",
+    "Fetched": "model.outcome",
     "FetchedShards": "model.report",
     "Fetcher": "fetch",
     "IdsIndex": "datasets.id_pairs",
     "ImageSpec": "transcode",
+    "InvalidFieldError": "errors",
     "Job": "engine.job",
     "Loader": "model.kinds",
+    "ManifestError": "errors",
+    "Observer": "model.observers",
     "OptOut": "fetch",
+    "Outcome": "model.outcome",
     "Payload": "model.kinds",
     "Pixels": "transcode",
     "Report": "model.report",
@@ -108,6 +139,7 @@ _MODULES = {
     "ReshardRequest": "output.reshard.folder",
     "Resharded": "output.reshard.folder",
     "Resize": "transcode",
+    "ResourceError": "errors",
     "RetryFilter": "output.retry_filter",
     "RunState": "monitor.status",
     "Statistics": "model.statistics",
@@ -131,10 +163,12 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        return import_module("importlib.metadata").version(_DISTRIBUTION)
     if name not in _MODULES:
         raise AttributeError(f"module 'datafetch' has no attribute {name!r}")
     return getattr(import_module(f"datafetch.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return [*__all__, "__version__"]

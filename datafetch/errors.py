@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
 
-_MAX_SHOWN = 10**24
 _EXHAUSTION_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOBUFS})
 _EXHAUSTION_MESSAGES = (  # of Python, the dynamic loader and Arrow, whose exceptions have no errno
     "can't start new thread",
@@ -29,21 +29,49 @@ class ConfigurationError(DatafetchError):
     """An option, a path or a job that can't be carried out as requested (exit 2)."""
 
 
-def require_in_range(option: str, value: int, minimum: int, maximum: int) -> None:
-    """Check a number that the operator has set.
+class InvalidFieldError(ConfigurationError):
+    """A field of a value, such as ``Job.limit``, is set to what it can't be (exit 2).
+
+    Python names the fields in its message, and the command line the options that they are there.
 
     Args:
-        option: The name of the option, for the message.
-        value: The number.
-        minimum: The smallest permitted value.
-        maximum: The largest permitted value.
-
-    Raises:
-        ConfigurationError: It is out of range; the message states the range.
+        cls: The dataclass.
+        template: The message: ``{limit}`` stands for the name of the field ``limit``, and ``{pixels:recipe}`` for its
+            being set to that value.
+        shown: What else the template names.
     """
-    if not minimum <= value <= maximum:
-        shown = f"{value:,}" if abs(value) < _MAX_SHOWN else "one of more than 24 digits"
-        raise ConfigurationError(f"{option} must be from {minimum:,} to {maximum:,}, not {shown}")
+
+    def __init__(self, cls: type, template: str, shown: Mapping[str, str]) -> None:
+        super().__init__(cls, template, shown)
+        self.cls = cls
+        self._template = template
+        self._shown = shown
+
+    def __str__(self) -> str:
+        return self.describe({})
+
+    def describe(self, flags: Mapping[str, str]) -> str:
+        """The message.
+
+        Args:
+            flags: The options by which fields are set on the command line; all others are named as in Python.
+        """
+        names = {field.name: _FieldName(field.name, flags.get(field.name, "")) for field in fields(self.cls)}
+        return self._template.format(**names, **self._shown)
+
+
+@dataclass(frozen=True, slots=True)
+class _FieldName:
+    """How a template names a field; with a value as the format, how it says that the field is set to that."""
+
+    field: str
+    flag: str
+
+    def __format__(self, value: str) -> str:
+        if self.flag:
+            return f"{self.flag} {value}" if value else self.flag
+        literal = None if value == "none" else value
+        return f"{self.field}={literal!r}" if value else self.field
 
 
 def unknown_name(what: str, name: str, known: Iterable[str]) -> ConfigurationError:

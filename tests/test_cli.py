@@ -734,7 +734,7 @@ def test_max_sample_reaches_the_job() -> None:
     assert job.max_sample_bytes == 256 << 20
     assert GivenOptions({"max_sample": "1GiB"}).change(job).max_sample_bytes == 1 << 30
     assert GivenOptions({}).change(replace(job, max_sample_bytes=5)).max_sample_bytes == 5
-    with pytest.raises(ConfigurationError, match="--max-sample"):
+    with pytest.raises(ConfigurationError, match="max_sample_bytes must be"):
         replace(job, max_sample_bytes=3 << 30)
 
 

@@ -168,8 +168,8 @@ def test_options_for_encoding_change_nothing() -> None:
 
 @pytest.mark.parametrize("wrong", [{"short_side_px": 336}, {"pixels": Pixels.CORRECT}, {"pixels": "correct"}])
 def test_options_that_change_pixels_are_refused(wrong: dict[str, Any]) -> None:
-    """One line names the options, before anything is fetched."""
-    message = "--encode received keeps images as they are: it takes --short-side none and --pixels recipe"
+    """One line names the fields, before anything is fetched."""
+    message = "encode='received' keeps images as they are: it takes short_side_px=None and pixels='recipe'"
     with pytest.raises(ConfigurationError, match=f"^{message}$"):
         ImageSpec(encode=Encoding.RECEIVED, **wrong)
 

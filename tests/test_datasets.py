@@ -25,8 +25,7 @@ from datafetch.datasets import DATASETS, find_dataset
 from datafetch.datasets.documents import DocumentOptions
 from datafetch.datasets.llm_jp_interleaved import LlmJpInterleavedOptions
 from datafetch.datasets.mmc4 import Mmc4CoreOptions
-from datafetch.datasets.ocr_vqa import OcrVqaOptions
-from datafetch.engine.job import Job, identify, own_spec
+from datafetch.engine.job import Job, dataset_of, identify, own_spec
 from datafetch.errors import ConfigurationError
 from datafetch.model.interfaces import Dataset, Manifest
 from datafetch.model.kinds import Loader, Payload
@@ -185,8 +184,8 @@ def test_unsupported_options_are_refused() -> None:
     """An option that would have no effect is not ignored silently."""
     with pytest.raises(ConfigurationError, match="coyo takes CoyoOptions, not Mmc4CoreOptions"):
         find_dataset("coyo", Mmc4CoreOptions())
-    with pytest.raises(ConfigurationError, match="ocr-vqa does not take --ids"):
-        find_dataset("ocr-vqa", OcrVqaOptions(), has_ids=True)
+    with pytest.raises(ConfigurationError, match="ocr-vqa does not take ids"):
+        dataset_of(Job("ocr-vqa", "", "", ids="list"))
     with pytest.raises(ConfigurationError, match="there is no dataset 'mmc4'; did you mean 'mmc4-core'"):
         find_dataset("mmc4")
 
@@ -270,15 +269,15 @@ def identity_of(dataset: Dataset, source: TinySource) -> dict[str, Any]:
 
 def test_numbers_out_of_bounds_are_refused() -> None:
     """The error names the option, whichever dataset has it."""
-    with pytest.raises(ConfigurationError, match=r"--keep-at-least must be from 1 to 2,147,483,647, not 0"):
+    with pytest.raises(ConfigurationError, match=r"keep_at_least must be from 1 to 2,147,483,647, not 0"):
         Mmc4CoreOptions(keep_at_least=0)
-    with pytest.raises(ConfigurationError, match=r"--min-similarity must be a number, not inf"):
+    with pytest.raises(ConfigurationError, match=r"min_similarity must be a number, not inf"):
         LlmJpInterleavedOptions(min_similarity=float("inf"))
-    with pytest.raises(ConfigurationError, match=r"--ids-index must be document or kept, not 'rows'"):
+    with pytest.raises(ConfigurationError, match=r"ids_index must be document or kept or None, not 'rows'"):
         Mmc4CoreOptions(ids_index="rows")  # type: ignore[arg-type]  # as a caller without a type checker may do
 
 
 def test_an_empty_value_of_an_option_is_refused() -> None:
     """An empty path to a tokenizer must not mean that documents are not counted."""
-    with pytest.raises(ConfigurationError, match="--tokenizer is empty; give a value, or leave it out"):
+    with pytest.raises(ConfigurationError, match="tokenizer is empty; give a value, or leave it out"):
         LlmJpInterleavedOptions(max_tokens=10, tokenizer="")

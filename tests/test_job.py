@@ -591,7 +591,7 @@ def test_values_out_of_bounds_are_refused(job: Job, wrong: dict[str, Any]) -> No
 
 def test_an_unknown_payload_is_refused(job: Job) -> None:
     """The error is raised when the job is created, for callers without a type checker."""
-    with pytest.raises(ConfigurationError, match="--payload must be base64 or bytes, not 'pickle'"):
+    with pytest.raises(ConfigurationError, match="payload must be base64 or bytes, not 'pickle'"):
         replace(job, payload="pickle")  # type: ignore[arg-type]
 
 
@@ -752,7 +752,7 @@ def test_an_observer_that_fails_does_not_end_a_run(job: Job, caplog: pytest.LogC
 @pytest.mark.parametrize("empty", [{"ids": ""}, {"scratch": ""}])
 def test_an_empty_path_is_refused(job: Job, empty: dict[str, Any]) -> None:
     """A shell makes it of a variable that is not set; it does not mean that there is no id list."""
-    with pytest.raises(ConfigurationError, match=r"--(ids|scratch) is empty; give a path, or leave it out"):
+    with pytest.raises(ConfigurationError, match=r"^(ids|scratch) is empty; give a path, or leave it out"):
         replace(job, **empty)
 
 

@@ -12,14 +12,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+import datafetch
 from datafetch.cli import signals
 from datafetch.cli.command import SETTINGS
-from datafetch.cli.exit_code import RESUME, ExitCode, complain, exit_code_of_error, without_fresh
+from datafetch.cli.exit_code import RESUME, ExitCode, complain, exit_code_of_error, message_of, without_fresh
 from datafetch.errors import DatafetchError, ResourceError, is_exhaustion
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         code = ExitCode.INTERRUPTED
     except DatafetchError as error:
-        return _complain(str(error), exit_code_of_error(error), words)
+        return _complain(message_of(error), exit_code_of_error(error), words)
     except _USAGE_ERRORS as error:
         command = error.ctx.command_path if error.ctx else "datafetch"
         return _complain(f"{_usage_message(error)} (see '{command} --help')", ExitCode.WRONG_COMMAND, words)
@@ -189,7 +189,7 @@ def _after_ctrl_c(words: Sequence[str]) -> str:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"datafetch {version('vlm-datafetch')}")
+        typer.echo(f"datafetch {datafetch.__version__}")
         raise typer.Exit
 
 

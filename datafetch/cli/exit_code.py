@@ -11,7 +11,14 @@ from datetime import UTC, datetime
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
-from datafetch.errors import ConfigurationError, ConservationError, DatafetchError, ResourceError
+from datafetch.errors import (
+    ConfigurationError,
+    ConservationError,
+    DatafetchError,
+    InvalidFieldError,
+    ResourceError,
+)
+from datafetch.model.options import options_of
 
 if TYPE_CHECKING:
     from datafetch.model.report import Report
@@ -63,6 +70,13 @@ def exit_code_of_error(error: DatafetchError) -> ExitCode:
         case ConservationError():
             return ExitCode.BUG
     return ExitCode.WRONG_COMMAND
+
+
+def message_of(error: DatafetchError) -> str:
+    """The message of what stopped a command, with options where Python has fields."""
+    if not isinstance(error, InvalidFieldError):
+        return str(error)
+    return error.describe({one.field: one.flag for one in options_of(error.cls)})
 
 
 def complain(message: str, code: ExitCode, *, as_json: bool = False) -> ExitCode:

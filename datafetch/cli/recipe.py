@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from datafetch.cli.exit_code import ExitCode, check_min_success, exit_code_of_error, without_fresh
+from datafetch.cli.exit_code import ExitCode, check_min_success, exit_code_of_error, message_of, without_fresh
 from datafetch.cli.options import CheckSources, GivenOptions, Json, MinSuccess, NoReshard, Root
 from datafetch.cli.progress import show_progress
 from datafetch.cli.render import show_built, show_sources
@@ -71,8 +71,10 @@ def prepare(  # noqa: PLR0913 - one parameter an option
         for name, problem in unplanned.items():
             _log.error("%s will not be built: %s", name, problem)
         for one in build_recipe(planned, partial(observe_built, reporter=reporter)):
-            if one.error is not None and given.values.get("fresh"):
-                one = replace(one, advice=without_fresh(str(one.error)))  # noqa: PLW2901 - as it is shown
+            if one.error is not None:
+                message = message_of(one.error)
+                advice = without_fresh(message) if given.values.get("fresh") else message
+                one = replace(one, advice=advice)  # noqa: PLW2901 - as it is shown
             built.append(one)
             if one.error is not None and one.part.name not in unplanned:
                 _log.error("%s: %s", one.part.name, one.problem)

@@ -73,7 +73,11 @@ class DatasetDefaults:
             ConfigurationError: The options belong to another dataset.
         """
         if type(options) is not type(self.options):
-            raise ConfigurationError(f"{self.name} takes {type(self.options).__name__}, not {type(options).__name__}")
+            own = type(self.options)
+            raise ConfigurationError(
+                f"{self.name} takes {own.__name__}, not {type(options).__name__}; write options={own.__name__}(…), "
+                f"which is in {own.__module__}"
+            )
         return replace(self, options=options)
 
     def select_published(self, names: Sequence[str]) -> Sequence[str]:

@@ -20,7 +20,8 @@ from datafetch.datasets.payload import pack
 from datafetch.datasets.shared_options import SKIP_BAD_LINES
 from datafetch.datasets.token_count import TokenCounter
 from datafetch.datasets.url_length import bounded_url, is_too_long
-from datafetch.errors import ConfigurationError, ManifestError
+from datafetch.errors import ManifestError
+from datafetch.model.fields import invalid
 from datafetch.model.kinds import CounterName, Payload
 from datafetch.model.options import DatasetOptions, Effect, Option, option
 from datafetch.model.outcome import Encoded
@@ -86,7 +87,7 @@ class DocumentOptions(DatasetOptions):
         """
         DatasetOptions.__post_init__(self)  # super() does not work in dataclasses with slots
         if (self.max_tokens is None) != (self.tokenizer is None):
-            raise ConfigurationError("--max-tokens and --tokenizer must be given together")
+            raise invalid(self, "{max_tokens} and {tokenizer} must be given together")
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,8 @@ from datafetch.datasets.dataset_defaults import DatasetDefaults
 from datafetch.datasets.named_images import image_file_row
 from datafetch.datasets.readers import ZipDirectory
 from datafetch.datasets.referenced import read_referenced
-from datafetch.errors import ConfigurationError, ManifestError
+from datafetch.errors import ManifestError
+from datafetch.model.fields import invalid
 from datafetch.model.interfaces import Manifest
 from datafetch.model.kinds import Loader, Payload
 from datafetch.model.options import DatasetOptions, Effect, Option, option
@@ -54,9 +55,9 @@ class ImageSetOptions(DatasetOptions):
         """
         DatasetOptions.__post_init__(self)
         if self.all and self.only_referenced:
-            raise ConfigurationError("--all and --only-referenced contradict each other; leave one of them out")
+            raise invalid(self, "{all} and {only_referenced} contradict each other; leave one of them out")
         if "" in self.only_referenced:
-            raise ConfigurationError("--only-referenced is empty; give a value, or leave it out")
+            raise invalid(self, "{only_referenced} is empty; give a value, or leave it out")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -53,16 +53,6 @@ class Mmc4CoreOptions(DocumentOptions):
         ),
     )
 
-    def __post_init__(self) -> None:
-        """Check the options before anything is read. ``ids_index`` may also be the plain string.
-
-        Raises:
-            ConfigurationError: An option is out of its bounds, or ``ids_index`` is neither of the two.
-        """
-        DocumentOptions.__post_init__(self)
-        if self.ids_index is not None and self.ids_index not in tuple(IdsIndex):
-            raise ConfigurationError(f"--ids-index must be {' or '.join(IdsIndex)}, not {self.ids_index!r}")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mmc4Core(DatasetDefaults):

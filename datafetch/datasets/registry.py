@@ -12,7 +12,7 @@ from datafetch.datasets.mmc4 import Mmc4Core
 from datafetch.datasets.ocr_vqa import OcrVqa
 from datafetch.datasets.synthdog_ja import SynthdogJa
 from datafetch.datasets.training_lists import JA_VG_VQA, LLAVA_INSTRUCT_JA, LLAVA_V15_SUBSET
-from datafetch.errors import ConfigurationError, unknown_name
+from datafetch.errors import unknown_name
 from datafetch.model.interfaces import Dataset
 from datafetch.model.options import DatasetOptions
 
@@ -38,21 +38,17 @@ DATASETS = {dataset.name: dataset for dataset in _ALL}
 """All datasets by name, with the default values of their options."""
 
 
-def find_dataset(name: str, options: DatasetOptions | None = None, *, has_ids: bool = False) -> Dataset:
+def find_dataset(name: str, options: DatasetOptions | None = None) -> Dataset:
     """Return the dataset of a name, with its options.
 
     Args:
         name: Its name on the command line.
         options: Values for its options, of the dataset's own class; None keeps the defaults.
-        has_ids: Whether an id list is given.
 
     Raises:
-        ConfigurationError: No dataset has this name, the options belong to another dataset, or an id list is given and
-            the dataset takes none.
+        ConfigurationError: No dataset has this name, or the options belong to another dataset.
     """
     dataset = DATASETS.get(name)
     if dataset is None:
         raise unknown_name("dataset", name, DATASETS)
-    if has_ids and dataset.id_list is None:
-        raise ConfigurationError(f"{name} does not take --ids")
     return dataset if options is None else dataset.with_options(options)

@@ -20,6 +20,7 @@ from datafetch.engine.scan_cache import StateFolderCache
 from datafetch.errors import ConfigurationError
 from datafetch.model.interfaces import Dataset, Manifest, RemoteFile
 from datafetch.model.location import at_mirror
+from datafetch.model.untrusted import short_repr
 from datafetch.output.merge import Output
 from datafetch.output.training_list import keep_made, keep_published, published_source, refuse_other_list
 from datafetch.process.threads import run_in_thread
@@ -139,6 +140,8 @@ async def bind(job: Job) -> AsyncIterator[BoundJob]:
     Raises:
         DatafetchError: The job or its manifest is wrong.
     """
+    if not isinstance(job, Job):
+        raise ConfigurationError(f"a Job is needed, not {short_repr(job)}; write Job(dataset=…, source=…, out=…)")
     dataset = await run_in_thread(dataset_of, job)
     if is_hub(job.source) and dataset.reads_in_place:
         place, names = await find_published(job, dataset)

@@ -13,8 +13,9 @@ import msgspec
 import orjson
 
 from datafetch.datasets import find_dataset
-from datafetch.errors import ConfigurationError, require_in_range
+from datafetch.errors import ConfigurationError
 from datafetch.fetch import MAX_BYTES, FetchPolicy
+from datafetch.model.fields import check_types, invalid, require_in_range
 from datafetch.model.interfaces import Dataset, Manifest
 from datafetch.model.kinds import Payload
 from datafetch.model.location import is_remote, is_url, without_secrets
@@ -130,23 +131,18 @@ class Job:
 
     def __post_init__(self) -> None:
         """Refuse invalid values before anything is read."""
-        for flag, value, maximum in (
-            ("--limit", self.limit, _MAX_LIMIT),
-            ("--processes", self.processes, MAX_PROCESSES),
-            ("--memory", self.memory_bytes, MAX_BYTES),
-            ("--max-sample", self.max_sample_bytes, _MAX_SAMPLE_BYTES),
-        ):
-            if value is not None:
-                require_in_range(flag, value, 1, maximum)
+        check_types(self)
+        require_in_range(self, "limit", 1, _MAX_LIMIT)
+        require_in_range(self, "processes", 1, MAX_PROCESSES)
+        require_in_range(self, "memory_bytes", 1, MAX_BYTES)
+        require_in_range(self, "max_sample_bytes", 1, _MAX_SAMPLE_BYTES)
         if self.world_size is not None:
             Ranks(self.world_size)
-        if self.payload not in tuple(Payload):
-            raise ConfigurationError(f"--payload must be {' or '.join(Payload)}, not {self.payload!r}")
-        for flag, path in (("--ids", self.ids), ("--scratch", self.scratch)):
-            if path == "":  # as of a shell's variable that is not set
-                raise ConfigurationError(f"{flag} is empty; give a path, or leave it out")
+        for field_name in ("ids", "scratch"):
+            if getattr(self, field_name) == "":  # as of a shell's variable that is not set
+                raise invalid(self, f"{{{field_name}}} is empty; give a path, or leave it out")
         if self.mirror and not is_url(self.mirror):
-            raise ConfigurationError("--mirror takes a URL that begins with http:// or https://")
+            raise invalid(self, "{mirror} takes a URL that begins with http:// or https://")
         for path in (self.source, self.out, self.ids or "", self.scratch or ""):
             if not is_utf8(path):
                 raise ConfigurationError(f"paths must be valid UTF-8 (and so the locale), not {path!a}")
@@ -188,9 +184,11 @@ def dataset_of(job: Job) -> Dataset:
     Raises:
         ConfigurationError: There is no such dataset, or it does not support what the job requests.
     """
-    dataset = find_dataset(job.dataset, job.options, has_ids=job.ids is not None)
+    dataset = find_dataset(job.dataset, job.options)
+    if job.ids is not None and dataset.id_list is None:
+        raise invalid(job, f"{dataset.name} does not take {{ids}}")
     if job.payload not in dataset.payloads:
-        raise ConfigurationError(f"{dataset.name} does not take --payload {job.payload}; its rows hold base64")
+        raise invalid(job, f"{dataset.name} does not take {{payload:{job.payload}}}; its rows hold base64")
     return dataset
 
 

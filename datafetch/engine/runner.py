@@ -61,7 +61,8 @@ def run(job: Job, observers: Iterable[Observer[Statistics]] = (), *, backends: B
         DatafetchError: The job or its manifest is wrong, or this machine ran out of something.
         KeyboardInterrupt: Ctrl-C; running the same job again resumes it.
     """
-    return run_to_end(fetch_dataset(job, observers, backends=backends), uvloop.new_event_loop)
+    work = fetch_dataset(job, observers, backends=backends)
+    return run_to_end(work, uvloop.new_event_loop, instead="await fetch_dataset(job)")
 
 
 async def fetch_dataset(
@@ -111,7 +112,8 @@ def fetch_shards(
             ran out of something.
         KeyboardInterrupt: Ctrl-C; the same call resumes it, as it does after a kill.
     """
-    return run_to_end(fetch_dataset_shards(job, shards, observers, backends=backends), uvloop.new_event_loop)
+    work = fetch_dataset_shards(job, shards, observers, backends=backends)
+    return run_to_end(work, uvloop.new_event_loop, instead="await fetch_dataset_shards(job, shards)")
 
 
 async def fetch_dataset_shards(
@@ -155,7 +157,7 @@ def finish(job: Job, observers: Iterable[Observer[Statistics]] = ()) -> Report:
         DatafetchError: The job or its manifest is wrong, or this machine ran out of something.
         KeyboardInterrupt: Ctrl-C; the same call resumes it, as it does after a kill.
     """
-    return run_to_end(finish_dataset(job, observers), uvloop.new_event_loop)
+    return run_to_end(finish_dataset(job, observers), uvloop.new_event_loop, instead="await finish_dataset(job)")
 
 
 async def finish_dataset(job: Job, observers: Iterable[Observer[Statistics]] = ()) -> Report:
@@ -181,7 +183,7 @@ def shard_names(job: Job) -> list[str]:
     Raises:
         DatafetchError: The job or its manifest is wrong.
     """
-    return run_to_end(_shard_names(job), uvloop.new_event_loop)
+    return run_to_end(_shard_names(job), uvloop.new_event_loop, instead="await asyncio.to_thread(shard_names, job)")
 
 
 async def _shard_names(job: Job) -> list[str]:
@@ -217,7 +219,7 @@ def retry(
         KeyboardInterrupt: Ctrl-C; the same call resumes the retry, and so does one without a filter and ``change``.
     """
     work = retry_failed(out, retry_filter, change=change, source=source, observers=observers, backends=backends)
-    return run_to_end(work, uvloop.new_event_loop)
+    return run_to_end(work, uvloop.new_event_loop, instead="await retry_failed(out)")
 
 
 async def _complete_run(bound: BoundJob, session: Session, fetched: FetchedShards) -> Report:

@@ -36,6 +36,7 @@ from datafetch.fetch.statistics import FetchStatistics
 from datafetch.fetch.urls import BadUrlError, authority, parse_url
 from datafetch.model.outcome import OK, Body, Failure, FailureKind, Fetched
 from datafetch.model.request import Request
+from datafetch.model.untrusted import short_repr
 
 _MAX_BACKOFF_S = 30.0
 _DEFAULT_BUDGET_BYTES = 1024**3
@@ -83,15 +84,18 @@ class Fetcher:
         self._backoff = wait_exponential(multiplier=backoff_s, max=_MAX_BACKOFF_S) + wait_random(0, backoff_s)
         self._outcomes: Counter[str] = Counter()
         self._attempts = 0
+        self._is_open = False
         self._resources = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
         await self._resources.enter_async_context(self._requester)
+        self._is_open = True
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._is_open = False
         await self._resources.aclose()
 
     @property
@@ -127,6 +131,7 @@ class Fetcher:
 
     def statistics(self) -> FetchStatistics:
         """Take a snapshot; only inside ``async with``."""
+        self._require_open()
         requester = self._requester
         return FetchStatistics(
             attempts=self._attempts,
@@ -161,12 +166,17 @@ class Fetcher:
 
         Raises:
             ResourceError: This machine has had no descriptors for sockets, or no memory for them, for a minute.
+            RuntimeError: The fetcher is not open; the message says what to write.
+            TypeError: The request is neither a URL nor a ``Request``.
         """
+        self._require_open()
         if memory is None:
             with self._budget.reservation() as own_memory:
                 return await self(request, memory=own_memory)
         if isinstance(request, str):
             request = Request(request)
+        elif not isinstance(request, Request):
+            raise TypeError(f"a Fetcher takes a URL as a string, or a Request, not {short_repr(request)}")
         try:
             call = _Call(parse_url(request.url), request, memory)
         except BadUrlError as error:
@@ -175,6 +185,12 @@ class Fetcher:
             fetched = await self._fetch(call)
         self._outcomes[OK if isinstance(fetched, Body) else fetched.kind] += 1
         return fetched
+
+    def _require_open(self) -> None:
+        if not self._is_open:
+            raise RuntimeError(
+                "a Fetcher works only while it is open; write: async with Fetcher(policy) as fetch: await fetch(url)"
+            )
 
     async def _fetch(self, call: _Call) -> Fetched:
         fetched = await self._attempt(call)

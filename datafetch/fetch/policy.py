@@ -8,7 +8,7 @@ from enum import StrEnum
 from functools import partial
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
-from datafetch.errors import ConfigurationError, require_in_range
+from datafetch.model.fields import check_types, invalid, require_in_range
 from datafetch.model.options import Effect, Option, OptionGroup, option
 
 _NAMESERVER = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<v4>[^:\[\]]+))(?::(?P<port>\d{1,5}))?")
@@ -98,23 +98,26 @@ class FetchPolicy:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, before anything is fetched."""
-        if self.connections is not None:
-            require_in_range("--connections", self.connections, 1, _MAX_CONNECTIONS)
-        require_in_range("--per-host", self.per_host, 1, _MAX_CONNECTIONS)
-        require_in_range("--retries", self.retries, 0, _MAX_RETRIES)
-        require_in_range("--max-body", self.max_body_bytes, 1, MAX_BYTES)
-        require_in_range("max_redirects", self.max_redirects, 0, _MAX_REDIRECTS)
+        check_types(self)
+        require_in_range(self, "connections", 1, _MAX_CONNECTIONS)
+        require_in_range(self, "per_host", 1, _MAX_CONNECTIONS)
+        require_in_range(self, "retries", 0, _MAX_RETRIES)
+        require_in_range(self, "max_body_bytes", 1, MAX_BYTES)
+        require_in_range(self, "max_redirects", 0, _MAX_REDIRECTS)
         if not 0 < self.timeout_s <= _MAX_TIMEOUT_S:
-            raise ConfigurationError(f"--timeout must be above 0 seconds and at most a day, not {self.timeout_s}")
+            raise invalid(self, f"{{timeout_s}} must be above 0 seconds and at most a day, not {self.timeout_s}")
         if not (self.connect_timeout_s > 0 and self.stall_timeout_s > 0 and self.backoff_s >= 0):
-            raise ConfigurationError("connect_timeout_s and stall_timeout_s must be above 0, backoff_s not below it")
-        if self.opt_out not in tuple(OptOut):
-            raise ConfigurationError(f"--opt-out is one of {', '.join(OptOut)}, not {self.opt_out!r}")
+            raise invalid(self, "connect_timeout_s and stall_timeout_s must be above 0, backoff_s not below it")
         if not self.contact.isprintable():
-            raise ConfigurationError("--user-agent must be one line of printable text")
+            raise invalid(self, "{contact} must be one line of printable text")
         self.networks()
         for nameserver in self.nameservers:
-            _check_nameserver(nameserver)
+            if not _is_nameserver(nameserver):
+                template = (
+                    "{nameservers} takes ADDRESS or ADDRESS:PORT, with [] around an IPv6 address before a port, "
+                    "not {shown}"
+                )
+                raise invalid(self, template, shown=repr(nameserver))
 
     def networks(self) -> tuple[IPv4Network | IPv6Network, ...]:
         """``allow_net`` as networks.
@@ -125,19 +128,15 @@ class FetchPolicy:
         try:
             return tuple(ip_network(block, strict=False) for block in self.allow_net)
         except ValueError as error:
-            raise ConfigurationError(
-                f"--allow-net takes addresses in CIDR form, such as 10.0.0.0/8: {error}"
-            ) from error
+            template = "{allow_net} takes addresses in CIDR form, such as 10.0.0.0/8: {reason}"
+            raise invalid(self, template, reason=str(error)) from error
 
 
-def _check_nameserver(text: str) -> None:
+def _is_nameserver(text: str) -> bool:
     match = _NAMESERVER.fullmatch(text)
     address = (match["v6"] or match["v4"]) if match else text
     port = int(match["port"] or 0) if match else 0
-    if not _is_address(address) or port > _MAX_PORT:
-        raise ConfigurationError(
-            f"--nameserver takes ADDRESS or ADDRESS:PORT, with [] around an IPv6 address before a port, not {text!r}"
-        )
+    return _is_address(address) and port <= _MAX_PORT
 
 
 def _is_address(text: str) -> bool:

@@ -19,14 +19,15 @@ _Snapshot = TypeVar("_Snapshot")
 Observer: TypeAlias = Callable[[Callable[[], _Snapshot]], Coroutine[None, None, None]]
 """A coroutine function that observes work: it may call its argument for a snapshot at any time, until it is cancelled.
 
-What it raises is logged as an error under ``datafetch.model.observers``, and the work continues without it.
+What it raises is logged as an error under ``datafetch.model.observers``, and the work continues without it: also
+``SystemExit``, by which a library that it calls would otherwise end the run without a word.
 """
 
 
 class SafeObserver:
     """A context manager that suppresses the exceptions of an observer, and logs the first one with its traceback.
 
-    Cancellation, ``KeyboardInterrupt`` and the like are not failures of the observer, and are not suppressed.
+    Cancellation and ``KeyboardInterrupt`` are not failures of the observer, and are not suppressed.
 
     Args:
         name: The observer's name in the log.
@@ -45,7 +46,7 @@ class SafeObserver:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        if not isinstance(error, Exception):
+        if not isinstance(error, Exception | SystemExit):
             return False
         if not self.has_failed:
             cause = f"{type(error).__name__}: {error}"

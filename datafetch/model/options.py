@@ -13,7 +13,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from enum import Enum, StrEnum, auto
 from typing import TypeVar
 
-from datafetch.errors import ConfigurationError, require_in_range
+from datafetch.model.fields import check_types, invalid, require_in_range
 
 MAX_COUNT = 2**31 - 1
 """The maximum of every integer option of a dataset."""
@@ -122,16 +122,17 @@ class DatasetOptions:
     """
 
     def __post_init__(self) -> None:
-        """Check all numbers before anything is read.
+        """Check all values before anything is read.
 
         Raises:
-            ConfigurationError: An option is out of its bounds, or not a number; the message names it.
+            ConfigurationError: An option is out of its bounds, or of another type; the message names it.
         """
+        check_types(self)
         for one in options_of(type(self)):
-            value, minimum = getattr(self, one.field), one.option.minimum
-            if isinstance(value, int) and minimum is not None:
-                require_in_range(one.flag, value, minimum, MAX_COUNT)
+            value = getattr(self, one.field)
+            if one.option.minimum is not None:
+                require_in_range(self, one.field, one.option.minimum, MAX_COUNT)
             if value == "":
-                raise ConfigurationError(f"{one.flag} is empty; give a value, or leave it out")
+                raise invalid(self, f"{{{one.field}}} is empty; give a value, or leave it out")
             if isinstance(value, float) and not math.isfinite(value):
-                raise ConfigurationError(f"{one.flag} must be a number, not {value}")
+                raise invalid(self, f"{{{one.field}}} must be a number, not {value}")

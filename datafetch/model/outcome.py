@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeAlias
 
+from datafetch.model.untrusted import short_repr
+
 
 class FailureKind(StrEnum):
     """Why an image failed. The list is closed, and its strings are part of the formats of ledgers and reports."""
@@ -114,7 +116,7 @@ def may_kind_pass(kind: str) -> bool:
     return kind in {*_KINDS_THAT_MAY_PASS, FailureKind.HTTP_STATUS, FailureKind.BAD_MEMBER}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Failure:
     """Why one image failed.
 
@@ -141,6 +143,10 @@ class Failure:
     permitted: Permissions = ()
     source: Source = Source.WEB
     network: str = ""
+
+    def __repr__(self) -> str:
+        where = f", {short_repr(self.final_url)}" if self.final_url else ""
+        return f"Failure({self.kind}, {short_repr(self.detail)}{where})"
 
     @property
     def may_pass(self) -> bool:
@@ -186,7 +192,7 @@ class PartialContent:
         return self.stop - self.start
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Body:
     """A response body that arrived completely.
 
@@ -208,8 +214,11 @@ class Body:
     part: PartialContent | None = None
     source: Source = Source.WEB
 
+    def __repr__(self) -> str:
+        return f"Body({len(self.content):,} bytes, {short_repr(self.final_url)})"
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, repr=False)
 class Encoded:
     """One image as it will be written.
 
@@ -230,6 +239,10 @@ class Encoded:
     sha256: str = ""
     is_original: bool = False
     permitted: Permissions = ()
+
+    def __repr__(self) -> str:
+        size = f"{self.width_px}×{self.height_px} px"
+        return f"Encoded({len(self.jpeg):,} bytes, {size}, from {short_repr(self.source_format)})"
 
 
 Outcome: TypeAlias = Encoded | Failure

@@ -8,6 +8,7 @@ PLAIN_NAME = r"\A(?!\.{0,2}\Z)[^/\0]+\Z"
 """A regular expression for the name of a file that leads nowhere else."""
 _PLAIN_NAME = re.compile(PLAIN_NAME)
 _LAST_OF_PLANE_0 = 0xFFFF
+_MAX_REPR_CHARS = 100
 
 
 def is_plain_name(name: object) -> bool:
@@ -22,6 +23,12 @@ def is_utf8(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def short_repr(value: object) -> str:
+    """``repr`` of a value, of which no more than 100 characters are kept."""
+    text = repr(value[: _MAX_REPR_CHARS + 1] if isinstance(value, str) else value)
+    return text if len(text) <= _MAX_REPR_CHARS else f"{text[: _MAX_REPR_CHARS - 1]}…"
 
 
 def to_printable(text: str) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from datafetch.errors import ConfigurationError
+from datafetch.model.fields import check_types
 from datafetch.model.ledger_line import LedgerLine
 from datafetch.model.outcome import KINDS_THAT_HOST_DOWN_FOLLOWS, Failure, FailureKind
 from datafetch.store.spool_format import ImageResult, SpooledImage
@@ -35,6 +36,8 @@ class RetryFilter:
     also: frozenset[FailureKind] = frozenset()
 
     def __post_init__(self) -> None:
+        """Refuse what is no failure kind; the kinds may be given as plain strings, and in any collection."""
+        check_types(self)
         if self.kinds == frozenset({FailureKind.NOT_REQUESTED}):
             raise ConfigurationError(
                 f"{FailureKind.NOT_REQUESTED.value} alone selects nothing, because such images are requested together "

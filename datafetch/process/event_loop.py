@@ -13,7 +13,10 @@ _Result = TypeVar("_Result")
 
 
 def run_to_end(
-    work: Coroutine[Any, Any, _Result], loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+    work: Coroutine[Any, Any, _Result],
+    loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
+    *,
+    instead: str = "await it",
 ) -> _Result:
     """Run a coroutine on a loop of its own, like ``asyncio.run``.
 
@@ -22,12 +25,15 @@ def run_to_end(
     Args:
         work: The coroutine.
         loop_factory: Creates the event loop; None takes asyncio's default.
+        instead: What to write where a loop is running already, such as in a notebook.
 
     Raises:
+        RuntimeError: A loop is running in this thread; the message says what to write.
         KeyboardInterrupt: Ctrl-C was pressed. By then the coroutine and everything that it started have ended.
     """
     cancellable = _CancellableRun()
     try:
+        _refuse_running_loop(instead)
         with (
             active_interrupts() as interrupts,
             interrupts.stopping_with(cancellable.cancel),
@@ -40,6 +46,14 @@ def run_to_end(
         raise
     finally:
         work.close()  # it may never have started
+
+
+def _refuse_running_loop(instead: str) -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise RuntimeError(f"an event loop is running here, as in a notebook or an async function; write: {instead}")
 
 
 class _CancellableRun:

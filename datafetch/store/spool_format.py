@@ -30,6 +30,7 @@ from datafetch.errors import ConfigurationError, ConservationError
 from datafetch.model import exact_json
 from datafetch.model.ledger_line import LedgerLine
 from datafetch.model.sample import Sample
+from datafetch.model.untrusted import short_repr
 
 _MAGIC = b"datafetch spool 2\n"
 MARKER_BYTES = 8
@@ -43,12 +44,15 @@ _SAMPLE = ord("S")
 _SEARCH_BYTES = 1 << 20  # read at a time while searching for the next marker
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class ImageResult:
     """The result of one image: its ledger line, and its JPEG, which is empty if the image failed."""
 
     line: LedgerLine
     jpeg: bytes
+
+    def __repr__(self) -> str:
+        return f"ImageResult({self.line.outcome}, {self.jpeg_bytes:,} bytes, {short_repr(self.line.url)})"
 
     @property
     def jpeg_bytes(self) -> int:

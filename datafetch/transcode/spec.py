@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
-from typing import TypeVar
 
-from datafetch.errors import ConfigurationError, require_in_range
+from datafetch.model.fields import check_types, invalid, require_in_range
 from datafetch.model.options import Effect, Option, OptionGroup, option
 
 _MAX_DECODE_TIMEOUT_S = 3600.0
@@ -49,20 +48,6 @@ class Encoding(StrEnum):
 
 DEFAULT_MAX_PIXELS = 89_478_485
 """The size from which on Pillow warns. Larger images are accepted only if the operator permits them."""
-
-_Choice = TypeVar("_Choice", bound=StrEnum)
-
-
-def _choice(choices: type[_Choice], option: str, value: str) -> _Choice:
-    try:
-        return choices(value)
-    except ValueError:
-        raise ConfigurationError(f"{option} must be {' or '.join(choices)}, not {value!r}") from None
-
-
-def _require_int(option: str, number: object) -> None:
-    if isinstance(number, bool) or not isinstance(number, int):
-        raise ConfigurationError(f"{option} must be a whole number, not {number!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,32 +117,20 @@ class ImageSpec:
 
     def __post_init__(self) -> None:
         """Refuse invalid values before anything is fetched. A choice may be given as a plain string."""
-        object.__setattr__(self, "pixels", _choice(Pixels, "--pixels", self.pixels))
-        object.__setattr__(self, "encode", _choice(Encoding, "--encode", self.encode))
-        if self.resize is not None:
-            object.__setattr__(self, "resize", _choice(Resize, "--resize", self.resize))
-        if self.short_side_px is not None:
-            _require_int("--short-side", self.short_side_px)
-        _require_int("--quality", self.quality)
-        _require_int("--max-pixels", self.max_pixels)
-        _require_int("min_pixels", self.min_pixels)
-        if self.short_side_px is not None:
-            require_in_range("--short-side", self.short_side_px, 1, _MAX_SIDE_PX)
-        require_in_range("--quality", self.quality, 1, _MAX_QUALITY)
-        require_in_range("--max-pixels", self.max_pixels, 1, _MAX_PIXELS)
+        check_types(self)
+        require_in_range(self, "short_side_px", 1, _MAX_SIDE_PX)
+        require_in_range(self, "quality", 1, _MAX_QUALITY)
+        require_in_range(self, "max_pixels", 1, _MAX_PIXELS)
         if not 1 <= self.min_pixels <= self.max_pixels:
-            raise ConfigurationError(f"min_pixels must be from 1 to --max-pixels, not {self.min_pixels}")
+            raise invalid(self, f"{{min_pixels}} must be from 1 to {{max_pixels}}, not {self.min_pixels}")
         if self.encode is Encoding.RECEIVED and (self.short_side_px is not None or self.pixels is not Pixels.RECIPE):
-            raise ConfigurationError(
-                "--encode received keeps images as they are: it takes --short-side none and --pixels recipe"
+            raise invalid(
+                self,
+                "{encode:received} keeps images as they are: it takes {short_side_px:none} and {pixels:recipe}",
             )
-        seconds: object = self.decode_timeout_s
-        if (
-            isinstance(seconds, bool)
-            or not isinstance(seconds, int | float)
-            or not 0 < seconds <= _MAX_DECODE_TIMEOUT_S
-        ):
-            raise ConfigurationError(f"--decode-timeout must be above 0 seconds and at most an hour, not {seconds!r}")
+        seconds = self.decode_timeout_s
+        if not 0 < seconds <= _MAX_DECODE_TIMEOUT_S:
+            raise invalid(self, f"{{decode_timeout_s}} must be above 0 seconds and at most an hour, not {seconds!r}")
 
     @property
     def uses_fast_resize(self) -> bool:

@@ -14,7 +14,8 @@ from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
 from datafetch.datasets import DATASETS, find_dataset
-from datafetch.errors import ConfigurationError, raise_if_exhausted, require_in_range
+from datafetch.errors import ConfigurationError, raise_if_exhausted
+from datafetch.model.fields import check_types, invalid, require_in_range
 from datafetch.model.interfaces import Dataset
 from datafetch.model.kinds import Loader
 from datafetch.model.observers import Observer, observed_by
@@ -92,11 +93,11 @@ class Check:
 
     def __post_init__(self) -> None:
         """Refuse invalid values before anything is read."""
+        check_types(self)
         _ = self.ranks
         if not all(character.isprintable() for character in self.out):
             raise ConfigurationError(f"paths must be printable, and valid UTF-8, not {self.out!a}")
-        if self.processes is not None:
-            require_in_range("--processes", self.processes, 1, MAX_PROCESSES)
+        require_in_range(self, "processes", 1, MAX_PROCESSES)
 
     @property
     def ranks(self) -> WantedRanks:
@@ -118,7 +119,7 @@ def run_check(check: Check, observers: Iterable[Observer[VerifyProgress]] = ()) 
         DatafetchError: There is nothing to verify, or this machine ran out of something.
         KeyboardInterrupt: Ctrl-C.
     """
-    return run_to_end(verify_output(check, observers))
+    return run_to_end(verify_output(check, observers), instead="await verify_output(check)")
 
 
 async def verify_output(check: Check, observers: Iterable[Observer[VerifyProgress]] = ()) -> Verdict:
@@ -182,7 +183,7 @@ def _open(check: Check) -> Subject:
     if not out.is_file():
         raise ConfigurationError(f"{out} is neither a folder of shards or images nor a JSON file")
     if check.loader not in {None, Loader.TORCH}:
-        raise ConfigurationError(f"{out} is a file; --loader {check.loader} takes a folder of shards")
+        raise invalid(check, f"{{path}} is a file; {{loader:{check.loader}}} takes a folder of shards", path=str(out))
     image_root = _image_root(out) if check.image_root is None else Path(check.image_root)
     return RecordList(out, image_root, follow_links=check.follow_links)
 
@@ -200,12 +201,13 @@ def _open_folder(check: Check, out: Path) -> Subject:
     if not out.is_dir():
         raise ConfigurationError(f"there is no folder {out}; the run that makes it has nothing to show yet")
     if check.image_root is not None:
-        raise ConfigurationError("--image-root is only for a JSON file; shards contain their images")
+        raise invalid(check, "{image_root} is only for a JSON file; shards contain their images")
     loader = check.loader or (None if dataset is None else dataset.loader)
     if loader is not Loader.TORCH:
         return ShardFolder(out, loader)
     if any(out.glob(f"*{ROWS_SUFFIX}")):
-        raise ConfigurationError(f"{out} holds shards; --loader torch takes a JSON file or a folder of images")
+        template = "{path} holds shards; {loader:torch} takes a JSON file or a folder of images"
+        raise invalid(check, template, path=str(out))
     return ImageFolder(out)
 
 

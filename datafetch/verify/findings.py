@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from datafetch.model.untrusted import to_printable
 
@@ -67,7 +67,7 @@ class ImageToDecode:
     """An encoded image whose decoding is still to be checked."""
 
     location: Location
-    body: bytes
+    body: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ but not whether these can be decoded.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any
 
@@ -28,7 +28,7 @@ class RowPart:
         image: The 0-based position of the image in a row that may have several; -1 otherwise.
     """
 
-    body: bytes | None = None
+    body: bytes | None = field(default=None, repr=False)
     problem: str = ""
     image: int = -1
 

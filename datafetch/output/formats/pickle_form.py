@@ -16,7 +16,7 @@ import pickle
 import re
 from base64 import b64decode
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Self
 
@@ -138,7 +138,7 @@ class Piece:
     """Bytes at an offset of a file."""
 
     offset: int
-    content: bytes
+    content: bytes = field(repr=False)
 
 
 class FrameOffsets:

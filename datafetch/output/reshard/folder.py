@@ -20,8 +20,8 @@ from datafetch.errors import (
     ManifestError,
     ResourceError,
     raise_if_exhausted,
-    require_in_range,
 )
+from datafetch.model.fields import check_types, require_in_range
 from datafetch.model.kinds import Loader
 from datafetch.model.options import Option, OptionGroup, option
 from datafetch.output.formats import COUNT_SUFFIX, ROWS_SUFFIX, decode_row, read_count, read_frames
@@ -81,6 +81,10 @@ class ReshardRequest:
     )
     no_lock: bool = option(False, NO_LOCK)
 
+    def __post_init__(self) -> None:
+        """Refuse values of other types; a path may be given as a string."""
+        check_types(self)
+
     def plan(self, loader: Loader) -> Plan:
         """The plan for rows that a loader reads, whose defaults are used for what was not set.
 
@@ -90,7 +94,7 @@ class ReshardRequest:
         ranks = Ranks(self.world_size, self.batch, GROUP_OF[loader] if self.group is None else self.group)
         seed = SHUFFLE_OF[loader] if self.shuffle is UNSET else self.shuffle
         if seed is not None:
-            require_in_range("--shuffle", seed, 0, _MAX_SEED)
+            require_in_range(self, "shuffle", 0, _MAX_SEED, seed)
         return Plan(ranks, seed)
 
 

@@ -14,9 +14,9 @@ from typing import Annotated, TypeAlias
 
 from msgspec import Meta
 
-from datafetch.errors import ConfigurationError, require_in_range
+from datafetch.model.fields import check_types, invalid, require_in_range
 from datafetch.model.kinds import Loader
-from datafetch.model.options import Option, OptionGroup
+from datafetch.model.options import Option, OptionGroup, option
 
 GROUP_OF: Mapping[Loader, int] = {Loader.COYO: 4, Loader.MMC4: 1}
 """The number of samples that each loader takes together."""
@@ -51,9 +51,9 @@ class Ranks:
         group: The number of samples that the loader takes together: 4 pairs, or 1 document.
     """
 
-    world_size: int = DEFAULT_WORLD_SIZE
-    batch: int = DEFAULT_BATCH
-    group: int = 4
+    world_size: int = option(DEFAULT_WORLD_SIZE, WORLD_SIZE)
+    batch: int = option(DEFAULT_BATCH, BATCH)
+    group: int = option(4, GROUP)
 
     def __post_init__(self) -> None:
         """Check that the numbers are possible.
@@ -61,8 +61,9 @@ class Ranks:
         Raises:
             ConfigurationError: One of them is out of range.
         """
-        for option, value in (("--world-size", self.world_size), ("--batch", self.batch), ("--group", self.group)):
-            require_in_range(option, value, 1, _MAX_RANKS)
+        check_types(self)
+        for field in ("world_size", "batch", "group"):
+            require_in_range(self, field, 1, _MAX_RANKS)
 
     @property
     def step(self) -> int:
@@ -140,9 +141,10 @@ def shard_sizes(rows: int, ranks: Ranks, total_bytes: int = 0) -> list[int]:
     """
     steps_a_rank, left_over = divmod(rows, ranks.min_rows)
     if not steps_a_rank:
-        raise ConfigurationError(
-            f"{rows:,} rows are too few for --world-size {ranks.world_size} × --batch {ranks.batch} × --group "
-            f"{ranks.group}, which takes {ranks.min_rows:,} at least"
+        raise invalid(
+            ranks,
+            f"{rows:,} rows are too few for {{world_size}} {ranks.world_size} × {{batch}} {ranks.batch} × {{group}} "
+            f"{ranks.group}, which takes {ranks.min_rows:,} at least",
         )
     rank_rows = steps_a_rank * ranks.step
     needed = max(-(-rank_rows // _SHARD_ROWS), -(-total_bytes // (ranks.world_size * _SHARD_BYTES)))

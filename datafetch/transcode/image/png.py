@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from PIL import PngImagePlugin
 
@@ -32,8 +32,8 @@ class RepairedPng:
         profile: The ICC profile that was removed, if it is small enough to be applied.
     """
 
-    body: bytes
-    profile: bytes | None
+    body: bytes = field(repr=False)
+    profile: bytes | None = field(repr=False)
 
 
 def remove_refused_chunks(body: bytes) -> RepairedPng | None:

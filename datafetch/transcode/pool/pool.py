@@ -33,6 +33,7 @@ from typing import Self
 
 from datafetch.errors import ResourceError
 from datafetch.model.outcome import Body, Failure, FailureKind, Fetched, Outcome
+from datafetch.model.untrusted import short_repr
 from datafetch.transcode.codec import transcode
 from datafetch.transcode.pool.protocol import Codec
 from datafetch.transcode.pool.quarantine import Quarantine
@@ -100,7 +101,7 @@ class Transcoder:
         self._next_dispatch: asyncio.Handle | None = None
         self._next_watch: asyncio.Handle | None = None
         self._failed_assignments = 0
-        self._unusable: BaseException | None = RuntimeError("a Transcoder works only inside `async with`")
+        self._unusable: BaseException | None = _not_open()
 
     async def __aenter__(self) -> Self:
         if self._is_sandboxed and (missing := missing_protections()):
@@ -136,14 +137,18 @@ class Transcoder:
 
         Raises:
             ResourceError: No codec process can be started any more.
+            RuntimeError: The transcoder is not open; the message says what to write.
+            TypeError: It is given something else than a body.
         """
         match body:
             case Failure():
                 return body
             case Body():
                 content = body.content
-            case _:
+            case bytes():
                 content = body
+            case _:
+                raise TypeError(f"a Transcoder takes what a Fetcher returned, or bytes, not {short_repr(body)}")
         if len(content) > MAX_BODY_BYTES:
             return Failure(FailureKind.TOO_LARGE, f"{len(content)} bytes are more than the codec takes")
         if self._unusable is not None:
@@ -322,7 +327,7 @@ class Transcoder:
 
     async def _close(self) -> None:
         """End everything. A cancellation that comes meanwhile is raised only when that is done."""
-        self._unusable = RuntimeError("the Transcoder is closed")
+        self._unusable = _not_open()
         self._queue.clear()
         for handle in (self._next_watch, self._next_dispatch):
             if handle is not None:
@@ -349,3 +354,10 @@ class Transcoder:
         for worker in self._workers:
             worker.process.close()
         self._workers.clear()
+
+
+def _not_open() -> RuntimeError:
+    return RuntimeError(
+        "a Transcoder works only while it is open; write: async with Transcoder(spec) as transcode: "
+        "await transcode(body)"
+    )

@@ -31,7 +31,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from datafetch.model.outcome import Failure, Outcome
@@ -51,7 +51,7 @@ class PendingImage:
         unexplained_ends: How often a worker ended on it, alone, together with the fork server that knew the reason.
     """
 
-    body: bytes
+    body: bytes = field(repr=False)
     outcome: asyncio.Future[Outcome]
     unexplained_ends: int = 0
 

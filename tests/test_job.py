@@ -257,7 +257,7 @@ def test_the_jobs_image_spec_is_applied(job: Job) -> None:
 
 _OTHER_JOBS: tuple[tuple[dict[str, Any], str], ...] = (
     ({"limit": 10}, "--limit: not set, now 10"),
-    ({"ids": None}, "with an id list, now without"),
+    ({"ids": None}, r"--ids: /.*/source/ids\.txt before, now none"),
     ({"image": ImageSpec(short_side_px=100)}, "--short-side: 336, now 100"),
     ({"image": replace(VILA, quality=90)}, "--quality: 75, now 90"),
     ({"image": replace(VILA, pixels=Pixels.CORRECT)}, "--pixels: recipe, now correct"),
@@ -277,15 +277,32 @@ def test_another_job_on_the_same_output_is_refused(job: Job) -> None:
         assert files_of(job) == before
 
 
-def test_differences_of_ids_and_manifest_files_are_described(job: Job, source: CoyoSource) -> None:
-    """The error says that an id list was added or left out, and names only manifest files that differ."""
-    run(job)
-    with pytest.raises(ConfigurationError, match=r"\(with an id list, now without\)"):
-        run(replace(job, ids=None))
+def test_all_differences_are_described_and_what_starting_over_costs(
+    tmp_path: Path, job: Job, source: CoyoSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files are named as they were given, not by their hash; of manifest files only those that differ are named."""
+    own = tmp_path / "data" / "自分の一覧.txt"
+    own.parent.mkdir()
+    own.write_text("".join(f"{number}\n" for number in [*source.urls][:50]))
+    monkeypatch.chdir(tmp_path)
+    run(replace(job, ids=None))
+    with pytest.raises(ConfigurationError) as refused:
+        run(replace(job, ids="data/自分の一覧.txt", limit=40, image=ImageSpec(short_side_px=100)))
+    assert str(refused.value) == (
+        f"{job.out} was started with different settings (--ids: none before, now data/自分の一覧.txt; "
+        "--limit: not set, now 40; --short-side: 336, now 100); use the same settings, choose another --root, or "
+        "start over with --fresh, which fetches all 66 images again"
+    )
+    listed = replace(job, ids=str(own))
+    run(replace(listed, fresh=True))
+    own.write_text("".join(f"{number}\n" for number in [*source.urls][:30]))
+    with pytest.raises(ConfigurationError, match=r"\(--ids: data/自分の一覧\.txt, whose content has changed\)"):
+        run(listed)
+    run(replace(listed, fresh=True))
     last = max(source.folder.glob("*.parquet"))
     last.unlink()
     with pytest.raises(ConfigurationError, match=rf"\(other manifest files: {last.name} is missing\)"):
-        run(job)
+        run(listed)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,8 @@ _TYPICAL_PIXELS = 640_000  # of an image from the web that is not shrunk; the me
 _TYPICAL_ASPECT_RATIO = 1.4  # long side to short side
 _BYTES_PER_PIXEL = 0.17  # of a JPEG of quality 75
 _BYTES_PER_ROW = 300  # without its images: text, URL and the pickle around them
-_MAX_COUNTED_SHARDS = 64
+MAX_COUNTED_SHARDS = 64
+"""Of more published shards the counts are extrapolated from this many, since each has a file to be read."""
 _UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
 
 
@@ -113,11 +114,12 @@ def log_recipe_estimate(folder: Path, sizes: Mapping[str, int]) -> None:
 def count_published(layout: OutputLayout, shards: Sequence[str]) -> ShardCounts:
     """Approximate counts of those shards that are published, extrapolated from at most 64 of their ledgers."""
     published = [shard for shard in shards if layout.ledger(shard).exists()]
-    counted = sum_shard_counts(map(layout.ledger, published[:_MAX_COUNTED_SHARDS]))
-    scale = len(published) / max(1, min(len(published), _MAX_COUNTED_SHARDS))
+    counted = sum_shard_counts(map(layout.ledger, published[:MAX_COUNTED_SHARDS]))
+    scale = len(published) / max(1, min(len(published), MAX_COUNTED_SHARDS))
     return ShardCounts(
         samples=round(counted.samples * scale),
         rows=round(counted.rows * scale),
+        outcomes={outcome: round(images * scale) for outcome, images in counted.outcomes.items()},
         written_bytes=round(counted.written_bytes * scale),
     )
 

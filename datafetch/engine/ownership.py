@@ -32,8 +32,9 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+from datafetch.engine.differences import describe_differences, parts_of
+from datafetch.engine.disk_estimate import MAX_COUNTED_SHARDS, count_published
 from datafetch.errors import ConfigurationError, ResourceError, raise_if_exhausted
 from datafetch.output.commit import complete_commits
 from datafetch.output.formats import PickleFormat, format_of
@@ -41,14 +42,13 @@ from datafetch.output.reshard.record import read_reshard_record
 from datafetch.output.reshard.swap import complete_swap
 from datafetch.process.threads import run_in_thread
 from datafetch.store.atomic import make_folder, refuse_links, refuse_links_above, refuse_unpublishable
-from datafetch.store.job_file import Identity, read_job_file, write_job_file
+from datafetch.store.job_file import Identity, JobFile, read_job_file, write_job_file
 from datafetch.store.layout import OutputLayout
 from datafetch.store.lock import Lock, ShardLocks, locks_where_possible
 
 _log = logging.getLogger(__name__)
 _LOCK_INTERVAL_S = 0.05  # preparing takes milliseconds, or as long as it takes to copy the published list of a dataset
 _RESHARDED_FILE = re.compile(rf"part-\d{{5,}}({'|'.join(map(re.escape, PickleFormat.suffixes))})")
-_NO_OPTIONS = frozenset({"dataset", "format", "keys", "least_pixels"})  # parts of the identity that no option sets
 
 
 @asynccontextmanager
@@ -202,7 +202,7 @@ def claim_for_job(
         _start_over(layout, keeps_files=True)
         before = None
     if before is not None:  # checked first, or shards of a missing manifest file would be taken for foreign files
-        _refuse_other_job(layout, before.identity, identity)
+        _refuse_other_job(layout, before, identity, settings)
         refuse_left_spools(layout, before.scratch, shards, otherwise="start over with --fresh")
     refuse_foreign_files(layout, identity)
     refuse_missing_files(layout)
@@ -240,61 +240,25 @@ def _wants_other_images(before: Identity, now: Identity) -> bool:
     names = {name for name in now | before if before.get(name) != now.get(name)}
     if "images" not in names or names - {"images", "shards"}:
         return False
-    contents = [{str([source, fingerprint]) for source, _, fingerprint in _parts_of(one)} for one in (before, now)]
+    contents = [{(part.source, part.fingerprint) for part in parts_of(one).values()} for one in (before, now)]
     return contents[0] == contents[1]
 
 
-def _parts_of(identity: Identity) -> Iterator[tuple[object, object, object]]:
-    """Source, size and fingerprint of each shard of an identity; none of a shard that a damaged file describes."""
-    shards = identity.get("shards")
-    for part in shards.values() if isinstance(shards, dict) else ():
-        match part:
-            case [source, size, fingerprint]:
-                yield source, size, fingerprint
+def _refuse_other_job(layout: OutputLayout, before: JobFile, now: Identity, settings: Mapping[str, object]) -> None:
+    differences = describe_differences(before.identity, now, before.settings or {}, settings)
+    if differences:
+        raise ConfigurationError(
+            f"{layout.out} was started with different settings ({differences}); use the same settings, choose another "
+            f"--root, or start over with --fresh, which fetches {_images_of(layout, before)} again"
+        )
 
 
-_HASHES = {
-    "images": "other images are wanted",
-    "fallback": "with another list of URLs next to the published one, or without one",
-}
-"""The difference, by the part of the identity; the hashes would tell nothing."""
-
-_ID_LISTS = {
-    (True, True): "another id list",
-    (True, False): "with an id list, now without",
-    (False, True): "without an id list, now with one",
-}
-"""The difference, by whether there was a list before and whether there is one now; a hash would tell nothing."""
-
-
-def _refuse_other_job(layout: OutputLayout, before: Identity, now: Identity) -> None:
-    for name in sorted(now | before, key=lambda name: name == "shards"):  # last, for an option may decide the files
-        if before.get(name) != now.get(name):
-            if name in _HASHES:
-                difference = _HASHES[name]
-            elif name == "ids":
-                difference = _ID_LISTS[before.get(name) is not None, now.get(name) is not None]
-            elif name == "shards":
-                difference = f"other manifest files: {_first_difference(before[name], now[name])}"
-            else:
-                setting = name if name in _NO_OPTIONS else f"--{name.replace('_', '-')}"
-                values = ("not set" if one.get(name) is None else one[name] for one in (before, now))
-                difference = f"{setting}: {', now '.join(map(str, values))}"
-            raise ConfigurationError(
-                f"{layout.out} was started with different settings ({difference}); "
-                "use the same settings, choose another --root, or start over with --fresh"
-            )
-
-
-def _first_difference(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """The first manifest file that has changed, has another name or is missing now."""
-    changed = {source: before.get(shard) for shard, (source, *_) in now.items() if before.get(shard) != now[shard]}
-    gone = {source for shard, (source, *_) in before.items() if shard not in now} - changed.keys()
-    if not changed:
-        return f"{min(gone)} is missing"
-    source = min(changed)
-    earlier = changed[source]
-    return source if earlier is None or earlier[0] == source else f"{source}, before {earlier[0]}"
+def _images_of(layout: OutputLayout, job: JobFile) -> str:
+    """How many images an output has outcomes of, in words."""
+    images = count_published(layout, list(job.shards)).images
+    if not images:
+        return "all images"
+    return f"about {images:,} images" if len(job.shards) > MAX_COUNTED_SHARDS else f"all {images:,} images"
 
 
 def refuse_foreign_files(layout: OutputLayout, identity: Identity) -> None:

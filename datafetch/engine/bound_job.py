@@ -13,7 +13,7 @@ from datafetch.engine.archives import NO_ARCHIVES, Archives, images_in_place, op
 from datafetch.engine.disk_estimate import DiskEstimate
 from datafetch.engine.feed import MAX_OPEN_SAMPLES, MAX_OPEN_SHARDS
 from datafetch.engine.job import Job, dataset_of, hash_of, identify, own_spec, reshard_plan, settings_of
-from datafetch.engine.ownership import claim_for_job
+from datafetch.engine.ownership import claim_for_job, refuse_claim
 from datafetch.engine.published import download_file, download_source, find_published, policy_for_files
 from datafetch.engine.remote_files import open_remote_files
 from datafetch.engine.scan_cache import StateFolderCache
@@ -84,21 +84,43 @@ class BoundJob:
         Raises:
             ConfigurationError: The output belongs to another job, or holds files that datafetch has not written.
         """
-        if self.dataset.adopts_files and self.job.fresh and self.layout.out.is_symlink():
-            raise ConfigurationError(
-                f"{self.layout.out} is a symbolic link, and --fresh would delete what it leads to; replace it by a "
-                "folder, or leave out --fresh"
-            )
-        is_comparable = self.dataset.adopts_files and self.spec.encode is Encoding.RECEIVED
-        takes_files = is_comparable or self.dataset.image_root is not None
+        self._refuse_link()
         claim_for_job(
             self.layout,
             self.identity,
             settings_of(self.job, self.spec),
             shards,
             fresh=self.job.fresh,
-            takes_files=is_whole and takes_files,
+            takes_files=is_whole and self._takes_files,
         )
+
+    def refuse_claim(self) -> None:
+        """Check that a run may claim the output; nothing is written, so its lock need not be held.
+
+        Raises:
+            ConfigurationError: As ``claim_output``.
+        """
+        self._refuse_link()
+        refuse_claim(
+            self.layout,
+            self.identity,
+            settings_of(self.job, self.spec),
+            self.shards,
+            fresh=self.job.fresh,
+            takes_files=self._takes_files,
+        )
+
+    @property
+    def _takes_files(self) -> bool:
+        is_comparable = self.dataset.adopts_files and self.spec.encode is Encoding.RECEIVED
+        return is_comparable or self.dataset.image_root is not None
+
+    def _refuse_link(self) -> None:
+        if self.dataset.adopts_files and self.job.fresh and self.layout.out.is_symlink():
+            raise ConfigurationError(
+                f"{self.layout.out} is a symbolic link, and --fresh would delete what it leads to; replace it by a "
+                "folder, or leave out --fresh"
+            )
 
     def keep_manifest(self) -> None:
         """Keep in the state folder what is needed of the manifest later.
@@ -116,18 +138,27 @@ class BoundJob:
     def disk_estimate(self) -> DiskEstimate:
         """What the whole output will take of the disk."""
         samples = 0 if self.image_root is not None else self.manifest.max_samples()  # its images are there
-        if self.job.limit is not None:
-            samples = min(samples, self.job.limit)
-        plan = reshard_plan(self.job, self.dataset)
-        return DiskEstimate(
-            samples=samples,
-            spec=self.spec,
-            payload=self.job.payload,
-            is_resharded=plan is not None and samples >= plan.ranks.min_rows,
-            open_samples=max(
-                samples * MAX_OPEN_SHARDS // max(1, len(self.manifest.shards())), min(samples, MAX_OPEN_SAMPLES)
-            ),
-        )
+        return estimate_disk(self.job, self.dataset, samples, len(self.manifest.shards()))
+
+
+def estimate_disk(job: Job, dataset: Dataset, samples: int, shards: int) -> DiskEstimate:
+    """What an output will take of the disk.
+
+    Args:
+        job: What to do.
+        dataset: Its dataset.
+        samples: The maximum number of samples of its manifest.
+        shards: The number of its shards.
+    """
+    samples = samples if job.limit is None else min(samples, job.limit)
+    plan = reshard_plan(job, dataset)
+    return DiskEstimate(
+        samples=samples,
+        spec=job.image or own_spec(dataset),
+        payload=job.payload,
+        is_resharded=plan is not None and samples >= plan.ranks.min_rows,
+        open_samples=max(samples * MAX_OPEN_SHARDS // max(1, shards), min(samples, MAX_OPEN_SAMPLES)),
+    )
 
 
 @asynccontextmanager

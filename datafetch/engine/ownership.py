@@ -189,20 +189,43 @@ def claim_for_job(
     Raises:
         ConfigurationError: The output belongs to another job, or holds files that datafetch has not written.
     """
+    refuse_claim(layout, identity, settings, shards, fresh=fresh, takes_files=takes_files)
+    before = read_job_file(layout)
+    if fresh:
+        _start_over(layout)
+    elif before is not None and takes_files and _wants_other_images(before.identity, identity):
+        _log.info("%s: other images are wanted than before; those that are there are taken", layout.out)
+        _start_over(layout, keeps_files=True)
+    write_job_file(layout, identity, settings)
+
+
+def refuse_claim(
+    layout: OutputLayout,
+    identity: Identity,
+    settings: Mapping[str, object],
+    shards: Collection[str],
+    *,
+    fresh: bool,
+    takes_files: bool,
+) -> None:
+    """Check that a job may claim an output; nothing is written. The arguments are those of ``claim_for_job``.
+
+    Raises:
+        ConfigurationError: The output belongs to another job, or holds files that datafetch has not written.
+    """
     if layout.reshard_record.exists() and not layout.job.exists():
         raise ConfigurationError(
             f"{layout.state_folder} belongs to shards made by 'datafetch reshard'; choose another --root, "
             "or move it away"
         )
-    if fresh:
-        _start_over(layout)
     before = read_job_file(layout)
-    if before is not None and takes_files and _wants_other_images(before.identity, identity):
-        _log.info("%s: other images are wanted than before; those that are there are taken", layout.out)
-        _start_over(layout, keeps_files=True)
-        before = None
-    if before is not None:  # checked first, or shards of a missing manifest file would be taken for foreign files
-        _refuse_other_job(layout, before, identity, settings)
+    if before is not None and fresh:
+        _refuse_no_folder(layout)
+        _refuse_undeletable(layout, before.identity)
+        return
+    if before is not None and not (takes_files and _wants_other_images(before.identity, identity)):
+        # Checked first, or shards of a missing manifest file would be taken for foreign files.
+        refuse_other_job(layout, before, identity, settings)
         refuse_left_spools(layout, before.scratch, shards, otherwise="start over with --fresh")
     refuse_foreign_files(layout, identity)
     refuse_missing_files(layout)
@@ -211,7 +234,6 @@ def claim_for_job(
             f"{layout.out} is resharded, and --no-reshard can't bring back the shards of the manifest; "
             "leave out --no-reshard, or start over with --fresh"
         )
-    write_job_file(layout, identity, settings)
 
 
 def refuse_left_spools(layout: OutputLayout, scratch: Path | None, shards: Collection[str], *, otherwise: str) -> None:
@@ -244,7 +266,18 @@ def _wants_other_images(before: Identity, now: Identity) -> bool:
     return contents[0] == contents[1]
 
 
-def _refuse_other_job(layout: OutputLayout, before: JobFile, now: Identity, settings: Mapping[str, object]) -> None:
+def refuse_other_job(layout: OutputLayout, before: JobFile, now: Identity, settings: Mapping[str, object]) -> None:
+    """Check that two jobs on an output make the same rows.
+
+    Args:
+        layout: The paths of the output.
+        before: The job that it has.
+        now: The identity of the job that is to go on with it.
+        settings: The settings of that job.
+
+    Raises:
+        ConfigurationError: They differ; the message names the differences.
+    """
     differences = describe_differences(before.identity, now, before.settings or {}, settings)
     if differences:
         raise ConfigurationError(
@@ -267,14 +300,18 @@ def refuse_foreign_files(layout: OutputLayout, identity: Identity) -> None:
     Raises:
         ConfigurationError: It holds another file, or is not a folder.
     """
-    if layout.out.exists() and not layout.out.is_dir():
-        raise ConfigurationError(f"{layout.out} is not a folder; choose another --root")
-    if layout.out.is_symlink() and not layout.out.exists():
-        raise ConfigurationError(f"{layout.out} is a broken link; create the folder that it points to")
+    _refuse_no_folder(layout)
     if format_of(layout).allows_other_files:
         return
     own_names = {path.name for path in _shard_files(layout, identity)} if layout.job.exists() else set()
     _refuse_other_names(layout.out, own_names)
+
+
+def _refuse_no_folder(layout: OutputLayout) -> None:
+    if layout.out.exists() and not layout.out.is_dir():
+        raise ConfigurationError(f"{layout.out} is not a folder; choose another --root")
+    if layout.out.is_symlink() and not layout.out.exists():
+        raise ConfigurationError(f"{layout.out} is a broken link; create the folder that it points to")
 
 
 def _refuse_other_names(folder: Path, own_names: Collection[str]) -> None:
@@ -323,6 +360,18 @@ def _files_to_delete(layout: OutputLayout, identity: Identity) -> list[Path]:
     return files
 
 
+def _refuse_undeletable(layout: OutputLayout, identity: Identity) -> list[Path]:
+    """Check that nothing but files of datafetch would be deleted; returns them.
+
+    Raises:
+        ConfigurationError: There are other files too, or files behind a link, which may belong to others.
+    """
+    files = _files_to_delete(layout, identity)
+    if format_of(layout).allows_other_files:
+        refuse_links_above(files, layout.out)
+    return files
+
+
 def _start_over(layout: OutputLayout, *, keeps_files: bool = False) -> None:
     """Delete what earlier runs have written; without a job file, nothing is known to be datafetch's.
 
@@ -333,9 +382,7 @@ def _start_over(layout: OutputLayout, *, keeps_files: bool = False) -> None:
     job = read_job_file(layout)
     if job is None:
         return
-    files = [] if keeps_files else _files_to_delete(layout, job.identity)
-    if format_of(layout).allows_other_files:
-        refuse_links_above(files, layout.out)  # what is behind a link may belong to others
+    files = [] if keeps_files else _refuse_undeletable(layout, job.identity)
     for path in files:
         path.unlink(missing_ok=True)
     for folder in (

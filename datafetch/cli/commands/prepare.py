@@ -20,6 +20,7 @@ from datafetch.cli.exit_code import check_min_success, exit_code_of
 from datafetch.cli.options import (
     PERMISSIONS,
     CheckSources,
+    DryRun,
     GivenOptions,
     Json,
     MinSuccess,
@@ -29,7 +30,7 @@ from datafetch.cli.options import (
 )
 from datafetch.cli.progress import show_progress
 from datafetch.cli.recipe import prepare as prepare_several
-from datafetch.cli.recipe import report_sources
+from datafetch.cli.recipe import report_dry_run, report_sources
 from datafetch.cli.render import show_report
 from datafetch.cli.reporter import Reporting, open_reporter
 from datafetch.datasets import DATASETS, find_dataset
@@ -74,6 +75,7 @@ def prepare(  # noqa: PLR0913 - one parameter an option
     no_reshard: NoReshard = False,
     min_success: MinSuccess = 0.0,
     check_sources: CheckSources = False,
+    dry_run: DryRun = False,
     json: Json = False,
     given: GivenOptions,
 ) -> int:
@@ -85,8 +87,11 @@ def prepare(  # noqa: PLR0913 - one parameter an option
     job = with_limited_rows(job)
     if no_reshard:
         job = replace(job, world_size=None)
+    planned = [PlannedDataset(part_of(target), job.out, job)]
+    if dry_run:
+        return report_dry_run(planned, given.apply(Reporting()), as_json=json)
     if check_sources:
-        return report_sources([PlannedDataset(part_of(target), job.out, job)], as_json=json)
+        return report_sources(planned, as_json=json)
     with open_reporter(given.apply(Reporting())) as reporter:
         report = run(job, observers=[partial(show_progress, reporter=reporter)])
         show_report(report, as_json=json)

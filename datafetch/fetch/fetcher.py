@@ -160,7 +160,9 @@ class Fetcher:
             shorter than its ``Content-Range`` says is DISCONNECTED, a longer one is TOO_LARGE.
 
         Raises:
-            ResourceError: This machine has had no descriptors for sockets, or no memory for them, for a minute.
+            ResourceError: This machine has had no descriptors for sockets, or no memory for them, for a minute; or no
+                name server that answers, no network or no proxy for half a minute. None of these is a failure of the
+                URL: it may be fetched again once that is mended.
         """
         if memory is None:
             with self._budget.reservation() as own_memory:

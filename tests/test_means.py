@@ -12,8 +12,9 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from ipaddress import ip_network
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ from datafetch.errors import ResourceError
 from datafetch.fetch import Fetcher, FetchPolicy
 from datafetch.fetch.dns import nameservers
 from datafetch.fetch.dns.address_guard import AddressGuard
-from datafetch.fetch.dns.resolver import NameServerError, Resolver
+from datafetch.fetch.dns.resolver import NameNotFoundError, NameServerError, Resolver
 from datafetch.fetch.means import Means
 from datafetch.model.outcome import Body, Failure, FailureKind
 
@@ -62,7 +63,7 @@ class _Switch:
 
 
 def _means(switch: _Switch, *, remembers: bool = True) -> Means:
-    return Means(switch.probe, problem="the switch is off", remedy="turn it on", remembers=remembers)
+    return Means(switch.probe, problem=lambda: "the switch is off", remedy="turn it on", remembers=remembers)
 
 
 async def test_a_thousand_suspects_wait_for_one_probe(caplog: pytest.LogCaptureFixture) -> None:
@@ -78,7 +79,7 @@ async def test_a_thousand_suspects_wait_for_one_probe(caplog: pytest.LogCaptureF
         assert set(await asyncio.gather(*suspects)) == {True}
     assert switch.probes < 100
     assert caplog.messages[0] == "the switch is off; trying again for 30 s"
-    assert caplog.messages[1].startswith("no longer so after ")
+    assert caplog.messages[1].startswith("that has passed, after ")
     assert len(caplog.messages) == 2
 
 
@@ -175,6 +176,23 @@ async def test_a_zone_whose_servers_are_dead_is_the_webs_fault() -> None:
         assert {type(one) for one in failed} <= {NameServerError, nameservers._NoAnswerError}
         assert resolver.statistics().failed == len(names)
         assert server.query_count(ROOT_ZONE, Type.NS) < len(names) / 2
+
+
+async def test_a_name_that_does_not_exist_shows_that_there_are_servers() -> None:
+    """A server may be so busy with such names that no probe gets through to it."""
+    with NameServer({"silent.example": SILENCE, ROOT_ZONE: SILENCE}) as server:
+        async with _resolver(server.address) as resolver:
+
+            async def look_up_missing_names() -> None:
+                for number in count():
+                    with suppress(NameNotFoundError):
+                        await resolver.lookup(f"{number}.example")
+
+            missing = asyncio.create_task(look_up_missing_names())
+            with pytest.raises(NameServerError):
+                await resolver.lookup("silent.example")
+            missing.cancel()
+        assert not server.query_count(ROOT_ZONE, Type.NS)
 
 
 async def test_one_of_two_servers_is_enough() -> None:
@@ -284,7 +302,7 @@ async def test_a_proxy_without_an_address_is_an_error_of_the_machine(monkeypatch
 
 _UNSHARE = ("unshare", "--user", "--map-root-user", "--net")
 _WITHOUT_A_NETWORK = """
-import asyncio, sys
+import asyncio
 from datafetch.errors import ResourceError
 from datafetch.fetch import Fetcher, FetchPolicy
 from datafetch.fetch import means
@@ -293,10 +311,11 @@ means._PATIENCE_AT_START_S = 0.5
 
 async def main():
     async with Fetcher(FetchPolicy(retries=0)) as fetch:
-        try:
-            print(await fetch("http://93.184.215.14/cat.jpg"))
-        except ResourceError as error:
-            print(error)
+        for host in ("93.184.215.14", "cat.example"):
+            try:
+                print(await fetch(f"http://{host}/cat.jpg"))
+            except ResourceError as error:
+                print(error)
 
 asyncio.run(main())
 """
@@ -309,9 +328,11 @@ def test_a_machine_without_a_network_says_so() -> None:
     child = subprocess.run(
         [*_UNSHARE, sys.executable, "-c", _WITHOUT_A_NETWORK], check=True, capture_output=True, text=True
     )
-    assert child.stdout == (
-        f"this machine has no network: there is no route to any public address; connect it, and {_RESUMABLE}\n"
+    by_address, by_name = child.stdout.splitlines()
+    assert by_address == (
+        f"this machine has no network: there is no route to any public address; connect it, and {_RESUMABLE}"
     )
+    assert "and this machine has no route to any public address; check this machine's network" in by_name
 
 
 @pytest.fixture

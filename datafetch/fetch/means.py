@@ -45,13 +45,13 @@ class Means:
 
     Args:
         probe: Tries whether it works; raises OSError if that can't be tried for lack of descriptors.
-        problem: What is wrong if it does not work, in words.
+        problem: Returns what is wrong when it does not work, in words.
         remedy: What the operator can do about that, in words.
         remembers: Whether it counts as working for a moment after it has worked; not if the probe costs nothing.
     """
 
     def __init__(
-        self, probe: Callable[[], Awaitable[bool]], *, problem: str, remedy: str, remembers: bool = True
+        self, probe: Callable[[], Awaitable[bool]], *, problem: Callable[[], str], remedy: str, remembers: bool = True
     ) -> None:
         self._probe = probe
         self._problem = problem
@@ -88,7 +88,7 @@ class Means:
                 return True
             if time.monotonic() - self._worked_at_s <= self._lately_s:
                 return False
-            self._probing = asyncio.create_task(self._probe_until_it_works(), name=f"probe: {self._problem}")
+            self._probing = asyncio.create_task(self._probe_until_it_works())
             self._probing.add_done_callback(self._end_probing)
         probing = self._probing
         try:
@@ -117,7 +117,7 @@ class Means:
 
         def warn(state: RetryCallState) -> None:
             if state.attempt_number == 1:
-                _log.warning("%s; trying again for %g s", self._problem, patience_s)
+                _log.warning("%s; trying again for %g s", self._problem(), patience_s)
 
         retrying = AsyncRetrying(
             stop=stop_after_delay(patience_s),
@@ -129,12 +129,12 @@ class Means:
         is_back: bool = await retrying(works)
         if not is_back:
             raise ResourceError(
-                f"{self._problem}; {self._remedy}, and run the same command again (nothing written so far is lost)"
+                f"{self._problem()}; {self._remedy}, and run the same command again (nothing written so far is lost)"
             )
         self.worked()
         was_missing = bool(retrying.statistics["attempt_number"] > 1)
         if was_missing:
-            _log.info("no longer so after %.0f s: %s", time.monotonic() - began_s, self._problem)
+            _log.info("that has passed, after %.0f s; what waited is requested again", time.monotonic() - began_s)
         return was_missing
 
     def _end_probing(self, task: asyncio.Task[bool]) -> None:

@@ -67,7 +67,7 @@ class Proxies:
             self.addresses[url] = tuple(dict.fromkeys(str(endpoint[0]) for *_, endpoint in answers))
             self.means[url] = Means(
                 partial(self._accepts, url),
-                problem=f"the proxy {_place(url)} of the environment can't be reached",
+                problem=partial(_unreachable, url),
                 remedy=_REMEDY,
             )
 
@@ -137,6 +137,10 @@ def _read_hosts() -> Mapping[str, Sequence[str]]:
         for name in names:
             hosts.setdefault(name.lower().removesuffix("."), []).append(address)
     return hosts
+
+
+def _unreachable(url: URL) -> str:
+    return f"the proxy {_place(url)} of the environment can't be reached"
 
 
 def _place(url: URL) -> str:

@@ -82,7 +82,7 @@ class Requester:
         self._failed_lookups = 0
         self._route = Means(
             _has_public_route,
-            problem="this machine has no network: there is no route to any public address",
+            problem=lambda: "this machine has no network: there is no route to any public address",
             remedy="connect it",
             remembers=False,
         )

@@ -30,6 +30,7 @@ from datafetch.errors import ResourceError
 from datafetch.fetch.dns.address_guard import AddressGuard, BlockedAddressError, is_address
 from datafetch.fetch.dns.nameservers import NameAnswer, NameNotFoundError, NameServerError, NameServers
 from datafetch.fetch.means import Means
+from datafetch.fetch.routes import has_public_route
 
 __all__ = ["NameNotFoundError", "NameServerError", "Resolver", "ResolverStatistics"]
 
@@ -43,6 +44,7 @@ _STALE_TTL_S = 30.0  # RFC 8767: time before servers that failed are queried aga
 
 _HOST_NAME = re.compile(r"(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}")  # underscores are not allowed, but in use
 _MAX_NAME_CHARS = 253
+_NOT_QUERIED = ".onion"  # c-ares asks no server for these (RFC 7686)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +125,7 @@ class Resolver:
         self._servers = NameServers(nameservers)
         self.servers = Means(
             self._servers.are_there,
-            problem=f"no name server answers ({', '.join(nameservers) or 'those of /etc/resolv.conf'})",
+            problem=partial(_no_server, nameservers),
             remedy="check this machine's network, or name another server with --nameserver",
         )
         self._max_names = max_names
@@ -240,6 +242,8 @@ class Resolver:
             try:
                 answer = await self._servers.resolve(name)
             except NameNotFoundError as error:
+                if not name.endswith(_NOT_QUERIED):
+                    self.servers.worked()
                 self._not_found += 1
                 return self._error_entry(error, _NO_NAME_TTL_S)
             except NameServerError as error:
@@ -280,6 +284,12 @@ class Resolver:
         if len(self._cache) > self._max_names:
             self._cache.popitem(last=False)
         return entry
+
+
+def _no_server(nameservers: Sequence[str]) -> str:
+    where = ", ".join(nameservers) or "those of /etc/resolv.conf"
+    why = "" if has_public_route() else ", and this machine has no route to any public address"
+    return f"no name server answers ({where}){why}"
 
 
 def _is_being_cancelled() -> bool:

@@ -86,7 +86,7 @@ class ManifestError(DatafetchError):
 
 
 class ResourceError(DatafetchError):
-    """This machine has run out of something: disk space, descriptors, memory or processes (exit 4)."""
+    """This machine lacks something: disk space, descriptors, memory, processes, a network or a name server (exit 4)."""
 
     @classmethod
     def from_disk_error(cls, error: OSError, doing: str) -> ResourceError:

@@ -43,6 +43,7 @@ class Type(IntEnum):
     """The type of a query."""
 
     A = 1
+    NS = 2
     CNAME = 5
     AAAA = 28
 
@@ -87,6 +88,8 @@ SERVFAIL = Answer(code=Code.SERVFAIL)
 REFUSED = Answer(code=Code.REFUSED)
 NO_DATA = Answer()
 SILENCE = Answer(is_silent=True)
+ROOT_ZONE = ""
+"""The name under which a script answers for the root zone."""
 
 Answers: TypeAlias = Answer | Sequence[Answer]
 """One answer for all queries, or successive ones, counted separately for each type; the last one repeats."""

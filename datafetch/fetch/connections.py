@@ -11,6 +11,7 @@ a socket, then a transport), for another 100 µs under uvloop.
 from __future__ import annotations
 
 import asyncio
+import math
 import ssl
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ from datafetch.model.outcome import Permission
 
 _MAX_IDLE = 128  # enough for the few hosts that a manifest has many images of
 _MAX_IDLE_S = 5.0
+_LATELY_S = 1.0
 
 _ALLOWED_NET = frozenset({Permission.ALLOW_NET})
 
@@ -39,6 +41,10 @@ class NoConnectionError(OSError):
 
 class ConnectTimeoutError(NoConnectionError):
     """The connection was not established in time."""
+
+
+class ProxyUnreachableError(NoConnectionError):
+    """There is no connection to the proxy, which says nothing about the host."""
 
 
 class TlsError(OSError):
@@ -75,6 +81,12 @@ class Connections:
         self._idle_at: dict[Endpoint, list[Connection]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._is_closed = False
+        self._connected_at_s = -math.inf
+
+    @property
+    def has_connected_lately(self) -> bool:
+        """Whether a connection was made within the last second, wherever to."""
+        return self._loop.time() - self._connected_at_s < _LATELY_S
 
     def take_idle(self, endpoint: Endpoint) -> Connection | None:
         """Take the most recently used idle connection to an endpoint, if there is one."""
@@ -123,6 +135,7 @@ class Connections:
 
         Raises:
             ConnectTimeoutError: The connection was not established in time.
+            ProxyUnreachableError: There is no connection to the proxy.
             NoConnectionError: It was refused, the host is unreachable, or the proxy declined. Has the system's
                 ``errno``, if there is one.
             TlsError: The handshake failed.
@@ -157,12 +170,13 @@ class Connections:
             raise
 
     async def _connect_to(self, addresses: Sequence[str], endpoint: Endpoint, tls: ssl.SSLContext) -> Connection:
+        until_s = self._loop.time() + self._policy.connect_timeout_s
+        to_proxy = None if endpoint.proxy is None else await self._open_to_proxy(addresses, endpoint, until_s)
         try:
-            async with asyncio.timeout(self._policy.connect_timeout_s):
-                if endpoint.proxy is None:
+            async with asyncio.timeout_at(until_s):
+                if to_proxy is None:
                     return await self._open(endpoint, addresses, endpoint.port, tls if endpoint.is_tls else None)
-                connection = await self._open(endpoint, addresses, endpoint.proxy.port or 0, None)
-                return await self._tunnel(connection, tls) if endpoint.is_tls else connection
+                return await self._tunnel(to_proxy, tls) if endpoint.is_tls else to_proxy
         except TimeoutError as error:
             raise ConnectTimeoutError(f"no connection within {self._policy.connect_timeout_s:g} s") from error
         except (ClientError, ProtocolError) as error:
@@ -173,6 +187,19 @@ class Connections:
             failure = NoConnectionError(str(error) or type(error).__name__)
             failure.errno = getattr(error, "errno", None)
             raise failure from error
+
+    async def _open_to_proxy(self, addresses: Sequence[str], endpoint: Endpoint, until_s: float) -> Connection:
+        assert endpoint.proxy is not None, "the caller has looked"
+        assert self._proxies is not None, "the endpoint's proxy came from there"
+        try:
+            async with asyncio.timeout_at(until_s):
+                connection = await self._open(endpoint, addresses, endpoint.proxy.port or 0, None)
+        except (OSError, RuntimeError) as error:
+            failure = ProxyUnreachableError(f"no connection to the proxy: {str(error) or type(error).__name__}")
+            failure.errno = getattr(error, "errno", None)
+            raise failure from error
+        self._proxies.means[endpoint.proxy].worked()
+        return connection
 
     async def _addresses(self, endpoint: Endpoint) -> Sequence[str]:
         if endpoint.proxy is not None:
@@ -193,6 +220,7 @@ class Connections:
 
     async def _open_plain(self, endpoint: Endpoint, address: str, port: int) -> Connection:
         transport, protocol = await self._loop.create_connection(self._new_protocol, address, port)
+        self._connected_at_s = self._loop.time()
         # A proxy's own address needs no permission.
         is_exception = endpoint.proxy is None and self._resolver.is_exception(address)
         return Connection(endpoint, transport, protocol, _ALLOWED_NET if is_exception else frozenset())

@@ -55,6 +55,10 @@ class Deadline:
         self._elapsed_s += time.perf_counter() - self._started_s
         await self._timeout.__aexit__(kind, error, trace)
 
+    def rewind(self, elapsed_s: float) -> None:
+        """Forget the time since it had run for ``elapsed_s``, because it was this machine that took it."""
+        self._elapsed_s = elapsed_s
+
     async def paused(self, awaitable: Awaitable[_Result]) -> _Result:
         """Await something while the clock is stopped."""
         self._elapsed_s += time.perf_counter() - self._started_s

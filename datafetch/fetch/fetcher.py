@@ -165,7 +165,9 @@ class Fetcher:
             shorter than its ``Content-Range`` says is DISCONNECTED, a longer one is TOO_LARGE.
 
         Raises:
-            ResourceError: This machine has had no descriptors for sockets, or no memory for them, for a minute.
+            ResourceError: This machine has had no descriptors for sockets, or no memory for them, for a minute; or no
+                name server that answers, no network or no proxy for half a minute. None of these is a failure of the
+                URL: it may be fetched again once that is mended.
             RuntimeError: The fetcher is not open; the message says what to write.
             TypeError: The request is neither a URL nor a ``Request``.
         """

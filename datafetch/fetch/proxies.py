@@ -6,15 +6,19 @@ import asyncio
 import socket
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined]
 
 from yarl import URL
 
-from datafetch.errors import ConfigurationError, raise_if_exhausted
+from datafetch.errors import ConfigurationError, ResourceError, is_exhaustion, raise_if_exhausted
 from datafetch.fetch.dns.address_guard import AddressGuard, BlockedAddressError
+from datafetch.fetch.means import Means
 
 _HOSTS_FILE = Path("/etc/hosts")
+_REMEDY = "correct the variable that names it (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY), or leave out --trust-env"
+_PROBE_S = 5.0
 _LOOPBACK_DOMAIN = ".localhost"  # RFC 6761, 6.3
 _LOOPBACK_NAMES = frozenset(  # by convention in /etc/hosts; the proxy's own file may have them even if ours does not
     {
@@ -30,11 +34,13 @@ class Proxies:
     Attributes:
         addresses: The addresses of each proxy, once ``resolve`` has been awaited. By naming a proxy, the operator has
             allowed its address, public or not.
+        means: Each proxy, as something that this machine needs; likewise.
     """
 
     def __init__(self) -> None:
         self._environment: dict[str, str] = getproxies_environment()
         self.addresses: dict[URL, Sequence[str]] = {}
+        self.means: dict[URL, Means] = {}
         self._hosts: Mapping[str, Sequence[str]] = {}
         self._by_scheme: dict[str, URL] = {}
         for scheme in ("http", "https"):
@@ -46,7 +52,7 @@ class Proxies:
         """Find the addresses of all proxies by the system's resolver, and read /etc/hosts.
 
         Raises:
-            ConfigurationError: One of the proxies has no address.
+            ResourceError: One of the proxies has no address.
         """
         loop = asyncio.get_running_loop()
         self._hosts = await asyncio.to_thread(_read_hosts)
@@ -55,10 +61,34 @@ class Proxies:
                 answers = await loop.getaddrinfo(url.raw_host, url.port, type=socket.SOCK_STREAM)
             except OSError as error:
                 raise_if_exhausted(error)
-                raise ConfigurationError(
-                    f"the proxy {url.raw_host} of the environment has no address: {error}"
+                raise ResourceError(
+                    f"the proxy {_place(url)} of the environment has no address ({error.strerror}); {_REMEDY}"
                 ) from error
             self.addresses[url] = tuple(dict.fromkeys(str(endpoint[0]) for *_, endpoint in answers))
+            self.means[url] = Means(
+                partial(self._accepts, url),
+                problem=partial(_unreachable, url),
+                remedy=_REMEDY,
+            )
+
+    async def close(self) -> None:
+        """Stop probing."""
+        for means in self.means.values():
+            await means.close()
+
+    async def _accepts(self, url: URL) -> bool:
+        """Whether a proxy accepts a connection."""
+        for address in self.addresses[url]:
+            try:
+                async with asyncio.timeout(_PROBE_S):
+                    _, writer = await asyncio.open_connection(address, url.port)
+            except OSError as error:
+                if is_exhaustion(error):
+                    raise
+            else:
+                writer.transport.abort()
+                return True
+        return False
 
     def proxy_for(self, url: URL) -> URL | None:
         """The proxy for a URL, or None to connect directly."""
@@ -107,6 +137,15 @@ def _read_hosts() -> Mapping[str, Sequence[str]]:
         for name in names:
             hosts.setdefault(name.lower().removesuffix("."), []).append(address)
     return hosts
+
+
+def _unreachable(url: URL) -> str:
+    return f"the proxy {_place(url)} of the environment can't be reached"
+
+
+def _place(url: URL) -> str:
+    """Host and port, without the credentials that the URL may have."""
+    return f"{url.raw_host}:{url.port}"
 
 
 def _proxy_url(scheme: str, text: str) -> URL:

@@ -3,6 +3,9 @@
 A request passes four gates, in this order: a slot at its host, the address of its host, a slot among all open
 requests, and room in the memory budget. Only then does its deadline start to run.
 
+A failure that may be this machine's own is judged before it becomes an outcome (``means``): if this machine had no
+name server, no route or no proxy, the request waits until they are back, and is made again.
+
 Rules: no host is blamed for time that a request spends at a gate, and a request at a gate holds no connection.
 Anything that ends a response early drops its connection.
 """
@@ -10,7 +13,10 @@ Anything that ends a response early drops its connection.
 from __future__ import annotations
 
 import asyncio
+import errno
+import time
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from http import HTTPStatus
 from types import TracebackType
 from typing import Self
@@ -27,21 +33,24 @@ from yarl import URL
 from datafetch.fetch.classify import WEB_FAULTS, SocketsExhaustedError, classify
 from datafetch.fetch.client import Client, Response
 from datafetch.fetch.concurrency import HANGING_S, Concurrency
-from datafetch.fetch.connections import Connections, ConnectTimeoutError
+from datafetch.fetch.connections import Connections, ConnectTimeoutError, ProxyUnreachableError
 from datafetch.fetch.dns.address_guard import AddressGuard, is_address
 from datafetch.fetch.dns.resolver import Resolver, host_name
 from datafetch.fetch.headers import retry_after_s
 from datafetch.fetch.hop import Hop
 from datafetch.fetch.hosts import Hosts, HostSlot
 from datafetch.fetch.limiter import Limiter
+from datafetch.fetch.means import Means
 from datafetch.fetch.policy import FetchPolicy
 from datafetch.fetch.proxies import Proxies
 from datafetch.fetch.response import BodyReader
 from datafetch.fetch.response_body import FramingTooLargeError
+from datafetch.fetch.routes import has_public_route
 from datafetch.fetch.tls import lax_tls_context, tls_context
 from datafetch.fetch.urls import authority, join_url
-from datafetch.model.outcome import FailureKind, Fetched
+from datafetch.model.outcome import Failure, FailureKind, Fetched
 
+_UNREACHABLE = frozenset({errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTUNREACH})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 _MAX_ATTEMPTS_WITHOUT_SOCKETS = 60  # about a minute; if no descriptor is freed in that time, something else holds them
@@ -59,7 +68,7 @@ class Requester:
         concurrency: Decides how many requests may be open.
         limiter: Has a slot for each of the open requests.
         hosts: Has the slots of each host.
-        resolver: Finds the addresses of hosts.
+        resolver: Finds the addresses of hosts, and knows whether the name servers answer.
     """
 
     def __init__(self, policy: FetchPolicy) -> None:
@@ -71,6 +80,12 @@ class Requester:
         self._policy = policy
         self._body_reader = BodyReader(policy, self._count_bytes)
         self._failed_lookups = 0
+        self._route = Means(
+            _has_public_route,
+            problem=lambda: "this machine has no network: there is no route to any public address",
+            remedy="connect it",
+            remembers=False,
+        )
         self._call_limiters: list[Limiter] = []
         self._hanging_timer: asyncio.TimerHandle | None = None
         self._resources = AsyncExitStack()
@@ -78,7 +93,9 @@ class Requester:
     async def __aenter__(self) -> Self:
         self._proxies = Proxies() if self._policy.trust_env else None
         if self._proxies is not None:
+            self._resources.push_async_callback(self._proxies.close)
             await self._proxies.resolve()
+        self._resources.push_async_callback(self._route.close)
         tls = await asyncio.to_thread(tls_context)
         lax_tls = await asyncio.to_thread(lax_tls_context) if self._policy.insecure else None
         self.hosts = Hosts(self._policy.per_host, self._policy.backoff_s, self._admit_calls)
@@ -111,6 +128,7 @@ class Requester:
 
         Raises:
             SocketsExhaustedError: For a minute there was no descriptor, or no memory, for a socket.
+            ResourceError: For half a minute no name server answered, or there was no network, or no proxy.
         """
         try:
             return await self._request_in_slot(hop)
@@ -140,10 +158,18 @@ class Requester:
         try:
             async with self.hosts.slot(authority(hop.url), hop.memory.number) as slot:
                 proxy = await self._resolve_route(hop.url)
-                async with self.limiter:
-                    # Memory comes last: while a request waited for a slot, others could use up what there was before.
-                    await hop.memory.wait_for_room()
-                    return await self._send(hop, proxy, slot)
+                while True:
+                    async with self.limiter:
+                        # Memory comes last: while a request waited for a slot, others could use up what there was.
+                        await hop.memory.wait_for_room()
+                        answer = await self._send(hop, proxy, slot)
+                    if not isinstance(answer, _Fault):
+                        return answer
+                    hop.memory.shrink(0)
+                    if not await self._was_ours(answer, proxy):
+                        _report_fault(slot, answer, has_proxy=proxy is not None)
+                        return answer.failure
+                    hop.deadline.rewind(answer.elapsed_before_s)
         except WEB_FAULTS as error:
             failure = classify(error)
             if failure.kind is FailureKind.DNS_FAILED:
@@ -175,8 +201,32 @@ class Requester:
             self._proxies.check(host_name(host), self._guard)
         return proxy
 
-    async def _send(self, hop: Hop, proxy: URL | None, slot: HostSlot) -> Fetched | URL:
-        """Send the request, read the response, and report how it went to the host's slot and to ``concurrency``."""
+    async def _was_ours(self, fault: _Fault, proxy: URL | None) -> bool:
+        """Whether a request failed for lack of something that this machine needs, which is there again now.
+
+        Silence is suspect only where name servers have answered before: whether they still do tells whether there is a
+        network. A job may also have nothing but addresses, and no name server.
+
+        Raises:
+            ResourceError: It has not come back.
+        """
+        error, since_s = fault.error, fault.began_at_s
+        is_silence = isinstance(error, TimeoutError | ConnectTimeoutError)
+        if proxy is not None:
+            assert self._proxies is not None, "the proxy came from there"
+            is_suspect = is_silence or isinstance(error, ProxyUnreachableError)
+            return is_suspect and await self._proxies.means[proxy].was_missing(since_s)
+        is_unreachable = isinstance(error, OSError) and error.errno in _UNREACHABLE
+        if is_unreachable and await self._route.was_missing(since_s):
+            return True
+        servers = self.resolver.servers
+        if not (is_silence or is_unreachable) or not servers.has_worked or self._connections.has_connected_lately:
+            return False
+        return await servers.was_missing(since_s)
+
+    async def _send(self, hop: Hop, proxy: URL | None, slot: HostSlot) -> Fetched | URL | _Fault:
+        """Send the request, read the response, and report an answer to the host's slot, the end to ``concurrency``."""
+        began_at_s, elapsed_before_s = time.monotonic(), hop.deadline.elapsed_s
         self.sent_requests += 1
         open_request = self.concurrency.request_started(is_saturated=self.limiter.waiting > 0)
         if self._hanging_timer is None and not self.concurrency.is_fixed:
@@ -192,12 +242,7 @@ class Requester:
             failure = classify(error)
             is_timeout = isinstance(error, TimeoutError | ConnectTimeoutError)
             is_overload = is_timeout and not is_answered and slot.host_was_healthy
-            if failure.kind is FailureKind.TIMEOUT:
-                slot.timed_out(failure.detail)
-            elif isinstance(error, FramingTooLargeError) or (failure.kind is FailureKind.CONNECT and proxy is None):
-                # A proxy's fault is not the host's. A body that is mostly framing is: it costs the CPU of many images.
-                slot.failed(failure.detail)
-            return failure
+            return _Fault(error, failure, began_at_s, elapsed_before_s)
         finally:
             self.concurrency.request_ended(open_request, is_answered=is_answered, is_overload=is_overload)
 
@@ -233,6 +278,37 @@ class Requester:
 
     def _count_bytes(self, received_bytes: int) -> None:
         self.received_bytes += received_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Fault:
+    """How a request failed, before it is known whose fault that was.
+
+    Attributes:
+        error: What was raised.
+        failure: What it is if it was the web's fault.
+        began_at_s: When the request was begun, by ``time.monotonic``.
+        elapsed_before_s: What the deadline had run by then.
+    """
+
+    error: Exception
+    failure: Failure
+    began_at_s: float
+    elapsed_before_s: float
+
+
+async def _has_public_route() -> bool:
+    return has_public_route()
+
+
+def _report_fault(slot: HostSlot, fault: _Fault, *, has_proxy: bool) -> None:
+    """Report a failure to the slot of the host whose fault it was."""
+    failure = fault.failure
+    if failure.kind is FailureKind.TIMEOUT:
+        slot.timed_out(failure.detail)
+    elif isinstance(fault.error, FramingTooLargeError) or (failure.kind is FailureKind.CONNECT and not has_proxy):
+        # A proxy's fault is not the host's. A body that is mostly framing is: it costs the CPU of many images.
+        slot.failed(failure.detail)
 
 
 def _report_to_host(slot: HostSlot, response: Response) -> None:

@@ -77,7 +77,8 @@ class Fetch(Protocol[_Reservation_contra]):
             The body, or the failure of the last attempt; faults of the web are never raised.
 
         Raises:
-            ResourceError: This machine has no descriptors or no memory for connections.
+            ResourceError: This machine has no descriptors or no memory for connections, or no name server that
+                answers, no network or no proxy.
         """
         ...
 

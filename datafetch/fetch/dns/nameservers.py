@@ -34,6 +34,8 @@ import aiodns
 import pycares
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
+from datafetch.fetch.routes import has_public_route, has_route_to
+
 # Four rounds of at most 4.5 s and the pauses between them: a name whose servers are all silent fails within 20 s. Four
 # tries in each round are 16 in all, so if 30 % of all packets are lost, four queries in a billion are never received.
 # c-ares waits 250 ms for the first try (or five times what the server usually takes, if that is more) and doubles that
@@ -71,6 +73,8 @@ _FLAGS = pycares.ARES_FLAG_NOSEARCH | pycares.ARES_FLAG_NOALIASES | pycares.ARES
 _ACCEPT_TRUNCATED = pycares.ARES_FLAG_IGNTC
 _UNSORTED = 1 << 7  # ARES_AI_NOSORT in <ares.h>, missing in pycares; sorting would open a socket for each address
 _NO_SUCH_NAME = frozenset({aiodns.error.ARES_ENOTFOUND, aiodns.error.ARES_EBADNAME, aiodns.error.ARES_ENONAME})
+_NO_ANSWER = frozenset({aiodns.error.ARES_ETIMEOUT, aiodns.error.ARES_ECONNREFUSED})
+_ROOT_ZONE = "."
 _ADDRESS_TYPES = {"A": pycares.QUERY_TYPE_A, "AAAA": pycares.QUERY_TYPE_AAAA}
 
 
@@ -146,7 +150,7 @@ class NameServers:
             OSError: This process has no descriptors left for a query; has the system's ``errno``.
         """
         answer = await self._in_rounds(name, self._round)
-        if answer is not None and any(":" not in address or _has_route_to(address) for address in answer.addresses):
+        if answer is not None and any(":" not in address or has_route_to(address) for address in answer.addresses):
             return answer
         try:
             async with asyncio.timeout(_TCP_DEADLINE_S):
@@ -157,6 +161,33 @@ class NameServers:
             if isinstance(error, NameServerError):
                 raise
             raise NameServerError(f"{name}: too many other names need TCP for their answers") from error
+
+    async def are_there(self) -> bool:
+        """Whether any server answers when asked for the servers of the root zone, which all of them know.
+
+        A server on this machine that reports an error may just lack the network. So that counts as an answer only if
+        there is a route to the world.
+
+        Raises:
+            OSError: This process has no descriptors left for a query.
+        """
+        # A new channel has no answer in its cache. It asks each server once, for this is about the present moment.
+        channel = _Channel(self._channels[0].servers, _ACCEPT_TRUNCATED, is_probe=True)
+        self._channels.append(self._channels.pop(0))  # so that the next probe begins with another server
+        try:
+            async with asyncio.timeout(_ROUND_S):
+                await channel.resolver.query_dns(_ROOT_ZONE, "NS")
+        except TimeoutError:
+            _check_socket()
+            return False
+        except aiodns.error.DNSError as error:
+            if error.args[0] in _NO_ANSWER:
+                _check_socket()
+                return False
+            return error.args[0] in {*_NO_SUCH_NAME, aiodns.error.ARES_ENODATA} or has_public_route()
+        finally:
+            await channel.resolver.close()
+        return True
 
     async def close(self) -> None:
         """Cancel all queries and close all channels."""
@@ -260,6 +291,9 @@ class NameServers:
 class _Channel:
     """A c-ares channel, which has a thread, sockets and a cache of its own, and how much it has been used.
 
+    Args:
+        is_probe: Whether it asks each server only once, and waits longer for that.
+
     Attributes:
         servers: Its name servers, the first choice first; empty for the system's.
         flags: Its flags besides those that all channels have.
@@ -267,7 +301,7 @@ class _Channel:
         open: Number of lookups in progress.
     """
 
-    def __init__(self, servers: tuple[str, ...], flags: int) -> None:
+    def __init__(self, servers: tuple[str, ...], flags: int, *, is_probe: bool = False) -> None:
         # Without a free descriptor c-ares can't read /etc/resolv.conf, and would query 127.0.0.1 from then on.
         _check_free_descriptors(_DESCRIPTORS_PER_CHANNEL)
         _check_socket()
@@ -277,8 +311,8 @@ class _Channel:
             self.resolver = aiodns.DNSResolver(
                 nameservers=servers or None,
                 flags=_FLAGS | flags,
-                timeout=_INITIAL_TIMEOUT_S,
-                tries=_TRIES,
+                timeout=2 * _INITIAL_TIMEOUT_S if is_probe else _INITIAL_TIMEOUT_S,
+                tries=1 if is_probe else _TRIES,
                 socket_receive_buffer_size=_RECEIVE_BUFFER_BYTES,
             )
         except pycares.AresError as error:
@@ -336,18 +370,7 @@ def _preferred_family_first(addresses: Iterable[str]) -> tuple[str, ...]:
     for address in addresses:
         families[":" not in address].append(address)
     v6, v4 = families
-    return (*v6, *v4) if not v4 or (v6 and _has_route_to(v6[0])) else (*v4, *v6)
-
-
-def _has_route_to(address: str) -> bool:
-    """Whether this machine has a route to an IPv6 address. Nothing is sent."""
-    try:
-        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
-            probe.setblocking(False)
-            probe.connect((address, 9))
-    except OSError:
-        return False
-    return True
+    return (*v6, *v4) if not v4 or (v6 and has_route_to(v6[0])) else (*v4, *v6)
 
 
 async def _confirm_no_address(resolver: aiodns.DNSResolver, name: str) -> None:

@@ -8,8 +8,12 @@ addresses serve for a while longer (RFC 8767). Past ``usable_until_s`` it is wor
 A query runs in a task of its own that all concurrent lookups of the name share. A lookup that is cancelled does not
 cancel the query, because others may wait for it and the answer goes into the cache anyway.
 
-Rules: a name that does not exist is a final failure. If no name server answers, that says nothing about the name, and
-may pass. No address leaves the resolver that the address guard does not permit.
+If the servers fail for a name, they may fail for all. ``Means`` finds that out, and the query is made again once the
+servers are back.
+
+Rules: a name that does not exist is a final failure. If the name servers fail for a name while they answer otherwise,
+that says nothing about the name, and may pass; if they don't answer at all, it is no outcome. No address leaves the
+resolver that the address guard does not permit.
 """
 
 from __future__ import annotations
@@ -22,8 +26,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from datafetch.errors import ResourceError
 from datafetch.fetch.dns.address_guard import AddressGuard, BlockedAddressError, is_address
 from datafetch.fetch.dns.nameservers import NameAnswer, NameNotFoundError, NameServerError, NameServers
+from datafetch.fetch.means import Means
+from datafetch.fetch.routes import has_public_route
 
 __all__ = ["NameNotFoundError", "NameServerError", "Resolver", "ResolverStatistics"]
 
@@ -37,6 +44,7 @@ _STALE_TTL_S = 30.0  # RFC 8767: time before servers that failed are queried aga
 
 _HOST_NAME = re.compile(r"(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}")  # underscores are not allowed, but in use
 _MAX_NAME_CHARS = 253
+_NOT_QUERIED = ".onion"  # c-ares asks no server for these (RFC 7686)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +85,7 @@ class _CacheEntry:
     """What is known of a name: its addresses, or how to make the error to raise."""
 
     addresses: tuple[str, ...]
-    error: Callable[[], OSError] | None
+    error: Callable[[], Exception] | None
     fresh_until_s: float
     usable_until_s: float
 
@@ -97,6 +105,9 @@ class Resolver:
         max_names: Size of the cache, from which the least recently used name is dropped.
         clock: In seconds, monotonic.
 
+    Attributes:
+        servers: The name servers, as something that this machine needs.
+
     Raises:
         OSError: This process has no descriptors left.
         NameServerError: c-ares does not accept the addresses of the name servers.
@@ -112,6 +123,11 @@ class Resolver:
     ) -> None:
         self._guard = guard
         self._servers = NameServers(nameservers)
+        self.servers = Means(
+            self._servers.are_there,
+            problem=partial(_no_server, nameservers),
+            remedy="check this machine's network, or name another server with --nameserver",
+        )
         self._max_names = max_names
         self._now_s = clock
         self._cache: OrderedDict[str, _CacheEntry] = OrderedDict()
@@ -140,15 +156,16 @@ class Resolver:
         """Make sure that the cache has a fresh entry for a host, and that the host may be connected to.
 
         With a fresh entry this takes microseconds. Otherwise it takes as long as the name servers need, up to 20
-        seconds if all of them are silent, and the wait for a slot.
+        seconds if all of them are silent, and the wait for a slot; longer while they don't answer anything.
 
         Args:
             host: A name, or an address, which needs no entry.
 
         Raises:
             NameNotFoundError: The name does not exist, has no address, or can't be a host name.
-            NameServerError: No name server answered.
+            NameServerError: The name servers failed for this name.
             BlockedAddressError: None of the host's addresses may be connected to.
+            ResourceError: No name server has answered anything for some time.
             OSError: This process has no descriptors left for a query; has the system's ``errno``.
         """
         if is_address(host):
@@ -160,7 +177,7 @@ class Resolver:
         """The addresses of a host that may be connected to; the cache's entry may have expired up to 5 minutes ago.
 
         Raises:
-            OSError: In the same cases as ``lookup``, which is awaited if the cache has no entry.
+            OSError, ResourceError: In the same cases as ``lookup``, which is awaited if the cache has no entry.
         """
         if is_address(host):
             self._guard.check(host)
@@ -182,6 +199,7 @@ class Resolver:
             task.cancel()
         await asyncio.gather(*queries, return_exceptions=True)
         self._queries.clear()  # tasks that were cancelled before they began have not removed themselves
+        await self.servers.close()
         await self._servers.close()
 
     async def _lookup(self, host: str) -> _CacheEntry:
@@ -209,17 +227,34 @@ class Resolver:
         """Query the name servers and cache the result. Raises nothing, since no lookup may be left to receive it."""
         self._queried += 1
         try:
-            return self._store(name, self._entry_of(await self._servers.resolve(name)))
-        except NameNotFoundError as error:
-            self._not_found += 1
-            return self._store(name, self._error_entry(error, _NO_NAME_TTL_S))
-        except NameServerError as error:
-            self._failed += 1
-            return self._store(name, self._stale_entry(name) or self._error_entry(error, _FAILURE_TTL_S))
+            return self._store(name, await self._find(name))
         except OSError as error:  # a fault of this machine, which says nothing about the name
             return _CacheEntry((), partial(OSError, error.errno, error.strerror), 0.0, 0.0)
+        except ResourceError as error:  # likewise
+            return _CacheEntry((), partial(ResourceError, *error.args), 0.0, 0.0)
         finally:
             self._queries.pop(name, None)
+
+    async def _find(self, name: str) -> _CacheEntry:
+        """Query the name servers, again if they were missing, and make the entry."""
+        while True:
+            began_s = time.monotonic()
+            try:
+                answer = await self._servers.resolve(name)
+            except NameNotFoundError as error:
+                if not name.endswith(_NOT_QUERIED):
+                    self.servers.worked()
+                self._not_found += 1
+                return self._error_entry(error, _NO_NAME_TTL_S)
+            except NameServerError as error:
+                stale = self._stale_entry(name)
+                if stale is None and await self.servers.was_missing(began_s):
+                    continue
+                self._failed += 1
+                return stale or self._error_entry(error, _FAILURE_TTL_S)
+            if answer.ttl_s:  # otherwise it may be from /etc/hosts
+                self.servers.worked()
+            return self._entry_of(answer)
 
     def _entry_of(self, answer: NameAnswer) -> _CacheEntry:
         addresses = tuple(filter(self._guard.permits, answer.addresses))
@@ -249,6 +284,12 @@ class Resolver:
         if len(self._cache) > self._max_names:
             self._cache.popitem(last=False)
         return entry
+
+
+def _no_server(nameservers: Sequence[str]) -> str:
+    where = ", ".join(nameservers) or "those of /etc/resolv.conf"
+    why = "" if has_public_route() else ", and this machine has no route to any public address"
+    return f"no name server answers ({where}){why}"
 
 
 def _is_being_cancelled() -> bool:

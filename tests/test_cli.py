@@ -152,7 +152,7 @@ def test_json_prints_only_the_summary_on_standard_output(
     ]
     assert main([*arguments, "--json"]) == 0
     printed = capfd.readouterr()
-    assert "the output will take up to about" in printed.err.splitlines()[0]
+    assert printed.err.splitlines()[0].startswith("datafetch: estimated disk space: needs ")
     summary = json.loads(printed.out)
     assert summary["dataset"] == "coyo"
     assert summary["complete"] is True

@@ -16,12 +16,11 @@ from rich.cells import cell_len
 
 from datafetch.model.statistics import ReshardProgress, Statistics, Waiting
 from datafetch.model.untrusted import to_printable
-from datafetch.model.wording import clock, counted, sized
+from datafetch.model.wording import clock, counted, lasting, sized
 from datafetch.monitor.throughput import Pace
 from datafetch.verify import VerifyProgress
 
 _GAP = "  "
-_MINUTE_S = 60
 _WHOLE_FROM_PER_S = 9.95  # a slower pace is shown with a decimal
 _LEAST_PER_S = 0.05  # a slower one would be shown as none
 
@@ -157,7 +156,7 @@ def _joined(forms: Mapping[int, Form]) -> str:
 def waiting_text(waiting: Waiting) -> str:
     """Say how many images wait, for which host most of them, why, and until when."""
     next_s = waiting.next_attempt_s
-    return _waited_for(waiting) + ("" if next_s is None else f"; next attempt in {_seconds(next_s)}")
+    return _waited_for(waiting) + ("" if next_s is None else f"; next attempt in {lasting(max(1, math.ceil(next_s)))}")
 
 
 def _waiting(now: Statistics, waiting: Waiting) -> tuple[Form, ...]:
@@ -176,10 +175,6 @@ def _waited_for(waiting: Waiting) -> str:
     images = f"{counted(waiting.images, 'image')} waiting"
     most = "" if waiting.host_images == waiting.images else f", {waiting.host_images:,} of them"
     return f"{images}{most} for {to_printable(waiting.host)} ({to_printable(waiting.reason)})"
-
-
-def _seconds(seconds: float) -> str:
-    return f"{max(1, math.ceil(seconds))} s" if seconds < _MINUTE_S else clock(seconds)
 
 
 def _only(text: str, importance: Importance) -> tuple[Form, ...]:

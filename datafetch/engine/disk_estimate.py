@@ -7,7 +7,6 @@ size of an image. Once shards are published, the actual size of their rows is us
 from __future__ import annotations
 
 import logging
-import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from datafetch.model.kinds import Payload
 from datafetch.model.ledger_line import ShardCounts
+from datafetch.model.wording import counted, sized
 from datafetch.store.layout import OutputLayout
 from datafetch.store.ledger import sum_shard_counts
 from datafetch.transcode import ImageSpec
@@ -25,7 +25,6 @@ _TYPICAL_ASPECT_RATIO = 1.4  # long side to short side
 _BYTES_PER_PIXEL = 0.17  # of a JPEG of quality 75
 _BYTES_PER_ROW = 300  # without its images: text, URL and the pickle around them
 _MAX_COUNTED_SHARDS = 64
-_UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +79,25 @@ def log_disk_estimate(layout: OutputLayout, estimate: DiskEstimate, published: S
     spool_bytes = min(left, estimate.open_samples) * row_bytes
     spools = layout.scratch or layout.state_folder
     is_shared = _device(spools) == _device(layout.state_folder)
-    _log_space(layout.state_folder, estimate, result_bytes, out_bytes + (spool_bytes if is_shared else 0))
+    needed_bytes = out_bytes + (spool_bytes if is_shared else 0)
+    free_bytes = _free_bytes(layout.state_folder)
+    is_enough = free_bytes >= needed_bytes
+    _log.log(
+        logging.INFO if is_enough else logging.WARNING,
+        "estimated disk space%s: needs %s %swhile it works%s, %s when done; %s free%s",
+        " of this part of the output" if estimate.is_part else "",
+        sized(needed_bytes),
+        "more " if published.written_bytes else "",
+        " (shards lie there twice while they are resharded, not with --no-reshard)"
+        if estimate.is_resharded and not is_enough
+        else "",
+        sized(result_bytes),
+        sized(free_bytes),
+        "" if is_enough else "; the run may stop for lack of space, and can be resumed once there is enough",
+    )
     free_bytes = _free_bytes(spools)
     if not is_shared and free_bytes < spool_bytes:
-        _log.warning("spools may take up to %s in %s, where %s are free", _size(spool_bytes), spools, _size(free_bytes))
+        _log.warning("spools may take up to %s in %s, where %s are free", sized(spool_bytes), spools, sized(free_bytes))
 
 
 def log_recipe_estimate(folder: Path, sizes: Mapping[str, int]) -> None:
@@ -100,12 +114,12 @@ def log_recipe_estimate(folder: Path, sizes: Mapping[str, int]) -> None:
     _log.log(
         logging.INFO if is_enough else logging.WARNING,
         "%s will take about %s, downloads and caches included; %s are free%s",
-        "1 dataset" if len(sizes) == 1 else f"{len(sizes)} datasets",
-        _size(needed_bytes),
-        _size(free_bytes),
+        counted(len(sizes), "dataset"),
+        sized(needed_bytes),
+        sized(free_bytes),
         ""
         if is_enough
-        else f": the run may stop for lack of {_size(needed_bytes - free_bytes)}; take fewer datasets at "
+        else f": the run may stop for lack of {sized(needed_bytes - free_bytes)}; take fewer datasets at "
         f"a time (the largest are {', '.join(largest)}), or another --root",
     )
 
@@ -120,29 +134,6 @@ def count_published(layout: OutputLayout, shards: Sequence[str]) -> ShardCounts:
         rows=round(counted.rows * scale),
         written_bytes=round(counted.written_bytes * scale),
     )
-
-
-def _log_space(folder: Path, estimate: DiskEstimate, result_bytes: float, needed_bytes: float) -> None:
-    free_bytes = _free_bytes(folder)
-    is_enough = free_bytes >= needed_bytes
-    _log.log(
-        logging.INFO if is_enough else logging.WARNING,
-        "%s will take up to about %s%s; %s more are needed and %s are free%s",
-        "this part of the output" if estimate.is_part else "the output",
-        _size(result_bytes),
-        ", and its shards lie there twice while they are resharded (not with --no-reshard)"
-        if estimate.is_resharded
-        else "",
-        _size(needed_bytes),
-        _size(free_bytes),
-        "" if is_enough else ": the run may stop for lack of space, and can be resumed once there is enough",
-    )
-
-
-def _size(size_bytes: float) -> str:
-    """A size in decimal units, like those of ``df -H`` and of disk manufacturers."""
-    thousands = min(int(math.log10(max(size_bytes, 1))) // 3, len(_UNITS) - 1)
-    return f"{size_bytes / 1000**thousands:.{min(thousands, 1)}f} {_UNITS[thousands]}"
 
 
 def _typical_row_bytes(estimate: DiskEstimate) -> float:

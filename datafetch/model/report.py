@@ -39,6 +39,7 @@ class FetchedShards:
         written_bytes: Size of the files that were published.
         requests: The number of attempts; one with redirects counts once.
         connections: How many requests might be open at the end.
+        peak_open_requests: The largest number of requests that were open at once.
         elapsed_s: Wall-clock time.
     """
 
@@ -52,6 +53,7 @@ class FetchedShards:
     requests: int = 0
     connections: int = 0
     elapsed_s: float = 0.0
+    peak_open_requests: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,7 @@ class Report:
         resharded: What the ranks read; None if the output was not resharded.
         permittable: The number of failed images that a permission might let through, by failure kind.
         has_open_retry: Whether a retry of the output was interrupted and is not complete.
+        peak_open_requests: The largest number of requests that were open at once in this run.
     """
 
     dataset: str
@@ -93,6 +96,7 @@ class Report:
     resharded: ReshardedEpoch | None = None
     permittable: Mapping[str, int] = field(default_factory=dict)
     has_open_retry: bool = False
+    peak_open_requests: int = 0
 
     @property
     def images_per_s(self) -> float:
@@ -126,6 +130,7 @@ class Report:
             "images_per_s": round(self.images_per_s, 1),
             "requests": self.requests,
             "connections": self.connections,
+            "peak_open_requests": self.peak_open_requests,
         }
         if totals.notes:
             summary["notes"] = dict(sorted(totals.notes.items()))

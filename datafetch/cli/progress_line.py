@@ -120,8 +120,8 @@ def verifying_line(now: VerifyProgress) -> ProgressLine:
     """The progress of a verification: the share of bytes read, what was checked and found, pace, time left."""
     share = now.read_bytes / now.total_bytes if now.total_bytes else 0.0
     images_per_s = now.images / now.elapsed_s if now.elapsed_s > 0 else 0.0
-    left_s = now.elapsed_s * max(0.0, 1 / share - 1) if share > 0 else None
-    fields = [_only(_percent(share), Importance.SHARE), _only(counted(now.images, "image"), Importance.COUNT)]
+    left_s = _left_s(now.total_bytes - now.read_bytes, now.read_bytes / now.elapsed_s if now.elapsed_s > 0 else 0.0)
+    fields = [_only(f"{share:.1%}", Importance.SHARE), _only(counted(now.images, "image"), Importance.COUNT)]
     if now.problems:
         fields.append(_only(counted(now.problems, "problem"), Importance.FAILED))
     fields += _pace(images_per_s)
@@ -205,9 +205,9 @@ def _speed(bytes_per_s: float) -> Sequence[tuple[Form, ...]]:
     return [_only(f"{sized(bytes_per_s)}/s", Importance.RECEIVED)] if bytes_per_s >= 1 else []
 
 
-def _left_s(left: int, per_s: float) -> float | None:
-    """How long the rest will take; None while nothing moves."""
-    return max(0, left) / per_s if per_s > 0 else None
+def _left_s(left: float, per_s: float) -> float | None:
+    """How long the rest will take; None while nothing moves, and at the end."""
+    return left / per_s if left > 0 and per_s > 0 else None
 
 
 def _time_left(left_s: float) -> tuple[Form, ...]:

@@ -53,11 +53,15 @@ def spool(layout: OutputLayout, shard: str, lines: list[LedgerLine]) -> None:
     write_spool(replace(layout, job_hash="anything").spool(shard), ended)
 
 
-def write_heartbeat(layout: OutputLayout, **numbers: int) -> None:
+def write_heartbeat(layout: OutputLayout, **numbers: object) -> None:
     """Write a heartbeat of this process, as of now."""
     nothing: dict[str, Any] = dict.fromkeys(Statistics.__slots__, 0)
     statistics = Statistics(
-        **(nothing | {"resharding": None, "elapsed_s": 83.0, "open_requests": 500, "connections": 512} | numbers)
+        **(
+            nothing
+            | {"resharding": None, "waiting": None, "elapsed_s": 83.0, "open_requests": 500, "connections": 512}
+            | numbers
+        )
     )
     spools = str(replace(layout, job_hash="anything").spool("").parent)
     snapshot = ProgressSnapshot(

@@ -38,6 +38,7 @@ from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.options import Effect, options_of
 from datafetch.model.outcome import FailureKind, Permission
 from datafetch.model.report import Report, ReshardedEpoch
+from datafetch.model.sample import IdListResult
 from datafetch.output.retry_filter import RetryFilter
 from datafetch.transcode import Encoding, ImageSpec, Pixels, Resize
 
@@ -153,7 +154,7 @@ def test_json_prints_only_the_summary_on_standard_output(
     ]
     assert main([*arguments, "--json"]) == 0
     printed = capfd.readouterr()
-    assert "the output will take up to about" in printed.err.splitlines()[0]
+    assert printed.err.splitlines()[0].startswith("datafetch: estimated disk space: needs ")
     summary = json.loads(printed.out)
     assert summary["dataset"] == "coyo"
     assert summary["complete"] is True
@@ -709,6 +710,44 @@ def test_the_report_says_how_to_fetch_failed_images(capfd: pytest.CaptureFixture
     ]
     show_report(replace(report, has_open_retry=True), as_json=False)
     assert capfd.readouterr().out.splitlines()[3:] == [f"a retry was interrupted: '{retry}' completes it", *advice]
+
+
+def test_a_summary_names_no_zero_counts(capfd: pytest.CaptureFixture[str]) -> None:
+    """What did not happen is left out, and nothing is said of requests where none was sent."""
+    report = Report(
+        dataset="coyo",
+        out="out",
+        totals=ShardCounts(samples=3000, rows=3000, outcomes={"ok": 3000}),
+        shards=4,
+        reused=0,
+        repeated=0,
+        fetched_bytes=1,
+        written_bytes=1,
+        requests=3432,
+        connections=259,
+        elapsed_s=63.0,
+        id_list_result=IdListResult(wanted=3000, duplicates=0, not_found=0),
+        peak_open_requests=129,
+    )
+    show_report(report, as_json=False)
+    assert capfd.readouterr().out.splitlines() == [
+        "coyo: 3,000 of 3,000 samples, 4 shards in out",
+        "images: 3,000 ok",
+        "this run: 3,000 images arrived in 1 min 3 s, 47.6 images/s, 3,432 requests, at most 129 open",
+        "ids: 3,000 wanted, all found",
+    ]
+    assert (report.summary()["connections"], report.summary()["peak_open_requests"]) == (259, 129)
+    blocked = ShardCounts(samples=20, outcomes={"blocked_address": 20})
+    show_report(replace(report, totals=blocked, requests=0, shards=0, id_list_result=None), as_json=False)
+    assert capfd.readouterr().out.splitlines()[1:] == [
+        "images: 20 failed (blocked_address 20)",
+        "this run: no image arrived in 1 min 3 s",
+    ]
+    show_report(replace(report, reused=3000, requests=0, id_list_result=None), as_json=False)
+    assert capfd.readouterr().out.splitlines()[1:] == [
+        "images: 3,000 ok",
+        "this run: no image arrived in 1 min 3 s, 3,000 images reused",
+    ]
 
 
 def test_help_says_which_options_can_be_given_to_retry_later(capfd: pytest.CaptureFixture[str]) -> None:

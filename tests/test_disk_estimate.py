@@ -1,6 +1,7 @@
 """Before a run begins, it logs how much disk space it will need."""
 
 import logging
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,13 +28,14 @@ def _all_is_logged(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_an_estimate_that_fits_is_logged_as_information(layout: OutputLayout, caplog: pytest.LogCaptureFixture) -> None:
-    """It states the size of the shards, that resharding needs it twice for a while, and the additional space."""
+    """It states what resharding needs, with its copy of all rows, the size of the shards, and what is free."""
     log_disk_estimate(layout, PAIRS, ShardCounts())
     (record,) = caplog.records
     assert record.levelno == logging.INFO
     # 336 × 470 pixels at 0.17 bytes, as base64, and 300 bytes of text
-    assert "up to about 36.1 MB, and its shards lie there twice" in record.getMessage()
-    assert "75.9 MB more are needed" in record.getMessage()
+    message = record.getMessage()
+    assert message.startswith("estimated disk space: needs 75.9 MB while it works, 36.1 MB when done; ")
+    assert re.fullmatch(r"[0-9.,]+ [kMGTP]B free", message.rpartition("; ")[2])
 
 
 def test_an_estimate_that_does_not_fit_is_logged_as_a_warning(
@@ -43,13 +45,14 @@ def test_an_estimate_that_does_not_fit_is_logged_as_a_warning(
     log_disk_estimate(layout, replace(PAIRS, samples=10**13), ShardCounts())
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
-    assert "the run may stop for lack of space" in record.getMessage()
+    assert "while it works (shards lie there twice while they are resharded" in record.getMessage()
+    assert "free; the run may stop for lack of space" in record.getMessage()
 
 
 def test_a_part_of_the_shards_needs_its_share(layout: OutputLayout, caplog: pytest.LogCaptureFixture) -> None:
     """A process that fetches a quarter of the shards estimates only those, and no space for resharding."""
     log_disk_estimate(layout, PAIRS.part(0.25), ShardCounts())
-    assert "this part of the output will take up to about 9.0 MB; 12.6 MB more are needed" in caplog.text
+    assert "disk space of this part of the output: needs 12.6 MB while it works, 9.0 MB when done; " in caplog.text
 
 
 def test_the_size_of_published_rows_predicts_the_remaining_ones(
@@ -58,7 +61,7 @@ def test_the_size_of_published_rows_predicts_the_remaining_ones(
     """If half of the samples took 10 kB per row, so will the other half, and only that is still to be written."""
     need = replace(PAIRS, is_resharded=False, open_samples=0)
     log_disk_estimate(layout, need, ShardCounts(500, 400, {"ok": 400, "http_status": 100}, 4_000_000))
-    assert "up to about 9.0 MB; 5.0 MB more are needed" in caplog.text
+    assert "needs 5.0 MB more while it works, 9.0 MB when done; " in caplog.text
 
 
 def test_a_scratch_folder_on_another_filesystem_has_an_estimate_of_its_own(

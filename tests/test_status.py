@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -24,6 +25,7 @@ from datafetch.cli.app import main
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
 from datafetch.errors import ConfigurationError
+from datafetch.model.statistics import Waiting
 from datafetch.monitor.status import RunState, Status, read_status
 from datafetch.store.layout import OutputLayout
 
@@ -187,6 +189,8 @@ def test_json_prints_the_contracts_object(layout: OutputLayout, capfd: pytest.Ca
         },
         "images_per_s": None,
         "elapsed_s": None,
+        "left_s": None,
+        "waiting": None,
     }
     assert {path: path.stat().st_mtime_ns for path in layout.out.parent.rglob("*")} == before
 
@@ -357,6 +361,38 @@ def test_the_table_fits_the_terminal(
     assert f"state running (process {os.getpid()} on {socket.gethostname()})" in words
     assert "155 of about 6,000,000: 2 ok, 153 failed, 5,999,845 open" in words
     assert "shards 2 of 3 published, 1 in progress" in words
-    assert "123.5 images/s, 0:01:23 so far, ETA 13:30:01, 500/512 requests open" in words
+    assert "123.5 images/s, 1 min 23 s so far, ETA 13:30:01, 500 requests open" in words
     assert "timeout 32 20.6%" in words
     assert printed.count("\nvery-very") == 20
+
+
+def test_what_several_processes_wait_for_is_put_together(
+    layout: OutputLayout, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The host that most images wait for in all of them; as long as one process sends requests, there is an ETA."""
+    layout.shard_progress_folder.mkdir()
+    waiting = [
+        Waiting(images=70, host="y.org", host_images=40, reason="HTTP 429", next_attempt_s=100.0),
+        Waiting(images=50, host="\x1b[2Jz.org", host_images=50, reason="HTTP 503", next_attempt_s=100.0),
+        Waiting(images=40, host="y.org", host_images=40, reason="HTTP 429", next_attempt_s=100.0),
+    ]
+    for number, one in enumerate(waiting):
+        write_heartbeat(layout, waiting=one, open_requests=0, expected_images=1000, shards=1)
+        layout.progress.rename(layout.shard_progress(f"{number}"))
+    status = read_status(layout.out)
+    assert status.waiting is not None
+    assert (status.waiting.images, status.waiting.host, status.waiting.host_images) == (160, "y.org", 80)
+    assert status.left_s is None
+    assert main(["status", str(layout.out)]) == 0
+    words = " ".join(capfd.readouterr().out.split())
+    assert re.search(
+        r"160 images waiting, 80 of them for y\.org \(HTTP 429\); next attempt in 1 min 40 s|in 9\d s", words
+    )
+    write_heartbeat(layout, waiting=waiting[1], open_requests=500, expected_images=1000, shards=1)
+    layout.progress.rename(layout.shard_progress("0"))
+    status = read_status(layout.out)
+    assert status.waiting is not None
+    assert status.waiting.host_images == 100
+    assert status.left_s is not None
+    assert main(["status", str(layout.out)]) == 0
+    assert "\x1b" not in capfd.readouterr().out

@@ -16,12 +16,11 @@ from rich.cells import cell_len
 
 from datafetch.model.statistics import ReshardProgress, Statistics, Waiting
 from datafetch.model.untrusted import to_printable
-from datafetch.model.wording import clock, counted, sized
+from datafetch.model.wording import clock, counted, lasting, sized
 from datafetch.monitor.throughput import Pace
 from datafetch.verify import VerifyProgress
 
 _GAP = "  "
-_MINUTE_S = 60
 _WHOLE_FROM_PER_S = 9.95  # a slower pace is shown with a decimal
 _LEAST_PER_S = 0.05  # a slower one would be shown as none
 
@@ -121,8 +120,8 @@ def verifying_line(now: VerifyProgress) -> ProgressLine:
     """The progress of a verification: the share of bytes read, what was checked and found, pace, time left."""
     share = now.read_bytes / now.total_bytes if now.total_bytes else 0.0
     images_per_s = now.images / now.elapsed_s if now.elapsed_s > 0 else 0.0
-    left_s = now.elapsed_s * max(0.0, 1 / share - 1) if share > 0 else None
-    fields = [_only(_percent(share), Importance.SHARE), _only(counted(now.images, "image"), Importance.COUNT)]
+    left_s = _left_s(now.total_bytes - now.read_bytes, now.read_bytes / now.elapsed_s if now.elapsed_s > 0 else 0.0)
+    fields = [_only(f"{share:.1%}", Importance.SHARE), _only(counted(now.images, "image"), Importance.COUNT)]
     if now.problems:
         fields.append(_only(counted(now.problems, "problem"), Importance.FAILED))
     fields += _pace(images_per_s)
@@ -157,7 +156,7 @@ def _joined(forms: Mapping[int, Form]) -> str:
 def waiting_text(waiting: Waiting) -> str:
     """Say how many images wait, for which host most of them, why, and until when."""
     next_s = waiting.next_attempt_s
-    return _waited_for(waiting) + ("" if next_s is None else f"; next attempt in {_seconds(next_s)}")
+    return _waited_for(waiting) + ("" if next_s is None else f"; next attempt in {lasting(max(1, math.ceil(next_s)))}")
 
 
 def _waiting(now: Statistics, waiting: Waiting) -> tuple[Form, ...]:
@@ -176,10 +175,6 @@ def _waited_for(waiting: Waiting) -> str:
     images = f"{counted(waiting.images, 'image')} waiting"
     most = "" if waiting.host_images == waiting.images else f", {waiting.host_images:,} of them"
     return f"{images}{most} for {to_printable(waiting.host)} ({to_printable(waiting.reason)})"
-
-
-def _seconds(seconds: float) -> str:
-    return f"{max(1, math.ceil(seconds))} s" if seconds < _MINUTE_S else clock(seconds)
 
 
 def _only(text: str, importance: Importance) -> tuple[Form, ...]:
@@ -210,9 +205,9 @@ def _speed(bytes_per_s: float) -> Sequence[tuple[Form, ...]]:
     return [_only(f"{sized(bytes_per_s)}/s", Importance.RECEIVED)] if bytes_per_s >= 1 else []
 
 
-def _left_s(left: int, per_s: float) -> float | None:
-    """How long the rest will take; None while nothing moves."""
-    return max(0, left) / per_s if per_s > 0 else None
+def _left_s(left: float, per_s: float) -> float | None:
+    """How long the rest will take; None while nothing moves, and at the end."""
+    return left / per_s if left > 0 and per_s > 0 else None
 
 
 def _time_left(left_s: float) -> tuple[Form, ...]:

@@ -9,26 +9,28 @@ import os
 import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import orjson
 from rich.console import Console
-from rich.filesize import decimal
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from datafetch.cli.dry_run import dry_run_text
 from datafetch.cli.exit_code import one_line
+from datafetch.cli.progress_line import waiting_text
 from datafetch.datasets import DATASETS
 from datafetch.errors import ResourceError
 from datafetch.model.advice import ADVICE
 from datafetch.model.kinds import CounterName
+from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.outcome import OK, FailureKind, may_kind_pass
 from datafetch.model.report import Report
+from datafetch.model.sample import IdListResult
 from datafetch.model.untrusted import to_printable
+from datafetch.model.wording import clock, counted, lasting, sized
 from datafetch.monitor.host_failures import FailingHost
 from datafetch.monitor.recipe_status import DatasetStatus
 from datafetch.monitor.status import Status
@@ -53,7 +55,6 @@ _COUNTERS: dict[str, tuple[str, str]] = {
 _HOST_COLUMNS = 40
 _FILE_COLUMNS = 10_000  # of what is not a terminal: lines are whole
 _SHOWN_PROCESSES = 4
-_MAX_S = 1e9  # thirty years; an ETA may be any number of them when the pace is close to zero
 
 
 def show_report(report: Report, *, as_json: bool) -> None:
@@ -62,24 +63,13 @@ def show_report(report: Report, *, as_json: bool) -> None:
         _print(orjson.dumps(report.summary()).decode())
         return
     totals = report.totals
-    failures = ", ".join(
-        f"{kind} {count:,}"
-        for kind, count in sorted(totals.outcomes.items(), key=lambda pair: (-pair[1], pair[0]))
-        if kind != OK
-    )
     lines = [
         (
             f"{report.dataset}: {totals.rows:,} of {counted(totals.samples, 'sample')}, "
             f"{counted(report.shards, 'shard')} in {report.out}"
         ),
-        f"images: {totals.ok:,} ok, {totals.failed:,} failed" + (f" ({failures})" if failures else ""),
-        (
-            f"this run: {counted(totals.ok - report.reused, 'image')} arrived in "
-            f"{timedelta(seconds=round(report.elapsed_s))}, {report.images_per_s:.1f} images/s, "
-            f"{counted(report.requests, 'request')}, up to {report.connections:,} at once, "
-            f"{counted(report.reused, 'image')} reused"
-            + (f" ({report.repeated:,} of URLs that were already requested)" if report.repeated else "")
-        ),
+        _images(totals),
+        _this_run(report),
     ]
     if report.retried:
         lines.append(f"retried {report.retried:,}, {report.retried_arrived or 0:,} arrived")
@@ -94,17 +84,56 @@ def show_report(report: Report, *, as_json: bool) -> None:
             f"an epoch uses {used_share:.3%} of all rows"
         )
     if report.id_list_result is not None:
-        found = report.id_list_result
-        missing = "missing ones not counted (--limit)" if found.not_found is None else f"{found.not_found:,} not found"
-        files = f", {counted(found.missing_files, 'file')} missing" if found.missing_files else ""
-        beyond = f", {found.out_of_range:,} beyond the end of their files" if found.out_of_range else ""
-        duplicates = counted(found.duplicates, "duplicate line")
-        lines.append(f"ids: {found.wanted:,} wanted, {missing}{files}{beyond}, {duplicates}")
-        if found.remark:
-            lines.append(f"ids: {found.remark}")
+        lines += _ids(report.id_list_result)
     if totals.failed:
         last = [f"'datafetch failures {shlex.quote(report.out)}' lists {counted(totals.failed, 'failed image')}"]
     _print_lines([*lines, *_advice(report), *last])
+
+
+def _images(totals: ShardCounts) -> str:
+    """How many images arrived and failed, and why."""
+    failures = sorted(
+        ((kind, count) for kind, count in totals.outcomes.items() if kind != OK), key=lambda pair: (-pair[1], pair[0])
+    )
+    why = ", ".join(f"{kind} {count:,}" for kind, count in failures)
+    counts = [f"{totals.ok:,} ok"] if totals.ok else []
+    if totals.failed:
+        counts.append(f"{totals.failed:,} failed ({why})")
+    return f"images: {', '.join(counts) or 'none'}"
+
+
+def _this_run(report: Report) -> str:
+    """What this run did; nothing is said of what it did not do."""
+    arrived = report.totals.ok - report.reused
+    parts = [f"{counted(arrived, 'image') if arrived else 'no image'} arrived in {lasting(report.elapsed_s)}"]
+    if arrived:
+        parts.append(f"{report.images_per_s:,.1f} images/s")
+    if report.requests:
+        parts.append(f"{counted(report.requests, 'request')}, at most {report.peak_open_requests:,} open")
+    if report.reused:
+        repeated = f" ({report.repeated:,} of URLs that were already requested)" if report.repeated else ""
+        parts.append(f"{counted(report.reused, 'image')} reused{repeated}")
+    return f"this run: {', '.join(parts)}"
+
+
+def _ids(found: IdListResult) -> Iterator[str]:
+    """How the ids of the list were found."""
+    counts = [f"{found.wanted:,} wanted"]
+    if found.not_found is None:
+        counts.append("missing ones not counted (--limit)")
+    elif found.not_found:
+        counts.append(f"{found.not_found:,} not found")
+    else:
+        counts.append("all found")
+    if found.missing_files:
+        counts.append(f"{counted(found.missing_files, 'file')} missing")
+    if found.out_of_range:
+        counts.append(f"{found.out_of_range:,} beyond the end of their files")
+    if found.duplicates:
+        counts.append(counted(found.duplicates, "duplicate line"))
+    yield f"ids: {', '.join(counts)}"
+    if found.remark:
+        yield f"ids: {found.remark}"
 
 
 def _advice(report: Report) -> Iterator[str]:
@@ -141,11 +170,6 @@ def _retry_command(out: str) -> str:
     return f"datafetch retry {shlex.quote(out)}"
 
 
-def counted(count: int, thing: str) -> str:
-    """Format a count with its noun: ``1 shard``, ``2 shards``."""
-    return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"
-
-
 def _counter_text(name: str, count: int) -> str:
     if name not in _COUNTERS:
         return f"{count:,} {name}"
@@ -163,7 +187,7 @@ def show_resharded(made: Resharded, *, as_json: bool) -> None:
         [
             (
                 f"{made.out}: {counted(epoch.samples, 'row')} in {counted(made.shards, 'shard')}, "
-                f"{decimal(made.total_bytes)}{'' if made.is_new else ', which existed already'}"
+                f"{sized(made.total_bytes)}{'' if made.is_new else ', which existed already'}"
             ),
             (
                 f"{counted(ranks.world_size, 'rank')} of {counted(epoch.groups * ranks.group, 'sample')} each; "
@@ -221,7 +245,7 @@ def show_sources(answers: Sequence[SourceAnswer], *, as_json: bool) -> None:
     width = max(len(answer.name) for answer in answers)
     lines = [f"{'dataset':<{width}}  {'files':>7}  {'size':>9}"]
     for answer in answers:
-        size = "unknown" if answer.size_bytes is None else decimal(answer.size_bytes)
+        size = "unknown" if answer.size_bytes is None else sized(answer.size_bytes)
         problem = "can't be read" if answer.place else "needs a --source"
         found = problem if answer.problem else f"{answer.files:>7,}  {size:>9}"
         lines += [f"{answer.name:<{width}}  {found}", f"    {answer.problem or answer.place}"]
@@ -294,11 +318,13 @@ def _facts(status: Status) -> Table:
     )
     table.add_row(
         "bytes",
-        f"{decimal(status.fetched_bytes)} fetched, {decimal(status.published_bytes)} published, "
-        f"{decimal(status.spooled_bytes)} spooled",
+        f"{sized(status.fetched_bytes)} fetched, {sized(status.published_bytes)} published, "
+        f"{sized(status.spooled_bytes)} spooled",
     )
     if status.images_per_s is not None and status.elapsed_s is not None:
         table.add_row("pace", _pace(status, status.images_per_s, status.elapsed_s))
+    if status.waiting is not None:
+        table.add_row("waiting", _plain(waiting_text(status.waiting)))
     return table
 
 
@@ -313,16 +339,15 @@ def _state(status: Status) -> Text:
 
 
 def _pace(status: Status, images_per_s: float, elapsed_s: float) -> str:
-    parts = [f"{images_per_s:.1f} images/s", f"{_clock(elapsed_s)} {'so far' if status.at_work else 'in the last run'}"]
+    parts = [
+        f"{images_per_s:,.1f} images/s",
+        f"{lasting(elapsed_s)} {'so far' if status.at_work else 'in the last run'}",
+    ]
     if status.at_work:
-        if status.open_images is not None and images_per_s > 0:
-            parts.append(f"ETA {_clock(status.open_images / images_per_s)}")
-        statistics = [one.statistics for one in status.at_work]
-        open_requests, connections = (
-            sum(one.open_requests for one in statistics),
-            sum(one.connections for one in statistics),
-        )
-        parts.append(f"{open_requests:,}/{connections:,} requests open")
+        if status.left_s is not None:
+            parts.append(f"ETA {clock(status.left_s)}")
+        open_requests = sum(one.statistics.open_requests for one in status.at_work)
+        parts.append(f"{counted(open_requests, 'request')} open" if open_requests else "no request open")
     return ", ".join(parts)
 
 
@@ -353,10 +378,6 @@ def _why(host: FailingHost) -> Text:
 def _plain(text: str) -> Text:
     """Text without markup and control characters."""
     return Text(to_printable(text))
-
-
-def _clock(seconds: float) -> str:
-    return str(timedelta(seconds=round(max(0.0, min(seconds, _MAX_S)))))
 
 
 def _print_lines(lines: Iterable[str]) -> None:

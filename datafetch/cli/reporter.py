@@ -209,12 +209,12 @@ class LogFile(Target):
 
     def log(self, record: logging.LogRecord) -> None:
         """Append a message."""
-        self.append(record.levelname.lower(), record.getMessage())
+        self.append(record.levelname.lower(), one_line(record.getMessage()))
 
     def append(self, kind: str, text: str) -> None:
         """Append a line, with the time."""
         time_text = datetime.now().astimezone().isoformat(timespec="seconds")
-        self._lines.put(f"{time_text} {kind}: {one_line(text)}\n")
+        self._lines.put(f"{time_text} {kind}: {text}\n")
 
     def close(self) -> None:
         """Write what is left, and close the file."""
@@ -317,7 +317,8 @@ def _logged_end(log_file: LogFile) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        log_file.append("error", "interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or repr(error))
+        is_interrupt = isinstance(error, KeyboardInterrupt)
+        log_file.append("error", "interrupted" if is_interrupt else one_line(str(error) or repr(error)))
         raise
 
 

@@ -56,6 +56,7 @@ from datafetch.model.kinds import CounterName, Loader, Payload
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.options import DatasetOptions, option
 from datafetch.model.sample import BAD_LINE, IdListResult, Record, Row, Sample, Shard
+from datafetch.model.wording import counted, sized
 
 _SIMILARITIES = ("clip_similarity_vitb32", "clip_similarity_vitl14")
 _COLUMNS = {
@@ -74,7 +75,6 @@ _PART_NAME = re.compile(r"part-\d{5}(?=[-.])")
 _PUBLISHED = re.compile(r"data/part-[\w.-]+\.parquet", re.ASCII)
 _FILES_AT_ONCE = 8  # whose footers are requested
 _SCAN_VERSION = 1  # of what is kept; to be raised when the selection changes
-_GB = 1e9
 
 _log = logging.getLogger(__name__)
 
@@ -131,12 +131,11 @@ class Coyo(DatasetDefaults):
             opened = list(pool.map(partial(ParquetFile, columns=_COLUMNS), files))
         columns = _SIMILARITIES if listed is None else ("id",)
         _log.info(
-            "%d files of %.1f GB are read where they are: of each the %s (%.1f GB of all), and then the row groups "
-            "that have a selected row",
-            len(opened),
-            sum(file.size_bytes for file in opened) / _GB,
+            "%s of %s, read in their place: of each the %s (%s in all), and then the row groups with a selected row",
+            counted(len(opened), "file"),
+            sized(sum(file.size_bytes for file in opened)),
             "similarities" if listed is None else "ids",
-            sum(file.column_bytes(columns) for file in opened) / _GB,
+            sized(sum(file.column_bytes(columns) for file in opened)),
         )
         return CoyoManifest(opened, listed, skips_bad_rows=self.options.skip_bad_lines, is_remote=True)
 

@@ -28,6 +28,7 @@ from datafetch.model.kinds import CounterName, Loader, Payload
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.options import Effect, Option, option
 from datafetch.model.sample import IdListResult, Record, Row, Sample, Shard
+from datafetch.model.wording import counted
 
 _NAME = re.compile(r"docs(?P<no_face>_no_face)?_shard_(?P<number>\d{1,5})_v3\.jsonl(?:\.gz|\.zst|\.zip)?")
 
@@ -214,7 +215,9 @@ def _log_variant_and_gaps(files: Mapping[str, LineFile], listed: Sequence[int] |
     missing = [number for number in listed or range(max(present) + 1) if number not in present]
     if missing:
         shown = ", ".join(map(str, missing[:_MAX_SHOWN])) + (" …" if len(missing) > _MAX_SHOWN else "")
-        _log.warning("%d shards are missing: %s", len(missing), shown)
+        _log.warning(
+            "%s missing: %s", f"{counted(len(missing), 'shard')} {'is' if len(missing) == 1 else 'are'}", shown
+        )
 
 
 def _shard_name(path: Path, number: int) -> str:

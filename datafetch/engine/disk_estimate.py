@@ -7,7 +7,6 @@ size of an image. Once shards are published, the actual size of their rows is us
 from __future__ import annotations
 
 import logging
-import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from datafetch.model.kinds import Payload
 from datafetch.model.ledger_line import ShardCounts
+from datafetch.model.wording import counted, sized
 from datafetch.store.layout import OutputLayout
 from datafetch.store.ledger import sum_shard_counts
 from datafetch.transcode import ImageSpec
@@ -26,7 +26,6 @@ _BYTES_PER_PIXEL = 0.17  # of a JPEG of quality 75
 _BYTES_PER_ROW = 300  # without its images: text, URL and the pickle around them
 MAX_COUNTED_SHARDS = 64
 """Of more published shards the counts are extrapolated from this many, since each has a file to be read."""
-_UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +74,13 @@ def log_disk_estimate(layout: OutputLayout, estimate: DiskEstimate, published: S
     if layout.report.exists() or not estimate.samples:
         return  # the output was complete before or consists of a list, so hardly anything will be written
     needs = disk_needs(layout, estimate, published)
-    _log_space(estimate, needs)
+    _log_space(estimate, published, needs)
     if needs.scratch is not None and needs.scratch_free_bytes < needs.spool_bytes:
         _log.warning(
             "spools may take up to %s in %s, where %s are free",
-            _size(needs.spool_bytes),
+            sized(needs.spool_bytes),
             needs.scratch,
-            _size(needs.scratch_free_bytes),
+            sized(needs.scratch_free_bytes),
         )
 
 
@@ -107,7 +106,7 @@ class DiskNeeds:
 
     def text(self) -> str:
         """All of this in one line for people."""
-        need, done, free, spools = map(_size, (self.needed_bytes, self.result_bytes, self.free_bytes, self.spool_bytes))
+        need, done, free, spools = map(sized, (self.needed_bytes, self.result_bytes, self.free_bytes, self.spool_bytes))
         in_scratch = "" if self.scratch is None else f"; and up to {spools} in {self.scratch}"
         return f"needs about {need} while it works, {done} when done; {free} free{in_scratch}"
 
@@ -145,12 +144,12 @@ def log_recipe_estimate(folder: Path, sizes: Mapping[str, int]) -> None:
     _log.log(
         logging.INFO if is_enough else logging.WARNING,
         "%s will take about %s, downloads and caches included; %s are free%s",
-        "1 dataset" if len(sizes) == 1 else f"{len(sizes)} datasets",
-        _size(needed_bytes),
-        _size(free_bytes),
+        counted(len(sizes), "dataset"),
+        sized(needed_bytes),
+        sized(free_bytes),
         ""
         if is_enough
-        else f": the run may stop for lack of {_size(needed_bytes - free_bytes)}; take fewer datasets at "
+        else f": the run may stop for lack of {sized(needed_bytes - free_bytes)}; take fewer datasets at "
         f"a time (the largest are {', '.join(largest)}), or another --root",
     )
 
@@ -168,26 +167,21 @@ def count_published(layout: OutputLayout, shards: Sequence[str]) -> ShardCounts:
     )
 
 
-def _log_space(estimate: DiskEstimate, needs: DiskNeeds) -> None:
+def _log_space(estimate: DiskEstimate, published: ShardCounts, needs: DiskNeeds) -> None:
     is_enough = needs.free_bytes >= needs.needed_bytes
     _log.log(
         logging.INFO if is_enough else logging.WARNING,
-        "%s will take up to about %s%s; %s more are needed and %s are free%s",
-        "this part of the output" if estimate.is_part else "the output",
-        _size(needs.result_bytes),
-        ", and its shards lie there twice while they are resharded (not with --no-reshard)"
-        if estimate.is_resharded
+        "estimated disk space%s: needs %s %swhile it works%s, %s when done; %s free%s",
+        " of this part of the output" if estimate.is_part else "",
+        sized(needs.needed_bytes),
+        "more " if published.written_bytes else "",
+        " (shards lie there twice while they are resharded, not with --no-reshard)"
+        if estimate.is_resharded and not is_enough
         else "",
-        _size(needs.needed_bytes),
-        _size(needs.free_bytes),
-        "" if is_enough else ": the run may stop for lack of space, and can be resumed once there is enough",
+        sized(needs.result_bytes),
+        sized(needs.free_bytes),
+        "" if is_enough else "; the run may stop for lack of space, and can be resumed once there is enough",
     )
-
-
-def _size(size_bytes: float) -> str:
-    """A size in decimal units, like those of ``df -H`` and of disk manufacturers."""
-    thousands = min(int(math.log10(max(size_bytes, 1))) // 3, len(_UNITS) - 1)
-    return f"{size_bytes / 1000**thousands:.{min(thousands, 1)}f} {_UNITS[thousands]}"
 
 
 def _typical_row_bytes(estimate: DiskEstimate) -> float:

@@ -205,8 +205,10 @@ class Feed:
                 spools.push_async_callback(shard.spool.close)
 
     def expected_samples(self) -> int | None:
-        """The approximate number of samples, extrapolated from the shards counted so far if it is not known."""
+        """The number of samples: exact once all shards are counted, else what the manifest expects or a projection."""
         size = sum(shard.size for shard in self._shards.values())
+        if not self._unopened and self._counted_size == size:
+            return self._counted_samples
         expected = self._source.expected_samples()
         if expected is not None and len(self._shards) < len(self._all_shards):
             expected = round(expected * size / max(1, sum(shard.size for shard in self._all_shards)))

@@ -135,6 +135,7 @@ class Pipeline:
             connections=fetching.connections,
             open_requests=fetching.open_requests,
             elapsed_s=time.monotonic() - self._started_s,
+            waiting=fetching.waiting,
         )
 
     async def _work(self) -> None:

@@ -36,6 +36,7 @@ from datafetch.fetch.ranges import FileChangedError, NoRangesError, RemoteRanges
 from datafetch.model.interfaces import Dataset
 from datafetch.model.location import at_mirror, is_remote, is_url, unknown_scheme, without_secrets
 from datafetch.model.outcome import Failure
+from datafetch.model.wording import counted, sized
 from datafetch.process.threads import run_in_thread
 from datafetch.store.downloads import DownloadedFile, downloads_of, keep_only
 
@@ -82,7 +83,8 @@ async def download_source(job: Job, dataset: Dataset) -> str:
     source = job.source
     if is_hub(source):
         place, names = await find_published(job, dataset)
-        _log.info("%s: %d files of %s, downloaded unless they are in the hub's cache", job.out, len(names), place)
+        files = counted(len(names), "file")
+        _log.info("%s: %s of %s, downloaded unless the hub's cache has them", job.out, files, place)
         return str(await download(place, names, hub_at(job.mirror)))
     if is_gitlab(source):
         return str(await _download_from_gitlab(GitLabPlace.parse(source), dataset, job))
@@ -261,7 +263,7 @@ async def _copy_all(location: str, stored: Mapping[str, StoredFile], folder: Pat
             continue
         async with _opened_part(target, "") as part:
             if not await asyncio.to_thread(target.is_there, file.version):  # now
-                _log.info("copying %s, %.1f MB", file.path, file.size_bytes / 1e6)
+                _log.info("copying %s, %s", file.path, sized(file.size_bytes))
                 await run_in_thread(copy_stored, location, file, part)
                 await run_in_thread(target.complete, part, file.version)
     await run_in_thread(keep_only, folder, names)
@@ -310,7 +312,7 @@ class _Downloads:
         async with _opened_part(target, version) as part:
             if version != "" and await asyncio.to_thread(target.is_there, version):
                 return  # another run has downloaded it meanwhile
-            _log.info("downloading %s, %.1f MB", without_secrets(file.url), size_bytes / 1e6)
+            _log.info("downloading %s, %s", without_secrets(file.url), sized(size_bytes))
             try:
                 await _read_rest(ranges, size_bytes, part, without_secrets(file.url))
             except FileChangedError as error:

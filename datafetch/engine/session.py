@@ -232,6 +232,7 @@ class Session:
             written_bytes=pipeline.published_bytes,
             requests=fetching.attempts,
             connections=fetching.connections,
+            peak_open_requests=fetching.peak_open_requests,
             elapsed_s=time.monotonic() - self._started_s,
             failed_alike=pipeline.failed_alike,
         )
@@ -275,6 +276,7 @@ class Session:
             written_bytes=fetched.written_bytes,
             requests=fetched.requests,
             connections=fetched.connections,
+            peak_open_requests=fetched.peak_open_requests,
             elapsed_s=time.monotonic() - self._started_s,
             resharded=None if resharded is None else resharded.for_ranks(),
             permittable=count_permittable(

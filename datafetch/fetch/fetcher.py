@@ -29,11 +29,13 @@ from datafetch.fetch.deadline import Deadline
 from datafetch.fetch.hop import Hop
 from datafetch.fetch.limiter import Limiter
 from datafetch.fetch.memory import BodyBudget, Reservation
+from datafetch.fetch.pauses import Pauses
 from datafetch.fetch.policy import FetchPolicy
 from datafetch.fetch.proxies import unused_proxy
 from datafetch.fetch.requester import Requester
 from datafetch.fetch.statistics import FetchStatistics
 from datafetch.fetch.urls import BadUrlError, authority, parse_url
+from datafetch.fetch.waiting import find_waiting
 from datafetch.model.outcome import OK, Body, Failure, FailureKind, Fetched
 from datafetch.model.request import Request
 from datafetch.model.untrusted import short_repr
@@ -85,6 +87,7 @@ class Fetcher:
         self._outcomes: Counter[str] = Counter()
         self._attempts = 0
         self._is_open = False
+        self._pauses = Pauses()
         self._resources = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -140,10 +143,12 @@ class Fetcher:
             outcomes=dict(self._outcomes),
             connections=self.connections,
             open_requests=requester.limiter.open,
+            peak_open_requests=requester.limiter.peak,
             waiting_requests=requester.limiter.waiting,
             held_bytes=self._budget.held_bytes,
             hosts=requester.hosts.statistics(),
             names=requester.resolver.statistics(),
+            waiting=find_waiting(requester.hosts, self._pauses),
         )
 
     async def __call__(self, request: str | Request, *, memory: Reservation | None = None) -> Fetched:
@@ -210,10 +215,15 @@ class Fetcher:
             # tenacity's first attempt is the one already made: most images need no other, and tenacity costs 35 µs.
             return made.pop() if made else await self._attempt(call)
 
+        async def pause(seconds: float) -> None:
+            assert call.failure is not None, "only a failure is worth a retry"
+            await self._pauses.pause(seconds, _host_of(call, call.failure), _in_words(call.failure))
+
         # One AsyncRetrying for each call: a shared one mixes up concurrent calls (jd/tenacity#93).
         retrying = AsyncRetrying(
             stop=stop_after_attempt(self.retries + 1),
             wait=self._pause_s,
+            sleep=pause,
             retry=retry_if_result(self._is_worth_a_retry),
             retry_error_callback=_last_result,
         )
@@ -267,6 +277,15 @@ class Fetcher:
             url = answer
         detail = f"more than {self._policy.max_redirects}, the next to {url}"
         return Failure(FailureKind.TOO_MANY_REDIRECTS, detail[:200], final_url=str(url))
+
+
+def _host_of(call: _Call, failure: Failure) -> str:
+    """The host and port at which the latest attempt failed."""
+    return authority(URL(failure.final_url, encoded=True) if failure.final_url else call.url)
+
+
+def _in_words(failure: Failure) -> str:
+    return failure.kind.value if failure.status is None else f"HTTP {failure.status}"
 
 
 def _last_result(state: RetryCallState) -> Fetched:

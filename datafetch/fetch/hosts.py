@@ -35,11 +35,13 @@ import asyncio
 import heapq
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import count, islice
 from types import TracebackType
 from typing import Self
+
+from datafetch.model.wording import counted
 
 _MAX_CONSECUTIVE_FAILURES = 5  # an image has three attempts by default, so it takes at least two images
 _MAX_CONSECUTIVE_REFUSALS = 6  # about a minute, with the pauses between them
@@ -104,6 +106,7 @@ class _Host:
         consecutive_outages: How often its circuit has opened since its last answer; 0 unless it is down.
         paused_at_serial: Serial of its latest refusal.
         resume_at_s: When the pause ends.
+        refusal: How it asked for its latest pause, such as "HTTP 503".
         delay_s: How much of ``_MAX_DELAY_S`` its pauses have used up.
         down_at_serial: Serial of the moment in which its circuit last opened.
         retry_at_s: From when on a probe may be sent.
@@ -122,6 +125,7 @@ class _Host:
     consecutive_outages: int = 0
     paused_at_serial: int = -1
     resume_at_s: float = 0.0
+    refusal: str = ""
     delay_s: float = 0.0
     down_at_serial: int = -1
     retry_at_s: float = 0.0
@@ -154,6 +158,7 @@ class Hosts:
         self._on_wait = on_wait
         self.waiting = 0
         self._hosts: dict[str, _Host] = {}  # in order of use, the most recently used one last
+        self._waited_for: dict[str, _Host] = {}  # those with requests that wait for a slot
         self._serials = count()
         self._loop = asyncio.get_running_loop()
 
@@ -177,6 +182,21 @@ class Hosts:
             paused=sum(host.resume_at_s > now_s for host in self._hosts.values()),
             down=sum(host.consecutive_outages > 0 for host in self._hosts.values()),
         )
+
+    def waiting_by_host(self) -> Iterator[tuple[str, int]]:
+        """Each host with requests that wait for a slot, and how many."""
+        for name, host in self._waited_for.items():
+            if host.waiting:
+                yield name, len(host.waiting)
+
+    def why_waiting(self, name: str) -> tuple[str, float | None]:
+        """Why requests wait for a host, and when its pause ends by the loop's clock; None if it is not paused."""
+        host = self._hosts.get(name)
+        if host is None:
+            return "", None
+        if self._loop.time() < host.resume_at_s:
+            return host.refusal, host.resume_at_s
+        return f"{counted(int(host.limit), 'request')} at a time", None
 
     async def acquire(self, slot: HostSlot) -> None:
         """Wait until a slot is granted.
@@ -232,7 +252,7 @@ class Hosts:
         if is_probe or (not host.consecutive_outages and host.consecutive_failures >= _MAX_CONSECUTIVE_FAILURES):
             self._open_circuit(host, f"failed {host.consecutive_failures} times in a row ({reason})")
 
-    def throttled(self, slot: HostSlot, pause_s: float | None) -> None:
+    def throttled(self, slot: HostSlot, pause_s: float | None, refusal: str = "") -> None:
         """Record that the host asked for a pause (429 or 503).
 
         The first refusal of an image is answered by waiting. When the host refuses the same image again, it had too
@@ -241,6 +261,7 @@ class Hosts:
         Args:
             slot: The request's slot.
             pause_s: How long a pause the host asked for, if it said.
+            refusal: How it asked, in words.
         """
         host, now_s = slot.host, self._loop.time()
         host.consecutive_failures = 0
@@ -262,6 +283,7 @@ class Hosts:
         pause_s *= random.uniform(1.0, _JITTER)  # noqa: S311 - no secret
         paused_until_s = max(host.resume_at_s, now_s)
         host.resume_at_s = max(paused_until_s, now_s + min(pause_s, _MAX_PAUSE_S))
+        host.refusal = refusal
         host.delay_s += host.resume_at_s - paused_until_s
 
     def may_wait_for(self, host: str) -> bool:
@@ -285,6 +307,7 @@ class Hosts:
         heapq.heappush(host.waiting, waiter)
         self._admit(host)
         self.waiting += 1
+        self._waited_for[host.name] = host
         self._on_wait()
         try:
             await waiter.granted
@@ -297,6 +320,8 @@ class Hosts:
             raise
         finally:
             self.waiting -= 1
+            if not host.waiting:
+                self._waited_for.pop(host.name, None)
 
     def _leave(self, host: _Host) -> None:
         host.open -= 1
@@ -375,6 +400,6 @@ class HostSlot:
         """Report that no answer came in time."""
         self._hosts.timed_out(self, reason)
 
-    def throttled(self, pause_s: float | None) -> None:
-        """Report that the host asked for a pause, and for how long if it said."""
-        self._hosts.throttled(self, pause_s)
+    def throttled(self, pause_s: float | None, refusal: str = "") -> None:
+        """Report that the host asked for a pause, for how long if it said, and how it asked, in words."""
+        self._hosts.throttled(self, pause_s, refusal)

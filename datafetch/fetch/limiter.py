@@ -22,7 +22,7 @@ class Limiter:
 
     def __init__(self, capacity: Callable[[], int]) -> None:
         self._capacity = capacity
-        self._open = 0
+        self._open = self._peak = 0
         self._waiting = 0
         self._queue: deque[asyncio.Future[None]] = deque()
 
@@ -32,13 +32,18 @@ class Limiter:
         return self._open
 
     @property
+    def peak(self) -> int:
+        """The largest number of slots that were taken at once."""
+        return self._peak
+
+    @property
     def waiting(self) -> int:
         """Number of tasks that wait for a slot."""
         return self._waiting
 
     async def __aenter__(self) -> None:
         if self._open < self._capacity() and not self._queue:
-            self._open += 1
+            self._take()
             return
         granted = asyncio.get_running_loop().create_future()
         self._queue.append(granted)
@@ -58,6 +63,10 @@ class Limiter:
     ) -> None:
         self._leave()
 
+    def _take(self) -> None:
+        self._open += 1
+        self._peak = max(self._peak, self._open)
+
     def _leave(self) -> None:
         self._open -= 1
         self.admit()
@@ -67,5 +76,5 @@ class Limiter:
         while self._queue and self._open < self._capacity():
             granted = self._queue.popleft()
             if not granted.done():  # otherwise its task was cancelled, and has yet to notice
-                self._open += 1
+                self._take()
                 granted.set_result(None)

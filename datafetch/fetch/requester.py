@@ -318,4 +318,4 @@ def _report_to_host(slot: HostSlot, response: Response) -> None:
     pause_s = retry_after_s(response.headers)
     # A 503 without a Retry-After may be about one URL for good, while the host answers others.
     if response.status == HTTPStatus.TOO_MANY_REQUESTS or pause_s is not None or not slot.host_answered_recently:
-        slot.throttled(pause_s)
+        slot.throttled(pause_s, f"HTTP {response.status}")

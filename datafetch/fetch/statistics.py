@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from datafetch.fetch.dns.resolver import ResolverStatistics
 from datafetch.fetch.hosts import HostStatistics
+from datafetch.model.statistics import Waiting
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,10 +21,12 @@ class FetchStatistics:
         outcomes: Number of calls that have ended, by ``ok`` or failure kind.
         connections: Number of requests that may be in flight now, hanging ones not counted.
         open_requests: Number of requests in flight now.
+        peak_open_requests: The largest number of requests that were in flight at once.
         waiting_requests: Number of requests that wait for a slot among those in flight.
         held_bytes: Bytes of bodies in memory, including those reserved for bytes still to come.
         hosts: A snapshot of the hosts.
         names: A snapshot of the resolver.
+        waiting: What most calls wait for before they can send their next request; None if no call waits for its host.
     """
 
     attempts: int
@@ -32,7 +35,9 @@ class FetchStatistics:
     outcomes: Mapping[str, int]
     connections: int
     open_requests: int
+    peak_open_requests: int
     waiting_requests: int
     held_bytes: int
     hosts: HostStatistics
     names: ResolverStatistics
+    waiting: Waiting | None

@@ -14,6 +14,7 @@ from datafetch.model.options import DatasetOptions
 from datafetch.model.outcome import Fetched, Outcome
 from datafetch.model.request import Request
 from datafetch.model.sample import IdListResult, Record, Row, Sample, Shard
+from datafetch.model.statistics import Waiting
 
 _Reservation_contra = TypeVar("_Reservation_contra", contravariant=True)
 
@@ -34,6 +35,11 @@ class FetchActivity(Protocol):
     @property
     def open_requests(self) -> int:
         """Number of requests in flight now."""
+        ...
+
+    @property
+    def waiting(self) -> Waiting | None:
+        """What most calls wait for before they can send their next request; None if no call waits for its host."""
         ...
 
 

@@ -42,6 +42,7 @@ class FetchedShards:
         written_bytes: Size of the files that were published.
         requests: The number of attempts; one with redirects counts once.
         connections: How many requests might be open at the end.
+        peak_open_requests: The largest number of requests that were open at once.
         elapsed_s: Wall-clock time.
         failed_alike: How all images that were requested have failed; None unless all did, and alike.
     """
@@ -59,6 +60,7 @@ class FetchedShards:
     connections: int = 0
     elapsed_s: float = 0.0
     failed_alike: FailedAlike | None = None
+    peak_open_requests: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,7 @@ class Report:
         permittable: The number of failed images that a permission might let through, by failure kind.
         has_open_retry: Whether a retry of the output was interrupted and is not complete.
         failed_alike: How all images that this run requested have failed; None unless all did, and alike.
+        peak_open_requests: The largest number of requests that were open at once in this run.
     """
 
     dataset: str
@@ -104,6 +107,7 @@ class Report:
     permittable: Mapping[str, int] = field(default_factory=dict)
     has_open_retry: bool = False
     failed_alike: FailedAlike | None = None
+    peak_open_requests: int = 0
 
     @property
     def images_per_s(self) -> float:
@@ -137,6 +141,7 @@ class Report:
             "images_per_s": round(self.images_per_s, 1),
             "requests": self.requests,
             "connections": self.connections,
+            "peak_open_requests": self.peak_open_requests,
         }
         if totals.notes:
             summary["notes"] = dict(sorted(totals.notes.items()))

@@ -96,5 +96,5 @@ class Statistics:
         return not self.open_requests or (is_paused and self.open_requests * _MANY_PER_REQUEST <= waiting.images)
 
     def left_s(self, images: int, images_per_s: float) -> float | None:
-        """How many seconds some images will take at a pace; None if nothing moves, or so little that nobody knows."""
-        return None if images_per_s <= 0 or self.is_stalled else max(0, images) / images_per_s
+        """How many seconds some images will take at a pace; None if there are none, or nothing or little is sent."""
+        return None if images <= 0 or images_per_s <= 0 or self.is_stalled else images / images_per_s

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 _UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
 _MAX_S = 1e9  # thirty years; a time that is left may be any number of them when the pace is close to zero
-_DAY_S = 86_400
+_MINUTE_S, _HOUR_S, _DAY_S = 60, 3600, 86_400
+_PAIRS = (
+    (("d", _DAY_S), ("h", _HOUR_S)),
+    (("h", _HOUR_S), ("min", _MINUTE_S)),
+    (("min", _MINUTE_S), ("s", 1)),
+)
+_TENTHS_BELOW_S = 9.95
 _TENTHS_BELOW = 99.95  # larger numbers are shown whole: 9.5 MB, 99.9 MB, 100 MB
 
 
@@ -23,8 +29,21 @@ def sized(size_bytes: float) -> str:
     return f"{number:,.{1 if number < _TENTHS_BELOW else 0}f} {_UNITS[unit]}"
 
 
+def lasting(seconds: float) -> str:
+    """Format how long something took: ``0.3 s``, ``21 s``, ``5 min 3 s``, ``3 h 12 min``, ``2 d 4 h``."""
+    if seconds < _TENTHS_BELOW_S:
+        return f"{max(seconds, 0.1):.1f}".removesuffix(".0") + " s"
+    whole_s = round(min(seconds, _MAX_S))
+    if whole_s < _MINUTE_S:
+        return f"{whole_s} s"
+    larger, smaller = next(pair for pair in _PAIRS if whole_s >= pair[0][1])
+    count, left_s = divmod(whole_s, larger[1])
+    rest = left_s // smaller[1]
+    return f"{count:,} {larger[0]}" + (f" {rest} {smaller[0]}" if rest else "")
+
+
 def clock(seconds: float) -> str:
-    """Format a time: ``0:08``, ``5:03:02``, ``3d 4h``."""
+    """Format a time that is left: ``0:08``, ``5:03:02``, ``3d 4h``."""
     whole_s = round(max(0.0, min(seconds, _MAX_S)))
     minutes, left_s = divmod(whole_s, 60)
     hours, minutes = divmod(minutes, 60)

@@ -6,13 +6,16 @@ Rules: a run is never disturbed: nothing is locked or written, and files may app
 from __future__ import annotations
 
 import os
+import time
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
 from datafetch.model.bounds import Amount
 from datafetch.model.outcome import OK
+from datafetch.model.statistics import Waiting
 from datafetch.monitor.heartbeat import ProgressSnapshot
 from datafetch.monitor.host_failures import FailingHost
 from datafetch.monitor.observed_output import observe_output
@@ -60,6 +63,7 @@ class Status:
         elapsed_s: How long this run has taken so far, or took; of several processes, the one that started first.
         at_work: The last heartbeat of each process at work: of the run, or of processes that each fetch some shards.
         has_open_retry: Whether a retry is at work, or was interrupted.
+        waiting: What the processes at work wait for; None if nothing waits for a host.
     """
 
     dataset: str
@@ -82,6 +86,7 @@ class Status:
     elapsed_s: float | None
     at_work: tuple[ProgressSnapshot, ...]
     has_open_retry: bool = False
+    waiting: Waiting | None = None
 
     @property
     def ended(self) -> int:
@@ -102,6 +107,14 @@ class Status:
     def open_images(self) -> int | None:
         """The number of images that have not ended; None while the total is unknown."""
         return None if self.expected_images is None else self.expected_images - self.ended
+
+    @property
+    def left_s(self) -> float | None:
+        """How many seconds the rest will take at the current rate; None if that is unknown, or nothing is sent."""
+        is_stalled = all(one.statistics.is_stalled for one in self.at_work)
+        if is_stalled or self.open_images is None or not self.images_per_s:
+            return None
+        return self.open_images / self.images_per_s
 
     @property
     def by_kind(self) -> dict[str, int]:
@@ -134,6 +147,8 @@ class Status:
             },
             "images_per_s": None if self.images_per_s is None else round(self.images_per_s, 1),
             "elapsed_s": None if self.elapsed_s is None else round(self.elapsed_s, 3),
+            "left_s": None if self.left_s is None else round(self.left_s, 1),
+            "waiting": None if self.waiting is None else asdict(self.waiting),
         }
 
 
@@ -182,6 +197,27 @@ def read_status(out: Path | str) -> Status:
         elapsed_s=pace.elapsed_s if pace else None,
         at_work=at_work,
         has_open_retry=has_open_retry,
+        waiting=_waiting(at_work),
+    )
+
+
+def _waiting(at_work: Sequence[ProgressSnapshot]) -> Waiting | None:
+    """What all processes together wait for, as of now; of several hosts, the one that most images wait for."""
+    now_unix_s = time.time()
+    found = [(one.statistics.waiting, one.updated_unix_s) for one in at_work if one.statistics.waiting is not None]
+    if not found:
+        return None
+    by_host: Counter[str] = Counter()
+    for waiting, _ in found:
+        by_host[waiting.host] += waiting.host_images
+    ((host, host_images),) = by_host.most_common(1)
+    most, updated_unix_s = next(pair for pair in found if pair[0].host == host)
+    next_s = most.next_attempt_s
+    return replace(
+        most,
+        images=sum(waiting.images for waiting, _ in found),
+        host_images=host_images,
+        next_attempt_s=None if next_s is None else max(0.0, next_s - max(0.0, now_unix_s - updated_unix_s)),
     )
 
 

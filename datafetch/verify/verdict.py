@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from datafetch.model.kinds import Loader
+from datafetch.model.wording import counted
 from datafetch.output.reshard.ranks import Epoch, Ranks, epoch
 from datafetch.verify.intended_ranks import IntendedRanks
 
@@ -77,9 +78,10 @@ class EpochUsage:
         """Yield lines that describe the usage to people."""
         ranks, used = self.ranks, self.epoch
         yield (
-            f"for {ranks.world_size:,} {'rank' if ranks.world_size == 1 else 'ranks'}, {self.intended.source.text} "
+            f"for {counted(ranks.world_size, 'rank')}, {self.intended.source.text} "
             f"(batch {ranks.batch:,}, group {ranks.group:,}): each rank reads "
-            f"{self.samples_per_rank:,} samples from {self.shards_per_rank:,} of {self.shards:,} shards; "
+            f"{counted(self.samples_per_rank, 'sample')} from {self.shards_per_rank:,} of "
+            f"{counted(self.shards, 'shard')}; "
             f"an epoch uses {used.used:,} of {used.samples:,} samples and loses {self.lost_share:.2%}"
         )
         misfit = "" if self.intended.must_fit else self._misfit()
@@ -152,8 +154,9 @@ class Verdict:
 
     def lines(self) -> Iterator[str]:
         """Yield the verdict as lines for people: what was verified, what an epoch uses, the problems, the result."""
-        shards = "" if self.shards is None else f"{self.shards:,} shards, "
-        yield f"{self.out} for loader {self.loader.value}: {shards}{self.samples:,} samples, {self.images:,} images"
+        shards = "" if self.shards is None else f"{counted(self.shards, 'shard')}, "
+        checked = f"{counted(self.samples, 'sample')}, {counted(self.images, 'image')}"
+        yield f"{self.out} for loader {self.loader.value}: {shards}{checked}"
         yield from self.remarks
         if self.epoch_usage is not None:
             yield from self.epoch_usage.lines()

@@ -17,10 +17,11 @@ from datafetch.monitor.status import read_status
 def status(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The output folder, or its state folder.")],
     *,
+    hosts: Annotated[bool, typer.Option("--hosts", help="Show 20 hosts with failures, and not only 5.")] = False,
     json: Json = False,
 ) -> int:
     """Show the progress of a run, without disturbing it."""
-    show_status(read_status(out), as_json=json)
+    show_status(read_status(out), as_json=json, shows_all_hosts=hosts)
     return ExitCode.COMPLETE
 
 

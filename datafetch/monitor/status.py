@@ -6,11 +6,12 @@ Rules: a run is never disturbed: nothing is locked or written, and files may app
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from datafetch.errors import ConfigurationError
 from datafetch.model.bounds import Amount
 from datafetch.model.outcome import OK
 from datafetch.model.report import ReshardedEpoch
@@ -18,6 +19,7 @@ from datafetch.monitor.heartbeat import ProgressSnapshot
 from datafetch.monitor.host_failures import FailingHost
 from datafetch.monitor.observed_output import observe_output
 from datafetch.monitor.output_counts import OutputCounts, count_output, list_folder
+from datafetch.monitor.outputs_below import OutputsBelow
 from datafetch.monitor.resharding import read_resharding
 from datafetch.store.job_file import JobFile
 from datafetch.store.layout import OutputLayout
@@ -223,6 +225,46 @@ def read_status(out: Path | str) -> Status:
         problem=resharded.problem,
         holder=holder,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class StatusBelow:
+    """The status of one of several outputs.
+
+    Attributes:
+        out: The output folder.
+        status: Its status; None if it can't be read.
+        problem: Why it can't be read.
+    """
+
+    out: Path
+    status: Status | None
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StatusesBelow:
+    """The statuses of the outputs below a folder.
+
+    Attributes:
+        outputs: A status for each, one at a time, as reading one may take a while.
+        is_complete: Whether there may be no others, within the depth that was searched.
+    """
+
+    outputs: Iterator[StatusBelow]
+    is_complete: bool
+
+
+def read_statuses(below: OutputsBelow) -> StatusesBelow:
+    """Read the statuses of several outputs; what is wrong with one does not keep the others from being read."""
+    return StatusesBelow(map(_read_status_below, below.outputs), below.is_complete)
+
+
+def _read_status_below(out: Path) -> StatusBelow:
+    try:
+        return StatusBelow(out, read_status(out))
+    except ConfigurationError as error:
+        return StatusBelow(out, None, str(error))
 
 
 def _read_holder(layout: OutputLayout) -> LockHolder | None:

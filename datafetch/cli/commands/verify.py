@@ -13,6 +13,7 @@ from datafetch.cli.exit_code import ExitCode
 from datafetch.cli.options import GivenOptions, Json, parameters_of
 from datafetch.cli.progress import ProgressConsole, show_log_messages, show_verifying
 from datafetch.cli.render import show_verdict
+from datafetch.monitor.outputs_below import refuse_folder_of_outputs
 from datafetch.verify import Check, run_check
 
 
@@ -25,6 +26,7 @@ def verify(
     json: Json = False,
 ) -> int:
     """Check an output as the trainer's loader will read it, decoding every image; exit 1 if there are problems."""
+    refuse_folder_of_outputs(out)
     check = given.apply(Check(str(out)))
     console = ProgressConsole()
     with show_log_messages(console):

@@ -355,7 +355,7 @@ def test_help_and_version_go_to_standard_output(arguments: list[str], capfd: pyt
     assert "datafetch" in capfd.readouterr().out
 
 
-COMMANDS = ("prepare", "retry", "demo", "reshard", "verify", "status", "failures")
+COMMANDS = ("prepare", "retry", "demo", "reshard", "verify", "status", "failures", "explain")
 
 
 @pytest.mark.parametrize(

@@ -93,11 +93,11 @@ def on_a_terminal(monkeypatch: pytest.MonkeyPatch, *words: str) -> list[str]:
         patched.setenv("COLUMNS", "80")
         patched.setattr(sys, "stdout", stdout)
         assert main(["failures", *words]) == 0
-    shown = ""
+    shown = b""
     with os.fdopen(screen, "rb", buffering=0) as lines, suppress(OSError):  # at its end, as the other side is closed
         while True:
-            shown += lines.read(1 << 16).decode()
-    return shown.replace("\r\n", "\n").splitlines()
+            shown += lines.read(1 << 16)
+    return shown.decode().replace("\r\n", "\n").splitlines()
 
 
 def test_a_terminal_gets_a_table_that_fits(layout: OutputLayout, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,17 @@
 
 import errno
 import fcntl
+import os
+import re
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
+import orjson
 import pytest
 
 from datafetch.cli.app import main
@@ -19,6 +24,7 @@ from datafetch.output.formats import encode_row
 from datafetch.output.formats.pickle import PickleShardWriter
 from datafetch.store.layout import OutputLayout, resolve_parent
 from datafetch.store.lock import Lock, ShardLocks
+from datafetch.store.lock_holder import LockHolder
 from datafetch.transcode import ImageSpec
 
 HOLD = """
@@ -47,6 +53,31 @@ def test_a_lock_ends_with_its_holder(tmp_path: Path) -> None:
         holder.wait()
         lock.acquire()
         lock.release()
+
+
+def test_a_refusal_names_who_holds_the_lock(tmp_path: Path) -> None:
+    """Process, machine and age; nobody once it was released, nor if the note is garbage or of a process that ended."""
+    path, out = tmp_path / "lock", tmp_path / "出力"
+    one, other = Lock(path, out), Lock(path, out)
+    one.acquire()
+    me = f"process {os.getpid()} on {socket.gethostname()}, for 0:00:"
+    with pytest.raises(ConfigurationError, match=rf"working on {out} \({re.escape(me)}\d\d\); wait for it"):
+        other.acquire()
+    ended = replace(LockHolder.this_process(is_shared=False), process_start=1)
+    for note in (b"garbage" * 9999, b"", orjson.dumps(ended)):
+        path.write_bytes(note)
+        with pytest.raises(ConfigurationError, match=f"working on {out}; wait for it"):
+            other.acquire()
+    one.release()
+    one.acquire()
+    one.release()
+    assert path.read_bytes() == b""
+    one.acquire_shared()
+    other.acquire_shared()
+    one.release()
+    with pytest.raises(ConfigurationError, match=r"for 0:00:\d\d; perhaps others, too\); wait for it"):
+        one.acquire()
+    other.release()
 
 
 def test_shared_locks_exclude_an_exclusive_one(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -28,6 +29,8 @@ from datafetch.errors import ConfigurationError
 from datafetch.model.statistics import Waiting
 from datafetch.monitor.status import RunState, Status, read_status
 from datafetch.store.layout import OutputLayout
+from datafetch.store.lock import Lock
+from datafetch.store.lock_holder import LockHolder
 
 Pictures = tuple[Path, list[str]]
 IMAGES = 90
@@ -343,9 +346,15 @@ def test_a_path_without_a_run_is_refused(out: str) -> None:
         read_status(Path(out))
 
 
+@pytest.mark.parametrize(("options", "hosts_shown"), [([], 5), (["--hosts"], 20)])
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_table_fits_the_terminal(
-    layout: OutputLayout, width: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    layout: OutputLayout,
+    width: int,
+    options: list[str],
+    hosts_shown: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     """It shows everything, and names from the web cannot control the terminal."""
     monkeypatch.setenv("COLUMNS", str(width))
@@ -353,7 +362,7 @@ def test_the_table_fits_the_terminal(
     hosts = [f"http://{'very-' * 12}long-name-{number}\x1b[31m[red].example.org/" for number in range(30)]
     kinds = ["timeout", "disconnected", "http_status", "dns_not_found", "too_many_redirects"]
     publish(layout, "c", [line(number, url, kind) for number, url in enumerate(hosts) for kind in kinds])
-    assert main(["status", str(layout.out)]) == 0
+    assert main(["status", str(layout.out), *options]) == 0
     printed = capfd.readouterr().out
     assert "\x1b" not in printed
     assert max(cell_len(text) for text in printed.splitlines()) <= width
@@ -363,7 +372,8 @@ def test_the_table_fits_the_terminal(
     assert "shards 2 of 3 published, 1 in progress" in words
     assert "123.5 images/s, 1 min 23 s so far, ETA 13:30:01, 500 requests open" in words
     assert "timeout 32 20.6%" in words
-    assert printed.count("\nvery-very") == 20
+    assert printed.count("\nvery-very") == hosts_shown
+    assert ("the next 15 of them: --hosts" in printed) is (hosts_shown == 5)
 
 
 def test_what_several_processes_wait_for_is_put_together(
@@ -396,3 +406,107 @@ def test_what_several_processes_wait_for_is_put_together(
     assert status.left_s is not None
     assert main(["status", str(layout.out)]) == 0
     assert "\x1b" not in capfd.readouterr().out
+
+
+def test_failures_for_http_statuses_are_told_apart(layout: OutputLayout, capfd: pytest.CaptureFixture[str]) -> None:
+    """Those of published shards and of open ones, the most frequent first."""
+    refused = [replace(line(number, "http://x.org/", "http_status"), status=404) for number in range(3)]
+    publish(layout, "c", [*refused, replace(refused[0], sample=3, status=503), line(4, "http://x.org/")])
+    spool(layout, "b", [replace(refused[0], status=503), replace(refused[1], status=403), refused[2]])
+    assert main(["status", str(layout.out)]) == 0
+    words = " ".join(capfd.readouterr().out.split())
+    assert "http_status 7 63.6% 404 4 · 503 2 · 403 1" in words
+    assert main(["status", str(layout.out), "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["images"]["by_status"] == {"404": 4, "503": 2, "403": 1}
+    many = [replace(line(number, "http://x.org/", "http_status"), status=400 + number) for number in range(11)]
+    publish(layout, "c", many)
+    assert main(["status", str(layout.out)]) == 0
+    assert "407 1 · 4 others" in " ".join(capfd.readouterr().out.split())
+
+
+def _reshard(layout: OutputLayout) -> None:
+    """Make the output a complete one for two ranks."""
+    for shard in ("b", "c"):
+        publish(layout, shard, [])
+    layout.report.write_text("{}")
+    for path in layout.out.iterdir():
+        path.unlink()
+    files = {}
+    for number in range(2):
+        (layout.out / f"part-0000{number}.pkl").write_bytes(b"x" * 50)
+        (layout.out / f"part-0000{number}.count").write_text("8")
+        files[f"part-0000{number}"] = [8, 50]
+    record = {"world_size": 2, "batch": 1, "group": 4, "shuffle": 0, "files": files}
+    layout.reshard_record.write_bytes(orjson.dumps(record))
+
+
+@pytest.mark.parametrize("name", ["part-00001.pkl", "part-00000.count"])
+def test_an_output_that_lacks_a_resharded_shard_is_not_complete(
+    layout: OutputLayout, name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The shard is named, whether it is missing or has changed. For whom it was resharded is said in any case."""
+    _reshard(layout)
+    assert read_status(layout.out).state is RunState.COMPLETE
+    (layout.out / name).write_text("7")
+    status = read_status(layout.out)
+    assert (status.state, status.missing_shards) == (RunState.INTERRUPTED, (name.partition(".")[0],))
+    (layout.out / name).unlink()
+    assert main(["status", str(layout.out)]) == 0
+    words = " ".join(capfd.readouterr().out.split())
+    assert f"state interrupted; 1 shard of the output is missing or changed, {name.partition('.')[0]}" in words
+    assert "ranks 2, of 8 samples each; an epoch uses 16" in words
+    assert main(["status", str(layout.out), "--json"]) == 0
+    printed = json.loads(capfd.readouterr().out)
+    assert printed["missing_shards"] == [name.partition(".")[0]]
+    assert printed["equal"] == {"world_size": 2, "samples_per_rank": 8, "used": 16}
+
+
+def test_an_output_with_a_damaged_record_is_not_complete(
+    layout: OutputLayout, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The status says so, and does not fail."""
+    _reshard(layout)
+    layout.reshard_record.write_text("garbage")
+    assert main(["status", str(layout.out)]) == 0
+    assert "state interrupted; equal.json is damaged" in " ".join(capfd.readouterr().out.split())
+
+
+def test_a_run_that_holds_the_lock_is_shown_without_a_heartbeat(
+    layout: OutputLayout, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Before the first one it starts, and when the last one is old it has stalled; a lock that was released is none."""
+    lock = Lock(layout.lock, layout.out)
+    lock.acquire()
+    assert main(["status", str(layout.out)]) == 0
+    holder = f"process {os.getpid()} on {socket.gethostname()} has had the lock for 0:00:"
+    words = " ".join(capfd.readouterr().out.split())
+    assert f"state starting; {holder}" in words
+    assert "and has written no heartbeat yet" in words
+    write_heartbeat(layout)
+    assert read_status(layout.out).state is RunState.RUNNING
+    old = orjson.loads(layout.progress.read_bytes()) | {"updated_unix_s": time.time() - 60}
+    layout.progress.write_bytes(orjson.dumps(old))
+    assert main(["status", str(layout.out)]) == 0
+    words = " ".join(capfd.readouterr().out.split())
+    assert f"state stalled; {holder}" in words
+    assert "but writes no heartbeat any more" in words
+    assert main(["status", str(layout.out), "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["lock"]["pid"] == os.getpid()
+    layout.progress.write_bytes(orjson.dumps(old | {"is_ended": True, "updated_unix_s": time.time()}))
+    assert read_status(layout.out).state is RunState.INTERRUPTED
+    lock.release()
+    layout.progress.unlink()
+    released = read_status(layout.out)
+    assert (released.state, released.holder) == (RunState.INTERRUPTED, None)
+
+
+def test_a_lock_of_another_machine_may_be_left_over(layout: OutputLayout, capfd: pytest.CaptureFixture[str]) -> None:
+    """Whether its process still exists is unknown here, so the run counts as interrupted, with a remark."""
+    holder = replace(LockHolder.this_process(is_shared=False), host="別の機械", since_unix_s=time.time() - 3600)
+    layout.lock.write_bytes(orjson.dumps(holder))
+    assert main(["status", str(layout.out)]) == 0
+    words = " ".join(capfd.readouterr().out.split())
+    assert f"state interrupted; process {os.getpid()} on 別の機械 has had the lock for 1:00:0" in words
+    assert "unless it was killed, which can't be told from here" in words
+    layout.lock.write_bytes(b'{"pid": "garbage"}')
+    assert read_status(layout.out).holder is None

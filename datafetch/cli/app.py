@@ -65,6 +65,10 @@ _COMMANDS = {
     ),
     "status": _Summary("Show the progress of a run, without disturbing it.", "nothing was changed"),
     "failures": _Summary("List the failed images, a line each, also while a run is at work.", "nothing was changed"),
+    "explain": _Summary(
+        "Show everything about one sample: whether it became a row, and what became of each of its images.",
+        "nothing was changed",
+    ),
 }
 
 _MIN_ADDRESS_SPACE_BYTES = 1 << 30  # most of it reserved for threads and never used

@@ -19,6 +19,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 
 from datafetch.cli.render import write_pieces
+from datafetch.model.ledger_line import LedgerLine
 from datafetch.model.untrusted import escape_unprintable, to_printable
 from datafetch.monitor.failures import FailedImage
 from datafetch.store.ledger import SCHEMA
@@ -54,7 +55,7 @@ def show_failures(failures: Iterable[FailedImage], form: ListForm) -> bool:
         case ListForm.CSV:
             write_pieces(_csv(counted))
         case ListForm.JSON_LINES:
-            write_pieces(f"{to_json_text(columns_of(one))}\n" for one in counted)
+            write_pieces(f"{to_json_text(columns_of(one.shard, one.line))}\n" for one in counted)
     return counted.has_any
 
 
@@ -71,9 +72,9 @@ class _Counted:
             yield failure
 
 
-def columns_of(failure: FailedImage) -> dict[str, Any]:
-    """All columns of the ledger for a failed image, the key first."""
-    values = {name: getattr(failure.line, name) for name in _COLUMNS if name != "shard"} | {"shard": failure.shard}
+def columns_of(shard: str, line: LedgerLine) -> dict[str, Any]:
+    """All columns of the ledger for an image, the key first."""
+    values = {name: getattr(line, name) for name in _COLUMNS if name != "shard"} | {"shard": shard}
     values["fetch_ms"] = round(values["fetch_ms"], _MS_DIGITS)
     return {name: values[name] for name in _COLUMNS}
 
@@ -133,7 +134,7 @@ def _csv(failures: Iterable[FailedImage]) -> Iterator[str]:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     for failure in failures:
-        writer.writerow([_csv_cell(value) for value in columns_of(failure).values()])
+        writer.writerow([_csv_cell(value) for value in columns_of(failure.shard, failure.line).values()])
         yield buffer.getvalue()
         buffer.seek(0)
         buffer.truncate()

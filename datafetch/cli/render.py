@@ -33,8 +33,9 @@ from datafetch.model.untrusted import to_printable
 from datafetch.model.wording import clock, counted, lasting, sized
 from datafetch.monitor.host_failures import FailingHost
 from datafetch.monitor.recipe_status import DatasetStatus
-from datafetch.monitor.status import Status
+from datafetch.monitor.status import RunState, Status
 from datafetch.output.reshard.folder import Resharded
+from datafetch.store.lock_holder import LockHolder
 from datafetch.verify import Verdict
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ _COUNTERS: dict[str, tuple[str, str]] = {
 _HOST_COLUMNS = 40
 _FILE_COLUMNS = 10_000  # of what is not a terminal: lines are whole
 _SHOWN_PROCESSES = 4
+_SHOWN_HOSTS = 5
+_SHOWN_STATUSES = 8
 
 
 def show_report(report: Report, *, as_json: bool) -> None:
@@ -205,8 +208,8 @@ def show_verdict(verdict: Verdict, *, as_json: bool) -> None:
     _print_lines(verdict.lines())
 
 
-def show_status(status: Status, *, as_json: bool) -> None:
-    """Print the status of a run."""
+def show_status(status: Status, *, as_json: bool, shows_all_hosts: bool = False) -> None:
+    """Print the status of a run; for people with the few hosts that have the most failures, or all that are known."""
     if as_json:
         _print(orjson.dumps(status.summary()).decode())
         return
@@ -216,7 +219,12 @@ def show_status(status: Status, *, as_json: bool) -> None:
         if status.by_kind:
             console.print(Padding(_kinds(status), (1, 0, 0, 0)))
         if status.hosts:
-            console.print(Padding(_hosts(status), (1, 0, 0, 0)))
+            shown = status.hosts if shows_all_hosts else status.hosts[:_SHOWN_HOSTS]
+            console.print(Padding(_hosts(shown, is_pruned=status.is_pruned), (1, 0, 0, 0)))
+            if status.is_pruned:
+                console.print("at least, as hosts with few failures are no longer counted when there are very many")
+            if len(shown) < len(status.hosts):
+                console.print(f"the next {len(status.hosts) - len(shown)} of them: --hosts")
     _print("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
@@ -316,6 +324,12 @@ def _facts(status: Status) -> Table:
     table.add_row(
         "shards", f"{status.shards_published:,} of {status.shards:,} published, {status.shards_open:,} in progress"
     )
+    if status.equal is not None:
+        epoch = status.equal
+        table.add_row(
+            "ranks",
+            f"{epoch.world_size:,}, of {counted(epoch.samples_per_rank, 'sample')} each; an epoch uses {epoch.used:,}",
+        )
     table.add_row(
         "bytes",
         f"{sized(status.fetched_bytes)} fetched, {sized(status.published_bytes)} published, "
@@ -329,13 +343,34 @@ def _facts(status: Status) -> Table:
 
 
 def _state(status: Status) -> Text:
-    if not status.at_work and status.has_open_retry:
-        return Text(f"{status.state} in a retry; 'datafetch retry' completes it")
-    if not status.at_work:
-        return Text(status.state)
-    processes = [f"process {one.pid} on {one.host}" for one in status.at_work[:_SHOWN_PROCESSES]]
-    others = len(status.at_work) - len(processes)
-    return _plain(f"{status.state} ({', '.join(processes)}{f' and {others:,} others' if others else ''})")
+    if status.at_work:
+        processes = [f"process {one.pid} on {one.host}" for one in status.at_work[:_SHOWN_PROCESSES]]
+        others = len(status.at_work) - len(processes)
+        return _plain(f"{status.state} ({', '.join(processes)}{f' and {others:,} others' if others else ''})")
+    parts = [f"{status.state}"]
+    if status.state is RunState.INTERRUPTED and status.has_open_retry:
+        parts[0] += " in a retry; 'datafetch retry' completes it"
+    if status.holder is not None:
+        parts.append(_holder_text(status.state, status.holder))
+    if status.missing_shards:
+        number, first = len(status.missing_shards), status.missing_shards[0]
+        parts.append(
+            f"{counted(number, 'shard')} of the output {'is' if number == 1 else 'are'} missing or changed, "
+            f"{'the first is ' if number > 1 else ''}{first}"
+        )
+    if status.problem:
+        parts.append(status.problem)
+    return _plain("; ".join(parts))
+
+
+def _holder_text(state: RunState, holder: LockHolder) -> str:
+    text = f"{holder.name} has had the lock for {holder.held_for}"
+    match state:
+        case RunState.STARTING:
+            return f"{text}, and has written no heartbeat yet"
+        case RunState.STALLED:
+            return f"{text}, but writes no heartbeat any more"
+    return text if holder.is_here else f"{text}, unless it was killed, which can't be told from here"
 
 
 def _pace(status: Status, images_per_s: float, elapsed_s: float) -> str:
@@ -356,17 +391,26 @@ def _kinds(status: Status) -> Table:
     table.add_column("why images failed")
     table.add_column("images", justify="right")
     table.add_column("of all", justify="right")
+    table.add_column("" if not status.by_status else "HTTP status", overflow="fold")
     for kind, count in status.by_kind.items():
-        table.add_row(_plain(kind), f"{count:,}", f"{count / status.ended:.1%}")
+        codes = _codes(status) if kind == FailureKind.HTTP_STATUS else ""
+        table.add_row(_plain(kind), f"{count:,}", f"{count / status.ended:.1%}", codes)
     return table
 
 
-def _hosts(status: Status) -> Table:
+def _codes(status: Status) -> str:
+    """How often each HTTP status came, the most frequent first."""
+    codes = [f"{code} {count:,}" for code, count in status.by_status.items()]
+    others = len(codes) - _SHOWN_STATUSES
+    return " · ".join([*codes[:_SHOWN_STATUSES], *([counted(others, "other")] if others > 0 else [])])
+
+
+def _hosts(hosts: Sequence[FailingHost], *, is_pruned: bool) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("where most failed", no_wrap=True, overflow="ellipsis", max_width=_HOST_COLUMNS)
-    table.add_column("at least" if status.is_pruned else "images", justify="right")
+    table.add_column("at least" if is_pruned else "images", justify="right")
     table.add_column("why", overflow="fold")
-    for host in status.hosts:
+    for host in hosts:
         table.add_row(Text(host.host or "(no host)"), f"{host.failed:,}", _why(host))
     return table
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datafetch.errors import ConfigurationError, raise_if_exhausted
-from datafetch.model.outcome import OK
+from datafetch.model.outcome import OK, FailureKind
 from datafetch.model.sample import Sample
 from datafetch.monitor.host_failures import FailingHosts
 from datafetch.output.formats import format_of
@@ -40,6 +40,7 @@ class OutputCounts:
         rows: The number of samples of published shards that became a row.
         dropped: The number of samples of published shards that did not.
         outcomes: The number of images that ended, by outcome.
+        statuses: The number of those that failed for their HTTP status, by status.
         fetched_bytes: The size of the bodies of these images.
         written_bytes: The size of the files of published shards, as their ledgers have it.
         spooled_bytes: The size of the spools of open shards.
@@ -52,6 +53,7 @@ class OutputCounts:
     rows: int = 0
     dropped: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
+    statuses: Counter[int] = field(default_factory=Counter)
     fetched_bytes: int = 0
     written_bytes: int = 0
     spooled_bytes: int = 0
@@ -65,6 +67,7 @@ class OutputCounts:
         self.rows += other.rows
         self.dropped += other.dropped
         self.outcomes.update(other.outcomes)
+        self.statuses.update(other.statuses)
         self.fetched_bytes += other.fetched_bytes
         self.written_bytes += other.written_bytes
         self.spooled_bytes += other.spooled_bytes
@@ -138,6 +141,8 @@ def _count_records(counts: OutputCounts, records: Iterable[SpoolRecord]) -> None
             continue
         line = record.line
         counts.outcomes[str(line.outcome)] += 1
+        if line.outcome == FailureKind.HTTP_STATUS and line.status is not None:
+            counts.statuses[line.status] += 1
         counts.fetched_bytes += line.body_bytes
         if line.outcome != OK and not line.is_skipped:
             urls.append(line.url)
@@ -163,9 +168,10 @@ def _count_ledger(layout: OutputLayout, shard: str) -> OutputCounts | None:
             outcomes=Counter(recorded.outcomes),
             written_bytes=recorded.written_bytes,
         )
-        for batch in read_columns(path, ("url", "outcome", "body_bytes", "detail", "is_skipped")):
+        for batch in read_columns(path, ("url", "outcome", "status", "body_bytes", "detail", "is_skipped")):
             body_bytes: Any = pc.sum(batch["body_bytes"])
             counts.fetched_bytes += body_bytes.as_py() or 0
+            counts.statuses.update(_count_statuses(batch))
             requested = without_skipped(batch)
             counts.hosts.count(requested["url"], requested["outcome"])
     except (ConfigurationError, OSError, ValueError) as error:
@@ -174,6 +180,11 @@ def _count_ledger(layout: OutputLayout, shard: str) -> OutputCounts | None:
         raise_if_exhausted(error)
         raise not_a_ledger(path) from error
     return counts
+
+
+def _count_statuses(batch: pa.RecordBatch) -> dict[int, int]:
+    refused: Any = pc.drop_null(batch["status"].filter(pc.equal(batch["outcome"], FailureKind.HTTP_STATUS.value)))
+    return {one["values"]: one["counts"] for one in pc.value_counts(refused).to_pylist()}
 
 
 def is_in_place(layout: OutputLayout, shard: str) -> bool:

@@ -1,7 +1,7 @@
 """What is there of the recipe's datasets, read from their state folders.
 
-Rules: nothing is locked or written. A dataset that is complete is counted by its report, which costs nothing; only one
-that is not has its ledgers read.
+Rules: nothing is locked or written. A dataset that is complete is counted by its report, which costs hardly anything;
+only one that is not has its ledgers read.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import msgspec
 from datafetch.datasets import DATASETS
 from datafetch.datasets.recipes import RECIPE, RecipePart
 from datafetch.model.bounds import Count
+from datafetch.monitor.resharding import read_resharding
 from datafetch.monitor.status import read_status
 from datafetch.store.layout import OutputLayout
 from datafetch.store.state_file import read_if_sound
@@ -87,6 +88,6 @@ def _read(part: RecipePart, root: Path) -> DatasetStatus:
     report = read_if_sound(layout.report, _Report)
     if not layout.job.exists():
         return DatasetStatus(part, path, DatasetState.MISSING, 0)
-    if report is not None:
+    if report is not None and not read_resharding(layout).is_damaged:
         return DatasetStatus(part, path, DatasetState.COMPLETE, report.images.ok)
     return DatasetStatus(part, path, DatasetState.PARTIAL, read_status(layout.out).ok)

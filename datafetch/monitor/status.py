@@ -8,20 +8,25 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
+from datafetch.errors import ConfigurationError
 from datafetch.model.bounds import Amount
 from datafetch.model.outcome import OK
+from datafetch.model.report import ReshardedEpoch
 from datafetch.model.statistics import Waiting
 from datafetch.monitor.heartbeat import ProgressSnapshot
 from datafetch.monitor.host_failures import FailingHost
 from datafetch.monitor.observed_output import observe_output
 from datafetch.monitor.output_counts import OutputCounts, count_output, list_folder
+from datafetch.monitor.outputs_below import OutputsBelow
+from datafetch.monitor.resharding import read_resharding
 from datafetch.store.job_file import JobFile
 from datafetch.store.layout import OutputLayout
+from datafetch.store.lock_holder import LockHolder, read_holder
 from datafetch.store.state_file import read_if_sound
 
 _MAX_HOSTS = 20
@@ -30,8 +35,12 @@ _MAX_HOSTS = 20
 class RunState(StrEnum):
     """What a run is doing."""
 
+    STARTING = "starting"
+    """A process of this machine holds the lock, and has not written a heartbeat yet."""
     RUNNING = "running"
     """A process is at work."""
+    STALLED = "stalled"
+    """A process of this machine holds the lock, but its last heartbeat is too old."""
     INTERRUPTED = "interrupted"
     """No process is at work, and something is left to do."""
     COMPLETE = "complete"
@@ -53,6 +62,7 @@ class Status:
         rows: The number of rows of published shards.
         dropped: The number of samples of published shards that became no row.
         outcomes: The number of images that ended, by outcome.
+        by_status: The number of those that failed for their HTTP status, by status, most first.
         expected_images: The approximate number of images in total; None while it is unknown.
         hosts: The hosts with the most failures, most first.
         is_pruned: Whether there were too many hosts to count them all; their failures are then lower bounds.
@@ -64,6 +74,10 @@ class Status:
         at_work: The last heartbeat of each process at work: of the run, or of processes that each fetch some shards.
         has_open_retry: Whether a retry is at work, or was interrupted.
         waiting: What the processes at work wait for; None if nothing waits for a host.
+        equal: What each rank reads; None if the output is not resharded.
+        missing_shards: The shards of a resharded output that are missing or have changed, so that it is not complete.
+        problem: What else keeps an output from being complete although nothing is left to fetch; mostly empty.
+        holder: Who holds the lock; None if nobody does, as far as is known here. One on another machine may have ended.
     """
 
     dataset: str
@@ -87,6 +101,11 @@ class Status:
     at_work: tuple[ProgressSnapshot, ...]
     has_open_retry: bool = False
     waiting: Waiting | None = None
+    by_status: Mapping[int, int] = field(default_factory=dict)
+    equal: ReshardedEpoch | None = None
+    missing_shards: tuple[str, ...] = ()
+    problem: str = ""
+    holder: LockHolder | None = None
 
     @property
     def ended(self) -> int:
@@ -138,8 +157,18 @@ class Status:
                 "failed": self.failed,
                 "open": self.open_images,
                 "by_kind": dict(sorted(self.by_kind.items())),
+                **(
+                    {"by_status": {str(code): self.by_status[code] for code in self.by_status}}
+                    if self.by_status
+                    else {}
+                ),
             },
+            **({} if self.equal is None else {"equal": asdict(self.equal)}),
+            **({"missing_shards": list(self.missing_shards)} if self.missing_shards else {}),
+            **({"problem": self.problem} if self.problem else {}),
+            **({} if self.holder is None else {"lock": self._lock_fields(self.holder)}),
             "hosts": [{"host": host.host, "failed": host.failed, "by_kind": host.by_kind} for host in self.hosts],
+            **({"hosts_are_lower_bounds": True} if self.is_pruned else {}),
             "bytes": {
                 "published": self.published_bytes,
                 "spooled": self.spooled_bytes,
@@ -150,6 +179,9 @@ class Status:
             "left_s": None if self.left_s is None else round(self.left_s, 1),
             "waiting": None if self.waiting is None else asdict(self.waiting),
         }
+
+    def _lock_fields(self, holder: LockHolder) -> dict[str, object]:
+        return {"pid": holder.pid, "host": holder.host, "since_unix_s": round(holder.since_unix_s, 3)}
 
 
 def read_status(out: Path | str) -> Status:
@@ -166,10 +198,15 @@ def read_status(out: Path | str) -> Status:
     at_work = tuple(one for one in snapshots if one.is_at_work())
     counts = count_output(layout, job.shards, output.spool_folders)
     has_open_retry = layout.retry.exists()
+    resharded = read_resharding(layout)
+    holder = _read_holder(layout)
     if at_work:
         state = RunState.RUNNING
-    elif layout.report.exists() and not has_open_retry and _has_all_shards(job, counts):
+    elif layout.report.exists() and not has_open_retry and _has_all_shards(job, counts) and not resharded.is_damaged:
         state = RunState.COMPLETE
+    elif holder is not None and holder.exists and not _has_ended(holder, snapshots):
+        is_silent = any(one.pid == holder.pid and one.started_unix_s >= holder.since_unix_s for one in snapshots)
+        state = RunState.STALLED if is_silent else RunState.STARTING
     else:  # without a report the last step is missing: resharding, for example
         state = RunState.INTERRUPTED
     images = counts.outcomes.total()
@@ -198,6 +235,11 @@ def read_status(out: Path | str) -> Status:
         at_work=at_work,
         has_open_retry=has_open_retry,
         waiting=_waiting(at_work),
+        by_status=dict(sorted(counts.statuses.items(), key=lambda pair: (-pair[1], pair[0]))),
+        equal=resharded.epoch,
+        missing_shards=resharded.missing_shards,
+        problem=resharded.problem,
+        holder=holder,
     )
 
 
@@ -218,6 +260,59 @@ def _waiting(at_work: Sequence[ProgressSnapshot]) -> Waiting | None:
         images=sum(waiting.images for waiting, _ in found),
         host_images=host_images,
         next_attempt_s=None if next_s is None else max(0.0, next_s - max(0.0, now_unix_s - updated_unix_s)),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class StatusBelow:
+    """The status of one of several outputs.
+
+    Attributes:
+        out: The output folder.
+        status: Its status; None if it can't be read.
+        problem: Why it can't be read.
+    """
+
+    out: Path
+    status: Status | None
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StatusesBelow:
+    """The statuses of the outputs below a folder.
+
+    Attributes:
+        outputs: A status for each, one at a time, as reading one may take a while.
+        is_complete: Whether there may be no others, within the depth that was searched.
+    """
+
+    outputs: Iterator[StatusBelow]
+    is_complete: bool
+
+
+def read_statuses(below: OutputsBelow) -> StatusesBelow:
+    """Read the statuses of several outputs; what is wrong with one does not keep the others from being read."""
+    return StatusesBelow(map(_read_status_below, below.outputs), below.is_complete)
+
+
+def _read_status_below(out: Path) -> StatusBelow:
+    try:
+        return StatusBelow(out, read_status(out))
+    except ConfigurationError as error:
+        return StatusBelow(out, None, str(error))
+
+
+def _read_holder(layout: OutputLayout) -> LockHolder | None:
+    """Who holds the lock; None if it is a process of this machine that has ended."""
+    holder = read_holder(layout.lock)
+    return None if holder is None or (holder.is_here and not holder.exists) else holder
+
+
+def _has_ended(holder: LockHolder, snapshots: Sequence[ProgressSnapshot]) -> bool:
+    """Whether the run of a process has ended since it took the lock, which it is about to release."""
+    return any(
+        one.is_ended and one.pid == holder.pid and one.updated_unix_s >= holder.since_unix_s for one in snapshots
     )
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from datafetch.errors import ConfigurationError, ResourceError
 from datafetch.model.options import Effect, Option, OptionGroup
+from datafetch.store.lock_holder import LockHolder, delete_holder, describe_holder, write_holder
 
 NO_LOCK = Option(
     help="Run without a lock, on filesystems that have none. Make sure that no other run uses this output.",
@@ -79,6 +80,8 @@ class Lock:
         self._out = out
         self._real_path = real_path
         self._descriptors: list[int] = []
+        self._noted: list[int] = []
+        self._holder: LockHolder | None = None
 
     def acquire(self) -> None:
         """Acquire it exclusively, without waiting.
@@ -100,6 +103,11 @@ class Lock:
 
     def release(self) -> None:
         """Release what is held of it, if anything."""
+        if self._holder is not None:
+            for descriptor in self._noted:
+                delete_holder(descriptor, self._holder)
+        self._noted.clear()
+        self._holder = None
         while self._descriptors:
             os.close(self._descriptors.pop())
 
@@ -112,6 +120,9 @@ class Lock:
         except BaseException:
             self.release()
             raise
+        self._holder = LockHolder.this_process(is_shared=kind == fcntl.LOCK_SH)
+        for descriptor in self._noted:
+            write_holder(descriptor, self._holder)
 
     def _is_other_folder(self, folder: Path) -> bool:
         """Whether a state folder exists and is not the one whose lock file is locked already."""
@@ -125,6 +136,7 @@ class Lock:
             if error.errno not in _NO_LOCKS:
                 raise
             raise NoLocksError.of(path, self._out) from error
+        self._noted.append(self._descriptors[-1])
 
     def _acquire_folder(self, kind: int) -> None:
         """Lock the output folder itself, if possible. A lock file in it would be counted by the trainer."""
@@ -145,8 +157,10 @@ class Lock:
         except OSError as error:
             if error.errno not in _HELD:
                 raise
-            message = f"another run is working on {self._out}; wait for it, or stop it first"
-            raise ConfigurationError(message) from error
+            raise ConfigurationError(
+                f"another run is working on {self._out}{describe_holder(self._descriptors[-1])}; "
+                "wait for it, or stop it first"
+            ) from error
 
 
 class ShardLocks:

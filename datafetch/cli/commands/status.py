@@ -8,19 +8,54 @@ from typing import Annotated
 import typer
 
 from datafetch.cli.command import as_command
-from datafetch.cli.exit_code import ExitCode
+from datafetch.cli.command_line import command_line_of
+from datafetch.cli.exit_code import ExitCode, write_line
 from datafetch.cli.options import Json
-from datafetch.cli.render import show_status
-from datafetch.monitor.status import read_status
+from datafetch.cli.output_list import show_outputs
+from datafetch.cli.render import show_status, write_pieces
+from datafetch.engine.job import read_job
+from datafetch.errors import ConfigurationError
+from datafetch.model.untrusted import to_printable
+from datafetch.monitor.outputs_below import find_outputs, is_output
+from datafetch.monitor.status import read_status, read_statuses
+from datafetch.store.layout import OutputLayout, output_of
 
 
 def status(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The output folder, or its state folder.")],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="The output folder, its state folder, or a folder above outputs.")
+    ],
     *,
+    hosts: Annotated[bool, typer.Option("--hosts", help="Show 20 hosts with failures, and not only 5.")] = False,
+    command: Annotated[
+        bool,
+        typer.Option("--command", help="Print the command line of the run instead, quoted for the shell."),
+    ] = False,
     json: Json = False,
 ) -> int:
-    """Show the progress of a run, without disturbing it."""
-    show_status(read_status(out), as_json=json)
+    """Show the progress of a run, without disturbing it.
+
+    Of a folder above outputs, such as that of --root, a line for each of them.
+    """
+    if command:
+        return _show_command(out, as_json=json)
+    if not is_output(out) and (below := find_outputs(out)).outputs:
+        show_outputs(out, read_statuses(below), as_json=json)
+        return ExitCode.COMPLETE
+    show_status(read_status(out), as_json=json, shows_all_hosts=hosts)
+    return ExitCode.COMPLETE
+
+
+def _show_command(out: Path, *, as_json: bool) -> ExitCode:
+    """Print the command line of a run, and on standard error what it can't say."""
+    if as_json:
+        raise ConfigurationError("give --command or --json, not both")
+    layout = OutputLayout(output_of(out))
+    job, _ = read_job(layout)
+    made = command_line_of(job, layout.out)
+    write_pieces([to_printable(made.text), "\n"])
+    for remark in made.remarks:
+        write_line(remark)
     return ExitCode.COMPLETE
 
 

@@ -14,6 +14,7 @@ from datafetch.cli.options import GivenOptions, Json, parameters_of
 from datafetch.cli.progress import show_verifying
 from datafetch.cli.render import show_verdict
 from datafetch.cli.reporter import Reporting, open_reporter
+from datafetch.monitor.outputs_below import refuse_folder_of_outputs
 from datafetch.verify import Check, run_check
 
 
@@ -26,6 +27,7 @@ def verify(
     json: Json = False,
 ) -> int:
     """Check an output as the trainer's loader will read it, decoding every image; exit 1 if there are problems."""
+    refuse_folder_of_outputs(out)
     check = given.apply(Check(str(out)))
     with open_reporter(given.apply(Reporting())) as reporter:
         verdict = run_check(check, observers=[partial(show_verifying, reporter=reporter)])

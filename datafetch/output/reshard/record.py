@@ -6,7 +6,6 @@ Rules: ``equal.json`` exists if and only if the output is resharded.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, NamedTuple
 
 from msgspec import Meta
@@ -79,6 +78,10 @@ class ReshardRecord:
         seen = epoch([file.rows for file in self.files.values()], ranks)
         return ReshardedEpoch(ranks.world_size, seen.groups * ranks.group, seen.used)
 
+    def missing_files(self, layout: OutputLayout) -> list[str]:
+        """The shards of which a file is missing, or has another size or number of rows than when it was made."""
+        return [name for name, file in self.files.items() if not _is_whole(layout, name, file)]
+
     def refuse_missing(self, layout: OutputLayout) -> None:
         """Check that all shards exist, and the ledgers of all of their samples.
 
@@ -95,16 +98,15 @@ class ReshardRecord:
                     "which can't be made again one by one; put it back, or start over with --fresh (again, if one was "
                     "interrupted)"
                 )
-        for name, file in self.files.items():
-            rows, count = layout.out / f"{name}{ROWS_SUFFIX}", layout.out / f"{name}{COUNT_SUFFIX}"
-            if not _is_whole(rows, count, file):
-                raise ConfigurationError(
-                    f"{rows} or its {COUNT_SUFFIX} is missing, or has changed since it was made; put them back, or "
-                    "start over with --fresh (again, if one was interrupted)"
-                )
+        for name in self.missing_files(layout):
+            raise ConfigurationError(
+                f"{layout.out / name}{ROWS_SUFFIX} or its {COUNT_SUFFIX} is missing, or has changed since it was made; "
+                "put them back, or start over with --fresh (again, if one was interrupted)"
+            )
 
 
-def _is_whole(rows: Path, count: Path, file: ReshardedFile) -> bool:
+def _is_whole(layout: OutputLayout, name: str, file: ReshardedFile) -> bool:
+    rows, count = layout.out / f"{name}{ROWS_SUFFIX}", layout.out / f"{name}{COUNT_SUFFIX}"
     try:
         return rows.stat().st_size == file.size_bytes and read_count(count) == file.rows
     except (OSError, ManifestError) as error:

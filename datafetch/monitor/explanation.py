@@ -1,0 +1,209 @@
+"""Everything about one sample: what became of it and why, and what became of each of its images.
+
+Rules: nothing is locked or written. Ledgers are searched by Arrow, two columns of each; only lines that are found
+become Python objects. Of many samples with the same URL the first few are explained, and the others counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain, islice
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from datafetch.errors import ConfigurationError
+from datafetch.model.bounds import Count
+from datafetch.model.ledger_line import LedgerLine
+from datafetch.model.outcome import OK
+from datafetch.monitor.image_lines import read_image_lines
+from datafetch.monitor.observed_output import ObservedOutput
+from datafetch.output.formats import ROWS_SUFFIX, format_of
+from datafetch.store.ledger import read_shard_summary
+
+_COLUMNS = ("key", "url")
+_MAX_SAMPLES = 5
+_MAX_IMAGES = 1000  # of a sample; documents have up to 256
+_MAX_NAMED_IMAGES = 3
+_MAX_DROPPED_LINE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class RowPlace:
+    """Where a sample's row lies.
+
+    Attributes:
+        file: The name of the file.
+        number: The number of the row in it, from 0.
+    """
+
+    file: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainedSample:
+    """What became of a sample.
+
+    Attributes:
+        shard: The shard of the manifest that it belongs to.
+        position: Its position in the shard.
+        key: Its key.
+        has_row: Whether it became a row; None while its shard is in progress.
+        why_lost: Why it became no row; empty otherwise.
+        place: Where its row lies; None where it has none, or one whose place is not recorded.
+        lines: The ledger lines of its images.
+    """
+
+    shard: str
+    position: int
+    key: str
+    has_row: bool | None
+    why_lost: str
+    place: RowPlace | None
+    lines: tuple[LedgerLine, ...]
+
+
+class DroppedRecord(msgspec.Struct, frozen=True):
+    """A record of a published list that is not in the trainer's list. Field names are those of ``dropped.jsonl``."""
+
+    record: Count
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What is known of the samples with a key, or with an image of a URL.
+
+    Attributes:
+        samples: The first of them.
+        found: The number of all of them.
+        dropped: If there are none: the first records of that key that the trainer's list lacks.
+    """
+
+    samples: tuple[ExplainedSample, ...]
+    found: int
+    dropped: tuple[DroppedRecord, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Position:
+    shard: str
+    sample: int
+
+
+def explain(output: ObservedOutput, key_or_url: str) -> Explanation:
+    """Find the samples with a key, or with an image whose published URL is this.
+
+    Args:
+        output: The output.
+        key_or_url: The key or the URL, exactly as the manifest has it.
+
+    Raises:
+        ConfigurationError: There is none, or the file in place of a ledger is something else.
+    """
+    wanted = key_or_url.encode("utf-8", "backslashreplace").decode()  # as ledgers have it
+    chosen: list[_Position] = []
+    found = 0
+    last = None
+    for position in _positions(output, wanted):
+        if position != last:
+            found += 1
+            if found <= _MAX_SAMPLES:
+                chosen.append(position)
+        last = position
+    dropped = () if found else tuple(islice(_dropped(output, key_or_url), _MAX_SAMPLES))
+    if not found and not dropped:
+        raise ConfigurationError(
+            f"no sample of {output.layout.out} has the key {key_or_url!r}, or an image whose published URL it is; "
+            "samples that have no image, or were not reached yet, can't be found"
+        )
+    return Explanation(tuple(_explain_sample(output, position) for position in chosen), found, dropped)
+
+
+def _positions(output: ObservedOutput, wanted: str) -> Iterator[_Position]:
+    """The samples of all images that are found, in order; one for each image."""
+
+    def select(lines: pa.RecordBatch) -> pa.Array:
+        return pc.or_(pc.equal(lines["key"], wanted), pc.equal(lines["url"], wanted))
+
+    for found in read_image_lines(output, _COLUMNS, select):
+        for line in found.lines:
+            yield _Position(found.shard, line.sample)
+
+
+def _explain_sample(output: ObservedOutput, position: _Position) -> ExplainedSample:
+    def select(lines: pa.RecordBatch) -> pa.Array:
+        return pc.equal(lines["sample"], position.sample)
+
+    parts = list(read_image_lines(output, ("sample",), select, [position.shard]))
+    lines = tuple(islice(chain.from_iterable(part.lines for part in parts), _MAX_IMAGES))
+    is_published = any(part.is_published for part in parts)
+    has_row = _has_row(output, position) if is_published else None
+    return ExplainedSample(
+        shard=position.shard,
+        position=position.sample,
+        key=lines[0].key if lines else "",
+        has_row=has_row,
+        why_lost=_why_lost(output, lines) if has_row is False else "",
+        place=_place(output, position) if has_row else None,
+        lines=lines,
+    )
+
+
+def _has_row(output: ObservedOutput, position: _Position) -> bool:
+    has_row = read_shard_summary(output.layout.ledger(position.shard)).has_row
+    return position.sample < len(has_row) and bool(has_row[position.sample])
+
+
+def _place(output: ObservedOutput, position: _Position) -> RowPlace | None:
+    """Where a row lies, in an output with a file of rows for each shard of the manifest."""
+    layout = output.layout
+    if layout.reshard_record.exists() or format_of(layout).allows_other_files:
+        return None
+    has_row = read_shard_summary(layout.ledger(position.shard)).has_row
+    return RowPlace(f"{position.shard}{ROWS_SUFFIX}", int(np.count_nonzero(has_row[: position.sample])))
+
+
+def _why_lost(output: ObservedOutput, lines: tuple[LedgerLine, ...]) -> str:
+    failed = [line for line in lines if line.outcome != OK]
+    if not failed:
+        return "all of its images arrived, but without another part of it there is no row"
+    causes = [f"image {line.image} ({outcome_text(line)})" for line in failed if not line.is_skipped]
+    named = ", ".join(causes[:_MAX_NAMED_IMAGES])
+    others = f" and {len(causes) - _MAX_NAMED_IMAGES:,} more" if len(causes) > _MAX_NAMED_IMAGES else ""
+    if len(lines) == 1:
+        return f"its image failed ({outcome_text(failed[0])})"
+    least = output.job.fields.get("keep_at_least")
+    needed = f"{least} must arrive (--keep-at-least)" if isinstance(least, int) else "all must arrive"
+    skipped = len(failed) - len(causes)
+    unasked = f"; the rest ({skipped:,}) was then not requested" if skipped else ""
+    return f"of its {len(lines):,} images {needed}, and {named}{others} failed{unasked}"
+
+
+def outcome_text(line: LedgerLine) -> str:
+    """An outcome with its HTTP status, if it is for that that the image failed."""
+    return f"{line.outcome} {line.status}" if line.outcome == "http_status" else line.outcome
+
+
+def _dropped(output: ObservedOutput, key: str) -> Iterator[DroppedRecord]:
+    """The records of a key in ``dropped.jsonl``, on whose content nothing depends; none if there is no such file."""
+    try:
+        with output.layout.dropped.open("rb") as file:
+            while line := file.readline(_MAX_DROPPED_LINE_BYTES):
+                record = _parse_dropped(line)
+                if record is not None and record.key == key:
+                    yield record
+    except OSError:
+        return
+
+
+def _parse_dropped(line: bytes) -> DroppedRecord | None:
+    try:
+        return msgspec.json.decode(line, type=DroppedRecord)
+    except (ValueError, RecursionError):
+        return None

@@ -1,0 +1,117 @@
+"""The outputs below a folder, such as the trainer's data folder, for commands that were given that in place of one.
+
+Rules: nothing is locked or written, and no link is followed. Shallow folders come first, and the search is bounded: a
+data folder may lie above millions of files, or be the root of the filesystem.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from datafetch.errors import ConfigurationError, raise_if_exhausted
+from datafetch.store.layout import SUFFIX, OutputLayout, output_of
+
+_MAX_DEPTH = 6  # a project's folder is four levels above an output
+_MAX_OUTPUTS = 100
+_MAX_ENTRIES = 500_000
+_NAMED = 20
+
+
+@dataclass(frozen=True, slots=True)
+class OutputsBelow:
+    """Outputs below a folder.
+
+    Attributes:
+        outputs: Their folders, those of the shallowest first.
+        is_complete: Whether all folders within the depth were searched.
+    """
+
+    outputs: tuple[Path, ...]
+    is_complete: bool
+
+
+def find_outputs(folder: Path) -> OutputsBelow:
+    """Find the outputs below a folder, down to a few levels; those in hidden folders are not found."""
+    search = _Search()
+    outputs = tuple(sorted(search.outputs_below(folder), key=lambda path: (len(path.parts), path)))
+    return OutputsBelow(outputs, search.is_complete)
+
+
+def name_outputs(folder: Path) -> str:
+    """What to add to the message that a folder is no output: the outputs below it; empty if there are none."""
+    found = find_outputs(folder)
+    if not found.outputs:
+        return ""
+    names = ", ".join(map(str, found.outputs[:_NAMED]))
+    others = len(found.outputs) - _NAMED
+    more = f" and {others} more" if others > 0 else ""
+    return f"; below it are the outputs {names}{more}: name one of them"
+
+
+def is_output(path: Path) -> bool:
+    """Whether a path is an output or its state folder."""
+    try:
+        return OutputLayout(output_of(path)).job.exists()
+    except ConfigurationError:  # it is the root of the filesystem
+        return False
+
+
+def refuse_folder_of_outputs(path: Path) -> None:
+    """Check that a folder is not one that only has outputs below it.
+
+    Raises:
+        ConfigurationError: It is; the message names them.
+    """
+    if is_output(path) or not path.is_dir() or any(entry.is_file() for entry in _entries(path)):
+        return
+    if names := name_outputs(path):
+        raise ConfigurationError(f"{path} is no output{names}")
+
+
+class _Search:
+    """A search for outputs.
+
+    Attributes:
+        is_complete: Whether no bound has ended it early.
+    """
+
+    def __init__(self) -> None:
+        self.is_complete = True
+        self._left_entries = _MAX_ENTRIES
+        self._left_outputs = _MAX_OUTPUTS
+
+    def outputs_below(self, folder: Path) -> Iterator[Path]:
+        """Find the outputs, a level after the other."""
+        folders = deque([(folder.absolute(), 1)])
+        while folders:
+            current, depth = folders.popleft()
+            below: dict[str, None] = {}
+            outputs: set[str] = set()
+            for entry in _entries(current):
+                if not self._left_entries or not self._left_outputs:
+                    self.is_complete = False
+                    return
+                self._left_entries -= 1
+                if entry.name.startswith(".") or not entry.is_dir(follow_symlinks=False):
+                    continue
+                if not entry.name.endswith(SUFFIX):
+                    below[entry.name] = None
+                elif (current / entry.name / OutputLayout(current / "_").job.name).exists():
+                    self._left_outputs -= 1
+                    outputs.add(entry.name.removesuffix(SUFFIX))
+                    yield current / entry.name.removesuffix(SUFFIX)
+            if depth < _MAX_DEPTH:
+                folders.extend((current / name, depth + 1) for name in sorted(below) if name not in outputs)
+
+
+def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """The entries of a folder; none if it can't be read."""
+    try:
+        with os.scandir(folder) as entries:
+            yield from entries
+    except OSError as error:
+        raise_if_exhausted(error)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +24,7 @@ from datafetch.cli.exit_code import one_line
 from datafetch.datasets import DATASETS
 from datafetch.errors import ResourceError
 from datafetch.model.kinds import CounterName
+from datafetch.model.lost_documents import LostDocuments
 from datafetch.model.outcome import OK, FailureKind, may_kind_pass
 from datafetch.model.report import Report
 from datafetch.model.untrusted import to_printable
@@ -55,6 +56,7 @@ _ADVICE: dict[FailureKind, str] = {
     FailureKind.TOO_MANY_PIXELS: "'{retry} --max-pixels N' fetches them with a higher limit",
 }
 _HOST_COLUMNS = 40
+_SHOWN_CHOICES = 3
 _SHOWN_PROCESSES = 4
 _MAX_S = 1e9  # thirty years; an ETA may be any number of them when the pace is close to zero
 
@@ -65,11 +67,7 @@ def show_report(report: Report, *, as_json: bool) -> None:
         _print(orjson.dumps(report.summary()).decode())
         return
     totals = report.totals
-    failures = ", ".join(
-        f"{kind} {count:,}"
-        for kind, count in sorted(totals.outcomes.items(), key=lambda pair: (-pair[1], pair[0]))
-        if kind != OK
-    )
+    failures = _most_first({kind: count for kind, count in totals.outcomes.items() if kind != OK})
     lines = [
         (
             f"{report.dataset}: {totals.rows:,} of {counted(totals.samples, 'sample')}, "
@@ -84,6 +82,8 @@ def show_report(report: Report, *, as_json: bool) -> None:
             + (f" ({report.repeated:,} of URLs that were already requested)" if report.repeated else "")
         ),
     ]
+    if totals.lost is not None and totals.lost.count:
+        lines.append(_lost_documents(totals.lost, report.rows_by_keep_at_least))
     if totals.notes:
         lines.append(", ".join(_counter_text(name, count) for name, count in sorted(totals.notes.items())))
     if report.resharded is not None:
@@ -103,6 +103,24 @@ def show_report(report: Report, *, as_json: bool) -> None:
         if found.remark:
             lines.append(f"ids: {found.remark}")
     _print_lines([*lines, *_advice(report)])
+
+
+def _lost_documents(lost: LostDocuments, rows_by_keep_at_least: Mapping[int, int]) -> str:
+    """Why documents were lost, and what another choice of the images that a row needs would give."""
+    line = f"documents lost: {lost.count:,} ({_most_first(lost.by_kind)})"
+    shown = list(rows_by_keep_at_least.items())[:_SHOWN_CHOICES]
+    if not shown:
+        return line
+    (images, rows), *others = shown
+    more = "".join(f", {images}: {rows:,}" for images, rows in others)
+    return f"{line}; with --keep-at-least {images} there would be at least {counted(rows, 'row')}{more}"
+
+
+def _most_first(counts: Mapping[str, int]) -> str:
+    """Counts by name, the largest first."""
+    return ", ".join(
+        f"{name} {count:,}" for name, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+    )
 
 
 def _advice(report: Report) -> Iterator[str]:
@@ -245,8 +263,7 @@ def show_built(built: Sequence[BuiltDataset], *, as_json: bool) -> None:
         lines.append(f"{one.part.name:<{width}}  {totals.images:>11,}  {totals.ok:>11,}  {totals.failed:>11,}")
         kinds = {kind: count for kind, count in totals.outcomes.items() if kind != OK}
         if kinds:
-            most = ", ".join(f"{kind} {kinds[kind]:,}" for kind in sorted(kinds, key=lambda kind: (-kinds[kind], kind)))
-            lines.append(f"    {most}; 'datafetch status {shlex.quote(one.out)}' shows at which hosts")
+            lines.append(f"    {_most_first(kinds)}; 'datafetch status {shlex.quote(one.out)}' shows at which hosts")
         lines += [f"    {advice}" for advice in _advice(one.report)]
         if any(map(may_kind_pass, kinds)) and DATASETS[one.part.name].image_root is None:
             lines.append(f"    '{_retry_command(one.out)}' requests again what may have been temporary")

@@ -79,6 +79,7 @@ class MergedSample:
         has_row: Whether the sample has a row, to be written or already published.
         kept_for_retry: What is kept for a later retry; empty if all of its images arrived.
         is_bad_line: Whether the sample represents a record of the manifest that could not be read.
+        is_unselected: Whether it became a row that the id list does not select, so that it has none.
     """
 
     position: int
@@ -87,6 +88,7 @@ class MergedSample:
     has_row: bool
     kept_for_retry: tuple[LazySpoolRecord, ...]
     is_bad_line: bool = False
+    is_unselected: bool = False
 
 
 def could_have_row(dataset: Dataset, sample: Sample, lines: tuple[LedgerLine, ...], retry_filter: RetryFilter) -> bool:

@@ -32,6 +32,7 @@ from datafetch.monitor.host_failures import FailingHost
 from datafetch.monitor.recipe_status import DatasetStatus
 from datafetch.monitor.status import Status
 from datafetch.output.reshard.folder import Resharded
+from datafetch.store.layout import OutputLayout
 from datafetch.verify import Verdict
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ _COUNTERS: dict[str, tuple[str, str]] = {
     CounterName.FILTERED: ("record", "left out by filters"),
     CounterName.FILLED_SIMILARITY: ("document", "got similarities of zero"),
     CounterName.RECORDS: ("document", "in the shards of the list"),
+    CounterName.REFUSED: ("record", "refused for a file name or a form that can't be used"),
     CounterName.REPEATED_IDS: ("row", "left out because an earlier row has the same id"),
     CounterName.SKIPPED: ("image", "not requested because its document was lost"),
 }
@@ -124,8 +126,11 @@ def _most_first(counts: Mapping[str, int]) -> str:
 
 
 def _advice(report: Report) -> Iterator[str]:
-    """Say how failed images can still be fetched."""
+    """Say why the trainer's list lacks records, and how failed images can still be fetched."""
     retry = _retry_command(report.out)
+    dataset = DATASETS.get(report.dataset)
+    if dataset is not None and dataset.list_name is not None and report.totals.rows < report.totals.samples:
+        yield f"why the trainer's list lacks records: {OutputLayout(Path(report.out)).dropped}"
     failed = sorted(kind for kind in report.totals.outcomes if kind not in (OK, FailureKind.NOT_REQUESTED))
     if report.has_open_retry:
         yield f"a retry was interrupted: '{retry}' completes it"
@@ -135,7 +140,6 @@ def _advice(report: Report) -> Iterator[str]:
             f"--kinds {','.join(failed)}{' (or some of them)' if len(failed) > 1 else ''} requests those as well"
         )
     missing = report.totals.outcomes.get(FailureKind.MISSING_MEMBER, 0)
-    dataset = DATASETS.get(report.dataset)
     root = None if dataset is None else dataset.image_root
     if missing and root is not None:
         folder = os.path.normpath(Path(report.out) / root)

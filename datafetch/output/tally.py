@@ -36,12 +36,13 @@ class ShardTally:
         self.own_rows = 0
         self._shard = shard
         self._expected_samples = samples
-        self._scan_notes = notes
         self._retry = retry
         self._has_row: list[bool] = []
         self._is_own: list[bool] = []
         self._lines = 0
-        self._bad_lines = 0
+        self._notes: Counter[str] = Counter(
+            {name: count for name, count in notes.items() if name != CounterName.SKIPPED}  # which is counted here
+        )
         self._lost = LostDocumentCounter() if are_documents else None
         self._outcomes: Counter[str] = Counter()
 
@@ -59,7 +60,8 @@ class ShardTally:
         self.own_rows += merged.row is not None
         self._lines += len(merged.lines)
         self._outcomes.update(line.outcome for line in merged.lines)
-        self._bad_lines += merged.is_bad_line
+        if merged.counted_as is not None:
+            self._notes[merged.counted_as.value] += 1
         if self._lost is not None and not merged.has_row and not merged.is_unselected:
             self._lost.add([line.outcome for line in merged.lines])
 
@@ -79,7 +81,7 @@ class ShardTally:
             sum(self._has_row),
             dict(self._outcomes),
             written_bytes,
-            self._notes(),
+            self._all_notes(),
             None if self._lost is None else self._lost.result(),
         )
         if totals.samples != expected:
@@ -93,9 +95,7 @@ class ShardTally:
             )
         return ShardSummary(totals, np.array(self._has_row, np.bool_), np.array(self._is_own, np.bool_), self._retry)
 
-    def _notes(self) -> dict[str, int]:
+    def _all_notes(self) -> dict[str, int]:
         """The counts besides samples and images: of the manifest's scan, and of what is counted here."""
-        counted = Counter({name: count for name, count in self._scan_notes.items() if name != CounterName.SKIPPED})
-        counted[CounterName.SKIPPED.value] = self._outcomes[FailureKind.NOT_REQUESTED]
-        counted[CounterName.BAD_LINES.value] += self._bad_lines
-        return {str(name): count for name, count in counted.items() if count}
+        notes = {**self._notes, CounterName.SKIPPED: self._outcomes[FailureKind.NOT_REQUESTED]}
+        return {str(name): count for name, count in notes.items() if count}

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+import msgspec
 import orjson
 
 import datafetch
@@ -55,7 +56,7 @@ async def _open_transcoder(_job: Job, spec: ImageSpec, _quarantine: Path) -> Asy
 
 async def _commit_in_thread(commit: Commit) -> ShardCounts:
     copy: Commit = pickle.loads(pickle.dumps(commit))  # as the pipe to a commit process would copy it
-    return ShardCounts(**orjson.loads(orjson.dumps(await _until_done(lambda: commit_shard(copy)))))
+    return msgspec.json.decode(orjson.dumps(await _until_done(lambda: commit_shard(copy))), type=ShardCounts)
 
 
 async def _until_done(work: Callable[[], _Result]) -> _Result:

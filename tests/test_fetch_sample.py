@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from runs import PATIENCE_S, Run, dying_at_a_step
 from test_spool import make_outcome, make_result, make_sample
 
 from datafetch import IdsIndex, Job, Report, read_status
+from datafetch.cli.render import show_report
 from datafetch.datasets import find_dataset
 from datafetch.datasets.mmc4 import Mmc4CoreOptions
 from datafetch.demo.origin import Origin
@@ -38,6 +40,7 @@ from datafetch.model.outcome import Failure, FailureKind
 from datafetch.model.sample import Sample, Shard
 from datafetch.output.retry_filter import RetryFilter
 from datafetch.store.layout import OutputLayout
+from datafetch.store.ledger import read_samples, read_shard_summary
 from datafetch.store.spool import Spool
 from datafetch.store.spool_format import ImageResult
 from datafetch.store.spool_reader import SpoolReader
@@ -191,6 +194,41 @@ def test_the_order_of_failures_makes_no_difference_to_a_retry(
     assert report.images_per_s >= 0
 
 
+def test_the_summary_says_why_documents_were_lost(
+    job: Job, web: Web, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """By the first failure of each, with how many rows there would be otherwise; a retry keeps it right."""
+    gone, flaky = partial(web.url, behaviour="missing"), partial(web.url, behaviour="flaky")
+    documents = [[web.url(0)], [gone(1), gone(2)], [web.url(3), flaky(4)], [web.url(5), web.url(6), gone(7)]]
+    for shard, part in enumerate((documents[:2], documents[2:])):
+        write_documents(tmp_path / "source" / f"docs_shard_{shard}_v3.jsonl", part)
+    check_lost(job, run(job), 3, capfd)
+    check_lost(job, retry(job.out), 2, capfd)
+    for ledger in OutputLayout(Path(job.out)).ledgers.iterdir():
+        make_as_of_earlier_version(ledger, dict.fromkeys(range(2), "http_status"))
+    check_lost(job, run(job), 2, capfd)
+
+
+def check_lost(job: Job, report: Report, lost: int, capfd: pytest.CaptureFixture[str]) -> None:
+    """Check what a report says of lost documents, which all had an HTTP status, against the ledgers."""
+    arrived = []
+    for ledger in OutputLayout(Path(job.out)).ledgers.iterdir():
+        has_row = read_shard_summary(ledger).has_row
+        samples = [lines for lines in read_samples(ledger) if not has_row[lines[0].sample]]
+        arrived += [sum(line.outcome == "ok" for line in lines) for lines in samples]
+    rows = {least: len(read_rows(job)) + sum(one >= least for one in arrived) for least in range(1, max(arrived) + 1)}
+    assert report.summary()["documents"] == {
+        "lost": len(arrived),
+        "by_kind": {"http_status": lost},
+        "keep_at_least": {str(least): count for least, count in rows.items()},
+    }
+    show_report(report, as_json=False)
+    (line,) = (line for line in capfd.readouterr().out.splitlines() if line.startswith("documents"))
+    counts = [f"{count} row{'s' * (count > 1)}" if least == 1 else f"{least}: {count}" for least, count in rows.items()]
+    otherwise = f"; with --keep-at-least 1 there would be at least {', '.join(counts)}" if counts else ""
+    assert line == f"documents lost: {lost} (http_status {lost}){otherwise}"
+
+
 def make_as_of_earlier_version(ledger: Path, cause: dict[int, str]) -> None:
     """Give images that were not requested the outcome and status of another, as earlier versions did.
 
@@ -206,6 +244,7 @@ def make_as_of_earlier_version(ledger: Path, cause: dict[int, str]) -> None:
             line["status"] = next(one["status"] for one in lines if one["sample"] == line["sample"] and one["status"])
     totals = json.loads(metadata[b"datafetch.totals"])
     totals["outcomes"] = dict(Counter(line["outcome"] for line in lines))
+    totals.pop("lost", None)
     schema = table.schema.with_metadata({**metadata, b"datafetch.totals": json.dumps(totals).encode()})
     pq.write_table(pa.Table.from_pylist(lines, schema=schema), ledger)
 

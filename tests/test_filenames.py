@@ -2,6 +2,7 @@
 
 import json
 import os
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -41,19 +42,31 @@ def test_no_name_leads_out_of_the_folder(name: str) -> None:
         assert "\0" not in name
 
 
-@given(st.lists(st.sampled_from(["a", "A", "b", "a/b", "A/c", "c", "ß", "SS", "ss", "é", "e\u0301"]), max_size=12))
-def test_no_two_accepted_names_give_the_same_file(names: list[str]) -> None:
-    """This holds even if case or composition is ignored, and for the folders of other names."""
-    clashes = DuplicateNames(names)
-    kept = [name for number, name in enumerate(names) if not clashes.why_refused(number)]
-    folded = [name.casefold() for name in kept]
-    assert len(folded) == len(set(folded))
-    assert not {"\u00e9", "e\u0301"} <= set(kept)
-    folders = {name.split("/")[0].casefold() for name in names if "/" in name}
-    assert not folders & {name for name in folded if "/" not in name}
-    for number, name in enumerate(names):  # the first of several colliding names is accepted, unless it is a folder
-        if name.casefold() not in folders and all(name.casefold() != one.casefold() for one in names[:number]):
-            assert not clashes.why_refused(number) or name in {"é", "e\u0301"}
+_NAMES = ["a", "A", "b", "a/b", "A/c", "a/b/c", "a/B/d", "b/a", "c", "ß", "SS", "ss", "é", "e\u0301"]
+
+
+def as_seen(name: str) -> str:
+    """Return a name as a filesystem sees it that ignores case and composition."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+@given(st.lists(st.none() | st.sampled_from(_NAMES), max_size=12))
+def test_of_names_that_clash_the_first_is_accepted(names: list[str | None]) -> None:
+    """A name is refused if and only if an accepted one before it is the same file, its folder, or below it."""
+    clashes, accepted = DuplicateNames(names), list[str]()
+    for number, name in enumerate(names):
+        if name is None:
+            assert not clashes.why_refused(number, "")
+            continue
+        seen = as_seen(name)
+        is_free = all(
+            seen != other and not seen.startswith(f"{other}/") and not other.startswith(f"{seen}/")
+            for other in accepted
+        )
+        assert bool(clashes.why_refused(number, name)) != is_free
+        if is_free:
+            accepted.append(seen)
+        assert clashes.has_namesake(number) == (sum(as_seen(one or "?") == seen for one in names) > 1)
 
 
 def test_records_that_the_trainer_could_not_use_are_not_fetched(tmp_path: Path) -> None:
@@ -66,7 +79,9 @@ def test_records_that_the_trainer_could_not_use_are_not_fetched(tmp_path: Path) 
     good[5]["conversations"] = turns[:1]
     good[6]["conversations"] = [turns[0], {"from": "gpt", "value": 7}]
     good[7]["conversations"] = [{"from": "human", "value": "no mark"}, turns[1]]
+    good[9]["image"] = "../" + "桜" * 300
     good[2050]["image"] = "4.JPG"
+    good[2060]["image"] = "4.jpg/odd.jpg"  # costs none but itself, although a folder of this name would hide a file
     records: list[object] = [*good]
     records[8] = "not a record"
     good[10]["url"] = "http://e.org/\ud800.jpg"  # JSON can hold a lone surrogate, and UTF-8 can't
@@ -78,13 +93,17 @@ def test_records_that_the_trainer_could_not_use_are_not_fetched(tmp_path: Path) 
     first, second = (list(manifest.samples(shard)) for shard in shards)
     refused = {sample.position: sample.row[REFUSED] for sample in first if not sample.urls}
     assert refused == {
-        3: "the name of its file leads out of the folder, or nowhere",
+        3: "the name of its file leads out of the folder, or nowhere: ../3.jpg",
         5: "the record has not 2 turns",
         6: "its turns are not one of human and one of gpt, with texts",
         7: "there is no <image> in its first turn",
         8: "the record is not an object",
+        9: "the name of its file leads out of the folder, or nowhere: ../" + "桜" * 197 + "…",
     }
     assert first[10].urls == ("",)
-    assert [sample.position for sample in second if not sample.urls] == [50]
+    assert {sample.position: sample.row[REFUSED] for sample in second if not sample.urls} == {
+        50: "an earlier record has the name of its file, but perhaps for the case of letters: 4.JPG",
+        60: "an earlier record has the name of its folder as a file: 4.jpg/odd.jpg",
+    }
     assert second[99].row == {"image": "2099.jpg"}
     assert (second[99].key, second[99].urls) == ("2099", ("http://e.org/2099",))

@@ -17,7 +17,8 @@ from in_process import retry, run
 from PIL import Image
 from runs import PATIENCE_S, Run, dying_at_a_step
 
-from datafetch import Check, Encoding, ImageSpec, Job, read_status, run_check
+from datafetch import Check, Encoding, ImageSpec, Job, Report, read_status, run_check
+from datafetch.cli.render import show_report
 from datafetch.datasets.ocr_vqa import OcrVqaOptions
 from datafetch.demo.origin import Origin
 from datafetch.errors import ConfigurationError, ManifestError
@@ -139,8 +140,31 @@ def test_the_trainers_list_has_the_records_whose_image_arrived(pairs: Pairs) -> 
         (2, "000000002", "http_status: HTTP 404"),
         (5, "000000005", "not_an_image"),
         (7, "000000007", "http_status: HTTP 500"),
-        (9, "000000009", "the name of its file leads out of the folder, or nowhere"),
+        (9, "000000009", "the name of its file leads out of the folder, or nowhere: ../9.jpg"),
     ]
+
+
+def test_refused_records_are_in_the_summary(pairs: Pairs, capfd: pytest.CaptureFixture[str]) -> None:
+    """With the place of the reasons; a record whose file would lie below another's costs no other, in a retry too."""
+    pairs.records[11]["image"] = "000000010.jpg/桜.jpg"
+    (pairs.source / LIST).write_text(json.dumps(pairs.records, ensure_ascii=False, indent=2))
+    arriving = [number for number in ARRIVING if number != 11]
+    check_refused(pairs, run(pairs.job()), arriving, capfd)
+    check_refused(pairs, retry(str(pairs.out)), sorted([*arriving, 7]), capfd)
+
+
+def check_refused(pairs: Pairs, report: Report, arrived: Sequence[int], capfd: pytest.CaptureFixture[str]) -> None:
+    """Check what there is of a list with two refused records, the last of which clashes with another."""
+    show_report(report, as_json=False)
+    printed = capfd.readouterr().out.splitlines()
+    assert "2 records refused for a file name or a form that can't be used" in printed
+    assert f"why the trainer's list lacks records: {pairs.layout.dropped}" in printed
+    assert report.summary()["notes"] == {"refused": 2}
+    assert pairs.files() == pairs.expected(arrived)
+    assert json.loads(pairs.trainers.read_text()) == [pairs.records[number] for number in arrived]
+    dropped = [orjson.loads(line) for line in pairs.layout.dropped.read_bytes().splitlines()]
+    assert [line["record"] for line in dropped] == [number for number in range(12) if number not in arrived]
+    assert dropped[-1]["reason"] == "an earlier record has the name of its folder as a file: 000000010.jpg/桜.jpg"
 
 
 def test_the_output_passes_verify(pairs: Pairs) -> None:

@@ -13,6 +13,7 @@ from test_spool import FAILURE, make_result, make_sample
 
 from datafetch.errors import ConfigurationError
 from datafetch.model.ledger_line import LedgerLine, ShardCounts
+from datafetch.model.lost_documents import LostDocuments
 from datafetch.store.ledger import (
     LedgerWriter,
     ShardSummary,
@@ -101,6 +102,8 @@ def test_all_lines_come_back_in_order(path: Path) -> None:
         {"samples": 2, "rows": 0, "outcomes": 2},
         {"samples": 2, "rows": 0, "outcomes": {}, "notes": {"records": -2}},
         {"samples": 2, "rows": 0, "written_bytes": -5},
+        {"samples": 2, "rows": 0, "lost": {"by_kind": {"timeout": -1}}},
+        {"samples": 2, "rows": 0, "lost": {"by_arrived": [0, "1"]}},
         {"pages": 3},
         [],
     ],
@@ -117,6 +120,17 @@ def test_impossible_counts_are_refused(tmp_path: Path, totals: object) -> None:
     for read in (read_shard_counts, read_shard_summary):
         with pytest.raises(ConfigurationError, match="is not a ledger"):
             read(path)
+
+
+def test_counts_come_back_as_they_were_written(tmp_path: Path) -> None:
+    """Lost documents, too; where none are counted the field is absent, since earlier versions refuse it."""
+    none = np.zeros(3, np.bool_)
+    for lost in (None, LostDocuments({"timeout": 2, "http_status": 1}, (1, 2, 0, 0, 0, 0, 0))):
+        path, counts = tmp_path / "part-00000.parquet", ShardCounts(3, 0, {"timeout": 3}, lost=lost)
+        with LedgerWriter(path, "part-00000") as ledger:
+            ledger.finish(ShardSummary(counts, none, none))
+        assert read_shard_counts(path) == counts
+        assert (b'"lost"' in pq.read_metadata(path).metadata[b"datafetch.totals"]) == (lost is not None)
 
 
 @pytest.mark.parametrize(

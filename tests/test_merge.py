@@ -15,8 +15,9 @@ from test_spool import make_result
 from datafetch.datasets.coyo import Coyo
 from datafetch.engine.retry_source import FailedSamples
 from datafetch.errors import ConfigurationError
-from datafetch.model.kinds import Payload
+from datafetch.model.kinds import Loader, Payload
 from datafetch.model.ledger_line import LedgerLine
+from datafetch.model.lost_documents import LostDocuments
 from datafetch.model.outcome import NOT_REQUESTED, Encoded, Failure, FailureKind, Outcome, Permission
 from datafetch.model.sample import Record, Row, Sample
 from datafetch.output import merge
@@ -24,7 +25,7 @@ from datafetch.output.commit import Commit, commit_shard
 from datafetch.output.merge import Output
 from datafetch.output.retry_filter import Retry, RetryFilter
 from datafetch.store.layout import OutputLayout
-from datafetch.store.ledger import read_samples, read_shard_summary
+from datafetch.store.ledger import read_samples, read_shard_counts, read_shard_summary
 from datafetch.store.spool import Spool
 from datafetch.store.spool_format import ImageResult, read_entries, read_marker
 from datafetch.store.spool_reader import SpoolReader
@@ -204,6 +205,35 @@ def test_images_that_were_not_requested_go_with_their_document(
     assert retry(strict, retry_filter, arriving) == ({1: requested} if requested else {})
     assert (strict.layout.ledger(SHARD).read_bytes() == before) == (not requested)
     assert [row["key"] for row in rows(strict.layout.out)] == (["k1", "k2"] if requested else ["k2"])
+
+
+def test_lost_documents_are_counted_by_their_first_failure(output: Output) -> None:
+    """And by how many of their images arrived. Rows, documents without images and unselected rows are not lost."""
+    strict = replace(output, dataset=Documents(least_images=2, loader=Loader.MMC4))
+    documents: list[list[Outcome]] = [
+        [NOT_REQUESTED, LATE, GONE],
+        [image("b0"), GONE],
+        [GONE, *map(image, "abcdefgh")],
+        [],
+        [NOT_REQUESTED, image("e1")],
+        [image("f0"), LATE],
+    ]
+    first_run(strict, documents)
+    assert read_shard_counts(strict.layout.ledger(SHARD)).lost == LostDocuments(
+        {"timeout": 2, "http_status": 1, "not_requested": 1}, (1, 3, 0, 0, 0, 0, 0)
+    )
+    retry(strict, RetryFilter(), {(0, 1): image("a1"), (5, 1): image("f1")})
+    assert read_shard_counts(strict.layout.ledger(SHARD)).lost == LostDocuments(
+        {"http_status": 3}, (0, 3, 0, 0, 0, 0, 0)
+    )
+
+
+def test_rows_that_are_not_selected_are_not_lost(output: Output) -> None:
+    """An id list that counts rows leaves out rows whatever arrived of them."""
+    documents = replace(output, dataset=Documents(loader=Loader.MMC4))
+    spool(documents, [(document(0, 2), [image("a"), GONE]), (document(1, 1), [GONE])])
+    counts = commit_shard(Commit(documents, SHARD, 2, row_numbers=frozenset()))
+    assert (counts.rows, counts.lost) == (0, LostDocuments({"http_status": 1}, (1, 0, 0, 0, 0, 0, 0)))
 
 
 def test_not_requested_alone_selects_nothing() -> None:

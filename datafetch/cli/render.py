@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,7 @@ from datafetch.errors import ResourceError
 from datafetch.model.advice import ADVICE
 from datafetch.model.kinds import CounterName
 from datafetch.model.ledger_line import ShardCounts
+from datafetch.model.lost_documents import LostDocuments
 from datafetch.model.outcome import OK, FailureKind, may_kind_pass
 from datafetch.model.report import Report
 from datafetch.model.sample import IdListResult
@@ -35,6 +36,7 @@ from datafetch.monitor.host_failures import FailingHost
 from datafetch.monitor.recipe_status import DatasetStatus
 from datafetch.monitor.status import RunState, Status
 from datafetch.output.reshard.folder import Resharded
+from datafetch.store.layout import OutputLayout
 from datafetch.store.lock_holder import LockHolder
 from datafetch.verify import Verdict
 
@@ -48,6 +50,7 @@ _COUNTERS: dict[str, tuple[str, str]] = {
     CounterName.FILTERED: ("record", "left out by filters"),
     CounterName.FILLED_SIMILARITY: ("document", "got similarities of zero"),
     CounterName.RECORDS: ("document", "in the shards of the list"),
+    CounterName.REFUSED: ("record", "refused for a file name or a form that can't be used"),
     CounterName.REPEATED_IDS: ("row", "left out because an earlier row has the same id"),
     CounterName.SKIPPED: ("image", "not requested because its document was lost"),
 }
@@ -55,6 +58,7 @@ _COUNTERS: dict[str, tuple[str, str]] = {
 
 _HOST_COLUMNS = 40
 _FILE_COLUMNS = 10_000  # of what is not a terminal: lines are whole
+_SHOWN_CHOICES = 3
 _SHOWN_PROCESSES = 4
 _SHOWN_HOSTS = 5
 _SHOWN_STATUSES = 8
@@ -77,6 +81,8 @@ def show_report(report: Report, *, as_json: bool) -> None:
     if report.retried:
         lines.append(f"retried {report.retried:,}, {report.retried_arrived or 0:,} arrived")
     last = []
+    if totals.lost is not None and totals.lost.count:
+        lines.append(_lost_documents(totals.lost, report.rows_by_keep_at_least))
     if totals.notes:
         lines.append(", ".join(_counter_text(name, count) for name, count in sorted(totals.notes.items())))
     if report.resharded is not None:
@@ -95,10 +101,7 @@ def show_report(report: Report, *, as_json: bool) -> None:
 
 def _images(totals: ShardCounts) -> str:
     """How many images arrived and failed, and why."""
-    failures = sorted(
-        ((kind, count) for kind, count in totals.outcomes.items() if kind != OK), key=lambda pair: (-pair[1], pair[0])
-    )
-    why = ", ".join(f"{kind} {count:,}" for kind, count in failures)
+    why = _most_first({kind: count for kind, count in totals.outcomes.items() if kind != OK})
     counts = [f"{totals.ok:,} ok"] if totals.ok else []
     if totals.failed:
         counts.append(f"{totals.failed:,} failed ({why})")
@@ -139,9 +142,30 @@ def _ids(found: IdListResult) -> Iterator[str]:
         yield f"ids: {found.remark}"
 
 
+def _lost_documents(lost: LostDocuments, rows_by_keep_at_least: Mapping[int, int]) -> str:
+    """Why documents were lost, and what another choice of the images that a row needs would give."""
+    line = f"documents lost: {lost.count:,} ({_most_first(lost.by_kind)})"
+    shown = list(rows_by_keep_at_least.items())[:_SHOWN_CHOICES]
+    if not shown:
+        return line
+    (images, rows), *others = shown
+    more = "".join(f", {images}: {rows:,}" for images, rows in others)
+    return f"{line}; with --keep-at-least {images} there would be at least {counted(rows, 'row')}{more}"
+
+
+def _most_first(counts: Mapping[str, int]) -> str:
+    """Counts by name, the largest first."""
+    return ", ".join(
+        f"{name} {count:,}" for name, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+    )
+
+
 def _advice(report: Report) -> Iterator[str]:
-    """Say how failed images can still be fetched."""
+    """Say why the trainer's list lacks records, and how failed images can still be fetched."""
     retry = _retry_command(report.out)
+    dataset = DATASETS.get(report.dataset)
+    if dataset is not None and dataset.list_name is not None and report.totals.rows < report.totals.samples:
+        yield f"why the trainer's list lacks records: {OutputLayout(Path(report.out)).dropped}"
     failed = sorted(kind for kind in report.totals.outcomes if kind not in (OK, FailureKind.NOT_REQUESTED))
     if report.has_open_retry:
         yield f"a retry was interrupted: '{retry}' completes it"
@@ -151,7 +175,6 @@ def _advice(report: Report) -> Iterator[str]:
             f"--kinds {','.join(failed)}{' (or some of them)' if len(failed) > 1 else ''} requests those as well"
         )
     missing = report.totals.outcomes.get(FailureKind.MISSING_MEMBER, 0)
-    dataset = DATASETS.get(report.dataset)
     root = None if dataset is None else dataset.image_root
     if missing and root is not None:
         folder = os.path.normpath(Path(report.out) / root)
@@ -293,8 +316,7 @@ def show_built(built: Sequence[BuiltDataset], *, as_json: bool) -> None:
         lines.append(f"{one.part.name:<{width}}  {totals.images:>11,}  {totals.ok:>11,}  {totals.failed:>11,}")
         kinds = {kind: count for kind, count in totals.outcomes.items() if kind != OK}
         if kinds:
-            most = ", ".join(f"{kind} {kinds[kind]:,}" for kind in sorted(kinds, key=lambda kind: (-kinds[kind], kind)))
-            lines.append(f"    {most}; 'datafetch status {shlex.quote(one.out)}' shows at which hosts")
+            lines.append(f"    {_most_first(kinds)}; 'datafetch status {shlex.quote(one.out)}' shows at which hosts")
         lines += [f"    {advice}" for advice in _advice(one.report)]
         if any(map(may_kind_pass, kinds)) and DATASETS[one.part.name].image_root is None:
             lines.append(f"    '{_retry_command(one.out)}' requests again what may have been temporary")

@@ -143,7 +143,7 @@ class _Selected(Manifest):
             return _failure(FailureKind.BAD_MEMBER, refusal)
         if self._duplicates.has_namesake(number):
             return _failure(FailureKind.MISSING_MEMBER, "several members have its name, so it is ambiguous")
-        if refusal := self._duplicates.why_refused(number):
+        if refusal := self._duplicates.why_refused(number, name):
             return _failure(FailureKind.BAD_MEMBER, refusal)
         return {}
 

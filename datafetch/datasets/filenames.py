@@ -1,17 +1,18 @@
 """Decides which file names from untrusted data may be written, and which would collide.
 
 Rules: a name must stay inside the output folder, and be valid and unambiguous on every common filesystem. Names are
-never repaired, because two repairs could give the same name; what would need a repair is refused. The reasons are part
-of ``dropped.jsonl``.
+never repaired, because two repairs could give the same name; what would need a repair is refused. The reasons are
+stored, and don't quote the name, so that equal ones are equal texts.
 """
 
 from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
+import numpy.typing as npt
 
 from datafetch.model.untrusted import is_utf8
 
@@ -48,17 +49,17 @@ def _why_part_refused(part: str) -> str:
 class DuplicateNames:
     """Finds names that would be the same file on some filesystem, or the folder of another file.
 
-    Memory holds 16 bytes for each name, twice a hash of the name as a filesystem sees it that ignores case and Unicode
-    composition, and some 60 for each folder.
+    Of several that clash, the first is accepted, and refused names clash with nothing. Memory holds 16 bytes for each
+    name, twice a hash of the name as a filesystem sees it that ignores case and Unicode composition, and some 110 for
+    each folder.
 
     Args:
         names: All names, in order; None for those that are refused for another reason.
     """
 
     def __init__(self, names: Iterable[str | None]) -> None:
-        folders: set[int] = set()
-        digests = np.fromiter((_NONE if name is None else _add_name(name, folders) for name in names), np.int64)
-        self._folders = folders
+        self._first_below: dict[int, int] = {}  # folder → number of the first name below it
+        digests = np.fromiter((self._add(number, name) for number, name in enumerate(names)), np.int64)
         order = np.argsort(digests, kind="stable")
         is_repeated = (
             np.concatenate(([False], digests[order][1:] == digests[order][:-1])) if len(order) else np.empty(0)
@@ -69,50 +70,70 @@ class DuplicateNames:
         self._with_namesakes = np.union1d(self._repeated, order[np.roll(is_repeated, -1)] if len(order) else ())
         self._digests = digests
         self._sorted_digests = digests[order]
+        folders = np.fromiter(self._first_below, np.int64)
+        both = folders[np.isin(folders, self._sorted_digests)]
+        numbers = order[np.searchsorted(self._sorted_digests, both)]
+        # Those folders whose name an earlier name has, so that nothing can lie in them: folder → number of that name.
+        self._files = {
+            folder: number
+            for folder, number in zip(both.tolist(), numbers.tolist(), strict=True)
+            if number < self._first_below[folder]
+        }
 
     def __len__(self) -> int:
         return len(self._digests)
 
     def has_namesake(self, number: int) -> bool:
         """Whether another name would be the same file as the name with this number."""
-        index = int(np.searchsorted(self._with_namesakes, number))
-        is_found = index < len(self._with_namesakes) and int(self._with_namesakes[index]) == number
-        return is_found and int(self._digests[number]) != _NONE
+        return _is_in(self._with_namesakes, number) and int(self._digests[number]) != _NONE
 
     def would_clash(self, name: str) -> bool:
         """Whether a further name would be the same file as one of the names, or the folder of one, or below one."""
-        parts = name.split("/")
         own = _digest(name)
-        above = (_digest("/".join(parts[:end])) for end in range(1, len(parts)))
-        return own in self._folders or any(self._has_digest(digest) for digest in (own, *above))
+        return own in self._first_below or any(
+            _is_in(self._sorted_digests, digest) for digest in (own, *_folder_digests(name))
+        )
 
-    def _has_digest(self, digest: int) -> bool:
-        index = int(np.searchsorted(self._sorted_digests, digest))
-        return index < len(self._sorted_digests) and int(self._sorted_digests[index]) == digest
+    def why_refused(self, number: int, name: str) -> str:
+        """Return why a name collides with an earlier one that is accepted; an empty string if it does not.
 
-    def why_refused(self, number: int) -> str:
-        """Return why the name with this number collides with another; an empty string if it does not.
-
-        Of several names for the same file, the first one is accepted.
+        Args:
+            number: The number of the name.
+            name: The name itself.
         """
         digest = int(self._digests[number])
         if digest == _NONE:
             return ""
-        index = int(np.searchsorted(self._repeated, number))
-        if index < len(self._repeated) and int(self._repeated[index]) == number:
+        if _is_in(self._repeated, number):
             return "an earlier record has the name of its file, but perhaps for the case of letters"
-        return "the name of its file is that of another's folder" if digest in self._folders else ""
+        if self._first_below.get(digest, number) < number:
+            return "an earlier record has the name of its file as a folder"
+        if self._files and any(self._files.get(folder, number) < number for folder in _folder_digests(name)):
+            return "an earlier record has the name of its folder as a file"
+        return ""
+
+    def _add(self, number: int, name: str | None) -> int:
+        """Add the folders of a name, and return its digest."""
+        if name is None:
+            return _NONE
+        for folder in _folder_digests(name):
+            self._first_below.setdefault(folder, number)
+        return _digest(name)
 
 
 _NONE = -1
 
 
-def _add_name(name: str, folders: set[int]) -> int:
-    """Return the digest of a name, and add those of its folders."""
+def _is_in(ordered: npt.NDArray[np.int64], value: int) -> bool:
+    """Whether a sorted array has a value."""
+    index = int(np.searchsorted(ordered, value))
+    return index < len(ordered) and int(ordered[index]) == value
+
+
+def _folder_digests(name: str) -> Iterator[int]:
+    """The digests of the folders that a name lies in."""
     parts = name.split("/")
-    for end in range(1, len(parts)):
-        folders.add(_digest("/".join(parts[:end])))
-    return _digest(name)
+    return (_digest("/".join(parts[:end])) for end in range(1, len(parts)))
 
 
 def _digest(name: str) -> int:

@@ -29,11 +29,12 @@ from datafetch.model.interfaces import Manifest, Samples
 from datafetch.model.kinds import Loader, Payload
 from datafetch.model.options import DatasetOptions, option
 from datafetch.model.sample import REFUSED, Record, Row, Sample, Shard
-from datafetch.model.untrusted import is_utf8
+from datafetch.model.untrusted import is_utf8, to_printable
 
 _LIST = "llm-jp_mm_pair_step0_558k.json"
 _SNIFFED_RECORDS = 100
 _MAX_KEY_CHARS = 200
+_MAX_QUOTED_CHARS = 200
 
 _log = logging.getLogger(__name__)
 
@@ -134,8 +135,10 @@ class Step0Manifest(Manifest):
             count: The number of records.
         """
         for position, record in enumerate(islice(_read(self._path, start_bytes), count)):
-            reason = _why_unusable(record) or self._duplicates.why_refused(first + position)
             fields: Mapping[str, Any] = record if isinstance(record, dict) else {}
+            reason = _why_unusable(record)
+            if not reason and (clash := self._duplicates.why_refused(first + position, fields["image"])):
+                reason = _quote(clash, fields["image"])
             key = _key(fields.get("id"), first + position)
             if reason:
                 yield Sample(position, key, (), {REFUSED: reason})
@@ -199,7 +202,14 @@ def _why_unusable(record: object) -> str:
     """Return why the trainer can't use a record, or no file may have its name; an empty string if it is usable."""
     if reason := why_no_pair(record):
         return reason
-    return why_refused(record.get("image") if isinstance(record, dict) else None)
+    name = record.get("image") if isinstance(record, dict) else None
+    reason = why_refused(name)
+    return _quote(reason, name) if reason and name and isinstance(name, str) else reason
+
+
+def _quote(reason: str, name: str) -> str:
+    """A reason with the name of the file that it is about."""
+    return f"{reason}: {to_printable(name[:_MAX_QUOTED_CHARS])}{'…' if len(name) > _MAX_QUOTED_CHARS else ''}"
 
 
 def _key(value: object, number: int) -> str:

@@ -154,11 +154,12 @@ class OcrVqaManifest(Manifest):
         first = number * SAMPLES_PER_SHARD
         covers = self._covers_of(ObjectReader(self._path, start_bytes=self._offsets[number]))
         for position, cover in enumerate(islice(covers, self._size(number))):
-            refusal = _why_refused(cover) or self._duplicates.why_refused(first + position)
+            name = f"{cover.id_}.jpg"
+            refusal = _why_refused(cover) or self._duplicates.why_refused(first + position, name)
             if refusal:
                 yield Sample(position, cover.id_, (), {REFUSED: refusal})
             else:
-                yield Sample(position, cover.id_, (cover.url,), {"image": f"{cover.id_}.jpg"})
+                yield Sample(position, cover.id_, (cover.url,), {"image": name})
 
     def _size(self, number: int) -> int:
         return min(SAMPLES_PER_SHARD, self._covers - number * SAMPLES_PER_SHARD)

@@ -35,6 +35,7 @@ from datafetch.engine.pipeline import Pipeline
 from datafetch.errors import ConservationError
 from datafetch.fetch import BodyBudget, Fetcher, FetchStatistics
 from datafetch.model.interfaces import ImageTranscoder
+from datafetch.model.kinds import Loader
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.observers import Observer, observed_by
 from datafetch.model.outcome import OK
@@ -52,7 +53,7 @@ from datafetch.output.training_list import write_trainers_list
 from datafetch.process.threads import run_in_thread
 from datafetch.store.atomic import write_atomically
 from datafetch.store.layout import OutputLayout
-from datafetch.store.ledger import read_shard_counts
+from datafetch.store.ledger import count_lost_documents, read_shard_counts
 from datafetch.transcode import Encoding, ImageSpec, Transcoder
 
 
@@ -254,8 +255,16 @@ class Session:
 
     def _read_counts(self) -> dict[str, ShardCounts]:
         """The counts of all published shards; those that this session has not published are read from the ledgers."""
-        layout = self.output.layout
-        return {shard: self._counts.get(shard) or read_shard_counts(layout.ledger(shard)) for shard in self.published()}
+        layout, are_documents = self.output.layout, self.output.dataset.loader is Loader.MMC4
+        counts = {
+            shard: self._counts.get(shard) or read_shard_counts(layout.ledger(shard)) for shard in self.published()
+        }
+        return {
+            shard: replace(part, lost=count_lost_documents(layout.ledger(shard)))
+            if are_documents and part.lost is None
+            else part
+            for shard, part in counts.items()
+        }
 
     def _report(self, fetched: FetchedShards) -> Report:
         counts, layout = self._read_counts(), self.output.layout

@@ -36,6 +36,8 @@ class CounterName(StrEnum):
     """Documents without similarities, which were filled with zeros because an option permits it."""
     RECORDS = "records"
     """All records of a shard, selected or not, in datasets whose id list numbers them."""
+    REFUSED = "refused"
+    """Records that the trainer could not use, or whose file can't have its name, so that nothing was requested."""
     REPEATED_IDS = "repeated_ids"
     """Rows that were skipped because an earlier row, in the same file or in another, has the same id."""
     SKIPPED = "not_asked"

@@ -9,6 +9,7 @@ from http import HTTPStatus
 from typing import Any
 
 from datafetch.model.bounds import Count
+from datafetch.model.lost_documents import LostDocuments
 from datafetch.model.outcome import (
     NOT_REQUESTED,
     OK,
@@ -154,6 +155,7 @@ class ShardCounts:
         outcomes: The number of images by outcome: ``ok`` or a failure kind.
         written_bytes: The size of the published files.
         notes: Everything else that was counted, by ``CounterName``.
+        lost: The documents that were lost; None for samples that are no documents, and ledgers of earlier versions.
     """
 
     samples: Count = 0
@@ -161,6 +163,7 @@ class ShardCounts:
     outcomes: Mapping[str, Count] = field(default_factory=dict)
     written_bytes: Count = 0
     notes: Mapping[str, Count] = field(default_factory=dict)
+    lost: LostDocuments | None = None
 
     @property
     def images(self) -> int:
@@ -188,6 +191,7 @@ class ShardCounts:
                 outcomes=Counter(total.outcomes) + Counter(part.outcomes),
                 written_bytes=total.written_bytes + part.written_bytes,
                 notes=Counter(total.notes) + Counter(part.notes),
+                lost=LostDocuments.sum((total.lost, part.lost)),
             )
         return total
 

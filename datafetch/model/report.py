@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from datafetch.model.advice import FailedAlike
 from datafetch.model.ledger_line import ShardCounts
+from datafetch.model.lost_documents import MAX_COUNTED_IMAGES
 from datafetch.model.outcome import OK
 from datafetch.model.sample import IdListResult
 
@@ -114,6 +115,16 @@ class Report:
         """Images that arrived in this run, per second of wall-clock time."""
         return (self.totals.ok - self.reused) / self.elapsed_s if self.elapsed_s > 0 else 0.0
 
+    @property
+    def rows_by_keep_at_least(self) -> dict[int, int]:
+        """How many rows there would be at least with ``--keep-at-least``, by its value, where there would be more.
+
+        Lower bounds, because images that were not requested might have arrived.
+        """
+        lost = self.totals.lost
+        more = {} if lost is None else {k: lost.with_images(k) for k in range(1, MAX_COUNTED_IMAGES + 1)}
+        return {images: self.totals.rows + documents for images, documents in more.items() if documents}
+
     def summary(self) -> dict[str, object]:
         """The report as the JSON object that ``--json`` prints and ``report.json`` holds."""
         totals = self.totals
@@ -143,6 +154,12 @@ class Report:
             "connections": self.connections,
             "peak_open_requests": self.peak_open_requests,
         }
+        if totals.lost is not None:
+            summary["documents"] = {
+                "lost": totals.lost.count,
+                "by_kind": dict(sorted(totals.lost.by_kind.items())),
+                "keep_at_least": {str(images): rows for images, rows in self.rows_by_keep_at_least.items()},
+            }
         if totals.notes:
             summary["notes"] = dict(sorted(totals.notes.items()))
         if self.resharded is not None:

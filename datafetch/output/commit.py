@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from datafetch.errors import ResourceError
+from datafetch.model.kinds import Loader
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.output.formats import format_of
 from datafetch.output.merge import MergedSample, Output, merge_retry, merge_spool
@@ -117,7 +118,8 @@ def _write(commit: Commit, folder: Path) -> ShardCounts:
     else:
         samples, retry_number = merge_retry(output, shard, retry.retry_filter), retry.number
         notes = read_shard_counts(output.layout.ledger(shard)).notes
-    tally = ShardTally(shard, commit.samples, notes=notes, retry=retry_number)
+    are_documents = output.dataset.loader is Loader.MMC4
+    tally = ShardTally(shard, commit.samples, notes=notes, retry=retry_number, are_documents=are_documents)
     writer = format_of(output.layout).open_writer(output.layout, shard, folder, is_retry=retry is not None)
     with (
         closing(writer),
@@ -148,4 +150,6 @@ def _select_rows(samples: Iterable[MergedSample], row_numbers: frozenset[int] | 
     for merged in samples:
         is_selected = not merged.has_row or rows in row_numbers
         rows += merged.has_row
-        yield merged if is_selected else replace(merged, row=None, has_row=False, kept_for_retry=())
+        yield (
+            merged if is_selected else replace(merged, row=None, has_row=False, kept_for_retry=(), is_unselected=True)
+        )

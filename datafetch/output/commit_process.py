@@ -15,6 +15,7 @@ import sys
 from contextlib import suppress
 from typing import Any
 
+import msgspec
 import orjson
 
 from datafetch.errors import (
@@ -82,7 +83,7 @@ def _decode_response(response: bytes, status: int | None) -> ShardCounts:
     fields: dict[str, Any] = orjson.loads(response)
     if "error" in fields:
         raise _ERRORS[fields["error"]](fields["message"])
-    return ShardCounts(**fields)
+    return msgspec.convert(fields, ShardCounts)
 
 
 def main() -> None:

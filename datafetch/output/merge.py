@@ -27,10 +27,10 @@ from typing import Generic, TypeVar
 
 from datafetch.errors import ConservationError
 from datafetch.model.interfaces import Dataset
-from datafetch.model.kinds import Payload
+from datafetch.model.kinds import CounterName, Payload
 from datafetch.model.ledger_line import LedgerLine
 from datafetch.model.outcome import OK, FailureKind, Permission
-from datafetch.model.sample import BAD_LINE, Sample
+from datafetch.model.sample import BAD_LINE, REFUSED, Sample
 from datafetch.output.formats import PublishedRow, format_of
 from datafetch.output.retry_filter import Retry, RetryFilter
 from datafetch.output.row import OutputRow, placeholder
@@ -78,7 +78,9 @@ class MergedSample:
             row, or if a published row stays where it is, in a resharded file or as a file of its own.
         has_row: Whether the sample has a row, to be written or already published.
         kept_for_retry: What is kept for a later retry; empty if all of its images arrived.
-        is_bad_line: Whether the sample represents a record of the manifest that could not be read.
+        counted_as: What a sample without images is counted as in the shard's notes, if it stands for a record of the
+            manifest that could not be read or was refused.
+        is_unselected: Whether it became a row that the id list does not select, so that it has none.
     """
 
     position: int
@@ -86,7 +88,8 @@ class MergedSample:
     row: OutputRow | PublishedRow | None
     has_row: bool
     kept_for_retry: tuple[LazySpoolRecord, ...]
-    is_bad_line: bool = False
+    counted_as: CounterName | None = None
+    is_unselected: bool = False
 
 
 def could_have_row(dataset: Dataset, sample: Sample, lines: tuple[LedgerLine, ...], retry_filter: RetryFilter) -> bool:
@@ -146,8 +149,15 @@ def _merge_sample(output: Output, complete: SpooledSample, in_row: frozenset[int
     values = output.dataset.to_row(record, output.payload)
     row = None if values is None else OutputRow(values, spooled.images)
     kept_for_retry = _records_for_retry(output, spooled, has_row=row is not None)
-    is_bad_line = not record.sample.urls and record.sample.row.keys() == {BAD_LINE}
-    return MergedSample(record.sample.position, spooled.lines, row, row is not None, kept_for_retry, is_bad_line)
+    counted_as = _counted_as(record.sample)
+    return MergedSample(record.sample.position, spooled.lines, row, row is not None, kept_for_retry, counted_as)
+
+
+def _counted_as(sample: Sample) -> CounterName | None:
+    if sample.urls or len(sample.row) != 1:
+        return None
+    (reason,) = sample.row
+    return {BAD_LINE: CounterName.BAD_LINES, REFUSED: CounterName.REFUSED}.get(reason)
 
 
 def _enforce_size_limit(

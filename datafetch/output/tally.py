@@ -10,6 +10,8 @@ import numpy as np
 from datafetch.errors import ConservationError
 from datafetch.model.kinds import CounterName
 from datafetch.model.ledger_line import ShardCounts
+from datafetch.model.lost_documents import LostDocumentCounter
+from datafetch.model.outcome import FailureKind
 from datafetch.output.merge import MergedSample
 from datafetch.store.ledger import ShardSummary
 
@@ -22,22 +24,26 @@ class ShardTally:
         samples: The number of samples that the shard must have.
         notes: What was counted while the manifest was scanned, by ``CounterName``.
         retry: The number of the retry that is committed; 0 if it is not one.
+        are_documents: Whether the samples are documents, of which the lost ones are counted.
 
     Attributes:
         own_rows: The number of rows that the commit writes.
     """
 
-    def __init__(self, shard: str, samples: int, *, notes: Mapping[str, int], retry: int) -> None:
+    def __init__(
+        self, shard: str, samples: int, *, notes: Mapping[str, int], retry: int, are_documents: bool = False
+    ) -> None:
         self.own_rows = 0
         self._shard = shard
         self._expected_samples = samples
-        self._scan_notes = notes
         self._retry = retry
         self._has_row: list[bool] = []
         self._is_own: list[bool] = []
         self._lines = 0
-        self._skipped = 0
-        self._bad_lines = 0
+        self._notes: Counter[str] = Counter(
+            {name: count for name, count in notes.items() if name != CounterName.SKIPPED}  # which is counted here
+        )
+        self._lost = LostDocumentCounter() if are_documents else None
         self._outcomes: Counter[str] = Counter()
 
     def add(self, merged: MergedSample) -> None:
@@ -54,8 +60,10 @@ class ShardTally:
         self.own_rows += merged.row is not None
         self._lines += len(merged.lines)
         self._outcomes.update(line.outcome for line in merged.lines)
-        self._skipped += sum(line.is_skipped for line in merged.lines)
-        self._bad_lines += merged.is_bad_line
+        if merged.counted_as is not None:
+            self._notes[merged.counted_as.value] += 1
+        if self._lost is not None and not merged.has_row and not merged.is_unselected:
+            self._lost.add([line.outcome for line in merged.lines])
 
     def summarize(self, written_bytes: int, ledger_lines: int) -> ShardSummary:
         """The summary of the shard, once all samples have been added.
@@ -68,7 +76,14 @@ class ShardTally:
             ConservationError: Samples or images were lost or counted twice.
         """
         shard, expected = self._shard, self._expected_samples
-        totals = ShardCounts(len(self._has_row), sum(self._has_row), dict(self._outcomes), written_bytes, self._notes())
+        totals = ShardCounts(
+            len(self._has_row),
+            sum(self._has_row),
+            dict(self._outcomes),
+            written_bytes,
+            self._all_notes(),
+            None if self._lost is None else self._lost.result(),
+        )
         if totals.samples != expected:
             raise ConservationError(
                 f"shard {shard}: {totals.samples} of the manifest's {expected} samples were processed"
@@ -80,9 +95,7 @@ class ShardTally:
             )
         return ShardSummary(totals, np.array(self._has_row, np.bool_), np.array(self._is_own, np.bool_), self._retry)
 
-    def _notes(self) -> dict[str, int]:
+    def _all_notes(self) -> dict[str, int]:
         """The counts besides samples and images: of the manifest's scan, and of what is counted here."""
-        counted = Counter({name: count for name, count in self._scan_notes.items() if name != CounterName.SKIPPED})
-        counted[CounterName.SKIPPED.value] = self._skipped
-        counted[CounterName.BAD_LINES.value] += self._bad_lines
-        return {str(name): count for name, count in counted.items() if count}
+        notes = {**self._notes, CounterName.SKIPPED: self._outcomes[FailureKind.NOT_REQUESTED]}
+        return {str(name): count for name, count in notes.items() if count}

@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from datafetch.errors import ConfigurationError, raise_if_exhausted
 from datafetch.model.bounds import Count
 from datafetch.model.ledger_line import LEGACY_SKIPPED_PREFIX, LedgerLine, ShardCounts
+from datafetch.model.lost_documents import LostDocumentCounter, LostDocuments
 from datafetch.model.outcome import NOT_REQUESTED, OK, Failure, FailureKind, Permission
 
 SCHEMA = pa.schema(
@@ -124,7 +125,7 @@ class LedgerWriter:
         self._flush()
         self._writer.add_key_value_metadata(
             {
-                _TOTALS_KEY: orjson.dumps(summary.totals),
+                _TOTALS_KEY: _encode_totals(summary.totals),
                 _ROWS_KEY: pack_bools(summary.has_row),
                 _OWN_ROWS_KEY: pack_bools(summary.own_rows),
                 _RETRY_KEY: str(summary.retry).encode(),
@@ -153,6 +154,12 @@ def _table(lines: Sequence[Mapping[str, object]]) -> pa.Table:
 
 def _escaped(value: object) -> object:
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+
+
+def _encode_totals(totals: ShardCounts) -> bytes:
+    """The counts as JSON, without a field that is None: earlier versions refuse fields that they don't know."""
+    values = {name: value for name in sorted(_COUNTS) if (value := getattr(totals, name)) is not None}
+    return orjson.dumps(values)
 
 
 def pack_bools(values: Bools) -> bytes:
@@ -239,6 +246,15 @@ def _read_metadata(path: Path) -> dict[bytes, bytes]:
     if not metadata.keys() >= {_TOTALS_KEY, _ROWS_KEY, _OWN_ROWS_KEY, _RETRY_KEY}:
         raise not_a_ledger(path, "a ledger of this version of datafetch")
     return metadata
+
+
+def count_lost_documents(path: Path) -> LostDocuments:
+    """Count the lost documents of a published shard, whose ledger is of an earlier version and lacks their number."""
+    has_row, counter = read_shard_summary(path).has_row, LostDocumentCounter()
+    for lines in read_samples(path):
+        if not has_row[lines[0].sample]:
+            counter.add([line.outcome for line in lines])
+    return counter.result()
 
 
 def read_samples(path: Path) -> Iterator[tuple[LedgerLine, ...]]:

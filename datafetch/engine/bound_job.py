@@ -13,7 +13,7 @@ from datafetch.engine.archives import NO_ARCHIVES, Archives, images_in_place, op
 from datafetch.engine.disk_estimate import DiskEstimate
 from datafetch.engine.feed import MAX_OPEN_SAMPLES, MAX_OPEN_SHARDS
 from datafetch.engine.job import Job, dataset_of, hash_of, identify, own_spec, reshard_plan, settings_of
-from datafetch.engine.ownership import claim_for_job
+from datafetch.engine.ownership import claim_for_job, refuse_missing_files, restore_missing_files
 from datafetch.engine.published import download_file, download_source, find_published, policy_for_files
 from datafetch.engine.remote_files import open_remote_files
 from datafetch.engine.scan_cache import StateFolderCache
@@ -88,6 +88,8 @@ class BoundJob:
                 f"{self.layout.out} is a symbolic link, and --fresh would delete what it leads to; replace it by a "
                 "folder, or leave out --fresh"
             )
+        if not is_whole:  # only a whole run makes them again
+            refuse_missing_files(self.layout)
         is_comparable = self.dataset.adopts_files and self.spec.encode is Encoding.RECEIVED
         takes_files = is_comparable or self.dataset.image_root is not None
         claim_for_job(
@@ -98,6 +100,8 @@ class BoundJob:
             fresh=self.job.fresh,
             takes_files=is_whole and takes_files,
         )
+        if is_whole:
+            restore_missing_files(self.layout)
 
     def keep_manifest(self) -> None:
         """Keep in the state folder what is needed of the manifest later.

@@ -24,12 +24,12 @@ from typing import TypeAlias
 from datafetch.errors import ResourceError
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.output.formats import format_of
-from datafetch.output.merge import MergedSample, Output, merge_retry, merge_spool
+from datafetch.output.merge import MergedSample, Output, merge_repair, merge_retry, merge_spool
 from datafetch.output.row import OutputRow
 from datafetch.output.tally import ShardTally
 from datafetch.store.atomic import make_folder, publish, sync
 from datafetch.store.layout import OutputLayout
-from datafetch.store.ledger import LedgerWriter, read_shard_counts
+from datafetch.store.ledger import LedgerWriter, read_shard_summary
 from datafetch.store.spool_writer import SpoolWriter
 
 
@@ -73,7 +73,7 @@ def commit_shard(commit: Commit) -> ShardCounts:
         shutil.rmtree(folder, ignore_errors=True)
         make_folder(folder)
         totals = _write(commit, folder)
-        if not totals.rows:
+        if not totals.rows and not layout.reshard_record.exists():  # resharded files may have the same names
             for path in format_of(layout).files_of(layout, commit.shard):  # left over, without a ledger
                 path.unlink(missing_ok=True)
         for path in folder.iterdir():
@@ -112,11 +112,12 @@ def complete_commits(layout: OutputLayout, shards: Collection[str] | None = None
 
 def _write(commit: Commit, folder: Path) -> ShardCounts:
     output, shard, retry = commit.output, commit.shard, commit.output.retry
-    if retry is None:
+    if retry is None and not output.is_repair:
         samples, notes, retry_number = merge_spool(output, shard), commit.notes, 0
     else:
-        samples, retry_number = merge_retry(output, shard, retry.retry_filter), retry.number
-        notes = read_shard_counts(output.layout.ledger(shard)).notes
+        before = read_shard_summary(output.layout.ledger(shard))
+        notes, retry_number = before.totals.notes, before.retry if retry is None else retry.number
+        samples = merge_repair(output, shard) if retry is None else merge_retry(output, shard, retry.retry_filter)
     tally = ShardTally(shard, commit.samples, notes=notes, retry=retry_number)
     writer = format_of(output.layout).open_writer(output.layout, shard, folder, is_retry=retry is not None)
     with (

@@ -30,8 +30,13 @@ class PickleFormat(ShardFormat):
         return PickleShardWriter(folder, shard)
 
     def read_rows(self, layout: OutputLayout, shard: str) -> Iterator[Iterable[bytes]]:
-        """The rows of a shard, each as pieces of its frame; none if the output is resharded, where they stay."""
-        return iter(()) if layout.reshard_record.exists() else stream_frames(layout.out / f"{shard}{ROWS_SUFFIX}")
+        """The rows of a shard, each as pieces of its frame; of a resharded output those that were added since.
+
+        All others stay where they are.
+        """
+        is_resharded = layout.reshard_record.exists()
+        path = (layout.added if is_resharded else layout.out) / f"{shard}{ROWS_SUFFIX}"
+        return iter(()) if is_resharded and not path.exists() else stream_frames(path)
 
 
 class PickleShardWriter:

@@ -44,6 +44,7 @@ from datafetch.output.reshard.shard_writer import ReshardWriter, UInt32s
 from datafetch.output.reshard.swap import RECORD, SHARDS, complete_swap, mark_complete
 from datafetch.store.atomic import write_atomically
 from datafetch.store.layout import OutputLayout
+from datafetch.store.state_file import read_if_sound
 
 _BUFFER_BYTES = 32 << 20  # rows for half the shards of a large set, so that few files are opened for one row
 _ROWS_PER_REPORT = 10_000  # between two reports while rows are measured
@@ -127,7 +128,7 @@ def reshard_rows(
             files=writer.files(),
             samples=dict(samples or {}),
             made_from=list(made_from),
-            replaces=[source.path.stem for source in sources if source.path.parent == layout.out],
+            replaces=_replaced(layout, sources),
         )
         write_atomically(layout.resharding / RECORD, orjson.dumps(record.to_json(), option=orjson.OPT_INDENT_2))
         mark_complete(layout)
@@ -137,6 +138,13 @@ def reshard_rows(
         raise ResourceError.from_disk_error(error, "reshard the output") from error
     complete_swap(layout)
     return True
+
+
+def _replaced(layout: OutputLayout, sources: Sequence[Source]) -> list[str]:
+    """The shards of the output that the new ones replace: the sources, and those that are damaged and can't be one."""
+    before = read_if_sound(layout.reshard_record, ReshardRecord)
+    names = {source.path.stem for source in sources if source.path.parent == layout.out}
+    return sorted(names if before is None else names | before.files.keys())
 
 
 def _measure(sources: Sequence[Source], monitor: ProgressMonitor) -> UInt32s:

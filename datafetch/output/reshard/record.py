@@ -6,7 +6,6 @@ Rules: ``equal.json`` exists if and only if the output is resharded.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, NamedTuple
 
 from msgspec import Meta
@@ -15,8 +14,10 @@ from datafetch.errors import ConfigurationError, ManifestError, raise_if_exhaust
 from datafetch.model.bounds import Count, PlainName
 from datafetch.model.report import ReshardedEpoch
 from datafetch.output.formats import COUNT_SUFFIX, ROWS_SUFFIX, read_count
+from datafetch.output.formats.output_format import size_bytes
 from datafetch.output.reshard.plan import Plan
 from datafetch.output.reshard.ranks import RankNumber, Ranks, epoch
+from datafetch.store.atomic import publish, write_atomically
 from datafetch.store.layout import OutputLayout
 from datafetch.store.state_file import read_state_file
 
@@ -79,14 +80,26 @@ class ReshardRecord:
         seen = epoch([file.rows for file in self.files.values()], ranks)
         return ReshardedEpoch(ranks.world_size, seen.groups * ranks.group, seen.used)
 
-    def refuse_missing(self, layout: OutputLayout) -> None:
-        """Check that all shards exist, and the ledgers of all of their samples.
+    def missing_files(self, layout: OutputLayout) -> list[str]:
+        """The shards of which a file is missing, or has another size or number of rows than when it was made."""
+        return [name for name, file in self.files.items() if not _is_whole(layout, name, file)]
 
-        A lost shard can't be made again, because its name does not tell which samples it had. A shard of the manifest
-        without a ledger would be fetched again, and would overwrite the resharded one of the same name.
+    def restore_counts(self, layout: OutputLayout) -> None:
+        """Write again the counts that are missing or damaged of shards whose rows are there."""
+        for name in self.missing_files(layout):
+            if size_bytes(layout.out / f"{name}{ROWS_SUFFIX}") == self.files[name].size_bytes:
+                count = layout.unpublished / f"{name}{COUNT_SUFFIX}"
+                write_atomically(count, str(self.files[name].rows).encode())
+                publish(count, layout.out / count.name)
+
+    def refuse_missing_ledgers(self, layout: OutputLayout) -> None:
+        """Check that the ledgers of all samples exist.
+
+        A shard of the manifest without a ledger would be fetched again, and would overwrite the resharded one of the
+        same name.
 
         Raises:
-            ConfigurationError: A shard or a ledger is missing, or a shard has a different size than when it was made.
+            ConfigurationError: A ledger is missing.
         """
         for shard in self.samples:
             if not layout.ledger(shard).is_file():
@@ -95,16 +108,24 @@ class ReshardRecord:
                     "which can't be made again one by one; put it back, or start over with --fresh (again, if one was "
                     "interrupted)"
                 )
-        for name, file in self.files.items():
-            rows, count = layout.out / f"{name}{ROWS_SUFFIX}", layout.out / f"{name}{COUNT_SUFFIX}"
-            if not _is_whole(rows, count, file):
-                raise ConfigurationError(
-                    f"{rows} or its {COUNT_SUFFIX} is missing, or has changed since it was made; put them back, or "
-                    "start over with --fresh (again, if one was interrupted)"
-                )
+
+    def refuse_missing(self, layout: OutputLayout) -> None:
+        """Check that all shards exist, and the ledgers of all of their samples.
+
+        Raises:
+            ConfigurationError: A shard or a ledger is missing, or a shard has a different size than when it was made.
+        """
+        self.refuse_missing_ledgers(layout)
+        for name in self.missing_files(layout):
+            raise ConfigurationError(
+                f"{layout.out / name}{ROWS_SUFFIX} or its {COUNT_SUFFIX} is missing, or has changed since it was made; "
+                "put them back, or run the command that started the output again, which fetches the images of their "
+                "rows again"
+            )
 
 
-def _is_whole(rows: Path, count: Path, file: ReshardedFile) -> bool:
+def _is_whole(layout: OutputLayout, name: str, file: ReshardedFile) -> bool:
+    rows, count = layout.out / f"{name}{ROWS_SUFFIX}", layout.out / f"{name}{COUNT_SUFFIX}"
     try:
         return rows.stat().st_size == file.size_bytes and read_count(count) == file.rows
     except (OSError, ManifestError) as error:

@@ -152,7 +152,8 @@ def read_status(out: Path | str) -> Status:
     layout = replace(layout, output_format=find_dataset(job.dataset).output_format)
     snapshots = read_snapshots(layout)
     at_work = tuple(one for one in snapshots if one.is_at_work())
-    spool_folders = {Path(one.spools) for one in snapshots} or list_folder(layout.all_spools)
+    spools = {Path(one.spools) for one in snapshots}
+    spool_folders = set(filter(Path.exists, spools)) or list_folder(layout.all_spools)  # unless the output was moved
     counts = count_output(layout, job.shards, spool_folders)
     has_open_retry = layout.retry.exists()
     if at_work:

@@ -29,7 +29,7 @@ from datafetch.output.row import OutputRow
 from datafetch.output.tally import ShardTally
 from datafetch.store.atomic import make_folder, publish, sync
 from datafetch.store.layout import OutputLayout
-from datafetch.store.ledger import LedgerWriter, read_shard_summary
+from datafetch.store.ledger import FileCheck, LedgerWriter, read_shard_summary
 from datafetch.store.spool_writer import SpoolWriter
 
 
@@ -136,8 +136,14 @@ def _write(commit: Commit, folder: Path) -> ShardCounts:
         writer.finish()
         writer.check(tally.own_rows)
         summary = tally.summarize(writer.written_bytes, ledger.lines)
-        ledger.finish(summary)
+        ledger.finish(replace(summary, files=_checks(folder, writer.checksums())))
     return summary.totals
+
+
+def _checks(folder: Path, checksums: Mapping[str, int]) -> dict[str, FileCheck]:
+    """The files that are there, as they were written; without rows, there are none."""
+    paths = {name: folder / name for name in checksums}
+    return {name: FileCheck(path.stat().st_size, checksums[name]) for name, path in paths.items() if path.exists()}
 
 
 def _select_rows(samples: Iterable[MergedSample], row_numbers: frozenset[int] | None) -> Iterator[MergedSample]:

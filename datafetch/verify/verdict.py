@@ -110,6 +110,7 @@ class Verdict:
         problem_count: The number of all problems.
         remarks: What is worth knowing without being a problem.
         epoch_usage: What an epoch would read; None for an output without shards.
+        is_quick: Whether files were only compared with what was recorded of them.
     """
 
     out: str
@@ -121,6 +122,7 @@ class Verdict:
     problem_count: int
     remarks: tuple[str, ...] = ()
     epoch_usage: EpochUsage | None = None
+    is_quick: bool = False
 
     @property
     def is_sound(self) -> bool:
@@ -134,6 +136,7 @@ class Verdict:
             "out": self.out,
             "loader": self.loader.value,
             "sound": self.is_sound,
+            "quick": self.is_quick,
             "shards": self.shards,
             "samples": self.samples,
             "images": self.images,
@@ -153,7 +156,8 @@ class Verdict:
     def lines(self) -> Iterator[str]:
         """Yield the verdict as lines for people: what was verified, what an epoch uses, the problems, the result."""
         shards = "" if self.shards is None else f"{self.shards:,} shards, "
-        yield f"{self.out} for loader {self.loader.value}: {shards}{self.samples:,} samples, {self.images:,} images"
+        images = "as recorded, nothing decoded" if self.is_quick else f"{self.images:,} images"
+        yield f"{self.out} for loader {self.loader.value}: {shards}{self.samples:,} samples, {images}"
         yield from self.remarks
         if self.epoch_usage is not None:
             yield from self.epoch_usage.lines()
@@ -161,7 +165,8 @@ class Verdict:
         yield from shown
         if self.problem_count > len(shown):
             yield f"and {self.problem_count - len(shown):,} more"
-        yield "all checks passed" if self.is_sound else f"{_problems(self.problem_count)} found"
+        passed = "sizes and checksums are as recorded" if self.is_quick else "all checks passed"
+        yield passed if self.is_sound else f"{_problems(self.problem_count)} found"
 
 
 def _problems(count: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -96,6 +97,10 @@ class PickleShardWriter:
     def written_bytes(self) -> int:
         """The size of both files."""
         return sum(path.stat().st_size for path in (self._rows_path, self._count_path) if path.exists())
+
+    def checksums(self) -> dict[str, int]:
+        """The CRC-32 of both files."""
+        return {**self._file.checksums(), self._count_path.name: zlib.crc32(str(self._rows).encode())}
 
     def close(self) -> None:
         """Close the file, finished or not."""

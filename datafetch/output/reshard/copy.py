@@ -122,10 +122,11 @@ def reshard_rows(
         _refuse_full_disk(layout, writer)
         writer.write_opcodes_and_counts()
         _copy(sources, writer, journal, monitor)
-        _check(writer, journal, monitor)
+        checksums = _check(writer, journal, monitor)
         record = ReshardRecord(
             **plan.identity_fields(),
             files=writer.files(),
+            crc32=checksums,
             samples=dict(samples or {}),
             made_from=list(made_from),
             replaces=_replaced(layout, sources),
@@ -251,13 +252,14 @@ def _buffers(source: Source) -> Iterator[tuple[list[bytes], Int64s]]:
         yield frames, positions[first:]
 
 
-def _check(writer: ReshardWriter, journal: Journal, monitor: ProgressMonitor) -> None:
-    """Read the new shards back, and check that they are as planned.
+def _check(writer: ReshardWriter, journal: Journal, monitor: ProgressMonitor) -> dict[str, int]:
+    """Read the new shards back, check that they are as planned, and return their checksums by name.
 
     Raises:
         ResourceError: One is not; the journal is reset, so that all rows are copied again.
     """
     rows = 0
+    checksums = {}
     for shard in range(len(writer)):
         if not writer.is_correct(shard):
             journal.record(0)
@@ -265,4 +267,6 @@ def _check(writer: ReshardWriter, journal: Journal, monitor: ProgressMonitor) ->
                 f"{writer.folder} does not hold what was written to it; check the disk, and run the same command again"
             )
         rows += writer.rows_of(shard)
+        checksums[writer.name_of(shard)] = writer.checksum(shard)
         monitor.report(ReshardProgress(ReshardStage.CHECK, rows, writer.rows))
+    return checksums

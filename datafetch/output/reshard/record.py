@@ -5,15 +5,17 @@ Rules: ``equal.json`` exists if and only if the output is resharded.
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, NamedTuple
 
 from msgspec import Meta
 
 from datafetch.errors import ConfigurationError, ManifestError, raise_if_exhausted
-from datafetch.model.bounds import Count, PlainName
+from datafetch.model.bounds import Count, Crc32, PlainName
 from datafetch.model.report import ReshardedEpoch
-from datafetch.output.formats import COUNT_SUFFIX, ROWS_SUFFIX, read_count
+from datafetch.output.formats import COUNT_SUFFIX, ROWS_SUFFIX, PublishedFile, read_count
 from datafetch.output.formats.output_format import size_bytes
 from datafetch.output.reshard.plan import Plan
 from datafetch.output.reshard.ranks import RankNumber, Ranks, epoch
@@ -43,6 +45,7 @@ class ReshardRecord:
             command ``reshard`` made the shards.
         made_from: The source's shards (``plan.fingerprint``). Empty if a run made the shards.
         replaces: Names of the shards of the output that these have replaced; None in files of earlier versions.
+        crc32: Shard → the CRC-32 of its rows file. Empty in files of earlier versions.
     """
 
     world_size: RankNumber
@@ -53,6 +56,7 @@ class ReshardRecord:
     samples: dict[PlainName, str] = field(default_factory=dict)
     made_from: list[list[str | int]] = field(default_factory=list)
     replaces: list[PlainName] | None = None
+    crc32: dict[PlainName, Crc32] = field(default_factory=dict)
 
     @property
     def plan(self) -> Plan:
@@ -71,6 +75,7 @@ class ReshardRecord:
             **self.plan.identity_fields(),
             "rows": self.rows,
             "files": {name: list(file) for name, file in self.files.items()},
+            "crc32": self.crc32,
             "replaces": self.replaces,
         }
 
@@ -83,6 +88,13 @@ class ReshardRecord:
     def missing_files(self, layout: OutputLayout) -> list[str]:
         """The shards of which a file is missing, or has another size or number of rows than when it was made."""
         return [name for name, file in self.files.items() if not _is_whole(layout, name, file)]
+
+    def published_files(self, layout: OutputLayout) -> Iterator[PublishedFile]:
+        """The files of all shards as they were written, wherever they are now."""
+        for name, file in self.files.items():
+            count = str(file.rows).encode()
+            yield PublishedFile(layout.out / f"{name}{ROWS_SUFFIX}", file.size_bytes, self.crc32.get(name))
+            yield PublishedFile(layout.out / f"{name}{COUNT_SUFFIX}", len(count), zlib.crc32(count))
 
     def restore_counts(self, layout: OutputLayout) -> None:
         """Write again the counts that are missing or damaged of shards whose rows are there."""

@@ -159,7 +159,7 @@ async def verify_output(check: Check, observers: Iterable[Observer[VerifyProgres
         images=findings.images,
         problems=(*usage_problems, *findings.kept_problems),
         problem_count=findings.problems + len(usage_problems),
-        remarks=(*await asyncio.to_thread(_remarks, Path(check.out)), *_unrecorded(subject)),
+        remarks=(*await asyncio.to_thread(_remarks, Path(check.out)), *_quick_remarks(subject, findings)),
         epoch_usage=usage,
         is_quick=check.quick,
     )
@@ -189,8 +189,12 @@ def _lost_shards(subject: Subject, check: Check) -> list[Problem]:
         return []
 
 
-def _unrecorded(subject: Subject) -> Iterator[str]:
-    if isinstance(subject, RecordedFiles) and subject.without_checksum:
+def _quick_remarks(subject: Subject, findings: Findings) -> Iterator[str]:
+    if not isinstance(subject, RecordedFiles):
+        return
+    if findings.problems and subject.has_job:
+        yield "the command that made the output makes again what is missing; delete what has other bytes first"
+    if subject.without_checksum:
         count = subject.without_checksum
         files = "1 file has" if count == 1 else f"{count:,} files have"
         yield f"{files} no recorded checksum; only presence, and the size where that was recorded, were compared"

@@ -40,6 +40,7 @@ class RecordedFiles:
 
     Attributes:
         row_counts: The number of rows of each pickle shard, in the order of the names, as recorded.
+        has_job: Whether a run made the output, so that it can make it again.
         without_checksum: How many files had nothing but a size recorded, or not even that.
 
     Raises:
@@ -57,6 +58,7 @@ class RecordedFiles:
                 f"nothing says how the files of {layout.out} were written, since {layout.state_folder} has no record "
                 "of it; leave out --quick, or move that folder along with the output"
             )
+        self.has_job = job is not None
         shards = () if job is None or self._record is not None else job.shards
         self._shards = [shard for shard in shards if layout.ledger(shard).exists()]
         own = None if dataset is None else dataset.loader

@@ -715,17 +715,6 @@ def test_the_output_is_resharded_as_the_last_step(tmp_path: Path, job: Job, sour
     assert read_rows(job) == rows
 
 
-def test_a_missing_resharded_file_is_reported(job: Job) -> None:
-    """The run stops and changes nothing."""
-    job = replace(job, world_size=2)
-    run(job)
-    (Path(job.out) / "part-00001.pkl").unlink()
-    before = files_of(job)
-    with pytest.raises(ConfigurationError, match=r"part-00001\.pkl or its \.count is missing"):
-        run(job)
-    assert files_of(job) == before
-
-
 def test_a_missing_ledger_of_a_resharded_output_is_reported(job: Job, origin: Origin) -> None:
     """Making the shard again would overwrite a resharded one of the same name. Nothing is requested or changed."""
     job = replace(job, world_size=2)

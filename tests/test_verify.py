@@ -751,6 +751,7 @@ def test_the_exit_code_and_output_of_the_command(tmp_path: Path, capfd: pytest.C
         "out": str(tmp_path / "out"),
         "loader": "coyo",
         "sound": False,
+        "quick": False,
         "shards": 1,
         "samples": 8,
         "images": 8,

@@ -13,7 +13,7 @@ from datafetch.engine.archives import NO_ARCHIVES, Archives, images_in_place, op
 from datafetch.engine.disk_estimate import DiskEstimate
 from datafetch.engine.feed import MAX_OPEN_SAMPLES, MAX_OPEN_SHARDS
 from datafetch.engine.job import Job, dataset_of, hash_of, identify, own_spec, reshard_plan, settings_of
-from datafetch.engine.ownership import claim_for_job, refuse_claim
+from datafetch.engine.ownership import claim_for_job, refuse_claim, refuse_missing_files, restore_missing_files
 from datafetch.engine.published import download_file, download_source, find_published, policy_for_files
 from datafetch.engine.remote_files import open_remote_files
 from datafetch.engine.scan_cache import StateFolderCache
@@ -85,6 +85,8 @@ class BoundJob:
             ConfigurationError: The output belongs to another job, or holds files that datafetch has not written.
         """
         self._refuse_link()
+        if not is_whole:  # only a whole run makes them again
+            refuse_missing_files(self.layout)
         claim_for_job(
             self.layout,
             self.identity,
@@ -93,6 +95,8 @@ class BoundJob:
             fresh=self.job.fresh,
             takes_files=is_whole and self._takes_files,
         )
+        if is_whole:
+            restore_missing_files(self.layout)
 
     def refuse_claim(self) -> None:
         """Check that a run may claim the output; nothing is written, so its lock need not be held.

@@ -226,10 +226,13 @@ def refuse_claim(
     if before is not None and not (takes_files and _wants_other_images(before.identity, identity)):
         # Checked first, or shards of a missing manifest file would be taken for foreign files.
         refuse_other_job(layout, before, identity, settings)
-        refuse_left_spools(layout, before.scratch, shards, otherwise="start over with --fresh")
+        for one in (layout, layout.for_repair()):
+            refuse_left_spools(one, before.scratch, shards, otherwise="start over with --fresh")
     refuse_foreign_files(layout, identity)
-    refuse_missing_files(layout)
-    if settings["world_size"] is None and layout.reshard_record.exists():
+    record = read_reshard_record(layout)
+    if record is not None:
+        record.refuse_missing_ledgers(layout)
+    if settings["world_size"] is None and record is not None:
         raise ConfigurationError(
             f"{layout.out} is resharded, and --no-reshard can't bring back the shards of the manifest; "
             "leave out --no-reshard, or start over with --fresh"
@@ -332,6 +335,22 @@ def refuse_missing_files(layout: OutputLayout) -> None:
     record = read_reshard_record(layout)
     if record is not None:
         record.refuse_missing(layout)
+
+
+def restore_missing_files(layout: OutputLayout) -> None:
+    """Write again what a resharded output lacks and can be had without fetching, and say what else it lacks."""
+    record = read_reshard_record(layout)
+    if record is None:
+        return
+    record.restore_counts(layout)
+    missing = record.missing_files(layout)
+    if missing:
+        _log.warning(
+            "%s of %s shards of %s are missing or have changed, the first is %s: they are made again",
+            *(f"{number:,}" for number in (len(missing), len(record.files))),
+            layout.out,
+            missing[0],
+        )
 
 
 def _shard_files(layout: OutputLayout, identity: Identity) -> list[Path]:

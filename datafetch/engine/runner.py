@@ -26,6 +26,7 @@ from datafetch.engine.feed import Feed
 from datafetch.engine.job import Job
 from datafetch.engine.ownership import locked_output, locked_shards
 from datafetch.engine.permissions import Permitted, read_permitted
+from datafetch.engine.repair import begin_repair, end_repair
 from datafetch.engine.retry import Change, retry_failed
 from datafetch.engine.session import CHILD_PROCESSES, Backends, Session, write_report
 from datafetch.errors import ConfigurationError
@@ -81,8 +82,13 @@ async def fetch_dataset(
         async with locked_output(layout, prepare, fresh=job.fresh, is_alone=job.no_lock):
             _log_no_longer_permitted(before, job)
             await run_in_thread(_begin_run, bound)
-            session = Session(job, bound.output, shards, observers)
-            feed = Feed(bound.manifest, layout, job.limit, image_root=bound.image_root)
+            repair = await run_in_thread(begin_repair, bound)
+            if repair is not None:  # all shards are published, and only lost rows are missing
+                session = Session(job, repair.output, shards, observers)
+                feed = Feed(repair.samples, repair.output.layout)
+            else:
+                session = Session(job, bound.output, shards, observers)
+                feed = Feed(bound.manifest, layout, job.limit, image_root=bound.image_root)
             async with session.fetched(feed, bound.spec, backends, bound.archives) as fetched:
                 return await _complete_run(bound, session, fetched)
 
@@ -226,6 +232,8 @@ def retry(
 async def _complete_run(bound: BoundJob, session: Session, fetched: FetchedShards) -> Report:
     """Do what comes after the last shard, and write the report."""
     report = await session.complete_output(fetched)
+    if session.output.is_repair:  # which sees only a part of the images; all others are reused
+        report = replace(report, reused=max(0, report.totals.ok - fetched.arrived))
     return await run_in_thread(_write_run_report, bound, session, report)
 
 
@@ -236,6 +244,7 @@ def _write_run_report(bound: BoundJob, session: Session, report: Report) -> Repo
     report = replace(report, id_list_result=id_list, has_open_retry=layout.retry.exists())
     write_report(layout, report)
     shutil.rmtree(layout.scans, ignore_errors=True)
+    end_repair(layout)
     layout.remove_empty_spool_folders()
     return report
 

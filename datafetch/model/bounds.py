@@ -17,6 +17,9 @@ _END = 1 << 63  # integers below it are the same in Python, JSON and parquet
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=_END - 1)]
 """A non-negative integer that fits into a signed 64-bit integer."""
 
+Crc32: TypeAlias = Annotated[int, Meta(ge=0, le=(1 << 32) - 1)]
+"""A CRC-32, as zlib computes it."""
+
 Amount: TypeAlias = Annotated[float, Meta(ge=0, lt=float(_END))]
 """A finite non-negative number, such as seconds or a rate."""
 

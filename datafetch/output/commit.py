@@ -25,12 +25,12 @@ from datafetch.errors import ResourceError
 from datafetch.model.kinds import Loader
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.output.formats import format_of
-from datafetch.output.merge import MergedSample, Output, merge_retry, merge_spool
+from datafetch.output.merge import MergedSample, Output, merge_repair, merge_retry, merge_spool
 from datafetch.output.row import OutputRow
 from datafetch.output.tally import ShardTally
 from datafetch.store.atomic import make_folder, publish, sync
 from datafetch.store.layout import OutputLayout
-from datafetch.store.ledger import LedgerWriter, read_shard_counts
+from datafetch.store.ledger import FileCheck, LedgerWriter, read_shard_summary
 from datafetch.store.spool_writer import SpoolWriter
 
 
@@ -74,7 +74,7 @@ def commit_shard(commit: Commit) -> ShardCounts:
         shutil.rmtree(folder, ignore_errors=True)
         make_folder(folder)
         totals = _write(commit, folder)
-        if not totals.rows:
+        if not totals.rows and not layout.reshard_record.exists():  # resharded files may have the same names
             for path in format_of(layout).files_of(layout, commit.shard):  # left over, without a ledger
                 path.unlink(missing_ok=True)
         for path in folder.iterdir():
@@ -113,11 +113,12 @@ def complete_commits(layout: OutputLayout, shards: Collection[str] | None = None
 
 def _write(commit: Commit, folder: Path) -> ShardCounts:
     output, shard, retry = commit.output, commit.shard, commit.output.retry
-    if retry is None:
+    if retry is None and not output.is_repair:
         samples, notes, retry_number = merge_spool(output, shard), commit.notes, 0
     else:
-        samples, retry_number = merge_retry(output, shard, retry.retry_filter), retry.number
-        notes = read_shard_counts(output.layout.ledger(shard)).notes
+        before = read_shard_summary(output.layout.ledger(shard))
+        notes, retry_number = before.totals.notes, before.retry if retry is None else retry.number
+        samples = merge_repair(output, shard) if retry is None else merge_retry(output, shard, retry.retry_filter)
     are_documents = output.dataset.loader is Loader.MMC4
     tally = ShardTally(shard, commit.samples, notes=notes, retry=retry_number, are_documents=are_documents)
     writer = format_of(output.layout).open_writer(output.layout, shard, folder, is_retry=retry is not None)
@@ -137,8 +138,14 @@ def _write(commit: Commit, folder: Path) -> ShardCounts:
         writer.finish()
         writer.check(tally.own_rows)
         summary = tally.summarize(writer.written_bytes, ledger.lines)
-        ledger.finish(summary)
+        ledger.finish(replace(summary, files=_checks(folder, writer.checksums())))
     return summary.totals
+
+
+def _checks(folder: Path, checksums: Mapping[str, int]) -> dict[str, FileCheck]:
+    """The files that are there, as they were written; without rows, there are none."""
+    paths = {name: folder / name for name in checksums}
+    return {name: FileCheck(path.stat().st_size, checksums[name]) for name, path in paths.items() if path.exists()}
 
 
 def _select_rows(samples: Iterable[MergedSample], row_numbers: frozenset[int] | None) -> Iterator[MergedSample]:

@@ -5,8 +5,9 @@ Rules: everything is streamed in the order of positions. What a sample becomes i
 Theory of operation: ``merge_spool`` turns each sample of a spool into ledger lines, a row (unless the dataset drops the
 sample) and, if an image failed, the entries that a later retry needs: the sample, and those of its images that arrived.
 
-``merge_retry`` reads four sequences side by side, each in the order of positions: the rows and the ledger of the
-published shard, the stored samples with failed images, and the spool of the retry. For each position of the shard:
+``merge_retry`` reads four sequences side by side, each in the order of positions: the shard's own rows (after
+resharding, those that were added since) and its ledger, the stored samples with failed images, and the spool of the
+retry. For each position of the shard:
 
 * A sample that is not in the retry's spool keeps its ledger lines, its row, byte for byte, and its stored entries.
 * A sample in the spool is built again from all of its images. The spool begins with the results that the retry did not
@@ -14,6 +15,8 @@ published shard, the stored samples with failed images, and the spool of the ret
   again, the attempts add up, and an image that was truncated twice with the same bytes is final (``corrupt``).
 * A row never becomes worse. An image that the row holds is counted against ``--max-sample`` before new ones, so new
   images can't displace it, and the old row is kept unless an image arrived that had failed before.
+
+``merge_repair`` does the same with samples whose row is lost: their rows are made again, whatever became of the images.
 
 The result is a function of these four inputs alone, so a merge that was interrupted can be repeated with the same
 bytes. A sample that is in one of the sequences, but not in the shard, means that state was lost, and stops the merge.
@@ -23,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 from datafetch.errors import ConservationError
 from datafetch.model.interfaces import Dataset
@@ -32,6 +35,7 @@ from datafetch.model.ledger_line import LedgerLine
 from datafetch.model.outcome import OK, FailureKind, Permission
 from datafetch.model.sample import BAD_LINE, REFUSED, Sample
 from datafetch.output.formats import PublishedRow, format_of
+from datafetch.output.repair import images_to_keep
 from datafetch.output.retry_filter import Retry, RetryFilter
 from datafetch.output.row import OutputRow, placeholder
 from datafetch.store.layout import OutputLayout
@@ -57,6 +61,7 @@ class Output:
         retry: The retry that the run is; None for a run that is not one.
         max_sample_bytes: How large the images of one sample may be together.
         replaces_files: Whether files of others are replaced that have the names of the output's.
+        is_repair: Whether the run writes the rows again that were in lost files of a resharded output.
     """
 
     dataset: Dataset
@@ -65,6 +70,7 @@ class Output:
     retry: Retry | None = None
     max_sample_bytes: int = DEFAULT_MAX_SAMPLE_BYTES
     replaces_files: bool = True
+    is_repair: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,27 +116,52 @@ def merge_retry(output: Output, shard: str, retry_filter: RetryFilter) -> Iterat
     Raises:
         ConservationError: The retry or the stored state has samples that the shard lacks.
     """
+
+    def keep(stored: SpooledSample | None, lines: tuple[LedgerLine, ...]) -> tuple[SpooledImage, ...]:
+        assert stored is not None, "every sample that can be retried was stored"
+        return retry_filter.images_to_keep(stored, lines)
+
+    return _merge_published(output, shard, keep, has_rows=True)
+
+
+def merge_repair(output: Output, shard: str) -> Iterator[MergedSample]:
+    """The samples of a published shard after a repair, whose spool holds those whose row was lost.
+
+    Raises:
+        ConservationError: The repair or the stored state has samples that the shard lacks.
+    """
+    return _merge_published(output, shard, images_to_keep, has_rows=False)
+
+
+def _merge_published(output: Output, shard: str, keep: _Keep, *, has_rows: bool) -> Iterator[MergedSample]:
+    """The samples of a published shard, of which some are in a spool.
+
+    Args:
+        output: How rows are made.
+        shard: The shard.
+        keep: Which results of a sample in the spool were not fetched again, given what was stored of it.
+        has_rows: Whether the samples in the spool that have a row still have it, so that it can stay.
+    """
     layout = output.layout
     summary = read_shard_summary(layout.ledger(shard))
     rows: Iterator[PublishedRow] = format_of(layout).read_rows(layout, shard) if summary.totals.rows else iter(())
-    lines = _ByPosition(read_samples(layout.ledger(shard)), lambda lines: lines[0].sample)
-    kept_samples = _ByPosition(SpoolReader(layout.kept_for_retry(shard)).samples(), _position)
-    retried = _ByPosition(SpoolReader(layout.spool(shard)).samples(), _position)
+    lines = ByPosition(read_samples(layout.ledger(shard)), lambda lines: lines[0].sample)
+    kept_samples = ByPosition(SpoolReader(layout.kept_for_retry(shard)).samples(), _position)
+    retried = ByPosition(SpoolReader(layout.spool(shard)).samples(), _position)
     for position in range(summary.totals.samples):
         has_row = bool(summary.has_row[position])
         lines_before = lines.take(position) or ()
-        row = next(rows, None) if has_row else None
+        row = next(rows, None) if summary.own_rows[position] else None
         stored = kept_samples.take(position)
         spooled = retried.take(position)
         if spooled is None:
             stored_records = () if stored is None else (*stored.images, stored.sample)
             yield MergedSample(position, lines_before, row, has_row, stored_records)
         else:
-            assert stored is not None, "every sample that can be retried was stored"
-            kept = retry_filter.images_to_keep(stored, lines_before)
+            kept = keep(stored, lines_before)
             in_row = frozenset(image.line.image for image in kept if image.line.outcome == OK)
             merged = _merge_sample(output, _add_history(spooled, lines_before, kept), in_row)
-            keeps_row = has_row and not _has_new_image(merged.lines, lines_before)
+            keeps_row = has_row and has_rows and not _has_new_image(merged.lines, lines_before)
             yield replace(merged, row=row) if keeps_row else merged
     if not lines.is_empty or not kept_samples.is_empty or not retried.is_empty or next(rows, None) is not None:
         raise ConservationError(f"shard {shard}: the retry has samples that the shard lacks")
@@ -239,7 +270,10 @@ def _position(spooled: SpooledSample) -> int:
     return spooled.sample.position
 
 
-class _ByPosition(Generic[_Value]):
+_Keep: TypeAlias = Callable[[SpooledSample | None, tuple[LedgerLine, ...]], tuple[SpooledImage, ...]]
+
+
+class ByPosition(Generic[_Value]):
     """A sequence of values in ascending order of position, which need not have one for each position."""
 
     def __init__(self, values: Iterable[_Value], position: Callable[[_Value], int]) -> None:

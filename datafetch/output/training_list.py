@@ -61,7 +61,7 @@ def published_source(layout: OutputLayout, source: Path, name: str) -> Path:
     written, copy = trainers_list(layout, name), kept_copy(layout)
     if copy is None or not path.exists() or not written.exists() or not path.samefile(written):
         return source
-    return copy if _is_own(layout, _sha256(path)) else source
+    return copy if _is_own(layout, sha256_of(path)) else source
 
 
 def refuse_other_list(layout: OutputLayout, source: Path | None, name: str) -> None:
@@ -87,8 +87,8 @@ def _refuse_other(layout: OutputLayout, path: Path) -> None:
         raise ConfigurationError(f"{path} is to be the trainer's list, and is not a file; move it away")
     if not path.exists():
         return
-    sha256, copy = _sha256(path), kept_copy(layout)
-    if not _is_own(layout, sha256) and (copy is None or sha256 != _sha256(copy)):
+    sha256, copy = sha256_of(path), kept_copy(layout)
+    if not _is_own(layout, sha256) and (copy is None or sha256 != sha256_of(copy)):
         kept = f" (the published one is kept as {copy})" if copy is not None else ""
         raise ConfigurationError(
             f"{path} is there already, and is not a list that datafetch made{kept}; move it away, or use --fresh, "
@@ -98,6 +98,12 @@ def _refuse_other(layout: OutputLayout, path: Path) -> None:
 
 def _read_written(layout: OutputLayout) -> _Written | None:
     return read_if_sound(layout.published_list / _WRITTEN_LIST, _Written)
+
+
+def recorded_sha256(layout: OutputLayout) -> str | None:
+    """The SHA-256 of the trainer's list as it was last written; None if that is not known."""
+    written = _read_written(layout)
+    return None if written is None else written.sha256
 
 
 def _is_own(layout: OutputLayout, sha256: str) -> bool:
@@ -168,7 +174,7 @@ def write_trainers_list(
         _write(digest, dropped, copy, dataset, judge)
     if not replaces_other:
         _refuse_other(layout, final)
-    before = _sha256(final) if final.is_file() else ""
+    before = sha256_of(final) if final.is_file() else ""
     written = _Written(digest.sha256, before=before if _is_own(layout, before) else "")
     write_atomically(layout.published_list / _WRITTEN_LIST, msgspec.json.encode(written))
     publish(unfinished[0], final)
@@ -328,6 +334,7 @@ def kept_copy(layout: OutputLayout) -> Path | None:
     return found[0] if len(found) == 1 else None
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a list."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -191,6 +191,15 @@ class OutputLayout:
         """The paths of the same output, with spools that belong to one retry alone."""
         return replace(self, job_hash=f"{self.job_hash}-retry-{number}-{token}")
 
+    def for_repair(self) -> OutputLayout:
+        """The paths of the same output, with spools for its lost rows."""
+        return replace(self, job_hash=f"{self.job_hash}-repair")
+
+    @property
+    def repair_token(self) -> Path:
+        """What makes the spools of a repair its own; random bytes."""
+        return self.all_spools / self.job_hash / "token"
+
     def retry_spools(self) -> list[Path]:
         """The folders with spools of retries, of this one or of earlier ones."""
         return list(self.all_spools.glob(f"{self.job_hash}-retry-*"))

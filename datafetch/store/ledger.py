@@ -9,12 +9,12 @@ from __future__ import annotations
 import base64
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import Any, NamedTuple, Self, TypeAlias
 
 import msgspec
 import numpy as np
@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from datafetch.errors import ConfigurationError, raise_if_exhausted
-from datafetch.model.bounds import Count
+from datafetch.model.bounds import Count, Crc32, PlainName
 from datafetch.model.ledger_line import LEGACY_SKIPPED_PREFIX, LedgerLine, ShardCounts
 from datafetch.model.lost_documents import LostDocumentCounter, LostDocuments
 from datafetch.model.outcome import NOT_REQUESTED, OK, Failure, FailureKind, Permission
@@ -60,10 +60,11 @@ _LATER_COLUMNS = frozenset(
 )  # missing in ledgers of earlier versions
 _NULLABLE = _LATER_COLUMNS | {"status", "width", "height"}
 _TOTALS_KEY = b"datafetch.totals"
-_COUNTS = frozenset(field.name for field in fields(ShardCounts))  # a retry would lose any other
+_COUNTS = frozenset(one.name for one in fields(ShardCounts))  # a retry would lose any other
 _ROWS_KEY = b"datafetch.rows"
 _OWN_ROWS_KEY = b"datafetch.own_rows"
 _RETRY_KEY = b"datafetch.retry"
+_FILES_KEY = b"datafetch.files"  # missing in ledgers of earlier versions
 _SOME_HASH = "0" * 64
 Bools: TypeAlias = npt.NDArray[np.bool_]
 # Lines are buffered until they fill a row group, and are read by row group. A row group is bounded in bytes as well,
@@ -72,6 +73,13 @@ _ROW_GROUP_LINES = 16_384
 _ROW_GROUP_BYTES = 8 * 1024 * 1024
 _LINE_BYTES = 256  # approximate size of a line without its texts
 _BATCH_LINES = 4096  # converted to Python objects at a time
+
+
+class FileCheck(NamedTuple):
+    """What a published file is compared with: its size and its CRC-32."""
+
+    size_bytes: Count
+    crc32: Crc32
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +92,15 @@ class ShardSummary:
         own_rows: Whether each sample's row is in the shard's own file. If the output is resharded, only rows that a
             retry has added are in a file of the shard.
         retry: Number of the last retry that the shard was part of; 0 before the first.
+        files: Its own files as they were written, by name. Empty for ledgers of earlier versions, and for images as
+            files, whose index has them.
     """
 
     totals: ShardCounts
     has_row: Bools
     own_rows: Bools
     retry: int = 0
+    files: Mapping[str, FileCheck] = field(default_factory=dict)
 
 
 class LedgerWriter:
@@ -129,6 +140,7 @@ class LedgerWriter:
                 _ROWS_KEY: pack_bools(summary.has_row),
                 _OWN_ROWS_KEY: pack_bools(summary.own_rows),
                 _RETRY_KEY: str(summary.retry).encode(),
+                _FILES_KEY: orjson.dumps({name: list(check) for name, check in summary.files.items()}),
             }
         )
 
@@ -219,6 +231,7 @@ def read_shard_summary(path: Path) -> ShardSummary:
             unpack_bools(metadata[_ROWS_KEY], totals.samples),
             unpack_bools(metadata[_OWN_ROWS_KEY], totals.samples),
             msgspec.json.decode(metadata[_RETRY_KEY], type=Count),
+            msgspec.json.decode(metadata.get(_FILES_KEY, b"{}"), type=dict[PlainName, FileCheck]),
         )
     except ValueError as error:
         raise not_a_ledger(path) from error

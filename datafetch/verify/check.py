@@ -10,6 +10,7 @@ import asyncio
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
@@ -27,11 +28,12 @@ from datafetch.process.event_loop import run_to_end
 from datafetch.store.layout import SUFFIX, OutputLayout
 from datafetch.transcode import MAX_PROCESSES, Encoding, ImageSpec, Transcoder
 from datafetch.transcode.pool.pool import available_cpus
-from datafetch.verify.findings import Examination, Findings, VerifyProgress, batched
+from datafetch.verify.findings import MAX_KEPT_PROBLEMS, Examination, Findings, Problem, VerifyProgress, batched
 from datafetch.verify.image_folder import ImageFolder
 from datafetch.verify.images import ImageDecoder
 from datafetch.verify.intended_ranks import IntendedRanks, WantedRanks, read_sound_job
 from datafetch.verify.record_list import RecordList
+from datafetch.verify.recorded_files import RecordedFiles
 from datafetch.verify.shards import ShardFolder
 from datafetch.verify.verdict import EpochUsage, Verdict
 
@@ -42,7 +44,7 @@ _MAX_PIXELS = 2 * 89_478_485
 _SHARD_SPEC = ImageSpec(encode=Encoding.ORIGINAL, max_pixels=_MAX_PIXELS, repairs_png=False)
 _FILE_SPEC = ImageSpec(encode=Encoding.RECEIVED, max_pixels=_MAX_PIXELS)
 
-Subject: TypeAlias = ShardFolder | RecordList | ImageFolder
+Subject: TypeAlias = ShardFolder | RecordList | ImageFolder | RecordedFiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,7 @@ class Check:
         group: How many samples the loader groups; None takes the number that they were made for, or else the loader's
             own, 4 pairs or 1 document.
         processes: How many codec processes; None takes one for each CPU.
+        quick: Whether files are only compared with what was recorded when they were written, and nothing is decoded.
     """
 
     out: str
@@ -89,6 +92,13 @@ class Check:
     processes: int | None = option(
         None,
         Option(help="Number of codec processes.", group=OptionGroup.BEHAVIOUR, metavar="N", unset="CPU count"),
+    )
+    quick: bool = option(
+        False,
+        Option(
+            help="Only compare sizes and checksums with those recorded when the files were written, as after a move.",
+            group=OptionGroup.BEHAVIOUR,
+        ),
     )
 
     def __post_init__(self) -> None:
@@ -131,22 +141,28 @@ async def verify_output(check: Check, observers: Iterable[Observer[VerifyProgres
         raise_if_exhausted(error)
         raise ConfigurationError(f"can't read {check.out}: {error.strerror or error}") from error
     async with observed_by(observers, findings.progress):
-        await _examine(subject, findings, check.processes or available_cpus())
+        if isinstance(subject, RecordedFiles):
+            await _compare(subject, findings)
+        else:
+            await _examine(subject, findings, check.processes or available_cpus())
+            for problem in await asyncio.to_thread(_lost_shards, subject, check):
+                findings.add_problem(problem)
     usage = None
-    if isinstance(subject, ShardFolder) and subject.shards:
+    if isinstance(subject, ShardFolder | RecordedFiles) and subject.shards:
         intended = await asyncio.to_thread(_intended_ranks, check, subject.loader)
         usage = EpochUsage.from_row_counts(subject.row_counts, intended)
     usage_problems = tuple(usage.problems()) if usage else ()
     return Verdict(
         out=check.out,
         loader=subject.loader,
-        shards=subject.shards if isinstance(subject, ShardFolder) else None,
+        shards=subject.shards if isinstance(subject, ShardFolder | RecordedFiles) else None,
         samples=findings.samples,
         images=findings.images,
         problems=(*usage_problems, *findings.kept_problems),
         problem_count=findings.problems + len(usage_problems),
-        remarks=await asyncio.to_thread(_remarks, Path(check.out)),
+        remarks=(*await asyncio.to_thread(_remarks, Path(check.out)), *_quick_remarks(subject, findings)),
         epoch_usage=usage,
+        is_quick=check.quick,
     )
 
 
@@ -154,7 +170,38 @@ def _intended_ranks(check: Check, loader: Loader) -> IntendedRanks:
     return check.ranks.of_output(OutputLayout(Path(check.out).absolute()), loader)
 
 
-async def _examine(subject: Subject, findings: Findings, processes: int) -> None:
+async def _compare(subject: RecordedFiles, findings: Findings) -> None:
+    """Compare everything, in a thread."""
+    steps = subject.examine()
+    while (step := await asyncio.to_thread(_next, steps)) is not None:
+        for examination in step:
+            findings.add(examination)
+
+
+def _lost_shards(subject: Subject, check: Check) -> list[Problem]:
+    """What a folder of shards lacks by its own record, if it has one."""
+    if not isinstance(subject, ShardFolder):
+        return []
+    out = Path(check.out)
+    try:
+        recorded = RecordedFiles(OutputLayout(out.absolute()), _dataset_of_job(out), subject.loader)
+        return list(islice(recorded.lost_shards(), MAX_KEPT_PROBLEMS))
+    except ConfigurationError:
+        return []
+
+
+def _quick_remarks(subject: Subject, findings: Findings) -> Iterator[str]:
+    if not isinstance(subject, RecordedFiles):
+        return
+    if findings.problems and subject.has_job:
+        yield "the command that made the output makes again what is missing; delete what has other bytes first"
+    if subject.without_checksum:
+        count = subject.without_checksum
+        files = "1 file has" if count == 1 else f"{count:,} files have"
+        yield f"{files} no recorded checksum; only presence, and the size where that was recorded, were compared"
+
+
+async def _examine(subject: ShardFolder | RecordList | ImageFolder, findings: Findings, processes: int) -> None:
     """Read and decode everything; the next batch of rows is read as soon as all images of the last are submitted."""
     batches = batched(subject.examine())
     spec = _FILE_SPEC if subject.loader is Loader.TORCH else _SHARD_SPEC
@@ -178,6 +225,10 @@ def _open(check: Check) -> Subject:
         ConfigurationError: There is nothing to verify, or it does not fit the loader.
     """
     out = Path(check.out)
+    if check.quick:
+        if out.is_file():
+            out = _output_of_list(out) or out
+        return RecordedFiles(OutputLayout(out.absolute()), _dataset_of_job(out), check.loader)
     if out.is_dir() or (not out.exists() and _dataset_of_job(out) is not None):  # a list needs no folder
         return _open_folder(check, out)
     if not out.is_file():
@@ -213,17 +264,26 @@ def _open_folder(check: Check, out: Path) -> Subject:
 
 def _image_root(path: Path) -> Path:
     """Find the images of a JSON list, if a run created it; otherwise they are in its own folder."""
-    for state in sorted(path.absolute().parent.glob(f"*{SUFFIX}")):
-        out = state.with_name(state.name.removesuffix(SUFFIX))
-        dataset = _dataset_of_job(out)
-        if dataset is not None and _list_name(out, dataset) == path.name:
-            return _root_of_list(out, dataset)
+    made_with = _output_of_list(path)
+    own = None if made_with is None else _dataset_of_job(made_with)
+    if made_with is not None and own is not None:
+        return _root_of_list(made_with, own)
     for dataset in DATASETS.values():
         if dataset.list_name == path.name:
             images = path.parent / PurePosixPath(dataset.path).name
             if images.is_dir():
                 return _root_of_list(images, dataset)
     return path.parent
+
+
+def _output_of_list(path: Path) -> Path | None:
+    """The output next to which a run has written a JSON list; None if none has."""
+    for state in sorted(path.absolute().parent.glob(f"*{SUFFIX}")):
+        out = state.with_name(state.name.removesuffix(SUFFIX))
+        dataset = _dataset_of_job(out)
+        if dataset is not None and _list_name(out, dataset) == path.name:
+            return out
+    return None
 
 
 def _list_name(out: Path, dataset: Dataset) -> str:

@@ -75,7 +75,7 @@ class Examination:
     """The result of examining a sample, or a file.
 
     Attributes:
-        samples: How many samples were examined, 0 or 1.
+        samples: How many samples were examined.
         problems: What is wrong, apart from images that can't be decoded.
         images: The images that remain to be decoded.
         read_bytes: How many bytes were read for it.

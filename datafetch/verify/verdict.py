@@ -112,6 +112,7 @@ class Verdict:
         problem_count: The number of all problems.
         remarks: What is worth knowing without being a problem.
         epoch_usage: What an epoch would read; None for an output without shards.
+        is_quick: Whether files were only compared with what was recorded of them.
     """
 
     out: str
@@ -123,6 +124,7 @@ class Verdict:
     problem_count: int
     remarks: tuple[str, ...] = ()
     epoch_usage: EpochUsage | None = None
+    is_quick: bool = False
 
     @property
     def is_sound(self) -> bool:
@@ -136,6 +138,7 @@ class Verdict:
             "out": self.out,
             "loader": self.loader.value,
             "sound": self.is_sound,
+            "quick": self.is_quick,
             "shards": self.shards,
             "samples": self.samples,
             "images": self.images,
@@ -155,8 +158,8 @@ class Verdict:
     def lines(self) -> Iterator[str]:
         """Yield the verdict as lines for people: what was verified, what an epoch uses, the problems, the result."""
         shards = "" if self.shards is None else f"{counted(self.shards, 'shard')}, "
-        checked = f"{counted(self.samples, 'sample')}, {counted(self.images, 'image')}"
-        yield f"{self.out} for loader {self.loader.value}: {shards}{checked}"
+        images = "as recorded, nothing decoded" if self.is_quick else counted(self.images, "image")
+        yield f"{self.out} for loader {self.loader.value}: {shards}{counted(self.samples, 'sample')}, {images}"
         yield from self.remarks
         if self.epoch_usage is not None:
             yield from self.epoch_usage.lines()
@@ -164,7 +167,8 @@ class Verdict:
         yield from shown
         if self.problem_count > len(shown):
             yield f"and {self.problem_count - len(shown):,} more"
-        yield "all checks passed" if self.is_sound else f"{_problems(self.problem_count)} found"
+        passed = "sizes and checksums are as recorded" if self.is_quick else "all checks passed"
+        yield passed if self.is_sound else f"{_problems(self.problem_count)} found"
 
 
 def _problems(count: int) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from datafetch.output.formats.checksummed_file import crc32_of
 from datafetch.output.formats.image_files import ImageFilesFormat
-from datafetch.output.formats.output_format import OutputFormat, PublishedRow, ShardFormat, ShardWriter
+from datafetch.output.formats.output_format import OutputFormat, PublishedFile, PublishedRow, ShardFormat, ShardWriter
 from datafetch.output.formats.pickle import COUNT_SUFFIX, ROWS_SUFFIX, PickleFormat, PickleShardWriter
 from datafetch.output.formats.pickle_form import MAX_FRAME_BYTES, FrameOffsets, encode_row
 from datafetch.output.formats.pickle_rows import decode_row, frame_sizes, read_count, read_frames
@@ -21,9 +22,11 @@ __all__ = [
     "OutputFormat",
     "PickleFormat",
     "PickleShardWriter",
+    "PublishedFile",
     "PublishedRow",
     "ShardFormat",
     "ShardWriter",
+    "crc32_of",
     "decode_row",
     "encode_row",
     "format_of",

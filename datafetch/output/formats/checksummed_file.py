@@ -34,19 +34,28 @@ class ChecksummedFile:
         """Write what is buffered; the commit syncs the file."""
         self._file.flush()
 
+    def checksums(self) -> dict[str, int]:
+        """The CRC-32 of the file, by its name."""
+        return {self.path.name: self._checksum}
+
     def check(self) -> None:
         """Read the finished file back.
 
         Raises:
             ResourceError: It does not have the bytes that were written.
         """
-        checksum = 0
-        with self.path.open("rb", buffering=0) as file:
-            while piece := file.read(_CHUNK_BYTES):
-                checksum = zlib.crc32(piece, checksum)
-        if checksum != self._checksum or self.path.stat().st_size != self.written_bytes:
+        if crc32_of(self.path) != self._checksum or self.path.stat().st_size != self.written_bytes:
             raise ResourceError(f"{self.path.name} does not have the bytes that were written; check the disk")
 
     def close(self) -> None:
         """Close the file, finished or not. May be called twice."""
         self._file.close()
+
+
+def crc32_of(path: Path) -> int:
+    """Read a file, and compute its CRC-32."""
+    checksum = 0
+    with path.open("rb", buffering=0) as file:
+        while piece := file.read(_CHUNK_BYTES):
+            checksum = zlib.crc32(piece, checksum)
+    return checksum

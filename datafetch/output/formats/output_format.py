@@ -7,14 +7,15 @@ list it in ``datafetch.output.formats``. A dataset selects its format by name.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeAlias
 
 from datafetch.output.row import OutputRow
 from datafetch.store.atomic import make_folder, publish
 from datafetch.store.layout import OutputLayout
-from datafetch.store.ledger import read_shard_counts
+from datafetch.store.ledger import read_shard_counts, read_shard_summary
 from datafetch.store.spool_format import ImageResult
 
 PublishedRow: TypeAlias = Any
@@ -54,9 +55,30 @@ class ShardWriter(Protocol):
         """
         ...
 
+    def checksums(self) -> Mapping[str, int]:
+        """The CRC-32 of the finished files, by name, without those that have theirs in an index; after ``finish``."""
+        ...
+
     def close(self) -> None:
         """Close the files, finished or not. May be called twice."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedFile:
+    """A file of a published shard, as it was written.
+
+    Attributes:
+        path: Its path.
+        size_bytes: Its size; None if that was not recorded.
+        crc32: Its checksum; None if that was not recorded.
+        is_elsewhere: Whether it is outside of the output, where datafetch has found it.
+    """
+
+    path: Path
+    size_bytes: int | None
+    crc32: int | None
+    is_elsewhere: bool = False
 
 
 class OutputFormat(ABC):
@@ -121,6 +143,14 @@ class OutputFormat(ABC):
         """Whether all files of a published shard exist with the sizes with which they were written."""
 
     @abstractmethod
+    def published_files(self, layout: OutputLayout, shard: str) -> Iterator[PublishedFile]:
+        """All files of a published shard as they were written, wherever they are now.
+
+        Raises:
+            ConfigurationError: The ledger or the index is damaged.
+        """
+
+    @abstractmethod
     def unpublish(self, layout: OutputLayout, shard: str) -> None:
         """Delete what a published shard would leave behind if it were committed again."""
 
@@ -158,6 +188,22 @@ class ShardFormat(OutputFormat):
     def files_of(self, layout: OutputLayout, shard: str) -> list[Path]:
         """The files of a shard, in the reverse order of publication."""
         return [layout.out / f"{shard}{suffix}" for suffix in reversed(self.suffixes)]
+
+    def published_files(self, layout: OutputLayout, shard: str) -> Iterator[PublishedFile]:
+        """The files of the shard; none if it has no row. Earlier versions recorded their total size alone."""
+        summary = read_shard_summary(layout.ledger(shard))
+        if not summary.totals.rows:
+            return
+        first, *others = (layout.out / f"{shard}{suffix}" for suffix in self.suffixes)
+        if all(path.name in summary.files for path in (first, *others)):
+            for path in (first, *others):
+                yield PublishedFile(path, *summary.files[path.name])
+            return
+        is_size_known = all(path.exists() for path in others)
+        first_bytes = summary.totals.written_bytes - sum(map(size_bytes, others))
+        yield PublishedFile(first, first_bytes if is_size_known else None, None)
+        for path in others:
+            yield PublishedFile(path, None, None)
 
     def unpublish(self, layout: OutputLayout, shard: str) -> None:
         """Delete all files of the shard."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -30,8 +31,13 @@ class PickleFormat(ShardFormat):
         return PickleShardWriter(folder, shard)
 
     def read_rows(self, layout: OutputLayout, shard: str) -> Iterator[Iterable[bytes]]:
-        """The rows of a shard, each as pieces of its frame; none if the output is resharded, where they stay."""
-        return iter(()) if layout.reshard_record.exists() else stream_frames(layout.out / f"{shard}{ROWS_SUFFIX}")
+        """The rows of a shard, each as pieces of its frame; of a resharded output those that were added since.
+
+        All others stay where they are.
+        """
+        is_resharded = layout.reshard_record.exists()
+        path = (layout.added if is_resharded else layout.out) / f"{shard}{ROWS_SUFFIX}"
+        return iter(()) if is_resharded and not path.exists() else stream_frames(path)
 
 
 class PickleShardWriter:
@@ -91,6 +97,10 @@ class PickleShardWriter:
     def written_bytes(self) -> int:
         """The size of both files."""
         return sum(path.stat().st_size for path in (self._rows_path, self._count_path) if path.exists())
+
+    def checksums(self) -> dict[str, int]:
+        """The CRC-32 of both files."""
+        return {**self._file.checksums(), self._count_path.name: zlib.crc32(str(self._rows).encode())}
 
     def close(self) -> None:
         """Close the file, finished or not."""

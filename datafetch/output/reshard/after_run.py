@@ -3,61 +3,28 @@
 Theory of operation: the rows are numbered in the order of the manifest's samples. Their order in the resharded
 files is a permutation that depends on the number of rows and a seed alone. Once these files have replaced the
 manifest's shards, ``equal.json`` has the samples that are in them. So the permutation can be inverted to find the
-sample of each row, and the rows that a retry added (in ``added``) can be combined with them in manifest order and
-permuted again. The result is byte for byte what a single run would have written that received all of these images at
-once.
+sample of each row (``numbering``), and the rows that a retry or a repair added (in ``added``) can be combined with
+them in manifest order and permuted again. The result is byte for byte what a single run would have written that
+received all of these images at once.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
-from datafetch.errors import ConfigurationError, ConservationError
+from datafetch.errors import ConservationError
 from datafetch.output.formats import ROWS_SUFFIX
 from datafetch.output.reshard.copy import ProgressMonitor, reshard_rows
+from datafetch.output.reshard.numbering import NumberedSamples
 from datafetch.output.reshard.plan import Int64s, Plan, Source, permutation
 from datafetch.output.reshard.record import ReshardRecord, read_reshard_record
 from datafetch.store.layout import OutputLayout
-from datafetch.store.ledger import Bools, pack_bools, read_shard_summary, unpack_bools
+from datafetch.store.ledger import pack_bools
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Samples:
-    """All samples of an output, in manifest order.
-
-    Attributes:
-        shards: Names of the manifest's shards, in order.
-        ends: For each shard, the number of samples up to its end.
-        has_row: For each sample, whether it has a row.
-        is_own: For each sample, whether its row is in the file that the last commit of its shard wrote.
-    """
-
-    shards: tuple[str, ...]
-    ends: Int64s
-    has_row: Bools
-    is_own: Bools
-
-    @classmethod
-    def read(cls, layout: OutputLayout, shards: Sequence[str]) -> _Samples:
-        """Read the ledgers of the shards."""
-        summaries = [read_shard_summary(layout.ledger(shard)) for shard in shards]
-        return cls(
-            tuple(shards),
-            np.cumsum([summary.totals.samples for summary in summaries], dtype=np.int64),
-            np.concatenate([summary.has_row for summary in summaries]),
-            np.concatenate([summary.own_rows for summary in summaries]),
-        )
-
-    def spans(self) -> Iterator[tuple[str, slice]]:
-        """Each shard with the range of its samples."""
-        for shard, start, end in zip(self.shards, (0, *self.ends[:-1]), self.ends, strict=True):
-            yield shard, slice(int(start), int(end))
 
 
 def reshard_output(layout: OutputLayout, shards: Sequence[str], plan: Plan, monitor: ProgressMonitor) -> bool:
@@ -78,9 +45,10 @@ def reshard_output(layout: OutputLayout, shards: Sequence[str], plan: Plan, moni
         ResourceError: The disk is full or can't be written; the same call resumes the work.
     """
     before = read_reshard_record(layout)
-    if before is not None and before.plan == plan and not any(layout.added.glob(f"*{ROWS_SUFFIX}")):
+    lost = frozenset() if before is None else frozenset(before.missing_files(layout))
+    if before is not None and before.plan == plan and not lost and not any(layout.added.glob(f"*{ROWS_SUFFIX}")):
         return True
-    samples = _Samples.read(layout, shards)
+    samples = NumberedSamples.read(layout, shards)
     rows = int(samples.has_row.sum())
     if before is None and rows < plan.ranks.min_rows:
         _log.warning(
@@ -90,7 +58,7 @@ def reshard_output(layout: OutputLayout, shards: Sequence[str], plan: Plan, moni
         return True
     position_of_sample = np.full(len(samples.has_row), -1, np.int64)
     position_of_sample[samples.has_row] = permutation(rows, plan.shuffle)
-    sources = list(_sources(layout, samples, before, position_of_sample))
+    sources = list(_sources(layout, samples, before, lost, position_of_sample))
     if sum(source.copied_rows for source in sources) != rows:
         raise ConservationError(f"{layout.out}: the shards do not hold the {rows:,} rows that their ledgers list")
     packed = {shard: pack_bools(samples.has_row[span]).decode() for shard, span in samples.spans()}
@@ -98,34 +66,28 @@ def reshard_output(layout: OutputLayout, shards: Sequence[str], plan: Plan, moni
 
 
 def _sources(
-    layout: OutputLayout, samples: _Samples, before: ReshardRecord | None, position_of_sample: Int64s
+    layout: OutputLayout,
+    samples: NumberedSamples,
+    before: ReshardRecord | None,
+    lost: Collection[str],
+    position_of_sample: Int64s,
 ) -> Iterator[Source]:
-    """The files that hold the rows, with the new positions; rows that a retry has replaced are left out."""
-    is_in_file = np.copy(samples.is_own)
+    """The files that hold the rows, with the new positions; rows that were fetched again are left out, and lost files.
+
+    A repair has fetched the rows of lost files again, or their ledgers don't list them any more; if not, rows will be
+    missing.
+    """
     folder = layout.out if before is None else layout.added
-    for shard, span in samples.spans():
-        if not (folder / f"{shard}{ROWS_SUFFIX}").exists():
-            is_in_file[span] = False
+    is_in_file = samples.are_in(layout, is_resharded=before is not None)
     if before is not None:
-        sample_of_row = _samples_by_position(samples, before)
+        sample_of_row = samples.by_position(before)
         positions = np.where(is_in_file[sample_of_row], -1, position_of_sample[sample_of_row])
         first = 0
         for name, file in before.files.items():
-            yield Source(layout.out / f"{name}{ROWS_SUFFIX}", file.rows, positions[first : first + file.rows])
+            if name not in lost:
+                yield Source(layout.out / f"{name}{ROWS_SUFFIX}", file.rows, positions[first : first + file.rows])
             first += file.rows
     for shard, span in samples.spans():
         positions = position_of_sample[span][is_in_file[span]]
         if len(positions):
             yield Source(folder / f"{shard}{ROWS_SUFFIX}", len(positions), positions)
-
-
-def _samples_by_position(samples: _Samples, before: ReshardRecord) -> Int64s:
-    """For each row of the resharded files, in order, the number of its sample: the inverse permutation."""
-    try:
-        has_row = [unpack_bools(before.samples[shard], span.stop - span.start) for shard, span in samples.spans()]
-    except (KeyError, ValueError) as error:
-        raise ConfigurationError("equal.json does not list its samples; --fresh starts over") from error
-    sample_of_row = np.flatnonzero(np.concatenate(has_row))
-    by_position = np.empty(len(sample_of_row), np.int64)
-    by_position[permutation(len(sample_of_row), before.plan.shuffle)] = sample_of_row
-    return by_position

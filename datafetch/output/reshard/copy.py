@@ -44,6 +44,7 @@ from datafetch.output.reshard.shard_writer import ReshardWriter, UInt32s
 from datafetch.output.reshard.swap import RECORD, SHARDS, complete_swap, mark_complete
 from datafetch.store.atomic import write_atomically
 from datafetch.store.layout import OutputLayout
+from datafetch.store.state_file import read_if_sound
 
 _BUFFER_BYTES = 32 << 20  # rows for half the shards of a large set, so that few files are opened for one row
 _ROWS_PER_REPORT = 10_000  # between two reports while rows are measured
@@ -121,13 +122,14 @@ def reshard_rows(
         _refuse_full_disk(layout, writer)
         writer.write_opcodes_and_counts()
         _copy(sources, writer, journal, monitor)
-        _check(writer, journal, monitor)
+        checksums = _check(writer, journal, monitor)
         record = ReshardRecord(
             **plan.identity_fields(),
             files=writer.files(),
+            crc32=checksums,
             samples=dict(samples or {}),
             made_from=list(made_from),
-            replaces=[source.path.stem for source in sources if source.path.parent == layout.out],
+            replaces=_replaced(layout, sources),
         )
         write_atomically(layout.resharding / RECORD, orjson.dumps(record.to_json(), option=orjson.OPT_INDENT_2))
         mark_complete(layout)
@@ -137,6 +139,13 @@ def reshard_rows(
         raise ResourceError.from_disk_error(error, "reshard the output") from error
     complete_swap(layout)
     return True
+
+
+def _replaced(layout: OutputLayout, sources: Sequence[Source]) -> list[str]:
+    """The shards of the output that the new ones replace: the sources, and those that are damaged and can't be one."""
+    before = read_if_sound(layout.reshard_record, ReshardRecord)
+    names = {source.path.stem for source in sources if source.path.parent == layout.out}
+    return sorted(names if before is None else names | before.files.keys())
 
 
 def _measure(sources: Sequence[Source], monitor: ProgressMonitor) -> UInt32s:
@@ -243,13 +252,14 @@ def _buffers(source: Source) -> Iterator[tuple[list[bytes], Int64s]]:
         yield frames, positions[first:]
 
 
-def _check(writer: ReshardWriter, journal: Journal, monitor: ProgressMonitor) -> None:
-    """Read the new shards back, and check that they are as planned.
+def _check(writer: ReshardWriter, journal: Journal, monitor: ProgressMonitor) -> dict[str, int]:
+    """Read the new shards back, check that they are as planned, and return their checksums by name.
 
     Raises:
         ResourceError: One is not; the journal is reset, so that all rows are copied again.
     """
     rows = 0
+    checksums = {}
     for shard in range(len(writer)):
         if not writer.is_correct(shard):
             journal.record(0)
@@ -257,4 +267,6 @@ def _check(writer: ReshardWriter, journal: Journal, monitor: ProgressMonitor) ->
                 f"{writer.folder} does not hold what was written to it; check the disk, and run the same command again"
             )
         rows += writer.rows_of(shard)
+        checksums[writer.name_of(shard)] = writer.checksum(shard)
         monitor.report(ReshardProgress(ReshardStage.CHECK, rows, writer.rows))
+    return checksums

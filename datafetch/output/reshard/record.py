@@ -5,17 +5,21 @@ Rules: ``equal.json`` exists if and only if the output is resharded.
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, NamedTuple
 
 from msgspec import Meta
 
 from datafetch.errors import ConfigurationError, ManifestError, raise_if_exhausted
-from datafetch.model.bounds import Count, PlainName
+from datafetch.model.bounds import Count, Crc32, PlainName
 from datafetch.model.report import ReshardedEpoch
-from datafetch.output.formats import COUNT_SUFFIX, ROWS_SUFFIX, read_count
+from datafetch.output.formats import COUNT_SUFFIX, ROWS_SUFFIX, PublishedFile, read_count
+from datafetch.output.formats.output_format import size_bytes
 from datafetch.output.reshard.plan import Plan
 from datafetch.output.reshard.ranks import RankNumber, Ranks, epoch
+from datafetch.store.atomic import publish, write_atomically
 from datafetch.store.layout import OutputLayout
 from datafetch.store.state_file import read_state_file
 
@@ -41,6 +45,7 @@ class ReshardRecord:
             command ``reshard`` made the shards.
         made_from: The source's shards (``plan.fingerprint``). Empty if a run made the shards.
         replaces: Names of the shards of the output that these have replaced; None in files of earlier versions.
+        crc32: Shard → the CRC-32 of its rows file. Empty in files of earlier versions.
     """
 
     world_size: RankNumber
@@ -51,6 +56,7 @@ class ReshardRecord:
     samples: dict[PlainName, str] = field(default_factory=dict)
     made_from: list[list[str | int]] = field(default_factory=list)
     replaces: list[PlainName] | None = None
+    crc32: dict[PlainName, Crc32] = field(default_factory=dict)
 
     @property
     def plan(self) -> Plan:
@@ -69,6 +75,7 @@ class ReshardRecord:
             **self.plan.identity_fields(),
             "rows": self.rows,
             "files": {name: list(file) for name, file in self.files.items()},
+            "crc32": self.crc32,
             "replaces": self.replaces,
         }
 
@@ -82,14 +89,29 @@ class ReshardRecord:
         """The shards of which a file is missing, or has another size or number of rows than when it was made."""
         return [name for name, file in self.files.items() if not _is_whole(layout, name, file)]
 
-    def refuse_missing(self, layout: OutputLayout) -> None:
-        """Check that all shards exist, and the ledgers of all of their samples.
+    def published_files(self, layout: OutputLayout) -> Iterator[PublishedFile]:
+        """The files of all shards as they were written, wherever they are now."""
+        for name, file in self.files.items():
+            count = str(file.rows).encode()
+            yield PublishedFile(layout.out / f"{name}{ROWS_SUFFIX}", file.size_bytes, self.crc32.get(name))
+            yield PublishedFile(layout.out / f"{name}{COUNT_SUFFIX}", len(count), zlib.crc32(count))
 
-        A lost shard can't be made again, because its name does not tell which samples it had. A shard of the manifest
-        without a ledger would be fetched again, and would overwrite the resharded one of the same name.
+    def restore_counts(self, layout: OutputLayout) -> None:
+        """Write again the counts that are missing or damaged of shards whose rows are there."""
+        for name in self.missing_files(layout):
+            if size_bytes(layout.out / f"{name}{ROWS_SUFFIX}") == self.files[name].size_bytes:
+                count = layout.unpublished / f"{name}{COUNT_SUFFIX}"
+                write_atomically(count, str(self.files[name].rows).encode())
+                publish(count, layout.out / count.name)
+
+    def refuse_missing_ledgers(self, layout: OutputLayout) -> None:
+        """Check that the ledgers of all samples exist.
+
+        A shard of the manifest without a ledger would be fetched again, and would overwrite the resharded one of the
+        same name.
 
         Raises:
-            ConfigurationError: A shard or a ledger is missing, or a shard has a different size than when it was made.
+            ConfigurationError: A ledger is missing.
         """
         for shard in self.samples:
             if not layout.ledger(shard).is_file():
@@ -98,10 +120,19 @@ class ReshardRecord:
                     "which can't be made again one by one; put it back, or start over with --fresh (again, if one was "
                     "interrupted)"
                 )
+
+    def refuse_missing(self, layout: OutputLayout) -> None:
+        """Check that all shards exist, and the ledgers of all of their samples.
+
+        Raises:
+            ConfigurationError: A shard or a ledger is missing, or a shard has a different size than when it was made.
+        """
+        self.refuse_missing_ledgers(layout)
         for name in self.missing_files(layout):
             raise ConfigurationError(
                 f"{layout.out / name}{ROWS_SUFFIX} or its {COUNT_SUFFIX} is missing, or has changed since it was made; "
-                "put them back, or start over with --fresh (again, if one was interrupted)"
+                "put them back, or run the command that started the output again, which fetches the images of their "
+                "rows again"
             )
 
 

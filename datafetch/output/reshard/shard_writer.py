@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from datafetch.errors import ManifestError
-from datafetch.output.formats import COUNT_SUFFIX, ROWS_SUFFIX, FrameOffsets, frame_sizes
+from datafetch.output.formats import COUNT_SUFFIX, ROWS_SUFFIX, FrameOffsets, crc32_of, frame_sizes
 from datafetch.output.reshard.plan import Int64s
 from datafetch.output.reshard.ranks import Ranks, shard_sizes
 from datafetch.output.reshard.record import ReshardedFile
@@ -77,7 +77,7 @@ class ReshardWriter:
     def files(self) -> dict[str, ReshardedFile]:
         """The shards by name, in order."""
         return {
-            shard_name(shard, len(self)): ReshardedFile(self.rows_of(shard), self._file_bytes[shard])
+            self.name_of(shard): ReshardedFile(self.rows_of(shard), self._file_bytes[shard])
             for shard in range(len(self))
         }
 
@@ -121,6 +121,14 @@ class ReshardWriter:
             return False
         return bool(np.array_equal(lengths, self._frame_bytes[self._span(shard)]))
 
+    def checksum(self, shard: int) -> int:
+        """Read the rows file of a shard, and compute its CRC-32."""
+        return crc32_of(self._path(shard))
+
+    def name_of(self, shard: int) -> str:
+        """The name of a shard."""
+        return shard_name(shard, len(self))
+
     def _span(self, shard: int) -> slice:
         return slice(int(self._ends[shard - 1]) if shard else 0, int(self._ends[shard]))
 
@@ -128,7 +136,7 @@ class ReshardWriter:
         return FrameOffsets(self._frame_bytes[self._span(shard)].astype(np.int64))
 
     def _path(self, shard: int) -> Path:
-        return self.folder / f"{shard_name(shard, len(self))}{ROWS_SUFFIX}"
+        return self.folder / f"{self.name_of(shard)}{ROWS_SUFFIX}"
 
     @contextmanager
     def _opened(self, shard: int) -> Iterator[int]:

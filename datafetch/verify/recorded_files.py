@@ -1,0 +1,178 @@
+"""RecordedFiles: compares the files of an output with what was recorded when they were written, as after a move.
+
+Rules: nothing is decoded. No link is followed out of the output, and only regular files of the recorded size are read.
+What was recorded is in ``equal.json``, in the ledgers, and in the indexes of image files; it is typed when it is read.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from datafetch.errors import ConfigurationError, raise_if_exhausted
+from datafetch.model.interfaces import Dataset
+from datafetch.model.kinds import Loader
+from datafetch.output.formats import COUNT_SUFFIX, ROWS_SUFFIX, PickleFormat, PublishedFile, format_of
+from datafetch.output.reshard.record import ReshardRecord, read_reshard_record
+from datafetch.output.training_list import recorded_sha256, sha256_of, trainers_list
+from datafetch.store.atomic import leads_out
+from datafetch.store.layout import OutputLayout
+from datafetch.store.ledger import read_shard_counts
+from datafetch.verify.findings import Examination, Location, Problem
+from datafetch.verify.intended_ranks import read_sound_job
+from datafetch.verify.shards import ShardFolder
+
+_STEP_BYTES = 64 << 20  # what is read between two reports of progress, or before Ctrl-C has an effect
+_STEP_FILES = 256
+_CHUNK_BYTES = 1 << 20
+
+
+class RecordedFiles:
+    """The files that an output was left with.
+
+    Args:
+        layout: The paths of the output.
+        dataset: The dataset of its job; None if it has no job.
+        loader: The loader that the caller names; None takes that of the dataset, or determines it from the first row.
+
+    Attributes:
+        row_counts: The number of rows of each pickle shard, in the order of the names, as recorded.
+        has_job: Whether a run made the output, so that it can make it again.
+        without_checksum: How many files had nothing but a size recorded, or not even that.
+
+    Raises:
+        ConfigurationError: Nothing was recorded, or the record is damaged.
+    """
+
+    def __init__(self, layout: OutputLayout, dataset: Dataset | None, loader: Loader | None) -> None:
+        self.without_checksum = 0
+        self._layout = layout if dataset is None else replace(layout, output_format=dataset.output_format)
+        self._list_name = None if dataset is None else dataset.list_name
+        self._record: ReshardRecord | None = read_reshard_record(layout)
+        job = read_sound_job(layout)
+        if self._record is None and job is None:
+            raise ConfigurationError(
+                f"nothing says how the files of {layout.out} were written, since {layout.state_folder} has no record "
+                "of it; leave out --quick, or move that folder along with the output"
+            )
+        self.has_job = job is not None
+        shards = () if job is None or self._record is not None else job.shards
+        self._shards = [shard for shard in shards if layout.ledger(shard).exists()]
+        own = None if dataset is None else dataset.loader
+        self.loader = loader or own or (ShardFolder(layout.out).loader if layout.out.is_dir() else Loader.COYO)
+        if self._record is not None:
+            self.row_counts = [file.rows for file in self._record.files.values()]
+        else:
+            self.row_counts = [] if self._has_image_files else [rows for rows in self._rows() if rows]
+
+    @property
+    def shards(self) -> int | None:
+        """The number of pickle shards; None for an output without."""
+        return None if self._has_image_files else len(self.row_counts)
+
+    @property
+    def total_bytes(self) -> int:
+        """The size of all files, as recorded."""
+        return sum(file.size_bytes or 0 for file in self._files() if isinstance(file, PublishedFile))
+
+    def examine(self) -> Iterator[list[Examination]]:
+        """Compare all files, in steps that take a second or less."""
+        step: list[Examination] = []
+        step_bytes = 0
+        for examination in self._examine():
+            step.append(examination)
+            step_bytes += examination.read_bytes
+            if step_bytes >= _STEP_BYTES or len(step) >= _STEP_FILES:
+                yield step
+                step, step_bytes = [], 0
+        yield step
+
+    def lost_shards(self) -> Iterator[Problem]:
+        """The pickle shards of which nothing is there, for who looks at what there is."""
+        for file in self._files():
+            if isinstance(file, Problem) or file.path.suffix != ROWS_SUFFIX or file.path.exists():
+                continue
+            if not file.path.with_suffix(COUNT_SUFFIX).exists():
+                message = f"is missing, and its {COUNT_SUFFIX}; the command that made the output makes it again"
+                yield Problem(Location(file.path.name), message)
+
+    @property
+    def _has_image_files(self) -> bool:
+        return self._layout.output_format != PickleFormat.name
+
+    def _rows(self) -> Iterator[int]:
+        return (read_shard_counts(self._layout.ledger(shard)).rows for shard in self._shards)
+
+    def _files(self) -> Iterator[PublishedFile | Problem]:
+        """The files as they were written; a problem in place of those of a shard whose ledger or index is damaged."""
+        if self._record is not None:
+            yield from self._record.published_files(self._layout)
+            return
+        for shard in self._shards:
+            try:
+                yield from format_of(self._layout).published_files(self._layout, shard)
+            except ConfigurationError as error:
+                yield Problem(Location(shard), str(error))
+
+    def _examine(self) -> Iterator[Examination]:
+        out = self._layout.out
+        real_out = os.path.realpath(out)
+        names: set[str] = set()
+        for file in self._files():
+            if isinstance(file, Problem):
+                yield Examination(problems=(file,))
+                continue
+            if not self._has_image_files:
+                names.add(file.path.name)
+            is_inside = file.path.is_relative_to(out)
+            location = Location(str(file.path.relative_to(out) if is_inside else file.path))
+            self.without_checksum += file.crc32 is None
+            yield from _compare(file, location, None if file.is_elsewhere else real_out)
+        for path in sorted(out.iterdir()) if out.is_dir() and not self._has_image_files else ():
+            if path.name not in names:
+                message = "does not belong to a shard, but the trainer's loader counts every file"
+                yield Examination(problems=(Problem(Location(path.name), message),))
+        for rows in self.row_counts if not self._has_image_files else self._rows():
+            yield Examination(samples=rows)
+        if self._list_name is not None:
+            yield from self._examine_list(trainers_list(self._layout, self._list_name))
+
+    def _examine_list(self, path: Path) -> Iterator[Examination]:
+        """Compare the list that the trainer reads."""
+        recorded = recorded_sha256(self._layout)
+        if recorded is None:
+            self.without_checksum += 1
+        elif not path.is_file():
+            yield Examination(problems=(Problem(Location(path.name), "is missing"),))
+        elif sha256_of(path) != recorded:
+            yield Examination(problems=(Problem(Location(path.name), "is not the list that was written"),))
+
+
+def _compare(file: PublishedFile, location: Location, real_out: str | None) -> Iterator[Examination]:
+    """Compare a file with what was recorded of it, in several steps if it is large."""
+    message = ""
+    try:
+        if not os.path.lexists(file.path):
+            message = "is missing"
+        elif real_out is not None and leads_out(file.path, real_out):
+            message = "is a link that leads out of its folder and is not followed"
+        elif not file.path.is_file():
+            message = "is not a regular file"
+        elif file.size_bytes is not None and (found := file.path.stat().st_size) != file.size_bytes:
+            message = f"has {found:,} bytes, and was written with {file.size_bytes:,}"
+        elif file.crc32 is not None:
+            checksum = 0
+            with file.path.open("rb", buffering=0) as opened:
+                while piece := opened.read(_CHUNK_BYTES):
+                    checksum = zlib.crc32(piece, checksum)
+                    yield Examination(read_bytes=len(piece))
+            if checksum != file.crc32:
+                message = "has other bytes than it was written with"
+    except OSError as error:
+        raise_if_exhausted(error)
+        message = f"can't be read: {error.strerror or error}"
+    if message:
+        yield Examination(problems=(Problem(location, message),))

@@ -1,0 +1,284 @@
+"""A lost shard of a resharded output is made again, and only what is missing is asked for."""
+
+import logging
+import pickle
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import LOOPBACK
+from in_process import THREADS, retry, run
+from runs import OPTIONS, Run, dying_at_a_step
+from test_conservation import document, write_lines
+from test_job import files_of, read_ledger, read_rows
+from test_retry import path_of, requests_since
+
+from datafetch import Check, FailureKind, Job, RetryFilter, fetch_shards, finish, run_check
+from datafetch.cli.app import main
+from datafetch.datasets.mmc4 import Mmc4CoreOptions
+from datafetch.demo.manifest import CoyoSource, write_coyo_source
+from datafetch.demo.origin import Origin
+from datafetch.engine.session import Backends
+from datafetch.errors import ConfigurationError, ResourceError
+from datafetch.fetch import FetchPolicy
+from datafetch.model.ledger_line import ShardCounts
+from datafetch.output.commit import Commit
+from datafetch.store.layout import OutputLayout
+
+Pictures = tuple[Path, list[str]]
+IMAGES = 60
+POLICY = FetchPolicy(allow_net=LOOPBACK, backoff_s=0.01, connections=64, per_host=64, retries=0)
+BLOCKED = replace(POLICY, allow_net=())
+
+
+@pytest.fixture(scope="module")
+def own_origin(small_pictures: Pictures) -> Iterator[Origin]:
+    """A server that only these tests use, for its counts of requests; each test has URLs of its own."""
+    with Origin(small_pictures[0]) as running:
+        yield running
+
+
+class Urls:
+    """Makes URLs of pictures that no other test has."""
+
+    def __init__(self, origin: Origin, pictures: Pictures, mark: str) -> None:
+        self._names = [name for name in pictures[1] if name.endswith(".jpg")]
+        self._origin, self._mark = origin, mark
+
+    def url(self, position: int, behaviour: str = "well") -> str:
+        """Return the URL of a picture."""
+        name = self._names[position % len(self._names)]
+        return self._origin.url(behaviour, name, f"{self._mark}-{position}")
+
+
+@pytest.fixture
+def urls(tmp_path: Path, own_origin: Origin, small_pictures: Pictures) -> Urls:
+    """URLs of this test."""
+    return Urls(own_origin, small_pictures, f"repair-{tmp_path.name}")
+
+
+@pytest.fixture
+def source(tmp_path: Path, urls: Urls) -> CoyoSource:
+    """A manifest of three files; the first time, two images fail, one of them for good."""
+    faults = {7: "missing", 23: "flaky"}
+    return write_coyo_source(
+        tmp_path / "source", [urls.url(number, faults.get(number, "well")) for number in range(IMAGES)], files=3
+    )
+
+
+@pytest.fixture
+def job(tmp_path: Path, source: CoyoSource) -> Job:
+    """A job that reshards for two ranks, which is done."""
+    done = Job(
+        dataset="coyo",
+        source=str(source.folder),
+        ids=str(source.ids),
+        out=str(tmp_path / "データ" / "out"),
+        fetch=POLICY,
+        processes=1,
+        world_size=2,
+    )
+    run(done)
+    return done
+
+
+def rows_in(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a shard."""
+    rows: list[dict[str, Any]] = pickle.loads(path.read_bytes())
+    return rows
+
+
+def _remove_both(path: Path) -> None:
+    path.unlink()
+    path.with_suffix(".count").unlink()
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, _remove_both, _truncate])
+def test_a_lost_shard_is_made_again_of_what_is_missing(
+    job: Job, own_origin: Origin, harm: Callable[[Path], object], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The same job asks for the images of its rows and for nothing else, and the files are those from before."""
+    caplog.set_level(logging.INFO)
+    before, outcomes = files_of(job), [line["outcome"] for line in read_ledger(job)]
+    lost = Path(job.out, "part-00001.pkl")
+    urls = {path_of(str(row["url"])) for row in rows_in(lost)}
+    requests = own_origin.requests()
+    harm(lost)
+    report = run(job)
+    assert requests_since(own_origin, requests) == dict.fromkeys(urls, 1)
+    assert files_of(job) == before
+    assert [line["outcome"] for line in read_ledger(job)] == outcomes
+    assert (report.totals.ok, report.reused, report.requests) == (IMAGES - 2, IMAGES - 2 - len(urls), len(urls))
+    assert f"the images of {len(urls)} lost rows are fetched again" in caplog.text
+    state = OutputLayout(Path(job.out))
+    assert not state.added.exists()
+    assert not state.all_spools.exists()
+    requests = own_origin.requests()
+    run(job)
+    assert own_origin.requests() == requests
+    assert retry(job.out).retried == 1
+
+
+def test_a_lost_count_costs_no_request(job: Job, own_origin: Origin) -> None:
+    """It is written again, from the record."""
+    before, requests = files_of(job), own_origin.requests()
+    count = Path(job.out, "part-00000.count")
+    for harm in (Path.unlink, lambda path: path.write_text("9999")):
+        harm(count)
+        run(job)
+        assert files_of(job) == before
+    assert own_origin.requests() == requests
+
+
+def test_all_shards_can_be_lost(job: Job) -> None:
+    """Even the folder of the output can be made again."""
+    before, out = files_of(job), Path(job.out)
+    for path in out.iterdir():
+        path.unlink()
+    out.rmdir()
+    run(job)
+    assert files_of(job) == before
+
+
+def test_what_cannot_be_fetched_any_more_is_a_failure(job: Job) -> None:
+    """The rows and counts follow, the shards are cut again for the ranks, and a later retry brings all of it back."""
+    before, lost = files_of(job), Path(job.out, "part-00001.pkl")
+    rows = len(rows_in(lost))
+    _truncate(lost)
+    report = run(replace(job, fetch=BLOCKED))
+    assert report.totals.outcomes["blocked_address"] == rows
+    assert (report.totals.rows, report.totals.samples) == (IMAGES - 2 - rows, IMAGES)
+    assert len(read_rows(job)) == IMAGES - 2 - rows
+    assert run_check(Check(job.out, processes=1)).problems == ()
+    kinds = RetryFilter(frozenset({FailureKind.BLOCKED_ADDRESS}))
+    again = retry(job.out, kinds, change=lambda now: replace(now, fetch=POLICY))
+    assert (again.retried, again.retried_arrived) == (rows, rows)
+    assert files_of(job) == before
+
+
+def test_images_kept_for_a_retry_are_not_fetched_again(tmp_path: Path, urls: Urls, own_origin: Origin) -> None:
+    """A document of which another image failed has its images in the state folder; the others are asked for."""
+    documents = [
+        document(number, [urls.url(2 * number), urls.url(2 * number + 1, "well" if number % 3 else "missing")])
+        for number in range(48)
+    ]
+    write_lines(tmp_path / "documents", [f"docs_shard_{number}_v3.jsonl" for number in range(4)], documents)
+    options = Mmc4CoreOptions(keep_at_least=1)
+    job = Job(
+        "mmc4-core", str(tmp_path / "documents"), str(tmp_path / "out"), options=options, fetch=POLICY, world_size=2
+    )
+    assert run(job).totals.rows == 48
+    before, requests = files_of(job), own_origin.requests()
+    lost = Path(job.out, "part-00000.pkl")
+    images = [image["raw_url"] for row in rows_in(lost) for image in row["image_info"] if len(row["image_info"]) == 2]
+    _remove_both(lost)
+    run(job)
+    assert requests_since(own_origin, requests) == {path_of(url): 1 for url in images}
+    assert files_of(job) == before
+
+
+def test_only_a_whole_run_makes_a_lost_shard_again(job: Job, own_origin: Origin) -> None:
+    """A retry, and processes that share the shards, say so and ask for nothing."""
+    Path(job.out, "part-00001.pkl").unlink()
+    requests = own_origin.requests()
+    for call in (lambda: retry(job.out), lambda: fetch_shards(job, backends=THREADS), lambda: finish(job)):
+        with pytest.raises(ConfigurationError, match=r"part-00001\.pkl or its \.count is missing.* run the command"):
+            call()
+    assert own_origin.requests() == requests
+
+
+def test_rows_of_an_interrupted_retry_are_kept(job: Job, tmp_path: Path) -> None:
+    """What the retry has added to a shard whose other rows are lost is still there afterwards."""
+
+    async def commit_and_fail(commit: Commit) -> ShardCounts:
+        await THREADS.commit(commit)
+        raise ResourceError("full")
+
+    with pytest.raises(ResourceError):
+        retry(job.out, backends=Backends(THREADS.open_transcoder, commit_and_fail))
+    layout = OutputLayout(Path(job.out))
+    assert list(layout.added.glob("*.pkl"))
+    for path in Path(job.out).glob("*.pkl"):
+        path.unlink()
+    assert run(job).totals.rows == IMAGES - 1
+    assert retry(job.out).totals.rows == IMAGES - 1
+    healed = replace(job, out=str(tmp_path / "healed"))
+    run(healed)
+    assert files_of(job) == files_of(healed)
+
+
+def test_a_shard_without_rows_takes_no_resharded_file_along(tmp_path: Path, urls: Urls) -> None:
+    """A shard of the manifest whose images all fail again has no file, and a resharded one of its name stays."""
+    faults = dict.fromkeys(range(8, 16), "missing")
+    made = write_coyo_source(
+        tmp_path / "source", [urls.url(number, faults.get(number, "well")) for number in range(32)], files=4
+    )
+    job = Job("coyo", str(made.folder), str(tmp_path / "out"), str(made.ids), fetch=POLICY, world_size=2)
+    assert run(job).totals.rows == 24
+    assert {line["shard"] for line in read_ledger(job) if line["outcome"] != "ok"} == {"part-00001"}
+    before = files_of(job)
+    assert retry(job.out, RetryFilter.all()).retried == 8
+    assert files_of(job) == before
+
+
+def test_the_command_says_what_it_makes_again(
+    job: Job, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line says which file is missing, another one how many rows are fetched, and verify passes afterwards."""
+    root = Path(job.out).parent
+    monkeypatch.setenv("COLUMNS", "80")
+    arguments = ["prepare", "coyo", "--source", job.source, "--ids", str(job.ids), "--root", str(root)]
+    options = ["--allow-net", "127.0.0.0/8", "--processes", "1", "--world-size", "2"]
+    assert main([*arguments, *options]) == 0
+    capfd.readouterr()
+    out = root / "coyo-700m" / "pkl03-split"
+    rows = len(rows_in(out / "part-00000.pkl"))
+    (out / "part-00000.pkl").unlink()
+    assert main(["retry", str(out)]) == 2
+    assert "run the command that started the output again" in capfd.readouterr().err
+    assert main([*arguments, *options]) == 0
+    printed = capfd.readouterr()
+    assert f"1 of 2 shards of {out} are missing or have changed, the first is part-00000: " in printed.err
+    assert f"the images of {rows} lost rows are fetched again" in printed.err
+    assert f"this run: {rows} images arrived" in printed.out
+    assert main(["verify", str(out), "--processes", "1"]) == 0
+
+
+@pytest.mark.slow
+def test_a_repair_can_be_killed_at_any_moment(tmp_path: Path, source: CoyoSource, own_origin: Origin) -> None:
+    """Killed again and again, each time some file operations later, it ends with the files from before."""
+    root = tmp_path / "data"
+    options = [option for option in OPTIONS if option != "--no-reshard"]
+    command = [
+        *(sys.executable, "-m", "datafetch", "prepare", "coyo", "--source", str(source.folder)),
+        *("--ids", str(source.ids), "--root", str(root), *options, "--world-size", "2"),
+    ]
+    with Run(command) as first:
+        assert first.end() == 0, first.messages()
+    out = root / "coyo-700m" / "pkl03-split"
+    before = {path.name: path.read_bytes() for path in sorted(out.iterdir())}
+    urls = {path_of(str(row["url"])) for row in rows_in(out / "part-00001.pkl")}
+    for victim in ("-m datafetch prepare", "datafetch.output.commit_process"):
+        requests = own_origin.requests()
+        _remove_both(out / "part-00001.pkl")
+        kills = 0
+        for step in range(3, 1000, 23):
+            with Run(command, dying_at_a_step(tmp_path, victim, step, root)) as killed:
+                code = killed.end()
+            if code == 0:
+                break
+            kills += 1
+            names = {path.name for path in out.iterdir()} if out.exists() else set()
+            assert names <= before.keys()
+        assert kills > 1
+        assert {path.name: path.read_bytes() for path in sorted(out.iterdir())} == before
+        made = requests_since(own_origin, requests)
+        assert made.keys() == urls
+        assert sum(made.values()) <= len(urls) + 8 * kills  # of what was in flight when it was killed

@@ -142,7 +142,7 @@ class GivenOptions:
 
 def _read(one: OptionField, value: Any) -> Any:
     if one.option.is_bytes:
-        return parse_bytes(one.flag, value)
+        return None if value == one.option.none_word else parse_bytes(one.flag, value)
     if one.option.none_word is not None:
         return parse_number(one.flag, value, one.option.none_word)
     return tuple(value) if isinstance(value, list) else value
@@ -172,7 +172,7 @@ def parameters_of(
         sentences = [one.option.help, add_help(one), f" [default: {default}]" if shows_defaults and default else ""]
         declared = typer.Option(
             one.flag,
-            metavar="BYTES" if one.option.is_bytes else one.option.metavar,
+            metavar=one.option.metavar or ("BYTES" if one.option.is_bytes else None),
             help=" ".join(filter(None, sentences)),
             show_default=False,
             rich_help_panel=one.option.group.value,

@@ -34,6 +34,7 @@ from datafetch.engine.permissions import count_permittable
 from datafetch.engine.pipeline import Pipeline
 from datafetch.errors import ConservationError
 from datafetch.fetch import BodyBudget, Fetcher, FetchStatistics
+from datafetch.fetch.receive_rate import ReceiveRate
 from datafetch.model.interfaces import ImageTranscoder
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.observers import Observer, observed_by
@@ -109,7 +110,13 @@ class Session:
 
     @asynccontextmanager
     async def fetched(
-        self, feed: Feed, spec: ImageSpec, backends: Backends, archives: Archives = NO_ARCHIVES
+        self,
+        feed: Feed,
+        spec: ImageSpec,
+        backends: Backends,
+        archives: Archives = NO_ARCHIVES,
+        *,
+        rate: ReceiveRate | None = None,
     ) -> AsyncIterator[FetchedShards]:
         """Fetch and publish everything that a feed hands out.
 
@@ -118,6 +125,7 @@ class Session:
             spec: What their images become.
             backends: What transcodes images and commits shards.
             archives: The archives that images are members of.
+            rate: The cap on what is received, where it is shared with other fetchers; None takes that of the job.
 
         Yields:
             What was done; the heartbeat and the observers run until the context ends.
@@ -128,7 +136,7 @@ class Session:
         job = self._job
         budget = BodyBudget(job.memory_bytes)
         async with (
-            Fetcher(job.fetch, budget=budget) as fetch,
+            Fetcher(job.fetch, budget=budget, rate=rate) as fetch,
             backends.open_transcoder(job, spec, self.output.layout.quarantine) as transcode,
             self._open_source(fetch, spec, archives) as source,
         ):

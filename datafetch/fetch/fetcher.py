@@ -30,6 +30,7 @@ from datafetch.fetch.hop import Hop
 from datafetch.fetch.limiter import Limiter
 from datafetch.fetch.memory import BodyBudget, Reservation
 from datafetch.fetch.policy import FetchPolicy
+from datafetch.fetch.receive_rate import ReceiveRate
 from datafetch.fetch.requester import Requester
 from datafetch.fetch.statistics import FetchStatistics
 from datafetch.fetch.urls import BadUrlError, authority, parse_url
@@ -73,12 +74,19 @@ class Fetcher:
         policy: The operator's settings.
         budget: The memory budget that bodies are counted against, for a caller who holds bodies after the call; by
             default the fetcher has a budget of 1 GiB of its own.
+        rate: The cap on what is received, for a caller whose fetchers share one; by default the policy sets it.
     """
 
-    def __init__(self, policy: FetchPolicy | None = None, *, budget: BodyBudget | None = None) -> None:
+    def __init__(
+        self,
+        policy: FetchPolicy | None = None,
+        *,
+        budget: BodyBudget | None = None,
+        rate: ReceiveRate | None = None,
+    ) -> None:
         self._policy = policy or FetchPolicy()
         self._budget = budget or BodyBudget(_DEFAULT_BUDGET_BYTES)
-        self._requester = Requester(self._policy)
+        self._requester = Requester(self._policy, rate)
         backoff_s = self._policy.backoff_s
         self._backoff = wait_exponential(multiplier=backoff_s, max=_MAX_BACKOFF_S) + wait_random(0, backoff_s)
         self._outcomes: Counter[str] = Counter()
@@ -133,7 +141,7 @@ class Fetcher:
             fetched_bytes=requester.received_bytes,
             outcomes=dict(self._outcomes),
             connections=self.connections,
-            open_requests=requester.limiter.open,
+            open_requests=requester.open_requests,
             waiting_requests=requester.limiter.waiting,
             held_bytes=self._budget.held_bytes,
             hosts=requester.hosts.statistics(),

@@ -57,6 +57,7 @@ class Option:
         unset: What the help shows as the default if the default is no value.
         none_word: The word for None, for an integer that may be unset.
         is_bytes: Whether it is a size in bytes, which may be given as ``32MiB``.
+        is_time: Whether it is a time, which may be given as ``07:00``, ``2030-12-31T07:00`` or ``6h`` from now.
         minimum: The minimum of an integer option of a dataset; None for no check.
     """
 
@@ -68,6 +69,7 @@ class Option:
     unset: str = ""
     none_word: str | None = None
     is_bytes: bool = False
+    is_time: bool = False
     minimum: int | None = None
 
 

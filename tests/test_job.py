@@ -742,6 +742,15 @@ def test_a_resharded_output_must_have_as_many_rows_as_its_ledgers(job: Job) -> N
         run(job)
 
 
+def test_a_run_receives_no_more_than_its_cap(job: Job) -> None:
+    """And every image arrives that would without it."""
+    rate = 150_000
+    capped = run(replace(job, fetch=replace(job.fetch, max_rate_bytes_per_s=rate)))
+    assert capped.fetched_bytes > rate
+    assert capped.elapsed_s > (capped.fetched_bytes - rate / 4 - 2 * 64 * 1024) / rate
+    assert capped.totals.outcomes == run(replace(job, out=f"{job.out}-uncapped")).totals.outcomes
+
+
 def test_an_observer_that_fails_does_not_end_a_run(job: Job, caplog: pytest.LogCaptureFixture) -> None:
     """Its exception is logged with the traceback, and the run continues without it."""
 

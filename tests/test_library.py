@@ -6,6 +6,7 @@ import asyncio
 import logging
 import pickle
 import pydoc
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -52,6 +53,7 @@ from datafetch.store.spool_format import ImageResult
 
 _LONG_URL = "https://example.org/" + "猫" * 60_000
 _MAX_REPR_CHARS = 250
+_PATIENCE_S = 300
 
 
 def _job(**fields: Any) -> Job:
@@ -292,8 +294,46 @@ def test_help_shows_what_the_package_has() -> None:
     assert f"VERSION\n    {__version__}" in text
 
 
+_PROGRAM = """
+import asyncio
+from collections.abc import Callable
+from datafetch import (
+    ConfigurationError, ConservationError, DatafetchError, Encoded, Fetched, Fetcher, FetchPolicy, ImageSpec, Job,
+    ManifestError, Observer, Outcome, Report, ResourceError, Statistics, Transcoder, __version__, run,
+)
+
+async def watch(take_snapshot: Callable[[], Statistics]) -> None:
+    print(take_snapshot().ok)
+
+def build(observers: list[Observer[Statistics]]) -> Report | None:
+    try:
+        return run(Job(dataset="coyo", source="in", out="out"), observers)
+    except (ConfigurationError, ConservationError, ManifestError, ResourceError, DatafetchError) as error:
+        print(error, __version__.partition("."))
+    return None
+
+async def encode(url: str) -> Outcome:
+    async with Fetcher(FetchPolicy(connections=64)) as fetch, Transcoder(ImageSpec(short_side_px=336)) as transcode:
+        body: Fetched = await fetch(url)
+        return await transcode(body)
+
+outcome = asyncio.run(encode("http://example.org/cat.jpg"))
+size: int = len(outcome.jpeg) if isinstance(outcome, Encoded) else outcome.attempts
+build([watch])
+"""
+
+
+@pytest.mark.slow
+def test_a_users_program_passes_a_strict_type_checker(tmp_path: Path) -> None:
+    """With what the package declares, although it loads its names lazily."""
+    (tmp_path / "program.py").write_text(_PROGRAM)
+    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "cache"), "program.py"]
+    checked = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=_PATIENCE_S)
+    assert checked.stdout == "Success: no issues found in 1 source file\n"
+
+
 def test_the_types_of_a_users_program_have_names() -> None:
-    """The type checker checks this function as it would a program of a user's."""
+    """What annotations name is there at run time, too."""
 
     async def observe(take_snapshot: Callable[[], Statistics]) -> None:
         take_snapshot()

@@ -9,6 +9,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 from types import NoneType
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 # More digits than any option takes, so that a number that is too large is refused where its maximum is known.
 _SIZE = re.compile(r"([0-9]{1,100})(\.[0-9]{1,9})?\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
 _NUMBER = re.compile(r"-?[0-9]{1,100}")
+_TIME_OF_DAY = re.compile(r"([01]?[0-9]|2[0-3]):([0-5][0-9])")
+_TIME_SPAN = re.compile(r"(?:([0-9]{1,3})d)?(?:([0-9]{1,4})h)?(?:([0-9]{1,6})m)?")
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 _UNITS = ("GiB", "MiB", "KiB")
 _Values = TypeVar("_Values", bound="DataclassInstance")
@@ -119,6 +122,35 @@ def complete_kind(incomplete: str) -> list[str]:
     return [kind.value for kind in FailureKind if kind.startswith(incomplete)]
 
 
+def parse_time(flag: str, text: str, now: datetime) -> datetime:
+    """Parse a time: of the next day that has it (``07:00``), with its date (``2030-12-31T07:00``), or ``6h`` from now.
+
+    Args:
+        flag: The option.
+        text: Its value; a time without a zone is a local one.
+        now: The current time, with its zone.
+
+    Raises:
+        ConfigurationError: It is no such time, or has passed.
+    """
+    if (of_day := _TIME_OF_DAY.fullmatch(text)) is not None:
+        time = now.replace(hour=int(of_day[1]), minute=int(of_day[2]), second=0, microsecond=0, tzinfo=None)
+        return (time if time > now.replace(tzinfo=None) else time + timedelta(days=1)).astimezone()
+    if text and (span := _TIME_SPAN.fullmatch(text)) is not None:
+        days, hours, minutes = (int(part or 0) for part in span.groups())
+        return now + timedelta(days=days, hours=hours, minutes=minutes)
+    try:
+        time = datetime.fromisoformat(text).astimezone()
+    except (ValueError, OverflowError):
+        raise ConfigurationError(
+            f"{flag} takes a time of day (07:00), a date and a time (2030-12-31T07:00), or a time from now (6h, 90m), "
+            f"not {text!r}"
+        ) from None
+    if time <= now:
+        raise ConfigurationError(f"{flag} {text} has passed; give a later time")
+    return time
+
+
 def parse_number(flag: str, text: str, word: str) -> int | None:
     """Parse a whole number; None for the word that stands for no number."""
     if text == word:
@@ -174,7 +206,9 @@ class GivenOptions:
 
 def _read(one: OptionField, value: Any) -> Any:
     if one.option.is_bytes:
-        return parse_bytes(one.flag, value)
+        return None if value == one.option.none_word else parse_bytes(one.flag, value)
+    if one.option.is_time:
+        return parse_time(one.flag, value, datetime.now().astimezone())
     if one.option.none_word is not None:
         return parse_number(one.flag, value, one.option.none_word)
     return tuple(value) if isinstance(value, list) else value
@@ -204,7 +238,7 @@ def parameters_of(
         sentences = [one.option.help, add_help(one), f" [default: {default}]" if shows_defaults and default else ""]
         declared = typer.Option(
             one.flag,
-            metavar="BYTES" if one.option.is_bytes else one.option.metavar,
+            metavar=one.option.metavar or ("BYTES" if one.option.is_bytes else None),
             help=" ".join(filter(None, sentences)),
             show_default=False,
             rich_help_panel=one.option.group.value,
@@ -223,7 +257,7 @@ def may_differ_later(one: OptionField) -> bool:
 
 def _kind(one: OptionField, hint: Any) -> Any:
     """The type with which typer parses and checks an option."""
-    if one.option.is_bytes or one.option.none_word is not None:
+    if one.option.is_bytes or one.option.is_time or one.option.none_word is not None:
         return str
     kind = next((kind for kind in get_args(hint) if kind is not NoneType), hint) if NoneType in get_args(hint) else hint
     return list[str] if get_origin(kind) is tuple else kind

@@ -18,6 +18,7 @@ from datafetch.engine.published import download_file, download_source, find_publ
 from datafetch.engine.remote_files import open_remote_files
 from datafetch.engine.scan_cache import StateFolderCache
 from datafetch.errors import ConfigurationError
+from datafetch.fetch.receive_rate import ReceiveRate, rate_of
 from datafetch.model.interfaces import Dataset, Manifest, RemoteFile
 from datafetch.model.location import at_mirror
 from datafetch.model.untrusted import short_repr
@@ -42,6 +43,7 @@ class BoundJob:
         layout: The paths of the output.
         archives: The archives that images are members of.
         source: The folder or file of the manifest.
+        rate: The cap that reading the manifest and fetching images share; None if they don't overlap.
     """
 
     job: Job
@@ -52,6 +54,7 @@ class BoundJob:
     layout: OutputLayout
     archives: Archives
     source: Path
+    rate: ReceiveRate | None = None
 
     @property
     def shards(self) -> list[str]:
@@ -181,9 +184,11 @@ async def bind(job: Job) -> AsyncIterator[BoundJob]:
     if is_hub(job.source) and dataset.reads_in_place:
         place, names = await find_published(job, dataset)
         ids = await _download_ids(job)
-        async with open_remote_files(place, names, policy_for_files(job), job.mirror) as remote:
+        rate = rate_of(job.fetch)  # the manifest is read while images are fetched
+        async with open_remote_files(place, names, policy_for_files(job), job.mirror, rate) as remote:
             reading = replace(job, ids=ids)
-            yield await run_in_thread(_bind, job, reading, dataset, NO_ARCHIVES, remote.files, on_cancel=remote.close)
+            bound = await run_in_thread(_bind, job, reading, dataset, NO_ARCHIVES, remote.files, on_cancel=remote.close)
+            yield replace(bound, rate=rate)
         return
     reading = replace(job, source=await download_source(job, dataset), ids=await _download_ids(job))
     layout = await run_in_thread(lambda: OutputLayout(resolve_parent(Path(job.out))))

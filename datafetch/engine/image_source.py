@@ -10,6 +10,7 @@ starts over. Nothing is written through a link.
 
 from __future__ import annotations
 
+import asyncio
 import filecmp
 import zlib
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from typing import TypeVar
 from datafetch.errors import ConfigurationError, ManifestError, raise_if_exhausted
 from datafetch.fetch import Limiter, Reservation
 from datafetch.fetch.archive import MemberReader
+from datafetch.fetch.fetcher import OUT_OF_TIME
 from datafetch.model.archive import Member
 from datafetch.model.interfaces import Fetch
 from datafetch.model.outcome import Body, Failure, FailureKind, Fetched, Source
@@ -81,6 +83,7 @@ class ImageSource:
         folder: The folder with images as files; None if there is none.
         adoption: How files are taken that are there already; None if they are not.
         max_file_bytes: Larger files are refused.
+        until_s: From when on, by the event loop's clock, nothing is looked for or waited for any more; None for never.
 
     Attributes:
         fetch: What makes all requests.
@@ -94,12 +97,14 @@ class ImageSource:
         folder: FileFolder | None = None,
         adoption: Adoption | None = None,
         max_file_bytes: int = 0,
+        until_s: float | None = None,
     ) -> None:
         self.fetch = fetch
         self._members = members
         self._folder = folder
         self._adoption = adoption
         self._max_file_bytes = max_file_bytes
+        self._until_s = until_s
 
     def call_limiter(self, calls_per_connection: int) -> AbstractAsyncContextManager[None]:
         """Make a limiter for calls, as ``Fetch.call_limiter`` does.
@@ -124,6 +129,12 @@ class ImageSource:
             ManifestError: The archive can't be read, or has changed.
             ResourceError: This machine has run out of something.
         """
+        if self._until_s is not None and asyncio.get_running_loop().time() >= self._until_s:
+            is_member = MEMBER in sample.row or FILE in sample.row
+            return replace(OUT_OF_TIME, source=Source.ARCHIVE) if is_member else OUT_OF_TIME
+        return await self._get(sample, image, memory)
+
+    async def _get(self, sample: Sample, image: int, memory: Reservation) -> Fetched:
         row, difference = sample.row, ""
         if self._adoption is not None and FAILURE not in row:
             adopted = await self._adopt(self._adoption, sample, memory)
@@ -138,17 +149,27 @@ class ImageSource:
         if FAILURE in row:
             fetched: Fetched = _recorded_failure(row[FAILURE])
         elif MEMBER in row:
-            assert self._members is not None, "a job with members has archives"
-            fetched = await self._members(Member.from_json(row[MEMBER]), memory)
+            fetched = await self._fetch_member(Member.from_json(row[MEMBER]), memory)
         elif FILE in row:
             fetched = await self._read_file(row[FILE], image, memory)
         else:
-            return await self.fetch(sample.urls[image], memory=memory)
+            return await self.fetch(sample.urls[image], memory=memory, until_s=self._until_s)
         if isinstance(fetched, Failure) and fetched.kind in _ARCHIVE_LACKS:
             return await self._find_elsewhere(sample, fetched, memory)
         if difference and self._adoption is not None:
             await _in_thread(partial(_refuse_write, self._adoption, sample, difference))
         return fetched
+
+    async def _fetch_member(self, member: Member, memory: Reservation) -> Fetched:
+        assert self._members is not None, "a job with members has archives"
+        limit = asyncio.timeout_at(self._until_s)
+        try:
+            async with limit:
+                return await self._members(member, memory)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+        return replace(OUT_OF_TIME, source=Source.ARCHIVE)
 
     async def _adopt(self, adoption: Adoption, sample: Sample, memory: Reservation) -> Body | str:
         """Take the file in the place of an image, or return how it differs from the right one; empty if there is none.
@@ -193,7 +214,7 @@ class ImageSource:
                 await _in_thread(partial(_refuse_write, adoption, sample, difference))
         if not isinstance(fallback, str) or not fallback:
             return failure
-        return replace(await self.fetch(fallback, memory=memory), source=Source.FALLBACK)
+        return replace(await self.fetch(fallback, memory=memory, until_s=self._until_s), source=Source.FALLBACK)
 
     def _is_same_file(self, adoption: Adoption, sample: Sample) -> bool:
         assert self._folder is not None, "a job with files has their folder"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -63,6 +64,9 @@ class Job:
         world_size: The number of ranks for which the output is resharded at the end, if the dataset's loader counts
             shards. None leaves the shards and the order of rows as in the manifest.
         fresh: Start over instead of resuming.
+        finish_by: When the run is to finish, as a local time if it has no time zone: what has not arrived by then is
+            recorded as ``timeout``, and a retry fetches it. None lets the run take as long as it takes. This holds for
+            one run, and is not stored.
         no_lock: The operator knows that no other run works on the output. This holds for one run, and is not stored.
         options: The options of the dataset, an instance of its own class; None sets none.
     """
@@ -133,6 +137,15 @@ class Job:
         ),
     )
     fresh: bool = option(False, _NoRowEffect(help="Start over instead of resuming.", group=OptionGroup.BEHAVIOUR))
+    finish_by: datetime | None = option(
+        None,
+        _NoRowEffect(
+            help="Record what has not arrived by then as timeout: HH:MM, 2030-12-31T07:00, or 6h, 90m from now.",
+            group=OptionGroup.BEHAVIOUR,
+            metavar="TIME",
+            is_time=True,
+        ),
+    )
     no_lock: bool = option(False, NO_LOCK)
     options: DatasetOptions | None = None
 
@@ -248,7 +261,7 @@ def settings_of(job: Job, spec: ImageSpec) -> dict[str, Any]:
         name: None if path is None else _location(path)
         for name, path in (("source", job.source), ("ids", job.ids), ("scratch", job.scratch))
     }
-    values = {**asdict(replace(job, image=spec, fresh=False, no_lock=False)), **paths}
+    values = {**asdict(replace(job, image=spec, fresh=False, finish_by=None, no_lock=False)), **paths}
     values["mirror"] = without_secrets(job.mirror)
     options = values.pop("options") or {}
     if isinstance(archive := options.get("archive"), str):

@@ -23,6 +23,7 @@ from datafetch.errors import ManifestError
 from datafetch.fetch import Fetcher
 from datafetch.fetch.policy import FetchPolicy
 from datafetch.fetch.ranges import RefusedError, RemoteRanges
+from datafetch.fetch.receive_rate import ReceiveRate
 from datafetch.model.location import at_mirror
 from datafetch.model.outcome import Failure
 
@@ -125,7 +126,7 @@ class _HubFile:
 
 @asynccontextmanager
 async def open_remote_files(
-    place: HubPlace, names: Sequence[str], policy: FetchPolicy, mirror: str = ""
+    place: HubPlace, names: Sequence[str], policy: FetchPolicy, mirror: str = "", rate: ReceiveRate | None = None
 ) -> AsyncIterator[RemoteFiles]:
     """Make files of the hub readable where they are. Nothing is requested yet.
 
@@ -134,11 +135,12 @@ async def open_remote_files(
         names: Their paths in it.
         policy: How the hub is asked.
         mirror: The URL of a server that is asked instead of the hub; empty asks the hub.
+        rate: The cap on what is received, where it is shared with other fetchers.
 
     Yields:
         The files, which are closed when the context ends.
     """
-    async with Fetcher(policy) as fetch:
+    async with Fetcher(policy, rate=rate) as fetch:
         files = RemoteFiles(place, names, fetch, policy.max_body_bytes, mirror)
         try:
             yield files

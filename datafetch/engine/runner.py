@@ -89,7 +89,7 @@ async def fetch_dataset(
             else:
                 session = Session(job, bound.output, shards, observers)
                 feed = Feed(bound.manifest, layout, job.limit, image_root=bound.image_root)
-            async with session.fetched(feed, bound.spec, backends, bound.archives) as fetched:
+            async with session.fetched(feed, bound.spec, backends, bound.archives, rate=bound.rate) as fetched:
                 return await _complete_run(bound, session, fetched)
 
 
@@ -143,7 +143,7 @@ async def fetch_dataset_shards(
             _log_no_longer_permitted(before, job)
             session = Session(job, bound.output, names, observers, layout.shard_progress(names[0]))
             feed = Feed(bound.manifest, layout, job.limit, frozenset(names), bound.image_root)
-            async with session.fetched(feed, bound.spec, backends, bound.archives) as fetched:
+            async with session.fetched(feed, bound.spec, backends, bound.archives, rate=bound.rate) as fetched:
                 return fetched
 
 

@@ -15,12 +15,14 @@ Whatever stops a session, what is in the spools and in complete resharded files 
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
@@ -34,6 +36,7 @@ from datafetch.engine.permissions import count_permittable
 from datafetch.engine.pipeline import Pipeline
 from datafetch.errors import ConservationError
 from datafetch.fetch import BodyBudget, Fetcher, FetchStatistics
+from datafetch.fetch.receive_rate import ReceiveRate
 from datafetch.model.interfaces import ImageTranscoder
 from datafetch.model.kinds import Loader
 from datafetch.model.ledger_line import ShardCounts
@@ -55,6 +58,12 @@ from datafetch.store.atomic import write_atomically
 from datafetch.store.layout import OutputLayout
 from datafetch.store.ledger import count_lost_documents, read_shard_counts
 from datafetch.transcode import Encoding, ImageSpec, Transcoder
+
+_TIME_IS_UP = (
+    "it is time to finish (--finish-by): all images that are missing fail as timeout; 'retry' fetches them later"
+)
+
+_log = logging.getLogger(__name__)
 
 
 def _open_transcoder(job: Job, spec: ImageSpec, quarantine: Path) -> AbstractAsyncContextManager[ImageTranscoder]:
@@ -110,7 +119,13 @@ class Session:
 
     @asynccontextmanager
     async def fetched(
-        self, feed: Feed, spec: ImageSpec, backends: Backends, archives: Archives = NO_ARCHIVES
+        self,
+        feed: Feed,
+        spec: ImageSpec,
+        backends: Backends,
+        archives: Archives = NO_ARCHIVES,
+        *,
+        rate: ReceiveRate | None = None,
     ) -> AsyncIterator[FetchedShards]:
         """Fetch and publish everything that a feed hands out.
 
@@ -119,6 +134,7 @@ class Session:
             spec: What their images become.
             backends: What transcodes images and commits shards.
             archives: The archives that images are members of.
+            rate: The cap on what is received, where it is shared with other fetchers; None takes that of the job.
 
         Yields:
             What was done; the heartbeat and the observers run until the context ends.
@@ -127,11 +143,13 @@ class Session:
             DatafetchError: What stopped the work.
         """
         job = self._job
+        until_s = _loop_time_of(job.finish_by)
         budget = BodyBudget(job.memory_bytes)
         async with (
-            Fetcher(job.fetch, budget=budget) as fetch,
+            Fetcher(job.fetch, budget=budget, rate=rate) as fetch,
             backends.open_transcoder(job, spec, self.output.layout.quarantine) as transcode,
-            self._open_source(fetch, spec, archives) as source,
+            self._open_source(fetch, spec, archives, until_s) as source,
+            _announced(until_s),
         ):
             pipeline = Pipeline(
                 feed,
@@ -192,7 +210,9 @@ class Session:
             yield
 
     @asynccontextmanager
-    async def _open_source(self, fetch: Fetcher, spec: ImageSpec, archives: Archives) -> AsyncIterator[ImageSource]:
+    async def _open_source(
+        self, fetch: Fetcher, spec: ImageSpec, archives: Archives, until_s: float | None
+    ) -> AsyncIterator[ImageSource]:
         """Open what gets the bytes of images."""
         job = self._job
         adoption, out = None, self.output.layout.out
@@ -215,6 +235,7 @@ class Session:
                 folder=folder,
                 adoption=adoption,
                 max_file_bytes=job.fetch.max_body_bytes,
+                until_s=until_s,
             )
         finally:
             if members is not None:
@@ -328,6 +349,26 @@ class Session:
 
     def _set_resharding(self, progress: ReshardProgress) -> None:
         self._resharding = progress
+
+
+def _loop_time_of(finish_by: datetime | None) -> float | None:
+    """A time by the clock of the running event loop."""
+    if finish_by is None:
+        return None
+    return asyncio.get_running_loop().time() + finish_by.timestamp() - time.time()
+
+
+@asynccontextmanager
+async def _announced(until_s: float | None) -> AsyncIterator[None]:
+    """Log when the time has come from which on nothing is waited for any more."""
+    if until_s is None:
+        yield
+        return
+    timer = asyncio.get_running_loop().call_at(until_s, _log.info, _TIME_IS_UP)
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _is_in_use(folder: Path) -> bool:

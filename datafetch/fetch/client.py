@@ -92,7 +92,8 @@ class Client:
     async def _exchange(self, connection: Connection, request: bytes, hop: Hop) -> Response:
         protocol, url = connection.protocol, hop.url
         is_range = hop.request.byte_range is not None
-        protocol.expect_response(self._range_stall_timeout_s if is_range else self._stall_timeout_s)
+        stall_timeout_s = self._range_stall_timeout_s if is_range else self._stall_timeout_s
+        protocol.expect_response(stall_timeout_s, hop.transfer)
         connection.transport.write(request)
         head = await protocol.read_head()
         assert protocol.body is not None, "it begins where the head ends"

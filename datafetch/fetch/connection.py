@@ -21,6 +21,7 @@ from aiohttp import ClientOSError, ClientPayloadError, ServerDisconnectedError, 
 from aiohttp.base_protocol import BaseProtocol
 from yarl import URL
 
+from datafetch.fetch.receive_rate import Transfer
 from datafetch.fetch.response_body import FramingTooLargeError, IncompleteBodyError
 from datafetch.fetch.response_head import ProtocolError, ResponseHead
 from datafetch.fetch.response_parser import ResponseParser
@@ -46,6 +47,7 @@ class ResponseProtocol(asyncio.Protocol):
         self._socket: asyncio.Transport | None = None
         self._parser: ResponseParser | None = None
         self._head: asyncio.Future[ResponseHead] | None = None
+        self._transfer: Transfer | None = None
         self._is_broken = False
         self._reading_paused = False  # StreamReader reads this attribute
         self._stall_timeout_s = 0.0
@@ -64,12 +66,14 @@ class ResponseProtocol(asyncio.Protocol):
         is_over = parser is None or parser.keeps_alive
         return is_over and not self._is_broken and self.transport is not None and not self.transport.is_closing()
 
-    def expect_response(self, stall_timeout_s: float) -> None:
+    def expect_response(self, stall_timeout_s: float, transfer: Transfer | None = None) -> None:
         """Prepare for the response to a request that is about to be sent.
 
         Args:
             stall_timeout_s: How many seconds the server may be silent while the response is incomplete.
+            transfer: Counts what is received, where that has a cap.
         """
+        self._transfer = transfer
         self._parser = ResponseParser()
         self._head = self._loop.create_future()
         self.body = None
@@ -92,7 +96,7 @@ class ResponseProtocol(asyncio.Protocol):
     def forget_response(self) -> None:
         """Expect nothing any more, and drop the references to the response, which form a cycle with this object."""
         self._cancel_stall_timer()
-        self._parser = self._head = self.body = None
+        self._parser = self._head = self.body = self._transfer = None
 
     def use_tls(self, transport: asyncio.Transport) -> None:
         """Write to a TLS transport from now on, which lies on top of the connection."""
@@ -105,6 +109,8 @@ class ResponseProtocol(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Parse the bytes and pass on those of the body; the event loop calls this."""
         self._last_received_s = self._loop.time()
+        if self._transfer is not None:
+            self._transfer.received_bytes += len(data)
         parser = self._parser
         if parser is None or parser.is_complete:  # nothing is expected
             self._is_broken = True

@@ -6,6 +6,7 @@ its next attempt holds no slot, no connection and no memory.
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
@@ -32,6 +33,7 @@ from datafetch.fetch.memory import BodyBudget, Reservation
 from datafetch.fetch.pauses import Pauses
 from datafetch.fetch.policy import FetchPolicy
 from datafetch.fetch.proxies import unused_proxy
+from datafetch.fetch.receive_rate import ReceiveRate
 from datafetch.fetch.requester import Requester
 from datafetch.fetch.statistics import FetchStatistics
 from datafetch.fetch.urls import BadUrlError, authority, parse_url
@@ -44,6 +46,8 @@ _MAX_BACKOFF_S = 30.0
 _DEFAULT_BUDGET_BYTES = 1024**3
 _MS_PER_S = 1000.0
 _MIN_RANGE_BYTES_PER_S = 16 * 1024  # a range that comes more slowly is given up; a modem's line has half of it
+OUT_OF_TIME = Failure(FailureKind.TIMEOUT, "not fetched by the time that --finish-by sets")
+"""The outcome of what the operator's time limit for a whole run has ended, or kept from being requested."""
 _RETRIED_ELSEWHERE = frozenset({FailureKind.DNS_FAILED, FailureKind.HOST_DOWN})
 """The resolver has already repeated its queries; a host that is down is probed again when its time has come."""
 
@@ -58,6 +62,7 @@ class _Call:
         memory: The reservation that the body's bytes are counted against.
         attempts: Number of attempts so far. One that was refused before anything was sent does not count.
         failure: The failure of the latest attempt.
+        deadline: The clock of the attempt that is being made; None between attempts.
     """
 
     url: URL
@@ -65,6 +70,7 @@ class _Call:
     memory: Reservation
     attempts: int = 0
     failure: Failure | None = None
+    deadline: Deadline | None = None
 
 
 class Fetcher:
@@ -76,12 +82,19 @@ class Fetcher:
         policy: The operator's settings.
         budget: The memory budget that bodies are counted against, for a caller who holds bodies after the call; by
             default the fetcher has a budget of 1 GiB of its own.
+        rate: The cap on what is received, for a caller whose fetchers share one; by default the policy sets it.
     """
 
-    def __init__(self, policy: FetchPolicy | None = None, *, budget: BodyBudget | None = None) -> None:
+    def __init__(
+        self,
+        policy: FetchPolicy | None = None,
+        *,
+        budget: BodyBudget | None = None,
+        rate: ReceiveRate | None = None,
+    ) -> None:
         self._policy = policy or FetchPolicy()
         self._budget = budget or BodyBudget(_DEFAULT_BUDGET_BYTES)
-        self._requester = Requester(self._policy)
+        self._requester = Requester(self._policy, rate)
         backoff_s = self._policy.backoff_s
         self._backoff = wait_exponential(multiplier=backoff_s, max=_MAX_BACKOFF_S) + wait_random(0, backoff_s)
         self._outcomes: Counter[str] = Counter()
@@ -142,7 +155,7 @@ class Fetcher:
             fetched_bytes=requester.received_bytes,
             outcomes=dict(self._outcomes),
             connections=self.connections,
-            open_requests=requester.limiter.open,
+            open_requests=requester.open_requests,
             peak_open_requests=requester.limiter.peak,
             waiting_requests=requester.limiter.waiting,
             held_bytes=self._budget.held_bytes,
@@ -151,12 +164,16 @@ class Fetcher:
             waiting=find_waiting(requester.hosts, self._pauses),
         )
 
-    async def __call__(self, request: str | Request, *, memory: Reservation | None = None) -> Fetched:
+    async def __call__(
+        self, request: str | Request, *, memory: Reservation | None = None, until_s: float | None = None
+    ) -> Fetched:
         """Fetch one file, or one range of its bytes.
 
         Args:
             request: A URL as published, or a request with more to say than a URL.
             memory: The reservation that the body is counted against, for a caller who holds the body after the call.
+            until_s: When the call ends at the latest, as ``OUT_OF_TIME`` with the attempts made: a time of the event
+                loop's clock. None lets it end by itself.
 
         Returns:
             A ``Body`` of at least one byte and at most ``max_body_bytes``, or the ``Failure`` of the last attempt. Both
@@ -179,7 +196,7 @@ class Fetcher:
         self._require_open()
         if memory is None:
             with self._budget.reservation() as own_memory:
-                return await self(request, memory=own_memory)
+                return await self(request, memory=own_memory, until_s=until_s)
         if isinstance(request, str):
             request = Request(request)
         elif not isinstance(request, Request):
@@ -189,7 +206,7 @@ class Fetcher:
         except BadUrlError as error:
             fetched: Fetched = classify(error)
         else:
-            fetched = await self._fetch(call)
+            fetched = await (self._fetch(call) if until_s is None else self._fetch_until(until_s, call))
         self._outcomes[OK if isinstance(fetched, Body) else fetched.kind] += 1
         return fetched
 
@@ -198,6 +215,19 @@ class Fetcher:
             raise RuntimeError(
                 "a Fetcher works only while it is open; write: async with Fetcher(policy) as fetch: await fetch(url)"
             )
+
+    async def _fetch_until(self, until_s: float, call: _Call) -> Fetched:
+        limit = asyncio.timeout_at(until_s)
+        try:
+            async with limit:
+                return await self._fetch(call)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+        call.memory.shrink(0)
+        if call.deadline is None:
+            return replace(OUT_OF_TIME, attempts=call.attempts)
+        return self._end_attempt(call, call.deadline, OUT_OF_TIME)
 
     async def _fetch(self, call: _Call) -> Fetched:
         fetched = await self._attempt(call)
@@ -244,23 +274,29 @@ class Fetcher:
 
     async def _attempt(self, call: _Call) -> Fetched:
         """Make one attempt, redirects included."""
-        deadline = Deadline(self._limit_s(call.request))
+        deadline = call.deadline = Deadline(self._limit_s(call.request))
         fetched = await self._follow_redirects(call, deadline)
         if isinstance(fetched, Failure):
             call.memory.shrink(0)  # what was received is gone, so it must not be held during a pause
             if fetched.kind is FailureKind.HOST_DOWN:
+                call.deadline = None
                 return fetched
+        fetched = self._end_attempt(call, deadline, fetched)
+        call.failure = fetched if isinstance(fetched, Failure) else None
+        return fetched
+
+    def _end_attempt(self, call: _Call, deadline: Deadline, fetched: Fetched) -> Fetched:
+        """Count an attempt, and add what it took to how it ended."""
+        call.deadline = None
         if deadline.has_run:  # otherwise the host's name or address was refused, and no request was sent
             self._attempts += 1
             call.attempts += 1
-        fetched = replace(
+        return replace(
             fetched,
             attempts=call.attempts,
             fetch_ms=deadline.elapsed_s * _MS_PER_S,
             permitted=tuple(sorted(deadline.permitted)),
         )
-        call.failure = fetched if isinstance(fetched, Failure) else None
-        return fetched
 
     def _limit_s(self, request: Request) -> float:
         """Seconds for one attempt. A range may be large, so it has time in proportion to its size on a slow link."""

@@ -9,6 +9,7 @@ from yarl import URL
 from datafetch.fetch.cookies import Cookies
 from datafetch.fetch.deadline import Deadline
 from datafetch.fetch.memory import Reservation
+from datafetch.fetch.receive_rate import Transfer
 from datafetch.model.request import Request
 
 
@@ -23,6 +24,7 @@ class Hop:
             to one host goes first.
         deadline: The attempt's clock, which runs while the request is in flight.
         cookies: The cookies that earlier hops of this attempt have set.
+        transfer: What it receives, where that has a cap and the request may be sent; else None.
     """
 
     url: URL
@@ -30,3 +32,4 @@ class Hop:
     memory: Reservation
     deadline: Deadline
     cookies: Cookies
+    transfer: Transfer | None = None

@@ -19,6 +19,7 @@ DEFAULT_MAX_BODY_BYTES = 32 * MIB
 MAX_BYTES = 2**50
 """Upper bound for the size of a body and for the memory budget; no machine has as much."""
 _MAX_CONNECTIONS = 1_000_000  # no process has as many descriptors
+_MIN_RATE_BYTES_PER_S = 1024  # less is a slip of the pen: of 100 KB, an image would take minutes
 _MAX_REDIRECTS = 1000
 _MAX_RETRIES = (
     60  # the ledger counts attempts in 8 bits, and a truncated image is fetched again with retries of its own
@@ -48,6 +49,8 @@ class FetchPolicy:
         retries: Number of further attempts after a failure that may pass.
         backoff_s: Mean pause before the first retry. It doubles from one retry to the next, with jitter.
         max_body_bytes: Larger bodies are refused, before and after decompression.
+        max_rate_bytes_per_s: Cap on the bytes that all connections together receive in a second, on average; None sets
+            none. Time that it makes a request or a body wait counts against no timeout.
         max_redirects: Number of redirects that are followed.
         allow_net: CIDR blocks of addresses that are not public but may be connected to.
         nameservers: ``ADDRESS`` or ``ADDRESS:PORT`` each; empty uses the system's name servers.
@@ -73,6 +76,16 @@ class FetchPolicy:
     backoff_s: float = 0.5
     max_body_bytes: int = option(
         DEFAULT_MAX_BODY_BYTES, _Permission(name="max_body", help="Refuse larger response bodies.", is_bytes=True)
+    )
+    max_rate_bytes_per_s: int | None = option(
+        None,
+        _NetworkOption(
+            name="max_rate",
+            help="Cap on the bytes received a second, over all connections.",
+            metavar="BYTES/S|none",
+            none_word="none",
+            is_bytes=True,
+        ),
     )
     max_redirects: int = 10
     allow_net: tuple[str, ...] = option(
@@ -103,6 +116,7 @@ class FetchPolicy:
         require_in_range(self, "per_host", 1, _MAX_CONNECTIONS)
         require_in_range(self, "retries", 0, _MAX_RETRIES)
         require_in_range(self, "max_body_bytes", 1, MAX_BYTES)
+        require_in_range(self, "max_rate_bytes_per_s", _MIN_RATE_BYTES_PER_S, MAX_BYTES)
         require_in_range(self, "max_redirects", 0, _MAX_REDIRECTS)
         if not 0 < self.timeout_s <= _MAX_TIMEOUT_S:
             raise invalid(self, f"{{timeout_s}} must be above 0 seconds and at most a day, not {self.timeout_s}")

@@ -1,7 +1,8 @@
 """Makes one HTTP request, from its host's slot to its answer, and owns everything that all requests share.
 
-A request passes four gates, in this order: a slot at its host, the address of its host, a slot among all open
-requests, and room in the memory budget. Only then does its deadline start to run.
+A request passes five gates, in this order: a slot at its host, the address of its host, a slot among all open
+requests, room in the memory budget, and its turn under the cap on the rate, if there is one. Only then does its
+deadline start to run.
 
 A failure that may be this machine's own is judged before it becomes an outcome (``means``): if this machine had no
 name server, no route or no proxy, the request waits until they are back, and is made again.
@@ -16,7 +17,7 @@ import asyncio
 import errno
 import time
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from types import TracebackType
 from typing import Self
@@ -43,6 +44,7 @@ from datafetch.fetch.limiter import Limiter
 from datafetch.fetch.means import Means
 from datafetch.fetch.policy import FetchPolicy
 from datafetch.fetch.proxies import Proxies
+from datafetch.fetch.receive_rate import ReceiveRate, rate_of
 from datafetch.fetch.response import BodyReader
 from datafetch.fetch.response_body import FramingTooLargeError
 from datafetch.fetch.routes import has_public_route
@@ -61,6 +63,7 @@ class Requester:
 
     Args:
         policy: The operator's settings.
+        rate: The cap on what is received, where it is shared with other fetchers; None makes that of the policy.
 
     Attributes:
         sent_requests: Number of requests sent so far, redirects included.
@@ -71,7 +74,7 @@ class Requester:
         resolver: Finds the addresses of hosts, and knows whether the name servers answer.
     """
 
-    def __init__(self, policy: FetchPolicy) -> None:
+    def __init__(self, policy: FetchPolicy, rate: ReceiveRate | None = None) -> None:
         self.sent_requests = 0
         self.received_bytes = 0
         self._hanging_s = min(HANGING_S, policy.timeout_s / 4)
@@ -86,11 +89,14 @@ class Requester:
             remedy="connect it",
             remembers=False,
         )
+        self._rate = rate
+        self._held_back = 0
         self._call_limiters: list[Limiter] = []
         self._hanging_timer: asyncio.TimerHandle | None = None
         self._resources = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
+        self._rate = self._rate or rate_of(self._policy)
         self._proxies = Proxies() if self._policy.trust_env else None
         if self._proxies is not None:
             self._resources.push_async_callback(self._proxies.close)
@@ -113,6 +119,11 @@ class Requester:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._resources.aclose()
+
+    @property
+    def open_requests(self) -> int:
+        """Number of requests in flight: those that have a slot, without those that the cap on the rate holds back."""
+        return self.limiter.open - self._held_back
 
     def call_limiter(self, calls_per_connection: int) -> Limiter:
         """Make a limiter for calls; those that wait for a slot at their host don't count against it."""
@@ -162,7 +173,10 @@ class Requester:
                     async with self.limiter:
                         # Memory comes last: while a request waited for a slot, others could use up what there was.
                         await hop.memory.wait_for_room()
-                        answer = await self._send(hop, proxy, slot)
+                        if self._rate is None:
+                            answer = await self._send(hop, proxy, slot)
+                        else:
+                            answer = await self._send_in_turn(self._rate, hop, proxy, slot)
                     if not isinstance(answer, _Fault):
                         return answer
                     hop.memory.shrink(0)
@@ -200,6 +214,20 @@ class Requester:
         elif self._proxies is not None:
             self._proxies.check(host_name(host), self._guard)
         return proxy
+
+    async def _send_in_turn(
+        self, rate: ReceiveRate, hop: Hop, proxy: URL | None, slot: HostSlot
+    ) -> Fetched | URL | _Fault:
+        """Send the request as soon as the cap on the rate allows it."""
+        self._held_back += 1
+        try:
+            transfer = await rate.begin()
+        finally:
+            self._held_back -= 1
+        try:
+            return await self._send(replace(hop, transfer=transfer), proxy, slot)
+        finally:
+            transfer.end()
 
     async def _was_ours(self, fault: _Fault, proxy: URL | None) -> bool:
         """Whether a request failed for lack of something that this machine needs, which is there again now.

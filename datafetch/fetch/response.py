@@ -48,7 +48,8 @@ class BodyReader:
 
         Args:
             response: Its head has arrived; its body may still be on its way.
-            hop: The hop that it answers. The deadline is running, and is paused while there is no memory for the body.
+            hop: The hop that it answers. The deadline is running, and is paused while there is no memory for the body,
+                or reading more would exceed the cap on the rate.
 
         Returns:
             The body, or the failure that ``Fetcher`` names for this response.
@@ -97,6 +98,8 @@ class BodyReader:
         buffer = BytesIO()  # grows in place and yields its bytes without a copy; joining chunks would hold them twice
         received_bytes = 0
         while not reader.at_eof():
+            if hop.transfer is not None and hop.transfer.owes:
+                await deadline.paused(hop.transfer.pay())
             if received_bytes >= memory.held_bytes:
                 size_bytes = min(max(2 * received_bytes, _INITIAL_RESERVATION_BYTES), expected_bytes)
                 await _reserve(size_bytes, memory, deadline)

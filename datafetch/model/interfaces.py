@@ -72,12 +72,15 @@ class Fetch(Protocol[_Reservation_contra]):
         """Take a snapshot."""
         ...
 
-    async def __call__(self, request: str | Request, *, memory: _Reservation_contra | None = None) -> Fetched:
+    async def __call__(
+        self, request: str | Request, *, memory: _Reservation_contra | None = None, until_s: float | None = None
+    ) -> Fetched:
         """Fetch one file, or one range of its bytes.
 
         Args:
             request: A URL as published, or a ``Request`` for a part of a file or for an unchanged one.
             memory: The reservation that the body is counted against, for a caller that holds the body after the call.
+            until_s: When the call ends at the latest, by the event loop's clock; None lets it end by itself.
 
         Returns:
             The body, or the failure of the last attempt; faults of the web are never raised.

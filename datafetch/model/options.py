@@ -59,6 +59,7 @@ class Option:
         none_word: The word for None, for an integer that may be unset.
         none_flag: The switch that sets None, if it is not an option's value that does.
         is_bytes: Whether it is a size in bytes, which may be given as ``32MiB``.
+        is_time: Whether it is a time, which may be given as ``07:00``, ``2030-12-31T07:00`` or ``6h`` from now.
         minimum: The minimum of an integer option of a dataset; None for no check.
     """
 
@@ -71,6 +72,7 @@ class Option:
     none_word: str | None = None
     none_flag: str = ""
     is_bytes: bool = False
+    is_time: bool = False
     minimum: int | None = None
 
 

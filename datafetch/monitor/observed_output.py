@@ -33,7 +33,7 @@ class ObservedOutput:
 
     @property
     def spool_folders(self) -> tuple[Path, ...]:
-        """The folders with the spools of its open shards: where its processes say, or, if it was moved, in its state."""
+        """The folders with the spools of its open shards: where its processes say, or, if moved, in its state."""
         folders = filter(Path.exists, {Path(one.spools) for one in self.snapshots})
         return tuple(sorted(folders)) or tuple(list_folder(self.layout.all_spools))
 

@@ -13,7 +13,7 @@ from datafetch.engine.archives import NO_ARCHIVES, Archives, images_in_place, op
 from datafetch.engine.disk_estimate import DiskEstimate
 from datafetch.engine.feed import MAX_OPEN_SAMPLES, MAX_OPEN_SHARDS
 from datafetch.engine.job import Job, dataset_of, hash_of, identify, own_spec, reshard_plan, settings_of
-from datafetch.engine.ownership import claim_for_job
+from datafetch.engine.ownership import Reuse, StartingOver, claim_for_job
 from datafetch.engine.published import download_file, download_source, find_published, policy_for_files
 from datafetch.engine.remote_files import open_remote_files
 from datafetch.engine.scan_cache import StateFolderCache
@@ -21,6 +21,7 @@ from datafetch.errors import ConfigurationError
 from datafetch.model.interfaces import Dataset, Manifest, RemoteFile
 from datafetch.model.location import at_mirror
 from datafetch.output.merge import Output
+from datafetch.output.stored import can_read_images
 from datafetch.output.training_list import keep_made, keep_published, published_source, refuse_other_list
 from datafetch.process.threads import run_in_thread
 from datafetch.store.job_file import Identity
@@ -95,9 +96,16 @@ class BoundJob:
             self.identity,
             settings_of(self.job, self.spec),
             shards,
-            fresh=self.job.fresh,
-            takes_files=is_whole and takes_files,
+            StartingOver(self.job.fresh, is_whole and takes_files, self._reuse),
         )
+
+    @property
+    def _reuse(self) -> Reuse:
+        """Whether the job takes images from the output of another one."""
+        is_by_url = not (self.archives.locations or self.archives.unpacked or self.dataset.makes_list)
+        if not is_by_url or not can_read_images(self.layout):
+            return Reuse.IMPOSSIBLE
+        return Reuse.WANTED if self.job.reuse else Reuse.POSSIBLE
 
     def keep_manifest(self) -> None:
         """Keep in the state folder what is needed of the manifest later.

@@ -81,7 +81,12 @@ def log_disk_estimate(layout: OutputLayout, estimate: DiskEstimate, published: S
     spool_bytes = min(left, estimate.open_samples) * row_bytes
     spools = layout.scratch or layout.state_folder
     is_shared = _device(spools) == _device(layout.state_folder)
-    _log_space(layout.state_folder, estimate, result_bytes, out_bytes + (spool_bytes if is_shared else 0))
+    keeps = [
+        ", and its shards lie there twice while they are resharded (not with --no-reshard)"
+    ] * estimate.is_resharded
+    keeps += [", and the earlier output stays until it is complete"] * layout.previous.exists()
+    needed_bytes = out_bytes + (spool_bytes if is_shared else 0)
+    _log_space(layout.state_folder, estimate, f"{_size(result_bytes)}{''.join(keeps)}", needed_bytes)
     free_bytes = _free_bytes(spools)
     if not is_shared and free_bytes < spool_bytes:
         _log.warning("spools may take up to %s in %s, where %s are free", _size(spool_bytes), spools, _size(free_bytes))
@@ -124,17 +129,14 @@ def count_published(layout: OutputLayout, shards: Sequence[str]) -> ShardCounts:
     )
 
 
-def _log_space(folder: Path, estimate: DiskEstimate, result_bytes: float, needed_bytes: float) -> None:
+def _log_space(folder: Path, estimate: DiskEstimate, result: str, needed_bytes: float) -> None:
     free_bytes = _free_bytes(folder)
     is_enough = free_bytes >= needed_bytes
     _log.log(
         logging.INFO if is_enough else logging.WARNING,
-        "%s will take up to about %s%s; %s more are needed and %s are free%s",
+        "%s will take up to about %s; %s more are needed and %s are free%s",
         "this part of the output" if estimate.is_part else "the output",
-        _size(result_bytes),
-        ", and its shards lie there twice while they are resharded (not with --no-reshard)"
-        if estimate.is_resharded
-        else "",
+        result,
         _size(needed_bytes),
         _size(free_bytes),
         "" if is_enough else ": the run may stop for lack of space, and can be resumed once there is enough",

@@ -34,6 +34,10 @@ _OPTIONS_KEY = "choices"  # in job.json, under the name that it has had from the
 _MAX_LIMIT = 2**63 - 1
 _MAX_SAMPLE_BYTES = 2 * GIB  # a row has less than 4 GiB: these as base64, and its text
 
+_LEAST_PIXELS = "least_pixels"
+PIXEL_FIELDS = frozenset({*row_options(ImageSpec()), "resize", _LEAST_PIXELS})
+"""The parts of an identity that decide what an image becomes."""
+
 _NoRowEffect = partial(Option, effect=Effect.NONE)
 _T = TypeVar("_T")
 
@@ -61,6 +65,7 @@ class Job:
         world_size: The number of ranks for which the output is resharded at the end, if the dataset's loader counts
             shards. None leaves the shards and the order of rows as in the manifest.
         fresh: Start over instead of resuming.
+        reuse: If the output is that of another job, start over, but take from it the images that this job can use.
         no_lock: The operator knows that no other run works on the output. This holds for one run, and is not stored.
         options: The options of the dataset, an instance of its own class; None sets none.
     """
@@ -125,6 +130,13 @@ class Job:
         _NoRowEffect(help="Number of ranks to reshard for.", group=OptionGroup.OUTPUT, metavar="N", unset="none"),
     )
     fresh: bool = option(False, _NoRowEffect(help="Start over instead of resuming.", group=OptionGroup.BEHAVIOUR))
+    reuse: bool = option(
+        False,
+        _NoRowEffect(
+            help="If settings have changed, start over with the images that are there, and fetch what is missing.",
+            group=OptionGroup.BEHAVIOUR,
+        ),
+    )
     no_lock: bool = option(False, NO_LOCK)
     options: DatasetOptions | None = None
 
@@ -140,8 +152,13 @@ class Job:
                 require_in_range(flag, value, 1, maximum)
         if self.world_size is not None:
             Ranks(self.world_size)
+        if self.fresh and self.reuse:
+            raise ConfigurationError("--fresh fetches everything again, and --reuse what is missing; give one of them")
         if self.payload not in tuple(Payload):
             raise ConfigurationError(f"--payload must be {' or '.join(Payload)}, not {self.payload!r}")
+        self._refuse_bad_paths()
+
+    def _refuse_bad_paths(self) -> None:
         for flag, path in (("--ids", self.ids), ("--scratch", self.scratch)):
             if path == "":  # as of a shell's variable that is not set
                 raise ConfigurationError(f"{flag} is empty; give a path, or leave it out")
@@ -170,7 +187,7 @@ def identify(job: Job, manifest: Manifest, spec: ImageSpec) -> Identity:
         **manifest.identity_fields(),
     }
     if spec.min_pixels > 1:
-        identity["least_pixels"] = spec.min_pixels
+        identity[_LEAST_PIXELS] = spec.min_pixels
     return identity
 
 
@@ -241,7 +258,7 @@ def settings_of(job: Job, spec: ImageSpec) -> dict[str, Any]:
         name: None if path is None else _location(path)
         for name, path in (("source", job.source), ("ids", job.ids), ("scratch", job.scratch))
     }
-    values = {**asdict(replace(job, image=spec, fresh=False, no_lock=False)), **paths}
+    values = {**asdict(replace(job, image=spec, fresh=False, reuse=False, no_lock=False)), **paths}
     values["mirror"] = without_secrets(job.mirror)
     options = values.pop("options") or {}
     if isinstance(archive := options.get("archive"), str):

@@ -1,6 +1,6 @@
 """Who may write to an output: one job, and of it one run at a time, or several processes with shards of their own.
 
-An output is in one of five states, which its state folder shows:
+An output is in one of six states, which its state folder shows:
 
 * unused: it has no ``job.json``. A run may claim it if its folder is empty, or its format allows files of others there.
 * of a job: ``job.json`` holds the job's identity, that is, everything that decides the rows. Only a run with the same
@@ -10,6 +10,8 @@ An output is in one of five states, which its state folder shows:
   interrupted deletion is continued by the next such run, and then the output is unused.
 * of a job that takes files that are there, and now wants other images: its state is deleted as if it started over, and
   the files of its output stay, to be taken.
+* of another job whose images this one takes (``reuse``): it is set aside (``set_aside``), and then the output is
+  unused.
 * of ``datafetch reshard``: it has an ``equal.json`` without a ``job.json``. No run may claim it.
 
 Everything happens under a lock that dies with its holder, in this order: killed runs are recovered from (what they left
@@ -25,19 +27,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import shutil
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from enum import Enum, auto
 from functools import partial
 from pathlib import Path
 
 from datafetch.engine.differences import describe_differences, parts_of
 from datafetch.engine.disk_estimate import MAX_COUNTED_SHARDS, count_published
+from datafetch.engine.earlier_images import may_be_reused
+from datafetch.engine.own_files import refuse_other_names, shard_files, written_files
+from datafetch.engine.set_aside import complete_set_aside, delete_earlier, set_aside
 from datafetch.errors import ConfigurationError, ResourceError, raise_if_exhausted
 from datafetch.output.commit import complete_commits
-from datafetch.output.formats import PickleFormat, format_of
+from datafetch.output.formats import format_of
 from datafetch.output.reshard.record import read_reshard_record
 from datafetch.output.reshard.swap import complete_swap
 from datafetch.process.threads import run_in_thread
@@ -48,7 +53,33 @@ from datafetch.store.lock import Lock, ShardLocks, locks_where_possible
 
 _log = logging.getLogger(__name__)
 _LOCK_INTERVAL_S = 0.05  # preparing takes milliseconds, or as long as it takes to copy the published list of a dataset
-_RESHARDED_FILE = re.compile(rf"part-\d{{5,}}({'|'.join(map(re.escape, PickleFormat.suffixes))})")
+
+
+class Reuse(Enum):
+    """Whether a job takes images from the output of another one that is in its place."""
+
+    IMPOSSIBLE = auto()
+    """Its images are not fetched by URL, or those of this output can't be read."""
+    POSSIBLE = auto()
+    """It could, but was not told to."""
+    WANTED = auto()
+    """It was told to."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartingOver:
+    """What a job may do with the output of another one that is in its place.
+
+    Attributes:
+        fresh: It deletes what the earlier run has written.
+        takes_files: It takes files that are there. So if it only wants other images than the job before, it starts over
+            without deleting their files.
+        reuse: Whether it takes images from the output, which is then set aside.
+    """
+
+    fresh: bool
+    takes_files: bool
+    reuse: Reuse
 
 
 @asynccontextmanager
@@ -143,6 +174,9 @@ def _make_state_folder(layout: OutputLayout) -> None:
 def _recover_output(layout: OutputLayout, prepare: Callable[[], None], *, fresh: bool) -> None:
     """Put in its place what killed runs left complete, prepare the output, and delete what they left incomplete."""
     _refuse_unwritable(layout)
+    complete_set_aside(layout)
+    if layout.report.exists():
+        delete_earlier(layout)  # left by a process that was killed when it had everything
     if not fresh:
         complete_swap(layout)
         complete_commits(layout)
@@ -154,6 +188,7 @@ def _recover_output(layout: OutputLayout, prepare: Callable[[], None], *, fresh:
 def _recover_shards(layout: OutputLayout, shards: Collection[str], prepare: Callable[[], None]) -> None:
     """Put in its place what a killed process left complete of these shards, and prepare the output."""
     _refuse_unwritable(layout)
+    complete_set_aside(layout)
     # No other process is fetching shards while there is still something to swap: each completes the swap first.
     complete_swap(layout)
     complete_commits(layout, frozenset(shards))
@@ -171,9 +206,7 @@ def claim_for_job(
     identity: Identity,
     settings: Mapping[str, object],
     shards: Collection[str],
-    *,
-    fresh: bool,
-    takes_files: bool = False,
+    starting_over: StartingOver,
 ) -> None:
     """Claim an unused output for a job, or check that it is the job's already. Its lock is held.
 
@@ -182,9 +215,7 @@ def claim_for_job(
         identity: The job's identity.
         settings: The job as JSON (``job.settings_of``).
         shards: Names of the shards that are to be fetched.
-        fresh: Delete what an earlier run has written.
-        takes_files: The job takes files that are there. So if it only wants other images than the job before, it starts
-            over without deleting their files.
+        starting_over: Whether the job takes the place of another one, and what becomes of what that has left.
 
     Raises:
         ConfigurationError: The output belongs to another job, or holds files that datafetch has not written.
@@ -194,22 +225,26 @@ def claim_for_job(
             f"{layout.state_folder} belongs to shards made by 'datafetch reshard'; choose another --root, "
             "or move it away"
         )
-    if fresh:
+    reuse = starting_over.reuse
+    if starting_over.fresh:
         _start_over(layout)
     before = read_job_file(layout)
-    if before is not None and takes_files and _wants_other_images(before.identity, identity):
+    if before is not None and starting_over.takes_files and _wants_other_images(before.identity, identity):
         _log.info("%s: other images are wanted than before; those that are there are taken", layout.out)
         _start_over(layout, keeps_files=True)
         before = None
+    if before is not None and reuse is Reuse.WANTED and _must_start_over(layout, before, identity, settings):
+        set_aside(layout, before)
+        before = None
     if before is not None:  # checked first, or shards of a missing manifest file would be taken for foreign files
-        _refuse_other_job(layout, before, identity, settings)
+        _refuse_other_job(layout, before, identity, settings, reuse)
         refuse_left_spools(layout, before.scratch, shards, otherwise="start over with --fresh")
     refuse_foreign_files(layout, identity)
     refuse_missing_files(layout)
     if settings["world_size"] is None and layout.reshard_record.exists():
         raise ConfigurationError(
             f"{layout.out} is resharded, and --no-reshard can't bring back the shards of the manifest; "
-            "leave out --no-reshard, or start over with --fresh"
+            "leave out --no-reshard, or start over with --reuse or --fresh"
         )
     write_job_file(layout, identity, settings)
 
@@ -244,13 +279,31 @@ def _wants_other_images(before: Identity, now: Identity) -> bool:
     return contents[0] == contents[1]
 
 
-def _refuse_other_job(layout: OutputLayout, before: JobFile, now: Identity, settings: Mapping[str, object]) -> None:
+def _must_start_over(layout: OutputLayout, before: JobFile, now: Identity, settings: Mapping[str, object]) -> bool:
+    """Whether the output of a job that has images for this one can't become its output."""
+    if before.dataset != now["dataset"] or not may_be_reused(before.identity, now):
+        return False
+    needs_manifests_shards = settings["world_size"] is None and layout.reshard_record.exists()
+    return needs_manifests_shards or bool(describe_differences(before.identity, now, {}, {}))
+
+
+def _refuse_other_job(
+    layout: OutputLayout, before: JobFile, now: Identity, settings: Mapping[str, object], reuse: Reuse
+) -> None:
     differences = describe_differences(before.identity, now, before.settings or {}, settings)
-    if differences:
-        raise ConfigurationError(
-            f"{layout.out} was started with different settings ({differences}); use the same settings, choose another "
-            f"--root, or start over with --fresh, which fetches {_images_of(layout, before)} again"
-        )
+    if not differences:
+        return
+    again = f"--fresh, which fetches {_images_of(layout, before)} again"
+    if reuse is Reuse.IMPOSSIBLE or before.dataset != now["dataset"]:
+        start_over = f"start over with {again}"
+    elif may_be_reused(before.identity, now):
+        start_over = f"start over: with --reuse, which takes from it what it can and fetches the rest, or with {again}"
+    else:
+        start_over = f"start over with {again} (nothing can be reused: its images were encoded by other settings)"
+    raise ConfigurationError(
+        f"{layout.out} was started with different settings ({differences}); use the same settings, choose another "
+        f"--root, or {start_over}"
+    )
 
 
 def _images_of(layout: OutputLayout, job: JobFile) -> str:
@@ -273,17 +326,8 @@ def refuse_foreign_files(layout: OutputLayout, identity: Identity) -> None:
         raise ConfigurationError(f"{layout.out} is a broken link; create the folder that it points to")
     if format_of(layout).allows_other_files:
         return
-    own_names = {path.name for path in _shard_files(layout, identity)} if layout.job.exists() else set()
-    _refuse_other_names(layout.out, own_names)
-
-
-def _refuse_other_names(folder: Path, own_names: Collection[str]) -> None:
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.name not in own_names:
-            raise ConfigurationError(
-                f"{path} was not written by this job, and the trainer would count it; "
-                "move it away or choose another --root"
-            )
+    own_names = {path.name for path in shard_files(layout, identity)} if layout.job.exists() else set()
+    refuse_other_names(layout.out, own_names)
 
 
 def refuse_missing_files(layout: OutputLayout) -> None:
@@ -297,32 +341,6 @@ def refuse_missing_files(layout: OutputLayout) -> None:
         record.refuse_missing(layout)
 
 
-def _shard_files(layout: OutputLayout, identity: Identity) -> list[Path]:
-    """The files that the output may have; of each shard the count first."""
-    record = read_reshard_record(layout)
-    shards = {*identity.get("shards", ()), *(record.files if record else ())}
-    return [path for shard in sorted(shards) for path in format_of(layout).files_of(layout, shard)]
-
-
-def _files_to_delete(layout: OutputLayout, identity: Identity) -> list[Path]:
-    """All files of the output that datafetch wrote, even if its record of resharding is damaged.
-
-    Raises:
-        ConfigurationError: There are other files too.
-    """
-    output_format = format_of(layout)
-    if output_format.allows_other_files:
-        return [path for shard in identity["shards"] for path in output_format.files_of(layout, shard)]
-    try:
-        files = _shard_files(layout, identity)
-    except ConfigurationError:
-        files = [path for path in layout.out.glob("part-*") if _RESHARDED_FILE.fullmatch(path.name)]
-    own_names = {path.name for path in files}
-    for folder in (layout.out, layout.replaced):
-        _refuse_other_names(folder, own_names)
-    return files
-
-
 def _start_over(layout: OutputLayout, *, keeps_files: bool = False) -> None:
     """Delete what earlier runs have written; without a job file, nothing is known to be datafetch's.
 
@@ -332,10 +350,12 @@ def _start_over(layout: OutputLayout, *, keeps_files: bool = False) -> None:
     """
     job = read_job_file(layout)
     if job is None:
+        delete_earlier(layout)
         return
-    files = [] if keeps_files else _files_to_delete(layout, job.identity)
+    files = [] if keeps_files else written_files(layout, job.identity)
     if format_of(layout).allows_other_files:
         refuse_links_above(files, layout.out)  # what is behind a link may belong to others
+    delete_earlier(layout)
     for path in files:
         path.unlink(missing_ok=True)
     for folder in (

@@ -28,7 +28,7 @@ import orjson
 
 from datafetch.engine.archives import NO_ARCHIVES, Archives, open_members
 from datafetch.engine.feed import Feed
-from datafetch.engine.image_source import Adoption, FileFolder, ImageSource
+from datafetch.engine.image_source import Adoption, FileFolder, ImagesByUrl, ImageSource
 from datafetch.engine.job import Job, reshard_plan
 from datafetch.engine.permissions import count_permittable
 from datafetch.engine.pipeline import Pipeline
@@ -109,7 +109,12 @@ class Session:
 
     @asynccontextmanager
     async def fetched(
-        self, feed: Feed, spec: ImageSpec, backends: Backends, archives: Archives = NO_ARCHIVES
+        self,
+        feed: Feed,
+        spec: ImageSpec,
+        backends: Backends,
+        archives: Archives = NO_ARCHIVES,
+        earlier: ImagesByUrl | None = None,
     ) -> AsyncIterator[FetchedShards]:
         """Fetch and publish everything that a feed hands out.
 
@@ -118,6 +123,7 @@ class Session:
             spec: What their images become.
             backends: What transcodes images and commits shards.
             archives: The archives that images are members of.
+            earlier: Images of earlier outputs by URL.
 
         Yields:
             What was done; the heartbeat and the observers run until the context ends.
@@ -130,7 +136,7 @@ class Session:
         async with (
             Fetcher(job.fetch, budget=budget) as fetch,
             backends.open_transcoder(job, spec, self.output.layout.quarantine) as transcode,
-            self._open_source(fetch, spec, archives) as source,
+            self._open_source(fetch, spec, archives, earlier) as source,
         ):
             pipeline = Pipeline(
                 feed,
@@ -191,7 +197,9 @@ class Session:
             yield
 
     @asynccontextmanager
-    async def _open_source(self, fetch: Fetcher, spec: ImageSpec, archives: Archives) -> AsyncIterator[ImageSource]:
+    async def _open_source(
+        self, fetch: Fetcher, spec: ImageSpec, archives: Archives, earlier: ImagesByUrl | None
+    ) -> AsyncIterator[ImageSource]:
         """Open what gets the bytes of images."""
         job = self._job
         adoption, out = None, self.output.layout.out
@@ -214,6 +222,7 @@ class Session:
                 folder=folder,
                 adoption=adoption,
                 max_file_bytes=job.fetch.max_body_bytes,
+                earlier=earlier,
             )
         finally:
             if members is not None:

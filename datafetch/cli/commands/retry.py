@@ -23,7 +23,7 @@ from datafetch.model.outcome import FailureKind
 from datafetch.output.retry_filter import RetryFilter
 from datafetch.transcode import ImageSpec
 
-_OF_PREPARE = frozenset({"fresh", "world_size"})
+_OF_PREPARE = frozenset({"fresh", "reuse", "world_size"})
 
 
 def _complete_kind(incomplete: str) -> list[str]:

@@ -97,6 +97,22 @@ def reshard_output(layout: OutputLayout, shards: Sequence[str], plan: Plan, moni
     return reshard_rows(layout, sources, plan=plan, samples=packed, monitor=monitor)
 
 
+def locate_rows(layout: OutputLayout, shards: Sequence[str]) -> Iterator[Source]:
+    """The files that hold the rows of an output, resharded or not; their positions are numbers of samples.
+
+    Args:
+        layout: The paths of the output.
+        shards: Names of its published shards, in order. Samples are numbered from 0, across all of them.
+
+    Raises:
+        ConfigurationError: The record of resharding is damaged, or has other shards.
+    """
+    if shards:
+        samples = _Samples.read(layout, shards)
+        numbers = np.arange(len(samples.has_row), dtype=np.int64)
+        yield from _sources(layout, samples, read_reshard_record(layout), numbers)
+
+
 def _sources(
     layout: OutputLayout, samples: _Samples, before: ReshardRecord | None, position_of_sample: Int64s
 ) -> Iterator[Source]:
@@ -126,6 +142,8 @@ def _samples_by_position(samples: _Samples, before: ReshardRecord) -> Int64s:
     except (KeyError, ValueError) as error:
         raise ConfigurationError("equal.json does not list its samples; --fresh starts over") from error
     sample_of_row = np.flatnonzero(np.concatenate(has_row))
+    if len(sample_of_row) != before.rows:
+        raise ConfigurationError("equal.json has other rows than it lists samples; --fresh starts over")
     by_position = np.empty(len(sample_of_row), np.int64)
     by_position[permutation(len(sample_of_row), before.plan.shuffle)] = sample_of_row
     return by_position

@@ -97,7 +97,7 @@ def reshard_output(layout: OutputLayout, shards: Sequence[str], plan: Plan, moni
     return reshard_rows(layout, sources, plan=plan, samples=packed, monitor=monitor)
 
 
-def locate_rows(layout: OutputLayout, shards: Sequence[str]) -> Iterator[Source]:
+def locate_rows(layout: OutputLayout, shards: Sequence[str]) -> list[Source]:
     """The files that hold the rows of an output, resharded or not; their positions are numbers of samples.
 
     Args:
@@ -105,12 +105,16 @@ def locate_rows(layout: OutputLayout, shards: Sequence[str]) -> Iterator[Source]
         shards: Names of its published shards, in order. Samples are numbered from 0, across all of them.
 
     Raises:
-        ConfigurationError: The record of resharding is damaged, or has other shards.
+        ConfigurationError: The record of resharding is damaged or has other shards, or rows that a retry has added are
+            missing.
     """
-    if shards:
-        samples = _Samples.read(layout, shards)
-        numbers = np.arange(len(samples.has_row), dtype=np.int64)
-        yield from _sources(layout, samples, read_reshard_record(layout), numbers)
+    if not shards:
+        return []
+    samples, before = _Samples.read(layout, shards), read_reshard_record(layout)
+    sources = list(_sources(layout, samples, before, np.arange(len(samples.has_row), dtype=np.int64)))
+    if before is not None and sum(source.copied_rows for source in sources) != int(samples.has_row.sum()):
+        raise ConfigurationError(f"{layout.out}: the shards do not hold the rows that their ledgers list")
+    return sources
 
 
 def _sources(

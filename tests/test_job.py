@@ -291,7 +291,8 @@ def test_all_differences_are_described_and_what_starting_over_costs(
     assert str(refused.value) == (
         f"{job.out} was started with different settings (--ids: none before, now data/自分の一覧.txt; "
         "--limit: not set, now 40; --short-side: 336, now 100); use the same settings, choose another --root, or "
-        "start over with --fresh, which fetches all 66 images again"
+        "start over with --fresh, which fetches all 66 images again (nothing can be reused: its images were encoded by "
+        "other settings)"
     )
     listed = replace(job, ids=str(own))
     run(replace(listed, fresh=True))

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urljoin
 
 from datafetch.datasets.jsonl_manifest import BadRecordError, JsonObject, ParsedRecord, RecordFormat
-from datafetch.datasets.payload import pack
+from datafetch.datasets.payload import BASE64_FIELD, IMAGES_FIELD, pack
 from datafetch.datasets.shared_options import SKIP_BAD_LINES
 from datafetch.datasets.token_count import TokenCounter
 from datafetch.datasets.url_length import bounded_url, is_too_long
@@ -185,11 +185,11 @@ def document_row(record: Record, keep_at_least: int | None) -> Row | None:
     arrived = [(position, outcome) for position, outcome in enumerate(outcomes) if isinstance(outcome, Encoded)]
     if not arrived or len(arrived) < (len(outcomes) if keep_at_least is None else keep_at_least):
         return None
-    images, similarities = _list(document["image_info"]), _list(document["similarity_matrix"])
+    images, similarities = _list(document[IMAGES_FIELD]), _list(document["similarity_matrix"])
     return {
         **document,
-        "image_info": [
-            {**images[position], "image_base64": pack(outcome.jpeg, Payload.BASE64)} for position, outcome in arrived
+        IMAGES_FIELD: [
+            {**images[position], BASE64_FIELD: pack(outcome.jpeg, Payload.BASE64)} for position, outcome in arrived
         ],
         "similarity_matrix": [similarities[position] for position, _ in arrived],
     }
@@ -220,7 +220,7 @@ def _texts(record: JsonObject) -> list[str]:
 
 
 def _images(record: JsonObject) -> list[JsonObject]:
-    images, texts = record.get("image_info"), record["text_list"]
+    images, texts = record.get(IMAGES_FIELD), record["text_list"]
     if not isinstance(images, list) or not all(isinstance(image, dict) for image in images):
         raise BadRecordError("image_info is not a list of objects")
     if len(images) > _MAX_IMAGES:

@@ -13,7 +13,15 @@ from datafetch.engine.archives import NO_ARCHIVES, Archives, images_in_place, op
 from datafetch.engine.disk_estimate import DiskEstimate
 from datafetch.engine.feed import MAX_OPEN_SAMPLES, MAX_OPEN_SHARDS
 from datafetch.engine.job import Job, dataset_of, hash_of, identify, own_spec, reshard_plan, settings_of
-from datafetch.engine.ownership import claim_for_job, refuse_claim, refuse_missing_files, restore_missing_files
+from datafetch.engine.ownership import (
+    Reuse,
+    StartingOver,
+    claim_for_job,
+    is_set_aside,
+    refuse_claim,
+    refuse_missing_files,
+    restore_missing_files,
+)
 from datafetch.engine.published import download_file, download_source, find_published, policy_for_files
 from datafetch.engine.remote_files import open_remote_files
 from datafetch.engine.scan_cache import StateFolderCache
@@ -23,9 +31,10 @@ from datafetch.model.interfaces import Dataset, Manifest, RemoteFile
 from datafetch.model.location import at_mirror
 from datafetch.model.untrusted import short_repr
 from datafetch.output.merge import Output
+from datafetch.output.stored import can_read_images
 from datafetch.output.training_list import keep_made, keep_published, published_source, refuse_other_list
 from datafetch.process.threads import run_in_thread
-from datafetch.store.job_file import Identity
+from datafetch.store.job_file import Identity, read_job_file
 from datafetch.store.layout import OutputLayout, resolve_parent
 from datafetch.transcode import Encoding, ImageSpec
 
@@ -95,8 +104,7 @@ class BoundJob:
             self.identity,
             settings_of(self.job, self.spec),
             shards,
-            fresh=self.job.fresh,
-            takes_files=is_whole and self._takes_files,
+            StartingOver(self.job.fresh, is_whole and self._takes_files, self._reuse),
         )
         if is_whole:
             restore_missing_files(self.layout)
@@ -113,9 +121,19 @@ class BoundJob:
             self.identity,
             settings_of(self.job, self.spec),
             self.shards,
-            fresh=self.job.fresh,
-            takes_files=self._takes_files,
+            self._starting_over,
         )
+
+    @property
+    def is_set_aside(self) -> bool:
+        """Whether the output is that of another job, and is set aside for this one, which takes images from it."""
+        before = read_job_file(self.layout)
+        settings = settings_of(self.job, self.spec)
+        return before is not None and is_set_aside(self.layout, before, self.identity, settings, self._starting_over)
+
+    @property
+    def _starting_over(self) -> StartingOver:
+        return StartingOver(self.job.fresh, self._takes_files, self._reuse)
 
     @property
     def _takes_files(self) -> bool:
@@ -128,6 +146,14 @@ class BoundJob:
                 f"{self.layout.out} is a symbolic link, and --fresh would delete what it leads to; replace it by a "
                 "folder, or leave out --fresh"
             )
+
+    @property
+    def _reuse(self) -> Reuse:
+        """Whether the job takes images from the output of another one."""
+        is_by_url = not (self.archives.locations or self.archives.unpacked or self.dataset.makes_list)
+        if not is_by_url or not can_read_images(self.layout):
+            return Reuse.IMPOSSIBLE
+        return Reuse.WANTED if self.job.reuse else Reuse.POSSIBLE
 
     def keep_manifest(self) -> None:
         """Keep in the state folder what is needed of the manifest later.

@@ -95,6 +95,7 @@ class DiskNeeds:
         spool_bytes: The size of the spools.
         scratch: The scratch folder, if it is on another disk; otherwise None, and the spools are among what is needed.
         scratch_free_bytes: How much of the scratch folder's disk is free.
+        keeps_earlier: Whether an earlier output, whose images are taken, lies there until this one is complete.
     """
 
     result_bytes: float
@@ -103,6 +104,7 @@ class DiskNeeds:
     spool_bytes: float
     scratch: Path | None
     scratch_free_bytes: int
+    keeps_earlier: bool
 
     def text(self) -> str:
         """All of this in one line for people."""
@@ -127,6 +129,7 @@ def disk_needs(layout: OutputLayout, estimate: DiskEstimate, published: ShardCou
         spool_bytes=spool_bytes,
         scratch=None if is_shared else spools,
         scratch_free_bytes=_free_bytes(spools),
+        keeps_earlier=layout.previous.exists(),
     )
 
 
@@ -171,7 +174,7 @@ def _log_space(estimate: DiskEstimate, published: ShardCounts, needs: DiskNeeds)
     is_enough = needs.free_bytes >= needs.needed_bytes
     _log.log(
         logging.INFO if is_enough else logging.WARNING,
-        "estimated disk space%s: needs %s %swhile it works%s, %s when done; %s free%s",
+        "estimated disk space%s: needs %s %swhile it works%s, %s when done%s; %s free%s",
         " of this part of the output" if estimate.is_part else "",
         sized(needs.needed_bytes),
         "more " if published.written_bytes else "",
@@ -179,6 +182,7 @@ def _log_space(estimate: DiskEstimate, published: ShardCounts, needs: DiskNeeds)
         if estimate.is_resharded and not is_enough
         else "",
         sized(needs.result_bytes),
+        " (the earlier output stays until then)" if needs.keeps_earlier else "",
         sized(needs.free_bytes),
         "" if is_enough else "; the run may stop for lack of space, and can be resumed once there is enough",
     )

@@ -21,7 +21,7 @@ from datafetch.engine.choices import choices_of, other_settings, row_defaults, r
 from datafetch.engine.completeness import unpublished_shards
 from datafetch.engine.disk_estimate import DiskNeeds, count_published, disk_needs
 from datafetch.engine.job import Job, dataset_of, identify_settings, own_spec, settings_of
-from datafetch.engine.ownership import refuse_foreign_files, refuse_other_job
+from datafetch.engine.ownership import Reuse, refuse_foreign_files, refuse_other_job
 from datafetch.engine.published import downloaded_copy, is_read_from_copy
 from datafetch.engine.recipe import PlannedDataset, with_lists
 from datafetch.errors import ConfigurationError, ManifestError
@@ -235,7 +235,8 @@ def _look_from_outside(one: PlannedDataset, job: Job, asked_first: list[str]) ->
             row_names = {*row_options(dataset.options)}
             same = {name: value for name, value in before.identity.items() if name not in row_names}
             now = {**same, "dataset": job.dataset, **identify_settings(job, job.image or own_spec(dataset))}
-            refuse_other_job(layout, before, now, settings_of(job, job.image or own_spec(dataset)))
+            if not job.reuse:
+                refuse_other_job(layout, before, now, settings_of(job, job.image or own_spec(dataset)), Reuse.POSSIBLE)
             state = OutputState.COMPLETE if layout.report.exists() else OutputState.RESUMED
         elif job.fresh and layout.job.exists():
             state = OutputState.STARTED_OVER
@@ -299,7 +300,7 @@ def _state_of(bound: BoundJob) -> OutputState:
     layout, job = bound.layout, bound.job
     if not layout.job.exists():
         return OutputState.NEW
-    if job.fresh:
+    if job.fresh or bound.is_set_aside:
         return OutputState.STARTED_OVER
     is_complete = layout.report.exists() and not unpublished_shards(layout, bound.shards, job.limit)
     return OutputState.COMPLETE if is_complete else OutputState.RESUMED

@@ -20,7 +20,7 @@ from datafetch.engine.image_source import ImageSource
 from datafetch.fetch import BodyBudget, Reservation
 from datafetch.model.interfaces import ImageTranscoder
 from datafetch.model.ledger_line import LedgerLine
-from datafetch.model.outcome import NOT_REQUESTED, OK, Encoded, Failure, FailureKind, Fetched, Outcome, Source
+from datafetch.model.outcome import NOT_REQUESTED, OK, Body, Encoded, Failure, FailureKind, Fetched, Outcome, Source
 from datafetch.model.sample import Sample
 from datafetch.output.merge import Output
 from datafetch.store.spool_format import ImageResult
@@ -39,7 +39,7 @@ class SampleFetcher:
     Attributes:
         outcomes: Number of images by outcome.
         repeated: Number of images that reused the result of an earlier request for the same URL.
-        adopted: Number of images that were in their place already.
+        adopted: Number of images that were in their place already, or in an earlier output.
         first_outcomes: Watches the images that are requested.
         budget: The memory budget for bodies.
     """
@@ -69,7 +69,7 @@ class SampleFetcher:
         await shard.spool.append(sample)
 
     async def fetch_image(self, sample: Sample, image: int, memory: Reservation) -> ImageResult:
-        """Fetch and transcode one image, whatever the outcome.
+        """Fetch and transcode one image, whatever the outcome, or take it from an earlier output.
 
         Args:
             sample: The sample.
@@ -77,7 +77,10 @@ class SampleFetcher:
             memory: The reservation that its bytes are counted against, also while its result waits for the spool: local
                 files come faster than a disk writes.
         """
-        fetched, outcome = await self._fetch_once(sample, image, memory)
+        earlier = await self._source.find_earlier(sample, image, memory)
+        if isinstance(earlier, ImageResult):
+            return _for_image(earlier, sample, image)
+        fetched, outcome = await self._fetch_once(sample, image, memory, earlier)
         if isinstance(outcome, Failure) and self._may_have_been_cut(fetched, outcome):
             # Perhaps the transfer was cut and not the file; a response without a length can't tell. Try once more.
             attempts, before = fetched.attempts, outcome
@@ -99,15 +102,18 @@ class SampleFetcher:
         self.outcomes[line.outcome] += 1
         if line.outcome == OK:
             self.repeated += is_repeated
-            self.adopted += line.source is Source.HAVE and not is_repeated
+            is_here = line.source is Source.HAVE or (line.source is Source.WEB and not line.attempts)
+            self.adopted += is_here and not is_repeated
 
     def _may_have_been_cut(self, fetched: Fetched, failure: Failure) -> bool:
         """Whether the bytes of a damaged image may differ the next time; those of members have been checked."""
         is_from_web = fetched.source in (Source.WEB, Source.FALLBACK)
         return self._retries and is_from_web and failure.kind is FailureKind.TRUNCATED
 
-    async def _fetch_once(self, sample: Sample, image: int, memory: Reservation) -> tuple[Fetched, Outcome]:
-        fetched = await self._source(sample, image, memory)
+    async def _fetch_once(
+        self, sample: Sample, image: int, memory: Reservation, earlier: Body | None = None
+    ) -> tuple[Fetched, Outcome]:
+        fetched = earlier or await self._source(sample, image, memory)
         return fetched, await self._transcode(fetched)
 
 
@@ -142,18 +148,18 @@ class _ImageTask:
         if known is None:
             result = await self._fetcher.fetch_image(self._sample, self._image, memory)
         else:
-            result = self._reused(known)
+            result = _for_image(known, self._sample, self._image)
         self.has_outcome = True
         self._fetcher.count(result.line, is_repeated=known is not None)
         offset = await spool.append(result, *then)
         dedup.record(result, spool, offset)
         return result
 
-    def _reused(self, known: ImageResult) -> ImageResult:
-        """The result of this image, taken from that of another image with the same URL."""
-        sample = self._sample
-        line = replace(known.line, sample=sample.position, key=sample.key, image=self._image, attempts=0, fetch_ms=0.0)
-        return replace(known, line=line)
+
+def _for_image(known: ImageResult, sample: Sample, image: int) -> ImageResult:
+    """The result of an image, taken from that of another image with the same URL."""
+    line = replace(known.line, sample=sample.position, key=sample.key, image=image, attempts=0, fetch_ms=0.0)
+    return replace(known, line=line)
 
 
 class _DocumentTask:

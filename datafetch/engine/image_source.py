@@ -2,7 +2,8 @@
 
 An image is looked for in this order: in its place in the output, if the dataset takes files that are there; in its
 sample; in the archive or the unpacked folder that its sample names; and on the web. Where a sample has a fallback, that
-is requested if the way before has failed.
+is requested if the way before has failed. What is on the web may be in an earlier output, too, where ``find_earlier``
+looks before.
 
 Rules: a file that is in its place is taken if it is the right one, and is never replaced by another unless the run
 starts over. Nothing is written through a link.
@@ -19,7 +20,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from stat import S_ISREG
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from datafetch.errors import ConfigurationError, ManifestError, raise_if_exhausted
 from datafetch.fetch import Limiter, Reservation
@@ -31,11 +32,21 @@ from datafetch.model.outcome import Body, Failure, FailureKind, Fetched, Source
 from datafetch.model.sample import FAILURE, FALLBACK, FILE, MEMBER, Sample
 from datafetch.process.threads import run_in_thread
 from datafetch.store.atomic import leads_out
+from datafetch.store.spool_format import ImageResult
 
 _ARCHIVE_LACKS = frozenset({FailureKind.MISSING_MEMBER, FailureKind.BAD_MEMBER})
+_NOT_BY_URL = frozenset({FAILURE, FILE, MEMBER})  # in the metadata of samples whose images are elsewhere
 _MAX_MEMBERS = 4096  # in flight; in practice the number of tasks is the limit
 
 _T = TypeVar("_T")
+
+
+class ImagesByUrl(Protocol):
+    """Images that are here already, by URL."""
+
+    async def find(self, url: str, memory: Reservation) -> ImageResult | Body | None:
+        """A result with this URL, or bytes that are still to be transcoded; None if there is nothing."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +95,13 @@ class ImageSource:
         adoption: How files are taken that are there already; None if they are not.
         max_file_bytes: Larger files are refused.
         until_s: From when on, by the event loop's clock, nothing is looked for or waited for any more; None for never.
+        earlier: Images of earlier outputs by URL; None if there are none.
 
     Attributes:
         fetch: What makes all requests.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one parameter for each place where bytes may come from
         self,
         fetch: Fetch[Reservation],
         *,
@@ -98,8 +110,10 @@ class ImageSource:
         adoption: Adoption | None = None,
         max_file_bytes: int = 0,
         until_s: float | None = None,
+        earlier: ImagesByUrl | None = None,
     ) -> None:
         self.fetch = fetch
+        self._earlier = earlier
         self._members = members
         self._folder = folder
         self._adoption = adoption
@@ -115,6 +129,21 @@ class ImageSource:
         if self._members is None:
             return self.fetch.call_limiter(calls_per_connection)
         return Limiter(lambda: _MAX_MEMBERS)
+
+    async def find_earlier(self, sample: Sample, image: int, memory: Reservation) -> ImageResult | Body | None:
+        """What an earlier output has of an image that would otherwise be requested by its URL.
+
+        Args:
+            sample: The sample.
+            image: 0-based position in its images.
+            memory: The reservation that the bytes are counted against.
+
+        Returns:
+            The result of an image with this URL, or the original bytes, or None.
+        """
+        if self._earlier is None or sample.content is not None or not _NOT_BY_URL.isdisjoint(sample.row):
+            return None
+        return await self._earlier.find(sample.urls[image], memory)
 
     async def __call__(self, sample: Sample, image: int, memory: Reservation) -> Fetched:
         """Get the bytes of one image.

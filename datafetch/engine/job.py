@@ -37,6 +37,10 @@ _OPTIONS_KEY = "choices"  # in job.json, under the name that it has had from the
 _MAX_LIMIT = 2**63 - 1
 _MAX_SAMPLE_BYTES = 2 * GIB  # a row has less than 4 GiB: these as base64, and its text
 
+_LEAST_PIXELS = "least_pixels"
+PIXEL_FIELDS = frozenset({*row_options(ImageSpec()), "resize", _LEAST_PIXELS})
+"""The parts of an identity that decide what an image becomes."""
+
 _NoRowEffect = partial(Option, effect=Effect.NONE)
 _T = TypeVar("_T")
 
@@ -64,6 +68,7 @@ class Job:
         world_size: The number of ranks for which the output is resharded at the end, if the dataset's loader counts
             shards. None leaves the shards and the order of rows as in the manifest.
         fresh: Start over instead of resuming.
+        reuse: If the output is that of another job, start over, but take from it the images that this job can use.
         finish_by: When the run is to finish, as a local time if it has no time zone: what has not arrived by then is
             recorded as ``timeout``, and a retry fetches it. None lets the run take as long as it takes. This holds for
             one run, and is not stored.
@@ -137,6 +142,13 @@ class Job:
         ),
     )
     fresh: bool = option(False, _NoRowEffect(help="Start over instead of resuming.", group=OptionGroup.BEHAVIOUR))
+    reuse: bool = option(
+        False,
+        _NoRowEffect(
+            help="If settings have changed, start over with the images that are there, and fetch what is missing.",
+            group=OptionGroup.BEHAVIOUR,
+        ),
+    )
     finish_by: datetime | None = option(
         None,
         _NoRowEffect(
@@ -158,6 +170,8 @@ class Job:
         require_in_range(self, "max_sample_bytes", 1, _MAX_SAMPLE_BYTES)
         if self.world_size is not None:
             Ranks(self.world_size)
+        if self.fresh and self.reuse:
+            raise invalid(self, "{fresh} fetches everything again, and {reuse} what is missing; give one of them")
         for field_name in ("ids", "scratch"):
             if getattr(self, field_name) == "":  # as of a shell's variable that is not set
                 raise invalid(self, f"{{{field_name}}} is empty; give a path, or leave it out")
@@ -183,7 +197,7 @@ def identify(job: Job, manifest: Manifest, spec: ImageSpec) -> Identity:
         **manifest.identity_fields(),
     }
     if spec.min_pixels > 1:
-        identity["least_pixels"] = spec.min_pixels
+        identity[_LEAST_PIXELS] = spec.min_pixels
     return identity
 
 
@@ -261,7 +275,7 @@ def settings_of(job: Job, spec: ImageSpec) -> dict[str, Any]:
         name: None if path is None else _location(path)
         for name, path in (("source", job.source), ("ids", job.ids), ("scratch", job.scratch))
     }
-    values = {**asdict(replace(job, image=spec, fresh=False, finish_by=None, no_lock=False)), **paths}
+    values = {**asdict(replace(job, image=spec, fresh=False, reuse=False, finish_by=None, no_lock=False)), **paths}
     values["mirror"] = without_secrets(job.mirror)
     options = values.pop("options") or {}
     if isinstance(archive := options.get("archive"), str):

@@ -1,6 +1,6 @@
 """Who may write to an output: one job, and of it one run at a time, or several processes with shards of their own.
 
-An output is in one of five states, which its state folder shows:
+An output is in one of six states, which its state folder shows:
 
 * unused: it has no ``job.json``. A run may claim it if its folder is empty, or its format allows files of others there.
 * of a job: ``job.json`` holds the job's identity, that is, everything that decides the rows. Only a run with the same
@@ -10,6 +10,8 @@ An output is in one of five states, which its state folder shows:
   interrupted deletion is continued by the next such run, and then the output is unused.
 * of a job that takes files that are there, and now wants other images: its state is deleted as if it started over, and
   the files of its output stay, to be taken.
+* of another job whose images this one takes (``reuse``): it is set aside (``set_aside``), and then the output is
+  unused.
 * of ``datafetch reshard``: it has an ``equal.json`` without a ``job.json``. No run may claim it.
 
 Everything happens under a lock that dies with its holder, in this order: killed runs are recovered from (what they left
@@ -25,19 +27,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import shutil
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from enum import Enum, auto
 from functools import partial
 from pathlib import Path
 
 from datafetch.engine.differences import describe_differences, parts_of
 from datafetch.engine.disk_estimate import MAX_COUNTED_SHARDS, count_published
+from datafetch.engine.earlier_images import may_be_reused
+from datafetch.engine.own_files import refuse_other_names, shard_files, written_files
+from datafetch.engine.set_aside import complete_set_aside, delete_earlier, set_aside
 from datafetch.errors import ConfigurationError, ResourceError, raise_if_exhausted
 from datafetch.output.commit import complete_commits
-from datafetch.output.formats import PickleFormat, format_of
+from datafetch.output.formats import format_of
 from datafetch.output.reshard.record import read_reshard_record
 from datafetch.output.reshard.swap import complete_swap
 from datafetch.process.threads import run_in_thread
@@ -48,7 +53,33 @@ from datafetch.store.lock import Lock, ShardLocks, locks_where_possible
 
 _log = logging.getLogger(__name__)
 _LOCK_INTERVAL_S = 0.05  # preparing takes milliseconds, or as long as it takes to copy the published list of a dataset
-_RESHARDED_FILE = re.compile(rf"part-\d{{5,}}({'|'.join(map(re.escape, PickleFormat.suffixes))})")
+
+
+class Reuse(Enum):
+    """Whether a job takes images from the output of another one that is in its place."""
+
+    IMPOSSIBLE = auto()
+    """Its images are not fetched by URL, or those of this output can't be read."""
+    POSSIBLE = auto()
+    """It could, but was not told to."""
+    WANTED = auto()
+    """It was told to."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartingOver:
+    """What a job may do with the output of another one that is in its place.
+
+    Attributes:
+        fresh: It deletes what the earlier run has written.
+        takes_files: It takes files that are there. So if it only wants other images than the job before, it starts over
+            without deleting their files.
+        reuse: Whether it takes images from the output, which is then set aside.
+    """
+
+    fresh: bool
+    takes_files: bool
+    reuse: Reuse
 
 
 @asynccontextmanager
@@ -143,6 +174,9 @@ def _make_state_folder(layout: OutputLayout) -> None:
 def _recover_output(layout: OutputLayout, prepare: Callable[[], None], *, fresh: bool) -> None:
     """Put in its place what killed runs left complete, prepare the output, and delete what they left incomplete."""
     _refuse_unwritable(layout)
+    complete_set_aside(layout)
+    if layout.report.exists():
+        delete_earlier(layout)  # left by a process that was killed when it had everything
     if not fresh:
         complete_swap(layout)
         complete_commits(layout)
@@ -154,6 +188,7 @@ def _recover_output(layout: OutputLayout, prepare: Callable[[], None], *, fresh:
 def _recover_shards(layout: OutputLayout, shards: Collection[str], prepare: Callable[[], None]) -> None:
     """Put in its place what a killed process left complete of these shards, and prepare the output."""
     _refuse_unwritable(layout)
+    complete_set_aside(layout)
     # No other process is fetching shards while there is still something to swap: each completes the swap first.
     complete_swap(layout)
     complete_commits(layout, frozenset(shards))
@@ -171,9 +206,7 @@ def claim_for_job(
     identity: Identity,
     settings: Mapping[str, object],
     shards: Collection[str],
-    *,
-    fresh: bool,
-    takes_files: bool = False,
+    starting_over: StartingOver,
 ) -> None:
     """Claim an unused output for a job, or check that it is the job's already. Its lock is held.
 
@@ -182,20 +215,20 @@ def claim_for_job(
         identity: The job's identity.
         settings: The job as JSON (``job.settings_of``).
         shards: Names of the shards that are to be fetched.
-        fresh: Delete what an earlier run has written.
-        takes_files: The job takes files that are there. So if it only wants other images than the job before, it starts
-            over without deleting their files.
+        starting_over: Whether the job takes the place of another one, and what becomes of what that has left.
 
     Raises:
         ConfigurationError: The output belongs to another job, or holds files that datafetch has not written.
     """
-    refuse_claim(layout, identity, settings, shards, fresh=fresh, takes_files=takes_files)
+    refuse_claim(layout, identity, settings, shards, starting_over)
     before = read_job_file(layout)
-    if fresh:
+    if starting_over.fresh:
         _start_over(layout)
-    elif before is not None and takes_files and _wants_other_images(before.identity, identity):
+    elif before is not None and starting_over.takes_files and _wants_other_images(before.identity, identity):
         _log.info("%s: other images are wanted than before; those that are there are taken", layout.out)
         _start_over(layout, keeps_files=True)
+    elif before is not None and is_set_aside(layout, before, identity, settings, starting_over):
+        set_aside(layout, before)
     write_job_file(layout, identity, settings)
 
 
@@ -204,9 +237,7 @@ def refuse_claim(
     identity: Identity,
     settings: Mapping[str, object],
     shards: Collection[str],
-    *,
-    fresh: bool,
-    takes_files: bool,
+    starting_over: StartingOver,
 ) -> None:
     """Check that a job may claim an output; nothing is written. The arguments are those of ``claim_for_job``.
 
@@ -219,13 +250,15 @@ def refuse_claim(
             "or move it away"
         )
     before = read_job_file(layout)
-    if before is not None and fresh:
+    if before is not None and starting_over.fresh:
         _refuse_no_folder(layout)
         _refuse_undeletable(layout, before.identity)
         return
-    if before is not None and not (takes_files and _wants_other_images(before.identity, identity)):
+    if before is not None and is_set_aside(layout, before, identity, settings, starting_over):
+        return
+    if before is not None and not (starting_over.takes_files and _wants_other_images(before.identity, identity)):
         # Checked first, or shards of a missing manifest file would be taken for foreign files.
-        refuse_other_job(layout, before, identity, settings)
+        refuse_other_job(layout, before, identity, settings, starting_over.reuse)
         for one in (layout, layout.for_repair()):
             refuse_left_spools(one, before.scratch, shards, otherwise="start over with --fresh")
     refuse_foreign_files(layout, identity)
@@ -235,7 +268,7 @@ def refuse_claim(
     if settings["world_size"] is None and record is not None:
         raise ConfigurationError(
             f"{layout.out} is resharded, and --no-reshard can't bring back the shards of the manifest; "
-            "leave out --no-reshard, or start over with --fresh"
+            "leave out --no-reshard, or start over with --reuse or --fresh"
         )
 
 
@@ -269,7 +302,25 @@ def _wants_other_images(before: Identity, now: Identity) -> bool:
     return contents[0] == contents[1]
 
 
-def refuse_other_job(layout: OutputLayout, before: JobFile, now: Identity, settings: Mapping[str, object]) -> None:
+def is_set_aside(
+    layout: OutputLayout,
+    before: JobFile,
+    now: Identity,
+    settings: Mapping[str, object],
+    starting_over: StartingOver,
+) -> bool:
+    """Whether a job takes images from the output of another one, which is then set aside, since it can't be its own."""
+    if starting_over.reuse is not Reuse.WANTED or before.dataset != now["dataset"]:
+        return False
+    if not may_be_reused(before.identity, now):
+        return False
+    needs_manifests_shards = settings["world_size"] is None and layout.reshard_record.exists()
+    return needs_manifests_shards or bool(describe_differences(before.identity, now, {}, {}))
+
+
+def refuse_other_job(
+    layout: OutputLayout, before: JobFile, now: Identity, settings: Mapping[str, object], reuse: Reuse
+) -> None:
     """Check that two jobs on an output make the same rows.
 
     Args:
@@ -277,16 +328,25 @@ def refuse_other_job(layout: OutputLayout, before: JobFile, now: Identity, setti
         before: The job that it has.
         now: The identity of the job that is to go on with it.
         settings: The settings of that job.
+        reuse: Whether that job takes images of the output.
 
     Raises:
         ConfigurationError: They differ; the message names the differences.
     """
     differences = describe_differences(before.identity, now, before.settings or {}, settings)
-    if differences:
-        raise ConfigurationError(
-            f"{layout.out} was started with different settings ({differences}); use the same settings, choose another "
-            f"--root, or start over with --fresh, which fetches {_images_of(layout, before)} again"
-        )
+    if not differences:
+        return
+    again = f"--fresh, which fetches {_images_of(layout, before)} again"
+    if reuse is Reuse.IMPOSSIBLE or before.dataset != now["dataset"]:
+        start_over = f"start over with {again}"
+    elif may_be_reused(before.identity, now):
+        start_over = f"start over: with --reuse, which takes from it what it can and fetches the rest, or with {again}"
+    else:
+        start_over = f"start over with {again} (nothing can be reused: its images were encoded by other settings)"
+    raise ConfigurationError(
+        f"{layout.out} was started with different settings ({differences}); use the same settings, choose another "
+        f"--root, or {start_over}"
+    )
 
 
 def _images_of(layout: OutputLayout, job: JobFile) -> str:
@@ -306,8 +366,8 @@ def refuse_foreign_files(layout: OutputLayout, identity: Identity) -> None:
     _refuse_no_folder(layout)
     if format_of(layout).allows_other_files:
         return
-    own_names = {path.name for path in _shard_files(layout, identity)} if layout.job.exists() else set()
-    _refuse_other_names(layout.out, own_names)
+    own_names = {path.name for path in shard_files(layout, identity)} if layout.job.exists() else set()
+    refuse_other_names(layout.out, own_names)
 
 
 def _refuse_no_folder(layout: OutputLayout) -> None:
@@ -315,15 +375,6 @@ def _refuse_no_folder(layout: OutputLayout) -> None:
         raise ConfigurationError(f"{layout.out} is not a folder; choose another --root")
     if layout.out.is_symlink() and not layout.out.exists():
         raise ConfigurationError(f"{layout.out} is a broken link; create the folder that it points to")
-
-
-def _refuse_other_names(folder: Path, own_names: Collection[str]) -> None:
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.name not in own_names:
-            raise ConfigurationError(
-                f"{path} was not written by this job, and the trainer would count it; "
-                "move it away or choose another --root"
-            )
 
 
 def refuse_missing_files(layout: OutputLayout) -> None:
@@ -353,39 +404,13 @@ def restore_missing_files(layout: OutputLayout) -> None:
         )
 
 
-def _shard_files(layout: OutputLayout, identity: Identity) -> list[Path]:
-    """The files that the output may have; of each shard the count first."""
-    record = read_reshard_record(layout)
-    shards = {*identity.get("shards", ()), *(record.files if record else ())}
-    return [path for shard in sorted(shards) for path in format_of(layout).files_of(layout, shard)]
-
-
-def _files_to_delete(layout: OutputLayout, identity: Identity) -> list[Path]:
-    """All files of the output that datafetch wrote, even if its record of resharding is damaged.
-
-    Raises:
-        ConfigurationError: There are other files too.
-    """
-    output_format = format_of(layout)
-    if output_format.allows_other_files:
-        return [path for shard in identity["shards"] for path in output_format.files_of(layout, shard)]
-    try:
-        files = _shard_files(layout, identity)
-    except ConfigurationError:
-        files = [path for path in layout.out.glob("part-*") if _RESHARDED_FILE.fullmatch(path.name)]
-    own_names = {path.name for path in files}
-    for folder in (layout.out, layout.replaced):
-        _refuse_other_names(folder, own_names)
-    return files
-
-
 def _refuse_undeletable(layout: OutputLayout, identity: Identity) -> list[Path]:
     """Check that nothing but files of datafetch would be deleted; returns them.
 
     Raises:
         ConfigurationError: There are other files too, or files behind a link, which may belong to others.
     """
-    files = _files_to_delete(layout, identity)
+    files = written_files(layout, identity)
     if format_of(layout).allows_other_files:
         refuse_links_above(files, layout.out)
     return files
@@ -400,8 +425,10 @@ def _start_over(layout: OutputLayout, *, keeps_files: bool = False) -> None:
     """
     job = read_job_file(layout)
     if job is None:
+        delete_earlier(layout)
         return
     files = [] if keeps_files else _refuse_undeletable(layout, job.identity)
+    delete_earlier(layout)
     for path in files:
         path.unlink(missing_ok=True)
     for folder in (

@@ -22,6 +22,7 @@ from datafetch.engine.bound_job import BoundJob, bind
 from datafetch.engine.choices import log_choices
 from datafetch.engine.completeness import unpublished_shards
 from datafetch.engine.disk_estimate import count_published, log_disk_estimate
+from datafetch.engine.earlier_images import open_earlier_images
 from datafetch.engine.feed import Feed
 from datafetch.engine.job import Job
 from datafetch.engine.ownership import locked_output, locked_shards
@@ -29,6 +30,7 @@ from datafetch.engine.permissions import Permitted, read_permitted
 from datafetch.engine.repair import begin_repair, end_repair
 from datafetch.engine.retry import Change, retry_failed
 from datafetch.engine.session import CHILD_PROCESSES, Backends, Session, write_report
+from datafetch.engine.set_aside import delete_earlier
 from datafetch.errors import ConfigurationError
 from datafetch.fetch import Fetcher
 from datafetch.model.interfaces import Manifest
@@ -75,7 +77,7 @@ async def fetch_dataset(
         layout, shards = bound.layout, bound.shards
         if job.no_lock:
             await asyncio.to_thread(refuse_at_work, layout)
-        if job.fresh:
+        if job.fresh or job.reuse:
             await _try_to_start(bound)
         before = None if job.fresh else await asyncio.to_thread(read_permitted, layout)
         prepare = partial(bound.claim_output, shards, is_whole=True)
@@ -89,7 +91,10 @@ async def fetch_dataset(
             else:
                 session = Session(job, bound.output, shards, observers)
                 feed = Feed(bound.manifest, layout, job.limit, image_root=bound.image_root)
-            async with session.fetched(feed, bound.spec, backends, bound.archives, rate=bound.rate) as fetched:
+            async with (
+                open_earlier_images(layout, bound.identity, job) as earlier,
+                session.fetched(feed, bound.spec, backends, bound.archives, earlier, rate=bound.rate) as fetched,
+            ):
                 return await _complete_run(bound, session, fetched)
 
 
@@ -106,7 +111,7 @@ def fetch_shards(
     filesystem has locks. Each of them needs the manifest and the id list. URLs are deduplicated within a process only.
 
     Args:
-        job: What to do, the same in every process; ``fresh`` is refused.
+        job: What to do, the same in every process; ``fresh`` and ``reuse`` are refused.
         shards: Names of the shards, as ``shard_names`` gives them; None is all.
         observers: Each watches while it runs.
         backends: What transcodes images and commits shards.
@@ -143,7 +148,10 @@ async def fetch_dataset_shards(
             _log_no_longer_permitted(before, job)
             session = Session(job, bound.output, names, observers, layout.shard_progress(names[0]))
             feed = Feed(bound.manifest, layout, job.limit, frozenset(names), bound.image_root)
-            async with session.fetched(feed, bound.spec, backends, bound.archives, rate=bound.rate) as fetched:
+            async with (
+                open_earlier_images(layout, bound.identity, job) as earlier,
+                session.fetched(feed, bound.spec, backends, bound.archives, earlier, rate=bound.rate) as fetched,
+            ):
                 return fetched
 
 
@@ -153,7 +161,7 @@ def finish(job: Job, observers: Iterable[Observer[Statistics]] = ()) -> Report:
     The output is resharded for the ranks, and the list that the trainer reads and the report are written.
 
     Args:
-        job: The job that the shards were fetched for; ``fresh`` is refused.
+        job: The job that the shards were fetched for; ``fresh`` and ``reuse`` are refused.
         observers: Each watches while it runs.
 
     Returns:
@@ -245,6 +253,7 @@ def _write_run_report(bound: BoundJob, session: Session, report: Report) -> Repo
     write_report(layout, report)
     shutil.rmtree(layout.scans, ignore_errors=True)
     end_repair(layout)
+    delete_earlier(layout)
     layout.remove_empty_spool_folders()
     return report
 
@@ -268,7 +277,7 @@ def _in_order(bound: BoundJob, shards: Iterable[str] | None) -> list[str]:
 
 
 def _refuse_fresh(job: Job) -> None:
-    if job.fresh:
+    if job.fresh or job.reuse:
         raise ConfigurationError(
             "a job whose shards are fetched separately can't start over, because other processes may be at work; to "
             f"start over, delete {job.out} and its state folder first"
@@ -329,7 +338,7 @@ def _log_no_longer_permitted(before: Permitted | None, job: Job) -> None:
 
 
 async def _try_to_start(bound: BoundJob) -> None:
-    """Check that a run can open a fetcher and read its first samples, before it deletes an earlier output.
+    """Check that a run can open a fetcher and read its first samples, before it deletes or moves an earlier output.
 
     Raises:
         DatafetchError: The error that would stop the run: too few descriptors, an invalid proxy, a bad record.

@@ -30,7 +30,7 @@ import orjson
 
 from datafetch.engine.archives import NO_ARCHIVES, Archives, open_members
 from datafetch.engine.feed import Feed
-from datafetch.engine.image_source import Adoption, FileFolder, ImageSource
+from datafetch.engine.image_source import Adoption, FileFolder, ImagesByUrl, ImageSource
 from datafetch.engine.job import Job, reshard_plan
 from datafetch.engine.permissions import count_permittable
 from datafetch.engine.pipeline import Pipeline
@@ -124,6 +124,7 @@ class Session:
         spec: ImageSpec,
         backends: Backends,
         archives: Archives = NO_ARCHIVES,
+        earlier: ImagesByUrl | None = None,
         *,
         rate: ReceiveRate | None = None,
     ) -> AsyncIterator[FetchedShards]:
@@ -134,6 +135,7 @@ class Session:
             spec: What their images become.
             backends: What transcodes images and commits shards.
             archives: The archives that images are members of.
+            earlier: Images of earlier outputs by URL.
             rate: The cap on what is received, where it is shared with other fetchers; None takes that of the job.
 
         Yields:
@@ -148,7 +150,7 @@ class Session:
         async with (
             Fetcher(job.fetch, budget=budget, rate=rate) as fetch,
             backends.open_transcoder(job, spec, self.output.layout.quarantine) as transcode,
-            self._open_source(fetch, spec, archives, until_s) as source,
+            self._open_source(fetch, spec, archives, earlier, until_s) as source,
             _announced(until_s),
         ):
             pipeline = Pipeline(
@@ -211,7 +213,12 @@ class Session:
 
     @asynccontextmanager
     async def _open_source(
-        self, fetch: Fetcher, spec: ImageSpec, archives: Archives, until_s: float | None
+        self,
+        fetch: Fetcher,
+        spec: ImageSpec,
+        archives: Archives,
+        earlier: ImagesByUrl | None,
+        until_s: float | None,
     ) -> AsyncIterator[ImageSource]:
         """Open what gets the bytes of images."""
         job = self._job
@@ -236,6 +243,7 @@ class Session:
                 adoption=adoption,
                 max_file_bytes=job.fetch.max_body_bytes,
                 until_s=until_s,
+                earlier=earlier,
             )
         finally:
             if members is not None:

@@ -151,6 +151,11 @@ class OutputLayout:
         return self.state_folder / "replaced"
 
     @property
+    def previous(self) -> Path:
+        """The folder of earlier outputs, one in each folder, until a run that takes images from them is complete."""
+        return self.state_folder / "previous"
+
+    @property
     def reshard_record(self) -> Path:
         """How the output was resharded and from what; exists if and only if it was."""
         return self.state_folder / "equal.json"

@@ -395,6 +395,45 @@ def read_selected(
         raise not_a_ledger(path) from error
 
 
+def row_group_lines(path: Path) -> list[int]:
+    """The number of lines in each row group of a ledger.
+
+    Raises:
+        ConfigurationError: The file is not a ledger.
+    """
+    try:
+        metadata = pq.read_metadata(path)
+    except (OSError, pa.ArrowException) as error:
+        raise_if_exhausted(error)
+        raise not_a_ledger(path) from error
+    return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+
+
+class RowGroup:
+    """A row group of a ledger in memory, whose lines are converted one at a time."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self._table = table
+
+    def line(self, number: int) -> LedgerLine:
+        """The line with this number in the row group, counted from 0."""
+        return LedgerLine.from_fields(self._table.slice(number, 1).to_pylist()[0])
+
+
+def read_row_group(path: Path, group: int) -> RowGroup:
+    """Read one row group of a ledger.
+
+    Raises:
+        ConfigurationError: The file is not a ledger, or has changed.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            return RowGroup(file.read_row_group(group, columns=_LINE_COLUMNS, use_threads=False).combine_chunks())
+    except (OSError, pa.ArrowException) as error:
+        raise_if_exhausted(error)
+        raise not_a_ledger(path) from error
+
+
 def _lines(batch: pa.RecordBatch) -> list[LedgerLine]:
     """A batch as lines.
 

@@ -33,7 +33,7 @@ from datafetch.model.outcome import FailureKind
 from datafetch.output.retry_filter import RetryFilter
 from datafetch.transcode import ImageSpec
 
-_OF_PREPARE = frozenset({"fresh", "world_size"})
+_OF_PREPARE = frozenset({"fresh", "reuse", "world_size"})
 
 
 def retry(  # noqa: PLR0913 - one parameter an option

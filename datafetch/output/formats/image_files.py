@@ -81,15 +81,15 @@ class ImageFilesFormat(OutputFormat):
 
     def files_of(self, layout: OutputLayout, shard: str) -> list[Path]:
         """The files of a shard that datafetch has written; none if it has no index."""
-        return [path for path, file in _published_files(layout, shard) if not file.is_adopted]
+        return [path for path, file in published_files(layout, shard) if not file.is_adopted]
 
     def is_intact(self, layout: OutputLayout, shard: str) -> bool:
         """Whether all files exist with the sizes with which they were written."""
-        return all(size_bytes(path) == file.size_bytes for path, file in _published_files(layout, shard))
+        return all(size_bytes(path) == file.size_bytes for path, file in published_files(layout, shard))
 
     def published_files(self, layout: OutputLayout, shard: str) -> Iterator[PublishedFile]:
         """All files, also those that were in their place already, whose size alone is known."""
-        for path, file in _published_files(layout, shard):
+        for path, file in published_files(layout, shard):
             yield PublishedFile(path, file.size_bytes, file.crc32, is_elsewhere=file.is_elsewhere)
 
     def unpublish(self, layout: OutputLayout, shard: str) -> None:
@@ -222,7 +222,7 @@ def read_index(path: Path) -> Iterator[ImageFile]:
 
 def _salvage(layout: OutputLayout, shard: str) -> Iterator[ImageResult]:
     intact = {}
-    for path, file in _published_files(layout, shard):
+    for path, file in published_files(layout, shard):
         if file.is_adopted:
             continue
         if size_bytes(path) == file.size_bytes:
@@ -236,7 +236,7 @@ def _salvage(layout: OutputLayout, shard: str) -> Iterator[ImageResult]:
                 yield ImageResult(line, intact[line.sample].read_bytes())
 
 
-def _published_files(layout: OutputLayout, shard: str) -> Iterator[tuple[Path, ImageFile]]:
+def published_files(layout: OutputLayout, shard: str) -> Iterator[tuple[Path, ImageFile]]:
     """The files of a published shard, each with its final path; none if the shard has no index."""
     if layout.image_index(shard).exists():
         for file in read_index(layout.image_index(shard)):

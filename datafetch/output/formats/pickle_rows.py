@@ -86,6 +86,18 @@ def frame_sizes(path: Path) -> Iterator[int]:
         yield len(frame)
 
 
+def read_frame(path: Path, offset: int) -> bytes:
+    """The frame at an offset of a shard written by datafetch.
+
+    Raises:
+        ManifestError: There is no frame.
+    """
+    with path.open("rb") as file:
+        file.seek(offset)
+        header = _next_header(path, file, os.fstat(file.fileno()).st_size)
+        return header + file.read(int.from_bytes(header[1:], "little"))
+
+
 def decode_row(frame: bytes) -> dict[str, Any]:
     """Decode the row in a frame.
 

@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
-from datafetch.errors import ConservationError
+from datafetch.errors import ConfigurationError, ConservationError
 from datafetch.output.formats import ROWS_SUFFIX
 from datafetch.output.reshard.copy import ProgressMonitor, reshard_rows
 from datafetch.output.reshard.numbering import NumberedSamples
@@ -63,6 +63,27 @@ def reshard_output(layout: OutputLayout, shards: Sequence[str], plan: Plan, moni
         raise ConservationError(f"{layout.out}: the shards do not hold the {rows:,} rows that their ledgers list")
     packed = {shard: pack_bools(samples.has_row[span]).decode() for shard, span in samples.spans()}
     return reshard_rows(layout, sources, plan=plan, samples=packed, monitor=monitor)
+
+
+def locate_rows(layout: OutputLayout, shards: Sequence[str]) -> list[Source]:
+    """The files that hold the rows of an output, resharded or not; their positions are numbers of samples.
+
+    Args:
+        layout: The paths of the output.
+        shards: Names of its published shards, in order. Samples are numbered from 0, across all of them.
+
+    Raises:
+        ConfigurationError: The record of resharding is damaged or has other shards, or rows that a retry has added are
+            missing.
+    """
+    if not shards:
+        return []
+    samples, before = NumberedSamples.read(layout, shards), read_reshard_record(layout)
+    lost = frozenset() if before is None else frozenset(before.missing_files(layout))
+    sources = list(_sources(layout, samples, before, lost, np.arange(len(samples.has_row), dtype=np.int64)))
+    if before is not None and sum(source.copied_rows for source in sources) != int(samples.has_row.sum()):
+        raise ConfigurationError(f"{layout.out}: the shards do not hold the rows that their ledgers list")
+    return sources
 
 
 def _sources(

@@ -66,6 +66,15 @@ CheckSources = Annotated[
     ),
 ]
 """The option of commands that know where datasets are published."""
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Say what the run would do: rows, hosts, disk, settings; ask nobody, and write nothing.",
+        rich_help_panel=OptionGroup.BEHAVIOUR,
+    ),
+]
+"""The option of commands that build datasets."""
 MinSuccess = Annotated[
     float,
     typer.Option(

@@ -18,9 +18,10 @@ from datafetch.cli.exit_code import (
     without_fresh,
     write_line,
 )
-from datafetch.cli.options import CheckSources, GivenOptions, Json, MinSuccess, NoReshard, Root
+from datafetch.cli.options import CheckSources, DryRun, GivenOptions, Json, MinSuccess, NoReshard, Root
 from datafetch.cli.progress import ProgressConsole, show_log_messages, show_progress
-from datafetch.cli.render import show_built, show_sources
+from datafetch.cli.render import show_built, show_dry_runs, show_sources
+from datafetch.engine.dry_run import look_ahead
 from datafetch.engine.job import Job
 from datafetch.engine.recipe import BuiltDataset, PlannedDataset, build_recipe, log_disk_space, plan_recipe
 from datafetch.engine.source_check import check_sources
@@ -54,6 +55,7 @@ def prepare(  # noqa: PLR0913 - one parameter an option
     no_reshard: NoReshard = False,
     min_success: MinSuccess = 0.0,
     check_sources: CheckSources = False,
+    dry_run: DryRun = False,
     json: Json = False,
     given: GivenOptions,
 ) -> int:
@@ -65,6 +67,8 @@ def prepare(  # noqa: PLR0913 - one parameter an option
         return replace(job, world_size=None) if no_reshard else job
 
     planned = plan_recipe(targets, root, _by_name("--source", source), _by_name("--ids", ids), change)
+    if dry_run:
+        return report_dry_run(planned, as_json=json)
     if check_sources:
         return report_sources(planned, as_json=json)
     console = ProgressConsole()
@@ -89,6 +93,16 @@ def report_sources(planned: Sequence[PlannedDataset], *, as_json: bool) -> int:
     answers = check_sources(planned)
     show_sources(answers, as_json=as_json)
     return ExitCode.WRONG_COMMAND if any(one.problem for one in answers) else ExitCode.COMPLETE
+
+
+def report_dry_run(planned: Sequence[PlannedDataset], *, as_json: bool) -> int:
+    """Print what the runs of datasets would do; nobody is asked, and nothing is written."""
+    with show_log_messages(ProgressConsole()):
+        if len(planned) > 1:
+            log_disk_space(planned)
+        found = look_ahead(planned)
+    show_dry_runs(found, as_json=as_json)
+    return ExitCode.WRONG_COMMAND if any(one.problem for one in found) else ExitCode.COMPLETE
 
 
 def _by_name(flag: str, values: Iterable[str] | None) -> dict[str, str]:

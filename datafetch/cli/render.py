@@ -20,6 +20,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from datafetch.cli.dry_run import dry_run_text
 from datafetch.cli.exit_code import one_line
 from datafetch.datasets import DATASETS
 from datafetch.errors import ResourceError
@@ -34,6 +35,7 @@ from datafetch.output.reshard.folder import Resharded
 from datafetch.verify import Verdict
 
 if TYPE_CHECKING:
+    from datafetch.engine.dry_run import DryRun
     from datafetch.engine.recipe import BuiltDataset  # which would load the network stack
     from datafetch.engine.source_check import SourceAnswer
 
@@ -55,6 +57,7 @@ _ADVICE: dict[FailureKind, str] = {
     FailureKind.TOO_MANY_PIXELS: "'{retry} --max-pixels N' fetches them with a higher limit",
 }
 _HOST_COLUMNS = 40
+_FILE_COLUMNS = 10_000  # of what is not a terminal: lines are whole
 _SHOWN_PROCESSES = 4
 _MAX_S = 1e9  # thirty years; an ETA may be any number of them when the pace is close to zero
 
@@ -220,6 +223,16 @@ def show_sources(answers: Sequence[SourceAnswer], *, as_json: bool) -> None:
         found = problem if answer.problem else f"{answer.files:>7,}  {size:>9}"
         lines += [f"{answer.name:<{width}}  {found}", f"    {answer.problem or answer.place}"]
     _print("\n".join(map(_safe, lines)))
+
+
+def show_dry_runs(found: Sequence[DryRun], *, as_json: bool) -> None:
+    """Print what runs would do, a block of lines each."""
+    if as_json:
+        summaries = [one.summary() for one in found]
+        _print(orjson.dumps(summaries[0] if len(summaries) == 1 else {"datasets": summaries}).decode())
+        return
+    columns = None if sys.stdout.isatty() else _FILE_COLUMNS
+    _print("\n\n".join(dry_run_text(one, columns) for one in found))
 
 
 def show_built(built: Sequence[BuiltDataset], *, as_json: bool) -> None:

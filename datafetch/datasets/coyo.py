@@ -189,6 +189,14 @@ class CoyoManifest(Manifest):
             return len(self._ids.ids)
         return sum(int(file.rows * _KEPT_SHARE) for file in self._files.values())
 
+    def choices(self) -> list[str]:
+        """VILA's choice of rows, if there is no id list."""
+        if self._ids is not None:
+            return []
+        rows = sum(file.rows for file in self._files.values())
+        choice = f"no --ids: VILA's choice takes at most {self.max_samples():,} of {rows:,} rows"
+        return [f"{choice}, of each file the fifth with the highest CLIP similarity, if above {_MIN_SIMILARITY:g}"]
+
     def keep_scans(self, cache: ScanCache) -> None:
         """Keep what scans of files on a server find; on this machine a scan takes a moment."""
         if self._is_remote:

@@ -145,6 +145,13 @@ class Mmc4Manifest(Manifest):
         """The number of ids; without an id list, the approximate number of lines."""
         return self.lines.max_samples() if self.indices is None else len(self.indices)
 
+    def choices(self) -> list[str]:
+        """That all documents are taken, if there is no id list."""
+        if self.indices is not None:
+            return []
+        choice = f"no --ids: all documents of the source are taken, about {self.max_samples():,}"
+        return [f"{choice}; the recipe takes those of a list"]
+
     def identity_fields(self) -> Mapping[str, object]:
         """How documents are read, and what the indices count."""
         return self.lines.identity_fields()

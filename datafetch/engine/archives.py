@@ -233,6 +233,15 @@ def _describe(location: str) -> _Copied:
     return _Copied(str(path), path.stat().st_mtime_ns)
 
 
+def has_copies(dataset: Dataset, location: str, layout: OutputLayout) -> bool:
+    """Whether the state folder has the directories of a dataset's archives, so that no server is asked for them.
+
+    Raises:
+        ManifestError: There is nothing at the location.
+    """
+    return _kept_copies(layout, find_archives(dataset, location).locations) is not None
+
+
 def _copies_in(layout: OutputLayout, count: int) -> tuple[Path, ...]:
     return tuple(layout.archives / f"{number}.directory" for number in range(count))
 

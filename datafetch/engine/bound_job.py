@@ -13,7 +13,7 @@ from datafetch.engine.archives import NO_ARCHIVES, Archives, images_in_place, op
 from datafetch.engine.disk_estimate import DiskEstimate
 from datafetch.engine.feed import MAX_OPEN_SAMPLES, MAX_OPEN_SHARDS
 from datafetch.engine.job import Job, dataset_of, hash_of, identify, own_spec, reshard_plan, settings_of
-from datafetch.engine.ownership import Reuse, StartingOver, claim_for_job
+from datafetch.engine.ownership import Claim, Reuse, StartingOver, claim_for_job, judge_claim
 from datafetch.engine.published import download_file, download_source, find_published, policy_for_files
 from datafetch.engine.remote_files import open_remote_files
 from datafetch.engine.scan_cache import StateFolderCache
@@ -84,20 +84,29 @@ class BoundJob:
         Raises:
             ConfigurationError: The output belongs to another job, or holds files that datafetch has not written.
         """
-        if self.dataset.adopts_files and self.job.fresh and self.layout.out.is_symlink():
-            raise ConfigurationError(
-                f"{self.layout.out} is a symbolic link, and --fresh would delete what it leads to; replace it by a "
-                "folder, or leave out --fresh"
-            )
-        is_comparable = self.dataset.adopts_files and self.spec.encode is Encoding.RECEIVED
-        takes_files = is_comparable or self.dataset.image_root is not None
+        self._refuse_link()
         claim_for_job(
             self.layout,
             self.identity,
             settings_of(self.job, self.spec),
             shards,
-            StartingOver(self.job.fresh, is_whole and takes_files, self._reuse),
+            self._starting_over(is_whole=is_whole),
         )
+
+    def judge_claim(self) -> Claim:
+        """What a run would do with what is in the output; nothing is written, so its lock need not be held.
+
+        Raises:
+            ConfigurationError: As ``claim_output``.
+        """
+        self._refuse_link()
+        settings = settings_of(self.job, self.spec)
+        return judge_claim(self.layout, self.identity, settings, self.shards, self._starting_over(is_whole=True))
+
+    def _starting_over(self, *, is_whole: bool) -> StartingOver:
+        is_comparable = self.dataset.adopts_files and self.spec.encode is Encoding.RECEIVED
+        takes_files = is_comparable or self.dataset.image_root is not None
+        return StartingOver(self.job.fresh, is_whole and takes_files, self._reuse)
 
     @property
     def _reuse(self) -> Reuse:
@@ -106,6 +115,13 @@ class BoundJob:
         if not is_by_url or not can_read_images(self.layout):
             return Reuse.IMPOSSIBLE
         return Reuse.WANTED if self.job.reuse else Reuse.POSSIBLE
+
+    def _refuse_link(self) -> None:
+        if self.dataset.adopts_files and self.job.fresh and self.layout.out.is_symlink():
+            raise ConfigurationError(
+                f"{self.layout.out} is a symbolic link, and --fresh would delete what it leads to; replace it by a "
+                "folder, or leave out --fresh"
+            )
 
     def keep_manifest(self) -> None:
         """Keep in the state folder what is needed of the manifest later.
@@ -123,18 +139,27 @@ class BoundJob:
     def disk_estimate(self) -> DiskEstimate:
         """What the whole output will take of the disk."""
         samples = 0 if self.image_root is not None else self.manifest.max_samples()  # its images are there
-        if self.job.limit is not None:
-            samples = min(samples, self.job.limit)
-        plan = reshard_plan(self.job, self.dataset)
-        return DiskEstimate(
-            samples=samples,
-            spec=self.spec,
-            payload=self.job.payload,
-            is_resharded=plan is not None and samples >= plan.ranks.min_rows,
-            open_samples=max(
-                samples * MAX_OPEN_SHARDS // max(1, len(self.manifest.shards())), min(samples, MAX_OPEN_SAMPLES)
-            ),
-        )
+        return estimate_disk(self.job, self.dataset, samples, len(self.manifest.shards()))
+
+
+def estimate_disk(job: Job, dataset: Dataset, samples: int, shards: int) -> DiskEstimate:
+    """What an output will take of the disk.
+
+    Args:
+        job: What to do.
+        dataset: Its dataset.
+        samples: The maximum number of samples of its manifest.
+        shards: The number of its shards.
+    """
+    samples = samples if job.limit is None else min(samples, job.limit)
+    plan = reshard_plan(job, dataset)
+    return DiskEstimate(
+        samples=samples,
+        spec=job.image or own_spec(dataset),
+        payload=job.payload,
+        is_resharded=plan is not None and samples >= plan.ranks.min_rows,
+        open_samples=max(samples * MAX_OPEN_SHARDS // max(1, shards), min(samples, MAX_OPEN_SAMPLES)),
+    )
 
 
 @asynccontextmanager

@@ -74,6 +74,50 @@ def log_disk_estimate(layout: OutputLayout, estimate: DiskEstimate, published: S
     """
     if layout.report.exists() or not estimate.samples:
         return  # the output was complete before or consists of a list, so hardly anything will be written
+    needs = disk_needs(layout, estimate, published)
+    keeps = [
+        ", and its shards lie there twice while they are resharded (not with --no-reshard)"
+    ] * estimate.is_resharded
+    keeps += [", and the earlier output stays until it is complete"] * layout.previous.exists()
+    _log_space(estimate, needs, f"{_size(needs.result_bytes)}{''.join(keeps)}")
+    if needs.scratch is not None and needs.scratch_free_bytes < needs.spool_bytes:
+        _log.warning(
+            "spools may take up to %s in %s, where %s are free",
+            _size(needs.spool_bytes),
+            needs.scratch,
+            _size(needs.scratch_free_bytes),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class DiskNeeds:
+    """What an output takes of the disk, and what there is.
+
+    Attributes:
+        result_bytes: Its size when it is done.
+        needed_bytes: How much more than now is needed on the output's disk while it is made.
+        free_bytes: How much of that disk is free.
+        spool_bytes: The size of the spools.
+        scratch: The scratch folder, if it is on another disk; otherwise None, and the spools are among what is needed.
+        scratch_free_bytes: How much of the scratch folder's disk is free.
+    """
+
+    result_bytes: float
+    needed_bytes: float
+    free_bytes: int
+    spool_bytes: float
+    scratch: Path | None
+    scratch_free_bytes: int
+
+    def text(self) -> str:
+        """All of this in one line for people."""
+        need, done, free, spools = map(_size, (self.needed_bytes, self.result_bytes, self.free_bytes, self.spool_bytes))
+        in_scratch = "" if self.scratch is None else f"; and up to {spools} in {self.scratch}"
+        return f"needs about {need} while it works, {done} when done; {free} free{in_scratch}"
+
+
+def disk_needs(layout: OutputLayout, estimate: DiskEstimate, published: ShardCounts) -> DiskNeeds:
+    """What an output takes of the disk; the arguments are those of ``log_disk_estimate``."""
     left = max(0, estimate.samples - published.samples)
     row_bytes = published.written_bytes / published.rows if published.rows else _typical_row_bytes(estimate)
     result_bytes = published.written_bytes + left * row_bytes
@@ -81,15 +125,14 @@ def log_disk_estimate(layout: OutputLayout, estimate: DiskEstimate, published: S
     spool_bytes = min(left, estimate.open_samples) * row_bytes
     spools = layout.scratch or layout.state_folder
     is_shared = _device(spools) == _device(layout.state_folder)
-    keeps = [
-        ", and its shards lie there twice while they are resharded (not with --no-reshard)"
-    ] * estimate.is_resharded
-    keeps += [", and the earlier output stays until it is complete"] * layout.previous.exists()
-    needed_bytes = out_bytes + (spool_bytes if is_shared else 0)
-    _log_space(layout.state_folder, estimate, f"{_size(result_bytes)}{''.join(keeps)}", needed_bytes)
-    free_bytes = _free_bytes(spools)
-    if not is_shared and free_bytes < spool_bytes:
-        _log.warning("spools may take up to %s in %s, where %s are free", _size(spool_bytes), spools, _size(free_bytes))
+    return DiskNeeds(
+        result_bytes=result_bytes,
+        needed_bytes=out_bytes + (spool_bytes if is_shared else 0),
+        free_bytes=_free_bytes(layout.state_folder),
+        spool_bytes=spool_bytes,
+        scratch=None if is_shared else spools,
+        scratch_free_bytes=_free_bytes(spools),
+    )
 
 
 def log_recipe_estimate(folder: Path, sizes: Mapping[str, int]) -> None:
@@ -129,16 +172,15 @@ def count_published(layout: OutputLayout, shards: Sequence[str]) -> ShardCounts:
     )
 
 
-def _log_space(folder: Path, estimate: DiskEstimate, result: str, needed_bytes: float) -> None:
-    free_bytes = _free_bytes(folder)
-    is_enough = free_bytes >= needed_bytes
+def _log_space(estimate: DiskEstimate, needs: DiskNeeds, result: str) -> None:
+    is_enough = needs.free_bytes >= needs.needed_bytes
     _log.log(
         logging.INFO if is_enough else logging.WARNING,
         "%s will take up to about %s; %s more are needed and %s are free%s",
         "this part of the output" if estimate.is_part else "the output",
         result,
-        _size(needed_bytes),
-        _size(free_bytes),
+        _size(needs.needed_bytes),
+        _size(needs.free_bytes),
         "" if is_enough else ": the run may stop for lack of space, and can be resumed once there is enough",
     )
 

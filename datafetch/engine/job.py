@@ -127,7 +127,13 @@ class Job:
     )
     world_size: int | None = option(
         DEFAULT_WORLD_SIZE,
-        _NoRowEffect(help="Number of ranks to reshard for.", group=OptionGroup.OUTPUT, metavar="N", unset="none"),
+        _NoRowEffect(
+            help="Number of ranks to reshard for.",
+            group=OptionGroup.OUTPUT,
+            metavar="N",
+            unset="none",
+            none_flag="--no-reshard",
+        ),
     )
     fresh: bool = option(False, _NoRowEffect(help="Start over instead of resuming.", group=OptionGroup.BEHAVIOUR))
     reuse: bool = option(
@@ -180,15 +186,17 @@ def identify(job: Job, manifest: Manifest, spec: ImageSpec) -> Identity:
         "dataset": job.dataset,
         "shards": {shard.name: [shard.source.name, shard.size, shard.fingerprint] for shard in manifest.shards()},
         "ids": _sha256(Path(job.ids)) if job.ids else None,
-        **row_options(job),
-        **row_options(spec),
-        "resize": _resize(spec),
-        **_set_row_options(job.options),
+        **identify_settings(job, spec),
         **manifest.identity_fields(),
     }
     if spec.min_pixels > 1:
         identity[_LEAST_PIXELS] = spec.min_pixels
     return identity
+
+
+def identify_settings(job: Job, spec: ImageSpec) -> Identity:
+    """The part of a job's identity that follows from options alone, and is known before its manifest is read."""
+    return {**row_options(job), **row_options(spec), "resize": _resize(spec), **_set_row_options(job.options)}
 
 
 def _set_row_options(options: DatasetOptions | None) -> dict[str, object]:

@@ -66,6 +66,21 @@ class Reuse(Enum):
     """It was told to."""
 
 
+class Claim(Enum):
+    """What a job that claims an output does with what is there."""
+
+    NEW = auto()
+    """There is nothing."""
+    GOES_ON = auto()
+    """The output is the job's already."""
+    STARTS_OVER = auto()
+    """It is deleted."""
+    TAKES_FILES = auto()
+    """Its files are taken; its state is deleted."""
+    REUSES = auto()
+    """It is set aside, and images are taken from it."""
+
+
 @dataclass(frozen=True, slots=True)
 class StartingOver:
     """What a job may do with the output of another one that is in its place.
@@ -220,24 +235,45 @@ def claim_for_job(
     Raises:
         ConfigurationError: The output belongs to another job, or holds files that datafetch has not written.
     """
+    claim = judge_claim(layout, identity, settings, shards, starting_over)
+    before = read_job_file(layout)
+    if starting_over.fresh:
+        _start_over(layout)
+    elif claim is Claim.TAKES_FILES:
+        _log.info("%s: other images are wanted than before; those that are there are taken", layout.out)
+        _start_over(layout, keeps_files=True)
+    elif claim is Claim.REUSES and before is not None:
+        set_aside(layout, before)
+    write_job_file(layout, identity, settings)
+
+
+def judge_claim(
+    layout: OutputLayout,
+    identity: Identity,
+    settings: Mapping[str, object],
+    shards: Collection[str],
+    starting_over: StartingOver,
+) -> Claim:
+    """What a claim does with what is in the output; nothing is written. The arguments are those of ``claim_for_job``.
+
+    Raises:
+        ConfigurationError: The output belongs to another job, or holds files that datafetch has not written.
+    """
     if layout.reshard_record.exists() and not layout.job.exists():
         raise ConfigurationError(
             f"{layout.state_folder} belongs to shards made by 'datafetch reshard'; choose another --root, "
             "or move it away"
         )
-    reuse = starting_over.reuse
-    if starting_over.fresh:
-        _start_over(layout)
-    before = read_job_file(layout)
+    before, reuse = read_job_file(layout), starting_over.reuse
+    if before is not None and starting_over.fresh:
+        return _judge_removal(layout, before, Claim.STARTS_OVER)
+    claim = Claim.NEW if before is None else Claim.GOES_ON
     if before is not None and starting_over.takes_files and _wants_other_images(before.identity, identity):
-        _log.info("%s: other images are wanted than before; those that are there are taken", layout.out)
-        _start_over(layout, keeps_files=True)
-        before = None
-    if before is not None and reuse is Reuse.WANTED and _must_start_over(layout, before, identity, settings):
-        set_aside(layout, before)
-        before = None
-    if before is not None:  # checked first, or shards of a missing manifest file would be taken for foreign files
-        _refuse_other_job(layout, before, identity, settings, reuse)
+        claim = Claim.TAKES_FILES
+    elif before is not None:  # checked first, or shards of a missing manifest file would be taken for foreign files
+        if reuse is Reuse.WANTED and must_start_over(layout, before, identity, settings):
+            return _judge_removal(layout, before, Claim.REUSES)
+        refuse_other_job(layout, before, identity, settings, reuse)
         refuse_left_spools(layout, before.scratch, shards, otherwise="start over with --fresh")
     refuse_foreign_files(layout, identity)
     refuse_missing_files(layout)
@@ -246,7 +282,20 @@ def claim_for_job(
             f"{layout.out} is resharded, and --no-reshard can't bring back the shards of the manifest; "
             "leave out --no-reshard, or start over with --reuse or --fresh"
         )
-    write_job_file(layout, identity, settings)
+    return claim
+
+
+def _judge_removal(layout: OutputLayout, before: JobFile, claim: Claim) -> Claim:
+    """Check that nothing but files of datafetch would be deleted or moved.
+
+    Raises:
+        ConfigurationError: There are other files too, or files behind a link, which may belong to others.
+    """
+    _refuse_no_folder(layout)
+    files = written_files(layout, before.identity)
+    if format_of(layout).allows_other_files:
+        refuse_links_above(files, layout.out)
+    return claim
 
 
 def refuse_left_spools(layout: OutputLayout, scratch: Path | None, shards: Collection[str], *, otherwise: str) -> None:
@@ -279,7 +328,7 @@ def _wants_other_images(before: Identity, now: Identity) -> bool:
     return contents[0] == contents[1]
 
 
-def _must_start_over(layout: OutputLayout, before: JobFile, now: Identity, settings: Mapping[str, object]) -> bool:
+def must_start_over(layout: OutputLayout, before: JobFile, now: Identity, settings: Mapping[str, object]) -> bool:
     """Whether the output of a job that has images for this one can't become its output."""
     if before.dataset != now["dataset"] or not may_be_reused(before.identity, now):
         return False
@@ -287,9 +336,21 @@ def _must_start_over(layout: OutputLayout, before: JobFile, now: Identity, setti
     return needs_manifests_shards or bool(describe_differences(before.identity, now, {}, {}))
 
 
-def _refuse_other_job(
+def refuse_other_job(
     layout: OutputLayout, before: JobFile, now: Identity, settings: Mapping[str, object], reuse: Reuse
 ) -> None:
+    """Check that two jobs on an output make the same rows.
+
+    Args:
+        layout: The paths of the output.
+        before: The job that it has.
+        now: The identity of the job that is to go on with it.
+        settings: The settings of that job.
+        reuse: Whether that job could take images from the output.
+
+    Raises:
+        ConfigurationError: They differ; the message names the differences.
+    """
     differences = describe_differences(before.identity, now, before.settings or {}, settings)
     if not differences:
         return
@@ -320,14 +381,18 @@ def refuse_foreign_files(layout: OutputLayout, identity: Identity) -> None:
     Raises:
         ConfigurationError: It holds another file, or is not a folder.
     """
-    if layout.out.exists() and not layout.out.is_dir():
-        raise ConfigurationError(f"{layout.out} is not a folder; choose another --root")
-    if layout.out.is_symlink() and not layout.out.exists():
-        raise ConfigurationError(f"{layout.out} is a broken link; create the folder that it points to")
+    _refuse_no_folder(layout)
     if format_of(layout).allows_other_files:
         return
     own_names = {path.name for path in shard_files(layout, identity)} if layout.job.exists() else set()
     refuse_other_names(layout.out, own_names)
+
+
+def _refuse_no_folder(layout: OutputLayout) -> None:
+    if layout.out.exists() and not layout.out.is_dir():
+        raise ConfigurationError(f"{layout.out} is not a folder; choose another --root")
+    if layout.out.is_symlink() and not layout.out.exists():
+        raise ConfigurationError(f"{layout.out} is a broken link; create the folder that it points to")
 
 
 def refuse_missing_files(layout: OutputLayout) -> None:

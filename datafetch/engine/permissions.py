@@ -16,7 +16,7 @@ from datafetch.engine.job import Job, read_job, settings_of
 from datafetch.errors import ConfigurationError
 from datafetch.fetch import FetchPolicy, OptOut
 from datafetch.model.bounds import Count
-from datafetch.model.options import Effect, OptionField, options_of
+from datafetch.model.options import Effect, OptionField, as_given, options_of
 from datafetch.model.outcome import FailureKind, Permission
 from datafetch.store.job_file import replace_settings
 from datafetch.store.layout import OutputLayout
@@ -94,10 +94,8 @@ def _names_in(cls: type) -> Iterator[str]:
 def _as_given(one: OptionField, value: Any) -> Iterator[str]:
     """An option as it is given to a command; nothing where it permits no more than its default."""
     default: Any = one.default
-    if isinstance(value, tuple):
-        yield from (f"{one.flag} {part}" for part in value)
-    elif value > default if isinstance(value, int) else value != default:
-        yield one.flag if value is True else f"{one.flag} {value}"
+    if value > default if isinstance(value, int) else value != default:
+        yield from as_given(one, value)
 
 
 def read_permitted(layout: OutputLayout) -> Permitted | None:

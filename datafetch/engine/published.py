@@ -88,7 +88,7 @@ async def download_source(job: Job, dataset: Dataset) -> str:
         return str(await _download_from_gitlab(GitLabPlace.parse(source), dataset, job))
     if is_object_store(source):
         return str(await _download_from_store(source, dataset))
-    if is_url(source) and _is_read_from_copy(dataset):
+    if is_url(source) and is_read_from_copy(dataset):
         return str(await download_file(source, job, default_name=dataset.list_name or ""))
     if (scheme := unknown_scheme(source)) and not await asyncio.to_thread(Path(source).exists):
         raise ConfigurationError(
@@ -139,6 +139,34 @@ async def download_file(location: str, job: Job, *, default_name: str = "") -> P
         return folder / next(iter(stored))
     if is_gitlab(location):
         raise ConfigurationError("a single file of a GitLab server is given by its URL, https://HOST/…/-/raw/…")
+    url, name = _url_and_name(location, default_name)
+    folder = downloads_of(url)
+    blob_id = "" if job.mirror else published_blob(url)  # a mirror may have a miniature
+    policy = policy_for_files(job)
+    async with Fetcher(policy) as fetch:
+        await _Downloads(fetch, policy).download(_RemoteFile(name, at_mirror(url, job.mirror), blob_id), folder)
+    return folder / name
+
+
+def downloaded_copy(location: str, default_name: str = "") -> Path | None:
+    """The copy of a file on a web server that an earlier command has downloaded; None if there is none.
+
+    No server is asked whether it is still the same file. The arguments are those of ``download_file``.
+
+    Raises:
+        ConfigurationError: The location is not that of a file.
+    """
+    url, name = _url_and_name(location, default_name)
+    path = downloads_of(url) / name
+    return path if path.is_file() else None
+
+
+def _url_and_name(location: str, default_name: str) -> tuple[str, str]:
+    """The URL of a file, and the name of its copy; for the URL of a folder, those of a file in it.
+
+    Raises:
+        ConfigurationError: It is not that of a file.
+    """
     try:
         name = unquote(urlsplit(location).path.rpartition("/")[2])
     except ValueError as error:
@@ -150,15 +178,10 @@ async def download_file(location: str, job: Job, *, default_name: str = "") -> P
         raise ConfigurationError(f"{shown} is a folder, which a web server does not list; give the URL of a file")
     if reason := why_refused(name):
         raise ConfigurationError(f"{without_secrets(url)}: {reason}; download it, and give its path")
-    folder = downloads_of(url)
-    blob_id = "" if job.mirror else published_blob(url)  # a mirror may have a miniature
-    policy = policy_for_files(job)
-    async with Fetcher(policy) as fetch:
-        await _Downloads(fetch, policy).download(_RemoteFile(name, at_mirror(url, job.mirror), blob_id), folder)
-    return folder / name
+    return url, name
 
 
-def _is_read_from_copy(dataset: Dataset) -> bool:
+def is_read_from_copy(dataset: Dataset) -> bool:
     """Whether the source of a dataset is read from this machine, and not an archive that is read where it is."""
     return not dataset.archives or dataset.list_name is not None
 

@@ -192,7 +192,7 @@ def build_recipe(planned: Sequence[PlannedDataset], observe: Observe) -> Iterato
         try:
             if one.job is None:
                 raise ConfigurationError(one.problem)
-            report = run(run_to_end(_with_lists(one, one.job)), observe(number, planned))
+            report = run(run_to_end(with_lists(one, one.job)), observe(number, planned))
         except DatafetchError as stopped:
             error = stopped
         except OSError as stopped:
@@ -200,7 +200,7 @@ def build_recipe(planned: Sequence[PlannedDataset], observe: Observe) -> Iterato
         yield BuiltDataset(one.part, one.out, report, error)
 
 
-async def _with_lists(one: PlannedDataset, job: Job) -> Job:
+async def with_lists(one: PlannedDataset, job: Job) -> Job:
     """The job of a dataset, with which only those images are fetched that its lists name."""
     if not one.lists:
         return job

@@ -19,6 +19,7 @@ from itertools import chain, islice
 import uvloop
 
 from datafetch.engine.bound_job import BoundJob, bind
+from datafetch.engine.choices import log_choices
 from datafetch.engine.completeness import unpublished_shards
 from datafetch.engine.disk_estimate import count_published, log_disk_estimate
 from datafetch.engine.earlier_images import open_earlier_images
@@ -277,6 +278,7 @@ def _begin_run(bound: BoundJob) -> None:
     layout = bound.layout
     bound.keep_manifest()
     log_disk_estimate(layout, bound.disk_estimate(), count_published(layout, bound.shards))
+    log_choices(bound.job, bound.manifest)
     layout.report.unlink(missing_ok=True)  # its existence means that the run is complete
 
 

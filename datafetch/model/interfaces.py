@@ -206,6 +206,10 @@ class Manifest(ShardSource, Protocol):
         """
         return {}
 
+    def choices(self) -> Sequence[str]:
+        """What it takes because no id list, or whatever else could select, was given; a sentence for each choice."""
+        return ()
+
     def keep_scans(self, cache: ScanCache) -> None:  # noqa: ARG002 - for those that are slow to scan
         """Use what earlier runs found where scanning files takes long, and keep what this one finds.
 

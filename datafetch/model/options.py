@@ -8,6 +8,7 @@ different settings.
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, field, fields
 from enum import Enum, StrEnum, auto
@@ -56,6 +57,7 @@ class Option:
         metavar: The placeholder for its value in the help; None derives it from the field's type.
         unset: What the help shows as the default if the default is no value.
         none_word: The word for None, for an integer that may be unset.
+        none_flag: The switch that sets None, if it is not an option's value that does.
         is_bytes: Whether it is a size in bytes, which may be given as ``32MiB``.
         minimum: The minimum of an integer option of a dataset; None for no check.
     """
@@ -67,6 +69,7 @@ class Option:
     metavar: str | None = None
     unset: str = ""
     none_word: str | None = None
+    none_flag: str = ""
     is_bytes: bool = False
     minimum: int | None = None
 
@@ -112,6 +115,27 @@ def row_options(values: object) -> dict[str, object]:
     return {
         one.name: getattr(values, one.field) for one in options_of(type(values)) if one.option.effect is Effect.ROWS
     }
+
+
+def as_given(one: OptionField, value: object) -> Iterator[str]:
+    """An option as it is given to a command, quoted for the shell: once for each of several values.
+
+    Args:
+        one: The option.
+        value: Its value; one that is unset, or a switch that is off, is not given at all.
+    """
+    if isinstance(value, (tuple, list)):
+        for part in value:
+            yield from as_given(one, part)
+    elif value is True:
+        yield one.flag
+    elif value is None and one.option.none_flag:
+        yield one.option.none_flag
+    elif value is None and one.option.none_word:
+        yield f"{one.flag} {one.option.none_word}"
+    elif value is not None and value is not False and value != "":
+        text = f"{value:g}" if isinstance(value, float) else str(value)
+        yield f"{one.flag} {shlex.quote(text)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

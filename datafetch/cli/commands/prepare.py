@@ -20,6 +20,7 @@ from datafetch.cli.exit_code import check_min_success, exit_code_of
 from datafetch.cli.options import (
     PERMISSIONS,
     CheckSources,
+    DryRun,
     GivenOptions,
     Json,
     MinSuccess,
@@ -29,7 +30,7 @@ from datafetch.cli.options import (
 )
 from datafetch.cli.progress import ProgressConsole, show_log_messages, show_progress
 from datafetch.cli.recipe import prepare as prepare_several
-from datafetch.cli.recipe import report_sources
+from datafetch.cli.recipe import report_dry_run, report_sources
 from datafetch.cli.render import show_report
 from datafetch.datasets import DATASETS, find_dataset
 from datafetch.datasets.recipes import RECIPE, STEPS, default_source, expand_targets, part_of
@@ -73,6 +74,7 @@ def prepare(  # noqa: PLR0913 - one parameter an option
     no_reshard: NoReshard = False,
     min_success: MinSuccess = 0.0,
     check_sources: CheckSources = False,
+    dry_run: DryRun = False,
     json: Json = False,
     given: GivenOptions,
 ) -> int:
@@ -84,8 +86,11 @@ def prepare(  # noqa: PLR0913 - one parameter an option
     job = with_limited_rows(job)
     if no_reshard:
         job = replace(job, world_size=None)
+    planned = [PlannedDataset(part_of(target), job.out, job)]
+    if dry_run:
+        return report_dry_run(planned, as_json=json)
     if check_sources:
-        return report_sources([PlannedDataset(part_of(target), job.out, job)], as_json=json)
+        return report_sources(planned, as_json=json)
     console = ProgressConsole()
     with show_log_messages(console):
         report = run(job, observers=[partial(show_progress, console=console)])

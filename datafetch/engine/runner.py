@@ -278,7 +278,8 @@ def _begin_run(bound: BoundJob) -> None:
     layout = bound.layout
     bound.keep_manifest()
     log_disk_estimate(layout, bound.disk_estimate(), count_published(layout, bound.shards))
-    log_choices(bound.job, bound.manifest)
+    if not layout.report.exists():  # otherwise it was said when the run began
+        log_choices(bound.job, bound.manifest)
     layout.report.unlink(missing_ok=True)  # its existence means that the run is complete
 
 

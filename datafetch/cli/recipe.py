@@ -24,6 +24,7 @@ from datafetch.cli.render import show_built, show_dry_runs, show_sources
 from datafetch.engine.dry_run import look_ahead
 from datafetch.engine.job import Job
 from datafetch.engine.recipe import BuiltDataset, PlannedDataset, build_recipe, log_disk_space, plan_recipe
+from datafetch.engine.repeated_job import RepeatedJob
 from datafetch.engine.source_check import check_sources
 from datafetch.errors import ConfigurationError
 from datafetch.model.observers import Observer
@@ -95,12 +96,12 @@ def report_sources(planned: Sequence[PlannedDataset], *, as_json: bool) -> int:
     return ExitCode.WRONG_COMMAND if any(one.problem for one in answers) else ExitCode.COMPLETE
 
 
-def report_dry_run(planned: Sequence[PlannedDataset], *, as_json: bool) -> int:
+def report_dry_run(planned: Sequence[PlannedDataset], repeated: RepeatedJob | None = None, *, as_json: bool) -> int:
     """Print what the runs of datasets would do; nobody is asked, and nothing is written."""
     with show_log_messages(ProgressConsole()):
         if len(planned) > 1:
             log_disk_space(planned)
-        found = look_ahead(planned)
+        found = look_ahead(planned, repeated)
     show_dry_runs(found, as_json=as_json)
     return ExitCode.WRONG_COMMAND if any(one.problem for one in found) else ExitCode.COMPLETE
 

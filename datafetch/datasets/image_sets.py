@@ -40,6 +40,7 @@ class ImageSetOptions(DatasetOptions):
             metavar="FILE",
             unset="all",
             effect=Effect.MANIFEST,
+            is_file=True,
         ),
     )
     all: bool = option(

@@ -24,6 +24,7 @@ from datafetch.engine.job import Job, dataset_of, identify_settings, own_spec, s
 from datafetch.engine.ownership import Claim, Reuse, must_start_over, refuse_foreign_files, refuse_other_job
 from datafetch.engine.published import downloaded_copy, is_read_from_copy
 from datafetch.engine.recipe import PlannedDataset, with_lists
+from datafetch.engine.repeated_job import RepeatedJob
 from datafetch.errors import ConfigurationError, ManifestError
 from datafetch.fetch.urls import BadUrlError, parse_url
 from datafetch.model.interfaces import Dataset
@@ -142,21 +143,25 @@ class DryRun:
         }
 
 
-def look_ahead(planned: Sequence[PlannedDataset]) -> list[DryRun]:
+def look_ahead(planned: Sequence[PlannedDataset], repeated: RepeatedJob | None = None) -> list[DryRun]:
     """Say for each of several datasets what its run would do.
+
+    Args:
+        planned: The datasets.
+        repeated: The job of another output, whose rows they are to make; None for any rows.
 
     Raises:
         ResourceError: This machine lacks something.
         KeyboardInterrupt: Ctrl-C.
     """
-    return run_to_end(_look_at_all(planned))
+    return run_to_end(_look_at_all(planned, repeated))
 
 
-async def _look_at_all(planned: Sequence[PlannedDataset]) -> list[DryRun]:
-    return [await _look_at(one) for one in planned]
+async def _look_at_all(planned: Sequence[PlannedDataset], repeated: RepeatedJob | None) -> list[DryRun]:
+    return [await _look_at(one, repeated) for one in planned]
 
 
-async def _look_at(one: PlannedDataset) -> DryRun:
+async def _look_at(one: PlannedDataset, repeated: RepeatedJob | None) -> DryRun:
     if one.job is None:
         return DryRun(dataset=one.part.name, out=one.out, state=OutputState.REFUSED, problem=one.problem)
     try:
@@ -165,6 +170,8 @@ async def _look_at(one: PlannedDataset) -> DryRun:
             return await run_in_thread(_look_from_outside, one, one.job, asked_first)
         here = await run_in_thread(_read_here, one, one.job)
         async with bind(await with_lists(here, here.job or one.job)) as bound:
+            if repeated is not None:
+                await run_in_thread(repeated.refuse_other_rows, bound.identity, one.job, bound.spec)
             return await run_in_thread(_look_inside, one.job, bound)
     except (ConfigurationError, ManifestError) as error:
         return replace(_settings_of(one.job), state=OutputState.REFUSED, problem=str(error))

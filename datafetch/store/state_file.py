@@ -18,7 +18,7 @@ _MAX_BYTES = 1 << 30  # equal.json has 1.25 bits per sample; no other state file
 
 
 def read_state_file(
-    path: Path, kind: type[_T], damaged: ConfigurationError, *, max_bytes: int = _MAX_BYTES
+    path: Path, kind: type[_T], damaged: ConfigurationError, *, max_bytes: int | None = None
 ) -> _T | None:
     """Read the value in a JSON file.
 
@@ -26,7 +26,7 @@ def read_state_file(
         path: The file.
         kind: The type of the value, with its bounds (``model.bounds``).
         damaged: The error to raise if the file holds anything else; its message names the file and what to do.
-        max_bytes: The size of the largest file that is read.
+        max_bytes: The size of the largest file that is read; None for that of any state file.
 
     Returns:
         The value; None if the file does not exist.
@@ -36,7 +36,7 @@ def read_state_file(
         ResourceError: This machine has run out of descriptors or memory.
     """
     try:
-        return _decode(path, kind, max_bytes)
+        return _decode(path, kind, _MAX_BYTES if max_bytes is None else max_bytes)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, RecursionError, IsADirectoryError, ConfigurationError) as error:

@@ -311,7 +311,7 @@ def job_in(file: JobFile) -> Job:
         ConfigurationError: Some are not allowed.
     """
     if file.settings is None:
-        raise ValueError("there are no settings")
+        raise ValueError("no settings")
     settings = {**file.settings}
     options = settings.pop(_OPTIONS_KEY, {})
     try:

@@ -18,6 +18,7 @@ _STATES = {
     "new": "new",
     "resumed": "the run would be resumed",
     "started over": "the run would start over, and delete what is there",
+    "reused": "the run would start over, and take what it can of what is there",
     "complete": "complete; nothing is left to fetch",
     "refused": "the run would be refused",
 }

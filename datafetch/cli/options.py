@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
@@ -69,6 +69,16 @@ CheckSources = Annotated[
     ),
 ]
 """The option of commands that know where datasets are published."""
+JobOfAnother = Annotated[
+    Path | None,
+    typer.Option(
+        "--job",
+        metavar="FILE",
+        help="Repeat the job of this job.json: take from it all that decides the rows, and nothing else.",
+        rich_help_panel=OptionGroup.SELECTION,
+    ),
+]
+"""The option of a command that builds one dataset."""
 DryRun = Annotated[
     bool,
     typer.Option(
@@ -166,9 +176,11 @@ class GivenOptions:
 
     Attributes:
         values: By name, as typer reads them.
+        repeated: The values of options that are taken from the job of another, by name, unless they are given.
     """
 
     values: Mapping[str, Any]
+    repeated: Mapping[str, Any] = field(default_factory=dict)
 
     def apply(self, before: _Values) -> _Values:
         """Apply the options to a value with fields for them.
@@ -176,8 +188,10 @@ class GivenOptions:
         Raises:
             ConfigurationError: A value can't be read, or is not allowed.
         """
-        own = [one for one in options_of(type(before)) if one.name in self.values]
-        return replace(before, **{one.field: _read(one, self.values[one.name]) for one in own})
+        own = list(options_of(type(before)))
+        repeated = {one.field: self.repeated[one.name] for one in own if one.name in self.repeated}
+        given = {one.field: _read(one, self.values[one.name]) for one in own if one.name in self.values}
+        return replace(before, **{**repeated, **given})
 
     def change(self, job: Job) -> Job:
         """Apply the options to a job and its parts. Networks are added to those that it already allows.

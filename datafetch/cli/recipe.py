@@ -19,6 +19,7 @@ from datafetch.cli.reporter import Reporter, Reporting, open_reporter
 from datafetch.engine.dry_run import look_ahead
 from datafetch.engine.job import Job
 from datafetch.engine.recipe import BuiltDataset, PlannedDataset, build_recipe, log_disk_space, plan_recipe
+from datafetch.engine.repeated_job import RepeatedJob
 from datafetch.engine.source_check import check_sources
 from datafetch.errors import ConfigurationError
 from datafetch.model.observers import Observer
@@ -93,12 +94,14 @@ def report_sources(planned: Sequence[PlannedDataset], *, as_json: bool) -> int:
     return ExitCode.WRONG_COMMAND if any(one.problem for one in answers) else ExitCode.COMPLETE
 
 
-def report_dry_run(planned: Sequence[PlannedDataset], reporting: Reporting, *, as_json: bool) -> int:
+def report_dry_run(
+    planned: Sequence[PlannedDataset], reporting: Reporting, repeated: RepeatedJob | None = None, *, as_json: bool
+) -> int:
     """Print what the runs of datasets would do; nobody is asked, and nothing is written."""
     with open_reporter(reporting):
         if len(planned) > 1:
             log_disk_space(planned)
-        found = look_ahead(planned)
+        found = look_ahead(planned, repeated)
     show_dry_runs(found, as_json=as_json)
     return ExitCode.WRONG_COMMAND if any(one.problem for one in found) else ExitCode.COMPLETE
 

@@ -44,6 +44,7 @@ class ArchivedListOptions(DatasetOptions):
             metavar="PATH|URL",
             unset="next to the list",
             effect=Effect.NONE,
+            is_file=True,
         ),
     )
 

@@ -75,7 +75,14 @@ class DocumentOptions(DatasetOptions):
         ),
     )
     tokenizer: str | None = option(
-        None, Option(help="A tokenizer.json, for --max-tokens.", metavar="FILE", unset="none", effect=Effect.MANIFEST)
+        None,
+        Option(
+            help="A tokenizer.json, for --max-tokens.",
+            metavar="FILE",
+            unset="none",
+            effect=Effect.MANIFEST,
+            is_file=True,
+        ),
     )
     skip_bad_lines: bool = option(False, SKIP_BAD_LINES)
 

@@ -41,6 +41,7 @@ class ImageSetOptions(DatasetOptions):
             metavar="FILE",
             unset="all",
             effect=Effect.MANIFEST,
+            is_file=True,
         ),
     )
     all: bool = option(

@@ -47,6 +47,7 @@ class OcrVqaOptions(DatasetOptions):
             metavar="FILE",
             unset="all",
             effect=Effect.MANIFEST,
+            is_file=True,
         ),
     )
 

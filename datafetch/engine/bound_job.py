@@ -14,11 +14,11 @@ from datafetch.engine.disk_estimate import DiskEstimate
 from datafetch.engine.feed import MAX_OPEN_SAMPLES, MAX_OPEN_SHARDS
 from datafetch.engine.job import Job, dataset_of, hash_of, identify, own_spec, reshard_plan, settings_of
 from datafetch.engine.ownership import (
+    Claim,
     Reuse,
     StartingOver,
     claim_for_job,
-    is_set_aside,
-    refuse_claim,
+    judge_claim,
     refuse_missing_files,
     restore_missing_files,
 )
@@ -34,7 +34,7 @@ from datafetch.output.merge import Output
 from datafetch.output.stored import can_read_images
 from datafetch.output.training_list import keep_made, keep_published, published_source, refuse_other_list
 from datafetch.process.threads import run_in_thread
-from datafetch.store.job_file import Identity, read_job_file
+from datafetch.store.job_file import Identity
 from datafetch.store.layout import OutputLayout, resolve_parent
 from datafetch.transcode import Encoding, ImageSpec
 
@@ -104,48 +104,25 @@ class BoundJob:
             self.identity,
             settings_of(self.job, self.spec),
             shards,
-            StartingOver(self.job.fresh, is_whole and self._takes_files, self._reuse),
+            self._starting_over(is_whole=is_whole),
         )
         if is_whole:
             restore_missing_files(self.layout)
 
-    def refuse_claim(self) -> None:
-        """Check that a run may claim the output; nothing is written, so its lock need not be held.
+    def judge_claim(self) -> Claim:
+        """What a run would do with what is in the output; nothing is written, so its lock need not be held.
 
         Raises:
             ConfigurationError: As ``claim_output``.
         """
         self._refuse_link()
-        refuse_claim(
-            self.layout,
-            self.identity,
-            settings_of(self.job, self.spec),
-            self.shards,
-            self._starting_over,
-        )
-
-    @property
-    def is_set_aside(self) -> bool:
-        """Whether the output is that of another job, and is set aside for this one, which takes images from it."""
-        before = read_job_file(self.layout)
         settings = settings_of(self.job, self.spec)
-        return before is not None and is_set_aside(self.layout, before, self.identity, settings, self._starting_over)
+        return judge_claim(self.layout, self.identity, settings, self.shards, self._starting_over(is_whole=True))
 
-    @property
-    def _starting_over(self) -> StartingOver:
-        return StartingOver(self.job.fresh, self._takes_files, self._reuse)
-
-    @property
-    def _takes_files(self) -> bool:
+    def _starting_over(self, *, is_whole: bool) -> StartingOver:
         is_comparable = self.dataset.adopts_files and self.spec.encode is Encoding.RECEIVED
-        return is_comparable or self.dataset.image_root is not None
-
-    def _refuse_link(self) -> None:
-        if self.dataset.adopts_files and self.job.fresh and self.layout.out.is_symlink():
-            raise ConfigurationError(
-                f"{self.layout.out} is a symbolic link, and --fresh would delete what it leads to; replace it by a "
-                "folder, or leave out --fresh"
-            )
+        takes_files = is_comparable or self.dataset.image_root is not None
+        return StartingOver(self.job.fresh, is_whole and takes_files, self._reuse)
 
     @property
     def _reuse(self) -> Reuse:
@@ -154,6 +131,13 @@ class BoundJob:
         if not is_by_url or not can_read_images(self.layout):
             return Reuse.IMPOSSIBLE
         return Reuse.WANTED if self.job.reuse else Reuse.POSSIBLE
+
+    def _refuse_link(self) -> None:
+        if self.dataset.adopts_files and self.job.fresh and self.layout.out.is_symlink():
+            raise ConfigurationError(
+                f"{self.layout.out} is a symbolic link, and --fresh would delete what it leads to; replace it by a "
+                "folder, or leave out --fresh"
+            )
 
     def keep_manifest(self) -> None:
         """Keep in the state folder what is needed of the manifest later.

@@ -4,49 +4,93 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from datafetch.datasets import find_dataset
 from datafetch.datasets.recipes import part_of
 from datafetch.engine.job import Job, own_spec
+from datafetch.fetch import FetchPolicy
 from datafetch.model.interfaces import Manifest
 from datafetch.model.location import without_secrets
 from datafetch.model.options import Effect, OptionField, as_given, options_of
 
 _DECIDES_ROWS = frozenset({Effect.ROWS, Effect.MANIFEST})
-_ONCE = frozenset({"fresh", "no_lock"})  # of one command, not of a job
+_ONCE = frozenset({"fresh", "reuse", "finish_by", "no_lock"})
 _LOCATIONS = frozenset({"ids", "mirror"})  # which may be URLs with a login
 _NO_CHOICE = frozenset({"", "none"})
 
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """An option of a job, with its value and the default of its dataset."""
+
+    option: OptionField
+    value: object
+    default: object
+
+    @property
+    def effect(self) -> Effect:
+        """How it affects the rows."""
+        return self.option.option.effect
+
+    @property
+    def is_default(self) -> bool:
+        """Whether it has its default, or is of one command and not of a job."""
+        return self.value == self.default or self.option.name in _ONCE
+
+    def as_given(self) -> Iterator[str]:
+        """The option as it is given to a command, without secrets."""
+        is_location = self.option.name in _LOCATIONS and isinstance(self.value, str)
+        yield from as_given(self.option, without_secrets(str(self.value)) if is_location else self.value)
+
+
+def settings_in(job: Job) -> Iterator[Setting]:
+    """All options of a job and its parts."""
+    dataset = find_dataset(job.dataset, job.options)
+    own: tuple[tuple[object, object], ...] = (
+        (job, Job("", "", "")),
+        (job.image or own_spec(dataset), own_spec(dataset)),
+        (job.fetch, FetchPolicy()),
+        (dataset.options, find_dataset(job.dataset).options),
+    )
+    for values, defaults in own:
+        for one in options_of(type(values)):
+            yield Setting(one, getattr(values, one.field), getattr(defaults, one.field))
+
+
 def row_settings(job: Job) -> list[str]:
     """The options that decide the rows and differ from their defaults, as they are given to a command."""
     return [
         text
-        for one, value, default in _settings(job)
-        if one.option.effect in _DECIDES_ROWS and value != default
-        for text in _shown(one, value)
+        for one in settings_in(job)
+        if one.effect in _DECIDES_ROWS and not one.is_default
+        for text in one.as_given()
     ]
 
 
 def row_defaults(job: Job) -> list[str]:
     """The options that decide the rows by their defaults; those that select nothing are left out."""
-    return [
-        text
-        for one, value, default in _settings(job)
-        if one.option.effect in _DECIDES_ROWS and value == default
-        for text in ([f"{one.flag} ({one.option.unset})"] if value is None and _selects(one) else _shown(one, value))
-    ]
+    dataset = find_dataset(job.dataset)
+    if dataset.image_root is not None:  # its images are there, and nothing is made of them
+        return []
+    texts: list[str] = []
+    for one in settings_in(job):
+        is_fixed = one.option.name == "payload" and len(dataset.payloads) == 1
+        if one.effect in _DECIDES_ROWS and one.is_default and not is_fixed:
+            is_choice = one.value is None and one.option.option.unset not in _NO_CHOICE
+            texts += [f"{one.option.flag} ({one.option.option.unset})"] if is_choice else one.as_given()
+    return texts
 
 
 def other_settings(job: Job) -> list[str]:
     """All other options that differ from their defaults."""
     return [
         text
-        for one, value, default in _settings(job)
-        if one.option.effect not in _DECIDES_ROWS and one.name not in _ONCE and value != default
-        for text in _shown(one, value)
+        for one in settings_in(job)
+        if one.effect not in _DECIDES_ROWS and not one.is_default
+        for text in one.as_given()
     ]
 
 
@@ -72,30 +116,3 @@ def log_choices(job: Job, manifest: Manifest) -> None:
         _log.info("%s", choice)
     if defaults := row_defaults(job):
         _log.info("rows follow from these defaults, too: %s", ", ".join(defaults))
-
-
-def _selects(one: OptionField) -> bool:
-    """Whether an option that is unset stands for a choice."""
-    return one.option.unset not in _NO_CHOICE
-
-
-def _shown(one: OptionField, value: object) -> Iterator[str]:
-    yield from as_given(one, without_secrets(value) if one.name in _LOCATIONS and isinstance(value, str) else value)
-
-
-def _settings(job: Job) -> Iterator[tuple[OptionField, object, object]]:
-    """All options of a job that have an effect on its dataset, each with its value and its default."""
-    dataset = find_dataset(job.dataset, job.options)
-    if dataset.image_root is not None:  # its images are there, and nothing is made of them
-        return
-    own: tuple[tuple[object, object], ...] = (
-        (job, Job("", "", "")),
-        (job.image or own_spec(dataset), own_spec(dataset)),
-        (job.fetch, type(job.fetch)()),
-        (dataset.options, find_dataset(job.dataset).options),
-    )
-    for values, defaults in own:
-        for one in options_of(type(values)):
-            if one.name == "payload" and len(dataset.payloads) == 1:
-                continue
-            yield one, getattr(values, one.field), getattr(defaults, one.field)

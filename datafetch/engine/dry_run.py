@@ -21,9 +21,10 @@ from datafetch.engine.choices import choices_of, other_settings, row_defaults, r
 from datafetch.engine.completeness import unpublished_shards
 from datafetch.engine.disk_estimate import DiskNeeds, count_published, disk_needs
 from datafetch.engine.job import Job, dataset_of, identify_settings, own_spec, settings_of
-from datafetch.engine.ownership import Reuse, refuse_foreign_files, refuse_other_job
+from datafetch.engine.ownership import Claim, Reuse, must_start_over, refuse_foreign_files, refuse_other_job
 from datafetch.engine.published import downloaded_copy, is_read_from_copy
 from datafetch.engine.recipe import PlannedDataset, with_lists
+from datafetch.engine.repeated_job import RepeatedJob
 from datafetch.errors import ConfigurationError, ManifestError
 from datafetch.fetch.urls import BadUrlError, parse_url
 from datafetch.model.interfaces import Dataset
@@ -49,8 +50,17 @@ class OutputState(StrEnum):
     NEW = "new"
     RESUMED = "resumed"
     STARTED_OVER = "started over"
+    REUSED = "reused"
     COMPLETE = "complete"
     REFUSED = "refused"
+
+
+_STATES = {
+    Claim.NEW: OutputState.NEW,
+    Claim.STARTS_OVER: OutputState.STARTED_OVER,
+    Claim.TAKES_FILES: OutputState.REUSED,
+    Claim.REUSES: OutputState.REUSED,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,21 +143,25 @@ class DryRun:
         }
 
 
-def look_ahead(planned: Sequence[PlannedDataset]) -> list[DryRun]:
+def look_ahead(planned: Sequence[PlannedDataset], repeated: RepeatedJob | None = None) -> list[DryRun]:
     """Say for each of several datasets what its run would do.
+
+    Args:
+        planned: The datasets.
+        repeated: The job of another output, whose rows they are to make; None for any rows.
 
     Raises:
         ResourceError: This machine lacks something.
         KeyboardInterrupt: Ctrl-C.
     """
-    return run_to_end(_look_at_all(planned))
+    return run_to_end(_look_at_all(planned, repeated))
 
 
-async def _look_at_all(planned: Sequence[PlannedDataset]) -> list[DryRun]:
-    return [await _look_at(one) for one in planned]
+async def _look_at_all(planned: Sequence[PlannedDataset], repeated: RepeatedJob | None) -> list[DryRun]:
+    return [await _look_at(one, repeated) for one in planned]
 
 
-async def _look_at(one: PlannedDataset) -> DryRun:
+async def _look_at(one: PlannedDataset, repeated: RepeatedJob | None) -> DryRun:
     if one.job is None:
         return DryRun(dataset=one.part.name, out=one.out, state=OutputState.REFUSED, problem=one.problem)
     try:
@@ -156,6 +170,8 @@ async def _look_at(one: PlannedDataset) -> DryRun:
             return await run_in_thread(_look_from_outside, one, one.job, asked_first)
         here = await run_in_thread(_read_here, one, one.job)
         async with bind(await with_lists(here, here.job or one.job)) as bound:
+            if repeated is not None:
+                await run_in_thread(repeated.refuse_other_rows, bound.identity, one.job, bound.spec)
             return await run_in_thread(_look_inside, one.job, bound)
     except (ConfigurationError, ManifestError) as error:
         return replace(_settings_of(one.job), state=OutputState.REFUSED, problem=str(error))
@@ -235,9 +251,13 @@ def _look_from_outside(one: PlannedDataset, job: Job, asked_first: list[str]) ->
             row_names = {*row_options(dataset.options)}
             same = {name: value for name, value in before.identity.items() if name not in row_names}
             now = {**same, "dataset": job.dataset, **identify_settings(job, job.image or own_spec(dataset))}
-            if not job.reuse:
-                refuse_other_job(layout, before, now, settings_of(job, job.image or own_spec(dataset)), Reuse.POSSIBLE)
-            state = OutputState.COMPLETE if layout.report.exists() else OutputState.RESUMED
+            settings = settings_of(job, job.image or own_spec(dataset))
+            reuse = Reuse.IMPOSSIBLE if dataset.archives or dataset.makes_list else Reuse.POSSIBLE
+            if job.reuse and must_start_over(layout, before, now, settings):
+                state = OutputState.REUSED
+            else:
+                refuse_other_job(layout, before, now, settings, reuse)
+                state = OutputState.COMPLETE if layout.report.exists() else OutputState.RESUMED
         elif job.fresh and layout.job.exists():
             state = OutputState.STARTED_OVER
         else:
@@ -266,9 +286,8 @@ def _look_inside(job: Job, bound: BoundJob) -> DryRun:
     layout = bound.layout
     published, counts, problem = 0, ShardCounts(), ""
     try:
-        bound.refuse_claim()
-        _refuse_at_work(layout)
         state = _state_of(bound)
+        _refuse_at_work(layout)
         if state in (OutputState.RESUMED, OutputState.COMPLETE):
             published = sum(layout.ledger(shard).exists() for shard in bound.shards)
             counts = count_published(layout, bound.shards)
@@ -297,12 +316,16 @@ def _look_inside(job: Job, bound: BoundJob) -> DryRun:
 
 
 def _state_of(bound: BoundJob) -> OutputState:
-    layout, job = bound.layout, bound.job
-    if not layout.job.exists():
-        return OutputState.NEW
-    if job.fresh or bound.is_set_aside:
-        return OutputState.STARTED_OVER
-    is_complete = layout.report.exists() and not unpublished_shards(layout, bound.shards, job.limit)
+    """What a run would do with the output.
+
+    Raises:
+        ConfigurationError: It would be refused.
+    """
+    claim = bound.judge_claim()
+    if claim is not Claim.GOES_ON:
+        return _STATES[claim]
+    layout = bound.layout
+    is_complete = layout.report.exists() and not unpublished_shards(layout, bound.shards, bound.job.limit)
     return OutputState.COMPLETE if is_complete else OutputState.RESUMED
 
 

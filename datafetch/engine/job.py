@@ -27,7 +27,7 @@ from datafetch.output.formats import FORMATS
 from datafetch.output.merge import DEFAULT_MAX_SAMPLE_BYTES
 from datafetch.output.reshard.plan import Plan
 from datafetch.output.reshard.ranks import DEFAULT_WORLD_SIZE, GROUP_OF, SHUFFLE_OF, Ranks
-from datafetch.store.job_file import FORMAT, Identity, not_a_job, read_job_file
+from datafetch.store.job_file import FORMAT, Identity, JobFile, not_a_job, read_job_file
 from datafetch.store.layout import OutputLayout
 from datafetch.store.lock import NO_LOCK
 from datafetch.transcode import DEFAULT_MAX_PIXELS, MAX_PROCESSES, Encoding, ImageSpec, Resize
@@ -82,7 +82,11 @@ class Job:
     ids: str | None = option(
         None,
         Option(
-            help="List of the samples to fetch, plain or gzipped.", metavar="FILE", unset="none", effect=Effect.MANIFEST
+            help="List of the samples to fetch, plain or gzipped.",
+            metavar="FILE",
+            unset="none",
+            effect=Effect.MANIFEST,
+            is_file=True,
         ),
     )
     mirror: str = option(
@@ -129,6 +133,7 @@ class Job:
             group=OptionGroup.OUTPUT,
             metavar="DIR",
             unset="in the state folder",
+            is_file=True,
         ),
     )
     world_size: int | None = option(
@@ -298,8 +303,25 @@ def read_job(layout: OutputLayout) -> tuple[Job, Identity]:
     if file is None:
         hint = name_outputs(layout.out)
         raise ConfigurationError(f"{layout.out} is not an output of datafetch: there is no {layout.job}{hint}")
+    try:
+        return job_in(file), file.identity
+    except ValueError as error:
+        if file.settings is None:
+            raise not_a_job(layout) from error
+        raise ConfigurationError(
+            f"{layout.job} is not a job of this version of datafetch; run the command that started it again"
+        ) from error
+
+
+def job_in(file: JobFile) -> Job:
+    """The job with all settings of the last run, as its file has them.
+
+    Raises:
+        ValueError: The file is of an earlier version without settings, or some are not of the type of their field.
+        ConfigurationError: Some are not allowed.
+    """
     if file.settings is None:
-        raise not_a_job(layout)
+        raise ValueError("no settings")
     settings = {**file.settings}
     options = settings.pop(_OPTIONS_KEY, {})
     try:
@@ -310,11 +332,9 @@ def read_job(layout: OutputLayout) -> tuple[Job, Identity]:
         }
         job = _from_json(Job, values)
         hash_of(file.identity)  # which a value that is nested too deeply does not have
-        return replace(job, options=_read_options(job.dataset, options)), file.identity
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ConfigurationError(
-            f"{layout.job} is not a job of this version of datafetch; run the command that started it again"
-        ) from error
+        return replace(job, options=_read_options(job.dataset, options))
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(str(error)) from error
 
 
 def _read_options(dataset: str, values: Mapping[str, object]) -> DatasetOptions:

@@ -66,6 +66,21 @@ class Reuse(Enum):
     """It was told to."""
 
 
+class Claim(Enum):
+    """What a job that claims an output does with what is there."""
+
+    NEW = auto()
+    """There is nothing."""
+    GOES_ON = auto()
+    """The output is the job's already."""
+    STARTS_OVER = auto()
+    """It is deleted."""
+    TAKES_FILES = auto()
+    """Its files are taken; its state is deleted."""
+    REUSES = auto()
+    """It is set aside, and images are taken from it."""
+
+
 @dataclass(frozen=True, slots=True)
 class StartingOver:
     """What a job may do with the output of another one that is in its place.
@@ -220,26 +235,26 @@ def claim_for_job(
     Raises:
         ConfigurationError: The output belongs to another job, or holds files that datafetch has not written.
     """
-    refuse_claim(layout, identity, settings, shards, starting_over)
+    claim = judge_claim(layout, identity, settings, shards, starting_over)
     before = read_job_file(layout)
     if starting_over.fresh:
         _start_over(layout)
-    elif before is not None and starting_over.takes_files and _wants_other_images(before.identity, identity):
+    elif claim is Claim.TAKES_FILES:
         _log.info("%s: other images are wanted than before; those that are there are taken", layout.out)
         _start_over(layout, keeps_files=True)
-    elif before is not None and is_set_aside(layout, before, identity, settings, starting_over):
+    elif claim is Claim.REUSES and before is not None:
         set_aside(layout, before)
     write_job_file(layout, identity, settings)
 
 
-def refuse_claim(
+def judge_claim(
     layout: OutputLayout,
     identity: Identity,
     settings: Mapping[str, object],
     shards: Collection[str],
     starting_over: StartingOver,
-) -> None:
-    """Check that a job may claim an output; nothing is written. The arguments are those of ``claim_for_job``.
+) -> Claim:
+    """What a claim does with what is in the output; nothing is written. The arguments are those of ``claim_for_job``.
 
     Raises:
         ConfigurationError: The output belongs to another job, or holds files that datafetch has not written.
@@ -249,16 +264,16 @@ def refuse_claim(
             f"{layout.state_folder} belongs to shards made by 'datafetch reshard'; choose another --root, "
             "or move it away"
         )
-    before = read_job_file(layout)
+    before, reuse = read_job_file(layout), starting_over.reuse
     if before is not None and starting_over.fresh:
-        _refuse_no_folder(layout)
-        _refuse_undeletable(layout, before.identity)
-        return
-    if before is not None and is_set_aside(layout, before, identity, settings, starting_over):
-        return
-    if before is not None and not (starting_over.takes_files and _wants_other_images(before.identity, identity)):
-        # Checked first, or shards of a missing manifest file would be taken for foreign files.
-        refuse_other_job(layout, before, identity, settings, starting_over.reuse)
+        return _judge_removal(layout, before, Claim.STARTS_OVER)
+    claim = Claim.NEW if before is None else Claim.GOES_ON
+    if before is not None and starting_over.takes_files and _wants_other_images(before.identity, identity):
+        claim = Claim.TAKES_FILES
+    elif before is not None:  # checked first, or shards of a missing manifest file would be taken for foreign files
+        if reuse is Reuse.WANTED and must_start_over(layout, before, identity, settings):
+            return _judge_removal(layout, before, Claim.REUSES)
+        refuse_other_job(layout, before, identity, settings, reuse)
         for one in (layout, layout.for_repair()):
             refuse_left_spools(one, before.scratch, shards, otherwise="start over with --fresh")
     refuse_foreign_files(layout, identity)
@@ -270,6 +285,18 @@ def refuse_claim(
             f"{layout.out} is resharded, and --no-reshard can't bring back the shards of the manifest; "
             "leave out --no-reshard, or start over with --reuse or --fresh"
         )
+    return claim
+
+
+def _judge_removal(layout: OutputLayout, before: JobFile, claim: Claim) -> Claim:
+    """Check that nothing but files of datafetch would be deleted or moved.
+
+    Raises:
+        ConfigurationError: There are other files too, or files behind a link, which may belong to others.
+    """
+    _refuse_no_folder(layout)
+    _refuse_undeletable(layout, before.identity)
+    return claim
 
 
 def refuse_left_spools(layout: OutputLayout, scratch: Path | None, shards: Collection[str], *, otherwise: str) -> None:
@@ -302,17 +329,9 @@ def _wants_other_images(before: Identity, now: Identity) -> bool:
     return contents[0] == contents[1]
 
 
-def is_set_aside(
-    layout: OutputLayout,
-    before: JobFile,
-    now: Identity,
-    settings: Mapping[str, object],
-    starting_over: StartingOver,
-) -> bool:
-    """Whether a job takes images from the output of another one, which is then set aside, since it can't be its own."""
-    if starting_over.reuse is not Reuse.WANTED or before.dataset != now["dataset"]:
-        return False
-    if not may_be_reused(before.identity, now):
+def must_start_over(layout: OutputLayout, before: JobFile, now: Identity, settings: Mapping[str, object]) -> bool:
+    """Whether the output of a job that has images for this one can't become its output."""
+    if before.dataset != now["dataset"] or not may_be_reused(before.identity, now):
         return False
     needs_manifests_shards = settings["world_size"] is None and layout.reshard_record.exists()
     return needs_manifests_shards or bool(describe_differences(before.identity, now, {}, {}))
@@ -328,7 +347,7 @@ def refuse_other_job(
         before: The job that it has.
         now: The identity of the job that is to go on with it.
         settings: The settings of that job.
-        reuse: Whether that job takes images of the output.
+        reuse: Whether that job could take images from the output.
 
     Raises:
         ConfigurationError: They differ; the message names the differences.

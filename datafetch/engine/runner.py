@@ -28,6 +28,7 @@ from datafetch.engine.job import Job
 from datafetch.engine.ownership import locked_output, locked_shards
 from datafetch.engine.permissions import Permitted, read_permitted
 from datafetch.engine.repair import begin_repair, end_repair
+from datafetch.engine.repeated_job import RepeatedJob
 from datafetch.engine.retry import Change, retry_failed
 from datafetch.engine.session import CHILD_PROCESSES, Backends, Session, write_report
 from datafetch.engine.set_aside import delete_earlier
@@ -50,13 +51,20 @@ _TRIED_SAMPLES = 256  # read before an earlier output is deleted; the feed reads
 _log = logging.getLogger(__name__)
 
 
-def run(job: Job, observers: Iterable[Observer[Statistics]] = (), *, backends: Backends = CHILD_PROCESSES) -> Report:
+def run(
+    job: Job,
+    observers: Iterable[Observer[Statistics]] = (),
+    *,
+    backends: Backends = CHILD_PROCESSES,
+    repeated: RepeatedJob | None = None,
+) -> Report:
     """Run a job, or resume it, on an event loop of its own.
 
     Args:
         job: What to do.
         observers: Each watches while it runs.
         backends: What transcodes images and commits shards.
+        repeated: The job of another output, whose rows this one is to make; None for any rows.
 
     Returns:
         What was done. Failures of the web are counted in it, and not raised.
@@ -65,15 +73,21 @@ def run(job: Job, observers: Iterable[Observer[Statistics]] = (), *, backends: B
         DatafetchError: The job or its manifest is wrong, or this machine ran out of something.
         KeyboardInterrupt: Ctrl-C; running the same job again resumes it.
     """
-    work = fetch_dataset(job, observers, backends=backends)
+    work = fetch_dataset(job, observers, backends=backends, repeated=repeated)
     return run_to_end(work, uvloop.new_event_loop, instead="await fetch_dataset(job)")
 
 
 async def fetch_dataset(
-    job: Job, observers: Iterable[Observer[Statistics]] = (), *, backends: Backends = CHILD_PROCESSES
+    job: Job,
+    observers: Iterable[Observer[Statistics]] = (),
+    *,
+    backends: Backends = CHILD_PROCESSES,
+    repeated: RepeatedJob | None = None,
 ) -> Report:
     """Run a job inside a running event loop, of any kind; otherwise like ``run``."""
     async with bind(job) as bound:
+        if repeated is not None:
+            await run_in_thread(repeated.refuse_other_rows, bound.identity, job, bound.spec)
         layout, shards = bound.layout, bound.shards
         if job.no_lock:
             await asyncio.to_thread(refuse_at_work, layout)

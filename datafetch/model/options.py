@@ -58,6 +58,7 @@ class Option:
         unset: What the help shows as the default if the default is no value.
         none_word: The word for None, for an integer that may be unset.
         none_flag: The switch that sets None, if it is not an option's value that does.
+        is_file: Whether its value says where a file or a folder is, which holds for one operator alone.
         is_bytes: Whether it is a size in bytes, which may be given as ``32MiB``.
         is_time: Whether it is a time, which may be given as ``07:00``, ``2030-12-31T07:00`` or ``6h`` from now.
         minimum: The minimum of an integer option of a dataset; None for no check.
@@ -71,6 +72,7 @@ class Option:
     unset: str = ""
     none_word: str | None = None
     none_flag: str = ""
+    is_file: bool = False
     is_bytes: bool = False
     is_time: bool = False
     minimum: int | None = None

@@ -20,6 +20,9 @@ from datafetch.store.state_file import read_state_file
 FORMAT = 1
 """The version of the file format; files of another version are refused."""
 
+MAX_FOREIGN_BYTES = 64 * 1024 * 1024
+"""The size of the largest job that is read from another output: a hundred bytes a shard."""
+
 Identity: TypeAlias = dict[str, Any]
 """What decides the rows, as JSON: names to values; ``shards`` has the manifest files by shard."""
 
@@ -84,12 +87,29 @@ def read_job_file(layout: OutputLayout) -> JobFile | None:
         ConfigurationError: The file is not a job of this version, or can't be read.
     """
     fields = read_state_file(layout.job, dict[str, Any], not_a_job(layout))
+    return None if fields is None else _check(fields, not_a_job(layout))
+
+
+def read_foreign_job_file(path: Path) -> JobFile:
+    """The job in a file that may be anybody's.
+
+    Raises:
+        ConfigurationError: There is no such file, it is not a job of this version, or is larger than any job.
+    """
+    damaged = ConfigurationError(
+        f"{path} is not a job of this version of datafetch; --job takes the job.json in the state folder of an output"
+    )
+    fields = read_state_file(path, dict[str, Any], damaged, max_bytes=MAX_FOREIGN_BYTES)
     if fields is None:
-        return None
+        raise ConfigurationError(f"there is no {path}; --job takes the job.json in the state folder of an output")
+    return _check(fields, damaged)
+
+
+def _check(fields: dict[str, Any], damaged: ConfigurationError) -> JobFile:
     try:
         checked = msgspec.convert(fields, _CheckedFields)
     except ValueError as error:
-        raise not_a_job(layout) from error
+        raise damaged from error
     scratch = Path(checked.asked.scratch) if checked.asked and checked.asked.scratch else None
     return JobFile(checked.dataset, checked.shards, checked.limit, scratch, fields)
 

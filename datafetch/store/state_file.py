@@ -17,13 +17,16 @@ _T = TypeVar("_T")
 _MAX_BYTES = 1 << 30  # equal.json has 1.25 bits per sample; no other state file grows with the samples
 
 
-def read_state_file(path: Path, kind: type[_T], damaged: ConfigurationError) -> _T | None:
+def read_state_file(
+    path: Path, kind: type[_T], damaged: ConfigurationError, *, max_bytes: int | None = None
+) -> _T | None:
     """Read the value in a JSON file.
 
     Args:
         path: The file.
         kind: The type of the value, with its bounds (``model.bounds``).
         damaged: The error to raise if the file holds anything else; its message names the file and what to do.
+        max_bytes: The size of the largest file that is read; None for that of any state file.
 
     Returns:
         The value; None if the file does not exist.
@@ -33,7 +36,7 @@ def read_state_file(path: Path, kind: type[_T], damaged: ConfigurationError) -> 
         ResourceError: This machine has run out of descriptors or memory.
     """
     try:
-        return _decode(path, kind)
+        return _decode(path, kind, _MAX_BYTES if max_bytes is None else max_bytes)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, RecursionError, IsADirectoryError, ConfigurationError) as error:
@@ -52,15 +55,15 @@ def read_if_sound(path: Path, kind: type[_T]) -> _T | None:
         ResourceError: This machine has run out of descriptors or memory.
     """
     try:
-        return _decode(path, kind)
+        return _decode(path, kind, _MAX_BYTES)
     except (ValueError, RecursionError, OSError, ConfigurationError) as error:
         raise_if_exhausted(error)
         return None
 
 
-def _decode(path: Path, kind: type[_T]) -> _T:
+def _decode(path: Path, kind: type[_T], max_bytes: int) -> _T:
     with path.open("rb") as file:
-        content = file.read(_MAX_BYTES + 1)
-    if len(content) > _MAX_BYTES:
-        raise ValueError(f"more than {_MAX_BYTES:,} bytes")
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise ValueError(f"more than {max_bytes:,} bytes")
     return msgspec.json.decode(content, type=kind)

@@ -22,6 +22,7 @@ from datafetch.cli.options import (
     CheckSources,
     DryRun,
     GivenOptions,
+    JobOfAnother,
     Json,
     MinSuccess,
     NoReshard,
@@ -37,6 +38,7 @@ from datafetch.datasets import DATASETS, find_dataset
 from datafetch.datasets.recipes import RECIPE, STEPS, default_source, expand_targets, part_of
 from datafetch.engine.job import Job, own_spec, reshard_plan
 from datafetch.engine.recipe import PlannedDataset, with_limited_rows
+from datafetch.engine.repeated_job import read_repeated_job
 from datafetch.engine.runner import run
 from datafetch.errors import ConfigurationError
 from datafetch.fetch import FetchPolicy
@@ -71,6 +73,7 @@ def prepare(  # noqa: PLR0913 - one parameter an option
             rich_help_panel=OptionGroup.SELECTION,
         ),
     ] = None,
+    job: JobOfAnother = None,
     root: Root = Path("playground/data"),
     no_reshard: NoReshard = False,
     min_success: MinSuccess = 0.0,
@@ -82,18 +85,26 @@ def prepare(  # noqa: PLR0913 - one parameter an option
     """Build a dataset where the trainer expects it, resuming an earlier run."""
     dataset = find_dataset(target)
     check_min_success(min_success)
+    repeated = None if job is None else read_repeated_job(job, target)
+    if repeated is not None:
+        repeated.refuse_missing(given.values)
+        given = replace(given, repeated=repeated.row_values)
     place = default_source(target) if source is None else source
-    job = given.change(Job(target, place, str(root / dataset.path), image=own_spec(dataset), options=dataset.options))
-    job = with_limited_rows(job)
-    if no_reshard:
-        job = replace(job, world_size=None)
-    planned = [PlannedDataset(part_of(target), job.out, job)]
+    own = Job(target, place, str(root / dataset.path), image=own_spec(dataset), options=dataset.options)
+    own = with_limited_rows(given.change(own))
+    own = replace(own, world_size=None) if no_reshard else own
+    reporting = given.apply(Reporting())
+    if repeated is not None:
+        repeated.refuse_contradiction(own)
+        with open_reporter(reporting):
+            repeated.log_left_out()
+    planned = [PlannedDataset(part_of(target), own.out, own)]
     if dry_run:
-        return report_dry_run(planned, given.apply(Reporting()), as_json=json)
+        return report_dry_run(planned, reporting, repeated, as_json=json)
     if check_sources:
         return report_sources(planned, as_json=json)
-    with open_reporter(given.apply(Reporting())) as reporter:
-        report = run(job, observers=[partial(show_progress, reporter=reporter)])
+    with open_reporter(reporting) as reporter:
+        report = run(own, observers=[partial(show_progress, reporter=reporter)], repeated=repeated)
         show_report(report, as_json=json)
         return exit_code_of(report, min_success)
 
@@ -149,11 +160,14 @@ class _Prepare(Command):
         if ctx.resilient_parsing and not (targets and set(targets) <= {*DATASETS, *STEPS}):  # completes a word
             return _WITHOUT_DATASET.make_context(info_name, args, parent, **extra)
         expand_targets(targets)
+        if "job" in given and not targets:
+            targets = [read_repeated_job(Path(str(given["job"]))).job.dataset]
+            args = [*targets, *args]
         if len(targets) == 1 and targets[0] not in STEPS:
             command = _command_for(find_dataset(targets[0]), given)
             return command.make_context(f"{info_name} {targets[0]}", args, parent, **extra)
         if targets:
-            if strange := [_flag(name) for name in given if name in _OF_SOME and name != "ids"]:
+            if strange := [_flag(name) for name in given if name in {*_OF_SOME, "job"} and name != "ids"]:
                 raise ConfigurationError(f"{', '.join(strange)} is for single datasets; prepare those one by one")
             return _SEVERAL.make_context(f"{info_name} {' '.join(targets)}", args, parent, **extra)
         if "help" not in given:
@@ -244,6 +258,9 @@ _WITHOUT_DATASET = as_command(with_options(prepare, _run_parameters(None), Given
 _OF_SOME = _ALL_OPTIONS.keys() - {one.name for one in _run_parameters(None)}
 
 _SEVERAL = as_command(with_options(prepare_several, _run_parameters(None), GivenOptions), _PrepareSeveral)
-_PARSED = [one for name, one in _ALL_OPTIONS.items() if name != "ids"]
+_PARSED = [
+    Parameter("job", Parameter.KEYWORD_ONLY, default=None, annotation=JobOfAnother),
+    *(one for name, one in _ALL_OPTIONS.items() if name != "ids"),
+]
 
 command = as_command(with_options(prepare_several, _PARSED, GivenOptions), _Prepare)

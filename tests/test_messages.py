@@ -1,0 +1,65 @@
+"""``docs/messages.md`` is written from the code, and can't go stale."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+from lib.messages_in_code import Texts
+
+from datafetch.model.outcome import FailureKind
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = ROOT / "scripts" / "messages.py"
+PAGE = (ROOT / "docs" / "messages.md").read_text()
+
+
+def test_the_page_is_what_the_code_says() -> None:
+    """A message that was added, changed or deleted is so on the page; ``scripts/messages.py`` writes it."""
+    checked = subprocess.run([sys.executable, SCRIPT, "--check"], capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr
+
+
+def test_the_page_has_messages_of_every_kind() -> None:
+    """Errors by exit code, log messages, failure kinds and their details, lines of summaries, what verify finds."""
+    for title in (
+        "## Exit 2: the command or a setting",
+        "## Exit 2: a manifest, an id list or another published file",
+        "## Exit 4: this machine",
+        "## Exit 1: a bug",
+        "### Warning",
+        "### Info",
+        "### Details",
+        "### What `datafetch verify` finds",
+    ):
+        section = PAGE.partition(f"\n{title}\n")[2].partition("\n#")[0]
+        assert "\n* " in section, title
+    for kind in FailureKind:
+        assert f"\n| `{kind}` | " in PAGE, kind
+    assert "\n* errors: `there is no {what} '{name}'; {nearest}there are: {names …}`\n" in PAGE
+    assert "help=" not in PAGE
+
+
+def test_each_text_is_found_and_its_values_are_named() -> None:
+    """Whatever it is called with; help, docstrings, comparisons and what is not said are left out."""
+    source = '''
+"""A docstring of many words."""
+class OwnError(ResourceError):
+    """Another docstring of words."""
+def work(path: "a type of words", error, names):
+    """A docstring, too, of words."""
+    _log.warning("%s is lost, and %d more of %s", path, len(names), self.dataset.name)
+    if "a text that is compared" in str(error):
+        raise ConfigurationError(f"there is no {what!r}; {'one' if names else 'none'} of {', '.join(names)} fits")
+    option(1, Option(help="What an option is for."))
+    raise OwnError("this machine is" f" full: {error.strerror or error}")
+    return Failure(FailureKind.EMPTY, f"not one of {size:,} bytes")
+'''
+    texts = Texts("store/made_up.py", {"OwnError": "ResourceError", "ConfigurationError": "ConfigurationError"})
+    texts.visit(ast.parse(source))
+    assert {(message.group, message.text) for message in texts.messages} == {
+        ("warning", "{path} is lost, and {number of names} more of {dataset}"),
+        ("ConfigurationError", "there is no '{what}'; {one|none} of {names …} fits"),
+        ("ResourceError", "this machine is full: {reason}"),
+        ("`empty`", "not one of {size} bytes"),
+    }

@@ -344,11 +344,13 @@ def restore_missing_files(layout: OutputLayout) -> None:
     record.restore_counts(layout)
     missing = record.missing_files(layout)
     if missing:
+        others = f" and {len(missing) - 1:,} others" if len(missing) > 1 else ""
         _log.warning(
-            "%s of %s shards of %s are missing or have changed, the first is %s: they are made again",
-            *(f"{number:,}" for number in (len(missing), len(record.files))),
-            layout.out,
+            "%s%s of the %s shards of %s, missing or changed since, will be made again",
             missing[0],
+            others,
+            f"{len(record.files):,}",
+            layout.out,
         )
 
 

@@ -325,35 +325,6 @@ def _refuse_other_names(folder: Path, own_names: Collection[str]) -> None:
             )
 
 
-def refuse_missing_files(layout: OutputLayout) -> None:
-    """Check that a resharded output has all of its shards.
-
-    Raises:
-        ConfigurationError: One is missing, or has another size than when it was made.
-    """
-    record = read_reshard_record(layout)
-    if record is not None:
-        record.refuse_missing(layout)
-
-
-def restore_missing_files(layout: OutputLayout) -> None:
-    """Write again what a resharded output lacks and can be had without fetching, and say what else it lacks."""
-    record = read_reshard_record(layout)
-    if record is None:
-        return
-    record.restore_counts(layout)
-    missing = record.missing_files(layout)
-    if missing:
-        others = f" and {len(missing) - 1:,} others" if len(missing) > 1 else ""
-        _log.warning(
-            "%s%s of the %s shards of %s, missing or changed since, will be made again",
-            missing[0],
-            others,
-            f"{len(record.files):,}",
-            layout.out,
-        )
-
-
 def _shard_files(layout: OutputLayout, identity: Identity) -> list[Path]:
     """The files that the output may have; of each shard the count first."""
     record = read_reshard_record(layout)

@@ -758,6 +758,7 @@ def test_help_says_which_options_can_be_given_to_retry_later(capfd: pytest.Captu
     printed = " ".join(capfd.readouterr().out.split())
     for kind in ("tls", "blocked_address", "opted_out", "too_large", "too_many_pixels"):
         assert f"Also retries {kind}, unless --kinds is given." in printed
+    assert "connect, timeout, disconnected and http_status take along host_down: images that were not tried" in printed
 
 
 def test_every_permission_is_remembered_and_advised() -> None:

@@ -187,6 +187,17 @@ def test_outputs_of_earlier_versions_are_compared_by_size(cut: Job, capfd: pytes
     assert files_of(cut) == before
 
 
+def test_a_damaged_ledger_is_a_problem(cut: Job, capfd: pytest.CaptureFixture[str]) -> None:
+    """It is named, and the files of its shard are known to nobody; those of others are compared."""
+    run(cut)
+    path = OutputLayout(Path(cut.out)).ledger("part-00001")
+    path.write_bytes(b"PAR1 damaged")
+    lines = quick(capfd, cut.out, 1)
+    problems = [line for line in lines if line.startswith("part-0000")]
+    assert problems[0].startswith(f"part-00001: {path} is not a ledger of datafetch")
+    assert [line.partition(":")[0] for line in problems[1:]] == ["part-00001.count", "part-00001.pkl"]
+
+
 def run_again(job: Job) -> Job:
     """Run a job again, and reshard its output for two ranks."""
     again = replace(job, world_size=2)

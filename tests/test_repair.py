@@ -241,11 +241,15 @@ def test_the_command_says_what_it_makes_again(
     out = root / "coyo-700m" / "pkl03-split"
     rows = len(rows_in(out / "part-00000.pkl"))
     (out / "part-00000.pkl").unlink()
+    assert main(["verify", str(out), "--processes", "1"]) == 1
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[-3].startswith("1 shard is fewer than 2 ranks, so the loader crashes; they did when they were made")
+    assert lines[-2] == "part-00000.count: has no counterpart part-00000.pkl"
     assert main(["retry", str(out)]) == 2
     assert "run the command that started the output again" in capfd.readouterr().err
     assert main([*arguments, *options]) == 0
     printed = capfd.readouterr()
-    assert f"1 of 2 shards of {out} are missing or have changed, the first is part-00000: " in printed.err
+    assert f"part-00000 of the 2 shards of {out}, missing or changed since, will be made again" in printed.err
     assert f"the images of {rows} lost rows are fetched again" in printed.err
     assert f"this run: {rows} images arrived" in printed.out
     assert main(["verify", str(out), "--processes", "1"]) == 0

@@ -10,6 +10,7 @@ from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.outcome import FailureKind
 from datafetch.model.sample import Shard
 from datafetch.output.formats import format_of
+from datafetch.output.reshard.record import read_reshard_record
 from datafetch.store.layout import OutputLayout
 from datafetch.store.ledger import read_samples, read_shard_counts
 from datafetch.store.spool_writer import write_spool
@@ -38,6 +39,35 @@ def unpublished_shards(layout: OutputLayout, shards: Sequence[str], limit: int |
         else:
             missing.append(shard)
     return [] if samples == limit else missing
+
+
+def refuse_missing_files(layout: OutputLayout) -> None:
+    """Check that a resharded output has all of its shards.
+
+    Raises:
+        ConfigurationError: One is missing, or has another size than when it was made.
+    """
+    record = read_reshard_record(layout)
+    if record is not None:
+        record.refuse_missing(layout)
+
+
+def restore_missing_files(layout: OutputLayout) -> None:
+    """Write again what a resharded output lacks and can be had without fetching, and say what else it lacks."""
+    record = read_reshard_record(layout)
+    if record is None:
+        return
+    record.restore_counts(layout)
+    missing = record.missing_files(layout)
+    if missing:
+        others = f" and {len(missing) - 1:,} others" if len(missing) > 1 else ""
+        _log.warning(
+            "%s%s of the %s shards of %s, missing or changed since, will be made again",
+            missing[0],
+            others,
+            f"{len(record.files):,}",
+            layout.out,
+        )
 
 
 def recover_published(layout: OutputLayout, shard: Shard, image_root: Path | None = None) -> ShardCounts | None:

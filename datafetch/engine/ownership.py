@@ -396,33 +396,6 @@ def _refuse_no_folder(layout: OutputLayout) -> None:
         raise ConfigurationError(f"{layout.out} is a broken link; create the folder that it points to")
 
 
-def refuse_missing_files(layout: OutputLayout) -> None:
-    """Check that a resharded output has all of its shards.
-
-    Raises:
-        ConfigurationError: One is missing, or has another size than when it was made.
-    """
-    record = read_reshard_record(layout)
-    if record is not None:
-        record.refuse_missing(layout)
-
-
-def restore_missing_files(layout: OutputLayout) -> None:
-    """Write again what a resharded output lacks and can be had without fetching, and say what else it lacks."""
-    record = read_reshard_record(layout)
-    if record is None:
-        return
-    record.restore_counts(layout)
-    missing = record.missing_files(layout)
-    if missing:
-        _log.warning(
-            "%s of %s shards of %s are missing or have changed, the first is %s: they are made again",
-            *(f"{number:,}" for number in (len(missing), len(record.files))),
-            layout.out,
-            missing[0],
-        )
-
-
 def _refuse_undeletable(layout: OutputLayout, identity: Identity) -> list[Path]:
     """Check that nothing but files of datafetch would be deleted; returns them.
 

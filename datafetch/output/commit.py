@@ -138,7 +138,7 @@ def _write(commit: Commit, folder: Path) -> ShardCounts:
         writer.finish()
         writer.check(tally.own_rows)
         summary = tally.summarize(writer.written_bytes, ledger.lines)
-        ledger.finish(replace(summary, files=_checks(folder, writer.checksums())))
+        ledger.finish(summary, _checks(folder, writer.checksums()))
     return summary.totals
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
@@ -92,15 +92,12 @@ class ShardSummary:
         own_rows: Whether each sample's row is in the shard's own file. If the output is resharded, only rows that a
             retry has added are in a file of the shard.
         retry: Number of the last retry that the shard was part of; 0 before the first.
-        files: Its own files as they were written, by name. Empty for ledgers of earlier versions, and for images as
-            files, whose index has them.
     """
 
     totals: ShardCounts
     has_row: Bools
     own_rows: Bools
     retry: int = 0
-    files: Mapping[str, FileCheck] = field(default_factory=dict)
 
 
 class LedgerWriter:
@@ -131,8 +128,8 @@ class LedgerWriter:
             if len(self._pending) >= _ROW_GROUP_LINES or self._pending_bytes >= _ROW_GROUP_BYTES:
                 self._flush()
 
-    def finish(self, summary: ShardSummary) -> None:
-        """Write what is pending, and the shard's summary."""
+    def finish(self, summary: ShardSummary, files: Mapping[str, FileCheck] | None = None) -> None:
+        """Write what is pending, the shard's summary, and its own files by name, but for images that have an index."""
         self._flush()
         self._writer.add_key_value_metadata(
             {
@@ -140,7 +137,7 @@ class LedgerWriter:
                 _ROWS_KEY: pack_bools(summary.has_row),
                 _OWN_ROWS_KEY: pack_bools(summary.own_rows),
                 _RETRY_KEY: str(summary.retry).encode(),
-                _FILES_KEY: orjson.dumps({name: list(check) for name, check in summary.files.items()}),
+                _FILES_KEY: orjson.dumps({name: list(check) for name, check in (files or {}).items()}),
             }
         )
 
@@ -231,9 +228,20 @@ def read_shard_summary(path: Path) -> ShardSummary:
             unpack_bools(metadata[_ROWS_KEY], totals.samples),
             unpack_bools(metadata[_OWN_ROWS_KEY], totals.samples),
             msgspec.json.decode(metadata[_RETRY_KEY], type=Count),
-            msgspec.json.decode(metadata.get(_FILES_KEY, b"{}"), type=dict[PlainName, FileCheck]),
         )
     except ValueError as error:
+        raise not_a_ledger(path) from error
+
+
+def read_file_checks(path: Path) -> Mapping[str, FileCheck]:
+    """The own files of a published shard as they were written, by name; none in ledgers of earlier versions.
+
+    Raises:
+        ConfigurationError: The file is not a ledger.
+    """
+    try:
+        return msgspec.json.decode(_read_metadata(path).get(_FILES_KEY, b"{}"), type=dict[PlainName, FileCheck])
+    except (ValueError, RecursionError) as error:
         raise not_a_ledger(path) from error
 
 

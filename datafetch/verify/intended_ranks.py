@@ -47,10 +47,17 @@ class RanksSource(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class IntendedRanks:
-    """The ranks that read an output, and how they are known."""
+    """The ranks that read an output.
+
+    Attributes:
+        ranks: The ranks.
+        source: How their number is known.
+        are_as_made: Whether the shards were made for exactly these.
+    """
 
     ranks: Ranks
     source: RanksSource
+    are_as_made: bool = False
 
     @property
     def must_fit(self) -> bool:
@@ -79,7 +86,8 @@ class WantedRanks:
         record = read_if_sound(layout.reshard_record, ReshardRecord)
         if record is not None:
             source = RanksSource.RECORD if self.world_size is None else RanksSource.GIVEN
-            return IntendedRanks(self._ranks(loader, record.world_size, record), source)
+            ranks = self._ranks(loader, record.world_size, record)
+            return IntendedRanks(ranks, source, are_as_made=ranks == record.plan.ranks)
         if self.world_size is not None:
             return IntendedRanks(self._ranks(loader, self.world_size), RanksSource.GIVEN)
         job = read_sound_job(layout)

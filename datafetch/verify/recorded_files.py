@@ -104,7 +104,11 @@ class RecordedFiles:
         return self._layout.output_format != PickleFormat.name
 
     def _rows(self) -> Iterator[int]:
-        return (read_shard_counts(self._layout.ledger(shard)).rows for shard in self._shards)
+        for shard in self._shards:
+            try:
+                yield read_shard_counts(self._layout.ledger(shard)).rows
+            except ConfigurationError:  # which is reported where the files are compared
+                yield 0
 
     def _files(self) -> Iterator[PublishedFile | Problem]:
         """The files as they were written; a problem in place of those of a shard whose ledger or index is damaged."""

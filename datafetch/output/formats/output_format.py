@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Protocol, TypeAlias
 from datafetch.output.row import OutputRow
 from datafetch.store.atomic import make_folder, publish
 from datafetch.store.layout import OutputLayout
-from datafetch.store.ledger import read_shard_counts, read_shard_summary
+from datafetch.store.ledger import read_file_checks, read_shard_counts
 from datafetch.store.spool_format import ImageResult
 
 PublishedRow: TypeAlias = Any
@@ -191,16 +191,16 @@ class ShardFormat(OutputFormat):
 
     def published_files(self, layout: OutputLayout, shard: str) -> Iterator[PublishedFile]:
         """The files of the shard; none if it has no row. Earlier versions recorded their total size alone."""
-        summary = read_shard_summary(layout.ledger(shard))
-        if not summary.totals.rows:
+        counts, checks = read_shard_counts(layout.ledger(shard)), read_file_checks(layout.ledger(shard))
+        if not counts.rows:
             return
         first, *others = (layout.out / f"{shard}{suffix}" for suffix in self.suffixes)
-        if all(path.name in summary.files for path in (first, *others)):
+        if all(path.name in checks for path in (first, *others)):
             for path in (first, *others):
-                yield PublishedFile(path, *summary.files[path.name])
+                yield PublishedFile(path, *checks[path.name])
             return
         is_size_known = all(path.exists() for path in others)
-        first_bytes = summary.totals.written_bytes - sum(map(size_bytes, others))
+        first_bytes = counts.written_bytes - sum(map(size_bytes, others))
         yield PublishedFile(first, first_bytes if is_size_known else None, None)
         for path in others:
             yield PublishedFile(path, None, None)

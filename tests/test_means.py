@@ -195,6 +195,14 @@ async def test_a_name_that_does_not_exist_shows_that_there_are_servers() -> None
         assert not server.query_count(ROOT_ZONE, Type.NS)
 
 
+async def test_a_server_that_does_not_speak_of_the_root_zone_is_one() -> None:
+    """Some ignore that question. They are asked for an address, too."""
+    with NameServer({"a.root-servers.net": _HERE}, otherwise=SILENCE) as server:
+        async with _resolver(server.address) as resolver:
+            with pytest.raises(NameServerError):
+                await resolver.lookup("cat.example")
+
+
 async def test_one_of_two_servers_is_enough() -> None:
     """A dead zone is the web's fault also if the server that is asked first is dead."""
     with NameServer({ROOT_ZONE: NO_DATA}, otherwise=SERVFAIL) as alive:
@@ -221,10 +229,14 @@ async def test_a_server_that_fails_for_lack_of_a_network_is_none(monkeypatch: py
             await waiting
 
 
-async def test_the_fetcher_raises_what_this_machine_lacks() -> None:
-    """Not a failure of the URL; and the message names the server."""
+async def test_the_fetcher_raises_what_this_machine_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a failure of the URL; and the message names the server, and a proxy that is there and not used."""
+    monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
     async with Fetcher(FetchPolicy(nameservers=(_NO_SERVER,), allow_net=LOOPBACK)) as fetch:
-        with pytest.raises(ResourceError, match=rf"^no name server answers \({_NO_SERVER}\); .*--nameserver"):
+        with pytest.raises(
+            ResourceError,
+            match=rf"^no name server answers \({_NO_SERVER}\); .*--nameserver, or use the proxy in HTTPS_PROXY",
+        ):
             await fetch("http://cat.example/cat.jpg")
         assert fetch.statistics().outcomes == {}
         assert isinstance(await fetch("http://127.0.0.1:1/cat.jpg"), Failure)  # needs no name server
@@ -239,7 +251,7 @@ async def test_silent_hosts_are_suspect_once_the_name_servers_fall_silent() -> N
             failure = await fetch(url)
             assert isinstance(failure, Failure)
             assert failure.kind is FailureKind.TIMEOUT
-            server.script[ROOT_ZONE] = SILENCE
+            server.script |= {ROOT_ZONE: SILENCE, "a.root-servers.net": SILENCE}
             waiting = asyncio.create_task(fetch(url))
             asked = server.query_count(ROOT_ZONE, Type.NS)
             await until(lambda: server.query_count(ROOT_ZONE, Type.NS) > asked + 4)

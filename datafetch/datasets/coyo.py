@@ -199,7 +199,7 @@ class CoyoManifest(Manifest):
     def keep_scans(self, cache: ScanCache) -> None:
         """Keep what scans of files on a server find; on this machine a scan takes a moment."""
         if self._is_remote:
-            self._selection.cache = cache
+            self._selection.keep(cache)
 
     def samples(self, shard: Shard) -> Samples:
         """The selected rows of one file.
@@ -293,11 +293,17 @@ class _Selection(ABC):
         self.cache: ScanCache | None = None
         self._files = files
         self._scanned = 0
+        self._latest: tuple[int, FileScan] | None = None  # the one that is asked for again when a run begins
         self._hash = hashlib.sha256(repr((_SCAN_VERSION, type(self).__name__, *criteria)).encode())
         self._keys: list[str] = []
         for file in files:
             self._hash.update(f"{file.fingerprint} ".encode())
             self._keys.append(self._hash.hexdigest())
+
+    def keep(self, cache: ScanCache) -> None:
+        """Keep in a cache what scans find, those that were made before included."""
+        self.cache = cache
+        self._scanned = 0
 
     def select(self, number: int) -> FileScan:
         """Select the rows of the file with this number, counted from 0; the same ones on every call.
@@ -311,11 +317,12 @@ class _Selection(ABC):
     def _find(self, number: int) -> FileScan:
         found = self._kept(number)
         if found is None:
-            found = self._scan(number)
+            found = self._latest[1] if self._latest and self._latest[0] == number else self._scan(number)
             if self.cache is not None:
                 self.cache.write(self._keys[number], found.to_bytes(self._keys[number]))
         self._take(number, found.taken)
         self._scanned = max(self._scanned, number + 1)
+        self._latest = number, found
         return found
 
     def _kept(self, number: int) -> FileScan | None:

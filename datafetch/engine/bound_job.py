@@ -18,9 +18,10 @@ from datafetch.engine.ownership import Claim, Reuse, StartingOver, claim_for_job
 from datafetch.engine.published import download_file, download_source, find_published, policy_for_files
 from datafetch.engine.remote_files import open_remote_files
 from datafetch.engine.scan_cache import StateFolderCache
-from datafetch.errors import ConfigurationError
+from datafetch.errors import ConfigurationError, ManifestError
 from datafetch.fetch.receive_rate import ReceiveRate, rate_of
 from datafetch.model.interfaces import Dataset, Manifest, RemoteFile
+from datafetch.model.kinds import CounterName
 from datafetch.model.location import at_mirror
 from datafetch.model.untrusted import short_repr
 from datafetch.output.merge import Output
@@ -30,6 +31,8 @@ from datafetch.process.threads import run_in_thread
 from datafetch.store.job_file import Identity
 from datafetch.store.layout import OutputLayout, resolve_parent
 from datafetch.transcode import Encoding, ImageSpec
+
+_LEFT_OUT = frozenset({CounterName.BAD_LINES, CounterName.FILTERED, CounterName.REPEATED_IDS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +231,28 @@ def _bind(job: Job, reading: Job, dataset: Dataset, archives: Archives, remote: 
         manifest = dataset.bind(source, ids)
     spec = job.image or own_spec(dataset)
     identity = identify(reading, manifest, spec)
-    return BoundJob(job, dataset, manifest, spec, identity, layout_of(Path(job.out), job, identity), archives, listed)
+    layout = layout_of(Path(job.out), job, identity)
+    if job.ids and (job.fresh or not layout.job.exists()):
+        _refuse_foreign_ids(job.source, job.ids, manifest)
+    return BoundJob(job, dataset, manifest, spec, identity, layout, archives, listed)
+
+
+def _refuse_foreign_ids(source: str, ids: str, manifest: Manifest) -> None:
+    """Check that the manifest has at least one of the listed ids, before an output is begun, or an earlier one deleted.
+
+    Files are scanned up to the first one that has some: hardly ever more than one, unless the list is of something
+    else. Records that have a listed id and are left out for another reason count, too.
+
+    Raises:
+        ManifestError: It has none.
+    """
+    for shard in manifest.shards():
+        samples = manifest.samples(shard)
+        if len(samples) or not _LEFT_OUT.isdisjoint(samples.notes):
+            return
+    raise ManifestError(
+        f"{source} has none of the {manifest.max_samples():,} ids of {ids}; one of the two is of another dataset"
+    )
 
 
 def _refuse_output_as_source(job: Job, archives: Archives) -> None:

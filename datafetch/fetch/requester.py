@@ -43,7 +43,7 @@ from datafetch.fetch.hosts import Hosts, HostSlot
 from datafetch.fetch.limiter import Limiter
 from datafetch.fetch.means import Means
 from datafetch.fetch.policy import FetchPolicy
-from datafetch.fetch.proxies import Proxies
+from datafetch.fetch.proxies import Proxies, unused_proxy
 from datafetch.fetch.receive_rate import ReceiveRate, rate_of
 from datafetch.fetch.response import BodyReader
 from datafetch.fetch.response_body import FramingTooLargeError
@@ -83,10 +83,12 @@ class Requester:
         self._policy = policy
         self._body_reader = BodyReader(policy, self._count_bytes)
         self._failed_lookups = 0
+        unused = "" if policy.trust_env else unused_proxy()
+        self._proxy_hint = f", or use the proxy in {unused} with --trust-env" if unused else ""
         self._route = Means(
             _has_public_route,
             problem=lambda: "this machine has no network: there is no route to any public address",
-            remedy="connect it",
+            remedy=f"connect it{self._proxy_hint}",
             remembers=False,
         )
         self._rate = rate
@@ -106,7 +108,7 @@ class Requester:
         lax_tls = await asyncio.to_thread(lax_tls_context) if self._policy.insecure else None
         self.hosts = Hosts(self._policy.per_host, self._policy.backoff_s, self._admit_calls)
         self._guard = AddressGuard(self._policy.networks())
-        self.resolver = Resolver(self._guard, self._policy.nameservers)
+        self.resolver = Resolver(self._guard, self._policy.nameservers, other_remedy=self._proxy_hint)
         self._resources.push_async_callback(self.resolver.close)
         self._connections = Connections(self._policy, self.resolver, tls=tls, lax_tls=lax_tls, proxies=self._proxies)
         self._resources.push_async_callback(self._connections.close)

@@ -74,7 +74,7 @@ _ACCEPT_TRUNCATED = pycares.ARES_FLAG_IGNTC
 _UNSORTED = 1 << 7  # ARES_AI_NOSORT in <ares.h>, missing in pycares; sorting would open a socket for each address
 _NO_SUCH_NAME = frozenset({aiodns.error.ARES_ENOTFOUND, aiodns.error.ARES_EBADNAME, aiodns.error.ARES_ENONAME})
 _NO_ANSWER = frozenset({aiodns.error.ARES_ETIMEOUT, aiodns.error.ARES_ECONNREFUSED})
-_ROOT_ZONE = "."
+_KNOWN_TO_ALL = ((".", "NS"), ("a.root-servers.net", "A"))  # some servers don't answer the former, which is abused
 _ADDRESS_TYPES = {"A": pycares.QUERY_TYPE_A, "AAAA": pycares.QUERY_TYPE_AAAA}
 
 
@@ -163,7 +163,7 @@ class NameServers:
             raise NameServerError(f"{name}: too many other names need TCP for their answers") from error
 
     async def are_there(self) -> bool:
-        """Whether any server answers when asked for the servers of the root zone, which all of them know.
+        """Whether any server answers when asked for the servers of the root zone, or for the address of one of them.
 
         A server on this machine that reports an error may just lack the network. So that counts as an answer only if
         there is a route to the world.
@@ -176,18 +176,15 @@ class NameServers:
         self._channels.append(self._channels.pop(0))  # so that the next probe begins with another server
         try:
             async with asyncio.timeout(_ROUND_S):
-                await channel.resolver.query_dns(_ROOT_ZONE, "NS")
+                for name, kind in _KNOWN_TO_ALL:
+                    if await _is_answered(channel.resolver, name, kind):
+                        return True
         except TimeoutError:
-            _check_socket()
-            return False
-        except aiodns.error.DNSError as error:
-            if error.args[0] in _NO_ANSWER:
-                _check_socket()
-                return False
-            return error.args[0] in {*_NO_SUCH_NAME, aiodns.error.ARES_ENODATA} or has_public_route()
+            pass
         finally:
             await channel.resolver.close()
-        return True
+        _check_socket()
+        return False
 
     async def close(self) -> None:
         """Cancel all queries and close all channels."""
@@ -319,6 +316,19 @@ class _Channel:
             raise NameServerError(f"cannot use {servers or 'the name servers'}: {error}") from error
         self.lookups = 0
         self.open = 0
+
+
+async def _is_answered(resolver: aiodns.DNSResolver, name: str, kind: str) -> bool:
+    try:
+        await resolver.query_dns(name, kind)
+    except aiodns.error.DNSError as error:
+        code = error.args[0]
+        return (
+            code == aiodns.error.ARES_ENODATA
+            or code in _NO_SUCH_NAME
+            or (code not in _NO_ANSWER and has_public_route())
+        )
+    return True
 
 
 async def _query_udp(resolver: aiodns.DNSResolver, name: str) -> NameAnswer | None:

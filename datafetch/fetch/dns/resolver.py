@@ -102,6 +102,7 @@ class Resolver:
     Args:
         guard: Decides which addresses may be connected to; all others are dropped from answers.
         nameservers: ``ADDRESS``, ``ADDRESS:PORT`` or ``[V6]:PORT`` each; empty uses the system's name servers.
+        other_remedy: What else the operator can do if no name server answers, following another in a sentence.
         max_names: Size of the cache, from which the least recently used name is dropped.
         clock: In seconds, monotonic.
 
@@ -118,6 +119,7 @@ class Resolver:
         guard: AddressGuard,
         nameservers: Sequence[str] = (),
         *,
+        other_remedy: str = "",
         max_names: int = _MAX_CACHED_NAMES,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -126,7 +128,7 @@ class Resolver:
         self.servers = Means(
             self._servers.are_there,
             problem=partial(_no_server, nameservers),
-            remedy="check this machine's network, or name another server with --nameserver",
+            remedy=f"check this machine's network, or name another server with --nameserver{other_remedy}",
         )
         self._max_names = max_names
         self._now_s = clock

@@ -2,9 +2,9 @@
 
 ``python killing.py reshard SRC FOLDER STEP`` reshards SRC into FOLDER/<n>/out. ``python killing.py swap
 PREPARED FOLDER STEP`` completes the swap in copies of the folder PREPARED, FOLDER/<n>; ``swap-apart`` does the same
-as if the system could not exchange two folders. n is the number of the file operation before which the process is
-killed: 1, 1 + STEP, and so on, until a process runs to the end. The processes are forked from one without threads, so
-each costs milliseconds.
+as if the system could not exchange two folders, and ``set-aside`` sets the output in the copies aside. n is the number
+of the file operation before which the process is killed: 1, 1 + STEP, and so on, until a process runs to the end. The
+processes are forked from one without threads, so each costs milliseconds.
 """
 
 import os
@@ -12,13 +12,16 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
+from datafetch.engine.set_aside import set_aside
 from datafetch.output.reshard import copy, swap
 from datafetch.output.reshard.copy import ProgressMonitor
 from datafetch.output.reshard.folder import ReshardRequest, reshard
 from datafetch.output.reshard.swap import complete_swap
+from datafetch.store.job_file import read_job_file
 from datafetch.store.layout import OutputLayout
 
 SMALL_BUFFER_BYTES = 600
@@ -53,6 +56,19 @@ def _survives(task: Callable[[], object], operation: int) -> bool:
     return status == 0
 
 
+def layout_of(out: Path) -> OutputLayout:
+    """Return the paths of an output of either format."""
+    layout = OutputLayout(out)
+    is_of_files = layout.image_index_folder.exists() or (layout.previous / "1" / "out.datafetch" / "saved").exists()
+    return replace(layout, output_format="image_files") if is_of_files else layout
+
+
+def _set_aside(layout: OutputLayout) -> None:
+    job = read_job_file(layout)
+    assert job is not None
+    set_aside(layout, job)
+
+
 def main() -> None:
     """Repeat the task of the command line, with a buffer of a few rows."""
     copy._BUFFER_BYTES = SMALL_BUFFER_BYTES
@@ -61,7 +77,10 @@ def main() -> None:
         vars(swap)["exchange"] = lambda *_: False
     for operation in count(1, int(sys.argv[4])):
         copied = folder / str(operation)
-        if task.startswith("swap"):
+        if task == "set-aside":
+            shutil.copytree(given, copied)
+            survives = _survives(lambda out=copied / "out": _set_aside(layout_of(out)), operation)  # type: ignore[misc]
+        elif task.startswith("swap"):
             shutil.copytree(given, copied, symlinks=True)
             survives = _survives(lambda out=copied / "out": complete_swap(OutputLayout(out)), operation)  # type: ignore[misc]
         else:

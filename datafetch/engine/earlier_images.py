@@ -76,6 +76,8 @@ class _Choice:
 class _Stored(Protocol):
     def find(self, url: str) -> ImageResult | Body | None: ...
 
+    def has_failed(self, url: str) -> bool: ...
+
 
 class _OneOutput:
     """The images of one earlier output."""
@@ -96,6 +98,12 @@ class _OneOutput:
         line = result.line
         permitted = tuple(permission for permission in line.permitted if permission in _BY_FETCHING)
         return Body(result.jpeg, final_url=line.final_url, attempts=0, permitted=permitted)
+
+    def has_failed(self, url: str) -> bool:
+        def accepts(line: LedgerLine) -> bool:
+            return line.failure is not None and self._choice.accepts(line)
+
+        return self.results.find(url, accepts) is not None
 
 
 class EarlierImages:
@@ -125,6 +133,13 @@ class EarlierImages:
             if content:
                 await memory.grow(len(content))
         return found
+
+    async def find_failed(self, urls: Sequence[str]) -> list[bool]:
+        """For each URL, whether an earlier output has a failure of it that is taken."""
+        return await asyncio.get_running_loop().run_in_executor(self._reader, self._find_failed, urls)
+
+    def _find_failed(self, urls: Sequence[str]) -> list[bool]:
+        return [any(output.has_failed(url) for output in self._outputs) for url in urls]
 
     def _find(self, url: str) -> ImageResult | Body | None:
         return next((found for output in self._outputs if (found := output.find(url)) is not None), None)

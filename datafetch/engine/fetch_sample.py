@@ -68,6 +68,10 @@ class SampleFetcher:
         await _DocumentTask(self, shard, sample, self._output).run(ended, recovered.jpeg_bytes[sample.position])
         await shard.spool.append(sample)
 
+    async def find_failed(self, sample: Sample, images: Sequence[int]) -> list[int]:
+        """Those of a sample's images that are known to fail, by an earlier output."""
+        return await self._source.find_failed(sample, images)
+
     async def fetch_image(self, sample: Sample, image: int, memory: Reservation) -> ImageResult:
         """Fetch and transcode one image, whatever the outcome, or take it from an earlier output.
 
@@ -187,7 +191,12 @@ class _DocumentTask:
                 self._add_failure(image)
         if ended:
             self._add_size(max(ended), jpeg_bytes)
-        missing: Sequence[int] = [image for image in range(len(self._sample.urls)) if image not in ended]
+        missing = [image for image in range(len(self._sample.urls)) if image not in ended]
+        if not self._is_lost:
+            # First, so that nothing is requested of a document that is lost by what an earlier output knows of it.
+            failed = await self._fetcher.find_failed(self._sample, missing)
+            left = await self._fetch(failed)
+            missing = [*left, *(image for image in missing if image not in failed)]
         if not self._is_lost:
             missing = await self._fetch(missing)
         await self._skip(missing)

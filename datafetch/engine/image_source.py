@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import filecmp
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -46,6 +46,10 @@ class ImagesByUrl(Protocol):
 
     async def find(self, url: str, memory: Reservation) -> ImageResult | Body | None:
         """A result with this URL, or bytes that are still to be transcoded; None if there is nothing."""
+        ...
+
+    async def find_failed(self, urls: Sequence[str]) -> list[bool]:
+        """For each URL, whether its image is known to fail."""
         ...
 
 
@@ -141,9 +145,16 @@ class ImageSource:
         Returns:
             The result of an image with this URL, or the original bytes, or None.
         """
-        if self._earlier is None or sample.content is not None or not _NOT_BY_URL.isdisjoint(sample.row):
+        if self._earlier is None or not _is_by_url(sample):
             return None
         return await self._earlier.find(sample.urls[image], memory)
+
+    async def find_failed(self, sample: Sample, images: Sequence[int]) -> list[int]:
+        """Those of a sample's images that have failed for good in an earlier output."""
+        if self._earlier is None or not _is_by_url(sample):
+            return []
+        have_failed = await self._earlier.find_failed([sample.urls[image] for image in images])
+        return [image for image, has_failed in zip(images, have_failed, strict=True) if has_failed]
 
     async def __call__(self, sample: Sample, image: int, memory: Reservation) -> Fetched:
         """Get the bytes of one image.
@@ -268,6 +279,10 @@ class ImageSource:
         await memory.grow(size_bytes)
         content = await _in_thread(partial(_read_at_most, self._folder.path / path, size_bytes))
         return Body(content, source=self._folder.source)
+
+
+def _is_by_url(sample: Sample) -> bool:
+    return sample.content is None and _NOT_BY_URL.isdisjoint(sample.row)
 
 
 def _recorded_failure(value: object) -> Failure:

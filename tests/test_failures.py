@@ -76,7 +76,7 @@ def test_a_file_gets_whole_lines_in_the_order_of_the_manifest(
     monkeypatch.setenv("COLUMNS", "40")
     before = {path: path.stat().st_mtime_ns for path in layout.out.parent.rglob("*")}
     title, *lines = listed(capfd, str(layout.out))
-    assert title.split() == ["key", "image", "kind", "status", "host", "detail"]
+    assert title.split() == ["key", "image", "kind", "status", "URL", "detail"]
     assert [one.split("  ")[0].strip() for one in lines] == KEYS
     assert "http://写真.example/富士山.jpg" in lines[0]
     assert lines[0].endswith("because of timeout")
@@ -106,6 +106,7 @@ def test_a_terminal_gets_a_table_that_fits(layout: OutputLayout, monkeypatch: py
     publish(layout, "c", [failed(0, "too_many_redirects", f"http://{'long.' * 30}org/", key=long_key)])
     lines = on_a_terminal(monkeypatch, str(layout.out))
     assert len(lines) == 7
+    assert lines[0].split() == ["key", "image", "kind", "status", "host", "detail"]
     assert max(map(cell_len, lines)) <= 80
     assert "写真.example " in lines[1]
     assert lines[5].startswith("日本語の名前日…  ")

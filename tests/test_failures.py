@@ -195,6 +195,15 @@ def test_it_works_while_a_run_is_at_work(layout: OutputLayout, capfd: pytest.Cap
     assert len(listed(capfd, str(layout.state_folder), "--jsonl")) == len(KEYS)
 
 
+def test_it_works_when_the_output_was_moved(layout: OutputLayout, capfd: pytest.CaptureFixture[str]) -> None:
+    """Its spools are then no longer where the last heartbeat says, but in its state folder."""
+    write_heartbeat(layout)
+    moved = OutputLayout(layout.out.with_name("移動"))
+    layout.state_folder.rename(moved.state_folder)
+    layout.out.rename(moved.out)
+    assert len(listed(capfd, str(moved.out), "--jsonl")) == len(KEYS)
+
+
 def test_a_damaged_ledger_is_named(layout: OutputLayout, capfd: pytest.CaptureFixture[str]) -> None:
     """The exit code is 2, and the lines before it are printed."""
     layout.ledger("d").write_bytes(b"garbage")

@@ -7,7 +7,7 @@ import os
 import pty
 import sys
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ def test_a_file_gets_whole_lines_in_the_order_of_the_manifest(
     monkeypatch.setenv("COLUMNS", "40")
     before = {path: path.stat().st_mtime_ns for path in layout.out.parent.rglob("*")}
     title, *lines = listed(capfd, str(layout.out))
-    assert title.split() == ["key", "image", "kind", "status", "host", "detail"]
+    assert title.split() == ["key", "image", "kind", "status", "URL", "detail"]
     assert [one.split("  ")[0].strip() for one in lines] == KEYS
     assert "http://写真.example/富士山.jpg" in lines[0]
     assert lines[0].endswith("because of timeout")
@@ -106,6 +106,7 @@ def test_a_terminal_gets_a_table_that_fits(layout: OutputLayout, monkeypatch: py
     publish(layout, "c", [failed(0, "too_many_redirects", f"http://{'long.' * 30}org/", key=long_key)])
     lines = on_a_terminal(monkeypatch, str(layout.out))
     assert len(lines) == 7
+    assert lines[0].split() == ["key", "image", "kind", "status", "host", "detail"]
     assert max(map(cell_len, lines)) <= 80
     assert "写真.example " in lines[1]
     assert lines[5].startswith("日本語の名前日…  ")
@@ -125,7 +126,8 @@ def test_json_lines_have_every_column_of_the_ledger(layout: OutputLayout, capfd:
     assert [one["key"] for one in parsed] == [*KEYS[:4], "1", KEYS[4]]
     assert all(list(one) == ["key", *(name for name in SCHEMA.names if name != "key")] for one in parsed)
     assert parsed[5]["url"] == EVIL
-    assert parsed[4] == {**asdict(surrogate), "shard": "c", "permitted": ["insecure"]}
+    expected = {name: getattr(surrogate, name) for name in SCHEMA.names if name != "shard"}
+    assert parsed[4] == {**expected, "shard": "c", "permitted": ["insecure"]}
 
 
 def test_csv_cells_are_no_formulas(layout: OutputLayout, capfd: pytest.CaptureFixture[str]) -> None:
@@ -191,6 +193,15 @@ def test_it_works_while_a_run_is_at_work(layout: OutputLayout, capfd: pytest.Cap
     whole = path.read_bytes()
     path.write_bytes(whole[:-30])
     assert len(listed(capfd, str(layout.state_folder), "--jsonl")) == len(KEYS)
+
+
+def test_it_works_when_the_output_was_moved(layout: OutputLayout, capfd: pytest.CaptureFixture[str]) -> None:
+    """Its spools are then no longer where the last heartbeat says, but in its state folder."""
+    write_heartbeat(layout)
+    moved = OutputLayout(layout.out.with_name("移動"))
+    layout.state_folder.rename(moved.state_folder)
+    layout.out.rename(moved.out)
+    assert len(listed(capfd, str(moved.out), "--jsonl")) == len(KEYS)
 
 
 def test_a_damaged_ledger_is_named(layout: OutputLayout, capfd: pytest.CaptureFixture[str]) -> None:

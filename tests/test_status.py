@@ -27,6 +27,7 @@ from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
 from datafetch.errors import ConfigurationError
 from datafetch.model.statistics import Waiting
+from datafetch.monitor import host_failures
 from datafetch.monitor.status import RunState, Status, read_status
 from datafetch.store.layout import OutputLayout
 from datafetch.store.lock import Lock
@@ -422,6 +423,21 @@ def test_failures_for_http_statuses_are_told_apart(layout: OutputLayout, capfd: 
     publish(layout, "c", many)
     assert main(["status", str(layout.out)]) == 0
     assert "407 1 · 4 others" in " ".join(capfd.readouterr().out.split())
+
+
+def test_that_counts_of_hosts_are_lower_bounds_is_explained(
+    layout: OutputLayout, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """There may be more hosts than are counted; the JSON says so as well."""
+    monkeypatch.setattr(host_failures, "_MAX_PAIRS", 4)
+    monkeypatch.setattr(host_failures, "_KEPT_PAIRS", 2)
+    publish(layout, "c", [line(number, f"http://{number}.org/", "timeout") for number in range(9)])
+    assert main(["status", str(layout.out)]) == 0
+    words = " ".join(capfd.readouterr().out.split())
+    assert "where most failed at least why" in words
+    assert "at least, as hosts with few failures are no longer counted when there are very many" in words
+    assert main(["status", str(layout.out), "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["hosts_are_lower_bounds"] is True
 
 
 def _reshard(layout: OutputLayout) -> None:

@@ -93,7 +93,5 @@ def _facts(line: LedgerLine) -> Iterator[tuple[str, str]]:
         yield "source", line.source.value
     if line.permitted:
         yield "permitted", " ".join(f"--{one}" for one in line.permitted)
-    if line.is_skipped:
-        yield "skipped", "not requested, or cancelled, because its document was lost"
     if line.detail:
         yield "reason", line.detail

@@ -24,7 +24,8 @@ from datafetch.model.untrusted import escape_unprintable, to_printable
 from datafetch.monitor.failures import FailedImage
 from datafetch.store.ledger import SCHEMA
 
-_TITLES = ("key", "image", "kind", "status", "host", "detail")
+_TITLES = ("key", "image", "kind", "status", "URL", "detail")
+_SHORT_TITLES = ("key", "image", "kind", "status", "host", "detail")
 _MOST_CELLS = (16, 5, 18, 6, 24)
 """The width of each column on a terminal, at most, but for that of the detail."""
 _LEAST_CELLS = 12  # of the host, and of the detail
@@ -94,14 +95,16 @@ def _table(failures: Iterable[FailedImage], width: int | None) -> Iterator[str]:
     rest = iter(failures)
     if not (first := list(islice(rest, _MEASURED))):
         return
-    columns = zip(_TITLES, *(_cells(one, is_short=width is not None) for one in first), strict=True)
+    is_short = width is not None
+    titles = _SHORT_TITLES if is_short else _TITLES
+    columns = zip(titles, *(_cells(one, is_short=is_short) for one in first), strict=True)
     cells = [max(map(cell_len, column)) for column in columns][:-1]
     if width is not None:
         cells = _cells_at(width, cells)
-    for values in chain([_TITLES], (_cells(one, is_short=width is not None) for one in chain(first, rest))):
-        fitted = [_fit(text, room, is_cut=width is not None) for text, room in zip(values, cells, strict=False)]
-        line = _GAP.join([*fitted, *values[len(cells) :]]).rstrip()
-        yield f"{line if width is None else _fit(line, width, is_cut=True).rstrip()}\n"
+    for values in chain([titles], (_cells(one, is_short=is_short) for one in chain(first, rest))):
+        fitted = [_fit(text, room, is_cut=is_short) for text, room in zip(values, cells, strict=False)]
+        line = _GAP.join([*fitted, *values[len(cells) :]])
+        yield f"{(line if width is None else _fit(line, width, is_cut=True)).rstrip()}\n"
 
 
 def _cells_at(width: int, measured: Sequence[int]) -> list[int]:

@@ -178,6 +178,8 @@ def _why_lost(output: ObservedOutput, lines: tuple[LedgerLine, ...]) -> str:
     others = f" and {len(causes) - _MAX_NAMED_IMAGES:,} more" if len(causes) > _MAX_NAMED_IMAGES else ""
     if len(lines) == 1:
         return f"its image failed ({outcome_text(failed[0])})"
+    if not causes:
+        return "its images were not requested"
     least = output.job.fields.get("keep_at_least")
     needed = f"{least} must arrive (--keep-at-least)" if isinstance(least, int) else "all must arrive"
     skipped = len(failed) - len(causes)

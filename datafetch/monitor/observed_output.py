@@ -33,8 +33,11 @@ class ObservedOutput:
 
     @property
     def spool_folders(self) -> tuple[Path, ...]:
-        """The folders with the spools of its open shards: where its processes say, or, if moved, in its state."""
-        folders = filter(Path.exists, {Path(one.spools) for one in self.snapshots})
+        """The folders with the spools of its open shards: where its processes say, or else in the state folder.
+
+        An output that was moved has them there, and no longer where a heartbeat says.
+        """
+        folders = set(filter(Path.exists, (Path(one.spools) for one in self.snapshots)))
         return tuple(sorted(folders)) or tuple(list_folder(self.layout.all_spools))
 
 

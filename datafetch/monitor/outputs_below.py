@@ -46,6 +46,8 @@ def name_outputs(folder: Path) -> str:
     found = find_outputs(folder)
     if not found.outputs:
         return ""
+    if len(found.outputs) == 1:
+        return f"; below it is the output {found.outputs[0]}: name that one"
     names = ", ".join(map(str, found.outputs[:_NAMED]))
     others = len(found.outputs) - _NAMED
     more = f" and {others} more" if others > 0 else ""

@@ -117,12 +117,13 @@ class Lock:
             if self._real_path is not None and self._is_other_folder(self._real_path.parent):
                 self._acquire_file(self._real_path, kind)
             self._acquire_folder(kind)
+            holder = LockHolder.this_process(is_shared=kind == fcntl.LOCK_SH)
+            for descriptor in self._noted:
+                write_holder(descriptor, holder)
         except BaseException:
             self.release()
             raise
-        self._holder = LockHolder.this_process(is_shared=kind == fcntl.LOCK_SH)
-        for descriptor in self._noted:
-            write_holder(descriptor, self._holder)
+        self._holder = holder
 
     def _is_other_folder(self, folder: Path) -> bool:
         """Whether a state folder exists and is not the one whose lock file is locked already."""

@@ -86,7 +86,8 @@ def prepare(  # noqa: PLR0913 - one parameter an option
     if no_reshard:
         job = replace(job, world_size=None)
     if check_sources:
-        return report_sources([PlannedDataset(part_of(target), job.out, job)], as_json=json)
+        planned = [PlannedDataset(part_of(target), job.out, job)]
+        return report_sources(planned, given.apply(Reporting()), as_json=json)
     with open_reporter(given.apply(Reporting())) as reporter:
         report = run(job, observers=[partial(show_progress, reporter=reporter)])
         show_report(report, as_json=json)

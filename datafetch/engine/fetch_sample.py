@@ -39,6 +39,7 @@ class SampleFetcher:
     Attributes:
         outcomes: Number of images by outcome.
         repeated: Number of images that reused the result of an earlier request for the same URL.
+        transcoding: Number of images that are being transcoded, or wait for that.
         adopted: Number of images that were in their place already.
         budget: The memory budget for bodies.
     """
@@ -49,6 +50,7 @@ class SampleFetcher:
         self.outcomes: Counter[str] = Counter()
         self.repeated = 0
         self.adopted = 0
+        self.transcoding = 0
         self.dedup = UrlDeduplicator()
         self._output = output
         self._source = source
@@ -104,7 +106,11 @@ class SampleFetcher:
 
     async def _fetch_once(self, sample: Sample, image: int, memory: Reservation) -> tuple[Fetched, Outcome]:
         fetched = await self._source(sample, image, memory)
-        return fetched, await self._transcode(fetched)
+        self.transcoding += 1
+        try:
+            return fetched, await self._transcode(fetched)
+        finally:
+            self.transcoding -= 1
 
 
 class _ImageTask:

@@ -350,11 +350,10 @@ FAULTS = (
     ),
     Fault(
         "what the library logs is not shown",
-        "cli/progress.py",
-        "        with suppress(Exception):  # a message that can't be shown is no reason to end a run\n"
-        "            self._console.print(line, soft_wrap=True, highlight=False)\n",
-        "        del line\n",
-        ("progress", "cli"),
+        "cli/reporter.py",
+        "                with suppress(Exception):\n                    target.log(record)\n",
+        "                pass\n",
+        ("progress", "reporter", "cli"),
     ),
     Fault(
         "a full disk is a wrong command",

@@ -59,7 +59,14 @@ def write_heartbeat(layout: OutputLayout, **numbers: object) -> None:
     statistics = Statistics(
         **(
             nothing
-            | {"resharding": None, "waiting": None, "elapsed_s": 83.0, "open_requests": 500, "connections": 512}
+            | {
+                "resharding": None,
+                "waiting": None,
+                "transcoding": 0,
+                "elapsed_s": 83.0,
+                "open_requests": 500,
+                "connections": 512,
+            }
             | numbers
         )
     )

@@ -101,6 +101,7 @@ def test_the_line_says_what_is_waited_for() -> None:
     assert line.fitted(55) == "98.1%  73 images waiting for 127.0.1.38 (HTTP 503)"
     assert line.fitted(28) == "98.1%  73 images waiting"
     assert "ETA" not in run_line(replace(now, open_requests=2), Pace(80.0)).whole()
+    assert "ETA" in run_line(replace(now, transcoding=40), Pace(80.0)).whole()
 
 
 def test_what_waits_while_others_are_fetched_is_shown_where_there_is_room() -> None:

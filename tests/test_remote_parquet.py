@@ -319,7 +319,7 @@ def test_a_stopped_run_does_not_scan_again(
     hub.spans.clear()
     with Run(command) as resumed:
         assert resumed.end() == 0, resumed.messages()
-        assert any(re.search(r"2 files of [0-9.]+ kB, read in their place", line) for line in resumed.messages())
+        assert any(re.search(r"2 files of [0-9.]+ [kM]B, read in their place", line) for line in resumed.messages())
     assert not any(asked_for(hub, published, name, "id") for name in NAMES)
     local = published.job(tmp_path, str(published.folder), name="local")
     run(local)

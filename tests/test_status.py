@@ -504,7 +504,7 @@ def test_a_run_that_holds_the_lock_is_shown_without_a_heartbeat(
     layout.progress.write_bytes(orjson.dumps(old))
     assert main(["status", str(layout.out)]) == 0
     words = " ".join(capfd.readouterr().out.split())
-    assert f"state stalled; {holder}" in words
+    assert f"state unresponsive; {holder}" in words
     assert "but writes no heartbeat any more" in words
     assert main(["status", str(layout.out), "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["lock"]["pid"] == os.getpid()

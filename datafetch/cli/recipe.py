@@ -68,7 +68,7 @@ def prepare(  # noqa: PLR0913 - one parameter an option
     if dry_run:
         return report_dry_run(planned, given.apply(Reporting()), as_json=json)
     if check_sources:
-        return report_sources(planned, as_json=json)
+        return report_sources(planned, given.apply(Reporting()), as_json=json)
     unplanned = {each.part.name: each.problem for each in planned if each.problem}  # named before the others begin
     built: list[BuiltDataset] = []
     with open_reporter(given.apply(Reporting())) as reporter:
@@ -87,9 +87,10 @@ def prepare(  # noqa: PLR0913 - one parameter an option
         return _worst(built, min_success)
 
 
-def report_sources(planned: Sequence[PlannedDataset], *, as_json: bool) -> int:
+def report_sources(planned: Sequence[PlannedDataset], reporting: Reporting, *, as_json: bool) -> int:
     """Ask the sources of datasets, without downloading anything, and print what they answer."""
-    answers = check_sources(planned)
+    with open_reporter(reporting):
+        answers = check_sources(planned)
     show_sources(answers, as_json=as_json)
     return ExitCode.WRONG_COMMAND if any(one.problem for one in answers) else ExitCode.COMPLETE
 

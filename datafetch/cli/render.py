@@ -390,7 +390,7 @@ def _holder_text(state: RunState, holder: LockHolder) -> str:
     match state:
         case RunState.STARTING:
             return f"{text}, and has written no heartbeat yet"
-        case RunState.STALLED:
+        case RunState.UNRESPONSIVE:
             return f"{text}, but writes no heartbeat any more"
     return text if holder.is_here else f"{text}, unless it was killed, which can't be told from here"
 

@@ -25,9 +25,11 @@ from rich.live import Live
 from rich.text import Text
 
 from datafetch.cli.exit_code import json_line, one_line
-from datafetch.cli.progress_line import ProgressLine
+from datafetch.cli.progress_line import ProgressLine, step_line, with_step
 from datafetch.errors import ConfigurationError
+from datafetch.model import steps
 from datafetch.model.options import Effect, Option, OptionGroup, option
+from datafetch.model.steps import StepProgress
 
 _LIVE_INTERVAL_S = 0.25
 _PLAIN_INTERVAL_S = 10.0
@@ -233,14 +235,19 @@ class LogFile(Target):
 class Reporter(logging.Handler):
     """Passes lines of progress, and the messages that the library logs in any thread, to all targets.
 
+    A step besides fetching (``model.steps``) has a line of its own, or a field of the line that is shown already.
+
     Args:
         targets: Where they go.
     """
 
     def __init__(self, *targets: Target) -> None:
-        super().__init__(logging.INFO)
+        super().__init__()
         self._targets = targets
         self._shown_s: dict[Target, float] = {}
+        self._steps: dict[str, StepProgress] = {}
+        self._step_lines = ExitStack()
+        self._is_showing = self._shows_step = False
 
     @property
     def interval_s(self) -> float:
@@ -250,11 +257,16 @@ class Reporter(logging.Handler):
     @contextmanager
     def progress(self) -> Iterator[None]:
         """A context in which lines of progress are shown."""
+        self.end_step_line()
+        self._is_showing = True
         self._shown_s = dict.fromkeys(self._targets, time.monotonic())
-        with ExitStack() as stack:
-            for target in self._targets:
-                stack.enter_context(target.progress())
-            yield
+        try:
+            with ExitStack() as stack:
+                for target in self._targets:
+                    stack.enter_context(target.progress())
+                yield
+        finally:
+            self._is_showing = False
 
     def show(self, line: ProgressLine, *, is_end: bool = False) -> None:
         """Show a line of progress, wherever the last one was shown long enough ago.
@@ -263,19 +275,53 @@ class Reporter(logging.Handler):
             line: The line.
             is_end: Whether it is the first or the last one.
         """
+        for step in list(self._steps.values())[:1] if self._is_showing else ():
+            line = with_step(line, step)
+        self._show(line, is_end=is_end)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show a message, without its traceback, as one line; or the progress of a step."""
+        with suppress(Exception):  # what can't be shown is no reason to end a run
+            step = getattr(record, "step", None)
+            if isinstance(step, StepProgress):
+                self._show_step(step)
+                return
+        for target in self._targets:
+            if record.levelno >= target.level:
+                with suppress(Exception):
+                    target.log(record)
+
+    def end_step_line(self) -> None:
+        """End the line of a step, if there is one."""
+        if self._shows_step:
+            self._shows_step = False
+            self._step_lines.close()
+
+    def _show_step(self, step: StepProgress) -> None:
+        """Show a step in a line of its own, unless another line is shown, which gets it with its next state."""
+        if step.is_at_work:
+            self._steps[step.what] = step
+        else:
+            self._steps.pop(step.what, None)
+        if self._is_showing:
+            return
+        if step.is_at_work and not self._shows_step:
+            self._shows_step = True
+            self._shown_s = dict.fromkeys(self._targets, time.monotonic())
+            for target in self._targets:
+                self._step_lines.enter_context(target.progress())
+        if self._shows_step:
+            self._show(step_line(step), is_end=not step.is_at_work)
+        if not self._steps:
+            self.end_step_line()
+
+    def _show(self, line: ProgressLine, *, is_end: bool) -> None:
         now_s = time.monotonic()
         for target in self._targets:
             is_due = now_s - self._shown_s.get(target, now_s) >= target.interval_s * _NEARLY
             if is_due or (is_end and target.shows_ends):
                 self._shown_s[target] = now_s
                 target.show(line)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Show a message, without its traceback, as one line."""
-        for target in self._targets:
-            if record.levelno >= target.level:
-                with suppress(Exception):  # a message that can't be shown is no reason to end a run
-                    target.log(record)
 
 
 @contextmanager
@@ -295,21 +341,25 @@ def open_reporter(reporting: Reporting | None = None) -> Iterator[Reporter]:
             stack.enter_context(_logged_end(log_file))
         reporter = Reporter(*targets)
         stack.enter_context(receiving(reporter))
+        stack.callback(reporter.end_step_line)
         yield reporter
 
 
 @contextmanager
 def receiving(reporter: Reporter) -> Iterator[None]:
-    """Let a reporter have the library's messages, from level INFO, until the context is left."""
-    logger = logging.getLogger(_LIBRARY)
-    logger.addHandler(reporter)
-    level_before = logger.level
-    logger.setLevel(logging.INFO)
+    """Let a reporter have the library's messages, from level INFO, and its steps, until the context is left."""
+    library = logging.getLogger(_LIBRARY)
+    levels = {library: logging.INFO, logging.getLogger(steps.LOGGER): logging.DEBUG}
+    before = {logger: logger.level for logger in levels}
+    library.addHandler(reporter)
+    for logger, level in levels.items():
+        logger.setLevel(level)
     try:
         yield
     finally:
-        logger.setLevel(level_before)
-        logger.removeHandler(reporter)
+        for logger, level in before.items():
+            logger.setLevel(level)
+        library.removeHandler(reporter)
 
 
 @contextmanager

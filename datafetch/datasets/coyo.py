@@ -56,6 +56,7 @@ from datafetch.model.kinds import CounterName, Loader, Payload
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.options import DatasetOptions, option
 from datafetch.model.sample import BAD_LINE, IdListResult, Record, Row, Sample, Shard
+from datafetch.model.steps import Step, StepUnit
 from datafetch.model.wording import counted, sized
 
 _SIMILARITIES = ("clip_similarity_vitb32", "clip_similarity_vitl14")
@@ -286,14 +287,18 @@ class _Selection(ABC):
         criteria: Everything else that the selection depends on.
 
     Attributes:
+        scanned: What scans read of the files.
         cache: Keeps what scans find; None keeps nothing.
     """
+
+    scanned: str
 
     def __init__(self, files: Sequence[ParquetFile], *criteria: object) -> None:
         self.cache: ScanCache | None = None
         self._files = files
         self._scanned = 0
         self._latest: tuple[int, FileScan] | None = None  # the one that is asked for again when a run begins
+        self._scanning = Step(f"reading {self.scanned}", len(files), StepUnit.FILE)
         self._hash = hashlib.sha256(repr((_SCAN_VERSION, type(self).__name__, *criteria)).encode())
         self._keys: list[str] = []
         for file in files:
@@ -317,9 +322,16 @@ class _Selection(ABC):
     def _find(self, number: int) -> FileScan:
         found = self._kept(number)
         if found is None:
-            found = self._latest[1] if self._latest and self._latest[0] == number else self._scan(number)
+            if self._latest is not None and self._latest[0] == number:
+                found = self._latest[1]
+            else:
+                with self._scanning:
+                    found = self._scan(number)
+                    self._scanning.advance(number == self._scanned)
             if self.cache is not None:
                 self.cache.write(self._keys[number], found.to_bytes(self._keys[number]))
+        elif number == self._scanned:
+            self._scanning.skip(1)
         self._take(number, found.taken)
         self._scanned = max(self._scanned, number + 1)
         self._latest = number, found
@@ -345,6 +357,8 @@ class _SelectionByIds(_Selection):
 
     What a file takes is the positions of ids in the list.
     """
+
+    scanned = "ids"
 
     def __init__(self, files: Sequence[ParquetFile], ids: IdList, *, skips_bad_rows: bool) -> None:
         super().__init__(files, hashlib.sha256(ids.ids.data).hexdigest(), skips_bad_rows)
@@ -394,6 +408,8 @@ class _SelectionBySimilarity(_Selection):
     Of rows that tie for the last place, the first ones in the file are selected. Memory holds 8 bytes for each selected
     row of all files. What a file takes is ids.
     """
+
+    scanned = "similarities"
 
     def __init__(self, files: Sequence[ParquetFile]) -> None:
         super().__init__(files)

@@ -39,6 +39,7 @@ class SampleFetcher:
     Attributes:
         outcomes: Number of images by outcome.
         repeated: Number of images that reused the result of an earlier request for the same URL.
+        transcoding: Number of images that are being transcoded, or wait for that.
         adopted: Number of images that were in their place already, or in an earlier output.
         first_outcomes: Watches the images that are requested.
         budget: The memory budget for bodies.
@@ -51,6 +52,7 @@ class SampleFetcher:
         self.repeated = 0
         self.adopted = 0
         self.first_outcomes = FirstOutcomes(source.fetch.unused_proxy)
+        self.transcoding = 0
         self.dedup = UrlDeduplicator()
         self._output = output
         self._source = source
@@ -118,7 +120,11 @@ class SampleFetcher:
         self, sample: Sample, image: int, memory: Reservation, earlier: Body | None = None
     ) -> tuple[Fetched, Outcome]:
         fetched = earlier or await self._source(sample, image, memory)
-        return fetched, await self._transcode(fetched)
+        self.transcoding += 1
+        try:
+            return fetched, await self._transcode(fetched)
+        finally:
+            self.transcoding -= 1
 
 
 class _ImageTask:

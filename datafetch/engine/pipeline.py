@@ -136,6 +136,7 @@ class Pipeline:
             open_requests=fetching.open_requests,
             elapsed_s=time.monotonic() - self._started_s,
             waiting=fetching.waiting,
+            transcoding=self._fetcher.transcoding,
         )
 
     async def _work(self) -> None:

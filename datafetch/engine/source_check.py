@@ -24,6 +24,7 @@ from datafetch.fetch import Fetcher
 from datafetch.fetch.ranges import NoRangesError, RemoteRanges
 from datafetch.model.interfaces import Dataset
 from datafetch.model.location import at_mirror, is_url, without_secrets
+from datafetch.model.steps import Step, StepUnit
 from datafetch.process.event_loop import run_to_end
 from datafetch.process.threads import run_in_thread
 
@@ -77,7 +78,14 @@ def check_sources(planned: Sequence[PlannedDataset]) -> list[SourceAnswer]:
 async def _check_all(planned: Sequence[PlannedDataset]) -> list[SourceAnswer]:
     at_once = asyncio.Semaphore(_ASKED_AT_ONCE)
 
+    step = Step("asking sources", len(planned), StepUnit.SOURCE)
+
     async def check(one: PlannedDataset) -> SourceAnswer:
+        answer = await ask(one)
+        step.advance(1)
+        return answer
+
+    async def ask(one: PlannedDataset) -> SourceAnswer:
         if one.job is None:
             return SourceAnswer(one.part.name, "", problem=one.problem)
         place = without_secrets(one.job.source)
@@ -89,7 +97,8 @@ async def _check_all(planned: Sequence[PlannedDataset]) -> list[SourceAnswer]:
         known = [size for size in sizes if size is not None]
         return SourceAnswer(one.part.name, place, len(sizes), sum(known) if len(known) == len(sizes) else None)
 
-    return await asyncio.gather(*map(check, planned))
+    with step:
+        return await asyncio.gather(*map(check, planned))
 
 
 async def _sizes(job: Job, dataset: Dataset) -> AsyncIterator[int | None]:

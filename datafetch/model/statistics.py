@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from datafetch.model.bounds import Amount, Count, ShortText
 
-_MANY_PER_REQUEST = 8  # waiting images for each open request
+_MANY_PER_MOVING = 8  # waiting images for each that moves
 
 
 class ReshardStage(StrEnum):
@@ -71,6 +71,7 @@ class Statistics:
         elapsed_s: Seconds since the run started.
         resharding: The progress of resharding; None before that.
         waiting: What waits for hosts; None if nothing does.
+        transcoding: Images that have arrived and are being transcoded, or wait for that.
     """
 
     expected_images: Count | None
@@ -85,15 +86,16 @@ class Statistics:
     elapsed_s: Amount
     resharding: ReshardProgress | None = None
     waiting: Waiting | None = None
+    transcoding: Count = 0
 
     @property
     def is_stalled(self) -> bool:
-        """Whether nothing or little is sent, because nearly all images wait for the next attempt at their hosts."""
-        waiting = self.waiting
+        """Whether nothing or little moves, because nearly all images wait for the next attempt at their hosts."""
+        waiting, moving = self.waiting, self.open_requests + self.transcoding
         if waiting is None:
             return False
         is_paused = waiting.next_attempt_s is not None
-        return not self.open_requests or (is_paused and self.open_requests * _MANY_PER_REQUEST <= waiting.images)
+        return not moving or (is_paused and moving * _MANY_PER_MOVING <= waiting.images)
 
     def left_s(self, images: int, images_per_s: float) -> float | None:
         """How many seconds some images will take at a pace; None if there are none, or nothing or little is sent."""

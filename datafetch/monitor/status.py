@@ -39,7 +39,7 @@ class RunState(StrEnum):
     """A process of this machine holds the lock, and has not written a heartbeat yet."""
     RUNNING = "running"
     """A process is at work."""
-    STALLED = "stalled"
+    UNRESPONSIVE = "unresponsive"
     """A process of this machine holds the lock, but its last heartbeat is too old."""
     INTERRUPTED = "interrupted"
     """No process is at work, and something is left to do."""
@@ -206,7 +206,7 @@ def read_status(out: Path | str) -> Status:
         state = RunState.COMPLETE
     elif holder is not None and holder.exists and not _has_ended(holder, snapshots):
         is_silent = any(one.pid == holder.pid and one.started_unix_s >= holder.since_unix_s for one in snapshots)
-        state = RunState.STALLED if is_silent else RunState.STARTING
+        state = RunState.UNRESPONSIVE if is_silent else RunState.STARTING
     else:  # without a report the last step is missing: resharding, for example
         state = RunState.INTERRUPTED
     images = counts.outcomes.total()

@@ -102,7 +102,7 @@ def prepare(  # noqa: PLR0913 - one parameter an option
     if dry_run:
         return report_dry_run(planned, reporting, repeated, as_json=json)
     if check_sources:
-        return report_sources(planned, as_json=json)
+        return report_sources(planned, reporting, as_json=json)
     with open_reporter(reporting) as reporter:
         report = run(own, observers=[partial(show_progress, reporter=reporter)], repeated=repeated)
         show_report(report, as_json=json)

@@ -4,7 +4,8 @@ Theory of operation. ``huggingface_hub`` does the work: it knows the hub's endpo
 the environment, and resumes downloads. A file of Git LFS that it has downloaded is checked against the hash that the
 hub lists. It runs in a process of its own, because it blocks, holds a hundred megabytes, takes its settings from the
 environment when it is imported (there, its telemetry and progress bars are switched off), and can't be cancelled but by
-ending it. The process gets a request as JSON on its standard input, and answers with one line of JSON.
+ending it. The process gets a request as JSON on its standard input, and answers with one line of JSON; before it, there
+is a line for each file that is downloaded.
 
 Rules: a place on the hub has a revision. Where the commit of a dataset is known, that is its revision, so that each run
 gets the same files.
@@ -17,6 +18,7 @@ import asyncio
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -25,11 +27,15 @@ from urllib.parse import quote
 import msgspec
 
 from datafetch.errors import ConfigurationError, ManifestError, ResourceError
+from datafetch.model.steps import Step, StepUnit
 from datafetch.process.child import child_command, start_failure
 
 _SCHEME = "hf://"
 _PLACE = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+?)(?:@([\w.-]+))?(?:/(.+?))?/?")
+_PIECE_BYTES = 1 << 16
 _ENDPOINT = "https://huggingface.co"
+DOWNLOADED = b"downloaded"
+"""The line of the process for each file that is there."""
 _QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -183,7 +189,7 @@ async def _ask(place: HubPlace, request: Request, mirror: HubMirror | None) -> A
     except OSError as error:
         raise ResourceError(f"cannot start the process that asks the hub: {start_failure(error)}") from error
     try:
-        answered, _ = await process.communicate(msgspec.json.encode(request))
+        answered = await _talk(process, request)
     finally:
         if process.returncode is None:
             process.kill()
@@ -193,4 +199,28 @@ async def _ask(place: HubPlace, request: Request, mirror: HubMirror | None) -> A
     answer = msgspec.json.decode(answered, type=Answer)
     if answer.problem:
         raise (ResourceError if answer.is_ours else ManifestError)(f"{place}: {answer.problem}")
+    return answer
+
+
+async def _talk(process: asyncio.subprocess.Process, request: Request) -> bytes:
+    """Send the request, and return the answer; empty if the process ends without one."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with suppress(ConnectionError):  # it has ended already, and its status tells
+        process.stdin.write(msgspec.json.encode(request))
+        await process.stdin.drain()
+    process.stdin.close()
+    begun, answer = bytearray(), b""
+    with Step(f"downloading {request.repository}", len(request.names), StepUnit.FILE) as step:
+        while piece := await process.stdout.read(_PIECE_BYTES):
+            begun += piece
+            if b"\n" not in piece:
+                continue
+            *lines, begun = begun.split(b"\n")
+            for line in lines:
+                if line == DOWNLOADED:
+                    step.advance(1)
+                else:
+                    answer = bytes(line)
+    await process.wait()
     return answer

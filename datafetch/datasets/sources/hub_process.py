@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from datafetch.datasets.sources.hub import Answer, Request
+from datafetch.datasets.sources.hub import DOWNLOADED, Answer, Request
 from datafetch.process.child import end_with_parent
 
 if TYPE_CHECKING:
@@ -30,7 +30,13 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     end_with_parent()
     request = msgspec.json.decode(sys.stdin.buffer.read(), type=Request)
-    sys.stdout.buffer.write(msgspec.json.encode(_answer(request)))
+    sys.stdout.buffer.write(msgspec.json.encode(_answer(request)) + b"\n")
+
+
+def _say_downloaded() -> None:
+    """Tell the parent that another file is there."""
+    sys.stdout.buffer.write(DOWNLOADED + b"\n")
+    sys.stdout.buffer.flush()
 
 
 def _answer(request: Request) -> Answer:
@@ -68,6 +74,7 @@ def _download(hub: ModuleType, request: Request) -> Answer:
             path.unlink(missing_ok=True)
             return Answer(problem=f"{name} did not arrive as it is published; run the same command again")
         folders.add(path.parents[name.count("/")])
+        _say_downloaded()
     (folder,) = folders  # of one revision, all are in one
     return Answer(folder=os.fspath(folder))
 

@@ -6,7 +6,7 @@ They take logins, regions and endpoints from the environment, as the tools of th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -66,19 +66,24 @@ def list_stored(location: str) -> dict[str, StoredFile]:
     return {entry.path.removeprefix(path).lstrip("/"): _stored(entry) for entry in files}
 
 
-def copy_stored(location: str, file: StoredFile, target: BinaryIO) -> None:
+def copy_stored(location: str, file: StoredFile, target: BinaryIO, on_bytes: Callable[[int], None]) -> None:
     """Copy a file from an object store.
 
     Args:
         location: The location that it was listed from.
         file: The file.
         target: Where to.
+        on_bytes: Called with the size of each piece that was copied.
 
     Raises:
         ManifestError: The store does not give it, or as another file than was listed.
         OSError: The target can't be written.
     """
-    copied_bytes = sum(target.write(piece) for piece in _pieces(location, file))
+    copied_bytes = 0
+    for piece in _pieces(location, file):
+        target.write(piece)
+        on_bytes(len(piece))
+        copied_bytes += len(piece)
     if copied_bytes != file.size_bytes:
         raise ManifestError(f"{file.path} has changed since it was listed; run the same command again")
 

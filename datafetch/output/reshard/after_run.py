@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterator, Sequence
 import numpy as np
 
 from datafetch.errors import ConfigurationError, ConservationError
+from datafetch.model.wording import counted
 from datafetch.output.formats import ROWS_SUFFIX
 from datafetch.output.reshard.copy import ProgressMonitor, reshard_rows
 from datafetch.output.reshard.numbering import NumberedSamples
@@ -52,8 +53,12 @@ def reshard_output(layout: OutputLayout, shards: Sequence[str], plan: Plan, moni
     rows = int(samples.has_row.sum())
     if before is None and rows < plan.ranks.min_rows:
         _log.warning(
-            "%s rows are too few for %s ranks, which take at least %s: the shards stay as the manifest cut them",
-            *(f"{number:,}" for number in (rows, plan.ranks.world_size, plan.ranks.min_rows)),
+            "%s %s too few for %s, which take%s at least %s: the shards stay as the manifest cut them",
+            counted(rows, "row"),
+            "is" if rows == 1 else "are",
+            counted(plan.ranks.world_size, "rank"),
+            "s" if plan.ranks.world_size == 1 else "",
+            f"{plan.ranks.min_rows:,}",
         )
         return True
     position_of_sample = np.full(len(samples.has_row), -1, np.int64)

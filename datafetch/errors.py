@@ -140,3 +140,18 @@ def raise_if_exhausted(error: BaseException) -> None:
     """
     if is_exhaustion(error):
         raise ResourceError.from_exhaustion(error) from error
+
+
+def unreadable(what: object, error: BaseException) -> ManifestError:
+    """The error for a file or folder that can't be read.
+
+    Args:
+        what: The file, as the message names it.
+        error: What the system or a library raised.
+
+    Raises:
+        ResourceError: This machine has run out of something, which is no fault of the file.
+    """
+    raise_if_exhausted(error)
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    return ManifestError(f"cannot read {what}: {text.splitlines()[0]}; fix this, or give a copy that can be read")

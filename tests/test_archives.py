@@ -522,7 +522,9 @@ def test_a_temporary_folder_that_is_full_is_said_to_be(
 ) -> None:
     """The archive itself can be read."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "not there"))
-    with pytest.raises(ResourceError, match=r"cannot write the archive's directory to .*not there, which TMPDIR can"):
+    with pytest.raises(
+        ResourceError, match=r"cannot write the archive's central directory to .*not there, which TMPDIR can"
+    ):
         run(coco(tmp_path, archive))
 
 

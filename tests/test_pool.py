@@ -499,7 +499,7 @@ async def test_too_few_descriptors_to_start_a_worker_are_reported(
         resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (limit, limit))
         worker.kill()
         await asyncio.to_thread(worker.wait)
-        with pytest.raises(ResourceError, match=r"too few descriptors.*run the same command again"):
+        with pytest.raises(ResourceError, match=r"too few file descriptors.*run the same command again"):
             await transcode(b"late")
     assert "Traceback" not in capfd.readouterr().err
 

@@ -23,7 +23,7 @@ from datafetch.datasets.fallback_urls import FallbackUrls
 from datafetch.datasets.filenames import DuplicateNames, why_refused
 from datafetch.datasets.named_images import SAMPLES_PER_SHARD, slice_name
 from datafetch.datasets.readers import Int64s, ZipDirectory, ZipEntry
-from datafetch.errors import ManifestError, raise_if_exhausted
+from datafetch.errors import ManifestError, unreadable
 from datafetch.model.interfaces import Manifest, Samples
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.outcome import FailureKind
@@ -324,8 +324,7 @@ def _walk(folder: Path) -> Iterator[tuple[str, int]]:
                 if path.is_file() and not path.is_symlink():
                     yield path.relative_to(folder).as_posix(), path.stat().st_size
     except OSError as error:
-        raise_if_exhausted(error)
-        raise ManifestError(f"cannot read {folder}: {error.strerror or error}") from error
+        raise unreadable(folder, error) from error
 
 
 def _raise(error: OSError) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from datafetch.datasets.readers import LineFile, RecordReader
 from datafetch.datasets.url_length import bounded_url
-from datafetch.errors import ManifestError, raise_if_exhausted
+from datafetch.errors import ManifestError, unreadable
 
 
 class FallbackUrls:
@@ -42,8 +42,7 @@ class FallbackUrls:
         except ManifestError as error:
             raise ManifestError(f"{path} {error}; move it away, or fetch it again") from error
         except OSError as error:
-            raise_if_exhausted(error)
-            raise ManifestError(f"cannot read {path}: {error.strerror or error}") from error
+            raise unreadable(path, error) from error
         starts.append(len(self._urls))
         self._starts = np.array(starts, np.int64)
         unordered = np.array(digests, np.int64)

@@ -24,7 +24,7 @@ from datafetch.datasets.named_images import SAMPLES_PER_SHARD, find_file, image_
 from datafetch.datasets.readers import LineFile, RecordReader
 from datafetch.datasets.shared_options import URL_KEY
 from datafetch.datasets.url_length import bounded_url
-from datafetch.errors import ManifestError, raise_if_exhausted
+from datafetch.errors import ManifestError, unreadable
 from datafetch.model.interfaces import Manifest, Samples
 from datafetch.model.kinds import Loader, Payload
 from datafetch.model.options import DatasetOptions, option
@@ -194,8 +194,7 @@ def _records(path: Path, reader: RecordReader) -> Iterator[object]:
     except ManifestError as error:
         raise ManifestError(f"{path} {error}; --source takes the published list") from error
     except OSError as error:
-        raise_if_exhausted(error)
-        raise ManifestError(f"cannot read {path}: {error.strerror or error}") from error
+        raise unreadable(path, error) from error
 
 
 def _why_unusable(record: object) -> str:

@@ -21,7 +21,7 @@ from datafetch.datasets.named_images import SAMPLES_PER_SHARD, find_file, image_
 from datafetch.datasets.readers import LineFile, ObjectReader
 from datafetch.datasets.referenced import read_referenced
 from datafetch.datasets.url_length import bounded_url, is_too_long
-from datafetch.errors import ManifestError, raise_if_exhausted
+from datafetch.errors import ManifestError, unreadable
 from datafetch.model.interfaces import Manifest, Samples
 from datafetch.model.kinds import Loader, Payload
 from datafetch.model.ledger_line import ShardCounts
@@ -194,8 +194,7 @@ class OcrVqaManifest(Manifest):
         except ManifestError as error:
             raise ManifestError(f"{self._path} {error}; --source takes the published {_FILE}") from error
         except OSError as error:
-            raise_if_exhausted(error)
-            raise ManifestError(f"cannot read {self._path}: {error.strerror or error}") from error
+            raise unreadable(self._path, error) from error
 
 
 @dataclass(frozen=True, slots=True)

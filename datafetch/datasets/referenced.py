@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from datafetch.datasets.filenames import why_refused
 from datafetch.datasets.readers import RecordReader
-from datafetch.errors import ManifestError, raise_if_exhausted
+from datafetch.errors import ManifestError, unreadable
 
 
 def read_referenced(
@@ -98,5 +98,4 @@ def _records(path: Path, advice: str) -> Iterator[object]:
     except ManifestError as error:
         raise ManifestError(f"{path} {error}; {advice}") from error
     except OSError as error:
-        raise_if_exhausted(error)
-        raise ManifestError(f"cannot read {path}: {error.strerror or error}") from error
+        raise unreadable(path, error) from error

@@ -36,10 +36,12 @@ class TokenCounter:
             self._tokenizer = Tokenizer.from_str(content.decode())
         except OSError as error:
             raise_if_exhausted(error)
-            raise ConfigurationError(f"cannot read the tokenizer {path}: {error.strerror or error}") from error
+            raise ConfigurationError(
+                f"cannot read the tokenizer {path}: {error.strerror or error}; fix this, or give a copy"
+            ) from error
         except Exception as error:  # tokenizers raises a bare Exception if the file is not a tokenizer
             raise_if_exhausted(error)
-            raise ConfigurationError(f"{path} is not a tokenizer.json: {error}") from error
+            raise ConfigurationError(f"{path} is not a tokenizer.json: {error}; give that of the model") from error
         # A file may limit the length of its model's input, which would cut off what is to be counted.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()

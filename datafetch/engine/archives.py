@@ -24,7 +24,7 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 import msgspec
 
 from datafetch.datasets.readers import Fingerprint, ZipDirectory, copy_header, locate_directory
-from datafetch.errors import ManifestError, ResourceError, raise_if_exhausted
+from datafetch.errors import ManifestError, ResourceError, raise_if_exhausted, unreadable
 from datafetch.fetch import Fetcher
 from datafetch.fetch.archive import MemberReader
 from datafetch.fetch.policy import FetchPolicy
@@ -268,8 +268,7 @@ async def _copy_local(path: Path, copy: BinaryIO) -> None:
     try:
         size_bytes = await run_in_thread(lambda: path.stat().st_size)
     except OSError as error:
-        raise_if_exhausted(error)
-        raise ManifestError(f"cannot read {path}: {error.strerror or error}") from error
+        raise unreadable(path, error) from error
     await _copy(LocalRanges(path, size_bytes), size_bytes, copy, str(path), path.name)
 
 
@@ -326,7 +325,9 @@ def _write(copy: BinaryIO, content: bytes) -> None:
 
 def _disk_error(error: OSError) -> ResourceError:
     folder = tempfile.gettempdir()
-    return ResourceError.from_disk_error(error, f"write the archive's directory to {folder}, which TMPDIR can change")
+    return ResourceError.from_disk_error(
+        error, f"write the archive's central directory to {folder}, which TMPDIR can change"
+    )
 
 
 def _remote(fetch: Fetcher, location: str, part_bytes: int, fingerprint: Fingerprint) -> RemoteRanges:

@@ -22,7 +22,7 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Protocol, TypeVar
 
-from datafetch.errors import ConfigurationError, ManifestError, raise_if_exhausted
+from datafetch.errors import ConfigurationError, unreadable
 from datafetch.fetch import Limiter, Reservation
 from datafetch.fetch.archive import MemberReader
 from datafetch.fetch.fetcher import OUT_OF_TIME
@@ -296,8 +296,7 @@ async def _in_thread(function: Callable[[], _T]) -> _T:
     try:
         return await run_in_thread(function)
     except OSError as error:
-        raise_if_exhausted(error)
-        raise ManifestError(f"cannot read {error.filename}: {error.strerror or error}") from error
+        raise unreadable(error.filename, error) from error
 
 
 def _find_file(folder: FileFolder, relative: str, max_bytes: int) -> int | Failure:

@@ -301,7 +301,7 @@ def read_job(layout: OutputLayout) -> tuple[Job, Identity]:
     """
     file = read_job_file(layout)
     if file is None:
-        hint = name_outputs(layout.out)
+        hint = name_outputs(layout.out) or "; give the folder that a run writes to"
         raise ConfigurationError(f"{layout.out} is not an output of datafetch: there is no {layout.job}{hint}")
     try:
         return job_in(file), file.identity

@@ -127,7 +127,7 @@ def plan_recipe(
                 f"{flag} {strange}=… is given, and {strange} is not among the targets: {', '.join(names)}"
             )
     if strange := next((name for name in ids if find_dataset(name).id_list is None), None):
-        raise ConfigurationError(f"{strange} does not take --ids")
+        raise ConfigurationError(f"{strange} does not take --ids; leave it out")
     planned = []
     for part in map(part_of, names):
         out = str(root / find_dataset(part.name).path)

@@ -217,7 +217,7 @@ class MemberReader:
             self._inflater, _inflate_all, [replace(member, stop=stop)], read.content, member.start
         )
         if isinstance(content, _Beyond):
-            return _BadMemberError("its local header has changed while it was read").failure
+            return _BadMemberError("its header has changed while it was read").failure
         return content
 
 
@@ -275,7 +275,7 @@ def _inflate(member: Member, raw: memoryview) -> bytes | Failure | _Beyond:
         return error.failure
     except (zlib.error, ValueError, OSError) as error:
         # It may have been damaged on its way.
-        return _BadMemberError(f"its data can't be inflated: {error}", hashlib.sha256(raw).hexdigest()).failure
+        return _BadMemberError(f"its data can't be decompressed: {error}", hashlib.sha256(raw).hexdigest()).failure
     return content
 
 
@@ -286,11 +286,11 @@ def _find_data(member: Member, raw: memoryview) -> int:
         _BadMemberError: There is no header, or it contradicts the directory.
     """
     if len(raw) < LOCAL_HEADER_BYTES or raw[:4] != _LOCAL_SIGNATURE:
-        raise _BadMemberError("there is no local header where the directory says")
+        raise _BadMemberError("there is no member where the central directory says")
     fields = _LOCAL_HEADER.unpack_from(raw)
     method, name_bytes, extra_bytes = fields[3], fields[9], fields[10]
     if method != member.method:
-        raise _BadMemberError("its local header gives another method than the directory")
+        raise _BadMemberError("its header names another compression method than the central directory")
     return int(LOCAL_HEADER_BYTES + name_bytes + extra_bytes + member.compressed_bytes)
 
 
@@ -301,7 +301,9 @@ def _check(member: Member, content: bytes) -> None:
         _BadMemberError: It is not what the directory says.
     """
     if len(content) != member.size_bytes:
-        raise _BadMemberError(f"it has another size than the {member.size_bytes} bytes that the directory gives")
+        raise _BadMemberError(
+            f"it has another size than the {member.size_bytes} bytes that the central directory gives"
+        )
     if zlib.crc32(content) != member.crc32:
         raise _BadMemberError("its checksum is wrong", hashlib.sha256(content).hexdigest())
 

@@ -20,7 +20,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Protocol
 
-from datafetch.errors import ManifestError, raise_if_exhausted
+from datafetch.errors import ManifestError, unreadable
 from datafetch.fetch.fetcher import Fetcher
 from datafetch.model.location import without_secrets
 from datafetch.model.outcome import Body, Failure, FailureKind, Permission, Permissions
@@ -310,8 +310,7 @@ class LocalRanges:
                     if len(content) == stop - start:
                         return content
         except OSError as error:
-            raise_if_exhausted(error)
-            raise ManifestError(f"cannot read {self._path}: {error.strerror or error}") from error
+            raise unreadable(self._path, error) from error
         raise FileChangedError(f"{self._path} has changed since it was first read; start over with --fresh")
 
 

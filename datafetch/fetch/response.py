@@ -79,7 +79,7 @@ class BodyReader:
         if part is None and hop.request.byte_range is not None:
             return Failure(FailureKind.HTTP_STATUS, "HTTP 206 without a Content-Range that matches the requested range")
         if part is not None and content_codings(response.headers):
-            return Failure(FailureKind.HTTP_STATUS, "HTTP 206 with a content coding, which a part can't be rid of")
+            return Failure(FailureKind.HTTP_STATUS, "HTTP 206 with a content coding: a part alone can't be decoded")
         directive = opt_out(response.headers)
         if directive is not None:
             if self._policy.opt_out == OptOut.OBEY:

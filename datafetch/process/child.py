@@ -40,4 +40,4 @@ def end_with_parent() -> None:
 def start_failure(error: OSError) -> str:
     """Describe why no process could be started. uvloop gives no errno if descriptors or memory are lacking."""
     number = error.errno or 0
-    return os.strerror(number) if number > 0 else "too few descriptors, or too little memory"
+    return os.strerror(number) if number > 0 else "too few file descriptors, or too little memory"

@@ -96,7 +96,7 @@ class Spool:
             file = await aiofiles.open(path, "ab", buffering=0)
             return await asyncio.to_thread(cls, path, file, recovered)
         except OSError as error:
-            raise ResourceError.from_disk_error(error, f"open the spool {path}") from error
+            raise ResourceError.from_disk_error(error, f"open {path}, which has images in progress") from error
 
     async def append(self, *records: SpoolRecord) -> int:
         """Append entries and return when the operating system has them.
@@ -132,7 +132,7 @@ class Spool:
             try:
                 await asyncio.to_thread(sync_open, self._file.fileno(), self.path)
             except OSError as error:
-                self._failure = ResourceError.from_disk_error(error, f"write the spool {self.path}")
+                self._failure = ResourceError.from_disk_error(error, f"write {self.path}, which has images in progress")
                 raise self._failure from error
 
     async def close(self) -> None:
@@ -155,7 +155,7 @@ class Spool:
             while unwritten:
                 unwritten = unwritten[await self._file.write(unwritten) :]
         except OSError as error:
-            self._failure = ResourceError.from_disk_error(error, f"write the spool {self.path}")
+            self._failure = ResourceError.from_disk_error(error, f"write {self.path}, which has images in progress")
             raise self._failure from error
 
 

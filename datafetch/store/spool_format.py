@@ -143,8 +143,9 @@ def read_marker(file: BinaryIO) -> bytes:
     start = file.read(FILE_HEADER_BYTES)
     if not has_file_header(start):
         raise ConfigurationError(
-            f"{file.name} is not a spool of this version of datafetch; move it away, and the images that it held are "
-            "fetched again"
+            f"{file.name} is not a spool of this version of datafetch; move it away, and the images in "
+            "progress that it "
+            "held are fetched again"
         )
     return start[len(_MAGIC) :]
 

@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from datafetch.datasets.readers.limits import Int64s, reason
-from datafetch.errors import ManifestError, raise_if_exhausted
+from datafetch.datasets.readers.limits import Int64s
+from datafetch.errors import ManifestError, unreadable
 
 INDEX_BITS = 32
 """The lower bits of a packed pair hold the index, and the bits above them the shard."""
@@ -100,8 +100,7 @@ def _read(
             ids.add(_parse(path, lines, first_line, parse, (what, form)))
             first_line += len(chunk)
     except (OSError, EOFError, zlib.error) as error:
-        raise_if_exhausted(error)
-        raise ManifestError(f"cannot read the id list {path}: {reason(error)}") from error
+        raise unreadable(f"the id list {path}", error) from error
     id_list = ids.to_list()
     if not len(id_list.ids):
         raise ManifestError(f"the id list {path} is empty; it takes {form}")

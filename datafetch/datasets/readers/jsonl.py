@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from datafetch.datasets.readers.file_kind import describe_non_data, describe_text
-from datafetch.datasets.readers.limits import max_rows, reason
-from datafetch.errors import ManifestError, raise_if_exhausted
+from datafetch.datasets.readers.limits import max_rows
+from datafetch.errors import ManifestError, unreadable
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -218,5 +218,4 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except _READ_ERRORS as error:
-        raise_if_exhausted(error)
-        raise ManifestError(f"cannot read {path}: {reason(error)}") from error
+        raise unreadable(path, error) from error

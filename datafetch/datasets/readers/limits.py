@@ -22,12 +22,6 @@ _MEMBER_BYTES = 128  # a key and its entry in a dict
 _DIGITS_LIMIT = "set_int_max_str_digits"  # part of Python's message
 
 
-def reason(error: BaseException) -> str:
-    """Describe an exception in one line."""
-    text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-    return text.splitlines()[0]
-
-
 def max_rows(size_bytes: int) -> int:
     """Return the maximum number of rows, records or lines that a file of this size may claim to have.
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from datafetch.datasets.readers.limits import reason
-from datafetch.errors import ManifestError, raise_if_exhausted
+from datafetch.errors import ManifestError, unreadable
 
 
 def list_files(folder: Path, *suffixes: str) -> list[Path]:
@@ -20,8 +19,7 @@ def list_files(folder: Path, *suffixes: str) -> list[Path]:
     try:
         return _list_files(folder, suffixes)
     except OSError as error:
-        raise_if_exhausted(error)
-        raise ManifestError(f"cannot read the folder {folder}: {reason(error)}") from error
+        raise unreadable(f"the folder {folder}", error) from error
 
 
 def _list_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:

@@ -28,10 +28,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from datafetch.datasets.readers.file_kind import describe_non_parquet
-from datafetch.datasets.readers.limits import Int64s, max_rows, reason
+from datafetch.datasets.readers.limits import Int64s, max_rows
 from datafetch.datasets.readers.parquet_pages import DamagedPageError, Page, read_chunks, read_pages
 from datafetch.datasets.readers.parquet_source import LocalParquet, OpenParquet, ParquetSource, RemoteParquet
-from datafetch.errors import ManifestError, raise_if_exhausted
+from datafetch.errors import ManifestError, unreadable
 from datafetch.model.interfaces import RemoteFile
 
 _BATCH_ROWS = 8192  # at COYO's 200 bytes of URL and text a row, about 2 MB as Arrow and 8 MB as Python objects
@@ -134,7 +134,8 @@ class ParquetFile:
             self._spans = self._find_spans(chunks, metadata)
         if self.rows > max_rows(self.column_bytes(tuple(columns))):
             raise ManifestError(
-                f"{self.name} claims to have {self.rows:,} rows in {self.size_bytes:,} bytes, more than is accepted"
+                f"{self.name} claims to have {self.rows:,} rows in {self.size_bytes:,} bytes, more "
+                f"than is accepted; {_AGAIN}"
             )
 
     def column_bytes(self, columns: Sequence[str]) -> int:
@@ -196,7 +197,8 @@ class ParquetFile:
         for name, wanted in columns.items():
             if not _TYPE_CHECKS[wanted](types[name]):
                 raise ManifestError(
-                    f"{self.name}: column {name} has the type {types[name]}, where {wanted.value} is needed"
+                    f"{self.name}: column {name} has the type {types[name]}, where {wanted.value} is "
+                    "needed; give the published file"
                 )
 
     def _find_spans(
@@ -272,7 +274,8 @@ class ParquetFile:
         for page in self._pages(opened, group, name):
             if page.size_bytes > _MAX_PAGE_BYTES:
                 raise ManifestError(
-                    f"{self.name}: column {name} has a page of {page.size_bytes:,} bytes, more than is accepted"
+                    f"{self.name}: column {name} has a page of {page.size_bytes:,} bytes, more than is "
+                    f"accepted; {_AGAIN}"
                 )
             has_dictionary = has_dictionary or page.is_dictionary_encoded
             dictionary_bytes = dictionary_bytes if page.values else max(dictionary_bytes, page.size_bytes)
@@ -355,7 +358,7 @@ def _find_footer(opened: OpenParquet, name: str) -> int:
     if magic != _MAGIC or footer_bytes > size_bytes - _FOOTER_END.size:
         raise ManifestError(f"{name} is cut short, or not parquet: it has no footer; {_AGAIN}")
     if footer_bytes > _MAX_FOOTER_BYTES:
-        raise ManifestError(f"{name} has a footer of {footer_bytes:,} bytes, more than is accepted")
+        raise ManifestError(f"{name} has a footer of {footer_bytes:,} bytes, more than is accepted; {_AGAIN}")
     footer_start = size_bytes - _FOOTER_END.size - int(footer_bytes)
     opened.load([(footer_start, max(footer_start, loaded_from))])
     return footer_start
@@ -399,5 +402,4 @@ def _reading(name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, UnicodeError, DamagedPageError, pa.ArrowException) as error:
-        raise_if_exhausted(error)
-        raise ManifestError(f"cannot read {name} as parquet: {reason(error)}") from error
+        raise unreadable(f"{name} as parquet", error) from error

@@ -126,7 +126,9 @@ class RemoteParquet:
         if self._size_bytes is None:
             self._size_bytes = self._file.find_size().result()
         if self._size_bytes > _MAX_FILE_BYTES:
-            raise ManifestError(f"{self.name} claims to have {self._size_bytes:,} bytes, more than is accepted")
+            raise ManifestError(
+                f"{self.name} claims to have {self._size_bytes:,} bytes, more than is accepted; check --source"
+            )
         with _disk_errors(self.name):
             copy = tempfile.TemporaryFile()  # noqa: SIM115 - closed below, where other errors are others' faults
         with copy:

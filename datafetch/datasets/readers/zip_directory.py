@@ -135,7 +135,11 @@ def locate_directory(name: str, size_bytes: int) -> Generator[ByteSpan, bytes, F
             break
     if empty is not None:
         return empty
-    raise ManifestError(f"{name} is not a zip archive, or only a part of one: it has no directory at its end")
+    raise ManifestError(
+        f"{name} is not a zip archive, or only a part of one: it has no central directory at its end; "
+        "download it again, "
+        "or give another"
+    )
 
 
 def _read_end(
@@ -274,9 +278,9 @@ class ZipDirectory:
         )
         problem = raw.problem or _size_problem(raw)
         if not problem and (self._is_overlapping[number] or start < 0):
-            problem = "its bytes overlap with those of another member, or of the directory"
+            problem = "its bytes overlap with those of another member, or of the central directory"
         if not problem and start + LOCAL_HEADER_BYTES + raw.name_bytes + raw.compressed_bytes > limit:
-            problem = "its bytes overlap with those of another member, or of the directory"
+            problem = "its bytes overlap with those of another member, or of the central directory"
         return ZipEntry(raw.name, member, problem)
 
 
@@ -303,7 +307,7 @@ def _read_header(file: BinaryIO) -> tuple[str, Fingerprint]:
     try:
         header = msgspec.json.decode(file.readline(_MAX_HEADER_BYTES), type=_Header)
     except ValueError as error:
-        raise ManifestError("is not a copy of an archive's directory; --fresh starts over") from error
+        raise ManifestError("is not a copy of an archive's central directory; --fresh starts over") from error
     return header.name, Fingerprint(header.size_bytes, header.shift_bytes, header.start, header.stop, header.etag)
 
 
@@ -344,12 +348,12 @@ class _EntryReader:
             return None
         raw = self._read(offset, _ENTRY.size)
         if len(raw) < _ENTRY.size or not raw.startswith(_ENTRY_SIGNATURE):
-            raise ManifestError("has a directory that is damaged or cut short")
+            raise ManifestError("has a central directory that is damaged or cut short")
         fields = _ENTRY.unpack(raw)
         name_bytes, extra_bytes, comment_bytes = fields[12:15]
         entry_bytes = _ENTRY.size + name_bytes + extra_bytes + comment_bytes
         if offset + entry_bytes > self._end:
-            raise ManifestError("has a directory that is damaged or cut short")
+            raise ManifestError("has a central directory that is damaged or cut short")
         texts = self._read(offset + _ENTRY.size, name_bytes + extra_bytes)
         return _read_entry(entry_bytes, fields, texts[:name_bytes], texts[name_bytes:])
 

@@ -20,6 +20,7 @@ from datafetch.errors import (
     ManifestError,
     ResourceError,
     raise_if_exhausted,
+    unreadable,
 )
 from datafetch.model.fields import check_types, require_in_range
 from datafetch.model.kinds import Loader
@@ -223,8 +224,7 @@ def _count(path: Path) -> int:
         rows = read_count(count)
         total_bytes = path.stat().st_size
     except OSError as error:
-        raise_if_exhausted(error)
-        raise ManifestError(f"cannot read {count}: {error.strerror}") from error
+        raise unreadable(count, error) from error
     if not 0 <= rows <= total_bytes:  # a row has at least one byte
         raise ManifestError(f"{count} says {rows:,} rows, which {path.name} can't hold; recreate it")
     return rows

@@ -70,10 +70,14 @@ class NumberedSamples:
         try:
             had_row = [unpack_bools(before.samples[shard], span.stop - span.start) for shard, span in self.spans()]
         except (KeyError, ValueError) as error:
-            raise ConfigurationError("equal.json does not list its samples; --fresh starts over") from error
+            raise ConfigurationError(
+                "equal.json of the state folder is damaged: it does not list its samples; --fresh starts over"
+            ) from error
         sample_of_row = np.flatnonzero(np.concatenate(had_row))
         if len(sample_of_row) != before.rows:
-            raise ConfigurationError("equal.json has other rows than it lists samples; --fresh starts over")
+            raise ConfigurationError(
+                "equal.json of the state folder is damaged: it lists another number of samples; --fresh starts over"
+            )
         by_position = np.empty(len(sample_of_row), np.int64)
         by_position[permutation(len(sample_of_row), before.plan.shuffle)] = sample_of_row
         return by_position

@@ -153,7 +153,7 @@ def _exchange(layout: OutputLayout, shards: Path) -> bool:
     new = inode_file.read_bytes()
     if new not in (_inode(shards), _inode(layout.out)):
         raise ConfigurationError(
-            f"{layout.out} and {shards} seem to have been copied while a swap was in progress, so it is unclear which "
+            f"{layout.out} and {shards} seem to have been copied while they changed places, so it is unclear which "
             f"holds the new shards: if {shards} does, delete {inode_file}; if {layout.out} does, delete {shards}; then "
             "run the same command again"
         )

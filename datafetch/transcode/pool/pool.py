@@ -105,7 +105,7 @@ class Transcoder:
 
     async def __aenter__(self) -> Self:
         if self._is_sandboxed and (missing := missing_protections()):
-            _log.info("a compromised decoder could still reach: %s", "; ".join(missing))
+            _log.info("a decoder that a malicious image takes over could still reach: %s", "; ".join(missing))
         try:
             for _ in range(self._processes):
                 self._run_in_background(self._supervise(await self._spawn()))
@@ -201,7 +201,12 @@ class Transcoder:
             self._requeue(batch)
             self._failed_assignments += 1
             if self._failed_assignments > _MAX_FAILED_ASSIGNMENTS:  # in a row, so this machine has no memory left
-                self._fail(ResourceError(f"not enough memory to pass images to a codec process: {error.strerror}"))
+                self._fail(
+                    ResourceError(
+                        f"not enough memory to pass images to a codec process: {error.strerror}; free some or reduce "
+                        "--processes, and run the same command again"
+                    )
+                )
         else:
             self._failed_assignments = 0
 

@@ -159,7 +159,7 @@ class Spawner:
         except TimeoutError as error:
             server.kill_unresponsive()
             process.close()
-            raise _TransientError(f"the fork server for codec processes does not respond; {_REMEDY}") from error
+            raise _TransientError(f"the process that starts codec processes does not respond; {_REMEDY}") from error
         except BaseException:
             process.close()
             raise
@@ -188,7 +188,9 @@ class Spawner:
                 f"a codec process was killed by {signal_name(-status)} before its first image; {_REMEDY}"
             )
         if status == OUT_OF_MEMORY_STATUS:
-            return _TransientError(f"a codec process had too few descriptors or too little memory to start; {_REMEDY}")
+            return _TransientError(
+                f"a codec process had too few file descriptors or too little memory to start; {_REMEDY}"
+            )
         return ResourceError(
             f"a codec process ended with status {status} before its first image; "
             "check that this Python can import PIL.Image, see the messages above, and run the same command again"
@@ -295,7 +297,7 @@ class _ForkServerHandle:
         """Kill the server, which may have been stopped; its workers die with it."""
         if self.is_gone:
             return
-        _log.warning("the fork server for codec processes did not respond; it is replaced")
+        _log.warning("the process that starts codec processes did not respond; it is replaced")
         self.is_gone = True
         self._status_when_gone = UNKNOWN_STATUS
         with suppress(ProcessLookupError):
@@ -348,7 +350,7 @@ async def _fork(server: _ForkServerHandle, number: int) -> Process:
             reader, writer = await asyncio.open_unix_connection(sock=ours)
             undo.pop_all()
     except ConnectionError as error:
-        raise _TransientError(f"the fork server for codec processes has ended; {_REMEDY}") from error
+        raise _TransientError(f"the process that starts codec processes has ended; {_REMEDY}") from error
     except OSError as error:
         raise _TransientError(f"cannot start a codec process: {error.strerror}; {_REMEDY}") from error
     # A worker that ended may have left a child that keeps the channel open, so the channel is closed from this side,

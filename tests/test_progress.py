@@ -16,7 +16,8 @@ from rich.console import Console
 
 from datafetch.cli.progress import show_progress, show_resharding
 from datafetch.cli.progress_line import resharding_line, run_line
-from datafetch.cli.reporter import PlainLines, ReportConsole, Reporter, Target, Terminal, open_reporter, receiving
+from datafetch.cli.report_targets import PlainLines, ReportConsole, Target, Terminal
+from datafetch.cli.reporter import Reporter, open_reporter, receiving
 from datafetch.model.statistics import ReshardProgress, ReshardStage, Statistics, Waiting
 from datafetch.monitor.throughput import Pace, Throughput
 
@@ -295,7 +296,8 @@ def test_showing_a_line_imports_nothing(target: str) -> None:
     program = f"""
 import asyncio, sys
 from datafetch.cli.progress import show_verifying
-from datafetch.cli.reporter import JsonLines, PlainLines, ReportConsole, Reporter, Terminal, receiving
+from datafetch.cli.report_targets import JsonLines, PlainLines, ReportConsole, Terminal
+from datafetch.cli.reporter import Reporter, receiving
 from datafetch.verify import VerifyProgress
 import logging
 console = ReportConsole()

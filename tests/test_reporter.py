@@ -10,7 +10,8 @@ import pytest
 
 from datafetch.cli.app import main
 from datafetch.cli.options import parameters_of
-from datafetch.cli.reporter import LogFile, Reporter, Reporting, open_reporter, receiving
+from datafetch.cli.report_targets import LogFile
+from datafetch.cli.reporter import Reporter, Reporting, open_reporter, receiving
 from datafetch.demo.manifest import write_coyo_source
 from datafetch.demo.origin import Origin
 from datafetch.store.layout import OutputLayout

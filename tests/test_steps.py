@@ -19,7 +19,8 @@ from zips import write_zip
 from datafetch import Job
 from datafetch.cli.app import main
 from datafetch.cli.progress_line import ProgressLine, run_line, step_line, with_step
-from datafetch.cli.reporter import Reporter, Reporting, Target, Terminal, open_reporter, receiving
+from datafetch.cli.report_targets import Target, Terminal
+from datafetch.cli.reporter import Reporter, Reporting, open_reporter, receiving
 from datafetch.demo.manifest import write_coyo_source
 from datafetch.demo.origin import Origin
 from datafetch.engine.published import download_file

@@ -16,7 +16,8 @@ from datafetch.cli.options import GivenOptions, Json, parameters_of
 from datafetch.cli.progress import show_progress
 from datafetch.cli.recipe import observe_built
 from datafetch.cli.render import show_built, show_report
-from datafetch.cli.reporter import ReportConsole, Reporter, Reporting, open_reporter
+from datafetch.cli.report_targets import ReportConsole
+from datafetch.cli.reporter import Reporter, Reporting, open_reporter
 from datafetch.demo.recipe import RecipeDemoResult, run_recipe_demo
 from datafetch.demo.run import DEFAULT_FOLDER, DemoResult, run_demo
 from datafetch.errors import ConfigurationError

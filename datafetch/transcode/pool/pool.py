@@ -145,7 +145,7 @@ class Transcoder:
             case _:
                 content = body
         if len(content) > MAX_BODY_BYTES:
-            return Failure(FailureKind.TOO_LARGE, f"{len(content)} bytes are more than the codec takes")
+            return Failure(FailureKind.TOO_LARGE, "it has more bytes than the codec takes")
         if self._unusable is not None:
             raise self._unusable
         image = PendingImage(content, asyncio.get_running_loop().create_future())

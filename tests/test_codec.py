@@ -231,10 +231,10 @@ def test_a_bmp_that_is_cut_off_in_its_header_is_truncated(length: int) -> None:
 
 
 def test_a_refusal_is_described_in_words() -> None:
-    """People read the ledger: it states the excessive size, and not the class of an exception."""
+    """People read the ledger: it states the limit, and not the class of an exception."""
     outcome = transcode(saved(paint((20, 15), 1), "PNG"), ImageSpec(max_pixels=299))
     assert isinstance(outcome, Failure)
-    assert outcome.detail == "20x15 pixels"
+    assert outcome.detail == "over 299 pixels"
 
 
 @pytest.mark.parametrize(

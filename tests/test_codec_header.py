@@ -127,4 +127,4 @@ def test_the_larger_of_two_tile_sizes_counts(order: str, huge_first: bool, side:
     outcome = transcode(doubled, PLAIN)
     assert isinstance(outcome, Failure)
     assert outcome.kind is FailureKind.TOO_MANY_PIXELS
-    assert outcome.detail == f"tiles of {16 * 2_000_000_000} pixels"
+    assert outcome.detail == f"tiles of over {PLAIN.max_pixels:,} pixels"

@@ -102,6 +102,20 @@ async def test_all_at_once_have_the_same_outcomes_as_alone(
     assert {name: complaint for name, complaint in zip(MISBEHAVIOURS, complaints, strict=True) if complaint} == {}
 
 
+async def test_a_misbehaviour_has_the_same_detail_for_every_picture(web: Web, pictures: Pictures) -> None:
+    """People count the reasons in a ledger, so a reason has no size, name or quote that differs from image to image."""
+    rows = {name: row for name, row in MISBEHAVIOURS.items() if row.expected and not row.waits}
+    details: dict[str, set[str]] = {name: set() for name in rows}
+    async with Fetcher(replace(POLICY, connections=_CONNECTIONS, retries=0)) as fetch:
+        for picture in pictures[1][:3]:
+            requested = RequestedPicture(picture, os.urandom(8).hex())
+            ends = await asyncio.gather(*(fetch(row.url(web, requested)) for row in rows.values()))
+            for name, fetched in zip(rows, ends, strict=True):
+                assert isinstance(fetched, Failure), (name, fetched)
+                details[name].add(fetched.detail)
+    assert {name: found for name, found in details.items() if len(found) > 1} == {}
+
+
 @pytest.mark.both_loops
 @pytest.mark.parametrize("listener", ["http", "https"])
 async def test_connections_are_dropped_at_once(web: Web, requested: RequestedPicture, listener: str) -> None:

@@ -124,7 +124,7 @@ def test_records_that_would_end_the_training_are_left_out(tmp_path: Path) -> Non
     assert written(job) == json.dumps([records[1], records[10]], indent=2)
     reasons = dict(dropped(job))
     assert sorted(reasons) == [0, 2, 3, 4, 5, 6, 7, 8, 9]
-    assert reasons[0] == "missing_member: there is no coco/train2017/gone.jpg"
+    assert reasons[0] == "missing_member: there is no such file: coco/train2017/gone.jpg"
     assert reasons[3].startswith("truncated")
     assert "leads out of the folder" in reasons[5]
     assert "neither a path nor a list" in reasons[2]
@@ -211,7 +211,7 @@ def test_llava_pretrain_takes_its_images_from_the_archive_and_the_rest_from_the_
         damaged: jpeg(0, 16),
     }
     assert trainers(job) == [one for one in records[:-1] if one["image"] != lost]
-    assert [reason for _, reason in dropped_of(job)] == ["http_status: HTTP 404", "the record has not 2 turns"]
+    assert [reason for _, reason in dropped_of(job)] == [f"http_status: HTTP 404: {lost}", "the record has not 2 turns"]
     lines = pq.read_table(OutputLayout(Path(job.out)).ledgers).to_pylist()
     sources = {line["key"]: line["source"] for line in lines}
     assert {name for name, where in sources.items() if where == "fallback"} == {"00450/3.jpg", damaged, lost}
@@ -332,7 +332,7 @@ def test_ids_that_are_no_text_of_utf_8_are_listed(tmp_path: Path) -> None:
     records = [record("1", "coco/train2017/1.jpg"), record("\ud83d", "coco/train2017/gone.jpg")]
     job = job_for(tmp_path, json.dumps(records))
     run(job)
-    assert dropped(job) == [(1, "missing_member: there is no coco/train2017/gone.jpg")]
+    assert dropped(job) == [(1, "missing_member: there is no such file: coco/train2017/gone.jpg")]
 
 
 def dropped_of(job: Job) -> list[tuple[int, str]]:

@@ -308,9 +308,9 @@ def _find_file(folder: FileFolder, relative: str, max_bytes: int) -> int | Failu
         if leads_elsewhere or not S_ISREG(status.st_mode):
             return Failure(FailureKind.BAD_MEMBER, "it is not a regular file of the folder", source=folder.source)
         if status.st_size > max_bytes:
-            return Failure(FailureKind.TOO_LARGE, f"the file has {status.st_size} bytes", source=folder.source)
+            return Failure(FailureKind.TOO_LARGE, f"the file has over {max_bytes:,} bytes", source=folder.source)
     except (FileNotFoundError, NotADirectoryError):
-        return Failure(FailureKind.MISSING_MEMBER, f"there is no {relative}", source=folder.source)
+        return Failure(FailureKind.MISSING_MEMBER, "there is no such file", source=folder.source)
     return status.st_size
 
 

@@ -96,7 +96,7 @@ class MemberReader:
             ManifestError: The archive can't be read, or has changed.
         """
         if member.size_bytes > self._max_member_bytes:
-            detail = f"the member has {member.size_bytes} bytes"
+            detail = f"the member has over {self._max_member_bytes:,} bytes"
             return Failure(FailureKind.TOO_LARGE, detail, source=Source.ARCHIVE)
         if self._error is not None:
             raise self._error
@@ -301,9 +301,7 @@ def _check(member: Member, content: bytes) -> None:
         _BadMemberError: It is not what the directory says.
     """
     if len(content) != member.size_bytes:
-        raise _BadMemberError(
-            f"it has another size than the {member.size_bytes} bytes that the central directory gives"
-        )
+        raise _BadMemberError("it has another size than the central directory gives")
     if zlib.crc32(content) != member.crc32:
         raise _BadMemberError("its checksum is wrong", hashlib.sha256(content).hexdigest())
 

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
+import re
 import ssl
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -32,6 +34,8 @@ _MAX_IDLE = 128  # enough for the few hosts that a manifest has many images of
 _MAX_IDLE_S = 5.0
 _LATELY_S = 1.0
 
+# What OpenSSL says of a name and of its own code, which would tell apart failures of one reason.
+_TLS_SPECIFICS = re.compile(r" for '[^']*'| \(_ssl\.c:\d+\)")
 _ALLOWED_NET = frozenset({Permission.ALLOW_NET})
 
 
@@ -182,9 +186,9 @@ class Connections:
         except (ClientError, ProtocolError) as error:
             raise NoConnectionError(f"proxy: {error}") from error
         except ssl.SSLError as error:
-            raise TlsError(f"{type(error).__name__}: {error}") from error
+            raise TlsError(f"{type(error).__name__}: {_TLS_SPECIFICS.sub('', str(error))}") from error
         except (OSError, RuntimeError, UnicodeError) as error:  # uvloop raises RuntimeError in some cases
-            failure = NoConnectionError(str(error) or type(error).__name__)
+            failure = NoConnectionError(_describe(error))
             failure.errno = getattr(error, "errno", None)
             raise failure from error
 
@@ -276,6 +280,13 @@ class Connections:
                 self._timer = self._loop.call_at(since_s + _MAX_IDLE_S, self._drop_expired)
                 break
             self._drop_idle(connection)
+
+
+def _describe(error: Exception) -> str:
+    """Say why there is no connection, without the address that asyncio adds: equal reasons must be equal texts."""
+    if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
+        return os.strerror(error.errno)
+    return str(error) or type(error).__name__
 
 
 def _failed_in_tls(error: TlsError | NoConnectionError) -> bool:

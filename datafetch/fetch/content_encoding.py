@@ -59,7 +59,7 @@ def decode(body: bytes, codings: Iterable[str], max_bytes: int) -> bytes:
     """
     known = [_DECODERS[coding] for coding in codings if coding in _DECODERS]
     if len(known) > _MAX_CODINGS:
-        raise CodingError(f"{len(known)} content codings on top of one another")
+        raise CodingError(f"more than {_MAX_CODINGS} content codings on top of one another")
     for decoder in known:
         if body.startswith(_IMAGE_MAGICS) or body[4:].startswith(_AVIF_MAGIC):  # named, and not applied
             continue
@@ -180,7 +180,7 @@ def _decompress_members(body: bytes, magic: bytes, new: Callable[[], Any], max_b
                 raise CodingError("the compressed data ends early")
             content.write(decompressor.decompress(piece, max_bytes - content.tell() + 1))
             if content.tell() > max_bytes:
-                raise BodyTooLargeError(f"over {max_bytes} bytes when decompressed")
+                raise BodyTooLargeError(f"over {max_bytes:,} bytes when decompressed")
             offset += len(piece)
         offset -= len(decompressor.unused_data)
     return content.getvalue()
@@ -188,7 +188,7 @@ def _decompress_members(body: bytes, magic: bytes, new: Callable[[], Any], max_b
 
 def _check_size(content: bytes, max_bytes: int) -> bytes:
     if len(content) > max_bytes:
-        raise BodyTooLargeError(f"over {max_bytes} bytes when decompressed")
+        raise BodyTooLargeError(f"over {max_bytes:,} bytes when decompressed")
     return content
 
 

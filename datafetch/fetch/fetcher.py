@@ -309,10 +309,11 @@ class Fetcher:
         for _ in range(self._policy.max_redirects + 1):
             answer = await self._requester.request(Hop(url, call.request, call.memory, deadline, cookies))
             if not isinstance(answer, URL):
-                return answer
+                is_redirected = isinstance(answer, Failure) and url is not call.url
+                return replace(answer, final_url=str(url)) if is_redirected else answer
             url = answer
-        detail = f"more than {self._policy.max_redirects}, the next to {url}"
-        return Failure(FailureKind.TOO_MANY_REDIRECTS, detail[:200], final_url=str(url))
+        detail = f"more than {self._policy.max_redirects} redirects"
+        return Failure(FailureKind.TOO_MANY_REDIRECTS, detail, final_url=str(url))
 
 
 def _host_of(call: _Call, failure: Failure) -> str:

@@ -63,8 +63,8 @@ _EVICTION_CANDIDATES = 64  # least recently used hosts that are searched for an 
 class HostDownError(OSError):
     """The host failed repeatedly a moment ago, so nothing was sent to it."""
 
-    def __init__(self, host: str, reason: str) -> None:
-        super().__init__(f"{host} {reason}; no request is sent to it for a while")
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the host {reason}; no request is sent to it for a while")
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +207,7 @@ class Hosts:
         host, now_s = slot.host, self._loop.time()
         is_down = host.consecutive_outages > 0
         if is_down and (host.open or now_s < host.retry_at_s):
-            raise HostDownError(host.name, host.reason)
+            raise HostDownError(host.reason)
         if not is_down and (host.waiting or host.open >= int(host.limit) or now_s < host.resume_at_s):
             # An image that was refused once keeps its place at the front; one refused again lets all others go first.
             is_last = host.refused.get(slot.number, 0) > 1
@@ -250,7 +250,7 @@ class Hosts:
         host.limit = max(1.0, host.limit / 2)  # it may just be slow; if it is dead, one request finds out as well
         is_probe = host.consecutive_outages > 0 and slot.serial > host.down_at_serial
         if is_probe or (not host.consecutive_outages and host.consecutive_failures >= _MAX_CONSECUTIVE_FAILURES):
-            self._open_circuit(host, f"failed {host.consecutive_failures} times in a row ({reason})")
+            self._open_circuit(host, f"failed {_MAX_CONSECUTIVE_FAILURES} times in a row ({reason})")
 
     def throttled(self, slot: HostSlot, pause_s: float | None, refusal: str = "") -> None:
         """Record that the host asked for a pause (429 or 503).
@@ -274,7 +274,7 @@ class Hosts:
             host.consecutive_refusals += times == 1  # an image that is always refused says nothing about the others
             host.paused_at_serial = next(self._serials)
             if host.consecutive_outages or host.consecutive_refusals >= _MAX_CONSECUTIVE_REFUSALS:
-                self._open_circuit(host, f"refused {host.consecutive_refusals} times in a row")
+                self._open_circuit(host, f"refused {_MAX_CONSECUTIVE_REFUSALS} times in a row")
                 return
         if not self.may_wait_for(host.name):
             return
@@ -354,7 +354,7 @@ class Hosts:
         host.reason = reason
         for waiter in host.waiting:
             if not waiter.granted.done():
-                waiter.granted.set_exception(HostDownError(host.name, reason))
+                waiter.granted.set_exception(HostDownError(reason))
         host.waiting.clear()
 
 

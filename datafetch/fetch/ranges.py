@@ -207,7 +207,7 @@ class RemoteRanges:
             pieces.append(fetched.content)
             position += len(fetched.content)
             if len(fetched.content) < min(part_stop - position, _MIN_SENT_BYTES):
-                detail = f"the server sends {len(fetched.content)} bytes of a range at a time"
+                detail = "the server sends only a few bytes of a range at a time"
                 return self._failed(Failure(FailureKind.DISCONNECTED, detail, attempts=attempts))
         self._failed_ranges, self._down_since_s = 0, None
         content = pieces[0] if len(pieces) == 1 else b"".join(pieces)

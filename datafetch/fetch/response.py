@@ -87,9 +87,9 @@ class BodyReader:
             hop.deadline.permitted.add(Permission.OPT_OUT)
         max_bytes = self._policy.max_body_bytes
         if part is not None and part.size_bytes > max_bytes:
-            return Failure(FailureKind.TOO_LARGE, f"Content-Range is {part.size_bytes} bytes")
+            return Failure(FailureKind.TOO_LARGE, f"Content-Range has over {max_bytes:,} bytes")
         if (response.content_length or 0) > max_bytes:
-            return Failure(FailureKind.TOO_LARGE, f"Content-Length is {response.content_length} bytes")
+            return Failure(FailureKind.TOO_LARGE, f"Content-Length is over {max_bytes:,} bytes")
         return None
 
     async def _read_body(self, response: Response, hop: Hop, limit_bytes: int) -> bytes:
@@ -107,7 +107,7 @@ class BodyReader:
             received_bytes += len(chunk)
             self._count(len(chunk))
             if received_bytes > limit_bytes:
-                raise BodyTooLargeError(f"over {limit_bytes} bytes")
+                raise BodyTooLargeError(f"over {limit_bytes:,} bytes")
             buffer.write(chunk)
         content = buffer.getvalue()
         codings = content_codings(response.headers)
@@ -130,7 +130,7 @@ def _status_detail(response: Response) -> str:
 def _incomplete(content: bytes, part: PartialContent | None) -> Failure | None:
     """The failure that a body which is too short amounts to."""
     if part is not None and len(content) < part.size_bytes:
-        return Failure(FailureKind.DISCONNECTED, f"received {len(content)} of {part.size_bytes} bytes of the range")
+        return Failure(FailureKind.DISCONNECTED, "the body ended before all bytes of the range had arrived")
     return None if content else Failure(FailureKind.EMPTY, "200 without a body")
 
 

@@ -100,7 +100,7 @@ class _LengthBody:
         return content
 
     def feed_eof(self) -> None:
-        raise IncompleteBodyError(f"received {self._length - self._remaining} of {self._length} bytes")
+        raise IncompleteBodyError("the connection ended before all bytes of Content-Length had arrived")
 
 
 class _UntilCloseBody:
@@ -207,12 +207,12 @@ class _ChunkedBody:
     def _count_framing(self, size_bytes: int) -> None:
         self._framing_bytes += size_bytes
         if self._framing_bytes > _MAX_FRAMING_BYTES + self._content_bytes // _BODY_BYTES_PER_FRAMING_BYTE:
-            raise FramingTooLargeError(f"{self._framing_bytes} bytes around {self._content_bytes} bytes of a body")
+            raise FramingTooLargeError("most bytes of the body are framing")
 
     def _count_chunk(self) -> None:
         self._chunks += 1
         if self._chunks > _MAX_CHUNKS + self._content_bytes // _BYTES_PER_EXTRA_CHUNK:
-            raise FramingTooLargeError(f"{self._chunks} chunks and trailers for {self._content_bytes} bytes of a body")
+            raise FramingTooLargeError("the body has too many chunks and trailers for its size")
 
     def _read_size(self, line: bytes) -> None:
         match = _STRICT_CHUNK_SIZE.fullmatch(line)
@@ -220,14 +220,14 @@ class _ChunkedBody:
             self.is_conformant = False
             match = _CHUNK_SIZE.match(line)
         if match is None:
-            raise ProtocolError(f"not a chunk size: {line[:40]!r}")
+            raise ProtocolError("a chunk does not begin with its size")
         self._remaining = int(match[1], 16)
         self._is_one_byte_chunk = line + b"\n" == _ONE_BYTE_SIZE_LINE
         self._read_line = self._read_end_of_chunk if self._remaining else self._read_trailer
 
     def _read_end_of_chunk(self, line: bytes) -> None:
         if line.strip(b"\r"):
-            raise ProtocolError(f"no line end after a chunk: {line[:40]!r}")
+            raise ProtocolError("there is no line end after a chunk")
         self.is_conformant = self.is_conformant and line == b"\r"
         self._read_line = self._read_size
         if not self._is_one_byte_chunk or line + b"\n" != _CRLF:

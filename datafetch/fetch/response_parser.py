@@ -113,7 +113,7 @@ class ResponseParser:
             start = self._whitespace_end = whitespace.end()
             prefix = self._unread[start : start + len(_HTTP_PREFIX)].lower()
             if self._search_from <= start and not _HTTP_PREFIX.startswith(prefix):
-                raise ProtocolError(f"not an HTTP response: {bytes(self._unread[start : start + 40])!r}")
+                raise ProtocolError("the response is not HTTP")
             end = _END_OF_HEAD.search(self._unread, max(start, self._search_from))
             length = len(self._unread) if end is None else end.end()
             if self._head_bytes + length > MAX_HEAD_BYTES:

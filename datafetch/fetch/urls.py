@@ -61,7 +61,7 @@ def join_url(base: URL, location: str) -> URL:
         raw = location.encode("utf-8", "surrogateescape")
         return _web_url(ada_url.join_url(str(base), quote_from_bytes(raw, safe=_ASCII)))
     except ValueError as error:
-        raise BadUrlError(f"redirected to something other than an http or https URL: {location[:100]!a}") from error
+        raise BadUrlError("redirected to something other than an http or https URL") from error
 
 
 def authority(url: URL) -> str:

@@ -285,7 +285,7 @@ class _ByImages:
         for name in names:
             reason = self._reasons.get(name)
             if reason is not None:
-                return _RecordResult(key, reason)
+                return _RecordResult(key, f"{reason}: {name}")
             if not self._has_arrived(name):
                 return _RecordResult(key, f"{name} was not looked for, because the run had a limit")
         return _RecordResult(key, None)

@@ -36,6 +36,9 @@ _MAGIC_BYTES = re.compile(
 _JPEG_SIGNATURE = b"\xff\xd8\xff"
 # Messages of Pillow's BMP plugin (about a complete header), JPEG plugin (about the frame header) and PNG plugin.
 _PERMANENT_FAULTS = re.compile(r"^Unsupported BMP |^cannot handle \d+-(?:bit|layer) |\bMAX_TEXT_(?:CHUNK|MEMORY)\b")
+_QUOTE = re.compile(r"""b?'(?:[^'\\]|\\.)*'|b?"(?:[^"\\]|\\.)*\"""", re.DOTALL)
+# Not those of errors (-2), of which there are few.
+_NUMBER = re.compile(r"(?<![\w.-])(?:0x[0-9a-fA-F]+|\d[\d,.]*)\b")
 _MESSAGES = {"AssertionError": "the data is inconsistent", "MemoryError": "there was not enough memory"}
 
 
@@ -133,25 +136,25 @@ def _open_checked(body: bytes, spec: ImageSpec) -> ImageFile.ImageFile:
         _RefusedError: It exceeds a limit.
         Exception: Whatever else Pillow raises for the data.
     """
-    if (canvas := webp_canvas_pixels(body)) > spec.max_pixels:
-        raise _too_many_pixels(f"a canvas of {canvas} pixels")
+    if webp_canvas_pixels(body) > spec.max_pixels:
+        raise _too_many_pixels(f"a canvas of over {spec.max_pixels:,} pixels")
     if has_oversized_tags(body):
         raise _RefusedError(FailureKind.CORRUPT, "its metadata tags refer to more bytes than the file has")
     source = Image.open(BytesIO(body), formats=supported_formats())
     width_px, height_px = source.size
     if width_px * height_px > spec.max_pixels:
-        raise _too_many_pixels(f"{width_px}x{height_px} pixels")
+        raise _too_many_pixels(f"over {spec.max_pixels:,} pixels")
     if width_px * height_px < spec.min_pixels:
         raise _RefusedError(
             FailureKind.PLACEHOLDER, f"{width_px}x{height_px} pixels, a placeholder for an image that is gone"
         )
-    if (tile := tiff_tile_pixels(body)) > spec.max_pixels:
-        raise _too_many_pixels(f"tiles of {tile} pixels")
+    if tiff_tile_pixels(body) > spec.max_pixels:
+        raise _too_many_pixels(f"tiles of over {spec.max_pixels:,} pixels")
     if spec.encode is Encoding.RECEIVED:
         return source
     written_px = shrunk_size_px(source.size, spec.short_side_px)
     if max(written_px) > _MAX_JPEG_SIDE_PX:
-        raise _too_many_pixels(f"{written_px[0]}x{written_px[1]} pixels, over the {_MAX_JPEG_SIDE_PX} of a JPEG's side")
+        raise _too_many_pixels(f"a side of over {_MAX_JPEG_SIDE_PX:,} pixels, which no JPEG can have")
     return source
 
 
@@ -235,6 +238,8 @@ def _permanent_fault(error: Exception, body: bytes) -> str:
 
 
 def _describe(error: Exception) -> str:
+    """Say what Pillow said, with ``n`` and ``…`` for numbers and quotes from the body: equal faults are equal texts."""
     message = str(error) or _MESSAGES.get(type(error).__name__, "no reason is given")
+    message = _NUMBER.sub("n", _QUOTE.sub("…", message))
     text = f"{type(error).__name__}: {message}".encode("utf-8", "replace").decode()
     return " ".join(text.split())[:_MAX_DETAIL_CHARS]

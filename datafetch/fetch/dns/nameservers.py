@@ -160,7 +160,7 @@ class NameServers:
                 return answer
             if isinstance(error, NameServerError):
                 raise
-            raise NameServerError(f"{name}: too many other names need TCP for their answers") from error
+            raise NameServerError("too many other names need TCP for their answers") from error
 
     async def are_there(self) -> bool:
         """Whether any server answers when asked for the servers of the root zone, or for the address of one of them.
@@ -225,7 +225,7 @@ class NameServers:
         async with self._tcp_slots:
             zone = ".".join(name.split(".")[-_ZONE_LABELS:])
             if time.monotonic() < self._silent_until_s.get(zone, 0.0):
-                raise NameServerError(f"{name}: {zone} did not answer over TCP a moment ago")
+                raise NameServerError("its zone did not answer over TCP a moment ago")
             if not self._tcp_channels:
                 self._tcp_channels.append(_Channel(self._channels[0].servers, 0))
             try:
@@ -253,9 +253,9 @@ class NameServers:
                 return answer
         except TimeoutError as error:
             _check_socket()
-            raise _NoAnswerError(f"{name}: no answer") from error
+            raise _NoAnswerError("no answer") from error
         except aiodns.error.DNSError as error:
-            raise _classify(name, error) from error
+            raise _classify(error) from error
         finally:
             channel.open -= 1
 
@@ -400,7 +400,7 @@ async def _confirm_no_address(resolver: aiodns.DNSResolver, name: str) -> None:
                 raise aiodns.error.DNSError(aiodns.error.ARES_ETIMEOUT, "an answer was lost")
 
 
-def _classify(name: str, error: aiodns.error.DNSError) -> OSError:
+def _classify(error: aiodns.error.DNSError) -> OSError:
     """Translate an error of c-ares by whose fault it is: the name's, or its servers'.
 
     Raises:
@@ -409,10 +409,10 @@ def _classify(name: str, error: aiodns.error.DNSError) -> OSError:
     """
     code, text = error.args[0], error.args[1]
     if code in _NO_SUCH_NAME or code == aiodns.error.ARES_ENODATA:
-        return NameNotFoundError(f"{name}: {text}")
+        return NameNotFoundError(text)
     _check_socket()
     kind = _NoAnswerError if code == aiodns.error.ARES_ETIMEOUT else NameServerError
-    return kind(f"{name}: {text}")
+    return kind(text)
 
 
 def _check_socket() -> None:

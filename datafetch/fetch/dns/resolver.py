@@ -222,7 +222,7 @@ class Resolver:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
             if task.cancelled() and not _is_being_cancelled():
-                raise NameServerError(f"{name}: the resolver was closed") from None
+                raise NameServerError("the resolver was closed") from None
             raise
 
     async def _query(self, name: str) -> _CacheEntry:
@@ -311,7 +311,7 @@ def host_name(host: str) -> str:
         try:
             name = name.encode("idna").decode("ascii")
         except UnicodeError as error:
-            raise NameNotFoundError(f"{host!r} is no host name") from error
+            raise NameNotFoundError("not the name of a host") from error
     if len(name) > _MAX_NAME_CHARS or not _HOST_NAME.fullmatch(name):
-        raise NameNotFoundError(f"{host!r} is no host name")
+        raise NameNotFoundError("not the name of a host")
     return name

@@ -150,7 +150,7 @@ class Transcoder:
             case _:
                 raise TypeError(f"a Transcoder takes what a Fetcher returned, or bytes, not {short_repr(body)}")
         if len(content) > MAX_BODY_BYTES:
-            return Failure(FailureKind.TOO_LARGE, f"{len(content)} bytes are more than the codec takes")
+            return Failure(FailureKind.TOO_LARGE, "it has more bytes than the codec takes")
         if self._unusable is not None:
             raise self._unusable
         image = PendingImage(content, asyncio.get_running_loop().create_future())

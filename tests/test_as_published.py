@@ -34,7 +34,9 @@ POLICY = FetchPolicy(allow_net=LOOPBACK, backoff_s=0.01, connections=64, per_hos
 ODD = (
     '"a": NaN, "b": [Infinity, -Infinity, null], "c": 12345678901234567890123, "d": -9223372036854775809, '
     '"e": "half \\ud83d of a character", "f\\udc00": 1e400, "g": 18446744073709551615, "h": -0.0, "i": 0.1, '
-    '"j": "\\u0000\\u001b", "k": ' + "[" * 190 + "]" * 190
+    '"j": "\\u0000\\u001b", "k": ' + "[" * 190 + "]" * 190 + ", "
+    '"file": "x", "member": 7, "failure": {}, "fallback": "http://127.0.0.1:1/", "bad_line": 1, '
+    '"refused": "", "image": 0'
 )
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
@@ -18,7 +16,6 @@ from datafetch.errors import (
     InvalidFieldError,
     ResourceError,
 )
-from datafetch.model.options import options_of
 
 if TYPE_CHECKING:
     from datafetch.model.report import Report
@@ -76,6 +73,8 @@ def message_of(error: DatafetchError) -> str:
     """The message of what stopped a command, with options where Python has fields."""
     if not isinstance(error, InvalidFieldError):
         return str(error)
+    from datafetch.model.options import options_of  # noqa: PLC0415 - this module must load where there is hardly memory
+
     return error.describe({one.field: one.flag for one in options_of(error.cls)})
 
 
@@ -94,6 +93,9 @@ def write_line(message: str, *, level: str = "error", as_json: bool = False) -> 
 
 def json_line(values: Mapping[str, object]) -> str:
     """Format what is reported as a line that is a JSON object, with the time."""
+    import json  # noqa: PLC0415 - likewise
+    from datetime import UTC, datetime  # noqa: PLC0415
+
     now = {"time": datetime.now(UTC).isoformat(timespec="milliseconds")}
     return json.dumps(now | dict(values), ensure_ascii=False) + "\n"
 

@@ -9,13 +9,13 @@ what would be asked for first, and the numbers are those of the recipe.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
 from datafetch.datasets import find_dataset
-from datafetch.engine.archives import has_copies
+from datafetch.engine.archives import NO_ARCHIVES, has_copies
 from datafetch.engine.bound_job import BoundJob, bind, estimate_disk
 from datafetch.engine.choices import choices_of, other_settings, row_defaults, row_settings
 from datafetch.engine.completeness import unpublished_shards
@@ -31,7 +31,7 @@ from datafetch.model.interfaces import Dataset
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.location import at_mirror, is_remote, is_url, without_secrets
 from datafetch.model.options import row_options
-from datafetch.model.sample import FALLBACK, FILE, MEMBER, Sample
+from datafetch.model.sample import FALLBACK, FILE, MEMBER, Row
 from datafetch.monitor.heartbeat import read_snapshots
 from datafetch.process.event_loop import run_to_end
 from datafetch.process.threads import run_in_thread
@@ -364,6 +364,7 @@ class _Sampled:
         Raises:
             ManifestError: The manifest is damaged, so that the run would stop, too.
         """
+        has_places = bound.archives != NO_ARCHIVES  # otherwise a published record may have the same keys
         archive_host = next(map(_host_of, filter(is_url, bound.archives.locations)), "")
         for number, shard in enumerate(bound.manifest.shards()):
             if number == _MAX_SAMPLED_SHARDS:
@@ -375,18 +376,25 @@ class _Sampled:
                     return
                 self.samples += 1
                 self.images += len(sample.urls)
-                self.hosts.update(filter(None, _hosts_of(sample, archive_host)))
+                row = sample.row if has_places else {}
+                self.hosts.update(filter(None, _hosts_of(sample.urls, row, archive_host)))
         self.is_all = True
 
 
-def _hosts_of(sample: Sample, archive_host: str) -> Iterator[str]:
-    """The host of each image of a sample; empty for one that is not requested from any."""
-    if MEMBER in sample.row:
+def _hosts_of(urls: Iterable[str], row: Row, archive_host: str) -> Iterator[str]:
+    """The host of each image of a sample; empty for one that is not requested from any.
+
+    Args:
+        urls: The sample's URLs.
+        row: What its metadata says of where its images are.
+        archive_host: The host of the archives.
+    """
+    if MEMBER in row:
         yield archive_host
-    elif FALLBACK in sample.row:
-        yield _host_of(str(sample.row[FALLBACK]))
-    elif FILE not in sample.row:
-        yield from map(_host_of, sample.urls)
+    elif FALLBACK in row:
+        yield _host_of(str(row[FALLBACK]))
+    elif FILE not in row:
+        yield from map(_host_of, urls)
 
 
 def _host_of(url: str) -> str:

@@ -29,7 +29,7 @@ from datafetch.fetch.fetcher import OUT_OF_TIME
 from datafetch.model.archive import Member
 from datafetch.model.interfaces import Fetch
 from datafetch.model.outcome import Body, Failure, FailureKind, Fetched, Source
-from datafetch.model.sample import FAILURE, FALLBACK, FILE, MEMBER, Sample
+from datafetch.model.sample import FAILURE, FALLBACK, FILE, MEMBER, Row, Sample
 from datafetch.process.threads import run_in_thread
 from datafetch.store.atomic import leads_out
 from datafetch.store.spool_format import ImageResult
@@ -118,6 +118,7 @@ class ImageSource:
     ) -> None:
         self.fetch = fetch
         self._earlier = earlier
+        self._has_places = not (members is None and folder is None and adoption is None)
         self._members = members
         self._folder = folder
         self._adoption = adoption
@@ -145,13 +146,13 @@ class ImageSource:
         Returns:
             The result of an image with this URL, or the original bytes, or None.
         """
-        if self._earlier is None or not _is_by_url(sample):
+        if self._earlier is None or not self._is_by_url(sample):
             return None
         return await self._earlier.find(sample.urls[image], memory)
 
     async def find_failed(self, sample: Sample, images: Sequence[int]) -> list[int]:
         """Those of a sample's images that have failed for good in an earlier output."""
-        if self._earlier is None or not _is_by_url(sample):
+        if self._earlier is None or not self._is_by_url(sample):
             return []
         have_failed = await self._earlier.find_failed([sample.urls[image] for image in images])
         return [image for image, has_failed in zip(images, have_failed, strict=True) if has_failed]
@@ -170,12 +171,12 @@ class ImageSource:
             ResourceError: This machine has run out of something.
         """
         if self._until_s is not None and asyncio.get_running_loop().time() >= self._until_s:
-            is_member = MEMBER in sample.row or FILE in sample.row
-            return replace(OUT_OF_TIME, source=Source.ARCHIVE) if is_member else OUT_OF_TIME
+            row = self._places_of(sample)
+            return replace(OUT_OF_TIME, source=Source.ARCHIVE) if MEMBER in row or FILE in row else OUT_OF_TIME
         return await self._get(sample, image, memory)
 
     async def _get(self, sample: Sample, image: int, memory: Reservation) -> Fetched:
-        row, difference = sample.row, ""
+        row, difference = self._places_of(sample), ""
         if self._adoption is not None and FAILURE not in row:
             adopted = await self._adopt(self._adoption, sample, memory)
             if isinstance(adopted, Body):
@@ -199,6 +200,13 @@ class ImageSource:
         if difference and self._adoption is not None:
             await _in_thread(partial(_refuse_write, self._adoption, sample, difference))
         return fetched
+
+    def _places_of(self, sample: Sample) -> Row:
+        """What a sample's metadata says of where its image is. That of a published record may have the same keys."""
+        return sample.row if self._has_places else {}
+
+    def _is_by_url(self, sample: Sample) -> bool:
+        return sample.content is None and _NOT_BY_URL.isdisjoint(self._places_of(sample))
 
     async def _fetch_member(self, member: Member, memory: Reservation) -> Fetched:
         assert self._members is not None, "a job with members has archives"
@@ -279,10 +287,6 @@ class ImageSource:
         await memory.grow(size_bytes)
         content = await _in_thread(partial(_read_at_most, self._folder.path / path, size_bytes))
         return Body(content, source=self._folder.source)
-
-
-def _is_by_url(sample: Sample) -> bool:
-    return sample.content is None and _NOT_BY_URL.isdisjoint(sample.row)
 
 
 def _recorded_failure(value: object) -> Failure:

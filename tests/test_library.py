@@ -125,7 +125,7 @@ def test_the_length_of_what_is_shown_is_bounded() -> None:
         (ImageSpec, {"min_pixels": 0}, "min_pixels must be from 1 to max_pixels, not 0"),
         (Mmc4CoreOptions, {"keep_at_least": "2"}, "keep_at_least must be a whole number or None, not '2'"),
         (Mmc4CoreOptions, {"max_tokens": 2}, "max_tokens and tokenizer must be given together"),
-        (Check, {"out": "out", "world_size": "64"}, "world_size must be a whole number, not '64'"),
+        (Check, {"out": "out", "world_size": "64"}, "world_size must be a whole number or None, not '64'"),
         (Check, {"out": "out", "processes": 0}, "processes must be from 1 to 1,024, not 0"),
         (ReshardRequest, {"source": Path("in"), "out": 5}, "out must be a path, not 5"),
         (Ranks, {"batch": 0}, "batch must be from 1 to 1,000,000, not 0"),

@@ -40,6 +40,7 @@ class Importance(IntEnum):
     TITLE = auto()
     PACE = auto()
     TIME_LEFT = auto()
+    RUN = auto()
     NEXT_ATTEMPT = auto()
     WAITED_FOR = auto()
     STAGE = auto()
@@ -87,11 +88,13 @@ def run_line(now: Statistics, pace: Pace, *, title: str = "", later_images: int 
     Args:
         now: The progress.
         pace: The pace. While nothing or little is sent it is that of seconds ago, and not shown.
-        title: Which of several runs this is; empty if it is the only one.
+        title: Which of several runs this is, as in "3 of 14 coyo"; empty if it is the only one.
         later_images: The number of images that other runs will fetch after this one, for the time that all will take.
     """
     ended = now.ok + now.failed
-    fields = [_only(title, Importance.TITLE)] if title else []
+    fields: list[tuple[Form, ...]] = []
+    if title:
+        fields.append((Form(title, Importance.TITLE), Form(title.rpartition(" ")[0], Importance.RUN)))
     fields.append(_share(ended, now.expected_images, "image"))
     fields.append(_only(f"{now.ok:,} ok", Importance.OK))
     if now.failed:

@@ -439,6 +439,7 @@ def _start_over(layout: OutputLayout, *, keeps_files: bool = False) -> None:
         layout.replaced,
         layout.quarantine,
         layout.shard_progress_folder,
+        layout.reports,
     ):
         shutil.rmtree(folder, ignore_errors=True)
     for file in (layout.retry, layout.progress, layout.report, layout.reshard_record, layout.dropped, layout.job):

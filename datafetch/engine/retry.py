@@ -24,7 +24,7 @@ from datafetch.engine.ownership import locked_output, refuse_foreign_files
 from datafetch.engine.permissions import Permitted, remember
 from datafetch.engine.retry_source import FailedSamples
 from datafetch.engine.retry_state import begin_retry, end_retry, read_retry_state
-from datafetch.engine.session import CHILD_PROCESSES, Backends, Session, write_report
+from datafetch.engine.session import CHILD_PROCESSES, Backends, Session
 from datafetch.errors import ConfigurationError
 from datafetch.model.location import at_mirror
 from datafetch.model.observers import Observer
@@ -37,6 +37,7 @@ from datafetch.output.training_list import refuse_other_list
 from datafetch.process.threads import run_in_thread
 from datafetch.store.job_file import Identity
 from datafetch.store.layout import OutputLayout, output_of
+from datafetch.store.reports import write_report
 from datafetch.transcode import ImageSpec
 
 _log = logging.getLogger(__name__)

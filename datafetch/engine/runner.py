@@ -30,7 +30,7 @@ from datafetch.engine.permissions import Permitted, read_permitted
 from datafetch.engine.repair import begin_repair, end_repair
 from datafetch.engine.repeated_job import RepeatedJob
 from datafetch.engine.retry import Change, retry_failed
-from datafetch.engine.session import CHILD_PROCESSES, Backends, Session, write_report
+from datafetch.engine.session import CHILD_PROCESSES, Backends, Session
 from datafetch.engine.set_aside import delete_earlier
 from datafetch.errors import ConfigurationError
 from datafetch.fetch import Fetcher
@@ -45,6 +45,7 @@ from datafetch.output.retry_filter import RetryFilter
 from datafetch.process.event_loop import run_to_end
 from datafetch.process.threads import run_in_thread
 from datafetch.store.ledger import read_keys, read_shard_counts
+from datafetch.store.reports import set_report_aside, write_report
 
 _TRIED_SAMPLES = 256  # read before an earlier output is deleted; the feed reads as many at a time
 
@@ -305,7 +306,7 @@ def _begin_run(bound: BoundJob) -> None:
     log_disk_estimate(layout, bound.disk_estimate(), count_published(layout, bound.shards))
     if not layout.report.exists():  # otherwise it was said when the run began
         log_choices(bound.job, bound.manifest)
-    layout.report.unlink(missing_ok=True)  # its existence means that the run is complete
+    set_report_aside(layout)
 
 
 def _prepare_for_shards(bound: BoundJob, shards: list[str]) -> None:
@@ -317,7 +318,7 @@ def _prepare_for_shards(bound: BoundJob, shards: list[str]) -> None:
     share = sum(sizes[shard] for shard in shards) / max(1, sum(sizes.values()))
     log_disk_estimate(layout, bound.disk_estimate().part(share), count_published(layout, shards))
     if unpublished_shards(layout, shards, None):
-        layout.report.unlink(missing_ok=True)
+        set_report_aside(layout)
 
 
 def _prepare_to_finish(bound: BoundJob) -> None:
@@ -332,7 +333,7 @@ def _prepare_to_finish(bound: BoundJob) -> None:
     if missing:
         raise _not_published(bound, missing)
     log_disk_estimate(layout, bound.disk_estimate(), count_published(layout, bound.shards))
-    layout.report.unlink(missing_ok=True)
+    set_report_aside(layout)
     for shard in bound.shards:
         # A process that is killed right after publishing a shard leaves its spool.
         layout.spool(shard).unlink(missing_ok=True)

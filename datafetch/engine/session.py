@@ -26,8 +26,6 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-import orjson
-
 from datafetch.engine.archives import NO_ARCHIVES, Archives, open_members
 from datafetch.engine.feed import Feed
 from datafetch.engine.image_source import Adoption, FileFolder, ImagesByUrl, ImageSource
@@ -54,8 +52,6 @@ from datafetch.output.reshard.plan import Plan
 from datafetch.output.reshard.record import read_reshard_record
 from datafetch.output.training_list import write_trainers_list
 from datafetch.process.threads import run_in_thread
-from datafetch.store.atomic import write_atomically
-from datafetch.store.layout import OutputLayout
 from datafetch.store.ledger import count_lost_documents, read_shard_counts
 from datafetch.transcode import Encoding, ImageSpec, Transcoder
 
@@ -381,9 +377,3 @@ async def _announced(until_s: float | None) -> AsyncIterator[None]:
 
 def _is_in_use(folder: Path) -> bool:
     return folder.is_symlink() or (folder.is_dir() and next(folder.iterdir(), None) is not None)
-
-
-def write_report(layout: OutputLayout, report: Report) -> None:
-    """Write the report to the state folder; from then on the run is complete."""
-    options = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
-    write_atomically(layout.report, orjson.dumps(report.summary(), option=options))

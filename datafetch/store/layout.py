@@ -49,8 +49,13 @@ class OutputLayout:
 
     @property
     def report(self) -> Path:
-        """The report of the last run."""
+        """The report of the last run that did something."""
         return self.state_folder / "report.json"
+
+    @property
+    def reports(self) -> Path:
+        """The folder of the reports before it, named by time."""
+        return self.state_folder / "reports"
 
     @property
     def lock(self) -> Path:

@@ -336,8 +336,9 @@ def _facts(status: Status) -> Table:
     table.add_column(overflow="fold")
     table.add_row(_plain(status.dataset), _plain(str(status.out)))
     table.add_row("state", _state(status))
-    expected = "" if status.expected_images is None else f" of about {status.expected_images:,}"
-    left = "" if status.open_images is None else f", {status.open_images:,} open"
+    is_over = status.expected_images is None or status.state is RunState.COMPLETE
+    expected = "" if is_over else f" of about {status.expected_images:,}"
+    left = f", {status.open_images:,} open" if status.open_images and not is_over else ""
     table.add_row("images", f"{status.ended:,}{expected}: {status.ok:,} ok, {status.failed:,} failed{left}")
     table.add_row(
         "samples",

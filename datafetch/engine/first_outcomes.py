@@ -22,16 +22,17 @@ class FirstOutcomes:
 
     Args:
         unused_proxy: The environment variable that names a proxy which is not used; empty if there is none.
+        is_retry: Whether these images have all failed before; then nothing follows from their failing alike.
     """
 
-    def __init__(self, unused_proxy: str) -> None:
+    def __init__(self, unused_proxy: str, *, is_retry: bool = False) -> None:
         self._unused_proxy = unused_proxy
         self._images = 0
         self._kind: FailureKind | None = None  # None as long as all hosts were down
         self._status: int | None = None
         self._networks: dict[str, None] = {}
         self._is_permitted = False
-        self._is_alike = True
+        self._is_alike = not is_retry
 
     @property
     def failed_alike(self) -> FailedAlike | None:

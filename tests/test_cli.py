@@ -744,6 +744,7 @@ def test_a_summary_names_no_zero_counts(capfd: pytest.CaptureFixture[str]) -> No
     assert capfd.readouterr().out.splitlines()[1:] == [
         "images: 20 failed (blocked_address 20)",
         "this run: no image arrived in 1 min 3 s",
+        "'datafetch failures out' lists 20 failed images",
     ]
     show_report(replace(report, reused=3000, requests=0, id_list_result=None), as_json=False)
     assert capfd.readouterr().out.splitlines()[1:] == [

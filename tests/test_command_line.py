@@ -68,9 +68,9 @@ def test_it_starts_the_same_job(
     assert printed.err == (remarks if job.mirror else "")
     started: list[Job] = []
 
-    def start(job: Job, observers: object) -> Report:
+    def start(job: Job, observers: object, repeated: object) -> Report:
         started.append(job)
-        del observers
+        assert (repeated, observers is None) == (None, False)
         raise KeyboardInterrupt
 
     monkeypatch.setattr("datafetch.cli.commands.prepare.run", start)

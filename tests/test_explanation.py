@@ -55,7 +55,7 @@ def layout(tmp_path: Path) -> OutputLayout:
         image(0, 2, final_url=f"{HOST}/elsewhere\x1b[2J", permitted=(Permission.INSECURE,), is_original=True),
         image(1, 0, "http_status", **gone),
         image(1, 1, "timeout", **late),
-        image(1, 2, "timeout", **late | {"is_skipped": True, "detail": "skipped: it is lost"}),
+        image(1, 2, "not_requested", **late | {"detail": "skipped: it is lost", "attempts": 0}),
         image(2, 0),
         image(2, 1, url=f"{HOST}/0-1.jpg"),
     ]
@@ -104,7 +104,9 @@ def test_a_lost_document_says_why(layout: OutputLayout, capfd: pytest.CaptureFix
         "it is lost: of its 3 images 2 must arrive (--keep-at-least), and image 0 (http_status 404), image 1 (timeout) "
         "failed; the rest (1) was then not requested"
     )
-    assert [one for one in lines if one.startswith("    reason")][2:] == ["    reason     skipped: it is lost"]
+    assert [one for one in lines if one.startswith("    reason")][2:] == [
+        "    reason     its document could no longer become a row"
+    ]
 
 
 def test_samples_with_the_same_url_are_counted(layout: OutputLayout, capfd: pytest.CaptureFixture[str]) -> None:
@@ -129,7 +131,7 @@ def test_json_has_every_column(layout: OutputLayout, capfd: pytest.CaptureFixtur
     found = json.loads(text)
     (sample,) = found["samples"]
     assert (found["found"], sample["row"], sample["file"], sample["row_number"]) == (1, False, None, None)
-    assert [one["outcome"] for one in sample["images"]] == ["http_status", "timeout", "timeout"]
+    assert [one["outcome"] for one in sample["images"]] == ["http_status", "timeout", "not_requested"]
     (text,) = explained(capfd, str(layout.out), f"{HOST}/5-0.jpg", "--json")
     (sample,) = json.loads(text)["samples"]
     assert (sample["key"], sample["shard"], sample["row"]) == ("文書-5", "later", None)

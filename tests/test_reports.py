@@ -67,7 +67,7 @@ def test_a_run_that_has_nothing_to_do_overwrites_no_report(
     before(layout)
     again = run(job)
     show_report(again, as_json=False)
-    assert "this run: 0 images arrived" in capfd.readouterr().out
+    assert "this run: no image arrived" in capfd.readouterr().out
     assert again.requests == 0
     assert (layout.report.read_bytes(), layout.report.stat().st_mtime_ns) == (report, written_ns)
     assert history(layout) == []

@@ -18,8 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datafetch.cli import commands
-from datafetch.cli import render as show
+from datafetch.cli import commands, report_text
 from datafetch.cli.app import main
 from datafetch.cli.commands.retry import retry
 from datafetch.cli.options import PERMISSIONS, GivenOptions, parameters_of, parse_bytes
@@ -783,7 +782,7 @@ def test_max_sample_reaches_the_job() -> None:
 
 def test_every_counter_has_a_description() -> None:
     """A summary for people shows no internal name of a counter."""
-    assert set(show._COUNTERS) == set(CounterName)
+    assert set(report_text._COUNTERS) == set(CounterName)
 
 
 _HUGE = "1" + "0" * 40

@@ -1,0 +1,161 @@
+"""What is said of the status of a run, in tables that fit a terminal.
+
+Rules: nothing is computed here. Text from the web, such as the name of a host, can't control the terminal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from datafetch.cli.progress_line import waiting_text
+from datafetch.model.outcome import FailureKind
+from datafetch.model.untrusted import to_printable
+from datafetch.model.wording import clock, counted, lasting, sized
+from datafetch.monitor.host_failures import FailingHost
+from datafetch.monitor.status import RunState, Status
+from datafetch.store.lock_holder import LockHolder
+
+_HOST_COLUMNS = 40
+_SHOWN_PROCESSES = 4
+_SHOWN_HOSTS = 5
+_SHOWN_STATUSES = 8
+
+
+def status_text(status: Status, *, shows_all_hosts: bool) -> str:
+    """The status of a run, with the few hosts that have the most failures, or all that are known."""
+    console = Console(highlight=False)
+    with console.capture() as captured:
+        console.print(_facts(status))
+        if status.by_kind:
+            console.print(Padding(_kinds(status), (1, 0, 0, 0)))
+        if status.hosts:
+            shown = status.hosts if shows_all_hosts else status.hosts[:_SHOWN_HOSTS]
+            console.print(Padding(_hosts(shown, is_pruned=status.is_pruned), (1, 0, 0, 0)))
+            if status.is_pruned:
+                console.print("at least, as hosts with few failures are no longer counted when there are very many")
+            if len(shown) < len(status.hosts):
+                console.print(f"the next {len(status.hosts) - len(shown)} of them: --hosts")
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+
+def _facts(status: Status) -> Table:
+    """A table of single numbers, with one line for each thing that is counted."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row(_plain(status.dataset), _plain(str(status.out)))
+    table.add_row("state", _state(status))
+    is_over = status.expected_images is None or status.state is RunState.COMPLETE
+    expected = "" if is_over else f" of about {status.expected_images:,}"
+    left = f", {status.open_images:,} open" if status.open_images and not is_over else ""
+    table.add_row("images", f"{status.ended:,}{expected}: {status.ok:,} ok, {status.failed:,} failed{left}")
+    table.add_row(
+        "samples",
+        f"{status.samples:,} ended; published shards have {status.rows:,} rows, {status.dropped:,} were dropped",
+    )
+    table.add_row(
+        "shards", f"{status.shards_published:,} of {status.shards:,} published, {status.shards_open:,} in progress"
+    )
+    if status.equal is not None:
+        epoch = status.equal
+        table.add_row(
+            "ranks",
+            f"{epoch.world_size:,}, of {counted(epoch.samples_per_rank, 'sample')} each; an epoch uses {epoch.used:,}",
+        )
+    table.add_row(
+        "bytes",
+        f"{sized(status.fetched_bytes)} fetched, {sized(status.published_bytes)} published, "
+        f"{sized(status.spooled_bytes)} spooled",
+    )
+    if status.images_per_s is not None and status.elapsed_s is not None:
+        table.add_row("pace", _pace(status, status.images_per_s, status.elapsed_s))
+    if status.waiting is not None:
+        table.add_row("waiting", _plain(waiting_text(status.waiting)))
+    return table
+
+
+def _state(status: Status) -> Text:
+    if status.at_work:
+        processes = [f"process {one.pid} on {one.host}" for one in status.at_work[:_SHOWN_PROCESSES]]
+        others = len(status.at_work) - len(processes)
+        return _plain(f"{status.state} ({', '.join(processes)}{f' and {others:,} others' if others else ''})")
+    parts = [f"{status.state}"]
+    if status.state is RunState.INTERRUPTED and status.has_open_retry:
+        parts[0] += " in a retry; 'datafetch retry' completes it"
+    if status.holder is not None:
+        parts.append(_holder_text(status.state, status.holder))
+    if status.missing_shards:
+        number, first = len(status.missing_shards), status.missing_shards[0]
+        parts.append(
+            f"{counted(number, 'shard')} of the output {'is' if number == 1 else 'are'} missing or changed, "
+            f"{'the first is ' if number > 1 else ''}{first}"
+        )
+    if status.problem:
+        parts.append(status.problem)
+    return _plain("; ".join(parts))
+
+
+def _holder_text(state: RunState, holder: LockHolder) -> str:
+    text = f"{holder.name} has had the lock for {holder.held_for}"
+    match state:
+        case RunState.STARTING:
+            return f"{text}, and has written no heartbeat yet"
+        case RunState.UNRESPONSIVE:
+            return f"{text}, but writes no heartbeat any more"
+    return text if holder.is_here else f"{text}, unless it was killed, which can't be told from here"
+
+
+def _pace(status: Status, images_per_s: float, elapsed_s: float) -> str:
+    parts = [
+        f"{images_per_s:,.1f} images/s",
+        f"{lasting(elapsed_s)} {'so far' if status.at_work else 'in the last run'}",
+    ]
+    if status.at_work:
+        if status.left_s is not None:
+            parts.append(f"ETA {clock(status.left_s)}")
+        open_requests = sum(one.statistics.open_requests for one in status.at_work)
+        parts.append(f"{counted(open_requests, 'request')} open" if open_requests else "no request open")
+    return ", ".join(parts)
+
+
+def _kinds(status: Status) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("why images failed")
+    table.add_column("images", justify="right")
+    table.add_column("of all", justify="right")
+    table.add_column("" if not status.by_status else "HTTP status", overflow="fold")
+    for kind, count in status.by_kind.items():
+        codes = _codes(status) if kind == FailureKind.HTTP_STATUS else ""
+        table.add_row(_plain(kind), f"{count:,}", f"{count / status.ended:.1%}", codes)
+    return table
+
+
+def _codes(status: Status) -> str:
+    """How often each HTTP status came, the most frequent first."""
+    codes = [f"{code} {count:,}" for code, count in status.by_status.items()]
+    others = len(codes) - _SHOWN_STATUSES
+    return " · ".join([*codes[:_SHOWN_STATUSES], *([counted(others, "other")] if others > 0 else [])])
+
+
+def _hosts(hosts: Sequence[FailingHost], *, is_pruned: bool) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("where most failed", no_wrap=True, overflow="ellipsis", max_width=_HOST_COLUMNS)
+    table.add_column("at least" if is_pruned else "images", justify="right")
+    table.add_column("why", overflow="fold")
+    for host in hosts:
+        table.add_row(Text(host.host or "(no host)"), f"{host.failed:,}", _why(host))
+    return table
+
+
+def _why(host: FailingHost) -> Text:
+    return _plain(", ".join(f"{kind} {count:,}" for kind, count in host.by_kind.items()))
+
+
+def _plain(text: str) -> Text:
+    """Text without markup and control characters."""
+    return Text(to_printable(text))

@@ -10,11 +10,11 @@ from pathlib import Path
 from datafetch.datasets import find_dataset
 from datafetch.datasets.sources.hub import is_hub
 from datafetch.engine.archives import NO_ARCHIVES, Archives, images_in_place, open_archives
+from datafetch.engine.claim import Claim, Reuse, StartingOver, claim_for_job, judge_claim
 from datafetch.engine.completeness import refuse_missing_files, restore_missing_files
 from datafetch.engine.disk_estimate import DiskEstimate
 from datafetch.engine.feed import MAX_OPEN_SAMPLES, MAX_OPEN_SHARDS
 from datafetch.engine.job import Job, dataset_of, hash_of, identify, own_spec, reshard_plan, settings_of
-from datafetch.engine.ownership import Claim, Reuse, StartingOver, claim_for_job, judge_claim
 from datafetch.engine.published import download_file, download_source, find_published, policy_for_files
 from datafetch.engine.remote_files import open_remote_files
 from datafetch.engine.scan_cache import StateFolderCache

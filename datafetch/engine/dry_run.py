@@ -18,10 +18,10 @@ from datafetch.datasets import find_dataset
 from datafetch.engine.archives import NO_ARCHIVES, has_copies
 from datafetch.engine.bound_job import BoundJob, bind, estimate_disk
 from datafetch.engine.choices import choices_of, other_settings, row_defaults, row_settings
+from datafetch.engine.claim import Claim, Reuse, must_start_over, refuse_foreign_files, refuse_other_job
 from datafetch.engine.completeness import unpublished_shards
 from datafetch.engine.disk_estimate import DiskNeeds, count_published, disk_needs
 from datafetch.engine.job import Job, dataset_of, identify_settings, own_spec, settings_of
-from datafetch.engine.ownership import Claim, Reuse, must_start_over, refuse_foreign_files, refuse_other_job
 from datafetch.engine.published import downloaded_copy, is_read_from_copy
 from datafetch.engine.recipe import PlannedDataset, with_lists
 from datafetch.engine.repeated_job import RepeatedJob

@@ -17,10 +17,11 @@ from typing import TypeAlias
 
 from datafetch.engine.archives import kept_archives
 from datafetch.engine.bound_job import layout_of
+from datafetch.engine.claim import refuse_foreign_files
 from datafetch.engine.completeness import refuse_missing_files, unpublished_shards
 from datafetch.engine.feed import Feed
 from datafetch.engine.job import Job, dataset_of, read_job
-from datafetch.engine.ownership import locked_output, refuse_foreign_files
+from datafetch.engine.ownership import locked_output
 from datafetch.engine.permissions import Permitted, remember
 from datafetch.engine.retry_source import FailedSamples
 from datafetch.engine.retry_state import begin_retry, end_retry, read_retry_state

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import orjson
 
+from datafetch.engine.claim import refuse_left_spools
 from datafetch.engine.job import Job
-from datafetch.engine.ownership import refuse_left_spools
 from datafetch.engine.permissions import Permitted
 from datafetch.errors import ConfigurationError
 from datafetch.model.bounds import Count, PathText, PlainName

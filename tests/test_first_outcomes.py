@@ -89,8 +89,8 @@ def test_images_of_hosts_that_are_down_share_the_kind_of_the_others(caplog: pyte
     """They were not tried because others had failed; alone they say as much."""
     assert _warnings([_DOWN, _REFUSED, _DOWN], caplog) == [
         (
-            "all 3 images that were requested failed as connect, or were not tried since their host was down (2); check "
-            "this machine's network"
+            "all 3 images that were requested failed as connect, or were not tried since their host was down (2); "
+            "check this machine's network"
         )
     ]
     assert "failed as host_down; check" in _warnings([_DOWN], caplog)[0]

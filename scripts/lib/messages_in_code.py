@@ -9,12 +9,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _MIN_WORDS = 3
-_BUGS = frozenset({"AssertionError", "AttributeError", "NotImplementedError", "RuntimeError", "TypeError"})
+_MIN_WORDS_OF_PARTS = 4
+_MISUSE = frozenset({"RuntimeError", "TypeError"})
+MISUSE_GROUP = "misuse"
+_BUGS = frozenset({"AssertionError", "AttributeError", "NotImplementedError"})
+_FIELD_ERROR = "InvalidFieldError"  # made by `invalid`, of a template that is given to it, or is called `template`
+_TEMPLATE = "template"
+_FIELD = re.compile(r"\{\{(\w+)\}\}")
+_FIELD_SET_TO = re.compile(r"\{(\w+):(\{?\w+\}?)\}")
+_FINDINGS = "verify"  # in this package even the shortest text is no part, but what is wrong with a file
 _LEVELS = {"info": "info", "warning": "warning", "error": "error", "exception": "error", "log": "info or warning"}
 _HELP = re.compile(r"(?:typer\.(?:Option|Argument)|Option|_\w*Option|_NoRowEffect|_Permission|_Summary)\Z")
-_HELP_FIELDS = frozenset({"help", "summary", "epilog", "description"})
+_HELP_FIELDS = frozenset({"help", "summary", "epilog", "description", "metavar", "unset"})
 _HELP_FUNCTIONS = frozenset({"add_help", "_also_retried", "_default_text", "format_help_text", "format_options"})
 _NOT_SAID = frozenset({"_EXHAUSTION_MESSAGES", "_STEPS", "_load_rich"})  # recognised, of help, or drawn nowhere
+_LEGACY = re.compile(r"_?LEGACY_")  # texts of earlier versions, which are only recognised
+_TYPING = frozenset({"TypeVar", "cast"})  # their texts are annotations
+_ALIGNED = re.compile(r"[<>^]")
+_VALUE = re.compile(r"\{[^{}|]*\}")
+_WORD = re.compile(r"[^\W\d]")
 _NO_SENTENCE = re.compile(r"[a-z]+://\S+\Z|datafetch/|import |docs_|.*[\r\n]", re.DOTALL)
 _NO_PARTS = frozenset({"demo"})  # of these packages only errors and log messages are for users
 _PACKAGES = {"errors.py": "model"}
@@ -54,6 +67,7 @@ class Texts(ast.NodeVisitor):
 
     def __init__(self, module: str, errors: dict[str, str]) -> None:
         self.messages: set[Message] = set()
+        self._logged: dict[str, str] = {}
         self._module = module
         self._errors = errors
         self._above: list[ast.AST] = []
@@ -64,13 +78,31 @@ class Texts(ast.NodeVisitor):
         super().generic_visit(node)
         self._above.pop()
 
+    def visit_Module(self, node: ast.Module) -> None:
+        """Note first which constants are logged, and at which level."""
+        for call in filter(lambda below: isinstance(below, ast.Call), ast.walk(node)):
+            self._note_logged(call)  # type: ignore[arg-type]  # it is a call
+        self.generic_visit(node)
+
+    def _note_logged(self, call: ast.Call) -> None:
+        """Note the constant of a call such as ``_log.info(_DONE)`` or ``call_later(5, _log.info, _DONE)``."""
+        level = ""
+        for part in (call.func, *call.args):
+            if ast.unparse(part).startswith("_log."):
+                level = _LEVELS.get(ast.unparse(part).rpartition(".")[2], "")
+            elif level and isinstance(part, ast.Name) and part.id.isupper():
+                self._logged[part.id] = level
+
     def visit_Constant(self, node: ast.Constant) -> None:
         """Take a plain text."""
         if isinstance(node.value, str) and not isinstance(self._above[-1], ast.Expr):  # that is a docstring
             self._take(node, node.value)
 
     def visit_JoinedStr(self, node: ast.JoinedStr) -> None:
-        """Take a text with values in it; a text within one of these is part of it."""
+        """Take a text with values in it, unless it is a row of a table; a text within one of these is part of it."""
+        specs = [part.format_spec for part in node.values if isinstance(part, ast.FormattedValue) and part.format_spec]
+        if any(_ALIGNED.search(ast.unparse(spec)) for spec in specs):
+            return
         self._take(node, "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values))
 
     def visit_Call(self, node: ast.Call) -> None:
@@ -99,7 +131,7 @@ class Texts(ast.NodeVisitor):
 
     def visit_Assign(self, node: ast.Assign) -> None:
         """Leave out what is not said."""
-        if not any(_name_of(target) in _NOT_SAID for target in node.targets):
+        if not any(_is_not_said(_name_of(target)) for target in node.targets):
             self.generic_visit(node)
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
@@ -111,8 +143,10 @@ class Texts(ast.NodeVisitor):
         """Leave out annotations, decorators and help."""
         if node.name in _HELP_FUNCTIONS | _NOT_SAID:
             return
+        self._above.append(node)
         for part in (*node.args.defaults, *filter(None, node.args.kw_defaults), *node.body):
             self.visit(part)
+        self._above.pop()
 
     def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> None:
         """Like any function."""
@@ -122,30 +156,54 @@ class Texts(ast.NodeVisitor):
         """Leave out what only a bug shows."""
 
     def _take(self, node: ast.expr, words: str) -> None:
-        text = render(node, [*self._above])
         group = self._group()
-        if (
-            group
-            and sum(word != "…" for word in words.split()) >= _MIN_WORDS - 1 < len(words.split())
-            and not _NO_SENTENCE.match(text)
-        ):
+        text = render(node, [*self._above])
+        if group and self._is_long_enough(group, words, text) and not _NO_SENTENCE.match(text):
+            if group == _FIELD_ERROR:
+                group = self._errors.get(group, group)
+                text = _FIELD.sub(r"{\1}", _FIELD_SET_TO.sub(r"{\1} \2", text))
             self.messages.add(Message(group, self._module, " ".join(text.split())))
+
+    def _is_long_enough(self, group: str, words: str, text: str) -> bool:
+        """Whether a text says something by itself: a part of a message that hardly does is not listed."""
+        if sum(word != "…" for word in words.split()) < _MIN_WORDS - 1 or len(words.split()) < _MIN_WORDS:
+            return False
+        if group != self._package():
+            return True
+        said = sum(bool(_WORD.search(word)) for word in _VALUE.sub("", text).split())
+        if group == _FINDINGS:
+            return said >= _MIN_WORDS
+        return said >= _MIN_WORDS - 1 and len(words.split()) >= _MIN_WORDS_OF_PARTS
 
     def _group(self) -> str:
         """What a text is, by the call that it is in; empty for one that no user meets, or that is help."""
         for above in reversed(self._above):
             if isinstance(above, ast.keyword) and above.arg in _HELP_FIELDS:
                 return ""
-            group = self._group_of_call(above) if isinstance(above, ast.Call) else None
+            group = None
+            if isinstance(above, ast.Call):
+                group = self._group_of_call(above)
+            elif isinstance(above, ast.Assign):
+                group = self._group_of_assignment(_name_of(above.targets[0]))
             if group is not None:
                 return group
-        package = self._module.partition("/")[0] if "/" in self._module else _PACKAGES.get(self._module, "cli")
-        return "" if package in _NO_PARTS else package
+        return "" if self._package() in _NO_PARTS else self._package()
+
+    def _package(self) -> str:
+        return self._module.partition("/")[0] if "/" in self._module else _PACKAGES.get(self._module, "cli")
+
+    def _group_of_assignment(self, name: str) -> str | None:
+        """What a text is that a name stands for, if the name says it."""
+        return _FIELD_ERROR if name == _TEMPLATE else self._logged.get(name)
 
     def _group_of_call(self, call: ast.Call) -> str | None:
         """What the texts of a call are; None if the call does not say."""
         called = ast.unparse(call.func)
         name = called.rpartition(".")[2]
+        if name == "invalid":
+            return _FIELD_ERROR
+        if name in _MISUSE or (name == "ValueError" and self._function() == "__post_init__"):
+            return MISUSE_GROUP
         error = self._errors.get(self._class() if name == "cls" else name)
         if error is not None:
             return error
@@ -153,7 +211,10 @@ class Texts(ast.NodeVisitor):
             return _LEVELS.get(name, "")
         if name == "Failure":
             return f"`{_kind(call)}`"
-        return "" if _HELP.match(called) or called.startswith("re.") or name in _BUGS else None
+        return "" if _HELP.match(called) or called.startswith("re.") or name in _BUGS | _TYPING else None
+
+    def _function(self) -> str:
+        return next((above.name for above in reversed(self._above) if isinstance(above, ast.FunctionDef)), "")
 
     def _class(self) -> str:
         return next((above.name for above in reversed(self._above) if isinstance(above, ast.ClassDef)), "")
@@ -169,6 +230,10 @@ def _kind(call: ast.Call) -> str:
 
 def _name_of(target: ast.expr) -> str:
     return target.id if isinstance(target, ast.Name) else ""
+
+
+def _is_not_said(name: str) -> bool:
+    return name in _NOT_SAID or _LEGACY.match(name) is not None
 
 
 def render(node: ast.expr, above: list[ast.AST] | None = None) -> str:

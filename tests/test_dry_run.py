@@ -21,6 +21,7 @@ from datafetch.demo.origin import Origin
 from datafetch.fetch import FetchPolicy
 from datafetch.store.downloads import downloads_of
 from datafetch.store.layout import OutputLayout
+from datafetch.store.lock import Lock
 
 Pictures = tuple[Path, list[str]]
 OUT = Path("coyo-700m", "pkl03-split")
@@ -212,6 +213,26 @@ def test_a_run_at_work_is_named(source: CoyoSource, root: Path, job: Job, capsys
     progress.write_text(text.replace('"is_ended":true', '"is_ended":false'))
     assert prepare(source, root) == 2
     assert f"(process {os.getpid()} on {socket.gethostname()})" in capsys.readouterr().out
+
+
+def test_a_run_that_has_the_lock_and_no_heartbeat_yet_is_named(
+    source: CoyoSource, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the run itself would be refused by the lock; once it is released, the output is new again."""
+    layout = OutputLayout(root / OUT)
+    layout.state_folder.mkdir(parents=True)
+    lock = Lock(layout.lock, layout.out)
+    lock.acquire()
+    try:
+        assert prepare(source, root) == 2
+        me = f"(process {os.getpid()} on {socket.gethostname()}); wait for it, or stop it first"
+        assert f"the run would be refused: a run is working on {layout.out} {me}" in capsys.readouterr().out
+        assert prepare(source, root, "--no-lock") == 2
+        assert "and --no-lock is for outputs that no other run uses" in capsys.readouterr().out
+    finally:
+        lock.release()
+    assert prepare(source, root) == 0
+    assert "output      new\n" in capsys.readouterr().out
 
 
 def test_documents_are_counted_with_their_images(

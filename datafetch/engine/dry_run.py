@@ -32,7 +32,7 @@ from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.location import at_mirror, is_remote, is_url, without_secrets
 from datafetch.model.options import row_options
 from datafetch.model.sample import FALLBACK, FILE, MEMBER, Row
-from datafetch.monitor.heartbeat import read_snapshots
+from datafetch.monitor.at_work import refuse_at_work
 from datafetch.process.event_loop import run_to_end
 from datafetch.process.threads import run_in_thread
 from datafetch.store.job_file import read_job_file
@@ -262,7 +262,7 @@ def _look_from_outside(one: PlannedDataset, job: Job, asked_first: list[str]) ->
             state = OutputState.STARTED_OVER
         else:
             refuse_foreign_files(layout, {})
-        _refuse_at_work(layout)
+        refuse_at_work(layout, no_lock=job.no_lock)
     except ConfigurationError as error:
         state, problem = OutputState.REFUSED, str(error)
     shards = len(before.shards) if before else None
@@ -287,7 +287,7 @@ def _look_inside(job: Job, bound: BoundJob) -> DryRun:
     published, counts, problem = 0, ShardCounts(), ""
     try:
         state = _state_of(bound)
-        _refuse_at_work(layout)
+        refuse_at_work(layout, no_lock=job.no_lock)
         if state in (OutputState.RESUMED, OutputState.COMPLETE):
             published = sum(layout.ledger(shard).exists() for shard in bound.shards)
             counts = count_published(layout, bound.shards)
@@ -327,14 +327,6 @@ def _state_of(bound: BoundJob) -> OutputState:
     layout = bound.layout
     is_complete = layout.report.exists() and not unpublished_shards(layout, bound.shards, bound.job.limit)
     return OutputState.COMPLETE if is_complete else OutputState.RESUMED
-
-
-def _refuse_at_work(layout: OutputLayout) -> None:
-    for snapshot in read_snapshots(layout):
-        if snapshot.is_at_work():
-            raise ConfigurationError(
-                f"a run is working on {layout.out} (process {snapshot.pid} on {snapshot.host}); wait for it, or stop it"
-            )
 
 
 @dataclass(slots=True)

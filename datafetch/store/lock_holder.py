@@ -66,12 +66,17 @@ class LockHolder:
     @property
     def name(self) -> str:
         """Process and machine, in words."""
-        return f"process {self.pid} on {self.host}"
+        return process_name(self.pid, self.host)
 
     @property
     def held_for(self) -> timedelta:
         """How long it has had the lock, in whole seconds."""
         return timedelta(seconds=max(0, round(time.time() - self.since_unix_s)))
+
+
+def process_name(pid: int, host: str) -> str:
+    """A process and its machine, in words."""
+    return f"process {pid} on {host}"
 
 
 def write_holder(descriptor: int, holder: LockHolder) -> None:

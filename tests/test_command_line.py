@@ -94,7 +94,7 @@ def test_a_dry_run_and_a_command_line_say_options_in_the_same_words() -> None:
     """Values that look like options, numbers in full, None by its switch; what holds for one run is left out."""
     fetch = FetchPolicy(contact="-me@example.org", timeout_s=4321.0625)
     job = replace(COYO, fetch=fetch, world_size=None, reuse=True, finish_by=datetime(2030, 12, 31, tzinfo=UTC))
-    words = ["--no-reshard", "--timeout", "4321.0625", "--contact=-me@example.org"]
+    words = ["--no-reshard", "--timeout", "4321.0625", "--user-agent=-me@example.org"]
     assert shlex.split(" ".join(other_settings(job))) == words
     assert list(command_line_of(job, OUT).words[7:]) == words
     (archive,) = (one for one in settings_in(Job("gqa", "", "")) if one.option.name == "archive")

@@ -22,7 +22,7 @@ from datafetch.model.kinds import Payload
 from datafetch.model.location import is_remote, is_url, without_secrets
 from datafetch.model.options import DatasetOptions, Effect, Option, OptionGroup, option, options_of, row_options
 from datafetch.model.untrusted import is_utf8
-from datafetch.monitor.outputs_below import name_outputs
+from datafetch.monitor.outputs_below import no_output
 from datafetch.output.formats import FORMATS
 from datafetch.output.merge import DEFAULT_MAX_SAMPLE_BYTES
 from datafetch.output.reshard.plan import Plan
@@ -306,8 +306,7 @@ def read_job(layout: OutputLayout) -> tuple[Job, Identity]:
     """
     file = read_job_file(layout)
     if file is None:
-        hint = name_outputs(layout.out) or "; give the folder that a run writes to"
-        raise ConfigurationError(f"{layout.out} is not an output of datafetch: there is no {layout.job}{hint}")
+        raise no_output(layout)
     try:
         return job_in(file), file.identity
     except ValueError as error:

@@ -97,7 +97,7 @@ def test_a_dry_run_and_a_command_line_say_options_in_the_same_words() -> None:
     words = ["--no-reshard", "--timeout", "4321.0625", "--user-agent=-me@example.org"]
     assert shlex.split(" ".join(other_settings(job))) == words
     assert list(command_line_of(job, OUT).words[7:]) == words
-    (archive,) = (one for one in settings_in(Job("gqa", "", "")) if one.option.name == "archive")
+    (archive,) = (one for one in settings_in(Job("llava-pretrain", "", "")) if one.option.name == "archive")
     assert [*replace(archive, value="https://me:secret@x.org/a.zip").words()] == ["--archive", "https://x.org/a.zip"]
 
 

@@ -18,6 +18,7 @@ from datafetch.cli.app import main
 from datafetch.datasets.recipes import STEPS
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
+from datafetch.engine.job import hash_of, read_job
 from datafetch.fetch import FetchPolicy
 from datafetch.store.downloads import downloads_of
 from datafetch.store.layout import OutputLayout
@@ -203,6 +204,32 @@ def test_settings_are_compared_before_the_source_is_asked(
     assert "--short-side: 336, now not set" in capsys.readouterr().out
     assert main([*words, "--root", str(tmp_path / "elsewhere"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["state"] == "new"
+
+
+def test_what_is_there_is_judged_before_the_source_is_asked(
+    tmp_path: Path, root: Path, job: Job, nobody: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Spools in another folder, files of others that would be deleted, and what belongs to ``datafetch reshard``."""
+    fetch_shards(job, shard_names(job)[:1])
+    layout = OutputLayout(root / OUT, job_hash=hash_of(read_job(OutputLayout(root / OUT))[1]))
+    spool = layout.spool(shard_names(job)[1])
+    spool.parent.mkdir(parents=True, exist_ok=True)
+    spool.touch()
+    words = ["prepare", "coyo", "--ids", f"{nobody}/ids.txt", "--root", str(root), "--no-reshard", "--dry-run"]
+    assert main(words) == 0
+    assert "the run would be resumed, with 1 of 2 shards published\n" in capsys.readouterr().out
+    assert main([*words, "--scratch", str(tmp_path / "別")]) == 2
+    assert "leave out --scratch, or start over with --fresh" in capsys.readouterr().out
+    assert main([*words, "--fresh"]) == 0
+    assert "the run would start over, and delete what is there\n" in capsys.readouterr().out
+    stranger = root / OUT / "stranger.txt"
+    stranger.touch()
+    assert main([*words, "--fresh"]) == 2
+    assert str(stranger) in capsys.readouterr().out
+    layout.job.unlink()
+    layout.reshard_record.touch()
+    assert main(words) == 2
+    assert "belongs to shards made by 'datafetch reshard'" in capsys.readouterr().out
 
 
 def test_a_run_at_work_is_named(source: CoyoSource, root: Path, job: Job, capsys: pytest.CaptureFixture[str]) -> None:

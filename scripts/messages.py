@@ -121,9 +121,7 @@ _HELPS = {
 _WHAT_TO_DO = {
     "is not among the targets": "correct the name, or name the target, too",
     "does not take {ids}": "leave out `--ids`",
-    "is not an output of datafetch": "give the folder that a run writes to, not its state folder",
     "there is no run in {out}: {job}": "give the folder that a run writes to, not its state folder",
-    "{path} is no output": "give one of those that are named, or the folder that a run writes to",
     "the shards do not hold the rows": "a shard was changed by hand, or is of another run: put back a copy, or start over with `--fresh`",
     "rows are too few for {world_size} {world_size}": "fewer ranks, or a smaller batch or group, or more rows",
     "can't read {out}": "check the path, and that you may read it",
@@ -157,7 +155,6 @@ _WHAT_TO_DO = {
     "{is|are} missing: {shown}": "the files of these numbers are not in the source; their ids count as missing. Add them for a complete output",
     "missing or changed since, will be made again": "nothing, unless you want to put back copies: then stop the run first",
     "they are fetched again": "nothing",
-    "spools may take up to": "free space there, or give `--scratch` a larger folder; a full disk stops the run, which can be resumed",
     "are requested again": "nothing; the images come from the web instead",
     "sent an invalid reply and was killed": "nothing: its images are decoded by others. If it happens often, report it",
     "are no longer kept in": "free space, if you want to look at such bodies; no image is affected",

@@ -2,6 +2,7 @@
 
 import shlex
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from datafetch.cli.command_line import command_line_of
 from datafetch.datasets import find_dataset
 from datafetch.datasets.documents import DocumentOptions
 from datafetch.datasets.mmc4 import Mmc4CoreOptions
+from datafetch.engine.choices import other_settings, settings_in
 from datafetch.engine.job import Job, own_spec, read_job, settings_of
 from datafetch.fetch import FetchPolicy, OptOut
 from datafetch.model.kinds import Payload
@@ -86,6 +88,17 @@ def test_defaults_are_left_out() -> None:
     assert command_line_of(COYO, OUT).text == "datafetch prepare coyo --source '/データ/coyo' --root '/データ/my root'"
     published = replace(COYO, source="hf://datasets/kakaobrain/coyo-700m")
     assert "--source" not in command_line_of(published, OUT).words
+
+
+def test_a_dry_run_and_a_command_line_say_options_in_the_same_words() -> None:
+    """Values that look like options, numbers in full, None by its switch; what holds for one run is left out."""
+    fetch = FetchPolicy(contact="-me@example.org", timeout_s=4321.0625)
+    job = replace(COYO, fetch=fetch, world_size=None, reuse=True, finish_by=datetime(2030, 12, 31, tzinfo=UTC))
+    words = ["--no-reshard", "--timeout", "4321.0625", "--user-agent=-me@example.org"]
+    assert shlex.split(" ".join(other_settings(job))) == words
+    assert list(command_line_of(job, OUT).words[7:]) == words
+    (archive,) = (one for one in settings_in(Job("llava-pretrain", "", "")) if one.option.name == "archive")
+    assert [*replace(archive, value="https://me:secret@x.org/a.zip").words()] == ["--archive", "https://x.org/a.zip"]
 
 
 def test_options_of_a_dataset_are_said() -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from datafetch.engine.disk_estimate import DiskEstimate, log_disk_estimate
+from datafetch.cli.dry_run import dry_run_text
+from datafetch.engine.disk_estimate import DiskEstimate, disk_needs, log_disk_estimate
+from datafetch.engine.dry_run import DryRun, OutputState
 from datafetch.model.kinds import Payload
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.store.layout import OutputLayout
@@ -34,7 +36,7 @@ def test_an_estimate_that_fits_is_logged_as_information(layout: OutputLayout, ca
     assert record.levelno == logging.INFO
     # 336 × 470 pixels at 0.17 bytes, as base64, and 300 bytes of text
     message = record.getMessage()
-    assert message.startswith("estimated disk space: needs 75.9 MB while it works, 36.1 MB when done; ")
+    assert message.startswith("estimated disk space: needs about 75.9 MB while it works, 36.1 MB when done; ")
     assert re.fullmatch(r"[0-9.,]+ [kMGTP]B free", message.rpartition("; ")[2])
 
 
@@ -49,10 +51,24 @@ def test_an_estimate_that_does_not_fit_is_logged_as_a_warning(
     assert "free; the run may stop for lack of space" in record.getMessage()
 
 
+def test_a_dry_run_says_so_in_the_same_words(layout: OutputLayout, caplog: pytest.LogCaptureFixture) -> None:
+    """That the disk is too small, at 80 columns."""
+    estimate = replace(PAIRS, samples=10**13)
+    log_disk_estimate(layout, estimate, ShardCounts())
+    found = DryRun(dataset="coyo", out="出力", state=OutputState.NEW, disk=disk_needs(layout, estimate, ShardCounts()))
+    text = dry_run_text(found, 80)
+    assert max(map(len, text.splitlines())) <= 80
+    shown = " ".join(text.split()).rpartition(" disk ")[2]
+    assert shown.endswith("the run may stop for lack of space, and can be resumed once there is enough")
+    assert caplog.messages == [f"estimated disk space: {shown}"]
+
+
 def test_a_part_of_the_shards_needs_its_share(layout: OutputLayout, caplog: pytest.LogCaptureFixture) -> None:
     """A process that fetches a quarter of the shards estimates only those, and no space for resharding."""
     log_disk_estimate(layout, PAIRS.part(0.25), ShardCounts())
-    assert "disk space of this part of the output: needs 12.6 MB while it works, 9.0 MB when done; " in caplog.text
+    assert (
+        "disk space of this part of the output: needs about 12.6 MB while it works, 9.0 MB when done; " in caplog.text
+    )
 
 
 def test_the_size_of_published_rows_predicts_the_remaining_ones(
@@ -61,7 +77,7 @@ def test_the_size_of_published_rows_predicts_the_remaining_ones(
     """If half of the samples took 10 kB per row, so will the other half, and only that is still to be written."""
     need = replace(PAIRS, is_resharded=False, open_samples=0)
     log_disk_estimate(layout, need, ShardCounts(500, 400, {"ok": 400, "http_status": 100}, 4_000_000))
-    assert "needs 5.0 MB more while it works, 9.0 MB when done; " in caplog.text
+    assert "needs about 5.0 MB more while it works, 9.0 MB when done; " in caplog.text
 
 
 def test_a_scratch_folder_on_another_filesystem_has_an_estimate_of_its_own(

@@ -18,9 +18,11 @@ from datafetch.cli.app import main
 from datafetch.datasets.recipes import STEPS
 from datafetch.demo.manifest import CoyoSource, write_coyo_source
 from datafetch.demo.origin import Origin
+from datafetch.engine.job import hash_of, read_job
 from datafetch.fetch import FetchPolicy
 from datafetch.store.downloads import downloads_of
 from datafetch.store.layout import OutputLayout
+from datafetch.store.lock import Lock
 
 Pictures = tuple[Path, list[str]]
 OUT = Path("coyo-700m", "pkl03-split")
@@ -204,6 +206,32 @@ def test_settings_are_compared_before_the_source_is_asked(
     assert json.loads(capsys.readouterr().out)["state"] == "new"
 
 
+def test_what_is_there_is_judged_before_the_source_is_asked(
+    tmp_path: Path, root: Path, job: Job, nobody: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Spools in another folder, files of others that would be deleted, and what belongs to ``datafetch reshard``."""
+    fetch_shards(job, shard_names(job)[:1])
+    layout = OutputLayout(root / OUT, job_hash=hash_of(read_job(OutputLayout(root / OUT))[1]))
+    spool = layout.spool(shard_names(job)[1])
+    spool.parent.mkdir(parents=True, exist_ok=True)
+    spool.touch()
+    words = ["prepare", "coyo", "--ids", f"{nobody}/ids.txt", "--root", str(root), "--no-reshard", "--dry-run"]
+    assert main(words) == 0
+    assert "the run would be resumed, with 1 of 2 shards published\n" in capsys.readouterr().out
+    assert main([*words, "--scratch", str(tmp_path / "別")]) == 2
+    assert "leave out --scratch, or start over with --fresh" in capsys.readouterr().out
+    assert main([*words, "--fresh"]) == 0
+    assert "the run would start over, and delete what is there\n" in capsys.readouterr().out
+    stranger = root / OUT / "stranger.txt"
+    stranger.touch()
+    assert main([*words, "--fresh"]) == 2
+    assert str(stranger) in capsys.readouterr().out
+    layout.job.unlink()
+    layout.reshard_record.touch()
+    assert main(words) == 2
+    assert "belongs to shards made by 'datafetch reshard'" in capsys.readouterr().out
+
+
 def test_a_run_at_work_is_named(source: CoyoSource, root: Path, job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     """Its process and its machine, as its heartbeat says."""
     fetch_shards(job, shard_names(job)[:1])
@@ -212,6 +240,26 @@ def test_a_run_at_work_is_named(source: CoyoSource, root: Path, job: Job, capsys
     progress.write_text(text.replace('"is_ended":true', '"is_ended":false'))
     assert prepare(source, root) == 2
     assert f"(process {os.getpid()} on {socket.gethostname()})" in capsys.readouterr().out
+
+
+def test_a_run_that_has_the_lock_and_no_heartbeat_yet_is_named(
+    source: CoyoSource, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the run itself would be refused by the lock; once it is released, the output is new again."""
+    layout = OutputLayout(root / OUT)
+    layout.state_folder.mkdir(parents=True)
+    lock = Lock(layout.lock, layout.out)
+    lock.acquire()
+    try:
+        assert prepare(source, root) == 2
+        me = f"(process {os.getpid()} on {socket.gethostname()}); wait for it, or stop it first"
+        assert f"the run would be refused: a run is working on {layout.out} {me}" in capsys.readouterr().out
+        assert prepare(source, root, "--no-lock") == 2
+        assert "and --no-lock is for outputs that no other run uses" in capsys.readouterr().out
+    finally:
+        lock.release()
+    assert prepare(source, root) == 0
+    assert "output      new\n" in capsys.readouterr().out
 
 
 def test_documents_are_counted_with_their_images(

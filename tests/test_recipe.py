@@ -224,6 +224,8 @@ def test_a_list_on_a_server_shows_no_secret(tmp_path: Path) -> None:
 
 def test_after_a_fresh_start_the_advice_is_to_go_on() -> None:
     """The same command again would delete what has been fetched."""
+    later = without_fresh("a.zip can't be read now; run the same command again later to resume")
+    assert later == "a.zip can't be read now; run the same command without --fresh later to resume"
     message = without_fresh("the disk is full; run the same command again to resume")
     assert message == "the disk is full; run the same command without --fresh to resume"
 

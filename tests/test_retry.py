@@ -194,7 +194,7 @@ def test_images_of_a_host_that_was_down_are_retried_with_the_kind_of_its_failure
 
 def test_a_retry_needs_a_complete_run(job: Job, tmp_path: Path) -> None:
     """Without a run, or after an incomplete one, the error is one line, and nothing is written."""
-    with pytest.raises(ConfigurationError, match="not an output of datafetch"):
+    with pytest.raises(ConfigurationError, match="there is no run in"):
         retry(str(tmp_path / "nowhere"))
     assert not list(tmp_path.glob("nowhere*"))
     run(job)

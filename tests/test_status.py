@@ -494,18 +494,16 @@ def test_a_run_that_holds_the_lock_is_shown_without_a_heartbeat(
     lock = Lock(layout.lock, layout.out)
     lock.acquire()
     assert main(["status", str(layout.out)]) == 0
-    holder = f"process {os.getpid()} on {socket.gethostname()} has had the lock for 0:00:"
+    holder = f"process {os.getpid()} on {socket.gethostname()} has had the lock for "
     words = " ".join(capfd.readouterr().out.split())
-    assert f"state starting; {holder}" in words
-    assert "and has written no heartbeat yet" in words
+    assert re.search(rf"state starting; {re.escape(holder)}[0-9.]+ s, and has written no heartbeat yet", words)
     write_heartbeat(layout)
     assert read_status(layout.out).state is RunState.RUNNING
     old = orjson.loads(layout.progress.read_bytes()) | {"updated_unix_s": time.time() - 60}
     layout.progress.write_bytes(orjson.dumps(old))
     assert main(["status", str(layout.out)]) == 0
     words = " ".join(capfd.readouterr().out.split())
-    assert f"state unresponsive; {holder}" in words
-    assert "but writes no heartbeat any more" in words
+    assert re.search(rf"state unresponsive; {re.escape(holder)}[0-9.]+ s, but writes no heartbeat any more", words)
     assert main(["status", str(layout.out), "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["lock"]["pid"] == os.getpid()
     layout.progress.write_bytes(orjson.dumps(old | {"is_ended": True, "updated_unix_s": time.time()}))
@@ -522,7 +520,7 @@ def test_a_lock_of_another_machine_may_be_left_over(layout: OutputLayout, capfd:
     layout.lock.write_bytes(orjson.dumps(holder))
     assert main(["status", str(layout.out)]) == 0
     words = " ".join(capfd.readouterr().out.split())
-    assert f"state interrupted; process {os.getpid()} on 別の機械 has had the lock for 1:00:0" in words
+    assert f"state interrupted; process {os.getpid()} on 別の機械 has had the lock for 1 h," in words
     assert "unless it was killed, which can't be told from here" in words
     layout.lock.write_bytes(b'{"pid": "garbage"}')
     assert read_status(layout.out).holder is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 AGAIN = "run the same command again"  # as all messages say it
 RESUME = f"{AGAIN} to resume"
+_AGAIN = re.compile(rf"{AGAIN}( later)?(?: to resume)?")
 _log = logging.getLogger(__name__)
 _MAX_CHARS = 2000
 _END_CHARS = 500  # kept from the end of a longer message, where it says what to do
@@ -102,7 +104,7 @@ def json_line(values: Mapping[str, object]) -> str:
 
 def without_fresh(message: str) -> str:
     """Change the advice to run the same command again, given with ``--fresh``: that would delete what was fetched."""
-    return message.replace(RESUME, AGAIN).replace(AGAIN, "run the same command without --fresh to resume")
+    return _AGAIN.sub(r"run the same command without --fresh\1 to resume", message)
 
 
 def one_line(text: str) -> str:

@@ -92,7 +92,7 @@ class BoundJob:
         Raises:
             ConfigurationError: The output belongs to another job, or holds files that datafetch has not written.
         """
-        self._refuse_link()
+        refuse_link(self.layout, self.job, self.dataset)
         if not is_whole:  # only a whole run makes them again
             refuse_missing_files(self.layout)
         claim_for_job(
@@ -111,29 +111,14 @@ class BoundJob:
         Raises:
             ConfigurationError: As ``claim_output``.
         """
-        self._refuse_link()
+        refuse_link(self.layout, self.job, self.dataset)
         settings = settings_of(self.job, self.spec)
         return judge_claim(self.layout, self.identity, settings, self.shards, self._starting_over(is_whole=True))
 
     def _starting_over(self, *, is_whole: bool) -> StartingOver:
-        is_comparable = self.dataset.adopts_files and self.spec.encode is Encoding.RECEIVED
-        takes_files = is_comparable or self.dataset.image_root is not None
-        return StartingOver(self.job.fresh, is_whole and takes_files, self._reuse)
-
-    @property
-    def _reuse(self) -> Reuse:
-        """Whether the job takes images from the output of another one."""
-        is_by_url = not (self.archives.locations or self.archives.unpacked or self.dataset.makes_list)
-        if not is_by_url or not can_read_images(self.layout):
-            return Reuse.IMPOSSIBLE
-        return Reuse.WANTED if self.job.reuse else Reuse.POSSIBLE
-
-    def _refuse_link(self) -> None:
-        if self.dataset.adopts_files and self.job.fresh and self.layout.out.is_symlink():
-            raise ConfigurationError(
-                f"{self.layout.out} is a symbolic link, and --fresh would delete what it leads to; replace it by a "
-                "folder, or leave out --fresh"
-            )
+        has_archives = bool(self.archives.locations or self.archives.unpacked)
+        found = starting_over_of(self.layout, self.job, self.dataset, self.spec, has_archives=has_archives)
+        return replace(found, takes_files=is_whole and found.takes_files)
 
     def keep_manifest(self) -> None:
         """Keep in the state folder what is needed of the manifest later.
@@ -152,6 +137,38 @@ class BoundJob:
         """What the whole output will take of the disk."""
         samples = 0 if self.image_root is not None else self.manifest.max_samples()  # its images are there
         return estimate_disk(self.job, self.dataset, samples, len(self.manifest.shards()))
+
+
+def starting_over_of(
+    layout: OutputLayout, job: Job, dataset: Dataset, spec: ImageSpec, *, has_archives: bool
+) -> StartingOver:
+    """What a whole run may do with the output of another job that is in its place.
+
+    Args:
+        layout: The paths of the output.
+        job: The job.
+        dataset: Its dataset.
+        spec: What an image becomes.
+        has_archives: Whether images are taken from archives, and not fetched by URL.
+    """
+    reuse = Reuse.WANTED if job.reuse else Reuse.POSSIBLE
+    if has_archives or dataset.makes_list or not can_read_images(layout):
+        reuse = Reuse.IMPOSSIBLE
+    is_comparable = dataset.adopts_files and spec.encode is Encoding.RECEIVED
+    return StartingOver(job.fresh, is_comparable or dataset.image_root is not None, reuse)
+
+
+def refuse_link(layout: OutputLayout, job: Job, dataset: Dataset) -> None:
+    """Check that starting over deletes nothing behind a link.
+
+    Raises:
+        ConfigurationError: It would.
+    """
+    if dataset.adopts_files and job.fresh and layout.out.is_symlink():
+        raise ConfigurationError(
+            f"{layout.out} is a symbolic link, and --fresh would delete what it leads to; replace it by a folder, or "
+            "leave out --fresh"
+        )
 
 
 def estimate_disk(job: Job, dataset: Dataset, samples: int, shards: int) -> DiskEstimate:

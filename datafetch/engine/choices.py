@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 from datafetch.datasets import find_dataset
 from datafetch.datasets.recipes import part_of
@@ -12,11 +13,9 @@ from datafetch.engine.job import Job, own_spec
 from datafetch.fetch import FetchPolicy
 from datafetch.model.interfaces import Manifest
 from datafetch.model.location import without_secrets
-from datafetch.model.options import Effect, OptionField, as_given, options_of
+from datafetch.model.options import Effect, OptionField, as_given, options_of, words_of
 
 _DECIDES_ROWS = frozenset({Effect.ROWS, Effect.MANIFEST})
-_ONCE = frozenset({"fresh", "reuse", "finish_by", "no_lock"})
-_LOCATIONS = frozenset({"ids", "mirror"})  # which may be URLs with a login
 _NO_CHOICE = frozenset({"", "none"})
 
 _log = logging.getLogger(__name__)
@@ -38,12 +37,25 @@ class Setting:
     @property
     def is_default(self) -> bool:
         """Whether it has its default, or is of one command and not of a job."""
-        return self.value == self.default or self.option.name in _ONCE
+        return self.value == self.default or self.option.option.is_of_one_run
+
+    @property
+    def is_location(self) -> bool:
+        """Whether its value is a path or a URL, which may have a login."""
+        return isinstance(self.value, str) and (self.option.option.is_file or self.option.name == "mirror")
+
+    @property
+    def shown_value(self) -> object:
+        """Its value without secrets."""
+        return without_secrets(str(self.value)) if self.is_location else self.value
 
     def as_given(self) -> Iterator[str]:
-        """The option as it is given to a command, without secrets."""
-        is_location = self.option.name in _LOCATIONS and isinstance(self.value, str)
-        yield from as_given(self.option, without_secrets(str(self.value)) if is_location else self.value)
+        """The option as it is given to a command, without secrets, quoted for the shell: once for each value."""
+        return as_given(self.option, self.shown_value)
+
+    def words(self) -> Iterator[str]:
+        """The same as words that are not quoted."""
+        return chain.from_iterable(words_of(self.option, self.shown_value))
 
 
 def settings_in(job: Job) -> Iterator[Setting]:

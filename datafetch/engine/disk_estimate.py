@@ -74,14 +74,8 @@ def log_disk_estimate(layout: OutputLayout, estimate: DiskEstimate, published: S
     if layout.report.exists() or not estimate.samples:
         return  # the output was complete before or consists of a list, so hardly anything will be written
     needs = disk_needs(layout, estimate, published)
-    _log_space(estimate, published, needs)
-    if needs.scratch is not None and needs.scratch_free_bytes < needs.spool_bytes:
-        _log.warning(
-            "spools may take up to %s in %s, where %s are free",
-            sized(needs.spool_bytes),
-            needs.scratch,
-            sized(needs.scratch_free_bytes),
-        )
+    part = " of this part of the output" if estimate.is_part else ""
+    _log.log(logging.INFO if needs.is_enough else logging.WARNING, "estimated disk space%s: %s", part, needs.text())
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +90,8 @@ class DiskNeeds:
         scratch: The scratch folder, if it is on another disk; otherwise None, and the spools are among what is needed.
         scratch_free_bytes: How much of the scratch folder's disk is free.
         keeps_earlier: Whether an earlier output, whose images are taken, lies there until this one is complete.
+        is_begun: Whether a part of the output is there already.
+        is_resharded: Whether its shards lie there twice for a while.
     """
 
     result_bytes: float
@@ -105,12 +101,34 @@ class DiskNeeds:
     scratch: Path | None
     scratch_free_bytes: int
     keeps_earlier: bool
+    is_begun: bool
+    is_resharded: bool
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether there is as much as it takes, on both disks."""
+        return self._is_enough_next_to_output and (self.scratch is None or self.scratch_free_bytes >= self.spool_bytes)
+
+    @property
+    def _is_enough_next_to_output(self) -> bool:
+        return self.free_bytes >= self.needed_bytes
 
     def text(self) -> str:
-        """All of this in one line for people."""
+        """All of this in one line for people, and what may happen if it is too little."""
         need, done, free, spools = map(sized, (self.needed_bytes, self.result_bytes, self.free_bytes, self.spool_bytes))
-        in_scratch = "" if self.scratch is None else f"; and up to {spools} in {self.scratch}"
-        return f"needs about {need} while it works, {done} when done; {free} free{in_scratch}"
+        more = "more " if self.is_begun else ""
+        is_twice = self.is_resharded and not self._is_enough_next_to_output
+        twice = " (shards lie there twice while they are resharded, not with --no-reshard)" if is_twice else ""
+        earlier = " (the earlier output stays until then)" if self.keeps_earlier else ""
+        in_scratch = ""
+        if self.scratch is not None:
+            in_scratch = (
+                f"; spools may take up to {spools} in {self.scratch}, where {sized(self.scratch_free_bytes)} are free"
+            )
+        lack = "" if self.is_enough else "; the run may stop for lack of space, and can be resumed once there is enough"
+        return (
+            f"needs about {need} {more}while it works{twice}, {done} when done{earlier}; {free} free{in_scratch}{lack}"
+        )
 
 
 def disk_needs(layout: OutputLayout, estimate: DiskEstimate, published: ShardCounts) -> DiskNeeds:
@@ -130,6 +148,8 @@ def disk_needs(layout: OutputLayout, estimate: DiskEstimate, published: ShardCou
         scratch=None if is_shared else spools,
         scratch_free_bytes=_free_bytes(spools),
         keeps_earlier=layout.previous.exists(),
+        is_begun=published.written_bytes > 0,
+        is_resharded=estimate.is_resharded,
     )
 
 
@@ -167,24 +187,6 @@ def count_published(layout: OutputLayout, shards: Sequence[str]) -> ShardCounts:
         rows=round(counted.rows * scale),
         outcomes={outcome: round(images * scale) for outcome, images in counted.outcomes.items()},
         written_bytes=round(counted.written_bytes * scale),
-    )
-
-
-def _log_space(estimate: DiskEstimate, published: ShardCounts, needs: DiskNeeds) -> None:
-    is_enough = needs.free_bytes >= needs.needed_bytes
-    _log.log(
-        logging.INFO if is_enough else logging.WARNING,
-        "estimated disk space%s: needs %s %swhile it works%s, %s when done%s; %s free%s",
-        " of this part of the output" if estimate.is_part else "",
-        sized(needs.needed_bytes),
-        "more " if published.written_bytes else "",
-        " (shards lie there twice while they are resharded, not with --no-reshard)"
-        if estimate.is_resharded and not is_enough
-        else "",
-        sized(needs.result_bytes),
-        " (the earlier output stays until then)" if needs.keeps_earlier else "",
-        sized(needs.free_bytes),
-        "" if is_enough else "; the run may stop for lack of space, and can be resumed once there is enough",
     )
 
 

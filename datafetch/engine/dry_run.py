@@ -9,19 +9,20 @@ what would be asked for first, and the numbers are those of the recipe.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 
 from datafetch.datasets import find_dataset
 from datafetch.engine.archives import NO_ARCHIVES, has_copies
-from datafetch.engine.bound_job import BoundJob, bind, estimate_disk
+from datafetch.engine.bound_job import BoundJob, bind, estimate_disk, refuse_link, starting_over_of
 from datafetch.engine.choices import choices_of, other_settings, row_defaults, row_settings
-from datafetch.engine.claim import Claim, Reuse, must_start_over, refuse_foreign_files, refuse_other_job
+from datafetch.engine.claim import Claim, judge_claim
 from datafetch.engine.completeness import unpublished_shards
 from datafetch.engine.disk_estimate import DiskNeeds, count_published, disk_needs
-from datafetch.engine.job import Job, dataset_of, identify_settings, own_spec, settings_of
+from datafetch.engine.job import Job, dataset_of, hash_of, identify_settings, own_spec, settings_of
 from datafetch.engine.published import downloaded_copy, is_read_from_copy
 from datafetch.engine.recipe import PlannedDataset, with_lists
 from datafetch.engine.repeated_job import RepeatedJob
@@ -32,10 +33,10 @@ from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.location import at_mirror, is_remote, is_url, without_secrets
 from datafetch.model.options import row_options
 from datafetch.model.sample import FALLBACK, FILE, MEMBER, Row
-from datafetch.monitor.heartbeat import read_snapshots
+from datafetch.monitor.at_work import refuse_at_work
 from datafetch.process.event_loop import run_to_end
 from datafetch.process.threads import run_in_thread
-from datafetch.store.job_file import read_job_file
+from datafetch.store.job_file import Identity, JobFile, read_job_file
 from datafetch.store.layout import OutputLayout, resolve_parent
 
 MAX_HOSTS = 5
@@ -243,39 +244,20 @@ def _look_from_outside(one: PlannedDataset, job: Job, asked_first: list[str]) ->
     if dataset.id_list is not None and job.ids != (one.part.ids or None):
         known = 0  # the recipe's number is that of its own list
     samples = min(known or job.limit, job.limit) if job.limit is not None else known or None
-    before = None if job.fresh else read_job_file(layout)
-    published = sum(layout.ledger(shard).exists() for shard in before.shards) if before else 0
-    state, problem = OutputState.NEW, ""
-    try:
-        if before is not None:
-            row_names = {*row_options(dataset.options)}
-            same = {name: value for name, value in before.identity.items() if name not in row_names}
-            now = {**same, "dataset": job.dataset, **identify_settings(job, job.image or own_spec(dataset))}
-            settings = settings_of(job, job.image or own_spec(dataset))
-            reuse = Reuse.IMPOSSIBLE if dataset.archives or dataset.makes_list else Reuse.POSSIBLE
-            if job.reuse and must_start_over(layout, before, now, settings):
-                state = OutputState.REUSED
-            else:
-                refuse_other_job(layout, before, now, settings, reuse)
-                state = OutputState.COMPLETE if layout.report.exists() else OutputState.RESUMED
-        elif job.fresh and layout.job.exists():
-            state = OutputState.STARTED_OVER
-        else:
-            refuse_foreign_files(layout, {})
-        _refuse_at_work(layout)
-    except ConfigurationError as error:
-        state, problem = OutputState.REFUSED, str(error)
-    shards = len(before.shards) if before else None
+    before = read_job_file(layout)
+    shards = list(before.shards) if before is not None and not job.fresh else []
+    state, problem = _state_of(layout, job, shards, partial(_claim_from_outside, layout, job, dataset, before))
+    is_there = state in (OutputState.RESUMED, OutputState.COMPLETE)
     is_written = bool(samples) and dataset.image_root is None and state is not OutputState.COMPLETE
-    estimate = estimate_disk(job, dataset, samples or 0, shards or _ASSUMED_SHARDS)
+    estimate = estimate_disk(job, dataset, samples or 0, len(shards) or _ASSUMED_SHARDS)
     return replace(
         _settings_of(job),
         state=state,
         problem=problem,
         asked_first=tuple(asked_first),
         samples=samples,
-        shards=shards,
-        shards_published=published,
+        shards=len(shards) or None,
+        shards_published=_published(layout, shards) if is_there else 0,
         disk=disk_needs(layout, estimate, ShardCounts()) if is_written else None,
         choices=tuple(choices_of(job, None)),
     )
@@ -284,15 +266,9 @@ def _look_from_outside(one: PlannedDataset, job: Job, asked_first: list[str]) ->
 def _look_inside(job: Job, bound: BoundJob) -> DryRun:
     """What is known of a run whose manifest is open."""
     layout = bound.layout
-    published, counts, problem = 0, ShardCounts(), ""
-    try:
-        state = _state_of(bound)
-        _refuse_at_work(layout)
-        if state in (OutputState.RESUMED, OutputState.COMPLETE):
-            published = sum(layout.ledger(shard).exists() for shard in bound.shards)
-            counts = count_published(layout, bound.shards)
-    except ConfigurationError as error:
-        state, problem = OutputState.REFUSED, str(error)
+    state, problem = _state_of(layout, job, bound.shards, bound.judge_claim)
+    is_there = state in (OutputState.RESUMED, OutputState.COMPLETE)
+    counts = count_published(layout, bound.shards) if is_there else ShardCounts()
     sampled = _Sampled()
     sampled.read(bound)
     samples = sampled.samples if sampled.is_all else bound.manifest.max_samples()
@@ -309,32 +285,53 @@ def _look_inside(job: Job, bound: BoundJob) -> DryRun:
         sampled_images=sampled.hosts.total(),
         hosts=sampled.busiest(),
         shards=len(bound.shards),
-        shards_published=published,
+        shards_published=_published(layout, bound.shards) if is_there else 0,
         disk=disk_needs(layout, estimate, counts) if is_written else None,
         choices=tuple(choices_of(job, bound.manifest)),
     )
 
 
-def _state_of(bound: BoundJob) -> OutputState:
-    """What a run would do with the output.
+def _claim_from_outside(layout: OutputLayout, job: Job, dataset: Dataset, before: JobFile | None) -> Claim:
+    """What a run does with the output, if its manifest is the one that the output's job had.
 
     Raises:
         ConfigurationError: It would be refused.
     """
-    claim = bound.judge_claim()
-    if claim is not Claim.GOES_ON:
-        return _STATES[claim]
-    layout = bound.layout
-    is_complete = layout.report.exists() and not unpublished_shards(layout, bound.shards, bound.job.limit)
-    return OutputState.COMPLETE if is_complete else OutputState.RESUMED
+    spec = job.image or own_spec(dataset)
+    identity: Identity = {"dataset": job.dataset, **identify_settings(job, spec)}
+    if before is not None:
+        row_names = {*row_options(dataset.options)}  # of which only those that are set are in an identity
+        identity = {**{name: value for name, value in before.identity.items() if name not in row_names}, **identity}
+        layout = replace(layout, job_hash=hash_of(before.identity))
+    refuse_link(layout, job, dataset)
+    starting_over = starting_over_of(layout, job, dataset, spec, has_archives=bool(dataset.archives))
+    return judge_claim(layout, identity, settings_of(job, spec), before.shards if before else (), starting_over)
 
 
-def _refuse_at_work(layout: OutputLayout) -> None:
-    for snapshot in read_snapshots(layout):
-        if snapshot.is_at_work():
-            raise ConfigurationError(
-                f"a run is working on {layout.out} (process {snapshot.pid} on {snapshot.host}); wait for it, or stop it"
-            )
+def _state_of(
+    layout: OutputLayout, job: Job, shards: Sequence[str], judge: Callable[[], Claim]
+) -> tuple[OutputState, str]:
+    """What a run would do with an output, and why it would be refused, if so.
+
+    Args:
+        layout: The paths of the output.
+        job: The job.
+        shards: The names of its shards.
+        judge: Judges its claim to the output.
+    """
+    try:
+        claim = judge()
+        refuse_at_work(layout, no_lock=job.no_lock)
+        if claim is not Claim.GOES_ON:
+            return _STATES[claim], ""
+        is_complete = layout.report.exists() and not unpublished_shards(layout, shards, job.limit)
+    except ConfigurationError as error:
+        return OutputState.REFUSED, str(error)
+    return OutputState.COMPLETE if is_complete else OutputState.RESUMED, ""
+
+
+def _published(layout: OutputLayout, shards: Iterable[str]) -> int:
+    return sum(layout.ledger(shard).exists() for shard in shards)
 
 
 @dataclass(slots=True)

@@ -22,7 +22,7 @@ from datafetch.model.kinds import Payload
 from datafetch.model.location import is_remote, is_url, without_secrets
 from datafetch.model.options import DatasetOptions, Effect, Option, OptionGroup, option, options_of, row_options
 from datafetch.model.untrusted import is_utf8
-from datafetch.monitor.outputs_below import name_outputs
+from datafetch.monitor.outputs_below import no_output
 from datafetch.output.formats import FORMATS
 from datafetch.output.merge import DEFAULT_MAX_SAMPLE_BYTES
 from datafetch.output.reshard.plan import Plan
@@ -146,12 +146,15 @@ class Job:
             none_flag="--no-reshard",
         ),
     )
-    fresh: bool = option(False, _NoRowEffect(help="Start over instead of resuming.", group=OptionGroup.BEHAVIOUR))
+    fresh: bool = option(
+        False, _NoRowEffect(help="Start over instead of resuming.", group=OptionGroup.BEHAVIOUR, is_of_one_run=True)
+    )
     reuse: bool = option(
         False,
         _NoRowEffect(
             help="If settings have changed, start over with the images that are there, and fetch what is missing.",
             group=OptionGroup.BEHAVIOUR,
+            is_of_one_run=True,
         ),
     )
     finish_by: datetime | None = option(
@@ -161,6 +164,7 @@ class Job:
             group=OptionGroup.BEHAVIOUR,
             metavar="TIME",
             is_time=True,
+            is_of_one_run=True,
         ),
     )
     no_lock: bool = option(False, NO_LOCK)
@@ -280,7 +284,8 @@ def settings_of(job: Job, spec: ImageSpec) -> dict[str, Any]:
         name: None if path is None else _location(path)
         for name, path in (("source", job.source), ("ids", job.ids), ("scratch", job.scratch))
     }
-    values = {**asdict(replace(job, image=spec, fresh=False, reuse=False, finish_by=None, no_lock=False)), **paths}
+    of_one_run: dict[str, Any] = {one.field: one.default for one in options_of(Job) if one.option.is_of_one_run}
+    values = {**asdict(replace(job, image=spec, **of_one_run)), **paths}
     values["mirror"] = without_secrets(job.mirror)
     options = values.pop("options") or {}
     if isinstance(archive := options.get("archive"), str):
@@ -301,8 +306,7 @@ def read_job(layout: OutputLayout) -> tuple[Job, Identity]:
     """
     file = read_job_file(layout)
     if file is None:
-        hint = name_outputs(layout.out) or "; give the folder that a run writes to"
-        raise ConfigurationError(f"{layout.out} is not an output of datafetch: there is no {layout.job}{hint}")
+        raise no_output(layout)
     try:
         return job_in(file), file.identity
     except ValueError as error:

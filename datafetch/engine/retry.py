@@ -31,7 +31,7 @@ from datafetch.model.location import at_mirror
 from datafetch.model.observers import Observer
 from datafetch.model.report import FetchedShards, Report
 from datafetch.model.statistics import Statistics
-from datafetch.monitor.heartbeat import refuse_at_work
+from datafetch.monitor.at_work import refuse_at_work
 from datafetch.output.merge import Output
 from datafetch.output.retry_filter import RetryFilter
 from datafetch.output.training_list import refuse_other_list
@@ -70,7 +70,7 @@ async def retry_failed(
     archives = await run_in_thread(kept_archives, dataset, location, OutputLayout(folder))
     layout = await asyncio.to_thread(layout_of, folder, job, identity)
     if job.no_lock:
-        await asyncio.to_thread(refuse_at_work, layout)
+        await asyncio.to_thread(refuse_at_work, layout, no_lock=True)
     prepare = partial(_prepare_retry, layout, identity, dataset.list_name)
     async with locked_output(layout, prepare, is_alone=job.no_lock):
         permitted = Permitted.of(job)

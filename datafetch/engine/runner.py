@@ -40,7 +40,7 @@ from datafetch.model.observers import Observer
 from datafetch.model.report import FetchedShards, Report
 from datafetch.model.sample import IdListResult
 from datafetch.model.statistics import Statistics
-from datafetch.monitor.heartbeat import refuse_at_work
+from datafetch.monitor.at_work import refuse_at_work
 from datafetch.output.retry_filter import RetryFilter
 from datafetch.process.event_loop import run_to_end
 from datafetch.process.threads import run_in_thread
@@ -91,7 +91,7 @@ async def fetch_dataset(
             await run_in_thread(repeated.refuse_other_rows, bound.identity, job, bound.spec)
         layout, shards = bound.layout, bound.shards
         if job.no_lock:
-            await asyncio.to_thread(refuse_at_work, layout)
+            await asyncio.to_thread(refuse_at_work, layout, no_lock=True)
         if job.fresh or job.reuse:
             await _try_to_start(bound)
         before = None if job.fresh else await asyncio.to_thread(read_permitted, layout)
@@ -157,7 +157,7 @@ async def fetch_dataset_shards(
         if not names:
             return FetchedShards(ShardCounts())
         if job.no_lock:
-            await asyncio.to_thread(refuse_at_work, layout)
+            await asyncio.to_thread(refuse_at_work, layout, no_lock=True)
         before = await asyncio.to_thread(read_permitted, layout)
         async with locked_shards(layout, names, partial(_prepare_for_shards, bound, names), is_alone=job.no_lock):
             _log_no_longer_permitted(before, job)
@@ -198,7 +198,7 @@ async def finish_dataset(job: Job, observers: Iterable[Observer[Statistics]] = (
         if not await asyncio.to_thread(layout.job.exists):
             raise _not_published(bound, shards)  # before anything is created
         if job.no_lock:
-            await asyncio.to_thread(refuse_at_work, layout)
+            await asyncio.to_thread(refuse_at_work, layout, no_lock=True)
         before = await asyncio.to_thread(read_permitted, layout)
         async with locked_output(layout, partial(_prepare_to_finish, bound), is_alone=job.no_lock):
             _log_no_longer_permitted(before, job)

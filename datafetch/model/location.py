@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from urllib.parse import urlsplit, urlunsplit
 
+HIDDEN_URL = "the URL"
+"""What stands in place of a URL of which it can't be told what is a secret."""
 _URL = re.compile(r"https?://", re.IGNORECASE)
 _REMOTE = re.compile(r"(?i:https?)://|(?:hf|gitlab|s3|gs)://")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
@@ -55,7 +57,7 @@ def without_secrets(location: str) -> str:
         parts = urlsplit(location)
         _ = parts.port  # of a password with a slash it is no number
     except ValueError:
-        return "the URL"
+        return HIDDEN_URL
     if not is_remote(location):
-        return "the URL"
+        return HIDDEN_URL
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))

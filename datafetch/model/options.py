@@ -61,6 +61,7 @@ class Option:
         is_file: Whether its value says where a file or a folder is, which holds for one operator alone.
         is_bytes: Whether it is a size in bytes, which may be given as ``32MiB``.
         is_time: Whether it is a time, which may be given as ``07:00``, ``2030-12-31T07:00`` or ``6h`` from now.
+        is_of_one_run: Whether it holds for one run, and so is not stored with the job.
         minimum: The minimum of an integer option of a dataset; None for no check.
     """
 
@@ -75,6 +76,7 @@ class Option:
     is_file: bool = False
     is_bytes: bool = False
     is_time: bool = False
+    is_of_one_run: bool = False
     minimum: int | None = None
 
 
@@ -122,7 +124,12 @@ def row_options(values: object) -> dict[str, object]:
 
 
 def as_given(one: OptionField, value: object) -> Iterator[str]:
-    """An option as it is given to a command, quoted for the shell: once for each of several values.
+    """An option as it is given to a command, quoted for the shell. The arguments are those of ``words_of``."""
+    return map(shlex.join, words_of(one, value))
+
+
+def words_of(one: OptionField, value: object) -> Iterator[tuple[str, ...]]:
+    """An option as it is given to a command: the words of each of several values.
 
     Args:
         one: The option.
@@ -130,16 +137,16 @@ def as_given(one: OptionField, value: object) -> Iterator[str]:
     """
     if isinstance(value, (tuple, list)):
         for part in value:
-            yield from as_given(one, part)
+            yield from words_of(one, part)
     elif value is True:
-        yield one.flag
+        yield (one.flag,)
     elif value is None and one.option.none_flag:
-        yield one.option.none_flag
+        yield (one.option.none_flag,)
     elif value is None and one.option.none_word:
-        yield f"{one.flag} {one.option.none_word}"
+        yield one.flag, one.option.none_word
     elif value is not None and value is not False and value != "":
-        text = f"{value:g}" if isinstance(value, float) else str(value)
-        yield f"{one.flag} {shlex.quote(text)}"
+        text = str(value).removesuffix(".0") if isinstance(value, float) else str(value)
+        yield (f"{one.flag}={text}",) if text.startswith("-") else (one.flag, text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,16 +20,16 @@ from typing import Annotated
 import orjson
 from msgspec import Meta
 
-from datafetch.errors import ConfigurationError
 from datafetch.model.bounds import Amount, PathText
 from datafetch.model.observers import SafeObserver
 from datafetch.model.statistics import Statistics
 from datafetch.monitor.throughput import Throughput
 from datafetch.store.layout import OutputLayout
+from datafetch.store.lock_holder import process_name
 from datafetch.store.state_file import read_if_sound
 
 INTERVAL_S = 2.0
-_MAX_AGE_S = 30.0  # a busy event loop or a slow filesystem may delay a few heartbeats
+MAX_AGE_S = 30.0  # a busy event loop or a slow filesystem may delay a few heartbeats
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +56,17 @@ class ProgressSnapshot:
     images_per_s: Amount
     statistics: Statistics
 
+    @property
+    def name(self) -> str:
+        """Process and machine, in words."""
+        return process_name(self.pid, self.host)
+
     def is_at_work(self) -> bool:
         """Whether the run is at work: the snapshot is recent, and its process exists.
 
         Whether a process on another machine exists is unknown, so there only the age of the snapshot counts.
         """
-        if self.is_ended or abs(time.time() - self.updated_unix_s) > _MAX_AGE_S:
+        if self.is_ended or abs(time.time() - self.updated_unix_s) > MAX_AGE_S:
             return False
         return self.host != socket.gethostname() or _process_exists(self.pid)
 
@@ -112,21 +117,6 @@ def _write(path: Path, snapshot: ProgressSnapshot) -> None:
         path.parent.mkdir(exist_ok=True)
         unfinished.write_bytes(orjson.dumps(snapshot))
         unfinished.replace(path)
-
-
-def refuse_at_work(layout: OutputLayout) -> None:
-    """Refuse to start a run on an output on which another is at work by its heartbeat, as there may be no lock.
-
-    Raises:
-        ConfigurationError: Another run is at work.
-    """
-    for snapshot in read_snapshots(layout):
-        if snapshot.is_at_work():
-            raise ConfigurationError(
-                f"a run is working on {layout.out} (process {snapshot.pid} on {snapshot.host}), and --no-lock is for "
-                "outputs that no other run uses; wait for it, or stop it first; if it was killed, run the same command "
-                f"again in {_MAX_AGE_S:.0f} seconds"
-            )
 
 
 def read_snapshots(layout: OutputLayout) -> tuple[ProgressSnapshot, ...]:

@@ -9,10 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from datafetch.datasets import find_dataset
-from datafetch.errors import ConfigurationError
 from datafetch.monitor.heartbeat import ProgressSnapshot, read_snapshots
 from datafetch.monitor.output_counts import list_folder
-from datafetch.monitor.outputs_below import name_outputs
+from datafetch.monitor.outputs_below import no_output
 from datafetch.store.job_file import JobFile, read_job_file
 from datafetch.store.layout import OutputLayout, output_of
 
@@ -53,7 +52,6 @@ def observe_output(out: Path | str) -> ObservedOutput:
     layout = OutputLayout(output_of(Path(out)))
     job = read_job_file(layout)
     if job is None:
-        hint = name_outputs(layout.out) or "; give the folder that a run writes to"
-        raise ConfigurationError(f"there is no run in {layout.out}: {layout.job} is missing{hint}")
+        raise no_output(layout)
     layout = replace(layout, output_format=find_dataset(job.dataset).output_format)
     return ObservedOutput(layout, job, read_snapshots(layout))

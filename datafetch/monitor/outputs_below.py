@@ -54,6 +54,12 @@ def name_outputs(folder: Path) -> str:
     return f"; below it are the outputs {names}{more}: name one of them"
 
 
+def no_output(layout: OutputLayout) -> ConfigurationError:
+    """The error for a folder in which there is no run; the message names the outputs below it."""
+    hint = name_outputs(layout.out) or "; give the folder that a run writes to"
+    return ConfigurationError(f"there is no run in {layout.out}: {layout.job} is missing{hint}")
+
+
 def is_output(path: Path) -> bool:
     """Whether a path is an output or its state folder."""
     try:
@@ -70,8 +76,8 @@ def refuse_folder_of_outputs(path: Path) -> None:
     """
     if is_output(path) or not path.is_dir() or any(entry.is_file() for entry in _entries(path)):
         return
-    if names := name_outputs(path):
-        raise ConfigurationError(f"{path} is no output{names}")
+    if name_outputs(path):
+        raise no_output(OutputLayout(path.absolute()))
 
 
 class _Search:

@@ -18,6 +18,7 @@ from datafetch.model.bounds import Amount
 from datafetch.model.outcome import OK
 from datafetch.model.report import ReshardedEpoch
 from datafetch.model.statistics import Waiting
+from datafetch.monitor.at_work import find_holder, is_held
 from datafetch.monitor.heartbeat import ProgressSnapshot
 from datafetch.monitor.host_failures import FailingHost
 from datafetch.monitor.observed_output import observe_output
@@ -26,7 +27,7 @@ from datafetch.monitor.outputs_below import OutputsBelow
 from datafetch.monitor.resharding import read_resharding
 from datafetch.store.job_file import JobFile
 from datafetch.store.layout import OutputLayout
-from datafetch.store.lock_holder import LockHolder, read_holder
+from datafetch.store.lock_holder import LockHolder
 from datafetch.store.state_file import read_if_sound
 
 _MAX_HOSTS = 20
@@ -199,12 +200,12 @@ def read_status(out: Path | str) -> Status:
     counts = count_output(layout, job.shards, output.spool_folders)
     has_open_retry = layout.retry.exists()
     resharded = read_resharding(layout)
-    holder = _read_holder(layout)
+    holder = find_holder(layout)
     if at_work:
         state = RunState.RUNNING
     elif layout.report.exists() and not has_open_retry and _has_all_shards(job, counts) and not resharded.is_damaged:
         state = RunState.COMPLETE
-    elif holder is not None and holder.exists and not _has_ended(holder, snapshots):
+    elif holder is not None and is_held(holder, snapshots):
         is_silent = any(one.pid == holder.pid and one.started_unix_s >= holder.since_unix_s for one in snapshots)
         state = RunState.UNRESPONSIVE if is_silent else RunState.STARTING
     else:  # without a report the last step is missing: resharding, for example
@@ -301,19 +302,6 @@ def _read_status_below(out: Path) -> StatusBelow:
         return StatusBelow(out, read_status(out))
     except ConfigurationError as error:
         return StatusBelow(out, None, str(error))
-
-
-def _read_holder(layout: OutputLayout) -> LockHolder | None:
-    """Who holds the lock; None if it is a process of this machine that has ended."""
-    holder = read_holder(layout.lock)
-    return None if holder is None or (holder.is_here and not holder.exists) else holder
-
-
-def _has_ended(holder: LockHolder, snapshots: Sequence[ProgressSnapshot]) -> bool:
-    """Whether the run of a process has ended since it took the lock, which it is about to release."""
-    return any(
-        one.is_ended and one.pid == holder.pid and one.updated_unix_s >= holder.since_unix_s for one in snapshots
-    )
 
 
 def _has_all_shards(job: JobFile, counts: OutputCounts) -> bool:

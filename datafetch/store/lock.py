@@ -27,6 +27,7 @@ NO_LOCK = Option(
     help="Run without a lock, on filesystems that have none. Make sure that no other run uses this output.",
     group=OptionGroup.BEHAVIOUR,
     effect=Effect.NONE,
+    is_of_one_run=True,
 )
 """The option of everything that writes to an output."""
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)

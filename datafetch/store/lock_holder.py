@@ -11,7 +11,6 @@ import socket
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +19,7 @@ import orjson
 from msgspec import Meta
 
 from datafetch.model.bounds import Amount, Count
+from datafetch.model.wording import lasting
 from datafetch.store.state_file import read_if_sound
 
 _MAX_BYTES = 4096
@@ -66,12 +66,17 @@ class LockHolder:
     @property
     def name(self) -> str:
         """Process and machine, in words."""
-        return f"process {self.pid} on {self.host}"
+        return process_name(self.pid, self.host)
 
     @property
-    def held_for(self) -> timedelta:
-        """How long it has had the lock, in whole seconds."""
-        return timedelta(seconds=max(0, round(time.time() - self.since_unix_s)))
+    def held_for(self) -> str:
+        """How long it has had the lock, in words."""
+        return lasting(time.time() - self.since_unix_s)
+
+
+def process_name(pid: int, host: str) -> str:
+    """A process and its machine, in words."""
+    return f"process {pid} on {host}"
 
 
 def write_holder(descriptor: int, holder: LockHolder) -> None:

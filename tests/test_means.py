@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 from conftest import LOOPBACK, until
-from nameserver import NO_DATA, ROOT_ZONE, SERVFAIL, SILENCE, Answer, NameServer, Type
+from nameserver import NO_DATA, REFUSED, ROOT_ZONE, SERVFAIL, SILENCE, Answer, NameServer, Type
 from tenacity import wait_fixed
 
 from datafetch.cli.app import main
@@ -454,6 +454,27 @@ def test_a_run_without_a_name_server_stops_and_resumes(
     assert (images["ok"], images["failed"], images["reused"]) == (20, 0, 0)
 
 
+@pytest.mark.parametrize("is_for_root_alone", [False, True])
+def test_name_servers_that_refuse_stop_a_run(
+    tmp_path: Path, source: CoyoSource, capfd: pytest.CaptureFixture[str], is_for_root_alone: bool
+) -> None:
+    """They serve others, and not this machine; unless it is just the question for the root zone that they refuse."""
+    script = {ROOT_ZONE: REFUSED, "a.root-servers.net": _HERE} if is_for_root_alone else {}
+    with NameServer(script, otherwise=SERVFAIL if is_for_root_alone else REFUSED) as server:
+        assert main(_command(tmp_path, source, server.address)) == (0 if is_for_root_alone else 4)
+    printed = capfd.readouterr()
+    if is_for_root_alone:
+        assert "images: 20 failed (dns_failed 20)" in printed.out
+        return
+    assert printed.err.splitlines()[-1] == (
+        f"datafetch: the name servers refuse to answer this machine ({server.address}); check this machine's network, "
+        f"or name another server with --nameserver, and {_RESUMABLE}"
+    )
+    assert printed.out == ""
+    assert main(["status", str(tmp_path / "coyo-700m" / "pkl03-split"), "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["images"]["done"] == 0
+
+
 def test_a_run_in_a_dead_zone_ends_with_recorded_failures(
     tmp_path: Path, source: CoyoSource, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -462,4 +483,7 @@ def test_a_run_in_a_dead_zone_ends_with_recorded_failures(
         assert main(_command(tmp_path, source, server.address)) == 0
     printed = capfd.readouterr()
     assert "images: 20 failed (dns_failed 20)" in printed.out
-    assert "all 20 images that were requested failed as dns_failed; check this machine's network" in printed.err
+    assert (
+        "all 20 images that were requested failed as dns_failed; check this machine's network, or name another"
+        in printed.err
+    )

@@ -30,10 +30,15 @@ _LATER = "give it with --fresh, or to 'datafetch retry' afterwards"
 
 
 def _warnings(
-    outcomes: Iterable[Outcome], caplog: pytest.LogCaptureFixture, *, unused_proxy: str = "", ends: bool = True
+    outcomes: Iterable[Outcome],
+    caplog: pytest.LogCaptureFixture,
+    *,
+    unused_proxy: str = "",
+    used_proxies: str = "",
+    ends: bool = True,
 ) -> list[str]:
     caplog.clear()
-    watch = FirstOutcomes(unused_proxy)
+    watch = FirstOutcomes(unused_proxy, used_proxies)
     with caplog.at_level(logging.WARNING):
         for outcome in outcomes:
             watch.add(outcome)
@@ -56,6 +61,10 @@ def _warnings(
         (Failure(FailureKind.TLS, permitted=(Permission.INSECURE,)), "failed as tls"),
         (Failure(FailureKind.OPTED_OUT), f"failed as opted_out; --opt-out ignore fetches them too: {_LATER}"),
         (_REFUSED, "failed as connect; check this machine's network"),
+        (
+            Failure(FailureKind.DNS_NOT_FOUND),
+            "failed as dns_not_found; check this machine's network, or name another name server with --nameserver",
+        ),
         (Failure(FailureKind.HTTP_STATUS, status=403), "failed with HTTP status 403"),
         (Failure(FailureKind.NOT_AN_IMAGE), "failed as not_an_image"),
     ],
@@ -101,6 +110,19 @@ def test_a_proxy_that_is_not_used_is_named_where_it_may_help(caplog: pytest.LogC
     hint = "; the proxy in HTTPS_PROXY is used only with --trust-env"
     assert _warnings([_REFUSED], caplog, unused_proxy="HTTPS_PROXY")[0].endswith(hint)
     assert not _warnings([_PRIVATE], caplog, unused_proxy="HTTPS_PROXY")[0].endswith(hint)
+
+
+def test_a_proxy_that_is_used_is_named_where_it_may_be_the_cause(caplog: pytest.LogCaptureFixture) -> None:
+    """In place of the network, which the proxy hides; also for statuses with which it may have answered itself."""
+    proxies = "proxy.example:3128 (HTTPS_PROXY)"
+    hint = f"; check the proxy that is used: {proxies}"
+    answers = {status: Failure(FailureKind.HTTP_STATUS, status=status) for status in (403, 404, 502, 503, 504)}
+    for failure in (_REFUSED, answers[403], answers[502], answers[503], answers[504]):
+        (warning,) = _warnings([failure], caplog, used_proxies=proxies)
+        assert warning.endswith(hint)
+        assert "this machine's network" not in warning
+    for failure in (answers[404], _PRIVATE):
+        assert hint not in _warnings([failure], caplog, used_proxies=proxies)[0]
 
 
 def test_a_few_networks_are_named(caplog: pytest.LogCaptureFixture) -> None:

@@ -6,12 +6,13 @@ import asyncio
 import http.server
 import json
 import logging
+import re
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from ipaddress import ip_network
 from itertools import count
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import pytest
 from conftest import LOOPBACK, until
-from nameserver import NO_DATA, ROOT_ZONE, SERVFAIL, SILENCE, Answer, NameServer, Type
+from nameserver import NO_DATA, REFUSED, ROOT_ZONE, SERVFAIL, SILENCE, Answer, NameServer, Type
 from tenacity import wait_fixed
 
 from datafetch.cli.app import main
@@ -304,6 +305,75 @@ async def test_a_proxy_that_comes_back_is_waited_for(
     assert "secret" not in caplog.text
 
 
+class _WantsLogin(_Proxy):
+    """A proxy that lets nobody in; one whose path ends with ``forged`` gets that from a web server."""
+
+    is_open = False
+    heads: list[str]
+
+    def do_GET(self) -> None:
+        """Ask for a login, unless it is open."""
+        type(self).heads.append(f"{self.requestline} {self.headers.get('Proxy-Authorization')}")
+        if self.is_open and not self.path.endswith("forged"):
+            super().do_GET()
+            return
+        self.send_response(407)
+        self.send_header("Proxy-Authenticate", 'Basic realm="office"')
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_CONNECT = do_GET  # noqa: N815
+
+
+@pytest.fixture
+def login_proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[_WantsLogin]]:
+    """A proxy that answers 407, and that the environment names for both schemes."""
+    handler = type("_Handler", (_WantsLogin,), {"heads": []})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        for variable in ("http_proxy", "https_proxy"):
+            monkeypatch.setenv(variable, f"http://me:secret@127.0.0.1:{server.server_address[1]}")
+        monkeypatch.delenv("no_proxy", raising=False)
+        yield handler
+        server.shutdown()
+        thread.join()
+
+
+def test_a_proxy_that_asks_for_a_login_stops_a_run(
+    tmp_path: Path, login_proxy: type[_WantsLogin], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever the scheme of the URLs: exit 4 and a line that names the variables, and no image has an outcome."""
+    for scheme in ("http", "https"):
+        urls = [f"{scheme}://桜{number}.example/cat.jpg" for number in range(5)]
+        source = write_coyo_source(tmp_path / scheme / "source", urls)
+        assert main([*_command(tmp_path / scheme, source, _NO_SERVER), "--trust-env"]) == 4
+        printed = capfd.readouterr()
+        assert printed.out == ""
+        assert re.fullmatch(
+            r"datafetch: the proxy 127\.0\.0\.1:\d+ of the environment asks for a login, or refuses the one it has "
+            rf"\(HTTP 407\); correct user and password in HTTP_PROXY, HTTPS_PROXY, or leave out --trust-env, and "
+            rf"{re.escape(_RESUMABLE)}",
+            printed.err.splitlines()[-1],
+        )
+        assert "secret" not in printed.err
+        assert main(["status", str(tmp_path / scheme / "coyo-700m" / "pkl03-split"), "--json"]) == 0
+        assert json.loads(capfd.readouterr().out)["images"]["done"] == 0
+    assert all("Basic " in head for head in login_proxy.heads)
+
+
+async def test_a_login_that_is_corrected_is_waited_for(login_proxy: type[_WantsLogin]) -> None:
+    """Requests are made again. A web server that sends the same status stops nothing."""
+    async with Fetcher(FetchPolicy(trust_env=True, retries=0, nameservers=(_NO_SERVER,))) as fetch:
+        waiting = [asyncio.create_task(fetch(f"http://images.invalid/{number}.jpg")) for number in range(20)]
+        await until(lambda: any("datafetch.invalid" in head for head in login_proxy.heads))
+        login_proxy.is_open = True
+        assert {type(one) for one in await asyncio.gather(*waiting)} == {Body}
+        forged = await fetch("http://images.invalid/forged")
+    assert isinstance(forged, Failure)
+    assert (forged.kind, forged.status) == (FailureKind.HTTP_STATUS, 407)
+
+
 async def test_a_proxy_without_an_address_is_an_error_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is found before anything is requested, and credentials are not shown."""
     monkeypatch.setenv("https_proxy", "http://me:secret@proxy.invalid:3128")
@@ -384,6 +454,27 @@ def test_a_run_without_a_name_server_stops_and_resumes(
     assert (images["ok"], images["failed"], images["reused"]) == (20, 0, 0)
 
 
+@pytest.mark.parametrize("is_for_root_alone", [False, True])
+def test_name_servers_that_refuse_stop_a_run(
+    tmp_path: Path, source: CoyoSource, capfd: pytest.CaptureFixture[str], is_for_root_alone: bool
+) -> None:
+    """They serve others, and not this machine; unless it is just the question for the root zone that they refuse."""
+    script = {ROOT_ZONE: REFUSED, "a.root-servers.net": _HERE} if is_for_root_alone else {}
+    with NameServer(script, otherwise=SERVFAIL if is_for_root_alone else REFUSED) as server:
+        assert main(_command(tmp_path, source, server.address)) == (0 if is_for_root_alone else 4)
+    printed = capfd.readouterr()
+    if is_for_root_alone:
+        assert "images: 20 failed (dns_failed 20)" in printed.out
+        return
+    assert printed.err.splitlines()[-1] == (
+        f"datafetch: the name servers refuse to answer this machine ({server.address}); check this machine's network, "
+        f"or name another server with --nameserver, and {_RESUMABLE}"
+    )
+    assert printed.out == ""
+    assert main(["status", str(tmp_path / "coyo-700m" / "pkl03-split"), "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["images"]["done"] == 0
+
+
 def test_a_run_in_a_dead_zone_ends_with_recorded_failures(
     tmp_path: Path, source: CoyoSource, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -392,4 +483,7 @@ def test_a_run_in_a_dead_zone_ends_with_recorded_failures(
         assert main(_command(tmp_path, source, server.address)) == 0
     printed = capfd.readouterr()
     assert "images: 20 failed (dns_failed 20)" in printed.out
-    assert "all 20 images that were requested failed as dns_failed; check this machine's network" in printed.err
+    assert (
+        "all 20 images that were requested failed as dns_failed; check this machine's network, or name another"
+        in printed.err
+    )

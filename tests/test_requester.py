@@ -422,7 +422,7 @@ async def test_tls_goes_through_a_proxy_in_a_tunnel(
                 writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
                 await _join(reader, writer, origin)
             elif behaviour == "refuses":
-                writer.write(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+                writer.write(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
             writer.close()
 
         async with await asyncio.start_server(connect, "127.0.0.1", 0) as proxy:

@@ -51,7 +51,9 @@ class SampleFetcher:
         self.outcomes: Counter[str] = Counter()
         self.repeated = 0
         self.adopted = 0
-        self.first_outcomes = FirstOutcomes(source.fetch.unused_proxy, is_retry=output.retry is not None)
+        self.first_outcomes = FirstOutcomes(
+            source.fetch.unused_proxy, source.fetch.used_proxies, is_retry=output.retry is not None
+        )
         self.transcoding = 0
         self.dedup = UrlDeduplicator()
         self._output = output

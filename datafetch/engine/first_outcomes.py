@@ -22,11 +22,13 @@ class FirstOutcomes:
 
     Args:
         unused_proxy: The environment variable that names a proxy which is not used; empty if there is none.
+        used_proxies: The proxies that are used, in words; empty if there are none.
         is_retry: Whether these images have all failed before; then nothing follows from their failing alike.
     """
 
-    def __init__(self, unused_proxy: str, *, is_retry: bool = False) -> None:
+    def __init__(self, unused_proxy: str, used_proxies: str = "", *, is_retry: bool = False) -> None:
         self._unused_proxy = unused_proxy
+        self._used_proxies = used_proxies
         self._images = self._not_tried = 0
         self._kind: FailureKind | None = None  # None as long as all hosts were down
         self._status: int | None = None
@@ -46,6 +48,7 @@ class FirstOutcomes:
             tuple(self._networks),
             self._is_permitted,
             self._unused_proxy,
+            self._used_proxies,
             self._not_tried if self._kind else 0,
         )
 

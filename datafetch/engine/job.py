@@ -21,6 +21,7 @@ from datafetch.model.interfaces import Dataset, Manifest
 from datafetch.model.kinds import Payload
 from datafetch.model.location import is_remote, is_url, without_secrets
 from datafetch.model.options import DatasetOptions, Effect, Option, OptionGroup, option, options_of, row_options
+from datafetch.model.regular_file import open_regular
 from datafetch.model.untrusted import is_utf8
 from datafetch.monitor.outputs_below import no_output
 from datafetch.output.formats import FORMATS
@@ -254,7 +255,7 @@ def _resize(spec: ImageSpec) -> Resize | None:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -27,6 +27,7 @@ import numpy as np
 from datafetch.engine.bound_job import BoundJob
 from datafetch.errors import ConfigurationError
 from datafetch.model.interfaces import Manifest, Samples
+from datafetch.model.regular_file import NotRegularFileError
 from datafetch.model.sample import Sample, Shard
 from datafetch.output.merge import ByPosition, Output
 from datafetch.output.repair import images_to_keep
@@ -150,7 +151,7 @@ class LostSamples:
         path = self._layout.kept_for_retry(shard)
         try:
             yield from (spooled for spooled in SpoolReader(path).samples() if spooled.sample.urls)
-        except (FileNotFoundError, IsADirectoryError, ConfigurationError) as error:
+        except (FileNotFoundError, NotRegularFileError, ConfigurationError) as error:
             raise ConfigurationError(
                 f"{path} does not hold what failed in that shard, so its lost rows can't be made again; put back a "
                 "copy, or start over with --fresh"

@@ -30,6 +30,7 @@ from datafetch.errors import ConfigurationError
 from datafetch.model.interfaces import Samples
 from datafetch.model.ledger_line import LedgerLine
 from datafetch.model.outcome import OK, Failure, FailureKind
+from datafetch.model.regular_file import NotRegularFileError, open_regular
 from datafetch.model.sample import Sample, Shard
 from datafetch.output.merge import Output, could_have_row
 from datafetch.output.retry_filter import Retry
@@ -91,7 +92,7 @@ def _marker(retry: Retry, ledger: Path) -> bytes:
     So the spool itself shows whether the shard was committed again since, whatever the clocks say. Like any marker it
     can't be foreseen, because the retry's token is random.
     """
-    with ledger.open("rb") as file:
+    with open_regular(ledger) as file:
         digest = hashlib.file_digest(file, "sha256")
     digest.update(retry.token.encode())
     return digest.digest()[:MARKER_BYTES]
@@ -156,7 +157,7 @@ class RetriedSamples(Samples):
         path = self._output.layout.kept_for_retry(self._shard)
         try:
             kept = (spooled for spooled in SpoolReader(path).samples() if spooled.sample.urls)
-        except (FileNotFoundError, IsADirectoryError, ConfigurationError) as error:
+        except (FileNotFoundError, NotRegularFileError, ConfigurationError) as error:
             raise self._not_as_in_ledger(path) from error
         for lines in read_samples(self._output.layout.ledger(self._shard)):
             if all(line.outcome == OK for line in lines):

@@ -51,6 +51,10 @@ class ProxyUnreachableError(NoConnectionError):
     """There is no connection to the proxy, which says nothing about the host."""
 
 
+class ProxyLoginError(NoConnectionError):
+    """The proxy asks for a login, or does not accept the one that it was given, which says nothing about the host."""
+
+
 class TlsError(OSError):
     """The TLS handshake failed: the certificate is not valid for the host, or the host's TLS is outdated."""
 
@@ -185,6 +189,8 @@ class Connections:
             raise ConnectTimeoutError(f"no connection within {self._policy.connect_timeout_s:g} s") from error
         except (ClientError, ProtocolError) as error:
             raise NoConnectionError(f"proxy: {error}") from error
+        except ProxyLoginError:
+            raise
         except ssl.SSLError as error:
             raise TlsError(f"{type(error).__name__}: {_TLS_SPECIFICS.sub('', str(error))}") from error
         except (OSError, RuntimeError, UnicodeError) as error:  # uvloop raises RuntimeError in some cases
@@ -295,6 +301,8 @@ def _failed_in_tls(error: TlsError | NoConnectionError) -> bool:
 
 
 def _require_tunnel(status: int) -> None:
+    if status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
+        raise ProxyLoginError(f"proxy: HTTP {status}")
     if status != HTTPStatus.OK:
         raise ConnectionRefusedError(f"proxy: HTTP {status}")
 

@@ -137,6 +137,11 @@ class Fetcher:
         """The environment variable that names a proxy which is not used; empty if there is none."""
         return "" if self._policy.trust_env else unused_proxy()
 
+    @property
+    def used_proxies(self) -> str:
+        """The proxies that are used, with the environment variables that name them; empty if there are none."""
+        return self._requester.used_proxies
+
     def call_limiter(self, calls_per_connection: int) -> Limiter:
         """Make a limiter for calls, for a caller with more URLs than it should hold at once.
 

@@ -7,9 +7,10 @@ and ``was_missing`` judges it before it becomes an outcome:
 * If the means has been missing since the request was begun, the request is made again.
 * If the means has worked within the last second, the failure is the web's, and stands.
 * Otherwise one probe asks the means for something that it must be able to do whatever the state of the web: name
-  servers are asked for the servers of the root zone, a proxy for a connection, the system for a route. If that
-  succeeds, the failure stands, too. So a dead zone, a dead host and an address of a family that this machine lacks
-  remain failures of the web, also where nothing else is requested.
+  servers are asked for the servers of the root zone, a proxy for a connection (or, if it asked for a login, for a
+  name that can't exist), the system for a route. If that succeeds, the failure stands, too. So a dead zone, a dead
+  host and an address of a family that this machine lacks remain failures of the web, also where nothing else is
+  requested.
 * If the probe fails, the means is missing. All suspect requests wait, and nothing but the probe is repeated, with
   pauses. When it succeeds, they are sent again, and end as usual.
 * If the probe has failed for ``_PATIENCE_S``, ResourceError is raised for all of them. None of their images has an

@@ -1,4 +1,8 @@
-"""The proxies that environment variables name, for operators who turn on ``--trust-env``."""
+"""The proxies that environment variables name, for operators who turn on ``--trust-env``.
+
+A proxy that doesn't accept its login answers everything with status 407. Over plain HTTP a web server could do the
+same, so the proxy is asked for a name that no web server can have (RFC 6761, 6.4) before that is believed.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from http import HTTPStatus
 from pathlib import Path
 from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined]
 
@@ -15,9 +20,11 @@ from yarl import URL
 from datafetch.errors import ConfigurationError, ResourceError, is_exhaustion, raise_if_exhausted
 from datafetch.fetch.dns.address_guard import AddressGuard, BlockedAddressError
 from datafetch.fetch.means import Means
+from datafetch.fetch.request_writer import connect_request, get_from_proxy
 
 _HOSTS_FILE = Path("/etc/hosts")
 _REMEDY = "correct the variable that names it (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY), or leave out --trust-env"
+_NOWHERE = "datafetch.invalid"
 _PROBE_S = 5.0
 _LOOPBACK_DOMAIN = ".localhost"  # RFC 6761, 6.3
 _LOOPBACK_NAMES = frozenset(  # by convention in /etc/hosts; the proxy's own file may have them even if ours does not
@@ -35,18 +42,27 @@ class Proxies:
         addresses: The addresses of each proxy, once ``resolve`` has been awaited. By naming a proxy, the operator has
             allowed its address, public or not.
         means: Each proxy, as something that this machine needs; likewise.
+        logins: Being let in by each proxy, as another such thing; likewise.
     """
 
     def __init__(self) -> None:
         self._environment: dict[str, str] = getproxies_environment()
         self.addresses: dict[URL, Sequence[str]] = {}
         self.means: dict[URL, Means] = {}
+        self.logins: dict[URL, Means] = {}
         self._hosts: Mapping[str, Sequence[str]] = {}
         self._by_scheme: dict[str, URL] = {}
+        self._variables: dict[URL, list[str]] = {}
         for scheme in ("http", "https"):
-            text = self._environment.get(scheme) or self._environment.get("all")
+            named = scheme if self._environment.get(scheme) else "all"
+            text = self._environment.get(named)
             if text:
-                self._by_scheme[scheme] = _proxy_url(scheme, text)
+                url = self._by_scheme[scheme] = _proxy_url(scheme, text)
+                self._variables.setdefault(url, []).append(f"{named}_proxy".upper())
+
+    def __str__(self) -> str:
+        """All proxies with the variables that name them, in words; empty if there are none."""
+        return " and ".join(f"{_place(url)} ({self._named_by(url)})" for url in self._variables)
 
     async def resolve(self) -> None:
         """Find the addresses of all proxies by the system's resolver, and read /etc/hosts.
@@ -70,11 +86,19 @@ class Proxies:
                 problem=partial(_unreachable, url),
                 remedy=_REMEDY,
             )
+            self.logins[url] = Means(
+                partial(self._lets_in, url),
+                problem=partial(_not_let_in, url),
+                remedy=f"correct user and password in {self._named_by(url)}, or leave out --trust-env",
+            )
 
     async def close(self) -> None:
         """Stop probing."""
-        for means in self.means.values():
+        for means in (*self.means.values(), *self.logins.values()):
             await means.close()
+
+    def _named_by(self, url: URL) -> str:
+        return ", ".join(dict.fromkeys(self._variables[url]))
 
     async def _accepts(self, url: URL) -> bool:
         """Whether a proxy accepts a connection."""
@@ -89,6 +113,17 @@ class Proxies:
                 writer.transport.abort()
                 return True
         return False
+
+    async def _lets_in(self, url: URL) -> bool:
+        """Whether a proxy asks for no login, neither for a tunnel nor for a file; also if it can't be reached."""
+        for request in (connect_request(_NOWHERE, 443, url), get_from_proxy(_NOWHERE, url)):
+            for address in self.addresses[url]:
+                status = await _status_of(request, address, url.port)
+                if status is not None:
+                    if status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
+                        return False
+                    break
+        return True
 
     def proxy_for(self, url: URL) -> URL | None:
         """The proxy for a URL, or None to connect directly."""
@@ -137,6 +172,27 @@ def _read_hosts() -> Mapping[str, Sequence[str]]:
         for name in names:
             hosts.setdefault(name.lower().removesuffix("."), []).append(address)
     return hosts
+
+
+async def _status_of(request: bytes, address: str, port: int | None) -> int | None:
+    """The status with which a proxy answers a request; None if it answers with none."""
+    try:
+        async with asyncio.timeout(_PROBE_S):
+            reader, writer = await asyncio.open_connection(address, port)
+            try:
+                writer.write(request)
+                return int((await reader.readline()).split()[1])
+            finally:
+                writer.transport.abort()
+    except (OSError, ValueError, IndexError) as error:
+        if isinstance(error, OSError) and is_exhaustion(error):
+            raise
+        return None
+
+
+def _not_let_in(url: URL) -> str:
+    status = HTTPStatus.PROXY_AUTHENTICATION_REQUIRED
+    return f"the proxy {_place(url)} of the environment asks for a login, or refuses the one it has (HTTP {status:d})"
 
 
 def _unreachable(url: URL) -> str:

@@ -34,7 +34,7 @@ from yarl import URL
 from datafetch.fetch.classify import WEB_FAULTS, SocketsExhaustedError, classify
 from datafetch.fetch.client import Client, Response
 from datafetch.fetch.concurrency import HANGING_S, Concurrency
-from datafetch.fetch.connections import Connections, ConnectTimeoutError, ProxyUnreachableError
+from datafetch.fetch.connections import Connections, ConnectTimeoutError, ProxyLoginError, ProxyUnreachableError
 from datafetch.fetch.dns.address_guard import AddressGuard, is_address
 from datafetch.fetch.dns.resolver import Resolver, host_name
 from datafetch.fetch.headers import retry_after_s
@@ -127,6 +127,11 @@ class Requester:
         """Number of requests in flight: those that have a slot, without those that the cap on the rate holds back."""
         return self.limiter.open - self._held_back
 
+    @property
+    def used_proxies(self) -> str:
+        """The proxies that are used, with the environment variables that name them; empty if there are none."""
+        return "" if self._proxies is None else str(self._proxies)
+
     def call_limiter(self, calls_per_connection: int) -> Limiter:
         """Make a limiter for calls; those that wait for a slot at their host don't count against it."""
         limiter = Limiter(lambda: self.concurrency.connections * calls_per_connection + self.hosts.waiting)
@@ -141,7 +146,8 @@ class Requester:
 
         Raises:
             SocketsExhaustedError: For a minute there was no descriptor, or no memory, for a socket.
-            ResourceError: For half a minute no name server answered, or there was no network, or no proxy.
+            ResourceError: For half a minute no name server answered, or there was no network, or no proxy, or the proxy
+                did not accept its login.
         """
         try:
             return await self._request_in_slot(hop)
@@ -244,6 +250,8 @@ class Requester:
         is_silence = isinstance(error, TimeoutError | ConnectTimeoutError)
         if proxy is not None:
             assert self._proxies is not None, "the proxy came from there"
+            if isinstance(error, ProxyLoginError):
+                return await self._proxies.logins[proxy].was_missing(since_s)
             is_suspect = is_silence or isinstance(error, ProxyUnreachableError)
             return is_suspect and await self._proxies.means[proxy].was_missing(since_s)
         is_unreachable = isinstance(error, OSError) and error.errno in _UNREACHABLE
@@ -266,6 +274,9 @@ class Requester:
             async with hop.deadline, self._client.send(hop, proxy) as response:
                 is_answered = True
                 answer = await self._read(hop, response)
+                if proxy is not None and response.status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
+                    assert isinstance(answer, Failure), "it is no success"
+                    return _Fault(ProxyLoginError(answer.detail), answer, began_at_s, elapsed_before_s)
                 _report_to_host(slot, response)
                 return answer
         except WEB_FAULTS as error:

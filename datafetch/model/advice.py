@@ -19,6 +19,9 @@ _NETWORK_KINDS = frozenset(
     }
 )
 """Kinds that every image has where something between this machine and the web is in the way."""
+_LOOKUP_KINDS = frozenset({FailureKind.DNS_FAILED, FailureKind.DNS_NOT_FOUND})
+_PROXY_STATUSES = frozenset({403, 502, 503, 504})
+"""What a proxy answers where it may not, or can't, reach a host."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,7 @@ class FailedAlike:
         networks: The networks that would have to be allowed (``--allow-net``), each once, as far as they are known.
         is_permitted: Whether the option against this kind was in use already.
         unused_proxy: The environment variable that names a proxy which is not used; empty if there is none.
+        used_proxies: The proxies that are used, with the variables that name them; empty if there are none.
     """
 
     images: int
@@ -64,6 +68,7 @@ class FailedAlike:
     networks: tuple[str, ...] = ()
     is_permitted: bool = False
     unused_proxy: str = ""
+    used_proxies: str = ""
     not_tried: int = 0
 
     @property
@@ -84,13 +89,20 @@ class FailedAlike:
         advice = self.advice
         if advice is not None:
             help_ = f"; {advice.option} {advice.effect}: give it with --fresh, or to 'datafetch retry' afterwards"
-        elif self.kind in _NETWORK_KINDS:
-            proxy = f"; the proxy in {self.unused_proxy} is used only with --trust-env" if self.unused_proxy else ""
-            help_ = f"; check this machine's network{proxy}"
         else:
-            help_ = ""
+            help_ = self._what_to_check()
         not_tried = f", or were not tried since their host was down ({self.not_tried:,})" if self.not_tried else ""
         return f"{_subject(self.images, is_over=is_over)} failed {how}{not_tried}{help_}"
+
+    def _what_to_check(self) -> str:
+        is_of_network = self.kind in _NETWORK_KINDS
+        if self.used_proxies and (is_of_network or self.status in _PROXY_STATUSES):
+            return f"; check the proxy that is used: {self.used_proxies}"
+        if not is_of_network:
+            return ""
+        server = ", or name another name server with --nameserver" if self.kind in _LOOKUP_KINDS else ""
+        proxy = f"; the proxy in {self.unused_proxy} is used only with --trust-env" if self.unused_proxy else ""
+        return f"; check this machine's network{server}{proxy}"
 
 
 def _subject(images: int, *, is_over: bool) -> str:

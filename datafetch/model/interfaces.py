@@ -64,6 +64,11 @@ class Fetch(Protocol[_Reservation_contra]):
         """The environment variable that names a proxy which is not used; empty if there is none."""
         ...
 
+    @property
+    def used_proxies(self) -> str:
+        """The proxies that are used, with the environment variables that name them; empty if there are none."""
+        ...
+
     def call_limiter(self, calls_per_connection: int) -> AbstractAsyncContextManager[None]:
         """Make a limiter that admits this many calls for each connection; enter it around each call."""
         ...

@@ -19,6 +19,7 @@ from datafetch.errors import ConfigurationError
 from datafetch.model.bounds import Count
 from datafetch.model.ledger_line import LedgerLine
 from datafetch.model.outcome import OK
+from datafetch.model.regular_file import open_regular
 from datafetch.monitor.image_lines import read_image_lines
 from datafetch.monitor.observed_output import ObservedOutput
 from datafetch.output.formats import ROWS_SUFFIX, format_of
@@ -195,7 +196,7 @@ def outcome_text(line: LedgerLine) -> str:
 def _dropped(output: ObservedOutput, key: str) -> Iterator[DroppedRecord]:
     """The records of a key in ``dropped.jsonl``, on whose content nothing depends; none if there is no such file."""
     try:
-        with output.layout.dropped.open("rb") as file:
+        with open_regular(output.layout.dropped) as file:
             while line := file.readline(_MAX_DROPPED_LINE_BYTES):
                 record = _parse_dropped(line)
                 if record is not None and record.key == key:

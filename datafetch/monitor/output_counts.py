@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from datafetch.errors import ConfigurationError, raise_if_exhausted
 from datafetch.model.outcome import OK, FailureKind
+from datafetch.model.regular_file import open_regular
 from datafetch.model.sample import Sample
 from datafetch.monitor.host_failures import FailingHosts
 from datafetch.output.formats import format_of
@@ -120,7 +121,7 @@ def _count_spool(path: Path) -> OutputCounts | None:
     """Count the records of a spool that a run may be writing or deleting; None if it is gone, or is not a spool."""
     counts = OutputCounts(shards_open=1)
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             marker = read_marker(file)
             counts.spooled_bytes = os.fstat(file.fileno()).st_size
             _count_records(counts, scan_records(file, marker))

@@ -23,6 +23,7 @@ from datafetch.datasets.readers import RecordReader
 from datafetch.errors import ConfigurationError, ConservationError
 from datafetch.model.interfaces import Dataset
 from datafetch.model.outcome import OK
+from datafetch.model.regular_file import open_regular
 from datafetch.model.sample import REFUSED
 from datafetch.store.atomic import make_folder, publish, write_atomically
 from datafetch.store.layout import OutputLayout
@@ -336,5 +337,5 @@ def kept_copy(layout: OutputLayout) -> Path | None:
 
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a list."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -17,6 +17,7 @@ from typing import BinaryIO
 
 from datafetch.errors import ConfigurationError
 from datafetch.model.location import without_secrets
+from datafetch.model.regular_file import open_regular
 from datafetch.store.atomic import make_folder, publish, write_atomically
 
 _UNSAFE = re.compile(r"[^\w.-]+", re.ASCII)
@@ -118,7 +119,7 @@ class DownloadedFile:
             Whether it has its name now; otherwise it is dropped.
         """
         part.flush()
-        with self._part.open("rb") as written:
+        with open_regular(self._part) as written:
             if is_sound is not None and not is_sound(written, os.fstat(written.fileno()).st_size):
                 self._part_version.unlink(missing_ok=True)
                 return False

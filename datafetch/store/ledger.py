@@ -29,6 +29,7 @@ from datafetch.model.bounds import Count, Crc32, PlainName
 from datafetch.model.ledger_line import LEGACY_SKIPPED_PREFIX, LedgerLine, ShardCounts
 from datafetch.model.lost_documents import LostDocumentCounter, LostDocuments
 from datafetch.model.outcome import NOT_REQUESTED, OK, Failure, FailureKind, Permission
+from datafetch.model.regular_file import require_regular
 
 SCHEMA = pa.schema(
     [
@@ -260,13 +261,23 @@ def not_a_ledger(path: Path, kind: str = "a ledger of datafetch") -> Configurati
 
 def _read_metadata(path: Path) -> dict[bytes, bytes]:
     try:
-        metadata: dict[bytes, bytes] = pq.read_metadata(path).metadata or {}
+        metadata: dict[bytes, bytes] = _metadata(path).metadata or {}
     except (OSError, pa.ArrowException) as error:
         raise_if_exhausted(error)
         raise not_a_ledger(path) from error
     if not metadata.keys() >= {_TOTALS_KEY, _ROWS_KEY, _OWN_ROWS_KEY, _RETRY_KEY}:
         raise not_a_ledger(path, "a ledger of this version of datafetch")
     return metadata
+
+
+def _metadata(path: Path) -> pq.FileMetaData:
+    require_regular(path)
+    return pq.read_metadata(path)
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    require_regular(path)
+    return pq.ParquetFile(path)
 
 
 def count_lost_documents(path: Path) -> LostDocuments:
@@ -280,7 +291,7 @@ def count_lost_documents(path: Path) -> LostDocuments:
 
 def read_samples(path: Path) -> Iterator[tuple[LedgerLine, ...]]:
     """The lines of each sample that has images, in the order of samples and images."""
-    with pq.ParquetFile(path) as file:
+    with _open(path) as file:
         lines = (LedgerLine.from_fields(line) for batch in _batches(file, _LINE_COLUMNS) for line in batch.to_pylist())
         for _, sample in groupby(lines, attrgetter("sample")):
             yield tuple(sample)
@@ -294,7 +305,7 @@ def read_failures(path: Path) -> set[Failure]:
     columns = ["sample", "outcome", "status", "sha256"]
     found: set[tuple[str, int | None, bool]] = set()
     not_requested, with_others = set(), set()
-    with pq.ParquetFile(path) as file:
+    with _open(path) as file:
         for batch in _batches(file, columns):
             for sample, outcome, status, sha256 in zip(*(batch[name].to_pylist() for name in columns), strict=True):
                 if outcome == FailureKind.NOT_REQUESTED:
@@ -312,7 +323,7 @@ def read_failures(path: Path) -> set[Failure]:
 def count_unpermitted(path: Path, kind: FailureKind, permission: Permission) -> int:
     """The number of images that were requested and failed with a kind although a permission was not used."""
     count = 0
-    with pq.ParquetFile(path) as file:
+    with _open(path) as file:
         for batch in _batches(file, ["outcome", "detail", "permitted", "is_skipped"]):
             requested = without_skipped(batch)
             lines = requested.filter(pc.equal(requested["outcome"], kind.value)).to_pylist()
@@ -344,7 +355,7 @@ def _totals(path: Path, metadata: Mapping[bytes, bytes]) -> ShardCounts:
 
 def read_keys(path: Path) -> Iterator[str]:
     """The key of each image's sample, in order; a sample with several images is repeated."""
-    with pq.ParquetFile(path) as file:
+    with _open(path) as file:
         for batch in _batches(file, ["key"]):
             column: Any = batch.column("key")
             yield from column.to_pylist()
@@ -358,7 +369,7 @@ def read_columns(path: Path, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
         ConfigurationError: The file is not a ledger.
     """
     try:
-        with pq.ParquetFile(path) as file:
+        with _open(path) as file:
             if not {SCHEMA.field(name) for name in names if name not in _LATER_COLUMNS} <= set(file.schema_arrow):
                 raise pa.ArrowInvalid("other columns")
             yield from _batches(file, list(names))
@@ -386,7 +397,7 @@ def read_selected(
         ConfigurationError: The file is not a ledger.
     """
     try:
-        with pq.ParquetFile(path) as file:
+        with _open(path) as file:
             if not {SCHEMA.field(name) for name in _LINE_COLUMNS if name not in _LATER_COLUMNS} <= set(
                 file.schema_arrow
             ):
@@ -410,7 +421,7 @@ def row_group_lines(path: Path) -> list[int]:
         ConfigurationError: The file is not a ledger.
     """
     try:
-        metadata = pq.read_metadata(path)
+        metadata = _metadata(path)
     except (OSError, pa.ArrowException) as error:
         raise_if_exhausted(error)
         raise not_a_ledger(path) from error
@@ -435,7 +446,7 @@ def read_row_group(path: Path, group: int) -> RowGroup:
         ConfigurationError: The file is not a ledger, or has changed.
     """
     try:
-        with pq.ParquetFile(path) as file:
+        with _open(path) as file:
             return RowGroup(file.read_row_group(group, columns=_LINE_COLUMNS, use_threads=False).combine_chunks())
     except (OSError, pa.ArrowException) as error:
         raise_if_exhausted(error)

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from datafetch.model.regular_file import open_regular
 from datafetch.store.atomic import make_folder, publish, sync_open
 from datafetch.store.spool_format import (
     FILE_HEADER_BYTES,
@@ -68,7 +69,7 @@ def has_marker(path: Path, marker: bytes) -> bool:
         ConfigurationError: There is a file that is not a spool of this version.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             if is_torn_file_header(file.read(FILE_HEADER_BYTES)):
                 return False
             file.seek(0)

@@ -12,6 +12,7 @@ from typing import TypeVar
 import msgspec
 
 from datafetch.errors import ConfigurationError, raise_if_exhausted
+from datafetch.model.regular_file import NotRegularFileError, open_regular
 
 _T = TypeVar("_T")
 _MAX_BYTES = 1 << 30  # equal.json has 1.25 bits per sample; no other state file grows with the samples
@@ -39,7 +40,7 @@ def read_state_file(
         return _decode(path, kind, _MAX_BYTES if max_bytes is None else max_bytes)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, RecursionError, IsADirectoryError, ConfigurationError) as error:
+    except (ValueError, RecursionError, NotRegularFileError, ConfigurationError) as error:
         raise damaged from error
     except OSError as error:
         raise_if_exhausted(error)
@@ -62,7 +63,7 @@ def read_if_sound(path: Path, kind: type[_T]) -> _T | None:
 
 
 def _decode(path: Path, kind: type[_T], max_bytes: int) -> _T:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         content = file.read(max_bytes + 1)
     if len(content) > max_bytes:
         raise ValueError(f"more than {max_bytes:,} bytes")

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from datafetch.datasets.readers.limits import Int64s
 from datafetch.errors import ManifestError, unreadable
+from datafetch.model.regular_file import open_regular
 
 INDEX_BITS = 32
 """The lower bits of a packed pair hold the index, and the bits above them the shard."""
@@ -153,7 +154,7 @@ class _DistinctIds:
 
 def _chunks(path: Path) -> Iterator[list[bytes]]:
     """The lines of a list, about ``_CHUNK_BYTES`` at a time."""
-    with path.open("rb") as probe:
+    with open_regular(path) as probe:
         opener = gzip.open if probe.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC else open
     with opener(path, "rb") as file:
         block = file.read(_CHUNK_BYTES).removeprefix(_BOM)

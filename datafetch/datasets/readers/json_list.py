@@ -22,6 +22,7 @@ from typing import TextIO
 
 from datafetch.datasets.readers.limits import MAX_NESTING, explain_digit_limit, is_nested_deeply, max_parsed_bytes
 from datafetch.errors import ManifestError
+from datafetch.model.regular_file import open_regular
 
 _MAX_RECORDS = 2**20  # accepted in a file of any size; published ones have half as many
 _RECORD_BYTES = 16  # a larger file may have a record for each of these, the least that a name or a URL takes
@@ -94,7 +95,7 @@ class _Reader:
         """Move to each record in turn, and yield the file to read it from; the caller reads exactly one record."""
         ends = {",", self._CLOSING}
         left = max(_MAX_RECORDS, self._path.stat().st_size // _RECORD_BYTES)
-        with self._path.open("rb") as raw, TextIOWrapper(raw, encoding="utf-8", newline="") as file:
+        with open_regular(self._path) as raw, TextIOWrapper(raw, encoding="utf-8", newline="") as file:
             raw.seek(self._start_bytes)
             character = self._next_character(file)
             if self._start_bytes == 0:

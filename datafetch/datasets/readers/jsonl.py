@@ -28,6 +28,7 @@ from typing import IO, Any
 from datafetch.datasets.readers.file_kind import describe_non_data, describe_text
 from datafetch.datasets.readers.limits import max_rows
 from datafetch.errors import ManifestError, unreadable
+from datafetch.model.regular_file import open_regular
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -75,7 +76,7 @@ class LineFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with _reading(path), path.open("rb") as file:
+        with _reading(path), open_regular(path) as file:
             self.size_bytes = os.fstat(file.fileno()).st_size
             start = file.read(_EDGE_BYTES)
             file.seek(max(0, self.size_bytes - _EDGE_BYTES))

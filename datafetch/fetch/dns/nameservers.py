@@ -73,7 +73,7 @@ _FLAGS = pycares.ARES_FLAG_NOSEARCH | pycares.ARES_FLAG_NOALIASES | pycares.ARES
 _ACCEPT_TRUNCATED = pycares.ARES_FLAG_IGNTC
 _UNSORTED = 1 << 7  # ARES_AI_NOSORT in <ares.h>, missing in pycares; sorting would open a socket for each address
 _NO_SUCH_NAME = frozenset({aiodns.error.ARES_ENOTFOUND, aiodns.error.ARES_EBADNAME, aiodns.error.ARES_ENONAME})
-_NO_ANSWER = frozenset({aiodns.error.ARES_ETIMEOUT, aiodns.error.ARES_ECONNREFUSED})
+_NO_ANSWER = frozenset({aiodns.error.ARES_ETIMEOUT, aiodns.error.ARES_ECONNREFUSED, aiodns.error.ARES_EREFUSED})
 _KNOWN_TO_ALL = ((".", "NS"), ("a.root-servers.net", "A"))  # some servers don't answer the former, which is abused
 _ADDRESS_TYPES = {"A": pycares.QUERY_TYPE_A, "AAAA": pycares.QUERY_TYPE_AAAA}
 
@@ -120,6 +120,7 @@ class NameServers:
     Attributes:
         waiting: Number of names that wait for a slot.
         rounds: Number of rounds of queries so far; one for each name if nothing is lost.
+        refuses: Whether the last probe (``are_there``) was refused.
 
     Raises:
         OSError: This process has no descriptors left.
@@ -137,6 +138,7 @@ class NameServers:
         self._silent_until_s: dict[str, float] = {}  # by zone, the one that was silent last in the last position
         self.waiting = 0
         self.rounds = 0
+        self.refuses = False
 
     async def resolve(self, name: str) -> NameAnswer:
         """Find the addresses of a name.
@@ -166,18 +168,19 @@ class NameServers:
         """Whether any server answers when asked for the servers of the root zone, or for the address of one of them.
 
         A server on this machine that reports an error may just lack the network. So that counts as an answer only if
-        there is a route to the world.
+        there is a route to the world. One that refuses to answer serves others, and not this machine.
 
         Raises:
             OSError: This process has no descriptors left for a query.
         """
         # A new channel has no answer in its cache. It asks each server once, for this is about the present moment.
+        self.refuses = False
         channel = _Channel(self._channels[0].servers, _ACCEPT_TRUNCATED, is_probe=True)
         self._channels.append(self._channels.pop(0))  # so that the next probe begins with another server
         try:
             async with asyncio.timeout(_ROUND_S):
                 for name, kind in _KNOWN_TO_ALL:
-                    if await _is_answered(channel.resolver, name, kind):
+                    if await self._is_answered(channel.resolver, name, kind):
                         return True
         except TimeoutError:
             pass
@@ -185,6 +188,19 @@ class NameServers:
             await channel.resolver.close()
         _check_socket()
         return False
+
+    async def _is_answered(self, resolver: aiodns.DNSResolver, name: str, kind: str) -> bool:
+        try:
+            await resolver.query_dns(name, kind)
+        except aiodns.error.DNSError as error:
+            code = error.args[0]
+            self.refuses |= code == aiodns.error.ARES_EREFUSED
+            return (
+                code == aiodns.error.ARES_ENODATA
+                or code in _NO_SUCH_NAME
+                or (code not in _NO_ANSWER and has_public_route())
+            )
+        return True
 
     async def close(self) -> None:
         """Cancel all queries and close all channels."""
@@ -316,19 +332,6 @@ class _Channel:
             raise NameServerError(f"cannot use {servers or 'the name servers'}: {error}") from error
         self.lookups = 0
         self.open = 0
-
-
-async def _is_answered(resolver: aiodns.DNSResolver, name: str, kind: str) -> bool:
-    try:
-        await resolver.query_dns(name, kind)
-    except aiodns.error.DNSError as error:
-        code = error.args[0]
-        return (
-            code == aiodns.error.ARES_ENODATA
-            or code in _NO_SUCH_NAME
-            or (code not in _NO_ANSWER and has_public_route())
-        )
-    return True
 
 
 async def _query_udp(resolver: aiodns.DNSResolver, name: str) -> NameAnswer | None:

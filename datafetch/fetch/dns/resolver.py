@@ -127,7 +127,7 @@ class Resolver:
         self._servers = NameServers(nameservers)
         self.servers = Means(
             self._servers.are_there,
-            problem=partial(_no_server, nameservers),
+            problem=lambda: _no_server(nameservers, refuses=self._servers.refuses),
             remedy=f"check this machine's network, or name another server with --nameserver{other_remedy}",
         )
         self._max_names = max_names
@@ -288,10 +288,11 @@ class Resolver:
         return entry
 
 
-def _no_server(nameservers: Sequence[str]) -> str:
+def _no_server(nameservers: Sequence[str], *, refuses: bool) -> str:
     where = ", ".join(nameservers) or "those of /etc/resolv.conf"
     why = "" if has_public_route() else ", and this machine has no route to any public address"
-    return f"no name server answers ({where}){why}"
+    what = "the name servers refuse to answer this machine" if refuses else "no name server answers"
+    return f"{what} ({where}){why}"
 
 
 def _is_being_cancelled() -> bool:

@@ -24,6 +24,7 @@ import orjson
 from datafetch.errors import ConfigurationError, ResourceError
 from datafetch.model.bounds import Count, Crc32
 from datafetch.model.outcome import OK
+from datafetch.model.regular_file import open_regular
 from datafetch.output.formats.output_format import OutputFormat, PublishedFile, PublishedRow, size_bytes
 from datafetch.output.row import OutputRow
 from datafetch.store.atomic import make_folder, move, publish, refuse_links_above, sync
@@ -212,7 +213,7 @@ def read_index(path: Path) -> Iterator[ImageFile]:
     Raises:
         ConfigurationError: The file is not an index.
     """
-    with path.open("rb") as lines:
+    with open_regular(path) as lines:
         for line in lines:
             try:
                 yield _index_lines.decode(line)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from datafetch.errors import ManifestError
+from datafetch.model.regular_file import open_regular
 from datafetch.output.formats.pickle_form import FRAME_HEADER_BYTES, MAX_FRAME_BYTES, PREAMBLE, encode_row
 from datafetch.output.formats.plain_pickle import load_row, load_whole
 
@@ -30,7 +31,7 @@ def read_count(path: Path) -> int:
         ManifestError: The file does not contain a number.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             text = file.read(_MAX_COUNT_BYTES + 1)
         return int(text.decode("ascii").strip() if len(text) <= _MAX_COUNT_BYTES else "too long")
     except ValueError as error:
@@ -92,7 +93,7 @@ def read_frame(path: Path, offset: int) -> bytes:
     Raises:
         ManifestError: There is no frame.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         file.seek(offset)
         header = _next_header(path, file, os.fstat(file.fileno()).st_size)
         return header + file.read(int.from_bytes(header[1:], "little"))
@@ -152,7 +153,7 @@ def _third_party_frames(path: Path) -> Iterator[bytes]:
 
 
 def _load_whole(path: Path) -> list[dict[str, Any]]:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         try:
             rows = load_whole(file, os.fstat(file.fileno()).st_size)
         except ValueError as error:

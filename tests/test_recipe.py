@@ -149,7 +149,7 @@ def test_several_datasets_are_built_by_one_command(tmp_path: Path, hub: HubServe
     code, out, error = command("prepare", *words, "--root", tmp_path / "data", *OPTIONS)
     assert code == 2
     assert "datafetch: synthdog-ja: the train-*.parquet in" in error
-    assert "3 datasets will take about 34.0 GB, downloads and caches included" in error
+    assert "2 datasets will take about 15.0 GB, downloads and caches included" in error
     assert [line.split()[0] for line in out.splitlines() if line and line[0] not in " d"] == [
         *("coco-train2017", "synthdog-ja", "llava-instruct-ja")
     ]

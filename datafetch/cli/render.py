@@ -16,11 +16,10 @@ import orjson
 
 from datafetch.cli.dry_run import dry_run_text
 from datafetch.cli.exit_code import one_line
-from datafetch.cli.report_text import advice_lines, most_first, report_lines, retry_command
+from datafetch.cli.report_text import advice_lines, most_first, report_lines
 from datafetch.cli.status_text import status_text
-from datafetch.datasets import DATASETS
 from datafetch.errors import ResourceError
-from datafetch.model.outcome import OK, may_kind_pass
+from datafetch.model.outcome import OK
 from datafetch.model.report import Report
 from datafetch.model.untrusted import to_printable
 from datafetch.model.wording import counted, sized
@@ -149,8 +148,6 @@ def show_built(built: Sequence[BuiltDataset], *, as_json: bool) -> None:
         if kinds:
             lines.append(f"    {most_first(kinds)}; 'datafetch failures {shlex.quote(one.out)}' lists them")
         lines += [f"    {advice}" for advice in advice_lines(one.report)]
-        if any(map(may_kind_pass, kinds)) and DATASETS[one.part.name].image_root is None:
-            lines.append(f"    '{retry_command(one.out)}' requests again what may have been temporary")
     _print("\n".join(_safe(line) for line in lines))
 
 

@@ -15,7 +15,7 @@ from datafetch.model.advice import ADVICE
 from datafetch.model.kinds import CounterName
 from datafetch.model.ledger_line import ShardCounts
 from datafetch.model.lost_documents import LostDocuments
-from datafetch.model.outcome import OK, FailureKind
+from datafetch.model.outcome import OK, FailureKind, may_kind_pass
 from datafetch.model.report import Report
 from datafetch.model.sample import IdListResult
 from datafetch.model.wording import counted, lasting
@@ -144,6 +144,8 @@ def advice_lines(report: Report) -> Iterator[str]:
         )
     missing = report.totals.outcomes.get(FailureKind.MISSING_MEMBER, 0)
     root = None if dataset is None else dataset.image_root
+    if not report.totals.samples:
+        yield "nothing was selected: check the source, the list of ids and the options that leave out records"
     if missing and root is not None:
         folder = os.path.normpath(Path(report.out) / root)
         yield (
@@ -158,6 +160,9 @@ def advice_lines(report: Report) -> Iterator[str]:
         if count:
             fix = alike.advice or advice if alike is not None and alike.kind is kind else advice
             yield f"{counted(count, 'image')} failed as {kind}: '{retry} {fix.option}' {fix.effect}"
+    is_retried = report.retried is not None or report.has_open_retry
+    if not is_retried and root is None and any(map(may_kind_pass, failed)):
+        yield f"'{retry}' requests again what may have been temporary"
 
 
 def retry_command(out: str) -> str:

@@ -95,7 +95,7 @@ class SampleFetcher:
             fetched = replace(fetched, attempts=fetched.attempts + attempts)
             if isinstance(outcome, Failure) and outcome.is_as_damaged_as(before):
                 outcome = replace(outcome, kind=FailureKind.CORRUPT)
-        if fetched.source is not Source.HAVE:
+        if fetched.source is not Source.HAVE and not self._source.is_out_of_time:
             self.first_outcomes.add(outcome)
         line = LedgerLine.of(sample, image, fetched, outcome)
         is_to_be_written = isinstance(outcome, Encoded) and fetched.source is not Source.HAVE

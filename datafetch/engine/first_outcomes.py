@@ -27,7 +27,7 @@ class FirstOutcomes:
 
     def __init__(self, unused_proxy: str, *, is_retry: bool = False) -> None:
         self._unused_proxy = unused_proxy
-        self._images = 0
+        self._images = self._not_tried = 0
         self._kind: FailureKind | None = None  # None as long as all hosts were down
         self._status: int | None = None
         self._networks: dict[str, None] = {}
@@ -46,6 +46,7 @@ class FirstOutcomes:
             tuple(self._networks),
             self._is_permitted,
             self._unused_proxy,
+            self._not_tried if self._kind else 0,
         )
 
     def add(self, outcome: Outcome) -> None:
@@ -67,6 +68,7 @@ class FirstOutcomes:
             self._is_alike = False
             return
         if outcome.kind is FailureKind.HOST_DOWN:  # not tried, since other images of the host had failed
+            self._not_tried += 1
             return
         status = outcome.status if outcome.kind is FailureKind.HTTP_STATUS else None
         if self._kind is None:

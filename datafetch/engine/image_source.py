@@ -135,6 +135,11 @@ class ImageSource:
             return self.fetch.call_limiter(calls_per_connection)
         return Limiter(lambda: _MAX_MEMBERS)
 
+    @property
+    def is_out_of_time(self) -> bool:
+        """Whether the time has come from which on nothing is looked for or waited for any more."""
+        return self._until_s is not None and asyncio.get_running_loop().time() >= self._until_s
+
     async def find_earlier(self, sample: Sample, image: int, memory: Reservation) -> ImageResult | Body | None:
         """What an earlier output has of an image that would otherwise be requested by its URL.
 
@@ -170,7 +175,7 @@ class ImageSource:
             ManifestError: The archive can't be read, or has changed.
             ResourceError: This machine has run out of something.
         """
-        if self._until_s is not None and asyncio.get_running_loop().time() >= self._until_s:
+        if self.is_out_of_time:
             row = self._places_of(sample)
             return replace(OUT_OF_TIME, source=Source.ARCHIVE) if MEMBER in row or FILE in row else OUT_OF_TIME
         return await self._get(sample, image, memory)

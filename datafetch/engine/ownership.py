@@ -2,9 +2,9 @@
 
 Everything happens under a lock that dies with its holder, in this order: killed runs are recovered from (what they left
 complete is put in its place), the caller's ``prepare`` claims the output or refuses (``claim``), and then what was left
-incomplete is deleted. A run holds the lock exclusively. Processes that fetch shards hold it shared, together with a lock on each
-of their shards, and so at most one of them writes anything of a shard. What they share, ``job.json`` among it, they
-prepare one after the other; none of them deletes what is incomplete, since another one may be writing it.
+incomplete is deleted. A run holds the lock exclusively. Processes that fetch shards hold it shared, together with a
+lock on each of their shards, and so at most one of them writes anything of a shard. What they share, ``job.json`` among
+it, they prepare one after the other; none of them deletes what is incomplete, since another one may be writing it.
 
 Rules: nothing is deleted or created before it is certain that datafetch made the output and no other run works on it.
 """

@@ -50,6 +50,11 @@ class PlannedDataset:
     lists: tuple[Job, ...] = ()
 
     @property
+    def has_published_source(self) -> bool:
+        """Whether its source is where it is published, so that the recipe's numbers hold for it."""
+        return self.job is not None and self.job.source == (self.part.readable_place or self.job.source)
+
+    @property
     def is_complete(self) -> bool:
         """Whether a run of it is complete, so that nothing is left but to look."""
         return OutputLayout(Path(self.out)).report.exists()
@@ -162,11 +167,14 @@ def with_limited_rows(job: Job) -> Job:
 
 
 def log_disk_space(planned: Sequence[PlannedDataset]) -> None:
-    """Log how much of the disk the datasets will take that are not complete; a warning if it has less."""
+    """Log how much of the disk the datasets will take that are not complete; a warning if it has less.
+
+    What is read from elsewhere than where it is published may be of any size, and is left out.
+    """
     sizes = {
         one.part.name: one.part.gigabytes
         for one in planned
-        if one.job is not None and one.job.limit is None and not one.is_complete
+        if one.job is not None and one.job.limit is None and not one.is_complete and one.has_published_source
     }
     if sizes:
         log_recipe_estimate(Path(planned[0].out), sizes)

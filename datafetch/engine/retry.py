@@ -62,7 +62,7 @@ async def retry_failed(
     interrupted = await asyncio.to_thread(read_retry_state, OutputLayout(folder))
     if interrupted is not None:
         job = interrupted.apply_to(job)
-    job = replace((change or _unchanged)(job), out=out)
+    job = replace((change or _unchanged)(job), out=str(out if Path(out).name == folder.name else folder))
     dataset = dataset_of(job)
     dataset.refuse_retry()
     shards = list(identity["shards"])

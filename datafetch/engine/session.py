@@ -42,6 +42,7 @@ from datafetch.model.observers import Observer, observed_by
 from datafetch.model.outcome import OK
 from datafetch.model.report import FetchedShards, Report
 from datafetch.model.statistics import ReshardProgress, Statistics
+from datafetch.model.wording import lasting
 from datafetch.monitor.heartbeat import write_heartbeats
 from datafetch.output.commit import CommitShard
 from datafetch.output.commit_process import commit_in_process
@@ -147,7 +148,7 @@ class Session:
             Fetcher(job.fetch, budget=budget, rate=rate) as fetch,
             backends.open_transcoder(job, spec, self.output.layout.quarantine) as transcode,
             self._open_source(fetch, spec, archives, earlier, until_s) as source,
-            _announced(until_s),
+            _announced(until_s, job.finish_by),
         ):
             pipeline = Pipeline(
                 feed,
@@ -363,11 +364,13 @@ def _loop_time_of(finish_by: datetime | None) -> float | None:
 
 
 @asynccontextmanager
-async def _announced(until_s: float | None) -> AsyncIterator[None]:
-    """Log when the time has come from which on nothing is waited for any more."""
-    if until_s is None:
+async def _announced(until_s: float | None, finish_by: datetime | None) -> AsyncIterator[None]:
+    """Log from when on nothing is waited for any more, and when that time has come."""
+    if until_s is None or finish_by is None:
         yield
         return
+    left_s = max(0.0, until_s - asyncio.get_running_loop().time())
+    _log.info("will finish by %s, in %s", finish_by.astimezone().strftime("%Y-%m-%d %H:%M"), lasting(left_s))
     timer = asyncio.get_running_loop().call_at(until_s, _log.info, _TIME_IS_UP)
     try:
         yield

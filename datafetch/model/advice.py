@@ -50,6 +50,7 @@ class FailedAlike:
 
     Attributes:
         images: The number of images.
+        not_tried: How many of them were not tried, since their hosts were down.
         kind: How they failed. Images of hosts that are down (``HOST_DOWN``) share the kind of those that were tried.
         status: The HTTP status that all of them have; None for other kinds.
         networks: The networks that would have to be allowed (``--allow-net``), each once, as far as they are known.
@@ -63,6 +64,7 @@ class FailedAlike:
     networks: tuple[str, ...] = ()
     is_permitted: bool = False
     unused_proxy: str = ""
+    not_tried: int = 0
 
     @property
     def advice(self) -> Advice | None:
@@ -87,7 +89,8 @@ class FailedAlike:
             help_ = f"; check this machine's network{proxy}"
         else:
             help_ = ""
-        return f"{_subject(self.images, is_over=is_over)} failed {how}{help_}"
+        not_tried = f", or were not tried since their host was down ({self.not_tried:,})" if self.not_tried else ""
+        return f"{_subject(self.images, is_over=is_over)} failed {how}{not_tried}{help_}"
 
 
 def _subject(images: int, *, is_over: bool) -> str:

@@ -21,6 +21,7 @@ from datafetch.model.interfaces import Dataset
 from datafetch.model.kinds import Loader
 from datafetch.model.observers import Observer, observed_by
 from datafetch.model.options import Option, OptionGroup, option
+from datafetch.model.untrusted import short_repr
 from datafetch.output.formats import ROWS_SUFFIX, ImageFilesFormat, PickleFormat
 from datafetch.output.reshard.ranks import BATCH, GROUP, WORLD_SIZE
 from datafetch.output.training_list import kept_copy
@@ -134,6 +135,8 @@ def run_check(check: Check, observers: Iterable[Observer[VerifyProgress]] = ()) 
 
 async def verify_output(check: Check, observers: Iterable[Observer[VerifyProgress]] = ()) -> Verdict:
     """Verify an output inside a running event loop, of any kind; otherwise like ``run_check``."""
+    if not isinstance(check, Check):
+        raise ConfigurationError(f"a Check is needed, not {short_repr(check)}; write Check(out)")
     try:
         subject = await asyncio.to_thread(_open, check)
         findings = Findings(await asyncio.to_thread(lambda: subject.total_bytes))

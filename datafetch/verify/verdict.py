@@ -70,7 +70,7 @@ class EpochUsage:
 
     def _remedy(self) -> str:
         if self.intended.are_as_made:
-            return "they did when they were made, so some are missing; the command that made them makes those again"
+            return "there were enough when they were made; the command that made them makes the missing ones again"
         ranks, rows = self.ranks, self.epoch.samples
         if rows < ranks.min_rows:
             return f"{rows:,} rows are too few for {ranks.world_size:,} ranks, which take at least {ranks.min_rows:,}"

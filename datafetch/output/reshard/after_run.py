@@ -53,14 +53,21 @@ def reshard_output(layout: OutputLayout, shards: Sequence[str], plan: Plan, moni
     rows = int(samples.has_row.sum())
     if before is None and rows < plan.ranks.min_rows:
         _log.warning(
-            "%s %s too few for %s, which take%s at least %s: the shards stay as the manifest cut them",
+            "%s %s too few for %s, which take%s at least %s: the shards stay as the manifest cut them%s",
             counted(rows, "row"),
             "is" if rows == 1 else "are",
             counted(plan.ranks.world_size, "rank"),
             "s" if plan.ranks.world_size == 1 else "",
             f"{plan.ranks.min_rows:,}",
+            f"; --world-size {most} is the most that they allow" if (most := rows // plan.ranks.step) else "",
         )
         return True
+    if before is not None and rows < plan.ranks.min_rows and before.plan != plan:
+        made_for = before.plan.ranks.world_size
+        raise ConfigurationError(
+            f"{layout.out} is resharded for {counted(made_for, 'rank')}, and has too few rows for "
+            f"{plan.ranks.world_size:,}: {rows:,}; give --world-size {made_for}"
+        )
     position_of_sample = np.full(len(samples.has_row), -1, np.int64)
     position_of_sample[samples.has_row] = permutation(rows, plan.shuffle)
     sources = list(_sources(layout, samples, before, lost, position_of_sample))

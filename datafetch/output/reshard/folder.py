@@ -25,6 +25,7 @@ from datafetch.errors import (
 from datafetch.model.fields import check_types, require_in_range
 from datafetch.model.kinds import Loader
 from datafetch.model.options import Option, OptionGroup, option
+from datafetch.model.untrusted import short_repr
 from datafetch.output.formats import COUNT_SUFFIX, ROWS_SUFFIX, decode_row, read_count, read_frames
 from datafetch.output.reshard.copy import ProgressMonitor, reshard_rows
 from datafetch.output.reshard.plan import Plan, Source, fingerprint, permutation
@@ -148,6 +149,10 @@ def reshard(request: ReshardRequest, monitor: ProgressMonitor | None = None) -> 
         ManifestError: The source is not a folder of complete shards.
         ResourceError: The disk is full or can't be written; the same request resumes the work.
     """
+    if not isinstance(request, ReshardRequest):
+        raise ConfigurationError(
+            f"a ReshardRequest is needed, not {short_repr(request)}; write ReshardRequest(source, out)"
+        )
     layout = OutputLayout(_absolute(request.out))
     _refuse_overlap(request.source, layout)
     paths = _shards(request.source)

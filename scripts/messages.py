@@ -161,7 +161,6 @@ _WHAT_TO_DO = {
     "missing or changed since, will be made again": "nothing, unless you want to put back copies: then stop the run first",
     "they are fetched again": "nothing",
     "spools may take up to": "free space there, or give `--scratch` a larger folder; a full disk stops the run, which can be resumed",
-    "the shards stay as the manifest cut them": "a smaller `--world-size`; `datafetch verify OUT --world-size N` says what the trainer's loader makes of the shards as they are",
     "are requested again": "nothing; the images come from the web instead",
     "sent an invalid reply and was killed": "nothing: its images are decoded by others. If it happens often, report it",
     "are no longer kept in": "free space, if you want to look at such bodies; no image is affected",
